@@ -1,0 +1,116 @@
+"""Decoupled image cross-attention of several subjects, merged by relevance (IP-Adapter, arXiv 2308.06721; MIP-Adapter, arXiv 2409.17920).
+
+Letters as in relevance.py; T image tokens a subject, S = M*T of them in all, subject-major.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .relevance import background_gain, mean_relevance, relevance, shares, text_gain
+
+MERGES = ("relevance", "paper", "uniform", "joint", "add")
+
+
+@dataclass(frozen=True, eq=False)
+class LayerTokens:
+    """What one cross-attention layer needs of the subjects; depends on no timestep, so it is made once a run.
+
+    keys, values: [G, S, C] image keys and values; name_keys: [G, L, C] or None where nothing asks for relevance;
+    segments: [G, M, L] float32 (see `relevance`) or None.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    name_keys: torch.Tensor | None = None
+    segments: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How several subjects share a position.
+
+    merge: `relevance` (published code), `paper`, `uniform` (1/M of each subject's own softmax), `joint` (one softmax over all tokens) or
+    `add` (share 1 each); sharpness: power on the relevance, > 0; background: 0..1, see `background_gain`.
+    """
+
+    merge: str = "relevance"
+    sharpness: float = 1.0
+    background: float = 1.0
+
+    def needs_relevance(self, subjects: int) -> bool:
+        """Whether the names' attention must be known for that many subjects (a lone one's share is 1 without it)."""
+        if self.merge == "paper":
+            return True
+        if self.merge == "relevance":
+            return subjects > 1 or self.background < 1.0
+        return self.merge != "uniform" and self.background < 1.0
+
+
+def image_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, weights: torch.Tensor, heads: int, joint: bool = False) -> torch.Tensor:
+    """`sum_i weights_i(p) * softmax_T(q k_i^T / sqrt d) v_i`, all subjects in one pass.
+
+    Arguments:
+        query: [G, B, N, C]; keys, values: [G, S, C]; heads: H.
+        weights: [G, B, M, N], multiplied after the softmax.
+        joint: one softmax over all S tokens instead of one per subject.
+    Returns:
+        [G, B, N, C] in the query's dtype, heads joined, before `to_out`.
+    """
+    g, b, n, c = query.shape
+    m, s, d = weights.shape[2], keys.shape[1], c // heads
+    q = query.reshape(g, b * n, heads, d).transpose(1, 2)  # G, H, B*N, d
+    k = (keys * d**-0.5).view(g, s, heads, d).permute(0, 2, 3, 1)  # G, H, d, S
+    v = values.view(g, s, heads, d).transpose(1, 2)  # G, H, S, d
+    logits = torch.matmul(q, k)  # G, H, B*N, S
+    p = logits.softmax(-1) if joint else logits.view(g, heads, b * n, m, s // m).softmax(-1).flatten(-2)
+    w = weights.transpose(2, 3).reshape(g, 1, b * n, m, 1).to(p.dtype)
+    p = (p.view(g, heads, b * n, m, s // m) * w).flatten(-2)
+    return torch.matmul(p, v).transpose(1, 2).reshape(g, b, n, c)
+
+
+def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tensor, heads: int, mixing: Mixing, limits: torch.Tensor | None = None,
+                text: torch.Tensor | None = None, text_logits: torch.Tensor | None = None) -> torch.Tensor:
+    """What the subjects add to a cross-attention layer's result, before `to_out`.
+
+    `sum_i strength_i * f(p) * b(p) * share_i(p) * m_i(p) * Z_i(p)`; with every m = 1, sharpness 1 and background 1 this is MIP-Adapter's
+    published code (paper's form: `(f - 1) Z_text + sum_i strength_i * A_i/mean_p(A_i) * Z_i`).
+
+    Arguments:
+        query: [G, B, N, C]; tokens: of this layer; heads: H.
+        strengths: [M] float32, weight of the node times weight of the subject (0 where a subject rests in this step).
+        mixing: see `Mixing`.
+        limits: m, [1 or G, 1 or B, M, N] float32 in 0..1, or None.
+        text: Z_text, [G, B, N, C], plain text attention (only merge `paper` with text_logits reads it).
+        text_logits: [G, B, N], `text_to_weight(Z_text)` of files that have it, else None (f = 1).
+    Returns:
+        [G, B, N, C] in the query's dtype.
+    """
+    g, b, n, _ = query.shape
+    m = strengths.shape[0]
+    a = relevance(query, tokens.name_keys, tokens.segments, heads) if mixing.needs_relevance(m) else None
+    weights = _position_weights(a, mixing, limits, query.new_ones((g, b, m, n), dtype=torch.float32))
+    if limits is not None:
+        weights = weights * limits
+    weights = weights * strengths.view(1, 1, m, 1)
+    if a is not None and mixing.background < 1.0:
+        weights = weights * background_gain(a, mixing.background, mixing.sharpness).unsqueeze(2)
+    gain = None if text_logits is None else text_gain(text_logits)
+    if gain is not None and mixing.merge != "paper":
+        weights = weights * gain.unsqueeze(2)
+    delta = image_attention(query, tokens.keys, tokens.values, weights, heads, joint=mixing.merge == "joint")
+    if gain is not None and mixing.merge == "paper":
+        delta = delta + (gain.unsqueeze(-1) - 1.0).to(text.dtype) * text
+    return delta
+
+
+def _position_weights(a: torch.Tensor | None, mixing: Mixing, limits: torch.Tensor | None, ones: torch.Tensor) -> torch.Tensor:
+    """The merge's own weight of each subject at each position, [G, B, M, N]; `ones` has that shape."""
+    if mixing.merge in ("add", "joint"):
+        return ones
+    if mixing.merge == "paper":
+        return mean_relevance(a, mixing.sharpness)
+    if mixing.merge == "relevance" and a is not None:
+        return shares(a, limits, mixing.sharpness)
+    return shares(ones, limits)  # uniform, and a lone subject

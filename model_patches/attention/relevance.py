@@ -1,0 +1,69 @@
+"""How relevant each picture position is to each subject, and what share of it the subject gets (MIP-Adapter, arXiv 2409.17920).
+
+Letters: G groups of rows that share their tokens (a cond or an uncond chunk), B rows in each, M subjects, N positions, H heads, d
+channels a head, L name tokens of all subjects together.
+"""
+from __future__ import annotations
+
+import torch
+
+
+def relevance(query: torch.Tensor, name_keys: torch.Tensor, segments: torch.Tensor, heads: int) -> torch.Tensor:
+    """Attention of the name tokens over picture positions: softmax over POSITIONS, mean over heads, mean over a subject's own tokens.
+
+    Arguments:
+        query: [G, B, N, H*d], the UNet layer's own queries.
+        name_keys: [G, L, H*d], the UNet layer's own `to_k` of the name tokens (no BOS, EOS or padding unless weighted 0).
+        segments: [G, M, L] float32, row i averages the tokens of subject i (its entries sum to 1).
+        heads: H.
+    Returns:
+        A, [G, B, M, N] float32, >= 0, sums to 1 over N.
+    """
+    g, b, n, c = query.shape
+    d = c // heads
+    positions = query.view(g, b, n, heads, d).permute(0, 1, 3, 4, 2)  # G, B, H, d, N
+    tokens = (name_keys * d**-0.5).view(g, 1, -1, heads, d).transpose(2, 3)  # G, 1, H, L, d
+    attention = torch.matmul(tokens, positions).float().softmax(-1).mean(2)  # G, B, L, N
+    return torch.matmul(segments.unsqueeze(1), attention)
+
+
+def shares(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpness: float = 1.0) -> torch.Tensor:
+    """`share_i = m_i A_i^s / sum_k m_k A_k^s`, 0 where the sum is 0 (the published code's normaliser: over subjects).
+
+    Arguments:
+        relevance: A, [..., M, N] float32.
+        limits: m, broadcastable to it, 0..1, or None for 1 everywhere.
+        sharpness: s, 1 is the published form; larger gives a position more clearly to one subject.
+    Returns:
+        [..., M, N] float32 in 0..1, summing to 1 (or 0) over M.
+    """
+    a = relevance if limits is None else torch.where(limits > 0, relevance, torch.zeros_like(relevance))
+    if sharpness != 1.0:
+        largest = a.amax(-2, keepdim=True)  # a common factor leaves the share as it is and keeps the power from underflowing
+        a = torch.where(largest > 0, a / largest, a).pow(sharpness)
+    if limits is not None:
+        a = a * limits
+    total = a.sum(-2, keepdim=True)
+    return torch.where(total > 0, a / total, torch.zeros_like(a))
+
+
+def mean_relevance(relevance: torch.Tensor, sharpness: float = 1.0) -> torch.Tensor:
+    """`A_i^s / mean_p A_i^s`: the paper's normaliser, over positions. [..., M, N] -> [..., M, N], mean 1 over N."""
+    a = relevance
+    if sharpness != 1.0:
+        a = (a / a.amax(-1, keepdim=True)).pow(sharpness)
+    return a / a.mean(-1, keepdim=True)
+
+
+def background_gain(relevance: torch.Tensor, background: float, sharpness: float = 1.0) -> torch.Tensor:
+    """`b = background + (1 - background) * min(1, max_i A_i / mean_p A_i)`: holds references back where no subject is relevant.
+
+    Arguments: relevance [..., M, N]; background 0..1 (1 switches it off). Returns [..., N] in background..1.
+    """
+    return background + (1.0 - background) * mean_relevance(relevance, sharpness).amax(-2).clamp(max=1.0)
+
+
+def text_gain(logits: torch.Tensor) -> torch.Tensor:
+    """`f = sigmoid(w . Z_text) / mean_p(...)` of MIP-Adapter's trained files. logits [..., N] -> [..., N] float32, mean 1 over N."""
+    gate = torch.sigmoid(logits.float())
+    return gate / gate.mean(-1, keepdim=True)

@@ -1,0 +1,74 @@
+"""The published files Troupe knows by name: one table for errors, the README and the loader. Recognition never uses it."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HUB = "https://huggingface.co"
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """name: as people save it; folder: below ComfyUI/models; link: direct; size: as published; encoder: key of ENCODERS; sha256: or ''."""
+
+    name: str
+    folder: str
+    link: str
+    size: str
+    base: str
+    encoder: str = ""
+    sha256: str = ""
+    licence: str = "Apache-2.0"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A CLIP vision encoder: width of its hidden states and of its pooled, projected embedding."""
+
+    name: str
+    hidden: int
+    pooled: int
+    file: PublishedFile
+
+
+VIT_H = Encoder("CLIP ViT-H/14 (laion2B-s32B-b79K)", 1280, 1024, PublishedFile("CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", "clip_vision", f"{HUB}/h94/IP-Adapter/resolve/main/models/image_encoder/model.safetensors", "2.53 GB", "all", licence="MIT"))
+VIT_BIGG = Encoder("CLIP ViT-bigG/14 (laion2B-39B-b160k)", 1664, 1280, PublishedFile("CLIP-ViT-bigG-14-laion2B-39B-b160k.safetensors", "clip_vision", f"{HUB}/h94/IP-Adapter/resolve/main/sdxl_models/image_encoder/model.safetensors", "3.69 GB", "all", licence="MIT"))
+VIT_L = Encoder("CLIP ViT-L/14 (OpenAI)", 1024, 768, PublishedFile("clip-vit-large-patch14.safetensors", "clip_vision", f"{HUB}/openai/clip-vit-large-patch14/resolve/main/model.safetensors", "1.71 GB", "all", licence="MIT"))
+ENCODERS = (VIT_H, VIT_BIGG, VIT_L)
+
+
+def _h94(path: str, size: str, base: str, encoder: Encoder) -> PublishedFile:
+    return PublishedFile(path.rsplit("/", 1)[1], "ipadapter", f"{HUB}/h94/IP-Adapter/resolve/main/{path}", size, base, encoder.name)
+
+
+ADAPTERS = (
+    _h94("sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors", "848 MB", "SDXL", VIT_H),
+    _h94("sdxl_models/ip-adapter-plus-face_sdxl_vit-h.safetensors", "848 MB", "SDXL", VIT_H),
+    _h94("sdxl_models/ip-adapter_sdxl_vit-h.safetensors", "698 MB", "SDXL", VIT_H),
+    _h94("sdxl_models/ip-adapter_sdxl.safetensors", "703 MB", "SDXL", VIT_BIGG),
+    PublishedFile("model_sdxl_plus.bin", "ipadapter", f"{HUB}/hqhQAQ/MIP-Adapter/resolve/main/model_sdxl_plus.bin", "848 MB", "SDXL (RealVisXL 1.0)", VIT_H.name),
+    PublishedFile("model_sdxl.bin", "ipadapter", f"{HUB}/hqhQAQ/MIP-Adapter/resolve/main/model_sdxl.bin", "703 MB", "SDXL", VIT_BIGG.name, "1e0adf1661a382a7023db5fbe0bdeda05b2c1357d57c049a61e13ba83032ea75"),
+    PublishedFile("noobIPAMARK1_mark1.safetensors", "ipadapter", f"{HUB}/r3gm/noob-ipa/resolve/main/model_G/noobIPAMARK1_mark1.safetensors", "see link", "Illustrious, NoobAI", VIT_BIGG.name, licence="see link"),
+    _h94("models/ip-adapter-plus_sd15.safetensors", "98 MB", "SD1.5", VIT_H),
+    _h94("models/ip-adapter-plus-face_sd15.safetensors", "98 MB", "SD1.5", VIT_H),
+    _h94("models/ip-adapter-full-face_sd15.safetensors", "44 MB", "SD1.5", VIT_H),
+    _h94("models/ip-adapter_sd15.safetensors", "45 MB", "SD1.5", VIT_H),
+    _h94("models/ip-adapter_sd15_light.safetensors", "45 MB", "SD1.5", VIT_H),
+    _h94("models/ip-adapter_sd15_vit-G.safetensors", "46 MB", "SD1.5", VIT_BIGG),
+)
+DEFAULT_ADAPTER = ADAPTERS[0]
+
+
+def encoder_of_width(kind: str, width: int) -> Encoder | None:
+    """The published encoder whose `kind` of output ('pooled' or 'penultimate') has that width."""
+    return next((e for e in ENCODERS if (e.pooled if kind == "pooled" else e.hidden) == width), None)
+
+
+def published(name: str) -> PublishedFile | None:
+    """The table row of a file name (path and case ignored), or None."""
+    base = name.replace("\\", "/").rsplit("/", 1)[-1].lower()
+    return next((f for f in ADAPTERS + tuple(e.file for e in ENCODERS) if f.name.lower() == base), None)
+
+
+def where_to_get(file: PublishedFile) -> str:
+    """'Download <link> and save it as models/<folder>/<name>.'"""
+    return f"Download {file.link} and save it as models/{file.folder}/{file.name}"

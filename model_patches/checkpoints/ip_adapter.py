@@ -1,0 +1,129 @@
+"""IP-Adapter and MIP-Adapter files: recognise by tensor names and shapes, convert, build the modules."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..adapter import Adapter, AdapterSpec, EncoderNeed
+from ..encoders.decoupled import DecoupledLayers
+from ..encoders.projections import FaceMLP, ImageProj, Resampler, module_name
+from ..errors import CheckpointError
+from .refused import refuse_known
+
+State = dict[str, torch.Tensor]
+AGAIN = "The file is incomplete or altered: download it again from its publisher."
+
+
+def build(state: State, file: str, operations: Any = nn) -> Adapter:
+    """Modules of an IP-Adapter or MIP-Adapter, weights in the file's own dtypes.
+
+    Arguments:
+        state: flat tensors (`image_proj.*` and `ip_adapter.*` or `adapter_modules.*`).
+        file: its name, for messages.
+        operations: namespace with Linear and LayerNorm.
+    Raises:
+        CheckpointError: another kind of file, or a tensor that is missing, misshapen or unknown.
+    """
+    refuse_known(state, file)
+    projection_state, layer_state = _part(state, "image_proj."), _part(state, "ip_adapter.") or _part(state, "adapter_modules.")
+    if not projection_state or not layer_state:
+        raise CheckpointError(f"an IP-Adapter or MIP-Adapter file in '{file}' (tensors 'image_proj.*' and 'ip_adapter.*')", f"{len(state)} tensors such as '{next(iter(state))}'", "Choose an adapter file; 'models/ipadapter' is their folder.")
+    with torch.device("meta"):
+        projection, tokens, need = _projection(projection_state, file, operations)
+        layers = _layers(layer_state, file, operations)
+    context_dim = _context_of(projection)
+    if layers.context_dim != context_dim:
+        raise CheckpointError(f"the two halves of '{file}' to be for one base model", f"image tokens {context_dim} wide and layers for {layers.context_dim}", AGAIN)
+    _load(projection, {f"image_proj.{k}": v for k, v in projection_state.items()}, "image_proj.", file)
+    _load(layers, {f"ip_adapter.{k}": v for k, v in layer_state.items()}, "ip_adapter.", file)
+    family = "mip_adapter" if layers.text_gain else "ip_adapter"
+    spec = AdapterSpec(family, type(projection).__name__, file, context_dim, tokens, need, layers.widths, layers.text_gain)
+    return Adapter(spec, projection.eval().requires_grad_(False), layers.eval().requires_grad_(False))
+
+
+def _part(state: State, prefix: str) -> State:
+    return {k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _projection(state: State, file: str, operations: Any) -> tuple[nn.Module, int, EncoderNeed]:
+    """The projection module on the meta device, its tokens a subject, and the encoder output it reads."""
+    try:
+        if "latents" in state or any(k.startswith("layers.") for k in state):
+            widths = Resampler.widths(state)
+            return Resampler(**widths, operations=operations), widths["tokens"], EncoderNeed("penultimate", widths["embed_dim"])
+        if any(k.startswith("proj.3.") or k.startswith("proj.2.") for k in state):
+            widths = FaceMLP.widths(state)
+            return FaceMLP(**widths, operations=operations), 0, EncoderNeed("penultimate", widths["embed_dim"])
+        widths = ImageProj.widths(state)
+        return ImageProj(**widths, operations=operations), widths["tokens"], EncoderNeed("pooled", widths["embed_dim"])
+    except KeyError as missing:
+        raise CheckpointError(f"the tensor 'image_proj.{missing.args[0]}' in '{file}'", "no such tensor", AGAIN) from None
+    except ValueError:
+        bad = next((k for k, v in state.items() if k.endswith("weight") and v.ndim not in (1, 2)), "latents")
+        raise CheckpointError(f"'image_proj.{bad}' of '{file}' to have the published number of dimensions", f"shape {list(state[bad].shape) if bad in state else '?'}", AGAIN) from None
+
+
+def _layers(state: State, file: str, operations: Any) -> DecoupledLayers:
+    """The cross-attention layers on the meta device, widths read off `{2j+1}.to_k_ip.weight` [C, D]."""
+    indices = _indices(state)
+    for index in range(1, max(indices, default=1) + 1, 2):
+        if f"{index}.to_k_ip.weight" not in state:
+            raise CheckpointError(f"the tensor 'ip_adapter.{index}.to_k_ip.weight' in '{file}'", "no such tensor", AGAIN)
+    shapes = [tuple(state[f"{index}.to_k_ip.weight"].shape) for index in indices]
+    if not shapes or any(len(s) != 2 for s in shapes):
+        raise CheckpointError(f"image key weights 'ip_adapter.1.to_k_ip.weight' and so on in '{file}'", "none that are matrices", AGAIN)
+    contexts = [d for _, d in shapes]
+    context_dim = max(set(contexts), key=contexts.count)
+    text_gain = any(k.endswith("text_to_weight.weight") for k in state)
+    return DecoupledLayers(context_dim, [width for width, _ in shapes], text_gain, operations)
+
+
+def _context_of(projection: nn.Module) -> int:
+    if isinstance(projection, ImageProj):
+        return projection.context_dim
+    return (projection.proj_out if isinstance(projection, Resampler) else projection.proj[2]).out_features
+
+
+def _load(module: nn.Module, published: State, prefix: str, file: str) -> None:
+    """Assign the published tensors to the module after comparing every name and shape."""
+    ours = _our_names(published, prefix)
+    wanted = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+    back = {ours_name: name for name, ours_name in ours.items()}
+    for name, shape in wanted.items():
+        if name not in back:
+            raise CheckpointError(f"the tensor '{_published_name(name, prefix, ours)}' in '{file}'", "no such tensor", AGAIN)
+        found = tuple(published[back[name]].shape)
+        if found != shape:
+            raise CheckpointError(f"'{back[name]}' of '{file}' to have the shape {list(shape)}", f"{list(found)}", AGAIN)
+    unknown = [name for name, ours_name in ours.items() if ours_name not in wanted]
+    if unknown:
+        raise CheckpointError(f"only tensors of an IP-Adapter or MIP-Adapter in '{file}'", f"{len(unknown)} that belong to something else, such as '{unknown[0]}'", "It is a variant that this version does not know; please report it with a link to the file.")
+    module.load_state_dict({ours_name: published[name] for name, ours_name in ours.items()}, assign=True)
+
+
+def _our_names(published: State, prefix: str) -> dict[str, str]:
+    """Published name -> name in our module. Layers are numbered by order: the j-th odd index is layer j."""
+    if prefix == "image_proj.":
+        return {name: module_name(name[len(prefix):]) for name in published}
+    order = {str(index): j for j, index in enumerate(_indices(name[len(prefix):] for name in published))}
+    names = {}
+    for name in published:
+        index, _, rest = name[len(prefix):].partition(".")
+        names[name] = f"layers.{order[index]}.{rest}" if index in order else name
+    return names
+
+
+def _published_name(ours_name: str, prefix: str, ours: dict[str, str]) -> str:
+    """The name the publisher gives a tensor that is missing."""
+    if prefix == "image_proj.":
+        return prefix + ours_name.replace("latents.weight", "latents")
+    _, j, rest = ours_name.split(".", 2)
+    return f"{prefix}{_indices(name[len(prefix):] for name in ours)[int(j)]}.{rest}"
+
+
+def _indices(names: Iterable[str]) -> list[int]:
+    """The layer numbers at the start of `names`, ascending: odd, in the order down, up, mid of the UNet's cross-attention layers."""
+    return sorted({int(number) for number in (name.split(".", 1)[0] for name in names) if number.isdigit()})

@@ -1,0 +1,40 @@
+"""Adapter files that Troupe knows and does not run, so that the refusal says what they are."""
+from __future__ import annotations
+
+import torch
+
+from ..errors import CheckpointError
+
+USE_INSTEAD = "Use an IP-Adapter or MIP-Adapter file of your base model, for SDXL ip-adapter-plus_sdxl_vit-h.safetensors."
+
+
+def refuse_known(state: dict[str, torch.Tensor], file: str) -> None:
+    """Raise CheckpointError where the tensors are those of a known kind that is not for this loader."""
+    kind = _known(state)
+    if kind:
+        raise CheckpointError(f"an IP-Adapter or MIP-Adapter file in '{file}'", kind, USE_INSTEAD)
+
+
+def _known(state: dict[str, torch.Tensor]) -> str | None:
+    def shape(name: str) -> tuple[int, ...]:
+        return tuple(state[name].shape) if name in state else ()
+
+    if any("double_stream" in k or k.startswith("double_blocks.") for k in state):
+        return "an adapter for FLUX (another architecture: no cross-attention to hook into)"
+    if any(k.endswith("_lora.down.weight") for k in state) or shape("image_proj.proj.0.weight")[-1:] == (512,) or "image_proj.perceiver_resampler.latents" in state:
+        return "an IP-Adapter FaceID (it needs InsightFace vectors, whose models are not free for commercial use)"
+    if shape("image_proj.proj_in.weight")[-1:] == (512,):
+        return "InstantID (it needs InsightFace vectors)"
+    if shape("image_proj.layers.0.0.to_out.weight")[:1] == (2048,):
+        return "an IP-Adapter for Kolors (its text encoder is ChatGLM, not CLIP)"
+    if any(k.startswith(("id_encoder.", "pulid_ca.", "pulid_encoder.")) for k in state):
+        return "PuLID (it needs InsightFace vectors)"
+    if any(".fuser." in k or k.startswith("position_net.") for k in state):
+        return "a GLIGEN file (it goes through Apply Gated Adapter, which this version does not have yet)"
+    if any(k.startswith(("model.diffusion_model.", "conditioner.", "cond_stage_model.")) for k in state):
+        return "a whole checkpoint (it belongs to models/checkpoints and Load Checkpoint)"
+    if any(k.startswith(("vision_model.", "visual.")) for k in state):
+        return "a CLIP vision encoder (it belongs to models/clip_vision; choose it in 'clip_vision_name')"
+    if any("lora_" in k for k in state):
+        return "a LoRA (it belongs to models/loras and Load LoRA)"
+    return None

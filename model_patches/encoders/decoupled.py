@@ -1,0 +1,31 @@
+"""The per-layer weights of an IP-Adapter or MIP-Adapter: keys and values of image tokens, and MIP's text gain."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class DecoupledLayer(nn.Module):
+    """One cross-attention layer's `to_k_ip`, `to_v_ip` (no bias) and, in MIP-Adapter files, `text_to_weight` (C -> 1, no bias)."""
+
+    def __init__(self, context_dim: int, width: int, text_gain: bool, operations: Any = nn):
+        super().__init__()
+        self.to_k_ip = operations.Linear(context_dim, width, bias=False)
+        self.to_v_ip = operations.Linear(context_dim, width, bias=False)
+        self.text_to_weight = operations.Linear(width, 1, bias=False) if text_gain else None
+
+    def text_logits(self, text: torch.Tensor) -> torch.Tensor | None:
+        """[..., N, C] plain text attention -> [..., N] logits of the gain f, or None where the file has no such weights (f = 1)."""
+        return None if self.text_to_weight is None else self.text_to_weight(text).squeeze(-1)
+
+
+class DecoupledLayers(nn.Module):
+    """All layers in checkpoint order (down, up, then mid); layer j has the published index 2j + 1."""
+
+    def __init__(self, context_dim: int, widths: Sequence[int], text_gain: bool, operations: Any = nn):
+        super().__init__()
+        self.context_dim, self.widths, self.text_gain = context_dim, tuple(widths), text_gain
+        self.layers = nn.ModuleList(DecoupledLayer(context_dim, width, text_gain, operations) for width in widths)

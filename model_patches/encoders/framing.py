@@ -1,0 +1,56 @@
+"""From a photo of any size to the square picture that a CLIP vision encoder sees. IMAGE layout: [n, H, W, 3] float, 0..1."""
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import interpolate, pad
+
+FRAMINGS = ("pad", "center", "stretch")
+WHITE = 1.0
+
+
+def flatten_alpha(image: torch.Tensor) -> torch.Tensor:
+    """[n, H, W, 1, 3 or 4] -> [n, H, W, 3]; transparent parts of a 4-channel image become white, grey becomes RGB."""
+    if image.shape[-1] == 1:
+        return image.expand(*image.shape[:-1], 3)
+    if image.shape[-1] < 4:
+        return image
+    return on_white(image[..., :3], image[..., 3])
+
+
+def on_white(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Keep the picture where the mask is 1, white where it is 0. image [n, H, W, 3], mask [n or 1, h, w] of any size."""
+    if mask.shape[-2:] != image.shape[1:3]:
+        mask = interpolate(mask.unsqueeze(1), size=tuple(image.shape[1:3]), mode="bilinear", antialias=True).squeeze(1)
+    alpha = mask.clamp(0, 1).unsqueeze(-1).to(image)
+    return image * alpha + WHITE * (1 - alpha)
+
+
+def bounding_box(mask: torch.Tensor, threshold: float = 0.5) -> tuple[int, int, int, int] | None:
+    """(top, left, bottom, right), ends exclusive, of the mask's pixels over the threshold; None where there is none. mask [h, w]."""
+    rows, columns = (mask > threshold).any(1).nonzero(), (mask > threshold).any(0).nonzero()
+    if not len(rows):
+        return None
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
+def frame(image: torch.Tensor, size: int, framing: str) -> torch.Tensor:
+    """One photo [H, W, 3] -> [size, size, 3], bicubic with antialias.
+
+    framing: `pad` to a white square, `center` crop of the shorter side, or `stretch`.
+    """
+    h, w = image.shape[:2]
+    pixels = image.movedim(-1, 0).unsqueeze(0)  # 1, 3, H, W
+    if framing == "pad":
+        side = max(h, w)
+        top, left = (side - h) // 2, (side - w) // 2
+        pixels = pad(pixels, (left, side - w - left, top, side - h - top), value=WHITE)
+        target = (size, size)
+    elif framing == "center":
+        scale = size / min(h, w)
+        target = (max(size, round(scale * h)), max(size, round(scale * w)))
+    else:
+        target = (size, size)
+    if tuple(pixels.shape[-2:]) != target:
+        pixels = interpolate(pixels, size=target, mode="bicubic", antialias=True)
+    top, left = (pixels.shape[-2] - size) // 2, (pixels.shape[-1] - size) // 2
+    return pixels[0, :, top:top + size, left:left + size].movedim(0, -1).clamp(0, 1)

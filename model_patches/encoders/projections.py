@@ -1,0 +1,126 @@
+"""Image projections of the IP-Adapter family: CLIP vision output -> image tokens (IP-Adapter, arXiv 2308.06721).
+
+Every class takes `operations`, a namespace with `Linear` and `LayerNorm` (torch.nn, or the host's casting layers), and reads its widths
+from a state dict in the published layout through `widths`.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+StateDict = dict[str, torch.Tensor]
+HEAD_WIDTH = 64  # of the Resampler's attention in every published file
+
+
+class ImageProj(nn.Module):
+    """Pooled image embedding -> T tokens: one Linear, reshape, LayerNorm."""
+
+    def __init__(self, embed_dim: int, context_dim: int, tokens: int, operations: Any = nn):
+        super().__init__()
+        self.tokens, self.context_dim = tokens, context_dim
+        self.proj = operations.Linear(embed_dim, tokens * context_dim)
+        self.norm = operations.LayerNorm(context_dim)
+
+    @classmethod
+    def widths(cls, state: StateDict) -> dict[str, int]:
+        """Constructor arguments read off `proj.weight` [T*D, E] and `norm.weight` [D]."""
+        out, embed_dim = state["proj.weight"].shape
+        context_dim = state["norm.weight"].shape[0]
+        return {"embed_dim": embed_dim, "context_dim": context_dim, "tokens": max(1, out // context_dim)}
+
+    def forward(self, embeds: torch.Tensor) -> torch.Tensor:
+        """[n, E] pooled embeddings -> [n, T, D]."""
+        return self.norm(self.proj(embeds).view(-1, self.tokens, self.context_dim))
+
+
+class FaceMLP(nn.Module):
+    """The full-face projection: every token of the penultimate layer through a two-layer MLP."""
+
+    def __init__(self, embed_dim: int, context_dim: int, operations: Any = nn):
+        super().__init__()
+        self.proj = nn.Sequential(operations.Linear(embed_dim, embed_dim), nn.GELU(), operations.Linear(embed_dim, context_dim), operations.LayerNorm(context_dim))
+
+    @classmethod
+    def widths(cls, state: StateDict) -> dict[str, int]:
+        """Constructor arguments read off `proj.2.weight` [D, E]."""
+        context_dim, embed_dim = state["proj.2.weight"].shape
+        return {"embed_dim": embed_dim, "context_dim": context_dim}
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[n, P, E] penultimate hidden states (CLS first) -> [n, P, D]."""
+        return self.proj(hidden)
+
+
+class Latents(nn.Module):
+    """The Resampler's learned queries, a leaf of its own so that a host can move it like any layer."""
+
+    def __init__(self, tokens: int, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, tokens, dim))
+
+
+class PerceiverAttention(nn.Module):
+    """Latents attend to image tokens and to themselves; heads of HEAD_WIDTH unless given, no biases."""
+
+    def __init__(self, dim: int, inner: int, head_width: int, operations: Any):
+        super().__init__()
+        self.heads, self.head_width = inner // head_width, head_width
+        self.norm1 = operations.LayerNorm(dim)
+        self.norm2 = operations.LayerNorm(dim)
+        self.to_q = operations.Linear(dim, inner, bias=False)
+        self.to_kv = operations.Linear(dim, inner * 2, bias=False)
+        self.to_out = operations.Linear(inner, dim, bias=False)
+
+    def forward(self, x: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """x [n, P, d], latents [n, T, d] -> [n, T, d]."""
+        n, t, _ = latents.shape
+        x, latents = self.norm1(x), self.norm2(latents)
+        keys, values = self.to_kv(torch.cat((x, latents), 1)).chunk(2, -1)
+        q, k, v = (y.view(n, -1, self.heads, self.head_width).transpose(1, 2) for y in (self.to_q(latents), keys, values))
+        out = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.to_out(out.transpose(1, 2).reshape(n, t, -1))
+
+
+class PerceiverFeedForward(nn.Sequential):
+    """LayerNorm, Linear to 4d, GELU, Linear back; no biases in the Linears."""
+
+    def __init__(self, dim: int, inner: int, operations: Any):
+        super().__init__(operations.LayerNorm(dim), operations.Linear(dim, inner, bias=False), nn.GELU(), operations.Linear(inner, dim, bias=False))
+
+
+class Resampler(nn.Module):
+    """The "plus" projection: T learned queries gather the penultimate tokens through a few perceiver layers."""
+
+    def __init__(self, dim: int, depth: int, inner: int, tokens: int, embed_dim: int, context_dim: int, ff_inner: int, head_width: int = HEAD_WIDTH, operations: Any = nn):
+        super().__init__()
+        self.latents = Latents(tokens, dim)
+        self.proj_in = operations.Linear(embed_dim, dim)
+        self.proj_out = operations.Linear(dim, context_dim)
+        self.norm_out = operations.LayerNorm(context_dim)
+        self.layers = nn.ModuleList(nn.ModuleList((PerceiverAttention(dim, inner, head_width, operations), PerceiverFeedForward(dim, ff_inner, operations))) for _ in range(depth))
+
+    @classmethod
+    def widths(cls, state: StateDict) -> dict[str, int]:
+        """Constructor arguments read off the published names (`latents` [1, T, d], `proj_in.weight` [d, E], `proj_out.weight` [D, d], ...)."""
+        _, tokens, dim = state["latents"].shape
+        return {
+            "dim": dim, "tokens": tokens, "embed_dim": state["proj_in.weight"].shape[1], "context_dim": state["proj_out.weight"].shape[0],
+            "depth": 1 + max((int(k.split(".")[1]) for k in state if k.startswith("layers.")), default=-1),
+            "inner": state["layers.0.0.to_q.weight"].shape[0], "ff_inner": state["layers.0.1.1.weight"].shape[0],
+        }
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[n, P, E] penultimate hidden states (CLS first) -> [n, T, D]."""
+        x = self.proj_in(hidden)
+        latents = self.latents.weight.to(x).expand(x.shape[0], -1, -1)
+        for attention, feed_forward in self.layers:
+            latents = attention(x, latents) + latents
+            latents = feed_forward(latents) + latents
+        return self.norm_out(self.proj_out(latents))
+
+
+def module_name(published: str) -> str:
+    """The name a published tensor has in our modules (`latents` lives in a leaf module here)."""
+    return "latents.weight" if published == "latents" else published

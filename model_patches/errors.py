@@ -1,0 +1,22 @@
+"""The pack's own exceptions. Every message is for an artist: what was expected, what was found, what to do."""
+from __future__ import annotations
+
+
+class TroupeError(Exception):
+    """Base class. `str(error)` is one paragraph that can be shown as it is."""
+
+    def __init__(self, expected: str, found: str, do: str):
+        self.expected, self.found, self.do = expected, found, do
+        super().__init__(f"Expected {expected}, found {found}. {do}")
+
+
+class CheckpointError(TroupeError):
+    """A model file is missing, unreadable, of another kind, or incomplete."""
+
+
+class SubjectError(TroupeError):
+    """A subject's photo, mask, name or number is not usable."""
+
+
+class MismatchError(TroupeError):
+    """Two things that were wired together do not belong together (encoder, CLIP, base model, adapter kind)."""

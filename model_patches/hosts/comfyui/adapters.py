@@ -1,0 +1,138 @@
+"""Adapter files on the host: which there are, loading them into the host's memory management, finding their image encoder."""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import comfy.clip_vision
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import folder_paths
+import torch
+
+from ...adapter import AdapterSpec, EncoderNeed
+from ...checkpoints.catalogue import DEFAULT_ADAPTER, published, where_to_get
+from ...checkpoints.files import EXTENSIONS, read_shapes, read_state
+from ...checkpoints.ip_adapter import build
+from ...errors import CheckpointError
+
+FOLDERS = ("ipadapter", "gligen", "subject_adapters")
+AUTO, NONE = "auto", "none"
+
+
+@dataclass(frozen=True, eq=False)
+class HostAdapter:
+    """An adapter whose modules the host moves: `projection_patcher` at Encode, `layers_patcher` with the MODEL while it samples."""
+
+    spec: AdapterSpec
+    id: str
+    projection_patcher: Any
+    layers_patcher: Any
+    clip_vision_name: str = AUTO
+    _vision: list = field(default_factory=list, repr=False)
+
+    @property
+    def key(self) -> str:
+        """Name under which it is attached to a MODEL."""
+        return f"troupe.{self.id}"
+
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """Encoder output [n, ...] -> image tokens [n, T, D], float32."""
+        comfy.model_management.load_models_gpu([self.projection_patcher])
+        patcher = self.projection_patcher
+        return patcher.model(features.to(patcher.load_device, torch.float32)).to(comfy.model_management.intermediate_device())
+
+    def clip_vision(self) -> Any | None:
+        """The host's CLIP_VISION for this adapter: the chosen file, or one of the needed widths; loaded at first use, None where there is none."""
+        if not self._vision:
+            name = find_clip_vision(self.spec.encoder) if self.clip_vision_name == AUTO else self.clip_vision_name
+            if name in (None, NONE):
+                return None
+            path = folder_paths.get_full_path("clip_vision", name)
+            loaded = comfy.clip_vision.load(path) if path else None
+            if loaded is None:
+                raise CheckpointError("a CLIP vision encoder that ComfyUI knows", f"'{name}'" + ("" if path else ", which is gone"), f"Set 'clip_vision_name' to auto; {self.spec.encoder.describe()} is needed.")
+            self._vision.append(loaded)
+        return self._vision[0]
+
+
+def register_folders() -> None:
+    """Make the host list `models/ipadapter` and `models/subject_adapters`, beside whatever paths other packs have given them."""
+    for name in FOLDERS:
+        if name not in folder_paths.folder_names_and_paths:
+            folder_paths.folder_names_and_paths[name] = ([os.path.join(folder_paths.models_dir, name)], set(EXTENSIONS))
+
+
+def adapter_names() -> list[str]:
+    """`<folder>/<relative path>` of every weight file in the adapter folders, forward slashes on every system."""
+    return [f"{folder}/{name}".replace("\\", "/") for folder in FOLDERS for name in folder_paths.get_filename_list(folder) if name.lower().endswith(EXTENSIONS)]
+
+
+def clip_vision_names() -> list[str]:
+    """Choices of `clip_vision_name`."""
+    return [AUTO, NONE] + [name.replace("\\", "/") for name in folder_paths.get_filename_list("clip_vision")]
+
+
+def check_clip_vision_name(name: str) -> None:
+    """Raise CheckpointError unless the value is auto, none or a file of models/clip_vision (either slash)."""
+    if name not in (AUTO, NONE) and folder_paths.get_full_path("clip_vision", name.replace("\\", "/")) is None:
+        raise CheckpointError("a file in models/clip_vision", f"'{name}', which is not there", "Set 'clip_vision_name' to auto, or put the file there and press R.")
+
+
+def adapter_path(name: str) -> str:
+    """The file of a combo value (either slash).
+
+    Raises:
+        CheckpointError: it is not there; the message has the download link where the file is a known one.
+    """
+    folder, _, rest = name.replace("\\", "/").partition("/")
+    path = folder_paths.get_full_path(folder, rest) if folder in FOLDERS and rest else None
+    if path is None:
+        known = published(name) or DEFAULT_ADAPTER
+        raise CheckpointError(f"the adapter file '{name}'", "no such file in models/ipadapter, models/gligen or models/subject_adapters", f"{where_to_get(known)}, then press R to refresh the list.")
+    return path
+
+
+def load_adapter(name: str, clip_vision_name: str = AUTO) -> HostAdapter:
+    """Load an adapter file into modules that the host's memory management moves. Raises CheckpointError."""
+    label = name.replace("\\", "/").rpartition("/")[2]
+    adapter = build(read_state(adapter_path(name), label), label, comfy.ops.manual_cast)
+    return HostAdapter(adapter.spec, adapter.id, _patcher(adapter.projection), _patcher(adapter.layers), clip_vision_name.replace("\\", "/"))
+
+
+def fingerprint(name: str) -> str:
+    """Changes when the file behind a combo value does."""
+    try:
+        stat = os.stat(adapter_path(name))
+    except (CheckpointError, OSError):
+        return f"{name}: missing"
+    return f"{name}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def find_clip_vision(need: EncoderNeed) -> str | None:
+    """The first file of models/clip_vision whose headers show an encoder of the needed widths, whatever it is called."""
+    for name in folder_paths.get_filename_list("clip_vision"):
+        path = folder_paths.get_full_path("clip_vision", name)
+        if path and need.fits(*_widths(path, os.stat(path).st_mtime_ns)):
+            return name
+    return None
+
+
+@lru_cache(maxsize=256)
+def _widths(path: str, modified: int) -> tuple[int, int]:
+    """(hidden, pooled) widths of an encoder file, in the transformers or the open_clip layout; (0, 0) where it is neither."""
+    shapes = read_shapes(path)
+    for hidden, pooled, axis in (("vision_model.embeddings.class_embedding", "visual_projection.weight", 0), ("visual.class_embedding", "visual.proj", 1)):
+        if hidden in shapes and pooled in shapes:
+            return shapes[hidden][0], shapes[pooled][axis]
+    return 0, 0
+
+
+def _patcher(module: torch.nn.Module) -> Any:
+    """The host's memory management around a module of ours (its dynamic kind where the host has one)."""
+    make: Callable[..., Any] = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return make(module, load_device=comfy.model_management.get_torch_device(), offload_device=comfy.model_management.unet_offload_device())

@@ -1,0 +1,63 @@
+"""What stands in a block's `attn2` replace slot during a model call: whoever was there before, plus our deltas."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from comfy.ldm.modules import attention
+
+Options = dict[str, Any]
+Part = tuple[int, int, torch.Tensor]  # first row, number of rows, what is added to them
+
+
+class Delta(Protocol):
+    """Computes what one Apply node adds to a layer; `text()` gives plain text attention [rows, N, C], computed at most once a block."""
+
+    def __call__(self, q: torch.Tensor, text: Callable[[], torch.Tensor], options: Options) -> list[Part]: ...
+
+
+class CrossAttentionPatch:
+    """`out = previous + sum of deltas`. Deltas see the block's own queries and plain text attention, never each other's results."""
+
+    def __init__(self, previous: Callable[..., torch.Tensor] | None, deltas: tuple[Delta, ...]):
+        self.previous, self.deltas = previous, deltas
+
+    @classmethod
+    def on(cls, previous: Callable[..., torch.Tensor] | None, delta: Delta) -> CrossAttentionPatch:
+        """A new patch on top of the slot's present owner; one of ours takes the delta in instead of being called."""
+        if isinstance(previous, CrossAttentionPatch):
+            return cls(previous.previous, previous.deltas + (delta,))
+        return cls(previous, (delta,))
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -> torch.Tensor:
+        """q [rows, N, C], k, v [rows, text tokens, C] -> [rows, N, C], before `to_out`."""
+        plain: list[torch.Tensor] = []
+
+        def text() -> torch.Tensor:
+            if not plain:
+                plain.append(attention.optimized_attention(q, k, v, options["n_heads"], attn_precision=options["attn_precision"], transformer_options=options))
+            return plain[0]
+
+        out = text() if self.previous is None else self.previous(q, k, v, options)
+        for delta in self.deltas:
+            for start, rows, part in delta(q, text, options):
+                out = _added(out, start, rows, part)
+        return out
+
+
+def install(transformer_options: Options, deltas: dict[tuple, Delta]) -> Options:
+    """A copy of the options with a delta on each block key; what other packs put there (3-tuple key, else 2-tuple) is kept underneath."""
+    options, replace = dict(transformer_options), dict(transformer_options.get("patches_replace", {}))
+    slots = dict(replace.get("attn2", {}))
+    for key, delta in deltas.items():
+        slots[key] = CrossAttentionPatch.on(slots.get(key, slots.get(key[:2])), delta)
+    replace["attn2"] = slots
+    options["patches_replace"] = replace
+    return options
+
+
+def _added(out: torch.Tensor, start: int, rows: int, part: torch.Tensor) -> torch.Tensor:
+    if rows == out.shape[0]:
+        return out + part
+    return torch.cat((out[:start], out[start:start + rows] + part, out[start + rows:]))

@@ -1,0 +1,89 @@
+"""Which step a model call belongs to, without asking the GPU."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+OWN_PACE = ("dpm_fast_function", "dpm_adaptive_function", "sample_dpm_fast", "sample_dpm_adaptive")  # their sigmas are not the schedule's
+
+
+class Clock:
+    """Sampling progress of one run.
+
+    The sampler's callback counts finished steps; with the schedule that bounds the sigma of the next call. Only where a range begins or
+    ends between the bounds (or where nothing counts) the sigma itself is read, which makes a GPU wait.
+    """
+
+    def __init__(self, sigmas: torch.Tensor | None, sampler: Any = None):
+        self._sigmas = sigmas
+        self._schedule: list[float] | None = None
+        self._finished = 0
+        function = getattr(sampler, "sampler_function", None)
+        churned = bool(getattr(sampler, "extra_options", {}).get("s_churn"))  # raises the sigma above the schedule's
+        self._counts = getattr(function, "__module__", "") == "comfy.k_diffusion.sampling" and getattr(function, "__name__", "") not in OWN_PACE and not churned
+        self._callback = False
+        self.reads = 0
+
+    def wrap(self, callback: Callable[..., Any] | None) -> Callable[..., Any] | None:
+        """The sampler's callback (step, denoised, x, total), counting as it passes through."""
+        if callback is None:
+            return None
+        self._callback = True
+
+        def counted(step: int, *args: Any, **kwargs: Any) -> Any:
+            self._finished = int(step) + 1
+            return callback(step, *args, **kwargs)
+
+        return counted
+
+    def bounds(self) -> tuple[float, float] | None:
+        """(lowest, highest) sigma the next model call can have, or None where that is not known."""
+        if not (self._callback and self._counts) or self._sigmas is None or len(self._sigmas) < 2:
+            return None
+        if self._schedule is None:
+            self._schedule = [float(s) for s in self._sigmas.cpu()]
+        last = len(self._schedule) - 1
+        high = self._schedule[max(self._finished - 1, 0)]
+        low = self._schedule[min(self._finished + 1, last)]
+        return (low, high) if low <= high else (high, low)
+
+    def inside(self, ranges: list[tuple[float, float]], sigma: torch.Tensor) -> list[bool]:
+        """For each (first sigma, last sigma) whether this call lies in it, ends included; a first below the last is an empty range.
+
+        sigma: [rows], the call's own, read only if the bounds leave a range open.
+        """
+        if all(r == FULL for r in ranges):
+            return [True] * len(ranges)
+        known = None if sigma.device.type == "cpu" else self.bounds()
+        if known is not None:
+            answers = [_decided(r, *known) for r in ranges]
+            if None not in answers:
+                return [bool(a) for a in answers]
+        self.reads += 1
+        value = float(sigma.flatten()[0])
+        return [last <= value <= first for first, last in ranges]
+
+
+FULL = (float("inf"), 0.0)
+EMPTY = (-1.0, 0.0)
+
+
+def sigma_range(model_sampling: Any, start_percent: float, end_percent: float) -> tuple[float, float]:
+    """ComfyUI's percents (0 = first step, 1 = last) as (first, last) sigma; EMPTY where the start is not before the end."""
+    if start_percent >= end_percent:
+        return EMPTY
+    if start_percent <= 0.0 and end_percent >= 1.0:
+        return FULL
+    first = FULL[0] if start_percent <= 0.0 else float(model_sampling.percent_to_sigma(start_percent))
+    last = 0.0 if end_percent >= 1.0 else float(model_sampling.percent_to_sigma(end_percent))
+    return first, last
+
+
+def _decided(range_: tuple[float, float], low: float, high: float) -> bool | None:
+    """Whether every sigma of [low, high] is inside the range (True), none (False), or some (None)."""
+    first, last = range_
+    if first < last or high < last or low > first:
+        return False
+    return True if last <= low and high <= first else None

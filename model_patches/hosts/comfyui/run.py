@@ -1,0 +1,53 @@
+"""State of one sampling run: who is who, how far it is, and everything that is computed once."""
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from .clock import Clock
+from .conditioning import Roles
+
+log = logging.getLogger("troupe")
+T = TypeVar("T")
+
+
+class Run:
+    """Lives from the start of a sampling run to its end; caches are dropped with it."""
+
+    def __init__(self, clock: Clock, roles: Roles):
+        self.clock, self.roles = clock, roles
+        self.seconds = 0.0
+        self.acted = False
+        self._cache: dict[Any, Any] = {}
+        self._said: set[str] = set()
+        self._lock = threading.RLock()  # newer hosts run the chunks of a call in threads, one a device
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """The value of `key`, made at its first use and kept for the run."""
+        with self._lock:
+            if key not in self._cache:
+                began = time.perf_counter()
+                self._cache[key] = make()
+                self.seconds += time.perf_counter() - began
+            return self._cache[key]
+
+    def forget(self, first: Any, keep: Any) -> None:
+        """Drop the cached values whose key is a tuple that begins with `first`, except `keep`."""
+        with self._lock:
+            for key in [k for k in self._cache if isinstance(k, tuple) and k[:1] == (first,) and k != keep]:
+                del self._cache[key]
+
+    def say(self, sentence: str, level: int = logging.INFO) -> None:
+        """Log a sentence, once a run."""
+        with self._lock:
+            if sentence not in self._said:
+                self._said.add(sentence)
+                log.log(level, "Troupe: %s", sentence)
+
+    def end(self) -> None:
+        """Drop what the run kept."""
+        with self._lock:
+            self._cache.clear()

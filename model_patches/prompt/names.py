@@ -1,0 +1,49 @@
+"""A subject's name as it stands in a prompt: comparing the two as an artist reads them."""
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+WEIGHT = re.compile(r":\s*[-+]?\d*\.?\d+\s*(?=\)|$)")
+
+
+def plain_words(text: str) -> str:
+    """Lower case words with single spaces: emphasis and its numbers gone, escaped brackets kept as brackets, underscores as spaces."""
+    kept = text.replace("\\(", "\0").replace("\\)", "\1")
+    kept = re.sub(r"[()]", " ", WEIGHT.sub(" ", kept))
+    kept = kept.replace("\0", "(").replace("\1", ")").replace("_", " ")
+    return " ".join(kept.lower().split())
+
+
+def stands_in(name: str, prompt: str) -> bool:
+    """Whether the prompt holds the name as whole words (a plural s or es is let pass)."""
+    words = plain_words(name)
+    if not words:
+        return False
+    before = r"(?<!\w)" if re.match(r"\w", words) else ""
+    after = r"(?:e?s)?(?!\w)" if re.search(r"\w$", words) else ""
+    return re.search(before + re.escape(words) + after, plain_words(prompt)) is not None
+
+
+def duplicate_warnings(names: Sequence[str], placed: Sequence[bool]) -> list[str]:
+    """One sentence for each group of subjects with the same name, where not all of them have a box or region of their own."""
+    groups: dict[str, list[int]] = {}
+    for number, name in enumerate(names, 1):
+        if name.strip():
+            groups.setdefault(plain_words(name), []).append(number)
+    sentences = []
+    for numbers in groups.values():
+        if len(numbers) < 2 or all(placed[n - 1] for n in numbers):
+            continue
+        listed = ", ".join(map(str, numbers[:-1])) + f" and {numbers[-1]}"
+        both, part = ("both", "half") if len(numbers) == 2 else ("all", f"1/{len(numbers)}")
+        sentences.append(f"Subjects {listed} are {both} called '{names[numbers[0] - 1]}': relevance cannot tell them apart, each gets {part} everywhere. Give each its own words, as in the prompt, or a box or region.")
+    return sentences
+
+
+def missing_warnings(names: Sequence[str], prompts: Sequence[str]) -> list[str]:
+    """One sentence for each name that stands in none of the prompts; none where no prompt is known."""
+    if not any(p.strip() for p in prompts):
+        return []
+    shown = " / ".join(" ".join(p.split())[:120] for p in prompts if p.strip())
+    return [f"Subject {n} '{name}' is not in the prompt ({shown}): its place is then a guess. Write the name into the prompt as it stands in 'name', or change the name." for n, name in enumerate(names, 1) if name.strip() and not any(stands_in(name, p) for p in prompts)]

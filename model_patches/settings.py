@@ -1,0 +1,25 @@
+"""What the widgets of the Apply nodes mean, free of any host."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .attention.decoupled import Mixing
+from .subjects import References
+
+
+@dataclass(frozen=True)
+class ImageAttentionSettings:
+    """Widgets of Apply Image Attention: weight 0..2; percents as ComfyUI's; box_* see `attention.limits`; mixing see `Mixing`."""
+
+    weight: float = 0.65
+    mixing: Mixing = Mixing()
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    box_strength: float = 1.0
+    box_end_percent: float = 1.0
+    box_feather: float = 0.05
+
+
+def mixing_for(references: References, merge: str, sharpness: float = 1.0, background: float = 1.0) -> Mixing:
+    """The Apply node's merge widgets; 'auto' is what the adapter was published with."""
+    return Mixing(references.adapter.spec.merge if merge == "auto" else merge, sharpness, background)

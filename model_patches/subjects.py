@@ -1,0 +1,152 @@
+"""What travels between the nodes. Everything is frozen: the host caches and shares these objects."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from .errors import SubjectError
+
+MAX_SUBJECTS = 16
+MIN_PHOTO_SIDE = 8  # pixels
+Image = torch.Tensor  # [n, H, W, C], float 0..1
+Mask = torch.Tensor  # [n, H, W], float 0..1
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in the picture, 0..1, origin top left."""
+
+    x: float
+    y: float
+    w: float
+    h: float
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """One reference photo, [H, W, 3 or 4], and the cut-out of the subject in it, [h, w] (1 = subject), or None."""
+
+    image: torch.Tensor
+    cutout: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One subject as the artist gave it.
+
+    name: the noun as it stands in the prompt; weight: 0..3, multiplies the Apply node's; start_percent, end_percent: ComfyUI's (0 = first
+    step); region: [h, w] mask of where it may appear in the picture, or None; box: where it stands, or None; faces: prepared faces.
+    """
+
+    name: str
+    photos: tuple[Photo, ...]
+    weight: float = 1.0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    region: torch.Tensor | None = None
+    box: Box | None = None
+    faces: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Cast:
+    """The subjects of one picture, in order; the order is what boxes and messages count by."""
+
+    subjects: tuple[Subject, ...] = ()
+
+    def add(self, subject: Subject) -> Cast:
+        """A new cast with one more subject. Raises SubjectError beyond MAX_SUBJECTS."""
+        if len(self.subjects) >= MAX_SUBJECTS:
+            raise SubjectError(f"at most {MAX_SUBJECTS} subjects in a cast", f"'{subject.name}' as number {len(self.subjects) + 1}", "Take a subject out of the chain, or make the picture in two passes.")
+        return replace(self, subjects=self.subjects + (subject,))
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceSubject:
+    """One subject as an adapter sees it: `tokens` [T, D] float32, `name_tokens` [L, D] float32 (None where no CLIP was given)."""
+
+    name: str
+    tokens: torch.Tensor
+    name_tokens: torch.Tensor | None
+    weight: float = 1.0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    region: torch.Tensor | None = None
+    box: Box | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """Encoded subjects with the adapter that encoded them.
+
+    uncond_tokens: [T, D] float32, what rows without the subjects get; uncond_name_tokens: [>= max L, D], the tokens of the empty prompt
+    after its BOS, or None; previews: [S, S, 3] pictures as the encoder saw them, one a photo.
+    """
+
+    adapter: Any
+    subjects: tuple[ReferenceSubject, ...]
+    uncond_tokens: torch.Tensor
+    uncond_name_tokens: torch.Tensor | None = None
+    previews: tuple[torch.Tensor, ...] = field(default=(), repr=False)
+
+    @property
+    def named(self) -> bool:
+        """Whether relevance can be computed."""
+        return self.uncond_name_tokens is not None and all(s.name_tokens is not None for s in self.subjects)
+
+
+def make_subject(name: str, images: list[Image | None], mask: Mask | None = None, region: Mask | None = None, number: int = 1, **rest: Any) -> Subject:
+    """A checked Subject from what the artist wired.
+
+    Arguments:
+        name: may be empty here; Encode asks for it where a name is needed.
+        images: the `image` input (a batch is several photos) and further ones of other sizes; None entries are skipped.
+        mask: cut-outs, one for each photo, or one for all photos of `image`; an empty mask (the host's stand-in for "none") is ignored.
+        region: [n, h, w]; the union of its layers is where the subject may appear.
+        number: position in the cast, for messages.
+    Raises:
+        SubjectError: an image that is empty, tiny, not finite, or masks that do not match.
+    """
+    label = f"subject {number} ('{name.strip()}')" if name.strip() else f"subject {number}"
+    batches = [image for image in images if image is not None]
+    photos = [photo for batch in batches for photo in batch]
+    if not photos:
+        raise SubjectError(f"at least one photo for {label}", "none", "Wire a Load Image node into 'image'.")
+    for i, photo in enumerate(photos, 1):
+        _check_photo(photo, f"photo {i} of {label}")
+    cutouts = _cutouts(mask, len(batches[0]), len(photos), label)
+    if region is not None:
+        _check_finite(region, f"the region mask of {label}")
+        region = region.reshape(-1, *region.shape[-2:]).amax(0).clamp(0, 1).float()
+    return Subject(name.strip(), tuple(Photo(p, c) for p, c in zip(photos, cutouts)), region=region, **rest)
+
+
+def _check_photo(photo: torch.Tensor, what: str) -> None:
+    h, w = photo.shape[:2]
+    if min(h, w) < MIN_PHOTO_SIDE:
+        raise SubjectError(f"{what} to be at least {MIN_PHOTO_SIDE}x{MIN_PHOTO_SIDE} pixels", f"{w}x{h}", "Load a real photo (224 pixels or more on each side is best).")
+    if photo.shape[-1] not in (1, 3, 4):
+        raise SubjectError(f"{what} to have 3 colour channels (or 4 with alpha)", f"{photo.shape[-1]}", "Wire an IMAGE output, not a latent or a mask.")
+    _check_finite(photo, what)
+
+
+def _check_finite(tensor: torch.Tensor, what: str) -> None:
+    if not torch.isfinite(tensor).all():
+        raise SubjectError(f"{what} to be a picture of finite numbers", "NaN or infinite pixels", "Look at the node before this one: its output is broken (often a VAE in fp16). Load the photo from a file, or decode it in fp32.")
+
+
+def _cutouts(mask: Mask | None, first_batch: int, total: int, label: str) -> list[torch.Tensor | None]:
+    """One cut-out (or None) for each photo."""
+    if mask is None:
+        return [None] * total
+    masks = list(mask.reshape(-1, *mask.shape[-2:]).float())
+    for m in masks:
+        _check_finite(m, f"the mask of {label}")
+    if len(masks) == 1:
+        masks = masks * first_batch
+    if len(masks) not in (first_batch, total):
+        raise SubjectError(f"one mask, or one for each of the {total} photos of {label}", f"{len(masks)} masks", "Give as many masks as photos, in the same order.")
+    masks += [None] * (total - len(masks))
+    return [m if m is not None and bool((m > 0).any()) else None for m in masks]

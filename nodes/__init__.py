@@ -1,0 +1,24 @@
+"""The nodes, in the order in which an artist meets them."""
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from ..model_patches.hosts.comfyui.adapters import register_folders
+
+register_folders()  # before the schemas list files; the minimum host does not call on_load
+
+from .add_subject import AddSubject  # noqa: E402
+from .apply_image_attention import ApplyImageAttention  # noqa: E402
+from .encode_subjects import EncodeSubjects  # noqa: E402
+from .load_adapter import LoadAdapter  # noqa: E402
+from .quick_subjects import QuickSubjects  # noqa: E402
+
+NODES: list[type[io.ComfyNode]] = [QuickSubjects, LoadAdapter, AddSubject, EncodeSubjects, ApplyImageAttention]
+
+
+class Troupe(ComfyExtension):
+    """The pack, as the host sees it."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Every node of the pack."""
+        return NODES

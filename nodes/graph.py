@@ -1,0 +1,24 @@
+"""What a node can learn from the graph around it: literal prompt texts upstream, and outputs that nothing was wired for."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ..model_patches.prompt.graph_text import literal_texts
+from ..model_patches.prompt.names import missing_warnings
+from ..model_patches.subjects import References
+
+
+def warn_about_missing_names(references: References, hidden: Any, inputs: Sequence[str], warn: Callable[[str], None]) -> None:
+    """Warn about subjects whose name is not in the literal prompt text that feeds any of this node's `inputs`."""
+    texts = literal_texts(hidden.prompt, hidden.unique_id, inputs)
+    for sentence in missing_warnings([s.name for s in references.subjects if s.name_tokens is not None], texts):
+        warn(sentence)
+
+
+def blocked_unless_wired(node: str, model: Any, positive: Any, negative: Any, middle: Any) -> tuple[Any, ...]:
+    """The outputs; one whose input is not wired tells whoever uses it so."""
+    named = (("positive", positive), ("negative", negative), ("second positive", middle))
+    return (model, *(ExecutionBlocker(f"'{name}' of {node} is used, but nothing is wired into its '{name}' input. Wire the prompt through it, or use the prompt directly.") if value is None else value for name, value in named))

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..model_patches.errors import TroupeError
+from ..model_patches.hosts.comfyui import adapters
+from .types import CATEGORY, Adapter
+
+
+class LoadAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TroupeLoadAdapter",
+            display_name="Load Subject Adapter",
+            category=CATEGORY,
+            description="Loads an IP-Adapter or MIP-Adapter file for SD1.5, SD2.x or SDXL (Illustrious and NoobAI too). The kind of file is read from its tensors, so its name does not matter. The matching CLIP vision encoder is found by itself.",
+            inputs=[
+                io.Combo.Input("adapter_name", options=adapters.adapter_names(), tooltip="A file in models/ipadapter, models/gligen or models/subject_adapters. Good start for SDXL: ip-adapter-plus_sdxl_vit-h.safetensors."),
+                io.Combo.Input("clip_vision_name", options=adapters.clip_vision_names(), default=adapters.AUTO, tooltip="auto: the file in models/clip_vision whose widths fit the adapter, whatever it is called. none: you wire a CLIP_VISION into Encode Subject References."),
+            ],
+            outputs=[Adapter.Output("adapter_out", display_name="adapter", tooltip="Wire into Encode Subject References.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, adapter_name: str, clip_vision_name: str) -> bool | str:
+        try:
+            adapters.adapter_path(adapter_name)
+            adapters.check_clip_vision_name(clip_vision_name)
+        except TroupeError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter_name: str, clip_vision_name: str) -> str:
+        return adapters.fingerprint(adapter_name)
+
+    @classmethod
+    def execute(cls, adapter_name: str, clip_vision_name: str) -> io.NodeOutput:
+        return io.NodeOutput(adapters.load_adapter(adapter_name, clip_vision_name))

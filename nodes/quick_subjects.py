@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..model_patches.errors import TroupeError
+from ..model_patches.hosts.comfyui import adapters
+from ..model_patches.hosts.comfyui.apply import apply_image_attention, encode_references
+from ..model_patches.hosts.comfyui.notice import notifier
+from ..model_patches.settings import ImageAttentionSettings, mixing_for
+from ..model_patches.subjects import Cast, make_subject
+from .graph import blocked_unless_wired, warn_about_missing_names
+from .types import CATEGORY, ReferencesType
+
+
+class QuickSubjects(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        photo, name = "Photo of subject {}.", "Name of subject {} as it stands in the prompt."
+        more = [field for n in (2, 3, 4) for field in (
+            io.Image.Input(f"image_{n}", optional=True, tooltip=photo.format(n)),
+            io.String.Input(f"name_{n}", default="", optional=True, tooltip=name.format(n)),
+        )]
+        return io.Schema(
+            node_id="TroupeQuickSubjects",
+            display_name="Quick Subjects",
+            category=CATEGORY,
+            description="Up to four subjects in one node between the checkpoint and the sampler: a photo and a name each. It does what Load Subject Adapter, Add Subject, Encode Subject References and Apply Image Attention do with their usual settings.",
+            inputs=[
+                io.Model.Input("model", tooltip="An SD1.5, SD2.x or SDXL model."),
+                io.Clip.Input("clip", tooltip="The CLIP of the same checkpoint, for the names."),
+                io.Combo.Input("adapter_name", options=adapters.adapter_names(), tooltip="An IP-Adapter or MIP-Adapter file for this base model."),
+                io.Float.Input("weight", default=0.65, min=0.0, max=2.0, step=0.05, tooltip="How strongly all subjects look like their photos; 0 switches the node off."),
+                io.Image.Input("image_1", tooltip=photo.format(1)),
+                io.String.Input("name_1", default="", tooltip=name.format(1)),
+                *more,
+                io.Conditioning.Input("positive", optional=True, tooltip="The prompt with the subjects in it. Unwired, the references act on the sampler's positive prompt."),
+                io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt."),
+                io.ClipVision.Input("clip_vision", optional=True, tooltip="The CLIP vision encoder; unwired, the one that fits is found in models/clip_vision."),
+            ],
+            outputs=[
+                io.Model.Output("model_out", display_name="model"),
+                io.Conditioning.Output("positive_out", display_name="positive"),
+                io.Conditioning.Output("negative_out", display_name="negative"),
+                ReferencesType.Output("references_out", display_name="references"),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+        )
+
+    @classmethod
+    def validate_inputs(cls, adapter_name: str) -> bool | str:
+        try:
+            adapters.adapter_path(adapter_name)
+        except TroupeError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter_name: str, **kwargs: Any) -> str:
+        return adapters.fingerprint(adapter_name)
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, adapter_name: str, weight: float, image_1: Any, name_1: str, image_2: Any = None, name_2: str = "", image_3: Any = None, name_3: str = "",
+                image_4: Any = None, name_4: str = "", positive: Any = None, negative: Any = None, clip_vision: Any = None) -> io.NodeOutput:
+        warn = notifier(cls.hidden.unique_id)
+        cast = Cast()
+        for image, name in ((image_1, name_1), (image_2, name_2), (image_3, name_3), (image_4, name_4)):
+            if image is not None:
+                cast = cast.add(make_subject(name, [image], number=len(cast.subjects) + 1))
+        references = encode_references(adapters.load_adapter(adapter_name), cast, clip=clip, clip_vision=clip_vision, warn=warn)
+        warn_about_missing_names(references, cls.hidden, ("positive",), warn)
+        settings = ImageAttentionSettings(weight, mixing_for(references, "auto"))
+        model, positive, negative, _ = apply_image_attention(model, references, settings, positive, negative)
+        return io.NodeOutput(*blocked_unless_wired("Quick Subjects", model, positive, negative, None)[:3], references)

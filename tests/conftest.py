@@ -1,0 +1,11 @@
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch  # noqa: E402
+from loading import load_pack  # noqa: E402
+
+load_pack()
+torch.set_num_threads(int(os.environ.get("TROUPE_TEST_THREADS", "2")))

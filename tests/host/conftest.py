@@ -1,0 +1,73 @@
+"""A real ComfyUI in this process, on the CPU, with a base folder of its own. No host: these tests skip, or fail where TROUPE_REQUIRE_HOST=1."""
+import logging
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+
+def find_comfyui() -> Path | None:
+    """COMFYUI_PATH; two levels up when the pack lies in custom_nodes; ~/comfy/ComfyUI."""
+    root = HERE.parent.parent
+    above = root.parent.parent if root.parent.name == "custom_nodes" else None
+    for place in (os.environ.get("COMFYUI_PATH"), above, Path.home() / "comfy" / "ComfyUI"):
+        if place and (Path(place) / "comfy" / "model_patcher.py").is_file():
+            return Path(place).resolve()
+    return None
+
+
+COMFYUI = find_comfyui()
+NO_HOST = "NO COMFYUI FOUND (COMFYUI_PATH, or ~/comfy/ComfyUI): nothing that concerns the real host was tested"
+
+
+def start_host(base: Path) -> None:
+    """Import the host once, with `base` as its models, input and output folder."""
+    sys.path.insert(0, str(COMFYUI))
+    arguments, sys.argv = sys.argv, ["comfyui", "--cpu", "--base-directory", str(base), "--disable-api-nodes"]
+    try:
+        import comfy.options
+
+        comfy.options.enable_args_parsing()
+        import comfy.cli_args  # noqa: F401
+    finally:
+        sys.argv = arguments
+    import utils.install_util  # noqa: F401  (before nodes.py, which puts <host>/comfy first on sys.path, where utils.py hides this package)
+    import server  # noqa: F401, I001
+    import nodes  # noqa: F401, I001
+    import comfy.utils
+
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+    logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("troupe").setLevel(logging.INFO)
+
+
+def pytest_collection_modifyitems(items):
+    if COMFYUI is None:
+        for item in items:
+            if HERE in Path(str(item.fspath)).parents:
+                item.add_marker(pytest.mark.skipif(os.environ.get("TROUPE_REQUIRE_HOST") != "1", reason=NO_HOST))
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory) -> Path:
+    """The host's base folder; `models/...` in it is what the host lists."""
+    base = tmp_path_factory.mktemp("comfyui_base")
+    for folder in ("models/ipadapter", "models/clip_vision", "models/checkpoints", "input", "output", "custom_nodes", "user"):
+        (base / folder).mkdir(parents=True)
+    return base
+
+
+@pytest.fixture(scope="session")
+def host(base_folder):
+    """The running host; every test of this folder uses it, directly or through another fixture."""
+    if COMFYUI is None:
+        pytest.fail(NO_HOST)
+    import torch
+
+    start_host(base_folder)
+    torch.set_grad_enabled(False)  # the host samples without gradients too
+    return COMFYUI

@@ -1,0 +1,141 @@
+"""Our attention math and projections against the official MIP-Adapter code's stored outputs."""
+import pytest
+import torch
+from golden_mip import FOLDER, LAYERS, Layer, fill, layer, normal, projections
+from torch.nn.functional import linear, scaled_dot_product_attention
+from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
+from troupe.model_patches.attention.relevance import relevance, shares, text_gain
+from troupe.model_patches.encoders.projections import FaceMLP, ImageProj, Resampler, module_name
+
+HEADS = 3
+
+
+def grouped(tensor: torch.Tensor) -> torch.Tensor:
+    """[rows, ...] -> [rows, 1, ...]: every row is a group of its own, since `_batch2` gives every sample its own image tokens."""
+    return tensor.unsqueeze(1)
+
+
+def layer_tokens(g: Layer) -> LayerTokens:
+    """Keys, values and name keys of a stored case, made with the stored weights."""
+    ip, lengths = g["ip"], g.meta["token_lens"]
+    entity = g["entity"].repeat_interleave(len(ip) // 2, 0)  # rows, M, 10, 40
+    names = torch.cat([entity[:, i, 1:1 + n] for i, n in enumerate(lengths)], 1)  # rows, L, 40
+    segments = torch.zeros(len(ip), len(lengths), sum(lengths))
+    for i, n in enumerate(lengths):
+        segments[:, i, sum(lengths[:i]):sum(lengths[:i + 1])] = 1 / n
+    return LayerTokens(linear(ip, fill("ip_adapter.1.to_k_ip.weight", 24, 40)), linear(ip, fill("ip_adapter.1.to_v_ip.weight", 24, 40)), linear(names, fill("attn2.to_k.weight", 24, 40)), segments)
+
+
+def gain_logits(text: torch.Tensor) -> torch.Tensor:
+    return linear(text, fill("ip_adapter.1.text_to_weight.weight", 1, 24)).squeeze(-1)
+
+
+def merged(g: Layer, merge: str, trained: bool, dtype: torch.dtype = torch.float32, subjects: int | None = None) -> torch.Tensor:
+    """Z_text plus our delta, [rows, N, 24]; `subjects` keeps only the first few."""
+    tokens, q, text = layer_tokens(g), grouped(g["q"]), grouped(g["z_text"])
+    m = g.meta["objects"] if subjects is None else subjects
+    each = tokens.keys.shape[1] // g.meta["objects"]
+    kept = LayerTokens(tokens.keys[:, :m * each].to(dtype), tokens.values[:, :m * each].to(dtype), tokens.name_keys.to(dtype), tokens.segments[:, :m])
+    scale = g.meta["scale"]
+    delta = image_delta(q.to(dtype), kept, torch.full((m,), scale), HEADS, Mixing(merge), None, text.to(dtype), gain_logits(text).to(dtype) if trained else None)
+    return (text + delta.float()).flatten(0, 1)
+
+
+def test_generator_matches_the_golden_files():
+    import hashlib
+    import json
+
+    expected = json.loads((FOLDER / "index.json").read_text())["_fill_check"]
+    assert hashlib.sha256(normal("ip_adapter.1.to_k_ip.weight", 8).numpy().tobytes()).hexdigest() == expected
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "free"])
+def test_merged_output_is_the_official_one(name, trained):
+    g = layer(name)
+    kind = "trained" if trained else "free"
+    torch.testing.assert_close(merged(g, "relevance", trained), g[f"{kind}.merged"], **g.tolerance)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "free"])
+def test_paper_merge_is_the_papers_formula(name, trained):
+    g = layer(name)
+    kind = "trained" if trained else "free"
+    torch.testing.assert_close(merged(g, "paper", trained), g[f"{kind}.paper_merged"], **g.tolerance)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_relevance_shares_and_text_gain(name):
+    g = layer(name)
+    tokens = layer_tokens(g)
+    a = relevance(grouped(g["q"]), tokens.name_keys, tokens.segments, HEADS)
+    torch.testing.assert_close(a.flatten(0, 1), g["relevance"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(a.sum(-1), torch.ones_like(a.sum(-1)))
+    torch.testing.assert_close(shares(a).flatten(0, 1), g["share"], **g.tolerance)
+    gain = text_gain(gain_logits(g["z_text"]))
+    torch.testing.assert_close(gain, g["text_weight"], **g.tolerance)
+    torch.testing.assert_close(gain.mean(-1), torch.ones(len(gain)))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_plain_ip_adapter_oracles(name):
+    """One reference alone is plain IP-Adapter; `joint` is plain IP-Adapter with all tokens in one softmax."""
+    g = layer(name)
+    torch.testing.assert_close(merged(g, "add", False, subjects=1), g["ipa_first.merged"], **g.tolerance)
+    torch.testing.assert_close(merged(g, "relevance", False, subjects=1), g["ipa_first.merged"], **g.tolerance)
+    torch.testing.assert_close(merged(g, "joint", False), g["ipa_concat.merged"], **g.tolerance)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_add_and_uniform_are_sums_of_the_stored_image_branches(name):
+    g = layer(name)
+    total = g["z_img"].sum(1) * g.meta["scale"]
+    torch.testing.assert_close(merged(g, "add", False), g["z_text"] + total, **g.tolerance)
+    torch.testing.assert_close(merged(g, "uniform", False), g["z_text"] + total / g.meta["objects"], **g.tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", [n for n in LAYERS if "sharp" not in n])
+def test_half_precision_stays_close(name, dtype):
+    g = layer(name)
+    for kind in ("trained", "free"):
+        found, expected = merged(g, "relevance", kind == "trained", dtype), g[f"{kind}.merged"]
+        assert (found - expected).norm() / (expected - g["z_text"]).norm() < 2e-2
+
+
+def test_text_attention_of_the_goldens_is_plain_attention():
+    """The stored q, k_text, v_text are what a cross-attention patch receives: plain attention on them is z_text."""
+    g = layer("layer_m2_6x10")
+    q, k, v = (g[n].unflatten(-1, (HEADS, 8)).transpose(1, 2) for n in ("q", "k_text", "v_text"))
+    torch.testing.assert_close(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2), g["z_text"], rtol=1e-4, atol=1e-4)
+
+
+PROJECTIONS = {
+    "image_proj_small": (lambda: ImageProj(64, 48, 4), (3, 64), 1e-4),
+    "mlp_proj_small": (lambda: FaceMLP(64, 48), (2, 9, 64), 1e-4),
+    "resampler_small": (lambda: Resampler(dim=64, depth=2, inner=64, tokens=6, embed_dim=56, context_dim=48, ff_inner=256, head_width=16), (2, 33, 56), 1e-4),
+    "image_proj_sdxl": (lambda: ImageProj(1280, 2048, 4), (2, 1280), 1e-3),
+    "resampler_sdxl": (lambda: Resampler(dim=1280, depth=4, inner=1280, tokens=16, embed_dim=1280, context_dim=2048, ff_inner=5120), (1, 257, 1280), 1e-3),
+    "resampler_sd15": (lambda: Resampler(dim=768, depth=4, inner=768, tokens=16, embed_dim=1280, context_dim=768, ff_inner=3072), (1, 257, 1280), 1e-3),
+}
+
+
+@pytest.mark.parametrize("tag", PROJECTIONS)
+def test_projection_is_the_official_one(tag):
+    make, shape, tolerance = PROJECTIONS[tag]
+    golden, module = projections(), make()
+    published = {module_name(k): k for k in ["latents"]}
+    state = {}
+    for name, parameter in module.state_dict().items():
+        original = published.get(name, name)
+        value = fill(f"{tag}.{original}", *parameter.shape)
+        state[name] = 1 + value if original.endswith("weight") and parameter.ndim == 1 else value
+    module.load_state_dict(state)
+    x = normal(f"{tag}/input", *shape)
+    if f"{tag}.in" in golden:
+        torch.testing.assert_close(x, golden[f"{tag}.in"])
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), golden[f"{tag}.out"], rtol=tolerance, atol=tolerance)
+        if f"{tag}.out_zero" in golden:
+            torch.testing.assert_close(module(torch.zeros_like(x[:1])), golden[f"{tag}.out_zero"], rtol=tolerance, atol=tolerance)
