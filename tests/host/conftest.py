@@ -66,8 +66,14 @@ def host(base_folder):
     """The running host; every test of this folder uses it, directly or through another fixture."""
     if COMFYUI is None:
         pytest.fail(NO_HOST)
+    start_host(base_folder)
+    return COMFYUI
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    """The host runs nodes without gradients."""
     import torch
 
-    start_host(base_folder)
-    torch.set_grad_enabled(False)  # the host samples without gradients too
-    return COMFYUI
+    with torch.inference_mode():
+        yield

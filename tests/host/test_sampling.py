@@ -1,0 +1,117 @@
+"""Sampled latents on the real host against an independent evaluation of the formula (independent.py)."""
+import pytest
+
+pytestmark = pytest.mark.usefixtures("host")
+TOLERANCE = 1e-3  # of the references' effect
+
+
+def check(st, references, chosen, size=(16, 16), batch=1, cfg=5.0, steps=2, wired=True):
+    import independent
+    from stage import error, ksample, noise_of
+
+    noise = noise_of(size, batch)
+    expected = independent.sample(st.patcher, st.truth(references, chosen), st.positive, st.negative, noise, steps, cfg)
+    without = independent.sample(st.patcher, None, st.positive, st.negative, noise, steps, cfg)
+    found = ksample(*st.apply(references, chosen, wired), size, batch, steps, cfg)
+    assert error(found, expected, without) < TOLERANCE
+    return found
+
+
+@pytest.mark.parametrize("base", ["SD15", "SD20", "SDXL"])
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_subjects(base, count):
+    from stage import settings, stage
+
+    st = stage(base)
+    check(st, st.references(count), settings())
+
+
+@pytest.mark.parametrize("size", [(16, 16), (24, 13), (13, 21)])
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("cfg", [1.0, 5.0])
+def test_sizes_batches_and_guidance(size, batch, cfg):
+    from stage import settings, stage
+
+    st = stage("SD15", text_gain=True)
+    check(st, st.references(2), settings(), size, batch, cfg)
+
+
+@pytest.mark.parametrize("merge", ["relevance", "paper", "uniform", "joint", "add"])
+@pytest.mark.parametrize("text_gain", [False, True], ids=["free", "trained"])
+def test_every_merge(merge, text_gain):
+    from stage import settings, stage
+
+    st = stage("SDXL", text_gain)
+    check(st, st.references(3, weights=[1.0, 0.5, 1.5]), settings(merge), (13, 21))
+
+
+@pytest.mark.parametrize("tokens", [77, 154])
+def test_long_prompts(tokens):
+    from stage import settings, stage
+
+    st = stage("SD15", tokens=tokens)
+    check(st, st.references(2), settings())
+
+
+@pytest.mark.parametrize("merge", ["relevance", "paper", "uniform", "joint", "add"])
+def test_sharpness_and_background(merge):
+    from stage import settings, stage
+
+    st = stage("SD15")
+    check(st, st.references(2), settings(merge, sharpness=2.5, background=0.3), (12, 17))
+
+
+def test_background_holds_a_lone_subject_back():
+    from stage import settings, stage
+
+    st = stage("SD15")
+    check(st, st.references(1), settings(background=0.2))
+
+
+def test_drop_in_on_the_model_wire():
+    from stage import settings, stage
+
+    st = stage("SD15")
+    check(st, st.references(2), settings(), wired=False)
+
+
+@pytest.mark.parametrize("merge", ["relevance", "uniform", "joint", "add", "paper"])
+def test_regions(merge):
+    import torch
+    from stage import settings, stage
+
+    st = stage("SD15")
+    left, soft = torch.zeros(64, 64), torch.rand(50, 70, generator=torch.Generator().manual_seed(5))
+    left[:, :32] = 1
+    check(st, st.references(3, regions=[left, soft, None]), settings(merge), (13, 21))
+
+
+def test_subject_ranges_act_step_by_step():
+    from stage import settings, stage
+
+    st = stage("SD15")
+    check(st, st.references(3, ranges=[(0.0, 0.5), (0.3, 1.0), (0.0, 1.0)]), settings(), steps=5)
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sd20", "sdxl"])
+def test_checkpoints_that_the_host_loads(kind):
+    """The same on models that went through the host's own detection and loading, at their real text widths."""
+    import comfy.sd
+    import tiny_models
+    import torch
+    from stage import settings, stage
+
+    state = {k.removeprefix("model.diffusion_model."): v for k, v in tiny_models.build_unet_sd(kind, dtype=torch.float32).items()}
+    patcher = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
+    st = stage(patcher=patcher, text_gain=True)
+    check(st, st.references(2), settings(), steps=1)
+
+
+def test_cond_and_uncond_in_separate_calls():
+    """Where the host cannot batch cond with uncond (here: 77 against 81 tokens of no common multiple), each half still gets its own tokens."""
+    import tiny_models
+    from stage import settings, stage
+
+    st = stage("SD15")
+    st.negative = tiny_models.random_cond(81 * 7, 64, seed=9)
+    check(st, st.references(2), settings())
