@@ -9,7 +9,7 @@ from torch import nn
 
 from ..adapter import Adapter, AdapterSpec, EncoderNeed
 from ..encoders.decoupled import DecoupledLayers
-from ..encoders.projections import FaceMLP, ImageProj, Resampler, module_name
+from ..encoders.projections import FaceMLP, ImageProj, MisshapenTensor, Resampler, module_name
 from ..errors import CheckpointError
 from .refused import refuse_known
 
@@ -30,7 +30,8 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
     refuse_known(state, file)
     projection_state, layer_state = _part(state, "image_proj."), _part(state, "ip_adapter.") or _part(state, "adapter_modules.")
     if not projection_state or not layer_state:
-        raise CheckpointError(f"an IP-Adapter or MIP-Adapter file in '{file}' (tensors 'image_proj.*' and 'ip_adapter.*')", f"{len(state)} tensors such as '{next(iter(state))}'", "Choose an adapter file; 'models/ipadapter' is their folder.")
+        expected, found = f"an IP-Adapter or MIP-Adapter file in '{file}' (tensors 'image_proj.*' and 'ip_adapter.*')", f"{len(state)} tensors such as '{next(iter(state))}'"
+        raise CheckpointError(expected, found, "Choose an adapter file; 'models/ipadapter' is their folder.")
     with torch.device("meta"):
         projection, tokens, need = _projection(projection_state, file, operations)
         layers = _layers(layer_state, file, operations)
@@ -61,20 +62,20 @@ def _projection(state: State, file: str, operations: Any) -> tuple[nn.Module, in
         return ImageProj(**widths, operations=operations), widths["tokens"], EncoderNeed("pooled", widths["embed_dim"])
     except KeyError as missing:
         raise CheckpointError(f"the tensor 'image_proj.{missing.args[0]}' in '{file}'", "no such tensor", AGAIN) from None
-    except ValueError:
-        bad = next((k for k, v in state.items() if k.endswith("weight") and v.ndim not in (1, 2)), "latents")
-        raise CheckpointError(f"'image_proj.{bad}' of '{file}' to have the published number of dimensions", f"shape {list(state[bad].shape) if bad in state else '?'}", AGAIN) from None
+    except MisshapenTensor as bad:
+        raise CheckpointError(f"'image_proj.{bad.name}' of '{file}' to have {bad.expected}", f"the shape {list(bad.shape)}", AGAIN) from None
 
 
 def _layers(state: State, file: str, operations: Any) -> DecoupledLayers:
     """The cross-attention layers on the meta device, widths read off `{2j+1}.to_k_ip.weight` [C, D]."""
     indices = _indices(state)
     for index in range(1, max(indices, default=1) + 1, 2):
-        if f"{index}.to_k_ip.weight" not in state:
-            raise CheckpointError(f"the tensor 'ip_adapter.{index}.to_k_ip.weight' in '{file}'", "no such tensor", AGAIN)
+        name = f"{index}.to_k_ip.weight"
+        if name not in state:
+            raise CheckpointError(f"the tensor 'ip_adapter.{name}' in '{file}'", "no such tensor", AGAIN)
+        if state[name].ndim != 2 or 0 in state[name].shape:
+            raise CheckpointError(f"'ip_adapter.{name}' of '{file}' to have 2 axes", f"the shape {list(state[name].shape)}", AGAIN)
     shapes = [tuple(state[f"{index}.to_k_ip.weight"].shape) for index in indices]
-    if not shapes or any(len(s) != 2 for s in shapes):
-        raise CheckpointError(f"image key weights 'ip_adapter.1.to_k_ip.weight' and so on in '{file}'", "none that are matrices", AGAIN)
     contexts = [d for _, d in shapes]
     context_dim = max(set(contexts), key=contexts.count)
     text_gain = any(k.endswith("text_to_weight.weight") for k in state)
@@ -95,12 +96,17 @@ def _load(module: nn.Module, published: State, prefix: str, file: str) -> None:
     for name, shape in wanted.items():
         if name not in back:
             raise CheckpointError(f"the tensor '{_published_name(name, prefix, ours)}' in '{file}'", "no such tensor", AGAIN)
-        found = tuple(published[back[name]].shape)
-        if found != shape:
-            raise CheckpointError(f"'{back[name]}' of '{file}' to have the shape {list(shape)}", f"{list(found)}", AGAIN)
+        found = published[back[name]]
+        if tuple(found.shape) != shape:
+            raise CheckpointError(f"'{back[name]}' of '{file}' to have the shape {list(shape)}", f"{list(found.shape)}", AGAIN)
+        if not found.is_floating_point():
+            kind = str(found.dtype).removeprefix("torch.")
+            raise CheckpointError(f"floating-point numbers in '{back[name]}' of '{file}'", kind, "Quantised adapters are not supported: download the file from its publisher.")
     unknown = [name for name, ours_name in ours.items() if ours_name not in wanted]
     if unknown:
-        raise CheckpointError(f"only tensors of an IP-Adapter or MIP-Adapter in '{file}'", f"{len(unknown)} that belong to something else, such as '{unknown[0]}'", "It is a variant that this version does not know; please report it with a link to the file.")
+        found = f"{len(unknown)} that belong to something else, such as '{unknown[0]}'"
+        do = "It is a variant that this version does not know; please report it with a link to the file."
+        raise CheckpointError(f"only tensors of an IP-Adapter or MIP-Adapter in '{file}'", found, do)
     module.load_state_dict({ours_name: published[name] for name, ours_name in ours.items()}, assign=True)
 
 
@@ -126,4 +132,4 @@ def _published_name(ours_name: str, prefix: str, ours: dict[str, str]) -> str:
 
 def _indices(names: Iterable[str]) -> list[int]:
     """The layer numbers at the start of `names`, ascending: odd, in the order down, up, mid of the UNet's cross-attention layers."""
-    return sorted({int(number) for number in (name.split(".", 1)[0] for name in names) if number.isdigit()})
+    return sorted({int(number) for number in (name.split(".", 1)[0] for name in names) if number.isdecimal() and int(number) % 2})

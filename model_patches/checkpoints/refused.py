@@ -20,8 +20,10 @@ def _known(state: dict[str, torch.Tensor]) -> str | None:
         return tuple(state[name].shape) if name in state else ()
 
     if any("double_stream" in k or k.startswith("double_blocks.") for k in state):
-        return "an adapter for FLUX (another architecture: no cross-attention to hook into)"
-    if any(k.endswith("_lora.down.weight") for k in state) or shape("image_proj.proj.0.weight")[-1:] == (512,) or "image_proj.perceiver_resampler.latents" in state:
+        return "a file for FLUX (another architecture: no cross-attention to hook into)"
+    if "ip_adapter.0.to_k_ip.weight" in state:
+        return "an adapter for a diffusion transformer such as FLUX or SD3 (its layers are numbered 0, 1, 2; those of SD1.5 and SDXL 1, 3, 5)"
+    if "ip_adapter.0.to_q_lora.down.weight" in state or shape("image_proj.proj.0.weight")[-1:] == (512,) or "image_proj.perceiver_resampler.latents" in state:
         return "an IP-Adapter FaceID (it needs InsightFace vectors, whose models are not free for commercial use)"
     if shape("image_proj.proj_in.weight")[-1:] == (512,):
         return "InstantID (it needs InsightFace vectors)"
@@ -35,6 +37,6 @@ def _known(state: dict[str, torch.Tensor]) -> str | None:
         return "a whole checkpoint (it belongs to models/checkpoints and Load Checkpoint)"
     if any(k.startswith(("vision_model.", "visual.")) for k in state):
         return "a CLIP vision encoder (it belongs to models/clip_vision; choose it in 'clip_vision_name')"
-    if any("lora_" in k for k in state):
+    if any("lora_" in k or "_lora." in k for k in state):
         return "a LoRA (it belongs to models/loras and Load LoRA)"
     return None

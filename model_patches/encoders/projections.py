@@ -14,6 +14,22 @@ StateDict = dict[str, torch.Tensor]
 HEAD_WIDTH = 64  # of the Resampler's attention in every published file
 
 
+class MisshapenTensor(ValueError):
+    """A tensor from which no width can be read: its name, what its shape should be in words, and its shape."""
+
+    def __init__(self, name: str, expected: str, shape: tuple[int, ...]):
+        self.name, self.expected, self.shape = name, expected, shape
+        super().__init__(f"{name}: expected {expected}, found {list(shape)}")
+
+
+def shape_of(state: StateDict, name: str, axes: int) -> tuple[int, ...]:
+    """Shape of a tensor that must have that many axes, none of them empty. Raises KeyError (no such tensor) or MisshapenTensor."""
+    shape = tuple(state[name].shape)
+    if len(shape) != axes or 0 in shape:
+        raise MisshapenTensor(name, f"{axes} axes", shape)
+    return shape
+
+
 class ImageProj(nn.Module):
     """Pooled image embedding -> T tokens: one Linear, reshape, LayerNorm."""
 
@@ -26,8 +42,8 @@ class ImageProj(nn.Module):
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
         """Constructor arguments read off `proj.weight` [T*D, E] and `norm.weight` [D]."""
-        out, embed_dim = state["proj.weight"].shape
-        context_dim = state["norm.weight"].shape[0]
+        out, embed_dim = shape_of(state, "proj.weight", 2)
+        (context_dim,) = shape_of(state, "norm.weight", 1)
         return {"embed_dim": embed_dim, "context_dim": context_dim, "tokens": max(1, out // context_dim)}
 
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
@@ -45,7 +61,7 @@ class FaceMLP(nn.Module):
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
         """Constructor arguments read off `proj.2.weight` [D, E]."""
-        context_dim, embed_dim = state["proj.2.weight"].shape
+        context_dim, embed_dim = shape_of(state, "proj.2.weight", 2)
         return {"embed_dim": embed_dim, "context_dim": context_dim}
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -104,11 +120,14 @@ class Resampler(nn.Module):
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
         """Constructor arguments read off the published names (`latents` [1, T, d], `proj_in.weight` [d, E], `proj_out.weight` [D, d], ...)."""
-        _, tokens, dim = state["latents"].shape
+        _, tokens, dim = shape_of(state, "latents", 3)
+        inner = shape_of(state, "layers.0.0.to_q.weight", 2)[0]
+        if inner % HEAD_WIDTH:
+            raise MisshapenTensor("layers.0.0.to_q.weight", f"rows in a multiple of {HEAD_WIDTH}", (inner, dim))
         return {
-            "dim": dim, "tokens": tokens, "embed_dim": state["proj_in.weight"].shape[1], "context_dim": state["proj_out.weight"].shape[0],
-            "depth": 1 + max((int(k.split(".")[1]) for k in state if k.startswith("layers.")), default=-1),
-            "inner": state["layers.0.0.to_q.weight"].shape[0], "ff_inner": state["layers.0.1.1.weight"].shape[0],
+            "dim": dim, "tokens": tokens, "embed_dim": shape_of(state, "proj_in.weight", 2)[1], "context_dim": shape_of(state, "proj_out.weight", 2)[0],
+            "depth": 1 + max(int(number) for name, number, *_ in (k.split(".") for k in state if k.startswith("layers.")) if number.isdecimal()),
+            "inner": inner, "ff_inner": shape_of(state, "layers.0.1.1.weight", 2)[0],
         }
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
