@@ -115,7 +115,7 @@ def cross_attentions(unet):
 
 
 @contextmanager
-def replaced(unet, truth, role, size):
+def replaced(unet, truths, role, size):
     """The UNet with every cross-attention evaluated here. size: latent (h, w); the grid is found from the position count by halving."""
     layers = cross_attentions(unet)
     grids = {}
@@ -126,7 +126,11 @@ def replaced(unet, truth, role, size):
 
     def forward_of(index, attn):
         def forward(x, context=None, value=None, mask=None, transformer_options=None):
-            rows = [layer_result(row.double(), text.double(), attn, index, role, truth, grids[len(row)]) for row, text in zip(x, context)]
+            rows = []
+            for row, text in zip(x.double(), context.double()):
+                plain = attention(row @ attn.to_q.weight.double().T, text @ attn.to_k.weight.double().T, text @ attn.to_v.weight.double().T, attn.heads)
+                results = [layer_result(row, text, attn, index, role, truth, grids[len(row)]) for truth in truths]
+                rows.append(plain + sum(result - plain for result in results))  # Apply nodes add up and do not see each other
             return attn.to_out(torch.stack(rows).to(x.dtype))
         return forward
 
@@ -139,8 +143,8 @@ def replaced(unet, truth, role, size):
             del attn.forward
 
 
-def sample(patcher, truth, positive, negative, noise, steps=2, cfg=5.0, touched=True, sigmas=None):
-    """Euler on the host's normal schedule; the latent as KSampler returns it. truth None: without references."""
+def sample(patcher, truth, positive, negative, noise, steps=2, cfg=5.0, sigmas=None):
+    """Euler on the host's normal schedule; the latent as KSampler returns it. truth: one Truth, several (one an Apply node), or None."""
     model = patcher.model
     if sigmas is None:
         sigmas = comfy.samplers.calculate_sigmas(model.model_sampling, "normal", steps)
@@ -158,8 +162,10 @@ def sample(patcher, truth, positive, negative, noise, steps=2, cfg=5.0, touched=
             if truth is None:
                 predictions[role] = model.apply_model(x, sigma, c_crossattn=context, **extra)
                 continue
-            truth.active = [float(_inside(model.model_sampling, sigma[0], *r)) for r in truth.ranges] if truth.ranges else None
-            with replaced(model.diffusion_model, truth, role, noise.shape[-2:]):
+            truths = truth if isinstance(truth, list) else [truth]
+            for t in truths:
+                t.active = [float(_inside(model.model_sampling, sigma[0], *r)) for r in t.ranges] if t.ranges else None
+            with replaced(model.diffusion_model, truths, role, noise.shape[-2:]):
                 predictions[role] = model.apply_model(x, sigma, c_crossattn=context, **extra)
         denoised = predictions["cond"] if cfg == 1.0 else predictions["uncond"] + cfg * (predictions["cond"] - predictions["uncond"])
         x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])

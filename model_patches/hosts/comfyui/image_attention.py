@@ -161,9 +161,9 @@ class ImageAttention:
     def _report(self, run: Run, images: Sequence[Any], names: Sequence[torch.Tensor] | None) -> None:
         run.acted = True
         adapter, merge = self.references.adapter, self.settings.mixing.merge
-        who = ", ".join(f"'{s.name}'" + (f" ({len(s.name_tokens)} name tokens)" if s.name_tokens is not None else "") for s in self.references.subjects)
+        who = ", ".join(f"'{s.name}'" + (f" ({counted(len(s.name_tokens), 'name token')})" if s.name_tokens is not None else "") for s in self.references.subjects)
         kept = sum(t.nbytes for p in images for t in (p.keys, p.values)) + sum(t.nbytes for t in names or ())
-        run.say(f"{len(self.references.subjects)} subjects {who}; merge {merge}, {len(self.blocks)} layers of {adapter.spec.file}, keys and values {kept / 2**20:.1f} MB in {run.seconds * 1000:.0f} ms, once for the run.")
+        run.say(f"{counted(len(self.references.subjects), 'subject')}: {who}; merge {merge}, {len(self.blocks)} layers of {adapter.spec.file}, keys and values {kept / 2**20:.1f} MB in {run.seconds * 1000:.0f} ms, once for the run.")
         if not self.negative_wired:
             run.say("no 'negative' is wired into Apply Image Attention: rows of the negative prompt get the adapter's own empty tokens, as published.")
 
@@ -236,6 +236,11 @@ def window_of(area: tuple[int, ...] | None, size: Grid) -> Window:
         return WHOLE
     (h, w, y, x), (height, width) = area, size
     return y / height, x / width, min(y + h, height) / height, min(x + w, width) / width
+
+
+def counted(number: int, noun: str) -> str:
+    """'1 subject', '2 subjects'."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def known_ids(model_options: dict) -> tuple[str, ...]:
