@@ -1,0 +1,181 @@
+"""From files on disk through the nodes to the sampled latent, against a separate evaluation of every stage."""
+import asyncio
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.usefixtures("host")
+KINDS = {"sd15": ("SD15", 768), "sd20": ("SD20", 1024), "sdxl": ("SDXL", 2048)}
+HIDDEN, POOLED = 32, 16  # of the tiny CLIP vision encoder
+
+
+def run(node, **inputs):
+    """Execute a node class as the host does; its outputs."""
+    from comfy_api.latest import io
+
+    clone = node.PREPARE_CLASS_CLONE(None) if hasattr(node, "PREPARE_CLASS_CLONE") else node
+    out = clone.execute(**inputs)
+    out = asyncio.run(out) if asyncio.iscoroutine(out) else out
+    assert isinstance(out, io.NodeOutput)
+    return out.result
+
+
+def photo(h, w, seed):
+    return torch.rand(1, h, w, 3, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def clips(host):
+    import tiny_models
+
+    made = {}
+    return lambda kind: made.setdefault(kind, tiny_models.tiny_clip(kind))
+
+
+@pytest.fixture(scope="module")
+def vision(host, tmp_path_factory):
+    import tiny_models
+
+    return tiny_models.tiny_clip_vision(hidden=HIDDEN, projection=POOLED, tmp=str(tmp_path_factory.mktemp("clip_vision") / "tiny.json"))
+
+
+def resampler_state(context, dim=64, tokens=6, seed=21):
+    """Random `plus` projection in the published layout, heads of 64."""
+    from stage import random
+
+    state = {"latents": random(1, tokens, dim, seed=seed), "proj_in.weight": random(dim, HIDDEN, seed=seed + 1, gain=HIDDEN**-0.5), "proj_in.bias": random(dim, seed=seed + 2, gain=0.1),
+             "proj_out.weight": random(context, dim, seed=seed + 3, gain=dim**-0.5), "proj_out.bias": random(context, seed=seed + 4, gain=0.1), "norm_out.weight": torch.ones(context), "norm_out.bias": torch.zeros(context)}
+    for i in range(2):
+        for name, shape in {"0.norm1.weight": (dim,), "0.norm1.bias": (dim,), "0.norm2.weight": (dim,), "0.norm2.bias": (dim,), "0.to_q.weight": (64, dim), "0.to_kv.weight": (128, dim), "0.to_out.weight": (dim, 64),
+                            "1.0.weight": (dim,), "1.0.bias": (dim,), "1.1.weight": (4 * dim, dim), "1.3.weight": (dim, 4 * dim)}.items():
+            gain = shape[-1] ** -0.5 if len(shape) == 2 else 0.1
+            state[f"layers.{i}.{name}"] = random(*shape, seed=seed + 10 * (i + 1) + len(state), gain=gain) + (1.0 if name.endswith("norm1.weight") or name in ("0.norm2.weight", "1.0.weight") else 0.0)
+    return {f"image_proj.{k}": v for k, v in state.items()}
+
+
+def padded(image):
+    """[1, h, w, 3] on a white square, centred."""
+    _, h, w, _ = image.shape
+    side = max(h, w)
+    square = torch.ones(1, side, side, 3)
+    square[:, (side - h) // 2:(side - h) // 2 + h, (side - w) // 2:(side - w) // 2 + w] = image
+    return square
+
+
+def expected_tokens(adapter, vision, photos, plus):
+    """Mean over photos of the projection of the host's own encoding of the padded photo; and the uncond tokens."""
+    module = adapter.projection_patcher.model
+    outputs = [vision.encode_image(padded(p)) for p in photos]
+    features = [o.penultimate_hidden_states if plus else o.image_embeds for o in outputs]
+    blank = vision.model(pixel_values=torch.zeros(1, 3, 32, 32), intermediate_output=-2)[1] if plus else torch.zeros(1, POOLED)
+    return torch.cat([module(f) for f in features]).mean(0), module(blank)[0]
+
+
+def expected_name(clip, name):
+    """Rows 1..L of the name encoded alone."""
+    tokens = clip.tokenize(name)
+    stream = [t for t, *_ in tokens.get("l", tokens.get("h"))[0]]
+    return clip.encode_from_tokens(tokens)[0, 1:stream.index(49407)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variant", ["plus", "mip", "plain"])
+def test_files_to_latent(kind, variant, base_folder, clips, vision):
+    import independent
+    import safetensors.torch
+    import tiny_models
+    from stage import adapter_state, error, ksample, noise_of, settings, stage
+    from troupe import nodes as pack
+
+    base, context = KINDS[kind]
+    patcher = tiny_models.micro_model(base, context_dim=context)
+    state = adapter_state(patcher, text_gain=variant == "mip", embed=POOLED)
+    if variant == "plus":
+        state = {**{k: v for k, v in state.items() if k.startswith("ip_adapter.")}, **resampler_state(context)}
+    nested = {part: {k[len(part) + 1:]: v for k, v in state.items() if k.startswith(part)} for part in ("image_proj", "ip_adapter")}
+    name = f"{kind}_{variant}." + ("bin" if variant == "mip" else "safetensors")
+    path = base_folder / "models" / "ipadapter" / name
+    torch.save(nested, path) if variant == "mip" else safetensors.torch.save_file(state, path)
+    clip = clips(kind)
+    st = stage(patcher=patcher)
+    st.state = state
+    (st.adapter,) = run(pack.LoadAdapter, adapter_name=f"ipadapter/{name}", clip_vision_name="none")
+    photos = {"corgi dog": [photo(40, 70, 1)], "red-haired girl": [photo(64, 50, 2), photo(33, 33, 3)]}
+    cast = None
+    for subject, images in photos.items():
+        more = {f"image_{i}": image for i, image in enumerate(images[1:], 2)}
+        (cast,) = run(pack.AddSubject, image=images[0], name=f"({subject}:1.3)", weight=1.0, start_percent=0.0, end_percent=1.0, cast=cast, **more)
+    (references,) = run(pack.EncodeSubjects, adapter=st.adapter, cast=cast, framing="auto", clip=clip, clip_vision=vision)
+    tokens = [expected_tokens(st.adapter, vision, images, variant == "plus") for images in photos.values()]
+    names = [expected_name(clip, subject) for subject in photos]
+    empty = clip.encode_from_tokens(clip.tokenize(""))[0, 1:]
+    truth = st.truth(references, settings())
+    truth.tokens, truth.uncond, truth.names, truth.empty = [t for t, _ in tokens], tokens[0][1], names, empty
+    given = dict(weight=0.65, merge="auto", start_percent=0.0, end_percent=1.0, box_strength=1.0, box_end_percent=1.0, box_feather=0.05, sharpness=1.0, background=1.0)
+    model, positive, negative, _ = run(pack.ApplyImageAttention, model=patcher, references=references, positive=st.positive, negative=st.negative, **given)
+    noise = noise_of()
+    expected = independent.sample(patcher, truth, st.positive, st.negative, noise)
+    assert error(ksample(model, positive, negative), expected, independent.sample(patcher, None, st.positive, st.negative, noise)) < 1e-3
+
+
+def test_quick_subjects_is_the_four_nodes(base_folder, clips, vision):
+    import safetensors.torch
+    import tiny_models
+    from stage import adapter_state, ksample, stage
+    from troupe import nodes as pack
+
+    patcher = tiny_models.micro_model("SD15", context_dim=768)
+    safetensors.torch.save_file(adapter_state(patcher, embed=POOLED), base_folder / "models" / "ipadapter" / "quick.safetensors")
+    st, clip, name = stage(patcher=patcher), clips("sd15"), "ipadapter/quick.safetensors"
+    (adapter,) = run(pack.LoadAdapter, adapter_name=name, clip_vision_name="none")
+    (cast,) = run(pack.AddSubject, image=photo(40, 40, 1), name="cat", weight=1.0, start_percent=0.0, end_percent=1.0)
+    (cast,) = run(pack.AddSubject, image=photo(50, 40, 2), name="dog", weight=1.0, start_percent=0.0, end_percent=1.0, cast=cast)
+    (references,) = run(pack.EncodeSubjects, adapter=adapter, cast=cast, framing="auto", clip=clip, clip_vision=vision)
+    given = dict(weight=0.5, merge="auto", start_percent=0.0, end_percent=1.0, box_strength=1.0, box_end_percent=1.0, box_feather=0.05, sharpness=1.0, background=1.0)
+    long = run(pack.ApplyImageAttention, model=patcher, references=references, positive=st.positive, negative=st.negative, **given)
+    quick = run(pack.QuickSubjects, model=patcher, clip=clip, adapter_name=name, weight=0.5, image_1=photo(40, 40, 1), name_1="cat", image_2=photo(50, 40, 2), name_2="dog",
+                positive=st.positive, negative=st.negative, clip_vision=vision)
+    assert torch.equal(ksample(*long[:3]), ksample(*quick[:3]))
+    drop_in = run(pack.QuickSubjects, model=patcher, clip=clip, adapter_name=name, weight=0.5, image_1=photo(40, 40, 1), name_1="cat", image_2=photo(50, 40, 2), name_2="dog", clip_vision=vision)
+    assert torch.equal(ksample(drop_in[0], st.positive, st.negative), ksample(*quick[:3]))
+
+
+def test_unwired_outputs_tell_whoever_uses_them(clips, vision):
+    from comfy_execution.graph_utils import ExecutionBlocker
+    from stage import stage
+    from troupe import nodes as pack
+
+    st = stage()
+    given = dict(weight=0.65, merge="uniform", start_percent=0.0, end_percent=1.0, box_strength=1.0, box_end_percent=1.0, box_feather=0.05, sharpness=1.0, background=1.0)
+    _, positive, negative, middle = run(pack.ApplyImageAttention, model=st.patcher, references=st.references(2), positive=st.positive, **given)
+    assert positive and all(isinstance(x, ExecutionBlocker) and "nothing is wired" in x.message for x in (negative, middle))
+
+
+def test_relevance_without_names_asks_for_clip_and_a_lone_subject_needs_none(vision):
+    from stage import ksample, stage
+    from troupe import nodes as pack
+    from troupe.model_patches.errors import MismatchError
+
+    st = stage()
+    given = dict(weight=0.65, start_percent=0.0, end_percent=1.0, box_strength=1.0, box_end_percent=1.0, box_feather=0.05, sharpness=1.0, background=1.0)
+    cast = None
+    for count in (1, 2):
+        (cast,) = run(pack.AddSubject, image=photo(40, 40, count), name="", weight=1.0, start_percent=0.0, end_percent=1.0, cast=cast)
+        (references,) = run(pack.EncodeSubjects, adapter=st.adapter, cast=cast, framing="auto", clip_vision=vision)
+        for merge in ("relevance", "uniform", "joint", "add"):
+            if count == 2 and merge == "relevance":
+                with pytest.raises(MismatchError, match="Wire 'clip'"):
+                    run(pack.ApplyImageAttention, model=st.patcher, references=references, merge=merge, **given)
+                continue
+            model = run(pack.ApplyImageAttention, model=st.patcher, references=references, merge=merge, **given)[0]
+            assert not torch.equal(ksample(model, st.positive, st.negative), ksample(st.patcher, st.positive, st.negative))
+
+
+def test_an_adapter_for_another_base_model_is_refused():
+    from stage import settings, stage
+    from troupe.model_patches.errors import MismatchError
+
+    sd15, sdxl = stage("SD15"), stage("SDXL")
+    sd15.patcher = __import__("tiny_models").micro_model("SD15", context_dim=96)
+    with pytest.raises(MismatchError, match="cross-attention layers for text 96 wide"):
+        sd15.apply(sdxl.references(1), settings())
