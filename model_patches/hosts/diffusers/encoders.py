@@ -1,0 +1,173 @@
+"""transformers' CLIP models behind the interfaces of `model_patches.encode`, reading photos, names and prompts as ComfyUI does."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+from ...adapter import Adapter
+from ...checkpoints.files import read_state
+from ...checkpoints.ip_adapter import build
+from ...encode import ImageEncoder, NameEncoder, encode_subjects
+from ...errors import SubjectError
+from ...prompt.emphasis import PLAIN, weighted_parts
+from ...subjects import Cast, References
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures, RGB
+STD = (0.26862954, 0.26130258, 0.27577711)
+BATCH = 32  # photos in one encoder call
+BOS, EOS = 49406, 49407
+LENGTH = 77  # tokens of a chunk, BOS and EOS included
+SPLIT_FROM = 8  # a part of at least so many tokens is cut where a chunk is full; a shorter one moves to the next chunk
+SD2_LAYERS = 23  # of the published diffusers folders: the last layer, which SD2 does not read, is left out there
+
+Chunk = list[tuple[int, float]]  # tokens and their weights, BOS first, LENGTH of them with EOS; padding is not in it
+
+
+def load_adapter(path: str | Path) -> Adapter:
+    """The adapter of a file, float32. Raises CheckpointError."""
+    adapter = build(read_state(path), Path(path).name)
+    adapter.projection.float()
+    adapter.layers.float()
+    return adapter
+
+
+def encode_references(adapter: Adapter, cast: Cast, images: ImageEncoder | None, names: NameEncoder | None, framing: str = "auto",
+                      prompts: Sequence[str] = (), warn: Callable[[str], None] = lambda sentence: None) -> References:
+    """`model_patches.encode.encode_subjects` with the adapter's own projection, results on the CPU."""
+    weight = next(adapter.projection.parameters())
+    with torch.no_grad():
+        return encode_subjects(adapter, cast, images, lambda features: adapter.projection(features.to(weight)).float().cpu(), names, framing, prompts, warn)
+
+
+class ClipImages:
+    """An `encode.ImageEncoder` on CLIP ViT-H, ViT-bigG or ViT-L."""
+
+    def __init__(self, model: CLIPVisionModelWithProjection):
+        self._model, config = model.eval(), model.config
+        self.size, self.hidden, self.pooled = config.image_size, config.hidden_size, config.projection_dim
+
+    @torch.no_grad()
+    def encode(self, pictures: torch.Tensor, kind: str, blank: bool) -> torch.Tensor:
+        """[n, size, size, 3] 0..1 -> 'pooled' [n, E] or 'penultimate' [n, P, E], float32 on the CPU; with `blank` one row more, of zero pixel values."""
+        pixels = pixel_values(pictures)
+        if blank:
+            pixels = torch.cat((pixels, pixels.new_zeros(1, 3, self.size, self.size)))
+        if not len(pixels):
+            return torch.zeros(0, self.pooled)
+        return torch.cat([self._encode(part, kind) for part in pixels.split(BATCH)])
+
+    def _encode(self, pixels: torch.Tensor, kind: str) -> torch.Tensor:
+        found = self._model(pixels.to(self._model.device, self._model.dtype), output_hidden_states=kind != "pooled")
+        return (found.image_embeds if kind == "pooled" else found.hidden_states[-2]).float().cpu()
+
+
+def pixel_values(pictures: torch.Tensor) -> torch.Tensor:
+    """[n, S, S, 3] 0..1 -> [n, 3, S, S], rounded to 8 bit and normalised as CLIP was trained."""
+    steps = (pictures.float() * 255).clamp(0, 255).round() / 255
+    return ((steps - torch.tensor(MEAN)) / torch.tensor(STD)).movedim(-1, 1).contiguous()
+
+
+@dataclass(frozen=True, eq=False)
+class TextTower:
+    """One text encoder and the output that the base model reads.
+
+    layer: index into the hidden states, -1 last, -2 penultimate; final_norm: whether the final LayerNorm follows; padding: token after EOS.
+    """
+
+    model: CLIPTextModel | CLIPTextModelWithProjection
+    layer: int
+    final_norm: bool
+    padding: int
+
+    def encode(self, chunks: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Token chunks -> [n, LENGTH, D] states and [n, E] projected pooled outputs (None where the model has no projection), float32, CPU."""
+        ids = torch.tensor([[*chunk, *[self.padding] * (LENGTH - len(chunk))] for chunk in chunks], device=self.model.device)
+        found = self.model(ids, output_hidden_states=True)
+        states = found.hidden_states[self.layer]
+        if self.final_norm:
+            states = getattr(self.model, "text_model", self.model).final_layer_norm(states)
+        pooled = getattr(found, "text_embeds", None)
+        return states.float().cpu(), None if pooled is None else pooled.float().cpu()
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """An encoded prompt: embeds [1, chunks * LENGTH, D]; pooled [1, E], or None where the base model has none."""
+
+    embeds: torch.Tensor
+    pooled: torch.Tensor | None = None
+
+
+class ClipTexts:
+    """The text encoders of one base model: an `encode.NameEncoder`, and the prompt encoder for sampling."""
+
+    def __init__(self, *towers: TextTower):
+        self.towers = towers
+        for tower in towers:
+            tower.model.eval()
+
+    @classmethod
+    def sd15(cls, model: CLIPTextModel) -> ClipTexts:
+        """CLIP-L: last layer with its norm."""
+        return cls(TextTower(model, -1, True, EOS))
+
+    @classmethod
+    def sd2(cls, model: CLIPTextModel) -> ClipTexts:
+        """OpenCLIP-H: penultimate layer with the final norm; published folders hold the model without its last layer."""
+        return cls(TextTower(model, -1 if model.config.num_hidden_layers == SD2_LAYERS else -2, True, 0))
+
+    @classmethod
+    def sdxl(cls, clip_l: CLIPTextModel, clip_g: CLIPTextModelWithProjection) -> ClipTexts:
+        """CLIP-L beside OpenCLIP-bigG: penultimate layers as they are; pooled from bigG."""
+        return cls(TextTower(clip_l, -2, False, EOS), TextTower(clip_g, -2, False, 0))
+
+    @torch.no_grad()
+    def encode(self, names: Sequence[str]) -> list[torch.Tensor]:
+        """See `encode.NameEncoder`. Emphasis is read as in a prompt and then dropped. Raises SubjectError for a name over one chunk."""
+        chunks = []
+        for name in names:
+            found = prompt_chunks(name)
+            if len(found) > 1:
+                raise SubjectError(f"a name of at most {LENGTH - 2} tokens", f"'{name[:40]}...', which is longer", "Use the few words that name the subject in the prompt.")
+            chunks.append([token for token, _ in found[0]])
+        states = torch.cat([tower.encode(chunks)[0] for tower in self.towers], -1)
+        return [row[1:] if not name.strip() else row[1:1 + chunk[1:].index(EOS)] for name, chunk, row in zip(names, chunks, states, strict=True)]
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str) -> Prompt:
+        """The prompt for the UNet; a token of weight w becomes `empty + w * (token - empty)`, `empty` the same place of the empty prompt."""
+        chunks = prompt_chunks(prompt)
+        weights = torch.tensor([[w for _, w in chunk] + [PLAIN] * (LENGTH - len(chunk)) for chunk in chunks]).unsqueeze(-1)
+        rows = [[token for token, _ in chunk] for chunk in chunks] + [[BOS, EOS]]
+        encoded = [tower.encode(rows) for tower in self.towers]
+        states = torch.cat([states for states, _ in encoded], -1)
+        weighted = torch.where(weights == PLAIN, states[:-1], states[-1:] + weights * (states[:-1] - states[-1:]))
+        pooled = encoded[-1][1]
+        return Prompt(weighted.flatten(0, 1).unsqueeze(0), None if pooled is None else pooled[:1])
+
+
+def prompt_chunks(prompt: str) -> list[Chunk]:
+    """A prompt in ComfyUI's notation as chunks of at most LENGTH weighted tokens; there is always one."""
+    chunks: list[Chunk] = [[]]
+    room = LENGTH - 2
+    for text, weight in weighted_parts(prompt):
+        tokens = [(token, weight) for token in _tokenizer().encode(text)]
+        divisible = len(tokens) >= SPLIT_FROM
+        while len(tokens) + len(chunks[-1]) > room:
+            take = room - len(chunks[-1]) if divisible else 0
+            chunks[-1] += tokens[:take]
+            tokens = tokens[take:]
+            chunks.append([])
+        chunks[-1] += tokens
+    return [[(BOS, PLAIN), *chunk, (EOS, PLAIN)] for chunk in chunks]
+
+
+@lru_cache(maxsize=1)
+def _tokenizer() -> SimpleTokenizer:
+    return SimpleTokenizer()

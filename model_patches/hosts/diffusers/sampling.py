@@ -1,0 +1,95 @@
+"""One sampling run on a diffusers UNet with references; everything else (VAE, text encoders, base models) is diffusers' own."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
+
+from ...errors import MismatchError
+from ...layer_tokens import COND, UNCOND
+from ...settings import ImageAttentionSettings
+from ...subjects import References
+from .encoders import Prompt
+from .image_attention import apply_image_attention
+
+PIXELS = 8  # of a latent cell's side
+Progress = Callable[[int, int, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """width, height in pixels; steps; cfg, 1 leaves the negative prompt out; seed of the noise, as ComfyUI draws it; batch: pictures."""
+
+    width: int = 1024
+    height: int = 1024
+    steps: int = 30
+    cfg: float = 5.0
+    seed: int = 0
+    batch: int = 1
+
+
+def sample(unet: UNet2DConditionModel, scheduler: EulerDiscreteScheduler, positive: Prompt, negative: Prompt, settings: SamplingSettings,
+           applied: Sequence[tuple[References, ImageAttentionSettings]] = (), callback: Progress | None = None) -> torch.Tensor:
+    """From noise to a latent.
+
+    Arguments:
+        applied: references and widgets of each Apply node; positive rows get the subjects, negative rows the adapter's empty tokens.
+        callback: gets (steps done, steps, latent) after each step.
+    Returns:
+        [batch, 4, height / 8, width / 8] float32, before the VAE's scaling factor is divided out.
+    Raises:
+        MismatchError: an adapter for another base model, missing names, or prompts without the pooled output that the UNet reads.
+    """
+    device, roles = unet.device, (COND,) if settings.cfg == 1.0 else (UNCOND, COND)
+    prompts = [positive] if settings.cfg == 1.0 else [negative, positive]
+    context = join_prompts([p.embeds for p in prompts], settings.batch).to(device, unet.dtype)
+    extra = size_condition(unet, prompts, settings)
+    scheduler.set_timesteps(settings.steps, device=device)
+    latent = noise(unet, settings).to(device) * scheduler.init_noise_sigma
+    percents = [percent_of(t, scheduler) for t in scheduler.timesteps.tolist()]
+    with ExitStack() as stack, torch.no_grad():
+        attentions = [stack.enter_context(apply_image_attention(unet, references, widgets, roles)) for references, widgets in applied]
+        for done, (percent, t) in enumerate(zip(percents, scheduler.timesteps, strict=True), 1):
+            for attention in attentions:
+                attention.at(percent)
+            rows = scheduler.scale_model_input(latent, t).to(unet.dtype).repeat(len(roles), 1, 1, 1)
+            predictions = unet(rows, t, encoder_hidden_states=context, added_cond_kwargs=extra).sample.float().chunk(len(roles))
+            guided = predictions[0] if len(roles) == 1 else predictions[0] + settings.cfg * (predictions[1] - predictions[0])
+            latent = scheduler.step(guided, t, latent).prev_sample
+            if callback is not None:
+                callback(done, settings.steps, latent)
+    return latent
+
+
+def noise(unet: UNet2DConditionModel, settings: SamplingSettings) -> torch.Tensor:
+    """[batch, 4, h, w] standard normal on the CPU, the same numbers as ComfyUI's for a seed."""
+    shape = (settings.batch, unet.config.in_channels, settings.height // PIXELS, settings.width // PIXELS)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed))
+
+
+def percent_of(timestep: float, scheduler: Any) -> float:
+    """ComfyUI's percent of a model call at a timestep: 0 at the noisiest one, 1 at the last."""
+    return 1.0 - timestep / (scheduler.config.num_train_timesteps - 1)
+
+
+def join_prompts(embeds: Sequence[torch.Tensor], batch: int) -> torch.Tensor:
+    """[1, T_i, D] each -> [len * batch, T, D]; shorter ones are repeated to a common length, which leaves attention to them as it is."""
+    length = math.lcm(*(e.shape[1] for e in embeds))
+    return torch.cat([e.repeat(batch, length // e.shape[1], 1) for e in embeds])
+
+
+def size_condition(unet: UNet2DConditionModel, prompts: Sequence[Prompt], settings: SamplingSettings) -> dict[str, torch.Tensor] | None:
+    """SDXL's pooled text and sizes (original, crop 0 0, target), one row a picture and prompt; None for a UNet without them."""
+    if unet.config.addition_embed_type != "text_time":
+        return None
+    if any(p.pooled is None for p in prompts):
+        raise MismatchError("prompts with the pooled output of SDXL's second text encoder", "prompts without it", "Encode them with ClipTexts.sdxl.")
+    pooled = torch.cat([p.pooled.expand(settings.batch, -1) for p in prompts]).to(unet.device, unet.dtype)
+    size = (settings.height, settings.width)
+    times = torch.tensor([[*size, 0, 0, *size]], device=unet.device, dtype=unet.dtype)
+    return {"text_embeds": pooled, "time_ids": times.expand(len(pooled), -1)}
