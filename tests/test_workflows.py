@@ -1,0 +1,214 @@
+"""The template workflows as files: they open, they fit our nodes, their links are the catalogue's, and the job they describe is the one we mean."""
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from loading import ROOT
+from PIL import Image
+
+sys.path.append(str(ROOT / "tools"))
+
+from graph import NOTES, Graph, RunError  # noqa: E402
+from job import ApplyJob, Job, SubjectJob, read_job  # noqa: E402
+from troupe.model_patches.checkpoints.catalogue import ADAPTERS, VIT_BIGG, VIT_H, published  # noqa: E402
+
+FILES = sorted((ROOT / "workflows").glob("*.json"))
+NAMES = [path.stem for path in FILES]
+CHECKPOINTS = {
+    "sd_xl_base_1.0.safetensors": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
+    "Illustrious-XL-v0.1.safetensors": "https://huggingface.co/OnomaAIResearch/Illustrious-xl-early-release-v0/resolve/main/Illustrious-XL-v0.1.safetensors",
+}
+# The node contract's widgets in order (required, then optional), and its sockets; ids are permanent.
+WIDGETS = {
+    "TroupeLoadAdapter": ["adapter_name", "clip_vision_name"],
+    "TroupeAddSubject": ["name", "weight", "start_percent", "end_percent"],
+    "TroupeEncodeSubjects": ["framing"],
+    "TroupeApplyImageAttention": ["weight", "merge", "start_percent", "end_percent", "box_strength", "box_end_percent", "box_feather", "sharpness", "background"],
+    "TroupeQuickSubjects": ["adapter_name", "weight", "name_1", "name_2", "name_3", "name_4"],
+    "CheckpointLoaderSimple": ["ckpt_name"],
+    "CLIPTextEncode": ["text"],
+    "EmptyLatentImage": ["width", "height", "batch_size"],
+    "KSampler": ["seed", "steps", "cfg", "sampler_name", "scheduler", "denoise"],
+    "LoadImage": ["image", "upload"],
+    "SaveImage": ["filename_prefix"],
+    "PrimitiveStringMultiline": ["value"],
+    "VAEDecode": [],
+}
+SOCKETS = {
+    "TroupeLoadAdapter": [],
+    "TroupeAddSubject": ["image", "cast", "mask", "region", "image_2", "image_3", "image_4", "faces"],
+    "TroupeEncodeSubjects": ["adapter", "cast", "clip", "clip_vision", "prompt"],
+    "TroupeApplyImageAttention": ["model", "references", "positive", "negative", "middle"],
+    "TroupeQuickSubjects": ["model", "clip", "image_1", "image_2", "image_3", "image_4", "positive", "negative", "clip_vision"],
+}
+OUTPUTS = {"TroupeLoadAdapter": 1, "TroupeAddSubject": 1, "TroupeEncodeSubjects": 1, "TroupeApplyImageAttention": 4, "TroupeQuickSubjects": 4}
+PROMPT = "photo of an astronaut and a cat sitting side by side on a park bench, golden hour, detailed"
+NEGATIVE = "monochrome, lowres, bad anatomy, worst quality, low quality"
+CAST = (SubjectJob("astronaut", ("example.png",)), SubjectJob("cat", ("example.png",)))
+PLUS = ApplyJob("ipadapter/ip-adapter-plus_sdxl_vit-h.safetensors", "auto", "auto", True, CAST, 0.65)
+
+
+@pytest.fixture(params=NAMES)
+def workflow(request) -> dict:
+    """Each template."""
+    return json.loads((ROOT / "workflows" / f"{request.param}.json").read_text())
+
+
+def test_the_folder_holds_templates_and_thumbnails_and_nothing_else():
+    assert NAMES == ["quick_two_subjects", "two_characters_illustrious", "two_subjects"]
+    assert sorted(p.name for p in (ROOT / "workflows").iterdir()) == sorted(f"{name}.{kind}" for name in NAMES for kind in ("json", "jpg"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_thumbnails_are_small_jpegs(name):
+    path = ROOT / "workflows" / f"{name}.jpg"
+    with Image.open(path) as picture:
+        assert picture.format == "JPEG" and picture.size == (800, 600)
+    assert path.stat().st_size < 150_000
+
+
+def test_the_save_format(workflow):
+    assert workflow["version"] == 0.4
+    assert set(workflow) >= {"nodes", "links", "groups", "config", "extra", "last_node_id", "last_link_id"}
+    ids = [node["id"] for node in workflow["nodes"]]
+    assert len(set(ids)) == len(ids) and max(ids) == workflow["last_node_id"]
+    assert max(link[0] for link in workflow["links"]) == workflow["last_link_id"]
+
+
+def test_every_link_is_known_at_both_ends(workflow):
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    seen_in, seen_out = set(), set()
+    for id_, source, out, target, into, kind in workflow["links"]:
+        output, slot = nodes[source]["outputs"][out], nodes[target]["inputs"][into]
+        assert id_ in output["links"] and slot["link"] == id_
+        assert output["type"] == slot["type"] == kind
+        seen_in.add((target, into))
+        seen_out.add((source, out, id_))
+    assert seen_in == {(n["id"], i) for n in workflow["nodes"] for i, slot in enumerate(n["inputs"]) if slot["link"] is not None}
+    assert seen_out == {(n["id"], o, link) for n in workflow["nodes"] for o, slot in enumerate(n["outputs"]) for link in slot["links"] or ()}
+
+
+def test_widgets_and_sockets_are_the_contract_s(workflow):
+    for node in workflow["nodes"]:
+        if node["type"] in NOTES:
+            assert node["widgets_values"][0].strip()
+            continue
+        widgets = [slot["widget"]["name"] for slot in node["inputs"] if "widget" in slot]
+        assert widgets == WIDGETS[node["type"]]
+        assert len(node["widgets_values"]) == len(widgets) + (node["type"] == "KSampler"), "the front end saves one value a widget, and one more after a seed"
+        if node["type"] in SOCKETS:
+            assert [slot["name"] for slot in node["inputs"] if "widget" not in slot] == SOCKETS[node["type"]]
+            assert len(node["outputs"]) == OUTPUTS[node["type"]]
+
+
+def test_nodes_have_titles_and_do_not_lie_on_each_other(workflow):
+    boxes = [(n["pos"][0], n["pos"][1] - 30, n["pos"][0] + n["size"][0], n["pos"][1] + n["size"][1]) for n in workflow["nodes"]]
+    assert all(node.get("title") for node in workflow["nodes"])
+    for i, a in enumerate(boxes):
+        for b in boxes[:i]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+        groups = [(x, y, x + w, y + h, g["title"]) for g in workflow["groups"] for x, y, w, h in [g["bounding"]]]
+        inside = [g for g in groups if g[0] <= a[0] and g[1] <= a[1] and a[2] <= g[2] and a[3] <= g[3]]
+        assert len(inside) == 1 and inside[0][4]
+
+
+def test_every_model_has_its_link(workflow):
+    """On the nodes, and at the file's top: front ends skip a node's model whose name is no widget value, and an adapter's value is '<folder>/<name>'."""
+    listed = [model for node in workflow["nodes"] for model in node["properties"].get("models", ())]
+    assert sorted(map(json.dumps, listed)) == sorted(map(json.dumps, workflow["models"]))
+    for model in listed:
+        if model["directory"] == "checkpoints":
+            assert CHECKPOINTS[model["name"]] == model["url"]
+        else:
+            known = published(model["name"])
+            assert (known.name, known.link, known.folder) == (model["name"], model["url"], model["directory"])
+        assert model["name"].endswith(".safetensors"), "the front end downloads nothing else"
+    chosen = {str(value).rpartition("/")[2] for node in workflow["nodes"] if node["type"] not in NOTES for value in node["widgets_values"] if str(value).endswith(".safetensors")}
+    assert chosen < {model["name"] for model in listed}
+    adapter = next(model for model in listed if model["directory"] == "ipadapter")
+    encoder = {e.name: e.file.name for e in (VIT_H, VIT_BIGG)}[next(a.encoder for a in ADAPTERS if a.name == adapter["name"])]
+    assert {model["name"] for model in listed if model["directory"] == "clip_vision"} == {encoder}
+
+
+def test_photos_are_the_host_s_own_with_a_note(workflow):
+    graph = Graph(workflow)
+    loaders = graph.of_type("LoadImage")
+    assert len(loaders) == 2 and {graph.value(node, "image") for node in loaders} == {"example.png"}
+    assert any("choose your own photo" in node.raw["widgets_values"][0] for node in graph.of_type("Note"))
+
+
+JOBS = {
+    "quick_two_subjects": Job("sd_xl_base_1.0.safetensors", PROMPT, NEGATIVE, 1024, 1024, 1, 30, 5.0, 20261121, "euler", "normal", (PLUS,)),
+    "two_subjects": Job("sd_xl_base_1.0.safetensors", PROMPT, NEGATIVE, 1024, 1024, 1, 30, 5.0, 20261121, "euler", "normal", (PLUS,)),
+    "two_characters_illustrious": Job(
+        "Illustrious-XL-v0.1.safetensors",
+        r"masterpiece, best quality, absurdres, 1girl, astronaut, orange spacesuit, cat, sitting side by side, on the moon, earth \(planet\), starry sky, looking at viewer",
+        "worst quality, low quality, lowres, bad anatomy, bad hands, jpeg artifacts, signature, watermark", 1024, 1024, 1, 28, 5.0, 20261121, "euler_ancestral", "normal",
+        (ApplyJob("ipadapter/noobIPAMARK1_mark1.safetensors", "auto", "auto", True, CAST, 0.65),)),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_job_of_a_template(name):
+    assert read_job(json.loads((ROOT / "workflows" / f"{name}.json").read_text())) == JOBS[name]
+
+
+# ---- reading other people's graphs -------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def two_subjects() -> dict:
+    """The default template."""
+    return json.loads((ROOT / "workflows" / "two_subjects.json").read_text())
+
+
+def by_title(workflow: dict, title: str) -> dict:
+    """A node's entry."""
+    return next(node for node in workflow["nodes"] if node["title"] == title)
+
+
+def test_reroutes_and_bypassed_nodes_are_seen_through(two_subjects):
+    """The second subject bypassed: its cast wire goes through. A reroute on the way into Encode changes nothing."""
+    encode, second = by_title(two_subjects, "Encode Subject References"), by_title(two_subjects, "Subject 2: cat")
+    slot = next(s for s in encode["inputs"] if s["name"] == "cast")
+    link = next(entry for entry in two_subjects["links"] if entry[0] == slot["link"])
+    reroute = {"id": 90, "type": "Reroute", "inputs": [{"name": "", "type": "*", "link": link[0]}], "outputs": [{"name": "", "type": "TROUPE_CAST", "links": [91]}]}
+    into = link[4]
+    link[3:5] = [90, 0]
+    two_subjects["nodes"].append(reroute)
+    two_subjects["links"].append([91, 90, 0, encode["id"], into, "TROUPE_CAST"])
+    slot["link"] = 91
+    assert read_job(two_subjects) == JOBS["two_subjects"]
+    second["mode"] = 4
+    assert [subject.name for subject in read_job(two_subjects).subjects] == ["astronaut"]
+
+
+@pytest.mark.parametrize("title, mode, said", [("Subject 2: cat", 2, "Nothing is wired into 'cast'"), ("Sampler", 2, "found 0")])
+def test_muted_nodes_are_not_there(two_subjects, title, mode, said):
+    by_title(two_subjects, title)["mode"] = mode
+    with pytest.raises(RunError, match=said):
+        read_job(two_subjects)
+
+
+def test_what_the_embedded_engine_cannot_run_is_named(two_subjects):
+    loader = by_title(two_subjects, "Base model")
+    loader["type"], loader["title"] = "LoraLoaderModelOnly", "My LoRA"
+    with pytest.raises(RunError, match="My LoRA.*run this workflow in ComfyUI"):
+        read_job(two_subjects)
+
+
+def test_a_subgraph_and_an_api_prompt_are_refused_in_a_sentence(two_subjects):
+    with pytest.raises(RunError, match="API prompt.*Save"):
+        Graph({"1": {"class_type": "KSampler", "inputs": {}}})
+    two_subjects["definitions"] = {"subgraphs": [{"id": "abc", "name": "My photos"}]}
+    Graph(two_subjects)  # defined but not used
+    two_subjects["nodes"][0]["type"] = "abc"
+    with pytest.raises(RunError, match="My photos.*Unpack"):
+        Graph(two_subjects)
+
+
+def test_a_value_from_another_node_is_not_guessed(two_subjects):
+    by_title(two_subjects, "Prompt")["type"] = "SomebodysTextNode"
+    with pytest.raises(RunError, match="'text' of 'Positive'.*only known when ComfyUI runs"):
+        read_job(two_subjects)

@@ -1,0 +1,165 @@
+"""A workflow in the front end's save format (version 0.4), read as a graph: what feeds an input, what a widget says."""
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKFLOWS = ROOT / "workflows"
+NOTES = ("Note", "MarkdownNote")
+REROUTE, PRIMITIVE = "Reroute", "PrimitiveNode"  # nodes of the front end, which the host never sees
+LITERALS = {"PrimitiveString": "value", "PrimitiveStringMultiline": "value", "PrimitiveInt": "value", "PrimitiveFloat": "value"}
+SEEDS = ("seed", "noise_seed")
+CONTROLS = ("fixed", "increment", "decrement", "randomize")  # the extra widget after a seed
+ACTIVE, MUTED, BYPASSED = 0, 2, 4
+
+
+class RunError(Exception):
+    """Something the user can mend; `str(error)` is the sentence to show."""
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One node of a saved workflow; `raw` is its entry in the file."""
+
+    raw: dict[str, Any] = field(repr=False)
+
+    @property
+    def id(self) -> Any:
+        """Its id in the file."""
+        return self.raw["id"]
+
+    @property
+    def type(self) -> str:
+        """The node class's id."""
+        return self.raw["type"]
+
+    @property
+    def mode(self) -> int:
+        """ACTIVE, MUTED or BYPASSED."""
+        return self.raw.get("mode", ACTIVE)
+
+    @property
+    def label(self) -> str:
+        """What the user sees, for messages."""
+        return f"'{self.raw.get('title') or self.type}' (node {self.id}, {self.type})"
+
+    @property
+    def inputs(self) -> dict[str, dict[str, Any]]:
+        """Input slots by name."""
+        return {slot["name"]: slot for slot in self.raw.get("inputs") or []}
+
+    def widget_places(self) -> dict[str, int]:
+        """Position in `widgets_values` of every widget, in the order in which the front end saves them."""
+        values = self.raw.get("widgets_values") or []
+        if self.type in (PRIMITIVE, *LITERALS):
+            return {"value": 0} if values else {}
+        places: dict[str, int] = {}
+        at = 0
+        for slot in self.raw.get("inputs") or []:
+            if "widget" not in slot:
+                continue
+            places[slot["widget"]["name"]] = at
+            at += 2 if slot["name"] in SEEDS and at + 1 < len(values) and values[at + 1] in CONTROLS else 1
+        return places
+
+
+class Graph:
+    """Nodes and links of one workflow. It works on a copy: `workflow` holds what `write` has changed."""
+
+    def __init__(self, workflow: dict[str, Any]):
+        check_format(workflow)
+        self.workflow = copy.deepcopy(workflow)
+        self.nodes = {node["id"]: Node(node) for node in self.workflow["nodes"]}
+        self.links = {link[0]: link for link in self.workflow["links"]}
+
+    def of_type(self, *types: str) -> list[Node]:
+        """Active nodes of these classes, in the file's order."""
+        return [node for node in self.nodes.values() if node.type in types and node.mode == ACTIVE]
+
+    def source(self, node: Node, name: str) -> tuple[Node, int] | None:
+        """The node and output slot that feed an input, seen through reroutes and bypassed nodes; None where nothing does."""
+        link = self.links.get((node.inputs.get(name) or {}).get("link"))
+        for _ in range(len(self.nodes) + 1):
+            if link is None:
+                return None
+            source, slot, kind = self.nodes[link[1]], link[2], link[5]
+            if source.mode == MUTED:
+                return None
+            if source.type == REROUTE:
+                onward = next(iter(source.raw["inputs"]), None)
+            elif source.mode == BYPASSED:
+                onward = next((i for i in source.raw.get("inputs") or [] if i["type"] == kind and i.get("link") is not None), None)
+            else:
+                return source, slot
+            link = self.links.get((onward or {}).get("link"))
+        raise RunError(f"The links into {node.label} run in a circle. Open the workflow and take one of them out.")
+
+    def value(self, node: Node, widget: str) -> Any:
+        """What a widget says, also where a primitive or a text node is linked into it. Raises RunError where that is only known at run time."""
+        owner, place = self._owner(node, widget)
+        return owner.raw["widgets_values"][place]
+
+    def write(self, node: Node, widget: str, value: Any) -> None:
+        """Change a widget, or the primitive that feeds it."""
+        owner, place = self._owner(node, widget)
+        owner.raw["widgets_values"][place] = value
+
+    def _owner(self, node: Node, widget: str) -> tuple[Node, int]:
+        linked = (node.inputs.get(widget) or {}).get("link") is not None
+        fed = self.source(node, widget) if linked else None
+        if linked and (fed is None or fed[0].type not in (PRIMITIVE, *LITERALS)):
+            source = fed[0].label if fed else "a muted node"
+            raise RunError(f"'{widget}' of {node.label} is linked from {source}, so it is only known when ComfyUI runs. Run this workflow in ComfyUI, or type the value in.")
+        owner, name = (fed[0], "value") if fed else (node, widget)
+        place = owner.widget_places().get(name)
+        if place is None or place >= len(owner.raw.get("widgets_values") or []):
+            raise RunError(f"{owner.label} has no saved value for '{name}'. Open the workflow in a current ComfyUI and save it again.")
+        return owner, place
+
+
+def check_format(workflow: Any) -> None:
+    """Raise RunError unless this is a saved workflow whose nodes all lie on its own level."""
+    if not isinstance(workflow, dict) or not isinstance(workflow.get("nodes"), list) or not isinstance(workflow.get("links"), list):
+        api = isinstance(workflow, dict) and any(isinstance(v, dict) and "class_type" in v for v in workflow.values())
+        found = "an API prompt (Export API)" if api else "something else"
+        raise RunError(f"Expected a workflow as ComfyUI's Save writes it (with 'nodes' and 'links'), found {found}. Save the workflow with Workflow > Save and give that file.")
+    subgraphs = {graph.get("id"): graph.get("name") for graph in (workflow.get("definitions") or {}).get("subgraphs") or []}
+    used = next((subgraphs[node["type"]] for node in workflow["nodes"] if node["type"] in subgraphs), None)
+    if used is not None:
+        raise RunError(f"The workflow has a subgraph ('{used}'), which this tool does not look into. Open it in ComfyUI, unpack it (right click > Unpack Subgraph) and save.")
+
+
+def read_workflow(path: Path) -> dict[str, Any]:
+    """A workflow file. Raises RunError where it is missing or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        names = ", ".join(p.name for p in sorted(WORKFLOWS.glob("*.json")))
+        raise RunError(f"There is no workflow file at {path}. The shipped ones are {names}.") from None
+    except ValueError as error:
+        raise RunError(f"{path} is no JSON file ({error}). Save the workflow again.") from None
+
+
+def find_workflow(name: str) -> Path:
+    """A path, or the name of a shipped template with or without '.json'."""
+    given = Path(name)
+    shipped = WORKFLOWS / (given.name if given.suffix else f"{given.name}.json")
+    return given if given.is_file() or not shipped.is_file() else shipped
+
+
+def upstream(graph: Graph, node: Node) -> Iterator[Node]:
+    """Every active node that feeds this one, nearest first."""
+    waiting, seen = [node], {node.id}
+    while waiting:
+        here = waiting.pop(0)
+        for name in here.inputs:
+            found = graph.source(here, name)
+            if found and found[0].id not in seen:
+                seen.add(found[0].id)
+                waiting.append(found[0])
+                yield found[0]

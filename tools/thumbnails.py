@@ -1,0 +1,163 @@
+"""Thumbnails of the template workflows: the references and the graph, drawn from the workflow's own node rectangles.
+
+usage: python tools/thumbnails.py [NAME ...]
+
+A thumbnail is never a sample: without the published weights there is none to show.
+"""
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from graph import NOTES, ROOT, WORKFLOWS, read_workflow
+from job import read_job
+from photos import real_photos
+from PIL import Image, ImageDraw, ImageFont
+
+SIZE = (800, 600)
+MARGIN = 28
+PAPER, CARD, HEAD, INK, DIM = (24, 25, 29), (52, 53, 60), (38, 39, 45), (240, 240, 244), (165, 167, 176)
+WIRES = {"MODEL": (178, 157, 219), "CLIP": (255, 213, 0), "CONDITIONING": (255, 169, 49), "IMAGE": (100, 181, 246), "LATENT": (255, 156, 249), "VAE": (255, 110, 110)}
+OURS = (94, 200, 160)
+TALLEST = 560  # of a node in the drawing, in the canvas's units
+SCALE = 2  # drawn larger, then reduced
+
+
+def font(size: int) -> Any:
+    """Pillow's own font, so that no machine needs another."""
+    return ImageFont.load_default(size * SCALE)
+
+
+def thumbnail(workflow: dict[str, Any], photos: list[Image.Image], title: str) -> Image.Image:
+    """An 800x600 picture: the title, the references with their names, and the graph below."""
+    canvas = Image.new("RGB", (SIZE[0] * SCALE, SIZE[1] * SCALE), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((MARGIN * SCALE, 20 * SCALE), title, INK, font(34))
+    names = subject_names(workflow)
+    side = 236
+    spread = [MARGIN + i * (side + 20) for i in range(len(names))]
+    for x, photo, name in zip(spread, photos, names, strict=False):
+        _photo(canvas, draw, photo, name, (x, 80, side))
+    _arrow(draw, (spread[-1] + side + 14, 80 + side // 2))
+    _promise(draw, (spread[-1] + side + 76, 80, SIZE[0] - MARGIN, 80 + side), workflow)
+    _graph(canvas, draw, workflow, photos, (MARGIN, 356, SIZE[0] - MARGIN, SIZE[1] - 24))
+    return canvas.resize(SIZE, Image.Resampling.LANCZOS)
+
+
+def subject_names(workflow: dict[str, Any]) -> list[str]:
+    """Names of the subjects, in the order of the cast."""
+    return [subject.name for subject in read_job(workflow).subjects]
+
+
+def _box(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], fill: Any, radius: float, outline: Any = None, width: int = 1) -> None:
+    draw.rounded_rectangle([value * SCALE for value in box], radius * SCALE, fill, outline, width * SCALE)
+
+
+def _photo(canvas: Image.Image, draw: ImageDraw.ImageDraw, photo: Image.Image, name: str, place: tuple[int, int, int]) -> None:
+    """A square crop with rounded corners and the subject's name on it."""
+    x, y, side = place
+    square = _square(photo, side)
+    mask = Image.new("L", square.size)
+    ImageDraw.Draw(mask).rounded_rectangle((0, 0, *square.size), 14 * SCALE, 255)
+    canvas.paste(square, (x * SCALE, y * SCALE), mask)
+    text = font(26)
+    wide = draw.textlength(name, text) / SCALE + 28
+    _box(draw, (x + 12, y + side - 54, x + 12 + wide, y + side - 12), HEAD, 10)
+    draw.text(((x + 26) * SCALE, (y + side - 33) * SCALE), name, INK, text, anchor="lm")
+
+
+def _square(photo: Image.Image, side: int) -> Image.Image:
+    """The middle of a photo as a square of `side` pixels (times SCALE)."""
+    short = min(photo.size)
+    left, top = (photo.width - short) // 2, (photo.height - short) // 2
+    return photo.crop((left, top, left + short, top + short)).resize((side * SCALE, side * SCALE), Image.Resampling.LANCZOS)
+
+
+def _arrow(draw: ImageDraw.ImageDraw, at: tuple[float, float]) -> None:
+    x, y = at
+    _box(draw, (x, y - 5, x + 30, y + 5), OURS, 5)
+    draw.polygon([(value[0] * SCALE, value[1] * SCALE) for value in ((x + 26, y - 18), (x + 50, y), (x + 26, y + 18))], OURS)
+
+
+def _promise(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], workflow: dict[str, Any]) -> None:
+    """An empty picture frame with what will be in it."""
+    _box(draw, box, (30, 31, 36), 14, OURS, 3)
+    middle = (box[0] + box[2]) / 2 * SCALE
+    lines = [("one picture", 26, INK), *[(name, 22, OURS) for name in subject_names(workflow)], (base_model(workflow), 16, DIM)]
+    step = (box[3] - box[1] - 40) / len(lines)
+    for i, (line, size, colour) in enumerate(lines):
+        draw.text((middle, (box[1] + 20 + step * (i + 0.5)) * SCALE), line, colour, font(size), anchor="mm")
+
+
+def base_model(workflow: dict[str, Any]) -> str:
+    """'SDXL' or 'Illustrious', from the checkpoint's name."""
+    name = next(str(n["widgets_values"][0]) for n in workflow["nodes"] if n["type"] == "CheckpointLoaderSimple")
+    return "Illustrious" if "illustrious" in name.lower() else "SDXL"
+
+
+def _graph(canvas: Image.Image, draw: ImageDraw.ImageDraw, workflow: dict[str, Any], photos: list[Image.Image], box: tuple[float, float, float, float]) -> None:
+    """The nodes and links, scaled into the box; notes are left out, and the tall preview of the result is cut short."""
+    nodes = {n["id"]: {**n, "size": (n["size"][0], min(n["size"][1], TALLEST))} for n in workflow["nodes"] if n["type"] not in NOTES}
+    left, top = min(n["pos"][0] for n in nodes.values()), min(n["pos"][1] for n in nodes.values()) - 30
+    right, bottom = (max(n["pos"][a] + n["size"][a] for n in nodes.values()) for a in (0, 1))
+    scale = min((box[2] - box[0]) / (right - left), (box[3] - box[1]) / (bottom - top))
+    dx, dy = box[0] + (box[2] - box[0] - (right - left) * scale) / 2, box[1] + (box[3] - box[1] - (bottom - top) * scale) / 2
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return dx + (x - left) * scale, dy + (y - top) * scale
+
+    for _, source, out, target, into, kind in workflow["links"]:
+        a, b = nodes[source], nodes[target]
+        start, end = place(a["pos"][0] + a["size"][0], a["pos"][1] + 14 + 20 * out), place(b["pos"][0], b["pos"][1] + 14 + 20 * into)
+        _wire(draw, start, end, WIRES.get(kind, OURS if kind.startswith("TROUPE") else DIM))
+    for n in nodes.values():
+        ours = n["type"].startswith("Troupe")
+        x0, y0 = place(n["pos"][0], n["pos"][1] - 30)
+        x1, y1 = place(n["pos"][0] + n["size"][0], n["pos"][1] + n["size"][1])
+        _box(draw, (x0, y0, x1, y1), (44, 74, 64) if ours else CARD, 4, OURS if ours else None, 2 if ours else 0)
+        _label(draw, n.get("title") or n["type"], (x0, y0, x1, y1), INK if ours else DIM)
+    for n, photo in zip((n for n in nodes.values() if n["type"] == "LoadImage"), photos, strict=False):
+        (x0, y0), (x1, y1) = place(n["pos"][0], n["pos"][1] + 90), place(n["pos"][0] + n["size"][0], n["pos"][1] + n["size"][1])
+        small = _square(photo, int(min(x1 - x0, y1 - y0) - 6))
+        canvas.paste(small, (int((x0 + x1) / 2 * SCALE - small.width / 2), int((y1 - 3) * SCALE - small.height)))
+
+
+def _label(draw: ImageDraw.ImageDraw, text: str, box: tuple[float, float, float, float], colour: Any) -> None:
+    """The title, broken into lines that fit the node; what does not fit is left out."""
+    size = 12
+    wide, lines = (box[2] - box[0] - 8) * SCALE, [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines = lines[:-1] + [longer] if draw.textlength(longer, font(size)) <= wide else lines + [word]
+    lines = [line for line in lines if line]
+    room = max(1, int((box[3] - box[1]) // (size + 2)))
+    y = box[1] + 3 if len(lines) < room else (box[1] + box[3] - (size + 1) * min(len(lines), room)) / 2
+    for i, line in enumerate(lines[:room]):
+        if draw.textlength(line, font(size)) <= wide + 8 * SCALE:
+            draw.text(((box[0] + 5) * SCALE, (y + i * (size + 2)) * SCALE), line, colour, font(size))
+
+
+def _wire(draw: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[float, float], colour: Any) -> None:
+    """A cubic curve that leaves and arrives level, as on the canvas."""
+    bend = max(12.0, abs(end[0] - start[0]) * 0.4)
+    points = []
+    for i in range(25):
+        t = i / 24
+        weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3)
+        xs, ys = (start[0], start[0] + bend, end[0] - bend, end[0]), (start[1], start[1], end[1], end[1])
+        points.append((sum(w * x for w, x in zip(weights, xs, strict=True)) * SCALE, sum(w * y for w, y in zip(weights, ys, strict=True)) * SCALE))
+    draw.line(points, colour, 2 * SCALE, joint="curve")
+
+
+def main(names: list[str]) -> None:
+    """Write workflows/<name>.jpg for the named templates, or for all."""
+    photos = [Image.open(path).convert("RGB") for path in real_photos()]
+    for path in sorted(WORKFLOWS.glob("*.json")):
+        if not names or path.stem in names:
+            target = path.with_suffix(".jpg")
+            thumbnail(read_workflow(path), photos, path.stem.replace("_", " ").capitalize()).save(target, quality=88)
+            print(f"{target.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
