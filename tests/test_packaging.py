@@ -1,0 +1,188 @@
+"""The pack as a thing to install: its metadata, and which room may import which."""
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import troupe
+from loading import ROOT
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10; pytest brings tomli there
+    import tomli as tomllib
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+PACK = sorted([ROOT / "__init__.py", *(ROOT / "nodes").rglob("*.py"), *(ROOT / "model_patches").rglob("*.py")])
+MODULES = {path.relative_to(ROOT).as_posix(): path for path in PACK}
+COMES_WITH_COMFYUI = {"torch", "torchvision", "numpy", "einops", "safetensors", "transformers"}
+HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfy_config", "folder_paths", "server", "nodes", "execution", "app", "utils", "node_helpers"}
+
+# room -> rooms it may import; a room is the longest of these paths that a module lies under
+ROOMS = {
+    "model_patches/errors": set(),
+    "model_patches/attention": {"model_patches/errors"},
+    "model_patches/encoders": {"model_patches/errors", "model_patches/attention"},
+    "model_patches/prompt": {"model_patches/errors", "model_patches/subjects"},
+    "model_patches/subjects": {"model_patches/errors"},
+    "model_patches/checkpoints": {"model_patches", "model_patches/errors", "model_patches/attention", "model_patches/encoders"},
+    "model_patches": {"model_patches/errors", "model_patches/attention", "model_patches/encoders", "model_patches/prompt", "model_patches/subjects", "model_patches/checkpoints"},
+}
+BELOW_THE_HOSTS = {"model_patches", *ROOMS["model_patches"]}
+ROOMS |= {
+    "model_patches/hosts/comfyui": BELOW_THE_HOSTS,
+    "model_patches/hosts/diffusers": BELOW_THE_HOSTS,
+    "nodes": BELOW_THE_HOSTS | {"model_patches/hosts/comfyui"},
+    "__init__": {"nodes"},
+}
+OUTSIDE = {  # room -> packages it may import beside the standard library; the other rooms: COMES_WITH_COMFYUI
+    "model_patches/attention": {"torch", "einops"},
+    "model_patches/encoders": {"torch", "einops"},
+    "model_patches/hosts/comfyui": COMES_WITH_COMFYUI | HOST_MODULES,
+    "model_patches/hosts/diffusers": COMES_WITH_COMFYUI | {"diffusers", "open_clip", "accelerate", "PIL"},
+    "nodes": COMES_WITH_COMFYUI | HOST_MODULES,
+}
+
+
+def room_of(module: str) -> str:
+    """The room of a module path without suffix, such as 'model_patches/attention/relevance'."""
+    return max((room for room in ROOMS if module == room or module.startswith(f"{room}/")), key=len)
+
+
+def imports(path: Path) -> tuple[set[str], set[str]]:
+    """(top-level packages that a file imports from outside, modules of the pack that it imports as paths without suffix)."""
+    outside, inside = set(), set()
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            outside |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            outside.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = (*package[:len(package) - node.level + 1], *(node.module or "").split("."))
+            parts = tuple(part for part in base if part)
+            inside |= {"/".join(found) for found in ([*parts, alias.name] for alias in node.names) if _is_module(found)} or {"/".join(parts)}
+    return outside, inside
+
+
+def _is_module(parts: list[str]) -> bool:
+    place = ROOT.joinpath(*parts)
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+
+
+# ---- metadata ----------------------------------------------------------------------------------------------------------------------------
+
+def test_the_registry_takes_the_name_and_version():
+    name = PROJECT["name"]
+    assert re.fullmatch(r"[A-Za-z](?:[A-Za-z0-9]|[-_.](?![-_.]))*", name) and len(name) < 100
+    assert "comfyui" not in name.lower()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", PROJECT["version"])
+
+
+def test_the_registry_finds_what_it_asks_for():
+    assert PROJECT["urls"]["Repository"].startswith("https://github.com/")
+    assert PROJECT["license"] == {"file": "LICENSE"} and "GNU GENERAL PUBLIC LICENSE" in (ROOT / "LICENSE").read_text()
+    comfy = PYPROJECT["tool"]["comfy"]
+    assert comfy["PublisherId"] and comfy["DisplayName"] == "Troupe"
+    assert comfy["requires-comfyui"] == ">=0.3.64"
+    assert PROJECT["requires-python"] == ">=3.10"
+
+
+def test_requirements_are_in_step():
+    listed = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    assert [line for line in listed if line] == PROJECT["dependencies"]
+
+
+def test_no_version_of_what_the_host_brings_is_pinned():
+    every = PROJECT["dependencies"] + [line for extra in PROJECT["optional-dependencies"].values() for line in extra]
+    assert not [line for line in every if re.search(r"[=<>~!]", line)]
+
+
+def test_the_test_extra_holds_the_run_extra():
+    extras = PROJECT["optional-dependencies"]
+    assert f"{PROJECT['name']}[run]" in extras["test"]
+    assert {"torch", "torchvision", "diffusers", "transformers", "scikit-image"} <= set(extras["run"])
+    assert {"pytest", "ruff", "hypothesis"} <= set(extras["test"])
+
+
+def test_installing_puts_no_package_of_the_pack_on_the_path():
+    """An importable `nodes` would hide the host's nodes.py from the whole environment."""
+    assert PYPROJECT["tool"]["setuptools"] == {"packages": [], "py-modules": []}
+
+
+def test_the_changelog_has_this_version():
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert headings[0] == "Unreleased" and headings[1] == PROJECT["version"]
+
+
+def test_ci_runs_the_command_of_the_readme():
+    command = 'pip install -e ".[test]" && python -m pytest'
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith(f"\n{command}")
+    assert f"\n{command}\n" in (ROOT / "README.md").read_text()
+
+
+# ---- who imports whom --------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_one_way(module):
+    """nodes -> hosts -> the rest of model_patches -> encoders, attention -> torch, never back up."""
+    room = room_of(module.removesuffix(".py"))
+    outside, inside = imports(MODULES[module])
+    allowed = OUTSIDE.get(room, COMES_WITH_COMFYUI) | set(sys.stdlib_module_names)
+    assert outside <= allowed, f"{module} ({room}) may not import {sorted(outside - allowed)}"
+    wrong = {path for path in inside if (place := room_of(path)) != room and place not in ROOMS[room]}
+    assert not wrong, f"{module} ({room}) may not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_has_one_idea(module):
+    assert len(MODULES[module].read_text().splitlines()) <= 300
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_that_the_registry_refuses(module):
+    """No eval, no exec, no subprocess, no download: the pack is what it says."""
+    outside, _ = imports(MODULES[module])
+    assert not outside & {"subprocess", "urllib", "requests", "socket", "http"}
+    called = {node.func.id for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert not called & {"eval", "exec", "__import__", "print"}
+
+
+def test_the_pack_is_imported_without_a_host_and_without_torch():
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from loading import load_pack
+pack = load_pack()
+assert pack.comfy_entrypoint and pack.WEB_DIRECTORY
+assert not {{"torch", "comfy", "comfy_api", "nodes", "folder_paths"}} & set(sys.modules), "something heavy was imported"
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT / "tests")
+
+
+def test_everything_below_the_hosts_is_imported_without_a_host():
+    below = [module for module in MODULES if module.startswith("model_patches/") and not module.startswith("model_patches/hosts/")]
+    names = [module.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for module in below]
+    assert len(names) > 10
+    script = f"""
+import importlib, sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+for name in {sorted(HOST_MODULES | {"diffusers", "open_clip"})!r}:
+    sys.modules[name] = None  # importing it raises
+from loading import load_pack
+load_pack()
+for name in {names!r}:
+    importlib.import_module("troupe." + name)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT / "tests")
+
+
+def test_the_entry_point_is_what_the_host_calls():
+    assert inspect.iscoroutinefunction(troupe.comfy_entrypoint)
+    assert (ROOT / troupe.WEB_DIRECTORY / "docs").is_dir()
