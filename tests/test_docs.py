@@ -1,0 +1,154 @@
+"""README and help pages say what the code says."""
+from __future__ import annotations
+
+import ast
+import json
+import re
+from itertools import product
+
+import pytest
+from loading import ROOT
+from troupe.model_patches.checkpoints.catalogue import ADAPTERS, DEFAULT_ADAPTER, ENCODERS, VIT_H, VIT_L
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+NODES = json.loads((ROOT / "tests" / "golden" / "node_contract.json").read_text())["nodes"]
+PAGES = sorted((ROOT / "web" / "docs").glob("*.md"))
+SHORT = {encoder.name: encoder.name.split()[1].split("/")[0] for encoder in ENCODERS}  # 'CLIP ViT-H/14 (...)' -> 'ViT-H'
+
+
+def section(title: str) -> str:
+    """Text under a '## title' of the README."""
+    return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", README, re.M | re.S).group(1)
+
+
+def table(name: str) -> list[list[str]]:
+    """Cells of the table between '<!-- name' and '<!-- end of name -->', without its two head rows."""
+    text = re.search(rf"<!-- {name}.*?-->(.*?)<!-- end of {name} -->", README, re.S).group(1)
+    return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.strip().splitlines()][2:]
+
+
+# ---- models ------------------------------------------------------------------------------------------------------------------------------
+
+def test_the_adapter_table_is_the_catalogue():
+    wanted = [[f"[{f.name}]({f.link})", f.size, f.base, SHORT[f.encoder], f.licence] for f in ADAPTERS]
+    assert table("adapters") == wanted
+    assert {f.folder for f in ADAPTERS} == {"ipadapter"} and "All of them go into `models/ipadapter`" in README
+
+
+def test_the_encoder_table_is_the_catalogue():
+    needed = [e for e in ENCODERS if e is not VIT_L]  # no adapter of the table reads ViT-L
+    assert {f.encoder for f in ADAPTERS} == {e.name for e in needed}
+    assert table("encoders") == [[f"{SHORT[e.name]}: {e.name}", f"[{e.file.name}]({e.file.link})", e.file.size, e.file.licence] for e in needed]
+
+
+def test_the_download_before_the_first_step_adds_up():
+    gigabytes = {"GB": 1.0, "MB": 1e-3}
+    rows = re.findall(r"^\| (.+?) \| ([\d.]+) (GB|MB) \| `(\w+)` \|$", section("Models"), re.M)
+    assert [folder for *_, folder in rows] == ["checkpoints", "ipadapter", "clip_vision"]
+    total = sum(float(size) * gigabytes[unit] for _, size, unit, _ in rows)
+    assert f"**{total:.1f} GB** together" in README
+    for (what, size, unit, folder), file in zip(rows[1:], (DEFAULT_ADAPTER, VIT_H.file), strict=True):
+        assert what.startswith(file.name) and f"{size} {unit}" == file.size and folder == file.folder
+
+
+def test_every_file_the_dialog_cannot_fetch_has_its_line():
+    for file in (*ADAPTERS, *(e.file for e in ENCODERS if e is not VIT_L)):
+        if not file.link.endswith(".safetensors") or file.link.endswith("/model.safetensors"):
+            assert f"curl -L -o models/{file.folder}/{file.name} {file.link}\n" in README
+
+
+# ---- messages ----------------------------------------------------------------------------------------------------------------------------
+
+def written(node: ast.AST, names: dict[str, list[str]]) -> list[str]:
+    """What a string expression can read like, with … for everything that is put in at run time; `names`: local variables that hold strings."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return [node.value]
+    if isinstance(node, ast.JoinedStr):
+        return ["".join(parts) for parts in product(*(written(part, {}) for part in node.values))]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return [left + right for left, right in product(written(node.left, names), written(node.right, names))]
+    if isinstance(node, ast.IfExp):
+        return written(node.body, names) + written(node.orelse, names)
+    return names.get(node.id, ["…"]) if isinstance(node, ast.Name) else ["…"]
+
+
+def messages() -> list[str]:
+    """All strings of the pack's code, and its errors put together as errors.TroupeError does."""
+    found = []
+    for path in [*(ROOT / "nodes").rglob("*.py"), *(ROOT / "model_patches").rglob("*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found += [text for node in ast.walk(tree) if isinstance(node, (ast.Constant, ast.JoinedStr)) for text in written(node, {})]
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+            names: dict[str, list[str]] = {}
+            for node in ast.walk(function):
+                if isinstance(node, ast.Assign):
+                    left, right = node.targets[0], node.value
+                    both = isinstance(left, ast.Tuple) and isinstance(right, ast.Tuple)
+                    for name, value in zip(left.elts, right.elts, strict=True) if both else [(left, right)]:
+                        if isinstance(name, ast.Name):
+                            names.setdefault(name.id, []).extend(written(value, names))
+            for node in ast.walk(function):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "").endswith("Error") and len(node.args) == 3:
+                    found += [f"Expected {expected}, found {got}. {do}" for expected, got, do in product(*(written(a, names) for a in node.args))]
+    return [re.sub("…+", "…", message) for message in found]
+
+
+MESSAGES = messages()
+QUOTED = re.findall(r"^### `(.+)`$", section("Troubleshooting"), re.M)
+
+
+@pytest.mark.parametrize("quote", QUOTED)
+def test_a_quoted_message_exists(quote):
+    assert len(quote.replace("…", "")) > 20
+    assert any(quote in message or (quote.endswith("…") and quote[:-1] in message) for message in MESSAGES), "no code says this"
+
+
+def test_messages_are_quoted_at_all():
+    assert len(QUOTED) >= 15
+
+
+@pytest.mark.parametrize("do", ["TroupeError", "CheckpointError", "SubjectError", "MismatchError"])
+def test_the_readme_shows_no_class_names(do):
+    """Artists search for the sentence, which is what ComfyUI shows."""
+    assert do not in README
+
+
+# ---- help pages --------------------------------------------------------------------------------------------------------------------------
+
+def test_every_node_has_a_page_and_no_page_is_left_over():
+    assert {page.stem for page in PAGES} == set(NODES)
+
+
+@pytest.mark.parametrize("id", NODES)
+def test_a_page_explains_every_input(id):
+    text = (ROOT / "web" / "docs" / f"{id}.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# {NODES[id]['display_name']}\n")
+    assert "## Common mistakes\n" in text
+    cells = [cell for line in text.splitlines() if line.startswith("| `") for cell in re.findall(r"`(\w+)`", line.split("|")[1])]
+    explained = [cell for cell in cells if cell not in NODES["TroupeApplyImageAttention"]["inputs"][4]["options"]]
+    assert sorted(explained) == sorted(entry["id"] for entry in NODES[id]["inputs"])
+
+
+@pytest.mark.parametrize("id", NODES)
+def test_the_readme_links_every_page(id):
+    assert f"[{NODES[id]['display_name']}](web/docs/{id}.md)" in README
+
+
+# ---- links -------------------------------------------------------------------------------------------------------------------------------
+
+LINKS = [(page.name, link, page.parent / link.split("#")[0]) for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES]
+         for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")) if not re.match(r"https://|#", link)]
+
+
+@pytest.mark.parametrize(("page", "link", "target"), LINKS, ids=[f"{page}:{link}" for page, link, _ in LINKS])
+def test_a_link_leads_somewhere(page, link, target):
+    assert target.resolve().is_relative_to(ROOT) and target.exists()
+
+
+def test_links_within_the_readme():
+    headings = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", README, re.M)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
+
+
+def test_the_readme_begins_with_a_picture():
+    assert re.match(r"# Troupe\n\n!\[.+\]\(workflows/two_subjects\.jpg\)\n", README)
