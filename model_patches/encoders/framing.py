@@ -39,18 +39,10 @@ def frame(image: torch.Tensor, size: int, framing: str) -> torch.Tensor:
     framing: `pad` to a white square, `center` crop of the shorter side, or `stretch`.
     """
     h, w = image.shape[:2]
+    fitting = {"pad": max(h, w), "center": min(h, w)}.get(framing)  # the side that becomes `size`
+    h, w = (size, size) if fitting is None else (max(1, round(h * size / fitting)), max(1, round(w * size / fitting)))
     pixels = image.movedim(-1, 0).unsqueeze(0)  # 1, 3, H, W
-    if framing == "pad":
-        side = max(h, w)
-        top, left = (side - h) // 2, (side - w) // 2
-        pixels = pad(pixels, (left, side - w - left, top, side - h - top), value=WHITE)
-        target = (size, size)
-    elif framing == "center":
-        scale = size / min(h, w)
-        target = (max(size, round(scale * h)), max(size, round(scale * w)))
-    else:
-        target = (size, size)
-    if tuple(pixels.shape[-2:]) != target:
-        pixels = interpolate(pixels, size=target, mode="bicubic", antialias=True)
-    top, left = (pixels.shape[-2] - size) // 2, (pixels.shape[-1] - size) // 2
-    return pixels[0, :, top:top + size, left:left + size].movedim(0, -1).clamp(0, 1)
+    if tuple(pixels.shape[-2:]) != (h, w):
+        pixels = interpolate(pixels, size=(h, w), mode="bicubic", antialias=True)
+    top, left = -((h - size) // 2), -((w - size) // 2)  # white where positive, cut off where negative
+    return pad(pixels, (left, size - w - left, top, size - h - top), value=WHITE)[0].movedim(0, -1).clamp(0, 1)
