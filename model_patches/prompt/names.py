@@ -2,14 +2,18 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 WEIGHT = re.compile(r":\s*[-+]?\d*\.?\d+\s*(?=\)|$)")
 
 
+SPACELESS = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # scripts that write no spaces, or join particles to a noun
+
+
 def plain_words(text: str) -> str:
     """Lower case words with single spaces: emphasis and its numbers gone, escaped brackets kept as brackets, underscores as spaces."""
-    kept = text.replace("\\(", "\0").replace("\\)", "\1")
+    kept = unicodedata.normalize("NFC", text).replace("\\(", "\0").replace("\\)", "\1")
     kept = re.sub(r"[()]", " ", WEIGHT.sub(" ", kept))
     kept = kept.replace("\0", "(").replace("\1", ")").replace("_", " ")
     return " ".join(kept.lower().split())
@@ -20,9 +24,14 @@ def stands_in(name: str, prompt: str) -> bool:
     words = plain_words(name)
     if not words:
         return False
-    before = r"(?<!\w)" if re.match(r"\w", words) else ""
-    after = r"(?:e?s)?(?!\w)" if re.search(r"\w$", words) else ""
+    before = r"(?<!\w)" if _bounded(words[0]) else ""
+    after = r"(?:e?s)?(?!\w)" if _bounded(words[-1]) else ""
     return re.search(before + re.escape(words) + after, plain_words(prompt)) is not None
+
+
+def _bounded(letter: str) -> bool:
+    """Whether a word that begins or ends with this letter stands apart from the letters beside it."""
+    return re.match(r"\w", letter) is not None and SPACELESS.match(letter) is None
 
 
 def duplicate_warnings(names: Sequence[str], placed: Sequence[bool]) -> list[str]:
@@ -37,7 +46,10 @@ def duplicate_warnings(names: Sequence[str], placed: Sequence[bool]) -> list[str
             continue
         listed = ", ".join(map(str, numbers[:-1])) + f" and {numbers[-1]}"
         both, part = ("both", "half") if len(numbers) == 2 else ("all", f"1/{len(numbers)}")
-        sentences.append(f"Subjects {listed} are {both} called '{names[numbers[0] - 1]}': relevance cannot tell them apart, each gets {part} everywhere. Give each its own words, as in the prompt, or a box or region.")
+        sentences.append(
+            f"Subjects {listed} are {both} called '{names[numbers[0] - 1]}': relevance cannot tell them apart, each gets {part} everywhere. "
+            "Give each its own words, as in the prompt, or a box or region."
+        )
     return sentences
 
 
@@ -46,4 +58,7 @@ def missing_warnings(names: Sequence[str], prompts: Sequence[str]) -> list[str]:
     if not any(p.strip() for p in prompts):
         return []
     shown = " / ".join(" ".join(p.split())[:120] for p in prompts if p.strip())
-    return [f"Subject {n} '{name}' is not in the prompt ({shown}): its place is then a guess. Write the name into the prompt as it stands in 'name', or change the name." for n, name in enumerate(names, 1) if name.strip() and not any(stands_in(name, p) for p in prompts)]
+    return [
+        f"Subject {n} '{name}' is not in the prompt ({shown}): its place is then a guess. Write the name into the prompt as it stands in 'name', or change the name."
+        for n, name in enumerate(names, 1) if name.strip() and not any(stands_in(name, p) for p in prompts)
+    ]
