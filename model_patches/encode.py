@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import ceil
 from typing import Any, Protocol
 
 import torch
@@ -56,12 +57,11 @@ def encode_subjects(adapter: Any, cast: Cast, images: ImageEncoder | None, proje
     check_image_encoder(spec, images)
     name_tokens, empty = _encode_names(spec, cast, names)
     tokens, uncond, previews = _encode_photos(spec, cast, images, project, spec.framing if framing == "auto" else framing)
-    given = [s.name for s in cast.subjects]
-    for sentence in duplicate_warnings(given, [s.box is not None or s.region is not None for s in cast.subjects]) + missing_warnings(given, prompts):
+    for sentence in _doubts(cast, prompts, named=names is not None):
         warn(sentence)
-    if not cast.subjects:
-        warn("The cast is empty: the picture will be made without references. Add a subject with Add Subject.")
-    subjects = tuple(ReferenceSubject(s.name or f"subject {i + 1}", tokens[i], name_tokens[i], s.weight, s.start_percent, s.end_percent, s.region, s.box) for i, s in enumerate(cast.subjects))
+    subjects = tuple(
+        ReferenceSubject(s.name or f"subject {i + 1}", tokens[i], name_tokens[i], s.weight, s.start_percent, s.end_percent, s.region, s.box) for i, s in enumerate(cast.subjects)
+    )
     return References(adapter, subjects, uncond, empty, previews)
 
 
@@ -77,14 +77,25 @@ def check_image_encoder(spec: AdapterSpec, images: ImageEncoder | None) -> None:
 
 def prepare_photo(photo: Photo, size: int, framing: str) -> torch.Tensor:
     """One photo as the encoder sees it, [size, size, 3]: alpha and cut-out on white, cropped to the cut-out's box, framed."""
-    image = flatten_alpha(photo.image.unsqueeze(0))
+    image = flatten_alpha(photo.image.unsqueeze(0).float())
     if photo.cutout is not None:
         image = on_white(image, photo.cutout.unsqueeze(0).to(image))
         box = bounding_box(photo.cutout)
         if box is not None:
-            (h, w), (y, x) = photo.cutout.shape, (image.shape[1] / photo.cutout.shape[0], image.shape[2] / photo.cutout.shape[1])
-            image = image[:, int(box[0] * y):max(int(box[2] * y), int(box[0] * y) + 1), int(box[1] * x):max(int(box[3] * x), int(box[1] * x) + 1)]
-    return frame(image[0].float(), size, framing)
+            (top, left, bottom, right), (h, w) = box, photo.cutout.shape
+            y, x = image.shape[1] / h, image.shape[2] / w  # the mask may have another resolution
+            image = image[:, int(top * y):ceil(bottom * y), int(left * x):ceil(right * x)]
+    return frame(image[0], size, framing)
+
+
+def _doubts(cast: Cast, prompts: Sequence[str], named: bool) -> list[str]:
+    """A sentence for each thing that is allowed but probably not meant; names matter only where they are encoded."""
+    if not cast.subjects:
+        return ["The cast is empty: the picture will be made without references. Add a subject with Add Subject."]
+    names = [s.name for s in cast.subjects]
+    sentences = duplicate_warnings(names, [s.box is not None or s.region is not None for s in cast.subjects]) + missing_warnings(names, prompts) if named else []
+    nowhere = [f"{i} ('{s.name}')" if s.name else str(i) for i, s in enumerate(cast.subjects, 1) if s.region is not None and not bool(s.region.any())]
+    return sentences + [f"The region of subject {who} is black everywhere, so it acts nowhere. Paint white where it may appear, or unwire 'region'." for who in nowhere]
 
 
 def _known_as(images: ImageEncoder) -> str:
@@ -101,10 +112,12 @@ def _encode_names(spec: AdapterSpec, cast: Cast, names: NameEncoder | None) -> t
     *encoded, empty = names.encode([s.name for s in cast.subjects] + [""])
     width = empty.shape[-1]
     if width != spec.context_dim:
-        raise MismatchError(f"a CLIP for {spec.base} ({spec.context_dim} wide), as {spec.file} is", f"one {width} wide, for {base_name(width)}", "Wire the CLIP of the checkpoint that you sample with, or choose an adapter for it.")
-    for number, (subject, tokens) in enumerate(zip(cast.subjects, encoded), 1):
+        found, do = f"one {width} wide, for {base_name(width)}", "Wire the CLIP of the checkpoint that you sample with, or choose an adapter for it."
+        raise MismatchError(f"a CLIP for {spec.base} ({spec.context_dim} wide), as {spec.file} is", found, do)
+    for number, (subject, tokens) in enumerate(zip(cast.subjects, encoded, strict=True), 1):
         if not len(tokens):
-            raise SubjectError(f"a name with words in it for subject {number}", f"'{subject.name}', which the text encoder reads as nothing", "Type the noun as it stands in the prompt into 'name'.")
+            found = f"'{subject.name}', which the text encoder reads as nothing"
+            raise SubjectError(f"a name with words in it for subject {number}", found, "Type the noun as it stands in the prompt into 'name'.")
     return [t.float() for t in encoded], empty.float()
 
 
@@ -115,7 +128,7 @@ def _encode_photos(spec: AdapterSpec, cast: Cast, images: ImageEncoder, project:
     pictures = torch.stack(previews) if previews else torch.zeros(0, images.size, images.size, 3)
     features = images.encode(pictures, spec.encoder.kind, blank=not pooled)
     if pooled:  # published: the projection of a zero embedding; the others project the encoding of zero pixel values
-        features = torch.cat((features, torch.zeros_like(features[:1]) if len(features) else torch.zeros(1, images.pooled)))
+        features = torch.cat((features, features.new_zeros(1, images.pooled)))
     projected = project(features).float()
     *mine, uncond = projected.split([len(s.photos) for s in cast.subjects] + [1])
     return [tokens.mean(0) for tokens in mine], uncond[0], previews

@@ -59,7 +59,8 @@ class Cast:
     def add(self, subject: Subject) -> Cast:
         """A new cast with one more subject. Raises SubjectError beyond MAX_SUBJECTS."""
         if len(self.subjects) >= MAX_SUBJECTS:
-            raise SubjectError(f"at most {MAX_SUBJECTS} subjects in a cast", f"'{subject.name}' as number {len(self.subjects) + 1}", "Take a subject out of the chain, or make the picture in two passes.")
+            found = f"'{subject.name}' as number {len(self.subjects) + 1}"
+            raise SubjectError(f"at most {MAX_SUBJECTS} subjects in a cast", found, "Take a subject out of the chain, or make the picture in two passes.")
         return replace(self, subjects=self.subjects + (subject,))
 
 
@@ -120,7 +121,7 @@ def make_subject(name: str, images: list[Image | None], mask: Mask | None = None
     if region is not None:
         _check_finite(region, f"the region mask of {label}")
         region = region.reshape(-1, *region.shape[-2:]).amax(0).clamp(0, 1).float()
-    return Subject(name.strip(), tuple(Photo(p, c) for p, c in zip(photos, cutouts)), region=region, **rest)
+    return Subject(name.strip(), tuple(Photo(p, c) for p, c in zip(photos, cutouts, strict=True)), region=region, **rest)
 
 
 def _check_photo(photo: torch.Tensor, what: str) -> None:
@@ -134,7 +135,8 @@ def _check_photo(photo: torch.Tensor, what: str) -> None:
 
 def _check_finite(tensor: torch.Tensor, what: str) -> None:
     if not torch.isfinite(tensor).all():
-        raise SubjectError(f"{what} to be a picture of finite numbers", "NaN or infinite pixels", "Look at the node before this one: its output is broken (often a VAE in fp16). Load the photo from a file, or decode it in fp32.")
+        do = "Look at the node before this one: its output is broken (often a VAE in fp16). Load the photo from a file, or decode it in fp32."
+        raise SubjectError(f"{what} to be a picture of finite numbers", "NaN or infinite pixels", do)
 
 
 def _cutouts(mask: Mask | None, first_batch: int, total: int, label: str) -> list[torch.Tensor | None]:
