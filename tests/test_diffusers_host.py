@@ -306,7 +306,7 @@ def test_a_run_is_guidance_of_two_predictions():
     schedule.set_timesteps(1)
     sigma, t = schedule.sigmas[0], schedule.timesteps[0]
     noise = torch.randn(1, 4, 9, 12, generator=torch.manual_seed(8))
-    x = noise * schedule.init_noise_sigma
+    x = noise * (sigma**2 + 1) ** 0.5
 
     def prediction(role, prompt):
         return predict(unet, references, roles=(role,), percent=0.0, sample=x / (sigma**2 + 1) ** 0.5, timestep=t, encoder_hidden_states=prompt.embeds)

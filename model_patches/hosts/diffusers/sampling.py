@@ -50,7 +50,7 @@ def sample(unet: UNet2DConditionModel, scheduler: EulerDiscreteScheduler, positi
     context = join_prompts([p.embeds for p in prompts], settings.batch).to(device, unet.dtype)
     extra = size_condition(unet, prompts, settings)
     scheduler.set_timesteps(settings.steps, device=device)
-    latent = noise(unet, settings).to(device) * scheduler.init_noise_sigma
+    latent = noise(unet, settings).to(device) * (scheduler.sigmas[0].item() ** 2 + 1) ** 0.5  # ComfyUI's scale; diffusers' own depends on the spacing
     percents = [percent_of(t, scheduler) for t in scheduler.timesteps.tolist()]
     with ExitStack() as stack, torch.no_grad():
         attentions = [stack.enter_context(apply_image_attention(unet, references, widgets, roles)) for references, widgets in applied]

@@ -1,0 +1,229 @@
+"""ComfyUI and the embedded engine check each other: the same weights, references and inputs give the same numbers."""
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.usefixtures("host")
+TOLERANCE = 1e-4  # of the peak
+SIZE = (13, 20)  # latent cells, odd on purpose
+PIXELS = {"height": SIZE[0] * 8, "width": SIZE[1] * 8}
+
+
+def twin_unet(patcher, base):
+    """The diffusers UNet with the weights of a micro model of the host."""
+    import comfy.utils
+    from diffusers import UNet2DConditionModel
+
+    config = patcher.model.model_config.unet_config
+    names = comfy.utils.unet_to_diffusers({**config, **{k: list(config[k]) for k in ("transformer_depth", "transformer_depth_output")}})
+    width, context = config["model_channels"], config["context_dim"]
+    more = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": config["adm_in_channels"]} if base == "SDXL" else {}
+    unet = UNet2DConditionModel(sample_size=16, block_out_channels=(width, width), layers_per_block=1, cross_attention_dim=context,
+                                attention_head_dim=config["num_heads"], use_linear_projection=config["use_linear_in_transformer"],
+                                down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2, **more)
+    host = patcher.model.diffusion_model.state_dict()
+    renamed = {name: host[names[name]].view(value.shape) for name, value in unet.state_dict().items() if name in names}
+    embedding = {f"add_embedding.linear_{i + 1}.{k}": host[f"label_emb.0.{2 * i}.{k}"] for i in (0, 1) for k in ("weight", "bias")} if more else {}
+    unet.load_state_dict({**renamed, **embedding})
+    return unet.eval().requires_grad_(False)
+
+
+def schedule():
+    """Stable Diffusion's noise levels."""
+    from diffusers import EulerDiscreteScheduler
+
+    return EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+
+
+def embedded(references, state):
+    """The same references with the adapter's modules on plain torch."""
+    from troupe.model_patches.checkpoints.ip_adapter import build
+
+    return replace(references, adapter=build(state, "test.safetensors"))
+
+
+def both(base, text_gain=False):
+    from stage import stage
+
+    st = stage(base, text_gain)
+    for entries in (st.positive, st.negative):
+        entries[0][1].update(PIXELS)
+    return st, twin_unet(st.patcher, base)
+
+
+def host_calls(st, references, settings, **sampling):
+    """Inputs and outputs of every UNet call in a run of the host's KSampler."""
+    from stage import ksample
+
+    calls = []
+
+    def keep(unet, args, kwargs, output):
+        calls.append((args, kwargs, output))
+
+    hook = st.patcher.model.diffusion_model.register_forward_hook(keep, with_kwargs=True)
+    try:
+        ksample(*st.apply(references, settings), SIZE, steps=3, **sampling)
+    finally:
+        hook.remove()
+    return calls
+
+
+def compare(base, references_of, settings, text_gain=False, **sampling):
+    """Every call's prediction in both hosts; returns the percents of the calls in which the references acted."""
+    from troupe.model_patches.hosts.diffusers.encoders import Prompt
+    from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention
+    from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, percent_of, size_condition
+    from troupe.model_patches.layer_tokens import COND, UNCOND
+
+    st, unet = both(base, text_gain)
+    references = references_of(st)
+    acted = []
+    with apply_image_attention(unet, embedded(references, st.state), settings) as attention:
+        for (x, t, *_), kwargs, expected in host_calls(st, references, settings, **sampling):
+            order = kwargs["transformer_options"]["cond_or_uncond"]
+            attention.roles = tuple(UNCOND if i else COND for i in order)
+            percent = percent_of(float(t[0]), schedule())
+            attention.at(percent)
+            prompts = [Prompt(kwargs["context"][:1], (st.negative if i else st.positive)[0][1]["pooled_output"]) for i in order]
+            given = {"encoder_hidden_states": kwargs["context"], "added_cond_kwargs": size_condition(unet, prompts, SamplingSettings(**PIXELS, batch=len(x) // len(order)))}
+            found = unet(x, t, **given).sample
+            assert (found - expected).abs().max() < TOLERANCE * expected.abs().max()
+            attention.roles = (None,) * len(order)
+            without = unet(x, t, **given).sample
+            effect = float((without - expected).abs().max() / expected.abs().max())
+            assert effect < TOLERANCE or effect > 100 * TOLERANCE, "the references' effect is too small to be compared"
+            if effect > TOLERANCE:
+                acted.append(round(percent, 2))
+    return acted
+
+
+@pytest.mark.parametrize("base", ["SD15", "SD20", "SDXL"])
+@pytest.mark.parametrize("merge", ["relevance", "joint"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_predictions(base, merge, count):
+    from stage import settings
+
+    assert compare(base, lambda st: st.references(count), settings(merge, 1.0)) == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("merge", ["relevance", "paper", "uniform", "add"])
+def test_predictions_with_everything_on(merge):
+    """Trained gain, weights, a region, a box, sharpness, background, a batch of two."""
+    from stage import settings
+    from troupe.model_patches.subjects import Box
+
+    def references(st):
+        return st.references(3, weights=[1.0, 0.5, 1.5], regions=[None, torch.eye(40)[:, :33], None], boxes=[Box(0.1, 0.2, 0.5, 0.6), None, None])
+
+    assert compare("SDXL", references, settings(merge, 1.0, 2.0, 0.5, box_feather=0.1, box_strength=0.8), True, batch=2) == [0.0, 0.5, 1.0]
+
+
+def test_ranges_begin_and_end_in_the_same_steps():
+    from stage import settings
+
+    ranges = [(0.0, 0.7), (0.4, 0.7)]
+    assert compare("SD15", lambda st: st.references(2, ranges=ranges), settings(weight=1.0)) == [0.0, 0.5]
+    assert compare("SD15", lambda st: st.references(2), settings(weight=1.0, start_percent=0.6)) == [1.0]
+
+
+@pytest.mark.parametrize("base, cfg", [("SD15", 5.0), ("SDXL", 5.0), ("SD15", 1.0)])
+def test_whole_runs(base, cfg):
+    """Noise, schedule, guidance and steps too: 4 steps, whose timesteps (999, 666, 333, 0) both hosts have exactly."""
+    from stage import ksample, settings
+    from troupe.model_patches.hosts.diffusers.encoders import Prompt
+    from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample
+
+    st, unet = both(base)
+    references, chosen = st.references(2), settings(weight=1.0)
+    expected = ksample(*st.apply(references, chosen), SIZE, 2, 4, cfg, seed=6)
+    expected = st.patcher.model.process_latent_in(expected)  # the host hands latents on without the VAE's factor
+    prompts = [Prompt(entries[0][0], entries[0][1]["pooled_output"]) for entries in (st.positive, st.negative)]
+    found = sample(unet, schedule(), *prompts, SamplingSettings(**PIXELS, steps=4, cfg=cfg, seed=6, batch=2), [(embedded(references, st.state), chosen)])
+    assert (found - expected).abs().max() < TOLERANCE * expected.abs().max()
+
+
+# ---- encoders -----------------------------------------------------------------------------------------------------------------------------
+
+
+def text_twin(tower, hidden_act, projection):
+    """The transformers model with the weights of one of the host's text encoders."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    state = {name: value.float() for name, value in tower.transformer.state_dict().items()}
+    width = state["text_model.final_layer_norm.weight"].shape[0]
+    config = CLIPTextConfig(hidden_size=width, intermediate_size=64, num_hidden_layers=3, num_attention_heads=width // 64,
+                            hidden_act=hidden_act, projection_dim=width, eos_token_id=49407)
+    if projection:
+        return loaded(CLIPTextModelWithProjection(config), state)
+    return loaded(CLIPTextModel(config), {name.removeprefix("text_model."): value for name, value in state.items() if "text_projection" not in name})
+
+
+def loaded(model, state):
+    wanted = set(model.state_dict()) - {name for name in model.state_dict() if name.endswith("position_ids")}
+    model.load_state_dict({name: value for name, value in state.items() if name in wanted}, strict=False)
+    assert not wanted - set(state)
+    return model
+
+
+def texts(kind):
+    """(the host's CLIP, our ClipTexts) with the same weights."""
+    import tiny_models
+    from troupe.model_patches.hosts.diffusers.encoders import ClipTexts
+
+    clip = tiny_models.tiny_clip(kind)
+    inner = clip.cond_stage_model
+    if kind == "sd15":
+        return clip, ClipTexts.sd15(text_twin(inner.clip_l, "quick_gelu", False))
+    if kind == "sd20":
+        return clip, ClipTexts.sd2(text_twin(inner.clip_h, "gelu", False))
+    return clip, ClipTexts.sdxl(text_twin(inner.clip_l, "quick_gelu", False), text_twin(inner.clip_g, "gelu", True))
+
+
+def close(found, expected):
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < TOLERANCE * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sd20", "sdxl"])
+def test_names_and_prompts(kind):
+    from troupe.model_patches.hosts.comfyui.encoders import HostNameEncoder
+
+    clip, ours = texts(kind)
+    names = ["cat", "Red  Fox", "(plush toy:1.3)", r"robot \(old\)", "garçon's 2nd bicycle!", ""]
+    for found, expected in zip(ours.encode(names), HostNameEncoder(clip).encode(names), strict=True):
+        close(found, expected)
+    for prompt in ["", "a photo of a cat and a dog", "a (very (red:1.4)) fox, (low) light \\(dusk\\)", "one two three, " * 30 + "(a bright end:0.6)"]:
+        embeds, pooled = clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True)
+        found = ours.encode_prompt(prompt)
+        close(found.embeds, embeds)
+        if kind == "sdxl":
+            close(found.pooled, pooled)
+
+
+def test_prompt_notation_at_random():
+    from comfy.sd1_clip import escape_important, token_weights, unescape_important
+    from troupe.model_patches.prompt.emphasis import weighted_parts
+
+    dice = random.Random(1)
+    for _ in range(5000):
+        prompt = "".join(dice.choice(["(", ")", ":", "1.2", "cat", "\\(", "\\)", " ", "a:2"]) for _ in range(dice.randint(0, 10)))
+        expected = [(unescape_important(text), weight) for text, weight in token_weights(escape_important(prompt), 1.0) if text]
+        assert weighted_parts(prompt) == expected, prompt
+
+
+def test_photos(tmp_path):
+    import tiny_models
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+    from troupe.model_patches.hosts.comfyui.encoders import HostImageEncoder
+    from troupe.model_patches.hosts.diffusers.encoders import ClipImages
+
+    vision = tiny_models.tiny_clip_vision(tmp=str(tmp_path / "vision.json"))
+    config = CLIPVisionConfig(hidden_size=32, image_size=32, intermediate_size=64, num_attention_heads=4, num_hidden_layers=3, patch_size=8, projection_dim=16, hidden_act="gelu")
+    host, ours = HostImageEncoder(vision), ClipImages(loaded(CLIPVisionModelWithProjection(config), {name: value.float() for name, value in vision.model.state_dict().items()}))
+    assert (host.size, host.hidden, host.pooled) == (ours.size, ours.hidden, ours.pooled) == (32, 32, 16)
+    pictures = torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(1))
+    for kind in ("pooled", "penultimate"):
+        for given, blank in ((pictures, False), (pictures, True), (pictures[:0], True)):
+            close(ours.encode(given, kind, blank), host.encode(given, kind, blank))
