@@ -32,7 +32,7 @@ def rows_of_chunks(rows: int, batch: int, indices: Sequence[int], repeated: Sequ
         if rest or chunks == unconds:
             return None
         copies = [1 if i == 1 else many for i in indices]
-    if sum(copies) * each != rows:
+    if min(copies) < 1 or sum(copies) * each != rows:
         return None
     starts = [each * sum(copies[:i]) for i in range(chunks)]
     return tuple((start, each * n) for start, n in zip(starts, copies))
