@@ -1,0 +1,158 @@
+"""Photos, names and prompts of the embedded engine, on tiny random CLIP models."""
+import numpy as np
+import pytest
+import safetensors.torch
+import tiny_diffusers as tiny
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+from troupe.model_patches.errors import SubjectError
+from troupe.model_patches.hosts.diffusers.encoders import BOS, EOS, ClipImages, ClipTexts, encode_references, load_adapter, pixel_values, prompt_chunks
+from troupe.model_patches.subjects import Cast, make_subject
+
+A, CAT, RED, FOX, OPEN, CLOSE = 320, 2368, 736, 3240, 263, 264  # in CLIP's vocabulary
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def text_model(width=32, projection=0, layers=3, seed=0):
+    torch.manual_seed(seed)
+    config = CLIPTextConfig(hidden_size=width, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=4, projection_dim=projection or width, eos_token_id=EOS)
+    return (CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)).eval()
+
+
+def vision_model():
+    torch.manual_seed(1)
+    config = CLIPVisionConfig(hidden_size=32, image_size=32, intermediate_size=64, num_attention_heads=4, num_hidden_layers=3, patch_size=8, projection_dim=tiny.EMBED)
+    return CLIPVisionModelWithProjection(config).eval()
+
+
+# ---- tokens -------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt, tokens", [
+    ("", []), ("cat", [CAT]), ("Red  FOX", [RED, FOX]), ("(cat:1.2)", [CAT]), ("((red) fox)", [RED, FOX]),
+])
+def test_tokens_of_a_prompt(prompt, tokens):
+    assert [[token for token, _ in chunk] for chunk in prompt_chunks(prompt)] == [[BOS, *tokens, EOS]]
+
+
+def test_weights_and_brackets_to_be_read():
+    assert prompt_chunks("a (cat:1.2) \\(red\\) fox")[0][1:-1] == [(A, 1.0), (CAT, 1.2), (OPEN, 1.0), (RED, 1.0), (CLOSE, 1.0), (FOX, 1.0)]
+
+
+def test_long_prompts_go_on_in_a_second_chunk():
+    chunks = prompt_chunks("cat " * 80)
+    assert [len(c) for c in chunks] == [77, 7] and all(c[0] == (BOS, 1.0) and c[-1] == (EOS, 1.0) for c in chunks)
+    chunks = prompt_chunks("cat " * 72 + "(red fox red fox:1.1)")  # four tokens do not fit into the three that are left: they stay together
+    assert [len(c) for c in chunks] == [74, 6] and chunks[1][1:-1] == [(RED, 1.1), (FOX, 1.1)] * 2
+
+
+# ---- names and prompts --------------------------------------------------------------------------------------------------------------------
+
+
+def states(model, chunk, padding):
+    """All hidden states of one padded chunk, computed layer by layer; the last one without the final norm."""
+    inner = getattr(model, "text_model", model)
+    ids = torch.tensor([chunk + [padding] * (77 - len(chunk))])
+    x = inner.embeddings(input_ids=ids)
+    mask = torch.full((77, 77), float("-inf")).triu(1)[None, None]
+    found = [x]
+    for block in inner.encoder.layers:
+        x = block(x, mask)
+        found.append(x)
+    return found, inner.final_layer_norm
+
+
+def expected_states(kind, models, chunk):
+    if kind == "sdxl":
+        (low, _), (big, _) = states(models[0], chunk, EOS), states(models[1], chunk, 0)
+        return torch.cat((low[-2], big[-2]), -1)[0]
+    found, norm = states(models[0], chunk, EOS if kind == "sd15" else 0)
+    return norm(found[-1] if kind in ("sd15", "sd2 without its last layer") else found[-2])[0]
+
+
+KINDS = {
+    "sd15": (lambda: [text_model()], ClipTexts.sd15),
+    "sd2": (lambda: [text_model()], ClipTexts.sd2),
+    "sd2 without its last layer": (lambda: [text_model(layers=23)], ClipTexts.sd2),
+    "sdxl": (lambda: [text_model(), text_model(48, 48, seed=1)], ClipTexts.sdxl),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_are_cut_out_of_the_right_layer(kind):
+    make, texts = KINDS[kind]
+    models = make()
+    cat, fox, empty = texts(*models).encode(["cat", "(red fox:1.5)", ""])
+    assert [len(t) for t in (cat, fox, empty)] == [1, 2, 76]
+    for found, chunk in ((cat, [BOS, CAT, EOS]), (fox, [BOS, RED, FOX, EOS]), (empty, [BOS, EOS])):
+        torch.testing.assert_close(found, expected_states(kind, models, chunk)[1:1 + len(found)], rtol=1e-4, atol=1e-5)
+
+
+def test_prompts_with_weights():
+    models = KINDS["sdxl"][0]()
+    texts = ClipTexts.sdxl(*models)
+    found = texts.encode_prompt("red (fox:1.5)")
+    plain, empty = expected_states("sdxl", models, [BOS, RED, FOX, EOS]), expected_states("sdxl", models, [BOS, EOS])
+    expected = plain.clone()
+    expected[2] = empty[2] + 1.5 * (plain[2] - empty[2])
+    torch.testing.assert_close(found.embeds[0], expected, rtol=1e-4, atol=1e-5)
+    hidden, norm = states(models[1], [BOS, RED, FOX, EOS], 0)
+    torch.testing.assert_close(found.pooled, models[1].text_projection(norm(hidden[-1])[:, 3]), rtol=1e-4, atol=1e-5)
+    assert texts.encode_prompt("cat " * 80).embeds.shape == (1, 154, 80)
+    assert ClipTexts.sd15(models[0]).encode_prompt("cat").pooled is None
+
+
+def test_a_name_has_one_chunk():
+    with pytest.raises(SubjectError, match="at most 75 tokens"):
+        ClipTexts.sd15(text_model()).encode(["cat " * 76])
+    assert len(ClipTexts.sd15(text_model()).encode(["cat " * 75])[0]) == 75
+
+
+# ---- photos -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_pixel_values_are_clips_own_preprocessing():
+    """Against the 8-bit picture in numpy, with CLIP's published mean and deviation."""
+    pictures = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(2)) * 1.2 - 0.1
+    bytes_ = np.clip(np.rint(pictures.double().numpy() * 255), 0, 255).astype(np.uint8)
+    expected = (bytes_ / 255.0 - [0.48145466, 0.4578275, 0.40821073]) / [0.26862954, 0.26130258, 0.27577711]
+    torch.testing.assert_close(pixel_values(pictures), torch.from_numpy(expected.transpose(0, 3, 1, 2)).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_encoder_outputs():
+    model = vision_model()
+    images = ClipImages(model)
+    assert (images.size, images.hidden, images.pooled) == (32, 32, tiny.EMBED)
+    pictures = torch.rand(40, 32, 32, 3, generator=torch.Generator().manual_seed(3))  # more than one call of the model
+    inner = model.vision_model
+    x = inner.pre_layrnorm(inner.embeddings(torch.cat((pixel_values(pictures), torch.zeros(1, 3, 32, 32)))))
+    x = inner.encoder.layers[1](inner.encoder.layers[0](x, None), None)
+    torch.testing.assert_close(images.encode(pictures, "penultimate", True), x, rtol=1e-4, atol=1e-5)
+    pooled = model.visual_projection(inner.post_layernorm(inner.encoder.layers[2](x, None)[:, 0]))
+    torch.testing.assert_close(images.encode(pictures, "pooled", False), pooled[:-1], rtol=1e-4, atol=1e-5)
+    assert images.encode(pictures[:0], "pooled", False).shape == (0, tiny.EMBED)
+    assert images.encode(pictures[:0], "penultimate", True).shape == (1, 17, 32)
+
+
+def test_references_from_a_file_and_photos(tmp_path):
+    """File, photos and names to References; several photos of a subject are averaged after the projection."""
+    path = tmp_path / "tiny.safetensors"
+    state = {name: value.half() for name, value in tiny.adapter_state([32, 64]).items()}
+    safetensors.torch.save_file(state, path)
+    adapter = load_adapter(path)
+    assert {p.dtype for module in (adapter.projection, adapter.layers) for p in module.parameters()} == {torch.float32}
+    g = torch.Generator().manual_seed(4)
+    photos = torch.rand(3, 32, 32, 3, generator=g)
+    cast = Cast((make_subject("cat", [photos[:2]]), make_subject("red fox", [photos[2:]])))
+    images = ClipImages(vision_model())
+    references = encode_references(adapter, cast, images, ClipTexts.sd15(text_model(tiny.CONTEXT)))
+    tokens = adapter.projection(images.encode(photos, "pooled", False))
+    torch.testing.assert_close(references.subjects[0].tokens, tokens[:2].mean(0))
+    torch.testing.assert_close(references.subjects[1].tokens, tokens[2])
+    torch.testing.assert_close(references.uncond_tokens, adapter.projection(torch.zeros(1, tiny.EMBED))[0])
+    assert [len(s.name_tokens) for s in references.subjects] == [1, 2] and references.uncond_name_tokens.shape == (76, tiny.CONTEXT)
