@@ -145,6 +145,12 @@ def test_a_link_leads_somewhere(page, link, target):
     assert target.resolve().is_relative_to(ROOT) and target.exists()
 
 
+def test_a_link_that_shows_a_path_leads_there():
+    shown = [(text, link) for text, link in re.findall(r"\[([\w./]+/[\w./]+)\]\(([^)#\s]+)\)", README)]
+    assert len(shown) > 5
+    assert not [(text, link) for text, link in shown if text != link and not link.startswith(f"{text}/")]
+
+
 def test_links_within_the_readme():
     headings = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", README, re.M)}
     assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
