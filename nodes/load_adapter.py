@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..model_patches.errors import TroupeError
 from ..model_patches.hosts.comfyui import adapters
 from .types import CATEGORY, Adapter
 
@@ -23,16 +22,11 @@ class LoadAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, adapter_name: str, clip_vision_name: str) -> bool | str:
-        try:
-            adapters.adapter_path(adapter_name)
-            adapters.check_clip_vision_name(clip_vision_name)
-        except TroupeError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, adapter_name: str | None, clip_vision_name: str | None) -> bool | str:
+        return adapters.invalid_names(adapter_name, clip_vision_name) or True
 
     @classmethod
-    def fingerprint_inputs(cls, adapter_name: str, clip_vision_name: str) -> str:
+    def fingerprint_inputs(cls, adapter_name: str | None, clip_vision_name: str | None) -> str:
         return adapters.fingerprint(adapter_name)
 
     @classmethod

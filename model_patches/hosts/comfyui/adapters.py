@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.clip_vision
 import comfy.model_management
@@ -15,9 +15,10 @@ import folder_paths
 import torch
 
 from ...adapter import AdapterSpec, EncoderNeed
-from ...checkpoints.catalogue import DEFAULT_ADAPTER, published, where_to_get
+from ...checkpoints.catalogue import DEFAULT_ADAPTER, encoder_of_width, published, where_to_get
 from ...checkpoints.files import EXTENSIONS, read_shapes, read_state
 from ...checkpoints.ip_adapter import build
+from ...encode import check_image_encoder
 from ...errors import CheckpointError
 
 FOLDERS = ("ipadapter", "gligen", "subject_adapters")
@@ -33,7 +34,7 @@ class HostAdapter:
     projection_patcher: Any
     layers_patcher: Any
     clip_vision_name: str = AUTO
-    _vision: list = field(default_factory=list, repr=False)
+    _vision: dict = field(default_factory=dict, repr=False)  # (path, modified) -> CLIP_VISION, at most one
 
     @property
     def key(self) -> str:
@@ -47,17 +48,24 @@ class HostAdapter:
         return patcher.model(features.to(patcher.load_device, torch.float32)).to(comfy.model_management.intermediate_device())
 
     def clip_vision(self) -> Any | None:
-        """The host's CLIP_VISION for this adapter: the chosen file, or one of the needed widths; loaded at first use, None where there is none."""
-        if not self._vision:
-            name = find_clip_vision(self.spec.encoder) if self.clip_vision_name == AUTO else self.clip_vision_name
-            if name in (None, NONE):
-                return None
-            path = folder_paths.get_full_path("clip_vision", name)
-            loaded = comfy.clip_vision.load(path) if path else None
-            if loaded is None:
-                raise CheckpointError("a CLIP vision encoder that ComfyUI knows", f"'{name}'" + ("" if path else ", which is gone"), f"Set 'clip_vision_name' to auto; {self.spec.encoder.describe()} is needed.")
-            self._vision.append(loaded)
-        return self._vision[0]
+        """The host's CLIP_VISION for this adapter: the chosen file, or one of the needed widths; loaded at first use, None where there is none.
+
+        Raises:
+            MismatchError, CheckpointError: the chosen file is of other widths, gone, damaged or no encoder.
+        """
+        name = find_clip_vision(self.spec.encoder) if self.clip_vision_name == AUTO else self.clip_vision_name
+        if name in (None, NONE):
+            return None
+        check_clip_vision_name(name)
+        path = folder_paths.get_full_path("clip_vision", name)
+        file = (path, os.stat(path).st_mtime_ns)
+        if file not in self._vision:
+            widths = encoder_widths(*file)
+            if widths is not None:
+                check_image_encoder(self.spec, widths)  # from the file's headers, before gigabytes are read
+            self._vision.clear()
+            self._vision[file] = _load_clip_vision(path, name, self.spec.encoder)
+        return self._vision[file]
 
 
 def register_folders() -> None:
@@ -93,7 +101,8 @@ def adapter_path(name: str) -> str:
     path = folder_paths.get_full_path(folder, rest) if folder in FOLDERS and rest else None
     if path is None:
         known = published(name) or DEFAULT_ADAPTER
-        raise CheckpointError(f"the adapter file '{name}'", "no such file in models/ipadapter, models/gligen or models/subject_adapters", f"{where_to_get(known)}, then press R to refresh the list.")
+        found = "no such file in models/ipadapter, models/gligen or models/subject_adapters"
+        raise CheckpointError(f"the adapter file '{name}'", found, f"{where_to_get(known)}, then press R to refresh the list.")
     return path
 
 
@@ -104,10 +113,22 @@ def load_adapter(name: str, clip_vision_name: str = AUTO) -> HostAdapter:
     return HostAdapter(adapter.spec, adapter.id, _patcher(adapter.projection), _patcher(adapter.layers), clip_vision_name.replace("\\", "/"))
 
 
-def fingerprint(name: str) -> str:
+def invalid_names(adapter_name: str | None, clip_vision_name: str | None = AUTO) -> str | None:
+    """The sentence about the first combo value that names no file, else None. A value that comes over a wire is None until the graph runs."""
+    try:
+        if adapter_name is not None:
+            adapter_path(adapter_name)
+        if clip_vision_name is not None:
+            check_clip_vision_name(clip_vision_name)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def fingerprint(name: str | None) -> str:
     """Changes when the file behind a combo value does."""
     try:
-        stat = os.stat(adapter_path(name))
+        stat = os.stat(adapter_path(name or ""))
     except (CheckpointError, OSError):
         return f"{name}: missing"
     return f"{name}:{stat.st_size}:{stat.st_mtime_ns}"
@@ -117,19 +138,41 @@ def find_clip_vision(need: EncoderNeed) -> str | None:
     """The first file of models/clip_vision whose headers show an encoder of the needed widths, whatever it is called."""
     for name in folder_paths.get_filename_list("clip_vision"):
         path = folder_paths.get_full_path("clip_vision", name)
-        if path and need.fits(*_widths(path, os.stat(path).st_mtime_ns)):
+        widths = encoder_widths(path, os.stat(path).st_mtime_ns) if path else None
+        if widths and need.fits(*widths):
             return name
     return None
 
 
+class EncoderWidths(NamedTuple):
+    """Of a CLIP vision encoder: its hidden states and its pooled, projected embedding."""
+
+    hidden: int
+    pooled: int
+
+
 @lru_cache(maxsize=256)
-def _widths(path: str, modified: int) -> tuple[int, int]:
-    """(hidden, pooled) widths of an encoder file, in the transformers or the open_clip layout; (0, 0) where it is neither."""
+def encoder_widths(path: str, modified: int) -> EncoderWidths | None:
+    """Widths of an encoder file, in the transformers or the open_clip layout; None where it is neither."""
     shapes = read_shapes(path)
     for hidden, pooled, axis in (("vision_model.embeddings.class_embedding", "visual_projection.weight", 0), ("visual.class_embedding", "visual.proj", 1)):
-        if hidden in shapes and pooled in shapes:
-            return shapes[hidden][0], shapes[pooled][axis]
-    return 0, 0
+        if len(shapes.get(hidden, ())) == 1 and len(shapes.get(pooled, ())) == 2:
+            return EncoderWidths(shapes[hidden][0], shapes[pooled][axis])
+    return None
+
+
+def _load_clip_vision(path: str, name: str, need: EncoderNeed) -> Any:
+    """The host's CLIP_VISION in a file. Raises CheckpointError where there is none."""
+    known = encoder_of_width(need.kind, need.width)
+    fetch = f"{where_to_get(known.file)}, then set 'clip_vision_name' to auto." if known else "Set 'clip_vision_name' to auto."
+    try:
+        loaded = comfy.clip_vision.load(path)
+    except Exception as error:  # every reader has exceptions of its own for a damaged file
+        found = f"a file that could not be read ({type(error).__name__})"
+        raise CheckpointError(f"{need.describe()} in models/clip_vision/{name}", found, f"It was probably cut off: delete it. {fetch}") from error
+    if loaded is None:
+        raise CheckpointError(f"{need.describe()} in models/clip_vision/{name}", "a file that ComfyUI does not know as a CLIP vision encoder", fetch)
+    return loaded
 
 
 def _patcher(module: torch.nn.Module) -> Any:

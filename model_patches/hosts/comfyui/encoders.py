@@ -13,6 +13,7 @@ from ...errors import MismatchError, SubjectError
 BATCH = 32  # photos in one encoder call
 BOS_LENGTH = 1
 EOS = 49407  # in CLIP's vocabulary
+CLIP_STREAMS = {"l", "g", "h"}  # the host's names of CLIP-L, OpenCLIP bigG and OpenCLIP H
 
 
 class HostImageEncoder:
@@ -25,7 +26,8 @@ class HostImageEncoder:
             self.hidden = model.vision_model.encoder.layers[0].layer_norm1.weight.shape[0]
             self.pooled = model.visual_projection.weight.shape[0]
         except AttributeError:
-            raise MismatchError("a CLIP vision encoder (ViT-H or ViT-bigG)", f"an encoder of another kind ({type(getattr(clip_vision, 'model', clip_vision)).__name__})", "Load a CLIP vision file with Load CLIP Vision, or leave the input unwired.") from None
+            found = f"an encoder of another kind ({type(getattr(clip_vision, 'model', clip_vision)).__name__})"
+            raise MismatchError("a CLIP vision encoder (ViT-H or ViT-bigG)", found, "Load a CLIP vision file with Load CLIP Vision, or leave the input unwired.") from None
         self._vision = clip_vision
 
     def encode(self, pictures: torch.Tensor, kind: str, blank: bool) -> torch.Tensor:
@@ -35,7 +37,7 @@ class HostImageEncoder:
         device, done = vision.load_device, comfy.model_management.intermediate_device()
         pixels = comfy.clip_vision.clip_preprocess(pictures.to(device), size=self.size, mean=vision.image_mean, std=vision.image_std, crop=True).float()
         if blank:
-            pixels = torch.cat((pixels, torch.zeros_like(pixels[:1]) if len(pixels) else pixels.new_zeros(1, 3, self.size, self.size)))
+            pixels = torch.cat((pixels, pixels.new_zeros(1, 3, self.size, self.size)))
         found = []
         for part in pixels.split(BATCH) if len(pixels) else ():
             _, penultimate, pooled, _ = vision.model(pixel_values=part, intermediate_output=-2)
@@ -54,11 +56,15 @@ class HostNameEncoder:
         """See `encode.NameEncoder`; one pass for all names."""
         chunks = [self._tokenize(name) for name in names]
         rows = self._encode(chunks)
-        return [row[BOS_LENGTH:] if not name.strip() else row[BOS_LENGTH:BOS_LENGTH + _length(chunk)] for name, chunk, row in zip(names, chunks, rows)]
+        ends = [BOS_LENGTH + _length(chunk) if name.strip() else None for name, chunk in zip(names, chunks, strict=True)]
+        return [row[BOS_LENGTH:end] for row, end in zip(rows, ends, strict=True)]
 
     def _tokenize(self, name: str) -> dict[str, list]:
         """One 77-token chunk in each of the encoder's streams, emphasis read as in a prompt and then dropped."""
         streams = self._clip.tokenize(name)
+        if not streams.keys() <= CLIP_STREAMS:
+            found = f"a text encoder of another kind ({', '.join(streams)})"
+            raise MismatchError("the CLIP of an SD1.5, SD2 or SDXL checkpoint", found, "Wire the CLIP of the checkpoint that you sample with.")
         if any(len(chunks) != 1 for chunks in streams.values()):
             raise SubjectError("a name of at most 75 tokens", f"'{name[:40]}...', which is longer", "Use the few words that name the subject in the prompt.")
         return {stream: [(token, 1.0) for token, *_ in chunks[0]] for stream, chunks in streams.items()}

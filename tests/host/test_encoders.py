@@ -1,0 +1,256 @@
+"""The host's CLIP and CLIP vision behind our interfaces: the same numbers as the host's own calls, in one pass."""
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import published
+import pytest
+import safetensors.torch
+import tiny_models
+import torch
+from troupe.model_patches.adapter import EncoderNeed
+from troupe.model_patches.encoders.framing import frame
+from troupe.model_patches.errors import MismatchError, SubjectError
+
+EOS = 49407
+NAMES = ["cat", "red-haired girl", r"rem \(re:zero\)", "red_haired_girl", "少女"]
+
+
+@pytest.fixture(scope="module", params=["sd15", "sd20", "sdxl"])
+def clip(request, host):
+    return tiny_models.tiny_clip(request.param)
+
+
+@pytest.fixture(scope="module")
+def vision(host, tmp_path_factory):
+    return tiny_models.tiny_clip_vision(tmp=str(tmp_path_factory.mktemp("vision") / "config.json"))
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Counts the calls of a method: counted(owner, "name") -> a list that grows."""
+    def count(owner, name):
+        calls, original = [], getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs))
+        return calls
+
+    return count
+
+
+def name_encoder(clip):
+    from troupe.model_patches.hosts.comfyui.encoders import HostNameEncoder
+
+    return HostNameEncoder(clip)
+
+
+def image_encoder(vision):
+    from troupe.model_patches.hosts.comfyui.encoders import HostImageEncoder
+
+    return HostImageEncoder(vision)
+
+
+def alone(clip, name):
+    """The host's own encoding of one bare name: all 77 rows, and how many tokens the name has."""
+    tokens = {stream: [[(entry[0], 1.0) for entry in chunk] for chunk in chunks] for stream, chunks in clip.tokenize(name).items()}
+    ids = [token for token, _ in next(iter(tokens.values()))[0]]
+    return clip.encode_from_tokens(tokens)[0], ids.index(EOS, 1) - 1
+
+
+# ---- names ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_encoded_as_each_of_them_alone(clip):
+    *encoded, empty = name_encoder(clip).encode([*NAMES, ""])
+    for name, tokens in zip(NAMES, encoded, strict=True):
+        rows, length = alone(clip, name)
+        assert length > 0
+        torch.testing.assert_close(tokens, rows[1:1 + length], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(empty, alone(clip, "")[0][1:], rtol=1e-4, atol=1e-5)
+
+
+def test_lengths_are_those_of_the_vocabulary(clip):
+    encoded = name_encoder(clip).encode(["cat", "a cat", "photographer", "", "cat dog bird fish"])
+    assert [len(t) for t in encoded] == [1, 2, 1, 76, 4]
+
+
+@pytest.mark.parametrize("written", ["(cat:1.4)", "((cat))", "(cat:0.2)", " cat "])
+def test_emphasis_is_read_and_dropped(clip, written):
+    plain, weighted, _ = name_encoder(clip).encode(["cat", written, ""])
+    torch.testing.assert_close(weighted, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_escaped_brackets_are_part_of_the_name(clip):
+    bare, booru, _ = name_encoder(clip).encode(["rem re:zero", r"rem \(re:zero\)", ""])
+    assert len(booru) == len(bare) + 2
+
+
+def test_clip_skip_changes_nothing(clip):
+    skipped = clip.clone()
+    skipped.clip_layer(-3)
+    assert not torch.equal(alone(skipped, "cat")[0], alone(clip, "cat")[0])
+    for ours, default in zip(name_encoder(skipped).encode(["cat", ""]), name_encoder(clip).encode(["cat", ""]), strict=True):
+        torch.testing.assert_close(ours, default)
+    assert skipped.layer_idx == -3
+
+
+def test_one_text_pass_for_all_names(clip, counted):
+    model = clip.cond_stage_model
+    towers = [getattr(model, name) for name in ("clip_l", "clip_g", "clip_h") if hasattr(model, name)]
+    passes = [counted(tower.transformer, "forward") for tower in towers]
+    name_encoder(clip).encode([*NAMES, ""])
+    assert passes == [[1]] * len(towers)
+
+
+def test_a_name_of_75_tokens_fits_and_one_of_76_is_refused(clip):
+    longest, _ = name_encoder(clip).encode([" ".join(["cat"] * 75), ""])
+    assert len(longest) == 75
+    with pytest.raises(SubjectError, match="at most 75 tokens"):
+        name_encoder(clip).encode([" ".join(["cat"] * 76), ""])
+
+
+@pytest.mark.parametrize("name", ["()", "(())", "( )"])
+def test_brackets_around_nothing_have_no_tokens(clip, name):
+    assert len(name_encoder(clip).encode([name, ""])[0]) == 0
+
+
+def test_a_text_encoder_of_another_kind_is_refused():
+    flux = SimpleNamespace(clone=lambda: SimpleNamespace(tokenize=lambda text: {"l": [[(49406, 1.0)]], "t5xxl": [[(1, 1.0)] * 256]}))
+    with pytest.raises(MismatchError, match="SD1.5, SD2 or SDXL.*t5xxl"):
+        name_encoder(flux).encode(["cat", ""])
+
+
+# ---- photos -----------------------------------------------------------------------------------------------------------------------------
+
+
+def photos(count):
+    shapes = [(40, 20), (20, 40), (32, 32), (9, 80)]
+    return torch.stack([frame(torch.rand(*shapes[i % 4], 3), 32, "pad") for i in range(count)])
+
+
+@pytest.mark.parametrize("kind, theirs", [("pooled", "image_embeds"), ("penultimate", "penultimate_hidden_states")])
+def test_photos_are_encoded_as_the_host_encodes_them(vision, kind, theirs):
+    pictures = photos(5)
+    torch.testing.assert_close(image_encoder(vision).encode(pictures, kind, blank=False), vision.encode_image(pictures)[theirs], rtol=1e-4, atol=1e-5)
+
+
+def test_the_blank_row_is_zero_pixel_values_not_a_black_photo(vision):
+    blank = image_encoder(vision).encode(photos(2), "penultimate", blank=True)[-1]
+    zero = vision.model(pixel_values=torch.zeros(1, 3, 32, 32), intermediate_output=-2)[1][0]
+    torch.testing.assert_close(blank, zero, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(blank, vision.encode_image(torch.zeros(1, 32, 32, 3)).penultimate_hidden_states[0], atol=1e-3)
+
+
+def test_one_pass_for_all_photos_and_the_blank_row(vision, counted):
+    passes = counted(vision.model, "forward")
+    assert len(image_encoder(vision).encode(photos(7), "penultimate", blank=True)) == 8
+    assert passes == [1]
+
+
+def test_many_photos_go_in_parts_and_come_back_in_order(vision, counted):
+    pictures = photos(33)
+    passes = counted(vision.model, "forward")
+    found = image_encoder(vision).encode(pictures, "pooled", blank=True)
+    assert len(passes) == 2
+    torch.testing.assert_close(found[:33], vision.encode_image(pictures).image_embeds, rtol=1e-4, atol=1e-5)
+
+
+def test_no_photos_give_no_rows_or_the_blank_one(vision):
+    none = torch.zeros(0, 32, 32, 3)
+    assert image_encoder(vision).encode(none, "pooled", blank=False).shape == (0, 16)
+    assert image_encoder(vision).encode(none, "penultimate", blank=True).shape == (1, 17, 32)
+
+
+def test_widths_are_read_off_the_encoder(vision):
+    encoder = image_encoder(vision)
+    assert (encoder.size, encoder.hidden, encoder.pooled) == (32, 32, 16)
+
+
+@pytest.mark.parametrize("model", [SimpleNamespace(), torch.nn.Linear(2, 2), None])
+def test_an_encoder_of_another_kind_is_refused(host, model):
+    with pytest.raises(MismatchError, match="a CLIP vision encoder"):
+        image_encoder(SimpleNamespace(model=model, image_size=224))
+
+
+# ---- finding the encoder ----------------------------------------------------------------------------------------------------------------
+
+H, BIGG, L = (1280, 1024), (1664, 1280), (1024, 768)
+H_NAMES = ["CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", "model.safetensors", "image_encoder.safetensors", "SD1.5/model.safetensors", "open_clip_pytorch_model.bin"]
+
+
+@pytest.fixture
+def encoder_file(host, base_folder):
+    """Puts an encoder's (few) tensors into models/clip_vision; they are gone after the test."""
+    made = []
+
+    def put(name, widths, layout="transformers"):
+        path = base_folder / "models" / "clip_vision" / name
+        path.parent.mkdir(exist_ok=True)
+        state = {k: v.half() for k, v in published.vision_encoder(*widths, layout).items()}
+        torch.save(state, path) if path.suffix == ".bin" else safetensors.torch.save_file(state, path)
+        made.append(path)
+        return path
+
+    yield put
+    for path in made:
+        path.unlink(missing_ok=True)
+
+
+def find(kind, width):
+    from troupe.model_patches.hosts.comfyui.adapters import find_clip_vision
+
+    return find_clip_vision(EncoderNeed(kind, width))
+
+
+@pytest.mark.parametrize("layout", ["transformers", "open_clip"])
+@pytest.mark.parametrize("name", H_NAMES)
+def test_the_encoder_is_found_under_any_name(encoder_file, name, layout):
+    encoder_file("aaa ViT-H.safetensors", BIGG, layout)  # a wrong file with the right name
+    encoder_file("zzz.safetensors", L, layout)
+    encoder_file(name, H, layout)
+    assert find("penultimate", 1280).replace("\\", "/") == name == find("pooled", 1024).replace("\\", "/")
+
+
+NEEDS = [("penultimate", 1280, "H"), ("pooled", 1280, "bigG"), ("penultimate", 1024, "L"), ("pooled", 1024, "H"), ("penultimate", 1664, "bigG"), ("pooled", 768, "L")]
+
+
+@pytest.mark.parametrize("kind, width, right", NEEDS)
+def test_equal_numbers_of_different_outputs_are_not_confused(encoder_file, kind, width, right):
+    for name, of in (("H", H), ("bigG", BIGG), ("L", L)):
+        encoder_file(f"{name}.safetensors", of)
+    assert find(kind, width) == f"{right}.safetensors"
+
+
+def test_the_file_saved_by_the_image_half_alone_is_found(host, base_folder):
+    path = base_folder / "models" / "clip_vision" / "vision_only.safetensors"
+    safetensors.torch.save_file(published.vision_encoder(*H, text=False), path)
+    try:
+        assert find("pooled", 1024) == path.name
+    finally:
+        path.unlink()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_other_files_in_the_folder_are_passed_over(encoder_file, base_folder):
+    folder = base_folder / "models" / "clip_vision"
+    junk = {"a.safetensors": b"", "b.bin": b"\x80nothing", "c.safetensors": b"<html>", "d.pth": b"PK\x03\x04"}
+    for name, content in junk.items():
+        (folder / name).write_bytes(content)
+    safetensors.torch.save_file({"vision_model.embeddings.class_embedding": torch.zeros(1, 1280), "visual_projection.weight": torch.zeros(1024)}, folder / "e.safetensors")
+    encoder_file("z.safetensors", H)
+    try:
+        assert find("pooled", 1024) == "z.safetensors"
+    finally:
+        for name in [*junk, "e.safetensors"]:
+            (folder / name).unlink()
+
+
+def test_nothing_is_found_where_nothing_fits(encoder_file):
+    encoder_file("l.safetensors", L)
+    assert find("penultimate", 1280) is None
+
+
+def test_a_file_that_was_replaced_is_read_again(encoder_file):
+    encoder_file("x.safetensors", L)
+    assert find("pooled", 1024) is None
+    encoder_file("x.safetensors", H)
+    assert find("pooled", 1024) == "x.safetensors"
