@@ -127,6 +127,19 @@ def test_ci_runs_the_command_of_the_readme():
     assert f"\n{command}\n" in (ROOT / "README.md").read_text()
 
 
+DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "open_clip": "open_clip_torch", "comfy_cli": "comfy-cli"}
+TOOLS = sorted(path for path in (ROOT / "tools").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", [*TOOLS, *(ROOT / "model_patches" / "hosts" / "diffusers").glob("*.py")], ids=lambda path: path.name)
+def test_the_run_extra_brings_what_the_embedded_engine_and_the_tools_import(path):
+    outside, _ = imports(path)
+    ours = {"troupe", *(tool.stem for tool in TOOLS)}
+    optional = {"yaml", "torchaudio"} | HOST_MODULES  # used only where a ComfyUI is, which brings them
+    needed = {DISTRIBUTIONS.get(name, name) for name in outside - set(sys.stdlib_module_names) - ours - optional}
+    assert needed <= set(PROJECT["optional-dependencies"]["run"])
+
+
 # ---- who imports whom --------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("module", MODULES)
