@@ -6,6 +6,7 @@ from torch.nn.functional import interpolate, pad
 
 FRAMINGS = ("pad", "center", "stretch")
 WHITE = 1.0
+LONGEST = 4096  # pixels: a longer photo is made smaller before it is padded to a square, which would fill the memory
 
 
 def flatten_alpha(image: torch.Tensor) -> torch.Tensor:
@@ -38,11 +39,18 @@ def frame(image: torch.Tensor, size: int, framing: str) -> torch.Tensor:
 
     framing: `pad` to a white square, `center` crop of the shorter side, or `stretch`.
     """
-    h, w = image.shape[:2]
-    fitting = {"pad": max(h, w), "center": min(h, w)}.get(framing)  # the side that becomes `size`
-    h, w = (size, size) if fitting is None else (max(1, round(h * size / fitting)), max(1, round(w * size / fitting)))
     pixels = image.movedim(-1, 0).unsqueeze(0)  # 1, 3, H, W
+    h, w = image.shape[:2]
+    if framing == "pad":  # before resizing, as the training photos were
+        if max(h, w) > LONGEST:
+            h, w = (max(1, round(side * LONGEST / max(h, w))) for side in (h, w))
+            pixels = interpolate(pixels, size=(h, w), mode="bicubic", antialias=True)
+        side = max(h, w)
+        top, left = (side - h) // 2, (side - w) // 2
+        pixels = pad(pixels, (left, side - w - left, top, side - h - top), value=WHITE)
+    fitting = min(h, w) if framing == "center" else None
+    h, w = (size, size) if fitting is None else (max(size, round(h * size / fitting)), max(size, round(w * size / fitting)))
     if tuple(pixels.shape[-2:]) != (h, w):
         pixels = interpolate(pixels, size=(h, w), mode="bicubic", antialias=True)
-    top, left = -((h - size) // 2), -((w - size) // 2)  # white where positive, cut off where negative
-    return pad(pixels, (left, size - w - left, top, size - h - top), value=WHITE)[0].movedim(0, -1).clamp(0, 1)
+    top, left = (h - size) // 2, (w - size) // 2
+    return pixels[0, :, top:top + size, left:left + size].movedim(0, -1).clamp(0, 1)

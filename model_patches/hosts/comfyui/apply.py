@@ -4,13 +4,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...binding import check_names, check_widths
 from ...encode import encode_subjects
-from ...errors import MismatchError
 from ...layer_tokens import COND, UNCOND
 from ...settings import ImageAttentionSettings
 from ...subjects import Cast, References
 from .adapters import HostAdapter
-from .blocks import Block, attention_blocks
+from .blocks import attention_blocks
 from .conditioning import Conditioning, Record, attach
 from .encoders import HostImageEncoder, HostNameEncoder
 from .image_attention import ImageAttention
@@ -37,7 +37,7 @@ def apply_image_attention(model: Any, references: References, settings: ImageAtt
         return model, positive, negative, middle
     unet = model.get_model_object("diffusion_model")
     blocks = attention_blocks(unet)
-    check_widths(references, blocks)
+    check_widths(references.adapter.spec, [block.width for block in blocks], blocks[0].context_dim)
     check_names(references, settings)
     hook = ImageAttention(references, settings, blocks, positive_wired=positive is not None or middle is not None, negative_wired=negative is not None)
     patched = model.clone()
@@ -45,18 +45,3 @@ def apply_image_attention(model: Any, references: References, settings: ImageAtt
     roles = ((positive, COND), (negative, UNCOND), (middle, COND))
     wired = [None if given is None else attach(given, Record(hook.id, role, references)) for given, role in roles]
     return patched, wired[0], wired[1], wired[2]
-
-
-def check_widths(references: References, blocks: Sequence[Block]) -> None:
-    """Raise MismatchError unless the adapter's layers are the model's."""
-    spec = references.adapter.spec
-    found = tuple(block.width for block in blocks)
-    if blocks[0].context_dim != spec.context_dim or found != spec.widths:
-        what = f"{len(found)} cross-attention layers for text {blocks[0].context_dim} wide"
-        raise MismatchError(f"a MODEL for {spec.file}: {spec.describe()}, text {spec.context_dim} wide", what, f"Sample with a checkpoint of the {spec.base} family, or load an adapter made for this model.")
-
-
-def check_names(references: References, settings: ImageAttentionSettings) -> None:
-    """Raise MismatchError where the merge needs the subjects' names and they were not encoded."""
-    if settings.mixing.needs_relevance(len(references.subjects)) and not references.named:
-        raise MismatchError(f"the subjects' names for merge '{settings.mixing.merge}'", "references without names", "Wire 'clip' into Encode Subject References, or set 'merge' to uniform, joint or add.")

@@ -11,7 +11,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ...attention.decoupled import LayerTokens, image_delta
-from ...attention.limits import WHOLE, Window, box_map, limit_map, region_map
+from ...attention.limits import WHOLE, Window
+from ...binding import limited, limits_on_grid
 from ...encoders.decoupled import DecoupledLayer
 from ...layer_tokens import layer_tokens, name_segments, project_images, project_names
 from ...settings import ImageAttentionSettings
@@ -143,20 +144,16 @@ class ImageAttention:
 
     def limits(self, call: Call, areas: tuple[tuple[int, ...] | None, ...], grid: Grid, device: torch.device) -> torch.Tensor | None:
         """m of every subject for the chunks, [1 or G, 1, M, N], or None where no region or box limits anybody."""
-        if all(s.region is None and (s.box is None or not call.boxed) for s in self.references.subjects):
+        subjects = self.references.subjects
+        if not limited(subjects, call.boxed):
             return None
         areas = areas[:1] if len(set(areas)) == 1 else areas
-        return call.run.once(("limits", areas, call.size, grid, call.boxed, device), lambda: torch.stack([self._limits_in(call, area, grid, device) for area in areas]).unsqueeze(1))
 
-    def _limits_in(self, call: Call, area: tuple[int, ...] | None, grid: Grid, device: torch.device) -> torch.Tensor:
-        window, s = window_of(area, call.size), self.settings
-        maps = []
-        for subject in self.references.subjects:
-            region = None if subject.region is None else region_map(subject.region.to(device), grid, window)
-            box = None if subject.box is None or not call.boxed else box_map((subject.box.x, subject.box.y, subject.box.w, subject.box.h), grid, s.box_feather, window, device)
-            limit = limit_map(region, box, s.box_strength)
-            maps.append(torch.ones(grid, device=device) if limit is None else limit)
-        return torch.stack(maps).flatten(1)  # M, N
+        def maps() -> torch.Tensor:
+            found = [limits_on_grid(subjects, self.settings, grid, call.boxed, device, window_of(area, call.size)) for area in areas]
+            return torch.stack(found).unsqueeze(1)
+
+        return call.run.once(("limits", areas, call.size, grid, call.boxed, device), maps)
 
     def _report(self, run: Run, images: Sequence[Any], names: Sequence[torch.Tensor] | None) -> None:
         run.acted = True
