@@ -1,0 +1,307 @@
+"""tools/run.py without ComfyUI: whole runs on the embedded engine with random weights, what it leaves behind, and what it says to mistakes."""
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from loading import ROOT
+from PIL import Image
+
+sys.path.append(str(ROOT / "tools"))
+
+import comfyui  # noqa: E402
+import edit as editing  # noqa: E402
+import pack  # noqa: E402
+import run as run_tool  # noqa: E402
+from graph import WORKFLOWS, Graph, RunError, read_workflow  # noqa: E402
+from job import read_job  # noqa: E402
+from needed import model_roots, needed_models  # noqa: E402
+from photos import real_photos  # noqa: E402
+from report import NOISE, NOT_A_PICTURE, marked  # noqa: E402
+
+TEMPLATES = [path.stem for path in sorted(WORKFLOWS.glob("*.json"))]
+SDXL_LINK = "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors"
+PLUS_LINK = "https://huggingface.co/h94/IP-Adapter/resolve/main/sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors"
+VIT_H_LINK = "https://huggingface.co/h94/IP-Adapter/resolve/main/models/image_encoder/model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def no_comfyui(monkeypatch, tmp_path):
+    """A machine without ComfyUI, whatever this one has."""
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.setattr(comfyui, "ROOT", tmp_path / "somewhere")
+
+
+def template(name: str = "two_subjects") -> dict:
+    """A shipped workflow."""
+    return read_workflow(WORKFLOWS / f"{name}.json")
+
+
+# ---- whole runs --------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_runs_where_there_is_nothing(name, tmp_path, capsys):
+    """No ComfyUI, no model files: the picture is called noise in its name, on its face, in the report and on the screen."""
+    out = tmp_path / "out"
+    assert run_tool.main(["--workflow", name, "--output", str(out), "--size", "128x64", "--steps", "2"]) == 0
+    said = capsys.readouterr().out
+    assert sorted(p.name for p in out.iterdir()) == sorted([NOT_A_PICTURE, "reference_1_as_the_encoder_saw_it.png", "reference_2_as_the_encoder_saw_it.png", "report.txt"])
+    assert "No ComfyUI was found" in said and "embedded" in said and NOISE in said and "step 2 of 2" in said
+    assert all(model["url"] in said and f"models/{model['directory']}/{model['name']}" in said for model in template(name)["models"])
+    report = (out / "report.txt").read_text()
+    tokens = 4 if "illustrious" in name else 16
+    assert report.startswith(NOISE) and "it acted in 4 of 4 cross-attention layers" in report
+    assert f"subject 1 'astronaut': 4 layers, {tokens} image tokens, 1 name tokens, weight 1" in report and "subject 2 'cat'" in report
+    with Image.open(out / NOT_A_PICTURE) as picture:
+        assert picture.size == (1024, 512), "enlarged, so that its face can be read"
+
+
+def test_the_references_are_the_photos(tmp_path):
+    """As the encoder saw them: the astronaut fills her square, the wide cat stands between white borders."""
+    assert run_tool.main(["--output", str(tmp_path), "--size", "64x64", "--steps", "1"]) == 0
+    seen = [np.asarray(Image.open(tmp_path / f"reference_{n}_as_the_encoder_saw_it.png")) for n in (1, 2)]
+    whole = np.asarray(Image.open(real_photos()[0]).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC))
+    assert seen[0].shape == (224, 224, 3) and np.abs(seen[0].astype(float) - whole).mean() < 2
+    border = (451 - 300) * 224 // 451 // 2
+    assert (seen[1][: border - 1] == 255).all() and (seen[1][-border + 1:] == 255).all() and (seen[1][112] < 255).any()
+
+
+def test_the_mark_is_on_the_face():
+    plain = Image.new("RGB", (256, 256), (0, 0, 0))
+    face = np.asarray(marked(plain))
+    assert face.shape == (512, 512, 3) and (face[200:320].max(axis=(0, 1)) > 200).any() and not face[:150].any()
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Random models, and a way to run a changed template on them: (workflow changes) -> Result."""
+    import tempfile
+
+    import embedded
+    import embedded_models
+
+    with tempfile.TemporaryDirectory() as folder:
+        models = embedded_models.random_models(read_job(template()), Path(folder))
+
+        def go(change=lambda graph: None, photos: tuple[Path, ...] = (), **changes):
+            graph = Graph(template())
+            change(graph)
+            edited = editing.edit(graph.workflow, editing.Changes(photos=photos, size=(64, 64), steps=2, **changes))
+            return embedded.run_embedded(read_job(edited.workflow), edited.photos, models, lambda line: None, lambda done, of: None)
+
+        yield go
+
+
+def pixels(result) -> np.ndarray:
+    """The first picture."""
+    return np.asarray(result.pictures[0], dtype=float)
+
+
+def set_widget(kind: str, widget: str, value):
+    """A change to the first node of a class."""
+    return lambda graph: graph.write(graph.of_type(kind)[0], widget, value)
+
+
+def test_a_run_can_be_repeated_and_everything_it_reads_counts(small):
+    """The same job gives the same picture; another photo, name, prompt, weight, seed, step range or merge gives another."""
+    first = pixels(small())
+    assert np.array_equal(first, pixels(small()))
+    different = {
+        "photo": small(photos=(real_photos()[1],)),
+        "name": small(names=("park bench",)),
+        "prompt": small(prompt="an astronaut and a cat on the moon"),
+        "seed": small(seed=7),
+        "weight": small(set_widget("TroupeApplyImageAttention", "weight", 1.5)),
+        "subject's weight": small(set_widget("TroupeAddSubject", "weight", 2.0)),
+        "merge": small(set_widget("TroupeApplyImageAttention", "merge", "add")),
+        "end": small(set_widget("TroupeApplyImageAttention", "end_percent", 0.4)),
+        "cfg": small(set_widget("KSampler", "cfg", 2.0)),
+        "sampler": small(set_widget("KSampler", "sampler_name", "euler_ancestral")),
+    }
+    same = [what for what, result in different.items() if np.array_equal(first, pixels(result))]
+    assert not same
+
+
+def test_layers_are_counted_where_they_acted(small):
+    """Weight 0 does nothing and the report says so."""
+    assert small().reached == (4,)
+    assert small(set_widget("TroupeApplyImageAttention", "weight", 0.0)).reached == (0,)
+
+
+def test_the_pack_s_warnings_are_heard(small):
+    assert any("Subject 2 'dragon' is not in the prompt" in line for line in small(names=("astronaut", "dragon")).lines)
+    assert any("both called 'cat'" in line for line in small(names=("cat", "cat")).lines)
+
+
+# ---- model files -------------------------------------------------------------------------------------------------------------------------
+
+def header_only(path: Path, shapes: dict[str, list[int]]) -> None:
+    """A safetensors file whose header tells of tensors; their data is not there."""
+    header = json.dumps({name: {"dtype": "F16", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+@pytest.fixture
+def models(tmp_path) -> Path:
+    """A models folder that has what the default template needs, the encoder under another name."""
+    folder = tmp_path / "models"
+    header_only(folder / "checkpoints" / "sdxl" / "sd_xl_base_1.0.safetensors", {"a": [1]})
+    header_only(folder / "ipadapter" / "ip-adapter-plus_sdxl_vit-h.safetensors", {"a": [1]})
+    header_only(folder / "clip_vision" / "whatever.safetensors", {"vision_model.embeddings.class_embedding": [1280], "visual_projection.weight": [1024, 1280]})
+    return folder
+
+
+def test_missing_files_are_listed_with_link_and_folder(capsys):
+    assert run_tool.main(["--list-missing"]) == 1
+    said = capsys.readouterr().out
+    assert said.count("missing  ") == 3
+    for link, place in ((SDXL_LINK, "models/checkpoints/sd_xl_base_1.0.safetensors"), (PLUS_LINK, "models/ipadapter/ip-adapter-plus_sdxl_vit-h.safetensors"),
+                        (VIT_H_LINK, "models/clip_vision/CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")):
+        assert f"download {link}\n           and save it as {place}" in said
+
+
+def test_files_are_found_in_subfolders_and_encoders_by_their_widths(models, capsys):
+    assert run_tool.main(["--list-missing", "--models", str(models)]) == 0
+    said = capsys.readouterr().out
+    assert "missing" not in said and "whatever.safetensors" in said
+    header_only(models / "clip_vision" / "whatever.safetensors", {"vision_model.embeddings.class_embedding": [1664], "visual_projection.weight": [1280, 1664]})
+    assert run_tool.main(["--list-missing", "--models", str(models)]) == 1
+    assert VIT_H_LINK in capsys.readouterr().out
+
+
+def test_the_illustrious_template_needs_the_other_encoder(models):
+    files = {file.name: file.path for file in needed_models(Graph(template("two_characters_illustrious")), model_roots(None, models))}
+    assert files == {"Illustrious-XL-v0.1.safetensors": None, "noobIPAMARK1_mark1.safetensors": None, "CLIP-ViT-bigG-14-laion2B-39B-b160k.safetensors": None}
+
+
+def test_extra_model_folders_of_comfyui_are_searched(models, tmp_path):
+    pytest.importorskip("yaml")
+    host = tmp_path / "ComfyUI"
+    host.mkdir()
+    (host / "extra_model_paths.yaml").write_text(f"mine:\n  base_path: {models}\n  checkpoints: checkpoints\n")
+    assert all(file.path for file in needed_models(Graph(template()), model_roots(host, None)))
+
+
+# ---- what the command line changes -------------------------------------------------------------------------------------------------------
+
+def test_changes_land_in_the_workflow():
+    photos = (real_photos()[1],)
+    edited = editing.edit(template(), editing.Changes(photos, ("woman", "tabby"), "a woman and a tabby", (832, 1216), 12, 99))
+    job = read_job(edited.workflow)
+    assert [s.name for s in job.subjects] == ["woman", "tabby"]
+    assert (job.prompt, job.width, job.height, job.steps, job.seed) == ("a woman and a tabby", 832, 1216, 12, 99)
+    assert [edited.photos[name] for s in job.subjects for name in s.photos] == [real_photos()[1], real_photos()[1]]
+    assert read_job(template()).seed == 20261121, "the file's own record is untouched"
+
+
+def test_without_changes_only_the_photos_differ():
+    for name in TEMPLATES:
+        edited = editing.edit(template(name), editing.Changes())
+        assert [path for path in edited.photos.values()] == real_photos()
+        graph = Graph(edited.workflow)
+        for node in graph.of_type("LoadImage"):
+            graph.write(node, "image", "example.png")
+        assert graph.workflow == template(name)
+
+
+def test_a_photo_of_the_workflow_s_own_is_looked_up(tmp_path):
+    graph = Graph(template())
+    graph.write(graph.of_type("LoadImage")[1], "image", "tom.png")
+    with pytest.raises(RunError, match="'tom.png' is not in .*--photo"):
+        editing.edit(graph.workflow, editing.Changes(), [tmp_path])
+    Image.new("RGB", (32, 32)).save(tmp_path / "tom.png")
+    edited = editing.edit(graph.workflow, editing.Changes(), [tmp_path])
+    assert list(edited.photos.values()) == [real_photos()[0], tmp_path / "tom.png"]
+
+
+# ---- mistakes ----------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--workflow", "no_such"], "no workflow file.*quick_two_subjects.json"),
+    (["--photo", "no_such.jpg"], "no photo at no_such.jpg.*--photo"),
+    (["--photo", "a", "--photo", "b", "--photo", "c"], "3 photos were given for 2"),
+    (["--name", "a", "--name", "b", "--name", "c"], "3 names were given for 2"),
+    (["--models", "no_such_folder"], "no folder no_such_folder"),
+    (["--engine", "comfyui"], "No ComfyUI was found.*COMFYUI_PATH"),
+    (["--size", "100x100"], "multiples of 8 pixels.*100x100"),
+    (["--photo", __file__, "--size", "64x64"], "no picture that can be read"),
+    (["--name", " "], "a name for subject 1"),
+])
+def test_mistakes_are_sentences(arguments, said, capsys, tmp_path):
+    import re
+
+    assert run_tool.main([*arguments, "--output", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and re.search(said, error, re.S) and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_comfyui_path_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    with pytest.raises(RunError, match="COMFYUI_PATH.*no ComfyUI lies"):
+        comfyui.find_comfyui()
+
+
+def test_comfyui_is_looked_for_in_order(monkeypatch, tmp_path):
+    """The environment, then the folder the pack lies in, then where comfy-cli installs."""
+    def make(place: Path) -> Path:
+        (place / "comfy").mkdir(parents=True)
+        (place / "comfy" / "model_patcher.py").touch()
+        (place / "main.py").touch()
+        return place
+
+    assert comfyui.find_comfyui() is None
+    home = make(tmp_path / "home" / "comfy" / "ComfyUI")
+    assert comfyui.find_comfyui() == home
+    above = make(tmp_path / "A")
+    monkeypatch.setattr(comfyui, "ROOT", above / "custom_nodes" / "troupe")
+    assert comfyui.find_comfyui() == above
+    named = make(tmp_path / "B")
+    monkeypatch.setenv("COMFYUI_PATH", str(named))
+    assert comfyui.find_comfyui() == named
+
+
+def test_a_comfyui_without_its_requirements_is_passed_over(monkeypatch, tmp_path, capsys):
+    host = tmp_path / "ComfyUI"
+    host.mkdir()
+    (host / "requirements.txt").write_text("pillow>=1\nno-such-package-troupe==1.0 # why\n")
+    with pytest.raises(RunError, match="lacks 1 of the packages.*no-such-package-troupe.*pip install -r"):
+        comfyui.usable_host(host)
+    assert run_tool.choose_host("auto", host) is None
+    assert "no-such-package-troupe" in capsys.readouterr().out
+    with pytest.raises(RunError):
+        run_tool.choose_host("comfyui", host)
+
+
+def test_installing_shows_comfy_cli_s_own_command(monkeypatch, capsys):
+    pytest.importorskip("comfy_cli")
+    ran = []
+    monkeypatch.setattr(comfyui.subprocess, "run", lambda command, **kwargs: ran.append(command) or subprocess.CompletedProcess(command, 7))
+    assert run_tool.main(["--install-comfyui"]) == 1
+    shown = capsys.readouterr()
+    assert ran[0][1:5] == ["-m", "comfy_cli", "--skip-prompt", "install"] and " ".join(ran[0][1:]) in shown.out
+    assert "exit status 7" in shown.err and "GitHub" in shown.err
+
+
+def test_the_command_runs_from_anywhere_and_keeps_the_pack_off_the_path(tmp_path):
+    """A root folder `nodes/` on sys.path would hide the host's nodes.py."""
+    code = f"import sys; sys.argv[0] = r'{ROOT / 'tools' / 'run.py'}'; sys.path[0] = r'{ROOT / 'tools'}'; import run; run.main(['--list-missing']); assert r'{ROOT}' not in sys.path"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "missing  checkpoints" in done.stdout, done.stderr
+
+
+def test_a_broken_torchaudio_counts_as_none(monkeypatch, tmp_path):
+    (tmp_path / "torchaudio.py").write_text("raise RuntimeError('compiled with different CUDA versions')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torchaudio", raising=False)
+    pack.hide_broken_torchaudio()
+    assert sys.modules["torchaudio"] is None
+    monkeypatch.delitem(sys.modules, "torchaudio")

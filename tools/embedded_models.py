@@ -1,0 +1,121 @@
+"""Models for the embedded engine: random ones of a size that a CPU runs in seconds, or the files of a ComfyUI models folder."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from embedded import Models
+from graph import RunError
+from job import Job
+from needed import VISION as VISION_FOLDER
+from needed import Needed
+from random_models import VISION, base_of, randomise, write_adapter
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+from troupe.model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts, load_adapter
+from troupe.model_patches.hosts.diffusers.image_attention import cross_layers
+
+TEXT_WIDTHS = (64, 128)  # of the two small text encoders
+HEADS_OF = {1280: 16, 1664: 16, 1024: 16}  # hidden width of a published vision tower -> heads
+CONFIGURATION = "It reads the base model's small configuration files from huggingface.co the first time; without a way there run the workflow in ComfyUI."
+OPENAI_L = 1024  # hidden width of the one that was trained with quick_gelu
+
+
+def random_models(job: Job, folder: Path) -> Models:
+    """Random models of the job's base family; each adapter is written into `folder` in the published layout and loaded from there."""
+    sdxl = base_of(job.applied[0].adapter) == "SDXL"
+    texts, context, pooled = _random_texts(sdxl)
+    unet = _random_unet(context, pooled)
+    widths = [layer.attention.to_q.out_features for layer in cross_layers(unet)]
+    files = {apply.adapter: write_adapter(folder / apply.adapter.replace("\\", "/"), widths, context) for apply in job.applied}
+    vision = ClipImages(randomise(CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION)), seed=4))
+    return Models(unet, texts, _random_vae(), {name: load_adapter(path) for name, path in files.items()}, dict.fromkeys(files, vision))
+
+
+def real_models(job: Job, needed: Sequence[Needed]) -> Models:
+    """The job's own files, on the GPU in half precision where there is one. Raises RunError where diffusers cannot read the checkpoint."""
+    device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    paths = {(file.folder, file.name): file.path for file in needed}
+    pipeline = _pipeline(paths["checkpoints", job.checkpoint.replace("\\", "/")], base_of(job.applied[0].adapter) == "SDXL", dtype).to(device)
+    second = getattr(pipeline, "text_encoder_2", None)
+    texts = ClipTexts.sd15(pipeline.text_encoder) if second is None else ClipTexts.sdxl(pipeline.text_encoder, second)
+    adapters = {apply.adapter: load_adapter(paths[tuple(apply.adapter.replace("\\", "/").split("/", 1))]) for apply in job.applied}
+    encoder = next((file.path for file in needed if file.folder == VISION_FOLDER), None)
+    if encoder is None:
+        raise RunError(f"Which CLIP vision encoder '{job.applied[0].adapter}' needs is not known for a file of this name. Run the workflow in ComfyUI, which finds it.")
+    vision = ClipImages(load_vision(encoder).to(device, dtype))
+    pipeline.vae.to(torch.float32)  # SDXL's VAE overflows in half precision
+    return Models(pipeline.unet.eval(), texts, pipeline.vae.eval(), adapters, dict.fromkeys(adapters, vision), pipeline.scheduler.config.prediction_type)
+
+
+def load_vision(path: Path) -> CLIPVisionModelWithProjection:
+    """A CLIP vision file in the transformers layout, its sizes read off the tensors. Raises RunError for another layout."""
+    from troupe.model_patches.checkpoints.files import read_state
+
+    state = read_state(path)
+    try:
+        hidden, _, patch, _ = state["vision_model.embeddings.patch_embedding.weight"].shape
+        positions = len(state["vision_model.embeddings.position_embedding.weight"])
+        inner, projection = len(state["vision_model.encoder.layers.0.mlp.fc1.weight"]), len(state["visual_projection.weight"])
+    except KeyError as missing:
+        raise RunError(f"{path.name} lacks {missing}: the embedded engine reads CLIP vision files as h94/IP-Adapter publishes them. Download that one.") from None
+    depth = len({name.split(".")[3] for name in state if name.startswith("vision_model.encoder.layers.")})
+    config = CLIPVisionConfig(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=depth, num_attention_heads=HEADS_OF.get(hidden, hidden // 64), patch_size=patch,
+                              image_size=round((positions - 1) ** 0.5) * patch, projection_dim=projection, hidden_act="quick_gelu" if hidden == OPENAI_L else "gelu")
+    with torch.device("meta"):
+        model = CLIPVisionModelWithProjection(config)
+    return _filled(model, state, path)
+
+
+def _filled(model: Any, state: dict[str, torch.Tensor], path: Path) -> Any:
+    """The model with the file's tensors; position numbers, which files may leave out, are counted."""
+    positions = torch.arange(model.vision_model.embeddings.num_positions)[None]
+    ours = {name: value for name, value in state.items() if name in model.state_dict()}
+    missing, _ = model.load_state_dict(ours, strict=False, assign=True)
+    model.vision_model.embeddings.position_ids = positions
+    if missing:
+        raise RunError(f"{path.name} lacks {len(missing)} tensors of a CLIP vision encoder, such as {missing[0]}. Download it again.")
+    return model.eval()
+
+
+def _pipeline(path: Path, sdxl: bool, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    kind = diffusers.StableDiffusionXLPipeline if sdxl else diffusers.StableDiffusionPipeline
+    try:
+        return kind.from_single_file(str(path), torch_dtype=dtype)
+    except Exception as error:  # whatever the file or the network makes diffusers raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise RunError(f"diffusers could not load {path.name}: {reason}. {CONFIGURATION}") from error
+
+
+def _random_texts(sdxl: bool) -> tuple[ClipTexts, int, int]:
+    """Text encoders with the real vocabulary, their joint width, and the width of the pooled text (0: none)."""
+    def config(width: int) -> CLIPTextConfig:
+        sizes = {"hidden_size": width, "intermediate_size": 2 * width, "projection_dim": width, "num_hidden_layers": 3, "num_attention_heads": 4}
+        return CLIPTextConfig(vocab_size=49408, eos_token_id=49407, **sizes)
+
+    small, large = TEXT_WIDTHS
+    first = randomise(CLIPTextModel(config(small)), seed=3)
+    if not sdxl:
+        return ClipTexts.sd15(first), small, 0
+    return ClipTexts.sdxl(first, randomise(CLIPTextModelWithProjection(config(large)), seed=6)), small + large, large
+
+
+def _random_unet(context: int, pooled: int) -> UNet2DConditionModel:
+    """Two levels, cross-attention in the lower one and in the middle; with SDXL's pooled text and sizes where `pooled` is not 0."""
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 32, "projection_class_embeddings_input_dim": pooled + 6 * 32} if pooled else {}
+    unet = UNet2DConditionModel(
+        sample_size=32, block_out_channels=(64, 128), layers_per_block=1, cross_attention_dim=context, attention_head_dim=(2, 4), norm_num_groups=32,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), use_linear_projection=bool(pooled), **added,
+    )
+    return randomise(unet, seed=0).eval()
+
+
+def _random_vae() -> AutoencoderKL:
+    levels = (16, 16, 32, 32)
+    down, up = ("DownEncoderBlock2D",) * len(levels), ("UpDecoderBlock2D",) * len(levels)
+    vae = AutoencoderKL(block_out_channels=levels, down_block_types=down, up_block_types=up, norm_num_groups=8, latent_channels=4)
+    return randomise(vae, seed=1).eval()

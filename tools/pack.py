@@ -1,0 +1,32 @@
+"""Loads the pack's folder once as package `troupe`, without putting it on sys.path (its `nodes/` would hide the host's `nodes.py`)."""
+from __future__ import annotations
+
+import importlib.util
+import sys
+from types import ModuleType
+
+from graph import ROOT
+
+
+def load_pack() -> ModuleType:
+    """The package `troupe`; afterwards `import troupe.model_patches...` works."""
+    if "troupe" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("troupe", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["troupe"] = module
+        spec.loader.exec_module(module)
+    return sys.modules["troupe"]
+
+
+def hide_broken_torchaudio() -> None:
+    """Where torchaudio is installed but cannot be imported, make it count as not installed.
+
+    pip readily pairs torch with a torchaudio built for another CUDA (ComfyUI's requirements name it); transformers imports it wherever it lies
+    and would fail with it, though nothing here needs sound.
+    """
+    try:
+        import torchaudio  # noqa: F401
+    except ImportError:
+        pass
+    except Exception:
+        sys.modules["torchaudio"] = None

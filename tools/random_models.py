@@ -1,0 +1,113 @@
+"""Small models with random weights, in the layouts of the published files: they prove that everything runs, and nothing else."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+VISION = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3, "projection_dim": 64, "image_size": 224, "patch_size": 32,
+          "hidden_act": "gelu", "layer_norm_eps": 1e-5}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model family.
+
+    context_dim: width of its text; host_unet: the smallest UNet that the host still recognises as this family (it looks at width, context
+    and the depths of the input half; sizes as its UNetModel takes them); host_widths: of that UNet's cross-attention layers, all equal.
+    """
+
+    context_dim: int
+    host_unet: dict[str, Any]
+
+    @property
+    def host_widths(self) -> tuple[int, ...]:
+        """Widths of the host UNet's cross-attention layers."""
+        unet = self.host_unet
+        depth = sum(unet["transformer_depth"]) + sum(unet["transformer_depth_output"]) + unet["transformer_depth_middle"]
+        return (unet["model_channels"],) * depth
+
+
+BASES = {
+    "SDXL": Base(2048, {
+        "model_channels": 320, "context_dim": 2048, "use_linear_in_transformer": True, "num_heads": -1, "num_head_channels": 64,
+        "adm_in_channels": 2816, "num_classes": "sequential",
+        "channel_mult": [1, 1, 1], "num_res_blocks": [1, 1, 1], "transformer_depth": [0, 2, 5], "transformer_depth_output": [0, 0, 1, 1, 1, 1], "transformer_depth_middle": 1,
+    }),
+    "SD1.5": Base(768, {
+        "model_channels": 320, "context_dim": 768, "use_linear_in_transformer": False, "num_heads": 8, "num_head_channels": -1, "adm_in_channels": None,
+        "channel_mult": [1, 1], "num_res_blocks": [1, 1], "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1,
+    }),
+}
+
+
+def base_of(adapter: str) -> str:
+    """Key of BASES for an adapter file: what the catalogue says, else what its name says."""
+    from pack import load_pack
+
+    load_pack()
+    from troupe.model_patches.checkpoints.catalogue import published
+
+    known = published(adapter)
+    return "SD1.5" if (known.base if known else adapter).lower().replace(".", "").startswith("sd15") or "sd15" in adapter.lower() else "SDXL"
+
+
+def randomise(module: nn.Module, seed: int) -> nn.Module:
+    """Fill matrices with noise that keeps activations in bounds, norms with ones, biases with zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.7 / parameter[0].numel() ** 0.5)
+            else:
+                parameter.fill_(1.0 if name.endswith(("weight", "scale")) else 0.0)
+    return module
+
+
+def write_adapter(path: Path, widths: Sequence[int], context_dim: int, seed: int = 5) -> Path:
+    """A random IP-Adapter in the published layout, 'plus' or plain as its name says, for an encoder of VISION's widths."""
+    import safetensors.torch
+    from pack import load_pack
+
+    load_pack()
+    from troupe.model_patches.encoders.decoupled import DecoupledLayers
+    from troupe.model_patches.encoders.projections import ImageProj, Resampler
+
+    plus = "plus" in path.name.lower()
+    resampler = {"dim": 64, "depth": 2, "inner": 64, "tokens": 16, "ff_inner": 128, "embed_dim": VISION["hidden_size"]}
+    projection = Resampler(**resampler, context_dim=context_dim) if plus else ImageProj(VISION["projection_dim"], context_dim, 4)
+    layers = DecoupledLayers(context_dim, widths, text_gain=False)
+    state = {f"image_proj.{name.replace('latents.weight', 'latents')}": value for name, value in randomise(projection, seed).state_dict().items()}
+    for j, layer in enumerate(randomise(layers, seed + 1).layers):
+        state |= {f"ip_adapter.{2 * j + 1}.{name}": value for name, value in layer.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().contiguous() for name, value in state.items()}
+    if path.suffix in (".safetensors", ".sft"):
+        safetensors.torch.save_file(tensors, path)
+    else:
+        torch.save(tensors, path)
+    return path
+
+
+def write_host_checkpoint(path: Path, base: str) -> Path:
+    """A random checkpoint (UNet and VAE) that the host's own loader recognises; only inside the host's process."""
+    import comfy.ops
+    import safetensors.torch
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from comfy.taesd.taesd import TAESD
+
+    config = BASES[base].host_unet
+    kind = {"image_size": 32, "in_channels": 4, "out_channels": 4, "use_spatial_transformer": True, "legacy": False}
+    unet = UNetModel(**kind, dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init, **config)
+    vae = randomise(TAESD(latent_channels=4), seed=1)
+    vae.vae_scale.data.fill_(1.0)
+    vae.vae_shift.data.fill_(0.0)
+    state = {f"model.diffusion_model.{name}": value for name, value in randomise(unet, seed=0).state_dict().items()}
+    state |= {f"first_stage_model.{name}": value for name, value in vae.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file({name: value.detach().half().contiguous() for name, value in state.items()}, path, metadata={"note": "random weights, for tests only"})
+    return path

@@ -1,0 +1,226 @@
+"""Run a workflow headless: in ComfyUI where there is one, else on the embedded engine.
+
+usage: python tools/run.py [--workflow NAME_OR_FILE] [--photo FILE ...] [--name NAME ...] [--help]
+
+Without arguments: the template two_subjects on two real photos. Model files that are missing are listed with link and folder, and small random
+models stand in for all of them, so that everything really runs; the picture is then noise and is called so.
+"""
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from comfyui import LOOKED, Host, find_comfyui, install, usable_host
+from edit import Changes, Edited, edit
+from graph import ROOT, Graph, RunError, find_workflow, read_workflow
+from needed import ModelFolders, Needed, model_roots, needed_models
+from report import NOISE, NOT_A_PICTURE, marked, report_text
+from result import Result
+
+SMALL_SIZE, SMALL_STEPS = (256, 256), 4  # with random models, unless asked otherwise
+ENGINES = ("auto", "comfyui", "embedded")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit status. A user's mistake is one sentence on stderr."""
+    try:
+        options = parse(arguments)
+        if options.list_missing:
+            return list_missing(options)
+        run(options)
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(prog="run.py", description="Run a workflow headless: in ComfyUI where there is one, else on the embedded engine.")
+    parser.add_argument("--workflow", default="two_subjects", help="a shipped template's name or a workflow file (default: two_subjects)")
+    parser.add_argument("--photo", action="append", type=Path, default=[], metavar="FILE", help="photo of the first subject; again for the next (default: two real photos)")
+    parser.add_argument("--name", action="append", default=[], help="name of the first subject as in the prompt; again for the next")
+    parser.add_argument("--prompt", help="the prompt (default: the workflow's)")
+    parser.add_argument("--size", type=_size, metavar="WxH", help="of the picture in pixels, such as 1024x1024")
+    parser.add_argument("--steps", type=_positive, help="sampling steps")
+    parser.add_argument("--seed", type=int, help="of the noise")
+    parser.add_argument("--models", type=Path, metavar="DIR", help="a folder laid out as ComfyUI/models, looked through first")
+    parser.add_argument("--output", type=Path, default=ROOT / "output", metavar="DIR", help="where everything is saved (default: output in the pack's folder)")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto: ComfyUI where there is one that can run")
+    parser.add_argument("--install-comfyui", action="store_true", help="install ComfyUI first, by comfy-cli's own command, which is shown")
+    parser.add_argument("--list-missing", action="store_true", help="only say which model files are there and which are missing, with links")
+    return parser.parse_args(arguments)
+
+
+def list_missing(options: argparse.Namespace) -> int:
+    """Print every model file of the workflow; exit status 1 where one is missing."""
+    files = _needed(options, find_comfyui())[1]
+    print("\n".join(file.describe() for file in files) or "the workflow names no model files")
+    return int(any(file.path is None for file in files))
+
+
+def run(options: argparse.Namespace) -> None:
+    """The whole run, telling what happens."""
+    began = time.monotonic()
+    comfyui = install(print) if options.install_comfyui else find_comfyui()
+    host = choose_host(options.engine, comfyui)
+    folders, files = _needed(options, comfyui)
+    random = report_models(files)
+    print(f"workflow: {find_workflow(options.workflow).name}, engine: {'ComfyUI' if host else 'embedded (diffusers)'}")
+    edited = edit(_read(options), changes_of(options, random), _photo_folders(options, comfyui))
+    result = execute(host, edited, folders, files, random)
+    for path in save(result, options.output, random):
+        print(f"saved {path}")
+    print((options.output / "report.txt").read_text(encoding="utf-8").rstrip())
+    print(f"done in {time.monotonic() - began:.0f} s")
+
+
+def choose_host(engine: str, comfyui: Path | None) -> Host | None:
+    """The ComfyUI to run in, or None for the embedded engine. Raises RunError where ComfyUI is asked for and cannot run."""
+    if engine == "embedded":
+        return None
+    if comfyui is None:
+        said = f"No ComfyUI was found (looked at {LOOKED})."
+        if engine == "comfyui":
+            raise RunError(f"{said} Set COMFYUI_PATH, or add --install-comfyui.")
+        print(f"{said} The embedded engine runs instead; --install-comfyui would install one.")
+        return None
+    try:
+        host = usable_host(comfyui)
+        _check_converter()
+        return host
+    except RunError as error:
+        if engine == "comfyui":
+            raise
+        print(f"{error}\nThe embedded engine runs instead.")
+        return None
+
+
+def report_models(files: list[Needed]) -> bool:
+    """Say which model files are missing; True where random ones must stand in."""
+    missing = [file for file in files if file.path is None]
+    if missing:
+        print(f"{len(missing)} of {len(files)} model files are missing:")
+        print("\n".join(file.describe() for file in missing))
+        print("Small models with RANDOM weights stand in for all of them.\n" + NOISE)
+    return bool(missing)
+
+
+def changes_of(options: argparse.Namespace, random: bool) -> Changes:
+    """What the command line changes; random models run small and short unless asked otherwise."""
+    changes = Changes(tuple(options.photo), tuple(options.name), options.prompt, options.size, options.steps, options.seed)
+    if random and (changes.size is None or changes.steps is None):
+        changes = replace(changes, size=changes.size or SMALL_SIZE, steps=changes.steps or SMALL_STEPS)
+        size = f"{changes.size[0]}x{changes.size[1]}"
+        print(f"random models: {size} pixels and {changes.steps} steps instead of the workflow's, as only the plumbing can be seen (--size and --steps change it)")
+    return changes
+
+
+def execute(host: Host | None, edited: Edited, folders: ModelFolders, files: list[Needed], random: bool) -> Result:
+    """Run on the chosen engine."""
+    progress = Progress()
+    if host is not None:
+        from on_comfyui import run_on_comfyui
+
+        return run_on_comfyui(host, edited, folders, random, print, progress)
+    from job import read_job
+
+    job = read_job(edited.workflow)
+    _check_extra()
+    import embedded
+    import embedded_models
+
+    embedded.check_size(job)
+    with tempfile.TemporaryDirectory(prefix="troupe_run_") as folder:
+        models = embedded_models.random_models(job, Path(folder)) if random else embedded_models.real_models(job, files)
+        return embedded.run_embedded(job, edited.photos, models, print, progress)
+
+
+def save(result: Result, folder: Path, random: bool) -> list[Path]:
+    """Write the pictures, the references as the encoder saw them, and report.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = []
+    for number, picture in enumerate(result.pictures):
+        name = NOT_A_PICTURE if random else "picture.png"
+        path = folder / (name if not number else name.replace(".png", f"_{number + 1}.png"))
+        (marked(picture) if random else picture).save(path)
+        saved.append(path)
+    for number, preview in enumerate(result.previews, 1):
+        saved.append(folder / f"reference_{number}_as_the_encoder_saw_it.png")
+        preview.save(saved[-1])
+    saved.append(folder / "report.txt")
+    saved[-1].write_text(report_text(list(result.facts), list(result.reached), list(result.lines), random), encoding="utf-8")
+    return saved
+
+
+@dataclass
+class Progress:
+    """Shows steps: on one line of a terminal, else a line now and then."""
+
+    last: int = -1
+
+    def __call__(self, done: int, of: int) -> None:
+        if done == self.last:
+            return
+        self.last = done
+        if sys.stdout.isatty():
+            print(f"\r  step {done} of {of}", end="\n" if done == of else "", flush=True)
+        elif done == of or done % max(1, of // 4) == 0:
+            print(f"  step {done} of {of}", flush=True)
+
+
+def _needed(options: argparse.Namespace, comfyui: Path | None) -> tuple[ModelFolders, list[Needed]]:
+    if options.models is not None and not options.models.is_dir():
+        raise RunError(f"There is no folder {options.models}. Give --models a folder laid out as ComfyUI/models.")
+    folders = model_roots(comfyui, options.models)
+    return folders, needed_models(Graph(_read(options)), folders)
+
+
+def _read(options: argparse.Namespace) -> dict[str, Any]:
+    return read_workflow(find_workflow(options.workflow))
+
+
+def _photo_folders(options: argparse.Namespace, comfyui: Path | None) -> list[Path]:
+    """Where photos lie that a workflow names: beside it, and in ComfyUI's input folder."""
+    return [find_workflow(options.workflow).resolve().parent, *([comfyui / "input"] if comfyui else [])]
+
+
+def _check_converter() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("comfy_cli") is None:
+        raise RunError("ComfyUI is there, but comfy-cli, which converts saved workflows for it, is not installed. Run: pip install comfy-cli")
+
+
+def _check_extra() -> None:
+    import importlib.util
+
+    missing = [name for name in ("torch", "diffusers", "transformers", "open_clip", "safetensors") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise RunError(f'The embedded engine needs {", ".join(missing)}. Run: pip install -e ".[run]"')
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)(?:[x*](\d+))?", text.lower())
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT such as 1024x1024, found '{text}'")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found '{text}'")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
