@@ -1,7 +1,10 @@
 """The published files Troupe knows by name: one table for errors, the README and the loader. Recognition never uses it."""
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass
+from functools import lru_cache
 
 HUB = "https://huggingface.co"
 
@@ -72,3 +75,23 @@ def published(name: str) -> PublishedFile | None:
 def where_to_get(file: PublishedFile) -> str:
     """'Download <link> and save it as models/<folder>/<name>.'"""
     return f"Download {file.link} and save it as models/{file.folder}/{file.name}"
+
+
+def identity(path: str | os.PathLike, family: str) -> str:
+    """What is known about a file's origin beyond its shapes: 'the published model_sdxl.bin', or that it is not known.
+
+    Only files of a family with a published sha256 are hashed, once for each state of the file.
+    """
+    hashed = [f for f in ADAPTERS if f.sha256] if family == "mip_adapter" else []
+    digest = _sha256(str(path), os.stat(path).st_mtime_ns) if hashed else ""
+    match = next((f for f in hashed if f.sha256 == digest), None)
+    return f"the published {match.name}" if match else "known by its shapes only"
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: str, modified: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 22):
+            digest.update(part)
+    return digest.hexdigest()

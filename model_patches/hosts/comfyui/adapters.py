@@ -1,6 +1,7 @@
 """Adapter files on the host: which there are, loading them into the host's memory management, finding their image encoder."""
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,12 +16,13 @@ import folder_paths
 import torch
 
 from ...adapter import AdapterSpec, EncoderNeed
-from ...checkpoints.catalogue import DEFAULT_ADAPTER, encoder_of_width, published, where_to_get
+from ...checkpoints.catalogue import DEFAULT_ADAPTER, encoder_of_width, identity, published, where_to_get
 from ...checkpoints.files import EXTENSIONS, read_shapes, read_state
 from ...checkpoints.ip_adapter import build
 from ...encode import check_image_encoder
 from ...errors import CheckpointError
 
+log = logging.getLogger("troupe")
 FOLDERS = ("ipadapter", "gligen", "subject_adapters")
 AUTO, NONE = "auto", "none"
 
@@ -109,7 +111,9 @@ def adapter_path(name: str) -> str:
 def load_adapter(name: str, clip_vision_name: str = AUTO) -> HostAdapter:
     """Load an adapter file into modules that the host's memory management moves. Raises CheckpointError."""
     label = name.replace("\\", "/").rpartition("/")[2]
-    adapter = build(read_state(adapter_path(name), label), label, comfy.ops.manual_cast)
+    path = adapter_path(name)
+    adapter = build(read_state(path, label), label, comfy.ops.manual_cast)
+    log.info("Troupe: loaded %s: %s, %s.", label, adapter.spec.describe(), identity(path, adapter.spec.family))
     return HostAdapter(adapter.spec, adapter.id, _patcher(adapter.projection), _patcher(adapter.layers), clip_vision_name.replace("\\", "/"))
 
 
