@@ -347,3 +347,16 @@ def test_unwired_negative_gets_the_empty_tokens_and_says_so(caplog):
     expected = independent.sample(st.patcher, st.truth(references, settings()), st.positive, st.negative, noise)
     assert error(found, expected, independent.sample(st.patcher, None, st.positive, st.negative, noise)) < 1e-3
     assert sum("no 'negative' is wired" in r.message for r in caplog.records) == 1
+
+
+@pytest.mark.parametrize("base, context, size, warned", [("SD15", 768, (64, 64), False), ("SD15", 768, (16, 16), True), ("SD15", 768, (48, 96), False), ("SDXL", 2048, (128, 128), False), ("SDXL", 2048, (64, 64), True)])
+def test_a_picture_far_from_the_native_size_is_warned_of(base, context, size, warned, caplog):
+    import tiny_models
+    from stage import settings, stage
+    from troupe.model_patches.hosts.comfyui.image_attention import ImageAttention
+
+    st = stage(patcher=tiny_models.micro_model(base, context_dim=context))
+    hook = ImageAttention(st.references(1), settings(), (), True, True)
+    with caplog.at_level(logging.WARNING, "troupe"):
+        hook._warn_about_size(hook._new_run({}, None, None), torch.zeros(1, 4, *size))
+    assert [f"{size[1] * 8}x{size[0] * 8}, far from the" in r.message for r in caplog.records] == [True] * warned
