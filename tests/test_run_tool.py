@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from loading import ROOT
 from PIL import Image
 
@@ -37,6 +38,15 @@ def no_comfyui(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
     monkeypatch.setattr(comfyui, "ROOT", tmp_path / "somewhere")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Models this small are faster so, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def template(name: str = "two_subjects") -> dict:
@@ -293,7 +303,7 @@ def test_installing_shows_comfy_cli_s_own_command(monkeypatch, capsys):
 
 def test_the_command_runs_from_anywhere_and_keeps_the_pack_off_the_path(tmp_path):
     """A root folder `nodes/` on sys.path would hide the host's nodes.py."""
-    code = f"import sys; sys.argv[0] = r'{ROOT / 'tools' / 'run.py'}'; sys.path[0] = r'{ROOT / 'tools'}'; import run; run.main(['--list-missing']); assert r'{ROOT}' not in sys.path"
+    code = f"import sys; sys.path[0] = r'{ROOT / 'tools'}'; import run; run.main(['--list-missing']); assert r'{ROOT}' not in sys.path"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "missing  checkpoints" in done.stdout, done.stderr
 
