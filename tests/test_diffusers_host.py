@@ -12,7 +12,7 @@ from troupe.model_patches.checkpoints.ip_adapter import build
 from troupe.model_patches.errors import MismatchError
 from troupe.model_patches.hosts.diffusers.encoders import Prompt
 from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention, cross_layers, inside
-from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, join_prompts, percent_of, sample
+from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, join_prompts, percent_of, sample, size_condition
 from troupe.model_patches.layer_tokens import COND, UNCOND
 from troupe.model_patches.settings import ImageAttentionSettings
 from troupe.model_patches.subjects import Box
@@ -345,6 +345,28 @@ def test_projections_happen_once_a_run():
     assert {calls[m] for m in text_keys} == {4 + 1}  # the prompt in every step, the names once
     sample(unet, tiny.scheduler(), *prompts(), SamplingSettings(64, 64, 2), [(references, ImageAttentionSettings(weight=1.0, end_percent=0.0))])
     assert {calls[m] for m in projections} == {1}  # nothing is projected where nothing acts
+
+
+def test_the_next_run_sees_new_weights():
+    """What was projected is dropped at the end of a run: a LoRA merged between two runs counts."""
+    unet = tiny.unet()
+    references = tiny.references(unet, 2)
+    attention = apply_image_attention(unet, references, PLAIN)
+    with attention:
+        unet(**inputs())
+    cross_layers(unet)[0].attention.to_k.weight.mul_(3.0)
+    with attention:
+        found = unet(**inputs()).sample
+    assert torch.equal(found, predict(unet, references))
+
+
+def test_sdxl_sizes_and_pooled_texts_row_by_row():
+    """Height before width, original then crop then target, one row a picture; pooled rows in the order of the prompts."""
+    positive, negative = prompts()
+    found = size_condition(tiny.unet("sdxl"), [negative, positive], SamplingSettings(width=96, height=64, batch=2))
+    assert found["time_ids"].tolist() == [[64, 96, 0, 0, 64, 96]] * 4
+    assert torch.equal(found["text_embeds"], torch.cat((negative.pooled, negative.pooled, positive.pooled, positive.pooled)))
+    assert size_condition(tiny.unet(), [negative, positive], SamplingSettings()) is None
 
 
 def test_shorter_prompts_are_repeated_which_changes_no_attention():

@@ -45,9 +45,11 @@ def embedded(references, state):
 
 
 def both(base, text_gain=False):
-    from stage import stage
+    """A stage and the twin of its UNet; 64 channels, since group norm over single channels would hide the time and size embeddings."""
+    from stage import CONTEXT, stage
+    from tiny_models import micro_model
 
-    st = stage(base, text_gain)
+    st = stage(base, text_gain, patcher=micro_model(base, model_channels=64, context_dim=CONTEXT))
     for entries in (st.positive, st.negative):
         entries[0][1].update(PIXELS)
     return st, twin_unet(st.patcher, base)
