@@ -313,5 +313,11 @@ def test_a_broken_torchaudio_counts_as_none(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "torchaudio", raising=False)
     pack.hide_broken_torchaudio()
-    assert sys.modules["torchaudio"] is None
+    import torchaudio
+
+    assert not hasattr(torchaudio, "sound")
+    monkeypatch.delitem(sys.modules, "torchaudio")
+    (tmp_path / "torchaudio.py").write_text("sound = True")
+    pack.hide_broken_torchaudio()
+    assert sys.modules["torchaudio"].sound
     monkeypatch.delitem(sys.modules, "torchaudio")

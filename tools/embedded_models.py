@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from base_models import FAMILIES, load_base
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from embedded import Models
 from graph import RunError
@@ -19,7 +20,6 @@ from troupe.model_patches.hosts.diffusers.image_attention import cross_layers
 
 TEXT_WIDTHS = (64, 128)  # of the two small text encoders
 HEADS_OF = {1280: 16, 1664: 16, 1024: 16}  # hidden width of a published vision tower -> heads
-CONFIGURATION = "It reads the base model's small configuration files from huggingface.co the first time; without a way there run the workflow in ComfyUI."
 OPENAI_L = 1024  # hidden width of the one that was trained with quick_gelu
 
 
@@ -35,19 +35,16 @@ def random_models(job: Job, folder: Path) -> Models:
 
 
 def real_models(job: Job, needed: Sequence[Needed]) -> Models:
-    """The job's own files, on the GPU in half precision where there is one. Raises RunError where diffusers cannot read the checkpoint."""
+    """The job's own files, on the GPU in half precision where there is one. Raises RunError where one of them cannot be read."""
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
     paths = {(file.folder, file.name): file.path for file in needed}
-    pipeline = _pipeline(paths["checkpoints", job.checkpoint.replace("\\", "/")], base_of(job.applied[0].adapter) == "SDXL", dtype).to(device)
-    second = getattr(pipeline, "text_encoder_2", None)
-    texts = ClipTexts.sd15(pipeline.text_encoder) if second is None else ClipTexts.sdxl(pipeline.text_encoder, second)
+    base = load_base(paths["checkpoints", job.checkpoint.replace("\\", "/")], FAMILIES[base_of(job.applied[0].adapter)], device, dtype)
     adapters = {apply.adapter: load_adapter(paths[tuple(apply.adapter.replace("\\", "/").split("/", 1))]) for apply in job.applied}
     encoder = next((file.path for file in needed if file.folder == VISION_FOLDER), None)
     if encoder is None:
         raise RunError(f"Which CLIP vision encoder '{job.applied[0].adapter}' needs is not known for a file of this name. Run the workflow in ComfyUI, which finds it.")
     vision = ClipImages(load_vision(encoder).to(device, dtype))
-    pipeline.vae.to(torch.float32)  # SDXL's VAE overflows in half precision
-    return Models(pipeline.unet.eval(), texts, pipeline.vae.eval(), adapters, dict.fromkeys(adapters, vision), pipeline.scheduler.config.prediction_type)
+    return Models(base.unet, base.texts, base.vae, adapters, dict.fromkeys(adapters, vision), base.prediction)
 
 
 def load_vision(path: Path) -> CLIPVisionModelWithProjection:
@@ -78,17 +75,6 @@ def _filled(model: Any, state: dict[str, torch.Tensor], path: Path) -> Any:
     if missing:
         raise RunError(f"{path.name} lacks {len(missing)} tensors of a CLIP vision encoder, such as {missing[0]}. Download it again.")
     return model.eval()
-
-
-def _pipeline(path: Path, sdxl: bool, dtype: torch.dtype) -> Any:
-    import diffusers
-
-    kind = diffusers.StableDiffusionXLPipeline if sdxl else diffusers.StableDiffusionPipeline
-    try:
-        return kind.from_single_file(str(path), torch_dtype=dtype)
-    except Exception as error:  # whatever the file or the network makes diffusers raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise RunError(f"diffusers could not load {path.name}: {reason}. {CONFIGURATION}") from error
 
 
 def _random_texts(sdxl: bool) -> tuple[ClipTexts, int, int]:

@@ -1,6 +1,7 @@
 """Loads the pack's folder once as package `troupe`, without putting it on sys.path (its `nodes/` would hide the host's `nodes.py`)."""
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import sys
 from types import ModuleType
@@ -19,14 +20,14 @@ def load_pack() -> ModuleType:
 
 
 def hide_broken_torchaudio() -> None:
-    """Where torchaudio is installed but cannot be imported, make it count as not installed.
+    """Where torchaudio is installed but cannot be imported, put an empty module in its place for this process.
 
     pip readily pairs torch with a torchaudio built for another CUDA (ComfyUI's requirements name it); transformers imports it wherever it lies
     and would fail with it, though nothing here needs sound.
     """
+    if "torchaudio" in sys.modules or importlib.util.find_spec("torchaudio") is None:
+        return
     try:
         import torchaudio  # noqa: F401
-    except ImportError:
-        pass
-    except Exception:
-        sys.modules["torchaudio"] = None
+    except Exception:  # RuntimeError at the first attempt, ImportError at later ones
+        sys.modules["torchaudio"] = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("torchaudio", None))

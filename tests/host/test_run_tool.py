@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -145,3 +146,111 @@ def test_an_unknown_node_is_named(server, info):
     workflow["nodes"][0]["type"] = "SomebodysLoader"
     with pytest.raises(RunError, match="SomebodysLoader"):
         convert(workflow, info)
+
+
+# ---- the embedded engine on files in the layout of the published ones, written with the host's own classes --------------------------------
+
+FULL_SIZE = {
+    "SDXL": {"model_channels": 320, "context_dim": 2048, "use_linear_in_transformer": True, "num_heads": -1, "num_head_channels": 64,
+             "adm_in_channels": 2816, "num_classes": "sequential", "channel_mult": [1, 2, 4], "num_res_blocks": [2, 2, 2],
+             "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+             "transformer_depth_middle": 10},
+    "SD1.5": {"model_channels": 320, "context_dim": 768, "use_linear_in_transformer": False, "num_heads": 8, "num_head_channels": -1, "adm_in_channels": None,
+              "channel_mult": [1, 2, 4, 4], "num_res_blocks": [2, 2, 2, 2], "transformer_depth": [1] * 6 + [0, 0], "transformer_depth_output": [1] * 9 + [0, 0, 0],
+              "transformer_depth_middle": 1},
+}
+SMALL = {**FULL_SIZE["SD1.5"], "model_channels": 32, "num_heads": 4, "context_dim": 64}
+
+
+def host_unet(config: dict, device: str):
+    """The host's UNet class."""
+    import comfy.ops
+    import torch
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    kind = {"image_size": 32, "in_channels": 4, "out_channels": 4, "use_spatial_transformer": True, "legacy": False, "dtype": torch.float32}
+    return UNetModel(**kind, device=device, operations=comfy.ops.disable_weight_init, **config)
+
+
+@pytest.mark.parametrize("family", FULL_SIZE)
+def test_the_numbers_of_the_base_models_are_the_published_ones(family, host):
+    """A full-size UNet in the original layout has, converted, exactly the names and shapes that our configuration makes; no weight is in memory."""
+    import embedded  # noqa: F401  (loads the pack, and hides a torchaudio that transformers would fail with)
+    import torch
+    from base_models import FAMILIES
+    from diffusers import UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    original = {f"model.diffusion_model.{name}": value for name, value in host_unet(FULL_SIZE[family], "meta").state_dict().items()}
+    with torch.device("meta"):
+        ours = UNet2DConditionModel(**FAMILIES[family].unet)
+    converted = convert_ldm_unet_checkpoint(original, dict(ours.config))
+    assert {name: value.shape for name, value in converted.items()} == {name: value.shape for name, value in ours.state_dict().items()}
+
+
+@pytest.fixture
+def small_files(host, tmp_path, monkeypatch):
+    """A models folder with an SD1.5 checkpoint of small widths, an adapter for it and a vision tower that looks like ViT-H; and the host's UNet of that checkpoint."""
+    import base_models
+    import embedded  # noqa: F401
+    import random_models
+    import safetensors.torch
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    text = {**base_models.CLIP_L, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    unet = {**base_models.SD15.unet, "block_out_channels": [32, 64, 128, 128], "cross_attention_dim": 64, "attention_head_dim": 4}
+    vae = {**base_models.SD15.vae, "block_out_channels": [32, 32, 32, 32]}
+    monkeypatch.setitem(base_models.FAMILIES, "SD1.5", base_models.BaseFamily(unet, vae, {"text_encoder": text}))
+    model = random_models.randomise(host_unet(SMALL, "cpu"), seed=0)
+    decoder = AutoencoderKL(embed_dim=4, ddconfig={"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1, 1, 1],
+                                                   "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0})
+    words = random_models.randomise(CLIPTextModel(CLIPTextConfig(vocab_size=49408, eos_token_id=49407, **text)), seed=2)
+    parts = {"model.diffusion_model.": model, "first_stage_model.": random_models.randomise(decoder, seed=1), "cond_stage_model.transformer.text_model.": words}
+    state = {prefix + name.removeprefix("text_model."): value.detach().contiguous() for prefix, part in parts.items() for name, value in part.state_dict().items()}
+    (tmp_path / "checkpoints").mkdir()
+    safetensors.torch.save_file(state, tmp_path / "checkpoints" / "small.safetensors")
+    vision = {**random_models.VISION, "hidden_size": 1280, "intermediate_size": 64, "num_attention_heads": 16, "projection_dim": 1024, "image_size": 28, "patch_size": 14}
+    tower = random_models.randomise(CLIPVisionModelWithProjection(CLIPVisionConfig(**vision)), seed=4)
+    (tmp_path / "clip_vision").mkdir()
+    safetensors.torch.save_file({name: value.detach().contiguous() for name, value in tower.state_dict().items()}, tmp_path / "clip_vision" / "tower.safetensors")
+    monkeypatch.setattr(random_models, "VISION", vision)
+    widths = [width for level in (32, 64, 128) for width in (level,) * 2] + [width for level in (128, 64, 32) for width in (level,) * 3] + [128]
+    random_models.write_adapter(tmp_path / "ipadapter" / "ip-adapter-plus_sd15.safetensors", widths, 64)
+    return tmp_path, model
+
+
+def test_real_files_are_used_by_the_embedded_engine(small_files, tmp_path, monkeypatch, capsys):
+    """With every file in place nothing is random: the workflow's own size and steps, a picture without a mark, and the checkpoint's own weights in the UNet."""
+    import base_models
+    import torch
+
+    models, model = small_files
+    workflow = Graph(read_workflow(WORKFLOWS / "two_subjects.json"))
+    workflow.write(workflow.of_type("CheckpointLoaderSimple")[0], "ckpt_name", "small.safetensors")
+    workflow.write(workflow.of_type("TroupeLoadAdapter")[0], "adapter_name", "ipadapter/ip-adapter-plus_sd15.safetensors")
+    for widget, value in (("width", 64), ("height", 128)):
+        workflow.write(workflow.of_type("EmptyLatentImage")[0], widget, value)
+    workflow.write(workflow.of_type("KSampler")[0], "steps", 3)
+    file = tmp_path / "small.json"
+    file.write_text(json.dumps(workflow.workflow))
+    out = tmp_path / "out"
+    assert run_tool.main(["--engine", "embedded", "--workflow", str(file), "--models", str(models), "--output", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "RANDOM" not in said and "NOISE" not in said and "step 3 of 3" in said
+    assert not (out / NOT_A_PICTURE).exists()
+    with Image.open(out / "picture.png") as picture:
+        assert picture.size == (64, 128)
+    assert "it acted in 16 of 16 cross-attention layers" in (out / "report.txt").read_text()
+    base = base_models.load_base(models / "checkpoints" / "small.safetensors", base_models.FAMILIES["SD1.5"], "cpu", torch.float32)
+    x, t, text = torch.randn(2, 4, 16, 8), torch.tensor([500.0, 500.0]), torch.randn(2, 77, 64)
+    theirs, ours = model(x, t, context=text), base.unet(x, t, encoder_hidden_states=text).sample
+    assert torch.allclose(ours, theirs, atol=1e-4 * theirs.abs().max().item())
+
+
+def test_a_checkpoint_of_another_family_is_refused_in_a_sentence(small_files):
+    import base_models
+    import torch
+
+    with pytest.raises(RunError, match="cannot read small.safetensors as the base model"):
+        base_models.load_base(small_files[0] / "checkpoints" / "small.safetensors", base_models.SDXL, "cpu", torch.float32)
