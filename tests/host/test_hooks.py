@@ -360,3 +360,22 @@ def test_a_picture_far_from_the_native_size_is_warned_of(base, context, size, wa
     with caplog.at_level(logging.WARNING, "troupe"):
         hook._warn_about_size(hook._new_run({}, None, None), torch.zeros(1, 4, *size))
     assert [f"{size[1] * 8}x{size[0] * 8}, far from the" in r.message for r in caplog.records] == [True] * warned
+
+
+def test_no_tokens_are_rearranged_in_a_step(monkeypatch):
+    """Also where the chunks come in an order that is not the stored one (uncond, middle, cond of a guider with three lists)."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+    from stage import settings, stage
+    from troupe.model_patches.hosts.comfyui import image_attention
+
+    st, made = stage("SD15"), []
+    original = image_attention.layer_tokens
+    monkeypatch.setattr(image_attention, "layer_tokens", lambda *a: (made.append(1), original(*a))[1])
+    model, positive, negative = st.apply(st.references(2), settings(), wired=False)
+    guider = Guider_DualCFG(model)
+    guider.set_conds(positive, st.negative, negative)
+    guider.set_cfg(5.0, 2.0)
+    sigmas = comfy.samplers.calculate_sigmas(model.model.model_sampling, "normal", 5)
+    guider.sample(torch.randn(1, 4, 16, 16), torch.zeros(1, 4, 16, 16), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+    assert len(made) == len(st.adapter.spec.widths)

@@ -14,7 +14,7 @@ from ...attention.decoupled import LayerTokens, image_delta
 from ...attention.limits import WHOLE, Window
 from ...binding import limited, limits_on_grid
 from ...encoders.decoupled import DecoupledLayer
-from ...layer_tokens import layer_tokens, name_segments, project_images, project_names
+from ...layer_tokens import Projected, layer_tokens, name_segments, project_images, project_names
 from ...settings import ImageAttentionSettings
 from ...subjects import References
 from .attention_patch import Options, Part, install
@@ -26,6 +26,7 @@ from .run import Run
 
 Grid = tuple[int, int]
 APPLY_IDS = "troupe_apply_ids"
+WEIGHT_STATES = 8  # hook schedules change the UNet's weights within a run; the keys of so many states are kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,27 +115,31 @@ class ImageAttention:
                 found[1] = FULL
             return found
 
-        ours, boxed, *active = run.clock.inside(run.once("ranges", ranges), sigma)
+        ours, boxed, *active = run.clock.inside(run.once(("ranges",), ranges), sigma)
         return tuple(s.weight * x.weight if ours and on else 0.0 for x, on in zip(subjects, active)), boxed
 
     def _deltas(self, call: Call, chunks: list[Chunk | None], model: Any, device: torch.device) -> dict[tuple, LayerDelta]:
         """One delta a block, sharing what does not differ between blocks."""
-        run, dtype = call.run, model.manual_cast_dtype or model.get_dtype()
-        module = self._adapter_module(model)
+        run, dtype, module = call.run, model.manual_cast_dtype or model.get_dtype(), self._adapter_module(model)
         images = run.once(("images", device, dtype), lambda: project_images(module, self.references, device, dtype))
-        names = segments = None
+        names, weights = None, hook_state(model)
         if self.settings.mixing.needs_relevance(len(self.references.subjects)):
-            key = ("names", device, dtype, hook_state(model))
-            names = run.once(key, lambda: project_names((text_keys(model.diffusion_model, b) for b in self.blocks), self.references, device, dtype))
-            run.forget("names", key) if key[-1] is not None else None
-            segments = run.once(("segments", device), lambda: name_segments(self.references, device))
+            keys = (text_keys(model.diffusion_model, block) for block in self.blocks)
+            names = run.once(("names", device, dtype, weights), lambda: project_names(keys, self.references, device, dtype), WEIGHT_STATES)
         roles = tuple(chunk.role for chunk in chunks if chunk)
-        tokens = [layer_tokens(image, None if names is None else names[j], segments, roles) for j, image in enumerate(images)]
+        tokens = run.once(("tokens", roles, device, dtype, weights), lambda: self._tokens(images, names, roles, device), 2 * WEIGHT_STATES)
         strengths = run.once(("strengths", call.strengths, device), lambda: torch.tensor(call.strengths, device=device))
         shared = SharedDelta(self, call, chunks, strengths)
         if not run.acted:
             self._report(run, images, names)
         return {block.key: LayerDelta(shared, tokens[j], layer) for j, (block, layer) in enumerate(zip(self.blocks, module.layers))}
+
+    def _tokens(self, images: Sequence[Projected], names: Sequence[torch.Tensor] | None, roles: Sequence[str], device: torch.device) -> list[LayerTokens]:
+        """Every layer's tokens for the roles of a call's chunks."""
+        if names is None:
+            return [layer_tokens(image, None, None, roles) for image in images]
+        segments = name_segments(self.references, device)
+        return [layer_tokens(image, name, segments, roles) for image, name in zip(images, names, strict=True)]
 
     def _adapter_module(self, model: Any) -> Any:
         """The adapter's layers, from the patcher that is sampling: right on clones and on other devices."""

@@ -25,20 +25,17 @@ class Run:
         self._said: set[str] = set()
         self._lock = threading.RLock()  # newer hosts run the chunks of a call in threads, one a device
 
-    def once(self, key: Any, make: Callable[[], T]) -> T:
-        """The value of `key`, made at its first use and kept for the run."""
+    def once(self, key: tuple, make: Callable[[], T], most: int | None = None) -> T:
+        """The value of `key`, made at its first use and kept for the run; with `most`, only so many of the same kind (`key[0]`), newest last."""
         with self._lock:
             if key not in self._cache:
                 began = time.perf_counter()
                 self._cache[key] = make()
                 self.seconds += time.perf_counter() - began
+                kin = [k for k in self._cache if k[0] == key[0]]
+                for oldest in kin[:len(kin) - most] if most else ():
+                    del self._cache[oldest]
             return self._cache[key]
-
-    def forget(self, first: Any, keep: Any) -> None:
-        """Drop the cached values whose key is a tuple that begins with `first`, except `keep`."""
-        with self._lock:
-            for key in [k for k in self._cache if isinstance(k, tuple) and k[:1] == (first,) and k != keep]:
-                del self._cache[key]
 
     def say(self, sentence: str, level: int = logging.INFO) -> None:
         """Log a sentence, once a run."""
