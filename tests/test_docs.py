@@ -57,6 +57,16 @@ def test_every_file_the_dialog_cannot_fetch_has_its_line():
             assert f"curl -L -o models/{file.folder}/{file.name} {file.link}\n" in README
 
 
+# ---- commands ----------------------------------------------------------------------------------------------------------------------------
+
+def test_the_options_of_run_py_are_explained():
+    source = ast.parse((ROOT / "tools" / "run.py").read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(source) if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"]
+    options = {written(call.args[0], {})[0] for call in calls}
+    rows = [line for line in section("Two commands").splitlines() if line.startswith("| `--")]
+    assert {name for row in rows for name in re.findall(r"`(--[\w-]+)", row)} == options
+
+
 # ---- messages ----------------------------------------------------------------------------------------------------------------------------
 
 def written(node: ast.AST, names: dict[str, list[str]]) -> list[str]:
