@@ -139,6 +139,11 @@ def test_a_run_can_be_repeated_and_everything_it_reads_counts(small):
     assert not same
 
 
+def test_an_ancestral_sampler_can_be_repeated_too(small):
+    ancestral = set_widget("KSampler", "sampler_name", "euler_ancestral")
+    assert np.array_equal(pixels(small(ancestral)), pixels(small(ancestral)))
+
+
 def test_layers_are_counted_where_they_acted(small):
     """Weight 0 does nothing and the report says so."""
     assert small().reached == (4,)
@@ -204,6 +209,8 @@ def test_extra_model_folders_of_comfyui_are_searched(models, tmp_path):
 
 def test_changes_land_in_the_workflow():
     photos = (real_photos()[1],)
+    both = editing.edit(template(), editing.Changes(tuple(reversed(real_photos()))))
+    assert list(both.photos.values()) == list(reversed(real_photos()))
     edited = editing.edit(template(), editing.Changes(photos, ("woman", "tabby"), "a woman and a tabby", (832, 1216), 12, 99))
     job = read_job(edited.workflow)
     assert [s.name for s in job.subjects] == ["woman", "tabby"]
