@@ -40,8 +40,8 @@ def limits_on_grid(subjects: Sequence[ReferenceSubject], settings: ImageAttentio
     """
     maps = []
     for subject in subjects:
-        region = None if subject.region is None else region_map(subject.region.to(device), grid, window)
-        box = None if subject.box is None or not boxed else box_map((subject.box.x, subject.box.y, subject.box.w, subject.box.h), grid, settings.box_feather, window, device)
+        region = None if subject.region is None else region_map(subject.region, grid, window)
+        box = None if subject.box is None or not boxed else box_map((subject.box.x, subject.box.y, subject.box.w, subject.box.h), grid, settings.box_feather, window)
         limit = limit_map(region, box, settings.box_strength)
-        maps.append(torch.ones(grid, device=device) if limit is None else limit)
-    return torch.stack(maps).flatten(1)
+        maps.append(torch.ones(grid) if limit is None else limit)
+    return torch.stack(maps).flatten(1).to(device)  # made on the CPU: some devices lack float64 or uneven pooling

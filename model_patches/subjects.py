@@ -120,7 +120,7 @@ def make_subject(name: str, images: list[Image | None], mask: Mask | None = None
     cutouts = _cutouts(mask, len(batches[0]), len(photos), label)
     if region is not None:
         _check_finite(region, f"the region mask of {label}")
-        region = region.reshape(-1, *region.shape[-2:]).amax(0).clamp(0, 1).float()
+        region = region.reshape(-1, *region.shape[-2:]).amax(0).clamp(0, 1).float().cpu()
     return Subject(name.strip(), tuple(Photo(p, c) for p, c in zip(photos, cutouts, strict=True)), region=region, **rest)
 
 

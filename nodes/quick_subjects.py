@@ -4,7 +4,6 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..model_patches.errors import TroupeError
 from ..model_patches.hosts.comfyui import adapters
 from ..model_patches.hosts.comfyui.apply import apply_image_attention, encode_references
 from ..model_patches.hosts.comfyui.notice import notifier
@@ -49,12 +48,8 @@ class QuickSubjects(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, adapter_name: str) -> bool | str:
-        try:
-            adapters.adapter_path(adapter_name)
-        except TroupeError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, adapter_name: str | None) -> bool | str:
+        return adapters.invalid_names(adapter_name) or True
 
     @classmethod
     def fingerprint_inputs(cls, adapter_name: str, **kwargs: Any) -> str:

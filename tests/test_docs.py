@@ -7,7 +7,7 @@ import re
 from itertools import product
 
 import pytest
-from loading import ROOT
+from graph import ROOT
 from troupe.model_patches.checkpoints.catalogue import ADAPTERS, DEFAULT_ADAPTER, ENCODERS, VIT_H, VIT_L
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -137,3 +137,9 @@ def test_region_and_box_multiply():
     assert limit_map(torch.tensor([0.5, 1.0]), torch.tensor([1.0, 0.0]), 0.5).tolist() == [0.5, 0.5]
     region = torch.rand(3, 3)
     assert limit_map(region, torch.zeros(3, 3), 0.0) is region
+
+
+def test_an_edge_on_the_pictures_border_does_not_fade():
+    assert (box_map((0.0, 0.0, 1.0, 1.0), (7, 9), 0.2) == 1).all()
+    corner = box_map((0.0, 0.0, 0.5, 0.5), (100, 100), 0.2)
+    assert corner[0, 0] == 1 and corner[20, 20] == 1 and corner[45, 0] < 1

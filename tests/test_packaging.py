@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import troupe
-from loading import ROOT
+from graph import ROOT
 
 try:
     import tomllib
@@ -170,8 +170,8 @@ def test_nothing_that_the_registry_refuses(module):
 def test_the_pack_is_imported_without_a_host_and_without_torch():
     script = f"""
 import sys
-sys.path.insert(0, {str(ROOT / "tests")!r})
-from loading import load_pack
+sys.path.insert(0, {str(ROOT / "tools")!r})
+from pack import load_pack
 pack = load_pack()
 assert pack.comfy_entrypoint and pack.WEB_DIRECTORY
 assert not {{"torch", "comfy", "comfy_api", "nodes", "folder_paths"}} & set(sys.modules), "something heavy was imported"
@@ -185,10 +185,10 @@ def test_everything_below_the_hosts_is_imported_without_a_host():
     assert len(names) > 10
     script = f"""
 import importlib, sys
-sys.path.insert(0, {str(ROOT / "tests")!r})
+sys.path.insert(0, {str(ROOT / "tools")!r})
 for name in {sorted(HOST_MODULES | {"diffusers", "open_clip"})!r}:
     sys.modules[name] = None  # importing it raises
-from loading import load_pack
+from pack import load_pack
 load_pack()
 for name in {names!r}:
     importlib.import_module("troupe." + name)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from loading import ROOT
+from graph import ROOT
 from PIL import Image
 
 sys.path.append(str(ROOT / "tools"))

@@ -5,7 +5,7 @@ import json
 import sys
 
 import pytest
-from loading import ROOT
+from graph import ROOT
 from PIL import Image
 
 sys.path.append(str(ROOT / "tools"))

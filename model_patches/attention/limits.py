@@ -17,15 +17,16 @@ def region_map(region: torch.Tensor, grid: tuple[int, int], window: Window = WHO
     return adaptive_avg_pool2d(part[None, None].float(), grid)[0, 0]
 
 
-def box_map(box: tuple[float, float, float, float], grid: tuple[int, int], feather: float = 0.0, window: Window = WHOLE, device: torch.device | str = "cpu") -> torch.Tensor:
+def box_map(box: tuple[float, float, float, float], grid: tuple[int, int], feather: float = 0.0, window: Window = WHOLE) -> torch.Tensor:
     """A box (x, y, w, h in 0..1 of the picture) as cell coverage, with a linear ramp of `feather` (0..1 of the picture's side) centred on its edge.
 
-    Returns [h, w] float32 in 0..1 over the window; with feather 0 each cell holds the part of it that the box covers.
+    An edge on the picture's border has no ramp. Returns [h, w] float32 in 0..1 over the window; with feather 0 each cell holds the part of it
+    that the box covers.
     """
     x, y, w, h = box
     top, left, bottom, right = window
-    rows = _coverage(y, y + h, top, bottom, grid[0], feather, device)
-    columns = _coverage(x, x + w, left, right, grid[1], feather, device)
+    rows = _coverage(y, y + h, top, bottom, grid[0], feather)
+    columns = _coverage(x, x + w, left, right, grid[1], feather)
     return rows[:, None] * columns[None, :]
 
 
@@ -37,9 +38,11 @@ def limit_map(region: torch.Tensor | None, box: torch.Tensor | None, box_strengt
     return soft if region is None else region * soft
 
 
-def _coverage(start: float, end: float, low: float, high: float, cells: int, feather: float, device: torch.device | str) -> torch.Tensor:
+def _coverage(start: float, end: float, low: float, high: float, cells: int, feather: float) -> torch.Tensor:
     """Mean over each of `cells` equal parts of [low, high] of the ramped interval [start, end]."""
-    edges = torch.linspace(low, high, cells + 1, dtype=torch.float64, device=device)
+    edges = torch.linspace(low, high, cells + 1, dtype=torch.float64)
+    outside = -1.0 - feather, 2.0 + feather  # an edge so far out leaves the picture untouched
+    start, end = outside[0] if start <= 0 else start, outside[1] if end >= 1 else end
     integral = _ramp_integral(edges, start, feather) - _ramp_integral(edges, end, feather)
     return (integral.diff() / ((high - low) / cells)).clamp(0, 1).float()
 

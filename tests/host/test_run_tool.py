@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from loading import ROOT
+from graph import ROOT
 from PIL import Image
 
 sys.path.append(str(ROOT / "tools"))
