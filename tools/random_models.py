@@ -1,7 +1,7 @@
 """Small models with random weights, in the layouts of the published files: they prove that everything runs, and nothing else."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,8 @@ def randomise(module: nn.Module, seed: int) -> nn.Module:
     return module
 
 
-def write_adapter(path: Path, widths: Sequence[int], context_dim: int, seed: int = 5) -> Path:
-    """A random IP-Adapter in the published layout, 'plus' or plain as its name says, for an encoder of VISION's widths."""
+def write_adapter(path: Path, widths: Sequence[int], context_dim: int, seed: int = 5, vision: Mapping[str, Any] = VISION) -> Path:
+    """A random IP-Adapter in the published layout, 'plus' or plain as its name says, for an encoder of `vision`'s widths."""
     import safetensors.torch
     from pack import load_pack
 
@@ -78,8 +78,8 @@ def write_adapter(path: Path, widths: Sequence[int], context_dim: int, seed: int
     from troupe.model_patches.encoders.projections import ImageProj, Resampler
 
     plus = "plus" in path.name.lower()
-    resampler = {"dim": 64, "depth": 2, "inner": 64, "tokens": 16, "ff_inner": 128, "embed_dim": VISION["hidden_size"]}
-    projection = Resampler(**resampler, context_dim=context_dim) if plus else ImageProj(VISION["projection_dim"], context_dim, 4)
+    resampler = {"dim": 64, "depth": 2, "inner": 64, "tokens": 16, "ff_inner": 128, "embed_dim": vision["hidden_size"]}
+    projection = Resampler(**resampler, context_dim=context_dim) if plus else ImageProj(vision["projection_dim"], context_dim, 4)
     layers = DecoupledLayers(context_dim, widths, text_gain=False)
     state = {f"image_proj.{name.replace('latents.weight', 'latents')}": value for name, value in randomise(projection, seed).state_dict().items()}
     for j, layer in enumerate(randomise(layers, seed + 1).layers):

@@ -214,9 +214,8 @@ def small_files(host, tmp_path, monkeypatch):
     tower = random_models.randomise(CLIPVisionModelWithProjection(CLIPVisionConfig(**vision)), seed=4)
     (tmp_path / "clip_vision").mkdir()
     safetensors.torch.save_file({name: value.detach().contiguous() for name, value in tower.state_dict().items()}, tmp_path / "clip_vision" / "tower.safetensors")
-    monkeypatch.setattr(random_models, "VISION", vision)
     widths = [width for level in (32, 64, 128) for width in (level,) * 2] + [width for level in (128, 64, 32) for width in (level,) * 3] + [128]
-    random_models.write_adapter(tmp_path / "ipadapter" / "ip-adapter-plus_sd15.safetensors", widths, 64)
+    random_models.write_adapter(tmp_path / "ipadapter" / "ip-adapter-plus_sd15.safetensors", widths, 64, vision=vision)
     return tmp_path, model
 
 
