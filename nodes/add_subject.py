@@ -19,12 +19,19 @@ class AddSubject(io.ComfyNode):
             description="One subject: its photos, and its name as it stands in the prompt. Chain several of these nodes through 'cast' for several subjects.",
             inputs=[
                 io.Image.Input("image", tooltip="The reference photo. A batch is several photos of this ONE subject, not several subjects."),
-                io.String.Input("name", default="", tooltip="The subject's noun exactly as in the prompt, for instance 'cat' or 'red-haired girl'. Two subjects need two different names."),
-                io.Float.Input("weight", default=1.0, min=0.0, max=3.0, step=0.05, tooltip="How strong this subject is, times the weight of the Apply node. Changing it leaves the other subjects as they are."),
+                io.String.Input("name", default="", tooltip=(
+                    "The subject's noun exactly as in the prompt, for instance 'cat' or 'red-haired girl'. Two subjects need two different names."
+                )),
+                io.Float.Input("weight", default=1.0, min=0.0, max=3.0, step=0.05, tooltip=(
+                    "How strong this subject is, times the weight of the Apply node. Changing it leaves the other subjects as they are."
+                )),
                 percent("start_percent", 0.0, "When this subject begins to act: 0 is the first step."),
                 percent("end_percent", 1.0, "When this subject stops acting: 1 is the last step."),
                 CastType.Input("cast", optional=True, tooltip="The subjects before this one. Leave empty for the first."),
-                io.Mask.Input("mask", optional=True, tooltip="Cut-out of the subject in the photo: white is the subject, the rest becomes white paper. (Load Image gives the transparent part of a PNG as white: put Invert Mask between.)"),
+                io.Mask.Input("mask", optional=True, tooltip=(
+                    "Cut-out of the subject in the photo: white is the subject, the rest becomes white paper. (Load Image gives the transparent part of a PNG as white: "
+                    "put Invert Mask between.)"
+                )),
                 io.Mask.Input("region", optional=True, tooltip="Where in the PICTURE this subject may appear: white is allowed. Any size; it is stretched over the picture."),
                 io.Image.Input("image_2", optional=True, tooltip=more),
                 io.Image.Input("image_3", optional=True, tooltip=more),

@@ -19,20 +19,37 @@ class ApplyImageAttention(io.ComfyNode):
             node_id="TroupeApplyImageAttention",
             display_name="Apply Image Attention",
             category=CATEGORY,
-            description="Lets the subjects' photos steer the picture, each where its own name is relevant (MIP-Adapter). Goes between the checkpoint and any sampler. With only 'model' wired it works as a drop-in: the references act on the sampler's positive prompt.",
+            description=(
+                "Lets the subjects' photos steer the picture, each where its own name is relevant (MIP-Adapter). Goes between the checkpoint and any sampler. With only "
+                "'model' wired it works as a drop-in: the references act on the sampler's positive prompt."
+            ),
             inputs=[
                 io.Model.Input("model", tooltip="An SD1.5, SD2.x or SDXL model, LoRAs and other patches welcome, before or after."),
                 ReferencesType.Input("references", tooltip="From Encode Subject References."),
                 io.Conditioning.Input("positive", optional=True, tooltip="The prompt that has the subjects in it."),
-                io.Float.Input("weight", default=0.65, min=0.0, max=2.0, step=0.05, tooltip="How strongly all subjects look like their photos. 0.5 to 0.75 suits several subjects; higher copies the photo's pose and light too. 0 switches the node off."),
-                io.Combo.Input("merge", options=["auto", *MERGES], default="auto", tooltip="Who gets which part. relevance: each subject where its name is looked at (MIP-Adapter as published). paper: the formula printed in the paper. uniform: equal shares. joint: all photos as one reference. add: everybody everywhere at full strength, as stacked IPAdapter nodes. auto: as the adapter was published; relevance for plain IP-Adapters."),
+                io.Float.Input("weight", default=0.65, min=0.0, max=2.0, step=0.05, tooltip=(
+                    "How strongly all subjects look like their photos. 0.5 to 0.75 suits several subjects; higher copies the photo's pose and light too. 0 switches the "
+                    "node off."
+                )),
+                io.Combo.Input("merge", options=["auto", *MERGES], default="auto", tooltip=(
+                    "Who gets which part. relevance: each subject where its name is looked at (MIP-Adapter as published). paper: the formula printed in the paper. "
+                    "uniform: equal shares. joint: all photos as one reference. add: everybody everywhere at full strength, as stacked IPAdapter nodes. auto: as the "
+                    "adapter was published; relevance for plain IP-Adapters."
+                )),
                 percent("start_percent", 0.0, "When the references begin to act: 0 is the first step."),
                 percent("end_percent", 1.0, "When they stop: 1 is the last step. Ending at 0.6 to 0.8 gives the prompt more say in details."),
-                io.Float.Input("box_strength", default=1.0, min=0.0, max=1.0, step=0.05, tooltip="How strictly a subject keeps to its box. 0 ignores the boxes. No effect without boxes."),
+                io.Float.Input("box_strength", default=1.0, min=0.0, max=1.0, step=0.05, tooltip=(
+                    "How strictly a subject keeps to its box. 0 ignores the boxes. No effect without boxes."
+                )),
                 percent("box_end_percent", 1.0, "When the boxes stop limiting; relevance alone decides after that."),
                 io.Float.Input("box_feather", default=0.05, min=0.0, max=0.5, step=0.01, tooltip="Softness of a box's edge, as a part of the picture's side."),
-                io.Float.Input("sharpness", default=1.0, min=0.25, max=8.0, step=0.05, tooltip="Raises the relevance to this power. 1 as published; 2 to 4 separates similar subjects more clearly."),
-                io.Float.Input("background", default=1.0, min=0.0, max=1.0, step=0.05, tooltip="How much the references act where no subject is relevant. 1 as published; lower keeps the photos out of the background. Needs names; no effect with merge uniform."),
+                io.Float.Input("sharpness", default=1.0, min=0.25, max=8.0, step=0.05, tooltip=(
+                    "Raises the relevance to this power. 1 as published; 2 to 4 separates similar subjects more clearly."
+                )),
+                io.Float.Input("background", default=1.0, min=0.0, max=1.0, step=0.05, tooltip=(
+                    "How much the references act where no subject is relevant. 1 as published; lower keeps the photos out of the background. Needs names; no effect with "
+                    "merge uniform."
+                )),
                 io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt. It gets the adapter's empty tokens, as published."),
                 io.Conditioning.Input("middle", optional=True, display_name="second positive", tooltip="A second prompt with the subjects in it, for guiders that take two."),
             ],
@@ -46,8 +63,8 @@ class ApplyImageAttention(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, references: Any, weight: float, merge: str, start_percent: float, end_percent: float, box_strength: float, box_end_percent: float, box_feather: float,
-                sharpness: float, background: float, positive: Any = None, negative: Any = None, middle: Any = None) -> io.NodeOutput:
+    def execute(cls, model: Any, references: Any, weight: float, merge: str, start_percent: float, end_percent: float, box_strength: float, box_end_percent: float,
+                box_feather: float, sharpness: float, background: float, positive: Any = None, negative: Any = None, middle: Any = None) -> io.NodeOutput:
         warn_about_missing_names(references, cls.hidden, ("positive", "middle"), notifier(cls.hidden.unique_id))
         mixing = mixing_for(references, merge, sharpness, background)
         settings = ImageAttentionSettings(weight, mixing, start_percent, end_percent, box_strength, box_end_percent, box_feather)

@@ -21,8 +21,13 @@ class EncodeSubjects(io.ComfyNode):
             inputs=[
                 Adapter.Input("adapter", tooltip="From Load Subject Adapter."),
                 CastType.Input("cast", tooltip="From the last Add Subject (or Place Subjects)."),
-                io.Combo.Input("framing", options=["auto", *FRAMINGS], default="auto", tooltip="How a photo becomes a square. auto: as the adapter was published (white borders for IP-Adapter and MIP-Adapter). pad: white borders, nothing is lost. center: crops the ends. stretch: distorts."),
-                io.Clip.Input("clip", optional=True, tooltip="The CLIP of the checkpoint, for the subjects' names. Without it there is no relevance: use merge uniform, joint or add."),
+                io.Combo.Input("framing", options=["auto", *FRAMINGS], default="auto", tooltip=(
+                    "How a photo becomes a square. auto: as the adapter was published (white borders for IP-Adapter and MIP-Adapter). pad: white borders, nothing is lost. "
+                    "center: crops the ends. stretch: distorts."
+                )),
+                io.Clip.Input("clip", optional=True, tooltip=(
+                    "The CLIP of the checkpoint, for the subjects' names. Without it there is no relevance: use merge uniform, joint or add."
+                )),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="Overrides the CLIP vision encoder that was found for the adapter."),
                 io.String.Input("prompt", optional=True, force_input=True, tooltip="The prompt's text, to warn about names that are not in it."),
             ],

@@ -20,5 +20,8 @@ def warn_about_missing_names(references: References, hidden: Any, inputs: Sequen
 
 def blocked_unless_wired(node: str, model: Any, positive: Any, negative: Any, middle: Any) -> tuple[Any, ...]:
     """The outputs; one whose input is not wired tells whoever uses it so."""
+    def blocked(name: str) -> ExecutionBlocker:
+        return ExecutionBlocker(f"'{name}' of {node} is used, but nothing is wired into its '{name}' input. Wire the prompt through it, or use the prompt directly.")
+
     named = (("positive", positive), ("negative", negative), ("second positive", middle))
-    return (model, *(ExecutionBlocker(f"'{name}' of {node} is used, but nothing is wired into its '{name}' input. Wire the prompt through it, or use the prompt directly.") if value is None else value for name, value in named))
+    return (model, *(blocked(name) if value is None else value for name, value in named))

@@ -13,10 +13,17 @@ class LoadAdapter(io.ComfyNode):
             node_id="TroupeLoadAdapter",
             display_name="Load Subject Adapter",
             category=CATEGORY,
-            description="Loads an IP-Adapter or MIP-Adapter file for SD1.5, SD2.x or SDXL (Illustrious and NoobAI too). The kind of file is read from its tensors, so its name does not matter. The matching CLIP vision encoder is found by itself.",
+            description=(
+                "Loads an IP-Adapter or MIP-Adapter file for SD1.5, SD2.x or SDXL (Illustrious and NoobAI too). The kind of file is read from its tensors, so its name "
+                "does not matter. The matching CLIP vision encoder is found by itself."
+            ),
             inputs=[
-                io.Combo.Input("adapter_name", options=adapters.adapter_names(), tooltip="A file in models/ipadapter, models/gligen or models/subject_adapters. Good start for SDXL: ip-adapter-plus_sdxl_vit-h.safetensors."),
-                io.Combo.Input("clip_vision_name", options=adapters.clip_vision_names(), default=adapters.AUTO, tooltip="auto: the file in models/clip_vision whose widths fit the adapter, whatever it is called. none: you wire a CLIP_VISION into Encode Subject References."),
+                io.Combo.Input("adapter_name", options=adapters.adapter_names(), tooltip=(
+                    "A file in models/ipadapter, models/gligen or models/subject_adapters. Good start for SDXL: ip-adapter-plus_sdxl_vit-h.safetensors."
+                )),
+                io.Combo.Input("clip_vision_name", options=adapters.clip_vision_names(), default=adapters.AUTO, tooltip=(
+                    "auto: the file in models/clip_vision whose widths fit the adapter, whatever it is called. none: you wire a CLIP_VISION into Encode Subject References."
+                )),
             ],
             outputs=[Adapter.Output("adapter_out", display_name="adapter", tooltip="Wire into Encode Subject References.")],
         )

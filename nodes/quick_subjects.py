@@ -25,7 +25,10 @@ class QuickSubjects(io.ComfyNode):
             node_id="TroupeQuickSubjects",
             display_name="Quick Subjects",
             category=CATEGORY,
-            description="Up to four subjects in one node between the checkpoint and the sampler: a photo and a name each. It does what Load Subject Adapter, Add Subject, Encode Subject References and Apply Image Attention do with their usual settings.",
+            description=(
+                "Up to four subjects in one node between the checkpoint and the sampler: a photo and a name each. It does what Load Subject Adapter, Add Subject, Encode "
+                "Subject References and Apply Image Attention do with their usual settings."
+            ),
             inputs=[
                 io.Model.Input("model", tooltip="An SD1.5, SD2.x or SDXL model."),
                 io.Clip.Input("clip", tooltip="The CLIP of the same checkpoint, for the names."),
@@ -56,8 +59,8 @@ class QuickSubjects(io.ComfyNode):
         return adapters.fingerprint(adapter_name)
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, adapter_name: str, weight: float, image_1: Any, name_1: str, image_2: Any = None, name_2: str = "", image_3: Any = None, name_3: str = "",
-                image_4: Any = None, name_4: str = "", positive: Any = None, negative: Any = None, clip_vision: Any = None) -> io.NodeOutput:
+    def execute(cls, model: Any, clip: Any, adapter_name: str, weight: float, image_1: Any, name_1: str, image_2: Any = None, name_2: str = "",
+                image_3: Any = None, name_3: str = "", image_4: Any = None, name_4: str = "", positive: Any = None, negative: Any = None, clip_vision: Any = None) -> io.NodeOutput:
         warn = notifier(cls.hidden.unique_id)
         cast = Cast()
         for image, name in ((image_1, name_1), (image_2, name_2), (image_3, name_3), (image_4, name_4)):

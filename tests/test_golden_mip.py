@@ -23,7 +23,8 @@ def layer_tokens(g: Layer) -> LayerTokens:
     segments = torch.zeros(len(ip), len(lengths), sum(lengths))
     for i, n in enumerate(lengths):
         segments[:, i, sum(lengths[:i]):sum(lengths[:i + 1])] = 1 / n
-    return LayerTokens(linear(ip, fill("ip_adapter.1.to_k_ip.weight", 24, 40)), linear(ip, fill("ip_adapter.1.to_v_ip.weight", 24, 40)), linear(names, fill("attn2.to_k.weight", 24, 40)), segments)
+    keys, values = (linear(ip, fill(f"ip_adapter.1.{name}.weight", 24, 40)) for name in ("to_k_ip", "to_v_ip"))
+    return LayerTokens(keys, values, linear(names, fill("attn2.to_k.weight", 24, 40)), segments)
 
 
 def gain_logits(text: torch.Tensor) -> torch.Tensor:

@@ -199,3 +199,8 @@ for name in {names!r}:
 def test_the_entry_point_is_what_the_host_calls():
     assert inspect.iscoroutinefunction(troupe.comfy_entrypoint)
     assert (ROOT / troupe.WEB_DIRECTORY / "docs").is_dir()
+
+
+def test_the_linter_finds_nothing():
+    found = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "."], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout

@@ -33,9 +33,15 @@ class Encoder:
     file: PublishedFile
 
 
-VIT_H = Encoder("CLIP ViT-H/14 (laion2B-s32B-b79K)", 1280, 1024, PublishedFile("CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", "clip_vision", f"{HUB}/h94/IP-Adapter/resolve/main/models/image_encoder/model.safetensors", "2.53 GB", "all", licence="MIT"))
-VIT_BIGG = Encoder("CLIP ViT-bigG/14 (laion2B-39B-b160k)", 1664, 1280, PublishedFile("CLIP-ViT-bigG-14-laion2B-39B-b160k.safetensors", "clip_vision", f"{HUB}/h94/IP-Adapter/resolve/main/sdxl_models/image_encoder/model.safetensors", "3.69 GB", "all", licence="MIT"))
-VIT_L = Encoder("CLIP ViT-L/14 (OpenAI)", 1024, 768, PublishedFile("clip-vit-large-patch14.safetensors", "clip_vision", f"{HUB}/openai/clip-vit-large-patch14/resolve/main/model.safetensors", "1.71 GB", "all", licence="MIT"))
+def _encoder_file(name: str, path: str, size: str) -> PublishedFile:
+    return PublishedFile(name, "clip_vision", f"{HUB}/{path}", size, "all", licence="MIT")
+
+
+VIT_H = Encoder("CLIP ViT-H/14 (laion2B-s32B-b79K)", 1280, 1024, _encoder_file(
+    "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", "h94/IP-Adapter/resolve/main/models/image_encoder/model.safetensors", "2.53 GB"))
+VIT_BIGG = Encoder("CLIP ViT-bigG/14 (laion2B-39B-b160k)", 1664, 1280, _encoder_file(
+    "CLIP-ViT-bigG-14-laion2B-39B-b160k.safetensors", "h94/IP-Adapter/resolve/main/sdxl_models/image_encoder/model.safetensors", "3.69 GB"))
+VIT_L = Encoder("CLIP ViT-L/14 (OpenAI)", 1024, 768, _encoder_file("clip-vit-large-patch14.safetensors", "openai/clip-vit-large-patch14/resolve/main/model.safetensors", "1.71 GB"))
 ENCODERS = (VIT_H, VIT_BIGG, VIT_L)
 
 
@@ -49,8 +55,10 @@ ADAPTERS = (
     _h94("sdxl_models/ip-adapter_sdxl_vit-h.safetensors", "698 MB", "SDXL", VIT_H),
     _h94("sdxl_models/ip-adapter_sdxl.safetensors", "703 MB", "SDXL", VIT_BIGG),
     PublishedFile("model_sdxl_plus.bin", "ipadapter", f"{HUB}/hqhQAQ/MIP-Adapter/resolve/main/model_sdxl_plus.bin", "848 MB", "SDXL (RealVisXL 1.0)", VIT_H.name),
-    PublishedFile("model_sdxl.bin", "ipadapter", f"{HUB}/hqhQAQ/MIP-Adapter/resolve/main/model_sdxl.bin", "703 MB", "SDXL", VIT_BIGG.name, "1e0adf1661a382a7023db5fbe0bdeda05b2c1357d57c049a61e13ba83032ea75"),
-    PublishedFile("noobIPAMARK1_mark1.safetensors", "ipadapter", f"{HUB}/r3gm/noob-ipa/resolve/main/model_G/noobIPAMARK1_mark1.safetensors", "see link", "Illustrious, NoobAI", VIT_BIGG.name, licence="see link"),
+    PublishedFile("model_sdxl.bin", "ipadapter", f"{HUB}/hqhQAQ/MIP-Adapter/resolve/main/model_sdxl.bin", "703 MB", "SDXL", VIT_BIGG.name,
+                  "1e0adf1661a382a7023db5fbe0bdeda05b2c1357d57c049a61e13ba83032ea75"),
+    PublishedFile("noobIPAMARK1_mark1.safetensors", "ipadapter", f"{HUB}/r3gm/noob-ipa/resolve/main/model_G/noobIPAMARK1_mark1.safetensors", "see link",
+                  "Illustrious, NoobAI", VIT_BIGG.name, licence="see link"),
     _h94("models/ip-adapter-plus_sd15.safetensors", "98 MB", "SD1.5", VIT_H),
     _h94("models/ip-adapter-plus-face_sd15.safetensors", "98 MB", "SD1.5", VIT_H),
     _h94("models/ip-adapter-full-face_sd15.safetensors", "44 MB", "SD1.5", VIT_H),

@@ -1,4 +1,5 @@
 """A real ComfyUI in this process, on the CPU, with a base folder of its own. No host: these tests skip, or fail where TROUPE_REQUIRE_HOST=1."""
+import importlib
 import logging
 import os
 import sys
@@ -35,9 +36,8 @@ def start_host(base: Path) -> None:
         import comfy.cli_args  # noqa: F401
     finally:
         sys.argv = arguments
-    import utils.install_util  # noqa: F401  (before nodes.py, which puts <host>/comfy first on sys.path, where utils.py hides this package)
-    import server  # noqa: F401, I001
-    import nodes  # noqa: F401, I001
+    for name in ("utils.install_util", "server", "nodes"):  # nodes.py last: it puts <host>/comfy first on sys.path, where utils.py hides the package
+        importlib.import_module(name)
     import comfy.utils
 
     comfy.utils.PROGRESS_BAR_ENABLED = False

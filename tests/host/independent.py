@@ -127,7 +127,7 @@ def replaced(unet, truths, role, size):
     def forward_of(index, attn):
         def forward(x, context=None, value=None, mask=None, transformer_options=None):
             rows = []
-            for row, text in zip(x.double(), context.double()):
+            for row, text in zip(x.double(), context.double(), strict=True):
                 plain = attention(row @ attn.to_q.weight.double().T, text @ attn.to_k.weight.double().T, text @ attn.to_v.weight.double().T, attn.heads)
                 results = [layer_result(row, text, attn, index, role, truth, grids[len(row)]) for truth in truths]
                 rows.append(plain + sum(result - plain for result in results))  # Apply nodes add up and do not see each other
@@ -156,7 +156,9 @@ def sample(patcher, truth, positive, negative, noise, steps=2, cfg=5.0, sigmas=N
         for role, cond in (("cond", positive), ("uncond", negative)):
             if role == "uncond" and cfg == 1.0:
                 continue
-            conds = model.extra_conds(noise=noise, device=noise.device, width=noise.shape[3] * 8, height=noise.shape[2] * 8, cross_attn=cond[0][0], prompt_type="positive" if role == "cond" else "negative", **cond[0][1])
+            size = {"width": noise.shape[3] * 8, "height": noise.shape[2] * 8}
+            kind = "positive" if role == "cond" else "negative"
+            conds = model.extra_conds(noise=noise, device=noise.device, cross_attn=cond[0][0], prompt_type=kind, **size, **cond[0][1])
             context = conds["c_crossattn"].cond.expand(len(x), -1, -1)
             extra = {k: v.cond.expand(len(x), *v.cond.shape[1:]) for k, v in conds.items() if k == "y"}
             if truth is None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import nodes
 import tiny_models
 import torch
 from independent import Truth
@@ -13,6 +12,8 @@ from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
 from troupe.model_patches.hosts.comfyui.blocks import attention_blocks
 from troupe.model_patches.settings import ImageAttentionSettings, Mixing
 from troupe.model_patches.subjects import References, ReferenceSubject
+
+import nodes
 
 CONTEXT = 64
 TOKENS = 4

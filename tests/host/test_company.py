@@ -12,7 +12,7 @@ def calls(monkeypatch):
 
     seen, original = [], ImageAttention.apply_model
 
-    def spy(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
+    def spy(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         call = transformer_options["troupe"].get(self.id)
         rows = list(zip(transformer_options["cond_or_uncond"], transformer_options["uuids"], strict=True))
         seen.append([(i, *((c.role, c.area) if (c := call and call.table.get((i, u))) else (None, None))) for i, u in rows])

@@ -349,7 +349,10 @@ def test_unwired_negative_gets_the_empty_tokens_and_says_so(caplog):
     assert sum("no 'negative' is wired" in r.message for r in caplog.records) == 1
 
 
-@pytest.mark.parametrize("base, context, size, warned", [("SD15", 768, (64, 64), False), ("SD15", 768, (16, 16), True), ("SD15", 768, (48, 96), False), ("SDXL", 2048, (128, 128), False), ("SDXL", 2048, (64, 64), True)])
+SIZES = [("SD15", 768, (64, 64), False), ("SD15", 768, (16, 16), True), ("SD15", 768, (48, 96), False), ("SDXL", 2048, (128, 128), False), ("SDXL", 2048, (64, 64), True)]
+
+
+@pytest.mark.parametrize("base, context, size, warned", SIZES)
 def test_a_picture_far_from_the_native_size_is_warned_of(base, context, size, warned, caplog):
     import tiny_models
     from stage import settings, stage

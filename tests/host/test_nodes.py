@@ -43,13 +43,22 @@ def resampler_state(context, dim=64, tokens=6, seed=21):
     """Random `plus` projection in the published layout, heads of 64."""
     from stage import random
 
-    state = {"latents": random(1, tokens, dim, seed=seed), "proj_in.weight": random(dim, HIDDEN, seed=seed + 1, gain=HIDDEN**-0.5), "proj_in.bias": random(dim, seed=seed + 2, gain=0.1),
-             "proj_out.weight": random(context, dim, seed=seed + 3, gain=dim**-0.5), "proj_out.bias": random(context, seed=seed + 4, gain=0.1), "norm_out.weight": torch.ones(context), "norm_out.bias": torch.zeros(context)}
+    def matrix(out, width, offset):
+        return random(out, width, seed=seed + offset, gain=width**-0.5)
+
+    def near(value, width, offset):
+        return value + random(width, seed=seed + offset, gain=0.1)
+
+    state = {
+        "latents": random(1, tokens, dim, seed=seed), "proj_in.weight": matrix(dim, HIDDEN, 1), "proj_in.bias": near(0, dim, 2),
+        "proj_out.weight": matrix(context, dim, 3), "proj_out.bias": near(0, context, 4), "norm_out.weight": near(1, context, 5), "norm_out.bias": near(0, context, 6),
+    }
     for i in range(2):
-        for name, shape in {"0.norm1.weight": (dim,), "0.norm1.bias": (dim,), "0.norm2.weight": (dim,), "0.norm2.bias": (dim,), "0.to_q.weight": (64, dim), "0.to_kv.weight": (128, dim), "0.to_out.weight": (dim, 64),
-                            "1.0.weight": (dim,), "1.0.bias": (dim,), "1.1.weight": (4 * dim, dim), "1.3.weight": (dim, 4 * dim)}.items():
-            gain = shape[-1] ** -0.5 if len(shape) == 2 else 0.1
-            state[f"layers.{i}.{name}"] = random(*shape, seed=seed + 10 * (i + 1) + len(state), gain=gain) + (1.0 if name.endswith("norm1.weight") or name in ("0.norm2.weight", "1.0.weight") else 0.0)
+        k = 100 * (i + 1)
+        for j, norm in enumerate(("0.norm1", "0.norm2", "1.0")):
+            state |= {f"layers.{i}.{norm}.weight": near(1, dim, k + j), f"layers.{i}.{norm}.bias": near(0, dim, k + 10 + j)}
+        for j, (name, out, width) in enumerate((("0.to_q", 64, dim), ("0.to_kv", 128, dim), ("0.to_out", dim, 64), ("1.1", 4 * dim, dim), ("1.3", dim, 4 * dim))):
+            state[f"layers.{i}.{name}.weight"] = matrix(out, width, k + 20 + j)
     return {f"image_proj.{k}": v for k, v in state.items()}
 
 
@@ -133,10 +142,10 @@ def test_quick_subjects_is_the_four_nodes(base_folder, clips, vision):
     (references,) = run(pack.EncodeSubjects, adapter=adapter, cast=cast, framing="auto", clip=clip, clip_vision=vision)
     given = dict(weight=0.5, merge="auto", start_percent=0.0, end_percent=1.0, box_strength=1.0, box_end_percent=1.0, box_feather=0.05, sharpness=1.0, background=1.0)
     long = run(pack.ApplyImageAttention, model=patcher, references=references, positive=st.positive, negative=st.negative, **given)
-    quick = run(pack.QuickSubjects, model=patcher, clip=clip, adapter_name=name, weight=0.5, image_1=photo(40, 40, 1), name_1="cat", image_2=photo(50, 40, 2), name_2="dog",
-                positive=st.positive, negative=st.negative, clip_vision=vision)
+    asked = dict(model=patcher, clip=clip, adapter_name=name, weight=0.5, image_1=photo(40, 40, 1), name_1="cat", image_2=photo(50, 40, 2), name_2="dog", clip_vision=vision)
+    quick = run(pack.QuickSubjects, **asked, positive=st.positive, negative=st.negative)
     assert torch.equal(ksample(*long[:3]), ksample(*quick[:3]))
-    drop_in = run(pack.QuickSubjects, model=patcher, clip=clip, adapter_name=name, weight=0.5, image_1=photo(40, 40, 1), name_1="cat", image_2=photo(50, 40, 2), name_2="dog", clip_vision=vision)
+    drop_in = run(pack.QuickSubjects, **asked)
     assert torch.equal(ksample(drop_in[0], st.positive, st.negative), ksample(*quick[:3]))
 
 

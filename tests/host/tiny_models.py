@@ -70,7 +70,8 @@ for _k in ("sd15", "sdxl"):
 
 
 def build_unet_sd(kind, seed=0, dtype=None, prefix="model.diffusion_model."):
-    import torch, comfy.ops
+    import comfy.ops
+    import torch
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
     cfg = dict(UNETS[kind])
     cfg.setdefault("in_channels", 4)
@@ -106,7 +107,8 @@ def write_checkpoint(kind, path, dtype=None, seed=0):
 
 # ---- tiny CLIP text encoders (real tokenizer, real class, 2-3 layers) -----------
 def tiny_clip(kind="sd15", layers=3, ffn=64, seed=3):
-    import torch, comfy.sd, comfy.supported_models as sm
+    import comfy.sd
+    import comfy.supported_models as sm
     cls = {"sd15": sm.SD15, "sd20": sm.SD20, "sdxl": sm.SDXL}[kind]
     over = {"num_hidden_layers": layers, "intermediate_size": ffn}
     opts = {f"{n}_model_config": over for n in ("clip_l", "clip_g", "clip_h")}
@@ -117,12 +119,15 @@ def tiny_clip(kind="sd15", layers=3, ffn=64, seed=3):
 
 
 def tiny_clip_vision(seed=4, image_size=32, hidden=32, layers=3, projection=16, tmp="tiny_clipvision.json"):
-    import json, comfy.clip_vision
+    import json
+
+    import comfy.clip_vision
     cfg = dict(attention_dropout=0.0, dropout=0.0, hidden_act="gelu", hidden_size=hidden, image_size=image_size,
                intermediate_size=hidden * 2, layer_norm_eps=1e-5, model_type="clip_vision_model",
                num_attention_heads=4, num_channels=3, num_hidden_layers=layers, patch_size=8,
                projection_dim=projection, torch_dtype="float32")
-    json.dump(cfg, open(tmp, "w"))
+    with open(tmp, "w") as file:
+        json.dump(cfg, file)
     cv = comfy.clip_vision.ClipVisionModel(tmp)
     _init(cv.model, seed)
     return cv
@@ -131,7 +136,10 @@ def tiny_clip_vision(seed=4, image_size=32, hidden=32, layers=3, projection=16, 
 # ---- family B: micro models ----------------------------------------------------
 def micro_model(base="SD15", model_channels=32, context_dim=64, seed=0, in_channels=4):
     """A ModelPatcher around the host's own UNetModel/BaseModel, a few 100k params."""
-    import torch, comfy.supported_models as sm, comfy.model_patcher, comfy.model_management as mm
+    import comfy.model_management as mm
+    import comfy.model_patcher
+    import comfy.supported_models as sm
+    import torch
     cls = getattr(sm, base)
     cfg = dict(model_channels=model_channels, context_dim=context_dim, in_channels=in_channels, out_channels=4,
                image_size=32, use_spatial_transformer=True, legacy=False,

@@ -18,7 +18,8 @@ from .image_attention import ImageAttention
 Wired = tuple[Any, Conditioning | None, Conditioning | None, Conditioning | None]
 
 
-def encode_references(adapter: HostAdapter, cast: Cast, framing: str = "auto", clip: Any = None, clip_vision: Any = None, prompts: Sequence[str] = (), warn: Callable[[str], None] = lambda sentence: None) -> References:
+def encode_references(adapter: HostAdapter, cast: Cast, framing: str = "auto", clip: Any = None, clip_vision: Any = None,
+                      prompts: Sequence[str] = (), warn: Callable[[str], None] = lambda sentence: None) -> References:
     """`model_patches.encode.encode_subjects` with the host's encoders; clip_vision overrides the adapter's own choice."""
     vision = clip_vision if clip_vision is not None else adapter.clip_vision()
     images = None if vision is None else HostImageEncoder(vision)
@@ -26,7 +27,8 @@ def encode_references(adapter: HostAdapter, cast: Cast, framing: str = "auto", c
     return encode_subjects(adapter, cast, images, adapter.project, names, framing, prompts, warn)
 
 
-def apply_image_attention(model: Any, references: References, settings: ImageAttentionSettings, positive: Conditioning | None = None, negative: Conditioning | None = None, middle: Conditioning | None = None) -> Wired:
+def apply_image_attention(model: Any, references: References, settings: ImageAttentionSettings,
+                          positive: Conditioning | None = None, negative: Conditioning | None = None, middle: Conditioning | None = None) -> Wired:
     """The MODEL with the references' attention bound to it, and the conditionings that carry them.
 
     With neither positive nor negative the references act on the sampler's positive list. Weight 0 and an empty cast return what came in.

@@ -38,7 +38,9 @@ def attention_blocks(unet: nn.Module) -> tuple[Block, ...]:
             block = 0 if name == "middle" else int(names[0])
             found.append(Block((name, block, int(names[-1])), attention.to_q.out_features, attention.to_k.in_features, f"{part}.{path}.attn2"))
     if not found:
-        raise MismatchError("a MODEL of the SD1.5, SD2 or SDXL family", f"{type(unet).__name__}, which has no text cross-attention", "Load an SD1.5 or SDXL checkpoint (or one of their finetunes); for FLUX and Qwen use their own reference nodes.")
+        what = f"{type(unet).__name__}, which has no text cross-attention"
+        do = "Load an SD1.5 or SDXL checkpoint (or one of their finetunes); for FLUX and Qwen use their own reference nodes."
+        raise MismatchError("a MODEL of the SD1.5, SD2 or SDXL family", what, do)
     return tuple(found)
 
 

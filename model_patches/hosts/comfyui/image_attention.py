@@ -85,17 +85,20 @@ class ImageAttention:
             own[self.id] = Call(run, run.roles.table(conds), strengths, boxed, tuple(x_in.shape[-2:]))
         options[KEY] = own
         for lost in foreign_ids(conds, set(known_ids(model_options))):
-            run.say(f"a conditioning carries references of an Apply node ({lost[:6]}) whose 'model' output is not the MODEL being sampled: they do nothing. Wire 'model' and 'positive' of the same Apply node.", logging.WARNING)
+            sentence = f"a conditioning carries references of an Apply node ({lost[:6]}) whose 'model' output is not the MODEL being sampled: they do nothing."
+            run.say(f"{sentence} Wire 'model' and 'positive' of the same Apply node.", logging.WARNING)
         return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": options})
 
-    def apply_model(self, executor: Any, x: torch.Tensor, t: torch.Tensor, c_concat: Any = None, c_crossattn: Any = None, control: Any = None, transformer_options: Options = {}, **kwargs: Any) -> Any:
+    def apply_model(self, executor: Any, x: torch.Tensor, t: torch.Tensor, c_concat: Any = None, c_crossattn: Any = None, control: Any = None,
+                    transformer_options: Options | None = None, **kwargs: Any) -> Any:
         """Puts the deltas of this model call on the blocks."""
-        call = transformer_options.get(KEY, {}).get(self.id)
+        options = transformer_options or {}
+        call = options.get(KEY, {}).get(self.id)
         if isinstance(call, Call):
-            chunks = [call.table.get(row) for row in zip(transformer_options["cond_or_uncond"], transformer_options["uuids"])]
+            chunks = [call.table.get(row) for row in zip(options["cond_or_uncond"], options["uuids"], strict=True)]
             if any(chunks):
-                transformer_options = install(transformer_options, self._deltas(call, chunks, executor.class_obj, x.device))
-        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+                options = install(options, self._deltas(call, chunks, executor.class_obj, x.device))
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     # ---- their parts -------------------------------------------------------------------------------------------------------------------
 
@@ -116,7 +119,7 @@ class ImageAttention:
             return found
 
         ours, boxed, *active = run.clock.inside(run.once(("ranges",), ranges), sigma)
-        return tuple(s.weight * x.weight if ours and on else 0.0 for x, on in zip(subjects, active)), boxed
+        return tuple(s.weight * x.weight if ours and on else 0.0 for x, on in zip(subjects, active, strict=True)), boxed
 
     def _deltas(self, call: Call, chunks: list[Chunk | None], model: Any, device: torch.device) -> dict[tuple, LayerDelta]:
         """One delta a block, sharing what does not differ between blocks."""
@@ -132,7 +135,7 @@ class ImageAttention:
         shared = SharedDelta(self, call, chunks, strengths)
         if not run.acted:
             self._report(run, images, names)
-        return {block.key: LayerDelta(shared, tokens[j], layer) for j, (block, layer) in enumerate(zip(self.blocks, module.layers))}
+        return {block.key: LayerDelta(shared, tokens[j], layer) for j, (block, layer) in enumerate(zip(self.blocks, module.layers, strict=True))}
 
     def _tokens(self, images: Sequence[Projected], names: Sequence[torch.Tensor] | None, roles: Sequence[str], device: torch.device) -> list[LayerTokens]:
         """Every layer's tokens for the roles of a call's chunks."""
@@ -165,7 +168,8 @@ class ImageAttention:
         adapter, merge = self.references.adapter, self.settings.mixing.merge
         who = ", ".join(f"'{s.name}'" + (f" ({counted(len(s.name_tokens), 'name token')})" if s.name_tokens is not None else "") for s in self.references.subjects)
         kept = sum(t.nbytes for p in images for t in (p.keys, p.values)) + sum(t.nbytes for t in names or ())
-        run.say(f"{counted(len(self.references.subjects), 'subject')}: {who}; merge {merge}, {len(self.blocks)} layers of {adapter.spec.file}, keys and values {kept / 2**20:.1f} MB in {run.seconds * 1000:.0f} ms, once for the run.")
+        cost = f"keys and values {kept / 2**20:.1f} MB in {run.seconds * 1000:.0f} ms, once for the run"
+        run.say(f"{counted(len(self.references.subjects), 'subject')}: {who}; merge {merge}, {len(self.blocks)} layers of {adapter.spec.file}, {cost}.")
         if not self.negative_wired:
             run.say("no 'negative' is wired into Apply Image Attention: rows of the negative prompt get the adapter's own empty tokens, as published.")
 
@@ -173,7 +177,8 @@ class ImageAttention:
         native = {768: 512, 1024: 640, 2048: 1024}.get(self.references.adapter.spec.context_dim)
         h, w = noise.shape[-2] * 8, noise.shape[-1] * 8
         if native and not 0.5 <= (w * h) / native**2 <= 3.0:
-            run.say(f"the picture is {w}x{h}, far from the {native}x{native} that {self.references.adapter.spec.base} was trained on: subjects are often lost or doubled there. Sample near {native}x{native} and upscale after.", logging.WARNING)
+            sentence = f"the picture is {w}x{h}, far from the {native}x{native} that {self.references.adapter.spec.base} was trained on: subjects are often lost or doubled there."
+            run.say(f"{sentence} Sample near {native}x{native} and upscale after.", logging.WARNING)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,9 +204,10 @@ class LayerDelta:
         rows = rows_from_options(q.shape[0], options)
         shared = self.shared
         if rows is None:
-            shared.call.run.say(f"another pack has turned {options['activations_shape'][0]} rows into {q.shape[0]} in a way that cannot be followed: the references rest in those layers.", logging.WARNING)
+            sentence = f"another pack has turned {options['activations_shape'][0]} rows into {q.shape[0]} in a way that cannot be followed"
+            shared.call.run.say(f"{sentence}: the references rest in those layers.", logging.WARNING)
             return []
-        active = [(place, chunk) for place, chunk in zip(rows, shared.chunks) if chunk is not None]
+        active = [(place, chunk) for place, chunk in zip(rows, shared.chunks, strict=True) if chunk is not None]
         grid = tuple(options["activations_shape"][-2:])
         whole = grid[0] * grid[1] == q.shape[1]
         limits = shared.owner.limits(shared.call, tuple(chunk.area for _, chunk in active), grid, q.device) if whole else None

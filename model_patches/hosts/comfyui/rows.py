@@ -35,7 +35,7 @@ def rows_of_chunks(rows: int, batch: int, indices: Sequence[int], repeated: Sequ
     if min(copies) < 1 or sum(copies) * each != rows:
         return None
     starts = [each * sum(copies[:i]) for i in range(chunks)]
-    return tuple((start, each * n) for start, n in zip(starts, copies))
+    return tuple((start, each * n) for start, n in zip(starts, copies, strict=True))
 
 
 def rows_from_options(rows: int, options: dict[str, Any]) -> tuple[Rows, ...] | None:
