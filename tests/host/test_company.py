@@ -52,6 +52,19 @@ def test_usual_call(calls):
     assert calls == [[(1, "uncond", None), (0, "cond", None)]]
 
 
+@pytest.mark.parametrize("wired", [True, False], ids=["negative wired", "negative unwired"])
+def test_a_negative_made_by_zeroing_out_our_positive_gets_the_empty_tokens(calls, wired):
+    """ConditioningZeroOut keeps every key of the positive, our record too."""
+    import nodes
+    from stage import ksample, settings, stage
+    from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
+
+    st = stage()
+    model, positive, *_ = apply_image_attention(st.patcher, st.references(2), settings(), st.positive, st.negative if wired else None)
+    ksample(model, positive, nodes.ConditioningZeroOut().zero_out(positive)[0], steps=1)
+    assert calls == [[(1, "uncond", None), (0, "cond", None)]]
+
+
 @pytest.mark.parametrize("wired", [True, False], ids=["wired", "drop-in"])
 def test_dual_cfg_where_the_positive_is_the_third_list(calls, wired):
     from comfy_extras.nodes_custom_sampler import Guider_DualCFG

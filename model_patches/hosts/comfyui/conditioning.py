@@ -61,10 +61,10 @@ class Roles:
         if borrowed(entry):
             source = next((e for e in entries if e is not entry and not borrowed(e) and _text(e) is _text(entry)), None)
             return None if source is None else self._role(source, index, entries)
-        own = self._own(entry)
-        if own is not None:
-            return own.role
-        name = self.names.get(entry["uuid"], "positive" if index == 0 else "negative")
+        own, listed = self._own(entry), self.names.get(entry["uuid"])
+        if own is not None:  # a positive that was zeroed out to be the negative still has its record
+            return UNCOND if listed == "negative" else own.role
+        name = listed or ("positive" if index == 0 else "negative")
         if not self.positive_wired:
             if name == "positive":
                 return COND
