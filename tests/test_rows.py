@@ -2,7 +2,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from troupe.model_patches.hosts.comfyui.rows import rows_from_options, rows_of_chunks
+from troupe.model_patches.hosts.comfyui.rows import rows_from_options, rows_of_chunks, tiles_in
 
 
 @pytest.mark.parametrize("batch, indices, expected", [
@@ -59,5 +59,10 @@ def test_found_rows_cover_the_query_once(pictures, indices, copies):
 
 def test_the_hosts_options_hold_what_is_needed():
     options = {"activations_shape": [4, 320, 8, 8], "cond_or_uncond": [1, 0]}
-    assert rows_from_options(4, options) == ((0, 2), (2, 2))
-    assert rows_from_options(6, {**options, "cond_or_uncond_hook_couple": [1, 0, 0]}) == ((0, 2), (2, 4))
+    assert rows_from_options(4, options, 2) == ((0, 2), (2, 2))
+    assert rows_from_options(6, {**options, "cond_or_uncond_hook_couple": [1, 0, 0]}, 2) == ((0, 2), (2, 4))
+
+
+def test_tiles_repeat_the_chunks_of_a_call():
+    assert [tiles_in(rows, 4) for rows in (4, 8, 12, 2, 6)] == [1, 2, 3, 1, 1]
+    assert rows_from_options(8, {"activations_shape": [8, 320, 8, 8], "cond_or_uncond": [1, 0]}, 4) == ((0, 2), (2, 2), (4, 2), (6, 2))

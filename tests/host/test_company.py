@@ -55,9 +55,10 @@ def test_usual_call(calls):
 @pytest.mark.parametrize("wired", [True, False], ids=["negative wired", "negative unwired"])
 def test_a_negative_made_by_zeroing_out_our_positive_gets_the_empty_tokens(calls, wired):
     """ConditioningZeroOut keeps every key of the positive, our record too."""
-    import nodes
     from stage import ksample, settings, stage
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
+
+    import nodes
 
     st = stage()
     model, positive, *_ = apply_image_attention(st.patcher, st.references(2), settings(), st.positive, st.negative if wired else None)
@@ -207,6 +208,44 @@ def test_attention_couple_rows_follow_their_chunk():
     plain = ksample(model, positive, negative)
     for publish in (True, False):
         assert error(ksample(couple(model, publish), positive, negative), plain, ksample(st.patcher, st.positive, st.negative)) < 1e-4
+
+
+def in_tiles(model, together):
+    """A replica of tiled sampling: the upper and the lower half of the latent, in one model call (tile by tile, each with all chunks) or in two."""
+    def halves(apply, args):
+        x, t, c = args["input"], args["timestep"], args["c"]
+        upper, lower = x.chunk(2, -2)
+        if together:
+            twice = {k: torch.cat((v, v)) if torch.is_tensor(v) else v for k, v in c.items()}
+            return torch.cat(apply(torch.cat((upper, lower)), torch.cat((t, t)), **twice).chunk(2), -2)
+        return torch.cat((apply(upper, t, **c), apply(lower, t, **c)), -2)
+
+    model = model.clone()
+    model.set_model_unet_function_wrapper(halves)
+    return model
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_several_tiles_in_one_call_are_as_one_after_the_other(batch):
+    from stage import error, ksample, settings, stage
+
+    st = stage(text_gain=True)
+    model, positive, negative = st.apply(st.references(2), settings())
+    together, apart = (ksample(in_tiles(model, t), positive, negative, batch=batch) for t in (True, False))
+    assert error(together, apart, ksample(in_tiles(st.patcher, False), st.positive, st.negative, batch=batch)) < 1e-4
+
+
+def test_regions_rest_in_tiles_with_one_warning(caplog):
+    """Nothing says where a tile lies, and a region stretched over each tile would be wrong everywhere."""
+    from stage import ksample, settings, stage
+
+    st = stage()
+    region = torch.zeros(32, 32)
+    region[:, :16] = 1
+    with caplog.at_level("WARNING", "troupe"):
+        found, free = (ksample(in_tiles(model, False), *conds) for model, *conds in (st.apply(st.references(2, regions=r), settings()) for r in ([region, None], None)))
+    assert torch.equal(found, free)
+    assert sum("in tiles" in r.message for r in caplog.records) == 1
 
 
 def test_rows_that_cannot_be_followed_rest_with_one_warning(caplog):

@@ -21,7 +21,7 @@ from .attention_patch import Options, Part, install
 from .blocks import Block, text_keys
 from .clock import FULL, Clock, sigma_range
 from .conditioning import KEY, Chunk, Roles, foreign_ids
-from .rows import rows_from_options
+from .rows import rows_from_options, tiles_in
 from .run import Run
 
 Grid = tuple[int, int]
@@ -31,12 +31,13 @@ WEIGHT_STATES = 8  # hook schedules change the UNet's weights within a run; the 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One guided prediction: the run, what each entry's rows get, how strong each subject is now, and the latent's full size (h, w)."""
+    """One guided prediction: the run, what each entry's rows get, how strong each subject is now, and the latents' number and full size (h, w)."""
 
     run: Run
     table: dict[tuple[int, Any], Chunk]
     strengths: tuple[float, ...]
     boxed: bool
+    pictures: int
     size: Grid
 
 
@@ -82,7 +83,7 @@ class ImageAttention:
         run = state.run if isinstance(state, Call) else state or self._new_run({}, None, None)
         strengths, boxed = self._strengths(run, model.model_sampling, timestep)
         if any(strengths):
-            own[self.id] = Call(run, run.roles.table(conds), strengths, boxed, tuple(x_in.shape[-2:]))
+            own[self.id] = Call(run, run.roles.table(conds), strengths, boxed, x_in.shape[0], tuple(x_in.shape[-2:]))
         options[KEY] = own
         for lost in foreign_ids(conds, set(known_ids(model_options))):
             sentence = f"a conditioning carries references of an Apply node ({lost[:6]}) whose 'model' output is not the MODEL being sampled: they do nothing."
@@ -97,7 +98,7 @@ class ImageAttention:
         if isinstance(call, Call):
             chunks = [call.table.get(row) for row in zip(options["cond_or_uncond"], options["uuids"], strict=True)]
             if any(chunks):
-                options = install(options, self._deltas(call, chunks, executor.class_obj, x.device))
+                options = install(options, self._deltas(call, chunks * tiles_in(x.shape[0], call.pictures * len(chunks)), executor.class_obj, x))
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     # ---- their parts -------------------------------------------------------------------------------------------------------------------
@@ -121,9 +122,9 @@ class ImageAttention:
         ours, boxed, *active = run.clock.inside(run.once(("ranges",), ranges), sigma)
         return tuple(s.weight * x.weight if ours and on else 0.0 for x, on in zip(subjects, active, strict=True)), boxed
 
-    def _deltas(self, call: Call, chunks: list[Chunk | None], model: Any, device: torch.device) -> dict[tuple, LayerDelta]:
-        """One delta a block, sharing what does not differ between blocks."""
-        run, dtype, module = call.run, model.manual_cast_dtype or model.get_dtype(), self._adapter_module(model)
+    def _deltas(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor) -> dict[tuple, LayerDelta]:
+        """One delta a block, sharing what does not differ between blocks. chunks: of the rows of x, in order."""
+        run, dtype, module, device = call.run, model.manual_cast_dtype or model.get_dtype(), self._adapter_module(model), x.device
         images = run.once(("images", device, dtype), lambda: project_images(module, self.references, device, dtype))
         names, weights = None, hook_state(model)
         if self.settings.mixing.needs_relevance(len(self.references.subjects)):
@@ -132,7 +133,10 @@ class ImageAttention:
         roles = tuple(chunk.role for chunk in chunks if chunk)
         tokens = run.once(("tokens", roles, device, dtype, weights), lambda: self._tokens(images, names, roles, device), 2 * WEIGHT_STATES)
         strengths = run.once(("strengths", call.strengths, device), lambda: torch.tensor(call.strengths, device=device))
-        shared = SharedDelta(self, call, chunks, strengths)
+        placed = all(shown_size(chunk.area, call.size) == tuple(x.shape[-2:]) for chunk in chunks if chunk)
+        if not placed and limited(self.references.subjects, call.boxed):
+            run.say("another pack samples the picture in tiles: regions and boxes cannot be placed in them and rest.", logging.WARNING)
+        shared = SharedDelta(self, call, chunks, strengths, placed)
         if not run.acted:
             self._report(run, images, names)
         return {block.key: LayerDelta(shared, tokens[j], layer) for j, (block, layer) in enumerate(zip(self.blocks, module.layers, strict=True))}
@@ -183,12 +187,13 @@ class ImageAttention:
 
 @dataclass(frozen=True, eq=False)
 class SharedDelta:
-    """What the deltas of one model call have in common."""
+    """What the deltas of one model call have in common. placed: its rows show what the host says, not tiles of it."""
 
     owner: ImageAttention
     call: Call
     chunks: list[Chunk | None]
     strengths: torch.Tensor
+    placed: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,15 +206,15 @@ class LayerDelta:
 
     def __call__(self, q: torch.Tensor, text: Callable[[], torch.Tensor], options: Options) -> list[Part]:
         """q [rows, N, C] -> parts (first row, rows, [rows, N, C])."""
-        rows = rows_from_options(q.shape[0], options)
         shared = self.shared
+        rows = rows_from_options(q.shape[0], options, len(shared.chunks))
         if rows is None:
             sentence = f"another pack has turned {options['activations_shape'][0]} rows into {q.shape[0]} in a way that cannot be followed"
             shared.call.run.say(f"{sentence}: the references rest in those layers.", logging.WARNING)
             return []
         active = [(place, chunk) for place, chunk in zip(rows, shared.chunks, strict=True) if chunk is not None]
         grid = tuple(options["activations_shape"][-2:])
-        whole = grid[0] * grid[1] == q.shape[1]
+        whole = shared.placed and grid[0] * grid[1] == q.shape[1]
         limits = shared.owner.limits(shared.call, tuple(chunk.area for _, chunk in active), grid, q.device) if whole else None
         length = active[0][0][1]
         if all(place[1] == length for place, _ in active) and len(active) * length == q.shape[0]:
@@ -244,6 +249,11 @@ def window_of(area: tuple[int, ...] | None, size: Grid) -> Window:
         return WHOLE
     (h, w, y, x), (height, width) = area, size
     return y / height, x / width, min(y + h, height) / height, min(x + w, width) / width
+
+
+def shown_size(area: tuple[int, ...] | None, size: Grid) -> Grid:
+    """Latent cells (h, w) that an entry's rows show, as the host cuts them out."""
+    return size if area is None else (min(area[0], size[0] - area[2]), min(area[1], size[1] - area[3]))
 
 
 def counted(number: int, noun: str) -> str:

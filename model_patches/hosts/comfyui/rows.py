@@ -1,4 +1,4 @@
-"""Which rows of a block's batch belong to which conditioning entry, also where another pack has repeated rows (attention couple)."""
+"""Which rows of a block's batch belong to which conditioning entry, also where another pack has repeated rows (attention couple, tiles)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -38,6 +38,12 @@ def rows_of_chunks(rows: int, batch: int, indices: Sequence[int], repeated: Sequ
     return tuple((start, each * n) for start, n in zip(starts, copies, strict=True))
 
 
-def rows_from_options(rows: int, options: dict[str, Any]) -> tuple[Rows, ...] | None:
-    """`rows_of_chunks` of the host's `extra_options`."""
-    return rows_of_chunks(rows, options["activations_shape"][0], options["cond_or_uncond"], options.get("cond_or_uncond_hook_couple"))
+def tiles_in(rows: int, expected: int) -> int:
+    """How often a model call holds the rows that the host made: packs that sample in tiles put several in one call, each with all chunks."""
+    return 1 if rows % expected else rows // expected
+
+
+def rows_from_options(rows: int, options: dict[str, Any], chunks: int) -> tuple[Rows, ...] | None:
+    """`rows_of_chunks` of the host's `extra_options`, for a call whose rows are that many chunks (the host's own, once for each tile)."""
+    indices = tuple(options["cond_or_uncond"])
+    return rows_of_chunks(rows, options["activations_shape"][0], indices * (chunks // len(indices)), options.get("cond_or_uncond_hook_couple"))
