@@ -4,7 +4,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from graph import MUTED, Graph
@@ -97,26 +96,15 @@ def _add(found: dict, links: dict, folders: ModelFolders, folder: str, name: str
 def _add_encoder(found: dict, links: dict, folders: ModelFolders, adapter: str) -> None:
     """The CLIP vision encoder of a known adapter, which may lie there under any name."""
     from troupe.model_patches.checkpoints.catalogue import ENCODERS, published
+    from troupe.model_patches.checkpoints.clip_vision import encoder_widths
 
     known = published(adapter)
     encoder = next((e for e in ENCODERS if known and e.name == known.encoder), None)
     if encoder is None:
         return
-    path = next((p for p in folders.files(VISION) if _widths(p, os.stat(p).st_mtime_ns) == (encoder.hidden, encoder.pooled)), None)
+    path = next((p for p in folders.files(VISION) if encoder_widths(p) == (encoder.hidden, encoder.pooled)), None)
     file = encoder.file
     found.setdefault((VISION, file.name), Needed(file.name, VISION, links.get((VISION, file.name), file.link), file.size, path))
-
-
-@lru_cache(maxsize=256)
-def _widths(path: Path, modified: int) -> tuple[int, int]:
-    """(hidden, pooled) widths of an encoder file, from its header alone; (0, 0) where it is none."""
-    from troupe.model_patches.checkpoints.files import read_shapes
-
-    shapes = read_shapes(path)
-    for hidden, pooled, axis in (("vision_model.embeddings.class_embedding", "visual_projection.weight", 0), ("visual.class_embedding", "visual.proj", 1)):
-        if hidden in shapes and pooled in shapes:
-            return shapes[hidden][0], shapes[pooled][axis]
-    return 0, 0
 
 
 def model_roots(comfyui: Path | None, given: Path | None) -> ModelFolders:

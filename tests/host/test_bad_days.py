@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import shutil
 
@@ -110,7 +111,9 @@ class Studio:
     def __init__(self, base, server):
         import execution
 
-        self.models, self.server, self.executor, self.count = base / "models", server, execution.PromptExecutor(server), 0
+        newer = "cache_args" in inspect.signature(execution.PromptExecutor).parameters
+        executor = execution.PromptExecutor(server, cache_args={"lru": 0, "ram": 0.0}) if newer else execution.PromptExecutor(server)
+        self.models, self.server, self.executor, self.count = base / "models", server, executor, 0
 
     def save(self, state, name=ADAPTER, folder="ipadapter"):
         path = self.models / folder / name

@@ -5,8 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import comfy.clip_vision
 import comfy.model_management
@@ -17,7 +16,8 @@ import torch
 
 from ...adapter import AdapterSpec, EncoderNeed
 from ...checkpoints.catalogue import DEFAULT_ADAPTER, encoder_of_width, identity, published, where_to_get
-from ...checkpoints.files import EXTENSIONS, read_shapes, read_state
+from ...checkpoints.clip_vision import encoder_widths
+from ...checkpoints.files import EXTENSIONS, read_state
 from ...checkpoints.ip_adapter import build
 from ...encode import check_image_encoder
 from ...errors import CheckpointError
@@ -62,7 +62,7 @@ class HostAdapter:
         path = folder_paths.get_full_path("clip_vision", name)
         file = (path, os.stat(path).st_mtime_ns)
         if file not in self._vision:
-            widths = encoder_widths(*file)
+            widths = encoder_widths(path)
             if widths is not None:
                 check_image_encoder(self.spec, widths)  # from the file's headers, before gigabytes are read
             self._vision.clear()
@@ -142,26 +142,9 @@ def find_clip_vision(need: EncoderNeed) -> str | None:
     """The first file of models/clip_vision whose headers show an encoder of the needed widths, whatever it is called."""
     for name in folder_paths.get_filename_list("clip_vision"):
         path = folder_paths.get_full_path("clip_vision", name)
-        widths = encoder_widths(path, os.stat(path).st_mtime_ns) if path else None
+        widths = encoder_widths(path) if path else None
         if widths and need.fits(*widths):
             return name
-    return None
-
-
-class EncoderWidths(NamedTuple):
-    """Of a CLIP vision encoder: its hidden states and its pooled, projected embedding."""
-
-    hidden: int
-    pooled: int
-
-
-@lru_cache(maxsize=256)
-def encoder_widths(path: str, modified: int) -> EncoderWidths | None:
-    """Widths of an encoder file, in the transformers or the open_clip layout; None where it is neither."""
-    shapes = read_shapes(path)
-    for hidden, pooled, axis in (("vision_model.embeddings.class_embedding", "visual_projection.weight", 0), ("visual.class_embedding", "visual.proj", 1)):
-        if len(shapes.get(hidden, ())) == 1 and len(shapes.get(pooled, ())) == 2:
-            return EncoderWidths(shapes[hidden][0], shapes[pooled][axis])
     return None
 
 
