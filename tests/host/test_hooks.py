@@ -365,6 +365,20 @@ def test_a_picture_far_from_the_native_size_is_warned_of(base, context, size, wa
     assert [f"{size[1] * 8}x{size[0] * 8}, far from the" in r.message for r in caplog.records] == [True] * warned
 
 
+@pytest.mark.parametrize("denoise, warned", [(1.0, True), (0.5, False)])
+def test_a_refining_pass_is_not_warned_of(denoise, warned, caplog):
+    """A pass that begins late refines a picture whose layout is there: its size is no mistake."""
+    import nodes
+    import tiny_models
+    from stage import settings, stage
+
+    st = stage(patcher=tiny_models.micro_model("SD15", context_dim=768))
+    model, positive, negative = st.apply(st.references(1), settings("uniform"))
+    with caplog.at_level(logging.WARNING, "troupe"):
+        nodes.common_ksampler(model, 1, 1, 1.0, "euler", "normal", positive, negative, {"samples": torch.ones(1, 4, 16, 16)}, denoise=denoise)
+    assert any("far from the" in r.message for r in caplog.records) == warned
+
+
 def test_no_tokens_are_rearranged_in_a_step(monkeypatch):
     """Also where the chunks come in an order that is not the stored one (uncond, middle, cond of a guider with three lists)."""
     import comfy.samplers

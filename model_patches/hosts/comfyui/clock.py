@@ -42,12 +42,20 @@ class Clock:
         """(lowest, highest) sigma the next model call can have, or None where that is not known."""
         if not (self._callback and self._counts) or self._sigmas is None or len(self._sigmas) < 2:
             return None
+        schedule = self._known_schedule()
+        high = schedule[max(self._finished - 1, 0)]
+        low = schedule[min(self._finished + 1, len(schedule) - 1)]
+        return (low, high) if low <= high else (high, low)
+
+    def first_sigma(self) -> float:
+        """Where the run begins; infinite where there is no schedule."""
+        return FULL[0] if self._sigmas is None or not len(self._sigmas) else self._known_schedule()[0]
+
+    def _known_schedule(self) -> list[float]:
+        """The run's sigmas, copied from the GPU once."""
         if self._schedule is None:
             self._schedule = [float(s) for s in self._sigmas.cpu()]
-        last = len(self._schedule) - 1
-        high = self._schedule[max(self._finished - 1, 0)]
-        low = self._schedule[min(self._finished + 1, last)]
-        return (low, high) if low <= high else (high, low)
+        return self._schedule
 
     def inside(self, ranges: list[tuple[float, float]], sigma: torch.Tensor) -> list[bool]:
         """For each (first sigma, last sigma) whether this call lies in it, ends included; a first below the last is an empty range.

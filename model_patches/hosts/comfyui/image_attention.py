@@ -26,6 +26,7 @@ from .run import Run
 
 Grid = tuple[int, int]
 APPLY_IDS = "troupe_apply_ids"
+REFINING = 0.3  # a run that begins after this percent keeps the layout of its latent: upscaling is no mistake
 WEIGHT_STATES = 8  # hook schedules change the UNet's weights within a run; the keys of so many states are kept
 
 
@@ -68,7 +69,8 @@ class ImageAttention:
         options = guider.model_options["transformer_options"]
         options[KEY] = {**options.get(KEY, {}), self.id: run}
         try:
-            self._warn_about_size(run, noise)
+            if run.clock.first_sigma() >= float(guider.model_patcher.get_model_object("model_sampling").percent_to_sigma(REFINING)):
+                self._warn_about_size(run, noise)
             return executor(noise, latent_image, sampler, sigmas, denoise_mask, run.clock.wrap(callback), *args, **kwargs)
         finally:
             if not run.acted and self.settings.weight > 0 and self.references.subjects and self.positive_wired:
