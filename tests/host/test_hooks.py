@@ -187,6 +187,23 @@ def test_an_interrupted_run_leaves_nothing_behind():
     assert torch.equal(ksample(*model), before)
 
 
+def test_a_run_that_stops_before_its_first_step_is_not_blamed_on_the_graph(caplog):
+    import comfy.model_management as mm
+    from comfy.patcher_extension import WrappersMP
+    from stage import ksample, settings, stage
+
+    def stop(executor, *args, **kwargs):
+        raise mm.InterruptProcessingException()
+
+    st = stage("SD15")
+    model, positive, negative = st.apply(st.references(2), settings())
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "stop", stop)
+    with caplog.at_level(logging.WARNING, "troupe"), pytest.raises(mm.InterruptProcessingException):
+        ksample(model, positive, negative)
+    assert not any("did nothing" in r.message for r in caplog.records)
+
+
 def test_no_scalar_is_read_and_no_tensor_is_built_inside_the_model(monkeypatch):
     """Rule 4, on the CPU: within the UNet's forward nothing reads a value out of a tensor or makes one from a Python list."""
     from stage import ksample, settings, stage

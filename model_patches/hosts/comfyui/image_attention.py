@@ -71,10 +71,11 @@ class ImageAttention:
         try:
             if run.clock.first_sigma() >= float(guider.model_patcher.get_model_object("model_sampling").percent_to_sigma(REFINING)):
                 self._warn_about_size(run, noise)
-            return executor(noise, latent_image, sampler, sigmas, denoise_mask, run.clock.wrap(callback), *args, **kwargs)
-        finally:
+            found = executor(noise, latent_image, sampler, sigmas, denoise_mask, run.clock.wrap(callback), *args, **kwargs)
             if not run.acted and self.settings.weight > 0 and self.references.subjects and self.positive_wired:
                 run.say("an Apply node did nothing in this run: its 'positive' output did not reach the sampler, or its step range held no step.", logging.WARNING)
+            return found
+        finally:
             run.end()
 
     def calc_cond_batch(self, executor: Any, model: Any, conds: Sequence[Sequence[dict] | None], x_in: torch.Tensor, timestep: torch.Tensor, model_options: dict) -> Any:
