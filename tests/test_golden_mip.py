@@ -140,3 +140,22 @@ def test_projection_is_the_official_one(tag):
         torch.testing.assert_close(module(x), golden[f"{tag}.out"], rtol=tolerance, atol=tolerance)
         if f"{tag}.out_zero" in golden:
             torch.testing.assert_close(module(torch.zeros_like(x[:1])), golden[f"{tag}.out_zero"], rtol=tolerance, atol=tolerance)
+
+
+def test_subjects_with_many_tokens_are_attended_to_one_by_one(monkeypatch):
+    """Full-face files have 257 tokens a subject: the same sum, without a map of all positions times all tokens."""
+    from troupe.model_patches.attention import decoupled
+
+    g, b, n, m, each, c = 2, 3, 10, 3, 257, 24
+    query, keys, values, weights = torch.randn(g, b, n, c), torch.randn(g, m * each, c), torch.randn(g, m * each, c), torch.rand(g, b, m, n)
+    one_by_one = decoupled.image_attention(query, keys, values, weights, HEADS)
+    expected = torch.zeros(g, b, n, c)
+    for i in range(m):
+        q, k, v = (x.unflatten(-1, (HEADS, -1)).transpose(-3, -2) for x in (query, keys[:, None, i * each:(i + 1) * each], values[:, None, i * each:(i + 1) * each]))
+        expected += scaled_dot_product_attention(q, k.expand(-1, b, -1, -1, -1), v.expand(-1, b, -1, -1, -1)).transpose(-3, -2).flatten(-2) * weights[:, :, i, :, None]
+    torch.testing.assert_close(one_by_one, expected, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(decoupled, "MANY_TOKENS", 10 * each)
+    torch.testing.assert_close(decoupled.image_attention(query, keys, values, weights, HEADS), expected, rtol=1e-5, atol=1e-5)
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "matmul", None)  # the fused form
+    torch.testing.assert_close(decoupled.image_attention(query, keys, values, weights, HEADS), expected, rtol=1e-5, atol=1e-5)

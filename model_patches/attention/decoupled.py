@@ -7,9 +7,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from .relevance import background_gain, mean_relevance, relevance, shares, text_gain
 
+MANY_TOKENS = 64  # a subject; full-face files have 257, for which the map of the fused form fills the memory
 MERGES = ("relevance", "paper", "uniform", "joint", "add")
 
 
@@ -49,7 +51,7 @@ class Mixing:
 
 
 def image_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, weights: torch.Tensor, heads: int, joint: bool = False) -> torch.Tensor:
-    """`sum_i weights_i(p) * softmax_T(q k_i^T / sqrt d) v_i`, all subjects in one pass.
+    """`sum_i weights_i(p) * softmax_T(q k_i^T / sqrt d) v_i`, all subjects in one pass, or one by one where their tokens are many.
 
     Arguments:
         query: [G, B, N, C]; keys, values: [G, S, C]; heads: H.
@@ -61,6 +63,8 @@ def image_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tenso
     g, b, n, c = query.shape
     m, s, d = weights.shape[2], keys.shape[1], c // heads
     q = query.reshape(g, b * n, heads, d).transpose(1, 2)  # G, H, B*N, d
+    if s // m > MANY_TOKENS and not joint:
+        return _subject_by_subject(q, keys, values, weights).transpose(1, 2).reshape(g, b, n, c)
     k = (keys * d**-0.5).view(g, s, heads, d).permute(0, 2, 3, 1)  # G, H, d, S
     v = values.view(g, s, heads, d).transpose(1, 2)  # G, H, S, d
     logits = torch.matmul(q, k)  # G, H, B*N, S
@@ -68,6 +72,17 @@ def image_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tenso
     w = weights.transpose(2, 3).reshape(g, 1, b * n, m, 1).to(p.dtype)
     p = (p.view(g, heads, b * n, m, s // m) * w).flatten(-2)
     return torch.matmul(p, v).transpose(1, 2).reshape(g, b, n, c)
+
+
+def _subject_by_subject(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The same sum without a map of all positions times all tokens. q [G, H, B*N, d], keys, values [G, S, C], weights [G, B, M, N] -> [G, H, B*N, d]."""
+    (g, heads, _, d), m = q.shape, weights.shape[2]
+    k, v = (x.view(g, m, -1, heads, d).permute(1, 0, 3, 2, 4) for x in (keys, values))  # M, G, H, T, d
+    w = weights.permute(2, 0, 1, 3).reshape(m, g, 1, -1, 1).to(q.dtype)  # M, G, 1, B*N, 1
+    total = torch.zeros_like(q)
+    for i in range(m):
+        total = torch.addcmul(total, scaled_dot_product_attention(q, k[i], v[i]), w[i])
+    return total
 
 
 def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tensor, heads: int, mixing: Mixing, limits: torch.Tensor | None = None,
