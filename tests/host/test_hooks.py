@@ -385,9 +385,10 @@ def test_a_picture_far_from_the_native_size_is_warned_of(base, context, size, wa
 @pytest.mark.parametrize("denoise, warned", [(1.0, True), (0.5, False)])
 def test_a_refining_pass_is_not_warned_of(denoise, warned, caplog):
     """A pass that begins late refines a picture whose layout is there: its size is no mistake."""
-    import nodes
     import tiny_models
     from stage import settings, stage
+
+    import nodes
 
     st = stage(patcher=tiny_models.micro_model("SD15", context_dim=768))
     model, positive, negative = st.apply(st.references(1), settings("uniform"))
