@@ -167,4 +167,4 @@ def test_links_within_the_readme():
 
 
 def test_the_readme_begins_with_a_picture():
-    assert re.match(r"# Troupe\n\n!\[.+\]\(workflows/two_subjects\.jpg\)\n", README)
+    assert re.match(r"# Troupe\n\n!\[.+\]\(web/docs/two_subjects_graph\.jpg\)\n", README)
