@@ -98,6 +98,11 @@ class References:
         return self.uncond_name_tokens is not None and all(s.name_tokens is not None for s in self.subjects)
 
 
+def called(number: int, name: str = "") -> str:
+    """A subject in a message: "subject 2 ('cat')", counted from 1."""
+    return f"subject {number} ('{name.strip()}')" if name.strip() else f"subject {number}"
+
+
 def make_subject(name: str, images: list[Image | None], mask: Mask | None = None, region: Mask | None = None, number: int = 1, **rest: Any) -> Subject:
     """A checked Subject from what the artist wired.
 
@@ -110,7 +115,7 @@ def make_subject(name: str, images: list[Image | None], mask: Mask | None = None
     Raises:
         SubjectError: an image that is empty, tiny, not finite, or masks that do not match.
     """
-    label = f"subject {number} ('{name.strip()}')" if name.strip() else f"subject {number}"
+    label = called(number, name)
     batches = [image for image in images if image is not None]
     photos = [photo for batch in batches for photo in batch]
     if not photos:

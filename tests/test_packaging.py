@@ -21,7 +21,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 PACK = sorted([ROOT / "__init__.py", *(ROOT / "nodes").rglob("*.py"), *(ROOT / "model_patches").rglob("*.py")])
 MODULES = {path.relative_to(ROOT).as_posix(): path for path in PACK}
-COMES_WITH_COMFYUI = {"torch", "torchvision", "numpy", "einops", "safetensors", "transformers"}
+COMES_WITH_COMFYUI = {"torch", "torchvision", "numpy", "einops", "safetensors", "transformers", "PIL"}
 HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfy_config", "folder_paths", "server", "nodes", "execution", "app", "utils", "node_helpers"}
 
 # room -> rooms it may import; a room is the longest of these paths that a module lies under
@@ -45,7 +45,7 @@ OUTSIDE = {  # room -> packages it may import beside the standard library; the o
     "model_patches/attention": {"torch", "einops"},
     "model_patches/encoders": {"torch", "einops"},
     "model_patches/hosts/comfyui": COMES_WITH_COMFYUI | HOST_MODULES,
-    "model_patches/hosts/diffusers": COMES_WITH_COMFYUI | {"diffusers", "open_clip", "accelerate", "PIL"},
+    "model_patches/hosts/diffusers": COMES_WITH_COMFYUI | {"diffusers", "open_clip", "accelerate"},
     "nodes": COMES_WITH_COMFYUI | HOST_MODULES,
 }
 
