@@ -10,6 +10,7 @@ from .errors import SubjectError
 
 MAX_SUBJECTS = 16
 MIN_PHOTO_SIDE = 8  # pixels
+WHITE_FROM = 0.5  # a mask's value above which a pixel belongs to the subject
 Image = torch.Tensor  # [n, H, W, C], float 0..1
 Mask = torch.Tensor  # [n, H, W], float 0..1
 
@@ -133,6 +134,9 @@ def _check_photo(photo: torch.Tensor, what: str) -> None:
     h, w = photo.shape[:2]
     if min(h, w) < MIN_PHOTO_SIDE:
         raise SubjectError(f"{what} to be at least {MIN_PHOTO_SIDE}x{MIN_PHOTO_SIDE} pixels", f"{w}x{h}", "Load a real photo (224 pixels or more on each side is best).")
+    if not photo.is_floating_point():
+        found = f"whole numbers ({str(photo.dtype).removeprefix('torch.')})"
+        raise SubjectError(f"{what} to be an IMAGE with values from 0 to 1", found, "Divide by 255 in the node that makes it.")
     if photo.shape[-1] not in (1, 3, 4):
         raise SubjectError(f"{what} to have 3 colour channels (or 4 with alpha)", f"{photo.shape[-1]}", "Wire an IMAGE output, not a latent or a mask.")
     _check_finite(photo, what)
@@ -155,5 +159,7 @@ def _cutouts(mask: Mask | None, first_batch: int, total: int, label: str) -> lis
         masks = masks * first_batch
     if len(masks) not in (first_batch, total):
         raise SubjectError(f"one mask, or one for each of the {total} photos of {label}", f"{len(masks)} masks", "Give as many masks as photos, in the same order.")
-    masks += [None] * (total - len(masks))
-    return [m if m is not None and bool((m > 0).any()) else None for m in masks]
+    for m in masks:
+        if 0.0 < float(m.max()) <= WHITE_FROM:
+            raise SubjectError(f"the mask of {label} to be white where the subject is", f"nothing brighter than {float(m.max()):.0%}", "Paint the subject white, or unwire 'mask'.")
+    return [m if bool(m.any()) else None for m in masks] + [None] * (total - len(masks))

@@ -5,10 +5,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..model_patches.hosts.comfyui import adapters
-from ..model_patches.hosts.comfyui.apply import apply_image_attention, encode_references
+from ..model_patches.hosts.comfyui.apply import apply_image_attention
 from ..model_patches.hosts.comfyui.notice import notifier
+from ..model_patches.hosts.comfyui.quick import quick_references
 from ..model_patches.settings import ImageAttentionSettings, mixing_for
-from ..model_patches.subjects import Cast, make_subject
 from .graph import blocked_unless_wired, warn_about_missing_names
 from .types import CATEGORY, ReferencesType
 
@@ -62,11 +62,8 @@ class QuickSubjects(io.ComfyNode):
     def execute(cls, model: Any, clip: Any, adapter_name: str, weight: float, image_1: Any, name_1: str, image_2: Any = None, name_2: str = "",
                 image_3: Any = None, name_3: str = "", image_4: Any = None, name_4: str = "", positive: Any = None, negative: Any = None, clip_vision: Any = None) -> io.NodeOutput:
         warn = notifier(cls.hidden.unique_id)
-        cast = Cast()
-        for image, name in ((image_1, name_1), (image_2, name_2), (image_3, name_3), (image_4, name_4)):
-            if image is not None:
-                cast = cast.add(make_subject(name, [image], number=len(cast.subjects) + 1))
-        references = encode_references(adapters.load_adapter(adapter_name), cast, clip=clip, clip_vision=clip_vision, warn=warn)
+        given = ((image_1, name_1), (image_2, name_2), (image_3, name_3), (image_4, name_4))
+        references = quick_references(clip, adapter_name, [pair for pair in given if pair[0] is not None], clip_vision, warn)
         warn_about_missing_names(references, cls.hidden, ("positive",), warn)
         settings = ImageAttentionSettings(weight, mixing_for(references, "auto"))
         model, positive, negative, _ = apply_image_attention(model, references, settings, positive, negative)

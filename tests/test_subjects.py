@@ -149,3 +149,13 @@ def test_references_are_named_when_every_subject_is():
     assert References(None, (subject(True),) * 2, torch.zeros(1, 1), torch.zeros(1, 1)).named
     assert not References(None, (subject(True), subject(False)), torch.zeros(1, 1), torch.zeros(1, 1)).named
     assert not References(None, (subject(True),), torch.zeros(1, 1), None).named
+
+
+def test_a_mask_without_white_is_refused_with_its_brightness():
+    with pytest.raises(SubjectError, match=r"nothing brighter than 2%"):
+        make_subject("cat", [torch.rand(1, 20, 20, 3)], mask=torch.full((1, 20, 20), 0.02))
+
+
+def test_whole_number_pictures_are_refused():
+    with pytest.raises(SubjectError, match=r"whole numbers \(uint8\)"):
+        make_subject("cat", [torch.zeros(1, 20, 20, 3, dtype=torch.uint8)])

@@ -4,6 +4,7 @@ Letters as in relevance.py; T image tokens a subject, S = M*T of them in all, su
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,18 @@ class LayerTokens:
     values: torch.Tensor
     name_keys: torch.Tensor | None = None
     segments: torch.Tensor | None = None
+
+    def group(self, index: int) -> LayerTokens:
+        """The tokens of one group alone, G = 1."""
+        return self._map(lambda t: t[index:index + 1])
+
+    def float(self) -> LayerTokens:
+        """The same in float32."""
+        return self._map(torch.Tensor.float)
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> LayerTokens:
+        names, segments = (None if t is None else change(t) for t in (self.name_keys, self.segments))
+        return LayerTokens(change(self.keys), change(self.values), names, segments)
 
 
 @dataclass(frozen=True)

@@ -414,3 +414,20 @@ def test_no_tokens_are_rearranged_in_a_step(monkeypatch):
     sigmas = comfy.samplers.calculate_sigmas(model.model.model_sampling, "normal", 5)
     guider.sample(torch.randn(1, 4, 16, 16), torch.zeros(1, 4, 16, 16), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
     assert len(made) == len(st.adapter.spec.widths)
+
+
+@pytest.mark.parametrize("precision", [None, torch.float32])
+def test_models_that_attend_in_float32_get_float32_from_us_too(precision, deltas):
+    """The host sets attn_precision for models whose logits overflow in float16; ours are multiplied in the same precision."""
+    from stage import ksample, settings, stage
+
+    st = stage("SD15", text_gain=True)
+    unet = st.patcher.model.diffusion_model
+    unet.half()
+    unet.dtype = torch.float16
+    for block in unet.modules():
+        if hasattr(block, "attn2"):
+            block.attn_precision = precision
+    assert torch.isfinite(ksample(*st.apply(st.references(2), settings()), steps=1)).all()
+    expected = precision or torch.float16
+    assert deltas and {t.dtype for query, tokens, *_ in deltas for t in (query, tokens.keys, tokens.values, tokens.name_keys)} == {expected}

@@ -188,3 +188,58 @@ def test_an_adapter_for_another_base_model_is_refused():
     sd15.patcher = __import__("tiny_models").micro_model("SD15", context_dim=96)
     with pytest.raises(MismatchError, match="cross-attention layers for text 96 wide"):
         sd15.apply(sdxl.references(1), settings())
+
+
+def test_quick_subjects_does_not_read_or_encode_again_for_another_weight(base_folder, clips, vision, monkeypatch):
+    import gc
+    import weakref
+
+    import safetensors.torch
+    import tiny_models
+    from stage import adapter_state, stage
+    from troupe import nodes as pack
+    from troupe.model_patches.hosts.comfyui import quick
+
+    patcher = tiny_models.micro_model("SD15", context_dim=768)
+    path = base_folder / "models" / "ipadapter" / "again.safetensors"
+    safetensors.torch.save_file(adapter_state(patcher, embed=POOLED), path)
+    st, clip, done = stage(patcher=patcher), clips("sd15").clone(), []
+    for work in ("load_adapter", "encode_references"):
+        original = getattr(quick, work)
+        monkeypatch.setattr(quick, work, lambda *a, work=work, original=original, **k: (done.append(work), original(*a, **k))[1])
+    asked = dict(model=patcher, clip=clip, adapter_name="ipadapter/again.safetensors", clip_vision=vision, positive=st.positive)
+    asked |= dict(image_1=photo(40, 40, 1), name_1="cat", image_2=photo(50, 40, 2))
+    changes = (
+        ({"weight": 0.5, "name_2": "cat"}, ["load_adapter", "encode_references"]),
+        ({"weight": 0.6, "name_2": "cat"}, []),
+        ({"weight": 0.6, "name_2": "dog"}, ["encode_references"]),
+        ({"weight": 0.6, "name_2": "dog", "image_1": photo(40, 40, 3)}, ["encode_references"]),
+    )
+    for change, expected in changes:
+        done.clear()
+        references = run(pack.QuickSubjects, **{**asked, **change})[3]
+        assert done == expected and references.subjects[1].name == change["name_2"]
+    done.clear()
+    safetensors.torch.save_file(adapter_state(patcher, embed=POOLED, seed=5), path)
+    run(pack.QuickSubjects, **asked, weight=0.6, name_2="dog")
+    assert done == ["load_adapter", "encode_references"]
+    kept = weakref.ref(quick._last[clip].adapter)
+    del clip, asked, references
+    gc.collect()
+    assert kept() is None
+
+
+def test_quick_subjects_says_its_warnings_each_time(base_folder, clips, vision, caplog):
+    import safetensors.torch
+    import tiny_models
+    from stage import adapter_state
+    from troupe import nodes as pack
+
+    patcher = tiny_models.micro_model("SD15", context_dim=768)
+    safetensors.torch.save_file(adapter_state(patcher, embed=POOLED), base_folder / "models" / "ipadapter" / "said.safetensors")
+    image = photo(40, 40, 1)
+    asked = dict(model=patcher, clip=clips("sd15"), adapter_name="ipadapter/said.safetensors", clip_vision=vision, image_1=image, name_1="girl", image_2=image, name_2="girl")
+    for weight in (0.5, 0.6):
+        caplog.clear()
+        run(pack.QuickSubjects, **asked, weight=weight)
+        assert sum("are both called 'girl'" in r.message for r in caplog.records) == 1

@@ -219,6 +219,8 @@ class LayerDelta:
         grid = tuple(options["activations_shape"][-2:])
         whole = shared.placed and grid[0] * grid[1] == q.shape[1]
         limits = shared.owner.limits(shared.call, tuple(chunk.area for _, chunk in active), grid, q.device) if whole else None
+        if shared.placed and not whole and limited(shared.owner.references.subjects, shared.call.boxed):
+            shared.call.run.say("another pack has rearranged the picture's positions: regions and boxes rest in those layers.", logging.WARNING)
         length = active[0][0][1]
         if all(place[1] == length for place, _ in active) and len(active) * length == q.shape[0]:
             plain = text().unflatten(0, (-1, length)) if self._needs_text else None
@@ -227,7 +229,7 @@ class LayerDelta:
         for g, ((start, length), _) in enumerate(active):
             plain = text()[None, start:start + length] if self._needs_text else None
             limit = limits if limits is None or len(limits) == 1 else limits[g:g + 1]
-            delta = self._delta(q[None, start:start + length], tokens_of(self.tokens, g), limit, plain, options)
+            delta = self._delta(q[None, start:start + length], self.tokens.group(g), limit, plain, options)
             parts.append((start, length, delta[0]))
         return parts
 
@@ -237,13 +239,10 @@ class LayerDelta:
 
     def _delta(self, q: torch.Tensor, tokens: LayerTokens, limits: torch.Tensor | None, plain: torch.Tensor | None, options: Options) -> torch.Tensor:
         logits = None if plain is None else self.layer.text_logits(plain)
-        return image_delta(q, tokens, self.shared.strengths, options["n_heads"], self.shared.owner.settings.mixing, limits, plain, logits)
-
-
-def tokens_of(tokens: LayerTokens, group: int) -> LayerTokens:
-    """The tokens of one chunk alone."""
-    one = slice(group, group + 1)
-    return LayerTokens(tokens.keys[one], tokens.values[one], None if tokens.name_keys is None else tokens.name_keys[one], None if tokens.segments is None else tokens.segments[one])
+        dtype, mixing = q.dtype, self.shared.owner.settings.mixing
+        if options["attn_precision"] == torch.float32:  # of models whose attention overflows in float16, such as SD2.x
+            q, tokens = q.float(), tokens.float()
+        return image_delta(q, tokens, self.shared.strengths, options["n_heads"], mixing, limits, plain, logits).to(dtype)
 
 
 def window_of(area: tuple[int, ...] | None, size: Grid) -> Window:
