@@ -1,0 +1,85 @@
+"""The gated self-attention adapter between a block's self- and cross-attention (GLIGEN, arXiv 2301.07093; Subject-Diffusion, arXiv 2307.11410).
+
+As published, object tokens are appended to the visual tokens, all attend to all, and the objects' own results are thrown away. Here
+objects have keys and values only: they depend on no timestep, so they are made once a run, and what would be thrown away is not computed.
+
+Letters: B rows, G groups of rows that share their object tokens (rows group by group, B a multiple of G), N positions, M object tokens of
+all subjects together, C channels of the block, H heads.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectTokens:
+    """What one layer needs of the objects: keys, values [G, M, C], and its two gates, `tanh` of the trained scalars, in -1..1."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    attention_gate: float
+    dense_gate: float
+
+
+def gated_self_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, objects: ObjectTokens, heads: int) -> torch.Tensor:
+    """`softmax(q [k; k_o]^T / sqrt d) [v; v_o]` for the visual tokens' queries.
+
+    Arguments:
+        query, keys, values: [B, N, C], of the visual tokens; objects: [G, M, C] each; heads: H.
+    Returns:
+        [B, N, C], heads joined, before the output projection.
+    """
+    b, n, c = query.shape
+    k, v = torch.cat((keys, rows_of(objects.keys, b)), 1), torch.cat((values, rows_of(objects.values, b)), 1)  # B, N + M, C
+    q, k, v = (x.view(b, -1, heads, c // heads).transpose(1, 2) for x in (query, k, v))
+    return scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c)
+
+
+def rows_of(grouped: torch.Tensor, b: int) -> torch.Tensor:
+    """[G, M, C] -> [B, M, C]: every group's tokens for each of its rows. Raises ValueError where B is not a multiple of G."""
+    g = grouped.shape[0]
+    if b % g:
+        raise ValueError(f"object tokens: expected one group, or groups that share {b} rows evenly, found {g} groups")
+    return grouped.unsqueeze(1).expand(g, b // g, *grouped.shape[1:]).flatten(0, 1)
+
+
+def gated_residual(x: torch.Tensor, branch: Callable[[torch.Tensor], torch.Tensor], gate: float, scale: float = 1.0) -> torch.Tensor:
+    """`x + scale * gate * branch(x)`; x itself, with `branch` not called, where scale or gate is 0. x [B, N, C]; gate -1..1; scale: strength
+    times `alphas`."""
+    return x if gate == 0 or scale == 0 else x + (scale * gate) * branch(x)
+
+
+def weighted(objects: ObjectTokens, null: ObjectTokens, weights: torch.Tensor) -> ObjectTokens:
+    """Objects of weights other than 1: a weight scales the token's values; a weight of 0 puts the null object in its place.
+
+    Arguments: objects, null: of one layer, with the same M; weights: [M] or [G, M], >= 0. Returns tokens in the dtype of `objects`.
+    """
+    w = weights.to(objects.values).unsqueeze(-1)  # M, 1 or G, M, 1
+    here = w != 0
+    return replace(objects, keys=torch.where(here, objects.keys, null.keys), values=torch.where(here, objects.values * w, null.values))
+
+
+def alphas(steps: int, hold: float, decay: float = 0.0) -> list[float]:
+    """GLIGEN's scheduled sampling: the adapter's scale at each step.
+
+    `int(hold * steps)` steps of 1, then `int(decay * steps)` steps falling linearly to 0, then 0. Published `alpha_type` is (hold, decay, rest),
+    hold is the paper's tau: (0.3, 0, 0.7) for text boxes, (1, 0, 0) for images. Returns `steps` floats in 0..1.
+    """
+    full, falling = int(hold * steps), int(decay * steps)
+    scales = [1.0] * full + [(falling - 1 - i) / falling for i in range(falling)]
+    return (scales + [0.0] * steps)[:steps]
+
+
+def scale_at(progress: float, end: float, decay: float = 0.0) -> float:
+    """The same schedule where no step count is known: 1 before `end`, then linearly to 0 over `decay`, then 0.
+
+    Arguments: all 0..1 of the run; `end` of 1 or more never ends. A sampling step of `alphas` ends its fall one step sooner: it takes the value
+    that this line has at the step's end.
+    """
+    if progress < end or end >= 1:
+        return 1.0
+    return max(0.0, 1.0 - (progress - end) / decay) if decay > 0 else 0.0

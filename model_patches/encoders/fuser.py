@@ -1,0 +1,104 @@
+"""The gated self-attention layer of GLIGEN (arXiv 2301.07093) and Subject-Diffusion (arXiv 2307.11410), with the published tensor names.
+
+Letters as in attention/gated.py; D channels of an object token before the layer.
+"""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..attention.gated import ObjectTokens, gated_residual, gated_self_attention
+from .bare import Bare
+from .projections import MisshapenTensor, StateDict, shape_of
+
+SD1_CONTEXT, SD1_HEADS, HEAD_WIDTH = 768, 8, 64
+
+
+def published_heads(width: int, context_dim: int) -> int:
+    """Heads of a published fuser, which no tensor tells: 8 in SD 1 models (context 768), heads of 64 channels in all others."""
+    return SD1_HEADS if context_dim == SD1_CONTEXT else width // HEAD_WIDTH
+
+
+class FuserAttention(nn.Module):
+    """`to_q`, `to_k`, `to_v` (no bias) and `to_out.0`."""
+
+    def __init__(self, width: int, operations: Any = nn):
+        super().__init__()
+        self.to_q = operations.Linear(width, width, bias=False)
+        self.to_k = operations.Linear(width, width, bias=False)
+        self.to_v = operations.Linear(width, width, bias=False)
+        self.to_out = nn.ModuleList([operations.Linear(width, width)])
+
+
+class GatedGELU(nn.Module):
+    """`proj`: C -> 2 * inner, the first half times the exact GELU of the second."""
+
+    def __init__(self, width: int, inner: int, operations: Any = nn):
+        super().__init__()
+        self.proj = operations.Linear(width, inner * 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., C] -> [..., inner]."""
+        value, gate = self.proj(x).chunk(2, -1)
+        return value * nn.functional.gelu(gate)
+
+
+class FuserFeedForward(nn.Module):
+    """GEGLU to 4C and back; `net.1` is the published dropout, which does nothing here."""
+
+    def __init__(self, width: int, operations: Any = nn):
+        super().__init__()
+        self.net = nn.Sequential(GatedGELU(width, width * 4, operations), nn.Identity(), operations.Linear(width * 4, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., C] -> [..., C]."""
+        return self.net(x)
+
+
+class GatedFuser(nn.Module):
+    """One layer: `project` the objects once a run, then apply to the visual tokens in every step.
+
+    `x = x + scale tanh(alpha_attn) SelfAttn(LN1([x; linear(objects)]))[:N]`, then `x = x + scale tanh(alpha_dense) FF(LN2(x))`.
+    """
+
+    def __init__(self, width: int, context_dim: int, heads: int, operations: Any = nn):
+        super().__init__()
+        self.width, self.context_dim, self.heads = width, context_dim, heads
+        self.linear = operations.Linear(context_dim, width)
+        self.attn = FuserAttention(width, operations)
+        self.ff = FuserFeedForward(width, operations)
+        self.norm1 = operations.LayerNorm(width)
+        self.norm2 = operations.LayerNorm(width)
+        self.alpha_attn = Bare()
+        self.alpha_dense = Bare()
+
+    @classmethod
+    def widths(cls, state: StateDict) -> dict[str, int]:
+        """Constructor arguments read off `linear.weight` [C, D]; heads as published. Raises KeyError, MisshapenTensor."""
+        width, context_dim = shape_of(state, "linear.weight", 2)
+        unit = SD1_HEADS if context_dim == SD1_CONTEXT else HEAD_WIDTH
+        if width % unit:
+            raise MisshapenTensor("linear.weight", f"rows in a multiple of {unit}", (width, context_dim))
+        return {"width": width, "context_dim": context_dim, "heads": published_heads(width, context_dim)}
+
+    def project(self, objects: torch.Tensor) -> ObjectTokens:
+        """Object tokens [G, M, D] -> their keys and values in this layer, and the gates as numbers (one read from the device each).
+
+        LayerNorm is per token, so normalising objects and visual tokens apart is exact. Nothing here depends on the timestep.
+        """
+        normed = self.norm1(self.linear(objects))
+        gates = (math.tanh(float(gate.weight)) for gate in (self.alpha_attn, self.alpha_dense))
+        return ObjectTokens(self.attn.to_k(normed), self.attn.to_v(normed), *gates)
+
+    def forward(self, x: torch.Tensor, objects: ObjectTokens, scale: float = 1.0) -> torch.Tensor:
+        """Visual tokens [B, N, C] -> [B, N, C]. x itself where scale or both gates are 0. objects: from `project`, in any dtype."""
+        x = gated_residual(x, lambda y: self._attend(y, objects), objects.attention_gate, scale)
+        return gated_residual(x, lambda y: self.ff(self.norm2(y)), objects.dense_gate, scale)
+
+    def _attend(self, x: torch.Tensor, objects: ObjectTokens) -> torch.Tensor:
+        normed, attn = self.norm1(x), self.attn
+        objects = ObjectTokens(objects.keys.to(x), objects.values.to(x), objects.attention_gate, objects.dense_gate)
+        return attn.to_out[0](gated_self_attention(attn.to_q(normed), attn.to_k(normed), attn.to_v(normed), objects, self.heads))
