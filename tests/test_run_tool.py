@@ -68,7 +68,7 @@ def test_a_template_runs_where_there_is_nothing(name, tmp_path, capsys):
     report = (out / "report.txt").read_text()
     tokens = 4 if "illustrious" in name else 16
     assert report.startswith(NOISE) and "it acted in 4 of 4 cross-attention layers" in report
-    assert f"subject 1 'astronaut': 4 layers, {tokens} image tokens, 1 name tokens, weight 1" in report and "subject 2 'cat'" in report
+    assert f"subject 1 'astronaut': 4 layers, {tokens} image tokens, 1 name token, weight 1" in report and "subject 2 'cat'" in report
     with Image.open(out / NOT_A_PICTURE) as picture:
         assert picture.size == (1024, 512), "enlarged, so that its face can be read"
 

@@ -49,7 +49,8 @@ def report_text(facts: list[dict[str, Any]], reached: list[int], lines: list[str
     for fact, layers in zip(facts, reached, strict=True):
         text.append(f"{fact['adapter']}: {fact['kind']}; it acted in {layers} of {fact['layers']} cross-attention layers")
         for number, s in enumerate(fact["subjects"], 1):
-            names = "no name tokens (no CLIP wired)" if s["name_tokens"] is None else f"{s['name_tokens']} name tokens"
+            count = s["name_tokens"]
+            names = "no name tokens (no CLIP wired)" if count is None else f"{count} name token{'' if count == 1 else 's'}"
             text.append(f"  subject {number} '{s['name']}': {layers} layers, {s['image_tokens']} image tokens, {names}, weight {s['weight']:g}")
     return "\n".join([*text, *([""] if lines else []), *lines]) + "\n"
 

@@ -127,7 +127,7 @@ def test_the_whole_command(host, tmp_path, monkeypatch, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([NOT_A_PICTURE, "reference_1_as_the_encoder_saw_it.png", "reference_2_as_the_encoder_saw_it.png", "report.txt"])
     report = (tmp_path / "report.txt").read_text()
     assert f"it acted in {LAYERS_OF_TINY_SDXL} of {LAYERS_OF_TINY_SDXL} cross-attention layers" in report
-    assert "subject 1 'woman': 12 layers, 16 image tokens, 1 name tokens, weight 1" in report
+    assert "subject 1 'woman': 12 layers, 16 image tokens, 1 name token, weight 1" in report
 
 
 def test_a_failure_in_the_host_is_its_sentence(stocked, info):

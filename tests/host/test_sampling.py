@@ -26,13 +26,14 @@ def test_subjects(base, count):
     check(st, st.references(count), settings())
 
 
+@pytest.mark.parametrize("base", ["SD15", "SD20", "SDXL"])
 @pytest.mark.parametrize("size", [(16, 16), (24, 13), (13, 21)])
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("cfg", [1.0, 5.0])
-def test_sizes_batches_and_guidance(size, batch, cfg):
+def test_sizes_batches_and_guidance(base, size, batch, cfg):
     from stage import settings, stage
 
-    st = stage("SD15", text_gain=True)
+    st = stage(base, text_gain=True)
     check(st, st.references(2), settings(), size, batch, cfg)
 
 
@@ -45,11 +46,20 @@ def test_every_merge(merge, text_gain):
     check(st, st.references(3, weights=[1.0, 0.5, 1.5]), settings(merge), (13, 21))
 
 
-@pytest.mark.parametrize("tokens", [77, 154])
-def test_long_prompts(tokens):
+@pytest.mark.parametrize("merge", ["relevance", "paper", "uniform", "joint", "add"])
+def test_eight_subjects_in_a_batch(merge):
     from stage import settings, stage
 
-    st = stage("SD15", tokens=tokens)
+    st = stage("SD20")
+    check(st, st.references(8), settings(merge), (10, 7), batch=2)
+
+
+@pytest.mark.parametrize("base", ["SD15", "SD20", "SDXL"])
+@pytest.mark.parametrize("tokens", [77, 154])
+def test_long_prompts(base, tokens):
+    from stage import settings, stage
+
+    st = stage(base, tokens=tokens)
     check(st, st.references(2), settings())
 
 
@@ -107,11 +117,12 @@ def test_checkpoints_that_the_host_loads(kind):
     check(st, st.references(2), settings(), steps=1)
 
 
-def test_cond_and_uncond_in_separate_calls():
+@pytest.mark.parametrize("base", ["SD15", "SD20", "SDXL"])
+def test_cond_and_uncond_in_separate_calls(base):
     """Where the host cannot batch cond with uncond (here: 77 against 81 tokens of no common multiple), each half still gets its own tokens."""
     import tiny_models
     from stage import settings, stage
 
-    st = stage("SD15")
+    st = stage(base)
     st.negative = tiny_models.random_cond(81 * 7, 64, seed=9)
     check(st, st.references(2), settings())
