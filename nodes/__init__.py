@@ -11,9 +11,10 @@ from .add_subject import AddSubject  # noqa: E402
 from .apply_image_attention import ApplyImageAttention  # noqa: E402
 from .encode_subjects import EncodeSubjects  # noqa: E402
 from .load_adapter import LoadAdapter  # noqa: E402
+from .place_subjects import PlaceSubjects  # noqa: E402
 from .quick_subjects import QuickSubjects  # noqa: E402
 
-NODES: list[type[io.ComfyNode]] = [QuickSubjects, LoadAdapter, AddSubject, EncodeSubjects, ApplyImageAttention]
+NODES: list[type[io.ComfyNode]] = [QuickSubjects, LoadAdapter, AddSubject, PlaceSubjects, EncodeSubjects, ApplyImageAttention]
 
 
 class Troupe(ComfyExtension):

@@ -33,6 +33,9 @@ class Truth:
     regions: list | None = None
     ranges: list = field(default_factory=list)  # per subject (start, end) percent
     active: list | None = None
+    boxes: list | None = None  # per subject a limit mask [H, W] or None, which holds while box_end is not reached
+    box_end: float = 1.0
+    boxed: bool = True
 
 
 def attention(q, k, v, heads):
@@ -83,6 +86,8 @@ def layer_result(x, context, attn, layer, role, truth, grid):
     names = [(truth.names[i] if role == "cond" else truth.empty[:len(truth.names[i])]).double() for i in range(m)] if truth.names else None
     a = [relevance_of(q, name @ k.T, heads) ** truth.sharpness for name in names] if names else None
     limit = [torch.ones(n, dtype=torch.float64) if truth.regions is None or truth.regions[i] is None else cell_means(truth.regions[i], *grid) for i in range(m)]
+    if truth.boxes is not None and truth.boxed:
+        limit = [m if box is None else m * cell_means(box, *grid) for m, box in zip(limit, truth.boxes, strict=True)]
     weights = [truth.scale * truth.weights[i] * (1.0 if truth.active is None else truth.active[i]) for i in range(m)]
     b = torch.ones(n, dtype=torch.float64)
     if truth.background < 1 and truth.merge != "uniform":
@@ -143,13 +148,15 @@ def replaced(unet, truths, role, size):
             del attn.forward
 
 
-def sample(patcher, truth, positive, negative, noise, steps=2, cfg=5.0, sigmas=None):
-    """Euler on the host's normal schedule; the latent as KSampler returns it. truth: one Truth, several (one an Apply node), or None."""
+def sample(patcher, truth, positive, negative, noise, steps=2, cfg=5.0, sigmas=None, latent=None):
+    """Euler on the host's normal schedule; the latent as KSampler returns it. truth: one Truth, several (one an Apply node), or None.
+
+    latent: the picture that a run with fewer sigmas begins from, as a LATENT holds it."""
     model = patcher.model
     if sigmas is None:
         sigmas = comfy.samplers.calculate_sigmas(model.model_sampling, "normal", steps)
-    empty = torch.zeros_like(noise)
-    x = model.model_sampling.noise_scaling(sigmas[0], noise, empty, True)
+    begin = torch.zeros_like(noise) if latent is None else model.process_latent_in(latent)
+    x = model.model_sampling.noise_scaling(sigmas[0], noise, begin, latent is None)
     for i in range(len(sigmas) - 1):
         sigma = sigmas[i].expand(len(x))
         predictions = {}
@@ -167,6 +174,7 @@ def sample(patcher, truth, positive, negative, noise, steps=2, cfg=5.0, sigmas=N
             truths = truth if isinstance(truth, list) else [truth]
             for t in truths:
                 t.active = [float(_inside(model.model_sampling, sigma[0], *r)) for r in t.ranges] if t.ranges else None
+                t.boxed = bool(_inside(model.model_sampling, sigma[0], 0.0, t.box_end))
             with replaced(model.diffusion_model, truths, role, noise.shape[-2:]):
                 predictions[role] = model.apply_model(x, sigma, c_crossattn=context, **extra)
         denoised = predictions["cond"] if cfg == 1.0 else predictions["uncond"] + cfg * (predictions["cond"] - predictions["uncond"])

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..model_patches.boxes import fault_in
+from ..model_patches.hosts.comfyui.notice import notifier
+from ..model_patches.layouts import LAYOUTS
+from ..model_patches.placing import place_subjects
+from .types import CATEGORY, CastType
+
+BOX_TYPES = [io.Custom(name) for name in ("BOUNDING_BOX", "BOUNDING_BOXES", "BBOX", "SEGS")]
+
+
+class PlaceSubjects(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TroupePlaceSubjects",
+            display_name="Place Subjects",
+            category=CATEGORY,
+            description=(
+                "Says where in the picture each subject stands: with boxes, with the boxes of a detector, or with a ready layout. The boxes hold the references of Apply "
+                "Image Attention in place (its box_strength says how firmly)."
+            ),
+            inputs=[
+                CastType.Input("cast", tooltip="From the last Add Subject."),
+                io.Int.Input("width", default=1024, min=64, max=8192, step=8, tooltip="Width of the picture to be made, in pixels. Boxes in pixels are measured in it."),
+                io.Int.Input("height", default=1024, min=64, max=8192, step=8, tooltip="Height of the picture to be made, in pixels."),
+                io.String.Input("boxes", default="[]", multiline=True, tooltip=(
+                    'A box for each subject, in the order of the cast, as parts of the picture from its top left corner: [{"label": "red fox", "x": 0.1, "y": 0.2, '
+                    '"w": 0.3, "h": 0.5}, null]. null: this subject has none.'
+                )),
+                io.Combo.Input("layout", options=list(LAYOUTS), default="none", tooltip=(
+                    "Places for the subjects that have no box. none: they may stand anywhere. row: side by side. column: below each other. grid: rows and columns. thirds: "
+                    "left, right and middle third."
+                )),
+                io.MultiType.Input("bounding_boxes", types=BOX_TYPES, optional=True, extra_dict={"forceInput": True}, tooltip=(
+                    "Boxes of another node, in pixels, for the subjects that have none in 'boxes': by label where it is a subject's name, else in order."
+                )),
+                io.Image.Input("background", optional=True, tooltip="A picture to show the boxes on, stretched to width and height. It changes nothing else."),
+                io.Latent.Input("latent", optional=True, tooltip="The latent that will be sampled: its size is taken instead of width and height."),
+            ],
+            outputs=[
+                CastType.Output("cast_out", display_name="cast", tooltip="The cast with its boxes. Wire into Encode Subject References."),
+                io.Image.Output("preview_out", display_name="preview", tooltip="The boxes with the subjects' numbers and names."),
+                io.Int.Output("width_out", display_name="width", tooltip="For Empty Latent Image."),
+                io.Int.Output("height_out", display_name="height", tooltip="For Empty Latent Image."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, boxes: str | None = None) -> bool | str:
+        return (boxes is not None and fault_in(boxes)) or True
+
+    @classmethod
+    def execute(cls, cast: Any, width: int, height: int, boxes: str, layout: str, bounding_boxes: Any = None, background: Any = None, latent: Any = None) -> io.NodeOutput:
+        warn = notifier(cls.hidden.unique_id)
+        placed = place_subjects(cast, width, height, boxes, layout, bounding_boxes, background, latent, warn)
+        return io.NodeOutput(*placed, ui=ui.PreviewImage(placed[1], cls=cls))
