@@ -7,7 +7,7 @@ from golden_subject_diffusion import KINDS, TOLERANCE, filled, golden, normal, p
 from torch import nn
 from troupe.model_patches.attention.box_mask import box_mask, inpaint_mask
 from troupe.model_patches.attention.fourier import box_fourier, box_frequencies
-from troupe.model_patches.attention.gated import alphas, gated_residual, scale_at, weighted
+from troupe.model_patches.attention.gated import ObjectTokens, alphas, gated_residual, scale_at, weighted
 from troupe.model_patches.attention.guidance import subject_guidance
 from troupe.model_patches.encoders.bare import Bare, module_name
 from troupe.model_patches.encoders.fuser import FuserFeedForward, GatedFuser, published_heads
@@ -290,6 +290,16 @@ def test_weights_scale_values_and_weight_zero_is_the_null_object():
     assert torch.equal(mixed.keys, torch.cat((null.keys[:, :6], objects.keys[:, 6:]), 1))
     assert torch.equal(mixed.values, torch.cat((null.values[:, :6], objects.values[:, 6:12] * 0.5, objects.values[:, 12:]), 1))
     assert (mixed.attention_gate, mixed.dense_gate) == (objects.attention_gate, objects.dense_gate)
+
+
+def test_a_step_reads_nothing_from_the_device():
+    """On the meta device there are no values to read, so a step that looked at one (and made a GPU wait) would raise."""
+    g, layer = golden("fuser"), fuser("d40h8")
+    objects, x = layer.project(g["d40h8.objs"]), g["d40h8.x"].to("meta")
+    objects = ObjectTokens(objects.keys.to("meta"), objects.values.to("meta"), objects.attention_gate, objects.dense_gate)
+    weights = torch.ones(18, device="meta")
+    assert layer.to("meta")(x, weighted(objects, objects, weights), 0.5).shape == x.shape
+    subject_guidance(x, x, x, 7.5, 1.5)
 
 
 class PlainAttention(nn.Module):
