@@ -12,6 +12,7 @@ from .conditioning import Roles
 
 log = logging.getLogger("troupe")
 T = TypeVar("T")
+MISSING: Any = object()
 
 
 class Run:
@@ -27,6 +28,9 @@ class Run:
 
     def once(self, key: tuple, make: Callable[[], T], most: int | None = None) -> T:
         """The value of `key`, made at its first use and kept for the run; with `most`, only so many of the same kind (`key[0]`), newest last."""
+        found = self._cache.get(key, MISSING)  # without the lock, which would break a compiled graph in every step
+        if found is not MISSING:
+            return found
         with self._lock:
             if key not in self._cache:
                 began = time.perf_counter()
