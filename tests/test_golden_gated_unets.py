@@ -17,6 +17,15 @@ CONTEXT, WIDTHS, TIMESTEP = 48, (32, 64, 128, 128), 501
 GRIDS = ("8x8", "8x16")
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors this small are slower on several threads, many times so on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class InPlace(GatedFuser):
     """The fuser as diffusers' blocks call theirs: objects every time."""
 
