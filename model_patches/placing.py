@@ -81,9 +81,6 @@ def bind_wired(found: Sequence[Found | None], names: Sequence[str], drawn: dict[
         SubjectError: more boxes than subjects.
     """
     boxes = [box for box in found if box is not None]
-    if len(boxes) > len(names):
-        i = [i for i, box in enumerate(found) if box is not None][len(names)]
-        raise _for_nobody("bounding_boxes", i, found[i], names)
     bound: dict[int, Found] = {}
     rest = []
     for i, box in enumerate(found):

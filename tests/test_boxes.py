@@ -82,7 +82,12 @@ def test_a_label_informs_and_a_stale_one_is_a_warning():
 
 def test_a_label_binds_what_has_no_place_by_order():
     assert place([None, None, None, {"label": "RED  fox", **FOX}]) == [of(FOX), None, None]
-    assert place([{"label": "rem (re:zero)", **FOX}, {"label": "cat", **CAT}], names=(r"rem \(re:zero\)", "cat")) == [of(FOX), of(CAT)]
+
+
+def test_a_label_matches_a_name_that_is_escaped_for_the_prompt():
+    said = []
+    assert place([{"label": "rem (re:zero)", **FOX}, {"label": "cat", **CAT}], names=(r"rem \(re:zero\)", "cat"), said=said) == [of(FOX), of(CAT)]
+    assert said == []
 
 
 @pytest.mark.parametrize(("boxes", "names", "found"), [
@@ -255,6 +260,7 @@ def test_drawn_boxes_come_first_and_wired_ones_fill():
 def test_a_wired_list_of_one_for_each_subject_goes_by_place():
     assert place([None, CAT], wired=[PIXELS, OTHER, None]) == [PARTS, of(CAT), None]
     assert place([FOX], wired=[OTHER, PIXELS, OTHER]) == [of(FOX), PARTS, OTHER_PARTS]
+    assert place([FOX, CAT, OWL], wired=[OTHER, PIXELS, OTHER]) == [of(FOX), of(CAT), of(OWL)]
 
 
 def test_wired_labels_bind():
@@ -357,8 +363,19 @@ def test_the_preview_shows_boxes_numbers_and_names():
     assert len(changed) and changed.amin(0).ge(torch.tensor([127, 63])).all() and changed.amax(0).lt(torch.tensor([165, 200])).all()  # nothing but the label
 
 
+def test_a_small_box_in_a_large_one_stays_visible():
+    small, large = {"x": 0.25, "y": 0.25, "w": 0.5, "h": 0.5}, {"x": 0.0, "y": 0.0, "w": 1.0, "h": 1.0}
+    for order in ((small, large), (large, small)):
+        preview = place_subjects(cast_of("fox", "cat"), 1024, 1024, json.dumps(order))[1]
+        assert shows(preview, colour_of(order.index(small)), slice(500, 700), slice(256, 259)) == 1
+
+
+def test_a_layout_knows_the_pictures_proportions():
+    assert place(layout="grid", names=("a", "b"), size=(500, 1000))[0][2] > 0.9 and place(layout="grid", names=("a", "b"), size=(1000, 500))[0][2] < 0.5
+
+
 def test_labels_stay_in_the_picture_and_apart():
-    same = [{"x": 0.9, "y": 0.95, "w": 0.1, "h": 0.05}] * 3
+    same = [{"x": 0.9, "y": 0.985, "w": 0.1, "h": 0.015}] * 3
     preview = place_subjects(cast_of("fox", "cat", "owl"), 1024, 1024, json.dumps(same))[1]
     for i in range(3):
         seen = (preview[0] - rgb(colour_of(i))).abs().amax(-1).lt(0.02)
@@ -381,6 +398,7 @@ def test_odd_backgrounds(channels):
     background[:, :, :2] = 3.0
     preview = place_subjects(cast_of("cat"), 64, 64, background=background)[1]
     assert torch.isfinite(preview).all() and preview.min() == 0 and preview.max() == 1
+    assert (preview - 0.5).abs().min() < 0.1  # NaN is black and does not spread to the white beside it
 
 
 @pytest.mark.parametrize("name", ["", "cat", "a girl with a very long name and red hair", "Ångström", "初音ミク"])

@@ -79,6 +79,12 @@ def test_the_free_half_is_taken():
     assert fill([Box(0.1, 0.1, 0.3, 0.8), None], "row")[1].x > 0.5
 
 
+def test_of_equally_free_places_each_takes_its_own():
+    in_a_corner = Box(0.0, 0.0, 0.01, 0.01)
+    assert fill([in_a_corner, None, None], "row")[1:] == places("row", 3)[1:]
+    assert fill([None, None, in_a_corner], "row")[:2] == places("row", 3)[:2]
+
+
 def test_row_and_column():
     assert places("row", 2) == [Box(0.02, 0.02, 0.47, 0.96), Box(0.51, 0.02, 0.47, 0.96)]
     assert places("column", 2) == [Box(0.02, 0.02, 0.96, 0.47), Box(0.02, 0.51, 0.96, 0.47)]
