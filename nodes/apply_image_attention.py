@@ -28,7 +28,7 @@ class ApplyImageAttention(io.ComfyNode):
                 ReferencesType.Input("references", tooltip="From Encode Subject References."),
                 io.Conditioning.Input("positive", optional=True, tooltip="The prompt that has the subjects in it."),
                 io.Float.Input("weight", default=0.65, min=0.0, max=2.0, step=0.05, tooltip=(
-                    "How strongly all subjects look like their photos. 0.5 to 0.75 suits several subjects; higher copies the photo's pose and light too. 0 switches the "
+                    "How strongly all subjects look like their photos. 0.5 to 0.65 suits several subjects; higher copies the photo's pose and light too. 0 switches the "
                     "node off."
                 )),
                 io.Combo.Input("merge", options=["auto", *MERGES], default="auto", tooltip=(
