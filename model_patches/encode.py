@@ -108,7 +108,7 @@ def _encode_names(spec: AdapterSpec, cast: Cast, names: NameEncoder | None) -> t
         return [None] * len(cast.subjects), None
     for number, subject in enumerate(cast.subjects, 1):
         if not subject.name:
-            raise SubjectError(f"a name for subject {number}", "an empty one", "Type the noun as it stands in the prompt (for instance 'cat') into 'name' of its Add Subject node.")
+            raise SubjectError(f"a name for subject {number}", "an empty one", "Type the noun as it stands in the prompt (for instance 'cat') into this subject's 'name'.")
     *encoded, empty = names.encode([s.name for s in cast.subjects] + [""])
     width = empty.shape[-1]
     if width != spec.context_dim:
