@@ -72,6 +72,8 @@ class HostServer:
     def run(self, prompt: dict[str, Any]) -> list[Path]:
         """Execute and return the picture files, in the order of their nodes. Raises RunError with the host's own words."""
         answer = self._post("/prompt", {"prompt": prompt})
+        if answer.get("node_errors"):  # the host takes a prompt of which some outputs are sound, and leaves the others out
+            raise RunError(refusal(answer, prompt))
         id_ = answer["prompt_id"]
         while id_ not in (history := self._get(f"/history/{id_}")):
             self._check_alive()
@@ -140,7 +142,7 @@ class HostServer:
 def refusal(answer: dict[str, Any], prompt: dict[str, Any]) -> str:
     """The host's reasons for not taking a prompt, one line a node."""
     lines = [f"  {entry['class_type']} (node {id_}): {e['message']}: {e['details']}" for id_, entry in answer.get("node_errors", {}).items() for e in entry["errors"]]
-    return "\n".join([f"ComfyUI refuses the workflow: {answer.get('error', {}).get('message', 'no reason given')}.", *lines])
+    return "\n".join([f"ComfyUI refuses the workflow: {answer.get('error', {}).get('message', 'some of its nodes cannot run')}.", *lines])
 
 
 def link(source: Path, target: Path) -> None:

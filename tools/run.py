@@ -50,7 +50,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--photo", action="append", type=Path, default=[], metavar="FILE", help="photo of the first subject; again for the next (default: two real photos)")
     parser.add_argument("--name", action="append", default=[], help="name of the first subject as in the prompt; again for the next")
     parser.add_argument("--prompt", help="the prompt (default: the workflow's)")
-    parser.add_argument("--size", type=_size, metavar="WxH", help="of the picture in pixels, such as 1024x1024")
+    parser.add_argument("--size", type=_size, metavar="WxH", help="of the picture in pixels, such as 1024x1024; one number is a square")
     parser.add_argument("--steps", type=_positive, help="sampling steps")
     parser.add_argument("--seed", type=int, help="of the noise")
     parser.add_argument("--models", type=Path, metavar="DIR", help="a folder laid out as ComfyUI/models, looked through first")
@@ -111,7 +111,7 @@ def report_models(files: list[Needed]) -> bool:
     if missing:
         print(f"{len(missing)} of {len(files)} model files are missing:")
         print("\n".join(file.describe() for file in missing))
-        print("Small models with RANDOM weights stand in for all of them.\n" + NOISE)
+        print("Small models with RANDOM weights stand in for every model file, also for those that are there.\n" + NOISE)
     return bool(missing)
 
 

@@ -141,6 +141,13 @@ def test_a_failure_in_the_host_is_its_sentence(stocked, info):
     assert stocked.run(broken)
 
 
+def test_a_workflow_that_is_only_partly_sound_is_refused(stocked, info):
+    """The host would run the report, which needs no latent, leave the picture out, and call that a success."""
+    prompt, _ = with_reports(with_random_encoders(prompt_of("two_subjects", stocked, info, size=(12, 12), steps=1), "SDXL"))
+    with pytest.raises(RunError, match="(?s)refuses the workflow.*EmptyLatentImage.*12 smaller than min"):
+        stocked.run(prompt)
+
+
 def test_an_unknown_node_is_named(server, info):
     workflow = read_workflow(WORKFLOWS / "two_subjects.json")
     workflow["nodes"][0]["type"] = "SomebodysLoader"
