@@ -14,4 +14,4 @@ load_pack()
 
 import torch  # noqa: E402
 
-torch.set_num_threads(int(os.environ.get("TROUPE_TEST_THREADS", "2")))
+torch.set_num_threads(int(os.environ.get("TROUPE_TEST_THREADS", "1")))  # small models: a second thread mostly waits, badly so on a busy machine
