@@ -1,6 +1,7 @@
 """The host's CLIP and CLIP vision behind our interfaces: the same numbers as the host's own calls, in one pass."""
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import published
@@ -254,3 +255,19 @@ def test_a_file_that_was_replaced_is_read_again(encoder_file):
     assert find("pooled", 1024) is None
     encoder_file("x.safetensors", H)
     assert find("pooled", 1024) == "x.safetensors"
+
+
+def test_the_usual_folder_is_listed_beside_one_that_another_pack_or_a_path_file_gave(tmp_path, monkeypatch):
+    import folder_paths
+    from troupe.model_patches.hosts.comfyui import adapters
+
+    usual, other = os.path.join(folder_paths.models_dir, "ipadapter"), str(tmp_path)
+    (tmp_path / "theirs.safetensors").touch()
+    for given, expected in ((None, [usual]), (([other], set()), [other, usual]), (([usual], {".safetensors"}), [usual])):
+        names = {name: value for name, value in folder_paths.folder_names_and_paths.items() if name != "ipadapter"}
+        monkeypatch.setattr(folder_paths, "folder_names_and_paths", names if given is None else {**names, "ipadapter": given})
+        monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+        adapters.register_folders()
+        adapters.register_folders()
+        assert folder_paths.get_folder_paths("ipadapter") == expected
+        assert ("ipadapter/theirs.safetensors" in adapters.adapter_names()) == (other in expected)

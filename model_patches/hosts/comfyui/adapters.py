@@ -73,8 +73,8 @@ class HostAdapter:
 def register_folders() -> None:
     """Make the host list `models/ipadapter` and `models/subject_adapters`, beside whatever paths other packs have given them."""
     for name in FOLDERS:
-        if name not in folder_paths.folder_names_and_paths:
-            folder_paths.folder_names_and_paths[name] = ([os.path.join(folder_paths.models_dir, name)], set(EXTENSIONS))
+        folder_paths.folder_names_and_paths.setdefault(name, ([], set(EXTENSIONS)))
+        folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
 
 
 def adapter_names() -> list[str]:
