@@ -118,7 +118,9 @@ def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tenso
     g, b, n, _ = query.shape
     m = strengths.shape[0]
     a = relevance(query, tokens.name_keys, tokens.segments, heads) if mixing.needs_relevance(m) else None
-    weights = _position_weights(a, mixing, limits, query.new_ones((g, b, m, n), dtype=torch.float32))
+    weights = _position_weights(a, mixing, limits) if a is not None else None
+    if weights is None:
+        weights = _equal_weights(mixing, limits, query.new_ones((g, b, m, n), dtype=torch.float32))
     if limits is not None:
         weights = weights * limits
     weights = weights * strengths.view(1, 1, m, 1)
@@ -133,12 +135,13 @@ def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tenso
     return delta
 
 
-def _position_weights(a: torch.Tensor | None, mixing: Mixing, limits: torch.Tensor | None, ones: torch.Tensor) -> torch.Tensor:
-    """The merge's own weight of each subject at each position, [G, B, M, N]; `ones` has that shape."""
-    if mixing.merge in ("add", "joint"):
-        return ones
+def _position_weights(a: torch.Tensor, mixing: Mixing, limits: torch.Tensor | None) -> torch.Tensor | None:
+    """What the merge makes of the relevance A, [G, B, M, N], or None where it gives every position the same."""
     if mixing.merge == "paper":
         return mean_relevance(a, mixing.sharpness)
-    if mixing.merge == "relevance" and a is not None:
-        return shares(a, limits, mixing.sharpness)
-    return shares(ones, limits)  # uniform, and a lone subject
+    return shares(a, limits, mixing.sharpness) if mixing.merge == "relevance" else None
+
+
+def _equal_weights(mixing: Mixing, limits: torch.Tensor | None, ones: torch.Tensor) -> torch.Tensor:
+    """Weights without relevance: 1 for `add` and `joint`, equal shares for `uniform` and for a lone subject. ones: [G, B, M, N]."""
+    return ones if mixing.merge in ("add", "joint") else shares(ones, limits)

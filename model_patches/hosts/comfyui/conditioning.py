@@ -1,4 +1,4 @@
-"""Records on CONDITIONING, and which rows of a model call they are for (specs: identity is (list, uuid), never the index alone)."""
+"""Records on CONDITIONING, and which rows of a model call they are for: identity is (list, uuid), never the index alone."""
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Relevance-weighted image attention on the host's UNet: bound late, at every model call (specs: comfyui_host.md sections 2-4)."""
+"""Relevance-weighted image attention on the host's UNet: nothing is put on the MODEL but wrappers, which bind it anew at every model call."""
 from __future__ import annotations
 
 import logging
