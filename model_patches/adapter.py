@@ -1,15 +1,19 @@
 """A loaded subject adapter, free of any host: what it is, what it needs, its modules."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from uuid import uuid4
 
+import torch
 from torch import nn
 
 from .checkpoints.catalogue import encoder_of_width
 from .encoders.decoupled import DecoupledLayers
+from .encoders.gated import GatedLayers
 
 BASES = {768: "SD1.5", 1024: "SD2.x", 2048: "SDXL"}  # context width -> base model
+GATED = {"text": "GLIGEN text boxes", "text_image": "GLIGEN text-image boxes", "patches": "Subject-Diffusion"}
 
 
 def base_name(context_dim: int) -> str:
@@ -19,7 +23,10 @@ def base_name(context_dim: int) -> str:
 
 @dataclass(frozen=True)
 class EncoderNeed:
-    """Which output of which CLIP vision encoder an adapter reads: kind 'pooled' or 'penultimate', and its width."""
+    """Which output of which CLIP vision encoder an adapter reads: kind 'pooled', 'penultimate' or 'last', and its width.
+
+    'last' is the last hidden state before its norm, with the pooled vector beside it.
+    """
 
     kind: str
     width: int
@@ -35,11 +42,31 @@ class EncoderNeed:
 
 
 @dataclass(frozen=True)
+class GatedSpec:
+    """What a file's gated layers are.
+
+    kind: 'text' (GLIGEN's text boxes), 'text_image' (its text-image boxes) or 'patches' (Subject-Diffusion).
+    places: path of each layer's transformer block in an LDM UNet -> its width C, as 'input_blocks.1.1.transformer_blocks.0', in the order of
+        the layers; object_dim: D of an object token; feature_dim: E of a feature; slots: objects that the layers were trained with, absent
+        ones are null tokens; tokens: object tokens a slot.
+    """
+
+    kind: str
+    places: Mapping[str, int]
+    object_dim: int
+    feature_dim: int
+    slots: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class AdapterSpec:
     """What a file turned out to be.
 
-    family: 'ip_adapter' or 'mip_adapter'; projection: 'ImageProj', 'Resampler' or 'FaceMLP'; file: label for messages; tokens: image tokens
-    a subject (0: one per encoder token); widths: of the cross-attention layers in checkpoint order; framing, merge: as published.
+    family: 'ip_adapter', 'mip_adapter', 'gligen' or 'subject_diffusion'; projection: 'ImageProj', 'Resampler', 'FaceMLP', ... or '' for none;
+    file: label for messages; encoder: None where no photo is read; tokens: image tokens a subject (0: one per encoder token); widths: of the
+    image attention's layers in checkpoint order, () where there is none; framing, merge: as published; gated: None where there are no gated
+    layers.
     """
 
     family: str
@@ -47,11 +74,12 @@ class AdapterSpec:
     file: str
     context_dim: int
     tokens: int
-    encoder: EncoderNeed
+    encoder: EncoderNeed | None
     widths: tuple[int, ...]
     text_gain: bool
     framing: str = "pad"
     merge: str = "relevance"
+    gated: GatedSpec | None = None
 
     @property
     def base(self) -> str:
@@ -60,15 +88,36 @@ class AdapterSpec:
 
     def describe(self) -> str:
         """One line for logs and errors."""
+        if self.gated is not None:
+            return f"{GATED[self.gated.kind]} for {self.base} ({len(self.gated.places)} gated layers)"
         kind = "MIP-Adapter" if self.family == "mip_adapter" else "IP-Adapter"
         return f"{kind} for {self.base} ({self.projection}, {len(self.widths)} layers)"
 
 
 @dataclass(frozen=True, eq=False)
+class Weights:
+    """Weights of the base model that an adapter brings, by the host's names: whole tensors that replace the base's.
+
+    unet: LDM names as 'input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight'; text: names of transformers' CLIPTextModel, as
+    'text_model.encoder.layers.0.mlp.fc1.weight'; vision: of its CLIPVisionModelWithProjection.
+    """
+
+    unet: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    text: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    vision: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class Adapter:
-    """Modules of one file: `projection` turns encoder output into tokens, `layers` attend to them."""
+    """Modules of one file (or set of files), None where it has none of a kind.
+
+    projection: encoder output to tokens; layers: image attention; gated: gated layers and the net that makes their object tokens; weights: of
+    the base model.
+    """
 
     spec: AdapterSpec
-    projection: nn.Module
-    layers: DecoupledLayers
+    projection: nn.Module | None
+    layers: DecoupledLayers | None
+    gated: GatedLayers | None = None
+    weights: Weights = Weights()
     id: str = field(default_factory=lambda: uuid4().hex)

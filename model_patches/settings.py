@@ -20,6 +20,17 @@ class ImageAttentionSettings:
     box_feather: float = 0.05
 
 
+@dataclass(frozen=True)
+class GatedSettings:
+    """Widgets of Apply Gated Adapter: strength 0..2; percents as ComfyUI's: full strength until `end_percent`, then falling to 0 over
+    `decay_percent`; use_bbox: 'auto', 'on' or 'off' (of Subject-Diffusion's GroundingNet)."""
+
+    strength: float = 1.0
+    end_percent: float = 1.0
+    decay_percent: float = 0.0
+    use_bbox: str = "auto"
+
+
 def mixing_for(references: References, merge: str, sharpness: float = 1.0, background: float = 1.0) -> Mixing:
     """The Apply node's merge widgets; 'auto' is what the adapter was published with."""
     return Mixing(references.adapter.spec.merge if merge == "auto" else merge, sharpness, background)

@@ -8,7 +8,7 @@ import torch
 
 from .errors import SubjectError
 
-MAX_SUBJECTS = 16
+MAX_SUBJECTS = 30  # the slots that GLIGEN was trained with
 MIN_PHOTO_SIDE = 8  # pixels
 WHITE_FROM = 0.5  # a mask's value above which a pixel belongs to the subject
 Image = torch.Tensor  # [n, H, W, C], float 0..1
@@ -66,30 +66,45 @@ class Cast:
 
 
 @dataclass(frozen=True, eq=False)
+class ObjectFeatures:
+    """One subject as gated layers' nets see it; None for what it has not.
+
+    text: [E], its phrase; image: [E], its photo (GLIGEN), or [T, E], its patch tokens (Subject-Diffusion); word: [D], the vector that stands
+    for it in the prompt (Subject-Diffusion). float32.
+    """
+
+    text: torch.Tensor | None = None
+    image: torch.Tensor | None = None
+    word: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class ReferenceSubject:
-    """One subject as an adapter sees it: `tokens` [T, D] float32, `name_tokens` [L, D] float32 (None where no CLIP was given)."""
+    """One subject as an adapter sees it: `tokens` [T, D] float32 for image attention, `name_tokens` [L, D] float32 (None where no CLIP was
+    given), `features` for gated layers (None for adapters without any)."""
 
     name: str
-    tokens: torch.Tensor
+    tokens: torch.Tensor | None
     name_tokens: torch.Tensor | None
     weight: float = 1.0
     start_percent: float = 0.0
     end_percent: float = 1.0
     region: torch.Tensor | None = None
     box: Box | None = None
+    features: ObjectFeatures | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class References:
     """Encoded subjects with the adapter that encoded them.
 
-    uncond_tokens: [T, D] float32, what rows without the subjects get; uncond_name_tokens: [>= max L, D], the tokens of the empty prompt
-    after its BOS, or None; previews: [S, S, 3] pictures as the encoder saw them, one a photo.
+    uncond_tokens: [T, D] float32, what rows without the subjects get, None for adapters without image attention; uncond_name_tokens:
+    [>= max L, D], the tokens of the empty prompt after its BOS, or None; previews: [S, S, 3] pictures as the encoder saw them, one a photo.
     """
 
     adapter: Any
     subjects: tuple[ReferenceSubject, ...]
-    uncond_tokens: torch.Tensor
+    uncond_tokens: torch.Tensor | None
     uncond_name_tokens: torch.Tensor | None = None
     previews: tuple[torch.Tensor, ...] = field(default=(), repr=False)
 

@@ -279,16 +279,13 @@ def test_zero_objects_are_one_token_that_counts_as_many():
     close(x1 + objects.dense_gate * layer.ff(layer.norm2(x1)), g["d40h8.out_zero_objs.sharp"])
 
 
-def test_weights_scale_values_and_weight_zero_is_the_null_object():
-    g, layer = golden("fuser"), fuser("d40h8")
-    objects, null = layer.project(g["d40h8.objs"]), layer.project(g["d40h8.objs"].flip(0) * 2)
-    ones = weighted(objects, null, torch.ones(18))
+def test_weights_scale_values():
+    objects = fuser("d40h8").project(golden("fuser")["d40h8.objs"])
+    ones = weighted(objects, torch.ones(18))
     assert torch.equal(ones.keys, objects.keys) and torch.equal(ones.values, objects.values)
-    none = weighted(objects, null, torch.zeros(18))
-    assert torch.equal(none.keys, null.keys) and torch.equal(none.values, null.values)
-    mixed = weighted(objects, null, torch.tensor([0.0] * 6 + [0.5] * 6 + [1.0] * 6))
-    assert torch.equal(mixed.keys, torch.cat((null.keys[:, :6], objects.keys[:, 6:]), 1))
-    assert torch.equal(mixed.values, torch.cat((null.values[:, :6], objects.values[:, 6:12] * 0.5, objects.values[:, 12:]), 1))
+    mixed = weighted(objects, torch.tensor([0.0] * 6 + [0.5] * 6 + [1.0] * 6))
+    assert torch.equal(mixed.keys, objects.keys)
+    assert torch.equal(mixed.values, torch.cat((objects.values[:, :6] * 0, objects.values[:, 6:12] * 0.5, objects.values[:, 12:]), 1))
     assert (mixed.attention_gate, mixed.dense_gate) == (objects.attention_gate, objects.dense_gate)
 
 
@@ -298,7 +295,7 @@ def test_a_step_reads_nothing_from_the_device():
     objects, x = layer.project(g["d40h8.objs"]), g["d40h8.x"].to("meta")
     objects = ObjectTokens(objects.keys.to("meta"), objects.values.to("meta"), objects.attention_gate, objects.dense_gate)
     weights = torch.ones(18, device="meta")
-    assert layer.to("meta")(x, weighted(objects, objects, weights), 0.5).shape == x.shape
+    assert layer.to("meta")(x, weighted(objects, weights), 0.5).shape == x.shape
     subject_guidance(x, x, x, 7.5, 1.5)
 
 

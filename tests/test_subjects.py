@@ -136,9 +136,9 @@ def test_adding_makes_a_new_cast():
     assert [s.name for s in two.subjects] == ["a", "b"]
 
 
-def test_the_seventeenth_subject_is_refused_by_name():
+def test_the_thirty_first_subject_is_refused_by_name():
     cast = Cast(tuple(Subject(str(i), ()) for i in range(MAX_SUBJECTS)))
-    with pytest.raises(SubjectError, match="at most 16 subjects.*'late' as number 17"):
+    with pytest.raises(SubjectError, match="at most 30 subjects.*'late' as number 31"):
         cast.add(Subject("late", ()))
 
 

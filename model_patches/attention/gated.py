@@ -53,14 +53,9 @@ def gated_residual(x: torch.Tensor, branch: Callable[[torch.Tensor], torch.Tenso
     return x if gate == 0 or scale == 0 else x + (scale * gate) * branch(x)
 
 
-def weighted(objects: ObjectTokens, null: ObjectTokens, weights: torch.Tensor) -> ObjectTokens:
-    """Objects of weights other than 1: a weight scales the token's values; a weight of 0 puts the null object in its place.
-
-    Arguments: objects, null: of one layer, with the same M; weights: [M] or [G, M], >= 0. Returns tokens in the dtype of `objects`.
-    """
-    w = weights.to(objects.values).unsqueeze(-1)  # M, 1 or G, M, 1
-    here = w != 0
-    return replace(objects, keys=torch.where(here, objects.keys, null.keys), values=torch.where(here, objects.values * w, null.values))
+def weighted(objects: ObjectTokens, weights: torch.Tensor) -> ObjectTokens:
+    """Objects of weights other than 1: a weight scales its token's values. weights: [M] or [G, M]. Tokens in the dtype of `objects`."""
+    return replace(objects, values=objects.values * weights.to(objects.values).unsqueeze(-1))
 
 
 def alphas(steps: int, hold: float, decay: float = 0.0) -> list[float]:

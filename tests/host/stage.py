@@ -43,8 +43,7 @@ def host_adapter(state: dict[str, torch.Tensor], file: str = "test.safetensors")
     """The modules of a state dict under the host's memory management."""
     import comfy.ops
 
-    adapter = build(state, file, comfy.ops.manual_cast)
-    return adapters.HostAdapter(adapter.spec, adapter.id, adapters._patcher(adapter.projection), adapters._patcher(adapter.layers))
+    return adapters.host_adapter(build(state, file, comfy.ops.manual_cast))
 
 
 @dataclass

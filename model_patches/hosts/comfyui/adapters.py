@@ -14,7 +14,7 @@ import comfy.ops
 import folder_paths
 import torch
 
-from ...adapter import AdapterSpec, EncoderNeed
+from ...adapter import Adapter, AdapterSpec, EncoderNeed, Weights
 from ...checkpoints.catalogue import DEFAULT_ADAPTER, encoder_of_width, identity, published, where_to_get
 from ...checkpoints.clip_vision import encoder_widths
 from ...checkpoints.files import EXTENSIONS, read_state
@@ -29,13 +29,16 @@ AUTO, NONE = "auto", "none"
 
 @dataclass(frozen=True, eq=False)
 class HostAdapter:
-    """An adapter whose modules the host moves: `projection_patcher` at Encode, `layers_patcher` with the MODEL while it samples."""
+    """An adapter whose modules the host moves: `projection_patcher` at Encode, `layers_patcher` (image attention) and `gated_patcher` with the
+    MODEL while it samples; None for what the file has not. weights: of the base model, on the CPU."""
 
     spec: AdapterSpec
     id: str
     projection_patcher: Any
     layers_patcher: Any
     clip_vision_name: str = AUTO
+    gated_patcher: Any = None
+    weights: Weights = Weights()
     _vision: dict = field(default_factory=dict, repr=False)  # (path, modified) -> CLIP_VISION, at most one
 
     @property
@@ -114,7 +117,13 @@ def load_adapter(name: str, clip_vision_name: str = AUTO) -> HostAdapter:
     path = adapter_path(name)
     adapter = build(read_state(path, label), label, comfy.ops.manual_cast)
     log.info("Troupe: loaded %s: %s, %s.", label, adapter.spec.describe(), identity(path, adapter.spec.family))
-    return HostAdapter(adapter.spec, adapter.id, _patcher(adapter.projection), _patcher(adapter.layers), clip_vision_name.replace("\\", "/"))
+    return host_adapter(adapter, clip_vision_name.replace("\\", "/"))
+
+
+def host_adapter(adapter: Adapter, clip_vision_name: str = AUTO) -> HostAdapter:
+    """The adapter with its modules under the host's memory management."""
+    patchers = [None if module is None else _patcher(module) for module in (adapter.projection, adapter.layers, adapter.gated)]
+    return HostAdapter(adapter.spec, adapter.id, *patchers[:2], clip_vision_name, patchers[2], adapter.weights)
 
 
 def invalid_names(adapter_name: str | None, clip_vision_name: str | None = AUTO) -> str | None:
