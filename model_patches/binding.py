@@ -1,11 +1,11 @@
 """What every host asks when it binds references to a UNet: do the two belong together, and where and when may each subject act."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from .adapter import AdapterSpec
+from .adapter import AdapterSpec, base_name
 from .attention.limits import WHOLE, Window, box_map, limit_map, region_map
 from .errors import MismatchError
 from .settings import ImageAttentionSettings
@@ -18,6 +18,20 @@ def check_widths(spec: AdapterSpec, widths: Sequence[int], context_dim: int) -> 
         what = f"{len(widths)} cross-attention layers for text {context_dim} wide"
         wanted = f"a MODEL for {spec.file}: {spec.describe()}, text {spec.context_dim} wide"
         raise MismatchError(wanted, what, f"Sample with a checkpoint of the {spec.base} family, or load an adapter made for this model.")
+
+
+def check_places(spec: AdapterSpec, widths: Mapping[str, int], context_dim: int) -> None:
+    """Raise MismatchError unless the model has a transformer block of the right width for every gated layer, and the text width of the file's base.
+
+    widths: LDM path of each transformer block of the model, as in `GatedSpec.places`, -> its width.
+    """
+    places = spec.gated.places
+    fitting = sum(widths.get(path) == width for path, width in places.items())
+    if fitting == len(places) and context_dim == spec.gated.object_dim:
+        return
+    found = f"a MODEL for {base_name(context_dim)}, with a block for {fitting} of its {len(places)} layers"
+    do = f"Sample with a checkpoint of the {spec.base} family, or load a file made for this model."
+    raise MismatchError(f"a MODEL for {spec.file}: {spec.describe()}, text {spec.gated.object_dim} wide", found, do)
 
 
 def check_names(references: References, settings: ImageAttentionSettings) -> None:

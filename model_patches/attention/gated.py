@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+ROUNDING = 1e-5  # of a progress that was found from a float32 sigma
+
 
 @dataclass(frozen=True, eq=False)
 class ObjectTokens:
@@ -23,6 +25,10 @@ class ObjectTokens:
     values: torch.Tensor
     attention_gate: float
     dense_gate: float
+
+    def group(self, g: int) -> ObjectTokens:
+        """The tokens of group g alone, [1, M, C]."""
+        return replace(self, keys=self.keys[g:g + 1], values=self.values[g:g + 1])
 
 
 def gated_self_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, objects: ObjectTokens, heads: int) -> torch.Tensor:
@@ -72,9 +78,9 @@ def alphas(steps: int, hold: float, decay: float = 0.0) -> list[float]:
 def scale_at(progress: float, end: float, decay: float = 0.0) -> float:
     """The same schedule where no step count is known: 1 before `end`, then linearly to 0 over `decay`, then 0.
 
-    Arguments: all 0..1 of the run; `end` of 1 or more never ends. A sampling step of `alphas` ends its fall one step sooner: it takes the value
-    that this line has at the step's end.
+    Arguments: all 0..1 of the run; `end` of 1 or more never ends. A progress on the end, whatever rounding made of it, is past it. A sampling
+    step of `alphas` ends its fall one step sooner: it takes the value that this line has at the step's end.
     """
-    if progress < end or end >= 1:
+    if progress < end - ROUNDING or end >= 1:
         return 1.0
-    return max(0.0, 1.0 - (progress - end) / decay) if decay > 0 else 0.0
+    return min(1.0, max(0.0, 1.0 - (progress - end) / decay)) if decay > 0 else 0.0

@@ -4,15 +4,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...binding import check_names, check_widths
+from ...binding import check_names, check_places, check_widths
 from ...encode import encode_subjects
+from ...errors import MismatchError
 from ...layer_tokens import COND, UNCOND
-from ...settings import ImageAttentionSettings
+from ...settings import GatedSettings, ImageAttentionSettings
 from ...subjects import Cast, References
 from .adapters import HostAdapter
 from .blocks import attention_blocks
 from .conditioning import Conditioning, Record, attach
 from .encoders import HostImageEncoder, HostNameEncoder
+from .gated import GatedAdapter
+from .hook import Hook
 from .image_attention import ImageAttention
 
 Wired = tuple[Any, Conditioning | None, Conditioning | None, Conditioning | None]
@@ -35,6 +38,7 @@ def apply_image_attention(model: Any, references: References, settings: ImageAtt
     Raises:
         MismatchError: the adapter is for another base model, or relevance is asked for and the references carry no names.
     """
+    _check_kind(references, not references.adapter.spec.widths, "Apply Image Attention")
     if settings.weight == 0.0 or not references.subjects:
         return model, positive, negative, middle
     unet = model.get_model_object("diffusion_model")
@@ -42,8 +46,38 @@ def apply_image_attention(model: Any, references: References, settings: ImageAtt
     check_widths(references.adapter.spec, [block.width for block in blocks], blocks[0].context_dim)
     check_names(references, settings)
     hook = ImageAttention(references, settings, blocks, positive_wired=positive is not None or middle is not None, negative_wired=negative is not None)
+    return _wired(model, hook, positive, negative, middle)
+
+
+def apply_gated(model: Any, references: References, settings: GatedSettings,
+                positive: Conditioning, negative: Conditioning | None = None, middle: Conditioning | None = None) -> Wired:
+    """The MODEL with the adapter's gated layers bound to it, and the conditionings that carry the references.
+
+    Rows of the negative get the publisher's own uncond objects, whether it is wired or not. Strength 0 and an empty cast return what came in.
+    Raises:
+        MismatchError: the adapter has no gated layers, or is for another base model.
+    """
+    _check_kind(references, references.adapter.spec.gated is None, "Apply Gated Adapter")
+    if settings.strength == 0.0 or not references.subjects:
+        return model, positive, negative, middle
+    blocks = {block.path.removesuffix(".attn2"): block for block in attention_blocks(model.get_model_object("diffusion_model"))}
+    check_places(references.adapter.spec, {path: block.width for path, block in blocks.items()}, next(iter(blocks.values())).context_dim)
+    keys = [blocks[path].key for path in references.adapter.spec.gated.places]
+    return _wired(model, GatedAdapter(references, settings, keys, negative_wired=negative is not None), positive, negative, middle)
+
+
+def _wired(model: Any, hook: Hook, positive: Conditioning | None, negative: Conditioning | None, middle: Conditioning | None) -> Wired:
+    """A clone of the MODEL with the hook on it, and copies of the conditionings with its records."""
     patched = model.clone()
     hook.attach(patched)
     roles = ((positive, COND), (negative, UNCOND), (middle, COND))
-    wired = [None if given is None else attach(given, Record(hook.id, role, references)) for given, role in roles]
+    wired = [None if given is None else attach(given, Record(hook.id, role, hook.references)) for given, role in roles]
     return patched, wired[0], wired[1], wired[2]
+
+
+def _check_kind(references: References, wrong: bool, node: str) -> None:
+    """Raise MismatchError where the node is not for this kind of adapter, naming the one that is."""
+    spec = references.adapter.spec
+    if wrong:
+        other = "Apply Gated Adapter" if spec.gated is not None else "Apply Image Attention" if spec.widths else "Encode Prompt with Subjects"
+        raise MismatchError(f"references of another kind of adapter in {node}", f"{spec.file}, {spec.describe()}", f"Wire these references into {other}.")

@@ -4,9 +4,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 OWN_PACE = ("dpm_fast_function", "dpm_adaptive_function", "sample_dpm_fast", "sample_dpm_adaptive")  # their sigmas are not the schedule's
+TIMESTEPS = 1000
 
 
 class Clock:
@@ -73,6 +75,17 @@ class Clock:
         value = float(sigma.flatten()[0])
         return [last <= value <= first for first, last in ranges]
 
+    def percent(self, percent_of: Callable[[float], float], sigma: torch.Tensor) -> float:
+        """ComfyUI's percent of the step that this call belongs to; a sampler's further calls within a step count as the next one.
+
+        percent_of: from `percent_reader`; sigma: [rows], the call's own, read only where nothing counts the steps.
+        """
+        if self._callback and self._counts and self._sigmas is not None and len(self._sigmas):
+            schedule = self._known_schedule()
+            return percent_of(schedule[min(self._finished, len(schedule) - 1)])
+        self.reads += sigma.device.type != "cpu"
+        return percent_of(float(sigma.flatten()[0]))
+
 
 FULL = (float("inf"), 0.0)
 EMPTY = (-1.0, 0.0)
@@ -87,6 +100,21 @@ def sigma_range(model_sampling: Any, start_percent: float, end_percent: float) -
     first = FULL[0] if start_percent <= 0.0 else float(model_sampling.percent_to_sigma(start_percent))
     last = 0.0 if end_percent >= 1.0 else float(model_sampling.percent_to_sigma(end_percent))
     return first, last
+
+
+def percent_reader(model_sampling: Any) -> Callable[[float], float]:
+    """The host's `percent_to_sigma` backwards: sigma -> percent, 0 for the largest and 1 for none; exact between the host's own timesteps."""
+    if isinstance(logs := getattr(model_sampling, "log_sigmas", None), torch.Tensor):
+        logarithms = logs.double().cpu().numpy()  # ascending, of timesteps 0, 1, 2, ...
+    else:
+        steps = [1.0 - i / (TIMESTEPS - 1) for i in range(TIMESTEPS)]
+        logarithms = np.log([float(model_sampling.percent_to_sigma(min(max(p, 1e-9), 1 - 1e-9))) for p in steps])
+    percents = np.linspace(1.0, 0.0, len(logarithms))
+
+    def percent_of(sigma: float) -> float:
+        return 1.0 if sigma <= 0 else float(np.interp(np.log(sigma), logarithms, percents))
+
+    return percent_of
 
 
 def _decided(range_: tuple[float, float], low: float, high: float) -> bool | None:

@@ -1,0 +1,178 @@
+"""How an Apply node hangs on a MODEL: wrappers that find out, at every model call, whose rows are whose and how strong each subject is now.
+
+Nothing else is put on the MODEL; what acts in the UNet is bound anew at every model call. Subclasses say what that is.
+"""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ...attention.limits import WHOLE, Window
+from ...subjects import References
+from .attention_patch import Options
+from .clock import Clock
+from .conditioning import KEY, Chunk, Roles, foreign_ids
+from .rows import tiles_in
+from .run import Run
+
+Grid = tuple[int, int]
+APPLY_IDS = "troupe_apply_ids"
+REFINING = 0.3  # a run that begins after this percent keeps the layout of its latent: upscaling is no mistake
+NATIVE = {768: 512, 1024: 640, 2048: 1024}  # context width -> side in pixels that the base was trained on
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One guided prediction: the run, what each entry's rows get, how strong everything is now (the hook's own record), and the latents' number
+    and full size (h, w)."""
+
+    run: Run
+    table: dict[tuple[int, Any], Chunk]
+    now: Any
+    pictures: int
+    size: Grid
+
+
+class Hook:
+    """One Apply node's wrappers on a MODEL. Immutable; what changes lives in the Run."""
+
+    node = ""  # display name
+
+    def __init__(self, references: References, positive_wired: bool, negative_wired: bool):
+        self.id = uuid4().hex
+        self.references, self.positive_wired, self.negative_wired = references, positive_wired, negative_wired
+
+    # ---- what subclasses say -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def patcher(self) -> Any:
+        """The adapter's modules that sample with the MODEL, under the host's memory management."""
+        raise NotImplementedError
+
+    @property
+    def key(self) -> str:
+        """Name under which they are attached to the MODEL."""
+        raise NotImplementedError
+
+    @property
+    def idle(self) -> bool:
+        """Whether the settings leave nothing to do in any step."""
+        raise NotImplementedError
+
+    def strengths(self, run: Run, model_sampling: Any, sigma: torch.Tensor) -> Any | None:
+        """How strong everything is in this call, None where nothing acts."""
+        raise NotImplementedError
+
+    def bind(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor, options: Options) -> Options:
+        """A copy of the options with what acts in this model call. chunks: of the rows of x, in order."""
+        raise NotImplementedError
+
+    # ---- the three moments -------------------------------------------------------------------------------------------------------------
+
+    def attach(self, model: Any) -> None:
+        """Put the wrappers and the adapter's memory on a clone of the MODEL (a host ModelPatcher)."""
+        for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, self.outer_sample), (WrappersMP.CALC_COND_BATCH, self.calc_cond_batch), (WrappersMP.APPLY_MODEL, self.apply_model)):
+            model.add_wrapper_with_key(kind, f"{KEY}.{self.id}", wrapper)
+        model.set_additional_models(self.key, [self.patcher])
+        model.model_options["transformer_options"][APPLY_IDS] = known_ids(model.model_options) + (self.id,)
+
+    def outer_sample(self, executor: Any, noise: torch.Tensor, latent_image: Any, sampler: Any, sigmas: torch.Tensor, denoise_mask: Any = None,
+                     callback: Callable | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Begins and ends a run."""
+        guider = executor.class_obj
+        names = {entry["uuid"]: name for name, entries in guider.conds.items() for entry in entries}
+        run = self._new_run(names, sigmas, sampler)
+        options = guider.model_options["transformer_options"]
+        options[KEY] = {**options.get(KEY, {}), self.id: run}
+        try:
+            if run.clock.first_sigma() >= float(guider.model_patcher.get_model_object("model_sampling").percent_to_sigma(REFINING)):
+                self._warn_about_size(run, noise)
+            found = executor(noise, latent_image, sampler, sigmas, denoise_mask, run.clock.wrap(callback), *args, **kwargs)
+            if not run.acted and not self.idle and self.references.subjects and self.positive_wired:
+                run.say(f"{self.node} did nothing in this run: its 'positive' output did not reach the sampler, or its step range held no step.", logging.WARNING)
+            return found
+        finally:
+            run.end()
+
+    def calc_cond_batch(self, executor: Any, model: Any, conds: Sequence[Sequence[dict] | None], x_in: torch.Tensor, timestep: torch.Tensor, model_options: dict) -> Any:
+        """Decides which entries take part in this prediction and how strong each subject is now."""
+        options = dict(model_options.get("transformer_options", {}))
+        own = dict(options.get(KEY, {}))
+        state = own.pop(self.id, None)
+        run = state.run if isinstance(state, Call) else state or self._new_run({}, None, None)
+        now = self.strengths(run, model.model_sampling, timestep)
+        if now is not None:
+            own[self.id] = Call(run, run.roles.table(conds), now, x_in.shape[0], tuple(x_in.shape[-2:]))
+        options[KEY] = own
+        for lost in foreign_ids(conds, set(known_ids(model_options))):
+            sentence = f"a conditioning carries references of an Apply node ({lost[:6]}) whose 'model' output is not the MODEL being sampled: they do nothing."
+            run.say(f"{sentence} Wire 'model' and 'positive' of the same Apply node.", logging.WARNING)
+        return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": options})
+
+    def apply_model(self, executor: Any, x: torch.Tensor, t: torch.Tensor, c_concat: Any = None, c_crossattn: Any = None, control: Any = None,
+                    transformer_options: Options | None = None, **kwargs: Any) -> Any:
+        """Binds what acts in this model call."""
+        options = transformer_options or {}
+        call = options.get(KEY, {}).get(self.id)
+        if isinstance(call, Call):
+            chunks = [call.table.get(row) for row in zip(options["cond_or_uncond"], options["uuids"], strict=True)]
+            if any(chunks):
+                options = self.bind(call, chunks * tiles_in(x.shape[0], call.pictures * len(chunks)), executor.class_obj, x, options)
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    # ---- their parts -------------------------------------------------------------------------------------------------------------------
+
+    def module(self, model: Any) -> Any:
+        """The adapter's modules, from the patcher that is sampling: right on clones and on other devices."""
+        patcher = model.current_patcher
+        attached = patcher.get_additional_models_with_key(self.key) if patcher is not None else []
+        return (attached[-1] if attached else self.patcher).model
+
+    def _new_run(self, names: dict[Any, str], sigmas: torch.Tensor | None, sampler: Any) -> Run:
+        return Run(Clock(sigmas, sampler), Roles(self.id, self.positive_wired, self.negative_wired, names))
+
+    def _warn_about_size(self, run: Run, noise: torch.Tensor) -> None:
+        spec = self.references.adapter.spec
+        native, h, w = NATIVE.get(spec.context_dim), noise.shape[-2] * 8, noise.shape[-1] * 8
+        if native and not 0.5 <= (w * h) / native**2 <= 3.0:
+            sentence = f"the picture is {w}x{h}, far from the {native}x{native} that {spec.base} was trained on: subjects are often lost or doubled there."
+            run.say(f"{sentence} Sample near {native}x{native} and upscale after.", logging.WARNING)
+
+
+def model_dtype(model: Any) -> torch.dtype:
+    """The dtype in which the host's model computes."""
+    return model.manual_cast_dtype or model.get_dtype()
+
+
+def placed(chunks: Sequence[Chunk | None], size: Grid, x: torch.Tensor) -> bool:
+    """Whether the rows of x show what the host says, not tiles of it that another pack cut out."""
+    return all(shown_size(chunk.area, size) == tuple(x.shape[-2:]) for chunk in chunks if chunk)
+
+
+def window_of(area: tuple[int, ...] | None, size: Grid) -> Window:
+    """A conditioning area (h, w, y, x in latent cells) as the part of the picture that its rows show."""
+    if area is None:
+        return WHOLE
+    (h, w, y, x), (height, width) = area, size
+    return y / height, x / width, min(y + h, height) / height, min(x + w, width) / width
+
+
+def shown_size(area: tuple[int, ...] | None, size: Grid) -> Grid:
+    """Latent cells (h, w) that an entry's rows show, as the host cuts them out."""
+    return size if area is None else (min(area[0], size[0] - area[2]), min(area[1], size[1] - area[3]))
+
+
+def counted(number: int, noun: str) -> str:
+    """'1 subject', '2 subjects'."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def known_ids(model_options: dict) -> tuple[str, ...]:
+    """Ids of the Apply nodes whose wrappers are on the model."""
+    return tuple(model_options.get("transformer_options", {}).get(APPLY_IDS, ()))
