@@ -9,12 +9,10 @@ from torch import nn
 
 from ..adapter import Adapter, AdapterSpec, EncoderNeed
 from ..encoders.decoupled import DecoupledLayers
-from ..encoders.projections import FaceMLP, ImageProj, MisshapenTensor, Resampler, module_name
+from ..encoders.projections import FaceMLP, ImageProj, Resampler, module_name
 from ..errors import CheckpointError
 from .refused import refuse_known
-
-State = dict[str, torch.Tensor]
-AGAIN = "The file is incomplete or altered: download it again from its publisher."
+from .tensors import AGAIN, State, assign, missing, part, reading
 
 
 def build(state: State, file: str, operations: Any = nn) -> Adapter:
@@ -28,7 +26,7 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
         CheckpointError: another kind of file, or a tensor that is missing, misshapen or unknown.
     """
     refuse_known(state, file)
-    projection_state, layer_state = _part(state, "image_proj."), _part(state, "ip_adapter.") or _part(state, "adapter_modules.")
+    projection_state, layer_state = part(state, "image_proj."), part(state, "ip_adapter.") or part(state, "adapter_modules.")
     if not projection_state or not layer_state:
         expected, found = f"an IP-Adapter or MIP-Adapter file in '{file}' (tensors 'image_proj.*' and 'ip_adapter.*')", f"{len(state)} tensors such as '{next(iter(state))}'"
         raise CheckpointError(expected, found, "Choose an adapter file; 'models/ipadapter' is their folder.")
@@ -42,16 +40,12 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
     _load(layers, {f"ip_adapter.{k}": v for k, v in layer_state.items()}, "ip_adapter.", file)
     family = "mip_adapter" if layers.text_gain else "ip_adapter"
     spec = AdapterSpec(family, type(projection).__name__, file, context_dim, tokens, need, layers.widths, layers.text_gain)
-    return Adapter(spec, projection.eval().requires_grad_(False), layers.eval().requires_grad_(False))
-
-
-def _part(state: State, prefix: str) -> State:
-    return {k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)}
+    return Adapter(spec, projection, layers)
 
 
 def _projection(state: State, file: str, operations: Any) -> tuple[nn.Module, int, EncoderNeed]:
     """The projection module on the meta device, its tokens a subject, and the encoder output it reads."""
-    try:
+    with reading(file, "image_proj."):
         if "latents" in state or any(k.startswith("layers.") for k in state):
             widths = Resampler.widths(state)
             return Resampler(**widths, operations=operations), widths["tokens"], EncoderNeed("penultimate", widths["embed_dim"])
@@ -60,10 +54,6 @@ def _projection(state: State, file: str, operations: Any) -> tuple[nn.Module, in
             return FaceMLP(**widths, operations=operations), 0, EncoderNeed("penultimate", widths["embed_dim"])
         widths = ImageProj.widths(state)
         return ImageProj(**widths, operations=operations), widths["tokens"], EncoderNeed("pooled", widths["embed_dim"])
-    except KeyError as missing:
-        raise CheckpointError(f"the tensor 'image_proj.{missing.args[0]}' in '{file}'", "no such tensor", AGAIN) from None
-    except MisshapenTensor as bad:
-        raise CheckpointError(f"'image_proj.{bad.name}' of '{file}' to have {bad.expected}", f"the shape {list(bad.shape)}", AGAIN) from None
 
 
 def _layers(state: State, file: str, operations: Any) -> DecoupledLayers:
@@ -72,7 +62,7 @@ def _layers(state: State, file: str, operations: Any) -> DecoupledLayers:
     for index in range(1, max(indices, default=1) + 1, 2):
         name = f"{index}.to_k_ip.weight"
         if name not in state:
-            raise CheckpointError(f"the tensor 'ip_adapter.{name}' in '{file}'", "no such tensor", AGAIN)
+            raise missing(f"ip_adapter.{name}", file)
         if state[name].ndim != 2 or 0 in state[name].shape:
             raise CheckpointError(f"'ip_adapter.{name}' of '{file}' to have 2 axes", f"the shape {list(state[name].shape)}", AGAIN)
     shapes = [tuple(state[f"{index}.to_k_ip.weight"].shape) for index in indices]
@@ -91,23 +81,9 @@ def _context_of(projection: nn.Module) -> int:
 def _load(module: nn.Module, published: State, prefix: str, file: str) -> None:
     """Assign the published tensors to the module after comparing every name and shape."""
     ours = _our_names(published, prefix)
-    wanted = {k: tuple(v.shape) for k, v in module.state_dict().items()}
     back = {ours_name: name for name, ours_name in ours.items()}
-    for name, shape in wanted.items():
-        if name not in back:
-            raise CheckpointError(f"the tensor '{_published_name(name, prefix, ours)}' in '{file}'", "no such tensor", AGAIN)
-        found = published[back[name]]
-        if tuple(found.shape) != shape:
-            raise CheckpointError(f"'{back[name]}' of '{file}' to have the shape {list(shape)}", f"{list(found.shape)}", AGAIN)
-        if not found.is_floating_point():
-            kind = str(found.dtype).removeprefix("torch.")
-            raise CheckpointError(f"floating-point numbers in '{back[name]}' of '{file}'", kind, "Quantised adapters are not supported: download the file from its publisher.")
-    unknown = [name for name, ours_name in ours.items() if ours_name not in wanted]
-    if unknown:
-        found = f"{len(unknown)} that belong to something else, such as '{unknown[0]}'"
-        do = "It is a variant that this version does not know; please report it with a link to the file."
-        raise CheckpointError(f"only tensors of an IP-Adapter or MIP-Adapter in '{file}'", found, do)
-    module.load_state_dict({ours_name: published[name] for name, ours_name in ours.items()}, assign=True)
+    names = {ours_name: back.get(ours_name) or _published_name(ours_name, prefix, ours) for ours_name in module.state_dict()}
+    assign(module, published, names, file, "an IP-Adapter or MIP-Adapter")
 
 
 def _our_names(published: State, prefix: str) -> dict[str, str]:

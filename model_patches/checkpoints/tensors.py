@@ -1,0 +1,61 @@
+"""From a file's tensors to modules: every name and shape is compared before anything is taken, and every doubt is a sentence."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from ..encoders.projections import MisshapenTensor
+from ..errors import CheckpointError
+
+State = dict[str, torch.Tensor]
+AGAIN = "The file is incomplete or altered: download it again from its publisher."
+QUANTISED = "Quantised adapters are not supported: download the file from its publisher."
+
+
+def part(state: Mapping[str, torch.Tensor], prefix: str) -> State:
+    """The tensors below `prefix`, without it."""
+    return {name[len(prefix):]: tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def missing(name: str, file: str) -> CheckpointError:
+    """About a tensor that is not there."""
+    return CheckpointError(f"the tensor '{name}' in '{file}'", "no such tensor", AGAIN)
+
+
+@contextmanager
+def reading(file: str, prefix: str) -> Iterator[None]:
+    """Turns the KeyError and MisshapenTensor of a module's `widths` into sentences; `prefix`: what stands before its names in the file."""
+    try:
+        yield
+    except KeyError as absent:
+        raise missing(f"{prefix}{absent.args[0]}", file) from None
+    except MisshapenTensor as bad:
+        raise CheckpointError(f"'{prefix}{bad.name}' of '{file}' to have {bad.expected}", f"the shape {list(bad.shape)}", AGAIN) from None
+
+
+def check(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], file: str, kind: str) -> None:
+    """Raise CheckpointError unless the tensors are exactly those of `shapes`, all of floating-point numbers; kind: 'a GLIGEN file'."""
+    for name, shape in shapes.items():
+        if name not in state:
+            raise missing(name, file)
+        found = state[name]
+        if tuple(found.shape) != tuple(shape):
+            raise CheckpointError(f"'{name}' of '{file}' to have the shape {list(shape)}", f"{list(found.shape)}", AGAIN)
+        if not found.is_floating_point():
+            raise CheckpointError(f"floating-point numbers in '{name}' of '{file}'", str(found.dtype).removeprefix("torch."), QUANTISED)
+    unknown = [name for name in state if name not in shapes]
+    if unknown:
+        found = f"{len(unknown)} that belong to something else, such as '{unknown[0]}'"
+        do = "It is a variant that this version does not know; please report it with a link to the file."
+        raise CheckpointError(f"only tensors of {kind} in '{file}'", found, do)
+
+
+def assign(module: nn.Module, state: Mapping[str, torch.Tensor], names: Mapping[str, str], file: str, kind: str) -> None:
+    """Make the published tensors the module's own, in their dtypes, after `check`. names: of every tensor of the module -> as published."""
+    wanted = module.state_dict()
+    check(state, {names[ours]: tuple(tensor.shape) for ours, tensor in wanted.items()}, file, kind)
+    module.load_state_dict({ours: state[names[ours]] for ours in wanted}, assign=True)
+    module.eval().requires_grad_(False)
