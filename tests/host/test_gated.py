@@ -1,0 +1,110 @@
+"""Gated adapters on the real host: sampled latents equal an evaluation that uses no hook."""
+import pytest
+import torch
+
+pytestmark = pytest.mark.usefixtures("host")
+
+
+def check(st, references, settings, size=(16, 16), batch=1, cfg=5.0, steps=2, negative=True, **rest):
+    """Sampling through the hook equals the plain evaluation to 1e-3 of the adapter's effect."""
+    import independent_gated
+    from stage import error, ksample, noise_of
+
+    found = ksample(*st.apply(references, settings, negative), size=size, batch=batch, cfg=cfg, steps=steps)
+    noise = noise_of(size, batch)
+    expected = independent_gated.sample(st.patcher, [st.truth(references, settings)], st.positive, st.negative, noise, steps, cfg, **rest)
+    without = independent_gated.sample(st.patcher, [], st.positive, st.negative, noise, steps, cfg, **rest)
+    assert error(found, expected, without) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["text", "text_image", "patches"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("base", ["SD15", "SD20", "SDXL"])
+def test_kinds_counts_and_bases(kind, count, base):
+    from gated_stage import gated_stage
+    from troupe.model_patches.settings import GatedSettings
+
+    st = gated_stage(kind, base)
+    check(st, st.references(count), GatedSettings())
+
+
+@pytest.mark.parametrize("kind", ["text_image", "patches"])
+@pytest.mark.parametrize("size", [(8, 8), (6, 10), (13, 21)])
+def test_sizes_and_batches(kind, size):
+    from gated_stage import gated_stage
+    from troupe.model_patches.settings import GatedSettings
+
+    st = gated_stage(kind)
+    check(st, st.references(2), GatedSettings(), size, batch=4)
+
+
+@pytest.mark.parametrize("kind", ["text_image", "patches"])
+def test_eight_heads_where_objects_are_768_wide(kind):
+    from gated_stage import gated_stage
+    from troupe.model_patches.settings import GatedSettings
+
+    st = gated_stage(kind, context=768)
+    check(st, st.references(2), GatedSettings(), (8, 8))
+
+
+@pytest.mark.parametrize("kind", ["text", "text_image", "patches"])
+def test_without_cfg_and_without_a_wired_negative(kind):
+    from gated_stage import gated_stage
+    from troupe.model_patches.settings import GatedSettings
+
+    st = gated_stage(kind)
+    check(st, st.references(2), GatedSettings(), cfg=1.0)
+    check(st, st.references(2), GatedSettings(), negative=False)
+
+
+@pytest.mark.parametrize("kind", ["text_image", "patches"])
+def test_weights_and_ranges_of_subjects(kind):
+    from gated_stage import gated_stage
+    from troupe.model_patches.settings import GatedSettings
+
+    st = gated_stage(kind)
+    check(st, st.references(3, weights=[1.0, 0.4, 1.7]), GatedSettings())
+    check(st, st.references(3, weights=[1.0, 0.0, 1.7]), GatedSettings())
+    check(st, st.references(2, ranges=[(0.0, 0.45), (0.2, 1.0)]), GatedSettings(), steps=5)
+
+
+@pytest.mark.parametrize(("end", "decay"), [(0.3, 0.0), (0.0, 0.0), (0.25, 0.5), (0.5, 0.5), (0.0, 1.0)])
+@pytest.mark.parametrize("kind", ["text_image", "patches"])
+def test_scheduled_sampling(kind, end, decay):
+    from gated_stage import gated_stage
+    from stage import ksample
+    from troupe.model_patches.settings import GatedSettings
+
+    st, settings = gated_stage(kind), GatedSettings(0.8, end, decay)
+    if end == decay == 0.0:
+        assert torch.equal(ksample(*st.apply(st.references(2), settings), steps=5), ksample(st.patcher, st.positive, st.negative, steps=5))
+    else:
+        check(st, st.references(2), settings, steps=5)
+
+
+def test_features_that_are_not_there():
+    from gated_stage import BOXES, gated_stage
+    from troupe.model_patches.settings import GatedSettings
+
+    st = gated_stage()
+    check(st, st.references(4, boxes=[*BOXES, None], texts=[True, False, True, False], images=[True, True, False, True]), GatedSettings())
+    check(st, st.references(2, boxes=[None, BOXES[0]]), GatedSettings())
+
+
+@pytest.mark.parametrize("use_bbox", ["auto", "on", "off"])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("placed", [True, False])
+def test_use_bbox(use_bbox, count, placed):
+    from gated_stage import BOXES, gated_stage
+    from troupe.model_patches.settings import GatedSettings
+
+    st = gated_stage("patches")
+    check(st, st.references(count, boxes=[*BOXES[:count - 1], BOXES[0] if placed else None]), GatedSettings(use_bbox=use_bbox), (10, 12))
+
+
+def test_thirty_slots():
+    from gated_stage import gated_stage
+    from troupe.model_patches.settings import GatedSettings
+
+    st = gated_stage()
+    check(st, st.references(30), GatedSettings(), (8, 8))
