@@ -5,7 +5,9 @@ import safetensors.torch
 import tiny_diffusers as tiny
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
-from troupe.model_patches.errors import SubjectError
+from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, Weights
+from troupe.model_patches.encoders.grounding import MLP
+from troupe.model_patches.errors import MismatchError, SubjectError
 from troupe.model_patches.hosts.diffusers.encoders import BOS, EOS, ClipImages, ClipTexts, encode_references, load_adapter, pixel_values, prompt_chunks
 from troupe.model_patches.subjects import Cast, make_subject
 
@@ -113,6 +115,30 @@ def test_a_name_has_one_chunk():
     assert len(ClipTexts.sd15(text_model()).encode(["cat " * 75])[0]) == 75
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_pooled_names(kind):
+    """At EOS after the final norm: CLIP-L before its projection, behind it bigG with its own."""
+    make, texts = KINDS[kind]
+    models = make()
+    if kind == "sd15":  # the same numbers from a model that also has the projection
+        models = [text_model(32, projection=24)]
+    found = texts(*models).pooled(["cat", "((red) fox:1.5)", "()", ""])
+    assert found[2:] == [None, None]
+    for vector, chunk in zip(found, ([BOS, CAT, EOS], [BOS, RED, FOX, EOS]), strict=False):
+        expected = []
+        for model, padding in zip(models, (EOS, 0) if kind != "sd2" else (0,), strict=False):
+            hidden, norm = states(model, chunk, padding)
+            expected.append(norm(hidden[-1])[0, len(chunk) - 1])
+        if kind == "sdxl":
+            expected[1] = models[1].text_projection(expected[1])
+        torch.testing.assert_close(vector, torch.cat(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_a_pooled_name_has_one_chunk():
+    with pytest.raises(SubjectError, match="at most 75 tokens"):
+        ClipTexts.sd15(text_model()).pooled(["cat " * 76])
+
+
 # ---- photos -------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -156,3 +182,79 @@ def test_references_from_a_file_and_photos(tmp_path):
     torch.testing.assert_close(references.subjects[1].tokens, tokens[2])
     torch.testing.assert_close(references.uncond_tokens, adapter.projection(torch.zeros(1, tiny.EMBED))[0])
     assert [len(s.name_tokens) for s in references.subjects] == [1, 2] and references.uncond_name_tokens.shape == (76, tiny.CONTEXT)
+
+
+# ---- gated layers -------------------------------------------------------------------------------------------------------------------------
+
+
+def last_states(model, pixels):
+    """The vision tower layer by layer: all tokens before the final norm, and the projected CLS."""
+    inner = model.vision_model
+    x = inner.pre_layrnorm(inner.embeddings(pixels))
+    for layer in inner.encoder.layers:
+        x = layer(x, None)
+    return x, model.visual_projection(inner.post_layernorm(x[:, 0]))
+
+
+def test_patch_tokens_and_pooled_vectors_of_one_pass():
+    model = vision_model()
+    pictures = torch.rand(40, 32, 32, 3, generator=torch.Generator().manual_seed(3))  # more than one call of the model
+    patches, pooled = ClipImages(model).encode_patches(pictures)
+    x, cls = last_states(model, pixel_values(pictures))
+    torch.testing.assert_close(patches, x[:, 1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(pooled, cls, rtol=1e-4, atol=1e-5)
+
+
+def tuned(model, seed=7):
+    """Other weights for the model's last layer and projection."""
+    g = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(value.shape, generator=g) / 8 for name, value in model.state_dict().items() if ".layers.2." in name or "visual_projection" in name}
+
+
+def test_an_adapters_own_vision_weights_leave_the_model_alone():
+    model, other = vision_model(), vision_model()
+    weights = tuned(model)
+    other.load_state_dict(weights, strict=False)
+    pictures = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(3))
+    images = ClipImages(model)
+    before = images.encode_patches(pictures)
+    found = images.with_weights(weights)
+    for mine, wanted, plain, again in zip(found.encode_patches(pictures), ClipImages(other).encode_patches(pictures), before, images.encode_patches(pictures), strict=True):
+        torch.testing.assert_close(mine, wanted)
+        assert torch.equal(plain, again) and not torch.allclose(mine, plain, atol=1e-2)
+    torch.testing.assert_close(found.encode(pictures, "pooled", False), ClipImages(other).encode(pictures, "pooled", False))
+
+
+@pytest.mark.parametrize("name, shape, found", [
+    ("vision_model.encoder.layers.31.mlp.fc1.bias", (64,), "without"), ("visual_projection.weight", (3, 32), r"is \(24, 32\)"),
+])
+def test_vision_weights_for_another_encoder_are_refused(name, shape, found):
+    with pytest.raises(MismatchError, match=f"place for the adapter's own '{name}'.*{found}"):
+        ClipImages(vision_model()).with_weights({name: torch.zeros(shape)})
+
+
+def test_features_of_subject_diffusion_from_photos():
+    """Photos to features through the adapter's own vision weights and its MLP, without a text encoder."""
+    model = vision_model()
+    weights = tuned(model)
+    gated = GatedSpec("patches", {"middle_block.1.transformer_blocks.0": 64}, 24, 32, 2, 16)
+    spec = AdapterSpec("subject_diffusion", "MLP", "tiny.bin", 24, 0, EncoderNeed("last", 32), (), False, gated=gated)
+    torch.manual_seed(5)
+    adapter = Adapter(spec, MLP(tiny.EMBED, 24, 24), None, weights=Weights(vision=weights))
+    photos = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(4))
+    cast = Cast((make_subject("cat", [photos[:1]]), make_subject("red fox", [photos[1:]])))
+    references = encode_references(adapter, cast, ClipImages(model), None)
+    other = vision_model()
+    other.load_state_dict(weights, strict=False)
+    x, pooled = last_states(other, pixel_values(photos))
+    for subject, tokens, word in zip(references.subjects, x[:, 1:], adapter.projection(pooled), strict=True):
+        torch.testing.assert_close(subject.features.image, tokens, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(subject.features.word, word, rtol=1e-4, atol=1e-5)
+
+
+def test_phrases_need_no_projection_and_no_photos():
+    gated = GatedSpec("text", {"middle_block.1.transformer_blocks.0": 64}, 32, 32, 30, 1)
+    adapter = Adapter(AdapterSpec("gligen", "", "tiny.safetensors", 32, 0, None, (), False, gated=gated), None, None)
+    texts = ClipTexts.sd15(text_model())
+    references = encode_references(adapter, Cast((make_subject("cat", [torch.rand(1, 32, 32, 3)]),)), None, texts)
+    torch.testing.assert_close(references.subjects[0].features.text, texts.pooled(["cat"])[0])

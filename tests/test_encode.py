@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from troupe.model_patches.adapter import AdapterSpec, EncoderNeed
+from troupe.model_patches.adapter import AdapterSpec, EncoderNeed, Weights
 from troupe.model_patches.encode import check_image_encoder, encode_subjects, prepare_photo
 from troupe.model_patches.errors import MismatchError, SubjectError
 from troupe.model_patches.subjects import Box, Cast, Photo, make_subject
@@ -13,7 +13,7 @@ POOLED, PENULTIMATE = EncoderNeed("pooled", 1024), EncoderNeed("penultimate", 12
 
 
 def adapter(need=POOLED, tokens=4, context=D):
-    return SimpleNamespace(spec=AdapterSpec("ip_adapter", "ImageProj", "plus_sdxl.safetensors", context, tokens, need, (8,), False))
+    return SimpleNamespace(spec=AdapterSpec("ip_adapter", "ImageProj", "plus_sdxl.safetensors", context, tokens, need, (8,), False), weights=Weights())
 
 
 class Images:

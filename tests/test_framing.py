@@ -1,6 +1,7 @@
 """From photos of any shape to the encoder's square: exact geometry."""
 import pytest
 import torch
+from golden_subject_diffusion import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
@@ -182,3 +183,25 @@ def test_any_channels_and_float_type_are_prepared(channels, dtype):
     photo = Photo(torch.ones(9, 31, channels, dtype=dtype), torch.ones(5, 5))
     square = prepare_photo(photo, SIZE, "pad")
     assert square.dtype == torch.float32 and square.shape == (SIZE, SIZE, 3) and square.min() > 0.99
+
+
+@pytest.mark.parametrize("reference", [0, 1])
+def test_a_cut_out_is_what_subject_diffusion_was_published_with(reference):
+    """Against the official crop and open_clip's preprocessing, normalised and pooled to 8x8. They resize 8-bit pixels in two rounded passes, we
+    in float: at this sevenfold enlargement that is a quarter of an 8-bit step (0.001 of white, 0.004 of a normalised pixel)."""
+    g = golden("pipeline")
+    photo = Photo(g[f"ref_p{reference}.rgb"].float() / 255, g[f"ref_p{reference}.mask"].float())
+    mean, std = torch.tensor((0.48145466, 0.4578275, 0.40821073)), torch.tensor((0.26862954, 0.26130258, 0.27577711))
+
+    def pooled(inside):
+        pixels = (prepare_photo(photo, 224, "center", inside) - mean) / std
+        return torch.nn.functional.adaptive_avg_pool2d(pixels.movedim(-1, 0), 8)
+
+    torch.testing.assert_close(pooled(1), g["two.clip_pixels_pool8"][reference], rtol=0, atol=5e-3)
+    assert (pooled(0) - g["two.clip_pixels_pool8"][reference]).abs().max() > 0.4
+
+
+def test_the_published_crop_leaves_something_of_a_cut_out_of_one_pixel():
+    mask = torch.zeros(10, 10)
+    mask[3, 4] = 1
+    assert prepare_photo(Photo(black(10, 10), mask), SIZE, "center", inside=1).max() == 0

@@ -9,9 +9,11 @@ import pytest
 import safetensors.torch
 import tiny_models
 import torch
-from troupe.model_patches.adapter import EncoderNeed
+from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, Weights
 from troupe.model_patches.encoders.framing import frame
+from troupe.model_patches.encoders.grounding import MLP
 from troupe.model_patches.errors import MismatchError, SubjectError
+from troupe.model_patches.subjects import Cast, make_subject
 
 EOS = 49407
 NAMES = ["cat", "red-haired girl", r"rem \(re:zero\)", "red_haired_girl", "少女"]
@@ -102,6 +104,50 @@ def test_one_text_pass_for_all_names(clip, counted):
     assert passes == [[1]] * len(towers)
 
 
+def unprojected(clip, name):
+    """The host's own pooled vector of one name before the projection, of CLIP-L (or the only encoder)."""
+    tokens = {stream: [[(entry[0], 1.0) for entry in chunk] for chunk in chunks] for stream, chunks in clip.tokenize(name).items()}
+    if "g" not in tokens:
+        return clip.encode_from_tokens(tokens, return_pooled="unprojected")[1][0]
+    clip_l = clip.cond_stage_model.clip_l
+    clip_l.set_clip_options({"projected_pooled": False})
+    try:
+        return torch.cat((clip_l.encode_token_weights(tokens["l"])[1][0], clip.encode_from_tokens(tokens, return_pooled=True)[1][0]))
+    finally:
+        clip.cond_stage_model.reset_clip_options()
+
+
+def test_pooled_names_are_the_hosts_own(clip):
+    """CLIP-L before its projection; in SDXL bigG's projected vector behind it."""
+    names = [*NAMES, "(cat:1.4)"]
+    found = name_encoder(clip).pooled(names)
+    for name, vector in zip(names, found, strict=True):
+        torch.testing.assert_close(vector, unprojected(clip, name), rtol=1e-4, atol=1e-5)
+    assert {len(v) for v in found} == {{"h": 1024, "l": 768, "gl": 2048}["".join(sorted(clip.tokenize("")))]}
+    torch.testing.assert_close(found[-1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_pooled_names_take_one_pass_and_leave_the_hosts_settings(clip, counted):
+    before, name = alone(clip, "cat")[0], clip.tokenize("cat")
+    pooled = clip.encode_from_tokens(name, return_pooled=True)[1]
+    skipped = clip.clone()
+    skipped.clip_layer(-3)
+    model = clip.cond_stage_model
+    towers = [getattr(model, name) for name in ("clip_l", "clip_g", "clip_h") if hasattr(model, name)]
+    passes = [counted(tower.transformer, "forward") for tower in towers]
+    found = name_encoder(skipped).pooled(NAMES)
+    assert passes == [[1]] * len(towers)
+    torch.testing.assert_close(torch.stack(found), torch.stack(name_encoder(clip).pooled(NAMES)))
+    options = [(tower.layer, tower.layer_idx, tower.return_projected_pooled) for tower in towers]
+    assert options == [tower.options_default for tower in towers]
+    assert torch.equal(alone(clip, "cat")[0], before) and torch.equal(clip.encode_from_tokens(name, return_pooled=True)[1], pooled)
+
+
+def test_a_pooled_name_without_tokens_is_none(clip):
+    nothing, cat = name_encoder(clip).pooled(["()", "cat"])
+    assert nothing is None and cat is not None
+
+
 def test_a_name_of_75_tokens_fits_and_one_of_76_is_refused(clip):
     longest, _ = name_encoder(clip).encode([" ".join(["cat"] * 75), ""])
     assert len(longest) == 75
@@ -170,6 +216,81 @@ def test_widths_are_read_off_the_encoder(vision):
 def test_an_encoder_of_another_kind_is_refused(host, model):
     with pytest.raises(MismatchError, match="a CLIP vision encoder"):
         image_encoder(SimpleNamespace(model=model, image_size=224))
+
+
+# ---- patch tokens, and an adapter's own vision weights --------------------------------------------------------------------------------------
+
+
+def test_patch_tokens_and_pooled_vectors_are_the_hosts_in_one_pass(vision, counted):
+    pictures = photos(33)
+    theirs = vision.encode_image(pictures)
+    passes = counted(vision.model, "forward")
+    patches, pooled = image_encoder(vision).encode_patches(pictures)
+    assert len(passes) == 2 and patches.shape == (33, 16, 32)  # 32 at a time
+    torch.testing.assert_close(patches, theirs.last_hidden_state[:, 1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(pooled, theirs.image_embeds, rtol=1e-4, atol=1e-5)
+
+
+def tuned(vision):
+    """Other weights for the last layer and the projection."""
+    g = torch.Generator().manual_seed(7)
+    return {name: torch.randn(value.shape, generator=g) / 8 for name, value in vision.model.state_dict().items() if ".layers.2." in name or "visual_projection" in name}
+
+
+def test_an_adapters_own_vision_weights_leave_the_encoder_as_it_was(vision, tmp_path):
+    pictures, weights = photos(3), tuned(vision)
+    other = tiny_models.tiny_clip_vision(tmp=str(tmp_path / "config.json"))
+    other.model.load_state_dict(weights, strict=False)
+    before, patcher = vision.encode_image(pictures), vision.patcher
+    images = image_encoder(vision)
+    mine = images.with_weights(weights)
+    for _ in range(2):  # there and back, twice
+        patches, pooled = mine.encode_patches(pictures)
+        wanted, after = other.encode_image(pictures), vision.encode_image(pictures)
+        torch.testing.assert_close(patches, wanted.last_hidden_state[:, 1:], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(pooled, wanted.image_embeds, rtol=1e-4, atol=1e-5)
+        assert torch.equal(after.last_hidden_state, before.last_hidden_state) and torch.equal(after.image_embeds, before.image_embeds)
+        assert not torch.allclose(patches, before.last_hidden_state[:, 1:], atol=1e-2)
+    del mine
+    torch.testing.assert_close(images.encode_patches(pictures)[1], before.image_embeds, rtol=1e-4, atol=1e-5)
+    assert vision.patcher is patcher and not patcher.patches
+
+
+def test_vision_weights_for_another_encoder_are_refused(vision):
+    with pytest.raises(MismatchError, match="place for the adapter's own 'vision_model.encoder.layers.31.mlp.fc1.bias'.*without"):
+        image_encoder(vision).with_weights({"vision_model.encoder.layers.31.mlp.fc1.bias": torch.zeros(64)})
+
+
+def test_features_of_subject_diffusion_through_the_host(vision, tmp_path):
+    """Photos to features under the host's memory management: own vision weights, one encoder pass, the MLP."""
+    from troupe.model_patches.hosts.comfyui.adapters import host_adapter
+    from troupe.model_patches.hosts.comfyui.apply import encode_references
+
+    weights, pictures = tuned(vision), photos(2)
+    gated = GatedSpec("patches", {"middle_block.1.transformer_blocks.0": 64}, 24, 32, 2, 16)
+    spec = AdapterSpec("subject_diffusion", "MLP", "tiny.bin", 24, 0, EncoderNeed("last", 32), (), False, "center", gated=gated)
+    mlp = MLP(16, 24, 24).requires_grad_(False)
+    adapter = host_adapter(Adapter(spec, mlp, None, weights=Weights(vision=weights)))
+    cast = Cast((make_subject("cat", [pictures[:1]]), make_subject("red fox", [pictures[1:]])))
+    references = encode_references(adapter, cast, clip_vision=vision)
+    other = tiny_models.tiny_clip_vision(tmp=str(tmp_path / "config.json"))
+    other.model.load_state_dict(weights, strict=False)
+    wanted = other.encode_image(pictures)
+    for i, subject in enumerate(references.subjects):
+        torch.testing.assert_close(subject.features.image, wanted.last_hidden_state[i, 1:], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(subject.features.word, mlp(wanted.image_embeds)[i], rtol=1e-4, atol=1e-5)
+
+
+def test_phrases_through_the_host_load_no_encoder_of_photos(host, monkeypatch):
+    from troupe.model_patches.hosts.comfyui.adapters import HostAdapter, host_adapter
+    from troupe.model_patches.hosts.comfyui.apply import encode_references
+
+    monkeypatch.setattr(HostAdapter, "clip_vision", lambda self: pytest.fail("looked for an encoder of photos"))
+    clip = tiny_models.tiny_clip("sd15")
+    gated = GatedSpec("text", {"middle_block.1.transformer_blocks.0": 64}, 768, 768, 30, 1)
+    adapter = host_adapter(Adapter(AdapterSpec("gligen", "", "tiny.safetensors", 768, 0, None, (), False, gated=gated), None, None))
+    (found,) = encode_references(adapter, Cast((make_subject("cat", [photos(1)]),)), clip=clip).subjects
+    torch.testing.assert_close(found.features.text, unprojected(clip, "cat"), rtol=1e-4, atol=1e-5)
 
 
 # ---- finding the encoder ----------------------------------------------------------------------------------------------------------------

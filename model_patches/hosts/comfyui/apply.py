@@ -23,9 +23,12 @@ Wired = tuple[Any, Conditioning | None, Conditioning | None, Conditioning | None
 
 def encode_references(adapter: HostAdapter, cast: Cast, framing: str = "auto", clip: Any = None, clip_vision: Any = None,
                       prompts: Sequence[str] = (), warn: Callable[[str], None] = lambda sentence: None) -> References:
-    """`model_patches.encode.encode_subjects` with the host's encoders; clip_vision overrides the adapter's own choice."""
-    vision = clip_vision if clip_vision is not None else adapter.clip_vision()
-    images = None if vision is None else HostImageEncoder(vision)
+    """`model_patches.encode.encode_subjects` with the host's encoders; clip_vision overrides the adapter's own choice. An adapter that reads no
+    photos loads none."""
+    images = None
+    if adapter.spec.encoder is not None:
+        vision = clip_vision if clip_vision is not None else adapter.clip_vision()
+        images = None if vision is None else HostImageEncoder(vision)
     names = None if clip is None else HostNameEncoder(clip)
     return encode_subjects(adapter, cast, images, adapter.project, names, framing, prompts, warn)
 

@@ -1,7 +1,8 @@
-"""The host's CLIP vision and CLIP behind the interfaces of `model_patches.encode`."""
+"""The host's CLIP vision and CLIP behind the interfaces of `model_patches.readers`."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import comfy.clip_vision
@@ -9,11 +10,12 @@ import comfy.model_management
 import torch
 
 from ...errors import MismatchError, SubjectError
+from ...readers import check_vision_weights
 
 BATCH = 32  # photos in one encoder call
-BOS_LENGTH = 1
+CLS_LENGTH = BOS_LENGTH = 1
 EOS = 49407  # in CLIP's vocabulary
-CLIP_STREAMS = {"l", "g", "h"}  # the host's names of CLIP-L, OpenCLIP bigG and OpenCLIP H
+CLIP_STREAMS = ("l", "g", "h")  # the host's names of CLIP-L, OpenCLIP bigG and OpenCLIP H
 
 
 class HostImageEncoder:
@@ -32,17 +34,32 @@ class HostImageEncoder:
 
     def encode(self, pictures: torch.Tensor, kind: str, blank: bool) -> torch.Tensor:
         """[n, size, size, 3] 0..1 -> 'pooled' [n, E] or 'penultimate' [n, P, E], float32 on the host's intermediate device."""
+        found = [pooled if kind == "pooled" else penultimate for _, penultimate, pooled in self._passes(pictures, blank)]
+        return torch.cat(found) if found else torch.zeros(0, self.pooled)
+
+    def encode_patches(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `readers.ImageEncoder`; float32 on the host's intermediate device."""
+        last, _, pooled = zip(*self._passes(pictures, blank=False), strict=True)
+        return torch.cat(last)[:, CLS_LENGTH:], torch.cat(pooled)
+
+    def with_weights(self, weights: Mapping[str, torch.Tensor]) -> HostImageEncoder:
+        """See `readers.ImageEncoder`: patches on a clone of the host's patcher, which the host takes off again when it loads the other one."""
+        vision = copy(self._vision)
+        check_vision_weights(weights, vision.model.state_dict())
+        vision.patcher = self._vision.patcher.clone()
+        vision.patcher.add_patches({name: ("set", (value,)) for name, value in weights.items()})
+        return HostImageEncoder(vision)
+
+    def _passes(self, pictures: torch.Tensor, blank: bool) -> Iterator[list[torch.Tensor]]:
+        """Last and penultimate hidden states and pooled vectors of at most BATCH pictures at a time."""
         vision = self._vision
         comfy.model_management.load_model_gpu(vision.patcher)
         device, done = vision.load_device, comfy.model_management.intermediate_device()
         pixels = comfy.clip_vision.clip_preprocess(pictures.to(device), size=self.size, mean=vision.image_mean, std=vision.image_std, crop=True).float()
         if blank:
             pixels = torch.cat((pixels, pixels.new_zeros(1, 3, self.size, self.size)))
-        found = []
         for part in pixels.split(BATCH) if len(pixels) else ():
-            _, penultimate, pooled, _ = vision.model(pixel_values=part, intermediate_output=-2)
-            found.append((pooled if kind == "pooled" else penultimate).float().to(done))
-        return torch.cat(found) if found else torch.zeros(0, self.pooled)
+            yield [found.float().to(done) for found in vision.model(pixel_values=part, intermediate_output=-2)[:3]]
 
 
 class HostNameEncoder:
@@ -53,16 +70,32 @@ class HostNameEncoder:
         self._clip.layer_idx = None
 
     def encode(self, names: Sequence[str]) -> list[torch.Tensor]:
-        """See `encode.NameEncoder`; one pass for all names."""
+        """See `readers.NameEncoder`; one pass for all names."""
         chunks = [self._tokenize(name) for name in names]
         rows = self._encode(chunks)
         ends = [BOS_LENGTH + _length(chunk) if name.strip() else None for name, chunk in zip(names, chunks, strict=True)]
         return [row[BOS_LENGTH:end] for row, end in zip(rows, ends, strict=True)]
 
+    def pooled(self, names: Sequence[str]) -> list[torch.Tensor | None]:
+        """See `readers.NameEncoder`; one pass for all names. The host's own call gives one vector, of the first chunk and one encoder."""
+        chunks = [self._tokenize(name) for name in names]
+        model = self._clip.cond_stage_model
+        self._clip.load_model()
+        found = []
+        try:
+            for stream in (stream for stream in CLIP_STREAMS if stream in chunks[0]):
+                tower = getattr(model, f"clip_{stream}")
+                tower.set_clip_options({"projected_pooled": stream == "g"})
+                found.append(tower.encode([[token for token, _ in chunk[stream]] for chunk in chunks])[1].float())
+        finally:
+            model.reset_clip_options()
+        vectors = torch.cat(found, -1).to(comfy.model_management.intermediate_device())
+        return [vector if _length(chunk) else None for vector, chunk in zip(vectors, chunks, strict=True)]
+
     def _tokenize(self, name: str) -> dict[str, list]:
         """One 77-token chunk in each of the encoder's streams, emphasis read as in a prompt and then dropped."""
         streams = self._clip.tokenize(name)
-        if not streams.keys() <= CLIP_STREAMS:
+        if not streams.keys() <= set(CLIP_STREAMS):
             found = f"a text encoder of another kind ({', '.join(streams)})"
             raise MismatchError("the CLIP of an SD1.5, SD2 or SDXL checkpoint", found, "Wire the CLIP of the checkpoint that you sample with.")
         if any(len(chunks) != 1 for chunks in streams.values()):

@@ -1,21 +1,24 @@
-"""transformers' CLIP models behind the interfaces of `model_patches.encode`, reading photos, names and prompts as ComfyUI does."""
+"""transformers' CLIP models behind the interfaces of `model_patches.readers`, reading photos, names and prompts as ComfyUI does."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from open_clip.tokenizer import SimpleTokenizer
+from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from ...adapter import Adapter
 from ...checkpoints.files import read_state
 from ...checkpoints.ip_adapter import build
-from ...encode import ImageEncoder, NameEncoder, encode_subjects
+from ...encode import encode_subjects
 from ...errors import SubjectError
 from ...prompt.emphasis import PLAIN, weighted_parts
+from ...readers import ImageEncoder, NameEncoder, check_vision_weights
 from ...subjects import Cast, References
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures, RGB
@@ -40,16 +43,19 @@ def load_adapter(path: str | Path) -> Adapter:
 def encode_references(adapter: Adapter, cast: Cast, images: ImageEncoder | None, names: NameEncoder | None, framing: str = "auto",
                       prompts: Sequence[str] = (), warn: Callable[[str], None] = lambda sentence: None) -> References:
     """`model_patches.encode.encode_subjects` with the adapter's own projection, results on the CPU."""
-    weight = next(adapter.projection.parameters())
+    def project(features: torch.Tensor) -> torch.Tensor:
+        return adapter.projection(features.to(next(adapter.projection.parameters()))).float().cpu()
+
     with torch.no_grad():
-        return encode_subjects(adapter, cast, images, lambda features: adapter.projection(features.to(weight)).float().cpu(), names, framing, prompts, warn)
+        return encode_subjects(adapter, cast, images, project, names, framing, prompts, warn)
 
 
 class ClipImages:
-    """An `encode.ImageEncoder` on CLIP ViT-H, ViT-bigG or ViT-L."""
+    """A `readers.ImageEncoder` on CLIP ViT-H, ViT-bigG or ViT-L. weights: tensors that stand in for the model's own, which stays as it is."""
 
-    def __init__(self, model: CLIPVisionModelWithProjection):
+    def __init__(self, model: CLIPVisionModelWithProjection, weights: Mapping[str, torch.Tensor] | None = None):
         self._model, config = model.eval(), model.config
+        self._weights = {name: value.to(model.device, model.dtype) for name, value in (weights or {}).items()}
         self.size, self.hidden, self.pooled = config.image_size, config.hidden_size, config.projection_dim
 
     @torch.no_grad()
@@ -60,11 +66,25 @@ class ClipImages:
             pixels = torch.cat((pixels, pixels.new_zeros(1, 3, self.size, self.size)))
         if not len(pixels):
             return torch.zeros(0, self.pooled)
-        return torch.cat([self._encode(part, kind) for part in pixels.split(BATCH)])
+        return torch.cat([self._read(part, pooled=kind == "pooled") for part in pixels.split(BATCH)])
 
-    def _encode(self, pixels: torch.Tensor, kind: str) -> torch.Tensor:
-        found = self._model(pixels.to(self._model.device, self._model.dtype), output_hidden_states=kind != "pooled")
-        return (found.image_embeds if kind == "pooled" else found.hidden_states[-2]).float().cpu()
+    @torch.no_grad()
+    def encode_patches(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `readers.ImageEncoder`; float32 on the CPU."""
+        found = [self._run(part) for part in pixel_values(pictures).split(BATCH)]
+        return torch.cat([f.last_hidden_state[:, 1:].float().cpu() for f in found]), torch.cat([f.image_embeds.float().cpu() for f in found])
+
+    def with_weights(self, weights: Mapping[str, torch.Tensor]) -> ClipImages:
+        """See `readers.ImageEncoder`."""
+        check_vision_weights(weights, self._model.state_dict())
+        return ClipImages(self._model, {**self._weights, **weights})
+
+    def _read(self, pixels: torch.Tensor, pooled: bool) -> torch.Tensor:
+        found = self._run(pixels, output_hidden_states=not pooled)
+        return (found.image_embeds if pooled else found.hidden_states[-2]).float().cpu()
+
+    def _run(self, pixels: torch.Tensor, **options: bool) -> Any:
+        return functional_call(self._model, self._weights, (pixels.to(self._model.device, self._model.dtype),), options)
 
 
 def pixel_values(pictures: torch.Tensor) -> torch.Tensor:
@@ -87,13 +107,24 @@ class TextTower:
 
     def encode(self, chunks: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Token chunks -> [n, LENGTH, D] states and [n, E] projected pooled outputs (None where the model has no projection), float32, CPU."""
-        ids = torch.tensor([[*chunk, *[self.padding] * (LENGTH - len(chunk))] for chunk in chunks], device=self.model.device)
-        found = self.model(ids, output_hidden_states=True)
+        found = self._run(chunks, output_hidden_states=True)
         states = found.hidden_states[self.layer]
         if self.final_norm:
             states = getattr(self.model, "text_model", self.model).final_layer_norm(states)
         pooled = getattr(found, "text_embeds", None)
         return states.float().cpu(), None if pooled is None else pooled.float().cpu()
+
+    def pooled(self, chunks: Sequence[Sequence[int]], projected: bool) -> torch.Tensor:
+        """[n, E] at each chunk's EOS: after the final norm, or projected as well. float32, CPU."""
+        found = self._run(chunks)
+        if projected:
+            return found.text_embeds.float().cpu()
+        ends = torch.tensor([chunk.index(EOS) for chunk in chunks], device=self.model.device)
+        return found.last_hidden_state[torch.arange(len(chunks), device=ends.device), ends].float().cpu()
+
+    def _run(self, chunks: Sequence[Sequence[int]], **options: bool) -> Any:
+        ids = torch.tensor([[*chunk, *[self.padding] * (LENGTH - len(chunk))] for chunk in chunks], device=self.model.device)
+        return self.model(ids, **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +136,7 @@ class Prompt:
 
 
 class ClipTexts:
-    """The text encoders of one base model: an `encode.NameEncoder`, and the prompt encoder for sampling."""
+    """The text encoders of one base model: a `readers.NameEncoder`, and the prompt encoder for sampling."""
 
     def __init__(self, *towers: TextTower):
         self.towers = towers
@@ -129,15 +160,17 @@ class ClipTexts:
 
     @torch.no_grad()
     def encode(self, names: Sequence[str]) -> list[torch.Tensor]:
-        """See `encode.NameEncoder`. Emphasis is read as in a prompt and then dropped. Raises SubjectError for a name over one chunk."""
-        chunks = []
-        for name in names:
-            found = prompt_chunks(name)
-            if len(found) > 1:
-                raise SubjectError(f"a name of at most {LENGTH - 2} tokens", f"'{name[:40]}...', which is longer", "Use the few words that name the subject in the prompt.")
-            chunks.append([token for token, _ in found[0]])
+        """See `readers.NameEncoder`."""
+        chunks = _name_chunks(names)
         states = torch.cat([tower.encode(chunks)[0] for tower in self.towers], -1)
         return [row[1:] if not name.strip() else row[1:1 + chunk[1:].index(EOS)] for name, chunk, row in zip(names, chunks, states, strict=True)]
+
+    @torch.no_grad()
+    def pooled(self, names: Sequence[str]) -> list[torch.Tensor | None]:
+        """See `readers.NameEncoder`."""
+        chunks = _name_chunks(names)
+        vectors = torch.cat([tower.pooled(chunks, projected=tower is not self.towers[0]) for tower in self.towers], -1)
+        return [None if chunk == [BOS, EOS] else vector for vector, chunk in zip(vectors, chunks, strict=True)]
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Prompt:
@@ -150,6 +183,17 @@ class ClipTexts:
         weighted = torch.where(weights == PLAIN, states[:-1], states[-1:] + weights * (states[:-1] - states[-1:]))
         pooled = encoded[-1][1]
         return Prompt(weighted.flatten(0, 1).unsqueeze(0), None if pooled is None else pooled[:1])
+
+
+def _name_chunks(names: Sequence[str]) -> list[list[int]]:
+    """Each name's tokens with BOS and EOS, emphasis dropped. Raises SubjectError for a name over one chunk."""
+    chunks = []
+    for name in names:
+        found = prompt_chunks(name)
+        if len(found) > 1:
+            raise SubjectError(f"a name of at most {LENGTH - 2} tokens", f"'{name[:40]}...', which is longer", "Use the few words that name the subject in the prompt.")
+        chunks.append([token for token, _ in found[0]])
+    return chunks
 
 
 def prompt_chunks(prompt: str) -> list[Chunk]:
