@@ -3,9 +3,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import tiny_diffusers as tiny
+import tiny_open_clip
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, Weights
+from troupe.model_patches.checkpoints.clip_vision import with_transformers_names
 from troupe.model_patches.encoders.grounding import MLP
 from troupe.model_patches.errors import MismatchError, SubjectError
 from troupe.model_patches.hosts.diffusers.encoders import BOS, EOS, ClipImages, ClipTexts, encode_references, load_adapter, pixel_values, prompt_chunks
@@ -250,6 +252,31 @@ def test_features_of_subject_diffusion_from_photos():
     for subject, tokens, word in zip(references.subjects, x[:, 1:], adapter.projection(pooled), strict=True):
         torch.testing.assert_close(subject.features.image, tokens, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(subject.features.word, word, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("saved", ["open_clip", "transformers"])
+def test_open_clips_files_give_open_clips_numbers(saved, tmp_path):
+    """Patch tokens before the final norm, and the pooled vector; the same through both layouts of one encoder."""
+    from embedded_models import load_vision
+
+    tower = tiny_open_clip.vision_tower()
+    state = tiny_open_clip.file_of(tower)
+    safetensors.torch.save_file(state if saved == "open_clip" else with_transformers_names(state), tmp_path / "vision.safetensors")
+    images = ClipImages(load_vision(tmp_path / "vision.safetensors"))
+    pictures = torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(3))
+    for found, wanted in zip(images.encode_patches(pictures), tiny_open_clip.patches_and_pooled(tower, pixel_values(pictures)), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_parts_of_an_open_clip_tower_get_their_names():
+    """As fine-tuned last blocks are saved; what is no part of a tower is left alone."""
+    state = tiny_open_clip.file_of(tiny_open_clip.vision_tower())
+    whole = with_transformers_names(state)
+    part = with_transformers_names({name.removeprefix("visual."): value for name, value in state.items() if "visual.transformer.resblocks.2." in name}, prefix="")
+    assert len(part) == 16 and all(torch.equal(value, whole[name]) for name, value in part.items())
+    assert set(part) == {name for name in whole if name.startswith("vision_model.encoder.layers.2.")}
+    other = {"vision_model.embeddings.class_embedding": torch.zeros(4)}
+    assert with_transformers_names(other) == other and "logit_scale" not in whole
 
 
 def test_phrases_need_no_projection_and_no_photos():

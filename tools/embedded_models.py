@@ -48,16 +48,17 @@ def real_models(job: Job, needed: Sequence[Needed]) -> Models:
 
 
 def load_vision(path: Path) -> CLIPVisionModelWithProjection:
-    """A CLIP vision file in the transformers layout, its sizes read off the tensors. Raises RunError for another layout."""
+    """A CLIP vision file in the transformers or the open_clip layout, its sizes read off the tensors. Raises RunError for another one."""
+    from troupe.model_patches.checkpoints.clip_vision import with_transformers_names
     from troupe.model_patches.checkpoints.files import read_state
 
-    state = read_state(path)
+    state = with_transformers_names(read_state(path))
     try:
         hidden, _, patch, _ = state["vision_model.embeddings.patch_embedding.weight"].shape
         positions = len(state["vision_model.embeddings.position_embedding.weight"])
         inner, projection = len(state["vision_model.encoder.layers.0.mlp.fc1.weight"]), len(state["visual_projection.weight"])
     except KeyError as missing:
-        raise RunError(f"{path.name} lacks {missing}: the embedded engine reads CLIP vision files as h94/IP-Adapter publishes them. Download that one.") from None
+        raise RunError(f"{path.name} lacks {missing}: the embedded engine reads CLIP vision files as h94/IP-Adapter or open_clip publish them. Download one of those.") from None
     depth = len({name.split(".")[3] for name in state if name.startswith("vision_model.encoder.layers.")})
     config = CLIPVisionConfig(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=depth, num_attention_heads=HEADS_OF.get(hidden, hidden // 64), patch_size=patch,
                               image_size=round((positions - 1) ** 0.5) * patch, projection_dim=projection, hidden_act="quick_gelu" if hidden == OPENAI_L else "gelu")

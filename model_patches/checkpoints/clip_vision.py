@@ -1,9 +1,12 @@
-"""CLIP vision encoder files, told by the widths in their headers, whatever they are called."""
+"""CLIP vision encoder files: told by the widths in their headers, whatever they are called; read in either published layout."""
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
+
+import torch
 
 from .files import read_shapes
 
@@ -11,6 +14,18 @@ LAYOUTS = (  # hidden states, pooled projection, which axis of the latter is the
     ("vision_model.embeddings.class_embedding", "visual_projection.weight", 0),  # transformers
     ("visual.class_embedding", "visual.proj", 1),  # open_clip
 )
+OPEN_CLIP = "visual."  # before the vision tower's names in open_clip's files
+ONCE = {  # open_clip -> transformers
+    "class_embedding": "vision_model.embeddings.class_embedding",
+    "conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "ln_pre.weight": "vision_model.pre_layrnorm.weight",
+    "ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "ln_post.weight": "vision_model.post_layernorm.weight",
+    "ln_post.bias": "vision_model.post_layernorm.bias",
+}
+BLOCKS, LAYERS = "transformer.resblocks.", "vision_model.encoder.layers."
+IN_BLOCK = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
 
 
 class EncoderWidths(NamedTuple):
@@ -35,3 +50,29 @@ def _widths(path: str, modified: int) -> EncoderWidths | None:
         if len(shapes.get(hidden, ())) == 1 and len(shapes.get(pooled, ())) == 2:
             return EncoderWidths(shapes[hidden][0], shapes[pooled][axis])
     return None
+
+
+def with_transformers_names(state: Mapping[str, torch.Tensor], prefix: str = OPEN_CLIP) -> dict[str, torch.Tensor]:
+    """The vision tower of an open_clip state dict under transformers' names; what is not of the tower is left out. Works on parts of one.
+
+    prefix: before the tower's names. A state dict without a name of the tower comes back as it is.
+    """
+    tower = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    converted: dict[str, torch.Tensor] = {}
+    for name, value in tower.items():
+        if name == "proj":
+            converted["visual_projection.weight"] = value.T.contiguous()
+        elif name in ONCE:
+            converted[ONCE[name]] = value
+        elif name.startswith(BLOCKS):
+            number, _, rest = name.removeprefix(BLOCKS).partition(".")
+            converted |= {f"{LAYERS}{number}.{there}": part for there, part in _in_block(rest, value).items()}
+    return converted or dict(state)
+
+
+def _in_block(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
+    """One tensor of a block; query, key and value are one in open_clip and three in transformers. {} for what a plain tower has not."""
+    module, _, leaf = name.rpartition(".")
+    if module == "attn" and leaf in ("in_proj_weight", "in_proj_bias"):
+        return {f"self_attn.{which}_proj.{leaf.removeprefix('in_proj_')}": part.contiguous() for which, part in zip("qkv", value.chunk(3), strict=True)}
+    return {f"{IN_BLOCK[module]}.{leaf}": value} if module in IN_BLOCK else {}

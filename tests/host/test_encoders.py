@@ -8,6 +8,7 @@ import published
 import pytest
 import safetensors.torch
 import tiny_models
+import tiny_open_clip
 import torch
 from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, Weights
 from troupe.model_patches.encoders.framing import frame
@@ -279,6 +280,30 @@ def test_features_of_subject_diffusion_through_the_host(vision, tmp_path):
     for i, subject in enumerate(references.subjects):
         torch.testing.assert_close(subject.features.image, wanted.last_hidden_state[i, 1:], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(subject.features.word, mlp(wanted.image_embeds)[i], rtol=1e-4, atol=1e-5)
+
+
+def test_open_clips_files_give_open_clips_numbers_through_the_host(host, tmp_path):
+    """The host's own conversion, its model, our reading of it: patch tokens before the final norm, and the pooled vector."""
+    import comfy.clip_vision
+
+    tower = tiny_open_clip.vision_tower()
+    vision = tiny_models.tiny_clip_vision(hidden=tiny_open_clip.WIDTH, tmp=str(tmp_path / "config.json"))
+    missing, _ = vision.load_sd(comfy.clip_vision.convert_to_transformers(tiny_open_clip.file_of(tower), "visual."))
+    pictures = photos(3)
+    pixels = comfy.clip_vision.clip_preprocess(pictures, size=32)
+    assert not missing
+    for found, wanted in zip(image_encoder(vision).encode_patches(pictures), tiny_open_clip.patches_and_pooled(tower, pixels), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_our_names_for_an_open_clip_tower_are_the_hosts(host):
+    import comfy.clip_vision
+    from troupe.model_patches.checkpoints.clip_vision import with_transformers_names
+
+    state = tiny_open_clip.file_of(tiny_open_clip.vision_tower())
+    ours, theirs = with_transformers_names(state), comfy.clip_vision.convert_to_transformers(dict(state), "visual.")
+    theirs = {name: value for name, value in theirs.items() if name.startswith(("vision_model.", "visual_projection."))}
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
 def test_phrases_through_the_host_load_no_encoder_of_photos(host, monkeypatch):
