@@ -39,7 +39,8 @@ class GatedStage:
             image = random(*shape, seed=5000 + i) if spec.kind != "text" and (images is None or images[i]) else None
             box = BOXES[i % 3] if boxes is None else boxes[i]
             start, end = (ranges or [(0.0, 1.0)] * count)[i]
-            found.append(ReferenceSubject(f"subject {i}", None, None, (weights or [1.0] * count)[i], start, end, box=None if box is None else Box(*box), features=ObjectFeatures(text, image)))
+            place = None if box is None else Box(*box)
+            found.append(ReferenceSubject(f"subject {i}", None, None, (weights or [1.0] * count)[i], start, end, box=place, features=ObjectFeatures(text, image)))
         return References(self.adapter, tuple(found), None)
 
     def truth(self, references: References, settings: GatedSettings) -> GatedTruth:
@@ -65,18 +66,19 @@ def published(state: dict) -> dict:
     return {bare if module_name(bare := name.removesuffix(".weight")) == name else name: tensor for name, tensor in state.items()}
 
 
-def gated_adapter(patcher, kind: str = "text_image", seed: int = 21, slots: int | None = None, zero_gates: bool = False) -> adapters.HostAdapter:
+def gated_adapter(patcher, kind: str = "text_image", seed: int = 21, slots: int | None = None, zero_gates: bool = False, hidden: int = 32,
+                  features: int = FEATURES) -> adapters.HostAdapter:
     """Random gated layers for every transformer block of the model."""
     import comfy.ops
 
     blocks = attention_blocks(patcher.model.diffusion_model)
     places, context, ops = {b.path.removesuffix(".attn2"): b.width for b in blocks}, blocks[0].context_dim, comfy.ops.manual_cast
     tokens = {"text": 1, "text_image": 2, "patches": PATCHES}[kind]
-    spec = GatedSpec(kind, places, context, FEATURES, slots or (2 if kind == "patches" else 30), tokens)
+    spec = GatedSpec(kind, places, context, features, slots or (2 if kind == "patches" else 30), tokens)
     if kind == "patches":
-        net = GroundingNet(FEATURES, context, 40, PATCHES, operations=ops)
+        net = GroundingNet(features, context, 40, PATCHES, operations=ops)
     else:
-        net = (TextPositionNet if kind == "text" else TextImagePositionNet)(FEATURES, context, 32, operations=ops)
+        net = (TextPositionNet if kind == "text" else TextImagePositionNet)(features, context, hidden, operations=ops)
     width = patcher.model.diffusion_model.input_blocks[0][0].out_channels
     layers = GatedLayers(net, list(places.values()), context, width if kind == "patches" else None, ops)
     with torch.no_grad():
@@ -87,7 +89,7 @@ def gated_adapter(patcher, kind: str = "text_image", seed: int = 21, slots: int 
                 parameter.fill_(0.0 if zero_gates else 0.8 + 0.1 * (i % 3))
             else:
                 parameter.copy_(random(*parameter.shape, seed=seed + i, gain=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1))
-    encoder = None if kind == "text" else EncoderNeed("last" if kind == "patches" else "pooled", FEATURES)
+    encoder = None if kind == "text" else EncoderNeed("last" if kind == "patches" else "pooled", features)
     family = "subject_diffusion" if kind == "patches" else "gligen"
     whole = AdapterSpec(family, "", "boxes.safetensors", context, 0, encoder, (), False, gated=spec)
     return adapters.host_adapter(Adapter(whole, None, None, layers.eval().requires_grad_(False)))
