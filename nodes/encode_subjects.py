@@ -22,16 +22,19 @@ class EncodeSubjects(io.ComfyNode):
                 Adapter.Input("adapter", tooltip="From Load Subject Adapter."),
                 CastType.Input("cast", tooltip="From the last Add Subject (or Place Subjects)."),
                 io.Combo.Input("framing", options=["auto", *FRAMINGS], default="auto", tooltip=(
-                    "How a photo becomes a square. auto: as the adapter was published (white borders for IP-Adapter and MIP-Adapter). pad: white borders, nothing is lost. "
-                    "center: crops the ends. stretch: distorts."
+                    "How a photo becomes a square. auto: as the adapter was published (white borders for IP-Adapter and MIP-Adapter, the middle square for GLIGEN). "
+                    "pad: white borders, nothing is lost. center: crops the ends. stretch: distorts."
                 )),
                 io.Clip.Input("clip", optional=True, tooltip=(
-                    "The CLIP of the checkpoint, for the subjects' names. Without it there is no relevance: use merge uniform, joint or add."
+                    "The CLIP of the checkpoint, for the subjects' names: relevance and GLIGEN's phrases need it. "
+                    "Without it use merge uniform, joint or add, or a GLIGEN text-image file."
                 )),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="Overrides the CLIP vision encoder that was found for the adapter."),
                 io.String.Input("prompt", optional=True, force_input=True, tooltip="The prompt's text, to warn about names that are not in it."),
             ],
-            outputs=[ReferencesType.Output("references_out", display_name="references", tooltip="Wire into Apply Image Attention.")],
+            outputs=[ReferencesType.Output("references_out", display_name="references", tooltip=(
+                "Wire into Apply Image Attention, or into Apply Gated Adapter for GLIGEN and Subject-Diffusion."
+            ))],
             hidden=[io.Hidden.unique_id],
         )
 
