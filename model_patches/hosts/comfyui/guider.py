@@ -1,0 +1,158 @@
+"""Guiders for SamplerCustomAdvanced that weigh the subjects apart from the text: one model call for all branches of a step."""
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.samplers
+import node_helpers
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ...attention.guidance import equivalent_uncond, subject_guidance
+from ...layer_tokens import COND
+from .clock import Clock, sigma_range
+from .conditioning import KEY, Conditioning, Record, attach
+from .hook import Hook
+
+log = logging.getLogger("troupe")
+POINTS = 999  # of the table from sigma to percent: the timesteps of SD1.5, SD2.x and SDXL
+
+
+@dataclass(frozen=True)
+class GuidanceSettings:
+    """Widgets of Subject Guider. cfg, second, second_end: 0..100; second goes in a straight line to second_end between the percents, which are ComfyUI's."""
+
+    cfg: float = 7.5
+    second: float = 1.5
+    second_end: float = 1.5
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+
+
+class Course:
+    """What the second guidance is in each call of one run."""
+
+    def __init__(self, settings: GuidanceSettings, model_sampling: Any, clock: Clock):
+        self.settings, self.clock, self._sampling = settings, clock, model_sampling
+        self._range = sigma_range(model_sampling, settings.start_percent, settings.end_percent)
+        self._table: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def second(self, sigma: torch.Tensor) -> float | torch.Tensor | None:
+        """Its value at the call's sigma [rows]: a float where it is constant, else a tensor [rows] that stays on the device; None outside the range."""
+        s = self.settings
+        if not self.clock.inside([self._range], sigma)[0]:
+            return None
+        if s.second == s.second_end:
+            return s.second
+        done = (self._percent(sigma) - s.start_percent) / (s.end_percent - s.start_percent)
+        return s.second + (s.second_end - s.second) * done.clamp(0.0, 1.0)
+
+    def _percent(self, sigma: torch.Tensor) -> torch.Tensor:
+        """The run's percent at each sigma, read from a table on the same device."""
+        if self._table is None or self._table[0].device != sigma.device:
+            self._table = tuple(t.to(sigma.device) for t in percent_table(self._sampling))
+        logs, percents = self._table
+        at = sigma.float().clamp(min=1e-12).log()
+        i = torch.searchsorted(logs, at).clamp(1, len(logs) - 1)
+        part = ((at - logs[i - 1]) / (logs[i] - logs[i - 1])).clamp(0.0, 1.0)
+        return torch.lerp(percents[i - 1], percents[i], part)
+
+
+def percent_table(model_sampling: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log sigma, rising; ComfyUI's percent there), both [1000] float32 on the CPU."""
+    inner = [float(model_sampling.percent_to_sigma(i / POINTS)) for i in range(1, POINTS)]
+    sigmas = [float(model_sampling.sigma_max), *inner, float(model_sampling.sigma_min)]  # the host calls the ends infinite and zero
+    percents = torch.arange(POINTS, -1, -1, dtype=torch.float64) / POINTS
+    return torch.tensor(sigmas[::-1], dtype=torch.float64).clamp(min=1e-12).log().float(), percents.float()
+
+
+class TwoScaleGuider(comfy.samplers.CFGGuider):
+    """A guider with a second scale. Subclasses say which branches there are and how they become one."""
+
+    def __init__(self, model: Any, settings: GuidanceSettings):
+        super().__init__(model)
+        self.settings, self.course = settings, None
+        self.set_cfg(settings.cfg)
+
+    def set_branches(self, positive: Conditioning, negative: Conditioning, middle: Conditioning | None) -> None:
+        """Take the conditionings of the node."""
+        raise NotImplementedError
+
+    def outer_sample(self, noise: torch.Tensor, latent_image: Any, sampler: Any, sigmas: torch.Tensor, denoise_mask: Any = None, callback: Callable | None = None,
+                     *args: Any, **kwargs: Any) -> Any:
+        """A run: as the host's, counting its steps."""
+        self.course = Course(self.settings, self.model_patcher.get_model_object("model_sampling"), Clock(sigmas, sampler))
+        try:
+            return super().outer_sample(noise, latent_image, sampler, sigmas, denoise_mask, self.course.clock.wrap(callback), *args, **kwargs)
+        finally:
+            self.course = None
+
+
+class SubjectDiffusionGuider(TwoScaleGuider):
+    """`e_u + cfg (e_t - e_i) + second (e_i - e_u)`: e_t of positive, e_i of middle, e_u of negative; outside the range ordinary guidance of positive
+    against negative. A branch whose factor is zero is not computed."""
+
+    def set_branches(self, positive: Conditioning, negative: Conditioning, middle: Conditioning | None) -> None:
+        """middle None: the negative's text with the positive's references."""
+        middle = with_records_of(negative, positive) if middle is None else middle
+        for apply_id in drop_in_ids(self.model_patcher):
+            middle = attach(middle, Record(apply_id, COND, None))
+        negative, middle = (node_helpers.conditioning_set_values(branch, {"prompt_type": "negative"}) for branch in (negative, middle))
+        self.inner_set_conds({"positive": positive, "negative": negative, "middle": middle})
+
+    def outer_sample(self, *args: Any, **kwargs: Any) -> Any:
+        """A run, announced."""
+        s = self.settings
+        second = f"{s.second:g}" if s.second == s.second_end else f"{s.second:g} to {s.second_end:g}"
+        log.info("Troupe: text guidance %g, image guidance %s from %g to %g of the run.", self.cfg, second, s.start_percent, s.end_percent)
+        return super().outer_sample(*args, **kwargs)
+
+    def predict_noise(self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None, seed: int | None = None) -> torch.Tensor:
+        """The denoised picture [B, C, ...] of one call."""
+        options = model_options or {}
+        second = self.course.second(timestep)
+        if second is None or _is(second, self.cfg):
+            return super().predict_noise(x, timestep, options, seed)
+        positive, middle, negative = (self.conds[name] for name in ("positive", "middle", "negative"))
+        bare = _is(second, 1.0) and not options.get("disable_cfg1_optimization", False)
+        text, image, uncond = comfy.samplers.calc_cond_batch(self.inner_model, [positive, middle, None if bare else negative], x, timestep, options)
+        if bare:
+            uncond, negative = image, middle
+        if isinstance(second, torch.Tensor):
+            second = second.view(-1, *[1] * (x.ndim - 1))
+        if _is(self.cfg, 1.0):
+            text = subject_guidance(text, image, uncond, self.cfg, second)
+        else:
+            uncond = equivalent_uncond(image, uncond, self.cfg, second)
+        return comfy.samplers.cfg_function(self.inner_model, text, uncond, self.cfg, x, timestep, model_options=options, cond=positive, uncond=negative)
+
+
+METHODS: dict[str, type[TwoScaleGuider]] = {"subject_diffusion": SubjectDiffusionGuider}  # choices of `method`
+
+
+def subject_guider(model: Any, positive: Conditioning, negative: Conditioning, middle: Conditioning | None, method: str, settings: GuidanceSettings) -> TwoScaleGuider:
+    """The GUIDER of a method (a key of METHODS) for a MODEL and its conditionings; middle as the method's `set_branches` says."""
+    guider = METHODS[method](model, settings)
+    guider.set_branches(positive, negative, middle)
+    return guider
+
+
+def with_records_of(texts: Conditioning, source: Conditioning) -> Conditioning:
+    """A copy of `texts` with the Apply nodes' records of `source` in place of their own."""
+    records = tuple({record.apply_id: record for _, options in source for record in options.get(KEY, ())}.values())
+    return [[tensor, {**options, KEY: records}] for tensor, options in texts]
+
+
+def drop_in_ids(model: Any) -> list[str]:
+    """Ids of the Apply nodes on the MODEL whose references act on the sampler's positive list, without a record there."""
+    hooks = [getattr(wrapper, "__self__", None) for wrapper in model.get_all_wrappers(WrappersMP.OUTER_SAMPLE)]
+    return [hook.id for hook in hooks if isinstance(hook, Hook) and not hook.positive_wired]
+
+
+def _is(value: float | torch.Tensor, number: float) -> bool:
+    """Whether a value that the CPU knows is this number."""
+    return isinstance(value, float) and math.isclose(value, number)

@@ -1,0 +1,302 @@
+"""Subject Guider on the real host, against its formula with every branch predicted apart."""
+import asyncio
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.usefixtures("host")
+BRANCHES = {"text": ("positive", "cond"), "image": ("middle", "cond"), "uncond": ("negative", "uncond")}
+
+
+def prediction(patcher, x, sigma, conditioning, truth, role, kind):
+    """The denoised picture of one branch, in a model call of its own."""
+    import independent
+
+    model, (h, w) = patcher.model, x.shape[-2:]
+    conds = model.extra_conds(noise=x, device=x.device, cross_attn=conditioning[0][0], prompt_type=kind, width=w * 8, height=h * 8, **conditioning[0][1])
+    context, extra = conds["c_crossattn"].cond.expand(len(x), -1, -1), {k: v.cond.expand(len(x), *v.cond.shape[1:]) for k, v in conds.items() if k == "y"}
+    if truth is None:
+        return model.apply_model(x, sigma, c_crossattn=context, **extra)
+    with independent.replaced(model.diffusion_model, [truth], role, (h, w)):
+        return model.apply_model(x, sigma, c_crossattn=context, **extra)
+
+
+def expected(patcher, texts, truth, noise, steps, cfg, seconds):
+    """Euler over the host's normal schedule. texts: name -> conditioning; seconds: the second strength of each step, None for ordinary guidance."""
+    sampling = patcher.model.model_sampling
+    sigmas = schedule(patcher, steps)
+    x = sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)
+    for i, second in enumerate(seconds):
+        sigma = sigmas[i].expand(len(x))
+        e = {name: prediction(patcher, x, sigma, texts[text], truth, role, "positive" if name == "text" else "negative") for name, (text, role) in BRANCHES.items()}
+        if second is None:
+            second, e["image"] = cfg, e["uncond"]
+        denoised = e["uncond"] + cfg * (e["text"] - e["image"]) + second * (e["image"] - e["uncond"])
+        x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+    return patcher.model.process_latent_out(sampling.inverse_noise_scaling(sigmas[-1], x))
+
+
+def schedule(patcher, steps):
+    import comfy.samplers
+
+    return comfy.samplers.calculate_sigmas(patcher.model.model_sampling, "normal", steps)
+
+
+def percent_of(patcher, sigma):
+    """Where the host's percent_to_sigma gives this sigma, by halving."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if patcher.model.model_sampling.percent_to_sigma(middle) > sigma else (low, middle)
+    return low
+
+
+def make(model, positive, negative, middle=None, **settings):
+    from troupe.model_patches.hosts.comfyui.guider import GuidanceSettings, subject_guider
+
+    return subject_guider(model, positive, negative, middle, "subject_diffusion", GuidanceSettings(**settings))
+
+
+def sample(guider, noise, steps=2, sampler="euler"):
+    """As SamplerCustomAdvanced does."""
+    import comfy.samplers
+
+    sampler, sigmas = comfy.samplers.sampler_object(sampler), schedule(guider.model_patcher, steps)
+    return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1)
+
+
+def close(found, wanted, tolerance=1e-5):
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < tolerance
+
+
+def counting(model):
+    """A clone, and a list that gets the guider's lists [indices] of every call of the UNet."""
+    from comfy.patcher_extension import WrappersMP
+
+    seen, model = [], model.clone()
+
+    def count(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        seen.append(sorted(transformer_options["cond_or_uncond"]))
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "count", count)
+    return model, seen
+
+
+@pytest.fixture(scope="module")
+def plain(host):
+    """A model with three random prompts and no references."""
+    import tiny_models
+    from stage import noise_of, stage
+
+    st = stage()
+    return st, tiny_models.random_cond(77, 64, seed=7), noise_of()
+
+
+# ---- the formula -------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("wired", [True, False], ids=["wired", "drop-in"])
+@pytest.mark.parametrize("base", ["SD15", "SD20"])
+def test_the_formula_with_references(base, wired):
+    """The middle that is not wired has the negative's text and the positive's subjects; two pictures at once."""
+    from stage import error, noise_of, settings, stage
+
+    st, noise = stage(base), noise_of((16, 12), 2)
+    references, chosen = st.references(2), settings()
+    model, positive, negative = st.apply(references, chosen, wired)
+    found = sample(make(model, positive, negative), noise)
+    texts = {"positive": st.positive, "negative": st.negative, "middle": st.negative}
+    wanted = expected(st.patcher, texts, st.truth(references, chosen), noise, 2, 7.5, [1.5, 1.5])
+    assert error(found, wanted, expected(st.patcher, texts, None, noise, 2, 7.5, [1.5, 1.5])) < 1e-3
+    assert (found[0] - found[1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("wired", ["both", "positive", "nothing", "negative"])
+def test_who_gets_the_subjects(wired, monkeypatch):
+    """The middle that is not wired is a positive for every Apply node, whatever was wired there."""
+    from stage import noise_of, settings, stage
+    from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
+    from troupe.model_patches.hosts.comfyui.hook import Hook
+
+    seen, original = [], Hook.apply_model
+
+    def spy(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        table = transformer_options["troupe"][self.id].table
+        seen.append({i: getattr(table.get((i, u)), "role", None) for i, u in zip(transformer_options["cond_or_uncond"], transformer_options["uuids"], strict=True)})
+        return original(self, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+
+    monkeypatch.setattr(Hook, "apply_model", spy)
+    st = stage()
+    given = {"both": (st.positive, st.negative), "positive": (st.positive, None), "nothing": (None, None), "negative": (None, st.negative)}[wired]
+    model, positive, negative, _ = apply_image_attention(st.patcher, st.references(2), settings(), *given)
+    positive, negative = positive or st.positive, negative or st.negative
+    sample(make(model, positive, negative), noise_of(), 1)
+    assert seen.pop() == {0: "cond", 1: "cond", 2: "uncond"}
+    if wired in ("both", "negative"):
+        assert [r.role for r in negative[0][1]["troupe"]] == ["uncond"], "the caller's own conditioning was changed"
+    sample(make(model, positive, negative, st.negative), noise_of(), 1)
+    assert seen.pop()[1] == ("cond" if wired in ("nothing", "negative") else None), "a middle that is wired keeps what was wired into it"
+
+
+def test_two_apply_nodes_of_different_kinds_of_wiring():
+    from stage import noise_of, settings, stage
+    from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
+    from troupe.model_patches.hosts.comfyui.guider import drop_in_ids, with_records_of
+
+    st = stage()
+    model, positive, negative, _ = apply_image_attention(st.patcher, st.references(1), settings(), st.positive, st.negative)
+    model, *_ = apply_image_attention(model, st.references(2), settings())
+    (own,) = positive[0][1]["troupe"]
+    (other,) = drop_in_ids(model)
+    guider = make(model, positive + positive, negative)
+    assert [(r.apply_id, r.role) for r in guider.original_conds["middle"][0]["troupe"]] == [(own.apply_id, "cond"), (other, "cond")]
+    assert with_records_of(negative, st.positive)[0][1]["troupe"] == (), "without subjects in the positive there are none in the middle"
+    assert torch.isfinite(sample(guider, noise_of())).all()
+
+
+@pytest.mark.parametrize(("cfg", "second"), [(7.5, 1.5), (7.5, 1.0), (3.0, 3.0), (1.0, 2.0), (1.0, 1.0), (4.0, 0.0), (1.5, 6.0)])
+def test_equals_the_hosts_dual_cfg(plain, cfg, second):
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+
+    st, middle, noise = plain
+    core = Guider_DualCFG(st.patcher)
+    core.set_conds(st.positive, middle, st.negative)
+    core.set_cfg(cfg, second)
+    close(sample(make(st.patcher, st.positive, st.negative, middle, cfg=cfg, second=second, second_end=second), noise), sample(core, noise))
+
+
+def test_without_references_the_two_strengths_are_one(plain):
+    from stage import ksample
+
+    st, _, noise = plain
+    close(sample(make(st.patcher, st.positive, st.negative, cfg=5.0), noise), ksample(st.patcher, st.positive, st.negative, cfg=5.0))
+
+
+# ---- what it costs -----------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("cfg", "second", "keep", "lists"), [
+    (7.5, 1.5, False, [0, 1, 2]), (7.5, 1.0, False, [0, 1]), (7.5, 1.0, True, [0, 1, 2]), (3.0, 3.0, False, [0, 1]), (1.0, 1.0, False, [0]), (1.0, 1.0, True, [0, 1]),
+    (1.0, 2.0, False, [0, 1, 2]),
+])
+def test_one_model_call_a_step_and_no_branch_too_many(plain, cfg, second, keep, lists):
+    """Lists of three branches: 0 text, 1 image, 2 uncond; of ordinary guidance: 0 positive, 1 negative."""
+    st, middle, noise = plain
+    model, seen = counting(st.patcher)
+    if keep:
+        model.model_options["disable_cfg1_optimization"] = True
+    sample(make(model, st.positive, st.negative, middle, cfg=cfg, second=second, second_end=second), noise, 3)
+    assert seen == [lists] * 3
+
+
+# ---- over the run ------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("span", "second", "second_end"), [((0.0, 1.0), 3.0, 0.5), ((0.3, 0.8), 3.0, 0.5), ((0.0, 0.5), 2.0, 2.0), ((0.4, 1.0), 1.0, 4.0), ((0.6, 0.6), 3.0, 1.0)])
+@pytest.mark.parametrize("base", ["SD15", "SD20"])
+def test_range_and_ramp(base, span, second, second_end):
+    import tiny_models
+    from stage import noise_of, stage
+
+    st, noise, steps = stage(base), noise_of(), 5
+    middle = tiny_models.random_cond(77, 64, seed=7)
+    places = [percent_of(st.patcher, float(sigma)) for sigma in schedule(st.patcher, steps)[:-1]]
+    seconds = [second + (second_end - second) * (p - span[0]) / (span[1] - span[0]) if span[0] < span[1] and span[0] <= p <= span[1] else None for p in places]
+    model, seen = counting(st.patcher)
+    settings = dict(second=second, second_end=second_end, start_percent=span[0], end_percent=span[1])
+    found = sample(make(model, st.positive, st.negative, middle, **settings), noise, steps)
+    texts = {"positive": st.positive, "negative": st.negative, "middle": middle}
+    close(found, expected(st.patcher, texts, None, noise, steps, 7.5, seconds))
+    assert [len(lists) for lists in seen] == [2 if value is None else 3 for value in seconds], "the middle is not predicted outside the range"
+
+
+def test_a_ramp_reads_nothing_from_the_device(plain):
+    """The value is a tensor beside the sigma; only the end of a range may ask for the sigma itself, and not where the steps are counted."""
+    from troupe.model_patches.hosts.comfyui.clock import Clock
+    from troupe.model_patches.hosts.comfyui.guider import Course, GuidanceSettings
+
+    st, *_ = plain
+    course = Course(GuidanceSettings(second=3.0, second_end=1.0), st.patcher.model.model_sampling, Clock(schedule(st.patcher, 4)))
+    found = course.second(schedule(st.patcher, 4)[:3])
+    assert course.clock.reads == 0 and found.shape == (3,)
+    assert [round(float(v), 4) for v in found] == [round(3 - 2 * percent_of(st.patcher, float(s)), 4) for s in schedule(st.patcher, 4)[:3]]
+
+
+@pytest.mark.parametrize("name", ["heun", "dpmpp_2m", "uni_pc", "euler_ancestral"])
+def test_samplers_with_other_calls(plain, name):
+    """Samplers that call the model between the steps' sigmas: a ramp to the same value is the constant."""
+    st, middle, noise = plain
+    constant = sample(make(st.patcher, st.positive, st.negative, middle, second=2.0, second_end=2.0), noise, 3, name)
+    close(sample(make(st.patcher, st.positive, st.negative, middle, second=2.0, second_end=2.0 + 1e-9), noise, 3, name), constant)
+
+
+def test_the_host_encodes_both_other_branches_as_negatives(plain):
+    """SDXL's size conditioning differs between positive and negative."""
+    st, middle, _ = plain
+    for given in (middle, None):
+        conds = make(st.patcher, st.positive, st.negative, given).original_conds
+        assert list(conds) == ["positive", "negative", "middle"]
+        assert [conds[name][0].get("prompt_type") for name in conds] == [None, "negative", "negative"]
+
+
+def test_a_guider_runs_again(plain):
+    """The host keeps the node's output for the next prompt."""
+    st, middle, noise = plain
+    guider = make(st.patcher, st.positive, st.negative, middle, second_end=3.0)
+    first = sample(guider, noise)
+    assert guider.course is None and torch.equal(sample(guider, noise), first)
+
+
+# ---- other patches of the MODEL ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("cfg", "second"), [(7.5, 1.5), (7.5, 1.0), (1.0, 2.0)])
+def test_post_cfg_functions_see_a_guidance_that_is_true(plain, cfg, second):
+    """`uncond + scale * (cond - uncond)` of what they are given is the prediction, and what they return is taken."""
+    st, middle, noise = plain
+    model, seen = st.patcher.clone(), []
+
+    def post(args):
+        seen.append(args)
+        assert args["cond"] is guider.conds["positive"] and args["uncond"] is guider.conds["middle" if second == 1.0 else "negative"]
+        return args["denoised"] * 0.5
+
+    model.set_model_sampler_post_cfg_function(post)
+    settings = dict(cfg=cfg, second=second, second_end=second)
+    guider = make(model, st.positive, st.negative, middle, **settings)
+    found = sample(guider, noise, 1)
+    assert len(seen) == 1
+    close(seen[0]["uncond_denoised"] + cfg * (seen[0]["cond_denoised"] - seen[0]["uncond_denoised"]), seen[0]["denoised"])
+    whole = sample(make(st.patcher, st.positive, st.negative, middle, **settings), noise, 1)
+    close(found, whole * 0.5)
+
+
+def test_a_cfg_function_of_another_node(plain):
+    st, middle, noise = plain
+    model, scales = st.patcher.clone(), []
+
+    def ordinary(args):
+        scales.append(args["cond_scale"])
+        return args["uncond"] + (args["cond"] - args["uncond"]) * args["cond_scale"]
+
+    model.set_model_sampler_cfg_function(ordinary)
+    close(sample(make(model, st.positive, st.negative, middle, second_end=3.0), noise), sample(make(st.patcher, st.positive, st.negative, middle, second_end=3.0), noise))
+    assert scales == [7.5, 7.5]
+
+
+# ---- in a graph --------------------------------------------------------------------------------------------------------------------------
+
+def test_through_the_nodes(plain, caplog):
+    """The node's own output in the host's SamplerCustomAdvanced."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
+    from troupe.nodes.subject_guider import SubjectGuider
+
+    st, middle, _ = plain
+    out = SubjectGuider.execute(st.patcher, st.positive, st.negative, "subject_diffusion", 6.0, 2.0, 1.0, 0.0, 0.9, middle)
+    (guider,) = (asyncio.run(out) if asyncio.iscoroutine(out) else out).result
+    noise, latent, sigmas = Noise_RandomNoise(5), {"samples": torch.zeros(2, 4, 16, 16)}, schedule(st.patcher, 3)
+    with caplog.at_level("INFO", "troupe"):
+        node = SamplerCustomAdvanced()
+        found = getattr(node, node.FUNCTION)(noise, guider, comfy.samplers.sampler_object("euler"), sigmas, latent)[0]["samples"]
+    assert [r.message for r in caplog.records] == ["Troupe: text guidance 6, image guidance 2 to 1 from 0 to 0.9 of the run."]
+    places = [percent_of(st.patcher, float(sigma)) for sigma in sigmas[:-1]]
+    texts = {"positive": st.positive, "negative": st.negative, "middle": middle}
+    close(found, expected(st.patcher, texts, None, noise.generate_noise(latent), 3, 6.0, [2 - p / 0.9 if p <= 0.9 else None for p in places]))
