@@ -3,11 +3,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from golden_subject_diffusion import filled, golden, normal
 from torch.nn.functional import normalize
 from troupe.model_patches.adapter import AdapterSpec, EncoderNeed, GatedSpec, Weights
 from troupe.model_patches.encode import encode_subjects, prepare_photo
-from troupe.model_patches.encoders.grounding import MLP, to_text_space
+from troupe.model_patches.encoders.grounding import MLP, GroundingNet, to_text_space
 from troupe.model_patches.errors import MismatchError, SubjectError
+from troupe.model_patches.layer_tokens import COND, UNCOND
+from troupe.model_patches.objects import Group, object_tokens
 from troupe.model_patches.subjects import Box, Cast, Photo, make_subject
 
 SIZE, PATCHES, HIDDEN, POOLED = 16, 4, 12, 6
@@ -207,6 +210,32 @@ def test_the_cut_out_is_cropped_as_published_for_subject_diffusion_alone():
 def test_an_encoder_with_another_number_of_patches_is_refused():
     with pytest.raises(MismatchError, match="with 4 patches for patches.safetensors, found one with 16"):
         encode("patches", subject(), images=Images(patches=16))
+
+
+class Published:
+    """The golden run's stand-in for CLIP ViT-H: two fixed matrices on the normalised pixels, pooled to 8x8."""
+
+    size, hidden, pooled = 224, 40, 32
+
+    def encode_patches(self, pictures):
+        mean, std = torch.tensor((0.48145466, 0.4578275, 0.40821073)), torch.tensor((0.26862954, 0.26130258, 0.27577711))
+        pixels = torch.nn.functional.adaptive_avg_pool2d(((pictures - mean) / std).movedim(-1, 1), 8).flatten(1)
+        return (pixels @ (0.1 * normal("input:clip.B", 192, 160))).reshape(-1, 4, 40), pixels @ (0.1 * normal("input:clip.A", 192, 32))
+
+
+@pytest.mark.parametrize("count, boxes", [(1, [None]), (2, [(50, 100, 200, 400), (300, 100, 500, 400)])])
+def test_object_tokens_are_those_of_the_official_run(count, boxes):
+    """From 8-bit photos with their masks, through cut-out, framing, encoder and GroundingNet; the official test run reads one subject without
+    its box. The stored tokens are in half precision."""
+    g = golden("pipeline")
+    gated = GatedSpec("patches", {}, 32, 40, 2, 4)
+    spec = AdapterSpec("subject_diffusion", "MLP", "golden", 32, 0, EncoderNeed("last", 40), (), False, "center", gated=gated)
+    placed = [None if box is None else Box(box[0] / 512, box[1] / 512, (box[2] - box[0]) / 512, (box[3] - box[1]) / 512) for box in boxes]
+    cast = Cast(tuple(make_subject(f"p{i}", [g[f"ref_p{i}.rgb"][None] / 255], mask=g[f"ref_p{i}.mask"][None], box=placed[i]) for i in range(count)))
+    mlp, net = filled(MLP(32, 32, 32), "sharp", "mlp."), filled(GroundingNet(40, 32, 32, 4), "sharp", "proj.")
+    references = encode_subjects(SimpleNamespace(spec=spec, weights=Weights()), cast, Published(), mlp, None)
+    found = [object_tokens(SimpleNamespace(net=net), references, Group(role, (1.0,) * count), "off")[0] for role in (COND, COND, UNCOND)]
+    torch.testing.assert_close(torch.stack(found), g[f"{'one' if count == 1 else 'two'}.objs_3branch"].float(), rtol=0, atol=4e-3)
 
 
 # ---- places -------------------------------------------------------------------------------------------------------------------------------
