@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -128,8 +129,6 @@ REFUSED: dict[str, tuple[State, str]] = {  # tensors of files that are for somet
                               _tensors(8, **{f"{i}.to_{kv}_ip.weight": (8, 4096) for i in range(4) for kv in "kv"})), "FLUX"),
     "FLUX itself": ({"double_blocks.0.img_attn.qkv.weight": _EMPTY, "single_blocks.0.linear1.weight": _EMPTY}, "FLUX"),
     "PuLID": ({"id_encoder.latents": _EMPTY, "pulid_ca.0.to_q.weight": _EMPTY}, "PuLID"),
-    "GLIGEN, official": ({"model.input_blocks.1.1.transformer_blocks.0.fuser.linear.weight": _EMPTY, "model.position_net.null_positive_feature": _EMPTY}, "GLIGEN"),
-    "GLIGEN, host's": ({"position_net.linears.0.weight": _EMPTY, "input_blocks.1.1.transformer_blocks.0.fuser.alpha_attn": _EMPTY}, "GLIGEN"),
     "LoRA, kohya": ({"lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight": _EMPTY, "lora_unet_down_blocks_1_attentions_0_proj_in.alpha": torch.ones(())}, "LoRA"),
     "LoRA, peft": ({"unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight": _EMPTY}, "LoRA"),
     "LoRA, old diffusers": ({"down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.down.weight": _EMPTY}, "LoRA"),
@@ -151,3 +150,124 @@ def vision_encoder(hidden: int, pooled: int, layout: str = "transformers", text:
         names = {"visual.class_embedding": (hidden,), "visual.conv1.weight": (hidden, 3, 2, 2), "visual.proj": (hidden, pooled)}
         names |= {"ln_final.weight": (pooled,), "text_projection": (pooled, pooled)} if text else {}
     return _tensors(10, **names)
+
+
+# ---- gated adapters ------------------------------------------------------------------------------------------------------------------------
+
+SD_PLACES = {  # diffusers -> LDM, the sixteen transformers of SD1.5 and SD2, in the order of the layers
+    "down_blocks.0.attentions.0": "input_blocks.1.1", "down_blocks.0.attentions.1": "input_blocks.2.1", "down_blocks.1.attentions.0": "input_blocks.4.1",
+    "down_blocks.1.attentions.1": "input_blocks.5.1", "down_blocks.2.attentions.0": "input_blocks.7.1", "down_blocks.2.attentions.1": "input_blocks.8.1",
+    "up_blocks.1.attentions.0": "output_blocks.3.1", "up_blocks.1.attentions.1": "output_blocks.4.1", "up_blocks.1.attentions.2": "output_blocks.5.1",
+    "up_blocks.2.attentions.0": "output_blocks.6.1", "up_blocks.2.attentions.1": "output_blocks.7.1", "up_blocks.2.attentions.2": "output_blocks.8.1",
+    "up_blocks.3.attentions.0": "output_blocks.9.1", "up_blocks.3.attentions.1": "output_blocks.10.1", "up_blocks.3.attentions.2": "output_blocks.11.1",
+    "mid_block.attentions.0": "middle_block.1",
+}
+SDXL_PLACES = {  # with the number of transformer blocks in each
+    "down_blocks.1.attentions.0": ("input_blocks.4.1", 2), "down_blocks.1.attentions.1": ("input_blocks.5.1", 2), "down_blocks.2.attentions.0": ("input_blocks.7.1", 10),
+    "down_blocks.2.attentions.1": ("input_blocks.8.1", 10), "up_blocks.0.attentions.0": ("output_blocks.0.1", 10), "up_blocks.0.attentions.1": ("output_blocks.1.1", 10),
+    "up_blocks.0.attentions.2": ("output_blocks.2.1", 10), "up_blocks.1.attentions.0": ("output_blocks.3.1", 2), "up_blocks.1.attentions.1": ("output_blocks.4.1", 2),
+    "up_blocks.1.attentions.2": ("output_blocks.5.1", 2), "mid_block.attentions.0": ("middle_block.1", 10),
+}
+SD_WIDTHS = {f"{ldm}.transformer_blocks.0": 64 for ldm in SD_PLACES.values()}  # as narrow as heads of 64 channels allow
+SDXL_WIDTHS = {f"{ldm}.transformer_blocks.{k}": 64 for ldm, depth in SDXL_PLACES.values() for k in range(depth)}
+GLIGEN_PREFIXES = {"ldm": "", "wrapped": "model.", "checkpoint": "model.diffusion_model.", "diffusers": ""}
+
+
+def diffusers_path(ldm: str) -> str:
+    """'input_blocks.1.1.transformer_blocks.0' -> 'down_blocks.0.attentions.0.transformer_blocks.0', for the places of SD and SDXL with the same number."""
+    spatial, _, depth = ldm.partition(".transformer_blocks.")
+    return f"{next(name for name, there in SD_PLACES.items() if there == spatial)}.transformer_blocks.{depth}"
+
+
+def sdxl_path(ldm: str) -> str:
+    """The same in an SDXL UNet."""
+    spatial, _, depth = ldm.partition(".transformer_blocks.")
+    return f"{next(name for name, (there, _) in SDXL_PLACES.items() if there == spatial)}.transformer_blocks.{depth}"
+
+
+def fuser(width: int, context: int, seed: int = 20) -> State:
+    """One gated layer by its published names."""
+    shapes: dict[str, Sequence[int]] = {"linear.weight": (width, context), "linear.bias": (width,), "alpha_attn": (), "alpha_dense": ()}
+    shapes |= {f"attn.to_{name}.weight": (width, width) for name in "qkv"} | {"attn.to_out.0.weight": (width, width), "attn.to_out.0.bias": (width,)}
+    shapes |= {"ff.net.0.proj.weight": (8 * width, width), "ff.net.0.proj.bias": (8 * width,), "ff.net.2.weight": (width, 4 * width), "ff.net.2.bias": (width,)}
+    return _tensors(seed, **shapes, **{f"{norm}.{leaf}": (width,) for norm in ("norm1", "norm2") for leaf in ("weight", "bias")})
+
+
+def position_net(kind: str, feature: int, context: int, hidden: int = 512) -> State:
+    """GLIGEN's net for text boxes ('text') or text-image boxes ('text_image')."""
+    stacks, nulls = {"text": (["linears"], ["positive"]), "text_image": (["linears_text", "linears_image"], ["text", "image"])}[kind]
+    widths = (feature + 64, hidden, hidden, context)
+    shapes: dict[str, Sequence[int]] = {f"null_{name}_feature": (feature,) for name in nulls} | {"null_position_feature": (64,)}
+    for stack in stacks:
+        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+            shapes |= {f"{stack}.{2 * i}.weight": (b, a), f"{stack}.{2 * i}.bias": (b,)}
+    return _tensors(21, **shapes)
+
+
+def gligen_state(kind: str = "text", widths: dict[str, int] | None = None, layout: str = "ldm", context: int = SD15, feature: int = SD15, whole: bool = False,
+                 sdxl: bool = False, hidden: int = 16, channels: int = 4) -> State:
+    """A GLIGEN file.
+
+    Arguments:
+        kind: 'text' or 'text_image'; widths: of the layer at each place (LDM path of its transformer block), default those of SD or SDXL, narrow.
+        layout: 'ldm', 'wrapped' (the official files' dict, beside other models), 'checkpoint' or 'diffusers' (which lists the middle block last).
+        whole: with some of the UNet's own tensors; channels: that its first convolution reads; hidden: of the position net, 512 in published ones.
+    """
+    widths = widths or (SDXL_WIDTHS if sdxl else SD_WIDTHS)
+    prefix, state = GLIGEN_PREFIXES[layout], {}
+    name = (sdxl_path if sdxl else diffusers_path) if layout == "diffusers" else str
+    order = ("input", "output", "middle") if layout == "diffusers" else ("input", "middle", "output")
+    for place, width in sorted(widths.items(), key=lambda item: order.index(item[0].partition("_")[0])):
+        own = _tensors(22, **{f"attn2.to_{kv}.weight": (width, context) for kv in "kv"}) if whole else {}
+        number = list(widths).index(place)
+        state |= {f"{prefix}{name(place)}.{leaf}": tensor for leaf, tensor in own.items()}
+        state |= {f"{prefix}{name(place)}.fuser.{leaf}": tensor for leaf, tensor in fuser(width, context, 100 + number).items()}
+    if whole:
+        first, start = next(iter(widths.values())), f"{prefix}{'conv_in' if layout == 'diffusers' else 'input_blocks.0.0'}."
+        state |= _tensors(23, **{f"{start}weight": (first, channels, 3, 3), f"{start}bias": (first,)})
+    state |= {f"{prefix}position_net.{leaf}": tensor for leaf, tensor in position_net(kind, feature, context, hidden).items()}
+    others = {"autoencoder.encoder.conv_in.weight": (4, 3), "text_encoder.transformer.text_model.final_layer_norm.weight": (4,), "diffusion.betas": (10,)}
+    return state | (_tensors(24, **others) if layout == "wrapped" else {})
+
+
+def clip_text(width: int, layers: int = 1, inner: int = 32, vocabulary: int = 16) -> State:
+    """A text encoder by transformers' names, with the position ids that old versions saved."""
+    shapes: dict[str, Sequence[int]] = {"embeddings.token_embedding.weight": (vocabulary, width), "embeddings.position_embedding.weight": (77, width)}
+    for i in range(layers):
+        start = f"encoder.layers.{i}."
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes |= {f"{start}self_attn.{name}.weight": (width, width), f"{start}self_attn.{name}.bias": (width,)}
+        shapes |= {f"{start}mlp.fc1.weight": (inner, width), f"{start}mlp.fc1.bias": (inner,), f"{start}mlp.fc2.weight": (width, inner), f"{start}mlp.fc2.bias": (width,)}
+        shapes |= {f"{start}{norm}.{leaf}": (width,) for norm in ("layer_norm1", "layer_norm2") for leaf in ("weight", "bias")}
+    shapes |= {"final_layer_norm.weight": (width,), "final_layer_norm.bias": (width,)}
+    state = {f"text_model.{name}": tensor for name, tensor in _tensors(30, **shapes).items()}
+    return state | {"text_model.embeddings.position_ids": torch.arange(77).unsqueeze(0)}
+
+
+def _mlp(into: int, hidden: int, out: int, prefix: str = "") -> dict[str, Sequence[int]]:
+    shapes: dict[str, Sequence[int]] = {"layernorm.weight": (into,), "layernorm.bias": (into,), "fc1.weight": (hidden, into), "fc1.bias": (hidden,)}
+    return {f"{prefix}{name}": shape for name, shape in (shapes | {"fc2.weight": (out, hidden), "fc2.bias": (out,)}).items()}
+
+
+def subject_diffusion_members(widths: dict[str, int] | None = None, context: int = SD2, pooled: int = H_POOLED, feature: int = H_HIDDEN, tokens: int = 256, hidden: int = 16,
+                              text_layers: int = 1) -> dict[str, State]:
+    """Subject-Diffusion's four modules as its training saves them; widths as in `gligen_state`; hidden: of both MLPs, 1024 in real ones."""
+    widths = widths or SD_WIDTHS
+    first = next(iter(widths.values()))
+    unet = _tensors(31, **{"conv_in.weight": (first, 5, 3, 3), "conv_in.bias": (first,), "time_embedding.linear_1.weight": (8, first)})
+    for place, width in sorted(widths.items(), key=lambda item: item[0].startswith("middle")):  # diffusers lists the middle block last
+        start, number = f"{diffusers_path(place)}.", list(widths).index(place)
+        own = {f"attn{i}.to_{name}.weight": (width, context if i == 2 and name in "kv" else width) for i in (1, 2) for name in "qkv"}
+        unet |= {f"{start}{name}": tensor for name, tensor in _tensors(200 + number, **own).items()}
+        unet |= {f"{start}fuser.{name}": tensor for name, tensor in fuser(width, context, 300 + number).items()}
+    proj = _tensors(32, **_mlp(feature + 64, hidden, context, "linears_image."), null_image_feature=(1, 1, tokens, feature), null_position_feature=(1, 1, tokens, 64))
+    return {"unet": unet, "clip_text": clip_text(context, text_layers), "mlp": _tensors(33, **_mlp(pooled, hidden, context)), "proj": proj}
+
+
+def save_members(members: dict[str, State], folder: Path, step: str = "0_449999", flat: bool = False) -> dict[str, Path]:
+    """Written as the training does, `unet_0_449999/pytorch_model.bin`, or flat as `unet_0_449999.bin`; paths by member."""
+    paths = {name: folder / (f"{name}_{step}.bin" if flat else f"{name}_{step}/pytorch_model.bin") for name in members}
+    for name, state in members.items():
+        paths[name].parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, paths[name])
+    return paths

@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 from graph import ROOT
-from troupe.model_patches.checkpoints.catalogue import ADAPTERS, DEFAULT_ADAPTER, ENCODERS, VIT_H, VIT_L
+from troupe.model_patches.checkpoints.catalogue import ADAPTERS, DEFAULT_ADAPTER, ENCODERS, GATED, PROJECTION_MATRIX, VIT_H
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NODES = json.loads((ROOT / "tests" / "golden" / "node_contract.json").read_text())["nodes"]
@@ -35,10 +35,15 @@ def test_the_adapter_table_is_the_catalogue():
     assert {f.folder for f in ADAPTERS} == {"ipadapter"} and "All of them go into `models/ipadapter`" in README
 
 
+def test_the_table_of_gated_adapters_is_the_catalogue():
+    assert table("gated") == [[f"[{f.name}]({f.link})", f.size, f.base, SHORT.get(f.encoder, "none"), f.licence] for f in GATED]
+    assert {f.folder for f in (*GATED, PROJECTION_MATRIX)} == {"gligen"} and "All of these go into `models/gligen`" in README
+    assert f"[projection_matrix]({PROJECTION_MATRIX.link}) ({PROJECTION_MATRIX.size})" in README
+
+
 def test_the_encoder_table_is_the_catalogue():
-    needed = [e for e in ENCODERS if e is not VIT_L]  # no adapter of the table reads ViT-L
-    assert {f.encoder for f in ADAPTERS} == {e.name for e in needed}
-    assert table("encoders") == [[f"{SHORT[e.name]}: {e.name}", f"[{e.file.name}]({e.file.link})", e.file.size, e.file.licence] for e in needed]
+    assert {f.encoder for f in (*ADAPTERS, *GATED)} - {""} == {e.name for e in ENCODERS}
+    assert table("encoders") == [[f"{SHORT[e.name]}: {e.name}", f"[{e.file.name}]({e.file.link})", e.file.size, e.file.licence] for e in ENCODERS]
 
 
 def test_the_download_before_the_first_step_adds_up():
@@ -52,7 +57,9 @@ def test_the_download_before_the_first_step_adds_up():
 
 
 def test_every_file_the_dialog_cannot_fetch_has_its_line():
-    for file in (*ADAPTERS, *(e.file for e in ENCODERS if e is not VIT_L)):
+    for file in (*ADAPTERS, *GATED, PROJECTION_MATRIX, *(e.file for e in ENCODERS)):
+        if "/tree/" in file.link:
+            continue
         if not file.link.endswith(".safetensors") or file.link.endswith("/model.safetensors"):
             assert f"curl -L -o models/{file.folder}/{file.name} {file.link}\n" in README
 
@@ -156,7 +163,7 @@ def test_a_link_leads_somewhere(page, link, target):
 
 
 def test_a_link_that_shows_a_path_leads_there():
-    shown = [(text, link) for text, link in re.findall(r"\[([\w./]+/[\w./]+)\]\(([^)#\s]+)\)", README)]
+    shown = [(text, link) for text, link in re.findall(r"\[([\w./]+/[\w./]+)\]\((?!https://)([^)#\s]+)\)", README)]
     assert len(shown) > 5
     assert not [(text, link) for text, link in shown if text != link and not link.startswith(f"{text}/")]
 

@@ -69,15 +69,39 @@ ADAPTERS = (
 DEFAULT_ADAPTER = ADAPTERS[0]
 
 
+def _gligen(name: str, path: str, size: str = "see link", encoder: str = "", base: str = "SD1.4, SD1.5") -> PublishedFile:
+    return PublishedFile(name, "gligen", f"{HUB}/{path}", size, base, encoder, licence="see link")
+
+
+def _repository(name: str, size: str = "see link", **more: str) -> PublishedFile:
+    """The UNet of a diffusers repository, kept in folders as there; the link shows which forms of it there are."""
+    return _gligen(f"{name.rpartition('/')[2]}/unet/diffusion_pytorch_model.safetensors", f"{name}/tree/main/unet", size, **more)
+
+
+PRUNED = "comfyanonymous/GLIGEN_pruned_safetensors/resolve/main"
+OFFICIAL = "resolve/main/diffusion_pytorch_model.bin"
+GATED = (  # official files are all called diffusion_pytorch_model.bin: the names are those of their repositories
+    _gligen("gligen_sd14_textbox_pruned_fp16.safetensors", f"{PRUNED}/gligen_sd14_textbox_pruned_fp16.safetensors", "418 MB"),
+    _gligen("gligen_sd14_textbox_pruned.safetensors", f"{PRUNED}/gligen_sd14_textbox_pruned.safetensors", "836 MB"),
+    _gligen("gligen-generation-text-box.bin", f"gligen/gligen-generation-text-box/{OFFICIAL}"),
+    _gligen("gligen-generation-text-image-box.bin", f"gligen/gligen-generation-text-image-box/{OFFICIAL}", "6.79 GB", VIT_L.name),
+    _repository("anhnct/Gligen_Text_Image", encoder=VIT_L.name),
+    _repository("gligen/diffusers-generation-text-box"),
+    _repository("masterful/gligen-1-4-generation-text-box", "4.27 GB, fp16 2.14 GB"),
+    _repository("jiuntian/gligen-xl-1024", base="SDXL"),
+)
+PROJECTION_MATRIX = _gligen("projection_matrix", "gligen/gligen-generation-text-image-box/resolve/main/projection_matrix", "2.36 MB")
+
+
 def encoder_of_width(kind: str, width: int) -> Encoder | None:
     """The published encoder whose `kind` of output ('pooled' or 'penultimate') has that width."""
     return next((e for e in ENCODERS if (e.pooled if kind == "pooled" else e.hidden) == width), None)
 
 
 def published(name: str) -> PublishedFile | None:
-    """The table row of a file name (path and case ignored), or None."""
-    base = name.replace("\\", "/").rsplit("/", 1)[-1].lower()
-    return next((f for f in ADAPTERS + tuple(e.file for e in ENCODERS) if f.name.lower() == base), None)
+    """The table row of a file name (case and the folders before it ignored), or None."""
+    path = "/" + name.replace("\\", "/").lower()
+    return next((f for f in (*ADAPTERS, *GATED, PROJECTION_MATRIX, *(e.file for e in ENCODERS)) if path.endswith(f"/{f.name.lower()}")), None)
 
 
 def where_to_get(file: PublishedFile) -> str:

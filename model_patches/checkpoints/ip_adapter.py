@@ -28,8 +28,8 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
     refuse_known(state, file)
     projection_state, layer_state = part(state, "image_proj."), part(state, "ip_adapter.") or part(state, "adapter_modules.")
     if not projection_state or not layer_state:
-        expected, found = f"an IP-Adapter or MIP-Adapter file in '{file}' (tensors 'image_proj.*' and 'ip_adapter.*')", f"{len(state)} tensors such as '{next(iter(state))}'"
-        raise CheckpointError(expected, found, "Choose an adapter file; 'models/ipadapter' is their folder.")
+        expected, found = f"an IP-Adapter, MIP-Adapter, GLIGEN or Subject-Diffusion file in '{file}'", f"{len(state)} tensors such as '{next(iter(state))}'"
+        raise CheckpointError(expected, found, "Choose an adapter file; 'models/ipadapter', 'models/gligen' and 'models/subject_adapters' are their folders.")
     with torch.device("meta"):
         projection, tokens, need = _projection(projection_state, file, operations)
         layers = _layers(layer_state, file, operations)

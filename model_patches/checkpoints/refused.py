@@ -4,6 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..errors import CheckpointError
+from .files import BARE
 
 USE_INSTEAD = "Use an IP-Adapter or MIP-Adapter file of your base model, for SDXL ip-adapter-plus_sdxl_vit-h.safetensors."
 
@@ -12,13 +13,15 @@ def refuse_known(state: dict[str, torch.Tensor], file: str) -> None:
     """Raise CheckpointError where the tensors are those of a known kind that is not for this loader."""
     kind = _known(state)
     if kind:
-        raise CheckpointError(f"an IP-Adapter or MIP-Adapter file in '{file}'", kind, USE_INSTEAD)
+        raise CheckpointError(f"an IP-Adapter, MIP-Adapter, GLIGEN or Subject-Diffusion file in '{file}'", kind, USE_INSTEAD)
 
 
 def _known(state: dict[str, torch.Tensor]) -> str | None:
     def shape(name: str) -> tuple[int, ...]:
         return tuple(state[name].shape) if name in state else ()
 
+    if set(state) in ({"project.weight"}, {"projection_matrix"}, {BARE}):
+        return "the projection matrix of a GLIGEN text-image file (choose that file; the matrix beside it is found)"
     if any("double_stream" in k or k.startswith("double_blocks.") for k in state):
         return "a file for FLUX (another architecture: no cross-attention to hook into)"
     if "ip_adapter.0.to_k_ip.weight" in state:
@@ -31,8 +34,6 @@ def _known(state: dict[str, torch.Tensor]) -> str | None:
         return "an IP-Adapter for Kolors (its text encoder is ChatGLM, not CLIP)"
     if any(k.startswith(("id_encoder.", "pulid_ca.", "pulid_encoder.")) for k in state):
         return "PuLID (it needs InsightFace vectors)"
-    if any(".fuser." in k or k.startswith("position_net.") for k in state):
-        return "a GLIGEN file (it goes through Apply Gated Adapter, which this version does not have yet)"
     if any(k.startswith(("model.diffusion_model.", "conditioner.", "cond_stage_model.")) for k in state):
         return "a whole checkpoint (it belongs to models/checkpoints and Load Checkpoint)"
     if any(k.startswith(("vision_model.", "visual.")) for k in state):

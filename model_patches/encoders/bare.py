@@ -19,3 +19,9 @@ class Bare(nn.Module):
 def module_name(published: str) -> str:
     """The name a published tensor of a fuser, GroundingNet or PositionNet has in our modules: `fuser.alpha_attn` -> `fuser.alpha_attn.weight`."""
     return f"{published}.weight" if published.rpartition(".")[2].startswith(PREFIXES) else published
+
+
+def published_name(ours: str) -> str:
+    """The other way round: `fuser.alpha_attn.weight` -> `fuser.alpha_attn`."""
+    bare = ours.removesuffix(".weight")
+    return bare if module_name(bare) == ours else ours

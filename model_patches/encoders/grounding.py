@@ -28,6 +28,18 @@ def to_text_space(embeds: torch.Tensor, matrix: torch.Tensor, norm: float = TEXT
     return nn.functional.normalize(embeds @ matrix.to(embeds), dim=-1) * norm
 
 
+class TextSpace(nn.Module):
+    """`to_text_space` with its matrix: what GLIGEN's text-image files read photos through."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.matrix = Bare(width, width)
+
+    def forward(self, embeds: torch.Tensor) -> torch.Tensor:
+        """[..., E] -> [..., E]."""
+        return to_text_space(embeds, self.matrix.weight)
+
+
 class MLP(nn.Module):
     """LayerNorm, Linear, exact GELU, Linear; `residual` adds the input (then the widths in and out are equal)."""
 

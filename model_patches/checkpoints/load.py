@@ -1,0 +1,51 @@
+"""From a file to an adapter: which kind it is, told by its tensors, and the files that belong to it."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..adapter import Adapter
+from . import gligen, ip_adapter, subject_diffusion
+from .files import read_metadata, read_state
+from .sets import MEMBER, adapter_label, member_name, members, read_matrix, read_whole
+from .tensors import State
+
+
+def read_adapter(path: str | Path, label: str | None = None, operations: Any = nn) -> Adapter:
+    """The adapter in a file, or in the set of files that it belongs to; weights in the files' dtypes, on the CPU.
+
+    Arguments:
+        path: of the file; of a set: of any member.
+        label: its name, for messages.
+        operations: namespace with Linear, LayerNorm and Conv2d.
+    Raises:
+        CheckpointError: the file is unreadable, of another kind, incomplete, or what belongs to it is not beside it.
+    """
+    path = Path(path)
+    label = label or adapter_label(path)
+    state = read_whole(path, label)
+    if subject_diffusion.is_bundle(state):
+        return subject_diffusion.build(subject_diffusion.unbundled(state), label, operations, "in it", subject_diffusion.slots_of(read_metadata(path), label))
+    if gligen.recognised(state):
+        return gligen.build(state, label, operations, read_matrix(path) if gligen.reads_photos(state) else None)
+    member = member_of(path, state)
+    if member:
+        return subject_diffusion.build(read_members(path, member, state), label, operations, f"that fits '{member_name(path) or label}' beside it")
+    return ip_adapter.build(state, label, operations)
+
+
+def member_of(path: Path, state: State) -> str | None:
+    """Which of Subject-Diffusion's modules a file is: a UNet by its tensors alone, the others by their place too."""
+    if subject_diffusion.fits(state, "unet"):
+        return "unet"
+    name = member_name(path)
+    member = MEMBER.match(name)[1] if name else None
+    return member if subject_diffusion.fits(state, member) else None
+
+
+def read_members(path: Path, member: str, state: State) -> dict[str, State]:
+    """The tensors of all members beside the chosen one, whose tensors `state` are read already. Raises CheckpointError."""
+    found = {name: read_state(file) for name, file in members(path).items() if file != path}
+    return {**found, member: state}
