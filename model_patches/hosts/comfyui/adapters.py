@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import comfy.clip_vision
@@ -17,8 +18,9 @@ import torch
 from ...adapter import Adapter, AdapterSpec, EncoderNeed, Weights
 from ...checkpoints.catalogue import DEFAULT_ADAPTER, encoder_of_width, identity, published, where_to_get
 from ...checkpoints.clip_vision import encoder_widths
-from ...checkpoints.files import EXTENSIONS, read_state
-from ...checkpoints.ip_adapter import build
+from ...checkpoints.files import EXTENSIONS
+from ...checkpoints.load import read_adapter
+from ...checkpoints.sets import adapter_label, belonging
 from ...encode import check_image_encoder
 from ...errors import CheckpointError
 
@@ -53,11 +55,14 @@ class HostAdapter:
         return patcher.model(features.to(patcher.load_device, torch.float32)).to(comfy.model_management.intermediate_device())
 
     def clip_vision(self) -> Any | None:
-        """The host's CLIP_VISION for this adapter: the chosen file, or one of the needed widths; loaded at first use, None where there is none.
+        """The host's CLIP_VISION for this adapter: the chosen file, or one of the needed widths; loaded at first use, None where there is none or
+        the adapter reads no photos.
 
         Raises:
             MismatchError, CheckpointError: the chosen file is of other widths, gone, damaged or no encoder.
         """
+        if self.spec.encoder is None:
+            return None
         name = find_clip_vision(self.spec.encoder) if self.clip_vision_name == AUTO else self.clip_vision_name
         if name in (None, NONE):
             return None
@@ -112,10 +117,10 @@ def adapter_path(name: str) -> str:
 
 
 def load_adapter(name: str, clip_vision_name: str = AUTO) -> HostAdapter:
-    """Load an adapter file into modules that the host's memory management moves. Raises CheckpointError."""
-    label = name.replace("\\", "/").rpartition("/")[2]
+    """Load an adapter file, with those that belong to it, into modules that the host's memory management moves. Raises CheckpointError."""
+    label = adapter_label(name)
     path = adapter_path(name)
-    adapter = build(read_state(path, label), label, comfy.ops.manual_cast)
+    adapter = read_adapter(path, label, comfy.ops.manual_cast)
     log.info("Troupe: loaded %s: %s, %s.", label, adapter.spec.describe(), identity(path, adapter.spec.family))
     return host_adapter(adapter, clip_vision_name.replace("\\", "/"))
 
@@ -139,12 +144,12 @@ def invalid_names(adapter_name: str | None, clip_vision_name: str | None = AUTO)
 
 
 def fingerprint(name: str | None) -> str:
-    """Changes when the file behind a combo value does."""
+    """Changes when the file behind a combo value does, or one that belongs to it."""
     try:
-        stat = os.stat(adapter_path(name or ""))
+        stats = [(path, os.stat(path)) for path in belonging(Path(adapter_path(name or "")))]
     except (CheckpointError, OSError):
         return f"{name}: missing"
-    return f"{name}:{stat.st_size}:{stat.st_mtime_ns}"
+    return "|".join([str(name), *(f"{path}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats)])
 
 
 def find_clip_vision(need: EncoderNeed) -> str | None:

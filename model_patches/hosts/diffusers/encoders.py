@@ -13,8 +13,7 @@ from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from ...adapter import Adapter
-from ...checkpoints.files import read_state
-from ...checkpoints.ip_adapter import build
+from ...checkpoints.load import read_adapter
 from ...encode import encode_subjects
 from ...errors import SubjectError
 from ...prompt.emphasis import PLAIN, weighted_parts
@@ -33,10 +32,11 @@ Chunk = list[tuple[int, float]]  # tokens and their weights, BOS first, LENGTH o
 
 
 def load_adapter(path: str | Path) -> Adapter:
-    """The adapter of a file, float32. Raises CheckpointError."""
-    adapter = build(read_state(path), Path(path).name)
-    adapter.projection.float()
-    adapter.layers.float()
+    """The adapter of a file, with those that belong to it, float32. Raises CheckpointError."""
+    adapter = read_adapter(path)
+    for module in (adapter.projection, adapter.layers, adapter.gated):
+        if module is not None:
+            module.float()
     return adapter
 
 
