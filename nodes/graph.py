@@ -20,8 +20,12 @@ def warn_about_missing_names(references: References, hidden: Any, inputs: Sequen
 
 def blocked_unless_wired(node: str, model: Any, positive: Any, negative: Any, middle: Any) -> tuple[Any, ...]:
     """The outputs; one whose input is not wired tells whoever uses it so."""
-    def blocked(name: str) -> ExecutionBlocker:
-        return ExecutionBlocker(f"'{name}' of {node} is used, but nothing is wired into its '{name}' input. Wire the prompt through it, or use the prompt directly.")
-
     named = (("positive", positive), ("negative", negative), ("second positive", middle))
-    return (model, *(blocked(name) if value is None else value for name, value in named))
+    return (model, *(unless_wired(node, name, value, "prompt") for name, value in named))
+
+
+def unless_wired(node: str, name: str, value: Any, what: str) -> Any:
+    """An output; where it is None, because its input is not wired, a blocker that says so. what: the thing to wire, in a word."""
+    if value is not None:
+        return value
+    return ExecutionBlocker(f"'{name}' of {node} is used, but nothing is wired into its '{name}' input. Wire the {what} through it, or use the {what} directly.")

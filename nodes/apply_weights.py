@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..model_patches.hosts.comfyui.notice import notifier
+from ..model_patches.hosts.comfyui.weights import apply_weights
+from .graph import unless_wired
+from .types import CATEGORY, Adapter
+
+
+class ApplyAdapterWeights(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TroupeApplyWeights",
+            display_name="Apply Adapter Weights",
+            category=CATEGORY,
+            description=(
+                "Some adapters come with weights of the model or its text encoder that were trained along with them. This node puts them on your checkpoint; LoRAs before or "
+                "after it keep working. Adapters without such weights do not need it."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The checkpoint that the adapter was trained on. Loading with Load Checkpoint is right."),
+                Adapter.Input("adapter", tooltip="From Load Subject Adapter."),
+                io.Float.Input("strength_model", default=1.0, min=0.0, max=2.0, step=0.05, tooltip=(
+                    "How much of the adapter's weights the model gets. Files that replace whole weights take 1, or 0 to leave the model as it is."
+                )),
+                io.Float.Input("strength_clip", default=1.0, min=0.0, max=2.0, step=0.05, tooltip="The same for the text encoder."),
+                io.Clip.Input("clip", optional=True, tooltip="The checkpoint's CLIP. Write the prompts with this node's 'clip' output."),
+            ],
+            outputs=[
+                io.Model.Output("model_out", display_name="model"),
+                io.Clip.Output("clip_out", display_name="clip"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, adapter: Any, strength_model: float, strength_clip: float, clip: Any = None) -> io.NodeOutput:
+        model, clip = apply_weights(model, adapter, strength_model, strength_clip, clip, notifier(cls.hidden.unique_id))
+        return io.NodeOutput(model, unless_wired("Apply Adapter Weights", "clip", clip, "CLIP"))

@@ -1,0 +1,339 @@
+"""Apply Adapter Weights on the real host: tensors in place of the base's, under the patches of other nodes."""
+import asyncio
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.usefixtures("host")
+MODEL_PARTS = ("input_blocks.0.0.", "attn2.to_k.", "attn2.to_v.")
+
+
+@pytest.fixture(scope="module")
+def clips(host):
+    import tiny_models
+
+    made = {}
+    return lambda kind: made.setdefault(kind, tiny_models.tiny_clip(kind))
+
+
+def unet_tensors(patcher, seed=40):
+    """New tensors for some of the UNet's, by LDM names, in another dtype than the model's."""
+    from stage import random
+
+    state = patcher.model.diffusion_model.state_dict()
+    names = [name for name in state if any(part in name for part in MODEL_PARTS)]
+    assert len(names) > 10
+    return {name: (state[name] + random(*state[name].shape, seed=seed + i, gain=0.05)).half() for i, name in enumerate(names)}
+
+
+def text_tensors(clip, encoder="clip_l", seed=90):
+    """New tensors for a text encoder, by transformers' names: all but the last layer, as published text encoders of SD2 have it."""
+    from stage import random
+
+    state = getattr(clip.cond_stage_model, encoder).transformer.state_dict()
+    names = [name for name in state if name.startswith("text_model.") and ".layers.2." not in name]
+    assert len(names) > 30
+    return {name: state[name].float() + random(*state[name].shape, seed=seed + i, gain=0.05) for i, name in enumerate(names)}
+
+
+def adapter_of(unet=None, text=None, context=64, id="an adapter"):
+    from troupe.model_patches.adapter import AdapterSpec, Weights
+    from troupe.model_patches.hosts.comfyui.adapters import HostAdapter
+
+    spec = AdapterSpec("subject_diffusion", "", "subjects.safetensors", context, 0, None, (), False)
+    return HostAdapter(spec, id, None, None, weights=Weights(unet or {}, text or {}))
+
+
+def with_state(base, tensors):
+    """A MODEL of its own, as `stage(base)` has it, whose state dict holds the tensors."""
+    import tiny_models
+
+    made = tiny_models.micro_model(base, context_dim=64)
+    made.model.diffusion_model.load_state_dict({**made.model.diffusion_model.state_dict(), **tensors})
+    return made
+
+
+def lora(model, seed=60, strength=0.8):
+    """The MODEL after a LoRA of the host's own loader, on layers that the adapter replaces."""
+    import comfy.lora
+    from stage import random
+
+    state = model.model.diffusion_model.state_dict()
+    names = [name.removesuffix(".weight") for name in state if name.endswith(("attn2.to_k.weight", "attn2.to_q.weight"))]
+    weights = {}
+    for i, name in enumerate(names):
+        out, width = state[f"{name}.weight"].shape
+        key = f"lora_unet_{name.replace('.', '_')}"
+        weights |= {f"{key}.lora_up.weight": random(out, 4, seed=seed + i, gain=0.3), f"{key}.lora_down.weight": random(4, width, seed=seed + 100 + i, gain=0.3)}
+    patches = comfy.lora.load_lora(weights, comfy.lora.model_lora_keys_unet(model.model, {}))
+    patched = model.clone()
+    assert len(patched.add_patches(patches, strength)) == len(names)
+    return patched
+
+
+def encode(clip, text="a red fox and a grey cat"):
+    return clip.encode_from_tokens(clip.tokenize(text))
+
+
+def apply(*args, **kwargs):
+    from troupe.model_patches.hosts.comfyui.weights import apply_weights
+
+    return apply_weights(*args, **kwargs)
+
+
+def refused(*args, **kwargs):
+    from troupe.model_patches.errors import MismatchError
+
+    with pytest.raises(MismatchError) as caught:
+        apply(*args, **kwargs)
+    return str(caught.value)
+
+
+# ---- the model ---------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("base", ["SD15", "SD20"])
+def test_the_latent_is_that_of_a_model_with_these_weights(base, caplog):
+    from stage import ksample, stage
+
+    st = stage(base)
+    tensors = unet_tensors(st.patcher)
+    plain = ksample(st.patcher, st.positive, st.negative)
+    with caplog.at_level("INFO", "troupe"):
+        model, clip = apply(st.patcher, adapter_of(tensors))
+    assert clip is None and [r.message for r in caplog.records] == [f"Troupe: {len(tensors)} tensors of the UNet of subjects.safetensors set on the model."]
+    wanted = ksample(with_state(base, tensors), st.positive, st.negative)
+    assert (wanted - plain).abs().max() > 0.05
+    assert (ksample(model, st.positive, st.negative) - wanted).abs().max() < 1e-5
+    assert torch.equal(ksample(st.patcher, st.positive, st.negative), plain), "the checkpoint is as it was"
+
+
+def test_loras_before_and_after_are_on_top_of_the_new_weights():
+    from stage import ksample, stage
+
+    st = stage("SD20")
+    tensors = unet_tensors(st.patcher)
+    adapter = adapter_of(tensors)
+    wanted = ksample(lora(with_state("SD20", tensors)), st.positive, st.negative)
+    without = ksample(with_state("SD20", tensors), st.positive, st.negative)
+    before, after = apply(lora(st.patcher), adapter)[0], lora(apply(st.patcher, adapter)[0])
+    assert (wanted - without).abs().max() > 0.05
+    for model in (before, after):
+        assert (ksample(model, st.positive, st.negative) - wanted).abs().max() < 1e-5
+    twice = ksample(lora(lora(with_state("SD20", tensors)), 77), st.positive, st.negative)
+    between = lora(apply(lora(st.patcher), adapter)[0], 77)
+    assert (ksample(between, st.positive, st.negative) - twice).abs().max() < 1e-5
+
+
+def test_of_two_nodes_the_later_one_wins_and_loras_stay():
+    from stage import ksample, stage
+
+    st = stage()
+    first, second = unet_tensors(st.patcher, 40), unet_tensors(st.patcher, 400)
+    model = apply(st.patcher, adapter_of(first, id="first"))[0]
+    model = apply(lora(model), adapter_of(second, id="second"))[0]
+    wanted = ksample(lora(with_state("SD15", second)), st.positive, st.negative)
+    assert (ksample(model, st.positive, st.negative) - wanted).abs().max() < 1e-5
+
+
+def test_a_part_of_a_tensor_that_another_node_sets_stays():
+    """A patch with an offset sets only a slice: it comes after the whole tensor."""
+    import comfy.lora
+    from stage import stage
+
+    st = stage()
+    tensors = unet_tensors(st.patcher)
+    key = "diffusion_model.input_blocks.0.0.weight"
+    sliced = st.patcher.clone()
+    sliced.add_patches({(key, (0, 0, 4)): ("set", (torch.zeros(4, 4, 3, 3),))})
+    model = apply(sliced, adapter_of(tensors))[0]
+    found = comfy.lora.calculate_weight(model.patches[key], st.patcher.model.state_dict()[key].float().clone(), key)
+    assert torch.equal(found[:4], torch.zeros(4, 4, 3, 3)) and torch.equal(found[4:], tensors["input_blocks.0.0.weight"].float()[4:])
+
+
+def test_where_the_host_keeps_weights_off_the_device():
+    """Low VRAM: the host casts each layer as it runs, patches and all."""
+    from stage import ksample, stage
+
+    st = stage()
+    tensors = unet_tensors(st.patcher)
+    wanted = ksample(with_state("SD15", tensors), st.positive, st.negative)
+    model = apply(st.patcher, adapter_of(tensors))[0]
+    plain = {name: value.clone() for name, value in st.patcher.model.state_dict().items()}
+    original = model.load
+    model.load = lambda device_to=None, **kwargs: original(device_to, lowvram_model_memory=64)
+    found = ksample(model, st.positive, st.negative)
+    assert model.model.model_lowvram and (found - wanted).abs().max() < 1e-5
+    model.unpatch_model(model.offload_device)
+    assert all(torch.equal(value, plain[name]) for name, value in st.patcher.model.state_dict().items())
+
+
+def test_the_model_is_marked():
+    from stage import stage
+    from troupe.model_patches.hosts.comfyui.weights import weights_of
+
+    st = stage()
+    tensors = unet_tensors(st.patcher)
+    one = apply(st.patcher, adapter_of(tensors, id="one"))[0]
+    two = apply(one.clone(), adapter_of(tensors, id="two"))[0]
+    assert (weights_of(st.patcher), weights_of(one), weights_of(two.clone())) == (set(), {"one"}, {"one", "two"})
+
+
+# ---- the text encoder --------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("kind", "encoder"), [("sd15", "clip_l"), ("sd20", "clip_h"), ("sdxl", "clip_l"), ("sdxl", "clip_g")])
+def test_the_prompt_is_that_of_a_clip_with_these_weights(clips, kind, encoder, caplog):
+    from stage import stage
+    from troupe.model_patches.hosts.comfyui.weights import weights_of
+
+    clip, st = clips(kind), stage()
+    tensors, module = text_tensors(clip, encoder), getattr(clip.cond_stage_model, encoder).transformer
+    plain, saved = encode(clip), {name: value.clone() for name, value in module.state_dict().items()}
+    with caplog.at_level("INFO", "troupe"):
+        model, patched = apply(st.patcher, adapter_of(text=tensors), clip=clip)
+    assert model is st.patcher and [r.message for r in caplog.records] == [f"Troupe: {len(tensors)} tensors of the text encoder of subjects.safetensors set on the model."]
+    assert weights_of(patched.patcher) == {"an adapter"} and weights_of(clip.patcher) == set()
+    found = encode(patched)
+    assert torch.equal(encode(clip), plain), "the checkpoint's CLIP is as it was"
+    module.load_state_dict({**saved, **tensors})
+    wanted = encode(clip)
+    module.load_state_dict(saved)
+    assert (wanted - plain).abs().max() > 0.05 and (found - wanted).abs().max() < 1e-4
+
+
+def test_both_at_once_and_each_alone(clips, caplog):
+    from stage import stage
+
+    clip, st = clips("sd15"), stage()
+    adapter = adapter_of(unet_tensors(st.patcher), text_tensors(clip))
+    said = []
+    with caplog.at_level("INFO", "troupe"):
+        model, patched = apply(st.patcher, adapter, 1.0, 1.0, clip, said.append)
+    assert model is not st.patcher and patched is not clip and not said
+    counts = f"{len(adapter.weights.unet)} tensors of the UNet and {len(adapter.weights.text)} tensors of the text encoder"
+    assert [r.message for r in caplog.records] == [f"Troupe: {counts} of subjects.safetensors set on the model."]
+    for strengths in ((1.0, 0.0), (0.0, 1.0), (0.0, 0.0)):
+        model, patched = apply(st.patcher, adapter, *strengths, clip, said.append)
+        assert (model is not st.patcher, patched is not clip) == tuple(map(bool, strengths))
+    assert not said and not st.patcher.patches and not clip.patcher.patches
+    assert apply(st.patcher, adapter, 1.0, 1.0, None, said.append)[1] is None
+    assert len(said) == 1 and "brings a text encoder too" in said[0]
+    apply(st.patcher, adapter, 1.0, 0.0, None, said.append)
+    assert len(said) == 1
+
+
+# ---- refusals ----------------------------------------------------------------------------------------------------------------------------
+
+def test_an_adapter_without_weights_passes_everything_on(clips):
+    from stage import stage
+
+    st, said = stage(), []
+    assert apply(st.patcher, st.adapter, 0.5, 0.5, clips("sd15"), said.append) == (st.patcher, clips("sd15"))
+    assert len(said) == 1 and said[0].startswith("test.safetensors brings no weights of a base model")
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.05, 2.0])
+def test_whole_weights_have_no_half_strength(clips, strength):
+    from stage import stage
+
+    st, clip = stage(), clips("sd15")
+    adapter = adapter_of(unet_tensors(st.patcher), text_tensors(clip))
+    assert f"full weights replace the model's own, found 'strength_model' at {strength:g}" in refused(st.patcher, adapter, strength, 1.0, clip)
+    assert f"'strength_clip' at {strength:g}. Set 'strength_clip' to 1, or to 0" in refused(st.patcher, adapter, 1.0, strength, clip)
+    assert not st.patcher.patches and not clip.patcher.patches
+
+
+def test_another_base(clips):
+    import tiny_models
+    from stage import stage
+
+    st = stage()
+    tensors = unet_tensors(st.patcher)
+    adapter = adapter_of(tensors, text_tensors(clips("sd15")), context=1024)
+    wide = tiny_models.micro_model("SD20", model_channels=64, context_dim=64)
+    message = refused(wide, adapter, 1.0, 0.0)
+    assert "Expected a MODEL of the SD2.x family for the weights of subjects.safetensors, found this UNetModel" in message
+    assert f"it has no place for {len(tensors)} of {len(tensors)} tensors" in message
+    assert "'input_blocks.0.0.weight' [32, 4, 3, 3], there [64, 4, 3, 3]" in message and "Wire the checkpoint that subjects.safetensors was trained on" in message
+    unknown = adapter_of({**tensors, "double_blocks.0.img_attn.qkv.weight": torch.zeros(3, 3)})
+    assert f"1 of {len(tensors) + 1} tensors, as 'double_blocks.0.img_attn.qkv.weight' [3, 3], which it has not" in refused(st.patcher, unknown)
+    message = refused(st.patcher, adapter, 0.0, 1.0, clips("sd20"))
+    assert "Expected the CLIP of a SD2.x checkpoint" in message and "[49408, 768], there [49408, 1024]" in message
+    assert "has no place for 'mystery.weight', which it has not" in refused(st.patcher, adapter_of(text={"mystery.weight": torch.zeros(1)}), 1.0, 1.0, clips("sd20"))
+
+
+# ---- a subject UNet loaded as a whole model ----------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def five_channels(host, base_folder):
+    """The name of a tiny SD2 UNet with five input channels in models/diffusion_models."""
+    import safetensors.torch
+    import tiny_models
+
+    state = tiny_models.build_unet_sd("sd20", dtype=torch.float32, prefix="")
+    state["input_blocks.0.0.weight"] = torch.cat((state["input_blocks.0.0.weight"], torch.zeros(320, 1, 3, 3)), 1)
+    folder = base_folder / "models" / "diffusion_models"
+    folder.mkdir(exist_ok=True)
+    safetensors.torch.save_file(state, folder / "five.safetensors")
+    return "five.safetensors"
+
+
+def test_the_host_loads_a_five_channel_unet_and_cannot_sample_it(five_channels):
+    """Why it is refused here: the host takes it for an inpainting model and gives it nine channels."""
+    import tiny_models
+    from stage import ksample
+
+    import nodes
+
+    (model,) = nodes.UNETLoader().load_unet(five_channels, "default")
+    prompt = tiny_models.random_cond(77, 1024)
+    with pytest.raises(RuntimeError, match=r"expected input.* to have 5 channels, but got 9 channels"):
+        ksample(model, prompt, prompt, steps=1)
+    message = refused(model, adapter_of({"input_blocks.0.0.bias": torch.zeros(320)}, context=1024))
+    assert "Expected a UNet with 4 input channels, found one with 5" in message
+    assert "Load the SD2-base checkpoint it was trained on with Load Checkpoint, and this file with Load Subject Adapter and Apply Adapter Weights." in message
+
+
+def test_the_check_for_others():
+    import tiny_models
+    from troupe.model_patches.errors import MismatchError
+    from troupe.model_patches.hosts.comfyui.weights import check_input_channels
+
+    for channels in (4, 9):
+        check_input_channels(tiny_models.micro_model("SD20", in_channels=channels))
+    with pytest.raises(MismatchError, match="box mask channel"):
+        check_input_channels(tiny_models.micro_model("SD20", in_channels=5))
+
+
+# ---- the node ----------------------------------------------------------------------------------------------------------------------------
+
+def execute(**inputs):
+    from troupe.nodes.apply_weights import ApplyAdapterWeights
+
+    out = ApplyAdapterWeights.PREPARE_CLASS_CLONE(None).execute(**inputs)
+    return (asyncio.run(out) if asyncio.iscoroutine(out) else out).result
+
+
+def test_the_node(clips):
+    from comfy_execution.graph_utils import ExecutionBlocker
+    from stage import stage
+    from troupe.model_patches.hosts.comfyui.weights import weights_of
+
+    st, clip = stage(), clips("sd15")
+    adapter = adapter_of(unet_tensors(st.patcher), text_tensors(clip))
+    model, patched = execute(model=st.patcher, adapter=adapter, strength_model=1.0, strength_clip=1.0, clip=clip)
+    assert weights_of(model) == weights_of(patched.patcher) == {"an adapter"}
+    model, blocked = execute(model=st.patcher, adapter=adapter, strength_model=1.0, strength_clip=1.0)
+    assert weights_of(model) == {"an adapter"} and isinstance(blocked, ExecutionBlocker)
+    wanted = "'clip' of Apply Adapter Weights is used, but nothing is wired into its 'clip' input. Wire the CLIP through it, or use the CLIP directly."
+    assert blocked.message == wanted
+
+
+def test_the_node_says_on_itself_that_a_file_brings_none(monkeypatch):
+    from stage import stage
+    from troupe.model_patches.hosts.comfyui import notice
+
+    shown = []
+    monkeypatch.setattr(notice, "_show", lambda node_id, text: shown.append(text))
+    st = stage()
+    assert execute(model=st.patcher, adapter=st.adapter, strength_model=1.0, strength_clip=1.0)[0] is st.patcher
+    assert len(shown) == 1 and "brings no weights" in shown[0]
