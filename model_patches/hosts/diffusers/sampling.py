@@ -12,13 +12,15 @@ from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 
 from ...errors import MismatchError
 from ...layer_tokens import COND, UNCOND
-from ...settings import ImageAttentionSettings
+from ...settings import GatedSettings, ImageAttentionSettings
 from ...subjects import References
 from .encoders import Prompt
-from .image_attention import apply_image_attention
+from .gated import GatedAdapter, apply_gated
+from .image_attention import ImageAttention, apply_image_attention
 
 PIXELS = 8  # of a latent cell's side
 Progress = Callable[[int, int, torch.Tensor], None]
+Settings = ImageAttentionSettings | GatedSettings
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,12 @@ class SamplingSettings:
 
 
 def sample(unet: UNet2DConditionModel, scheduler: EulerDiscreteScheduler, positive: Prompt, negative: Prompt, settings: SamplingSettings,
-           applied: Sequence[tuple[References, ImageAttentionSettings]] = (), callback: Progress | None = None) -> torch.Tensor:
+           applied: Sequence[tuple[References, Settings]] = (), callback: Progress | None = None) -> torch.Tensor:
     """From noise to a latent.
 
     Arguments:
-        applied: references and widgets of each Apply node; positive rows get the subjects, negative rows the adapter's empty tokens.
+        applied: references and widgets of each Apply node, in the order of the MODEL wire; positive rows get the subjects, negative rows the
+            adapter's empty tokens.
         callback: gets (steps done, steps, latent) after each step.
     Returns:
         [batch, 4, height / 8, width / 8] float32, before the VAE's scaling factor is divided out.
@@ -53,10 +56,10 @@ def sample(unet: UNet2DConditionModel, scheduler: EulerDiscreteScheduler, positi
     latent = noise(unet, settings).to(device) * (scheduler.sigmas[0].item() ** 2 + 1) ** 0.5  # ComfyUI's scale; diffusers' own depends on the spacing
     percents = [percent_of(t, scheduler) for t in scheduler.timesteps.tolist()]
     with ExitStack() as stack, torch.no_grad():
-        attentions = [stack.enter_context(apply_image_attention(unet, references, widgets, roles)) for references, widgets in applied]
+        bound = [stack.enter_context(_apply(unet, references, widgets, roles)) for references, widgets in applied]
         for done, (percent, t) in enumerate(zip(percents, scheduler.timesteps, strict=True), 1):
-            for attention in attentions:
-                attention.at(percent)
+            for apply in bound:
+                apply.at(percent)
             rows = scheduler.scale_model_input(latent, t).to(unet.dtype).repeat(len(roles), 1, 1, 1)
             predictions = unet(rows, t, encoder_hidden_states=context, added_cond_kwargs=extra).sample.float().chunk(len(roles))
             guided = predictions[0] if len(roles) == 1 else predictions[0] + settings.cfg * (predictions[1] - predictions[0])
@@ -64,6 +67,11 @@ def sample(unet: UNet2DConditionModel, scheduler: EulerDiscreteScheduler, positi
             if callback is not None:
                 callback(done, settings.steps, latent)
     return latent
+
+
+def _apply(unet: UNet2DConditionModel, references: References, settings: Settings, roles: Sequence[str | None]) -> ImageAttention | GatedAdapter:
+    apply = apply_gated if isinstance(settings, GatedSettings) else apply_image_attention
+    return apply(unet, references, settings, roles)
 
 
 def noise(unet: UNet2DConditionModel, settings: SamplingSettings) -> torch.Tensor:

@@ -1,0 +1,166 @@
+"""Gated adapters (GLIGEN, Subject-Diffusion) on a diffusers UNet, in its blocks' own fuser place, there only while a run lasts."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from torch import nn
+
+from ...attention.gated import ObjectTokens, scale_at
+from ...binding import check_places
+from ...encoders.fuser import GatedFuser
+from ...errors import MismatchError
+from ...layer_tokens import COND, UNCOND
+from ...objects import Group, layer_objects, mask_channel
+from ...settings import GatedSettings
+from ...subjects import References
+from .image_attention import PERCENT_ROUNDING, inside
+from .unet_places import transformer_blocks
+
+OBJECTS = "gligen"  # diffusers' key in cross_attention_kwargs; without it a block does not call its fuser
+T = TypeVar("T")
+
+
+class GatedAdapter:
+    """The references of one Apply Gated Adapter node on a UNet for one run; a context manager, and the run's state.
+
+    Entering puts the fusers in place, leaving takes away what was added; several may be nested, also with image attention. Those entered
+    first act first. Before each model call say where the run is with `at`, and with `roles` what the parts of the batch are, where that
+    changes.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, references: References, settings: GatedSettings, roles: Sequence[str | None] = (UNCOND, COND)):
+        self.references, self.settings, self.roles = references, settings, tuple(roles)
+        self._unet, self._blocks = unet, transformer_blocks(unet)
+        self._cache: dict[Any, Any] = {}
+        self._before: list[tuple[BasicTransformerBlock, nn.Module | None]] = []
+        self._hooks: list[Any] = []
+        self._strengths: tuple[float, ...] = ()
+        self.scale = 0.0
+        spec = references.adapter.spec
+        if spec.gated is None:
+            raise MismatchError("an adapter with gated layers (GLIGEN, Subject-Diffusion)", f"{spec.file}, {spec.describe()}", "Bind these references with apply_image_attention.")
+        if self._idle:
+            return
+        check_places(spec, {path: block.dim for path, block in self._blocks.items()}, unet.config.cross_attention_dim)
+        self.at(0.0)
+
+    def __enter__(self) -> GatedAdapter:
+        if self._idle:
+            return self
+        gated, spec = self.references.adapter.gated, self.references.adapter.spec.gated
+        gated.net.to(self._unet.device, torch.float32)  # it runs once, and in half precision the boxes would lose two digits
+        gated.fusers.to(self._unet.device, self._unet.dtype)
+        for index, (path, fuser) in enumerate(zip(spec.places, gated.fusers, strict=True)):
+            block = self._blocks[path]
+            previous = getattr(block, "fuser", None)
+            self._before.append((block, previous))
+            block.fuser = FuserPlace(previous, self, index, fuser)
+            self._hooks.append(block.register_forward_pre_hook(self._announce, with_kwargs=True))
+        if gated.mask_conv is not None:
+            gated.mask_conv.to(self._unet.device, self._unet.dtype)
+            self._hooks.append(self._unet.conv_in.register_forward_hook(self._add_mask))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for block, previous in self._before:
+            if previous is None:
+                del block.fuser
+            else:
+                block.fuser = previous
+        for hook in self._hooks:
+            hook.remove()
+        self._before, self._hooks = [], []
+        self._cache.clear()
+
+    def at(self, percent: float) -> None:
+        """Say where the run is: ComfyUI's percent of the next model call (0 = the first step's noise, 1 = none; see `sampling.percent_of`)."""
+        s = self.settings
+        at_end = abs(percent - s.end_percent) < PERCENT_ROUNDING
+        self.scale = s.strength * scale_at(s.end_percent if at_end else percent, s.end_percent, s.decay_percent)
+        self._strengths = tuple(x.weight if inside(percent, x.start_percent, x.end_percent) else 0.0 for x in self.references.subjects)
+
+    @property
+    def active(self) -> bool:
+        """Whether anybody acts in this step."""
+        return self.scale != 0.0 and any(self._strengths) and any(self.roles)
+
+    def objects(self, index: int) -> ObjectTokens:
+        """Keys and values of one layer for the parts of the batch that have a role, [G, M, C]; everything is projected once for each set of strengths."""
+        roles, s = tuple(role for role in self.roles if role), self.settings
+
+        def project() -> list[ObjectTokens]:
+            groups = [Group(role, self._strengths) for role in roles]
+            return layer_objects(self.references.adapter.gated, self.references, groups, s.use_bbox, self._unet.dtype)
+
+        return self._once(("objects", roles, self._strengths), project)[index]
+
+    @property
+    def _idle(self) -> bool:
+        return self.settings.strength == 0.0 or not any(subject.weight for subject in self.references.subjects)
+
+    def _announce(self, block: BasicTransformerBlock, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """Makes a block call its fuser; objects that the caller gives for diffusers' own fuser stay as they are."""
+        given = kwargs.get("cross_attention_kwargs") or {}
+        if not self.active or given.get(OBJECTS) is not None:
+            return None
+        return args, {**kwargs, "cross_attention_kwargs": {**given, OBJECTS: {"objs": None}}}
+
+    def _add_mask(self, conv: nn.Conv2d, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        """Subject-Diffusion's fifth input channel, which adds to the first convolution; rows without the subjects have a mask of zeros."""
+        if not self.active or COND not in self.roles:
+            return None
+        size, mask_conv = tuple(args[0].shape[-2:]), self.references.adapter.gated.mask_conv
+
+        def convolve() -> torch.Tensor:
+            return mask_conv(mask_channel(self.references, self._strengths, size).to(output).unsqueeze(0))
+
+        mask = self._once(("mask", self._strengths, size), convolve)  # 1, C, h, w
+        parts = in_parts(output, self.roles)
+        return torch.cat([part + mask if role == COND else part for part, role in zip(parts, self.roles, strict=True)])
+
+    def _once(self, key: Any, make: Callable[[], T]) -> T:
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
+
+
+def apply_gated(unet: UNet2DConditionModel, references: References, settings: GatedSettings, roles: Sequence[str | None] = (UNCOND, COND)) -> GatedAdapter:
+    """`with apply_gated(...) as gated:` binds the references to the UNet; strength 0 and a cast that is empty or all at weight 0 leave it untouched.
+
+    Raises:
+        MismatchError: the adapter has no gated layers, or is for another base model.
+    """
+    return GatedAdapter(unet, references, settings, roles)
+
+
+class FuserPlace(nn.Module):
+    """What a block calls between its self- and its cross-attention: the fuser that was there before, then ours."""
+
+    def __init__(self, previous: nn.Module | None, owner: GatedAdapter, index: int, fuser: GatedFuser):
+        super().__init__()
+        self._parts = (previous, owner, index, fuser)  # in a tuple, so that no weight is listed as the UNet's own
+
+    def forward(self, x: torch.Tensor, objects: Any) -> torch.Tensor:
+        """Visual tokens [B, N, C] -> [B, N, C]. objects: for diffusers' own fuser, None where the caller gave none."""
+        previous, owner, index, fuser = self._parts
+        if isinstance(previous, FuserPlace) or (previous is not None and objects is not None):
+            x = previous(x, objects)
+        if not owner.active:
+            return x
+        roles, tokens = owner.roles, owner.objects(index)
+        parts = in_parts(x, roles)
+        if all(roles):
+            return fuser(x, tokens, owner.scale)
+        acted = iter(fuser(torch.cat([part for part, role in zip(parts, roles, strict=True) if role]), tokens, owner.scale).chunk(sum(map(bool, roles))))
+        return torch.cat([next(acted) if role else part for part, role in zip(parts, roles, strict=True)])
+
+
+def in_parts(x: torch.Tensor, roles: Sequence[str | None]) -> tuple[torch.Tensor, ...]:
+    """The equal parts of a batch. Raises MismatchError where it has none of that number."""
+    if x.shape[0] % len(roles):
+        raise MismatchError(f"a batch of {len(roles)} equal parts (roles {tuple(roles)})", f"{x.shape[0]} rows", "Give 'roles' as the batch is made up.")
+    return x.chunk(len(roles))
