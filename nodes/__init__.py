@@ -9,12 +9,14 @@ register_folders()  # before the schemas list files; the minimum host does not c
 
 from .add_subject import AddSubject  # noqa: E402
 from .apply_image_attention import ApplyImageAttention  # noqa: E402
+from .apply_weights import ApplyAdapterWeights  # noqa: E402
 from .encode_subjects import EncodeSubjects  # noqa: E402
 from .load_adapter import LoadAdapter  # noqa: E402
 from .place_subjects import PlaceSubjects  # noqa: E402
 from .quick_subjects import QuickSubjects  # noqa: E402
+from .subject_guider import SubjectGuider  # noqa: E402
 
-NODES: list[type[io.ComfyNode]] = [QuickSubjects, LoadAdapter, AddSubject, PlaceSubjects, EncodeSubjects, ApplyImageAttention]
+NODES: list[type[io.ComfyNode]] = [QuickSubjects, LoadAdapter, ApplyAdapterWeights, AddSubject, PlaceSubjects, EncodeSubjects, ApplyImageAttention, SubjectGuider]
 
 
 class Troupe(ComfyExtension):
