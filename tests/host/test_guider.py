@@ -9,14 +9,17 @@ BRANCHES = {"text": ("positive", "cond"), "image": ("middle", "cond"), "uncond":
 
 
 def prediction(patcher, x, sigma, conditioning, truth, role, kind):
-    """The denoised picture of one branch, in a model call of its own."""
+    """The denoised picture of one branch, in a model call of its own. truth: of image attention, of gated layers, or None."""
     import independent
+    import independent_gated
 
     model, (h, w) = patcher.model, x.shape[-2:]
     conds = model.extra_conds(noise=x, device=x.device, cross_attn=conditioning[0][0], prompt_type=kind, width=w * 8, height=h * 8, **conditioning[0][1])
     context, extra = conds["c_crossattn"].cond.expand(len(x), -1, -1), {k: v.cond.expand(len(x), *v.cond.shape[1:]) for k, v in conds.items() if k == "y"}
     if truth is None:
         return model.apply_model(x, sigma, c_crossattn=context, **extra)
+    if isinstance(truth, independent_gated.GatedTruth):
+        return independent_gated.predict(model, [truth], role, x, sigma, context, extra=extra)
     with independent.replaced(model.diffusion_model, [truth], role, (h, w)):
         return model.apply_model(x, sigma, c_crossattn=context, **extra)
 
@@ -96,7 +99,7 @@ def plain(host):
 # ---- the formula -------------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("wired", [True, False], ids=["wired", "drop-in"])
-@pytest.mark.parametrize("base", ["SD15", "SD20"])
+@pytest.mark.parametrize("base", ["SD15", "SD20", "SDXL"])
 def test_the_formula_with_references(base, wired):
     """The middle that is not wired has the negative's text and the positive's subjects; two pictures at once."""
     from stage import error, noise_of, settings, stage
@@ -109,6 +112,23 @@ def test_the_formula_with_references(base, wired):
     wanted = expected(st.patcher, texts, st.truth(references, chosen), noise, 2, 7.5, [1.5, 1.5])
     assert error(found, wanted, expected(st.patcher, texts, None, noise, 2, 7.5, [1.5, 1.5])) < 1e-3
     assert (found[0] - found[1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("negative", [True, False], ids=["negative wired", "negative unwired"])
+@pytest.mark.parametrize(("kind", "base"), [("patches", "SD20"), ("text_image", "SD15")])
+def test_the_formula_with_gated_layers(kind, base, negative):
+    """Subject-Diffusion's own layers, for which the formula was published, with their mask channel; and GLIGEN's."""
+    from gated_stage import gated_stage
+    from stage import error, noise_of
+    from troupe.model_patches.settings import GatedSettings
+
+    st, noise = gated_stage(kind, base), noise_of((8, 12), 2)
+    references = st.references(2)
+    found = sample(make(*st.apply(references, GatedSettings(), negative), second=2.5, second_end=1.5), noise)
+    texts = {"positive": st.positive, "negative": st.negative, "middle": st.negative}
+    seconds = [2.5 - percent_of(st.patcher, float(sigma)) for sigma in schedule(st.patcher, 2)[:-1]]
+    wanted = expected(st.patcher, texts, st.truth(references, GatedSettings()), noise, 2, 7.5, seconds)
+    assert error(found, wanted, expected(st.patcher, texts, None, noise, 2, 7.5, seconds)) < 1e-3
 
 
 @pytest.mark.parametrize("wired", ["both", "positive", "nothing", "negative"])
