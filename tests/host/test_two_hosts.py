@@ -1,5 +1,6 @@
 """ComfyUI and the embedded engine check each other: the same weights, references and inputs give the same numbers."""
 import random
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -55,8 +56,8 @@ def both(base, text_gain=False):
     return st, twin_unet(st.patcher, base)
 
 
-def host_calls(st, references, settings, **sampling):
-    """Inputs and outputs of every UNet call in a run of the host's KSampler."""
+def host_calls(unet, wired, **sampling):
+    """Inputs and outputs of every call of the UNet in a run of the host's KSampler. wired: (model, positive, negative) after the Apply nodes."""
     from stage import ksample
 
     calls = []
@@ -64,9 +65,9 @@ def host_calls(st, references, settings, **sampling):
     def keep(unet, args, kwargs, output):
         calls.append((args, kwargs, output))
 
-    hook = st.patcher.model.diffusion_model.register_forward_hook(keep, with_kwargs=True)
+    hook = unet.register_forward_hook(keep, with_kwargs=True)
     try:
-        ksample(*st.apply(references, settings), SIZE, steps=3, **sampling)
+        ksample(*wired, SIZE, steps=3, **sampling)
     finally:
         hook.remove()
     return calls
@@ -74,25 +75,35 @@ def host_calls(st, references, settings, **sampling):
 
 def compare(base, references_of, settings, text_gain=False, **sampling):
     """Every call's prediction in both hosts; returns the percents of the calls in which the references acted."""
-    from troupe.model_patches.hosts.diffusers.encoders import Prompt
     from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention
-    from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, percent_of, size_condition
-    from troupe.model_patches.layer_tokens import COND, UNCOND
 
     st, unet = both(base, text_gain)
     references = references_of(st)
+    calls = host_calls(st.patcher.model.diffusion_model, st.apply(references, settings), **sampling)
+    return same_predictions(unet, [apply_image_attention(unet, embedded(references, st.state), settings)], calls, st)
+
+
+def same_predictions(unet, applied, calls, st):
+    """Each of the host's calls once more in the embedded engine, with the references and without; see `compare`. applied: apply_... of that engine."""
+    from troupe.model_patches.hosts.diffusers.encoders import Prompt
+    from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, percent_of, size_condition
+    from troupe.model_patches.layer_tokens import COND, UNCOND
+
     acted = []
-    with apply_image_attention(unet, embedded(references, st.state), settings) as attention:
-        for (x, t, *_), kwargs, expected in host_calls(st, references, settings, **sampling):
+    with ExitStack() as stack:
+        bound = [stack.enter_context(apply) for apply in applied]
+        for (x, t, *_), kwargs, expected in calls:
             order = kwargs["transformer_options"]["cond_or_uncond"]
-            attention.roles = tuple(UNCOND if i else COND for i in order)
             percent = percent_of(float(t[0]), schedule())
-            attention.at(percent)
             prompts = [Prompt(kwargs["context"][:1], (st.negative if i else st.positive)[0][1]["pooled_output"]) for i in order]
             given = {"encoder_hidden_states": kwargs["context"], "added_cond_kwargs": size_condition(unet, prompts, SamplingSettings(**PIXELS, batch=len(x) // len(order)))}
+            for apply in bound:
+                apply.roles = tuple(UNCOND if i else COND for i in order)
+                apply.at(percent)
             found = unet(x, t, **given).sample
             assert (found - expected).abs().max() < TOLERANCE * expected.abs().max()
-            attention.roles = (None,) * len(order)
+            for apply in bound:
+                apply.roles = (None,) * len(order)
             without = unet(x, t, **given).sample
             effect = float((without - expected).abs().max() / expected.abs().max())
             assert effect < TOLERANCE or effect > 100 * TOLERANCE, "the references' effect is too small to be compared"
@@ -128,6 +139,106 @@ def test_ranges_begin_and_end_in_the_same_steps():
     ranges = [(0.0, 0.7), (0.4, 0.7)]
     assert compare("SD15", lambda st: st.references(2, ranges=ranges), settings(weight=1.0)) == [0.0, 0.5]
     assert compare("SD15", lambda st: st.references(2), settings(weight=1.0, start_percent=0.6)) == [1.0]
+
+
+def test_boxes_hold_image_attention_alike():
+    """Boxes on an odd latent, half of them off, with a soft edge, until 60% of the run."""
+    from stage import settings
+    from troupe.model_patches.subjects import Box
+
+    def references(st):
+        return st.references(2, boxes=[Box(0.05, 0.1, 0.45, 0.8), Box(0.5, 0.3, 0.37, 0.7)])
+
+    assert compare("SDXL", references, settings(weight=1.0)) == [0.0, 0.5, 1.0]
+    assert compare("SD15", references, settings("uniform", 1.0, box_strength=0.7, box_end_percent=0.6, box_feather=0.2), batch=2) == [0.0, 0.5, 1.0]
+
+
+# ---- gated adapters -----------------------------------------------------------------------------------------------------------------------
+
+
+def embedded_gated(references):
+    """The same references with the gated layers on plain torch."""
+    from gated_stage import published
+    from troupe.model_patches.adapter import Adapter
+    from troupe.model_patches.encoders.gated import GatedLayers
+    from troupe.model_patches.encoders.grounding import GroundingNet, TextImagePositionNet, TextPositionNet
+
+    spec, module = references.adapter.spec, references.adapter.gated_patcher.model
+    net = {"text": TextPositionNet, "text_image": TextImagePositionNet, "patches": GroundingNet}[spec.gated.kind]
+    mask_width = None if module.mask_conv is None else module.mask_conv.out_channels
+    layers = GatedLayers(net(**net.widths(published(module.net.state_dict()))), list(spec.gated.places.values()), spec.gated.object_dim, mask_width)
+    layers.load_state_dict(module.state_dict())
+    return replace(references, adapter=Adapter(spec, None, None, layers.eval().requires_grad_(False)))
+
+
+def compare_gated(kind, base, count, settings, attention=None, **changed):
+    """Every call's prediction in both hosts, with boxes that hold the image attention of one more Apply node where its settings are given."""
+    from gated_stage import BOXES, gated_stage
+    from stage import CONTEXT, Stage, adapter_state, host_adapter
+    from tiny_models import micro_model
+    from troupe.model_patches.hosts.comfyui.apply import apply_image_attention as host_attention
+    from troupe.model_patches.hosts.diffusers.gated import apply_gated
+    from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention
+    from troupe.model_patches.subjects import Box
+
+    patcher = micro_model(base, model_channels=64, context_dim=CONTEXT)
+    gated, unet = gated_stage(kind, base, patcher=patcher), twin_unet(patcher, base)
+    for entries in (gated.positive, gated.negative):
+        entries[0][1].update(PIXELS)
+    references = gated.references(count, **changed)
+    wired, applied = gated.apply(references, settings), [apply_gated(unet, embedded_gated(references), settings)]
+    if attention is not None:
+        state = adapter_state(patcher)
+        photos = Stage(patcher, host_adapter(state), state, gated.positive, gated.negative).references(count, boxes=[Box(*box) for box in BOXES[:count]])
+        wired = host_attention(wired[0], photos, attention, *wired[1:])[:3]
+        applied.append(apply_image_attention(unet, embedded(photos, state), attention))
+    return same_predictions(unet, applied, host_calls(patcher.model.diffusion_model, wired, cfg=5.0, batch=2), gated)
+
+
+@pytest.mark.parametrize("kind", ["text", "text_image", "patches"])
+@pytest.mark.parametrize("base", ["SD15", "SDXL"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_gated_predictions(kind, base, count):
+    """Cond and uncond rows, a batch of two, an odd latent; with Subject-Diffusion's mask channel on it."""
+    from troupe.model_patches.settings import GatedSettings
+
+    assert compare_gated(kind, base, count, GatedSettings()) == [0.0, 0.5, 1.0]
+
+
+def test_gated_schedules_weights_and_ranges_are_alike():
+    """tau and its decay by step, a subject's weight, and one that is out of its range in the last step."""
+    from troupe.model_patches.settings import GatedSettings
+
+    assert compare_gated("text_image", "SD15", 2, GatedSettings(0.7, 0.25, 0.5), weights=[0.5, 1.5], ranges=[(0.0, 1.0), (0.0, 0.4)]) == [0.0, 0.5]
+    assert compare_gated("patches", "SD15", 2, GatedSettings(use_bbox="off"), ranges=[(0.0, 0.3), (0.3, 1.0)]) == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("kind", ["text_image", "patches"])
+def test_gated_layers_beside_image_attention_in_boxes(kind):
+    from stage import settings
+    from troupe.model_patches.settings import GatedSettings
+
+    assert compare_gated(kind, "SD15", 2, GatedSettings(), settings(weight=1.0)) == [0.0, 0.5, 1.0]
+
+
+def test_whole_gated_runs():
+    """Noise, schedule, guidance and steps too, as `test_whole_runs`."""
+    from gated_stage import gated_stage
+    from stage import CONTEXT, ksample
+    from tiny_models import micro_model
+    from troupe.model_patches.hosts.diffusers.encoders import Prompt
+    from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample
+    from troupe.model_patches.settings import GatedSettings
+
+    patcher, settings = micro_model("SD15", model_channels=64, context_dim=CONTEXT), GatedSettings(0.8, 0.5)
+    st, unet = gated_stage(patcher=patcher), twin_unet(patcher, "SD15")
+    references = st.references(2)
+    expected = patcher.model.process_latent_in(ksample(*st.apply(references, settings), SIZE, 2, 4, 5.0, seed=6))
+    prompts = [Prompt(entries[0][0], None) for entries in (st.positive, st.negative)]
+    plain, found = (sample(unet, schedule(), *prompts, SamplingSettings(**PIXELS, steps=4, cfg=5.0, seed=6, batch=2), applied)
+                    for applied in ((), [(embedded_gated(references), settings)]))
+    assert (plain - expected).abs().max() > 100 * TOLERANCE * expected.abs().max()
+    assert (found - expected).abs().max() < TOLERANCE * expected.abs().max()
 
 
 @pytest.mark.parametrize("base, cfg", [("SD15", 5.0), ("SDXL", 5.0), ("SD15", 1.0)])
