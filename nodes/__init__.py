@@ -8,6 +8,7 @@ from ..model_patches.hosts.comfyui.adapters import register_folders
 register_folders()  # before the schemas list files; the minimum host does not call on_load
 
 from .add_subject import AddSubject  # noqa: E402
+from .apply_gated import ApplyGated  # noqa: E402
 from .apply_image_attention import ApplyImageAttention  # noqa: E402
 from .apply_weights import ApplyAdapterWeights  # noqa: E402
 from .encode_subjects import EncodeSubjects  # noqa: E402
@@ -16,7 +17,8 @@ from .place_subjects import PlaceSubjects  # noqa: E402
 from .quick_subjects import QuickSubjects  # noqa: E402
 from .subject_guider import SubjectGuider  # noqa: E402
 
-NODES: list[type[io.ComfyNode]] = [QuickSubjects, LoadAdapter, ApplyAdapterWeights, AddSubject, PlaceSubjects, EncodeSubjects, ApplyImageAttention, SubjectGuider]
+NODES: list[type[io.ComfyNode]] = [QuickSubjects, LoadAdapter, ApplyAdapterWeights, AddSubject, PlaceSubjects, EncodeSubjects, ApplyImageAttention, ApplyGated,
+                                   SubjectGuider]
 
 
 class Troupe(ComfyExtension):

@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items):
 def base_folder(tmp_path_factory) -> Path:
     """The host's base folder; `models/...` in it is what the host lists."""
     base = tmp_path_factory.mktemp("comfyui_base")
-    for folder in ("models/ipadapter", "models/clip_vision", "models/checkpoints", "input", "output", "custom_nodes", "user"):
+    for folder in ("models/ipadapter", "models/gligen", "models/subject_adapters", "models/clip_vision", "models/checkpoints", "input", "output", "custom_nodes", "user"):
         (base / folder).mkdir(parents=True)
     return base
 
@@ -68,6 +68,24 @@ def host(base_folder):
         pytest.fail(NO_HOST)
     start_host(base_folder)
     return COMFYUI
+
+
+@pytest.fixture(scope="session")
+def clips(host):
+    """`clips("sd15")`: a tiny CLIP of a family with the real tokenizer, made once."""
+    import tiny_models
+
+    made = {}
+    return lambda kind: made.setdefault(kind, tiny_models.tiny_clip(kind))
+
+
+@pytest.fixture(scope="session")
+def vision(host, tmp_path_factory):
+    """A tiny CLIP_VISION of the host: 32x32 pixels in 16 patches."""
+    import tiny_models
+    from parts import HIDDEN, POOLED
+
+    return tiny_models.tiny_clip_vision(hidden=HIDDEN, projection=POOLED, tmp=str(tmp_path_factory.mktemp("clip_vision") / "tiny.json"))
 
 
 @pytest.fixture(autouse=True)

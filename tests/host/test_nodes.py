@@ -1,42 +1,10 @@
 """From files on disk through the nodes to the sampled latent, against a separate evaluation of every stage."""
-import asyncio
-
 import pytest
 import torch
+from parts import HIDDEN, POOLED, photo, run
 
 pytestmark = pytest.mark.usefixtures("host")
 KINDS = {"sd15": ("SD15", 768), "sd20": ("SD20", 1024), "sdxl": ("SDXL", 2048)}
-HIDDEN, POOLED = 32, 16  # of the tiny CLIP vision encoder
-
-
-def run(node, **inputs):
-    """Execute a node class as the host does; its outputs."""
-    from comfy_api.latest import io
-
-    clone = node.PREPARE_CLASS_CLONE(None) if hasattr(node, "PREPARE_CLASS_CLONE") else node
-    out = clone.execute(**inputs)
-    out = asyncio.run(out) if asyncio.iscoroutine(out) else out
-    assert isinstance(out, io.NodeOutput)
-    return out.result
-
-
-def photo(h, w, seed):
-    return torch.rand(1, h, w, 3, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.fixture(scope="module")
-def clips(host):
-    import tiny_models
-
-    made = {}
-    return lambda kind: made.setdefault(kind, tiny_models.tiny_clip(kind))
-
-
-@pytest.fixture(scope="module")
-def vision(host, tmp_path_factory):
-    import tiny_models
-
-    return tiny_models.tiny_clip_vision(hidden=HIDDEN, projection=POOLED, tmp=str(tmp_path_factory.mktemp("clip_vision") / "tiny.json"))
 
 
 def resampler_state(context, dim=64, tokens=6, seed=21):

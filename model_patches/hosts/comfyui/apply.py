@@ -17,6 +17,7 @@ from .encoders import HostImageEncoder, HostNameEncoder
 from .gated import GatedAdapter
 from .hook import Hook
 from .image_attention import ImageAttention
+from .weights import check_input_channels, weights_of
 
 Wired = tuple[Any, Conditioning | None, Conditioning | None, Conditioning | None]
 
@@ -52,20 +53,26 @@ def apply_image_attention(model: Any, references: References, settings: ImageAtt
     return _wired(model, hook, positive, negative, middle)
 
 
-def apply_gated(model: Any, references: References, settings: GatedSettings,
-                positive: Conditioning, negative: Conditioning | None = None, middle: Conditioning | None = None) -> Wired:
+def apply_gated(model: Any, references: References, settings: GatedSettings, positive: Conditioning, negative: Conditioning | None = None,
+                middle: Conditioning | None = None, warn: Callable[[str], None] = lambda sentence: None) -> Wired:
     """The MODEL with the adapter's gated layers bound to it, and the conditionings that carry the references.
 
     Rows of the negative get the publisher's own uncond objects, whether it is wired or not. Strength 0 and an empty cast return what came in.
+    warn: receives a sentence where the file brings weights of the model that are not on it.
     Raises:
         MismatchError: the adapter has no gated layers, or is for another base model.
     """
-    _check_kind(references, references.adapter.spec.gated is None, "Apply Gated Adapter")
+    adapter = references.adapter
+    _check_kind(references, adapter.spec.gated is None, "Apply Gated Adapter")
     if settings.strength == 0.0 or not references.subjects:
         return model, positive, negative, middle
+    check_input_channels(model)
+    if adapter.weights.unet and adapter.id not in weights_of(model):
+        warn(f"{adapter.spec.file} was trained with weights of its own in the model, which are not on this MODEL: the subjects will hardly be recognised. "
+             "Put Apply Adapter Weights between the checkpoint and this node.")
     blocks = {block.path.removesuffix(".attn2"): block for block in attention_blocks(model.get_model_object("diffusion_model"))}
-    check_places(references.adapter.spec, {path: block.width for path, block in blocks.items()}, next(iter(blocks.values())).context_dim)
-    keys = [blocks[path].key for path in references.adapter.spec.gated.places]
+    check_places(adapter.spec, {path: block.width for path, block in blocks.items()}, next(iter(blocks.values())).context_dim)
+    keys = [blocks[path].key for path in adapter.spec.gated.places]
     return _wired(model, GatedAdapter(references, settings, keys, negative_wired=negative is not None), positive, negative, middle)
 
 

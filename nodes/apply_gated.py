@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..model_patches.hosts.comfyui.apply import apply_gated
+from ..model_patches.hosts.comfyui.notice import notifier
+from ..model_patches.settings import GatedSettings
+from .graph import blocked_unless_wired
+from .types import CATEGORY, ReferencesType, percent
+
+
+class ApplyGated(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TroupeApplyGated",
+            display_name="Apply Gated Adapter",
+            category=CATEGORY,
+            description=(
+                "Draws each subject into its box, with a GLIGEN or Subject-Diffusion file: gated layers between the model's self- and cross-attention. Goes between the "
+                "checkpoint and any sampler; place the subjects with Place Subjects first."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="A model of the base that the file was made for (SD1.5 for GLIGEN's own files), LoRAs and other patches welcome."),
+                ReferencesType.Input("references", tooltip="From Encode Subject References with a GLIGEN or Subject-Diffusion adapter."),
+                io.Conditioning.Input("positive", tooltip="The prompt that has the subjects in it."),
+                io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.05, tooltip=(
+                    "How strongly the boxes and photos act. 1 as published; lower gives the prompt more say; 0 switches the node off."
+                )),
+                percent("end_percent", 1.0, (
+                    "How long they act at full strength (GLIGEN's tau). 0.3 suits text boxes: the layout is set early, the rest makes the picture better. 1 for photos."
+                )),
+                percent("decay_percent", 0.0, "How long the strength then takes to fall to nothing. 0: it stops at once."),
+                io.Combo.Input("use_bbox", options=["auto", "on", "off"], default="auto", tooltip=(
+                    "Only for Subject-Diffusion: whether its photo tokens know their boxes. auto: not for a single subject, as published. No effect with GLIGEN files."
+                )),
+                io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt. It gets the file's own empty objects, as published; wired or not."),
+                io.Conditioning.Input("middle", optional=True, display_name="second positive", tooltip="A second prompt with the subjects in it, for guiders that take two."),
+            ],
+            outputs=[
+                io.Model.Output("model_out", display_name="model"),
+                io.Conditioning.Output("positive_out", display_name="positive"),
+                io.Conditioning.Output("negative_out", display_name="negative"),
+                io.Conditioning.Output("middle_out", display_name="second positive"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, references: Any, positive: Any, strength: float, end_percent: float, decay_percent: float, use_bbox: str,
+                negative: Any = None, middle: Any = None) -> io.NodeOutput:
+        settings = GatedSettings(strength, end_percent, decay_percent, use_bbox)
+        applied = apply_gated(model, references, settings, positive, negative, middle, notifier(cls.hidden.unique_id))
+        return io.NodeOutput(*blocked_unless_wired("Apply Gated Adapter", *applied))

@@ -1,0 +1,178 @@
+"""Gated adapters from files on disk through the nodes to the sampled latent, against a separate evaluation of every stage."""
+import json
+import zlib
+
+import pytest
+import torch
+from parts import HIDDEN, photo, run
+
+pytestmark = pytest.mark.usefixtures("host")
+PATCHES, WIDE = 16, 768  # patches of the tiny CLIP vision encoder; the pooled width of ViT-L
+PHOTOS = {"corgi dog": [photo(40, 70, 1)], "red-haired girl": [photo(64, 50, 2), photo(33, 33, 3)]}
+BOXES = [{"label": "corgi dog", "x": 0.1, "y": 0.2, "w": 0.3, "h": 0.6}, {"x": 0.5, "y": 0.25, "w": 0.4, "h": 0.5}]
+
+
+@pytest.fixture(scope="module")
+def wide_vision(host, tmp_path_factory):
+    import tiny_models
+
+    return tiny_models.tiny_clip_vision(hidden=HIDDEN, projection=WIDE, tmp=str(tmp_path_factory.mktemp("clip_vision") / "wide.json"))
+
+
+def full_topology(base, context):
+    """A micro model with the sixteen transformer blocks of SD1.5 and SD2, all 64 wide."""
+    import comfy.model_management as mm
+    import comfy.model_patcher
+    import comfy.supported_models as sm
+    import tiny_models
+
+    config = dict(model_channels=64, context_dim=context, in_channels=4, out_channels=4, image_size=32, use_spatial_transformer=True, legacy=False,
+                  channel_mult=[1] * 4, num_res_blocks=[2] * 4, transformer_depth=[1] * 6 + [0, 0], transformer_depth_output=[1] * 9 + [0] * 3, transformer_depth_middle=1,
+                  use_linear_in_transformer=base != "SD15", adm_in_channels=None, dtype=torch.float32)
+
+    class Micro(getattr(sm, base)):
+        unet_extra_config = dict(num_heads=4, num_head_channels=-1)
+
+    chosen = Micro(config)
+    chosen.set_inference_dtype(torch.float32, None)
+    model = chosen.get_model({}, "", device="cpu")
+    tiny_models._init(model.diffusion_model)
+    return comfy.model_patcher.ModelPatcher(model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
+
+
+def sharp(state):
+    """The same names and shapes with weights that keep the signal alive through the layers, seeded by the name."""
+    found = {}
+    for name, tensor in state.items():
+        drawn = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+        if "alpha_" in name:
+            found[name] = torch.full_like(drawn, 0.9)
+        elif "norm" in name and name.endswith("weight"):
+            found[name] = 1 + 0.1 * drawn
+        else:
+            found[name] = drawn / tensor[0].numel() ** 0.5 if tensor.ndim > 1 and tensor.is_floating_point() else 0.1 * drawn
+    return found
+
+
+def cast_of(pack, names=True):
+    """Add Subject twice, then Place Subjects."""
+    cast = None
+    for name, images in PHOTOS.items():
+        more = {f"image_{i}": image for i, image in enumerate(images[1:], 2)}
+        (cast,) = run(pack.AddSubject, image=images[0], name=f"({name}:1.3)" if names else "", weight=1.0, start_percent=0.0, end_percent=1.0, cast=cast, **more)
+    return run(pack.PlaceSubjects, cast=cast, width=128, height=128, boxes=json.dumps(BOXES), layout="none")[0]
+
+
+def expected_texts(clip):
+    """CLIP's pooled text vector before its projection, by the host itself."""
+    return [clip.encode_from_tokens(clip.tokenize(name), return_pooled="unprojected")[1][0] for name in PHOTOS]
+
+
+def expected_image(vision, images, matrix):
+    """Mean of the photos' unit embeddings, through the matrix, to length 28.7."""
+    embeds = torch.cat([vision.encode_image(image).image_embeds for image in images])
+    v = (embeds / embeds.norm(dim=-1, keepdim=True)).mean(0) @ matrix
+    return 28.7 * v / v.norm()
+
+
+def stretched(image):
+    return torch.nn.functional.interpolate(image.movedim(-1, 1), (32, 32), mode="bicubic", antialias=True).movedim(1, -1).clamp(0, 1)
+
+
+def check(st, model, positive, negative, truth):
+    import independent_gated
+    from stage import error, ksample, noise_of
+
+    noise = noise_of()
+    expected = independent_gated.sample(st.patcher, [truth], st.positive, st.negative, noise)
+    assert error(ksample(model, positive, negative), expected, independent_gated.sample(st.patcher, [], st.positive, st.negative, noise)) < 1e-3
+
+
+@pytest.mark.parametrize("layout", ["ldm", "wrapped", "diffusers"])
+@pytest.mark.parametrize("kind", ["text", "text_image"])
+def test_gligen_files_to_latent(kind, layout, base_folder, clips, wide_vision):
+    import safetensors.torch
+    import tiny_models
+    from gated_stage import GatedStage
+    from published import SD_WIDTHS, gligen_state
+    from troupe import nodes as pack
+    from troupe.model_patches.settings import GatedSettings
+
+    patcher, clip = full_topology("SD15", 768), clips("sd15")
+    state = sharp(gligen_state(kind, SD_WIDTHS, layout, whole=layout != "ldm"))
+    folder = base_folder / "models" / "gligen" / f"{kind}_{layout}"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = "model.bin" if layout == "wrapped" else "model.safetensors"
+    if layout == "wrapped":
+        torch.save({"model": {k[6:]: v for k, v in state.items() if k.startswith("model.")}}, folder / name)
+    else:
+        safetensors.torch.save_file(state, folder / name)
+    matrix = torch.randn(768, 768, generator=torch.Generator().manual_seed(8)) / 28
+    if kind == "text_image":
+        torch.save(matrix, folder / "projection_matrix")
+    (adapter,) = run(pack.LoadAdapter, adapter_name=f"gligen/{folder.name}/{name}", clip_vision_name="none")
+    (references,) = run(pack.EncodeSubjects, adapter=adapter, cast=cast_of(pack), framing="auto", clip=clip, clip_vision=wide_vision)
+    st = GatedStage(patcher, adapter, tiny_models.random_cond(77, 768, seed=1), tiny_models.random_cond(77, 768, seed=2))
+    given = dict(strength=1.0, end_percent=1.0, decay_percent=0.0, use_bbox="auto")
+    model, positive, negative, _ = run(pack.ApplyGated, model=patcher, references=references, positive=st.positive, negative=st.negative, **given)
+    truth = st.truth(references, GatedSettings())
+    truth.text = expected_texts(clip)
+    truth.image = [expected_image(wide_vision, images, matrix) if kind == "text_image" else None for images in PHOTOS.values()]
+    truth.boxes = [(b["x"], b["y"], b["x"] + b["w"], b["y"] + b["h"]) for b in BOXES]
+    check(st, model, positive, negative, truth)
+
+
+def test_subject_diffusions_files_to_latent(base_folder, vision):
+    import tiny_models
+    from gated_stage import GatedStage
+    from published import SD_WIDTHS, save_members, subject_diffusion_members
+    from troupe import nodes as pack
+    from troupe.model_patches.settings import GatedSettings
+
+    patcher = full_topology("SD20", 1024)
+    members = subject_diffusion_members(SD_WIDTHS, pooled=16, feature=HIDDEN, tokens=PATCHES)
+    members = {name: sharp(state) for name, state in members.items()}
+    save_members(members, base_folder / "models" / "subject_adapters")
+    (adapter,) = run(pack.LoadAdapter, adapter_name="subject_adapters/unet_0_449999/pytorch_model.bin", clip_vision_name="none")
+    (references,) = run(pack.EncodeSubjects, adapter=adapter, cast=cast_of(pack), framing="stretch", clip_vision=vision)
+    st = GatedStage(patcher, adapter, tiny_models.random_cond(77, 1024, seed=1), tiny_models.random_cond(77, 1024, seed=2))
+    weighted, _ = run(pack.ApplyAdapterWeights, model=patcher, adapter=adapter, strength_model=1.0, strength_clip=1.0)
+    given = dict(strength=1.0, end_percent=1.0, decay_percent=0.0, use_bbox="auto")
+    model, positive, negative, _ = run(pack.ApplyGated, model=weighted, references=references, positive=st.positive, negative=st.negative, **given)
+    truth = st.truth(references, GatedSettings())
+    truth.image = [torch.stack([vision.encode_image(stretched(p)).last_hidden_state[0, 1:] for p in images]).mean(0) for images in PHOTOS.values()]
+    truth.boxes = [(b["x"], b["y"], b["x"] + b["w"], b["y"] + b["h"]) for b in BOXES]
+    naive = full_topology("SD20", 1024)
+    _merge(naive.model.diffusion_model, members["unet"])
+    truth.mask_conv = members["unet"]["conv_in.weight"][:, 4:]
+    st.patcher = naive
+    check(st, model, positive, negative, truth)
+
+
+def _merge(unet, state):
+    """The official UNet's first convolution (four channels) and cross-attention keys and values, put into the host's modules by hand."""
+    from published import SD_PLACES
+
+    unet.input_blocks[0][0].weight.data.copy_(state["conv_in.weight"][:, :4])
+    unet.input_blocks[0][0].bias.data.copy_(state["conv_in.bias"])
+    for diffusers, ldm in SD_PLACES.items():
+        for kv in "kv":
+            unet.get_submodule(f"{ldm}.transformer_blocks.0.attn2.to_{kv}").weight.data.copy_(state[f"{diffusers}.transformer_blocks.0.attn2.to_{kv}.weight"])
+
+
+def test_a_file_without_its_weights_on_the_model_warns(base_folder, vision, caplog):
+    import tiny_models
+    from published import SD_WIDTHS, save_members, subject_diffusion_members
+    from troupe import nodes as pack
+
+    save_members(subject_diffusion_members(SD_WIDTHS, pooled=16, feature=HIDDEN, tokens=PATCHES), base_folder / "models" / "subject_adapters" / "other")
+    (adapter,) = run(pack.LoadAdapter, adapter_name="subject_adapters/other/unet_0_449999/pytorch_model.bin", clip_vision_name="none")
+    (references,) = run(pack.EncodeSubjects, adapter=adapter, cast=cast_of(pack), framing="auto", clip_vision=vision)
+    patcher, prompt = full_topology("SD20", 1024), tiny_models.random_cond(77, 1024, seed=1)
+    given = dict(references=references, positive=prompt, strength=1.0, end_percent=1.0, decay_percent=0.0, use_bbox="auto")
+    run(pack.ApplyGated, model=patcher, **given)
+    assert "Put Apply Adapter Weights between the checkpoint and this node" in caplog.text
+    caplog.clear()
+    weighted, _ = run(pack.ApplyAdapterWeights, model=patcher, adapter=adapter, strength_model=1.0, strength_clip=1.0)
+    run(pack.ApplyGated, model=weighted, **given)
+    assert "Put Apply Adapter Weights" not in caplog.text
