@@ -14,12 +14,13 @@ class LoadAdapter(io.ComfyNode):
             display_name="Load Subject Adapter",
             category=CATEGORY,
             description=(
-                "Loads an IP-Adapter or MIP-Adapter file for SD1.5, SD2.x or SDXL (Illustrious and NoobAI too). The kind of file is read from its tensors, so its name "
-                "does not matter. The matching CLIP vision encoder is found by itself."
+                "Loads an IP-Adapter or MIP-Adapter file for SD1.5, SD2.x or SDXL (Illustrious and NoobAI too), a GLIGEN file for boxes, or Subject-Diffusion's. The kind of "
+                "file is read from its tensors, so its name does not matter. The matching CLIP vision encoder, and files that belong to the chosen one, are found by themselves."
             ),
             inputs=[
                 io.Combo.Input("adapter_name", options=adapters.adapter_names(), tooltip=(
-                    "A file in models/ipadapter, models/gligen or models/subject_adapters. Good start for SDXL: ip-adapter-plus_sdxl_vit-h.safetensors."
+                    "A file in models/ipadapter, models/gligen or models/subject_adapters; of files that belong together, any. "
+                    "Good start for SDXL: ip-adapter-plus_sdxl_vit-h.safetensors."
                 )),
                 io.Combo.Input("clip_vision_name", options=adapters.clip_vision_names(), default=adapters.AUTO, tooltip=(
                     "auto: the file in models/clip_vision whose widths fit the adapter, whatever it is called. none: you wire a CLIP_VISION into Encode Subject References."

@@ -210,7 +210,8 @@ def gligen_state(kind: str = "text", widths: dict[str, int] | None = None, layou
 
     Arguments:
         kind: 'text' or 'text_image'; widths: of the layer at each place (LDM path of its transformer block), default those of SD or SDXL, narrow.
-        layout: 'ldm', 'wrapped' (the official files' dict, beside other models), 'checkpoint' or 'diffusers' (which lists the middle block last).
+        layout: 'ldm', 'wrapped' (the official files' dict, beside other models), 'checkpoint' or 'diffusers' (which lists the middle block last;
+            among its places must be a third attention of a level, as output_blocks.5.1, 8.1 or 11.1: it tells how a level is numbered).
         whole: with some of the UNet's own tensors; channels: that its first convolution reads; hidden: of the position net, 512 in published ones.
     """
     widths = widths or (SDXL_WIDTHS if sdxl else SD_WIDTHS)

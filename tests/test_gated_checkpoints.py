@@ -46,6 +46,7 @@ from troupe.model_patches.encoders.bare import module_name, published_name
 from troupe.model_patches.encoders.fuser import GatedFuser, published_heads
 from troupe.model_patches.encoders.grounding import MLP, GroundingNet, TextImagePositionNet, TextPositionNet, TextSpace
 from troupe.model_patches.errors import CheckpointError
+from troupe.model_patches.hosts.diffusers.encoders import load_adapter as load_embedded
 
 LAYOUTS = ("ldm", "wrapped", "checkpoint", "diffusers")
 FEW = {f"{path}.transformer_blocks.0": width for path, width in (("input_blocks.1.1", 64), ("output_blocks.3.1", 128), ("output_blocks.11.1", 64), ("middle_block.1", 128))}
@@ -115,6 +116,11 @@ def test_residual_blocks_a_level_are_read_off_the_names(layers):
     down = [f"input_blocks.{j + 1}.1.transformer_blocks.0" for j in range(layers)]
     up = [f"output_blocks.{layers + 1 + j}.1.transformer_blocks.0" for j in range(layers + 1)]
     assert found == [*down, *up, "middle_block.1.transformer_blocks.0"]
+
+
+def test_a_level_down_alone_tells_its_residual_blocks():
+    assert resblocks(["down_blocks.0.attentions.0.x", "down_blocks.0.attentions.1.x", "mid_block.attentions.0.x"]) == 2
+    assert resblocks(["input_blocks.1.1.x"]) == 0
 
 
 def test_a_tensors_name_goes_there_and_back():
@@ -216,6 +222,17 @@ def test_a_file_cut_into_parts_is_one(tmp_path):
     paths[2].unlink()
     with pytest.raises(CheckpointError, match="3 parts of 'unet/.*found 2\\."):
         read_adapter(paths[0])
+
+
+def test_the_embedded_engine_loads_them_in_32_bits(tmp_path):
+    state = {name: tensor.half() for name, tensor in gligen_state("text_image", FEW).items()}
+    torch.save(state, tmp_path / "half.bin")
+    torch.save(MATRIX.half(), tmp_path / "projection_matrix")
+    adapter = load_embedded(tmp_path / "half.bin")
+    assert {p.dtype for module in (adapter.gated, adapter.projection) for p in module.parameters()} == {torch.float32}
+    assert torch.equal(adapter.gated.fusers[0].linear.weight, state["input_blocks.1.1.transformer_blocks.0.fuser.linear.weight"].float())
+    torch.save({name: tensor for name, tensor in gligen_state("text", FEW).items()}, tmp_path / "text.bin")
+    assert load_embedded(tmp_path / "text.bin").projection is None
 
 
 # ---- GLIGEN: the projection matrix -------------------------------------------------------------------------------------------------------
