@@ -63,6 +63,12 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def hollow_fuser(width, context):
+    """A layer's names and shapes at any width, without numbers."""
+    with torch.device("meta"):
+        return {published_name(name): tensor for name, tensor in GatedFuser(width, context, published_heads(width, context)).state_dict().items()}
+
+
 def refusal(state, file="my.safetensors", **extra):
     """The error of building a GLIGEN adapter from these tensors, after checking its form."""
     with pytest.raises(CheckpointError) as caught:
@@ -162,6 +168,18 @@ def test_an_sdxl_file_has_seventy_layers(layout):
     for number, place in enumerate(spec.places):
         assert torch.equal(adapter.gated.fusers[number].linear.weight, state[f"{where(place)}.fuser.linear.weight"])
         assert adapter.gated.fusers[number].heads == 1
+
+
+@pytest.mark.parametrize("context, millions", [(SD15, 208.0), (SD2, 211.2)])
+def test_the_layers_of_the_real_models_are_all_there(context, millions):
+    """Names and shapes only; the numbers of parameters are those of the published layers."""
+    widths = dict(zip(SD_WIDTHS, published.UNET_WIDTHS[SD15], strict=True))
+    fusers = {f"{place}.fuser.{name}": tensor for place, width in widths.items() for name, tensor in hollow_fuser(width, context).items()}
+    net = {f"position_net.{name}": tensor.to("meta") for name, tensor in position_net("text", SD15, context).items()}
+    adapter = gligen.build(fusers | net, "x")
+    assert adapter.spec.gated.places == widths
+    assert round(sum(p.numel() for p in adapter.gated.fusers.parameters()) / 1e6, 1) == millions
+    assert [f.heads for f in adapter.gated.fusers] == [8 if context == SD15 else width // 64 for width in widths.values()]
 
 
 @torch.no_grad()
