@@ -71,6 +71,24 @@ def test_a_text_file_needs_no_image_encoder(folder, context, sdxl):
     assert len(adapter.gated_patcher.model.fusers) == (70 if sdxl else 3)
 
 
+def test_a_pruned_text_file_is_read_as_the_hosts_own_gligen_reads_it(folder):
+    """The same file, layers and position net of ComfyUI's own loader, which lists the middle block before the output blocks."""
+    import comfy.gligen
+
+    state = gligen_state("text", hidden=512)
+    safetensors.torch.save_file(state, folder["gligen"] / "pruned.safetensors")
+    ours = node().execute("gligen/mine/pruned.safetensors", "auto").args[0].gated_patcher.model
+    theirs = comfy.gligen.load_gligen(dict(state))
+    boxes, here, text = torch.rand(1, 3, 4), torch.tensor([[True, True, False]]), torch.randn(1, 3, SD15, generator=torch.Generator().manual_seed(4))
+    objects = ours.net(boxes, here, text)
+    torch.testing.assert_close(objects, theirs.position_net(boxes, here.float(), text), rtol=1e-5, atol=1e-6)
+    in_their_order = [*range(6), 15, *range(6, 15)]
+    assert len(ours.fusers) == len(theirs.module_list) == 16
+    x = torch.randn(2, 12, 64, generator=torch.Generator().manual_seed(5))
+    for mine, module in zip((ours.fusers[i] for i in in_their_order), theirs.module_list, strict=True):
+        torch.testing.assert_close(mine(x, mine.project(objects)), module(x, objects.expand(2, -1, -1)), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("chosen", ["unet", "clip_text", "mlp", "proj"])
 def test_a_set_is_chosen_by_any_member_and_watched_whole(folder, chosen):
     from troupe.model_patches.hosts.comfyui import adapters
