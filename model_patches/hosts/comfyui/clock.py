@@ -53,6 +53,11 @@ class Clock:
         """Where the run begins; infinite where there is no schedule."""
         return FULL[0] if self._sigmas is None or not len(self._sigmas) else self._known_schedule()[0]
 
+    def sigma_of(self, step: int) -> float:
+        """The sigma at which a step of this run begins; below every sigma where the run has not so many steps."""
+        schedule = [] if self._sigmas is None else self._known_schedule()
+        return schedule[step] if step < len(schedule) - 1 else EMPTY[0]
+
     def _known_schedule(self) -> list[float]:
         """The run's sigmas, copied from the GPU once."""
         if self._schedule is None:

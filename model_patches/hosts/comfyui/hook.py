@@ -18,6 +18,7 @@ from ...subjects import References
 from .attention_patch import Options
 from .clock import Clock
 from .conditioning import KEY, Chunk, Roles, foreign_ids
+from .prompt_switch import PromptSwitch
 from .rows import tiles_in
 from .run import Run
 
@@ -79,6 +80,7 @@ class Hook:
         """Put the wrappers and the adapter's memory on a clone of the MODEL (a host ModelPatcher)."""
         for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, self.outer_sample), (WrappersMP.CALC_COND_BATCH, self.calc_cond_batch), (WrappersMP.APPLY_MODEL, self.apply_model)):
             model.add_wrapper_with_key(kind, f"{KEY}.{self.id}", wrapper)
+        PromptSwitch().attach(model)
         model.set_additional_models(self.key, [self.patcher])
         model.model_options["transformer_options"][APPLY_IDS] = known_ids(model.model_options) + (self.id,)
 

@@ -1,0 +1,112 @@
+"""Delayed fusing: a prompt with subjects fused into it, and the same prompt without them until a step.
+
+The conditioning holds the fused prompt; a `FusedPrompt` beside it says what the plain one is and when to change. When a run begins an entry becomes
+two, so that the host itself prepares both, and at each prediction one of the two is there. Any Troupe node on the MODEL brings the wrappers.
+"""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from .clock import FULL, Clock, sigma_range
+
+log = logging.getLogger("troupe")
+PROMPT = "troupe_prompt"  # key on a conditioning entry
+PHASE = "troupe_phase"  # on an entry of a run: (FusedPrompt, whether this one is the fused)
+RUN = "troupe_prompt_run"
+SAME_STEP = 1e-5  # of a sigma: a call this near above a step's own belongs to it
+BEFORE, AFTER = False, True
+
+
+@dataclass(frozen=True, eq=False)
+class FusedPrompt:
+    """What a fused conditioning entry was made from, and when it takes over.
+
+    fused, text: [1, T, D], with and without the subjects; pooled: of the text, [1, E], or None; start_percent: ComfyUI's; start_step: counted
+    from the run's first step, or -1: then the percent holds.
+    """
+
+    fused: torch.Tensor
+    text: torch.Tensor
+    pooled: torch.Tensor | None
+    start_percent: float = 0.0
+    start_step: int = -1
+
+    @property
+    def delayed(self) -> bool:
+        """Whether there is a part of the run without the subjects."""
+        return self.start_step > 0 if self.start_step >= 0 else self.start_percent > 0.0
+
+    def text_for(self, now: torch.Tensor) -> torch.Tensor:
+        """The plain counterpart of what other nodes have made of the fused tensor, [1, T', D].
+
+        Unchanged, and with rows added behind it (ConditioningConcat): exact. Zeroed out: zeros. Mixed with something else (ConditioningAverage):
+        moved by the whole difference of text and fused, since the share is not known.
+        """
+        rows = self.fused.shape[1]
+        if now.shape[1] < rows or now.shape[2] != self.fused.shape[2] or not now.any():
+            return now
+        first = now[:, :rows]
+        text = self.text.to(now) if torch.equal(first, self.fused.to(now)) else first + (self.text - self.fused).to(now)
+        return torch.cat((text, now[:, rows:]), 1)
+
+
+class PromptSwitch:
+    """The wrappers, on a MODEL once however many Troupe nodes it has passed."""
+
+    def attach(self, model: Any) -> None:
+        """Put the wrappers on a clone of the MODEL, unless they are there."""
+        if model.get_wrappers(WrappersMP.OUTER_SAMPLE, PROMPT):
+            return
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, PROMPT, self.outer_sample)
+        model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, PROMPT, self.calc_cond_batch)
+
+    def outer_sample(self, executor: Any, noise: torch.Tensor, latent_image: Any, sampler: Any, sigmas: torch.Tensor, denoise_mask: Any = None,
+                     callback: Callable | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Makes two entries of each delayed one, before the host prepares them."""
+        guider = executor.class_obj
+        guider.conds = {name: [part for entry in entries for part in phases(entry)] for name, entries in guider.conds.items()}
+        if any(PHASE in entry for entries in guider.conds.values() for entry in entries):
+            clock = Clock(sigmas, sampler)
+            guider.model_options["transformer_options"][RUN] = clock
+            callback = clock.wrap(callback)
+        return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
+
+    def calc_cond_batch(self, executor: Any, model: Any, conds: Sequence[Sequence[dict] | None], x_in: torch.Tensor, timestep: torch.Tensor, model_options: dict) -> Any:
+        """Leaves the entries of the present phase."""
+        if any(PHASE in entry for entries in conds for entry in entries or ()):
+            clock = model_options["transformer_options"].get(RUN) or Clock(None)
+            conds = [entries if entries is None else present(entries, clock, model.model_sampling, timestep) for entries in conds]
+        return executor(model, conds, x_in, timestep, model_options)
+
+
+def phases(entry: dict) -> list[dict]:
+    """The entries of a run that one conditioning entry becomes: itself, or its text and its fused version, which share its uuid."""
+    prompt: FusedPrompt | None = entry.get(PROMPT)
+    if prompt is None or not prompt.delayed or "cross_attn" not in entry:
+        return [entry]
+    rest = {key: value for key, value in entry.items() if key != PROMPT}
+    pooled = {} if prompt.pooled is None or entry.get("pooled_output") is None or not entry["pooled_output"].any() else {"pooled_output": prompt.pooled}
+    text = {**rest, **pooled, "cross_attn": prompt.text_for(entry["cross_attn"]), "model_conds": dict(entry.get("model_conds", {})), PHASE: (prompt, BEFORE)}
+    return [text, {**rest, PHASE: (prompt, AFTER)}]
+
+
+def present(entries: Sequence[dict], clock: Clock, model_sampling: Any, sigma: torch.Tensor) -> list[dict]:
+    """Of a list with both versions of delayed entries, those of the phase that this call is in."""
+    prompts = list(dict.fromkeys(entry[PHASE][0] for entry in entries if PHASE in entry))
+    fused = dict(zip(prompts, clock.inside([fused_range(prompt, clock, model_sampling) for prompt in prompts], sigma), strict=True))
+    return [entry for entry in entries if PHASE not in entry or fused[entry[PHASE][0]] == entry[PHASE][1]]
+
+
+def fused_range(prompt: FusedPrompt, clock: Clock, model_sampling: Any) -> tuple[float, float]:
+    """(first, last) sigma of the fused phase. A step begins at its own sigma; calls that a sampler makes between two belong to the earlier one."""
+    if prompt.start_step < 0:
+        first, last = sigma_range(model_sampling, prompt.start_percent, 1.0)
+    else:
+        first, last = clock.sigma_of(prompt.start_step), 0.0
+    return (first, last) if first == FULL[0] else (first + SAME_STEP * max(1.0, first), last)

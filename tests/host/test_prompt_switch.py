@@ -1,0 +1,208 @@
+"""A prompt with subjects fused into it takes over at an exact step, whatever samples and whatever core nodes have made of it."""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.usefixtures("host")
+TEXT, FUSED, NEGATIVE = 1.0, 2.0, 5.0  # told apart by their first value
+
+
+def prompt(base="SD15", start_percent=0.0, start_step=-1, dim=64):
+    """A fused conditioning whose plain version is all TEXT, and a negative; for SDXL with pooled outputs to match."""
+    from troupe.model_patches.hosts.comfyui.prompt_switch import PROMPT, FusedPrompt
+
+    def filled(value, *shape):
+        return torch.full(shape, value)
+
+    pooled = {v: filled(v, 1, 1280) for v in (TEXT, FUSED, NEGATIVE)}
+    record = FusedPrompt(filled(FUSED, 1, 77, dim), filled(TEXT, 1, 77, dim), pooled[TEXT] if base == "SDXL" else None, start_percent, start_step)
+    return [[filled(FUSED, 1, 77, dim), {"pooled_output": pooled[FUSED], PROMPT: record}]], [[filled(NEGATIVE, 1, 77, dim), {"pooled_output": pooled[NEGATIVE]}]]
+
+
+def switched(base="SD15"):
+    """A micro model with the switch on it (`.schedule`: the last run's sigmas), and a list of its calls: (sigma, first value of each row's context, of its y)."""
+    import tiny_models
+    from comfy.patcher_extension import WrappersMP
+    from troupe.model_patches.hosts.comfyui.prompt_switch import PromptSwitch
+
+    model, seen, schedule = tiny_models.micro_model(base, context_dim=64).clone(), [], []
+    PromptSwitch().attach(model)
+    PromptSwitch().attach(model)  # a second Troupe node
+
+    def note(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        y = kwargs.get("y")
+        schedule[:] = transformer_options["sample_sigmas"].tolist()
+        seen.append((float(t[0]), c_crossattn[:, 0, 0].tolist(), None if y is None else y[:, 0].tolist()))
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "note", note)
+    assert len(model.get_wrappers(WrappersMP.OUTER_SAMPLE, "troupe_prompt")) == 1
+    model.schedule = schedule
+    return model, seen
+
+
+def step_of(sigma, sigmas):
+    """The largest i with sigmas[i] >= sigma - 1e-5 max(1, sigma)."""
+    return max(i for i, s in enumerate(sigmas) if s >= sigma - 1e-5 * max(1, sigma))
+
+
+def test_the_rule_is_the_stored_one():
+    golden = json.loads((Path(__file__).parent.parent / "golden" / "umm" / "umm.json").read_text())["step_of_sigma"]
+    from troupe.model_patches.hosts.comfyui.clock import Clock
+    from troupe.model_patches.hosts.comfyui.prompt_switch import FusedPrompt, fused_range
+
+    sigmas = torch.tensor(golden["sigmas"], dtype=torch.float64)
+    clock, probes = Clock(sigmas), 0
+    for probe in golden["probes"]:
+        sigma, step = (probe["sigma"], probe["step"]) if isinstance(probe, dict) else probe
+        for start in range(len(sigmas) - 1):
+            first, last = fused_range(FusedPrompt(None, None, None, start_step=start), clock, None)
+            assert (last <= sigma <= first) == (step >= start) or start == 0
+            probes += 1
+    assert probes > 20
+
+
+@pytest.mark.parametrize("scheduler", ["normal", "karras", "simple", "exponential"])
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "dpm_2", "dpmpp_sde", "euler_ancestral", "uni_pc", "lcm"])
+def test_a_step_is_exact(sampler, scheduler):
+    from stage import ksample
+
+    model, seen = switched()
+    for start in (1, 3, 5):
+        seen.clear()
+        ksample(model, *prompt(start_step=start), size=(8, 8), steps=6, sampler=sampler, scheduler=scheduler)
+        values = [(sigma, row) for sigma, rows, _ in seen for row in rows if row != NEGATIVE]
+        assert {row for _, row in values} == {TEXT, FUSED}
+        assert all(row == (FUSED if step_of(sigma, model.schedule) >= start else TEXT) for sigma, row in values)
+
+
+@pytest.mark.parametrize("percent", [0.3, 0.5, 0.9])
+def test_a_percent_is_the_hosts(percent):
+    from stage import ksample
+
+    model, seen = switched()
+    ksample(model, *prompt(start_percent=percent), size=(8, 8), steps=8)
+    border = model.model.model_sampling.percent_to_sigma(percent)
+    assert all((FUSED if sigma <= border else TEXT) in rows and len(rows) == 2 for sigma, rows, _ in seen)
+    assert {row for _, rows, _ in seen for row in rows} == {TEXT, FUSED, NEGATIVE}
+
+
+def test_without_delay_nothing_is_doubled():
+    from stage import ksample
+
+    for given in ({}, {"start_step": 0}, {"start_step": 0, "start_percent": 0.7}):
+        model, seen = switched()
+        ksample(model, *prompt(**given), size=(8, 8), steps=3)
+        assert len(seen) == 3 and all(sorted(rows) == [FUSED, NEGATIVE] for _, rows, _ in seen)
+
+
+def test_a_step_beyond_the_run_leaves_the_text():
+    from stage import ksample
+
+    model, seen = switched()
+    ksample(model, *prompt(start_step=50), size=(8, 8), steps=3)
+    assert all(sorted(rows) == [TEXT, NEGATIVE] for _, rows, _ in seen)
+
+
+def test_the_pooled_output_changes_with_it():
+    from stage import ksample
+
+    model, seen = switched("SDXL")
+    ksample(model, *prompt("SDXL", start_step=2), size=(8, 8), steps=4)
+    for i, (_, rows, pooled) in enumerate(seen):
+        assert sorted(rows) == sorted(pooled) == [FUSED if i >= 2 else TEXT, NEGATIVE]
+
+
+def made_by(node, **inputs):
+    import nodes
+
+    return getattr(nodes.NODE_CLASS_MAPPINGS[node](), nodes.NODE_CLASS_MAPPINGS[node].FUNCTION)(**inputs)[0]
+
+
+def contexts(model, positive, negative, steps=4):
+    """Every row's whole context of every call but the negative's, by step."""
+    from comfy.patcher_extension import WrappersMP
+    from stage import ksample
+
+    model, found = model.clone(), []
+
+    def note(executor, x, t, c_concat=None, c_crossattn=None, *args, **kwargs):
+        found.append([row for row in c_crossattn if row[0, 0] != NEGATIVE])
+        return executor(x, t, c_concat, c_crossattn, *args, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "note2", note)
+    ksample(model, positive, negative, size=(8, 8), steps=steps)
+    return found
+
+
+def test_concatenated_behind_it():
+    model, _ = switched()
+    positive, negative = prompt(start_step=2)
+    more = [[torch.full((1, 77, 64), 9.0), {}]]
+    found = contexts(model, made_by("ConditioningConcat", conditioning_to=positive, conditioning_from=more), negative)
+    assert [(float(c[0][0, 0]), float(c[0][-1, 0]), len(c[0])) for c in found] == [(TEXT, 9.0, 154)] * 2 + [(FUSED, 9.0, 154)] * 2
+
+
+def test_from_it_only_the_fused_rows_remain():
+    """ConditioningConcat and Average drop the keys of `conditioning_from`, of every pack: what stays is the fused tensor, from the first step on."""
+    model, _ = switched()
+    positive, negative = prompt(start_step=2)
+    found = contexts(model, made_by("ConditioningConcat", conditioning_to=[[torch.full((1, 77, 64), 9.0), {}]], conditioning_from=positive), negative)
+    assert [(float(c[0][0, 0]), float(c[0][-1, 0])) for c in found] == [(9.0, FUSED)] * 4
+
+
+def test_averaged():
+    model, _ = switched()
+    positive, negative = prompt(start_step=2)
+    other = [[torch.full((1, 77, 64), 4.0), {"pooled_output": torch.zeros(1, 1280)}]]
+    found = contexts(model, made_by("ConditioningAverage", conditioning_to=positive, conditioning_from=other, conditioning_to_strength=0.75), negative)
+    mixed = 0.75 * FUSED + 0.25 * 4.0
+    assert [float(c[0][0, 0]) for c in found] == pytest.approx([mixed + TEXT - FUSED] * 2 + [mixed] * 2)
+
+
+def test_zeroed_out_it_stays_zero():
+    model, _ = switched()
+    positive, negative = prompt(start_step=2)
+    found = contexts(model, made_by("ConditioningZeroOut", conditioning=positive), negative)
+    assert all(not c[0].any() for c in found)
+
+
+def test_combined_with_another_both_are_there():
+    model, _ = switched()
+    positive, negative = prompt(start_step=2)
+    other = [[torch.full((1, 77, 64), 9.0), {}]]
+    found = contexts(model, made_by("ConditioningCombine", conditioning_1=positive, conditioning_2=other), negative)
+    assert [sorted(float(r[0, 0]) for r in c) for c in found] == [[TEXT, 9.0]] * 2 + [[FUSED, 9.0]] * 2
+
+
+@pytest.mark.parametrize("node", ["ConditioningSetArea", "ConditioningSetMask", "ConditioningSetTimestepRange"])
+def test_areas_masks_and_ranges(node):
+    """The same picture as sampling each phase by hand with the same node on it."""
+    from stage import ksample
+
+    model, seen = switched()
+    inputs = {"ConditioningSetArea": dict(width=32, height=64, x=16, y=0, strength=0.8), "ConditioningSetTimestepRange": dict(start=0.0, end=0.8),
+              "ConditioningSetMask": dict(mask=torch.ones(1, 8, 8).triu(), set_cond_area="default", strength=1.0)}[node]
+    positive, negative = prompt(start_step=2)
+    other = [[torch.full((1, 77, 64), 9.0), {}]]
+    positive = made_by("ConditioningCombine", conditioning_1=made_by(node, conditioning=positive, **inputs), conditioning_2=other)
+    ksample(model, positive, negative, size=(8, 8), steps=5)
+    phases = [[row for row in rows if row in (TEXT, FUSED)] for _, rows, _ in seen]
+    expected = [TEXT] * 2 + [FUSED] * 3
+    sigma = model.model.model_sampling.percent_to_sigma(0.8) if node == "ConditioningSetTimestepRange" else 0
+    calls = {}
+    for (at, _rows, _), mine in zip(seen, phases, strict=True):
+        calls.setdefault(at, []).extend(mine)
+    assert [set(v) for v in calls.values()] == [{e} if at >= sigma else set() for at, e in zip(calls, expected, strict=True)]
+
+
+def test_a_second_run_begins_anew():
+    from stage import ksample
+
+    model, seen = switched()
+    positive, negative = prompt(start_step=1)
+    first = ksample(model, positive, negative, size=(8, 8), steps=3)
+    assert torch.equal(ksample(model, positive, negative, size=(8, 8), steps=3), first)
+    assert [max(r for r in rows if r != NEGATIVE) for _, rows, _ in seen] == [TEXT, FUSED, FUSED] * 2
