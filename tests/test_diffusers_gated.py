@@ -97,6 +97,31 @@ def test_subjects_that_do_not_act_are_null_slots():
     assert_same(predict(plain, quiet, percent=0.3), natively(native, "text_image", quiet, (False, True, True)), predict(plain, quiet))
 
 
+def test_subjects_come_and_go_within_a_run():
+    """Objects and mask follow the steps: each call is what a run of its own would give."""
+    plain = unet("sd2")
+    references = gated_references(patches_adapter(plain), BOXES[:2], end_percent=[0.4, 1.0])
+    with apply_gated(plain, references, GatedSettings(use_bbox="on")) as gated:
+        for percent in (0.2, 0.6, 0.2):
+            gated.at(percent)
+            assert torch.equal(plain(**inputs(64)).sample, predict_alone(references, percent))
+    assert (predict_alone(references, 0.2) - predict_alone(references, 0.6)).abs().max() > 1e-2
+
+
+def predict_alone(references, percent):
+    return predict(unet("sd2"), references, GatedSettings(use_bbox="on"), percent=percent)
+
+
+def test_the_end_of_tau_is_a_percent_whatever_float32_made_of_it():
+    plain = unet("sd2")
+    gated = apply_gated(plain, gated_references(patches_adapter(plain), BOXES[:1]), GatedSettings(end_percent=0.3))
+    scales = []
+    for percent in (0.299, 0.3 - 1e-8, 0.3, 0.3 + 1e-8, 0.301):
+        gated.at(percent)
+        scales.append(gated.scale)
+    assert scales == [1.0, 0.0, 0.0, 0.0, 0.0]
+
+
 def test_strength_and_schedule_scale_the_gates():
     """Half strength, or the middle of the decay, is diffusers' own layer with half of both gates."""
     native = native_unet("text")
@@ -214,6 +239,31 @@ def test_two_adapters_act_one_after_the_other_beside_image_attention(order):
     with apply_image_attention(by_hand, attention, ImageAttentionSettings(1.0)):
         expected = by_hand(**inputs(64), cross_attention_kwargs={"gligen": {"objects": objects}}).sample
     assert_same(found, expected, predict(plain))
+
+
+@pytest.mark.parametrize("quiet_first", [True, False])
+def test_an_adapter_at_rest_leaves_the_other_alone(quiet_first):
+    plain = unet("sd2")
+    quiet = gated_references(patches_adapter(plain, mask=False), BOXES[:2], end_percent=[0.2, 0.2])
+    acting = gated_references(gligen_adapter(native_unet("text", "sd2")), BOXES)
+    with ExitStack() as stack:
+        for references in (quiet, acting) if quiet_first else (acting, quiet):
+            stack.enter_context(apply_gated(plain, references, PLAIN)).at(0.5)
+        found = plain(**inputs(64)).sample
+    assert torch.equal(found, predict(plain, acting))
+
+
+def test_the_next_run_sees_new_weights():
+    """What was projected is dropped at the end of a run."""
+    plain = unet("sd2")
+    references = gated_references(patches_adapter(plain), BOXES[:2])
+    gated = apply_gated(plain, references, PLAIN)
+    with gated:
+        before = plain(**inputs(64)).sample
+    references.adapter.gated.fusers[0].attn.to_v.weight.mul_(3.0)
+    with gated:
+        found = plain(**inputs(64)).sample
+    assert torch.equal(found, predict(plain, references, percent=0.0)) and not torch.equal(found, before)
 
 
 def test_an_adapter_on_diffusers_own_gligen_acts_after_it():
