@@ -26,6 +26,11 @@ from photos import real_photos  # noqa: E402
 from report import NOISE, NOT_A_PICTURE, marked  # noqa: E402
 
 TEMPLATES = [path.stem for path in sorted(WORKFLOWS.glob("*.json"))]
+BRINGS = {  # what a subject brings in the templates that are not an IP-Adapter plus
+    "two_characters_illustrious": ("4 image tokens, 1 name token", "cross-attention"),
+    "boxes_and_relevance": ("16 image tokens, 1 name token, box", "cross-attention"),
+    "place_subjects": ("phrase, photo, box", "gated"),
+}
 SDXL_LINK = "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors"
 PLUS_LINK = "https://huggingface.co/h94/IP-Adapter/resolve/main/sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors"
 VIT_H_LINK = "https://huggingface.co/h94/IP-Adapter/resolve/main/models/image_encoder/model.safetensors"
@@ -66,9 +71,9 @@ def test_a_template_runs_where_there_is_nothing(name, tmp_path, capsys):
     assert "No ComfyUI was found" in said and "embedded" in said and NOISE in said and "step 2 of 2" in said
     assert all(model["url"] in said and f"models/{model['directory']}/{model['name']}" in said for model in template(name)["models"])
     report = (out / "report.txt").read_text()
-    tokens = 4 if "illustrious" in name else 16
-    assert report.startswith(NOISE) and "it acted in 4 of 4 cross-attention layers" in report
-    assert f"subject 1 'astronaut': 4 layers, {tokens} image tokens, 1 name token, weight 1" in report and "subject 2 'cat'" in report
+    brings, layers = BRINGS.get(name, ("16 image tokens, 1 name token", "cross-attention"))
+    assert report.startswith(NOISE) and f"it acted in 4 of 4 {layers} layers" in report
+    assert f"subject 1 'astronaut': 4 layers, {brings}, weight 1" in report and f"subject 2 'cat': 4 layers, {brings}, weight 1" in report
     with Image.open(out / NOT_A_PICTURE) as picture:
         assert picture.size == (1024, 512), "enlarged, so that its face can be read"
 
@@ -90,23 +95,34 @@ def test_the_mark_is_on_the_face():
 
 
 @pytest.fixture(scope="module")
-def small():
-    """Random models, and a way to run a changed template on them: (workflow changes) -> Result."""
+def small_of():
+    """Of a template: a way to run it, changed, on random models that are made once: (workflow changes) -> Result."""
     import tempfile
 
     import embedded
     import embedded_models
 
     with tempfile.TemporaryDirectory() as folder:
-        models = embedded_models.random_models(read_job(template()), Path(folder))
+        made = {}
 
-        def go(change=lambda graph: None, photos: tuple[Path, ...] = (), **changes):
-            graph = Graph(template())
-            change(graph)
-            edited = editing.edit(graph.workflow, editing.Changes(photos=photos, size=(64, 64), steps=2, **changes))
-            return embedded.run_embedded(read_job(edited.workflow), edited.photos, models, lambda line: None, lambda done, of: None)
+        def of(name: str):
+            made.setdefault(name, embedded_models.random_models(read_job(template(name)), Path(folder) / name))
 
-        yield go
+            def go(change=lambda graph: None, photos: tuple[Path, ...] = (), **changes):
+                graph = Graph(template(name))
+                change(graph)
+                edited = editing.edit(graph.workflow, editing.Changes(photos=photos, size=(64, 64), steps=2, **changes))
+                return embedded.run_embedded(read_job(edited.workflow), edited.photos, made[name], lambda line: None, lambda done, of: None)
+
+            return go
+
+        yield of
+
+
+@pytest.fixture
+def small(small_of):
+    """The default template's."""
+    return small_of("two_subjects")
 
 
 def pixels(result) -> np.ndarray:
@@ -137,6 +153,44 @@ def test_a_run_can_be_repeated_and_everything_it_reads_counts(small):
     }
     same = [what for what, result in different.items() if np.array_equal(first, pixels(result))]
     assert not same
+
+
+def test_boxes_and_their_widgets_count(small_of):
+    """Another box, none, a layout instead, and each of the boxes' widgets of Apply Image Attention."""
+    small, apply = small_of("boxes_and_relevance"), "TroupeApplyImageAttention"
+    first = pixels(small())
+    different = {
+        "box": small(set_widget("TroupePlaceSubjects", "boxes", '[{"x": 0, "y": 0, "w": 0.5, "h": 0.5}, null]')),
+        "no boxes": small(set_widget("TroupePlaceSubjects", "boxes", "[]")),
+        "layout": small(lambda graph: [set_widget("TroupePlaceSubjects", w, v)(graph) for w, v in (("boxes", "[]"), ("layout", "column"))]),
+        "strength": small(set_widget(apply, "box_strength", 0.5)),
+        "end": small(set_widget(apply, "box_end_percent", 0.4)),
+        "feather": small(set_widget(apply, "box_feather", 0.3)),
+    }
+    results = [first, *map(pixels, different.values())]
+    assert not [(i, j) for i, a in enumerate(results) for j, b in enumerate(results[:i]) if np.array_equal(a, b)]
+    with pytest.raises(RunError, match="box number 3.*for no subject"):
+        small(set_widget("TroupePlaceSubjects", "boxes", '[null, null, {"x": 0, "y": 0, "w": 0.5, "h": 0.5}]'))
+
+
+def test_a_gated_run_counts_what_it_reads(small_of):
+    """GLIGEN: photo, phrase, box, strength and schedule each make another picture; at strength 0 nothing acts."""
+    small, apply = small_of("place_subjects"), "TroupeApplyGated"
+    first = pixels(small())
+    assert np.array_equal(first, pixels(small())) and np.array_equal(first, pixels(small(set_widget(apply, "use_bbox", "on"))))
+    different = {
+        "photo": small(photos=(real_photos()[1],)),
+        "name": small(names=("park bench",)),
+        "box": small(set_widget("TroupePlaceSubjects", "boxes", '[{"x": 0, "y": 0, "w": 0.5, "h": 0.5}, null]')),
+        "strength": small(set_widget(apply, "strength", 0.5)),
+        "end": small(set_widget(apply, "end_percent", 0.4)),
+        "decay": small(lambda graph: [set_widget(apply, w, v)(graph) for w, v in (("end_percent", 0.4), ("decay_percent", 0.8))]),
+        "subject's weight": small(set_widget("TroupeAddSubject", "weight", 0.5)),
+        "nothing": small(set_widget(apply, "strength", 0.0)),
+    }
+    results = [first, *map(pixels, different.values())]
+    assert not [(i, j) for i, a in enumerate(results) for j, b in enumerate(results[:i]) if np.array_equal(a, b)]
+    assert different["strength"].reached == (4,) and different["nothing"].reached == (0,)
 
 
 def test_an_ancestral_sampler_can_be_repeated_too(small):
@@ -197,6 +251,26 @@ def test_the_illustrious_template_needs_the_other_encoder(models):
     assert files == {"Illustrious-XL-v0.1.safetensors": None, "noobIPAMARK1_mark1.safetensors": None, "CLIP-ViT-bigG-14-laion2B-39B-b160k.safetensors": None}
 
 
+def test_gligen_needs_its_matrix_beside_it(models):
+    """The projection matrix is looked for where the file lies, the encoder by its widths."""
+    def files() -> dict:
+        return {f"{file.folder}/{file.name}": file.path for file in needed_models(Graph(template("place_subjects")), model_roots(None, models))}
+
+    wanted = ["checkpoints/v1-5-pruned-emaonly-fp16.safetensors", "gligen/gligen-generation-text-image-box.bin", "gligen/projection_matrix",
+              "clip_vision/clip-vit-large-patch14.safetensors"]
+    assert files() == dict.fromkeys(wanted)
+    (models / "gligen").mkdir()
+    (models / "gligen" / "gligen-generation-text-image-box.bin").touch()
+    assert files()["gligen/gligen-generation-text-image-box.bin"] and files()["gligen/projection_matrix"] is None
+    (models / "gligen" / "projection_matrix").touch()
+    header_only(models / "clip_vision" / "l.safetensors", {"vision_model.embeddings.class_embedding": [1024], "visual_projection.weight": [768, 1024]})
+    found = files()
+    assert found["gligen/projection_matrix"] == models / "gligen" / "projection_matrix" and found["clip_vision/clip-vit-large-patch14.safetensors"].name == "l.safetensors"
+    phrases = Graph(template("place_subjects"))
+    phrases.write(phrases.of_type("TroupeLoadAdapter")[0], "adapter_name", "gligen/gligen_sd14_textbox_pruned_fp16.safetensors")
+    assert [file.name for file in needed_models(phrases, model_roots(None, None))] == [wanted[0].split("/")[1], "gligen_sd14_textbox_pruned_fp16.safetensors"]
+
+
 def test_extra_model_folders_of_comfyui_are_searched(models, tmp_path):
     pytest.importorskip("yaml")
     host = tmp_path / "ComfyUI"
@@ -217,6 +291,24 @@ def test_changes_land_in_the_workflow():
     assert (job.prompt, job.width, job.height, job.steps, job.seed) == ("a woman and a tabby", 832, 1216, 12, 99)
     assert [edited.photos[name] for s in job.subjects for name in s.photos] == [real_photos()[1], real_photos()[1]]
     assert read_job(template()).seed == 20261121, "the file's own record is untouched"
+
+
+def test_the_size_is_written_where_the_picture_has_it_from():
+    """Into Place Subjects, whose outputs feed the latent; the latent's own numbers rest."""
+    graph = Graph(editing.edit(template("place_subjects"), editing.Changes(size=(832, 1216))).workflow)
+    [place], [latent] = graph.of_type("TroupePlaceSubjects"), graph.of_type("EmptyLatentImage")
+    assert place.raw["widgets_values"][:2] == [832, 1216] and latent.raw["widgets_values"][:2] == [512, 512]
+    job = read_job(graph.workflow)
+    assert (job.width, job.height) == (832, 1216) == (job.applied[0].places[0].width, job.applied[0].places[0].height)
+
+
+def test_the_size_is_also_that_of_boxes_that_do_not_feed_the_latent():
+    graph = Graph(template("boxes_and_relevance"))
+    [latent] = graph.of_type("EmptyLatentImage")
+    for name in ("width", "height"):
+        latent.inputs[name]["link"] = None
+    job = read_job(editing.edit(graph.workflow, editing.Changes(size=(832, 1216))).workflow)
+    assert (job.width, job.height) == (832, 1216) == (job.applied[0].places[0].width, job.applied[0].places[0].height)
 
 
 def test_without_changes_only_the_photos_differ():

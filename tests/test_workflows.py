@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 from graph import ROOT
@@ -11,21 +12,25 @@ from PIL import Image
 sys.path.append(str(ROOT / "tools"))
 
 from graph import NOTES, Graph, RunError  # noqa: E402
-from job import ApplyJob, Job, SubjectJob, read_job  # noqa: E402
-from troupe.model_patches.checkpoints.catalogue import ADAPTERS, VIT_BIGG, VIT_H, published  # noqa: E402
+from job import AttentionJob, GatedJob, Job, PlaceJob, SubjectJob, read_job  # noqa: E402
+from troupe.model_patches.boxes import read_text  # noqa: E402
+from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROJECTION_MATRIX, published  # noqa: E402
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 NAMES = [path.stem for path in FILES]
 CHECKPOINTS = {
     "sd_xl_base_1.0.safetensors": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
     "Illustrious-XL-v0.1.safetensors": "https://huggingface.co/OnomaAIResearch/Illustrious-xl-early-release-v0/resolve/main/Illustrious-XL-v0.1.safetensors",
+    "v1-5-pruned-emaonly-fp16.safetensors": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
 }
 # The node contract's widgets in order (required, then optional), and its sockets; ids are permanent.
 WIDGETS = {
     "TroupeLoadAdapter": ["adapter_name", "clip_vision_name"],
     "TroupeAddSubject": ["name", "weight", "start_percent", "end_percent"],
+    "TroupePlaceSubjects": ["width", "height", "boxes", "layout"],
     "TroupeEncodeSubjects": ["framing"],
     "TroupeApplyImageAttention": ["weight", "merge", "start_percent", "end_percent", "box_strength", "box_end_percent", "box_feather", "sharpness", "background"],
+    "TroupeApplyGated": ["strength", "end_percent", "decay_percent", "use_bbox"],
     "TroupeQuickSubjects": ["adapter_name", "weight", "name_1", "name_2", "name_3", "name_4"],
     "CheckpointLoaderSimple": ["ckpt_name"],
     "CLIPTextEncode": ["text"],
@@ -39,15 +44,18 @@ WIDGETS = {
 SOCKETS = {
     "TroupeLoadAdapter": [],
     "TroupeAddSubject": ["image", "cast", "mask", "region", "image_2", "image_3", "image_4", "faces"],
+    "TroupePlaceSubjects": ["cast", "bounding_boxes", "background", "latent"],
     "TroupeEncodeSubjects": ["adapter", "cast", "clip", "clip_vision", "prompt"],
     "TroupeApplyImageAttention": ["model", "references", "positive", "negative", "middle"],
+    "TroupeApplyGated": ["model", "references", "positive", "negative", "middle"],
     "TroupeQuickSubjects": ["model", "clip", "image_1", "image_2", "image_3", "image_4", "positive", "negative", "clip_vision"],
 }
-OUTPUTS = {"TroupeLoadAdapter": 1, "TroupeAddSubject": 1, "TroupeEncodeSubjects": 1, "TroupeApplyImageAttention": 4, "TroupeQuickSubjects": 4}
+OUTPUTS = {"TroupeLoadAdapter": 1, "TroupeAddSubject": 1, "TroupePlaceSubjects": 4, "TroupeEncodeSubjects": 1, "TroupeApplyImageAttention": 4, "TroupeApplyGated": 4,
+           "TroupeQuickSubjects": 4}
 PROMPT = "photo of an astronaut and a cat sitting side by side on a park bench, golden hour, detailed"
 NEGATIVE = "monochrome, lowres, bad anatomy, worst quality, low quality"
 CAST = (SubjectJob("astronaut", ("example.png",)), SubjectJob("cat", ("example.png",)))
-PLUS = ApplyJob("ipadapter/ip-adapter-plus_sdxl_vit-h.safetensors", "auto", "auto", True, CAST, 0.65)
+PLUS = AttentionJob("ipadapter/ip-adapter-plus_sdxl_vit-h.safetensors", "auto", "auto", True, CAST, weight=0.65)
 
 
 @pytest.fixture(params=NAMES)
@@ -57,7 +65,7 @@ def workflow(request) -> dict:
 
 
 def test_the_folder_holds_templates_and_thumbnails_and_nothing_else():
-    assert NAMES == ["quick_two_subjects", "two_characters_illustrious", "two_subjects"]
+    assert NAMES == ["boxes_and_relevance", "place_subjects", "quick_two_subjects", "two_characters_illustrious", "two_subjects"]
     assert sorted(p.name for p in (ROOT / "workflows").iterdir()) == sorted(f"{name}.{kind}" for name in NAMES for kind in ("json", "jpg"))
 
 
@@ -125,11 +133,23 @@ def test_every_model_has_its_link(workflow):
             known = published(model["name"])
             assert (known.name, known.link, known.folder) == (model["name"], model["url"], model["directory"])
         assert model["name"].endswith(".safetensors"), "the front end downloads nothing else"
-    chosen = {str(value).rpartition("/")[2] for node in workflow["nodes"] if node["type"] not in NOTES for value in node["widgets_values"] if str(value).endswith(".safetensors")}
-    assert chosen < {model["name"] for model in listed}
-    adapter = next(model for model in listed if model["directory"] == "ipadapter")
-    encoder = {e.name: e.file.name for e in (VIT_H, VIT_BIGG)}[next(a.encoder for a in ADAPTERS if a.name == adapter["name"])]
-    assert {model["name"] for model in listed if model["directory"] == "clip_vision"} == {encoder}
+    graph = Graph(workflow)
+    [adapter] = [published(graph.value(node, "adapter_name")) for node in graph.of_type("TroupeLoadAdapter", "TroupeQuickSubjects")]
+    [checkpoint] = [graph.value(node, "ckpt_name") for node in graph.of_type("CheckpointLoaderSimple")]
+    encoder = next(e.file.name for e in ENCODERS if e.name == adapter.encoder)
+    files = {checkpoint, encoder, adapter.name}
+    assert {model["name"] for model in listed} == {name for name in files if name.endswith(".safetensors")}
+    noted = "".join(node.raw["widgets_values"][0] for node in graph.of_type("MarkdownNote"))
+    assert all(f"]({model['url']})" in noted for model in listed) and f"]({adapter.link})" in noted, "a note has the links too, also to what front ends do not download"
+    assert (f"]({PROJECTION_MATRIX.link})" in noted) == (adapter.folder == "gligen")
+
+
+def test_boxes_are_for_the_subjects_in_their_order(workflow):
+    """Labels are the names; the picture is as large as Place Subjects says."""
+    for apply in read_job(workflow).applied:
+        for place in apply.places:
+            assert [box.label for box in read_text(place.boxes)] == [subject.name for subject in apply.subjects]
+            assert (place.width, place.height) == (read_job(workflow).width, read_job(workflow).height)
 
 
 def test_photos_are_the_host_s_own_with_a_note(workflow):
@@ -139,14 +159,26 @@ def test_photos_are_the_host_s_own_with_a_note(workflow):
     assert any("choose your own photo" in node.raw["widgets_values"][0] for node in graph.of_type("Note"))
 
 
+def placed(width: int, height: int, astronaut: tuple[float, ...], cat: tuple[float, ...]) -> tuple[PlaceJob, ...]:
+    """One Place Subjects node after both subjects; x, y, w, h of each."""
+    boxes = [{"label": name, **dict(zip("xywh", sides, strict=True))} for name, sides in (("astronaut", astronaut), ("cat", cat))]
+    return (PlaceJob(2, json.dumps(boxes), "none", width, height),)
+
+
 JOBS = {
+    "boxes_and_relevance": Job(
+        "sd_xl_base_1.0.safetensors", "photo of an astronaut on the left and a cat on the right, sitting on a park bench, golden hour, detailed", NEGATIVE,
+        1152, 896, 1, 30, 5.0, 20261121, "euler", "normal", (replace(PLUS, places=placed(1152, 896, (0.08, 0.1, 0.42, 0.86), (0.56, 0.44, 0.34, 0.5))),)),
+    "place_subjects": Job(
+        "v1-5-pruned-emaonly-fp16.safetensors", PROMPT, NEGATIVE, 512, 512, 1, 30, 7.5, 20261121, "euler", "normal",
+        (GatedJob("gligen/gligen-generation-text-image-box.bin", "auto", "auto", True, CAST, placed(512, 512, (0.06, 0.12, 0.46, 0.84), (0.58, 0.44, 0.36, 0.5))),)),
     "quick_two_subjects": Job("sd_xl_base_1.0.safetensors", PROMPT, NEGATIVE, 1024, 1024, 1, 30, 5.0, 20261121, "euler", "normal", (PLUS,)),
     "two_subjects": Job("sd_xl_base_1.0.safetensors", PROMPT, NEGATIVE, 1024, 1024, 1, 30, 5.0, 20261121, "euler", "normal", (PLUS,)),
     "two_characters_illustrious": Job(
         "Illustrious-XL-v0.1.safetensors",
         r"masterpiece, best quality, absurdres, 1girl, astronaut, orange spacesuit, cat, sitting side by side, on the moon, earth \(planet\), starry sky, looking at viewer",
         "worst quality, low quality, lowres, bad anatomy, bad hands, jpeg artifacts, signature, watermark", 1024, 1024, 1, 28, 5.0, 20261121, "euler_ancestral", "normal",
-        (ApplyJob("ipadapter/noobIPAMARK1_mark1.safetensors", "auto", "auto", True, CAST, 0.65),)),
+        (AttentionJob("ipadapter/noobIPAMARK1_mark1.safetensors", "auto", "auto", True, CAST, weight=0.65),)),
 }
 
 
@@ -157,10 +189,15 @@ def test_the_job_of_a_template(name):
 
 # ---- reading other people's graphs -------------------------------------------------------------------------------------------------------
 
+def template(name: str) -> dict:
+    """A shipped workflow."""
+    return json.loads((ROOT / "workflows" / f"{name}.json").read_text())
+
+
 @pytest.fixture
 def two_subjects() -> dict:
     """The default template."""
-    return json.loads((ROOT / "workflows" / "two_subjects.json").read_text())
+    return template("two_subjects")
 
 
 def by_title(workflow: dict, title: str) -> dict:
@@ -189,6 +226,31 @@ def test_muted_nodes_are_not_there(two_subjects, title, mode, said):
     by_title(two_subjects, title)["mode"] = mode
     with pytest.raises(RunError, match=said):
         read_job(two_subjects)
+
+
+@pytest.mark.parametrize("name", ["bounding_boxes", "background", "latent"])
+def test_what_only_comfyui_can_wire_into_place_subjects_is_named(name):
+    workflow = template("boxes_and_relevance")
+    place, size = by_title(workflow, "Place Subjects"), by_title(workflow, "Picture size")
+    socket = next(slot for slot in place["inputs"] if slot["name"] == name)
+    socket["link"] = 900
+    workflow["links"].append([900, size["id"], 0, place["id"], place["inputs"].index(socket), socket["type"]])
+    with pytest.raises(RunError, match=f"'{name}' of 'Place Subjects'.*run this workflow in ComfyUI"):
+        read_job(workflow)
+
+
+def test_places_come_after_the_subjects_that_they_place():
+    """Place Subjects in the middle of the chain sees the subjects before it; widgets of Apply Image Attention come with them."""
+    workflow = template("boxes_and_relevance")
+    first, second, place, encode = (by_title(workflow, title) for title in ("Subject 1: astronaut", "Subject 2: cat", "Place Subjects", "Encode Subject References"))
+    into = {(node["id"], "cast"): next(slot["link"] for slot in node["inputs"] if slot["name"] == "cast") for node in (second, place, encode)}
+    sources = {(place["id"], "cast"): first, (second["id"], "cast"): place, (encode["id"], "cast"): second}
+    for place_in, link in into.items():
+        next(entry for entry in workflow["links"] if entry[0] == link)[1:3] = [sources[place_in]["id"], 0]
+    by_title(workflow, "Apply Image Attention")["widgets_values"][4:7] = [0.5, 0.6, 0.2]
+    [apply] = read_job(workflow).applied
+    assert [subject.name for subject in apply.subjects] == ["astronaut", "cat"] and [place.subjects for place in apply.places] == [1]
+    assert (apply.box_strength, apply.box_end_percent, apply.box_feather) == (0.5, 0.6, 0.2)
 
 
 def test_what_the_embedded_engine_cannot_run_is_named(two_subjects):

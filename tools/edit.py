@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from graph import Graph, Node, RunError, upstream
-from job import ADD, PHOTO_INPUTS, QUICK, find_sampler, photo_nodes, quick_numbers, text_node
+from job import ADD, PHOTO_INPUTS, PLACE, QUICK, find_sampler, photo_nodes, quick_numbers, size_widget, text_node
 from photos import PLACEHOLDER, real_photos
 
 
@@ -107,8 +107,10 @@ def _present(name: str, folders: Sequence[Path], number: int) -> Path:
 
 
 def _write_size(graph: Graph, size: tuple[int, int]) -> None:
+    """Into the latent node, or the Place Subjects node that it has its size from; other Place Subjects nodes lay out the same picture."""
     found = graph.source(find_sampler(graph), "latent_image")
     if found is None or not {"width", "height"} <= found[0].widget_places().keys():
         raise RunError("The size of this picture is not set by a latent node with 'width' and 'height', so --size has nothing to change. Leave it out.")
     for widget, value in zip(("width", "height"), size, strict=True):
-        graph.write(found[0], widget, value)
+        for node in (found[0], *graph.of_type(PLACE)):
+            graph.write(*size_widget(graph, node, widget), value)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from graph import RunError
-from job import ApplyJob, Job
+from job import ApplyJob, GatedJob, Job
 from pack import hide_broken_torchaudio, load_pack
 from PIL import Image, ImageOps
 from report import facts_of, to_image
@@ -23,7 +23,8 @@ load_pack()
 from troupe.model_patches.errors import TroupeError  # noqa: E402
 from troupe.model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts, encode_references  # noqa: E402
 from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample  # noqa: E402
-from troupe.model_patches.settings import ImageAttentionSettings, mixing_for  # noqa: E402
+from troupe.model_patches.placing import place_subjects  # noqa: E402
+from troupe.model_patches.settings import GatedSettings, ImageAttentionSettings, mixing_for  # noqa: E402
 from troupe.model_patches.subjects import Cast, References, make_subject  # noqa: E402
 
 SAMPLERS = {"euler": "EulerDiscreteScheduler", "euler_ancestral": "EulerAncestralDiscreteScheduler"}  # ComfyUI's name -> diffusers'
@@ -34,13 +35,13 @@ SIDE = 8  # pixels a latent cell; sizes are multiples of it
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """What a job runs on: a UNet, its text encoders, a VAE, and for each adapter name of the job the adapter and its image encoder."""
+    """What a job runs on: a UNet, its text encoders, a VAE, and for each adapter name of the job the adapter and its image encoder (None: it reads no photos)."""
 
     unet: Any
     texts: ClipTexts
     vae: Any
     adapters: Mapping[str, Any]
-    images: Mapping[str, ClipImages]
+    images: Mapping[str, ClipImages | None]
     prediction: str = "epsilon"
 
 
@@ -99,13 +100,15 @@ def read_photo(path: Path) -> torch.Tensor:
 
 @contextmanager
 def counted(references: list[References]) -> Iterator[Counter]:
-    """Counts, by id of the References, the layers whose image keys are really asked for while it is open."""
+    """Counts, by id of the References, the layers whose image keys or objects are really asked for while it is open."""
     seen: dict[int, set[int]] = {}
     hooks = []
     for found in references:
-        for j, layer in enumerate(found.adapter.layers.layers):
+        adapter = found.adapter
+        asked = [layer.to_k_ip for layer in adapter.layers.layers] if adapter.gated is None else [fuser.linear for fuser in adapter.gated.fusers]
+        for j, module in enumerate(asked):
             mine = seen.setdefault(id(found), set())
-            hooks.append(layer.to_k_ip.register_forward_hook(lambda *_, mine=mine, j=j: mine.add(j)))
+            hooks.append(module.register_forward_hook(lambda *_, mine=mine, j=j: mine.add(j)))
     layers: Counter = Counter()
     try:
         yield layers
@@ -116,15 +119,27 @@ def counted(references: list[References]) -> Iterator[Counter]:
 
 
 def _encode(apply: ApplyJob, job: Job, photos: Mapping[str, Path], models: Models, warn: Say) -> References:
-    cast = Cast()
+    cast = _placed(Cast(), apply, warn)
     for number, subject in enumerate(apply.subjects, 1):
         pictures = [read_photo(photos[name]) for name in subject.photos]
         cast = cast.add(make_subject(subject.name, pictures, number=number, weight=subject.weight, start_percent=subject.start_percent, end_percent=subject.end_percent))
+        cast = _placed(cast, apply, warn)
     return encode_references(models.adapters[apply.adapter], cast, models.images[apply.adapter], models.texts if apply.named else None, apply.framing, [job.prompt], warn)
 
 
-def _settings(apply: ApplyJob, references: References) -> ImageAttentionSettings:
-    return ImageAttentionSettings(apply.weight, mixing_for(references, apply.merge, apply.sharpness, apply.background), apply.start_percent, apply.end_percent)
+def _placed(cast: Cast, apply: ApplyJob, warn: Say) -> Cast:
+    """The cast with the boxes of the Place Subjects nodes that stand behind its last subject."""
+    for place in apply.places:
+        if place.subjects == len(cast.subjects):
+            cast = place_subjects(cast, place.width, place.height, place.boxes, place.layout, warn=warn)[0]
+    return cast
+
+
+def _settings(apply: ApplyJob, references: References) -> ImageAttentionSettings | GatedSettings:
+    if isinstance(apply, GatedJob):
+        return GatedSettings(apply.strength, apply.end_percent, apply.decay_percent, apply.use_bbox)
+    mixing = mixing_for(references, apply.merge, apply.sharpness, apply.background)
+    return ImageAttentionSettings(apply.weight, mixing, apply.start_percent, apply.end_percent, apply.box_strength, apply.box_end_percent, apply.box_feather)
 
 
 def _decode(vae: Any, latent: torch.Tensor) -> tuple[Image.Image, ...]:

@@ -13,10 +13,13 @@ from graph import RunError
 from job import Job
 from needed import VISION as VISION_FOLDER
 from needed import Needed
-from random_models import VISION, base_of, randomise, write_adapter
+from random_models import VISION, base_of, is_gated, randomise, write_adapter, write_gligen
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+from troupe.model_patches.adapter import EncoderNeed
+from troupe.model_patches.checkpoints.clip_vision import encoder_widths
 from troupe.model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts, load_adapter
 from troupe.model_patches.hosts.diffusers.image_attention import cross_layers
+from troupe.model_patches.hosts.diffusers.unet_places import transformer_blocks
 
 TEXT_WIDTHS = (64, 128)  # of the two small text encoders
 HEADS_OF = {1280: 16, 1664: 16, 1024: 16}  # hidden width of a published vision tower -> heads
@@ -28,10 +31,15 @@ def random_models(job: Job, folder: Path) -> Models:
     sdxl = base_of(job.applied[0].adapter) == "SDXL"
     texts, context, pooled = _random_texts(sdxl)
     unet = _random_unet(context, pooled)
-    widths = [layer.attention.to_q.out_features for layer in cross_layers(unet)]
-    files = {apply.adapter: write_adapter(folder / apply.adapter.replace("\\", "/"), widths, context) for apply in job.applied}
-    vision = ClipImages(randomise(CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION)), seed=4))
-    return Models(unet, texts, _random_vae(), {name: load_adapter(path) for name, path in files.items()}, dict.fromkeys(files, vision))
+    widths, places = [layer.attention.to_q.out_features for layer in cross_layers(unet)], {path: block.dim for path, block in transformer_blocks(unet).items()}
+    adapters, images = {}, {}
+    for apply in job.applied:
+        path = folder / apply.adapter.replace("\\", "/")
+        written = write_gligen(path, places, context, context) if is_gated(apply.adapter) else write_adapter(path, widths, context)
+        sizes = {**VISION, "projection_dim": context} if is_gated(apply.adapter) else VISION
+        adapters[apply.adapter] = load_adapter(written)
+        images[apply.adapter] = ClipImages(randomise(CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes)), seed=4))
+    return Models(unet, texts, _random_vae(), adapters, images)
 
 
 def real_models(job: Job, needed: Sequence[Needed]) -> Models:
@@ -40,11 +48,18 @@ def real_models(job: Job, needed: Sequence[Needed]) -> Models:
     paths = {(file.folder, file.name): file.path for file in needed}
     base = load_base(paths["checkpoints", job.checkpoint.replace("\\", "/")], FAMILIES[base_of(job.applied[0].adapter)], device, dtype)
     adapters = {apply.adapter: load_adapter(paths[tuple(apply.adapter.replace("\\", "/").split("/", 1))]) for apply in job.applied}
-    encoder = next((file.path for file in needed if file.folder == VISION_FOLDER), None)
+    images = {name: _images_for(name, adapter.spec.encoder, needed, device, dtype) for name, adapter in adapters.items()}
+    return Models(base.unet, base.texts, base.vae, adapters, images, base.prediction)
+
+
+def _images_for(name: str, need: EncoderNeed | None, needed: Sequence[Needed], device: str, dtype: torch.dtype) -> ClipImages | None:
+    """The image encoder of an adapter, None for one that reads no photos."""
+    if need is None:
+        return None
+    encoder = next((file.path for file in needed if file.folder == VISION_FOLDER and need.fits(*(encoder_widths(file.path) or (0, 0)))), None)
     if encoder is None:
-        raise RunError(f"Which CLIP vision encoder '{job.applied[0].adapter}' needs is not known for a file of this name. Run the workflow in ComfyUI, which finds it.")
-    vision = ClipImages(load_vision(encoder).to(device, dtype))
-    return Models(base.unet, base.texts, base.vae, adapters, dict.fromkeys(adapters, vision), base.prediction)
+        raise RunError(f"Which CLIP vision encoder '{name}' needs is not known for a file of this name. Run the workflow in ComfyUI, which finds it.")
+    return ClipImages(load_vision(encoder).to(device, dtype))
 
 
 def load_vision(path: Path) -> CLIPVisionModelWithProjection:

@@ -23,7 +23,8 @@ OURS = "TroupeToolReport"  # a node that only a server of ours has
 START_SECONDS = 180
 PROGRESS = re.compile(r"(\d+)/(\d+) \[")
 SAID = re.compile(r"Troupe: (.*)")
-BASE_FOLDERS = ("custom_nodes", "input", "output", "user", "temp", "models/checkpoints", "models/ipadapter", "models/clip_vision")
+BASE_FOLDERS = ("custom_nodes", "input", "output", "user", "temp", "models/checkpoints", "models/ipadapter", "models/gligen", "models/subject_adapters",
+                "models/clip_vision")
 
 
 class HostServer:

@@ -6,8 +6,10 @@ from typing import Any
 
 from graph import Graph, Node, RunError
 
-SAMPLER, QUICK, APPLY, ENCODE, LOAD, ADD = "KSampler", "TroupeQuickSubjects", "TroupeApplyImageAttention", "TroupeEncodeSubjects", "TroupeLoadAdapter", "TroupeAddSubject"
+SAMPLER, QUICK, APPLY, GATED = "KSampler", "TroupeQuickSubjects", "TroupeApplyImageAttention", "TroupeApplyGated"
+ENCODE, LOAD, ADD, PLACE = "TroupeEncodeSubjects", "TroupeLoadAdapter", "TroupeAddSubject", "TroupePlaceSubjects"
 PHOTO_INPUTS = ("image", "image_2", "image_3", "image_4")
+PLACE_SIZE = {2: "width", 3: "height"}  # outputs of Place Subjects that hand on a widget of its own
 ELSEWHERE = "The embedded engine cannot do that: run this workflow in ComfyUI."
 
 
@@ -23,20 +25,51 @@ class SubjectJob:
 
 
 @dataclass(frozen=True)
+class PlaceJob:
+    """One Place Subjects node: its widgets, and how many subjects of the cast came before it."""
+
+    subjects: int
+    boxes: str
+    layout: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
 class ApplyJob:
-    """One Apply node (or Quick Subjects) with what feeds it; the last fields are the Apply node's widgets."""
+    """One Apply node (or Quick Subjects) with what feeds it, the subjects and what places them."""
 
     adapter: str
     clip_vision: str
     framing: str
     named: bool
     subjects: tuple[SubjectJob, ...]
-    weight: float
+    places: tuple[PlaceJob, ...] = ()
+
+
+@dataclass(frozen=True)
+class AttentionJob(ApplyJob):
+    """Apply Image Attention with its widgets."""
+
+    weight: float = 0.65
     merge: str = "auto"
     start_percent: float = 0.0
     end_percent: float = 1.0
+    box_strength: float = 1.0
+    box_end_percent: float = 1.0
+    box_feather: float = 0.05
     sharpness: float = 1.0
     background: float = 1.0
+
+
+@dataclass(frozen=True)
+class GatedJob(ApplyJob):
+    """Apply Gated Adapter with its widgets."""
+
+    strength: float = 1.0
+    end_percent: float = 1.0
+    decay_percent: float = 0.0
+    use_bbox: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -75,7 +108,7 @@ def read_job(workflow: dict[str, Any]) -> Job:
     return Job(
         checkpoint=str(graph.value(checkpoint, "ckpt_name")),
         prompt=graph.value(text_node(graph, sampler, "positive"), "text"), negative=graph.value(text_node(graph, sampler, "negative"), "text"),
-        width=graph.value(latent, "width"), height=graph.value(latent, "height"), batch=graph.value(latent, "batch_size"),
+        width=graph.value(*size_widget(graph, latent, "width")), height=graph.value(*size_widget(graph, latent, "height")), batch=graph.value(latent, "batch_size"),
         steps=graph.value(sampler, "steps"), cfg=float(graph.value(sampler, "cfg")), seed=graph.value(sampler, "seed"),
         sampler=graph.value(sampler, "sampler_name"), scheduler=graph.value(sampler, "scheduler"), applied=applied,
     )
@@ -96,21 +129,31 @@ def text_node(graph: Graph, sampler: Node, name: str) -> Node:
         node, slot = _source(graph, node, name)
         if node.type == "CLIPTextEncode":
             return node
-        if node.type not in (APPLY, QUICK):
+        if node.type not in (APPLY, GATED, QUICK):
             raise RunError(f"'{name}' of the sampler comes from {node.label}. {ELSEWHERE}")
         name = ("model", "positive", "negative", "middle")[slot]
     raise RunError(f"The '{name}' wires of the sampler run in a circle.")
 
 
+def size_widget(graph: Graph, node: Node, name: str) -> tuple[Node, str]:
+    """The node and widget that set a picture's width or height, seen through the outputs of Place Subjects."""
+    for _ in graph.nodes:
+        found = graph.source(node, name)
+        if found is None or found[0].type != PLACE or found[1] not in PLACE_SIZE:
+            return node, name
+        node, name = found[0], PLACE_SIZE[found[1]]
+    raise RunError(f"The '{name}' wires run in a circle.")
+
+
 def cast_nodes(graph: Graph, encode: Node) -> list[Node]:
-    """The chain of Add Subject nodes behind an Encode node, first subject first."""
+    """The chain of Add Subject and Place Subjects nodes behind an Encode node, first subject first."""
     found: list[Node] = []
     here = _source(graph, encode, "cast")[0]
     while True:
-        if here.type != ADD:
+        if here.type not in (ADD, PLACE):
             raise RunError(f"The cast comes from {here.label}. {ELSEWHERE}")
         found.insert(0, here)
-        before = graph.source(here, "cast")
+        before = _source(graph, here, "cast") if here.type == PLACE else graph.source(here, "cast")
         if before is None:
             return found
         here = before[0]
@@ -138,19 +181,39 @@ def _model_chain(graph: Graph, sampler: Node) -> tuple[Node, tuple[ApplyJob, ...
         node = _source(graph, node, "model")[0]
         if node.type == "CheckpointLoaderSimple":
             return node, tuple(applied)
-        if node.type not in (APPLY, QUICK):
+        read = {APPLY: _attention, GATED: _gated, QUICK: _quick}.get(node.type)
+        if read is None:
             raise RunError(f"{node.label} lies on the model wire. {ELSEWHERE}")
-        applied.insert(0, _quick(graph, node) if node.type == QUICK else _apply(graph, node))
+        applied.insert(0, read(graph, node))
     raise RunError("The model wires run in a circle.")
 
 
-def _apply(graph: Graph, node: Node) -> ApplyJob:
+def _attention(graph: Graph, node: Node) -> AttentionJob:
+    numbers = ("weight", "start_percent", "end_percent", "box_strength", "box_end_percent", "box_feather", "sharpness", "background")
+    return AttentionJob(*_encoded(graph, node), merge=graph.value(node, "merge"), **{name: float(graph.value(node, name)) for name in numbers})
+
+
+def _gated(graph: Graph, node: Node) -> GatedJob:
+    numbers = ("strength", "end_percent", "decay_percent")
+    return GatedJob(*_encoded(graph, node), use_bbox=graph.value(node, "use_bbox"), **{name: float(graph.value(node, name)) for name in numbers})
+
+
+def _encoded(graph: Graph, node: Node) -> tuple[Any, ...]:
+    """The fields that every ApplyJob has, from the Encode node before an Apply node."""
     encode = _feeding(graph, node, "references", ENCODE)
     load = _feeding(graph, encode, "adapter", LOAD)
     _refuse(graph, encode, "clip_vision")
-    numbers = {name: float(graph.value(node, name)) for name in ("weight", "start_percent", "end_percent", "sharpness", "background")}
-    return ApplyJob(graph.value(load, "adapter_name"), graph.value(load, "clip_vision_name"), graph.value(encode, "framing"), graph.source(encode, "clip") is not None,
-                    tuple(_subject(graph, subject) for subject in cast_nodes(graph, encode)), merge=graph.value(node, "merge"), **numbers)
+    chain = cast_nodes(graph, encode)
+    subjects = tuple(_subject(graph, one) for one in chain if one.type == ADD)
+    places = tuple(_place(graph, one, sum(before.type == ADD for before in chain[:i])) for i, one in enumerate(chain) if one.type == PLACE)
+    return graph.value(load, "adapter_name"), graph.value(load, "clip_vision_name"), graph.value(encode, "framing"), graph.source(encode, "clip") is not None, subjects, places
+
+
+def _place(graph: Graph, node: Node, subjects: int) -> PlaceJob:
+    for name in ("bounding_boxes", "background", "latent"):
+        _refuse(graph, node, name)
+    size = [graph.value(*size_widget(graph, node, name)) for name in ("width", "height")]
+    return PlaceJob(subjects, graph.value(node, "boxes"), graph.value(node, "layout"), *size)
 
 
 def _subject(graph: Graph, node: Node) -> SubjectJob:
@@ -160,11 +223,11 @@ def _subject(graph: Graph, node: Node) -> SubjectJob:
     return SubjectJob(graph.value(node, "name"), photos, *(float(graph.value(node, name)) for name in ("weight", "start_percent", "end_percent")))
 
 
-def _quick(graph: Graph, node: Node) -> ApplyJob:
+def _quick(graph: Graph, node: Node) -> AttentionJob:
     _refuse(graph, node, "clip_vision")
     photos = {n: tuple(str(graph.value(p, "image")) for p in photo_nodes(graph, node, (f"image_{n}",))) for n in quick_numbers(graph, node)}
     subjects = tuple(SubjectJob(graph.value(node, f"name_{n}"), files) for n, files in photos.items())
-    return ApplyJob(graph.value(node, "adapter_name"), "auto", "auto", True, subjects, float(graph.value(node, "weight")))
+    return AttentionJob(graph.value(node, "adapter_name"), "auto", "auto", True, subjects, weight=float(graph.value(node, "weight")))
 
 
 def _source(graph: Graph, node: Node, name: str) -> tuple[Node, int]:

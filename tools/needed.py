@@ -73,6 +73,7 @@ def needed_models(graph: Graph, folders: ModelFolders) -> list[Needed]:
         for node in graph.of_type(kind):
             folder, _, name = str(graph.value(node, widget)).replace("\\", "/").partition("/")
             _add(found, links, folders, folder, name)
+            _add_matrix(found, folder, name)
             if graph.source(node, VISION) is None:
                 _add_encoder(found, links, folders, name)
     return list(found.values())
@@ -91,6 +92,20 @@ def _add(found: dict, links: dict, folders: ModelFolders, folder: str, name: str
     known = published(name)
     link = links.get((folder, name)) or (known.link if known else "")
     found.setdefault((folder, name), Needed(name, folder, link, known.size if known else "", folders.find(folder, name)))
+
+
+def _add_matrix(found: dict, folder: str, name: str) -> None:
+    """The projection matrix beside a GLIGEN file that reads photos."""
+    from troupe.model_patches.checkpoints.catalogue import PROJECTION_MATRIX, published
+    from troupe.model_patches.checkpoints.files import read_shapes
+    from troupe.model_patches.checkpoints.gligen import reads_photos
+    from troupe.model_patches.checkpoints.sets import matrix_file
+
+    path, known = found[folder, name].path, published(name)
+    if folder != PROJECTION_MATRIX.folder or not (known.encoder if known else path and reads_photos(read_shapes(path))):
+        return
+    matrix = "/".join([*name.split("/")[:-1], PROJECTION_MATRIX.name])
+    found.setdefault((folder, matrix), Needed(matrix, folder, PROJECTION_MATRIX.link, PROJECTION_MATRIX.size, path and matrix_file(path)))
 
 
 def _add_encoder(found: dict, links: dict, folders: ModelFolders, adapter: str) -> None:

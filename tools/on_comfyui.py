@@ -19,12 +19,12 @@ from host_server import OURS, HostServer
 from job import ENCODE, LOAD, QUICK
 from needed import ModelFolders
 from PIL import Image
-from random_models import BASES, base_of, write_adapter
+from random_models import BASES, VISION, base_of, is_gated, write_adapter, write_gligen
 from result import Progress, Result, Say
 
 REFERENCES = {ENCODE: 0, QUICK: 3}  # class -> the output slot with the references
 FAR_FROM_NATIVE = "the picture is "  # how the pack's warning about the size begins; random models are small on purpose
-LAYERS = re.compile(r"(\d+) layers of ")
+LAYERS = re.compile(r"(\d+) (?:gated )?layers of ")
 CLIP_OUTPUT = 1  # of CheckpointLoaderSimple
 
 
@@ -44,7 +44,10 @@ def convert(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, 
 
 
 def with_random_encoders(prompt: dict[str, Any], base: str) -> dict[str, Any]:
-    """The prompt with the helper pack's text and image encoders in the places of the checkpoint's CLIP and of the CLIP vision file."""
+    """The prompt with the helper pack's text and image encoders in the places of the checkpoint's CLIP and of the CLIP vision file.
+
+    GLIGEN's photos share a space with its phrases: where it is loaded, the image encoder gives vectors of the text's width.
+    """
     clips = [[id_, CLIP_OUTPUT] for id_, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple"]
     changed: dict[str, Any] = {}
     for id_, node in prompt.items():
@@ -53,7 +56,8 @@ def with_random_encoders(prompt: dict[str, Any], base: str) -> dict[str, Any]:
         if node["class_type"] in REFERENCES:
             node["inputs"]["clip_vision"] = ["random_clip_vision", 0]
     changed["random_clip"] = {"class_type": "TroupeToolRandomClip", "inputs": {"base": base}}
-    changed["random_clip_vision"] = {"class_type": "TroupeToolRandomClipVision", "inputs": {}}
+    gated = any(is_gated(str(node["inputs"].get("adapter_name", ""))) for node in prompt.values())
+    changed["random_clip_vision"] = {"class_type": "TroupeToolRandomClipVision", "inputs": {"pooled": BASES[base].context_dim if gated else VISION["projection_dim"]}}
     return changed
 
 
@@ -97,8 +101,14 @@ def _write_random_files(workflow: dict[str, Any], base: Path) -> dict[str, str]:
     if not names or not loaders:
         raise RunError("Random models are made for workflows with a Load Checkpoint and a subject adapter; this one lacks one of them. Put the real files in place.")
     family = base_of(names[0])
+    sizes, text = BASES[family], BASES[family].context_dim
+    vision = {**VISION, "projection_dim": text} if any(map(is_gated, names)) else VISION
     for name in names:
-        write_adapter(base / "models" / name.replace("\\", "/"), BASES[family].host_widths, BASES[family].context_dim)
+        path = base / "models" / name.replace("\\", "/")
+        if is_gated(name):
+            write_gligen(path, sizes.host_places, text, text)
+        else:
+            write_adapter(path, sizes.host_widths, text, vision=vision)
     checkpoint = base / "models" / "checkpoints" / str(graph.value(loaders[0], "ckpt_name")).replace("\\", "/")
     return {"TROUPE_RANDOM_CHECKPOINT": str(checkpoint), "TROUPE_RANDOM_BASE": family}
 

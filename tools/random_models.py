@@ -31,6 +31,19 @@ class Base:
         depth = sum(unet["transformer_depth"]) + sum(unet["transformer_depth_output"]) + unet["transformer_depth_middle"]
         return (unet["model_channels"],) * depth
 
+    @property
+    def host_places(self) -> dict[str, int]:
+        """Its transformer blocks as a gated adapter's file names them -> width."""
+        unet, places = self.host_unet, {}
+        down, up = iter(unet["transformer_depth"]), iter(reversed(unet["transformer_depth_output"]))
+        number = 0
+        for blocks in unet["num_res_blocks"]:
+            places |= {f"input_blocks.{number + 1 + j}.1": next(down) for j in range(blocks)}
+            number += blocks + 1  # the last one of a level makes it smaller
+        places["middle_block.1"] = unet["transformer_depth_middle"]
+        places |= {f"output_blocks.{j}.1": next(up) for j in range(len(unet["transformer_depth_output"]))}
+        return {f"{place}.transformer_blocks.{k}": unet["model_channels"] for place, depth in places.items() for k in range(depth)}
+
 
 BASES = {
     "SDXL": Base(2048, {
@@ -53,7 +66,13 @@ def base_of(adapter: str) -> str:
     from troupe.model_patches.checkpoints.catalogue import published
 
     known = published(adapter)
-    return "SD1.5" if (known.base if known else adapter).lower().replace(".", "").startswith("sd15") or "sd15" in adapter.lower() else "SDXL"
+    said = f"{known.base if known else ''} {adapter}".lower().replace(".", "")
+    return "SD1.5" if "sd14" in said or "sd15" in said or (is_gated(adapter) and "xl" not in said) else "SDXL"
+
+
+def is_gated(adapter: str) -> bool:
+    """Whether a combo value is a file of gated layers."""
+    return adapter.replace("\\", "/").startswith("gligen/")
 
 
 def randomise(module: nn.Module, seed: int) -> nn.Module:
@@ -70,7 +89,6 @@ def randomise(module: nn.Module, seed: int) -> nn.Module:
 
 def write_adapter(path: Path, widths: Sequence[int], context_dim: int, seed: int = 5, vision: Mapping[str, Any] = VISION) -> Path:
     """A random IP-Adapter in the published layout, 'plus' or plain as its name says, for an encoder of `vision`'s widths."""
-    import safetensors.torch
     from pack import load_pack
 
     load_pack()
@@ -84,8 +102,37 @@ def write_adapter(path: Path, widths: Sequence[int], context_dim: int, seed: int
     state = {f"image_proj.{name.replace('latents.weight', 'latents')}": value for name, value in randomise(projection, seed).state_dict().items()}
     for j, layer in enumerate(randomise(layers, seed + 1).layers):
         state |= {f"ip_adapter.{2 * j + 1}.{name}": value for name, value in layer.state_dict().items()}
+    return _save({name: value.detach().contiguous() for name, value in state.items()}, path)
+
+
+def write_gligen(path: Path, places: Mapping[str, int], object_dim: int, feature_dim: int, seed: int = 7) -> Path:
+    """Random GLIGEN layers in the published layout, text-image boxes (then with a projection matrix beside) or text boxes as its name says.
+
+    places: as in `GatedSpec`; feature_dim: of the text encoder's pooled vectors and of the image encoder's.
+    """
+    from pack import load_pack
+
+    load_pack()
+    from troupe.model_patches.checkpoints.gligen import gated_names
+    from troupe.model_patches.encoders.gated import GatedLayers
+    from troupe.model_patches.encoders.grounding import TextImagePositionNet, TextPositionNet
+
+    photos = "image" in path.name.lower()
+    layers = randomise(GatedLayers((TextImagePositionNet if photos else TextPositionNet)(feature_dim, object_dim), list(places.values()), object_dim), seed)
+    names = gated_names(layers, list(places), "", "position_net.")
+    if photos:
+        matrix = torch.linalg.qr(torch.randn(feature_dim, feature_dim, generator=torch.Generator().manual_seed(seed)))[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(matrix, path.parent / "projection_matrix")
+    tensors = {names[name]: value.detach().contiguous() for name, value in layers.state_dict().items()}
+    return _save(tensors, path)
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> Path:
+    """A safetensors file, or a pickle where its name says so."""
+    import safetensors.torch
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().contiguous() for name, value in state.items()}
     if path.suffix in (".safetensors", ".sft"):
         safetensors.torch.save_file(tensors, path)
     else:

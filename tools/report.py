@@ -16,11 +16,17 @@ SMALLEST = 512  # pixels; a smaller one is enlarged, so that the mark can be rea
 def facts_of(references: Any) -> dict[str, Any]:
     """What can be told of References without weights, as plain data."""
     spec = references.adapter.spec
-    subjects = []
-    for s in references.subjects:
-        names = None if s.name_tokens is None else len(s.name_tokens)
-        subjects.append({"name": s.name, "image_tokens": len(s.tokens), "name_tokens": names, "weight": s.weight})
-    return {"adapter": spec.file, "kind": spec.describe(), "layers": len(spec.widths), "subjects": subjects}
+    subjects = [{"name": s.name, "has": [*_what(s), *(["box"] if s.box else [])], "weight": s.weight} for s in references.subjects]
+    layers, places = (len(spec.widths), "cross-attention") if spec.gated is None else (len(spec.gated.places), "gated")
+    return {"adapter": spec.file, "kind": spec.describe(), "layers": layers, "places": places, "subjects": subjects}
+
+
+def _what(subject: Any) -> list[str]:
+    """What a subject brings: features for gated layers, or tokens."""
+    if subject.features is not None:
+        return [name for name, feature in (("phrase", subject.features.text), ("photo", subject.features.image)) if feature is not None]
+    count = None if subject.name_tokens is None else len(subject.name_tokens)
+    return [f"{len(subject.tokens)} image tokens", "no name tokens (no CLIP wired)" if count is None else f"{count} name token{'' if count == 1 else 's'}"]
 
 
 def save_previews(references: Any, folder: Path, first: int = 1) -> list[Path]:
@@ -47,11 +53,9 @@ def report_text(facts: list[dict[str, Any]], reached: list[int], lines: list[str
     """
     text = [NOISE, ""] if random else []
     for fact, layers in zip(facts, reached, strict=True):
-        text.append(f"{fact['adapter']}: {fact['kind']}; it acted in {layers} of {fact['layers']} cross-attention layers")
+        text.append(f"{fact['adapter']}: {fact['kind']}; it acted in {layers} of {fact['layers']} {fact['places']} layers")
         for number, s in enumerate(fact["subjects"], 1):
-            count = s["name_tokens"]
-            names = "no name tokens (no CLIP wired)" if count is None else f"{count} name token{'' if count == 1 else 's'}"
-            text.append(f"  subject {number} '{s['name']}': {layers} layers, {s['image_tokens']} image tokens, {names}, weight {s['weight']:g}")
+            text.append(f"  subject {number} '{s['name']}': {layers} layers, {', '.join(s['has'])}, weight {s['weight']:g}")
     return "\n".join([*text, *([""] if lines else []), *lines]) + "\n"
 
 

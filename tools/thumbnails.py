@@ -7,10 +7,12 @@ A thumbnail is never a sample: without the published weights there is none to sh
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 from graph import NOTES, ROOT, WORKFLOWS, read_workflow
-from job import read_job
+from job import PLACE, read_job
+from pack import load_pack
 from photos import real_photos
 from PIL import Image, ImageDraw, ImageFont
 
@@ -21,6 +23,14 @@ WIRES = {"MODEL": (178, 157, 219), "CLIP": (255, 213, 0), "CONDITIONING": (255, 
 OURS = (94, 200, 160)
 TALLEST = 560  # of a node in the drawing, in the canvas's units
 SCALE = 2  # drawn larger, then reduced
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Width by height of the picture, and each placed subject's name with its x, y, w, h in 0..1."""
+
+    shape: float
+    boxes: tuple[tuple[str, tuple[float, float, float, float]], ...]
 
 
 def font(size: int) -> Any:
@@ -39,14 +49,30 @@ def thumbnail(workflow: dict[str, Any], photos: list[Image.Image], title: str) -
     for x, photo, name in zip(spread, photos, names, strict=False):
         _photo(canvas, draw, photo, name, (x, 80, side))
     _arrow(draw, (spread[-1] + side + 14, 80 + side // 2))
-    _promise(draw, (spread[-1] + side + 76, 80, SIZE[0] - MARGIN, 80 + side), workflow)
-    _graph(canvas, draw, workflow, photos, (MARGIN, 356, SIZE[0] - MARGIN, SIZE[1] - 24))
+    boxes = placed(workflow)
+    _promise(draw, (spread[-1] + side + 76, 80, SIZE[0] - MARGIN, 80 + side), workflow, boxes)
+    _graph(canvas, draw, workflow, photos, boxes, (MARGIN, 356, SIZE[0] - MARGIN, SIZE[1] - 24))
     return canvas.resize(SIZE, Image.Resampling.LANCZOS)
 
 
 def subject_names(workflow: dict[str, Any]) -> list[str]:
     """Names of the subjects, in the order of the cast."""
     return [subject.name for subject in read_job(workflow).subjects]
+
+
+def placed(workflow: dict[str, Any]) -> Placed | None:
+    """Where the workflow's Place Subjects puts the subjects; None where it has no such node."""
+    load_pack()
+    from troupe.model_patches.placing import place_subjects
+    from troupe.model_patches.subjects import Cast, Subject
+
+    apply = read_job(workflow).applied[0]
+    if not apply.places:
+        return None
+    cast = Cast(tuple(Subject(subject.name, ()) for subject in apply.subjects))
+    place = apply.places[-1]
+    subjects = place_subjects(cast, place.width, place.height, place.boxes, place.layout)[0].subjects
+    return Placed(place.width / place.height, tuple((s.name, (s.box.x, s.box.y, s.box.w, s.box.h)) for s in subjects if s.box))
 
 
 def _box(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], fill: Any, radius: float, outline: Any = None, width: int = 1) -> None:
@@ -79,23 +105,45 @@ def _arrow(draw: ImageDraw.ImageDraw, at: tuple[float, float]) -> None:
     draw.polygon([(value[0] * SCALE, value[1] * SCALE) for value in ((x + 26, y - 18), (x + 50, y), (x + 26, y + 18))], OURS)
 
 
-def _promise(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], workflow: dict[str, Any]) -> None:
-    """An empty picture frame with what will be in it."""
+def _promise(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], workflow: dict[str, Any], boxes: Placed | None) -> None:
+    """An empty picture frame with what will be in it, or with the boxes."""
     _box(draw, box, (30, 31, 36), 14, OURS, 3)
     middle = (box[0] + box[2]) / 2 * SCALE
+    if boxes is not None:
+        _boxes(draw, boxes, (box[0] + 8, box[1] + 8, box[2] - 8, box[3] - 56), 17)
+        draw.text((middle, (box[3] - 42) * SCALE), "one picture", INK, font(20), anchor="mm")
+        draw.text((middle, (box[3] - 18) * SCALE), base_model(workflow), DIM, font(15), anchor="mm")
+        return
     lines = [("one picture", 26, INK), *[(name, 22, OURS) for name in subject_names(workflow)], (base_model(workflow), 16, DIM)]
     step = (box[3] - box[1] - 40) / len(lines)
     for i, (line, size, colour) in enumerate(lines):
         draw.text((middle, (box[1] + 20 + step * (i + 0.5)) * SCALE), line, colour, font(size), anchor="mm")
 
 
+def _boxes(draw: ImageDraw.ImageDraw, placed: Placed, box: tuple[float, float, float, float], size: int = 0) -> None:
+    """The picture with its boxes, in their colours of the editor, as large as it can be in the middle of `box`; names where `size` is not 0."""
+    from troupe.model_patches.palette import colour_of, ink_on
+
+    wide = min(box[2] - box[0], (box[3] - box[1]) * placed.shape)
+    high = wide / placed.shape
+    left, top = (box[0] + box[2] - wide) / 2, (box[1] + box[3] - high) / 2
+    _box(draw, (left, top, left + wide, top + high), CARD, 4)
+    for i, (name, (x, y, w, h)) in enumerate(placed.boxes):
+        corner = (left + x * wide, top + y * high)
+        _box(draw, (*corner, corner[0] + w * wide, corner[1] + h * high), colour_of(i), 3)
+        fits = next((s for s in range(size, 8, -1) if draw.textlength(name, font(s)) < (w * wide - 4) * SCALE), 0)
+        if fits:
+            draw.text(((corner[0] + w * wide / 2) * SCALE, (corner[1] + h * high / 2) * SCALE), name, ink_on(colour_of(i)), font(fits), anchor="mm")
+
+
 def base_model(workflow: dict[str, Any]) -> str:
-    """'SDXL' or 'Illustrious', from the checkpoint's name."""
+    """'SDXL', 'SD1.5' or 'Illustrious', from the checkpoint's name."""
     name = next(str(n["widgets_values"][0]) for n in workflow["nodes"] if n["type"] == "CheckpointLoaderSimple")
-    return "Illustrious" if "illustrious" in name.lower() else "SDXL"
+    return next((base for part, base in (("illustrious", "Illustrious"), ("v1-5", "SD1.5")) if part in name.lower()), "SDXL")
 
 
-def _graph(canvas: Image.Image, draw: ImageDraw.ImageDraw, workflow: dict[str, Any], photos: list[Image.Image], box: tuple[float, float, float, float]) -> None:
+def _graph(canvas: Image.Image, draw: ImageDraw.ImageDraw, workflow: dict[str, Any], photos: list[Image.Image], boxes: Placed | None,
+           box: tuple[float, float, float, float]) -> None:
     """The nodes and links, scaled into the box; notes are left out, and the tall preview of the result is cut short."""
     nodes = {n["id"]: {**n, "size": (n["size"][0], min(n["size"][1], TALLEST))} for n in workflow["nodes"] if n["type"] not in NOTES}
     left, top = min(n["pos"][0] for n in nodes.values()), min(n["pos"][1] for n in nodes.values()) - 30
@@ -120,6 +168,10 @@ def _graph(canvas: Image.Image, draw: ImageDraw.ImageDraw, workflow: dict[str, A
         (x0, y0), (x1, y1) = place(n["pos"][0], n["pos"][1] + 90), place(n["pos"][0] + n["size"][0], n["pos"][1] + n["size"][1])
         small = _square(photo, int(min(x1 - x0, y1 - y0) - 6))
         canvas.paste(small, (int((x0 + x1) / 2 * SCALE - small.width / 2), int((y1 - 3) * SCALE - small.height)))
+    for n in nodes.values():
+        if n["type"] == PLACE and boxes is not None:
+            x, y, (wide, high) = *n["pos"], n["size"]
+            _boxes(draw, boxes, (*place(x + 20, y + high / 2), *place(x + wide - 20, y + high - 20)))
 
 
 def _label(draw: ImageDraw.ImageDraw, text: str, box: tuple[float, float, float, float], colour: Any) -> None:

@@ -20,13 +20,15 @@ from edit import Changes, edit  # noqa: E402
 from graph import NOTES, WORKFLOWS, Graph, RunError, read_workflow  # noqa: E402
 from host_server import HostServer  # noqa: E402
 from on_comfyui import LAYERS, convert, with_random_encoders, with_reports  # noqa: E402
-from random_models import BASES, write_adapter, write_host_checkpoint  # noqa: E402
+from random_models import BASES, write_adapter, write_gligen, write_host_checkpoint  # noqa: E402
 from report import NOT_A_PICTURE  # noqa: E402
+from troupe.model_patches.checkpoints.catalogue import published  # noqa: E402
 
 TEMPLATES = [path.stem for path in sorted(WORKFLOWS.glob("*.json"))]
 CHECKPOINTS = ("sd_xl_base_1.0.safetensors", "Illustrious-XL-v0.1.safetensors")
 ADAPTERS = ("ip-adapter-plus_sdxl_vit-h.safetensors", "noobIPAMARK1_mark1.safetensors")
-LAYERS_OF_TINY_SDXL = 12
+SD15 = ("place_subjects",)  # templates on SD1.5; the others are SDXL's
+LAYERS_OF_TINY_SDXL, LAYERS_OF_TINY_SD15 = 12, 7
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,6 +66,8 @@ def stocked(server):
     shutil.copy(first, models / "checkpoints" / CHECKPOINTS[1])
     for name in ADAPTERS:
         write_adapter(models / "ipadapter" / name, BASES["SDXL"].host_widths, BASES["SDXL"].context_dim)
+    write_host_checkpoint(models / "checkpoints" / "v1-5-pruned-emaonly-fp16.safetensors", "SD1.5")
+    write_gligen(models / "gligen" / "gligen-generation-text-image-box.bin", BASES["SD1.5"].host_places, BASES["SD1.5"].context_dim, BASES["SD1.5"].context_dim)
     return server
 
 
@@ -94,25 +98,26 @@ def test_a_fresh_host_complains_of_missing_models_only(name, server, info):
     with pytest.raises(RunError) as refused:
         server.run(convert(read_workflow(WORKFLOWS / f"{name}.json"), info))
     complaints = str(refused.value).splitlines()[1:]
-    workflow = read_workflow(WORKFLOWS / f"{name}.json")
-    files = {model["directory"]: model["name"] for model in workflow["models"]}
-    [link] = [model["url"] for model in workflow["models"] if model["directory"] == "ipadapter"]
-    checkpoint = [line for line in complaints if f"ckpt_name: '{files['checkpoints']}' not in []" in line]
-    adapter = [line for line in complaints if f"Download {link} and save it as models/ipadapter/{files['ipadapter']}" in line]
-    assert len(checkpoint) == 1 and adapter and len(complaints) == len(checkpoint) + len(adapter)
+    graph = Graph(read_workflow(WORKFLOWS / f"{name}.json"))
+    [checkpoint] = [graph.value(node, "ckpt_name") for node in graph.of_type("CheckpointLoaderSimple")]
+    [adapter] = [published(graph.value(node, "adapter_name")) for node in graph.of_type("TroupeLoadAdapter", "TroupeQuickSubjects")]
+    about_checkpoint = [line for line in complaints if f"ckpt_name: '{checkpoint}' not in []" in line]
+    about_adapter = [line for line in complaints if f"Download {adapter.link} and save it as models/{adapter.folder}/{adapter.name}" in line]
+    assert len(about_checkpoint) == 1 and about_adapter and len(complaints) == len(about_checkpoint) + len(about_adapter)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_runs_once_the_files_are_there(name, stocked, info, spoken):
     """Only the two encoders, whose files cannot be small, are put in by the helper; all else is the template's own."""
     spoken.clear()
-    prompt, reports = with_reports(with_random_encoders(prompt_of(name, stocked, info, size=(128, 128), steps=2), "SDXL"))
+    base, layers = ("SD1.5", LAYERS_OF_TINY_SD15) if name in SD15 else ("SDXL", LAYERS_OF_TINY_SDXL)
+    prompt, reports = with_reports(with_random_encoders(prompt_of(name, stocked, info, size=(128, 128), steps=2), base))
     [picture] = stocked.run(prompt)
     with Image.open(picture) as opened:
         assert opened.size == (128, 128)
     assert reports == 1
     acted = [int(found[1]) for line in spoken if (found := LAYERS.search(line))]
-    assert acted == [LAYERS_OF_TINY_SDXL]
+    assert acted == [layers]
     assert not [line for line in spoken if "is not in the prompt" in line], "the templates' names stand in their prompts"
 
 

@@ -60,14 +60,15 @@ class RandomClipVision(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(node_id="TroupeToolRandomClipVision", category=CATEGORY, inputs=[], outputs=[io.ClipVision.Output()])
+        inputs = [io.Int.Input("pooled", default=random_models.VISION["projection_dim"])]
+        return io.Schema(node_id="TroupeToolRandomClipVision", category=CATEGORY, inputs=inputs, outputs=[io.ClipVision.Output()])
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
+    def execute(cls, pooled: int) -> io.NodeOutput:
         path = Path(folder_paths.get_temp_directory()) / "random_clip_vision.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         config = {"model_type": "clip_vision_model", "torch_dtype": "float32", "attention_dropout": 0.0, "dropout": 0.0, "num_channels": 3}
-        path.write_text(json.dumps({**config, **random_models.VISION}))
+        path.write_text(json.dumps({**config, **random_models.VISION, "projection_dim": pooled}))
         vision = comfy.clip_vision.ClipVisionModel(str(path))
         random_models.randomise(vision.model, seed=4)
         return io.NodeOutput(vision)
