@@ -1,0 +1,88 @@
+"""A prompt's tokens as the host chunks them, and the search for a name among them."""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .markers import bare, escaped, without_emphasis
+
+LENGTH = 77  # tokens of a chunk, BOS and EOS included
+EOS = 49407  # in CLIP's vocabulary
+PADDING = 0  # where a chunk is not padded with EOS
+LETTERS, DIGITS = re.compile(r"[^\W\d_]+"), re.compile(r"\d+")
+
+Tokenize = Callable[[str], Sequence[Sequence[Any]]]  # a prompt in the host's notation -> its chunks: BOS, tokens (ints, or vectors of embeddings), EOS, padding
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """ids: the tokens without BOS, EOS and padding, None for a vector; where: for each its (chunk, position in the chunk), BOS being position 0."""
+
+    ids: list[int | None]
+    where: list[tuple[int, int]]
+
+
+def read_tokens(text: str, tokenize: Tokenize) -> Tokens:
+    """The prompt's tokens in one row, over all chunks."""
+    ids, where = [], []
+    for number, chunk in enumerate(tokenize(text)):
+        kept = [token if isinstance(token, int) else None for token in chunk]
+        for filler in (PADDING, EOS):
+            while kept and kept[-1] == filler:
+                kept.pop()
+        ids += kept[1:]
+        where += [(number, position) for position in range(1, len(kept))]
+    return Tokens(ids, where)
+
+
+def find_all(ids: Sequence[int | None], wanted: Sequence[int | None]) -> list[int]:
+    """Where the wanted tokens begin, in order; nowhere if there are none or a vector is among them."""
+    if not wanted or None in wanted:
+        return []
+    return [i for i in range(len(ids) - len(wanted) + 1) if list(ids[i:i + len(wanted)]) == list(wanted)]
+
+
+def find_name(name: str, text: str, tokens: Tokens, tokenize: Tokenize, taken: Collection[int]) -> list[range]:
+    """Where the name stands among a prompt's tokens, in order: indices into `tokens.ids`, apart from each other and from those taken.
+
+    Whole words, whatever their case, punctuation at the ends of the name left out; `_` and space are the same, and a plural counts where the name itself is nowhere.
+    """
+    core = bare(name)
+    spellings = list(dict.fromkeys((core, core.replace("_", " "), core.replace(" ", "_"))))
+    plain = without_emphasis(text)
+    for ending in ("", "s", "es"):
+        found = {place for spelling in spellings for place in _whole_words(spelling + ending, plain, tokens.ids, tokenize)}
+        if found:
+            return _apart(sorted(found, key=lambda place: place.start), set(taken))
+    return []
+
+
+def _apart(places: list[range], taken: set[int]) -> list[range]:
+    kept = []
+    for place in places:
+        if taken.isdisjoint(place):
+            kept.append(place)
+            taken.update(place)
+    return kept
+
+
+def _whole_words(words: str, plain: str, ids: Sequence[int | None], tokenize: Tokenize) -> list[range]:
+    """Matches of the words that are not the end of a longer word (CLIP marks only where words end) or part of a longer number."""
+    def spans(text: str) -> list[range]:
+        wanted = read_tokens(escaped(text), tokenize).ids
+        return [range(i, i + len(wanted)) for i in find_all(ids, wanted)]
+
+    places = spans(words)
+    for kind in (LETTERS, DIGITS) if places else ():
+        runs = {run.lower() for run in kind.findall(plain)}
+        first, last = kind.match(words.lower()), re.search(DIGITS.pattern + "$", words)
+        for run in sorted(runs):
+            if first and run != first[0] and run.endswith(first[0]):
+                ends = {span.stop for span in spans(run.removesuffix(first[0]) + words)}
+                places = [place for place in places if place.stop not in ends]
+            if last and run != last[0] and run.startswith(last[0]):
+                starts = {span.start for span in spans(words + run.removeprefix(last[0]))}
+                places = [place for place in places if place.start not in starts]
+    return places
