@@ -60,13 +60,28 @@ class GatedSpec:
 
 
 @dataclass(frozen=True)
+class PromptSpec:
+    """How an adapter brings subjects into the prompt.
+
+    kind: 'word' (MM-Diff: fused with the word's embedding, before the text encoders), 'pseudo' (UMM-Diffusion: replaces the word's embedding,
+    and only the word's row of the output is kept), 'placeholder' (Subject-Diffusion: replaces the embedding of `sks` in a suffix), 'postfuse'
+    (FastComposer: fused with the word's row of the output).
+    streams: the host's name of each text encoder it acts in ('l', 'g', 'h') -> its width; tokens: vectors a subject.
+    """
+
+    kind: str
+    streams: Mapping[str, int]
+    tokens: int = 1
+
+
+@dataclass(frozen=True)
 class AdapterSpec:
     """What a file turned out to be.
 
-    family: 'ip_adapter', 'mip_adapter', 'gligen' or 'subject_diffusion'; projection: 'ImageProj', 'Resampler', 'FaceMLP', ... or '' for none;
+    family: 'ip_adapter', 'mip_adapter', 'gligen', 'subject_diffusion', 'mm_diff', 'umm' or 'fastcomposer'; projection: 'ImageProj', 'Resampler', 'FaceMLP', ... or '' for none;
     file: label for messages; encoder: None where no photo is read; tokens: image tokens a subject (0: one per encoder token); widths: of the
-    image attention's layers in checkpoint order, () where there is none; framing, merge: as published; gated: None where there are no gated
-    layers.
+    image attention's layers in checkpoint order, () where there is none; framing, merge: as published; gated, prompt: None where there are no
+    gated layers, and where nothing goes into the prompt.
     """
 
     family: str
@@ -80,6 +95,7 @@ class AdapterSpec:
     framing: str = "pad"
     merge: str = "relevance"
     gated: GatedSpec | None = None
+    prompt: PromptSpec | None = None
 
     @property
     def base(self) -> str:
@@ -95,16 +111,28 @@ class AdapterSpec:
 
 
 @dataclass(frozen=True, eq=False)
-class Weights:
-    """Weights of the base model that an adapter brings, by the host's names: whole tensors that replace the base's.
+class LoraPair:
+    """A low-rank change of one weight: `W + strength * (alpha / r) up down`. down [r, in], up [out, r]; alpha None: factor 1."""
 
-    unet: LDM names as 'input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight'; text: names of transformers' CLIPTextModel, as
-    'text_model.encoder.layers.0.mlp.fc1.weight'; vision: of its CLIPVisionModelWithProjection.
+    down: torch.Tensor
+    up: torch.Tensor
+    alpha: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Weights of the base model that an adapter brings, by the host's names: whole tensors that replace the base's, and low-rank changes.
+
+    unet, unet_lora: LDM names as 'input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight'; text: names of transformers' CLIPTextModel, as
+    'text_model.encoder.layers.0.mlp.fc1.weight', of the base's only text encoder; text_lora: the same names for each text encoder ('l', 'g',
+    'h'); vision: of transformers' CLIPVisionModelWithProjection.
     """
 
     unet: Mapping[str, torch.Tensor] = field(default_factory=dict)
     text: Mapping[str, torch.Tensor] = field(default_factory=dict)
     vision: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    unet_lora: Mapping[str, LoraPair] = field(default_factory=dict)
+    text_lora: Mapping[str, Mapping[str, LoraPair]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +140,7 @@ class Adapter:
     """Modules of one file (or set of files), None where it has none of a kind.
 
     projection: encoder output to tokens; layers: image attention; gated: gated layers and the net that makes their object tokens; weights: of
-    the base model.
+    the base model; fusion: by text encoder ('l', 'g', 'h'), what fuses a subject with its word there (kinds 'word' and 'postfuse').
     """
 
     spec: AdapterSpec
@@ -120,4 +148,5 @@ class Adapter:
     layers: DecoupledLayers | None
     gated: GatedLayers | None = None
     weights: Weights = Weights()
+    fusion: nn.ModuleDict | None = None
     id: str = field(default_factory=lambda: uuid4().hex)

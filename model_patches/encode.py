@@ -13,7 +13,7 @@ from .encode_objects import object_doubts, object_features
 from .encoders.framing import bounding_box, flatten_alpha, frame, on_white
 from .prompt.names import duplicate_warnings, missing_warnings
 from .readers import ImageEncoder, NameEncoder, Projector, check_clip_width, check_image_encoder, check_named, without_words
-from .subjects import Cast, ObjectFeatures, Photo, References, ReferenceSubject, Subject
+from .subjects import Cast, Photo, References, ReferenceSubject, Subject
 
 EMPTY = "The cast is empty: the picture will be made without references. Add a subject with Add Subject."
 
@@ -81,13 +81,13 @@ def _objects(adapter: Any, cast: Cast, images: ImageEncoder | None, project: Pro
     """References for gated layers, with what is probably not meant about them."""
     spec: AdapterSpec = adapter.spec
     previews = () if spec.encoder is None else _prepared(cast, images, framing, inside=int(spec.gated.kind == "patches"))
-    features = object_features(spec, cast, previews, images, project, names)
-    subjects = tuple(_subject(i, s, features=f) for i, (s, f) in enumerate(zip(cast.subjects, features, strict=True), 1))
-    return References(adapter, subjects, None, None, previews), object_doubts(spec, cast, features, named=names is not None)
+    found = object_features(spec, cast, previews, images, project, names)
+    subjects = tuple(_subject(i, s, features=f, words=w) for i, (s, (f, w)) in enumerate(zip(cast.subjects, found, strict=True), 1))
+    return References(adapter, subjects, None, None, previews), object_doubts(spec, cast, [f for f, _ in found], named=names is not None)
 
 
-def _subject(number: int, s: Subject, tokens: torch.Tensor | None = None, name_tokens: torch.Tensor | None = None, features: ObjectFeatures | None = None) -> ReferenceSubject:
-    return ReferenceSubject(s.name or f"subject {number}", tokens, name_tokens, s.weight, s.start_percent, s.end_percent, s.region, s.box, features)
+def _subject(number: int, s: Subject, tokens: torch.Tensor | None = None, name_tokens: torch.Tensor | None = None, **rest: Any) -> ReferenceSubject:
+    return ReferenceSubject(s.name or f"subject {number}", tokens, name_tokens, s.weight, s.start_percent, s.end_percent, s.region, s.box, **rest)
 
 
 def _doubts(cast: Cast, prompts: Sequence[str], named: bool) -> list[str]:

@@ -1,7 +1,7 @@
 """Subjects for gated layers (GLIGEN, Subject-Diffusion): their phrases and photos as features, and what to say about their places. Host-free."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -10,10 +10,13 @@ from .errors import MismatchError
 from .readers import OWN_CLIP, ImageEncoder, NameEncoder, Projector, check_clip_width, check_named, without_words
 from .subjects import Cast, ObjectFeatures, called
 
+Words = Mapping[str, torch.Tensor]
+SD2 = "h"  # the host's name of the text encoder of SD2, OpenCLIP-H
+
 
 def object_features(spec: AdapterSpec, cast: Cast, pictures: Sequence[torch.Tensor], images: ImageEncoder | None, project: Projector,
-                    names: NameEncoder | None) -> list[ObjectFeatures]:
-    """What the adapter's net will see of each subject.
+                    names: NameEncoder | None) -> list[tuple[ObjectFeatures, Words]]:
+    """What the adapter's net will see of each subject, and what will stand for it in the prompt.
 
     Arguments:
         pictures: the photos of all subjects in order, [size, size, 3] each; images: their encoder, None for a file that reads none.
@@ -31,7 +34,7 @@ def object_features(spec: AdapterSpec, cast: Cast, pictures: Sequence[torch.Tens
         return _patches(spec, torch.stack(list(pictures)), counts, images, project)
     texts = _phrases(spec, cast, names)
     photos = _embeddings(torch.stack(list(pictures)), counts, images, project) if kind == "text_image" else [None] * len(counts)
-    return [ObjectFeatures(text, image) for text, image in zip(texts, photos, strict=True)]
+    return [(ObjectFeatures(text, image), {}) for text, image in zip(texts, photos, strict=True)]
 
 
 def object_doubts(spec: AdapterSpec, cast: Cast, features: Sequence[ObjectFeatures], named: bool) -> list[str]:
@@ -80,7 +83,7 @@ def _embeddings(pictures: torch.Tensor, counts: Sequence[int], images: ImageEnco
     return list(project(torch.stack([mine.mean(0) for mine in unit.split(list(counts))])).float())
 
 
-def _patches(spec: AdapterSpec, pictures: torch.Tensor, counts: Sequence[int], images: ImageEncoder, project: Projector) -> list[ObjectFeatures]:
+def _patches(spec: AdapterSpec, pictures: torch.Tensor, counts: Sequence[int], images: ImageEncoder, project: Projector) -> list[tuple[ObjectFeatures, Words]]:
     """Subject-Diffusion: patch tokens [T, E] and the vector for the prompt [D], each the mean over a subject's photos, the vector after the
     projection as image attention's tokens are. Published is one photo a subject."""
     patches, pooled = images.encode_patches(pictures)
@@ -88,7 +91,8 @@ def _patches(spec: AdapterSpec, pictures: torch.Tensor, counts: Sequence[int], i
         found, do = f"one with {patches.shape[1]}", "Leave 'clip_vision' unwired and 'clip_vision_name' on auto."
         raise MismatchError(f"{spec.encoder.describe()} with {spec.gated.tokens} patches for {spec.file}", found, do)
     split = list(counts)
-    return [ObjectFeatures(image=mine.mean(0), word=word.mean(0)) for mine, word in zip(patches.float().split(split), project(pooled).float().split(split), strict=True)]
+    words = project(pooled).float().split(split)
+    return [(ObjectFeatures(image=mine.mean(0)), {SD2: word.mean(0, keepdim=True)}) for mine, word in zip(patches.float().split(split), words, strict=True)]
 
 
 def _listed(parts: Sequence[str]) -> str:

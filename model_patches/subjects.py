@@ -1,6 +1,7 @@
 """What travels between the nodes. Everything is frozen: the host caches and shares these objects."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -69,19 +70,18 @@ class Cast:
 class ObjectFeatures:
     """One subject as gated layers' nets see it; None for what it has not.
 
-    text: [E], its phrase; image: [E], its photo (GLIGEN), or [T, E], its patch tokens (Subject-Diffusion); word: [D], the vector that stands
-    for it in the prompt (Subject-Diffusion). float32.
+    text: [E], its phrase; image: [E], its photo (GLIGEN), or [T, E], its patch tokens (Subject-Diffusion). float32.
     """
 
     text: torch.Tensor | None = None
     image: torch.Tensor | None = None
-    word: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceSubject:
     """One subject as an adapter sees it: `tokens` [T, D] float32 for image attention, `name_tokens` [L, D] float32 (None where no CLIP was
-    given), `features` for gated layers (None for adapters without any)."""
+    given), `features` for gated layers (None for adapters without any), `words`: what stands for it in the prompt, by text encoder ('l', 'g',
+    'h'), [K, D] float32 each."""
 
     name: str
     tokens: torch.Tensor | None
@@ -92,6 +92,7 @@ class ReferenceSubject:
     region: torch.Tensor | None = None
     box: Box | None = None
     features: ObjectFeatures | None = None
+    words: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

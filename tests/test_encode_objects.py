@@ -181,12 +181,12 @@ def test_patch_tokens_and_the_word_come_from_one_pass():
     references, images, _ = encode("patches", subject("cat", photos(2, 5)), subject("", photos(1, 6)), images=images)
     tokens, pooled = Images().encode_patches(torch.cat((photos(2, 5), photos(1, 6))))
     assert images.calls == [3]
-    cat, other = (s.features for s in references.subjects)
+    (cat, word), (other, another) = ((s.features, s.words["h"]) for s in references.subjects)
     torch.testing.assert_close(cat.image, tokens[:2].mean(0))
-    torch.testing.assert_close(cat.word, CLS_MLP(pooled[:2]).mean(0))
+    torch.testing.assert_close(word[0], CLS_MLP(pooled[:2]).mean(0))
     torch.testing.assert_close(other.image, tokens[2])
-    torch.testing.assert_close(other.word, CLS_MLP(pooled[2:])[0])
-    assert cat.image.shape == (PATCHES, HIDDEN) and cat.word.shape == (WORD,) and cat.text is None
+    torch.testing.assert_close(another, CLS_MLP(pooled[2:]))
+    assert cat.image.shape == (PATCHES, HIDDEN) and word.shape == (1, WORD) and cat.text is None
     assert [s.name for s in references.subjects] == ["cat", "subject 2"]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, Weights
+from ..adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, PromptSpec, Weights
 from ..encoders.gated import GatedLayers
 from ..encoders.grounding import MLP, GroundingNet
 from ..errors import CheckpointError
@@ -98,7 +98,7 @@ def build(members: Mapping[str, State], file: str, operations: Any = nn, beside:
     _assign_gated(gated, unet, members["proj"], list(paths.values()), file)
     weights = Weights(_unet_weights(unet, paths, channels, dim, file), text_weights(members["clip_text"], dim, f"clip_text of {file}", KIND), _vision(members.get(OPTIONAL), file))
     spec = AdapterSpec("subject_diffusion", "MLP", file, dim, 0, EncoderNeed("last", widths["feature_dim"]), (), False,
-                       gated=GatedSpec("patches", channels, dim, widths["feature_dim"], slots, widths["tokens"]))
+                       gated=GatedSpec("patches", channels, dim, widths["feature_dim"], slots, widths["tokens"]), prompt=PromptSpec("placeholder", {"h": dim}))
     return Adapter(spec, mlp, None, gated, weights)
 
 

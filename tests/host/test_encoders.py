@@ -279,7 +279,7 @@ def test_features_of_subject_diffusion_through_the_host(vision, tmp_path):
     wanted = other.encode_image(pictures)
     for i, subject in enumerate(references.subjects):
         torch.testing.assert_close(subject.features.image, wanted.last_hidden_state[i, 1:], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(subject.features.word, mlp(wanted.image_embeds)[i], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(subject.words["h"][0], mlp(wanted.image_embeds)[i], rtol=1e-4, atol=1e-5)
 
 
 def test_open_clips_files_give_open_clips_numbers_through_the_host(host, tmp_path):
