@@ -1,0 +1,145 @@
+"""UMM-Diffusion's mapping, unified states and fused sampling against stored float64 evaluations of its formulas."""
+import json
+
+import pytest
+import torch
+from golden_mm_diff import FOLDER, golden, loaded, normal
+from troupe.model_patches.attention.guidance import subject_guidance, umm_coefficients, umm_guidance
+from troupe.model_patches.encoders.projections import MisshapenTensor
+from troupe.model_patches.encoders.pseudo_words import ACTIVATIONS, PseudoWords, unified_states
+
+INDEX = json.loads((FOLDER / "umm" / "umm.json").read_text())
+FUSED = sorted(name for name in INDEX if name.startswith("umm.fused.s"))
+
+
+def mapping_state():
+    """The published form of a file: float64, names without `mapping.`."""
+    return {name.removeprefix("mapping."): (0.1 if len(shape) == 1 else 0.25) * normal(name, *shape) for name, shape in INDEX["parameters"].items()}
+
+
+def mapping(state, **options):
+    return loaded(PseudoWords(**PseudoWords.widths(state), **options).to(next(iter(state.values())).dtype), state)
+
+
+def agree(found, expected):
+    """1e-12 in float64, 1e-5 of the largest value in float32."""
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-12 if found.dtype == torch.float64 else 1e-5 * float(expected.abs().max()))
+
+
+# ---- pseudo words ------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("normalize", [False, True], ids=["raw", "norm"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_pseudo_words_are_the_formulas(activation, normalize, dtype):
+    g = golden("umm")
+    module = mapping({name: tensor.to(dtype) for name, tensor in mapping_state().items()}, activation=activation, normalize=normalize)
+    found = module(g["umm.image_embed"].to(dtype))
+    assert found.shape == (2, 1, 24)
+    agree(found[:, 0], g[f"umm.pseudo.{activation}.{'norm' if normalize else 'raw'}"])
+
+
+def test_several_words_are_one_after_the_other_in_the_output():
+    embeds = golden("umm")["umm.image_embed"]
+    assert torch.equal(mapping(mapping_state(), tokens=3)(embeds), mapping(mapping_state())(embeds).view(2, 3, 8))
+
+
+@pytest.mark.parametrize("over", [8, 24], ids=["each word", "all words"])
+def test_norms_are_where_the_file_has_them(over):
+    state, embeds = mapping_state(), golden("umm")["umm.image_embed"]
+    before, after = (normal("in.w", 32), normal("in.b", 32)), (normal("out.w", over), normal("out.b", over))
+    plain = mapping(state, tokens=3)(torch.nn.functional.layer_norm(embeds, (32,), *before))
+    state |= {"input_norm.weight": before[0], "input_norm.bias": before[1], "output_norm.weight": after[0], "output_norm.bias": after[1]}
+    expected = torch.nn.functional.layer_norm(plain if over == 8 else plain.flatten(1), (over,), *after).view(2, 3, 8)
+    torch.testing.assert_close(mapping(state, tokens=3)(embeds), expected)
+
+
+def test_one_layer_has_no_activation():
+    state = {"layers.0.weight": normal("w", 24, 32), "layers.0.bias": normal("b", 24)}
+    embeds = golden("umm")["umm.image_embed"]
+    torch.testing.assert_close(mapping(state)(embeds)[:, 0], torch.nn.functional.linear(embeds, *state.values()))
+
+
+@pytest.mark.parametrize("options, complaint", [
+    ({"tokens": 5}, "divides the output width 24, found 5"), ({"tokens": 0}, "found 0"), ({"activation": "tanh"}, "gelu, relu, leaky_relu, silu, found 'tanh'"),
+    ({"tokens": 2, "output_norm": 8}, "a width of 12 or 24, found 8"),
+])
+def test_a_mapping_that_makes_no_sense_is_refused(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        PseudoWords((32, 48, 24), **options)
+
+
+def test_layers_that_do_not_follow_each_other_are_told_by_the_tensor():
+    state = {**mapping_state(), "layers.1.weight": torch.zeros(48, 47)}
+    with pytest.raises(MisshapenTensor, match=r"layers.1.weight: expected 48 columns, found \[48, 47\]"):
+        PseudoWords.widths(state)
+
+
+@pytest.mark.parametrize("case", ["one", "two", "none"])
+def test_unified_states_are_the_formulas(case):
+    g = golden("umm")
+    assert torch.equal(unified_states(g["umm.h_y"], g["umm.h_r"], g[f"umm.mask.{case}"]), g[f"umm.h_u.{case}"])
+
+
+# ---- fused sampling ----------------------------------------------------------------------------------------------------------------------
+
+def branches(dtype, *names):
+    return [golden("umm")[f"eps.{name}"].to(dtype) for name in names]
+
+
+def numbers(name):
+    """cfg and alpha of a stored case, `umm.fused.s7.5.a0.5`."""
+    cfg, alpha = name.removeprefix("umm.fused.s").split(".a")
+    return float(cfg), float(alpha)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_coefficients_are_the_stored_ones(name):
+    cfg, alpha = numbers(name)
+    assert umm_coefficients(cfg, [alpha]) == pytest.approx(tuple(INDEX[name]["coefficients"][branch] for branch in ("null", "y", "u")), abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_sampling_is_the_formula(name, dtype):
+    cfg, alpha = numbers(name)
+    null, text, subject = branches(dtype, "null", "y", "u")
+    agree(umm_guidance(null, text, [subject], cfg, [alpha]), golden("umm")[name])
+
+
+def test_two_subjects_with_weights_are_the_formula():
+    null, text, one, two = branches(torch.float64, "null", "y", "u", "img2")
+    agree(umm_guidance(null, text, [one, two], 6.0, INDEX["umm.fused_two.s6.0"]["weights"]), golden("umm")["umm.fused_two.s6.0"])
+
+
+def test_it_is_the_same_formula_on_denoised_pictures():
+    g = golden("umm")
+    null, text, subject = (g["latent"] - 3.25 * eps for eps in branches(torch.float64, "null", "y", "u"))
+    agree(umm_guidance(null, text, [subject], 7.5, [0.8]), g["umm.fused_denoised.s7.5.a0.8.sigma3.25"])
+
+
+@pytest.mark.parametrize("cfg, alphas, needed", [
+    (7.5, [0.5], (True, True, True)), (7.5, [1.0], (True, False, True)), (7.5, [0.0], (True, True, False)), (1.0, [0.3], (False, True, True)),
+    (5.0, [0.3 * 3, 0.1], (True, False, True, True)), (5.0, [0.6, 0.0], (True, True, True, False)), (0.0, [0.5], (True, False, False)),
+])
+def test_branches_of_coefficient_0_are_known_and_not_read(cfg, alphas, needed):
+    coefficients = umm_coefficients(cfg, alphas)
+    assert tuple(bool(c) for c in coefficients) == needed and sum(coefficients) == pytest.approx(1)
+    every = list(normal("branches", 2 + len(alphas), 1, 4, 5, 5))
+    null, text, *subjects = (branch if need else None for branch, need in zip(every, needed, strict=True))
+    rest = 1 - sum(alphas)
+    mixed = sum(a * e for a, e in zip(alphas, every[2:], strict=True)) + rest * every[1]
+    torch.testing.assert_close(umm_guidance(null, text, subjects, cfg, alphas), every[0] + cfg * (mixed - every[0]))
+
+
+def test_weights_and_subjects_must_be_as_many():
+    null, text, one, two = branches(torch.float64, "null", "y", "u", "img2")
+    with pytest.raises(ValueError):
+        umm_guidance(null, text, [one, two], 7.5, [0.5])
+
+
+@pytest.mark.parametrize("name", sorted(name for name in INDEX if name.startswith("three.")))
+def test_subject_diffusions_guidance_is_the_stored_one(name):
+    cfg, image_cfg = (float(number) for number in name.removeprefix("three.s").split(".i"))
+    null, image, text = branches(torch.float64, "null", "image", "text")
+    agree(subject_guidance(text, image, null, cfg, image_cfg), golden("umm")[name])
