@@ -63,24 +63,31 @@ class Mixing:
         return self.merge != "uniform" and self.background < 1.0
 
 
-def image_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, weights: torch.Tensor, heads: int, joint: bool = False) -> torch.Tensor:
+def image_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, weights: torch.Tensor, heads: int, joint: bool = False,
+                    present: torch.Tensor | None = None) -> torch.Tensor:
     """`sum_i weights_i(p) * softmax_T(q k_i^T / sqrt d) v_i`, all subjects in one pass, or one by one where their tokens are many.
 
     Arguments:
         query: [G, B, N, C]; keys, values: [G, S, C]; heads: H.
         weights: [G, B, M, N], multiplied after the softmax.
         joint: one softmax over all S tokens instead of one per subject.
+        present: [G, M] bool, subjects that a group has, or None for all; absent ones take no part in a joint softmax and weigh 0.
     Returns:
         [G, B, N, C] in the query's dtype, heads joined, before `to_out`.
     """
     g, b, n, c = query.shape
     m, s, d = weights.shape[2], keys.shape[1], c // heads
     q = query.reshape(g, b * n, heads, d).transpose(1, 2)  # G, H, B*N, d
+    if present is not None:
+        weights = weights * present.view(g, 1, m, 1)
     if s // m > MANY_TOKENS and not joint:
         return _subject_by_subject(q, keys, values, weights).transpose(1, 2).reshape(g, b, n, c)
     k = (keys * d**-0.5).view(g, s, heads, d).permute(0, 2, 3, 1)  # G, H, d, S
     v = values.view(g, s, heads, d).transpose(1, 2)  # G, H, S, d
     logits = torch.matmul(q, k)  # G, H, B*N, S
+    if joint and present is not None:
+        absent = ~present & present.any(-1, keepdim=True)  # where nobody is present every weight is 0, and an empty softmax would be NaN
+        logits = logits.masked_fill(absent.repeat_interleave(s // m, 1).view(g, 1, 1, s), -torch.inf)
     p = logits.softmax(-1) if joint else logits.view(g, heads, b * n, m, s // m).softmax(-1).flatten(-2)
     w = weights.transpose(2, 3).reshape(g, 1, b * n, m, 1).to(p.dtype)
     p = (p.view(g, heads, b * n, m, s // m) * w).flatten(-2)
@@ -99,7 +106,7 @@ def _subject_by_subject(q: torch.Tensor, keys: torch.Tensor, values: torch.Tenso
 
 
 def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tensor, heads: int, mixing: Mixing, limits: torch.Tensor | None = None,
-                text: torch.Tensor | None = None, text_logits: torch.Tensor | None = None) -> torch.Tensor:
+                text: torch.Tensor | None = None, text_logits: torch.Tensor | None = None, present: torch.Tensor | None = None) -> torch.Tensor:
     """What the subjects add to a cross-attention layer's result, before `to_out`.
 
     `sum_i strength_i * f(p) * b(p) * share_i(p) * m_i(p) * Z_i(p)`; with every m = 1, sharpness 1 and background 1 this is MIP-Adapter's
@@ -112,11 +119,14 @@ def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tenso
         limits: m, [1 or G, 1 or B, M, N] float32 in 0..1, or None.
         text: Z_text, [G, B, N, C], plain text attention (only merge `paper` with text_logits reads it).
         text_logits: [G, B, N], `text_to_weight(Z_text)` of files that have it, else None (f = 1).
+        present: [G, M] bool, subjects that a group has, or None for all; absent ones have no share and no part in a joint softmax.
     Returns:
         [G, B, N, C] in the query's dtype.
     """
     g, b, n, _ = query.shape
     m = strengths.shape[0]
+    if present is not None:
+        limits = present.view(g, 1, m, 1).float() * (1.0 if limits is None else limits)
     a = relevance(query, tokens.name_keys, tokens.segments, heads) if mixing.needs_relevance(m) else None
     weights = _position_weights(a, mixing, limits) if a is not None else None
     if weights is None:
@@ -129,7 +139,7 @@ def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tenso
     gain = None if text_logits is None else text_gain(text_logits)
     if gain is not None and mixing.merge != "paper":
         weights = weights * gain.unsqueeze(2)
-    delta = image_attention(query, tokens.keys, tokens.values, weights, heads, joint=mixing.merge == "joint")
+    delta = image_attention(query, tokens.keys, tokens.values, weights, heads, mixing.merge == "joint", present)
     if gain is not None and mixing.merge == "paper":
         delta = delta + (gain.unsqueeze(-1) - 1.0).to(text.dtype) * text
     return delta

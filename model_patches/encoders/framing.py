@@ -54,3 +54,18 @@ def frame(image: torch.Tensor, size: int, framing: str) -> torch.Tensor:
         pixels = interpolate(pixels, size=(h, w), mode="bicubic", antialias=True)
     top, left = (h - size) // 2, (w - size) // 2
     return pixels[0, :, top:top + size, left:left + size].movedim(0, -1).clamp(0, 1)
+
+
+def black_square(image: torch.Tensor, size: int) -> torch.Tensor:
+    """One photo [H, W, 3] -> [size, size, 3] as MM-Diff and FastComposer were published: padded with black, bilinear with antialias, in 8-bit steps.
+
+    Both sides get half of the difference, rounded down: an odd one leaves a pixel, over which the photo is stretched.
+    """
+    pixels = (image.movedim(-1, 0).unsqueeze(0).float() * 255).round()  # 1, 3, H, W
+    h, w = image.shape[:2]
+    if max(h, w) > LONGEST:
+        h, w = (max(1, round(side * LONGEST / max(h, w))) for side in (h, w))
+        pixels = interpolate(pixels, size=(h, w), mode="bilinear", antialias=True)
+    x, y = (max(h, w) - w) // 2, (max(h, w) - h) // 2
+    pixels = interpolate(pad(pixels, (x, x, y, y)), size=(size, size), mode="bilinear", antialias=True)
+    return pixels[0].movedim(0, -1).round().clamp(0, 255) / 255

@@ -1,0 +1,98 @@
+"""A word that carries a subject: MM-Diff fuses photos into word embeddings, before the text encoder (arXiv 2403.15059); FastComposer into its
+output, after it (arXiv 2305.10431).
+
+Published tensor names, `operations` as in projections.py. Letters: B prompts, L tokens, d width of the text encoder, K subject words in all
+of them, E width of an image embedding (CLIP's projected one, not normalised).
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .grounding import MLP
+from .projections import MisshapenTensor, StateDict, shape_of
+
+
+class WordFusion(MLP):
+    """MM-Diff's `mm_fuse_one` and `mm_fuse_two`: a word and a photo through one MLP, the word first, no residual."""
+
+    @classmethod
+    def widths(cls, state: StateDict) -> dict[str, int]:
+        """Constructor arguments read off `fc1.weight` [hidden, 2 d] and `fc2.weight` [d, hidden]. Raises KeyError or MisshapenTensor."""
+        widths = super().widths(state)
+        if widths["in_dim"] != 2 * widths["out_dim"]:
+            raise MisshapenTensor("fc1.weight", f"{2 * widths['out_dim']} columns, for a word and a photo", tuple(state["fc1.weight"].shape))
+        return widths
+
+    def forward(self, words: torch.Tensor, photos: torch.Tensor) -> torch.Tensor:
+        """words [..., d], photos [..., d] (from PhotoToWords) -> fused words [..., d]."""
+        return super().forward(torch.cat((words, photos), -1))
+
+
+class PhotoToWords(nn.Module):
+    """MM-Diff's `obj_embeds_proj`: a photo's embedding in the word space of each of SDXL's text encoders."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int, one_dim: int, two_dim: int, operations: Any = nn):
+        super().__init__()
+        self.layernorm = operations.LayerNorm(embed_dim)
+        self.fc = operations.Linear(embed_dim, hidden_dim)
+        self.proj_1 = operations.Linear(hidden_dim, one_dim)
+        self.proj_2 = operations.Linear(hidden_dim, two_dim)
+
+    @classmethod
+    def widths(cls, state: StateDict) -> dict[str, int]:
+        """Constructor arguments read off `fc.weight` [hidden, E], `proj_1.weight` [d1, hidden] and `proj_2.weight` [d2, hidden]."""
+        hidden_dim, embed_dim = shape_of(state, "fc.weight", 2)
+        return {"embed_dim": embed_dim, "hidden_dim": hidden_dim, "one_dim": shape_of(state, "proj_1.weight", 2)[0], "two_dim": shape_of(state, "proj_2.weight", 2)[0]}
+
+    def forward(self, embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[..., E] -> [..., d1] for CLIP-L, [..., d2] for OpenCLIP-bigG."""
+        h = nn.functional.gelu(self.fc(self.layernorm(embeds)))
+        return self.proj_1(h), self.proj_2(h)
+
+
+class Postfuse(nn.Module):
+    """FastComposer's `postfuse_module`: `LN(M2(M1([t, o]) + t))`, M2 with a residual of its own."""
+
+    def __init__(self, dim: int, embed_dim: int, hidden_dim: int, hidden2_dim: int, operations: Any = nn):
+        super().__init__()
+        self.mlp1 = MLP(dim + embed_dim, dim, hidden_dim, operations=operations)
+        self.mlp2 = MLP(dim, dim, hidden2_dim, residual=True, operations=operations)
+        self.layer_norm = operations.LayerNorm(dim)
+
+    @classmethod
+    def widths(cls, state: StateDict) -> dict[str, int]:
+        """Constructor arguments read off `mlp1.fc1.weight` [hidden, d + E], `mlp2.fc1.weight` [hidden2, d]. Raises KeyError or MisshapenTensor."""
+        hidden_dim, both = shape_of(state, "mlp1.fc1.weight", 2)
+        hidden2_dim, dim = shape_of(state, "mlp2.fc1.weight", 2)
+        if both <= dim:
+            raise MisshapenTensor("mlp1.fc1.weight", f"more than {dim} columns, for a word and a photo", (hidden_dim, both))
+        return {"dim": dim, "embed_dim": both - dim, "hidden_dim": hidden_dim, "hidden2_dim": hidden2_dim}
+
+    def forward(self, words: torch.Tensor, photos: torch.Tensor) -> torch.Tensor:
+        """words [..., d] of the text encoder's output (final norm included), photos [..., E] -> [..., d]."""
+        return self.layer_norm(self.mlp2(self.mlp1(torch.cat((words, photos), -1)) + words))
+
+
+def fuse_at(fusion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], sequence: torch.Tensor, positions: torch.Tensor, photos: torch.Tensor,
+            weights: torch.Tensor | None = None) -> torch.Tensor:
+    """The sequence with its subject words fused: at position k, `lerp(word, fusion(word, photo_k), min(w_k, 1))`.
+
+    Arguments:
+        fusion: WordFusion (on word embeddings, before position embeddings are added) or Postfuse (on the encoder's output).
+        sequence: [B, L, d]; it stays as it is.
+        positions: [K, 2] integer (row, token), none twice; in a published mask [B, L] bool they are its `nonzero()`.
+        photos: [K, ...] in the order of the positions.
+        weights: [K], 0 leaves the word as it was; None for 1 each.
+    Returns:
+        [B, L, d] in the sequence's dtype.
+    """
+    rows, tokens = positions.unbind(-1)
+    words = sequence[rows, tokens]
+    fused = fusion(words, photos).to(words)
+    if weights is not None:
+        fused = torch.lerp(words, fused, weights.to(words).clamp(0, 1).unsqueeze(-1))
+    return sequence.index_put((rows, tokens), fused)
