@@ -394,11 +394,11 @@ def test_a_subject_that_cannot_be_used_and_then_one_that_can(studio, subject, wo
     assert studio.run(graph(("dog", "photo"), ("cat", "alpha"))) is None
 
 
-def test_the_seventeenth_subject(studio):
+def test_the_thirty_first_subject(studio):
     studio.save(tiny_adapter())
-    many = [(f"cat {i}", "photo") for i in range(17)]
-    sentence(studio.run(graph(*many)), "16", "17")
-    assert studio.run(graph(*many[:16])) is None and len(Keep.got[0].subjects) == 16
+    many = [(f"cat {i}", "photo") for i in range(31)]
+    sentence(studio.run(graph(*many)), "30", "31")
+    assert studio.run(graph(*many[:30])) is None and len(Keep.got[0].subjects) == 30
 
 
 def test_names_without_clip_need_no_names(studio):
