@@ -17,7 +17,7 @@ from ...layer_tokens import COND, UNCOND
 from ...objects import Group, layer_objects, mask_channel
 from ...settings import GatedSettings
 from ...subjects import References
-from .image_attention import PERCENT_ROUNDING, inside
+from .image_attention import inside
 from .unet_places import transformer_blocks
 
 OBJECTS = "gligen"  # diffusers' key in cross_attention_kwargs; without it a block does not call its fuser
@@ -79,8 +79,7 @@ class GatedAdapter:
     def at(self, percent: float) -> None:
         """Say where the run is: ComfyUI's percent of the next model call (0 = the first step's noise, 1 = none; see `sampling.percent_of`)."""
         s = self.settings
-        at_end = abs(percent - s.end_percent) < PERCENT_ROUNDING
-        self.scale = s.strength * scale_at(s.end_percent if at_end else percent, s.end_percent, s.decay_percent)
+        self.scale = s.strength * scale_at(percent, s.end_percent, s.decay_percent)
         self._strengths = tuple(x.weight if inside(percent, x.start_percent, x.end_percent) else 0.0 for x in self.references.subjects)
 
     @property
