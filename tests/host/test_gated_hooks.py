@@ -69,6 +69,21 @@ def test_objects_are_projected_once_a_run_and_have_no_queries(kind):
     assert seen["queries"] == {64, 16} and seen["keys"] == {64, 16, objects}
 
 
+def test_areas_have_their_objects_once_a_run(monkeypatch):
+    """Four prompts for parts of different sizes: four sets of objects, and one for the rest of the negative prompt."""
+    from gated_stage import gated_stage
+    from stage import ksample
+    from troupe.model_patches.hosts.comfyui import gated
+    from troupe.model_patches.settings import GatedSettings
+
+    st, seen, original = gated_stage(), [], gated.layer_objects
+    monkeypatch.setattr(gated, "layer_objects", lambda *args: (seen.append(args[2]), original(*args))[1])
+    model, positive, negative = st.apply(st.references(2), GatedSettings())
+    prompts = [[text, {**options, "area": (4 + 2 * i, 16, 0, 0), "strength": 1.0}] for i in range(4) for text, options in positive]
+    ksample(model, prompts, negative, steps=3)
+    assert len(seen) == len(set(seen)) == 5
+
+
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 def test_nothing_is_kept_after_a_run(kind):
     import gc

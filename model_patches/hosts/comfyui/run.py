@@ -37,7 +37,7 @@ class Run:
                 self._cache[key] = make()
                 self.seconds += time.perf_counter() - began
                 kin = [k for k in self._cache if k[0] == key[0]]
-                for oldest in kin[:len(kin) - most] if most else ():
+                for oldest in kin[:max(len(kin) - most, 0)] if most else ():
                     del self._cache[oldest]
             return self._cache[key]
 
