@@ -374,6 +374,32 @@ def test_what_it_says(caplog):
     assert any("Apply Gated Adapter did nothing in this run" in r.message for r in caplog.records)
 
 
+@pytest.mark.parametrize("adapter", ["gated", "attention"])
+def test_a_positive_that_never_arrives_is_told_though_the_negative_does(adapter, caplog):
+    from gated_stage import gated_stage
+    from stage import ksample, settings, stage
+    from troupe.model_patches.settings import GatedSettings
+
+    st, chosen = (gated_stage(), GatedSettings()) if adapter == "gated" else (stage("SD15"), settings())
+    model, _, negative = st.apply(st.references(2), chosen)
+    with caplog.at_level(logging.INFO, "troupe"):
+        ksample(model, st.positive, negative, steps=1)
+    assert sum("did nothing in this run: its 'positive' output did not reach the sampler" in r.message for r in caplog.records) == 1
+    assert not any("2 subjects" in r.message for r in caplog.records)
+
+
+@pytest.mark.parametrize("adapter", ["gated", "attention"])
+def test_subjects_that_all_rest_are_no_mistake(adapter, caplog):
+    from gated_stage import gated_stage
+    from stage import ksample, settings, stage
+    from troupe.model_patches.settings import GatedSettings
+
+    st, chosen = (gated_stage(), GatedSettings()) if adapter == "gated" else (stage("SD15"), settings())
+    with caplog.at_level(logging.WARNING, "troupe"):
+        ksample(*st.apply(st.references(2, weights=[0.0, 0.0]), chosen), steps=1)
+    assert not any("did nothing" in r.message for r in caplog.records)
+
+
 def test_four_steps_on_a_tiny_model_take_seconds():
     import time
 

@@ -18,7 +18,7 @@ from .attention_patch import Options
 from .blocks import Key
 from .clock import percent_reader, sigma_range
 from .conditioning import Chunk
-from .hook import Call, Hook, counted, model_dtype, placed, window_of
+from .hook import Call, Hook, counted, model_dtype, placed, window_of, with_subjects
 from .rows import Rows, rows_from_options
 from .run import Run
 
@@ -55,13 +55,13 @@ class GatedAdapter(Hook):
 
     @property
     def idle(self) -> bool:
-        """Strength 0."""
-        return self.settings.strength == 0.0
+        """Strength 0, or every subject at weight 0."""
+        return self.settings.strength == 0.0 or not any(subject.weight for subject in self.references.subjects)
 
     def strengths(self, run: Run, model_sampling: Any, sigma: torch.Tensor) -> Strengths | None:
         """Weights and scale of this call, None where nothing acts."""
         s, subjects = self.settings, self.references.subjects
-        if self.idle or not any(subject.weight for subject in subjects):
+        if self.idle:
             return None
         scale = s.strength
         if s.end_percent < 1.0:
@@ -82,7 +82,7 @@ class GatedAdapter(Hook):
         patches = {"middle_patch": GatedPatch(call.run, chunks, layers, call.now.scale)}
         if module.mask_conv is not None:
             patches["input_block_patch"] = MaskPatch(chunks, [self._mask(module, call, chunk, x.device, dtype) for chunk in chunks])
-        if not call.run.acted:
+        if not call.run.acted and with_subjects(chunks):
             self._report(call.run, objects)
         lists = options.get("patches", {})
         return {**options, "patches": {**lists, **{name: [*lists.get(name, ()), patch] for name, patch in patches.items()}}}

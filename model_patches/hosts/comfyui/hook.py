@@ -14,6 +14,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ...attention.limits import WHOLE, Window
+from ...layer_tokens import COND
 from ...subjects import References
 from .attention_patch import Options
 from .clock import Clock
@@ -155,6 +156,11 @@ def model_dtype(model: Any) -> torch.dtype:
 def placed(chunks: Sequence[Chunk | None], size: Grid, x: torch.Tensor) -> bool:
     """Whether the rows of x show what the host says, not tiles of it that another pack cut out."""
     return all(shown_size(chunk.area, size) == tuple(x.shape[-2:]) for chunk in chunks if chunk)
+
+
+def with_subjects(chunks: Sequence[Chunk | None]) -> bool:
+    """Whether any rows of a model call have the subjects, not only the empty tokens of a negative prompt."""
+    return any(chunk.role == COND for chunk in chunks if chunk)
 
 
 def window_of(area: tuple[int, ...] | None, size: Grid) -> Window:

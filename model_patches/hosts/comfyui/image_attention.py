@@ -18,7 +18,7 @@ from .attention_patch import Options, Part, install
 from .blocks import Block, text_keys
 from .clock import FULL, sigma_range
 from .conditioning import Chunk
-from .hook import Call, Grid, Hook, counted, model_dtype, placed, window_of
+from .hook import Call, Grid, Hook, counted, model_dtype, placed, window_of, with_subjects
 from .rows import rows_from_options
 from .run import Run
 
@@ -54,13 +54,13 @@ class ImageAttention(Hook):
 
     @property
     def idle(self) -> bool:
-        """Weight 0."""
-        return self.settings.weight == 0.0
+        """Weight 0, or every subject at weight 0."""
+        return self.settings.weight == 0.0 or not any(subject.weight for subject in self.references.subjects)
 
     def strengths(self, run: Run, model_sampling: Any, sigma: torch.Tensor) -> Strengths | None:
         """Weight of each subject in this call, None where nobody acts."""
         s, subjects = self.settings, self.references.subjects
-        if s.weight == 0.0 or not any(subject.weight for subject in subjects):
+        if self.idle:
             return None
 
         def ranges() -> list[tuple[float, float]]:
@@ -93,7 +93,7 @@ class ImageAttention(Hook):
         if not shown and limited(self.references.subjects, call.now.boxed):
             run.say("another pack samples the picture in tiles: regions and boxes cannot be placed in them and rest.", logging.WARNING)
         shared = SharedDelta(self, call, chunks, strengths, shown)
-        if not run.acted:
+        if not run.acted and with_subjects(chunks):
             self._report(run, images, names)
         return {block.key: LayerDelta(shared, tokens[j], layer) for j, (block, layer) in enumerate(zip(self.blocks, module.layers, strict=True))}
 
