@@ -107,14 +107,20 @@ def sigma_range(model_sampling: Any, start_percent: float, end_percent: float) -
     return first, last
 
 
+def percent_table(model_sampling: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log sigma, rising; ComfyUI's percent there), both [1000] float32 on the CPU: the host's `percent_to_sigma` at its own timesteps."""
+    if isinstance(logs := getattr(model_sampling, "log_sigmas", None), torch.Tensor):
+        logarithms = logs.double().cpu()  # of timesteps 0, 1, 2, ...
+    else:
+        inner = [float(model_sampling.percent_to_sigma(i / (TIMESTEPS - 1))) for i in range(1, TIMESTEPS - 1)]
+        sigmas = [float(model_sampling.sigma_max), *inner, float(model_sampling.sigma_min)]  # the host calls the ends infinite and zero
+        logarithms = torch.tensor(sigmas[::-1], dtype=torch.float64).clamp(min=1e-12).log()
+    return logarithms.float(), torch.linspace(1.0, 0.0, len(logarithms), dtype=torch.float64).float()
+
+
 def percent_reader(model_sampling: Any) -> Callable[[float], float]:
     """The host's `percent_to_sigma` backwards: sigma -> percent, 0 for the largest and 1 for none; exact between the host's own timesteps."""
-    if isinstance(logs := getattr(model_sampling, "log_sigmas", None), torch.Tensor):
-        logarithms = logs.double().cpu().numpy()  # ascending, of timesteps 0, 1, 2, ...
-    else:
-        steps = [1.0 - i / (TIMESTEPS - 1) for i in range(TIMESTEPS)]
-        logarithms = np.log([float(model_sampling.percent_to_sigma(min(max(p, 1e-9), 1 - 1e-9))) for p in steps])
-    percents = np.linspace(1.0, 0.0, len(logarithms))
+    logarithms, percents = (t.double().numpy() for t in percent_table(model_sampling))
 
     def percent_of(sigma: float) -> float:
         return 1.0 if sigma <= 0 else float(np.interp(np.log(sigma), logarithms, percents))

@@ -12,14 +12,15 @@ import node_helpers
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ...attention.guidance import equivalent_uncond, subject_guidance
+from ...attention.guidance import equivalent_uncond, subject_guidance, umm_guidance
+from ...errors import MismatchError
 from ...layer_tokens import COND
-from .clock import Clock, sigma_range
+from .clock import Clock, percent_table, sigma_range
 from .conditioning import KEY, Conditioning, Record, attach
 from .hook import Hook
+from .prompt_switch import PromptSwitch
 
 log = logging.getLogger("troupe")
-POINTS = 999  # of the table from sigma to percent: the timesteps of SD1.5, SD2.x and SDXL
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,6 @@ class Course:
         i = torch.searchsorted(logs, at).clamp(1, len(logs) - 1)
         part = ((at - logs[i - 1]) / (logs[i] - logs[i - 1])).clamp(0.0, 1.0)
         return torch.lerp(percents[i - 1], percents[i], part)
-
-
-def percent_table(model_sampling: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log sigma, rising; ComfyUI's percent there), both [1000] float32 on the CPU."""
-    inner = [float(model_sampling.percent_to_sigma(i / POINTS)) for i in range(1, POINTS)]
-    sigmas = [float(model_sampling.sigma_max), *inner, float(model_sampling.sigma_min)]  # the host calls the ends infinite and zero
-    percents = torch.arange(POINTS, -1, -1, dtype=torch.float64) / POINTS
-    return torch.tensor(sigmas[::-1], dtype=torch.float64).clamp(min=1e-12).log().float(), percents.float()
 
 
 class TwoScaleGuider(comfy.samplers.CFGGuider):
@@ -131,11 +124,42 @@ class SubjectDiffusionGuider(TwoScaleGuider):
         return comfy.samplers.cfg_function(self.inner_model, text, uncond, self.cfg, x, timestep, model_options=options, cond=positive, uncond=negative)
 
 
-METHODS: dict[str, type[TwoScaleGuider]] = {"subject_diffusion": SubjectDiffusionGuider}  # choices of `method`
+class UMMGuider(TwoScaleGuider):
+    """`e_0 + cfg (second e_u + (1 - second) e_y - e_0)`: e_u of positive (fused prompt), e_y of middle (the text alone), e_0 of negative; second is the
+    paper's alpha, 0 outside the range. A branch whose factor is zero is not computed."""
+
+    def set_branches(self, positive: Conditioning, negative: Conditioning, middle: Conditioning | None) -> None:
+        """Raise MismatchError where middle is None, or second is no alpha."""
+        s = self.settings
+        if middle is None:
+            do = "Wire 'text_only' of Encode Prompt with Subjects into it."
+            raise MismatchError("the prompt without its subjects in 'middle' for method umm", "nothing wired", do)
+        if not 0.0 <= min(s.second, s.second_end) <= max(s.second, s.second_end) <= 1.0:
+            do = "There it is alpha, the subjects' share of the guidance: 0.5 is a good start."
+            raise MismatchError("'second' and 'second_end' from 0 to 1 for method umm", f"{s.second:g} and {s.second_end:g}", do)
+        negative = node_helpers.conditioning_set_values(negative, {"prompt_type": "negative"})
+        self.inner_set_conds({"positive": positive, "negative": negative, "middle": middle})
+
+    def predict_noise(self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None, seed: int | None = None) -> torch.Tensor:
+        """The denoised picture [B, C, ...] of one call."""
+        options, alpha = model_options or {}, self.course.second(timestep)
+        alpha = 0.0 if alpha is None else alpha
+        bare = _is(self.cfg, 1.0) and not options.get("disable_cfg1_optimization", False)
+        lists = [None if _is(alpha, 0.0) else self.conds["positive"], None if _is(alpha, 1.0) else self.conds["middle"], None if bare else self.conds["negative"]]
+        fused, text, null = comfy.samplers.calc_cond_batch(self.inner_model, lists, x, timestep, options)
+        if isinstance(alpha, torch.Tensor):
+            alpha = alpha.view(-1, *[1] * (x.ndim - 1))
+        cond = umm_guidance(None, text, [fused], 1.0, [alpha]) if isinstance(alpha, float) else text + alpha * (fused - text)
+        return comfy.samplers.cfg_function(self.inner_model, cond, null, self.cfg, x, timestep, model_options=options, cond=lists[0] or lists[1], uncond=lists[2])
+
+
+METHODS: dict[str, type[TwoScaleGuider]] = {"subject_diffusion": SubjectDiffusionGuider, "umm": UMMGuider}  # choices of `method`
 
 
 def subject_guider(model: Any, positive: Conditioning, negative: Conditioning, middle: Conditioning | None, method: str, settings: GuidanceSettings) -> TwoScaleGuider:
     """The GUIDER of a method (a key of METHODS) for a MODEL and its conditionings; middle as the method's `set_branches` says."""
+    model = model.clone()
+    PromptSwitch().attach(model)
     guider = METHODS[method](model, settings)
     guider.set_branches(positive, negative, middle)
     return guider
