@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.transform import SimilarityTransform, estimate_transform, warp
-from troupe.model_patches.encoders.alignment import CROP, TEMPLATE, align_face, inverse, similarity
+from troupe.model_patches.encoders.alignment import CROP, align_face, inverse, similarity
 from troupe.model_patches.errors import SubjectError
 
-TARGET = np.array(TEMPLATE) * 2
+TARGET = np.array([[76.5892, 103.3926], [147.0636, 103.0028], [112.0504, 143.4732], [83.0986, 184.731], [141.4598, 184.4082]])  # ArcFace's, for 224 pixels
 
 
 def photo(h=150, w=200, seed=0):
@@ -105,7 +105,17 @@ def test_outside_a_photo_is_black():
     assert set(found.unique().tolist()) >= {0.0, 1.0} and found.min() == 0 and found[:40].max() == 0 and found[:, -40:].max() == 0
 
 
+def unlike_a_face():
+    """Points on which every turn of the template fits equally badly: as complex numbers, perpendicular to it."""
+    template = (TARGET - TARGET.mean(0)) @ (1, 1j)
+    points = np.array([3 + 1j, 10 - 2j, 4 + 9j, -8 + 1j, 5j])
+    points = points - points.mean()
+    points = points - np.vdot(template, points) / np.vdot(template, template) * template
+    return torch.from_numpy(20 + np.stack((points.real, points.imag), -1))
+
+
 @pytest.mark.parametrize("points, complaint", [
+    (unlike_a_face(), "no position can be told"), (torch.full((5, 2), torch.inf), "no position can be told"),
     (torch.ones(5, 2), "no position can be told"), (torch.full((5, 2), torch.nan), "no position can be told"), (torch.ones(4, 2), "five points"), (torch.ones(5, 3), "five points"),
 ])
 def test_points_of_no_face_are_refused(points, complaint):

@@ -192,6 +192,12 @@ def test_a_black_square_holds_the_whole_photo_in_the_middle(h, w):
         assert abs(places[0] - (27 - places[-1])) <= 1
 
 
+def test_a_black_square_has_no_moire():
+    """One white pixel in four, four of them to one of the result: a quarter of white, and not whatever is met by chance."""
+    found = black_square((torch.arange(112) % 4 == 0).float().view(1, -1, 1).expand(112, 112, 3), 28)
+    torch.testing.assert_close(found[:, 2:-2], torch.full((28, 24, 3), 0.25), rtol=0, atol=0.01)
+
+
 def test_a_black_square_of_a_long_strip_is_no_huge_one(monkeypatch):
     sides, pad = [], framing.pad
     monkeypatch.setattr(framing, "LONGEST", 64)

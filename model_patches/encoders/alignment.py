@@ -8,6 +8,7 @@ from ..errors import SubjectError
 
 CROP = 224  # pixels, both sides
 TEMPLATE_SIDE = 112
+ALIKE = 1e-6
 TEMPLATE = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))  # ArcFace's: x, y of the points in a crop of that side
 
 
@@ -15,14 +16,15 @@ def similarity(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """The turn, scale and shift that bring one set of points nearest to another, in least squares (Umeyama 1991), never mirrored.
 
     Arguments: source, target: [N, 2], x and y. Returns [2, 3] float64, `[[a, -b, x], [b, a, y]]` on column vectors (x, y, 1).
-    Raises SubjectError where no such transform is found (all source points in one place, or not finite).
+    Raises SubjectError where no such transform is found (all source points in one place, not finite, or nothing like the target).
     """
     source, target = source.double(), target.double()
     from_mean, to_mean = source.mean(0), target.mean(0)
     (x, y), (u, v) = (source - from_mean).unbind(-1), (target - to_mean).unbind(-1)
-    size = (x * x + y * y).sum()
+    size, wanted = (x * x + y * y).sum(), (u * u + v * v).sum()
     a, b = (x * u + y * v).sum() / size, (x * v - y * u).sum() / size  # of the complex factor a + ib
-    if not bool(torch.isfinite(a + b)) or not bool(a.square() + b.square() > 0):
+    alike = (a * a + b * b) * size / wanted  # 1 for an exact fit; near 0 no turn is better than any other
+    if not bool(alike > ALIKE):  # nor if it is NaN
         raise SubjectError("five different points of a face", "points from which no position can be told", "Use another photo, or give the crop of the face yourself.")
     matrix = torch.stack((torch.stack((a, -b)), torch.stack((b, a))))
     return torch.cat((matrix, (to_mean - matrix @ from_mean).unsqueeze(-1)), -1)
