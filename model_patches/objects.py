@@ -32,15 +32,15 @@ class Group:
     window: Window = WHOLE
 
 
-def object_tokens(layers: GatedLayers, references: References, group: Group, use_bbox: str = "auto") -> torch.Tensor:
-    """What the adapter's net makes of the subjects for one group of rows, [1, M, D] in the features' dtype, on the net's device.
+def object_tokens(layers: GatedLayers, references: References, group: Group, use_bbox: str = "auto", device: torch.device | None = None) -> torch.Tensor:
+    """What the adapter's net makes of the subjects for one group of rows, [1, M, D] in the features' dtype, on the device (None: the net's own).
 
     A subject of strength 0, or without any part in the window, is a null slot. One without a box has the whole picture, or, where it also has
     no phrase, the published place of a style reference. Rows of role UNCOND get what the publisher gives them: null tokens (GLIGEN), zeros
     (Subject-Diffusion).
     """
     spec: GatedSpec = references.adapter.spec.gated
-    slots, device = max(spec.slots, len(references.subjects)), next(layers.net.parameters()).device
+    slots, device = max(spec.slots, len(references.subjects)), device or next(layers.net.parameters()).device
     if group.role == UNCOND:
         like = torch.zeros(1, slots, spec.feature_dim, device=device)
         return torch.zeros(1, slots * spec.tokens, spec.object_dim, device=device) if spec.kind == "patches" else layers.net.null(like)
@@ -56,9 +56,13 @@ def object_tokens(layers: GatedLayers, references: References, group: Group, use
     return layers.net(boxes, present, present & has_text, present & has_image, text, image)
 
 
-def layer_objects(layers: GatedLayers, references: References, groups: Sequence[Group], use_bbox: str, dtype: torch.dtype) -> list[ObjectTokens]:
-    """Keys and values [G, M, C] of every layer for the groups of a model call. Nothing here depends on the timestep."""
-    tokens = torch.cat([object_tokens(layers, references, group, use_bbox) for group in groups]).to(dtype)
+def layer_objects(layers: GatedLayers, references: References, groups: Sequence[Group], use_bbox: str, dtype: torch.dtype,
+                  device: torch.device | None = None) -> list[ObjectTokens]:
+    """Keys and values [G, M, C] of every layer for the groups of a model call. Nothing here depends on the timestep.
+
+    device: of the picture, which is not the net's where a host keeps weights elsewhere and casts them as they are used; None: the net's own.
+    """
+    tokens = torch.cat([object_tokens(layers, references, group, use_bbox, device) for group in groups]).to(dtype)
     weights = torch.stack([_token_weights(references, group) for group in groups])
     plain = bool((weights == 1).all())
     found = [fuser.project(tokens) for fuser in layers.fusers]

@@ -69,6 +69,23 @@ def test_objects_are_projected_once_a_run_and_have_no_queries(kind):
     assert seen["queries"] == {64, 16} and seen["keys"] == {64, 16, objects}
 
 
+@pytest.mark.parametrize("kind", ["text", "text_image", "patches"])
+def test_objects_live_where_the_picture_is_wherever_the_weights_wait(kind, monkeypatch):
+    """Where memory is short the host leaves weights on the CPU; what is made of them once a run must not stay there, to be copied in every step."""
+    from gated_stage import gated_stage
+    from stage import ksample
+    from troupe.model_patches.hosts.comfyui import gated
+    from troupe.model_patches.settings import GatedSettings
+
+    st, seen, original = gated_stage(kind), [], gated.layer_objects
+    monkeypatch.setattr(gated, "layer_objects", lambda *args: (seen.append(args), original(*args))[1])
+    ksample(*st.apply(st.references(2, weights=[1.0, 0.5]), GatedSettings()), steps=1)
+    layers, references, groups, use_bbox, dtype, device = seen[0]
+    assert device == torch.device("cpu") and all(p.device == device for p in layers.parameters())
+    elsewhere = original(layers, references, groups, use_bbox, dtype, torch.device("meta"))
+    assert {t.device.type for o in elsewhere for t in (o.keys, o.values)} == {"meta"}
+
+
 def test_areas_have_their_objects_once_a_run(monkeypatch):
     """Four prompts for parts of different sizes: four sets of objects, and one for the rest of the negative prompt."""
     from gated_stage import gated_stage

@@ -77,7 +77,8 @@ class GatedAdapter(Hook):
             call.run.say("another pack samples the picture in tiles: boxes cannot be placed in them, and the gated adapter rests.", logging.WARNING)
             return options
         module, dtype, groups = self.module(model), model_dtype(model), self._groups(call, chunks)
-        objects = call.run.once(("objects", groups, x.device, dtype), lambda: layer_objects(module, self.references, groups, self.settings.use_bbox, dtype), KEPT)
+        bbox, device = self.settings.use_bbox, x.device
+        objects = call.run.once(("objects", groups, device, dtype), lambda: layer_objects(module, self.references, groups, bbox, dtype, device), KEPT)
         layers = {key: GatedLayer(fuser, mine) for key, fuser, mine in zip(self.keys, module.fusers, objects, strict=True)}
         patches = {"middle_patch": GatedPatch(call.run, chunks, layers, call.now.scale)}
         if module.mask_conv is not None:
