@@ -112,6 +112,8 @@ CASES = [
     ("portrait of Renée, smiling", ["Renée"], "portrait of [1:renée] , smiling"),
     ("a 🦊 in the snow", ["🦊"], "a [1:🦊] in the snow"),
     ("a 🦊<|subj|> in the snow", ["fox"], "a [1:🦊] in the snow"),
+    ("a 👩‍🚀<|subj|> on the moon", ["x"], "a [1:👩‍🚀] on the moon"),
+    (r"a rem \(red\) doll, night", [r"rem \(red\) doll"], "a [1:rem ( red ) doll] , night"),
     ("a 👩‍🚀 on the moon", ["👩‍🚀"], "a [1:👩‍🚀] on the moon"),
     ("고양이<|subj|> 사진", ["cat"], "[1:고양이] 사진"),
     ("a man!", ["man"], "a [1:man] !"),
