@@ -32,7 +32,7 @@ AUTO, NONE = "auto", "none"
 @dataclass(frozen=True, eq=False)
 class HostAdapter:
     """An adapter whose modules the host moves: `projection_patcher` at Encode, `layers_patcher` (image attention) and `gated_patcher` with the
-    MODEL while it samples; None for what the file has not. weights: of the base model, on the CPU."""
+    MODEL while it samples, `fusion_patcher` at Encode Prompt; None for what the file has not. weights: of the base model, on the CPU."""
 
     spec: AdapterSpec
     id: str
@@ -41,6 +41,7 @@ class HostAdapter:
     clip_vision_name: str = AUTO
     gated_patcher: Any = None
     weights: Weights = Weights()
+    fusion_patcher: Any = None
     _vision: dict = field(default_factory=dict, repr=False)  # (path, modified) -> CLIP_VISION, at most one
 
     @property
@@ -127,8 +128,8 @@ def load_adapter(name: str, clip_vision_name: str = AUTO) -> HostAdapter:
 
 def host_adapter(adapter: Adapter, clip_vision_name: str = AUTO) -> HostAdapter:
     """The adapter with its modules under the host's memory management."""
-    patchers = [None if module is None else _patcher(module) for module in (adapter.projection, adapter.layers, adapter.gated)]
-    return HostAdapter(adapter.spec, adapter.id, *patchers[:2], clip_vision_name, patchers[2], adapter.weights)
+    projection, layers, gated, fusion = (None if m is None else _patcher(m) for m in (adapter.projection, adapter.layers, adapter.gated, adapter.fusion))
+    return HostAdapter(adapter.spec, adapter.id, projection, layers, clip_vision_name, gated, adapter.weights, fusion)
 
 
 def invalid_names(adapter_name: str | None, clip_vision_name: str | None = AUTO) -> str | None:

@@ -1,0 +1,90 @@
+"""The host's CLIP behind `model_patches.fuse`, and conditioning with subjects in its prompt."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.model_management
+import torch
+
+from ...errors import MismatchError
+from ...fuse import Encoded, FusedText, Streams, fuse_prompt
+from ...subjects import References
+from .adapters import HostAdapter
+from .conditioning import Conditioning
+from .prompt_switch import PROMPT, FusedPrompt
+
+log = logging.getLogger("troupe")
+OFFICIAL = "official"
+
+
+class HostPromptEncoder:
+    """A CLIP of the host with an adapter's fusion modules beside it."""
+
+    def __init__(self, clip: Any, adapter: HostAdapter):
+        self._clip, self._adapter = clip, adapter
+
+    def tokenize(self, text: str) -> Streams:
+        """See `fuse.PromptEncoder`."""
+        return self._clip.tokenize(text)
+
+    def embed(self, stream: str, tokens: Sequence[Any]) -> torch.Tensor:
+        """Word embeddings [n, d] float32, LoRAs on them included; vectors of an embedding file as they are."""
+        self._clip.load_model()
+        table = getattr(self._clip.cond_stage_model, f"clip_{stream}").transformer.get_input_embeddings()
+        device = self._clip.patcher.load_device
+        ids = torch.tensor([token if isinstance(token, int) else 0 for token in tokens], device=device)
+        found = table(ids, out_dtype=torch.float32)
+        for i, token in enumerate(tokens):
+            if not isinstance(token, int):
+                found[i] = token.to(found)
+        return found.to(comfy.model_management.intermediate_device())
+
+    def encode(self, streams: Streams) -> list[Encoded]:
+        """See `fuse.PromptEncoder`; one for each part of the CLIP's own schedule."""
+        found = []
+        for states, rest in self._clip.encode_from_tokens_scheduled(streams):
+            others = {key: value for key, value in rest.items() if key != "pooled_output"}
+            found.append(Encoded(states, rest.get("pooled_output"), others))
+        return found
+
+    def fuse(self, stream: str, words: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """See `fuse.PromptEncoder`; on the device of the host's choice, float32."""
+        patcher = self._adapter.fusion_patcher
+        comfy.model_management.load_models_gpu([patcher])
+        device = patcher.load_device
+        return patcher.model[stream](words.to(device, torch.float32), vectors.to(device, torch.float32)).to(words.device)
+
+
+def encode_prompt(clip: Any, references: References, text: str, start_percent: float = 0.0, start_step: int = -1, quirks: str = "clean", places_of: str = "",
+                  warn: Callable[[str], None] = lambda sentence: None) -> tuple[Conditioning, Conditioning]:
+    """The prompt's conditioning with the subjects in it, and without them.
+
+    The first carries the second, so that the change between them at `start_percent` (ComfyUI's) or `start_step` (counted from the run's first
+    step; -1: the percent) happens while it is sampled. quirks: 'clean', or 'official': places_of counts, and MM-Diff's second text encoder
+    goes without its LoRA, as in the published pipeline.
+    Raises:
+        MismatchError: the adapter puts nothing into prompts, or the CLIP is of another base model.
+        SubjectError: see `fuse.fuse_prompt`.
+    """
+    adapter = references.adapter
+    if adapter.spec.prompt is None:
+        other = "Apply Gated Adapter" if adapter.spec.gated is not None else "Apply Image Attention"
+        do = f"Encode the prompt with CLIP Text Encode, and wire these references into {other}."
+        raise MismatchError("references of an adapter that acts in the prompt", f"{adapter.spec.file}, {adapter.spec.describe()}", do)
+    texts, said = fuse_prompt(references, text, HostPromptEncoder(clip, adapter), places_of if quirks == OFFICIAL else "", warn)
+    if said:
+        log.info("Troupe: %s: %s.", adapter.spec.file, said)
+    return [_entry(t, start_percent, start_step) for t in texts], [[t.plain.states, _rest(t.plain)] for t in texts]
+
+
+def _entry(text: FusedText, start_percent: float, start_step: int) -> list[Any]:
+    """One conditioning entry of the fused prompt, with what it was made from where there is a change in the run."""
+    rest = _rest(text.fused)
+    prompt = FusedPrompt(text.fused.states, text.plain.states, text.plain.pooled, start_percent, start_step)
+    return [text.fused.states, {**rest, PROMPT: prompt} if prompt.delayed and text.plain is not text.fused else rest]
+
+
+def _rest(encoded: Encoded) -> dict[str, Any]:
+    return {"pooled_output": encoded.pooled, **encoded.rest}

@@ -1,0 +1,284 @@
+"""Subjects inside the prompt on the real host: the official numbers through its own CLIP classes, and its own encoding around them."""
+import pytest
+import torch
+from golden_mm_diff import golden, state
+
+pytestmark = pytest.mark.usefixtures("host")
+LENGTH, START, END = 12, 98, 99
+
+
+class TinySDXL:
+    """The host's SDXL text encoding with the stored tiny encoders in it."""
+
+    def __init__(self, mode):
+        from comfy.sd1_clip import SDClipModel
+
+        sizes = dict(num_attention_heads=4, num_hidden_layers=3, vocab_size=100, max_position_embeddings=LENGTH, bos_token_id=START, eos_token_id=END)
+        kinds = {"one": ("l", 24, "quick_gelu"), "two": ("g", 40, "gelu")}
+        for which, (stream, width, act) in kinds.items():
+            weights = state(f"text_encoder_{which}", mode)
+            inner = weights["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0]
+            config = dict(sizes, hidden_size=width, intermediate_size=inner, hidden_act=act, layer_norm_eps=1e-5, eos_token_id=END)
+            tokens = {"start": START, "end": END, "pad": END if stream == "l" else 0}
+            model = SDClipModel(device="cpu", max_length=LENGTH, layer="hidden", layer_idx=-2, textmodel_json_config=config, dtype=torch.float32, special_tokens=tokens,
+                                layer_norm_hidden_state=False, enable_attention_masks=False, return_projected_pooled=stream == "g")
+            table = "text_model.embeddings.token_embedding.weight"  # the host's has the whole vocabulary
+            weights[table] = torch.cat((weights[table], torch.zeros(49408 - len(weights[table]), width)))
+            missing, unexpected = model.transformer.load_state_dict(weights, strict=False)
+            assert not unexpected and all("text_projection" in name for name in missing)
+            setattr(self, f"clip_{stream}", model)
+
+
+class TinyClip:
+    """A CLIP of the host as far as the encoder of prompts asks."""
+
+    def __init__(self, mode, ids):
+        from types import SimpleNamespace
+
+        self.cond_stage_model, self.ids = TinySDXL(mode), ids
+        self.patcher = SimpleNamespace(load_device=torch.device("cpu"))
+
+    def load_model(self):
+        pass
+
+    def tokenize(self, text):
+        return {stream: [[(int(token), 1.0) for token in self.ids[text]]] for stream in "lg"}
+
+    def encode_from_tokens_scheduled(self, streams):
+        from comfy.sdxl_clip import SDXLClipModel
+
+        states, pooled = SDXLClipModel.encode_token_weights(self.cond_stage_model, streams)
+        return [[states, {"pooled_output": pooled}]]
+
+
+@pytest.mark.parametrize("mode", ["std", "wide"])
+def test_mm_diffs_prompts_through_the_hosts_own_clip_classes(mode, monkeypatch):
+    from troupe.model_patches import fuse
+    from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec
+    from troupe.model_patches.encoders.words import WordFusion
+    from troupe.model_patches.hosts.comfyui.adapters import host_adapter
+    from troupe.model_patches.hosts.comfyui.prompt import encode_prompt
+    from troupe.model_patches.prompt.places import Place
+    from troupe.model_patches.subjects import References, ReferenceSubject
+
+    g, modules = golden("text"), {}
+    for stream, which in (("l", "one"), ("g", "two")):
+        weights = state(f"mm_fuse_{which}", mode)
+        modules[stream] = WordFusion(**WordFusion.widths(weights))
+        modules[stream].load_state_dict(weights)
+    spec = AdapterSpec("mm_diff", "", "mm_diff.bin", 64, 0, None, (), False, prompt=PromptSpec("word", {"l": 24, "g": 40}))
+    adapter = host_adapter(Adapter(spec, None, None, fusion=torch.nn.ModuleDict(modules)))
+    subjects = tuple(ReferenceSubject(str(i), None, None, words={"l": g["text.object_embeds.one"][i:i + 1], "g": g["text.object_embeds.two"][i:i + 1]}) for i in range(2))
+    positions = g["text.mask"][0].nonzero().flatten().tolist()
+    monkeypatch.setattr(fuse, "_places", lambda spec, references, text, *a: (text, [Place(0, p, (p,), "") for p in positions]))
+    clip = TinyClip(mode, {"": g["text.ids"][0], "yes": g["text.ids"][0], "no": g["text.neg_ids"][0]})
+    (fused,), (plain,) = encode_prompt(clip, References(adapter, subjects, None), "yes")
+    (negative,), _ = encode_prompt(clip, References(adapter, subjects, None), "no", quirks="official", places_of="yes")
+
+    def close(found, name):
+        expected = g[f"{name}.{mode}"]
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+
+    for which, rows in (("one", slice(0, 24)), ("two", slice(24, 64))):
+        close(plain[0][..., rows], f"text.{which}.plain.penultimate")
+        close(fused[0][..., rows], f"text.{which}.fused.penultimate")
+        close(negative[0][..., rows], f"text.{which}.fused.neg_penultimate")
+    close(plain[1]["pooled_output"], "text.two.plain.pooled")
+    close(fused[1]["pooled_output"], "text.two.fused.pooled")
+    assert (fused[0] - plain[0]).abs().max() > 0.05
+
+
+# ---- the four kinds on tiny encoders with the real vocabulary -----------------------------------------------------------------------------
+
+
+def adapter_of(kind, streams, tokens=1):
+    from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec
+    from troupe.model_patches.encoders.words import Postfuse, WordFusion
+    from troupe.model_patches.hosts.comfyui.adapters import host_adapter
+
+    torch.manual_seed(5)
+    fusion = None
+    if kind == "word":
+        fusion = torch.nn.ModuleDict({s: WordFusion(2 * w, w, w) for s, w in streams.items()}).requires_grad_(False)
+    if kind == "postfuse":
+        fusion = torch.nn.ModuleDict({s: Postfuse(w, w, 32, 32) for s, w in streams.items()}).requires_grad_(False)
+    context = {"l": 768, "h": 1024, "gl": 2048}["".join(sorted(streams))]
+    return host_adapter(Adapter(AdapterSpec("mm_diff", "", f"{kind}.bin", context, 0, None, (), False, prompt=PromptSpec(kind, streams, tokens)), None, None, fusion=fusion))
+
+
+KINDS = {"word": ("sdxl", {"l": 768, "g": 1280}, 1), "pseudo": ("sd15", {"l": 768}, 1), "pseudo of three": ("sd15", {"l": 768}, 3), "placeholder": ("sd20", {"h": 1024}, 1),
+         "postfuse": ("sd15", {"l": 768}, 1)}
+
+
+def references_of(kind, names=("cat", "red fox"), weights=(1.0, 1.0)):
+    from troupe.model_patches.subjects import References, ReferenceSubject
+
+    _, streams, tokens = KINDS[kind]
+    made = []
+    for i, (name, weight) in enumerate(zip(names, weights, strict=True)):
+        words = {s: torch.randn(tokens, w, generator=torch.Generator().manual_seed(70 + i)) * 0.3 for s, w in streams.items()}
+        made.append(ReferenceSubject(name, None, None, weight, words=words))
+    return References(adapter_of(kind.split()[0], streams, tokens), tuple(made), None)
+
+
+def encode(kind, clips, text, **rest):
+    from troupe.model_patches.hosts.comfyui.prompt import encode_prompt
+
+    weights = rest.pop("weights", (1.0, 1.0))
+    references = rest.pop("references", None) or references_of(kind, weights=weights)
+    return encode_prompt(clips(KINDS[kind][0]), references, text, **rest)
+
+
+def by_hand(kind, clip, references, text, rows, weights=(1.0, 1.0)):
+    """(fused, plain) states and pooled, from the host's own CLIP: rows are (chunk, position) of each subject in the text's tokens."""
+    spec = references.adapter.spec.prompt
+    tokens = clip.tokenize(text)
+    plain = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
+    fusion = references.adapter.fusion_patcher.model if references.adapter.fusion_patcher else None
+    if spec.kind == "postfuse":
+        states = plain[0].clone()
+        bare = clip.encode_from_tokens({"l": [[(t, 1.0) for t, _ in chunk] for chunk in tokens["l"]]})
+        empty = clip.encode_from_tokens(clip.tokenize(""))
+        for subject, (chunk, position), weight in zip(references.subjects, rows, weights, strict=True):
+            word = bare[0, 77 * chunk + position]
+            new = word + weight * (fusion["l"](word[None], subject.words["l"])[0] - word)
+            emphasis = tokens["l"][chunk][position][1]
+            states[0, 77 * chunk + position] = empty[0, position] + emphasis * (new - empty[0, position])
+        return (states, plain[1]), plain
+    exchanged = {stream: [list(chunk) for chunk in chunks] for stream, chunks in tokens.items()}
+    for subject, (chunk, position), weight in zip(references.subjects, rows, weights, strict=True):
+        for stream in spec.streams:
+            table = getattr(clip.cond_stage_model, f"clip_{stream}").transformer.text_model.embeddings.token_embedding.weight.float()
+            token, emphasis = exchanged[stream][chunk][position]
+            word, vector = table[token], subject.words[stream][0]
+            wanted = fusion[stream](word[None], vector[None])[0] if spec.kind == "word" else vector
+            exchanged[stream][chunk][position] = (word + weight * (wanted - word), emphasis)
+    fused = clip.encode_from_tokens(exchanged, return_pooled=True)
+    if spec.kind == "pseudo":
+        states = plain[0].clone()
+        for chunk, position in rows:
+            states[0, 77 * chunk + position] = fused[0][0, 77 * chunk + position]
+        fused = (states, plain[1])
+    return fused, plain
+
+
+def position_of(clip, stream, text, token_text, start=0):
+    """(chunk, position) of a word's last token in a prompt."""
+    wanted = clip.tokenize(token_text)[stream][0]
+    last = [t for t, _ in wanted[1:] if t not in (49407, 0)][-1]
+    for c, chunk in enumerate(clip.tokenize(text)[stream]):
+        for p, (token, _) in enumerate(chunk):
+            if isinstance(token, int) and token == last and (c, p) > (0, start):
+                return c, p
+    raise AssertionError(token_text)
+
+
+@pytest.mark.parametrize("text", ["a cat and a red fox in snow", "a (cat:1.3) beside a ((red fox)), night", "far " * 80 + "a cat and a red fox"], ids=["plain", "emphasis", "long"])
+@pytest.mark.parametrize("kind", ["word", "pseudo", "postfuse"])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.4, 1.7)], ids=["full", "weights"])
+def test_each_kind_at_its_word(kind, text, weights, clips):
+    clip, references = clips(KINDS[kind][0]), references_of(kind, weights=weights)
+    (fused,), (plain,) = encode(kind, clips, text, references=references)
+    rows = [position_of(clip, "l", text, "cat"), position_of(clip, "l", text, "fox")]
+    (states, pooled), (text_states, text_pooled) = by_hand(kind, clip, references, text, rows, [min(w, 1.0) for w in weights])
+    torch.testing.assert_close(plain[0], text_states)
+    torch.testing.assert_close(plain[1]["pooled_output"], text_pooled)
+    torch.testing.assert_close(fused[0], states, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fused[1]["pooled_output"], pooled, rtol=1e-4, atol=1e-5)
+    changed = (fused[0] - plain[0]).abs().amax(-1)[0] > 1e-6
+    if kind == "word":
+        assert changed[77 * rows[0][0] + rows[0][1]] and not changed[:77 * rows[0][0] + rows[0][1]].any()
+    else:
+        assert changed.nonzero().flatten().tolist() == sorted(77 * c + p for c, p in rows)
+
+
+def test_placeholders_of_subject_diffusion(clips):
+    clip, references = clips("sd20"), references_of("placeholder")
+    (fused,), (plain,) = encode("placeholder", clips, " a cat and a red fox ", references=references)
+    text = "a cat and a red fox, the cat is sks, the red fox is sks"
+    first = position_of(clip, "h", text, "sks")
+    second = position_of(clip, "h", text, "sks", first[1])
+    (states, pooled), (text_states, _) = by_hand("placeholder", clip, references, text, [first, second])
+    torch.testing.assert_close(fused[0], states, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain[0], text_states)
+    one = references_of("placeholder", weights=(0.0, 1.0))
+    (only,), (said,) = encode("placeholder", clips, "a cat and a red fox", references=one)
+    torch.testing.assert_close(said[0], clip.encode_from_tokens(clip.tokenize("a cat and a red fox, the red fox is sks")))
+    assert not torch.equal(only[0], said[0])
+
+
+def test_several_pseudo_words_keep_both_passes_in_step(clips):
+    """The word's last token stands k times in both, the pseudo words in its place in one; only those rows of the output differ."""
+    clip, references = clips("sd15"), references_of("pseudo of three")
+    (fused,), (plain,) = encode("pseudo of three", clips, "a cat and a red fox, snow", references=references)
+    chunk = clip.tokenize("a cat and a red fox, snow")["l"][0]
+    cat, fox = position_of(clip, "l", "a cat and a red fox, snow", "cat")[1], position_of(clip, "l", "a cat and a red fox, snow", "fox")[1]
+    wide = [*chunk[:cat + 1], chunk[cat], chunk[cat], *chunk[cat + 1:fox + 1], chunk[fox], chunk[fox], *chunk[fox + 1:]][:77]
+    torch.testing.assert_close(plain[0], clip.encode_from_tokens({"l": [wide]}))
+    rows = [cat, cat + 1, cat + 2, fox + 2, fox + 3, fox + 4]
+    exchanged = list(wide)
+    for k, row in enumerate(rows):
+        exchanged[row] = (references.subjects[k // 3].words["l"][k % 3], 1.0)
+    expected = plain[0].clone()
+    expected[0, rows] = clip.encode_from_tokens({"l": [exchanged]})[0, rows]
+    torch.testing.assert_close(fused[0], expected, rtol=1e-4, atol=1e-5)
+    assert fused[0].shape == (1, 77, 768)
+
+
+@pytest.mark.parametrize("kind", ["word", "pseudo", "placeholder", "postfuse"])
+def test_nobody_in_it_is_the_hosts_own_encoding(kind, clips):
+    from troupe.model_patches.subjects import References
+
+    clip = clips(KINDS[kind][0])
+    for references in (references_of(kind, weights=(0.0, 0.0)), References(references_of(kind).adapter, (), None)):
+        found, plain = encode(kind, clips, "a (dog:1.2) in {snow}" if not references.subjects else "a (dog:1.2)", references=references, start_step=3)
+        text = "a (dog:1.2) in snow" if not references.subjects else "a (dog:1.2)"
+        (states, options), = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        for (mine, with_it), in (found, plain):
+            assert torch.equal(mine, states) and torch.equal(with_it["pooled_output"], options["pooled_output"]) and with_it.keys() == options.keys()
+
+
+def test_the_conditioning_carries_its_text_only_where_there_is_a_delay(clips):
+    from troupe.model_patches.hosts.comfyui.prompt_switch import PROMPT
+
+    text = "a cat and a red fox"
+    (now,), _ = encode("word", clips, text)
+    (later,), (plain,) = encode("word", clips, text, start_percent=0.3, start_step=4)
+    assert PROMPT not in now[1] and torch.equal(now[0], later[0])
+    record = later[1][PROMPT]
+    assert (record.start_percent, record.start_step) == (0.3, 4) and torch.equal(record.text, plain[0]) and torch.equal(record.pooled, plain[1]["pooled_output"])
+
+
+def test_a_line_says_which_tokens_were_taken(clips, caplog):
+    import logging
+
+    with caplog.at_level(logging.INFO, "troupe"):
+        encode("word", clips, "a cat and a red fox")
+    assert "word.bin: 'cat' at token 2 ('cat'), 'red fox' at token 6 ('red fox')." in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "other", "words"), [("word", "sd15", "the CLIP of an SDXL checkpoint for word.bin, found one of SD1.5"),
+                                                      ("postfuse", "sdxl", "the CLIP of an SD1.5 checkpoint for postfuse.bin, found one of SDXL")])
+def test_another_base_models_clip(kind, other, words, clips):
+    from troupe.model_patches.errors import MismatchError
+    from troupe.model_patches.hosts.comfyui.prompt import encode_prompt
+
+    with pytest.raises(MismatchError, match=words):
+        encode_prompt(clips(other), references_of(kind), "a cat and a red fox")
+
+
+def test_references_that_do_not_belong_here(clips):
+    from gated_stage import gated_stage
+    from troupe.model_patches.errors import MismatchError
+    from troupe.model_patches.hosts.comfyui.prompt import encode_prompt
+
+    words = "found boxes.safetensors, GLIGEN text-image boxes .*Encode the prompt with CLIP Text Encode, and wire these references into Apply Gated Adapter"
+    with pytest.raises(MismatchError, match=words):
+        encode_prompt(clips("sd15"), gated_stage().references(1), "a cat")
+
+
+def test_no_room_for_more_pseudo_words(clips):
+    from troupe.model_patches.errors import SubjectError
+
+    with pytest.raises(SubjectError, match="room for 2 more tokens for subject 2 .*'red fox'.*Shorten the prompt"):
+        encode("pseudo of three", clips, "a cat and a red fox " + "far " * 69)
