@@ -120,7 +120,8 @@ def called(number: int, name: str = "") -> str:
     return f"subject {number} ('{name.strip()}')" if name.strip() else f"subject {number}"
 
 
-def make_subject(name: str, images: list[Image | None], mask: Mask | None = None, region: Mask | None = None, number: int = 1, **rest: Any) -> Subject:
+def make_subject(name: str, images: list[Image | None], mask: Mask | None = None, region: Mask | None = None, number: int = 1, faces: Any = None,
+                 **rest: Any) -> Subject:
     """A checked Subject from what the artist wired.
 
     Arguments:
@@ -129,8 +130,9 @@ def make_subject(name: str, images: list[Image | None], mask: Mask | None = None
         mask: cut-outs, one for each photo, or one for all photos of `image`; an empty mask (the host's stand-in for "none") is ignored.
         region: [n, h, w]; the union of its layers is where the subject may appear.
         number: position in the cast, for messages.
+        faces: prepared faces (faces.Faces), one for each photo, or None.
     Raises:
-        SubjectError: an image that is empty, tiny, not finite, or masks that do not match.
+        SubjectError: an image that is empty, tiny, not finite, or masks or faces that do not match.
     """
     label = called(number, name)
     batches = [image for image in images if image is not None]
@@ -138,15 +140,19 @@ def make_subject(name: str, images: list[Image | None], mask: Mask | None = None
     if not photos:
         raise SubjectError(f"at least one photo for {label}", "none", "Wire a Load Image node into 'image'.")
     for i, photo in enumerate(photos, 1):
-        _check_photo(photo, f"photo {i} of {label}")
+        check_photo(photo, f"photo {i} of {label}")
+    if faces is not None and len(faces.vectors) != len(photos):
+        do = "Wire the same photos into Prepare Faces and Add Subject, in the same inputs."
+        raise SubjectError(f"one prepared face for each of the {len(photos)} photos of {label}", f"{len(faces.vectors)}", do)
     cutouts = _cutouts(mask, len(batches[0]), len(photos), label)
     if region is not None:
         _check_finite(region, f"the region mask of {label}")
         region = region.reshape(-1, *region.shape[-2:]).amax(0).clamp(0, 1).float().cpu()
-    return Subject(name.strip(), tuple(Photo(p, c) for p, c in zip(photos, cutouts, strict=True)), region=region, **rest)
+    return Subject(name.strip(), tuple(Photo(p, c) for p, c in zip(photos, cutouts, strict=True)), region=region, faces=faces, **rest)
 
 
-def _check_photo(photo: torch.Tensor, what: str) -> None:
+def check_photo(photo: torch.Tensor, what: str) -> None:
+    """Raises SubjectError where a photo [H, W, C] is tiny, of whole numbers, no picture, or not finite; `what` names it."""
     h, w = photo.shape[:2]
     if min(h, w) < MIN_PHOTO_SIDE:
         raise SubjectError(f"{what} to be at least {MIN_PHOTO_SIDE}x{MIN_PHOTO_SIDE} pixels", f"{w}x{h}", "Load a real photo (224 pixels or more on each side is best).")
