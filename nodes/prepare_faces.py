@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..model_patches.faces import PICKS, prepare_faces
+from ..model_patches.hosts.comfyui.notice import notifier
+from .types import CATEGORY, Faces
+
+ANALYSERS = [io.Custom(name) for name in ("INSIGHTFACE", "FACEANALYSIS", "ANALYSIS_MODELS")]
+
+
+class PrepareFaces(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        more = "Another photo of the same subject, of any size, as in Add Subject."
+        return io.Schema(
+            node_id="TroupeFaces",
+            display_name="Prepare Faces",
+            category=CATEGORY,
+            description=(
+                "For adapters that read faces: the face in each photo of a subject, as a vector that says who it is and as an upright crop. The face is found by an analyser "
+                "that another pack loads, or you give vectors and crops. Nothing is downloaded."
+            ),
+            inputs=[
+                io.Image.Input("image", tooltip="The photos of ONE subject, the same that go into its Add Subject. One face is taken from each."),
+                io.MultiType.Input("analysis", types=ANALYSERS, optional=True, tooltip=(
+                    "An InsightFace analyser of another pack, for instance IPAdapter InsightFace Loader with buffalo_l. InsightFace's models are for non-commercial use only."
+                )),
+                io.AnyType.Input("embeds", optional=True, tooltip=(
+                    "Face vectors that another node made (ArcFace, 512 numbers for each photo). They are taken instead of the analyser's."
+                )),
+                io.Image.Input("crops", optional=True, tooltip="Aligned square faces that another node made, one for each photo. They are taken instead of the analyser's."),
+                io.Combo.Input("pick", options=list(PICKS), default=PICKS[0], tooltip=(
+                    "Which face of a photo that shows several. largest: the one that takes most room. first: the analyser's first, as MM-Diff's own script does."
+                )),
+                io.Image.Input("image_2", optional=True, tooltip=more),
+                io.Image.Input("image_3", optional=True, tooltip=more),
+                io.Image.Input("image_4", optional=True, tooltip=more),
+            ],
+            outputs=[Faces.Output("faces_out", display_name="faces", tooltip="Wire into 'faces' of this subject's Add Subject.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, image: Any, pick: str, analysis: Any = None, embeds: Any = None, crops: Any = None, image_2: Any = None, image_3: Any = None,
+                image_4: Any = None) -> io.NodeOutput:
+        return io.NodeOutput(prepare_faces([image, image_2, image_3, image_4], analysis, embeds, crops, pick, notifier(cls.hidden.unique_id)))
