@@ -336,6 +336,33 @@ def test_beside_the_hosts_own_text_boxes():
             assert (results[i] - results[j]).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("kind", ["text_image", "patches"])
+def test_a_pack_that_runs_the_rows_apart(kind, told, caplog):
+    """One row at a time in a wrapper around the model: where nobody can tell whose row it is, the adapter rests and says so."""
+    from gated_stage import gated_stage
+    from stage import ksample
+    from troupe.model_patches.settings import GatedSettings
+
+    st = gated_stage(kind)
+    model, positive, negative = st.apply(st.references(2), GatedSettings())
+
+    def apart(apply_model, call):
+        rows, given = len(call["cond_or_uncond"]), call["c"]
+        found = []
+        for i, (x, t, text) in enumerate(zip(call["input"].chunk(rows), call["timestep"].chunk(rows), given["c_crossattn"].chunk(rows), strict=True)):
+            options = given["transformer_options"] | ({"cond_or_uncond": [call["cond_or_uncond"][i]]} if told else {})
+            found.append(apply_model(x, t, **{**given, "c_crossattn": text, "transformer_options": options}))
+        return torch.cat(found)
+
+    model.set_model_unet_function_wrapper(apart)
+    with caplog.at_level(logging.WARNING, "troupe"):
+        found = ksample(model, positive, negative, steps=2)
+    torch.testing.assert_close(found, ksample(st.patcher, st.positive, st.negative, steps=2), rtol=0, atol=1e-4 * float(found.abs().max()))
+    sentence = "runs the rows of a model call apart and does not say whose they are" if told else "in a way that cannot be followed"
+    assert sum(sentence in r.message for r in caplog.records) == 1
+
+
 def test_other_middle_patches_keep_their_place():
     from gated_stage import gated_stage
     from stage import ksample

@@ -19,7 +19,7 @@ from .blocks import Key
 from .clock import percent_reader, sigma_range
 from .conditioning import Chunk
 from .hook import Call, Hook, counted, model_dtype, placed, window_of, with_subjects
-from .rows import Rows, rows_from_options
+from .rows import rows_from_options, rows_of_chunks
 from .run import Run
 
 KEPT = 8  # subjects that come and go, and areas, make several sets of objects in a run; so many are kept
@@ -163,8 +163,10 @@ class MaskPatch:
     added: Sequence[torch.Tensor | None]
 
     def __call__(self, h: torch.Tensor, options: Options) -> torch.Tensor:
-        """h [rows, C, H, W] -> the same shape; only the first block is changed."""
+        """h [rows, C, H, W] -> the same shape; only the first block is changed, and only where the rows are the chunks' (GatedPatch says if not)."""
         if options["block"] != FIRST or all(a is None for a in self.added):
             return h
-        each: list[Rows] = [(i * len(h) // len(self.added), len(h) // len(self.added)) for i in range(len(self.added))]
+        each = rows_of_chunks(len(h), len(h), options["cond_or_uncond"] * (len(self.added) // len(options["cond_or_uncond"])))
+        if each is None:
+            return h
         return torch.cat([h[start:start + length] if a is None else h[start:start + length] + a for (start, length), a in zip(each, self.added, strict=True)])

@@ -124,7 +124,10 @@ class Hook:
         options = transformer_options or {}
         call = options.get(KEY, {}).get(self.id)
         if isinstance(call, Call):
-            chunks = [call.table.get(row) for row in zip(options["cond_or_uncond"], options["uuids"], strict=True)]
+            indices, uuids = options["cond_or_uncond"], options["uuids"]
+            chunks = [call.table.get(row) for row in zip(indices, uuids, strict=False)] if len(indices) == len(uuids) else []
+            if not chunks:
+                call.run.say(f"another pack runs the rows of a model call apart and does not say whose they are: {self.node} rests in them.", logging.WARNING)
             if any(chunks):
                 options = self.bind(call, chunks * tiles_in(x.shape[0], call.pictures * len(chunks)), executor.class_obj, x, options)
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
