@@ -11,6 +11,7 @@ from .add_subject import AddSubject  # noqa: E402
 from .apply_gated import ApplyGated  # noqa: E402
 from .apply_image_attention import ApplyImageAttention  # noqa: E402
 from .apply_weights import ApplyAdapterWeights  # noqa: E402
+from .encode_prompt import EncodePrompt  # noqa: E402
 from .encode_subjects import EncodeSubjects  # noqa: E402
 from .load_adapter import LoadAdapter  # noqa: E402
 from .place_subjects import PlaceSubjects  # noqa: E402
@@ -18,8 +19,9 @@ from .prepare_faces import PrepareFaces  # noqa: E402
 from .quick_subjects import QuickSubjects  # noqa: E402
 from .subject_guider import SubjectGuider  # noqa: E402
 
-NODES: list[type[io.ComfyNode]] = [QuickSubjects, LoadAdapter, ApplyAdapterWeights, PrepareFaces, AddSubject, PlaceSubjects, EncodeSubjects, ApplyImageAttention,
-                                   ApplyGated, SubjectGuider]
+NODES: list[type[io.ComfyNode]] = [
+    QuickSubjects, LoadAdapter, ApplyAdapterWeights, PrepareFaces, AddSubject, PlaceSubjects, EncodeSubjects, EncodePrompt, ApplyImageAttention, ApplyGated, SubjectGuider,
+]
 
 
 class Troupe(ComfyExtension):

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..model_patches.hosts.comfyui.notice import notifier
+from ..model_patches.hosts.comfyui.prompt import encode_prompt
+from .types import CATEGORY, ReferencesType, percent
+
+
+class EncodePrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TroupeEncodePrompt",
+            display_name="Encode Prompt with Subjects",
+            category=CATEGORY,
+            description=(
+                "Encodes a prompt in which each subject's photo stands where its name stands (MM-Diff, FastComposer, and UMM-Diffusion and Subject-Diffusion, whose weights "
+                "were never published). Takes the place of CLIP Text Encode for the positive prompt."
+            ),
+            inputs=[
+                io.Clip.Input("clip", tooltip="The CLIP of the checkpoint. From Apply Adapter Weights, where the adapter brings weights of the text encoder."),
+                ReferencesType.Input("references", tooltip="From Encode Subject References."),
+                io.String.Input("text", multiline=True, dynamic_prompts=False, tooltip=(
+                    "The prompt, with every subject's name in it. Where a name stands several times, mark the word that is meant: man<|subj|>, or {man}."
+                )),
+                percent("fuse_start_percent", 0.0, "When the subjects enter the prompt: 0 is the first step. Before it the text alone decides, which keeps its layout."),
+                io.Int.Input("fuse_start_step", default=-1, min=-1, max=10000, tooltip=(
+                    "The same as a step, exactly: the first step with the subjects, counted from 0. -1: the percent above holds."
+                )),
+                io.Combo.Input("quirks", options=["clean", "official"], default="clean", tooltip=(
+                    "official: as the published MM-Diff pipeline runs, with its slips: no LoRA in SDXL's second text encoder, and subjects in the negative prompt too "
+                    "(wire the positive's text into 'places_of' of the negative's node)."
+                )),
+                io.String.Input("places_of", optional=True, force_input=True, tooltip=(
+                    "Only with quirks official, for the negative prompt: the positive's text. The subjects take the same places in this text."
+                )),
+            ],
+            outputs=[
+                io.Conditioning.Output("conditioning_out", display_name="conditioning", tooltip="The prompt with its subjects, for the sampler's positive."),
+                io.Conditioning.Output("text_only_out", display_name="text_only", tooltip="The same prompt without them, for guiders that take both."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, references: Any, text: str, fuse_start_percent: float, fuse_start_step: int, quirks: str, places_of: str | None = None) -> io.NodeOutput:
+        warn = notifier(cls.hidden.unique_id)
+        return io.NodeOutput(*encode_prompt(clip, references, text, fuse_start_percent, fuse_start_step, quirks, places_of or "", warn))
