@@ -1,4 +1,6 @@
 """Our heads, word fusion, LoRA image attention and photo preparation against the official MM-Diff and FastComposer code's stored outputs."""
+from dataclasses import replace
+
 import pytest
 import torch
 from golden_mm_diff import MODES, SHAPES, close, golden, loaded, normal, state
@@ -278,12 +280,17 @@ def test_image_attention_with_pairs_is_the_official_one(case, merged, mode):
     layer, strength = Layer("attn2", mode, merged=merged, **options), 0.0 if variant == ["fuse0"] else 0.8
     present = g["attn.mask.s1"].expand(-1, 3) if who == "refs3" else g[f"attn.mask.{who}"]
     m = present.shape[1]
-    tokens = layer.image_tokens(g[f"attn.image.{m}"])
+    tokens = replace(layer.image_tokens(g[f"attn.image.{m}"]), columns=columns_of(present))
 
     def image(q):
-        return image_delta(q.unsqueeze(1), tokens, torch.full((m,), strength), HEADS, Mixing("joint"), present=present).squeeze(1)
+        return image_delta(q.unsqueeze(1), tokens, torch.full((m,), strength), HEADS, Mixing("joint")).squeeze(1)
 
     close(layer.attend(g[f"attn.x.{size}"], g["attn.text"], image), g[f"cross.{case}.out.{mode}"])
+
+
+def columns_of(present, tokens=4):
+    """[G, M] bool -> [G, S] bool: which image tokens are there."""
+    return present.bool().repeat_interleave(tokens, 1)
 
 
 def random_subjects(groups=3, subjects=3, tokens=4, width=16):
@@ -295,7 +302,7 @@ def random_subjects(groups=3, subjects=3, tokens=4, width=16):
 def test_absent_subjects_are_as_if_never_given(joint):
     query, keys, values, weights = random_subjects()
     present = torch.tensor([[True, False, True], [False, False, False], [True, True, True]])
-    found = image_attention(query, keys, values, weights, HEADS, joint, present)
+    found = image_attention(query, keys, values, weights, HEADS, joint, columns_of(present))
     keep = torch.tensor([0, 1, 2, 3, 8, 9, 10, 11])
     without = image_attention(query[:1], keys[:1, keep], values[:1, keep], weights[:1, :, [0, 2]], HEADS, joint)
     torch.testing.assert_close(found[:1], without)
@@ -309,15 +316,35 @@ def test_an_absent_subject_leaves_its_share_to_the_others(merge, limited):
     query, keys, values, _ = random_subjects()
     present, strengths = torch.tensor([[True, False, True]]).expand(3, -1), torch.tensor([0.5, 1.0, 0.7])
     limits = normal("m", 1, 1, 3, 5).abs().clamp(max=1).float() if limited else None
-    found = image_delta(query, LayerTokens(keys, values), strengths, HEADS, Mixing(merge), limits, present=present)
+    found = image_delta(query, LayerTokens(keys, values, columns=columns_of(present)), strengths, HEADS, Mixing(merge), limits)
     keep = torch.tensor([0, 1, 2, 3, 8, 9, 10, 11])
     kept = image_delta(query, LayerTokens(keys[:, keep], values[:, keep]), strengths[[0, 2]], HEADS, Mixing(merge), None if limits is None else limits[:, :, [0, 2]])
     torch.testing.assert_close(found, kept)
 
 
+@pytest.mark.parametrize("joint", [True, False], ids=["joint", "each"])
+@pytest.mark.parametrize("many", [False, True], ids=["fused", "one by one"])
+def test_subjects_with_fewer_tokens_than_others(joint, many, monkeypatch):
+    """Padded tokens are as if they were not there, for one softmax over all and for one a subject."""
+    from troupe.model_patches.attention import decoupled
+
+    monkeypatch.setattr(decoupled, "MANY_TOKENS", 1 if many else 64)
+    query, keys, values, weights = random_subjects()
+    counts, columns = (4, 1, 3), torch.tensor([[True] * 4 + [True] + [False] * 3 + [True] * 3 + [False]])
+    found = image_attention(query, keys, values, weights, HEADS, joint, columns)
+    if joint:
+        logits = (query.unflatten(-1, (HEADS, -1)).movedim(-2, 2) @ keys[:, columns[0]].unflatten(-1, (HEADS, -1)).permute(0, 2, 3, 1)[:, None]) * (16 // HEADS) ** -0.5
+        factors = torch.cat([weights[:, :, i:i + 1].expand(-1, -1, c, -1) for i, c in enumerate(counts)], 2).transpose(2, 3)[:, :, None]
+        expected = ((logits.softmax(-1) * factors) @ values[:, columns[0]].unflatten(-1, (HEADS, -1)).transpose(1, 2)[:, None]).movedim(2, -2).flatten(-2)
+    else:
+        parts = [slice(4 * i, 4 * i + c) for i, c in enumerate(counts)]
+        expected = sum(image_attention(query, keys[:, part], values[:, part], weights[:, :, i:i + 1], HEADS) for i, part in enumerate(parts))
+    torch.testing.assert_close(found, expected)
+
+
 def test_half_precision_and_nobody_is_zero_not_nan():
     query, keys, values, weights = (x.half() for x in random_subjects())
-    found = image_attention(query, keys, values, weights, HEADS, True, torch.zeros(3, 3, dtype=torch.bool))
+    found = image_attention(query, keys, values, weights, HEADS, True, torch.zeros(3, 12, dtype=torch.bool))
     assert found.dtype == torch.float16 and found.eq(0).all()
 
 

@@ -47,3 +47,8 @@ def attention_blocks(unet: nn.Module) -> tuple[Block, ...]:
 def text_keys(unet: nn.Module, block: Block) -> nn.Module:
     """The layer's own `to_k`, to be called, never read: the host may keep its weight elsewhere, cast or patched."""
     return unet.get_submodule(f"{block.path}.to_k")
+
+
+def text_values(unet: nn.Module, block: Block) -> nn.Module:
+    """The layer's own `to_v`, likewise."""
+    return unet.get_submodule(f"{block.path}.to_v")

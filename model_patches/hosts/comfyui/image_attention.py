@@ -11,16 +11,17 @@ import torch
 from ...attention.decoupled import LayerTokens, image_delta
 from ...binding import limited, limits_on_grid
 from ...encoders.decoupled import DecoupledLayer
-from ...layer_tokens import Projected, layer_tokens, name_segments, project_images, project_names
+from ...layer_tokens import COND, Projected, image_columns, layer_tokens, name_segments, project_images, project_names
 from ...settings import ImageAttentionSettings
 from ...subjects import References
 from .attention_patch import Options, Part, install
-from .blocks import Block, text_keys
+from .blocks import Block, text_keys, text_values
 from .clock import FULL, sigma_range
 from .conditioning import Chunk
 from .hook import Call, Grid, Hook, counted, model_dtype, placed, window_of, with_subjects
 from .rows import rows_from_options
 from .run import Run
+from .weights import weights_of
 
 WEIGHT_STATES = 8  # hook schedules change the UNet's weights within a run; the keys of so many states are kept
 
@@ -75,14 +76,16 @@ class ImageAttention(Hook):
         return Strengths(weights, boxed) if any(weights) else None
 
     def bind(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor, options: Options) -> Options:
-        """Puts a delta on every cross-attention layer."""
-        return install(options, self._deltas(call, chunks, model, x))
+        """Puts a delta on every cross-attention layer; rows of role UNCOND are left alone by adapters that have no empty tokens."""
+        if self.references.uncond_tokens is None:
+            chunks = [chunk if chunk and chunk.role == COND else None for chunk in chunks]
+        return install(options, self._deltas(call, chunks, model, x)) if any(chunks) else options
 
     def _deltas(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor) -> dict[tuple, LayerDelta]:
         """One delta a block, sharing what does not differ between blocks. chunks: of the rows of x, in order."""
         run, dtype, module, device = call.run, model_dtype(model), self.module(model), x.device
-        images = run.once(("images", device, dtype), lambda: project_images(module, self.references, device, dtype))
         names, weights = None, hook_state(model)
+        images = self._images(run, module, model, device, dtype, weights)
         if self.settings.mixing.needs_relevance(len(self.references.subjects)):
             keys = (text_keys(model.diffusion_model, block) for block in self.blocks)
             names = run.once(("names", device, dtype, weights), lambda: project_names(keys, self.references, device, dtype), WEIGHT_STATES)
@@ -97,12 +100,22 @@ class ImageAttention(Hook):
             self._report(run, images, names)
         return {block.key: LayerDelta(shared, tokens[j], layer) for j, (block, layer) in enumerate(zip(self.blocks, module.layers, strict=True))}
 
+    def _images(self, run: Run, module: Any, model: Any, device: torch.device, dtype: torch.dtype, weights: Any) -> list[Projected]:
+        """Every layer's image keys and values; where they are made with the UNet's own projections, for this state of its weights."""
+        if not module.layers[0].needs_base:
+            return run.once(("images", device, dtype), lambda: project_images(module, self.references, device, dtype))
+        bases = ((text_keys(model.diffusion_model, block), text_values(model.diffusion_model, block)) for block in self.blocks)
+        merged = weights_of(model.current_patcher).get(self.references.adapter.id, 0.0)
+        return run.once(("images", device, dtype, weights), lambda: project_images(module, self.references, device, dtype, bases, merged), WEIGHT_STATES)
+
     def _tokens(self, images: Sequence[Projected], names: Sequence[torch.Tensor] | None, roles: Sequence[str], device: torch.device) -> list[LayerTokens]:
         """Every layer's tokens for the roles of a call's chunks."""
+        without_absent = self.settings.mixing.merge == self.references.adapter.spec.merge == "joint"  # as such adapters mask them
+        columns = image_columns(self.references, without_absent, device)
         if names is None:
-            return [layer_tokens(image, None, None, roles) for image in images]
+            return [layer_tokens(image, None, None, roles, columns) for image in images]
         segments = name_segments(self.references, device)
-        return [layer_tokens(image, name, segments, roles) for image, name in zip(images, names, strict=True)]
+        return [layer_tokens(image, name, segments, roles, columns) for image, name in zip(images, names, strict=True)]
 
     def limits(self, call: Call, areas: tuple[tuple[int, ...] | None, ...], grid: Grid, device: torch.device) -> torch.Tensor | None:
         """m of every subject for the chunks, [1 or G, 1, M, N], or None where no region or box limits anybody."""
