@@ -59,8 +59,9 @@ def wrong(*args, **kwargs):
 
 # ---- with an analyser --------------------------------------------------------------------------------------------------------------------
 
-def test_the_analyser_sees_blue_green_red_in_bytes():
-    image, analyser = photo(), Analyser([Face()])
+@pytest.mark.parametrize("image", [photo(), rand(1, 300, 280, 3), rand(1, 3, 280, 300).permute(0, 3, 2, 1)], ids=["8-bit", "decoded", "another order in memory"])
+def test_the_analyser_sees_blue_green_red_in_bytes(image):
+    analyser = Analyser([Face()])
     prepare_faces([image], analyser)
     (picture,) = analyser.seen
     assert picture.dtype == np.uint8 and picture.shape == (300, 280, 3) and picture.flags.c_contiguous
