@@ -86,6 +86,25 @@ def test_objects_live_where_the_picture_is_wherever_the_weights_wait(kind, monke
     assert {t.device.type for o in elsewhere for t in (o.keys, o.values)} == {"meta"}
 
 
+LCM, ZERO_SNR, EDM = ("ModelSamplingDiscrete", "lcm", False), ("ModelSamplingDiscrete", "v_prediction", True), ("ModelSamplingContinuousEDM", "eps", 120.0, 0.002)
+
+
+@pytest.mark.parametrize("node", [None, LCM, ZERO_SNR, EDM])
+def test_the_percent_of_a_sigma_is_the_hosts_backwards(node):
+    import tiny_models
+    from comfy_extras import nodes_model_advanced
+    from troupe.model_patches.hosts.comfyui.clock import percent_reader
+
+    model = tiny_models.micro_model("SD15")
+    if node:
+        model, = getattr(nodes_model_advanced, node[0])().patch(model, *node[1:])
+    sampling = model.get_model_object("model_sampling")
+    percent_of = percent_reader(sampling)
+    for percent in (0.01, 0.25, 0.3, 0.5, 0.75, 0.9):
+        assert percent_of(float(sampling.percent_to_sigma(percent))) == pytest.approx(percent, abs=1e-4)
+    assert percent_of(float(sampling.sigma_max)) == pytest.approx(0.0, abs=1e-6)
+
+
 def test_areas_have_their_objects_once_a_run(monkeypatch):
     """Four prompts for parts of different sizes: four sets of objects, and one for the rest of the negative prompt."""
     from gated_stage import gated_stage

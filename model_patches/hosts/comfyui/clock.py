@@ -108,14 +108,16 @@ def sigma_range(model_sampling: Any, start_percent: float, end_percent: float) -
 
 
 def percent_table(model_sampling: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log sigma, rising; ComfyUI's percent there), both [1000] float32 on the CPU: the host's `percent_to_sigma` at its own timesteps."""
+    """(log sigma, rising; ComfyUI's percent there), both [1000] (LCM: [50]) float32 on the CPU: the host's `percent_to_sigma` at its own timesteps."""
     if isinstance(logs := getattr(model_sampling, "log_sigmas", None), torch.Tensor):
-        logarithms = logs.double().cpu()  # of timesteps 0, 1, 2, ...
+        logarithms, each = logs.double().cpu(), max(TIMESTEPS // len(logs), 1)  # a distilled model knows the last of every 20 timesteps
+        percents = 1.0 - (each * torch.arange(1, len(logs) + 1, dtype=torch.float64) - 1) / (TIMESTEPS - 1)
     else:
         inner = [float(model_sampling.percent_to_sigma(i / (TIMESTEPS - 1))) for i in range(1, TIMESTEPS - 1)]
         sigmas = [float(model_sampling.sigma_max), *inner, float(model_sampling.sigma_min)]  # the host calls the ends infinite and zero
         logarithms = torch.tensor(sigmas[::-1], dtype=torch.float64).clamp(min=1e-12).log()
-    return logarithms.float(), torch.linspace(1.0, 0.0, len(logarithms), dtype=torch.float64).float()
+        percents = torch.linspace(1.0, 0.0, TIMESTEPS, dtype=torch.float64)
+    return logarithms.float(), percents.float()
 
 
 def percent_reader(model_sampling: Any) -> Callable[[float], float]:
