@@ -451,6 +451,23 @@ def test_a_positive_that_never_arrives_is_told_though_the_negative_does(adapter,
     assert not any("2 subjects" in r.message for r in caplog.records)
 
 
+def test_a_second_sampler_after_the_end_is_no_mistake(caplog):
+    from gated_stage import gated_stage
+    from stage import ksample
+    from troupe.model_patches.settings import GatedSettings
+
+    import nodes
+
+    st = gated_stage()
+    model, positive, negative = st.apply(st.references(2), GatedSettings(end_percent=0.3))
+    small = ksample(model, positive, negative, size=(8, 8))
+    with caplog.at_level(logging.INFO, "troupe"):
+        caplog.clear()
+        nodes.common_ksampler(model, 1, 2, 5.0, "euler", "normal", positive, negative, {"samples": small}, denoise=0.4)
+    assert not any(r.levelno >= logging.WARNING for r in caplog.records if r.name == "troupe")
+    assert sum("Apply Gated Adapter rested in this run" in r.message for r in caplog.records) == 1
+
+
 @pytest.mark.parametrize("adapter", ["gated", "attention"])
 def test_subjects_that_all_rest_are_no_mistake(adapter, caplog):
     from gated_stage import gated_stage

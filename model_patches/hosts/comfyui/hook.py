@@ -98,7 +98,10 @@ class Hook:
                 self._warn_about_size(run, noise)
             found = executor(noise, latent_image, sampler, sigmas, denoise_mask, run.clock.wrap(callback), *args, **kwargs)
             if not run.acted and not self.idle and self.references.subjects and self.positive_wired:
-                run.say(f"{self.node} did nothing in this run: its 'positive' output did not reach the sampler, or its step range held no step.", logging.WARNING)
+                if run.due:
+                    run.say(f"{self.node} did nothing in this run: its 'positive' output did not reach the sampler.", logging.WARNING)
+                else:  # as in the second of two samplers, after the layout is made
+                    run.say(f"{self.node} rested in this run: none of its steps are in the range of the node or of a subject.")
             return found
         finally:
             run.end()
@@ -111,6 +114,7 @@ class Hook:
         run = state.run if isinstance(state, Call) else state or self._new_run({}, None, None)
         now = self.strengths(run, model.model_sampling, timestep)
         if now is not None:
+            run.due = True
             own[self.id] = Call(run, run.roles.table(conds), now, x_in.shape[0], tuple(x_in.shape[-2:]))
         options[KEY] = own
         for lost in foreign_ids(conds, set(known_ids(model_options))):

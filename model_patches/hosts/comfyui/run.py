@@ -21,6 +21,7 @@ class Run:
     def __init__(self, clock: Clock, roles: Roles):
         self.clock, self.roles = clock, roles
         self.seconds = 0.0
+        self.due = False  # whether a call came in which something should act
         self.acted = False
         self._cache: dict[Any, Any] = {}
         self._said: set[str] = set()
