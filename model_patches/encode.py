@@ -10,6 +10,7 @@ import torch
 
 from .adapter import AdapterSpec
 from .encode_objects import object_doubts, object_features
+from .encode_words import subjects_in_prompt
 from .encoders.framing import bounding_box, flatten_alpha, frame, on_white
 from .prompt.names import duplicate_warnings, missing_warnings
 from .readers import ImageEncoder, NameEncoder, Projector, check_clip_width, check_image_encoder, check_named, without_words
@@ -25,7 +26,7 @@ def encode_subjects(adapter: Any, cast: Cast, images: ImageEncoder | None, proje
     Arguments:
         adapter: has `.spec` (AdapterSpec) and `.weights` (Weights); it is kept in the result.
         images: the image encoder, None where none was found. Weights for it that the adapter brings act in this call alone.
-        project: the adapter's projection on [n, ...] encoder output -> [n, T, D]; for gated layers see `object_features`.
+        project: the adapter's projection on [n, ...] encoder output -> [n, T, D]; for gated layers see `object_features`, for prompts `subjects_in_prompt`.
         names: the text encoder, or None: the references then carry no names.
         framing: 'auto' (as the adapter was published), 'pad', 'center' or 'stretch'.
         prompts: known prompt texts, to warn about names that are not in them.
@@ -36,11 +37,14 @@ def encode_subjects(adapter: Any, cast: Cast, images: ImageEncoder | None, proje
     """
     spec: AdapterSpec = adapter.spec
     check_image_encoder(spec, images)
+    untouched = images
     if images is not None and adapter.weights.vision:
         images = images.with_weights(adapter.weights.vision)
     framing = spec.framing if framing == "auto" else framing
     if spec.gated is not None:
         references, doubts = _objects(adapter, cast, images, project, names, framing)
+    elif spec.prompt is not None:
+        references, doubts = _in_prompt(adapter, cast, images, untouched, project, names, framing), _regions(cast)
     else:
         references, doubts = _tokens(adapter, cast, images, project, names, framing), _doubts(cast, prompts, named=names is not None)
     for sentence in doubts if cast.subjects else [EMPTY]:
@@ -86,6 +90,15 @@ def _objects(adapter: Any, cast: Cast, images: ImageEncoder | None, project: Pro
     return References(adapter, subjects, None, None, previews), object_doubts(spec, cast, [f for f, _ in found], named=names is not None)
 
 
+def _in_prompt(adapter: Any, cast: Cast, images: ImageEncoder, untouched: ImageEncoder, project: Projector, names: NameEncoder | None, framing: str) -> References:
+    """References for adapters that act in the prompt; with names where a text encoder is given, for relevance."""
+    previews = _prepared(cast, images, framing)
+    found = subjects_in_prompt(adapter.spec, cast, previews, lambda other: _prepared(cast, images, other), images, untouched, project)
+    name_tokens, empty = _encode_names(adapter.spec, cast, names if adapter.spec.widths else None)
+    subjects = (_subject(i, s, f.tokens, n, words=f.words) for i, (s, f, n) in enumerate(zip(cast.subjects, found, name_tokens, strict=True), 1))
+    return References(adapter, tuple(subjects), None, empty, previews)
+
+
 def _subject(number: int, s: Subject, tokens: torch.Tensor | None = None, name_tokens: torch.Tensor | None = None, **rest: Any) -> ReferenceSubject:
     return ReferenceSubject(s.name or f"subject {number}", tokens, name_tokens, s.weight, s.start_percent, s.end_percent, s.region, s.box, **rest)
 
@@ -94,8 +107,13 @@ def _doubts(cast: Cast, prompts: Sequence[str], named: bool) -> list[str]:
     """A sentence for each thing that is allowed but probably not meant; names matter only where they are encoded."""
     names = [s.name for s in cast.subjects]
     sentences = duplicate_warnings(names, [s.box is not None or s.region is not None for s in cast.subjects]) + missing_warnings(names, prompts) if named else []
+    return sentences + _regions(cast)
+
+
+def _regions(cast: Cast) -> list[str]:
+    """A sentence for each region in which nobody can appear."""
     nowhere = [f"{i} ('{s.name}')" if s.name else str(i) for i, s in enumerate(cast.subjects, 1) if s.region is not None and not bool(s.region.any())]
-    return sentences + [f"The region of subject {who} is black everywhere, so it acts nowhere. Paint white where it may appear, or unwire 'region'." for who in nowhere]
+    return [f"The region of subject {who} is black everywhere, so it acts nowhere. Paint white where it may appear, or unwire 'region'." for who in nowhere]
 
 
 def _encode_names(spec: AdapterSpec, cast: Cast, names: NameEncoder | None) -> tuple[list[torch.Tensor | None], torch.Tensor | None]:

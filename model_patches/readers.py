@@ -10,7 +10,7 @@ from .adapter import AdapterSpec, base_name
 from .checkpoints.catalogue import encoder_of_width, where_to_get
 from .errors import MismatchError, SubjectError
 
-Projector = Callable[[torch.Tensor], torch.Tensor]
+Projector = Callable[..., Any]  # a projection, on one or several tensors, giving one or several
 OWN_CLIP = "Wire the CLIP of the checkpoint that you sample with"
 
 
@@ -22,7 +22,8 @@ class ImageEncoder(Protocol):
     pooled: int
 
     def encode(self, pictures: torch.Tensor, kind: str, blank: bool) -> torch.Tensor:
-        """[n, size, size, 3] -> 'pooled' [n, E] or 'penultimate' [n, P, E]; with `blank` one row more, of all-zero pixel values."""
+        """[n, size, size, 3] -> 'pooled' [n, E], 'unprojected' [n, hidden] (CLS after its norm) or 'penultimate' [n, P, E]; with `blank` one row more,
+        of all-zero pixel values."""
         ...
 
     def encode_patches(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

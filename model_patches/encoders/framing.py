@@ -37,8 +37,10 @@ def bounding_box(mask: torch.Tensor, threshold: float = 0.5) -> tuple[int, int, 
 def frame(image: torch.Tensor, size: int, framing: str) -> torch.Tensor:
     """One photo [H, W, 3] -> [size, size, 3], bicubic with antialias.
 
-    framing: `pad` to a white square, `center` crop of the shorter side, or `stretch`.
+    framing: `pad` to a white square, `center` crop of the shorter side, `stretch`, or `black` (see `black_square`, not bicubic).
     """
+    if framing == "black":
+        return black_square(image, size)
     pixels = image.movedim(-1, 0).unsqueeze(0)  # 1, 3, H, W
     h, w = image.shape[:2]
     if framing == "pad":  # before resizing, as the training photos were

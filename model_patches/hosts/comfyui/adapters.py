@@ -49,11 +49,12 @@ class HostAdapter:
         """Name under which it is attached to a MODEL."""
         return f"troupe.{self.id}"
 
-    def project(self, features: torch.Tensor) -> torch.Tensor:
-        """Encoder output [n, ...] -> image tokens [n, T, D], float32."""
+    def project(self, *features: torch.Tensor) -> Any:
+        """Encoder output [n, ...] -> what the adapter's projection makes of it, float32: a tensor or several."""
         comfy.model_management.load_models_gpu([self.projection_patcher])
-        patcher = self.projection_patcher
-        return patcher.model(features.to(patcher.load_device, torch.float32)).to(comfy.model_management.intermediate_device())
+        patcher, done = self.projection_patcher, comfy.model_management.intermediate_device()
+        found = patcher.model(*(f.to(patcher.load_device, torch.float32) for f in features))
+        return found.to(done) if isinstance(found, torch.Tensor) else tuple(f.to(done) for f in found)
 
     def clip_vision(self) -> Any | None:
         """The host's CLIP_VISION for this adapter: the chosen file, or one of the needed widths; loaded at first use, None where there is none or

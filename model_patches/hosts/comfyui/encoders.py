@@ -33,9 +33,11 @@ class HostImageEncoder:
         self._vision = clip_vision
 
     def encode(self, pictures: torch.Tensor, kind: str, blank: bool) -> torch.Tensor:
-        """[n, size, size, 3] 0..1 -> 'pooled' [n, E] or 'penultimate' [n, P, E], float32 on the host's intermediate device."""
-        found = [pooled if kind == "pooled" else penultimate for _, penultimate, pooled in self._passes(pictures, blank)]
-        return torch.cat(found) if found else torch.zeros(0, self.pooled)
+        """See `readers.ImageEncoder`; float32 on the host's intermediate device."""
+        found = [{"pooled": pooled, "penultimate": penultimate, "unprojected": last[:, 0]}[kind] for last, penultimate, pooled in self._passes(pictures, blank)]
+        if not found:
+            return torch.zeros(0, self.pooled)
+        return self._normed(torch.cat(found)) if kind == "unprojected" else torch.cat(found)
 
     def encode_patches(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `readers.ImageEncoder`; float32 on the host's intermediate device."""
@@ -60,6 +62,10 @@ class HostImageEncoder:
             pixels = torch.cat((pixels, pixels.new_zeros(1, 3, self.size, self.size)))
         for part in pixels.split(BATCH) if len(pixels) else ():
             yield [found.float().to(done) for found in vision.model(pixel_values=part, intermediate_output=-2)[:3]]
+
+    def _normed(self, cls: torch.Tensor) -> torch.Tensor:
+        """CLS [n, hidden] of the last hidden states through the encoder's last norm."""
+        return self._vision.model.vision_model.post_layernorm(cls.to(self._vision.load_device)).float().to(cls.device)
 
 
 class HostNameEncoder:

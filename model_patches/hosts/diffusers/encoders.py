@@ -43,8 +43,10 @@ def load_adapter(path: str | Path) -> Adapter:
 def encode_references(adapter: Adapter, cast: Cast, images: ImageEncoder | None, names: NameEncoder | None, framing: str = "auto",
                       prompts: Sequence[str] = (), warn: Callable[[str], None] = lambda sentence: None) -> References:
     """`model_patches.encode.encode_subjects` with the adapter's own projection, results on the CPU."""
-    def project(features: torch.Tensor) -> torch.Tensor:
-        return adapter.projection(features.to(next(adapter.projection.parameters()))).float().cpu()
+    def project(*features: torch.Tensor) -> Any:
+        weight = next(adapter.projection.parameters())
+        found = adapter.projection(*(f.to(weight) for f in features))
+        return found.float().cpu() if isinstance(found, torch.Tensor) else tuple(f.float().cpu() for f in found)
 
     with torch.no_grad():
         return encode_subjects(adapter, cast, images, project, names, framing, prompts, warn)
@@ -60,13 +62,13 @@ class ClipImages:
 
     @torch.no_grad()
     def encode(self, pictures: torch.Tensor, kind: str, blank: bool) -> torch.Tensor:
-        """[n, size, size, 3] 0..1 -> 'pooled' [n, E] or 'penultimate' [n, P, E], float32 on the CPU; with `blank` one row more, of zero pixel values."""
+        """See `readers.ImageEncoder`; float32 on the CPU."""
         pixels = pixel_values(pictures)
         if blank:
             pixels = torch.cat((pixels, pixels.new_zeros(1, 3, self.size, self.size)))
         if not len(pixels):
             return torch.zeros(0, self.pooled)
-        return torch.cat([self._read(part, pooled=kind == "pooled") for part in pixels.split(BATCH)])
+        return torch.cat([self._read(part, kind) for part in pixels.split(BATCH)])
 
     @torch.no_grad()
     def encode_patches(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,9 +81,15 @@ class ClipImages:
         check_vision_weights(weights, self._model.state_dict())
         return ClipImages(self._model, {**self._weights, **weights})
 
-    def _read(self, pixels: torch.Tensor, pooled: bool) -> torch.Tensor:
-        found = self._run(pixels, output_hidden_states=not pooled)
-        return (found.image_embeds if pooled else found.hidden_states[-2]).float().cpu()
+    def _read(self, pixels: torch.Tensor, kind: str) -> torch.Tensor:
+        found = self._run(pixels, output_hidden_states=kind == "penultimate")
+        if kind == "penultimate":
+            return found.hidden_states[-2].float().cpu()
+        if kind == "pooled":
+            return found.image_embeds.float().cpu()
+        norm = self._model.vision_model.post_layernorm
+        weights = {name.rpartition(".")[2]: value for name, value in self._weights.items() if name.startswith("vision_model.post_layernorm.")}
+        return functional_call(norm, weights, (found.last_hidden_state[:, 0],)).float().cpu()
 
     def _run(self, pixels: torch.Tensor, **options: bool) -> Any:
         return functional_call(self._model, self._weights, (pixels.to(self._model.device, self._model.dtype),), options)
