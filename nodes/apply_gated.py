@@ -5,7 +5,6 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..model_patches.hosts.comfyui.apply import apply_gated
-from ..model_patches.hosts.comfyui.notice import notifier
 from ..model_patches.settings import GatedSettings
 from .graph import blocked_unless_wired
 from .types import CATEGORY, ReferencesType, percent
@@ -45,12 +44,10 @@ class ApplyGated(io.ComfyNode):
                 io.Conditioning.Output("negative_out", display_name="negative"),
                 io.Conditioning.Output("middle_out", display_name="second positive"),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model: Any, references: Any, positive: Any, strength: float, end_percent: float, decay_percent: float, use_bbox: str,
                 negative: Any = None, middle: Any = None) -> io.NodeOutput:
         settings = GatedSettings(strength, end_percent, decay_percent, use_bbox)
-        applied = apply_gated(model, references, settings, positive, negative, middle, notifier(cls.hidden.unique_id))
-        return io.NodeOutput(*blocked_unless_wired("Apply Gated Adapter", *applied))
+        return io.NodeOutput(*blocked_unless_wired("Apply Gated Adapter", *apply_gated(model, references, settings, positive, negative, middle)))

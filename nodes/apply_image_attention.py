@@ -65,8 +65,7 @@ class ApplyImageAttention(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, references: Any, weight: float, merge: str, start_percent: float, end_percent: float, box_strength: float, box_end_percent: float,
                 box_feather: float, sharpness: float, background: float, positive: Any = None, negative: Any = None, middle: Any = None) -> io.NodeOutput:
-        warn = notifier(cls.hidden.unique_id)
-        warn_about_missing_names(references, cls.hidden, ("positive", "middle"), warn)
+        warn_about_missing_names(references, cls.hidden, ("positive", "middle"), notifier(cls.hidden.unique_id))
         mixing = mixing_for(references, merge, sharpness, background)
         settings = ImageAttentionSettings(weight, mixing, start_percent, end_percent, box_strength, box_end_percent, box_feather)
-        return io.NodeOutput(*blocked_unless_wired("Apply Image Attention", *apply_image_attention(model, references, settings, positive, negative, middle, warn)))
+        return io.NodeOutput(*blocked_unless_wired("Apply Image Attention", *apply_image_attention(model, references, settings, positive, negative, middle)))

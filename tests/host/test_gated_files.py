@@ -160,19 +160,28 @@ def _merge(unet, state):
             unet.get_submodule(f"{ldm}.transformer_blocks.0.attn2.to_{kv}").weight.data.copy_(state[f"{diffusers}.transformer_blocks.0.attn2.to_{kv}.weight"])
 
 
-def test_a_file_without_its_weights_on_the_model_warns(base_folder, vision, caplog):
+def test_a_file_without_its_weights_on_the_model_warns_wherever_they_are_put(base_folder, vision, caplog):
     import tiny_models
     from published import SD_WIDTHS, save_members, subject_diffusion_members
+    from stage import ksample
     from troupe import nodes as pack
 
     save_members(subject_diffusion_members(SD_WIDTHS, pooled=16, feature=HIDDEN, tokens=PATCHES), base_folder / "models" / "subject_adapters" / "other")
-    (adapter,) = run(pack.LoadAdapter, adapter_name="subject_adapters/other/unet_0_449999/pytorch_model.bin", clip_vision_name="none")
+    name = "subject_adapters/other/unet_0_449999/pytorch_model.bin"
+    (adapter,), (again,) = (run(pack.LoadAdapter, adapter_name=name, clip_vision_name="none") for _ in range(2))
     (references,) = run(pack.EncodeSubjects, adapter=adapter, cast=cast_of(pack), framing="auto", clip_vision=vision)
     patcher, prompt = full_topology("SD20", 1024), tiny_models.random_cond(77, 1024, seed=1)
-    given = dict(references=references, positive=prompt, strength=1.0, end_percent=1.0, decay_percent=0.0, use_bbox="auto")
-    run(pack.ApplyGated, model=patcher, **given)
-    assert "Put Apply Adapter Weights between the checkpoint and this node" in caplog.text
-    caplog.clear()
-    weighted, _ = run(pack.ApplyAdapterWeights, model=patcher, adapter=adapter, strength_model=1.0, strength_clip=1.0)
-    run(pack.ApplyGated, model=weighted, **given)
-    assert "Put Apply Adapter Weights" not in caplog.text
+    given = dict(references=references, positive=prompt, negative=prompt, strength=1.0, end_percent=1.0, decay_percent=0.0, use_bbox="auto")
+
+    def warned(model, positive, negative):
+        caplog.clear()
+        ksample(model, positive, negative, size=(8, 8), steps=1)
+        return "Put Apply Adapter Weights on the MODEL wire" in caplog.text
+
+    def weighted(model, loaded):
+        return run(pack.ApplyAdapterWeights, model=model, adapter=loaded, strength_model=1.0, strength_clip=1.0)[0]
+
+    plain = run(pack.ApplyGated, model=patcher, **given)[:3]
+    assert warned(*plain)
+    assert not warned(weighted(plain[0], adapter), *plain[1:])
+    assert not warned(*run(pack.ApplyGated, model=weighted(patcher, again), **given)[:3])  # another node has loaded the same file

@@ -17,7 +17,7 @@ from .encoders import HostImageEncoder, HostNameEncoder
 from .gated import GatedAdapter
 from .hook import Hook
 from .image_attention import ImageAttention
-from .weights import check_input_channels, weights_of
+from .weights import check_input_channels
 
 Wired = tuple[Any, Conditioning | None, Conditioning | None, Conditioning | None]
 
@@ -34,19 +34,17 @@ def encode_references(adapter: HostAdapter, cast: Cast, framing: str = "auto", c
     return encode_subjects(adapter, cast, images, adapter.project, names, framing, prompts, warn)
 
 
-def apply_image_attention(model: Any, references: References, settings: ImageAttentionSettings, positive: Conditioning | None = None,
-                          negative: Conditioning | None = None, middle: Conditioning | None = None, warn: Callable[[str], None] = lambda sentence: None) -> Wired:
+def apply_image_attention(model: Any, references: References, settings: ImageAttentionSettings,
+                          positive: Conditioning | None = None, negative: Conditioning | None = None, middle: Conditioning | None = None) -> Wired:
     """The MODEL with the references' attention bound to it, and the conditionings that carry them.
 
     With neither positive nor negative the references act on the sampler's positive list. Weight 0 and an empty cast return what came in.
-    warn: receives a sentence where the file brings weights of the model that are not on it.
     Raises:
         MismatchError: the adapter is for another base model, or relevance is asked for and the references carry no names.
     """
     _check_kind(references, not references.adapter.spec.widths, "Apply Image Attention")
     if settings.weight == 0.0 or not references.subjects:
         return model, positive, negative, middle
-    _warn_without_weights(model, references.adapter, warn)
     blocks = attention_blocks(model.get_model_object("diffusion_model"))
     check_widths(references.adapter.spec, [block.width for block in blocks], blocks[0].context_dim)
     check_names(references, settings)
@@ -54,12 +52,11 @@ def apply_image_attention(model: Any, references: References, settings: ImageAtt
     return _wired(model, hook, positive, negative, middle)
 
 
-def apply_gated(model: Any, references: References, settings: GatedSettings, positive: Conditioning, negative: Conditioning | None = None,
-                middle: Conditioning | None = None, warn: Callable[[str], None] = lambda sentence: None) -> Wired:
+def apply_gated(model: Any, references: References, settings: GatedSettings,
+                positive: Conditioning, negative: Conditioning | None = None, middle: Conditioning | None = None) -> Wired:
     """The MODEL with the adapter's gated layers bound to it, and the conditionings that carry the references.
 
     Rows of the negative get the publisher's own uncond objects, whether it is wired or not. Strength 0 and an empty cast return what came in.
-    warn: receives a sentence where the file brings weights of the model that are not on it.
     Raises:
         MismatchError: the adapter has no gated layers, or is for another base model.
     """
@@ -68,18 +65,10 @@ def apply_gated(model: Any, references: References, settings: GatedSettings, pos
     if settings.strength == 0.0 or not references.subjects:
         return model, positive, negative, middle
     check_input_channels(model)
-    _warn_without_weights(model, adapter, warn)
     blocks = {block.path.removesuffix(".attn2"): block for block in attention_blocks(model.get_model_object("diffusion_model"))}
     check_places(adapter.spec, {path: block.width for path, block in blocks.items()}, next(iter(blocks.values())).context_dim)
     keys = [blocks[path].key for path in adapter.spec.gated.places]
     return _wired(model, GatedAdapter(references, settings, keys, negative_wired=negative is not None), positive, negative, middle)
-
-
-def _warn_without_weights(model: Any, adapter: HostAdapter, warn: Callable[[str], None]) -> None:
-    """Say so where the adapter was trained with weights in the UNet that are not on this MODEL."""
-    if (adapter.weights.unet or adapter.weights.unet_lora) and adapter.id not in weights_of(model):
-        warn(f"{adapter.spec.file} was trained with weights of its own in the model, which are not on this MODEL: the subjects will hardly be recognised. "
-             "Put Apply Adapter Weights between the checkpoint and this node.")
 
 
 def _wired(model: Any, hook: Hook, positive: Conditioning | None, negative: Conditioning | None, middle: Conditioning | None) -> Wired:

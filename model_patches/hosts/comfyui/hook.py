@@ -22,6 +22,7 @@ from .conditioning import KEY, Chunk, Roles, foreign_ids
 from .prompt_switch import PromptSwitch
 from .rows import tiles_in
 from .run import Run
+from .weights import weights_of
 
 Grid = tuple[int, int]
 APPLY_IDS = "troupe_apply_ids"
@@ -94,6 +95,7 @@ class Hook:
         options = guider.model_options["transformer_options"]
         options[KEY] = {**options.get(KEY, {}), self.id: run}
         try:
+            self._warn_without_weights(run, guider.model_patcher)
             if run.clock.first_sigma() >= float(guider.model_patcher.get_model_object("model_sampling").percent_to_sigma(REFINING)):
                 self._warn_about_size(run, noise)
             found = executor(noise, latent_image, sampler, sigmas, denoise_mask, run.clock.wrap(callback), *args, **kwargs)
@@ -146,6 +148,13 @@ class Hook:
 
     def _new_run(self, names: dict[Any, str], sigmas: torch.Tensor | None, sampler: Any) -> Run:
         return Run(Clock(sigmas, sampler), Roles(self.id, self.positive_wired, self.negative_wired, names))
+
+    def _warn_without_weights(self, run: Run, model: Any) -> None:
+        """Say so where the adapter was trained with weights in the UNet that are not on the MODEL, wherever on its wire they were to be put."""
+        adapter = self.references.adapter
+        if (adapter.weights.unet or adapter.weights.unet_lora) and not self.idle and adapter.id not in weights_of(model):
+            sentence = f"{adapter.spec.file} was trained with weights of its own in the model, which are not on this MODEL: the subjects will hardly be recognised."
+            run.say(f"{sentence} Put Apply Adapter Weights on the MODEL wire.", logging.WARNING)
 
     def _warn_about_size(self, run: Run, noise: torch.Tensor) -> None:
         spec = self.references.adapter.spec
