@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import torch
 
+from ..errors import CheckpointError
 from .files import read_shapes
+from .tensors import AGAIN, State
 
 LAYOUTS = (  # hidden states, pooled projection, which axis of the latter is the pooled width
     ("vision_model.embeddings.class_embedding", "visual_projection.weight", 0),  # transformers
@@ -68,6 +70,19 @@ def with_transformers_names(state: Mapping[str, torch.Tensor], prefix: str = OPE
             number, _, rest = name.removeprefix(BLOCKS).partition(".")
             converted |= {f"{LAYERS}{number}.{there}": part for there, part in _in_block(rest, value).items()}
     return converted or dict(state)
+
+
+def overlay(state: Mapping[str, torch.Tensor], file: str) -> State:
+    """The retrained part of a CLIP vision encoder, in either layout, by transformers' names; {} for no tensors.
+
+    Raises:
+        CheckpointError: there are tensors, but none of such an encoder.
+    """
+    named = with_transformers_names(state, OPEN_CLIP if any(name.startswith(OPEN_CLIP) for name in state) else "")
+    found = {name: tensor for name, tensor in named.items() if name.startswith(("vision_model.", "visual_projection.")) and not name.endswith("position_ids")}
+    if state and not found:
+        raise CheckpointError(f"blocks of a CLIP vision encoder in '{file}'", f"tensors such as '{next(iter(state))}'", AGAIN)
+    return found
 
 
 def _in_block(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -20,10 +20,10 @@ from ..encoders.gated import GatedLayers
 from ..encoders.grounding import MLP, GroundingNet
 from ..errors import CheckpointError
 from .clip_text import text_weights
-from .clip_vision import OPEN_CLIP, with_transformers_names
+from .clip_vision import overlay
 from .gligen import FUSER, fuser_widths, gated_names
 from .sets import MEMBERS
-from .tensors import AGAIN, State, assign, check, part, reading
+from .tensors import AGAIN, State, assign, check, check_format, part, reading
 from .unet_names import CONV_IN, ldm_name, places, resblocks
 
 OPTIONAL = "clip_visual"
@@ -57,9 +57,7 @@ def unbundled(state: State) -> dict[str, State]:
 
 def slots_of(metadata: Mapping[str, str], file: str) -> int:
     """Subjects that a bundle was trained with. Raises CheckpointError for a bundle of a later version."""
-    version = metadata.get("version", str(VERSION))
-    if metadata.get("format", FORMAT) == FORMAT and version != str(VERSION):
-        raise CheckpointError(f"a Subject-Diffusion bundle of version {VERSION} in '{file}'", f"version {version}", "Update Troupe, or make the bundle again with its own tool.")
+    check_format(metadata, FORMAT, VERSION, file)
     slots = metadata.get("slots", "")
     return int(slots) if slots.isdecimal() and int(slots) else SLOTS
 
@@ -96,7 +94,8 @@ def build(members: Mapping[str, State], file: str, operations: Any = nn, beside:
         raise CheckpointError(f"members of one Subject-Diffusion in '{file}'", f"vectors {mlp.fc2.out_features} wide for the prompt and tokens {dim} wide for the UNet", AGAIN)
     assign(mlp, members["mlp"], {name: name for name in mlp.state_dict()}, f"mlp of {file}", KIND)
     _assign_gated(gated, unet, members["proj"], list(paths.values()), file)
-    weights = Weights(_unet_weights(unet, paths, channels, dim, file), text_weights(members["clip_text"], dim, f"clip_text of {file}", KIND), _vision(members.get(OPTIONAL), file))
+    text, vision = text_weights(members["clip_text"], dim, f"clip_text of {file}", KIND), overlay(members.get(OPTIONAL, {}), f"{OPTIONAL} of {file}")
+    weights = Weights(_unet_weights(unet, paths, channels, dim, file), text, vision)
     spec = AdapterSpec("subject_diffusion", "MLP", file, dim, 0, EncoderNeed("last", widths["feature_dim"]), (), False,
                        gated=GatedSpec("patches", channels, dim, widths["feature_dim"], slots, widths["tokens"]), prompt=PromptSpec("placeholder", {"h": dim}))
     return Adapter(spec, mlp, None, gated, weights)
@@ -148,14 +147,3 @@ def _unet_weights(unet: State, paths: Mapping[str, str], channels: Mapping[str, 
     found["conv_in.weight"] = found["conv_in.weight"][:, :INPUTS - 1].contiguous()
     depth = resblocks(found)
     return {ldm_name(name, depth): found[name] for name in shapes}
-
-
-def _vision(state: State | None, file: str) -> State:
-    """The retrained part of the image encoder by transformers' names, {} where there is none."""
-    if state is None:
-        return {}
-    named = with_transformers_names(state, OPEN_CLIP if any(name.startswith(OPEN_CLIP) for name in state) else "")
-    found = {name: tensor for name, tensor in named.items() if name.startswith(("vision_model.", "visual_projection.")) and not name.endswith("position_ids")}
-    if not found:
-        raise CheckpointError(f"blocks of a CLIP vision encoder as the module 'clip_visual' of '{file}'", f"tensors such as '{next(iter(state))}'", AGAIN)
-    return found

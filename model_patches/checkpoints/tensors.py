@@ -36,6 +36,13 @@ def reading(file: str, prefix: str) -> Iterator[None]:
         raise CheckpointError(f"'{prefix}{bad.name}' of '{file}' to have {bad.expected}", f"the shape {list(bad.shape)}", AGAIN) from None
 
 
+def check_format(metadata: Mapping[str, str], name: str, version: int, file: str) -> None:
+    """Raise CheckpointError where a file's metadata say that it is of this format in another version; no metadata: the present one."""
+    found = metadata.get("version", str(version))
+    if metadata.get("format", name) == name and found != str(version):
+        raise CheckpointError(f"version {version} of the format {name} in '{file}'", f"version {found}", "Update Troupe, or make the file again with its own tool.")
+
+
 def check(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], file: str, kind: str) -> None:
     """Raise CheckpointError unless the tensors are exactly those of `shapes`, all of floating-point numbers; kind: 'a GLIGEN file'."""
     for name, shape in shapes.items():
