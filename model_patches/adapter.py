@@ -11,8 +11,10 @@ from torch import nn
 from .checkpoints.catalogue import encoder_of_width
 from .encoders.decoupled import DecoupledLayers
 from .encoders.gated import GatedLayers
+from .encoders.mm_diff import LoraLayers
 
 BASES = {768: "SD1.5", 1024: "SD2.x", 2048: "SDXL"}  # context width -> base model
+FAMILIES = {"ip_adapter": "IP-Adapter", "mip_adapter": "MIP-Adapter", "mm_diff": "MM-Diff", "umm": "UMM-Diffusion", "fastcomposer": "FastComposer"}
 GATED = {"text": "GLIGEN text boxes", "text_image": "GLIGEN text-image boxes", "patches": "Subject-Diffusion"}
 
 
@@ -23,9 +25,10 @@ def base_name(context_dim: int) -> str:
 
 @dataclass(frozen=True)
 class EncoderNeed:
-    """Which output of which CLIP vision encoder an adapter reads: kind 'pooled', 'penultimate' or 'last', and its width.
+    """Which output of which CLIP vision encoder an adapter reads: kind 'pooled', 'penultimate', 'last' or 'unprojected', and its width.
 
-    'last' is the last hidden state before its norm, with the pooled vector beside it.
+    'last' is the last hidden state before its norm, with the pooled vector beside it; 'unprojected' is CLS after the last norm, before the
+    projection that makes it the pooled vector.
     """
 
     kind: str
@@ -106,8 +109,8 @@ class AdapterSpec:
         """One line for logs and errors."""
         if self.gated is not None:
             return f"{GATED[self.gated.kind]} for {self.base} ({len(self.gated.places)} gated layers)"
-        kind = "MIP-Adapter" if self.family == "mip_adapter" else "IP-Adapter"
-        return f"{kind} for {self.base} ({self.projection}, {len(self.widths)} layers)"
+        layers = f"({self.projection}, {len(self.widths)} layers)" if self.widths else "(subjects in the prompt)"
+        return f"{FAMILIES.get(self.family, self.family)} for {self.base} {layers}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +148,7 @@ class Adapter:
 
     spec: AdapterSpec
     projection: nn.Module | None
-    layers: DecoupledLayers | None
+    layers: DecoupledLayers | LoraLayers | None
     gated: GatedLayers | None = None
     weights: Weights = Weights()
     fusion: nn.ModuleDict | None = None

@@ -272,3 +272,98 @@ def save_members(members: dict[str, State], folder: Path, step: str = "0_449999"
         paths[name].parent.mkdir(parents=True, exist_ok=True)
         torch.save(state, paths[name])
     return paths
+
+
+# ---- adapters that put subjects into the prompt --------------------------------------------------------------------------------------------
+
+CLIP_L, BIGG = 768, 1280  # widths of SDXL's text encoders
+SDXL_HIDDEN = (640, 1280)  # of SDXL's two levels with attention
+
+
+def mm_diff_unet(context: int = SDXL, hidden: Sequence[int] = SDXL_HIDDEN, rank: int = 2, image_rank: int = 3, entries: int = 140) -> State:
+    """`unet_adapter_weights`: numbered pairs; hidden: channels of the two levels."""
+    shapes: dict[str, Sequence[int]] = {}
+    widths = [hidden[0 if ldm in ("input_blocks.4.1", "input_blocks.5.1", "output_blocks.3.1", "output_blocks.4.1", "output_blocks.5.1") else 1]
+              for ldm, depth in SDXL_PLACES.values() for _ in range(2 * depth)]
+    for i, width in zip(range(entries), (widths + widths)[:entries], strict=True):
+        for name in ("q", "k", "v", "out", *(("k", "v") if i % 2 else ())):
+            kind, r = ("lora", rank) if f"{i}.to_{name}_lora.down.weight" not in shapes else ("lora_image", image_rank)
+            into = context if i % 2 and name in "kv" else width
+            shapes |= {f"{i}.to_{name}_{kind}.down.weight": (r, into), f"{i}.to_{name}_{kind}.up.weight": (width, r)}
+    return _tensors(40, **shapes)
+
+
+def clip_lora(encoder: str, width: int, layers: int = 2, rank: int = 2, spelling: str = "new", mlp: bool = False, alpha: float | None = None) -> State:
+    """A text encoder's LoRA; encoder: 'text_encoder' or 'text_encoder_2'; spelling: 'new' (lora_linear_layer) or 'old' (to_q_lora)."""
+    shapes: dict[str, Sequence[int]] = {}
+    alphas: State = {}
+    for i in range(layers):
+        start = f"{encoder}.text_model.encoder.layers.{i}."
+        sizes = {f"self_attn.to_{name}_lora" if spelling == "old" else f"self_attn.{name}_proj.lora_linear_layer": (width, width) for name in ("q", "k", "v", "out")}
+        sizes |= {"mlp.fc1.lora_linear_layer": (width, 4 * width), "mlp.fc2.lora_linear_layer": (4 * width, width)} if mlp else {}
+        for name, (into, out) in sizes.items():
+            shapes |= {f"{start}{name}.down.weight": (rank, into), f"{start}{name}.up.weight": (out, rank)}
+            alphas |= {} if alpha is None else {f"{start}{name}.alpha": torch.tensor(alpha)}
+    return _tensors(41 + len(encoder), **shapes) | alphas
+
+
+def subject_head(context: int, vector: int = 512, hidden: int = 16, tokens: int = 4, patches: int = 1024, inner: int = 256, depth: int = 2) -> State:
+    """`face_embeds_proj`; published: hidden 1024, inner 2048, depth 4."""
+    norms = ("layer_norm", "refiner.norm_out")
+    out = tokens * context
+    shapes: dict[str, Sequence[int]] = {"proj.0.weight": (hidden, vector), "proj.0.bias": (hidden,), "proj.2.weight": (out, hidden), "proj.2.bias": (out,)}
+    shapes |= {"refiner.proj_in.weight": (context, patches), "refiner.proj_in.bias": (context,), "refiner.proj_out.weight": (context, context), "refiner.proj_out.bias": (context,)}
+    for i in range(depth):
+        attention, feed = f"refiner.layers.{i}.0.", f"refiner.layers.{i}.1."
+        norms += (f"{attention}norm1", f"{attention}norm2", f"{feed}0")
+        shapes |= {f"{attention}to_q.weight": (inner, context), f"{attention}to_kv.weight": (2 * inner, context), f"{attention}to_out.weight": (context, inner)}
+        shapes |= {f"{feed}1.weight": (2 * context, context), f"{feed}3.weight": (context, 2 * context)}
+    return _tensors(42, **shapes, **{f"{norm}.{leaf}": (context,) for norm in norms for leaf in ("weight", "bias")})
+
+
+def mm_diff_members(context: int = SDXL, hidden: Sequence[int] = SDXL_HIDDEN, text: Sequence[int] = (CLIP_L, BIGG), pooled: int = 768, vector: int = 512, tokens: int = 4,
+                    patches: int = 1024, **lora) -> dict[str, State]:
+    """MM-Diff's three files, flat; lora: of the text encoders, as `clip_lora` has it."""
+    words: dict[str, Sequence[int]] = {"layernorm.weight": (pooled,), "layernorm.bias": (pooled,), "fc.weight": (pooled, pooled), "fc.bias": (pooled,)}
+    words |= {f"proj_{i + 1}.{leaf}": shape for i, d in enumerate(text) for leaf, shape in (("weight", (d, pooled)), ("bias", (d,)))}
+    custom = {f"obj_embeds_proj.{name}": tensor for name, tensor in _tensors(43, **words).items()}
+    custom |= {f"face_embeds_proj.{name}": tensor for name, tensor in subject_head(context, vector, tokens=tokens, patches=patches).items()}
+    for name, d in zip(("mm_fuse_one.", "mm_fuse_two."), text, strict=True):
+        custom |= _tensors(44, **_mlp(2 * d, d, d, name))
+    custom |= _tensors(45, **{"image_encoder.vision_model.pre_layrnorm.weight": (patches,), "image_encoder.visual_projection.weight": (pooled, patches)})
+    loras = {name: tensor for encoder, d in zip(("text_encoder", "text_encoder_2"), text, strict=True) for name, tensor in clip_lora(encoder, d, **lora).items()}
+    return {"unet_adapter_weights": mm_diff_unet(context, hidden), "text_encoder_adapter_weights": loras, "custom_weights": custom}
+
+
+def save_mm_diff(members: dict[str, State], folder: Path, extension: str = ".bin") -> dict[str, Path]:
+    """As published: three pickles, of which the last holds a dict of state dicts; paths by member."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / f"{name}{extension}" for name in members}
+    for name, state in members.items():
+        torch.save(nested(state) if name == "custom_weights" else state, paths[name])
+    return paths
+
+
+def umm_state(widths: Sequence[int] = (768, 32, 768), tokens: int = 1, input_norm: bool = False, output_norm: int = 0) -> State:
+    """A mapping of UMM-Diffusion; widths: in, hidden, out without the words, which multiply the last."""
+    widths = (*widths[:-1], tokens * widths[-1])
+    shapes: dict[str, Sequence[int]] = {}
+    for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        shapes |= {f"mapping.layers.{i}.weight": (b, a), f"mapping.layers.{i}.bias": (b,)}
+    norms = {"input_norm": widths[0] if input_norm else 0, "output_norm": output_norm}
+    return _tensors(46, **shapes, **{f"mapping.{norm}.{leaf}": (width,) for norm, width in norms.items() if width for leaf in ("weight", "bias")})
+
+
+def fastcomposer_state(channels: Sequence[int] = (32, 64, 96, 96), text: int = CLIP_L, pooled: int = 768, hidden: int = 8) -> State:
+    """FastComposer's one file, with a UNet like SD1.5's: diffusers' own, of four levels; what is not read is there too."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(47)
+        unet = UNet2DConditionModel(block_out_channels=tuple(channels), cross_attention_dim=text, attention_head_dim=8)
+    state = {f"unet.{name}": tensor.detach() for name, tensor in unet.state_dict().items()}
+    state |= _tensors(48, **_mlp(text + pooled, text, text, "postfuse_module.mlp1."), **_mlp(text, text, text, "postfuse_module.mlp2."))
+    state |= _tensors(49, **{f"postfuse_module.layer_norm.{leaf}": (text,) for leaf in ("weight", "bias")})
+    state |= _tensors(50, **{"image_encoder.visual_projection.weight": (pooled, hidden), "image_encoder.vision_model.embeddings.class_embedding": (hidden,),
+                             "text_encoder.final_layer_norm.weight": (text,), "vae.decoder.mid_block.attentions.0.query.weight": (4, 4)})
+    return state | {"image_encoder.vision_model.embeddings.position_ids": torch.arange(3)}

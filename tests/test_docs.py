@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 from graph import ROOT
-from troupe.model_patches.checkpoints.catalogue import ADAPTERS, DEFAULT_ADAPTER, ENCODERS, GATED, PROJECTION_MATRIX, VIT_H
+from troupe.model_patches.checkpoints.catalogue import ADAPTERS, DEFAULT_ADAPTER, ENCODERS, GATED, PROJECTION_MATRIX, PROMPT, VIT_H
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NODES = json.loads((ROOT / "tests" / "golden" / "node_contract.json").read_text())["nodes"]
@@ -41,6 +41,11 @@ def test_the_table_of_gated_adapters_is_the_catalogue():
     assert f"[projection_matrix]({PROJECTION_MATRIX.link}) ({PROJECTION_MATRIX.size})" in README
 
 
+def test_the_table_of_prompt_adapters_is_the_catalogue():
+    assert table("prompt") == [[f"[{f.name}]({f.link})", f.size, f.base, SHORT[f.encoder], f.licence] for f in PROMPT]
+    assert {f.folder for f in PROMPT} == {"subject_adapters"} and "All of these go into `models/subject_adapters`" in README
+
+
 def test_the_encoder_table_is_the_catalogue():
     assert {f.encoder for f in (*ADAPTERS, *GATED)} - {""} == {e.name for e in ENCODERS}
     assert table("encoders") == [[f"{SHORT[e.name]}: {e.name}", f"[{e.file.name}]({e.file.link})", e.file.size, e.file.licence] for e in ENCODERS]
@@ -57,8 +62,8 @@ def test_the_download_before_the_first_step_adds_up():
 
 
 def test_every_file_the_dialog_cannot_fetch_has_its_line():
-    for file in (*ADAPTERS, *GATED, PROJECTION_MATRIX, *(e.file for e in ENCODERS)):
-        if "/tree/" in file.link:
+    for file in (*ADAPTERS, *GATED, PROJECTION_MATRIX, *PROMPT, *(e.file for e in ENCODERS)):
+        if "/resolve/" not in file.link:  # a page
             continue
         if not file.link.endswith(".safetensors") or file.link.endswith("/model.safetensors"):
             assert f"curl -L -o models/{file.folder}/{file.name} {file.link}\n" in README

@@ -91,6 +91,18 @@ GATED = (  # official files are all called diffusion_pytorch_model.bin: the name
     _repository("jiuntian/gligen-xl-1024", base="SDXL"),
 )
 PROJECTION_MATRIX = _gligen("projection_matrix", "gligen/gligen-generation-text-image-box/resolve/main/projection_matrix", "2.36 MB")
+MM_DIFF = "https://github.com/alibaba/mm-diff"
+
+
+def _mm_diff(name: str) -> PublishedFile:
+    """One of the three files of the published training; the repository says where they are."""
+    return PublishedFile(f"portrait_generation/{name}.bin", "subject_adapters", MM_DIFF, "see link", "SDXL", VIT_L.name, licence="see link")
+
+
+PROMPT = (  # subjects in the prompt
+    _mm_diff("unet_adapter_weights"), _mm_diff("text_encoder_adapter_weights"), _mm_diff("custom_weights"),
+    PublishedFile("fastcomposer.bin", "subject_adapters", f"{HUB}/mit-han-lab/fastcomposer/resolve/main/pytorch_model.bin", "see link", "SD1.5", VIT_L.name, licence="see link"),
+)
 
 
 def encoder_of_width(kind: str, width: int) -> Encoder | None:
@@ -101,12 +113,13 @@ def encoder_of_width(kind: str, width: int) -> Encoder | None:
 def published(name: str) -> PublishedFile | None:
     """The table row of a file name (case and the folders before it ignored), or None."""
     path = "/" + name.replace("\\", "/").lower()
-    return next((f for f in (*ADAPTERS, *GATED, PROJECTION_MATRIX, *(e.file for e in ENCODERS)) if path.endswith(f"/{f.name.lower()}")), None)
+    return next((f for f in (*ADAPTERS, *GATED, PROJECTION_MATRIX, *PROMPT, *(e.file for e in ENCODERS)) if path.endswith(f"/{f.name.lower()}")), None)
 
 
 def where_to_get(file: PublishedFile) -> str:
-    """'Download <link> and save it as models/<folder>/<name>.'"""
-    return f"Download {file.link} and save it as models/{file.folder}/{file.name}"
+    """'Download <link> and save it as models/<folder>/<name>'; 'Look on <link> for it ...' where the link is a page."""
+    fetch = f"Look on {file.link} for it" if file.link == MM_DIFF else f"Download {file.link}"
+    return f"{fetch} and save it as models/{file.folder}/{file.name}"
 
 
 def identity(path: str | os.PathLike, family: str) -> str:

@@ -11,7 +11,7 @@ from ..adapter import Adapter, AdapterSpec, EncoderNeed
 from ..encoders.decoupled import DecoupledLayers
 from ..encoders.projections import FaceMLP, ImageProj, Resampler, module_name
 from ..errors import CheckpointError
-from .refused import refuse_known
+from .refused import no_adapter, refuse_known
 from .tensors import AGAIN, State, assign, missing, part, reading
 
 
@@ -28,8 +28,8 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
     refuse_known(state, file)
     projection_state, layer_state = part(state, "image_proj."), part(state, "ip_adapter.") or part(state, "adapter_modules.")
     if not projection_state or not layer_state:
-        expected, found = f"an IP-Adapter, MIP-Adapter, GLIGEN or Subject-Diffusion file in '{file}'", f"{len(state)} tensors such as '{next(iter(state))}'"
-        raise CheckpointError(expected, found, "Choose an adapter file; 'models/ipadapter', 'models/gligen' and 'models/subject_adapters' are their folders.")
+        found = f"{len(state)} tensors such as '{next(iter(state))}'"
+        raise no_adapter(file, found, "Choose an adapter file; 'models/ipadapter', 'models/gligen' and 'models/subject_adapters' are their folders.")
     with torch.device("meta"):
         projection, tokens, need = _projection(projection_state, file, operations)
         layers = _layers(layer_state, file, operations)

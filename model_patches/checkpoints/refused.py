@@ -13,7 +13,12 @@ def refuse_known(state: dict[str, torch.Tensor], file: str) -> None:
     """Raise CheckpointError where the tensors are those of a known kind that is not for this loader."""
     kind = _known(state)
     if kind:
-        raise CheckpointError(f"an IP-Adapter, MIP-Adapter, GLIGEN or Subject-Diffusion file in '{file}'", kind, USE_INSTEAD)
+        raise no_adapter(file, kind, USE_INSTEAD)
+
+
+def no_adapter(file: str, found: str, do: str) -> CheckpointError:
+    """About a file of none of the kinds that this loader takes."""
+    return CheckpointError(f"an IP-Adapter, MIP-Adapter, GLIGEN, Subject-Diffusion, MM-Diff, UMM-Diffusion or FastComposer file in '{file}'", found, do)
 
 
 def _known(state: dict[str, torch.Tensor]) -> str | None:

@@ -1,7 +1,9 @@
-"""Files that belong together, found beside the one that was chosen: parts of one file, GLIGEN's projection matrix, Subject-Diffusion's modules."""
+"""Files that belong together, found beside the one that was chosen: parts of one file, GLIGEN's projection matrix, modules of Subject-Diffusion
+and MM-Diff."""
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ MATRIX = "projection_matrix"
 IMAGE_PROJECT = "image_project"  # the same in a diffusers repository
 MEMBERS = ("unet", "clip_text", "mlp", "proj", "clip_visual")
 MEMBER = re.compile(rf"({'|'.join(MEMBERS)})(?:_(.+))?$")
+MM_DIFF = ("unet_adapter_weights", "text_encoder_adapter_weights", "custom_weights")  # its files' usual names
 PART = re.compile(r"(.+)-\d{5}-of-(\d{5})$")  # diffusers cuts big files: diffusion_pytorch_model-00001-of-00002
 WEIGHTS = ("pytorch_model", "model", "diffusion_pytorch_model")  # usual names within a folder
 
@@ -25,7 +28,7 @@ def adapter_label(path: str | Path) -> str:
 
 def belonging(path: Path) -> tuple[Path, ...]:
     """Every file that may be read with this one, it first."""
-    more = [*parts(path), matrix_file(path), *members(path).values()]
+    more = [*parts(path), matrix_file(path), *members(path).values(), *beside(path, MM_DIFF).values()]
     return (path, *(other for other in dict.fromkeys(more) if other is not None and other != path))
 
 
@@ -67,6 +70,12 @@ def read_matrix(path: Path) -> torch.Tensor | None:
         raise CheckpointError(f"one matrix in '{file.name}'", f"{len(state)} tensors", "Download it again from the publisher of the file that it belongs to.")
     (name, matrix), = state.items()
     return matrix.mT.contiguous() if name.endswith("project.weight") else matrix
+
+
+def beside(path: Path, names: Iterable[str]) -> dict[str, Path]:
+    """The weight files in the folder of `path` that have these names, the one with its extension first."""
+    files = {name: [path.parent / f"{name}{extension}" for extension in (path.suffix, *EXTENSIONS)] for name in names}
+    return {name: next(filter(Path.is_file, candidates)) for name, candidates in files.items() if any(map(Path.is_file, candidates))}
 
 
 def members(path: Path) -> dict[str, Path]:
