@@ -1,4 +1,4 @@
-"""Apply Adapter Weights on the real host: tensors in place of the base's, under the patches of other nodes."""
+"""Apply Adapter Weights on the real host: tensors in place of the base's, under the patches of other nodes, and LoRAs among them."""
 import asyncio
 
 import pytest
@@ -36,12 +36,43 @@ def text_tensors(clip, encoder="clip_l", seed=90):
     return {name: state[name].float() + random(*state[name].shape, seed=seed + i, gain=0.05) for i, name in enumerate(names)}
 
 
-def adapter_of(unet=None, text=None, context=64, id="an adapter"):
+def adapter_of(unet=None, text=None, context=64, id="an adapter", unet_lora=None, text_lora=None):
     from troupe.model_patches.adapter import AdapterSpec, Weights
     from troupe.model_patches.hosts.comfyui.adapters import HostAdapter
 
     spec = AdapterSpec("subject_diffusion", "", "subjects.safetensors", context, 0, None, (), False)
-    return HostAdapter(spec, id, None, None, weights=Weights(unet or {}, text or {}))
+    return HostAdapter(spec, id, None, None, weights=Weights(unet or {}, text or {}, unet_lora=unet_lora or {}, text_lora=text_lora or {}))
+
+
+def pairs_for(state, names, seed=300, alpha=None, rank=3):
+    """Pairs in 16 bits for some tensors, nearly as large as these."""
+    from stage import random
+    from troupe.model_patches.adapter import LoraPair
+
+    pairs = {}
+    for i, name in enumerate(names):
+        out, width = state[name].shape
+        pairs[name] = LoraPair(random(rank, width, seed=seed + i, gain=width**-0.5).half(), random(out, rank, seed=seed + 500 + i, gain=0.2).half(), alpha)
+    assert len(pairs) > 10
+    return pairs
+
+
+def unet_pairs(patcher, **more):
+    """Pairs for every attention of the UNet, by LDM names."""
+    state = patcher.model.diffusion_model.state_dict()
+    return pairs_for(state, [name for name in state if name.endswith(tuple(f"{a}.{x}.weight" for a in ("attn1", "attn2") for x in ("to_q", "to_k", "to_v", "to_out.0")))], **more)
+
+
+def text_pairs(clip, stream, **more):
+    """Pairs for every projection of a text encoder's attention, by transformers' names."""
+    state = getattr(clip.cond_stage_model, f"clip_{stream}").transformer.state_dict()
+    return pairs_for(state, [name for name in state if "_proj.weight" in name and "self_attn" in name], **more)
+
+
+def merged(state, pairs, strength=1.0):
+    """The tensors with the pairs added by hand, in float32."""
+    scale = {name: strength * (1.0 if pair.alpha is None else pair.alpha / pair.down.shape[0]) for name, pair in pairs.items()}
+    return {name: state[name].float() + scale[name] * pair.up.float() @ pair.down.float() for name, pair in pairs.items()}
 
 
 def with_state(base, tensors):
@@ -69,6 +100,13 @@ def lora(model, seed=60, strength=0.8):
     patched = model.clone()
     assert len(patched.add_patches(patches, strength)) == len(names)
     return patched
+
+
+def host_weight(model, key, tensor):
+    """A tensor with all that is patched on it, as the host computes it."""
+    import comfy.lora
+
+    return comfy.lora.calculate_weight(model.patches[key], tensor.float().clone(), key)
 
 
 def encode(clip, text="a red fox and a grey cat"):
@@ -175,7 +213,91 @@ def test_the_model_is_marked():
     tensors = unet_tensors(st.patcher)
     one = apply(st.patcher, adapter_of(tensors, id="one"))[0]
     two = apply(one.clone(), adapter_of(tensors, id="two"))[0]
-    assert (weights_of(st.patcher), weights_of(one), weights_of(two.clone())) == (set(), {"one"}, {"one", "two"})
+    assert (weights_of(st.patcher), weights_of(one), weights_of(two.clone())) == ({}, {"one": 1.0}, {"one": 1.0, "two": 1.0})
+
+
+def test_a_mark_says_how_strong_the_loras_are():
+    from stage import stage
+    from troupe.model_patches.hosts.comfyui.weights import weights_of
+
+    st = stage()
+    adapter, other = adapter_of(unet_lora=unet_pairs(st.patcher)), adapter_of(unet_tensors(st.patcher), id="whole")
+    half = apply(st.patcher, adapter, 0.5)[0]
+    assert weights_of(half) == {"an adapter": 0.5} and weights_of(st.patcher) == {}
+    again = apply(apply(half, adapter, 0.25)[0], other)[0]
+    assert weights_of(again) == {"an adapter": 0.75, "whole": 1.0} and weights_of(apply(again, other)[0])["whole"] == 1.0
+    assert apply(again, adapter, 0.0)[0] is again and weights_of(half) == {"an adapter": 0.5}
+
+
+# ---- LoRAs of the model ------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("strength", "alpha"), [(1.0, None), (0.4, None), (1.7, 6.0), (1.0, 1.5)])
+def test_the_latent_is_that_of_a_model_merged_by_hand(strength, alpha, caplog):
+    from stage import error, ksample, stage
+
+    st = stage()
+    pairs, state = unet_pairs(st.patcher, alpha=alpha), st.patcher.model.diffusion_model.state_dict()
+    plain = ksample(st.patcher, st.positive, st.negative)
+    with caplog.at_level("INFO", "troupe"):
+        model, _ = apply(st.patcher, adapter_of(unet_lora=pairs), strength)
+    assert [r.message for r in caplog.records] == [f"Troupe: {len(pairs)} LoRAs of the UNet of subjects.safetensors set on the model."]
+    wanted = ksample(with_state("SD15", merged(state, pairs, strength)), st.positive, st.negative)
+    assert error(ksample(model, st.positive, st.negative), wanted, plain) < 1e-4  # another rounding of the weights alone makes 3e-5
+    for name, tensor in merged(state, pairs, strength).items():
+        assert (host_weight(model, f"diffusion_model.{name}", state[name]) - tensor).abs().max() < 1e-6
+    assert torch.equal(ksample(st.patcher, st.positive, st.negative), plain), "the checkpoint is as it was"
+
+
+def test_loras_of_others_before_and_after_are_as_if_merged():
+    from stage import error, ksample, stage
+
+    st = stage()
+    pairs, state = unet_pairs(st.patcher), st.patcher.model.diffusion_model.state_dict()
+    adapter, without = adapter_of(unet_lora=pairs), ksample(lora(st.patcher), st.positive, st.negative)
+    wanted = ksample(lora(with_state("SD15", merged(state, pairs, 0.7))), st.positive, st.negative)
+    for model in (lora(apply(st.patcher, adapter, 0.7)[0]), apply(lora(st.patcher), adapter, 0.7)[0]):
+        assert error(ksample(model, st.positive, st.negative), wanted, without) < 1e-4
+    plain, twice = ksample(st.patcher, st.positive, st.negative), ksample(with_state("SD15", merged(state, pairs, 1.4)), st.positive, st.negative)
+    assert error(ksample(apply(apply(st.patcher, adapter, 0.7)[0], adapter, 0.7)[0], st.positive, st.negative), twice, plain) < 1e-4
+
+
+def test_whole_tensors_and_loras_of_one_file(caplog):
+    from stage import error, ksample, stage
+
+    st = stage()
+    tensors, pairs = unet_tensors(st.patcher), unet_pairs(st.patcher)
+    new = {**st.patcher.model.diffusion_model.state_dict(), **tensors}
+    with caplog.at_level("INFO", "troupe"):
+        model, _ = apply(lora(st.patcher), adapter_of(tensors, unet_lora=pairs))
+    assert f"{len(tensors)} tensors of the UNet and {len(pairs)} LoRAs of the UNet of" in caplog.text
+    wanted = ksample(lora(with_state("SD15", {**tensors, **merged(new, pairs)})), st.positive, st.negative)
+    assert error(ksample(model, st.positive, st.negative), wanted, ksample(st.patcher, st.positive, st.negative)) < 1e-4
+    assert "'strength_model' at 0.5" in refused(st.patcher, adapter_of(tensors, unet_lora=pairs), 0.5)
+
+
+def test_whole_tensors_of_another_adapter_go_below_the_loras():
+    from stage import error, ksample, stage
+
+    st = stage()
+    tensors, pairs = unet_tensors(st.patcher), unet_pairs(st.patcher)
+    model = apply(apply(st.patcher, adapter_of(unet_lora=pairs, id="one"))[0], adapter_of(tensors, id="two"))[0]
+    new = {**st.patcher.model.diffusion_model.state_dict(), **tensors}
+    wanted = ksample(with_state("SD15", {**tensors, **merged(new, pairs)}), st.positive, st.negative)
+    assert error(ksample(model, st.positive, st.negative), wanted, ksample(st.patcher, st.positive, st.negative)) < 1e-4
+
+
+def test_loras_where_the_host_keeps_weights_off_the_device():
+    from stage import error, ksample, stage
+
+    st = stage()
+    pairs, state = unet_pairs(st.patcher), st.patcher.model.diffusion_model.state_dict()
+    wanted = ksample(with_state("SD15", merged(state, pairs, 0.6)), st.positive, st.negative)
+    model = apply(st.patcher, adapter_of(unet_lora=pairs), 0.6)[0]
+    original = model.load
+    model.load = lambda device_to=None, **kwargs: original(device_to, lowvram_model_memory=64)
+    found = ksample(model, st.positive, st.negative)
+    assert model.model.model_lowvram and error(found, wanted, ksample(st.patcher, st.positive, st.negative)) < 1e-4
+    model.unpatch_model(model.offload_device)
 
 
 # ---- the text encoder --------------------------------------------------------------------------------------------------------------------
@@ -191,13 +313,61 @@ def test_the_prompt_is_that_of_a_clip_with_these_weights(clips, kind, encoder, c
     with caplog.at_level("INFO", "troupe"):
         model, patched = apply(st.patcher, adapter_of(text=tensors), clip=clip)
     assert model is st.patcher and [r.message for r in caplog.records] == [f"Troupe: {len(tensors)} tensors of the text encoder of subjects.safetensors set on the model."]
-    assert weights_of(patched.patcher) == {"an adapter"} and weights_of(clip.patcher) == set()
+    assert weights_of(patched.patcher) == {"an adapter": 1.0} and weights_of(clip.patcher) == {}
     found = encode(patched)
     assert torch.equal(encode(clip), plain), "the checkpoint's CLIP is as it was"
     module.load_state_dict({**saved, **tensors})
     wanted = encode(clip)
     module.load_state_dict(saved)
     assert (wanted - plain).abs().max() > 0.05 and (found - wanted).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("kind", "streams"), [("sd15", "l"), ("sdxl", "l"), ("sdxl", "lg")])
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+def test_the_prompt_is_that_of_text_encoders_merged_by_hand(clips, kind, streams, strength, caplog):
+    from stage import stage
+    from troupe.model_patches.hosts.comfyui.weights import weights_of
+
+    clip, st = clips(kind), stage()
+    pairs = {stream: text_pairs(clip, stream, seed=700 + i, alpha=2.0 * i or None) for i, stream in enumerate(streams)}
+    plain = encode(clip)
+    with caplog.at_level("INFO", "troupe"):
+        model, patched = apply(st.patcher, adapter_of(text_lora=pairs), 1.0, strength, clip)
+    assert model is st.patcher and weights_of(patched.patcher) == {"an adapter": strength} and weights_of(clip.patcher) == {}
+    assert f"Troupe: {len(streams) * len(pairs['l'])} LoRAs of the text encoder of subjects.safetensors" in caplog.text
+    found = encode(patched)
+    assert torch.equal(encode(clip), plain), "the checkpoint's CLIP is as it was"
+    modules = {stream: getattr(clip.cond_stage_model, f"clip_{stream}").transformer for stream in streams}
+    saved = {stream: {name: value.clone() for name, value in module.state_dict().items()} for stream, module in modules.items()}
+    for stream, module in modules.items():
+        module.load_state_dict({**saved[stream], **merged(saved[stream], pairs[stream], strength)})
+    wanted = encode(clip)
+    for stream, module in modules.items():
+        module.load_state_dict(saved[stream])
+    assert (wanted - plain).abs().max() > 0.05 and (found - wanted).abs().max() < 1e-4
+
+
+def test_a_clip_without_one_of_the_text_encoders(clips):
+    from stage import stage
+
+    st, clip = stage(), clips("sdxl")
+    adapter = adapter_of(text_lora={stream: text_pairs(clip, stream) for stream in "lg"}, context=2048)
+    message = refused(st.patcher, adapter, 1.0, 1.0, clips("sd15"))
+    assert "Expected a CLIP with CLIP-L and OpenCLIP bigG for the LoRAs of subjects.safetensors, found one with CLIP-L. Wire the CLIP of the SDXL checkpoint" in message
+    assert "found one with OpenCLIP H" in refused(st.patcher, adapter, 1.0, 1.0, clips("sd20"))
+    wide = adapter_of(text_lora={"l": text_pairs(clip, "g")})
+    assert "[1280, 1280], there [768, 768]" in refused(st.patcher, wide, 1.0, 1.0, clips("sd15"))
+    assert not clips("sd15").patcher.patches
+    assert apply(st.patcher, adapter, 1.0, 0.0, clips("sd15")) == (st.patcher, clips("sd15"))
+
+
+def test_loras_of_text_encoders_without_a_clip(clips):
+    from stage import stage
+
+    st, said = stage(), []
+    adapter = adapter_of(unet_lora=unet_pairs(st.patcher), text_lora={"l": text_pairs(clips("sd15"), "l")})
+    assert apply(st.patcher, adapter, 0.8, 0.8, None, said.append)[1] is None
+    assert len(said) == 1 and "brings LoRAs of the text encoders too" in said[0]
 
 
 def test_both_at_once_and_each_alone(clips, caplog):
@@ -256,6 +426,9 @@ def test_another_base(clips):
     assert "'input_blocks.0.0.weight' [32, 4, 3, 3], there [64, 4, 3, 3]" in message and "Wire the checkpoint that subjects.safetensors was trained on" in message
     unknown = adapter_of({**tensors, "double_blocks.0.img_attn.qkv.weight": torch.zeros(3, 3)})
     assert f"1 of {len(tensors) + 1} tensors, as 'double_blocks.0.img_attn.qkv.weight' [3, 3], which it has not" in refused(st.patcher, unknown)
+    pairs = unet_pairs(st.patcher)
+    message = refused(wide, adapter_of(unet_lora=pairs, context=1024))
+    assert f"{len(pairs)} of {len(pairs)} tensors, as 'input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight' [32, 32], there [64, 64]" in message
     message = refused(st.patcher, adapter, 0.0, 1.0, clips("sd20"))
     assert "Expected the CLIP of a SD2.x checkpoint" in message and "[49408, 768], there [49408, 1024]" in message
     assert "has no place for 'mystery.weight', which it has not" in refused(st.patcher, adapter_of(text={"mystery.weight": torch.zeros(1)}), 1.0, 1.0, clips("sd20"))
@@ -321,9 +494,9 @@ def test_the_node(clips):
     st, clip = stage(), clips("sd15")
     adapter = adapter_of(unet_tensors(st.patcher), text_tensors(clip))
     model, patched = execute(model=st.patcher, adapter=adapter, strength_model=1.0, strength_clip=1.0, clip=clip)
-    assert weights_of(model) == weights_of(patched.patcher) == {"an adapter"}
+    assert weights_of(model) == weights_of(patched.patcher) == {"an adapter": 1.0}
     model, blocked = execute(model=st.patcher, adapter=adapter, strength_model=1.0, strength_clip=1.0)
-    assert weights_of(model) == {"an adapter"} and isinstance(blocked, ExecutionBlocker)
+    assert weights_of(model) == {"an adapter": 1.0} and isinstance(blocked, ExecutionBlocker)
     wanted = "'clip' of Apply Adapter Weights is used, but nothing is wired into its 'clip' input. Wire the CLIP through it, or use the CLIP directly."
     assert blocked.message == wanted
 

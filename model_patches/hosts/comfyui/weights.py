@@ -5,14 +5,18 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import comfy.lora
 import torch
 
+from ...adapter import LoraPair
 from ...errors import MismatchError
 from .adapters import HostAdapter
 
+Weight = torch.Tensor | LoraPair
 log = logging.getLogger("troupe")
 MARK = "troupe_weights"
 MASKED_CHANNELS = 5  # a UNet whose extra input is the box mask of Subject-Diffusion
+STREAMS = {"l": "CLIP-L", "g": "OpenCLIP bigG", "h": "OpenCLIP H"}  # the host's names of text encoders
 INPUT = "input_blocks.0.0.weight"
 
 
@@ -20,32 +24,34 @@ def apply_weights(model: Any, adapter: HostAdapter, strength_model: float = 1.0,
                   warn: Callable[[str], None] = lambda sentence: None) -> tuple[Any, Any]:
     """Clones of MODEL and CLIP (None stays None) with the weights that the adapter brings; what it brings none for, or at strength 0, comes back as it was.
 
-    Whole tensors replace the base's own, below everything that other nodes patch there before or after.
+    Whole tensors replace the base's own, below everything that other nodes patch there before or after. LoRAs are added, at any strength.
     Raises:
-        MismatchError: the tensors are not of this base, the strength is neither 0 nor 1, or the UNet has the five input channels of a subject UNet.
+        MismatchError: the weights are not of this base, the strength of whole tensors is neither 0 nor 1, or the UNet has the five input
+            channels of a subject UNet.
     """
     check_input_channels(model)
-    unet, text = adapter.weights.unet, adapter.weights.text
-    if not unet and not text:
-        warn(f"{adapter.spec.file} brings no weights of a base model: Apply Adapter Weights leaves everything as it is. The other nodes need nothing of it; you can take it out.")
+    own, file, done = adapter.weights, adapter.spec.file, []
+    if not (own.unet or own.unet_lora or own.text or own.text_lora):
+        warn(f"{file} brings no weights of a base model: Apply Adapter Weights leaves everything as it is. The other nodes need nothing of it; you can take it out.")
         return model, clip
-    if text and clip is None and strength_clip:
-        warn(f"{adapter.spec.file} brings a text encoder too: wire the checkpoint's CLIP into 'clip', and the prompts from its 'clip' output.")
-    counts = {}
-    if unet and _on(strength_model, "strength_model"):
-        model, counts["UNet"] = model.clone(), len(unet)
-        _replace(model, unet_keys(model, unet, adapter), unet, adapter.id)
-    if text and clip is not None and _on(strength_clip, "strength_clip"):
-        clip, counts["text encoder"] = clip.clone(), len(text)
-        _replace(clip.patcher, text_keys(clip.patcher, text, adapter), text, adapter.id)
-    if counts:
-        log.info("Troupe: %s of %s set on the model.", " and ".join(f"{count} tensors of the {part}" for part, count in counts.items()), adapter.spec.file)
+    if (own.text or own.text_lora) and clip is None and strength_clip:
+        warn(f"{file} brings {'a text encoder' if own.text else 'LoRAs of the text encoders'} too: wire the checkpoint's CLIP into 'clip', and the prompts from its 'clip' output.")
+    if (own.unet or own.unet_lora) and _on(strength_model, "strength_model", own.unet):
+        whole, pairs = in_unet(model, own.unet, adapter), in_unet(model, own.unet_lora, adapter)
+        model = model.clone()
+        done += _put(model, whole, pairs, strength_model, adapter.id, "UNet")
+    if (own.text or own.text_lora) and clip is not None and _on(strength_clip, "strength_clip", own.text):
+        whole, pairs = in_text_encoder(clip.patcher, own.text, adapter), in_streams(clip.patcher, own.text_lora, adapter)
+        clip = clip.clone()
+        done += _put(clip.patcher, whole, pairs, strength_clip, adapter.id, "text encoder")
+    if done:
+        log.info("Troupe: %s of %s set on the model.", " and ".join(done), file)
     return model, clip
 
 
-def weights_of(patcher: Any) -> frozenset[str]:
-    """Ids of the adapters whose weights are on a MODEL, or on a CLIP's `patcher`."""
-    return patcher.get_attachment(MARK) or frozenset()
+def weights_of(patcher: Any) -> Mapping[str, float]:
+    """Ids of the adapters whose weights are on a MODEL, or on a CLIP's `patcher`, with the strength of their LoRAs (whole tensors: 1)."""
+    return patcher.get_attachment(MARK) or {}
 
 
 def check_input_channels(model: Any) -> None:
@@ -56,57 +62,94 @@ def check_input_channels(model: Any) -> None:
         raise MismatchError("a UNet with 4 input channels", "one with 5: a subject UNet with a box mask channel, loaded as a whole model", do)
 
 
-def unet_keys(model: Any, tensors: Mapping[str, torch.Tensor], adapter: HostAdapter) -> dict[str, str]:
-    """Name in the file -> the MODEL's key. Raises MismatchError unless every tensor has its place and shape."""
-    state = model.model_state_dict()
-    keys = {name: f"diffusion_model.{name}" for name in tensors}
-    _check(state, [keys], tensors, adapter, f"a MODEL of the {adapter.spec.base} family", f"this {type(model.model.diffusion_model).__name__}")
-    return keys
+def in_unet(model: Any, weights: Mapping[str, Weight], adapter: HostAdapter) -> dict[str, Weight]:
+    """LDM names -> the MODEL's keys. Raises MismatchError unless every weight has its place and shape."""
+    keys = {name: f"diffusion_model.{name}" for name in weights}
+    return _placed(model.model_state_dict(), [keys], weights, adapter, f"a MODEL of the {adapter.spec.base} family", f"this {type(model.model.diffusion_model).__name__}")
 
 
-def text_keys(patcher: Any, tensors: Mapping[str, torch.Tensor], adapter: HostAdapter) -> dict[str, str]:
-    """Name in the file -> the CLIP's key, in the text encoder where all shapes fit. Raises MismatchError where there is none."""
-    state = patcher.model_state_dict()
-    first = next(iter(tensors))
-    encoders = [key.removesuffix(first) for key in state if key.endswith(f".{first}")]
+def in_text_encoder(patcher: Any, tensors: Mapping[str, torch.Tensor], adapter: HostAdapter) -> dict[str, torch.Tensor]:
+    """Names in the file -> the CLIP's keys, in the text encoder where all shapes fit. Raises MismatchError where there is none."""
+    state, first = patcher.model_state_dict(), next(iter(tensors), None)
+    encoders = [key.removesuffix(first) for key in state if key.endswith(f".{first}")] if tensors else []
     choices = [{name: f"{encoder}{name}" for name in tensors} for encoder in encoders]
-    return _check(state, choices, tensors, adapter, f"the CLIP of a {adapter.spec.base} checkpoint", f"this {type(patcher.model).__name__}")
+    return _placed(state, choices, tensors, adapter, f"the CLIP of a {adapter.spec.base} checkpoint", f"this {type(patcher.model).__name__}")
 
 
-def _check(state: Mapping[str, torch.Tensor], choices: Iterable[dict[str, str]], tensors: Mapping[str, torch.Tensor], adapter: HostAdapter,
-           wanted: str, found: str) -> dict[str, str]:
-    """The choice of keys at which all tensors fit. Raises MismatchError."""
-    misfit = f"'{next(iter(tensors))}', which it has not"
+def in_streams(patcher: Any, loras: Mapping[str, Mapping[str, LoraPair]], adapter: HostAdapter) -> dict[str, LoraPair]:
+    """Names in each text encoder ('l', 'g', 'h') -> the CLIP's keys. Raises MismatchError where the CLIP has not all of them."""
+    state, placed = patcher.model_state_dict(), {}
+    there = [stream for stream in STREAMS if any(key.startswith(f"clip_{stream}.") for key in state)]
+    if not set(loras) <= set(there):
+        wanted, have = (" and ".join(STREAMS[stream] for stream in STREAMS if stream in streams) or "another text encoder" for streams in (loras, there))
+        do = f"Wire the CLIP of the {adapter.spec.base} checkpoint that {adapter.spec.file} was trained on, as Load Checkpoint gives it."
+        raise MismatchError(f"a CLIP with {wanted} for the LoRAs of {adapter.spec.file}", f"one with {have}", do)
+    for stream, pairs in loras.items():
+        choice = {name: f"clip_{stream}.transformer.{name}" for name in pairs}
+        placed |= _placed(state, [choice], pairs, adapter, f"the CLIP of a {adapter.spec.base} checkpoint", f"this {type(patcher.model).__name__}")
+    return placed
+
+
+def _placed(state: Mapping[str, torch.Tensor], choices: Iterable[dict[str, str]], weights: Mapping[str, Weight], adapter: HostAdapter,
+            wanted: str, found: str) -> dict[str, Weight]:
+    """The weights at the choice of keys where all of them fit. Raises MismatchError where there is none."""
+    shapes = {name: _shape(weight) for name, weight in weights.items()}
+    if not shapes:
+        return {}
+    misfit = f"'{next(iter(shapes))}', which it has not"
     for keys in choices:
-        misfits = [name for name, key in keys.items() if key not in state or state[key].shape != tensors[name].shape]
+        misfits = [name for name, key in keys.items() if key not in state or tuple(state[key].shape) != shapes[name]]
         if not misfits:
-            return keys
+            return {key: weights[name] for name, key in keys.items()}
         name = misfits[0]
         have = state.get(keys[name])
-        misfit = f"{len(misfits)} of {len(tensors)} tensors, as '{name}' {list(tensors[name].shape)}, " + ("which it has not" if have is None else f"there {list(have.shape)}")
+        misfit = f"{len(misfits)} of {len(shapes)} tensors, as '{name}' {list(shapes[name])}, " + ("which it has not" if have is None else f"there {list(have.shape)}")
     do = f"Wire the checkpoint that {adapter.spec.file} was trained on ({adapter.spec.base}), as Load Checkpoint gives it."
     raise MismatchError(f"{wanted} for the weights of {adapter.spec.file}", f"{found}: it has no place for {misfit}", do)
 
 
-def _on(strength: float, widget: str) -> bool:
-    """Whether whole tensors are set: at strength 1; 0 leaves the base as it is. Raises MismatchError for anything between."""
-    if strength not in (0.0, 1.0):
+def _shape(weight: Weight) -> tuple[int, ...]:
+    """Of the weight in the model."""
+    return (weight.up.shape[0], weight.down.shape[1]) if isinstance(weight, LoraPair) else tuple(weight.shape)
+
+
+def _on(strength: float, widget: str, whole: Mapping[str, torch.Tensor]) -> bool:
+    """Whether anything is put there: whole tensors at strength 1, LoRAs at any but 0. Raises MismatchError for whole tensors at another one."""
+    if whole and strength not in (0.0, 1.0):
         do = f"Set '{widget}' to 1, or to 0 to leave the model as it is."
         raise MismatchError("strength 1, since full weights replace the model's own", f"'{widget}' at {strength:g}", do)
     return bool(strength)
 
 
-def _replace(patcher: Any, keys: Mapping[str, str], tensors: Mapping[str, torch.Tensor], adapter_id: str) -> None:
-    """Put whole tensors on a cloned ModelPatcher, where nothing that was patched before is lost to them, and mark it.
+def _put(patcher: Any, whole: Mapping[str, torch.Tensor], pairs: Mapping[str, LoraPair], strength: float, adapter_id: str, part: str) -> list[str]:
+    """Put weights, by the host's keys, on a cloned ModelPatcher, and mark it. Returns what there is to tell.
+
+    A LoRA that is put there again adds up, as the host's do, and so does its mark.
+    """
+    _replace(patcher, whole)
+    _add(patcher, pairs, strength)
+    before = weights_of(patcher)
+    patcher.set_attachments(MARK, {**before, adapter_id: strength + before.get(adapter_id, 0.0) if pairs else 1.0})
+    return [f"{len(found)} {what} of the {part}" for found, what in ((whole, "tensors"), (pairs, "LoRAs")) if found]
+
+
+def _add(patcher: Any, pairs: Mapping[str, LoraPair], strength: float) -> None:
+    """Low-rank changes through the host's own LoRAs, which its other LoRA nodes know how to go along with."""
+    tensors = {f"{key}.{name}": tensor for key, pair in pairs.items() for name, tensor in (("lora_up.weight", pair.up), ("lora_down.weight", pair.down))}
+    tensors |= {f"{key}.alpha": torch.tensor(pair.alpha) for key, pair in pairs.items() if pair.alpha is not None}
+    patcher.add_patches(comfy.lora.load_lora(tensors, {key: key for key in pairs}), strength)
+
+
+def _replace(patcher: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put whole tensors on a cloned ModelPatcher, where nothing that was patched before is lost to them.
 
     A patch that sets the tensor hides those before it: ours comes behind the last of that kind, and before everything else.
     """
-    patcher.add_patches({keys[name]: ("set", (tensor,)) for name, tensor in tensors.items()})
-    for key in keys.values():
+    patcher.add_patches({key: ("set", (tensor,)) for key, tensor in tensors.items()})
+    for key in tensors:
         *others, ours = patcher.patches[key]
         hidden = max((i + 1 for i, patch in enumerate(others) if _sets_all(patch)), default=0)
         patcher.patches[key] = [*others[:hidden], ours, *others[hidden:]]
-    patcher.set_attachments(MARK, weights_of(patcher) | {adapter_id})
 
 
 def _sets_all(patch: tuple) -> bool:
