@@ -36,6 +36,7 @@ class Truth:
     boxes: list | None = None  # per subject a limit mask [H, W] or None, which holds while box_end is not reached
     box_end: float = 1.0
     boxed: bool = True
+    absent: list = field(default_factory=list)  # numbers of subjects that are as if they were not there
 
 
 def attention(q, k, v, heads):
@@ -72,10 +73,12 @@ def cell_means(mask, h, w):
 
 
 def layer_result(x, context, attn, layer, role, truth, grid):
-    """One row through one cross-attention layer, before to_out. x [N, C], context [S, D]."""
+    """One row through one cross-attention layer, before to_out. x [N, C], context [S, D]. Without uncond tokens, uncond rows are plain."""
     q, k, v = (m.weight.double() for m in (attn.to_q, attn.to_k, attn.to_v))
     q, heads = x @ q.T, attn.heads
     text = attention(q, context @ k.T, context @ v.T, heads)
+    if role != "cond" and truth.uncond is None:
+        return text
     k_ip, v_ip, gain = (None if m is None else m.double() for m in truth.kv[layer])
     n, m = len(x), len(truth.tokens)
     f = torch.ones(n, dtype=torch.float64)
@@ -93,13 +96,15 @@ def layer_result(x, context, attn, layer, role, truth, grid):
     if truth.background < 1 and truth.merge != "uniform":
         b = truth.background + (1 - truth.background) * torch.stack([x / x.mean() for x in a]).amax(0).clamp(max=1)
     if truth.merge == "joint":
-        keys, values, d, t = torch.cat(tokens) @ k_ip.T, torch.cat(tokens) @ v_ip.T, q.shape[-1] // heads, len(tokens[0])
+        there = [i for i in range(m) if i not in truth.absent]
+        together = torch.cat([tokens[i] for i in there])
+        keys, values, d = together @ k_ip.T, together @ v_ip.T, q.shape[-1] // heads
         parts = []
         for h in range(heads):
             s = slice(h * d, (h + 1) * d)
             p = torch.softmax(q[:, s] @ keys[:, s].T / math.sqrt(d), -1)
-            p = torch.cat([p[:, i * t:(i + 1) * t] * (weights[i] * limit[i] * f * b)[:, None] for i in range(m)], 1)
-            parts.append(p @ values[:, s])
+            factors = torch.cat([(weights[i] * limit[i] * f * b)[:, None].expand(-1, len(tokens[i])) for i in there], 1)
+            parts.append((p * factors) @ values[:, s])
         return text + torch.cat(parts, -1)
     images = [attention(q, tok @ k_ip.T, tok @ v_ip.T, heads) for tok in tokens]
     if truth.merge == "paper":

@@ -14,6 +14,7 @@ from ...subjects import References
 from .adapters import HostAdapter
 from .conditioning import Conditioning
 from .prompt_switch import PROMPT, FusedPrompt
+from .weights import without_lora
 
 log = logging.getLogger("troupe")
 OFFICIAL = "official"
@@ -73,6 +74,8 @@ def encode_prompt(clip: Any, references: References, text: str, start_percent: f
         other = "Apply Gated Adapter" if adapter.spec.gated is not None else "Apply Image Attention"
         do = f"Encode the prompt with CLIP Text Encode, and wire these references into {other}."
         raise MismatchError("references of an adapter that acts in the prompt", f"{adapter.spec.file}, {adapter.spec.describe()}", do)
+    if quirks == OFFICIAL:
+        clip = without_lora(clip, adapter, "g")
     texts, said = fuse_prompt(references, text, HostPromptEncoder(clip, adapter), places_of if quirks == OFFICIAL else "", warn)
     if said:
         log.info("Troupe: %s: %s.", adapter.spec.file, said)

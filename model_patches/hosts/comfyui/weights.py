@@ -49,6 +49,16 @@ def apply_weights(model: Any, adapter: HostAdapter, strength_model: float = 1.0,
     return model, clip
 
 
+def without_lora(clip: Any, adapter: HostAdapter, stream: str) -> Any:
+    """A clone of the CLIP without the adapter's LoRA in one text encoder ('l', 'g', 'h'); the CLIP itself where there is none of it."""
+    pairs, strength = adapter.weights.text_lora.get(stream), weights_of(clip.patcher).get(adapter.id, 0.0)
+    if not pairs or not strength:
+        return clip
+    clip = clip.clone()
+    _add(clip.patcher, in_streams(clip.patcher, {stream: pairs}, adapter), -strength)
+    return clip
+
+
 def weights_of(patcher: Any) -> Mapping[str, float]:
     """Ids of the adapters whose weights are on a MODEL, or on a CLIP's `patcher`, with the strength of their LoRAs (whole tensors: 1)."""
     return patcher.get_attachment(MARK) or {}

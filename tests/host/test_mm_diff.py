@@ -1,0 +1,130 @@
+"""MM-Diff's image attention on the real host: the whole layer as published, on a UNet whose LoRA is merged by hand."""
+import pytest
+import torch
+
+pytestmark = pytest.mark.usefixtures("host")
+CONTEXT, RANK, TEXT_RANK = 64, 6, 5
+PARTS = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
+
+
+def make(merge="joint", seed=40):
+    """(patcher, adapter): a tiny SDXL model and random pairs for every attention of it."""
+    import tiny_models
+    from stage import random
+    from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, LoraPair, Weights
+    from troupe.model_patches.encoders.mm_diff import LoraLayers
+    from troupe.model_patches.hosts.comfyui.adapters import host_adapter
+    from troupe.model_patches.hosts.comfyui.blocks import attention_blocks
+
+    patcher = tiny_models.micro_model("SDXL", model_channels=64, context_dim=CONTEXT)
+    unet, pairs = patcher.model.diffusion_model, {}
+    blocks = attention_blocks(unet)
+    for i, block in enumerate(blocks):
+        for j, attn in enumerate(("attn1", "attn2")):
+            for k, name in enumerate(PARTS):
+                path = f"{block.path.removesuffix('attn2')}{attn}.{name}.weight"
+                out, into = unet.get_submodule(path.removesuffix(".weight")).weight.shape
+                down, up = (random(*shape, seed=seed + 100 * i + 10 * j + k + 5 * n, gain=0.4 * shape[1] ** -0.5) for n, shape in enumerate(((TEXT_RANK, into), (out, TEXT_RANK))))
+                pairs[path] = LoraPair(down, up)
+    layers = LoraLayers(CONTEXT, [b.width for b in blocks], [RANK] * len(blocks), [TEXT_RANK] * len(blocks))
+    with torch.no_grad():
+        for i, (layer, block) in enumerate(zip(layers.layers, blocks, strict=True)):
+            for kv in "kv":
+                text = pairs[f"{block.path}.to_{kv}.weight"]
+                getattr(layer, f"to_{kv}_lora").down.weight.copy_(text.down)
+                getattr(layer, f"to_{kv}_lora").up.weight.copy_(text.up)
+                image = getattr(layer, f"to_{kv}_lora_image")
+                for part in (image.down, image.up):
+                    part.weight.copy_(random(*part.weight.shape, seed=seed + 7000 + 10 * i + len(kv) + part.weight.shape[0], gain=1.5 * part.weight.shape[1] ** -0.5))
+    spec = AdapterSpec("mm_diff", "FaceHead", "mm_diff.bin", CONTEXT, 4, EncoderNeed("pooled", 768), tuple(b.width for b in blocks), False, merge=merge)
+    return patcher, host_adapter(Adapter(spec, None, layers.requires_grad_(False), weights=Weights(unet_lora=pairs)))
+
+
+def references_of(adapter, counts, weights=None):
+    """Subjects with `counts[i]` photos, four tokens each."""
+    from stage import random
+    from troupe.model_patches.subjects import References, ReferenceSubject
+
+    subjects = tuple(ReferenceSubject(f"subject {i}", random(4 * n, CONTEXT, seed=1000 + i), random(1 + i, CONTEXT, seed=2000 + i), (weights or [1.0] * len(counts))[i])
+                     for i, n in enumerate(counts))
+    return References(adapter, subjects, None, random(76, CONTEXT, seed=3001))
+
+
+def merged_by_hand(adapter, strength):
+    """The same tiny UNet with every pair added to its weight, and each layer's image matrices from the weights without them."""
+    import tiny_models
+    from troupe.model_patches.hosts.comfyui.blocks import attention_blocks
+
+    patcher = tiny_models.micro_model("SDXL", model_channels=64, context_dim=CONTEXT)
+    unet, kv = patcher.model.diffusion_model, []
+    for block, layer in zip(attention_blocks(unet), adapter.layers_patcher.model.layers, strict=True):
+        base = (unet.get_submodule(f"{block.path}.to_{x}").weight.clone() for x in "kv")
+        pairs = (layer.to_k_lora_image, layer.to_v_lora_image)
+        kv.append((*(w + pair.up.weight @ pair.down.weight for w, pair in zip(base, pairs, strict=True)), None))
+    for path, pair in adapter.weights.unet_lora.items():
+        unet.get_submodule(path.removesuffix(".weight")).weight.data.add_(strength * pair.up @ pair.down)
+    return patcher, kv
+
+
+CASTS = {"one": ([1], None), "two": ([1, 1], None), "three, one with two photos": ([2, 1, 1], None), "weights": ([3, 1], [0.6, 1.4]), "an absent one": ([1, 2, 1], [1.0, 0.0, 0.7])}
+CASES = [(cast, merge, 1.0) for cast in CASTS for merge in ("joint", "relevance", "uniform", "add")] + [("two", "joint", 0.0), ("two", "joint", 0.6)]
+
+
+@pytest.mark.parametrize(("cast", "merge", "strength"), CASES)
+def test_the_published_layer(cast, merge, strength):
+    import independent
+    import tiny_models
+    from independent import Truth
+    from stage import error, ksample, noise_of, settings
+    from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
+    from troupe.model_patches.hosts.comfyui.weights import apply_weights
+
+    counts, weights = CASTS[cast]
+    patcher, adapter = make()
+    references, chosen = references_of(adapter, counts, weights), settings(merge, 0.8)
+    prompts = [tiny_models.random_cond(77, CONTEXT, seed=i) for i in (1, 2)]
+    model, _ = apply_weights(patcher, adapter, strength)
+    model, positive, negative, _ = apply_image_attention(model, references, chosen, *prompts)
+    naive, kv = merged_by_hand(adapter, strength)
+    s = references.subjects
+    absent = [i for i, x in enumerate(s) if x.weight == 0] if merge == "joint" else []
+    truth = Truth([x.tokens for x in s], [x.name_tokens for x in s], kv, None, references.uncond_name_tokens, [x.weight for x in s], 0.8, merge, absent=absent)
+    noise = noise_of((8, 12), 2)
+    expected = independent.sample(naive, truth, *prompts, noise)
+    without = independent.sample(naive, None, *prompts, noise)
+    assert error(ksample(model, positive, negative, size=(8, 12), batch=2), expected, without) < 1e-3
+
+
+def test_a_users_lora_on_the_same_weights_is_in_both_paths():
+    """Keys of text and of image tokens are made with the host's own `to_k`, so that what other nodes put there acts in both."""
+    import independent
+    import tiny_models
+    from independent import Truth
+    from stage import error, ksample, noise_of, random, settings
+    from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
+    from troupe.model_patches.hosts.comfyui.weights import apply_weights
+
+    patcher, adapter = make()
+    references, chosen = references_of(adapter, [1, 1]), settings("joint", 0.8)
+    prompts = [tiny_models.random_cond(77, CONTEXT, seed=i) for i in (1, 2)]
+    naive, kv = merged_by_hand(adapter, 1.0)
+    diffs = {}
+    for i, path in enumerate(p for p in adapter.weights.unet_lora if ".attn2.to_k" in p or ".attn2.to_v" in p):
+        weight = naive.model.diffusion_model.get_submodule(path.removesuffix(".weight")).weight
+        diffs[f"diffusion_model.{path}"] = random(*weight.shape, seed=9000 + i, gain=0.5 * weight.shape[1] ** -0.5)
+        weight.data.add_(diffs[f"diffusion_model.{path}"])
+    kv = [tuple(w + diffs[f"diffusion_model.{b}.to_{x}.weight"] for w, x in zip(pair[:2], "kv", strict=True)) + (None,) for b, pair in zip(paths_of(naive), kv, strict=True)]
+    user = patcher.clone()
+    user.add_patches({key: ("diff", (tensor,)) for key, tensor in diffs.items()})
+    model, _ = apply_weights(user, adapter)
+    model, positive, negative, _ = apply_image_attention(model, references, chosen, *prompts)
+    s, noise = references.subjects, noise_of((8, 8))
+    truth = Truth([x.tokens for x in s], [x.name_tokens for x in s], kv, None, references.uncond_name_tokens, [1.0, 1.0], 0.8, "joint")
+    expected, without = (independent.sample(naive, t, *prompts, noise) for t in (truth, None))
+    assert error(ksample(model, positive, negative, size=(8, 8)), expected, without) < 1e-3
+
+
+def paths_of(patcher):
+    from troupe.model_patches.hosts.comfyui.blocks import attention_blocks
+
+    return [block.path for block in attention_blocks(patcher.model.diffusion_model)]
