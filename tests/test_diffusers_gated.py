@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from tiny_gated import PATCH_SLOTS, PATCHES, SLOTS, gated_references, gligen_adapter, native_fusers, native_unet, patches_adapter, plain_unet, unet
 from torch import nn
+from troupe.model_patches.adapter import Weights
 from troupe.model_patches.attention.box_mask import box_mask
 from troupe.model_patches.encoders.fuser import GatedFuser
 from troupe.model_patches.errors import MismatchError
@@ -15,7 +16,8 @@ from troupe.model_patches.hosts.diffusers.encoders import Prompt
 from troupe.model_patches.hosts.diffusers.gated import apply_gated
 from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention
 from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample
-from troupe.model_patches.hosts.diffusers.unet_places import base_weights, transformer_blocks
+from troupe.model_patches.hosts.diffusers.unet_places import transformer_blocks
+from troupe.model_patches.hosts.diffusers.weights import base_weights
 from troupe.model_patches.layer_tokens import COND, UNCOND
 from troupe.model_patches.objects import Group, corners_of, object_tokens
 from troupe.model_patches.settings import GatedSettings, ImageAttentionSettings
@@ -341,17 +343,16 @@ def test_weights_of_the_base_are_in_place_until_the_end(base):
     weights = {ldm: torch.randn_like(state[name]) for ldm, name in names.items()}
     for ldm, name in names.items():
         state[name].copy_(weights[ldm])
-    with pytest.raises(RuntimeError), base_weights(plain, weights):
+    with pytest.raises(RuntimeError), base_weights(plain, Weights(weights)):
         assert torch.equal(predict(plain), predict(other)) and not torch.equal(predict(plain), before)
         raise RuntimeError
     assert torch.equal(predict(plain), before)
 
 
 def test_weights_of_another_base_are_refused():
-    with pytest.raises(MismatchError, match=r"'middle_block.1.norm.weight' \[64\].*found \[128\]"), base_weights(unet("sd2"), {"middle_block.1.norm.weight": torch.ones(64)}):
-        pass
-    with pytest.raises(MismatchError, match="no such tensor"), base_weights(unet("sd2"), {"input_blocks.9.1.norm.weight": torch.ones(64)}):
-        pass
+    for name, message in (("middle_block.1.norm.weight", r"'middle_block.1.norm.weight' \[64\].*found \[128\]"), ("input_blocks.9.1.norm.weight", "no such tensor")):
+        with pytest.raises(MismatchError, match=message), base_weights(unet("sd2"), Weights({name: torch.ones(64)})):
+            pass
 
 
 # ---- whole runs ---------------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,78 @@
+"""Weights of the base model that an adapter brings, in the places of the base's own on diffusers' UNet and transformers' text encoders."""
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from ...adapter import LoraPair, Weights
+from ...checkpoints.unet_layout import ldm_names
+from ...errors import MismatchError
+from .encoders import ClipTexts
+
+TRAINED_ON = "Use the base model that the adapter was trained on."
+PREFIX = "text_model."  # which some versions of transformers' text models have before their tensors' names, and some not
+
+
+@contextmanager
+def base_weights(unet: UNet2DConditionModel, weights: Weights, strength: float = 1.0) -> Iterator[None]:
+    """The UNet with the adapter's weights for it (LDM names) while it is open; afterwards it has its own again.
+
+    strength: of the low-rank changes; whole tensors are set at 1 and rest at 0.
+    Raises:
+        MismatchError: the UNet has no tensor of such a name or shape, or whole tensors at another strength.
+    """
+    own = dict(unet.named_parameters())
+    with exchanged({ldm: own[name] for name, ldm in ldm_names(own).items()}, weights.unet, weights.unet_lora, strength, "a UNet"):
+        yield
+
+
+@contextmanager
+def text_weights(texts: ClipTexts, weights: Weights, strength: float = 1.0, without: Collection[str] = ()) -> Iterator[None]:
+    """The text encoders with the adapter's weights for them while it is open; strength as in `base_weights`.
+
+    without: text encoders that go without their low-rank changes, as MM-Diff's second one does in the published pipeline.
+    Raises:
+        MismatchError: see `base_weights`; also text encoders of another base model.
+    """
+    known = {tower.stream: tower.model for tower in texts.towers}
+    strangers = sorted(weights.text_lora.keys() - known) or (["the only one"] if weights.text and len(known) > 1 else [])
+    if strangers:
+        raise MismatchError(f"text encoders '{', '.join(strangers)}', for which the adapter brings weights", f"{', '.join(known)}", TRAINED_ON)
+    with ExitStack() as stack:
+        for stream, model in known.items():
+            places = {name if name.startswith(PREFIX) else f"{PREFIX}{name}": parameter for name, parameter in model.named_parameters()}
+            pairs = {} if stream in without else weights.text_lora.get(stream, {})
+            stack.enter_context(exchanged(places, weights.text, pairs, strength, f"a text encoder '{stream}'"))
+        yield
+
+
+@contextmanager
+def exchanged(places: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Tensor], pairs: Mapping[str, LoraPair], strength: float, what: str) -> Iterator[None]:
+    """Parameters with whole tensors in their place, or with low-rank changes added to them, while it is open. what: whose they are, for messages."""
+    if tensors and strength not in (0.0, 1.0):
+        raise MismatchError("strength 1, since full weights replace the model's own", f"{strength:g}", "Set it to 1, or to 0 to leave the model as it is.")
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()} | {name: [len(pair.up), pair.down.shape[1]] for name, pair in pairs.items()}
+    for name, shape in shapes.items():
+        here = list(places[name].shape) if name in places else "no such tensor"
+        if here != shape:
+            raise MismatchError(f"{what} with '{name}' {shape}, which the adapter brings", f"{here}", TRAINED_ON)
+    before = {name: places[name].data for name in shapes} if strength else {}
+    try:
+        for name in before:
+            if name in tensors:
+                places[name].data = tensors[name].to(places[name])
+            if name in pairs:
+                places[name].data = (places[name].float() + strength * change(pairs[name]).to(places[name].device)).to(places[name].dtype)
+        yield
+    finally:
+        for name, tensor in before.items():
+            places[name].data = tensor
+
+
+def change(pair: LoraPair) -> torch.Tensor:
+    """`(alpha / r) up down`, float32."""
+    return (1.0 if pair.alpha is None else pair.alpha / len(pair.down)) * (pair.up.float() @ pair.down.float())
