@@ -1,7 +1,8 @@
 """transformers' CLIP models behind the interfaces of `model_patches.readers`, reading photos, names and prompts as ComfyUI does."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,15 +17,16 @@ from ...adapter import Adapter
 from ...checkpoints.load import read_adapter
 from ...encode import encode_subjects
 from ...errors import SubjectError
+from ...fuse import Streams
 from ...prompt.emphasis import PLAIN, weighted_parts
+from ...prompt.tokens import EOS, LENGTH, PADDING
 from ...readers import ImageEncoder, NameEncoder, check_vision_weights
 from ...subjects import Cast, References
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures, RGB
 STD = (0.26862954, 0.26130258, 0.27577711)
 BATCH = 32  # photos in one encoder call
-BOS, EOS = 49406, 49407
-LENGTH = 77  # tokens of a chunk, BOS and EOS included
+BOS = 49406
 SPLIT_FROM = 8  # a part of at least so many tokens is cut where a chunk is full; a shorter one moves to the next chunk
 SD2_LAYERS = 23  # of the published diffusers folders: the last layer, which SD2 does not read, is left out there
 
@@ -34,7 +36,7 @@ Chunk = list[tuple[int, float]]  # tokens and their weights, BOS first, LENGTH o
 def load_adapter(path: str | Path) -> Adapter:
     """The adapter of a file, with those that belong to it, float32. Raises CheckpointError."""
     adapter = read_adapter(path)
-    for module in (adapter.projection, adapter.layers, adapter.gated):
+    for module in (adapter.projection, adapter.layers, adapter.gated, adapter.fusion):
         if module is not None:
             module.float()
     return adapter
@@ -105,16 +107,28 @@ def pixel_values(pictures: torch.Tensor) -> torch.Tensor:
 class TextTower:
     """One text encoder and the output that the base model reads.
 
-    layer: index into the hidden states, -1 last, -2 penultimate; final_norm: whether the final LayerNorm follows; padding: token after EOS.
+    stream: ComfyUI's name of it, 'l', 'g' or 'h'; layer: index into the hidden states, -1 last, -2 penultimate; final_norm: whether the final
+    LayerNorm follows; padding: token after EOS.
     """
 
+    stream: str
     model: CLIPTextModel | CLIPTextModelWithProjection
     layer: int
     final_norm: bool
     padding: int
 
-    def encode(self, chunks: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Token chunks -> [n, LENGTH, D] states and [n, E] projected pooled outputs (None where the model has no projection), float32, CPU."""
+    def embed(self, tokens: Sequence[Any]) -> torch.Tensor:
+        """Word embeddings [n, d] of tokens (ids, or vectors as they are), before positions are added; float32, CPU."""
+        table = self.model.get_input_embeddings()
+        found = table(torch.tensor([token if isinstance(token, int) else 0 for token in tokens], device=self.model.device)).float().cpu()
+        for i, token in enumerate(tokens):
+            if not isinstance(token, int):
+                found[i] = token
+        return found
+
+    def encode(self, chunks: Sequence[Sequence[Any]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Chunks of tokens (ids, or vectors [d] in their place) -> [n, LENGTH, D] states and [n, E] projected pooled outputs (None where the model
+        has no projection), float32, CPU."""
         found = self._run(chunks, output_hidden_states=True)
         states = found.hidden_states[self.layer]
         if self.final_norm:
@@ -130,17 +144,42 @@ class TextTower:
         ends = torch.tensor([chunk.index(EOS) for chunk in chunks], device=self.model.device)
         return found.last_hidden_state[torch.arange(len(chunks), device=ends.device), ends].float().cpu()
 
-    def _run(self, chunks: Sequence[Sequence[int]], **options: bool) -> Any:
-        ids = torch.tensor([[*chunk, *[self.padding] * (LENGTH - len(chunk))] for chunk in chunks], device=self.model.device)
-        return self.model(ids, **options)
+    def _run(self, chunks: Sequence[Sequence[Any]], **options: bool) -> Any:
+        vectors = {(n, i): token for n, chunk in enumerate(chunks) for i, token in enumerate(chunk) if not isinstance(token, int)}
+        rows = [[0 if (n, i) in vectors else token for i, token in enumerate(chunk)] + [self.padding] * (LENGTH - len(chunk)) for n, chunk in enumerate(chunks)]
+        with embeddings_replaced(self.model, vectors):
+            return self.model(torch.tensor(rows, device=self.model.device), **options)
+
+
+@contextmanager
+def embeddings_replaced(model: Any, vectors: Mapping[tuple[int, int], torch.Tensor]) -> Iterator[None]:
+    """A text model whose word embeddings at (row, position) are these vectors [d] while it is open, before positions are added."""
+    def put(table: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        output = output.clone()
+        for place, vector in vectors.items():
+            output[place] = vector.to(output)
+        return output
+
+    hook = model.get_input_embeddings().register_forward_hook(put) if vectors else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """An encoded prompt: embeds [1, chunks * LENGTH, D]; pooled [1, E], or None where the base model has none."""
+    """An encoded prompt: embeds [1, chunks * LENGTH, D]; pooled [1, E], or None where the base model has none.
+
+    before: what is sampled with in its place until `start_percent` of the run (ComfyUI's) or, unless -1, until `start_step`; None: nothing.
+    """
 
     embeds: torch.Tensor
     pooled: torch.Tensor | None = None
+    before: Prompt | None = None
+    start_percent: float = 0.0
+    start_step: int = -1
 
 
 class ClipTexts:
@@ -154,17 +193,17 @@ class ClipTexts:
     @classmethod
     def sd15(cls, model: CLIPTextModel) -> ClipTexts:
         """CLIP-L: last layer with its norm."""
-        return cls(TextTower(model, -1, True, EOS))
+        return cls(TextTower("l", model, -1, True, EOS))
 
     @classmethod
     def sd2(cls, model: CLIPTextModel) -> ClipTexts:
         """OpenCLIP-H: penultimate layer with the final norm; published folders hold the model without its last layer."""
-        return cls(TextTower(model, -1 if model.config.num_hidden_layers == SD2_LAYERS else -2, True, 0))
+        return cls(TextTower("h", model, -1 if model.config.num_hidden_layers == SD2_LAYERS else -2, True, PADDING))
 
     @classmethod
     def sdxl(cls, clip_l: CLIPTextModel, clip_g: CLIPTextModelWithProjection) -> ClipTexts:
         """CLIP-L beside OpenCLIP-bigG: penultimate layers as they are; pooled from bigG."""
-        return cls(TextTower(clip_l, -2, False, EOS), TextTower(clip_g, -2, False, 0))
+        return cls(TextTower("l", clip_l, -2, False, EOS), TextTower("g", clip_g, -2, False, PADDING))
 
     @torch.no_grad()
     def encode(self, names: Sequence[str]) -> list[torch.Tensor]:
@@ -180,17 +219,25 @@ class ClipTexts:
         vectors = torch.cat([tower.pooled(chunks, projected=tower is not self.towers[0]) for tower in self.towers], -1)
         return [None if chunk == [BOS, EOS] else vector for vector, chunk in zip(vectors, chunks, strict=True)]
 
-    @torch.no_grad()
-    def encode_prompt(self, prompt: str) -> Prompt:
-        """The prompt for the UNet; a token of weight w becomes `empty + w * (token - empty)`, `empty` the same place of the empty prompt."""
+    def tokenize(self, prompt: str) -> Streams:
+        """The prompt's chunks for each text encoder, padded to LENGTH."""
         chunks = prompt_chunks(prompt)
-        weights = torch.tensor([[w for _, w in chunk] + [PLAIN] * (LENGTH - len(chunk)) for chunk in chunks]).unsqueeze(-1)
-        rows = [[token for token, _ in chunk] for chunk in chunks] + [[BOS, EOS]]
-        encoded = [tower.encode(rows) for tower in self.towers]
-        states = torch.cat([states for states, _ in encoded], -1)
-        weighted = torch.where(weights == PLAIN, states[:-1], states[-1:] + weights * (states[:-1] - states[-1:]))
-        pooled = encoded[-1][1]
-        return Prompt(weighted.flatten(0, 1).unsqueeze(0), None if pooled is None else pooled[:1])
+        return {tower.stream: [[*chunk, *[(tower.padding, PLAIN)] * (LENGTH - len(chunk))] for chunk in chunks] for tower in self.towers}
+
+    @torch.no_grad()
+    def encode_tokens(self, streams: Streams) -> Prompt:
+        """Tokens for the UNet; one of weight w becomes `empty + w * (token - empty)`, `empty` the same place of the empty prompt."""
+        states = []
+        for tower in self.towers:
+            chunks = streams[tower.stream]
+            weights = torch.tensor([[weight for _, weight in chunk] for chunk in chunks]).unsqueeze(-1)
+            found, pooled = tower.encode([*([token for token, _ in chunk] for chunk in chunks), [BOS, EOS]])
+            states.append(torch.where(weights == PLAIN, found[:-1], found[-1:] + weights * (found[:-1] - found[-1:])))
+        return Prompt(torch.cat(states, -1).flatten(0, 1).unsqueeze(0), None if pooled is None else pooled[:1])
+
+    def encode_prompt(self, prompt: str) -> Prompt:
+        """The prompt for the UNet."""
+        return self.encode_tokens(self.tokenize(prompt))
 
 
 def _name_chunks(names: Sequence[str]) -> list[list[int]]:

@@ -14,8 +14,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from ...attention.decoupled import LayerTokens, image_delta
 from ...binding import check_names, check_widths, limited, limits_on_grid
 from ...encoders.decoupled import DecoupledLayer
+from ...encoders.mm_diff import LoraLayer
 from ...errors import MismatchError
-from ...layer_tokens import COND, UNCOND, layer_tokens, name_segments, project_images, project_names
+from ...layer_tokens import COND, UNCOND, image_columns, layer_tokens, name_segments, project_images, project_names
 from ...settings import ImageAttentionSettings
 from ...subjects import References
 
@@ -51,11 +52,12 @@ class ImageAttention:
     """The references of one Apply node on a UNet for one run; a context manager, and the run's state.
 
     Entering sets processors on the attn2 layers, leaving restores what was there; several may be nested, their deltas never feed each other.
-    Before each model call say where the run is with `at`, and with `roles` what the parts of the batch are, where that changes.
+    Before each model call say where the run is with `at`, and with `roles` what the parts of the batch are, where that changes. merged: strength at
+    which `base_weights` has the adapter's own weights on the UNet.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, references: References, settings: ImageAttentionSettings, roles: Sequence[str | None] = (UNCOND, COND)):
-        self.references, self.settings, self.roles = references, settings, tuple(roles)
+    def __init__(self, unet: UNet2DConditionModel, references: References, settings: ImageAttentionSettings, roles: Sequence[str | None] = (UNCOND, COND), merged: float = 0.0):
+        self.references, self.settings, self.roles, self.merged = references, settings, tuple(roles), merged
         self._unet, self._layers = unet, cross_layers(unet)
         self._cache: dict[Any, Any] = {}
         self._grids: dict[Transformer2DModel, tuple[int, int]] = {}
@@ -72,7 +74,7 @@ class ImageAttention:
     def __enter__(self) -> ImageAttention:
         if self._idle:
             return self
-        layers = self.references.adapter.layers.to(self._unet.device, self._unet.dtype).layers
+        layers = self.references.adapter.layers.to(self._unet.device, torch.float32 if self._through_base else self._unet.dtype).layers
         for index, (layer, weights) in enumerate(zip(self._layers, layers, strict=True)):
             self._before.append((layer.attention, layer.attention.processor))
             layer.attention.set_processor(CrossAttentionProcessor.on(layer.attention.processor, LayerDelta(self, index, layer, weights)))
@@ -98,7 +100,12 @@ class ImageAttention:
     @property
     def active(self) -> bool:
         """Whether anybody acts in this step."""
-        return any(self._strengths) and any(self.roles)
+        return any(self._strengths) and any(self.acting)
+
+    @property
+    def acting(self) -> Roles:
+        """The roles, with None for parts that get nothing: those of role UNCOND where the adapter has no empty tokens."""
+        return tuple(role if role == COND or self.references.uncond_tokens is not None else None for role in self.roles)
 
     @property
     def strengths(self) -> torch.Tensor:
@@ -108,13 +115,16 @@ class ImageAttention:
     def tokens(self, index: int) -> LayerTokens:
         """Keys, values and name keys of one layer for the parts of the batch that have a role, [G, ...]; everything is projected once a run."""
         device, dtype = self._unet.device, self._unet.dtype
-        images = self._once("images", lambda: project_images(self.references.adapter.layers, self.references, device, dtype))
+        bases = [(layer.attention.to_k, layer.attention.to_v) for layer in self._layers] if self._through_base else None
+        images = self._once("images", lambda: project_images(self.references.adapter.layers, self.references, device, dtype, bases, self.merged))
         names = segments = None
         if self.settings.mixing.needs_relevance(len(self.references.subjects)):
             names = self._once("names", lambda: project_names((layer.attention.to_k for layer in self._layers), self.references, device, dtype))[index]
             segments = self._once("segments", lambda: name_segments(self.references, device))
-        roles = tuple(role for role in self.roles if role)
-        return self._once(("tokens", index, roles), lambda: layer_tokens(images[index], names, segments, roles))
+        roles = tuple(role for role in self.acting if role)
+        without_absent = self.settings.mixing.merge == self.references.adapter.spec.merge == "joint"  # as such adapters mask them
+        columns = self._once("columns", lambda: image_columns(self.references, without_absent, device))
+        return self._once(("tokens", index, roles), lambda: layer_tokens(images[index], names, segments, roles, columns))
 
     def limits(self, transformer: Transformer2DModel, positions: int) -> torch.Tensor | None:
         """m of every subject, [1, 1, M, N], or None where nothing limits or the layer's positions are not its transformer's grid."""
@@ -125,7 +135,12 @@ class ImageAttention:
 
     @property
     def _idle(self) -> bool:
-        return self.settings.weight == 0.0 or not self.references.subjects
+        return self.settings.weight == 0.0 or not any(subject.weight for subject in self.references.subjects)
+
+    @property
+    def _through_base(self) -> bool:
+        """Whether the layers read image tokens through the UNet's own projections."""
+        return self.references.adapter.layers.layers[0].needs_base
 
     def _see_grid(self, transformer: Transformer2DModel, args: tuple, kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]  # B, C, h, w
@@ -137,13 +152,14 @@ class ImageAttention:
         return self._cache[key]
 
 
-def apply_image_attention(unet: UNet2DConditionModel, references: References, settings: ImageAttentionSettings, roles: Sequence[str | None] = (UNCOND, COND)) -> ImageAttention:
+def apply_image_attention(unet: UNet2DConditionModel, references: References, settings: ImageAttentionSettings, roles: Sequence[str | None] = (UNCOND, COND),
+                          merged: float = 0.0) -> ImageAttention:
     """`with apply_image_attention(...) as attention:` binds the references to the UNet; weight 0 and an empty cast leave it untouched.
 
     Raises:
         MismatchError: the adapter is for another base model, or the merge needs names and the references carry none.
     """
-    return ImageAttention(unet, references, settings, roles)
+    return ImageAttention(unet, references, settings, roles, merged)
 
 
 def inside(percent: float, start: float, end: float) -> bool:
@@ -160,7 +176,7 @@ class LayerDelta:
     owner: ImageAttention
     index: int
     place: CrossLayer
-    weights: DecoupledLayer
+    weights: DecoupledLayer | LoraLayer
 
     @property
     def active(self) -> bool:
@@ -169,9 +185,9 @@ class LayerDelta:
 
     def __call__(self, query: torch.Tensor, text: Callable[[], torch.Tensor]) -> torch.Tensor:
         """query [B, N, C] -> what is added to plain text attention, [B, N, C], 0 in rows without a role; text() gives that attention."""
-        owner, roles = self.owner, self.owner.roles
+        owner, roles = self.owner, self.owner.acting
         if query.shape[0] % len(roles):
-            raise MismatchError(f"a batch of {len(roles)} equal parts (roles {roles})", f"{query.shape[0]} rows", "Give 'roles' as the batch is made up.")
+            raise MismatchError(f"a batch of {len(roles)} equal parts (roles {owner.roles})", f"{query.shape[0]} rows", "Give 'roles' as the batch is made up.")
         q, taking = query.unflatten(0, (len(roles), -1)), [g for g, role in enumerate(roles) if role]
         plain = text().unflatten(0, (len(roles), -1)) if self.weights.text_to_weight is not None else None
         if len(taking) < len(roles):

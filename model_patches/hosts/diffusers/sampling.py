@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 
+from ...adapter import Adapter
 from ...errors import MismatchError
-from ...layer_tokens import COND, UNCOND
 from ...settings import GatedSettings, ImageAttentionSettings
 from ...subjects import References
 from .encoders import Prompt
 from .gated import GatedAdapter, apply_gated
+from .guidance import ROLES, Guidance, branches, factors, of_step
 from .image_attention import ImageAttention, apply_image_attention
+from .weights import base_weights
 
 PIXELS = 8  # of a latent cell's side
 Progress = Callable[[int, int, torch.Tensor], None]
@@ -36,42 +38,59 @@ class SamplingSettings:
 
 
 def sample(unet: UNet2DConditionModel, scheduler: EulerDiscreteScheduler, positive: Prompt, negative: Prompt, settings: SamplingSettings,
-           applied: Sequence[tuple[References, Settings]] = (), callback: Progress | None = None) -> torch.Tensor:
+           applied: Sequence[tuple[References, Settings]] = (), callback: Progress | None = None, *, middle: Prompt | None = None, guidance: Guidance | None = None,
+           weights: Sequence[tuple[Adapter, float]] = ()) -> torch.Tensor:
     """From noise to a latent.
 
     Arguments:
-        applied: references and widgets of each Apply node, in the order of the MODEL wire; positive rows get the subjects, negative rows the
-            adapter's empty tokens.
+        applied: references and widgets of each Apply node, in the order of the MODEL wire; positive and middle rows get the subjects, negative
+            rows the adapter's empty tokens.
         callback: gets (steps done, steps, latent) after each step.
+        middle: of `guidance`'s third branch, None: the negative's text; guidance: None is classifier-free guidance.
+        weights: adapters whose weights for the UNet are on it while the run lasts, with their strengths.
     Returns:
         [batch, 4, height / 8, width / 8] float32, before the VAE's scaling factor is divided out.
     Raises:
         MismatchError: an adapter for another base model, missing names, or prompts without the pooled output that the UNet reads.
     """
-    device, roles = unet.device, (COND,) if settings.cfg == 1.0 else (UNCOND, COND)
-    prompts = [positive] if settings.cfg == 1.0 else [negative, positive]
-    context = join_prompts([p.embeds for p in prompts], settings.batch).to(device, unet.dtype)
-    extra = size_condition(unet, prompts, settings)
+    device, prompts = unet.device, branches(guidance, positive, negative, middle)
     scheduler.set_timesteps(settings.steps, device=device)
     latent = noise(unet, settings).to(device) * (scheduler.sigmas[0].item() ** 2 + 1) ** 0.5  # ComfyUI's scale; diffusers' own depends on the spacing
-    percents = [percent_of(t, scheduler) for t in scheduler.timesteps.tolist()]
+    merged = {adapter.id: strength for adapter, strength in weights}
+    conditions: dict[tuple[int, ...], tuple[torch.Tensor, Any]] = {}  # by the prompts in it
     with ExitStack() as stack, torch.no_grad():
-        bound = [stack.enter_context(_apply(unet, references, widgets, roles)) for references, widgets in applied]
-        for done, (percent, t) in enumerate(zip(percents, scheduler.timesteps, strict=True), 1):
+        for adapter, strength in weights:
+            stack.enter_context(base_weights(unet, adapter.weights, strength))
+        bound = [stack.enter_context(_apply(unet, references, widgets, merged)) for references, widgets in applied]
+        for step, t in enumerate(scheduler.timesteps):
+            percent = percent_of(t.item(), scheduler)
+            shares = factors(guidance, settings.cfg, percent)
+            now = [of_step(prompts[name], step, percent) for name in shares]
+            key = tuple(map(id, now))
+            if key not in conditions:
+                conditions[key] = _condition(unet, now, settings)
+            context, extra = conditions[key]
             for apply in bound:
+                apply.roles = tuple(ROLES[name] for name in shares)
                 apply.at(percent)
-            rows = scheduler.scale_model_input(latent, t).to(unet.dtype).repeat(len(roles), 1, 1, 1)
-            predictions = unet(rows, t, encoder_hidden_states=context, added_cond_kwargs=extra).sample.float().chunk(len(roles))
-            guided = predictions[0] if len(roles) == 1 else predictions[0] + settings.cfg * (predictions[1] - predictions[0])
+            rows = scheduler.scale_model_input(latent, t).to(unet.dtype).repeat(len(now), 1, 1, 1)
+            predictions = unet(rows, t, encoder_hidden_states=context, added_cond_kwargs=extra).sample.float().chunk(len(now))
+            guided = sum(share * prediction for share, prediction in zip(shares.values(), predictions, strict=True))
             latent = scheduler.step(guided, t, latent).prev_sample
             if callback is not None:
-                callback(done, settings.steps, latent)
+                callback(step + 1, settings.steps, latent)
     return latent
 
 
-def _apply(unet: UNet2DConditionModel, references: References, settings: Settings, roles: Sequence[str | None]) -> ImageAttention | GatedAdapter:
-    apply = apply_gated if isinstance(settings, GatedSettings) else apply_image_attention
-    return apply(unet, references, settings, roles)
+def _apply(unet: UNet2DConditionModel, references: References, settings: Settings, merged: Mapping[str, float]) -> ImageAttention | GatedAdapter:
+    if isinstance(settings, GatedSettings):
+        return apply_gated(unet, references, settings)
+    return apply_image_attention(unet, references, settings, merged=merged.get(references.adapter.id, 0.0))
+
+
+def _condition(unet: UNet2DConditionModel, prompts: Sequence[Prompt], settings: SamplingSettings) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
+    """What the UNet reads beside the latent."""
+    return join_prompts([p.embeds for p in prompts], settings.batch).to(unet.device, unet.dtype), size_condition(unet, prompts, settings)
 
 
 def noise(unet: UNet2DConditionModel, settings: SamplingSettings) -> torch.Tensor:

@@ -1,0 +1,68 @@
+"""Which branches a step of a run has, and by which factors they become one prediction."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...attention.guidance import umm_coefficients
+from ...errors import MismatchError
+from ...layer_tokens import COND, UNCOND
+from .encoders import Prompt
+from .image_attention import inside
+
+NEGATIVE, MIDDLE, POSITIVE = "negative", "middle", "positive"
+ROLES = {NEGATIVE: UNCOND, MIDDLE: COND, POSITIVE: COND}  # what the references give each branch
+SUBJECT_DIFFUSION, UMM = "subject_diffusion", "umm"
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Widgets of Subject Guider beside cfg. method: 'subject_diffusion' or 'umm'; second goes in a straight line to second_end between the percents, which are ComfyUI's."""
+
+    method: str
+    second: float = 1.5
+    second_end: float = 1.5
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+
+    def second_at(self, percent: float) -> float | None:
+        """Its value in a model call, None outside the range."""
+        if not inside(percent, self.start_percent, self.end_percent):
+            return None
+        done = (percent - self.start_percent) / (self.end_percent - self.start_percent)
+        return self.second + (self.second_end - self.second) * min(max(done, 0.0), 1.0)
+
+
+def factors(guidance: Guidance | None, cfg: float, percent: float) -> dict[str, float]:
+    """Factor of each branch's prediction in a model call, summing to 1; a branch that is not in it need not be computed.
+
+    subject_diffusion, umm: see `attention.guidance`; None, and subject_diffusion outside its range: `e_n + cfg (e_p - e_n)`.
+    """
+    second = guidance.second_at(percent) if guidance else None
+    if guidance and guidance.method == UMM:
+        found = umm_coefficients(cfg, [second or 0.0])
+    elif second is not None:
+        found = 1.0 - second, second - cfg, cfg
+    else:
+        found = 1.0 - cfg, 0.0, cfg
+    return {name: factor for name, factor in zip((NEGATIVE, MIDDLE, POSITIVE), found, strict=True) if abs(factor) > 1e-9}
+
+
+def branches(guidance: Guidance | None, positive: Prompt, negative: Prompt, middle: Prompt | None) -> Mapping[str, Prompt]:
+    """The prompt of each branch. Raises MismatchError where method umm has no middle, or a second that is no alpha."""
+    if guidance and guidance.method == UMM:
+        if middle is None:
+            raise MismatchError("the prompt without its subjects as the middle for method umm", "none", "Give the second of what encode_prompt returns.")
+        ends = guidance.second, guidance.second_end
+        if not 0.0 <= min(ends) <= max(ends) <= 1.0:
+            do = "There it is alpha, the subjects' share of the guidance: 0.5 is a good start."
+            raise MismatchError("'second' and 'second_end' from 0 to 1 for method umm", f"{ends[0]:g} and {ends[1]:g}", do)
+    return {NEGATIVE: negative, MIDDLE: negative if middle is None else middle, POSITIVE: positive}
+
+
+def of_step(prompt: Prompt, step: int, percent: float) -> Prompt:
+    """The prompt as it is in a step (0 is the run's first), or what stands in its place until its start."""
+    if prompt.before is None:
+        return prompt
+    begun = step >= prompt.start_step if prompt.start_step >= 0 else inside(percent, prompt.start_percent, 1.0)
+    return prompt if begun else prompt.before

@@ -1,0 +1,62 @@
+"""transformers' text encoders behind `model_patches.fuse`: prompts with subjects in them."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import MismatchError
+from ...fuse import Encoded, Streams, fuse_prompt
+from ...subjects import References
+from .encoders import ClipTexts, Prompt
+
+
+class TextsPromptEncoder:
+    """A `fuse.PromptEncoder` on the text encoders of a base model, with an adapter's fusion modules beside them."""
+
+    def __init__(self, texts: ClipTexts, fusion: nn.ModuleDict | None):
+        self._towers, self._texts, self._fusion = {tower.stream: tower for tower in texts.towers}, texts, fusion
+
+    def tokenize(self, text: str) -> Streams:
+        """See `fuse.PromptEncoder`."""
+        return self._texts.tokenize(text)
+
+    def embed(self, stream: str, tokens: Sequence[Any]) -> torch.Tensor:
+        """See `fuse.PromptEncoder`; on the CPU."""
+        return self._towers[stream].embed(tokens)
+
+    def encode(self, streams: Streams) -> list[Encoded]:
+        """See `fuse.PromptEncoder`; always one."""
+        prompt = self._texts.encode_tokens(streams)
+        return [Encoded(prompt.embeds, prompt.pooled, {})]
+
+    def fuse(self, stream: str, words: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """See `fuse.PromptEncoder`; in the module's dtype, on the CPU."""
+        module = self._fusion[stream]
+        weight = next(module.parameters())
+        return module(words.to(weight), vectors.to(weight)).float().cpu()
+
+
+@torch.no_grad()
+def encode_prompt(texts: ClipTexts, references: References, text: str, start_percent: float = 0.0, start_step: int = -1, places_of: str = "",
+                  warn: Callable[[str], None] = lambda sentence: None) -> tuple[Prompt, Prompt]:
+    """The prompt with the subjects in it, which carries the plain one where it begins later, and the plain one.
+
+    Arguments:
+        start_percent, start_step: see `Prompt`; places_of: see `fuse.fuse_prompt`.
+    Raises:
+        MismatchError: the adapter puts nothing into prompts, or the text encoders are of another base model.
+        SubjectError: see `fuse.fuse_prompt`.
+    """
+    adapter = references.adapter
+    if adapter.spec.prompt is None:
+        found = f"{adapter.spec.file}, {adapter.spec.describe()}"
+        raise MismatchError("references of an adapter that acts in the prompt", found, "Encode the prompt with ClipTexts.encode_prompt.")
+    (found,), _ = fuse_prompt(references, text, TextsPromptEncoder(texts, adapter.fusion), places_of, warn)
+    plain = Prompt(found.plain.states, found.plain.pooled)
+    delayed = start_step > 0 if start_step >= 0 else start_percent > 0.0
+    if found.fused is found.plain or not delayed:
+        return Prompt(found.fused.states, found.fused.pooled), plain
+    return Prompt(found.fused.states, found.fused.pooled, plain, start_percent, start_step), plain
