@@ -30,7 +30,7 @@ def test_places_lie_in_the_picture_and_apart(layout, count, aspect):
     found = places(layout, count, aspect)
     assert len(found) == count
     for box in found:
-        assert box.w > 0.02 and box.h > 0.02
+        assert min(box.w, box.h) > 0.012  # thirty side by side
         assert min(box.x, box.y) >= MARGIN - 1e-4 and max(box.x + box.w, box.y + box.h) <= 1 - MARGIN + 2e-4
     for a, b in itertools.combinations(found, 2):
         assert overlap(a, b) == 0
