@@ -34,7 +34,7 @@ def draw_cast(cast: Cast, width: int, height: int, background: Image | None = No
         picture = draw_bounding_boxes(picture, corners, colors=colours, width=max(2, max(w, h) // 256), fill=background is None)
     taken: list[Rectangle] = []
     for i in sorted(places):
-        _label(picture, places[i], i, cast.subjects[i].name, taken)
+        label_on(picture, places[i], i, cast.subjects[i].name, taken)
     return picture.permute(1, 2, 0)[None].float() / 255
 
 
@@ -45,7 +45,7 @@ def _stretched(background: Image, w: int, h: int) -> torch.Tensor:
     return (image.expand(-1, 3, -1, -1)[0] * 255).round().to(torch.uint8)
 
 
-def _label(picture: torch.Tensor, place: Rectangle, index: int, name: str, taken: list[Rectangle]) -> None:
+def label_on(picture: torch.Tensor, place: Rectangle, index: int, name: str, taken: list[Rectangle]) -> None:
     """Writes number and name at the box's corner, moved to where they stay in the picture and hide no label of `taken`, which grows by this one."""
     h, w = picture.shape[1:]
     text, font = fitting(f"{index + 1}", name.replace("\\", ""), min(max(place[2] - place[0], w // 6), w) - 2 * MARGIN)

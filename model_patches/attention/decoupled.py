@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from .relevance import background_gain, mean_relevance, relevance, shares, text_gain
+from .relevance import background_gain, mean_relevance, owned, relevance, shares, text_gain
 
 MANY_TOKENS = 64  # a subject; full-face files have 257, for which the map of the fused form fills the memory
 MERGES = ("relevance", "paper", "uniform", "joint", "add")
@@ -117,7 +117,7 @@ def _subject_by_subject(q: torch.Tensor, keys: torch.Tensor, values: torch.Tenso
 
 
 def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tensor, heads: int, mixing: Mixing, limits: torch.Tensor | None = None,
-                text: torch.Tensor | None = None, text_logits: torch.Tensor | None = None) -> torch.Tensor:
+                text: torch.Tensor | None = None, text_logits: torch.Tensor | None = None, observe: Callable[[torch.Tensor], None] | None = None) -> torch.Tensor:
     """What the subjects add to a cross-attention layer's result, before `to_out`.
 
     `sum_i strength_i * f(p) * b(p) * share_i(p) * m_i(p) * Z_i(p)`; with every m = 1, sharpness 1 and background 1 this is MIP-Adapter's
@@ -130,6 +130,7 @@ def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tenso
         limits: m, [1 or G, 1 or B, M, N] float32 in 0..1, or None.
         text: Z_text, [G, B, N, C], plain text attention (only merge `paper` with text_logits reads it).
         text_logits: [G, B, N], `text_to_weight(Z_text)` of files that have it, else None (f = 1).
+        observe: is told `owned`, [G, B, M, N] float32, by the names' relevance whatever the merge; the tokens must have names then. Changes nothing.
     Returns:
         [G, B, N, C] in the query's dtype.
     """
@@ -143,6 +144,9 @@ def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tenso
         weights = _equal_weights(mixing, limits, query.new_ones((g, b, m, n), dtype=torch.float32))
     if limits is not None:
         weights = weights * limits
+    if observe is not None:
+        known = mixing.merge == "relevance" and m > 1
+        observe(weights if known else owned(relevance(query, tokens.name_keys, tokens.segments, heads) if a is None else a, limits, mixing.sharpness))
     weights = weights * strengths.view(1, 1, m, 1)
     if a is not None and mixing.background < 1.0:
         weights = weights * background_gain(a, mixing.background, mixing.sharpness).unsqueeze(2)

@@ -47,6 +47,21 @@ def shares(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpnes
     return torch.where(total > 0, a / total, torch.zeros_like(a))
 
 
+def owned(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpness: float = 1.0) -> torch.Tensor:
+    """`share_i * m_i`: how much of each position is a subject's. A lone subject's share would be 1 wherever it may be, so its own relevance is
+    told instead, `m A^s / max_p(m A^s)`: 1 where it is looked at most.
+
+    Arguments: as `shares`. Returns [..., M, N] float32 in 0..1.
+    """
+    if relevance.shape[-2] > 1:
+        found = shares(relevance, limits, sharpness)
+        return found if limits is None else found * limits
+    a = relevance / relevance.amax(-1, keepdim=True)
+    a = a.pow(sharpness) if limits is None else torch.where(limits > 0, a, torch.zeros_like(a)).pow(sharpness) * limits
+    largest = a.amax(-1, keepdim=True)
+    return torch.where(largest > 0, a / largest, torch.zeros_like(a))
+
+
 def mean_relevance(relevance: torch.Tensor, sharpness: float = 1.0) -> torch.Tensor:
     """`A_i^s / mean_p A_i^s`: the paper's normaliser, over positions. [..., M, N] -> [..., M, N], mean 1 over N."""
     a = relevance
