@@ -13,7 +13,7 @@ from .faces import Faces
 from .readers import ImageEncoder, check_named
 from .subjects import Cast, Subject, called
 
-FACES, OBJECTS = "FaceHead", "ObjectHead"  # what makes MM-Diff's image tokens
+OBJECTS = {"ObjectHead": "pooled", "CLSHead": "unprojected"}  # heads that make MM-Diff's image tokens of photos -> what they read; others read faces
 Project = Callable[..., tuple[torch.Tensor, ...]]
 
 
@@ -59,12 +59,12 @@ def _mm_diff(spec: AdapterSpec, cast: Cast, pictures: Sequence[torch.Tensor], fr
     counts = [len(s.photos) for s in cast.subjects]
     firsts = torch.stack([pictures[sum(counts[:i])] for i in range(len(counts))])
     pooled = images.encode(firsts, spec.encoder.kind, blank=False)
-    if spec.projection == FACES:
+    if spec.projection not in OBJECTS:
         faces = [_faces_of(number, subject) for number, subject in enumerate(cast.subjects, 1)]
         who, looks = torch.cat([f.vectors for f in faces]), torch.cat([f.crops for f in faces])
     else:
         looks = torch.stack(list(framed("pad")))
-        who = untouched.encode(looks, "pooled", blank=False)
+        who = untouched.encode(looks, OBJECTS[spec.projection], blank=False)
     one, two, tokens = project(pooled, who, untouched.encode(looks, "penultimate", blank=False))
     first, second = spec.prompt.streams
     words = zip(one.float().split(1), two.float().split(1), tokens.float().split(counts), strict=True)

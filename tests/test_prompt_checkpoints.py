@@ -203,7 +203,7 @@ def test_text_and_image_attention_share_their_tensors():
     assert adapter.layers.layers[69].to_k_lora.down.weight.data_ptr() == pair.down.data_ptr()
 
 
-@pytest.mark.parametrize("vector, kind", [(512, "FaceHead"), (24, "ObjectHead"), (40, "ObjectHead")])
+@pytest.mark.parametrize("vector, kind", [(512, "FaceHead"), (24, "ObjectHead"), (40, "CLSHead")])
 def test_a_head_that_reads_photos_is_another_kind(vector, kind):
     assert built(thin(vector=vector)).spec.projection == kind
 

@@ -73,7 +73,9 @@ def build(state: State, file: str, operations: Any = nn, metadata: Mapping[str, 
     widths = {stream: module.fc2.out_features for stream, module in fusion.items()}
     loras = text_lora.text_lora({name: tensor for name, tensor in state.items() if name.startswith(LORAS)}, widths, f"{TEXT} of {file}")
     weights = Weights(vision=overlay(part(state, VISION), f"{CUSTOM} of {file}"), unet_lora=unet_lora, text_lora=loras)
-    spec = AdapterSpec("mm_diff", "FaceHead" if heads.head.reads_faces else "ObjectHead", file, layers.context_dim, heads.head.tokens,
+    reads_projected = heads.head.vector_dim == heads.words.fc.in_features
+    kind = "FaceHead" if heads.head.reads_faces else "ObjectHead" if reads_projected else "CLSHead"  # of the photo's projected embedding, or CLS before it
+    spec = AdapterSpec("mm_diff", kind, file, layers.context_dim, heads.head.tokens,
                        EncoderNeed("pooled", heads.words.fc.in_features), layers.widths, False, framing="black", merge="joint", prompt=PromptSpec("word", widths))
     return Adapter(spec, heads, layers, weights=weights, fusion=fusion)
 
