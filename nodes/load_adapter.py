@@ -14,8 +14,9 @@ class LoadAdapter(io.ComfyNode):
             display_name="Load Subject Adapter",
             category=CATEGORY,
             description=(
-                "Loads an IP-Adapter or MIP-Adapter file for SD1.5, SD2.x or SDXL (Illustrious and NoobAI too), a GLIGEN file for boxes, or Subject-Diffusion's. The kind of "
-                "file is read from its tensors, so its name does not matter. The matching CLIP vision encoder, and files that belong to the chosen one, are found by themselves."
+                "Loads an IP-Adapter or MIP-Adapter file for SD1.5, SD2.x or SDXL (Illustrious and NoobAI too), a GLIGEN file for boxes, Subject-Diffusion's, or one that puts "
+                "subjects into the prompt: MM-Diff, FastComposer, UMM-Diffusion. The kind of file is read from its tensors, so its name does not matter. The matching CLIP vision "
+                "encoder, and files that belong to the chosen one, are found by themselves."
             ),
             inputs=[
                 io.Combo.Input("adapter_name", options=adapters.adapter_names(), tooltip=(
