@@ -1,0 +1,71 @@
+"""The host's own executor in this process: graphs in the form of its API are validated and run, one after the other."""
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+
+import safetensors.torch
+
+ADAPTER = "mine.safetensors"
+
+
+class Server:
+    """What the executor and our notices need of the host's web server."""
+
+    client_id = last_node_id = last_prompt_id = None
+    sockets_metadata: dict = {}
+
+    def __init__(self):
+        self.texts = []
+
+    def send_sync(self, *args):
+        pass
+
+    def queue_updated(self):
+        pass
+
+    def send_progress_text(self, text, node_id, *args):
+        self.texts.append((str(node_id), text))
+
+
+class Studio:
+    """One host that stays up: files come and go, graphs run one after the other."""
+
+    def __init__(self, base, server):
+        import execution
+
+        newer = "cache_args" in inspect.signature(execution.PromptExecutor).parameters
+        executor = execution.PromptExecutor(server, cache_args={"lru": 0, "ram": 0.0}) if newer else execution.PromptExecutor(server)
+        self.models, self.server, self.executor, self.count = base / "models", server, executor, 0
+
+    def save(self, state, name=ADAPTER, folder="ipadapter"):
+        path = self.models / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(state, path)
+        self._later(path)
+        return path
+
+    def overwrite(self, path, content: bytes):
+        """Other content in the same file, as a copy over it does."""
+        path.write_bytes(content)
+        self._later(path)
+
+    def _later(self, path):
+        self.count += 1
+        os.utime(path, ns=(10**18 + self.count * 10**9,) * 2)  # a clock that always moves, on any file system
+
+    def run(self, graph) -> str | None:
+        """Validate and execute; None, or the first error's text as the front end shows it."""
+        import execution
+
+        self.count += 1
+        self.server.texts.clear()
+        valid, error, outputs, node_errors = asyncio.run(execution.validate_prompt(str(self.count), graph, None))
+        for found in node_errors.values():
+            return "validation: " + found["errors"][0]["details"].partition(" - ")[2]  # after the input's name
+        assert valid, error
+        self.executor.execute(graph, str(self.count), {}, outputs)
+        failures = [data for event, data in self.executor.status_messages if event == "execution_error"]
+        assert bool(failures) != self.executor.success
+        return failures[0]["exception_message"].strip() if failures else None
