@@ -16,11 +16,14 @@ from .encode_subjects import EncodeSubjects  # noqa: E402
 from .load_adapter import LoadAdapter  # noqa: E402
 from .place_subjects import PlaceSubjects  # noqa: E402
 from .prepare_faces import PrepareFaces  # noqa: E402
+from .preview_relevance import PreviewRelevance  # noqa: E402
 from .quick_subjects import QuickSubjects  # noqa: E402
+from .record_relevance import RecordRelevance  # noqa: E402
 from .subject_guider import SubjectGuider  # noqa: E402
 
 NODES: list[type[io.ComfyNode]] = [
     QuickSubjects, LoadAdapter, ApplyAdapterWeights, PrepareFaces, AddSubject, PlaceSubjects, EncodeSubjects, EncodePrompt, ApplyImageAttention, ApplyGated, SubjectGuider,
+    RecordRelevance, PreviewRelevance,
 ]
 
 

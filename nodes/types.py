@@ -10,6 +10,7 @@ Adapter = io.Custom("TROUPE_ADAPTER")
 CastType = io.Custom("TROUPE_CAST")
 ReferencesType = io.Custom("TROUPE_REFERENCES")
 Faces = io.Custom("TROUPE_FACES")
+RecordType = io.Custom("TROUPE_RECORD")
 
 
 def percent(id: str, default: float, tooltip: str, **kwargs: Any) -> Any:

@@ -47,8 +47,8 @@ def deltas(monkeypatch):
 
     seen, original = [], image_attention.image_delta
 
-    def spy(query, tokens, strengths, heads, mixing, limits=None, text=None, text_logits=None):
-        delta = original(query, tokens, strengths, heads, mixing, limits, text, text_logits)
+    def spy(query, tokens, strengths, heads, mixing, limits=None, text=None, text_logits=None, observe=None):
+        delta = original(query, tokens, strengths, heads, mixing, limits, text, text_logits, observe)
         seen.append((query, tokens, strengths, limits, delta))
         return delta
 

@@ -134,7 +134,7 @@ def tiny_clip_vision(seed=4, image_size=32, hidden=32, layers=3, projection=16, 
 
 
 # ---- family B: micro models ----------------------------------------------------
-def micro_model(base="SD15", model_channels=32, context_dim=64, seed=0, in_channels=4):
+def micro_model(base="SD15", model_channels=32, context_dim=64, seed=0, in_channels=4, levels=2):
     """A ModelPatcher around the host's own UNetModel/BaseModel, a few 100k params."""
     import comfy.model_management as mm
     import comfy.model_patcher
@@ -143,8 +143,8 @@ def micro_model(base="SD15", model_channels=32, context_dim=64, seed=0, in_chann
     cls = getattr(sm, base)
     cfg = dict(model_channels=model_channels, context_dim=context_dim, in_channels=in_channels, out_channels=4,
                image_size=32, use_spatial_transformer=True, legacy=False,
-               channel_mult=[1, 1], num_res_blocks=[1, 1], transformer_depth=[1, 1],
-               transformer_depth_output=[1, 1, 1, 1], transformer_depth_middle=1,
+               channel_mult=[1] * levels, num_res_blocks=[1] * levels, transformer_depth=[1] * levels,
+               transformer_depth_output=[1] * 2 * levels, transformer_depth_middle=1,
                use_linear_in_transformer=base != "SD15", adm_in_channels=None, dtype=torch.float32)
     class Micro(cls):
         unet_extra_config = dict(num_heads=4, num_head_channels=-1)

@@ -19,6 +19,7 @@ from .blocks import Block, text_keys, text_values
 from .clock import FULL, sigma_range
 from .conditioning import Chunk
 from .hook import Call, Grid, Hook, counted, model_dtype, placed, window_of, with_subjects
+from .record import RECORDINGS, Observe, Recording, Tally, observer
 from .rows import rows_from_options
 from .run import Run
 from .weights import weights_of
@@ -79,23 +80,25 @@ class ImageAttention(Hook):
         """Puts a delta on every cross-attention layer; rows of role UNCOND are left alone by adapters that have no empty tokens."""
         if self.references.uncond_tokens is None:
             chunks = [chunk if chunk and chunk.role == COND else None for chunk in chunks]
-        return install(options, self._deltas(call, chunks, model, x)) if any(chunks) else options
+        return install(options, self._deltas(call, chunks, model, x, options.get(RECORDINGS, ()))) if any(chunks) else options
 
-    def _deltas(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor) -> dict[tuple, LayerDelta]:
+    def _deltas(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor, recordings: Sequence[Recording]) -> dict[tuple, LayerDelta]:
         """One delta a block, sharing what does not differ between blocks. chunks: of the rows of x, in order."""
         run, dtype, module, device = call.run, model_dtype(model), self.module(model), x.device
         names, weights = None, hook_state(model)
         images = self._images(run, module, model, device, dtype, weights)
-        if self.settings.mixing.needs_relevance(len(self.references.subjects)):
+        tallies = tuple(tally for recording in recordings if (tally := recording.tally(self)) is not None)
+        if tallies or self.settings.mixing.needs_relevance(len(self.references.subjects)):
             keys = (text_keys(model.diffusion_model, block) for block in self.blocks)
             names = run.once(("names", device, dtype, weights), lambda: project_names(keys, self.references, device, dtype), WEIGHT_STATES)
         roles = tuple(chunk.role for chunk in chunks if chunk)
         tokens = run.once(("tokens", roles, device, dtype, weights), lambda: self._tokens(images, names, roles, device), 2 * WEIGHT_STATES)
         strengths = run.once(("strengths", call.now.weights, device), lambda: torch.tensor(call.now.weights, device=device))
+        acting = run.once(("acting", call.now.weights, device), lambda: (strengths != 0).float()) if tallies else None
         shown = placed(chunks, call.size, x)
         if not shown and limited(self.references.subjects, call.now.boxed):
             run.say("another pack samples the picture in tiles: regions and boxes cannot be placed in them and rest.", logging.WARNING)
-        shared = SharedDelta(self, call, chunks, strengths, shown)
+        shared = SharedDelta(self, call, chunks, strengths, shown, tallies, acting)
         if not run.acted and with_subjects(chunks):
             self._report(run, images, names)
         return {block.key: LayerDelta(shared, tokens[j], layer) for j, (block, layer) in enumerate(zip(self.blocks, module.layers, strict=True))}
@@ -143,13 +146,16 @@ class ImageAttention(Hook):
 
 @dataclass(frozen=True, eq=False)
 class SharedDelta:
-    """What the deltas of one model call have in common. placed: its rows show what the host says, not tiles of it."""
+    """What the deltas of one model call have in common. placed: its rows show what the host says, not tiles of it; tallies: of those who record;
+    acting: [M], 1 for subjects that act now, or None where nobody records."""
 
     owner: ImageAttention
     call: Call
     chunks: list[Chunk | None]
     strengths: torch.Tensor
     placed: bool
+    tallies: tuple[Tally, ...]
+    acting: torch.Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,12 +183,14 @@ class LayerDelta:
         length = active[0][0][1]
         if all(place[1] == length for place, _ in active) and len(active) * length == q.shape[0]:
             plain = text().unflatten(0, (-1, length)) if self._needs_text else None
-            return [(0, q.shape[0], self._delta(q.unflatten(0, (-1, length)), self.tokens, limits, plain, options).flatten(0, 1))]
+            observe = self._observer([chunk for _, chunk in active], grid, whole)
+            return [(0, q.shape[0], self._delta(q.unflatten(0, (-1, length)), self.tokens, limits, plain, options, observe).flatten(0, 1))]
         parts = []
-        for g, ((start, length), _) in enumerate(active):
+        for g, ((start, length), chunk) in enumerate(active):
             plain = text()[None, start:start + length] if self._needs_text else None
             limit = limits if limits is None or len(limits) == 1 else limits[g:g + 1]
-            delta = self._delta(q[None, start:start + length], self.tokens.group(g), limit, plain, options)
+            observe = self._observer([chunk], grid, whole)
+            delta = self._delta(q[None, start:start + length], self.tokens.group(g), limit, plain, options, observe)
             parts.append((start, length, delta[0]))
         return parts
 
@@ -190,12 +198,17 @@ class LayerDelta:
     def _needs_text(self) -> bool:
         return self.layer.text_to_weight is not None
 
-    def _delta(self, q: torch.Tensor, tokens: LayerTokens, limits: torch.Tensor | None, plain: torch.Tensor | None, options: Options) -> torch.Tensor:
+    def _observer(self, chunks: Sequence[Chunk], grid: Grid, whole: bool) -> Observe | None:
+        shared = self.shared
+        return observer(shared.tallies, chunks, shared.acting, grid, shared.call.size, whole)
+
+    def _delta(self, q: torch.Tensor, tokens: LayerTokens, limits: torch.Tensor | None, plain: torch.Tensor | None, options: Options,
+               observe: Observe | None) -> torch.Tensor:
         logits = None if plain is None else self.layer.text_logits(plain)
         dtype, mixing = q.dtype, self.shared.owner.settings.mixing
         if options["attn_precision"] == torch.float32:  # of models whose attention overflows in float16, such as SD2.x
             q, tokens = q.float(), tokens.float()
-        return image_delta(q, tokens, self.shared.strengths, options["n_heads"], mixing, limits, plain, logits).to(dtype)
+        return image_delta(q, tokens, self.shared.strengths, options["n_heads"], mixing, limits, plain, logits, observe).to(dtype)
 
 
 def hook_state(model: Any) -> Any:

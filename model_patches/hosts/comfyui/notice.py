@@ -14,12 +14,13 @@ def notifier(node_id: str | None) -> Callable[[str], None]:
     def warn(sentence: str) -> None:
         log.warning("Troupe: %s", sentence)
         said.append(sentence)
-        _show(node_id, "\n".join(said))
+        show(node_id, "\n".join(said))
 
     return warn
 
 
-def _show(node_id: str | None, text: str) -> None:
+def show(node_id: str | None, text: str) -> None:
+    """Put text on the node, in place of what stood there."""
     if node_id is None:
         return
     from server import PromptServer  # the host's web server; absent when a graph runs without one

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..model_patches.hosts.comfyui.notice import show
+from ..model_patches.map_pictures import draw_maps
+from ..model_patches.relevance_maps import report
+from .types import CATEGORY, RecordType
+
+
+class PreviewRelevance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TroupePreviewRelevance",
+            display_name="Preview Relevance",
+            category=CATEGORY,
+            description="Shows which part of the picture each subject owned while it was sampled: a map in the subject's colour for each, and a report in numbers.",
+            inputs=[
+                RecordType.Input("record", tooltip="From Record Relevance."),
+                io.Latent.Input("latent", tooltip="The latent from the sampler that ran with that Record Relevance, so that this node runs after it."),
+                io.Image.Input("image", optional=True, tooltip="The decoded picture. The maps are then shown over it too."),
+            ],
+            outputs=[
+                io.Image.Output("maps_out", display_name="maps", tooltip="One picture with a row for each subject."),
+                io.String.Output("report_out", display_name="report", tooltip="The subjects' shares of the picture, their overlaps, and warnings."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, record: Any, latent: Any, image: Any = None) -> io.NodeOutput:
+        run, samples = record.run, latent["samples"]
+        maps, text = draw_maps(run, tuple(samples.shape[-2:]), image), report(run, samples)
+        show(cls.hidden.unique_id, text)
+        return io.NodeOutput(maps, text, ui={**ui.PreviewImage(maps, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()})
