@@ -68,10 +68,12 @@ def build(state: State, file: str, operations: Any = nn, metadata: Mapping[str, 
     """
     check_format(metadata or {}, FORMAT, VERSION, file)
     _check_parts(state, file, beside)
-    layers, unet_lora = mm_diff_unet.read(part(state, BELOW), f"{UNET} of {file}", operations)
-    heads, fusion = _heads(state, layers.context_dim, f"{CUSTOM} of {file}", operations)
+    heads, fusion = _heads(state, f"{CUSTOM} of {file}", operations)
     widths = {stream: module.fc2.out_features for stream, module in fusion.items()}
     loras = text_lora.text_lora({name: tensor for name, tensor in state.items() if name.startswith(LORAS)}, widths, f"{TEXT} of {file}")
+    layers, unet_lora = mm_diff_unet.read(part(state, BELOW), f"{UNET} of {file}", operations)
+    if heads.head.context_dim != layers.context_dim:
+        raise CheckpointError(f"tokens for the UNet {layers.context_dim} wide from '{CUSTOM} of {file}'", f"{heads.head.context_dim}", AGAIN)
     weights = Weights(vision=overlay(part(state, VISION), f"{CUSTOM} of {file}"), unet_lora=unet_lora, text_lora=loras)
     reads_projected = heads.head.vector_dim == heads.words.fc.in_features
     kind = "FaceHead" if heads.head.reads_faces else "ObjectHead" if reads_projected else "CLSHead"  # of the photo's projected embedding, or CLS before it
@@ -89,7 +91,7 @@ def _check_parts(state: State, file: str, beside: str) -> None:
         raise CheckpointError(expected, f"no {' and no '.join(absent)} {beside}", "Put all three into one folder, under these names, and choose any of them.")
 
 
-def _heads(state: State, context_dim: int, file: str, operations: Any) -> tuple[MMDiffHeads, nn.ModuleDict]:
+def _heads(state: State, file: str, operations: Any) -> tuple[MMDiffHeads, nn.ModuleDict]:
     """The heads, and the word fusion of each text encoder, with their weights."""
     with torch.device("meta"):
         with reading(file, WORDS):
@@ -106,7 +108,7 @@ def _heads(state: State, context_dim: int, file: str, operations: Any) -> tuple[
             "heads": MMDiffHeads(words, head, operations),
             "fusion": nn.ModuleDict({stream: WordFusion(**widths, operations=operations) for stream, widths in fusions.items()}),
         })
-    _check_widths(words, head, {stream: widths["out_dim"] for stream, widths in fusions.items()}, context_dim, file)
+    _check_widths(words, head, {stream: widths["out_dim"] for stream, widths in fusions.items()}, file)
     own = {name: tensor for name, tensor in state.items() if not name.startswith((BELOW, VISION, *LORAS))}
     rooms = {"heads.words.": WORDS, "heads.head.": HEAD} | {f"fusion.{stream}.": prefix for stream, prefix in FUSIONS.items()}
     names = {ours: next(f"{prefix}{ours.removeprefix(room)}" for room, prefix in rooms.items() if ours.startswith(room)) for ours in modules.state_dict()}
@@ -114,11 +116,9 @@ def _heads(state: State, context_dim: int, file: str, operations: Any) -> tuple[
     return modules["heads"], modules["fusion"]
 
 
-def _check_widths(words: Mapping[str, int], head: Mapping[str, Any], text: Mapping[str, int], context_dim: int, file: str) -> None:
+def _check_widths(words: Mapping[str, int], head: Mapping[str, Any], text: Mapping[str, int], file: str) -> None:
     """Raise CheckpointError where the sections do not fit each other, or the head reads vectors of an unknown kind."""
-    pairs = {
-        "photos for CLIP-L": (words["one_dim"], text["l"]), "photos for OpenCLIP-bigG": (words["two_dim"], text["g"]), "tokens for the UNet": (head["context_dim"], context_dim),
-    }
+    pairs = {"photos for CLIP-L": (words["one_dim"], text["l"]), "photos for OpenCLIP-bigG": (words["two_dim"], text["g"])}
     for what, (found, wanted) in pairs.items():
         if found != wanted:
             raise CheckpointError(f"{what} {wanted} wide from '{file}'", f"{found}", AGAIN)
