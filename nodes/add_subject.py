@@ -11,7 +11,7 @@ from .types import CATEGORY, CastType, Faces, percent
 class AddSubject(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        more = "Another photo of the same subject, of any size. The photos are averaged."
+        more = "Another photo of the same subject, of any size. The photos are averaged (MM-Diff takes the word from the first)."
         return io.Schema(
             node_id="TroupeAddSubject",
             display_name="Add Subject",
@@ -23,20 +23,22 @@ class AddSubject(io.ComfyNode):
                     "The subject's noun exactly as in the prompt, for instance 'cat' or 'red-haired girl'. Two subjects need two different names."
                 )),
                 io.Float.Input("weight", default=1.0, min=0.0, max=3.0, step=0.05, tooltip=(
-                    "How strong this subject is, times the weight of the Apply node. Changing it leaves the other subjects as they are."
+                    "How strong this subject is, times the strength of the Apply node. Changing it leaves the other subjects as they are."
                 )),
                 percent("start_percent", 0.0, "When this subject begins to act: 0 is the first step."),
                 percent("end_percent", 1.0, "When this subject stops acting: 1 is the last step."),
                 CastType.Input("cast", optional=True, tooltip="The subjects before this one. Leave empty for the first."),
                 io.Mask.Input("mask", optional=True, tooltip=(
-                    "Cut-out of the subject in the photo: white is the subject, the rest becomes white paper. (Load Image gives the transparent part of a PNG as white: "
+                    "Cut-out of the subject in the photo: white is the subject, the rest is replaced by white. (Load Image gives the transparent part of a PNG as white: "
                     "put Invert Mask between.)"
                 )),
-                io.Mask.Input("region", optional=True, tooltip="Where in the PICTURE this subject may appear: white is allowed. Any size; it is stretched over the picture."),
+                io.Mask.Input("region", optional=True, tooltip="Where in the PICTURE this subject may act: white is allowed. Any size; it is stretched over the picture."),
                 io.Image.Input("image_2", optional=True, tooltip=more),
                 io.Image.Input("image_3", optional=True, tooltip=more),
                 io.Image.Input("image_4", optional=True, tooltip=more),
-                Faces.Input("faces", optional=True, tooltip="Prepared faces of this subject, for adapters that read faces. IP-Adapter and MIP-Adapter do not need it."),
+                Faces.Input("faces", optional=True, tooltip=(
+                    "From Prepare Faces with the same photos, for adapters that read faces (MM-Diff). IP-Adapter and MIP-Adapter do not need it."
+                )),
             ],
             outputs=[CastType.Output("cast_out", display_name="cast", tooltip="All subjects so far.")],
         )

@@ -18,18 +18,18 @@ class ApplyGated(io.ComfyNode):
             display_name="Apply Gated Adapter",
             category=CATEGORY,
             description=(
-                "Draws each subject into its box, with a GLIGEN or Subject-Diffusion file: gated layers between the model's self- and cross-attention. Goes between the "
-                "checkpoint and any sampler; place the subjects with Place Subjects first."
+                "Draws each subject into its box, with a GLIGEN or Subject-Diffusion file. Goes between the checkpoint and any sampler; place the subjects with Place "
+                "Subjects first."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="A model of the base that the file was made for (SD1.5 for GLIGEN's own files), LoRAs and other patches welcome."),
                 ReferencesType.Input("references", tooltip="From Encode Subject References with a GLIGEN or Subject-Diffusion adapter."),
                 io.Conditioning.Input("positive", tooltip="The prompt that has the subjects in it."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.05, tooltip=(
-                    "How strongly the boxes and photos act. 1 as published; lower gives the prompt more say; 0 switches the node off."
+                    "How strongly boxes and photos act. 1 as published; 0.5 to 0.8 gives the prompt more say; 0 switches the node off."
                 )),
                 percent("end_percent", 1.0, (
-                    "How long they act at full strength (GLIGEN's tau). 0.3 suits text boxes: the layout is set early, the rest makes the picture better. 1 for photos."
+                    "How long they act at full strength (GLIGEN's tau). 0.3 suits text boxes: the layout is made early, and after that the plain model paints better. 1 for photos."
                 )),
                 percent("decay_percent", 0.0, "How long the strength then takes to fall to nothing. 0: it stops at once."),
                 io.Combo.Input("use_bbox", options=["auto", "on", "off"], default="auto", tooltip=(

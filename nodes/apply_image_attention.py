@@ -20,8 +20,8 @@ class ApplyImageAttention(io.ComfyNode):
             display_name="Apply Image Attention",
             category=CATEGORY,
             description=(
-                "Lets the subjects' photos steer the picture, each where its own name is relevant (MIP-Adapter). Goes between the checkpoint and any sampler. With only "
-                "'model' wired it works as a drop-in: the references act on the sampler's positive prompt."
+                "Lets the subjects' photos steer the picture, each where its own name is relevant (MIP-Adapter). Goes between the checkpoint and any sampler. With "
+                "'positive' unwired it works on the MODEL wire alone: the references then act on the sampler's positive prompt."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="An SD1.5, SD2.x or SDXL model, LoRAs and other patches welcome, before or after."),
@@ -32,14 +32,14 @@ class ApplyImageAttention(io.ComfyNode):
                     "node off."
                 )),
                 io.Combo.Input("merge", options=["auto", *MERGES], default="auto", tooltip=(
-                    "Who gets which part. relevance: each subject where its name is looked at (MIP-Adapter as published). paper: the formula printed in the paper. "
+                    "Who gets which part of the picture. relevance: each subject where its name is relevant (MIP-Adapter as published). paper: the formula printed in the paper. "
                     "uniform: equal shares. joint: all photos as one reference. add: everybody everywhere at full strength, as stacked IPAdapter nodes. auto: as the "
-                    "adapter was published; relevance for plain IP-Adapters."
+                    "adapter was published: joint for MM-Diff, relevance for all others."
                 )),
                 percent("start_percent", 0.0, "When the references begin to act: 0 is the first step."),
                 percent("end_percent", 1.0, "When they stop: 1 is the last step. Ending at 0.6 to 0.8 gives the prompt more say in details."),
                 io.Float.Input("box_strength", default=1.0, min=0.0, max=1.0, step=0.05, tooltip=(
-                    "How strictly a subject keeps to its box. 0 ignores the boxes. No effect without boxes."
+                    "How strictly a subject keeps to its box. 1 strictly; 0 ignores the boxes. No effect without boxes."
                 )),
                 percent("box_end_percent", 1.0, "When the boxes stop limiting; relevance alone decides after that."),
                 io.Float.Input("box_feather", default=0.05, min=0.0, max=0.5, step=0.01, tooltip="Softness of a box's edge, as a part of the picture's side."),
@@ -50,7 +50,7 @@ class ApplyImageAttention(io.ComfyNode):
                     "How much the references act where no subject is relevant. 1 as published; lower keeps the photos out of the background. Needs names; no effect with "
                     "merge uniform."
                 )),
-                io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt. It gets the adapter's empty tokens, as published."),
+                io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt. It gets the adapter's empty tokens, as published; wired or not."),
                 io.Conditioning.Input("middle", optional=True, display_name="second positive", tooltip="A second prompt with the subjects in it, for guiders that take two."),
             ],
             outputs=[

@@ -22,10 +22,10 @@ class ApplyAdapterWeights(io.ComfyNode):
                 "after it keep working. Adapters without such weights do not need it."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="The checkpoint that the adapter was trained on. Loading with Load Checkpoint is right."),
+                io.Model.Input("model", tooltip="The checkpoint that the adapter was trained on, from Load Checkpoint."),
                 Adapter.Input("adapter", tooltip="From Load Subject Adapter."),
                 io.Float.Input("strength_model", default=1.0, min=0.0, max=2.0, step=0.05, tooltip=(
-                    "How much of the adapter's weights the model gets. Files that replace whole weights take 1, or 0 to leave the model as it is."
+                    "How much of the adapter's weights the model gets. LoRAs take any strength; files that replace whole weights take 1, or 0 to leave the model as it is."
                 )),
                 io.Float.Input("strength_clip", default=1.0, min=0.0, max=2.0, step=0.05, tooltip="The same for the text encoder."),
                 io.Clip.Input("clip", optional=True, tooltip="The checkpoint's CLIP. Write the prompts with this node's 'clip' output."),

@@ -24,15 +24,15 @@ class EncodePrompt(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The CLIP of the checkpoint. From Apply Adapter Weights, where the adapter brings weights of the text encoder."),
                 ReferencesType.Input("references", tooltip="From Encode Subject References."),
                 io.String.Input("text", multiline=True, dynamic_prompts=False, tooltip=(
-                    "The prompt, with every subject's name in it. Where a name stands several times, mark the word that is meant: man<|subj|>, or {man}."
+                    "The prompt, with every subject's name in it. Where a name stands several times, the first one counts; to mean another, put that word in braces."
                 )),
                 percent("fuse_start_percent", 0.0, "When the subjects enter the prompt: 0 is the first step. Before it the text alone decides, which keeps its layout."),
                 io.Int.Input("fuse_start_step", default=-1, min=-1, max=10000, tooltip=(
-                    "The same as a step, exactly: the first step with the subjects, counted from 0. -1: the percent above holds."
+                    "The same as an exact step: the first one with the subjects, counted from 0. -1: the percent above holds."
                 )),
                 io.Combo.Input("quirks", options=["clean", "official"], default="clean", tooltip=(
-                    "official: as the published MM-Diff pipeline runs, with its slips: no LoRA in SDXL's second text encoder, and subjects in the negative prompt too "
-                    "(wire the positive's text into 'places_of' of the negative's node)."
+                    "clean: as the papers mean it. official: as the published MM-Diff pipeline runs, with its slips: no LoRA in SDXL's second text encoder, and subjects in the "
+                    "negative prompt too (wire the positive's text into 'places_of' of the negative's node)."
                 )),
                 io.String.Input("places_of", optional=True, force_input=True, tooltip=(
                     "Only with quirks official, for the negative prompt: the positive's text. The subjects take the same places in this text."

@@ -17,23 +17,24 @@ class EncodeSubjects(io.ComfyNode):
             node_id="TroupeEncodeSubjects",
             display_name="Encode Subject References",
             category=CATEGORY,
-            description="Turns the photos and names of a cast into what the adapter attends to. Runs once; sampling again with another seed does not repeat it.",
+            description="Looks at the photos and reads the names of a cast, for the adapter. Runs once; sampling again with another seed or weight does not repeat it.",
             inputs=[
                 Adapter.Input("adapter", tooltip="From Load Subject Adapter."),
-                CastType.Input("cast", tooltip="From the last Add Subject (or Place Subjects)."),
+                CastType.Input("cast", tooltip="From the last Add Subject, or from Place Subjects."),
                 io.Combo.Input("framing", options=["auto", *FRAMINGS], default="auto", tooltip=(
-                    "How a photo becomes a square. auto: as the adapter was published (white borders for IP-Adapter and MIP-Adapter, the middle square for GLIGEN). "
-                    "pad: white borders, nothing is lost. center: crops the ends. stretch: distorts."
+                    "How a photo becomes a square. auto: as the adapter was published (white borders for IP-Adapter and MIP-Adapter, black ones for MM-Diff and "
+                    "FastComposer, the middle square for GLIGEN). pad: white borders, nothing is lost. center: the middle square, the ends are cut off. "
+                    "stretch: everything, distorted."
                 )),
                 io.Clip.Input("clip", optional=True, tooltip=(
-                    "The CLIP of the checkpoint, for the subjects' names: relevance and GLIGEN's phrases need it. "
+                    "The CLIP of the checkpoint, for the subjects' names: relevance, and GLIGEN's text boxes, need it. "
                     "Without it use merge uniform, joint or add, or a GLIGEN text-image file."
                 )),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="Overrides the CLIP vision encoder that was found for the adapter."),
-                io.String.Input("prompt", optional=True, force_input=True, tooltip="The prompt's text, to warn about names that are not in it."),
+                io.String.Input("prompt", optional=True, force_input=True, tooltip="The prompt's text, only to warn you about names that are not in it."),
             ],
             outputs=[ReferencesType.Output("references_out", display_name="references", tooltip=(
-                "Wire into Apply Image Attention, or into Apply Gated Adapter for GLIGEN and Subject-Diffusion."
+                "Wire into Apply Image Attention; for GLIGEN and Subject-Diffusion into Apply Gated Adapter; for adapters that act in the prompt into Encode Prompt with Subjects."
             ))],
             hidden=[io.Hidden.unique_id],
         )

@@ -27,7 +27,9 @@ class LoadAdapter(io.ComfyNode):
                     "auto: the file in models/clip_vision whose widths fit the adapter, whatever it is called. none: you wire a CLIP_VISION into Encode Subject References."
                 )),
             ],
-            outputs=[Adapter.Output("adapter_out", display_name="adapter", tooltip="Wire into Encode Subject References.")],
+            outputs=[Adapter.Output("adapter_out", display_name="adapter", tooltip=(
+                "Wire into Encode Subject References, and into Apply Adapter Weights where the adapter brings weights of the model."
+            ))],
         )
 
     @classmethod

@@ -26,14 +26,14 @@ class PrepareFaces(io.ComfyNode):
             inputs=[
                 io.Image.Input("image", tooltip="The photos of ONE subject, the same that go into its Add Subject. One face is taken from each."),
                 io.MultiType.Input("analysis", types=ANALYSERS, optional=True, tooltip=(
-                    "An InsightFace analyser of another pack, for instance IPAdapter InsightFace Loader with buffalo_l. InsightFace's models are for non-commercial use only."
+                    "An InsightFace analyser of another pack, for instance IPAdapter InsightFace Loader with buffalo_l. InsightFace's models are for non-commercial research only."
                 )),
                 io.AnyType.Input("embeds", optional=True, tooltip=(
                     "Face vectors that another node made (ArcFace, 512 numbers for each photo). They are taken instead of the analyser's."
                 )),
                 io.Image.Input("crops", optional=True, tooltip="Aligned square faces that another node made, one for each photo. They are taken instead of the analyser's."),
                 io.Combo.Input("pick", options=list(PICKS), default=PICKS[0], tooltip=(
-                    "Which face of a photo that shows several. largest: the one that takes most room. first: the analyser's first, as MM-Diff's own script does."
+                    "Which face of a photo that shows several. largest: the one that takes up most room. first: the analyser's first, as MM-Diff's own script does."
                 )),
                 io.Image.Input("image_2", optional=True, tooltip=more),
                 io.Image.Input("image_3", optional=True, tooltip=more),

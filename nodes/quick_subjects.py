@@ -16,7 +16,7 @@ from .types import CATEGORY, ReferencesType
 class QuickSubjects(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        photo, name = "Photo of subject {}.", "Name of subject {} as it stands in the prompt."
+        photo, name = "Photo of subject {}.", "Noun of subject {} exactly as it stands in the prompt."
         more = [field for n in (2, 3, 4) for field in (
             io.Image.Input(f"image_{n}", optional=True, tooltip=photo.format(n)),
             io.String.Input(f"name_{n}", default="", optional=True, tooltip=name.format(n)),
@@ -33,7 +33,9 @@ class QuickSubjects(io.ComfyNode):
                 io.Model.Input("model", tooltip="An SD1.5, SD2.x or SDXL model."),
                 io.Clip.Input("clip", tooltip="The CLIP of the same checkpoint, for the names."),
                 io.Combo.Input("adapter_name", options=adapters.adapter_names(), tooltip="An IP-Adapter or MIP-Adapter file for this base model."),
-                io.Float.Input("weight", default=0.65, min=0.0, max=2.0, step=0.05, tooltip="How strongly all subjects look like their photos; 0 switches the node off."),
+                io.Float.Input("weight", default=0.65, min=0.0, max=2.0, step=0.05, tooltip=(
+                    "How strongly all subjects look like their photos. 0.5 to 0.65 suits several subjects; 0 switches the node off."
+                )),
                 io.Image.Input("image_1", tooltip=photo.format(1)),
                 io.String.Input("name_1", default="", tooltip=name.format(1)),
                 *more,
