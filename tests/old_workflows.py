@@ -1,0 +1,102 @@
+"""Saved workflows with nodes of the pack IPAdapter_plus, made from their definitions: as the front end saved them in 2024 (no names of widgets), or now."""
+from __future__ import annotations
+
+from typing import Any
+
+SOCKETS = {  # class -> sockets in order (name, type), widgets in order, outputs
+    "CheckpointLoaderSimple": ((), ("ckpt_name",), ("MODEL", "CLIP", "VAE")),
+    "CLIPTextEncode": ((("clip", "CLIP"),), ("text",), ("CONDITIONING",)),
+    "EmptyLatentImage": ((), ("width", "height", "batch_size"), ("LATENT",)),
+    "KSampler": ((("model", "MODEL"), ("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent_image", "LATENT")),
+                 ("seed", "steps", "cfg", "sampler_name", "scheduler", "denoise"), ("LATENT",)),
+    "VAEDecode": ((("samples", "LATENT"), ("vae", "VAE")), (), ("IMAGE",)),
+    "SaveImage": ((("images", "IMAGE"),), ("filename_prefix",), ()),
+    "LoadImage": ((), ("image", "upload"), ("IMAGE", "MASK")),
+    "CLIPVisionLoader": ((), ("clip_name",), ("CLIP_VISION",)),
+    "Reroute": ((("", "*"),), (), ("*",)),
+    "Note": ((), ("text",), ()),
+    "IPAdapterUnifiedLoader": ((("model", "MODEL"), ("ipadapter", "IPADAPTER")), ("preset",), ("MODEL", "IPADAPTER")),
+    "IPAdapterUnifiedLoaderFaceID": ((("model", "MODEL"), ("ipadapter", "IPADAPTER")), ("preset", "lora_strength", "provider"), ("MODEL", "IPADAPTER")),
+    "IPAdapterModelLoader": ((), ("ipadapter_file",), ("IPADAPTER",)),
+    "PrepImageForClipVision": ((("image", "IMAGE"),), ("interpolation", "crop_position", "sharpening"), ("IMAGE",)),
+    "IPAdapter": ((("model", "MODEL"), ("ipadapter", "IPADAPTER"), ("image", "IMAGE"), ("attn_mask", "MASK")), ("weight", "start_at", "end_at", "weight_type"), ("MODEL",)),
+    "IPAdapterAdvanced": (
+        (("model", "MODEL"), ("ipadapter", "IPADAPTER"), ("image", "IMAGE"), ("image_negative", "IMAGE"), ("attn_mask", "MASK"), ("clip_vision", "CLIP_VISION")),
+        ("weight", "weight_type", "combine_embeds", "start_at", "end_at", "embeds_scaling"), ("MODEL",)),
+    "IPAdapterTiled": ((("model", "MODEL"), ("ipadapter", "IPADAPTER"), ("image", "IMAGE"), ("attn_mask", "MASK")), ("weight", "weight_type"), ("MODEL", "IMAGE", "MASK")),
+}
+ADVANCED = [1.0, "linear", "concat", 0.0, 1.0, "V only"]
+PLUS = "PLUS (high strength)"
+
+
+class OldWorkflow:
+    """Nodes are put in with `node`, wired by `wire`; `saved` is the file."""
+
+    def __init__(self, named: bool = True):
+        self.named, self.saved = named, {"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "groups": [], "config": {}, "extra": {}, "version": 0.4}
+
+    def node(self, kind: str, *values: Any, **wires: tuple[int, int]) -> int:
+        """A node's id; `wires`: input -> (node id, output slot)."""
+        sockets, widgets, outputs = SOCKETS[kind]
+        id_ = self.saved["last_node_id"] = self.saved["last_node_id"] + 1
+        slots = [{"name": name, "type": type_, "link": None} for name, type_ in sockets]
+        if self.named:
+            slots += [{"name": name, "type": "COMBO", "widget": {"name": name}, "link": None} for name in widgets]
+        place = {"pos": [340 * id_, 100], "size": [315, 160]} if self.named else {"pos": {"0": 340 * id_, "1": 100}, "size": {"0": 315, "1": 160}}
+        self.saved["nodes"].append({
+            "id": id_, "type": kind, **place, "flags": {}, "order": id_, "mode": 0, "inputs": slots, "outputs": [{"name": o, "type": o, "links": None} for o in outputs],
+            "properties": {"Node name for S&R": kind, **({"cnr_id": "comfyui_ipadapter_plus"} if self.named and "IPA" in kind else {})}, "widgets_values": list(values)})
+        for name, source in wires.items():
+            self.wire(source, id_, "" if name == "any" else name)
+        return id_
+
+    def raw(self, id_: int) -> dict:
+        """A node's entry."""
+        return next(raw for raw in self.saved["nodes"] if raw["id"] == id_)
+
+    def wire(self, source: tuple[int, int], target: int, name: str) -> None:
+        """Wire an output into an input by name."""
+        link = self.saved["last_link_id"] = self.saved["last_link_id"] + 1
+        output, slots = self.raw(source[0])["outputs"][source[1]], self.raw(target)["inputs"]
+        into = [slot["name"] for slot in slots].index(name)
+        kind = slots[into]["type"] if output["type"] == "*" else output["type"]
+        self.saved["links"].append([link, *source, target, into, kind])
+        output["links"] = [*(output["links"] or []), link]
+        slots[into]["link"] = link
+
+    def sampled(self, checkpoint: int, model: tuple[int, int]) -> dict:
+        """The file, with prompts, sampler and a saved picture on a model."""
+        texts = [self.node("CLIPTextEncode", text, clip=(checkpoint, 1)) for text in ("photo of a woman and a dog", "blurry")]
+        latent = self.node("EmptyLatentImage", 1024, 1024, 1)
+        sampler = self.node("KSampler", 7, "fixed", 4, 5.0, "euler", "normal", 1.0, model=model, positive=(texts[0], 0), negative=(texts[1], 0), latent_image=(latent, 0))
+        decoded = self.node("VAEDecode", samples=(sampler, 0), vae=(checkpoint, 2))
+        self.node("SaveImage", "picture", images=(decoded, 0))
+        return self.saved
+
+
+def stacked_by_preset(named: bool = True) -> dict:
+    """Unified Loader, two nodes on the MODEL wire: IPAdapter, then IPAdapter Advanced with mask, range and a prepared photo."""
+    made = OldWorkflow(named)
+    checkpoint = made.node("CheckpointLoaderSimple", "sd_xl_base_1.0.safetensors")
+    loader = made.node("IPAdapterUnifiedLoader", PLUS, model=(checkpoint, 0))
+    woman, dog, mask = (made.node("LoadImage", name, "image") for name in ("woman.png", "dog.png", "mask.png"))
+    prepared = made.node("PrepImageForClipVision", "LANCZOS", "center", 0.0, image=(dog, 0))
+    first = made.node("IPAdapter", 0.8, 0.0, 1.0, "standard", model=(loader, 0), ipadapter=(loader, 1), image=(woman, 0))
+    second = made.node("IPAdapterAdvanced", 0.4, "linear", "concat", 0.1, 0.75, "V only",
+                       model=(first, 0), ipadapter=(loader, 1), image=(prepared, 0), attn_mask=(mask, 1))
+    made.node("Note", "my own note")
+    made.saved["groups"].append({"title": "mine", "bounding": [300, 20, 900, 300], "color": "#fff"})
+    return made.sampled(checkpoint, (second, 0))
+
+
+def stacked_by_files() -> dict:
+    """IPAdapter Model Loader and a CLIP vision loader, three nodes, a reroute on the MODEL wire."""
+    made = OldWorkflow()
+    checkpoint = made.node("CheckpointLoaderSimple", "v1-5-pruned-emaonly-fp16.safetensors")
+    loader, vision = made.node("IPAdapterModelLoader", "ip-adapter-plus_sd15.safetensors"), made.node("CLIPVisionLoader", "my_vit_h.safetensors")
+    model = (checkpoint, 0)
+    for number, weight in enumerate((1.0, 2.5, 0.5)):
+        photo = made.node("LoadImage", f"photo_{number}.png", "image")
+        node = made.node("IPAdapterAdvanced", weight, *ADVANCED[1:], model=model, ipadapter=(loader, 0), image=(photo, 0), clip_vision=(vision, 0))
+        model = (made.node("Reroute", any=(node, 0)), 0) if number == 1 else (node, 0)
+    return made.sampled(checkpoint, model)

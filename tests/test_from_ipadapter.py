@@ -1,0 +1,333 @@
+"""tools/check.py --from-ipadapter: stacked IPAdapter_plus nodes become Troupe's, the rest of the file stays, and what cannot be carried is named."""
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections import Counter
+
+import pytest
+from graph import ROOT
+
+sys.path.append(str(ROOT / "tools"))
+
+import check as check_tool  # noqa: E402
+from findings import broken_links  # noqa: E402
+from from_ipadapter import from_ipadapter  # noqa: E402
+from graph import Graph, Node, RunError  # noqa: E402
+from old_workflows import ADVANCED, PLUS, OldWorkflow, stacked_by_files, stacked_by_preset  # noqa: E402
+from troupe.model_patches.checkpoints.catalogue import published  # noqa: E402
+
+CONTRACT = json.loads((ROOT / "tests" / "golden" / "node_contract.json").read_text())["nodes"]
+ADD, APPLY, ENCODE, LOAD = "TroupeAddSubject", "TroupeApplyImageAttention", "TroupeEncodeSubjects", "TroupeLoadAdapter"
+SKETCHES = {"preset": stacked_by_preset(), "preset, as saved in 2024": stacked_by_preset(named=False), "files": stacked_by_files()}
+
+
+def kinds(workflow: dict) -> Counter:
+    """How many nodes there are of each class."""
+    return Counter(raw["type"] for raw in workflow["nodes"])
+
+
+def of(workflow: dict, kind: str) -> list[Node]:
+    """The nodes of a class."""
+    return [Node(raw) for raw in workflow["nodes"] if raw["type"] == kind]
+
+
+def widgets(node: Node) -> dict:
+    """Values by name."""
+    return {name: node.raw["widgets_values"][place] for name, place in node.widget_places().items()}
+
+
+def feeds(workflow: dict, node: Node, name: str) -> tuple | None:
+    """(class, output slot) of what is wired into an input."""
+    found = Graph(workflow).source(node, name)
+    return (found[0].type, found[1]) if found else None
+
+
+def one_stacked(weight: float = 1.0, kind: str = "IPAdapterAdvanced", values: tuple = tuple(ADVANCED[1:]), preset: str = PLUS) -> OldWorkflow:
+    """Checkpoint 1, Unified Loader 2, photo 3, one IPAdapter node 4, and the sampling."""
+    made = OldWorkflow()
+    checkpoint = made.node("CheckpointLoaderSimple", "juggernautXL_v9.safetensors")
+    loader = made.node("IPAdapterUnifiedLoader", preset, model=(checkpoint, 0))
+    photo = made.node("LoadImage", "woman.png", "image")
+    stacked = made.node(kind, weight, *values, model=(loader, 0), ipadapter=(loader, 1), image=(photo, 0))
+    made.sampled(checkpoint, (stacked, 0))
+    return made
+
+
+# ---- what is carried ---------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", SKETCHES)
+def test_links_are_known_at_both_ends_and_ids_are_new(name):
+    new = from_ipadapter(SKETCHES[name]).workflow
+    ids = [raw["id"] for raw in new["nodes"]]
+    assert len(set(ids)) == len(ids) and max(ids) == new["last_node_id"]
+    assert len({link[0] for link in new["links"]}) == len(new["links"]) and max(link[0] for link in new["links"]) == new["last_link_id"]
+    nodes = {raw["id"]: raw for raw in new["nodes"]}
+    for id_, source, out, target, into, kind in new["links"]:
+        output, slot = nodes[source]["outputs"][out], nodes[target]["inputs"][into]
+        assert id_ in output["links"] and slot["link"] == id_ and output["type"] == slot["type"] == kind
+    wired = [slot["link"] for raw in new["nodes"] for slot in raw["inputs"] if slot["link"] is not None]
+    given = [link for raw in new["nodes"] for output in raw["outputs"] for link in output["links"] or ()]
+    assert sorted(wired) == sorted(given) == sorted(link[0] for link in new["links"])
+    assert not broken_links(new)
+
+
+@pytest.mark.parametrize("name", SKETCHES)
+def test_new_nodes_have_the_contract_s_inputs_and_outputs(name):
+    for raw in from_ipadapter(SKETCHES[name]).workflow["nodes"]:
+        if raw["type"] in CONTRACT:
+            wanted = CONTRACT[raw["type"]]
+            assert {slot["name"] for slot in raw["inputs"]} == {entry["id"] for entry in wanted["inputs"]}
+            assert [output["type"] for output in raw["outputs"]] == [entry["type"] for entry in wanted["outputs"]]
+
+
+@pytest.mark.parametrize("name", SKETCHES)
+def test_everything_else_stays_as_it_is(name):
+    """The other nodes but for the ids of their links, the groups, and the file that was given."""
+    before = SKETCHES[name]
+    given = copy.deepcopy(before)
+    new = from_ipadapter(before).workflow
+    assert before == given
+    nodes = {raw["id"]: raw for raw in new["nodes"]}
+    gone = {raw["id"] for raw in before["nodes"]} - set(nodes)
+    assert {raw["type"] for raw in before["nodes"] if raw["id"] in gone} <= {
+        "IPAdapter", "IPAdapterAdvanced", "IPAdapterUnifiedLoader", "IPAdapterModelLoader", "CLIPVisionLoader", "PrepImageForClipVision", "Reroute"}
+    for raw in (raw for raw in before["nodes"] if raw["id"] not in gone):
+        assert _without_links(nodes[raw["id"]]) == _without_links(raw)
+    assert new["groups"][:len(before["groups"])] == before["groups"] and len(new["groups"]) == len(before["groups"]) + 1
+
+
+def _without_links(raw: dict) -> dict:
+    return {**raw, "inputs": [{**slot, "link": None} for slot in raw["inputs"]], "outputs": [{**output, "links": None} for output in raw["outputs"]]}
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["as saved now", "as saved in 2024"])
+def test_a_stack_becomes_one_cast(named):
+    result = from_ipadapter(stacked_by_preset(named))
+    new = result.workflow
+    assert result.carried == 2
+    assert not [kind for kind in kinds(new) if kind.startswith(("IPAdapter", "Prep"))]
+    assert [kinds(new)[kind] for kind in (LOAD, ADD, ENCODE, APPLY)] == [1, 2, 1, 1]
+    [load], [woman, dog], [encode], [apply] = (of(new, kind) for kind in (LOAD, ADD, ENCODE, APPLY))
+    assert widgets(load) == {"adapter_name": "ipadapter/ip-adapter-plus_sdxl_vit-h.safetensors", "clip_vision_name": "auto"}
+    assert widgets(woman) == {"name": "", "weight": 1.0, "start_percent": 0.0, "end_percent": 1.0}
+    assert widgets(dog) == {"name": "", "weight": 0.5, "start_percent": 0.1, "end_percent": 0.75}
+    assert widgets(encode) == {"framing": "center"}
+    assert {name: widgets(apply)[name] for name in ("weight", "merge", "start_percent", "end_percent", "background")} == {
+        "weight": 0.8, "merge": "add", "start_percent": 0.0, "end_percent": 1.0, "background": 1.0}
+    graph = Graph(new)
+    assert graph.value(graph.source(woman, "image")[0], "image") == "woman.png" if named else feeds(new, woman, "image") == ("LoadImage", 0)
+    assert feeds(new, dog, "image") == ("LoadImage", 0) and feeds(new, dog, "region") == ("LoadImage", 1)
+    assert graph.source(dog, "image")[0].raw["widgets_values"][0] == "dog.png" and graph.source(dog, "region")[0].raw["widgets_values"][0] == "mask.png"
+    assert feeds(new, woman, "region") is None and feeds(new, woman, "cast") is None
+    assert graph.source(dog, "cast")[0].id == woman.id and graph.source(encode, "cast")[0].id == dog.id
+    assert (feeds(new, encode, "adapter"), feeds(new, encode, "clip")) == ((LOAD, 0), None)
+    assert (feeds(new, apply, "model"), feeds(new, apply, "references")) == (("CheckpointLoaderSimple", 0), (ENCODE, 0))
+    assert [feeds(new, sampler, "model") for sampler in of(new, "KSampler")] == [(APPLY, 0)]
+    notes = [note.raw["widgets_values"][0] for note in of(new, "Note")]
+    assert notes[0] == "my own note" and "wire the checkpoint's CLIP" in notes[1] and "to relevance" in notes[1]
+
+
+def test_the_product_of_the_weights_is_the_old_weight():
+    """Above the largest weight of Apply Image Attention, the subject takes the rest."""
+    new = from_ipadapter(stacked_by_files()).workflow
+    [apply] = of(new, APPLY)
+    assert widgets(apply)["weight"] == 2.0
+    assert [widgets(apply)["weight"] * widgets(subject)["weight"] for subject in of(new, ADD)] == [1.0, 2.5, 0.5]
+
+
+def test_loaders_of_files_and_reroutes_between_go_too():
+    new = from_ipadapter(stacked_by_files()).workflow
+    [load] = of(new, LOAD)
+    assert widgets(load) == {"adapter_name": "ipadapter/ip-adapter-plus_sd15.safetensors", "clip_vision_name": "my_vit_h.safetensors"}
+    assert not {"IPAdapterModelLoader", "CLIPVisionLoader", "Reroute"} & set(kinds(new))
+    assert len(of(new, ADD)) == 3
+
+
+def test_the_file_brings_its_links():
+    new = from_ipadapter(stacked_by_preset()).workflow
+    [load] = of(new, LOAD)
+    named = ["ip-adapter-plus_sdxl_vit-h.safetensors", "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"]
+    assert load.raw["properties"]["models"] == new["models"] == [{"name": name, "url": published(name).link, "directory": published(name).folder} for name in named]
+
+
+def test_new_nodes_lie_on_nothing():
+    new = from_ipadapter(stacked_by_preset()).workflow
+    boxes = [(*raw["pos"], raw["pos"][0] + raw["size"][0], raw["pos"][1] + raw["size"][1]) for raw in new["nodes"]]
+    for i, a in enumerate(boxes):
+        assert not [b for b in boxes[:i] if a[0] < b[2] and b[0] < a[2] and a[1] - 30 < b[3] and b[1] - 30 < a[3]]
+    *_, ours = (group["bounding"] for group in new["groups"])
+    inside = [raw["type"] for raw, box in zip(new["nodes"], boxes, strict=True)
+              if ours[0] <= box[0] and ours[1] <= box[1] and box[2] <= ours[0] + ours[2] and box[3] <= ours[1] + ours[3]]
+    assert sorted(inside) == sorted([LOAD, "Note", ADD, ADD, ENCODE, APPLY])
+
+
+def test_a_model_wire_that_two_take_keeps_both_ways():
+    """The first node alone feeds one sampler, both nodes feed the other: two Apply nodes, one after the other."""
+    made = one_stacked(0.5)
+    second = made.node("IPAdapter", 0.3, 0.0, 1.0, "standard", model=(4, 0), ipadapter=(2, 1), image=(3, 0))
+    made.sampled(1, (second, 0))
+    new = from_ipadapter(made.saved).workflow
+    first, last = of(new, APPLY)
+    assert (widgets(first)["weight"], widgets(last)["weight"]) == (0.5, 0.3)
+    assert Graph(new).source(last, "model")[0].id == first.id
+    assert [Graph(new).source(sampler, "model")[0].id for sampler in of(new, "KSampler")] == [first.id, last.id]
+    assert kinds(new)[LOAD] == 1 and not broken_links(new)
+
+
+def test_different_adapters_are_different_casts():
+    made = one_stacked(0.5)
+    loader = made.node("IPAdapterUnifiedLoader", "PLUS FACE (portraits)", model=(4, 0))
+    made.sampled(1, (made.node("IPAdapter", 0.3, 0.0, 1.0, "standard", model=(loader, 0), ipadapter=(loader, 1), image=(3, 0)), 0))
+    new = from_ipadapter(made.saved).workflow
+    assert [widgets(load)["adapter_name"] for load in of(new, LOAD)] == [f"ipadapter/ip-adapter-plus{face}_sdxl_vit-h.safetensors" for face in ("", "-face")]
+    assert kinds(new)[APPLY] == 2 and "IPAdapterUnifiedLoader" not in kinds(new)
+
+
+@pytest.mark.parametrize(("preset", "checkpoint", "file"), [
+    ("STANDARD (medium strength)", "v1-5-pruned.ckpt", "ip-adapter_sd15.safetensors"),
+    ("STANDARD (medium strength)", "ponyDiffusionV6.safetensors", "ip-adapter_sdxl_vit-h.safetensors"),
+    ("VIT-G (medium strength)", "sd15/some.safetensors", "ip-adapter_sd15_vit-G.safetensors"),
+    ("VIT-G (medium strength)", "sdxl/some.safetensors", "ip-adapter_sdxl.safetensors"),
+    ("PLUS FACE (portraits)", "some-1.5.safetensors", "ip-adapter-plus-face_sd15.safetensors"),
+    ("FULL FACE - SD1.5 only (portraits stronger)", "unheard_of.safetensors", "ip-adapter-full-face_sd15.safetensors"),
+    ("LIGHT - SD1.5 only (low strength)", "unheard_of.safetensors", "ip-adapter_sd15_light.safetensors"),
+    ("PLUS (high strength)", "unheard_of.safetensors", "ip-adapter-plus_sdxl_vit-h.safetensors"),  # by the picture's 1024 pixels
+])
+def test_a_preset_is_a_file_and_a_guess_is_told(preset, checkpoint, file):
+    made = one_stacked(preset=preset)
+    made.raw(1)["widgets_values"] = [checkpoint]
+    result = from_ipadapter(made.saved)
+    [load] = of(result.workflow, LOAD)
+    assert widgets(load)["adapter_name"] == f"ipadapter/{file}"
+    because = "the picture is 1024 pixels wide" if "unheard" in checkpoint else f"the checkpoint is called {checkpoint}"
+    assert [because in line and file in line for line in result.said] == ([] if "SD1.5 only" in preset else [True])
+
+
+def test_a_weight_from_a_primitive_is_carried():
+    made = one_stacked()
+    primitive = made.node("Note", "0.35")
+    made.raw(primitive).update(type="PrimitiveNode", outputs=[{"name": "FLOAT", "type": "FLOAT", "links": None}], widgets_values=[0.35, "fixed"])
+    made.wire((primitive, 0), 4, "weight")
+    [apply] = of(from_ipadapter(made.saved).workflow, APPLY)
+    assert widgets(apply)["weight"] == 0.35
+
+
+# ---- prepared photos ---------------------------------------------------------------------------------------------------------------------
+
+def prepared(*crops: tuple[str, float]) -> dict:
+    """IPAdapter nodes whose photos go through Prep Image For ClipVision."""
+    made = OldWorkflow()
+    checkpoint = made.node("CheckpointLoaderSimple", "sd_xl_base_1.0.safetensors")
+    loader = made.node("IPAdapterUnifiedLoader", PLUS, model=(checkpoint, 0))
+    model = (loader, 0)
+    for crop, sharpening in crops:
+        prep = made.node("PrepImageForClipVision", "LANCZOS", crop, sharpening, image=(made.node("LoadImage", "a.png", "image"), 0))
+        model = (made.node("IPAdapter", 0.7, 0.0, 1.0, "standard", model=model, ipadapter=(loader, 1), image=(prep, 0)), 0)
+    return made.sampled(checkpoint, model)
+
+
+@pytest.mark.parametrize(("crops", "framing", "kept"), [
+    ([("center", 0.0)], "center", 0), ([("pad", 0.0), ("pad", 0.0)], "pad", 0), ([("pad", 0.0), ("center", 0.0)], "center", 1),
+    ([("top", 0.0), ("center", 0.0)], "center", 1), ([("center", 0.15)], "center", 1),
+])
+def test_a_prepared_photo(crops, framing, kept):
+    """Seen through where the framing does the same; kept where it does not, and told."""
+    result = from_ipadapter(prepared(*crops))
+    [encode] = of(result.workflow, ENCODE)
+    assert widgets(encode)["framing"] == framing
+    assert kinds(result.workflow)["PrepImageForClipVision"] == kept
+    assert sum("its photo still goes through" in line for line in result.said) == kept
+    assert sum("were black and are white now" in line for line in result.said) == (framing == "pad")
+    assert sum(feeds(result.workflow, subject, "image")[0] == "PrepImageForClipVision" for subject in of(result.workflow, ADD)) == kept
+    assert not broken_links(result.workflow)
+
+
+# ---- what is not carried -----------------------------------------------------------------------------------------------------------------
+
+def _set(place: int, value) -> callable:
+    return lambda made: made.raw(4)["widgets_values"].__setitem__(place, value)
+
+
+def _batched(made: OldWorkflow) -> None:
+    """A picture of another node, so that it may be a batch, and its embeds averaged."""
+    made.raw(4)["widgets_values"][2] = "average"
+    made.raw(3)["type"] = "LoadImagesFromFolder"
+
+
+REFUSED = {
+    "weight type": (_set(1, "ease in"), "its weight_type is 'ease in', which weighs the layers differently"),
+    "style": (_set(1, "style transfer"), "its weight_type is 'style transfer'"),
+    "scaling": (_set(5, "K+V"), "its embeds_scaling is 'K+V'; Troupe scales V only"),
+    "negative weight": (_set(0, -0.5), "its weight is -0.5; Troupe's weights begin at 0"),
+    "empty range": (_set(3, 1.0), "its range from 1 to 1 is empty"),
+    "average": (_batched, "its combine_embeds is 'average'"),
+    "negative image": (lambda made: made.wire((3, 0), 4, "image_negative"), "it has a negative image"),
+    "bypassed": (lambda made: made.raw(4).update(mode=4), "it is muted or bypassed"),
+    "weight over a wire": (lambda made: made.wire((3, 0), 4, "weight"), "its 'weight' comes over a wire"),
+    "preset": (lambda made: made.raw(2).update(widgets_values=["FACEID"]), "its preset 'FACEID' is not one that Troupe knows"),
+    "loader": (lambda made: made.raw(2).update(type="IPAdapterUnifiedLoaderFaceID"), "its adapter comes from 'IPAdapterUnifiedLoaderFaceID' (node 2"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_carried_stays_with_a_sentence(name):
+    change, sentence = REFUSED[name]
+    made = one_stacked()
+    change(made)
+    before = copy.deepcopy(made.saved)
+    result = from_ipadapter(made.saved)
+    assert (result.carried, result.workflow) == (0, before)
+    assert [line for line in result.said if line.startswith("'IPAdapterAdvanced' (node 4, IPAdapterAdvanced) stays:") and sentence in line and line.endswith(".")]
+
+
+def test_one_photo_may_be_combined_in_any_way():
+    made = one_stacked()
+    made.raw(4)["widgets_values"][2] = "average"
+    assert from_ipadapter(made.saved).carried == 1
+
+
+def test_a_loader_that_somebody_else_needs_stays():
+    """A tiled node after the carried one: it and the loader stay, and the model goes through both."""
+    made = one_stacked(0.6)
+    tiled = made.node("IPAdapterTiled", 0.5, "linear", model=(4, 0), ipadapter=(2, 1), image=(3, 0))
+    made.sampled(1, (tiled, 0))
+    result = from_ipadapter(made.saved)
+    assert result.carried == 1
+    [left], [apply] = of(result.workflow, "IPAdapterTiled"), of(result.workflow, APPLY)
+    assert feeds(result.workflow, left, "model") == (APPLY, 0) and feeds(result.workflow, left, "ipadapter") == ("IPAdapterUnifiedLoader", 1)
+    assert feeds(result.workflow, apply, "model") == ("IPAdapterUnifiedLoader", 0)
+    assert [line for line in result.said if line == "'IPAdapterTiled' (node 11, IPAdapterTiled) stays: it cuts the photo into tiles."]
+    assert [line for line in result.said if line == "'IPAdapterUnifiedLoader' (node 2, IPAdapterUnifiedLoader) stays: 'IPAdapterTiled' (node 11, IPAdapterTiled) needs it."]
+    assert not broken_links(result.workflow)
+
+
+# ---- the command -------------------------------------------------------------------------------------------------------------------------
+
+def test_the_command_saves_beside_the_old_file(tmp_path, capsys):
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(stacked_by_preset()))
+    assert check_tool.main(["--from-ipadapter", str(old)]) == 0
+    assert json.loads((tmp_path / "old_troupe.json").read_text()) == from_ipadapter(stacked_by_preset()).workflow
+    assert json.loads(old.read_text()) == stacked_by_preset()
+    *remarks, last = capsys.readouterr().out.splitlines()
+    assert last == f"2 IPAdapter nodes rewritten, saved {tmp_path / 'old_troupe.json'}" and len(remarks) == 1
+    assert check_tool.main(["--from-ipadapter", str(old), "-o", str(tmp_path / "other.json")]) == 0 and (tmp_path / "other.json").is_file()
+
+
+def test_the_old_file_is_never_written(tmp_path, capsys):
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(stacked_by_preset()))
+    assert check_tool.main(["--from-ipadapter", str(old), "-o", str(old)]) == 1
+    assert "Expected another file" in capsys.readouterr().err and json.loads(old.read_text()) == stacked_by_preset()
+
+
+def test_nothing_to_carry_saves_nothing(tmp_path, capsys):
+    assert check_tool.main(["--from-ipadapter", str(ROOT / "workflows" / "two_subjects.json"), "-o", str(tmp_path / "new.json")]) == 1
+    assert "found none; nothing was saved" in capsys.readouterr().err and not (tmp_path / "new.json").exists()
+
+
+def test_an_api_prompt_cannot_be_rewritten():
+    with pytest.raises(RunError, match="found an API prompt"):
+        from_ipadapter({"1": {"class_type": "IPAdapter", "inputs": {}}})

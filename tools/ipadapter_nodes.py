@@ -1,0 +1,198 @@
+"""What the nodes of the pack IPAdapter_plus say: which of them Troupe's can stand for, with their settings, and why not for the others."""
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from graph import ACTIVE, REROUTE, Graph, Node, RunError, upstream
+
+SIMPLE, ADVANCED, PREPARE = "IPAdapter", "IPAdapterAdvanced", "PrepImageForClipVision"
+UNIFIED, MODEL_LOADER, VISION_LOADER = "IPAdapterUnifiedLoader", "IPAdapterModelLoader", "CLIPVisionLoader"
+CHECKPOINTS = ("CheckpointLoaderSimple", "CheckpointLoader", "unCLIPCheckpointLoader")
+ORDER = {  # widgets as they are saved
+    SIMPLE: ("weight", "start_at", "end_at", "weight_type"),
+    ADVANCED: ("weight", "weight_type", "combine_embeds", "start_at", "end_at", "embeds_scaling"),
+    PREPARE: ("interpolation", "crop_position", "sharpening"),
+    UNIFIED: ("preset",), MODEL_LOADER: ("ipadapter_file",), VISION_LOADER: ("clip_name",),
+}
+DEFAULTS = {"weight_type": "linear", "combine_embeds": "concat", "start_at": 0.0, "end_at": 1.0, "embeds_scaling": "V only", "crop_position": "center", "sharpening": 0.0}
+PLAIN = ("linear", "standard", "original")  # weight types that weigh every layer alike
+PRESETS = {  # how a preset begins: file for SD1.5, file for SDXL
+    "light": ("ip-adapter_sd15_light.safetensors", None),
+    "standard": ("ip-adapter_sd15.safetensors", "ip-adapter_sdxl_vit-h.safetensors"),
+    "vit-g": ("ip-adapter_sd15_vit-G.safetensors", "ip-adapter_sdxl.safetensors"),
+    "plus (": ("ip-adapter-plus_sd15.safetensors", "ip-adapter-plus_sdxl_vit-h.safetensors"),
+    "plus face": ("ip-adapter-plus-face_sd15.safetensors", "ip-adapter-plus-face_sdxl_vit-h.safetensors"),
+    "full face": ("ip-adapter-full-face_sd15.safetensors", None),
+}
+XL = re.compile(r"xl|illustrious|noob|pony|animagine", re.IGNORECASE)
+SD15 = re.compile(r"sd[-_ ]?1|v1-5|1[._-]5", re.IGNORECASE)
+REASONS = {  # how a class begins -> why it stays
+    "IPAdapterFaceID": "it reads faces with InsightFace, which the adapters of Troupe's image attention do not", "IPAAdapterFaceID": "it reads faces with InsightFace",
+    "IPAdapterUnifiedLoaderFaceID": "it loads a FaceID model", "IPAdapterInsightFaceLoader": "it loads InsightFace",
+    "IPAdapterUnifiedLoaderCommunity": "it loads a model for composition or Kolors", "IPAdapterTiled": "it cuts the photo into tiles",
+    "IPAdapterBatch": "it gives every picture of a batch a photo of its own", "IPAdapterStyleComposition": "it gives style and composition different photos",
+    "IPAdapterPrecise": "it works on single layers (style, composition)", "IPAdapterMS": "it has a weight for every layer",
+    "IPAdapterClipVisionEnhancer": "it enhances the encoder's input by tiles", "IPAdapterEmbeds": "it works from saved embeds instead of photos",
+    "IPAdapterFromParams": "its settings come from other nodes", "IPAdapterRegionalConditioning": "it joins a prompt, a photo and a mask into parameters",
+    "IPAdapterNoise": "it makes a negative image", "IPAdapterWeights": "it makes weights over frames",
+}
+
+
+class NotCarried(Exception):
+    """Why a node cannot be carried; `str(error)` is a part of a sentence."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An adapter: the value of Load Subject Adapter, the encoder's ('auto' where the preset chose it), or what feeds clip_vision; a remark or ''."""
+
+    adapter: str
+    vision: str
+    wired: tuple[Any, int] | None = None
+    remark: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """One IPAdapter node that Troupe's can stand for. framing: center, or pad for a photo with borders; spent: nodes that it alone may have needed."""
+
+    node: Node
+    choice: Choice
+    weight: float
+    start: float
+    end: float
+    framing: str
+    prepared: Node | None
+    spent: tuple[Any, ...]
+
+
+def theirs(node: Node) -> bool:
+    """Whether a node is of that pack."""
+    return node.type.startswith(("IPAdapter", "IPAAdapter")) or node.type == PREPARE
+
+
+def reason(kind: str) -> str:
+    """Why a class that nothing stands for stays."""
+    return next((why for start, why in REASONS.items() if kind.startswith(start)), "Troupe has nothing that does the same")
+
+
+def read(graph: Graph, node: Node) -> Stacked:
+    """The settings of an IPAdapter or IPAdapter Advanced node. Raises NotCarried."""
+    if node.mode != ACTIVE:
+        raise NotCarried("it is muted or bypassed")
+    said = _values(graph, node)
+    if said["weight_type"] not in PLAIN:
+        raise NotCarried(f"its weight_type is '{said['weight_type']}', which weighs the layers differently; Troupe weighs all alike")
+    if said["embeds_scaling"] != "V only":
+        raise NotCarried(f"its embeds_scaling is '{said['embeds_scaling']}'; Troupe scales V only")
+    if (node.inputs.get("image_negative") or {}).get("link") is not None:
+        raise NotCarried("it has a negative image")
+    weight, start, end = (_number(said[name], name) for name in ("weight", "start_at", "end_at"))
+    if weight < 0:
+        raise NotCarried(f"its weight is {weight:g}; Troupe's weights begin at 0")
+    if start >= end:
+        raise NotCarried(f"its range from {start:g} to {end:g} is empty")
+    photo, passed = _source(graph, node, "image")
+    if photo is None:
+        raise NotCarried("no image is wired into it")
+    prepared = photo if photo.type == PREPARE else None
+    framing = "center"
+    if prepared is not None:
+        photo = (_source(graph, prepared, "image"))[0]
+        how = _values(graph, prepared)
+        framing = how["crop_position"] if how["crop_position"] in ("center", "pad") and not how["sharpening"] else ""
+    if said["combine_embeds"] != "concat" and (photo is None or photo.type != "LoadImage"):
+        raise NotCarried(f"its combine_embeds is '{said['combine_embeds']}'; Troupe takes several photos of one subject as they are (concat)")
+    choice, spent = _choice(graph, node)
+    return Stacked(node, choice, weight, start, end, framing, prepared, (*spent, *passed, *([prepared.id] if prepared and framing else [])))
+
+
+def passed_on(graph: Graph, node: Node, name: str) -> list[Node]:
+    """The reroutes between an input and what feeds it, nearest first."""
+    found: list[Node] = []
+    link = graph.links.get((node.inputs.get(name) or {}).get("link"))
+    while link is not None and graph.nodes[link[1]].type == REROUTE and len(found) < len(graph.nodes):
+        found.append(graph.nodes[link[1]])
+        link = graph.links.get((found[-1].raw["inputs"][0]).get("link"))
+    return found
+
+
+def _values(graph: Graph, node: Node) -> dict[str, Any]:
+    """Widget values by name, with the pack's defaults where an older file has none. Raises NotCarried where one comes over a wire that is not a literal's."""
+    values = node.raw.get("widgets_values") or []
+    named = {**DEFAULTS, **(values if isinstance(values, dict) else dict(zip(ORDER[node.type], values, strict=False)))}
+    for name in ORDER[node.type]:
+        if (node.inputs.get(name) or {}).get("link") is not None:
+            try:
+                named[name] = graph.value(node, name)
+            except RunError:
+                raise NotCarried(f"its '{name}' comes over a wire") from None
+    return named
+
+
+def _number(value: Any, name: str) -> float:
+    if not isinstance(value, (int, float)):
+        raise NotCarried(f"its '{name}' is no number")
+    return float(value)
+
+
+def _source(graph: Graph, node: Node, name: str) -> tuple[Node | None, list[Any]]:
+    """The node behind an input, and the ids of the reroutes on the way."""
+    found = graph.source(node, name)
+    return (found[0] if found else None), [reroute.id for reroute in passed_on(graph, node, name)]
+
+
+def _choice(graph: Graph, node: Node) -> tuple[Choice, list[Any]]:
+    """The adapter file and encoder behind a node, and the ids of nodes that were there for them."""
+    loader, passed = _source(graph, node, "ipadapter")
+    vision, more = _source(graph, node, "clip_vision")
+    if loader is None or loader.type not in (UNIFIED, MODEL_LOADER):
+        raise NotCarried(f"its adapter comes from {loader.label if loader else 'nowhere'}")
+    spent = [loader.id, *passed]
+    file, remark = _preset(graph, loader) if loader.type == UNIFIED else (str(_values(graph, loader)["ipadapter_file"]), "")
+    if re.search("faceid|portrait|kolors", file, re.IGNORECASE):
+        raise NotCarried(f"its adapter {file} reads faces with InsightFace, or is for Kolors")
+    if vision is not None and vision.type == VISION_LOADER:
+        return Choice(f"ipadapter/{file}", str(_values(graph, vision)["clip_name"]), remark=remark), [*spent, vision.id, *more]
+    if vision is not None:
+        return Choice(f"ipadapter/{file}", "none", _origin(graph, node, "clip_vision"), remark), spent
+    if loader.type == MODEL_LOADER:
+        raise NotCarried("no CLIP vision encoder is wired into it")
+    return Choice(f"ipadapter/{file}", "auto", remark=remark), spent
+
+
+def _origin(graph: Graph, node: Node, name: str) -> tuple[Any, int]:
+    found = graph.source(node, name)
+    return found[0].id, found[1]
+
+
+def _preset(graph: Graph, loader: Node) -> tuple[str, str]:
+    """The file that a preset stands for, and a remark where the base model had to be guessed."""
+    preset = str(_values(graph, loader).get("preset", ""))
+    files = next((files for start, files in PRESETS.items() if preset.lower().startswith(start)), None)
+    if files is None:
+        raise NotCarried(f"its preset '{preset}' is not one that Troupe knows")
+    if files[1] is None:
+        return files[0], ""
+    is_xl, because = _base(graph, loader)
+    base = "SDXL" if is_xl else "SD1.5"
+    return files[is_xl], f"The preset '{preset}' was taken as {files[is_xl]}, for {base}, since {because}; choose another file in Load Subject Adapter if that is wrong."
+
+
+def _base(graph: Graph, loader: Node) -> tuple[bool, str]:
+    """Whether the model is SDXL, and why that is thought: by the checkpoint's name, else by the picture's size."""
+    for node in upstream(graph, loader):
+        name = str((node.raw.get("widgets_values") or [""])[0]) if node.type in CHECKPOINTS else ""
+        if XL.search(name) or SD15.search(name):
+            return bool(XL.search(name)), f"the checkpoint is called {name}"
+    sides = max(_latent_sides(graph), default=0)
+    return sides == 0 or sides >= 768, f"the picture is {sides} pixels wide" if sides else "nothing in the file says which it is"
+
+
+def _latent_sides(graph: Graph) -> Iterator[int]:
+    for node in graph.of_type("EmptyLatentImage", "EmptySDXLLatentImage"):
+        values = node.raw.get("widgets_values") or []
+        yield from (value for value in values[:1] if isinstance(value, int))

@@ -1,0 +1,95 @@
+"""Changing a saved workflow's graph: nodes put in and taken out, with every link known at both of its ends."""
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+from graph import WORKFLOWS, Node, read_workflow
+
+Origin = tuple[Any, int]  # node id, output slot
+PATTERN = "two_subjects"  # the template whose nodes new ones are copied from
+
+
+class Wiring:
+    """A workflow in the save format whose links are changed in place."""
+
+    def __init__(self, workflow: dict[str, Any]):
+        self.workflow = workflow
+        self._patterns = {raw["type"]: raw for raw in read_workflow(WORKFLOWS / f"{PATTERN}.json")["nodes"]}
+        self._last_node = max([workflow.get("last_node_id") or 0, *(raw["id"] for raw in workflow["nodes"] if isinstance(raw["id"], int))])
+        self._last_link = max([workflow.get("last_link_id") or 0, *(link[0] for link in workflow["links"])])
+
+    def node(self, id_: Any) -> dict[str, Any] | None:
+        """A node's entry."""
+        return next((raw for raw in self.workflow["nodes"] if raw["id"] == id_), None)
+
+    def origin(self, id_: Any, name: str) -> Origin | None:
+        """What is wired into an input."""
+        link = self._link((Node(self.node(id_)).inputs.get(name) or {}).get("link"))
+        return (link[1], link[2]) if link else None
+
+    def takers(self, id_: Any, slot: int | None = None) -> list[tuple[Any, int]]:
+        """(node id, input slot) of everything that an output feeds, or all outputs of the node."""
+        return [(link[3], link[4]) for link in self.workflow["links"] if link[1] == id_ and slot in (None, link[2])]
+
+    def add(self, kind: str, title: str, values: dict[str, Any] | str, pos: tuple[float, float]) -> dict[str, Any]:
+        """A new node of a class that the template has: nothing wired, the template's widget values but for `values` (or a note's text)."""
+        raw = copy.deepcopy(self._patterns[kind])
+        self._last_node += 1
+        raw.update(id=self._last_node, title=title, pos=list(pos), order=len(self.workflow["nodes"]), mode=0)
+        raw["properties"].pop("models", None)
+        for slot in raw["inputs"]:
+            slot["link"] = None
+        for slot in raw["outputs"]:
+            slot["links"] = None
+        if isinstance(values, str):
+            raw["widgets_values"] = [values]
+        else:
+            places = Node(raw).widget_places()
+            for name, value in values.items():
+                raw["widgets_values"][places[name]] = value
+        self.workflow["nodes"].append(raw)
+        self.workflow["last_node_id"] = self._last_node
+        return raw
+
+    def connect(self, source: Origin, target: dict[str, Any], name: str) -> None:
+        """Wire an output into a node's input by name."""
+        into = [slot["name"] for slot in target["inputs"]].index(name)
+        self._wire(source, target["id"], into)
+
+    def hand_over(self, old: Origin, new: Origin | None) -> None:
+        """Everything that `old` feeds is fed by `new`; by nothing where that is None."""
+        for target, into in self.takers(*old):
+            self._cut(target, into)
+            if new is not None:
+                self._wire(new, target, into)
+
+    def take_out(self, ids: Iterable[Any]) -> None:
+        """Remove nodes with all links to and from them."""
+        ids = set(ids)
+        for link in [link for link in self.workflow["links"] if {link[1], link[3]} & ids]:
+            self._cut(link[3], link[4])
+        self.workflow["nodes"][:] = [raw for raw in self.workflow["nodes"] if raw["id"] not in ids]
+
+    def _wire(self, source: Origin, target: Any, into: int) -> None:
+        self._last_link += 1
+        output, slot = self.node(source[0])["outputs"][source[1]], self.node(target)["inputs"][into]
+        kind = output["type"] if output["type"] != "*" else slot["type"]
+        self.workflow["links"].append([self._last_link, source[0], source[1], target, into, kind])
+        output["links"] = [*(output.get("links") or []), self._last_link]
+        slot["link"] = self._last_link
+        self.workflow["last_link_id"] = self._last_link
+
+    def _cut(self, target: Any, into: int) -> None:
+        """Take out the link at an input."""
+        slot = self.node(target)["inputs"][into]
+        link = self._link(slot["link"])
+        slot["link"] = None
+        if link is not None:
+            output = self.node(link[1])["outputs"][link[2]]
+            output["links"] = [id_ for id_ in output.get("links") or [] if id_ != link[0]] or None
+            self.workflow["links"].remove(link)
+
+    def _link(self, id_: Any) -> list[Any] | None:
+        return next((link for link in self.workflow["links"] if link[0] == id_), None) if id_ is not None else None
