@@ -23,13 +23,18 @@ from graph import WORKFLOWS, Graph, RunError, read_workflow  # noqa: E402
 from job import read_job  # noqa: E402
 from needed import model_roots, needed_models  # noqa: E402
 from photos import real_photos  # noqa: E402
+from random_faces import RANDOM_FACES  # noqa: E402
 from report import NOISE, NOT_A_PICTURE, marked  # noqa: E402
 
 TEMPLATES = [path.stem for path in sorted(WORKFLOWS.glob("*.json"))]
-BRINGS = {  # what a subject brings in the templates that are not an IP-Adapter plus
-    "two_characters_illustrious": ("4 image tokens, 1 name token", "cross-attention"),
-    "boxes_and_relevance": ("16 image tokens, 1 name token, box", "cross-attention"),
-    "place_subjects": ("phrase, photo, box", "gated"),
+NAMED = "1 name token"
+BRINGS = {  # what a subject brings in the templates that are not an IP-Adapter plus, and how many of which layers of the random models it reaches
+    "two_characters_illustrious": (f"4 image tokens, {NAMED}", 4, "cross-attention layers"),
+    "boxes_and_relevance": (f"16 image tokens, {NAMED}, box", 4, "cross-attention layers"),
+    "place_subjects": ("phrase, photo, box", 4, "gated layers"),
+    "portrait_mm_diff": ("4 image tokens, no name tokens (no CLIP wired), 1 word in the prompt", 70, "cross-attention layers"),
+    "research_subject_diffusion": ("photo, 1 word in the prompt, box", 4, "gated layers"),
+    "research_umm_fused_guidance": ("1 word in the prompt", 1, "text encoder"),
 }
 SDXL_LINK = "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors"
 PLUS_LINK = "https://huggingface.co/h94/IP-Adapter/resolve/main/sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors"
@@ -67,13 +72,17 @@ def test_a_template_runs_where_there_is_nothing(name, tmp_path, capsys):
     out = tmp_path / "out"
     assert run_tool.main(["--workflow", name, "--output", str(out), "--size", "128x64", "--steps", "2"]) == 0
     said = capsys.readouterr().out
-    assert sorted(p.name for p in out.iterdir()) == sorted([NOT_A_PICTURE, "reference_1_as_the_encoder_saw_it.png", "reference_2_as_the_encoder_saw_it.png", "report.txt"])
+    names = [subject.name for subject in read_job(template(name)).subjects]
+    assert sorted(p.name for p in out.iterdir()) == sorted([NOT_A_PICTURE, *(f"reference_{n}_as_the_encoder_saw_it.png" for n in range(1, len(names) + 1)), "report.txt"])
     assert "No ComfyUI was found" in said and "embedded" in said and NOISE in said and "step 2 of 2" in said
-    assert all(model["url"] in said and f"models/{model['directory']}/{model['name']}" in said for model in template(name)["models"])
+    assert (RANDOM_FACES in said) == (name == "portrait_mm_diff")
+    listed = [model for model in template(name)["models"] if "research" not in name or model["directory"] == "checkpoints"]  # of unknown files the encoder is not known
+    assert all(model["url"] in said and f"models/{model['directory']}/{model['name']}" in said for model in listed)
     report = (out / "report.txt").read_text()
-    brings, layers = BRINGS.get(name, ("16 image tokens, 1 name token", "cross-attention"))
-    assert report.startswith(NOISE) and f"it acted in 4 of 4 {layers} layers" in report
-    assert f"subject 1 'astronaut': 4 layers, {brings}, weight 1" in report and f"subject 2 'cat': 4 layers, {brings}, weight 1" in report
+    brings, count, layers = BRINGS.get(name, (f"16 image tokens, {NAMED}", 4, "cross-attention layers"))
+    assert report.startswith(NOISE) and f"it acted in {count} of {count} {layers}" in report
+    for number, subject in enumerate(names, 1):
+        assert f"subject {number} '{subject}': {count} {layers.split()[-1] if 'layers' in layers else layers}, {brings}, weight 1" in report
     with Image.open(out / NOT_A_PICTURE) as picture:
         assert picture.size == (1024, 512), "enlarged, so that its face can be read"
 
@@ -314,7 +323,7 @@ def test_the_size_is_also_that_of_boxes_that_do_not_feed_the_latent():
 def test_without_changes_only_the_photos_differ():
     for name in TEMPLATES:
         edited = editing.edit(template(name), editing.Changes())
-        assert [path for path in edited.photos.values()] == real_photos()
+        assert [path for path in edited.photos.values()] == real_photos()[:len(edited.photos)]
         graph = Graph(edited.workflow)
         for node in graph.of_type("LoadImage"):
             graph.write(node, "image", "example.png")

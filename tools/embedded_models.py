@@ -10,10 +10,11 @@ from base_models import FAMILIES, load_base
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from embedded import Models
 from graph import RunError
-from job import Job
+from job_records import Job
 from needed import VISION as VISION_FOLDER
 from needed import Needed
-from random_models import VISION, base_of, is_gated, randomise, write_adapter, write_gligen
+from random_models import GLIGEN, MM_DIFF, SUBJECT_DIFFUSION, UMM, WHOLE, base_of, kind_of, randomise, vision_of, write_adapter, write_gligen
+from random_prompt_files import clip_text, write_mm_diff, write_subject_diffusion, write_umm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 from troupe.model_patches.adapter import EncoderNeed
 from troupe.model_patches.checkpoints.clip_vision import encoder_widths
@@ -22,32 +23,48 @@ from troupe.model_patches.hosts.diffusers.image_attention import cross_layers
 from troupe.model_patches.hosts.diffusers.unet_places import transformer_blocks
 
 TEXT_WIDTHS = (64, 128)  # of the two small text encoders
+CLIP_L = 768  # width of the real first one
 HEADS_OF = {1280: 16, 1664: 16, 1024: 16}  # hidden width of a published vision tower -> heads
 OPENAI_L = 1024  # hidden width of the one that was trained with quick_gelu
 
 
 def random_models(job: Job, folder: Path) -> Models:
     """Random models of the job's base family; each adapter is written into `folder` in the published layout and loaded from there."""
-    sdxl = base_of(job.applied[0].adapter) == "SDXL"
-    texts, context, pooled = _random_texts(sdxl)
-    unet = _random_unet(context, pooled)
+    base = base_of(job.adapters[0])
+    texts, pooled = _random_texts(base, wide=any(kind_of(name) == UMM for name in job.adapters))
+    context = sum(tower.model.config.hidden_size for tower in texts.towers)
+    unet = _random_unet(base, context, pooled)
+    adapters = {name: load_adapter(_write(name, folder, unet, texts)) for name in job.adapters}
+    images = {name: ClipImages(randomise(CLIPVisionModelWithProjection(CLIPVisionConfig(**vision_of(name, context))), seed=4)) for name in job.adapters}
+    return Models(unet, texts, _random_vae(), adapters, images, random=True)
+
+
+def _write(name: str, folder: Path, unet: UNet2DConditionModel, texts: ClipTexts) -> Path:
+    """A random file for these models under the adapter's name."""
+    path, kind = folder / name.replace("\\", "/"), kind_of(name)
     widths, places = [layer.attention.to_q.out_features for layer in cross_layers(unet)], {path: block.dim for path, block in transformer_blocks(unet).items()}
-    adapters, images = {}, {}
-    for apply in job.applied:
-        path = folder / apply.adapter.replace("\\", "/")
-        written = write_gligen(path, places, context, context) if is_gated(apply.adapter) else write_adapter(path, widths, context)
-        sizes = {**VISION, "projection_dim": context} if is_gated(apply.adapter) else VISION
-        adapters[apply.adapter] = load_adapter(written)
-        images[apply.adapter] = ClipImages(randomise(CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes)), seed=4))
-    return Models(unet, texts, _random_vae(), adapters, images)
+    text = {tower.stream: tower.model.config.hidden_size for tower in texts.towers}
+    context = sum(text.values())
+    if kind == GLIGEN:
+        return write_gligen(path, places, context, context)
+    if kind == MM_DIFF:
+        return write_mm_diff(path, widths, text)
+    if kind == UMM:
+        return write_umm(path, vision_of(name, context)["projection_dim"], context)
+    if kind == SUBJECT_DIFFUSION:
+        return write_subject_diffusion(path, places, unet.conv_in.out_channels, clip_text(context, texts.towers[0].model.config.intermediate_size), context)
+    return write_adapter(path, widths, context)
 
 
 def real_models(job: Job, needed: Sequence[Needed]) -> Models:
     """The job's own files, on the GPU in half precision where there is one. Raises RunError where one of them cannot be read."""
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
     paths = {(file.folder, file.name): file.path for file in needed}
-    base = load_base(paths["checkpoints", job.checkpoint.replace("\\", "/")], FAMILIES[base_of(job.applied[0].adapter)], device, dtype)
-    adapters = {apply.adapter: load_adapter(paths[tuple(apply.adapter.replace("\\", "/").split("/", 1))]) for apply in job.applied}
+    family = FAMILIES.get(base_of(job.adapters[0]).split(",")[0])
+    if family is None:
+        raise RunError(f"The embedded engine reads {' and '.join(FAMILIES)} checkpoints, and '{job.adapters[0]}' is for {base_of(job.adapters[0])}. Run the workflow in ComfyUI.")
+    base = load_base(paths["checkpoints", job.checkpoint.replace("\\", "/")], family, device, dtype)
+    adapters = {name: load_adapter(paths[tuple(name.replace("\\", "/").split("/", 1))]) for name in job.adapters}
     images = {name: _images_for(name, adapter.spec.encoder, needed, device, dtype) for name, adapter in adapters.items()}
     return Models(base.unet, base.texts, base.vae, adapters, images, base.prediction)
 
@@ -93,26 +110,30 @@ def _filled(model: Any, state: dict[str, torch.Tensor], path: Path) -> Any:
     return model.eval()
 
 
-def _random_texts(sdxl: bool) -> tuple[ClipTexts, int, int]:
-    """Text encoders with the real vocabulary, their joint width, and the width of the pooled text (0: none)."""
+def _random_texts(base: str, wide: bool = False) -> tuple[ClipTexts, int]:
+    """Text encoders with the real vocabulary, and the width of the pooled text (0: none); wide: as CLIP-L's, for files that take no other."""
     def config(width: int) -> CLIPTextConfig:
         sizes = {"hidden_size": width, "intermediate_size": 2 * width, "projection_dim": width, "num_hidden_layers": 3, "num_attention_heads": 4}
         return CLIPTextConfig(vocab_size=49408, eos_token_id=49407, **sizes)
 
     small, large = TEXT_WIDTHS
-    first = randomise(CLIPTextModel(config(small)), seed=3)
-    if not sdxl:
-        return ClipTexts.sd15(first), small, 0
-    return ClipTexts.sdxl(first, randomise(CLIPTextModelWithProjection(config(large)), seed=6)), small + large, large
+    first = randomise(CLIPTextModel(config(CLIP_L if wide else small)), seed=3)
+    if base == "SD1.5":
+        return ClipTexts.sd15(first), 0
+    if base == "SD2.x":
+        return ClipTexts.sd2(first), 0
+    return ClipTexts.sdxl(first, randomise(CLIPTextModelWithProjection(config(large)), seed=6)), large
 
 
-def _random_unet(context: int, pooled: int) -> UNet2DConditionModel:
-    """Two levels, cross-attention in the lower one and in the middle; with SDXL's pooled text and sizes where `pooled` is not 0."""
+def _random_unet(base: str, context: int, pooled: int) -> UNet2DConditionModel:
+    """Two levels, cross-attention in the lower one and in the middle, or all of SDXL's blocks; with SDXL's pooled text and sizes where `pooled` is not 0."""
     added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 32, "projection_class_embeddings_input_dim": pooled + 6 * 32} if pooled else {}
-    unet = UNet2DConditionModel(
-        sample_size=32, block_out_channels=(64, 128), layers_per_block=1, cross_attention_dim=context, attention_head_dim=(2, 4), norm_num_groups=32,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), use_linear_projection=bool(pooled), **added,
-    )
+    blocks = {"block_out_channels": (64, 128), "layers_per_block": 1, "attention_head_dim": (2, 4),
+              "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
+    if base == WHOLE:
+        blocks = {"block_out_channels": (32, 32, 64), "layers_per_block": 2, "attention_head_dim": (2, 2, 4), "transformer_layers_per_block": (1, 2, 10),
+                  "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")}
+    unet = UNet2DConditionModel(sample_size=32, cross_attention_dim=context, norm_num_groups=32, use_linear_projection=base != "SD1.5", **blocks, **added)
     return randomise(unet, seed=0).eval()
 
 

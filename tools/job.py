@@ -1,133 +1,49 @@
-"""A workflow as a job for the embedded engine: one frozen record, read off the saved graph by walking back from its sampler."""
+"""A workflow as a job for the embedded engine, read off the saved graph by walking back from its sampler."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from graph import Graph, Node, RunError
+from job_records import ApplyJob, AttentionJob, GatedJob, GuidanceJob, Job, PlaceJob, SubjectJob, WeightsJob, WordsJob
+from sampling_nodes import ELSEWHERE, GUIDER, Sampling, feeding, find_sampling, source
 
-SAMPLER, QUICK, APPLY, GATED = "KSampler", "TroupeQuickSubjects", "TroupeApplyImageAttention", "TroupeApplyGated"
+QUICK, APPLY, GATED, WEIGHTS = "TroupeQuickSubjects", "TroupeApplyImageAttention", "TroupeApplyGated", "TroupeApplyWeights"
+WORDS, FACES = "TroupeEncodePrompt", "TroupeFaces"
 ENCODE, LOAD, ADD, PLACE = "TroupeEncodeSubjects", "TroupeLoadAdapter", "TroupeAddSubject", "TroupePlaceSubjects"
 PHOTO_INPUTS = ("image", "image_2", "image_3", "image_4")
 PLACE_SIZE = {2: "width", 3: "height"}  # outputs of Place Subjects that hand on a widget of its own
-ELSEWHERE = "The embedded engine cannot do that: run this workflow in ComfyUI."
-
-
-@dataclass(frozen=True)
-class SubjectJob:
-    """One subject: its name, its photo files as LoadImage has them, weight 0..3 and its part of the run."""
-
-    name: str
-    photos: tuple[str, ...]
-    weight: float = 1.0
-    start_percent: float = 0.0
-    end_percent: float = 1.0
-
-
-@dataclass(frozen=True)
-class PlaceJob:
-    """One Place Subjects node: its widgets, and how many subjects of the cast came before it."""
-
-    subjects: int
-    boxes: str
-    layout: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class ApplyJob:
-    """One Apply node (or Quick Subjects) with what feeds it, the subjects and what places them."""
-
-    adapter: str
-    clip_vision: str
-    framing: str
-    named: bool
-    subjects: tuple[SubjectJob, ...]
-    places: tuple[PlaceJob, ...] = ()
-
-
-@dataclass(frozen=True)
-class AttentionJob(ApplyJob):
-    """Apply Image Attention with its widgets."""
-
-    weight: float = 0.65
-    merge: str = "auto"
-    start_percent: float = 0.0
-    end_percent: float = 1.0
-    box_strength: float = 1.0
-    box_end_percent: float = 1.0
-    box_feather: float = 0.05
-    sharpness: float = 1.0
-    background: float = 1.0
-
-
-@dataclass(frozen=True)
-class GatedJob(ApplyJob):
-    """Apply Gated Adapter with its widgets."""
-
-    strength: float = 1.0
-    end_percent: float = 1.0
-    decay_percent: float = 0.0
-    use_bbox: str = "auto"
-
-
-@dataclass(frozen=True)
-class Job:
-    """A whole run: checkpoint, prompts, size in pixels, sampling, and the Apply nodes from the checkpoint on."""
-
-    checkpoint: str
-    prompt: str
-    negative: str
-    width: int
-    height: int
-    batch: int
-    steps: int
-    cfg: float
-    seed: int
-    sampler: str
-    scheduler: str
-    applied: tuple[ApplyJob, ...]
-
-    @property
-    def subjects(self) -> tuple[SubjectJob, ...]:
-        """The subjects of all Apply nodes, in order."""
-        return tuple(subject for apply in self.applied for subject in apply.subjects)
 
 
 def read_job(workflow: dict[str, Any]) -> Job:
     """The job of a workflow. Raises RunError for what the embedded engine cannot run, naming the node."""
     graph = Graph(workflow)
-    sampler = find_sampler(graph)
-    latent = _feeding(graph, sampler, "latent_image", "EmptyLatentImage")
-    if graph.value(sampler, "denoise") != 1.0:
-        raise RunError(f"{sampler.label} starts from a picture (denoise below 1). {ELSEWHERE}")
-    checkpoint, applied = _model_chain(graph, sampler)
-    if not applied:
-        raise RunError(f"No Troupe node lies on the model wire of {sampler.label}. Wire the model through Apply Image Attention or Quick Subjects.")
+    at = find_sampling(graph)
+    latent = feeding(graph, at.node, "latent_image", "EmptyLatentImage")
+    if graph.value(at.schedule, "denoise") != 1.0:
+        raise RunError(f"{at.schedule.label} starts from a picture (denoise below 1). {ELSEWHERE}")
+    checkpoint, applied, weights = _model_chain(graph, at.guided)
+    prompts = [text_node(graph, at.guided, name) for name in ("positive", "negative")]
+    if prompts[1].type == WORDS:
+        raise RunError(f"{prompts[1].label} makes the negative prompt. {ELSEWHERE}")
+    words = _words(graph, prompts[0]) if prompts[0].type == WORDS else None
+    if not applied and words is None:
+        raise RunError(f"No Troupe node lies on the model wire of {at.guided.label}. Wire the model through Apply Image Attention or Quick Subjects.")
+    _check_clips(graph, prompts, weights)
     return Job(
-        checkpoint=str(graph.value(checkpoint, "ckpt_name")),
-        prompt=graph.value(text_node(graph, sampler, "positive"), "text"), negative=graph.value(text_node(graph, sampler, "negative"), "text"),
+        checkpoint=str(graph.value(checkpoint, "ckpt_name")), prompt=graph.value(prompts[0], "text"), negative=graph.value(prompts[1], "text"),
         width=graph.value(*size_widget(graph, latent, "width")), height=graph.value(*size_widget(graph, latent, "height")), batch=graph.value(latent, "batch_size"),
-        steps=graph.value(sampler, "steps"), cfg=float(graph.value(sampler, "cfg")), seed=graph.value(sampler, "seed"),
-        sampler=graph.value(sampler, "sampler_name"), scheduler=graph.value(sampler, "scheduler"), applied=applied,
+        steps=graph.value(at.schedule, "steps"), cfg=float(graph.value(at.guided, "cfg")), seed=graph.value(*at.seed),
+        sampler=graph.value(at.choice, "sampler_name"), scheduler=graph.value(at.schedule, "scheduler"), applied=applied,
+        words=words, weights=weights, guidance=_guidance(graph, at, prompts[0]),
     )
 
 
-def find_sampler(graph: Graph) -> Node:
-    """The one KSampler. Raises RunError where there is none or there are several."""
-    found = graph.of_type(SAMPLER)
-    if len(found) != 1:
-        raise RunError(f"Expected one active KSampler in the workflow, found {len(found)}. Mute the others, or run it in ComfyUI.")
-    return found[0]
-
-
 def text_node(graph: Graph, sampler: Node, name: str) -> Node:
-    """The CLIPTextEncode behind a conditioning input, seen through our own nodes."""
+    """The node that encodes the prompt behind a conditioning input (CLIPTextEncode or Encode Prompt with Subjects), seen through our own nodes."""
     node: Node = sampler
     for _ in graph.nodes:
-        node, slot = _source(graph, node, name)
-        if node.type == "CLIPTextEncode":
+        node, slot = source(graph, node, name)
+        if node.type == "CLIPTextEncode" or (node.type == WORDS and slot == 0):
             return node
         if node.type not in (APPLY, GATED, QUICK):
             raise RunError(f"'{name}' of the sampler comes from {node.label}. {ELSEWHERE}")
@@ -148,12 +64,12 @@ def size_widget(graph: Graph, node: Node, name: str) -> tuple[Node, str]:
 def cast_nodes(graph: Graph, encode: Node) -> list[Node]:
     """The chain of Add Subject and Place Subjects nodes behind an Encode node, first subject first."""
     found: list[Node] = []
-    here = _source(graph, encode, "cast")[0]
+    here = source(graph, encode, "cast")[0]
     while True:
         if here.type not in (ADD, PLACE):
             raise RunError(f"The cast comes from {here.label}. {ELSEWHERE}")
         found.insert(0, here)
-        before = _source(graph, here, "cast") if here.type == PLACE else graph.source(here, "cast")
+        before = source(graph, here, "cast") if here.type == PLACE else graph.source(here, "cast")
         if before is None:
             return found
         here = before[0]
@@ -173,19 +89,53 @@ def quick_numbers(graph: Graph, node: Node) -> list[int]:
     return [n for n in (1, 2, 3, 4) if graph.source(node, f"image_{n}")]
 
 
-def _model_chain(graph: Graph, sampler: Node) -> tuple[Node, tuple[ApplyJob, ...]]:
-    """The checkpoint and the Apply nodes on the way to the sampler, in that order."""
+def _model_chain(graph: Graph, guided: Node) -> tuple[Node, tuple[ApplyJob, ...], tuple[WeightsJob, ...]]:
+    """The checkpoint, and the Apply nodes and Apply Adapter Weights nodes on the way to the sampler, in that order."""
     applied: list[ApplyJob] = []
-    node = sampler
+    weights: list[WeightsJob] = []
+    node = guided
     for _ in graph.nodes:
-        node = _source(graph, node, "model")[0]
+        node = source(graph, node, "model")[0]
         if node.type == "CheckpointLoaderSimple":
-            return node, tuple(applied)
+            return node, tuple(applied), tuple(weights)
+        if node.type == WEIGHTS:
+            weights.insert(0, _weights(graph, node))
+            continue
         read = {APPLY: _attention, GATED: _gated, QUICK: _quick}.get(node.type)
         if read is None:
             raise RunError(f"{node.label} lies on the model wire. {ELSEWHERE}")
         applied.insert(0, read(graph, node))
     raise RunError("The model wires run in a circle.")
+
+
+def _weights(graph: Graph, node: Node) -> WeightsJob:
+    load = feeding(graph, node, "adapter", LOAD)
+    clip = float(graph.value(node, "strength_clip")) if graph.source(node, "clip") else 0.0
+    return WeightsJob(graph.value(load, "adapter_name"), float(graph.value(node, "strength_model")), clip)
+
+
+def _check_clips(graph: Graph, prompts: list[Node], weights: tuple[WeightsJob, ...]) -> None:
+    """Raise RunError unless all prompts are encoded with the CLIP of the last Apply Adapter Weights."""
+    for prompt in prompts:
+        clip = source(graph, prompt, "clip")[0]
+        if any(w.strength_clip for w in weights) != (clip.type == WEIGHTS):
+            raise RunError(f"{prompt.label} takes its CLIP from {clip.label}, not from Apply Adapter Weights as the model does, or the other way round. {ELSEWHERE}")
+
+
+def _words(graph: Graph, node: Node) -> WordsJob:
+    _refuse(graph, node, "places_of")
+    percent, step = float(graph.value(node, "fuse_start_percent")), graph.value(node, "fuse_start_step")
+    return WordsJob(*_encoded(graph, node), start_percent=percent, start_step=step, quirks=graph.value(node, "quirks"))
+
+
+def _guidance(graph: Graph, at: Sampling, positive: Node) -> GuidanceJob | None:
+    if at.guided.type != GUIDER:
+        return None
+    numbers = (float(graph.value(at.guided, name)) for name in ("second", "second_end", "start_percent", "end_percent"))
+    middle = graph.source(at.guided, "middle")
+    if middle is not None and (middle[0].id, middle[1]) != (positive.id, 1):
+        raise RunError(f"'middle' of {at.guided.label} comes from {middle[0].label}, where the embedded engine knows only 'text_only' of the positive prompt. {ELSEWHERE}")
+    return GuidanceJob(graph.value(at.guided, "method"), *numbers, text_only=middle is not None)
 
 
 def _attention(graph: Graph, node: Node) -> AttentionJob:
@@ -199,9 +149,9 @@ def _gated(graph: Graph, node: Node) -> GatedJob:
 
 
 def _encoded(graph: Graph, node: Node) -> tuple[Any, ...]:
-    """The fields that every ApplyJob has, from the Encode node before an Apply node."""
-    encode = _feeding(graph, node, "references", ENCODE)
-    load = _feeding(graph, encode, "adapter", LOAD)
+    """The fields that every ApplyJob has, from the Encode node before an Apply node or Encode Prompt."""
+    encode = feeding(graph, node, "references", ENCODE)
+    load = feeding(graph, encode, "adapter", LOAD)
     _refuse(graph, encode, "clip_vision")
     chain = cast_nodes(graph, encode)
     subjects = tuple(_subject(graph, one) for one in chain if one.type == ADD)
@@ -217,10 +167,13 @@ def _place(graph: Graph, node: Node, subjects: int) -> PlaceJob:
 
 
 def _subject(graph: Graph, node: Node) -> SubjectJob:
-    for name in ("mask", "region", "faces"):
+    for name in ("mask", "region"):
         _refuse(graph, node, name)
-    photos = tuple(str(graph.value(photo, "image")) for photo in photo_nodes(graph, node))
-    return SubjectJob(graph.value(node, "name"), photos, *(float(graph.value(node, name)) for name in ("weight", "start_percent", "end_percent")))
+    loaders, faces = photo_nodes(graph, node), graph.source(node, "faces")
+    if faces is not None and (faces[0].type != FACES or [photo.id for photo in photo_nodes(graph, faces[0])] != [photo.id for photo in loaders]):
+        raise RunError(f"The faces of {node.label} are not those of its own photos from Prepare Faces. {ELSEWHERE}")
+    numbers = (float(graph.value(node, name)) for name in ("weight", "start_percent", "end_percent"))
+    return SubjectJob(graph.value(node, "name"), tuple(str(graph.value(photo, "image")) for photo in loaders), *numbers, faces=faces is not None)
 
 
 def _quick(graph: Graph, node: Node) -> AttentionJob:
@@ -228,20 +181,6 @@ def _quick(graph: Graph, node: Node) -> AttentionJob:
     photos = {n: tuple(str(graph.value(p, "image")) for p in photo_nodes(graph, node, (f"image_{n}",))) for n in quick_numbers(graph, node)}
     subjects = tuple(SubjectJob(graph.value(node, f"name_{n}"), files) for n, files in photos.items())
     return AttentionJob(graph.value(node, "adapter_name"), "auto", "auto", True, subjects, weight=float(graph.value(node, "weight")))
-
-
-def _source(graph: Graph, node: Node, name: str) -> tuple[Node, int]:
-    found = graph.source(node, name)
-    if found is None:
-        raise RunError(f"Nothing is wired into '{name}' of {node.label}. Wire it and save the workflow.")
-    return found
-
-
-def _feeding(graph: Graph, node: Node, name: str, kind: str) -> Node:
-    found = _source(graph, node, name)[0]
-    if found.type != kind:
-        raise RunError(f"'{name}' of {node.label} comes from {found.label}, where the embedded engine knows only {kind}. Run this workflow in ComfyUI.")
-    return found
 
 
 def _refuse(graph: Graph, node: Node, name: str) -> None:

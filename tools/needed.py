@@ -74,6 +74,7 @@ def needed_models(graph: Graph, folders: ModelFolders) -> list[Needed]:
             folder, _, name = str(graph.value(node, widget)).replace("\\", "/").partition("/")
             _add(found, links, folders, folder, name)
             _add_matrix(found, folder, name)
+            _add_set(found, links, folders, folder, name)
             if graph.source(node, VISION) is None:
                 _add_encoder(found, links, folders, name)
     return list(found.values())
@@ -106,6 +107,16 @@ def _add_matrix(found: dict, folder: str, name: str) -> None:
         return
     matrix = "/".join([*name.split("/")[:-1], PROJECTION_MATRIX.name])
     found.setdefault((folder, matrix), Needed(matrix, folder, PROJECTION_MATRIX.link, PROJECTION_MATRIX.size, path and matrix_file(path)))
+
+
+def _add_set(found: dict, links: dict, folders: ModelFolders, folder: str, name: str) -> None:
+    """MM-Diff's other files beside one of them."""
+    from troupe.model_patches.checkpoints.sets import MM_DIFF
+
+    place, _, file = name.replace("\\", "/").rpartition("/")
+    stem, dot, extension = file.rpartition(".")
+    for member in MM_DIFF if stem in MM_DIFF else ():
+        _add(found, links, folders, folder, f"{place}/{member}{dot}{extension}".lstrip("/"))
 
 
 def _add_encoder(found: dict, links: dict, folders: ModelFolders, adapter: str) -> None:

@@ -14,12 +14,13 @@ from typing import Any
 
 from comfyui import Host
 from edit import Edited
-from graph import Graph, RunError
+from graph import MUTED, Graph, RunError
 from host_server import OURS, HostServer
-from job import ENCODE, LOAD, QUICK
+from job import ENCODE, FACES, LOAD, QUICK
 from needed import ModelFolders
 from PIL import Image
-from random_models import BASES, VISION, base_of, is_gated, write_adapter, write_gligen
+from random_faces import RANDOM_FACES
+from random_models import BASES, GLIGEN, MM_DIFF, SUBJECT_DIFFUSION, UMM, base_of, kind_of, vision_of, write_adapter, write_gligen
 from result import Progress, Result, Say
 
 REFERENCES = {ENCODE: 0, QUICK: 3}  # class -> the output slot with the references
@@ -56,9 +57,24 @@ def with_random_encoders(prompt: dict[str, Any], base: str) -> dict[str, Any]:
         if node["class_type"] in REFERENCES:
             node["inputs"]["clip_vision"] = ["random_clip_vision", 0]
     changed["random_clip"] = {"class_type": "TroupeToolRandomClip", "inputs": {"base": base}}
-    gated = any(is_gated(str(node["inputs"].get("adapter_name", ""))) for node in prompt.values())
-    changed["random_clip_vision"] = {"class_type": "TroupeToolRandomClipVision", "inputs": {"pooled": BASES[base].context_dim if gated else VISION["projection_dim"]}}
+    adapters = [str(node["inputs"]["adapter_name"]) for node in prompt.values() if "adapter_name" in node["inputs"]]
+    pooled = max((vision_of(name, BASES[base].context_dim)["projection_dim"] for name in adapters), default=0)
+    changed["random_clip_vision"] = {"class_type": "TroupeToolRandomClipVision", "inputs": {"pooled": pooled}}
+    for node in changed.values():
+        if node["class_type"] == FACES:
+            node["class_type"], node["inputs"] = "TroupeToolRandomFaces", {name: value for name, value in node["inputs"].items() if name.startswith("image")}
     return changed
+
+
+def without_analysers(workflow: dict[str, Any]) -> dict[str, Any]:
+    """A copy in which the nodes of other packs that find faces are muted: random faces need none."""
+    graph = Graph(workflow)
+    for faces in graph.of_type(FACES):
+        found = graph.source(faces, "analysis")
+        if found:
+            found[0].raw["mode"] = MUTED
+            faces.inputs["analysis"]["link"] = None
+    return graph.workflow
 
 
 def with_reports(prompt: dict[str, Any]) -> tuple[dict[str, Any], int]:
@@ -84,8 +100,10 @@ def run_on_comfyui(host: Host, edited: Edited, folders: ModelFolders, random: bo
         with HostServer(host, base, {} if random else folders.as_extra_paths(), heard, progress, environment) as server:
             for name, path in edited.photos.items():
                 shutil.copy(path, base / "input" / name)
-            prompt = convert(edited.workflow, server.object_info())
+            prompt = convert(without_analysers(edited.workflow) if random else edited.workflow, server.object_info())
             if random:
+                if any(node["class_type"] == FACES for node in prompt.values()):
+                    heard(RANDOM_FACES)
                 prompt = with_random_encoders(prompt, environment["TROUPE_RANDOM_BASE"])
             prompt, reports = with_reports(prompt)
             say("running the workflow")
@@ -101,16 +119,26 @@ def _write_random_files(workflow: dict[str, Any], base: Path) -> dict[str, str]:
     if not names or not loaders:
         raise RunError("Random models are made for workflows with a Load Checkpoint and a subject adapter; this one lacks one of them. Put the real files in place.")
     family = base_of(names[0])
-    sizes, text = BASES[family], BASES[family].context_dim
-    vision = {**VISION, "projection_dim": text} if any(map(is_gated, names)) else VISION
     for name in names:
-        path = base / "models" / name.replace("\\", "/")
-        if is_gated(name):
-            write_gligen(path, sizes.host_places, text, text)
-        else:
-            write_adapter(path, sizes.host_widths, text, vision=vision)
+        write_random(base / "models" / name.replace("\\", "/"), name, family)
     checkpoint = base / "models" / "checkpoints" / str(graph.value(loaders[0], "ckpt_name")).replace("\\", "/")
     return {"TROUPE_RANDOM_CHECKPOINT": str(checkpoint), "TROUPE_RANDOM_BASE": family}
+
+
+def write_random(path: Path, name: str, family: str) -> Path:
+    """A random file of the kind that an adapter's name says, for the host's random model of a family (a key of BASES)."""
+    from random_prompt_files import clip_text, write_mm_diff, write_subject_diffusion, write_umm
+
+    sizes, text, kind = BASES[family], BASES[family].context_dim, kind_of(name)
+    if kind == GLIGEN:
+        return write_gligen(path, sizes.host_places, text, text)
+    if kind == MM_DIFF:
+        return write_mm_diff(path, sizes.host_widths, {"l": 768, "g": 1280})
+    if kind == UMM:
+        return write_umm(path, vision_of(name, text)["projection_dim"], text)
+    if kind == SUBJECT_DIFFUSION:
+        return write_subject_diffusion(path, sizes.host_places, sizes.host_unet["model_channels"], clip_text(text, 64), text)
+    return write_adapter(path, sizes.host_widths, text, vision=vision_of(name, text))
 
 
 def _collect(pictures: list[Path], output: Path, reports: int, said: list[str]) -> Result:
@@ -120,6 +148,7 @@ def _collect(pictures: list[Path], output: Path, reports: int, said: list[str]) 
     facts = tuple(json.loads((folder / "facts.json").read_text()) for folder in folders)
     seen = [path for folder in folders for path in sorted(folder.glob("reference_*.png"), key=lambda path: int(path.stem.rpartition("_")[2]))]
     acted = [int(found[1]) for line in said if (found := LAYERS.search(line))]
+    acted += [fact["layers"] for fact in facts if fact["places"].startswith("text encoder") and any(f"{fact['adapter']}: '" in line and "at token" in line for line in said)]
     reached = [next((layers for layers in acted if layers == fact["layers"]), 0) for fact in facts]
     return Result(tuple(map(_open, pictures)), tuple(map(_open, seen)), facts, tuple(reached), tuple(said))
 

@@ -45,6 +45,8 @@ class Base:
         return {f"{place}.transformer_blocks.{k}": unet["model_channels"] for place, depth in places.items() for k in range(depth)}
 
 
+IP_ADAPTER, GLIGEN, MM_DIFF, UMM, SUBJECT_DIFFUSION = "ip_adapter", "gligen", "mm_diff", "umm", "subject_diffusion"
+WHOLE = "SDXL, every block"  # for files that count SDXL's blocks, as MM-Diff's
 BASES = {
     "SDXL": Base(2048, {
         "model_channels": 320, "context_dim": 2048, "use_linear_in_transformer": True, "num_heads": -1, "num_head_channels": 64,
@@ -55,7 +57,15 @@ BASES = {
         "model_channels": 320, "context_dim": 768, "use_linear_in_transformer": False, "num_heads": 8, "num_head_channels": -1, "adm_in_channels": None,
         "channel_mult": [1, 1], "num_res_blocks": [1, 1], "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1,
     }),
+    "SD2.x": Base(1024, {
+        "model_channels": 320, "context_dim": 1024, "use_linear_in_transformer": True, "num_heads": -1, "num_head_channels": 64, "adm_in_channels": None,
+        "channel_mult": [1, 1], "num_res_blocks": [1, 1], "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1,
+    }),
 }
+SDXL_BLOCKS = {"channel_mult": [1, 1, 1], "num_res_blocks": [2, 2, 2], "transformer_depth": [0, 0, 2, 2, 10, 10],
+               "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10}
+KINDS = {MM_DIFF: WHOLE, UMM: "SD1.5", SUBJECT_DIFFUSION: "SD2.x"}
+BASES[WHOLE] = Base(2048, {**BASES["SDXL"].host_unet, **SDXL_BLOCKS})
 
 
 def base_of(adapter: str) -> str:
@@ -65,14 +75,26 @@ def base_of(adapter: str) -> str:
     load_pack()
     from troupe.model_patches.checkpoints.catalogue import published
 
+    kind = kind_of(adapter)
+    if kind in KINDS:
+        return KINDS[kind]
     known = published(adapter)
     said = f"{known.base if known else ''} {adapter}".lower().replace(".", "")
-    return "SD1.5" if "sd14" in said or "sd15" in said or (is_gated(adapter) and "xl" not in said) else "SDXL"
+    return "SD1.5" if "sd14" in said or "sd15" in said or (kind == GLIGEN and "xl" not in said) else "SDXL"
 
 
-def is_gated(adapter: str) -> bool:
-    """Whether a combo value is a file of gated layers."""
-    return adapter.replace("\\", "/").startswith("gligen/")
+def kind_of(adapter: str) -> str:
+    """What random file stands in for a combo value, by its folder and name: a key of KINDS, GLIGEN, or IP_ADAPTER."""
+    name = adapter.replace("\\", "/").lower()
+    signs = {GLIGEN: ("gligen/",), SUBJECT_DIFFUSION: ("subject_diffusion", "subject-diffusion"), UMM: ("umm",),
+             MM_DIFF: ("mm_diff", "mm-diff", "adapter_weights", "custom_weights")}
+    return next((kind for kind, parts in signs.items() if any(part in name for part in parts)), IP_ADAPTER)
+
+
+def vision_of(adapter: str, context_dim: int) -> dict[str, Any]:
+    """Sizes of the image encoder that a random file reads: GLIGEN's photos share a space with its phrases, UMM-Diffusion reads CLIP-L's width."""
+    widths = {GLIGEN: context_dim, UMM: 768}
+    return {**VISION, "projection_dim": widths.get(kind_of(adapter), VISION["projection_dim"])}
 
 
 def randomise(module: nn.Module, seed: int) -> nn.Module:
@@ -102,7 +124,7 @@ def write_adapter(path: Path, widths: Sequence[int], context_dim: int, seed: int
     state = {f"image_proj.{name.replace('latents.weight', 'latents')}": value for name, value in randomise(projection, seed).state_dict().items()}
     for j, layer in enumerate(randomise(layers, seed + 1).layers):
         state |= {f"ip_adapter.{2 * j + 1}.{name}": value for name, value in layer.state_dict().items()}
-    return _save({name: value.detach().contiguous() for name, value in state.items()}, path)
+    return save({name: value.detach().contiguous() for name, value in state.items()}, path)
 
 
 def write_gligen(path: Path, places: Mapping[str, int], object_dim: int, feature_dim: int, seed: int = 7) -> Path:
@@ -125,10 +147,10 @@ def write_gligen(path: Path, places: Mapping[str, int], object_dim: int, feature
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(matrix, path.parent / "projection_matrix")
     tensors = {names[name]: value.detach().contiguous() for name, value in layers.state_dict().items()}
-    return _save(tensors, path)
+    return save(tensors, path)
 
 
-def _save(tensors: dict[str, torch.Tensor], path: Path) -> Path:
+def save(tensors: dict[str, torch.Tensor], path: Path) -> Path:
     """A safetensors file, or a pickle where its name says so."""
     import safetensors.torch
 

@@ -17,16 +17,23 @@ def facts_of(references: Any) -> dict[str, Any]:
     """What can be told of References without weights, as plain data."""
     spec = references.adapter.spec
     subjects = [{"name": s.name, "has": [*_what(s), *(["box"] if s.box else [])], "weight": s.weight} for s in references.subjects]
-    layers, places = (len(spec.widths), "cross-attention") if spec.gated is None else (len(spec.gated.places), "gated")
+    layers, places = (len(spec.widths), "cross-attention layers") if spec.gated is None else (len(spec.gated.places), "gated layers")
+    if not layers:
+        layers = len(spec.prompt.streams)
+        places = "text encoder" if layers == 1 else "text encoders"
     return {"adapter": spec.file, "kind": spec.describe(), "layers": layers, "places": places, "subjects": subjects}
 
 
 def _what(subject: Any) -> list[str]:
     """What a subject brings: features for gated layers, or tokens."""
+    count = len(next(iter(subject.words.values()))) if subject.words else 0
+    words = [f"{count} word{'' if count == 1 else 's'} in the prompt"] if count else []
     if subject.features is not None:
-        return [name for name, feature in (("phrase", subject.features.text), ("photo", subject.features.image)) if feature is not None]
+        return [name for name, feature in (("phrase", subject.features.text), ("photo", subject.features.image)) if feature is not None] + words
+    if subject.tokens is None:
+        return words
     count = None if subject.name_tokens is None else len(subject.name_tokens)
-    return [f"{len(subject.tokens)} image tokens", "no name tokens (no CLIP wired)" if count is None else f"{count} name token{'' if count == 1 else 's'}"]
+    return [f"{len(subject.tokens)} image tokens", "no name tokens (no CLIP wired)" if count is None else f"{count} name token{'' if count == 1 else 's'}", *words]
 
 
 def save_previews(references: Any, folder: Path, first: int = 1) -> list[Path]:
@@ -53,9 +60,9 @@ def report_text(facts: list[dict[str, Any]], reached: list[int], lines: list[str
     """
     text = [NOISE, ""] if random else []
     for fact, layers in zip(facts, reached, strict=True):
-        text.append(f"{fact['adapter']}: {fact['kind']}; it acted in {layers} of {fact['layers']} {fact['places']} layers")
+        text.append(f"{fact['adapter']}: {fact['kind']}; it acted in {layers} of {fact['layers']} {fact['places']}")
         for number, s in enumerate(fact["subjects"], 1):
-            text.append(f"  subject {number} '{s['name']}': {layers} layers, {', '.join(s['has'])}, weight {s['weight']:g}")
+            text.append(f"  subject {number} '{s['name']}': {layers} {'layers' if 'layers' in fact['places'] else fact['places']}, {', '.join(s['has'])}, weight {s['weight']:g}")
     return "\n".join([*text, *([""] if lines else []), *lines]) + "\n"
 
 

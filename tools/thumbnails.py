@@ -66,7 +66,7 @@ def placed(workflow: dict[str, Any]) -> Placed | None:
     from troupe.model_patches.placing import place_subjects
     from troupe.model_patches.subjects import Cast, Subject
 
-    apply = read_job(workflow).applied[0]
+    apply = read_job(workflow).encoded[0]
     if not apply.places:
         return None
     cast = Cast(tuple(Subject(subject.name, ()) for subject in apply.subjects))
@@ -137,9 +137,9 @@ def _boxes(draw: ImageDraw.ImageDraw, placed: Placed, box: tuple[float, float, f
 
 
 def base_model(workflow: dict[str, Any]) -> str:
-    """'SDXL', 'SD1.5' or 'Illustrious', from the checkpoint's name."""
+    """'SDXL', 'SD1.5', 'SD2' or 'Illustrious', from the checkpoint's name."""
     name = next(str(n["widgets_values"][0]) for n in workflow["nodes"] if n["type"] == "CheckpointLoaderSimple")
-    return next((base for part, base in (("illustrious", "Illustrious"), ("v1-5", "SD1.5")) if part in name.lower()), "SDXL")
+    return next((base for part, base in (("illustrious", "Illustrious"), ("v1-5", "SD1.5"), ("v2-1", "SD2")) if part in name.lower()), "SDXL")
 
 
 def _graph(canvas: Image.Image, draw: ImageDraw.ImageDraw, workflow: dict[str, Any], photos: list[Image.Image], boxes: Placed | None,
@@ -201,13 +201,21 @@ def _wire(draw: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[floa
     draw.line(points, colour, 2 * SCALE, joint="curve")
 
 
+def title_of(name: str) -> str:
+    """'Research: UMM fused guidance' for research_umm_fused_guidance."""
+    title = name.replace("_", " ").capitalize()
+    for written, said in (("mm diff", "with MM-Diff"), ("Research umm", "Research: UMM"), ("Research subject diffusion", "Research: Subject-Diffusion")):
+        title = title.replace(written, said)
+    return title
+
+
 def main(names: list[str]) -> None:
     """Write workflows/<name>.jpg for the named templates, or for all."""
     photos = [Image.open(path).convert("RGB") for path in real_photos()]
     for path in sorted(WORKFLOWS.glob("*.json")):
         if not names or path.stem in names:
             target = path.with_suffix(".jpg")
-            thumbnail(read_workflow(path), photos, path.stem.replace("_", " ").capitalize()).save(target, quality=88)
+            thumbnail(read_workflow(path), photos, title_of(path.stem)).save(target, quality=88)
             print(f"{target.relative_to(ROOT)}")
 
 

@@ -19,16 +19,19 @@ from comfyui import Host  # noqa: E402
 from edit import Changes, edit  # noqa: E402
 from graph import NOTES, WORKFLOWS, Graph, RunError, read_workflow  # noqa: E402
 from host_server import HostServer  # noqa: E402
-from on_comfyui import LAYERS, convert, with_random_encoders, with_reports  # noqa: E402
-from random_models import BASES, write_adapter, write_gligen, write_host_checkpoint  # noqa: E402
+from on_comfyui import LAYERS, convert, with_random_encoders, with_reports, without_analysers, write_random  # noqa: E402
+from random_models import BASES, WHOLE, base_of, write_adapter, write_gligen, write_host_checkpoint  # noqa: E402
 from report import NOT_A_PICTURE  # noqa: E402
-from troupe.model_patches.checkpoints.catalogue import published  # noqa: E402
+from troupe.model_patches.checkpoints.catalogue import published, where_to_get  # noqa: E402
 
 TEMPLATES = [path.stem for path in sorted(WORKFLOWS.glob("*.json"))]
 CHECKPOINTS = ("sd_xl_base_1.0.safetensors", "Illustrious-XL-v0.1.safetensors")
 ADAPTERS = ("ip-adapter-plus_sdxl_vit-h.safetensors", "noobIPAMARK1_mark1.safetensors")
-SD15 = ("place_subjects",)  # templates on SD1.5; the others are SDXL's
-LAYERS_OF_TINY_SDXL, LAYERS_OF_TINY_SD15 = 12, 7
+LAYERS_OF_TINY_SDXL = 12
+OTHER = {  # templates that are not on SDXL, or need all its blocks: base, and the layers that act
+    "place_subjects": ("SD1.5", [7]), "portrait_mm_diff": (WHOLE, [70]), "research_subject_diffusion": ("SD2.x", [7]), "research_umm_fused_guidance": ("SD1.5", []),
+}
+WHOLE_CHECKPOINT = "sd_xl_every_block.safetensors"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,6 +71,10 @@ def stocked(server):
         write_adapter(models / "ipadapter" / name, BASES["SDXL"].host_widths, BASES["SDXL"].context_dim)
     write_host_checkpoint(models / "checkpoints" / "v1-5-pruned-emaonly-fp16.safetensors", "SD1.5")
     write_gligen(models / "gligen" / "gligen-generation-text-image-box.bin", BASES["SD1.5"].host_places, BASES["SD1.5"].context_dim, BASES["SD1.5"].context_dim)
+    write_host_checkpoint(models / "checkpoints" / "v2-1_512-ema-pruned.safetensors", "SD2.x")
+    write_host_checkpoint(models / "checkpoints" / WHOLE_CHECKPOINT, WHOLE)
+    for name in ("portrait_generation/unet_adapter_weights.bin", "subject_diffusion.safetensors", "umm_mapping.safetensors"):
+        write_random(models / "subject_adapters" / name, name, base_of(name))
     return server
 
 
@@ -76,14 +83,20 @@ def prompt_of(name: str, server: HostServer, info: dict, **changes) -> dict:
     edited = edit(read_workflow(WORKFLOWS / f"{name}.json"), Changes(**changes))
     for file, path in edited.photos.items():
         shutil.copy(path, server.base / "input" / file)
-    return convert(edited.workflow, info)
+    return convert(without_analysers(edited.workflow), info)
+
+
+def shipped(name: str) -> dict:
+    """A template without the nodes of other packs."""
+    return without_analysers(read_workflow(WORKFLOWS / f"{name}.json"))
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_conversion_keeps_every_node_wire_and_widget(name, server, info):
     """Each literal and link of the saved graph, by name, is in the prompt; nothing else is."""
-    graph, prompt = Graph(read_workflow(WORKFLOWS / f"{name}.json")), convert(read_workflow(WORKFLOWS / f"{name}.json"), info)
-    real = [node for node in graph.nodes.values() if node.type not in NOTES]
+    graph, prompt = Graph(shipped(name)), convert(shipped(name), info)
+    real = [node for node in graph.nodes.values() if node.type not in NOTES and node.mode == 0]
+    assert len(real) == sum(node.type not in NOTES for node in graph.nodes.values()) - (name == "portrait_mm_diff")
     assert {id_: node["class_type"] for id_, node in prompt.items()} == {str(node.id): node.type for node in real}
     for node in real:
         wired = {slot: [str(found[0].id), found[1]] for slot in node.inputs if (found := graph.source(node, slot))}
@@ -96,13 +109,14 @@ def test_a_fresh_host_complains_of_missing_models_only(name, server, info):
     """The host's own validation; its example.png is the only photo."""
     shutil.copy(Path(server.host.path) / "input" / "example.png", server.base / "input" / "example.png")
     with pytest.raises(RunError) as refused:
-        server.run(convert(read_workflow(WORKFLOWS / f"{name}.json"), info))
+        server.run(convert(shipped(name), info))
     complaints = str(refused.value).splitlines()[1:]
-    graph = Graph(read_workflow(WORKFLOWS / f"{name}.json"))
+    graph = Graph(shipped(name))
     [checkpoint] = [graph.value(node, "ckpt_name") for node in graph.of_type("CheckpointLoaderSimple")]
-    [adapter] = [published(graph.value(node, "adapter_name")) for node in graph.of_type("TroupeLoadAdapter", "TroupeQuickSubjects")]
+    [adapter] = [graph.value(node, "adapter_name") for node in graph.of_type("TroupeLoadAdapter", "TroupeQuickSubjects")]
+    wanted = where_to_get(published(adapter)) if published(adapter) else f"the adapter file '{adapter}'"
     about_checkpoint = [line for line in complaints if f"ckpt_name: '{checkpoint}' not in []" in line]
-    about_adapter = [line for line in complaints if f"Download {adapter.link} and save it as models/{adapter.folder}/{adapter.name}" in line]
+    about_adapter = [line for line in complaints if wanted in line]
     assert len(about_checkpoint) == 1 and about_adapter and len(complaints) == len(about_checkpoint) + len(about_adapter)
 
 
@@ -110,14 +124,18 @@ def test_a_fresh_host_complains_of_missing_models_only(name, server, info):
 def test_a_template_runs_once_the_files_are_there(name, stocked, info, spoken):
     """Only the two encoders, whose files cannot be small, are put in by the helper; all else is the template's own."""
     spoken.clear()
-    base, layers = ("SD1.5", LAYERS_OF_TINY_SD15) if name in SD15 else ("SDXL", LAYERS_OF_TINY_SDXL)
+    base, layers = OTHER.get(name, ("SDXL", [LAYERS_OF_TINY_SDXL]))
     prompt, reports = with_reports(with_random_encoders(prompt_of(name, stocked, info, size=(128, 128), steps=2), base))
+    for node in prompt.values():
+        if base == WHOLE and "ckpt_name" in node["inputs"]:
+            node["inputs"]["ckpt_name"] = WHOLE_CHECKPOINT
     [picture] = stocked.run(prompt)
     with Image.open(picture) as opened:
         assert opened.size == (128, 128)
     assert reports == 1
     acted = [int(found[1]) for line in spoken if (found := LAYERS.search(line))]
-    assert acted == [layers]
+    assert acted == layers
+    assert any("at token" in line for line in spoken) == ("TroupeEncodePrompt" in {node["class_type"] for node in prompt.values()})
     assert not [line for line in spoken if "is not in the prompt" in line], "the templates' names stand in their prompts"
 
 

@@ -5,15 +5,18 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.clip_vision
 import comfy.sd
 import comfy.supported_models
 import folder_paths
+import torch
 from comfy_api.latest import ComfyExtension, io
 
 sys.path.append(os.environ["TROUPE_TOOLS"])
 
+import random_faces  # noqa: E402
 import random_models  # noqa: E402
 import report  # noqa: E402
 
@@ -48,8 +51,8 @@ class RandomClip(io.ComfyNode):
 
     @classmethod
     def execute(cls, base: str) -> io.NodeOutput:
-        kind = {"SDXL": comfy.supported_models.SDXL, "SD1.5": comfy.supported_models.SD15}[base]
-        small = {f"{name}_model_config": {"num_hidden_layers": 3, "intermediate_size": 64} for name in ("clip_l", "clip_g")}
+        kind = {"SDXL": comfy.supported_models.SDXL, "SD1.5": comfy.supported_models.SD15, "SD2.x": comfy.supported_models.SD20}[base.split(",")[0]]
+        small = {f"{name}_model_config": {"num_hidden_layers": 3, "intermediate_size": 64} for name in ("clip_l", "clip_g", "clip_h")}
         clip = comfy.sd.CLIP(kind({"in_channels": 4}).clip_target(), embedding_directory=None, model_options=small, parameters=1)
         random_models.randomise(clip.cond_stage_model, seed=3)
         return io.NodeOutput(clip)
@@ -74,11 +77,26 @@ class RandomClipVision(io.ComfyNode):
         return io.NodeOutput(vision)
 
 
+class RandomFaces(io.ComfyNode):
+    """In the place of Prepare Faces, for runs without a face analyser: a random vector and the middle of the photo for each face."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs = [io.Image.Input("image"), *(io.Image.Input(f"image_{n}", optional=True) for n in (2, 3, 4))]
+        return io.Schema(node_id="TroupeToolRandomFaces", category=CATEGORY, inputs=inputs, outputs=[io.Custom("TROUPE_FACES").Output()])
+
+    @classmethod
+    def execute(cls, image: object, image_2: object = None, image_3: object = None, image_4: object = None) -> io.NodeOutput:
+        photos = [photo for batch in (image, image_2, image_3, image_4) if batch is not None for photo in batch]
+        crops = torch.stack([random_faces.square(photo[..., :3]) for photo in photos])
+        return io.NodeOutput(SimpleNamespace(vectors=random_faces.random_vectors(len(photos), 1), crops=crops))
+
+
 class HelperPack(ComfyExtension):
     """The helper, as the host sees it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [Report, RandomClip, RandomClipVision]
+        return [Report, RandomClip, RandomClipVision, RandomFaces]
 
 
 async def comfy_entrypoint() -> HelperPack:
