@@ -28,7 +28,7 @@ from from_ipadapter import from_ipadapter
 from graph import ACTIVE, ROOT, Graph, RunError, find_workflow, read_workflow
 from host_server import HostServer, link
 from model_files import Listed, Places, missing, places_of, wanted_files
-from needed import Needed
+from needed import EXTENSIONS, Needed
 
 USUAL_URL = "http://127.0.0.1:8188"
 KINDS = {"node": "missing node type", "file": "missing model file", "wire": "wrong wire", "value": "wrong value"}
@@ -140,7 +140,8 @@ def check(workflow: dict[str, Any], here: Here) -> Report:
 
 def _missing_file(file: Needed) -> str:
     folder = f"models/{file.folder}" if file.folder else "ComfyUI's models folder"
-    get = f"download {file.link}" if file.link else "no link is known, look at the page you have the workflow from"
+    fetch = "download {}" if "/resolve/" in file.link or file.link.endswith(EXTENSIONS) else "look on {} for it"
+    get = fetch.format(file.link) if file.link else "no link is known, look at the page you have the workflow from"
     size = f" ({file.size})" if file.size and file.size[0].isdigit() else ""
     return f"model file: expected {folder}/{file.name}{size}, found no such file; {get}" + (f" and save it under this name in {folder}." if file.link else ".")
 

@@ -5,11 +5,15 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graph import ACTIVE, Graph, Node, RunError
-from needed import ADAPTERS, CHOICES, EXTENSIONS, ModelFolders, Needed, model_roots, needed_models
+from job import LOAD
+from needed import ADAPTERS, CHOICES, EXTENSIONS, VISION, ModelFolders, Needed, model_roots, needed_models
 from pack import load_pack
+
+if TYPE_CHECKING:
+    from troupe.model_patches.checkpoints.catalogue import PublishedFile
 
 ALIASES = {"diffusion_models": ("unet",), "text_encoders": ("clip",), "controlnet": ("t2i_adapter",)}  # older folders that ComfyUI reads too
 FOLDERS = {  # loaders of ComfyUI, and IPAdapter_plus's, whose files lie in one folder
@@ -17,8 +21,9 @@ FOLDERS = {  # loaders of ComfyUI, and IPAdapter_plus's, whose files lie in one 
     "CheckpointLoader": "checkpoints", "unCLIPCheckpointLoader": "checkpoints", "ImageOnlyCheckpointLoader": "checkpoints", "VAELoader": "vae", "UNETLoader": "diffusion_models",
     "CLIPLoader": "text_encoders", "DualCLIPLoader": "text_encoders", "TripleCLIPLoader": "text_encoders", "QuadrupleCLIPLoader": "text_encoders",
     "CLIPVisionLoader": "clip_vision", "StyleModelLoader": "style_models", "ControlNetLoader": "controlnet", "DiffControlNetLoader": "controlnet", "GLIGENLoader": "gligen",
-    "UpscaleModelLoader": "upscale_models", "HypernetworkLoader": "hypernetworks", "PhotoMakerLoader": "photomaker", "IPAdapterModelLoader": "ipadapter",
+    LOAD: "clip_vision", "UpscaleModelLoader": "upscale_models", "HypernetworkLoader": "hypernetworks", "PhotoMakerLoader": "photomaker", "IPAdapterModelLoader": "ipadapter",
 }
+ADAPTER_FOLDERS = ("ipadapter/", "gligen/", "subject_adapters/")
 Listed = Callable[[str], list[str] | None]  # folder -> names that a running ComfyUI lists in it; None: it has no such folder
 
 
@@ -86,11 +91,12 @@ def wanted_files(graph: Graph, places: Places) -> list[Needed]:
 
 
 def file_values(node: Node) -> Iterator[str]:
-    """The values of a node that name model files, with forward slashes. The adapters of our own nodes are not among them."""
+    """The values of a node that name model files, with forward slashes. Adapters, whose values begin with their folder, are not among them."""
     values = node.raw.get("widgets_values") or []
     for value in values.values() if isinstance(values, dict) else values:
-        if isinstance(value, str) and value.lower().endswith(EXTENSIONS) and "\n" not in value and node.type not in dict(ADAPTERS):
-            yield value.replace("\\", "/")
+        name = value.replace("\\", "/") if isinstance(value, str) and "\n" not in value else ""
+        if name.lower().endswith(EXTENSIONS) and not (node.type in dict(ADAPTERS) and name.startswith(ADAPTER_FOLDERS)):
+            yield name
 
 
 def missing(file: Needed, listed: Listed | None) -> bool:
@@ -105,7 +111,17 @@ def _needed(folder: str, name: str, link: str, places: Places) -> Needed:
 
     known = published(name)
     known = known if known and folder in ("", known.folder) else None
-    return Needed(name, folder or (known.folder if known else ""), link or (known.link if known else ""), known.size if known else "", places.find(folder, name))
+    path = places.find(folder, name) or _encoder(known, places)
+    return Needed(name, folder or (known.folder if known else ""), link or (known.link if known else ""), known.size if known else "", path)
+
+
+def _encoder(known: PublishedFile | None, places: Places) -> Path | None:
+    """The file that holds a published encoder under whatever name."""
+    from troupe.model_patches.checkpoints.catalogue import ENCODERS
+    from troupe.model_patches.checkpoints.clip_vision import encoder_widths
+
+    encoder = next((e for e in ENCODERS if e.file == known), None)
+    return next((path for path in places.files(VISION) if encoder_widths(path) == (encoder.hidden, encoder.pooled)), None) if encoder else None
 
 
 def _records(graph: Graph) -> list[dict[str, str]]:
