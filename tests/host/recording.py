@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import torch
 from independent import cell_means, relevance_of
-from stage import ksample, settings, stage  # noqa: F401
+from stage import ksample, noise_of, settings, stage  # noqa: F401
 from torch.nn.functional import interpolate
 from troupe.model_patches.hosts.comfyui.record import record_relevance
 

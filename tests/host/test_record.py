@@ -121,6 +121,68 @@ def test_two_apply_nodes_are_two_records_in_one(lab, sd15):
     assert [(applied.merge, len(applied.subjects)) for applied in record.run.applied] == [("relevance", 2), ("add", 1)]
 
 
+def test_two_record_nodes_on_one_model(lab, sd15):
+    model, positive, negative = sd15.apply(sd15.references(2), lab.settings())
+    model, whole = lab.record_relevance(model, "all")
+    model, fine = lab.record_relevance(model, "fine")
+    lab.ksample(model, positive, negative)
+    lab.close(lab.maps_of(whole), lab.maps_of(fine).double())  # this model has fine blocks only
+    assert (whole.run.blocks, fine.run.blocks) == ("all", "fine")
+
+
+def test_two_positive_prompts_are_both_recorded(lab, sd15):
+    """As Conditioning (Combine) makes them."""
+    import comfy.samplers
+
+    model, positive, negative = sd15.apply(sd15.references(2), lab.settings())
+    model, record = lab.record_relevance(model, "all")
+    seen = lab.Captured(sd15)
+    model.set_model_attn2_patch(seen.see)
+    guider = comfy.samplers.CFGGuider(model)
+    second = [[torch.flip(positive[0][0], (1,)), positive[0][1]]]
+    guider.set_conds(positive + second, negative)
+    sigmas = comfy.samplers.calculate_sigmas(model.model.model_sampling, "normal", 1)
+    guider.sample(lab.noise_of(), torch.zeros(1, 4, 16, 16), comfy.samplers.sampler_object("euler"), sigmas)
+    assert len(seen.looks[0][1]) == 2
+    lab.close(lab.maps_of(record), seen.maps(sd15.references(2)))
+
+
+def test_a_compiled_model_is_recorded(lab, sd15):
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    model, positive, negative = sd15.apply(sd15.references(2), lab.settings())
+    model, record = lab.record_relevance(model, "all")
+    plain = lab.ksample(model, positive, negative, steps=3)
+    maps = lab.maps_of(record)
+    compiled = model.clone()
+    set_torch_compile_wrapper(compiled, backend="eager")
+    found = lab.ksample(compiled, positive, negative, steps=3)
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+    lab.close(lab.maps_of(record), maps.double())
+
+
+def test_a_sampler_in_tiles_is_said(lab, sd15):
+    """A pack that cuts the rows of a model call into tiles: its layers do not see the picture."""
+    from comfy.patcher_extension import WrappersMP
+
+    def tiles(executor, x, t, *args, **kwargs):
+        halves = [executor(part.contiguous(), t, *args, **kwargs) for part in x.chunk(2, -1)]
+        return torch.cat(halves, -1)
+
+    model, positive, negative = sd15.apply(sd15.references(2), lab.settings())
+    model, record = lab.record_relevance(model, "all")
+    outside = sd15.patcher.clone()
+    outside.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "tiles", tiles)
+    for kind, wrappers in model.wrappers.items():
+        for key, functions in wrappers.items():
+            for function in functions:
+                outside.add_wrapper_with_key(kind, key, function)
+    outside.set_additional_models(next(iter(model.additional_models)), next(iter(model.additional_models.values())))
+    outside.model_options["transformer_options"] |= {k: v for k, v in model.model_options["transformer_options"].items() if k.startswith("troupe")}
+    lab.ksample(outside, positive, negative, steps=1)
+    assert not record.run.applied and report(record.run).startswith("Some layers were not recorded: another pack samples the picture in tiles")
+
+
 # ---- nothing else changes ----------------------------------------------------------------------------------------------------------------
 
 
