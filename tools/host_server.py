@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,12 @@ class HostServer:
     """`with HostServer(...) as server:` starts ComfyUI and stops it; `run` executes an API prompt."""
 
     def __init__(self, host: Host, base: Path, extra_paths: dict[str, Any], say: Callable[[str], None],
-                 progress: Callable[[int, int], None] = lambda done, of: None, environment: dict[str, str] | None = None):
-        self.host, self.base, self._say, self._progress = host, base, say, progress
+                 progress: Callable[[int, int], None] = lambda done, of: None, environment: dict[str, str] | None = None, arguments: Sequence[str] = ()):
+        self.host, self.base, self._say, self._progress, self._arguments = host, base, say, progress, arguments
         self._environment = {**os.environ, "TROUPE_TOOLS": str(ROOT / "tools"), **(environment or {})}
         self._log: list[str] = []
         self._port = _free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
         for folder in BASE_FOLDERS:
             (base / folder).mkdir(parents=True, exist_ok=True)
         link(ROOT, base / "custom_nodes" / "ComfyUI-Troupe")
@@ -45,7 +46,7 @@ class HostServer:
     def __enter__(self) -> HostServer:
         command = [self.host.python, "main.py", *([] if self.host.gpu else ["--cpu"]), "--listen", "127.0.0.1", "--port", str(self._port),
                    "--base-directory", str(self.base), "--extra-model-paths-config", str(self.base / "extra_paths.yaml"),
-                   "--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
+                   "--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:", *self._arguments]
         self._process = subprocess.Popen(command, cwd=self.host.path, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -128,11 +129,11 @@ class HostServer:
         return next((line for line in reversed(self._log) if words in line), "")
 
     def _get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}{path}", timeout=60) as answer:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as answer:
             return json.load(answer)
 
     def _post(self, path: str, body: Any) -> Any:
-        request = urllib.request.Request(f"http://127.0.0.1:{self._port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return json.load(answer)
