@@ -7,7 +7,9 @@ from comfy_api.latest import io, ui
 from ..model_patches.boxes import fault_in
 from ..model_patches.hosts.comfyui.notice import notifier
 from ..model_patches.layouts import LAYOUTS
+from ..model_patches.place_preview import draw_cast
 from ..model_patches.placing import place_subjects
+from ..model_patches.subjects import Cast
 from .types import CATEGORY, CastType
 
 BOX_TYPES = [io.Custom(name) for name in ("BOUNDING_BOX", "BOUNDING_BOXES", "BBOX", "SEGS")]
@@ -59,4 +61,18 @@ class PlaceSubjects(io.ComfyNode):
     def execute(cls, cast: Any, width: int, height: int, boxes: str, layout: str, bounding_boxes: Any = None, background: Any = None, latent: Any = None) -> io.NodeOutput:
         warn = notifier(cls.hidden.unique_id)
         placed = place_subjects(cast, width, height, boxes, layout, bounding_boxes, background, latent, warn)
-        return io.NodeOutput(*placed, ui=ui.PreviewImage(placed[1], cls=cls))
+        return io.NodeOutput(*placed, ui=EditorPreview(*placed, background, cls))
+
+
+class EditorPreview(ui.PreviewImage):
+    """The preview, and what only a run can tell the box editor: names, boxes, size, and the background without boxes."""
+
+    def __init__(self, cast: Cast, preview: Any, width: int, height: int, background: Any, node: type[io.ComfyNode]):
+        super().__init__(preview, cls=node)
+        boxes = [None if s.box is None else {"x": s.box.x, "y": s.box.y, "w": s.box.w, "h": s.box.h} for s in cast.subjects]
+        self.places = {"names": [s.name for s in cast.subjects], "boxes": boxes, "size": [width, height]}
+        if background is not None:
+            self.places["background"] = dict(ui.PreviewImage(draw_cast(Cast(), width, height, background), cls=node).values[0])
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "troupe_places": [self.places]}

@@ -2,6 +2,7 @@
 import asyncio
 import inspect
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -157,6 +158,24 @@ def test_outputs_and_preview():
     assert len(shown) == 1 and shown[0]["type"] == "temp"
     *_, width, height = run(PlaceSubjects, **given, latent={"samples": torch.zeros(1, 4, 64, 96)}).result
     assert (width, height) == (768, 512)
+
+
+def test_what_the_editor_is_told():
+    """Names, boxes and size as this run had them; of a background a picture without boxes."""
+    import folder_paths
+    from PIL import Image
+    from troupe.nodes.place_subjects import PlaceSubjects
+
+    given = dict(cast=cast_of("cat", "dog"), boxes=json.dumps([{**LEFT, "locked": True}]), layout="none", width=1024, height=768)
+    out = run(PlaceSubjects, **given).ui.as_dict()
+    json.dumps(out)
+    left = {side: LEFT[side] for side in "xywh"}
+    assert out["troupe_places"] == [{"names": ["cat", "dog"], "boxes": [left, None], "size": [1024, 768]}]
+    red = torch.tensor([1.0, 0.0, 0.0]).expand(1, 32, 32, 3)
+    (told,) = run(PlaceSubjects, **given, latent={"samples": torch.zeros(1, 4, 64, 96)}, background=red).ui.as_dict()["troupe_places"]
+    assert told["size"] == [768, 512] and told["background"]["type"] == "temp"
+    picture = Image.open(Path(folder_paths.get_temp_directory()) / told["background"]["subfolder"] / told["background"]["filename"])
+    assert picture.size == (768, 512) and picture.getcolors() == [(768 * 512, (255, 0, 0))]
 
 
 class Boxes:
