@@ -383,6 +383,13 @@ def test_labels_stay_in_the_picture_and_apart():
         assert rows >= 20 and columns >= 50
 
 
+def test_what_the_editor_keeps_beside_a_box_changes_nothing():
+    """A lock, and keys of other programs."""
+    plain, locked = (place_subjects(cast_of("fox", "cat"), 512, 512, json.dumps([{**FOX, **more}, None]))[0] for more in ({}, {"locked": True, "note": {"by": "hand"}}))
+    assert [corners(s.box) for s in plain.subjects] == [corners(s.box) for s in locked.subjects] == [(0.1, 0.2, 0.3, 0.5), None]
+    assert fault_in(json.dumps([{**FOX, "locked": True}])) is None
+
+
 def test_the_background_is_stretched_under_the_boxes():
     left_half = torch.zeros(3, 40, 80, 3)
     left_half[0, :, :40, 0] = 1
