@@ -250,10 +250,12 @@ def _set(place: int, value) -> callable:
     return lambda made: made.raw(4)["widgets_values"].__setitem__(place, value)
 
 
-def _batched(made: OldWorkflow) -> None:
-    """A picture of another node, so that it may be a batch, and its embeds averaged."""
-    made.raw(4)["widgets_values"][2] = "average"
-    made.raw(3)["type"] = "LoadImagesFromFolder"
+def _from(kind: str, combined: str):
+    """The picture comes from another node, so that it may be a batch."""
+    def change(made: OldWorkflow) -> None:
+        made.raw(4)["widgets_values"][2] = combined
+        made.raw(3)["type"] = kind
+    return change
 
 
 REFUSED = {
@@ -262,7 +264,8 @@ REFUSED = {
     "scaling": (_set(5, "K+V"), "its embeds_scaling is 'K+V'; Troupe scales V only"),
     "negative weight": (_set(0, -0.5), "its weight is -0.5; Troupe's weights begin at 0"),
     "empty range": (_set(3, 1.0), "its range from 1 to 1 is empty"),
-    "average": (_batched, "its combine_embeds is 'average'"),
+    "sum of a batch": (_from("ImageScale", "add"), "its combine_embeds is 'add' and its image may be a batch; Troupe averages several photos of one subject"),
+    "batch side by side": (_from("ImageBatch", "concat"), "its combine_embeds is 'concat' and its image may be a batch"),
     "negative image": (lambda made: made.wire((3, 0), 4, "image_negative"), "it has a negative image"),
     "bypassed": (lambda made: made.raw(4).update(mode=4), "it is muted or bypassed"),
     "weight over a wire": (lambda made: made.wire((3, 0), 4, "weight"), "its 'weight' comes over a wire"),
@@ -282,10 +285,12 @@ def test_what_cannot_be_carried_stays_with_a_sentence(name):
     assert [line for line in result.said if line.startswith("'IPAdapterAdvanced' (node 4, IPAdapterAdvanced) stays:") and sentence in line and line.endswith(".")]
 
 
-def test_one_photo_may_be_combined_in_any_way():
+@pytest.mark.parametrize(("kind", "combined", "told"), [("LoadImage", "add", 0), ("ImageBatch", "average", 0), ("ImageScale", "concat", 1)])
+def test_one_photo_and_averages_are_carried(kind, combined, told):
     made = one_stacked()
-    made.raw(4)["widgets_values"][2] = "average"
-    assert from_ipadapter(made.saved).carried == 1
+    _from(kind, combined)(made)
+    result = from_ipadapter(made.saved)
+    assert result.carried == 1 and sum("is a batch, its photos are averaged now" in line for line in result.said) == told
 
 
 def test_a_loader_that_somebody_else_needs_stays():

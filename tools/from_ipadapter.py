@@ -16,7 +16,7 @@ from rewire import Wiring
 APPLIES = ("IPAdapter", "IPAdapterAdvanced")
 MOST = 2.0  # of Apply Image Attention's weight
 GAP, HEAD = 40, 80  # pixels between nodes; of a group's title
-NOTE = """These nodes stand for {n} IPAdapter node{s} and do what they did: every photo acts everywhere at its own strength (merge: add).
+NOTE = """These nodes stand for {n} IPAdapter node{s} and do what they did, as nearly as Troupe can: every photo acts everywhere at its own strength (merge: add).
 
 To give each photo to its own subject:
 1. write into 'name' of each Add Subject the word that stands for it in your prompt,
@@ -186,6 +186,7 @@ def _idle(wiring: Wiring, node: Node) -> bool:
 def _remarks(chain: Sequence[Stacked]) -> list[str]:
     """What is not exactly as before."""
     said = [f"{chain[0].node.label}: {chain[0].choice.remark}"] if chain[0].choice.remark else []
+    said += [f"{one.node.label}: {one.remark}" for one in chain if one.remark]
     if _framing(chain) == "pad":
         said.append(f"{chain[0].node.label}: the borders that {PREPARE} made were black and are white now (framing: pad).")
     said += [f"{one.node.label}: its photo still goes through {one.prepared.label}, which crops or sharpens as Troupe does not."

@@ -29,6 +29,7 @@ PRESETS = {  # how a preset begins: file for SD1.5, file for SDXL
 }
 XL = re.compile(r"xl|illustrious|noob|pony|animagine", re.IGNORECASE)
 SD15 = re.compile(r"sd[-_ ]?1|v1-5|1[._-]5", re.IGNORECASE)
+BATCHES = re.compile("Batch|Images|Video|Folder|Sequence|List")  # classes that hand on several pictures
 REASONS = {  # how a class begins -> why it stays
     "IPAdapterFaceID": "it reads faces with InsightFace, which the adapters of Troupe's image attention do not", "IPAAdapterFaceID": "it reads faces with InsightFace",
     "IPAdapterUnifiedLoaderFaceID": "it loads a FaceID model", "IPAdapterInsightFaceLoader": "it loads InsightFace",
@@ -57,7 +58,10 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Stacked:
-    """One IPAdapter node that Troupe's can stand for. framing: center, or pad for a photo with borders; spent: nodes that it alone may have needed."""
+    """One IPAdapter node that Troupe's can stand for. framing: center, or pad for a photo with borders; spent: nodes that it alone may have needed.
+
+    framing is '' where Prep Image For ClipVision does what Troupe does not; remark: what may differ, or ''.
+    """
 
     node: Node
     choice: Choice
@@ -67,6 +71,7 @@ class Stacked:
     framing: str
     prepared: Node | None
     spent: tuple[Any, ...]
+    remark: str = ""
 
 
 def theirs(node: Node) -> bool:
@@ -104,10 +109,9 @@ def read(graph: Graph, node: Node) -> Stacked:
         photo = (_source(graph, prepared, "image"))[0]
         how = _values(graph, prepared)
         framing = how["crop_position"] if how["crop_position"] in ("center", "pad") and not how["sharpening"] else ""
-    if said["combine_embeds"] != "concat" and (photo is None or photo.type != "LoadImage"):
-        raise NotCarried(f"its combine_embeds is '{said['combine_embeds']}'; Troupe takes several photos of one subject as they are (concat)")
+    remark = "" if photo is None or photo.type == "LoadImage" else _of_a_batch(graph, photo, said["combine_embeds"])
     choice, spent = _choice(graph, node)
-    return Stacked(node, choice, weight, start, end, framing, prepared, (*spent, *passed, *([prepared.id] if prepared and framing else [])))
+    return Stacked(node, choice, weight, start, end, framing, prepared, (*spent, *passed, *([prepared.id] if prepared and framing else [])), remark)
 
 
 def passed_on(graph: Graph, node: Node, name: str) -> list[Node]:
@@ -131,6 +135,16 @@ def _values(graph: Graph, node: Node) -> dict[str, Any]:
             except RunError:
                 raise NotCarried(f"its '{name}' comes over a wire") from None
     return named
+
+
+def _of_a_batch(graph: Graph, photo: Node, combined: str) -> str:
+    """A remark about a picture that may be a batch: Troupe averages several photos of one subject. Raises NotCarried where that is something else."""
+    if combined == "average":
+        return ""
+    batch = combined != "concat" or any(BATCHES.search(node.type) for node in (photo, *upstream(graph, photo)))
+    if batch:
+        raise NotCarried(f"its combine_embeds is '{combined}' and its image may be a batch; Troupe averages several photos of one subject")
+    return f"If the image from {photo.label} is a batch, its photos are averaged now; before, they were put side by side."
 
 
 def _number(value: Any, name: str) -> float:
