@@ -202,6 +202,80 @@ def test_a_gated_run_counts_what_it_reads(small_of):
     assert different["strength"].reached == (4,) and different["nothing"].reached == (0,)
 
 
+WORDS, GUIDER = "TroupeEncodePrompt", "TroupeSubjectGuider"
+COUNTED = {  # template -> what is changed: class, widget, value
+    "research_umm_fused_guidance": [
+        ("TroupeAddSubject", "weight", 0.5), (WORDS, "fuse_start_step", 1), (WORDS, "fuse_start_percent", 0.5), (GUIDER, "second", 0.2), (GUIDER, "end_percent", 0.0),
+        (GUIDER, "cfg", 3.0), ("RandomNoise", "noise_seed", 7), ("KSamplerSelect", "sampler_name", "euler_ancestral"),
+        ("BasicScheduler", "scheduler", "sgm_uniform"),
+    ],
+    "portrait_mm_diff": [
+        ("TroupeApplyWeights", "strength_model", 0.5), ("TroupeApplyWeights", "strength_clip", 0.5), ("TroupeApplyImageAttention", "weight", 0.3), (WORDS, "fuse_start_step", 1),
+        ("TroupeApplyImageAttention", "start_percent", 0.5),
+    ],
+    "research_subject_diffusion": [
+        ("TroupeApplyWeights", "strength_model", 0.0), ("TroupeApplyWeights", "strength_clip", 0.0), ("TroupeApplyGated", "strength", 0.5), (GUIDER, "second", 3.0),
+        (WORDS, "fuse_start_step", 1),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_run_with_subjects_in_the_prompt_counts_what_it_reads(name, small_of):
+    """Photo, name and every widget around it make another picture each."""
+    small = small_of(name)
+    first = pixels(small())
+    assert np.array_equal(first, pixels(small()))
+    different = {"photo": small(photos=(real_photos()[1],)), "name": small(names=("astronaut",) if name == "portrait_mm_diff" else ("photo",))}
+    different |= {f"{kind} {widget}": small(set_widget(kind, widget, value)) for kind, widget, value in COUNTED[name]}
+    assert not [what for what, result in different.items() if np.array_equal(first, pixels(result))]
+
+
+def test_what_only_comfyui_does_with_prompts_is_named(small_of):
+    with pytest.raises(RunError, match="'quirks'.*official.*run this workflow in ComfyUI"):
+        small_of("portrait_mm_diff")(set_widget(WORDS, "quirks", "official"))
+
+
+def rewired(name: str, title: str, slot: str, source: str, output: int = 0) -> dict:
+    """A template with another wire into an input; nodes by their titles."""
+    workflow = template(name)
+    nodes = {node["title"]: node for node in workflow["nodes"]}
+    place, entry = next((i, entry) for i, entry in enumerate(nodes[title]["inputs"]) if entry["name"] == slot)
+    entry["link"] = 900
+    workflow["links"].append([900, nodes[source]["id"], output, nodes[title]["id"], place, entry["type"]])
+    return workflow
+
+
+@pytest.mark.parametrize("wire, said", [
+    (("portrait_mm_diff", "Negative", "clip", "Base model", 1), "Negative.*takes its CLIP from 'Base model'.*Apply Adapter Weights"),
+    (("research_umm_fused_guidance", "Subject Guider: umm", "middle", "Negative"), "'middle' of 'Subject Guider: umm'.*comes from 'Negative'.*text_only"),
+    (("research_umm_fused_guidance", "Subject Guider: umm", "negative", "Encode Prompt with Subjects"), "makes the negative prompt.*run this workflow in ComfyUI"),
+    (("research_umm_fused_guidance", "Encode Prompt with Subjects", "places_of", "Prompt"), "'places_of' of 'Encode Prompt with Subjects'.*run this workflow in ComfyUI"),
+    (("research_umm_fused_guidance", "Sample", "guider", "Steps"), "'guider' of 'Sample'.*knows only TroupeSubjectGuider"),
+    (("portrait_mm_diff", "Subject: woman", "faces", "IPAdapter InsightFace Loader"), "The faces of 'Subject: woman'.*not those of its own photos"),
+])
+def test_wires_that_only_comfyui_follows_are_named(wire, said):
+    import re
+
+    with pytest.raises(RunError) as refused:
+        read_job(rewired(*wire))
+    assert re.search(said, str(refused.value))
+
+
+def test_real_models_have_no_faces_here(tmp_path):
+    """The embedded engine has no analyser: with real models it says so instead of drawing lots."""
+    from dataclasses import replace
+
+    import embedded
+    import embedded_models
+
+    edited = editing.edit(template("portrait_mm_diff"), editing.Changes(size=(64, 64), steps=1))
+    job = read_job(edited.workflow)
+    models = replace(embedded_models.random_models(job, tmp_path), random=False)
+    with pytest.raises(RunError, match="The faces of 'woman'.*embedded engine has none"):
+        embedded.run_embedded(job, edited.photos, models, lambda line: None, lambda done, of: None)
+
+
 def test_an_ancestral_sampler_can_be_repeated_too(small):
     ancestral = set_widget("KSampler", "sampler_name", "euler_ancestral")
     assert np.array_equal(pixels(small(ancestral)), pixels(small(ancestral)))

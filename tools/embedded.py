@@ -67,7 +67,7 @@ def run_embedded(job: Job, photos: Mapping[str, Path], models: Models, say: Say,
             weights = [(models.adapters[w.adapter], w) for w in job.weights]
             with ExitStack() as stack:
                 for adapter, w in weights:
-                    stack.enter_context(text_weights(models.texts, adapter.weights, w.strength_clip))
+                    stack.enter_context(text_weights(models.texts, adapter.weights, w.strength_clip or 0.0))
                 references = {apply.encoded: _encode(apply, job, photos, models, warn) for apply in job.encoded}
                 positive, text_only = _positive(job, references, models.texts, warn)
                 negative = models.texts.encode_prompt(job.negative)

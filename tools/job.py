@@ -110,7 +110,7 @@ def _model_chain(graph: Graph, guided: Node) -> tuple[Node, tuple[ApplyJob, ...]
 
 def _weights(graph: Graph, node: Node) -> WeightsJob:
     load = feeding(graph, node, "adapter", LOAD)
-    clip = float(graph.value(node, "strength_clip")) if graph.source(node, "clip") else 0.0
+    clip = float(graph.value(node, "strength_clip")) if graph.source(node, "clip") else None
     return WeightsJob(graph.value(load, "adapter_name"), float(graph.value(node, "strength_model")), clip)
 
 
@@ -118,7 +118,7 @@ def _check_clips(graph: Graph, prompts: list[Node], weights: tuple[WeightsJob, .
     """Raise RunError unless all prompts are encoded with the CLIP of the last Apply Adapter Weights."""
     for prompt in prompts:
         clip = source(graph, prompt, "clip")[0]
-        if any(w.strength_clip for w in weights) != (clip.type == WEIGHTS):
+        if any(w.strength_clip is not None for w in weights) != (clip.type == WEIGHTS):
             raise RunError(f"{prompt.label} takes its CLIP from {clip.label}, not from Apply Adapter Weights as the model does, or the other way round. {ELSEWHERE}")
 
 

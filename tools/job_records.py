@@ -81,11 +81,11 @@ class WordsJob(ApplyJob):
 
 @dataclass(frozen=True)
 class WeightsJob:
-    """Apply Adapter Weights; strength_clip is 0 where no CLIP passes it."""
+    """Apply Adapter Weights; strength_clip is None where no CLIP passes it."""
 
     adapter: str
     strength_model: float = 1.0
-    strength_clip: float = 0.0
+    strength_clip: float | None = None
 
 
 @dataclass(frozen=True)
