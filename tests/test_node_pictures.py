@@ -30,6 +30,14 @@ def test_a_page_shows_its_picture_before_the_inputs(id):
 
 
 @pytest.mark.parametrize("id", NODES)
+def test_a_page_has_its_parts(id):
+    """What the node does, its inputs, its outputs, and what people get wrong, in this order."""
+    page = (ROOT / "web" / "docs" / f"{id}.md").read_text(encoding="utf-8")
+    heads = [page.index(head) for head in ("\n## Inputs\n", "\n## Output", "\n## Common mistakes\n")]
+    assert len(page[:heads[0]]) > 150 and sorted(heads) == heads and page[heads[2]:].count("\n- **") >= 3
+
+
+@pytest.mark.parametrize("id", NODES)
 def test_a_picture_names_every_input_and_output(id):
     words = words_of(picture(id, NODES[id]))
     assert words[0] == NODES[id]["display_name"]
