@@ -393,6 +393,29 @@ def test_both_at_once_and_each_alone(clips, caplog):
 
 # ---- refusals ----------------------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("weights", [True, False], ids=["with weights", "without"])
+@pytest.mark.parametrize("strength", [1.0, 0.0])
+def test_a_delayed_prompt_changes_on_its_model(weights, strength, clips):
+    """For FastComposer and UMM-Diffusion this may be the only node of ours on the MODEL wire."""
+    from dataclasses import replace
+
+    from stage import ksample, stage
+    from test_prompt_switch import prompt
+    from troupe.model_patches.adapter import PromptSpec
+    from troupe.model_patches.hosts.comfyui.prompt_switch import PROMPT
+    from troupe.model_patches.hosts.comfyui.weights import apply_weights
+
+    st, said = stage(), []
+    adapter = adapter_of(unet_tensors(st.patcher) if weights else None)
+    adapter = replace(adapter, spec=replace(adapter.spec, prompt=PromptSpec("postfuse", {"l": 768})))
+    model, _ = apply_weights(st.patcher, adapter, strength, warn=said.append)
+    (positive, negative), (later, _) = prompt(), prompt(start_step=2)
+    text = [[later[0][1][PROMPT].text, {}]]
+    found, fused, plain, never = (ksample(model, c, negative, size=(8, 8), steps=4) for c in (later, positive, text, prompt(start_step=9)[0]))
+    assert torch.equal(never, plain) and not torch.equal(found, fused) and not torch.equal(found, plain)
+    assert not said
+
+
 def test_an_adapter_without_weights_passes_everything_on(clips):
     from stage import stage
 
@@ -506,7 +529,7 @@ def test_the_node_says_on_itself_that_a_file_brings_none(monkeypatch):
     from troupe.model_patches.hosts.comfyui import notice
 
     shown = []
-    monkeypatch.setattr(notice, "_show", lambda node_id, text: shown.append(text))
+    monkeypatch.setattr(notice, "show", lambda node_id, text: shown.append(text))
     st = stage()
     assert execute(model=st.patcher, adapter=st.adapter, strength_model=1.0, strength_clip=1.0)[0] is st.patcher
     assert len(shown) == 1 and "brings no weights" in shown[0]

@@ -11,6 +11,7 @@ import torch
 from ...adapter import LoraPair
 from ...errors import MismatchError
 from .adapters import HostAdapter
+from .prompt_switch import PromptSwitch
 
 Weight = torch.Tensor | LoraPair
 log = logging.getLogger("troupe")
@@ -24,14 +25,21 @@ def apply_weights(model: Any, adapter: HostAdapter, strength_model: float = 1.0,
                   warn: Callable[[str], None] = lambda sentence: None) -> tuple[Any, Any]:
     """Clones of MODEL and CLIP (None stays None) with the weights that the adapter brings; what it brings none for, or at strength 0, comes back as it was.
 
-    Whole tensors replace the base's own, below everything that other nodes patch there before or after. LoRAs are added, at any strength.
+    Whole tensors replace the base's own, below everything that other nodes patch there before or after. LoRAs are added, at any strength. For an
+    adapter that acts in the prompt the MODEL also learns to change delayed prompts; it is often the only node of ours on that wire.
     Raises:
         MismatchError: the weights are not of this base, the strength of whole tensors is neither 0 nor 1, or the UNet has the five input
             channels of a subject UNet.
     """
     check_input_channels(model)
     own, file, done = adapter.weights, adapter.spec.file, []
+    if adapter.spec.prompt is not None:
+        model = model.clone()
+        PromptSwitch().attach(model)
     if not (own.unet or own.unet_lora or own.text or own.text_lora):
+        if adapter.spec.prompt is not None:
+            log.info("Troupe: %s brings no weights of a base model. Delayed prompts with its subjects work on this MODEL.", file)
+            return model, clip
         warn(f"{file} brings no weights of a base model: Apply Adapter Weights leaves everything as it is. The other nodes need nothing of it; you can take it out.")
         return model, clip
     if (own.text or own.text_lora) and clip is None and strength_clip:
