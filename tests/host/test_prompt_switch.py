@@ -1,5 +1,6 @@
 """A prompt with subjects fused into it takes over at an exact step, whatever samples and whatever core nodes have made of it."""
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ def prompt(base="SD15", start_percent=0.0, start_step=-1, dim=64):
         return torch.full(shape, value)
 
     pooled = {v: filled(v, 1, 1280) for v in (TEXT, FUSED, NEGATIVE)}
-    record = FusedPrompt(filled(FUSED, 1, 77, dim), filled(TEXT, 1, 77, dim), pooled[TEXT] if base == "SDXL" else None, start_percent, start_step)
+    texts = (pooled[TEXT], pooled[FUSED]) if base == "SDXL" else (None, None)
+    record = FusedPrompt(filled(FUSED, 1, 77, dim), filled(TEXT, 1, 77, dim), texts[0], start_percent, start_step, texts[1])
     return [[filled(FUSED, 1, 77, dim), {"pooled_output": pooled[FUSED], PROMPT: record}]], [[filled(NEGATIVE, 1, 77, dim), {"pooled_output": pooled[NEGATIVE]}]]
 
 
@@ -162,6 +164,17 @@ def test_averaged():
     assert [float(c[0][0, 0]) for c in found] == pytest.approx([mixed + TEXT - FUSED] * 2 + [mixed] * 2)
 
 
+def test_averaged_with_its_pooled_output():
+    from stage import ksample
+
+    model, seen = switched("SDXL")
+    positive, negative = prompt("SDXL", start_step=2)
+    other = [[torch.full((1, 77, 64), 4.0), {"pooled_output": torch.full((1, 1280), 4.0)}]]
+    ksample(model, made_by("ConditioningAverage", conditioning_to=positive, conditioning_from=other, conditioning_to_strength=0.75), negative, size=(8, 8), steps=4)
+    mixed = 0.75 * FUSED + 0.25 * 4.0
+    assert [next(v for v in pooled if v != NEGATIVE) for *_, pooled in seen] == pytest.approx([mixed + TEXT - FUSED] * 2 + [mixed] * 2)
+
+
 def test_zeroed_out_it_stays_zero():
     model, _ = switched()
     positive, negative = prompt(start_step=2)
@@ -196,6 +209,42 @@ def test_areas_masks_and_ranges(node):
     for (at, _rows, _), mine in zip(seen, phases, strict=True):
         calls.setdefault(at, []).extend(mine)
     assert [set(v) for v in calls.values()] == [{e} if at >= sigma else set() for at, e in zip(calls, expected, strict=True)]
+
+
+@pytest.mark.parametrize("areas", ["positive", "negative"])
+@pytest.mark.parametrize("delayed", ["positive", "negative", "both"])
+def test_the_host_gives_areas_of_one_list_to_the_other(areas, delayed):
+    """The other list's text is computed in such an area too, in both phases, with the text of the phase."""
+    from stage import ksample
+
+    model, seen = switched()
+    lists = dict(zip(("positive", "negative"), ([[torch.full((1, 77, 64), value), {}]] for value in (9.0, NEGATIVE)), strict=True))
+    lists |= {name: prompt(start_step=2)[0] for name in lists if delayed in (name, "both")}
+    lists[areas] = made_by("ConditioningSetArea", conditioning=lists[areas], width=32, height=64, x=16, y=0, strength=0.8)
+    ksample(model, **lists, size=(8, 8), steps=4)
+    calls = {}
+    for sigma, rows, _ in seen:
+        calls.setdefault(sigma, []).extend(rows)
+    plain, full = {"positive": 9.0, "negative": NEGATIVE}, next(name for name in lists if name != areas)
+    for i, rows in enumerate(calls.values()):
+        now = {name: ((FUSED if i >= 2 else TEXT) if delayed in (name, "both") else plain[name]) for name in lists}
+        assert sorted(rows) == sorted([now[areas], now[full], now[full]])
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    (dict(start_step=2), "INFO Troupe: the subjects enter the prompt at step 2 of 4, counted from 0."),
+    (dict(start_percent=0.5), "INFO Troupe: the subjects enter the prompt at step 2 of 4, counted from 0."),
+    (dict(start_step=4), "WARNING Troupe: the subjects never enter the prompt: 'fuse_start_step' is 4 and this run has 4 steps, counted from 0. Set it lower."),
+    (dict(start_percent=1.0), "INFO Troupe: the subjects do not enter the prompt in this run: it ends before 1 of the schedule."),
+])
+def test_a_run_says_when(given, words, caplog):
+    from stage import ksample
+
+    model, _ = switched()
+    first, negative = prompt(**given)
+    with caplog.at_level(logging.INFO, "troupe"):
+        ksample(model, first + prompt(**given)[0], negative, size=(8, 8), steps=4)
+    assert [f"{r.levelname} {r.message}" for r in caplog.records if "enter the prompt" in r.message] == [words]
 
 
 def test_a_second_run_begins_anew():

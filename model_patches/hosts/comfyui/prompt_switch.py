@@ -6,7 +6,7 @@ two, so that the host itself prepares both, and at each prediction one of the tw
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from .clock import FULL, Clock, sigma_range
+from .conditioning import borrowed
 
 log = logging.getLogger("troupe")
 PROMPT = "troupe_prompt"  # key on a conditioning entry
@@ -28,7 +29,7 @@ class FusedPrompt:
     """What a fused conditioning entry was made from, and when it takes over.
 
     fused, text: [1, T, D], with and without the subjects; pooled: of the text, [1, E], or None; start_percent: ComfyUI's; start_step: counted
-    from the run's first step, or -1: then the percent holds.
+    from the run's first step, or -1: then the percent holds; fused_pooled: as pooled, with the subjects.
     """
 
     fused: torch.Tensor
@@ -36,6 +37,7 @@ class FusedPrompt:
     pooled: torch.Tensor | None
     start_percent: float = 0.0
     start_step: int = -1
+    fused_pooled: torch.Tensor | None = None
 
     @property
     def delayed(self) -> bool:
@@ -54,6 +56,14 @@ class FusedPrompt:
         first = now[:, :rows]
         text = self.text.to(now) if torch.equal(first, self.fused.to(now)) else first + (self.text - self.fused).to(now)
         return torch.cat((text, now[:, rows:]), 1)
+
+    def pooled_for(self, now: torch.Tensor | None) -> torch.Tensor | None:
+        """The same for what other nodes have made of the fused pooled output, [1, E]."""
+        if self.pooled is None or now is None or not now.any():
+            return now
+        if self.fused_pooled is None or torch.equal(now, self.fused_pooled.to(now)):
+            return self.pooled
+        return now + (self.pooled - self.fused_pooled).to(now)
 
 
 class PromptSwitch:
@@ -75,6 +85,7 @@ class PromptSwitch:
             clock = Clock(sigmas, sampler)
             guider.model_options["transformer_options"][RUN] = clock
             callback = clock.wrap(callback)
+            announce(guider.conds, clock, len(sigmas) - 1, guider.model_patcher.get_model_object("model_sampling"))
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
 
     def calc_cond_batch(self, executor: Any, model: Any, conds: Sequence[Sequence[dict] | None], x_in: torch.Tensor, timestep: torch.Tensor, model_options: dict) -> Any:
@@ -85,22 +96,51 @@ class PromptSwitch:
         return executor(model, conds, x_in, timestep, model_options)
 
 
+def announce(conds: Mapping[str, Sequence[dict]], clock: Clock, steps: int, model_sampling: Any) -> None:
+    """Say once for a run when the subjects enter the prompt, and that they never do where their step is beyond it."""
+    said = set()
+    for prompt in {entry[PHASE][0]: None for entries in conds.values() for entry in entries if PHASE in entry}:
+        first, last = fused_range(prompt, clock, model_sampling)
+        step = next((i for i in range(steps) if last <= clock.sigma_of(i) <= first), None)
+        if step is not None:
+            line = logging.INFO, f"the subjects enter the prompt at step {step} of {steps}, counted from 0."
+        elif prompt.start_step >= 0:
+            line = logging.WARNING, f"the subjects never enter the prompt: 'fuse_start_step' is {prompt.start_step} and this run has {steps} steps, counted from 0. Set it lower."
+        else:
+            line = logging.INFO, f"the subjects do not enter the prompt in this run: it ends before {prompt.start_percent:g} of the schedule."
+        if line not in said:
+            said.add(line)
+            log.log(line[0], "Troupe: %s", line[1])
+
+
 def phases(entry: dict) -> list[dict]:
     """The entries of a run that one conditioning entry becomes: itself, or its text and its fused version, which share its uuid."""
     prompt: FusedPrompt | None = entry.get(PROMPT)
     if prompt is None or not prompt.delayed or "cross_attn" not in entry:
         return [entry]
     rest = {key: value for key, value in entry.items() if key != PROMPT}
-    pooled = {} if prompt.pooled is None or entry.get("pooled_output") is None or not entry["pooled_output"].any() else {"pooled_output": prompt.pooled}
+    pooled = {"pooled_output": prompt.pooled_for(entry["pooled_output"])} if "pooled_output" in entry else {}
     text = {**rest, **pooled, "cross_attn": prompt.text_for(entry["cross_attn"]), "model_conds": dict(entry.get("model_conds", {})), PHASE: (prompt, BEFORE)}
     return [text, {**rest, PHASE: (prompt, AFTER)}]
 
 
 def present(entries: Sequence[dict], clock: Clock, model_sampling: Any, sigma: torch.Tensor) -> list[dict]:
-    """Of a list with both versions of delayed entries, those of the phase that this call is in."""
+    """Of a list with both versions of delayed entries, those of the phase that this call is in.
+
+    The host gives an area of another list this list's text too, once, from the first version it finds: that is moved to the right one.
+    """
     prompts = list(dict.fromkeys(entry[PHASE][0] for entry in entries if PHASE in entry))
     fused = dict(zip(prompts, clock.inside([fused_range(prompt, clock, model_sampling) for prompt in prompts], sigma), strict=True))
-    return [entry for entry in entries if PHASE not in entry or fused[entry[PHASE][0]] == entry[PHASE][1]]
+    own = [entry for entry in entries if not borrowed(entry)]
+    here = [entry for entry in own if PHASE not in entry or fused[entry[PHASE][0]] == entry[PHASE][1]]
+    return here + [_in_phase(entry, own, here) for entry in entries if borrowed(entry)]
+
+
+def _in_phase(entry: dict, own: Sequence[dict], here: Sequence[dict]) -> dict:
+    """An entry made of another list's area and the text of one of `own`, with the text that this one has now."""
+    source = next((e for e in own if e["model_conds"].get("c_crossattn") is entry["model_conds"]["c_crossattn"]), None)
+    now = None if source is None else next((e for e in here if e["uuid"] == source["uuid"]), None)
+    return entry if now is None else {**entry, "model_conds": now["model_conds"]}
 
 
 def fused_range(prompt: FusedPrompt, clock: Clock, model_sampling: Any) -> tuple[float, float]:
