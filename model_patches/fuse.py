@@ -15,6 +15,7 @@ import torch
 from .adapter import PromptSpec
 from .errors import MismatchError, SubjectError
 from .prompt.markers import read_markers
+from .prompt.names import stands_in
 from .prompt.places import Place, find_places
 from .prompt.template import template_places
 from .prompt.tokens import EOS, LENGTH
@@ -80,26 +81,27 @@ def fuse_prompt(references: References, text: str, encoder: PromptEncoder, place
     acting = [(s, min(s.weight, 1.0)) for s in references.subjects if s.weight > 0]
     if not acting:
         return [FusedText(e, e) for e in encoder.encode(encoder.tokenize(read_markers(text)[0]))], ""
-    clean, places = _places(spec, references, text, encoder, places_of, warn)
+    first, *others = spec.streams
+    clean, places = _places(spec, references, text, encoder, first, places_of, warn)
+    by_stream = {first: places, **{stream: _places(spec, references, text, encoder, stream, places_of, lambda sentence: None)[1] for stream in others}}
     streams = encoder.tokenize(clean)
-    lengths = {len(chunks) for chunks in streams.values()}
-    placed = [(s, place, w) for (s, w), place in zip(acting, places, strict=True) if place.chunk < min(lengths)]
+    placed = {stream: [(s, place, w) for (s, w), place in zip(acting, places, strict=True) if place.chunk < len(streams[stream])] for stream, places in by_stream.items()}
     if spec.kind == "pseudo" and spec.tokens > 1:
-        streams, placed = _widened(streams, placed, spec.tokens)
-    said = ", ".join(f"'{s.name}' at token {place.position}{f' of chunk {place.chunk + 1}' if place.chunk else ''} ('{place.words}')" for s, place, _ in placed)
+        streams, placed[first] = _widened(streams, placed[first], spec.tokens)
+    said = ", ".join(f"'{s.name}' at token {place.position}{f' of chunk {place.chunk + 1}' if place.chunk else ''} ('{place.words}')" for s, place, _ in placed[first])
     if spec.kind == "postfuse":
-        return _after(streams, placed, encoder), said
+        return _after(streams, placed[first], encoder), said
     return _before(spec, streams, placed, encoder), said
 
 
-def _places(spec: PromptSpec, references: References, text: str, encoder: PromptEncoder, places_of: str, warn: Callable[[str], None]) -> tuple[str, list[Place]]:
-    """The text to encode and the place of each subject whose weight is not 0."""
-    first = next(iter(spec.streams))
-
+def _places(spec: PromptSpec, references: References, text: str, encoder: PromptEncoder, stream: str, places_of: str,
+            warn: Callable[[str], None]) -> tuple[str, list[Place]]:
+    """The text to encode and the place of each subject whose weight is not 0, in one text encoder: an embedding may be longer in another."""
     def tokenize(prompt: str) -> list[list[Any]]:
-        return [[token for token, *_ in chunk] for chunk in encoder.tokenize(prompt)[first]]
+        return [[token for token, *_ in chunk] for chunk in encoder.tokenize(prompt)[stream]]
 
-    subjects = references.subjects
+    read, marked = read_markers(places_of or text)
+    subjects = [s for s in references.subjects if s.weight > 0 or marked or stands_in(s.name, read)]  # who is not in the picture need not be in the prompt
     if spec.kind == "placeholder":
         clean, places = template_places(text, [s.name for s in subjects if s.weight > 0], tokenize)
         return clean, list(places)
@@ -117,12 +119,12 @@ def check_streams(references: References, streams: Mapping[str, Any]) -> None:
         raise MismatchError(f"the CLIP of an {spec.base} checkpoint for {spec.file}", f"one of {found}", do)
 
 
-def _before(spec: PromptSpec, streams: Streams, placed: Sequence[tuple[ReferenceSubject, Place, float]], encoder: PromptEncoder) -> list[FusedText]:
+def _before(spec: PromptSpec, streams: Streams, placed: Mapping[str, Sequence[tuple[ReferenceSubject, Place, float]]], encoder: PromptEncoder) -> list[FusedText]:
     """Fused before the text encoder: the words' embeddings are exchanged."""
     plain, exchanged = encoder.encode(streams), {}
     for stream, chunks in streams.items():
         chunks = [list(chunk) for chunk in chunks]
-        for subject, place, weight in placed:
+        for subject, place, weight in placed[stream]:
             spots = range(place.position, place.position + (spec.tokens if spec.kind == "pseudo" else 1))
             tokens = [chunks[place.chunk][p][0] for p in spots]
             words, vectors = encoder.embed(stream, tokens), subject.words[stream].float()
@@ -135,7 +137,7 @@ def _before(spec: PromptSpec, streams: Streams, placed: Sequence[tuple[Reference
     fused = encoder.encode(exchanged)
     if spec.kind != "pseudo":
         return [FusedText(p, f) for p, f in zip(plain, fused, strict=True)]
-    rows = [place.row + k for _, place, _ in placed for k in range(spec.tokens)]
+    rows = [place.row + k for _, place, _ in next(iter(placed.values())) for k in range(spec.tokens)]
     return [FusedText(p, _with_rows(p, rows, f.states[:, rows])) for p, f in zip(plain, fused, strict=True)]
 
 
@@ -179,7 +181,8 @@ def _widened(streams: Streams, placed: Sequence[tuple[ReferenceSubject, Place, f
             end = max(p for p, (token, *_) in enumerate(chunk) if not isinstance(token, int) or token not in (0, EOS)) + 1  # of the words
             if end + tokens > LENGTH:
                 found = f"a prompt with {LENGTH - 1 - end} left where '{subject.name}' stands"
-                raise SubjectError(f"room for {tokens - 1} more tokens for {called(placed.index(placed[i]) + 1, subject.name)}", found, "Shorten the prompt by a few words.")
+                do = "Shorten the prompt by a few words." if place.chunk == len(chunks) - 1 else f"Shorten it to {LENGTH - 2} tokens, or name the subject near its end."
+                raise SubjectError(f"room for {tokens - 1} more tokens for {called(i + 1, subject.name)}", found, do)
             chunk[place.position + 1:place.position + 1] = [chunk[place.position]] * (tokens - 1)
             del chunk[LENGTH:]
     for i, (subject, place, weight) in enumerate(moved):

@@ -35,8 +35,8 @@ class TinyClip:
     def __init__(self, mode, ids):
         from types import SimpleNamespace
 
-        self.cond_stage_model, self.ids = TinySDXL(mode), ids
-        self.patcher = SimpleNamespace(load_device=torch.device("cpu"))
+        self.cond_stage_model, self.ids, self.layer_idx = TinySDXL(mode), ids, None
+        self.patcher = SimpleNamespace(load_device=torch.device("cpu"), get_attachment=lambda key: None)
 
     def load_model(self):
         pass
@@ -277,8 +277,66 @@ def test_references_that_do_not_belong_here(clips):
         encode_prompt(clips("sd15"), gated_stage().references(1), "a cat")
 
 
+def test_an_embedding_longer_in_one_text_encoder_than_in_the_other(clips, tmp_path):
+    import copy
+
+    import safetensors.torch
+
+    clip = clips("sdxl").clone()
+    clip.tokenizer = copy.deepcopy(clip.tokenizer)
+    clip.tokenizer.clip_l.embedding_directory = clip.tokenizer.clip_g.embedding_directory = str(tmp_path)
+    vectors = {f"clip_{stream}": torch.randn(n, width, generator=torch.Generator().manual_seed(n)) * 0.1 for stream, n, width in (("l", 4, 768), ("g", 2, 1280))}
+    safetensors.torch.save_file(vectors, tmp_path / "style.safetensors")
+    (fused,), (plain,) = encode("word", lambda kind: clip, "embedding:style a cat and a red fox")
+    changed = (fused[0] - plain[0]).abs()[0]
+    assert [int((part.amax(-1) > 1e-6).nonzero()[0]) for part in (changed[:, :768], changed[:, 768:])] == [6, 4]
+
+
 def test_no_room_for_more_pseudo_words(clips):
     from troupe.model_patches.errors import SubjectError
 
+    with pytest.raises(SubjectError, match="room for 2 more tokens for subject 2 .*'red fox'.*Shorten it to 75 tokens, or name the subject near its end"):
+        encode("pseudo of three", clips, "a cat and a red fox " + "far " * 150)
     with pytest.raises(SubjectError, match="room for 2 more tokens for subject 2 .*'red fox'.*Shorten the prompt"):
         encode("pseudo of three", clips, "a cat and a red fox " + "far " * 69)
+
+
+@pytest.mark.parametrize("kind", ["word", "pseudo", "postfuse"])
+def test_a_subject_at_weight_0_need_not_be_in_the_prompt(kind, clips):
+    from troupe.model_patches.errors import SubjectError
+
+    references = references_of(kind, ("zebra", "red fox"), (0.0, 1.0))
+    (fused,), (plain,) = encode(kind, clips, "a red fox in snow", references=references)
+    (states, _), _ = by_hand(kind, clips(KINDS[kind][0]), one_of(references, 1), "a red fox in snow", [(0, 3)], (1.0,))
+    torch.testing.assert_close(fused[0], states, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(fused[0], plain[0])
+    with pytest.raises(SubjectError, match="'zebra' in the prompt"):
+        encode(kind, clips, "a red fox in snow", references=references_of(kind, ("zebra", "red fox")))
+
+
+def one_of(references, i):
+    from dataclasses import replace
+
+    return replace(references, subjects=references.subjects[i:i + 1])
+
+
+@pytest.mark.parametrize(("kind", "layer", "usual"), [("word", -1, -2), ("pseudo", -2, -1), ("placeholder", -1, -2), ("postfuse", -2, -1)])
+def test_clip_skip_is_told(kind, layer, usual, clips):
+    from troupe.model_patches.hosts.comfyui.prompt import encode_prompt
+
+    clip, said = clips(KINDS[kind][0]).clone(), []
+    for chosen in (None, usual, layer):
+        clip.layer_idx = chosen
+        encode_prompt(clip, references_of(kind), "a cat and a red fox", warn=said.append)
+    assert said == [f"The CLIP stops at layer {layer}, and {kind}.bin was trained with {usual}: subjects may not be recognised. "
+                    f"Take CLIP Set Last Layer out, or set it to {usual}."]
+
+
+def test_what_an_adapter_in_the_prompt_alone_cannot_follow(clips):
+    from dataclasses import replace
+
+    references, said = references_of("postfuse"), []
+    cat, fox = references.subjects
+    references = replace(references, subjects=(replace(cat, start_percent=0.2, region=torch.ones(4, 4)), fox))
+    encode("postfuse", clips, "a cat and a red fox", references=references, warn=said.append)
+    assert said == ["postfuse.bin acts in the prompt alone, from 'fuse_start_percent' on: it cannot follow a range of steps and a region of subject 1 ('cat')."]

@@ -10,7 +10,7 @@ import torch
 
 from ...errors import MismatchError
 from ...fuse import Encoded, FusedText, Streams, fuse_prompt
-from ...subjects import References
+from ...subjects import References, called
 from .adapters import HostAdapter
 from .conditioning import Conditioning
 from .prompt_switch import PROMPT, FusedPrompt
@@ -18,6 +18,8 @@ from .weights import without_lora
 
 log = logging.getLogger("troupe")
 OFFICIAL = "official"
+SD15 = 768  # width of its text
+LAST = -1  # layer of CLIP
 
 
 class HostPromptEncoder:
@@ -74,6 +76,8 @@ def encode_prompt(clip: Any, references: References, text: str, start_percent: f
         other = "Apply Gated Adapter" if adapter.spec.gated is not None else "Apply Image Attention"
         do = f"Encode the prompt with CLIP Text Encode, and wire these references into {other}."
         raise MismatchError("references of an adapter that acts in the prompt", f"{adapter.spec.file}, {adapter.spec.describe()}", do)
+    for sentence in _doubts(references, clip):
+        warn(sentence)
     if quirks == OFFICIAL:
         clip = without_lora(clip, adapter, "g")
     texts, said = fuse_prompt(references, text, HostPromptEncoder(clip, adapter), places_of if quirks == OFFICIAL else "", warn)
@@ -82,10 +86,25 @@ def encode_prompt(clip: Any, references: References, text: str, start_percent: f
     return [_entry(t, start_percent, start_step) for t in texts], [[t.plain.states, _rest(t.plain)] for t in texts]
 
 
+def _doubts(references: References, clip: Any) -> list[str]:
+    """A sentence for each thing that is allowed but probably not meant."""
+    spec, sentences = references.adapter.spec, []
+    usual = LAST if spec.context_dim == SD15 else LAST - 1
+    if references.subjects and clip.layer_idx not in (None, usual):
+        change = f"Take CLIP Set Last Layer out, or set it to {usual}."
+        sentences.append(f"The CLIP stops at layer {clip.layer_idx}, and {spec.file} was trained with {usual}: subjects may not be recognised. {change}")
+    if not spec.widths and spec.gated is None:
+        for number, s in enumerate(references.subjects, 1):
+            given = {"a range of steps": (s.start_percent, s.end_percent) != (0.0, 1.0), "a region": s.region is not None, "a box": s.box is not None}
+            if idle := " and ".join(what for what, there in given.items() if there):
+                sentences.append(f"{spec.file} acts in the prompt alone, from 'fuse_start_percent' on: it cannot follow {idle} of {called(number, s.name)}.")
+    return sentences
+
+
 def _entry(text: FusedText, start_percent: float, start_step: int) -> list[Any]:
     """One conditioning entry of the fused prompt, with what it was made from where there is a change in the run."""
     rest = _rest(text.fused)
-    prompt = FusedPrompt(text.fused.states, text.plain.states, text.plain.pooled, start_percent, start_step)
+    prompt = FusedPrompt(text.fused.states, text.plain.states, text.plain.pooled, start_percent, start_step, text.fused.pooled)
     return [text.fused.states, {**rest, PROMPT: prompt} if prompt.delayed and text.plain is not text.fused else rest]
 
 
