@@ -72,6 +72,16 @@ def test_alpha_changes_within_its_range_and_is_0_outside():
     assert calls == [3 if a else 2 for a in alphas] and 0 < sum(map(bool, alphas)) < 8
 
 
+def test_a_run_is_announced(caplog):
+    import logging
+
+    import tiny_models
+
+    with caplog.at_level(logging.INFO, "troupe"):
+        sampled(guider(tiny_models.micro_model("SD15", context_dim=64), prompts(), cfg=4.0, second=0.5, second_end=0.2, end_percent=0.6), torch.randn(1, 4, 8, 8), 2)
+    assert "Troupe: guidance 4, the subjects' share 0.5 to 0.2 from 0 to 0.6 of the run." in caplog.text
+
+
 def test_post_cfg_functions_run():
     import tiny_models
 

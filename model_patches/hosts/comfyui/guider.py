@@ -33,6 +33,12 @@ class GuidanceSettings:
     start_percent: float = 0.0
     end_percent: float = 1.0
 
+    @property
+    def course(self) -> str:
+        """What second does, in words."""
+        second = f"{self.second:g}" if self.second == self.second_end else f"{self.second:g} to {self.second_end:g}"
+        return f"{second} from {self.start_percent:g} to {self.end_percent:g} of the run"
+
 
 class Course:
     """What the second guidance is in each call of one run."""
@@ -99,9 +105,7 @@ class SubjectDiffusionGuider(TwoScaleGuider):
 
     def outer_sample(self, *args: Any, **kwargs: Any) -> Any:
         """A run, announced."""
-        s = self.settings
-        second = f"{s.second:g}" if s.second == s.second_end else f"{s.second:g} to {s.second_end:g}"
-        log.info("Troupe: text guidance %g, image guidance %s from %g to %g of the run.", self.cfg, second, s.start_percent, s.end_percent)
+        log.info("Troupe: text guidance %g, image guidance %s.", self.cfg, self.settings.course)
         return super().outer_sample(*args, **kwargs)
 
     def predict_noise(self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None, seed: int | None = None) -> torch.Tensor:
@@ -139,6 +143,11 @@ class UMMGuider(TwoScaleGuider):
             raise MismatchError("'second' and 'second_end' from 0 to 1 for method umm", f"{s.second:g} and {s.second_end:g}", do)
         negative = node_helpers.conditioning_set_values(negative, {"prompt_type": "negative"})
         self.inner_set_conds({"positive": positive, "negative": negative, "middle": middle})
+
+    def outer_sample(self, *args: Any, **kwargs: Any) -> Any:
+        """A run, announced."""
+        log.info("Troupe: guidance %g, the subjects' share %s.", self.cfg, self.settings.course)
+        return super().outer_sample(*args, **kwargs)
 
     def predict_noise(self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None, seed: int | None = None) -> torch.Tensor:
         """The denoised picture [B, C, ...] of one call."""
