@@ -35,9 +35,9 @@ INFO = {  # as a host answers /object_info: older nodes list their options in pl
     "KSampler": {"input": {"required": {
         "model": ["MODEL"], "seed": ["INT", {"control_after_generate": True}], "steps": ["INT", {"min": 1, "max": 10000}], "cfg": ["FLOAT", {"min": 0.0, "max": 100.0}],
         "sampler_name": [["euler", "heun"]], "scheduler": [["normal", "karras"]], "positive": ["CONDITIONING"], "negative": ["CONDITIONING"], "latent_image": ["LATENT"],
-        "denoise": ["FLOAT", {"min": 0.0, "max": 1.0}]}}, "output": ["LATENT"]},
-    "LoadImage": {"input": {"required": {"image": PICTURE}}, "output": ["IMAGE", "MASK"]},
-    "Either": {"input": {"required": {"any": ["IMAGE,MASK"]}, "optional": {"more": ["*"]}}, "output": ["COMBO"]},
+        "denoise": ["FLOAT", {"min": 0.0, "max": 1.0}]}}, "output": ["LATENT"], "output_node": True},
+    "LoadImage": {"input": {"required": {"image": PICTURE}}, "output": ["IMAGE", "MASK"], "output_node": True},
+    "Either": {"input": {"required": {"any": ["IMAGE,MASK"]}, "optional": {"more": ["*"]}}, "output": ["COMBO"], "output_node": True},
 }
 SAMPLING = {  # an API prompt that INFO's host takes
     "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "here.safetensors"}},
@@ -242,6 +242,14 @@ def test_one_mistake_is_one_sentence(node, name, value, sentence, stocked):
     assert texts(prompt, stocked) == [sentence]
 
 
+def test_only_what_an_output_needs_is_looked_at(stocked):
+    """As the host does. Without any output there is nothing to run."""
+    prompt = {**SAMPLING, "5": {"class_type": "CLIPTextEncode", "inputs": {"text": 5}}}
+    assert texts(prompt, stocked) == []
+    del prompt["4"]
+    assert texts(prompt, stocked) == ["the workflow: expected an active node that saves or shows something, found none; add one, such as Save Image."]
+
+
 def test_backslashes_unions_and_any_are_fine(stocked):
     write(stocked.places.roots[0] / "checkpoints" / "sub" / "there.safetensors")
     prompt = {"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sub\\there.safetensors"}},
@@ -253,14 +261,15 @@ def test_backslashes_unions_and_any_are_fine(stocked):
         "'LoadImage' (node 2, LoadImage): expected a file in ComfyUI's input folder in 'image', found 'holiday.jpg'; choose one of yours, or put it there."]
 
 
-def test_values_of_older_files_go_by_the_host_s_order(stocked):
+@pytest.mark.parametrize("control", ["randomize", True])
+def test_values_of_older_files_go_by_the_host_s_order(control, stocked):
     """They save no names of widgets; the extra value after the seed and the button after a picture are stepped over."""
     workflow = stacked_by_preset(named=False)
     kept = {"CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "KSampler", "LoadImage"}
     workflow["nodes"] = [raw for raw in workflow["nodes"] if raw["type"] in kept]
     workflow["nodes"][0]["widgets_values"] = ["here.safetensors"]
     sampler = next(raw for raw in workflow["nodes"] if raw["type"] == "KSampler")
-    sampler["widgets_values"] = [7, "randomize", 0, 5.0, "eular", "normal", 1.0]
+    sampler["widgets_values"] = [7, control, 0, 5.0, "eular", "normal", 1.0]
     told = [finding.text for finding in check(workflow, stocked).findings if finding.kind == "value"]
     assert [line.partition(": ")[2] for line in told if "KSampler" in line] == [
         "expected a whole number from 1 to 10000 in 'steps', found 0; set it within that range.",
@@ -295,15 +304,16 @@ def with_subgraph() -> dict:
     ends = [(1, -10, 0, 1, 0, "CLIP"), (2, 1, 0, 2, 1, "CONDITIONING"), (3, 1, 0, 2, 2, "CONDITIONING"), (4, -10, 1, 2, 0, "MODEL"), (5, -10, 2, 2, 3, "LATENT"),
             (6, -10, 3, 2, 5, "INT"), (7, -10, 4, 1, 1, "STRING"), (8, 2, 0, -20, 0, "LATENT")]
     links = [dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), end, strict=True)) for end in ends]
-    outer = [slot("clip", "CLIP", 1), slot("model", "MODEL", 2), slot("latent", "LATENT", 3), slot("steps", "INT", None, widget=True), slot("text", "STRING", None, widget=True)]
+    outer = [slot("latent", "LATENT", 3), slot("clip", "CLIP", 1), slot("model", "MODEL", 2)]  # in an order of its own, and without the widgets
+    inputs = [{"name": name} for name in ("clip", "model", "latent", "steps", "text")]
     nodes = [{"id": 1, "type": "CheckpointLoaderSimple", "inputs": [slot("ckpt_name", "COMBO", widget=True)], "widgets_values": ["here.safetensors"],
               "outputs": [{"name": n, "type": n} for n in ("MODEL", "CLIP", "VAE")]},
              {"id": 2, "type": "EmptyLatentImage", "inputs": [slot(n, "INT", widget=True) for n in ("width", "height", "batch_size")], "widgets_values": [512, 512, 1],
               "outputs": [{"name": "LATENT", "type": "LATENT"}]},
              {"id": 3, "type": "abc", "inputs": outer, "outputs": [{"name": "LATENT", "type": "LATENT"}], "widgets_values": [30, "a dog"]},
              {"id": 4, "type": "Either", "inputs": [slot("any", "IMAGE,MASK", 4)], "outputs": [], "widgets_values": []}]
-    return {"nodes": nodes, "links": [[1, 1, 1, 3, 0, "CLIP"], [2, 1, 0, 3, 1, "MODEL"], [3, 2, 0, 3, 2, "LATENT"], [4, 3, 0, 4, 0, "LATENT"]],
-            "definitions": {"subgraphs": [{"id": "abc", "name": "Sampling", "nodes": inner, "links": links}]}}
+    return {"nodes": nodes, "links": [[1, 1, 1, 3, 1, "CLIP"], [2, 1, 0, 3, 2, "MODEL"], [3, 2, 0, 3, 0, "LATENT"], [4, 3, 0, 4, 0, "LATENT"]],
+            "definitions": {"subgraphs": [{"id": "abc", "name": "Sampling", "inputs": inputs, "nodes": inner, "links": links}]}}
 
 
 def test_a_subgraph_is_laid_open():

@@ -57,24 +57,30 @@ def _from_prompt(prompt: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(eq=False)
 class Level:
-    """The nodes and links of one graph: the file's own, or a subgraph's for one node that stands for it."""
+    """The nodes and links of one graph: the file's own, or a subgraph's for one node that stands for it; inputs: names of the subgraph's."""
 
     nodes: list[dict[str, Any]]
     links: list[Link]
     prefix: str = ""
     parent: Level | None = None
     stands_for: Node | None = None
+    inputs: tuple[str, ...] = ()
     inner: dict[Any, Level] = field(default_factory=dict)
 
     def name(self, id_: Any) -> Any:
         """A node's id in the flat graph."""
         return f"{self.prefix}{id_}" if self.prefix else id_
 
+    def wired(self, slot: int) -> Any:
+        """The outer link at one of the subgraph's inputs, or None. The node that stands for it lists only some of them, so they go by name."""
+        name = self.inputs[slot] if slot < len(self.inputs) else None
+        return (self.stands_for.inputs.get(name) or {}).get("link")
+
     def origin(self, source: Any, slot: int) -> Origin | None:
         """The real node and slot behind a link's source, through the borders of subgraphs; None where nothing is wired there."""
         if source == INSIDE and self.parent is not None:
-            slots = self.stands_for.raw.get("inputs") or []
-            outer = next((link for link in self.parent.links if slot < len(slots) and link[0] == slots[slot].get("link")), None)
+            wired = self.wired(slot)
+            outer = next((link for link in self.parent.links if wired is not None and link[0] == wired), None)
             return self.parent.origin(outer[1], outer[2]) if outer else None
         if source in self.inner:
             below = self.inner[source]
@@ -103,21 +109,22 @@ def _laid_open(workflow: dict[str, Any]) -> dict[str, Any]:
 
 def _below(level: Level, node: Node, graph: dict[str, Any]) -> Level:
     """A subgraph's level; its nodes are muted or bypassed where the node that stands for it is, and have the values of its widgets."""
-    links = [_link(link) for link in graph.get("links") or []]
-    below = Level(graph["nodes"], links, f"{level.name(node.id)}:", level, node)
+    inputs = tuple(slot.get("name") for slot in graph.get("inputs") or [])
+    below = Level(graph["nodes"], [_link(link) for link in graph.get("links") or []], f"{level.name(node.id)}:", level, node, inputs)
     for raw in below.nodes:
         raw["mode"] = node.mode or raw.get("mode", 0)
     by_id = {raw["id"]: Node(raw) for raw in below.nodes}
-    places, values, slots = node.widget_places(), node.raw.get("widgets_values") or [], node.raw.get("inputs") or []
-    for _, source, slot, target, into, _ in links:
-        outer = slots[slot] if source == INSIDE and slot < len(slots) else {}
-        inner = by_id.get(target)
-        place = places.get((outer.get("widget") or {}).get("name"))
-        if inner is None or place is None or place >= len(values) or outer.get("link") is not None:
-            continue
-        here = inner.widget_places().get(((inner.raw["inputs"][into].get("widget")) or {}).get("name"))
-        if here is not None and isinstance(inner.raw.get("widgets_values"), list) and here < len(inner.raw["widgets_values"]):
-            inner.raw["widgets_values"][here] = values[place]
+    shown: dict[int, list[tuple[Node, int]]] = {}  # slot of the subgraph -> inner nodes and the places of the values that it shows as a widget
+    for _, source, slot, target, into, _ in below.links:
+        widget = (by_id[target].raw["inputs"][into].get("widget") or {}).get("name") if source == INSIDE and target in by_id else None
+        place = by_id[target].widget_places().get(widget) if widget else None
+        if place is not None:
+            shown.setdefault(slot, []).append((by_id[target], place))
+    values = node.raw.get("widgets_values") or []
+    for slot, value in zip(sorted(shown), values, strict=False) if len(values) == len(shown) else ():
+        for inner, place in shown[slot]:
+            if below.wired(slot) is None and place < len(inner.raw.get("widgets_values") or []):
+                inner.raw["widgets_values"][place] = value
     return below
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from any_workflow import flatten
 from comfyui import LOOKED, find_comfyui, usable_host
-from findings import FRONT_END, Finding, broken_links, missing_nodes, packs_named, wrong_values, wrong_wires
+from findings import FRONT_END, Finding, broken_links, missing_nodes, no_output, packs_named, wrong_values, wrong_wires
 from from_ipadapter import from_ipadapter
 from graph import ACTIVE, ROOT, Graph, RunError, find_workflow, read_workflow
 from host_server import HostServer, link
@@ -133,7 +133,7 @@ def check(workflow: dict[str, Any], here: Here) -> Report:
     else:
         told = {finding.text for finding in findings}
         wires = [finding for finding in wrong_wires(graph, here.info) if finding.text not in told]
-        findings = [*missing_nodes(graph, here.info), *findings, *wires, *wrong_values(graph, here.info, gone)]
+        findings = [*missing_nodes(graph, here.info), *no_output(graph, here.info), *findings, *wires, *wrong_values(graph, here.info, gone)]
     counts = f"{len(active)} node{'s' if len(active) != 1 else ''}, {len(graph.links)} links, {len(files)} model file{'s' if len(files) != 1 else ''}"
     return Report(tuple(findings), tuple(notes), counts)
 

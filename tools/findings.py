@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from graph import ACTIVE, NOTES, PRIMITIVE, REROUTE, SEEDS, Graph, Node
+from graph import ACTIVE, NOTES, PRIMITIVE, REROUTE, SEEDS, Graph, Node, upstream
 from needed import EXTENSIONS, Needed
 
 FRONT_END = (*NOTES, REROUTE, PRIMITIVE)
@@ -77,7 +77,7 @@ def _places_by_order(entry: dict[str, Any], values: list[Any]) -> dict[str, int]
             continue
         places[name] = at
         seed = one.type == "INT" and (one.extra.get("control_after_generate") or name in SEEDS)
-        at += 2 if seed and at + 1 < len(values) and isinstance(values[at + 1], str) else 1
+        at += 2 if seed and at + 1 < len(values) and isinstance(values[at + 1], (str, bool)) else 1
         at += any(one.extra.get(key) for key in UPLOADS)  # the button
     return places
 
@@ -131,6 +131,14 @@ def _squeezed(name: str) -> str:
     return "".join(c for c in name.lower().removeprefix("comfyui-").removeprefix("comfyui_") if c.isalnum())
 
 
+def no_output(graph: Graph, info: Info) -> list[Finding]:
+    """The host runs nothing where nothing is saved or shown."""
+    acting = [node for node in graph.nodes.values() if node.mode == ACTIVE and node.type not in FRONT_END]
+    if not acting or any(node.type not in info or info[node.type].get("output_node") for node in acting):
+        return []
+    return [Finding("node", "the workflow: expected an active node that saves or shows something, found none; add one, such as Save Image.")]
+
+
 # ---- wires -------------------------------------------------------------------------------------------------------------------------------
 
 def broken_links(workflow: dict[str, Any]) -> list[Finding]:
@@ -154,7 +162,7 @@ def broken_links(workflow: dict[str, Any]) -> list[Finding]:
 def wrong_wires(graph: Graph, info: Info) -> Iterator[Finding]:
     """Wires between sockets that do not fit, outputs that a class no longer has, and required sockets without a wire."""
     sockets = {kind for entry in info.values() for kind in entry.get("output") or [] if isinstance(kind, str)}
-    for node in _known(graph, info):
+    for node in _reached(graph, info):
         for one in inputs_of(info[node.type]).values():
             slot = node.inputs.get(one.name) or {}
             source = graph.source(node, one.name) if slot.get("link") is not None else None
@@ -193,7 +201,7 @@ def _misfit(node: Node, name: Any, wanted: Any, source: Node, given: Any) -> Fin
 def wrong_values(graph: Graph, info: Info, files: list[Needed]) -> Iterator[Finding]:
     """Widget values outside their options or range. Model files that are missing anyway (`files`) are not told twice."""
     gone = {file.name for file in files}
-    for node in _known(graph, info):
+    for node in _reached(graph, info):
         values = named_values(node, info[node.type])
         for one in (one for one in inputs_of(info[node.type]).values() if one.is_widget):
             if one.name not in values:
@@ -237,8 +245,12 @@ def _not_offered(one: Input, value: Any, gone: set[str]) -> tuple[str, str] | No
     return f"one of {offered or 'nothing (the list is empty)'}", "choose one of them"
 
 
-def _known(graph: Graph, info: Info) -> Iterator[Node]:
-    return (node for node in graph.nodes.values() if node.mode == ACTIVE and node.type in info and node.type not in FRONT_END)
+def _reached(graph: Graph, info: Info) -> list[Node]:
+    """The known nodes that an output needs: the host looks at no others. What is unknown may be an output."""
+    acting = [node for node in graph.nodes.values() if node.mode == ACTIVE and node.type not in FRONT_END]
+    outputs = [node for node in acting if node.type not in info or info[node.type].get("output_node")]
+    ids = {node.id for node in outputs} | {node.id for output in outputs for node in upstream(graph, output)}
+    return [node for node in acting if node.id in ids and node.type in info]
 
 
 def _quoted(value: Any) -> str:
