@@ -82,6 +82,27 @@ def test_a_run_is_announced(caplog):
     assert "Troupe: guidance 4, the subjects' share 0.5 to 0.2 from 0 to 0.6 of the run." in caplog.text
 
 
+@pytest.mark.parametrize("negative_wired", [False, True])
+def test_a_drop_in_on_the_model_acts_in_both_prompts(negative_wired):
+    """References of another adapter on the MODEL wire are not what alpha weighs: at 0 they are as with CFGGuider."""
+    import comfy.samplers
+    from stage import settings, stage
+    from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
+
+    st, texts = stage(), prompts()
+    negative = texts["negative"] if negative_wired else None
+    model, _, wired, _ = apply_image_attention(st.patcher, st.references(2), settings(), None, negative)
+    texts["negative"] = wired or texts["negative"]
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    found = sampled(guider(model, texts, cfg=5.0, second=0.0, second_end=0.0), noise, 2)
+    usual = comfy.samplers.CFGGuider(model)
+    usual.set_conds(texts["middle"], texts["negative"])
+    usual.set_cfg(5.0)
+    wanted, without = sampled(usual, noise, 2), sampled(guider(st.patcher, texts, cfg=5.0, second=0.0, second_end=0.0), noise, 2)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+    assert (found - without).abs().max() > 1e-4 * wanted.abs().max()
+
+
 def test_post_cfg_functions_run():
     import tiny_models
 

@@ -141,6 +141,8 @@ class UMMGuider(TwoScaleGuider):
         if not 0.0 <= min(s.second, s.second_end) <= max(s.second, s.second_end) <= 1.0:
             do = "There it is alpha, the subjects' share of the guidance: 0.5 is a good start."
             raise MismatchError("'second' and 'second_end' from 0 to 1 for method umm", f"{s.second:g} and {s.second_end:g}", do)
+        for apply_id in drop_in_ids(self.model_patcher):
+            middle = attach(middle, Record(apply_id, COND, None))
         negative = node_helpers.conditioning_set_values(negative, {"prompt_type": "negative"})
         self.inner_set_conds({"positive": positive, "negative": negative, "middle": middle})
 
