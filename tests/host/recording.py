@@ -107,15 +107,15 @@ class Scene:
 
 
 class Plain:
-    """Test node: a grey IMAGE."""
+    """Test node: a grey IMAGE, `after` a latent is there."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "make", "test"
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"grey": ("FLOAT", {})}}
+        return {"required": {"grey": ("FLOAT", {})}, "optional": {"after": ("LATENT",)}}
 
-    def make(self, grey):
+    def make(self, grey, after=None):
         return (torch.full((1, 16, 16, 3), grey),)
 
 

@@ -373,15 +373,14 @@ def test_another_image_alone_shows_the_last_maps_over_it(lab, studio):
 
 
 def test_two_samplers_keep_their_own(lab, studio):
-    both = lab.branch(lab.graph(called="A", seed=1), called="B", seed=2, size=64)
+    """Also where both have run before either preview looks."""
+    both = lab.branch(lab.graph(called="A", seed=1, image=0.5), called="B", seed=2, size=64, image=0.5)
+    both["imageA"]["inputs"]["after"], both["imageB"]["inputs"]["after"] = ["samplerB", 0], ["samplerA", 0]
     assert studio.run(both) is None
-    alone = {}
     for called, rest in (("A", {"seed": 1}), ("B", {"seed": 2, "size": 64})):
-        assert studio.run(lab.graph(called=f"only{called}", **rest)) is None
-        alone[called] = lab.Look.got[f"only{called}"][0]
-    for called in "AB":
-        maps, told = lab.Look.got[called][0]
-        assert told == alone[called][1] and OTHER_LATENT not in told and torch.equal(maps, alone[called][0])
+        assert studio.run(lab.graph(called=f"only{called}", image=0.5, **rest)) is None
+        (maps, told), (alone, expected) = lab.Look.got[called][0], lab.Look.got[f"only{called}"][0]
+        assert told == expected and OTHER_LATENT not in told and torch.equal(maps, alone)
     assert lab.Look.got["A"][0][1] != lab.Look.got["B"][0][1]
 
 
