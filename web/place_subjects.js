@@ -96,6 +96,7 @@ class Binding {
   /** After an undo, Nodes 2.0 goes on showing the element of the node that is gone: this one takes its place. */
   mount() {
     const memory = memoryOf(this.node);
+    this.memory = memory;
     const { root } = this.editor;
     if (memory.root !== root && memory.root?.isConnected && !root.isConnected) memory.root.replaceWith(root);
     memory.root = root;
@@ -106,9 +107,9 @@ class Binding {
     const { editor, node } = this;
     this.showText(Boolean(node.properties?.[OPTIONS]?.text));
     this.look();
-    const { selected, focused } = memoryOf(node);
+    const { selected, focused, gone } = memoryOf(node);
     if (selected < Math.max(editor.boxes.length, editor.state.count ?? 0)) editor.select(selected);
-    if (focused) setTimeout(() => editor.canvas.focus({ preventScroll: true }));
+    if (focused && Date.now() - gone < 2000) setTimeout(() => editor.canvas.focus({ preventScroll: true }));
   }
 
   /** held: a key is held down; all that it does is one step for undo. */
@@ -141,6 +142,7 @@ class Binding {
   }
 
   end() {
+    if (this.memory) this.memory.gone = Date.now();
     clearInterval(this.timer);
     this.editor.sizes.disconnect();
   }

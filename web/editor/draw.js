@@ -45,17 +45,26 @@ function line(context, x, y, dx, dy) {
 
 function drawGhost(context, view, i) {
   const [x, y, w, h] = rectangle(view, view.ghosts[i]);
+  const frame = [x + 0.75, y + 0.75, w - 1.5, h - 1.5];
+  outline(context, view, frame, 1.5);
   context.setLineDash([5, 4]);
   context.lineWidth = 1.5;
   context.strokeStyle = colourOf(i);
-  context.globalAlpha = 0.9;
-  context.strokeRect(x + 0.75, y + 0.75, w - 1.5, h - 1.5);
+  context.strokeRect(...frame);
   context.setLineDash([]);
   context.font = `${FONT}px sans-serif`;
   context.fillStyle = view.ink;
   context.textAlign = "center";
   context.textBaseline = "middle";
   context.fillText(fitted(context, i, view.names[i], w - 8), x + w / 2, y + h / 2);
+}
+
+/** A faint line around a frame, so that yellow is seen on light and blue on dark. */
+function outline(context, view, frame, width) {
+  context.globalAlpha = 0.3;
+  context.lineWidth = width + 1.5;
+  context.strokeStyle = view.ink;
+  context.strokeRect(...frame);
   context.globalAlpha = 1;
 }
 
@@ -65,12 +74,13 @@ function drawBox(context, view, i) {
   context.fillStyle = colour(view, i);
   context.globalAlpha = chosen ? 0.3 : 0.18;
   context.fillRect(x, y, w, h);
-  context.globalAlpha = 1;
-  context.lineWidth = chosen ? 3 : 2;
+  const width = chosen ? 3 : 2;
+  const frame = [x + width / 2, y + width / 2, Math.max(w - width, 1), Math.max(h - width, 1)];
+  outline(context, view, frame, width);
+  context.lineWidth = width;
   context.strokeStyle = colour(view, i);
   context.setLineDash(stranger(view, i) ? [3, 3] : []);
-  const inset = context.lineWidth / 2;
-  context.strokeRect(x + inset, y + inset, Math.max(w - 2 * inset, 1), Math.max(h - 2 * inset, 1));
+  context.strokeRect(...frame);
   context.setLineDash([]);
 }
 

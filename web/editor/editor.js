@@ -30,7 +30,7 @@ export class BoxEditor {
   constructor(host, guarded) {
     this.host = host;
     this.guarded = guarded;
-    this.state = { text: "[]", boxes: [], fault: "", wired: false, size: [512, 512], exact: true, names: [], count: null, ghosts: [], background: null };
+    this.state = { text: "[]", boxes: [], fault: "", wired: false, connected: false, size: [512, 512], exact: true, names: [], count: null, ghosts: [], background: null };
     this.selected = -1;
     this.draft = null; // the boxes while one is dragged
     this.draftIndex = -1;
@@ -279,16 +279,16 @@ export class BoxEditor {
   }
 
   sentence(box) {
-    const { fault, wired, count, size, exact } = this.state;
+    const { fault, wired, connected, count, size, exact } = this.state;
     if (fault) return `${fault} Show the text (the braces) and mend it.`;
     if (wired) return "The boxes come from the node wired into 'boxes'.";
     if (box) {
       const [w, h] = [Math.round(box.w * size[0]), Math.round(box.h * size[1])];
       const stray = count !== null && this.selected >= count && !this.draft ? ": no such subject" : "";
-      return `${Math.round(box.x * size[0])}, ${Math.round(box.y * size[1])}  ${w} × ${h}${stray}`;
+      return `at ${Math.round(box.x * size[0])}, ${Math.round(box.y * size[1])}: ${w} × ${h}${stray}`;
     }
     const target = this.target();
-    if (count === 0 || (count === null && !this.boxes.length && !exact)) return "Wire the last Add Subject into 'cast'.";
+    if (!connected && !this.boxes.length) return "Wire the last Add Subject into 'cast'.";
     if (target < 0) return "Click a box to change it.";
     return `Drag to draw ${target + 1} ${this.nameOf(target)}`.trimEnd() + (exact ? "" : " (proportions after a run)");
   }

@@ -5,7 +5,7 @@ import { fill } from "./layouts.js";
 
 const remembered = new Map(); // of nodes by graph and id; an undo makes new nodes, which have the same id
 
-/** A node's memory that outlives the node: {run: what its last run found out, selected, focused}. */
+/** A node's memory that outlives the node: {run: what its last run found out, selected, focused, root: the element shown, gone: when the node went}. */
 export function memoryOf(node) {
   const key = `${node.graph?.id ?? ""}:${node.id}`;
   if (!remembered.has(key)) remembered.set(key, { run: null, selected: -1 });
@@ -14,7 +14,7 @@ export function memoryOf(node) {
 
 /**
  * What the node holds and what is wired into it, as plain data:
- * {text, boxes, fault, wired: the boxes come from another node, size, exact: the size is the run's, names, count: subjects or null, ghosts, background}
+ * {text, boxes, fault, wired: the boxes come from another node, connected: there is a cast, size, exact: the size is the run's, names, count: subjects or null, ghosts, background}
  */
 export function read(node, app) {
   const root = app.rootGraph ?? app.graph?.rootGraph ?? app.graph;
@@ -29,7 +29,7 @@ export function read(node, app) {
   const length = Math.max(cast?.length ?? 0, boxes.length);
   const names = Array.from({ length }, (_, i) => String(cast?.[i] ?? known?.names[i] ?? boxes[i]?.label ?? ""));
   return {
-    text, boxes, fault, wired, size, exact: Boolean(live || run), names, count: cast ? cast.length : null,
+    text, boxes, fault, wired, connected: isWired(node, "cast"), size, exact: Boolean(live || run), names, count: cast ? cast.length : null,
     ghosts: cast && !fault ? ghosts(node, boxes, cast.length, size, known, root) : [],
     background: isWired(node, "background") ? backgroundOf(node, root) ?? run?.background ?? null : null,
   };
