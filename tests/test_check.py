@@ -106,12 +106,14 @@ def test_templates_pass_once_the_files_are_there(name, tmp_path):
     assert report.findings == () and report.summary().endswith("nothing is in the way, as far as could be checked")
 
 
-def test_an_encoder_is_found_under_any_name(tmp_path):
-    for folder, file in files_of("two_subjects"):
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_an_encoder_is_found_under_any_name(name, tmp_path):
+    """Also where only a record names it, as of adapters that were never published."""
+    for folder, file in files_of(name):
         write(tmp_path / "models" / folder / file)
-    [encoder] = (tmp_path / "models" / "clip_vision").iterdir()
-    encoder.rename(encoder.with_name("what I called it.safetensors"))
-    assert texts(template("two_subjects"), Here(None, places_of(tmp_path))) == []
+    for number, encoder in enumerate(list((tmp_path / "models").glob("clip_vision/*"))):
+        encoder.rename(encoder.with_name(f"what I called it {number}.safetensors"))
+    assert texts(template(name), Here(None, places_of(tmp_path))) == []
 
 
 @pytest.mark.parametrize(("kind", "value", "folder"), [
@@ -302,7 +304,7 @@ def with_subgraph() -> dict:
               "widgets_values": ["inside"]},
              {"id": 2, "type": "KSampler", "inputs": sampler, "outputs": [{"name": "LATENT", "type": "LATENT"}], "widgets_values": [1, "fixed", 20, 5.0, "euler", "normal", 1.0]}]
     ends = [(1, -10, 0, 1, 0, "CLIP"), (2, 1, 0, 2, 1, "CONDITIONING"), (3, 1, 0, 2, 2, "CONDITIONING"), (4, -10, 1, 2, 0, "MODEL"), (5, -10, 2, 2, 3, "LATENT"),
-            (6, -10, 3, 2, 5, "INT"), (7, -10, 4, 1, 1, "STRING"), (8, 2, 0, -20, 0, "LATENT")]
+            (6, -10, 3, 2, 5, "INT"), (7, -10, 4, 1, 1, "STRING"), (8, 1, 0, -20, 0, "CONDITIONING"), (9, 2, 0, -20, 1, "LATENT")]
     links = [dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), end, strict=True)) for end in ends]
     outer = [slot("latent", "LATENT", 3), slot("clip", "CLIP", 1), slot("model", "MODEL", 2)]  # in an order of its own, and without the widgets
     inputs = [{"name": name} for name in ("clip", "model", "latent", "steps", "text")]
@@ -310,9 +312,9 @@ def with_subgraph() -> dict:
               "outputs": [{"name": n, "type": n} for n in ("MODEL", "CLIP", "VAE")]},
              {"id": 2, "type": "EmptyLatentImage", "inputs": [slot(n, "INT", widget=True) for n in ("width", "height", "batch_size")], "widgets_values": [512, 512, 1],
               "outputs": [{"name": "LATENT", "type": "LATENT"}]},
-             {"id": 3, "type": "abc", "inputs": outer, "outputs": [{"name": "LATENT", "type": "LATENT"}], "widgets_values": [30, "a dog"]},
+             {"id": 3, "type": "abc", "inputs": outer, "outputs": [{"name": k, "type": k} for k in ("CONDITIONING", "LATENT")], "widgets_values": [30, "a dog"]},
              {"id": 4, "type": "Either", "inputs": [slot("any", "IMAGE,MASK", 4)], "outputs": [], "widgets_values": []}]
-    return {"nodes": nodes, "links": [[1, 1, 1, 3, 1, "CLIP"], [2, 1, 0, 3, 2, "MODEL"], [3, 2, 0, 3, 0, "LATENT"], [4, 3, 0, 4, 0, "LATENT"]],
+    return {"nodes": nodes, "links": [[1, 1, 1, 3, 1, "CLIP"], [2, 1, 0, 3, 2, "MODEL"], [3, 2, 0, 3, 0, "LATENT"], [4, 3, 1, 4, 0, "LATENT"]],
             "definitions": {"subgraphs": [{"id": "abc", "name": "Sampling", "inputs": inputs, "nodes": inner, "links": links}]}}
 
 

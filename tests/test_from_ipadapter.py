@@ -177,9 +177,13 @@ def test_a_model_wire_that_two_take_keeps_both_ways():
 
 
 def test_different_adapters_are_different_casts():
-    made = one_stacked(0.5)
-    loader = made.node("IPAdapterUnifiedLoader", "PLUS FACE (portraits)", model=(4, 0))
-    made.sampled(1, (made.node("IPAdapter", 0.3, 0.0, 1.0, "standard", model=(loader, 0), ipadapter=(loader, 1), image=(3, 0)), 0))
+    made = OldWorkflow()
+    model = (checkpoint, _) = (made.node("CheckpointLoaderSimple", "juggernautXL_v9.safetensors"), 0)
+    photo = made.node("LoadImage", "woman.png", "image")
+    for preset in (PLUS, "PLUS FACE (portraits)"):
+        loader = made.node("IPAdapterUnifiedLoader", preset, model=(checkpoint, 0))
+        model = (made.node("IPAdapter", 0.3, 0.0, 1.0, "standard", model=model, ipadapter=(loader, 1), image=(photo, 0)), 0)
+    made.sampled(checkpoint, model)
     new = from_ipadapter(made.saved).workflow
     assert [widgets(load)["adapter_name"] for load in of(new, LOAD)] == [f"ipadapter/ip-adapter-plus{face}_sdxl_vit-h.safetensors" for face in ("", "-face")]
     assert kinds(new)[APPLY] == 2 and "IPAdapterUnifiedLoader" not in kinds(new)

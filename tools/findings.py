@@ -78,7 +78,6 @@ def _places_by_order(entry: dict[str, Any], values: list[Any]) -> dict[str, int]
         places[name] = at
         seed = one.type == "INT" and (one.extra.get("control_after_generate") or name in SEEDS)
         at += 2 if seed and at + 1 < len(values) and isinstance(values[at + 1], (str, bool)) else 1
-        at += any(one.extra.get(key) for key in UPLOADS)  # the button
     return places
 
 
