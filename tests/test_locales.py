@@ -23,6 +23,7 @@ STAMPS = "stamps.json"  # of the four names that the host reads none
 CONTRACT = json.loads((ROOT / "tests" / "golden" / "node_contract.json").read_text())["nodes"]
 OPTIONS = {option for node in CONTRACT.values() for entry in node["inputs"] for option in entry.get("options", [])}
 NOT_NAMES = {"ONE", "PICTURE", "CFGGuider"}  # words in capitals that a translation may turn: emphasis, and a node that the front end translates itself
+WRONG_IN_ENGLISH = {"nodeDefs.TroupePlaceSubjects.inputs.boxes.tooltip"}  # a JSON example, which front end 1.27.10 cannot show over the socket; to be worded without
 Texts = dict[str, str]  # 'nodeDefs.TroupeFaces.inputs.pick.tooltip' -> text
 
 
@@ -155,10 +156,10 @@ def test_one_label_is_one_word(language, english, current):
     assert len(labels) == 10 and {name: words for name, words in labels.items() if len(words) > 1} == {}
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("language", ["en", *LANGUAGES])
 def test_the_front_end_shows_a_text_as_it_stands(language):
     """Its translator takes these characters for placeholders, plurals and links, and throws or leaves text out."""
-    assert not [key for key, text in texts_of(LOCALES / language).items() if re.search(r"[{}|@]", text)]
+    assert {key for key, text in texts_of(LOCALES / language).items() if re.search(r"[{}|@]", text)} <= (WRONG_IN_ENGLISH if language == "en" else set())
 
 
 # ---- stamps ------------------------------------------------------------------------------------------------------------------------------
