@@ -128,3 +128,45 @@ def paths_of(patcher):
     from troupe.model_patches.hosts.comfyui.blocks import attention_blocks
 
     return [block.path for block in attention_blocks(patcher.model.diffusion_model)]
+
+
+@pytest.mark.parametrize("scheduler", ["normal", "karras"])
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun"])
+def test_image_attention_begins_with_the_prompt(sampler, scheduler):
+    """As published: before the step at which the subjects enter the prompt, they do not act in the picture either. Its LoRA stays on."""
+    from dataclasses import replace
+
+    import tiny_models
+    from stage import ksample, settings
+    from troupe.model_patches.adapter import PromptSpec
+    from troupe.model_patches.hosts.comfyui import image_attention
+    from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
+    from troupe.model_patches.hosts.comfyui.prompt_switch import PROMPT, FusedPrompt
+    from troupe.model_patches.hosts.comfyui.weights import apply_weights
+
+    patcher, adapter = make()
+    adapter = replace(adapter, spec=replace(adapter.spec, prompt=PromptSpec("word", {"l": 768, "g": 1280})))
+    (fused, options), = tiny_models.random_cond(77, CONTEXT, seed=1)
+    (text, _), = tiny_models.random_cond(77, CONTEXT, seed=3)
+    delayed = [[fused, {**options, PROMPT: FusedPrompt(fused, text, options["pooled_output"], start_step=2)}]]
+    model, _ = apply_weights(patcher, adapter)
+    model, positive, negative, _ = apply_image_attention(model, references_of(adapter, [1, 1]), settings("joint"), delayed, tiny_models.random_cond(77, CONTEXT, seed=2))
+    seen, original = [], image_attention.image_delta
+    sigmas = []
+
+    def note(executor, x, t, *args, **kwargs):
+        sigmas.append((float(t[0]), kwargs.get("transformer_options", args[-1] if args else {})["sample_sigmas"]))
+        before = len(seen)
+        found = executor(x, t, *args, **kwargs)
+        acted.append(len(seen) > before)
+        return found
+
+    from comfy.patcher_extension import WrappersMP
+
+    acted = []
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "note", note)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_attention, "image_delta", lambda *a, **k: (seen.append(1), original(*a, **k))[1])
+        ksample(model, positive, negative, size=(8, 8), steps=5, sampler=sampler, scheduler=scheduler)
+    border = float(sigmas[0][1][2])
+    assert acted == [sigma <= border * (1 + 1e-5) for sigma, _ in sigmas] and True in acted and False in acted

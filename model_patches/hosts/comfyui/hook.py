@@ -19,7 +19,7 @@ from ...subjects import References
 from .attention_patch import Options
 from .clock import Clock
 from .conditioning import KEY, Chunk, Roles, foreign_ids
-from .prompt_switch import PromptSwitch
+from .prompt_switch import AFTER, BEFORE, PHASE, PromptSwitch
 from .rows import tiles_in
 from .run import Run
 from .weights import weights_of
@@ -80,9 +80,9 @@ class Hook:
 
     def attach(self, model: Any) -> None:
         """Put the wrappers and the adapter's memory on a clone of the MODEL (a host ModelPatcher)."""
+        PromptSwitch().attach(model)  # before ours, which then see the entries of the present phase
         for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, self.outer_sample), (WrappersMP.CALC_COND_BATCH, self.calc_cond_batch), (WrappersMP.APPLY_MODEL, self.apply_model)):
             model.add_wrapper_with_key(kind, f"{KEY}.{self.id}", wrapper)
-        PromptSwitch().attach(model)
         model.set_additional_models(self.key, [self.patcher])
         model.model_options["transformer_options"][APPLY_IDS] = known_ids(model.model_options) + (self.id,)
 
@@ -115,9 +115,11 @@ class Hook:
         state = own.pop(self.id, None)
         run = state.run if isinstance(state, Call) else state or self._new_run({}, None, None)
         now = self.strengths(run, model.model_sampling, timestep)
+        waiting = self._waiting(conds)
         if now is not None:
-            run.due = True
-            own[self.id] = Call(run, run.roles.table(conds), now, x_in.shape[0], tuple(x_in.shape[-2:]))
+            run.due = run.due or not waiting
+            table = {row: chunk for row, chunk in run.roles.table(conds).items() if row not in waiting}
+            own[self.id] = Call(run, table, now, x_in.shape[0], tuple(x_in.shape[-2:]))
         options[KEY] = own
         for lost in foreign_ids(conds, set(known_ids(model_options))):
             sentence = f"a conditioning carries references of an Apply node ({lost[:6]}) whose 'model' output is not the MODEL being sampled: they do nothing."
@@ -145,6 +147,13 @@ class Hook:
         patcher = model.current_patcher
         attached = patcher.get_additional_models_with_key(self.key) if patcher is not None else []
         return (attached[-1] if attached else self.patcher).model
+
+    def _waiting(self, conds: Sequence[Sequence[dict] | None]) -> set[tuple[int, Any]]:
+        """Entries whose subjects are not in the prompt yet, for an adapter that acts there too and begins with it, as MM-Diff was published."""
+        prompt = self.references.adapter.spec.prompt
+        if prompt is None or prompt.kind != "word":
+            return set()
+        return {(index, entry["uuid"]) for index, entries in enumerate(conds) for entry in entries or () if entry.get(PHASE, (None, AFTER))[1] is BEFORE}
 
     def _new_run(self, names: dict[Any, str], sigmas: torch.Tensor | None, sampler: Any) -> Run:
         return Run(Clock(sigmas, sampler), Roles(self.id, self.positive_wired, self.negative_wired, names))

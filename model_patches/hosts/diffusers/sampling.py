@@ -70,8 +70,10 @@ def sample(unet: UNet2DConditionModel, scheduler: EulerDiscreteScheduler, positi
             if key not in conditions:
                 conditions[key] = _condition(unet, now, settings)
             context, extra = conditions[key]
+            waiting = [prompt is not prompts[name] for name, prompt in zip(shares, now, strict=True)]  # for their subjects
             for apply in bound:
-                apply.roles = tuple(ROLES[name] for name in shares)
+                begins_with_prompt = apply.references.adapter.spec.prompt is not None and apply.references.adapter.spec.prompt.kind == "word"
+                apply.roles = tuple(None if begins_with_prompt and wait else ROLES[name] for name, wait in zip(shares, waiting, strict=True))
                 apply.at(percent)
             rows = scheduler.scale_model_input(latent, t).to(unet.dtype).repeat(len(now), 1, 1, 1)
             predictions = unet(rows, t, encoder_hidden_states=context, added_cond_kwargs=extra).sample.float().chunk(len(now))
