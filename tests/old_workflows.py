@@ -23,6 +23,8 @@ SOCKETS = {  # class -> sockets in order (name, type), widgets in order, outputs
     "IPAdapterAdvanced": (
         (("model", "MODEL"), ("ipadapter", "IPADAPTER"), ("image", "IMAGE"), ("image_negative", "IMAGE"), ("attn_mask", "MASK"), ("clip_vision", "CLIP_VISION")),
         ("weight", "weight_type", "combine_embeds", "start_at", "end_at", "embeds_scaling"), ("MODEL",)),
+    "IPAdapterApply": ((("ipadapter", "IPADAPTER"), ("clip_vision", "CLIP_VISION"), ("image", "IMAGE"), ("model", "MODEL"), ("attn_mask", "MASK")),
+                       ("weight", "noise", "weight_type", "start_at", "end_at", "unfold_batch"), ("MODEL",)),
     "IPAdapterTiled": ((("model", "MODEL"), ("ipadapter", "IPADAPTER"), ("image", "IMAGE"), ("attn_mask", "MASK")), ("weight", "weight_type"), ("MODEL", "IMAGE", "MASK")),
 }
 ADVANCED = [1.0, "linear", "concat", 0.0, 1.0, "V only"]
@@ -99,4 +101,16 @@ def stacked_by_files() -> dict:
         photo = made.node("LoadImage", f"photo_{number}.png", "image")
         node = made.node("IPAdapterAdvanced", weight, *ADVANCED[1:], model=model, ipadapter=(loader, 0), image=(photo, 0), clip_vision=(vision, 0))
         model = (made.node("Reroute", any=(node, 0)), 0) if number == 1 else (node, 0)
+    return made.sampled(checkpoint, model)
+
+
+def stacked_before_2024(*values: Any) -> dict:
+    """Two nodes of the first version of the pack, the second with these widget values."""
+    made = OldWorkflow(named=False)
+    checkpoint = made.node("CheckpointLoaderSimple", "sd_xl_base_1.0.safetensors")
+    loader, vision = made.node("IPAdapterModelLoader", "ip-adapter-plus_sdxl_vit-h.safetensors"), made.node("CLIPVisionLoader", "my_vit_h.safetensors")
+    model = (checkpoint, 0)
+    for name, said in (("woman", (0.5, 0.0, "original", 0.0, 0.6, False)), ("dog", values or (0.7, 0.0, "original", 0.0, 1.0, False))):
+        photo = made.node("LoadImage", f"{name}.png", "image")
+        model = (made.node("IPAdapterApply", *said, ipadapter=(loader, 0), clip_vision=(vision, 0), image=(photo, 0), model=model), 0)
     return made.sampled(checkpoint, model)

@@ -15,12 +15,13 @@ import check as check_tool  # noqa: E402
 from findings import broken_links  # noqa: E402
 from from_ipadapter import from_ipadapter  # noqa: E402
 from graph import Graph, Node, RunError  # noqa: E402
-from old_workflows import ADVANCED, PLUS, OldWorkflow, stacked_by_files, stacked_by_preset  # noqa: E402
+from old_workflows import ADVANCED, PLUS, OldWorkflow, stacked_before_2024, stacked_by_files, stacked_by_preset  # noqa: E402
 from troupe.model_patches.checkpoints.catalogue import published  # noqa: E402
 
 CONTRACT = json.loads((ROOT / "tests" / "golden" / "node_contract.json").read_text())["nodes"]
 ADD, APPLY, ENCODE, LOAD = "TroupeAddSubject", "TroupeApplyImageAttention", "TroupeEncodeSubjects", "TroupeLoadAdapter"
-SKETCHES = {"preset": stacked_by_preset(), "preset, as saved in 2024": stacked_by_preset(named=False), "files": stacked_by_files()}
+SKETCHES = {"preset": stacked_by_preset(), "preset, as saved in 2024": stacked_by_preset(named=False), "files": stacked_by_files(),
+            "first version": stacked_before_2024()}
 
 
 def kinds(workflow: dict) -> Counter:
@@ -92,7 +93,7 @@ def test_everything_else_stays_as_it_is(name):
     nodes = {raw["id"]: raw for raw in new["nodes"]}
     gone = {raw["id"] for raw in before["nodes"]} - set(nodes)
     assert {raw["type"] for raw in before["nodes"] if raw["id"] in gone} <= {
-        "IPAdapter", "IPAdapterAdvanced", "IPAdapterUnifiedLoader", "IPAdapterModelLoader", "CLIPVisionLoader", "PrepImageForClipVision", "Reroute"}
+        "IPAdapter", "IPAdapterAdvanced", "IPAdapterApply", "IPAdapterUnifiedLoader", "IPAdapterModelLoader", "CLIPVisionLoader", "PrepImageForClipVision", "Reroute"}
     for raw in (raw for raw in before["nodes"] if raw["id"] not in gone):
         assert _without_links(nodes[raw["id"]]) == _without_links(raw)
     assert new["groups"][:len(before["groups"])] == before["groups"] and len(new["groups"]) == len(before["groups"]) + 1
@@ -216,6 +217,27 @@ def test_a_weight_from_a_primitive_is_carried():
     made.wire((primitive, 0), 4, "weight")
     [apply] = of(from_ipadapter(made.saved).workflow, APPLY)
     assert widgets(apply)["weight"] == 0.35
+
+
+def test_the_pack_s_first_version_is_carried():
+    """IPAdapter Apply, which no version since March 2024 has."""
+    result = from_ipadapter(stacked_before_2024())
+    [load], [apply] = of(result.workflow, LOAD), of(result.workflow, APPLY)
+    assert (result.carried, result.said, widgets(load)["clip_vision_name"], widgets(apply)["weight"]) == (2, (), "my_vit_h.safetensors", 0.7)
+    assert [(round(0.7 * widgets(one)["weight"], 4), widgets(one)["end_percent"]) for one in of(result.workflow, ADD)] == [(0.5, 0.6), (0.7, 1.0)]
+
+
+@pytest.mark.parametrize(("values", "sentence"), [
+    ((0.7, 0.3, "original", 0.0, 1.0, False), "it has noise in its negative image"), ((0.7, 0.0, "original", 0.0, 1.0, True), "a photo of its own (unfold_batch)"),
+    ((0.7, 0.0, "linear", 0.0, 1.0, False), "its weight_type is 'linear', which scales keys too"),
+    ((1.0, 0.0, "channel penalty", 0.0, 1.0, False), "its weight_type is 'channel penalty'"),
+    ((1.0, 0.0, "linear", 0.0, 1.0, False), ""),
+])
+def test_what_the_first_version_had_and_nothing_stands_for(values, sentence):
+    result = from_ipadapter(stacked_before_2024(*values))
+    told = [line for line in result.said if "(node 7, IPAdapterApply) stays: " in line]
+    assert (result.carried, len(told)) == ((1, 1) if sentence else (2, 0)) and all(sentence in line for line in told)
+    assert not broken_links(result.workflow)
 
 
 # ---- prepared photos ---------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ FRONT_END = (*NOTES, REROUTE, PRIMITIVE)
 WIDGETS = ("COMBO", "INT", "FLOAT", "STRING", "BOOLEAN")
 NUMBERS = {"INT": "a whole number", "FLOAT": "a number"}
 UPLOADS = ("image_upload", "video_upload", "audio_upload", "animated_image_upload")  # options of a list of the user's own pictures, videos, sounds
-IPADAPTER = ("IPAdapter", "IPAAdapter", "PrepImageForClipVision")
+IPADAPTER = ("IPAdapter", "IPAdapterAdvanced", "IPAdapterApply")  # of IPAdapter_plus; the last one is in no version since March 2024
 Info = dict[str, Any]  # the host's /object_info
 
 
@@ -114,7 +114,7 @@ def _missing_node(kind: str, nodes: list[Node]) -> Finding:
         what, do = f"a node of the pack {pack}", f"install {source} and restart ComfyUI"
     else:
         what, do = f"the node {kind} of some pack", "search for this name in ComfyUI Manager (the file does not say which pack has it)"
-    if kind in ("IPAdapter", "IPAdapterAdvanced"):
+    if kind in IPADAPTER:
         do += ", or rewrite it with --from-ipadapter"
     return Finding("node", f"{where}: expected {what}, found no {kind} in this ComfyUI; {do}.")
 

@@ -8,12 +8,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from graph import Graph, Node
-from ipadapter_nodes import PREPARE, UNIFIED, Choice, NotCarried, Stacked, passed_on, read, reason, theirs
+from ipadapter_nodes import APPLIES, PREPARE, UNIFIED, Choice, NotCarried, Stacked, passed_on, read, reason, theirs
 from job import ADD, APPLY, ENCODE, LOAD
 from pack import load_pack
 from rewire import Wiring
 
-APPLIES = ("IPAdapter", "IPAdapterAdvanced")
 MOST = 2.0  # of Apply Image Attention's weight
 GAP, HEAD = 40, 80  # pixels between nodes; of a group's title
 NOTE = """These nodes stand for {n} IPAdapter node{s} and do what they did, as nearly as Troupe can: every photo acts everywhere at its own strength (merge: add).

@@ -9,16 +9,20 @@ from typing import Any
 from graph import ACTIVE, REROUTE, Graph, Node, RunError, upstream
 
 SIMPLE, ADVANCED, PREPARE = "IPAdapter", "IPAdapterAdvanced", "PrepImageForClipVision"
+BEFORE_2024 = "IPAdapterApply"  # what the pack had until March 2024, and no version since
+APPLIES = (SIMPLE, ADVANCED, BEFORE_2024)
 UNIFIED, MODEL_LOADER, VISION_LOADER = "IPAdapterUnifiedLoader", "IPAdapterModelLoader", "CLIPVisionLoader"
 CHECKPOINTS = ("CheckpointLoaderSimple", "CheckpointLoader", "unCLIPCheckpointLoader")
 ORDER = {  # widgets as they are saved
     SIMPLE: ("weight", "start_at", "end_at", "weight_type"),
     ADVANCED: ("weight", "weight_type", "combine_embeds", "start_at", "end_at", "embeds_scaling"),
+    BEFORE_2024: ("weight", "noise", "weight_type", "start_at", "end_at", "unfold_batch"),
     PREPARE: ("interpolation", "crop_position", "sharpening"),
     UNIFIED: ("preset",), MODEL_LOADER: ("ipadapter_file",), VISION_LOADER: ("clip_name",),
 }
-DEFAULTS = {"weight_type": "linear", "combine_embeds": "concat", "start_at": 0.0, "end_at": 1.0, "embeds_scaling": "V only", "crop_position": "center", "sharpening": 0.0}
-PLAIN = ("linear", "standard", "original")  # weight types that weigh every layer alike
+DEFAULTS = {"combine_embeds": "concat", "start_at": 0.0, "end_at": 1.0, "embeds_scaling": "V only", "crop_position": "center", "sharpening": 0.0,
+            "noise": 0.0, "unfold_batch": False}
+PLAIN = {SIMPLE: ("standard", "linear"), ADVANCED: ("linear",), BEFORE_2024: ("original",)}  # weight types that scale each layer's output alike
 PRESETS = {  # how a preset begins: file for SD1.5, file for SDXL
     "light": ("ip-adapter_sd15_light.safetensors", None),
     "standard": ("ip-adapter_sd15.safetensors", "ip-adapter_sdxl_vit-h.safetensors"),
@@ -85,12 +89,15 @@ def reason(kind: str) -> str:
 
 
 def read(graph: Graph, node: Node) -> Stacked:
-    """The settings of an IPAdapter or IPAdapter Advanced node. Raises NotCarried."""
+    """The settings of one of APPLIES. Raises NotCarried."""
     if node.mode != ACTIVE:
         raise NotCarried("it is muted or bypassed")
     said = _values(graph, node)
-    if said["weight_type"] not in PLAIN:
-        raise NotCarried(f"its weight_type is '{said['weight_type']}', which weighs the layers differently; Troupe weighs all alike")
+    if said["weight_type"] not in PLAIN[node.type] and not (node.type == BEFORE_2024 and said["weight_type"] == "linear" and said["weight"] == 1):
+        how = "scales keys too; Troupe scales what comes out" if node.type == BEFORE_2024 else "weighs the layers differently; Troupe weighs all alike"
+        raise NotCarried(f"its weight_type is '{said['weight_type']}', which {how}")
+    if said["noise"] or said["unfold_batch"]:
+        raise NotCarried("it has noise in its negative image" if said["noise"] else "it gives every picture of a batch a photo of its own (unfold_batch)")
     if said["embeds_scaling"] != "V only":
         raise NotCarried(f"its embeds_scaling is '{said['embeds_scaling']}'; Troupe scales V only")
     if (node.inputs.get("image_negative") or {}).get("link") is not None:
@@ -127,7 +134,7 @@ def passed_on(graph: Graph, node: Node, name: str) -> list[Node]:
 def _values(graph: Graph, node: Node) -> dict[str, Any]:
     """Widget values by name, with the pack's defaults where an older file has none. Raises NotCarried where one comes over a wire that is not a literal's."""
     values = node.raw.get("widgets_values") or []
-    named = {**DEFAULTS, **(values if isinstance(values, dict) else dict(zip(ORDER[node.type], values, strict=False)))}
+    named = {**DEFAULTS, "weight_type": PLAIN.get(node.type, ("",))[0], **(values if isinstance(values, dict) else dict(zip(ORDER[node.type], values, strict=False)))}
     for name in ORDER[node.type]:
         if (node.inputs.get(name) or {}).get("link") is not None:
             try:
