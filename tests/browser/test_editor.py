@@ -321,6 +321,50 @@ def test_the_text_can_be_shown_written_into_and_hidden(page):
     assert text.count() == 0 and sides(page.boxes(place)[0]) == [0.5, 0.5, 0.25, 0.25]
 
 
+def test_boxes_from_a_wire_are_shown_and_not_drawn_on(page):
+    """A drag changes neither the text nor the wire; the run gets what the wire brings."""
+    place = page.cast("red fox", "cat")
+    wired = [{"x": 0.5, "y": 0.5, "w": 0.25, "h": 0.25}]
+    page.build([(20, "PrimitiveStringMultiline", {"value": json.dumps(wired)}, (-300, 500))], [(20, 0, place, "boxes")])
+    page.settle()
+    assert page.state(place)["boxes"] == wired and "wired" in page.state(place)["hint"]
+    page.draw(place, *FOX)
+    page.drag(place, (0.6, 0.6), (0.3, 0.3))
+    assert page.state(place)["boxes"] == wired and page.boxes(place) == []
+    page.queue()
+    assert page.state(place)["ghosts"] == [wired[0], None]
+
+
+def test_without_a_cast_it_says_what_to_wire_and_draws_all_the_same(page):
+    page.build([(1, "TroupePlaceSubjects", {}, (420, 30))])
+    page.ready(1)
+    assert "Add Subject" in page.state(1)["hint"] and page.state(1)["count"] is None
+    page.draw(1, *FOX)
+    page.draw(1, *CAT)
+    assert [sides(box) for box in page.boxes(1)] == [near(FOX), near(CAT)]
+
+
+def test_the_graph_is_zoomed_and_moved_over_the_editor(page):
+    place = page.cast("red fox")
+    scene = "() => [window.app.canvas.ds.scale, ...window.app.canvas.ds.offset]"
+    scale, *_ = page.evaluate(scene)
+    x, y = page.at(place, 0.5, 0.5)
+    page.page.mouse.move(x, y)
+    page.page.mouse.wheel(0, -120)
+    page.settle()
+    larger, left, top = page.evaluate(scene)
+    assert larger > scale
+    x, y = page.at(place, 0.5, 0.5)
+    page.page.mouse.move(x, y)
+    page.page.mouse.down(button="middle")
+    page.page.mouse.move(x + 50, y + 30, steps=3)
+    page.page.mouse.up(button="middle")
+    assert page.evaluate(scene) == approx([larger, left + 50 / larger, top + 30 / larger], abs=1.5)
+    page.settle()
+    page.draw(place, *FOX)  # exact at this zoom too
+    assert [sides(box) for box in page.boxes(place)] == [near(FOX)]
+
+
 # ---- several editors, subgraphs ----------------------------------------------------------------------------------------------------------
 
 def test_two_editors_do_not_meddle(page):

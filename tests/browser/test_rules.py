@@ -32,6 +32,16 @@ def js(browser):
     page.close()
 
 
+SCRIPTS = sorted((ROOT / "web").rglob("*.js"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_is_short_and_asks_for_nothing_outside(script):
+    text = script.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300 and max(map(len, text.splitlines())) <= 180
+    assert "://" not in text and "eval(" not in text
+
+
 def as_dict(box):
     return None if box is None else {"x": box.x, "y": box.y, "w": box.w, "h": box.h}
 

@@ -5,7 +5,10 @@ const BYPASSED = 4;
 const DEEPEST = 100; // links followed, so that a graph in a circle ends
 const ENTRANCE = -10; // the host's id of the node that a subgraph's inputs come in by
 
-/** {node, slot, path} that input `name` of `node` comes from; {value} where it is a widget on a subgraph's face; null where nothing comes. `path`: the subgraph nodes entered on the way. */
+/**
+ * {node, slot, path} that input `name` of `node` comes from; {value} where it is a widget on a subgraph's face; null where nothing comes.
+ * path: the subgraph nodes entered on the way; root: the outermost graph, where the node of a subgraph is looked for.
+ */
 export function origin(node, name, path = [], root = null) {
   const index = node.inputs?.findIndex((input) => input.name === name) ?? -1;
   return index < 0 ? null : follow(node, index, { path, root, left: DEEPEST });
