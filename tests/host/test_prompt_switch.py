@@ -66,6 +66,23 @@ def test_the_rule_is_the_stored_one():
     assert probes > 20
 
 
+def test_the_published_delays_are_start_steps():
+    """MM-Diff: the step itself; FastComposer's script: one more; its pipeline: one more than (1 - alpha) of the steps, rounded down."""
+    from troupe.model_patches.hosts.comfyui.clock import Clock
+    from troupe.model_patches.hosts.comfyui.prompt_switch import FusedPrompt, fused_range
+
+    rules = json.loads((Path(__file__).parent.parent / "golden" / "umm" / "umm.json").read_text())["schedule"]
+    for rule in rules:
+        kind, steps = rule["rule"].split(":")[0], rule["steps"]
+        start = int((1 - rule["alpha"]) * steps) + 1 if "alpha" in rule else rule["m"] + (kind != "mm_diff")
+        sigmas = torch.linspace(14.6, 0.0, steps + 1, dtype=torch.float64)
+        prompt = FusedPrompt(None, None, None, start_step=start)
+        first, last = fused_range(prompt, Clock(sigmas), None)
+        delayed = [i for i in range(steps) if last <= float(sigmas[i]) <= first]
+        assert (delayed if prompt.delayed else list(range(steps))) == rule["subject_steps"], rule
+    assert {rule["rule"].split(":")[0] for rule in rules} == {"mm_diff", "fastcomposer script", "fastcomposer pipeline"}
+
+
 @pytest.mark.parametrize("scheduler", ["normal", "karras", "simple", "exponential"])
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "dpm_2", "dpmpp_sde", "euler_ancestral", "uni_pc", "lcm"])
 def test_a_step_is_exact(sampler, scheduler):
