@@ -36,6 +36,11 @@ def need(there: bool, what: str) -> None:
         (pytest.fail if REQUIRED else pytest.skip)(f"NO {what}: the box editor was not tested in a browser")
 
 
+def pytest_collection_modifyitems(items):
+    """These come last: playwright's event loop stays in the thread until the session ends, and others start one of their own."""
+    items.sort(key=lambda item: HERE in Path(str(item.fspath)).parents)
+
+
 def pytest_generate_tests(metafunc):
     if "setting" in metafunc.fixturenames:
         metafunc.parametrize("setting", SETTINGS, scope="session", ids=[name.replace(" ", "-") for name in SETTINGS])
