@@ -23,16 +23,16 @@ class PlaceSubjects(io.ComfyNode):
             display_name="Place Subjects",
             category=CATEGORY,
             description=(
-                "Says where in the picture each subject stands: with boxes, with the boxes of a detector, or with a ready layout. The boxes hold the references of Apply "
-                "Image Attention in place (its box_strength says how firmly)."
+                "Says where in the picture each subject stands: with boxes you draw, with the boxes of a detector, or with a ready layout. Apply Image Attention keeps each "
+                "subject's photos to its box, Apply Gated Adapter draws it there."
             ),
             inputs=[
                 CastType.Input("cast", tooltip="From the last Add Subject."),
                 io.Int.Input("width", default=1024, min=64, max=8192, step=8, tooltip="Width of the picture to be made, in pixels. Boxes in pixels are measured in it."),
                 io.Int.Input("height", default=1024, min=64, max=8192, step=8, tooltip="Height of the picture to be made, in pixels."),
                 io.String.Input("boxes", default="[]", multiline=True, tooltip=(
-                    'A box for each subject, in the order of the cast, as parts of the picture from its top left corner: [{"label": "red fox", "x": 0.1, "y": 0.2, '
-                    '"w": 0.3, "h": 0.5}, null]. null: this subject has none.'
+                    "A box for each subject, in the order of the cast, as parts of the picture from its top left corner: x, y, w, h, from 0 to 1. null: this subject has "
+                    "none. The editor writes it; the help page shows an example."
                 )),
                 io.Combo.Input("layout", options=list(LAYOUTS), default="none", tooltip=(
                     "Places for the subjects that have no box. none: they may stand anywhere. row: side by side. column: below each other. grid: rows and columns. thirds: "
