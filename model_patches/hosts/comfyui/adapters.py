@@ -113,9 +113,10 @@ def adapter_path(name: str) -> str:
     folder, _, rest = name.replace("\\", "/").partition("/")
     path = folder_paths.get_full_path(folder, rest) if folder in FOLDERS and rest else None
     if path is None:
-        known = published(name) or DEFAULT_ADAPTER
+        known = published(name) or (None if folder in FOLDERS[1:] else DEFAULT_ADAPTER)
+        get = where_to_get(known) if known else f"Put it into models/{folder}, or choose another file"
         found = "no such file in models/ipadapter, models/gligen or models/subject_adapters"
-        raise CheckpointError(f"the adapter file '{name}'", found, f"{where_to_get(known)}, then press R to refresh the list.")
+        raise CheckpointError(f"the adapter file '{name}'", found, f"{get}, then press R to refresh the list.")
     return path
 
 
