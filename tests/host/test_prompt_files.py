@@ -202,8 +202,9 @@ def test_fastcomposers_file_to_latent(base_folder, eyes, clips):
     from troupe import nodes as pack
 
     state = sharp(fastcomposer_state(channels=(64, 64, 64, 64), hidden=HIDDEN))
-    torch.save(state, base_folder / "models" / "subject_adapters" / "fastcomposer.bin")
-    (adapter,) = run(pack.LoadAdapter, adapter_name="subject_adapters/fastcomposer.bin", clip_vision_name="none")
+    (base_folder / "models" / "subject_adapters" / "files").mkdir(exist_ok=True)  # not where other tests expect that nothing is
+    torch.save(state, base_folder / "models" / "subject_adapters" / "files" / "fastcomposer.bin")
+    (adapter,) = run(pack.LoadAdapter, adapter_name="subject_adapters/files/fastcomposer.bin", clip_vision_name="none")
     (references,) = run(pack.EncodeSubjects, adapter=adapter, cast=cast_of(pack), framing="auto", clip_vision=eyes())
     patcher, clip = full_topology("SD15", 768), clips("sd15")
     model, _ = run(pack.ApplyAdapterWeights, model=patcher, adapter=adapter, strength_model=1.0, strength_clip=1.0)
