@@ -135,7 +135,7 @@ TOOLS = sorted(path for path in (ROOT / "tools").glob("*.py"))
 def test_the_run_extra_brings_what_the_embedded_engine_and_the_tools_import(path):
     outside, _ = imports(path)
     ours = {"troupe", *(tool.stem for tool in TOOLS)}
-    optional = {"yaml", "torchaudio"} | HOST_MODULES  # used only where a ComfyUI is, which brings them
+    optional = {"yaml", "torchaudio", "playwright"} | HOST_MODULES  # used only where a ComfyUI is, which brings them; screenshots.py asks for the last
     needed = {DISTRIBUTIONS.get(name, name) for name in outside - set(sys.stdlib_module_names) - ours - optional}
     assert needed <= set(PROJECT["optional-dependencies"]["run"])
 
