@@ -130,6 +130,19 @@ def test_a_finger_draws_and_its_drag_is_one_step_for_undo(page):
     assert len(page.boxes(place)) == 1
 
 
+def test_a_pen_draws_too(page):
+    place = page.cast("red fox")
+    pen = page.context.new_cdp_session(page.page)
+    note = "window.graphNode(id).troupeBoxes.editor.canvas.addEventListener('pointerdown', (e) => window.penKinds.push(e.pointerType));"
+    page.page.evaluate("(id) => { window.penKinds = []; " + note + " }", place)
+    start, end = page.at(place, 0.1, 0.2), page.at(place, 0.6, 0.7)
+    for kind, (x, y), buttons in (("mousePressed", start, 1), ("mouseMoved", end, 1), ("mouseReleased", end, 0)):
+        pen.send("Input.dispatchMouseEvent", {"type": kind, "x": x, "y": y, "button": "left", "buttons": buttons, "clickCount": 1, "pointerType": "pen"})
+    page.settle()
+    kinds = page.page.evaluate("() => window.penKinds")
+    assert kinds == ["pen"] and sides(page.boxes(place)[0]) == near((0.1, 0.2, 0.5, 0.5))
+
+
 def test_escape_ends_a_drag_without_a_trace(page):
     place = page.cast("red fox")
     page.page.mouse.move(*page.at(place, 0.1, 0.1))
