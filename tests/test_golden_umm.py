@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 from golden_mm_diff import FOLDER, golden, loaded, normal
-from troupe.model_patches.attention.guidance import subject_guidance, umm_coefficients, umm_guidance
+from troupe.model_patches.attention.guidance import rescaled, subject_guidance, umm_coefficients, umm_guidance
 from troupe.model_patches.encoders.projections import MisshapenTensor
 from troupe.model_patches.encoders.pseudo_words import ACTIVATIONS, PseudoWords, unified_states
 
@@ -143,3 +143,17 @@ def test_subject_diffusions_guidance_is_the_stored_one(name):
     cfg, image_cfg = (float(number) for number in name.removeprefix("three.s").split(".i"))
     null, image, text = branches(torch.float64, "null", "image", "text")
     agree(subject_guidance(text, image, null, cfg, image_cfg), golden("umm")[name])
+
+
+@pytest.mark.parametrize("name", ["nested.s5.0.i1.5", "nested.s7.5.i5.0"])
+def test_guidance_text_first_is_the_same_formula_in_another_order(name):
+    """`null + s_t (y - null) + s_i (u - y)`: text before picture, as InstructPix2Pix has it."""
+    g, (text_scale, image_scale) = golden("umm"), (float(x) for x in name.removeprefix("nested.s").split(".i"))
+    torch.testing.assert_close(subject_guidance(g["eps.u"], g["eps.y"], g["eps.null"], image_scale, text_scale), g[name], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7])
+def test_rescaled_guidance_is_the_formula(share):
+    g = golden("umm")
+    guided = g["eps.null"] + 7.5 * (g["eps.text"] - g["eps.null"])
+    torch.testing.assert_close(rescaled(guided, g["eps.text"], share), g[f"rescale.{share}"], rtol=1e-12, atol=1e-12)
