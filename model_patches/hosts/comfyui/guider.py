@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,7 @@ class Course:
         return torch.lerp(percents[i - 1], percents[i], part)
 
 
-class TwoScaleGuider(comfy.samplers.CFGGuider):
+class TwoScaleGuider(comfy.samplers.CFGGuider, ABC):
     """A guider with a second scale. Subclasses say which branches there are and how they become one."""
 
     def __init__(self, model: Any, settings: GuidanceSettings):
@@ -77,9 +78,9 @@ class TwoScaleGuider(comfy.samplers.CFGGuider):
         self.settings, self.course = settings, None
         self.set_cfg(settings.cfg)
 
+    @abstractmethod
     def set_branches(self, positive: Conditioning, negative: Conditioning, middle: Conditioning | None) -> None:
         """Take the conditionings of the node."""
-        raise NotImplementedError
 
     def outer_sample(self, noise: torch.Tensor, latent_image: Any, sampler: Any, sigmas: torch.Tensor, denoise_mask: Any = None, callback: Callable | None = None,
                      *args: Any, **kwargs: Any) -> Any:

@@ -5,6 +5,7 @@ Nothing else is put on the MODEL; what acts in the UNet is bound anew at every m
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ class Call:
     size: Grid
 
 
-class Hook:
+class Hook(ABC):
     """One Apply node's wrappers on a MODEL. Immutable; what changes lives in the Run."""
 
     node = ""  # display name
@@ -54,27 +55,27 @@ class Hook:
     # ---- what subclasses say -----------------------------------------------------------------------------------------------------------
 
     @property
+    @abstractmethod
     def patcher(self) -> Any:
         """The adapter's modules that sample with the MODEL, under the host's memory management."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def key(self) -> str:
         """Name under which they are attached to the MODEL."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def idle(self) -> bool:
         """Whether the settings leave nothing to do in any step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def strengths(self, run: Run, model_sampling: Any, sigma: torch.Tensor) -> Any | None:
         """How strong everything is in this call, None where nothing acts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def bind(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor, options: Options) -> Options:
         """A copy of the options with what acts in this model call. chunks: of the rows of x, in order."""
-        raise NotImplementedError
 
     # ---- the three moments -------------------------------------------------------------------------------------------------------------
 
