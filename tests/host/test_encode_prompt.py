@@ -88,6 +88,61 @@ def test_mm_diffs_prompts_through_the_hosts_own_clip_classes(mode, monkeypatch):
     assert (fused[0] - plain[0]).abs().max() > 0.05
 
 
+class TinySD2:
+    """A CLIP of the host as far as the encoder of prompts asks: SD2's text encoding, to the last layer, with the stored tiny encoder in it."""
+
+    def __init__(self, mode, ids):
+        from types import SimpleNamespace
+
+        import golden_subject_diffusion
+        from comfy.sd1_clip import SDClipModel
+
+        config = dict(num_attention_heads=4, num_hidden_layers=2, hidden_size=32, intermediate_size=64, hidden_act="gelu", layer_norm_eps=1e-5, max_position_embeddings=16,
+                      eos_token_id=2)
+        model = SDClipModel(device="cpu", max_length=16, layer="last", textmodel_json_config=config, dtype=torch.float32, special_tokens={"start": 1, "end": 2, "pad": 0})
+        table, weights = "text_model.embeddings.token_embedding.weight", {}
+        for name, tensor in model.transformer.state_dict().items():
+            if name != "text_projection.weight":
+                weights[name] = golden_subject_diffusion.parameter(name, (100, 32) if name == table else tuple(tensor.shape), mode)
+        weights[table] = torch.cat((weights[table], torch.zeros(49408 - 100, 32)))  # the host's has the whole vocabulary
+        model.transformer.load_state_dict(weights, strict=False)
+        self.cond_stage_model, self.ids, self.layer_idx = SimpleNamespace(clip_h=model), ids, None
+        self.patcher = SimpleNamespace(load_device=torch.device("cpu"), get_attachment=lambda key: None)
+
+    def load_model(self):
+        pass
+
+    def tokenize(self, text):
+        return {"h": [[(int(token), 1.0) for token in self.ids]]}
+
+    def encode_from_tokens_scheduled(self, streams):
+        states, pooled = self.cond_stage_model.clip_h.encode_token_weights(streams["h"])
+        return [[states, {"pooled_output": pooled}]]
+
+
+@pytest.mark.parametrize("mode", ["plain", "sharp"])
+@pytest.mark.parametrize("row", [0, 1])
+def test_subject_diffusions_prompts_through_the_hosts_own_clip_classes(row, mode, monkeypatch):
+    import golden_subject_diffusion
+    from troupe.model_patches import fuse
+    from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec
+    from troupe.model_patches.hosts.comfyui.adapters import host_adapter
+    from troupe.model_patches.hosts.comfyui.prompt import encode_prompt
+    from troupe.model_patches.prompt.places import Place
+    from troupe.model_patches.subjects import References, ReferenceSubject
+
+    g = golden_subject_diffusion.golden("text")
+    spots = [(g["ids"][r] == 50).nonzero().flatten().tolist() for r in range(2)]
+    vectors = g["cls"].split([len(s) for s in spots])[row]  # one for each placeholder, in reading order
+    adapter = host_adapter(Adapter(AdapterSpec("subject_diffusion", "", "sd.bin", 32, 0, None, (), False, prompt=PromptSpec("placeholder", {"h": 32})), None, None))
+    subjects = tuple(ReferenceSubject(str(i), None, None, words={"h": vector.unsqueeze(0)}) for i, vector in enumerate(vectors))
+    monkeypatch.setattr(fuse, "_places", lambda spec, references, text, *a: (text, [Place(0, p, (p,), "") for p in spots[row]]))
+    (fused,), (plain,) = encode_prompt(TinySD2(mode, g["ids"][row]), References(adapter, subjects, None), "")
+    for found, name in ((plain, "out_unreplaced"), (fused, "out_replaced")):
+        torch.testing.assert_close(found[0][0], g[f"{name}.{mode}"][row], **golden_subject_diffusion.TOLERANCE)
+    assert (fused[0] - plain[0]).abs().max() > 0.02
+
+
 # ---- the four kinds on tiny encoders with the real vocabulary -----------------------------------------------------------------------------
 
 
