@@ -135,9 +135,11 @@ def test_the_pooled_output_changes_with_it():
 
 
 def made_by(node, **inputs):
+    """What a core node gives: its one output, or a tuple of its outputs."""
     import nodes
 
-    return getattr(nodes.NODE_CLASS_MAPPINGS[node](), nodes.NODE_CLASS_MAPPINGS[node].FUNCTION)(**inputs)[0]
+    made = getattr(nodes.NODE_CLASS_MAPPINGS[node](), nodes.NODE_CLASS_MAPPINGS[node].FUNCTION)(**inputs)
+    return made[0] if len(made) == 1 else made
 
 
 def contexts(model, positive, negative, steps=4):
@@ -272,3 +274,55 @@ def test_a_second_run_begins_anew():
     first = ksample(model, positive, negative, size=(8, 8), steps=3)
     assert torch.equal(ksample(model, positive, negative, size=(8, 8), steps=3), first)
     assert [max(r for r in rows if r != NEGATIVE) for _, rows, _ in seen] == [TEXT, FUSED, FUSED] * 2
+
+
+def control_net():
+    """A net of the host that adds each row's own text to the middle block, and a list of its calls: (sigma, first values of the rows' contexts)."""
+    from comfy.controlnet import ControlBase
+
+    calls = []
+
+    class Net(ControlBase):
+        def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+            before = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options) if self.previous_controlnet else None
+            if self.timestep_range is not None and not self.timestep_range[1] <= t[0] <= self.timestep_range[0]:
+                return before
+            context = cond["c_crossattn"]
+            calls.append((float(t[0]), context[:, 0, 0].tolist()))
+            return self.control_merge({"middle": [0.3 * context.mean((1, 2)).view(-1, 1, 1, 1).expand(len(x_noisy), 1, 1, 1).clone()]}, before, None)
+
+        def copy(self):
+            other = Net()
+            self.copy_to(other)
+            return other
+
+    return Net(), calls
+
+
+@pytest.mark.parametrize(("node", "span"), [("ControlNetApplyAdvanced", (0.0, 1.0)), ("ControlNetApplyAdvanced", (0.0, 0.7)), ("ControlNetApply", (0.0, 1.0))])
+def test_a_control_net_follows_the_text_of_the_step(node, span):
+    """The net sees the text that the UNet sees, and the picture is the one of both texts split by hand with the host's own time ranges, each under the net."""
+    from stage import ksample
+
+    def under(net, positive, negative):
+        given = dict(control_net=net, image=torch.zeros(1, 64, 64, 3), strength=0.8)
+        if node == "ControlNetApply":
+            return made_by(node, conditioning=positive, **given), negative
+        return made_by(node, positive=positive, negative=negative, start_percent=span[0], end_percent=span[1], **given)
+
+    model, seen = switched()
+    positive, negative = prompt(start_percent=0.45)
+    net, calls = control_net()
+    latent = ksample(model, *under(net, positive, negative), size=(8, 8), steps=6)
+    border, end = (model.model.model_sampling.percent_to_sigma(percent) for percent in (0.45, span[1]))
+    for at in {sigma for sigma, *_ in seen}:
+        rows = [row for sigma, contexts in calls for row in contexts if sigma == at]
+        assert sorted(rows) == ([FUSED if at <= border else TEXT, NEGATIVE] if at >= end else [])
+    assert {row for _, rows in calls for row in rows} == {TEXT, FUSED, NEGATIVE}
+
+    halves = [made_by("ConditioningSetTimestepRange", conditioning=[[torch.full((1, 77, 64), value), {}]], start=start, end=end)[0]
+              for value, start, end in ((TEXT, 0.0, 0.45), (FUSED, 0.45, 1.0))]
+    by_hand = ksample(model, *under(control_net()[0], halves, negative), size=(8, 8), steps=6)
+    torch.testing.assert_close(latent, by_hand, rtol=0, atol=1e-5 * float(by_hand.abs().max()))
+    without = ksample(model, positive, negative, size=(8, 8), steps=6)
+    assert (without - latent).abs().max() > 0.05 * without.abs().max()
