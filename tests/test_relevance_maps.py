@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 from troupe.model_patches.attention.decoupled import MERGES, LayerTokens, Mixing, image_delta
-from troupe.model_patches.attention.relevance import owned, relevance, shares
+from troupe.model_patches.attention.relevance import owned, relevance, relevance_of_heads, shares
 from troupe.model_patches.map_pictures import DARK, EMPTY, GAP, LONGEST, TALLEST, draw_maps
 from troupe.model_patches.palette import colour_of
 from troupe.model_patches.relevance_maps import (
@@ -76,12 +76,12 @@ def test_the_published_merge_computes_nothing_twice(monkeypatch):
     from troupe.model_patches.attention import decoupled
 
     calls = []
-    for function in (relevance, shares):
+    for function in (relevance_of_heads, shares):
         monkeypatch.setattr(decoupled, function.__name__, lambda *args, made=function: calls.append(made.__name__) or made(*args))
     monkeypatch.setattr(decoupled, "owned", lambda *args: pytest.fail("shares computed a second time"))
     tokens = LayerTokens(noise(1, 4, 8), noise(1, 4, 8), noise(1, 2, 8), torch.eye(2)[None])
     image_delta(noise(1, 1, 6, 8), tokens, torch.ones(2), 2, Mixing(), observe=lambda told: None)
-    assert calls == ["relevance", "shares"]
+    assert calls == ["relevance_of_heads", "shares"]
 
 
 # ---- which blocks ------------------------------------------------------------------------------------------------------------------------

@@ -5,15 +5,25 @@ Letters as in relevance.py; T image tokens a subject, S = M*T of them in all, su
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from .relevance import background_gain, mean_relevance, owned, relevance, shares, text_gain
+from .heads import join_heads, split_heads
+from .relevance import background_gain, mean_relevance, owned, relevance_of_heads, shares, text_gain
 
 MANY_TOKENS = 64  # a subject; full-face files have 257, for which the map of the fused form fills the memory
 MERGES = ("relevance", "paper", "uniform", "joint", "add")
+
+
+@dataclass(frozen=True, eq=False)
+class HeadTokens:
+    """A layer's tokens split into heads: keys, values [G*H, S, d], names [G*H, L, d] or None; keys and names times 1 / sqrt d."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    names: torch.Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,15 +40,28 @@ class LayerTokens:
     name_keys: torch.Tensor | None = None
     segments: torch.Tensor | None = None
     columns: torch.Tensor | None = None
+    _kept: dict = field(default_factory=dict, init=False, repr=False)  # what is made of them at the first step
+
+    def heads(self, heads: int) -> HeadTokens:
+        """The tokens split into heads, made once."""
+        if heads not in self._kept:
+            scale = (self.keys.shape[-1] // heads) ** -0.5
+            names = None if self.name_keys is None else split_heads(self.name_keys * scale, heads)
+            self._kept[heads] = HeadTokens(split_heads(self.keys * scale, heads), split_heads(self.values, heads), names)
+        return self._kept[heads]
 
     def group(self, index: int) -> LayerTokens:
-        """The tokens of one group alone, G = 1."""
-        found = self._map(lambda t: t[index:index + 1])
-        return found if self.columns is None or len(self.columns) == 1 else replace(found, columns=self.columns[index:index + 1])
+        """The tokens of one group alone, G = 1, made once."""
+        if ("group", index) not in self._kept:
+            found = self._map(lambda t: t[index:index + 1])
+            self._kept["group", index] = found if self.columns is None or len(self.columns) == 1 else replace(found, columns=self.columns[index:index + 1])
+        return self._kept["group", index]
 
     def float(self) -> LayerTokens:
-        """The same in float32."""
-        return self._map(torch.Tensor.float)
+        """The same in float32, made once."""
+        if torch.float32 not in self._kept:
+            self._kept[torch.float32] = self._map(torch.Tensor.float)
+        return self._kept[torch.float32]
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> LayerTokens:
         names, segments = (None if t is None else change(t) for t in (self.name_keys, self.segments))
@@ -78,22 +101,30 @@ def image_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tenso
     Returns:
         [G, B, N, C] in the query's dtype, heads joined, before `to_out`.
     """
-    g, b, n, c = query.shape
-    m, s, d = weights.shape[2], keys.shape[1], c // heads
-    q = query.reshape(g, b * n, heads, d).transpose(1, 2)  # G, H, B*N, d
+    g, b, n, _ = query.shape
+    queries, tokens = split_heads(query.flatten(1, 2), heads), LayerTokens(keys, values, columns=columns)
+    return _joined(_attended(queries, tokens, weights, heads, joint), heads, (g, b, n))
+
+
+def _attended(queries: torch.Tensor, tokens: LayerTokens, weights: torch.Tensor, heads: int, joint: bool) -> torch.Tensor:
+    """`image_attention` of queries [G*H, B*N, d] -> [G*H, B*N, d]."""
+    mine, columns, (g, _, m, _) = tokens.heads(heads), tokens.columns, weights.shape
+    bn, s = queries.shape[1], mine.keys.shape[1]
     if columns is not None:
         weights = weights * _present(columns, m)
     if s // m > MANY_TOKENS and not joint:
-        return _subject_by_subject(q, keys, values, weights, columns).transpose(1, 2).reshape(g, b, n, c)
-    k = (keys * d**-0.5).view(g, s, heads, d).permute(0, 2, 3, 1)  # G, H, d, S
-    v = values.view(g, s, heads, d).transpose(1, 2)  # G, H, S, d
-    logits = torch.matmul(q, k)  # G, H, B*N, S
+        return _subject_by_subject(queries, mine, weights, heads, columns)
+    logits = torch.bmm(queries, mine.keys.transpose(1, 2)).view(g, heads, bn, s)
     if columns is not None:
         logits = logits.masked_fill(~columns[:, None, None], torch.finfo(logits.dtype).min)  # finite: a softmax over nothing weighs 0, and is not NaN
-    p = logits.softmax(-1) if joint else logits.view(g, heads, b * n, m, s // m).softmax(-1).flatten(-2)
-    w = weights.transpose(2, 3).reshape(g, 1, b * n, m, 1).to(p.dtype)
-    p = (p.view(g, heads, b * n, m, s // m) * w).flatten(-2)
-    return torch.matmul(p, v).transpose(1, 2).reshape(g, b, n, c)
+    p = logits.softmax(-1).unflatten(-1, (m, -1)) if joint else logits.unflatten(-1, (m, -1)).softmax(-1)
+    w = weights.transpose(2, 3).reshape(g, 1, bn, m, 1).to(p.dtype)
+    return torch.bmm((p * w).view(g * heads, bn, s), mine.values)
+
+
+def _joined(x: torch.Tensor, heads: int, shape: tuple[int, int, int]) -> torch.Tensor:
+    """[G*H, B*N, d] -> [G, B, N, H*d]; shape: (G, B, N)."""
+    return join_heads(x, heads).view(*shape, -1)
 
 
 def _present(columns: torch.Tensor, m: int) -> torch.Tensor:
@@ -101,19 +132,20 @@ def _present(columns: torch.Tensor, m: int) -> torch.Tensor:
     return columns.unflatten(1, (m, -1)).any(-1)[:, None, :, None]
 
 
-def _subject_by_subject(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, weights: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
-    """The same sum without a map of all positions times all tokens. q [G, H, B*N, d], keys, values [G, S, C], weights [G, B, M, N] -> [G, H, B*N, d]."""
-    (g, heads, _, d), m = q.shape, weights.shape[2]
-    k, v = (x.view(g, m, -1, heads, d).permute(1, 0, 3, 2, 4) for x in (keys, values))  # M, G, H, T, d
-    w = weights.permute(2, 0, 1, 3).reshape(m, g, 1, -1, 1).to(q.dtype)  # M, G, 1, B*N, 1
+def _subject_by_subject(queries: torch.Tensor, tokens: HeadTokens, weights: torch.Tensor, heads: int, columns: torch.Tensor | None) -> torch.Tensor:
+    """The same sum without a map of all positions times all tokens. queries [G*H, B*N, d], weights [G, B, M, N] -> [G*H, B*N, d]."""
+    m = weights.shape[2]
+    q = queries.unflatten(0, (-1, heads))  # G, H, B*N, d
+    k, v = (x.unflatten(0, (-1, heads)).unflatten(2, (m, -1)).unbind(2) for x in (tokens.keys, tokens.values))  # G, H, T, d each
+    w = weights.permute(2, 0, 1, 3).reshape(m, len(q), 1, -1, 1).to(q.dtype)  # M, G, 1, B*N, 1
     bias = [None] * m
     if columns is not None:
         masked = torch.zeros(columns.shape, dtype=q.dtype, device=q.device).masked_fill(~columns, torch.finfo(q.dtype).min)
         bias = masked.unflatten(1, (m, 1, 1, -1)).unbind(1)  # 1 or G, 1, 1, T each
     total = torch.zeros_like(q)
     for i in range(m):
-        total = torch.addcmul(total, scaled_dot_product_attention(q, k[i], v[i], attn_mask=bias[i]), w[i])
-    return total
+        total = torch.addcmul(total, scaled_dot_product_attention(q, k[i], v[i], attn_mask=bias[i], scale=1.0), w[i])
+    return total.flatten(0, 1)
 
 
 def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tensor, heads: int, mixing: Mixing, limits: torch.Tensor | None = None,
@@ -138,22 +170,23 @@ def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tenso
     m = strengths.shape[0]
     if tokens.columns is not None:  # who is absent has no share
         limits = _present(tokens.columns, m).float() * (1.0 if limits is None else limits)
-    a = relevance(query, tokens.name_keys, tokens.segments, heads) if mixing.needs_relevance(m) else None
-    weights = _position_weights(a, mixing, limits) if a is not None else None
+    queries = split_heads(query.flatten(1, 2), heads)
+    needed = mixing.needs_relevance(m)
+    a = relevance_of_heads(queries, tokens.heads(heads).names, tokens.segments, b) if needed or observe is not None else None
+    weights = _position_weights(a, mixing, limits) if needed else None
     if weights is None:
-        weights = _equal_weights(mixing, limits, query.new_ones((g, b, m, n), dtype=torch.float32))
+        weights = _equal_weights(mixing, limits, strengths.new_ones((1, 1, m, 1)))
     if limits is not None:
         weights = weights * limits
     if observe is not None:
-        known = mixing.merge == "relevance" and m > 1
-        observe(weights if known else owned(relevance(query, tokens.name_keys, tokens.segments, heads) if a is None else a, limits, mixing.sharpness))
+        observe(weights if mixing.merge == "relevance" and m > 1 else owned(a, limits, mixing.sharpness))
     weights = weights * strengths.view(1, 1, m, 1)
-    if a is not None and mixing.background < 1.0:
+    if needed and mixing.background < 1.0:
         weights = weights * background_gain(a, mixing.background, mixing.sharpness).unsqueeze(2)
     gain = None if text_logits is None else text_gain(text_logits)
     if gain is not None and mixing.merge != "paper":
         weights = weights * gain.unsqueeze(2)
-    delta = image_attention(query, tokens.keys, tokens.values, weights, heads, mixing.merge == "joint", tokens.columns)
+    delta = _joined(_attended(queries, tokens, weights.expand(g, b, m, n), heads, mixing.merge == "joint"), heads, (g, b, n))
     if gain is not None and mixing.merge == "paper":
         delta = delta + (gain.unsqueeze(-1) - 1.0).to(text.dtype) * text
     return delta
@@ -167,5 +200,5 @@ def _position_weights(a: torch.Tensor, mixing: Mixing, limits: torch.Tensor | No
 
 
 def _equal_weights(mixing: Mixing, limits: torch.Tensor | None, ones: torch.Tensor) -> torch.Tensor:
-    """Weights without relevance: 1 for `add` and `joint`, equal shares for `uniform` and for a lone subject. ones: [G, B, M, N]."""
+    """Weights without relevance: 1 for `add` and `joint`, equal shares for `uniform` and for a lone subject. ones: [1, 1, M, 1]."""
     return ones if mixing.merge in ("add", "joint") else shares(ones, limits)

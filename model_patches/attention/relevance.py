@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from .heads import split_heads
+
 
 def relevance(query: torch.Tensor, name_keys: torch.Tensor, segments: torch.Tensor, heads: int) -> torch.Tensor:
     """Attention of the name tokens over picture positions: softmax over POSITIONS, mean over heads, mean over a subject's own tokens.
@@ -19,12 +21,16 @@ def relevance(query: torch.Tensor, name_keys: torch.Tensor, segments: torch.Tens
     Returns:
         A, [G, B, M, N] float32, >= 0, sums to 1 over N.
     """
-    g, b, n, c = query.shape
-    d = c // heads
-    positions = query.view(g, b, n, heads, d).permute(0, 1, 3, 4, 2)  # G, B, H, d, N
-    tokens = (name_keys * d**-0.5).view(g, 1, -1, heads, d).transpose(2, 3)  # G, 1, H, L, d
-    attention = torch.matmul(tokens, positions).float().softmax(-1).mean(2)  # G, B, L, N
-    return torch.matmul(segments.unsqueeze(1), attention)
+    b, d = query.shape[1], query.shape[-1] // heads
+    return relevance_of_heads(split_heads(query.flatten(1, 2), heads), split_heads(name_keys * d**-0.5, heads), segments, b)
+
+
+def relevance_of_heads(queries: torch.Tensor, names: torch.Tensor, segments: torch.Tensor, pictures: int) -> torch.Tensor:
+    """`relevance` of what is split into heads already: queries [G*H, B*N, d], names [G*H, L, d] times 1 / sqrt d; pictures: B."""
+    g, tokens = len(segments), names.shape[1]
+    logits = torch.bmm(names, queries.transpose(1, 2)).view(g, -1, tokens, pictures, queries.shape[1] // pictures)  # G, H, L, B, N
+    attention = logits.softmax(-1, dtype=torch.float32).mean(1)  # G, L, B, N
+    return torch.bmm(segments, attention.flatten(2)).unflatten(2, (pictures, -1)).transpose(1, 2)
 
 
 def shares(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpness: float = 1.0) -> torch.Tensor:
@@ -43,8 +49,7 @@ def shares(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpnes
         a = torch.where(largest > 0, a / largest, a).pow(sharpness)
     if limits is not None:
         a = a * limits
-    total = a.sum(-2, keepdim=True)
-    return torch.where(total > 0, a / total, torch.zeros_like(a))
+    return a / a.sum(-2, keepdim=True).clamp(min=torch.finfo(a.dtype).tiny)
 
 
 def owned(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpness: float = 1.0) -> torch.Tensor:
