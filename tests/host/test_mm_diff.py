@@ -7,7 +7,7 @@ CONTEXT, RANK, TEXT_RANK = 64, 6, 5
 PARTS = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
 
 
-def make(merge="joint", seed=40):
+def make(merge="joint", seed=40, operations=torch.nn):
     """(patcher, adapter): a tiny SDXL model and random pairs for every attention of it."""
     import tiny_models
     from stage import random
@@ -26,7 +26,7 @@ def make(merge="joint", seed=40):
                 out, into = unet.get_submodule(path.removesuffix(".weight")).weight.shape
                 down, up = (random(*shape, seed=seed + 100 * i + 10 * j + k + 5 * n, gain=0.4 * shape[1] ** -0.5) for n, shape in enumerate(((TEXT_RANK, into), (out, TEXT_RANK))))
                 pairs[path] = LoraPair(down, up)
-    layers = LoraLayers(CONTEXT, [b.width for b in blocks], [RANK] * len(blocks), [TEXT_RANK] * len(blocks))
+    layers = LoraLayers(CONTEXT, [b.width for b in blocks], [RANK] * len(blocks), [TEXT_RANK] * len(blocks), operations)
     with torch.no_grad():
         for i, (layer, block) in enumerate(zip(layers.layers, blocks, strict=True)):
             for kv in "kv":

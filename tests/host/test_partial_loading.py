@@ -1,0 +1,151 @@
+"""Weights that did not fit: the host keeps some of the UNet's and of the adapter's aside and casts them as they are used. The picture is the same."""
+import pytest
+import torch
+
+pytestmark = pytest.mark.usefixtures("host")
+ATTENTION, GATED = ["relevance", "text_to_weight", "mm_diff", "mm_diff, delayed"], ["text", "text_image", "patches"]
+BUDGETS = [1, 0.3, 0.7]  # below 1: parts of a model's size; else bytes, as little as --novram gives
+RUN = dict(size=(8, 8), steps=3)
+
+
+def scene(kind):
+    """(model, positive, negative, adapter's key on the MODEL), ready for KSampler."""
+    from gated_stage import gated_stage
+    from stage import settings, stage
+    from troupe.model_patches.settings import GatedSettings
+
+    if kind in GATED:
+        st = gated_stage(kind)
+        return *st.apply(st.references(2, weights=[1.0, 0.6]), GatedSettings(0.8)), f"{st.adapter.key}.gated"
+    if kind.startswith("mm_diff"):
+        return mm_diff_scene(kind.endswith("delayed"))
+    st = stage(text_gain=kind == "text_to_weight")
+    return *st.apply(st.references(2), settings()), st.adapter.key
+
+
+def mm_diff_scene(delayed, patcher=None):
+    """With its LoRA in the UNet (of a given model, else one of its own), and, where delayed, its subjects in the prompt from the second step on."""
+    import comfy.ops
+    import tiny_models
+    from stage import settings
+    from test_mm_diff import CONTEXT, make, references_of
+    from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
+    from troupe.model_patches.hosts.comfyui.prompt_switch import PROMPT, FusedPrompt
+    from troupe.model_patches.hosts.comfyui.weights import apply_weights
+
+    own, adapter = make(operations=comfy.ops.manual_cast)
+    patcher = patcher or own
+    ((fused, options),), ((text, _),), negative = (tiny_models.random_cond(77, CONTEXT, seed=i) for i in (1, 3, 2))
+    if delayed:
+        options = {**options, PROMPT: FusedPrompt(fused, text, None, start_step=1)}
+    model, _ = apply_weights(patcher, adapter)
+    model, positive, negative, _ = apply_image_attention(model, references_of(adapter, [2, 1]), settings("joint"), [[fused, options]], negative)
+    return model, positive, negative, adapter.key
+
+
+def limit(patcher, budget):
+    """The host gives this model no more than the budget when it loads it."""
+    size, original = patcher.model_size(), patcher.load
+    room = size * budget if budget < 1 else budget
+    patcher.load = lambda device_to=None, **kwargs: original(device_to, **{**kwargs, "lowvram_model_memory": room, "full_load": False})
+
+
+def set_aside(patcher):
+    """Names of modules whose weights the host casts at each use since they did not fit."""
+    return {name for name, module in patcher.model.named_modules() if hasattr(module, "prev_comfy_cast_weights")}
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("who", ["unet", "adapter", "both"])
+@pytest.mark.parametrize("kind", ATTENTION + GATED)
+def test_the_picture_is_that_of_whole_models(kind, who, budget):
+    import comfy.model_management as mm
+    from stage import ksample
+
+    model, positive, negative, key = scene(kind)
+    (adapter,) = model.get_additional_models_with_key(key)
+    mm.unload_all_models()
+    whole = ksample(model, positive, negative, **RUN)
+    assert not set_aside(model) and not set_aside(adapter)
+    mm.unload_all_models()
+    limited = {"unet": [model], "adapter": [adapter], "both": [model, adapter]}[who]
+    for patcher in limited:
+        limit(patcher, budget)
+    torch.testing.assert_close(ksample(model, positive, negative, **RUN), whole)
+    for patcher in (model, adapter):
+        assert bool(set_aside(patcher)) == (patcher in limited)
+        assert patcher.loaded_size() < patcher.model_size() or patcher not in limited
+    mm.unload_all_models()
+
+
+@pytest.mark.parametrize("kind", ATTENTION[:3] + GATED)
+def test_weights_that_wait_on_another_device_come_to_the_picture(kind, monkeypatch):
+    """The UNet and the adapter lie on the CPU and the picture on `meta`: no operation meets tensors of both, bare ones (gates, null features) included."""
+    import comfy.model_management as mm
+    from comfy.patcher_extension import WrappersMP
+    from stage import ksample
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    mixed, calls, moves = [], [], (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+
+    class Devices(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            given = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.ndim]
+            if len({t.device.type for t in given}) > 1 and function not in moves:
+                mixed.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    def elsewhere(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        away = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in kwargs.items()}
+        with Devices():
+            found = executor(x.to("meta"), t.to("meta"), c_concat, c_crossattn.to("meta"), control, transformer_options, **away)
+        calls.append(found.device.type)
+        return torch.zeros_like(x)
+
+    model, positive, negative, key = scene(kind)
+    model.wrappers[WrappersMP.APPLY_MODEL] = {"elsewhere": [elsewhere], **model.wrappers[WrappersMP.APPLY_MODEL]}  # around ours
+    monkeypatch.setattr(model.model.model_sampling, "timestep", lambda sigma: torch.full_like(sigma, 500.0))  # the host's own reads its table on the CPU
+    monkeypatch.setattr(mm, "get_free_memory", lambda device=None, torch_free_too=False: (2**34, 2**34) if torch_free_too else 2**34)  # of `meta` it knows none
+    (adapter,) = model.get_additional_models_with_key(key)
+    mm.unload_all_models()
+    limit(model, 1)
+    limit(adapter, 1)
+    worked = []
+    hooks = [module.register_forward_hook(lambda *_: worked.append(1)) for module in adapter.model.modules() if not list(module.children())]
+    ksample(model, positive, negative, **RUN)
+    for hook in hooks:
+        hook.remove()
+    mm.unload_all_models()
+    assert calls == ["meta"] * RUN["steps"] and worked and not mixed
+
+
+@pytest.mark.parametrize("family", ["ip_adapter", "plus", "mip_adapter", "mm_diff", "fastcomposer", "gligen", "gligen images", "subject_diffusion", "umm"])
+def test_every_weight_lies_where_the_host_looks_for_it(family):
+    """The host moves modules without children; a weight beside them would stay behind on the wrong device."""
+    for patcher in patchers_of(family):
+        listed = {f"{name}.{weight}" if name else weight for *_, name, _, weights in patcher._load_list() for weight in weights}
+        assert listed == {name for name, _ in patcher.model.named_parameters()} and listed
+        assert not list(patcher.model.buffers())
+
+
+def patchers_of(family):
+    """Every model that an adapter of this family hands to the host."""
+    import comfy.ops
+    import published
+    from troupe.model_patches.checkpoints import fastcomposer, gligen, ip_adapter, mm_diff, subject_diffusion, umm
+    from troupe.model_patches.hosts.comfyui.adapters import host_adapter
+
+    ops, files = comfy.ops.manual_cast, published.FAMILIES
+    adapter = {
+        "ip_adapter": lambda: ip_adapter.build(files["ip-adapter-full-face_sd15"].state, "a", ops),
+        "plus": lambda: ip_adapter.build(files["ip-adapter-plus_sd15 (and face)"].state, "a", ops),
+        "mip_adapter": lambda: ip_adapter.build(files["MIP model_sdxl_plus"].state, "a", ops),
+        "mm_diff": lambda: mm_diff.build(mm_diff.bundled(published.mm_diff_members()), "a", ops),
+        "fastcomposer": lambda: fastcomposer.build(published.fastcomposer_state(), "a", ops),
+        "gligen": lambda: gligen.build(published.gligen_state("text"), "a", ops),
+        "gligen images": lambda: gligen.build(published.gligen_state("text_image"), "a", ops, torch.eye(published.SD15)),
+        "subject_diffusion": lambda: subject_diffusion.build(published.subject_diffusion_members(), "a", ops),
+        "umm": lambda: umm.build(published.umm_state(), "a", ops),
+    }[family]()
+    found = host_adapter(adapter)
+    return [patcher for patcher in (found.projection_patcher, found.layers_patcher, found.gated_patcher, found.fusion_patcher) if patcher is not None]
