@@ -134,8 +134,9 @@ def tiny_clip_vision(seed=4, image_size=32, hidden=32, layers=3, projection=16, 
 
 
 # ---- family B: micro models ----------------------------------------------------
-def micro_model(base="SD15", model_channels=32, context_dim=64, seed=0, in_channels=4, levels=2):
-    """A ModelPatcher around the host's own UNetModel/BaseModel, a few 100k params."""
+def micro_model(base="SD15", model_channels=32, context_dim=64, seed=0, in_channels=4, levels=2, dtype=None, compute=None, depths=None):
+    """A ModelPatcher around the host's own UNetModel/BaseModel, a few 100k params; dtype: of the weights (None: float32), cast to `compute` where that is given;
+    depths: transformer blocks of each level, 1 where not given."""
     import comfy.model_management as mm
     import comfy.model_patcher
     import comfy.supported_models as sm
@@ -143,8 +144,8 @@ def micro_model(base="SD15", model_channels=32, context_dim=64, seed=0, in_chann
     cls = getattr(sm, base)
     cfg = dict(model_channels=model_channels, context_dim=context_dim, in_channels=in_channels, out_channels=4,
                image_size=32, use_spatial_transformer=True, legacy=False,
-               channel_mult=[1] * levels, num_res_blocks=[1] * levels, transformer_depth=[1] * levels,
-               transformer_depth_output=[1] * 2 * levels, transformer_depth_middle=1,
+               channel_mult=[1] * levels, num_res_blocks=[1] * levels, transformer_depth=depths or [1] * levels,
+               transformer_depth_output=[depth for depth in depths or [1] * levels for _ in range(2)], transformer_depth_middle=1,
                use_linear_in_transformer=base != "SD15", adm_in_channels=None, dtype=torch.float32)
     class Micro(cls):
         unet_extra_config = dict(num_heads=4, num_head_channels=-1)
@@ -152,7 +153,7 @@ def micro_model(base="SD15", model_channels=32, context_dim=64, seed=0, in_chann
         # SDXL.encode_adm = pooled(1280) + 6*256 -> keep adm 2816
         cfg.update(num_classes="sequential", adm_in_channels=2816)
     mc = Micro(cfg)
-    mc.set_inference_dtype(torch.float32, None)
+    mc.set_inference_dtype(dtype or torch.float32, compute)
     model = mc.get_model({}, "", device="cpu")
     _init(model.diffusion_model, seed)
     return comfy.model_patcher.ModelPatcher(model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())

@@ -1,0 +1,136 @@
+"""UNets in the dtypes that people keep them in: what the references add is what they add to the same weights in float32."""
+import pytest
+import torch
+
+pytestmark = pytest.mark.usefixtures("host")
+ATTENTION, GATED = ["relevance", "text_to_weight", "mm_diff"], ["text", "text_image", "patches"]
+E4M3, E5M2, HALF, BRAIN, FULL = torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float32
+RUN = dict(size=(8, 8), steps=2)
+
+
+def applied(kind, patcher, adapter=None):
+    """(model, positive, negative, plain model, adapter) with references of two subjects, on a patcher; adapter: one made before, of the same kind."""
+    from gated_stage import GatedStage, gated_adapter
+    from stage import settings, stage
+    from troupe.model_patches.settings import GatedSettings
+
+    st = stage(patcher=patcher, text_gain=kind == "text_to_weight")
+    if kind in GATED:
+        st = GatedStage(patcher, adapter or gated_adapter(patcher, kind), st.positive, st.negative)
+        return *st.apply(st.references(2, weights=[1.0, 0.6]), GatedSettings(0.8)), patcher, st.adapter
+    if kind == "mm_diff":
+        return with_lora(patcher, adapter, st)
+    st.adapter = adapter or st.adapter
+    return *st.apply(st.references(2), settings()), patcher, st.adapter
+
+
+def with_lora(patcher, adapter, st):
+    """MM-Diff, with its LoRA in the UNet where the adapter is not given (else it is there)."""
+    import comfy.ops
+    from stage import settings
+    from test_mm_diff import make, references_of
+    from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
+    from troupe.model_patches.hosts.comfyui.weights import apply_weights
+
+    if adapter is None:
+        adapter = make(operations=comfy.ops.manual_cast)[1]
+        patcher, _ = apply_weights(patcher, adapter)
+    model, positive, negative, _ = apply_image_attention(patcher, references_of(adapter, [2, 1]), settings("joint"), st.positive, st.negative)
+    return model, positive, negative, patcher, adapter
+
+
+def micro(kind, dtype=FULL, compute=None):
+    import tiny_models
+
+    return tiny_models.micro_model("SDXL" if kind == "mm_diff" else "SD15", model_channels=64, dtype=dtype, compute=compute)
+
+
+def in_float32(kind, model, adapter):
+    """A float32 model of the very weights with which a patcher has sampled, and what the nodes left on it."""
+    whole = micro(kind)
+    whole.model.diffusion_model.load_state_dict({name: tensor.float() for name, tensor in model.model.diffusion_model.state_dict().items()})
+    if kind == "mm_diff":
+        whole.set_attachments("troupe_weights", {adapter.id: 1.0})
+    return whole
+
+
+@pytest.mark.parametrize("dtype, compute", [(E4M3, FULL), (E5M2, FULL), (HALF, FULL), (BRAIN, FULL), (E4M3, BRAIN), (E5M2, HALF), (BRAIN, None), (HALF, None)],
+                         ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("kind", ATTENTION + GATED)
+def test_weights_of_any_dtype_with_and_without_a_cast(kind, dtype, compute):
+    """Computed in float32: the same picture. In 16 bits: no further from it than twice what the host's own rounding makes of the plain picture."""
+    from stage import error, ksample
+
+    model, positive, negative, plain, adapter = applied(kind, micro(kind, dtype, compute))
+    assert next(model.model.diffusion_model.parameters()).dtype == dtype
+    found, lone = ksample(model, positive, negative, **RUN), ksample(plain, positive, negative, **RUN)
+    model.patch_model()
+    exact, positive, negative, whole, _ = applied(kind, in_float32(kind, model, adapter), adapter)
+    model.unpatch_model()
+    expected, without = ksample(exact, positive, negative, **RUN), ksample(whole, positive, negative, **RUN)
+    assert torch.isfinite(found).all()
+    if compute == FULL:
+        assert error(found, expected, without) < 1e-4
+    else:
+        assert 0 < (found - expected).abs().max() < 2 * (lone - without).abs().max() < (expected - without).abs().max()
+
+
+@pytest.fixture(scope="module")
+def unet_file(host, base_folder):
+    """A UNet in models/diffusion_models, 320 channels wide as all that the host knows."""
+    import safetensors.torch
+    import tiny_models
+
+    path = base_folder / "models" / "diffusion_models" / "tiny.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    state = {k.removeprefix("model.diffusion_model."): v for k, v in tiny_models.build_unet_sd("sd15").items()}
+    safetensors.torch.save_file(state, path)
+    return path.name, state
+
+
+def float32_model(state):
+    import comfy.sd
+
+    return comfy.sd.load_diffusion_model_state_dict({k: v.float() for k, v in state.items()}, model_options={"dtype": FULL})
+
+
+@pytest.mark.parametrize("weight_dtype, dtype", [("fp8_e4m3fn", E4M3), ("fp8_e4m3fn_fast", E4M3), ("fp8_e5m2", E5M2), ("default", HALF)])
+def test_the_hosts_loader_of_diffusion_models(weight_dtype, dtype, unet_file):
+    from stage import error, ksample
+
+    import nodes
+
+    name, state = unet_file
+    (small,) = nodes.UNETLoader().load_unet(name, weight_dtype)
+    stored = small.model.diffusion_model.input_blocks[1][1].transformer_blocks[0].attn2.to_k.weight.dtype
+    assert stored == dtype or weight_dtype == "default"
+    whole = float32_model({k: v.to(dtype) for k, v in state.items()})
+    without = ksample(whole, *applied("text_to_weight", whole)[1:3], **RUN)
+    for kind in ("text_to_weight", "text_image", "patches"):
+        model, positive, negative, _, adapter = applied(kind, small)
+        found = ksample(model, positive, negative, **RUN)
+        exact, positive, negative, *_ = applied(kind, whole, adapter)
+        assert error(found, ksample(exact, positive, negative, **RUN), without) < 1e-3
+
+
+def test_scaled_float8_weights(unet_file):
+    """Files that keep a scale beside each weight of a Linear: it counts for the names' keys too."""
+    import comfy.sd
+    from stage import error, ksample
+
+    _, state = unet_file
+    scaled = {"scaled_fp8": torch.zeros(0, dtype=E4M3)}
+    for key, tensor in state.items():
+        scaled[key] = tensor
+        if tensor.ndim == 2:
+            scale = tensor.float().abs().max() / 448
+            scaled[key], scaled[key.replace(".weight", ".scale_weight")] = (tensor / scale).to(E4M3), scale
+    small = comfy.sd.load_diffusion_model_state_dict(dict(scaled))
+    assert small.model.diffusion_model.input_blocks[1][1].transformer_blocks[0].attn2.to_k.weight.dtype == E4M3
+    kept = small.model.diffusion_model.state_dict()
+    whole = float32_model({key: kept[key].float() * scaled.get(key.replace(".weight", ".scale_weight"), 1.0) for key in state})
+    for kind in ("text_to_weight", "patches"):
+        model, positive, negative, _, adapter = applied(kind, small)
+        found = ksample(model, positive, negative, **RUN)
+        fine, positive, negative, *_ = applied(kind, whole, adapter)
+        assert error(found, ksample(fine, positive, negative, **RUN), ksample(whole, positive, negative, **RUN)) < 1e-3
