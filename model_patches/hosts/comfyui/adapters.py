@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from hashlib import sha1
 from pathlib import Path
@@ -180,7 +181,16 @@ def _load_clip_vision(path: str, name: str, need: EncoderNeed) -> Any:
     return loaded
 
 
-def _patcher(module: torch.nn.Module) -> Any:
-    """The host's memory management around a module of ours (its dynamic kind where the host has one)."""
-    make: Callable[..., Any] = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    return make(module, load_device=comfy.model_management.get_torch_device(), offload_device=comfy.model_management.unet_offload_device())
+def _patcher(module: torch.nn.Module, disable_dynamic: bool = False) -> Any:
+    """The host's memory management around a module of ours (its dynamic kind where the host has one, unless disabled)."""
+    plain = comfy.model_patcher.ModelPatcher
+    make: Callable[..., Any] = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
+    patcher = make(module, load_device=comfy.model_management.get_torch_device(), offload_device=comfy.model_management.unet_offload_device())
+    if hasattr(patcher, "cached_patcher_init"):  # by which newer hosts make one more of it, for another device
+        patcher.cached_patcher_init = (_another, (module,))
+    return patcher
+
+
+def _another(module: torch.nn.Module, disable_dynamic: bool = False) -> Any:
+    """The same around a copy of the module."""
+    return _patcher(deepcopy(module), disable_dynamic)
