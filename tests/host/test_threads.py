@@ -1,5 +1,7 @@
 """Several model calls at the same time: two runs, or the parts of one prediction on clones with UNets and adapters of their own (see threads.py)."""
+import logging
 import threading
+import time
 
 import pytest
 import torch
@@ -114,6 +116,29 @@ def test_two_runs_at_the_same_time(kind, monkeypatch):
             for thread in threads:
                 thread.join()
         assert meeting.met == 4 and all(torch.equal(a, b) for a, b in zip(found, alone, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["relevance", "patches"])
+def test_a_run_in_threads_tells_its_line_once(kind, monkeypatch, caplog):
+    """Two positive prompts, both with the subjects, each in a thread: both come at the same time to where it is told, with other seconds to tell of."""
+    from threads import PATIENCE, loaded, split
+    from troupe.model_patches.hosts.comfyui import gated, image_attention
+
+    module, hook = (gated, gated.GatedAdapter) if kind == "patches" else (image_attention, image_attention.ImageAttention)
+    barrier, asked, report = threading.Barrier(2), module.with_subjects, hook._report
+    monkeypatch.setattr(module, "with_subjects", lambda chunks: (asked(chunks), barrier.wait(PATIENCE))[0])
+
+    def slowly(self, run, *rest):
+        time.sleep(0.2)
+        run.seconds += 1.0
+        report(self, run, *rest)
+
+    monkeypatch.setattr(hook, "_report", slowly)
+    model, positive, negative, twin = scene(kind)
+    second = [[torch.flip(text, (1,)), dict(options)] for text, options in positive]
+    with caplog.at_level(logging.INFO, "troupe"), loaded(twin), split([model, twin]):
+        sample(model, positive + second, negative, steps=1)
+    assert sum("2 subjects:" in record.message for record in caplog.records) == 1
 
 
 def test_a_run_in_threads_is_recorded(monkeypatch):

@@ -83,7 +83,7 @@ class GatedAdapter(Hook):
         patches = {"middle_patch": GatedPatch(call.run, chunks, layers, call.now.scale)}
         if module.mask_conv is not None:
             patches["input_block_patch"] = MaskPatch(chunks, [self._mask(module, call, chunk, x.device, dtype) for chunk in chunks])
-        if not call.run.acted and with_subjects(chunks):
+        if with_subjects(chunks) and call.run.begins():
             self._report(call.run, objects)
         lists = options.get("patches", {})
         return {**options, "patches": {**lists, **{name: [*lists.get(name, ()), patch] for name, patch in patches.items()}}}
@@ -108,7 +108,6 @@ class GatedAdapter(Hook):
         return call.run.once(("mask", call.now.weights, chunk.area, call.size, device, dtype), make, KEPT)
 
     def _report(self, run: Run, objects: Sequence[ObjectTokens]) -> None:
-        run.acted = True
         subjects, spec = self.references.subjects, self.references.adapter.spec
         who = ", ".join(f"'{s.name}'" + ("" if s.box else " (no box)") for s in subjects)
         kept = sum(t.nbytes for o in objects for t in (o.keys, o.values)) / 2**20

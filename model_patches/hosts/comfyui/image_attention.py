@@ -99,7 +99,7 @@ class ImageAttention(Hook):
         if not shown and limited(self.references.subjects, call.now.boxed):
             run.say("another pack samples the picture in tiles: regions and boxes cannot be placed in them and rest.", logging.WARNING)
         shared = SharedDelta(self, call, chunks, strengths, shown, tallies, acting)
-        if not run.acted and with_subjects(chunks):
+        if with_subjects(chunks) and run.begins():
             self._report(run, images, names)
         return {block.key: LayerDelta(shared, tokens[j], layer) for j, (block, layer) in enumerate(zip(self.blocks, module.layers, strict=True))}
 
@@ -134,7 +134,6 @@ class ImageAttention(Hook):
         return call.run.once(("limits", areas, call.size, grid, call.now.boxed, device), maps)
 
     def _report(self, run: Run, images: Sequence[Any], names: Sequence[torch.Tensor] | None) -> None:
-        run.acted = True
         adapter, merge = self.references.adapter, self.settings.mixing.merge
         who = ", ".join(f"'{s.name}'" + (f" ({counted(len(s.name_tokens), 'name token')})" if s.name_tokens is not None else "") for s in self.references.subjects)
         kept = sum(t.nbytes for p in images for t in (p.keys, p.values)) + sum(t.nbytes for t in names or ())

@@ -42,6 +42,12 @@ class Run:
                     del self._cache[oldest]
             return self._cache[key]
 
+    def begins(self) -> bool:
+        """Note that something acts in this run; whether that is the first time."""
+        with self._lock:
+            first, self.acted = not self.acted, True
+        return first
+
     def say(self, sentence: str, level: int = logging.INFO) -> None:
         """Log a sentence, once a run."""
         with self._lock:
