@@ -185,7 +185,7 @@ def test_the_host_accounts_for_the_layers():
     st, loaded = gated_stage(), []
     model, positive, negative = st.apply(st.references(2), GatedSettings())
     layers = st.adapter.gated_patcher.model
-    layers.fusers[0].register_forward_pre_hook(lambda *_: loaded.append([m.model.model for m in mm.current_loaded_models]))
+    layers.fusers[0].register_forward_pre_hook(lambda *_: loaded.append([m.model.model for m in mm.current_loaded_models if m.model is not None]))
     ksample(model, positive, negative)
     assert loaded and all(any(m is layers for m in models) for models in loaded)
 

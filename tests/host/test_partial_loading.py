@@ -1,6 +1,7 @@
 """Weights that did not fit: the host keeps some of the UNet's and of the adapter's aside and casts them as they are used. The picture is the same."""
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytestmark = pytest.mark.usefixtures("host")
 ATTENTION, GATED = ["relevance", "text_to_weight", "mm_diff", "mm_diff, delayed"], ["text", "text_image", "patches"]
@@ -50,6 +51,20 @@ def limit(patcher, budget):
     patcher.load = lambda device_to=None, **kwargs: original(device_to, **{**kwargs, "lowvram_model_memory": room, "full_load": False})
 
 
+class Devices(TorchDispatchMode):
+    """Notes operations that are given tensors of two devices, except for those that move them and for single numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.mixed = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.ndim]
+        if len({t.device.type for t in given}) > 1 and function not in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            self.mixed.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
 def set_aside(patcher):
     """Names of modules whose weights the host casts at each use since they did not fit."""
     return {name for name, module in patcher.model.named_modules() if hasattr(module, "prev_comfy_cast_weights")}
@@ -84,20 +99,12 @@ def test_weights_that_wait_on_another_device_come_to_the_picture(kind, monkeypat
     import comfy.model_management as mm
     from comfy.patcher_extension import WrappersMP
     from stage import ksample
-    from torch.utils._python_dispatch import TorchDispatchMode
 
-    mixed, calls, moves = [], [], (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
-
-    class Devices(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            given = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.ndim]
-            if len({t.device.type for t in given}) > 1 and function not in moves:
-                mixed.append(str(function))
-            return function(*args, **(kwargs or {}))
+    devices, calls = Devices(), []
 
     def elsewhere(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         away = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in kwargs.items()}
-        with Devices():
+        with devices:
             found = executor(x.to("meta"), t.to("meta"), c_concat, c_crossattn.to("meta"), control, transformer_options, **away)
         calls.append(found.device.type)
         return torch.zeros_like(x)
@@ -116,7 +123,29 @@ def test_weights_that_wait_on_another_device_come_to_the_picture(kind, monkeypat
     for hook in hooks:
         hook.remove()
     mm.unload_all_models()
-    assert calls == ["meta"] * RUN["steps"] and worked and not mixed
+    assert calls == ["meta"] * RUN["steps"] and worked and not devices.mixed
+
+
+@pytest.mark.parametrize("name", ["ip-adapter_sd15 (and light)", "ip-adapter-plus_sd15 (and face)", "ip-adapter-full-face_sd15", "MIP model_sdxl_plus"])
+def test_photos_are_read_by_projections_that_did_not_fit(name):
+    """Learned queries too come to where the photos are."""
+    import comfy.model_management as mm
+    import comfy.ops
+    import published
+    from troupe.model_patches.checkpoints.ip_adapter import build
+    from troupe.model_patches.hosts.comfyui.adapters import host_adapter
+
+    family, devices = published.FAMILIES[name], Devices()
+    adapter = host_adapter(build(family.state, "a", comfy.ops.manual_cast))
+    mm.unload_all_models()
+    whole = adapter.project(family.features)
+    mm.unload_all_models()
+    limit(adapter.projection_patcher, 1)
+    torch.testing.assert_close(adapter.project(family.features), whole)
+    assert set_aside(adapter.projection_patcher)
+    with devices:
+        assert adapter.projection_patcher.model(family.features.to("meta")).device.type == "meta" and not devices.mixed
+    mm.unload_all_models()
 
 
 @pytest.mark.parametrize("family", ["ip_adapter", "plus", "mip_adapter", "mm_diff", "fastcomposer", "gligen", "gligen images", "subject_diffusion", "umm"])
