@@ -53,10 +53,12 @@ def rows_of(grouped: torch.Tensor, b: int) -> torch.Tensor:
     return grouped.unsqueeze(1).expand(g, b // g, *grouped.shape[1:]).flatten(0, 1)
 
 
-def gated_residual(x: torch.Tensor, branch: Callable[[torch.Tensor], torch.Tensor], gate: float, scale: float = 1.0) -> torch.Tensor:
+def gated_residual(x: torch.Tensor, branch: Callable[[torch.Tensor], torch.Tensor], gate: float, scale: float | torch.Tensor = 1.0) -> torch.Tensor:
     """`x + scale * gate * branch(x)`; x itself, with `branch` not called, where scale or gate is 0. x [B, N, C]; gate -1..1; scale: strength
-    times `alphas`."""
-    return x if gate == 0 or scale == 0 else x + (scale * gate) * branch(x)
+    times `alphas`, as a number or as a tensor [] on the device of x, which is not looked at: so it may change and a compiled graph stays."""
+    if gate == 0 or (not isinstance(scale, torch.Tensor) and scale == 0):
+        return x
+    return x + (scale * gate) * branch(x)
 
 
 def weighted(objects: ObjectTokens, weights: torch.Tensor) -> ObjectTokens:

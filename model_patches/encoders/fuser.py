@@ -93,8 +93,8 @@ class GatedFuser(nn.Module):
         gates = (math.tanh(float(gate.weight)) for gate in (self.alpha_attn, self.alpha_dense))
         return ObjectTokens(self.attn.to_k(normed), self.attn.to_v(normed), *gates)
 
-    def forward(self, x: torch.Tensor, objects: ObjectTokens, scale: float = 1.0) -> torch.Tensor:
-        """Visual tokens [B, N, C] -> [B, N, C]. x itself where scale or both gates are 0. objects: from `project`, in any dtype."""
+    def forward(self, x: torch.Tensor, objects: ObjectTokens, scale: float | torch.Tensor = 1.0) -> torch.Tensor:
+        """Visual tokens [B, N, C] -> [B, N, C]. x itself where scale or both gates are 0. objects: from `project`, in any dtype; scale: see `gated_residual`."""
         x = gated_residual(x, lambda y: self._attend(y, objects), objects.attention_gate, scale)
         return gated_residual(x, lambda y: self.ff(self.norm2(y)), objects.dense_gate, scale)
 

@@ -1,25 +1,29 @@
 """The cross-attention layers of the host's UNet, found by walking its modules."""
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
 from torch import nn
 
 from ...errors import MismatchError
 
+Grid = tuple[int, int]
 Key = tuple[str, int, int]  # the host's name of a transformer block: ("input" | "middle" | "output", block, depth)
 PARTS = (("input_blocks", "input"), ("output_blocks", "output"), ("middle_block", "middle"))  # order of published adapters: down, up, mid
 
 
 @dataclass(frozen=True)
 class Block:
-    """One cross-attention layer: its key in `patches_replace`, width C, context width D, and module path."""
+    """One cross-attention layer: its key in `patches_replace`, width C, context width D, module path, and how often the picture is halved before it."""
 
     key: Key
     width: int
     context_dim: int
     path: str
+    level: int = 0
 
 
 def attention_blocks(unet: nn.Module) -> tuple[Block, ...]:
@@ -29,6 +33,7 @@ def attention_blocks(unet: nn.Module) -> tuple[Block, ...]:
         MismatchError: the model has none (FLUX, SD3, Qwen and other transformers).
     """
     found: list[Block] = []
+    levels = {name: _levels(unet, name) for _, name in PARTS}
     for part, name in PARTS:
         for path, module in getattr(unet, part, nn.Module()).named_modules():
             names = path.split(".")
@@ -36,12 +41,17 @@ def attention_blocks(unet: nn.Module) -> tuple[Block, ...]:
                 continue
             attention: Any = module.attn2
             block = 0 if name == "middle" else int(names[0])
-            found.append(Block((name, block, int(names[-1])), attention.to_q.out_features, attention.to_k.in_features, f"{part}.{path}.attn2"))
+            found.append(Block((name, block, int(names[-1])), attention.to_q.out_features, attention.to_k.in_features, f"{part}.{path}.attn2", levels[name][block]))
     if not found:
         what = f"{type(unet).__name__}, which has no text cross-attention"
         do = "Load an SD1.5 or SDXL checkpoint (or one of their finetunes); for FLUX and Qwen use their own reference nodes."
         raise MismatchError("a MODEL of the SD1.5, SD2 or SDXL family", what, do)
     return tuple(found)
+
+
+def grids_of(blocks: Iterable[Block], size: Grid) -> set[Grid]:
+    """(h, w) of the positions that the layers see, for rows of that size in latent cells: half the side each time, rounded up."""
+    return {(-(-size[0] // 2**level), -(-size[1] // 2**level)) for level in {block.level for block in blocks}}
 
 
 def text_keys(unet: nn.Module, block: Block) -> nn.Module:
@@ -52,3 +62,12 @@ def text_keys(unet: nn.Module, block: Block) -> nn.Module:
 def text_values(unet: nn.Module, block: Block) -> nn.Module:
     """The layer's own `to_v`, likewise."""
     return unet.get_submodule(f"{block.path}.to_v")
+
+
+def _levels(unet: nn.Module, name: str) -> list[int]:
+    """For each block of a part of the UNet, how often the picture is halved before it."""
+    down, up = ([any(isinstance(module, kind) for module in block.modules()) for block in getattr(unet, part, ())]
+                for part, kind in (("input_blocks", Downsample), ("output_blocks", Upsample)))
+    if name == "middle":
+        return [sum(down)]
+    return [sum(down[:i]) for i in range(len(down))] if name == "input" else [sum(down) - sum(up[:i]) for i in range(len(up))]

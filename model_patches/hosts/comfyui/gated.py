@@ -80,7 +80,8 @@ class GatedAdapter(Hook):
         bbox, device = self.settings.use_bbox, x.device
         objects = call.run.once(("objects", groups, device, dtype), lambda: layer_objects(module, self.references, groups, bbox, dtype, device), KEPT)
         layers = {key: GatedLayer(fuser, mine) for key, fuser, mine in zip(self.keys, module.fusers, objects, strict=True)}
-        patches = {"middle_patch": GatedPatch(call.run, chunks, layers, call.now.scale)}
+        scale = call.run.once(("scale", call.now.scale, device), lambda: torch.tensor(call.now.scale, device=device), KEPT)
+        patches = {"middle_patch": GatedPatch(call.run, chunks, layers, scale)}
         if module.mask_conv is not None:
             patches["input_block_patch"] = MaskPatch(chunks, [self._mask(module, call, chunk, x.device, dtype) for chunk in chunks])
         if with_subjects(chunks) and call.run.begins():
@@ -125,12 +126,12 @@ class GatedLayer:
 
 @dataclass(frozen=True, eq=False)
 class GatedPatch:
-    """A `middle_patch`: the fuser of whatever block calls it. chunks: of a call's rows, None for rows that take no part."""
+    """A `middle_patch`: the fuser of whatever block calls it. chunks: of a call's rows, None for rows that take no part; scale []: of both residuals."""
 
     run: Run
     chunks: Sequence[Chunk | None]
     layers: Mapping[Key, GatedLayer]
-    scale: float
+    scale: torch.Tensor
 
     def __call__(self, x: torch.Tensor, options: Options) -> torch.Tensor:
         """x [rows, N, C] -> [rows, N, C]."""

@@ -18,6 +18,7 @@ from ...attention.limits import WHOLE, Window
 from ...layer_tokens import COND
 from ...subjects import References
 from .attention_patch import Options
+from .blocks import Grid
 from .clock import Clock
 from .conditioning import KEY, Chunk, Roles, foreign_ids
 from .prompt_switch import AFTER, BEFORE, PHASE, PromptSwitch
@@ -25,7 +26,6 @@ from .rows import tiles_in
 from .run import Run
 from .weights import weights_of
 
-Grid = tuple[int, int]
 APPLY_IDS = "troupe_apply_ids"
 REFINING = 0.3  # a run that begins after this percent keeps the layout of its latent: upscaling is no mistake
 NATIVE = {768: 512, 1024: 640, 2048: 1024}  # context width -> side in pixels that the base was trained on

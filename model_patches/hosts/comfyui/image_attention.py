@@ -15,7 +15,7 @@ from ...layer_tokens import COND, Projected, image_columns, layer_tokens, name_s
 from ...settings import ImageAttentionSettings
 from ...subjects import References
 from .attention_patch import Options, Part, install
-from .blocks import Block, text_keys, text_values
+from .blocks import Block, grids_of, text_keys, text_values
 from .clock import FULL, sigma_range
 from .conditioning import Chunk
 from .hook import Call, Grid, Hook, counted, model_dtype, placed, window_of, with_subjects
@@ -98,6 +98,10 @@ class ImageAttention(Hook):
         shown = placed(chunks, call.size, x)
         if not shown and limited(self.references.subjects, call.now.boxed):
             run.say("another pack samples the picture in tiles: regions and boxes cannot be placed in them and rest.", logging.WARNING)
+        for grid in grids_of(self.blocks, tuple(x.shape[-2:])) if shown else ():  # before the layers ask: in them, making it would break a compiled graph
+            self.limits(call, tuple(chunk.area for chunk in chunks if chunk), grid, device)
+            for tally in tallies:
+                tally.prepare(chunks, grid, call.size, device)
         shared = SharedDelta(self, call, chunks, strengths, shown, tallies, acting)
         if with_subjects(chunks) and run.begins():
             self._report(run, images, names)

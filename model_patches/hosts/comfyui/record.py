@@ -111,17 +111,19 @@ class Tally:
 
     def __init__(self, recording: Recording, hook: Any):
         self.recording, self.references, self.settings = recording, hook.references, hook.settings
-        self.skipped = False
+        self.skipped = self.seen = False  # whether any layer was left out, and whether any has added something
         self._sums: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
         self._lock = threading.Lock()
 
-    @property
-    def seen(self) -> bool:
-        """Whether any layer has added anything."""
-        return bool(self._sums)
+    def prepare(self, chunks: Sequence[Chunk | None], grid: Grid, size: Grid, device: torch.device) -> None:
+        """Make room for what layers of a grid may add, before a model call."""
+        for chunk in chunks:
+            if chunk and chunk.role == COND and wanted(self.recording.blocks, grid, shown_size(chunk.area, size)):
+                self._room((grid, chunk.area, size, device), len(self.references.subjects))
 
     def add(self, owned: torch.Tensor, chunks: Sequence[Chunk], acting: torch.Tensor, grid: Grid, size: Grid) -> None:
         """Add what one layer tells. owned [G, B, M, N] of the chunks; acting [M], 1 for subjects that act in this step, else 0; size: of the latent."""
+        self.seen = True
         for g, chunk in enumerate(chunks):
             if chunk.role == COND:
                 sums = self._room((grid, chunk.area, size, owned.device), len(acting))
@@ -142,9 +144,10 @@ class Tally:
 
     def maps(self) -> AppliedMaps | None:
         """The mean maps on the CPU, or None where nobody acted."""
-        if not self._sums:
-            return None
         parts = [Part(total.cpu().unflatten(1, grid), count.cpu(), window_of(area, size)) for (grid, area, size, _), (total, count) in self._sums.items()]
+        parts = [part for part in parts if part.count.any()]  # the others were prepared and never seen
+        if not parts:
+            return None
         acted = torch.stack([part.count for part in parts]).sum(0) > 0
         subjects = zip(self.references.subjects, averaged(parts), acted.tolist(), strict=True)
         told = tuple(SubjectMap(s.name, values if on else None, s.box, s.region) for s, values, on in subjects)
