@@ -342,8 +342,9 @@ def studio(lab, sd15, base_folder, monkeypatch):
 
 
 def shown(studio, node):
-    """What the front end was told that the node shows: (number of pictures, texts)."""
-    told = studio.executor.history_result["outputs"][node]
+    """What the front end was told that the node shows, and finds in the history: (number of pictures, texts)."""
+    told = studio.server.executed[node]
+    assert studio.executor.history_result["outputs"][node] == told
     return len(told["images"]), list(told["text"])
 
 
