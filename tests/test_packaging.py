@@ -22,7 +22,8 @@ PROJECT = PYPROJECT["project"]
 PACK = sorted([ROOT / "__init__.py", *(ROOT / "nodes").rglob("*.py"), *(ROOT / "model_patches").rglob("*.py")])
 MODULES = {path.relative_to(ROOT).as_posix(): path for path in PACK}
 COMES_WITH_COMFYUI = {"torch", "torchvision", "numpy", "einops", "safetensors", "transformers", "PIL"}
-HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfy_config", "folder_paths", "server", "nodes", "execution", "app", "utils", "node_helpers"}
+HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfy_config", "comfyui_version", "folder_paths", "server", "nodes", "execution", "app", "utils",
+                "node_helpers"}
 
 # room -> rooms it may import; a room is the longest of these paths that a module lies under
 ROOMS = {

@@ -62,11 +62,15 @@ def base_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def host(base_folder):
-    """The running host; every test of this folder uses it, directly or through another fixture."""
+def host(base_folder, record_testsuite_property):
+    """The running host; every test of this folder uses it, directly or through another fixture. A results file of the run says which host it was."""
     if COMFYUI is None:
         pytest.fail(NO_HOST)
     start_host(base_folder)
+    from compatibility import facts_of_host
+
+    for name, value in facts_of_host().items():
+        record_testsuite_property(name, value)
     return COMFYUI
 
 

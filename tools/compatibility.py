@@ -1,0 +1,124 @@
+"""The README's table of ComfyUI versions, from what the host tests did on each.
+
+usage: python tools/compatibility.py [RESULTS.xml ...]
+
+RESULTS.xml is what `COMFYUI_PATH=... python -m pytest tests/host --junitxml=RESULTS.xml` leaves; the host tests write into it which host it was. Results are
+added to benchmarks/compatibility.json, and the table is written anew. Several files of the same host and commit are one record; another commit begins a new
+one. Without files only the table is written.
+"""
+from __future__ import annotations
+
+import json
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS, README = ROOT / "benchmarks" / "compatibility.json", ROOT / "README.md"
+FACTS = ("comfyui", "frontend", "python", "torch", "system", "device", "commit")  # in this order in a record
+HOST = FACTS[:-1]  # what makes two records two
+OUTCOMES = ("passed", "failed", "skipped")
+HEAD = ("ComfyUI", "front end", "Python, PyTorch", "on", "passed", "failed", "skipped", "run")
+Record = dict[str, Any]
+
+
+class ResultError(Exception):
+    """A results file that cannot be recorded."""
+
+
+def facts_of_host() -> dict[str, str]:
+    """What the host in this process says of itself, and the pack's own commit. Needs the host to be started."""
+    import comfy.model_management
+    import comfyui_version
+    import torch
+
+    return {"comfyui": comfyui_version.__version__, "frontend": metadata.version("comfyui-frontend-package"), "python": platform.python_version(), "torch": torch.__version__,
+            "system": platform.system(), "device": comfy.model_management.get_torch_device().type, "commit": commit()}
+
+
+def commit() -> str:
+    """The checked out commit, short, with `+` behind it where files have changed since; 'unknown' without git."""
+    try:
+        found, changed = (subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+                          for words in (("rev-parse", "--short=9", "HEAD"), ("status", "--porcelain", "--untracked-files=no")))
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{found}+" if changed else found
+
+
+def read(path: Path) -> Record:
+    """The record that one results file gives: FACTS, the date and, for each test file, how many tests had which outcome. Raises ResultError."""
+    try:
+        suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
+    except (OSError, ElementTree.ParseError) as error:
+        raise ResultError(f"{path}: expected the results of a pytest run with --junitxml, found nothing that can be read ({type(error).__name__}). Run the tests again.") from error
+    told = {p.get("name"): p.get("value") for suite in suites for p in suite.iter("property")}
+    lacking = [name for name in FACTS if name not in told]
+    if lacking:
+        raise ResultError(f"{path}: expected to be told the host's {', '.join(lacking)}, found no such property. Run tests of tests/host with a ComfyUI.")
+    outcomes: dict[tuple[str, str], str] = {}
+    for case in (case for suite in suites for case in suite.iter("testcase")):
+        test = case.get("classname", ""), case.get("name", "")
+        bad = case.find("failure") is not None or case.find("error") is not None
+        outcome = "failed" if bad else "skipped" if case.find("skipped") is not None else "passed"
+        outcomes[test] = "failed" if outcomes.get(test) == "failed" else outcome  # a test that fails and cannot be cleared away is there twice
+    files: dict[str, dict[str, int]] = {}
+    for (file, _), outcome in sorted(outcomes.items()):
+        files.setdefault(file.split(".")[-1], dict.fromkeys(OUTCOMES, 0))[outcome] += 1
+    return {**{name: told[name] for name in FACTS}, "date": suites[0].get("timestamp", "")[:10], "files": files}
+
+
+def merged(records: Sequence[Record], found: Iterable[Record]) -> list[Record]:
+    """The records with new ones: of the same host, the same commit is filled up and another one replaced. Newest ComfyUI first."""
+    kept = {tuple(record[name] for name in HOST): record for record in records}
+    for record in found:
+        key = tuple(record[name] for name in HOST)
+        before = kept.get(key)
+        files = {**before["files"], **record["files"]} if before and before["commit"] == record["commit"] else record["files"]
+        kept[key] = {**record, "files": dict(sorted(files.items()))}
+    return sorted(kept.values(), key=lambda record: ([int(n) for n in re.findall(r"\d+", record["comfyui"])], record["python"], record["torch"]), reverse=True)
+
+
+def total(record: Record, outcome: str) -> int:
+    """Number of tests with that outcome."""
+    return sum(counts[outcome] for counts in record["files"].values())
+
+
+def table(records: Sequence[Record]) -> str:
+    """The table in Markdown, a row a record."""
+    rows = [HEAD, ("---",) * len(HEAD)]
+    for r in records:
+        where = [name for name, counts in r["files"].items() if counts["failed"]]
+        failed = str(total(r, "failed")) + (f" ({', '.join(where)})" if where else "")
+        run = f"{r['date']}, {len(r['files'])} files, commit {r['commit']}"
+        rows.append((r["comfyui"], r["frontend"], f"{r['python']}, {r['torch']}", f"{r['system']}, {r['device']}", str(total(r, "passed")), failed, str(total(r, "skipped")), run))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def written(page: str, made: str) -> str:
+    """The page with the table between its two marks."""
+    found, count = re.subn(r"(<!-- compatibility:.*?-->\n).*?(<!-- end of compatibility -->)", lambda m: f"{m[1]}{made}\n{m[2]}", page, flags=re.S)
+    if count != 1:
+        raise ResultError(f"README.md: expected one pair of marks 'compatibility', found {count}. Put them where the table belongs.")
+    return found
+
+
+def main(paths: Sequence[str]) -> None:
+    records = json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.exists() else []
+    records = merged(records, [read(Path(path)) for path in paths])
+    RECORDS.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    README.write_text(written(README.read_text(encoding="utf-8"), table(records)), encoding="utf-8")
+    print(table(records))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ResultError as error:
+        sys.exit(str(error))
