@@ -22,8 +22,7 @@ PROJECT = PYPROJECT["project"]
 PACK = sorted([ROOT / "__init__.py", *(ROOT / "nodes").rglob("*.py"), *(ROOT / "model_patches").rglob("*.py")])
 MODULES = {path.relative_to(ROOT).as_posix(): path for path in PACK}
 COMES_WITH_COMFYUI = {"torch", "torchvision", "numpy", "einops", "safetensors", "transformers", "PIL"}
-HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfy_config", "comfyui_version", "folder_paths", "server", "nodes", "execution", "app", "utils",
-                "node_helpers"}
+HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfy_config", "folder_paths", "server", "nodes", "execution", "app", "utils", "node_helpers"}
 
 # room -> rooms it may import; a room is the longest of these paths that a module lies under
 ROOMS = {
@@ -136,7 +135,7 @@ TOOLS = sorted(path for path in (ROOT / "tools").glob("*.py"))
 def test_the_run_extra_brings_what_the_embedded_engine_and_the_tools_import(path):
     outside, _ = imports(path)
     ours = {"troupe", *(tool.stem for tool in TOOLS)}
-    optional = {"yaml", "torchaudio", "playwright"} | HOST_MODULES  # used only where a ComfyUI is, which brings them; screenshots.py asks for the last
+    optional = {"yaml", "torchaudio", "playwright", "comfyui_version"} | HOST_MODULES  # only where a ComfyUI is, which brings them; screenshots.py asks for playwright
     needed = {DISTRIBUTIONS.get(name, name) for name in outside - set(sys.stdlib_module_names) - ours - optional}
     assert needed <= set(PROJECT["optional-dependencies"]["run"])
 
@@ -148,7 +147,7 @@ def test_imports_go_one_way(module):
     """nodes -> hosts -> the rest of model_patches -> encoders, attention -> torch, never back up."""
     room = room_of(module.removesuffix(".py"))
     outside, inside = imports(MODULES[module])
-    allowed = OUTSIDE.get(room, COMES_WITH_COMFYUI) | set(sys.stdlib_module_names)
+    allowed = OUTSIDE.get(room, COMES_WITH_COMFYUI) | set(sys.stdlib_module_names)  # not comfyui_version: what differs between hosts is asked of them by feature
     assert outside <= allowed, f"{module} ({room}) may not import {sorted(outside - allowed)}"
     wrong = {path for path in inside if (place := room_of(path)) != room and place not in ROOMS[room]}
     assert not wrong, f"{module} ({room}) may not import {sorted(wrong)}"
