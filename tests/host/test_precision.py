@@ -126,9 +126,14 @@ def test_scaled_float8_weights(unet_file):
             scale = tensor.float().abs().max() / 448
             scaled[key], scaled[key.replace(".weight", ".scale_weight")] = (tensor / scale).to(E4M3), scale
     small = comfy.sd.load_diffusion_model_state_dict(dict(scaled))
-    assert small.model.diffusion_model.input_blocks[1][1].transformer_blocks[0].attn2.to_k.weight.dtype == E4M3
-    kept = small.model.diffusion_model.state_dict()
-    whole = float32_model({key: kept[key].float() * scaled.get(key.replace(".weight", ".scale_weight"), 1.0) for key in state})
+    unet, exact = small.model.diffusion_model, {}
+    for key, tensor in state.items():
+        module = unet.get_submodule(key.rpartition(".")[0])
+        exact[key] = getattr(module, key.rpartition(".")[2]).float()
+        if tensor.ndim == 2:  # what the layer does, however the host keeps it
+            exact[key] = (module(torch.eye(tensor.shape[1])) - (0.0 if module.bias is None else module.bias.float())).T
+            torch.testing.assert_close(exact[key], scaled[key].float() * scaled[key.replace(".weight", ".scale_weight")], rtol=1e-5, atol=1e-6)
+    whole = float32_model(exact)
     for kind in ("text_to_weight", "patches"):
         model, positive, negative, _, adapter = applied(kind, small)
         found = ksample(model, positive, negative, **RUN)
