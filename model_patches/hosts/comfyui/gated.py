@@ -80,14 +80,19 @@ class GatedAdapter(Hook):
         bbox, device = self.settings.use_bbox, x.device
         objects = call.run.once(("objects", groups, device, dtype), lambda: layer_objects(module, self.references, groups, bbox, dtype, device), KEPT)
         layers = {key: GatedLayer(fuser, mine) for key, fuser, mine in zip(self.keys, module.fusers, objects, strict=True)}
-        scale = call.run.once(("scale", call.now.scale, device), lambda: torch.tensor(call.now.scale, device=device), KEPT)
-        patches = {"middle_patch": GatedPatch(call.run, chunks, layers, scale)}
+        patches = {"middle_patch": GatedPatch(call.run, chunks, layers, self._scale(call, device))}
         if module.mask_conv is not None:
             patches["input_block_patch"] = MaskPatch(chunks, [self._mask(module, call, chunk, x.device, dtype) for chunk in chunks])
         if with_subjects(chunks) and call.run.begins():
             self._report(call.run, objects)
         lists = options.get("patches", {})
         return {**options, "patches": {**lists, **{name: [*lists.get(name, ()), patch] for name, patch in patches.items()}}}
+
+    def _scale(self, call: Call, device: torch.device) -> float | torch.Tensor:
+        """Of this call; a tensor where it changes from step to step, see `gated_residual`."""
+        if self.settings.end_percent >= 1.0 or self.settings.decay_percent <= 0.0:
+            return call.now.scale
+        return call.run.once(("scale", call.now.scale, device), lambda: torch.tensor(call.now.scale, device=device), KEPT)
 
     def _groups(self, call: Call, chunks: Sequence[Chunk | None]) -> tuple[Group, ...]:
         """What each chunk that takes part shows of the subjects."""
@@ -126,12 +131,12 @@ class GatedLayer:
 
 @dataclass(frozen=True, eq=False)
 class GatedPatch:
-    """A `middle_patch`: the fuser of whatever block calls it. chunks: of a call's rows, None for rows that take no part; scale []: of both residuals."""
+    """A `middle_patch`: the fuser of whatever block calls it. chunks: of a call's rows, None for rows that take no part; scale: of both residuals."""
 
     run: Run
     chunks: Sequence[Chunk | None]
     layers: Mapping[Key, GatedLayer]
-    scale: torch.Tensor
+    scale: float | torch.Tensor
 
     def __call__(self, x: torch.Tensor, options: Options) -> torch.Tensor:
         """x [rows, N, C] -> [rows, N, C]."""
