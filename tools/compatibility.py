@@ -24,7 +24,7 @@ RECORDS, README = ROOT / "benchmarks" / "compatibility.json", ROOT / "README.md"
 FACTS = ("comfyui", "frontend", "python", "torch", "system", "device", "commit")  # in this order in a record
 HOST = FACTS[:-1]  # what makes two records two
 OUTCOMES = ("passed", "failed", "skipped")
-HEAD = ("ComfyUI", "front end", "Python, PyTorch", "on", "passed", "failed", "skipped", "run")
+HEAD = ("ComfyUI", "front end", "Python, PyTorch", "on", "tests passed", "failed", "skipped", "run")
 Record = dict[str, Any]
 
 
@@ -96,7 +96,8 @@ def table(records: Sequence[Record]) -> str:
     for r in records:
         where = [name for name, counts in r["files"].items() if counts["failed"]]
         failed = str(total(r, "failed")) + (f" ({', '.join(where)})" if where else "")
-        run = f"{r['date']}, {len(r['files'])} files, commit {r['commit']}"
+        files = len(r["files"])
+        run = f"{r['date']}, {files} test file{'' if files == 1 else 's'}, commit {r['commit']}"
         rows.append((r["comfyui"], r["frontend"], f"{r['python']}, {r['torch']}", f"{r['system']}, {r['device']}", str(total(r, "passed")), failed, str(total(r, "skipped")), run))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
