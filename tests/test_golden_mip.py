@@ -157,20 +157,21 @@ def test_subjects_with_many_tokens_are_attended_to_one_by_one(monkeypatch):
     monkeypatch.setattr(decoupled, "MANY_TOKENS", 10 * each)
     torch.testing.assert_close(decoupled.image_attention(query, keys, values, weights, HEADS), expected, rtol=1e-5, atol=1e-5)
     monkeypatch.undo()
-    monkeypatch.setattr(torch, "bmm", None)  # the fused form
+    monkeypatch.setattr(torch, "matmul", None)  # the fused form
     torch.testing.assert_close(decoupled.image_attention(query, keys, values, weights, HEADS), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_what_depends_on_no_step_is_split_into_heads_once(monkeypatch):
-    """Keys, values and names at the first step of a run, in float32 and for one group of rows likewise; in every step the query alone."""
+def test_prepared_tokens_are_split_into_heads_once(monkeypatch):
+    """Keys, values and names before the first step, in float32 and for one group of rows likewise; in every step the query alone."""
     from troupe.model_patches.attention import decoupled
 
     calls, original = [], decoupled.split_heads
     monkeypatch.setattr(decoupled, "split_heads", lambda x, heads: calls.append(tuple(x.shape)) or original(x, heads))
     tokens = decoupled.LayerTokens(torch.randn(2, 8, 24), torch.randn(2, 8, 24), torch.randn(2, 3, 24), torch.rand(2, 2, 3))
+    prepared = tokens.prepared(HEADS)
     for each in (lambda t: t, lambda t: t.float(), lambda t: t.group(1)):
-        g = len(each(tokens).keys)
-        query, first = torch.randn(g, 1, 10, 24), len(calls)
-        for _ in range(3):
-            decoupled.image_delta(query, each(tokens), torch.ones(2), HEADS, decoupled.Mixing())
-        assert calls[first:] == [(g, 10, 24), (g, 3, 24), (g, 8, 24), (g, 8, 24)] + [(g, 10, 24)] * 2
+        query = torch.randn(len(each(tokens).keys), 1, 10, 24)
+        calls.clear()
+        found = decoupled.image_delta(query, each(prepared), torch.ones(2), HEADS, decoupled.Mixing())
+        assert calls == [(len(query), 10, 24)]
+        torch.testing.assert_close(found, decoupled.image_delta(query, each(tokens), torch.ones(2), HEADS, decoupled.Mixing()))

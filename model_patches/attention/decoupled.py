@@ -5,7 +5,7 @@ Letters as in relevance.py; T image tokens a subject, S = M*T of them in all, su
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -19,7 +19,7 @@ MERGES = ("relevance", "paper", "uniform", "joint", "add")
 
 @dataclass(frozen=True, eq=False)
 class HeadTokens:
-    """A layer's tokens split into heads: keys, values [G*H, S, d], names [G*H, L, d] or None; keys and names times 1 / sqrt d."""
+    """A layer's tokens split into heads: keys, values [G, H, S, d], names [G, H, L, d] or None; keys and names times 1 / sqrt d."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -32,7 +32,7 @@ class LayerTokens:
 
     keys, values: [G, S, C] image keys and values; name_keys: [G, L, C] or None where nothing asks for relevance;
     segments: [G, M, L] float32 (see `relevance`) or None; columns: [1 or G, S] bool, image tokens that are there, or None for all: a subject
-    with fewer tokens than another has some that are not, an absent one has none.
+    with fewer tokens than another has some that are not, an absent one has none; split: the same in heads, of tokens that are `prepared`.
     """
 
     keys: torch.Tensor
@@ -40,32 +40,31 @@ class LayerTokens:
     name_keys: torch.Tensor | None = None
     segments: torch.Tensor | None = None
     columns: torch.Tensor | None = None
-    _kept: dict = field(default_factory=dict, init=False, repr=False)  # what is made of them at the first step
+    split: HeadTokens | None = None
 
-    def heads(self, heads: int) -> HeadTokens:
-        """The tokens split into heads, made once."""
-        if heads not in self._kept:
-            scale = (self.keys.shape[-1] // heads) ** -0.5
-            names = None if self.name_keys is None else split_heads(self.name_keys * scale, heads)
-            self._kept[heads] = HeadTokens(split_heads(self.keys * scale, heads), split_heads(self.values, heads), names)
-        return self._kept[heads]
+    def prepared(self, heads: int) -> LayerTokens:
+        """The same with `split`, so that no step has to make it."""
+        if self.split is not None:
+            return self
+        scale = (self.keys.shape[-1] // heads) ** -0.5
+        names = None if self.name_keys is None else split_heads(self.name_keys * scale, heads)
+        return replace(self, split=HeadTokens(split_heads(self.keys * scale, heads), split_heads(self.values, heads), names))
 
     def group(self, index: int) -> LayerTokens:
-        """The tokens of one group alone, G = 1, made once."""
-        if ("group", index) not in self._kept:
-            found = self._map(lambda t: t[index:index + 1])
-            self._kept["group", index] = found if self.columns is None or len(self.columns) == 1 else replace(found, columns=self.columns[index:index + 1])
-        return self._kept["group", index]
+        """The tokens of one group alone, G = 1."""
+        found = self._map(lambda t: t[index:index + 1])
+        return found if self.columns is None or len(self.columns) == 1 else replace(found, columns=self.columns[index:index + 1])
 
     def float(self) -> LayerTokens:
-        """The same in float32, made once."""
-        if torch.float32 not in self._kept:
-            self._kept[torch.float32] = self._map(torch.Tensor.float)
-        return self._kept[torch.float32]
+        """The same in float32."""
+        return self._map(torch.Tensor.float)
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> LayerTokens:
-        names, segments = (None if t is None else change(t) for t in (self.name_keys, self.segments))
-        return LayerTokens(change(self.keys), change(self.values), names, segments, self.columns)
+        def each(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+            return [None if t is None else change(t) for t in tensors]
+
+        split = None if self.split is None else HeadTokens(*each(self.split.keys, self.split.values, self.split.names))
+        return LayerTokens(*each(self.keys, self.values, self.name_keys, self.segments), self.columns, split)
 
 
 @dataclass(frozen=True)
@@ -102,29 +101,24 @@ def image_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tenso
         [G, B, N, C] in the query's dtype, heads joined, before `to_out`.
     """
     g, b, n, _ = query.shape
-    queries, tokens = split_heads(query.flatten(1, 2), heads), LayerTokens(keys, values, columns=columns)
-    return _joined(_attended(queries, tokens, weights, heads, joint), heads, (g, b, n))
+    queries, tokens = split_heads(query.flatten(1, 2), heads), LayerTokens(keys, values, columns=columns).prepared(heads)
+    return join_heads(_attended(queries, tokens, weights, joint)).view(g, b, n, -1)
 
 
-def _attended(queries: torch.Tensor, tokens: LayerTokens, weights: torch.Tensor, heads: int, joint: bool) -> torch.Tensor:
-    """`image_attention` of queries [G*H, B*N, d] -> [G*H, B*N, d]."""
-    mine, columns, (g, _, m, _) = tokens.heads(heads), tokens.columns, weights.shape
-    bn, s = queries.shape[1], mine.keys.shape[1]
+def _attended(queries: torch.Tensor, tokens: LayerTokens, weights: torch.Tensor, joint: bool) -> torch.Tensor:
+    """`image_attention` of queries [G, H, B*N, d] and prepared tokens -> [G, H, B*N, d]."""
+    mine, columns, (g, _, m, _) = tokens.split, tokens.columns, weights.shape
+    bn, s = queries.shape[2], mine.keys.shape[2]
     if columns is not None:
         weights = weights * _present(columns, m)
     if s // m > MANY_TOKENS and not joint:
-        return _subject_by_subject(queries, mine, weights, heads, columns)
-    logits = torch.bmm(queries, mine.keys.transpose(1, 2)).view(g, heads, bn, s)
+        return _subject_by_subject(queries, mine, weights, columns)
+    logits = torch.matmul(queries, mine.keys.transpose(2, 3))
     if columns is not None:
         logits = logits.masked_fill(~columns[:, None, None], torch.finfo(logits.dtype).min)  # finite: a softmax over nothing weighs 0, and is not NaN
     p = logits.softmax(-1).unflatten(-1, (m, -1)) if joint else logits.unflatten(-1, (m, -1)).softmax(-1)
     w = weights.transpose(2, 3).reshape(g, 1, bn, m, 1).to(p.dtype)
-    return torch.bmm((p * w).view(g * heads, bn, s), mine.values)
-
-
-def _joined(x: torch.Tensor, heads: int, shape: tuple[int, int, int]) -> torch.Tensor:
-    """[G*H, B*N, d] -> [G, B, N, H*d]; shape: (G, B, N)."""
-    return join_heads(x, heads).view(*shape, -1)
+    return torch.matmul((p * w).flatten(-2), mine.values)
 
 
 def _present(columns: torch.Tensor, m: int) -> torch.Tensor:
@@ -132,11 +126,10 @@ def _present(columns: torch.Tensor, m: int) -> torch.Tensor:
     return columns.unflatten(1, (m, -1)).any(-1)[:, None, :, None]
 
 
-def _subject_by_subject(queries: torch.Tensor, tokens: HeadTokens, weights: torch.Tensor, heads: int, columns: torch.Tensor | None) -> torch.Tensor:
-    """The same sum without a map of all positions times all tokens. queries [G*H, B*N, d], weights [G, B, M, N] -> [G*H, B*N, d]."""
+def _subject_by_subject(q: torch.Tensor, tokens: HeadTokens, weights: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
+    """The same sum without a map of all positions times all tokens. q [G, H, B*N, d], weights [G, B, M, N] -> [G, H, B*N, d]."""
     m = weights.shape[2]
-    q = queries.unflatten(0, (-1, heads))  # G, H, B*N, d
-    k, v = (x.unflatten(0, (-1, heads)).unflatten(2, (m, -1)).unbind(2) for x in (tokens.keys, tokens.values))  # G, H, T, d each
+    k, v = (x.unflatten(2, (m, -1)).unbind(2) for x in (tokens.keys, tokens.values))  # G, H, T, d each
     w = weights.permute(2, 0, 1, 3).reshape(m, len(q), 1, -1, 1).to(q.dtype)  # M, G, 1, B*N, 1
     bias = [None] * m
     if columns is not None:
@@ -145,7 +138,7 @@ def _subject_by_subject(queries: torch.Tensor, tokens: HeadTokens, weights: torc
     total = torch.zeros_like(q)
     for i in range(m):
         total = torch.addcmul(total, scaled_dot_product_attention(q, k[i], v[i], attn_mask=bias[i], scale=1.0), w[i])
-    return total.flatten(0, 1)
+    return total
 
 
 def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tensor, heads: int, mixing: Mixing, limits: torch.Tensor | None = None,
@@ -156,7 +149,7 @@ def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tenso
     published code (paper's form: `(f - 1) Z_text + sum_i strength_i * A_i/mean_p(A_i) * Z_i`).
 
     Arguments:
-        query: [G, B, N, C]; tokens: of this layer; heads: H.
+        query: [G, B, N, C]; tokens: of this layer, best `prepared`; heads: H.
         strengths: [M] float32, weight of the node times weight of the subject (0 where a subject rests in this step).
         mixing: see `Mixing`.
         limits: m, [1 or G, 1 or B, M, N] float32 in 0..1, or None.
@@ -170,9 +163,9 @@ def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tenso
     m = strengths.shape[0]
     if tokens.columns is not None:  # who is absent has no share
         limits = _present(tokens.columns, m).float() * (1.0 if limits is None else limits)
-    queries = split_heads(query.flatten(1, 2), heads)
+    queries, tokens = split_heads(query.flatten(1, 2), heads), tokens.prepared(heads)
     needed = mixing.needs_relevance(m)
-    a = relevance_of_heads(queries, tokens.heads(heads).names, tokens.segments, b) if needed or observe is not None else None
+    a = relevance_of_heads(queries, tokens.split.names, tokens.segments, b) if needed or observe is not None else None
     weights = _position_weights(a, mixing, limits) if needed else None
     if weights is None:
         weights = _equal_weights(mixing, limits, strengths.new_ones((1, 1, m, 1)))
@@ -186,7 +179,7 @@ def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tenso
     gain = None if text_logits is None else text_gain(text_logits)
     if gain is not None and mixing.merge != "paper":
         weights = weights * gain.unsqueeze(2)
-    delta = _joined(_attended(queries, tokens, weights.expand(g, b, m, n), heads, mixing.merge == "joint"), heads, (g, b, n))
+    delta = join_heads(_attended(queries, tokens, weights.expand(g, b, m, n), mixing.merge == "joint")).view(g, b, n, -1)
     if gain is not None and mixing.merge == "paper":
         delta = delta + (gain.unsqueeze(-1) - 1.0).to(text.dtype) * text
     return delta

@@ -8,12 +8,10 @@ import torch
 
 
 def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
-    """[G, T, H*d] -> [G*H, T, d], contiguous."""
-    g, t, c = x.shape
-    return x.reshape(g, t, heads, c // heads).transpose(1, 2).reshape(g * heads, t, c // heads)
+    """[G, T, H*d] -> [G, H, T, d], contiguous."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2).contiguous()
 
 
-def join_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
-    """[G*H, T, d] -> [G, T, H*d]."""
-    _, t, d = x.shape
-    return x.view(-1, heads, t, d).transpose(1, 2).reshape(-1, t, heads * d)
+def join_heads(x: torch.Tensor) -> torch.Tensor:
+    """[G, H, T, d] -> [G, T, H*d]."""
+    return x.transpose(1, 2).flatten(2)

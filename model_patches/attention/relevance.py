@@ -26,9 +26,8 @@ def relevance(query: torch.Tensor, name_keys: torch.Tensor, segments: torch.Tens
 
 
 def relevance_of_heads(queries: torch.Tensor, names: torch.Tensor, segments: torch.Tensor, pictures: int) -> torch.Tensor:
-    """`relevance` of what is split into heads already: queries [G*H, B*N, d], names [G*H, L, d] times 1 / sqrt d; pictures: B."""
-    g, tokens = len(segments), names.shape[1]
-    logits = torch.bmm(names, queries.transpose(1, 2)).view(g, -1, tokens, pictures, queries.shape[1] // pictures)  # G, H, L, B, N
+    """`relevance` of what is split into heads already: queries [G, H, B*N, d], names [G, H, L, d] times 1 / sqrt d; pictures: B."""
+    logits = torch.matmul(names, queries.transpose(2, 3)).unflatten(-1, (pictures, -1))  # G, H, L, B, N
     attention = logits.softmax(-1, dtype=torch.float32).mean(1)  # G, L, B, N
     return torch.bmm(segments, attention.flatten(2)).unflatten(2, (pictures, -1)).transpose(1, 2)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
 from torch import nn
 
@@ -17,13 +18,16 @@ PARTS = (("input_blocks", "input"), ("output_blocks", "output"), ("middle_block"
 
 @dataclass(frozen=True)
 class Block:
-    """One cross-attention layer: its key in `patches_replace`, width C, context width D, module path, and how often the picture is halved before it."""
+    """One cross-attention layer: its key in `patches_replace`, width C, context width D, module path, heads, how often the picture is halved before it,
+    and the dtype it insists to attend in, or None."""
 
     key: Key
     width: int
     context_dim: int
     path: str
-    level: int = 0
+    heads: int
+    level: int
+    precision: torch.dtype | None
 
 
 def attention_blocks(unet: nn.Module) -> tuple[Block, ...]:
@@ -41,7 +45,8 @@ def attention_blocks(unet: nn.Module) -> tuple[Block, ...]:
                 continue
             attention: Any = module.attn2
             block = 0 if name == "middle" else int(names[0])
-            found.append(Block((name, block, int(names[-1])), attention.to_q.out_features, attention.to_k.in_features, f"{part}.{path}.attn2", levels[name][block]))
+            widths, precision = (attention.to_q.out_features, attention.to_k.in_features), getattr(attention, "attn_precision", None)
+            found.append(Block((name, block, int(names[-1])), *widths, f"{part}.{path}.attn2", attention.heads, levels[name][block], precision))
     if not found:
         what = f"{type(unet).__name__}, which has no text cross-attention"
         do = "Load an SD1.5 or SDXL checkpoint (or one of their finetunes); for FLUX and Qwen use their own reference nodes."

@@ -118,11 +118,12 @@ class ImageAttention(Hook):
     def _tokens(self, images: Sequence[Projected], names: Sequence[torch.Tensor] | None, roles: Sequence[str], device: torch.device) -> list[LayerTokens]:
         """Every layer's tokens for the roles of a call's chunks."""
         without_absent = self.settings.mixing.merge == self.references.adapter.spec.merge == "joint"  # as such adapters mask them
-        columns = image_columns(self.references, without_absent, device)
-        if names is None:
-            return [layer_tokens(image, None, None, roles, columns) for image in images]
-        segments = name_segments(self.references, device)
-        return [layer_tokens(image, name, segments, roles, columns) for image, name in zip(images, names, strict=True)]
+        columns, segments = image_columns(self.references, without_absent, device), None if names is None else name_segments(self.references, device)
+        found = []
+        for block, image, name in zip(self.blocks, images, names or [None] * len(images), strict=True):
+            tokens = layer_tokens(image, name, segments, roles, columns).prepared(block.heads)
+            found.append(tokens.float() if block.precision == torch.float32 else tokens)
+        return found
 
     def limits(self, call: Call, areas: tuple[tuple[int, ...] | None, ...], grid: Grid, device: torch.device) -> torch.Tensor | None:
         """m of every subject for the chunks, [1 or G, 1, M, N], or None where no region or box limits anybody."""

@@ -124,7 +124,7 @@ class ImageAttention:
         roles = tuple(role for role in self.acting if role)
         without_absent = self.settings.mixing.merge == self.references.adapter.spec.merge == "joint"  # as such adapters mask them
         columns = self._once("columns", lambda: image_columns(self.references, without_absent, device))
-        return self._once(("tokens", index, roles), lambda: layer_tokens(images[index], names, segments, roles, columns))
+        return self._once(("tokens", index, roles), lambda: layer_tokens(images[index], names, segments, roles, columns).prepared(self._layers[index].attention.heads))
 
     def limits(self, transformer: Transformer2DModel, positions: int) -> torch.Tensor | None:
         """m of every subject, [1, 1, M, N], or None where nothing limits or the layer's positions are not its transformer's grid."""
