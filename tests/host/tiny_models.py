@@ -134,9 +134,19 @@ def tiny_clip_vision(seed=4, image_size=32, hidden=32, layers=3, projection=16, 
 
 
 # ---- family B: micro models ----------------------------------------------------
-def micro_model(base="SD15", model_channels=32, context_dim=64, seed=0, in_channels=4, levels=2, dtype=None, compute=None, depths=None):
-    """A ModelPatcher around the host's own UNetModel/BaseModel, a few 100k params; dtype: of the weights (None: float32), cast to `compute` where that is given;
-    depths: transformer blocks of each level, 1 where not given."""
+# the published block tables: SD1.5 attends in input 1,2,4,5,7,8 / middle / output 3..11, SDXL in input 4,5,7,8 / middle / output 0..5, ten deep in the lowest
+TOPOLOGIES = {
+    "SD15": dict(channel_mult=[1, 1, 1, 1], num_res_blocks=[2, 2, 2, 2], transformer_depth=[1] * 6 + [0] * 2, transformer_depth_output=[1] * 9 + [0] * 3),
+    "SDXL": dict(channel_mult=[1, 1, 1], num_res_blocks=[2, 2, 2], transformer_depth=[0, 0, 2, 2, 10, 10], transformer_depth_output=[0] * 3 + [2] * 3 + [10] * 3,
+                 transformer_depth_middle=10),
+}
+
+
+def micro_model(base="SD15", model_channels=32, context_dim=64, seed=0, in_channels=4, levels=2, mult=None, whole=False, dtype=None, compute=None, depths=None):
+    """A ModelPatcher around the host's own UNetModel/BaseModel, a few 100k params.
+
+    mult: width of each level in model_channels, else 1; whole: with every block of the published model (TOPOLOGIES); dtype: of the weights (None: float32),
+    cast to `compute` where that is given; depths: transformer blocks of each level, 1 where not given."""
     import comfy.model_management as mm
     import comfy.model_patcher
     import comfy.supported_models as sm
@@ -144,9 +154,11 @@ def micro_model(base="SD15", model_channels=32, context_dim=64, seed=0, in_chann
     cls = getattr(sm, base)
     cfg = dict(model_channels=model_channels, context_dim=context_dim, in_channels=in_channels, out_channels=4,
                image_size=32, use_spatial_transformer=True, legacy=False,
-               channel_mult=[1] * levels, num_res_blocks=[1] * levels, transformer_depth=depths or [1] * levels,
+               channel_mult=list(mult or [1] * levels), num_res_blocks=[1] * levels, transformer_depth=depths or [1] * levels,
                transformer_depth_output=[depth for depth in depths or [1] * levels for _ in range(2)], transformer_depth_middle=1,
                use_linear_in_transformer=base != "SD15", adm_in_channels=None, dtype=torch.float32)
+    cfg.update(TOPOLOGIES[base] if whole else {})
+
     class Micro(cls):
         unet_extra_config = dict(num_heads=4, num_head_channels=-1)
     if base == "SDXL":
