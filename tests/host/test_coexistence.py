@@ -257,6 +257,21 @@ def test_masks_of_two_prompts(kind):
     assert change(masked[..., :5], plain[..., :5]) > VISIBLE and change(alone[..., 5:], plain[..., 5:]) > VISIBLE
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_deep_copy_of_a_conditioning_is_the_same_and_copies_no_weights(kind):
+    """As packs make them before they change something."""
+    from copy import deepcopy
+
+    from partners import sampled, troupe
+
+    model, positive, negative = troupe().kinds[kind](*troupe().plain)
+    copied = deepcopy(positive)
+    for key in {"troupe", "troupe_prompt"} & set(positive[0][1]):
+        made, given = copied[0][1][key], positive[0][1][key]
+        assert made is given or all(a is b for a, b in zip(made, given, strict=True))
+    assert torch.equal(sampled(model, copied, deepcopy(negative)), troupe().alone(kind)[1])
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """For every model call under a Troupe node on the MODEL: {index in the host's list: role or None}, and the rows' contexts by index."""

@@ -13,11 +13,16 @@ Conditioning = list[list[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What an Apply node leaves on a conditioning entry: whose it is (`apply_id`), what its rows get (`role`), and the references."""
+    """What an Apply node leaves on a conditioning entry: whose it is (`apply_id`), what its rows get (`role`), and the references.
+
+    Nothing in it changes, and packs that copy conditionings deeply would copy the adapter's weights: a copy is the record itself."""
 
     apply_id: str
     role: str
     references: Any
+
+    def __deepcopy__(self, memo: dict) -> Record:
+        return self
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,9 @@ class FusedPrompt:
     start_step: int = -1
     fused_pooled: torch.Tensor | None = None
 
+    def __deepcopy__(self, memo: dict) -> FusedPrompt:
+        return self  # nothing in it changes
+
     @property
     def delayed(self) -> bool:
         """Whether there is a part of the run without the subjects."""
