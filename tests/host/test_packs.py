@@ -1,0 +1,237 @@
+"""Beside packs that also work in the cross-attention: IPAdapter_plus and three attention couples, each by its own nodes."""
+from functools import partial
+
+import pytest
+import torch
+from packs import pack, part
+
+pytestmark = pytest.mark.usefixtures("host")
+KINDS = ["attention", "gated", "prompt"]
+IPADAPTER = "TROUPE_IPADAPTER_PLUS", "ComfyUI_IPAdapter_plus"
+COUPLE = "TROUPE_ATTENTION_COUPLE", "attention-couple-ComfyUI"
+CGEM = "TROUPE_CGEM156", "cgem156-ComfyUI"
+PROMPT_CONTROL = "TROUPE_PROMPT_CONTROL", "comfyui-prompt-control"
+TOKENS, THEIR_WEIGHT = 4, 0.4
+
+
+@pytest.fixture(scope="module")
+def large_vision(host, tmp_path_factory):
+    """A tiny CLIP vision encoder that takes the pictures of 224x224 which the pack makes."""
+    import tiny_models
+    from parts import HIDDEN, POOLED
+
+    return tiny_models.tiny_clip_vision(hidden=HIDDEN, projection=POOLED, image_size=224, tmp=str(tmp_path_factory.mktemp("clip_vision") / "large.json"))
+
+
+@pytest.fixture(scope="module", params=["SD15", "SDXL"])
+def ip_adapter(request, base_folder, large_vision):
+    """(Troupe on a model with the published blocks, the pack's nodes as a partner, what they know for the evaluation without hooks)."""
+    import safetensors.torch
+    import tiny_models
+    from partners import Troupe
+    from parts import photo
+    from stage import adapter_state
+
+    nodes = pack(*IPADAPTER).NODE_CLASS_MAPPINGS
+    with torch.inference_mode():
+        place = Troupe(tiny_models.micro_model(request.param, model_channels=64, context_dim=64 if request.param == "SD15" else 2048, whole=True))
+        state, file = adapter_state(place.patcher, seed=77), f"theirs_{request.param}.safetensors"
+        safetensors.torch.save_file(state, base_folder / "models" / "ipadapter" / file)
+        loaded, picture = nodes["IPAdapterModelLoader"]().load_ipadapter_model(file)[0], photo(224, 224, seed=5)
+
+    def partner(model, positive, negative, **rest):
+        given = dict(weight=THEIR_WEIGHT, weight_type="linear", combine_embeds="concat", start_at=0.0, end_at=1.0, embeds_scaling="V only") | rest
+        return nodes["IPAdapterAdvanced"]().apply_ipadapter(model, loaded, image=picture, clip_vision=large_vision, **given)[0], positive, negative
+
+    return place, partner, (state, large_vision.encode_image(picture)["image_embeds"])
+
+
+def their_truth(place, state, embeds):
+    """The pack's one picture as the evaluation without hooks is told of it. Its node names the middle block ("middle", 1), which the host never asks
+    for: nothing of it acts there."""
+    from independent import Truth
+    from troupe.model_patches.hosts.comfyui.blocks import attention_blocks
+
+    blocks = attention_blocks(place.patcher.model.diffusion_model)
+
+    def projected(x):
+        tokens = (x @ state["image_proj.proj.weight"].T + state["image_proj.proj.bias"]).view(TOKENS, -1)
+        return torch.nn.functional.layer_norm(tokens, tokens.shape[-1:], state["image_proj.norm.weight"], state["image_proj.norm.bias"])
+
+    kv = [tuple(state[f"ip_adapter.{2 * j + 1}.{n}.weight"] * (block.key[0] != "middle") for n in ("to_k_ip", "to_v_ip")) + (None,) for j, block in enumerate(blocks)]
+    return Truth([projected(embeds[0])], [], kv, projected(torch.zeros_like(embeds[0])), None, [1.0], THEIR_WEIGHT, "add")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ip_adapter_plus(kind, ip_adapter):
+    from partners import four
+    from test_coexistence import SAME, both_act
+
+    found = four(ip_adapter[0], kind, ip_adapter[1])
+    both_act(found)
+    assert found.order < SAME
+
+
+def test_ip_adapter_plus_and_image_attention_add_up(ip_adapter):
+    """Both against the evaluation without hooks: a layer holds exactly the sum of what each adds alone."""
+    import independent
+    from partners import SIZE, sampled
+    from stage import error, noise_of, settings
+
+    place, partner, known = ip_adapter
+    st = place.stage
+    ours, theirs = st.truth(st.references(2), settings(weight=0.2)), their_truth(place, *known)
+    expected, *without = (independent.sample(st.patcher, truth, st.positive, st.negative, noise_of(SIZE)) for truth in ([ours, theirs], [ours], [theirs]))
+    for wires in (place.kinds["attention"](*partner(*place.plain)), partner(*place.kinds["attention"](*place.plain))):
+        found = sampled(*wires, steps=2)
+        assert max(error(found, expected, alone) for alone in without) < 1e-3
+
+
+OTHER_WAYS = {
+    "style transfer": dict(weight_type="style transfer"), "scaled keys": dict(embeds_scaling="K+mean(V) w/ C penalty", weight=2.0),
+    "a part of the run": dict(end_at=0.5, weight=1.0), "a mask": dict(attn_mask=torch.ones(1, 64, 96).triu()),
+}
+
+
+@pytest.mark.parametrize("way", OTHER_WAYS)
+def test_ip_adapter_plus_in_its_other_ways(way, ip_adapter):
+    from partners import four
+    from test_coexistence import SAME, both_act
+
+    found = four(ip_adapter[0], "attention", partial(ip_adapter[1], **OTHER_WAYS[way]))
+    both_act(found)
+    assert found.order < SAME
+
+
+def test_two_of_ip_adapter_plus_around_ours(ip_adapter):
+    """One before and one after: the second finds the first, as without Troupe."""
+    from partners import change, sampled
+
+    place, partner, _ = ip_adapter
+    around = sampled(*partner(*place.kinds["attention"](*partner(*place.plain))))
+    behind = sampled(*place.kinds["attention"](*partner(*partner(*place.plain))))
+    assert change(around, behind) < 1e-5
+    assert change(around, sampled(*place.kinds["attention"](*partner(*place.plain)))) > 0.003
+
+
+def halves():
+    left = torch.zeros(1, 64, 96)
+    left[..., :48] = 1
+    return left, 1 - left
+
+
+def other_prompt(dim=64):
+    from stage import random
+
+    return [[random(1, 77, dim, seed=6, gain=4.0), {"pooled_output": random(1, 1280, seed=6)}]]
+
+
+def couple(model, positive, negative, other=None):
+    """attention-couple-ComfyUI: a positive of two masked prompts becomes one, and the pack's own attention stands in attn2's replace slots."""
+    import nodes
+
+    left, right = halves()
+    masked = [nodes.ConditioningSetMask().append(prompt, mask, "default", 1.0)[0] for prompt, mask in ((positive, left), (other or other_prompt(), right))]
+    return pack(*COUPLE).NODE_CLASS_MAPPINGS["Attention couple"]().attention_couple(model, masked[0] + masked[1], negative, "Attention")
+
+
+def cgem156(model, positive, negative, other=None):
+    """cgem156-ComfyUI's couple: rows of the positive repeated before attn2, folded back after it, and nobody told."""
+    node = part(*CGEM, "scripts.attention_couple", ROOT_NAME="", SYMBOL="", NODE_SURFIX="").AttentionCouple
+    left, right = halves()
+    return node().attention_couple_simple(model, left, cond_1=other or other_prompt(), mask_1=right)[0], positive, negative
+
+
+COUPLES = {"attention-couple": couple, "cgem156": cgem156}
+
+
+@pytest.mark.parametrize("kind", ["attention", "gated"])
+@pytest.mark.parametrize("name", COUPLES)
+def test_attention_couples(name, kind, couples_model):
+    from partners import four
+    from test_coexistence import SAME, both_act
+
+    found = four(couples_model, kind, COUPLES[name], larger, larger)
+    both_act(found)
+    assert found.order < SAME
+
+
+def larger(*wires):
+    """Latents that stay whole at every level: the couples ask for that."""
+    from partners import sampled
+
+    return sampled(*wires, size=(16, 16))
+
+
+@pytest.mark.parametrize("name", COUPLES)
+def test_subjects_in_a_coupled_prompt(name, couples_model):
+    """The fused prompt acts in its mask; cgem156 keeps the delay, attention-couple holds the fused text from the first step on."""
+    from partners import change, fused
+    from test_coexistence import VISIBLE
+
+    place, partner = couples_model, COUPLES[name]
+    delayed, text = partner(*fused(*place.plain)), partner(*place.plain)
+    at_once = partner(place.patcher, [[fused(*place.plain)[1][0][0], {}]], place.plain[2])
+    found, plain, early = larger(*delayed), larger(*text), larger(*at_once)
+    assert change(found, plain) > VISIBLE and change(found, larger(*fused(*place.plain))) > VISIBLE
+    assert (change(found, early) < 1e-5) == (name == "attention-couple")
+
+
+@pytest.fixture(scope="module")
+def couples_model(host):
+    """A model with the published blocks, which some couples know by heart."""
+    import tiny_models
+    from partners import Troupe
+
+    with torch.inference_mode():
+        return Troupe(tiny_models.micro_model("SD15", model_channels=64, context_dim=64, whole=True))
+
+
+@pytest.mark.parametrize("name", COUPLES)
+def test_a_couple_holds_our_delta_once(name, couples_model, caplog):
+    """Coupled with the same prompt on both sides nothing changes: the subjects are as strong as without it."""
+    from partners import change
+
+    wires = couples_model.kinds["attention"](*couples_model.plain)
+    with caplog.at_level("WARNING", "troupe"):
+        assert change(larger(*COUPLES[name](*wires, other=[[wires[1][0][0], {}]])), larger(*wires)) < 1e-4
+    assert not caplog.records
+
+
+@pytest.fixture(scope="module")
+def prompt_control(clips):
+    """(Troupe on a model as wide as the real text encoder, PCTextEncode as a function of a prompt)."""
+    import tiny_models
+    from partners import Troupe
+
+    encode = part(*PROMPT_CONTROL, "prompt_control.nodes_base").PCTextEncode
+    with torch.inference_mode():
+        place = Troupe(tiny_models.micro_model("SD15", model_channels=64, context_dim=768, mult=(1, 2)))
+        place.stage.positive[0][0] = encode.execute(clips("sd15"), "a red fox").result[0][0][0]
+    return place, lambda text: encode.execute(clips("sd15"), text).result[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompt_control_s_masks(kind, prompt_control):
+    """Its COUPLE hangs on the conditioning as a hook, so Troupe's nodes stand before or after it as its encoding does."""
+    from partners import change, sampled
+    from test_coexistence import VISIBLE
+
+    place, encode = prompt_control
+    coupled = encode("a red fox COUPLE(0 0.5) a blue owl:3 in deep snow")
+    assert coupled[0][1]["hooks"].hooks
+    model, positive, negative = place.plain
+    neither, partner, ours, both = (sampled(*wires) for wires in (place.plain, (model, coupled, negative), place.kinds[kind](*place.plain),
+                                                                  place.kinds[kind](model, coupled, negative)))
+    assert change(partner, neither) > VISIBLE and change(ours, neither) > VISIBLE
+    assert change(both, ours) > 0.3 * change(partner, neither) and change(both, partner) > 0.3 * change(ours, neither)
+
+
+def test_prompt_control_holds_our_delta_once(prompt_control, caplog):
+    from partners import change, sampled
+
+    place, encode = prompt_control
+    with caplog.at_level("WARNING", "troupe"):
+        plain, coupled = (sampled(*place.kinds["attention"](place.patcher, encode(text), place.plain[2])) for text in ("a red fox", "a red fox COUPLE(0 0.5) a red fox"))
+    assert change(coupled, plain) < 1e-4
+    assert not any("another pack" in r.message for r in caplog.records)
