@@ -100,10 +100,10 @@ class Four:
         return change(self.after, self.before) / min(self.effects)
 
 
-def sampled(model, positive, negative, steps=STEPS, size=SIZE) -> torch.Tensor:
+def sampled(model, positive, negative, steps=STEPS, size=SIZE, batch=1) -> torch.Tensor:
     """KSampler's latent; whoever draws random numbers in the model draws the same ones."""
     torch.manual_seed(0)
-    return ksample(model, positive, negative, size=size, steps=steps)
+    return ksample(model, positive, negative, size=size, steps=steps, batch=batch)
 
 
 def four(place: Troupe, kind: str, partner, sample=sampled, without=sampled) -> Four:

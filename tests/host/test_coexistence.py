@@ -272,6 +272,103 @@ def test_a_deep_copy_of_a_conditioning_is_the_same_and_copies_no_weights(kind):
     assert torch.equal(sampled(model, copied, deepcopy(negative)), troupe().alone(kind)[1])
 
 
+STRANGER = """
+import torch
+
+NODE_CLASS_MAPPINGS = {}
+
+def tiled(apply, args):
+    x, t, c = args["input"], args["timestep"], args["c"]
+    return torch.cat([apply(half, t, **c) for half in x.chunk(2, -2)], -2)
+
+def apart(apply, args):
+    rows, given = len(args["cond_or_uncond"]), args["c"]
+    return torch.cat([apply(x, t, **{**given, "c_crossattn": text, "transformer_options": given["transformer_options"] | {"cond_or_uncond": [args["cond_or_uncond"][i]]}})
+                      for i, (x, t, text) in enumerate(zip(*(v.chunk(rows) for v in (args["input"], args["timestep"], given["c_crossattn"]))))])
+
+def more_rows(q, k, v, options):
+    return tuple(torch.cat((t, t[:1])) for t in (q, k, v))
+
+def fewer_rows(out, options):
+    return out[:-1]
+
+def half(q, k, v, options):
+    return q[:, ::2], k, v
+
+def doubled(out, options):
+    return out.repeat_interleave(2, 1)
+
+"""
+
+
+@pytest.fixture(scope="module")
+def stranger(host, tmp_path_factory):
+    """A pack with ways of its own, loaded by the host."""
+    import asyncio
+    import sys
+
+    import nodes
+
+    place = tmp_path_factory.mktemp("custom_nodes") / "Strange-Pack v1.2"
+    place.mkdir()
+    (place / "__init__.py").write_text("from .ways import *\n")
+    (place / "ways.py").write_text(STRANGER)
+    assert asyncio.run(nodes.load_custom_node(str(place)))
+    return sys.modules[str(place).replace(".", "_x_") + ".ways"]
+
+
+def in_tiles(model, pack):
+    model.set_model_unet_function_wrapper(pack.tiled)
+
+
+def rows_apart(model, pack):
+    model.set_model_unet_function_wrapper(pack.apart)
+
+
+def more_rows(model, pack):
+    model.set_model_attn2_patch(pack.more_rows)
+    model.set_model_attn2_output_patch(pack.fewer_rows)
+
+
+def half_the_positions(model, pack):
+    model.set_model_attn2_patch(pack.half)
+    model.set_model_attn2_output_patch(pack.doubled)
+
+
+CANNOT = {  # what the pack does -> kind of node, what our warning says
+    "attention in tiles": ("attention", in_tiles, "samples the picture in tiles: the regions and boxes of Apply Image Attention cannot be placed in them and rest"),
+    "gated in tiles": ("gated", in_tiles, "samples the picture in tiles: boxes cannot be placed in them, and Apply Gated Adapter rests"),
+    "attention, rows apart": ("attention", rows_apart, "runs the rows of a model call apart and does not say whose they are: Apply Image Attention rests in them"),
+    "gated, rows apart": ("gated", rows_apart, "runs the rows of a model call apart and does not say whose they are: Apply Gated Adapter rests in them"),
+    "attention, more rows": ("attention", more_rows, "in a way that cannot be followed: Apply Image Attention rests in those layers"),
+    "attention, positions": ("attention", half_the_positions, "has rearranged the picture's positions: the regions and boxes of Apply Image Attention rest in those layers"),
+}
+
+
+@pytest.mark.parametrize("case", CANNOT)
+def test_what_cannot_work_together_is_told_once_with_both_names(case, stranger, caplog):
+    from partners import sampled, troupe
+
+    kind, way, sentence = CANNOT[case]
+    place, region = troupe(), torch.zeros(32, 32)
+    region[:, :16] = 1
+    if kind == "attention":
+        from stage import settings
+        from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
+
+        references = place.stage.references(2, regions=[region, None])
+        model, positive, negative = apply_image_attention(place.patcher, references, settings(), *place.plain[1:])[:3]
+    else:
+        model, positive, negative = place.kinds[kind](*place.plain)
+    model = model.clone()
+    way(model, stranger)
+    with caplog.at_level("INFO", "troupe"):
+        assert torch.isfinite(sampled(model, positive, negative, batch=2)).all()
+    said = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert not any("rested in this run" in r.message for r in caplog.records)
+    assert len(said) == 1 and said[0].startswith("Troupe: Strange-Pack v1.2 ") and sentence in said[0]
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """For every model call under a Troupe node on the MODEL: {index in the host's list: role or None}, and the rows' contexts by index."""

@@ -1,7 +1,6 @@
 """Gated adapters (GLIGEN, Subject-Diffusion) on the host's UNet: one patch between self- and cross-attention, and Subject-Diffusion's mask."""
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from ...subjects import References
 from .attention_patch import Options
 from .blocks import Key
 from .clock import percent_reader, sigma_range
+from .company import named, patches_of
 from .conditioning import Chunk
 from .hook import Call, Hook, counted, model_dtype, placed, window_of, with_subjects
 from .rows import rows_from_options, rows_of_chunks
@@ -74,13 +74,14 @@ class GatedAdapter(Hook):
     def bind(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor, options: Options) -> Options:
         """Appends our patches to the host's lists, so that everybody else's act too."""
         if not placed(chunks, call.size, x):
-            call.run.say("another pack samples the picture in tiles: boxes cannot be placed in them, and the gated adapter rests.", logging.WARNING)
+            call.run.rest(f"{named([call.around])} samples the picture in tiles: boxes cannot be placed in them, and {self.node} rests.")
             return options
         module, dtype, groups = self.module(model), model_dtype(model), self._groups(call, chunks)
         bbox, device = self.settings.use_bbox, x.device
         objects = call.run.once(("objects", groups, device, dtype), lambda: layer_objects(module, self.references, groups, bbox, dtype, device), KEPT)
         layers = {key: GatedLayer(fuser, mine) for key, fuser, mine in zip(self.keys, module.fusers, objects, strict=True)}
-        patches = {"middle_patch": GatedPatch(call.run, chunks, layers, self._scale(call, device))}
+        others = [call.around, *patches_of(options, "attn1_patch", "attn1_output_patch", "middle_patch")]
+        patches = {"middle_patch": GatedPatch(call.run, chunks, layers, self._scale(call, device), others)}
         if module.mask_conv is not None:
             patches["input_block_patch"] = MaskPatch(chunks, [self._mask(module, call, chunk, x.device, dtype) for chunk in chunks])
         if with_subjects(chunks) and call.run.begins():
@@ -131,12 +132,14 @@ class GatedLayer:
 
 @dataclass(frozen=True, eq=False)
 class GatedPatch:
-    """A `middle_patch`: the fuser of whatever block calls it. chunks: of a call's rows, None for rows that take no part; scale: of both residuals."""
+    """A `middle_patch`: the fuser of whatever block calls it. chunks: of a call's rows, None for rows that take no part; scale: of both residuals;
+    others: patches and wrappers of other packs that can change the rows."""
 
     run: Run
     chunks: Sequence[Chunk | None]
     layers: Mapping[Key, GatedLayer]
     scale: float | torch.Tensor
+    others: Sequence[Any]
 
     def __call__(self, x: torch.Tensor, options: Options) -> torch.Tensor:
         """x [rows, N, C] -> [rows, N, C]."""
@@ -145,8 +148,8 @@ class GatedPatch:
             return x
         rows = rows_from_options(x.shape[0], options, len(self.chunks))
         if rows is None:
-            sentence = f"another pack has turned {options['activations_shape'][0]} rows into {x.shape[0]} in a way that cannot be followed"
-            self.run.say(f"{sentence}: the gated adapter rests in those layers.", logging.WARNING)
+            sentence = f"{named(self.others)} has turned {options['activations_shape'][0]} rows into {x.shape[0]} in a way that cannot be followed"
+            self.run.rest(f"{sentence}: {GatedAdapter.node} rests in those layers.")
             return x
         if all(self.chunks) and len({length for _, length in rows}) == 1:
             return layer.fuser(x, layer.objects, self.scale)

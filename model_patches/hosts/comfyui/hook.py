@@ -20,6 +20,7 @@ from ...subjects import References
 from .attention_patch import Options
 from .blocks import Grid
 from .clock import Clock
+from .company import named
 from .conditioning import KEY, Chunk, Roles, foreign_ids
 from .prompt_switch import AFTER, BEFORE, PHASE, PromptSwitch
 from .rows import tiles_in
@@ -33,14 +34,15 @@ NATIVE = {768: 512, 1024: 640, 2048: 1024}  # context width -> side in pixels th
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One guided prediction: the run, what each entry's rows get, how strong everything is now (the hook's own record), and the latents' number
-    and full size (h, w)."""
+    """One guided prediction: the run, what each entry's rows get, how strong everything is now (the hook's own record), the latents' number and full
+    size (h, w), and the wrapper that another pack may have put around the model."""
 
     run: Run
     table: dict[tuple[int, Any], Chunk]
     now: Any
     pictures: int
     size: Grid
+    around: Any = None
 
 
 class Hook(ABC):
@@ -100,7 +102,7 @@ class Hook(ABC):
             if run.clock.first_sigma() >= float(guider.model_patcher.get_model_object("model_sampling").percent_to_sigma(REFINING)):
                 self._warn_about_size(run, noise)
             found = executor(noise, latent_image, sampler, sigmas, denoise_mask, run.clock.wrap(callback), *args, **kwargs)
-            if not run.acted and not self.idle and self.references.subjects and self.positive_wired:
+            if not run.acted and not run.explained and not self.idle and self.references.subjects and self.positive_wired:
                 if run.due:
                     run.say(f"{self.node} did nothing in this run: its 'positive' output did not reach the sampler.", logging.WARNING)
                 else:  # as in the second of two samplers, after the layout is made
@@ -120,7 +122,7 @@ class Hook(ABC):
         if now is not None:
             run.due = run.due or not waiting
             table = {row: chunk for row, chunk in run.roles.table(conds).items() if row not in waiting}
-            own[self.id] = Call(run, table, now, x_in.shape[0], tuple(x_in.shape[-2:]))
+            own[self.id] = Call(run, table, now, x_in.shape[0], tuple(x_in.shape[-2:]), model_options.get("model_function_wrapper"))
         options[KEY] = own
         for lost in foreign_ids(conds, set(known_ids(model_options))):
             sentence = f"a conditioning carries references of an Apply node ({lost[:6]}) whose 'model' output is not the MODEL being sampled: they do nothing."
@@ -136,7 +138,8 @@ class Hook(ABC):
             indices, uuids = options["cond_or_uncond"], options["uuids"]
             chunks = [call.table.get(row) for row in zip(indices, uuids, strict=False)] if len(indices) == len(uuids) else []
             if not chunks:
-                call.run.say(f"another pack runs the rows of a model call apart and does not say whose they are: {self.node} rests in them.", logging.WARNING)
+                sentence = f"{named([call.around])} runs the rows of a model call apart and does not say whose they are"
+                call.run.rest(f"{sentence}: {self.node} rests in them.")
             if any(chunks):
                 options = self.bind(call, chunks * tiles_in(x.shape[0], call.pictures * len(chunks)), executor.class_obj, x, options)
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)

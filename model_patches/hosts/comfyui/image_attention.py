@@ -1,7 +1,6 @@
 """Relevance-weighted image attention on the host's UNet."""
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from ...subjects import References
 from .attention_patch import Options, Part, install
 from .blocks import Block, grids_of, text_keys, text_values
 from .clock import FULL, sigma_range
+from .company import named, patches_of
 from .conditioning import Chunk
 from .hook import Call, Grid, Hook, counted, model_dtype, placed, window_of, with_subjects
 from .record import RECORDINGS, Observe, Recording, Tally, observer
@@ -80,13 +80,14 @@ class ImageAttention(Hook):
         """Puts a delta on every cross-attention layer; rows of role UNCOND are left alone by adapters that have no empty tokens."""
         if self.references.uncond_tokens is None:
             chunks = [chunk if chunk and chunk.role == COND else None for chunk in chunks]
-        return install(options, self._deltas(call, chunks, model, x, options.get(RECORDINGS, ()))) if any(chunks) else options
+        return install(options, self._deltas(call, chunks, model, x, options)) if any(chunks) else options
 
-    def _deltas(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor, recordings: Sequence[Recording]) -> dict[tuple, LayerDelta]:
+    def _deltas(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor, options: Options) -> dict[tuple, LayerDelta]:
         """One delta a block, sharing what does not differ between blocks. chunks: of the rows of x, in order."""
         run, dtype, module, device = call.run, model_dtype(model), self.module(model), x.device
         names, weights = None, hook_state(model)
         images = self._images(run, module, model, device, dtype, weights)
+        recordings: Sequence[Recording] = options.get(RECORDINGS, ())
         tallies = tuple(tally for recording in recordings if (tally := recording.tally(self)) is not None)
         if tallies or self.settings.mixing.needs_relevance(len(self.references.subjects)):
             keys = (text_keys(model.diffusion_model, block) for block in self.blocks)
@@ -97,12 +98,13 @@ class ImageAttention(Hook):
         acting = run.once(("acting", call.now.weights, device), lambda: (strengths != 0).float()) if tallies else None
         shown = placed(chunks, call.size, x)
         if not shown and limited(self.references.subjects, call.now.boxed):
-            run.say("another pack samples the picture in tiles: regions and boxes cannot be placed in them and rest.", logging.WARNING)
+            sentence = f"{named([call.around])} samples the picture in tiles"
+            run.rest(f"{sentence}: the regions and boxes of {self.node} cannot be placed in them and rest.")
         for grid in grids_of(self.blocks, tuple(x.shape[-2:])) if shown else ():  # before the layers ask: in them, making it would break a compiled graph
             self.limits(call, tuple(chunk.area for chunk in chunks if chunk), grid, device)
             for tally in tallies:
                 tally.prepare(chunks, grid, call.size, device)
-        shared = SharedDelta(self, call, chunks, strengths, shown, tallies, acting)
+        shared = SharedDelta(self, call, chunks, strengths, shown, tallies, acting, [call.around, *patches_of(options, "attn2_patch")])
         if with_subjects(chunks) and run.begins():
             self._report(run, images, names)
         return {block.key: LayerDelta(shared, tokens[j], layer) for j, (block, layer) in enumerate(zip(self.blocks, module.layers, strict=True))}
@@ -151,7 +153,7 @@ class ImageAttention(Hook):
 @dataclass(frozen=True, eq=False)
 class SharedDelta:
     """What the deltas of one model call have in common. placed: its rows show what the host says, not tiles of it; tallies: of those who record;
-    acting: [M], 1 for subjects that act now, or None where nobody records."""
+    acting: [M], 1 for subjects that act now, or None where nobody records; others: patches and wrappers of other packs that can change rows and positions."""
 
     owner: ImageAttention
     call: Call
@@ -160,6 +162,7 @@ class SharedDelta:
     placed: bool
     tallies: tuple[Tally, ...]
     acting: torch.Tensor | None
+    others: Sequence[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,15 +178,16 @@ class LayerDelta:
         shared = self.shared
         rows = rows_from_options(q.shape[0], options, len(shared.chunks))
         if rows is None:
-            sentence = f"another pack has turned {options['activations_shape'][0]} rows into {q.shape[0]} in a way that cannot be followed"
-            shared.call.run.say(f"{sentence}: the references rest in those layers.", logging.WARNING)
+            sentence = f"{named(shared.others)} has turned {options['activations_shape'][0]} rows into {q.shape[0]} in a way that cannot be followed"
+            shared.call.run.rest(f"{sentence}: {shared.owner.node} rests in those layers.")
             return []
         active = [(place, chunk) for place, chunk in zip(rows, shared.chunks, strict=True) if chunk is not None]
         grid = tuple(options["activations_shape"][-2:])
         whole = shared.placed and grid[0] * grid[1] == q.shape[1]
         limits = shared.owner.limits(shared.call, tuple(chunk.area for _, chunk in active), grid, q.device) if whole else None
         if shared.placed and not whole and limited(shared.owner.references.subjects, shared.call.now.boxed):
-            shared.call.run.say("another pack has rearranged the picture's positions: regions and boxes rest in those layers.", logging.WARNING)
+            sentence = f"{named(shared.others)} has rearranged the picture's positions"
+            shared.call.run.rest(f"{sentence}: the regions and boxes of {shared.owner.node} rest in those layers.")
         length = active[0][0][1]
         if all(place[1] == length for place, _ in active) and len(active) * length == q.shape[0]:
             plain = text().unflatten(0, (-1, length)) if self._needs_text else None

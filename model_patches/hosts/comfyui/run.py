@@ -23,6 +23,7 @@ class Run:
         self.seconds = 0.0
         self.due = False  # whether a call came in which something should act
         self.acted = False
+        self.explained = False  # whether it was told why nothing, or not everything, acts
         self._cache: dict[Any, Any] = {}
         self._said: set[str] = set()
         self._lock = threading.RLock()  # newer hosts run the chunks of a call in threads, one a device
@@ -54,6 +55,11 @@ class Run:
             if sentence not in self._said:
                 self._said.add(sentence)
                 log.log(level, "Troupe: %s", sentence)
+
+    def rest(self, sentence: str) -> None:
+        """Warn, once a run, that something rests beside another pack; a run in which nothing acted is then explained."""
+        self.explained = True
+        self.say(sentence, logging.WARNING)
 
     def end(self) -> None:
         """Drop what the run kept."""

@@ -1,0 +1,29 @@
+"""Who else works in a model call, for sentences that name both sides."""
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable
+from typing import Any
+
+PACK = re.compile(r"(?:.*[/\\]|(?:custom_nodes|comfy_extras)\.)([^/\\.]+)")  # the host loads a pack's folder under its path, with dots as _x_
+
+
+def pack_of(patch: Any) -> str | None:
+    """Name of the custom node pack (or of the host's own module of extra nodes) that a patch or wrapper comes from; None where that cannot be told."""
+    while isinstance(patch, functools.partial):
+        patch = patch.func
+    found = PACK.match(getattr(patch, "__module__", None) or "")
+    return found and found[1].replace("_x_", ".")
+
+
+def named(patches: Iterable[Any]) -> str:
+    """The subject of a sentence about whoever left these patches: 'Some-Pack', 'one of Some-Pack and Other', or 'another pack'."""
+    names = sorted({name for patch in patches if (name := pack_of(patch))})
+    return "another pack" if not names else names[0] if len(names) == 1 else f"one of {', '.join(names[:-1])} and {names[-1]}"
+
+
+def patches_of(options: dict[str, Any], *kinds: str) -> list[Any]:
+    """All patches of these kinds in a call's `transformer_options`."""
+    lists = options.get("patches", {})
+    return [patch for kind in kinds for patch in lists.get(kind, ())]
