@@ -5,7 +5,7 @@ Letters: N slots, E channels of a feature, T patch tokens a slot, M object token
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -65,7 +65,8 @@ def layer_objects(layers: GatedLayers, references: References, groups: Sequence[
     tokens = torch.cat([object_tokens(layers, references, group, use_bbox, device) for group in groups]).to(dtype)
     weights = torch.stack([_token_weights(references, group) for group in groups])
     plain = bool((weights == 1).all())
-    found = [fuser.project(tokens) for fuser in layers.fusers]
+    zeros = tuple(references.adapter.spec.gated.kind == "patches" and group.role == UNCOND for group in groups)
+    found = [replace(fuser.project(tokens), equal=zeros) for fuser in layers.fusers]
     return found if plain else [weighted(objects, weights.to(tokens.device)) for objects in found]
 
 

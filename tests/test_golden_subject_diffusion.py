@@ -1,5 +1,6 @@
 """Our boxes, gated layers and object tokens against the official Subject-Diffusion and GLIGEN code's stored outputs."""
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -445,3 +446,33 @@ def test_a_misshapen_tensor_is_named(cls, name, shape):
     state = published(cls(**dict(MODULES)[cls])) | {name: torch.zeros(shape)}
     with pytest.raises(MisshapenTensor, match=name):
         cls.widths(state)
+
+
+@pytest.mark.parametrize("rows", [2, 6])
+def test_equal_tokens_are_one_that_counts_for_all(rows, monkeypatch):
+    """Subject-Diffusion's objects of a negative prompt: all zeros before the layer, so one and the same after it."""
+    from troupe.model_patches.attention import gated
+
+    query, keys, values = torch.randn(3, rows, 10, 24)
+    one, two, many = torch.randn(3, 1, 24), torch.randn(3, 1, 24), torch.randn(2, 40, 24)
+    objects = gated.ObjectTokens(torch.cat((one[:1].expand(-1, 40, -1), many[:1])), torch.cat((two[:1].expand(-1, 40, -1), many[1:])), 0.5, 0.5)
+    full = gated.gated_self_attention(query, keys, values, objects, 3)
+    seen, original = [], gated.scaled_dot_product_attention
+    monkeypatch.setattr(gated, "scaled_dot_product_attention", lambda q, k, v, attn_mask: seen.append(k.shape[2]) or original(q, k, v, attn_mask=attn_mask))
+    torch.testing.assert_close(gated.gated_self_attention(query, keys, values, replace(objects, equal=(True, False)), 3), full)
+    assert seen == [keys.shape[1] + 1, keys.shape[1] + 40]
+
+
+def test_slices_of_a_long_picture_are_the_whole(monkeypatch):
+    """On a CPU the second half of a layer goes through in slices."""
+    from troupe.model_patches.encoders import fuser
+
+    g = golden("fuser")
+    layer, x = filled(GatedFuser(*FUSERS["d40h8"]), "sharp"), g["d40h8.x"]
+    objects, sizes = layer.project(g["d40h8.objs"]), []
+    layer.ff.register_forward_hook(lambda module, given, found: sizes.append(found.shape[1]))
+    monkeypatch.setattr(fuser, "SLICE", x.shape[1])
+    whole = layer(x, objects)
+    monkeypatch.setattr(fuser, "SLICE", 25)
+    torch.testing.assert_close(layer(x, objects), whole, rtol=1e-5, atol=1e-6)
+    assert sizes == [60, 25, 25, 10]

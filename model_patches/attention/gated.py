@@ -8,27 +8,30 @@ all subjects together, C channels of the block, H heads.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 ROUNDING = 1e-5  # of a progress that was found from a float32 sigma
 
 
 @dataclass(frozen=True, eq=False)
 class ObjectTokens:
-    """What one layer needs of the objects: keys, values [G, M, C], and its two gates, `tanh` of the trained scalars, in -1..1."""
+    """What one layer needs of the objects: keys, values [G, M, C], and its two gates, `tanh` of the trained scalars, in -1..1; equal: of each group
+    whether its M tokens are one and the same, () where none are."""
 
     keys: torch.Tensor
     values: torch.Tensor
     attention_gate: float
     dense_gate: float
+    equal: tuple[bool, ...] = ()
 
     def group(self, g: int) -> ObjectTokens:
         """The tokens of group g alone, [1, M, C]."""
-        return replace(self, keys=self.keys[g:g + 1], values=self.values[g:g + 1])
+        return replace(self, keys=self.keys[g:g + 1], values=self.values[g:g + 1], equal=self.equal[g:g + 1])
 
 
 def gated_self_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, objects: ObjectTokens, heads: int) -> torch.Tensor:
@@ -39,10 +42,27 @@ def gated_self_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.
     Returns:
         [B, N, C], heads joined, before the output projection.
     """
+    if any(objects.equal) and query.device.type == "cpu":  # the mask that it takes costs a GPU its fastest kernels
+        rows = query.shape[0] // len(objects.equal)
+        groups = zip(query.split(rows), keys.split(rows), values.split(rows), strict=True)
+        return torch.cat([_group_attention(*of_group, objects.group(g), heads) for g, of_group in enumerate(groups)])
+    return _attention(query, keys, values, objects, heads)
+
+
+def _group_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, objects: ObjectTokens, heads: int) -> torch.Tensor:
+    """One group: M equal tokens are one whose logit is greater by log M."""
+    if not objects.equal[0]:
+        return _attention(query, keys, values, objects, heads)
+    one = replace(objects, keys=objects.keys[:, :1], values=objects.values[:, :1])
+    return _attention(query, keys, values, one, heads, pad(query.new_zeros(1, keys.shape[1]), (0, 1), value=math.log(objects.keys.shape[1])))
+
+
+def _attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, objects: ObjectTokens, heads: int, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """bias: [1, N + M], added to the logits, or None."""
     b, n, c = query.shape
     k, v = torch.cat((keys, rows_of(objects.keys, b)), 1), torch.cat((values, rows_of(objects.values, b)), 1)  # B, N + M, C
     q, k, v = (x.view(b, -1, heads, c // heads).transpose(1, 2) for x in (query, k, v))
-    return scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c)
+    return scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).reshape(b, n, c)
 
 
 def rows_of(grouped: torch.Tensor, b: int) -> torch.Tensor:
@@ -58,7 +78,7 @@ def gated_residual(x: torch.Tensor, branch: Callable[[torch.Tensor], torch.Tenso
     times `alphas`, as a number or as a tensor [] on the device of x, which is not looked at: so it may change and a compiled graph stays."""
     if gate == 0 or (not isinstance(scale, torch.Tensor) and scale == 0):
         return x
-    return x + (scale * gate) * branch(x)
+    return (branch(x) * (scale * gate)).add_(x)
 
 
 def weighted(objects: ObjectTokens, weights: torch.Tensor) -> ObjectTokens:

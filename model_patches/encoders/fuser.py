@@ -5,6 +5,7 @@ Letters as in attention/gated.py; D channels of an object token before the layer
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from .bare import Bare
 from .projections import MisshapenTensor, StateDict, shape_of
 
 SD1_CONTEXT, SD1_HEADS, HEAD_WIDTH = 768, 8, 64
+SLICE = 256  # positions
 
 
 def published_heads(width: int, context_dim: int) -> int:
@@ -94,11 +96,16 @@ class GatedFuser(nn.Module):
         return ObjectTokens(self.attn.to_k(normed), self.attn.to_v(normed), *gates)
 
     def forward(self, x: torch.Tensor, objects: ObjectTokens, scale: float | torch.Tensor = 1.0) -> torch.Tensor:
-        """Visual tokens [B, N, C] -> [B, N, C]. x itself where scale or both gates are 0. objects: from `project`, in any dtype; scale: see `gated_residual`."""
+        """Visual tokens [B, N, C] -> [B, N, C]. What x is where scale or both gates are 0. objects: from `project`, in any dtype; scale: see `gated_residual`."""
         x = gated_residual(x, lambda y: self._attend(y, objects), objects.attention_gate, scale)
+        if x.device.type == "cpu" and x.shape[1] > SLICE:  # the 8C values of each position stay in its cache
+            return torch.cat([self._feed(part, objects, scale) for part in x.split(SLICE, 1)], 1)
+        return self._feed(x, objects, scale)
+
+    def _feed(self, x: torch.Tensor, objects: ObjectTokens, scale: float | torch.Tensor) -> torch.Tensor:
         return gated_residual(x, lambda y: self.ff(self.norm2(y)), objects.dense_gate, scale)
 
     def _attend(self, x: torch.Tensor, objects: ObjectTokens) -> torch.Tensor:
         normed, attn = self.norm1(x), self.attn
-        objects = ObjectTokens(objects.keys.to(x), objects.values.to(x), objects.attention_gate, objects.dense_gate)
+        objects = replace(objects, keys=objects.keys.to(x), values=objects.values.to(x))
         return attn.to_out[0](gated_self_attention(attn.to_q(normed), attn.to_k(normed), attn.to_v(normed), objects, self.heads))

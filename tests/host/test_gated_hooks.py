@@ -492,3 +492,18 @@ def test_four_steps_on_a_tiny_model_take_seconds():
     began = time.perf_counter()
     ksample(model, positive, negative, steps=4, size=(16, 16))
     assert time.perf_counter() - began < 20
+
+
+@pytest.mark.parametrize("kind", ["text", "text_image", "patches"])
+def test_zeros_of_subject_diffusions_negative_are_told_to_be_equal(kind, monkeypatch):
+    from gated_stage import gated_stage
+    from stage import ksample
+    from troupe.model_patches.hosts.comfyui import gated
+    from troupe.model_patches.settings import GatedSettings
+
+    st, made, original = gated_stage(kind), [], gated.layer_objects
+    monkeypatch.setattr(gated, "layer_objects", lambda *args: (made.append(original(*args)), made[-1])[1])
+    ksample(*st.apply(st.references(2), GatedSettings()), steps=1)
+    for objects in made[0]:
+        assert objects.equal == (kind == "patches", False)  # negative, positive
+        assert all(not equal or bool((keys == keys[:1]).all()) for equal, keys in zip(objects.equal, objects.keys, strict=True))

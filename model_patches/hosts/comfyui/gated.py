@@ -139,7 +139,7 @@ class GatedPatch:
     chunks: Sequence[Chunk | None]
     layers: Mapping[Key, GatedLayer]
     scale: float | torch.Tensor
-    others: Sequence[Any]
+    others: Sequence[Any] = ()
 
     def __call__(self, x: torch.Tensor, options: Options) -> torch.Tensor:
         """x [rows, N, C] -> [rows, N, C]."""
