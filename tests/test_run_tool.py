@@ -503,3 +503,161 @@ def test_a_broken_torchaudio_counts_as_none(monkeypatch, tmp_path):
     pack.hide_broken_torchaudio()
     assert sys.modules["torchaudio"].sound
     monkeypatch.delitem(sys.modules, "torchaudio")
+
+
+# ---- a full disk, and runs at the same time ------------------------------------------------------------------------------------------------
+
+QUICK_RUN = ["--engine", "embedded", "--size", "64x64", "--steps", "1"]
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A disk of 64 kB, where this system lets a test have one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, check=False).returncode:
+        pytest.skip("NO RIGHT TO MOUNT A SMALL DISK: a full one was only played")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def full(capsys, place: Path) -> None:
+    """One sentence about a full disk that names the place."""
+    error = capsys.readouterr().err
+    assert error.startswith("error: Expected ") and str(place) in error and "No space left on device" in error and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize("taken", [0, 40_000], ids=["in the picture", "in its first bytes"])
+def test_a_full_disk_leaves_nothing(taken, tiny_disk, capsys):
+    """Not under a final name and not beside it; what was there stays."""
+    (tiny_disk / "mine.bin").write_bytes(b"x" * taken)
+    assert run_tool.main([*QUICK_RUN, "--output", str(tiny_disk)]) == 1
+    full(capsys, tiny_disk)
+    assert [path.name for path in tiny_disk.iterdir()] == ["mine.bin"] and (tiny_disk / "mine.bin").stat().st_size == taken
+
+
+@pytest.mark.parametrize("name", ["two_subjects", "portrait_mm_diff", "place_subjects"])
+def test_a_full_disk_for_temporary_files_is_a_sentence(name, tiny_disk, tmp_path, capsys, monkeypatch):
+    """Of each writer of random models: safetensors, torch, transformers."""
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tiny_disk))
+    assert run_tool.main([*QUICK_RUN, "--workflow", name, "--output", str(tmp_path / "out")]) == 1
+    full(capsys, tiny_disk)
+    assert not (tmp_path / "out").exists() and not list(tiny_disk.iterdir())
+
+
+def test_only_a_full_disk_is_called_one():
+    import errno
+
+    from saving import room_for_temporary_files
+
+    with pytest.raises(RunError, match="No space left on device.*TMPDIR"), room_for_temporary_files():
+        raise OSError(errno.ENOSPC, "in words of another system")
+    for other in (OSError(errno.EACCES, "Permission denied"), RuntimeError("something else"), RunError("a sentence")):
+        with pytest.raises(type(other)) as raised, room_for_temporary_files():
+            raise other
+        assert raised.value is other
+
+
+SAVED = ("picture.png", "picture_2.png", "reference_1_as_the_encoder_saw_it.png", "report.txt")
+
+
+def made_by_hand(grey: int = 0):
+    """A result of two pictures and a reference, without a run."""
+    from result import Result
+
+    fact = {"adapter": "a.bin", "kind": "a kind", "layers": 3, "places": "layers", "subjects": [{"name": f"number {grey}", "has": ["photo"], "weight": 1.0}]}
+    picture = Image.new("RGB", (64, 64), (grey,) * 3)
+    return Result((picture, picture), (picture,), (fact,), (3,), ())
+
+
+@pytest.mark.parametrize("failing", SAVED[:3])
+def test_a_disk_that_is_full_in_any_file(failing, tmp_path, monkeypatch):
+    """As far as it was written, nothing remains, and the files of an earlier run are as they were."""
+    save = Image.Image.save
+
+    def half(self, path, *args, **kwargs):
+        save(self, path, *args, **kwargs)
+        if Path(path).name == failing:
+            Path(path).write_bytes(Path(path).read_bytes()[:20])
+            raise OSError(28, "No space left on device")
+
+    run_tool.save(made_by_hand(1), tmp_path, random=False)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(RunError, match="Expected to write this run's 4 files.*found 'No space left on device'.*--output"):
+        run_tool.save(made_by_hand(2), tmp_path, random=False)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before and len(before) == 4
+
+
+def test_a_move_that_fails_takes_back_what_was_moved(tmp_path, monkeypatch):
+    import os
+
+    import saving
+
+    def replace(source, target):
+        if Path(target).name == "report.txt":
+            raise OSError(28, "No space left on device")
+        os.rename(source, target)
+
+    monkeypatch.setattr(saving.os, "replace", replace)
+    with pytest.raises(RunError, match="No space left"):
+        run_tool.save(made_by_hand(), tmp_path, random=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_run_writes_over_another(tmp_path):
+    """Nor over a picture of the user's own."""
+    (tmp_path / "run_3_picture.png").write_bytes(b"mine")
+    names = [tuple(path.name for path in run_tool.save(made_by_hand(grey), tmp_path, random=False)) for grey in (1, 2, 3)]
+    assert names == [SAVED, tuple(f"run_2_{name}" for name in SAVED), tuple(f"run_4_{name}" for name in SAVED)]
+    for grey, prefix in ((1, ""), (2, "run_2_"), (3, "run_4_")):
+        assert np.asarray(Image.open(tmp_path / f"{prefix}picture.png"))[0, 0, 0] == grey and f"'number {grey}'" in (tmp_path / f"{prefix}report.txt").read_text()
+    assert (tmp_path / "run_3_picture.png").read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 13
+
+
+def test_many_processes_save_at_once(tmp_path):
+    """Each set of files is one run's own."""
+    code = f"import sys; sys.path.append(r'{ROOT / 'tools'}'); sys.path.append(r'{ROOT / 'tests'}'); import saving, pathlib\n" \
+           "me = sys.argv[1]; files = {n: (lambda p: p.write_text(me)) for n in ('picture.png', 'reference.png', 'report.txt')}\n" \
+           f"sys.stdin.read(1)\nfor i in range(20): saving.save_all(files, pathlib.Path(r'{tmp_path / 'out'}'))"
+    running = [subprocess.Popen([sys.executable, "-c", code, str(i)], stdin=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(4)]
+    for process in running:
+        process.stdin.write(b".")
+        process.stdin.flush()
+    assert [process.communicate()[1] for process in running] == [b""] * 4
+    texts = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    prefixes = ["", *(f"run_{number}_" for number in range(2, 81))]
+    assert sorted(texts) == sorted(f"{prefix}{name}" for prefix in prefixes for name in ("picture.png", "reference.png", "report.txt"))
+    sets = [{texts[f"{prefix}{name}"] for name in ("picture.png", "reference.png", "report.txt")} for prefix in prefixes]
+    assert all(len(found) == 1 for found in sets) and sorted(found.pop() for found in sets) == sorted(str(i) for i in range(4) for _ in range(20))
+
+
+def test_two_runs_at_once(tmp_path):
+    """The whole command, twice into one folder: both finish, and each record tells of its own run and stands beside its own picture."""
+    command = [sys.executable, str(ROOT / "tools" / "run.py"), *QUICK_RUN, "--output", str(tmp_path / "out")]
+    words = ("astronaut", "park bench")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen([*command, "--name", name, "--seed", str(i)], cwd=tmp_path, **pipes) for i, name in enumerate(words)]
+    said = [process.communicate() for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    found = {}
+    for name, (text, _) in zip(words, said, strict=True):
+        saved = [Path(line.removeprefix("saved ")) for line in text.splitlines() if line.startswith("saved ")]
+        assert len(saved) == 4 and f"subject 1 '{name}'" in saved[-1].read_text()
+        for path in saved[:-1]:
+            with Image.open(path) as picture:
+                picture.load()
+        found[name] = saved
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for saved in found.values() for path in saved)
+    assert len({path for saved in found.values() for path in saved}) == 8
+    assert len({saved[0].read_bytes() for saved in found.values()}) == 2
+
+
+def test_an_output_that_is_a_file_is_said_before_the_run(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for place in ("file", "file/below"):
+        assert run_tool.main([*QUICK_RUN, "--output", str(tmp_path / place)]) == 1
+        said = capsys.readouterr()
+        assert "Expected a folder to save in" in said.err and "a file" in said.err and "step" not in said.out

@@ -22,6 +22,7 @@ from graph import ROOT, Graph, RunError, find_workflow, read_workflow
 from needed import ModelFolders, Needed, model_roots, needed_models
 from report import NOISE, NOT_A_PICTURE, marked, report_text
 from result import Result
+from saving import check_folder, room_for_temporary_files, save_all
 
 SMALL_SIZE, SMALL_STEPS = (256, 256), 4  # with random models, unless asked otherwise
 ENGINES = ("auto", "comfyui", "embedded")
@@ -77,10 +78,12 @@ def run(options: argparse.Namespace) -> None:
     random = report_models(files)
     print(f"workflow: {find_workflow(options.workflow).name}, engine: {'ComfyUI' if host else 'embedded (diffusers)'}")
     edited = edit(_read(options), changes_of(options, random), _photo_folders(options, comfyui))
-    result = execute(host, edited, folders, files, random)
-    for path in save(result, options.output, random):
-        print(f"saved {path}")
-    print((options.output / "report.txt").read_text(encoding="utf-8").rstrip())
+    check_folder(options.output)
+    with room_for_temporary_files():
+        result = execute(host, edited, folders, files, random)
+    saved = save(result, options.output, random)
+    print("\n".join(f"saved {path}" for path in saved))
+    print(saved[-1].read_text(encoding="utf-8").rstrip())
     print(f"done in {time.monotonic() - began:.0f} s")
 
 
@@ -146,20 +149,15 @@ def execute(host: Host | None, edited: Edited, folders: ModelFolders, files: lis
 
 
 def save(result: Result, folder: Path, random: bool) -> list[Path]:
-    """Write the pictures, the references as the encoder saw them, and report.txt."""
-    folder.mkdir(parents=True, exist_ok=True)
-    saved = []
+    """Write the pictures, the references as the encoder saw them, and report.txt, which comes last. See `saving.save_all`."""
+    name, files = NOT_A_PICTURE if random else "picture.png", {}
     for number, picture in enumerate(result.pictures):
-        name = NOT_A_PICTURE if random else "picture.png"
-        path = folder / (name if not number else name.replace(".png", f"_{number + 1}.png"))
-        (marked(picture) if random else picture).save(path)
-        saved.append(path)
+        files[name if not number else name.replace(".png", f"_{number + 1}.png")] = (marked(picture) if random else picture).save
     for number, preview in enumerate(result.previews, 1):
-        saved.append(folder / f"reference_{number}_as_the_encoder_saw_it.png")
-        preview.save(saved[-1])
-    saved.append(folder / "report.txt")
-    saved[-1].write_text(report_text(list(result.facts), list(result.reached), list(result.lines), random), encoding="utf-8")
-    return saved
+        files[f"reference_{number}_as_the_encoder_saw_it.png"] = preview.save
+    text = report_text(list(result.facts), list(result.reached), list(result.lines), random)
+    files["report.txt"] = lambda path: path.write_text(text, encoding="utf-8")
+    return save_all(files, folder)
 
 
 @dataclass
