@@ -404,6 +404,13 @@ def test_a_running_comfyui_is_asked(no_comfyui, url, tmp_path, capsys):
         "given.json: checked 6 nodes, 5 links, 2 model files: it will not run here as it is (2 missing node types, 1 missing model file)")
 
 
+@pytest.mark.parametrize("url", ["file:///etc", "127.0.0.1:8188", "ftp://127.0.0.1"])
+def test_a_url_of_another_kind_is_not_opened(url, no_comfyui, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(check_tool.urllib.request, "urlopen", lambda *args, **kwargs: pytest.fail("opened"))
+    assert check_tool.main([saved(tmp_path, SAMPLING), "--url", url]) == 1
+    assert f"found '{url}'" in capsys.readouterr().err
+
+
 def test_a_url_that_does_not_answer_is_an_error(no_comfyui, tmp_path, capsys):
     assert check_tool.main([saved(tmp_path, SAMPLING), "--url", "http://127.0.0.1:1"]) == 1
     assert "error: Expected a ComfyUI at http://127.0.0.1:1, found that it does not answer" in capsys.readouterr().err

@@ -171,8 +171,10 @@ def place(options: argparse.Namespace) -> Iterator[Here]:
 
 def ask(url: str, path: str, must: bool = False) -> Any:
     """What a running ComfyUI answers; None where it does not, or RunError where it must."""
+    if not url.startswith(("http://", "https://")):
+        raise RunError(f"Expected the address of a ComfyUI that begins with http:// or https://, found '{url}'. Write it so, as in {USUAL_URL}, or leave --url out.")
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}{path}", timeout=60 if must else 5) as answer:
+        with urllib.request.urlopen(f"{url.rstrip('/')}{path}", timeout=60 if must else 5) as answer:  # noqa: S310 (looked at above)
             return json.load(answer)
     except (OSError, ValueError) as error:
         if must:
