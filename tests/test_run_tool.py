@@ -518,7 +518,7 @@ def tiny_disk(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, check=False).returncode:
         pytest.skip("NO RIGHT TO MOUNT A SMALL DISK: a full one was only played")
     yield place
-    subprocess.run(["umount", str(place)], check=True)
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def full(capsys, place: Path) -> None:

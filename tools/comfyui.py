@@ -72,7 +72,7 @@ def install(say: Callable[[str], None]) -> Path:
         raise RunError("Installing ComfyUI is comfy-cli's work, and comfy-cli is not installed. Run: pip install comfy-cli") from None
     command = install_command(_kind_of_gpu())
     say(f"installing ComfyUI into {Path.home() / 'comfy' / 'ComfyUI'} (this needs GitHub):\n  {shlex.join(command)}")
-    done = subprocess.run(command, env={**os.environ, "DO_NOT_TRACK": "1"}, check=False)
+    done = subprocess.run(command, env={**os.environ, "DO_NOT_TRACK": "1"}, check=False)  # noqa: S603 (comfy-cli, as shown)
     path = Path.home() / "comfy" / "ComfyUI"
     if done.returncode or not _is_comfyui(path):
         why = f"exit status {done.returncode}; its reasons are above, often no way to GitHub"
@@ -98,7 +98,7 @@ def _pythons(path: Path) -> list[str]:
 
 
 def _probe(python: str, requirements: Path) -> dict | None:
-    done = subprocess.run([python, "-c", PROBE, str(requirements)], capture_output=True, text=True, check=False)
+    done = subprocess.run([python, "-c", PROBE, str(requirements)], capture_output=True, text=True, check=False)  # noqa: S603 (a Python, by its path)
     try:
         return json.loads(done.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):

@@ -47,7 +47,8 @@ class HostServer:
         command = [self.host.python, "main.py", *([] if self.host.gpu else ["--cpu"]), "--listen", "127.0.0.1", "--port", str(self._port),
                    "--base-directory", str(self.base), "--extra-model-paths-config", str(self.base / "extra_paths.yaml"),
                    "--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:", *self._arguments]
-        self._process = subprocess.Popen(command, cwd=self.host.path, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(command, cwd=self.host.path, env=self._environment, stdout=subprocess.PIPE,  # noqa: S603 (no shell; ComfyUI's own main.py)
+                                         stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
@@ -129,13 +130,13 @@ class HostServer:
         return next((line for line in reversed(self._log) if words in line), "")
 
     def _get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as answer:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as answer:  # noqa: S310 (our own server)
             return json.load(answer)
 
     def _post(self, path: str, body: Any) -> Any:
-        request = urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310 (our own server)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 (our own server)
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             raise RunError(refusal(json.load(error), body["prompt"])) from None

@@ -125,7 +125,7 @@ def load_adapter(name: str, clip_vision_name: str = AUTO) -> HostAdapter:
     """Load an adapter file, with those that belong to it, into modules that the host's memory management moves. Raises CheckpointError."""
     label = adapter_label(name)
     path = adapter_path(name)
-    adapter = replace(read_adapter(path, label, comfy.ops.manual_cast), id=sha1(fingerprint(name).encode()).hexdigest())  # the same file is the same adapter
+    adapter = replace(read_adapter(path, label, comfy.ops.manual_cast), id=sha1(fingerprint(name).encode(), usedforsecurity=False).hexdigest())  # the same file is the same adapter
     log.info("Troupe: loaded %s: %s, %s.", label, adapter.spec.describe(), identity(path, adapter.spec.family))
     return host_adapter(adapter, clip_vision_name.replace("\\", "/"))
 
