@@ -1,6 +1,8 @@
 """Record Relevance and Preview Relevance on a real host: what is recorded is what an evaluation from the formulas finds, and nothing else changes."""
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -299,9 +301,12 @@ def test_a_run_that_is_stopped_leaves_no_map(lab, sd15):
         raise InterruptedError
 
     stopped.set_model_attn2_patch(stop)
+    begin, begun = record.begin, []
+    record.begin = lambda blocks: begun.append(weakref.ref(recording := begin(blocks))) or recording
     with pytest.raises(InterruptedError):
         lab.ksample(stopped, positive, negative, steps=1)
-    assert record.run is None
+    gc.collect()
+    assert record.run is None and [ref() for ref in begun] == [None], "nor what was added up until then"
 
 
 def test_the_last_run_wins(lab, sd15):

@@ -53,6 +53,12 @@ class Record:
             if self._current is recording:
                 self._run, self._current = found, None
 
+    def abandon(self, recording: Recording) -> None:
+        """Let go of what was recorded of a run that did not come to its end."""
+        with self._lock:
+            if self._current is recording:
+                self._current = None
+
 
 class Recorder:
     """Record Relevance's wrapper on a MODEL."""
@@ -69,8 +75,11 @@ class Recorder:
         recording = self.record.begin(self.blocks)
         options = executor.class_obj.model_options["transformer_options"]
         options[RECORDINGS] = options.get(RECORDINGS, ()) + (recording,)
-        found = executor(*args, **kwargs)
-        self.record.finish(recording, found)
+        try:
+            found = executor(*args, **kwargs)
+            self.record.finish(recording, found)
+        finally:
+            self.record.abandon(recording)
         return found
 
 
