@@ -1,4 +1,5 @@
 """A real ComfyUI in this process, on the CPU, with a base folder of its own. No host: these tests skip, or fail where TROUPE_REQUIRE_HOST=1."""
+import functools
 import importlib
 import logging
 import os
@@ -79,8 +80,7 @@ def clips(host):
     """`clips("sd15")`: a tiny CLIP of a family with the real tokenizer, made once."""
     import tiny_models
 
-    made = {}
-    return lambda kind: made.setdefault(kind, tiny_models.tiny_clip(kind))
+    return functools.cache(tiny_models.tiny_clip)
 
 
 @pytest.fixture(scope="session")
