@@ -57,7 +57,7 @@ class Studio:
         os.utime(path, ns=(10**18 + self.count * 10**9,) * 2)  # a clock that always moves, on any file system
 
     def run(self, graph) -> str | None:
-        """Validate and execute; None, or the first error's text as the front end shows it."""
+        """Validate and execute; None, or the first error's text as the front end shows it, or 'interrupted'."""
         import execution
 
         self.count += 1
@@ -68,6 +68,6 @@ class Studio:
             return "validation: " + found["errors"][0]["details"].partition(" - ")[2]  # after the input's name
         assert valid, error
         self.executor.execute(graph, str(self.count), {"client_id": "a browser"}, outputs)  # newer hosts tell nobody, and keep nothing, of a kept result without one
-        failures = [data for event, data in self.executor.status_messages if event == "execution_error"]
+        failures = [data.get("exception_message", "interrupted") for event, data in self.executor.status_messages if event in ("execution_error", "execution_interrupted")]
         assert bool(failures) != self.executor.success
-        return failures[0]["exception_message"].strip() if failures else None
+        return failures[0].strip() if failures else None
