@@ -149,12 +149,12 @@ def invalid_names(adapter_name: str | None, clip_vision_name: str | None = AUTO)
 
 
 def fingerprint(name: str | None) -> str:
-    """Changes when the file behind a combo value does, or one that belongs to it."""
+    """Changes when the file behind a combo value does, or one that belongs to it, also where the new one has the size and time of the old."""
     try:
         stats = [(path, os.stat(path)) for path in belonging(Path(adapter_path(name or "")))]
     except (CheckpointError, OSError):
         return f"{name}: missing"
-    return "|".join([str(name), *(f"{path}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats)])
+    return "|".join([str(name), *(f"{path}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}" for path, stat in stats)])
 
 
 def find_clip_vision(need: EncoderNeed) -> str | None:
