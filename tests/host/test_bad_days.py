@@ -1,9 +1,38 @@
-"""A graph on the host's own executor while things go wrong: the artist reads our sentence, mends it, and runs again without a restart."""
+"""A graph on the host's own executor while things go wrong: the artist reads our sentence, mends it, and runs again without a restart.
+
+Which fault is tested where; "each way" is image attention, gated adapter and fused prompt.
+
+| fault | test |
+|---|---|
+| cancelled while it samples, each way | test_bad_runs.py::test_a_run_that_is_cancelled_and_the_next, test_hooks.py::test_an_interrupted_run_leaves_nothing_behind |
+| cancelled while relevance is recorded | test_bad_runs.py::test_a_recorded_run_that_is_cancelled_and_the_next |
+| out of memory in the first or a later step, each way | test_bad_runs.py::test_out_of_memory_in_a_step |
+| ... in a function of ours | test_bad_runs.py::test_out_of_memory_in_a_function_of_ours |
+| ... in attention, tried again by the host, each way | test_bad_runs.py::test_attention_that_runs_out_of_memory_and_is_tried_again_by_the_host |
+| ... in the model, tried again by another pack, each way | test_bad_runs.py::test_a_model_call_that_is_tried_again |
+| ... in the VAE, which then decodes in tiles | test_bad_runs.py::test_a_picture_that_is_decoded_in_tiles_for_want_of_memory |
+| models unloaded between runs, each way | test_bad_runs.py::test_models_unloaded_between_runs |
+| the same graph fifty times; fifty times with other settings and subjects, each way | test_bad_runs.py::test_fifty_runs_hold_no_more_than_ten |
+| prompts with other subjects, one after the other, each way | test_bad_runs.py::test_prompts_with_other_subjects_one_after_the_other |
+| the adapter's file exchanged, deleted, another thing, and put back, each way | test_replaced_files.py::test_an_adapter_file_comes_and_goes_between_runs |
+| the adapter's file deleted; damaged; hostile; of another kind; exchanged | \
+test_bad_days.py::test_a_deleted_adapter_and_back_again, test_bad_days.py::test_a_damaged_adapter_and_back_again, \
+test_bad_days.py::test_a_hostile_adapter_does_nothing, test_bad_days.py::test_an_adapter_of_another_kind_says_what_it_is, \
+test_bad_days.py::test_a_file_that_was_exchanged_is_loaded_again |
+| the image encoder's file missing, wrong, cut off | test_bad_days.py::test_no_encoder_until_one_is_put_there, test_bad_days.py::test_a_wrong_encoder_and_then_the_right_one, \
+test_bad_days.py::test_a_cut_off_encoder_and_back_again |
+| disk full while run.py writes | test_run_tool.py::test_a_full_disk_leaves_nothing, test_run_tool.py::test_a_disk_that_is_full_in_any_file, \
+test_run_tool.py::test_a_move_that_fails_takes_back_what_was_moved, test_run_tool.py::test_a_full_disk_for_temporary_files_is_a_sentence |
+| two runs at once from two processes | test_run_tool.py::test_two_runs_at_once, test_run_tool.py::test_many_processes_save_at_once, \
+test_run_tool.py::test_no_run_writes_over_another |
+"""
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
+from pathlib import Path
 
 import published
 import pytest
@@ -159,6 +188,15 @@ def sentence(text, *words):
     assert text.removeprefix("validation: ").startswith("Expected ") and ", found " in text and "Traceback" not in text, text
     for word in words:
         assert word in text, text
+
+
+def test_every_test_of_the_list_is_there():
+    listed = re.findall(r"(test_\w+\.py)::(test_\w+)", __doc__)
+    assert len(listed) > 20
+    here = Path(__file__).parent
+    for file, name in listed:
+        places = [folder / file for folder in (here, here.parent) if (folder / file).exists()]
+        assert any(f"def {name}(" in path.read_text(encoding="utf-8") for path in places), f"{file}::{name}"
 
 
 # ---- a good day -------------------------------------------------------------------------------------------------------------------------
