@@ -6,26 +6,22 @@ import os
 import pickle
 import re
 import struct
-import zipfile
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
+from .pickles import unpickled
 
 EXTENSIONS = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt")
-CODE = re.compile(r"GLOBAL ([\w.]+)")  # in torch's refusal of a pickle
+CODE = re.compile(r"GLOBAL ([\w.]{1,80})")  # in the refusal of a pickle
 Shapes = dict[str, tuple[int, ...]]
 BARE = "tensor"  # name given to the tensor of a file that holds one without a name
-SETTINGS = (  # what the training settings inside GLIGEN's official files are made of: names in their pickles
-    *(f"omegaconf.{name}" for name in ("dictconfig.DictConfig", "listconfig.ListConfig", "base.Metadata", "base.ContainerMetadata")),
-    *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "Boolean", "Bytes", "Enum", "Float", "Integer", "Path", "String", "Union")),
-    "typing.Any", "collections.defaultdict", *(f"builtins.{kind}" for kind in ("dict", "list", "int", "float", "bool", "str")),
-)
+LONGEST_NAME = 250
+ENTRIES = 100_000  # in a file's dicts; a whole SDXL checkpoint has 2500
 
 
 def read_state(path: str | os.PathLike, label: str | None = None) -> dict[str, torch.Tensor]:
@@ -39,9 +35,12 @@ def read_state(path: str | os.PathLike, label: str | None = None) -> dict[str, t
     path, label = Path(path), label or Path(path).name
     _check_present(path, label)
     try:
-        state = flatten(safetensors.torch.load_file(path) if _is_safetensors(path) else _unpickle(path))
+        state = flatten(safetensors.torch.load_file(path) if _is_safetensors(path) else unpickled(path))
     except Exception as error:  # every reader has exceptions of its own for a damaged file
         raise _unreadable(path, label, error) from error
+    odd = next((name for name in state if len(name) > LONGEST_NAME or not name.isprintable()), None)
+    if odd is not None:
+        raise CheckpointError(f"names of tensors in '{label}' to be words with dots between", shown(odd), "It is damaged, or of an unknown kind: choose another file.")
     if not state:
         raise CheckpointError(f"tensors in '{label}'", "none", "Choose the adapter's weight file.")
     return state
@@ -52,8 +51,8 @@ def read_shapes(path: str | os.PathLike) -> Shapes:
     path = Path(path)
     try:
         if not _is_safetensors(path):
-            return {k: tuple(v.shape) for k, v in flatten(_unpickle(path)).items()}
-        return {k: tuple(v["shape"]) for k, v in _header(path).items() if k != "__metadata__"}
+            return {k: tuple(v.shape) for k, v in flatten(unpickled(path)).items()}
+        return {k: tuple(map(_size, v["shape"])) for k, v in _header(path).items() if k != "__metadata__"}
     except Exception:  # a folder may hold anything; what cannot be read is simply not a candidate
         return {}
 
@@ -61,25 +60,35 @@ def read_shapes(path: str | os.PathLike) -> Shapes:
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """The texts that a safetensors file carries beside its tensors; {} where there are none, or it is no such file."""
     try:
-        return dict(_header(Path(path)).get("__metadata__", {})) if _is_safetensors(Path(path)) else {}
+        texts = _header(Path(path)).get("__metadata__", {}) if _is_safetensors(Path(path)) else {}
+        return {name: text for name, text in texts.items() if isinstance(text, str)}
     except Exception:  # as in read_shapes
         return {}
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Nested mappings of tensors -> one dict with dotted names; entries that are no tensors are dropped."""
-    flat: dict[str, torch.Tensor] = {}
-    if isinstance(tree, torch.Tensor) and not prefix:
+def flatten(tree: Any) -> dict[str, torch.Tensor]:
+    """Nested mappings of tensors -> one dict with dotted names; entries that are no tensors are dropped.
+
+    Raises:
+        ValueError: more than ENTRIES entries, as of a dict that is in itself many times.
+    """
+    if isinstance(tree, torch.Tensor):
         return {BARE: tree.detach()}
-    if not isinstance(tree, Mapping):
-        return flat
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
+    flat: dict[str, torch.Tensor] = {}
+    for count, (name, value) in enumerate(_entries(tree)):
+        if count == ENTRIES:
+            raise ValueError(f"more than {ENTRIES} entries")
         if isinstance(value, torch.Tensor):
             flat[name] = value.detach()
-        else:
-            flat.update(flatten(value, f"{name}."))
     return flat
+
+
+def _entries(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every entry of nested mappings by its dotted name, the mappings themselves too."""
+    for key, value in tree.items() if isinstance(tree, Mapping) else ():
+        name = f"{prefix}{key}"
+        yield name, value
+        yield from _entries(value, f"{name}.")
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -88,53 +97,18 @@ def _is_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b"{"
 
 
+def _size(number: Any) -> int:
+    """A number of a shape. Raises ValueError for anything else."""
+    if type(number) is not int or number < 0:
+        raise ValueError(f"size {number!r}")
+    return number
+
+
 def _header(path: Path) -> dict[str, Any]:
     """What a safetensors file says about its tensors."""
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         return json.loads(file.read(length)) if length < path.stat().st_size else {}
-
-
-class _Inert:
-    """Stands for an object of training settings: made of anything, keeps nothing, does nothing."""
-
-    def __new__(cls, *args: Any) -> Any:
-        return object.__new__(cls)
-
-    def __init__(self, *args: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class _InertDict(_Inert):
-    """The same where the pickle puts items in: an ordinary dict."""
-
-    def __new__(cls, *args: Any) -> Any:
-        return {}
-
-
-def _stand_in(path: str) -> type:
-    """An inert class under the name that the unpickler looks for."""
-    module, _, name = path.rpartition(".")
-    return type(name, (_InertDict if name == "defaultdict" else _Inert,), {"__module__": module})
-
-
-STAND_INS = tuple(map(_stand_in, SETTINGS))
-
-
-def _unpickle(path: Path) -> Any:
-    allowing = getattr(torch.serialization, "safe_globals", nullcontext)  # torch 2.4 has none; there such settings are refused
-    with allowing(list(STAND_INS)):
-        return _load_tensors(path)
-
-
-def _load_tensors(path: Path) -> Any:
-    if zipfile.is_zipfile(path) and path.suffix.lower() != ".safetensors":  # torch chooses another reader by that suffix
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    with open(path, "rb") as file:
-        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _check_present(path: Path, label: str) -> None:
