@@ -10,7 +10,7 @@ import torch
 
 from ..errors import CheckpointError
 from .files import read_shapes
-from .tensors import AGAIN, State
+from .tensors import AGAIN, State, check_numbers
 
 LAYOUTS = (  # hidden states, pooled projection, which axis of the latter is the pooled width
     ("vision_model.embeddings.class_embedding", "visual_projection.weight", 0),  # transformers
@@ -26,6 +26,7 @@ ONCE = {  # open_clip -> transformers
     "ln_post.weight": "vision_model.post_layernorm.weight",
     "ln_post.bias": "vision_model.post_layernorm.bias",
 }
+PROJECTIONS, IN_PROJ = ("proj", "visual_projection.weight"), ("in_proj_weight", "in_proj_bias")
 BLOCKS, LAYERS = "transformer.resblocks.", "vision_model.encoder.layers."
 IN_BLOCK = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
 
@@ -76,18 +77,30 @@ def overlay(state: Mapping[str, torch.Tensor], file: str) -> State:
     """The retrained part of a CLIP vision encoder, in either layout, by transformers' names; {} for no tensors.
 
     Raises:
-        CheckpointError: there are tensors, but none of such an encoder.
+        CheckpointError: there are tensors, but none of such an encoder, or one of a form or with numbers that none has.
     """
+    for name, tensor in state.items():
+        _check_form(name.removeprefix(OPEN_CLIP), tensor, f"'{name}' of '{file}'")
     named = with_transformers_names(state, OPEN_CLIP if any(name.startswith(OPEN_CLIP) for name in state) else "")
     found = {name: tensor for name, tensor in named.items() if name.startswith(("vision_model.", "visual_projection.")) and not name.endswith("position_ids")}
     if state and not found:
         raise CheckpointError(f"blocks of a CLIP vision encoder in '{file}'", f"tensors such as '{next(iter(state))}'", AGAIN)
+    for name, tensor in found.items():
+        check_numbers(tensor, name, file)
     return found
+
+
+def _check_form(name: str, tensor: torch.Tensor, where: str) -> None:
+    """Raise CheckpointError for a projection that is no matrix, and for an attention of open_clip that does not part in three."""
+    if name in PROJECTIONS and tensor.ndim != 2:
+        raise CheckpointError(f"{where} to be a matrix", f"the shape {list(tensor.shape)}", AGAIN)
+    if name.endswith(IN_PROJ) and (not tensor.ndim or not len(tensor) or len(tensor) % 3):
+        raise CheckpointError(f"{where} to have rows for queries, keys and values", f"the shape {list(tensor.shape)}", AGAIN)
 
 
 def _in_block(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
     """One tensor of a block; query, key and value are one in open_clip and three in transformers. {} for what a plain tower has not."""
     module, _, leaf = name.rpartition(".")
-    if module == "attn" and leaf in ("in_proj_weight", "in_proj_bias"):
+    if module == "attn" and leaf in IN_PROJ:
         return {f"self_attn.{which}_proj.{leaf.removeprefix('in_proj_')}": part.contiguous() for which, part in zip("qkv", value.chunk(3), strict=True)}
     return {f"{IN_BLOCK[module]}.{leaf}": value} if module in IN_BLOCK else {}

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from glob import escape
 from pathlib import Path
 
 import torch
 
 from ..errors import CheckpointError
 from .files import EXTENSIONS, read_state
+from .tensors import check_numbers
 
 MATRIX = "projection_matrix"
 IMAGE_PROJECT = "image_project"  # the same in a diffusers repository
 MEMBERS = ("unet", "clip_text", "mlp", "proj", "clip_visual")
 MEMBER = re.compile(rf"({'|'.join(MEMBERS)})(?:_(.+))?$")
 MM_DIFF = ("unet_adapter_weights", "text_encoder_adapter_weights", "custom_weights")  # its files' usual names
+AGAIN = "Download it again from the publisher of the file that it belongs to."
 PART = re.compile(r"(.+)-\d{5}-of-(\d{5})$")  # diffusers cuts big files: diffusion_pytorch_model-00001-of-00002
 WEIGHTS = ("pytorch_model", "model", "diffusion_pytorch_model")  # usual names within a folder
 
@@ -35,7 +38,7 @@ def belonging(path: Path) -> tuple[Path, ...]:
 def parts(path: Path) -> tuple[Path, ...]:
     """All parts of a file that was cut into several, or the file alone."""
     cut = PART.match(path.stem)
-    return tuple(sorted(path.parent.glob(f"{cut[1]}-?????-of-{cut[2]}{path.suffix}"))) if cut else (path,)
+    return tuple(sorted(path.parent.glob(f"{escape(cut[1])}-?????-of-{cut[2]}{escape(path.suffix)}"))) if cut else (path,)
 
 
 def read_whole(path: Path, label: str) -> dict[str, torch.Tensor]:
@@ -67,8 +70,11 @@ def read_matrix(path: Path) -> torch.Tensor | None:
         return None
     state = read_state(file)
     if len(state) != 1:
-        raise CheckpointError(f"one matrix in '{file.name}'", f"{len(state)} tensors", "Download it again from the publisher of the file that it belongs to.")
+        raise CheckpointError(f"one matrix in '{file.name}'", f"{len(state)} tensors", AGAIN)
     (name, matrix), = state.items()
+    if matrix.ndim != 2:
+        raise CheckpointError(f"'{name}' of '{file.name}' to be a matrix", f"the shape {list(matrix.shape)}", AGAIN)
+    check_numbers(matrix, name, file.name)
     return matrix.mT.contiguous() if name.endswith("project.weight") else matrix
 
 

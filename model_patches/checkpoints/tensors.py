@@ -1,6 +1,7 @@
 """From a file's tensors to modules: every name and shape is compared before anything is taken, and every doubt is a sentence."""
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -8,10 +9,13 @@ import torch
 from torch import nn
 
 from ..encoders.projections import MisshapenTensor
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 
 State = dict[str, torch.Tensor]
+SMALL_NUMBER = re.compile(r"[1-9][0-9]?")  # in a file's metadata
 AGAIN = "The file is incomplete or altered: download it again from its publisher."
+DAMAGED = "The file is damaged, or was converted badly: download it again from its publisher."
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, *(getattr(torch, f"float8_{kind}") for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")))
 QUANTISED = "Quantised adapters are not supported: download the file from its publisher."
 
 
@@ -40,24 +44,32 @@ def check_format(metadata: Mapping[str, str], name: str, version: int, file: str
     """Raise CheckpointError where a file's metadata say that it is of this format in another version; no metadata: the present one."""
     found = metadata.get("version", str(version))
     if metadata.get("format", name) == name and found != str(version):
-        raise CheckpointError(f"version {version} of the format {name} in '{file}'", f"version {found}", "Update Troupe, or make the file again with its own tool.")
+        raise CheckpointError(f"version {version} of the format {name} in '{file}'", f"version {shown(found)[1:-1]}", "Update Troupe, or make the file again with its own tool.")
 
 
 def check(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], file: str, kind: str) -> None:
-    """Raise CheckpointError unless the tensors are exactly those of `shapes`, all of floating-point numbers; kind: 'a GLIGEN file'."""
+    """Raise CheckpointError unless the tensors are exactly those of `shapes`, all of finite floating-point numbers; kind: 'a GLIGEN file'."""
     for name, shape in shapes.items():
         if name not in state:
             raise missing(name, file)
         found = state[name]
         if tuple(found.shape) != tuple(shape):
             raise CheckpointError(f"'{name}' of '{file}' to have the shape {list(shape)}", f"{list(found.shape)}", AGAIN)
-        if not found.is_floating_point():
-            raise CheckpointError(f"floating-point numbers in '{name}' of '{file}'", str(found.dtype).removeprefix("torch."), QUANTISED)
+        check_numbers(found, name, file)
     unknown = [name for name in state if name not in shapes]
     if unknown:
         found = f"{len(unknown)} that belong to something else, such as '{unknown[0]}'"
         do = "It is a variant that this version does not know; please report it with a link to the file."
         raise CheckpointError(f"only tensors of {kind} in '{file}'", found, do)
+
+
+def check_numbers(tensor: torch.Tensor, name: str, file: str) -> None:
+    """Raise CheckpointError unless a tensor's numbers are of a floating-point dtype that layers compute with or are cast from, and finite: one NaN makes a black picture."""
+    if tensor.dtype not in DTYPES:
+        raise CheckpointError(f"floating-point numbers in '{name}' of '{file}'", str(tensor.dtype).removeprefix("torch."), QUANTISED)
+    numbers = tensor if tensor.element_size() > 1 else tensor.half()  # no reduction of 8-bit numbers; their range is less
+    if numbers.numel() and not numbers.is_meta and not all(map(torch.isfinite, numbers.aminmax())):
+        raise CheckpointError(f"finite numbers in '{name}' of '{file}'", "NaN or infinity, which would make a black picture", DAMAGED)
 
 
 def assign(module: nn.Module, state: Mapping[str, torch.Tensor], names: Mapping[str, str], file: str, kind: str) -> None:
