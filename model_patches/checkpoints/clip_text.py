@@ -29,11 +29,11 @@ def text_weights(state: Mapping[str, torch.Tensor], width: int, file: str, kind:
 
 def _shapes(found: Mapping[str, torch.Tensor], width: int) -> dict[str, tuple[int, ...]]:
     """The tensors that an encoder with these layers, this vocabulary and this inner width has."""
-    layers = {int(name.split(".")[3]) for name in found if name.startswith(f"{ROOT}encoder.layers.") and name.split(".")[3].isdecimal()}
+    layers = len({number for name in found if name.startswith(f"{ROOT}encoder.layers.") and (number := name.split(".")[3]).isdecimal()})  # of a gap the check tells
     inner = found[f"{ROOT}encoder.layers.0.mlp.fc1.weight"].shape[0]
     shapes: dict[str, tuple[int, ...]] = {TOKENS: (found[TOKENS].shape[0], width), POSITIONS: (found[POSITIONS].shape[0], width)}
     linears = {name: (width, width) for name in LINEARS} | {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner)}
-    for layer in range(max(layers) + 1):
+    for layer in range(layers):
         start = f"{ROOT}encoder.layers.{layer}."
         shapes |= {f"{start}{name}.weight": shape for name, shape in linears.items()} | {f"{start}{name}.bias": shape[:1] for name, shape in linears.items()}
         shapes |= {f"{start}{norm}.{leaf}": (width,) for norm in ("layer_norm1", "layer_norm2") for leaf in ("weight", "bias")}

@@ -1,6 +1,7 @@
 """IP-Adapter and MIP-Adapter files: recognise by tensor names and shapes, convert, build the modules."""
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,8 @@ from ..encoders.projections import FaceMLP, ImageProj, Resampler, module_name
 from ..errors import CheckpointError
 from .refused import no_adapter, refuse_known
 from .tensors import AGAIN, State, assign, missing, part, reading
+
+NUMBER = re.compile(r"[0-9]{1,4}")
 
 
 def build(state: State, file: str, operations: Any = nn) -> Adapter:
@@ -108,4 +111,4 @@ def _published_name(ours_name: str, prefix: str, ours: dict[str, str]) -> str:
 
 def _indices(names: Iterable[str]) -> list[int]:
     """The layer numbers at the start of `names`, ascending: odd, in the order down, up, mid of the UNet's cross-attention layers."""
-    return sorted({int(number) for number in (name.split(".", 1)[0] for name in names) if number.isdecimal() and int(number) % 2})
+    return sorted({int(number) for number in (name.split(".", 1)[0] for name in names) if NUMBER.fullmatch(number) and int(number) % 2})

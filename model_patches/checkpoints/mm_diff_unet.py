@@ -21,7 +21,7 @@ from .tensors import AGAIN, State, assign, check, reading
 from .unet_layout import SDXL, transformer_blocks
 
 BLOCKS = transformer_blocks(SDXL)
-ENTRY = re.compile(r"(\d+)\.to_(?:q|k|v|out)_lora(_image)?\.")
+ENTRY = re.compile(r"([0-9]{1,4})\.to_(?:q|k|v|out)_lora(_image)?\.")
 PROJECTIONS = {"to_q_lora": "to_q", "to_k_lora": "to_k", "to_v_lora": "to_v", "to_out_lora": "to_out.0"}  # a pair -> the weight it changes
 IMAGE = ("to_k_lora_image", "to_v_lora_image")
 KIND = "an MM-Diff file"
@@ -59,9 +59,9 @@ def _layers(state: State, file: str, operations: Any) -> LoraLayers:
     """The cross-attention layers on the meta device."""
     entries: list[State] = [{} for _ in BLOCKS]
     for name, tensor in state.items():
-        number, _, leaf = name.partition(".")
-        if number.isdecimal() and int(number) % 2:
-            entries[int(number) // 2][leaf] = tensor
+        match = ENTRY.match(name)
+        if match and int(match[1]) % 2:
+            entries[int(match[1]) // 2][name.partition(".")[2]] = tensor
     sizes = []
     for j, entry in enumerate(entries):
         with reading(file, f"{2 * j + 1}."):

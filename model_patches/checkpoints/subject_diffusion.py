@@ -23,7 +23,7 @@ from .clip_text import text_weights
 from .clip_vision import overlay
 from .gligen import FUSER, fuser_widths, gated_names
 from .sets import MEMBERS
-from .tensors import AGAIN, State, assign, check, check_format, part, reading
+from .tensors import AGAIN, SMALL_NUMBER, State, assign, check, check_format, part, reading
 from .unet_names import CONV_IN, ldm_name, places, resblocks
 
 OPTIONAL = "clip_visual"
@@ -59,7 +59,7 @@ def slots_of(metadata: Mapping[str, str], file: str) -> int:
     """Subjects that a bundle was trained with. Raises CheckpointError for a bundle of a later version."""
     check_format(metadata, FORMAT, VERSION, file)
     slots = metadata.get("slots", "")
-    return int(slots) if slots.isdecimal() and int(slots) else SLOTS
+    return int(slots) if SMALL_NUMBER.fullmatch(slots) else SLOTS
 
 
 def needed(members: Mapping[str, State]) -> State:

@@ -15,8 +15,8 @@ from torch import nn
 
 from ..adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec
 from ..encoders.pseudo_words import ACTIVATIONS, PseudoWords
-from ..errors import CheckpointError
-from .tensors import State, assign, check_format, missing, part, reading
+from ..errors import CheckpointError, shown
+from .tensors import SMALL_NUMBER, State, assign, check_format, missing, part, reading
 
 FORMAT, VERSION = "umm_diffusion", 1
 PREFIX = "mapping."
@@ -59,22 +59,22 @@ def _check_texts(texts: Mapping[str, str], file: str) -> None:
     """Raise CheckpointError for metadata that mean something else."""
     found = texts.get("format", FORMAT)
     if found != FORMAT:
-        raise CheckpointError(f"the format {FORMAT} in the metadata of '{file}'", f"'{found}'", CONVERT)
+        raise CheckpointError(f"the format {FORMAT} in the metadata of '{file}'", shown(found), CONVERT)
     check_format(texts, FORMAT, VERSION, file)
     allowed: dict[str, Collection[str]] = {
         "base": ("sd15",), "image_encoder": (ENCODER,), "image_feature": FEATURES, "normalize": ("true", "false"), "activation": ACTIVATIONS,
     }
     for name, values in allowed.items():
         if texts[name] not in values:
-            raise CheckpointError(f"{' or '.join(values)} as '{name}' in the metadata of '{file}'", f"'{texts[name]}'", CONVERT)
-    if not texts["tokens"].isdecimal() or not int(texts["tokens"]):
-        raise CheckpointError(f"a number from 1 as 'tokens' in the metadata of '{file}'", f"'{texts['tokens']}'", CONVERT)
+            raise CheckpointError(f"{' or '.join(values)} as '{name}' in the metadata of '{file}'", shown(texts[name]), CONVERT)
+    if not SMALL_NUMBER.fullmatch(texts["tokens"]):
+        raise CheckpointError(f"a number from 1 to 99 as 'tokens' in the metadata of '{file}'", shown(texts["tokens"]), CONVERT)
 
 
 def _check_numbers(state: State, file: str) -> None:
     """Raise CheckpointError for a gap in the layers' numbers."""
-    numbers = [int(name.split(".")[1]) for name in state if name.startswith("layers.") and name.split(".")[1].isdecimal()]
-    absent = [name for name in (f"layers.{i}.weight" for i in range(max(numbers, default=0) + 1)) if name not in state]
+    numbers = {number for name in state if name.startswith("layers.") and (number := name.split(".")[1]).isdecimal()}
+    absent = [name for name in (f"layers.{i}.weight" for i in range(len(numbers) or 1)) if name not in state]
     if absent:
         raise missing(f"{PREFIX}{absent[0]}", file)
 

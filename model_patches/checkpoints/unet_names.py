@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-DIFFUSERS = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.")
-LDM = re.compile(r"(input_blocks|output_blocks|middle_block)\.(\d+)\.(?:1\.)?transformer_blocks\.(\d+)$")
+DIFFUSERS = re.compile(r"(?:(down|up)_blocks\.([0-9]{1,4})|mid_block)\.attentions\.([0-9]{1,4})\.")
+LDM = re.compile(r"(input_blocks|output_blocks|middle_block)\.([0-9]{1,4})\.(?:1\.)?transformer_blocks\.([0-9]{1,4})$")
 PARTS = ("input_blocks", "output_blocks", "middle_block")  # the order of published layers: down, up, mid
 CONV_IN = {"conv_in.weight": "input_blocks.0.0.weight", "conv_in.bias": "input_blocks.0.0.bias"}
 

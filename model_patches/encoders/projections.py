@@ -5,6 +5,7 @@ from a state dict in the published layout through `widths`.
 """
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,6 +29,16 @@ def shape_of(state: StateDict, name: str, axes: int) -> tuple[int, ...]:
     if len(shape) != axes or 0 in shape:
         raise MisshapenTensor(name, f"{axes} axes", shape)
     return shape
+
+
+def layers_in(names: Iterable[str]) -> int:
+    """How many layers `layers.{i}.…` there are, numbered from 0. Raises KeyError with a tensor of the first that is missing."""
+    numbers = {name.split(".")[1] for name in names if name.startswith("layers.")}
+    numbers = {number for number in numbers if number.isdecimal()}
+    for i in range(len(numbers)):
+        if str(i) not in numbers:
+            raise KeyError(f"layers.{i}.0.to_q.weight")
+    return len(numbers)
 
 
 class ImageProj(nn.Module):
@@ -126,8 +137,7 @@ class Resampler(nn.Module):
             raise MisshapenTensor("layers.0.0.to_q.weight", f"rows in a multiple of {HEAD_WIDTH}", (inner, dim))
         return {
             "dim": dim, "tokens": tokens, "embed_dim": shape_of(state, "proj_in.weight", 2)[1], "context_dim": shape_of(state, "proj_out.weight", 2)[0],
-            "depth": 1 + max(int(number) for name, number, *_ in (k.split(".") for k in state if k.startswith("layers.")) if number.isdecimal()),
-            "inner": inner, "ff_inner": shape_of(state, "layers.0.1.1.weight", 2)[0],
+            "depth": layers_in(state), "inner": inner, "ff_inner": shape_of(state, "layers.0.1.1.weight", 2)[0],
         }
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:

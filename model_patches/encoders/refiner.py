@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .projections import MisshapenTensor, PerceiverAttention, PerceiverFeedForward, StateDict, shape_of
+from .projections import MisshapenTensor, PerceiverAttention, PerceiverFeedForward, StateDict, layers_in, shape_of
 
 HEAD_WIDTH = 256  # of the refiner's attention in the published file; no tensor tells it
 FACE_WIDTH = 512  # of an ArcFace vector
@@ -37,8 +37,7 @@ class SERefiner(nn.Module):
             raise MisshapenTensor("layers.0.0.to_q.weight", f"rows in a multiple of {head_width}", to_q)
         return {
             "dim": dim, "embed_dim": embed_dim, "out_dim": shape_of(state, "proj_out.weight", 2)[0], "head_width": head_width,
-            "inner": to_q[0], "ff_inner": shape_of(state, "layers.0.1.1.weight", 2)[0],
-            "depth": 1 + max(int(number) for name, number, *_ in (k.split(".") for k in state if k.startswith("layers.")) if number.isdecimal()),
+            "inner": to_q[0], "ff_inner": shape_of(state, "layers.0.1.1.weight", 2)[0], "depth": layers_in(state),
         }
 
     def forward(self, query: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
