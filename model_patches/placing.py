@@ -31,8 +31,11 @@ def place_subjects(cast: Cast, width: int, height: int, boxes: str = "[]", layou
         warn: receives one sentence for each thing that is allowed but probably not meant.
     Raises:
         SubjectError: a bad box, or one for no subject.
-        MismatchError: `latent` is no latent.
+        MismatchError: `latent` is no latent, or `background` no picture.
     """
+    if background is not None and not _is_picture(background):
+        found = f"the shape {list(background.shape)}" if isinstance(background, torch.Tensor) else f"a {type(background).__name__}"
+        raise MismatchError("an IMAGE in 'background'", found, "Wire an IMAGE output, or nothing.")
     width, height = (width, height) if latent is None else picture_size(latent)
     names = [subject.name for subject in cast.subjects]
     drawn = bind_drawn(read_text(boxes), names, warn)
@@ -44,11 +47,17 @@ def place_subjects(cast: Cast, width: int, height: int, boxes: str = "[]", layou
     return cast, draw_cast(cast, width, height, background), width, height
 
 
+def _is_picture(image: Any) -> bool:
+    """Whether an input is an IMAGE, grey, RGB or RGBA, with a pixel."""
+    return isinstance(image, torch.Tensor) and image.ndim == 4 and bool(image.numel()) and image.shape[-1] in (1, 3, 4)
+
+
 def picture_size(latent: Any) -> tuple[int, int]:
     """(width, height) in pixels of the picture of a LATENT. Raises MismatchError where it is none."""
     samples = latent.get("samples") if isinstance(latent, dict) else None
-    if getattr(samples, "ndim", 0) < 4:
-        raise MismatchError("a LATENT with 'samples' in 'latent'", f"a {type(latent).__name__}", "Wire Empty Latent Image or another LATENT, or nothing.")
+    if getattr(samples, "ndim", 0) < 4 or not all(samples.shape[-2:]):
+        found = f"the shape {list(samples.shape)}" if isinstance(samples, torch.Tensor) else f"a {type(latent).__name__}"
+        raise MismatchError("a LATENT with 'samples' in 'latent'", found, "Wire Empty Latent Image or another LATENT, or nothing.")
     return samples.shape[-1] * PIXELS_PER_CELL, samples.shape[-2] * PIXELS_PER_CELL
 
 

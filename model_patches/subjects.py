@@ -1,6 +1,7 @@
 """What travels between the nodes. Everything is frozen: the host caches and shares these objects."""
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +13,7 @@ from .errors import SubjectError
 MAX_SUBJECTS = 30  # the slots that GLIGEN was trained with
 MIN_PHOTO_SIDE = 8  # pixels
 WHITE_FROM = 0.5  # a mask's value above which a pixel belongs to the subject
+NUMBERS = ("weight", "start_percent", "end_percent")
 Image = torch.Tensor  # [n, H, W, C], float 0..1
 Mask = torch.Tensor  # [n, H, W], float 0..1
 
@@ -132,11 +134,11 @@ def make_subject(name: str, images: list[Image | None], mask: Mask | None = None
         number: position in the cast, for messages.
         faces: prepared faces (faces.Faces), one for each photo, or None.
     Raises:
-        SubjectError: an image that is empty, tiny, not finite, or masks or faces that do not match.
+        SubjectError: an image that is empty, tiny, not finite, masks or faces that do not match, or a number that is not finite.
     """
     label = called(number, name)
     batches = [image for image in images if image is not None]
-    photos = [photo for batch in batches for photo in batch]
+    photos = [photo for batch in batches for photo in (batch if batch.ndim else ())]
     if not photos:
         raise SubjectError(f"at least one photo for {label}", "none", "Wire a Load Image node into 'image'.")
     for i, photo in enumerate(photos, 1):
@@ -144,15 +146,20 @@ def make_subject(name: str, images: list[Image | None], mask: Mask | None = None
     if faces is not None and len(faces.vectors) != len(photos):
         do = "Wire the same photos into Prepare Faces and Add Subject, in the same inputs."
         raise SubjectError(f"one prepared face for each of the {len(photos)} photos of {label}", f"{len(faces.vectors)}", do)
+    for what in NUMBERS:
+        if not _is_finite(rest.get(what, 0.0)):
+            raise SubjectError(f"a finite number as '{what}' of {label}", f"{rest[what]!r:.40}", "Look at the node that makes this number, or type one in.")
     cutouts = _cutouts(mask, len(batches[0]), len(photos), label)
     if region is not None:
-        _check_finite(region, f"the region mask of {label}")
-        region = region.reshape(-1, *region.shape[-2:]).amax(0).clamp(0, 1).float().cpu()
+        region = _layers(region, f"the region mask of {label}").amax(0).clamp(0, 1).cpu()
     return Subject(name.strip(), tuple(Photo(p, c) for p, c in zip(photos, cutouts, strict=True)), region=region, faces=faces, **rest)
 
 
 def check_photo(photo: torch.Tensor, what: str) -> None:
     """Raises SubjectError where a photo [H, W, C] is tiny, of whole numbers, no picture, or not finite; `what` names it."""
+    if photo.ndim != 3:
+        do = "Wire an IMAGE output, not a mask, a latent or a video."
+        raise SubjectError(f"{what} to be an IMAGE with height, width and colour channels", f"the shape {list(photo.shape)}", do)
     h, w = photo.shape[:2]
     if min(h, w) < MIN_PHOTO_SIDE:
         raise SubjectError(f"{what} to be at least {MIN_PHOTO_SIDE}x{MIN_PHOTO_SIDE} pixels", f"{w}x{h}", "Load a real photo (224 pixels or more on each side is best).")
@@ -170,13 +177,26 @@ def _check_finite(tensor: torch.Tensor, what: str) -> None:
         raise SubjectError(f"{what} to be a picture of finite numbers", "NaN or infinite pixels", do)
 
 
+def _is_finite(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    except (OverflowError, TypeError):  # an integer beyond every float, or no number
+        return False
+
+
+def _layers(mask: Mask, what: str) -> torch.Tensor:
+    """The layers of a mask, [n, h, w] float32. Raises SubjectError where it has none, no size, or numbers that are not finite; `what` names it."""
+    if mask.ndim < 2 or not mask.numel():
+        raise SubjectError(f"{what} to be a MASK", f"the shape {list(mask.shape)}", "Wire a MASK output of a picture's size.")
+    _check_finite(mask, what)
+    return mask.reshape(-1, *mask.shape[-2:]).float()
+
+
 def _cutouts(mask: Mask | None, first_batch: int, total: int, label: str) -> list[torch.Tensor | None]:
     """One cut-out (or None) for each photo."""
     if mask is None:
         return [None] * total
-    masks = list(mask.reshape(-1, *mask.shape[-2:]).float())
-    for m in masks:
-        _check_finite(m, f"the mask of {label}")
+    masks = list(_layers(mask, f"the mask of {label}"))
     if len(masks) == 1:
         masks = masks * first_batch
     if len(masks) not in (first_batch, total):
