@@ -51,7 +51,7 @@ def written(files: dict[str, Bag], root: Path) -> None:
 def prints(tensor: torch.Tensor) -> tuple:
     """Equal for tensors that are equal to the bit."""
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
-    return tuple(tensor.shape), tensor.dtype, hashlib.sha1(raw).digest()
+    return tuple(tensor.shape), tensor.dtype, hashlib.sha256(raw).digest()
 
 
 def held(adapter: Adapter) -> State:
