@@ -1,9 +1,11 @@
 """What the widgets of the Apply nodes mean, free of any host."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 from .attention.decoupled import Mixing
+from .errors import MismatchError
 from .subjects import References
 
 
@@ -34,3 +36,13 @@ class GatedSettings:
 def mixing_for(references: References, merge: str, sharpness: float = 1.0, background: float = 1.0) -> Mixing:
     """The Apply node's merge widgets; 'auto' is what the adapter was published with."""
     return Mixing(references.adapter.spec.merge if merge == "auto" else merge, sharpness, background)
+
+
+def check_finite(settings: ImageAttentionSettings | GatedSettings | Mixing, node: str) -> None:
+    """Raise MismatchError for a number that is NaN or infinite, as only a wire can bring it; `node` names the node."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, Mixing):
+            check_finite(value, node)
+        elif isinstance(value, (int, float)) and not math.isfinite(value):
+            raise MismatchError(f"a finite number as '{field.name}' of {node}", f"{value}", "Look at the node that makes this number, or type one in.")

@@ -6,7 +6,6 @@ appends counts by outcome.
 """
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 import math
@@ -119,7 +118,7 @@ class Stage:
             path.write_bytes(data := mutated(self.target, kind, seed))
             with watched(reserve=SLACK + 4 * len(data)) as seen:
                 adapter, error = outcome(lambda: read_adapter(self.root / self.folder.chosen))
-                shapes, texts = read_shapes(path), read_metadata(path)
+                shapes, texts = read_shapes(path) if self.headers(seed) else {}, read_metadata(path)
             assert not seen, f"it did {seen}"
             assert not list(self.root.rglob(f"*{CANARY}*")) and not Path(CANARY).exists(), "code was run"
             assert not starved(error), f"more memory than the file: {error!r} of {error and error.__cause__!r}"
@@ -132,6 +131,10 @@ class Stage:
         text = checked_text(error)
         assert any(label in text for label in self.labels), f"no file is named: {text}"
         return "refused"
+
+    def headers(self, seed: str) -> bool:
+        """Whether to read the headers too: of pickles in one case of four, for they have none and are read as for loading."""
+        return self.target.container == "safetensors" or not int(seed.rpartition(":")[2]) % 4
 
     def check_load(self, adapter: Adapter, state: State) -> None:
         """Each place has the tensor of its name in the file, and all are finite numbers."""
@@ -157,8 +160,6 @@ def checked_text(error: CheckpointError) -> str:
 
 def warm_up(root: Path) -> None:
     """What is imported and compiled when a file is refused for the first time is not the file's doing."""
-    for codec in ("cp437", "latin_1", "latin1", "idna", "utf_8_sig"):
-        codecs.lookup(codec)
     for name, content in {"a.bin": b"\x80\x02cos\nsystem\n.", "b.safetensors": b"\x02\0\0\0\0\0\0\0{]", "c.bin": b"PK\x03\x04"}.items():
         (root / name).write_bytes(content)
         outcome(lambda name=name: read_adapter(root / name))

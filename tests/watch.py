@@ -1,6 +1,7 @@
 """Watching what a call does: how long it takes, how much memory it reserves, and whether anything runs or is written."""
 from __future__ import annotations
 
+import codecs
 import signal
 import sys
 import threading
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+for codec in ("cp437", "latin_1"):  # zipfile and pickle import them when they first need them
+    codecs.lookup(codec)
 try:
     import resource
 except ImportError:  # Windows

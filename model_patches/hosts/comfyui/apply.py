@@ -8,7 +8,7 @@ from ...binding import check_names, check_places, check_widths
 from ...encode import encode_subjects
 from ...errors import MismatchError
 from ...layer_tokens import COND, UNCOND
-from ...settings import GatedSettings, ImageAttentionSettings
+from ...settings import GatedSettings, ImageAttentionSettings, check_finite
 from ...subjects import Cast, References
 from .adapters import HostAdapter
 from .blocks import attention_blocks
@@ -40,9 +40,10 @@ def apply_image_attention(model: Any, references: References, settings: ImageAtt
 
     With neither positive nor negative the references act on the sampler's positive list. Weight 0 and an empty cast return what came in.
     Raises:
-        MismatchError: the adapter is for another base model, or relevance is asked for and the references carry no names.
+        MismatchError: the adapter is for another base model, or relevance is asked for and the references carry no names, or a number is not finite.
     """
     _check_kind(references, not references.adapter.spec.widths, "Apply Image Attention")
+    check_finite(settings, "Apply Image Attention")
     if settings.weight == 0.0 or not references.subjects:
         return model, positive, negative, middle
     blocks = attention_blocks(model.get_model_object("diffusion_model"))
@@ -58,10 +59,11 @@ def apply_gated(model: Any, references: References, settings: GatedSettings,
 
     Rows of the negative get the publisher's own uncond objects, whether it is wired or not. Strength 0 and an empty cast return what came in.
     Raises:
-        MismatchError: the adapter has no gated layers, or is for another base model.
+        MismatchError: the adapter has no gated layers, or is for another base model, or a number is not finite.
     """
     adapter = references.adapter
     _check_kind(references, adapter.spec.gated is None, "Apply Gated Adapter")
+    check_finite(settings, "Apply Gated Adapter")
     if settings.strength == 0.0 or not references.subjects:
         return model, positive, negative, middle
     check_input_channels(model)

@@ -1,0 +1,85 @@
+"""The real host with anything wired in, and with damaged files among good ones: a sentence of ours, or a finite picture; the lists survive every file."""
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from mutations import Bag, classes, mutated
+from published import vision_encoder
+from troupe.model_patches.errors import TroupeError
+from troupe.model_patches.subjects import MAX_SUBJECTS, Box
+
+PROFILE = settings(max_examples=100, derandomize=True, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+numbers = st.one_of(st.floats(-0.5, 3), st.floats(0, 1), st.sampled_from([0.0, 1.0, 1e-9, float("nan"), float("inf"), -1.0, 1e6]))
+finite = numbers.filter(math.isfinite)  # others are refused when the subject is made
+ranges = st.tuples(st.one_of(st.floats(0, 1), finite), st.one_of(st.floats(0, 1), finite))
+places = st.one_of(st.none(), st.builds(Box, st.floats(0, 0.9), st.floats(0, 0.9), st.floats(0.001, 0.1), st.floats(0.001, 0.1)), st.just(Box(0.0, 0.0, 1.0, 1.0)))
+masks = st.builds(lambda h, w, grey: torch.full((h, w), grey), st.sampled_from((1, 3, 200)), st.sampled_from((1, 5, 64)), st.sampled_from((0.0, 0.5, 1.0)))
+regions = st.one_of(st.none(), st.none(), masks)
+people = st.lists(st.tuples(st.one_of(st.floats(0, 3), finite), ranges, places, regions, st.integers(1, 9)), max_size=MAX_SUBJECTS)
+WIDGETS = ("weight", "sharpness", "background", "start_percent", "end_percent", "box_strength", "box_end_percent", "box_feather")
+widgets = st.fixed_dictionaries({}, optional=dict.fromkeys(WIDGETS, numbers))
+
+
+@cache
+def studio():
+    from stage import stage
+
+    return stage("SD15", text_gain=True)
+
+
+@pytest.mark.usefixtures("host")
+@PROFILE
+@given(people, widgets, st.sampled_from(("relevance", "paper", "uniform", "joint", "add")), st.sampled_from(((8, 8), (2, 3), (1, 32), (9, 7))), st.sampled_from((1, 2)),
+       st.sampled_from((1.0, 5.0)))
+def test_a_sample_of_any_cast_is_finite_or_refused(subjects, chosen, merge, size, batch, cfg):
+    from stage import ksample
+    from stage import settings as attention
+
+    weights, spans, boxes, limits, lengths = zip(*subjects, strict=True) if subjects else ((), (), (), (), ())
+    references = studio().references(len(subjects), list(weights), list(limits), list(spans), list(lengths), list(boxes))
+    try:
+        wired = studio().apply(references, attention(merge, **chosen))
+    except TroupeError as error:
+        assert str(error).startswith("Expected ")
+        return
+    latent = ksample(*wired, size=size, batch=batch, cfg=cfg, steps=2)
+    assert latent.shape == (batch, 4, *size) and bool(latent.isfinite().all())
+
+
+def test_lists_and_searches_survive_every_file(host, base_folder):
+    import folder_paths
+    from troupe.model_patches.adapter import EncoderNeed
+    from troupe.model_patches.hosts.comfyui import adapters
+    from troupe.nodes.load_adapter import LoadAdapter
+
+    need, folder = EncoderNeed("pooled", 77), base_folder / "models"
+    names = ["aa.bin", "aa [1]*?.safetensors", "aa\u202e.pt", "aa-00001-of-00002.safetensors", "unet_0_1.bin", "mlp_.bin", "custom_weights.bin", "aa\nb.sft"]
+    made = [folder / "ipadapter" / name for name in names]
+    bags = {"safetensors": Bag(vision_encoder(33, 55)), "zip": Bag(vision_encoder(33, 55, "open_clip"), "zip"), "old": Bag(vision_encoder(33, 55), "old")}
+    good = folder / "clip_vision" / "zz good.safetensors"
+    good.write_bytes(Bag(vision_encoder(66, 77)).bytes())
+    made.append(good)
+    try:
+        for container, bag in bags.items():
+            for i, kind in enumerate(classes(container)):
+                path = folder / "clip_vision" / f"a{container} {i}.{'safetensors' if container == 'safetensors' else 'bin'}"
+                made.append(path)
+                path.write_bytes(data := mutated(bag, kind, f"list:{i}"))
+                made[i % len(names)].write_bytes(data)
+        folder_paths.filename_list_cache.clear()
+        assert {f"ipadapter/{name}" for name in names} <= set(adapters.adapter_names()) and good.name in adapters.clip_vision_names()
+        assert adapters.find_clip_vision(need) == good.name and adapters.find_clip_vision(EncoderNeed("pooled", 78)) is None
+        LoadAdapter.INPUT_TYPES()
+        for name in names:
+            assert adapters.invalid_names(f"ipadapter/{name}") is None and adapters.fingerprint(f"ipadapter/{name}")
+            with pytest.raises(TroupeError):
+                adapters.load_adapter(f"ipadapter/{name}")
+    finally:
+        for path in made:
+            path.unlink(missing_ok=True)
+        folder_paths.filename_list_cache.clear()
