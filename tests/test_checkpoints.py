@@ -87,7 +87,7 @@ def test_every_family_runs_forward(name):
 @pytest.mark.parametrize("context, count", [(SD15, 16), (SDXL, 70)])
 def test_the_layers_of_the_real_models_are_all_there(context, count):
     widths = published.UNET_WIDTHS[context]
-    thin = {k: v.as_strided(v.shape, (0, 0)) for k, v in ((f"{2 * j + 1}.to_{kv}_ip.weight", torch.empty(1).expand(w, context)) for j, w in enumerate(widths) for kv in "kv")}
+    thin = {k: v.as_strided(v.shape, (0, 0)) for k, v in ((f"{2 * j + 1}.to_{kv}_ip.weight", torch.zeros(1).expand(w, context)) for j, w in enumerate(widths) for kv in "kv")}
     spec = build(flat(image_proj(context, 1024), thin), "x").spec
     assert len(widths) == count and spec.widths == widths
 

@@ -159,7 +159,7 @@ def test_the_real_ones_widths_are_read_as_published():
     """At the published widths, but for the heads' hidden ones; 121.9 M numbers in the UNet at rank 64."""
     with torch.device("meta"):
         narrow = published.mm_diff_unet(2048, rank=1, image_rank=1)
-        real = {name: torch.empty((64, tensor.shape[1]) if "down" in name else (tensor.shape[0], 64)) for name, tensor in narrow.items()}
+        real = {name: torch.zeros((64, tensor.shape[1]) if "down" in name else (tensor.shape[0], 64)) for name, tensor in narrow.items()}
         layers, pairs = mm_diff_unet.read(real, "x")
     assert round(sum(tensor.numel() for tensor in real.values()) / 1e6, 1) == 121.9 and len(pairs) == 560
     assert layers.widths == published.UNET_WIDTHS[2048] and layers.context_dim == 2048
