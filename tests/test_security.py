@@ -10,7 +10,7 @@ from graph import ROOT
 PACK = sorted([ROOT / "__init__.py", *(ROOT / "nodes").rglob("*.py"), *(ROOT / "model_patches").rglob("*.py")])
 NEVER = {"urllib", "http", "socket", "ssl", "ftplib", "requests", "httpx", "aiohttp", "huggingface_hub", "subprocess", "multiprocessing", "ctypes", "marshal", "shelve", "pip",
          "omegaconf"}
-PICKLE = {"files.py": {"pickle.UnpicklingError"}, "pickles.py": {"pickle.UnpicklingError", "pickle._Unpickler"}}  # module -> all it may use
+PICKLE = {"files.py": {"pickle.UnpicklingError"}, "pickles.py": {"pickle.UnpicklingError", "pickle._Unpickler", "pickle._Unpickler.dispatch"}}  # module -> all it may use
 BUILT_IN = {"eval", "exec", "compile", "__import__"}
 CALLS = {"system", "popen", "startfile", "write_text", "write_bytes", "mkdir", "makedirs", "unlink", "rename", "rmtree", "save_file", "urlopen", "from_pretrained",
          "hf_hub_download", "download_url_to_file"}
@@ -37,7 +37,8 @@ def test_the_pack_reaches_for_no_network_program_or_code(path):
             assert called not in (BUILT_IN if plain else CALLS), ast.unparse(node)
             if called == "open":
                 mode = node.args[1] if plain and len(node.args) > 1 else node.args[0] if not plain and node.args else None
-                assert mode is None or ast.literal_eval(mode) in ("r", "rb"), ast.unparse(node)
+                member = ast.unparse(node.func) == "archive.open"  # of a zip archive, itself opened to be read
+                assert mode is None or member or ast.literal_eval(mode) in ("r", "rb"), ast.unparse(node)
             if called == "load" and ast.unparse(node.func) == "torch.load":
                 assert any(k.arg == "weights_only" and ast.literal_eval(k.value) is True for k in node.keywords), ast.unparse(node)
 
@@ -45,7 +46,7 @@ def test_the_pack_reaches_for_no_network_program_or_code(path):
 @pytest.mark.parametrize("file", PICKLE)
 def test_pickle_is_there_for_an_error_and_a_look_that_makes_nothing(file):
     names = [ast.unparse(node) for node in ast.walk(tree_of(ROOT / "model_patches" / "checkpoints" / file)) if isinstance(node, ast.Attribute)]
-    assert {name for name in names if outer(name) == "pickle"} == PICKLE[file]
+    assert {name for name in names if outer(name) == "pickle" and not name.removeprefix("pickle.").isupper()} == PICKLE[file]  # opcodes aside
 
 
 def test_the_tools_load_tensors_only():

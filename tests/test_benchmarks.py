@@ -1,0 +1,171 @@
+"""The benchmark's own arithmetic: intervals that hold what they promise, the least possible cost, and a page that says what was measured."""
+import copy
+import json
+import sys
+from dataclasses import replace
+from math import comb
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+sys.path.append(str(FOLDER))
+
+import fusers  # noqa: E402
+import page  # noqa: E402
+from intervals import coverage_rank, interval  # noqa: E402
+from measure import growth, peak_of, ratios, rounds  # noqa: E402
+from theory import layer  # noqa: E402
+
+# ---- intervals ---------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "rank"), [(5, 0), (6, 1), (10, 2), (30, 10), (100, 40)])
+def test_ranks_are_those_of_the_binomial_table(count, rank):
+    assert coverage_rank(count) == rank
+
+
+@given(st.integers(6, 200))
+def test_ranks_cover_95_percent_and_the_next_would_not(count):
+    k = coverage_rank(count)
+    outside = [2 * sum(comb(count, i) for i in range(k)) / 2**count for k in (k, k + 1)]
+    assert outside[0] <= 0.05 < outside[1]
+
+
+def test_an_interval_of_known_values():
+    found = interval([float(i) for i in range(30, 0, -1)])
+    assert (found.median, found.low, found.high, found.count) == (15.5, 10.0, 21.0, 30)
+
+
+def test_too_few_values_are_refused():
+    with pytest.raises(ValueError, match="expected 6 values or more, found 5"):
+        interval([1.0] * 5)
+
+
+def test_intervals_hold_the_true_median_as_often_as_promised():
+    noise = torch.distributions.LogNormal(0.0, 1.0).sample((2000, 30))  # median 1
+    held = sum((found := interval(row.tolist())).low <= 1.0 <= found.high for row in noise)
+    assert 0.94 < held / 2000 < 0.99
+
+
+# ---- rounds ------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_run_stands_directly_beside_text_alone_on_either_side():
+    calls = []
+    steps = {name: (lambda name=name: calls.append(name)) for name in ("text", "a", "b", "c")}
+    found = rounds(steps, 4)
+    assert len(found) == 4 and all(set(seconds) == {"a", "b", "c"} for seconds in found)
+    assert calls[:4] == ["text", "a", "b", "c"], "every run once before it counts"
+    turned, straight = ["c", "text", "b", "a", "text"], ["a", "text", "b", "c", "text"]
+    assert calls[4:] == turned + straight + turned + straight
+
+
+def test_ratios_and_growth_are_of_the_same_round():
+    found = [{"few": (1.0, 1.1), "many": (2.0, 2.6)}, {"few": (2.0, 2.0), "many": (1.0, 1.4)}]
+    assert ratios(found, "many") == pytest.approx([1.3, 1.4])
+    assert growth(found, "few", "many", 4) == pytest.approx([0.05, 0.1])
+
+
+def test_the_peak_is_of_allocations_in_their_order():
+    events = [{"name": "[memory]", "ts": t, "args": {"Bytes": b}} for t, b in ((3, -10), (1, 10), (2, 30), (4, 5))] + [{"name": "aten::mm", "ts": 0}]
+    assert peak_of(events) == 40
+
+
+# ---- the least possible ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_least_arithmetic_is_what_torch_counts():
+    """Of image attention and relevance as they are computed: nothing more is multiplied than must be."""
+    from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
+
+    n, c, m, t, names = 96, 32, 3, 4, 6
+    tokens = LayerTokens(torch.randn(1, m * t, c), torch.randn(1, m * t, c), torch.randn(1, names, c), torch.rand(1, m, names))
+    query = torch.randn(1, 1, n, c)
+    image_delta(query, tokens, torch.ones(m), 4, Mixing())
+    with FlopCounterMode(display=False) as counter:
+        image_delta(query, tokens, torch.ones(m), 4, Mixing())
+    means = 2 * m * names * n  # averaging each subject's names, which no formula of the papers counts
+    assert counter.get_total_flops() == layer(n, c, m * t, names, False, 4).flops + means
+
+
+def test_the_least_traffic_is_that_of_its_tensors():
+    assert layer(100, 8, 4, 3, False, 2).bytes == 2 * (3 * 100 * 8 + 2 * 4 * 8 + 3 * 8)
+
+
+@pytest.mark.parametrize(("pixels", "tokens", "zeros"), [(64, 5, False), (64, 40, False), (64, 40, True), (300, 7, True)])
+def test_the_published_form_is_ours(pixels, tokens, zeros):
+    work = fusers.layers(pixels, tokens, 768, torch.float32, torch.device("cpu"), zeros)[::5]
+    assert zeros is not bool(work[0][2][0].any())
+    for fuser, x, objects in work:
+        projected = replace(fuser.project(objects), equal=(True, False) if zeros else ())
+        torch.testing.assert_close(fuser(x, projected), fusers.published(fuser, x, objects), rtol=1e-4, atol=1e-4)
+
+
+# ---- the page ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def results() -> list[dict]:
+    return json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
+
+
+def test_the_page_is_what_the_results_say():
+    assert page.render(results()) == (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_has_the_two_figures_of_the_results():
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    sentence = page.in_readme(results())
+    assert sentence and page.written_into(readme, sentence) == readme
+    assert page.written_into(readme, "another") != readme
+
+
+def measured(low: float, high: float) -> dict[str, float]:
+    return {"median": (low + high) / 2, "low": low, "high": high, "count": 30}
+
+
+def table(**ratios) -> dict:
+    counts = {"operators": 1, "scalars": 0, "launches": None, "waits": None, "peak": 0, "kept": 0}
+    rows = {name.replace("_", " "): {"ratio": measured(*ratio), "seconds": measured(1, 1), "counts": counts, "first": 1.0, "held": 0} for name, ratio in ratios.items()}
+    machine = {"device": "CPU, 2 threads", "cpu": "x", "comfyui": "1", "torch": "1", "python": "3", "date": "2026-01-01"}
+    text = {"seconds": measured(1, 1), "counts": counts, "first": 1.0, "held": 0}
+    what = {"kind": "steps", "base": "sd15-thin", "pixels": 256, "dtype": "float32", "pairs": 30}
+    return {**what, "machine": machine, "rates": {"flops": 1.0, "bytes": 1.0}, "rows": {"text": text, **rows}}
+
+
+def kept(tables: list[dict], words: str) -> bool | None:
+    found, = (t.kept for t in page.targets(tables) if words in t.promise)
+    return found
+
+
+def test_a_target_is_judged_by_the_upper_end():
+    words = "2x4 adds at most 5 %"
+    assert kept([table(relevance_2x4=(1.01, 1.049))], words) is True
+    assert kept([table(relevance_2x4=(1.01, 1.051))], words) is False
+    assert kept([], words) is None
+
+
+def test_half_of_the_other_pack_is_judged_round_by_round():
+    mine = table(relevance_2x4=(1.01, 1.02))
+    for low, high, verdict in ((-0.03, -0.001, True), (-0.03, 0.001, False)):
+        mine["rows"]["relevance 2x4"]["beyond_half"] = measured(low, high)
+        assert kept([mine], "half of what ipadapter-plus 2x4") is verdict
+
+
+@pytest.mark.parametrize(("key", "words"), [("scalars", "no number is read"), ("kept", "no allocation grows")])
+def test_one_run_that_waits_or_grows_is_enough(key, words):
+    good = table(relevance_2x4=(1.0, 1.0), gated_2=(1.0, 1.0))
+    assert kept([good], words) is True
+    bad = copy.deepcopy(good)
+    bad["rows"]["gated 2"]["counts"][key] = 1
+    assert kept([bad], words) is False
+
+
+def test_what_no_machine_measured_is_said():
+    text = page.render([table(relevance_2x4=(1.0, 1.0))])
+    assert "to SDXL at 1024 px, on a GPU | not measured | not measured |" in text
+    assert "Kernel launches, waits and memory of a GPU: not measured." in text
