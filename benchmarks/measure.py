@@ -1,0 +1,144 @@
+"""Times, counts and memory of single sampling steps."""
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from live import Step
+
+GROWTH = 8  # steps over which tensors that stay are counted
+TEXT = "text"  # the run that everything is compared with
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::_local_scalar_dense")
+LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one step does. operators: calls that reach torch's dispatcher, from Python and within others; scalars: numbers read from a tensor, for which a
+    GPU waits; launches and waits: of a GPU, None on a CPU; peak: bytes above what was there before the step."""
+
+    operators: int
+    scalars: int
+    launches: int | None
+    waits: int | None
+    peak: int
+
+
+def timed(step: Callable[[], object]) -> float:
+    """Seconds of one call: CUDA events where there is a GPU, else the wall clock."""
+    if not torch.cuda.is_available():
+        begin = time.perf_counter()
+        step()
+        return time.perf_counter() - begin
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    begin.record()
+    step()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
+
+
+def rounds(steps: Mapping[str, Step], pairs: int, say: Callable[[str], None] = lambda line: None) -> list[dict[str, tuple[float, float]]]:
+    """Seconds of (text alone, run) by run, once a round: each run directly beside a step of text alone, in an order that turns around every round."""
+    others = [name for name in steps if name != TEXT]
+    for step in steps.values():
+        step()
+    found = []
+    for number in range(pairs):
+        seconds: dict[str, tuple[float, float]] = {}
+        order = others if number % 2 else others[::-1]
+        for i in range(0, len(order), 2):  # run, text, run: one step of text serves two neighbours
+            before, after = order[i], order[i + 1:i + 2]
+            mine = timed(steps[before])
+            text = timed(steps[TEXT])
+            seconds[before] = (text, mine)
+            for name in after:
+                seconds[name] = (text, timed(steps[name]))
+        found.append(seconds)
+        if number % 10 == 9:
+            say(f"{number + 1} of {pairs} rounds")
+    return found
+
+
+def ratios(found: Sequence[Mapping[str, tuple[float, float]]], name: str) -> list[float]:
+    """Run / text alone, of every round."""
+    return [mine / text for text, mine in (seconds[name] for seconds in found)]
+
+
+def growth(found: Sequence[Mapping[str, tuple[float, float]]], few: str, many: str, more: int) -> list[float]:
+    """What each of the `more` further subjects of `many` adds over `few`, as a share of a step of text alone, of every round."""
+    return [(b - a) / more for a, b in zip(ratios(found, few), ratios(found, many), strict=True)]
+
+
+def counts(step: Step) -> Counts:
+    """Operators, waits and memory of one step, by torch's own profiler."""
+    gpu = torch.cuda.is_available()
+    activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * gpu
+    step()
+    if gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    with torch.profiler.profile(activities=activities, profile_memory=not gpu) as profile:
+        kept = step()
+        if gpu:
+            torch.cuda.synchronize()
+    del kept
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(file))
+        events = json.loads(file.read_text())["traceEvents"]
+    names = [event.get("name", "") for event in events if event.get("ph") == "X"]
+    operators = sum(event.get("cat") == "cpu_op" for event in events)
+    scalars = sum(name == "aten::_local_scalar_dense" for name in names)
+    if gpu:
+        peak = torch.cuda.max_memory_allocated() - before
+        return Counts(operators, scalars, sum(n in LAUNCHES for n in names), sum(n in WAITS for n in names) - 1, peak)  # the last wait is ours
+    return Counts(operators, scalars, None, None, peak_of(events))
+
+
+def peak_of(events: Sequence[Mapping]) -> int:
+    """The most bytes at once that a trace's allocations and releases add up to, above the begin."""
+    memory = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
+    now = peak = 0
+    for _, size in memory:
+        now += size
+        peak = max(peak, now)
+    return peak
+
+
+def kept_by(step: Step, times: int = GROWTH) -> int:
+    """Bytes of tensors alive after `times` steps more than after the first."""
+    import gc
+
+    def alive() -> int:
+        gc.collect()
+        storages = {}
+        for thing in gc.get_objects():
+            if isinstance(thing, torch.Tensor) and thing.layout == torch.strided:
+                storage = thing.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+        return sum(storages.values())
+
+    step()
+    before = alive()
+    for _ in range(times):
+        step()
+    return alive() - before
+
+
+def machine_rates(dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
+    """(floating point operations a second of a large matrix product, bytes a second of a large copy), the best of 5."""
+    side = 2048 if device.type == "cpu" else 8192
+    a = torch.randn(side, side, dtype=dtype, device=device)
+    product = min(timed(lambda: a @ a) for _ in range(6))
+    large = torch.empty(64 * 2**20, dtype=torch.float32, device=device)
+    target = torch.empty_like(large)
+    copy = min(timed(lambda: target.copy_(large)) for _ in range(6))
+    return 2 * side**3 / product, 2 * large.nbytes / copy

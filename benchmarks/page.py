@@ -1,0 +1,207 @@
+"""The results page, written from results.json and from nothing else."""
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PICTURES = (4, 8, 28)  # steps
+NOT_MEASURED = "not measured"
+GPU = "a GPU"
+OURS = ("relevance", "gated", "add")
+Table = Mapping[str, Any]
+
+HEAD = """# What references cost
+
+Written by `benchmarks/run.py`, by a machine: change the scripts, not this page.
+
+    python benchmarks/run.py --base sd15-thin --pixels 256 --ipadapter-plus DIR
+
+A figure is what a whole guided prediction (positive and negative, batch 1) takes more than the same prediction with the prompt alone, on a real ComfyUI.
+Both are timed directly beside each other, in one process, in an order that turns around, and what counts is the median of their ratios; in brackets the
+interval in which the true median lies with 95 % (order statistics, which assume nothing about the distribution). A target is judged by the interval's
+unfavourable end. All weights are random, of the published shapes; `-thin` models have every block of the real one, all 320 wide. `relevance 2x4` is two
+subjects of 4 image tokens each by Apply Image Attention with merge relevance, the trained gain f, names of three tokens and the middle block included;
+`gated 2` two boxes by Apply Gated Adapter with a GLIGEN text-box file, `core-gligen 2` the same file by ComfyUI's own nodes; `ipadapter-plus 2x4` two
+stacked Apply nodes of ComfyUI_IPAdapter_plus, which leave the middle block alone.
+"""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What was promised, the figure that decides, and whether it is kept; None where nothing was measured."""
+
+    promise: str
+    figure: str
+    kept: bool | None
+
+
+def write_page(results: Path, page: Path) -> None:
+    """Write the page for a results file."""
+    page.write_text(render(json.loads(results.read_text(encoding="utf-8"))), encoding="utf-8")
+
+
+def render(tables: Sequence[Table]) -> str:
+    """The whole page."""
+    parts = [HEAD, "## Targets\n", lines(("promised", "measured", "kept"), [(t.promise, t.figure, verdict(t.kept)) for t in targets(tables)])]
+    for table in tables:
+        parts += [f"## {heading(table)}\n", *{"steps": step_section, "encode": encode_section, "fusers": fuser_section}[table["kind"]](table, tables)]
+    return "\n".join(parts)
+
+
+def in_readme(tables: Sequence[Table]) -> str:
+    """The two figures that matter most, as a sentence for the README; '' where they were not measured together."""
+    ours, theirs = ([row_of(tables, "sd15-thin", 256, f"{who} {size}") for size in ("2x4", "8x16")] for who in ("relevance", "ipadapter-plus"))
+    if not all((*ours, *theirs)):
+        return ""
+    steps = [share(row["ratio"], 1) for row in (ours[0], theirs[0])]
+    held = [f"{row['held'] / 2**20:.0f} MB" for row in (ours[1], theirs[1])]
+    return (f"Two subjects make a sampling step longer by **{steps[0]}**, two stacked nodes of ComfyUI_IPAdapter_plus by {steps[1]}; "
+            f"eight subjects of 16 tokens hold **{held[0]}**, eight nodes there {held[1]}. "
+            "Medians with 95 % intervals, on a CPU, with random weights in an SD1.5 whose blocks are all 320 wide, at 256 px; "
+            "[all figures, and what was not measured](benchmarks/RESULTS.md).")
+
+
+def written_into(readme: str, sentence: str) -> str:
+    """The README with the sentence between its two marks. Raises ValueError where they are not there once."""
+    found, count = re.subn(r"(<!-- speed: .*?-->\n).*?(<!-- end of speed -->)", lambda m: f"{m[1]}{sentence}\n{m[2]}", readme, flags=re.S)
+    if count != 1:
+        raise ValueError(f"README.md: expected one pair of marks 'speed', found {count}")
+    return found
+
+
+def heading(table: Table) -> str:
+    """What a table is of."""
+    what = {"steps": "{base}, {pixels} px, {dtype}", "encode": "Encoding photos, {dtype}", "fusers": "The gated layers of SD1.5, {pixels} px, {dtype}"}[table["kind"]]
+    return f"{what.format(**table)}, {table['machine']['device']}"
+
+
+# ---- sections ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def step_section(table: Table, tables: Sequence[Table]) -> list[str]:
+    """Costs of one base at one size."""
+    rows, rates = table["rows"], table["rates"]
+    text = rows["text"]["seconds"]["median"]
+    columns = ("run", "a step costs more", "s a step", "first step, s", *(f"{n} steps, s" for n in PICTURES), "weights and tokens, MB", "peak of a step, MB", "operators",
+               "numbers read", "growth over 8 steps, B", "of the least possible")
+    body = []
+    for name, row in rows.items():
+        count, step = row["counts"], row["seconds"]["median"]
+        encode = encode_seconds(tables, table, name)
+        whole = [NOT_MEASURED if encode is None else f"{encode + row['first'] + (n - 1) * step:.1f}" for n in PICTURES]
+        body.append((name, share(row.get("ratio"), 1), f"{step:.3g}", f"{row['first']:.3g}", *whole, f"{row['held'] / 2**20:.1f}", f"{count['peak'] / 2**20:.0f}",
+                     f"{count['operators']}", f"{count['scalars']}", f"{count['kept']}", least(row, text, rates)))
+    about = machine_line(table)
+    gpu = "" if rows["text"]["counts"]["launches"] is not None else f"Kernel launches, waits and memory of {GPU}: {NOT_MEASURED}.\n"
+    growing = [(name, share(row["growth"])) for name, row in rows.items() if "growth" in row]
+    return [about, lines(columns, body), gpu, "Each further subject adds, of a step of text alone:\n", lines(("up to", "a subject more"), growing)]
+
+
+def encode_section(table: Table, tables: Sequence[Table]) -> list[str]:
+    """Seconds of looking at the photos."""
+    body = [(name, *(f"{table['seconds'][name].get(str(n), float('nan')):.1f}" for n in table["photos"])) for name in table["seconds"]]
+    return [machine_line(table), f"{table['encoder']}, seconds for as many photos, one a subject:\n", lines(("", *map(str, table["photos"])), body)]
+
+
+def fuser_section(table: Table, tables: Sequence[Table]) -> list[str]:
+    """The gated layers in both forms."""
+    body = [(f"{row['tokens']} object tokens", f"{row['published']['median']:.3g}", f"{row['ours']['median']:.3g}", times(row["times"])) for row in table["rows"]]
+    return [machine_line(table), "All 16 layers, two rows, seconds:\n", lines(("", "as published", "here", "faster"), body)]
+
+
+# ---- targets -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def targets(tables: Sequence[Table]) -> list[Target]:
+    """Every promise, with what decides it."""
+    cpu = [t for t in tables if t["machine"]["device"].startswith("CPU")]
+    gpu = [t for t in tables if not t["machine"]["device"].startswith("CPU")]
+    found = [
+        below("relevance 2x4 adds at most 3 % to SD1.5 at 512 px, full size, on a CPU", cpu, "sd15", 512, "relevance 2x4", 0.03),
+        below("relevance 2x4 adds at most 5 % to the thin SD1.5 at 256 px, on a CPU", cpu, "sd15-thin", 256, "relevance 2x4", 0.05),
+        below(f"relevance 2x4 adds at most 4 % to SDXL at 1024 px, on {GPU}", gpu, "sdxl", 1024, "relevance 2x4", 0.04),
+        below("relevance 8x16 adds at most 12 % to SD1.5 at 512 px, full size, on a CPU", cpu, "sd15", 512, "relevance 8x16", 0.12),
+        below("relevance 8x16 adds at most 12 % to the thin SD1.5 at 256 px, on a CPU", cpu, "sd15-thin", 256, "relevance 8x16", 0.12),
+    ]
+    for size in ("2x4", "8x16"):
+        row = row_of(cpu, "sd15-thin", 256, f"relevance {size}").get("beyond_half")
+        promise = f"relevance {size} adds at most half of what ipadapter-plus {size} adds (thin SD1.5, 256 px, CPU)"
+        found.append(Target(promise, NOT_MEASURED if row is None else f"{share(row)} beyond half", None if row is None else row["high"] <= 0))
+    for tokens in (4, 16):
+        row = row_of(cpu, "sd15-thin", 256, f"relevance 8x{tokens}").get("growth")
+        promise = f"each further subject of {tokens} tokens adds less than 1.5 % of a step (thin SD1.5, 256 px, CPU)"
+        found.append(Target(promise, NOT_MEASURED if row is None else share(row), None if row is None else row["high"] < 0.015))
+    ours = [row["counts"] for t in tables if t["kind"] == "steps" for name, row in t["rows"].items() if name.startswith(OURS)]
+    scalars, kept = (sum(counts[key] for counts in ours) for key in ("scalars", "kept"))
+    found.append(Target("no number is read from a tensor in a step (a GPU would wait)", f"{scalars} in {len(ours)} runs", scalars == 0 if ours else None))
+    found.append(Target("no allocation grows over steps", f"{kept} bytes in 8 steps of {len(ours)} runs", kept <= 0 if ours else None))
+    promise = "the gated layers of two subjects at 512 px are 1.3 times as fast as in their published form"
+    rows = [row["times"] for t in tables if t["kind"] == "fusers" and t["pixels"] == 512 for row in t["rows"] if row["tokens"] == 512]
+    found += [Target(promise, times(row), row["low"] >= 1.3) for row in rows] or [Target(promise, NOT_MEASURED, None)]
+    return found
+
+
+def below(promise: str, tables: Iterable[Table], base: str, pixels: int, run: str, bound: float) -> Target:
+    """A promise that a run adds no more than a share of a step."""
+    ratio = row_of(tables, base, pixels, run).get("ratio")
+    return Target(promise, NOT_MEASURED if ratio is None else share(ratio, 1), None if ratio is None else ratio["high"] - 1 <= bound)
+
+
+def row_of(tables: Iterable[Table], base: str, pixels: int, run: str) -> Mapping[str, Any]:
+    """A run's row, empty where there is none."""
+    return next((t["rows"][run] for t in tables if t["kind"] == "steps" and (t["base"], t["pixels"]) == (base, pixels) and run in t["rows"]), {})
+
+
+# ---- parts -------------------------------------------------------------------------------------------------------------------------------------
+
+
+def encode_seconds(tables: Sequence[Table], table: Table, run: str) -> float | None:
+    """What the photos of a run take on the same device, None where that was not measured; 0 for runs without photos."""
+    kind, _, size = run.partition(" ")
+    if kind not in ("relevance", "add", "ipadapter-plus"):
+        return 0.0
+    who = "ipadapter-plus" if kind == "ipadapter-plus" else "troupe"
+    photos = size.split("x")[0]
+    same = (t for t in tables if t["kind"] == "encode" and t["machine"]["device"] == table["machine"]["device"])
+    return next((t["seconds"].get(who, {}).get(photos) for t in same), None)
+
+
+def least(row: Mapping[str, Any], text: float, rates: Mapping[str, float]) -> str:
+    """How many times the least possible time the added time is."""
+    if "theory" not in row:
+        return ""
+    theory = max(row["theory"]["flops"] / rates["flops"], row["theory"]["bytes"] / rates["bytes"])
+    spent = (row["ratio"]["median"] - 1) * text
+    return f"{theory * 1000:.3g} ms of {spent * 1000:.3g} ms"
+
+
+def share(found: Mapping[str, float] | None, of: float = 0.0) -> str:
+    """An interval in percent, `of` taken away."""
+    return "" if found is None else f"{100 * (found['median'] - of):+.1f} % [{100 * (found['low'] - of):+.1f}, {100 * (found['high'] - of):+.1f}]"
+
+
+def times(found: Mapping[str, float]) -> str:
+    """An interval of factors."""
+    return f"{found['median']:.2f} times [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def verdict(kept: bool | None) -> str:
+    """Yes, no, or not measured."""
+    return NOT_MEASURED if kept is None else "yes" if kept else "**no**"
+
+
+def machine_line(table: Table) -> str:
+    """On what, with what, when."""
+    m = table["machine"]
+    pairs = f"; {table['pairs']} pairs" if "pairs" in table else ""
+    return f"{m['cpu']}; {m['device']}; ComfyUI {m['comfyui']}, torch {m['torch']}, Python {m['python']}; {m['date']}{pairs}.\n"
+
+
+def lines(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rows = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
