@@ -73,9 +73,9 @@ def test_views_larger_than_the_file_are_refused_and_shared_tensors_are_not(tmp_p
     torch.save({"a": whole, "b": whole, "c": whole.T}, path)
     assert read_state(path).keys() == {"a", "b", "c"}
     torch.save({"a": torch.as_strided(whole, (2**16, 2**16), (0, 0))}, path)
-    refused(path)
+    refused(path, read_state)
     torch.save({f"{i}": whole.T for i in range(100)}, path)
-    refused(path)
+    refused(path, read_state)
 
 
 @pytest.mark.parametrize("member", ["archive/data.pkl", "archive/data/0", "archive/version"])
