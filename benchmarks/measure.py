@@ -1,6 +1,7 @@
 """Times, counts and memory of single sampling steps."""
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 import time
@@ -115,22 +116,22 @@ def peak_of(events: Sequence[Mapping]) -> int:
 
 def kept_by(step: Step, times: int = GROWTH) -> int:
     """Bytes of tensors alive after `times` steps more than after the first."""
-    import gc
-
-    def alive() -> int:
-        gc.collect()
-        storages = {}
-        for thing in gc.get_objects():
-            if isinstance(thing, torch.Tensor) and thing.layout == torch.strided:
-                storage = thing.untyped_storage()
-                storages[storage.data_ptr()] = storage.nbytes()
-        return sum(storages.values())
-
     step()
-    before = alive()
+    before = tensor_bytes()
     for _ in range(times):
         step()
-    return alive() - before
+    return tensor_bytes() - before
+
+
+def tensor_bytes() -> int:
+    """Bytes of all tensors alive."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor) and thing.layout == torch.strided:
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
 
 
 def machine_rates(dtype: torch.dtype, device: torch.device) -> tuple[float, float]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import gc
 import json
 import os
 import platform
@@ -154,6 +153,8 @@ def measure_encode(dtype: str, rival: Path | None) -> dict[str, Any]:
 
 def bytes_held(contenders: Any, run: str) -> int:
     """Bytes of the tensors that stay for a run wired from nothing: weights of the adapter, tokens, prompts."""
+    from measure import tensor_bytes
+
     before = tensor_bytes()
     wired = contenders.wired(run)
     contenders.forget()
@@ -176,19 +177,6 @@ def pairs_of_growth(runs: list[str]) -> list[tuple[str, str]]:
 def subjects_of(run: str) -> int:
     """How many subjects a run's name tells."""
     return int(run.split(" ")[1].split("+")[0].split("x")[0])
-
-
-def tensor_bytes() -> int:
-    """Bytes of all tensors alive."""
-    import torch
-
-    gc.collect()
-    storages = {}
-    for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor) and thing.layout == torch.strided:
-            storage = thing.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
 
 
 def machine() -> dict[str, Any]:
