@@ -39,7 +39,7 @@ def merged(g: Layer, merge: str, trained: bool, dtype: torch.dtype = torch.float
     kept = LayerTokens(tokens.keys[:, :m * each].to(dtype), tokens.values[:, :m * each].to(dtype), tokens.name_keys.to(dtype), tokens.segments[:, :m])
     scale = g.meta["scale"]
     delta = image_delta(q.to(dtype), kept, torch.full((m,), scale), HEADS, Mixing(merge), None, text.to(dtype), gain_logits(text).to(dtype) if trained else None)
-    return (text + delta.float()).flatten(0, 1)
+    return (text + delta.float().flatten(-2)).flatten(0, 1)
 
 
 def test_generator_matches_the_golden_files():
@@ -159,6 +159,20 @@ def test_subjects_with_many_tokens_are_attended_to_one_by_one(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(torch, "matmul", None)  # the fused form
     torch.testing.assert_close(decoupled.image_attention(query, keys, values, weights, HEADS), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("joint", [False, True], ids=["each", "joint"])
+@pytest.mark.parametrize("columns", [None, torch.tensor([[True, True, True, False, True, False]])], ids=["all", "some"])
+def test_a_large_map_is_computed_in_parts(joint, columns, monkeypatch):
+    """On a CPU, where it would leave the cache: parts of 7 positions, the last of 2, give what the whole gives."""
+    from troupe.model_patches.attention import decoupled
+
+    query, keys, values, weights = torch.randn(2, 3, 10, 24), torch.randn(2, 6, 24), torch.randn(2, 6, 24), torch.rand(2, 3, 2, 10)
+    whole, maps, matmul = decoupled.image_attention(query, keys, values, weights, HEADS, joint, columns), [], torch.matmul
+    monkeypatch.setattr(decoupled, "MAP", 2 * HEADS * 6 * 7)
+    monkeypatch.setattr(torch, "matmul", lambda a, b: maps.append(matmul(a, b)) or maps[-1])
+    torch.testing.assert_close(decoupled.image_attention(query, keys, values, weights, HEADS, joint, columns), whole)
+    assert [tuple(m.shape[-2:]) for m in maps[::2]] == [(6, 7)] * 4 + [(6, 2)]
 
 
 def test_prepared_tokens_are_split_into_heads_once(monkeypatch):

@@ -284,7 +284,7 @@ def test_image_attention_with_pairs_is_the_official_one(case, merged, mode):
     tokens = replace(layer.image_tokens(g[f"attn.image.{m}"]), columns=columns_of(present))
 
     def image(q):
-        return image_delta(q.unsqueeze(1), tokens, torch.full((m,), strength), HEADS, Mixing("joint")).squeeze(1)
+        return image_delta(q.unsqueeze(1), tokens, torch.full((m,), strength), HEADS, Mixing("joint")).squeeze(1).flatten(-2)
 
     close(layer.attend(g[f"attn.x.{size}"], g["attn.text"], image), g[f"cross.{case}.out.{mode}"])
 

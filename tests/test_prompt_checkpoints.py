@@ -90,7 +90,7 @@ def test_layers_of_both_kinds_are_asked_in_one_way():
     """`keys` and `values` with the UNet's projections and the LoRA's strength in them, which only one of the kinds reads."""
     tokens, base = random(2, 3, 6), torch.nn.Linear(6, 4, bias=False)
     plain, pairs = DecoupledLayer(6, 4, False), LoraLayer(6, 4, 2, 3)
-    assert (plain.needs_base, pairs.needs_base) == (False, True) and pairs.text_to_weight is None is pairs.text_logits(tokens)
+    assert (plain.needs_base, pairs.needs_base) == (False, True) and pairs.gain_weights(tokens.device, tokens.dtype) is None
     assert torch.equal(plain.keys(tokens, None, 1.0), plain.to_k_ip(tokens)) and torch.equal(plain.values(tokens, base, 0.5), plain.to_v_ip(tokens))
     same = loaded(ImageLora(6, 4, 2, 3), pairs.state_dict())
     for strength in (0.0, 0.7, 1.0):

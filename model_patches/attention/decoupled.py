@@ -14,6 +14,7 @@ from .heads import join_heads, split_heads
 from .relevance import background_gain, mean_relevance, owned, relevance_of_heads, shares, text_gain
 
 MANY_TOKENS = 64  # a subject; full-face files have 257, for which the map of the fused form fills the memory
+MAP = 2**19  # entries of that map that a CPU computes at a time: they stay in its cache
 MERGES = ("relevance", "paper", "uniform", "joint", "add")
 
 
@@ -108,17 +109,28 @@ def image_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tenso
 def _attended(queries: torch.Tensor, tokens: LayerTokens, weights: torch.Tensor, joint: bool) -> torch.Tensor:
     """`image_attention` of queries [G, H, B*N, d] and prepared tokens -> [G, H, B*N, d]."""
     mine, columns, (g, _, m, _) = tokens.split, tokens.columns, weights.shape
-    bn, s = queries.shape[2], mine.keys.shape[2]
+    h, bn, s = queries.shape[1], queries.shape[2], mine.keys.shape[2]
     if columns is not None:
         weights = weights * _present(columns, m)
     if s // m > MANY_TOKENS and not joint:
         return _subject_by_subject(queries, mine, weights, columns)
-    logits = torch.matmul(queries, mine.keys.transpose(2, 3))
+    weights = weights.transpose(1, 2).reshape(g, m, bn)
+    step = max(1, MAP // (g * h * s))
+    if queries.device.type != "cpu" or bn <= step:
+        return _fused(queries, weights, mine, columns, joint)
+    parts = zip(queries.split(step, 2), weights.split(step, 2), strict=True)
+    return torch.cat([_fused(*part, mine, columns, joint) for part in parts], 2)
+
+
+def _fused(queries: torch.Tensor, weights: torch.Tensor, tokens: HeadTokens, columns: torch.Tensor | None, joint: bool) -> torch.Tensor:
+    """All subjects in one pass. queries [G, H, P, d], weights [G, M, P] -> [G, H, P, d]. Positions lie innermost in the map: subjects have few tokens,
+    and what runs along them would be mostly overhead."""
+    logits = torch.matmul(tokens.keys, queries.transpose(2, 3))  # G, H, S, P
     if columns is not None:
-        logits = logits.masked_fill(~columns[:, None, None], torch.finfo(logits.dtype).min)  # finite: a softmax over nothing weighs 0, and is not NaN
-    p = logits.softmax(-1).unflatten(-1, (m, -1)) if joint else logits.unflatten(-1, (m, -1)).softmax(-1)
-    w = weights.transpose(2, 3).reshape(g, 1, bn, m, 1).to(p.dtype)
-    return torch.matmul((p * w).flatten(-2), mine.values)
+        logits = logits.masked_fill(~columns[:, None, :, None], torch.finfo(logits.dtype).min)  # finite: a softmax over nothing weighs 0, and is not NaN
+    p = logits.softmax(2).unflatten(2, (weights.shape[1], -1)) if joint else logits.unflatten(2, (weights.shape[1], -1)).softmax(3)
+    p = (p * weights[:, None, :, None].to(p.dtype)).flatten(2, 3)
+    return torch.matmul(p.transpose(2, 3), tokens.values)
 
 
 def _present(columns: torch.Tensor, m: int) -> torch.Tensor:
@@ -157,7 +169,7 @@ def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tenso
         text_logits: [G, B, N], `text_to_weight(Z_text)` of files that have it, else None (f = 1).
         observe: is told `owned`, [G, B, M, N] float32, by the names' relevance whatever the merge; the tokens must have names then. Changes nothing.
     Returns:
-        [G, B, N, C] in the query's dtype.
+        [G, B, N, H, d] in the query's dtype: whoever adds it to what has its heads joined joins these in the same pass.
     """
     g, b, n, _ = query.shape
     m = strengths.shape[0]
@@ -179,9 +191,9 @@ def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tenso
     gain = None if text_logits is None else text_gain(text_logits)
     if gain is not None and mixing.merge != "paper":
         weights = weights * gain.unsqueeze(2)
-    delta = join_heads(_attended(queries, tokens, weights.expand(g, b, m, n), mixing.merge == "joint")).view(g, b, n, -1)
+    delta = _attended(queries, tokens, weights.expand(g, b, m, n), mixing.merge == "joint").transpose(1, 2).unflatten(1, (b, n))
     if gain is not None and mixing.merge == "paper":
-        delta = delta + (gain.unsqueeze(-1) - 1.0).to(text.dtype) * text
+        delta = delta + ((gain.unsqueeze(-1) - 1.0).to(text.dtype) * text).unflatten(-1, (heads, -1))
     return delta
 
 

@@ -27,9 +27,11 @@ class DecoupledLayer(nn.Module):
         """[..., S, D] image tokens -> [..., S, C], as `keys`."""
         return self.to_v_ip(tokens)
 
-    def text_logits(self, text: torch.Tensor) -> torch.Tensor | None:
-        """[..., N, C] plain text attention -> [..., N] logits of the gain f, or None where the file has no such weights (f = 1)."""
-        return None if self.text_to_weight is None else self.text_to_weight(text).squeeze(-1)
+    def gain_weights(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
+        """[C]: the logits of the gain f are plain text attention times this. None where the file has no such weights (f = 1)."""
+        if self.text_to_weight is None:
+            return None
+        return self.text_to_weight(torch.eye(self.text_to_weight.in_features, device=device, dtype=dtype)).squeeze(-1)
 
 
 class DecoupledLayers(nn.Module):

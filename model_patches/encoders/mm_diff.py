@@ -34,7 +34,6 @@ class LoraLayer(ImageLora):
     """One cross-attention layer, with the calls of a DecoupledLayer. It reads image tokens through the UNet's own projections."""
 
     needs_base = True
-    text_to_weight = None
 
     def keys(self, tokens: torch.Tensor, to_k: Projection, merged: float = 1.0) -> torch.Tensor:
         """[..., S, D] image tokens -> [..., S, C]; merged: strength of the text LoRA that is in `to_k`, the layer's own projection as it is now."""
@@ -44,7 +43,7 @@ class LoraLayer(ImageLora):
         """[..., S, D] image tokens -> [..., S, C]; the same with `to_v`."""
         return super().values(to_v, tokens, merged)
 
-    def text_logits(self, text: torch.Tensor) -> None:
+    def gain_weights(self, device: torch.device, dtype: torch.dtype) -> None:
         """No gain: text attention stays as it is (f = 1)."""
 
 

@@ -8,7 +8,7 @@ import torch
 from comfy.ldm.modules import attention
 
 Options = dict[str, Any]
-Part = tuple[int, int, torch.Tensor]  # first row, number of rows, what is added to them
+Part = tuple[int, int, torch.Tensor]  # first row, number of rows, what is added to them: [rows, N, H, d]
 
 
 class Delta(Protocol):
@@ -58,6 +58,5 @@ def install(transformer_options: Options, deltas: dict[tuple, Delta]) -> Options
 
 
 def _added(out: torch.Tensor, start: int, rows: int, part: torch.Tensor) -> torch.Tensor:
-    if rows == out.shape[0]:
-        return out + part
-    return torch.cat((out[:start], out[start:start + rows] + part, out[start + rows:]))
+    acting = (out[start:start + rows].unflatten(-1, part.shape[-2:]) + part).flatten(-2)
+    return acting if rows == out.shape[0] else torch.cat((out[:start], acting, out[start + rows:]))

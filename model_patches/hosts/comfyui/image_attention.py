@@ -9,7 +9,6 @@ import torch
 
 from ...attention.decoupled import LayerTokens, image_delta
 from ...binding import limited, limits_on_grid
-from ...encoders.decoupled import DecoupledLayer
 from ...layer_tokens import COND, Projected, image_columns, layer_tokens, name_segments, project_images, project_names
 from ...settings import ImageAttentionSettings
 from ...subjects import References
@@ -93,6 +92,7 @@ class ImageAttention(Hook):
             keys = (text_keys(model.diffusion_model, block) for block in self.blocks)
             names = run.once(("names", device, dtype, weights), lambda: project_names(keys, self.references, device, dtype), WEIGHT_STATES)
         roles = tuple(chunk.role for chunk in chunks if chunk)
+        gains = run.once(("gains", device, dtype), lambda: [layer.gain_weights(device, dtype) for layer in module.layers])
         tokens = run.once(("tokens", roles, device, dtype, weights), lambda: self._tokens(images, names, roles, device), 2 * WEIGHT_STATES)
         strengths = run.once(("strengths", call.now.weights, device), lambda: torch.tensor(call.now.weights, device=device))
         acting = run.once(("acting", call.now.weights, device), lambda: (strengths != 0).float()) if tallies else None
@@ -107,7 +107,7 @@ class ImageAttention(Hook):
         shared = SharedDelta(self, call, chunks, strengths, shown, tallies, acting, [call.around, *patches_of(options, "attn2_patch")])
         if with_subjects(chunks) and run.begins():
             self._report(run, images, names)
-        return {block.key: LayerDelta(shared, tokens[j], layer) for j, (block, layer) in enumerate(zip(self.blocks, module.layers, strict=True))}
+        return {block.key: LayerDelta(shared, *layer) for block, *layer in zip(self.blocks, tokens, gains, strict=True)}
 
     def _images(self, run: Run, module: Any, model: Any, device: torch.device, dtype: torch.dtype, weights: Any) -> list[Projected]:
         """Every layer's image keys and values; where they are made with the UNet's own projections, for this state of its weights."""
@@ -171,10 +171,10 @@ class LayerDelta:
 
     shared: SharedDelta
     tokens: LayerTokens
-    layer: DecoupledLayer
+    gain_weights: torch.Tensor | None
 
     def __call__(self, q: torch.Tensor, text: Callable[[], torch.Tensor], options: Options) -> list[Part]:
-        """q [rows, N, C] -> parts (first row, rows, [rows, N, C])."""
+        """q [rows, N, C] -> parts (first row, rows, [rows, N, H, d])."""
         shared = self.shared
         rows = rows_from_options(q.shape[0], options, len(shared.chunks))
         if rows is None:
@@ -204,7 +204,7 @@ class LayerDelta:
 
     @property
     def _needs_text(self) -> bool:
-        return self.layer.text_to_weight is not None
+        return self.gain_weights is not None
 
     def _observer(self, chunks: Sequence[Chunk], grid: Grid, whole: bool) -> Observe | None:
         shared = self.shared
@@ -212,7 +212,7 @@ class LayerDelta:
 
     def _delta(self, q: torch.Tensor, tokens: LayerTokens, limits: torch.Tensor | None, plain: torch.Tensor | None, options: Options,
                observe: Observe | None) -> torch.Tensor:
-        logits = None if plain is None else self.layer.text_logits(plain)
+        logits = None if plain is None else plain @ self.gain_weights
         dtype, mixing = q.dtype, self.shared.owner.settings.mixing
         if options["attn_precision"] == torch.float32:  # of models whose attention overflows in float16, such as SD2.x
             q, tokens = q.float(), tokens.float()

@@ -13,8 +13,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ...attention.decoupled import LayerTokens, image_delta
 from ...binding import check_names, check_widths, limited, limits_on_grid
-from ...encoders.decoupled import DecoupledLayer
-from ...encoders.mm_diff import LoraLayer
 from ...errors import MismatchError
 from ...layer_tokens import COND, UNCOND, image_columns, layer_tokens, name_segments, project_images, project_names
 from ...settings import ImageAttentionSettings
@@ -74,10 +72,10 @@ class ImageAttention:
     def __enter__(self) -> ImageAttention:
         if self._idle:
             return self
-        layers = self.references.adapter.layers.to(self._unet.device, torch.float32 if self._through_base else self._unet.dtype).layers
-        for index, (layer, weights) in enumerate(zip(self._layers, layers, strict=True)):
+        self.references.adapter.layers.to(self._unet.device, torch.float32 if self._through_base else self._unet.dtype)
+        for index, layer in enumerate(self._layers):
             self._before.append((layer.attention, layer.attention.processor))
-            layer.attention.set_processor(CrossAttentionProcessor.on(layer.attention.processor, LayerDelta(self, index, layer, weights)))
+            layer.attention.set_processor(CrossAttentionProcessor.on(layer.attention.processor, LayerDelta(self, index, layer)))
         for transformer in dict.fromkeys(layer.transformer for layer in self._layers):
             self._hooks.append(transformer.register_forward_pre_hook(self._see_grid, with_kwargs=True))
         return self
@@ -125,6 +123,11 @@ class ImageAttention:
         without_absent = self.settings.mixing.merge == self.references.adapter.spec.merge == "joint"  # as such adapters mask them
         columns = self._once("columns", lambda: image_columns(self.references, without_absent, device))
         return self._once(("tokens", index, roles), lambda: layer_tokens(images[index], names, segments, roles, columns).prepared(self._layers[index].attention.heads))
+
+    def gain_weights(self, index: int) -> torch.Tensor | None:
+        """[C], what the text gain of one layer is made with, or None where the adapter has none."""
+        layers = self.references.adapter.layers.layers
+        return self._once("gains", lambda: [layer.gain_weights(self._unet.device, self._unet.dtype) for layer in layers])[index]
 
     def limits(self, transformer: Transformer2DModel, positions: int) -> torch.Tensor | None:
         """m of every subject, [1, 1, M, N], or None where nothing limits or the layer's positions are not its transformer's grid."""
@@ -176,7 +179,6 @@ class LayerDelta:
     owner: ImageAttention
     index: int
     place: CrossLayer
-    weights: DecoupledLayer | LoraLayer
 
     @property
     def active(self) -> bool:
@@ -189,16 +191,17 @@ class LayerDelta:
         if query.shape[0] % len(roles):
             raise MismatchError(f"a batch of {len(roles)} equal parts (roles {owner.roles})", f"{query.shape[0]} rows", "Give 'roles' as the batch is made up.")
         q, taking = query.unflatten(0, (len(roles), -1)), [g for g, role in enumerate(roles) if role]
-        plain = text().unflatten(0, (len(roles), -1)) if self.weights.text_to_weight is not None else None
+        gain_weights = owner.gain_weights(self.index)
+        plain = text().unflatten(0, (len(roles), -1)) if gain_weights is not None else None
         if len(taking) < len(roles):
             q, plain = (None if x is None else torch.stack([x[g] for g in taking]) for x in (q, plain))
-        logits = None if plain is None else self.weights.text_logits(plain)
+        logits = None if plain is None else plain @ gain_weights
         limits = owner.limits(self.place.transformer, query.shape[1])
         delta = image_delta(q, owner.tokens(self.index), owner.strengths, self.place.attention.heads, owner.settings.mixing, limits, plain, logits)
         if len(taking) < len(roles):
             rest = torch.zeros_like(delta[0])
             delta = torch.stack([delta[taking.index(g)] if g in taking else rest for g in range(len(roles))])
-        return delta.flatten(0, 1)
+        return delta.flatten(0, 1).flatten(-2)
 
 
 class CrossAttentionProcessor:
