@@ -48,14 +48,13 @@ def timed(step: Callable[[], object]) -> float:
 def rounds(steps: Mapping[str, Step], pairs: int, say: Callable[[str], None] = lambda line: None) -> list[dict[str, tuple[float, float]]]:
     """Seconds of (text alone, run) by run, once a round: each run directly beside a step of text alone, in an order that turns around every round."""
     others = [name for name in steps if name != TEXT]
+    couples = [others[i:i + 2] for i in range(0, len(others), 2)]  # run, text, run: one step of text serves two neighbours
     for step in steps.values():
         step()
     found = []
     for number in range(pairs):
         seconds: dict[str, tuple[float, float]] = {}
-        order = others if number % 2 else others[::-1]
-        for i in range(0, len(order), 2):  # run, text, run: one step of text serves two neighbours
-            before, after = order[i], order[i + 1:i + 2]
+        for before, *after in couples if number % 2 else [couple[::-1] for couple in couples[::-1]]:
             mine = timed(steps[before])
             text = timed(steps[TEXT])
             seconds[before] = (text, mine)

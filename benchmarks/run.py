@@ -26,11 +26,7 @@ sys.path.append(str(HERE.parent / "tools"))
 from comfyui import find_comfyui  # noqa: E402
 from graph import RunError  # noqa: E402
 from pack import hide_broken_torchaudio, load_pack  # noqa: E402
-
-SUBJECTS = (1, 2, 4, 8)
-OURS = [f"relevance {n}x{t}" for t in (4, 16) for n in SUBJECTS] + ["relevance 2x4+regions", "add 2x4"]
-GATED = [f"{kind} {n}" for kind in ("gated", "core-gligen") for n in (1, 2, 4)]
-THEIRS = [f"ipadapter-plus {n}x{t}" for t in (4, 16) for n in SUBJECTS] + ["ipadapter-plus 2x4+masks"]
+from runs import GATED, OURS, SUBJECTS, THEIRS, beside, pairs_of_growth, rival_of, subjects_of  # noqa: E402
 
 
 def main() -> int:
@@ -59,7 +55,7 @@ def main() -> int:
     elif given.encode:
         table = measure_encode(given.dtype, given.ipadapter_plus)
     else:
-        runs = given.runs or OURS + GATED + (THEIRS if given.ipadapter_plus else [])
+        runs = given.runs or (beside(OURS, THEIRS) if given.ipadapter_plus else OURS) + GATED
         table = measure_base(given.base, given.pixels, given.dtype, runs, given.pairs, given.ipadapter_plus)
     given.out.mkdir(parents=True, exist_ok=True)
     keep(table, given.out / "results.json")
@@ -113,7 +109,7 @@ def measure_base(name: str, pixels: int, dtype: str, runs: list[str], pairs: int
             for run in runs:
                 rows[run] = {"ratio": interval(ratios(found, run)).as_dict(), "seconds": interval([seconds[run][1] for seconds in found]).as_dict()}
             for run in runs:
-                if (theirs := run.replace("relevance", "ipadapter-plus")) in runs and theirs != run:
+                if (theirs := rival_of(run)) in runs and theirs != run:
                     rows[run]["beyond_half"] = interval([a - 1 - (b - 1) / 2 for a, b in zip(ratios(found, run), ratios(found, theirs), strict=True)]).as_dict()
             for few, many in pairs_of_growth(runs):
                 rows[many]["growth"] = interval(growth(found, few, many, subjects_of(many) - subjects_of(few))).as_dict()
@@ -161,22 +157,6 @@ def bytes_held(contenders: Any, run: str) -> int:
     held = tensor_bytes() - before
     del wired
     return held
-
-
-def pairs_of_growth(runs: list[str]) -> list[tuple[str, str]]:
-    """(the run with the fewest subjects, the one with the most) of each kind and number of tokens, where they differ."""
-    groups: dict[str, list[str]] = {}
-    for run in runs:
-        if "+" not in run:
-            kind, sizes = run.split(" ")
-            groups.setdefault(" ".join((kind, *sizes.split("x")[1:])), []).append(run)
-    ends = [(min(group, key=subjects_of), max(group, key=subjects_of)) for group in groups.values()]
-    return [(few, many) for few, many in ends if few != many]
-
-
-def subjects_of(run: str) -> int:
-    """How many subjects a run's name tells."""
-    return int(run.split(" ")[1].split("+")[0].split("x")[0])
 
 
 def machine() -> dict[str, Any]:

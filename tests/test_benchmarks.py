@@ -19,6 +19,7 @@ import fusers  # noqa: E402
 import page  # noqa: E402
 from intervals import coverage_rank, interval  # noqa: E402
 from measure import growth, peak_of, ratios, rounds  # noqa: E402
+from runs import OURS, THEIRS, beside, rival_of  # noqa: E402
 from theory import layer  # noqa: E402
 
 # ---- intervals ---------------------------------------------------------------------------------------------------------------------------------
@@ -62,8 +63,16 @@ def test_every_run_stands_directly_beside_text_alone_on_either_side():
     found = rounds(steps, 4)
     assert len(found) == 4 and all(set(seconds) == {"a", "b", "c"} for seconds in found)
     assert calls[:4] == ["text", "a", "b", "c"], "every run once before it counts"
-    turned, straight = ["c", "text", "b", "a", "text"], ["a", "text", "b", "c", "text"]
+    turned, straight = ["c", "text", "b", "text", "a"], ["a", "text", "b", "c", "text"]
     assert calls[4:] == turned + straight + turned + straight
+
+
+def test_ours_and_theirs_of_the_same_size_are_neighbours():
+    order = beside(OURS, THEIRS)
+    assert sorted(order) == sorted(OURS + THEIRS)
+    for ours, theirs in (("relevance 2x4", "ipadapter-plus 2x4"), ("relevance 8x16", "ipadapter-plus 8x16"), ("relevance 2x4+regions", "ipadapter-plus 2x4+masks")):
+        assert order.index(theirs) == order.index(ours) + 1 and order.index(ours) % 2 == 0
+        assert rival_of(ours) == theirs
 
 
 def test_ratios_and_growth_are_of_the_same_round():
