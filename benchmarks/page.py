@@ -21,12 +21,13 @@ Written by `benchmarks/run.py`, by a machine: change the scripts, not this page.
     python benchmarks/run.py --base sd15-thin --pixels 256 --ipadapter-plus DIR
 
 A figure is what a whole guided prediction (positive and negative, batch 1) takes more than the same prediction with the prompt alone, on a real ComfyUI.
-Both are timed directly beside each other, in one process, in an order that turns around, and what counts is the median of their ratios; in brackets the
+Both are timed directly beside each other, in one process, in alternating order, and what counts is the median of their ratios; in brackets the
 interval in which the true median lies with 95 % (order statistics, which assume nothing about the distribution). A target is judged by the interval's
 unfavourable end. All weights are random, of the published shapes; `-thin` models have every block of the real one, all 320 wide. `relevance 2x4` is two
 subjects of 4 image tokens each by Apply Image Attention with merge relevance, the trained gain f, names of three tokens and the middle block included;
 `gated 2` two boxes by Apply Gated Adapter with a GLIGEN text-box file, `core-gligen 2` the same file by ComfyUI's own nodes; `ipadapter-plus 2x4` two
-stacked Apply nodes of ComfyUI_IPAdapter_plus, which leave the middle block alone.
+stacked Apply nodes of ComfyUI_IPAdapter_plus, which leave the middle block alone. Seconds for whole pictures have the photos, the first step and the others in
+them, the photos always those of an adapter of 4 tokens. MB are 1 000 000 bytes. `--threads`, `--pairs` and `--runs` are as each table says.
 """
 
 
@@ -58,9 +59,9 @@ def in_readme(tables: Sequence[Table]) -> str:
     if not all((*ours, *theirs)):
         return ""
     steps = [share(row["ratio"], 1) for row in (ours[0], theirs[0])]
-    held = [f"{row['held'] / 2**20:.0f} MB" for row in (ours[1], theirs[1])]
-    return (f"Two subjects make a sampling step longer by **{steps[0]}**, two stacked nodes of ComfyUI_IPAdapter_plus by {steps[1]}; "
-            f"eight subjects of 16 tokens hold **{held[0]}**, eight nodes there {held[1]}. "
+    held = [f"{row['held'] / 1e6:.0f} MB" for row in (ours[1], theirs[1])]
+    return (f"Two subjects of 4 image tokens each make a sampling step longer by **{steps[0]}**, two stacked nodes of ComfyUI_IPAdapter_plus by {steps[1]}; "
+            f"eight subjects of 16 tokens, as plus files have them, hold **{held[0]}**, eight nodes there {held[1]}. "
             "Medians with 95 % intervals, on a CPU, with random weights in an SD1.5 whose blocks are all 320 wide, at 256 px; "
             "[all figures, and what was not measured](benchmarks/RESULTS.md).")
 
@@ -87,13 +88,13 @@ def step_section(table: Table, tables: Sequence[Table]) -> list[str]:
     rows, rates = table["rows"], table["rates"]
     text = rows["text"]["seconds"]["median"]
     columns = ("run", "a step costs more", "s a step", "first step, s", *(f"{n} steps, s" for n in PICTURES), "weights and tokens, MB", "peak of a step, MB", "operators",
-               "numbers read", "growth over 8 steps, B", "of the least possible")
+               "numbers read", "growth over 8 steps, B", "least possible of what is added")
     body = []
     for name, row in rows.items():
         count, step = row["counts"], row["seconds"]["median"]
         encode = encode_seconds(tables, table, name)
         whole = [NOT_MEASURED if encode is None else f"{encode + row['first'] + (n - 1) * step:.1f}" for n in PICTURES]
-        body.append((name, share(row.get("ratio"), 1), f"{step:.3g}", f"{row['first']:.3g}", *whole, f"{row['held'] / 2**20:.1f}", f"{count['peak'] / 2**20:.0f}",
+        body.append((name, share(row.get("ratio"), 1), f"{step:.3g}", f"{row['first']:.3g}", *whole, f"{row['held'] / 1e6:.1f}", f"{count['peak'] / 1e6:.0f}",
                      f"{count['operators']}", f"{count['scalars']}", f"{count['kept']}", least(row, text, rates)))
     about = machine_line(table)
     gpu = "" if rows["text"]["counts"]["launches"] is not None else f"Kernel launches, waits and memory of {GPU}: {NOT_MEASURED}.\n"

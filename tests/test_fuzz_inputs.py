@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from troupe.model_patches.boxes import fault_in
 from troupe.model_patches.encode import prepare_photo
@@ -71,7 +71,14 @@ def cast_of(names, **each):
     return Cast(tuple(Subject(name, photo, **{key: values[i % len(values)] for key, values in each.items()}) for i, name in enumerate(names)))
 
 
+GREY, REST = torch.full((1, 8, 8, 3), 0.5), ("fox", FRAMINGS[0], 1.0, 0.0, 1.0)
+
+
 @PROFILE
+@example(GREY, torch.zeros(1, 0, 8), None, *REST)
+@example(GREY, None, torch.ones(1, 8, 8, dtype=torch.bool), *REST)
+@example(torch.zeros(1, 1, 8, 8, 3), None, None, *REST)
+@example(GREY, None, None, "fox", FRAMINGS[0], math.nan, 0.0, 1.0)
 @given(images, masks, masks, words, st.sampled_from(FRAMINGS), numbers, numbers, numbers)
 @pytest.mark.filterwarnings("ignore")
 def test_a_subject_of_anything_is_refused_or_whole(image, mask, region, name, framing, weight, start, end):
@@ -109,6 +116,8 @@ latents = st.one_of(st.none(), st.none(), tensors(axes=(4, 5), sizes=(0, 1, 8, 6
 
 
 @PROFILE
+@example(["fox"], [], torch.zeros(1, 0, 8, 3), None)
+@example(["fox"], [], None, {"samples": torch.zeros(1, 4, 0, 8)})
 @given(st.lists(words, max_size=4), wired, st.one_of(st.none(), images), latents)
 @pytest.mark.filterwarnings("ignore")
 def test_boxes_of_other_nodes_are_refused_or_lie_in_the_picture(names, boxes, background, latent):

@@ -1,6 +1,6 @@
 """MM-Diff's three files made into one safetensors file.
 
-    python tools/convert_mm_diff.py models/subject_adapters/portrait_generation/custom_weights.bin models/subject_adapters/mm_diff.safetensors
+    python custom_nodes/comfyui-troupe/tools/convert_mm_diff.py models/subject_adapters/portrait_generation/custom_weights.bin models/subject_adapters/mm_diff.safetensors
 """
 from __future__ import annotations
 

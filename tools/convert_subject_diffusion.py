@@ -1,6 +1,6 @@
 """Subject-Diffusion's modules, as its training saves them, made into one safetensors file: what Troupe reads of them and no more.
 
-    python tools/convert_subject_diffusion.py models/subject_adapters/unet_0_449999/pytorch_model.bin models/subject_adapters/mine.safetensors --half
+    python custom_nodes/comfyui-troupe/tools/convert_subject_diffusion.py models/subject_adapters/unet_0_449999/pytorch_model.bin models/subject_adapters/mine.safetensors --half
 """
 from __future__ import annotations
 
