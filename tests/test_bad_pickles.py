@@ -1,18 +1,21 @@
 """What files may ask for and do not get: code, memory beyond their size, depth. Each case was found by test_fuzz_files.py or in reading for it."""
 from __future__ import annotations
 
+import pickle
+import struct
 import tarfile
 import zipfile
 
 import pytest
 import torch
-from mutations import Bag, archive, bomb, evil, packed, value, with_code
+from mutations import Bag, archive, bomb, call, evil, packed, value, with_code
 from published import flat, layers
 from small_files import PLAIN
 from test_checkpoints import checked
-from troupe.model_patches.checkpoints import files
+from troupe.model_patches.checkpoints import files, pickles
 from troupe.model_patches.checkpoints.files import read_metadata, read_shapes, read_state
 from troupe.model_patches.checkpoints.load import read_adapter
+from troupe.model_patches.checkpoints.pickles import unpickled
 from troupe.model_patches.errors import CheckpointError, shown
 from watch import SLACK, outcome, starved, watched
 
@@ -20,6 +23,12 @@ STATE = flat(PLAIN, layers(16, (2, 4)))
 HARMLESS = {  # pushed by opcodes that reserve nothing and run nothing
     "omegaconf", "a class", "encode", "cuda", "mars", "deep list", "deep tuple", "memo", "number", "text", "None", "dict",
 }
+
+
+@pytest.fixture
+def no_torch(monkeypatch):
+    """Torch must not be asked: older ones would do what the file says."""
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch was asked"))
 
 
 def refused(path, read=read_adapter):
@@ -92,16 +101,119 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, member):
 def test_compressed_members_are_refused_instead_of_taken_for_numbers(tmp_path):
     path = tmp_path / "x.bin"
     path.write_bytes(packed(archive(Bag(STATE, "zip").bytes()), zipfile.ZIP_DEFLATED))
-    refused(path)
+    assert "as torch.save writes it, found compressed or encrypted members" in refused(path)
 
 
-def test_a_tar_is_refused_before_torch_sees_it(tmp_path, monkeypatch):
+def test_a_tar_is_refused_before_torch_sees_it(tmp_path, monkeypatch, no_torch):
     path = tmp_path / "x.bin"
     path.write_bytes(Bag(STATE, "old", tree=True).bytes())
-    read_adapter(path)
-    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch was asked"))
     monkeypatch.setattr(tarfile, "is_tarfile", lambda _: True)
+    assert "found a tar archive. Load it where it was made" in refused(path)
+
+
+@pytest.mark.parametrize("name", ["constants.pkl", "CONSTANTS.pkl"])
+def test_a_program_is_refused_before_torch_sees_it(tmp_path, name, no_torch):
+    """Torch before 2.6 ran TorchScript whatever it was asked for."""
+    path = tmp_path / "x.bin"
+    path.write_bytes(packed(archive(Bag(STATE, "zip").bytes()) | {f"archive/{name}": b"\x80\x02)."}))
+    assert "found a TorchScript program" in refused(path)
+
+
+def test_a_file_of_torch_ends_as_is_asked_for(tmp_path):
+    """By torch's own writer and by Python's; large ones have two records more, which torch's writer may always write."""
+    torch.save(STATE, tmp_path / "x.bin")
+    (tmp_path / "y.bin").write_bytes(Bag(STATE, "zip").bytes())
+    (tmp_path / "z.bin").write_bytes(with_records((tmp_path / "y.bin").read_bytes()))
+    for name in ("x.bin", "y.bin", "z.bin"):
+        assert read_state(tmp_path / name).keys() == STATE.keys()
+
+
+def with_records(data: bytes, place: int | None = None, start: int | None = None) -> bytes:
+    """An archive with the two records of large ones. place: where the second says that the first is; start: where that says that the directory is."""
+    if data[-42:-38] == b"PK\6\7":
+        data = data[:-98] + data[-22:]
+    _, _, _, count, _, length, begin, _ = pickles.END.unpack(data[-22:])
+    first = pickles.END64.pack(b"PK\6\6", 44, 45, 45, 0, 0, count, count, length, begin if start is None else start)
+    return data[:-22] + first + pickles.LOCATOR.pack(b"PK\6\7", 0, len(data) - 22 if place is None else place, 1) + data[-22:]
+
+
+def with_comment(data: bytes) -> bytes:
+    return data[:-2] + struct.pack("<H", 3) + b"abc"
+
+
+def hidden_directory(data: bytes) -> bytes:
+    """A directory, 46 bytes and its name, before the one that stands directly before the end."""
+    _, _, _, count, _, length, begin, _ = pickles.END.unpack(data[-22:])
+    return data[:begin] + bytes(46) + data[begin:-22] + pickles.END.pack(b"PK\5\6", 0, 0, count, count, length, begin, 0)
+
+
+ENDS = {
+    "the first record elsewhere": lambda data: with_records(data, place=0), "the directory elsewhere": lambda data: with_records(data, start=0), "a comment": with_comment,
+    "something behind": lambda data: data + bytes(22), "two directories": hidden_directory,
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_an_archive_that_readers_may_see_differently_is_refused(tmp_path, name, no_torch):
+    path, members = tmp_path / "x.bin", archive(Bag(STATE, "zip").bytes())
+    path.write_bytes(ENDS[name](packed(members)))
     refused(path)
+    with pytest.raises(zipfile.BadZipFile, match="its directory's"):
+        unpickled(path)
+
+
+def test_one_name_in_two_alphabets_is_refused(tmp_path, no_torch):
+    """Torch compares the bytes, which are the same."""
+    path, members = tmp_path / "x.bin", archive(Bag(STATE, "zip").bytes())
+    path.write_bytes(packed(members | {"archive/é": b"a", "archive/QQ": b"b"}).replace(b"archive/QQ", b"archive/\xc3\xa9"))
+    with zipfile.ZipFile(path) as file:
+        assert len(set(file.namelist())) == len(members) + 2, "two names for Python"
+    refused(path)
+    with pytest.raises(zipfile.BadZipFile, match="members twice"):
+        unpickled(path)
+
+
+KEPT, AGAIN = b"r\x60\xea\0\0", b"j\x60\xea\0\0"  # keep what was pushed last, push it again
+MULTIPLIED = {  # pushed once, and again and again by a few bytes
+    "a text": value("a" * 100_000) + KEPT + call("_codecs", "encode", AGAIN, value("latin1")) * 2000,
+    "pairs": value([(f"a{i}", 1) for i in range(2000)]) + KEPT + call("collections", "OrderedDict", AGAIN) * 2000,
+    "a state": value({f"a{i}": 1 for i in range(2000)}) + KEPT + (call("collections", "OrderedDict") + AGAIN + b"b") * 2000,
+    "a state of items": b"}(" + b"".join(value(f"a{i}") + b"N" for i in range(2000)) + b"u" + KEPT + (call("collections", "OrderedDict") + AGAIN + b"b") * 2000,
+}
+
+
+@pytest.mark.parametrize("container", ["zip", "old"])
+@pytest.mark.parametrize("name", MULTIPLIED)
+def test_copies_without_end_are_refused_unread(tmp_path, container, name, no_torch):
+    path = tmp_path / "x.bin"
+    path.write_bytes(with_code(Bag(STATE, container, tree=True), b"](" + MULTIPLIED[name] + b"e", 0))
+    refused(path)
+    with pytest.raises(pickle.UnpicklingError, match="copies larger than the file"):
+        unpickled(path)
+
+
+@pytest.mark.parametrize("container", ["zip", "old"])
+def test_a_pickle_has_a_bound(tmp_path, container, monkeypatch, no_torch):
+    path = tmp_path / "x.bin"
+    path.write_bytes(with_code(Bag(STATE, container, tree=True), value(list(range(5000))), 0))
+    monkeypatch.setattr(pickles, "PICKLE", 4000)
+    refused(path)
+
+
+LONG_NAME = value("a" * 200_000) + KEPT
+LONG_NAMES = {
+    "one dict": b"}" + LONG_NAME + b"}(" + b"".join(value(f"{i}") + b"N" for i in range(20_000)) + b"us",
+    "one in the other": b"}" + LONG_NAME + (b"}" + AGAIN) * 400 + b"N" + b"s" * 401,
+}
+
+
+@pytest.mark.parametrize("way", LONG_NAMES)
+def test_long_names_are_not_multiplied(tmp_path, way):
+    """A name of 200 kB for each of 20,000 entries of a file of 1 MB would be 4 GB."""
+    path = tmp_path / "x.bin"
+    path.write_bytes(with_code(Bag(STATE, "zip"), LONG_NAMES[way], 0))
+    refused(path, read_state)
+    assert read_shapes(path) == {}
 
 
 def test_8_bit_floats_in_a_pickle_are_read(tmp_path):

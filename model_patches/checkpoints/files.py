@@ -14,13 +14,14 @@ import safetensors.torch
 import torch
 
 from ..errors import CheckpointError, shown
-from .pickles import unpickled
+from .pickles import ForeignArchive, unpickled
 
 EXTENSIONS = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt")
 CODE = re.compile(r"GLOBAL ([\w.]{1,80})")  # in the refusal of a pickle
 Shapes = dict[str, tuple[int, ...]]
 BARE = "tensor"  # name given to the tensor of a file that holds one without a name
 LONGEST_NAME = 250
+LONGEST_PATH = 1000  # beyond it nothing more is read, since every entry below would have such a name too
 ENTRIES = 100_000  # in a file's dicts; a whole SDXL checkpoint has 2500
 
 
@@ -70,14 +71,14 @@ def flatten(tree: Any) -> dict[str, torch.Tensor]:
     """Nested mappings of tensors -> one dict with dotted names; entries that are no tensors are dropped.
 
     Raises:
-        ValueError: more than ENTRIES entries, as of a dict that is in itself many times.
+        ValueError: more than ENTRIES entries, as of a dict that is in itself many times; a name of more than LONGEST_PATH characters.
     """
     if isinstance(tree, torch.Tensor):
         return {BARE: tree.detach()}
     flat: dict[str, torch.Tensor] = {}
     for count, (name, value) in enumerate(_entries(tree)):
-        if count == ENTRIES:
-            raise ValueError(f"more than {ENTRIES} entries")
+        if count == ENTRIES or len(name) > LONGEST_PATH:
+            raise ValueError(f"more than {ENTRIES} entries, or {LONGEST_PATH} characters")
         if isinstance(value, torch.Tensor):
             flat[name] = value.detach()
     return flat
@@ -121,11 +122,13 @@ def _unreadable(path: Path, label: str, error: Exception) -> CheckpointError:
     """What is wrong with a file that no reader takes. torch's own text is not passed on: it tells how to run the code in a file."""
     with open(path, "rb") as file:
         start = file.read(64)
-    if isinstance(error, pickle.UnpicklingError) and start.startswith((b"PK", b"\x80")):
+    if isinstance(error, pickle.UnpicklingError) and not isinstance(error, ForeignArchive) and start.startswith((b"PK", b"\x80")):
         code = CODE.search(str(error))
         found = f"something else, which was not run ({code[1] if code else type(error).__name__})"
         do = "It may be damaged or hostile: delete it and download it from its publisher, as .safetensors where there is one."
         return CheckpointError(f"'{label}' to hold nothing but tensors", found, do)
+    if isinstance(error, ForeignArchive):
+        return CheckpointError(f"'{label}' to be a file of tensors as torch.save writes it", str(error), "Load it where it was made and save its tensors as .safetensors.")
     found, do = f"{path.stat().st_size:,} bytes that could not be read", "The download was probably cut off: delete it and download it again."
     if start.lstrip().startswith(b"<"):
         found, do = "a web page", "The link led to a page instead of the file (some need a login): delete it and use the direct download link."

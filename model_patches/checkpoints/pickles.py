@@ -2,12 +2,15 @@
 
 torch's reader makes what a pickle names, however large: a bytearray or a tensor of any size, a member that unpacks to any size, a key nested deeper
 than the stack. The look goes through the same opcodes with stand-ins that hold nothing, and refuses a file that asks for something other than
-tensors, or for more than it holds. Torch before 2.6 could be made to run code by an archive of its oldest kind (tar), which is refused too.
+tensors, or for more than it holds. Torch before 2.6 could be made to run code by an archive of its oldest kind (tar) and by a TorchScript program,
+which are refused too. So is an archive whose directory torch might find elsewhere than the look did.
 """
 from __future__ import annotations
 
+import io
 import mmap
 import pickle
+import struct
 import tarfile
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -21,6 +24,8 @@ import torch
 
 ZIP = b"PK\x03\x04"
 OLD_PARTS = 5  # pickles at the start of a file from before torch 1.6: two numbers, the system, the tensors, the order of their storages
+PICKLE = 2**24  # bytes of all pickles in a file; a whole SDXL checkpoint has under 1 MB
+ENTRY = 100  # bytes of a dict's entry, at least
 SHARED = 2  # a file's tensors together, in bytes for each of the file: some lie in it once and have two names
 SETTINGS = (  # what the training settings inside GLIGEN's official files are made of: names in their pickles
     *(f"omegaconf.{name}" for name in ("dictconfig.DictConfig", "listconfig.ListConfig", "base.Metadata", "base.ContainerMetadata")),
@@ -32,15 +37,21 @@ STORAGES = {  # bytes of an element
     "torch.CharStorage": 1, "torch.ByteStorage": 1, "torch.BoolStorage": 1, "torch.ComplexFloatStorage": 8, "torch.ComplexDoubleStorage": 16, "torch.storage.UntypedStorage": 1,
 }
 TENSOR, TYPED, PARAMETER, ORDERED = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_parameter", "collections.OrderedDict"
+END, LOCATOR, END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")  # of a zip archive; the last two of large ones
 TEXT = "_codecs.encode"  # bytes, as Python 3 writes them for Python 2
-OPCODES = b"()]}.acehjqrtGJKMNQUX\x80\x85\x86\x87\x88\x89\x8a\x8f"  # of those that torch's reader knows, all that need no care
+OPCODES = b"()]}.acehjqrtGJKMNQUX\x80\x85\x86\x87\x88\x89\x8a"  # of those that torch's reader knows, all that need no care
 KEYS = (str, int, float, bool, bytes, type(None))  # what names something in a dict; a deep tuple would overflow the stack when it is hashed
+
+
+class ForeignArchive(pickle.UnpicklingError):
+    """A file that torch could read, or a program could, but of a kind that no publisher of weights needs."""
 
 
 def unpickled(path: Path) -> Any:
     """What a file of tensors holds, on the CPU; of an archive that is not called .safetensors, mapped into memory instead of read.
 
     Raises:
+        ForeignArchive: an archive of another kind ("a tar archive").
         pickle.UnpicklingError: it asks for something else than tensors ("GLOBAL os.system"), or for more than it holds.
         Exception: the readers' own, for a damaged file.
     """
@@ -59,39 +70,62 @@ def _examine(path: Path) -> bool:
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:  # a mapping reads no more than there is, whatever length it is asked for
         zipped = data[:4] == ZIP
         if zipped:
+            _check_end(data)
             with zipfile.ZipFile(file) as archive:
                 pickled, records = _members(archive, size)
-                with archive.open(pickled) as member:
-                    look = _Look(member)
-                    look.load()
+                look = _Look(archive.read(pickled), size)
+            look.load()
             lacking = [key for key, storage in look.storages.items() if storage.bytes > records.get(f"data/{key}", -1)]
             if lacking:
                 raise EOFError(f"storage {lacking[0]!r}")
         else:
             if tarfile.is_tarfile(file):
-                raise pickle.UnpicklingError("a tar archive")
-            look = _Look(data)
+                raise ForeignArchive("a tar archive")
+            look = _Look(data[:PICKLE], size)
             for _ in range(OLD_PARTS):
                 look.load()
             if sum(storage.bytes for storage in look.storages.values()) > size:
                 raise EOFError("storages larger than the file")
-    if look.bytes > SHARED * size:
-        raise pickle.UnpicklingError("tensors larger than the file")
     return zipped
+
+
+def _check_end(data: mmap.mmap) -> None:
+    """Whether an archive ends as torch's do: nothing behind its directory but the records that tell where it is. Readers that look for those records in
+    different places would otherwise see different archives. Raises BadZipFile."""
+    tail = len(data) - END.size
+    mark, *_, length, start, comment = END.unpack(data[tail:])
+    if data[tail - LOCATOR.size:tail][:4] == b"PK\x06\x07":
+        place, tail = LOCATOR.unpack(data[tail - LOCATOR.size:tail])[2], tail - LOCATOR.size - END64.size
+        mark64, *_, length, start = END64.unpack(data[tail:tail + END64.size])
+        if (mark64, place) != (b"PK\x06\x06", tail):
+            raise zipfile.BadZipFile("its directory's place")
+    if (mark, comment, start + length) != (b"PK\x05\x06", 0, tail):
+        raise zipfile.BadZipFile("its directory's end")
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> tuple[zipfile.ZipInfo, Mapping[str, int]]:
     """The pickle in an archive of torch's, and the sizes of what lies beside it. Raises BadZipFile unless everything is stored as it is, once, in the file."""
     infos = archive.infolist()
     if any(info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size for info in infos):
-        raise zipfile.BadZipFile("compressed or encrypted members")
-    names = {info.filename.lower(): info for info in infos}
-    if len(names) != len(infos) or sum(info.file_size for info in infos) > size or min((info.header_offset for info in infos), default=1):
+        raise ForeignArchive("compressed or encrypted members")
+    names, raw = ({name(info).lower() for info in infos} for name in (lambda info: info.filename, _raw_name))
+    if not len(names) == len(raw) == len(infos) or sum(info.file_size for info in infos) > size or min((info.header_offset for info in infos), default=1):
         raise zipfile.BadZipFile("members twice, or larger than the file, or behind something else")
     for info in infos:
         archive.open(info).close()  # compares the directory with what stands before the member, where torch looks for its place
     root = infos[0].filename.partition("/")[0]
-    return archive.getinfo(f"{root}/data.pkl"), {info.filename.removeprefix(f"{root}/"): info.file_size for info in infos}
+    records = {info.filename.removeprefix(f"{root}/"): info.file_size for info in infos}
+    if "constants.pkl" in map(str.lower, records):
+        raise ForeignArchive("a TorchScript program")
+    pickled = archive.getinfo(f"{root}/data.pkl")
+    if pickled.file_size > PICKLE:
+        raise pickle.UnpicklingError(f"a pickle of {pickled.file_size} bytes")
+    return pickled, records
+
+
+def _raw_name(info: zipfile.ZipInfo) -> bytes:
+    """A member's name as it stands in the archive, which torch compares without reading its alphabet."""
+    return info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
 
 
 class _Named(NamedTuple):
@@ -131,12 +165,14 @@ class _Opcodes(dict):
 
 
 class _Look(pickle._Unpickler):  # the one in Python: the one in C reserves memory for whatever place a pickle names
-    """Goes through pickles of tensors and makes nothing. storages: as declared, by key; bytes: of all tensors together, as if none were shared."""
+    """Goes through pickles of tensors and makes nothing but dicts of names. pickles: their bytes, what follows them or a part of it too; size: of the
+    file. storages: as declared, by key; bytes, of all tensors together, as if none were shared; copies: bytes of texts and dicts that torch would make
+    of others."""
 
-    def __init__(self, file: Any):
-        super().__init__(file, encoding="latin1")
+    def __init__(self, pickles: bytes, size: int):
+        super().__init__(io.BytesIO(pickles), encoding="latin1")
         self.storages: dict[str, _Storage] = {}
-        self.bytes = 0
+        self.size, self.bytes, self.copies = size, 0, 0
 
     def find_class(self, module: str, name: str) -> _Named:
         module, name = NAME_MAPPING.get((module, name)) or (IMPORT_MAPPING.get(module, module), name)
@@ -162,9 +198,13 @@ class _Look(pickle._Unpickler):  # the one in Python: the one in C reserves memo
             return self.tensor(storage, offset, size, stride, vars(torch)[arguments[6].path.rpartition(".")[2]].itemsize if path == TYPED else storage.width)
         if path == PARAMETER and isinstance(arguments[0], _Tensor):
             return arguments[0]
-        if path == ORDERED and all(isinstance(key, KEYS) for key, _ in (arguments or ((),))[0]):
-            return {}
-        if path == TEXT and arguments[1:] == ("latin1",):
+        if path == ORDERED:
+            pairs = (arguments or ((),))[0]
+            self.copy(len(pairs) * ENTRY)
+            if all(isinstance(key, KEYS) for key, _ in pairs):
+                return dict.fromkeys(key for key, _ in pairs)
+        if path == TEXT and type(arguments[0]) is str and arguments[1:] == ("latin1",):
+            self.copy(len(arguments[0]))
             return _Nothing()
         if path in SETTINGS:
             return {} if path.endswith("defaultdict") else _Nothing()
@@ -178,7 +218,15 @@ class _Look(pickle._Unpickler):  # the one in Python: the one in C reserves memo
         if (last + 1) * width > storage.bytes:
             raise EOFError("a tensor larger than its storage")
         self.bytes += prod(size) * width
+        if self.bytes > SHARED * self.size:
+            raise pickle.UnpicklingError("tensors larger than the file")
         return _Tensor()
+
+    def copy(self, size: int) -> None:
+        """Note bytes that torch would copy. Raises UnpicklingError where they are more than the file's."""
+        self.copies += size
+        if self.copies > self.size:
+            raise pickle.UnpicklingError("copies larger than the file")
 
     def reduce(self) -> None:
         arguments, what = self.stack.pop(), self.stack.pop()
@@ -188,6 +236,8 @@ class _Look(pickle._Unpickler):  # the one in Python: the one in C reserves memo
         state, what = self.stack.pop(), self.stack[-1]
         if type(what) is not _Nothing and not (type(what) is dict and type(state) is dict):
             raise pickle.UnpicklingError("a state for no object")
+        if type(state) is dict:
+            self.copy(len(state) * ENTRY)
 
     def set_items(self) -> None:
         items = self.pop_mark()
@@ -200,6 +250,7 @@ class _Look(pickle._Unpickler):  # the one in Python: the one in C reserves memo
     def set_pairs(self, items: list[Any]) -> None:
         if type(self.stack[-1]) is not dict or len(items) % 2 or not all(isinstance(key, KEYS) for key in items[::2]):
             raise pickle.UnpicklingError("items of no dict")
+        self.stack[-1].update(dict.fromkeys(items[::2]))
 
     dispatch = _Opcodes({code: pickle._Unpickler.dispatch[code] for code in OPCODES} | {
         pickle.REDUCE[0]: reduce, pickle.NEWOBJ[0]: reduce, pickle.BUILD[0]: build, pickle.SETITEM[0]: set_item, pickle.SETITEMS[0]: set_items,
