@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+OURS = __name__.partition("model_patches")[0]
 PACK = re.compile(r"(?:.*[/\\]|(?:custom_nodes|comfy_extras)\.)([^/\\.]+)")  # the host loads a pack's folder under its path, with dots as _x_
 
 
@@ -18,8 +19,9 @@ def pack_of(patch: Any) -> str | None:
 
 
 def named(patches: Iterable[Any]) -> str:
-    """The subject of a sentence about whoever left these patches: 'Some-Pack', 'one of Some-Pack and Other', or 'another pack'."""
-    names = sorted({name for patch in patches if (name := pack_of(patch))})
+    """The subject of a sentence about whoever else left these patches: 'Some-Pack', 'one of Some-Pack and Other', or 'another pack'. Ours are passed over."""
+    others = (patch for patch in patches if not (getattr(patch, "__module__", None) or "").startswith(OURS))
+    names = sorted({name for patch in others if (name := pack_of(patch))})
     return "another pack" if not names else names[0] if len(names) == 1 else f"one of {', '.join(names[:-1])} and {names[-1]}"
 
 
