@@ -79,6 +79,9 @@ def test_one_commit_fills_up_and_another_begins_anew():
     assert same["files"] == record()["files"] | other
     again, = compatibility.merged([same], [record(more)])
     assert again["files"] == more | other
+    for commit in ("abc+", "unknown"):
+        changed, = compatibility.merged([record(commit=commit)], [record(other, commit=commit)])
+        assert changed["files"] == other
     new, = compatibility.merged([same], [record(other, commit="fedcba987")])
     assert new["files"] == other and new["commit"] == "fedcba987"
 

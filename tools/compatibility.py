@@ -75,12 +75,14 @@ def read(path: Path) -> Record:
 
 
 def merged(records: Sequence[Record], found: Iterable[Record]) -> list[Record]:
-    """The records with new ones: of the same host, the same commit is filled up and another one replaced. Newest ComfyUI first."""
+    """The records with new ones: of the same host, the same commit is filled up and another one replaced, as is one with changes, of which nobody knows
+    whether they are the same. Newest ComfyUI first."""
     kept = {tuple(record[name] for name in HOST): record for record in records}
     for record in found:
         key = tuple(record[name] for name in HOST)
         before = kept.get(key)
-        files = {**before["files"], **record["files"]} if before and before["commit"] == record["commit"] else record["files"]
+        same = before and before["commit"] == record["commit"] and not record["commit"].endswith(("+", "unknown"))
+        files = {**before["files"], **record["files"]} if same else record["files"]
         kept[key] = {**record, "files": dict(sorted(files.items()))}
     return sorted(kept.values(), key=lambda record: ([int(n) for n in re.findall(r"\d+", record["comfyui"])], record["python"], record["torch"]), reverse=True)
 
