@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-Step = Callable[[], torch.Tensor]
+Step = Callable[..., torch.Tensor]  # with no argument step AT, with one that step of the schedule
 Wired = tuple[Any, Any, Any]  # MODEL, positive, negative
-AT = 1  # the step of the schedule that every call computes: what is made once a run is there
+AT = 1  # the step of the schedule that is timed: what is made once a run is there
 
 
 def hold(runs: Mapping[str, Wired], latent: Sequence[int], measure: Callable[[dict[str, Step]], None], cfg: float = 7.0) -> None:
     """Begin a run of the host's own CFG guider for each entry, hand `measure` one step of each by name, and end them.
 
-    Every step is the same one of a 20-step schedule on the same latent: everything that the host and all wrappers do in a guided prediction,
+    A step is one of a 20-step schedule, by default always the same, on the same latent: everything that the host and all wrappers do in a guided prediction,
     nothing that a run does only once. The runs lie one in another, so all models must share one UNet. latent: [B, 4, H, W].
     """
     import comfy.samplers
@@ -28,11 +28,11 @@ def hold(runs: Mapping[str, Wired], latent: Sequence[int], measure: Callable[[di
         name, (model, positive, negative) = waiting[i]
 
         def sampler(predict: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, **kwargs: Any) -> torch.Tensor:
-            sigma = sigmas[AT] * x.new_ones(len(x))
+            ones = x.new_ones(len(x))
 
-            def step() -> torch.Tensor:
+            def step(at: int = AT) -> torch.Tensor:
                 model.model.current_patcher = model  # the host's own, at the begin of each run
-                return predict(x, sigma, **extra_args)
+                return predict(x, sigmas[at] * ones, **extra_args)
 
             steps[name] = step
             begin(i + 1)

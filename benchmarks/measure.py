@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from live import Step
+from live import AT, Step
 
 GROWTH = 8  # steps over which tensors that stay are counted
 TEXT = "text"  # the run that everything is compared with
-WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::_local_scalar_dense")
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 
 
@@ -54,16 +54,21 @@ def rounds(steps: Mapping[str, Step], pairs: int, say: Callable[[str], None] = l
     found = []
     for number in range(pairs):
         seconds: dict[str, tuple[float, float]] = {}
-        for before, *after in couples if number % 2 else [couple[::-1] for couple in couples[::-1]]:
-            mine = timed(steps[before])
+        for couple in couples if number % 2 else [couple[::-1] for couple in couples[::-1]]:
+            first = 0 if number % 2 and len(couple) == 1 else 1  # one alone stands on either side in turn
+            mine = [timed(steps[name]) for name in couple[:first]]
             text = timed(steps[TEXT])
-            seconds[before] = (text, mine)
-            for name in after:
-                seconds[name] = (text, timed(steps[name]))
+            mine += [timed(steps[name]) for name in couple[first:]]
+            seconds |= {name: (text, own) for name, own in zip(couple, mine, strict=True)}
         found.append(seconds)
         if number % 10 == 9:
             say(f"{number + 1} of {pairs} rounds")
     return found
+
+
+def text_seconds(found: Sequence[Mapping[str, tuple[float, float]]]) -> list[float]:
+    """Of every step of text alone, also where it served two runs, once."""
+    return [text for seconds in found for text in dict.fromkeys(text for text, _ in seconds.values())]
 
 
 def ratios(found: Sequence[Mapping[str, tuple[float, float]]], name: str) -> list[float]:
@@ -114,11 +119,11 @@ def peak_of(events: Sequence[Mapping]) -> int:
 
 
 def kept_by(step: Step, times: int = GROWTH) -> int:
-    """Bytes of tensors alive after `times` steps more than after the first."""
+    """Bytes of tensors alive after the next `times` steps of the schedule more than after the first."""
     step()
     before = tensor_bytes()
-    for _ in range(times):
-        step()
+    for further in range(1, times + 1):
+        step(AT + further)
     return tensor_bytes() - before
 
 
@@ -134,7 +139,7 @@ def tensor_bytes() -> int:
 
 
 def machine_rates(dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
-    """(floating point operations a second of a large matrix product, bytes a second of a large copy), the best of 5."""
+    """(floating point operations a second of a large matrix product, bytes a second of a large copy), the best of 6."""
     side = 2048 if device.type == "cpu" else 8192
     a = torch.randn(side, side, dtype=dtype, device=device)
     product = min(timed(lambda: a @ a) for _ in range(6))

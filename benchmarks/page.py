@@ -20,14 +20,16 @@ Written by `benchmarks/run.py`, by a machine: change the scripts, not this page.
 
     python benchmarks/run.py --base sd15-thin --pixels 256 --ipadapter-plus DIR
 
-A figure is what a whole guided prediction (positive and negative, batch 1) takes more than the same prediction with the prompt alone, on a real ComfyUI.
-Both are timed directly beside each other, in one process, in alternating order, and what counts is the median of their ratios; in brackets the
-interval in which the true median lies with 95 % (order statistics, which assume nothing about the distribution). A target is judged by the interval's
-unfavourable end. All weights are random, of the published shapes; `-thin` models have every block of the real one, all 320 wide. `relevance 2x4` is two
-subjects of 4 image tokens each by Apply Image Attention with merge relevance, the trained gain f, names of three tokens and the middle block included;
-`gated 2` two boxes by Apply Gated Adapter with a GLIGEN text-box file, `core-gligen 2` the same file by ComfyUI's own nodes; `ipadapter-plus 2x4` two
-stacked Apply nodes of ComfyUI_IPAdapter_plus, which leave the middle block alone. Seconds for whole pictures have the photos, the first step and the others in
-them, the photos always those of an adapter of 4 tokens. MB are 1 000 000 bytes. `--threads`, `--pairs` and `--runs` are as each table says.
+A figure is what a whole guided prediction (positive and negative, batch 1) takes more than the same prediction with the prompt alone, on a real ComfyUI. Both
+are timed directly beside each other, in one process, in alternating order, and what counts is the median of their ratios; in brackets the interval in which the
+true median lies with 95 % (order statistics, which assume nothing about the distribution). A target is judged by the interval's unfavourable end, of the
+narrowest interval where there are several. All weights are random, of the published shapes; `-thin` models have every block of the real one, all 320 wide.
+`relevance 2x4` is two subjects of 4 image tokens each by Apply Image Attention with merge relevance, the trained gain f, names of three tokens and the middle
+block included; `gated 2` two boxes by Apply Gated Adapter with a GLIGEN text-box file, `core-gligen 2` the same file by ComfyUI's own nodes; `ipadapter-plus
+2x4` two stacked Apply nodes of ComfyUI_IPAdapter_plus, which leave the middle block alone. Seconds for whole pictures have the photos, the first step and the
+others in them, the photos always those of an adapter of 4 tokens. MB are 1 000 000 bytes. `--threads` and `--pairs` are as each table says; rows of another
+number of pairs were measured by another run (`--add`), beside text steps of their own. ComfyUI copies what hangs on a MODEL with every further node: what n
+stacked nodes of that pack bring is held n (n + 1) / 2 times.
 """
 
 
@@ -54,15 +56,19 @@ def render(tables: Sequence[Table]) -> str:
 
 
 def in_readme(tables: Sequence[Table]) -> str:
-    """The two figures that matter most, as a sentence for the README; '' where they were not measured together."""
-    ours, theirs = ([row_of(tables, "sd15-thin", 256, f"{who} {size}") for size in ("2x4", "8x16")] for who in ("relevance", "ipadapter-plus"))
-    if not all((*ours, *theirs)):
+    """The two figures that matter most, as a sentence for the README; '' where they were not measured together, on a CPU in float32."""
+    names = [f"{who} {size}" for who in ("relevance", "ipadapter-plus") for size in ("2x4", "8x16")]
+    whole = [t for t in on_cpu(tables) if t["kind"] == "steps" and (t["base"], t["pixels"]) == ("sd15-thin", 256) and all(name in t["rows"] for name in names)]
+    if not whole:
         return ""
+    table = min(whole, key=lambda t: t["rows"][names[0]]["ratio"]["high"] - t["rows"][names[0]]["ratio"]["low"])
+    rows = [table["rows"][name] for name in names]
+    ours, theirs = rows[:2], rows[2:]
     steps = [share(row["ratio"], 1) for row in (ours[0], theirs[0])]
     held = [f"{row['held'] / 1e6:.0f} MB" for row in (ours[1], theirs[1])]
     return (f"Two subjects of 4 image tokens each make a sampling step longer by **{steps[0]}**, two stacked nodes of ComfyUI_IPAdapter_plus by {steps[1]}; "
             f"eight subjects of 16 tokens, as plus files have them, hold **{held[0]}**, eight nodes there {held[1]}. "
-            "Medians with 95 % intervals, on a CPU, with random weights in an SD1.5 whose blocks are all 320 wide, at 256 px; "
+            f"Medians with 95 % intervals, ComfyUI {table['machine']['comfyui']} on a CPU, with random weights in an SD1.5 whose blocks are all 320 wide, at 256 px; "
             "[all figures, and what was not measured](benchmarks/RESULTS.md).")
 
 
@@ -86,16 +92,19 @@ def heading(table: Table) -> str:
 def step_section(table: Table, tables: Sequence[Table]) -> list[str]:
     """Costs of one base at one size."""
     rows, rates = table["rows"], table["rates"]
-    text = rows["text"]["seconds"]["median"]
-    columns = ("run", "a step costs more", "s a step", "first step, s", *(f"{n} steps, s" for n in PICTURES), "weights and tokens, MB", "peak of a step, MB", "operators",
+    columns = ("run", "a step costs more", "pairs", "s a step", "first step, s", *(f"{n} steps, s" for n in PICTURES), "weights and tokens, MB", "peak of a step, MB", "operators",
                "numbers read", "growth over 8 steps, B", "least possible of what is added")
     body = []
     for name, row in rows.items():
         count, step = row["counts"], row["seconds"]["median"]
         encode = encode_seconds(tables, table, name)
         whole = [NOT_MEASURED if encode is None else f"{encode + row['first'] + (n - 1) * step:.1f}" for n in PICTURES]
-        body.append((name, share(row.get("ratio"), 1), f"{step:.3g}", f"{row['first']:.3g}", *whole, f"{row['held'] / 1e6:.1f}", f"{count['peak'] / 1e6:.0f}",
-                     f"{count['operators']}", f"{count['scalars']}", f"{count['kept']}", least(row, text, rates)))
+        pairs = str(row.get("ratio", {}).get("count", ""))
+        body.append((name, share(row.get("ratio"), 1), pairs, f"{step:.3g}", f"{row['first']:.3g}", *whole, f"{row['held'] / 1e6:.1f}", f"{count['peak'] / 1e6:.0f}",
+                     f"{count['operators']}", f"{count['scalars']}", f"{count['kept']}", least(row, rates)))
+        if count["launches"] is not None:
+            body[-1] += (f"{count['launches']}", f"{count['waits']}")
+    columns += ("kernel launches", "waits") * (rows["text"]["counts"]["launches"] is not None)
     about = machine_line(table)
     gpu = "" if rows["text"]["counts"]["launches"] is not None else f"Kernel launches, waits and memory of {GPU}: {NOT_MEASURED}.\n"
     growing = [(name, share(row["growth"])) for name, row in rows.items() if "growth" in row]
@@ -119,7 +128,7 @@ def fuser_section(table: Table, tables: Sequence[Table]) -> list[str]:
 
 def targets(tables: Sequence[Table]) -> list[Target]:
     """Every promise, with what decides it."""
-    cpu = [t for t in tables if t["machine"]["device"].startswith("CPU")]
+    cpu = on_cpu(tables)
     gpu = [t for t in tables if not t["machine"]["device"].startswith("CPU")]
     found = [
         below("relevance 2x4 adds at most 3 % to SD1.5 at 512 px, full size, on a CPU", cpu, "sd15", 512, "relevance 2x4", 0.03),
@@ -129,17 +138,20 @@ def targets(tables: Sequence[Table]) -> list[Target]:
         below("relevance 8x16 adds at most 12 % to the thin SD1.5 at 256 px, on a CPU", cpu, "sd15-thin", 256, "relevance 8x16", 0.12),
     ]
     for size in ("2x4", "8x16"):
-        row = row_of(cpu, "sd15-thin", 256, f"relevance {size}").get("beyond_half")
+        row = surest(cpu, "sd15-thin", 256, f"relevance {size}", "beyond_half")
         promise = f"relevance {size} adds at most half of what ipadapter-plus {size} adds (thin SD1.5, 256 px, CPU)"
         found.append(Target(promise, NOT_MEASURED if row is None else f"{share(row)} beyond half", None if row is None else row["high"] <= 0))
     for tokens in (4, 16):
-        row = row_of(cpu, "sd15-thin", 256, f"relevance 8x{tokens}").get("growth")
+        row = surest(cpu, "sd15-thin", 256, f"relevance 8x{tokens}", "growth")
         promise = f"each further subject of {tokens} tokens adds less than 1.5 % of a step (thin SD1.5, 256 px, CPU)"
         found.append(Target(promise, NOT_MEASURED if row is None else share(row), None if row is None else row["high"] < 0.015))
     ours = [row["counts"] for t in tables if t["kind"] == "steps" for name, row in t["rows"].items() if name.startswith(OURS)]
-    scalars, kept = (sum(counts[key] for counts in ours) for key in ("scalars", "kept"))
-    found.append(Target("no number is read from a tensor in a step (a GPU would wait)", f"{scalars} in {len(ours)} runs", scalars == 0 if ours else None))
-    found.append(Target("no allocation grows over steps", f"{kept} bytes in 8 steps of {len(ours)} runs", kept <= 0 if ours else None))
+    scalars, kept = (max((counts[key] for counts in ours), default=0) for key in ("scalars", "kept"))
+    found.append(Target("no number is read from a tensor in a step (a GPU would wait)", f"{scalars} at most in {len(ours)} runs", scalars == 0 if ours else None))
+    found.append(Target("no allocation grows over steps", f"{kept} bytes at most in 8 steps of {len(ours)} runs", kept <= 0 if ours else None))
+    waits = [t["rows"][name]["counts"]["waits"] - t["rows"]["text"]["counts"]["waits"] for t in gpu if t["kind"] == "steps" for name in t["rows"] if name.startswith(OURS)]
+    found.append(Target(f"no step waits for {GPU} more often than with text alone", f"{max(waits)} more at most in {len(waits)} runs" if waits else NOT_MEASURED,
+                        max(waits) <= 0 if waits else None))
     promise = "the gated layers of two subjects at 512 px are 1.3 times as fast as in their published form"
     rows = [row["times"] for t in tables if t["kind"] == "fusers" and t["pixels"] == 512 for row in t["rows"] if row["tokens"] == 512]
     found += [Target(promise, times(row), row["low"] >= 1.3) for row in rows] or [Target(promise, NOT_MEASURED, None)]
@@ -148,13 +160,19 @@ def targets(tables: Sequence[Table]) -> list[Target]:
 
 def below(promise: str, tables: Iterable[Table], base: str, pixels: int, run: str, bound: float) -> Target:
     """A promise that a run adds no more than a share of a step."""
-    ratio = row_of(tables, base, pixels, run).get("ratio")
+    ratio = surest(tables, base, pixels, run, "ratio")
     return Target(promise, NOT_MEASURED if ratio is None else share(ratio, 1), None if ratio is None else ratio["high"] - 1 <= bound)
 
 
-def row_of(tables: Iterable[Table], base: str, pixels: int, run: str) -> Mapping[str, Any]:
-    """A run's row, empty where there is none."""
-    return next((t["rows"][run] for t in tables if t["kind"] == "steps" and (t["base"], t["pixels"]) == (base, pixels) and run in t["rows"]), {})
+def on_cpu(tables: Iterable[Table]) -> list[Table]:
+    """Those of steps and layers in float32 on a CPU."""
+    return [t for t in tables if t["machine"]["device"].startswith("CPU") and t["dtype"] == "float32" and t["kind"] != "encode"]
+
+
+def surest(tables: Iterable[Table], base: str, pixels: int, run: str, what: str) -> Mapping[str, Any] | None:
+    """An interval of a run, where several were measured the narrowest, whatever it says; None where nobody measured it."""
+    same = [t["rows"][run] for t in tables if t["kind"] == "steps" and (t["base"], t["pixels"]) == (base, pixels) and run in t["rows"]]
+    return min((row[what] for row in same if what in row), key=lambda interval: interval["high"] - interval["low"], default=None)
 
 
 # ---- parts -------------------------------------------------------------------------------------------------------------------------------------
@@ -171,13 +189,14 @@ def encode_seconds(tables: Sequence[Table], table: Table, run: str) -> float | N
     return next((t["seconds"].get(who, {}).get(photos) for t in same), None)
 
 
-def least(row: Mapping[str, Any], text: float, rates: Mapping[str, float]) -> str:
-    """How many times the least possible time the added time is."""
+def least(row: Mapping[str, Any], rates: Mapping[str, float]) -> str:
+    """The least possible time, what is added, and what share of that the least is."""
     if "theory" not in row:
         return ""
     theory = max(row["theory"]["flops"] / rates["flops"], row["theory"]["bytes"] / rates["bytes"])
-    spent = (row["ratio"]["median"] - 1) * text
-    return f"{theory * 1000:.3g} ms of {spent * 1000:.3g} ms"
+    spent = row["seconds"]["median"] * (1 - 1 / row["ratio"]["median"])
+    part = f" ({theory / spent:.0%})" if spent > theory else ""  # where the noise of a step is larger than what is added, a share says nothing
+    return f"{theory * 1000:.3g} ms of {spent * 1000:.3g} ms{part}"
 
 
 def share(found: Mapping[str, float] | None, of: float = 0.0) -> str:
@@ -198,7 +217,7 @@ def verdict(kept: bool | None) -> str:
 def machine_line(table: Table) -> str:
     """On what, with what, when."""
     m = table["machine"]
-    pairs = f"; {table['pairs']} pairs" if "pairs" in table else ""
+    pairs = f"; {table['pairs']} pairs" if table["kind"] == "fusers" else ""
     return f"{m['cpu']}; {m['device']}; ComfyUI {m['comfyui']}, torch {m['torch']}, Python {m['python']}; {m['date']}{pairs}.\n"
 
 

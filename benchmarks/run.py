@@ -3,8 +3,7 @@
     python benchmarks/run.py --base sd15-thin --pixels 256 [--ipadapter-plus DIR] [--pairs 30] [--runs "relevance 2x4" ...]
 
 Each call measures one base at one size and puts its table into results.json beside this script, in place of an older one of the same base, size, dtype
-and device; RESULTS.md is written anew from all of them, and the
-README's sentence with it.
+and device; RESULTS.md is written anew from all of them, and the README's sentence with it.
 """
 from __future__ import annotations
 
@@ -40,6 +39,7 @@ def main() -> int:
     parser.add_argument("--runs", nargs="+", help="measure these alone, such as 'relevance 2x4'")
     parser.add_argument("--fusers", action="store_true", help="measure the gated layers alone, in the published form and ours")
     parser.add_argument("--encode", action="store_true", help="measure the encoding of photos with a full-size image encoder")
+    parser.add_argument("--add", action="store_true", help="put these runs into the table that is there instead of beginning it anew")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of a CPU (default: all)")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json and RESULTS.md (default: this one)")
     given = parser.parse_args()
@@ -58,7 +58,7 @@ def main() -> int:
         runs = given.runs or (beside(OURS, THEIRS) if given.ipadapter_plus else OURS) + GATED
         table = measure_base(given.base, given.pixels, given.dtype, runs, given.pairs, given.ipadapter_plus)
     given.out.mkdir(parents=True, exist_ok=True)
-    keep(table, given.out / "results.json")
+    keep(table, given.out / "results.json", given.add)
     write_page(given.out / "results.json", given.out / "RESULTS.md")
     if given.out.resolve() == HERE:
         readme = HERE.parent / "README.md"
@@ -90,7 +90,7 @@ def measure_base(name: str, pixels: int, dtype: str, runs: list[str], pairs: int
     from contenders import Contenders
     from intervals import interval
     from live import first_step, hold
-    from measure import TEXT, counts, growth, kept_by, machine_rates, ratios, rounds, timed
+    from measure import TEXT, counts, growth, kept_by, machine_rates, ratios, rounds, text_seconds, timed
     from theory import added
 
     patcher, number = base(name, getattr(torch, dtype)), getattr(torch, dtype)
@@ -104,8 +104,7 @@ def measure_base(name: str, pixels: int, dtype: str, runs: list[str], pairs: int
 
         def measure(steps: dict[str, Any]) -> None:
             found = rounds(steps, pairs, say)
-            text = interval([pair[0] for seconds in found for pair in seconds.values()])
-            rows[TEXT] = {"seconds": text.as_dict()}
+            rows[TEXT] = {"seconds": interval(text_seconds(found)).as_dict()}
             for run in runs:
                 rows[run] = {"ratio": interval(ratios(found, run)).as_dict(), "seconds": interval([seconds[run][1] for seconds in found]).as_dict()}
             for run in runs:
@@ -148,7 +147,7 @@ def measure_encode(dtype: str, rival: Path | None) -> dict[str, Any]:
 
 
 def bytes_held(contenders: Any, run: str) -> int:
-    """Bytes of the tensors that stay for a run wired from nothing: weights of the adapter, tokens, prompts."""
+    """Bytes of the tensors that stay for a run wired from nothing: weights of the adapter, tokens of the subjects."""
     from measure import tensor_bytes
 
     before = tensor_bytes()
@@ -176,13 +175,17 @@ def cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
 
 
-def keep(table: dict[str, Any], file: Path) -> None:
-    """Put a table into the results, in place of an older one of the same base, size, dtype and device."""
+def keep(table: dict[str, Any], file: Path, add: bool = False) -> None:
+    """Put a table into the results, in place of an older one of the same base, size, dtype and device. add: rows of steps that it lacks stay as they are,
+    measured beside their own steps of text alone."""
     tables = json.loads(file.read_text()) if file.exists() else []
 
     def place(t: dict[str, Any]) -> tuple:
         return (*(t.get(key, "") for key in ("kind", "base", "pixels", "dtype")), t["machine"]["device"])
 
+    before = next((t for t in tables if place(t) == place(table)), None)
+    if add and before and table["kind"] == "steps":
+        table = {**table, "rows": {name: table["rows"].get(name, row) for name, row in before["rows"].items()} | table["rows"]}
     tables = [t for t in tables if place(t) != place(table)] + [table]
     tables.sort(key=lambda t: [str(part) for part in place(t)], reverse=True)
     file.write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")

@@ -18,10 +18,6 @@ class Added:
     flops: int
     bytes: int
 
-    def seconds(self, flops: float, rate: float) -> float:
-        """On a machine that does `flops` operations and moves `rate` bytes a second, one or the other at a time being the limit."""
-        return max(self.flops / flops, self.bytes / rate)
-
 
 def layer(positions: int, width: int, tokens: int, names: int, text_gain: bool, itemsize: int) -> Added:
     """One layer, one row. Image attention q K^T and p V, 2 N S C operations each; names' attention 2 N L C; f one product of N C with C.

@@ -1,6 +1,7 @@
 """The benchmark's own arithmetic: intervals that hold what they promise, the least possible cost, and a page that says what was measured."""
 import copy
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from math import comb
@@ -18,7 +19,7 @@ sys.path.append(str(FOLDER))
 import fusers  # noqa: E402
 import page  # noqa: E402
 from intervals import coverage_rank, interval  # noqa: E402
-from measure import growth, peak_of, ratios, rounds  # noqa: E402
+from measure import growth, peak_of, ratios, rounds, text_seconds  # noqa: E402
 from runs import OURS, THEIRS, beside, rival_of  # noqa: E402
 from theory import layer  # noqa: E402
 
@@ -63,7 +64,7 @@ def test_every_run_stands_directly_beside_text_alone_on_either_side():
     found = rounds(steps, 4)
     assert len(found) == 4 and all(set(seconds) == {"a", "b", "c"} for seconds in found)
     assert calls[:4] == ["text", "a", "b", "c"], "every run once before it counts"
-    turned, straight = ["c", "text", "b", "text", "a"], ["a", "text", "b", "c", "text"]
+    turned, straight = ["c", "text", "b", "text", "a"], ["a", "text", "b", "text", "c"]
     assert calls[4:] == turned + straight + turned + straight
 
 
@@ -73,6 +74,10 @@ def test_ours_and_theirs_of_the_same_size_are_neighbours():
     for ours, theirs in (("relevance 2x4", "ipadapter-plus 2x4"), ("relevance 8x16", "ipadapter-plus 8x16"), ("relevance 2x4+regions", "ipadapter-plus 2x4+masks")):
         assert order.index(theirs) == order.index(ours) + 1 and order.index(ours) % 2 == 0
         assert rival_of(ours) == theirs
+
+
+def test_a_step_of_text_that_serves_two_runs_counts_once():
+    assert text_seconds([{"a": (1.0, 1.1), "b": (1.0, 1.2), "c": (3.0, 3.1)}, {"a": (2.0, 2.2), "b": (2.0, 2.1), "c": (1.0, 1.1)}]) == [1.0, 3.0, 2.0, 1.0]
 
 
 def test_ratios_and_growth_are_of_the_same_round():
@@ -172,7 +177,54 @@ def test_one_run_that_waits_or_grows_is_enough(key, words):
     assert kept([good], words) is True
     bad = copy.deepcopy(good)
     bad["rows"]["gated 2"]["counts"][key] = 1
+    bad["rows"]["relevance 2x4"]["counts"] = {**bad["rows"]["relevance 2x4"]["counts"], key: -5}
     assert kept([bad], words) is False
+
+
+def test_the_narrowest_interval_is_the_judge_and_a_gpu_has_none():
+    sure, wide = table(relevance_2x4=(1.0, 1.06)), table(relevance_2x4=(0.95, 1.04))
+    words = "2x4 adds at most 5 %"
+    assert kept([sure], words) is kept([sure, wide], words) is kept([wide, sure], words) is False
+    assert kept([wide], words) is True
+    for name, value in (("device", "NVIDIA X"), ("dtype", "float16")):
+        other = copy.deepcopy(sure)
+        for row in other["rows"].values():
+            row["counts"] |= {"launches": 9, "waits": 0}
+        (other["machine"] if name == "device" else other)[name] = value
+        assert kept([other, wide], words) is True
+        assert kept([other], words) is None
+
+
+def test_the_sentence_is_of_one_machine():
+    names = ("relevance_2x4", "relevance_8x16", "ipadapter-plus_2x4", "ipadapter-plus_8x16")
+    whole = table(**dict.fromkeys(names, (1.0, 1.1)))
+    assert "ComfyUI 1 on a CPU" in page.in_readme([whole])
+    assert page.in_readme([table(**dict.fromkeys(some, (1.0, 1.1))) for some in (names[:2], names[2:])]) == ""
+    whole["machine"]["device"] = "NVIDIA X"
+    assert page.in_readme([whole]) == ""
+
+
+def test_launches_and_waits_of_a_gpu_are_shown_and_judged():
+    mine, words = table(relevance_2x4=(1.0, 1.0)), "no step waits"
+    assert kept([mine], words) is None
+    mine["machine"]["device"] = "NVIDIA X"
+    mine["rows"]["text"]["counts"] |= {"launches": 100, "waits": 3}
+    for waits, verdict in ((3, True), (4, False)):
+        mine["rows"]["relevance 2x4"]["counts"] = {**mine["rows"]["text"]["counts"], "launches": 118, "waits": waits}
+        assert kept([mine], words) is verdict
+        assert f"| 118 | {waits} |" in page.render([mine]) and "kernel launches | waits |" in page.render([mine])
+
+
+def test_runs_that_are_added_leave_the_others_as_they_are(tmp_path):
+    first, second = table(relevance_2x4=(1.0, 1.1), gated_2=(1.0, 1.5)), table(relevance_2x4=(1.0, 1.02), add_2x4=(1.0, 1.03))
+    second["rows"]["text"]["first"] = 7.0
+    script = f"import sys, json; sys.path[:0] = [{str(FOLDER)!r}]; import run; from pathlib import Path; run.keep(json.load(sys.stdin), Path('r.json'), sys.argv[1] == 'add')"
+    for made, how in ((first, "new"), (second, "add"), (first, "new")):
+        subprocess.run([sys.executable, "-c", script, how], input=json.dumps(made), text=True, check=True, cwd=tmp_path)
+        kept, = json.loads((tmp_path / "r.json").read_text())
+        if how == "add":
+            assert kept["rows"] == second["rows"] | {"gated 2": first["rows"]["gated 2"]} and list(kept["rows"])[:2] == ["text", "relevance 2x4"]
+    assert kept == first
 
 
 def test_what_no_machine_measured_is_said():
