@@ -33,6 +33,8 @@ FROM = int(os.environ.get("TROUPE_FUZZ_FROM", "0"))
 REPORT = os.environ.get("TROUPE_FUZZ_REPORT")
 KINDS = ("IP-Adapter", "plus", "full face", "MIP", "GLIGEN text", "GLIGEN photos", "project", "in parts", "Subject-Diffusion", "MM-Diff", "UMM-Diffusion", "FastComposer")
 State = dict[str, torch.Tensor]
+CLAIM = re.compile(r"Expected (?:the tensor |finite numbers in |floating-point numbers in )?'(?P<tensor>[^']+)' (?:of|in) '[^']+'(?! to be).*?, found (?P<found>.*?)\. ")
+SHAPE = re.compile(r"(?:the shape )?(\[[\d, ]*\])")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -107,7 +109,7 @@ class Stage:
         self.source = {place: source.get(prints(tensor)) for place, tensor in held(read_adapter(root / self.folder.chosen)).items()}
         assert any(self.source.values()) or "text_encoder" in name
         self.labels = {Path(name).name for name in (self.folder.chosen, self.folder.target)} | {Path(name).parent.name for name in (self.folder.chosen, self.folder.target)} - {""}
-        self.labels |= {f"{member} of" for member in ("mlp", "clip_text", "clip_visual", "unet_adapter_weights")}
+        self.labels |= {f"{member} of" for member in ("mlp", "proj", "clip_text", "clip_visual", "unet_adapter_weights")}
         warm_up(root)
 
     def check(self, kind: str, seed: str) -> str:
@@ -130,7 +132,27 @@ class Stage:
         assert type(error) is CheckpointError, f"{type(error).__name__}: {error}"
         text = checked_text(error)
         assert any(label in text for label in self.labels), f"no file is named: {text}"
+        self.check_claim(kind, text, path)
         return "refused"
+
+    def check_claim(self, kind: str, text: str, path: Path) -> None:
+        """Where a sentence names a tensor, the file is as it says; where a tensor's numbers are no good, it names one."""
+        claim = CLAIM.match(text)
+        state = plainly_read(path, Bag({}))
+        assert claim or kind not in ("poisoned", "cast") or not state, f"no tensor is named: {text}"
+        if not claim or not state or "…" in claim["tensor"]:
+            return
+        said = claim["tensor"].removeprefix("proj.")  # a member of several is told by its name before the tensor's
+        named = [tensor for name, tensor in state.items() if f".{name}".endswith(f".{said}")]
+        found = claim["found"]
+        if found == "no such tensor":
+            assert claim["tensor"] not in state, f"it is there: {text}"
+        elif found.startswith("NaN"):
+            assert not all(bool(tensor.float().isfinite().all()) for tensor in named), f"its numbers are finite: {text}"
+        elif shape := SHAPE.fullmatch(found):
+            assert json.loads(shape[1]) in [list(tensor.shape) for tensor in named], f"it has another shape: {text}"
+        elif hasattr(torch, found):
+            assert found in [str(tensor.dtype).removeprefix("torch.") for tensor in named], f"it is something else: {text}"
 
     def headers(self, seed: str) -> bool:
         """Whether to read the headers too: of pickles in one case of four, for they have none and are read as for loading."""

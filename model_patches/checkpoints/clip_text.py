@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from .tensors import State, check, missing
+from .tensors import State, check, check_matrix
 
 ROOT = "text_model."  # transformers 5 leaves it away
 LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
@@ -21,8 +21,7 @@ def text_weights(state: Mapping[str, torch.Tensor], width: int, file: str, kind:
     rooted = {name if name.startswith((ROOT, "text_projection")) else f"{ROOT}{name}": tensor for name, tensor in state.items()}
     found = {name: tensor for name, tensor in rooted.items() if name.startswith(ROOT) and not name.endswith("position_ids")}
     for name in (TOKENS, POSITIONS, f"{ROOT}encoder.layers.0.mlp.fc1.weight"):
-        if name not in found or found[name].ndim != 2:
-            raise missing(name, file)
+        check_matrix(found, name, file)
     check(found, _shapes(found, width), file, kind)
     return found
 

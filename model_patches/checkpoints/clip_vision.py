@@ -81,12 +81,14 @@ def overlay(state: Mapping[str, torch.Tensor], file: str) -> State:
     """
     for name, tensor in state.items():
         _check_form(name.removeprefix(OPEN_CLIP), tensor, f"'{name}' of '{file}'")
-    named = with_transformers_names(state, OPEN_CLIP if any(name.startswith(OPEN_CLIP) for name in state) else "")
+    prefix = OPEN_CLIP if any(name.startswith(OPEN_CLIP) for name in state) else ""
+    named = with_transformers_names(state, prefix)
     found = {name: tensor for name, tensor in named.items() if name.startswith(("vision_model.", "visual_projection.")) and not name.endswith("position_ids")}
     if state and not found:
         raise CheckpointError(f"blocks of a CLIP vision encoder in '{file}'", f"tensors such as '{next(iter(state))}'", AGAIN)
-    for name, tensor in found.items():
-        check_numbers(tensor, name, file)
+    for name, tensor in state.items():  # the file's own names are the ones to tell
+        if not found.keys().isdisjoint(with_transformers_names({name: tensor}, prefix)):
+            check_numbers(tensor, name, file)
     return found
 
 

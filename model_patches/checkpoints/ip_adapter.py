@@ -13,8 +13,9 @@ from ..encoders.decoupled import DecoupledLayers
 from ..encoders.projections import FaceMLP, ImageProj, Resampler, module_name
 from ..errors import CheckpointError
 from .refused import no_adapter, refuse_known
-from .tensors import AGAIN, State, assign, missing, part, reading
+from .tensors import AGAIN, State, assign, check_matrix, part, reading
 
+LAYERS = ("ip_adapter.", "adapter_modules.")  # before the names of the layers, in files of the publishers and of some trainers
 NUMBER = re.compile(r"[0-9]{1,4}")
 
 
@@ -29,18 +30,19 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
         CheckpointError: another kind of file, or a tensor that is missing, misshapen or unknown.
     """
     refuse_known(state, file)
-    projection_state, layer_state = part(state, "image_proj."), part(state, "ip_adapter.") or part(state, "adapter_modules.")
+    prefix = next((prefix for prefix in LAYERS if part(state, prefix)), LAYERS[0])
+    projection_state, layer_state = part(state, "image_proj."), part(state, prefix)
     if not projection_state or not layer_state:
         found = f"{len(state)} tensors such as '{next(iter(state))}'"
         raise no_adapter(file, found, "Choose an adapter file; 'models/ipadapter', 'models/gligen' and 'models/subject_adapters' are their folders.")
     with torch.device("meta"):
         projection, tokens, need = _projection(projection_state, file, operations)
-        layers = _layers(layer_state, file, operations)
+        layers = _layers(layer_state, prefix, file, operations)
     context_dim = _context_of(projection)
     if layers.context_dim != context_dim:
         raise CheckpointError(f"the two halves of '{file}' to be for one base model", f"image tokens {context_dim} wide and layers for {layers.context_dim}", AGAIN)
     _load(projection, {f"image_proj.{k}": v for k, v in projection_state.items()}, "image_proj.", file)
-    _load(layers, {f"ip_adapter.{k}": v for k, v in layer_state.items()}, "ip_adapter.", file)
+    _load(layers, {f"{prefix}{k}": v for k, v in layer_state.items()}, prefix, file)
     family = "mip_adapter" if layers.text_gain else "ip_adapter"
     spec = AdapterSpec(family, type(projection).__name__, file, context_dim, tokens, need, layers.widths, layers.text_gain)
     return Adapter(spec, projection, layers)
@@ -59,15 +61,11 @@ def _projection(state: State, file: str, operations: Any) -> tuple[nn.Module, in
         return ImageProj(**widths, operations=operations), widths["tokens"], EncoderNeed("pooled", widths["embed_dim"])
 
 
-def _layers(state: State, file: str, operations: Any) -> DecoupledLayers:
+def _layers(state: State, prefix: str, file: str, operations: Any) -> DecoupledLayers:
     """The cross-attention layers on the meta device, widths read off `{2j+1}.to_k_ip.weight` [C, D]."""
     indices = _indices(state)
     for index in range(1, max(indices, default=1) + 1, 2):
-        name = f"{index}.to_k_ip.weight"
-        if name not in state:
-            raise missing(f"ip_adapter.{name}", file)
-        if state[name].ndim != 2 or 0 in state[name].shape:
-            raise CheckpointError(f"'ip_adapter.{name}' of '{file}' to have 2 axes", f"the shape {list(state[name].shape)}", AGAIN)
+        check_matrix(state, f"{index}.to_k_ip.weight", file, prefix)
     shapes = [tuple(state[f"{index}.to_k_ip.weight"].shape) for index in indices]
     contexts = [d for _, d in shapes]
     context_dim = max(set(contexts), key=contexts.count)

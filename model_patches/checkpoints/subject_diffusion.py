@@ -82,9 +82,9 @@ def build(members: Mapping[str, State], file: str, operations: Any = nn, beside:
     _check_members(members, file, beside)
     unet, width = members["unet"], _input_width(members["unet"], file)
     with torch.device("meta"):
-        with reading(file, "mlp: "):
+        with reading(f"mlp of {file}", ""):
             mlp = MLP(**MLP.widths(members["mlp"]), operations=operations)
-        with reading(file, "proj: "):
+        with reading(f"proj of {file}", ""):
             widths = GroundingNet.widths(members["proj"])
         net, dim = GroundingNet(**widths, operations=operations), widths["out_dim"]
         paths = _paths(unet, file)

@@ -29,6 +29,14 @@ def missing(name: str, file: str) -> CheckpointError:
     return CheckpointError(f"the tensor '{name}' in '{file}'", "no such tensor", AGAIN)
 
 
+def check_matrix(state: Mapping[str, torch.Tensor], name: str, file: str, prefix: str = "") -> None:
+    """Raise CheckpointError unless there is a tensor of that name with two axes, neither of them empty; `prefix`: what stands before its name in the file."""
+    if name not in state:
+        raise missing(f"{prefix}{name}", file)
+    if state[name].ndim != 2 or 0 in state[name].shape:
+        raise CheckpointError(f"'{prefix}{name}' of '{file}' to have 2 axes", f"the shape {list(state[name].shape)}", AGAIN)
+
+
 @contextmanager
 def reading(file: str, prefix: str) -> Iterator[None]:
     """Turns the KeyError and MisshapenTensor of a module's `widths` into sentences; `prefix`: what stands before its names in the file."""
