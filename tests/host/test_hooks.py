@@ -253,6 +253,32 @@ def test_the_host_accounts_for_the_adapter_and_moves_it():
     assert len(twice.get_additional_models_with_key(st.adapter.key)) == 1
 
 
+def test_weights_are_there_once_for_several_nodes_subjects_and_clones():
+    import gc
+    from dataclasses import replace
+
+    import comfy.model_management as mm
+    from stage import ksample, settings, stage
+
+    st, counted = stage("SD15"), []
+    mm.unload_all_models()
+    weights = dict(st.adapter.layers_patcher.model.named_parameters())
+
+    def count(*_):
+        tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+        copies = [{t.data_ptr() for t in tensors if t.shape == weight.shape and torch.equal(t, weight)} for weight in weights.values()]
+        holders = [loaded for loaded in mm.current_loaded_models if loaded.model is not None and loaded.model.model is st.adapter.layers_patcher.model]
+        counted.append((max(map(len, copies)), len(holders)))
+
+    one = st.apply(st.references(3), settings())
+    model, positive, negative = replace(st, patcher=one[0], positive=one[1], negative=one[2]).apply(st.references(1), settings("add"))
+    hook = st.adapter.layers_patcher.model.layers[-1].to_v_ip.register_forward_pre_hook(count)
+    for patcher in (one[0], model, model.clone(), model.clone().clone()):
+        ksample(patcher, positive, negative)
+    hook.remove()
+    assert len(counted) >= 4 and set(counted) == {(1, 1)}
+
+
 def test_partial_loading_gives_the_same_picture():
     from stage import ksample, settings, stage
 
