@@ -187,14 +187,11 @@ def test_attention_that_runs_out_of_memory_and_is_tried_again_by_the_host(kind, 
     assert len(short) >= 6 * lab.STEPS and len(counted) == acted and bool(acted) == (kind != "prompt")
 
 
-@MECHANISMS
-def test_a_model_call_that_is_tried_again(kind, lab, studio_of):
-    """A pack that catches the lack of memory around the model and calls it once more: the same latent."""
+def tried_again(lab, inner, level):
+    """A set whose MODEL has another pack's wrapper outside of ours, which catches the lack of memory and calls once more; and how often it did."""
     import comfy.model_management as mm
-    from comfy.patcher_extension import WrappersMP
 
-    undisturbed = studio_of(kind).latent(lab.graph(kind))
-    studio, caught = studio_of(kind), []
+    caught = []
 
     def again(executor, *args, **kwargs):
         try:
@@ -204,13 +201,39 @@ def test_a_model_call_that_is_tried_again(kind, lab, studio_of):
             return executor(*args, **kwargs)
 
     outside = lab.Set.__new__(lab.Set)
-    outside.__dict__.update(studio.set.__dict__)
+    outside.__dict__.update(inner.__dict__)
+    outside.patcher = inner.patcher.clone()
+    outside.patcher.add_wrapper_with_key(level, "again", again)
+    return outside, caught
+
+
+@MECHANISMS
+def test_a_model_call_that_is_tried_again(kind, lab, studio_of):
+    """A pack that catches the lack of memory around the model and calls it once more: the same latent."""
+    from comfy.patcher_extension import WrappersMP
+
+    undisturbed = studio_of(kind).latent(lab.graph(kind))
+    studio = studio_of(kind)
     for level in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL, WrappersMP.CALC_COND_BATCH):
-        outside.patcher = studio.set.patcher.clone()
-        outside.patcher.add_wrapper_with_key(level, "again", again)
+        outside, caught = tried_again(lab, studio.set, level)
         with lab.at_call(studio.set.patcher, 2, lab.out_of_memory) as calls:
             assert torch.equal(studio_of(outside).latent(lab.graph(kind)), undisturbed)
         assert caught.pop() and len(calls) == lab.STEPS + 1
+
+
+@pytest.mark.parametrize(("kind", "module", "name"), [case[:3] for case in OURS if case[2] in ("project_images", "project_names", "layer_objects")])
+def test_what_is_made_once_a_run_and_failed_is_made_when_the_call_is_tried_again(kind, module, name, lab, studio_of, monkeypatch):
+    import importlib
+
+    from comfy.patcher_extension import WrappersMP
+
+    undisturbed = studio_of(kind).latent(lab.graph(kind))
+    within = importlib.import_module(f"troupe.model_patches.hosts.comfyui.{module}")
+    original, calls = getattr(within, name), []
+    monkeypatch.setattr(within, name, lambda *args, **kwargs: (calls.append(1), lab.out_of_memory() if len(calls) == 1 else original(*args, **kwargs))[1])
+    outside, caught = tried_again(lab, studio_of(kind).set, WrappersMP.APPLY_MODEL)
+    assert torch.equal(studio_of(outside).latent(lab.graph(kind)), undisturbed)
+    assert len(caught) == 1 and len(calls) > 1
 
 
 def test_a_picture_that_is_decoded_in_tiles_for_want_of_memory(lab, studio_of, monkeypatch):

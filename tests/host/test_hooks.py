@@ -279,6 +279,35 @@ def test_weights_are_there_once_for_several_nodes_subjects_and_clones():
     assert len(counted) >= 4 and set(counted) == {(1, 1)}
 
 
+def test_a_run_that_failed_keeps_no_keys_though_its_error_is_kept(monkeypatch):
+    """Whoever keeps an error keeps what its frames held, a run among it."""
+    import gc
+    import weakref
+
+    from stage import ksample, settings, stage
+    from troupe.model_patches.hosts.comfyui import image_attention
+
+    def fails(apply, arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise ZeroDivisionError
+        return apply(arguments["input"], arguments["timestep"], **arguments["c"])
+
+    def watched(*args):
+        made = original(*args)
+        kept.extend(weakref.ref(part.keys) for part in made)
+        return made
+
+    st, calls, kept, original = stage("SD15"), [], [], image_attention.project_images
+    monkeypatch.setattr(image_attention, "project_images", watched)
+    model, positive, negative = st.apply(st.references(2), settings())
+    model.set_model_unet_function_wrapper(fails)
+    with pytest.raises(ZeroDivisionError) as error:
+        ksample(model, positive, negative)
+    gc.collect()
+    assert error.value.__traceback__ is not None and kept and not any(ref() is not None for ref in kept)
+
+
 def test_partial_loading_gives_the_same_picture():
     from stage import ksample, settings, stage
 
