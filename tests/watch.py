@@ -18,7 +18,7 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 SECONDS = 5.0
-SLACK = 192 << 20  # bytes that a call may reserve whatever it reads: thread arenas, small tables
+SLACK = 64 << 20  # bytes that a call may reserve whatever it reads: stacks of threads, small tables
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.chmod",
     "os.truncate", "os.putenv", "os.startfile",
              "subprocess.Popen", "socket.", "shutil.", "urllib.", "ftplib.", "smtplib.", "webbrowser.", "ctypes.", "pty.", "tempfile.", "marshal.", "code.__new__",
