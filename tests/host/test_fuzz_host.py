@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 import torch
+from both_ways import ACCEPTED, both_ways
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from mutations import Bag, classes, mutated
@@ -32,6 +33,7 @@ def studio():
     return stage("SD15", text_gain=True)
 
 
+@both_ways(0.05)
 @pytest.mark.usefixtures("host")
 @PROFILE
 @given(people, widgets, st.sampled_from(("relevance", "paper", "uniform", "joint", "add")), st.sampled_from(((8, 8), (2, 3), (1, 32), (9, 7))), st.sampled_from((1, 2)),
@@ -45,9 +47,46 @@ def test_a_sample_of_any_cast_is_finite_or_refused(subjects, chosen, merge, size
     try:
         wired = studio().apply(references, attention(merge, **chosen))
     except TroupeError as error:
+        ACCEPTED.append(False)
         assert str(error).startswith("Expected ")
         return
+    ACCEPTED.append(True)
     latent = ksample(*wired, size=size, batch=batch, cfg=cfg, steps=2)
+    assert latent.shape == (batch, 4, *size) and bool(latent.isfinite().all())
+
+
+sides = st.one_of(st.floats(0.001, 1), st.just(1.0), st.just(0.0))
+drawn = st.one_of(st.none(), st.tuples(st.floats(0, 1), st.floats(0, 1), sides, sides))
+placed = st.lists(st.tuples(st.one_of(st.floats(0, 3), finite), ranges, drawn, st.booleans()), min_size=1, max_size=4)
+gated_widgets = st.fixed_dictionaries({}, optional={"strength": st.one_of(st.floats(0, 2), numbers), "end_percent": st.one_of(st.floats(0, 1), numbers),
+                                                    "decay_percent": st.one_of(st.floats(0, 1), numbers), "use_bbox": st.sampled_from(("auto", "on", "off"))})
+
+
+@cache
+def gated_studio(kind):
+    from gated_stage import gated_stage
+
+    return gated_stage(kind)
+
+
+@both_ways(0.05)
+@pytest.mark.usefixtures("host")
+@PROFILE
+@given(st.sampled_from(("text", "text_image", "patches")), placed, gated_widgets, st.sampled_from(((8, 8), (2, 3), (1, 16), (9, 7))), st.sampled_from((1, 2)), st.booleans())
+def test_a_sample_with_any_boxes_is_finite_or_refused(kind, subjects, chosen, size, batch, negative):
+    from stage import ksample
+    from troupe.model_patches.settings import GatedSettings
+
+    weights, spans, boxes, written = map(list, zip(*subjects, strict=True))
+    references = gated_studio(kind).references(len(subjects), boxes, weights, spans, written if kind == "text_image" else None)
+    try:
+        wired = gated_studio(kind).apply(references, GatedSettings(**chosen), negative)
+    except TroupeError as error:
+        ACCEPTED.append(False)
+        assert str(error).startswith("Expected ")
+        return
+    ACCEPTED.append(True)
+    latent = ksample(*wired, size=size, batch=batch, steps=2)
     assert latent.shape == (batch, 4, *size) and bool(latent.isfinite().all())
 
 
