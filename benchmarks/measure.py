@@ -5,13 +5,15 @@ import gc
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 
 import torch
 from live import AT, Step
 
+OFTEN = 3  # times in a round that a run stands beside text alone whose target lies close to what is measured
 GROWTH = 8  # steps over which tensors that stay are counted
 TEXT = "text"  # the run that everything is compared with
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
@@ -45,22 +47,26 @@ def timed(step: Callable[[], object]) -> float:
     return begin.elapsed_time(end) / 1000
 
 
-def rounds(steps: Mapping[str, Step], pairs: int, say: Callable[[str], None] = lambda line: None) -> list[dict[str, tuple[float, float]]]:
-    """Seconds of (text alone, run) by run, once a round: each run directly beside a step of text alone, in an order that turns around every round."""
+def rounds(steps: Mapping[str, Step], pairs: int, say: Callable[[str], None] = lambda line: None, often: Collection[str] = ()) -> list[dict[str, tuple[float, float]]]:
+    """Seconds of (text alone, run) by run, once a round; runs of `often`, with their neighbour, OFTEN times, each time as an entry of its own.
+
+    Two neighbours share a step of text alone. The three take turns in each of their six orders, so that each is as often the first, the second and the last, and
+    comes as often after each other: what a step leaves behind for the next (caches, memory) favours none of them.
+    """
     others = [name for name in steps if name != TEXT]
-    couples = [others[i:i + 2] for i in range(0, len(others), 2)]  # run, text, run: one step of text serves two neighbours
+    couples = [others[i:i + 2] for i in range(0, len(others), 2)]
     for step in steps.values():
         step()
     found = []
     for number in range(pairs):
-        seconds: dict[str, tuple[float, float]] = {}
-        for couple in couples if number % 2 else [couple[::-1] for couple in couples[::-1]]:
-            first = 0 if number % 2 and len(couple) == 1 else 1  # one alone stands on either side in turn
-            mine = [timed(steps[name]) for name in couple[:first]]
-            text = timed(steps[TEXT])
-            mine += [timed(steps[name]) for name in couple[first:]]
-            seconds |= {name: (text, own) for name, own in zip(couple, mine, strict=True)}
-        found.append(seconds)
+        entries: list[dict[str, tuple[float, float]]] = [{} for _ in range(OFTEN)]
+        for couple in couples if number % 2 else couples[::-1]:
+            orders = list(permutations((TEXT, *couple)))
+            times = OFTEN if not set(often).isdisjoint(couple) else 1
+            for again, entry in enumerate(entries[:times]):
+                seconds = {name: timed(steps[name]) for name in orders[(number * times + again) % len(orders)]}
+                entry |= {name: (seconds[TEXT], seconds[name]) for name in couple}
+        found += [entry for entry in entries if entry]
         if number % 10 == 9:
             say(f"{number + 1} of {pairs} rounds")
     return found
@@ -72,13 +78,14 @@ def text_seconds(found: Sequence[Mapping[str, tuple[float, float]]]) -> list[flo
 
 
 def ratios(found: Sequence[Mapping[str, tuple[float, float]]], name: str) -> list[float]:
-    """Run / text alone, of every round."""
-    return [mine / text for text, mine in (seconds[name] for seconds in found)]
+    """Run / text alone, of every time that a run was measured."""
+    return [mine / text for text, mine in (seconds[name] for seconds in found if name in seconds)]
 
 
 def growth(found: Sequence[Mapping[str, tuple[float, float]]], few: str, many: str, more: int) -> list[float]:
     """What each of the `more` further subjects of `many` adds over `few`, as a share of a step of text alone, of every round."""
-    return [(b - a) / more for a, b in zip(ratios(found, few), ratios(found, many), strict=True)]
+    both = [seconds for seconds in found if few in seconds and many in seconds]
+    return [(b - a) / more for a, b in zip(ratios(both, few), ratios(both, many), strict=True)]
 
 
 def counts(step: Step) -> Counts:

@@ -12,6 +12,10 @@ PICTURES = (4, 8, 28)  # steps
 NOT_MEASURED = "not measured"
 GPU = "a GPU"
 OURS = ("relevance", "gated", "add")
+ASKED = (
+    *((base, 512, "float32", "CPU") for base in ("sd15", "sd15-thin")), ("sd15-thin", 256, "float32", "CPU"), ("sdxl-thin", 1024, "float32", "CPU"),
+    *((base, pixels, dtype, GPU) for base, pixels in (("sd15", 512), ("sdxl", 1024)) for dtype in ("float16", "bfloat16")),
+)
 Table = Mapping[str, Any]
 
 HEAD = """# What references cost
@@ -21,14 +25,14 @@ Written by `benchmarks/run.py`, by a machine: change the scripts, not this page.
     python benchmarks/run.py --base sd15-thin --pixels 256 --ipadapter-plus DIR
 
 A figure is what a whole guided prediction (positive and negative, batch 1) takes more than the same prediction with the prompt alone, on a real ComfyUI. Both
-are timed directly beside each other, in one process, in alternating order, and what counts is the median of their ratios; in brackets the interval in which the
-true median lies with 95 % (order statistics, which assume nothing about the distribution). A target is judged by the interval's unfavourable end, of the
-narrowest interval where there are several. All weights are random, of the published shapes; `-thin` models have every block of the real one, all 320 wide.
+are timed beside each other in one process, in all orders in turn, and what counts is the median of their ratios; in brackets the interval in which the true
+median lies with 95 % (order statistics, which assume nothing about the distribution). A target is judged by the interval's unfavourable end, of the narrowest
+interval where there are several. All weights are random, of the published shapes; `-thin` models have every block of the real one, all 320 wide.
 `relevance 2x4` is two subjects of 4 image tokens each by Apply Image Attention with merge relevance, the trained gain f, names of three tokens and the middle
 block included; `gated 2` two boxes by Apply Gated Adapter with a GLIGEN text-box file, `core-gligen 2` the same file by ComfyUI's own nodes; `ipadapter-plus
-2x4` two stacked Apply nodes of ComfyUI_IPAdapter_plus, which leave the middle block alone. Seconds for whole pictures have the photos, the first step and the
-others in them, the photos always those of an adapter of 4 tokens. MB are 1 000 000 bytes. `--threads` and `--pairs` are as each table says; rows of another
-number of pairs were measured by another run (`--add`), beside text steps of their own. ComfyUI copies what hangs on a MODEL with every further node: what n
+2x4` two stacked Apply nodes of ComfyUI_IPAdapter_plus, which leave the middle block alone. Seconds for whole pictures are added up from the photos, the first
+step and the others, the photos always those of an adapter of 4 tokens. What is least possible counts what no arrangement can avoid, at this machine's own rates
+for large matrix products and copies. MB are 1 000 000 bytes. ComfyUI copies what hangs on a MODEL with every further node: what n
 stacked nodes of that pack bring is held n (n + 1) / 2 times.
 """
 
@@ -50,9 +54,10 @@ def write_page(results: Path, page: Path) -> None:
 def render(tables: Sequence[Table]) -> str:
     """The whole page."""
     parts = [HEAD, "## Targets\n", lines(("promised", "measured", "kept"), [(t.promise, t.figure, verdict(t.kept)) for t in targets(tables)])]
+    parts += size_section(tables)
     for table in tables:
         parts += [f"## {heading(table)}\n", *{"steps": step_section, "encode": encode_section, "fusers": fuser_section}[table["kind"]](table, tables)]
-    return "\n".join(parts)
+    return "\n".join([*parts, *asked_section(tables)])
 
 
 def in_readme(tables: Sequence[Table]) -> str:
@@ -93,7 +98,7 @@ def step_section(table: Table, tables: Sequence[Table]) -> list[str]:
     """Costs of one base at one size."""
     rows, rates = table["rows"], table["rates"]
     columns = ("run", "a step costs more", "pairs", "s a step", "first step, s", *(f"{n} steps, s" for n in PICTURES), "weights and tokens, MB", "peak of a step, MB", "operators",
-               "numbers read", "growth over 8 steps, B", "least possible of what is added")
+               "numbers read", "growth over 8 steps, B", "least arithmetic added, GFLOP", "least traffic added, MB", "least possible of what is added")
     body = []
     for name, row in rows.items():
         count, step = row["counts"], row["seconds"]["median"]
@@ -101,14 +106,15 @@ def step_section(table: Table, tables: Sequence[Table]) -> list[str]:
         whole = [NOT_MEASURED if encode is None else f"{encode + row['first'] + (n - 1) * step:.1f}" for n in PICTURES]
         pairs = str(row.get("ratio", {}).get("count", ""))
         body.append((name, share(row.get("ratio"), 1), pairs, f"{step:.3g}", f"{row['first']:.3g}", *whole, f"{row['held'] / 1e6:.1f}", f"{count['peak'] / 1e6:.0f}",
-                     f"{count['operators']}", f"{count['scalars']}", f"{count['kept']}", least(row, rates)))
+                     f"{count['operators']}", f"{count['scalars']}", f"{count['kept']}", *amounts(row), least(row, rates)))
         if count["launches"] is not None:
             body[-1] += (f"{count['launches']}", f"{count['waits']}")
     columns += ("kernel launches", "waits") * (rows["text"]["counts"]["launches"] is not None)
     about = machine_line(table)
     gpu = "" if rows["text"]["counts"]["launches"] is not None else f"Kernel launches, waits and memory of {GPU}: {NOT_MEASURED}.\n"
-    growing = [(name, share(row["growth"])) for name, row in rows.items() if "growth" in row]
-    return [about, lines(columns, body), gpu, "Each further subject adds, of a step of text alone:\n", lines(("up to", "a subject more"), growing)]
+    growing = [(few, many, share(found)) for many, row in rows.items() for few, found in row.get("growth", {}).items()]
+    grown = ["Each further subject adds, of a step of text alone:\n", lines(("from", "to", "a subject more"), growing)] if growing else []
+    return [about, lines(columns, body), gpu, *grown]
 
 
 def encode_section(table: Table, tables: Sequence[Table]) -> list[str]:
@@ -121,6 +127,29 @@ def fuser_section(table: Table, tables: Sequence[Table]) -> list[str]:
     """The gated layers in both forms."""
     body = [(f"{row['tokens']} object tokens", f"{row['published']['median']:.3g}", f"{row['ours']['median']:.3g}", times(row["times"])) for row in table["rows"]]
     return [machine_line(table), "All 16 layers, two rows, seconds:\n", lines(("", "as published", "here", "faster"), body)]
+
+
+def size_section(tables: Sequence[Table]) -> list[str]:
+    """How cost grows with the picture: the runs of a base that were measured at several sizes on the same device."""
+    groups: dict[tuple[str, ...], dict[int, Table]] = {}
+    for table in tables:
+        if table["kind"] == "steps":
+            groups.setdefault((table["base"], table["dtype"], table["machine"]["device"]), {})[table["pixels"]] = table
+    found = []
+    for place, sizes in groups.items():
+        for name in dict.fromkeys(name for table in sizes.values() for name in table["rows"]):
+            rows = {pixels: table["rows"][name] for pixels, table in sorted(sizes.items()) if "ratio" in table["rows"].get(name, {})}
+            if len(rows) > 1:
+                found += [(", ".join(place), name, f"{pixels} px", share(row["ratio"], 1), f"{1000 * seconds_added(row):.0f} ms") for pixels, row in rows.items()]
+    return ["## How cost grows with the picture\n", lines(("base", "run", "size", "a step costs more", "that is"), found)] if found else []
+
+
+def asked_section(tables: Sequence[Table]) -> list[str]:
+    """Every base, size and dtype that belongs here, and whether it was measured."""
+    there = {(t["base"], t["pixels"], t["dtype"], "CPU" if t["machine"]["device"].startswith("CPU") else GPU) for t in tables if t["kind"] == "steps"}
+    body = [(base, f"{pixels} px", dtype, place, "yes" if (base, pixels, dtype, place) in there else NOT_MEASURED) for base, pixels, dtype, place in ASKED]
+    body += [(f"partial loading on {GPU}, {flag}", "", "", GPU, NOT_MEASURED) for flag in ("--lowvram", "--novram")]
+    return ["## What was measured, and what was not\n", lines(("base", "size", "numbers", "on", "measured"), body)]
 
 
 # ---- targets -----------------------------------------------------------------------------------------------------------------------------------
@@ -142,7 +171,7 @@ def targets(tables: Sequence[Table]) -> list[Target]:
         promise = f"relevance {size} adds at most half of what ipadapter-plus {size} adds (thin SD1.5, 256 px, CPU)"
         found.append(Target(promise, NOT_MEASURED if row is None else f"{share(row)} beyond half", None if row is None else row["high"] <= 0))
     for tokens in (4, 16):
-        row = surest(cpu, "sd15-thin", 256, f"relevance 8x{tokens}", "growth")
+        row = surest(cpu, "sd15-thin", 256, f"relevance 8x{tokens}", "growth", f"relevance 1x{tokens}")
         promise = f"each further subject of {tokens} tokens adds less than 1.5 % of a step (thin SD1.5, 256 px, CPU)"
         found.append(Target(promise, NOT_MEASURED if row is None else share(row), None if row is None else row["high"] < 0.015))
     ours = [row["counts"] for t in tables if t["kind"] == "steps" for name, row in t["rows"].items() if name.startswith(OURS)]
@@ -169,10 +198,12 @@ def on_cpu(tables: Iterable[Table]) -> list[Table]:
     return [t for t in tables if t["machine"]["device"].startswith("CPU") and t["dtype"] == "float32" and t["kind"] != "encode"]
 
 
-def surest(tables: Iterable[Table], base: str, pixels: int, run: str, what: str) -> Mapping[str, Any] | None:
-    """An interval of a run, where several were measured the narrowest, whatever it says; None where nobody measured it."""
+def surest(tables: Iterable[Table], base: str, pixels: int, run: str, *what: str) -> Mapping[str, Any] | None:
+    """An interval of a run, by its keys; where several were measured the narrowest, whatever it says; None where nobody measured it."""
     same = [t["rows"][run] for t in tables if t["kind"] == "steps" and (t["base"], t["pixels"]) == (base, pixels) and run in t["rows"]]
-    return min((row[what] for row in same if what in row), key=lambda interval: interval["high"] - interval["low"], default=None)
+    for key in what:
+        same = [row[key] for row in same if key in row]
+    return min(same, key=lambda interval: interval["high"] - interval["low"], default=None)
 
 
 # ---- parts -------------------------------------------------------------------------------------------------------------------------------------
@@ -189,14 +220,25 @@ def encode_seconds(tables: Sequence[Table], table: Table, run: str) -> float | N
     return next((t["seconds"].get(who, {}).get(photos) for t in same), None)
 
 
+def amounts(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The least arithmetic and the least traffic of a row, '' where they are not known."""
+    theory = row.get("theory")
+    return (f"{theory['flops'] / 1e9:.3g}", f"{theory['bytes'] / 1e6:.3g}") if theory else ("", "")
+
+
 def least(row: Mapping[str, Any], rates: Mapping[str, float]) -> str:
-    """The least possible time, what is added, and what share of that the least is."""
+    """The least possible time, what is added, and what share of that the least is, where the interval says that anything is added."""
     if "theory" not in row:
         return ""
     theory = max(row["theory"]["flops"] / rates["flops"], row["theory"]["bytes"] / rates["bytes"])
-    spent = row["seconds"]["median"] * (1 - 1 / row["ratio"]["median"])
-    part = f" ({theory / spent:.0%})" if spent > theory else ""  # where the noise of a step is larger than what is added, a share says nothing
+    spent = seconds_added(row)
+    part = f" ({theory / spent:.0%})" if row["ratio"]["low"] > 1 and spent > theory else ""  # where noise is larger than what is added, a share says nothing
     return f"{theory * 1000:.3g} ms of {spent * 1000:.3g} ms{part}"
+
+
+def seconds_added(row: Mapping[str, Any]) -> float:
+    """Of a step, over text alone."""
+    return row["seconds"]["median"] * (1 - 1 / row["ratio"]["median"])
 
 
 def share(found: Mapping[str, float] | None, of: float = 0.0) -> str:

@@ -25,7 +25,7 @@ sys.path.append(str(HERE.parent / "tools"))
 from comfyui import find_comfyui  # noqa: E402
 from graph import RunError  # noqa: E402
 from pack import hide_broken_torchaudio, load_pack  # noqa: E402
-from runs import GATED, OURS, SUBJECTS, THEIRS, beside, pairs_of_growth, rival_of, subjects_of  # noqa: E402
+from runs import DECIDING, GATED, OURS, SUBJECTS, THEIRS, beside, pairs_of_growth, rival_of, subjects_of  # noqa: E402
 
 
 def main() -> int:
@@ -39,7 +39,6 @@ def main() -> int:
     parser.add_argument("--runs", nargs="+", help="measure these alone, such as 'relevance 2x4'")
     parser.add_argument("--fusers", action="store_true", help="measure the gated layers alone, in the published form and ours")
     parser.add_argument("--encode", action="store_true", help="measure the encoding of photos with a full-size image encoder")
-    parser.add_argument("--add", action="store_true", help="put these runs into the table that is there instead of beginning it anew")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of a CPU (default: all)")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json and RESULTS.md (default: this one)")
     given = parser.parse_args()
@@ -58,7 +57,7 @@ def main() -> int:
         runs = given.runs or (beside(OURS, THEIRS) if given.ipadapter_plus else OURS) + GATED
         table = measure_base(given.base, given.pixels, given.dtype, runs, given.pairs, given.ipadapter_plus)
     given.out.mkdir(parents=True, exist_ok=True)
-    keep(table, given.out / "results.json", given.add)
+    keep(table, given.out / "results.json")
     write_page(given.out / "results.json", given.out / "RESULTS.md")
     if given.out.resolve() == HERE:
         readme = HERE.parent / "README.md"
@@ -91,7 +90,7 @@ def measure_base(name: str, pixels: int, dtype: str, runs: list[str], pairs: int
     from intervals import interval
     from live import first_step, hold
     from measure import TEXT, counts, growth, kept_by, machine_rates, ratios, rounds, text_seconds, timed
-    from theory import added
+    from theory import COUNTED, added
 
     patcher, number = base(name, getattr(torch, dtype)), getattr(torch, dtype)
     latent = (1, 4, pixels // 8, pixels // 8)
@@ -103,15 +102,15 @@ def measure_base(name: str, pixels: int, dtype: str, runs: list[str], pairs: int
         firsts = {run: min(timed(lambda run=run: first_step(wired[run], latent)) for _ in range(2)) for run in wired}
 
         def measure(steps: dict[str, Any]) -> None:
-            found = rounds(steps, pairs, say)
+            found = rounds(steps, pairs, say, DECIDING)
             rows[TEXT] = {"seconds": interval(text_seconds(found)).as_dict()}
             for run in runs:
-                rows[run] = {"ratio": interval(ratios(found, run)).as_dict(), "seconds": interval([seconds[run][1] for seconds in found]).as_dict()}
+                rows[run] = {"ratio": interval(ratios(found, run)).as_dict(), "seconds": interval([seconds[run][1] for seconds in found if run in seconds]).as_dict()}
             for run in runs:
                 if (theirs := rival_of(run)) in runs and theirs != run:
                     rows[run]["beyond_half"] = interval([a - 1 - (b - 1) / 2 for a, b in zip(ratios(found, run), ratios(found, theirs), strict=True)]).as_dict()
             for few, many in pairs_of_growth(runs):
-                rows[many]["growth"] = interval(growth(found, few, many, subjects_of(many) - subjects_of(few))).as_dict()
+                rows[many].setdefault("growth", {})[few] = interval(growth(found, few, many, subjects_of(many) - subjects_of(few))).as_dict()
             for run in steps:
                 say(f"counting {run}")
                 rows[run]["counts"] = vars(counts(steps[run])) | {"kept": kept_by(steps[run])}
@@ -120,7 +119,7 @@ def measure_base(name: str, pixels: int, dtype: str, runs: list[str], pairs: int
         flops, copied = machine_rates(number, patcher.load_device)
         for run in rows:
             rows[run] |= {"first": firsts[run], "held": held[run]}
-            if run.startswith("relevance"):
+            if run.startswith(COUNTED):
                 rows[run]["theory"] = vars(added(contenders.blocks, latent, run, number.itemsize))
     return {"kind": "steps", "base": name, "pixels": pixels, "dtype": dtype, "pairs": pairs, "machine": machine(), "rates": {"flops": flops, "bytes": copied}, "rows": rows}
 
@@ -175,17 +174,13 @@ def cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
 
 
-def keep(table: dict[str, Any], file: Path, add: bool = False) -> None:
-    """Put a table into the results, in place of an older one of the same base, size, dtype and device. add: rows of steps that it lacks stay as they are,
-    measured beside their own steps of text alone."""
+def keep(table: dict[str, Any], file: Path) -> None:
+    """Put a table into the results, in place of an older one of the same base, size, dtype and device."""
     tables = json.loads(file.read_text()) if file.exists() else []
 
     def place(t: dict[str, Any]) -> tuple:
         return (*(t.get(key, "") for key in ("kind", "base", "pixels", "dtype")), t["machine"]["device"])
 
-    before = next((t for t in tables if place(t) == place(table)), None)
-    if add and before and table["kind"] == "steps":
-        table = {**table, "rows": {name: table["rows"].get(name, row) for name, row in before["rows"].items()} | table["rows"]}
     tables = [t for t in tables if place(t) != place(table)] + [table]
     tables.sort(key=lambda t: [str(part) for part in place(t)], reverse=True)
     file.write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")

@@ -1,9 +1,12 @@
 """The runs of a whole measurement: their names, their order, and which belong together. What a name says is in contenders.py."""
 from __future__ import annotations
 
+from itertools import pairwise
+
 SUBJECTS = (1, 2, 4, 8)
 OURS = [f"relevance {n}x{t}" for t in (4, 16) for n in SUBJECTS] + ["relevance 2x4+regions", "add 2x4"]
 GATED = [f"{kind} {n}" for kind in ("gated", "core-gligen") for n in (1, 2, 4)]
+DECIDING = ("relevance 2x4",)  # adds so little, beside twice so little, that it takes more pairs to tell
 THEIRS = [f"ipadapter-plus {n}x{t}" for t in (4, 16) for n in SUBJECTS] + ["ipadapter-plus 2x4+masks"]
 
 
@@ -21,14 +24,18 @@ def rival_of(run: str) -> str:
 
 
 def pairs_of_growth(runs: list[str]) -> list[tuple[str, str]]:
-    """(the run with the fewest subjects, the one with the most) of each kind and number of tokens, where they differ."""
+    """(a run, one with more subjects) of each kind and number of tokens: every step from one number of subjects to the next, and from the least to the most."""
     groups: dict[str, list[str]] = {}
     for run in runs:
         if "+" not in run:
             kind, sizes = run.split(" ")
             groups.setdefault(" ".join((kind, *sizes.split("x")[1:])), []).append(run)
-    ends = [(min(group, key=subjects_of), max(group, key=subjects_of)) for group in groups.values()]
-    return [(few, many) for few, many in ends if few != many]
+    found = []
+    for group in groups.values():
+        ordered = sorted(group, key=subjects_of)
+        found += pairwise(ordered)
+        found += [(ordered[0], ordered[-1])] * (len(ordered) > 2)
+    return found
 
 
 def subjects_of(run: str) -> int:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import permutations
 from math import comb
 from pathlib import Path
 
@@ -20,8 +21,8 @@ import fusers  # noqa: E402
 import page  # noqa: E402
 from intervals import coverage_rank, interval  # noqa: E402
 from measure import growth, peak_of, ratios, rounds, text_seconds  # noqa: E402
-from runs import OURS, THEIRS, beside, rival_of  # noqa: E402
-from theory import layer  # noqa: E402
+from runs import OURS, THEIRS, beside, pairs_of_growth, rival_of  # noqa: E402
+from theory import gated_layer, gated_weights, layer  # noqa: E402
 
 # ---- intervals ---------------------------------------------------------------------------------------------------------------------------------
 
@@ -58,14 +59,34 @@ def test_intervals_hold_the_true_median_as_often_as_promised():
 # ---- rounds ------------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_every_run_stands_directly_beside_text_alone_on_either_side():
+def test_every_run_stands_before_between_and_after_its_neighbours():
     calls = []
     steps = {name: (lambda name=name: calls.append(name)) for name in ("text", "a", "b", "c")}
-    found = rounds(steps, 4)
-    assert len(found) == 4 and all(set(seconds) == {"a", "b", "c"} for seconds in found)
+    found = rounds(steps, 6)
+    assert len(found) == 6 and all(set(seconds) == {"a", "b", "c"} for seconds in found)
     assert calls[:4] == ["text", "a", "b", "c"], "every run once before it counts"
-    turned, straight = ["c", "text", "b", "text", "a"], ["a", "text", "b", "text", "c"]
-    assert calls[4:] == turned + straight + turned + straight
+    begun = calls[4:]
+    assert [sorted(begun[i:i + 5], key="abctext".index) for i in range(0, 30, 5)] == [["a", "b", "c", "text", "text"]] * 6
+    triples = [tuple(part[2:] if number % 2 == 0 else part[:3]) for number, part in enumerate(begun[i:i + 5] for i in range(0, 30, 5))]
+    assert sorted(triples) == sorted(permutations(("text", "a", "b")))
+    lone = [tuple(part[:2] if number % 2 == 0 else part[3:]) for number, part in enumerate(begun[i:i + 5] for i in range(0, 30, 5))]
+    assert sorted(lone) == [("c", "text")] * 3 + [("text", "c")] * 3
+
+
+def test_runs_that_need_more_pairs_get_them_with_their_neighbour():
+    calls = []
+    steps = {name: (lambda name=name: calls.append(name)) for name in ("text", "a", "b", "c", "d")}
+    found = rounds(steps, 2, often=("b",))
+    assert [len(ratios(found, name)) for name in "abcd"] == [6, 6, 2, 2] and len(growth(found, "a", "b", 1)) == 6 and len(growth(found, "a", "c", 1)) == 2
+    triples = [tuple(calls[i:i + 3]) for i in range(5, len(calls), 3)]
+    assert sorted(triple for triple in triples if "a" in triple) == sorted(permutations(("text", "a", "b")))
+    assert len(text_seconds(found)) == calls.count("text") - 1 == 8
+
+
+def test_growth_is_of_every_step_and_of_the_whole():
+    runs = ["relevance 4x4", "relevance 1x4", "gated 1", "relevance 2x4", "relevance 2x4+regions", "gated 2", "add 2x4", "relevance 8x16"]
+    relevance = [("relevance 1x4", "relevance 2x4"), ("relevance 2x4", "relevance 4x4"), ("relevance 1x4", "relevance 4x4")]
+    assert pairs_of_growth(runs) == [*relevance, ("gated 1", "gated 2")]
 
 
 def test_ours_and_theirs_of_the_same_size_are_neighbours():
@@ -110,6 +131,19 @@ def test_the_least_arithmetic_is_what_torch_counts():
 
 def test_the_least_traffic_is_that_of_its_tensors():
     assert layer(100, 8, 4, 3, False, 2).bytes == 2 * (3 * 100 * 8 + 2 * 4 * 8 + 3 * 8)
+
+
+def test_the_least_arithmetic_of_a_gated_layer_is_what_torch_counts():
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    n, m, c = 64, 6, 320
+    fuser, x, objects = fusers.layers(64, m, 768, torch.float32, torch.device("cpu"))[0]
+    projected = fuser.project(objects)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        fuser(x, projected)
+    assert counter.get_total_flops() == 2 * gated_layer(n, c, m, 4).flops
+    assert gated_layer(n, c, m, 2).bytes == 2 * (4 * n * c + 2 * m * c) and gated_weights(c, 4) == sum(
+        4 * w.numel() for name, w in fuser.named_parameters() if w.ndim == 2 and name.startswith(("attn", "ff")))
 
 
 @pytest.mark.parametrize(("pixels", "tokens", "zeros"), [(64, 5, False), (64, 40, False), (64, 40, True), (300, 7, True)])
@@ -215,19 +249,48 @@ def test_launches_and_waits_of_a_gpu_are_shown_and_judged():
         assert f"| 118 | {waits} |" in page.render([mine]) and "kernel launches | waits |" in page.render([mine])
 
 
-def test_runs_that_are_added_leave_the_others_as_they_are(tmp_path):
-    first, second = table(relevance_2x4=(1.0, 1.1), gated_2=(1.0, 1.5)), table(relevance_2x4=(1.0, 1.02), add_2x4=(1.0, 1.03))
-    second["rows"]["text"]["first"] = 7.0
-    script = f"import sys, json; sys.path[:0] = [{str(FOLDER)!r}]; import run; from pathlib import Path; run.keep(json.load(sys.stdin), Path('r.json'), sys.argv[1] == 'add')"
-    for made, how in ((first, "new"), (second, "add"), (first, "new")):
-        subprocess.run([sys.executable, "-c", script, how], input=json.dumps(made), text=True, check=True, cwd=tmp_path)
-        kept, = json.loads((tmp_path / "r.json").read_text())
-        if how == "add":
-            assert kept["rows"] == second["rows"] | {"gated 2": first["rows"]["gated 2"]} and list(kept["rows"])[:2] == ["text", "relevance 2x4"]
-    assert kept == first
+def test_a_table_takes_the_place_of_an_older_one_alone(tmp_path):
+    first, other, second = table(relevance_2x4=(1.0, 1.1)), table(gated_2=(1.0, 1.5)), table(relevance_2x4=(1.0, 1.02))
+    other["pixels"] = 512
+    script = f"import sys, json; sys.path[:0] = [{str(FOLDER)!r}]; import run; from pathlib import Path; run.keep(json.load(sys.stdin), Path('r.json'))"
+    for made in (first, other, second):
+        subprocess.run([sys.executable, "-c", script], input=json.dumps(made), text=True, check=True, cwd=tmp_path)
+    assert json.loads((tmp_path / "r.json").read_text()) == [other, second]
 
 
 def test_what_no_machine_measured_is_said():
     text = page.render([table(relevance_2x4=(1.0, 1.0))])
     assert "to SDXL at 1024 px, on a GPU | not measured | not measured |" in text
     assert "Kernel launches, waits and memory of a GPU: not measured." in text
+    assert "| sdxl | 1024 px | bfloat16 | a GPU | not measured |" in text and "| sd15-thin | 256 px | float32 | CPU | yes |" in text
+    assert "--lowvram | " in text and text.count("| not measured |\n") > 7
+
+
+def test_cost_is_shown_by_the_size_of_the_picture():
+    small, large, elsewhere = table(relevance_2x4=(1.02, 1.04), gated_2=(1.4, 1.6)), table(relevance_2x4=(1.0, 1.02)), table(relevance_2x4=(1.2, 1.4))
+    large["pixels"], elsewhere["pixels"], elsewhere["dtype"] = 512, 1024, "float16"
+    small["rows"]["relevance 2x4"]["seconds"] = measured(2.06, 2.06)
+    text = page.render([large, elsewhere, small])
+    section = text[text.index("## How cost grows"):text.index("## sd15-thin")]
+    place = "| sd15-thin, float32, CPU, 2 threads | relevance 2x4 | "
+    assert [line for line in section.splitlines() if line.startswith("| sd15")] == [
+        f"{place}256 px | +3.0 % [+2.0, +4.0] | 60 ms |", f"{place}512 px | +1.0 % [+0.0, +2.0] | 10 ms |"]
+    assert "## How cost grows" not in page.render([small, elsewhere])
+
+
+def test_growth_is_judged_from_the_least_to_the_most():
+    mine = table(relevance_1x4=(1.0, 1.0), relevance_4x4=(1.0, 1.0), relevance_8x4=(1.0, 1.0))
+    words = "each further subject of 4 tokens"
+    assert kept([mine], words) is None
+    for high, verdict in ((0.014, True), (0.016, False)):
+        mine["rows"]["relevance 8x4"]["growth"] = {"relevance 4x4": measured(-1, 1), "relevance 1x4": measured(0.0, high)}
+        assert kept([mine], words) is verdict
+    assert "| relevance 1x4 | relevance 8x4 | +0.8 % [+0.0, +1.6] |" in page.render([mine])
+
+
+@pytest.mark.parametrize(("low", "part"), [(1.001, " (20%)"), (0.999, "")])
+def test_a_share_of_the_least_is_shown_where_anything_is_added(low, part):
+    mine = table(relevance_2x4=(low, 2 * 1.25 - low))
+    mine["rows"]["relevance 2x4"] |= {"seconds": measured(1.25, 1.25), "theory": {"flops": 50_000_000, "bytes": 3_000_000}}
+    mine["rates"] = {"flops": 1e9, "bytes": 1e9}
+    assert f"| 0.05 | 3 | 50 ms of 250 ms{part} |" in page.render([mine])
