@@ -33,7 +33,8 @@ FROM = int(os.environ.get("TROUPE_FUZZ_FROM", "0"))
 REPORT = os.environ.get("TROUPE_FUZZ_REPORT")
 KINDS = ("IP-Adapter", "plus", "full face", "MIP", "GLIGEN text", "GLIGEN photos", "project", "in parts", "Subject-Diffusion", "MM-Diff", "UMM-Diffusion", "FastComposer")
 State = dict[str, torch.Tensor]
-CLAIM = re.compile(r"Expected (?:the tensor |finite numbers in |floating-point numbers in )?'(?P<tensor>[^']+)' (?:of|in) '[^']+'(?! to be).*?, found (?P<found>.*?)\. ")
+CLAIM = re.compile(r"Expected (?:the tensor |finite numbers in |floating-point numbers in )?'(?P<tensor>[^']+)' "
+                   r"(?:of|in) '(?:(?P<member>\w+) of )?[^']+'(?! to be).*?, found (?P<found>.*?)\. ")
 SHAPE = re.compile(r"(?:the shape )?(\[[\d, ]*\])")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -109,7 +110,7 @@ class Stage:
         self.source = {place: source.get(prints(tensor)) for place, tensor in held(read_adapter(root / self.folder.chosen)).items()}
         assert any(self.source.values()) or "text_encoder" in name
         self.labels = {Path(name).name for name in (self.folder.chosen, self.folder.target)} | {Path(name).parent.name for name in (self.folder.chosen, self.folder.target)} - {""}
-        self.labels |= {f"{member} of" for member in ("mlp", "proj", "clip_text", "clip_visual", "unet_adapter_weights")}
+        self.labels |= {f"{member} of" for member in ("unet", "mlp", "proj", "clip_text", "clip_visual", "unet_adapter_weights")}
         warm_up(root)
 
     def check(self, kind: str, seed: str) -> str:
@@ -139,6 +140,8 @@ class Stage:
         """Where a sentence names a tensor, the file is as it says; where a tensor's numbers are no good, it names one."""
         claim = CLAIM.match(text)
         state = plainly_read(path, Bag({}))
+        if claim and (member := claim["member"]):  # of a bundle
+            state = {name.removeprefix(f"{member}."): tensor for name, tensor in state.items() if name.startswith(f"{member}.")} or state
         assert claim or kind not in ("poisoned", "cast") or not state, f"no tensor is named: {text}"
         if not claim or not state or "…" in claim["tensor"]:
             return

@@ -80,22 +80,23 @@ def build(members: Mapping[str, State], file: str, operations: Any = nn, beside:
         CheckpointError: a member is missing or of another variant, the members are of different widths, or a tensor is missing or misshapen.
     """
     _check_members(members, file, beside)
-    unet, width = members["unet"], _input_width(members["unet"], file)
+    unet, unet_file = members["unet"], f"unet of {file}"
+    width = _input_width(unet, unet_file)
     with torch.device("meta"):
         with reading(f"mlp of {file}", ""):
             mlp = MLP(**MLP.widths(members["mlp"]), operations=operations)
         with reading(f"proj of {file}", ""):
             widths = GroundingNet.widths(members["proj"])
         net, dim = GroundingNet(**widths, operations=operations), widths["out_dim"]
-        paths = _paths(unet, file)
-        channels = fuser_widths(unet, paths, dim, file)
+        paths = _paths(unet, unet_file)
+        channels = fuser_widths(unet, paths, dim, unet_file)
         gated = GatedLayers(net, list(channels.values()), dim, width, operations)
     if mlp.fc2.out_features != dim:
         raise CheckpointError(f"members of one Subject-Diffusion in '{file}'", f"vectors {mlp.fc2.out_features} wide for the prompt and tokens {dim} wide for the UNet", AGAIN)
     assign(mlp, members["mlp"], {name: name for name in mlp.state_dict()}, f"mlp of {file}", KIND)
     _assign_gated(gated, unet, members["proj"], list(paths.values()), file)
     text, vision = text_weights(members["clip_text"], dim, f"clip_text of {file}", KIND), overlay(members.get(OPTIONAL, {}), f"{OPTIONAL} of {file}")
-    weights = Weights(_unet_weights(unet, paths, channels, dim, file), text, vision)
+    weights = Weights(_unet_weights(unet, paths, channels, dim, unet_file), text, vision)
     spec = AdapterSpec("subject_diffusion", "MLP", file, dim, 0, EncoderNeed("last", widths["feature_dim"]), (), False,
                        gated=GatedSpec("patches", channels, dim, widths["feature_dim"], slots, widths["tokens"]), prompt=PromptSpec("placeholder", {"h": dim}))
     return Adapter(spec, mlp, None, gated, weights)
@@ -115,9 +116,9 @@ def _check_members(members: Mapping[str, State], file: str, beside: str) -> None
 
 def _input_width(unet: State, file: str) -> int:
     """Channels that the UNet's first convolution gives. Raises CheckpointError unless it reads the mask."""
-    shape = tuple(unet["conv_in.weight"].shape) if "conv_in.weight" in unet else ()
-    if len(shape) != 4 or shape[1:] != (INPUTS, 3, 3):
-        found = f"the shape {list(shape)}" if shape else "no such tensor"
+    shape = tuple(unet["conv_in.weight"].shape) if "conv_in.weight" in unet else None
+    if shape is None or len(shape) != 4 or shape[1:] != (INPUTS, 3, 3):
+        found = "no such tensor" if shape is None else f"the shape {list(shape)}"
         raise CheckpointError(f"'conv_in.weight' of '{file}' to read {INPUTS} channels, latent and mask", found, "Choose the UNet that Subject-Diffusion's training saved.")
     return shape[0]
 
