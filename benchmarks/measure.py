@@ -47,14 +47,13 @@ def timed(step: Callable[[], object]) -> float:
     return begin.elapsed_time(end) / 1000
 
 
-def rounds(steps: Mapping[str, Step], pairs: int, say: Callable[[str], None] = lambda line: None, often: Collection[str] = ()) -> list[dict[str, tuple[float, float]]]:
+def rounds(steps: Mapping[str, Step], couples: Sequence[tuple[str, ...]], pairs: int, say: Callable[[str], None] = lambda line: None,
+           often: Collection[str] = ()) -> list[dict[str, tuple[float, float]]]:
     """Seconds of (text alone, run) by run, once a round; runs of `often`, with their neighbour, OFTEN times, each time as an entry of its own.
 
-    Two neighbours share a step of text alone. The three take turns in each of their six orders, so that each is as often the first, the second and the last, and
+    The one or two of a couple share a step of text alone. The three take turns in each of their six orders, so that each is as often the first, the second and the last, and
     comes as often after each other: what a step leaves behind for the next (caches, memory) favours none of them.
     """
-    others = [name for name in steps if name != TEXT]
-    couples = [others[i:i + 2] for i in range(0, len(others), 2)]
     for step in steps.values():
         step()
     found = []

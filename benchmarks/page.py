@@ -88,7 +88,7 @@ def written_into(readme: str, sentence: str) -> str:
 def heading(table: Table) -> str:
     """What a table is of."""
     what = {"steps": "{base}, {pixels} px, {dtype}", "encode": "Encoding photos, {dtype}", "fusers": "The gated layers of SD1.5, {pixels} px, {dtype}"}[table["kind"]]
-    return f"{what.format(**table)}, {table['machine']['device']}"
+    return f"{what.format(**table)}, {table['machine']['device']}" + (f", {table['pairs']} rounds" if table["kind"] == "steps" else "")
 
 
 # ---- sections ----------------------------------------------------------------------------------------------------------------------------------
@@ -260,7 +260,8 @@ def machine_line(table: Table) -> str:
     """On what, with what, when."""
     m = table["machine"]
     pairs = f"; {table['pairs']} pairs" if table["kind"] == "fusers" else ""
-    return f"{m['cpu']}; {m['device']}; ComfyUI {m['comfyui']}, torch {m['torch']}, Python {m['python']}; {m['date']}{pairs}.\n"
+    orders = "; text alone always stood between its two neighbours" if table["kind"] == "steps" and "orders" not in table else ""
+    return f"{m['cpu']}; {m['device']}; ComfyUI {m['comfyui']}, torch {m['torch']}, Python {m['python']}; {m['date']}{pairs}{orders}.\n"
 
 
 def lines(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:

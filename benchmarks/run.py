@@ -2,8 +2,8 @@
 
     python benchmarks/run.py --base sd15-thin --pixels 256 [--ipadapter-plus DIR] [--pairs 30] [--runs "relevance 2x4" ...]
 
-Each call measures one base at one size and puts its table into results.json beside this script, in place of an older one of the same base, size, dtype
-and device; RESULTS.md is written anew from all of them, and the README's sentence with it.
+Each call measures one base at one size and puts its table into results.json beside this script, in place of an older one of the same base, size, dtype,
+device and number of pairs; RESULTS.md is written anew from all of them, and the README's sentence with it.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ sys.path.append(str(HERE.parent / "tools"))
 from comfyui import find_comfyui  # noqa: E402
 from graph import RunError  # noqa: E402
 from pack import hide_broken_torchaudio, load_pack  # noqa: E402
-from runs import DECIDING, GATED, OURS, SUBJECTS, THEIRS, beside, pairs_of_growth, rival_of, subjects_of  # noqa: E402
+from runs import DECIDING, GATED, OURS, SUBJECTS, THEIRS, beside, couples, pairs_of_growth, rival_of, subjects_of  # noqa: E402
 
 
 def main() -> int:
@@ -102,7 +102,7 @@ def measure_base(name: str, pixels: int, dtype: str, runs: list[str], pairs: int
         firsts = {run: min(timed(lambda run=run: first_step(wired[run], latent)) for _ in range(2)) for run in wired}
 
         def measure(steps: dict[str, Any]) -> None:
-            found = rounds(steps, pairs, say, DECIDING)
+            found = rounds(steps, couples(runs), pairs, say, [run for run in DECIDING if rival_of(run) in runs])
             rows[TEXT] = {"seconds": interval(text_seconds(found)).as_dict()}
             for run in runs:
                 rows[run] = {"ratio": interval(ratios(found, run)).as_dict(), "seconds": interval([seconds[run][1] for seconds in found if run in seconds]).as_dict()}
@@ -121,7 +121,7 @@ def measure_base(name: str, pixels: int, dtype: str, runs: list[str], pairs: int
             rows[run] |= {"first": firsts[run], "held": held[run]}
             if run.startswith(COUNTED):
                 rows[run]["theory"] = vars(added(contenders.blocks, latent, run, number.itemsize))
-    return {"kind": "steps", "base": name, "pixels": pixels, "dtype": dtype, "pairs": pairs, "machine": machine(), "rates": {"flops": flops, "bytes": copied}, "rows": rows}
+    return {"kind": "steps", "base": name, "pixels": pixels, "dtype": dtype, "pairs": pairs, "orders": "all", "machine": machine(), "rates": {"flops": flops, "bytes": copied}, "rows": rows}
 
 
 def measure_fusers(pixels: int, dtype: str, pairs: int) -> dict[str, Any]:
@@ -175,11 +175,11 @@ def cpu_name() -> str:
 
 
 def keep(table: dict[str, Any], file: Path) -> None:
-    """Put a table into the results, in place of an older one of the same base, size, dtype and device."""
+    """Put a table into the results, in place of an older one of the same base, size, dtype, device and number of pairs."""
     tables = json.loads(file.read_text()) if file.exists() else []
 
     def place(t: dict[str, Any]) -> tuple:
-        return (*(t.get(key, "") for key in ("kind", "base", "pixels", "dtype")), t["machine"]["device"])
+        return (*(t.get(key, "") for key in ("kind", "base", "pixels", "dtype")), t["machine"]["device"], t.get("pairs", ""))
 
     tables = [t for t in tables if place(t) != place(table)] + [table]
     tables.sort(key=lambda t: [str(part) for part in place(t)], reverse=True)

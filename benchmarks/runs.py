@@ -6,16 +6,23 @@ from itertools import pairwise
 SUBJECTS = (1, 2, 4, 8)
 OURS = [f"relevance {n}x{t}" for t in (4, 16) for n in SUBJECTS] + ["relevance 2x4+regions", "add 2x4"]
 GATED = [f"{kind} {n}" for kind in ("gated", "core-gligen") for n in (1, 2, 4)]
-DECIDING = ("relevance 2x4",)  # adds so little, beside twice so little, that it takes more pairs to tell
+DECIDING = ("relevance 2x4", "relevance 8x16")  # beside the other pack, of which they may add half, it takes more pairs to tell
 THEIRS = [f"ipadapter-plus {n}x{t}" for t in (4, 16) for n in SUBJECTS] + ["ipadapter-plus 2x4+masks"]
 
 
 def beside(ours: list[str], theirs: list[str]) -> list[str]:
-    """Ours, each followed by theirs of the same subjects and tokens: neighbours share a step of text alone."""
+    """Ours, each followed by theirs of the same subjects and tokens."""
     order: list[str] = []
     for run in ours:
         order += [run, rival_of(run)] if rival_of(run) in theirs else [run]
     return order + [their for their in theirs if their not in order]
+
+
+def couples(runs: list[str]) -> list[tuple[str, ...]]:
+    """Who shares a step of text alone: ours and theirs of the same subjects and tokens, the others two by two."""
+    rivals = [(run, rival_of(run)) for run in runs if rival_of(run) != run and rival_of(run) in runs]
+    others = [run for run in runs if not any(run in pair for pair in rivals)]
+    return rivals + [tuple(others[i:i + 2]) for i in range(0, len(others), 2)]
 
 
 def rival_of(run: str) -> str:

@@ -21,7 +21,7 @@ import fusers  # noqa: E402
 import page  # noqa: E402
 from intervals import coverage_rank, interval  # noqa: E402
 from measure import growth, peak_of, ratios, rounds, text_seconds  # noqa: E402
-from runs import OURS, THEIRS, beside, pairs_of_growth, rival_of  # noqa: E402
+from runs import GATED, OURS, THEIRS, beside, couples, pairs_of_growth, rival_of  # noqa: E402
 from theory import gated_layer, gated_weights, layer  # noqa: E402
 
 # ---- intervals ---------------------------------------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def test_intervals_hold_the_true_median_as_often_as_promised():
 def test_every_run_stands_before_between_and_after_its_neighbours():
     calls = []
     steps = {name: (lambda name=name: calls.append(name)) for name in ("text", "a", "b", "c")}
-    found = rounds(steps, 6)
+    found = rounds(steps, [("a", "b"), ("c",)], 6)
     assert len(found) == 6 and all(set(seconds) == {"a", "b", "c"} for seconds in found)
     assert calls[:4] == ["text", "a", "b", "c"], "every run once before it counts"
     begun = calls[4:]
@@ -76,7 +76,7 @@ def test_every_run_stands_before_between_and_after_its_neighbours():
 def test_runs_that_need_more_pairs_get_them_with_their_neighbour():
     calls = []
     steps = {name: (lambda name=name: calls.append(name)) for name in ("text", "a", "b", "c", "d")}
-    found = rounds(steps, 2, often=("b",))
+    found = rounds(steps, [("a", "b"), ("c", "d")], 2, often=("b",))
     assert [len(ratios(found, name)) for name in "abcd"] == [6, 6, 2, 2] and len(growth(found, "a", "b", 1)) == 6 and len(growth(found, "a", "c", 1)) == 2
     triples = [tuple(calls[i:i + 3]) for i in range(5, len(calls), 3)]
     assert sorted(triple for triple in triples if "a" in triple) == sorted(permutations(("text", "a", "b")))
@@ -89,12 +89,16 @@ def test_growth_is_of_every_step_and_of_the_whole():
     assert pairs_of_growth(runs) == [*relevance, ("gated 1", "gated 2")]
 
 
-def test_ours_and_theirs_of_the_same_size_are_neighbours():
-    order = beside(OURS, THEIRS)
-    assert sorted(order) == sorted(OURS + THEIRS)
-    for ours, theirs in (("relevance 2x4", "ipadapter-plus 2x4"), ("relevance 8x16", "ipadapter-plus 8x16"), ("relevance 2x4+regions", "ipadapter-plus 2x4+masks")):
-        assert order.index(theirs) == order.index(ours) + 1 and order.index(ours) % 2 == 0
-        assert rival_of(ours) == theirs
+def test_ours_and_theirs_of_the_same_size_are_neighbours_in_whatever_order_they_are_given():
+    order = beside(OURS, THEIRS) + GATED
+    assert sorted(order) == sorted(OURS + THEIRS + GATED)
+    for runs in (order, sorted(order), order[::-1]):
+        found = couples(runs)
+        assert sorted(run for couple in found for run in couple) == sorted(runs) and all(len(couple) == 2 for couple in found[:-1])
+        for ours, theirs in (("relevance 2x4", "ipadapter-plus 2x4"), ("relevance 8x16", "ipadapter-plus 8x16"), ("relevance 2x4+regions", "ipadapter-plus 2x4+masks")):
+            assert (ours, theirs) in found and rival_of(ours) == theirs
+    assert order.index("ipadapter-plus 2x4") == order.index("relevance 2x4") + 1
+    assert couples(["relevance 1x4", "relevance 2x4", "gated 1", "ipadapter-plus 2x4"]) == [("relevance 2x4", "ipadapter-plus 2x4"), ("relevance 1x4", "gated 1")]
 
 
 def test_a_step_of_text_that_serves_two_runs_counts_once():
@@ -294,3 +298,9 @@ def test_a_share_of_the_least_is_shown_where_anything_is_added(low, part):
     mine["rows"]["relevance 2x4"] |= {"seconds": measured(1.25, 1.25), "theory": {"flops": 50_000_000, "bytes": 3_000_000}}
     mine["rates"] = {"flops": 1e9, "bytes": 1e9}
     assert f"| 0.05 | 3 | 50 ms of 250 ms{part} |" in page.render([mine])
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_table_of_older_order_says_so(told):
+    mine = table(relevance_2x4=(1.0, 1.0)) | ({"orders": "all"} if told else {})
+    assert ("text alone always stood between" in page.render([mine])) is not told

@@ -75,7 +75,9 @@ def test_a_whole_benchmark_writes_its_page(tmp_path):
     for _ in range(2):  # a second time in place of the first
         subprocess.run([*command, "--runs", *runs], check=True, timeout=300)
     table, = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert list(table["rows"]) == ["text", *runs] and table["pairs"] == table["rows"]["relevance 2x4"]["ratio"]["count"] == 6
+    assert list(table["rows"]) == ["text", *runs] and table["pairs"] == table["rows"]["relevance 1x4"]["ratio"]["count"] == 6
+    assert all(table["rows"][run]["ratio"]["count"] == (18 if pack else 6) for run in runs if run.endswith("2x4")), "beside the other pack more is to be told"
+    assert set(table["rows"]["relevance 2x4"]["growth"]) == {"relevance 1x4"}
     assert 0 < table["rows"]["relevance 1x4"]["held"] <= table["rows"]["relevance 2x4"]["held"] < 1.1 * table["rows"]["relevance 1x4"]["held"], "weights are there once"
     page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
-    assert "## micro, 64 px, float32, CPU, 1 threads" in page and all(f"| {run} | " in page for run in runs)
+    assert "## micro, 64 px, float32, CPU, 1 threads, 6 rounds" in page and all(f"| {run} | " in page for run in runs)
