@@ -121,7 +121,8 @@ def measure_base(name: str, pixels: int, dtype: str, runs: list[str], pairs: int
             rows[run] |= {"first": firsts[run], "held": held[run]}
             if run.startswith(COUNTED):
                 rows[run]["theory"] = vars(added(contenders.blocks, latent, run, number.itemsize))
-    return {"kind": "steps", "base": name, "pixels": pixels, "dtype": dtype, "pairs": pairs, "orders": "all", "machine": machine(), "rates": {"flops": flops, "bytes": copied}, "rows": rows}
+    what = {"kind": "steps", "base": name, "pixels": pixels, "dtype": dtype, "pairs": pairs, "orders": "all"}
+    return {**what, "machine": machine(), "rates": {"flops": flops, "bytes": copied}, "rows": rows}
 
 
 def measure_fusers(pixels: int, dtype: str, pairs: int) -> dict[str, Any]:
