@@ -264,19 +264,24 @@ def test_weights_are_there_once_for_several_nodes_subjects_and_clones():
     mm.unload_all_models()
     weights = dict(st.adapter.layers_patcher.model.named_parameters())
 
-    def count(*_):
+    def places():
+        """Where tensors with the weights' numbers lie, of this test and of those before it."""
         tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
-        copies = [{t.data_ptr() for t in tensors if t.shape == weight.shape and torch.equal(t, weight)} for weight in weights.values()]
-        holders = [loaded for loaded in mm.current_loaded_models if loaded.model is not None and loaded.model.model is st.adapter.layers_patcher.model]
-        counted.append((max(map(len, copies)), len(holders)))
+        return {t.data_ptr() for weight in weights.values() for t in tensors if t.shape == weight.shape and torch.equal(t, weight)}
 
+    def count(*_):
+        holders = [loaded for loaded in mm.current_loaded_models if loaded.model is not None and loaded.model.model is st.adapter.layers_patcher.model]
+        counted.append((places() <= before, len(holders)))
+
+    gc.collect()
+    before = places()
     one = st.apply(st.references(3), settings())
     model, positive, negative = replace(st, patcher=one[0], positive=one[1], negative=one[2]).apply(st.references(1), settings("add"))
     hook = st.adapter.layers_patcher.model.layers[-1].to_v_ip.register_forward_pre_hook(count)
     for patcher in (one[0], model, model.clone(), model.clone().clone()):
         ksample(patcher, positive, negative)
     hook.remove()
-    assert len(counted) >= 4 and set(counted) == {(1, 1)}
+    assert len(before) >= len(weights) and len(counted) >= 4 and set(counted) == {(True, 1)}
 
 
 def test_a_run_that_failed_keeps_no_keys_though_its_error_is_kept(monkeypatch):
