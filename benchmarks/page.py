@@ -66,7 +66,7 @@ def in_readme(tables: Sequence[Table]) -> str:
     whole = [t for t in on_cpu(tables) if t["kind"] == "steps" and (t["base"], t["pixels"]) == ("sd15-thin", 256) and all(name in t["rows"] for name in names)]
     if not whole:
         return ""
-    table = min(whole, key=lambda t: t["rows"][names[0]]["ratio"]["high"] - t["rows"][names[0]]["ratio"]["low"])
+    table = min(whole, key=lambda t: width_of(t["rows"][names[0]]["ratio"]))
     rows = [table["rows"][name] for name in names]
     ours, theirs = rows[:2], rows[2:]
     steps = [share(row["ratio"], 1) for row in (ours[0], theirs[0])]
@@ -130,18 +130,16 @@ def fuser_section(table: Table, tables: Sequence[Table]) -> list[str]:
 
 
 def size_section(tables: Sequence[Table]) -> list[str]:
-    """How cost grows with the picture: the runs of a base that were measured at several sizes on the same device."""
-    groups: dict[tuple[str, ...], dict[int, Table]] = {}
+    """How cost grows with the picture: the runs of a base that were measured at several sizes on the same device, of each the surest."""
+    found: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
     for table in tables:
-        if table["kind"] == "steps":
-            groups.setdefault((table["base"], table["dtype"], table["machine"]["device"]), {})[table["pixels"]] = table
-    found = []
-    for place, sizes in groups.items():
-        for name in dict.fromkeys(name for table in sizes.values() for name in table["rows"]):
-            rows = {pixels: table["rows"][name] for pixels, table in sorted(sizes.items()) if "ratio" in table["rows"].get(name, {})}
-            if len(rows) > 1:
-                found += [(", ".join(place), name, f"{pixels} px", share(row["ratio"], 1), f"{1000 * seconds_added(row):.0f} ms") for pixels, row in rows.items()]
-    return ["## How cost grows with the picture\n", lines(("base", "run", "size", "a step costs more", "that is"), found)] if found else []
+        for name, row in table["rows"].items() if table["kind"] == "steps" else ():
+            if "ratio" in row:
+                sizes = found.setdefault((", ".join((table["base"], table["dtype"], table["machine"]["device"])), name), {})
+                sizes[table["pixels"]] = min(sizes.get(table["pixels"], row), row, key=lambda r: width_of(r["ratio"]))
+    several = ((who, sorted(sizes.items())) for who, sizes in found.items() if len(sizes) > 1)
+    body = [(*who, f"{pixels} px", share(row["ratio"], 1), f"{1000 * seconds_added(row):.0f} ms") for who, sizes in several for pixels, row in sizes]
+    return ["## How cost grows with the picture\n", lines(("base", "run", "size", "a step costs more", "that is"), body)] if body else []
 
 
 def asked_section(tables: Sequence[Table]) -> list[str]:
@@ -203,7 +201,7 @@ def surest(tables: Iterable[Table], base: str, pixels: int, run: str, *what: str
     same = [t["rows"][run] for t in tables if t["kind"] == "steps" and (t["base"], t["pixels"]) == (base, pixels) and run in t["rows"]]
     for key in what:
         same = [row[key] for row in same if key in row]
-    return min(same, key=lambda interval: interval["high"] - interval["low"], default=None)
+    return min(same, key=width_of, default=None)
 
 
 # ---- parts -------------------------------------------------------------------------------------------------------------------------------------
@@ -244,6 +242,11 @@ def seconds_added(row: Mapping[str, Any]) -> float:
 def share(found: Mapping[str, float] | None, of: float = 0.0) -> str:
     """An interval in percent, `of` taken away."""
     return "" if found is None else f"{100 * (found['median'] - of):+.1f} % [{100 * (found['low'] - of):+.1f}, {100 * (found['high'] - of):+.1f}]"
+
+
+def width_of(found: Mapping[str, float]) -> float:
+    """How far apart an interval's ends are."""
+    return found["high"] - found["low"]
 
 
 def times(found: Mapping[str, float]) -> str:

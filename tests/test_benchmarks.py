@@ -274,7 +274,9 @@ def test_cost_is_shown_by_the_size_of_the_picture():
     small, large, elsewhere = table(relevance_2x4=(1.02, 1.04), gated_2=(1.4, 1.6)), table(relevance_2x4=(1.0, 1.02)), table(relevance_2x4=(1.2, 1.4))
     large["pixels"], elsewhere["pixels"], elsewhere["dtype"] = 512, 1024, "float16"
     small["rows"]["relevance 2x4"]["seconds"] = measured(2.06, 2.06)
-    text = page.render([large, elsewhere, small])
+    wide = table(relevance_2x4=(1.0, 1.5))
+    wide["pairs"] = 7
+    text = page.render([wide, large, elsewhere, small])
     section = text[text.index("## How cost grows"):text.index("## sd15-thin")]
     place = "| sd15-thin, float32, CPU, 2 threads | relevance 2x4 | "
     assert [line for line in section.splitlines() if line.startswith("| sd15")] == [
