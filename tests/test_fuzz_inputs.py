@@ -86,7 +86,7 @@ def cast_of(names, **each):
 GREY, REST = torch.full((1, 8, 8, 3), 0.5), ("fox", FRAMINGS[0], 1.0, 0.0, 1.0)
 
 
-@both_ways(0.1)
+@both_ways(0.3, 0.05)
 @PROFILE
 @example(GREY, torch.zeros(1, 0, 8), None, *REST)
 @example(GREY, None, torch.ones(1, 8, 8, dtype=torch.bool), *REST)
@@ -107,7 +107,7 @@ def test_a_subject_of_anything_is_refused_or_whole(image, mask, region, name, fr
         assert seen.shape == (16, 16, 3) and bool(seen.isfinite().all()) and 0 <= float(seen.min()) <= float(seen.max()) <= 1
 
 
-@both_ways(0.05)
+@both_ways(0.05, 0.05)
 @PROFILE
 @given(st.lists(words, max_size=6), texts, st.sampled_from(LAYOUTS), st.sampled_from(((64, 64), (1024, 1024), (8192, 64), (64, 8192), (72, 4096))))
 def test_boxes_of_any_text_are_refused_or_lie_in_the_picture(names, text, layout, size):
@@ -130,7 +130,7 @@ wired = st.one_of(junk, st.lists(st.fixed_dictionaries({key: st.one_of(st.intege
 latents = st.one_of(st.none(), st.none(), tensors(axes=(4, 5), sizes=(0, 1, 8, 64), channels=()).map(lambda samples: {"samples": samples}), junk)
 
 
-@both_ways(0.05)
+@both_ways(0.05, 0.05)
 @PROFILE
 @example(["fox"], [], torch.zeros(1, 0, 8, 3), None)
 @example(["fox"], [], None, {"samples": torch.zeros(1, 4, 0, 8)})

@@ -33,7 +33,7 @@ def studio():
     return stage("SD15", text_gain=True)
 
 
-@both_ways(0.05)
+@both_ways(0.3, 0.0)
 @pytest.mark.usefixtures("host")
 @PROFILE
 @given(people, widgets, st.sampled_from(("relevance", "paper", "uniform", "joint", "add")), st.sampled_from(((8, 8), (2, 3), (1, 32), (9, 7))), st.sampled_from((1, 2)),
@@ -69,7 +69,7 @@ def gated_studio(kind):
     return gated_stage(kind)
 
 
-@both_ways(0.05)
+@both_ways(0.3, 0.0)
 @pytest.mark.usefixtures("host")
 @PROFILE
 @given(st.sampled_from(("text", "text_image", "patches")), placed, gated_widgets, st.sampled_from(((8, 8), (2, 3), (1, 16), (9, 7))), st.sampled_from((1, 2)), st.booleans())
