@@ -512,7 +512,7 @@ def _views(rng: random.Random, bag: Bag) -> bytes:
     name = one(rng, bag.state)
     whole = bag.state[name]
     odd = rng.choice((lambda t: t.expand(2, *t.shape), lambda t: torch.as_strided(t, (2**16, 2**16), (0, 0)), lambda t: t.flatten()[:1].expand(t.shape or (1,)),
-        lambda t: t.mT if t.ndim > 1 else t[::2]))
+        lambda t: t.mT if t.ndim > 1 else t[::2] if t.ndim else t.expand(2)))
     return bag.bytes(bag.state | {name: odd(whole)} if rng.random() < 0.7 else dict.fromkeys(bag.state, odd(whole)))
 
 
