@@ -12,6 +12,7 @@ from test_checkpoints import checked
 from test_gated_checkpoints import FEW
 from troupe.model_patches.checkpoints import clip_vision, mm_diff_unet
 from troupe.model_patches.checkpoints.clip_text import text_weights
+from troupe.model_patches.checkpoints.ip_adapter import build
 from troupe.model_patches.checkpoints.load import read_adapter
 from troupe.model_patches.errors import CheckpointError
 from watch import outcome, watched
@@ -51,8 +52,6 @@ def test_five_thousand_digits_are_no_number(build):
 
 
 def read_long(kind, name):
-    from troupe.model_patches.checkpoints.ip_adapter import build
-
     return build(flat(PLUS, layers(16, (2,))) | {name: torch.ones(1), f"ip_adapter.{LONG}.x": torch.ones(1)}, "x")
 
 
@@ -81,6 +80,18 @@ def test_an_attention_that_does_not_part_in_three_is_refused_by_name(shape):
 def test_a_projection_that_is_no_matrix_is_refused_by_name(name, shape):
     with pytest.raises(CheckpointError, match=name):
         clip_vision.overlay({name: torch.ones(shape), "vision_model.x": torch.ones(1)}, "x.bin")
+
+
+def test_one_projection_in_both_layouts_is_refused_by_both_names():
+    """They need not be equal, and only one would be taken."""
+    with pytest.raises(CheckpointError, match=r"one layout in 'x\.bin', found both 'visual_projection\.weight' and 'visual\.proj'"):
+        clip_vision.overlay({"visual_projection.weight": torch.ones(3, 4), "visual.proj": torch.ones(4, 3)}, "x.bin")
+
+
+def test_the_shape_of_a_misshapen_query_is_the_files_own():
+    state = flat(PLUS, layers(16, (2,)))
+    with pytest.raises(CheckpointError, match=r"'image_proj\.layers\.0\.0\.to_q\.weight' of 'x\.bin' to have rows in a multiple of 64, found the shape \[2, 16\]"):
+        build(state | {"image_proj.layers.0.0.to_q.weight": torch.ones(2, 16)}, "x.bin")
 
 
 @pytest.mark.parametrize("matrix", [torch.ones(3), torch.ones(()), torch.ones(1, 2, 2), torch.full((16, 16), float("nan")), torch.ones(16, 16, dtype=torch.int64)])

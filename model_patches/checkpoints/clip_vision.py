@@ -77,7 +77,7 @@ def overlay(state: Mapping[str, torch.Tensor], file: str) -> State:
     """The retrained part of a CLIP vision encoder, in either layout, by transformers' names; {} for no tensors.
 
     Raises:
-        CheckpointError: there are tensors, but none of such an encoder, or one of a form or with numbers that none has.
+        CheckpointError: there are tensors, but none of such an encoder, or one of a form or with numbers that none has, or the same weight in both layouts.
     """
     for name, tensor in state.items():
         _check_form(name.removeprefix(OPEN_CLIP), tensor, f"'{name}' of '{file}'")
@@ -86,8 +86,11 @@ def overlay(state: Mapping[str, torch.Tensor], file: str) -> State:
     found = {name: tensor for name, tensor in named.items() if name.startswith(("vision_model.", "visual_projection.")) and not name.endswith("position_ids")}
     if state and not found:
         raise CheckpointError(f"blocks of a CLIP vision encoder in '{file}'", f"tensors such as '{next(iter(state))}'", AGAIN)
-    for name, tensor in state.items():  # the file's own names are the ones to tell
-        if not found.keys().isdisjoint(with_transformers_names({name: tensor}, prefix)):
+    origins: dict[str, str] = {}  # the file's own names are the ones to tell
+    for name, tensor in state.items():
+        for place in found.keys() & with_transformers_names({name: tensor}, prefix).keys():
+            if origins.setdefault(place, name) != name:
+                raise CheckpointError(f"one layout in '{file}'", f"both '{origins[place]}' and '{name}'", AGAIN)
             check_numbers(tensor, name, file)
     return found
 

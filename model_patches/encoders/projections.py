@@ -132,12 +132,12 @@ class Resampler(nn.Module):
     def widths(cls, state: StateDict) -> dict[str, int]:
         """Constructor arguments read off the published names (`latents` [1, T, d], `proj_in.weight` [d, E], `proj_out.weight` [D, d], ...)."""
         _, tokens, dim = shape_of(state, "latents", 3)
-        inner = shape_of(state, "layers.0.0.to_q.weight", 2)[0]
-        if inner % HEAD_WIDTH:
-            raise MisshapenTensor("layers.0.0.to_q.weight", f"rows in a multiple of {HEAD_WIDTH}", (inner, dim))
+        to_q = shape_of(state, "layers.0.0.to_q.weight", 2)
+        if to_q[0] % HEAD_WIDTH:
+            raise MisshapenTensor("layers.0.0.to_q.weight", f"rows in a multiple of {HEAD_WIDTH}", to_q)
         return {
             "dim": dim, "tokens": tokens, "embed_dim": shape_of(state, "proj_in.weight", 2)[1], "context_dim": shape_of(state, "proj_out.weight", 2)[0],
-            "depth": layers_in(state), "inner": inner, "ff_inner": shape_of(state, "layers.0.1.1.weight", 2)[0],
+            "depth": layers_in(state), "inner": to_q[0], "ff_inner": shape_of(state, "layers.0.1.1.weight", 2)[0],
         }
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
