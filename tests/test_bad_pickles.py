@@ -162,6 +162,22 @@ def test_an_archive_that_readers_may_see_differently_is_refused(tmp_path, name, 
         unpickled(path)
 
 
+@pytest.mark.parametrize("content, refusing", [(b"1234", True), (b"", False)])
+def test_a_folder_with_bytes_is_refused(tmp_path, content, refusing):
+    """Torch's two ways to read an archive would give different numbers. One without bytes, as archives packed by hand have, is no harm."""
+    path = tmp_path / "x.bin"
+    path.write_bytes(packed(archive(Bag(STATE, "zip").bytes())))
+    with zipfile.ZipFile(path, "a") as file:
+        (folder := zipfile.ZipInfo("archive/data/more")).external_attr = pickles.FOLDER
+        file.writestr(folder, content)
+    if not refusing:
+        assert all(torch.equal(tensor, STATE[name]) for name, tensor in read_state(path).items())
+        return
+    refused(path)
+    with pytest.raises(zipfile.BadZipFile, match="a folder with bytes"):
+        unpickled(path)
+
+
 def test_one_name_in_two_alphabets_is_refused(tmp_path, no_torch):
     """Torch compares the bytes, which are the same."""
     path, members = tmp_path / "x.bin", archive(Bag(STATE, "zip").bytes())

@@ -38,6 +38,7 @@ STORAGES = {  # bytes of an element
 }
 TENSOR, TYPED, PARAMETER, ORDERED = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_parameter", "collections.OrderedDict"
 END, LOCATOR, END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")  # of a zip archive; the last two of large ones
+FOLDER = 0x10  # an archive's mark on a member
 TEXT = "_codecs.encode"  # bytes, as Python 3 writes them for Python 2
 OPCODES = b"()]}.acehjqrtGJKMNQUX\x80\x85\x86\x87\x88\x89\x8a"  # of those that torch's reader knows, all that need no care
 KEYS = (str, int, float, bool, bytes, type(None))  # what names something in a dict; a deep tuple would overflow the stack when it is hashed
@@ -108,6 +109,8 @@ def _members(archive: zipfile.ZipFile, size: int) -> tuple[zipfile.ZipInfo, Mapp
     infos = archive.infolist()
     if any(info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size for info in infos):
         raise ForeignArchive("compressed or encrypted members")
+    if any(info.file_size and info.external_attr & FOLDER for info in infos):
+        raise zipfile.BadZipFile("a folder with bytes")  # which torch reads when it maps the archive, and otherwise takes whatever its memory holds
     names, raw = ({name(info).lower() for info in infos} for name in (lambda info: info.filename, _raw_name))
     if not len(names) == len(raw) == len(infos) or sum(info.file_size for info in infos) > size or min((info.header_offset for info in infos), default=1):
         raise zipfile.BadZipFile("members twice, or larger than the file, or behind something else")
