@@ -108,7 +108,7 @@ def test_the_test_extra_holds_the_run_extra():
     extras = PROJECT["optional-dependencies"]
     assert f"{PROJECT['name']}[run]" in extras["test"]
     assert {"torch", "torchvision", "diffusers", "transformers", "scikit-image"} <= set(extras["run"])
-    assert {"pytest", "ruff", "hypothesis"} <= set(extras["test"])
+    assert {"pytest", "pytest-xdist", "ruff", "hypothesis"} <= set(extras["test"])
 
 
 def test_installing_puts_no_package_of_the_pack_on_the_path():
@@ -122,7 +122,7 @@ def test_the_changelog_has_this_version():
 
 
 def test_ci_runs_the_command_of_the_readme():
-    command = 'pip install -e ".[test]" && python -m pytest'
+    command = 'pip install -e ".[test]" && python -m pytest -n logical --maxprocesses 4 --dist loadfile'
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith(f"\n{command}")
     assert f"\n{command}\n" in (ROOT / "README.md").read_text()
 
