@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from live import AT, Step
+from torch._subclasses.fake_tensor import FakeTensor
 
 OFTEN = 3  # times in a round that a run stands beside text alone whose target lies close to what is measured
 GROWTH = 8  # steps over which tensors that stay are counted
@@ -134,11 +135,11 @@ def kept_by(step: Step, times: int = GROWTH) -> int:
 
 
 def tensor_bytes() -> int:
-    """Bytes of all tensors alive."""
+    """Bytes of all tensors alive; a compiler's, which have no numbers, are none."""
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor) and thing.layout == torch.strided:
+        if isinstance(thing, torch.Tensor) and thing.layout == torch.strided and not isinstance(thing, FakeTensor):
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())

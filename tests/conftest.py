@@ -12,6 +12,19 @@ from pack import hide_broken_torchaudio, load_pack  # noqa: E402
 hide_broken_torchaudio()
 load_pack()
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 torch.set_num_threads(int(os.environ.get("TROUPE_TEST_THREADS", "1")))  # small models: a second thread mostly waits, badly so on a busy machine
+settings.register_profile("troupe", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # how long an example takes is the machine's affair
+settings.load_profile("troupe")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Of several processes each takes whole files, for their fixtures are dear, and in their order, for those with a browser must come last."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)

@@ -122,7 +122,7 @@ def test_the_changelog_has_this_version():
 
 
 def test_ci_runs_the_command_of_the_readme():
-    command = 'pip install -e ".[test]" && python -m pytest -n logical --maxprocesses 4 --dist loadfile'
+    command = 'pip install -e ".[test]" && python -m pytest -n logical --maxprocesses 4'
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith(f"\n{command}")
     assert f"\n{command}\n" in (ROOT / "README.md").read_text()
 
