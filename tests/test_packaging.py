@@ -19,7 +19,7 @@ except ModuleNotFoundError:  # Python 3.10; pytest brings tomli there
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-PACK = sorted([ROOT / "__init__.py", *(ROOT / "nodes").rglob("*.py"), *(ROOT / "model_patches").rglob("*.py")])
+PACK = sorted([ROOT / "__init__.py", *(path for room in ("nodes", "model_patches", "rehearsal") for path in (ROOT / room).rglob("*.py"))])
 MODULES = {path.relative_to(ROOT).as_posix(): path for path in PACK}
 COMES_WITH_COMFYUI = {"torch", "torchvision", "numpy", "einops", "safetensors", "transformers", "PIL"}
 HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfy_config", "folder_paths", "server", "nodes", "execution", "app", "utils", "node_helpers"}
@@ -36,9 +36,12 @@ ROOMS = {
 }
 BELOW_THE_HOSTS = {"model_patches", *ROOMS["model_patches"]}
 ROOMS |= {
-    "model_patches/hosts/comfyui": BELOW_THE_HOSTS,
+    "rehearsal": {"model_patches/errors", "model_patches/checkpoints"},
+    "model_patches/hosts/comfyui": BELOW_THE_HOSTS | {"rehearsal"},
     "model_patches/hosts/diffusers": BELOW_THE_HOSTS,
-    "nodes": BELOW_THE_HOSTS | {"model_patches/hosts/comfyui"},
+    "rehearsal/engine": BELOW_THE_HOSTS | {"model_patches/hosts/diffusers", "rehearsal"},
+    "rehearsal/training": BELOW_THE_HOSTS | {"model_patches/hosts/diffusers", "rehearsal", "rehearsal/engine"},
+    "nodes": BELOW_THE_HOSTS | {"model_patches/hosts/comfyui", "rehearsal"},
     "__init__": {"nodes"},
 }
 OUTSIDE = {  # room -> packages it may import beside the standard library; the other rooms: COMES_WITH_COMFYUI
@@ -46,6 +49,9 @@ OUTSIDE = {  # room -> packages it may import beside the standard library; the o
     "model_patches/encoders": {"torch", "einops"},
     "model_patches/hosts/comfyui": COMES_WITH_COMFYUI | HOST_MODULES,
     "model_patches/hosts/diffusers": COMES_WITH_COMFYUI | {"diffusers", "open_clip", "accelerate"},
+    "rehearsal": COMES_WITH_COMFYUI | {"open_clip"},  # for the tokenizer, and only inside the function that trains
+    "rehearsal/engine": COMES_WITH_COMFYUI | {"diffusers", "skimage"},
+    "rehearsal/training": COMES_WITH_COMFYUI | {"diffusers", "skimage"},
     "nodes": COMES_WITH_COMFYUI | HOST_MODULES,
 }
 

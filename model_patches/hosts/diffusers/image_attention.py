@@ -15,6 +15,7 @@ from ...attention.decoupled import LayerTokens, image_delta
 from ...binding import check_names, check_widths, limited, limits_on_grid
 from ...errors import MismatchError
 from ...layer_tokens import COND, UNCOND, image_columns, layer_tokens, name_segments, project_images, project_names
+from ...relevance_maps import AppliedMaps, Part, SubjectMap, averaged
 from ...settings import ImageAttentionSettings
 from ...subjects import References
 
@@ -51,11 +52,13 @@ class ImageAttention:
 
     Entering sets processors on the attn2 layers, leaving restores what was there; several may be nested, their deltas never feed each other.
     Before each model call say where the run is with `at`, and with `roles` what the parts of the batch are, where that changes. merged: strength at
-    which `base_weights` has the adapter's own weights on the UNet.
+    which `base_weights` has the adapter's own weights on the UNet; recording: whether `maps` can tell afterwards who owned which positions.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, references: References, settings: ImageAttentionSettings, roles: Sequence[str | None] = (UNCOND, COND), merged: float = 0.0):
+    def __init__(self, unet: UNet2DConditionModel, references: References, settings: ImageAttentionSettings, roles: Sequence[str | None] = (UNCOND, COND), merged: float = 0.0,
+                 recording: bool = False):
         self.references, self.settings, self.roles, self.merged = references, settings, tuple(roles), merged
+        self.recording, self._seen = recording, {}
         self._unet, self._layers = unet, cross_layers(unet)
         self._cache: dict[Any, Any] = {}
         self._grids: dict[Transformer2DModel, tuple[int, int]] = {}
@@ -116,7 +119,7 @@ class ImageAttention:
         bases = [(layer.attention.to_k, layer.attention.to_v) for layer in self._layers] if self._through_base else None
         images = self._once("images", lambda: project_images(self.references.adapter.layers, self.references, device, dtype, bases, self.merged))
         names = segments = None
-        if self.settings.mixing.needs_relevance(len(self.references.subjects)):
+        if self.recording or self.settings.mixing.needs_relevance(len(self.references.subjects)):
             names = self._once("names", lambda: project_names((layer.attention.to_k for layer in self._layers), self.references, device, dtype))[index]
             segments = self._once("segments", lambda: name_segments(self.references, device))
         roles = tuple(role for role in self.acting if role)
@@ -135,6 +138,32 @@ class ImageAttention:
         if grid is None or grid[0] * grid[1] != positions or not limited(self.references.subjects, self.boxed):
             return None
         return self._once(("limits", grid, self.boxed), lambda: limits_on_grid(self.references.subjects, self.settings, grid, self.boxed, self._unet.device)[None, None])
+
+    def observer(self, transformer: Transformer2DModel, roles: Sequence[str]) -> Callable[[torch.Tensor], None] | None:
+        """What a layer of this transformer is to tell who owns its positions, [G, B, M, N] for groups of these roles; None unless recording."""
+        grid = self._grids.get(transformer)
+        if not self.recording or grid is None or COND not in roles:
+            return None
+
+        def observe(owned: torch.Tensor) -> None:
+            acting = (self.strengths != 0).float()
+            total, count = self._seen.setdefault(grid, (torch.zeros(len(acting), grid[0] * grid[1], device=owned.device), torch.zeros_like(acting)))
+            for group, role in enumerate(roles):
+                if role == COND:
+                    total.addcmul_(owned[group].mean(0), acting.unsqueeze(1))
+                    count.add_(acting)
+
+        return observe
+
+    def maps(self) -> AppliedMaps | None:
+        """Who owned which positions, averaged over what the run saw; None where nobody acted or nothing was recorded."""
+        parts = [Part(total.cpu().unflatten(1, grid), count.cpu()) for grid, (total, count) in self._seen.items()]
+        if not parts:
+            return None
+        acted = torch.stack([part.count for part in parts]).sum(0) > 0
+        subjects = zip(self.references.subjects, averaged(parts), acted.tolist(), strict=True)
+        found = tuple(SubjectMap(s.name, values if on else None, s.box, s.region) for s, values, on in subjects)
+        return AppliedMaps(self.references.adapter.spec.file, self.settings.mixing.merge, found)
 
     @property
     def _idle(self) -> bool:
@@ -156,13 +185,13 @@ class ImageAttention:
 
 
 def apply_image_attention(unet: UNet2DConditionModel, references: References, settings: ImageAttentionSettings, roles: Sequence[str | None] = (UNCOND, COND),
-                          merged: float = 0.0) -> ImageAttention:
+                          merged: float = 0.0, recording: bool = False) -> ImageAttention:
     """`with apply_image_attention(...) as attention:` binds the references to the UNet; weight 0 and an empty cast leave it untouched.
 
     Raises:
         MismatchError: the adapter is for another base model, or the merge needs names and the references carry none.
     """
-    return ImageAttention(unet, references, settings, roles, merged)
+    return ImageAttention(unet, references, settings, roles, merged, recording)
 
 
 def inside(percent: float, start: float, end: float) -> bool:
@@ -197,7 +226,8 @@ class LayerDelta:
             q, plain = (None if x is None else torch.stack([x[g] for g in taking]) for x in (q, plain))
         logits = None if plain is None else plain @ gain_weights
         limits = owner.limits(self.place.transformer, query.shape[1])
-        delta = image_delta(q, owner.tokens(self.index), owner.strengths, self.place.attention.heads, owner.settings.mixing, limits, plain, logits)
+        observe = owner.observer(self.place.transformer, [role for role in roles if role])
+        delta = image_delta(q, owner.tokens(self.index), owner.strengths, self.place.attention.heads, owner.settings.mixing, limits, plain, logits, observe)
         if len(taking) < len(roles):
             rest = torch.zeros_like(delta[0])
             delta = torch.stack([delta[taking.index(g)] if g in taking else rest for g in range(len(roles))])

@@ -12,12 +12,13 @@ from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 
 from ...adapter import Adapter
 from ...errors import MismatchError
+from ...relevance_maps import AppliedMaps
 from ...settings import GatedSettings, ImageAttentionSettings
 from ...subjects import References
 from .encoders import Prompt
 from .gated import GatedAdapter, apply_gated
 from .guidance import ROLES, Guidance, branches, factors, of_step
-from .image_attention import ImageAttention, apply_image_attention
+from .image_attention import ImageAttention
 from .weights import base_weights
 
 PIXELS = 8  # of a latent cell's side
@@ -39,7 +40,8 @@ class SamplingSettings:
 
 def sample(unet: UNet2DConditionModel, scheduler: EulerDiscreteScheduler, positive: Prompt, negative: Prompt, settings: SamplingSettings,
            applied: Sequence[tuple[References, Settings]] = (), callback: Progress | None = None, *, middle: Prompt | None = None, guidance: Guidance | None = None,
-           weights: Sequence[tuple[Adapter, float]] = ()) -> torch.Tensor:
+           weights: Sequence[tuple[Adapter, float]] = (), record: list[AppliedMaps] | None = None,
+           attention: type[ImageAttention] = ImageAttention) -> torch.Tensor:
     """From noise to a latent.
 
     Arguments:
@@ -47,6 +49,8 @@ def sample(unet: UNet2DConditionModel, scheduler: EulerDiscreteScheduler, positi
             rows the adapter's empty tokens.
         callback: gets (steps done, steps, latent) after each step.
         middle: of `guidance`'s third branch, None: the negative's text; guidance: None is classifier-free guidance.
+        record: gets the relevance maps of each image attention that acted, when the run is over; its references need names.
+        attention: what puts image attention on the UNet; measurements give another class.
         weights: adapters whose weights for the UNet are on it while the run lasts, with their strengths.
     Returns:
         [batch, 4, height / 8, width / 8] float32, before the VAE's scaling factor is divided out.
@@ -61,7 +65,7 @@ def sample(unet: UNet2DConditionModel, scheduler: EulerDiscreteScheduler, positi
     with ExitStack() as stack, torch.no_grad():
         for adapter, strength in weights:
             stack.enter_context(base_weights(unet, adapter.weights, strength))
-        bound = [stack.enter_context(_apply(unet, references, widgets, merged)) for references, widgets in applied]
+        bound = [stack.enter_context(_apply(unet, references, widgets, merged, record is not None, attention)) for references, widgets in applied]
         for step, t in enumerate(scheduler.timesteps):
             percent = percent_of(t.item(), scheduler)
             shares = factors(guidance, settings.cfg, percent)
@@ -81,13 +85,16 @@ def sample(unet: UNet2DConditionModel, scheduler: EulerDiscreteScheduler, positi
             latent = scheduler.step(guided, t, latent).prev_sample
             if callback is not None:
                 callback(step + 1, settings.steps, latent)
+        if record is not None:
+            record += [maps for apply in bound if isinstance(apply, ImageAttention) and (maps := apply.maps()) is not None]
     return latent
 
 
-def _apply(unet: UNet2DConditionModel, references: References, settings: Settings, merged: Mapping[str, float]) -> ImageAttention | GatedAdapter:
+def _apply(unet: UNet2DConditionModel, references: References, settings: Settings, merged: Mapping[str, float], recording: bool,
+           attention: type[ImageAttention]) -> ImageAttention | GatedAdapter:
     if isinstance(settings, GatedSettings):
         return apply_gated(unet, references, settings)
-    return apply_image_attention(unet, references, settings, merged=merged.get(references.adapter.id, 0.0))
+    return attention(unet, references, settings, merged=merged.get(references.adapter.id, 0.0), recording=recording)
 
 
 def _condition(unet: UNet2DConditionModel, prompts: Sequence[Prompt], settings: SamplingSettings) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:

@@ -1,0 +1,25 @@
+"""The shipped rehearsal files' models for diffusers."""
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffusers import UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPVisionModelWithProjection
+
+from ..files import FOLDER, IMAGES, TEXTS, UNET, VOCABULARY, fill, full_table, read
+from . import nets
+
+
+def load_unet(folder: Path = FOLDER) -> UNet2DConditionModel:
+    """The UNet, float32."""
+    return fill(nets.unet(), read(UNET, folder), UNET)
+
+
+def load_texts(folder: Path = FOLDER) -> CLIPTextModel:
+    """The text encoder with CLIP's whole vocabulary, float32."""
+    return fill(nets.text_encoder(VOCABULARY), full_table(read(TEXTS, folder)), TEXTS)
+
+
+def load_image_encoder(folder: Path = FOLDER) -> CLIPVisionModelWithProjection:
+    """The image encoder, float32."""
+    return fill(nets.image_encoder(), read(IMAGES, folder), IMAGES)

@@ -1,0 +1,39 @@
+"""A rival to measure against, in the manner of Conceptrol (arXiv 2503.06568): one layer's map of a subject's name is the mask of its image attention in every layer."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch.nn.functional import interpolate
+
+from ...model_patches.attention.relevance import relevance
+from ...model_patches.hosts.diffusers.image_attention import ImageAttention
+from ...model_patches.layer_tokens import name_segments, project_names
+
+LAYER = 2  # the first cross-attention layer on the way up: 8 x 8 positions
+
+
+class OneMap(ImageAttention):
+    """Image attention whose limits are the map of LAYER, A_i / max_p A_i, from the last time that layer ran; 1 everywhere before."""
+
+    def __enter__(self) -> OneMap:
+        super().__enter__()
+        place = self._layers[LAYER]
+        names = project_names((layer.attention.to_k for layer in self._layers), self.references, self._unet.device, self._unet.dtype)[LAYER]
+        segments = name_segments(self.references, self._unet.device)
+        self._map: torch.Tensor | None = None
+
+        def see(module: torch.nn.Module, args: tuple[Any, ...], query: torch.Tensor) -> None:
+            cond = query.chunk(len(self.roles))[-1][None]  # 1, B, N, C
+            a = relevance(cond, names[-1:], segments[-1:], place.attention.heads)[0]  # B, M, N
+            self._map = (a / a.amax(-1, keepdim=True)).unflatten(-1, self._grids[place.transformer])
+
+        self._hooks.append(place.attention.to_q.register_forward_hook(see))
+        return self
+
+    def limits(self, transformer: Transformer2DModel, positions: int) -> torch.Tensor | None:
+        """The map at this transformer's grid, [1, B, M, N]."""
+        if self._map is None:
+            return None
+        return interpolate(self._map, self._grids[transformer], mode="bilinear").flatten(2)[None]

@@ -1,0 +1,62 @@
+"""Paint with the rehearsal models on the embedded engine: prompt, references and seed to pictures."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import EulerDiscreteScheduler
+
+from ...model_patches.attention.decoupled import Mixing
+from ...model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts, encode_references, load_adapter
+from ...model_patches.hosts.diffusers.sampling import SamplingSettings, sample
+from ...model_patches.relevance_maps import AppliedMaps
+from ...model_patches.settings import ImageAttentionSettings
+from ...model_patches.subjects import Cast, References, make_subject
+from .. import codec, files
+from ..world import PIXELS
+from . import load, nets
+
+STEPS, CFG = 20, 3.0
+SCHEDULE = {key: value for key, value in nets.BETAS.items() if key != "num_train_timesteps"}
+
+
+@dataclass(frozen=True, eq=False)
+class Rehearsal:
+    """The models of the rehearsal world. adapters: by 'ip' and 'mip', as far as their files are there."""
+
+    unet: Any
+    texts: ClipTexts
+    images: ClipImages | None = None
+    adapters: dict[str, Any] = field(default_factory=dict)
+
+
+def load_rehearsal(folder: Path = files.FOLDER) -> Rehearsal:
+    """Everything that `folder` holds. Raises CheckpointError where the base is missing or a file is damaged."""
+    images = ClipImages(load.load_image_encoder(folder)) if (folder / files.IMAGES).exists() else None
+    adapters = {kind: load_adapter(folder / name) for kind, name in files.ADAPTERS.items() if (folder / name).exists()}
+    return Rehearsal(load.load_unet(folder), ClipTexts.sd15(load.load_texts(folder)), images, adapters)
+
+
+def encode(models: Rehearsal, adapter: str, pictures: Sequence[torch.Tensor], names: Sequence[str], weights: Sequence[float] | None = None) -> References:
+    """References of subjects. pictures: [1, H, W, 3] 0..1 each; names: as in the prompt."""
+    cast = Cast()
+    for number, (picture, name) in enumerate(zip(pictures, names, strict=True), 1):
+        cast = cast.add(make_subject(name, [picture], number=number, weight=1.0 if weights is None else weights[number - 1]))
+    return encode_references(models.adapters[adapter], cast, models.images, models.texts)
+
+
+def scheduler() -> EulerDiscreteScheduler:
+    """ComfyUI's euler on sgm_uniform."""
+    return EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing")
+
+
+def paint(models: Rehearsal, prompt: str, seed: int, references: References | None = None, merge: str = "relevance", weight: float = 1.0, sharpness: float = 1.0, batch: int = 1,
+          steps: int = STEPS, cfg: float = CFG, record: list[AppliedMaps] | None = None, **widgets: Any) -> torch.Tensor:
+    """[batch, 3, 128, 128] in 0..1. record: gets the relevance maps; widgets: more of ImageAttentionSettings."""
+    applied = [] if references is None else [(references, ImageAttentionSettings(weight, Mixing(merge, sharpness), **widgets))]
+    positive, negative = models.texts.encode_prompt(prompt), models.texts.encode_prompt("")
+    latent = sample(models.unet, scheduler(), positive, negative, SamplingSettings(PIXELS, PIXELS, steps, cfg, seed, batch), applied, record=record)
+    return (codec.decode(latent) / 2 + 0.5).clamp(0, 1)

@@ -1,0 +1,100 @@
+"""Trials of who is confused with whom: a cast of held-out individuals, a prompt and a seed, painted by one method and judged."""
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ...model_patches.attention.decoupled import Mixing
+from ...model_patches.hosts.diffusers.encoders import encode_references
+from ...model_patches.hosts.diffusers.sampling import SamplingSettings, sample
+from ...model_patches.placing import place_subjects
+from ...model_patches.settings import ImageAttentionSettings
+from ...model_patches.subjects import Cast, References, make_subject
+from .. import codec
+from ..world import PIXELS, TEST_LOOKS, Figure, Scene, boxes, place_figures, random_figures, reference
+from .one_map import OneMap
+from .paint import CFG, STEPS, Rehearsal, scheduler
+from .recogniser import Recogniser, recognise
+from .verdict import verdicts, verdicts_by_colour
+
+CASTS = {"two classes": (2, False), "one class": (2, True), "three subjects": (3, False)}  # subjects, and whether they are of one class
+
+
+@dataclass(frozen=True)
+class Method:
+    """How references are merged. one_map: positions of every layer come from one layer's map (Conceptrol, arXiv 2503.06568)."""
+
+    merge: str
+    sharpness: float = 1.0
+    boxes: bool = False
+    one_map: bool = False
+
+
+METHODS: Mapping[str, Method] = {
+    "uniform": Method("uniform"), "joint": Method("joint"), "add": Method("add"), "paper": Method("paper"),
+    "relevance": Method("relevance"), "relevance, sharpness 3": Method("relevance", 3.0), "relevance with boxes": Method("relevance", boxes=True),
+    "add with boxes": Method("add", boxes=True), "one layer's map": Method("add", one_map=True),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One picture to paint: who (their colours all differ), where a drawing would have them, and the seed of the noise."""
+
+    scene: Scene
+    seed: int
+    figures: tuple[Figure, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "figures", tuple(self.scene.subjects[i].figure for i in self.scene.mentioned))
+
+
+def trial(cast: str, seed: int) -> Trial:
+    """The trial of a number: the same for every method. cast: of CASTS."""
+    chance = random.Random(f"{cast} {seed}")
+    count, alike = CASTS[cast]
+    while True:
+        figures = random_figures(chance, count, alike, TEST_LOOKS)
+        if len({colour for figure in figures for colour in (figure.look.body, figure.look.accent)}) == 2 * count:
+            return Trial(place_figures(chance, figures), seed)
+
+
+def cast_of(figures: tuple[Figure, ...], places: list[tuple[float, float, float, float]] | None = None) -> Cast:
+    """The figures as a Cast with their drawn references; places: x, y, w, h of each, 0..1."""
+    cast = Cast()
+    for number, figure in enumerate(figures, 1):
+        picture = torch.from_numpy(reference(figure).copy())[None].float() / 255
+        cast = cast.add(make_subject(figure.words, [picture], number=number))
+    if places is None:
+        return cast
+    entries = [{"x": x, "y": y, "w": w, "h": h} for x, y, w, h in places]
+    return place_subjects(cast, PIXELS, PIXELS, json.dumps(entries), "none")[0]
+
+
+def references_of(models: Rehearsal, adapter: str, one: Trial, with_boxes: bool) -> References:
+    """The trial's references for an adapter ('ip' or 'mip'), with the drawing's boxes or without."""
+    places = boxes(one.scene)
+    cast = cast_of(one.figures, [places[i] for i in one.scene.mentioned] if with_boxes else None)
+    return encode_references(models.adapters[adapter], cast, models.images, models.texts)
+
+
+def paint_trial(models: Rehearsal, adapter: str, method: Method, one: Trial, weight: float = 1.0, steps: int = STEPS) -> torch.Tensor:
+    """[3, 128, 128] in 0..1."""
+    references = references_of(models, adapter, one, method.boxes)
+    widgets = ImageAttentionSettings(weight, Mixing(method.merge, method.sharpness))
+    positive, negative = models.texts.encode_prompt(one.scene.caption), models.texts.encode_prompt("")
+    settings = SamplingSettings(PIXELS, PIXELS, steps, CFG, one.seed)
+    more: dict[str, Any] = {"attention": OneMap} if method.one_map else {}
+    latent = sample(models.unet, scheduler(), positive, negative, settings, [(references, widgets)], **more)
+    return (codec.decode(latent)[0] / 2 + 0.5).clamp(0, 1)
+
+
+def judge(recogniser: Recogniser, one: Trial, picture: torch.Tensor) -> tuple[list[str], list[str]]:
+    """Verdicts on every subject of a trial, by the recogniser and by colours."""
+    found = recognise(recogniser, picture[None])[0]
+    return verdicts(one.figures, found), verdicts_by_colour(one.figures, found, picture)

@@ -1,0 +1,55 @@
+"""The shipped rehearsal files: where they lie, what they are called, and reading them."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..model_patches.checkpoints.files import read_state
+from ..model_patches.errors import CheckpointError
+
+FOLDER = Path(__file__).parent / "files"
+UNET, TEXTS, IMAGES = "unet.safetensors", "text_encoder.safetensors", "image_encoder.safetensors"
+ADAPTERS = {"ip": "rehearsal_ip_adapter.safetensors", "mip": "rehearsal_mip_adapter.safetensors"}
+VOCABULARY = 49408
+TABLE, IDS = "embeddings.token_embedding.weight", "token_ids"  # in the text encoder's file: rows of the words that the world knows, and their ids
+AGAIN = "It comes with Troupe: reinstall or update the pack."
+
+
+def state_of(*names: str) -> tuple[tuple[int, int] | None, ...]:
+    """Size and time of files in `FOLDER`, None for one that is missing: other values mean another file."""
+    stats = [(FOLDER / name).stat() if (FOLDER / name).is_file() else None for name in names]
+    return tuple(None if stat is None else (stat.st_size, stat.st_mtime_ns) for stat in stats)
+
+
+def read(name: str, folder: Path = FOLDER) -> dict[str, torch.Tensor]:
+    """Tensors of a shipped file, float32 where they are numbers. Raises CheckpointError where it is missing or damaged."""
+    try:
+        state = read_state(folder / name)
+    except CheckpointError as error:
+        raise CheckpointError(error.expected, error.found, AGAIN) from error
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def full_table(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The text encoder's tensors with all of CLIP's vocabulary: words that the world does not know are zeros, as they were in training.
+
+    Raises CheckpointError where the file lacks its table.
+    """
+    state = dict(state)
+    if not {TABLE, IDS} <= state.keys():
+        raise CheckpointError(f"'{TEXTS}' to hold the rehearsal model", f"no tensor '{TABLE if TABLE not in state else IDS}'", AGAIN)
+    rows, ids = state.pop(TABLE), state.pop(IDS)
+    state[TABLE] = rows.new_zeros(VOCABULARY, rows.shape[1]).index_copy_(0, ids.long(), rows)
+    return state
+
+
+def fill(module: torch.nn.Module, state: dict[str, torch.Tensor], name: str) -> torch.nn.Module:
+    """The module with a file's tensors, ready to run. Raises CheckpointError where names or shapes differ."""
+    own = module.state_dict()
+    odd = [key for key, value in state.items() if key in own and own[key].shape != value.shape]
+    if not odd:
+        odd = [key for keys in module.load_state_dict(state, strict=False) for key in keys if not key.endswith("position_ids")]
+    if odd:
+        raise CheckpointError(f"'{name}' to hold the rehearsal model", f"a difference at '{min(odd)}'", AGAIN)
+    return module.eval().requires_grad_(False)
