@@ -26,7 +26,8 @@ from photos import real_photos  # noqa: E402
 from random_faces import RANDOM_FACES  # noqa: E402
 from report import NOISE, NOT_A_PICTURE, marked  # noqa: E402
 
-TEMPLATES = [path.stem for path in sorted(WORKFLOWS.glob("*.json"))]
+RANDOM = "--random-models"
+TEMPLATES = [path.stem for path in sorted(WORKFLOWS.glob("*.json")) if "rehearsal" not in path.stem]  # those need no model files
 NAMED = "1 name token"
 BRINGS = {  # what a subject brings in the templates that are not an IP-Adapter plus, and how many of which layers of the random models it reaches
     "two_characters_illustrious": (f"4 image tokens, {NAMED}", 4, "cross-attention layers"),
@@ -70,7 +71,7 @@ def template(name: str = "two_subjects") -> dict:
 def test_a_template_runs_where_there_is_nothing(name, tmp_path, capsys):
     """No ComfyUI, no model files: the picture is called noise in its name, on its face, in the report and on the screen."""
     out = tmp_path / "out"
-    assert run_tool.main(["--workflow", name, "--output", str(out), "--size", "128x64", "--steps", "2"]) == 0
+    assert run_tool.main([RANDOM, "--workflow", name, "--output", str(out), "--size", "128x64", "--steps", "2"]) == 0
     said = capsys.readouterr().out
     names = [subject.name for subject in read_job(template(name)).subjects]
     assert sorted(p.name for p in out.iterdir()) == sorted([NOT_A_PICTURE, *(f"reference_{n}_as_the_encoder_saw_it.png" for n in range(1, len(names) + 1)), "report.txt"])
@@ -89,7 +90,7 @@ def test_a_template_runs_where_there_is_nothing(name, tmp_path, capsys):
 
 def test_the_references_are_the_photos(tmp_path):
     """As the encoder saw them: the astronaut fills her square, the wide cat stands between white borders."""
-    assert run_tool.main(["--output", str(tmp_path), "--size", "64x64", "--steps", "1"]) == 0
+    assert run_tool.main([RANDOM, "--output", str(tmp_path), "--size", "64x64", "--steps", "1"]) == 0
     seen = [np.asarray(Image.open(tmp_path / f"reference_{n}_as_the_encoder_saw_it.png")) for n in (1, 2)]
     whole = np.asarray(Image.open(real_photos()[0]).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC))
     assert seen[0].shape == (224, 224, 3) and np.abs(seen[0].astype(float) - whole).mean() < 2
@@ -430,7 +431,7 @@ def test_a_photo_of_the_workflow_s_own_is_looked_up(tmp_path):
 def test_mistakes_are_sentences(arguments, said, capsys, tmp_path):
     import re
 
-    assert run_tool.main([*arguments, "--output", str(tmp_path / "out")]) == 1
+    assert run_tool.main([RANDOM, *arguments, "--output", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and re.search(said, error, re.S) and "Traceback" not in error
     assert not (tmp_path / "out").exists()
@@ -507,7 +508,7 @@ def test_a_broken_torchaudio_counts_as_none(monkeypatch, tmp_path):
 
 # ---- a full disk, and runs at the same time ------------------------------------------------------------------------------------------------
 
-QUICK_RUN = ["--engine", "embedded", "--size", "64x64", "--steps", "1"]
+QUICK_RUN = [RANDOM, "--engine", "embedded", "--size", "64x64", "--steps", "1"]
 
 
 @pytest.fixture
@@ -661,3 +662,27 @@ def test_an_output_that_is_a_file_is_said_before_the_run(tmp_path, capsys):
         assert run_tool.main([*QUICK_RUN, "--output", str(tmp_path / place)]) == 1
         said = capsys.readouterr()
         assert "Expected a folder to save in" in said.err and "a file" in said.err and "step" not in said.out
+
+
+# ---- the rehearsal: no model files, and no random weights ----------------------------------------------------------------------------------
+
+def test_missing_models_end_a_named_workflow(capsys, tmp_path):
+    """Random weights are for tests: whoever names a workflow is told which files it needs, and what runs without them."""
+    assert run_tool.main(["--workflow", "two_subjects", "--output", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr()
+    assert SDXL_LINK in said.out and "run `python tools/run.py` without --workflow" in said.err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--photo", "me.jpg"], "know only their own drawn cast.*--list-missing"),
+    (["--name", "knight"], "takes its names from the prompt.*--prompt"),
+    (["--size", "512x512"], "paint 128x128 pixels.*--list-missing"),
+    (["--prompt", "a unicorn on the moon"], "names 0. They know: robot, cat.*For example"),
+    (["--prompt", "a cat, a robot, a fish and a bird at night"], "names 4"),
+])
+def test_what_the_rehearsal_cannot_do(arguments, said, capsys, tmp_path):
+    import re
+
+    assert run_tool.main([*arguments, "--output", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and re.search(said, error, re.S) and "Traceback" not in error and not (tmp_path / "out").exists()

@@ -2,8 +2,8 @@
 
 usage: python tools/run.py [--workflow NAME_OR_FILE] [--photo FILE ...] [--name NAME ...] [--help]
 
-Without arguments: the template two_subjects on two real photos. Model files that are missing are listed with link and folder, and small random
-models stand in for all of them, so that everything really runs; the picture is then noise and is called so.
+Without arguments: the template two_subjects on two real photos where its model files are there; where they are not, the small rehearsal models that
+come with the pack paint a picture of their own cast, and the missing files are listed with link and folder.
 """
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from result import Result
 from saving import check_folder, room_for_temporary_files, save_all
 
 SMALL_SIZE, SMALL_STEPS = (256, 256), 4  # with random models, unless asked otherwise
+REHEARSAL = "1_start_here_rehearsal"
 ENGINES = ("auto", "comfyui", "embedded")
 
 
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(prog="run.py", description="Run a workflow headless: in ComfyUI where there is one, else on the embedded engine.")
-    parser.add_argument("--workflow", default="two_subjects", help="a shipped template's name or a workflow file (default: two_subjects)")
+    parser.add_argument("--workflow", help="a shipped template's name or a workflow file (default: two_subjects, or the rehearsal where its models are missing)")
     parser.add_argument("--photo", action="append", type=Path, default=[], metavar="FILE", help="photo of the first subject; again for the next (default: two real photos)")
     parser.add_argument("--name", action="append", default=[], help="name of the first subject as in the prompt; again for the next")
     parser.add_argument("--prompt", help="the prompt (default: the workflow's)")
@@ -59,7 +60,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto: ComfyUI where there is one that can run")
     parser.add_argument("--install-comfyui", action="store_true", help="install ComfyUI first, by comfy-cli's own command, which is shown")
     parser.add_argument("--list-missing", action="store_true", help="only say which model files are there and which are missing, with links")
-    return parser.parse_args(arguments)
+    parser.add_argument("--random-models", action="store_true", help="small models with random weights stand in for missing files: for tests of a workflow, the picture is noise")
+    options = parser.parse_args(arguments)
+    options.rehearsal = options.workflow is None and not options.random_models
+    options.workflow = options.workflow or "two_subjects"
+    return options
 
 
 def list_missing(options: argparse.Namespace) -> int:
@@ -73,9 +78,16 @@ def run(options: argparse.Namespace) -> None:
     """The whole run, telling what happens."""
     began = time.monotonic()
     comfyui = install(print) if options.install_comfyui else find_comfyui()
-    host = choose_host(options.engine, comfyui)
     folders, files = _needed(options, comfyui)
-    random = report_models(files)
+    random = report_models(files, options)
+    if random and options.rehearsal and options.engine == "comfyui":
+        options.workflow, random = REHEARSAL, False
+        folders, files = _needed(options, comfyui)
+    elif random and options.rehearsal:
+        rehearsal(options)
+        print(f"done in {time.monotonic() - began:.0f} s")
+        return
+    host = choose_host(options.engine, comfyui)
     print(f"workflow: {find_workflow(options.workflow).name}, engine: {'ComfyUI' if host else 'embedded (diffusers)'}")
     edited = edit(_read(options), changes_of(options, random), _photo_folders(options, comfyui))
     check_folder(options.output)
@@ -108,14 +120,39 @@ def choose_host(engine: str, comfyui: Path | None) -> Host | None:
         return None
 
 
-def report_models(files: list[Needed]) -> bool:
-    """Say which model files are missing; True where random ones must stand in."""
+def report_models(files: list[Needed], options: argparse.Namespace) -> bool:
+    """Say which model files are missing; True where something must stand in for them. Raises RunError where nothing may."""
     missing = [file for file in files if file.path is None]
-    if missing:
-        print(f"{len(missing)} of {len(files)} model files are missing:")
-        print("\n".join(file.describe() for file in missing))
-        print("Small models with RANDOM weights stand in for every model file, also for those that are there.\n" + NOISE)
-    return bool(missing)
+    if not missing:
+        return False
+    if options.rehearsal:
+        from rehearsing import check_options
+
+        check_options(options.photo, options.name, options.size)
+        print(f"{len(missing)} of {len(files)} model files of {options.workflow} are missing (--list-missing lists them with links).")
+        print("The rehearsal models that come with Troupe paint instead.")
+        return True
+    print(f"{len(missing)} of {len(files)} model files are missing:")
+    print("\n".join(file.describe() for file in missing))
+    if not options.random_models:
+        raise RunError("This workflow needs the files listed above. Download them, or run `python tools/run.py` without --workflow: it paints with models that come with Troupe.")
+    print("Small models with RANDOM weights stand in for every model file, also for those that are there.\n" + NOISE)
+    return True
+
+
+def rehearsal(options: argparse.Namespace) -> None:
+    """Paint with the rehearsal models, on the embedded engine, and save picture, comparison and report."""
+    _check_extra()
+    check_folder(options.output)
+    from rehearsing import rehearse
+
+    with room_for_temporary_files():
+        made = rehearse(options.prompt, options.seed, options.steps, Progress())
+    text = "\n".join(made.lines) + "\n"
+    files = {"picture.png": made.picture.save, "comparison.png": made.comparison.save, "report.txt": lambda path: path.write_text(text, encoding="utf-8")}
+    saved = save_all(files, options.output)
+    print("\n".join(f"saved {path}" for path in saved))
+    print(text.rstrip())
 
 
 def changes_of(options: argparse.Namespace, random: bool) -> Changes:
