@@ -1,0 +1,131 @@
+"""Count who is confused with whom in the rehearsal world, and write benchmarks/CONFUSION.md.
+
+usage: python benchmarks/confusion.py [--seeds N] [--minutes M] [--workers W]
+
+Every method paints the same casts from the same noise. Results are kept picture by picture in benchmarks/confusion.json, so a run that was stopped goes on
+where it ended; --minutes stops by itself.
+"""
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from multiprocessing import get_context
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+sys.path.append(str(FOLDER.parent / "tools"))
+
+from pack import hide_broken_torchaudio, load_pack  # noqa: E402
+
+RESULTS, PAGE = FOLDER / "confusion.json", FOLDER / "CONFUSION.md"
+WEIGHTS = (0.3, 0.45, 0.6, 0.75, 0.9, 1.05, 1.2)  # of the curve
+CURVE = ("add", "relevance", "relevance, sharpness 3")
+PER_TASK = 10  # pictures that a worker paints before it reports
+Task = tuple[str, str, str, float, int]  # adapter, method, cast, weight, first seed
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Count who is confused with whom in the rehearsal world.")
+    parser.add_argument("--seeds", type=int, default=300, help="pictures for each method and cast (default: 300)")
+    parser.add_argument("--curve-seeds", type=int, default=100, help="pictures for each weight of the curve (default: 100)")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long; the next run goes on")
+    parser.add_argument("--workers", type=int, default=1, help="processes of one thread each (default: 1)")
+    options = parser.parse_args()
+    end = time.monotonic() + 60 * options.minutes
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    load_pack()
+    if results.get("models") != (models := fingerprint()):
+        results = {"models": models, "verdicts": {}}
+    todo = [task for task in tasks(options.seeds, options.curve_seeds) if not done(results, task)]
+    print(f"{len(todo) * PER_TASK} pictures to paint")
+    with get_context("spawn").Pool(options.workers, prepare) as pool:
+        for count, (task, verdicts) in enumerate(pool.imap_unordered(work, todo), 1):
+            results["verdicts"].setdefault(key(task), {}).update(verdicts)
+            if count % 10 == 0 or count == len(todo):
+                save(results)
+                print(f"{count * PER_TASK} of {len(todo) * PER_TASK} pictures", flush=True)
+            if time.monotonic() > end:
+                pool.terminate()
+                break
+    save(results)
+    from confusion_page import write_page
+
+    write_page(RESULTS, PAGE)
+
+
+def tasks(seeds: int, curve_seeds: int) -> Iterator[Task]:
+    """All of the table at weight 1, small shares of every cell first, so that a stopped run has something of each; then the curve."""
+    from troupe.rehearsal.engine.trials import CASTS, METHODS
+
+    for first in range(0, seeds, PER_TASK):
+        for adapter in ("mip", "ip"):
+            for cast in CASTS:
+                for method in METHODS:
+                    yield adapter, method, cast, 1.0, first
+    for first in range(0, curve_seeds, PER_TASK):
+        for weight in WEIGHTS:
+            for method in CURVE:
+                yield "mip", method, "two classes", weight, first
+
+
+def fingerprint() -> dict[str, str]:
+    """sha256 of every shipped model file, by name: results of other models are thrown away."""
+    from troupe.rehearsal.files import FOLDER as MODEL_FILES
+
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(MODEL_FILES.glob("*.safetensors"))}
+
+
+def key(task: Task) -> str:
+    """A cell of the table."""
+    adapter, method, cast, weight, _ = task
+    return f"{adapter} | {method} | {cast} | {weight:g}"
+
+
+def done(results: dict, task: Task) -> bool:
+    """Whether all pictures of a task are there."""
+    found = results["verdicts"].get(key(task), {})
+    return all(str(seed) in found for seed in range(task[-1], task[-1] + PER_TASK))
+
+
+def save(results: dict) -> None:
+    """Write the results; an interrupted write leaves the last ones."""
+    partial = RESULTS.with_suffix(".partial")
+    partial.write_text(json.dumps(results, indent=0, sort_keys=True), encoding="utf-8")
+    partial.replace(RESULTS)
+
+
+def prepare() -> None:
+    """Load the models once a worker."""
+    import torch
+
+    torch.set_num_threads(1)
+    hide_broken_torchaudio()
+    load_pack()
+    from troupe.rehearsal.engine.paint import load_rehearsal
+    from troupe.rehearsal.engine.recogniser import load_recogniser
+
+    global MODELS, RECOGNISER
+    MODELS, RECOGNISER = load_rehearsal(), load_recogniser()
+
+
+def work(task: Task) -> tuple[Task, dict[str, list[str]]]:
+    """Verdicts of a task's pictures by seed: by the recogniser and by colours, a letter a subject."""
+    from troupe.rehearsal.engine.trials import METHODS, judge, paint_trial, trial
+    from troupe.rehearsal.engine.verdict import LETTERS
+
+    adapter, method, cast, weight, first = task
+    found = {}
+    for seed in range(first, first + PER_TASK):
+        one = trial(cast, seed)
+        both = judge(RECOGNISER, one, paint_trial(MODELS, adapter, METHODS[method], one, weight))
+        found[str(seed)] = ["".join(LETTERS[verdict] for verdict in verdicts) for verdicts in both]
+    return task, found
+
+
+if __name__ == "__main__":
+    main()

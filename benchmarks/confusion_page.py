@@ -1,0 +1,141 @@
+"""The page of who is confused with whom, written from confusion.json and from nothing else."""
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+
+Z = 1.959964  # of the normal distribution, for 95 %
+ADAPTERS = {"mip": "MIP-Adapter (trained with relevance and text gain)", "ip": "IP-Adapter (trained on one reference at a time)"}
+CASTS = ("two classes", "one class", "three subjects")
+NAMES = {"r": "right", "s": "swapped", "m": "mixed", "c": "cloned", "o": "other", "-": "missing"}
+RIVALS = ("add", "uniform", "joint", "add with boxes")
+AGREE = 5.0  # points by which the two reads may differ
+Verdicts = Mapping[str, Sequence[str]]  # seed -> letters by the recogniser, letters by colours
+
+HEAD = """# Who is confused with whom
+
+Written by `benchmarks/confusion.py`, by a machine: change the scripts, not this page.
+
+    python benchmarks/confusion.py
+
+The rehearsal world (rehearsal/world.py) is a small world of drawn pictures in which it is known exactly who looks like what, with a text-to-image model and two
+adapters trained on it (rehearsal/files/MODEL_CARD.md). Each picture of this page has a cast of two or three individuals. The prompt names their classes; how they look
+comes from one reference picture each. No adapter, and not the image encoder, was trained on any of these individuals: pairs of colours are split, one in five is for
+tests only. (The base model has seen drawings of all pairs, without references and without a word about looks.) Every method paints the same casts from the same
+noise at weight 1, 20 steps of euler, cfg 3.
+
+A subject is *right* where body and accent have its own reference's colours, *swapped* where its body has another reference's and that one's subject has it
+from elsewhere, *cloned* where another's body is there twice, *mixed* where body and accent come from two references, *other* where its colours are nobody's, and
+*missing* where no such subject is in the picture; a missing subject counts against the method. A small network trained on drawings reads the pictures. The
+figures are parts of all subjects, in brackets the 95 % Wilson interval.
+"""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of `count` cases, with the Wilson interval at 95 %; all in 0..1."""
+
+    part: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.part * 100:.0f} % [{self.low * 100:.0f}, {self.high * 100:.0f}]"
+
+
+def wilson(hits: int, count: int) -> Share:
+    """The Wilson score interval (Wilson 1927). Raises ValueError without cases."""
+    if count <= 0:
+        raise ValueError("a share: expected at least one case, found none")
+    part, z2 = hits / count, Z * Z
+    middle, spread = (part + z2 / (2 * count)) / (1 + z2 / count), Z * sqrt(part * (1 - part) / count + z2 / (4 * count * count)) / (1 + z2 / count)
+    return Share(part, max(0.0, middle - spread), min(1.0, middle + spread), count)
+
+
+def right(verdicts: Verdicts, read: int = 0) -> Share:
+    """Part of subjects that are right. read: 0 by the recogniser, 1 by colours."""
+    letters = "".join(both[read] for both in verdicts.values())
+    return wilson(letters.count("r"), len(letters))
+
+
+def write_page(results: Path, page: Path) -> None:
+    """Write the page for a results file."""
+    page.write_text(render(json.loads(results.read_text(encoding="utf-8"))["verdicts"]), encoding="utf-8")
+
+
+def render(cells: Mapping[str, Verdicts]) -> str:
+    """The whole page."""
+    parts = [HEAD]
+    methods = list(dict.fromkeys(key.split(" | ")[1] for key in cells))
+    for adapter, title in ADAPTERS.items():
+        rows = [(method, *(_cell(cells, adapter, method, cast) for cast in CASTS)) for method in methods]
+        parts += [f"## Subjects with their own looks: {title}\n", lines(("merge", *CASTS), rows)]
+    parts += ["## What happens to the others (MIP-Adapter)\n", *_kinds(cells, methods), "## By weight (MIP-Adapter, two classes)\n", _curve(cells)]
+    parts += ["## Where relevance does not win\n", _losses(cells), "## Two independent reads\n", _reads(cells)]
+    return "\n".join(parts)
+
+
+def lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)) + "\n"
+
+
+def _cell(cells: Mapping[str, Verdicts], adapter: str, method: str, cast: str, weight: float = 1.0) -> str:
+    found = cells.get(f"{adapter} | {method} | {cast} | {weight:g}")
+    return f"{right(found)}, {len(found)} pictures" if found else "not measured"
+
+
+def _kinds(cells: Mapping[str, Verdicts], methods: Sequence[str]) -> list[str]:
+    parts = []
+    for cast in CASTS:
+        rows = []
+        for method in methods:
+            found = cells.get(f"mip | {method} | {cast} | 1")
+            if found:
+                counts = Counter("".join(both[0] for both in found.values()))
+                rows.append((method, *(f"{counts[letter] / sum(counts.values()) * 100:.0f} %" for letter in NAMES)))
+        parts += [f"{cast}:\n", lines(("merge", *NAMES.values()), rows)]
+    return parts
+
+
+def _curve(cells: Mapping[str, Verdicts]) -> str:
+    keys = [key.split(" | ") for key in cells]
+    curve = [(method, float(weight)) for adapter, method, cast, weight in keys if (adapter, cast) == ("mip", "two classes")]
+    methods = [method for method in dict.fromkeys(method for method, _ in curve) if sum(m == method for m, _ in curve) > 1]
+    if not methods:
+        return "not measured\n"
+    weights = sorted({weight for _, weight in curve})
+    return lines(("weight", *methods), [(f"{weight:g}", *(_cell(cells, "mip", method, "two classes", weight) for method in methods)) for weight in weights])
+
+
+def _losses(cells: Mapping[str, Verdicts]) -> str:
+    """Every cell in which a rival without boxes is right more often than relevance at sharpness 1 or 3, intervals apart; or that there is none."""
+    found = []
+    for adapter in ADAPTERS:
+        for cast in CASTS:
+            ours = {method: cells.get(f"{adapter} | {method} | {cast} | 1") for method in ("relevance", "relevance, sharpness 3", "relevance with boxes")}
+            for rival in RIVALS:
+                theirs, mine = cells.get(f"{adapter} | {rival} | {cast} | 1"), ours["relevance with boxes" if "boxes" in rival else "relevance"]
+                if theirs and mine and right(theirs).part > right(mine).part:
+                    sure = "beyond chance" if right(theirs).low > right(mine).high else "the intervals overlap"
+                    found.append(f"- {adapter}, {cast}: {rival} {right(theirs)} against {right(mine)} ({sure})")
+    return "\n".join(found or ["Nowhere: in every cell relevance is right at least as often as uniform, joint and add, and with boxes as add with boxes."]) + "\n"
+
+
+def _reads(cells: Mapping[str, Verdicts]) -> str:
+    rows, worst = [], 0.0
+    for key, found in cells.items():
+        if not key.endswith(" | 1"):
+            continue
+        difference = (right(found, 1).part - right(found, 0).part) * 100
+        worst = max(worst, abs(difference), key=abs)
+        if abs(difference) > AGREE:
+            rows.append((key[:-4], str(right(found, 0)), str(right(found, 1)), f"{difference:+.1f}"))
+    told = "Besides the recogniser, the nearest palette colours of the cells where a subject stands are read without any network. "
+    told += f"The largest difference in a cell is {worst:.1f} points."
+    return told + "\n" + ("\n" + lines(("cell", "recogniser", "colours", "points"), rows) if rows else "")
