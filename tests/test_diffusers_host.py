@@ -380,3 +380,41 @@ def test_shorter_prompts_are_repeated_which_changes_no_attention():
 def test_sdxl_asks_for_pooled_prompts():
     with pytest.raises(MismatchError, match="pooled"):
         sample(tiny.unet("sdxl"), tiny.scheduler(), *prompts(pooled=False), SamplingSettings(64, 64, 1))
+
+
+# ---- recording ---------------------------------------------------------------------------------------------------------------------------
+
+def sampled(references, settings, record=None):
+    """A whole run of three steps, 144x88 pixels."""
+    model = tiny.unet()
+    g = torch.Generator().manual_seed(9)
+    prompts = [Prompt(torch.randn(1, 77, tiny.CONTEXT, generator=g)) for _ in range(2)]
+    return sample(model, tiny.scheduler(), *prompts, SamplingSettings(88, 144, 3, 4.0, seed=1), [(references, settings)], record=record)
+
+
+@pytest.mark.parametrize("merge", ["relevance", "add", "uniform"])
+def test_recording_changes_no_latent_and_shares_add_up(merge):
+    """Each subject's map is its mean share: they sum to 1 at every position, whatever the merge; who has weight 0 has none."""
+    references, maps = tiny.references(tiny.unet(), 3), []
+    settings = ImageAttentionSettings(1.0, Mixing(merge))
+    assert torch.equal(sampled(references, settings), sampled(references, settings, maps))
+    (applied,) = maps
+    assert applied.merge == merge and [s.name for s in applied.subjects] == ["subject 0", "subject 1", "subject 2"]
+    values = torch.stack([s.values for s in applied.subjects])
+    assert values.shape == (3, 18, 11) and torch.allclose(values.sum(0), torch.ones(18, 11), atol=1e-5) and values.std() > 1e-4
+    absent, maps = tiny.references(tiny.unet(), 2, weight=[1.0, 0.0]), []
+    sampled(absent, settings, maps)
+    assert [s.values is None for s in maps[0].subjects] == [False, True]
+
+
+def test_recorded_maps_stay_in_their_boxes():
+    boxed, maps = tiny.references(tiny.unet(), 2, box=[Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.0, 0.5, 1.0)]), []
+    sampled(boxed, ImageAttentionSettings(1.0, box_feather=0.0), maps)
+    left, right = (s.values for s in maps[0].subjects)
+    assert left[:, :4].mean() > 0.9 and right[:, -4:].mean() > 0.9 and left[:, -4:].abs().max() < 0.05 and right[:, :4].abs().max() < 0.05
+
+
+def test_nothing_is_recorded_of_who_did_not_act():
+    maps = []
+    sampled(tiny.references(tiny.unet(), 2), ImageAttentionSettings(0.0), maps)
+    assert maps == []

@@ -1,0 +1,232 @@
+"""The trainings of the rehearsal models: they learn, go on where they ended, export what the loaders read, and their image attention is the sampler's."""
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+from troupe.model_patches.attention.decoupled import Mixing
+from troupe.model_patches.encoders.decoupled import DecoupledLayers
+from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention, cross_layers
+from troupe.model_patches.settings import ImageAttentionSettings
+from troupe.rehearsal import files
+from troupe.rehearsal.engine import nets
+from troupe.rehearsal.engine.load import load_image_encoder, load_texts, load_unet
+from troupe.rehearsal.engine.recogniser import ANSWERS
+from troupe.rehearsal.training import export
+from troupe.rehearsal.training.adapter import References, TrainingProcessor, train_adapter
+from troupe.rehearsal.training.base import train_base
+from troupe.rehearsal.training.encoder import colours_of, nearest, painted, train_encoder
+from troupe.rehearsal.training.loop import Average, Diffusion, PlainAttention, Trainer, plain_attention, weighted_loss
+from troupe.rehearsal.training.recogniser import labels_of, train_recogniser
+from troupe.rehearsal.vocabulary import known_ids
+from troupe.rehearsal.world import COLOURS, TRAINING_LOOKS, Figure, Look, masks, random_scene
+
+SHORT = 0.01  # minutes
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Every model after a moment of training, exported."""
+    folder = tmp_path_factory.mktemp("training")
+    train_encoder(folder / "encoder", SHORT, batch=4)
+    train_base(folder / "base", SHORT, batch=4, compiled=False)
+    export.export_all(folder, folder / "files")
+    for kind in files.ADAPTERS:
+        train_adapter(kind, folder / kind, SHORT, folder / "files", batch=4)
+    train_recogniser(folder / "recogniser", SHORT, batch=4)
+    export.export_all(folder, folder / "files")
+    return folder
+
+
+def line(rate: float = 0.05) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A linear layer and a task that it can learn."""
+    torch.manual_seed(1)
+    x = torch.randn(64, 4)
+    return nn.Linear(4, 1), x, x @ torch.tensor([[1.0], [-2.0], [0.5], [3.0]])
+
+
+def run(folder, minutes: float, say=lambda text: None) -> tuple[Trainer, nn.Module, float]:
+    model, x, y = line()
+    trainer = Trainer({"line": model}, folder, minutes, rate=0.05, cooldown=0.5, seed=0, say=say)
+    for _ in trainer.steps(64):
+        trainer.descend((model(x) - y).square().mean())
+    return trainer, model, (model(x) - y).square().mean().item()
+
+
+# ---- the loop ----------------------------------------------------------------------------------------------------------------------------
+
+def test_a_training_learns_and_goes_on_where_it_ended(tmp_path):
+    first, model, loss = run(tmp_path, 0.01)
+    again = Trainer({"line": line()[0]}, tmp_path, 0.01, rate=0.05, cooldown=0.5, seed=0)
+    assert first.step > 50 and loss < 1 and again.step == first.step and again.samples == 64 * first.step
+    state = again.modules["line"].state_dict()
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert all(torch.equal(a, b) for a, b in zip(again.average.values, first.average.values, strict=True))
+    moments = [s["exp_avg"] for s in again.optimizer.state.values()]
+    assert moments and all(torch.equal(a, s["exp_avg"]) for a, s in zip(moments, first.optimizer.state.values(), strict=True))
+    _, _, later = run(tmp_path, 0.01)
+    assert later < loss
+
+
+def test_an_interrupted_training_is_saved(tmp_path):
+    model, x, y = line()
+    trainer = Trainer({"line": model}, tmp_path, 1.0, rate=0.05, cooldown=0.5, seed=0, say=lambda text: None)
+    with pytest.raises(KeyboardInterrupt):
+        for step in trainer.steps(64):
+            trainer.descend((model(x) - y).square().mean())
+            if step == 20:
+                raise KeyboardInterrupt
+    assert Trainer({"line": line()[0]}, tmp_path, 1.0, rate=0.05, cooldown=0.5, seed=0).step == 20
+
+
+def test_a_loss_that_is_no_number_ends_the_training_with_a_sentence(tmp_path):
+    model, x, _ = line()
+    trainer = Trainer({"line": model}, tmp_path, 1.0, rate=0.05, cooldown=0.5, seed=0, say=lambda text: None)
+    with pytest.raises(FloatingPointError, match="found nan at step 0.*--rate"):
+        for _ in trainer.steps(64):
+            trainer.descend(model(x).mean() * torch.nan)
+    assert all(value.isfinite().all() for value in torch.load(tmp_path / "checkpoint.pt", weights_only=True)["modules"]["line"].values())
+
+
+def test_the_average_follows_and_is_exchanged():
+    parameter = nn.Parameter(torch.zeros(1))
+    average = Average([parameter])
+    parameter.data.fill_(1.0)
+    for _ in range(200):
+        average.update()
+    assert 0.5 < average.values[0].item() < 1.0
+    before = average.values[0].clone()
+    average.swap()
+    assert torch.equal(parameter.data, before) and average.values[0].item() == 1.0
+
+
+# ---- the maths ---------------------------------------------------------------------------------------------------------------------------
+
+def test_v_prediction_is_diffusers_own():
+    """Noisy latents and targets equal DDPMScheduler's add_noise and get_velocity at the same steps; weights are min(snr, 5) / (snr + 1)."""
+    from diffusers import DDPMScheduler
+
+    torch.manual_seed(0)
+    clean, diffusion = torch.randn(8, 12, 4, 4), Diffusion(torch.device("cpu"))
+    noisy, steps, target, weight = diffusion.noised(clean)
+    theirs = DDPMScheduler(**nets.BETAS)
+    signal = theirs.alphas_cumprod[steps].view(-1, 1, 1, 1)
+    noise = (noisy - signal.sqrt() * clean) / (1 - signal).sqrt()
+    assert torch.allclose(theirs.add_noise(clean, noise, steps), noisy, atol=1e-4) and torch.allclose(theirs.get_velocity(clean, noise, steps), target, atol=1e-3)
+    snr = (signal / (1 - signal)).flatten()
+    assert torch.allclose(weight, snr.clamp(max=5) / (snr + 1), rtol=1e-4) and steps.tolist() == sorted(steps.tolist()) and steps[0] < 125 and steps[-1] >= 875
+    assert weighted_loss(target, target, weight) == 0 and torch.isclose(weighted_loss(target + 1, target, weight), torch.tensor(1.0))
+
+
+def test_plain_attention_is_attention():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 9, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    split = [x.unflatten(-1, (2, 4)).transpose(1, 2) for x in (q, k, v)]
+    assert torch.allclose(plain_attention(q, k, v, 2), nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2), atol=1e-6)
+    model = nets.unet().eval()
+    given = (torch.randn(1, 12, 8, 8), torch.tensor([500]), torch.randn(1, 77, nets.CONTEXT))
+    with torch.no_grad():
+        before = model(*given).sample
+        model.set_attn_processor(PlainAttention())
+        assert torch.allclose(model(*given).sample, before, atol=1e-5)
+
+
+@pytest.mark.parametrize("gain", [False, True], ids=["relevance", "relevance and gain"])
+def test_the_training_attention_is_what_the_sampler_does(gain):
+    """Two subjects in one picture, one of a second picture absent: the trained UNet's output equals the sampler's image attention on the same tokens."""
+    import tiny_diffusers as tiny
+
+    with torch.no_grad():
+        model: UNet2DConditionModel = tiny.unet()
+        references = tiny.references(model, 2, text_gain=gain)
+        g = torch.Generator().manual_seed(3)
+        given = (torch.randn(1, 4, 18, 11, generator=g), torch.tensor([500]), torch.randn(1, 77, tiny.CONTEXT, generator=g))
+        with apply_image_attention(model, references, ImageAttentionSettings(1.0, Mixing("relevance")), ("cond",)):
+            expected = model(*given).sample
+        names = torch.zeros(2, 6, tiny.CONTEXT)
+        segments = torch.zeros(2, 2, 6)
+        for i, subject in enumerate(references.subjects):
+            count = len(subject.name_tokens)
+            names[0, 3 * i:3 * i + count] = subject.name_tokens
+            segments[0, i, 3 * i:3 * i + count] = 1 / count
+        names[1], segments[1, 0] = names[0], segments[0, 0]
+        tokens = torch.cat([s.tokens for s in references.subjects])[None].expand(2, -1, -1)
+        layers: DecoupledLayers = references.adapter.layers
+        found = References(tokens, torch.tensor([[True, True], [True, False]]), names, segments)
+        for layer, place in zip(layers.layers, cross_layers(model), strict=True):
+            processor = TrainingProcessor(layer)
+            processor.references = found
+            place.attention.set_processor(processor)
+        both = model(*(x.expand(2, *x.shape[1:]) for x in given)).sample
+        assert torch.allclose(both[0], expected[0], atol=1e-5)
+        model_alone = tiny.unet()
+        with apply_image_attention(model_alone, tiny.alone(references, 0), ImageAttentionSettings(1.0, Mixing("relevance")), ("cond",)):
+            assert torch.allclose(both[1], model_alone(*given).sample[0], atol=1e-5), "an absent subject takes no share"
+
+
+def test_colours_of_chance_are_never_a_held_out_pair():
+    chance, look = random.Random(0), TRAINING_LOOKS[0]
+    figure = Figure("cat", look)
+    for _ in range(300):
+        palette = painted(chance, look)
+        body, accent = nearest(palette[look.body]), nearest(palette[look.accent])
+        assert not Look(body, accent, look.pattern, look.accessory).held_out
+        assert torch.allclose(colours_of([figure], [palette])[0] * 255, torch.tensor([*palette[look.body], *palette[look.accent]]).float())
+    assert all(nearest(colour) == name for name, colour in COLOURS.items())
+
+
+def test_labels_lie_where_subjects_are():
+    scenes = [random_scene(random.Random(3)) for _ in range(20)]
+    labels = labels_of(scenes)
+    for b, scene in enumerate(scenes):
+        covered = torch.from_numpy(masks(scene)).any(0).view(16, 2, 16, 2).any(3).any(1)
+        assert torch.equal(labels["kind"][b] > 0, covered) and torch.equal(labels["body"][b] >= 0, covered)
+        for subject, mask in zip(scene.subjects, torch.from_numpy(masks(scene)), strict=True):
+            cells = mask.view(16, 2, 16, 2).any(3).any(1)
+            figure = subject.figure
+            assert (labels["kind"][b][cells] == ANSWERS["kind"].index(figure.kind)).all() and (labels["body"][b][cells] == ANSWERS["body"].index(figure.look.body)).all()
+
+
+# ---- files -------------------------------------------------------------------------------------------------------------------------------
+
+def test_what_is_exported_is_what_was_averaged(trained):
+    state = torch.load(trained / "base" / "checkpoint.pt", weights_only=True)
+    unet, texts = load_unet(trained / "files"), load_texts(trained / "files")
+    first = next(iter(unet.state_dict().values()))
+    assert torch.equal(first, state["average"][0].half().float()) and not torch.equal(first, state["modules"]["unet"][next(iter(state["modules"]["unet"]))].half().float())
+    table = texts.get_input_embeddings().weight
+    assert table.shape == (files.VOCABULARY, nets.CONTEXT) and (table[list(known_ids())] != 0).any(1).all()
+    unknown = torch.ones(files.VOCABULARY, dtype=torch.bool)
+    unknown[list(known_ids())] = False
+    assert not table[unknown].any()
+    assert load_image_encoder(trained / "files").config.projection_dim == nets.VISION["projection_dim"]
+
+
+def test_a_word_that_the_world_does_not_know_stays_zero_in_training(trained):
+    state = torch.load(trained / "base" / "checkpoint.pt", weights_only=True)
+    table = state["modules"]["texts"][files.TABLE]
+    assert not table[-1].any() and table[:-1].any(1).all()
+
+
+@pytest.mark.parametrize("kind", files.ADAPTERS)
+def test_a_trained_adapter_is_read_by_the_pack(kind, trained):
+    """In IP-Adapter's published layout, with text_to_weight where it was trained with it, and it moved away from where it began."""
+    from troupe.model_patches.checkpoints.load import read_adapter
+
+    adapter = read_adapter(trained / "files" / files.ADAPTERS[kind])
+    assert adapter.spec.family == f"{kind}_adapter" and adapter.spec.text_gain == (kind == "mip") and len(adapter.spec.widths) == 7
+    unet = load_unet(trained / "files")
+    moved = [(layer.to_v_ip.weight.float() - place.attention.to_v.weight).abs().max() for layer, place in zip(adapter.layers.layers, cross_layers(unet), strict=True)]
+    assert min(moved) > 1e-5
+
+
+def test_a_whole_picture_is_painted_from_the_exported_files(trained):
+    from troupe.rehearsal.engine.sheet import sheet
+
+    path = sheet(trained / "files", trained / "sheet.png")
+    from PIL import Image
+
+    assert Image.open(path).size == (8 * 256, 10 * 256)
