@@ -21,7 +21,7 @@ sys.path.append(str(FOLDER.parent / "tools"))
 
 from pack import hide_broken_torchaudio, load_pack  # noqa: E402
 
-RESULTS, PAGE = FOLDER / "confusion.json", FOLDER / "CONFUSION.md"
+RESULTS, PAGE, README = FOLDER / "confusion.json", FOLDER / "CONFUSION.md", FOLDER.parent / "README.md"
 WEIGHTS = (0.3, 0.45, 0.6, 0.75, 0.9, 1.05, 1.2)  # of the curve
 CURVE = ("add", "relevance", "relevance, sharpness 3")
 PER_TASK = 10  # pictures that a worker paints before it reports
@@ -53,9 +53,10 @@ def main() -> None:
                 pool.terminate()
                 break
     save(results)
-    from confusion_page import write_page
+    from confusion_page import in_readme, write_page
 
     write_page(RESULTS, PAGE)
+    README.write_text(in_readme(README.read_text(encoding="utf-8"), results["verdicts"]), encoding="utf-8")
 
 
 def tasks(seeds: int, curve_seeds: int) -> Iterator[Task]:

@@ -13,6 +13,8 @@ ADAPTERS = {"mip": "MIP-Adapter (trained with relevance and text gain)", "ip": "
 CASTS = ("two classes", "one class", "three subjects")
 NAMES = {"r": "right", "s": "swapped", "m": "mixed", "c": "cloned", "o": "other", "-": "missing"}
 RIVALS = ("add", "uniform", "joint", "add with boxes")
+CHECKED = range(24)  # seeds of two classes that every test run paints anew
+MARKS = ("<!-- confusion: from benchmarks/confusion.json, made by benchmarks/confusion.py -->", "<!-- end of confusion -->")
 AGREE = 5.0  # points by which the two reads may differ
 Verdicts = Mapping[str, Sequence[str]]  # seed -> letters by the recogniser, letters by colours
 
@@ -68,6 +70,25 @@ def write_page(results: Path, page: Path) -> None:
     page.write_text(render(json.loads(results.read_text(encoding="utf-8"))["verdicts"]), encoding="utf-8")
 
 
+def sentence(cells: Mapping[str, Verdicts]) -> str:
+    """The README's: two subjects of two classes and of one, by relevance and by its rivals."""
+    told = []
+    for cast in CASTS[:2]:
+        found = {method: cells.get(f"mip | {method} | {cast} | 1") for method in ("relevance", "relevance with boxes", "add", "uniform")}
+        figures = [f"{method} {right(verdicts)}" for method, verdicts in found.items() if verdicts]
+        told.append(f"two subjects of {cast}: {', '.join(figures)}")
+    count = min((len(found) for key, found in cells.items() if key.endswith(" | 1")), default=0)
+    what = f"Subjects that come out with their own reference's colours, in the rehearsal world, at least {count} pictures each, 95 % intervals"
+    return f"{what}: {'; '.join(told)}. [All figures](benchmarks/CONFUSION.md)."
+
+
+def in_readme(readme: str, cells: Mapping[str, Verdicts]) -> str:
+    """The README with today's sentence between its marks."""
+    before, _, rest = readme.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    return f"{before}{MARKS[0]}\n{sentence(cells)}\n{MARKS[1]}{after}"
+
+
 def render(cells: Mapping[str, Verdicts]) -> str:
     """The whole page."""
     parts = [HEAD]
@@ -77,6 +98,10 @@ def render(cells: Mapping[str, Verdicts]) -> str:
         parts += [f"## Subjects with their own looks: {title}\n", lines(("merge", *CASTS), rows)]
     parts += ["## What happens to the others (MIP-Adapter)\n", *_kinds(cells, methods), "## By weight (MIP-Adapter, two classes)\n", _curve(cells)]
     parts += ["## Where relevance does not win\n", _losses(cells), "## Two independent reads\n", _reads(cells)]
+    checked = cells.get("mip | relevance | two classes | 1", {})
+    if all(str(seed) in checked for seed in CHECKED):
+        share = right({str(seed): checked[str(seed)] for seed in CHECKED})
+        parts.append(f"## Checked by every test run\n\nSeeds {CHECKED[0]} to {CHECKED[-1]} of two classes, relevance, MIP-Adapter: {share} of {share.count} subjects.\n")
     return "\n".join(parts)
 
 

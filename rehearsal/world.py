@@ -261,8 +261,8 @@ def place_figures(chance: random.Random, figures: Sequence[Figure], place: str |
     return Scene(place or chance.choice(PLACES), tuple(subjects), mentioned, chance.randrange(1 << 30), chance.random() < 0.5)
 
 
-def random_scene(chance: random.Random, choice: Sequence[Look] = TRAINING_LOOKS) -> Scene:
-    """Three in ten pictures have one subject, four have two of different classes, two have two of one class, one has three."""
-    number = chance.random()
-    count, same = (1, False) if number < 0.3 else (2, False) if number < 0.65 else (2, True) if number < 0.85 else (3, False)
+def random_scene(chance: random.Random, choice: Sequence[Look] = TRAINING_LOOKS, alone: float = 0.3) -> Scene:
+    """One subject in a part `alone` of the pictures; of the others half have two of different classes, three in ten two of one class, two in ten three."""
+    number = (chance.random() - alone) / (1 - alone)
+    count, same = (1, False) if number < 0 else (2, False) if number < 0.5 else (2, True) if number < 0.8 else (3, False)
     return place_figures(chance, random_figures(chance, count, same, choice))

@@ -226,7 +226,18 @@ def test_a_trained_adapter_is_read_by_the_pack(kind, trained):
 def test_a_whole_picture_is_painted_from_the_exported_files(trained):
     from troupe.rehearsal.engine.sheet import sheet
 
-    path = sheet(trained / "files", trained / "sheet.png")
+    path = sheet(trained / "files", trained / "sheet.png", steps=1)
     from PIL import Image
 
     assert Image.open(path).size == (8 * 256, 10 * 256)
+
+
+def test_the_card_tells_every_file_and_its_hash(trained):
+    import hashlib
+
+    from troupe.rehearsal.training.card import WHAT, write_card
+
+    text = write_card(trained, trained / "files", count=8).read_text(encoding="utf-8")
+    for path in (trained / "files").glob("*.safetensors"):
+        assert f"| {path.name} | " in text and f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" in text
+    assert all(file in text for found, _, _ in WHAT.values() for file in found) and "CC0-1.0" in text and "held-out looks: kind " in text

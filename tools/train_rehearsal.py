@@ -60,7 +60,9 @@ def run(options: argparse.Namespace) -> None:
     common = {"minutes": options.minutes, "device": options.device, **given}
     checkpoints, exported = options.folder, options.folder / "files"
     if options.what == "export":
-        print("\n".join(f"wrote {path}" for path in export.export_all(checkpoints, files.FOLDER)))
+        from troupe.rehearsal.training.card import write_card
+
+        print("\n".join(f"wrote {path}" for path in [*export.export_all(checkpoints, files.FOLDER), write_card(checkpoints, files.FOLDER)]))
     elif options.what == "sheet":
         from troupe.rehearsal.engine.sheet import sheet
 

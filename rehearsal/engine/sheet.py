@@ -9,20 +9,20 @@ import torch
 from PIL import Image
 
 from ..world import TEST_LOOKS, Figure, caption, enlarge, random_figures, reference
-from .paint import Rehearsal, encode, load_rehearsal, paint
+from .paint import STEPS, Rehearsal, encode, load_rehearsal, paint
 
 CAPTIONS = ("a robot on grass", "a cat at night", "a tall house in the snow", "a robot and a cat on grass", "a bird and a house by the sea",
             "a small mug and a tree with a hat in a room", "a car, a ghost and a rocket at night", "a small cat and a tall cat on sand")
 MERGES = ("relevance", "uniform", "joint", "add")
 
 
-def sheet(folder: Path, path: Path, seed: int = 0) -> Path:
+def sheet(folder: Path, path: Path, seed: int = 0, steps: int = STEPS) -> Path:
     """Paint the sheet of the models in `folder` into `path`; one row a caption list or merge, eight pictures each, every pixel twice its size."""
     models, chance = load_rehearsal(folder), random.Random(seed)
     casts = [random_figures(chance, 1 if i < 2 else 3 if i == 7 else 2, same_class=i in (5, 6), choice=TEST_LOOKS) for i in range(8)]
-    rows = [[_pixels(paint(models, text, i)) for i, text in enumerate(CAPTIONS)], [_references(cast) for cast in casts]]
+    rows = [[_pixels(paint(models, text, i, steps=steps)) for i, text in enumerate(CAPTIONS)], [_references(cast) for cast in casts]]
     for adapter in models.adapters:
-        rows += [[_together(models, adapter, cast, merge, i) for i, cast in enumerate(casts)] for merge in MERGES]
+        rows += [[_together(models, adapter, cast, merge, i, steps) for i, cast in enumerate(casts)] for merge in MERGES]
     picture = enlarge(np.concatenate([np.concatenate(row, 1) for row in rows]), 2)
     Image.fromarray(picture).save(path)
     return path
@@ -33,9 +33,9 @@ def picture_of(figure: Figure) -> torch.Tensor:
     return torch.from_numpy(reference(figure).copy())[None].float() / 255
 
 
-def _together(models: Rehearsal, adapter: str, cast: tuple[Figure, ...], merge: str, seed: int) -> np.ndarray:
+def _together(models: Rehearsal, adapter: str, cast: tuple[Figure, ...], merge: str, seed: int, steps: int) -> np.ndarray:
     references = encode(models, adapter, [picture_of(figure) for figure in cast], [figure.words for figure in cast])
-    return _pixels(paint(models, caption([figure.words for figure in cast], "on grass"), seed, references, merge))
+    return _pixels(paint(models, caption([figure.words for figure in cast], "on grass"), seed, references, merge, steps=steps))
 
 
 def _references(cast: tuple[Figure, ...]) -> np.ndarray:

@@ -13,6 +13,7 @@ from ..vocabulary import known_ids, rows
 from ..world import ALL_LOOKS
 from .loop import Diffusion, PlainAttention, Trainer, latents_of, random_scenes, weighted_loss
 
+ALONE = 0.5  # pictures with one subject: they teach what a word looks like
 DROPPED = 0.1  # captions that are left empty, for classifier-free guidance
 
 
@@ -32,7 +33,7 @@ def train_base(folder: Path, minutes: float, batch: int = 32, rate: float = 1e-3
     diffusion = Diffusion(torch.device(device))
     predict, encode = (torch.compile(unet), torch.compile(texts)) if compiled else (unet, texts)
     for _ in trainer.steps(batch):
-        scenes = random_scenes(trainer.chance, batch, ALL_LOOKS)
+        scenes = random_scenes(trainer.chance, batch, ALL_LOOKS, ALONE)
         captions = ["" if trainer.chance.random() < DROPPED else scene.caption for scene in scenes]
         noisy, steps, target, weight = diffusion.noised(latents_of(scenes).to(device))
         with torch.autocast(torch.device(device).type, torch.bfloat16):

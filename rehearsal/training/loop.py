@@ -30,9 +30,9 @@ def latents_of(scenes: Sequence[Scene]) -> torch.Tensor:
     return (coefficients - codec.MEAN.view(-1, 1, 1)) / codec.SCALE.view(-1, 1, 1)
 
 
-def random_scenes(chance: random.Random, count: int, choice: Sequence[Look] = TRAINING_LOOKS) -> list[Scene]:
-    """Scenes of individuals with these looks."""
-    return [random_scene(chance, choice) for _ in range(count)]
+def random_scenes(chance: random.Random, count: int, choice: Sequence[Look] = TRAINING_LOOKS, alone: float = 0.3) -> list[Scene]:
+    """Scenes of individuals with these looks; alone: part of them with one subject."""
+    return [random_scene(chance, choice, alone) for _ in range(count)]
 
 
 class Diffusion:

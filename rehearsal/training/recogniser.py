@@ -26,7 +26,7 @@ def labels_of(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
     return {name: max_pool2d(values.float()[:, None], 2)[:, 0].long() for name, values in answers.items()}  # subjects lie on whole latent cells
 
 
-def disturbed(chance: random.Random, cells: torch.Tensor) -> torch.Tensor:
+def disturbed(cells: torch.Tensor) -> torch.Tensor:
     """[b, 3, 32, 32] with noise, blur and faded contrast of chance."""
     blurred = avg_pool2d(pad(cells, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     share = torch.rand(len(cells), 1, 1, 1) ** 2 * 0.6
@@ -34,15 +34,17 @@ def disturbed(chance: random.Random, cells: torch.Tensor) -> torch.Tensor:
     return (cells + torch.randn_like(cells) * torch.rand(len(cells), 1, 1, 1) * 0.35).clamp(-1, 1)
 
 
-def train_recogniser(folder: Path, minutes: float, batch: int = 64, rate: float = 1e-3, cooldown: float = 0.5, seed: int = 3, device: str = "cpu") -> dict[str, float]:
+def train_recogniser(folder: Path, minutes: float, batch: int = 32, rate: float = 1e-3, cooldown: float = 0.5, seed: int = 3, device: str = "cpu") -> dict[str, float]:
     """Train, or go on where the checkpoint in `folder` ends. Returns what `accuracy` finds."""
     recogniser = Recogniser().to(device)
     trainer = Trainer({"recogniser": recogniser}, folder, minutes, rate, cooldown, seed)
     for _ in trainer.steps(batch):
         scenes = random_scenes(trainer.chance, batch)
-        logits = recogniser(disturbed(trainer.chance, pixels_of([draw_cells(scene) for scene in scenes])).to(device))
+        cells = disturbed(pixels_of([draw_cells(scene) for scene in scenes])).to(device)
         labels = labels_of(scenes)
-        trainer.descend(sum(cross_entropy(logits[name], labels[name].to(device)) for name in ANSWERS))
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            logits = recogniser(cells)
+        trainer.descend(sum(cross_entropy(logits[name].float(), labels[name].to(device)) for name in ANSWERS))
     trainer.average.swap()
     return accuracy(recogniser.cpu().eval())
 
