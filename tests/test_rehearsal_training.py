@@ -232,6 +232,18 @@ def test_a_whole_picture_is_painted_from_the_exported_files(trained):
     assert Image.open(path).size == (8 * 256, 10 * 256)
 
 
+def test_a_training_begins_with_exported_weights(trained, tmp_path):
+    """Without a checkpoint, and with almost no step taken, the weights are the files'."""
+    begin = {"minutes": 1e-9, "batch": 1, "start": trained / "files"}
+    train_base(tmp_path / "base", compiled=False, **begin)
+    train_encoder(tmp_path / "encoder", **begin)
+    train_recogniser(tmp_path / "recogniser", **begin)
+    train_adapter("mip", tmp_path / "mip", base=trained / "files", **begin)
+    for path in export.export_all(tmp_path, tmp_path / "files"):
+        ours, theirs = files.read(path.name, tmp_path / "files"), files.read(path.name, trained / "files")
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], value) for name, value in theirs.items()), path.name
+
+
 def test_the_card_tells_every_file_and_its_hash(trained):
     import hashlib
 

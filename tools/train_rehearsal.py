@@ -43,6 +43,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=60.0, help="of this run (default: 60)")
     parser.add_argument("--folder", type=Path, default=ROOT / "output" / "rehearsal", help="of checkpoints, logs and sheets (default: output/rehearsal)")
     parser.add_argument("--base", type=Path, help="folder of base and image encoder for ip and mip (default: exported from --folder)")
+    parser.add_argument("--start", type=Path, help="folder of exported files, such as rehearsal/files, whose weights a new training begins with")
     parser.add_argument("--rate", type=float, help="learning rate (default: each model's own)")
     parser.add_argument("--batch", type=int, help="pictures a step (default: each model's own)")
     parser.add_argument("--cooldown", type=float, help="last part of the minutes in which the learning rate falls to 0, 0..1 (default: each model's own)")
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     from troupe.rehearsal import files
     from troupe.rehearsal.training import export
 
-    given = {name: value for name in ("rate", "batch", "cooldown") if (value := getattr(options, name)) is not None}
+    given = {name: value for name in ("rate", "batch", "cooldown", "start") if (value := getattr(options, name)) is not None}
     common = {"minutes": options.minutes, "device": options.device, **given}
     checkpoints, exported = options.folder, options.folder / "files"
     if options.what == "export":

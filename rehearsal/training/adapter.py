@@ -13,6 +13,7 @@ from torch import nn
 
 from ...model_patches.attention.decoupled import image_attention
 from ...model_patches.attention.relevance import relevance, shares, text_gain
+from ...model_patches.checkpoints.load import read_adapter
 from ...model_patches.encoders.decoupled import DecoupledLayer, DecoupledLayers
 from ...model_patches.encoders.projections import ImageProj
 from ...model_patches.hosts.diffusers.image_attention import cross_layers
@@ -73,10 +74,11 @@ def another_picture(chance: random.Random, figure: Figure) -> Figure:
 
 
 def train_adapter(kind: str, folder: Path, minutes: float, base: Path = files.FOLDER, batch: int = 32, rate: float = 1e-3, cooldown: float = 0.4, seed: int = 2,
-                  device: str = "cpu") -> None:
+                  device: str = "cpu", start: Path | None = None) -> None:
     """Train, or go on where the checkpoint in `folder` ends.
 
-    kind: 'ip', one reference at a time, or 'mip', all of a picture's with relevance and text gain; base: folder of the base model's and the image encoder's files.
+    kind: 'ip', one reference at a time, or 'mip', all of a picture's with relevance and text gain; base: folder of the base model's and the image encoder's files; start: folder
+    of exported files whose weights a new training begins with.
     """
     alone = kind == "ip"
     unet, texts, encoder = (module.to(device) for module in (load.load_unet(base), load.load_texts(base), load.load_image_encoder(base)))
@@ -91,6 +93,10 @@ def train_adapter(kind: str, folder: Path, minutes: float, base: Path = files.FO
         if layer.text_to_weight is not None:
             nn.init.zeros_(layer.text_to_weight.weight)
         attention.set_processor(processor)
+    if start is not None:
+        begun = read_adapter(start / files.ADAPTERS[kind])
+        projection.load_state_dict({name: value.float() for name, value in begun.projection.state_dict().items()})
+        layers.load_state_dict({name: value.float() for name, value in begun.layers.state_dict().items()})
     trainer = Trainer({"projection": projection, "layers": layers}, folder, minutes, rate, cooldown, seed)
     diffusion, chance = Diffusion(torch.device(device)), trainer.chance
     for _ in trainer.steps(batch):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate, mse_loss
 
+from .. import files
 from ..engine import nets
 from ..world import ACCESSORIES, CLASSES, COLOURS, PATTERNS, TEST_LOOKS, TRAINING_LOOKS, VARIANTS, Colour, Figure, Look, reference_cells
 from .loop import Trainer, pixels_of
@@ -77,9 +78,12 @@ def normalised(cells: torch.Tensor) -> torch.Tensor:
     return (pixels - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)
 
 
-def train_encoder(folder: Path, minutes: float, batch: int = 64, rate: float = 1e-3, cooldown: float = 0.5, seed: int = 1, device: str = "cpu") -> dict[str, float]:
-    """Train, or go on where the checkpoint in `folder` ends. Returns the accuracy of each question on held-out looks."""
+def train_encoder(folder: Path, minutes: float, batch: int = 64, rate: float = 1e-3, cooldown: float = 0.5, seed: int = 1, device: str = "cpu",
+                  start: Path | None = None) -> dict[str, float]:
+    """Train, or go on where the checkpoint in `folder` ends; start: as in `train_base`. Returns the accuracy of each question on held-out looks."""
     encoder, questions = nets.image_encoder().to(device), Questions().to(device)
+    if start is not None:
+        encoder.load_state_dict(files.read(files.IMAGES, start))
     encoder.set_attn_implementation("eager")  # on a CPU the fused kernel's gradients take longer
     trainer = Trainer({"encoder": encoder, "questions": questions}, folder, minutes, rate, cooldown, seed)
     for _ in trainer.steps(batch):

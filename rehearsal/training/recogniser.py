@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch.nn.functional import avg_pool2d, cross_entropy, max_pool2d, pad
 
-from ..engine.recogniser import ANSWERS, Recogniser, recognise
+from .. import files
+from ..engine.recogniser import ANSWERS, FILE, Recogniser, recognise
 from ..world import TEST_LOOKS, Scene, draw, draw_cells, masks, random_scene
 from .loop import Trainer, pixels_of, random_scenes
 
@@ -34,9 +35,12 @@ def disturbed(cells: torch.Tensor) -> torch.Tensor:
     return (cells + torch.randn_like(cells) * torch.rand(len(cells), 1, 1, 1) * 0.35).clamp(-1, 1)
 
 
-def train_recogniser(folder: Path, minutes: float, batch: int = 32, rate: float = 1e-3, cooldown: float = 0.5, seed: int = 3, device: str = "cpu") -> dict[str, float]:
-    """Train, or go on where the checkpoint in `folder` ends. Returns what `accuracy` finds."""
+def train_recogniser(folder: Path, minutes: float, batch: int = 32, rate: float = 1e-3, cooldown: float = 0.5, seed: int = 3, device: str = "cpu",
+                     start: Path | None = None) -> dict[str, float]:
+    """Train, or go on where the checkpoint in `folder` ends; start: as in `train_base`. Returns what `accuracy` finds."""
     recogniser = Recogniser().to(device)
+    if start is not None:
+        recogniser.load_state_dict(files.read(FILE, start))
     trainer = Trainer({"recogniser": recogniser}, folder, minutes, rate, cooldown, seed)
     for _ in trainer.steps(batch):
         scenes = random_scenes(trainer.chance, batch)
