@@ -13,7 +13,7 @@ from .encoders.decoupled import DecoupledLayers
 from .encoders.gated import GatedLayers
 from .encoders.mm_diff import LoraLayers
 
-BASES = {768: "SD1.5", 1024: "SD2.x", 2048: "SDXL"}  # context width -> base model
+BASES = {128: "the rehearsal world", 768: "SD1.5", 1024: "SD2.x", 2048: "SDXL"}  # context width -> base model
 FAMILIES = {"ip_adapter": "IP-Adapter", "mip_adapter": "MIP-Adapter", "mm_diff": "MM-Diff", "umm": "UMM-Diffusion", "fastcomposer": "FastComposer"}
 GATED = {"text": "GLIGEN text boxes", "text_image": "GLIGEN text-image boxes", "patches": "Subject-Diffusion"}
 

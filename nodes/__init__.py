@@ -19,11 +19,12 @@ from .prepare_faces import PrepareFaces  # noqa: E402
 from .preview_relevance import PreviewRelevance  # noqa: E402
 from .quick_subjects import QuickSubjects  # noqa: E402
 from .record_relevance import RecordRelevance  # noqa: E402
+from .rehearsal import LoadRehearsalModels  # noqa: E402
 from .subject_guider import SubjectGuider  # noqa: E402
 
 NODES: list[type[io.ComfyNode]] = [
     QuickSubjects, LoadAdapter, ApplyAdapterWeights, PrepareFaces, AddSubject, PlaceSubjects, EncodeSubjects, EncodePrompt, ApplyImageAttention, ApplyGated, SubjectGuider,
-    RecordRelevance, PreviewRelevance,
+    RecordRelevance, PreviewRelevance, LoadRehearsalModels,
 ]
 
 

@@ -25,7 +25,9 @@ from needed import needed_models  # noqa: E402
 from old_workflows import stacked_by_files, stacked_by_preset  # noqa: E402
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, published  # noqa: E402
 
-TEMPLATES = [path.stem for path in sorted(WORKFLOWS.glob("*.json"))]
+EVERY = [path.stem for path in sorted(WORKFLOWS.glob("*.json"))]
+REHEARSALS = [name for name in EVERY if "rehearsal" in name]  # their models come with the pack
+TEMPLATES = [name for name in EVERY if name not in REHEARSALS]
 NOWHERE = Places(())
 PICTURE = ["COMBO", {"options": ["example.png"], "image_upload": True}]
 INFO = {  # as a host answers /object_info: older nodes list their options in place of a type
@@ -104,6 +106,17 @@ def test_templates_pass_once_the_files_are_there(name, tmp_path):
         write(tmp_path / "models" / folder / file)
     report = check(template(name), Here(None, places_of(tmp_path), without="none is here"))
     assert report.findings == () and report.summary().endswith("nothing is in the way, as far as could be checked")
+
+
+@pytest.mark.parametrize("name", REHEARSALS)
+def test_a_rehearsal_needs_no_file(name):
+    report = check(template(name), Here(None, NOWHERE, without="none is here"))
+    assert files_of(name) == {} and report.findings == () and report.summary().endswith("nothing is in the way, as far as could be checked")
+
+
+def test_the_adapter_of_the_rehearsal_is_no_missing_file():
+    workflow = {"1": {"class_type": "TroupeQuickSubjects", "inputs": {"adapter_name": "rehearsal/rehearsal_mip_adapter.safetensors"}}}
+    assert not [text for text in texts(workflow, Here(None, NOWHERE)) if "model file" in text]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

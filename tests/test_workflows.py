@@ -18,6 +18,8 @@ from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROJECTION_MATR
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 NAMES = [path.stem for path in FILES]
+REHEARSALS = ["1_start_here_rehearsal", "2_rehearsal_compare"]  # their models come with the pack
+DOWNLOADED = [name for name in NAMES if name not in REHEARSALS]
 CHECKPOINTS = {
     "sd_xl_base_1.0.safetensors": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
     "Illustrious-XL-v0.1.safetensors": "https://huggingface.co/OnomaAIResearch/Illustrious-xl-early-release-v0/resolve/main/Illustrious-XL-v0.1.safetensors",
@@ -36,6 +38,9 @@ WIDGETS = {
     "TroupeApplyWeights": ["strength_model", "strength_clip"],
     "TroupeFaces": ["pick"],
     "TroupeEncodePrompt": ["text", "fuse_start_percent", "fuse_start_step", "quirks"],
+    "TroupeRehearsal": ["adapter", "subject_1", "subject_2", "subject_3"],
+    "TroupeRecordRelevance": ["blocks"],
+    "TroupePreviewRelevance": [],
     "TroupeSubjectGuider": ["method", "cfg", "second", "second_end", "start_percent", "end_percent"],
     "IPAdapterInsightFaceLoader": ["provider", "model_name"],
     "RandomNoise": ["noise_seed"],
@@ -49,10 +54,16 @@ WIDGETS = {
     "LoadImage": ["image", "upload"],
     "SaveImage": ["filename_prefix"],
     "PrimitiveStringMultiline": ["value"],
+    "PrimitiveInt": ["value"],
+    "ImageScaleBy": ["upscale_method", "scale_by"],
+    "PreviewImage": [],
     "VAEDecode": [],
 }
 SOCKETS = {
     "TroupeLoadAdapter": [],
+    "TroupeRehearsal": [],
+    "TroupeRecordRelevance": ["model"],
+    "TroupePreviewRelevance": ["record", "latent", "image"],
     "TroupeAddSubject": ["image", "cast", "mask", "region", "image_2", "image_3", "image_4", "faces"],
     "TroupePlaceSubjects": ["cast", "bounding_boxes", "background", "latent"],
     "TroupeEncodeSubjects": ["adapter", "cast", "clip", "clip_vision", "prompt"],
@@ -65,7 +76,8 @@ SOCKETS = {
     "TroupeQuickSubjects": ["model", "clip", "image_1", "image_2", "image_3", "image_4", "positive", "negative", "clip_vision"],
 }
 OUTPUTS = {"TroupeLoadAdapter": 1, "TroupeAddSubject": 1, "TroupePlaceSubjects": 4, "TroupeEncodeSubjects": 1, "TroupeApplyImageAttention": 4, "TroupeApplyGated": 4,
-           "TroupeQuickSubjects": 4, "TroupeApplyWeights": 2, "TroupeFaces": 1, "TroupeEncodePrompt": 2, "TroupeSubjectGuider": 1}
+           "TroupeQuickSubjects": 4, "TroupeApplyWeights": 2, "TroupeFaces": 1, "TroupeEncodePrompt": 2, "TroupeSubjectGuider": 1,
+           "TroupeRehearsal": 8, "TroupeRecordRelevance": 2, "TroupePreviewRelevance": 2}
 RESEARCH = ("research_subject_diffusion", "research_umm_fused_guidance")  # without published weights
 PROMPT = "photo of an astronaut and a cat sitting side by side on a park bench, golden hour, detailed"
 NEGATIVE = "monochrome, lowres, bad anatomy, worst quality, low quality"
@@ -76,11 +88,28 @@ PLUS = AttentionJob("ipadapter/ip-adapter-plus_sdxl_vit-h.safetensors", "auto", 
 @pytest.fixture(params=NAMES)
 def workflow(request) -> dict:
     """Each template."""
-    return json.loads((ROOT / "workflows" / f"{request.param}.json").read_text())
+    return template(request.param)
+
+
+@pytest.fixture(params=DOWNLOADED)
+def downloaded(request) -> dict:
+    """Each template whose models are to be downloaded."""
+    return template(request.param)
+
+
+@pytest.fixture(params=REHEARSALS)
+def rehearsal(request) -> dict:
+    """Each template whose models come with the pack."""
+    return template(request.param)
+
+
+def template(name: str) -> dict:
+    """A shipped workflow."""
+    return json.loads((ROOT / "workflows" / f"{name}.json").read_text())
 
 
 def test_the_folder_holds_templates_and_thumbnails_and_nothing_else():
-    assert ["boxes_and_relevance", "place_subjects", "portrait_mm_diff", "quick_two_subjects", *RESEARCH, "two_characters_illustrious", "two_subjects"] == NAMES
+    assert [*REHEARSALS, "boxes_and_relevance", "place_subjects", "portrait_mm_diff", "quick_two_subjects", *RESEARCH, "two_characters_illustrious", "two_subjects"] == NAMES
     assert sorted(p.name for p in (ROOT / "workflows").iterdir()) == sorted(f"{name}.{kind}" for name in NAMES for kind in ("json", "jpg"))
 
 
@@ -120,7 +149,8 @@ def test_widgets_and_sockets_are_the_contract_s(workflow):
             continue
         widgets = [slot["widget"]["name"] for slot in node["inputs"] if "widget" in slot]
         assert widgets == WIDGETS[node["type"]]
-        assert len(node["widgets_values"]) == len(widgets) + (node["type"] in ("KSampler", "RandomNoise")), "the front end saves one value a widget, and one more after a seed"
+        after = node["type"] in ("KSampler", "RandomNoise", "PrimitiveInt")
+        assert len(node["widgets_values"]) == len(widgets) + after, "the front end saves one value a widget, and one more after a seed"
         if node["type"] in SOCKETS:
             assert [slot["name"] for slot in node["inputs"] if "widget" not in slot] == SOCKETS[node["type"]]
             assert len(node["outputs"]) == OUTPUTS[node["type"]]
@@ -137,10 +167,10 @@ def test_nodes_have_titles_and_do_not_lie_on_each_other(workflow):
         assert len(inside) == 1 and inside[0][4]
 
 
-def test_every_model_has_its_link(workflow):
+def test_every_model_has_its_link(downloaded):
     """On the nodes, and at the file's top: front ends skip a node's model whose name is no widget value, and an adapter's value is '<folder>/<name>'."""
-    listed = [model for node in workflow["nodes"] for model in node["properties"].get("models", ())]
-    assert sorted(map(json.dumps, listed)) == sorted(map(json.dumps, workflow["models"]))
+    listed = [model for node in downloaded["nodes"] for model in node["properties"].get("models", ())]
+    assert sorted(map(json.dumps, listed)) == sorted(map(json.dumps, downloaded["models"]))
     for model in listed:
         if model["directory"] == "checkpoints":
             assert CHECKPOINTS[model["name"]] == model["url"]
@@ -148,7 +178,7 @@ def test_every_model_has_its_link(workflow):
             known = published(model["name"])
             assert (known.name, known.link, known.folder) == (model["name"], model["url"], model["directory"])
         assert model["name"].endswith(".safetensors"), "the front end downloads nothing else"
-    graph = Graph(workflow)
+    graph = Graph(downloaded)
     [name] = {graph.value(node, "adapter_name") for node in graph.of_type("TroupeLoadAdapter", "TroupeQuickSubjects")}
     [checkpoint] = [graph.value(node, "ckpt_name") for node in graph.of_type("CheckpointLoaderSimple")]
     adapter, encoders = published(name), {e.name: e.file.name for e in ENCODERS}
@@ -171,18 +201,18 @@ def test_what_has_no_weights_says_so_first(name):
     assert published(Graph(workflow).value(Graph(workflow).of_type("TroupeLoadAdapter")[0], "adapter_name")) is None
 
 
-def test_boxes_are_for_the_subjects_in_their_order(workflow):
+def test_boxes_are_for_the_subjects_in_their_order(downloaded):
     """Labels are the names; the picture is as large as Place Subjects says."""
-    for apply in read_job(workflow).encoded:
+    for apply in read_job(downloaded).encoded:
         for place in apply.places:
             assert [box.label for box in read_text(place.boxes)] == [subject.name for subject in apply.subjects]
-            assert (place.width, place.height) == (read_job(workflow).width, read_job(workflow).height)
+            assert (place.width, place.height) == (read_job(downloaded).width, read_job(downloaded).height)
 
 
-def test_photos_are_the_host_s_own_with_a_note(workflow):
-    graph = Graph(workflow)
+def test_photos_are_the_host_s_own_with_a_note(downloaded):
+    graph = Graph(downloaded)
     loaders = graph.of_type("LoadImage")
-    assert len(loaders) == len(read_job(workflow).subjects) and {graph.value(node, "image") for node in loaders} == {"example.png"}
+    assert len(loaders) == len(read_job(downloaded).subjects) and {graph.value(node, "image") for node in loaders} == {"example.png"}
     assert any("choose your own photo" in node.raw["widgets_values"][0] for node in graph.of_type("Note"))
 
 
@@ -227,17 +257,66 @@ JOBS = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DOWNLOADED)
 def test_the_job_of_a_template(name):
-    assert read_job(json.loads((ROOT / "workflows" / f"{name}.json").read_text())) == JOBS[name]
+    assert read_job(template(name)) == JOBS[name]
+
+
+# ---- the rehearsal -----------------------------------------------------------------------------------------------------------------------
+
+def test_a_rehearsal_downloads_and_uploads_nothing(rehearsal):
+    graph = Graph(rehearsal)
+    assert rehearsal["models"] == [] and not graph.of_type("CheckpointLoaderSimple", "LoadImage", "TroupeLoadAdapter", "TroupeQuickSubjects")
+    assert len(graph.of_type("TroupeRehearsal")) == 1 and "http" not in json.dumps([node["widgets_values"] for node in rehearsal["nodes"]])
+    assert "Press Run" in next(node.raw["widgets_values"][0] for node in graph.of_type("MarkdownNote"))
+
+
+def test_a_rehearsal_is_the_one_that_run_py_paints(rehearsal):
+    """Prompt, seed, steps and sampler of `python tools/run.py` without model files."""
+    from rehearsing import PROMPT, SEED, SHOWN, STEPS
+    from troupe.rehearsal.world import PIXELS
+
+    graph = Graph(rehearsal)
+    seeds = {graph.value(node, "seed") for node in graph.of_type("KSampler")}
+    settings = {tuple(node.raw["widgets_values"][2:]) for node in graph.of_type("KSampler")}
+    assert seeds == {SEED} and settings == {(STEPS, 3.0, "euler", "simple", 1.0)}
+    assert [graph.value(node, "text") for node in graph.of_type("CLIPTextEncode")] == [PROMPT, ""]
+    assert {tuple(node.raw["widgets_values"]) for node in graph.of_type("EmptyLatentImage")} == {(PIXELS, PIXELS, 1)}
+    assert {tuple(node.raw["widgets_values"]) for node in graph.of_type("ImageScaleBy")} == {("nearest-exact", SHOWN / PIXELS)}
+
+
+def test_a_rehearsal_names_whom_its_references_show(rehearsal):
+    graph = Graph(rehearsal)
+    [load] = graph.of_type("TroupeRehearsal")
+    for n, subject in enumerate(graph.of_type("TroupeAddSubject"), 1):
+        source, slot = graph.source(subject, "image")
+        assert source is load and load.raw["outputs"][slot]["name"] == f"image_{n}"
+        assert graph.value(subject, "name") == graph.value(load, f"subject_{n}") in graph.value(graph.of_type("CLIPTextEncode")[0], "text").split()
+
+
+def test_the_comparison_has_every_way_on_one_seed():
+    graph = Graph(template("2_rehearsal_compare"))
+    lanes = []
+    for preview in graph.of_type("TroupePreviewRelevance"):
+        record, sampler = (graph.source(preview, name)[0] for name in ("record", "latent"))
+        apply = graph.source(record, "model")[0]
+        assert graph.source(sampler, "model")[0] is record and graph.source(sampler, "seed")[0].type == "PrimitiveInt"
+        assert [graph.source(sampler, name)[0] for name in ("positive", "negative")] == [apply, apply]
+        boxed = graph.source(graph.source(apply, "references")[0], "cast")[0].type == "TroupePlaceSubjects"
+        lanes.append((graph.value(apply, "merge"), boxed))
+        assert [graph.value(apply, name) for name in ("weight", "sharpness", "background")] == [1.0, 1.0, 1.0]
+    assert lanes == [("uniform", False), ("joint", False), ("add", False), ("relevance", False), ("relevance", True)]
+    [place] = graph.of_type("TroupePlaceSubjects")
+    assert [box.label for box in read_text(graph.value(place, "boxes"))] == ["cat", "robot"] and place.raw["widgets_values"][:2] == [128, 128]
+
+
+@pytest.mark.parametrize("name", REHEARSALS)
+def test_run_py_says_that_a_rehearsal_template_needs_comfyui(name):
+    with pytest.raises(RunError, match="run this workflow in ComfyUI|found [05]"):
+        read_job(template(name))
 
 
 # ---- reading other people's graphs -------------------------------------------------------------------------------------------------------
-
-def template(name: str) -> dict:
-    """A shipped workflow."""
-    return json.loads((ROOT / "workflows" / f"{name}.json").read_text())
-
 
 @pytest.fixture
 def two_subjects() -> dict:

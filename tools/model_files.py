@@ -23,7 +23,7 @@ FOLDERS = {  # loaders of ComfyUI, and IPAdapter_plus's, whose files lie in one 
     "CLIPVisionLoader": "clip_vision", "StyleModelLoader": "style_models", "ControlNetLoader": "controlnet", "DiffControlNetLoader": "controlnet", "GLIGENLoader": "gligen",
     LOAD: "clip_vision", "UpscaleModelLoader": "upscale_models", "HypernetworkLoader": "hypernetworks", "PhotoMakerLoader": "photomaker", "IPAdapterModelLoader": "ipadapter",
 }
-ADAPTER_FOLDERS = ("ipadapter/", "gligen/", "subject_adapters/")
+ADAPTER_FOLDERS = ("ipadapter/", "gligen/", "subject_adapters/", "rehearsal/")
 Listed = Callable[[str], list[str] | None]  # folder -> names that a running ComfyUI lists in it; None: it has no such folder
 
 

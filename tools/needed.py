@@ -13,6 +13,7 @@ from pack import load_pack
 CHOICES = (("CheckpointLoaderSimple", "ckpt_name", "checkpoints"), ("LoraLoader", "lora_name", "loras"), ("LoraLoaderModelOnly", "lora_name", "loras"))
 ADAPTERS = ((LOAD, "adapter_name"), (QUICK, "adapter_name"))
 VISION = "clip_vision"
+SHIPPED = "rehearsal"  # in an adapter's value: it comes with the pack
 EXTENSIONS = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -72,6 +73,8 @@ def needed_models(graph: Graph, folders: ModelFolders) -> list[Needed]:
     for kind, widget in ADAPTERS:
         for node in graph.of_type(kind):
             folder, _, name = str(graph.value(node, widget)).replace("\\", "/").partition("/")
+            if folder == SHIPPED:
+                continue
             _add(found, links, folders, folder, name)
             _add_matrix(found, folder, name)
             _add_set(found, links, folders, folder, name)

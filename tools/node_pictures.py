@@ -16,9 +16,10 @@ DOCS = ROOT / "web" / "docs"
 WIDGETS = {"COMBO", "STRING", "FLOAT", "INT"}
 COLOURS = {
     "MODEL": "#b39ddb", "CLIP": "#ffd500", "CONDITIONING": "#ffa931", "IMAGE": "#64b5f6", "LATENT": "#ff9cf9", "MASK": "#81c784", "CLIP_VISION": "#a8dadc", "GUIDER": "#66ffff",
+    "VAE": "#ff6e6e",
 }
 OTHER = "#9a9a9a"  # the front end's colour of types that it does not know
-EACH = {"Load Image", "CLIP Text Encode"}  # one for each socket; of all others one node for all sockets below each other
+EACH = {"Load Image", "CLIP Text Encode", "Add Subject"}  # one for each socket; of all others one node for all sockets below each other
 ROW, HEAD, SIDE, NODE, WIRE, MARGIN = 22, 28, 176, 280, 36, 6  # pixels
 USUAL = {  # what each socket is usually wired to; a socket that is not named is usually free
     "TroupeQuickSubjects": (
@@ -45,6 +46,11 @@ USUAL = {  # what each socket is usually wired to; a socket that is not named is
     ),
     "TroupeSubjectGuider": ({"model": "Apply Gated Adapter", "positive": "Apply Gated Adapter", "negative": "Apply Gated Adapter"}, {"guider": "SamplerCustomAdvanced"}),
     "TroupeRecordRelevance": ({"model": "Apply Image Attention"}, {"model": "KSampler", "record": "Preview Relevance"}),
+    "TroupeRehearsal": (
+        {},
+        {"model": "Apply Image Attention", "clip": "CLIP Text Encode", "vae": "VAE Decode", "adapter": "Encode Subject References", "image_1": "Add Subject",
+         "image_2": "Add Subject"},
+    ),
     "TroupePreviewRelevance": ({"record": "Record Relevance", "latent": "KSampler", "image": "VAE Decode"}, {"maps": "Save Image"}),
 }
 

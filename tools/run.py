@@ -88,6 +88,15 @@ def run(options: argparse.Namespace) -> None:
         print(f"done in {time.monotonic() - began:.0f} s")
         return
     host = choose_host(options.engine, comfyui)
+    if host is None and (asked := rehearsal_of(_read(options))) is not None:
+        from rehearsing import check_options
+
+        check_options(options.photo, options.name, options.size)
+        prompt, seed, steps = asked
+        options.prompt, options.seed, options.steps = options.prompt or prompt, seed if options.seed is None else options.seed, options.steps or steps
+        rehearsal(options)
+        print(f"done in {time.monotonic() - began:.0f} s")
+        return
     print(f"workflow: {find_workflow(options.workflow).name}, engine: {'ComfyUI' if host else 'embedded (diffusers)'}")
     edited = edit(_read(options), changes_of(options, random), _photo_folders(options, comfyui))
     check_folder(options.output)
@@ -138,6 +147,15 @@ def report_models(files: list[Needed], options: argparse.Namespace) -> bool:
         raise RunError("This workflow needs the files listed above. Download them, or run `python tools/run.py` without --workflow: it paints with models that come with Troupe.")
     print("Small models with RANDOM weights stand in for every model file, also for those that are there.\n" + NOISE)
     return True
+
+
+def rehearsal_of(workflow: dict[str, Any]) -> tuple[str, int, int] | None:
+    """Prompt, seed and steps of a workflow on the rehearsal models, which the embedded engine paints with every merge; None for other workflows."""
+    graph = Graph(workflow)
+    samplers, prompts = graph.of_type("KSampler"), [text for node in graph.of_type("CLIPTextEncode") if (text := graph.value(node, "text"))]
+    if not graph.of_type("TroupeRehearsal") or not samplers or not prompts:
+        return None
+    return prompts[0], graph.value(samplers[0], "seed"), graph.value(samplers[0], "steps")
 
 
 def rehearsal(options: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 usage: python tools/thumbnails.py [NAME ...]
 
-A thumbnail is never a sample: without the published weights there is none to show.
+Only the rehearsal templates show samples, painted with the models that come with the pack; without the published weights there are none of the others to show.
 """
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ WIRES = {"MODEL": (178, 157, 219), "CLIP": (255, 213, 0), "CONDITIONING": (255, 
 OURS = (94, 200, 160)
 TALLEST = 560  # of a node in the drawing, in the canvas's units
 SCALE = 2  # drawn larger, then reduced
+TITLES = {  # part of a file's name -> what a title says instead
+    "mm diff": "with MM-Diff", "Research umm": "Research: UMM", "Research subject diffusion": "Research: Subject-Diffusion",
+    "1 start here rehearsal": "Start here: a rehearsal", "2 rehearsal compare": "Compare the merges",
+}
 
 
 @dataclass(frozen=True)
@@ -204,18 +208,21 @@ def _wire(draw: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[floa
 def title_of(name: str) -> str:
     """'Research: UMM fused guidance' for research_umm_fused_guidance."""
     title = name.replace("_", " ").capitalize()
-    for written, said in (("mm diff", "with MM-Diff"), ("Research umm", "Research: UMM"), ("Research subject diffusion", "Research: Subject-Diffusion")):
+    for written, said in TITLES.items():
         title = title.replace(written, said)
     return title
 
 
 def main(names: list[str]) -> None:
     """Write workflows/<name>.jpg for the named templates, or for all."""
+    from rehearsal_thumbnails import rehearsal_thumbnail
+
     photos = [Image.open(path).convert("RGB") for path in real_photos()]
     for path in sorted(WORKFLOWS.glob("*.json")):
         if not names or path.stem in names:
-            target = path.with_suffix(".jpg")
-            thumbnail(read_workflow(path), photos, title_of(path.stem)).save(target, quality=88)
+            target, workflow, title = path.with_suffix(".jpg"), read_workflow(path), title_of(path.stem)
+            picture = rehearsal_thumbnail(workflow, title) if "rehearsal" in path.stem else thumbnail(workflow, photos, title)
+            picture.save(target, quality=88)
             print(f"{target.relative_to(ROOT)}")
 
 

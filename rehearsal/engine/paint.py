@@ -49,7 +49,7 @@ def encode(models: Rehearsal, adapter: str, pictures: Sequence[torch.Tensor], na
 
 
 def scheduler() -> EulerDiscreteScheduler:
-    """ComfyUI's euler on sgm_uniform."""
+    """ComfyUI's euler on the schedule `simple`."""
     return EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing")
 
 

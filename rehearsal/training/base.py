@@ -23,7 +23,8 @@ def train_base(folder: Path, minutes: float, batch: int = 32, rate: float = 1e-3
                start: Path | None = None) -> None:
     """Train, or go on where the checkpoint in `folder` ends.
 
-    start: folder of exported files whose weights a new training begins with; folder: of checkpoints; batch: pictures a step; rate: learning rate; cooldown: last part of the minutes in which it falls to 0.
+    start: folder of exported files whose weights a new training begins with.
+    folder: of checkpoints; batch: pictures a step; rate: learning rate; cooldown: last part of the minutes in which it falls to 0.
     """
     unet, texts = nets.unet().to(device), nets.text_encoder(len(known_ids()) + 1).to(device)
     if start is not None:

@@ -8,6 +8,7 @@ import pytest
 
 WORKFLOWS = Path(__file__).parent.parent.parent / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+REHEARSALS = [name for name in NAMES if "rehearsal" in name]  # they need no file, so the host would run them: see test_rehearsal.py
 OTHER_PACKS = {"portrait_mm_diff": "IPAdapterInsightFaceLoader"}  # the analyser of faces comes from another pack, as the template's note says
 REGISTRY = "https://api.comfy.org/"  # the front end itself asks it about every node of a graph that lacks one, and the links how large missing files are
 FILES = {"ckpt_name", "adapter_name", "clip_vision_name", "clip_name", "image", "vae_name", "unet_name"}  # widgets that name files
@@ -53,8 +54,8 @@ def test_a_template_opens_and_lacks_nothing_but_files(name, page, server):
     assert count == len(saved["nodes"]) and len(unknown) == len(missing) == (name in OTHER_PACKS)
     prompt = {id_: {**node, "inputs": {k: v for k, v in node["inputs"].items() if not (isinstance(v, list) and v[0] in unknown)}}
               for id_, node in prompt.items() if id_ not in unknown}
-    told = complaints(server, prompt)
-    assert told and {widget for _, widget, _ in told} <= FILES, told
+    told = [] if name in REHEARSALS else complaints(server, prompt)
+    assert bool(told) != (name in REHEARSALS) and {widget for _, widget, _ in told} <= FILES, told
     page.settle(1500 if missing else 450)
     page.outside[:] = [url for url in page.outside if url.split("?")[0] not in links and not url.startswith(REGISTRY)]
     page.errors[:] = [error for error in page.errors if REGISTRY not in error]

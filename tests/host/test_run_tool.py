@@ -24,7 +24,9 @@ from random_models import BASES, WHOLE, base_of, write_adapter, write_gligen, wr
 from report import NOT_A_PICTURE  # noqa: E402
 from troupe.model_patches.checkpoints.catalogue import published, where_to_get  # noqa: E402
 
-TEMPLATES = [path.stem for path in sorted(WORKFLOWS.glob("*.json"))]
+EVERY = [path.stem for path in sorted(WORKFLOWS.glob("*.json"))]
+REHEARSALS = [name for name in EVERY if "rehearsal" in name]  # their models come with the pack
+TEMPLATES = [name for name in EVERY if name not in REHEARSALS]
 CHECKPOINTS = ("sd_xl_base_1.0.safetensors", "Illustrious-XL-v0.1.safetensors")
 ADAPTERS = ("ip-adapter-plus_sdxl_vit-h.safetensors", "noobIPAMARK1_mark1.safetensors")
 LAYERS_OF_TINY_SDXL = 12
@@ -91,7 +93,7 @@ def shipped(name: str) -> dict:
     return without_analysers(read_workflow(WORKFLOWS / f"{name}.json"))
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", EVERY)
 def test_conversion_keeps_every_node_wire_and_widget(name, server, info):
     """Each literal and link of the saved graph, by name, is in the prompt; nothing else is."""
     graph, prompt = Graph(shipped(name)), convert(shipped(name), info)
@@ -118,6 +120,17 @@ def test_a_fresh_host_complains_of_missing_models_only(name, server, info):
     about_checkpoint = [line for line in complaints if f"ckpt_name: '{checkpoint}' not in []" in line]
     about_adapter = [line for line in complaints if wanted in line]
     assert len(about_checkpoint) == 1 and about_adapter and len(complaints) == len(about_checkpoint) + len(about_adapter)
+
+
+@pytest.mark.parametrize("name", REHEARSALS)
+def test_a_rehearsal_runs_on_a_fresh_host(name, server, info, spoken):
+    """As saved, without a file or an upload."""
+    spoken.clear()
+    saved = server.run(convert(shipped(name), info))
+    samplers = len(Graph(shipped(name)).of_type("KSampler"))
+    assert [Image.open(path).size for path in saved] == [(512, 512)] * (name == REHEARSALS[0])
+    assert sum("2 subjects: 'cat' (1 name token), 'robot' (1 name token)" in line and "7 layers" in line for line in spoken) == samplers
+    assert not [line for line in spoken if "is not in the prompt" in line]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -17,6 +17,7 @@ import comfy.ops
 import folder_paths
 import torch
 
+from ....rehearsal import files as shipped
 from ...adapter import Adapter, AdapterSpec, EncoderNeed, Weights
 from ...checkpoints.catalogue import DEFAULT_ADAPTER, encoder_of_width, identity, published, where_to_get
 from ...checkpoints.clip_vision import encoder_widths
@@ -25,9 +26,11 @@ from ...checkpoints.load import read_adapter
 from ...checkpoints.sets import adapter_label, belonging
 from ...encode import check_image_encoder
 from ...errors import CheckpointError
+from . import rehearsal_models
 
 log = logging.getLogger("troupe")
 FOLDERS = ("ipadapter", "gligen", "subject_adapters")
+REHEARSAL = "rehearsal"  # in a combo value, in place of a folder: the pack's own files, which no other pack shall list
 AUTO, NONE = "auto", "none"
 
 
@@ -59,14 +62,16 @@ class HostAdapter:
         return found.to(done) if isinstance(found, torch.Tensor) else tuple(f.to(done) for f in found)
 
     def clip_vision(self) -> Any | None:
-        """The host's CLIP_VISION for this adapter: the chosen file, or one of the needed widths; loaded at first use, None where there is none or
-        the adapter reads no photos.
+        """The host's CLIP_VISION for this adapter: the chosen file, or one of the needed widths (the rehearsal encoder for adapters that were trained
+        with it); loaded at first use, None where there is none or the adapter reads no photos.
 
         Raises:
             MismatchError, CheckpointError: the chosen file is of other widths, gone, damaged or no encoder.
         """
         if self.spec.encoder is None:
             return None
+        if self.clip_vision_name == AUTO and rehearsal_models.is_read_by(self.spec):
+            return rehearsal_models.clip_vision()
         name = find_clip_vision(self.spec.encoder) if self.clip_vision_name == AUTO else self.clip_vision_name
         if name in (None, NONE):
             return None
@@ -90,8 +95,9 @@ def register_folders() -> None:
 
 
 def adapter_names() -> list[str]:
-    """`<folder>/<relative path>` of every weight file in the adapter folders, forward slashes on every system."""
-    return [f"{folder}/{name}".replace("\\", "/") for folder in FOLDERS for name in folder_paths.get_filename_list(folder) if name.lower().endswith(EXTENSIONS)]
+    """`<folder>/<relative path>` of every weight file in the adapter folders, forward slashes on every system; last the adapters that come with the pack."""
+    own = [f"{REHEARSAL}/{name}" for name in shipped.ADAPTERS.values() if (shipped.FOLDER / name).is_file()]
+    return [f"{folder}/{name}".replace("\\", "/") for folder in FOLDERS for name in folder_paths.get_filename_list(folder) if name.lower().endswith(EXTENSIONS)] + own
 
 
 def clip_vision_names() -> list[str]:
@@ -112,6 +118,10 @@ def adapter_path(name: str) -> str:
         CheckpointError: it is not there; the message has the download link where the file is a known one.
     """
     folder, _, rest = name.replace("\\", "/").partition("/")
+    if folder == REHEARSAL and rest in shipped.ADAPTERS.values():
+        if not (shipped.FOLDER / rest).is_file():
+            raise CheckpointError(f"the file '{rest}'", f"nothing at {shipped.FOLDER / rest}", shipped.AGAIN)
+        return str(shipped.FOLDER / rest)
     path = folder_paths.get_full_path(folder, rest) if folder in FOLDERS and rest else None
     if path is None:
         known = published(name) or (None if folder in FOLDERS[1:] else DEFAULT_ADAPTER)

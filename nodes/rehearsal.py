@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..model_patches.hosts.comfyui import rehearsal
+from ..rehearsal.sprites import CLASSES
+from .types import CATEGORY, Adapter
+
+ADAPTERS = {"mip_adapter": "mip", "ip_adapter": "ip"}  # values of the combo -> keys of rehearsal.files.ADAPTERS
+SHOWN = ("cat", "robot", "bird")
+
+
+class LoadRehearsalModels(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TroupeRehearsal",
+            display_name="Load Rehearsal Models",
+            category=CATEGORY,
+            description=(
+                "Loads the small models that come with Troupe: nothing to download, a picture in seconds on a CPU. They know only a drawn world of ten classes at 128x128 pixels, "
+                "and serve to try the nodes and learn the settings. Real photos need a real checkpoint and adapter."
+            ),
+            inputs=[
+                io.Combo.Input("adapter", options=list(ADAPTERS), default="mip_adapter", tooltip=(
+                    "Which adapter to load. mip_adapter: trained on pictures of several subjects, with relevance (MIP-Adapter). ip_adapter: trained on one reference at a time, "
+                    "as most published IP-Adapters are."
+                )),
+                *(io.Combo.Input(f"subject_{n}", options=list(CLASSES), default=kind, tooltip=(
+                    f"What the reference picture 'image_{n}' shows. Use the same word as the name in Add Subject and in the prompt. The same class twice gives two different "
+                    "individuals."
+                )) for n, kind in enumerate(SHOWN, 1)),
+            ],
+            outputs=[
+                io.Model.Output("model_out", display_name="model", tooltip="Made for 128x128 pixels, 20 steps of euler with the scheduler 'simple', and cfg 3."),
+                io.Clip.Output("clip_out", display_name="clip", tooltip="The text encoder. It knows only the words of its world; other words mean nothing to it."),
+                io.Vae.Output("vae_out", display_name="vae", tooltip="For VAE Decode and VAE Encode."),
+                io.ClipVision.Output("clip_vision_out", display_name="clip_vision", tooltip=(
+                    "The image encoder. Encode Subject References and Quick Subjects find it by themselves for the rehearsal adapters."
+                )),
+                Adapter.Output("adapter_out", display_name="adapter", tooltip="Wire it into Encode Subject References."),
+                *(io.Image.Output(f"image_{n}_out", display_name=f"image_{n}", tooltip=(
+                    f"The reference picture of subject_{n}, for Add Subject. No adapter was trained on this individual."
+                )) for n in range(1, len(SHOWN) + 1)),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter: str, **subjects: str) -> str:
+        return rehearsal.fingerprint(ADAPTERS[adapter])
+
+    @classmethod
+    def execute(cls, adapter: str, **subjects: str) -> io.NodeOutput:
+        models: Any = rehearsal.load_rehearsal(ADAPTERS[adapter])
+        return io.NodeOutput(*models, *rehearsal.reference_pictures(list(subjects.values())))
