@@ -686,3 +686,47 @@ def test_what_the_rehearsal_cannot_do(arguments, said, capsys, tmp_path):
     assert run_tool.main([*arguments, "--output", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and re.search(said, error, re.S) and "Traceback" not in error and not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """A copy of the shipped rehearsal files, which a test may harm."""
+    import shutil
+
+    from troupe.rehearsal import files
+
+    folder = tmp_path / "files"
+    shutil.copytree(files.FOLDER, folder)
+    monkeypatch.setattr(files, "FOLDER", folder)
+    return folder
+
+
+def test_the_first_command_paints_a_picture(tmp_path, capsys):
+    """Without arguments and model files: picture, comparison and a report that says what it is; nothing is called noise."""
+    out = tmp_path / "out"
+    assert run_tool.main(["--steps", "2", "--output", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["comparison.png", "picture.png", "report.txt"]
+    report = (out / "report.txt").read_text(encoding="utf-8")
+    assert "small model of our own" in report and "says nothing about how well a photo is reproduced" in report and report.rstrip() in said and "NOISE" not in said
+    assert "1 cat: " in report and "2 robot: " in report and "prompt: a cat and a robot on grass, seed: " in report
+    picture = np.asarray(Image.open(out / "picture.png"))
+    assert picture.shape == (512, 512, 3) and (picture.reshape(32, 16, 32, 16, 3) == picture[::16, ::16][:, None, :, None]).all(), "every drawn cell is a square of 16 pixels"
+    assert Image.open(out / "comparison.png").width > 1000
+
+
+@pytest.mark.parametrize("name", ["unet.safetensors", "text_encoder.safetensors", "image_encoder.safetensors", "rehearsal_mip_adapter.safetensors"])
+@pytest.mark.parametrize("harm", ["missing", "cut off"])
+def test_a_harmed_rehearsal_file_is_named(name, harm, shipped, tmp_path, capsys):
+    path = shipped / name
+    path.write_bytes(path.read_bytes()[:10_000]) if harm == "cut off" else path.unlink()
+    assert run_tool.main(["--steps", "1", "--output", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: Expected ") and name in error and "reinstall or update the pack" in error and "Traceback" not in error and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["1_start_here_rehearsal", "2_rehearsal_compare"])
+def test_the_rehearsal_templates_run_without_a_host(name, tmp_path, capsys):
+    """Their prompt and seed, with every merge."""
+    assert run_tool.main(["--workflow", name, "--steps", "1", "--output", str(tmp_path / "out")]) == 0
+    assert "prompt: a cat and a robot on grass, seed: " in capsys.readouterr().out and (tmp_path / "out" / "comparison.png").is_file()

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from diffusers import EulerDiscreteScheduler
 
+from ...model_patches.adapter import Adapter
 from ...model_patches.attention.decoupled import Mixing
+from ...model_patches.errors import CheckpointError
 from ...model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts, encode_references, load_adapter
 from ...model_patches.hosts.diffusers.sampling import SamplingSettings, sample
 from ...model_patches.relevance_maps import AppliedMaps
@@ -33,11 +35,24 @@ class Rehearsal:
     adapters: dict[str, Any] = field(default_factory=dict)
 
 
-def load_rehearsal(folder: Path = files.FOLDER) -> Rehearsal:
-    """Everything that `folder` holds. Raises CheckpointError where the base is missing or a file is damaged."""
-    images = ClipImages(load.load_image_encoder(folder)) if (folder / files.IMAGES).exists() else None
-    adapters = {kind: load_adapter(folder / name) for kind, name in files.ADAPTERS.items() if (folder / name).exists()}
+def load_rehearsal(folder: Path | None = None, unfinished: bool = False) -> Rehearsal:
+    """The models in a folder, else the shipped ones.
+
+    unfinished: leave out image encoder and adapters that are not there, as while they are trained.
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    folder = files.FOLDER if folder is None else folder
+    images = None if unfinished and not (folder / files.IMAGES).exists() else ClipImages(load.load_image_encoder(folder))
+    adapters = {kind: _adapter(folder / name) for kind, name in files.ADAPTERS.items() if not unfinished or (folder / name).exists()}
     return Rehearsal(load.load_unet(folder), ClipTexts.sd15(load.load_texts(folder)), images, adapters)
+
+
+def _adapter(path: Path) -> Adapter:
+    try:
+        return load_adapter(path)
+    except CheckpointError as error:
+        raise CheckpointError(error.expected, error.found, files.AGAIN) from error
 
 
 def encode(models: Rehearsal, adapter: str, pictures: Sequence[torch.Tensor], names: Sequence[str], weights: Sequence[float] | None = None) -> References:

@@ -18,7 +18,7 @@ MERGES = ("relevance", "uniform", "joint", "add")
 
 def sheet(folder: Path, path: Path, seed: int = 0, steps: int = STEPS) -> Path:
     """Paint the sheet of the models in `folder` into `path`; one row a caption list or merge, eight pictures each, every pixel twice its size."""
-    models, chance = load_rehearsal(folder), random.Random(seed)
+    models, chance = load_rehearsal(folder, unfinished=True), random.Random(seed)
     casts = [random_figures(chance, 1 if i < 2 else 3 if i == 7 else 2, same_class=i in (5, 6), choice=TEST_LOOKS) for i in range(8)]
     rows = [[_pixels(paint(models, text, i, steps=steps)) for i, text in enumerate(CAPTIONS)], [_references(cast) for cast in casts]]
     for adapter in models.adapters:

@@ -252,6 +252,27 @@ def test_relevance_is_recorded_and_shown(models):
     assert maps.shape[0] == 1 and maps.std() > 0.01 and "cat" in report and "robot" in report
 
 
+@pytest.mark.parametrize("merge", ["relevance", "add"])
+def test_both_engines_record_the_same_relevance(folder, models, merge):
+    from parts import run
+    from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
+    from troupe.model_patches.settings import ImageAttentionSettings, mixing_for
+    from troupe.nodes.record_relevance import RecordRelevance
+    from troupe.rehearsal.engine.paint import encode, load_rehearsal, paint
+
+    model, clip, *_ = models
+    references, theirs = references_of(models), []
+    model, positive, negative, _ = apply_image_attention(model, references, ImageAttentionSettings(1.0, mixing_for(references, merge)), *prompts(clip))
+    model, record = run(RecordRelevance, model=model, blocks="all")
+    ksample(model, positive, negative)
+    rehearsal = load_rehearsal(folder)
+    paint(rehearsal, PROMPT, SEED, encode(rehearsal, "mip", models[5:7], ["cat", "robot"]), merge, steps=STEPS, cfg=CFG, record=theirs)
+    (ours,), (embedded,) = record.run.applied, theirs
+    assert (ours.merge, ours.file) == (embedded.merge, embedded.file) and [s.name for s in ours.subjects] == [s.name for s in embedded.subjects]
+    for mine, other in zip(ours.subjects, embedded.subjects, strict=True):
+        assert mine.values.shape == (16, 16) and mine.values.std() > 1e-3 and (mine.values - other.values).abs().max() < TOLERANCE
+
+
 @pytest.mark.parametrize("wired", [True, False], ids=["encoder wired", "encoder found"])
 def test_quick_subjects(models, wired):
     """It does what the four nodes do."""
