@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 from .attention.decoupled import Mixing
 from .errors import MismatchError
@@ -38,8 +39,8 @@ def mixing_for(references: References, merge: str, sharpness: float = 1.0, backg
     return Mixing(references.adapter.spec.merge if merge == "auto" else merge, sharpness, background)
 
 
-def check_finite(settings: ImageAttentionSettings | GatedSettings | Mixing, node: str) -> None:
-    """Raise MismatchError for a number that is NaN or infinite, as only a wire can bring it; `node` names the node."""
+def check_finite(settings: Any, node: str) -> None:
+    """Raise MismatchError for a number of a settings dataclass that is NaN or infinite, as only a wire can bring it; `node` names the node."""
     for field in fields(settings):
         value = getattr(settings, field.name)
         if isinstance(value, Mixing):

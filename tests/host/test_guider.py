@@ -185,6 +185,24 @@ def test_equals_the_hosts_dual_cfg(plain, cfg, second):
     close(sample(make(st.patcher, st.positive, st.negative, middle, cfg=cfg, second=second, second_end=second), noise), sample(core, noise))
 
 
+@pytest.mark.parametrize("cfg", [1, 1.0000001, 1.00005])
+def test_a_cfg_of_about_one_is_one(plain, cfg):
+    """A whole number from a wire too. The prediction changes with cfg as the formula does, and no rounding error is enlarged."""
+    st, middle, noise = plain
+    found, one = (sample(make(st.patcher, st.positive, st.negative, middle, cfg=value, second=1.5, second_end=1.5), noise) for value in (cfg, 1.0))
+    assert torch.isfinite(found).all() and (found - one).abs().max() < 1e-3 * one.abs().max()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("name", ["cfg", "second", "second_end"])
+def test_numbers_that_are_none_are_refused(plain, name, bad):
+    from troupe.model_patches.errors import MismatchError
+
+    st, middle, _ = plain
+    with pytest.raises(MismatchError, match=f"'{name}' of Subject Guider.*found {bad:g}"):
+        make(st.patcher, st.positive, st.negative, middle, **{name: bad})
+
+
 def test_without_references_the_two_strengths_are_one(plain):
     from stage import ksample
 

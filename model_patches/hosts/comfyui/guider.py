@@ -5,7 +5,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import comfy.samplers
@@ -16,12 +16,14 @@ from comfy.patcher_extension import WrappersMP
 from ...attention.guidance import equivalent_uncond, subject_guidance, umm_guidance
 from ...errors import MismatchError
 from ...layer_tokens import COND
+from ...settings import check_finite
 from .clock import Clock, percent_table, sigma_range
 from .conditioning import KEY, Conditioning, Record, attach
 from .hook import Hook
 from .prompt_switch import PromptSwitch
 
 log = logging.getLogger("troupe")
+NEAR_ONE = 1e-4  # a cfg this near to 1 counts as 1 where a formula divides by cfg - 1: it would enlarge rounding errors to noise
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class SubjectDiffusionGuider(TwoScaleGuider):
             uncond, negative = image, middle
         if isinstance(second, torch.Tensor):
             second = second.view(-1, *[1] * (x.ndim - 1))
-        if _is(self.cfg, 1.0):
+        if abs(self.cfg - 1.0) < NEAR_ONE:
             text = subject_guidance(text, image, uncond, self.cfg, second)
         else:
             uncond = equivalent_uncond(image, uncond, self.cfg, second)
@@ -169,7 +171,15 @@ METHODS: dict[str, type[TwoScaleGuider]] = {"subject_diffusion": SubjectDiffusio
 
 
 def subject_guider(model: Any, positive: Conditioning, negative: Conditioning, middle: Conditioning | None, method: str, settings: GuidanceSettings) -> TwoScaleGuider:
-    """The GUIDER of a method (a key of METHODS) for a MODEL and its conditionings; middle as the method's `set_branches` says."""
+    """The GUIDER of a method (a key of METHODS) for a MODEL and its conditionings; middle as the method's `set_branches` says.
+
+    Raises MismatchError: a number that is not finite or below 0, as only a wire can bring it, or what `set_branches` refuses.
+    """
+    settings = GuidanceSettings(*map(float, astuple(settings)))  # a wire may bring whole numbers
+    check_finite(settings, "Subject Guider")
+    for name in ("cfg", "second", "second_end"):
+        if getattr(settings, name) < 0:
+            raise MismatchError(f"0 or more as '{name}' of Subject Guider", f"{getattr(settings, name):g}", "Look at the node that makes this number, or type one in.")
     model = model.clone()
     PromptSwitch().attach(model)
     guider = METHODS[method](model, settings)
