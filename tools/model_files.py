@@ -118,10 +118,10 @@ def _needed(folder: str, name: str, link: str, places: Places) -> Needed:
 def _encoder(known: PublishedFile | None, places: Places) -> Path | None:
     """The file that holds a published encoder under whatever name."""
     from troupe.model_patches.checkpoints.catalogue import ENCODERS
-    from troupe.model_patches.checkpoints.clip_vision import encoder_widths
+    from troupe.model_patches.checkpoints.clip_vision import best_encoder
 
     encoder = next((e for e in ENCODERS if e.file == known), None)
-    return next((path for path in places.files(VISION) if encoder_widths(path) == (encoder.hidden, encoder.pooled)), None) if encoder else None
+    return best_encoder(places.files(VISION), lambda widths: widths == (encoder.hidden, encoder.pooled)) if encoder else None
 
 
 def _records(graph: Graph) -> list[dict[str, str]]:

@@ -125,13 +125,13 @@ def _add_set(found: dict, links: dict, folders: ModelFolders, folder: str, name:
 def _add_encoder(found: dict, links: dict, folders: ModelFolders, adapter: str) -> None:
     """The CLIP vision encoder of a known adapter, which may lie there under any name."""
     from troupe.model_patches.checkpoints.catalogue import ENCODERS, published
-    from troupe.model_patches.checkpoints.clip_vision import encoder_widths
+    from troupe.model_patches.checkpoints.clip_vision import best_encoder
 
     known = published(adapter)
     encoder = next((e for e in ENCODERS if known and e.name == known.encoder), None)
     if encoder is None:
         return
-    path = next((p for p in folders.files(VISION) if encoder_widths(p) == (encoder.hidden, encoder.pooled)), None)
+    path = best_encoder(folders.files(VISION), lambda widths: widths == (encoder.hidden, encoder.pooled))
     file = encoder.file
     found.setdefault((VISION, file.name), Needed(file.name, VISION, links.get((VISION, file.name), file.link), file.size, path))
 

@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -16,6 +16,7 @@ LAYOUTS = (  # hidden states, pooled projection, which axis of the latter is the
     ("vision_model.embeddings.class_embedding", "visual_projection.weight", 0),  # transformers
     ("visual.class_embedding", "visual.proj", 1),  # open_clip
 )
+POSITIONS = ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding")  # in the same order
 OPEN_CLIP = "visual."  # before the vision tower's names in open_clip's files
 ONCE = {  # open_clip -> transformers
     "class_embedding": "vision_model.embeddings.class_embedding",
@@ -30,6 +31,8 @@ PROJECTIONS, IN_PROJ = ("proj", "visual_projection.weight"), ("in_proj_weight", 
 BLOCKS, LAYERS = "transformer.resblocks.", "vision_model.encoder.layers."
 IN_BLOCK = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
 
+T = TypeVar("T")
+
 
 class EncoderWidths(NamedTuple):
     """Of a CLIP vision encoder: its hidden states and its pooled, projected embedding."""
@@ -41,18 +44,34 @@ class EncoderWidths(NamedTuple):
 def encoder_widths(path: str | os.PathLike) -> EncoderWidths | None:
     """Widths of an encoder file, in the transformers or the open_clip layout; None where it is neither, or gone."""
     try:
-        return _widths(os.fspath(path), os.stat(path).st_mtime_ns)
+        return _read(os.fspath(path), os.stat(path).st_mtime_ns)[0]
     except OSError:
         return None
 
 
+def best_encoder(paths: Iterable[T], fits: Callable[[EncoderWidths], bool], path_of: Callable[[T], str | os.PathLike | None] = lambda path: path) -> T | None:
+    """The first of these whose encoder fits; one for smaller pictures before one for larger: adapters were trained with the 224 pixel encoders, and OpenAI's
+    ViT-L/14 has the same widths at 336. path_of: the file of an entry, None for none."""
+    found: list[tuple[int, T]] = []
+    for entry in paths:
+        path = path_of(entry)
+        try:
+            widths, positions = _read(os.fspath(path), os.stat(path).st_mtime_ns) if path else (None, 0)
+        except OSError:
+            continue
+        if widths and fits(widths):
+            found.append((positions, entry))
+    return min(found, key=lambda pair: pair[0])[1] if found else None
+
+
 @lru_cache(maxsize=256)
-def _widths(path: str, modified: int) -> EncoderWidths | None:
+def _read(path: str, modified: int) -> tuple[EncoderWidths | None, int]:
+    """Widths of an encoder file, and its positions (patches and CLS), 0 where they cannot be read."""
     shapes = read_shapes(path)
-    for hidden, pooled, axis in LAYOUTS:
+    for (hidden, pooled, axis), table in zip(LAYOUTS, POSITIONS, strict=True):
         if len(shapes.get(hidden, ())) == 1 and len(shapes.get(pooled, ())) == 2:
-            return EncoderWidths(shapes[hidden][0], shapes[pooled][axis])
-    return None
+            return EncoderWidths(shapes[hidden][0], shapes[pooled][axis]), next(iter(shapes.get(table, ())), 0)
+    return None, 0
 
 
 def with_transformers_names(state: Mapping[str, torch.Tensor], prefix: str = OPEN_CLIP) -> dict[str, torch.Tensor]:

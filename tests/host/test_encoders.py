@@ -367,6 +367,17 @@ def test_equal_numbers_of_different_outputs_are_not_confused(encoder_file, kind,
     assert find(kind, width) == f"{right}.safetensors"
 
 
+@pytest.mark.parametrize("layout, table", [("transformers", "vision_model.embeddings.position_embedding.weight"), ("open_clip", "visual.positional_embedding")])
+def test_of_two_that_fit_the_one_for_smaller_pictures_is_taken(encoder_file, layout, table):
+    """OpenAI's ViT-L/14 at 224 and at 336 pixels have the same widths; the larger one's name comes first in the list."""
+    for name, positions in (("clip-vit-large-patch14-336.safetensors", 577), ("clip-vit-large-patch14.safetensors", 257)):
+        path = encoder_file(name, L, layout)
+        state = safetensors.torch.load_file(path)
+        state[table] = torch.zeros(positions, 1024, dtype=torch.float16)
+        safetensors.torch.save_file(state, path)
+    assert find("pooled", 768) == "clip-vit-large-patch14.safetensors"
+
+
 def test_the_file_saved_by_the_image_half_alone_is_found(host, base_folder):
     path = base_folder / "models" / "clip_vision" / "vision_only.safetensors"
     safetensors.torch.save_file(published.vision_encoder(*H, text=False), path)

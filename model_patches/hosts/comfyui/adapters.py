@@ -20,7 +20,7 @@ import torch
 from ....rehearsal import files as shipped
 from ...adapter import Adapter, AdapterSpec, EncoderNeed, Weights
 from ...checkpoints.catalogue import DEFAULT_ADAPTER, encoder_of_width, identity, published, where_to_get
-from ...checkpoints.clip_vision import encoder_widths
+from ...checkpoints.clip_vision import best_encoder, encoder_widths
 from ...checkpoints.files import EXTENSIONS
 from ...checkpoints.load import read_adapter
 from ...checkpoints.sets import adapter_label, belonging
@@ -168,13 +168,9 @@ def fingerprint(name: str | None) -> str:
 
 
 def find_clip_vision(need: EncoderNeed) -> str | None:
-    """The first file of models/clip_vision whose headers show an encoder of the needed widths, whatever it is called."""
-    for name in folder_paths.get_filename_list("clip_vision"):
-        path = folder_paths.get_full_path("clip_vision", name)
-        widths = encoder_widths(path) if path else None
-        if widths and need.fits(*widths):
-            return name
-    return None
+    """The file of models/clip_vision whose headers show an encoder of the needed widths, whatever it is called; see `best_encoder`."""
+    names = folder_paths.get_filename_list("clip_vision")
+    return best_encoder(names, lambda widths: need.fits(*widths), lambda name: folder_paths.get_full_path("clip_vision", name))
 
 
 def _load_clip_vision(path: str, name: str, need: EncoderNeed) -> Any:
