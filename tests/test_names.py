@@ -16,6 +16,7 @@ words = st.lists(st.text("abcdefghij", min_size=1, max_size=6), min_size=1, max_
     ("red-haired girl", "photo of a red-haired girl."), ("red haired girl", "red_haired_girl, 1boy"), ("red_haired_girl", "a red haired  girl"), ("(cat:1.2)", "a cat"),
     (r"rem \(re:zero\)", r"1girl, rem \(re:zero\), maid"), (r"rem \(re:zero\)", r"(rem \(re:zero\):1.2), maid"), (r"2b \(nier:automata\)", r"2b_\(nier:automata\), sword"),
     ("少女", "一个少女在跑步"), ("ネコ", "黒いネコと犬"), ("고양이", "고양이가 있다"), ("кошка", "белая кошка на ковре"), ("café", "a Café in Paris"),
+    ("girl", "1girl, 1boy, classroom"), ("boy", "1girl, 1boy"), ("girls", "2girls, park"), ("1girl", "1girl, solo"), ("girl", "girl2 and girl3"),
     ("c++", "a c++ book"), ("cat", "cat's toy"),
     ("a very long name of many words", "x " * 3000 + "a very long name of many words"),
 ])
@@ -26,7 +27,7 @@ def test_a_name_that_stands_in_the_prompt_is_found(name, prompt):
 @pytest.mark.parametrize("name, prompt", [
     ("cat", "a concatenation"), ("cat", "category"), ("cat", ""), ("girl", "boys"), ("red girl", "red-haired girl"), ("", "a cat"), ("()", "a cat"), ("кот", "котлета"),
     ("caf", "a café"),
-    ("rem", "remarkable"), (r"rem \(re:zero\)", "rem"), ("catss", "cat"), (".", "a cat"),
+    ("rem", "remarkable"), ("1girl", "11girl"), ("girl", "1girlish"), ("2", "12 cats"), ("mech 1", "mech 12"), (r"rem \(re:zero\)", "rem"), ("catss", "cat"), (".", "a cat"),
 ])
 def test_a_name_that_is_not_in_the_prompt_is_not_found(name, prompt):
     assert not stands_in(name, prompt)
@@ -129,6 +130,37 @@ def test_sdxl_encoders_have_two_texts():
 def test_a_text_that_comes_from_a_string_node_is_found():
     graph = {"s": {"class_type": "PrimitiveString", "inputs": {"value": "a cat"}}, "1": encoder(["s", 0]), "me": {"class_type": "x", "inputs": {"positive": ["1", 0]}}}
     assert literal_texts(graph, "me", ["positive"]) == ["a cat"]
+
+
+def behind(**nodes):
+    """A graph whose prompt comes from node 's'."""
+    return {"1": encoder(["s", 0]), "me": {"class_type": "x", "inputs": {"positive": ["1", 0]}}, **nodes}
+
+
+def test_texts_that_core_nodes_put_together_are_known():
+    joined = behind(s={"class_type": "StringConcatenate", "inputs": {"string_a": "a photo of a red", "string_b": ["t", 0], "delimiter": " "}},
+                    t={"class_type": "PrimitiveStringMultiline", "inputs": {"value": "cat and a dog"}})
+    assert literal_texts(joined, "me", ["positive"]) == ["a photo of a red cat and a dog"] and not missing_warnings(["red cat"], literal_texts(joined, "me", ["positive"]))
+    replaced = behind(s={"class_type": "StringReplace", "inputs": {"string": "photo of NAME and a dog", "find": "NAME", "replace": "an astronaut"}})
+    assert literal_texts(replaced, "me", ["positive"]) == ["photo of an astronaut and a dog"]
+    trimmed = behind(s={"class_type": "StringTrim", "inputs": {"string": " a cat ", "mode": "Both"}})
+    assert literal_texts(trimmed, "me", ["positive"]) == ["a cat"]
+
+
+def test_a_prompt_with_a_part_made_at_run_time_is_unknown():
+    wildcard = {"class_type": "ImpactWildcardProcessor", "inputs": {"wildcard_text": "__animal__", "populated_text": "a cat", "mode": True}}
+    whole, part = behind(s=wildcard), behind(s={"class_type": "StringConcatenate", "inputs": {"string_a": "masterpiece", "string_b": ["w", 0], "delimiter": ", "}}, w=wildcard)
+    half = behind(s={"class_type": "StringConcatenate", "inputs": {"string_a": "masterpiece"}})
+    gone = behind()
+    assert [literal_texts(graph, "me", ["positive"]) for graph in (whole, part, half, gone)] == [[], [], [], []]
+
+
+def test_texts_that_go_in_circles_or_part_and_join_end():
+    circle = behind(s={"class_type": "PrimitiveString", "inputs": {"value": ["s", 0]}})
+    assert literal_texts(circle, "me", ["positive"]) == []
+    ladder = {f"t{i}": {"class_type": "StringConcatenate", "inputs": {"string_a": [f"t{i + 1}", 0], "string_b": [f"t{i + 1}", 0], "delimiter": ""}} for i in range(12)}
+    ladder |= {"s": {"class_type": "PrimitiveString", "inputs": {"value": ["t0", 0]}}, "t12": {"class_type": "PrimitiveString", "inputs": {"value": "x"}}}
+    assert literal_texts(behind(**ladder), "me", ["positive"]) == ["x" * 2**12]
 
 
 @pytest.mark.parametrize("graph", [None, {}, {"me": {"inputs": {}}}, {"me": {"inputs": {"positive": ["gone", 0]}}}, {"me": {"inputs": {"positive": "literal"}}}])

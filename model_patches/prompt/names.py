@@ -20,13 +20,18 @@ def plain_words(text: str) -> str:
 
 
 def stands_in(name: str, prompt: str) -> bool:
-    """Whether the prompt holds the name as whole words (a plural s or es is let pass)."""
+    """Whether the prompt holds the name as whole words, a plural s or es allowed. Digits and letters are words of their own, as for CLIP: 'girl' is in '1girl'."""
     words = plain_words(name)
     if not words:
         return False
-    before = r"(?<!\w)" if _bounded(words[0]) else ""
-    after = r"(?:e?s)?(?!\w)" if _bounded(words[-1]) else ""
+    before = rf"(?<!{_kind(words[0])})" if _bounded(words[0]) else ""
+    after = rf"(?:e?s)?(?!{_kind(words[-1])})" if _bounded(words[-1]) else ""
     return re.search(before + re.escape(words) + after, plain_words(prompt)) is not None
+
+
+def _kind(letter: str) -> str:
+    """What may not stand beside this letter at the edge of a word: digits beside a digit, letters beside a letter."""
+    return r"\d" if letter.isdigit() else r"[^\W\d_]"
 
 
 def _bounded(letter: str) -> bool:
