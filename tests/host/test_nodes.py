@@ -197,6 +197,36 @@ def test_quick_subjects_does_not_read_or_encode_again_for_another_weight(base_fo
     assert kept() is None
 
 
+def test_quick_subjects_encodes_again_when_the_encoder_file_has_changed(base_folder, clips, monkeypatch, tmp_path):
+    """Nothing is wired into clip_vision; what 'auto' finds is replaced by another encoder of the same name and widths."""
+    import published
+    import safetensors.torch
+    import tiny_models
+    from parts import HIDDEN
+    from stage import adapter_state
+    from troupe import nodes as pack
+    from troupe.model_patches.hosts.comfyui import adapters
+
+    patcher, clip = tiny_models.micro_model("SD15", context_dim=768), clips("sd15").clone()
+    safetensors.torch.save_file(adapter_state(patcher, embed=POOLED), base_folder / "models" / "ipadapter" / "stale.safetensors")
+    file = base_folder / "models" / "clip_vision" / "stale.safetensors"
+    encoders = iter([tiny_models.tiny_clip_vision(seed=seed, hidden=HIDDEN, projection=POOLED, tmp=str(tmp_path / "sizes.json")) for seed in (1, 2)])
+    monkeypatch.setattr(adapters, "_load_clip_vision", lambda *_: next(encoders))
+    image = photo(40, 40, 1)
+
+    def tokens(weight):
+        return run(pack.QuickSubjects, model=patcher, clip=clip, adapter_name="ipadapter/stale.safetensors", weight=weight, image_1=image, name_1="cat")[3].subjects[0].tokens
+
+    try:
+        safetensors.torch.save_file(published.vision_encoder(HIDDEN, POOLED), file)
+        first = tokens(0.5)
+        assert torch.equal(tokens(0.6), first)
+        safetensors.torch.save_file({name: value + 1 for name, value in published.vision_encoder(HIDDEN, POOLED).items()}, file)
+        assert not torch.allclose(tokens(0.7), first)
+    finally:
+        file.unlink()
+
+
 def test_quick_subjects_says_its_warnings_each_time(base_folder, clips, vision, caplog):
     import safetensors.torch
     import tiny_models

@@ -31,13 +31,14 @@ _last: WeakKeyDictionary[Any, Remembered] = WeakKeyDictionary()
 
 def quick_references(clip: Any, adapter_name: str, subjects: Sequence[tuple[Any, str]], clip_vision: Any, warn: Callable[[str], None]) -> References:
     """References of (IMAGE, name) pairs for an adapter file: load, add, encode, as the three nodes do, or what is remembered of it."""
-    file, made_from = fingerprint(adapter_name), (clip_vision, *(part for pair in subjects for part in pair))
-    last = _last.get(clip)
+    file, last = fingerprint(adapter_name), _last.get(clip)
+    adapter = last.adapter if last is not None and last.adapter_file == file else load_adapter(adapter_name)
+    encoder = adapter.clip_vision() if clip_vision is None else clip_vision  # another object when its file has changed
+    made_from = (encoder, *(part for pair in subjects for part in pair))
     if last is not None and last.adapter_file == file and _same(last.made_from, made_from):
         for sentence in last.said:
             warn(sentence)
         return last.references
-    adapter = last.adapter if last is not None and last.adapter_file == file else load_adapter(adapter_name)
     cast, said = Cast(), []
     for image, name in subjects:
         cast = cast.add(make_subject(name, [image], number=len(cast.subjects) + 1))
