@@ -319,6 +319,57 @@ def test_a_cfg_function_of_another_node(plain):
     assert scales == [7.5, 7.5]
 
 
+@pytest.mark.parametrize(("method", "second", "span"), [
+    ("subject_diffusion", 7.5, (0.0, 1.0)), ("subject_diffusion", 1.5, (0.0, 1.0)), ("subject_diffusion", 1.5, (0.0, 0.5)), ("umm", 0.5, (0.0, 1.0)), ("umm", 0.5, (0.0, 0.5)),
+])
+def test_pre_cfg_functions_are_called_in_every_step(plain, method, second, span):
+    """They get what ordinary guidance is made of, and what they return is guided with."""
+    from troupe.model_patches.hosts.comfyui.guider import GuidanceSettings, subject_guider
+
+    st, middle, noise = plain
+    model, seen = st.patcher.clone(), []
+
+    def before(args):
+        seen.append(args)
+        return args["conds_out"]
+
+    def nothing(args):
+        return [torch.zeros_like(out) for out in args["conds_out"]]
+
+    settings = GuidanceSettings(7.5, second, second, *span)
+    model.set_model_sampler_pre_cfg_function(before)
+    found = sample(subject_guider(model, st.positive, st.negative, middle, method, settings), noise, 4)
+    assert len(seen) == 4 and all(len(args["conds_out"]) == 2 and args["cond_scale"] == 7.5 and args["model_options"] for args in seen)
+    close(found, sample(subject_guider(st.patcher, st.positive, st.negative, middle, method, settings), noise, 4))
+    model.set_model_sampler_pre_cfg_function(nothing)
+    emptied = sample(subject_guider(model, st.positive, st.negative, middle, method, settings), noise, 4)
+    assert emptied.abs().max() < 1e-4 < found.abs().max(), "a denoised picture of zeros in every step"
+
+
+def test_a_batch_function_of_another_node_makes_the_predictions(plain):
+    import comfy.samplers
+
+    st, middle, noise = plain
+    model, lists = st.patcher.clone(), []
+
+    def calculate(args):
+        lists.append(len(args["conds"]))
+        return comfy.samplers.calc_cond_batch(args["model"], args["conds"], args["input"], args["sigma"], args["model_options"])
+
+    model.set_model_sampler_calc_cond_batch_function(calculate)
+    close(sample(make(model, st.positive, st.negative, middle), noise), sample(make(st.patcher, st.positive, st.negative, middle), noise))
+    assert lists == [3, 3]
+
+
+def test_the_core_s_tcfg_acts_under_the_guider(plain):
+    from comfy_extras.nodes_tcfg import TCFG
+
+    st, middle, noise = plain
+    (model,) = TCFG.execute(st.patcher).args
+    found, without = (sample(make(patcher, st.positive, st.negative, middle, cfg=7.5, second=7.0, second_end=7.0), noise) for patcher in (model, st.patcher))
+    assert torch.isfinite(found).all() and (found - without).abs().max() > 1e-3
+
+
 # ---- in a graph --------------------------------------------------------------------------------------------------------------------------
 
 def test_through_the_nodes(plain, caplog):

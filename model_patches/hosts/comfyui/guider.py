@@ -4,7 +4,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -84,6 +84,20 @@ class TwoScaleGuider(comfy.samplers.CFGGuider, ABC):
     def set_branches(self, positive: Conditioning, negative: Conditioning, middle: Conditioning | None) -> None:
         """Take the conditionings of the node."""
 
+    def branches(self, lists: Sequence[Conditioning | None], x: torch.Tensor, timestep: torch.Tensor, options: dict) -> list[torch.Tensor]:
+        """The denoised picture of each list, in one model call; None gives zeros. Another node's `sampler_calc_cond_batch_function` is asked as the host asks it."""
+        calculate = options.get("sampler_calc_cond_batch_function")
+        if calculate is None:
+            return comfy.samplers.calc_cond_batch(self.inner_model, list(lists), x, timestep, options)
+        return calculate({"conds": list(lists), "input": x, "sigma": timestep, "model": self.inner_model, "model_options": options})
+
+    def guided(self, predictions: list[torch.Tensor], lists: list[Conditioning | None], x: torch.Tensor, timestep: torch.Tensor, options: dict) -> torch.Tensor:
+        """`uncond + cfg (cond - uncond)` of two predictions [cond, uncond] of two lists, through the functions that other nodes put before, in place of and after it."""
+        for change in options.get("sampler_pre_cfg_function", ()):
+            predictions = change({"conds": lists, "conds_out": predictions, "cond_scale": self.cfg, "timestep": timestep, "input": x, "sigma": timestep,
+                                  "model": self.inner_model, "model_options": options})
+        return comfy.samplers.cfg_function(self.inner_model, *predictions[:2], self.cfg, x, timestep, model_options=options, cond=lists[0], uncond=lists[1])
+
     def outer_sample(self, noise: torch.Tensor, latent_image: Any, sampler: Any, sigmas: torch.Tensor, denoise_mask: Any = None, callback: Callable | None = None,
                      *args: Any, **kwargs: Any) -> Any:
         """A run: as the host's, counting its steps."""
@@ -119,7 +133,7 @@ class SubjectDiffusionGuider(TwoScaleGuider):
             return super().predict_noise(x, timestep, options, seed)
         positive, middle, negative = (self.conds[name] for name in ("positive", "middle", "negative"))
         bare = _is(second, 1.0) and not options.get("disable_cfg1_optimization", False)
-        text, image, uncond = comfy.samplers.calc_cond_batch(self.inner_model, [positive, middle, None if bare else negative], x, timestep, options)
+        text, image, uncond = self.branches([positive, middle, None if bare else negative], x, timestep, options)
         if bare:
             uncond, negative = image, middle
         if isinstance(second, torch.Tensor):
@@ -128,7 +142,7 @@ class SubjectDiffusionGuider(TwoScaleGuider):
             text = subject_guidance(text, image, uncond, self.cfg, second)
         else:
             uncond = equivalent_uncond(image, uncond, self.cfg, second)
-        return comfy.samplers.cfg_function(self.inner_model, text, uncond, self.cfg, x, timestep, model_options=options, cond=positive, uncond=negative)
+        return self.guided([text, uncond], [positive, negative], x, timestep, options)
 
 
 class UMMGuider(TwoScaleGuider):
@@ -160,11 +174,11 @@ class UMMGuider(TwoScaleGuider):
         alpha = 0.0 if alpha is None else alpha
         bare = _is(self.cfg, 1.0) and not options.get("disable_cfg1_optimization", False)
         lists = [None if _is(alpha, 0.0) else self.conds["positive"], None if _is(alpha, 1.0) else self.conds["middle"], None if bare else self.conds["negative"]]
-        fused, text, null = comfy.samplers.calc_cond_batch(self.inner_model, lists, x, timestep, options)
+        fused, text, null = self.branches(lists, x, timestep, options)
         if isinstance(alpha, torch.Tensor):
             alpha = alpha.view(-1, *[1] * (x.ndim - 1))
         cond = umm_guidance(None, text, [fused], 1.0, [alpha]) if isinstance(alpha, float) else text + alpha * (fused - text)
-        return comfy.samplers.cfg_function(self.inner_model, cond, null, self.cfg, x, timestep, model_options=options, cond=lists[0] or lists[1], uncond=lists[2])
+        return self.guided([cond, null], [lists[0] or lists[1], lists[2]], x, timestep, options)
 
 
 METHODS: dict[str, type[TwoScaleGuider]] = {"subject_diffusion": SubjectDiffusionGuider, "umm": UMMGuider}  # choices of `method`
