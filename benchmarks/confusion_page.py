@@ -83,7 +83,9 @@ def sentence(cells: Mapping[str, Verdicts]) -> str:
 
 
 def in_readme(readme: str, cells: Mapping[str, Verdicts]) -> str:
-    """The README with today's sentence between its marks."""
+    """The README with today's sentence between its marks; as it is where it has none."""
+    if MARKS[0] not in readme:
+        return readme
     before, _, rest = readme.partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
     return f"{before}{MARKS[0]}\n{sentence(cells)}\n{MARKS[1]}{after}"

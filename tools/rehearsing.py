@@ -17,8 +17,9 @@ SHOWN = 512  # pixels of the picture's side
 MERGES = ("uniform", "joint", "add", "relevance")
 LABEL, MARGIN, INK, PAPER = 26, 12, (30, 30, 34), (255, 255, 255)
 ABOUT = (
-    "This is Troupe's rehearsal world: a small model of our own, trained on drawn pictures of 128x128 pixels (shown enlarged, each pixel a square). It proves that the "
-    "method keeps two subjects apart, on models that were trained for it; it says nothing about how well a photo is reproduced by the real models."
+    "This is Troupe's rehearsal world: a small model of our own, trained on drawn pictures of 128x128 pixels (shown enlarged, each pixel a square). It shows every "
+    "part at work. It is an early state of its training: shapes follow the prompt, looks follow the references only in part. It says nothing about how well a photo is "
+    "reproduced by the real models."
 )
 ONLY_ITS_CAST = (
     "The rehearsal models know only their own drawn cast, not your photo. `python tools/run.py --list-missing` lists the model files that photos need, with links; "

@@ -23,7 +23,7 @@ WHAT = {  # training -> its files, what they are, what they were trained on
     "ip": ((files.ADAPTERS["ip"],), "IP-Adapter, 4 tokens", "on the frozen base: one reference of one subject in each picture, training looks"),
     "mip": ((files.ADAPTERS["mip"],), "MIP-Adapter, 4 tokens, with text_to_weight",
             "on the frozen base: the references of all subjects in each picture, merged by relevance, training looks"),
-    "recogniser": ((RECOGNISER,), "recogniser of who is in a picture, for measurements", "disturbed drawings of training looks"),
+    "recogniser": ((RECOGNISER,), "recogniser of who is in a picture, for measurements", "disturbed drawings of all looks"),
 }
 HEAD = """# The rehearsal models
 
@@ -33,8 +33,11 @@ Small models of a small world, trained from scratch on pictures that `rehearsal/
 look (two of {colours} colours, pattern, accessory) is in no caption: it is what a reference picture brings. They show what the method does, within seconds on a CPU; they
 paint nothing else, and say nothing about how well large models reproduce a photo. No picture, photo or text of other people was used.
 
-**Held out.** Pairs of colours are split: one in five, in either order, is for tests only, with every pattern and accessory. The image encoder, both adapters and the
-recogniser never saw one. The base model saw drawings of all pairs, without references, as base models have seen much of the world.
+**State.** An early one: shapes follow the prompt, looks follow the references only in part, and relevance hardly tells subjects apart yet.
+
+**Held out.** Pairs of colours are split: one in five, in either order, is for tests only, with every pattern and accessory. The image encoder and both
+adapters never saw one. The base model saw drawings of all pairs, without references, as base models have seen much of the world; the recogniser, which only measures,
+knows all of them.
 
 **Latents.** The codec (`rehearsal/codec.py`) is fixed and exact: 12 channels, factor 8. Pictures have 128 x 128 pixels.
 
@@ -42,7 +45,7 @@ recogniser never saw one. The base model saw drawings of all pairs, without refe
 """
 
 
-def write_card(checkpoints: Path, folder: Path, count: int = 2000) -> Path:
+def write_card(checkpoints: Path, folder: Path, count: int = 600) -> Path:
     """Write the card beside the files in `folder`. checkpoints: of the trainings, one folder each; count: drawings that the
     accuracies are measured on."""
     rows = ["| file | size | what | trained on | pictures | minutes |", "|---|---|---|---|---|---|"]
@@ -77,7 +80,7 @@ def _accuracies(checkpoints: Path, folder: Path, count: int) -> list[str]:
         parts.append(f"The image encoder, read out linearly on references of held-out looks: {read}.\n")
     if (folder / RECOGNISER).exists():
         read = _listed(recogniser.accuracy(load_recogniser(folder), count))
-        parts.append(f"The recogniser on drawings of held-out looks: {read} (`pictures`: every subject found and nobody else).\n")
+        parts.append(f"The recogniser on new drawings of held-out looks: {read} (`pictures`: every subject found and nobody else).\n")
     return ["## Accuracy\n", *parts] if parts else []
 
 

@@ -1,4 +1,7 @@
-"""Train the recogniser on drawings that are disturbed as painted pictures are: noise, blur, faded colours, odd positions."""
+"""Train the recogniser on drawings that are disturbed as painted pictures are: noise, blur, faded colours.
+
+It measures, and knows all pairs of colours, so that none is read as another one.
+"""
 from __future__ import annotations
 
 import random
@@ -11,7 +14,7 @@ from torch.nn.functional import avg_pool2d, cross_entropy, max_pool2d, pad
 
 from .. import files
 from ..engine.recogniser import ANSWERS, FILE, Recogniser, recognise
-from ..world import TEST_LOOKS, Scene, draw, draw_cells, masks, random_scene
+from ..world import ALL_LOOKS, TEST_LOOKS, Scene, draw, draw_cells, masks, random_scene
 from .loop import Trainer, pixels_of, random_scenes
 
 
@@ -43,7 +46,7 @@ def train_recogniser(folder: Path, minutes: float, batch: int = 32, rate: float 
         recogniser.load_state_dict(files.read(FILE, start))
     trainer = Trainer({"recogniser": recogniser}, folder, minutes, rate, cooldown, seed)
     for _ in trainer.steps(batch):
-        scenes = random_scenes(trainer.chance, batch)
+        scenes = random_scenes(trainer.chance, batch, ALL_LOOKS)
         cells = disturbed(pixels_of([draw_cells(scene) for scene in scenes])).to(device)
         labels = labels_of(scenes)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
@@ -54,7 +57,7 @@ def train_recogniser(folder: Path, minutes: float, batch: int = 32, rate: float 
 
 
 def accuracy(recogniser: Recogniser, count: int = 400) -> dict[str, float]:
-    """On drawings of held-out looks: part of pictures whose classes are all found and nothing else, and of the subjects in them part of right answers."""
+    """On new drawings of the held-out looks: part of pictures whose classes are all found and nothing else, and of the subjects in them part of right answers."""
     chance = random.Random(77)
     scenes = [random_scene(chance, TEST_LOOKS) for _ in range(count)]
     pictures = torch.from_numpy(np.stack([draw(scene) for scene in scenes])).permute(0, 3, 1, 2).float() / 255
