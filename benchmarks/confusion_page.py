@@ -76,7 +76,8 @@ def sentence(cells: Mapping[str, Verdicts]) -> str:
     for cast in CASTS[:2]:
         found = {method: cells.get(f"mip | {method} | {cast} | 1") for method in ("relevance", "relevance with boxes", "add", "uniform")}
         figures = [f"{method} {right(verdicts)}" for method, verdicts in found.items() if verdicts]
-        told.append(f"two subjects of {cast}: {', '.join(figures)}")
+        if figures:
+            told.append(f"two subjects of {cast}: {', '.join(figures)}")
     count = min((len(found) for key, found in cells.items() if key.endswith(" | 1")), default=0)
     what = f"Subjects that come out with their own reference's colours, in the rehearsal world, at least {count} pictures each, 95 % intervals"
     return f"{what}: {'; '.join(told)}. [All figures](benchmarks/CONFUSION.md)."
