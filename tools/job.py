@@ -9,6 +9,7 @@ from sampling_nodes import ELSEWHERE, GUIDER, Sampling, feeding, find_sampling, 
 
 QUICK, APPLY, GATED, WEIGHTS = "TroupeQuickSubjects", "TroupeApplyImageAttention", "TroupeApplyGated", "TroupeApplyWeights"
 WORDS, FACES = "TroupeEncodePrompt", "TroupeFaces"
+REHEARSAL = "TroupeRehearsal"
 ENCODE, LOAD, ADD, PLACE = "TroupeEncodeSubjects", "TroupeLoadAdapter", "TroupeAddSubject", "TroupePlaceSubjects"
 PHOTO_INPUTS = ("image", "image_2", "image_3", "image_4")
 PLACE_SIZE = {2: "width", 3: "height"}  # outputs of Place Subjects that hand on a widget of its own
@@ -76,8 +77,8 @@ def cast_nodes(graph: Graph, encode: Node) -> list[Node]:
 
 
 def photo_nodes(graph: Graph, node: Node, names: tuple[str, ...] = PHOTO_INPUTS) -> list[Node]:
-    """The LoadImage nodes behind these inputs; unwired ones are skipped."""
-    wired = [found[0] for name in names if (found := graph.source(node, name))]
+    """The LoadImage nodes behind these inputs; unwired ones and the pictures of Load Rehearsal Models are skipped."""
+    wired = [found[0] for name in names if (found := graph.source(node, name)) and found[0].type != REHEARSAL]
     for photo in wired:
         if photo.type != "LoadImage":
             raise RunError(f"A photo of {node.label} comes from {photo.label}, not from Load Image. {ELSEWHERE}")

@@ -19,6 +19,7 @@ from typing import Any
 from comfyui import LOOKED, Host, find_comfyui, install, usable_host
 from edit import Changes, Edited, edit
 from graph import ROOT, Graph, RunError, find_workflow, read_workflow
+from job import REHEARSAL as REHEARSAL_NODE
 from needed import ModelFolders, Needed, model_roots, needed_models
 from report import NOISE, NOT_A_PICTURE, marked, report_text
 from result import Result
@@ -153,7 +154,7 @@ def rehearsal_of(workflow: dict[str, Any]) -> tuple[str, int, int] | None:
     """Prompt, seed and steps of a workflow on the rehearsal models, which the embedded engine paints with every merge; None for other workflows."""
     graph = Graph(workflow)
     samplers, prompts = graph.of_type("KSampler"), [text for node in graph.of_type("CLIPTextEncode") if (text := graph.value(node, "text"))]
-    if not graph.of_type("TroupeRehearsal") or not samplers or not prompts:
+    if not graph.of_type(REHEARSAL_NODE) or not samplers or not prompts:
         return None
     return prompts[0], graph.value(samplers[0], "seed"), graph.value(samplers[0], "steps")
 

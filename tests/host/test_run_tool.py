@@ -156,7 +156,7 @@ def test_the_whole_command(host, tmp_path, monkeypatch, capsys):
     """`python tools/run.py` finds the host, starts its server, and leaves picture, references and report."""
     monkeypatch.setenv("COMFYUI_PATH", str(host))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert run_tool.main(["--engine", "comfyui", "--output", str(tmp_path), "--size", "128x128", "--steps", "2", "--name", "woman"]) == 0
+    assert run_tool.main(["--random-models", "--engine", "comfyui", "--output", str(tmp_path), "--size", "128x128", "--steps", "2", "--name", "woman"]) == 0
     said = capsys.readouterr().out
     assert "engine: ComfyUI" in said and "step 2 of 2" in said
     assert "Subject 1 'woman' is not in the prompt" in said, "the pack's own warnings are shown"
@@ -164,6 +164,17 @@ def test_the_whole_command(host, tmp_path, monkeypatch, capsys):
     report = (tmp_path / "report.txt").read_text()
     assert f"it acted in {LAYERS_OF_TINY_SDXL} of {LAYERS_OF_TINY_SDXL} cross-attention layers" in report
     assert "subject 1 'woman': 12 layers, 16 image tokens, 1 name token, weight 1" in report
+
+
+def test_the_first_command_in_comfyui(host, tmp_path, monkeypatch, capsys):
+    """Asked to run there and without model files, it paints the rehearsal template, and nothing is random."""
+    monkeypatch.setenv("COMFYUI_PATH", str(host))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert run_tool.main(["--engine", "comfyui", "--output", str(tmp_path), "--steps", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "engine: ComfyUI" in said and "RANDOM" not in said and "NOISE" not in said
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.size == (512, 512)
 
 
 def test_a_failure_in_the_host_is_its_sentence(stocked, info):
