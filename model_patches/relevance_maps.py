@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from .attention.limits import WHOLE, Window, box_map, limit_map, region_map
-from .subjects import Box
+from .subjects import Box, References
 
 BLOCKS = ("all", "coarse", "fine")
 COARSE_FROM = 8  # latent cells to a cell of the grid, between 4 (half the latent's side) and 16 (a quarter)
@@ -99,6 +99,16 @@ def averaged(parts: Sequence[Part]) -> torch.Tensor:
         room += interpolate(part.total[None], room.shape[1:], mode="bilinear")[0]
         seen[:, rows, columns] += part.count.view(-1, 1, 1)
     return torch.where(seen > 0, total / seen.clamp(min=1), total)
+
+
+def applied_maps(references: References, merge: str, parts: Sequence[Part]) -> AppliedMaps | None:
+    """The mean maps of one Apply node's subjects, on the CPU; None where nobody acted."""
+    parts = [part for part in parts if part.count.any()]  # the others were prepared and never seen
+    if not parts:
+        return None
+    acted = torch.stack([part.count for part in parts]).sum(0) > 0
+    subjects = zip(references.subjects, averaged(parts), acted.tolist(), strict=True)
+    return AppliedMaps(references.adapter.spec.file, merge, tuple(SubjectMap(s.name, values if on else None, s.box, s.region) for s, values, on in subjects))
 
 
 def _whole_grid(part: Part) -> tuple[int, int]:

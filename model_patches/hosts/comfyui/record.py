@@ -13,7 +13,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ...layer_tokens import COND
-from ...relevance_maps import AppliedMaps, Part, RecordedRun, SubjectMap, averaged, mark_of, wanted
+from ...relevance_maps import AppliedMaps, Part, RecordedRun, applied_maps, mark_of, wanted
 from .conditioning import KEY, Chunk
 from .hook import Grid, shown_size, window_of
 
@@ -154,13 +154,7 @@ class Tally:
     def maps(self) -> AppliedMaps | None:
         """The mean maps on the CPU, or None where nobody acted."""
         parts = [Part(total.cpu().unflatten(1, grid), count.cpu(), window_of(area, size)) for (grid, area, size, _), (total, count) in self._sums.items()]
-        parts = [part for part in parts if part.count.any()]  # the others were prepared and never seen
-        if not parts:
-            return None
-        acted = torch.stack([part.count for part in parts]).sum(0) > 0
-        subjects = zip(self.references.subjects, averaged(parts), acted.tolist(), strict=True)
-        told = tuple(SubjectMap(s.name, values if on else None, s.box, s.region) for s, values, on in subjects)
-        return AppliedMaps(self.references.adapter.spec.file, self.settings.mixing.merge, told)
+        return applied_maps(self.references, self.settings.mixing.merge, parts)
 
 
 def observer(tallies: Sequence[Tally], chunks: Sequence[Chunk], acting: torch.Tensor, grid: Grid, size: Grid, whole: bool) -> Observe | None:

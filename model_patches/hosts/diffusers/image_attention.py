@@ -15,7 +15,7 @@ from ...attention.decoupled import LayerTokens, image_delta
 from ...binding import check_names, check_widths, limited, limits_on_grid
 from ...errors import MismatchError
 from ...layer_tokens import COND, UNCOND, image_columns, layer_tokens, name_segments, project_images, project_names
-from ...relevance_maps import AppliedMaps, Part, SubjectMap, averaged
+from ...relevance_maps import AppliedMaps, Part, applied_maps
 from ...settings import ImageAttentionSettings
 from ...subjects import References
 
@@ -158,12 +158,7 @@ class ImageAttention:
     def maps(self) -> AppliedMaps | None:
         """Who owned which positions, averaged over what the run saw; None where nobody acted or nothing was recorded."""
         parts = [Part(total.cpu().unflatten(1, grid), count.cpu()) for grid, (total, count) in self._seen.items()]
-        if not parts:
-            return None
-        acted = torch.stack([part.count for part in parts]).sum(0) > 0
-        subjects = zip(self.references.subjects, averaged(parts), acted.tolist(), strict=True)
-        found = tuple(SubjectMap(s.name, values if on else None, s.box, s.region) for s, values, on in subjects)
-        return AppliedMaps(self.references.adapter.spec.file, self.settings.mixing.merge, found)
+        return applied_maps(self.references, self.settings.mixing.merge, parts)
 
     @property
     def _idle(self) -> bool:
