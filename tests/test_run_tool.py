@@ -667,7 +667,7 @@ def test_an_output_that_is_a_file_is_said_before_the_run(tmp_path, capsys):
 # ---- the rehearsal: no model files, and no random weights ----------------------------------------------------------------------------------
 
 def test_missing_models_end_a_named_workflow(capsys, tmp_path):
-    """Random weights are for tests: whoever names a workflow is told which files it needs, and what runs without them."""
+    """Random weights are for tests: the error lists the files that the workflow needs, and says what runs without them."""
     assert run_tool.main(["--workflow", "two_subjects", "--output", str(tmp_path / "out")]) == 1
     said = capsys.readouterr()
     assert SDXL_LINK in said.out and "run `python tools/run.py` without --workflow" in said.err and not (tmp_path / "out").exists()

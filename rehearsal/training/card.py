@@ -34,6 +34,8 @@ look (two of {colours} colours, pattern, accessory) is in no caption: it is what
 paint nothing else, and say nothing about how well large models reproduce a photo. No picture, photo or text of other people was used.
 
 **State.** An early one: shapes follow the prompt, looks follow the references only in part, and relevance hardly tells subjects apart yet.
+The base began with fewer pictures of one subject and its first sixth without the held-out looks; the MIP-Adapter's first third was trained on an earlier state of the base;
+the first half of the IP-Adapter's and two thirds of the MIP-Adapter's training weighed steps by min-SNR, the rest alike; the recogniser knew only the training looks in its first three quarters.
 
 **Held out.** Pairs of colours are split: one in five, in either order, is for tests only, with every pattern and accessory. The image encoder and both
 adapters never saw one. The base model saw drawings of all pairs, without references, as base models have seen much of the world; the recogniser, which only measures,
@@ -61,7 +63,7 @@ def write_card(checkpoints: Path, folder: Path, count: int = 600) -> Path:
     text = [
         HEAD.format(classes=", ".join(CLASSES), variants=", ".join(v for v in VARIANTS if v), places=", ".join(PLACES), colours=len(COLOURS)),
         "\n".join(rows),
-        f"\nMinutes are of one core of a {device}. Made by `python tools/train_rehearsal.py WHAT --threads 1 --minutes M` for WHAT = {', '.join(WHAT)},\n"
+        f"\nMinutes are of one core ({device}). Made by `python tools/train_rehearsal.py WHAT --threads 1 --minutes M` for WHAT = {', '.join(WHAT)},\n"
         "in several runs, the last of each with a cool-down, then `python tools/train_rehearsal.py export`.\n",
         *_accuracies(checkpoints, folder, count), "## sha256\n", "```", *hashes, "```", "",
     ]
