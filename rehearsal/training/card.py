@@ -35,7 +35,8 @@ paint nothing else, and say nothing about how well large models reproduce a phot
 
 **State.** An early one: shapes follow the prompt, looks follow the references only in part, and relevance hardly tells subjects apart yet.
 The base began with fewer pictures of one subject and its first sixth without the held-out looks; the MIP-Adapter's first third was trained on an earlier state of the base;
-the first half of the IP-Adapter's and two thirds of the MIP-Adapter's training weighed steps by min-SNR, the rest alike; the recogniser knew only the training looks in its first three quarters.
+the first half of the IP-Adapter's and two thirds of the MIP-Adapter's training weighed steps by min-SNR, the rest alike; the
+recogniser knew only the training looks in its first three quarters.
 
 **Held out.** Pairs of colours are split: one in five, in either order, is for tests only, with every pattern and accessory. The image encoder and both
 adapters never saw one. The base model saw drawings of all pairs, without references, as base models have seen much of the world; the recogniser, which only measures,
