@@ -68,7 +68,7 @@ def test_a_training_learns_and_goes_on_where_it_ended(tmp_path):
     moments = [s["exp_avg"] for s in again.optimizer.state.values()]
     assert moments and all(torch.equal(a, s["exp_avg"]) for a, s in zip(moments, first.optimizer.state.values(), strict=True))
     _, _, later = run(tmp_path, 0.01)
-    assert later < loss
+    assert later < max(loss, 1e-9), "a fast machine solves the task to rounding in the first run"
 
 
 def test_an_interrupted_training_is_saved(tmp_path):
