@@ -7,6 +7,7 @@ from functools import lru_cache
 from .world import CLASSES, PLACES, VARIANTS
 
 BOS, EOS, LENGTH = 49406, 49407, 77
+LONGEST = 6  # tokens of a name: 'robot with a hat' has four
 PIECES = (*CLASSES, *VARIANTS, *PLACES, "a picture of", "and", ",")
 
 

@@ -17,11 +17,11 @@ from troupe.rehearsal.engine.load import load_image_encoder, load_texts, load_un
 from troupe.rehearsal.engine.recogniser import ANSWERS
 from troupe.rehearsal.training import export
 from troupe.rehearsal.training.adapter import References, TrainingProcessor, train_adapter
-from troupe.rehearsal.training.base import train_base
+from troupe.rehearsal.training.base import LocalizedUNet, places_of_words, train_base
 from troupe.rehearsal.training.encoder import colours_of, nearest, painted, train_encoder
 from troupe.rehearsal.training.loop import Average, Diffusion, PlainAttention, Trainer, plain_attention, weighted_loss
 from troupe.rehearsal.training.recogniser import labels_of, train_recogniser
-from troupe.rehearsal.vocabulary import known_ids
+from troupe.rehearsal.vocabulary import known_ids, tokens
 from troupe.rehearsal.world import COLOURS, TRAINING_LOOKS, Figure, Look, masks, random_scene
 
 SHORT = 0.01  # minutes
@@ -165,6 +165,38 @@ def test_the_training_attention_is_what_the_sampler_does(gain):
         model_alone = tiny.unet()
         with apply_image_attention(model_alone, tiny.alone(references, 0), ImageAttentionSettings(1.0, Mixing("relevance")), ("cond",)):
             assert torch.allclose(both[1], model_alone(*given).sample[0], atol=1e-5), "an absent subject takes no share"
+
+
+def test_every_token_of_a_name_is_bound_to_its_subject():
+    """Also of two subjects of one class; an empty caption binds nothing."""
+    scenes = [random_scene(random.Random(seed)) for seed in range(60)]
+    assert any(len({subject.figure.kind for subject in scene.subjects}) < len(scene.subjects) for scene in scenes)
+    where, words, present = places_of_words([*scenes, scenes[0]], [*(scene.caption for scene in scenes), ""])
+    for nth, scene in enumerate(scenes):
+        expected = [(token, i) for i in scene.mentioned for token in tokens(scene.subjects[i].figure.words) if token < tokens("")[0]]
+        caption, covered = tokens(scene.caption), torch.from_numpy(masks(scene)).float()
+        assert present[nth].tolist() == [True] * len(expected) + [False] * (present.shape[1] - len(expected))
+        assert [caption[place] for place in words[nth, :len(expected)]] == [token for token, _ in expected] and words[nth, :len(expected)].diff().gt(0).all()
+        assert torch.equal(where[nth, :len(expected)], torch.stack([covered[i] for _, i in expected]))
+    assert not present[-1].any()
+
+
+def test_the_localized_unet_predicts_as_the_plain_one_and_binds_words_to_places():
+    """A few steps on the localization loss alone raise the attention that a subject's own cells pay to its words."""
+    torch.manual_seed(0)
+    model, scenes = nets.unet(), [random_scene(random.Random(seed), alone=0.0) for seed in range(4)]
+    noisy, steps, context = torch.randn(4, 12, 16, 16), torch.tensor([900, 500, 300, 20]), torch.randn(4, 77, nets.CONTEXT)
+    plain = model(noisy, steps, context).sample
+    localized, places = LocalizedUNet(model), places_of_words(scenes, [scene.caption for scene in scenes])
+    prediction, first = localized(noisy, steps, context, *places)
+    assert torch.allclose(prediction, plain, atol=1e-5) and abs(first.item()) < 0.01, "untrained attention knows no places"
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(12):
+        optimizer.zero_grad()
+        _, loss = localized(noisy, steps, context, *places)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < first.item() - 0.02
 
 
 def test_colours_of_chance_are_never_a_held_out_pair():

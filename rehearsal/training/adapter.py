@@ -20,13 +20,12 @@ from ...model_patches.encoders.projections import ImageProj
 from ...model_patches.hosts.diffusers.image_attention import cross_layers
 from .. import files
 from ..engine import load, nets
-from ..vocabulary import EOS, tokens
+from ..vocabulary import EOS, LONGEST, tokens
 from ..world import MOST, VARIANTS, Figure, Scene
 from .encoder import reference_pixels
 from .loop import Diffusion, PlainAttention, Trainer, latents_of, plain_attention, random_scenes
 
 DROPPED = 0.05  # captions, references, and both: each in one of twenty pictures, as IP-Adapter was trained
-LONGEST = 6  # tokens of a name: 'robot with a hat' has four
 
 
 @dataclass

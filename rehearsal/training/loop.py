@@ -69,9 +69,15 @@ class PlainAttention:
 
 def plain_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, heads: int) -> torch.Tensor:
     """query [b, n, c], keys and values [b, t, c] -> [b, n, c], heads joined."""
+    return attention_shares(query, keys, values, heads)[1]
+
+
+def attention_shares(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `plain_attention`, with the probabilities [b * heads, n, t] before it."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1) for x in (query * (query.shape[-1] // heads) ** -0.5, keys, values))
     logits = torch.bmm(q, k.transpose(1, 2))
-    return torch.bmm(logits.softmax(-1, dtype=logits.dtype), v).unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
+    shares = logits.softmax(-1, dtype=logits.dtype)
+    return shares, torch.bmm(shares, v).unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
 
 
 class Average:
