@@ -33,9 +33,9 @@ class AddSubject(io.ComfyNode):
                     "put Invert Mask between.)"
                 )),
                 io.Mask.Input("region", optional=True, tooltip="Where in the PICTURE this subject may act: white is allowed. Any size; it is stretched over the picture."),
-                io.Image.Input("image_2", optional=True, tooltip=more),
-                io.Image.Input("image_3", optional=True, tooltip=more),
-                io.Image.Input("image_4", optional=True, tooltip=more),
+                io.Image.Input("same_subject_2", optional=True, tooltip=more),
+                io.Image.Input("same_subject_3", optional=True, tooltip=more),
+                io.Image.Input("same_subject_4", optional=True, tooltip=more),
                 Faces.Input("faces", optional=True, tooltip=(
                     "From Prepare Faces with the same photos, for adapters that read faces (MM-Diff). IP-Adapter and MIP-Adapter do not need it."
                 )),
@@ -45,8 +45,8 @@ class AddSubject(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: Any, name: str, weight: float, start_percent: float, end_percent: float, cast: Cast | None = None, mask: Any = None, region: Any = None,
-                image_2: Any = None, image_3: Any = None, image_4: Any = None, faces: Any = None) -> io.NodeOutput:
+                same_subject_2: Any = None, same_subject_3: Any = None, same_subject_4: Any = None, faces: Any = None) -> io.NodeOutput:
         cast = cast or Cast()
-        images = [image, image_2, image_3, image_4]
+        images = [image, same_subject_2, same_subject_3, same_subject_4]
         subject = make_subject(name, images, mask, region, len(cast.subjects) + 1, weight=weight, start_percent=start_percent, end_percent=end_percent, faces=faces)
         return io.NodeOutput(cast.add(subject))

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..model_patches.hosts.comfyui.apply import apply_gated
 from ..model_patches.settings import GatedSettings
-from .graph import blocked_unless_wired
+from .graph import blocked_unless_wired, needed
 from .types import CATEGORY, ReferencesType, percent
 
 
@@ -23,8 +23,10 @@ class ApplyGated(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip="A model of the base that the file was made for (SD1.5 for GLIGEN's own files), LoRAs and other patches welcome."),
-                ReferencesType.Input("references", tooltip="From Encode Subject References with a GLIGEN or Subject-Diffusion adapter."),
                 io.Conditioning.Input("positive", tooltip="The prompt that has the subjects in it."),
+                io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt. It gets the file's own empty objects, as published; wired or not."),
+                io.Conditioning.Input("middle", optional=True, display_name="second positive", tooltip="A second prompt with the subjects in it, for guiders that take two."),
+                ReferencesType.Input("references", optional=True, tooltip="From Encode Subject References with a GLIGEN or Subject-Diffusion adapter."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.05, tooltip=(
                     "How strongly boxes and photos act. 1 as published; 0.5 to 0.8 gives the prompt more say; 0 switches the node off."
                 )),
@@ -35,8 +37,6 @@ class ApplyGated(io.ComfyNode):
                 io.Combo.Input("use_bbox", options=["auto", "on", "off"], default="auto", tooltip=(
                     "Only for Subject-Diffusion: whether its photo tokens know their boxes. auto: not for a single subject, as published. No effect with GLIGEN files."
                 )),
-                io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt. It gets the file's own empty objects, as published; wired or not."),
-                io.Conditioning.Input("middle", optional=True, display_name="second positive", tooltip="A second prompt with the subjects in it, for guiders that take two."),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="model"),
@@ -47,7 +47,8 @@ class ApplyGated(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, references: Any, positive: Any, strength: float, end_percent: float, decay_percent: float, use_bbox: str,
-                negative: Any = None, middle: Any = None) -> io.NodeOutput:
+    def execute(cls, model: Any, positive: Any, strength: float, end_percent: float, decay_percent: float, use_bbox: str,
+                negative: Any = None, middle: Any = None, references: Any = None) -> io.NodeOutput:
+        references = needed(references, "Apply Gated Adapter", "references", "Encode Subject References")
         settings = GatedSettings(strength, end_percent, decay_percent, use_bbox)
         return io.NodeOutput(*blocked_unless_wired("Apply Gated Adapter", *apply_gated(model, references, settings, positive, negative, middle)))

@@ -8,7 +8,7 @@ from ..model_patches.attention.decoupled import MERGES
 from ..model_patches.hosts.comfyui.apply import apply_image_attention
 from ..model_patches.hosts.comfyui.notice import notifier
 from ..model_patches.settings import ImageAttentionSettings, mixing_for
-from .graph import blocked_unless_wired, warn_about_missing_names
+from .graph import blocked_unless_wired, needed, warn_about_missing_names
 from .types import CATEGORY, ReferencesType, percent
 
 
@@ -25,8 +25,10 @@ class ApplyImageAttention(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip="An SD1.5, SD2.x or SDXL model, LoRAs and other patches welcome, before or after."),
-                ReferencesType.Input("references", tooltip="From Encode Subject References."),
                 io.Conditioning.Input("positive", optional=True, tooltip="The prompt that has the subjects in it."),
+                io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt. It gets the adapter's empty tokens, as published; wired or not."),
+                io.Conditioning.Input("middle", optional=True, display_name="second positive", tooltip="A second prompt with the subjects in it, for guiders that take two."),
+                ReferencesType.Input("references", optional=True, tooltip="From Encode Subject References."),
                 io.Float.Input("weight", default=0.65, min=0.0, max=2.0, step=0.05, tooltip=(
                     "How strongly all subjects look like their photos. 0.5 to 0.65 suits several subjects; higher copies the photo's pose and light too. 0 switches the "
                     "node off."
@@ -50,8 +52,6 @@ class ApplyImageAttention(io.ComfyNode):
                     "How much the references act where no subject is relevant. 1 as published; lower keeps the photos out of the background. Needs names; no effect with "
                     "merge uniform."
                 )),
-                io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt. It gets the adapter's empty tokens, as published; wired or not."),
-                io.Conditioning.Input("middle", optional=True, display_name="second positive", tooltip="A second prompt with the subjects in it, for guiders that take two."),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="model"),
@@ -63,8 +63,10 @@ class ApplyImageAttention(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, references: Any, weight: float, merge: str, start_percent: float, end_percent: float, box_strength: float, box_end_percent: float,
-                box_feather: float, sharpness: float, background: float, positive: Any = None, negative: Any = None, middle: Any = None) -> io.NodeOutput:
+    def execute(cls, model: Any, weight: float, merge: str, start_percent: float, end_percent: float, box_strength: float, box_end_percent: float,
+                box_feather: float, sharpness: float, background: float, positive: Any = None, negative: Any = None, middle: Any = None,
+                references: Any = None) -> io.NodeOutput:
+        references = needed(references, "Apply Image Attention", "references", "Encode Subject References")
         warn_about_missing_names(references, cls.hidden, ("positive", "middle"), notifier(cls.hidden.unique_id))
         mixing = mixing_for(references, merge, sharpness, background)
         settings = ImageAttentionSettings(weight, mixing, start_percent, end_percent, box_strength, box_end_percent, box_feather)

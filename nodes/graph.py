@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..model_patches.errors import MismatchError
 from ..model_patches.prompt.graph_text import literal_texts
 from ..model_patches.prompt.names import missing_warnings
 from ..model_patches.subjects import References
@@ -22,6 +23,16 @@ def blocked_unless_wired(node: str, model: Any, positive: Any, negative: Any, mi
     """The outputs; one whose input is not wired tells whoever uses it so."""
     named = (("positive", positive), ("negative", negative), ("second positive", middle))
     return (model, *(unless_wired(node, name, value, "prompt") for name, value in named))
+
+
+def needed(value: Any, node: str, name: str, source: str) -> Any:
+    """An input that the node cannot do without. It is optional in the schema, so that the prompts stand before it: a bypassed node then hands on each by its own slot.
+
+    source: where its wire usually comes from. Raises MismatchError where nothing is wired in.
+    """
+    if value is None:
+        raise MismatchError(f"a wire in '{name}' of {node}", "none", f"Wire '{name}' from {source}.")
+    return value
 
 
 def unless_wired(node: str, name: str, value: Any, what: str) -> Any:

@@ -35,15 +35,15 @@ class PrepareFaces(io.ComfyNode):
                 io.Combo.Input("pick", options=list(PICKS), default=PICKS[0], tooltip=(
                     "Which face of a photo that shows several. largest: the one that takes up most room. first: the analyser's first, as MM-Diff's own script does."
                 )),
-                io.Image.Input("image_2", optional=True, tooltip=more),
-                io.Image.Input("image_3", optional=True, tooltip=more),
-                io.Image.Input("image_4", optional=True, tooltip=more),
+                io.Image.Input("same_subject_2", optional=True, tooltip=more),
+                io.Image.Input("same_subject_3", optional=True, tooltip=more),
+                io.Image.Input("same_subject_4", optional=True, tooltip=more),
             ],
             outputs=[Faces.Output("faces_out", display_name="faces", tooltip="Wire into 'faces' of this subject's Add Subject.")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, image: Any, pick: str, analysis: Any = None, embeds: Any = None, crops: Any = None, image_2: Any = None, image_3: Any = None,
-                image_4: Any = None) -> io.NodeOutput:
-        return io.NodeOutput(prepare_faces([image, image_2, image_3, image_4], analysis, embeds, crops, pick, notifier(cls.hidden.unique_id)))
+    def execute(cls, image: Any, pick: str, analysis: Any = None, embeds: Any = None, crops: Any = None, same_subject_2: Any = None, same_subject_3: Any = None,
+                same_subject_4: Any = None) -> io.NodeOutput:
+        return io.NodeOutput(prepare_faces([image, same_subject_2, same_subject_3, same_subject_4], analysis, embeds, crops, pick, notifier(cls.hidden.unique_id)))

@@ -9,7 +9,7 @@ from ..model_patches.hosts.comfyui.apply import apply_image_attention
 from ..model_patches.hosts.comfyui.notice import notifier
 from ..model_patches.hosts.comfyui.quick import quick_references
 from ..model_patches.settings import ImageAttentionSettings, mixing_for
-from .graph import blocked_unless_wired, warn_about_missing_names
+from .graph import blocked_unless_wired, needed, warn_about_missing_names
 from .types import CATEGORY, ReferencesType
 
 
@@ -31,16 +31,16 @@ class QuickSubjects(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip="An SD1.5, SD2.x or SDXL model."),
-                io.Clip.Input("clip", tooltip="The CLIP of the same checkpoint, for the names."),
+                io.Conditioning.Input("positive", optional=True, tooltip="The prompt with the subjects in it. Unwired, the references act on the sampler's positive prompt."),
+                io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt."),
+                io.Clip.Input("clip", optional=True, tooltip="The CLIP of the same checkpoint, for the names."),
                 io.Combo.Input("adapter_name", options=adapters.adapter_names(), tooltip="An IP-Adapter or MIP-Adapter file for this base model."),
                 io.Float.Input("weight", default=0.65, min=0.0, max=2.0, step=0.05, tooltip=(
                     "How strongly all subjects look like their photos. 0.5 to 0.65 suits several subjects; 0 switches the node off."
                 )),
-                io.Image.Input("image_1", tooltip=photo.format(1)),
-                io.String.Input("name_1", default="", tooltip=name.format(1)),
+                io.Image.Input("image_1", optional=True, tooltip=photo.format(1)),
+                io.String.Input("name_1", default="", optional=True, tooltip=name.format(1)),
                 *more,
-                io.Conditioning.Input("positive", optional=True, tooltip="The prompt with the subjects in it. Unwired, the references act on the sampler's positive prompt."),
-                io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt."),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="The CLIP vision encoder; unwired, the one that fits is found in models/clip_vision."),
             ],
             outputs=[
@@ -61,8 +61,10 @@ class QuickSubjects(io.ComfyNode):
         return adapters.fingerprint(adapter_name)
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, adapter_name: str, weight: float, image_1: Any, name_1: str, image_2: Any = None, name_2: str = "",
-                image_3: Any = None, name_3: str = "", image_4: Any = None, name_4: str = "", positive: Any = None, negative: Any = None, clip_vision: Any = None) -> io.NodeOutput:
+    def execute(cls, model: Any, adapter_name: str, weight: float, positive: Any = None, negative: Any = None, clip: Any = None, image_1: Any = None, name_1: str = "",
+                image_2: Any = None, name_2: str = "", image_3: Any = None, name_3: str = "", image_4: Any = None, name_4: str = "", clip_vision: Any = None) -> io.NodeOutput:
+        clip = needed(clip, "Quick Subjects", "clip", "the checkpoint")
+        image_1 = needed(image_1, "Quick Subjects", "image_1", "Load Image")
         warn = notifier(cls.hidden.unique_id)
         given = ((image_1, name_1), (image_2, name_2), (image_3, name_3), (image_4, name_4))
         references = quick_references(clip, adapter_name, [pair for pair in given if pair[0] is not None], clip_vision, warn)

@@ -147,7 +147,8 @@ def test_a_page_explains_every_input(id):
     assert text.startswith(f"# {NODES[id]['display_name']}\n")
     assert "## Common mistakes\n" in text
     cells = [cell for line in text.splitlines() if line.startswith("| `") for cell in re.findall(r"`(\w+)`", line.split("|")[1])]
-    explained = [cell for cell in cells if cell not in NODES["TroupeApplyImageAttention"]["inputs"][4]["options"]]
+    merges = next(entry["options"] for entry in NODES["TroupeApplyImageAttention"]["inputs"] if entry["id"] == "merge")
+    explained = [cell for cell in cells if cell not in merges]
     assert sorted(explained) == sorted(entry["id"] for entry in NODES[id]["inputs"])
 
 

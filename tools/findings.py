@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from graph import ACTIVE, NOTES, PRIMITIVE, REROUTE, SEEDS, Graph, Node, upstream
+from graph import ACTIVE, NOTES, PRIMITIVE, REROUTE, SEEDS, Graph, Node, fits, upstream
 from needed import EXTENSIONS, Needed
 
 FRONT_END = (*NOTES, REROUTE, PRIMITIVE)
@@ -13,6 +13,9 @@ WIDGETS = ("COMBO", "INT", "FLOAT", "STRING", "BOOLEAN")
 NUMBERS = {"INT": "a whole number", "FLOAT": "a number"}
 UPLOADS = ("image_upload", "video_upload", "audio_upload", "animated_image_upload")  # options of a list of the user's own pictures, videos, sounds
 IPADAPTER = ("IPAdapter", "IPAdapterAdvanced", "IPAdapterApply")  # of IPAdapter_plus; the last one is in no version since March 2024
+ASKED_FOR = {  # sockets that our nodes cannot do without, though their schema says optional: see nodes/graph.py
+    "TroupeApplyImageAttention": ("references",), "TroupeApplyGated": ("references",), "TroupeQuickSubjects": ("clip", "image_1"),
+}
 Info = dict[str, Any]  # the host's /object_info
 
 
@@ -166,7 +169,7 @@ def wrong_wires(graph: Graph, info: Info) -> Iterator[Finding]:
             slot = node.inputs.get(one.name) or {}
             source = graph.source(node, one.name) if slot.get("link") is not None else None
             if source is None:
-                if one.required and not one.is_widget and one.type in sockets and "widget" not in slot:
+                if (one.required or one.name in ASKED_FOR.get(node.type, ())) and not one.is_widget and one.type in sockets and "widget" not in slot:
                     found = "a wire from a muted node" if slot.get("link") is not None else "none"
                     yield Finding("wire", f"{node.label}: expected a wire of type {one.type} in '{one.name}', found {found}; wire it.")
                 continue
@@ -175,13 +178,6 @@ def wrong_wires(graph: Graph, info: Info) -> Iterator[Finding]:
                 yield Finding("wire", f"{node.label}: expected output {source[1]} of {source[0].label} in '{one.name}', found fewer; the node has changed, wire it again.")
             elif not fits(given, one.type):
                 yield _misfit(node, one.name, one.type, source[0], given)
-
-
-def fits(given: Any, wanted: Any) -> bool:
-    """ComfyUI's rule for sockets: '*' fits all, and 'A,B' fits each that has one of them."""
-    if not isinstance(given, str) or not isinstance(wanted, str) or "*" in (given, wanted):
-        return True
-    return bool({t.strip() for t in given.split(",")} & {t.strip() for t in wanted.split(",")})
 
 
 def _output(source: Node, slot: int, info: Info) -> str | None:

@@ -16,6 +16,7 @@ LITERALS = {"PrimitiveString": "value", "PrimitiveStringMultiline": "value", "Pr
 SEEDS = ("seed", "noise_seed")
 CONTROLS = ("fixed", "increment", "decrement", "randomize")  # the extra widget after a seed
 ACTIVE, MUTED, BYPASSED = 0, 2, 4
+ANY_TYPE = ("*", "", 0, None)  # a socket that takes everything, as the front end and packs save it
 
 
 class RunError(Exception):
@@ -83,20 +84,22 @@ class Graph:
 
     def source(self, node: Node, name: str) -> tuple[Node, int] | None:
         """The node and output slot that feed an input, seen through reroutes and bypassed nodes; None where nothing does."""
-        link = self.links.get((node.inputs.get(name) or {}).get("link"))
+        onward = node.inputs.get(name)
+        kind = (onward or {}).get("type")
         for _ in range(len(self.nodes) + 1):
+            link = self.links.get((onward or {}).get("link"))
             if link is None:
                 return None
-            source, slot, kind = self.nodes[link[1]], link[2], link[5]
+            source, slot = self.nodes[link[1]], link[2]
             if source.mode == MUTED:
                 return None
             if source.type == REROUTE:
                 onward = next(iter(source.raw["inputs"]), None)
             elif source.mode == BYPASSED:
-                onward = next((i for i in source.raw.get("inputs") or [] if i["type"] == kind and i.get("link") is not None), None)
+                onward = passed_on(source.raw, slot, kind)
+                kind = (onward or {}).get("type")
             else:
                 return source, slot
-            link = self.links.get((onward or {}).get("link"))
         raise RunError(f"The links into {node.label} run in a circle. Open the workflow and take one of them out.")
 
     def value(self, node: Node, widget: str) -> Any:
@@ -120,6 +123,30 @@ class Graph:
         if place is None or place >= len(owner.raw.get("widgets_values") or []):
             raise RunError(f"{owner.label} has no saved value for '{name}'. Open the workflow in a current ComfyUI and save it again.")
         return owner, place
+
+
+def passed_on(raw: dict[str, Any], slot: int, kind: Any) -> dict[str, Any] | None:
+    """The input slot that an output of a bypassed node hands on, by the front end's rule: that of the same number where the types fit, else the first of the
+    type that is wanted, else the first that fits. None where no input does.
+
+    raw: the saved node; slot: of the output; kind: the type of the input that is fed.
+    """
+    inputs, outputs = raw.get("inputs") or [], raw.get("outputs") or []
+    out = outputs[slot]["type"] if slot < len(outputs) else kind
+    if kind in ANY_TYPE:
+        return inputs[slot] if slot < len(inputs) else next(iter(inputs), None)
+    fitting = [fits(slot["type"], out) and fits(slot["type"], kind) for slot in inputs]
+    if slot < len(inputs) and fitting[slot]:
+        return inputs[slot]
+    exact = (one for one in inputs if one["type"] == kind)
+    return next(exact, next((one for one, fit in zip(inputs, fitting, strict=True) if fit), None))
+
+
+def fits(one: Any, other: Any) -> bool:
+    """Whether sockets of these types can be wired: '*' takes all, and 'A,B' each that has one of them. A list of choices and a type that is not saved fit too."""
+    if not isinstance(one, str) or not isinstance(other, str) or one in ANY_TYPE or other in ANY_TYPE:
+        return True
+    return bool({t.strip() for t in one.lower().split(",")} & {t.strip() for t in other.lower().split(",")})
 
 
 def check_format(workflow: Any) -> None:

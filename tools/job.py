@@ -11,7 +11,7 @@ QUICK, APPLY, GATED, WEIGHTS = "TroupeQuickSubjects", "TroupeApplyImageAttention
 WORDS, FACES = "TroupeEncodePrompt", "TroupeFaces"
 REHEARSAL = "TroupeRehearsal"
 ENCODE, LOAD, ADD, PLACE = "TroupeEncodeSubjects", "TroupeLoadAdapter", "TroupeAddSubject", "TroupePlaceSubjects"
-PHOTO_INPUTS = ("image", "image_2", "image_3", "image_4")
+PHOTO_INPUTS = ("image", "same_subject_2", "same_subject_3", "same_subject_4")
 PLACE_SIZE = {2: "width", 3: "height"}  # outputs of Place Subjects that hand on a widget of its own
 
 

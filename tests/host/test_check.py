@@ -121,7 +121,6 @@ MISTAKES = {  # what is done to the default template's prompt: words of the one 
     "sampler": (_put("KSampler", "sampler_name", "eular"), "in 'sampler_name', found 'eular'; choose one of them."),
     "steps": (_put("KSampler", "steps", 0), "expected a whole number from 1 to 10000 in 'steps', found 0; set it within that range."),
     "width": (_put("EmptyLatentImage", "width", "wide"), "expected a whole number in 'width', found 'wide'; type one in."),
-    "no references": (_drop("TroupeApplyImageAttention", "references"), "expected a wire of type TROUPE_REFERENCES in 'references', found none; wire it."),
     "no image": (_drop("TroupeAddSubject", "image"), "expected a wire of type IMAGE in 'image', found none; wire it."),
     "no cfg": (_drop("KSampler", "cfg"), "expected a value for 'cfg', found none; open the workflow in ComfyUI and export it again."),
     "cast into references": (lambda prompt: _put("TroupeApplyImageAttention", "references", by_class(prompt, "TroupeEncodeSubjects")["cast"])(prompt),
@@ -147,6 +146,18 @@ def test_what_the_check_finds_the_host_refuses(name, here, server):
     assert len(told) == 1 and words in told[0]
     with pytest.raises(RunError):
         server.run(prompt)
+
+
+@pytest.mark.parametrize(("name", "type", "inputs"), [("two_subjects", "TroupeApplyImageAttention", ("references",)), ("place_subjects", "TroupeApplyGated", ("references",)),
+                                                      ("quick_two_subjects", "TroupeQuickSubjects", ("clip", "image_1"))])
+def test_sockets_that_are_optional_only_for_their_place_are_asked_for(name, type, inputs, here):
+    """tests/host/test_nodes.py shows that the nodes refuse them."""
+    for given in inputs:
+        prompt = convert(template(name), here.info)
+        before = [finding.text for finding in check(prompt, here).findings]
+        del by_class(prompt, type)[given]
+        told = [finding.text for finding in check(prompt, here).findings if finding.text not in before]
+        assert len(told) == 1 and f"in '{given}', found none; wire it." in told[0]
 
 
 def test_a_missing_node_in_a_saved_workflow(here):

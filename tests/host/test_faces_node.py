@@ -168,7 +168,7 @@ def test_photos_of_other_sizes_go_with_add_subjects():
     from troupe.nodes.add_subject import AddSubject
     from troupe.nodes.prepare_faces import PrepareFaces
 
-    photos = {"image": photo(260, 270, seed=1), "image_2": photo(300, 240, seed=2), "image_4": photo(240, 240, seed=4)}
+    photos = {"image": photo(260, 270, seed=1), "same_subject_2": photo(300, 240, seed=2), "same_subject_4": photo(240, 240, seed=4)}
     faces, = run(PrepareFaces, **photos, pick="first", analysis=Analyser())
     settings = {"name": "woman", "weight": 1.0, "start_percent": 0.0, "end_percent": 1.0}
     cast, = run(AddSubject, **photos, **settings, faces=faces)

@@ -80,7 +80,7 @@ def test_files_to_latent(kind, variant, base_folder, clips, vision):
     photos = {"corgi dog": [photo(40, 70, 1)], "red-haired girl": [photo(64, 50, 2), photo(33, 33, 3)]}
     cast = None
     for subject, images in photos.items():
-        more = {f"image_{i}": image for i, image in enumerate(images[1:], 2)}
+        more = {f"same_subject_{i}": image for i, image in enumerate(images[1:], 2)}
         (cast,) = run(pack.AddSubject, image=images[0], name=f"({subject}:1.3)", weight=1.0, start_percent=0.0, end_percent=1.0, cast=cast, **more)
     (references,) = run(pack.EncodeSubjects, adapter=st.adapter, cast=cast, framing="auto", clip=clip, clip_vision=vision)
     tokens = [expected_tokens(st.adapter, vision, images, variant == "plus") for images in photos.values()]
@@ -126,6 +126,25 @@ def test_unwired_outputs_tell_whoever_uses_them(clips, vision):
     given = dict(weight=0.65, merge="uniform", start_percent=0.0, end_percent=1.0, box_strength=1.0, box_end_percent=1.0, box_feather=0.05, sharpness=1.0, background=1.0)
     _, positive, negative, middle = run(pack.ApplyImageAttention, model=st.patcher, references=st.references(2), positive=st.positive, **given)
     assert positive and all(isinstance(x, ExecutionBlocker) and "nothing is wired" in x.message for x in (negative, middle))
+
+
+def test_what_is_optional_only_for_its_place_is_asked_for(clips):
+    """Optional in the schema, so that a bypassed node hands on each prompt by its own slot."""
+    from stage import stage
+    from troupe import nodes as pack
+    from troupe.model_patches.errors import MismatchError
+
+    st = stage()
+    numbers = dict(weight=0.65, merge="uniform", start_percent=0.0, end_percent=1.0, box_strength=1.0, box_end_percent=1.0, box_feather=0.05, sharpness=1.0, background=1.0)
+    with pytest.raises(MismatchError, match="^Expected a wire in 'references' of Apply Image Attention, found none. Wire 'references' from Encode Subject References.$"):
+        run(pack.ApplyImageAttention, model=st.patcher, positive=st.positive, **numbers)
+    with pytest.raises(MismatchError, match="'references' of Apply Gated Adapter"):
+        run(pack.ApplyGated, model=st.patcher, positive=st.positive, strength=1.0, end_percent=1.0, decay_percent=0.0, use_bbox="auto")
+    quick = dict(model=st.patcher, adapter_name="ipadapter/any.safetensors", weight=0.5)
+    with pytest.raises(MismatchError, match="'clip' of Quick Subjects.*from the checkpoint"):
+        run(pack.QuickSubjects, **quick, image_1=photo(40, 40, 1))
+    with pytest.raises(MismatchError, match="'image_1' of Quick Subjects.*from Load Image"):
+        run(pack.QuickSubjects, **quick, clip=clips("sd15"))
 
 
 def test_relevance_without_names_asks_for_clip_and_a_lone_subject_needs_none(vision):
