@@ -161,7 +161,7 @@ def test_who_gets_the_subjects(wired, monkeypatch):
 def test_two_apply_nodes_of_different_kinds_of_wiring():
     from stage import noise_of, settings, stage
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
-    from troupe.model_patches.hosts.comfyui.guider import drop_in_ids, with_records_of
+    from troupe.model_patches.hosts.comfyui.guider import drop_in_ids, image_branch
 
     st = stage()
     model, positive, negative, _ = apply_image_attention(st.patcher, st.references(1), settings(), st.positive, st.negative)
@@ -170,8 +170,96 @@ def test_two_apply_nodes_of_different_kinds_of_wiring():
     (other,) = drop_in_ids(model)
     guider = make(model, positive + positive, negative)
     assert [(r.apply_id, r.role) for r in guider.original_conds["middle"][0]["troupe"]] == [(own.apply_id, "cond"), (other, "cond")]
-    assert with_records_of(negative, st.positive)[0][1]["troupe"] == (), "without subjects in the positive there are none in the middle"
+    assert image_branch(negative, st.positive)[0][1]["troupe"] == (), "without subjects in the positive there are none in the middle"
     assert torch.isfinite(sample(guider, noise_of())).all()
+
+
+# ---- the branch that is not wired --------------------------------------------------------------------------------------------------------
+
+def middle_of(guider):
+    """(text, options) of each entry."""
+    return [(entry["cross_attn"], entry) for entry in guider.original_conds["middle"]]
+
+
+@pytest.mark.parametrize("second", [7.5, 1.5])
+def test_where_the_positive_has_no_subjects_the_middle_has_none(second):
+    """Left area with subjects, right area without: on the right, no effect of the subjects at all."""
+    import dataclasses
+
+    from stage import noise_of, settings, stage
+
+    import nodes
+
+    st = stage()
+    references = dataclasses.replace(st.references(2), uncond_tokens=None)  # negative rows stay plain, so only the subjects count
+    model, with_subjects, negative = st.apply(references, settings(weight=1.0))
+
+    def area(conditioning, x):
+        return nodes.ConditioningSetArea().append(conditioning, 64, 128, x, 0, 1.0)[0]
+
+    found = sample(make(model, area(with_subjects, 0) + area(st.positive, 64), negative, second=second, second_end=second), noise_of(), 1)
+    plain = sample(make(st.patcher, area(st.positive, 0) + area(st.positive, 64), st.negative, second=second, second_end=second), noise_of(), 1)
+    effect = (found - plain).abs()
+    assert effect[..., 8:].max() == 0 and effect[..., :8].max() > 1
+
+
+def test_before_a_delay_or_a_range_begins_the_middle_has_no_subjects():
+    """An adapter that waits for its word waits in the middle too; a core timestep range holds there too."""
+    import dataclasses
+
+    from stage import noise_of, random, settings, stage
+    from troupe.model_patches.adapter import PromptSpec
+    from troupe.model_patches.hosts.comfyui.prompt_switch import PROMPT, FusedPrompt
+
+    import nodes
+
+    st = stage()
+    st.adapter = dataclasses.replace(st.adapter, spec=dataclasses.replace(st.adapter.spec, prompt=PromptSpec("word", {"l": 64})))
+    references = dataclasses.replace(st.references(2), uncond_tokens=None)
+    fused = st.positive[0][0]
+    st.positive = [[fused, {**st.positive[0][1], PROMPT: FusedPrompt(fused, random(1, 77, 64, seed=77), None, 0.0, 2)}]]
+    waiting = sample(make(*st.apply(references, settings(weight=1.0))), noise_of(), 4)
+    late = dataclasses.replace(references, subjects=tuple(dataclasses.replace(s, start_percent=0.5) for s in references.subjects))
+    expected = sample(make(*st.apply(late, settings(weight=1.0))), noise_of(), 4)
+    assert torch.equal(waiting, expected) and not torch.equal(waiting, sample(make(st.patcher, st.positive, st.negative), noise_of(), 4))
+
+    st = stage()
+    model, with_subjects, negative = st.apply(st.references(2), settings())
+
+    def during(conditioning, start, end):
+        node = nodes.ConditioningSetTimestepRange()
+        return getattr(node, node.FUNCTION)(conditioning, start, end)[0]
+
+    middle = middle_of(make(model, during(st.positive, 0.0, 0.5) + during(with_subjects, 0.5, 1.0), negative))
+    assert [(o["start_percent"], o["end_percent"], [r.role for r in o["troupe"]]) for _, o in middle] == [(0.0, 0.5, []), (0.5, 1.0, ["cond"])]
+    assert all(text is negative[0][0] for text, _ in middle)
+
+
+def test_the_middle_takes_the_text_that_the_host_gives_an_area():
+    """Negative: a whole picture and its left half; positive: left and right halves, the left with subjects. Areas in cells and in percent."""
+    from stage import settings, stage
+
+    st = stage()
+    model, with_subjects, negative = st.apply(st.references(1), settings())
+    (whole, options), left_text = negative[0], negative[0][0] + 1
+    for left, right in (((16, 8, 0, 0), (16, 8, 0, 8)), (("percentage", 1.0, 0.5, 0.0, 0.0), ("percentage", 1.0, 0.5, 0.0, 0.5))):
+        negatives = [[whole, options], [left_text, {**options, "area": left}]]
+        positives = [[t, {**o, "area": left}] for t, o in with_subjects] + [[t, {**o, "area": right, "strength": 0.5}] for t, o in st.positive]
+        first, second = middle_of(make(model, positives, negatives))
+        assert first[0] is left_text and first[1]["area"] == left and len(first[1]["troupe"]) == 1 and "strength" not in first[1]
+        assert second[0] is whole and second[1]["area"] == right and second[1]["troupe"] == () and second[1]["strength"] == 0.5
+
+
+def test_prompts_combined_without_a_place_keep_their_shares_in_the_middle():
+    """A combined prompt without subjects halves them in the positive, so it does in the middle; equal prompts are not doubled; strengths multiply."""
+    from stage import settings, stage
+
+    st = stage()
+    model, with_subjects, negative = st.apply(st.references(1), settings())
+    plain = [[st.positive[0][0], {"strength": 3.0}]]
+    middle = middle_of(make(model, with_subjects + plain, [[negative[0][0], {**negative[0][1], "strength": 0.5}]]))
+    assert [(len(o["troupe"]), o["strength"]) for _, o in middle] == [(1, 0.5), (0, 1.5)]
+    assert len(middle_of(make(model, with_subjects + with_subjects, negative))) == 1
 
 
 @pytest.mark.parametrize(("cfg", "second"), [(7.5, 1.5), (7.5, 1.0), (3.0, 3.0), (1.0, 2.0), (1.0, 1.0), (4.0, 0.0), (1.5, 6.0)])

@@ -18,11 +18,12 @@ from ...errors import MismatchError
 from ...layer_tokens import COND
 from ...settings import check_finite
 from .clock import Clock, percent_table, sigma_range
-from .conditioning import KEY, Conditioning, Record, attach
+from .conditioning import KEY, Conditioning, Record, attach, text_source
 from .hook import Hook
-from .prompt_switch import PromptSwitch
+from .prompt_switch import PROMPT, FusedPrompt, PromptSwitch
 
 log = logging.getLogger("troupe")
+PLACE = ("area", "mask", "mask_strength", "set_area_to_bounds", "strength")  # of a conditioning entry
 NEAR_ONE = 1e-4  # a cfg this near to 1 counts as 1 where a formula divides by cfg - 1: it would enlarge rounding errors to noise
 
 
@@ -114,7 +115,7 @@ class SubjectDiffusionGuider(TwoScaleGuider):
 
     def set_branches(self, positive: Conditioning, negative: Conditioning, middle: Conditioning | None) -> None:
         """middle None: the negative's text with the positive's references."""
-        middle = with_records_of(negative, positive) if middle is None else middle
+        middle = image_branch(negative, positive) if middle is None else middle
         for apply_id in drop_in_ids(self.model_patcher):
             middle = attach(middle, Record(apply_id, COND, None))
         negative, middle = (node_helpers.conditioning_set_values(branch, {"prompt_type": "negative"}) for branch in (negative, middle))
@@ -201,10 +202,56 @@ def subject_guider(model: Any, positive: Conditioning, negative: Conditioning, m
     return guider
 
 
-def with_records_of(texts: Conditioning, source: Conditioning) -> Conditioning:
-    """A copy of `texts` with the Apply nodes' records of `source` in place of their own."""
-    records = tuple({record.apply_id: record for _, options in source for record in options.get(KEY, ())}.values())
-    return [[tensor, {**options, KEY: records}] for tensor, options in texts]
+def image_branch(texts: Conditioning, source: Conditioning) -> Conditioning:
+    """The negative's texts with the positive's subjects, where and when the positive has them.
+
+    Every entry of `source` lends its records, its delay (an adapter that waits for its word waits here too) and its range of steps; where it has an
+    area or a mask, its place too, with the text that the host itself would give that area.
+    """
+    if len({_place_and_time(options) for _, options in source}) == 1 and not _placed(source[0][1]):
+        source = source[:1]
+    found = []
+    for _, given in source:
+        for tensor, options in _texts_there(texts, given):
+            start = max(options.get("start_percent", 0.0), given.get("start_percent", 0.0))
+            end = min(options.get("end_percent", 1.0), given.get("end_percent", 1.0))
+            if start >= end:
+                continue
+            part = {**options, KEY: tuple({record.apply_id: record for record in given.get(KEY, ())}.values())}
+            if (start, end) != (0.0, 1.0):
+                part |= {"start_percent": start, "end_percent": end}
+            if _placed(given):
+                part = {key: value for key, value in part.items() if key not in PLACE} | {key: given[key] for key in PLACE if key in given}
+            elif len(source) > 1 and ("strength" in given or "strength" in options):
+                part["strength"] = options.get("strength", 1.0) * given.get("strength", 1.0)
+            prompt = given.get(PROMPT)
+            if prompt is not None and prompt.delayed:
+                part.setdefault(PROMPT, FusedPrompt(tensor, tensor, None, prompt.start_percent, prompt.start_step))
+            found.append([tensor, part])
+    return found or [[tensor, {**options, KEY: ()}] for tensor, options in texts]
+
+
+def _placed(options: dict) -> bool:
+    return "area" in options or "mask" in options
+
+
+def _place_and_time(options: dict) -> tuple:
+    """What tells the subjects of one entry from those of another: records, range, delay, and whether it has a place."""
+    prompt = options.get(PROMPT)
+    return (tuple(record.apply_id for record in options.get(KEY, ())), options.get("start_percent", 0.0), options.get("end_percent", 1.0),
+            None if prompt is None else (prompt.start_percent, prompt.start_step), _placed(options))
+
+
+def _texts_there(texts: Conditioning, given: dict) -> Conditioning:
+    """The entries of `texts` that hold where `given` has its place; all of them where it has none."""
+    if not _placed(given):
+        return texts
+    area = given.get("area")
+    percent = area is not None and area[0] == "percentage"
+    comparable = [one for one in texts if (a := one[1].get("area")) is None or (area is not None and (a[0] == "percentage") == percent)] or texts[:1]
+    numbers = [None if a is None else a[1:] if a[0] == "percentage" else a for a in (area, *(one[1].get("area") for one in comparable))]
+    chosen = comparable[text_source(numbers[0], numbers[1:])][1].get("area")
+    return [one for one in comparable if one[1].get("area") == chosen]
 
 
 def drop_in_ids(model: Any) -> list[str]:

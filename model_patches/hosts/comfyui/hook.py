@@ -21,7 +21,7 @@ from .attention_patch import Options
 from .blocks import Grid
 from .clock import Clock
 from .company import named
-from .conditioning import KEY, Chunk, Roles, foreign_ids
+from .conditioning import KEY, Chunk, Lists, Roles, foreign_ids
 from .prompt_switch import AFTER, BEFORE, PHASE, PromptSwitch
 from .rows import tiles_in
 from .run import Run
@@ -93,8 +93,7 @@ class Hook(ABC):
                      callback: Callable | None = None, *args: Any, **kwargs: Any) -> Any:
         """Begins and ends a run."""
         guider = executor.class_obj
-        names = {entry["uuid"]: name for name, entries in guider.conds.items() for entry in entries}
-        run = self._new_run(names, sigmas, sampler)
+        run = self._new_run(Lists.of(guider), sigmas, sampler)
         options = guider.model_options["transformer_options"]
         options[KEY] = {**options.get(KEY, {}), self.id: run}
         try:
@@ -116,7 +115,7 @@ class Hook(ABC):
         options = dict(model_options.get("transformer_options", {}))
         own = dict(options.get(KEY, {}))
         state = own.pop(self.id, None)
-        run = state.run if isinstance(state, Call) else state or self._new_run({}, None, None)
+        run = state.run if isinstance(state, Call) else state or self._new_run(Lists(), None, None)
         now = self.strengths(run, model.model_sampling, timestep)
         waiting = self._waiting(conds)
         if now is not None:
@@ -159,8 +158,8 @@ class Hook(ABC):
             return set()
         return {(index, entry["uuid"]) for index, entries in enumerate(conds) for entry in entries or () if entry.get(PHASE, (None, AFTER))[1] is BEFORE}
 
-    def _new_run(self, names: dict[Any, str], sigmas: torch.Tensor | None, sampler: Any) -> Run:
-        return Run(Clock(sigmas, sampler), Roles(self.id, self.positive_wired, self.negative_wired, names))
+    def _new_run(self, lists: Lists, sigmas: torch.Tensor | None, sampler: Any) -> Run:
+        return Run(Clock(sigmas, sampler), Roles(self.id, self.positive_wired, self.negative_wired, lists))
 
     def _warn_without_weights(self, run: Run, model: Any) -> None:
         """Say so where the adapter was trained with weights in the UNet that are not on the MODEL, wherever on its wire they were to be put."""

@@ -14,7 +14,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from .clock import FULL, Clock, sigma_range
-from .conditioning import borrowed
+from .conditioning import Lists
 
 log = logging.getLogger("troupe")
 PROMPT = "troupe_prompt"  # key on a conditioning entry
@@ -83,10 +83,11 @@ class PromptSwitch:
                      callback: Callable | None = None, *args: Any, **kwargs: Any) -> Any:
         """Makes two entries of each delayed one, before the host prepares them."""
         guider = executor.class_obj
+        lists = Lists.of(guider)
         guider.conds = {name: [part for entry in entries for part in phases(entry)] for name, entries in guider.conds.items()}
         if any(PHASE in entry for entries in guider.conds.values() for entry in entries):
             clock = Clock(sigmas, sampler)
-            guider.model_options["transformer_options"][RUN] = clock
+            guider.model_options["transformer_options"][RUN] = clock, lists
             callback = clock.wrap(callback)
             announce(guider.conds, clock, len(sigmas) - 1, guider.model_patcher.get_model_object("model_sampling"))
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
@@ -94,8 +95,9 @@ class PromptSwitch:
     def calc_cond_batch(self, executor: Any, model: Any, conds: Sequence[Sequence[dict] | None], x_in: torch.Tensor, timestep: torch.Tensor, model_options: dict) -> Any:
         """Leaves the entries of the present phase."""
         if any(PHASE in entry for entries in conds for entry in entries or ()):
-            clock = model_options["transformer_options"].get(RUN) or Clock(None)
-            conds = [entries if entries is None else present(entries, clock, model.model_sampling, timestep) for entries in conds]
+            clock, lists = model_options["transformer_options"].get(RUN) or (Clock(None), Lists())
+            split = zip(conds, lists.split(conds), strict=True)
+            conds = [entries if entries is None else present(own, lent, clock, model.model_sampling, timestep) for entries, (own, lent, _) in split]
         return executor(model, conds, x_in, timestep, model_options)
 
 
@@ -127,22 +129,20 @@ def phases(entry: dict) -> list[dict]:
     return [text, {**rest, PHASE: (prompt, AFTER)}]
 
 
-def present(entries: Sequence[dict], clock: Clock, model_sampling: Any, sigma: torch.Tensor) -> list[dict]:
+def present(own: Sequence[dict], lent: Sequence[tuple[dict, dict]], clock: Clock, model_sampling: Any, sigma: torch.Tensor) -> list[dict]:
     """Of a list with both versions of delayed entries, those of the phase that this call is in.
 
-    The host gives an area of another list this list's text too, once, from the first version it finds: that is moved to the right one.
+    lent: areas of another list with the own entry whose text each has. The host gave them the text of one version; it is moved to the right one.
     """
-    prompts = list(dict.fromkeys(entry[PHASE][0] for entry in entries if PHASE in entry))
+    prompts = list(dict.fromkeys(entry[PHASE][0] for entry in own if PHASE in entry))
     fused = dict(zip(prompts, clock.inside([fused_range(prompt, clock, model_sampling) for prompt in prompts], sigma), strict=True))
-    own = [entry for entry in entries if not borrowed(entry)]
     here = [entry for entry in own if PHASE not in entry or fused[entry[PHASE][0]] == entry[PHASE][1]]
-    return here + [_in_phase(entry, own, here) for entry in entries if borrowed(entry)]
+    return here + [_in_phase(entry, source, here) for entry, source in lent]
 
 
-def _in_phase(entry: dict, own: Sequence[dict], here: Sequence[dict]) -> dict:
-    """An entry made of another list's area and the text of one of `own`, with the text that this one has now."""
-    source = next((e for e in own if e["model_conds"].get("c_crossattn") is entry["model_conds"]["c_crossattn"]), None)
-    now = None if source is None else next((e for e in here if e["uuid"] == source["uuid"]), None)
+def _in_phase(entry: dict, source: dict, here: Sequence[dict]) -> dict:
+    """A borrowed entry with the text that its source has now, where that is delayed."""
+    now = next((e for e in here if e["uuid"] == source["uuid"]), None) if PHASE in source else None
     return entry if now is None else {**entry, "model_conds": now["model_conds"]}
 
 
