@@ -157,3 +157,59 @@ def test_entries_that_another_pack_puts_into_the_guider_in_the_run():
     guider.conds = {"positive": [{"uuid": "new"}], "negative": [{"uuid": "b"}]}
     table = Roles("id", False, False, lists).table([[{"uuid": "new"}], [{"uuid": "b"}], [{"uuid": "nobody's"}]])
     assert {row: chunk.role for row, chunk in table.items()} == {(0, "new"): "cond", (1, "b"): "uncond", (2, "nobody's"): "uncond"}
+
+
+# ---- model calls that another pack makes in another form ---------------------------------------------------------------------------------
+
+def apart(apply_model, args):
+    """The chunks of a call one after the other, in calls that still claim to hold all of them."""
+    n, given = len(args["cond_or_uncond"]), args["c"]
+    parts = [{key: value.chunk(n)[k] if isinstance(value, torch.Tensor) else value for key, value in given.items()} for k in range(n)]
+    return torch.cat([apply_model(x, t, **part) for x, t, part in zip(args["input"].chunk(n), args["timestep"].chunk(n), parts, strict=True)])
+
+
+def apart_in_tiles(apply_model, args):
+    """The same, each chunk as two halves of the picture in one call: as many rows as the host's own call."""
+    n, given, found = len(args["cond_or_uncond"]), args["c"], []
+    for x, t, text in zip(args["input"].chunk(n), args["timestep"].chunk(n), given["c_crossattn"].chunk(n), strict=True):
+        halves = apply_model(torch.cat(x.chunk(2, -2)), t.repeat(2), **{**given, "c_crossattn": text.repeat(2, 1, 1)})
+        found.append(torch.cat(halves.chunk(2), -2))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("way", [apart, apart_in_tiles])
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["attention", "gated"])
+def test_rows_that_run_apart_unsaid_are_left_alone_and_told(kind, batch, way, caplog):
+    """Never the other's role: the picture without the node, and one warning."""
+    from gated_stage import gated_stage
+    from stage import ksample, settings, stage
+    from troupe.model_patches.settings import GatedSettings
+
+    st = stage() if kind == "attention" else gated_stage("text", "SD15")
+    chosen = settings(weight=1.0) if kind == "attention" else GatedSettings()
+    model, *conds = st.apply(st.references(2), chosen)
+    wrapped, plain = model.clone(), st.patcher.clone()
+    for patcher in (wrapped, plain):
+        patcher.set_model_unet_function_wrapper(way)
+    found = ksample(wrapped, *conds, batch=batch, steps=1)
+    assert torch.equal(found, ksample(plain, st.positive, st.negative, batch=batch, steps=1)) and not torch.equal(found, ksample(model, *conds, batch=batch, steps=1))
+    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 1 and "runs the rows of a model call apart and does not say whose they are" in said[0]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_pictures_that_run_apart_with_one_role_keep_it(batch):
+    """At cfg 1 a call has one chunk: whichever of its rows come, they are the positive's."""
+    from stage import ksample, settings, stage
+
+    def one_by_one(apply_model, args):
+        rows = zip(args["input"].split(1), args["timestep"].split(1), args["c"]["c_crossattn"].split(1), strict=True)
+        return torch.cat([apply_model(x, t, **{**args["c"], "c_crossattn": text}) for x, t, text in rows])
+
+    st = stage()
+    model, *conds = st.apply(st.references(2), settings(weight=1.0))
+    wrapped = model.clone()
+    wrapped.set_model_unet_function_wrapper(one_by_one)
+    found, expected = (ksample(m, *conds, batch=batch, steps=1, cfg=1.0) for m in (wrapped, model))
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
@@ -35,7 +35,7 @@ NATIVE = {768: 512, 1024: 640, 2048: 1024}  # context width -> side in pixels th
 @dataclass(frozen=True, eq=False)
 class Call:
     """One guided prediction: the run, what each entry's rows get, how strong everything is now (the hook's own record), the latents' number and full
-    size (h, w), and the wrapper that another pack may have put around the model."""
+    size (h, w), the wrapper that another pack may have put around the model, and the entries' texts [1, T, D]."""
 
     run: Run
     table: dict[tuple[int, Any], Chunk]
@@ -43,6 +43,7 @@ class Call:
     pictures: int
     size: Grid
     around: Any = None
+    texts: Mapping[tuple[int, Any], torch.Tensor] = field(default_factory=dict)
 
 
 class Hook(ABC):
@@ -121,7 +122,7 @@ class Hook(ABC):
         if now is not None:
             run.due = run.due or not waiting
             table = {row: chunk for row, chunk in run.roles.table(conds).items() if row not in waiting}
-            own[self.id] = Call(run, table, now, x_in.shape[0], tuple(x_in.shape[-2:]), model_options.get("model_function_wrapper"))
+            own[self.id] = Call(run, table, now, x_in.shape[0], tuple(x_in.shape[-2:]), model_options.get("model_function_wrapper"), texts_of(conds))
         options[KEY] = own
         for lost in foreign_ids(conds, set(known_ids(model_options))):
             sentence = f"a conditioning carries references of an Apply node ({lost[:6]}) whose 'model' output is not the MODEL being sampled: they do nothing."
@@ -134,8 +135,7 @@ class Hook(ABC):
         options = transformer_options or {}
         call = options.get(KEY, {}).get(self.id)
         if isinstance(call, Call):
-            indices, uuids = options["cond_or_uncond"], options["uuids"]
-            chunks = [call.table.get(row) for row in zip(indices, uuids, strict=False)] if len(indices) == len(uuids) else []
+            chunks = whose(call, options, x, c_crossattn)
             if not chunks:
                 sentence = f"{named([call.around])} runs the rows of a model call apart and does not say whose they are"
                 call.run.rest(f"{sentence}: {self.node} rests in them.")
@@ -174,6 +174,39 @@ class Hook(ABC):
         if native and not 0.5 <= (w * h) / native**2 <= 3.0:
             sentence = f"the picture is {w}x{h}, far from the {native}x{native} that {spec.base} was trained on: subjects are often lost or doubled there."
             run.say(f"{sentence} Sample near {native}x{native} and upscale after.", logging.WARNING)
+
+
+def texts_of(conds: Sequence[Sequence[dict] | None]) -> dict[tuple[int, Any], torch.Tensor]:
+    """(list index, uuid) -> text [1, T, D] of the entries of a prediction."""
+    found = {(index, entry["uuid"]): entry.get("model_conds", {}).get("c_crossattn") for index, entries in enumerate(conds) for entry in entries or ()}
+    return {row: text.cond for row, text in found.items() if text is not None}
+
+
+def whose(call: Call, options: Options, x: torch.Tensor, text: torch.Tensor | None) -> list[Chunk | None]:
+    """What the rows of x get, one a chunk of the model call; empty where another pack has put other rows there than the host says.
+
+    Rows that are told by their number are not looked at. In tiles a chunk alone can have as many rows as all of the host's, so there the texts are
+    compared, once a run and kind of call.
+    """
+    indices, uuids = options["cond_or_uncond"], options["uuids"]
+    if len(indices) != len(uuids):
+        return []
+    rows = list(zip(indices, uuids, strict=True))
+    chunks = [call.table.get(row) for row in rows]
+    if len(set(chunks)) == 1:
+        return chunks
+    if x.shape[0] % (call.pictures * len(chunks)):
+        return []
+    if placed(chunks, call.size, x) or text is None or call.run.once(("texts", *rows, tuple(x.shape)), lambda: _texts_agree(call, rows, text)):
+        return chunks
+    return []
+
+
+def _texts_agree(call: Call, rows: Sequence[tuple[int, Any]], text: torch.Tensor) -> bool:
+    """Whether the first picture of every chunk, in every tile, has the text of its entry; the host repeats texts of different lengths."""
+    first = text[::call.pictures]
+    wanted = [call.texts.get(rows[i % len(rows)]) for i in range(len(first))]
+    return all(entry is None or torch.equal(have[:entry.shape[1]], entry[0].to(have)) for have, entry in zip(first, wanted, strict=True))
 
 
 def model_dtype(model: Any) -> torch.dtype:
