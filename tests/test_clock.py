@@ -48,14 +48,14 @@ def calls_of(kind, sigmas=SIGMAS):
             yield "call", float(sigmas[min(i + 2, len(sigmas) - 2)])
 
 
-def play(clock, kind, ranges, callback=True):
+def play(clock, kind, ranges, callback=True, sigmas=SIGMAS):
     """Run a sampler past the clock -> [(sigma, what the clock said, how often the value was looked at)]."""
     counted = clock.wrap((lambda *args: None) if callback else None)
     seen = []
-    for what, value in calls_of(kind):
+    for what, value in calls_of(kind, sigmas):
         if what == "callback":
             if counted is not None:
-                counted(value, None, None, len(SIGMAS) - 1)
+                counted(value, None, None, len(sigmas) - 1)
             continue
         sigma = OnGpu(value)
         seen.append((value, clock.inside(ranges, sigma), sigma.looks))
@@ -72,6 +72,48 @@ def compared(ranges, sigma):
 def test_the_answer_is_always_that_of_a_comparison(kind, callback, of):
     for sigma, answers, _ in play(Clock(SIGMAS, of), kind, RANGES, callback):
         assert answers == compared(RANGES, sigma)
+
+
+OTHER_WAYS = {  # schedules that do not fall all the way
+    "restarts": torch.tensor([14.5, 4.25, 1.25, 0.75, 4.25, 2.875, 1.25, 0.25, 0.0]),
+    "unsampling": torch.tensor([0.25, 0.75, 1.25, 4.25, 14.5]),
+    "zigzag": torch.tensor([6.5, 1.25, 9.75, 0.75, 4.25, 0.0]),
+    "equal": torch.tensor([4.25, 4.25, 4.25]),
+}
+
+
+@pytest.mark.parametrize("kind", ["euler", "heun", "heunpp2"])
+@pytest.mark.parametrize("name", OTHER_WAYS)
+def test_the_answer_is_a_comparisons_for_schedules_that_rise_or_turn(name, kind):
+    sigmas = OTHER_WAYS[name]
+    for sigma, answers, _ in play(Clock(sigmas, sampler()), kind, RANGES, sigmas=sigmas):
+        assert answers == compared(RANGES, sigma)
+
+
+@pytest.mark.parametrize(("name", "direction"), [("restarts", 0), ("unsampling", 1), ("zigzag", 0), ("equal", -1)])
+def test_steps_are_told_by_their_number_where_a_schedule_turns(name, direction):
+    """Every call between two belongs to the earlier step; a call at a step's own sigma, or rounded near it, to that step."""
+    sigmas = OTHER_WAYS[name]
+    clock = Clock(sigmas, sampler())
+    counted = clock.wrap(lambda *args: None)
+    assert clock.direction == direction and Clock(SIGMAS).direction == -1 and Clock(None).direction == -1
+    for i in range(len(sigmas) - 1):
+        now, then = float(sigmas[i]), float(sigmas[i + 1])
+        assert clock.step(torch.tensor([now])) == i
+        assert clock.step(torch.tensor([now * (1 + (1e-7 if then < now else -1e-7))])) == i
+        counted(i, None, None, len(sigmas) - 1)
+        if now != then and i + 2 < len(sigmas):
+            assert clock.step(torch.tensor([(now + then) / 2])) == i
+
+
+@pytest.mark.parametrize(("options", "kept"), [
+    ({}, True), ({"eta": 1.0, "s_noise": 1.2}, True), ({"r": 0.5}, True), ({"r_1": 0.3, "r_2": 1.0}, True), ({"s_churn": 0.0}, True), ({"solver_type": "heun"}, True),
+    ({"eta": 1.3}, False), ({"r": 2.0}, False), ({"r": torch.tensor(0.5)}, False), ({"s_churn": 2.0}, False), ({"unheard_of": 1}, False), ({"eta": float("nan")}, False),
+])
+def test_options_that_may_move_a_call_out_of_its_step_make_the_sigma_read(options, kept):
+    clock = Clock(SIGMAS, sampler(**options))
+    clock.wrap(lambda *args: None)
+    assert (clock.bounds() is not None) == kept
 
 
 @pytest.mark.parametrize("kind", ["euler", "heun", "dpm_2", "heunpp2"])

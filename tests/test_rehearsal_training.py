@@ -167,6 +167,14 @@ def test_the_training_attention_is_what_the_sampler_does(gain):
             assert torch.allclose(both[1], model_alone(*given).sample[0], atol=1e-5), "an absent subject takes no share"
 
 
+def test_steps_are_drawn_evenly_or_in_proportion_to_their_noise():
+    torch.manual_seed(0)
+    diffusion = Diffusion(torch.device("cpu"))
+    for noisier, mean in ((0.0, 500), (1.0, 667)):
+        steps = torch.cat([diffusion.noised(torch.zeros(32, 1, 1, 1), noisier)[1] for _ in range(50)]).float()
+        assert abs(steps.mean() - mean) < 15 and steps.min() >= 0 and steps.max() <= 999 and (steps > 900).any()
+
+
 def test_every_token_of_a_name_is_bound_to_its_subject():
     """Also of two subjects of one class; an empty caption binds nothing."""
     scenes = [random_scene(random.Random(seed)) for seed in range(60)]

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch.utils._device  # noqa: F401 torch imports it when it first needs it
+
 for codec in ("cp437", "latin_1"):  # zipfile and pickle import them when they first need them
     codecs.lookup(codec)
 try:

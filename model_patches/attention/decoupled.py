@@ -15,6 +15,7 @@ from .relevance import background_gain, mean_relevance, owned, relevance_of_head
 
 MANY_TOKENS = 64  # a subject; full-face files have 257, for which the map of the fused form fills the memory
 MAP = 2**19  # entries of that map that a CPU computes at a time: they stay in its cache
+HALF = torch.finfo(torch.float16).max
 MERGES = ("relevance", "paper", "uniform", "joint", "add")
 
 
@@ -191,10 +192,16 @@ def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tenso
     gain = None if text_logits is None else text_gain(text_logits)
     if gain is not None and mixing.merge != "paper":
         weights = weights * gain.unsqueeze(2)
+    largest = None
+    if query.dtype == torch.float16 and (mixing.merge == "paper" or gain is not None):  # weights up to N would overflow: they meet the values as parts of 1
+        largest = weights.amax(2, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+        weights = weights / largest
     delta = _attended(queries, tokens, weights.expand(g, b, m, n), mixing.merge == "joint").transpose(1, 2).unflatten(1, (b, n))
+    if largest is not None:
+        delta = delta.float() * largest.expand(g, b, 1, n).transpose(2, 3).unsqueeze(-1)
     if gain is not None and mixing.merge == "paper":
-        delta = delta + ((gain.unsqueeze(-1) - 1.0).to(text.dtype) * text).unflatten(-1, (heads, -1))
-    return delta
+        delta = delta + ((gain.unsqueeze(-1) - 1.0).to(delta.dtype) * text.to(delta.dtype)).unflatten(-1, (heads, -1))
+    return delta if largest is None else delta.clamp(-HALF, HALF).half()
 
 
 def _position_weights(a: torch.Tensor, mixing: Mixing, limits: torch.Tensor | None) -> torch.Tensor | None:

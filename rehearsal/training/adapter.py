@@ -25,6 +25,7 @@ from ..world import MOST, VARIANTS, Figure, Scene
 from .encoder import reference_pixels
 from .loop import Diffusion, PlainAttention, Trainer, latents_of, plain_attention, random_scenes
 
+NOISIER = 1.0  # steps are drawn in proportion to their noise: looks are decided early in a run
 DROPPED = 0.05  # captions, references, and both: each in one of twenty pictures, as IP-Adapter was trained
 
 
@@ -105,7 +106,7 @@ def train_adapter(kind: str, folder: Path, minutes: float, base: Path = files.FO
         number = [chance.random() for _ in scenes]
         captions = ["" if n < 2 * DROPPED else scene.caption for n, scene in zip(number, scenes, strict=True)]
         kept = torch.tensor([not DROPPED < n < 3 * DROPPED for n in number])
-        noisy, steps, target, _ = diffusion.noised(latents_of(scenes).to(device))
+        noisy, steps, target, _ = diffusion.noised(latents_of(scenes).to(device), NOISIER)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             references = _references(chance, figures, kept, encoder, projection, texts, alone, device)
             for processor in processors:
@@ -113,7 +114,7 @@ def train_adapter(kind: str, folder: Path, minutes: float, base: Path = files.FO
             with torch.no_grad():
                 context = texts(torch.tensor([tokens(text) for text in captions], device=device)).last_hidden_state
             prediction = unet(noisy, steps, context).sample
-        trainer.descend(mse_loss(prediction.float(), target))  # every step alike: looks are decided in the noisy ones, which min-SNR hardly counts
+        trainer.descend(mse_loss(prediction.float(), target))  # without min-SNR, which hardly counts the noisy steps
 
 
 def _references(chance: random.Random, figures: Sequence[Sequence[Figure]], kept: torch.Tensor, encoder: nn.Module, projection: ImageProj, texts: nn.Module, alone: bool,

@@ -42,10 +42,14 @@ class Diffusion:
         betas = torch.linspace(nets.BETAS["beta_start"] ** 0.5, nets.BETAS["beta_end"] ** 0.5, nets.BETAS["num_train_timesteps"], dtype=torch.float64) ** 2
         self.signal = torch.cumprod(1 - betas, 0).float().to(device)  # alpha bar
 
-    def noised(self, clean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Noisy latents [b, c, h, w], steps [b], the v to be predicted [b, c, h, w], and the loss weight of each [b]. Steps are spread evenly over the batch."""
+    def noised(self, clean: torch.Tensor, noisier: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Noisy latents [b, c, h, w], steps [b], the v to be predicted [b, c, h, w], and the loss weight of each [b].
+
+        Steps are spread over the batch, evenly where noisier is 0; a step t of T is drawn in proportion to (t / T) ** noisier.
+        """
         b = len(clean)
-        steps = ((torch.arange(b, device=clean.device) + torch.rand(b, device=clean.device)) * (len(self.signal) / b)).long().clamp(max=len(self.signal) - 1)
+        even = (torch.arange(b, device=clean.device) + torch.rand(b, device=clean.device)) / b
+        steps = (even ** (1 / (1 + noisier)) * len(self.signal)).long().clamp(max=len(self.signal) - 1)
         signal = self.signal[steps].view(-1, 1, 1, 1)
         noise = torch.randn_like(clean)
         snr = signal / (1 - signal)

@@ -266,6 +266,28 @@ def test_a_run_says_when(given, words, caplog):
     assert [f"{r.levelname} {r.message}" for r in caplog.records if "enter the prompt" in r.message] == [words]
 
 
+@pytest.mark.parametrize(("sigmas", "expected"), [
+    ([0.03, 0.5, 1.0, 5.0, 14.6], [TEXT, TEXT, FUSED, FUSED]),
+    ([14.6, 5.0, 1.0, 0.5, 5.0, 3.0, 1.0, 0.3, 0.0], [TEXT, TEXT, FUSED, FUSED, FUSED, FUSED, FUSED, FUSED]),
+    ([14.6, 5.0, 1.0, 0.0], [TEXT, TEXT, FUSED]),
+], ids=["unsampling", "restarts", "falling"])
+@pytest.mark.parametrize("beyond", [False, True])
+def test_a_step_is_exact_on_every_schedule(sigmas, expected, beyond, caplog):
+    """Also where the sigmas rise or turn; a step that the run does not have never comes."""
+    import comfy.samplers
+
+    model, seen = switched()
+    positive, negative = prompt(start_step=20 if beyond else 2)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(3.0)
+    with caplog.at_level("INFO", "troupe"):
+        guider.sample(torch.randn(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), comfy.samplers.sampler_object("euler"), torch.tensor(sigmas), disable_pbar=True)
+    found = [next(row for row in rows if row != NEGATIVE) for _, rows, _ in seen]
+    assert found == ([TEXT] * len(expected) if beyond else expected)
+    assert ("never enter the prompt" if beyond else f"enter the prompt at step 2 of {len(sigmas) - 1}") in caplog.text
+
+
 def test_a_second_run_begins_anew():
     from stage import ksample
 

@@ -1,6 +1,7 @@
 """Which step a model call belongs to, without asking the GPU."""
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,19 @@ import torch
 
 OWN_PACE = ("dpm_fast_function", "dpm_adaptive_function", "sample_dpm_fast", "sample_dpm_adaptive")  # their sigmas are not the schedule's
 TIMESTEPS = 1000
+SAME_STEP = 1e-5  # of a sigma: a call this near before a step's own belongs to it
+KEEPING = {  # options of the host's samplers that move no call out of its step; others may
+    "s_noise", "s_noise_end", "s_tmin", "s_tmax", "noise_sampler", "noise_device", "noise_scaler", "noise_clip_std", "solver_type", "order", "max_order", "max_stage",
+    "deis_mode", "cfg_pp", "use_pece", "predictor_order", "corrector_order", "simple_order_2", "tau_func", "ge_gamma",
+}
+BETWEEN = {"eta", "r", "r_1", "r_2"}  # up to 1 within a step: where a call in it lies, or how far an ancestral step goes back
+
+
+def keeps_to_the_schedule(option: str, value: Any) -> bool:
+    """Whether a sampler with this option calls the model with no sigma beyond those of the step before and the step after."""
+    if option in BETWEEN:
+        return isinstance(value, (int, float)) and 0.0 <= value <= 1.0
+    return option in KEEPING or (option == "s_churn" and not value)
 
 
 class Clock:
@@ -23,8 +37,8 @@ class Clock:
         self._schedule: list[float] | None = None
         self._finished = 0
         function = getattr(sampler, "sampler_function", None)
-        churned = bool(getattr(sampler, "extra_options", {}).get("s_churn"))  # raises the sigma above the schedule's
-        self._counts = getattr(function, "__module__", "") == "comfy.k_diffusion.sampling" and getattr(function, "__name__", "") not in OWN_PACE and not churned
+        known = getattr(function, "__module__", "") == "comfy.k_diffusion.sampling" and getattr(function, "__name__", "") not in OWN_PACE
+        self._counts = known and all(keeps_to_the_schedule(*option) for option in getattr(sampler, "extra_options", {}).items())
         self._callback = False
         self.reads = 0
 
@@ -44,10 +58,8 @@ class Clock:
         """(lowest, highest) sigma the next model call can have, or None where that is not known."""
         if not (self._callback and self._counts) or self._sigmas is None or len(self._sigmas) < 2:
             return None
-        schedule = self._known_schedule()
-        high = schedule[max(self._finished - 1, 0)]
-        low = schedule[min(self._finished + 1, len(schedule) - 1)]
-        return (low, high) if low <= high else (high, low)
+        near = self._known_schedule()[max(self._finished - 1, 0):self._finished + 2]  # a schedule may rise, or turn in between
+        return (min(near), max(near)) if near else None
 
     def first_sigma(self) -> float:
         """Where the run begins; infinite where there is no schedule."""
@@ -57,6 +69,25 @@ class Clock:
         """The sigma at which a step of this run begins; below every sigma where the run has not so many steps."""
         schedule = [] if self._sigmas is None else self._known_schedule()
         return schedule[step] if step < len(schedule) - 1 else EMPTY[0]
+
+    @property
+    def direction(self) -> int:
+        """-1 for a schedule that falls all the way, as sampling does; 1 for one that rises (unsampling); 0 for one that turns (restarts)."""
+        schedule = [] if self._sigmas is None else self._known_schedule()
+        pairs = list(itertools.pairwise(schedule))
+        return -1 if all(a >= b for a, b in pairs) else 1 if all(a <= b for a, b in pairs) else 0
+
+    def step(self, sigma: torch.Tensor) -> int:
+        """The step that a call belongs to, by the steps that are finished and the call's own sigma, which is read: a call before the next step's sigma
+        is reached belongs to the one that has just been counted."""
+        schedule, at = self._known_schedule(), min(self._finished, len(self._known_schedule()) - 2)
+        if at <= 0:
+            return 0
+        self.reads += sigma.device.type != "cpu"
+        value, before, here = float(sigma.flatten()[0]), schedule[at - 1], schedule[at]
+        near = SAME_STEP * max(1.0, here)
+        reached = value <= here + near if here < before else value >= here - near
+        return at if reached else at - 1
 
     def _known_schedule(self) -> list[float]:
         """The run's sigmas, copied from the GPU once."""

@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from .clock import FULL, Clock, sigma_range
+from .clock import EMPTY, FULL, SAME_STEP, Clock, sigma_range
 from .conditioning import Lists
 
 log = logging.getLogger("troupe")
 PROMPT = "troupe_prompt"  # key on a conditioning entry
 PHASE = "troupe_phase"  # on an entry of a run: (FusedPrompt, whether this one is the fused)
 RUN = "troupe_prompt_run"
-SAME_STEP = 1e-5  # of a sigma: a call this near above a step's own belongs to it
 BEFORE, AFTER = False, True
 
 
@@ -88,6 +87,8 @@ class PromptSwitch:
         if any(PHASE in entry for entries in guider.conds.values() for entry in entries):
             clock = Clock(sigmas, sampler)
             guider.model_options["transformer_options"][RUN] = clock, lists
+            if callback is None and clock.direction == 0:
+                callback = uncalled  # there the steps must be counted
             callback = clock.wrap(callback)
             announce(guider.conds, clock, len(sigmas) - 1, guider.model_patcher.get_model_object("model_sampling"))
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
@@ -101,12 +102,19 @@ class PromptSwitch:
         return executor(model, conds, x_in, timestep, model_options)
 
 
+def uncalled(*_: Any) -> None:
+    """A callback for runs that were given none."""
+
+
 def announce(conds: Mapping[str, Sequence[dict]], clock: Clock, steps: int, model_sampling: Any) -> None:
     """Say once for a run when the subjects enter the prompt, and that they never do where their step is beyond it."""
     said = set()
     for prompt in {entry[PHASE][0]: None for entries in conds.values() for entry in entries if PHASE in entry}:
-        first, last = fused_range(prompt, clock, model_sampling)
-        step = next((i for i in range(steps) if last <= clock.sigma_of(i) <= first), None)
+        if prompt.start_step >= 0 and clock.direction >= 0:
+            step = prompt.start_step if prompt.start_step < steps else None
+        else:
+            first, last = fused_range(prompt, clock, model_sampling)
+            step = next((i for i in range(steps) if last <= clock.sigma_of(i) <= first), None)
         if step is not None:
             line = logging.INFO, f"the subjects enter the prompt at step {step} of {steps}, counted from 0."
         elif prompt.start_step >= 0:
@@ -135,9 +143,17 @@ def present(own: Sequence[dict], lent: Sequence[tuple[dict, dict]], clock: Clock
     lent: areas of another list with the own entry whose text each has. The host gave them the text of one version; it is moved to the right one.
     """
     prompts = list(dict.fromkeys(entry[PHASE][0] for entry in own if PHASE in entry))
-    fused = dict(zip(prompts, clock.inside([fused_range(prompt, clock, model_sampling) for prompt in prompts], sigma), strict=True))
+    fused = are_fused(prompts, clock, model_sampling, sigma)
     here = [entry for entry in own if PHASE not in entry or fused[entry[PHASE][0]] == entry[PHASE][1]]
     return here + [_in_phase(entry, source, here) for entry, source in lent]
+
+
+def are_fused(prompts: Sequence[FusedPrompt], clock: Clock, model_sampling: Any, sigma: torch.Tensor) -> dict[FusedPrompt, bool]:
+    """Whether each prompt has its subjects in this call. Where the schedule turns, its steps are told by their number, not by their sigma."""
+    counted = [prompt for prompt in prompts if prompt.start_step >= 0 and clock.direction == 0]
+    ranged = [prompt for prompt in prompts if prompt not in counted]
+    found = dict(zip(ranged, clock.inside([fused_range(prompt, clock, model_sampling) for prompt in ranged], sigma), strict=True))
+    return found | {prompt: clock.step(sigma) >= prompt.start_step for prompt in counted}
 
 
 def _in_phase(entry: dict, source: dict, here: Sequence[dict]) -> dict:
@@ -150,6 +166,9 @@ def fused_range(prompt: FusedPrompt, clock: Clock, model_sampling: Any) -> tuple
     """(first, last) sigma of the fused phase. A step begins at its own sigma; calls that a sampler makes between two belong to the earlier one."""
     if prompt.start_step < 0:
         first, last = sigma_range(model_sampling, prompt.start_percent, 1.0)
+    elif clock.direction > 0:
+        begin = clock.sigma_of(prompt.start_step)
+        return (FULL[0], begin - SAME_STEP * max(1.0, begin)) if begin >= 0 else EMPTY
     else:
         first, last = clock.sigma_of(prompt.start_step), 0.0
     return (first, last) if first == FULL[0] else (first + SAME_STEP * max(1.0, first), last)
