@@ -348,3 +348,33 @@ def test_a_control_net_follows_the_text_of_the_step(node, span):
     torch.testing.assert_close(latent, by_hand, rtol=0, atol=1e-5 * float(by_hand.abs().max()))
     without = ksample(model, positive, negative, size=(8, 8), steps=6)
     assert (without - latent).abs().max() > 0.05 * without.abs().max()
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "with a mask's bounds"])
+@pytest.mark.parametrize("delayed", ["positive", "negative", "both"])
+@pytest.mark.parametrize(("positives", "negatives"), [(1, 1), (1, 2), (2, 1), (3, 2), (2, 3)])
+def test_a_control_net_reaches_the_same_prompts_with_and_without_a_delay(positives, negatives, delayed, masked):
+    """ControlNetApply acts on the positive, and the host shares it out among the negatives, entry by entry."""
+    from stage import ksample
+
+    def texts(*values):
+        return [[torch.full((1, 77, 64), value), {}] for value in values]
+
+    def reached(start_step):
+        model, _ = switched()
+        net, calls = control_net()
+        lists = {"positive": texts(*(9.0 + i for i in range(positives - 1))), "negative": texts(*(-5.0 - i for i in range(negatives)))}
+        for name in lists:
+            if delayed in (name, "both"):
+                lists[name] = prompt(start_step=start_step)[0] + lists[name][name == "negative":]
+            elif name == "positive":
+                lists[name] = texts(30.0) + lists[name]
+        if masked:
+            bounded = made_by("ConditioningSetMask", conditioning=texts(50.0), mask=torch.ones(1, 8, 8).triu(4), set_cond_area="mask bounds", strength=1.0)
+            lists = {name: bounded + entries for name, entries in lists.items()}
+        lists["positive"] = made_by("ControlNetApply", conditioning=lists["positive"], control_net=net, image=torch.zeros(1, 64, 64, 3), strength=0.8)
+        ksample(model, **lists, size=(8, 8), steps=4)
+        return sorted((sigma, FUSED if row == TEXT else row) for sigma, rows in calls for row in rows)
+
+    alone, late = reached(-1), reached(2)
+    assert alone == late and len(alone) >= 8, "the positive and a negative in each of four steps"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
@@ -83,6 +84,8 @@ class PromptSwitch:
         """Makes two entries of each delayed one, before the host prepares them."""
         guider = executor.class_obj
         lists = Lists.of(guider)
+        if any(is_delayed(entry) for entries in guider.conds.values() for entry in entries):
+            guider.conds = mirrored(guider.conds)
         guider.conds = {name: [part for entry in entries for part in phases(entry)] for name, entries in guider.conds.items()}
         if any(PHASE in entry for entries in guider.conds.values() for entry in entries):
             clock = Clock(sigmas, sampler)
@@ -126,11 +129,37 @@ def announce(conds: Mapping[str, Sequence[dict]], clock: Clock, steps: int, mode
             log.log(line[0], "Troupe: %s", line[1])
 
 
+def is_delayed(entry: dict) -> bool:
+    """Whether a conditioning entry is a prompt whose subjects come later."""
+    prompt: FusedPrompt | None = entry.get(PROMPT)
+    return prompt is not None and prompt.delayed and "cross_attn" in entry
+
+
+def mirrored(conds: Mapping[str, Sequence[dict]]) -> dict[str, list[dict]]:
+    """The lists with the positive's ControlNets and GLIGEN boxes given to the others, as the host does when the run begins: entry by entry, so
+    it has to be before one of them becomes two. The host leaves lists alone that have theirs."""
+    made = {name: list(entries) for name, entries in conds.items()}
+    positive = [entry for entry in made.get("positive", ()) if not _becomes_area(entry)]
+    controlled = [entry for entry in positive if entry.get("control_apply_to_uncond", False)]
+    for name in made.keys() - {"positive"}:
+        free = [entry for entry in made[name] if not _becomes_area(entry)]
+        areas = [entry for entry in made[name] if _becomes_area(entry)]
+        for source, key in ((controlled, "control"), (positive, "gligen")):
+            comfy.samplers.apply_empty_x_to_equal_area(source, free, key, lambda found, i: found[i])
+        made[name] = free + areas
+    return made
+
+
+def _becomes_area(entry: dict) -> bool:
+    """Whether the host will give an entry an area from the bounds of its mask; what has an area is passed over when things are mirrored."""
+    return "mask" in entry and bool(entry.get("set_area_to_bounds"))
+
+
 def phases(entry: dict) -> list[dict]:
     """The entries of a run that one conditioning entry becomes: itself, or its text and its fused version, which share its uuid."""
-    prompt: FusedPrompt | None = entry.get(PROMPT)
-    if prompt is None or not prompt.delayed or "cross_attn" not in entry:
+    if not is_delayed(entry):
         return [entry]
+    prompt: FusedPrompt = entry[PROMPT]
     rest = {key: value for key, value in entry.items() if key != PROMPT}
     pooled = {"pooled_output": prompt.pooled_for(entry["pooled_output"])} if "pooled_output" in entry else {}
     text = {**rest, **pooled, "cross_attn": prompt.text_for(entry["cross_attn"]), "model_conds": dict(entry.get("model_conds", {})), PHASE: (prompt, BEFORE)}
