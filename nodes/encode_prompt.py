@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..model_patches.hosts.comfyui.notice import notifier
 from ..model_patches.hosts.comfyui.prompt import encode_prompt
+from .graph import used_from
 from .types import CATEGORY, ReferencesType, percent
 
 
@@ -42,10 +43,11 @@ class EncodePrompt(io.ComfyNode):
                 io.Conditioning.Output("conditioning_out", display_name="conditioning", tooltip="The prompt with its subjects, for the sampler's positive."),
                 io.Conditioning.Output("text_only_out", display_name="text_only", tooltip="The same prompt without them, for guiders that take both."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
     def execute(cls, clip: Any, references: Any, text: str, fuse_start_percent: float, fuse_start_step: int, quirks: str, places_of: str | None = None) -> io.NodeOutput:
         warn = notifier(cls.hidden.unique_id)
-        return io.NodeOutput(*encode_prompt(clip, references, text, fuse_start_percent, fuse_start_step, quirks, places_of or "", warn))
+        on_model = used_from(cls.hidden, "TroupeApplyWeights", 0)
+        return io.NodeOutput(*encode_prompt(clip, references, text, fuse_start_percent, fuse_start_step, quirks, places_of or "", warn, on_model))

@@ -19,6 +19,14 @@ def warn_about_missing_names(references: References, hidden: Any, inputs: Sequen
         warn(sentence)
 
 
+def used_from(hidden: Any, type: str, output: int) -> bool:
+    """Whether anything in this node's graph is wired to that output of a node of that class; True where the graph is not known."""
+    graph = hidden.prompt or {}
+    ids = {id_ for id_, node in graph.items() if node.get("class_type") == type}
+    links = [value for node in graph.values() for value in node.get("inputs", {}).values() if isinstance(value, list) and len(value) == 2]
+    return not graph or any(str(source) in ids and slot == output for source, slot in links)
+
+
 def blocked_unless_wired(node: str, model: Any, positive: Any, negative: Any, middle: Any) -> tuple[Any, ...]:
     """The outputs; one whose input is not wired tells whoever uses it so."""
     named = (("positive", positive), ("negative", negative), ("second positive", middle))

@@ -387,6 +387,50 @@ def test_clip_skip_is_told(kind, layer, usual, clips):
                     f"Take CLIP Set Last Layer out, or set it to {usual}."]
 
 
+@pytest.mark.parametrize("kind", ["postfuse", "pseudo", "word"])
+def test_weights_of_the_adapter_that_are_not_there_are_told_in_one_sentence(kind, clips):
+    """Of the text encoder where the CLIP lacks them, of the UNet where no node of the graph puts them on a MODEL; with Apply Adapter Weights there is none.
+
+    An adapter that acts in the UNet too tells of the MODEL itself.
+    """
+    from dataclasses import replace
+
+    import tiny_models
+    from troupe.model_patches.adapter import Weights
+    from troupe.model_patches.hosts.comfyui.weights import apply_weights
+
+    references, clip = references_of(kind), clips(KINDS[kind][0])
+    if kind == "word":
+        references = replace(references, adapter=replace(references.adapter, spec=replace(references.adapter.spec, widths=(64,))))
+    name = next(key for key in clip.patcher.model_state_dict() if key.endswith("self_attn.q_proj.weight"))
+    text = {name.split("transformer.", 1)[1]: clip.patcher.model_state_dict()[name] + 1}
+
+    def said(weights, clip, on_model):
+        given, sentences = replace(references, adapter=replace(references.adapter, weights=weights)), []
+        encode(kind, lambda _: clip, "a cat and a red fox", references=given, warn=sentences.append, on_model=on_model)
+        return [sentence.split("which are not on the ")[1].split(":")[0] for sentence in sentences if "weights of its own" in sentence]
+
+    unet = {"input_blocks.0.0.weight": torch.zeros(4, 4, 3, 3)}
+    both = ["CLIP"] if kind == "word" else ["CLIP and MODEL"]
+    assert said(Weights(unet=unet, text=text), clip, False) == both and said(Weights(unet=unet, text=text), clip, True) == ["CLIP"]
+    assert said(Weights(unet=unet), clip, False) == ([] if kind == "word" else ["MODEL"]) and said(Weights(), clip, False) == []
+    adapter = replace(references.adapter, weights=Weights(text=text))
+    _, with_weights = apply_weights(tiny_models.micro_model("SD15", context_dim=64), adapter, clip=clip)
+    assert said(Weights(unet=unet, text=text), with_weights, True) == []
+
+
+def test_the_node_looks_for_apply_adapter_weights_in_its_graph(host):
+    from types import SimpleNamespace
+
+    from troupe.nodes.graph import used_from
+
+    weights = {"class_type": "TroupeApplyWeights", "inputs": {"model": ["1", 0]}}
+    sampler = {"class_type": "KSampler", "inputs": {"model": ["2", 0], "seed": 1}}
+    for graph, found in ((None, True), ({"2": weights, "3": sampler}, True), ({"2": weights}, False), ({"3": sampler}, False),
+                         ({"2": weights, "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["2", 1]}}}, False)):
+        assert used_from(SimpleNamespace(prompt=graph), "TroupeApplyWeights", 0) is found
+
+
 def test_what_an_adapter_in_the_prompt_alone_cannot_follow(clips):
     from dataclasses import replace
 

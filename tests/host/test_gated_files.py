@@ -58,7 +58,7 @@ def cast_of(pack, names=True):
     """Add Subject twice, then Place Subjects."""
     cast = None
     for name, images in PHOTOS.items():
-        more = {f"image_{i}": image for i, image in enumerate(images[1:], 2)}
+        more = {f"same_subject_{i}": image for i, image in enumerate(images[1:], 2)}
         (cast,) = run(pack.AddSubject, image=images[0], name=f"({name}:1.3)" if names else "", weight=1.0, start_percent=0.0, end_percent=1.0, cast=cast, **more)
     return run(pack.PlaceSubjects, cast=cast, width=128, height=128, boxes=json.dumps(BOXES), layout="none")[0]
 

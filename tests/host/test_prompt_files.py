@@ -55,7 +55,7 @@ FACES = {"woman": 11, "man": 12}
 def cast_of(pack):
     cast = None
     for name, images in PEOPLE.items():
-        more = {f"image_{i}": image for i, image in enumerate(images[1:], 2)}
+        more = {f"same_subject_{i}": image for i, image in enumerate(images[1:], 2)}
         given = dict(weight=1.0, start_percent=0.0, end_percent=1.0, cast=cast, faces=faces(len(images), FACES[name]))
         (cast,) = run(pack.AddSubject, image=images[0], name=name, **given, **more)
     return cast

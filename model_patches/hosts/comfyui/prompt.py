@@ -14,7 +14,7 @@ from ...subjects import References, called
 from .adapters import HostAdapter
 from .conditioning import Conditioning
 from .prompt_switch import PROMPT, FusedPrompt
-from .weights import without_lora
+from .weights import weights_of, without_lora
 
 log = logging.getLogger("troupe")
 OFFICIAL = "official"
@@ -61,12 +61,12 @@ class HostPromptEncoder:
 
 
 def encode_prompt(clip: Any, references: References, text: str, start_percent: float = 0.0, start_step: int = -1, quirks: str = "clean", places_of: str = "",
-                  warn: Callable[[str], None] = lambda sentence: None) -> tuple[Conditioning, Conditioning]:
+                  warn: Callable[[str], None] = lambda sentence: None, on_model: bool = True) -> tuple[Conditioning, Conditioning]:
     """The prompt's conditioning with the subjects in it, and without them.
 
     The first carries the second, so that the change between them at `start_percent` (ComfyUI's) or `start_step` (counted from the run's first
     step; -1: the percent) happens while it is sampled. quirks: 'clean', or 'official': places_of counts, and MM-Diff's second text encoder
-    goes without its LoRA, as in the published pipeline.
+    goes without its LoRA, as in the published pipeline. on_model: False where it is known that no weights of an adapter are put on a MODEL.
     Raises:
         MismatchError: the adapter puts nothing into prompts, or the CLIP is of another base model.
         SubjectError: see `fuse.fuse_prompt`.
@@ -76,7 +76,7 @@ def encode_prompt(clip: Any, references: References, text: str, start_percent: f
         other = "Apply Gated Adapter" if adapter.spec.gated is not None else "Apply Image Attention"
         do = f"Encode the prompt with CLIP Text Encode, and wire these references into {other}."
         raise MismatchError("references of an adapter that acts in the prompt", f"{adapter.spec.file}, {adapter.spec.describe()}", do)
-    for sentence in _doubts(references, clip):
+    for sentence in _doubts(references, clip, on_model):
         warn(sentence)
     if quirks == OFFICIAL:
         clip = without_lora(clip, adapter, "g")
@@ -86,14 +86,21 @@ def encode_prompt(clip: Any, references: References, text: str, start_percent: f
     return [_entry(t, start_percent, start_step) for t in texts], [[t.plain.states, _rest(t.plain)] for t in texts]
 
 
-def _doubts(references: References, clip: Any) -> list[str]:
+def _doubts(references: References, clip: Any, on_model: bool) -> list[str]:
     """A sentence for each thing that is allowed but probably not meant."""
-    spec, sentences = references.adapter.spec, []
+    spec, sentences, own = references.adapter.spec, [], references.adapter.weights
+    alone = not spec.widths and spec.gated is None  # what acts in the UNet too says so itself, in the run
+    missing = {"CLIP": bool(own.text or own.text_lora) and references.adapter.id not in weights_of(clip.patcher),
+               "MODEL": alone and bool(own.unet or own.unet_lora) and not on_model}
+    if references.subjects and any(missing.values()):
+        where = " and ".join(name for name, there in missing.items() if there)
+        sentence = f"{spec.file} was trained with weights of its own, which are not on the {where}: the subjects will hardly be recognised."
+        sentences.append(f"{sentence} Put Apply Adapter Weights behind the checkpoint, and use its outputs 'model' and 'clip'.")
     usual = LAST if spec.context_dim == SD15 else LAST - 1
     if references.subjects and clip.layer_idx not in (None, usual):
         change = f"Take CLIP Set Last Layer out, or set it to {usual}."
         sentences.append(f"The CLIP stops at layer {clip.layer_idx}, and {spec.file} was trained with {usual}: subjects may not be recognised. {change}")
-    if not spec.widths and spec.gated is None:
+    if alone:
         for number, s in enumerate(references.subjects, 1):
             given = {"a range of steps": (s.start_percent, s.end_percent) != (0.0, 1.0), "a region": s.region is not None, "a box": s.box is not None}
             if idle := " and ".join(what for what, there in given.items() if there):
