@@ -491,3 +491,77 @@ def test_models_that_attend_in_float32_get_float32_from_us_too(precision, deltas
     assert torch.isfinite(ksample(*st.apply(st.references(2), settings()), steps=1)).all()
     expected = precision or torch.float16
     assert deltas and {t.dtype for query, tokens, *_ in deltas for t in (query, tokens.keys, tokens.values, tokens.name_keys)} == {expected}
+
+
+# ---- what a run keeps --------------------------------------------------------------------------------------------------------------------
+
+def a_run():
+    from troupe.model_patches.hosts.comfyui.clock import Clock
+    from troupe.model_patches.hosts.comfyui.conditioning import Lists, Roles
+    from troupe.model_patches.hosts.comfyui.run import Run
+
+    return Run(Clock(None), Roles("id", False, False, Lists()))
+
+
+def test_a_run_keeps_the_newest_of_a_kind_and_all_of_the_others():
+    run, made = a_run(), []
+
+    def get(kind, number, most):
+        return run.once((kind, number), lambda: made.append((kind, number)) or number, most)
+
+    assert [get("bounded", i, 3) for i in range(5)] == list(range(5)) and [get("free", i, None) for i in range(5)] == list(range(5))
+    made.clear()
+    assert [get("bounded", i, 3) for i in (2, 3, 4)] == [2, 3, 4] and [get("free", i, None) for i in range(5)] == list(range(5)) and made == []
+    assert get("bounded", 0, 3) == 0 and made == [("bounded", 0)], "the oldest had gone"
+    made.clear()
+    assert [get("bounded", i, 3) for i in (3, 4, 0)] == [3, 4, 0] and made == [], "the newest stays"
+
+
+def test_what_a_run_keeps_is_bounded():
+    """A hundred areas, and weights that change from call to call."""
+    from stage import settings, stage
+    from troupe.model_patches.hosts.comfyui.blocks import attention_blocks, grids_of
+    from troupe.model_patches.hosts.comfyui.hook import Call
+    from troupe.model_patches.hosts.comfyui.image_attention import KEPT, LIMITS, ImageAttention, Strengths
+
+    region = torch.zeros(32, 32)
+    region[:, :16] = 1
+    st = stage()
+    hook = ImageAttention(st.references(2, regions=[region, None]), settings(), attention_blocks(st.patcher.model.diffusion_model), True, True)
+    run = a_run()
+    for i in range(100):
+        call = Call(run, {}, Strengths((1.0, i / 100), True), 1, (32, 128))
+        for grid in grids_of(hook.blocks, (32, 32)):
+            assert hook.limits(call, ((32, 32, 0, i),), grid, torch.device("cpu")) is not None
+        run.once(("strengths", call.now.weights), lambda call=call: call.now.weights, KEPT)
+    kinds = [key[0] for key in run._cache]
+    assert kinds.count("limits") == LIMITS and kinds.count("strengths") == KEPT
+
+
+def test_limits_of_several_areas_are_each_areas_own():
+    """Calls with other areas, and with boxes and without, never share limits."""
+    from dataclasses import replace
+
+    from stage import settings, stage
+    from troupe.model_patches.hosts.comfyui.blocks import attention_blocks
+    from troupe.model_patches.hosts.comfyui.hook import Call
+    from troupe.model_patches.hosts.comfyui.image_attention import ImageAttention, Strengths
+    from troupe.model_patches.subjects import Box
+
+    region = torch.zeros(32, 32)
+    region[:, :16] = 1
+    st = stage()
+    references = st.references(2, regions=[region, None])
+    boxed = replace(references, subjects=(references.subjects[0], replace(references.subjects[1], box=Box(0.5, 0.0, 0.5, 1.0))))
+    hook, run, device = ImageAttention(boxed, settings(), attention_blocks(st.patcher.model.diffusion_model), True, True), a_run(), torch.device("cpu")
+
+    def limits(areas, with_boxes):
+        return hook.limits(Call(run, {}, Strengths((1.0, 1.0), with_boxes), 1, (16, 16)), areas, (16, 8), device)
+
+    left, right = (16, 8, 0, 0), (16, 8, 0, 8)
+    for _ in range(2):  # the second time from what the run keeps
+        assert limits((left,), True)[0, 0].mean(1).tolist() == [1.0, pytest.approx(0.0, abs=0.05)]
+        assert limits((right,), True)[0, 0].mean(1).tolist() == [0.0, pytest.approx(1.0, abs=0.1)]
+        assert limits((left,), False)[0, 0, 1].min() == 1.0 and limits((right,), False)[0, 0, 1].min() == 1.0
+        both = limits((left, right), True)
+        assert torch.equal(both[0], limits((left,), True)[0]) and torch.equal(both[1], limits((right,), True)[0])

@@ -29,6 +29,7 @@ from .weights import weights_of
 
 APPLY_IDS = "troupe_apply_ids"
 REFINING = 0.3  # a run that begins after this percent keeps the layout of its latent: upscaling is no mistake
+TEXTS = 16  # kinds of calls in tiles whose texts are remembered
 NATIVE = {768: 512, 1024: 640, 2048: 1024}  # context width -> side in pixels that the base was trained on
 
 
@@ -197,7 +198,7 @@ def whose(call: Call, options: Options, x: torch.Tensor, text: torch.Tensor | No
         return chunks
     if x.shape[0] % (call.pictures * len(chunks)):
         return []
-    if placed(chunks, call.size, x) or text is None or call.run.once(("texts", *rows, tuple(x.shape)), lambda: _texts_agree(call, rows, text)):
+    if placed(chunks, call.size, x) or text is None or call.run.once(("texts", *rows, tuple(x.shape)), lambda: _texts_agree(call, rows, text), TEXTS):
         return chunks
     return []
 

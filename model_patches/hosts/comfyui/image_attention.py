@@ -23,6 +23,8 @@ from .rows import rows_from_options
 from .run import Run
 from .weights import weights_of
 
+KEPT = 16  # sets of weights that subjects coming and going make in a run
+LIMITS = 96  # limits that areas and tiles make: a UNet has up to seven grids
 WEIGHT_STATES = 8  # hook schedules change the UNet's weights within a run; the keys of so many states are kept
 
 
@@ -94,8 +96,8 @@ class ImageAttention(Hook):
         roles = tuple(chunk.role for chunk in chunks if chunk)
         gains = run.once(("gains", device, dtype), lambda: [layer.gain_weights(device, dtype) for layer in module.layers])
         tokens = run.once(("tokens", roles, device, dtype, weights), lambda: self._tokens(images, names, roles, device), 2 * WEIGHT_STATES)
-        strengths = run.once(("strengths", call.now.weights, device), lambda: torch.tensor(call.now.weights, device=device))
-        acting = run.once(("acting", call.now.weights, device), lambda: (strengths != 0).float()) if tallies else None
+        strengths = run.once(("strengths", call.now.weights, device), lambda: torch.tensor(call.now.weights, device=device), KEPT)
+        acting = run.once(("acting", call.now.weights, device), lambda: (strengths != 0).float(), KEPT) if tallies else None
         shown = placed(chunks, call.size, x)
         if not shown and limited(self.references.subjects, call.now.boxed):
             sentence = f"{named([call.around])} samples the picture in tiles"
@@ -138,7 +140,7 @@ class ImageAttention(Hook):
             found = [limits_on_grid(subjects, self.settings, grid, call.now.boxed, device, window_of(area, call.size)) for area in areas]
             return torch.stack(found).unsqueeze(1)
 
-        return call.run.once(("limits", areas, call.size, grid, call.now.boxed, device), maps)
+        return call.run.once(("limits", areas, call.size, grid, call.now.boxed, device), maps, LIMITS)
 
     def _report(self, run: Run, images: Sequence[Any], names: Sequence[torch.Tensor] | None) -> None:
         adapter, merge = self.references.adapter, self.settings.mixing.merge
