@@ -8,7 +8,7 @@ from itertools import combinations
 import torch
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from .attention.limits import WHOLE, Window, box_map, limit_map, region_map
+from .attention.limits import WHOLE, Window, box_map, limit_map, region_map, union
 from .subjects import Box, References
 
 BLOCKS = ("all", "coarse", "fine")
@@ -108,7 +108,8 @@ def applied_maps(references: References, merge: str, parts: Sequence[Part]) -> A
         return None
     acted = torch.stack([part.count for part in parts]).sum(0) > 0
     subjects = zip(references.subjects, averaged(parts), acted.tolist(), strict=True)
-    return AppliedMaps(references.adapter.spec.file, merge, tuple(SubjectMap(s.name, values if on else None, s.box, s.region) for s, values, on in subjects))
+    found = (SubjectMap(x.name, values if on else None, x.box, None if x.region is None else union(x.region)) for x, values, on in subjects)
+    return AppliedMaps(references.adapter.spec.file, merge, tuple(found))
 
 
 def _whole_grid(part: Part) -> tuple[int, int]:

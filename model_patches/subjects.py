@@ -41,7 +41,7 @@ class Subject:
     """One subject as the artist gave it.
 
     name: the noun as it stands in the prompt; weight: 0..3, multiplies the Apply node's; start_percent, end_percent: ComfyUI's (0 = first
-    step); region: [h, w] mask of where it may appear in the picture, or None; box: where it stands, or None; faces: prepared faces.
+    step); region: mask of where it may appear in the picture, [h, w], or [n, h, w]: one for each picture of a batch, or None; box: where it stands, or None; faces: prepared faces.
     """
 
     name: str
@@ -130,7 +130,7 @@ def make_subject(name: str, images: list[Image | None], mask: Mask | None = None
         name: may be empty here; Encode asks for it where a name is needed.
         images: the `image` input (a batch is several photos) and further ones of other sizes; None entries are skipped.
         mask: cut-outs, one for each photo, or one for all photos of `image`; an empty mask (the host's stand-in for "none") is ignored.
-        region: [n, h, w]; the union of its layers is where the subject may appear.
+        region: [n, h, w]; where the subject may appear, one mask for all pictures of a batch or one for each.
         number: position in the cast, for messages.
         faces: prepared faces (faces.Faces), one for each photo, or None.
     Raises:
@@ -151,7 +151,8 @@ def make_subject(name: str, images: list[Image | None], mask: Mask | None = None
             raise SubjectError(f"a finite number as '{what}' of {label}", f"{rest[what]!r:.40}", "Look at the node that makes this number, or type one in.")
     cutouts = _cutouts(mask, len(batches[0]), len(photos), label)
     if region is not None:
-        region = _layers(region, f"the region mask of {label}").amax(0).clamp(0, 1).cpu()
+        layers = _layers(region, f"the region mask of {label}").clamp(0, 1).cpu()
+        region = layers[0] if len(layers) == 1 else layers
     return Subject(name.strip(), tuple(Photo(p, c) for p, c in zip(photos, cutouts, strict=True)), region=region, faces=faces, **rest)
 
 

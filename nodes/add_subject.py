@@ -32,7 +32,10 @@ class AddSubject(io.ComfyNode):
                     "Cut-out of the subject in the photo: white is the subject, the rest is replaced by white. (Load Image gives the transparent part of a PNG as white: "
                     "put Invert Mask between.)"
                 )),
-                io.Mask.Input("region", optional=True, tooltip="Where in the PICTURE this subject may act: white is allowed. Any size; it is stretched over the picture."),
+                io.Mask.Input("region", optional=True, tooltip=(
+                    "Where in the PICTURE this subject may act: white is allowed. Any size; it is stretched over the picture. A batch of masks: one for each picture of the "
+                    "batch."
+                )),
                 io.Image.Input("same_subject_2", optional=True, tooltip=more),
                 io.Image.Input("same_subject_3", optional=True, tooltip=more),
                 io.Image.Input("same_subject_4", optional=True, tooltip=more),

@@ -241,6 +241,23 @@ def test_disjoint_regions_are_lone_subjects(merge):
     assert (grid[:, :, 3:] == 0).all() and (grid[:, :, :3].abs().amax((0, 3)) > 0).all()
 
 
+def test_a_region_with_a_mask_for_each_picture():
+    """Picture i as under mask i; masks that are not one for each picture become their union."""
+    unet = tiny.unet()
+    left = torch.zeros(72, 48)
+    left[:, :24] = 1
+    masks, settings = torch.stack([left, 1 - left]), ImageAttentionSettings(weight=1.0, mixing=Mixing("uniform"))
+
+    def of(region):
+        return deltas(unet, tiny.references(unet, 1, region=[region]), settings, roles=(COND,))  # two pictures
+
+    found = of(masks)
+    for i, mask in enumerate(masks):
+        torch.testing.assert_close(found[i], of(mask)[i], rtol=1e-5, atol=1e-5)
+    assert not torch.equal(of(left), of(1 - left))
+    torch.testing.assert_close(of(torch.stack([left, left * 0, left])), of(left))
+
+
 def test_boxes_limit_until_their_end():
     unet = tiny.unet()
     references = tiny.references(unet, 1, box=[Box(0.0, 0.0, 1.0, 1 / 3)])

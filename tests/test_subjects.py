@@ -1,6 +1,7 @@
 """What an artist wires into Add Subject, right and wrong."""
 import pytest
 import torch
+from troupe.model_patches.attention.limits import union
 from troupe.model_patches.errors import SubjectError
 from troupe.model_patches.subjects import MAX_SUBJECTS, Cast, References, ReferenceSubject, Subject, make_subject
 
@@ -118,12 +119,15 @@ def test_a_mask_with_nan_is_refused(what):
     assert what in text and "subject 1 ('cat')" in text
 
 
-def test_a_region_batch_is_the_union_of_its_layers():
+def test_a_region_keeps_a_mask_for_each_picture_and_one_for_all():
     left, right = torch.zeros(4, 6), torch.zeros(4, 6)
     left[:, :2], right[:, 4:] = 1.5, 0.25
     region = make_subject("cat", [PHOTO], region=torch.stack((left, right)).half()).region
-    assert region.shape == (4, 6) and region.dtype == torch.float32
-    assert region[0].tolist() == [1, 1, 0, 0, 0.25, 0.25]
+    assert region.shape == (2, 4, 6) and region.dtype == torch.float32
+    assert region[:, 0].tolist() == [[1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0.25, 0.25]]
+    assert union(region)[0].tolist() == [1, 1, 0, 0, 0.25, 0.25]
+    alone = make_subject("cat", [PHOTO], region=left[None]).region
+    assert alone.shape == (4, 6) and union(alone) is alone
 
 
 # ---- casts ------------------------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,11 @@ Window = tuple[float, float, float, float]  # top, left, bottom, right of the vi
 WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 
 
+def union(region: torch.Tensor) -> torch.Tensor:
+    """One mask [H, W] of a region that has one for all pictures, [H, W], or one for each, [n, H, W]."""
+    return region.amax(0) if region.ndim == 3 else region
+
+
 def region_map(region: torch.Tensor, grid: tuple[int, int], window: Window = WHOLE) -> torch.Tensor:
     """Mean of the mask over each grid cell. region [H, W] 0..1 over the whole picture -> [h, w] over the window (whole pixels of the mask)."""
     h, w = region.shape

@@ -1,6 +1,7 @@
 """Relevance-weighted image attention on the host's UNet."""
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +9,10 @@ from typing import Any
 import torch
 
 from ...attention.decoupled import LayerTokens, image_delta
-from ...binding import limited, limits_on_grid
+from ...binding import limited, limits_on_grid, with_masks_for
 from ...layer_tokens import COND, Projected, image_columns, layer_tokens, name_segments, project_images, project_names
 from ...settings import ImageAttentionSettings
-from ...subjects import References
+from ...subjects import References, ReferenceSubject, called
 from .attention_patch import Options, Part, install
 from .blocks import Block, grids_of, text_keys, text_values
 from .clock import FULL, sigma_range
@@ -24,7 +25,7 @@ from .run import Run
 from .weights import weights_of
 
 KEPT = 16  # sets of weights that subjects coming and going make in a run
-LIMITS = 96  # limits that areas and tiles make: a UNet has up to seven grids
+LIMITS = 192  # limits that areas, tiles and windows over the batch make: a UNet has up to seven grids
 WEIGHT_STATES = 8  # hook schedules change the UNet's weights within a run; the keys of so many states are kept
 
 
@@ -102,11 +103,13 @@ class ImageAttention(Hook):
         if not shown and limited(self.references.subjects, call.now.boxed):
             sentence = f"{named([call.around])} samples the picture in tiles"
             run.rest(f"{sentence}: the regions and boxes of {self.node} cannot be placed in them and rest.")
+        subjects, pictures = self._pictured(call, options)
         for grid in grids_of(self.blocks, tuple(x.shape[-2:])) if shown else ():  # before the layers ask: in them, making it would break a compiled graph
-            self.limits(call, tuple(chunk.area for chunk in chunks if chunk), grid, device)
+            self.limits(call, tuple(chunk.area for chunk in chunks if chunk), grid, device, subjects, pictures)
             for tally in tallies:
                 tally.prepare(chunks, grid, call.size, device)
-        shared = SharedDelta(self, call, chunks, strengths, shown, tallies, acting, [call.around, *patches_of(options, "attn2_patch")])
+        others = [call.around, *patches_of(options, "attn2_patch")]
+        shared = SharedDelta(self, call, chunks, strengths, shown, tallies, acting, others, subjects, pictures)
         if with_subjects(chunks) and run.begins():
             self._report(run, images, names)
         return {block.key: LayerDelta(shared, *layer) for block, *layer in zip(self.blocks, tokens, gains, strict=True)}
@@ -129,18 +132,31 @@ class ImageAttention(Hook):
             found.append(tokens.float() if block.precision == torch.float32 else tokens)
         return found
 
-    def limits(self, call: Call, areas: tuple[tuple[int, ...] | None, ...], grid: Grid, device: torch.device) -> torch.Tensor | None:
-        """m of every subject for the chunks, [1 or G, 1, M, N], or None where no region or box limits anybody."""
+    def _pictured(self, call: Call, options: Options) -> tuple[Sequence[ReferenceSubject], tuple[int, ...]]:
+        """The subjects as a call needs their regions, and the number of each of its pictures, () where no region differs between them."""
         subjects = self.references.subjects
+        if all(s.region is None or s.region.ndim == 2 for s in subjects):
+            return subjects, ()
+        window = pictures_of_window(options)
+        pictures = tuple(range(call.pictures)) if window is None or len(window) != call.pictures else window
+        found, wrong = call.run.once(("pictures", pictures), lambda: with_masks_for(subjects, pictures, window is None), LIMITS)
+        for i in wrong:
+            sentence = f"the region of {called(i + 1, subjects[i].name)} has {len(subjects[i].region)} masks, and the batch {counted(len(pictures), 'picture')}"
+            call.run.say(f"{sentence}: each picture gets their union. Give one mask for all, or one for each picture.", logging.WARNING)
+        return found, pictures if any(s.region is not None and s.region.ndim == 3 for s in found) else ()
+
+    def limits(self, call: Call, areas: tuple[tuple[int, ...] | None, ...], grid: Grid, device: torch.device, subjects: Sequence[ReferenceSubject] | None = None,
+               pictures: tuple[int, ...] = ()) -> torch.Tensor | None:
+        """m of every subject for the chunks, [1 or G, 1 or B, M, N], or None where no region or box limits anybody. subjects, pictures: see `_pictured`."""
+        subjects = self.references.subjects if subjects is None else subjects
         if not limited(subjects, call.now.boxed):
             return None
         areas = areas[:1] if len(set(areas)) == 1 else areas
 
         def maps() -> torch.Tensor:
-            found = [limits_on_grid(subjects, self.settings, grid, call.now.boxed, device, window_of(area, call.size)) for area in areas]
-            return torch.stack(found).unsqueeze(1)
+            return torch.stack([limits_on_grid(subjects, self.settings, grid, call.now.boxed, device, window_of(area, call.size), pictures) for area in areas])
 
-        return call.run.once(("limits", areas, call.size, grid, call.now.boxed, device), maps, LIMITS)
+        return call.run.once(("limits", areas, call.size, grid, call.now.boxed, device, pictures), maps, LIMITS)
 
     def _report(self, run: Run, images: Sequence[Any], names: Sequence[torch.Tensor] | None) -> None:
         adapter, merge = self.references.adapter, self.settings.mixing.merge
@@ -155,7 +171,8 @@ class ImageAttention(Hook):
 @dataclass(frozen=True, eq=False)
 class SharedDelta:
     """What the deltas of one model call have in common. placed: its rows show what the host says, not tiles of it; tallies: of those who record;
-    acting: [M], 1 for subjects that act now, or None where nobody records; others: patches and wrappers of other packs that can change rows and positions."""
+    acting: [M], 1 for subjects that act now, or None where nobody records; others: patches and wrappers of other packs that can change rows and positions;
+    subjects, pictures: see `ImageAttention.limits`."""
 
     owner: ImageAttention
     call: Call
@@ -165,6 +182,8 @@ class SharedDelta:
     tallies: tuple[Tally, ...]
     acting: torch.Tensor | None
     others: Sequence[Any]
+    subjects: Sequence[ReferenceSubject]
+    pictures: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +205,12 @@ class LayerDelta:
         active = [(place, chunk) for place, chunk in zip(rows, shared.chunks, strict=True) if chunk is not None]
         grid = tuple(options["activations_shape"][-2:])
         whole = shared.placed and grid[0] * grid[1] == q.shape[1]
-        limits = shared.owner.limits(shared.call, tuple(chunk.area for _, chunk in active), grid, q.device) if whole else None
+        pictures = shared.pictures if all(length == len(shared.pictures) for (_, length), _ in active) else ()
+        if shared.pictures and not pictures:
+            sentence = f"{named(shared.others)} has repeated the pictures of the batch"
+            shared.call.run.rest(f"{sentence}: each gets the union of a region's masks in those layers of {shared.owner.node}.")
+        areas = tuple(chunk.area for _, chunk in active)
+        limits = shared.owner.limits(shared.call, areas, grid, q.device, shared.subjects, pictures) if whole else None
         if shared.placed and not whole and limited(shared.owner.references.subjects, shared.call.now.boxed):
             sentence = f"{named(shared.others)} has rearranged the picture's positions"
             shared.call.run.rest(f"{sentence}: the regions and boxes of {shared.owner.node} rest in those layers.")
@@ -219,6 +243,15 @@ class LayerDelta:
         if options["attn_precision"] == torch.float32:  # of models whose attention overflows in float16, such as SD2.x
             q, tokens = q.float(), tokens.float()
         return image_delta(q, tokens, self.shared.strengths, options["n_heads"], mixing, limits, plain, logits, observe).to(dtype)
+
+
+def pictures_of_window(options: Options) -> tuple[int, ...] | None:
+    """Numbers of the pictures in a call that has only a part of the batch, as the host's context windows and AnimateDiff-Evolved say; None: all."""
+    window = options.get("context_window")
+    if window is not None and getattr(window, "dim", None) == 0:
+        return tuple(window.index_list)
+    parts = (options.get("ad_params") or {}).get("sub_idxs")
+    return None if parts is None else tuple(map(int, parts))
 
 
 def hook_state(model: Any) -> Any:

@@ -12,7 +12,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch.nn.functional import scaled_dot_product_attention
 
 from ...attention.decoupled import LayerTokens, image_delta
-from ...binding import check_names, check_widths, limited, limits_on_grid
+from ...binding import check_names, check_widths, limited, limits_on_grid, with_masks_for
 from ...errors import MismatchError
 from ...layer_tokens import COND, UNCOND, image_columns, layer_tokens, name_segments, project_images, project_names
 from ...relevance_maps import AppliedMaps, Part, applied_maps
@@ -132,12 +132,15 @@ class ImageAttention:
         layers = self.references.adapter.layers.layers
         return self._once("gains", lambda: [layer.gain_weights(self._unet.device, self._unet.dtype) for layer in layers])[index]
 
-    def limits(self, transformer: Transformer2DModel, positions: int) -> torch.Tensor | None:
-        """m of every subject, [1, 1, M, N], or None where nothing limits or the layer's positions are not its transformer's grid."""
+    def limits(self, transformer: Transformer2DModel, positions: int, pictures: int) -> torch.Tensor | None:
+        """m of every subject, [1, 1 or B, M, N], or None where nothing limits or the layer's positions are not its transformer's grid."""
         grid = self._grids.get(transformer)
         if grid is None or grid[0] * grid[1] != positions or not limited(self.references.subjects, self.boxed):
             return None
-        return self._once(("limits", grid, self.boxed), lambda: limits_on_grid(self.references.subjects, self.settings, grid, self.boxed, self._unet.device)[None, None])
+        subjects, _ = with_masks_for(self.references.subjects, range(pictures), True)
+        numbers = tuple(range(pictures)) if any(s.region is not None and s.region.ndim == 3 for s in subjects) else ()
+        return self._once(("limits", grid, self.boxed, numbers),
+                          lambda: limits_on_grid(subjects, self.settings, grid, self.boxed, self._unet.device, pictures=numbers)[None])
 
     def observer(self, transformer: Transformer2DModel, roles: Sequence[str]) -> Callable[[torch.Tensor], None] | None:
         """What a layer of this transformer is to tell who owns its positions, [G, B, M, N] for groups of these roles; None unless recording."""
@@ -220,7 +223,7 @@ class LayerDelta:
         if len(taking) < len(roles):
             q, plain = (None if x is None else torch.stack([x[g] for g in taking]) for x in (q, plain))
         logits = None if plain is None else plain @ gain_weights
-        limits = owner.limits(self.place.transformer, query.shape[1])
+        limits = owner.limits(self.place.transformer, query.shape[1], q.shape[1])
         observe = owner.observer(self.place.transformer, [role for role in roles if role])
         delta = image_delta(q, owner.tokens(self.index), owner.strengths, self.place.attention.heads, owner.settings.mixing, limits, plain, logits, observe)
         if len(taking) < len(roles):
