@@ -14,6 +14,7 @@ from ..encoders.projections import FaceMLP, ImageProj, Resampler, module_name
 from ..errors import CheckpointError
 from .refused import no_adapter, refuse_known
 from .tensors import AGAIN, State, assign, check_matrix, part, reading
+from .trained_ip import published
 
 LAYERS = ("ip_adapter.", "adapter_modules.")  # before the names of the layers, in files of the publishers and of some trainers
 NUMBER = re.compile(r"[0-9]{1,4}")
@@ -23,13 +24,14 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
     """Modules of an IP-Adapter or MIP-Adapter, weights in the file's own dtypes.
 
     Arguments:
-        state: flat tensors (`image_proj.*` and `ip_adapter.*` or `adapter_modules.*`).
+        state: flat tensors (`image_proj.*` and `ip_adapter.*` or `adapter_modules.*`), or those of a training's checkpoint (see `trained_ip`).
         file: its name, for messages.
         operations: namespace with Linear and LayerNorm.
     Raises:
         CheckpointError: another kind of file, or a tensor that is missing, misshapen or unknown.
     """
     refuse_known(state, file)
+    state = published(state, file)
     prefix = next((prefix for prefix in LAYERS if part(state, prefix)), LAYERS[0])
     projection_state, layer_state = part(state, "image_proj."), part(state, prefix)
     if not projection_state or not layer_state:
