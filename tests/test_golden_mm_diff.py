@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from golden_mm_diff import MODES, SHAPES, close, golden, loaded, normal, state
+from golden_prompts import StoredEncoder, fused, word
 from torch import nn
 from torch.nn.functional import interpolate, linear, scaled_dot_product_attention
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -16,8 +17,9 @@ from troupe.model_patches.encoders.grounding import MLP
 from troupe.model_patches.encoders.lora import PAIRS, ImageLora, LowRank
 from troupe.model_patches.encoders.projections import MisshapenTensor, PerceiverAttention
 from troupe.model_patches.encoders.refiner import SERefiner, SubjectHead
-from troupe.model_patches.encoders.words import PhotoToWords, Postfuse, WordFusion, fuse_at
+from troupe.model_patches.encoders.words import PhotoToWords, Postfuse, WordFusion
 from troupe.model_patches.hosts.diffusers import encoders
+from troupe.model_patches.prompt.tokens import LENGTH
 
 HEADS = 4  # of the attention and refiner goldens
 
@@ -102,33 +104,35 @@ def test_word_fusion_for_another_width_is_refused():
 @pytest.mark.parametrize("mode", MODES)
 def test_postfuse_is_the_official_one(mode):
     """The first `num_objects` embeddings of each row go to the marked positions, in order."""
-    g = golden("fastcomposer")
-    photos = torch.cat([row[:n, 0] for row, n in zip(g["fc.object_embeds"], g["fc.num_objects"].tolist(), strict=True)])
-    positions = g["fc.mask"].nonzero()
-    assert len(positions) == len(photos) > 2
-    fused = fuse_at(made(Postfuse, "postfuse_module", mode), g["fc.text"], positions, photos)
-    close(fused, g[f"fc.postfuse.{mode}"])
-    assert torch.equal(fused[~g["fc.mask"]], g["fc.text"][~g["fc.mask"]])
+    g, module = golden("fastcomposer"), made(Postfuse, "postfuse_module", mode)
+    for row, text in enumerate(g["fc.text"]):
+        places = g["fc.mask"][row].nonzero().flatten().tolist()
+        photos = [photo for photo in g["fc.object_embeds"][row][:g["fc.num_objects"][row]]]
+        assert len(places) == len(photos) > 0
+        padded = torch.nn.functional.pad(text, (0, 0, 0, LENGTH - len(text)))[None]
+        found = fused("postfuse", StoredEncoder(lambda tokens, padded=padded: (padded, None), fusion=module), len(text) - 1, places, photos)
+        close(found.fused.states[0, :len(text)], g[f"fc.postfuse.{mode}"][row])
+        others = ~torch.nn.functional.pad(g["fc.mask"][row], (0, LENGTH - len(text)))
+        assert torch.equal(found.fused.states[0, others], padded[0, others]) and torch.equal(found.plain.states, padded)
 
 
-def test_positions_say_which_photo_goes_where():
+def test_each_photo_goes_to_its_own_word():
     """In any order, and nothing else changes, neither the sequence that was given."""
-    text, photos = normal("text", 2, 5, 3), normal("photos", 3, 3)
-    before, positions = text.clone(), torch.tensor([[1, 4], [0, 2], [1, 0]])
-    fused = fuse_at(lambda words, photos: words + 10 * photos, text, positions, photos)
+    text, photos = normal("text", 1, LENGTH, 3).float(), normal("photos", 3, 1, 3).float()
+    before, places = text.clone(), [4, 2, 1]
+    encoder = StoredEncoder(lambda tokens: (text, None), fusion=lambda words, photos: words + 10 * photos)
     expected = before.clone()
-    for (row, token), photo in zip(positions.tolist(), photos, strict=True):
-        expected[row, token] += 10 * photo
-    assert torch.equal(fused, expected) and torch.equal(text, before)
-    assert torch.equal(fuse_at(lambda words, photos: words, text, torch.zeros(0, 2, dtype=torch.long), photos[:0]), before)
+    for place, photo in zip(places, photos, strict=True):
+        expected[0, place] += 10 * photo[0]
+    assert torch.equal(fused("postfuse", encoder, 5, places, photos).fused.states, expected) and torch.equal(text, before)
 
 
 def test_a_weight_draws_a_word_to_its_photo():
-    words, photos = normal("words", 1, 4, 3), normal("photos", 4, 3)
-    positions = torch.tensor([[0, 0], [0, 1], [0, 2], [0, 3]])
-    fused = fuse_at(lambda words, photos: photos, words, positions, photos, torch.tensor([0.0, 0.25, 1.0, 3.0]))[0]
-    assert torch.equal(fused[0], words[0, 0]) and torch.equal(fused[2:], photos[2:])
-    torch.testing.assert_close(fused[1], 0.75 * words[0, 1] + 0.25 * photos[1])
+    words, photos = normal("words", 1, LENGTH, 3).float(), normal("photos", 4, 1, 3).float()
+    encoder = StoredEncoder(lambda tokens: (words, None), fusion=lambda words, photos: photos)
+    states = fused("postfuse", encoder, 4, [1, 2, 3, 4], photos, [0.0, 0.25, 1.0, 3.0]).fused.states[0]
+    assert torch.equal(states[1], words[0, 1]) and torch.equal(states[3:5], photos[2:, 0])
+    torch.testing.assert_close(states[2], 0.75 * words[0, 2] + 0.25 * photos[1, 0])
 
 
 # ---- words in front of the text encoders -------------------------------------------------------------------------------------------------
@@ -160,18 +164,35 @@ def encoded(model, ids, replace=lambda embeddings: embeddings):
 def test_fused_words_in_a_text_encoder_are_the_official_ones(which, mode):
     g = golden("text")
     model, fusion = text_encoder(which, mode), made(WordFusion, f"mm_fuse_{which}", mode)
+    places = g["text.mask"][0].nonzero().flatten().tolist()
+    vectors = list(g[f"text.object_embeds.{which}"].split(1))
+    table = getattr(model, "text_model", model).embeddings.token_embedding.weight.detach()
 
-    def fused(embeddings):
-        return fuse_at(fusion, embeddings, g["text.mask"].nonzero(), g[f"text.object_embeds.{which}"])
+    def through(ids, *given, **rest):
+        """The prompt whose words have these ids, and what the encoder makes of it: (embeddings with positions, penultimate states, pooled)."""
+        seen = []
 
-    _, penultimate, pooled = encoded(model, g["text.ids"])
-    close(penultimate, g[f"text.{which}.plain.penultimate.{mode}"])
-    close(pooled, g[f"text.{which}.plain.pooled.{mode}"])
-    embeddings, penultimate, pooled = encoded(model, g["text.ids"], fused)
-    close(embeddings, g[f"text.{which}.fused.embeddings.{mode}"])
-    close(penultimate, g[f"text.{which}.fused.penultimate.{mode}"])
-    close(pooled, g[f"text.{which}.fused.pooled.{mode}"])
-    close(encoded(model, g["text.neg_ids"], fused)[1], g[f"text.{which}.fused.neg_penultimate.{mode}"])
+        def states(tokens):
+            def replace(embeddings):
+                rows = [(i, token) for i, token in enumerate(tokens[:ids.shape[1]]) if isinstance(token, torch.Tensor)]
+                return embeddings.index_put((torch.tensor(0), torch.tensor([i for i, _ in rows])), torch.stack([t for _, t in rows])) if rows else embeddings
+
+            seen.append(encoded(model, ids, replace))
+            return seen[-1][1], seen[-1][2]
+
+        fused("word", StoredEncoder(states, table[ids[0]], fusion), *given, **rest)
+        return seen
+
+    length = g["text.ids"].shape[1] - 1
+    plain, changed = through(g["text.ids"], length, places, vectors)
+    close(plain[1], g[f"text.{which}.plain.penultimate.{mode}"])
+    close(plain[2], g[f"text.{which}.plain.pooled.{mode}"])
+    close(changed[0], g[f"text.{which}.fused.embeddings.{mode}"])
+    close(changed[1], g[f"text.{which}.fused.penultimate.{mode}"])
+    close(changed[2], g[f"text.{which}.fused.pooled.{mode}"])
+    negative = through(g["text.neg_ids"], length, places, vectors, text=" ".join(map(word, range(1, length + 1))), places_of=" ".join(map(word, range(1, length + 1))))
+    close(negative[1][1], g[f"text.{which}.fused.neg_penultimate.{mode}"])
+
 
 
 # ---- photos ------------------------------------------------------------------------------------------------------------------------------

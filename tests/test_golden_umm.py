@@ -4,9 +4,11 @@ import json
 import pytest
 import torch
 from golden_mm_diff import FOLDER, golden, loaded, normal
+from golden_prompts import StoredEncoder, fused
 from troupe.model_patches.attention.guidance import rescaled, subject_guidance, umm_coefficients, umm_guidance
 from troupe.model_patches.encoders.projections import MisshapenTensor
-from troupe.model_patches.encoders.pseudo_words import ACTIVATIONS, PseudoWords, unified_states
+from troupe.model_patches.encoders.pseudo_words import ACTIVATIONS, PseudoWords
+from troupe.model_patches.prompt.tokens import LENGTH
 
 INDEX = json.loads((FOLDER / "umm" / "umm.json").read_text())
 FUSED = sorted(name for name in INDEX if name.startswith("umm.fused.s"))
@@ -78,7 +80,16 @@ def test_layers_that_do_not_follow_each_other_are_told_by_the_tensor():
 @pytest.mark.parametrize("case", ["one", "two", "none"])
 def test_unified_states_are_the_formulas(case):
     g = golden("umm")
-    assert torch.equal(unified_states(g["umm.h_y"], g["umm.h_r"], g[f"umm.mask.{case}"]), g[f"umm.h_u.{case}"])
+    for row, mask in enumerate(g[f"umm.mask.{case}"]):
+        length, places = len(mask) - 1, mask.nonzero().flatten().tolist()
+        h_y, h_r = (torch.nn.functional.pad(g[f"umm.{name}"][row], (0, 0, 0, LENGTH - length - 1))[None] for name in ("h_y", "h_r"))
+
+        def states(tokens, h_y=h_y, h_r=h_r):
+            return (h_r if any(isinstance(token, torch.Tensor) for token in tokens) else h_y), None
+
+        encoder = StoredEncoder(states, torch.zeros(length + 1, 24))
+        found = fused("pseudo", encoder, length, places, [torch.ones(1, 24)] * len(places))
+        assert torch.equal(found.fused.states[0, :length + 1], g[f"umm.h_u.{case}"][row]) and torch.equal(found.plain.states, h_y)
 
 
 # ---- fused sampling ----------------------------------------------------------------------------------------------------------------------

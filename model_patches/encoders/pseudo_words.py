@@ -65,11 +65,3 @@ class PseudoWords(nn.Module):
         if self.output_norm is not None:
             x = self.output_norm(x.unflatten(-1, (-1, self.norm_width))).flatten(-2)
         return x.unflatten(-1, (self.tokens, -1))
-
-
-def unified_states(text: torch.Tensor, pseudo: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """h_u: the plain prompt's states, with those of the pseudo words in their places alone, so that later words stay purely textual.
-
-    Arguments: text: h_y [B, L, d], pseudo: h_r [B, L, d], the prompt encoded without and with the pseudo words; mask: [B, L] bool, their places.
-    """
-    return torch.where(mask.unsqueeze(-1), pseudo, text)

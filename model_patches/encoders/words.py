@@ -6,7 +6,6 @@ of them, E width of an image embedding (CLIP's projected one, not normalised).
 """
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -75,24 +74,3 @@ class Postfuse(nn.Module):
     def forward(self, words: torch.Tensor, photos: torch.Tensor) -> torch.Tensor:
         """words [..., d] of the text encoder's output (final norm included), photos [..., E] -> [..., d]."""
         return self.layer_norm(self.mlp2(self.mlp1(torch.cat((words, photos), -1)) + words))
-
-
-def fuse_at(fusion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], sequence: torch.Tensor, positions: torch.Tensor, photos: torch.Tensor,
-            weights: torch.Tensor | None = None) -> torch.Tensor:
-    """The sequence with its subject words fused: at position k, `lerp(word, fusion(word, photo_k), min(w_k, 1))`.
-
-    Arguments:
-        fusion: WordFusion (on word embeddings, before position embeddings are added) or Postfuse (on the encoder's output).
-        sequence: [B, L, d]; it stays as it is.
-        positions: [K, 2] integer (row, token), none twice; in a published mask [B, L] bool they are its `nonzero()`.
-        photos: [K, ...] in the order of the positions.
-        weights: [K], 0 leaves the word as it was; None for 1 each.
-    Returns:
-        [B, L, d] in the sequence's dtype.
-    """
-    rows, tokens = positions.unbind(-1)
-    words = sequence[rows, tokens]
-    fused = fusion(words, photos).to(words)
-    if weights is not None:
-        fused = torch.lerp(words, fused, weights.to(words).clamp(0, 1).unsqueeze(-1))
-    return sequence.index_put((rows, tokens), fused)
