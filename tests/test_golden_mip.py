@@ -66,6 +66,17 @@ def test_paper_merge_is_the_papers_formula(name, trained):
     torch.testing.assert_close(merged(g, "paper", trained), g[f"{kind}.paper_merged"], **g.tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_relevance_is_made_in_float32(dtype):
+    """Over many positions a half precision softmax would lose most of its sum, and small shares their digits."""
+    chance = torch.Generator().manual_seed(2)
+    query, names = (torch.randn(1, *shape, 32, generator=chance).to(dtype) for shape in ((1, 16384), (3,)))
+    a = relevance(query, names, torch.eye(3)[None], 2)
+    logits = torch.einsum("nhd,lhd->hln", query[0, 0].double().view(-1, 2, 16), (names[0].double() * 16**-0.5).view(-1, 2, 16))
+    assert a.dtype == torch.float32 and (a.sum(-1) - 1).abs().max() < 1e-4
+    torch.testing.assert_close(a[0, 0].double(), logits.softmax(-1).mean(0), rtol=0.05, atol=1e-7)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_relevance_shares_and_text_gain(name):
     g = layer(name)

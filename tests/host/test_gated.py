@@ -102,6 +102,53 @@ def test_use_bbox(use_bbox, count, placed):
     check(st, st.references(count, boxes=[*BOXES[:count - 1], BOXES[0] if placed else None]), GatedSettings(use_bbox=use_bbox), (10, 12))
 
 
+def test_a_subject_of_weight_0_does_not_count_for_auto():
+    """Two subjects of which one is switched off are a single one, whose photo tokens do not know their box."""
+    from gated_stage import BOXES, gated_stage
+    from stage import ksample
+    from troupe.model_patches.settings import GatedSettings
+
+    st = gated_stage("patches")
+
+    def picture(use_bbox, weights):
+        return ksample(*st.apply(st.references(2, boxes=BOXES[:2], weights=weights), GatedSettings(use_bbox=use_bbox)), size=(10, 12), steps=1)
+
+    one = [1.0, 0.0]
+    assert torch.equal(picture("auto", one), picture("off", one)) and not torch.equal(picture("auto", one), picture("on", one))
+    assert torch.equal(picture("auto", [1.0, 1.0]), picture("on", [1.0, 1.0]))
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2"])
+def test_decay_with_samplers_that_call_twice_a_step(sampler, monkeypatch):
+    """The first call of a step has the step's own percent, further calls that of the next step."""
+    import comfy.samplers
+    from gated_stage import gated_stage
+    from stage import ksample
+    from test_guider import percent_of
+    from troupe.model_patches.hosts.comfyui.gated import GatedAdapter
+    from troupe.model_patches.settings import GatedSettings
+
+    seen, original = [], GatedAdapter.strengths
+
+    def spy(self, run, model_sampling, sigma):
+        found = original(self, run, model_sampling, sigma)
+        seen.append((float(sigma[0]), found.scale if found else 0.0))
+        return found
+
+    monkeypatch.setattr(GatedAdapter, "strengths", spy)
+    st, (end, decay), steps = gated_stage(), (0.25, 0.5), 5
+    ksample(*st.apply(st.references(2), GatedSettings(0.8, end, decay)), steps=steps, sampler=sampler)
+    sigmas = comfy.samplers.KSampler(st.patcher, steps, "cpu", sampler, "normal", 1.0).sigmas.tolist()
+    expected, step = [], 0
+    for sigma, _ in seen:
+        first = abs(sigma - sigmas[step]) < 1e-5 and not (expected and expected[-1][0] == step)
+        at = step if first else step + 1
+        expected.append((step, 0.8 * min(max(1.0 - (percent_of(st.patcher, sigmas[at]) - end) / decay, 0.0), 1.0)))
+        step += 1 if not first or sampler == "euler" or step == steps - 1 else 0
+    assert len(seen) == (steps if sampler == "euler" else 2 * steps - 1) and any(0 < scale < 0.8 for _, scale in seen)
+    assert [scale for _, scale in seen] == pytest.approx([scale for _, scale in expected], abs=1e-4)
+
+
 def test_thirty_slots():
     from gated_stage import gated_stage
     from troupe.model_patches.settings import GatedSettings

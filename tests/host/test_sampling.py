@@ -5,12 +5,12 @@ pytestmark = pytest.mark.usefixtures("host")
 TOLERANCE = 1e-3  # of the references' effect
 
 
-def check(st, references, chosen, size=(16, 16), batch=1, cfg=5.0, steps=2, wired=True):
+def check(st, references, chosen, size=(16, 16), batch=1, cfg=5.0, steps=2, wired=True, **truth):
     import independent
     from stage import error, ksample, noise_of
 
     noise = noise_of(size, batch)
-    expected = independent.sample(st.patcher, st.truth(references, chosen), st.positive, st.negative, noise, steps, cfg)
+    expected = independent.sample(st.patcher, st.truth(references, chosen, **truth), st.positive, st.negative, noise, steps, cfg)
     without = independent.sample(st.patcher, None, st.positive, st.negative, noise, steps, cfg)
     found = ksample(*st.apply(references, chosen, wired), size, batch, steps, cfg)
     assert error(found, expected, without) < TOLERANCE
@@ -94,6 +94,22 @@ def test_regions(merge):
     left, soft = torch.zeros(64, 64), torch.rand(50, 70, generator=torch.Generator().manual_seed(5))
     left[:, :32] = 1
     check(st, st.references(3, regions=[left, soft, None]), settings(merge), (13, 21))
+
+
+@pytest.mark.parametrize("merge", ["relevance", "paper", "joint", "add"])
+def test_background_with_regions_and_boxes(merge):
+    """What is held back is measured on the relevance itself, wherever a subject may be."""
+    import torch
+    from stage import settings, stage
+    from troupe.model_patches.subjects import Box
+
+    st = stage("SD15")
+    left = torch.zeros(64, 64)
+    left[:, :32] = 1
+    check(st, st.references(3, regions=[left, None, None]), settings(merge, background=0.2), (13, 21))
+    inside = torch.zeros(12, 16)
+    inside[:9, 4:12] = 1
+    check(st, st.references(3, boxes=[None, Box(0.25, 0.0, 0.5, 0.75), None]), settings(merge, background=0.2, box_feather=0.0), (12, 16), boxes=[None, inside, None])
 
 
 def test_subject_ranges_act_step_by_step():
