@@ -5,8 +5,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..model_patches.hosts.comfyui.apply import apply_gated
+from ..model_patches.hosts.comfyui.notice import notifier
 from ..model_patches.settings import GatedSettings
-from .graph import blocked_unless_wired, needed
+from .graph import blocked_unless_wired, needed, warn_about_wires_past
 from .types import CATEGORY, ReferencesType, percent
 
 
@@ -44,11 +45,13 @@ class ApplyGated(io.ComfyNode):
                 io.Conditioning.Output("negative_out", display_name="negative"),
                 io.Conditioning.Output("middle_out", display_name="second positive"),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
     def execute(cls, model: Any, positive: Any, strength: float, end_percent: float, decay_percent: float, use_bbox: str,
                 negative: Any = None, middle: Any = None, references: Any = None) -> io.NodeOutput:
         references = needed(references, "Apply Gated Adapter", "references", "Encode Subject References")
+        warn_about_wires_past("Apply Gated Adapter", cls.hidden, notifier(cls.hidden.unique_id))
         settings = GatedSettings(strength, end_percent, decay_percent, use_bbox)
         return io.NodeOutput(*blocked_unless_wired("Apply Gated Adapter", *apply_gated(model, references, settings, positive, negative, middle)))

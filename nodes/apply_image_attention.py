@@ -8,7 +8,7 @@ from ..model_patches.attention.decoupled import MERGES
 from ..model_patches.hosts.comfyui.apply import apply_image_attention
 from ..model_patches.hosts.comfyui.notice import notifier
 from ..model_patches.settings import ImageAttentionSettings, mixing_for
-from .graph import blocked_unless_wired, needed, warn_about_missing_names
+from .graph import blocked_unless_wired, needed, warn_about_missing_names, warn_about_wires_past
 from .types import CATEGORY, ReferencesType, percent
 
 
@@ -67,7 +67,9 @@ class ApplyImageAttention(io.ComfyNode):
                 box_feather: float, sharpness: float, background: float, positive: Any = None, negative: Any = None, middle: Any = None,
                 references: Any = None) -> io.NodeOutput:
         references = needed(references, "Apply Image Attention", "references", "Encode Subject References")
-        warn_about_missing_names(references, cls.hidden, ("positive", "middle"), notifier(cls.hidden.unique_id))
+        warn = notifier(cls.hidden.unique_id)
+        warn_about_missing_names(references, cls.hidden, ("positive", "middle"), warn)
+        warn_about_wires_past("Apply Image Attention", cls.hidden, warn)
         mixing = mixing_for(references, merge, sharpness, background)
         settings = ImageAttentionSettings(weight, mixing, start_percent, end_percent, box_strength, box_end_percent, box_feather)
         return io.NodeOutput(*blocked_unless_wired("Apply Image Attention", *apply_image_attention(model, references, settings, positive, negative, middle)))

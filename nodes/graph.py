@@ -8,6 +8,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..model_patches.errors import MismatchError
 from ..model_patches.prompt.graph_text import literal_texts
+from ..model_patches.prompt.graph_wires import samplers_past
 from ..model_patches.prompt.names import missing_warnings
 from ..model_patches.subjects import References
 
@@ -17,6 +18,13 @@ def warn_about_missing_names(references: References, hidden: Any, inputs: Sequen
     texts = literal_texts(hidden.prompt, hidden.unique_id, inputs)
     for sentence in missing_warnings([s.name for s in references.subjects if s.name_tokens is not None], texts):
         warn(sentence)
+
+
+def warn_about_wires_past(node: str, hidden: Any, warn: Callable[[str], None]) -> None:
+    """Warn about samplers that take this node's prompts, and a MODEL that has not passed it. node: display name."""
+    for id_, type in samplers_past(hidden.prompt, hidden.unique_id):
+        sentence = f"a prompt of {node} goes to {type} (node {id_}), and that node's 'model' does not come through {node}: the references do nothing there."
+        warn(f"{sentence} Wire 'model' of {node} into it, also through LoRA and other nodes.")
 
 
 def used_from(hidden: Any, type: str, output: int) -> bool:

@@ -9,7 +9,7 @@ from ..model_patches.hosts.comfyui.apply import apply_image_attention
 from ..model_patches.hosts.comfyui.notice import notifier
 from ..model_patches.hosts.comfyui.quick import quick_references
 from ..model_patches.settings import ImageAttentionSettings, mixing_for
-from .graph import blocked_unless_wired, needed, warn_about_missing_names
+from .graph import blocked_unless_wired, needed, warn_about_missing_names, warn_about_wires_past
 from .types import CATEGORY, ReferencesType
 
 
@@ -69,6 +69,7 @@ class QuickSubjects(io.ComfyNode):
         given = ((image_1, name_1), (image_2, name_2), (image_3, name_3), (image_4, name_4))
         references = quick_references(clip, adapter_name, [pair for pair in given if pair[0] is not None], clip_vision, warn)
         warn_about_missing_names(references, cls.hidden, ("positive",), warn)
+        warn_about_wires_past("Quick Subjects", cls.hidden, warn)
         settings = ImageAttentionSettings(weight, mixing_for(references, "auto"))
         model, positive, negative, _ = apply_image_attention(model, references, settings, positive, negative)
         return io.NodeOutput(*blocked_unless_wired("Quick Subjects", model, positive, negative, None)[:3], references)

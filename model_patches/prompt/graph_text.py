@@ -31,7 +31,7 @@ def literal_texts(graph: Mapping[str, Any] | None, node_id: str | None, inputs: 
     node = (graph or {}).get(str(node_id))
     if not node:
         return []
-    waiting = [node["inputs"][name] for name in inputs if _is_link(node["inputs"].get(name))]
+    waiting = [node["inputs"][name] for name in inputs if is_link(node["inputs"].get(name))]
     seen: set[str] = set()
     texts: list[str] = []
     try:
@@ -41,9 +41,9 @@ def literal_texts(graph: Mapping[str, Any] | None, node_id: str | None, inputs: 
                 continue
             seen.add(source)
             for name, value in graph[source]["inputs"].items():
-                if name in TEXT_INPUTS and (isinstance(value, str) or _is_link(value)):
+                if name in TEXT_INPUTS and (isinstance(value, str) or is_link(value)):
                     texts.append(_text(graph, value, MAX_NODES, {}))
-                elif _is_link(value):
+                elif is_link(value):
                     waiting.append(value)
     except Unknown:
         return []
@@ -54,13 +54,13 @@ def _text(graph: Mapping[str, Any], value: Any, depth: int, known: dict[str, str
     """The text of a literal or a link; known: texts by node, those found so far. Raises Unknown."""
     if isinstance(value, str):
         return value
-    if _is_link(value) and str(value[0]) in known:
+    if is_link(value) and str(value[0]) in known:
         return known[str(value[0])]
-    node = graph.get(str(value[0])) if _is_link(value) else None
+    node = graph.get(str(value[0])) if is_link(value) else None
     if node is None or depth == 0:
         raise Unknown
     make = MADE.get(node.get("class_type"))
-    given = {name: _text(graph, part, depth - 1, known) for name, part in node["inputs"].items() if name not in PLAIN_CHOICES and (isinstance(part, str) or _is_link(part))}
+    given = {name: _text(graph, part, depth - 1, known) for name, part in node["inputs"].items() if name not in PLAIN_CHOICES and (isinstance(part, str) or is_link(part))}
     if make is None and (len(given) != 1 or next(iter(given)) not in TEXT_INPUTS):  # not a node that only holds or passes on one text
         raise Unknown
     try:
@@ -70,5 +70,6 @@ def _text(graph: Mapping[str, Any], value: Any, depth: int, known: dict[str, str
     return known[str(value[0])]
 
 
-def _is_link(value: Any) -> bool:
+def is_link(value: Any) -> bool:
+    """Whether an input of an API-format graph is a link, [node id, output]."""
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], (str, int)) and isinstance(value[1], int)

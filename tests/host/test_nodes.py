@@ -260,3 +260,28 @@ def test_quick_subjects_says_its_warnings_each_time(base_folder, clips, vision, 
         caplog.clear()
         run(pack.QuickSubjects, **asked, weight=weight)
         assert sum("are both called 'girl'" in r.message for r in caplog.records) == 1
+
+
+@pytest.mark.parametrize("which", ["ApplyImageAttention", "ApplyGated"])
+@pytest.mark.parametrize("past", [True, False])
+def test_a_model_wired_past_the_node_is_told(which, past, monkeypatch, caplog):
+    """By the graph, before anything is sampled."""
+    from types import SimpleNamespace
+
+    from gated_stage import gated_stage
+    from stage import stage
+    from troupe import nodes as pack
+
+    st = stage() if which == "ApplyImageAttention" else gated_stage("text", "SD15")
+    inputs = {"model": ["1" if past else "5", 0], "positive": ["5", 1], "negative": ["5", 2]}
+    prompt = {"1": {"class_type": "CheckpointLoaderSimple", "inputs": {}}, "5": {"class_type": f"Troupe{which}", "inputs": {"model": ["1", 0]}},
+              "9": {"class_type": "KSampler", "inputs": inputs}}
+    node = getattr(pack, which)
+    monkeypatch.setattr(node, "hidden", SimpleNamespace(unique_id="5", prompt=prompt))
+    numbers = dict(weight=0.65, merge="uniform", start_percent=0.0, end_percent=1.0, box_strength=1.0, box_end_percent=1.0, box_feather=0.05, sharpness=1.0, background=1.0)
+    numbers = numbers if which == "ApplyImageAttention" else dict(strength=1.0, end_percent=1.0, decay_percent=0.0, use_bbox="auto")
+    node.execute(model=st.patcher, references=st.references(1), positive=st.positive, negative=st.negative, **numbers)
+    name = {"ApplyImageAttention": "Apply Image Attention", "ApplyGated": "Apply Gated Adapter"}[which]
+    expected = [f"Troupe: a prompt of {name} goes to KSampler (node 9), and that node's 'model' does not come through {name}: the references do nothing there. "
+                f"Wire 'model' of {name} into it, also through LoRA and other nodes."]
+    assert [r.message for r in caplog.records if r.levelname == "WARNING"] == (expected if past else [])
