@@ -14,10 +14,21 @@ export function origin(node, name, path = [], root = null) {
   return index < 0 ? null : follow(node, index, { path, root, left: DEEPEST });
 }
 
-export const isWired = (node, name) => (node.inputs?.find((input) => input.name === name)?.link ?? null) !== null;
+export const isWired = (node, name) => isConnected(node, node.inputs?.findIndex((input) => input.name === name) ?? -1);
+
+function isConnected(node, index) {
+  if (index < 0) return false;
+  return node.isInputConnected?.(index) ?? (node.inputs?.[index]?.link ?? null) !== null; // older front ends keep the link's id in the slot
+}
+
+/** The link into an input. A subgraph's node has a getInputLink of another meaning, so the one of all nodes is asked. */
+function linkInto(node, index) {
+  const read = globalThis.LiteGraph?.LGraphNode?.prototype?.getInputLink;
+  return read && node.graph ? (read.call(node, index) ?? null) : linkOf(node.graph, node.inputs?.[index]?.link);
+}
 
 function follow(node, index, way) {
-  const link = linkOf(node.graph, node.inputs?.[index]?.link);
+  const link = index < 0 ? null : linkInto(node, index);
   return link && way.left > 0 ? settle(node.graph, link, { ...way, left: way.left - 1 }) : null;
 }
 
@@ -36,11 +47,14 @@ function settle(graph, link, way) {
   return { node, slot: link.origin_slot, path: way.path };
 }
 
-/** The input that a bypassed node hands on to its output `slot`: the one beside it if of the same type, else the first of that type. */
+/** The input that a bypassed node hands on to its output `slot`: the one beside it if the types fit, else the first of that type, else the first that fits. */
 function through(node, slot) {
   const type = node.outputs?.[slot]?.type;
   const inputs = node.inputs ?? [];
-  return inputs[slot]?.type === type ? slot : inputs.findIndex((input) => input.type === type);
+  const fits = (input) => globalThis.LiteGraph?.isValidConnection?.(input.type, type) ?? input.type === type;
+  if (inputs[slot] && fits(inputs[slot])) return slot;
+  const exact = inputs.findIndex((input) => input.type === type);
+  return exact >= 0 ? exact : inputs.findIndex(fits);
 }
 
 function enter(node, slot, way) {
@@ -53,7 +67,7 @@ function climb(graph, slot, way) {
   const outer = way.path.at(-1) ?? nodeOf(graph, way.root);
   const input = outer?.inputs?.[slot];
   if (!input) return null;
-  if ((input.link ?? null) !== null) return follow(outer, slot, { ...way, path: way.path.slice(0, -1) });
+  if (isConnected(outer, slot)) return follow(outer, slot, { ...way, path: way.path.slice(0, -1) });
   const widget = outer.widgets?.find((widget) => widget.name === (input.widget?.name ?? input.name));
   return widget ? { value: widget.value } : null;
 }
