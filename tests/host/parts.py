@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 
 import torch
 
@@ -17,6 +18,14 @@ def run(node, **inputs):
     out = asyncio.run(out) if asyncio.iscoroutine(out) else out
     assert isinstance(out, io.NodeOutput)
     return out.result
+
+
+def prompt_executor(server):
+    """The host's executor of prompts; newer hosts want to be told how much they may keep."""
+    import execution
+
+    newer = "cache_args" in inspect.signature(execution.PromptExecutor).parameters
+    return execution.PromptExecutor(server, cache_args={"lru": 0, "ram": 0.0, "ram_inactive": 0.0}) if newer else execution.PromptExecutor(server)
 
 
 def photo(h, w, seed):

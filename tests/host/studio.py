@@ -2,10 +2,10 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 
 import safetensors.torch
+from parts import prompt_executor
 
 ADAPTER = "mine.safetensors"
 
@@ -34,10 +34,8 @@ class Studio:
     """One host that stays up: files come and go, graphs run one after the other."""
 
     def __init__(self, base, server):
-        import execution
 
-        newer = "cache_args" in inspect.signature(execution.PromptExecutor).parameters
-        executor = execution.PromptExecutor(server, cache_args={"lru": 0, "ram": 0.0}) if newer else execution.PromptExecutor(server)
+        executor = prompt_executor(server)
         self.models, self.server, self.executor, self.count = base / "models", server, executor, 0
 
     def save(self, state, name=ADAPTER, folder="ipadapter"):

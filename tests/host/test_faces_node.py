@@ -2,12 +2,11 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 
 import numpy as np
 import pytest
 import torch
-from parts import photo, run
+from parts import photo, prompt_executor, run
 from troupe.model_patches.encoders.alignment import TEMPLATE
 from troupe.model_patches.errors import SubjectError
 
@@ -105,8 +104,7 @@ def queue(host, monkeypatch):
         monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, cls.__name__, cls)
     for kind in ("INSIGHTFACE", "FACEANALYSIS", "ANALYSIS_MODELS", "MODEL"):
         monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, f"Load{kind}", type(f"Load{kind}", (Loader,), {"RETURN_TYPES": (kind,)}))
-    newer = "cache_args" in inspect.signature(execution.PromptExecutor).parameters
-    executor = execution.PromptExecutor(Server(), cache_args={"lru": 0, "ram": 0.0}) if newer else execution.PromptExecutor(Server())
+    executor = prompt_executor(Server())
     ANALYSER.calls = 0
 
     def go(kind="INSIGHTFACE", name="woman", **inputs):

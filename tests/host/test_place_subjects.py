@@ -1,11 +1,11 @@
 """Place Subjects in the real host: its boxes hold the subjects in the sampled latent, as an independent evaluation of the formula says."""
 import asyncio
-import inspect
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from parts import prompt_executor
 
 pytestmark = pytest.mark.usefixtures("host")
 TOLERANCE = 1e-3  # of the references' effect
@@ -266,8 +266,7 @@ def queue(host, monkeypatch):
         valid, error, outputs, faults = asyncio.run(execution.validate_prompt("1", graph, None))
         if not valid:
             return None, [f"{e['type']}: {e['details']}" for fault in faults.values() for e in fault["errors"]]
-        newer = "cache_args" in inspect.signature(execution.PromptExecutor).parameters
-        executor = execution.PromptExecutor(Server(), cache_args={"lru": 0, "ram": 0.0}) if newer else execution.PromptExecutor(Server())
+        executor = prompt_executor(Server())
         executor.execute(graph, "1", {}, outputs)
         failures = [data["exception_message"].strip() for event, data in executor.status_messages if event == "execution_error"]
         return (Watch.got[0] if Watch.got else None), failures
