@@ -1,4 +1,6 @@
 """A region with several masks: picture i of a batch keeps to mask i, whole batches and parts of them."""
+import inspect
+
 import pytest
 import torch
 
@@ -57,7 +59,8 @@ class Windows:
 
         parts = []
         for numbers in ([2], [0, 1]):
-            said = {"ad_params": {"sub_idxs": numbers}} if self.way == "AnimateDiff-Evolved" else {"context_window": IndexListContextWindow(numbers, dim=0)}
+            total = {"total_frames": 3} if "total_frames" in inspect.signature(IndexListContextWindow).parameters else {}
+            said = {"ad_params": {"sub_idxs": numbers}} if self.way == "AnimateDiff-Evolved" else {"context_window": IndexListContextWindow(numbers, dim=0, **total)}
             part = {**options, "transformer_options": {**options["transformer_options"], **said}}
             parts.append(calculate(model, conds, x[numbers], t[numbers], part))
         return [torch.cat((rest, last)) for last, rest in zip(*parts, strict=True)]
