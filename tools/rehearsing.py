@@ -12,13 +12,13 @@ from graph import RunError
 from pack import hide_broken_torchaudio, load_pack
 from PIL import Image, ImageDraw, ImageFont
 
-PROMPT, SEED, STEPS = "a cat and a robot on grass", 3, 20
+PROMPT, SEED, STEPS = "a cat and a robot on grass", 4, 20
 SHOWN = 512  # pixels of the picture's side
 MERGES = ("uniform", "joint", "add", "relevance")
 LABEL, MARGIN, INK, PAPER = 26, 12, (30, 30, 34), (255, 255, 255)
 ABOUT = (
     "This is Troupe's rehearsal world: a small model of our own, trained on drawn pictures of 128x128 pixels (shown enlarged, each pixel a square). It shows every "
-    "part at work. It is an early state of its training: shapes follow the prompt, looks follow the references only in part. It says nothing about how well a photo is "
+    "part at work. Its adapters are still in training: of several subjects, not everybody looks like its reference yet. It says nothing about how well a photo is "
     "reproduced by the real models."
 )
 ONLY_ITS_CAST = (

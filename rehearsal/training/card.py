@@ -19,7 +19,8 @@ from .export import averaged
 CARD = "MODEL_CARD.md"
 WHAT = {  # training -> its files, what they are, what they were trained on
     "encoder": ((files.IMAGES,), "image encoder, CLIP vision in small", "references of training looks, and in colours of chance whose nearest palette pair is not held out"),
-    "base": ((files.UNET, files.TEXTS), "UNet and text encoder, SD1.5 in small, v-prediction", "drawings of all looks with captions that mention none"),
+    "base": ((files.UNET, files.TEXTS), "UNet and text encoder, SD1.5 in small, v-prediction",
+             "drawings of all looks with captions that mention none, and the masks of who stands where (FastComposer's localization loss)"),
     "ip": ((files.ADAPTERS["ip"],), "IP-Adapter, 4 tokens", "on the frozen base: one reference of one subject in each picture, training looks"),
     "mip": ((files.ADAPTERS["mip"],), "MIP-Adapter, 4 tokens, with text_to_weight",
             "on the frozen base: the references of all subjects in each picture, merged by relevance, training looks"),
@@ -33,10 +34,9 @@ Small models of a small world, trained from scratch on pictures that `rehearsal/
 look (two of {colours} colours, pattern, accessory) is in no caption: it is what a reference picture brings. They show what the method does, within seconds on a CPU; they
 paint nothing else, and say nothing about how well large models reproduce a photo. No picture, photo or text of other people was used.
 
-**State.** An early one: shapes follow the prompt, looks follow the references only in part, and relevance hardly tells subjects apart yet.
-The base began with fewer pictures of one subject and its first sixth without the held-out looks; the MIP-Adapter's first third was trained on an earlier state of the base;
-the first half of the IP-Adapter's and two thirds of the MIP-Adapter's training weighed steps by min-SNR, the rest alike; the
-recogniser knew only the training looks in its first three quarters.
+**State.** The base is finished. The adapters are not: a lone subject mostly takes its reference's colours, of several subjects some do.
+The base began with fewer pictures of one subject, its first tenth had no held-out looks, and its first half no localization loss; the adapters began from
+adapters of an earlier base; the recogniser knew only the training looks in its first three quarters.
 
 **Held out.** Pairs of colours are split: one in five, in either order, is for tests only, with every pattern and accessory. The image encoder and both
 adapters never saw one. The base model saw drawings of all pairs, without references, as base models have seen much of the world; the recogniser, which only measures,
