@@ -378,7 +378,7 @@ def test_a_pack_that_runs_the_rows_apart(kind, told, caplog):
     with caplog.at_level(logging.WARNING, "troupe"):
         found = ksample(model, positive, negative, steps=2)
     torch.testing.assert_close(found, ksample(st.patcher, st.positive, st.negative, steps=2), rtol=0, atol=1e-4 * float(found.abs().max()))
-    sentence = "runs the rows of a model call apart and does not say whose they are" if told else "in a way that cannot be followed"
+    sentence = "runs the rows of a model call apart and does not say whose they are"
     assert sum(sentence in r.message for r in caplog.records) == 1
 
 
