@@ -101,7 +101,8 @@ def test_a_subject_of_anything_is_refused_or_whole(image, mask, region, name, fr
         return
     assert len(subject.photos) == len(image) and all(map(math.isfinite, (subject.weight, subject.start_percent, subject.end_percent)))
     if subject.region is not None:
-        assert (subject.region.ndim == 2 or len(subject.region) > 1) and subject.region.dtype == torch.float32 and 0 <= float(subject.region.min()) <= float(subject.region.max()) <= 1
+        assert subject.region.ndim == 2 or (subject.region.ndim == 3 and len(subject.region) > 1)
+        assert subject.region.dtype == torch.float32 and 0 <= float(subject.region.min()) <= float(subject.region.max()) <= 1
     for photo in subject.photos:
         seen = prepare_photo(photo, 16, framing)
         assert seen.shape == (16, 16, 3) and bool(seen.isfinite().all()) and 0 <= float(seen.min()) <= float(seen.max()) <= 1
