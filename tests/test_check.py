@@ -443,6 +443,23 @@ def test_a_folder_without_comfyui_is_an_error(tmp_path, capsys):
     assert f"Expected a ComfyUI in {tmp_path}, found no main.py there" in capsys.readouterr().err
 
 
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    """Editors on Windows put one before a file."""
+    from graph import ROOT, read_workflow
+
+    plain = ROOT / "workflows" / "two_subjects.json"
+    (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+    assert read_workflow(tmp_path / "marked.json") == read_workflow(plain)
+
+
+def test_a_gguf_file_is_a_model_file(tmp_path, capsys):
+    node = {"id": 1, "type": "UnetLoaderGGUF", "mode": 0, "inputs": [{"name": "unet_name", "type": "COMBO", "widget": {"name": "unet_name"}, "link": None}],
+            "outputs": [], "properties": {}, "widgets_values": ["sdxl/illustrious-Q8_0.gguf"]}
+    (tmp_path / "gguf.json").write_text(json.dumps({"nodes": [node], "links": [], "version": 0.4}))
+    check_tool.main([str(tmp_path / "gguf.json"), "--no-host"])
+    assert "sdxl/illustrious-Q8_0.gguf, found no such file" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("content", ['{"nodes": [', "[]"])
 def test_what_is_no_workflow_is_one_sentence(content, tmp_path, capsys):
     (tmp_path / "odd.json").write_text(content)

@@ -164,7 +164,7 @@ def check_format(workflow: Any) -> None:
 def read_workflow(path: Path) -> dict[str, Any]:
     """A workflow file. Raises RunError where it is missing or no JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError:
         names = ", ".join(p.name for p in sorted(WORKFLOWS.glob("*.json")))
         raise RunError(f"There is no workflow file at {path}. The shipped ones are {names}.") from None

@@ -14,7 +14,7 @@ CHOICES = (("CheckpointLoaderSimple", "ckpt_name", "checkpoints"), ("LoraLoader"
 ADAPTERS = ((LOAD, "adapter_name"), (QUICK, "adapter_name"))
 VISION = "clip_vision"
 SHIPPED = "rehearsal"  # in an adapter's value: it comes with the pack
-EXTENSIONS = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt")
+EXTENSIONS = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 
 
 @dataclass(frozen=True)
