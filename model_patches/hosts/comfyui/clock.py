@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ class Clock:
         schedule = [] if self._sigmas is None else self._known_schedule()
         return schedule[step] if step < len(schedule) - 1 else EMPTY[0]
 
-    @property
+    @cached_property
     def direction(self) -> int:
         """-1 for a schedule that falls all the way, as sampling does; 1 for one that rises (unsampling); 0 for one that turns (restarts)."""
         schedule = [] if self._sigmas is None else self._known_schedule()

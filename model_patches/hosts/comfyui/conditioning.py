@@ -65,7 +65,7 @@ class Lists:
     def split(self, conds: Sequence[Sequence[dict] | None]) -> list[tuple[list[dict], list[tuple[dict, dict]], list[str | None]]]:
         """For each list of a prediction: its own entries, the borrowed ones as (entry, the own one whose text it has), and the names of the own ones'
         lists. A name is None where nothing tells it; without a run the first list counts as positive, the others as negative."""
-        homes = dict(self._names)
+        homes = self._names
         if any(entry["uuid"] not in homes for entries in conds for entry in entries or ()):
             homes = {**_earliest(self._now()), **homes}
         if not homes:
