@@ -19,11 +19,12 @@ sys.path.append(str(ROOT / "tools"))
 import check as check_tool  # noqa: E402
 from any_workflow import flatten  # noqa: E402
 from check import Here, check  # noqa: E402
-from graph import WORKFLOWS, Graph, RunError, read_workflow  # noqa: E402
+from graph import WORKFLOWS, Graph, RunError  # noqa: E402
 from model_files import Places, places_of  # noqa: E402
 from needed import needed_models  # noqa: E402
 from old_workflows import stacked_by_files, stacked_by_preset  # noqa: E402
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, published  # noqa: E402
+from workflow_files import read_workflow  # noqa: E402
 
 EVERY = [path.stem for path in sorted(WORKFLOWS.glob("*.json"))]
 REHEARSALS = [name for name in EVERY if "rehearsal" in name]  # their models come with the pack
@@ -445,7 +446,7 @@ def test_a_folder_without_comfyui_is_an_error(tmp_path, capsys):
 
 def test_a_byte_order_mark_is_passed_over(tmp_path):
     """Editors on Windows put one before a file."""
-    from graph import ROOT, read_workflow
+    from graph import ROOT
 
     plain = ROOT / "workflows" / "two_subjects.json"
     (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())

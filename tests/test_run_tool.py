@@ -19,12 +19,13 @@ import comfyui  # noqa: E402
 import edit as editing  # noqa: E402
 import pack  # noqa: E402
 import run as run_tool  # noqa: E402
-from graph import WORKFLOWS, Graph, RunError, read_workflow  # noqa: E402
+from graph import WORKFLOWS, Graph, RunError  # noqa: E402
 from job import read_job  # noqa: E402
 from needed import model_roots, needed_models  # noqa: E402
 from photos import real_photos  # noqa: E402
 from random_faces import RANDOM_FACES  # noqa: E402
 from report import NOISE, NOT_A_PICTURE, marked  # noqa: E402
+from workflow_files import read_workflow  # noqa: E402
 
 RANDOM = "--random-models"
 TEMPLATES = [path.stem for path in sorted(WORKFLOWS.glob("*.json")) if "rehearsal" not in path.stem]  # those need no model files

@@ -11,10 +11,11 @@ from PIL import Image
 
 sys.path.append(str(ROOT / "tools"))
 
-from graph import NOTES, Graph, RunError  # noqa: E402
+from graph import Graph, RunError  # noqa: E402
 from job import AttentionJob, GatedJob, GuidanceJob, Job, PlaceJob, SubjectJob, WeightsJob, WordsJob, read_job  # noqa: E402
 from troupe.model_patches.boxes import read_text  # noqa: E402
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROJECTION_MATRIX, published  # noqa: E402
+from virtual import NOTES  # noqa: E402
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 NAMES = [path.stem for path in FILES]
@@ -384,14 +385,12 @@ def test_what_the_embedded_engine_cannot_run_is_named(two_subjects):
         read_job(two_subjects)
 
 
-def test_a_subgraph_and_an_api_prompt_are_refused_in_a_sentence(two_subjects):
+def test_an_api_prompt_is_refused_in_a_sentence_and_a_subgraph_is_a_node_like_others(two_subjects):
     with pytest.raises(RunError, match="API prompt.*Save"):
         Graph({"1": {"class_type": "KSampler", "inputs": {}}})
     two_subjects["definitions"] = {"subgraphs": [{"id": "abc", "name": "My photos"}]}
-    Graph(two_subjects)  # defined but not used
     two_subjects["nodes"][0]["type"] = "abc"
-    with pytest.raises(RunError, match="My photos.*Unpack"):
-        Graph(two_subjects)
+    assert Graph(two_subjects).of_type("abc")
 
 
 def test_a_value_from_another_node_is_not_guessed(two_subjects):

@@ -1,22 +1,21 @@
 """Any saved workflow as one flat graph: the front end's save format with its subgraphs laid open, and API prompts."""
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-from graph import Node, RunError
+from graph import BYPASSED, Graph, Node, RunError, passed_on
+from group_nodes import give_values, group_nodes
+from virtual import PRIMITIVE, is_virtual
+from wires import ANY, INSIDE, OUTSIDE, Link, with_broadcasts
 
-INSIDE, OUTSIDE = -10, -20  # ids of a subgraph's own input and output side in its links
-ANY = "*"
-Link = list[Any]  # id, source node, slot, target node, slot, type
 Origin = tuple[Any, int]  # node id, output slot
 
 
 def flatten(content: Any) -> dict[str, Any]:
     """The workflow in the save format (version 0.4) with every node on its own level, for graph.Graph.
 
-    A node inside a subgraph gets the id 'outer:inner'. Raises RunError where the file is no workflow.
+    A node inside a subgraph or group node gets the id 'outer:inner'. Raises RunError where the file is no workflow, or one from which nodes were lost.
     """
     if isinstance(content, dict) and isinstance(content.get("prompt"), dict):  # as it is posted to the host
         content = content["prompt"]
@@ -24,7 +23,8 @@ def flatten(content: Any) -> dict[str, Any]:
         raise _no_workflow("something else")
     if isinstance(content.get("nodes"), list) and isinstance(content.get("links"), list):
         return _laid_open(content)
-    if content and all(isinstance(node, dict) and "class_type" in node for node in content.values()):
+    nodes = [node for node in content.values() if isinstance(node, dict) and ("class_type" in node or "inputs" in node)]
+    if nodes and len(nodes) == len(content) and any("class_type" in node for node in nodes):
         return _from_prompt(content)
     raise _no_workflow("something else, or a file that is cut off")
 
@@ -40,6 +40,10 @@ def _no_workflow(found: str) -> RunError:
 
 def _from_prompt(prompt: dict[str, Any]) -> dict[str, Any]:
     """An API prompt in the save format, marked 'api'; its inputs have names and no types."""
+    lost = [f"'{(entry.get('_meta') or {}).get('title') or 'a node without a title'}' (node {id_})" for id_, entry in prompt.items() if not entry.get("class_type")]
+    if lost:
+        raise RunError(f"Expected a class_type for every node, found none for {', '.join(lost)}: its pack was missing when the file was exported. "
+                       "Install the pack, open the workflow in ComfyUI and export it again.")
     nodes, links = [], []
     for id_, entry in prompt.items():
         slots, values = [], []
@@ -76,43 +80,52 @@ class Level:
         name = self.inputs[slot] if slot < len(self.inputs) else None
         return (self.stands_for.inputs.get(name) or {}).get("link")
 
-    def origin(self, source: Any, slot: int) -> Origin | None:
-        """The real node and slot behind a link's source, through the borders of subgraphs; None where nothing is wired there."""
+    def origin(self, source: Any, slot: int, kind: Any) -> Origin | None:
+        """The real node and slot behind a link's source, through the borders of subgraphs; None where nothing is wired there. kind: the type of the input that is fed."""
         if source == INSIDE and self.parent is not None:
-            wired = self.wired(slot)
-            outer = next((link for link in self.parent.links if wired is not None and link[0] == wired), None)
-            return self.parent.origin(outer[1], outer[2]) if outer else None
+            return self.parent.outer(self.wired(slot), kind)
         if source in self.inner:
             below = self.inner[source]
+            if below.stands_for.mode == BYPASSED:
+                return self.outer((passed_on(below.stands_for.raw, slot, kind) or {}).get("link"), kind)
             link = next((link for link in below.links if link[3] == OUTSIDE and link[4] == slot), None)
-            return below.origin(link[1], link[2]) if link else None
+            return below.origin(link[1], link[2], kind) if link else None
         return self.name(source), slot
+
+    def outer(self, wired: Any, kind: Any) -> Origin | None:
+        """The real node and slot behind one of this level's links by its id."""
+        link = next((link for link in self.links if wired is not None and link[0] == wired), None)
+        return self.origin(link[1], link[2], kind) if link else None
 
 
 def _laid_open(workflow: dict[str, Any]) -> dict[str, Any]:
-    subgraphs = {graph.get("id"): graph for graph in (workflow.get("definitions") or {}).get("subgraphs") or []}
-    top = Level(copy.deepcopy(workflow["nodes"]), [_link(link) for link in workflow["links"] if link])
+    subgraphs = {**group_nodes(workflow), **{graph.get("id"): graph for graph in (workflow.get("definitions") or {}).get("subgraphs") or []}}
+    workflow = with_broadcasts(workflow)
+    top = Level(workflow["nodes"], workflow["links"])
     levels = [top]
     for level in levels:  # grows
         for raw in level.nodes:
             if raw["type"] in subgraphs:
                 if level.prefix.count(":") > 20:
                     raise RunError(f"The subgraph '{subgraphs[raw['type']].get('name')}' holds itself. Open the workflow in ComfyUI and save it again.")
-                level.inner[raw["id"]] = _below(level, Node(raw), copy.deepcopy(subgraphs[raw["type"]]))
+                level.inner[raw["id"]] = _below(level, Node(raw), subgraphs[raw["type"]])
                 levels.append(level.inner[raw["id"]])
     nodes, links = [], []
     for level in levels:
         _take(level, nodes, links)
-    _forget_broken(nodes, links)
-    return {**{key: value for key, value in workflow.items() if key != "definitions"}, "nodes": nodes, "links": links}
+    return {**{key: value for key, value in workflow.items() if key != "definitions"}, "nodes": nodes, "links": links, "version": 0.4}
 
 
 def _below(level: Level, node: Node, graph: dict[str, Any]) -> Level:
     """A subgraph's level; its nodes are muted or bypassed where the node that stands for it is, and have the values of its widgets."""
+    graph = with_broadcasts(graph)
     inputs = tuple(slot.get("name") for slot in graph.get("inputs") or [])
-    below = Level(graph["nodes"], [_link(link) for link in graph.get("links") or []], f"{level.name(node.id)}:", level, node, inputs)
+    below = Level(graph["nodes"], graph["links"], f"{level.name(node.id)}:", level, node, inputs)
     for raw in below.nodes:
         raw["mode"] = node.mode or raw.get("mode", 0)
+    if graph.get("group"):
+        give_values(below.nodes, node.raw.get("widgets_values"))
+        return below
     by_id = {raw["id"]: Node(raw) for raw in below.nodes}
     shown: dict[int, list[tuple[Node, int]]] = {}  # slot of the subgraph -> inner nodes and the places of the values that it shows as a widget
     for _, source, slot, target, into, _ in below.links:
@@ -129,34 +142,53 @@ def _below(level: Level, node: Node, graph: dict[str, Any]) -> Level:
 
 
 def _take(level: Level, nodes: list[dict[str, Any]], links: list[Link]) -> None:
-    """Move a level's real nodes and links into the flat graph, with new link ids."""
-    by_id = {raw["id"]: raw for raw in level.nodes if raw["id"] not in level.inner}
-    for raw in by_id.values():
-        for slot in raw.get("inputs") or []:
-            slot["link"] = None
+    """Move a level's real nodes and links into the flat graph, with new link ids. What an input says is wired into it counts, as in the front end."""
+    by_link = {link[0]: link for link in level.links}
+    for raw in (raw for raw in level.nodes if raw["id"] not in level.inner):
+        for into, slot in enumerate(raw.get("inputs") or []):
+            link = by_link.get(slot.get("link"))
+            found = level.origin(link[1], link[2], slot.get("type", ANY)) if link else None
+            slot["link"] = len(links) + 1 if found else None
+            if found:
+                links.append([len(links) + 1, *found, level.name(raw["id"]), into, link[5] if len(link) > 5 else ANY])
         for slot in raw.get("outputs") or []:
             slot["links"] = None  # nobody reads them in the flat graph
-    for _, source, slot, target, into, kind in level.links:
-        found = level.origin(source, slot) if target in by_id else None
-        if found is not None and into < len(by_id[target].get("inputs") or []):
-            links.append([len(links) + 1, *found, level.name(target), into, kind])
-            by_id[target]["inputs"][into]["link"] = len(links)
-    for raw in by_id.values():
+    for raw in (raw for raw in level.nodes if raw["id"] not in level.inner):
         raw["id"] = level.name(raw["id"])
         nodes.append(raw)
 
 
-def _forget_broken(nodes: list[dict[str, Any]], links: list[Link]) -> None:
-    """Take out links whose source is not there."""
-    ids = {raw["id"] for raw in nodes}
-    broken = {link[0] for link in links if link[1] not in ids}
-    links[:] = [link for link in links if link[0] not in broken]
-    for slot in (slot for raw in nodes for slot in raw.get("inputs") or [] if slot["link"] in broken):
-        slot["link"] = None
+# ---- for the host ------------------------------------------------------------------------------------------------------------------------
+
+def for_the_host(workflow: dict[str, Any]) -> dict[str, Any]:
+    """A flat workflow without what exists only in the browser: every wire begins at the node that is behind it, and inactive nodes are gone.
+
+    Primitives stay, whose values comfy-cli fills in.
+    """
+    graph = Graph(workflow)
+    acting = [node for node in graph.nodes.values() if not node.mode and (node.type == PRIMITIVE or not is_virtual(node.type))]
+    links: list[Link] = []
+    for node in acting:
+        for into, slot in enumerate(node.raw.get("inputs") or []):
+            found = graph.source(node, slot["name"]) if slot.get("link") is not None else None
+            slot["link"] = None
+            if found:
+                links.append([len(links) + 1, found[0].id, found[1], node.id, into, slot.get("type", ANY)])
+    by_target = {(link[3], link[4]): link for link in links}
+    for node in acting:
+        for into, slot in enumerate(node.raw.get("inputs") or []):
+            slot["link"] = by_target[node.id, into][0] if (node.id, into) in by_target else None
+        for at, slot in enumerate(node.raw.get("outputs") or []):
+            slot["links"] = [link[0] for link in links if (link[1], link[2]) == (node.id, at)]
+    return {**graph.workflow, "nodes": [node.raw for node in acting], "links": links}
 
 
-def _link(link: Any) -> Link:
-    """A link as a list, also where the file has it as a record."""
-    if isinstance(link, dict):
-        return [link["id"], link["origin_id"], link["origin_slot"], link["target_id"], link["target_slot"], link.get("type", ANY)]
-    return list(link)
+def as_prompt(workflow: dict[str, Any]) -> dict[str, Any]:
+    """The API prompt that `flatten` was given, with the values that the graph has now."""
+    graph, prompt = Graph(workflow), {}
+    for node in (node for node in graph.nodes.values() if not node.mode):
+        wired = {name: graph.source(node, name) for name, slot in node.inputs.items() if slot.get("link") is not None}
+        values = {name: graph.value(node, name) for name in node.widget_places() if name not in wired}
+        inputs = {**values, **{name: [str(found[0].id), found[1]] for name, found in wired.items() if found}}
+        prompt[str(node.id)] = {"class_type": node.type, "inputs": {name: inputs[name] for name in node.inputs if name in inputs}}
+    return prompt

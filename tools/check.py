@@ -23,12 +23,14 @@ from typing import Any
 
 from any_workflow import flatten
 from comfyui import LOOKED, find_comfyui, usable_host
-from findings import FRONT_END, Finding, broken_links, missing_nodes, no_output, packs_named, wrong_values, wrong_wires
+from findings import Finding, broken_links, browser_packs, missing_nodes, no_output, packs_named, wrong_values, wrong_wires
 from from_ipadapter import from_ipadapter
-from graph import ACTIVE, ROOT, Graph, RunError, find_workflow, read_workflow
+from graph import ACTIVE, ROOT, Graph, RunError
 from host_server import HostServer, link
 from model_files import Listed, Places, missing, places_of, wanted_files
 from needed import EXTENSIONS, Needed
+from virtual import is_virtual
+from workflow_files import find_workflow, read_workflow
 
 USUAL_URL = "http://127.0.0.1:8188"
 KINDS = {"node": "missing node type", "file": "missing model file", "wire": "wrong wire", "value": "wrong value"}
@@ -120,19 +122,21 @@ def check(workflow: dict[str, Any], here: Here) -> Report:
     graph = Graph(flatten(workflow))
     findings, notes = broken_links(workflow), []
     try:
-        files = wanted_files(graph, here.places)
+        files = wanted_files(graph, here.places, here.info)
     except ImportError as error:
         files = []
         notes.append(f"not checked: model files, since {error.name or 'torch'} is not installed here, which reads them; run this with ComfyUI's Python.")
     gone = [file for file in files if missing(file, here.listed)]
     findings += [Finding("file", _missing_file(file)) for file in gone]
-    active = [node for node in graph.nodes.values() if node.mode == ACTIVE and node.type not in FRONT_END]
+    active = [node for node in graph.nodes.values() if node.mode == ACTIVE and not is_virtual(node.type)]
     if here.info is None:
         packs = packs_named(graph)
         notes.append(f"not checked: node types, values and sockets of the nodes, since {here.without}" + (f"; the file names these packs: {', '.join(packs)}." if packs else "."))
     else:
         told = {finding.text for finding in findings}
         wires = [finding for finding in wrong_wires(graph, here.info) if finding.text not in told]
+        notes += [f"not checked: nodes that work in the browser alone, of the pack {pack}, which this ComfyUI does not seem to have; install it there." for pack in
+                  browser_packs(graph, here.info)]
         findings = [*missing_nodes(graph, here.info), *no_output(graph, here.info), *findings, *wires, *wrong_values(graph, here.info, gone)]
     counts = f"{len(active)} node{'s' if len(active) != 1 else ''}, {len(graph.links)} links, {len(files)} model file{'s' if len(files) != 1 else ''}"
     return Report(tuple(findings), tuple(notes), counts)

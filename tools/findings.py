@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from graph import ACTIVE, NOTES, PRIMITIVE, REROUTE, SEEDS, Graph, Node, fits, upstream
+from graph import ACTIVE, SEEDS, Graph, Node, fits, upstream
 from needed import EXTENSIONS, Needed
+from virtual import PACKS, is_virtual
 
-FRONT_END = (*NOTES, REROUTE, PRIMITIVE)
 WIDGETS = ("COMBO", "INT", "FLOAT", "STRING", "BOOLEAN")
 NUMBERS = {"INT": "a whole number", "FLOAT": "a number"}
 UPLOADS = ("image_upload", "video_upload", "audio_upload", "animated_image_upload")  # options of a list of the user's own pictures, videos, sounds
@@ -90,7 +90,7 @@ def missing_nodes(graph: Graph, info: Info) -> list[Finding]:
     """One finding for each class that the host does not have."""
     groups: dict[str, list[Node]] = {}
     for node in graph.nodes.values():
-        if node.mode == ACTIVE and node.type not in info and node.type not in FRONT_END and not _front_end_of_a_pack(node, info):
+        if node.mode == ACTIVE and node.type not in info and not is_virtual(node.type) and not _front_end_of_a_pack(node, info):
             groups.setdefault(node.type, []).append(node)
     return [_missing_node(kind, nodes) for kind, nodes in groups.items()]
 
@@ -122,6 +122,13 @@ def _missing_node(kind: str, nodes: list[Node]) -> Finding:
     return Finding("node", f"{where}: expected {what}, found no {kind} in this ComfyUI; {do}.")
 
 
+def browser_packs(graph: Graph, info: Info) -> list[str]:
+    """The packs whose nodes in the workflow work in the browser alone, and which this host does not seem to have."""
+    named = {PACKS[node.type] for node in graph.nodes.values() if node.mode == ACTIVE and node.type in PACKS and node.type not in info}
+    modules = {_squeezed(str(entry.get("python_module", "")).rpartition(".")[2]) for entry in info.values()}
+    return sorted(name for name, part in named if not any(part in module for module in modules))
+
+
 def _front_end_of_a_pack(node: Node, info: Info) -> bool:
     """A node that only the browser has, of a pack that is installed."""
     name = _squeezed(_pack(node).rpartition("/")[2])
@@ -135,7 +142,7 @@ def _squeezed(name: str) -> str:
 
 def no_output(graph: Graph, info: Info) -> list[Finding]:
     """The host runs nothing where nothing is saved or shown."""
-    acting = [node for node in graph.nodes.values() if node.mode == ACTIVE and node.type not in FRONT_END]
+    acting = [node for node in graph.nodes.values() if node.mode == ACTIVE and not is_virtual(node.type)]
     if not acting or any(node.type not in info or info[node.type].get("output_node") for node in acting):
         return []
     return [Finding("node", "the workflow: expected an active node that saves or shows something, found none; add one, such as Save Image.")]
@@ -242,7 +249,7 @@ def _not_offered(one: Input, value: Any, gone: set[str]) -> tuple[str, str] | No
 
 def _reached(graph: Graph, info: Info) -> list[Node]:
     """The known nodes that an output needs: the host looks at no others. What is unknown may be an output."""
-    acting = [node for node in graph.nodes.values() if node.mode == ACTIVE and node.type not in FRONT_END]
+    acting = [node for node in graph.nodes.values() if node.mode == ACTIVE and not is_virtual(node.type)]
     outputs = [node for node in acting if node.type not in info or info[node.type].get("output_node")]
     ids = {node.id for node in outputs} | {node.id for output in outputs for node in upstream(graph, output)}
     return [node for node in acting if node.id in ids and node.type in info]

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from graph import Graph, Node
-from ipadapter_nodes import APPLIES, PREPARE, UNIFIED, Choice, NotCarried, Stacked, passed_on, read, reason, theirs
+from graph import Graph, Node, check_format, said
+from group_nodes import group_nodes
+from ipadapter_nodes import APPLIES, PREPARE, UNIFIED, Choice, NotCarried, Stacked, read, reason, theirs
 from job import ADD, APPLY, ENCODE, LOAD
 from pack import load_pack
 from rewire import Wiring
+from virtual import GETTERS, PASSING, SETTERS, is_virtual
+from wires import with_broadcasts
 
 MOST = 2.0  # of Apply Image Attention's weight
 GAP, HEAD = 40, 80  # pixels between nodes; of a group's title
@@ -34,20 +37,34 @@ class Rewritten:
 
 
 def from_ipadapter(workflow: dict[str, Any]) -> Rewritten:
-    """Rewrite what can be rewritten; everything else in the file stays as it is. Raises RunError for an API prompt or a file with subgraphs."""
-    graph = Graph(workflow)
-    stacked, said = _readable(graph)
+    """Rewrite what can be rewritten; everything else in the file stays as it is. Raises RunError for an API prompt.
+
+    Nodes inside subgraphs and group nodes stay, with a sentence.
+    """
+    check_format(workflow)
+    graph = Graph(with_broadcasts(workflow))
+    stacked, remarks = _readable(graph)
     wiring = Wiring(copy.deepcopy(workflow))
     top = _lowest(wiring.workflow) + 2 * GAP + HEAD
     loaders: dict[tuple[str, str], dict[str, Any]] = {}
     for chain in _chains(graph, stacked):
-        top = _write_chain(wiring, chain, loaders, top)
-        said += _remarks(chain)
+        top = _write_chain(wiring, graph, chain, loaders, top)
+        remarks += _remarks(chain)
     _take_out(wiring, graph, list(stacked.values()))
     told = {one.prepared.id for one in stacked.values() if one.prepared is not None}
+    remarks += _out_of_sight(workflow)
     left = [Node(raw) for raw in wiring.workflow["nodes"] if theirs(Node(raw)) and raw["type"] not in APPLIES and raw["id"] not in told]
-    said += [f"{node.label} stays: {_why_left(wiring, node)}." for node in left]
-    return Rewritten(wiring.workflow, len(stacked), tuple(dict.fromkeys(said)))
+    remarks += [f"{node.label} stays: {_why_left(wiring, node)}." for node in left]
+    return Rewritten(wiring.saved(), len(stacked), tuple(dict.fromkeys(remarks)))
+
+
+def _out_of_sight(workflow: dict[str, Any]) -> list[str]:
+    """A sentence for each node that lies inside a subgraph or group node."""
+    subgraphs = {graph.get("id"): graph for graph in (workflow.get("definitions") or {}).get("subgraphs") or []}
+    folded = {**group_nodes(workflow), **subgraphs}
+    used = {raw["type"] for graph in (workflow, *folded.values()) for raw in graph["nodes"]}
+    return [f"{node.label} stays: it lies inside '{graph.get('name')}'; unpack that (right click > Unpack Subgraph, or Convert to nodes), save the workflow and rewrite it again."
+            for kind, graph in folded.items() if kind in used for node in map(Node, graph["nodes"]) if node.type in APPLIES]
 
 
 def _readable(graph: Graph) -> tuple[dict[Any, Stacked], list[str]]:
@@ -76,9 +93,8 @@ def _chains(graph: Graph, stacked: dict[Any, Stacked]) -> list[list[Stacked]]:
 
 def _previous(graph: Graph, one: Stacked, stacked: dict[Any, Stacked]) -> Any:
     """The carried node straight before this one on the MODEL wire, with reroutes at most between, or None."""
-    way = passed_on(graph, one.node, "model")
-    link = graph.links.get(way[-1].raw["inputs"][0].get("link") if way else (one.node.inputs.get("model") or {}).get("link"))
-    previous = stacked.get(link[1]) if link else None
+    way, found = graph.way(one.node, "model")
+    previous = stacked.get(found[0].id) if found and all(node.type in PASSING for node in way) else None
     if previous is None or previous.choice != one.choice:
         return None
     alone = all(sum(link[1] == id_ for link in graph.links.values()) == 1 for id_ in (previous.node.id, *(reroute.id for reroute in way)))
@@ -87,7 +103,7 @@ def _previous(graph: Graph, one: Stacked, stacked: dict[Any, Stacked]) -> Any:
 
 # ---- the new nodes -----------------------------------------------------------------------------------------------------------------------
 
-def _write_chain(wiring: Wiring, chain: Sequence[Stacked], loaders: dict[tuple[str, str], dict[str, Any]], top: float) -> float:
+def _write_chain(wiring: Wiring, graph: Graph, chain: Sequence[Stacked], loaders: dict[tuple[str, str], dict[str, Any]], top: float) -> float:
     """Put in the nodes of one cast, in a group of their own below everything else; returns where the next group may begin."""
     left = _leftmost(wiring.workflow)
     nodes: list[dict[str, Any]] = []
@@ -108,7 +124,7 @@ def _write_chain(wiring: Wiring, chain: Sequence[Stacked], loaders: dict[tuple[s
     strength = min(max(one.weight for one in chain), MOST)
     cast = None
     for number, one in enumerate(chain, 1):
-        photo, mask = _photo(wiring, one, framing), wiring.origin(one.node.id, "attn_mask")
+        photo, mask = _photo(wiring, graph, one, framing), _origin(wiring, graph, one.node, "attn_mask")
         weight = round(one.weight / strength, 4) if strength else 1.0
         subject = put(ADD, f"Subject {number}{_file_of(wiring, photo)}", {"name": "", "weight": weight, "start_percent": one.start, "end_percent": one.end})
         wiring.connect(photo, subject, "image")
@@ -126,17 +142,23 @@ def _write_chain(wiring: Wiring, chain: Sequence[Stacked], loaders: dict[tuple[s
     x += encode["size"][0] + GAP
     apply = put(APPLY, "Apply Image Attention", {"weight": strength, "merge": "add"})
     wiring.connect((encode["id"], 0), apply, "references")
-    model = wiring.origin(chain[0].node.id, "model")
+    model = _origin(wiring, graph, chain[0].node, "model")
     wiring.hand_over((chain[-1].node.id, 0), (apply["id"], 0))
     if model is not None:
         wiring.connect(model, apply, "model")
     return _group(wiring.workflow, nodes)
 
 
-def _photo(wiring: Wiring, one: Stacked, framing: str) -> tuple[Any, int]:
+def _origin(wiring: Wiring, graph: Graph, node: Node, name: str) -> tuple[Any, int] | None:
+    """What feeds an input: its own wire, else one that Use Everywhere makes."""
+    found = None if wiring.origin(node.id, name) else graph.source(node, name)
+    return (found[0].id, found[1]) if found else wiring.origin(node.id, name)
+
+
+def _photo(wiring: Wiring, graph: Graph, one: Stacked, framing: str) -> tuple[Any, int]:
     """What feeds the photo, seen through a Prep Image For ClipVision where the new nodes frame alike."""
-    before = wiring.origin(one.prepared.id, "image") if one.prepared is not None and one.framing == framing else None
-    return before or wiring.origin(one.node.id, "image")
+    before = _origin(wiring, graph, one.prepared, "image") if one.prepared is not None and one.framing == framing else None
+    return before or _origin(wiring, graph, one.node, "image")
 
 
 def _framing(chain: Sequence[Stacked]) -> str:
@@ -167,7 +189,7 @@ def _record_models(workflow: dict[str, Any], loader: dict[str, Any], choice: Cho
 
 def _take_out(wiring: Wiring, graph: Graph, stacked: Sequence[Stacked]) -> None:
     """Remove the rewritten nodes, and what was there for them alone: loaders, reroutes, Prep Image nodes."""
-    ways = {reroute.id for one in stacked for reroute in passed_on(graph, one.node, "model")}
+    ways = {node.id for one in stacked for node in graph.way(one.node, "model")[0] if is_virtual(node.type)}
     spent = {id_ for one in stacked for id_ in one.spent}
     wiring.take_out(one.node.id for one in stacked)
     while idle := [id_ for id_ in (*spent, *ways) if wiring.node(id_) is not None and _idle(wiring, Node(wiring.node(id_)))]:
@@ -178,7 +200,9 @@ def _take_out(wiring: Wiring, graph: Graph, stacked: Sequence[Stacked]) -> None:
 
 
 def _idle(wiring: Wiring, node: Node) -> bool:
-    """Whether nothing takes a node's output; of the Unified Loader, which hands the model on, its adapter."""
+    """Whether nothing takes a node's output; of the Unified Loader, which hands the model on, its adapter; of a Set node, whether no Get node has its name."""
+    if node.type in SETTERS:
+        return not wiring.takers(node.id) and not any(raw["type"] in GETTERS and said(Node(raw)) == said(node) for raw in wiring.workflow["nodes"])
     return not wiring.takers(node.id, 1 if node.type == UNIFIED else None)
 
 

@@ -2,21 +2,21 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from virtual import GETTERS, PASSING, PRIMITIVE, SETTERS
+from wires import ANY, tidy
+
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = ROOT / "workflows"
-NOTES = ("Note", "MarkdownNote")
-REROUTE, PRIMITIVE = "Reroute", "PrimitiveNode"  # nodes of the front end, which the host never sees
 LITERALS = {"PrimitiveString": "value", "PrimitiveStringMultiline": "value", "PrimitiveInt": "value", "PrimitiveFloat": "value"}
 SEEDS = ("seed", "noise_seed")
 CONTROLS = ("fixed", "increment", "decrement", "randomize")  # the extra widget after a seed
 ACTIVE, MUTED, BYPASSED = 0, 2, 4
-ANY_TYPE = ("*", "", 0, None)  # a socket that takes everything, as the front end and packs save it
+ANY_TYPE = (ANY, "", 0, None)  # a socket that takes everything, as the front end and packs save it
 
 
 class RunError(Exception):
@@ -60,12 +60,11 @@ class Node:
         if self.type in (PRIMITIVE, *LITERALS):
             return {"value": 0} if values else {}
         places: dict[str, int] = {}
-        at = 0
-        for slot in self.raw.get("inputs") or []:
-            if "widget" not in slot:
-                continue
+        widgets = [slot for slot in self.raw.get("inputs") or [] if "widget" in slot]
+        at, more = 0, len(values) > len(widgets)
+        for slot in widgets:
             places[slot["widget"]["name"]] = at
-            at += 2 if slot["name"] in SEEDS and at + 1 < len(values) and values[at + 1] in CONTROLS else 1
+            at += 2 if slot["name"] in SEEDS and more and at + 1 < len(values) and values[at + 1] in CONTROLS else 1
         return places
 
 
@@ -75,6 +74,7 @@ class Graph:
     def __init__(self, workflow: dict[str, Any]):
         check_format(workflow)
         self.workflow = copy.deepcopy(workflow)
+        tidy(self.workflow)
         self.nodes = {node["id"]: Node(node) for node in self.workflow["nodes"]}
         self.links = {link[0]: link for link in self.workflow["links"]}
 
@@ -83,24 +83,46 @@ class Graph:
         return [node for node in self.nodes.values() if node.type in types and node.mode == ACTIVE]
 
     def source(self, node: Node, name: str) -> tuple[Node, int] | None:
-        """The node and output slot that feed an input, seen through reroutes and bypassed nodes; None where nothing does."""
+        """The node and output slot that feed an input, seen through `way`; None where nothing does."""
+        return self.way(node, name)[1]
+
+    def way(self, node: Node, name: str) -> tuple[list[Node], tuple[Node, int] | None]:
+        """The nodes that an input is seen through, nearest first (reroutes, Get and Set nodes, bypassed ones), and the node and output slot behind them.
+
+        Raises RunError where the wires run in a circle.
+        """
         onward = node.inputs.get(name)
         kind = (onward or {}).get("type")
-        for _ in range(len(self.nodes) + 1):
-            link = self.links.get((onward or {}).get("link"))
-            if link is None:
-                return None
+        passed: list[Node] = []
+        while (link := self.links.get((onward or {}).get("link"))) is not None:
             source, slot = self.nodes[link[1]], link[2]
             if source.mode == MUTED:
-                return None
-            if source.type == REROUTE:
-                onward = next(iter(source.raw["inputs"]), None)
+                return passed, None
+            if source.type in GETTERS and source.mode == ACTIVE:
+                passed.append(source)
+                setter = self._setter(source)
+                if setter is None:
+                    return passed, None
+                source = setter
+            if source.type in (*PASSING, *SETTERS):
+                onward = next(iter(source.raw.get("inputs") or []), None)
             elif source.mode == BYPASSED:
                 onward = passed_on(source.raw, slot, kind)
                 kind = (onward or {}).get("type")
             else:
-                return source, slot
-        raise RunError(f"The links into {node.label} run in a circle. Open the workflow and take one of them out.")
+                return passed, (source, slot)
+            passed.append(source)
+            if len(passed) > 2 * len(self.nodes):
+                raise RunError(f"The links into {node.label} run in a circle. Open the workflow and take one of them out.")
+        return passed, None
+
+    def _setter(self, getter: Node) -> Node | None:
+        """The Set node whose name a Get node says, on its own level of the workflow or on one above it."""
+        level = str(getter.id).split(":")[:-1]
+        fitting = [node for node in self.nodes.values() if node.type in SETTERS and said(node) == said(getter) and node.mode != MUTED]
+        levels = [(str(node.id).split(":")[:-1], node) for node in fitting]
+        above = [(len(own), node) for own, node in levels if level[:len(own)] == own]
+        return max(above, key=lambda found: found[0])[1] if above else None
 
     def value(self, node: Node, widget: str) -> Any:
         """What a widget says, also where a primitive or a text node is linked into it. Raises RunError where that is only known at run time."""
@@ -150,33 +172,17 @@ def fits(one: Any, other: Any) -> bool:
 
 
 def check_format(workflow: Any) -> None:
-    """Raise RunError unless this is a saved workflow whose nodes all lie on its own level."""
+    """Raise RunError unless this is a saved workflow."""
     if not isinstance(workflow, dict) or not isinstance(workflow.get("nodes"), list) or not isinstance(workflow.get("links"), list):
         api = isinstance(workflow, dict) and any(isinstance(v, dict) and "class_type" in v for v in workflow.values())
         found = "an API prompt (Export API)" if api else "something else"
         raise RunError(f"Expected a workflow as ComfyUI's Save writes it (with 'nodes' and 'links'), found {found}. Save the workflow with Workflow > Save and give that file.")
-    subgraphs = {graph.get("id"): graph.get("name") for graph in (workflow.get("definitions") or {}).get("subgraphs") or []}
-    used = next((subgraphs[node["type"]] for node in workflow["nodes"] if node["type"] in subgraphs), None)
-    if used is not None:
-        raise RunError(f"The workflow has a subgraph ('{used}'), which this tool does not look into. Open it in ComfyUI, unpack it (right click > Unpack Subgraph) and save.")
 
 
-def read_workflow(path: Path) -> dict[str, Any]:
-    """A workflow file. Raises RunError where it is missing or no JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError:
-        names = ", ".join(p.name for p in sorted(WORKFLOWS.glob("*.json")))
-        raise RunError(f"There is no workflow file at {path}. The shipped ones are {names}.") from None
-    except ValueError as error:
-        raise RunError(f"{path} is no JSON file ({error}). Save the workflow again.") from None
-
-
-def find_workflow(name: str) -> Path:
-    """A path, or the name of a shipped template with or without '.json'."""
-    given = Path(name)
-    shipped = WORKFLOWS / (given.name if given.suffix else f"{given.name}.json")
-    return given if given.is_file() or not shipped.is_file() else shipped
+def said(node: Node) -> str:
+    """The name that a Set or Get node shows."""
+    values = node.raw.get("widgets_values") or []
+    return str(next(iter(values.values() if isinstance(values, dict) else values), ""))
 
 
 def upstream(graph: Graph, node: Node) -> Iterator[Node]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from graph import ACTIVE, REROUTE, Graph, Node, RunError, upstream
+from graph import ACTIVE, Graph, Node, RunError, upstream
+from virtual import is_virtual
 
 SIMPLE, ADVANCED, PREPARE = "IPAdapter", "IPAdapterAdvanced", "PrepImageForClipVision"
 BEFORE_2024 = "IPAdapterApply"  # what the pack had until March 2024, and no version since
@@ -121,16 +122,6 @@ def read(graph: Graph, node: Node) -> Stacked:
     return Stacked(node, choice, weight, start, end, framing, prepared, (*spent, *passed, *([prepared.id] if prepared and framing else [])), remark)
 
 
-def passed_on(graph: Graph, node: Node, name: str) -> list[Node]:
-    """The reroutes between an input and what feeds it, nearest first."""
-    found: list[Node] = []
-    link = graph.links.get((node.inputs.get(name) or {}).get("link"))
-    while link is not None and graph.nodes[link[1]].type == REROUTE and len(found) < len(graph.nodes):
-        found.append(graph.nodes[link[1]])
-        link = graph.links.get((found[-1].raw["inputs"][0]).get("link"))
-    return found
-
-
 def _values(graph: Graph, node: Node) -> dict[str, Any]:
     """Widget values by name, with the pack's defaults where an older file has none. Raises NotCarried where one comes over a wire that is not a literal's."""
     values = node.raw.get("widgets_values") or []
@@ -161,9 +152,9 @@ def _number(value: Any, name: str) -> float:
 
 
 def _source(graph: Graph, node: Node, name: str) -> tuple[Node | None, list[Any]]:
-    """The node behind an input, and the ids of the reroutes on the way."""
-    found = graph.source(node, name)
-    return (found[0] if found else None), [reroute.id for reroute in passed_on(graph, node, name)]
+    """The node behind an input, and the ids of the virtual nodes on the way."""
+    passed, found = graph.way(node, name)
+    return (found[0] if found else None), [one.id for one in passed if is_virtual(one.type)]
 
 
 def _choice(graph: Graph, node: Node) -> tuple[Choice, list[Any]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from findings import inputs_of, named_values
 from graph import ACTIVE, Graph, Node, RunError
 from job import LOAD
 from needed import ADAPTERS, CHOICES, EXTENSIONS, VISION, ModelFolders, Needed, model_roots, needed_models
@@ -24,6 +25,7 @@ FOLDERS = {  # loaders of ComfyUI, and IPAdapter_plus's, whose files lie in one 
     LOAD: "clip_vision", "UpscaleModelLoader": "upscale_models", "HypernetworkLoader": "hypernetworks", "PhotoMakerLoader": "photomaker", "IPAdapterModelLoader": "ipadapter",
 }
 ADAPTER_FOLDERS = ("ipadapter/", "gligen/", "subject_adapters/", "rehearsal/")
+MOST_SPACES = 5  # of a file's name and folders; a text has more
 Listed = Callable[[str], list[str] | None]  # folder -> names that a running ComfyUI lists in it; None: it has no such folder
 
 
@@ -75,12 +77,15 @@ def _named_folders(path: Path) -> dict[str, tuple[Path, ...]]:
     return found
 
 
-def wanted_files(graph: Graph, places: Places) -> list[Needed]:
-    """Every model file that the active nodes name, or bring a link for; each once. Raises ImportError where torch is missing, which reads encoders."""
+def wanted_files(graph: Graph, places: Places, info: dict[str, Any] | None = None) -> list[Needed]:
+    """Every model file that the active nodes name, or bring a link for; each once. Raises ImportError where torch is missing, which reads encoders.
+
+    info: the host's /object_info, whose node classes say which of their values are choices from a list; None where there is no host.
+    """
     links = {(m["directory"], m["name"]): m["url"] for m in _records(graph)}
     found = {(file.folder, file.name): file for file in _ours(graph, places)}
     for node in (node for node in graph.nodes.values() if node.mode == ACTIVE):
-        for name in file_values(node):
+        for name in file_values(node, (info or {}).get(node.type)):
             folder = next((folder for folder, known in links if known == name), "") or FOLDERS.get(node.type, "")
             if not any(key[1] == name and folder in ("", key[0]) for key in found):
                 found[folder, name] = _needed(folder, name, links.get((folder, name), ""), places)
@@ -90,13 +95,31 @@ def wanted_files(graph: Graph, places: Places) -> list[Needed]:
     return list(found.values())
 
 
-def file_values(node: Node) -> Iterator[str]:
-    """The values of a node that name model files, with forward slashes. Adapters, whose values begin with their folder, are not among them."""
-    values = node.raw.get("widgets_values") or []
-    for value in values.values() if isinstance(values, dict) else values:
-        name = value.replace("\\", "/") if isinstance(value, str) and "\n" not in value else ""
+def file_values(node: Node, entry: dict[str, Any] | None = None) -> Iterator[str]:
+    """The values of a node that name model files, with forward slashes. Adapters, whose values begin with their folder, are not among them.
+
+    entry: the host's description of the class, by which texts are told from choices; without one a text is known by its socket or by what no file name has.
+    """
+    named = named_values(node, entry) if entry else _saved_values(node)
+    texts = {name for name, one in inputs_of(entry).items() if one.type == "STRING"} if entry else {name for name, slot in node.inputs.items() if slot.get("type") == "STRING"}
+    for widget, value in named.items():
+        name = value.replace("\\", "/") if isinstance(value, str) and widget not in texts and not _is_text(value) else ""
         if name.lower().endswith(EXTENSIONS) and not (node.type in dict(ADAPTERS) and name.startswith(ADAPTER_FOLDERS)):
             yield name
+
+
+def _saved_values(node: Node) -> dict[Any, Any]:
+    """A node's saved values by widget, as far as the file names them, else by their place."""
+    values = node.raw.get("widgets_values") or []
+    if isinstance(values, dict):
+        return values
+    names = {place: name for name, place in node.widget_places().items()}
+    return {names.get(place, place): value for place, value in enumerate(values)}
+
+
+def _is_text(value: str) -> bool:
+    """Whether a value is prose, or an address, that merely ends in a file's name."""
+    return "\n" in value or "://" in value or any(mark in value for mark in (", ", ". ", ": ", "; ")) or value.count(" ") > MOST_SPACES
 
 
 def missing(file: Needed, listed: Listed | None) -> bool:

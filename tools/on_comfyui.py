@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from any_workflow import as_prompt, flatten, for_the_host
 from comfyui import Host
 from edit import Edited
 from graph import MUTED, Graph, RunError
@@ -22,6 +23,7 @@ from PIL import Image
 from random_faces import RANDOM_FACES
 from random_models import BASES, GLIGEN, MM_DIFF, SUBJECT_DIFFUSION, UMM, base_of, kind_of, vision_of, write_adapter, write_gligen
 from result import Progress, Result, Say
+from virtual import is_virtual
 
 REFERENCES = {ENCODE: 0, QUICK: 3}  # class -> the output slot with the references
 FAR_FROM_NATIVE = "the picture is "  # how the pack's warning about the size begins; random models are small on purpose
@@ -30,10 +32,13 @@ CLIP_OUTPUT = 1  # of CheckpointLoaderSimple
 
 
 def convert(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
-    """Save format -> API prompt. Raises RunError where comfy-cli is missing, a node is unknown, or the workflow cannot be converted."""
-    unknown = sorted({node.type for node in Graph(workflow).nodes.values() if node.mode == 0} - object_info.keys() - {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"})
+    """A workflow -> API prompt. Raises RunError where comfy-cli is missing, a node is unknown, or the workflow cannot be converted."""
+    workflow = for_the_host(flatten(workflow))
+    unknown = sorted({node.type for node in Graph(workflow).nodes.values() if node.mode == 0 and not is_virtual(node.type)} - object_info.keys())
     if unknown:
         raise RunError(f"The workflow needs nodes that this ComfyUI run does not have: {', '.join(unknown)}. Only the host's own nodes and this pack's are loaded here.")
+    if workflow.get("api"):
+        return as_prompt(workflow)
     try:
         from comfy_cli.workflow_to_api import WorkflowConversionError, convert_ui_to_api
     except ImportError:

@@ -5,9 +5,12 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
-from graph import WORKFLOWS, Node, read_workflow
+from graph import WORKFLOWS, Node
+from wires import tidy
+from workflow_files import read_workflow
 
 Origin = tuple[Any, int]  # node id, output slot
+RECORD = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 PATTERN = "two_subjects"  # the template whose nodes new ones are copied from
 
 
@@ -16,9 +19,20 @@ class Wiring:
 
     def __init__(self, workflow: dict[str, Any]):
         self.workflow = workflow
+        self._records = {link["id"]: link for link in workflow["links"] if isinstance(link, dict)}
+        tidy(workflow)
         self._patterns = {raw["type"]: raw for raw in read_workflow(WORKFLOWS / f"{PATTERN}.json")["nodes"]}
         self._last_node = max([workflow.get("last_node_id") or 0, *(raw["id"] for raw in workflow["nodes"] if isinstance(raw["id"], int))])
         self._last_link = max([workflow.get("last_link_id") or 0, *(link[0] for link in workflow["links"])])
+
+    def saved(self) -> dict[str, Any]:
+        """The workflow as the file had it: its links are records again where they were."""
+        links = self.workflow["links"]
+        if self._records:
+            links = [{**self._records.get(link[0], {}), **dict(zip(RECORD, link, strict=True))} for link in links]
+            state = self.workflow.get("state")
+            self.workflow["state"] = {**(state or {}), "lastNodeId": self._last_node, "lastLinkId": self._last_link}
+        return {**self.workflow, "links": links}
 
     def node(self, id_: Any) -> dict[str, Any] | None:
         """A node's entry."""

@@ -16,14 +16,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from any_workflow import flatten
 from comfyui import LOOKED, Host, find_comfyui, install, usable_host
 from edit import Changes, Edited, edit
-from graph import ROOT, Graph, RunError, find_workflow, read_workflow
+from graph import ROOT, Graph, RunError
 from job import REHEARSAL as REHEARSAL_NODE
 from needed import ModelFolders, Needed, model_roots, needed_models
 from report import NOISE, NOT_A_PICTURE, marked, report_text
 from result import Result
 from saving import check_folder, room_for_temporary_files, save_all
+from workflow_files import find_workflow, read_workflow
 
 SMALL_SIZE, SMALL_STEPS = (256, 256), 4  # with random models, unless asked otherwise
 REHEARSAL = "1_start_here_rehearsal"
@@ -240,7 +242,7 @@ def _needed(options: argparse.Namespace, comfyui: Path | None) -> tuple[ModelFol
 
 
 def _read(options: argparse.Namespace) -> dict[str, Any]:
-    return read_workflow(find_workflow(options.workflow))
+    return flatten(read_workflow(find_workflow(options.workflow)))
 
 
 def _photo_folders(options: argparse.Namespace, comfyui: Path | None) -> list[Path]:

@@ -10,11 +10,13 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from graph import NOTES, ROOT, WORKFLOWS, read_workflow
+from graph import ROOT, WORKFLOWS
 from job import PLACE, read_job
 from pack import load_pack
 from photos import real_photos
 from PIL import Image, ImageDraw, ImageFont
+from virtual import NOTES
+from workflow_files import read_workflow
 
 SIZE = (800, 600)
 MARGIN = 28

@@ -20,13 +20,15 @@ import check as check_tool  # noqa: E402
 from check import Here, check  # noqa: E402
 from comfyui import Host  # noqa: E402
 from from_ipadapter import from_ipadapter  # noqa: E402
-from graph import NOTES, WORKFLOWS, RunError, read_workflow  # noqa: E402
+from graph import WORKFLOWS, RunError  # noqa: E402
 from host_server import HostServer  # noqa: E402
 from model_files import Places  # noqa: E402
 from old_workflows import stacked_before_2024, stacked_by_files, stacked_by_preset  # noqa: E402
 from on_comfyui import convert, with_random_encoders, with_reports  # noqa: E402
 from random_models import BASES, write_adapter, write_host_checkpoint  # noqa: E402
 from troupe.model_patches.checkpoints.catalogue import ENCODERS  # noqa: E402
+from virtual import NOTES  # noqa: E402
+from workflow_files import read_workflow  # noqa: E402
 
 TEMPLATES = [path.stem for path in sorted(WORKFLOWS.glob("*.json"))]
 OLD = {"preset": (stacked_by_preset, "SDXL"), "preset, as saved in 2024": (lambda: stacked_by_preset(named=False), "SDXL"), "files": (stacked_by_files, "SD1.5"),

@@ -17,12 +17,14 @@ sys.path.append(str(ROOT / "tools"))
 import run as run_tool  # noqa: E402
 from comfyui import Host  # noqa: E402
 from edit import Changes, edit  # noqa: E402
-from graph import NOTES, WORKFLOWS, Graph, RunError, read_workflow  # noqa: E402
+from graph import WORKFLOWS, Graph, RunError  # noqa: E402
 from host_server import HostServer  # noqa: E402
 from on_comfyui import LAYERS, convert, with_random_encoders, with_reports, without_analysers, write_random  # noqa: E402
 from random_models import BASES, WHOLE, base_of, write_adapter, write_gligen, write_host_checkpoint  # noqa: E402
 from report import NOT_A_PICTURE  # noqa: E402
 from troupe.model_patches.checkpoints.catalogue import published, where_to_get  # noqa: E402
+from virtual import NOTES  # noqa: E402
+from workflow_files import read_workflow  # noqa: E402
 
 EVERY = [path.stem for path in sorted(WORKFLOWS.glob("*.json"))]
 REHEARSALS = [name for name in EVERY if "rehearsal" in name]  # their models come with the pack

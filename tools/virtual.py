@@ -1,0 +1,26 @@
+"""Nodes that exist only in the browser: the host never sees them, so none of its lists has them."""
+from __future__ import annotations
+
+NOTES = ("Note", "MarkdownNote")
+REROUTE, PRIMITIVE = "Reroute", "PrimitiveNode"
+PASSING = (REROUTE, "Reroute (rgthree)")  # their first input is their output
+SETTERS, GETTERS = ("SetNode", "easy setNode"), ("GetNode", "easy getNode")  # a Get node gives what the Set node of its name takes
+EVERYWHERE = ("Anything Everywhere", "Anything Everywhere3", "Anything Everywhere?")  # wire what they take to every free input of its type
+PROMPTS_EVERYWHERE = "Prompts Everywhere"
+OWN = (*NOTES, REROUTE, PRIMITIVE)  # of the front end itself
+RGTHREE = (
+    "Reroute (rgthree)", "Fast Muter (rgthree)", "Fast Bypasser (rgthree)", "Fast Groups Muter (rgthree)", "Fast Groups Bypasser (rgthree)", "Fast Actions Button (rgthree)",
+    "Node Collector (rgthree)", "Node Combiner (rgthree)", "Mute / Bypass Repeater (rgthree)", "Mute / Bypass Relay (rgthree)", "Random Unmuter (rgthree)",
+    "Bookmark (rgthree)", "Label (rgthree)",
+)
+PACKS = {  # class -> the pack that adds it, by its name in the registry, and a part of its folder's name
+    **dict.fromkeys(RGTHREE, ("rgthree-comfy", "rgthree")),
+    **dict.fromkeys(("SetNode", "GetNode"), ("comfyui-kjnodes", "kjnodes")),
+    **dict.fromkeys(("easy setNode", "easy getNode"), ("comfyui-easy-use", "easyuse")),
+    **dict.fromkeys((*EVERYWHERE, PROMPTS_EVERYWHERE), ("cg-use-everywhere", "useeverywhere")),
+}
+
+
+def is_virtual(kind: str) -> bool:
+    """Whether a node class exists only in the browser, or does its work there."""
+    return kind in OWN or kind in PACKS
