@@ -9,10 +9,16 @@ from .attention.decoupled import Mixing
 from .errors import MismatchError
 from .subjects import References
 
+IN_CROPS = ("auto", "apply", "rest")
+
 
 @dataclass(frozen=True)
 class ImageAttentionSettings:
-    """Widgets of Apply Image Attention: weight 0..2; percents as ComfyUI's; box_* see `attention.limits`; mixing see `Mixing`."""
+    """Widgets of Apply Image Attention: weight 0..2; percents as ComfyUI's; box_* see `attention.limits`; mixing see `Mixing`.
+
+    in_crops: what regions and boxes do in a run that samples a part of the picture, which only a host can know. 'auto': all rest, with a warning;
+    'apply': they are laid over the part; 'rest': all rest in every run that begins from a picture.
+    """
 
     weight: float = 0.65
     mixing: Mixing = Mixing()
@@ -21,17 +27,19 @@ class ImageAttentionSettings:
     box_strength: float = 1.0
     box_end_percent: float = 1.0
     box_feather: float = 0.05
+    in_crops: str = IN_CROPS[0]
 
 
 @dataclass(frozen=True)
 class GatedSettings:
     """Widgets of Apply Gated Adapter: strength 0..2; percents as ComfyUI's: full strength until `end_percent`, then falling to 0 over
-    `decay_percent`; use_bbox: 'auto', 'on' or 'off' (of Subject-Diffusion's GroundingNet)."""
+    `decay_percent`; use_bbox: 'auto', 'on' or 'off' (of Subject-Diffusion's GroundingNet); in_crops as in `ImageAttentionSettings`."""
 
     strength: float = 1.0
     end_percent: float = 1.0
     decay_percent: float = 0.0
     use_bbox: str = "auto"
+    in_crops: str = IN_CROPS[0]
 
 
 def mixing_for(references: References, merge: str, sharpness: float = 1.0, background: float = 1.0) -> Mixing:

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..model_patches.hosts.comfyui.apply import apply_gated
 from ..model_patches.hosts.comfyui.notice import notifier
-from ..model_patches.settings import GatedSettings
+from ..model_patches.settings import IN_CROPS, GatedSettings
 from .graph import blocked_unless_wired, needed, warn_about_wires_past
 from .types import CATEGORY, ReferencesType, percent
 
@@ -38,6 +38,11 @@ class ApplyGated(io.ComfyNode):
                 io.Combo.Input("use_bbox", options=["auto", "on", "off"], default="auto", tooltip=(
                     "Only for Subject-Diffusion: whether its photo tokens know their boxes. auto: not for a single subject, as published. No effect with GLIGEN files."
                 )),
+                io.Combo.Input("in_crops", optional=True, options=[*IN_CROPS], default=IN_CROPS[0], tooltip=(
+                    "What regions and boxes do where only a part of the picture is sampled: by detailers, tiled upscalers, crop and stitch. auto: the node rests there and says "
+                    "so. apply: they are laid over that part, as where they were drawn for it. rest: the node rests in every run that begins from a picture. No effect "
+                    "without regions and boxes."
+                )),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="model"),
@@ -49,9 +54,9 @@ class ApplyGated(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, positive: Any, strength: float, end_percent: float, decay_percent: float, use_bbox: str,
+    def execute(cls, model: Any, positive: Any, strength: float, end_percent: float, decay_percent: float, use_bbox: str, in_crops: str = IN_CROPS[0],
                 negative: Any = None, middle: Any = None, references: Any = None) -> io.NodeOutput:
         references = needed(references, "Apply Gated Adapter", "references", "Encode Subject References")
         warn_about_wires_past("Apply Gated Adapter", cls.hidden, notifier(cls.hidden.unique_id))
-        settings = GatedSettings(strength, end_percent, decay_percent, use_bbox)
+        settings = GatedSettings(strength, end_percent, decay_percent, use_bbox, in_crops)
         return io.NodeOutput(*blocked_unless_wired("Apply Gated Adapter", *apply_gated(model, references, settings, positive, negative, middle)))

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..model_patches.attention.decoupled import MERGES
 from ..model_patches.hosts.comfyui.apply import apply_image_attention
 from ..model_patches.hosts.comfyui.notice import notifier
-from ..model_patches.settings import ImageAttentionSettings, mixing_for
+from ..model_patches.settings import IN_CROPS, ImageAttentionSettings, mixing_for
 from .graph import blocked_unless_wired, needed, warn_about_missing_names, warn_about_wires_past
 from .types import CATEGORY, ReferencesType, percent
 
@@ -52,6 +52,11 @@ class ApplyImageAttention(io.ComfyNode):
                     "How much the references act where no subject is relevant. 1 as published; lower keeps the photos out of the background. Needs names; no effect with "
                     "merge uniform."
                 )),
+                io.Combo.Input("in_crops", optional=True, options=[*IN_CROPS], default=IN_CROPS[0], tooltip=(
+                    "What regions and boxes do where only a part of the picture is sampled: by detailers, tiled upscalers, crop and stitch. auto: the node rests there and says "
+                    "so. apply: they are laid over that part, as where they were drawn for it. rest: the node rests in every run that begins from a picture. No effect "
+                    "without regions and boxes."
+                )),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="model"),
@@ -64,12 +69,12 @@ class ApplyImageAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, weight: float, merge: str, start_percent: float, end_percent: float, box_strength: float, box_end_percent: float,
-                box_feather: float, sharpness: float, background: float, positive: Any = None, negative: Any = None, middle: Any = None,
+                box_feather: float, sharpness: float, background: float, in_crops: str = IN_CROPS[0], positive: Any = None, negative: Any = None, middle: Any = None,
                 references: Any = None) -> io.NodeOutput:
         references = needed(references, "Apply Image Attention", "references", "Encode Subject References")
         warn = notifier(cls.hidden.unique_id)
         warn_about_missing_names(references, cls.hidden, ("positive", "middle"), warn)
         warn_about_wires_past("Apply Image Attention", cls.hidden, warn)
         mixing = mixing_for(references, merge, sharpness, background)
-        settings = ImageAttentionSettings(weight, mixing, start_percent, end_percent, box_strength, box_end_percent, box_feather)
+        settings = ImageAttentionSettings(weight, mixing, start_percent, end_percent, box_strength, box_end_percent, box_feather, in_crops)
         return io.NodeOutput(*blocked_unless_wired("Apply Image Attention", *apply_image_attention(model, references, settings, positive, negative, middle)))

@@ -309,7 +309,7 @@ def test_a_second_resolution_in_one_graph(kind):
 
     st = gated_stage(kind)
     references = st.references(2)
-    model, positive, negative = st.apply(references, GatedSettings())
+    model, positive, negative = st.apply(references, GatedSettings(in_crops="apply"))  # there is no graph here, see test_crops.py
     small = ksample(model, positive, negative, size=(8, 8))
     large = torch.nn.functional.interpolate(small, size=(16, 20), mode="bilinear")
     found = nodes.common_ksampler(model, 1, 2, 5.0, "euler", "normal", positive, negative, {"samples": large}, denoise=0.5)[0]["samples"]

@@ -121,14 +121,14 @@ def test_no_boxes_and_strength_zero_change_nothing(off):
 
 
 def test_boxes_stay_where_the_picture_has_them_in_a_second_larger_run():
-    """Hires fix: the same MODEL samples again, larger, from the upscaled latent."""
+    """Hires fix: the same MODEL samples again, larger, from the upscaled latent; told so, as there is no graph here (see test_crops.py)."""
     import comfy.samplers
     import independent
     from stage import error, ksample, noise_of, settings, stage
 
     import nodes
 
-    st, chosen, steps = stage(), settings(box_feather=0.05), 2
+    st, chosen, steps = stage(), settings(box_feather=0.05, in_crops="apply"), 2
     references = st.references(2, boxes=placed(LEFT, RIGHT))
     model, positive, negative = st.apply(references, chosen)
     truth = st.truth(references, chosen, boxes=[limit_mask(box, 1.0, 0.05) for box in (LEFT, RIGHT)])

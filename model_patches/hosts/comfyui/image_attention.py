@@ -61,6 +61,11 @@ class ImageAttention(Hook):
         """Weight 0, or every subject at weight 0."""
         return self.settings.weight == 0.0 or not any(subject.weight for subject in self.references.subjects)
 
+    @property
+    def located(self) -> bool:
+        """Whether a region, or a box that limits, holds a subject back."""
+        return limited(self.references.subjects, self.settings.box_strength > 0.0)
+
     def strengths(self, run: Run, model_sampling: Any, sigma: torch.Tensor) -> Strengths | None:
         """Weight of each subject in this call, None where nobody acts."""
         s, subjects = self.settings, self.references.subjects

@@ -23,6 +23,7 @@ class Run:
         self.seconds = 0.0
         self.due = False  # whether a call came in which something should act
         self.acted = False
+        self.part = ""  # why nothing can be placed in what this run samples
         self.explained = False  # whether it was told why nothing, or not everything, acts
         self._cache: dict[Any, Any] = {}
         self._said: set[str] = set()

@@ -1,0 +1,111 @@
+"""Regions and boxes in runs that sample a part of the picture: the plain model's picture there, and a sentence, not a place stretched over the part."""
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.usefixtures("host")
+HIRES = {"1": {"class_type": "KSampler", "inputs": {}}, "2": {"class_type": "KSampler", "inputs": {"latent_image": ["1", 0]}}}
+TILED = {"1": {"class_type": "KSampler", "inputs": {}}, "2": {"class_type": "UltimateSDUpscale", "inputs": {"image": ["1", 0]}}}
+
+
+def left_half(kind: str) -> dict:
+    from troupe.model_patches.subjects import Box
+
+    region = torch.zeros(32, 32)
+    region[:, :16] = 1
+    return {"regions": [region]} if kind == "region" else {"boxes": [Box(0, 0, 0.5, 1)]}
+
+
+def tile(model, positive, negative, denoise=0.3, size=(16, 16)):
+    """What an upscaler runs on one of its tiles."""
+    import nodes
+
+    picture = {"samples": torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(3))}
+    return nodes.common_ksampler(model, 1, 4, 1.0, "euler", "normal", positive, negative, picture, denoise=denoise)[0]["samples"]
+
+
+def effect(**how) -> float:
+    """How much one subject in the left half changes a tile."""
+    from stage import settings, stage
+
+    kind, denoise, size = how.pop("kind", "region"), how.pop("denoise", 0.3), how.pop("size", (16, 16))
+    st = stage()
+    applied = st.apply(st.references(1, **({} if kind == "nowhere" else left_half(kind))), settings("uniform", **how))
+    return float((tile(*applied, denoise, size) - tile(st.patcher, st.positive, st.negative, denoise, size)).abs().max())
+
+
+@pytest.fixture
+def running(host, monkeypatch):
+    """`running(graph, node)`: the host's queue runs that graph, and the node in it."""
+    import execution
+    import server
+    from comfy_execution.utils import CurrentNodeContext
+
+    contexts = []
+
+    def start(graph: dict, node: str) -> None:
+        queue = execution.PromptQueue(SimpleNamespace(prompt_queue=None, queue_updated=lambda: None))
+        queue.put((0, "a prompt", graph, {}, [], {}))
+        queue.get(timeout=1)
+        monkeypatch.setattr(server.PromptServer, "instance", SimpleNamespace(prompt_queue=queue), raising=False)
+        contexts.append(CurrentNodeContext("a prompt", node))
+        contexts[-1].__enter__()
+
+    yield start
+    for context in contexts:
+        context.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("kind", ["region", "box"])
+@pytest.mark.parametrize("denoise", [0.3, 1.0])
+def test_in_a_tile_of_an_upscaler_the_node_rests_and_says_so(kind, denoise, running, caplog):
+    running(TILED, "2")
+    assert effect(kind=kind, denoise=denoise) == 0.0
+    assert "UltimateSDUpscale (node 2) samples a part of the picture: regions and boxes of Apply Image Attention cannot be placed in it" in caplog.text
+    assert "did nothing in this run" not in caplog.text, "why is told once"
+
+
+def test_in_a_second_pass_over_the_whole_picture_it_acts(running, caplog):
+    running(HIRES, "2")
+    assert effect() > 1e-3
+    assert "rests in this run" not in caplog.text
+
+
+def test_without_regions_and_boxes_a_tile_is_like_any_picture(running):
+    running(TILED, "2")
+    assert effect(kind="nowhere") > 1e-3
+    assert effect(kind="box", box_strength=0.0) > 1e-3, "a box that does not limit"
+
+
+def test_the_user_has_the_last_word(running, caplog):
+    running(TILED, "2")
+    assert effect(in_crops="apply") > 1e-3
+    running(HIRES, "2")
+    assert effect(in_crops="rest") == 0.0 and "'in_crops' is 'rest'" in caplog.text
+    assert effect(in_crops="rest", denoise=1.0) > 1e-3, "a picture that is made from noise"
+
+
+def test_a_region_of_another_shape_was_drawn_for_another_picture(running, caplog):
+    running(HIRES, "2")
+    assert effect(size=(16, 24)) == 0.0
+    assert "a region of shape 32x32 was drawn for another picture than this one of 192x128 pixels" in caplog.text
+
+
+def test_without_a_graph_a_run_that_begins_from_a_picture_may_be_a_part(caplog):
+    """As in scripts, which have no node that runs."""
+    assert effect() == 0.0 and "may be a part of another" in caplog.text
+    assert effect(denoise=1.0) > 1e-3
+
+
+def test_gated_layers_rest_too(running, caplog):
+    from gated_stage import gated_stage
+    from troupe.model_patches.settings import GatedSettings
+
+    running(TILED, "2")
+    st = gated_stage()
+    plain = tile(st.patcher, st.positive, st.negative, 1.0)
+    assert torch.equal(tile(*st.apply(st.references(1), GatedSettings()), 1.0), plain)
+    assert "Apply Gated Adapter rests in this run" in caplog.text
+    running(HIRES, "2")
+    assert not torch.equal(tile(*st.apply(st.references(1), GatedSettings()), 1.0), plain)
