@@ -60,3 +60,25 @@ def test_the_readme_gets_its_sentence():
     assert found.startswith("before\n") and found.endswith("\nafter\n") and "old" not in found
     assert "two subjects of two classes: relevance 75 % [69, 80], add 70 % [63, 76], uniform 30 % [24, 37]" in found and "at least 100 pictures each" in found
     assert confusion_page.in_readme("no marks", {}) == "no marks"
+
+
+# ---- painted anew ------------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def models():
+    """The shipped models and the recogniser."""
+    from troupe.rehearsal.engine.paint import load_rehearsal
+    from troupe.rehearsal.engine.recogniser import load_recogniser
+
+    return load_rehearsal(), load_recogniser()
+
+
+@pytest.mark.parametrize("adapter", ["mip", "ip"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_paints_and_is_read(method, adapter, models):
+    """Three steps with three subjects, the widest case: there are as many verdicts as subjects, by both reads."""
+    from troupe.rehearsal.engine.trials import judge, paint_trial, trial
+
+    one = trial("three subjects", 0)
+    found = judge(models[1], one, paint_trial(models[0], adapter, METHODS[method], one, steps=3))
+    assert [len(verdicts) for verdicts in found] == [3, 3] and all(verdict in LETTERS for verdicts in found for verdict in verdicts)

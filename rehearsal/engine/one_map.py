@@ -32,8 +32,8 @@ class OneMap(ImageAttention):
         self._hooks.append(place.attention.to_q.register_forward_hook(see))
         return self
 
-    def limits(self, transformer: Transformer2DModel, positions: int) -> torch.Tensor | None:
-        """The map at this transformer's grid, [1, B, M, N]."""
+    def limits(self, transformer: Transformer2DModel, positions: int, pictures: int) -> torch.Tensor | None:
+        """The map at this transformer's grid, [1, B, M, N], for a batch of `pictures`."""
         if self._map is None:
             return None
         return interpolate(self._map, self._grids[transformer], mode="bilinear").flatten(2)[None]
