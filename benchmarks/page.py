@@ -1,4 +1,4 @@
-"""The results page, written from results.json and from nothing else."""
+"""The results page, written from results.json and rerun.json and from nothing else."""
 from __future__ import annotations
 
 import json
@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rerun_page import Records, section
 
 PICTURES = (4, 8, 28)  # steps
 NOT_MEASURED = "not measured"
@@ -47,17 +49,19 @@ class Target:
 
 
 def write_page(results: Path, page: Path) -> None:
-    """Write the page for a results file."""
-    page.write_text(render(json.loads(results.read_text(encoding="utf-8"))), encoding="utf-8")
+    """Write the page for a results file, with the edits and re-runs of the rerun.json beside it."""
+    again = results.with_name("rerun.json")
+    records = json.loads(again.read_text(encoding="utf-8")) if again.exists() else {}
+    page.write_text(render(json.loads(results.read_text(encoding="utf-8")), records), encoding="utf-8")
 
 
-def render(tables: Sequence[Table]) -> str:
+def render(tables: Sequence[Table], records: Records | None = None) -> str:
     """The whole page."""
     parts = [HEAD, "## Targets\n", lines(("promised", "measured", "kept"), [(t.promise, t.figure, verdict(t.kept)) for t in targets(tables)])]
     parts += size_section(tables)
     for table in tables:
         parts += [f"## {heading(table)}\n", *{"steps": step_section, "encode": encode_section, "fusers": fuser_section}[table["kind"]](table, tables)]
-    return "\n".join([*parts, *asked_section(tables)])
+    return "\n".join([*parts, *asked_section(tables), *([section(records)] if records else [])])
 
 
 def in_readme(tables: Sequence[Table]) -> str:

@@ -20,6 +20,7 @@ sys.path.append(str(FOLDER))
 import fusers  # noqa: E402
 import measure  # noqa: E402
 import page  # noqa: E402
+import rerun_page  # noqa: E402
 from intervals import coverage_rank, interval  # noqa: E402
 from measure import growth, peak_of, ratios, rounds, text_seconds  # noqa: E402
 from runs import GATED, OURS, THEIRS, beside, couples, pairs_of_growth, rival_of  # noqa: E402
@@ -169,7 +170,7 @@ def results() -> list[dict]:
 
 
 def test_the_page_is_what_the_results_say():
-    assert page.render(results()) == (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
+    assert page.render(results(), reruns()) == (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_has_the_two_figures_of_the_results():
@@ -308,3 +309,31 @@ def test_a_share_of_the_least_is_shown_where_anything_is_added(low, part):
 def test_a_table_of_older_order_says_so(told):
     mine = table(relevance_2x4=(1.0, 1.0)) | ({"orders": "all"} if told else {})
     assert ("text alone always stood between" in page.render([mine])) is not told
+
+
+# ---- edits and re-runs -------------------------------------------------------------------------------------------------------------------------
+
+
+def reruns() -> dict:
+    return json.loads((FOLDER / "rerun.json").read_text(encoding="utf-8"))
+
+
+def test_the_readme_has_the_sentence_of_the_reruns():
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    said = rerun_page.sentence(reruns())
+    assert said and rerun_page.written_into(readme, said) == readme and rerun_page.written_into(readme, "another") != readme
+
+
+def ten(wrong: int) -> dict[str, dict[str, float]]:
+    return {f"{n}. edit": {"difference": float(n <= wrong), "effect": 2.0} for n in range(1, 11)}
+
+
+def test_the_reruns_count_what_differs_on_the_newest_host():
+    records = {"0.9.0": {rerun_page.OURS: ten(0), rerun_page.THEIRS: ten(0)}, "0.33.0": {rerun_page.OURS: ten(1), rerun_page.THEIRS: ten(4)}}
+    said = rerun_page.sentence(records)
+    assert "ComfyUI 0.33.0, **9 of 10** pictures" in said and "6 of 10 are" in said and "older" not in said, "ours differ too"
+    text = rerun_page.section(records)
+    assert "| nodes | ComfyUI 0.9.0 | ComfyUI 0.33.0 |" in text and "| two Apply Image Attention | 10 of 10 as after a fresh start | 9 of 10" in text
+    assert text.count("| 1. edit | 1 | 2 |") == 2 and "| 4. edit | 1 | 2 |" in text and "5. edit" not in text
+    assert "and on 1 older one;" in rerun_page.sentence({**records, "0.33.0": {rerun_page.OURS: ten(0), rerun_page.THEIRS: ten(4)}})
+    assert rerun_page.sentence({"0.9.0": {rerun_page.OURS: ten(0)}}) == rerun_page.section({}) == ""

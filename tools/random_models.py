@@ -65,7 +65,10 @@ BASES = {
 SDXL_BLOCKS = {"channel_mult": [1, 1, 1], "num_res_blocks": [2, 2, 2], "transformer_depth": [0, 0, 2, 2, 10, 10],
                "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10}
 KINDS = {MM_DIFF: WHOLE, UMM: "SD1.5", SUBJECT_DIFFUSION: "SD2.x"}
+SD15_BLOCKS = {"channel_mult": [1, 1, 1, 1], "num_res_blocks": [2, 2, 2, 2], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_output": [1] * 9 + [0] * 3,
+               "transformer_depth_middle": 1}
 BASES[WHOLE] = Base(2048, {**BASES["SDXL"].host_unet, **SDXL_BLOCKS})
+BASES["SD1.5, every block"] = Base(768, {**BASES["SD1.5"].host_unet, **SD15_BLOCKS})
 
 
 def base_of(adapter: str) -> str:

@@ -1,0 +1,71 @@
+"""What rerun.json says, as a section of the results page and as a sentence for the README."""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+OURS, THEIRS = "two Apply Image Attention", "two IPAdapter Advanced"
+MARKS = ("<!-- rerun: from benchmarks/rerun.json, made by benchmarks/rerun.py -->", "<!-- end of rerun -->")
+Records = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]  # version -> kind -> edit -> difference, effect
+
+HEAD = """## Edit, run again
+
+    python benchmarks/rerun.py --ipadapter-plus DIR
+
+Ten edits, one after another, in one server: a number is changed and set back, a node is taken out and put back. After each one the latent is compared with the one
+that a newly started server makes of the same prompt. Two nodes are stacked on one MODEL, as is usual for two subjects; the models are small and random, the
+machine's CPU computes the same bits each time. A difference means that the picture depends on what was run before it. What an edit itself changes is in the last column.
+"""
+
+
+def section(records: Records) -> str:
+    """The section, with each edit whose result differs on some ComfyUI; '' without records."""
+    if not records:
+        return ""
+    versions = sorted(records, key=_number)
+    rows = [("nodes", *(f"ComfyUI {version}" for version in versions)), *((kind, *(_count(records[v].get(kind)) for v in versions)) for kind in (OURS, THEIRS))]
+    parts = [HEAD, _table(rows)]
+    for version in versions:
+        for kind, edits in records[version].items():
+            wrong = [(edit, f"{one['difference']:.3g}", f"{one['effect']:.3g}") for edit, one in edits.items() if one["difference"]]
+            if wrong:
+                parts.append(f"{kind}, ComfyUI {version}:\n\n{_table([('edit', 'differs from a fresh start by up to', 'the edit itself changes up to'), *wrong])}")
+    return "\n".join(parts)
+
+
+def sentence(records: Records) -> str:
+    """The figure for the README's first screen; '' where the newest host has not both."""
+    newest = max(records, key=_number, default="")
+    both = records.get(newest, {})
+    if not {OURS, THEIRS} <= both.keys():
+        return ""
+    ours, theirs = (sum(one["difference"] == 0 for one in both[kind].values()) for kind in (OURS, THEIRS))
+    alike = all(one["difference"] == 0 for kinds in records.values() for one in kinds.get(OURS, {}).values())
+    older = len(records) - 1
+    others = f", and on {older} older one{'s' if older > 1 else ''}" if alike and older else ""
+    return (f"Edit and run again: after ten edits in a running ComfyUI {newest}, **{ours} of 10** pictures of two Troupe nodes are bit for bit those of a fresh start{others}; "
+            f"of two stacked IPAdapter nodes, {theirs} of 10 are ([how, and the others](benchmarks/RESULTS.md#edit-run-again)).")
+
+
+def written_into(readme: str, said: str) -> str:
+    """The README with the sentence between its two marks. Raises ValueError where they are not there once."""
+    found, count = re.subn(rf"({re.escape(MARKS[0])}\n).*?({re.escape(MARKS[1])})", lambda m: f"{m[1]}{said}\n{m[2]}", readme, flags=re.S)
+    if count != 1:
+        raise ValueError(f"README.md: expected one pair of marks 'rerun', found {count}")
+    return found
+
+
+def _count(edits: Mapping[str, Any] | None) -> str:
+    if edits is None:
+        return "not measured"
+    return f"{sum(one['difference'] == 0 for one in edits.values())} of {len(edits)} as after a fresh start"
+
+
+def _number(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)) + "\n"
