@@ -565,3 +565,32 @@ def test_limits_of_several_areas_are_each_areas_own():
         assert limits((left,), False)[0, 0, 1].min() == 1.0 and limits((right,), False)[0, 0, 1].min() == 1.0
         both = limits((left, right), True)
         assert torch.equal(both[0], limits((left,), True)[0]) and torch.equal(both[1], limits((right,), True)[0])
+
+
+@pytest.mark.parametrize("applied", [1, 2])
+def test_plain_text_attention_is_the_one_that_the_checkpoint_asks_for(applied, monkeypatch):
+    """Newer hosts load an attention function with a layer, and give its module as `preferred_attention`; layers without one are called as before."""
+    from types import SimpleNamespace
+
+    from comfy.ldm.modules import attention
+    from stage import ksample, settings, stage
+
+    st = stage()
+    asked = [module for name, module in st.patcher.model.diffusion_model.named_modules() if name.endswith("attn2")]
+    own = SimpleNamespace(function=attention.attention_basic)
+    for module, preferred in zip(asked, (own, SimpleNamespace(function=None)), strict=False):
+        monkeypatch.setattr(module, "comfy_attention", preferred, raising=False)
+    calls, original = [], attention.optimized_attention
+
+    def spy(*args, **kwargs):
+        if "activations_shape" in kwargs["transformer_options"] and "n_heads" in kwargs["transformer_options"]:  # called from a replaced layer
+            calls.append(kwargs.pop("preferred_attention", "none"))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "optimized_attention", spy)
+    model, positive, negative = st.apply(st.references(2), settings())
+    if applied == 2:
+        st.patcher, st.positive, st.negative = model, positive, negative
+        model, positive, negative = st.apply(st.references(1), settings(weight=0.3))
+    ksample(model, positive, negative, steps=1)
+    assert calls.count(own) == 1 and calls.count("none") == len(asked) - 1 == len(calls) - 1, "one call a layer, whoever is stacked"

@@ -1,7 +1,7 @@
 """What stands in a block's `attn2` replace slot during a model call: whoever was there before, plus our deltas."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -18,17 +18,21 @@ class Delta(Protocol):
 
 
 class CrossAttentionPatch:
-    """`out = previous + sum of deltas`. Deltas see the block's own queries and plain text attention, never each other's results."""
+    """`out = previous + sum of deltas`. Deltas see the block's own queries and plain text attention, never each other's results.
 
-    def __init__(self, previous: Callable[..., torch.Tensor] | None, deltas: tuple[Delta, ...]):
+    own: the attention that the block's checkpoint asks for, see `blocks.own_attentions`, or None.
+    """
+
+    def __init__(self, previous: Callable[..., torch.Tensor] | None, deltas: tuple[Delta, ...], own: Any = None):
         self.previous, self.deltas = previous, deltas
+        self._more = {} if own is None else {"preferred_attention": own}
 
     @classmethod
-    def on(cls, previous: Callable[..., torch.Tensor] | None, delta: Delta) -> CrossAttentionPatch:
+    def on(cls, previous: Callable[..., torch.Tensor] | None, delta: Delta, own: Any = None) -> CrossAttentionPatch:
         """A new patch on top of the slot's present owner; one of ours takes the delta in instead of being called."""
         if isinstance(previous, CrossAttentionPatch):
-            return cls(previous.previous, previous.deltas + (delta,))
-        return cls(previous, (delta,))
+            return cls(previous.previous, previous.deltas + (delta,), own)
+        return cls(previous, (delta,), own)
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -> torch.Tensor:
         """q [rows, N, C], k, v [rows, text tokens, C] -> [rows, N, C], before `to_out`."""
@@ -36,7 +40,8 @@ class CrossAttentionPatch:
 
         def text() -> torch.Tensor:
             if not plain:
-                plain.append(attention.optimized_attention(q, k, v, options["n_heads"], attn_precision=options["attn_precision"], transformer_options=options))
+                how = {"attn_precision": options["attn_precision"], "transformer_options": options, **self._more}
+                plain.append(attention.optimized_attention(q, k, v, options["n_heads"], **how))
             return plain[0]
 
         out = text() if self.previous is None else self.previous(q, k, v, options)
@@ -46,12 +51,15 @@ class CrossAttentionPatch:
         return out
 
 
-def install(transformer_options: Options, deltas: dict[tuple, Delta]) -> Options:
-    """A copy of the options with a delta on each block key; what other packs put there (3-tuple key, else 2-tuple) is kept underneath."""
+def install(transformer_options: Options, deltas: Mapping[tuple, Delta], own: Mapping[tuple, Any]) -> Options:
+    """A copy of the options with a delta on each block key; what other packs put there (3-tuple key, else 2-tuple) is kept underneath.
+
+    own: the attention of blocks whose checkpoint asks for one.
+    """
     options, replace = dict(transformer_options), dict(transformer_options.get("patches_replace", {}))
     slots = dict(replace.get("attn2", {}))
     for key, delta in deltas.items():
-        slots[key] = CrossAttentionPatch.on(slots.get(key, slots.get(key[:2])), delta)
+        slots[key] = CrossAttentionPatch.on(slots.get(key, slots.get(key[:2])), delta, own.get(key))
     replace["attn2"] = slots
     options["patches_replace"] = replace
     return options

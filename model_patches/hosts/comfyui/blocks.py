@@ -69,6 +69,12 @@ def text_values(unet: nn.Module, block: Block) -> nn.Module:
     return unet.get_submodule(f"{block.path}.to_v")
 
 
+def own_attentions(unet: nn.Module, blocks: Iterable[Block]) -> dict[Key, Any]:
+    """What newer hosts call `preferred_attention`, of the layers whose checkpoint asks for an attention function of its own; their modules have it, in `comfy_attention`."""
+    found = {block.key: getattr(unet.get_submodule(block.path), "comfy_attention", None) for block in blocks}
+    return {key: own for key, own in found.items() if getattr(own, "function", None) is not None}
+
+
 def _levels(unet: nn.Module, name: str) -> list[int]:
     """For each block of a part of the UNet, how often the picture is halved before it."""
     down, up = ([any(isinstance(module, kind) for module in block.modules()) for block in getattr(unet, part, ())]

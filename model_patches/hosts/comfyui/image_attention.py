@@ -14,7 +14,7 @@ from ...layer_tokens import COND, Projected, image_columns, layer_tokens, name_s
 from ...settings import ImageAttentionSettings
 from ...subjects import References, ReferenceSubject, called
 from .attention_patch import Options, Part, install
-from .blocks import Block, grids_of, text_keys, text_values
+from .blocks import Block, grids_of, own_attentions, text_keys, text_values
 from .clock import FULL, sigma_range
 from .company import named, patches_of
 from .conditioning import Chunk
@@ -87,7 +87,10 @@ class ImageAttention(Hook):
         """Puts a delta on every cross-attention layer; rows of role UNCOND are left alone by adapters that have no empty tokens."""
         if self.references.uncond_tokens is None:
             chunks = [chunk if chunk and chunk.role == COND else None for chunk in chunks]
-        return install(options, self._deltas(call, chunks, model, x, options)) if any(chunks) else options
+        if not any(chunks):
+            return options
+        own = call.run.once(("own attention",), lambda: own_attentions(model.diffusion_model, self.blocks))
+        return install(options, self._deltas(call, chunks, model, x, options), own)
 
     def _deltas(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor, options: Options) -> dict[tuple, LayerDelta]:
         """One delta a block, sharing what does not differ between blocks. chunks: of the rows of x, in order."""
