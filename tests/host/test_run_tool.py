@@ -15,6 +15,7 @@ from PIL import Image
 sys.path.append(str(ROOT / "tools"))
 
 import run as run_tool  # noqa: E402
+from any_workflow import flatten  # noqa: E402
 from comfyui import Host  # noqa: E402
 from edit import Changes, edit  # noqa: E402
 from graph import WORKFLOWS, Graph, RunError  # noqa: E402
@@ -309,3 +310,33 @@ def test_a_checkpoint_of_another_family_is_refused_in_a_sentence(small_files):
 
     with pytest.raises(RunError, match="cannot read small.safetensors as the base model"):
         base_models.load_base(small_files[0] / "checkpoints" / "small.safetensors", base_models.SDXL, "cpu", torch.float32)
+
+
+def test_a_workflow_with_nodes_of_the_browser_runs_like_the_one_without(server, info):
+    """The MODEL over a Set and a Get node, the VAE over Use Everywhere, links as records: the host gets the same prompt."""
+    plain = shipped("two_subjects")
+    expected, changed = convert(plain, info), Graph(plain).workflow
+    last, ids = max(link[0] for link in changed["links"]), max(node["id"] for node in changed["nodes"])
+    sampler, decoder = (next(node for node in changed["nodes"] if node["type"] == kind) for kind in ("KSampler", "VAEDecode"))
+    model, vae = (next(slot for slot in node["inputs"] if slot["name"] == name) for node, name in ((sampler, "model"), (decoder, "vae")))
+    links = {link[0]: link for link in changed["links"]}
+    source, slot = links[model["link"]][1:3]
+    changed["nodes"] += [
+        {"id": ids + 1, "type": "SetNode", "mode": 0, "inputs": [{"name": "MODEL", "type": "MODEL", "link": last + 1}], "outputs": [], "widgets_values": ["patched"]},
+        {"id": ids + 2, "type": "GetNode", "mode": 0, "inputs": [], "outputs": [{"name": "MODEL", "type": "MODEL", "links": [last + 2]}], "widgets_values": ["patched"]},
+        {"id": ids + 3, "type": "Anything Everywhere", "mode": 0, "inputs": [{"name": "anything", "type": "*", "link": last + 3}], "outputs": [], "widgets_values": []},
+    ]
+    changed["links"] = [link for link in changed["links"] if link[0] not in (model["link"], vae["link"])]
+    changed["links"] += [[last + 1, source, slot, ids + 1, 0, "MODEL"], [last + 2, ids + 2, 0, sampler["id"], sampler["inputs"].index(model), "MODEL"],
+                         [last + 3, *links[vae["link"]][1:3], ids + 3, 0, "VAE"]]
+    model["link"], vae["link"] = last + 2, None
+    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    changed["links"] = [dict(zip(names, link, strict=True)) for link in changed["links"]]
+    assert convert(changed, info) == expected
+    vae_free = convert({**changed, "nodes": [node for node in changed["nodes"] if node["type"] != "Anything Everywhere"]}, info)
+    assert "vae" not in vae_free[str(decoder["id"])]["inputs"], "without the broadcast nothing is wired there"
+
+
+def test_an_api_prompt_is_run_as_it_is(info):
+    prompt = convert(shipped("two_subjects"), info)
+    assert convert(flatten(prompt), info) == {id_: {key: node[key] for key in ("class_type", "inputs")} for id_, node in prompt.items()}
