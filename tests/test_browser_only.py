@@ -162,6 +162,15 @@ def test_a_group_node_is_laid_open(prefix):
     assert flatten(workflow)["nodes"][-2]["widgets_values"] == [7, "fixed", 4, 5.0, "euler", "normal", 1.0], "the values that the group node shows"
 
 
+def test_a_group_of_an_older_file_is_read():
+    """It has a whole node where newer ones have its place, and links from nowhere."""
+    workflow = grouped()
+    group = workflow["extra"]["groupNodes"]["Sample"]
+    group["links"].append([None, 0, 1, 1, 4, "VAE"])
+    group["external"] = [[{**group["nodes"][1]}, 0, "IMAGE"]]
+    assert (fed(workflow, "5:1", "vae"), fed(workflow, 6, "images")) == ((1, 2), ("5:1", 0))
+
+
 def test_inputs_of_one_name_in_a_group_have_their_nodes_titles():
     """As the front end names them: the second sampler's model is 'KSampler model'."""
     workflow = grouped()

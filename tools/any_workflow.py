@@ -1,4 +1,8 @@
-"""Any saved workflow as one flat graph: the front end's save format with its subgraphs laid open, and API prompts."""
+"""Any saved workflow as one flat graph: the front end's save format with its subgraphs and group nodes laid open, and API prompts.
+
+comfy-cli reads workflows too, and converts them for the host (see on_comfyui.py); it needs the node list of a running host and leaves Use Everywhere's broadcasts,
+group nodes and Set nodes to the browser, so what it is given here has none of them any more.
+"""
 from __future__ import annotations
 
 from dataclasses import dataclass, field

@@ -3,7 +3,7 @@
 usage: python tools/check.py WORKFLOW.json [--comfyui DIR | --url http://127.0.0.1:8188 | --no-host]
        python tools/check.py --from-ipadapter OLD.json [-o NEW.json]
 
-Reads what ComfyUI saves and what it exports for the API. The first form asks a running ComfyUI, or starts the one that it finds with its own nodes;
+Reads what ComfyUI saves, also in a picture, and what it exports for the API. The first form asks a running ComfyUI, or starts the one that it finds with its own nodes;
 without any it checks files and links, and says so. The second rewrites the nodes of IPAdapter_plus as Troupe's.
 """
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(prog="check.py", description="Will this workflow run here? Missing nodes, missing model files with links, wires and values that do not fit.")
-    parser.add_argument("workflow", nargs="?", metavar="WORKFLOW", help="a workflow file, saved or exported for the API, or the name of a shipped template")
+    parser.add_argument("workflow", nargs="?", metavar="WORKFLOW", help="a workflow file, saved or exported for the API, a picture with one inside, or the name of a shipped template")
     host = parser.add_mutually_exclusive_group()
     host.add_argument("--comfyui", type=Path, metavar="DIR", help="start this ComfyUI, with its nodes and models (default: one that runs, else the one that is found)")
     host.add_argument("--url", help=f"ask this running ComfyUI (default: {USUAL_URL} where one answers)")

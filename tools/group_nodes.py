@@ -19,7 +19,7 @@ def group_nodes(workflow: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _as_subgraph(name: str, group: dict[str, Any]) -> dict[str, Any]:
     """One group: its nodes keep their place in it as their id, inputs without a link inside and outputs that the group shows are its own."""
     nodes = [{**raw, "id": place, "mode": 0} for place, raw in enumerate(copy.deepcopy(group["nodes"]))]
-    inner = [link for link in group.get("links") or [] if link and link[0] is not None and link[2] is not None]
+    inner = [link for link in group.get("links") or [] if link and {link[0], link[2]} <= set(range(len(nodes)))]
     links: list[list[Any]] = [[n, *link[:4], link[5] if len(link) > 5 else "*"] for n, link in enumerate(inner, 1)]
     taken, given = {(link[3], link[4]) for link in links}, {(link[1], link[2]) for link in links}
     inputs, outputs = [], []
@@ -28,7 +28,7 @@ def _as_subgraph(name: str, group: dict[str, Any]) -> dict[str, Any]:
             if (raw["id"], into) not in taken and _shown(group, raw["id"], "input", slot.get("name"), True):
                 links.append([len(links) + 1, INSIDE, len(inputs), raw["id"], into, slot.get("type", "*")])
                 inputs.append({"name": _name(group, raw, slot, inputs), "type": slot.get("type", "*")})
-    shown = {(entry[0], entry[1]) for entry in group.get("external") or []}
+    shown = {(_place(entry[0]), entry[1]) for entry in group.get("external") or []}
     for raw in nodes:
         for at, slot in enumerate(raw.get("outputs") or []):
             if _shown(group, raw["id"], "output", at, (raw["id"], at) not in given or (raw["id"], at) in shown):
@@ -49,6 +49,11 @@ def give_values(nodes: list[dict[str, Any]], values: Any) -> None:
     for raw, of_one in zip(nodes, own, strict=True):
         raw["widgets_values"] = values[at:at + len(of_one)]
         at += len(of_one)
+
+
+def _place(node: Any) -> Any:
+    """A node's place in its group, also where an older file has the whole node."""
+    return node.get("index") if isinstance(node, dict) else node
 
 
 def _shown(group: dict[str, Any], place: int, side: str, key: Any, usual: bool) -> bool:
