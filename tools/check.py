@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(prog="check.py", description="Will this workflow run here? Missing nodes, missing model files with links, wires and values that do not fit.")
-    parser.add_argument("workflow", nargs="?", metavar="WORKFLOW", help="a workflow file, saved or exported for the API, a picture with one inside, or the name of a shipped template")
+    parser.add_argument("workflow", nargs="?", metavar="WORKFLOW", help="a workflow file, saved or exported for the API, a picture with one in it, or a shipped template's name")
     host = parser.add_mutually_exclusive_group()
     host.add_argument("--comfyui", type=Path, metavar="DIR", help="start this ComfyUI, with its nodes and models (default: one that runs, else the one that is found)")
     host.add_argument("--url", help=f"ask this running ComfyUI (default: {USUAL_URL} where one answers)")
