@@ -47,6 +47,16 @@ def place_subjects(cast: Cast, width: int, height: int, boxes: str = "[]", layou
     return cast, draw_cast(cast, width, height, background), width, height
 
 
+def boxes_of(cast: Cast) -> list[dict[str, float] | None]:
+    """What the `boxes` widget would hold for the cast: x, y, w, h of each subject, 0..1, or None."""
+    return [None if s.box is None else {"x": s.box.x, "y": s.box.y, "w": s.box.w, "h": s.box.h} for s in cast.subjects]
+
+
+def empty_latent(width: int, height: int) -> dict[str, torch.Tensor]:
+    """A LATENT of one empty picture of that size in pixels, as ComfyUI's Empty Latent Image makes it."""
+    return {"samples": torch.zeros(1, 4, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL)}
+
+
 def _is_picture(image: Any) -> bool:
     """Whether an input is an IMAGE, grey, RGB or RGBA, with a pixel."""
     return isinstance(image, torch.Tensor) and image.ndim == 4 and bool(image.numel()) and image.shape[-1] in (1, 3, 4)

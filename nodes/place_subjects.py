@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -8,7 +9,7 @@ from ..model_patches.boxes import fault_in
 from ..model_patches.hosts.comfyui.notice import notifier
 from ..model_patches.layouts import LAYOUTS
 from ..model_patches.place_preview import draw_cast
-from ..model_patches.placing import place_subjects
+from ..model_patches.placing import boxes_of, empty_latent, place_subjects
 from ..model_patches.subjects import Cast
 from .types import CATEGORY, CastType
 
@@ -46,7 +47,9 @@ class PlaceSubjects(io.ComfyNode):
             ],
             outputs=[
                 CastType.Output("cast_out", display_name="cast", tooltip="The cast with its boxes. Wire into Encode Subject References."),
+                io.String.Output("boxes_out", display_name="boxes", tooltip="The boxes as text, for 'boxes' of another Place Subjects."),
                 io.Image.Output("preview_out", display_name="preview", tooltip="The boxes with the subjects' numbers and names."),
+                io.Latent.Output("latent_out", display_name="latent", tooltip="An empty latent of this size, for a sampler; the wired one where there is one."),
                 io.Int.Output("width_out", display_name="width", tooltip="For Empty Latent Image."),
                 io.Int.Output("height_out", display_name="height", tooltip="For Empty Latent Image."),
             ],
@@ -60,8 +63,9 @@ class PlaceSubjects(io.ComfyNode):
     @classmethod
     def execute(cls, cast: Any, width: int, height: int, boxes: str, layout: str, bounding_boxes: Any = None, background: Any = None, latent: Any = None) -> io.NodeOutput:
         warn = notifier(cls.hidden.unique_id)
-        placed = place_subjects(cast, width, height, boxes, layout, bounding_boxes, background, latent, warn)
-        return io.NodeOutput(*placed, ui=EditorPreview(*placed, background, cls))
+        placed, preview, width, height = place_subjects(cast, width, height, boxes, layout, bounding_boxes, background, latent, warn)
+        found = (placed, json.dumps(boxes_of(placed)), preview, empty_latent(width, height) if latent is None else latent, width, height)
+        return io.NodeOutput(*found, ui=EditorPreview(placed, preview, width, height, background, cls))
 
 
 class EditorPreview(ui.PreviewImage):
@@ -69,8 +73,7 @@ class EditorPreview(ui.PreviewImage):
 
     def __init__(self, cast: Cast, preview: Any, width: int, height: int, background: Any, node: type[io.ComfyNode]):
         super().__init__(preview, cls=node)
-        boxes = [None if s.box is None else {"x": s.box.x, "y": s.box.y, "w": s.box.w, "h": s.box.h} for s in cast.subjects]
-        self.places = {"names": [s.name for s in cast.subjects], "boxes": boxes, "size": [width, height]}
+        self.places = {"names": [s.name for s in cast.subjects], "boxes": boxes_of(cast), "size": [width, height]}
         if background is not None:
             self.places["background"] = dict(ui.PreviewImage(draw_cast(Cast(), width, height, background), cls=node).values[0])
 

@@ -11,7 +11,7 @@ from job import read_job
 CONTRACT = json.loads((ROOT / "tests" / "golden" / "node_contract.json").read_text())["nodes"]
 TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))
 WIDGETS = {"COMBO", "STRING", "FLOAT", "INT", "BOOLEAN"}
-CARRIED = {"MODEL", "CLIP", "CONDITIONING", "TROUPE_CAST"}
+CARRIED = {"MODEL", "CLIP", "CONDITIONING", "TROUPE_CAST", "LATENT", "INT", "STRING"}
 OWN = {"second positive": "middle"}  # output -> the input of the same meaning, where the names differ
 
 
@@ -35,7 +35,7 @@ def check_hand_on(raw: dict) -> int:
 def test_every_node_hands_on_its_own_inputs():
     found = {id: check_hand_on(as_added(id)) for id in CONTRACT}
     assert {id: n for id, n in found.items() if n} == {
-        "TroupeApplyWeights": 2, "TroupeAddSubject": 1, "TroupePlaceSubjects": 1, "TroupeApplyImageAttention": 4, "TroupeApplyGated": 4, "TroupeRecordRelevance": 1,
+        "TroupeApplyWeights": 2, "TroupeAddSubject": 1, "TroupePlaceSubjects": 5, "TroupeApplyImageAttention": 4, "TroupeApplyGated": 4, "TroupeRecordRelevance": 1,
         "TroupeQuickSubjects": 3}
 
 

@@ -387,6 +387,15 @@ def test_the_size_is_written_where_the_picture_has_it_from():
     assert (job.width, job.height) == (832, 1216) == (job.applied[0].places[0].width, job.applied[0].places[0].height)
 
 
+def test_a_sampler_may_take_the_latent_of_place_subjects():
+    graph = Graph(template("place_subjects"))
+    [place], [sampler] = graph.of_type("TroupePlaceSubjects"), graph.of_type("KSampler")
+    link = graph.links[sampler.inputs["latent_image"]["link"]]
+    link[1:3] = [place.id, 3]
+    job = read_job(editing.edit(graph.workflow, editing.Changes(size=(832, 1216))).workflow)
+    assert (job.width, job.height, job.batch) == (832, 1216, 1)
+
+
 def test_the_size_is_also_that_of_boxes_that_do_not_feed_the_latent():
     graph = Graph(template("boxes_and_relevance"))
     [latent] = graph.of_type("EmptyLatentImage")

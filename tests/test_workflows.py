@@ -77,7 +77,7 @@ SOCKETS = {
     "TroupeSubjectGuider": ["model", "positive", "negative", "middle"],
     "TroupeQuickSubjects": ["model", "positive", "negative", "clip", "image_1", "image_2", "image_3", "image_4", "clip_vision"],
 }
-OUTPUTS = {"TroupeLoadAdapter": 1, "TroupeAddSubject": 1, "TroupePlaceSubjects": 4, "TroupeEncodeSubjects": 1, "TroupeApplyImageAttention": 4, "TroupeApplyGated": 4,
+OUTPUTS = {"TroupeLoadAdapter": 1, "TroupeAddSubject": 1, "TroupePlaceSubjects": 6, "TroupeEncodeSubjects": 1, "TroupeApplyImageAttention": 4, "TroupeApplyGated": 4,
            "TroupeQuickSubjects": 4, "TroupeApplyWeights": 2, "TroupeFaces": 1, "TroupeEncodePrompt": 2, "TroupeSubjectGuider": 1,
            "TroupeRehearsal": 8, "TroupeRecordRelevance": 2, "TroupePreviewRelevance": 2}
 RESEARCH = ("research_subject_diffusion", "research_umm_fused_guidance")  # without published weights

@@ -12,14 +12,14 @@ WORDS, FACES = "TroupeEncodePrompt", "TroupeFaces"
 REHEARSAL = "TroupeRehearsal"
 ENCODE, LOAD, ADD, PLACE = "TroupeEncodeSubjects", "TroupeLoadAdapter", "TroupeAddSubject", "TroupePlaceSubjects"
 PHOTO_INPUTS = ("image", "same_subject_2", "same_subject_3", "same_subject_4")
-PLACE_SIZE = {2: "width", 3: "height"}  # outputs of Place Subjects that hand on a widget of its own
+PLACE_SIZE = {4: "width", 5: "height"}  # outputs of Place Subjects that hand on a widget of its own
 
 
 def read_job(workflow: dict[str, Any]) -> Job:
     """The job of a workflow. Raises RunError for what the embedded engine cannot run, naming the node."""
     graph = Graph(workflow)
     at = find_sampling(graph)
-    latent = feeding(graph, at.node, "latent_image", "EmptyLatentImage")
+    latent = _latent(graph, at.node)
     if graph.value(at.schedule, "denoise") != 1.0:
         raise RunError(f"{at.schedule.label} starts from a picture (denoise below 1). {ELSEWHERE}")
     checkpoint, applied, weights = _model_chain(graph, at.guided)
@@ -32,11 +32,18 @@ def read_job(workflow: dict[str, Any]) -> Job:
     _check_clips(graph, prompts, weights)
     return Job(
         checkpoint=str(graph.value(checkpoint, "ckpt_name")), prompt=graph.value(prompts[0], "text"), negative=graph.value(prompts[1], "text"),
-        width=graph.value(*size_widget(graph, latent, "width")), height=graph.value(*size_widget(graph, latent, "height")), batch=graph.value(latent, "batch_size"),
+        width=graph.value(*size_widget(graph, latent, "width")), height=graph.value(*size_widget(graph, latent, "height")),
+        batch=1 if latent.type == PLACE else graph.value(latent, "batch_size"),
         steps=graph.value(at.schedule, "steps"), cfg=float(graph.value(at.guided, "cfg")), seed=graph.value(*at.seed),
         sampler=graph.value(at.choice, "sampler_name"), scheduler=graph.value(at.schedule, "scheduler"), applied=applied,
         words=words, weights=weights, guidance=_guidance(graph, at, prompts[0]),
     )
+
+
+def _latent(graph: Graph, sampler: Node) -> Node:
+    """The Empty Latent Image that is sampled, or the Place Subjects whose own empty latent is."""
+    place = source(graph, sampler, "latent_image")[0]
+    return place if place.type == PLACE and graph.source(place, "latent") is None else feeding(graph, sampler, "latent_image", "EmptyLatentImage")
 
 
 def text_node(graph: Graph, sampler: Node, name: str) -> Node:

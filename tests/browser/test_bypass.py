@@ -6,7 +6,7 @@ from graph import BYPASSED, MUTED, ROOT, Graph
 
 TEXTS = {"positive": 3, "negative": 4, "middle": 5}  # prompt -> id of the node that encodes it
 SINKS = {"MODEL": ("KSampler", "model"), "CLIP": ("CLIPTextEncode", "clip"), "CONDITIONING": ("ConditioningZeroOut", "conditioning"),
-         "TROUPE_CAST": ("TroupePlaceSubjects", "cast")}
+         "TROUPE_CAST": ("TroupePlaceSubjects", "cast"), "LATENT": ("KSampler", "latent_image"), "INT": ("EmptyLatentImage", "width"), "STRING": ("CLIPTextEncode", "text")}
 OWN = {"second positive": "middle"}
 CARRYING = {  # node -> what it hands on
     "TroupeApplyImageAttention": ("model", "positive", "negative", "middle"),
@@ -15,9 +15,11 @@ CARRYING = {  # node -> what it hands on
     "TroupeApplyWeights": ("model", "clip"),
     "TroupeRecordRelevance": ("model",),
     "TroupeAddSubject": ("cast",),
-    "TroupePlaceSubjects": ("cast",),
+    "TroupePlaceSubjects": ("cast", "boxes", "latent", "width", "height"),
 }
 NODE, CAST = 10, 6
+OTHERS = {"boxes": (7, "PrimitiveString", {"value": "[]"}), "latent": (8, "EmptyLatentImage", {}), "width": (9, "PrimitiveInt", {"value": 640}),
+          "height": (11, "PrimitiveInt", {"value": 448})}  # input -> id, class and widgets of the node that feeds it
 REGISTRY = "https://api.comfy.org/"
 
 
@@ -25,9 +27,10 @@ def build(page, type, mode):
     """The node with a source at each of these inputs, and a node that takes each of its outputs; {output name: (id, input) that takes it}."""
     page.clear()
     page.build([(1, "CheckpointLoaderSimple", {}, (0, 0)), (NODE, type, {}, (600, 0)), (CAST, "TroupeAddSubject", {"name": "cat"}, (0, 900)),
+                *((id_, kind, values, (0, 1200 + 200 * id_)) for id_, kind, values in OTHERS.values()),
                 *((id_, "CLIPTextEncode", {"text": name}, (300, 200 * id_)) for name, id_ in TEXTS.items())])
     sockets = page.evaluate("(id) => { const n = window.graphNode(id); return [n.inputs, n.outputs].map((all) => all.map((s) => [s.name, s.type])); }", NODE)
-    sources = {"model": (1, 0), "clip": (1, 1), "cast": (CAST, 0), **{name: (id_, 0) for name, id_ in TEXTS.items()}}
+    sources = {"model": (1, 0), "clip": (1, 1), "cast": (CAST, 0), **{name: (id_, 0) for name, (id_, *_) in OTHERS.items()}, **{name: (id_, 0) for name, id_ in TEXTS.items()}}
     links = [(*sources[name], NODE, name) for name, _ in sockets[0] if name in sources]
     sinks, taken = [], {}
     for slot, (name, kind) in enumerate(sockets[1]):

@@ -151,13 +151,16 @@ def test_outputs_and_preview():
 
     given = dict(cast=cast_of("cat", "dog"), boxes=json.dumps([LEFT, RIGHT]), layout="none", width=1024, height=768)
     out = run(PlaceSubjects, **given)
-    cast, preview, width, height = out.result
+    cast, boxes, preview, latent, width, height = out.result
+    assert json.loads(boxes) == [{side: box[side] for side in "xywh"} for box in (LEFT, RIGHT)]
+    assert latent["samples"].shape == (1, 4, 96, 128) and not latent["samples"].any(), "as Empty Latent Image makes it"
     assert [s.name for s in cast.subjects] == ["cat", "dog"] and all(s.photos for s in cast.subjects)
     assert (width, height) == (1024, 768) and preview.shape == (1, 768, 1024, 3)
     shown = out.ui.as_dict()["images"]
     assert len(shown) == 1 and shown[0]["type"] == "temp"
-    *_, width, height = run(PlaceSubjects, **given, latent={"samples": torch.zeros(1, 4, 64, 96)}).result
-    assert (width, height) == (768, 512)
+    wired = {"samples": torch.zeros(1, 4, 64, 96)}
+    *_, latent, width, height = run(PlaceSubjects, **given, latent=wired).result
+    assert (width, height) == (768, 512) and latent is wired
 
 
 def test_what_the_editor_is_told():
@@ -257,7 +260,7 @@ def queue(host, monkeypatch):
             "cat": {"class_type": "TroupeAddSubject", "inputs": {**add, "name": "cat"}},
             "dog": {"class_type": "TroupeAddSubject", "inputs": {**add, "name": "dog", "cast": ["cat", 0]}},
             "place": {"class_type": "TroupePlaceSubjects", "inputs": {"cast": ["dog", 0], "width": 128, "height": 128, "boxes": boxes, "layout": "none"}},
-            "watch": {"class_type": "Watch", "inputs": {"cast": ["place", 0], "width": ["place", 2], "picture": ["place", 1]}},
+            "watch": {"class_type": "Watch", "inputs": {"cast": ["place", 0], "width": ["place", 4], "picture": ["place", 2]}},
         }
         if wired:
             graph["wired"] = {"class_type": f"Boxes{wired}", "inputs": {}}
