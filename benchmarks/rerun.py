@@ -120,11 +120,13 @@ class Stage:
         """A newly started one; the first of them makes the checkpoint."""
         checkpoint = self.base / "models" / "checkpoints" / CHECKPOINT
         made = {} if checkpoint.exists() else {"TROUPE_RANDOM_CHECKPOINT": str(checkpoint), "TROUPE_RANDOM_BASE": BASE}
-        return HostServer(self.host, self.base, {}, say=lambda line: None, environment=made, arguments=("--deterministic",))
+        return HostServer(self.host, self.base, {}, say=lambda line: None, environment=made, arguments=("--deterministic", "--cache-classic"))
 
     def latent(self, server: HostServer, prompt: Prompt) -> torch.Tensor:
-        """What the prompt saves; where the host had it already, as after an edit that was taken back, the earlier file is the result."""
+        """What the prompt saves, of a sampler that has run for it. Raises RunError where the host kept an earlier result instead."""
         server.run(prompt)
+        if "sampler" in server.cached:
+            raise RunError("expected the sampler to run again, found that this ComfyUI kept its result")
         newest = max((self.base / "output").glob("latent*.latent"), key=lambda path: path.stat().st_mtime_ns)
         return load_file(newest)["latent_tensor"]
 
@@ -155,7 +157,7 @@ def _most(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _saved_anew(prompt: Prompt, number: int) -> Prompt:
-    """The prompt with a file name of its own, so that each run saves; and with a sampler that runs anew, since a host keeps what it has made."""
+    """The prompt with a file name of its own, so that each run saves."""
     changed = copy.deepcopy(prompt)
     changed["save"]["inputs"]["filename_prefix"] = f"latent_{number}"
     return changed

@@ -35,6 +35,7 @@ class HostServer:
         self.host, self.base, self._say, self._progress, self._arguments = host, base, say, progress, arguments
         self._environment = {**os.environ, "TROUPE_TOOLS": str(ROOT / "tools"), **(environment or {})}
         self._log: list[str] = []
+        self.cached: list[str] = []  # ids of the nodes whose results the last run has kept from an earlier one
         self._port = _free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         for folder in BASE_FOLDERS:
@@ -82,6 +83,7 @@ class HostServer:
             self._check_alive()
             time.sleep(0.3)
         entry = history[id_]
+        self.cached = [id_ for m in entry["status"]["messages"] if m[0] == "execution_cached" for id_ in m[1]["nodes"]]
         failed = next((m[1] for m in entry["status"]["messages"] if m[0] == "execution_error"), None)
         if failed:
             raise RunError(f"{failed['node_type']} (node {failed['node_id']}) failed: {failed['exception_message'].strip()}")

@@ -2,61 +2,109 @@
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from .graph_text import is_link
 
 Graph = Mapping[str, Any]
-IN_PARTS = re.compile(r"UltimateSDUpscale|Detailer|Tiled?KSampler|KSamplerTiled", re.IGNORECASE)  # they cut and paste themselves
-CUTS = re.compile(r"crop|(?<!vae)(?<!encode)(?<!decode)tile(?!d?_?(vae|encode|decode|diffusion))", re.IGNORECASE)
-PASTES = re.compile(r"stitch|uncrop|composite|paste|untile|merge|assembl", re.IGNORECASE)
-PICTURE = ("latent_image", "latent", "latents", "samples", "image", "images", "pixels")  # inputs that bring the picture, in the host's nodes and most packs'
+IN_PARTS = re.compile(  # they cut and paste themselves, or tell the node that samples to
+    r"UltimateSDUpscale|Detailer(?!Hook)|SEGSUpscaler|BNK_TiledKSampler|PixelTiledKSampleUpscalerProvider|Tiled Upscaler Script|Mikey Sampler Tiled", re.IGNORECASE)
+PASTES = re.compile(r"stitch|uncrop|paste|composite|overlay|restore|blend|untile|_assy|assembl|tilesfrombatch|(merge|combine).*tile|tile.*(merge|combine)", re.IGNORECASE)
+SIDE_BY_SIDE = ("ImageStitch", "ImageConcanate", "ImageConcatMulti")  # they show two pictures, and paste none into the other
+TILES = re.compile(r"tile|_assy", re.IGNORECASE)
+CUTS = re.compile(r"crop|bounded image|(split|divide|select).*tile|image.?tile|tile.*(split|divide|list)|ForInpaint$", re.IGNORECASE)  # unless they paste
+WHOLE = re.compile(r"vae.?(en|de)code", re.IGNORECASE)  # a VAE works in tiles on the whole picture
+OTHERS = ("model", "clip", "vae", "positive", "negative", "conditioning", "middle", "mask", "control_net", "clip_vision", "references", "cast", "adapter", "guider", "noise",
+          "sampler", "sigmas", "seed")  # inputs that bring no picture to be sampled
+HOW = ("script", "upscaler")  # inputs that tell a sampler how it works
 
 
 def samples_a_part(graph: Graph | None, node_id: str) -> str:
     """'UltimateSDUpscale (node 12)': what makes the run of this node one of a part of the picture; '' where nothing does.
 
-    graph: {node id: {"class_type", "inputs": {name: literal or [node id, output]}}}, or None; node_id: of the node that runs, also one that a node of
-    the graph has put there ('12.0.3'). A cut alone makes no part: a photo that is cropped before it is used at all is a picture of its own, so what
-    is sampled has to be pasted somewhere after.
+    graph: {node id: {"class_type", "inputs": {name: literal or [node id, output]}}}, or None; node_id: of the node that runs, also one that another
+    has put there ('12.0.3'). A cut alone makes no part: a photo that is cropped before it is used at all is a picture of its own. What is sampled has to
+    be pasted back: tiles to tiles, or together with what was cut or with what the cutting node gives for that.
     """
     graph = graph or {}
-    own = next((id_ for id_ in (node_id, node_id.partition(".")[0]) if id_ in graph), None)
-    if own is None:
-        return ""
-    if IN_PARTS.search(_kind(graph, own)):
-        return f"{_kind(graph, own)} (node {own})"
-    cut = next((id_ for id_ in _before(graph, own) if CUTS.search(_kind(graph, id_))), None)
-    pasted = cut is not None and any(PASTES.search(_kind(graph, id_)) for id_ in _after(graph, own))
-    return f"{_kind(graph, cut)} (node {cut})" if pasted else ""
+    root, last = node_id.partition(".")[0], node_id.rpartition(".")[2]
+    for own in (id_ for id_ in dict.fromkeys((node_id, root)) if id_ in graph):
+        sources = (str(value[0]) for name, value in graph[own].get("inputs", {}).items() if name in HOW and is_link(value))
+        parts = next((id_ for id_ in (own, *sources) if id_ in graph and IN_PARTS.search(_kind(graph, id_))), None)
+        if parts:
+            return _called(graph, parts)
+    own = next((id_ for id_ in (node_id, last, root) if id_ in graph), None)  # a loop repeats the nodes of its body under their own ids
+    cut, slot = next(_cuts(graph, own), (None, 0)) if own else (None, 0)
+    return _called(graph, cut) if cut is not None and _pasted_back(graph, own, cut, slot) else ""
+
+
+def _cuts(graph: Graph, own: str) -> Iterator[tuple[str, int]]:
+    """The cutting nodes that the picture comes through, nearest first, each with the output that it comes from; nothing before a node that pastes."""
+    waiting, seen = deque([own]), {own}
+    while waiting:
+        inputs = graph[waiting.popleft()].get("inputs", {})
+        for name, value in inputs.items():
+            source = str(value[0]) if is_link(value) and name not in OTHERS else None
+            if source is None or source not in graph or source in seen:
+                continue
+            seen.add(source)
+            kind = _kind(graph, source)
+            if PASTES.search(kind) and kind not in SIDE_BY_SIDE:
+                continue
+            if CUTS.search(kind) and not WHOLE.search(kind):
+                yield source, value[1]
+            waiting.append(source)
+
+
+def _pasted_back(graph: Graph, own: str, cut: str, slot: int) -> bool:
+    """Whether a node after `own` pastes: one of its other inputs comes from before the cut, or from an output of the cutting node that is not the picture's."""
+    before = _before(graph, cut, ())
+    for paste in _after(graph, own):
+        kind = _kind(graph, paste)
+        if not PASTES.search(kind) or kind in SIDE_BY_SIDE:
+            continue
+        if TILES.search(kind) and TILES.search(_kind(graph, cut)):
+            return True
+        for source, output in ((str(value[0]), value[1]) for value in graph[paste].get("inputs", {}).values() if is_link(value)):
+            if source == cut and output != slot:
+                return True
+            if source not in (own, cut) and {source, *_before(graph, source, (own, cut))} & before:
+                return True
+    return False
+
+
+def _before(graph: Graph, id_: str, without: Collection[str]) -> set[str]:
+    """Everything that a node is made from, without going through some nodes."""
+    waiting, seen = [id_], {id_}
+    while waiting:
+        values = graph.get(waiting.pop(), {}).get("inputs", {}).values()
+        fresh = {str(value[0]) for value in values if is_link(value)} - seen - set(without)
+        seen |= fresh
+        waiting += fresh
+    return seen - {id_}
+
+
+def _after(graph: Graph, own: str) -> Iterator[str]:
+    """Everything that takes what a node makes, nearest first."""
+    takers: dict[str, list[str]] = defaultdict(list)
+    for id_, node in graph.items():
+        for value in node.get("inputs", {}).values():
+            if is_link(value):
+                takers[str(value[0])].append(str(id_))
+    waiting, seen = deque([own]), {own}
+    while waiting:
+        for taker in takers[waiting.popleft()]:
+            if taker not in seen:
+                seen.add(taker)
+                waiting.append(taker)
+                yield taker
 
 
 def _kind(graph: Graph, id_: str) -> str:
     return str(graph[id_].get("class_type", ""))
 
 
-def _before(graph: Graph, own: str) -> Iterator[str]:
-    """The nodes that the picture comes through, nearest first."""
-    waiting, seen = deque([own]), {own}
-    while waiting:
-        inputs = graph[waiting.popleft()].get("inputs", {})
-        for source in (str(inputs[name][0]) for name in PICTURE if is_link(inputs.get(name))):
-            if source in graph and source not in seen:
-                seen.add(source)
-                waiting.append(source)
-                yield source
-
-
-def _after(graph: Graph, own: str) -> Iterator[str]:
-    """Everything that takes what a node makes, nearest first."""
-    waiting, seen = deque([own]), {own}
-    while waiting:
-        here = waiting.popleft()
-        takers = (str(id_) for id_, node in graph.items() if any(is_link(value) and str(value[0]) == here for value in node.get("inputs", {}).values()))
-        for taker in takers:
-            if taker not in seen:
-                seen.add(taker)
-                waiting.append(taker)
-                yield taker
+def _called(graph: Graph, id_: str) -> str:
+    return f"{_kind(graph, id_)} (node {id_})"

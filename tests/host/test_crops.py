@@ -83,13 +83,61 @@ def test_the_user_has_the_last_word(running, caplog):
     assert effect(in_crops="apply") > 1e-3
     running(HIRES, "2")
     assert effect(in_crops="rest") == 0.0 and "'in_crops' is 'rest'" in caplog.text
-    assert effect(in_crops="rest", denoise=1.0) > 1e-3, "a picture that is made from noise"
+    assert effect(in_crops="rest", denoise=0.8) == 0.0
 
 
-def test_a_region_of_another_shape_was_drawn_for_another_picture(running, caplog):
-    running(HIRES, "2")
-    assert effect(size=(16, 24)) == 0.0
-    assert "a region of shape 32x32 was drawn for another picture than this one of 192x128 pixels" in caplog.text
+def test_what_limits_nobody_now_rests_nobody(running):
+    """A box that has ended before this run begins; a subject with a region that is out."""
+    from stage import settings, stage
+
+    running(TILED, "2")
+    assert effect(kind="box", box_end_percent=0.3) > 1e-3
+    for out in (dict(weights=[0.0, 1.0]), dict(ranges=[(0.0, 0.3), (0.0, 1.0)])):
+        st = stage()
+        applied = st.apply(st.references(2, regions=[left_half("region")["regions"][0], None], **out), settings("uniform"))
+        assert float((tile(*applied) - tile(st.patcher, st.positive, st.negative)).abs().max()) > 1e-3
+
+
+def test_where_no_reference_comes_the_missing_wire_is_told(running, caplog):
+    from stage import settings, stage
+
+    running(TILED, "2")
+    st = stage()
+    model = st.apply(st.references(1, **left_half("region")), settings("uniform"))[0]
+    tile(model, st.positive, st.negative)
+    assert "its 'positive' output did not reach the sampler" in caplog.text and "samples a part" not in caplog.text
+
+
+def test_sixteen_tiles_warn_once(running, caplog):
+    from stage import settings, stage
+
+    running(TILED, "2")
+    st = stage()
+    applied = st.apply(st.references(1, **left_half("region")), settings("uniform"))
+    for _ in range(16):
+        tile(*applied, size=(8, 8))
+    assert sum("samples a part of the picture" in record.message and record.levelname == "WARNING" for record in caplog.records) == 1
+
+
+def test_a_picture_that_another_sampler_has_begun_is_made_from_noise(running):
+    """The second of two KSampler (Advanced), as with a refiner: no noise is added to its latent."""
+    from stage import settings, stage
+
+    import nodes
+
+    st = stage()
+    begun = {"samples": torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3)) * 10}
+
+    def second(model, positive, negative):
+        given = ("enable", 1, 8, 1.0, "euler", "normal", positive, negative, begun, 5, 8, "disable")
+        return nodes.KSamplerAdvanced().sample(model, "disable", *given[1:])[0]["samples"]
+
+    plain = second(st.patcher, st.positive, st.negative)
+    for graph in (HIRES, None):
+        if graph:
+            running(graph, "2")
+        applied = st.apply(st.references(1, **left_half("region")), settings("uniform", in_crops="rest" if graph else "auto"))
+        assert not torch.equal(second(*applied), plain)
 
 
 def test_without_a_graph_a_run_that_begins_from_a_picture_may_be_a_part(caplog):

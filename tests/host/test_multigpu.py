@@ -70,3 +70,37 @@ def test_a_prediction_over_two_devices_is_that_of_one(kind, order, used):
     pairs = {(base, module) for _, base, module in used}
     assert len(pairs) == len({base for base, _ in pairs}) == len({module for _, module in pairs}), "each UNet has modules of its own"
     assert len(pairs) == (1 if kind == "mm_diff" else 2), "the negative prompt of MM-Diff gets nothing"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_run_keeps_is_kept_for_each_device(kind, monkeypatch):
+    """Both of these devices lie on the CPU, so the values cannot tell; but a key without a device or a UNet would hand one GPU's tensors to the other."""
+    from test_precision import applied
+    from test_threads import sample
+    from troupe.model_patches.hosts.comfyui.run import Run
+
+    kept, original = {}, Run.once
+
+    def spy(self, key, make, most=None):
+        value = original(self, key, make, most)
+        if threading.current_thread() is not threading.main_thread() and _tensors_in(value):
+            kept[key] = value
+        return value
+
+    monkeypatch.setattr(Run, "once", spy)
+    model, positive, negative, *_ = applied(kind, made(kind))
+    sample(over_two(model), positive, negative)
+    assert kept
+    assert [key[0] for key in kept if not any(isinstance(part, torch.device) for part in _flat(key))] == []
+
+
+def _flat(value):
+    return [leaf for part in value for leaf in _flat(part)] if isinstance(value, (tuple, list)) else [value]
+
+
+def _tensors_in(value) -> bool:
+    """Whether a value is, or has, tensors or modules."""
+    if isinstance(value, (torch.Tensor, torch.nn.Module)):
+        return True
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else vars(value).values() if hasattr(value, "__dict__") else ()
+    return any(_tensors_in(part) for part in parts)

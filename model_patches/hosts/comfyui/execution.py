@@ -2,10 +2,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from comfy_execution.utils import get_executing_context
+
+_said: deque[Hashable] = deque(maxlen=64)
+
+
+def first_time(what: Hashable) -> bool:
+    """Whether the node that runs now has not asked this before in its prompt, as it does for each of an upscaler's tiles; always True outside of one."""
+    context = get_executing_context()
+    if context is None:
+        return True
+    key = (context.prompt_id, context.node_id.partition(".")[0], what)
+    if key in _said:
+        return False
+    _said.append(key)
+    return True
 
 
 def executing() -> tuple[Mapping[str, Any] | None, str]:
@@ -15,6 +30,7 @@ def executing() -> tuple[Mapping[str, Any] | None, str]:
     queue = getattr(getattr(getattr(server, "PromptServer", None), "instance", None), "prompt_queue", None)
     if context is None or queue is None:
         return None, ""
-    running = (item for item in queue.get_current_queue()[0] if item[1] == context.prompt_id)
+    current = getattr(queue, "get_current_queue_volatile", queue.get_current_queue)  # the other one copies every waiting prompt
+    running = (item for item in current()[0] if item[1] == context.prompt_id)
     found = next(running, None)
     return (found[2], str(context.node_id)) if found else (None, "")

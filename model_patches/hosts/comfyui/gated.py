@@ -58,10 +58,9 @@ class GatedAdapter(Hook):
         """Strength 0, or every subject at weight 0."""
         return self.settings.strength == 0.0 or not any(subject.weight for subject in self.references.subjects)
 
-    @property
-    def located(self) -> bool:
-        """Whether a subject has a box."""
-        return any(subject.box is not None for subject in self.references.subjects)
+    def located(self, now: Strengths) -> bool:
+        """Whether a subject that acts now has a box."""
+        return any(subject.box is not None for subject, weight in zip(self.references.subjects, now.weights, strict=True) if weight)
 
     def strengths(self, run: Run, model_sampling: Any, sigma: torch.Tensor) -> Strengths | None:
         """Weights and scale of this call, None where nothing acts."""

@@ -23,7 +23,7 @@ from .blocks import Grid
 from .clock import Clock
 from .company import named
 from .conditioning import KEY, Chunk, Lists, Roles, foreign_ids
-from .execution import executing
+from .execution import executing, first_time
 from .prompt_switch import AFTER, BEFORE, PHASE, PromptSwitch
 from .rows import tiles_in
 from .run import Run
@@ -31,7 +31,6 @@ from .weights import weights_of
 
 APPLY_IDS = "troupe_apply_ids"
 REFINING = 0.3  # a run that begins after this percent keeps the layout of its latent: upscaling is no mistake
-SAME_SHAPE = 1.1  # a region whose sides' ratio is this much another than the picture's was drawn for another picture
 TEXTS = 16  # kinds of calls in tiles whose texts are remembered
 NATIVE = {768: 512, 1024: 640, 2048: 1024}  # context width -> side in pixels that the base was trained on
 
@@ -76,10 +75,9 @@ class Hook(ABC):
     def idle(self) -> bool:
         """Whether the settings leave nothing to do in any step."""
 
-    @property
     @abstractmethod
-    def located(self) -> bool:
-        """Whether regions or boxes say where a subject may act."""
+    def located(self, now: Any) -> bool:
+        """Whether regions or boxes say where a subject that acts in this call may act. now: what `strengths` gave."""
 
     @abstractmethod
     def strengths(self, run: Run, model_sampling: Any, sigma: torch.Tensor) -> Any | None:
@@ -109,7 +107,7 @@ class Hook(ABC):
         try:
             self._warn_without_weights(run, guider.model_patcher)
             refining = run.clock.first_sigma() < float(guider.model_patcher.get_model_object("model_sampling").percent_to_sigma(REFINING))
-            run.part = self._part(noise, refining)
+            run.part = self._part(noise, latent_image, refining)
             if not refining:
                 self._warn_about_size(run, noise)
             found = executor(noise, latent_image, sampler, sigmas, denoise_mask, run.clock.wrap(callback), *args, **kwargs)
@@ -129,12 +127,13 @@ class Hook(ABC):
         state = own.pop(self.id, None)
         run = state.run if isinstance(state, Call) else state or self._new_run(Lists(), None, None)
         now = self.strengths(run, model.model_sampling, timestep)
-        if now is not None and run.part:
-            run.rest(run.part)
-            now = None
         waiting = self._waiting(conds)
         if now is not None:
             run.due = run.due or not waiting
+        if now is not None and run.part and self.located(now):
+            if with_subjects(list(run.roles.table(conds).values())):
+                run.rest(run.part, again=first_time((self.id, run.part)))
+        elif now is not None:
             table = {row: chunk for row, chunk in run.roles.table(conds).items() if row not in waiting}
             own[self.id] = Call(run, table, now, x_in.shape[0], tuple(x_in.shape[-2:]), model_options.get("model_function_wrapper"), texts_of(conds))
         options[KEY] = own
@@ -182,37 +181,26 @@ class Hook(ABC):
             sentence = f"{adapter.spec.file} was trained with weights of its own in the model, which are not on this MODEL: the subjects will hardly be recognised."
             run.say(f"{sentence} Put Apply Adapter Weights on the MODEL wire.", logging.WARNING)
 
-    def _part(self, noise: torch.Tensor, refining: bool) -> str:
-        """Why everything has to rest in this run: it samples a part of the picture, over which regions and boxes would be stretched. '' where it does not.
+    def _part(self, noise: torch.Tensor, latent_image: torch.Tensor, refining: bool) -> str:
+        """Why regions and boxes would be stretched over a part of the picture in this run, '' where they are not.
 
-        A part is known by the graph; by the shape of a region, which is the whole picture's; and where no graph is known, as in a script, every run is
-        taken for one that begins from a picture.
+        A part is known by the graph. Where no graph is known, as in a script, every run that keeps the layout of a picture is taken for one.
         """
         how = self.settings.in_crops
-        if how == "apply" or not self.located or self.idle:
+        if how == "apply" or self.idle:
             return ""
         graph, node = executing()
-        part = samples_a_part(graph, node)
+        part, begun = samples_a_part(graph, node), bool(latent_image.any()) and bool(noise.any())  # no picture, or one that another sampler has begun from noise
         if part:
             because = f"{part} samples a part of the picture"
-        elif refining and how == "rest":
+        elif begun and how == "rest":
             because = "this run begins from a picture, and 'in_crops' is 'rest'"
-        elif refining and (shape := self._other_shape(noise)):
-            because = f"a region of shape {shape} was drawn for another picture than this one of {noise.shape[-1] * 8}x{noise.shape[-2] * 8} pixels, perhaps for the whole of it"
-        elif refining and graph is None:
+        elif begun and refining and graph is None:
             because = "this run begins from a picture, which may be a part of another, and no graph says so"
         else:
             return ""
         do = "Set 'in_crops' to 'apply' where they were drawn for just what is sampled."
         return f"{because}: regions and boxes of {self.node} cannot be placed in it, and {self.node} rests in this run. {do}"
-
-    def _other_shape(self, noise: torch.Tensor) -> str:
-        """'1024x768' of a region whose shape is not the sampled picture's; '' where there is none."""
-        for region in (s.region for s in self.references.subjects if s.region is not None):
-            (h, w), (height, width) = region.shape[-2:], noise.shape[-2:]
-            if not 1 / SAME_SHAPE < (w / h) / (width / height) < SAME_SHAPE:
-                return f"{w}x{h}"
-        return ""
 
     def _warn_about_size(self, run: Run, noise: torch.Tensor) -> None:
         spec = self.references.adapter.spec

@@ -61,10 +61,10 @@ class ImageAttention(Hook):
         """Weight 0, or every subject at weight 0."""
         return self.settings.weight == 0.0 or not any(subject.weight for subject in self.references.subjects)
 
-    @property
-    def located(self) -> bool:
-        """Whether a region, or a box that limits, holds a subject back."""
-        return limited(self.references.subjects, self.settings.box_strength > 0.0)
+    def located(self, now: Strengths) -> bool:
+        """Whether a region, or a box that limits now, holds a subject back that acts now."""
+        acting = [subject for subject, weight in zip(self.references.subjects, now.weights, strict=True) if weight]
+        return limited(acting, now.boxed and self.settings.box_strength > 0.0)
 
     def strengths(self, run: Run, model_sampling: Any, sigma: torch.Tensor) -> Strengths | None:
         """Weight of each subject in this call, None where nobody acts."""
@@ -89,7 +89,7 @@ class ImageAttention(Hook):
             chunks = [chunk if chunk and chunk.role == COND else None for chunk in chunks]
         if not any(chunks):
             return options
-        own = call.run.once(("own attention",), lambda: own_attentions(model.diffusion_model, self.blocks))
+        own = call.run.once(("own attention", id(model.diffusion_model)), lambda: own_attentions(model.diffusion_model, self.blocks))
         return install(options, self._deltas(call, chunks, model, x, options), own)
 
     def _deltas(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor, options: Options) -> dict[tuple, LayerDelta]:

@@ -57,10 +57,10 @@ class Run:
                 self._said.add(sentence)
                 log.log(level, "Troupe: %s", sentence)
 
-    def rest(self, sentence: str) -> None:
-        """Warn, once a run, that something rests beside another pack; a run in which nothing acted is then explained."""
+    def rest(self, sentence: str, again: bool = True) -> None:
+        """Warn, once a run, that something rests; a run in which nothing acted is then explained. again: False for what the node's earlier runs have said."""
         self.explained = True
-        self.say(sentence, logging.WARNING)
+        self.say(sentence, logging.WARNING if again else logging.DEBUG)
 
     def end(self) -> None:
         """Drop what the run kept."""
