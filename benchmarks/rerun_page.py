@@ -46,7 +46,7 @@ def sentence(records: Records) -> str:
     older = len(records) - 1
     others = f", and on {older} older one{'s' if older > 1 else ''}" if alike and older else ""
     return (f"Edit and run again: after ten edits in a running ComfyUI {newest}, **{ours} of 10** pictures of two Troupe nodes are bit for bit those of a fresh start{others}; "
-            f"of two stacked IPAdapter nodes, {theirs} of 10 are, and they differ on {worse} of {len(records)} versions ([how, and the others](benchmarks/RESULTS.md#edit-run-again)).")
+            f"of two stacked IPAdapter nodes, {theirs} of 10 are; {worse} of {len(records)} versions differ ([how, and the others](benchmarks/RESULTS.md#edit-run-again)).")
 
 
 def written_into(readme: str, said: str) -> str:

@@ -1,6 +1,7 @@
 """What a saved workflow has only in the browser: the tools read it as the front end runs it."""
 import json
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 from any_workflow import as_prompt, flatten, for_the_host  # noqa: E402
-from findings import browser_packs  # noqa: E402
+from findings import broken_links, browser_packs  # noqa: E402
 from from_ipadapter import from_ipadapter  # noqa: E402
 from graph import Graph, Node, RunError  # noqa: E402
-from model_files import file_values  # noqa: E402
+from job import read_job  # noqa: E402
+from model_files import Places, file_values, wanted_files  # noqa: E402
 from old_workflows import SOCKETS, OldWorkflow, stacked_by_preset  # noqa: E402
 from test_check import with_subgraph  # noqa: E402
 from workflow_files import read_workflow  # noqa: E402
@@ -59,8 +61,11 @@ def test_a_get_node_gives_what_the_set_node_of_its_name_takes(plain):
     plain.wire((10, 0), 5, "model")
     plain.wire((11, 0), 6, "vae")
     assert (fed(plain.saved, 5, "model"), fed(plain.saved, 6, "vae")) == ((1, 0), (1, 2))
-    plain.raw(8)["mode"] = 2
-    assert fed(plain.saved, 5, "model") is None, "a muted Set node sets nothing"
+    for id_ in (8, 10):
+        plain.raw(id_)["mode"] = 2
+        assert fed(plain.saved, 5, "model") == (1, 0), "virtual nodes pass their wire on when muted, as in the browser"
+    plain.raw(8)["widgets_values"] = plain.raw(10)["widgets_values"] = [""]
+    assert fed(plain.saved, 5, "model") is None, "a name that is empty is none"
     plain.raw(11)["widgets_values"] = ["elsewhere"]
     assert fed(plain.saved, 6, "vae") is None, "no Set node has that name"
 
@@ -175,11 +180,20 @@ def test_inputs_of_one_name_in_a_group_have_their_nodes_titles():
     """As the front end names them: the second sampler's model is 'KSampler model'."""
     workflow = grouped()
     group = workflow["extra"]["groupNodes"]["Sample"]
-    group["nodes"].append({**group["nodes"][0], "index": 2, "title": "Again"})
+    group["nodes"].append({**json.loads(json.dumps(group["nodes"][0])), "index": 2, "title": "Again"})
     outer = next(raw for raw in workflow["nodes"] if raw["id"] == 5)
     outer["inputs"].append({"name": "Again model", "type": "MODEL", "link": 99})
     workflow["links"].append([99, 1, 0, 5, 5, "MODEL"])
     assert (fed(workflow, "5:2", "model"), fed(workflow, "5:2", "positive")) == ((1, 0), None)
+
+
+def test_a_subgraph_that_feeds_itself_ends_in_a_sentence():
+    links = [{"id": 1, "origin_id": -10, "origin_slot": 0, "target_id": -20, "target_slot": 0, "type": "LATENT"}]
+    graph = {"id": "A", "name": "A", "inputs": [{"name": "x"}], "nodes": [], "links": links}
+    outer = {"id": 1, "type": "A", "inputs": [{"name": "x", "type": "LATENT", "link": 5}], "outputs": [{"name": "x", "type": "LATENT"}]}
+    taker = {"id": 2, "type": "Odd", "inputs": [{"name": "x", "type": "LATENT", "link": 6}], "outputs": []}
+    with pytest.raises(RunError, match="in a circle through its subgraphs"):
+        flatten({"nodes": [outer, taker], "links": [[5, 1, 0, 1, 0, "LATENT"], [6, 1, 0, 2, 0, "LATENT"]], "definitions": {"subgraphs": [graph]}})
 
 
 def test_a_bypassed_subgraph_passes_its_own_inputs_on():
@@ -213,6 +227,69 @@ def test_what_an_input_says_counts_where_the_list_of_links_differs(plain):
     assert fed(plain.saved, 5, "model") == (1, 0)
 
 
+def test_a_link_lies_where_an_input_names_it(plain):
+    """Not where the list says: the front end mends that when it loads the file. Nothing is told of it either."""
+    plain.wire((1, 0), 5, "model")
+    next(link for link in plain.saved["links"] if link[3] == 5 and link[5] == "MODEL")[4] = 1
+    assert (fed(plain.saved, 5, "model"), fed(plain.saved, 5, "positive")) == ((1, 0), (2, 0))
+    assert broken_links(plain.saved) == []
+
+
+# ---- widgets -----------------------------------------------------------------------------------------------------------------------------
+
+def compressed(workflow: dict) -> dict:
+    """As the front end writes it into pictures and exports: of the widgets only the wired ones are listed."""
+    workflow = json.loads(json.dumps(workflow))
+    for graph in (workflow, *(workflow.get("definitions") or {"subgraphs": []})["subgraphs"]):
+        for raw in graph["nodes"]:
+            raw["inputs"] = [slot for slot in raw["inputs"] if "widget" not in slot or slot.get("link") is not None]
+    return workflow
+
+
+@pytest.mark.parametrize("name", ["two_subjects", "place_subjects", "research_subject_diffusion"])
+def test_templates_read_alike_without_their_list_of_widgets(name):
+    saved = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
+    assert read_job(compressed(saved)) == read_job(saved)
+    places = Places(())
+    whole, short = (wanted_files(Graph(flatten(workflow)), places) for workflow in (saved, compressed(saved)))
+    assert short == whole and len(whole) >= 2
+
+
+def test_values_of_an_unknown_class_are_not_guessed(plain):
+    """Of two values one name is known: whose it is the file does not say."""
+    node = Node({"id": 1, "type": "Odd", "inputs": [{"name": "second", "widget": {"name": "second"}, "link": 5}], "widgets_values": ["a", 2]})
+    assert node.widget_places() == {}
+
+
+def test_a_subgraph_shows_its_values_also_where_inner_widgets_are_not_listed():
+    graph = Graph(flatten(compressed(with_subgraph())))
+    assert (graph.value(graph.nodes["3:2"], "steps"), graph.value(graph.nodes["3:2"], "seed"), graph.value(graph.nodes["3:1"], "text")) == (30, 1, "a dog")
+
+
+def test_a_subgraph_that_says_which_widget_is_whose_is_taken_at_its_word():
+    workflow = with_subgraph()
+    outer = workflow["nodes"][2]
+    outer["properties"], outer["widgets_values"] = {"proxyWidgets": [["-1", "text"], ["2", "seed"], ["-1", "steps"]]}, ["a fox", 99, 12]
+    for proxies in (outer["properties"]["proxyWidgets"], json.dumps(outer["properties"]["proxyWidgets"])):
+        outer["properties"]["proxyWidgets"] = proxies
+        graph = Graph(flatten(workflow))
+        assert (graph.value(graph.nodes["3:2"], "steps"), graph.value(graph.nodes["3:1"], "text"), graph.value(graph.nodes["3:2"], "seed")) == (12, "a fox", 1)
+
+
+def test_a_value_goes_through_two_subgraphs():
+    def holder(id_: str, inner: dict) -> dict:
+        links = [{"id": 1, "origin_id": -10, "origin_slot": 0, "target_id": inner["id"], "target_slot": 0, "type": "COMBO"}]
+        return {"id": id_, "name": id_, "inputs": [{"name": "ckpt_name"}], "nodes": [inner], "links": links}
+
+    slot = {"name": "ckpt_name", "type": "COMBO", "widget": {"name": "ckpt_name"}, "link": 1}
+    loader = {"id": 1, "type": "CheckpointLoaderSimple", "inputs": [{**slot}], "outputs": [], "widgets_values": ["innermost.safetensors"]}
+    middle = {"id": 2, "type": "A", "inputs": [{**slot}], "outputs": [], "widgets_values": ["middle.safetensors"]}
+    outer = {"id": 3, "type": "B", "inputs": [{**slot, "link": None}], "outputs": [], "widgets_values": ["outer.safetensors"]}
+    workflow = {"nodes": [outer], "links": [], "definitions": {"subgraphs": [holder("A", loader), holder("B", middle)]}}
+    graph = Graph(flatten(workflow))
+    assert graph.value(graph.nodes["3:2:1"], "ckpt_name") == "outer.safetensors"
+
+
 # ---- for the host ------------------------------------------------------------------------------------------------------------------------
 
 def test_the_host_gets_no_virtual_node_and_every_wire(plain):
@@ -229,6 +306,11 @@ def test_the_host_gets_no_virtual_node_and_every_wire(plain):
     assert (ends[5, 0], ends[6, 1]) == ((1, 0), (1, 2))
     for id_, source, slot, _, _, _ in graph.links.values():
         assert id_ in graph.nodes[source].raw["outputs"][slot]["links"]
+
+
+def test_an_api_prompt_whose_wire_ends_in_nothing_has_no_value_there():
+    graph = Graph(flatten({"1": {"class_type": "Two", "inputs": {"model": ["9", 0], "steps": 3}}}))
+    assert graph.nodes["1"].inputs["model"] == {"name": "model", "type": "*", "link": None} and graph.value(graph.nodes["1"], "steps") == 3
 
 
 def test_an_api_prompt_comes_back_as_it_was():
@@ -311,6 +393,40 @@ def test_a_photo_and_an_adapter_that_are_broadcast_are_wired(monkeypatch, listed
     assert new.carried == 1 and behind(new.workflow, "TroupeAddSubject", "image") == ("LoadImage", 0)
 
 
+def test_a_set_node_that_a_subgraph_uses_stays(monkeypatch):
+    made = one_adapter(monkeypatch)
+    setter, getter = made.node("SetNode", "ipa"), made.node("GetNode", "ipa")
+    made.wire((2, 1), setter, "*")
+    made.wire((getter, 0), 4, "ipadapter")
+    inner = {"id": 1, "type": "GetNode", "mode": 0, "inputs": [], "outputs": [{"name": "*", "type": "*"}], "widgets_values": ["ipa"]}
+    made.saved["definitions"] = {"subgraphs": [{"id": "abc", "name": "Faces", "nodes": [inner], "links": []}]}
+    made.saved["nodes"].append({"id": 60, "type": "abc", "pos": [0, 0], "mode": 0, "inputs": [], "outputs": [], "widgets_values": []})
+    assert {"SetNode", "IPAdapterUnifiedLoader"} <= {raw["type"] for raw in from_ipadapter(made.saved).workflow["nodes"]}
+
+
+def test_a_broadcast_of_the_rewritten_node_comes_from_the_new_one(monkeypatch):
+    made = one_adapter(monkeypatch)
+    made.wire((2, 1), 4, "ipadapter")
+    everywhere = made.node("Anything Everywhere")
+    sampler = next(raw for raw in made.saved["nodes"] if raw["type"] == "KSampler")
+    link = sampler["inputs"][0]["link"]
+    sampler["inputs"][0]["link"] = None
+    made.saved["links"] = [one for one in made.saved["links"] if one[0] != link]
+    made.wire((4, 0), everywhere, "anything")
+    made.saved["extra"]["ue_links"] = [{"downstream": sampler["id"], "downstream_slot": 0, "upstream": "4", "upstream_slot": 0, "controller": everywhere, "type": "MODEL"}]
+    assert behind(from_ipadapter(made.saved).workflow, "KSampler", "model") == ("TroupeApplyImageAttention", 0)
+
+
+def test_values_by_name_are_converted_too(monkeypatch):
+    made = one_adapter(monkeypatch)
+    made.wire((2, 1), 4, "ipadapter")
+    for raw in made.saved["nodes"]:
+        names = [slot["name"] for slot in raw["inputs"] if "widget" in slot]
+        raw["widgets_values"] = dict(zip(names, raw["widgets_values"], strict=False))
+    made.saved["groups"] = None
+    assert from_ipadapter(made.saved).carried == 1
+
+
 def test_a_file_with_records_gets_records_back():
     workflow = stacked_by_preset()
     names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
@@ -350,9 +466,25 @@ def test_a_picture_without_a_workflow_is_told(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(RunError, match="a picture without a workflow. Take the file that ComfyUI saved"):
         read_workflow(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    (tmp_path / "b.webp").write_bytes(b"RIFF and nothing more")
     with pytest.raises(RunError, match="no picture that can be read"):
-        read_workflow(tmp_path / "b.png")
+        read_workflow(tmp_path / "b.webp")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+@pytest.mark.parametrize("chunks", [
+    [(b"comf", b"workflow\0")], [(b"iTXt", b"workflow\0\0\0\0\0")], [(b"tEXt", b"Workflow\0")], [(b"tEXt", b"workflow\0{ cut off"), (b"tEXt", b"prompt\0")],
+], ids=["animated", "international", "a capital", "a cut one, and a prompt"])
+def test_chunks_of_pictures_are_read_as_the_browser_reads_them(chunks, tmp_path):
+    """Names beyond Latin; no pixels are looked at, however many there would be. The last chunk has the workflow."""
+    said = json.dumps({"1": {"class_type": "Note", "inputs": {"text": "猫"}}}, ensure_ascii=False).encode()
+    head = chunk(b"IHDR", (60000).to_bytes(4, "big") * 2 + bytes((8, 2, 0, 0, 0)))
+    *first, (kind, key) = chunks
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + head + b"".join(chunk(*one) for one in first) + chunk(kind, key + said) + b"cut")
+    assert read_workflow(tmp_path / "a.png") == json.loads(said)
 
 
 @pytest.mark.parametrize(("value", "found"), [

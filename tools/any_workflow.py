@@ -5,10 +5,12 @@ group nodes and Set nodes to the browser, so what it is given here has none of t
 """
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from graph import BYPASSED, Graph, Node, RunError, passed_on
+from graph import BYPASSED, MUTED, Graph, Node, RunError, check_format, passed_on
 from group_nodes import give_values, group_nodes
 from virtual import PRIMITIVE, is_virtual
 from wires import ANY, INSIDE, OUTSIDE, Link, with_broadcasts
@@ -26,7 +28,10 @@ def flatten(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise _no_workflow("something else")
     if isinstance(content.get("nodes"), list) and isinstance(content.get("links"), list):
-        return _laid_open(content)
+        try:
+            return _laid_open(content)
+        except RecursionError:
+            raise RunError("The links of the workflow run in a circle through its subgraphs. Open the workflow and take one of them out.") from None
     nodes = [node for node in content.values() if isinstance(node, dict) and ("class_type" in node or "inputs" in node)]
     if nodes and len(nodes) == len(content) and any("class_type" in node for node in nodes):
         return _from_prompt(content)
@@ -52,9 +57,11 @@ def _from_prompt(prompt: dict[str, Any]) -> dict[str, Any]:
     for id_, entry in prompt.items():
         slots, values = [], []
         for name, value in (entry.get("inputs") or {}).items():
-            if is_wire(value) and str(value[0]) in prompt:
-                links.append([len(links) + 1, str(value[0]), value[1], id_, len(slots), ANY])
-                slots.append({"name": name, "type": ANY, "link": len(links)})
+            if is_wire(value):
+                known = str(value[0]) in prompt
+                if known:
+                    links.append([len(links) + 1, str(value[0]), value[1], id_, len(slots), ANY])
+                slots.append({"name": name, "type": ANY, "link": len(links) if known else None})
             else:
                 slots.append({"name": name, "type": ANY, "widget": {"name": name}, "link": None})
                 values.append(value)
@@ -73,7 +80,12 @@ class Level:
     parent: Level | None = None
     stands_for: Node | None = None
     inputs: tuple[str, ...] = ()
+    group: bool = False
     inner: dict[Any, Level] = field(default_factory=dict)
+
+    def within(self) -> set[str]:
+        """The classes of the subgraphs that this level lies in."""
+        return {self.stands_for.type, *self.parent.within()} if self.parent else set()
 
     def name(self, id_: Any) -> Any:
         """A node's id in the flat graph."""
@@ -82,7 +94,11 @@ class Level:
     def wired(self, slot: int) -> Any:
         """The outer link at one of the subgraph's inputs, or None. The node that stands for it lists only some of them, so they go by name."""
         name = self.inputs[slot] if slot < len(self.inputs) else None
-        return (self.stands_for.inputs.get(name) or {}).get("link")
+        outer = self.stands_for.inputs
+        if name not in outer and self.group:  # a group's names depend on widgets that the file does not list; its sockets' order does not
+            sockets = [one for one in self.stands_for.raw.get("inputs") or [] if "widget" not in one]
+            return sockets[slot].get("link") if slot < len(sockets) else None
+        return (outer.get(name) or {}).get("link")
 
     def origin(self, source: Any, slot: int, kind: Any) -> Origin | None:
         """The real node and slot behind a link's source, through the borders of subgraphs; None where nothing is wired there. kind: the type of the input that is fed."""
@@ -103,6 +119,7 @@ class Level:
 
 
 def _laid_open(workflow: dict[str, Any]) -> dict[str, Any]:
+    check_format(workflow)
     subgraphs = {**group_nodes(workflow), **{graph.get("id"): graph for graph in (workflow.get("definitions") or {}).get("subgraphs") or []}}
     workflow = with_broadcasts(workflow)
     top = Level(workflow["nodes"], workflow["links"])
@@ -110,7 +127,7 @@ def _laid_open(workflow: dict[str, Any]) -> dict[str, Any]:
     for level in levels:  # grows
         for raw in level.nodes:
             if raw["type"] in subgraphs:
-                if level.prefix.count(":") > 20:
+                if raw["type"] in level.within():
                     raise RunError(f"The subgraph '{subgraphs[raw['type']].get('name')}' holds itself. Open the workflow in ComfyUI and save it again.")
                 level.inner[raw["id"]] = _below(level, Node(raw), subgraphs[raw["type"]])
                 levels.append(level.inner[raw["id"]])
@@ -124,7 +141,7 @@ def _below(level: Level, node: Node, graph: dict[str, Any]) -> Level:
     """A subgraph's level; its nodes are muted or bypassed where the node that stands for it is, and have the values of its widgets."""
     graph = with_broadcasts(graph)
     inputs = tuple(slot.get("name") for slot in graph.get("inputs") or [])
-    below = Level(graph["nodes"], graph["links"], f"{level.name(node.id)}:", level, node, inputs)
+    below = Level(graph["nodes"], graph["links"], f"{level.name(node.id)}:", level, node, inputs, bool(graph.get("group")))
     for raw in below.nodes:
         raw["mode"] = node.mode or raw.get("mode", 0)
     if graph.get("group"):
@@ -137,12 +154,29 @@ def _below(level: Level, node: Node, graph: dict[str, Any]) -> Level:
         place = by_id[target].widget_places().get(widget) if widget else None
         if place is not None:
             shown.setdefault(slot, []).append((by_id[target], place))
-    values = node.raw.get("widgets_values") or []
-    for slot, value in zip(sorted(shown), values, strict=False) if len(values) == len(shown) else ():
-        for inner, place in shown[slot]:
-            if below.wired(slot) is None and place < len(inner.raw.get("widgets_values") or []):
-                inner.raw["widgets_values"][place] = value
+    for slot, value in _shown_values(node, inputs, sorted(shown)):
+        if level.outer(below.wired(slot), ANY) is None:
+            for inner, place in shown.get(slot, ()):
+                values = inner.raw.get("widgets_values") or []
+                if isinstance(values, dict) or place < len(values):
+                    inner.raw["widgets_values"][place] = value
     return below
+
+
+def _shown_values(node: Node, inputs: Sequence[Any], shown: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """(slot of the subgraph, value) of the widgets on the node that stands for it.
+
+    Files that say which widget is whose (`proxyWidgets`: node id and name, "-1" for an input of the subgraph) are taken at their word; in others the values
+    stand in the order of the slots.
+    """
+    values, proxies = node.raw.get("widgets_values") or [], (node.raw.get("properties") or {}).get("proxyWidgets") or []
+    proxies = json.loads(proxies) if isinstance(proxies, str) else proxies
+    if isinstance(values, dict):
+        yield from ((slot, values[name]) for slot, name in enumerate(inputs) if name in values)
+    elif any(str(id_) == "-1" for id_, *_ in proxies):
+        yield from ((inputs.index(name), value) for (id_, name, *_), value in zip(proxies, values, strict=False) if str(id_) == "-1" and name in inputs and value is not None)
+    elif len(values) == len(shown):
+        yield from zip(shown, values, strict=True)
 
 
 def _take(level: Level, nodes: list[dict[str, Any]], links: list[Link]) -> None:
@@ -170,7 +204,7 @@ def for_the_host(workflow: dict[str, Any]) -> dict[str, Any]:
     Primitives stay, whose values comfy-cli fills in.
     """
     graph = Graph(workflow)
-    acting = [node for node in graph.nodes.values() if not node.mode and (node.type == PRIMITIVE or not is_virtual(node.type))]
+    acting = [node for node in graph.nodes.values() if node.mode not in (MUTED, BYPASSED) and (node.type == PRIMITIVE or not is_virtual(node.type))]
     links: list[Link] = []
     for node in acting:
         for into, slot in enumerate(node.raw.get("inputs") or []):

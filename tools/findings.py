@@ -8,6 +8,7 @@ from typing import Any
 from graph import ACTIVE, SEEDS, Graph, Node, fits, upstream
 from needed import EXTENSIONS, Needed
 from virtual import PACKS, is_virtual
+from wires import INSIDE, as_list
 
 WIDGETS = ("COMBO", "INT", "FLOAT", "STRING", "BOOLEAN")
 NUMBERS = {"INT": "a whole number", "FLOAT": "a number"}
@@ -151,20 +152,24 @@ def no_output(graph: Graph, info: Info) -> list[Finding]:
 # ---- wires -------------------------------------------------------------------------------------------------------------------------------
 
 def broken_links(workflow: dict[str, Any]) -> list[Finding]:
-    """Links of a saved file that do not reach from one node's socket to another's, or join sockets whose types differ in the file itself."""
+    """Wires of a saved file that an input names, and that come from nothing, or join sockets whose types differ in the file itself."""
     if not isinstance(workflow.get("links"), list):
         return []
-    nodes = {raw["id"]: raw for raw in workflow["nodes"]}
+    links = {link[0]: link for link in map(as_list, filter(None, workflow["links"]))}
+    nodes = {str(raw["id"]): Node(raw) for raw in workflow["nodes"]}
     found = []
-    for link in (link for link in workflow["links"] if isinstance(link, list) and len(link) >= 5):
-        id_, source, out, target, into = link[:5]
-        outputs = (nodes.get(source) or {}).get("outputs") or []
-        inputs = (nodes.get(target) or {}).get("inputs") or []
-        if out >= len(outputs) or into >= len(inputs):
-            lost = f"output {out} of node {source}" if out >= len(outputs) else f"input {into} of node {target}"
-            found.append(Finding("wire", f"link {id_}: expected {lost} at its end, found nothing there; open the workflow, wire it again and save."))
-        elif not fits(outputs[out].get("type"), inputs[into].get("type")):
-            found.append(_misfit(Node(nodes[target]), inputs[into].get("name"), inputs[into].get("type"), Node(nodes[source]), outputs[out].get("type")))
+    for node in nodes.values():
+        for slot in node.raw.get("inputs") or []:
+            link = links.get(slot.get("link"))
+            if link is None or str(link[1]) == str(INSIDE):
+                continue
+            source, out = nodes.get(str(link[1])), link[2]
+            outputs = (source.raw.get("outputs") if source else None) or []
+            if out >= len(outputs):
+                lost = f"expected output {out} of node {link[1]} at its end, found nothing there"
+                found.append(Finding("wire", f"link {link[0]} into '{slot.get('name')}' of {node.label}: {lost}; open the workflow, wire it again and save."))
+            elif not fits(outputs[out].get("type"), slot.get("type")):
+                found.append(_misfit(node, slot.get("name"), slot.get("type"), source, outputs[out].get("type")))
     return found
 
 

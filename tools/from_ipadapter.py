@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from graph import Graph, Node, check_format, said
+from graph import Graph, Node, check_format, said, values_of
 from group_nodes import group_nodes
 from ipadapter_nodes import APPLIES, PREPARE, UNIFIED, Choice, NotCarried, Stacked, read, reason, theirs
 from job import ADD, APPLY, ENCODE, LOAD
@@ -168,7 +168,7 @@ def _framing(chain: Sequence[Stacked]) -> str:
 
 def _file_of(wiring: Wiring, photo: tuple[Any, int]) -> str:
     raw = wiring.node(photo[0])
-    values = raw.get("widgets_values") or []
+    values = values_of(raw)
     return f" ({PurePosixPath(str(values[0])).name})" if raw["type"] == "LoadImage" and values else ""
 
 
@@ -195,14 +195,15 @@ def _take_out(wiring: Wiring, graph: Graph, stacked: Sequence[Stacked]) -> None:
     while idle := [id_ for id_ in (*spent, *ways) if wiring.node(id_) is not None and _idle(wiring, Node(wiring.node(id_)))]:
         for id_ in idle:
             if wiring.node(id_)["type"] == UNIFIED:
-                wiring.hand_over((id_, 0), wiring.origin(id_, "model"))
+                wiring.hand_over((id_, 0), _origin(wiring, graph, Node(wiring.node(id_)), "model"))
         wiring.take_out(idle)
 
 
 def _idle(wiring: Wiring, node: Node) -> bool:
     """Whether nothing takes a node's output; of the Unified Loader, which hands the model on, its adapter; of a Set node, whether no Get node has its name."""
     if node.type in SETTERS:
-        return not wiring.takers(node.id) and not any(raw["type"] in GETTERS and said(Node(raw)) == said(node) for raw in wiring.workflow["nodes"])
+        levels = (wiring.workflow, *((wiring.workflow.get("definitions") or {}).get("subgraphs") or []), *group_nodes(wiring.workflow).values())
+        return not wiring.takers(node.id) and not any(raw["type"] in GETTERS and said(Node(raw)) == said(node) for level in levels for raw in level["nodes"])
     return not wiring.takers(node.id, 1 if node.type == UNIFIED else None)
 
 
@@ -231,19 +232,19 @@ def _group(workflow: dict[str, Any], nodes: Sequence[dict[str, Any]]) -> float:
     boxes = [(*node["pos"], node["pos"][0] + node["size"][0], node["pos"][1] + node["size"][1]) for node in nodes]
     x, y = min(b[0] for b in boxes) - GAP / 2, min(b[1] for b in boxes) - HEAD
     right, bottom = max(b[2] for b in boxes) + GAP / 2, max(b[3] for b in boxes) + GAP / 2
-    groups = workflow.setdefault("groups", [])
+    groups = workflow["groups"] = workflow.get("groups") or []
     number = max((group.get("id") or 0 for group in groups), default=0) + 1
     groups.append({"id": number, "title": "Subjects, as IPAdapter had them", "bounding": [x, y, right - x, bottom - y], "color": "#3f789e", "font_size": 24, "flags": {}})
     return bottom + HEAD + GAP
 
 
 def _lowest(workflow: dict[str, Any]) -> float:
-    nodes = [_pair(raw["pos"])[1] + _pair(raw.get("size") or [0, 0])[1] for raw in workflow["nodes"] if "pos" in raw]
-    return max([*nodes, *(group["bounding"][1] + group["bounding"][3] for group in workflow.get("groups") or [])], default=0)
+    nodes = [_pair(raw["pos"])[1] + _pair(raw.get("size") or [0, 0])[1] for raw in workflow["nodes"] if raw.get("pos")]
+    return max([*nodes, *(group["bounding"][1] + group["bounding"][3] for group in workflow.get("groups") or [] if group.get("bounding"))], default=0)
 
 
 def _leftmost(workflow: dict[str, Any]) -> float:
-    return min((_pair(raw["pos"])[0] for raw in workflow["nodes"] if "pos" in raw), default=0)
+    return min((_pair(raw["pos"])[0] for raw in workflow["nodes"] if raw.get("pos")), default=0)
 
 
 def _pair(value: Any) -> tuple[float, float]:

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import functools
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,18 +56,39 @@ class Node:
         """Input slots by name."""
         return {slot["name"]: slot for slot in self.raw.get("inputs") or []}
 
-    def widget_places(self) -> dict[str, int]:
-        """Position in `widgets_values` of every widget, in the order in which the front end saves them."""
+    def widget_places(self) -> dict[str, Any]:
+        """Position in `widgets_values` of every widget, in the order in which the front end saves them; {} where the file does not say, of an unknown class."""
         values = self.raw.get("widgets_values") or []
+        if isinstance(values, dict):
+            return {name: name for name in values}
         if self.type in (PRIMITIVE, *LITERALS):
             return {"value": 0} if values else {}
-        places: dict[str, int] = {}
-        widgets = [slot for slot in self.raw.get("inputs") or [] if "widget" in slot]
-        at, more = 0, len(values) > len(widgets)
-        for slot in widgets:
-            places[slot["widget"]["name"]] = at
-            at += 2 if slot["name"] in SEEDS and more and at + 1 < len(values) and values[at + 1] in CONTROLS else 1
+        listed = [slot["widget"]["name"] for slot in self.raw.get("inputs") or [] if "widget" in slot]
+        places = _places(listed, values)
+        if not 0 <= len(values) - len(listed) <= sum(name in SEEDS for name in listed):  # exports and pictures list only the widgets that are wired
+            places = _places(_orders().get(self.type, ()), values)
         return places
+
+
+def _places(names: Iterable[str], values: list[Any]) -> dict[str, int]:
+    """Positions of widgets, by their order: a seed may have one more value after it."""
+    names = list(names)
+    places: dict[str, int] = {}
+    at, more = 0, len(values) > len(names)
+    for name in names:
+        places[name] = at
+        at += 2 if name in SEEDS and more and at + 1 < len(values) and (values[at + 1] in CONTROLS or isinstance(values[at + 1], bool)) else 1
+    return places if at <= len(values) + 1 else {}
+
+
+@functools.cache
+def _orders() -> dict[str, tuple[str, ...]]:
+    """Class -> its widgets in order, of every class that a shipped template has."""
+    found: dict[str, tuple[str, ...]] = {}
+    for path in sorted(WORKFLOWS.glob("*.json")):
+        for raw in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+            found[raw["type"]] = tuple(slot["widget"]["name"] for slot in raw.get("inputs") or [] if "widget" in slot)
+    return found
 
 
 class Graph:
@@ -96,9 +119,7 @@ class Graph:
         passed: list[Node] = []
         while (link := self.links.get((onward or {}).get("link"))) is not None:
             source, slot = self.nodes[link[1]], link[2]
-            if source.mode == MUTED:
-                return passed, None
-            if source.type in GETTERS and source.mode == ACTIVE:
+            if source.type in GETTERS and source.mode != BYPASSED:
                 passed.append(source)
                 setter = self._setter(source)
                 if setter is None:
@@ -109,6 +130,8 @@ class Graph:
             elif source.mode == BYPASSED:
                 onward = passed_on(source.raw, slot, kind)
                 kind = (onward or {}).get("type")
+            elif source.mode == MUTED:
+                return passed, None
             else:
                 return passed, (source, slot)
             passed.append(source)
@@ -119,7 +142,7 @@ class Graph:
     def _setter(self, getter: Node) -> Node | None:
         """The Set node whose name a Get node says, on its own level of the workflow or on one above it."""
         level = str(getter.id).split(":")[:-1]
-        fitting = [node for node in self.nodes.values() if node.type in SETTERS and said(node) == said(getter) and node.mode != MUTED]
+        fitting = [node for node in self.nodes.values() if node.type in SETTERS and said(node) == said(getter) != ""]
         levels = [(str(node.id).split(":")[:-1], node) for node in fitting]
         above = [(len(own), node) for own, node in levels if level[:len(own)] == own]
         return max(above, key=lambda found: found[0])[1] if above else None
@@ -142,7 +165,8 @@ class Graph:
             raise RunError(f"'{widget}' of {node.label} is linked from {source}, so it is only known when ComfyUI runs. Run this workflow in ComfyUI, or type the value in.")
         owner, name = (fed[0], "value") if fed else (node, widget)
         place = owner.widget_places().get(name)
-        if place is None or place >= len(owner.raw.get("widgets_values") or []):
+        values = owner.raw.get("widgets_values") or []
+        if place is None or isinstance(values, list) and place >= len(values):
             raise RunError(f"{owner.label} has no saved value for '{name}'. Open the workflow in a current ComfyUI and save it again.")
         return owner, place
 
@@ -154,13 +178,13 @@ def passed_on(raw: dict[str, Any], slot: int, kind: Any) -> dict[str, Any] | Non
     raw: the saved node; slot: of the output; kind: the type of the input that is fed.
     """
     inputs, outputs = raw.get("inputs") or [], raw.get("outputs") or []
-    out = outputs[slot]["type"] if slot < len(outputs) else kind
+    out = outputs[slot].get("type") if slot < len(outputs) else kind
     if kind in ANY_TYPE:
         return inputs[slot] if slot < len(inputs) else next(iter(inputs), None)
-    fitting = [fits(slot["type"], out) and fits(slot["type"], kind) for slot in inputs]
+    fitting = [fits(one.get("type"), out) and fits(one.get("type"), kind) for one in inputs]
     if slot < len(inputs) and fitting[slot]:
         return inputs[slot]
-    exact = (one for one in inputs if one["type"] == kind)
+    exact = (one for one in inputs if one.get("type") == kind)
     return next(exact, next((one for one, fit in zip(inputs, fitting, strict=True) if fit), None))
 
 
@@ -177,12 +201,20 @@ def check_format(workflow: Any) -> None:
         api = isinstance(workflow, dict) and any(isinstance(v, dict) and "class_type" in v for v in workflow.values())
         found = "an API prompt (Export API)" if api else "something else"
         raise RunError(f"Expected a workflow as ComfyUI's Save writes it (with 'nodes' and 'links'), found {found}. Save the workflow with Workflow > Save and give that file.")
+    for raw in workflow["nodes"]:
+        if not isinstance(raw, dict) or "id" not in raw or not isinstance(raw.get("type"), str) or None in (raw.get("inputs") or []):
+            raise RunError(f"Expected nodes with an id and a type, found {str(raw)[:60]}. The file is damaged: save the workflow again with Workflow > Save.")
 
 
 def said(node: Node) -> str:
     """The name that a Set or Get node shows."""
-    values = node.raw.get("widgets_values") or []
-    return str(next(iter(values.values() if isinstance(values, dict) else values), ""))
+    return str(next(iter(values_of(node.raw)), ""))
+
+
+def values_of(raw: dict[str, Any]) -> list[Any]:
+    """The saved widget values of a node in order, also where the file has them by name."""
+    values = raw.get("widgets_values") or []
+    return list(values.values()) if isinstance(values, dict) else values
 
 
 def upstream(graph: Graph, node: Node) -> Iterator[Node]:

@@ -18,7 +18,7 @@ def group_nodes(workflow: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _as_subgraph(name: str, group: dict[str, Any]) -> dict[str, Any]:
     """One group: its nodes keep their place in it as their id, inputs without a link inside and outputs that the group shows are its own."""
-    nodes = [{**raw, "id": place, "mode": 0} for place, raw in enumerate(copy.deepcopy(group["nodes"]))]
+    nodes = [{**raw, "id": place, "mode": raw.get("mode") or 0} for place, raw in enumerate(copy.deepcopy(group["nodes"]))]
     inner = [link for link in group.get("links") or [] if link and {link[0], link[2]} <= set(range(len(nodes)))]
     links: list[list[Any]] = [[n, *link[:4], link[5] if len(link) > 5 else "*"] for n, link in enumerate(inner, 1)]
     taken, given = {(link[3], link[4]) for link in links}, {(link[1], link[2]) for link in links}
@@ -35,8 +35,9 @@ def _as_subgraph(name: str, group: dict[str, Any]) -> dict[str, Any]:
                 links.append([len(links) + 1, raw["id"], at, OUTSIDE, len(outputs), slot.get("type", "*")])
                 outputs.append({"name": slot.get("name"), "type": slot.get("type", "*")})
     for link in links:
-        if link[3] != OUTSIDE:
-            nodes[link[3]]["inputs"][link[4]]["link"] = link[0]
+        slots = nodes[link[3]].get("inputs") or [] if link[3] != OUTSIDE else []
+        if link[4] < len(slots):
+            slots[link[4]]["link"] = link[0]
     return {"name": name, "nodes": nodes, "links": links, "inputs": inputs, "outputs": outputs, "group": True}
 
 

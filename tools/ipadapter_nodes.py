@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from graph import ACTIVE, Graph, Node, RunError, upstream
+from graph import ACTIVE, Graph, Node, RunError, upstream, values_of
 from virtual import is_virtual
 
 SIMPLE, ADVANCED, PREPARE = "IPAdapter", "IPAdapterAdvanced", "PrepImageForClipVision"
@@ -197,7 +197,7 @@ def _preset(graph: Graph, loader: Node) -> tuple[str, str]:
 def _base(graph: Graph, loader: Node) -> tuple[bool, str]:
     """Whether the model is SDXL, and why that is thought: by the checkpoint's name, else by the picture's size."""
     for node in upstream(graph, loader):
-        name = str((node.raw.get("widgets_values") or [""])[0]) if node.type in CHECKPOINTS else ""
+        name = str(next(iter(values_of(node.raw)), "")) if node.type in CHECKPOINTS else ""
         if XL.search(name) or SD15.search(name):
             return bool(XL.search(name)), f"the checkpoint is called {name}"
     sides = max(_latent_sides(graph), default=0)
@@ -206,5 +206,5 @@ def _base(graph: Graph, loader: Node) -> tuple[bool, str]:
 
 def _latent_sides(graph: Graph) -> Iterator[int]:
     for node in graph.of_type("EmptyLatentImage", "EmptySDXLLatentImage"):
-        values = node.raw.get("widgets_values") or []
+        values = values_of(node.raw)
         yield from (value for value in values[:1] if isinstance(value, int))

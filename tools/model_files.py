@@ -114,7 +114,8 @@ def _saved_values(node: Node) -> dict[Any, Any]:
     if isinstance(values, dict):
         return values
     names = {place: name for name, place in node.widget_places().items()}
-    return {names.get(place, place): value for place, value in enumerate(values)}
+    wired = {name for name, slot in node.inputs.items() if slot.get("link") is not None}
+    return {names.get(place, place): value for place, value in enumerate(values) if names.get(place) not in wired}
 
 
 def _is_text(value: str) -> bool:

@@ -22,16 +22,16 @@ class Wiring:
         self._records = {link["id"]: link for link in workflow["links"] if isinstance(link, dict)}
         tidy(workflow)
         self._patterns = {raw["type"]: raw for raw in read_workflow(WORKFLOWS / f"{PATTERN}.json")["nodes"]}
-        self._last_node = max([workflow.get("last_node_id") or 0, *(raw["id"] for raw in workflow["nodes"] if isinstance(raw["id"], int))])
-        self._last_link = max([workflow.get("last_link_id") or 0, *(link[0] for link in workflow["links"])])
+        state = workflow.get("state") or {}
+        self._last_node = max([int(workflow.get("last_node_id") or 0), int(state.get("lastNodeId") or 0), *(raw["id"] for raw in workflow["nodes"] if isinstance(raw["id"], int))])
+        self._last_link = max([int(workflow.get("last_link_id") or 0), int(state.get("lastLinkId") or 0), *(link[0] for link in workflow["links"])])
 
     def saved(self) -> dict[str, Any]:
         """The workflow as the file had it: its links are records again where they were."""
         links = self.workflow["links"]
         if self._records:
             links = [{**self._records.get(link[0], {}), **dict(zip(RECORD, link, strict=True))} for link in links]
-            state = self.workflow.get("state")
-            self.workflow["state"] = {**(state or {}), "lastNodeId": self._last_node, "lastLinkId": self._last_link}
+            self.workflow["state"] = {**(self.workflow.get("state") or {}), "lastNodeId": self._last_node, "lastLinkId": self._last_link}
         return {**self.workflow, "links": links}
 
     def node(self, id_: Any) -> dict[str, Any] | None:
@@ -53,6 +53,7 @@ class Wiring:
         self._last_node += 1
         raw.update(id=self._last_node, title=title, pos=list(pos), order=len(self.workflow["nodes"]), mode=0)
         raw["properties"].pop("models", None)
+        raw["properties"]["rejects_ue_links"] = True  # what IPAdapter did not get from Use Everywhere, these nodes shall not get
         for slot in raw["inputs"]:
             slot["link"] = None
         for slot in raw["outputs"]:
@@ -74,10 +75,20 @@ class Wiring:
 
     def hand_over(self, old: Origin, new: Origin | None) -> None:
         """Everything that `old` feeds is fed by `new`; by nothing where that is None."""
+        self._broadcast(old, new)
         for target, into in self.takers(*old):
             self._cut(target, into)
             if new is not None:
                 self._wire(new, target, into)
+
+    def _broadcast(self, old: Origin, new: Origin | None) -> None:
+        """Let Use Everywhere's list, where the file has one, say the new source."""
+        listed = (self.workflow.get("extra") or {}).get("ue_links") or []
+        for link in [link for link in listed if (str(link.get("upstream")), link.get("upstream_slot", 0)) == (str(old[0]), old[1])]:
+            if new is None:
+                listed.remove(link)
+            else:
+                link["upstream"], link["upstream_slot"] = str(new[0]), new[1]
 
     def take_out(self, ids: Iterable[Any]) -> None:
         """Remove nodes with all links to and from them."""
@@ -85,6 +96,8 @@ class Wiring:
         for link in [link for link in self.workflow["links"] if {link[1], link[3]} & ids]:
             self._cut(link[3], link[4])
         self.workflow["nodes"][:] = [raw for raw in self.workflow["nodes"] if raw["id"] not in ids]
+        listed = (self.workflow.get("extra") or {}).get("ue_links") or []
+        listed[:] = [link for link in listed if not {str(link.get(end)) for end in ("upstream", "downstream", "controller")} & set(map(str, ids))]
 
     def _wire(self, source: Origin, target: Any, into: int) -> None:
         self._last_link += 1

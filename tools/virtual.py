@@ -5,7 +5,8 @@ NOTES = ("Note", "MarkdownNote")
 REROUTE, PRIMITIVE = "Reroute", "PrimitiveNode"
 PASSING = (REROUTE, "Reroute (rgthree)")  # their first input is their output
 SETTERS, GETTERS = ("SetNode", "easy setNode"), ("GetNode", "easy getNode")  # a Get node gives what the Set node of its name takes
-EVERYWHERE = ("Anything Everywhere", "Anything Everywhere3", "Anything Everywhere?")  # wire what they take to every free input of its type
+EVERYWHERE = ("Anything Everywhere", "Anything Everywhere3")  # wire what they take to every free input of its type
+CHOOSY = "Anything Everywhere?"  # to those whose names its patterns find
 PROMPTS_EVERYWHERE = "Prompts Everywhere"
 OWN = (*NOTES, REROUTE, PRIMITIVE)  # of the front end itself
 RGTHREE = (
@@ -17,7 +18,7 @@ PACKS = {  # class -> the pack that adds it, by its name in the registry, and a 
     **dict.fromkeys(RGTHREE, ("rgthree-comfy", "rgthree")),
     **dict.fromkeys(("SetNode", "GetNode"), ("comfyui-kjnodes", "kjnodes")),
     **dict.fromkeys(("easy setNode", "easy getNode"), ("comfyui-easy-use", "easyuse")),
-    **dict.fromkeys((*EVERYWHERE, PROMPTS_EVERYWHERE), ("cg-use-everywhere", "useeverywhere")),
+    **dict.fromkeys((*EVERYWHERE, CHOOSY, PROMPTS_EVERYWHERE), ("cg-use-everywhere", "useeverywhere")),
 }
 
 

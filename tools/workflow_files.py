@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from graph import WORKFLOWS, RunError
 
-PICTURES = (b"\x89PNG", b"RIFF", b"\xff\xd8\xff")  # how PNG, WebP and JPEG files begin
+PNG = b"\x89PNG\r\n\x1a\n"
+PICTURES = (PNG, b"RIFF", b"\xff\xd8\xff")  # how PNG, WebP and JPEG files begin
 KEYS = ("workflow", "prompt")  # under which ComfyUI saves them, the better one first
 
 
@@ -18,10 +20,11 @@ def read_workflow(path: Path) -> dict[str, Any]:
     except OSError:
         names = ", ".join(p.name for p in sorted(WORKFLOWS.glob("*.json")))
         raise RunError(f"There is no workflow file at {path}. The shipped ones are {names}.") from None
-    text = _in_picture(path) if content.startswith(PICTURES) else content
     try:
-        return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
-    except ValueError as error:
+        if content.startswith(PICTURES):
+            return _in_picture(path, content)
+        return json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is no JSON file ({error}). Save the workflow again.") from None
 
 
@@ -32,21 +35,44 @@ def find_workflow(name: str) -> Path:
     return given if given.is_file() or not shipped.is_file() else shipped
 
 
-def _in_picture(path: Path) -> str:
-    """The text of the workflow in a picture's metadata: PNG has it as text chunks, WebP and JPEG in EXIF entries that begin with the key and a colon."""
+def _in_picture(path: Path, content: bytes) -> dict[str, Any]:
+    """The workflow in a picture's metadata, or else the API prompt."""
+    texts = list(_png_texts(content) if content.startswith(PNG) else _exif_texts(path))
+    for key in KEYS:
+        for text in (text for name, text in texts if name.lower() == key):
+            try:
+                found = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(found, dict) and found:
+                return found
+    raise RunError(f"{path} is a picture without a workflow. Take the file that ComfyUI saved itself: messengers, editors and many sites take the workflow out.")
+
+
+def _png_texts(content: bytes) -> Iterator[tuple[str, str]]:
+    """(key, text) of a PNG's text chunks, and of those that ComfyUI puts into animated ones; pixels are not looked at."""
+    at = len(PNG)
+    while at + 8 <= len(content):
+        length, kind = int.from_bytes(content[at:at + 4], "big"), content[at + 4:at + 8]
+        key, _, text = content[at + 8:at + 8 + length].partition(b"\0")
+        if kind == b"iTXt":  # compressed or not, how, language, translated key
+            text = b"" if text[:1] != b"\0" else text[2:].split(b"\0", 2)[-1]
+        if kind in (b"tEXt", b"comf", b"iTXt"):
+            yield key.decode("latin-1"), text.decode("utf-8", "replace")
+        at += length + 12
+
+
+def _exif_texts(path: Path) -> Iterator[tuple[str, str]]:
+    """(key, text) of the EXIF entries of a WebP or JPEG file that begin with a key and a colon."""
     try:
         from PIL import Image
     except ImportError:
         raise RunError(f"Reading the workflow in a picture ({path}) needs Pillow, which is not installed. Run: pip install pillow") from None
     try:
         with Image.open(path) as picture:
-            picture.load()  # text chunks may lie behind the pixels
-            found = {key: text for key, text in picture.info.items() if isinstance(text, str)}
             entries = [text for text in picture.getexif().values() if isinstance(text, str)]
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise RunError(f"{path} is no picture that can be read ({error}). Take the original file, as ComfyUI saved it.") from None
-    for key in KEYS:
-        for text in (found.get(key), *(entry[len(key) + 1:] for entry in entries if entry.lower().startswith(f"{key}:"))):
-            if text:
-                return text
-    raise RunError(f"{path} is a picture without a workflow. Take the file that ComfyUI saved itself: messengers, editors and many sites take the workflow out.")
+    for key, colon, text in (entry.partition(":") for entry in entries):
+        if colon:
+            yield key, text
