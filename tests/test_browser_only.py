@@ -16,8 +16,7 @@ from from_ipadapter import from_ipadapter  # noqa: E402
 from graph import Graph, Node, RunError  # noqa: E402
 from job import read_job  # noqa: E402
 from model_files import Places, file_values, wanted_files  # noqa: E402
-from old_workflows import SOCKETS, OldWorkflow, stacked_by_preset  # noqa: E402
-from test_check import with_subgraph  # noqa: E402
+from old_workflows import SOCKETS, OldWorkflow, stacked_by_preset, with_subgraph  # noqa: E402
 from workflow_files import read_workflow  # noqa: E402
 
 EXTRA = {

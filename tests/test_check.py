@@ -22,7 +22,7 @@ from check import Here, check  # noqa: E402
 from graph import WORKFLOWS, Graph, RunError  # noqa: E402
 from model_files import Places, places_of  # noqa: E402
 from needed import needed_models  # noqa: E402
-from old_workflows import stacked_by_files, stacked_by_preset  # noqa: E402
+from old_workflows import stacked_by_files, stacked_by_preset, with_subgraph  # noqa: E402
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, published  # noqa: E402
 from workflow_files import read_workflow  # noqa: E402
 
@@ -313,31 +313,6 @@ def test_broken_links_are_told_without_a_host(link, sentence):
 
 
 # ---- any workflow ------------------------------------------------------------------------------------------------------------------------
-
-def with_subgraph() -> dict:
-    """Checkpoint, latent, and a subgraph that holds the prompt and the sampler; its text and steps are widgets of the node that stands for it."""
-    def slot(name: str, kind: str, link: int | None = None, widget: bool = False) -> dict:
-        return {"name": name, "type": kind, "link": link, **({"widget": {"name": name}} if widget else {})}
-
-    sampler = [slot("model", "MODEL", 4), slot("positive", "CONDITIONING", 2), slot("negative", "CONDITIONING", 3), slot("latent_image", "LATENT", 5)]
-    sampler += [slot(n, "INT", 6 if n == "steps" else None, widget=True) for n in ("seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")]
-    inner = [{"id": 1, "type": "CLIPTextEncode", "inputs": [slot("clip", "CLIP", 1), slot("text", "STRING", 7, widget=True)], "outputs": [{"name": "C", "type": "CONDITIONING"}],
-              "widgets_values": ["inside"]},
-             {"id": 2, "type": "KSampler", "inputs": sampler, "outputs": [{"name": "LATENT", "type": "LATENT"}], "widgets_values": [1, "fixed", 20, 5.0, "euler", "normal", 1.0]}]
-    ends = [(1, -10, 0, 1, 0, "CLIP"), (2, 1, 0, 2, 1, "CONDITIONING"), (3, 1, 0, 2, 2, "CONDITIONING"), (4, -10, 1, 2, 0, "MODEL"), (5, -10, 2, 2, 3, "LATENT"),
-            (6, -10, 3, 2, 5, "INT"), (7, -10, 4, 1, 1, "STRING"), (8, 1, 0, -20, 0, "CONDITIONING"), (9, 2, 0, -20, 1, "LATENT")]
-    links = [dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), end, strict=True)) for end in ends]
-    outer = [slot("latent", "LATENT", 3), slot("clip", "CLIP", 1), slot("model", "MODEL", 2)]  # in an order of its own, and without the widgets
-    inputs = [{"name": name} for name in ("clip", "model", "latent", "steps", "text")]
-    nodes = [{"id": 1, "type": "CheckpointLoaderSimple", "inputs": [slot("ckpt_name", "COMBO", widget=True)], "widgets_values": ["here.safetensors"],
-              "outputs": [{"name": n, "type": n} for n in ("MODEL", "CLIP", "VAE")]},
-             {"id": 2, "type": "EmptyLatentImage", "inputs": [slot(n, "INT", widget=True) for n in ("width", "height", "batch_size")], "widgets_values": [512, 512, 1],
-              "outputs": [{"name": "LATENT", "type": "LATENT"}]},
-             {"id": 3, "type": "abc", "inputs": outer, "outputs": [{"name": k, "type": k} for k in ("CONDITIONING", "LATENT")], "widgets_values": [30, "a dog"]},
-             {"id": 4, "type": "Either", "inputs": [slot("any", "IMAGE,MASK", 4)], "outputs": [], "widgets_values": []}]
-    return {"nodes": nodes, "links": [[1, 1, 1, 3, 1, "CLIP"], [2, 1, 0, 3, 2, "MODEL"], [3, 2, 0, 3, 0, "LATENT"], [4, 3, 1, 4, 0, "LATENT"]],
-            "definitions": {"subgraphs": [{"id": "abc", "name": "Sampling", "inputs": inputs, "nodes": inner, "links": links}]}}
-
 
 def test_a_subgraph_is_laid_open():
     graph = Graph(flatten(with_subgraph()))
