@@ -97,7 +97,7 @@ class GraphPage:
         ids = list(range(first, first + len(names) + 3))
         photo, *subjects, placing, save = ids
         nodes = [(photo, "LoadImage", {"image": "half_red.png"}, (-500, 30)), (placing, "TroupePlaceSubjects", place or {}, at), (save, "SaveImage", {}, (-500, 400))]
-        links = [(placing, 1, save, "images")]
+        links = [(placing, 2, save, "images")]
         for i, (id_, name) in enumerate(zip(subjects, names, strict=True)):
             nodes.append((id_, "TroupeAddSubject", {"name": name}, (0, 30 + 270 * i)))
             links.append((photo, 0, id_, "image"))

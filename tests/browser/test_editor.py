@@ -437,7 +437,7 @@ def test_without_the_script_there_is_a_text_to_write_into(setting, server, brows
     try:
         page.clear()
         page.build([(1, "LoadImage", {"image": "half_red.png"}, (-500, 30)), (2, "TroupeAddSubject", {"name": "red fox"}, (0, 30)), (3, "TroupePlaceSubjects", {}, (420, 30)),
-                    (4, "SaveImage", {}, (840, 30))], [(1, 0, 2, "image"), (2, 0, 3, "cast"), (3, 1, 4, "images")])
+                    (4, "SaveImage", {}, (840, 30))], [(1, 0, 2, "image"), (2, 0, 3, "cast"), (3, 2, 4, "images")])
         page.settle()
         boxes = [{"label": "red fox", "x": 0.1, "y": 0.2, "w": 0.3, "h": 0.5}]
         page.page.locator("textarea:visible").fill(json.dumps(boxes))
