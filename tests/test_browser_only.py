@@ -25,11 +25,16 @@ EXTRA = {
 }
 
 
-@pytest.fixture
-def plain(monkeypatch) -> OldWorkflow:
-    """Checkpoint 1, prompts 2 and 3, latent 4, sampler 5, decoder 6, saver 7, with wires only where a test adds them: sampler's prompts and latent, and the picture's."""
+@pytest.fixture(autouse=True)
+def sockets_of_more(monkeypatch) -> None:
+    """The nodes of the browser, among those that OldWorkflow makes."""
     for kind, sockets in EXTRA.items():
         monkeypatch.setitem(SOCKETS, kind, sockets)
+
+
+@pytest.fixture
+def plain() -> OldWorkflow:
+    """Checkpoint 1, prompts 2 and 3, latent 4, sampler 5, decoder 6, saver 7, with wires only where a test adds them: sampler's prompts and latent, and the picture's."""
     made = OldWorkflow()
     made.node("CheckpointLoaderSimple", "base.safetensors")
     made.node("CLIPTextEncode", "a cat", clip=(1, 1))
@@ -344,10 +349,8 @@ def behind(workflow: dict, kind: str, name: str) -> tuple | None:
     return (found[0].type, found[1]) if found else None
 
 
-def one_adapter(monkeypatch) -> OldWorkflow:
+def one_adapter() -> OldWorkflow:
     """Checkpoint 1, Unified Loader 2, photo 3, IPAdapter 4 without an adapter, and the sampling."""
-    for kind, sockets in EXTRA.items():
-        monkeypatch.setitem(SOCKETS, kind, sockets)
     made = OldWorkflow()
     made.node("CheckpointLoaderSimple", "juggernautXL_v9.safetensors")
     made.node("IPAdapterUnifiedLoader", "PLUS (high strength)", model=(1, 0))
@@ -357,8 +360,8 @@ def one_adapter(monkeypatch) -> OldWorkflow:
     return made
 
 
-def test_an_adapter_over_set_and_get_is_found_and_both_are_taken_out(monkeypatch):
-    made = one_adapter(monkeypatch)
+def test_an_adapter_over_set_and_get_is_found_and_both_are_taken_out():
+    made = one_adapter()
     setter, getter = made.node("SetNode", "ipa"), made.node("GetNode", "ipa")
     made.wire((2, 1), setter, "*")
     made.wire((getter, 0), 4, "ipadapter")
@@ -367,8 +370,8 @@ def test_an_adapter_over_set_and_get_is_found_and_both_are_taken_out(monkeypatch
     assert {"SetNode", "GetNode", "IPAdapterUnifiedLoader"}.isdisjoint(raw["type"] for raw in new.workflow["nodes"])
 
 
-def test_a_set_node_that_others_use_stays(monkeypatch):
-    made = one_adapter(monkeypatch)
+def test_a_set_node_that_others_use_stays():
+    made = one_adapter()
     setter, getter, other = made.node("SetNode", "ipa"), made.node("GetNode", "ipa"), made.node("GetNode", "ipa")
     made.wire((2, 1), setter, "*")
     made.wire((getter, 0), 4, "ipadapter")
@@ -379,8 +382,8 @@ def test_a_set_node_that_others_use_stays(monkeypatch):
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_a_photo_and_an_adapter_that_are_broadcast_are_wired(monkeypatch, listed):
-    made = one_adapter(monkeypatch)
+def test_a_photo_and_an_adapter_that_are_broadcast_are_wired(listed):
+    made = one_adapter()
     everywhere = made.node("Anything Everywhere")
     made.wire((2, 1), everywhere, "anything")
     if listed:
@@ -392,8 +395,8 @@ def test_a_photo_and_an_adapter_that_are_broadcast_are_wired(monkeypatch, listed
     assert new.carried == 1 and behind(new.workflow, "TroupeAddSubject", "image") == ("LoadImage", 0)
 
 
-def test_a_set_node_that_a_subgraph_uses_stays(monkeypatch):
-    made = one_adapter(monkeypatch)
+def test_a_set_node_that_a_subgraph_uses_stays():
+    made = one_adapter()
     setter, getter = made.node("SetNode", "ipa"), made.node("GetNode", "ipa")
     made.wire((2, 1), setter, "*")
     made.wire((getter, 0), 4, "ipadapter")
@@ -403,8 +406,8 @@ def test_a_set_node_that_a_subgraph_uses_stays(monkeypatch):
     assert {"SetNode", "IPAdapterUnifiedLoader"} <= {raw["type"] for raw in from_ipadapter(made.saved).workflow["nodes"]}
 
 
-def test_a_broadcast_of_the_rewritten_node_comes_from_the_new_one(monkeypatch):
-    made = one_adapter(monkeypatch)
+def test_a_broadcast_of_the_rewritten_node_comes_from_the_new_one():
+    made = one_adapter()
     made.wire((2, 1), 4, "ipadapter")
     everywhere = made.node("Anything Everywhere")
     sampler = next(raw for raw in made.saved["nodes"] if raw["type"] == "KSampler")
@@ -416,8 +419,8 @@ def test_a_broadcast_of_the_rewritten_node_comes_from_the_new_one(monkeypatch):
     assert behind(from_ipadapter(made.saved).workflow, "KSampler", "model") == ("TroupeApplyImageAttention", 0)
 
 
-def test_values_by_name_are_converted_too(monkeypatch):
-    made = one_adapter(monkeypatch)
+def test_values_by_name_are_converted_too():
+    made = one_adapter()
     made.wire((2, 1), 4, "ipadapter")
     for raw in made.saved["nodes"]:
         names = [slot["name"] for slot in raw["inputs"] if "widget" in slot]

@@ -2,13 +2,12 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections import deque
+from collections.abc import Iterator
 
 from .graph_text import is_link
+from .graph_wires import Graph, takers, upstream
 
-Graph = Mapping[str, Any]
 IN_PARTS = re.compile(  # they cut and paste themselves, or tell the node that samples to
     r"UltimateSDUpscale|Detailer(?!Hook)|SEGSUpscaler|BNK_TiledKSampler|PixelTiledKSampleUpscalerProvider|Tiled Upscaler Script|Mikey Sampler Tiled", re.IGNORECASE)
 PASTES = re.compile(r"stitch|uncrop|paste|composite|overlay|restore|blend|untile|_assy|assembl|tilesfrombatch|(merge|combine).*tile|tile.*(merge|combine)", re.IGNORECASE)
@@ -60,7 +59,7 @@ def _cuts(graph: Graph, own: str) -> Iterator[tuple[str, int]]:
 
 def _pasted_back(graph: Graph, own: str, cut: str, slot: int) -> bool:
     """Whether a node after `own` pastes: one of its other inputs comes from before the cut, or from an output of the cutting node that is not the picture's."""
-    before = _before(graph, cut, ())
+    before = upstream(graph, cut) - {cut}
     for paste in _after(graph, own):
         kind = _kind(graph, paste)
         if not PASTES.search(kind) or kind in SIDE_BY_SIDE:
@@ -70,32 +69,16 @@ def _pasted_back(graph: Graph, own: str, cut: str, slot: int) -> bool:
         for source, output in ((str(value[0]), value[1]) for value in graph[paste].get("inputs", {}).values() if is_link(value)):
             if source == cut and output != slot:
                 return True
-            if source not in (own, cut) and {source, *_before(graph, source, (own, cut))} & before:
+            if upstream(graph, source, (own, cut)) & before:
                 return True
     return False
 
 
-def _before(graph: Graph, id_: str, without: Collection[str]) -> set[str]:
-    """Everything that a node is made from, without going through some nodes."""
-    waiting, seen = [id_], {id_}
-    while waiting:
-        values = graph.get(waiting.pop(), {}).get("inputs", {}).values()
-        fresh = {str(value[0]) for value in values if is_link(value)} - seen - set(without)
-        seen |= fresh
-        waiting += fresh
-    return seen - {id_}
-
-
 def _after(graph: Graph, own: str) -> Iterator[str]:
     """Everything that takes what a node makes, nearest first."""
-    takers: dict[str, list[str]] = defaultdict(list)
-    for id_, node in graph.items():
-        for value in node.get("inputs", {}).values():
-            if is_link(value):
-                takers[str(value[0])].append(str(id_))
     waiting, seen = deque([own]), {own}
     while waiting:
-        for taker in takers[waiting.popleft()]:
+        for taker, _ in takers(graph, waiting.popleft()):
             if taker not in seen:
                 seen.add(taker)
                 waiting.append(taker)

@@ -1,7 +1,7 @@
 """Which nodes of an API-format graph take a conditioning from a node, and a MODEL from elsewhere."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from .graph_text import is_link
@@ -19,7 +19,7 @@ def samplers_past(graph: Graph | None, node_id: str | None, model: int = 0) -> l
     own = str(node_id)
     if not graph or own not in graph:
         return []
-    found, waiting, seen = [], [taker for taker, output in _takers(graph, own) if output != model], set()
+    found, waiting, seen = [], [taker for taker, output in takers(graph, own) if output != model], set()
     while waiting:
         taker = waiting.pop(0)
         if taker in seen:
@@ -27,14 +27,14 @@ def samplers_past(graph: Graph | None, node_id: str | None, model: int = 0) -> l
         seen.add(taker)
         link = graph[taker]["inputs"].get(MODEL)
         if is_link(link):
-            if own not in _upstream(graph, str(link[0])):
+            if own not in upstream(graph, str(link[0])):
                 found.append((taker, graph[taker].get("class_type", "")))
         else:
-            waiting += [further for further, _ in _takers(graph, taker)]
+            waiting += [further for further, _ in takers(graph, taker)]
     return found
 
 
-def _takers(graph: Graph, source: str) -> Iterator[tuple[str, int]]:
+def takers(graph: Graph, source: str) -> Iterator[tuple[str, int]]:
     """(id, output) of every wire out of a node."""
     for id_, node in graph.items():
         for value in node.get("inputs", {}).values():
@@ -42,12 +42,12 @@ def _takers(graph: Graph, source: str) -> Iterator[tuple[str, int]]:
                 yield str(id_), value[1]
 
 
-def _upstream(graph: Graph, node_id: str) -> set[str]:
-    """A node and everything before it."""
+def upstream(graph: Graph, node_id: str, without: Collection[str] = ()) -> set[str]:
+    """A node and everything before it, without going through some nodes."""
     seen, waiting = set(), [node_id]
     while waiting:
         id_ = waiting.pop()
-        if id_ not in seen and id_ in graph:
+        if id_ not in seen and id_ in graph and id_ not in without:
             seen.add(id_)
             waiting += [str(value[0]) for value in graph[id_].get("inputs", {}).values() if is_link(value)]
     return seen

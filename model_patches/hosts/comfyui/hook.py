@@ -187,15 +187,14 @@ class Hook(ABC):
         A part is known by the graph. Where no graph is known, as in a script, every run that keeps the layout of a picture is taken for one.
         """
         how = self.settings.in_crops
-        if how == "apply" or self.idle:
+        if how == "apply" or self.idle or all(s.region is None and s.box is None for s in self.references.subjects):
             return ""
         graph, node = executing()
-        part, begun = samples_a_part(graph, node), bool(latent_image.any()) and bool(noise.any())  # no picture, or one that another sampler has begun from noise
-        if part:
+        if part := samples_a_part(graph, node):
             because = f"{part} samples a part of the picture"
-        elif begun and how == "rest":
+        elif how == "rest" and _begins_from_a_picture(noise, latent_image):
             because = "this run begins from a picture, and 'in_crops' is 'rest'"
-        elif begun and refining and graph is None:
+        elif refining and graph is None and _begins_from_a_picture(noise, latent_image):
             because = "this run begins from a picture, which may be a part of another, and no graph says so"
         else:
             return ""
@@ -208,6 +207,11 @@ class Hook(ABC):
         if native and not 0.5 <= (w * h) / native**2 <= 3.0:
             sentence = f"the picture is {w}x{h}, far from the {native}x{native} that {spec.base} was trained on: subjects are often lost or doubled there."
             run.say(f"{sentence} Sample near {native}x{native} and upscale after.", logging.WARNING)
+
+
+def _begins_from_a_picture(noise: torch.Tensor, latent_image: torch.Tensor) -> bool:
+    """Whether a run begins from a picture and noise: not from an empty latent, nor from one that another sampler has begun, to which no noise is added."""
+    return bool(latent_image.any()) and bool(noise.any())
 
 
 def texts_of(conds: Sequence[Sequence[dict] | None]) -> dict[tuple[int, Any], torch.Tensor]:
