@@ -9,15 +9,15 @@ from .attention.decoupled import Mixing
 from .errors import MismatchError
 from .subjects import References
 
-IN_CROPS = ("auto", "apply", "rest")
+IN_CROPS = ("auto", "apply", "skip")
 
 
 @dataclass(frozen=True)
 class ImageAttentionSettings:
     """Widgets of Apply Image Attention: weight 0..2; percents as ComfyUI's; box_* see `attention.limits`; mixing see `Mixing`.
 
-    in_crops: what regions and boxes do in a run that samples a part of the picture, which only a host can know. 'auto': all rest, with a warning;
-    'apply': they are laid over the part; 'rest': all rest in every run that begins from a picture.
+    in_crops: what to do in a run that samples only a part of the picture, which only a host can know. 'auto': skip the node with a warning; 'apply': stretch
+    regions and boxes over the part; 'skip': skip the node in every img2img run.
     """
 
     weight: float = 0.65

@@ -53,9 +53,8 @@ class ApplyImageAttention(io.ComfyNode):
                     "merge uniform."
                 )),
                 io.Combo.Input("in_crops", optional=True, options=[*IN_CROPS], default=IN_CROPS[0], tooltip=(
-                    "What regions and boxes do where only a part of the picture is sampled: by detailers, tiled upscalers, crop and stitch. auto: the node rests there and says "
-                    "so. apply: they are laid over that part, as where they were drawn for it. rest: the node rests in every run that begins from a picture. No effect "
-                    "without regions and boxes."
+                    "What to do with regions and boxes if only a part of the picture is sampled, as by detailers, tiled upscalers or crop and stitch. auto: skip the node there, "
+                    "with a warning. apply: stretch them over that part. skip: skip the node in every img2img run. No effect without regions and boxes."
                 )),
             ],
             outputs=[

@@ -1,4 +1,4 @@
-"""Regions and boxes in runs that sample a part of the picture: the plain model's picture there, and a sentence, not a place stretched over the part."""
+"""Regions and boxes in runs that sample a part of the picture: the node is skipped with a warning, and nothing is stretched over the part."""
 from types import SimpleNamespace
 
 import pytest
@@ -59,17 +59,17 @@ def running(host, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["region", "box"])
 @pytest.mark.parametrize("denoise", [0.3, 1.0])
-def test_in_a_tile_of_an_upscaler_the_node_rests_and_says_so(kind, denoise, running, caplog):
+def test_in_a_tile_of_an_upscaler_the_node_is_skipped_with_a_warning(kind, denoise, running, caplog):
     running(TILED, "2")
     assert effect(kind=kind, denoise=denoise) == 0.0
-    assert "UltimateSDUpscale (node 2) samples a part of the picture: regions and boxes of Apply Image Attention cannot be placed in it" in caplog.text
+    assert "UltimateSDUpscale (node 2) samples a part of the picture: regions and boxes of Apply Image Attention cannot be mapped to it" in caplog.text
     assert "did nothing in this run" not in caplog.text, "why is told once"
 
 
 def test_in_a_second_pass_over_the_whole_picture_it_acts(running, caplog):
     running(HIRES, "2")
     assert effect() > 1e-3
-    assert "rests in this run" not in caplog.text
+    assert "is skipped in this run" not in caplog.text
 
 
 def test_without_regions_and_boxes_a_tile_is_like_any_picture(running):
@@ -82,11 +82,11 @@ def test_the_user_has_the_last_word(running, caplog):
     running(TILED, "2")
     assert effect(in_crops="apply") > 1e-3
     running(HIRES, "2")
-    assert effect(in_crops="rest") == 0.0 and "'in_crops' is 'rest'" in caplog.text
-    assert effect(in_crops="rest", denoise=0.8) == 0.0
+    assert effect(in_crops="skip") == 0.0 and "'in_crops' is 'skip'" in caplog.text
+    assert effect(in_crops="skip", denoise=0.8) == 0.0
 
 
-def test_what_limits_nobody_now_rests_nobody(running):
+def test_what_limits_nobody_now_skips_nobody(running):
     """A box that has ended before this run begins; a subject with a region that is out."""
     from stage import settings, stage
 
@@ -136,17 +136,17 @@ def test_a_picture_that_another_sampler_has_begun_is_made_from_noise(running):
     for graph in (HIRES, None):
         if graph:
             running(graph, "2")
-        applied = st.apply(st.references(1, **left_half("region")), settings("uniform", in_crops="rest" if graph else "auto"))
+        applied = st.apply(st.references(1, **left_half("region")), settings("uniform", in_crops="skip" if graph else "auto"))
         assert not torch.equal(second(*applied), plain)
 
 
 def test_without_a_graph_a_run_that_begins_from_a_picture_may_be_a_part(caplog):
     """As in scripts, which have no node that runs."""
-    assert effect() == 0.0 and "may be a part of another" in caplog.text
+    assert effect() == 0.0 and "may sample a part of a larger picture" in caplog.text
     assert effect(denoise=1.0) > 1e-3
 
 
-def test_gated_layers_rest_too(running, caplog):
+def test_gated_layers_are_skipped_too(running, caplog):
     from gated_stage import gated_stage
     from troupe.model_patches.settings import GatedSettings
 
@@ -154,6 +154,6 @@ def test_gated_layers_rest_too(running, caplog):
     st = gated_stage()
     plain = tile(st.patcher, st.positive, st.negative, 1.0)
     assert torch.equal(tile(*st.apply(st.references(1), GatedSettings()), 1.0), plain)
-    assert "Apply Gated Adapter rests in this run" in caplog.text
+    assert "Apply Gated Adapter is skipped in this run" in caplog.text
     running(HIRES, "2")
     assert not torch.equal(tile(*st.apply(st.references(1), GatedSettings()), 1.0), plain)

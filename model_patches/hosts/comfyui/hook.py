@@ -192,14 +192,14 @@ class Hook(ABC):
         graph, node = executing()
         if part := samples_a_part(graph, node):
             because = f"{part} samples a part of the picture"
-        elif how == "rest" and _begins_from_a_picture(noise, latent_image):
-            because = "this run begins from a picture, and 'in_crops' is 'rest'"
+        elif how == "skip" and _begins_from_a_picture(noise, latent_image):
+            because = "this is an img2img run, and 'in_crops' is 'skip'"
         elif refining and graph is None and _begins_from_a_picture(noise, latent_image):
-            because = "this run begins from a picture, which may be a part of another, and no graph says so"
+            because = "this img2img run may sample a part of a larger picture, and there is no workflow to tell"
         else:
             return ""
-        do = "Set 'in_crops' to 'apply' where they were drawn for just what is sampled."
-        return f"{because}: regions and boxes of {self.node} cannot be placed in it, and {self.node} rests in this run. {do}"
+        do = "Set 'in_crops' to 'apply' if they were drawn for exactly what is sampled."
+        return f"{because}: regions and boxes of {self.node} cannot be mapped to it, so {self.node} is skipped in this run. {do}"
 
     def _warn_about_size(self, run: Run, noise: torch.Tensor) -> None:
         spec = self.references.adapter.spec
