@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -61,13 +62,14 @@ def main() -> None:
 
 def tasks(seeds: int, curve_seeds: int) -> Iterator[Task]:
     """All of the table at weight 1, small shares of every cell first, so that a stopped run has something of each; then the curve."""
-    from troupe.rehearsal.engine.trials import CASTS, METHODS
+    from troupe.rehearsal.engine.trials import CASTS, METHODS, WITHOUT
 
     for first in range(0, seeds, PER_TASK):
         for adapter in ("mip", "ip"):
             for cast in CASTS:
                 for method in METHODS:
-                    yield adapter, method, cast, 1.0, first
+                    if method != WITHOUT or adapter == "mip":
+                        yield adapter, method, cast, 1.0, first
     for first in range(0, curve_seeds, PER_TASK):
         for weight in WEIGHTS:
             for method in CURVE:
@@ -94,9 +96,11 @@ def done(results: dict, task: Task) -> bool:
 
 
 def save(results: dict) -> None:
-    """Write the results; an interrupted write leaves the last ones."""
+    """Write the results, cells in the order of METHODS and pictures in that of their seeds; an interrupted write leaves the last ones."""
+    order = {cell: place for place, cell in enumerate(dict.fromkeys(map(key, tasks(PER_TASK, PER_TASK))))}
+    cells = {cell: {seed: results["verdicts"][cell][seed] for seed in sorted(results["verdicts"][cell], key=int)} for cell in sorted(results["verdicts"], key=order.__getitem__)}
     partial = RESULTS.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=0, sort_keys=True), encoding="utf-8")
+    partial.write_text(json.dumps({**results, "verdicts": cells}, indent=0), encoding="utf-8")
     partial.replace(RESULTS)
 
 
@@ -115,7 +119,7 @@ def prepare() -> None:
 
 
 def work(task: Task) -> tuple[Task, dict[str, list[str]]]:
-    """Verdicts of a task's pictures by seed: by the recogniser and by colours, a letter a subject."""
+    """Verdicts of a task's pictures by seed, a letter a subject: by the recogniser, by colours, and x where both colours are exact."""
     from troupe.rehearsal.engine.trials import METHODS, judge, paint_trial, trial
     from troupe.rehearsal.engine.verdict import LETTERS
 
@@ -123,9 +127,19 @@ def work(task: Task) -> tuple[Task, dict[str, list[str]]]:
     found = {}
     for seed in range(first, first + PER_TASK):
         one = trial(cast, seed)
-        both = judge(RECOGNISER, one, paint_trial(MODELS, adapter, METHODS[method], one, weight))
-        found[str(seed)] = ["".join(LETTERS[verdict] for verdict in verdicts) for verdicts in both]
+        places = places_of(cast, seed) if METHODS[method].boxes else None
+        judgement = judge(RECOGNISER, one, paint_trial(MODELS, adapter, METHODS[method], one, weight, places=places))
+        reads = ("".join(LETTERS[verdict] for verdict in read) for read in (judgement.by_recogniser, judgement.by_colours))
+        found[str(seed)] = [*reads, "".join("x" if exact else "." for exact in judgement.exact)]
     return task, found
+
+
+@lru_cache(maxsize=64)
+def places_of(cast: str, seed: int) -> list[tuple[float, float, float, float]]:
+    """Boxes of a trial, once for all methods with boxes that a worker paints soon after each other."""
+    from troupe.rehearsal.engine.trials import places_painted, trial
+
+    return places_painted(MODELS, RECOGNISER, trial(cast, seed))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -11,12 +11,13 @@ from pathlib import Path
 Z = 1.959964  # of the normal distribution, for 95 %
 ADAPTERS = {"mip": "MIP-Adapter (trained with relevance and text gain)", "ip": "IP-Adapter (trained on one reference at a time)"}
 CASTS = ("two classes", "one class", "three subjects")
-NAMES = {"r": "right", "s": "swapped", "m": "mixed", "c": "cloned", "o": "other", "-": "missing"}
+NAMES = {"r": "right", "s": "swapped", "m": "mixed", "c": "cloned", "-": "missing"}
+WITHOUT = "without references"
 RIVALS = ("add", "uniform", "joint", "add with boxes")
 CHECKED = range(24)  # seeds of two classes that every test run paints anew
 MARKS = ("<!-- confusion: from benchmarks/confusion.json, made by benchmarks/confusion.py -->", "<!-- end of confusion -->")
 AGREE = 5.0  # points by which the two reads may differ
-Verdicts = Mapping[str, Sequence[str]]  # seed -> letters by the recogniser, letters by colours
+Verdicts = Mapping[str, Sequence[str]]  # seed -> letters by the recogniser, letters by colours, x for every exact subject
 
 HEAD = """# Who is confused with whom
 
@@ -30,10 +31,14 @@ comes from one reference picture each. No adapter, and not the image encoder, wa
 tests only. (The base model has seen drawings of all pairs, without references and without a word about looks.) Every method paints the same casts from the same
 noise at weight 1, 20 steps of euler, cfg 3.
 
-A subject is *right* where body and accent have its own reference's colours, *swapped* where its body has another reference's and that one's subject has it
-from elsewhere, *cloned* where another's body is there twice, *mixed* where body and accent come from two references, *other* where its colours are nobody's, and
-*missing* where no such subject is in the picture; a missing subject counts against the method. A small network trained on drawings reads the pictures. The
-figures are parts of all subjects, in brackets the 95 % Wilson interval.
+The reader assigns both colours of every subject, body and accent, to the references whose colours they resemble most. A subject is *right* where both are its own
+reference's, *mixed* where they are two references', *cloned* where both are another reference's, whose own subject has that body too or is missing, *swapped* where
+that one's subject has its body from elsewhere, and *missing* where no such subject is in the picture; a missing subject counts against the method. Colours that are
+nobody's go to the nearest reference too, so chance gets some right: the row *without references* says how many. *Exact* subjects have their own two colours and
+no others of the world's ten: this is how well an adapter carries a look, where *right* is how well looks are kept apart.
+
+A small network trained on drawings reads the pictures. The figures are parts of all subjects, in brackets the 95 % Wilson interval. Boxes are where the same seed
+paints the subjects without references, as an artist draws boxes onto a first picture.
 """
 
 
@@ -61,8 +66,14 @@ def wilson(hits: int, count: int) -> Share:
 
 def right(verdicts: Verdicts, read: int = 0) -> Share:
     """Part of subjects that are right. read: 0 by the recogniser, 1 by colours."""
-    letters = "".join(both[read] for both in verdicts.values())
+    letters = "".join(reads[read] for reads in verdicts.values())
     return wilson(letters.count("r"), len(letters))
+
+
+def exact(verdicts: Verdicts) -> Share:
+    """Part of subjects whose colours are exactly their reference's."""
+    letters = "".join(reads[2] for reads in verdicts.values())
+    return wilson(letters.count("x"), len(letters))
 
 
 def write_page(results: Path, page: Path) -> None:
@@ -97,8 +108,10 @@ def render(cells: Mapping[str, Verdicts]) -> str:
     parts = [HEAD]
     methods = list(dict.fromkeys(key.split(" | ")[1] for key in cells))
     for adapter, title in ADAPTERS.items():
-        rows = [(method, *(_cell(cells, adapter, method, cast) for cast in CASTS)) for method in methods]
-        parts += [f"## Subjects with their own looks: {title}\n", lines(("merge", *CASTS), rows)]
+        parts.append(f"## {title}\n")
+        for what, share in (("Right", right), ("Exact", exact)):
+            rows = [(method, *(_cell(cells, share, adapter, method, cast) for cast in CASTS)) for method in methods]
+            parts += [f"{what}:\n", lines(("merge", *CASTS), rows)]
     parts += ["## What happens to the others (MIP-Adapter)\n", *_kinds(cells, methods), "## By weight (MIP-Adapter, two classes)\n", _curve(cells)]
     parts += ["## Where relevance does not win\n", _losses(cells), "## Two independent reads\n", _reads(cells)]
     checked = cells.get("mip | relevance | two classes | 1", {})
@@ -113,9 +126,9 @@ def lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)) + "\n"
 
 
-def _cell(cells: Mapping[str, Verdicts], adapter: str, method: str, cast: str, weight: float = 1.0) -> str:
-    found = cells.get(f"{adapter} | {method} | {cast} | {weight:g}")
-    return f"{right(found)}, {len(found)} pictures" if found else "not measured"
+def _cell(cells: Mapping[str, Verdicts], share: Callable[[Verdicts], Share], adapter: str, method: str, cast: str, weight: float = 1.0) -> str:
+    found = cells.get(f"{adapter if method != WITHOUT else 'mip'} | {method} | {cast} | {weight:g}")
+    return f"{share(found)}, {len(found)} pictures" if found else "not measured"
 
 
 def _kinds(cells: Mapping[str, Verdicts], methods: Sequence[str]) -> list[str]:
@@ -125,7 +138,7 @@ def _kinds(cells: Mapping[str, Verdicts], methods: Sequence[str]) -> list[str]:
         for method in methods:
             found = cells.get(f"mip | {method} | {cast} | 1")
             if found:
-                counts = Counter("".join(both[0] for both in found.values()))
+                counts = Counter("".join(reads[0] for reads in found.values()))
                 rows.append((method, *(f"{counts[letter] / sum(counts.values()) * 100:.0f} %" for letter in NAMES)))
         parts += [f"{cast}:\n", lines(("merge", *NAMES.values()), rows)]
     return parts
@@ -138,7 +151,7 @@ def _curve(cells: Mapping[str, Verdicts]) -> str:
     if not methods:
         return "not measured\n"
     weights = sorted({weight for _, weight in curve})
-    return lines(("weight", *methods), [(f"{weight:g}", *(_cell(cells, "mip", method, "two classes", weight) for method in methods)) for weight in weights])
+    return lines(("weight", *methods), [(f"{weight:g}", *(_cell(cells, right, "mip", method, "two classes", weight) for method in methods)) for weight in weights])
 
 
 def _losses(cells: Mapping[str, Verdicts]) -> str:
@@ -164,6 +177,6 @@ def _reads(cells: Mapping[str, Verdicts]) -> str:
         worst = max(worst, abs(difference), key=abs)
         if abs(difference) > AGREE:
             rows.append((key[:-4], str(right(found, 0)), str(right(found, 1)), f"{difference:+.1f}"))
-    told = "Besides the recogniser, the nearest palette colours of the cells where a subject stands are read without any network. "
+    told = "Besides the recogniser, the cells where a subject stands are compared with its drawing in every pair of the references' colours, without any network. "
     told += f"The largest difference in a cell is {worst:.1f} points."
     return told + "\n" + ("\n" + lines(("cell", "recogniser", "colours", "points"), rows) if rows else "")

@@ -1,7 +1,7 @@
 """Who is in a picture of the rehearsal world, where, and with which look: a small convolutional network that labels every latent cell."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +23,16 @@ SMALLEST = 6  # latent cells of a subject; the smallest drawn one covers 10
 
 @dataclass(frozen=True, eq=False)
 class Sighting:
-    """One subject in a picture: class, variant and look as read; mask: the latent cells it covers, [16, 16] bool."""
+    """One subject in a picture.
+
+    kind, variant, look: as read; mask: the latent cells it covers, [16, 16] bool; colours: log probability of every colour as its 'body' and as its 'accent'.
+    """
 
     kind: str
     variant: str
     look: Look
     mask: np.ndarray
+    colours: Mapping[str, Mapping[str, float]]
 
 
 class Block(nn.Module):
@@ -81,7 +85,8 @@ def _sightings(logs: dict[str, torch.Tensor]) -> list[Sighting]:
         mask = parts == part
         if mask.sum() < SMALLEST:
             continue
-        read = {name: answers[int(logs[name][:, torch.from_numpy(mask)].mean(1).argmax())] for name, answers in ANSWERS.items() if name != "kind"}
+        means = {name: dict(zip(answers, logs[name][:, torch.from_numpy(mask)].mean(1).tolist(), strict=True)) for name, answers in ANSWERS.items() if name != "kind"}
+        read = {name: max(values, key=values.__getitem__) for name, values in means.items()}
         look = Look(read["body"], read["accent"], read["pattern"], read["accessory"])
-        found.append(Sighting(CLASSES[kinds[mask][0] - 1], read["variant"], look, mask))
+        found.append(Sighting(CLASSES[kinds[mask][0] - 1], read["variant"], look, mask, {part: means[part] for part in ("body", "accent")}))
     return found

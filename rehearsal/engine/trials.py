@@ -3,10 +3,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...model_patches.attention.decoupled import Mixing
@@ -14,28 +15,32 @@ from ...model_patches.hosts.diffusers.encoders import encode_references
 from ...model_patches.hosts.diffusers.sampling import SamplingSettings, sample
 from ...model_patches.placing import place_subjects
 from ...model_patches.settings import ImageAttentionSettings
-from ...model_patches.subjects import Cast, References, make_subject
+from ...model_patches.subjects import Cast, make_subject
 from .. import codec
 from ..world import PIXELS, TEST_LOOKS, Figure, Scene, boxes, place_figures, random_figures, reference
 from .one_map import OneMap
 from .paint import CFG, STEPS, Rehearsal, scheduler
 from .recogniser import Recogniser, recognise
-from .verdict import verdicts, verdicts_by_colour
+from .verdict import exact, sighting_of, verdicts, verdicts_by_colour
 
 CASTS = {"two classes": (2, False), "one class": (2, True), "three subjects": (3, False)}  # subjects, and whether they are of one class
+
+WITHOUT = "without references"  # what chance gets right
+Box = tuple[float, float, float, float]  # x, y, w, h in 0..1
 
 
 @dataclass(frozen=True)
 class Method:
-    """How references are merged. one_map: positions of every layer come from one layer's map (Conceptrol, arXiv 2503.06568)."""
+    """How references are merged; merge None: they are not used. one_map: positions of every layer come from one layer's map (Conceptrol, arXiv 2503.06568)."""
 
-    merge: str
+    merge: str | None
     sharpness: float = 1.0
     boxes: bool = False
     one_map: bool = False
 
 
 METHODS: Mapping[str, Method] = {
+    WITHOUT: Method(None),
     "uniform": Method("uniform"), "joint": Method("joint"), "add": Method("add"), "paper": Method("paper"),
     "relevance": Method("relevance"), "relevance, sharpness 3": Method("relevance", 3.0), "relevance with boxes": Method("relevance", boxes=True),
     "add with boxes": Method("add", boxes=True), "one layer's map": Method("add", one_map=True),
@@ -64,7 +69,7 @@ def trial(cast: str, seed: int) -> Trial:
             return Trial(place_figures(chance, figures), seed)
 
 
-def cast_of(figures: tuple[Figure, ...], places: list[tuple[float, float, float, float]] | None = None) -> Cast:
+def cast_of(figures: tuple[Figure, ...], places: Sequence[Box] | None = None) -> Cast:
     """The figures as a Cast with their drawn references; places: x, y, w, h of each, 0..1."""
     cast = Cast()
     for number, figure in enumerate(figures, 1):
@@ -76,25 +81,46 @@ def cast_of(figures: tuple[Figure, ...], places: list[tuple[float, float, float,
     return place_subjects(cast, PIXELS, PIXELS, json.dumps(entries), "none")[0]
 
 
-def references_of(models: Rehearsal, adapter: str, one: Trial, with_boxes: bool) -> References:
-    """The trial's references for an adapter ('ip' or 'mip'), with the drawing's boxes or without."""
-    places = boxes(one.scene)
-    cast = cast_of(one.figures, [places[i] for i in one.scene.mentioned] if with_boxes else None)
-    return encode_references(models.adapters[adapter], cast, models.images, models.texts)
+def places_painted(models: Rehearsal, recogniser: Recogniser, one: Trial) -> list[Box]:
+    """A box around each figure as this seed paints it without references, a latent cell wider on every side; the drawing's where it is not found.
+
+    This is how an artist draws boxes: onto a first picture. What a drawing would look like is nothing that a seed knows.
+    """
+    found = recognise(recogniser, paint_trial(models, "mip", METHODS[WITHOUT], one)[None])[0]
+    drawn = boxes(one.scene)
+    return [drawn[i] if sighting is None else _around(sighting.mask)
+            for i, sighting in zip(one.scene.mentioned, sighting_of(one.figures, found), strict=True)]
 
 
-def paint_trial(models: Rehearsal, adapter: str, method: Method, one: Trial, weight: float = 1.0, steps: int = STEPS) -> torch.Tensor:
-    """[3, 128, 128] in 0..1."""
-    references = references_of(models, adapter, one, method.boxes)
-    widgets = ImageAttentionSettings(weight, Mixing(method.merge, method.sharpness))
+def _around(mask: np.ndarray) -> Box:
+    """x, y, w, h of a box in 0..1 around a mask [16, 16]."""
+    (top, left), (bottom, right) = (np.argwhere(mask).min(0) - 1).clip(0), (np.argwhere(mask).max(0) + 2).clip(None, len(mask))
+    return left / len(mask), top / len(mask), (right - left) / len(mask), (bottom - top) / len(mask)
+
+
+def paint_trial(models: Rehearsal, adapter: str, method: Method, one: Trial, weight: float = 1.0, steps: int = STEPS, places: Sequence[Box] | None = None) -> torch.Tensor:
+    """[3, 128, 128] in 0..1. adapter: 'ip' or 'mip'; places: a box for each figure, where the method works with boxes."""
+    applied = []
+    if method.merge is not None:
+        references = encode_references(models.adapters[adapter], cast_of(one.figures, places if method.boxes else None), models.images, models.texts)
+        applied = [(references, ImageAttentionSettings(weight, Mixing(method.merge, method.sharpness)))]
     positive, negative = models.texts.encode_prompt(one.scene.caption), models.texts.encode_prompt("")
     settings = SamplingSettings(PIXELS, PIXELS, steps, CFG, one.seed)
     more: dict[str, Any] = {"attention": OneMap} if method.one_map else {}
-    latent = sample(models.unet, scheduler(), positive, negative, settings, [(references, widgets)], **more)
+    latent = sample(models.unet, scheduler(), positive, negative, settings, applied, **more)
     return (codec.decode(latent)[0] / 2 + 0.5).clamp(0, 1)
 
 
-def judge(recogniser: Recogniser, one: Trial, picture: torch.Tensor) -> tuple[list[str], list[str]]:
-    """Verdicts on every subject of a trial, by the recogniser and by colours."""
+@dataclass(frozen=True)
+class Judgement:
+    """Of every subject of a trial: the verdict by the recogniser and by colours, and whether both its colours are exactly its reference's."""
+
+    by_recogniser: list[str]
+    by_colours: list[str]
+    exact: list[bool]
+
+
+def judge(recogniser: Recogniser, one: Trial, picture: torch.Tensor) -> Judgement:
+    """Read a picture [3, 128, 128] in 0..1 of a trial."""
     found = recognise(recogniser, picture[None])[0]
-    return verdicts(one.figures, found), verdicts_by_colour(one.figures, found, picture)
+    return Judgement(verdicts(one.figures, found), verdicts_by_colour(one.figures, found, picture), exact(one.figures, found))

@@ -1,18 +1,23 @@
-"""Who is confused with whom: every expected subject of a picture gets one verdict, from two independent reads."""
+"""Who is confused with whom: every expected subject of a picture gets one verdict, from two independent reads.
+
+Each read assigns the subject's two colours, body and accent, to the references whose colours they resemble most; the two assignments give the verdict.
+"""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 
-from ..world import COLOURS, Figure
+from ..world import ACCESSORIES, CELL, CELLS, PATTERNS, Figure, Look, figure_cells
 from .recogniser import Sighting
 
-RIGHT, SWAPPED, MIXED, CLONED, OTHER, MISSING = VERDICTS = ("right", "swapped", "mixed", "cloned", "other", "missing")
-LETTERS = {RIGHT: "r", SWAPPED: "s", MIXED: "m", CLONED: "c", OTHER: "o", MISSING: "-"}
-NEAR = 0.15  # distance of RGB in 0..1 within which a cell has a palette colour; no background is so near to one
-MOSTLY = 0.5  # of the coloured cells of a subject that must have its reference's two colours, in the read by colours
+RIGHT, SWAPPED, MIXED, CLONED, MISSING = VERDICTS = ("right", "swapped", "mixed", "cloned", "missing")
+LETTERS = {RIGHT: "r", SWAPPED: "s", MIXED: "m", CLONED: "c", MISSING: "-"}
+FARTHEST = 0.35  # squared distance of RGB in 0..1 that counts for a cell at most: one stray cell must not outvote the others
+SHIFTS = (-2, 0, 2)  # drawn cells by which a figure may stand beside the middle of its mask
+Owners = Sequence[tuple[int, int] | None]  # of each expected figure: whose body and whose accent it has, None where it is missing
 
 
 def sighting_of(expected: Sequence[Figure], found: Sequence[Sighting]) -> list[Sighting | None]:
@@ -26,54 +31,73 @@ def sighting_of(expected: Sequence[Figure], found: Sequence[Sighting]) -> list[S
 
 
 def verdicts(expected: Sequence[Figure], found: Sequence[Sighting]) -> list[str]:
-    """By the recogniser: body and accent of each sighting against every reference. The figures' colours must all differ.
-
-    right: both are its own; mixed: body and accent of two references; cloned: the body of another reference, which its owner has too or is missing;
-    swapped: the body of another one, whose own subject has it from elsewhere; other: a body of no reference, or its own body with an accent of none;
-    missing: no such subject in the picture.
-    """
-    places = sighting_of(expected, found)
-    bodies = [None if s is None else _owner(expected, s.look.body, "body") for s in places]
-    accents = [None if s is None else _owner(expected, s.look.accent, "accent") for s in places]
-    return [MISSING if s is None else _verdict(i, bodies, accents[i]) for i, s in enumerate(places)]
+    """By the recogniser: the references whose body and whose accent it holds for the likeliest. The figures' colours must all differ."""
+    return of_owners([None if s is None else (_likeliest(expected, s, "body"), _likeliest(expected, s, "accent")) for s in sighting_of(expected, found)])
 
 
 def verdicts_by_colour(expected: Sequence[Figure], found: Sequence[Sighting], picture: torch.Tensor) -> list[str]:
-    """The same by colours alone: the nearest palette colour of every drawn cell where a subject stands, and whose reference has it.
+    """By colours alone: the drawing of the figure, in one reference's body and one's accent colour, that is nearest to the cells where it stands.
 
-    picture: [3, 128, 128] in 0..1. The sightings say where to look and nothing else; a subject is mixed where no reference has most of its coloured cells.
+    picture: [3, 128, 128] in 0..1. The sightings say where to look and nothing else.
     """
-    owners = [None if s is None else _owner_by_colour(expected, s.mask, picture) for s in sighting_of(expected, found)]
-    bodies = [None if owner is None else owner[0] for owner in owners]
-    return [MISSING if owner is None else MIXED if owner == (None, MIXED) else _verdict(i, bodies, owner[0]) for i, owner in enumerate(owners)]
+    cells = torch.nn.functional.avg_pool2d(picture[None].float(), CELL)[0].permute(1, 2, 0)  # 32, 32, 3
+    places = sighting_of(expected, found)
+    return of_owners([None if s is None else _nearest(expected, figure, s.mask, cells) for figure, s in zip(expected, places, strict=True)])
 
 
-def _verdict(i: int, bodies: Sequence[int | None], accent: int | None) -> str:
-    """bodies: whose body colour each subject has; accent: whose accent this one has."""
-    body = bodies[i]
-    if body == i:
-        return RIGHT if accent == i else OTHER if accent is None else MIXED
-    if body is None:
-        return OTHER
-    if accent is not None and accent != body:
+def exact(expected: Sequence[Figure], found: Sequence[Sighting]) -> list[bool]:
+    """Whether each figure is there and the recogniser reads its own body and its own accent among all colours of the world, not among the references' only."""
+    return [s is not None and (s.look.body, s.look.accent) == (figure.look.body, figure.look.accent)
+            for figure, s in zip(expected, sighting_of(expected, found), strict=True)]
+
+
+def of_owners(owners: Owners) -> list[str]:
+    """The verdict on each figure.
+
+    right: body and accent are its own reference's; mixed: they are two references'; cloned: both are another one's, whose own figure has that body too or is
+    missing; swapped: both are another one's, whose figure has its body from elsewhere; missing: no such figure in the picture.
+    """
+    return [MISSING if found is None else _verdict(i, found, owners) for i, found in enumerate(owners)]
+
+
+def _verdict(i: int, found: tuple[int, int], owners: Owners) -> str:
+    body, accent = found
+    if body != accent:
         return MIXED
-    return SWAPPED if bodies[body] is not None and bodies[body] != body else CLONED
+    if body == i:
+        return RIGHT
+    other = owners[body]
+    return SWAPPED if other is not None and other[0] != body else CLONED
 
 
-def _owner(expected: Sequence[Figure], colour: str, part: str) -> int | None:
-    """Whose reference has this colour there."""
-    return next((i for i, figure in enumerate(expected) if getattr(figure.look, part) == colour), None)
+def _likeliest(expected: Sequence[Figure], sighting: Sighting, part: str) -> int:
+    return max(range(len(expected)), key=lambda i: sighting.colours[part][getattr(expected[i].look, part)])
 
 
-def _owner_by_colour(expected: Sequence[Figure], mask: np.ndarray, picture: torch.Tensor) -> tuple[int | None, str]:
-    """Whose two colours most of the coloured cells in a mask have: (reference or None, MIXED where two share them, OTHER where they are nobody's)."""
-    cells = torch.nn.functional.avg_pool2d(picture[None].float(), 4)[0].permute(1, 2, 0)  # 32, 32, 3
-    palette = torch.tensor(list(COLOURS.values())).float() / 255
-    where = torch.from_numpy(mask).repeat_interleave(2, 0).repeat_interleave(2, 1)
-    distances = torch.cdist(cells[where], palette)
-    names = [list(COLOURS)[int(n)] for n, d in zip(distances.argmin(1), distances.amin(1), strict=True) if d < NEAR]
-    shares = [sum(name in (figure.look.body, figure.look.accent) for name in names) / max(1, len(names)) for figure in expected]
-    best = max(range(len(expected)), key=lambda i: shares[i])
-    if shares[best] > MOSTLY:
-        return best, RIGHT
-    return None, MIXED if sum(shares) > MOSTLY else OTHER
+def _nearest(expected: Sequence[Figure], figure: Figure, mask: np.ndarray, cells: torch.Tensor) -> tuple[int, int]:
+    """Owners of body and accent in the drawing nearest to cells [32, 32, 3]; pattern, accessory and a small shift are free."""
+    windows = list(_windows(figure, mask, cells))
+
+    def distance(owners: tuple[int, int]) -> float:
+        drawn = _drawings(figure.kind, figure.variant, expected[owners[0]].look.body, expected[owners[1]].look.accent)
+        return min((drawn - window).square().sum(-1).clamp(max=FARTHEST).mean(1).min().item() for window in windows)
+
+    return min(((body, accent) for body in range(len(expected)) for accent in range(len(expected))), key=distance)
+
+
+def _windows(figure: Figure, mask: np.ndarray, cells: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The picture's cells that the figure would cover [n, 3], with its middle on the mask's middle and shifted from there; clamped to the picture."""
+    drawn = figure_cells(figure)[1]
+    (h, w), middle = drawn.shape, np.argwhere(drawn).mean(0) + 0.5
+    top, left = (2 * np.round((2 * np.argwhere(mask).mean(0) + 1 - middle) / 2)).astype(int)  # figures stand on whole latent cells, two drawn ones
+    for down in SHIFTS:
+        for right in SHIFTS:
+            y, x = min(max(top + down, 0), CELLS - h), min(max(left + right, 0), CELLS - w)
+            yield cells[y:y + h, x:x + w][torch.from_numpy(drawn)]
+
+
+@lru_cache(maxsize=4096)
+def _drawings(kind: str, variant: str, body: str, accent: str) -> torch.Tensor:
+    """[patterns * accessories, n, 3] in 0..1: the cells of a figure in these colours."""
+    figures = (figure_cells(Figure(kind, Look(body, accent, pattern, accessory), variant)) for pattern in PATTERNS for accessory in ACCESSORIES)
+    return torch.from_numpy(np.stack([cells[drawn] for cells, drawn in figures])).float() / 255
