@@ -29,7 +29,7 @@ The rehearsal world (rehearsal/world.py) is a small world of drawn pictures in w
 adapters trained on it (rehearsal/files/MODEL_CARD.md). Each picture of this page has a cast of two or three individuals. The prompt names their classes; how they look
 comes from one reference picture each. No adapter, and not the image encoder, was trained on any of these individuals: pairs of colours are split, one in five is for
 tests only. (The base model has seen drawings of all pairs, without references and without a word about looks.) Every method paints the same casts from the same
-noise at weight 1, 20 steps of euler, cfg 3.
+noise at weight 1, 20 steps of euler, cfg 5.
 
 The reader assigns both colours of every subject, body and accent, to the references whose colours they resemble most. A subject is *right* where both are its own
 reference's, *mixed* where they are two references', *cloned* where both are another reference's, whose own subject has that body too or is missing, *swapped* where

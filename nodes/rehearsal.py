@@ -34,7 +34,7 @@ class LoadRehearsalModels(io.ComfyNode):
                 )) for n, kind in enumerate(SHOWN, 1)),
             ],
             outputs=[
-                io.Model.Output("model_out", display_name="model", tooltip="Made for 128x128 pixels, 20 steps of euler with the scheduler 'simple', and cfg 3."),
+                io.Model.Output("model_out", display_name="model", tooltip="Made for 128x128 pixels, 20 steps of euler with the scheduler 'simple', and cfg 5."),
                 io.Clip.Output("clip_out", display_name="clip", tooltip="The text encoder. It knows only the words of its world; other words mean nothing to it."),
                 io.Vae.Output("vae_out", display_name="vae", tooltip="For VAE Decode and VAE Encode."),
                 io.ClipVision.Output("clip_vision_out", display_name="clip_vision", tooltip=(

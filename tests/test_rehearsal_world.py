@@ -155,7 +155,8 @@ def test_a_prompt_calls_for_its_company():
 
 def sighting(figure: Figure, mask: np.ndarray) -> Sighting:
     """What a recogniser that is sure of itself makes of a figure."""
-    return Sighting(figure.kind, figure.variant, figure.look, mask, {part: {colour: 0.0 if colour == getattr(figure.look, part) else -9.0 for colour in COLOURS} for part in ("body", "accent")})
+    colours = {part: {colour: 0.0 if colour == getattr(figure.look, part) else -9.0 for colour in COLOURS} for part in ("body", "accent")}
+    return Sighting(figure.kind, figure.variant, figure.look, mask, colours)
 
 
 def sightings(figures) -> list[Sighting]:

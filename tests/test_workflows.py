@@ -276,12 +276,13 @@ def test_a_rehearsal_downloads_and_uploads_nothing(rehearsal):
 def test_a_rehearsal_is_the_one_that_run_py_paints(rehearsal):
     """Prompt, seed, steps and sampler of `python tools/run.py` without model files."""
     from rehearsing import PROMPT, SEED, SHOWN, STEPS
+    from troupe.rehearsal.engine.paint import CFG
     from troupe.rehearsal.world import PIXELS
 
     graph = Graph(rehearsal)
     seeds = {graph.value(node, "seed") for node in graph.of_type("KSampler")}
     settings = {tuple(node.raw["widgets_values"][2:]) for node in graph.of_type("KSampler")}
-    assert seeds == {SEED} and settings == {(STEPS, 3.0, "euler", "simple", 1.0)}
+    assert seeds == {SEED} and settings == {(STEPS, CFG, "euler", "simple", 1.0)}
     assert [graph.value(node, "text") for node in graph.of_type("CLIPTextEncode")] == [PROMPT, ""]
     assert {tuple(node.raw["widgets_values"]) for node in graph.of_type("EmptyLatentImage")} == {(PIXELS, PIXELS, 1)}
     assert {tuple(node.raw["widgets_values"]) for node in graph.of_type("ImageScaleBy")} == {("nearest-exact", SHOWN / PIXELS)}

@@ -12,7 +12,7 @@ from graph import RunError
 from pack import hide_broken_torchaudio, load_pack
 from PIL import Image, ImageDraw, ImageFont
 
-PROMPT, SEED, STEPS = "a cat and a robot on grass", 22, 20
+PROMPT, SEED, STEPS = "a cat and a robot on grass", 0, 20
 SHOWN = 512  # pixels of the picture's side
 MERGES = ("uniform", "joint", "add", "relevance")
 LABEL, MARGIN, INK, PAPER = 26, 12, (30, 30, 34), (255, 255, 255)

@@ -21,7 +21,7 @@ from .. import codec, files
 from ..world import PIXELS
 from . import load, nets
 
-STEPS, CFG = 20, 3.0
+STEPS, CFG = 20, 5.0
 SCHEDULE = {key: value for key, value in nets.BETAS.items() if key != "num_train_timesteps"}
 
 
