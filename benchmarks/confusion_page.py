@@ -31,11 +31,11 @@ comes from one reference picture each. No adapter, and not the image encoder, wa
 tests only. (The base model has seen drawings of all pairs, without references and without a word about looks.) Every method paints the same casts from the same
 noise at weight 1, 20 steps of euler, cfg 5.
 
-The reader assigns both colours of every subject, body and accent, to the references whose colours they resemble most. A subject is *right* where both are its own
-reference's, *mixed* where they are two references', *cloned* where both are another reference's, whose own subject has that body too or is missing, *swapped* where
-that one's subject has its body from elsewhere, and *missing* where no such subject is in the picture; a missing subject counts against the method. Colours that are
-nobody's go to the nearest reference too, so chance gets some right: the row *without references* says how many. *Exact* subjects have their own two colours and
-no others of the world's ten: this is how well an adapter carries a look, where *right* is how well looks are kept apart.
+The reader finds the two colours of every subject, body and accent, among the world's ten. A subject is *right* where its reference has one of them and no other
+reference has the other one, *mixed* where two references have one each, *cloned* where they are another reference's, whose own subject has them too or is missing,
+*swapped* where that one's subject has other colours, and *missing* where no such subject is in the picture; a missing subject counts against the method. Colours that
+are nobody's go to the reference whose colours are the likeliest, so chance gets some right: the row *without references* says how many. *Exact* subjects have both
+colours of their reference: this is how well an adapter carries a look, where *right* is how well looks are kept apart.
 
 A small network trained on drawings reads the pictures. The figures are parts of all subjects, in brackets the 95 % Wilson interval. Boxes are where the same seed
 paints the subjects without references, as an artist draws boxes onto a first picture.
@@ -177,6 +177,6 @@ def _reads(cells: Mapping[str, Verdicts]) -> str:
         worst = max(worst, abs(difference), key=abs)
         if abs(difference) > AGREE:
             rows.append((key[:-4], str(right(found, 0)), str(right(found, 1)), f"{difference:+.1f}"))
-    told = "Besides the recogniser, the cells where a subject stands are compared with its drawing in every pair of the references' colours, without any network. "
+    told = "Besides the recogniser, the cells where a subject stands are compared with its drawings in every pair of colours, without any network. "
     told += f"The largest difference in a cell is {worst:.1f} points."
     return told + "\n" + ("\n" + lines(("cell", "recogniser", "colours", "points"), rows) if rows else "")

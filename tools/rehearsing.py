@@ -18,8 +18,8 @@ MERGES = ("uniform", "joint", "add", "relevance")
 LABEL, MARGIN, INK, PAPER = 26, 12, (30, 30, 34), (255, 255, 255)
 ABOUT = (
     "This is Troupe's rehearsal world: a small model of our own, trained on drawn pictures of 128x128 pixels (shown enlarged, each pixel a square). It shows every "
-    "part at work. Its adapters are still in training: of several subjects, not everybody looks like its reference yet. It says nothing about how well a photo is "
-    "reproduced by the real models."
+    "part at work, on subjects whose looks were held out of the training; benchmarks/CONFUSION.md counts how often each keeps its own. It says nothing about how well "
+    "the real models reproduce a photo."
 )
 ONLY_ITS_CAST = (
     "The rehearsal models know only their own drawn cast, not your photo. `python tools/run.py --list-missing` lists the model files that photos need, with links; "

@@ -1,23 +1,23 @@
 """Who is confused with whom: every expected subject of a picture gets one verdict, from two independent reads.
 
-Each read assigns the subject's two colours, body and accent, to the references whose colours they resemble most; the two assignments give the verdict.
+Each read finds the two colours of a subject, body and accent, among all colours of the world. The references that have one of them are the look's owners.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 
-from ..world import ACCESSORIES, CELL, CELLS, PATTERNS, Figure, Look, figure_cells
+from ..world import ACCESSORIES, CELL, CELLS, COLOURS, PATTERNS, Figure, Look, figure_cells
 from .recogniser import Sighting
 
 RIGHT, SWAPPED, MIXED, CLONED, MISSING = VERDICTS = ("right", "swapped", "mixed", "cloned", "missing")
 LETTERS = {RIGHT: "r", SWAPPED: "s", MIXED: "m", CLONED: "c", MISSING: "-"}
 FARTHEST = 0.35  # squared distance of RGB in 0..1 that counts for a cell at most: one stray cell must not outvote the others
 SHIFTS = (-2, 0, 2)  # drawn cells by which a figure may stand beside the middle of its mask
-Owners = Sequence[tuple[int, int] | None]  # of each expected figure: whose body and whose accent it has, None where it is missing
+Owners = Sequence[frozenset[int] | None]  # of each expected figure: whose colours it has, None where it is missing
 
 
 def sighting_of(expected: Sequence[Figure], found: Sequence[Sighting]) -> list[Sighting | None]:
@@ -31,18 +31,18 @@ def sighting_of(expected: Sequence[Figure], found: Sequence[Sighting]) -> list[S
 
 
 def verdicts(expected: Sequence[Figure], found: Sequence[Sighting]) -> list[str]:
-    """By the recogniser: the references whose body and whose accent it holds for the likeliest. The figures' colours must all differ."""
-    return of_owners([None if s is None else (_likeliest(expected, s, "body"), _likeliest(expected, s, "accent")) for s in sighting_of(expected, found)])
+    """By the recogniser. The figures' colours must all differ."""
+    return of_owners([None if s is None else _owners(expected, s.colours["body"], s.colours["accent"]) for s in sighting_of(expected, found)])
 
 
 def verdicts_by_colour(expected: Sequence[Figure], found: Sequence[Sighting], picture: torch.Tensor) -> list[str]:
-    """By colours alone: the drawing of the figure, in one reference's body and one's accent colour, that is nearest to the cells where it stands.
+    """By colours alone: of all drawings of the figure, the one that is nearest to the cells where it stands.
 
     picture: [3, 128, 128] in 0..1. The sightings say where to look and nothing else.
     """
     cells = torch.nn.functional.avg_pool2d(picture[None].float(), CELL)[0].permute(1, 2, 0)  # 32, 32, 3
     places = sighting_of(expected, found)
-    return of_owners([None if s is None else _nearest(expected, figure, s.mask, cells) for figure, s in zip(expected, places, strict=True)])
+    return of_owners([None if s is None else _owners(expected, *nearness(figure, s.mask, cells)) for figure, s in zip(expected, places, strict=True)])
 
 
 def exact(expected: Sequence[Figure], found: Sequence[Sighting]) -> list[bool]:
@@ -54,35 +54,45 @@ def exact(expected: Sequence[Figure], found: Sequence[Sighting]) -> list[bool]:
 def of_owners(owners: Owners) -> list[str]:
     """The verdict on each figure.
 
-    right: body and accent are its own reference's; mixed: they are two references'; cloned: both are another one's, whose own figure has that body too or is
-    missing; swapped: both are another one's, whose figure has its body from elsewhere; missing: no such figure in the picture.
+    right: its colours are its own reference's; mixed: two references have one of them each; cloned: they are another one's, whose own figure has them too or is
+    missing; swapped: they are another one's, whose figure has other colours; missing: no such figure in the picture.
     """
     return [MISSING if found is None else _verdict(i, found, owners) for i, found in enumerate(owners)]
 
 
-def _verdict(i: int, found: tuple[int, int], owners: Owners) -> str:
-    body, accent = found
-    if body != accent:
+def _verdict(i: int, found: frozenset[int], owners: Owners) -> str:
+    if len(found) > 1:
         return MIXED
-    if body == i:
+    [owner] = found
+    if owner == i:
         return RIGHT
-    other = owners[body]
-    return SWAPPED if other is not None and other[0] != body else CLONED
+    theirs = owners[owner]
+    return SWAPPED if theirs is not None and owner not in theirs else CLONED
 
 
-def _likeliest(expected: Sequence[Figure], sighting: Sighting, part: str) -> int:
-    return max(range(len(expected)), key=lambda i: sighting.colours[part][getattr(expected[i].look, part)])
+def _owners(expected: Sequence[Figure], body: Mapping[str, float], accent: Mapping[str, float]) -> frozenset[int]:
+    """Whose reference has one of the two likeliest colours; where nobody's has, the one whose pair is the likeliest. body, accent: the higher the likelier."""
+    seen = {max(body, key=body.__getitem__), max(accent, key=accent.__getitem__)}
+    found = frozenset(i for i, figure in enumerate(expected) if seen & {figure.look.body, figure.look.accent})
+    return found or frozenset({max(range(len(expected)), key=lambda i: body[expected[i].look.body] + accent[expected[i].look.accent])})
 
 
-def _nearest(expected: Sequence[Figure], figure: Figure, mask: np.ndarray, cells: torch.Tensor) -> tuple[int, int]:
-    """Owners of body and accent in the drawing nearest to cells [32, 32, 3]; pattern, accessory and a small shift are free."""
-    windows = list(_windows(figure, mask, cells))
+def nearness(figure: Figure, mask: np.ndarray, cells: torch.Tensor) -> tuple[dict[str, float], dict[str, float]]:
+    """Of every colour, how near the best drawing with this body, and the best with this accent, comes to cells [32, 32, 3]: minus the mean squared distance.
 
-    def distance(owners: tuple[int, int]) -> float:
-        drawn = _drawings(figure.kind, figure.variant, expected[owners[0]].look.body, expected[owners[1]].look.accent)
-        return min((drawn - window).square().sum(-1).clamp(max=FARTHEST).mean(1).min().item() for window in windows)
-
-    return min(((body, accent) for body in range(len(expected)) for accent in range(len(expected))), key=distance)
+    Pattern, accessory and a small shift are free.
+    """
+    best = torch.full((len(COLOURS), len(COLOURS)), torch.inf)
+    palette = torch.tensor(list(COLOURS.values())).float() / 255
+    body, accent, fixed = _parts(figure.kind, figure.variant)
+    for window in _windows(figure, mask, cells):  # n, 3
+        from_palette = (window[:, None] - palette).square().sum(-1).clamp(max=FARTHEST)  # n, colours
+        from_fixed = (fixed - window).square().sum(-1).clamp(max=FARTHEST)  # drawings, n
+        rest = (from_fixed * ~(body | accent)).sum(1)
+        errors = (body.float() @ from_palette)[:, :, None] + (accent.float() @ from_palette)[:, None] + rest[:, None, None]
+        best = torch.minimum(best, errors.amin(0) / len(window))
+    best.fill_diagonal_(torch.inf)  # no look has one colour twice
+    return tuple(dict(zip(COLOURS, (-best.amin(dim)).tolist(), strict=True)) for dim in (1, 0))
 
 
 def _windows(figure: Figure, mask: np.ndarray, cells: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -96,8 +106,10 @@ def _windows(figure: Figure, mask: np.ndarray, cells: torch.Tensor) -> Iterator[
             yield cells[y:y + h, x:x + w][torch.from_numpy(drawn)]
 
 
-@lru_cache(maxsize=4096)
-def _drawings(kind: str, variant: str, body: str, accent: str) -> torch.Tensor:
-    """[patterns * accessories, n, 3] in 0..1: the cells of a figure in these colours."""
-    figures = (figure_cells(Figure(kind, Look(body, accent, pattern, accessory), variant)) for pattern in PATTERNS for accessory in ACCESSORIES)
-    return torch.from_numpy(np.stack([cells[drawn] for cells, drawn in figures])).float() / 255
+@lru_cache(maxsize=64)
+def _parts(kind: str, variant: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For each pattern with each accessory: which of the figure's cells are body and which accent, [drawings, n] bool, and the colour of the others [drawings, n, 3] in 0..1."""
+    looks = [Look("red", "blue", pattern, accessory) for pattern in PATTERNS for accessory in ACCESSORIES]
+    drawings = np.stack([cells[drawn] for cells, drawn in (figure_cells(Figure(kind, look, variant)) for look in looks)])
+    body, accent = (torch.from_numpy((drawings == COLOURS[name]).all(-1)) for name in ("red", "blue"))
+    return body, accent, torch.from_numpy(drawings).float() / 255

@@ -1,4 +1,4 @@
-"""Train the recogniser on drawings that are disturbed as painted pictures are: noise, blur, faded colours.
+"""Train the recogniser on drawings that are disturbed as painted pictures are: noise, blur, faded and wrong colours.
 
 It measures, and knows all pairs of colours, so that none is read as another one.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.functional import avg_pool2d, cross_entropy, max_pool2d, pad
+from torch.nn.functional import avg_pool2d, cross_entropy, interpolate, max_pool2d, pad
 
 from .. import files
 from ..engine.recogniser import ANSWERS, FILE, Recogniser, recognise
@@ -31,11 +31,15 @@ def labels_of(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
 
 
 def disturbed(cells: torch.Tensor) -> torch.Tensor:
-    """[b, 3, 32, 32] with noise, blur and faded contrast of chance."""
+    """[b, 3, 32, 32] with noise, blur, faded contrast and wrong colours of chance: errors of a latent are as wide as its cells and wider."""
+    def strength(most: float) -> torch.Tensor:
+        return torch.rand(len(cells), 1, 1, 1) ** 2 * most
+
     blurred = avg_pool2d(pad(cells, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    share = torch.rand(len(cells), 1, 1, 1) ** 2 * 0.6
-    cells = cells.lerp(blurred, share) * (0.7 + 0.4 * torch.rand(len(cells), 1, 1, 1))
-    return (cells + torch.randn_like(cells) * torch.rand(len(cells), 1, 1, 1) * 0.35).clamp(-1, 1)
+    cells = cells.lerp(blurred, strength(0.6)) * (0.7 + 0.4 * torch.rand(len(cells), 1, 1, 1))
+    for size in (32, 16, 8, 1):  # places of one colour error along a side
+        cells = cells + interpolate(torch.randn(len(cells), 3, size, size), cells.shape[-1]) * strength(0.4)
+    return cells.clamp(-1, 1)
 
 
 def train_recogniser(folder: Path, minutes: float, batch: int = 32, rate: float = 1e-3, cooldown: float = 0.5, seed: int = 3, device: str = "cpu",
