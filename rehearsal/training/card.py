@@ -35,8 +35,8 @@ look (two of {colours} colours, pattern, accessory) is in no caption: it is what
 paint nothing else, and say nothing about how well large models reproduce a photo. No picture, photo or text of other people was used.
 
 **State.** A lone subject mostly takes its reference's colours; `benchmarks/CONFUSION.md` counts what becomes of several. The adapters' error on held-out pictures was still
-falling slowly when the training ended: the last hour made it 3 % smaller. The base began with fewer pictures of one subject, its first tenth had no held-out looks, and its first half no localization loss; the adapters began from
-adapters of an earlier base; the recogniser knew only the training looks in its first three quarters.
+falling slowly when the training ended: the last hour made it 3 % smaller. The base began with fewer pictures of one subject, its first tenth had no held-out
+looks, and its first half no localization loss; the adapters began from adapters of an earlier base; the recogniser knew only the training looks in its first three quarters.
 
 **Held out.** Pairs of colours are split: one in five, in either order, is for tests only, with every pattern and accessory. The image encoder and both
 adapters never saw one. The base model saw drawings of all pairs, without references, as base models have seen much of the world; the recogniser, which only measures,

@@ -111,11 +111,11 @@ class ImageAttention:
     @property
     def strengths(self) -> torch.Tensor:
         """[M] float32, weight of each subject in this step."""
-        return self._once(("strengths", self._strengths), lambda: torch.tensor(self._strengths, device=self._unet.device))
+        return self._once(("strengths", self._strengths), lambda: torch.tensor(self._strengths, device=self._place[0]))
 
     def tokens(self, index: int) -> LayerTokens:
         """Keys, values and name keys of one layer for the parts of the batch that have a role, [G, ...]; everything is projected once a run."""
-        device, dtype = self._unet.device, self._unet.dtype
+        device, dtype = self._place
         bases = [(layer.attention.to_k, layer.attention.to_v) for layer in self._layers] if self._through_base else None
         images = self._once("images", lambda: project_images(self.references.adapter.layers, self.references, device, dtype, bases, self.merged))
         names = segments = None
@@ -130,7 +130,7 @@ class ImageAttention:
     def gain_weights(self, index: int) -> torch.Tensor | None:
         """[C], what the text gain of one layer is made with, or None where the adapter has none."""
         layers = self.references.adapter.layers.layers
-        return self._once("gains", lambda: [layer.gain_weights(self._unet.device, self._unet.dtype) for layer in layers])[index]
+        return self._once("gains", lambda: [layer.gain_weights(*self._place) for layer in layers])[index]
 
     def limits(self, transformer: Transformer2DModel, positions: int, pictures: int) -> torch.Tensor | None:
         """m of every subject, [1, 1 or B, M, N], or None where nothing limits or the layer's positions are not its transformer's grid."""
@@ -140,7 +140,7 @@ class ImageAttention:
         subjects, _ = with_masks_for(self.references.subjects, range(pictures), True)
         numbers = tuple(range(pictures)) if any(s.region is not None and s.region.ndim == 3 for s in subjects) else ()
         return self._once(("limits", grid, self.boxed, numbers),
-                          lambda: limits_on_grid(subjects, self.settings, grid, self.boxed, self._unet.device, pictures=numbers)[None])
+                          lambda: limits_on_grid(subjects, self.settings, grid, self.boxed, self._place[0], pictures=numbers)[None])
 
     def observer(self, transformer: Transformer2DModel, roles: Sequence[str]) -> Callable[[torch.Tensor], None] | None:
         """What a layer of this transformer is to tell who owns its positions, [G, B, M, N] for groups of these roles; None unless recording."""
@@ -162,6 +162,11 @@ class ImageAttention:
         """Who owned which positions, averaged over what the run saw; None where nobody acted or nothing was recorded."""
         parts = [Part(total.cpu().unflatten(1, grid), count.cpu()) for grid, (total, count) in self._seen.items()]
         return applied_maps(self.references, self.settings.mixing.merge, parts)
+
+    @property
+    def _place(self) -> tuple[torch.device, torch.dtype]:
+        """The UNet's device and dtype, looked up once a run: the UNet walks through all of its modules for each."""
+        return self._once("place", lambda: (self._unet.device, self._unet.dtype))
 
     @property
     def _idle(self) -> bool:

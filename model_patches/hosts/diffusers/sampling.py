@@ -57,7 +57,7 @@ def sample(unet: UNet2DConditionModel, scheduler: EulerDiscreteScheduler, positi
     Raises:
         MismatchError: an adapter for another base model, missing names, or prompts without the pooled output that the UNet reads.
     """
-    device, prompts = unet.device, branches(guidance, positive, negative, middle)
+    device, dtype, prompts = unet.device, unet.dtype, branches(guidance, positive, negative, middle)
     scheduler.set_timesteps(settings.steps, device=device)
     latent = noise(unet, settings).to(device) * (scheduler.sigmas[0].item() ** 2 + 1) ** 0.5  # ComfyUI's scale; diffusers' own depends on the spacing
     merged = {adapter.id: strength for adapter, strength in weights}
@@ -79,7 +79,7 @@ def sample(unet: UNet2DConditionModel, scheduler: EulerDiscreteScheduler, positi
                 begins_with_prompt = apply.references.adapter.spec.prompt is not None and apply.references.adapter.spec.prompt.kind == "word"
                 apply.roles = tuple(None if begins_with_prompt and wait else ROLES[name] for name, wait in zip(shares, waiting, strict=True))
                 apply.at(percent)
-            rows = scheduler.scale_model_input(latent, t).to(unet.dtype).repeat(len(now), 1, 1, 1)
+            rows = scheduler.scale_model_input(latent, t).to(dtype).repeat(len(now), 1, 1, 1)
             predictions = unet(rows, t, encoder_hidden_states=context, added_cond_kwargs=extra).sample.float().chunk(len(now))
             guided = sum(share * prediction for share, prediction in zip(shares.values(), predictions, strict=True))
             latent = scheduler.step(guided, t, latent).prev_sample
