@@ -24,7 +24,8 @@ class LoadAdapter(io.ComfyNode):
                     "Good start for SDXL: ip-adapter-plus_sdxl_vit-h.safetensors."
                 )),
                 io.Combo.Input("clip_vision_name", options=adapters.clip_vision_names(), default=adapters.AUTO, tooltip=(
-                    "auto: the file in models/clip_vision whose widths fit the adapter, whatever it is called. none: you wire a CLIP_VISION into Encode Subject References."
+                    "auto: the file in models/clip_vision whose contents fit the adapter, whatever it is called. A published encoder is found under any name too. "
+                    "none: you wire a CLIP_VISION into Encode Subject References."
                 )),
             ],
             outputs=[Adapter.Output("adapter_out", display_name="adapter", tooltip=(

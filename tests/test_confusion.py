@@ -1,6 +1,7 @@
 """The page of who is confused with whom says what the results say."""
 from __future__ import annotations
 
+import json
 import re
 import sys
 
@@ -60,8 +61,41 @@ def test_the_readme_gets_its_sentence():
     readme = f"before\n{confusion_page.MARKS[0]}\nold\n{confusion_page.MARKS[1]}\nafter\n"
     found = confusion_page.in_readme(readme, cells(uniform=60, add=140, relevance=150))
     assert found.startswith("before\n") and found.endswith("\nafter\n") and "old" not in found
-    assert "two subjects of two classes: relevance 75 % [69, 80], add 70 % [63, 76], uniform 30 % [24, 37]" in found and "at least 100 pictures each" in found
+    assert "of two classes **75 % [69, 80]** with relevance (38 % exactly), 70 % [63, 76] with add (35 % exactly), 30 % [24, 37] with uniform (15 % exactly). At least 100" in found
     assert confusion_page.in_readme("no marks", {}) == "no marks"
+
+
+# ---- the shipped results -----------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def results() -> dict:
+    return json.loads(confusion.RESULTS.read_text(encoding="utf-8"))
+
+
+def test_results_are_of_the_shipped_models(results):
+    assert results["models"] == confusion.fingerprint(), "run: python benchmarks/confusion.py"
+
+
+def test_the_page_and_the_readme_are_made_of_the_results(results):
+    assert confusion.PAGE.read_text(encoding="utf-8") == confusion_page.render(results["verdicts"])
+    readme = confusion.README.read_text(encoding="utf-8")
+    assert confusion_page.MARKS[0] in readme and confusion_page.in_readme(readme, results["verdicts"]) == readme
+
+
+def test_every_cell_is_counted(results):
+    for task in confusion.tasks(confusion_page.LEAST, confusion.PER_TASK):
+        assert confusion.done(results, task), task
+
+
+def test_both_reads_of_every_row_agree(results):
+    """Right-counts by the recogniser and by colours, over all casts that an adapter's method has painted."""
+    rows: dict[tuple[str, str], dict] = {}
+    for key, found in results["verdicts"].items():
+        adapter, method, cast, weight = key.split(" | ")
+        if weight == "1":
+            rows.setdefault((adapter, method), {}).update({f"{cast} {seed}": reads for seed, reads in found.items()})
+    for row, found in rows.items():
+        assert abs(confusion_page.right(found, 1).part - confusion_page.right(found, 0).part) * 100 <= confusion_page.AGREE, row
 
 
 # ---- painted anew ------------------------------------------------------------------------------------------------------------------------
@@ -109,3 +143,20 @@ def test_boxes_lie_around_what_the_seed_paints(models):
             assert (x, y, x + w, y + h) == (max(left - 1, 0), max(top - 1, 0), min(right + 1, 16), min(bottom + 1, 16))
             seen += 1
     assert seen >= 4
+
+
+def test_subjects_still_keep_their_own_looks(models, results):
+    """The page's seeds painted anew: relevance is right as often as recorded, and more often than uniform, whose share lies below relevance's interval."""
+    from troupe.rehearsal.engine.trials import judge, paint_trial, trial
+
+    def painted(method):
+        found = {}
+        for seed in confusion_page.CHECKED:
+            one = trial("two classes", seed)
+            judgement = judge(models[1], one, paint_trial(models[0], "mip", METHODS[method], one))
+            found[str(seed)] = ["".join(LETTERS[verdict] for verdict in judgement.by_recogniser)]
+        return found
+
+    recorded = confusion_page.right({str(seed): results["verdicts"]["mip | relevance | two classes | 1"][str(seed)] for seed in confusion_page.CHECKED})
+    found, uniform = confusion_page.right(painted("relevance")), confusion_page.right(painted("uniform"))
+    assert recorded.low <= found.part <= recorded.high and uniform.part < recorded.low, (found, uniform, recorded)

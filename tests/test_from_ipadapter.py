@@ -111,7 +111,7 @@ def test_a_stack_becomes_one_cast(named):
     assert not [kind for kind in kinds(new) if kind.startswith(("IPAdapter", "Prep"))]
     assert [kinds(new)[kind] for kind in (LOAD, ADD, ENCODE, APPLY)] == [1, 2, 1, 1]
     [load], [woman, dog], [encode], [apply] = (of(new, kind) for kind in (LOAD, ADD, ENCODE, APPLY))
-    assert widgets(load) == {"adapter_name": "ipadapter/ip-adapter-plus_sdxl_vit-h.safetensors", "clip_vision_name": "auto"}
+    assert widgets(load) == {"adapter_name": "ip-adapter-plus_sdxl_vit-h.safetensors", "clip_vision_name": "auto"}
     assert widgets(woman) == {"name": "", "weight": 1.0, "start_percent": 0.0, "end_percent": 1.0}
     assert widgets(dog) == {"name": "", "weight": 0.5, "start_percent": 0.1, "end_percent": 0.75}
     assert widgets(encode) == {"framing": "center"}
@@ -141,7 +141,7 @@ def test_the_product_of_the_weights_is_the_old_weight():
 def test_loaders_of_files_and_reroutes_between_go_too():
     new = from_ipadapter(stacked_by_files()).workflow
     [load] = of(new, LOAD)
-    assert widgets(load) == {"adapter_name": "ipadapter/ip-adapter-plus_sd15.safetensors", "clip_vision_name": "my_vit_h.safetensors"}
+    assert widgets(load) == {"adapter_name": "ip-adapter-plus_sd15.safetensors", "clip_vision_name": "my_vit_h.safetensors"}
     assert not {"IPAdapterModelLoader", "CLIPVisionLoader", "Reroute"} & set(kinds(new))
     assert len(of(new, ADD)) == 3
 
@@ -186,7 +186,7 @@ def test_different_adapters_are_different_casts():
         model = (made.node("IPAdapter", 0.3, 0.0, 1.0, "standard", model=model, ipadapter=(loader, 1), image=(photo, 0)), 0)
     made.sampled(checkpoint, model)
     new = from_ipadapter(made.saved).workflow
-    assert [widgets(load)["adapter_name"] for load in of(new, LOAD)] == [f"ipadapter/ip-adapter-plus{face}_sdxl_vit-h.safetensors" for face in ("", "-face")]
+    assert [widgets(load)["adapter_name"] for load in of(new, LOAD)] == [f"ip-adapter-plus{face}_sdxl_vit-h.safetensors" for face in ("", "-face")]
     assert kinds(new)[APPLY] == 2 and "IPAdapterUnifiedLoader" not in kinds(new)
 
 
@@ -205,7 +205,7 @@ def test_a_preset_is_a_file_and_a_guess_is_told(preset, checkpoint, file):
     made.raw(1)["widgets_values"] = [checkpoint]
     result = from_ipadapter(made.saved)
     [load] = of(result.workflow, LOAD)
-    assert widgets(load)["adapter_name"] == f"ipadapter/{file}"
+    assert widgets(load)["adapter_name"] == f"{file}"
     because = "the picture is 1024 pixels wide" if "unheard" in checkpoint else f"the checkpoint is called {checkpoint}"
     assert [because in line and file in line for line in result.said] == ([] if "SD1.5 only" in preset else [True])
 

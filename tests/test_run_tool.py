@@ -718,7 +718,7 @@ def test_the_first_command_paints_a_picture(tmp_path, capsys):
     said = capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == ["comparison.png", "picture.png", "report.txt"]
     report = (out / "report.txt").read_text(encoding="utf-8")
-    assert "small model of our own" in report and "says nothing about how well a photo is reproduced" in report and report.rstrip() in said and "NOISE" not in said
+    assert "small model of our own" in report and "says nothing about how well the real models reproduce a photo" in report and report.rstrip() in said and "NOISE" not in said
     assert "1 cat: " in report and "2 robot: " in report and "prompt: a cat and a robot on grass, seed: " in report
     picture = np.asarray(Image.open(out / "picture.png"))
     assert picture.shape == (512, 512, 3) and (picture.reshape(32, 16, 32, 16, 3) == picture[::16, ::16][:, None, :, None]).all(), "every drawn cell is a square of 16 pixels"

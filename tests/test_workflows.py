@@ -14,7 +14,7 @@ sys.path.append(str(ROOT / "tools"))
 from graph import Graph, RunError  # noqa: E402
 from job import AttentionJob, GatedJob, GuidanceJob, Job, PlaceJob, SubjectJob, WeightsJob, WordsJob, read_job  # noqa: E402
 from troupe.model_patches.boxes import read_text  # noqa: E402
-from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROJECTION_MATRIX, published  # noqa: E402
+from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROJECTION_MATRIX, VIT_BIGG, VIT_H, VIT_L, published  # noqa: E402
 from virtual import NOTES  # noqa: E402
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
@@ -84,7 +84,7 @@ RESEARCH = ("research_subject_diffusion", "research_umm_fused_guidance")  # with
 PROMPT = "photo of an astronaut and a cat sitting side by side on a park bench, golden hour, detailed"
 NEGATIVE = "monochrome, lowres, bad anatomy, worst quality, low quality"
 CAST = (SubjectJob("astronaut", ("example.png",)), SubjectJob("cat", ("example.png",)))
-PLUS = AttentionJob("ipadapter/ip-adapter-plus_sdxl_vit-h.safetensors", "auto", "auto", True, CAST, weight=0.65)
+PLUS = AttentionJob("ip-adapter-plus_sdxl_vit-h.safetensors", VIT_H.file.name, "auto", True, CAST, weight=0.65)
 
 
 @pytest.fixture(params=NAMES)
@@ -170,7 +170,7 @@ def test_nodes_have_titles_and_do_not_lie_on_each_other(workflow):
 
 
 def test_every_model_has_its_link(downloaded):
-    """On the nodes, and at the file's top: front ends skip a node's model whose name is no widget value, and an adapter's value is '<folder>/<name>'."""
+    """On the nodes, and at the file's top. Front ends offer a node's model where a widget has exactly its name as value."""
     listed = [model for node in downloaded["nodes"] for model in node["properties"].get("models", ())]
     assert sorted(map(json.dumps, listed)) == sorted(map(json.dumps, downloaded["models"]))
     for model in listed:
@@ -224,13 +224,13 @@ def placed(width: int, height: int, astronaut: tuple[float, ...], cat: tuple[flo
     return (PlaceJob(2, json.dumps(boxes), "none", width, height),)
 
 
-def in_prompt(adapter: str, named: str, places: tuple[PlaceJob, ...] = (), **faces) -> tuple:
+def in_prompt(adapter: str, encoder: str, named: str, places: tuple[PlaceJob, ...] = (), **faces) -> tuple:
     """What feeds Encode Prompt with Subjects: the adapter, and one subject or the cast of two."""
-    return f"subject_adapters/{adapter}", "auto", "auto", False, CAST if named == "both" else (SubjectJob(named, ("example.png",), **faces),), places
+    return adapter, encoder, "auto", False, CAST if named == "both" else (SubjectJob(named, ("example.png",), **faces),), places
 
 
-PORTRAIT = in_prompt("portrait_generation/unet_adapter_weights.bin", "woman", faces=True)
-SUBJECTS = in_prompt("subject_diffusion.safetensors", "both", placed(512, 512, (0.06, 0.12, 0.46, 0.84), (0.58, 0.44, 0.36, 0.5)))
+PORTRAIT = in_prompt("portrait_generation/unet_adapter_weights.bin", VIT_L.file.name, "woman", faces=True)
+SUBJECTS = in_prompt("subject_diffusion.safetensors", VIT_H.file.name, "both", placed(512, 512, (0.06, 0.12, 0.46, 0.84), (0.58, 0.44, 0.36, 0.5)))
 JOBS = {
     "portrait_mm_diff": Job(
         "sd_xl_base_1.0.safetensors", "portrait photo of a woman as an astronaut, orange spacesuit, soft light, detailed",
@@ -242,20 +242,20 @@ JOBS = {
     "research_umm_fused_guidance": Job(
         "v1-5-pruned-emaonly-fp16.safetensors", "photo of an astronaut riding a horse on a beach, golden hour, detailed", NEGATIVE,
         512, 512, 1, 30, 7.5, 20261121, "euler", "normal",
-        (), WordsJob(*in_prompt("umm_mapping.safetensors", "astronaut")), (), GuidanceJob("umm", 0.5, 0.5, 0.0, 1.0, text_only=True)),
+        (), WordsJob(*in_prompt("umm_mapping.safetensors", VIT_L.file.name, "astronaut")), (), GuidanceJob("umm", 0.5, 0.5, 0.0, 1.0, text_only=True)),
     "boxes_and_relevance": Job(
         "sd_xl_base_1.0.safetensors", "photo of an astronaut on the left and a cat on the right, sitting on a park bench, golden hour, detailed", NEGATIVE,
         1152, 896, 1, 30, 5.0, 20261121, "euler", "normal", (replace(PLUS, places=placed(1152, 896, (0.08, 0.1, 0.42, 0.86), (0.56, 0.44, 0.34, 0.5))),)),
     "place_subjects": Job(
         "v1-5-pruned-emaonly-fp16.safetensors", PROMPT, NEGATIVE, 512, 512, 1, 30, 7.5, 20261121, "euler", "normal",
-        (GatedJob("gligen/gligen-generation-text-image-box.bin", "auto", "auto", True, CAST, placed(512, 512, (0.06, 0.12, 0.46, 0.84), (0.58, 0.44, 0.36, 0.5))),)),
-    "quick_two_subjects": Job("sd_xl_base_1.0.safetensors", PROMPT, NEGATIVE, 1024, 1024, 1, 30, 5.0, 20261121, "euler", "normal", (PLUS,)),
+        (GatedJob("gligen-generation-text-image-box.bin", VIT_L.file.name, "auto", True, CAST, placed(512, 512, (0.06, 0.12, 0.46, 0.84), (0.58, 0.44, 0.36, 0.5))),)),
+    "quick_two_subjects": Job("sd_xl_base_1.0.safetensors", PROMPT, NEGATIVE, 1024, 1024, 1, 30, 5.0, 20261121, "euler", "normal", (replace(PLUS, clip_vision="auto"),)),
     "two_subjects": Job("sd_xl_base_1.0.safetensors", PROMPT, NEGATIVE, 1024, 1024, 1, 30, 5.0, 20261121, "euler", "normal", (PLUS,)),
     "two_characters_illustrious": Job(
         "Illustrious-XL-v0.1.safetensors",
         r"masterpiece, best quality, absurdres, 1girl, astronaut, orange spacesuit, cat, sitting side by side, on the moon, earth \(planet\), starry sky, looking at viewer",
         "worst quality, low quality, lowres, bad anatomy, bad hands, jpeg artifacts, signature, watermark", 1024, 1024, 1, 28, 5.0, 20261121, "euler_ancestral", "normal",
-        (AttentionJob("ipadapter/noobIPAMARK1_mark1.safetensors", "auto", "auto", True, CAST, weight=0.65),)),
+        (AttentionJob("noobIPAMARK1_mark1.safetensors", VIT_BIGG.file.name, "auto", True, CAST, weight=0.65),)),
 }
 
 

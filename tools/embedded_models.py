@@ -12,7 +12,7 @@ from embedded import Models
 from graph import RunError
 from job_records import Job
 from needed import VISION as VISION_FOLDER
-from needed import Needed
+from needed import Needed, adapter_file
 from random_models import GLIGEN, MM_DIFF, SUBJECT_DIFFUSION, UMM, WHOLE, base_of, kind_of, randomise, vision_of, write_adapter, write_gligen
 from random_prompt_files import clip_text, write_mm_diff, write_subject_diffusion, write_umm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -41,7 +41,7 @@ def random_models(job: Job, folder: Path) -> Models:
 
 def _write(name: str, folder: Path, unet: UNet2DConditionModel, texts: ClipTexts) -> Path:
     """A random file for these models under the adapter's name."""
-    path, kind = folder / name.replace("\\", "/"), kind_of(name)
+    path, kind = folder.joinpath(*adapter_file(name)), kind_of(name)
     widths, places = [layer.attention.to_q.out_features for layer in cross_layers(unet)], {path: block.dim for path, block in transformer_blocks(unet).items()}
     text = {tower.stream: tower.model.config.hidden_size for tower in texts.towers}
     context = sum(text.values())
@@ -60,11 +60,12 @@ def real_models(job: Job, needed: Sequence[Needed]) -> Models:
     """The job's own files, on the GPU in half precision where there is one. Raises RunError where one of them cannot be read."""
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
     paths = {(file.folder, file.name): file.path for file in needed}
+    by_value = {value: path for (folder, name), path in paths.items() for value in (name, f"{folder}/{name}")}
     family = FAMILIES.get(base_of(job.adapters[0]).split(",")[0])
     if family is None:
         raise RunError(f"The embedded engine reads {' and '.join(FAMILIES)} checkpoints, and '{job.adapters[0]}' is for {base_of(job.adapters[0])}. Run the workflow in ComfyUI.")
     base = load_base(paths["checkpoints", job.checkpoint.replace("\\", "/")], family, device, dtype)
-    adapters = {name: load_adapter(paths[tuple(name.replace("\\", "/").split("/", 1))]) for name in job.adapters}
+    adapters = {name: load_adapter(by_value[name.replace("\\", "/")]) for name in job.adapters}
     images = {name: _images_for(name, adapter.spec.encoder, needed, device, dtype) for name, adapter in adapters.items()}
     return Models(base.unet, base.texts, base.vae, adapters, images, base.prediction)
 

@@ -168,12 +168,12 @@ def _choice(graph: Graph, node: Node) -> tuple[Choice, list[Any]]:
     if re.search("faceid|portrait|kolors", file, re.IGNORECASE):
         raise NotCarried(f"its adapter {file} reads faces with InsightFace, or is for Kolors")
     if vision is not None and vision.type == VISION_LOADER:
-        return Choice(f"ipadapter/{file}", str(_values(graph, vision)["clip_name"]), remark=remark), [*spent, vision.id, *more]
+        return Choice(file, str(_values(graph, vision)["clip_name"]), remark=remark), [*spent, vision.id, *more]
     if vision is not None:
-        return Choice(f"ipadapter/{file}", "none", _origin(graph, node, "clip_vision"), remark), spent
+        return Choice(file, "none", _origin(graph, node, "clip_vision"), remark), spent
     if loader.type == MODEL_LOADER:
         raise NotCarried("no CLIP vision encoder is wired into it")
-    return Choice(f"ipadapter/{file}", "auto", remark=remark), spent
+    return Choice(file, "auto", remark=remark), spent
 
 
 def _origin(graph: Graph, node: Node, name: str) -> tuple[Any, int]:

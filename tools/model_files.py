@@ -24,7 +24,6 @@ FOLDERS = {  # loaders of ComfyUI, and IPAdapter_plus's, whose files lie in one 
     "CLIPVisionLoader": "clip_vision", "StyleModelLoader": "style_models", "ControlNetLoader": "controlnet", "DiffControlNetLoader": "controlnet", "GLIGENLoader": "gligen",
     LOAD: "clip_vision", "UpscaleModelLoader": "upscale_models", "HypernetworkLoader": "hypernetworks", "PhotoMakerLoader": "photomaker", "IPAdapterModelLoader": "ipadapter",
 }
-ADAPTER_FOLDERS = ("ipadapter/", "gligen/", "subject_adapters/", "rehearsal/")
 MOST_SPACES = 5  # of a file's name and folders; a text has more
 Listed = Callable[[str], list[str] | None]  # folder -> names that a running ComfyUI lists in it; None: it has no such folder
 
@@ -96,7 +95,7 @@ def wanted_files(graph: Graph, places: Places, info: dict[str, Any] | None = Non
 
 
 def file_values(node: Node, entry: dict[str, Any] | None = None) -> Iterator[str]:
-    """The values of a node that name model files, with forward slashes. Adapters, whose values begin with their folder, are not among them.
+    """The values of a node that name model files, with forward slashes. Our adapters, which have several folders, are not among them.
 
     entry: the host's description of the class, by which texts are told from choices; without one a text is known by its socket or by what no file name has.
     """
@@ -104,7 +103,8 @@ def file_values(node: Node, entry: dict[str, Any] | None = None) -> Iterator[str
     texts = {name for name, one in inputs_of(entry).items() if one.type == "STRING"} if entry else {name for name, slot in node.inputs.items() if slot.get("type") == "STRING"}
     for widget, value in named.items():
         name = value.replace("\\", "/") if isinstance(value, str) and widget not in texts and not _is_text(value) else ""
-        if name.lower().endswith(EXTENSIONS) and not (node.type in dict(ADAPTERS) and name.startswith(ADAPTER_FOLDERS)):
+        adapter = node.type in dict(ADAPTERS) and (widget == dict(ADAPTERS)[node.type] or widget == 0)  # our loaders' first widget
+        if name.lower().endswith(EXTENSIONS) and not adapter:
             yield name
 
 

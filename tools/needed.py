@@ -14,6 +14,7 @@ CHOICES = (("CheckpointLoaderSimple", "ckpt_name", "checkpoints"), ("LoraLoader"
 ADAPTERS = ((LOAD, "adapter_name"), (QUICK, "adapter_name"))
 VISION = "clip_vision"
 SHIPPED = "rehearsal"  # in an adapter's value: it comes with the pack
+ADAPTER_FOLDERS = ("ipadapter", "gligen", "subject_adapters")
 EXTENSIONS = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 
 
@@ -72,7 +73,7 @@ def needed_models(graph: Graph, folders: ModelFolders) -> list[Needed]:
             _add(found, links, folders, folder, str(graph.value(node, widget)))
     for kind, widget in ADAPTERS:
         for node in graph.of_type(kind):
-            folder, _, name = str(graph.value(node, widget)).replace("\\", "/").partition("/")
+            folder, name = adapter_file(str(graph.value(node, widget)), folders)
             if folder == SHIPPED:
                 continue
             _add(found, links, folders, folder, name)
@@ -81,6 +82,25 @@ def needed_models(graph: Graph, folders: ModelFolders) -> list[Needed]:
             if graph.source(node, VISION) is None:
                 _add_encoder(found, links, folders, name)
     return list(found.values())
+
+
+def adapter_file(value: str, folders: ModelFolders | None = None) -> tuple[str, str]:
+    """Folder and path in it of an adapter's value, which is the path alone, or in older workflows both.
+
+    Of a path alone, the folder is that of `folders` which has the file, else the published one, else what the name says.
+    """
+    load_pack()
+    from random_models import GLIGEN, IP_ADAPTER, kind_of
+    from troupe.model_patches.checkpoints.catalogue import published
+
+    value = value.replace("\\", "/")
+    folder, _, name = value.partition("/")
+    if name and folder in (*ADAPTER_FOLDERS, SHIPPED):
+        return folder, name
+    holding = [kind for kind in ADAPTER_FOLDERS for place in (folders.places(kind) if folders else ()) if (place / value).is_file()]
+    known = published(value)
+    said = {IP_ADAPTER: "ipadapter", GLIGEN: "gligen"}.get(kind_of(value), "subject_adapters")
+    return holding[0] if holding else known.folder if known else said, value
 
 
 def _links(graph: Graph) -> dict[tuple[str, str], str]:

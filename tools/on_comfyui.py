@@ -18,7 +18,7 @@ from edit import Edited
 from graph import MUTED, Graph, RunError
 from host_server import OURS, HostServer
 from job import ENCODE, FACES, LOAD, QUICK
-from needed import ModelFolders
+from needed import ModelFolders, adapter_file
 from PIL import Image
 from random_faces import RANDOM_FACES
 from random_models import BASES, GLIGEN, MM_DIFF, SUBJECT_DIFFUSION, UMM, base_of, kind_of, vision_of, write_adapter, write_gligen
@@ -125,7 +125,7 @@ def _write_random_files(workflow: dict[str, Any], base: Path) -> dict[str, str]:
         raise RunError("Random models are made for workflows with a Load Checkpoint and a subject adapter; this one lacks one of them. Put the real files in place.")
     family = base_of(names[0])
     for name in names:
-        write_random(base / "models" / name.replace("\\", "/"), name, family)
+        write_random((base / "models").joinpath(*adapter_file(name)), name, family)
     checkpoint = base / "models" / "checkpoints" / str(graph.value(loaders[0], "ckpt_name")).replace("\\", "/")
     return {"TROUPE_RANDOM_CHECKPOINT": str(checkpoint), "TROUPE_RANDOM_BASE": family}
 

@@ -89,7 +89,7 @@ def base_of(adapter: str) -> str:
 def kind_of(adapter: str) -> str:
     """What random file stands in for a combo value, by its folder and name: a key of KINDS, GLIGEN, or IP_ADAPTER."""
     name = adapter.replace("\\", "/").lower()
-    signs = {GLIGEN: ("gligen/",), SUBJECT_DIFFUSION: ("subject_diffusion", "subject-diffusion"), UMM: ("umm",),
+    signs = {GLIGEN: ("gligen",), SUBJECT_DIFFUSION: ("subject_diffusion", "subject-diffusion"), UMM: ("umm",),
              MM_DIFF: ("mm_diff", "mm-diff", "adapter_weights", "custom_weights")}
     return next((kind for kind, parts in signs.items() if any(part in name for part in parts)), IP_ADAPTER)
 

@@ -427,4 +427,4 @@ def test_the_usual_folder_is_listed_beside_one_that_another_pack_or_a_path_file_
         adapters.register_folders()
         adapters.register_folders()
         assert folder_paths.get_folder_paths("ipadapter") == expected
-        assert ("ipadapter/theirs.safetensors" in adapters.adapter_names()) == (other in expected)
+        assert ("theirs.safetensors" in adapters.adapter_names()) == (other in expected)

@@ -111,7 +111,7 @@ def test_lists_and_searches_survive_every_file(host, base_folder):
                 path.write_bytes(data := mutated(bag, kind, f"list:{i}"))
                 made[i % len(names)].write_bytes(data)
         folder_paths.filename_list_cache.clear()
-        assert {f"ipadapter/{name}" for name in names} <= set(adapters.adapter_names()) and good.name in adapters.clip_vision_names()
+        assert set(names) <= set(adapters.adapter_names()) and good.name in adapters.clip_vision_names()
         assert adapters.find_clip_vision(need) == good.name and adapters.find_clip_vision(EncoderNeed("pooled", 78)) is None
         LoadAdapter.INPUT_TYPES()
         for name in names:

@@ -41,7 +41,7 @@ def test_a_text_image_file_is_loaded_by_the_node(folder, caplog):
     state = {name: tensor.half() for name, tensor in gligen_state("text_image", FEW, layout="diffusers").items()}
     matrix = torch.randn(SD15, SD15, generator=torch.Generator().manual_seed(1)) * SD15**-0.5
     safetensors.torch.save_file(state, folder["gligen"] / "ti.safetensors")
-    name = "gligen/mine/ti.safetensors"
+    name = "mine/ti.safetensors"
     assert name in adapters.adapter_names() and node().validate_inputs(name, "auto") is True
     with pytest.raises(CheckpointError, match="save it beside that file"):
         node().execute(name, "auto")
@@ -94,7 +94,7 @@ def test_a_set_is_chosen_by_any_member_and_watched_whole(folder, chosen):
     from troupe.model_patches.hosts.comfyui import adapters
 
     paths = save_members(subject_diffusion_members(FEW_SD, **SMALL), folder["subject_adapters"])
-    name = f"subject_adapters/mine/{chosen}_0_449999/pytorch_model.bin"
+    name = f"mine/{chosen}_0_449999/pytorch_model.bin"
     assert name in adapters.adapter_names()
     adapter = node().execute(name, "none").args[0]
     assert adapter.spec.family == "subject_diffusion" and adapter.spec.file == f"{chosen}_0_449999/pytorch_model.bin"

@@ -154,7 +154,7 @@ def test_the_node_runs_again_when_any_of_mm_diffs_files_changes(folder, caplog):
     from troupe.nodes.load_adapter import LoadAdapter
 
     paths = save_mm_diff(mm_diff_members(context=32, hidden=(8, 16), text=(12, 20), pooled=24, patches=40), folder)
-    name = "subject_adapters/portrait_generation/custom_weights.bin"
+    name = "portrait_generation/custom_weights.bin"
     assert name in adapters.adapter_names() and LoadAdapter.validate_inputs(name, "auto") is True
     with caplog.at_level("INFO", "troupe"):
         adapter = LoadAdapter.execute(name, "none").args[0]
@@ -186,4 +186,4 @@ def test_a_file_of_the_table_that_is_not_there_says_where_it_is(folder):
     from troupe.nodes.load_adapter import LoadAdapter
 
     assert "Download https://huggingface.co/mit-han-lab/fastcomposer/resolve/main/pytorch_model.bin" in LoadAdapter.validate_inputs("subject_adapters/fastcomposer.bin", "auto")
-    assert "Look on https://github.com/alibaba/mm-diff for it" in LoadAdapter.validate_inputs("subject_adapters/portrait_generation/custom_weights.bin", "auto")
+    assert "Look on https://github.com/alibaba/mm-diff for it" in LoadAdapter.validate_inputs("portrait_generation/custom_weights.bin", "auto")

@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from hashlib import sha1
@@ -19,7 +20,7 @@ import torch
 
 from ....rehearsal import files as shipped
 from ...adapter import Adapter, AdapterSpec, EncoderNeed, Weights
-from ...checkpoints.catalogue import DEFAULT_ADAPTER, encoder_of_width, identity, published, where_to_get
+from ...checkpoints.catalogue import DEFAULT_ADAPTER, ENCODERS, encoder_of_width, identity, published, where_to_get
 from ...checkpoints.clip_vision import best_encoder, encoder_widths
 from ...checkpoints.files import EXTENSIONS
 from ...checkpoints.load import read_adapter
@@ -32,6 +33,7 @@ log = logging.getLogger("troupe")
 FOLDERS = ("ipadapter", "gligen", "subject_adapters")
 REHEARSAL = "rehearsal"  # in a combo value, in place of a folder: the pack's own files, which no other pack shall list
 AUTO, NONE = "auto", "none"
+NO_FILES = "(no adapter file yet)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +74,12 @@ class HostAdapter:
             return None
         if self.clip_vision_name == AUTO and rehearsal_models.is_read_by(self.spec):
             return rehearsal_models.clip_vision()
-        name = find_clip_vision(self.spec.encoder) if self.clip_vision_name == AUTO else self.clip_vision_name
+        check_clip_vision_name(self.clip_vision_name)
+        name = self.clip_vision_name
+        if name == AUTO or name != NONE and not _has_clip_vision(name):
+            name = find_clip_vision(self.spec.encoder)
         if name in (None, NONE):
             return None
-        check_clip_vision_name(name)
         path = folder_paths.get_full_path("clip_vision", name)
         file = (path, os.stat(path).st_mtime_ns)
         if file not in self._vision:
@@ -88,16 +92,33 @@ class HostAdapter:
 
 
 def register_folders() -> None:
-    """Make the host list `models/ipadapter` and `models/subject_adapters`, beside whatever paths other packs have given them."""
+    """Make the host list the adapter folders of `models`, beside whatever paths other packs have given them, and create them where it may."""
     for name in FOLDERS:
+        usual = os.path.join(folder_paths.models_dir, name)
         folder_paths.folder_names_and_paths.setdefault(name, ([], set(EXTENSIONS)))
-        folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
+        folder_paths.add_model_folder_path(name, usual)
+        with suppress(OSError):  # a models folder that cannot be written to lists what is in it all the same
+            os.makedirs(usual, exist_ok=True)
 
 
 def adapter_names() -> list[str]:
-    """`<folder>/<relative path>` of every weight file in the adapter folders, forward slashes on every system; last the adapters that come with the pack."""
+    """Choices of `adapter_name`: every weight file as it lies in its adapter folder, forward slashes on every system; last the adapters that come with the pack.
+
+    Where there is no file yet, the first choice says so, and stands for none.
+    """
     own = [f"{REHEARSAL}/{name}" for name in shipped.ADAPTERS.values() if (shipped.FOLDER / name).is_file()]
-    return [f"{folder}/{name}".replace("\\", "/") for folder in FOLDERS for name in folder_paths.get_filename_list(folder) if name.lower().endswith(EXTENSIONS)] + own
+    return [*(_listed() or [NO_FILES]), *own]
+
+
+def _listed() -> dict[str, tuple[str, str]]:
+    """Each choice with its folder and its path in there. Of two files with the same path, the later folder's is listed as `<folder>/<path>`."""
+    found: dict[str, tuple[str, str]] = {}
+    for folder in FOLDERS:
+        for name in folder_paths.get_filename_list(folder):
+            if name.lower().endswith(EXTENSIONS):
+                shown = name.replace("\\", "/")
+                found[shown if shown not in found else f"{folder}/{shown}"] = folder, name
+    return found
 
 
 def clip_vision_names() -> list[str]:
@@ -106,23 +127,31 @@ def clip_vision_names() -> list[str]:
 
 
 def check_clip_vision_name(name: str) -> None:
-    """Raise CheckpointError unless the value is auto, none or a file of models/clip_vision (either slash)."""
-    if name not in (AUTO, NONE) and folder_paths.get_full_path("clip_vision", name.replace("\\", "/")) is None:
+    """Raise CheckpointError unless the value is auto, none, a file of models/clip_vision (either slash), or a published encoder's: people save those under other names."""
+    if name not in (AUTO, NONE) and not _has_clip_vision(name) and published(name) not in [encoder.file for encoder in ENCODERS]:
         raise CheckpointError("a file in models/clip_vision", f"'{name}', which is not there", "Set 'clip_vision_name' to auto, or put the file there and press R.")
 
 
+def _has_clip_vision(name: str) -> bool:
+    return folder_paths.get_full_path("clip_vision", name.replace("\\", "/")) is not None
+
+
 def adapter_path(name: str) -> str:
-    """The file of a combo value (either slash).
+    """The file of a combo value (either slash), or of one that an older workflow saved, with the folder before it.
 
     Raises:
         CheckpointError: it is not there; the message has the download link where the file is a known one.
     """
-    folder, _, rest = name.replace("\\", "/").partition("/")
+    name = name.replace("\\", "/")
+    if name == NO_FILES:
+        raise CheckpointError("an adapter file", "none in models/ipadapter, models/gligen or models/subject_adapters", f"{where_to_get(DEFAULT_ADAPTER)}, then press R to refresh the list.")
+    folder, _, rest = name.partition("/")
     if folder == REHEARSAL and rest in shipped.ADAPTERS.values():
         if not (shipped.FOLDER / rest).is_file():
             raise CheckpointError(f"the file '{rest}'", f"nothing at {shipped.FOLDER / rest}", shipped.AGAIN)
         return str(shipped.FOLDER / rest)
-    path = folder_paths.get_full_path(folder, rest) if folder in FOLDERS and rest else None
+    place = _listed().get(name) or ((folder, rest) if folder in FOLDERS and rest else None)
+    path = folder_paths.get_full_path(*place) if place else None
     if path is None:
         known = published(name) or (None if folder in FOLDERS[1:] else DEFAULT_ADAPTER)
         get = where_to_get(known) if known else f"Put it into models/{folder}, or choose another file"
@@ -164,12 +193,12 @@ def fingerprint(name: str | None) -> str:
         stats = [(path, os.stat(path)) for path in belonging(Path(adapter_path(name or "")))]
     except (CheckpointError, OSError):
         return f"{name}: missing"
-    return "|".join([str(name), *(f"{path}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}" for path, stat in stats)])
+    return "|".join([*(f"{path}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}" for path, stat in stats)])
 
 
 def find_clip_vision(need: EncoderNeed) -> str | None:
-    """The file of models/clip_vision whose headers show an encoder of the needed widths, whatever it is called; see `best_encoder`."""
-    names = folder_paths.get_filename_list("clip_vision")
+    """The file of models/clip_vision whose headers show an encoder of the needed widths, whatever it is called, a published name before others; see `best_encoder`."""
+    names = sorted(folder_paths.get_filename_list("clip_vision"), key=lambda name: published(name) is None)
     return best_encoder(names, lambda widths: need.fits(*widths), lambda name: folder_paths.get_full_path("clip_vision", name))
 
 

@@ -1,0 +1,102 @@
+"""The choices of `adapter_name` and `clip_vision_name`: file names as in the folders, values of older workflows, and folders in which nothing is yet."""
+from pathlib import Path
+
+import pytest
+import published
+import safetensors.torch
+import torch
+from troupe.model_patches.errors import CheckpointError
+
+BIGG, H = (1664, 1280), (1280, 1024)
+
+
+@pytest.fixture
+def folders(host, tmp_path, monkeypatch):
+    """A models folder that is empty, with the host's lists over it."""
+    import folder_paths
+    from troupe.model_patches.hosts.comfyui import adapters
+
+    kept = {name: value for name, value in folder_paths.folder_names_and_paths.items() if name not in (*adapters.FOLDERS, "clip_vision")}
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {**kept, "clip_vision": ([str(tmp_path / "clip_vision")], set(folder_paths.supported_pt_extensions))})
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    (tmp_path / "clip_vision").mkdir()
+    adapters.register_folders()
+    return tmp_path
+
+
+def put(path: Path, state=None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(state or {"x": torch.zeros(1)}, path)
+    return path
+
+
+def test_the_folders_are_there_after_the_first_start(folders):
+    assert sorted(path.name for path in folders.iterdir()) == ["clip_vision", "gligen", "ipadapter", "subject_adapters"]
+
+
+def test_a_models_folder_that_cannot_be_written_to_does_no_harm(folders, monkeypatch):
+    import os
+
+    from troupe.model_patches.hosts.comfyui import adapters
+
+    def refuse(*_, **__):
+        raise PermissionError("read-only file system")
+
+    monkeypatch.setattr(os, "makedirs", refuse)
+    adapters.register_folders()
+
+
+def test_an_empty_list_says_what_to_download(folders):
+    from troupe.model_patches.hosts.comfyui import adapters
+    from troupe.nodes.load_adapter import LoadAdapter
+
+    first = adapters.adapter_names()[0]
+    assert first == "(no adapter file yet)"
+    sentence = LoadAdapter.validate_inputs(first, "auto")
+    assert sentence.startswith("Expected an adapter file, found none in models/ipadapter")
+    assert "https://huggingface.co/h94/IP-Adapter/resolve/main/sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors" in sentence and "press R" in sentence
+    put(folders / "ipadapter" / "a.safetensors")
+    assert adapters.adapter_names()[0] == "a.safetensors"
+
+
+def test_choices_are_paths_in_their_folder_and_older_values_are_read(folders):
+    from troupe.model_patches.hosts.comfyui import adapters
+
+    paths = [put(folders / place) for place in ("ipadapter/a.safetensors", "ipadapter/mine/b.safetensors", "gligen/c.safetensors", "subject_adapters/a.safetensors")]
+    assert [name for name in adapters.adapter_names() if not name.startswith("rehearsal/")] == ["a.safetensors", "mine/b.safetensors", "c.safetensors", "subject_adapters/a.safetensors"]
+    names = {"a.safetensors": 0, "mine/b.safetensors": 1, "mine\\b.safetensors": 1, "c.safetensors": 2,  # as listed
+             "ipadapter/a.safetensors": 0, "ipadapter\\mine\\b.safetensors": 1, "gligen/c.safetensors": 2, "subject_adapters/a.safetensors": 3}  # as saved before
+    for name, place in names.items():
+        assert Path(adapters.adapter_path(name)) == paths[place] and adapters.invalid_names(name) is None
+    assert adapters.fingerprint("a.safetensors") == adapters.fingerprint("ipadapter/a.safetensors"), "the same file is the same adapter"
+    with pytest.raises(CheckpointError, match="models/gligen, or choose another"):
+        adapters.adapter_path("gligen/a.safetensors")
+
+
+def encoder(adapters, name):
+    """The file that an adapter for ViT-H's penultimate states would read with this choice."""
+    from unittest import mock
+
+    from troupe.model_patches.adapter import EncoderNeed
+
+    read = mock.Mock(spec=["encoder"], encoder=EncoderNeed("penultimate", 1280))
+    with mock.patch.object(adapters.rehearsal_models, "is_read_by", lambda spec: False), mock.patch.object(adapters, "check_image_encoder"), \
+            mock.patch.object(adapters, "_load_clip_vision", lambda path, *_: Path(path).name):
+        return adapters.HostAdapter(read, "x", None, None, name).clip_vision()
+
+
+def test_a_published_encoder_is_read_under_whatever_name_it_was_saved(folders):
+    """The name that the templates have is what front ends offer for download; who has the file under another name needs no second one."""
+    from troupe.model_patches.hosts.comfyui import adapters
+
+    name = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"
+    assert adapters.invalid_names(None, name) is None and encoder(adapters, name) is None
+    put(folders / "clip_vision" / "bigG.safetensors", {k: v.half() for k, v in published.vision_encoder(*BIGG).items()})
+    put(folders / "clip_vision" / "model.safetensors", {k: v.half() for k, v in published.vision_encoder(*H).items()})
+    assert encoder(adapters, name) == encoder(adapters, "auto") == "model.safetensors"
+    put(folders / "clip_vision" / name, {k: v.half() for k, v in published.vision_encoder(*H).items()})
+    put(folders / "clip_vision" / "a.safetensors", {k: v.half() for k, v in published.vision_encoder(*H).items()})
+    assert encoder(adapters, name) == encoder(adapters, "auto") == name, "a published name first"
+    assert encoder(adapters, "a.safetensors") == "a.safetensors"
+    assert "which is not there" in adapters.invalid_names(None, "gone.safetensors")
