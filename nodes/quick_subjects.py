@@ -41,7 +41,10 @@ class QuickSubjects(io.ComfyNode):
                 io.Image.Input("image_1", optional=True, tooltip=photo.format(1)),
                 io.String.Input("name_1", default="", optional=True, tooltip=name.format(1)),
                 *more,
-                io.ClipVision.Input("clip_vision", optional=True, tooltip="The CLIP vision encoder; unwired, the one that fits is found in models/clip_vision."),
+                io.ClipVision.Input("clip_vision", optional=True, tooltip="The CLIP vision encoder; unwired, clip_vision_name says which file is read."),
+                io.Combo.Input("clip_vision_name", options=adapters.clip_vision_names(), default=adapters.AUTO, optional=True, tooltip=(
+                    "auto: the file in models/clip_vision whose contents fit the adapter, whatever it is called. A published encoder is found under any name too."
+                )),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="model"),
@@ -53,8 +56,8 @@ class QuickSubjects(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, adapter_name: str | None) -> bool | str:
-        return adapters.invalid_names(adapter_name) or True
+    def validate_inputs(cls, adapter_name: str | None, clip_vision_name: str | None = adapters.AUTO) -> bool | str:
+        return adapters.invalid_names(adapter_name, clip_vision_name) or True
 
     @classmethod
     def fingerprint_inputs(cls, adapter_name: str, **kwargs: Any) -> str:
@@ -62,12 +65,13 @@ class QuickSubjects(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, adapter_name: str, weight: float, positive: Any = None, negative: Any = None, clip: Any = None, image_1: Any = None, name_1: str = "",
-                image_2: Any = None, name_2: str = "", image_3: Any = None, name_3: str = "", image_4: Any = None, name_4: str = "", clip_vision: Any = None) -> io.NodeOutput:
+                image_2: Any = None, name_2: str = "", image_3: Any = None, name_3: str = "", image_4: Any = None, name_4: str = "", clip_vision: Any = None,
+                clip_vision_name: str = adapters.AUTO) -> io.NodeOutput:
         clip = needed(clip, "Quick Subjects", "clip", "the checkpoint")
         image_1 = needed(image_1, "Quick Subjects", "image_1", "Load Image")
         warn = notifier(cls.hidden.unique_id)
         given = ((image_1, name_1), (image_2, name_2), (image_3, name_3), (image_4, name_4))
-        references = quick_references(clip, adapter_name, [pair for pair in given if pair[0] is not None], clip_vision, warn)
+        references = quick_references(clip, adapter_name, [pair for pair in given if pair[0] is not None], clip_vision, warn, clip_vision_name)
         warn_about_missing_names(references, cls.hidden, ("positive",), warn)
         warn_about_wires_past("Quick Subjects", cls.hidden, warn)
         settings = ImageAttentionSettings(weight, mixing_for(references, "auto"))

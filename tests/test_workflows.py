@@ -36,7 +36,7 @@ WIDGETS = {
     "TroupeApplyImageAttention": ["weight", "merge", "start_percent", "end_percent", "box_strength", "box_end_percent", "box_feather", "sharpness", "background",
                                    "in_crops"],
     "TroupeApplyGated": ["strength", "end_percent", "decay_percent", "use_bbox", "in_crops"],
-    "TroupeQuickSubjects": ["adapter_name", "weight", "name_1", "name_2", "name_3", "name_4"],
+    "TroupeQuickSubjects": ["adapter_name", "weight", "name_1", "name_2", "name_3", "name_4", "clip_vision_name"],
     "TroupeApplyWeights": ["strength_model", "strength_clip"],
     "TroupeFaces": ["pick"],
     "TroupeEncodePrompt": ["text", "fuse_start_percent", "fuse_start_step", "quirks"],
@@ -180,6 +180,8 @@ def test_every_model_has_its_link(downloaded):
             known = published(model["name"])
             assert (known.name, known.link, known.folder) == (model["name"], model["url"], model["directory"])
         assert model["name"].endswith(".safetensors"), "the front end downloads nothing else"
+    for node in downloaded["nodes"]:
+        assert {model["name"] for model in node["properties"].get("models", ())} <= {value for value in node.get("widgets_values", ()) if isinstance(value, str)}
     graph = Graph(downloaded)
     [name] = {graph.value(node, "adapter_name") for node in graph.of_type("TroupeLoadAdapter", "TroupeQuickSubjects")}
     [checkpoint] = [graph.value(node, "ckpt_name") for node in graph.of_type("CheckpointLoaderSimple")]

@@ -1,8 +1,8 @@
 """The choices of `adapter_name` and `clip_vision_name`: file names as in the folders, values of older workflows, and folders in which nothing is yet."""
 from pathlib import Path
 
-import pytest
 import published
+import pytest
 import safetensors.torch
 import torch
 from troupe.model_patches.errors import CheckpointError
@@ -63,8 +63,10 @@ def test_an_empty_list_says_what_to_download(folders):
 def test_choices_are_paths_in_their_folder_and_older_values_are_read(folders):
     from troupe.model_patches.hosts.comfyui import adapters
 
-    paths = [put(folders / place) for place in ("ipadapter/a.safetensors", "ipadapter/mine/b.safetensors", "gligen/c.safetensors", "subject_adapters/a.safetensors")]
-    assert [name for name in adapters.adapter_names() if not name.startswith("rehearsal/")] == ["a.safetensors", "mine/b.safetensors", "c.safetensors", "subject_adapters/a.safetensors"]
+    places = ("ipadapter/a.safetensors", "ipadapter/mine/b.safetensors", "gligen/c.safetensors", "subject_adapters/a.safetensors")
+    paths = [put(folders / place) for place in places]
+    listed = [name for name in adapters.adapter_names() if not name.startswith("rehearsal/")]
+    assert listed == ["a.safetensors", "mine/b.safetensors", "c.safetensors", "subject_adapters/a.safetensors"]
     names = {"a.safetensors": 0, "mine/b.safetensors": 1, "mine\\b.safetensors": 1, "c.safetensors": 2,  # as listed
              "ipadapter/a.safetensors": 0, "ipadapter\\mine\\b.safetensors": 1, "gligen/c.safetensors": 2, "subject_adapters/a.safetensors": 3}  # as saved before
     for name, place in names.items():
@@ -100,3 +102,19 @@ def test_a_published_encoder_is_read_under_whatever_name_it_was_saved(folders):
     assert encoder(adapters, name) == encoder(adapters, "auto") == name, "a published name first"
     assert encoder(adapters, "a.safetensors") == "a.safetensors"
     assert "which is not there" in adapters.invalid_names(None, "gone.safetensors")
+
+
+def test_quick_subjects_hands_on_its_encoder(folders, monkeypatch):
+    from unittest import mock
+
+    from troupe.model_patches.hosts.comfyui import quick
+    from troupe.nodes.quick_subjects import QuickSubjects
+
+    put(folders / "ipadapter" / "a.safetensors")
+    loaded, clip = mock.Mock(side_effect=lambda name, vision: mock.Mock(vision=vision)), mock.Mock()
+    monkeypatch.setattr(quick, "load_adapter", loaded)
+    monkeypatch.setattr(quick, "encode_references", lambda adapter, *_, **__: adapter.vision)
+    for name in ("auto", "none", "none", "auto"):
+        assert quick.quick_references(clip, "a.safetensors", [], None, print, name) == name
+    assert loaded.call_count == 3, "another choice is another adapter, the same is remembered"
+    assert "which is not there" in QuickSubjects.validate_inputs("a.safetensors", "gone.safetensors")

@@ -144,7 +144,8 @@ def adapter_path(name: str) -> str:
     """
     name = name.replace("\\", "/")
     if name == NO_FILES:
-        raise CheckpointError("an adapter file", "none in models/ipadapter, models/gligen or models/subject_adapters", f"{where_to_get(DEFAULT_ADAPTER)}, then press R to refresh the list.")
+        raise CheckpointError("an adapter file", "none in models/ipadapter, models/gligen or models/subject_adapters",
+                              f"{where_to_get(DEFAULT_ADAPTER)}, then press R to refresh the list.")
     folder, _, rest = name.partition("/")
     if folder == REHEARSAL and rest in shipped.ADAPTERS.values():
         if not (shipped.FOLDER / rest).is_file():

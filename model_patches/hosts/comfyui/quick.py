@@ -11,15 +11,15 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ...subjects import Cast, References, make_subject
-from .adapters import HostAdapter, fingerprint, load_adapter
+from .adapters import AUTO, HostAdapter, fingerprint, load_adapter
 from .apply import encode_references
 
 
 @dataclass(frozen=True, eq=False)
 class Remembered:
-    """The last adapter and references made for one CLIP, what they were made from, and what was said while making them."""
+    """The last adapter and references made for one CLIP, what they were made from, and what was said while making them. adapter_file: its fingerprint and the encoder's choice."""
 
-    adapter_file: str
+    adapter_file: tuple[str, str]
     adapter: HostAdapter
     made_from: tuple[Any, ...]
     references: References
@@ -29,10 +29,11 @@ class Remembered:
 _last: WeakKeyDictionary[Any, Remembered] = WeakKeyDictionary()
 
 
-def quick_references(clip: Any, adapter_name: str, subjects: Sequence[tuple[Any, str]], clip_vision: Any, warn: Callable[[str], None]) -> References:
+def quick_references(clip: Any, adapter_name: str, subjects: Sequence[tuple[Any, str]], clip_vision: Any, warn: Callable[[str], None],
+                     clip_vision_name: str = AUTO) -> References:
     """References of (IMAGE, name) pairs for an adapter file: load, add, encode, as the three nodes do, or what is remembered of it."""
-    file, last = fingerprint(adapter_name), _last.get(clip)
-    adapter = last.adapter if last is not None and last.adapter_file == file else load_adapter(adapter_name)
+    file, last = (fingerprint(adapter_name), clip_vision_name), _last.get(clip)
+    adapter = last.adapter if last is not None and last.adapter_file == file else load_adapter(adapter_name, clip_vision_name)
     encoder = adapter.clip_vision() if clip_vision is None else clip_vision  # another object when its file has changed
     made_from = (encoder, *(part for pair in subjects for part in pair))
     if last is not None and last.adapter_file == file and _same(last.made_from, made_from):

@@ -1,0 +1,41 @@
+"""On a fresh host, every file that a template needs is offered by the front end, with its folder and a download."""
+import json
+
+import pytest
+from test_templates import NAMES, REGISTRY, REHEARSALS, get, pack_folder
+
+TEXTS = "(selector) => [...document.querySelectorAll(selector)].map((found) => found.innerText).join('\\n')"
+DIALOG = ".p-dialog, [role=dialog]"  # older front ends list missing models in a dialog, newer ones in a panel behind a button
+
+
+def offered(page) -> str:
+    """What the front end says about the missing models of the workflow that was just opened."""
+    for _ in range(40):
+        page.settle(250)
+        if "Missing Models" in (text := page.page.evaluate(TEXTS, DIALOG)):
+            return text
+        details = page.page.get_by_text("View details")
+        if details.count() and details.first.is_visible():
+            details.first.click()
+        if "Missing Models" in (text := page.page.evaluate(TEXTS, "body")):
+            return text
+    return ""
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in REHEARSALS])
+def test_every_missing_file_is_offered(name, page, server):
+    page.outside.clear()
+    saved = json.loads(get(server, f"/api/workflow_templates/{pack_folder(server)}/{name}.json"))
+    page.page.evaluate("async (graph) => { await window.app.loadGraphData(graph, true, true, null); }", saved)
+    text = offered(page)
+    page.page.keyboard.press("Escape")
+    page.settle(700)
+    page.outside.clear()  # the links are asked how large the files are; test_templates.py looks at what else is asked for
+    page.errors[:] = [error for error in page.errors if REGISTRY not in error]
+    assert saved["models"], "a template without files"
+    lines = text.split("\n")
+    for model in saved["models"]:
+        place = next((i for i, line in enumerate(lines) if model["name"] in line), None)
+        assert place is not None, f"{model['name']} is not offered: {text}"
+        entry = "\n".join(lines[place:place + 3])
+        assert model["directory"] in entry and "Download" in entry, entry
