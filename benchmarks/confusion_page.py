@@ -16,7 +16,7 @@ WITHOUT = "without references"
 RIVALS = ("add", "uniform", "joint", "add with boxes")
 CHECKED = range(24)  # seeds of two classes that every test run paints anew
 MARKS = ("<!-- confusion: from benchmarks/confusion.json, made by benchmarks/confusion.py -->", "<!-- end of confusion -->")
-LEAST = 300  # pictures of every cell
+LEAST = 50  # pictures of every cell that are kept; 300 are meant
 AGREE = 5.0  # points by which the two reads may differ
 Verdicts = Mapping[str, Sequence[str]]  # seed -> letters by the recogniser, letters by colours, x for every exact subject
 
@@ -37,6 +37,10 @@ reference has the other one, *mixed* where two references have one each, *cloned
 *swapped* where that one's subject has other colours, and *missing* where no such subject is in the picture; a missing subject counts against the method. Colours that
 are nobody's go to the reference whose colours are the likeliest, so chance gets some right: the row *without references* says how many. *Exact* subjects have both
 colours of their reference: this is how well an adapter carries a look, where *right* is how well looks are kept apart.
+
+Of the merges, *add* is what stacked IP-Adapters do; *relevance* is MIP-Adapter's released code, which divides relevance by its sum over the subjects; *paper* is its
+formula as printed, which divides by the mean over positions: weights far above 1 where a subject is relevant, on which no adapter here was trained, and most subjects are
+lost. *One layer's map* is done in the manner of Conceptrol (arXiv 2503.06568).
 
 A small network trained on drawings reads the pictures. The figures are parts of all subjects, in brackets the 95 % Wilson interval. Boxes are where the same seed
 paints the subjects without references, as an artist draws boxes onto a first picture.
