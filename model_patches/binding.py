@@ -8,6 +8,7 @@ import torch
 
 from .adapter import AdapterSpec, base_name
 from .attention.limits import WHOLE, Window, box_map, limit_map, region_map, union
+from .base_mismatch import base_mismatch
 from .errors import MismatchError
 from .settings import ImageAttentionSettings
 from .subjects import References, ReferenceSubject
@@ -15,6 +16,8 @@ from .subjects import References, ReferenceSubject
 
 def check_widths(spec: AdapterSpec, widths: Sequence[int], context_dim: int) -> None:
     """Raise MismatchError unless the adapter's layers are the model's: widths of its cross-attention layers in checkpoint order, and of its text."""
+    if (error := base_mismatch(spec, context_dim)) is not None:
+        raise error
     if context_dim != spec.context_dim or tuple(widths) != spec.widths:
         what = f"{len(widths)} cross-attention layers for text {context_dim} wide"
         wanted = f"a MODEL for {spec.file}: {spec.describe()}, text {spec.context_dim} wide"
@@ -30,6 +33,8 @@ def check_places(spec: AdapterSpec, widths: Mapping[str, int], context_dim: int)
     fitting = sum(widths.get(path) == width for path, width in places.items())
     if fitting == len(places) and context_dim == spec.gated.object_dim:
         return
+    if (error := base_mismatch(spec, context_dim)) is not None:
+        raise error
     found = f"a MODEL for {base_name(context_dim)}, with a block for {fitting} of its {len(places)} layers"
     do = f"Sample with a checkpoint of the {spec.base} family, or load a file made for this model."
     raise MismatchError(f"a MODEL for {spec.file}: {spec.describe()}, text {spec.gated.object_dim} wide", found, do)

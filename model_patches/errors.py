@@ -11,7 +11,16 @@ def shown(text: object) -> str:
 
 
 class TroupeError(Exception):
-    """Base class. `str(error)` is one paragraph that can be shown as it is."""
+    """Base class. `str(error)` is one paragraph that can be shown as it is.
+
+    The classes claim to be built in: hosts show an exception's type with its module's path, which means nothing to an artist.
+    """
+
+    __module__ = "builtins"
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__module__ = "builtins"
 
     def __init__(self, expected: str, found: str, do: str):
         self.expected, self.found, self.do = expected, found, do

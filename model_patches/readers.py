@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from .adapter import AdapterSpec, base_name
+from .base_mismatch import base_mismatch
 from .checkpoints.catalogue import encoder_of_width, where_to_get
 from .errors import MismatchError, SubjectError
 
@@ -64,6 +65,8 @@ def check_image_encoder(spec: AdapterSpec, images: Any) -> None:
 def check_clip_width(spec: AdapterSpec, width: int, needed: int) -> None:
     """Raise MismatchError unless what the text encoder gives is as wide as the adapter needs."""
     if width != needed:
+        if (error := base_mismatch(spec, width, clip=True)) is not None:
+            raise error
         found, do = f"one {width} wide, for {base_name(width)}", f"{OWN_CLIP}, or choose an adapter for it."
         raise MismatchError(f"a CLIP for {spec.base} ({needed} wide), as {spec.file} is", found, do)
 

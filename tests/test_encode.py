@@ -171,7 +171,8 @@ def test_a_name_that_encodes_to_nothing_is_quoted():
 
 @pytest.mark.parametrize("width, base", [(768, "SD1.5"), (1024, "SD2.x"), (4096, "4096-wide")])
 def test_a_clip_of_another_base_model_is_refused(width, base):
-    with pytest.raises(MismatchError, match=f"CLIP for SDXL .*plus_sdxl.safetensors.*{width} wide.*{base}"):
+    words = f"one {width} wide, for a base model" if width == 4096 else f"is for SDXL, the CLIP that is wired is from an {base} checkpoint. Choose an {base} adapter"
+    with pytest.raises(MismatchError, match=f"plus_sdxl.safetensors .*{words}"):
         encode_subjects(adapter(), PAIR, Images(), project, Names(width))
 
 

@@ -118,7 +118,7 @@ def test_a_text_file_needs_a_clip_and_names():
 def test_a_name_without_words_and_the_clip_of_another_base_are_refused(kind):
     with pytest.raises(SubjectError, match=r"words in it for subject 2, found '\(\)'"):
         encode(kind, subject("cat"), subject("()"), names=Names())
-    with pytest.raises(MismatchError, match=rf"a CLIP for SD1.5 \({E} wide\), as {kind}.safetensors is, found one 2048 wide, for SDXL"):
+    with pytest.raises(MismatchError, match=rf"{kind}.safetensors is for SD1.5, the CLIP that is wired is from an SDXL checkpoint. Choose an SDXL adapter"):
         encode(kind, subject("cat"), names=Names(2048))
 
 
