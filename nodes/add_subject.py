@@ -5,7 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..model_patches.subjects import Cast, make_subject
-from .types import CATEGORY, CastType, Faces, percent
+from .types import CATEGORY, CastType, Faces, found_by, percent
 
 
 class AddSubject(io.ComfyNode):
@@ -15,6 +15,7 @@ class AddSubject(io.ComfyNode):
         return io.Schema(
             node_id="TroupeAddSubject",
             display_name="Add Subject",
+            **found_by("reference", "character", "person", "photo", "multi subject", "mask", "region"),
             category=CATEGORY,
             description="One subject: its photos, and its name as it stands in the prompt. Chain several of these nodes through 'cast' for several subjects.",
             inputs=[

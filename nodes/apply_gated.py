@@ -8,7 +8,7 @@ from ..model_patches.hosts.comfyui.apply import apply_gated
 from ..model_patches.hosts.comfyui.notice import notifier
 from ..model_patches.settings import IN_CROPS, GatedSettings
 from .graph import blocked_unless_wired, needed, warn_about_wires_past
-from .types import CATEGORY, ReferencesType, percent
+from .types import CATEGORY, ReferencesType, found_by, percent
 
 
 class ApplyGated(io.ComfyNode):
@@ -17,6 +17,7 @@ class ApplyGated(io.ComfyNode):
         return io.Schema(
             node_id="TroupeApplyGated",
             display_name="Apply Gated Adapter",
+            **found_by("gligen", "box", "bbox", "regional"),
             category=CATEGORY,
             description=(
                 "Draws each subject into its box, with a GLIGEN or Subject-Diffusion file. Goes between the checkpoint and any sampler; place the subjects with Place "

@@ -9,7 +9,7 @@ from ..model_patches.hosts.comfyui.apply import apply_image_attention
 from ..model_patches.hosts.comfyui.notice import notifier
 from ..model_patches.settings import IN_CROPS, ImageAttentionSettings, mixing_for
 from .graph import blocked_unless_wired, needed, warn_about_missing_names, warn_about_wires_past
-from .types import CATEGORY, ReferencesType, percent
+from .types import CATEGORY, ReferencesType, found_by, percent
 
 
 class ApplyImageAttention(io.ComfyNode):
@@ -18,6 +18,7 @@ class ApplyImageAttention(io.ComfyNode):
         return io.Schema(
             node_id="TroupeApplyImageAttention",
             display_name="Apply Image Attention",
+            **found_by("ip adapter", "ipadapter", "ipadapter advanced", "consistent character", "two characters", "multiple characters", "regional", "mask", "reference"),
             category=CATEGORY,
             description=(
                 "Lets the subjects' photos steer the picture, each where its own name is relevant (MIP-Adapter). Goes between the checkpoint and any sampler. With "

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..model_patches.hosts.comfyui.notice import notifier
 from ..model_patches.hosts.comfyui.weights import apply_weights
 from .graph import unless_wired
-from .types import CATEGORY, Adapter
+from .types import CATEGORY, Adapter, found_by
 
 
 class ApplyAdapterWeights(io.ComfyNode):
@@ -16,6 +16,7 @@ class ApplyAdapterWeights(io.ComfyNode):
         return io.Schema(
             node_id="TroupeApplyWeights",
             display_name="Apply Adapter Weights",
+            **found_by("lora", "adapter lora"),
             category=CATEGORY,
             description=(
                 "Some adapters come with weights of the model or its text encoder that were trained along with them. This node puts them on your checkpoint; LoRAs before or "

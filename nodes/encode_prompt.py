@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..model_patches.hosts.comfyui.notice import notifier
 from ..model_patches.hosts.comfyui.prompt import encode_prompt
 from .graph import used_from
-from .types import CATEGORY, ReferencesType, percent
+from .types import CATEGORY, ReferencesType, found_by, percent
 
 
 class EncodePrompt(io.ComfyNode):
@@ -16,6 +16,7 @@ class EncodePrompt(io.ComfyNode):
         return io.Schema(
             node_id="TroupeEncodePrompt",
             display_name="Encode Prompt with Subjects",
+            **found_by("character", "mm-diff", "fastcomposer", "person", "identity"),
             category=CATEGORY,
             description=(
                 "Encodes a prompt in which each subject's photo stands where its name stands (MM-Diff, FastComposer, and UMM-Diffusion and Subject-Diffusion, whose weights "

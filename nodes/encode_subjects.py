@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..model_patches.encoders.framing import FRAMINGS
 from ..model_patches.hosts.comfyui.apply import encode_references
 from ..model_patches.hosts.comfyui.notice import notifier
-from .types import CATEGORY, Adapter, CastType, ReferencesType
+from .types import CATEGORY, Adapter, CastType, ReferencesType, found_by
 
 
 class EncodeSubjects(io.ComfyNode):
@@ -16,6 +16,7 @@ class EncodeSubjects(io.ComfyNode):
         return io.Schema(
             node_id="TroupeEncodeSubjects",
             display_name="Encode Subject References",
+            **found_by("ip adapter", "ipadapter", "ipadapter encoder", "reference"),
             category=CATEGORY,
             description="Looks at the photos and reads the names of a cast, for the adapter. Runs once; sampling again with another seed or weight does not repeat it.",
             inputs=[

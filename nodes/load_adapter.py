@@ -3,7 +3,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..model_patches.hosts.comfyui import adapters
-from .types import CATEGORY, Adapter
+from .types import CATEGORY, Adapter, found_by
 
 
 class LoadAdapter(io.ComfyNode):
@@ -12,6 +12,7 @@ class LoadAdapter(io.ComfyNode):
         return io.Schema(
             node_id="TroupeLoadAdapter",
             display_name="Load Subject Adapter",
+            **found_by("ip adapter", "ipadapter", "mip-adapter", "gligen", "mm-diff", "fastcomposer", "load ipadapter"),
             category=CATEGORY,
             description=(
                 "Loads an IP-Adapter or MIP-Adapter file for SD1.5, SD2.x or SDXL (Illustrious and NoobAI too), a GLIGEN file for boxes, Subject-Diffusion's, or one that puts "

@@ -11,7 +11,7 @@ from ..model_patches.layouts import LAYOUTS
 from ..model_patches.place_preview import draw_cast
 from ..model_patches.placing import boxes_of, empty_latent, place_subjects
 from ..model_patches.subjects import Cast
-from .types import CATEGORY, CastType
+from .types import CATEGORY, CastType, found_by
 
 BOX_TYPES = [io.Custom(name) for name in ("BOUNDING_BOX", "BOUNDING_BOXES", "BBOX", "SEGS")]
 
@@ -22,6 +22,7 @@ class PlaceSubjects(io.ComfyNode):
         return io.Schema(
             node_id="TroupePlaceSubjects",
             display_name="Place Subjects",
+            **found_by("region", "regional", "box", "bbox", "bounding box", "mask", "layout", "gligen"),
             category=CATEGORY,
             description=(
                 "Says where in the picture each subject stands: with boxes you draw, with the boxes of a detector, or with a ready layout. Apply Image Attention keeps each "

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..model_patches.faces import PICKS, prepare_faces
 from ..model_patches.hosts.comfyui.notice import notifier
-from .types import CATEGORY, Faces
+from .types import CATEGORY, Faces, found_by
 
 ANALYSERS = [io.Custom(name) for name in ("INSIGHTFACE", "FACEANALYSIS", "ANALYSIS_MODELS")]
 
@@ -18,6 +18,7 @@ class PrepareFaces(io.ComfyNode):
         return io.Schema(
             node_id="TroupeFaces",
             display_name="Prepare Faces",
+            **found_by("face", "faceid", "person", "portrait"),
             category=CATEGORY,
             description=(
                 "For adapters that read faces: the face in each photo of a subject, as a vector that says who it is and as an upright crop. The face is found by an analyser "

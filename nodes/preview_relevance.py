@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 from ..model_patches.hosts.comfyui.notice import show
 from ..model_patches.map_pictures import draw_maps
 from ..model_patches.relevance_maps import report
-from .types import CATEGORY, RecordType
+from .types import CATEGORY, RecordType, found_by
 
 
 class PreviewRelevance(io.ComfyNode):
@@ -16,6 +16,7 @@ class PreviewRelevance(io.ComfyNode):
         return io.Schema(
             node_id="TroupePreviewRelevance",
             display_name="Preview Relevance",
+            **found_by("attention map", "heatmap", "mask"),
             category=CATEGORY,
             description="Shows which part of the picture each subject owned while it was sampled: a map in the subject's colour for each, and a report in numbers.",
             inputs=[

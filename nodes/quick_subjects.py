@@ -10,7 +10,7 @@ from ..model_patches.hosts.comfyui.notice import notifier
 from ..model_patches.hosts.comfyui.quick import quick_references
 from ..model_patches.settings import ImageAttentionSettings, mixing_for
 from .graph import blocked_unless_wired, needed, warn_about_missing_names, warn_about_wires_past
-from .types import CATEGORY, ReferencesType
+from .types import CATEGORY, ReferencesType, found_by
 
 
 class QuickSubjects(io.ComfyNode):
@@ -24,6 +24,7 @@ class QuickSubjects(io.ComfyNode):
         return io.Schema(
             node_id="TroupeQuickSubjects",
             display_name="Quick Subjects",
+            **found_by("ip adapter", "ipadapter", "reference", "character", "consistent character", "two characters", "multiple characters", "person", "photo", "multi subject"),
             category=CATEGORY,
             description=(
                 "Up to four subjects in one node between the checkpoint and the sampler: a photo and a name each. It does what Load Subject Adapter, Add Subject, Encode "

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..model_patches.hosts.comfyui.record import record_relevance
 from ..model_patches.relevance_maps import BLOCKS
-from .types import CATEGORY, RecordType
+from .types import CATEGORY, RecordType, found_by
 
 
 class RecordRelevance(io.ComfyNode):
@@ -15,6 +15,7 @@ class RecordRelevance(io.ComfyNode):
         return io.Schema(
             node_id="TroupeRecordRelevance",
             display_name="Record Relevance",
+            **found_by("attention map", "heatmap"),
             category=CATEGORY,
             description=(
                 "Notes, while this MODEL samples, which part of the picture each subject of Apply Image Attention owns. It changes no pixel. Preview Relevance shows what it "

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..model_patches.hosts.comfyui import rehearsal
 from ..rehearsal.sprites import CLASSES
-from .types import CATEGORY, Adapter
+from .types import CATEGORY, Adapter, found_by
 
 ADAPTERS = {"mip_adapter": "mip", "ip_adapter": "ip"}  # values of the combo -> keys of rehearsal.files.ADAPTERS
 SHOWN = ("cat", "robot", "bird")
@@ -18,6 +18,7 @@ class LoadRehearsalModels(io.ComfyNode):
         return io.Schema(
             node_id="TroupeRehearsal",
             display_name="Load Rehearsal Models",
+            **found_by("start here", "example", "demo", "tutorial", "test model"),
             category=CATEGORY,
             description=(
                 "Loads the small models that come with Troupe: nothing to download, a picture in seconds on a CPU. They know only a drawn world of ten classes at 128x128 pixels, "

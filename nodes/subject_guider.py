@@ -5,7 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..model_patches.hosts.comfyui.guider import METHODS, GuidanceSettings, subject_guider
-from .types import CATEGORY, percent
+from .types import CATEGORY, found_by, percent
 
 
 class SubjectGuider(io.ComfyNode):
@@ -14,6 +14,7 @@ class SubjectGuider(io.ComfyNode):
         return io.Schema(
             node_id="TroupeSubjectGuider",
             display_name="Subject Guider",
+            **found_by("guider", "guidance"),
             category=CATEGORY,
             description=(
                 "Guides the picture with two strengths: one for the text, one for the subjects' looks. Method subject_diffusion is as published; umm follows UMM-Diffusion's "

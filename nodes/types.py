@@ -1,16 +1,23 @@
 """Socket types and small helpers that the nodes share."""
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from comfy_api.latest import io
 
 CATEGORY = "Troupe"
+HAS_ALIASES = "search_aliases" in {field.name for field in fields(io.Schema)}
 Adapter = io.Custom("TROUPE_ADAPTER")
 CastType = io.Custom("TROUPE_CAST")
 ReferencesType = io.Custom("TROUPE_REFERENCES")
 Faces = io.Custom("TROUPE_FACES")
 RecordType = io.Custom("TROUPE_RECORD")
+
+
+def found_by(*words: str) -> dict[str, list[str]]:
+    """Words by which the host's search finds a node besides its name, as an argument of io.Schema; nothing where the host has no such argument."""
+    return {"search_aliases": list(words)} if HAS_ALIASES else {}
 
 
 def percent(id: str, default: float, tooltip: str, **kwargs: Any) -> Any:

@@ -152,3 +152,21 @@ def test_the_host_reads_the_metadata(listed, base_folder):
     assert (found.project.name, found.tool_comfy.display_name, found.tool_comfy.publisher_id) == ("troupe", "Troupe", "troupe-comfy")
     assert found.project.supported_comfyui_version == ">=0.3.64"
     assert found.project.supported_os == ["OS Independent"]
+
+
+WANTED = ("ip adapter", "ipadapter", "reference", "character", "consistent character", "person", "face", "region", "mask", "multiple characters", "photo", "box", "gligen", "two characters")
+
+
+def test_artists_words_find_the_nodes_where_the_host_reads_aliases(listed):
+    """Every word leads to a node of ours; research nodes come with no word of a beginner."""
+    from comfy_api.latest import io
+
+    found = {id_: node.get("search_aliases") for id_, node in listed.items() if id_.startswith("Troupe")}
+    if "search_aliases" not in io.Schema.__dataclass_fields__:
+        assert not any(found.values())
+        return
+    assert all(found.values())
+    for word in WANTED:
+        assert any(word in words for words in found.values()), word
+    assert not set(found["TroupeSubjectGuider"]) & set(WANTED)
+    assert set(WANTED[:2]) <= set(found["TroupeQuickSubjects"]) & set(found["TroupeLoadAdapter"]) & set(found["TroupeApplyImageAttention"])
