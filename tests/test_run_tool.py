@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -405,6 +406,17 @@ def test_the_size_is_also_that_of_boxes_that_do_not_feed_the_latent():
     assert (job.width, job.height) == (832, 1216) == (job.applied[0].places[0].width, job.applied[0].places[0].height)
 
 
+def test_names_are_asked_for_at_a_terminal(monkeypatch, capsys):
+    """Once for each photo without one, until something is typed."""
+    asked, typed = [], iter(["", " tabby ", "woman"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or next(typed))
+    options = run_tool.parse(["--photo", str(real_photos()[1]), "--photo", str(real_photos()[0])])
+    run_tool.ask_names(options)
+    assert options.name == ["tabby", "woman"]
+    assert [question.split(" stands for ")[1] for question in asked] == ["chelsea.png in the prompt? "] * 2 + ["astronaut.png in the prompt? "]
+
+
 def test_without_changes_only_the_photos_differ():
     for name in TEMPLATES:
         edited = editing.edit(template(name), editing.Changes())
@@ -435,12 +447,12 @@ def test_a_photo_of_the_workflow_s_own_is_looked_up(tmp_path):
     (["--models", "no_such_folder"], "no folder no_such_folder"),
     (["--engine", "comfyui"], "No ComfyUI was found.*COMFYUI_PATH"),
     (["--size", "100x100"], "multiples of 8 pixels.*100x100"),
-    (["--photo", __file__, "--size", "64x64"], "no picture that can be read"),
+    (["--photo", __file__, "--size", "64x64"], f"{re.escape(__file__)} is no picture that can be read.*--photo"),
+    (["--photo", str(real_photos()[1]), "--size", "64x64"], "--photo .*chelsea.png has no name. Add --name"),
+    (["--photo", str(real_photos()[1]), "--name", "cat", "--photo", str(real_photos()[0])], "--photo .*astronaut.png has no name"),
     (["--name", " "], "a name for subject 1"),
 ])
 def test_mistakes_are_sentences(arguments, said, capsys, tmp_path):
-    import re
-
     assert run_tool.main([RANDOM, *arguments, "--output", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and re.search(said, error, re.S) and "Traceback" not in error

@@ -12,6 +12,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ def run(options: argparse.Namespace) -> None:
         print(f"done in {time.monotonic() - began:.0f} s")
         return
     print(f"workflow: {find_workflow(options.workflow).name}, engine: {'ComfyUI' if host else 'embedded (diffusers)'}")
+    check_photos(options.photo)
+    ask_names(options)
     edited = edit(_read(options), changes_of(options, random), _photo_folders(options, comfyui))
     check_folder(options.output)
     with room_for_temporary_files():
@@ -174,6 +177,32 @@ def rehearsal(options: argparse.Namespace) -> None:
     saved = save_all(files, options.output)
     print("\n".join(f"saved {path}" for path in saved))
     print(text.rstrip())
+
+
+def check_photos(photos: Sequence[Path]) -> None:
+    """Raise RunError for a file that is no picture, by the name that the user gave it. Files that are not there are left to `edit`."""
+    from PIL import Image
+
+    for path in photos:
+        if path.is_file():
+            try:
+                with Image.open(path) as picture:
+                    picture.load()
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                raise RunError(f"{path} is no picture that can be read ({type(error).__name__}). Give a JPEG, PNG or WebP file with --photo.") from error
+
+
+def ask_names(options: argparse.Namespace) -> None:
+    """Complete `options.name`: ask for the name of every photo that has none. Raises RunError where nobody can be asked."""
+    for path in options.photo[len(options.name):]:
+        if not path.is_file():
+            return
+        if not sys.stdin.isatty():
+            raise RunError(f"--photo {path} has no name. Add --name with the noun that stands for it in the prompt, such as --name cat, and --prompt with one that has the noun.")
+        name = ""
+        while not name:
+            name = input(f"Which noun stands for {path.name} in the prompt? ").strip()
+        options.name.append(name)
 
 
 def changes_of(options: argparse.Namespace, random: bool) -> Changes:

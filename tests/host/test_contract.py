@@ -154,7 +154,8 @@ def test_the_host_reads_the_metadata(listed, base_folder):
     assert found.project.supported_os == ["OS Independent"]
 
 
-WANTED = ("ip adapter", "ipadapter", "reference", "character", "consistent character", "person", "face", "region", "mask", "multiple characters", "photo", "box", "gligen", "two characters")
+WANTED = ("ip adapter", "ipadapter", "reference", "character", "consistent character", "person", "face", "region", "mask", "multiple characters", "photo", "box", "gligen",
+          "two characters")
 
 
 def test_artists_words_find_the_nodes_where_the_host_reads_aliases(listed):
