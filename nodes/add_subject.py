@@ -5,7 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..model_patches.subjects import Cast, make_subject
-from .types import CATEGORY, CastType, Faces, found_by, percent
+from .types import CATEGORY, FOLDED, CastType, Faces, found_by, percent
 
 
 class AddSubject(io.ComfyNode):
@@ -26,8 +26,8 @@ class AddSubject(io.ComfyNode):
                 io.Float.Input("weight", default=1.0, min=0.0, max=3.0, step=0.05, tooltip=(
                     "How strong this subject is, times the strength of the Apply node. Changing it leaves the other subjects as they are."
                 )),
-                percent("start_percent", 0.0, "When this subject begins to act: 0 is the first step."),
-                percent("end_percent", 1.0, "When this subject stops acting: 1 is the last step."),
+                percent("start_percent", 0.0, "When this subject begins to act: 0 is the first step.", **FOLDED),
+                percent("end_percent", 1.0, "When this subject stops acting: 1 is the last step.", **FOLDED),
                 CastType.Input("cast", optional=True, tooltip="The subjects before this one. Leave empty for the first."),
                 io.Mask.Input("mask", optional=True, tooltip=(
                     "Cut-out of the subject in the photo: white is the subject, the rest is replaced by white. (Load Image gives the transparent part of a PNG as white: "

@@ -8,7 +8,7 @@ from ..model_patches.hosts.comfyui.apply import apply_gated
 from ..model_patches.hosts.comfyui.notice import notifier
 from ..model_patches.settings import IN_CROPS, GatedSettings
 from .graph import blocked_unless_wired, needed, warn_about_wires_past
-from .types import CATEGORY, ReferencesType, found_by, percent
+from .types import CATEGORY, FOLDED, ReferencesType, found_by, percent
 
 
 class ApplyGated(io.ComfyNode):
@@ -35,11 +35,11 @@ class ApplyGated(io.ComfyNode):
                 percent("end_percent", 1.0, (
                     "How long they act at full strength (GLIGEN's tau). 0.3 suits text boxes: the layout is made early, and after that the plain model paints better. 1 for photos."
                 )),
-                percent("decay_percent", 0.0, "How long the strength then takes to fall to nothing. 0: it stops at once."),
-                io.Combo.Input("use_bbox", options=["auto", "on", "off"], default="auto", tooltip=(
+                percent("decay_percent", 0.0, "How long the strength then takes to fall to nothing. 0: it stops at once.", **FOLDED),
+                io.Combo.Input("use_bbox", options=["auto", "on", "off"], default="auto", **FOLDED, tooltip=(
                     "Only for Subject-Diffusion: whether its photo tokens know their boxes. auto: not for a single subject, as published. No effect with GLIGEN files."
                 )),
-                io.Combo.Input("in_crops", optional=True, options=[*IN_CROPS], default=IN_CROPS[0], tooltip=(
+                io.Combo.Input("in_crops", optional=True, options=[*IN_CROPS], default=IN_CROPS[0], **FOLDED, tooltip=(
                     "What to do with regions and boxes if only a part of the picture is sampled, as by detailers, tiled upscalers or crop and stitch. auto: skip the node there, "
                     "with a warning. apply: stretch them over that part. skip: skip the node in every img2img run. No effect without regions and boxes."
                 )),

@@ -9,7 +9,7 @@ from ..model_patches.hosts.comfyui.apply import apply_image_attention
 from ..model_patches.hosts.comfyui.notice import notifier
 from ..model_patches.settings import IN_CROPS, ImageAttentionSettings, mixing_for
 from .graph import blocked_unless_wired, needed, warn_about_missing_names, warn_about_wires_past
-from .types import CATEGORY, ReferencesType, found_by, percent
+from .types import CATEGORY, FOLDED, ReferencesType, found_by, percent
 
 
 class ApplyImageAttention(io.ComfyNode):
@@ -39,21 +39,21 @@ class ApplyImageAttention(io.ComfyNode):
                     "uniform: equal shares. joint: all photos as one reference. add: everybody everywhere at full strength, as stacked IPAdapter nodes. auto: as the "
                     "adapter was published: joint for MM-Diff, relevance for all others."
                 )),
-                percent("start_percent", 0.0, "When the references begin to act: 0 is the first step."),
+                percent("start_percent", 0.0, "When the references begin to act: 0 is the first step.", **FOLDED),
                 percent("end_percent", 1.0, "When they stop: 1 is the last step. Ending at 0.6 to 0.8 gives the prompt more say in details."),
-                io.Float.Input("box_strength", default=1.0, min=0.0, max=1.0, step=0.05, tooltip=(
+                io.Float.Input("box_strength", default=1.0, min=0.0, max=1.0, step=0.05, **FOLDED, tooltip=(
                     "How strictly a subject keeps to its box. 1 strictly; 0 ignores the boxes. No effect without boxes."
                 )),
-                percent("box_end_percent", 1.0, "When the boxes stop limiting; relevance alone decides after that."),
-                io.Float.Input("box_feather", default=0.05, min=0.0, max=0.5, step=0.01, tooltip="Softness of a box's edge, as a part of the picture's side."),
+                percent("box_end_percent", 1.0, "When the boxes stop limiting; relevance alone decides after that.", **FOLDED),
+                io.Float.Input("box_feather", default=0.05, min=0.0, max=0.5, step=0.01, **FOLDED, tooltip="Softness of a box's edge, as a part of the picture's side."),
                 io.Float.Input("sharpness", default=1.0, min=0.25, max=8.0, step=0.05, tooltip=(
                     "Raises the relevance to this power. 1 as published; 2 to 4 separates similar subjects more clearly."
                 )),
-                io.Float.Input("background", default=1.0, min=0.0, max=1.0, step=0.05, tooltip=(
+                io.Float.Input("background", default=1.0, min=0.0, max=1.0, step=0.05, **FOLDED, tooltip=(
                     "How much the references act where no subject is relevant. 1 as published; lower keeps the photos out of the background. Needs names; no effect with "
                     "merge uniform."
                 )),
-                io.Combo.Input("in_crops", optional=True, options=[*IN_CROPS], default=IN_CROPS[0], tooltip=(
+                io.Combo.Input("in_crops", optional=True, options=[*IN_CROPS], default=IN_CROPS[0], **FOLDED, tooltip=(
                     "What to do with regions and boxes if only a part of the picture is sampled, as by detailers, tiled upscalers or crop and stitch. auto: skip the node there, "
                     "with a warning. apply: stretch them over that part. skip: skip the node in every img2img run. No effect without regions and boxes."
                 )),

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..model_patches.hosts.comfyui.notice import notifier
 from ..model_patches.hosts.comfyui.prompt import encode_prompt
 from .graph import used_from
-from .types import CATEGORY, ReferencesType, found_by, percent
+from .types import CATEGORY, FOLDED, ReferencesType, found_by, percent
 
 
 class EncodePrompt(io.ComfyNode):
@@ -32,7 +32,7 @@ class EncodePrompt(io.ComfyNode):
                 io.Int.Input("fuse_start_step", default=-1, min=-1, max=10000, tooltip=(
                     "The same as an exact step: the first one with the subjects, counted from 0. -1: the percent above holds."
                 )),
-                io.Combo.Input("quirks", options=["clean", "official"], default="clean", tooltip=(
+                io.Combo.Input("quirks", options=["clean", "official"], default="clean", **FOLDED, tooltip=(
                     "clean: as the papers mean it. official: as the published MM-Diff pipeline runs, with its slips: no LoRA in SDXL's second text encoder, and subjects in the "
                     "negative prompt too (wire the positive's text into 'places_of' of the negative's node)."
                 )),

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..model_patches.encoders.framing import FRAMINGS
 from ..model_patches.hosts.comfyui.apply import encode_references
 from ..model_patches.hosts.comfyui.notice import notifier
-from .types import CATEGORY, Adapter, CastType, ReferencesType, found_by
+from .types import CATEGORY, FOLDED, Adapter, CastType, ReferencesType, found_by
 
 
 class EncodeSubjects(io.ComfyNode):
@@ -22,7 +22,7 @@ class EncodeSubjects(io.ComfyNode):
             inputs=[
                 Adapter.Input("adapter", tooltip="From Load Subject Adapter."),
                 CastType.Input("cast", tooltip="From the last Add Subject, or from Place Subjects."),
-                io.Combo.Input("framing", options=["auto", *FRAMINGS], default="auto", tooltip=(
+                io.Combo.Input("framing", options=["auto", *FRAMINGS], default="auto", **FOLDED, tooltip=(
                     "How a photo becomes a square. auto: as the adapter was published (white borders for IP-Adapter and MIP-Adapter, black ones for MM-Diff and "
                     "FastComposer, the middle square for GLIGEN). pad: white borders, nothing is lost. center: the middle square, the ends are cut off. "
                     "stretch: everything, distorted."

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from inspect import signature
 from typing import Any
 
 from comfy_api.latest import io
@@ -18,6 +19,9 @@ RecordType = io.Custom("TROUPE_RECORD")
 def found_by(*words: str) -> dict[str, list[str]]:
     """Words by which the host's search finds a node besides its name, as an argument of io.Schema; nothing where the host has no such argument."""
     return {"search_aliases": list(words)} if HAS_ALIASES else {}
+
+
+FOLDED = {"advanced": True} if "advanced" in signature(io.Float.Input.__init__).parameters else {}  # widgets that beginners never touch, where the host can fold them
 
 
 def percent(id: str, default: float, tooltip: str, **kwargs: Any) -> Any:

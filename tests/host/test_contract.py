@@ -171,3 +171,18 @@ def test_artists_words_find_the_nodes_where_the_host_reads_aliases(listed):
         assert any(word in words for words in found.values()), word
     assert not set(found["TroupeSubjectGuider"]) & set(WANTED)
     assert set(WANTED[:2]) <= set(found["TroupeQuickSubjects"]) & set(found["TroupeLoadAdapter"]) & set(found["TroupeApplyImageAttention"])
+
+
+def test_what_beginners_never_touch_is_folded_where_the_host_can(listed):
+    """Weight, merge, end and sharpness stay in sight on Apply Image Attention; hosts without the option show everything."""
+    import inspect
+
+    from comfy_api.latest import io
+
+    folded = {id_: {name for name, given in inputs_of(node).items() if given.get("advanced")} for id_, node in listed.items()}
+    if "advanced" not in inspect.signature(io.Float.Input.__init__).parameters:
+        assert not any(folded.values())
+        return
+    assert folded["TroupeApplyImageAttention"] == {"start_percent", "box_strength", "box_end_percent", "box_feather", "background", "in_crops"}
+    assert folded["TroupeAddSubject"] == {"start_percent", "end_percent"} and not folded["TroupeQuickSubjects"]
+    assert not any(folded[id_] for id_ in ("TroupeLoadAdapter", "TroupePlaceSubjects", "TroupeRehearsal"))
