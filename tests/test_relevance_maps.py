@@ -1,6 +1,8 @@
 """Relevance maps without a host: what a layer tells, how maps are averaged, measured, told and drawn."""
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from troupe.model_patches.attention.decoupled import MERGES, LayerTokens, Mixing, image_delta
@@ -151,7 +153,7 @@ def test_the_report_of_two_subjects():
         "mine.safetensors, merge relevance, all blocks",
         "1 red fox: 50 % of the picture; 75 % of that inside its own box.",
         "2 cat: 25 % of the picture.",
-        "Overlap, of the smaller share the part that the other has in the same places: 1 and 2 75 %.",
+        "1 red fox and 2 cat overlap 75 %.",
     ]
 
 
@@ -161,7 +163,7 @@ def test_the_report_of_a_lone_subject_and_of_one_that_rested():
     text = report(recorded(SubjectMap("fox", torch.ones(4, 4), region=region)))
     assert text.endswith("1 fox: alone, so nobody takes a share from it. The map shows where its name is looked at. 50 % of it is inside its own region.")
     text = report(recorded(SubjectMap("fox", torch.ones(4, 4)), SubjectMap("cat", None)))
-    assert "2 cat: rested" in text and "Overlap" not in text and "Warning" not in text
+    assert "2 cat: rested" in text and "overlap" not in text and "Warning" not in text
 
 
 def test_who_owns_next_to_nothing_is_warned_of():
@@ -177,8 +179,16 @@ def test_who_owns_next_to_nothing_is_warned_of():
 
 def test_many_overlaps_are_cut_to_the_largest():
     maps = [SubjectMap(f"cat {i}", uniform(4, 4, seed=i)) for i in range(8)]
-    line = next(line for line in report(recorded(*maps)).splitlines() if line.startswith("Overlap"))
-    assert line.count(" and ") == 10 and line.endswith("(the 10 largest of 28).")
+    lines = report(recorded(*maps)).splitlines()
+    pairs = [float(re.search(r" overlap ([\d.]+) %", line)[1]) for line in lines if " overlap " in line and " and " in line]
+    assert len(pairs) == 10 and pairs == sorted(pairs, reverse=True) and lines[-1] == "The other 18 pairs overlap less."
+
+
+def test_two_that_cannot_be_told_apart_get_advice():
+    first, second = halves(0.51)
+    text = report(recorded(SubjectMap("astronaut", first), SubjectMap("cat", second)))
+    assert text.endswith("1 astronaut and 2 cat overlap 98 %: the model cannot tell them apart. Raise 'sharpness' to 3, or give each a box.")
+    assert "cannot tell" not in report(recorded(SubjectMap("astronaut", halves(0.52)[0]), SubjectMap("cat", halves(0.52)[1])))
 
 
 def test_what_is_said_where_nothing_was_recorded():

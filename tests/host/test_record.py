@@ -358,7 +358,7 @@ def test_another_seed_shows_new_maps(lab, studio):
         assert studio.run(lab.graph(seed=seed)) is None
     (first, report_1), (second, report_2) = lab.Look.got[""]
     assert first.shape == second.shape and not torch.equal(first, second) and report_1 != report_2
-    assert "subject 1" in report_2 and "Overlap" in report_2 and OTHER_LATENT not in report_2
+    assert "subject 1" in report_2 and " overlap " in report_2 and OTHER_LATENT not in report_2
     assert shown(studio, "preview") == (1, [report_2]) and studio.server.texts == [("preview", report_2)]
 
 
@@ -395,6 +395,6 @@ def test_a_sampler_beside_the_record(lab, studio):
     """The sampler's wire passes Record Relevance by: a sentence, not a failure and not old maps unmarked."""
     assert studio.run(lab.graph(recorded=False)) is None
     assert lab.Look.got[""][0][1] == NOT_SAMPLED
-    assert studio.run(lab.graph()) is None and "Overlap" in lab.Look.got[""][1][1]
+    assert studio.run(lab.graph()) is None and " overlap " in lab.Look.got[""][1][1]
     assert studio.run(lab.graph(recorded=False, seed=2)) is None
     assert lab.Look.got[""][2][1].endswith(OTHER_LATENT)
