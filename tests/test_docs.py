@@ -11,19 +11,21 @@ from graph import ROOT
 from troupe.model_patches.checkpoints.catalogue import ADAPTERS, DEFAULT_ADAPTER, ENCODERS, GATED, PROJECTION_MATRIX, PROMPT, VIT_H
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {page.stem: page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))}
+TEXT = "\n".join([README, *DOCS.values()])
 NODES = json.loads((ROOT / "tests" / "golden" / "node_contract.json").read_text())["nodes"]
 PAGES = sorted((ROOT / "web" / "docs").glob("*.md"))
 SHORT = {encoder.name: encoder.name.split()[1].split("/")[0] for encoder in ENCODERS}  # 'CLIP ViT-H/14 (...)' -> 'ViT-H'
 
 
 def section(title: str) -> str:
-    """Text under a '## title' of the README."""
-    return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", README, re.M | re.S).group(1)
+    """Text under a '## title' of the README or of docs."""
+    return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", TEXT, re.M | re.S).group(1)
 
 
 def table(name: str) -> list[list[str]]:
     """Cells of the table between '<!-- name' and '<!-- end of name -->', without its two head rows."""
-    text = re.search(rf"<!-- {name}.*?-->(.*?)<!-- end of {name} -->", README, re.S).group(1)
+    text = re.search(rf"<!-- {name}.*?-->(.*?)<!-- end of {name} -->", TEXT, re.S).group(1)
     return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.strip().splitlines()][2:]
 
 
@@ -32,18 +34,18 @@ def table(name: str) -> list[list[str]]:
 def test_the_adapter_table_is_the_catalogue():
     wanted = [[f"[{f.name}]({f.link})", f.size, f.base, SHORT[f.encoder], f.licence] for f in ADAPTERS]
     assert table("adapters") == wanted
-    assert {f.folder for f in ADAPTERS} == {"ipadapter"} and "All of them go into `models/ipadapter`" in README
+    assert {f.folder for f in ADAPTERS} == {"ipadapter"} and "All of them go into `models/ipadapter`" in TEXT
 
 
 def test_the_table_of_gated_adapters_is_the_catalogue():
     assert table("gated") == [[f"[{f.name}]({f.link})", f.size, f.base, SHORT.get(f.encoder, "none"), f.licence] for f in GATED]
-    assert {f.folder for f in (*GATED, PROJECTION_MATRIX)} == {"gligen"} and "All of these go into `models/gligen`" in README
-    assert f"[projection_matrix]({PROJECTION_MATRIX.link}) ({PROJECTION_MATRIX.size})" in README
+    assert {f.folder for f in (*GATED, PROJECTION_MATRIX)} == {"gligen"} and "All of these go into `models/gligen`" in TEXT
+    assert f"[projection_matrix]({PROJECTION_MATRIX.link}) ({PROJECTION_MATRIX.size})" in TEXT
 
 
 def test_the_table_of_prompt_adapters_is_the_catalogue():
     assert table("prompt") == [[f"[{f.name}]({f.link})", f.size, f.base, SHORT[f.encoder], f.licence] for f in PROMPT]
-    assert {f.folder for f in PROMPT} == {"subject_adapters"} and "All of these go into `models/subject_adapters`" in README
+    assert {f.folder for f in PROMPT} == {"subject_adapters"} and "All of these go into `models/subject_adapters`" in TEXT
 
 
 def test_the_encoder_table_is_the_catalogue():
@@ -66,7 +68,7 @@ def test_every_file_the_dialog_cannot_fetch_has_its_line():
         if "/resolve/" not in file.link:  # a page
             continue
         if not file.link.endswith(".safetensors") or file.link.endswith("/model.safetensors"):
-            assert f"curl -L -o models/{file.folder}/{file.name} {file.link}\n" in README
+            assert f"curl -L -o models/{file.folder}/{file.name} {file.link}\n" in TEXT
 
 
 # ---- commands ----------------------------------------------------------------------------------------------------------------------------
@@ -116,7 +118,7 @@ def messages() -> list[str]:
 
 
 MESSAGES = messages()
-QUOTED = re.findall(r"^### `(.+)`$", section("Troubleshooting"), re.M)
+QUOTED = re.findall(r"^## `(.+)`$", DOCS["troubleshooting"], re.M)
 
 
 @pytest.mark.parametrize("quote", QUOTED)
@@ -132,7 +134,7 @@ def test_messages_are_quoted_at_all():
 @pytest.mark.parametrize("do", ["TroupeError", "CheckpointError", "SubjectError", "MismatchError"])
 def test_the_readme_shows_no_class_names(do):
     """Artists search for the sentence, which is what ComfyUI shows."""
-    assert do not in README
+    assert do not in TEXT
 
 
 # ---- help pages --------------------------------------------------------------------------------------------------------------------------
@@ -153,13 +155,13 @@ def test_a_page_explains_every_input(id):
 
 
 @pytest.mark.parametrize("id", NODES)
-def test_the_readme_links_every_page(id):
-    assert f"[{NODES[id]['display_name']}](web/docs/{id}.md)" in README
+def test_the_table_of_nodes_links_every_page(id):
+    assert f"[{NODES[id]['display_name']}](../web/docs/{id}.md)" in DOCS["nodes"]
 
 
 # ---- links -------------------------------------------------------------------------------------------------------------------------------
 
-LINKS = [(page.name, link, page.parent / link.split("#")[0]) for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES]
+LINKS = [(page.name, link, page.parent / link.split("#")[0]) for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), *PAGES]
          for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")) if not re.match(r"https://|#", link)]
 
 
@@ -169,14 +171,22 @@ def test_a_link_leads_somewhere(page, link, target):
 
 
 def test_a_link_that_shows_a_path_leads_there():
-    shown = [(text, link) for text, link in re.findall(r"\[([\w./]+/[\w./]+)\]\((?!https://)([^)#\s]+)\)", README)]
+    shown = [(text, link) for text, link in re.findall(r"\[([\w./]+/[\w./]+)\]\((?!https://)([^)#\s]+)\)", TEXT)]
+    shown = [(text, link.removeprefix("../")) for text, link in shown]
     assert len(shown) > 5
     assert not [(text, link) for text, link in shown if text != link and not link.startswith(f"{text}/")]
 
 
-def test_links_within_the_readme():
-    headings = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", README, re.M)}
-    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in DOCS)])
+def test_a_link_to_a_heading_finds_it(page):
+    path = ROOT / page
+    for target, anchor in re.findall(r"\]\((?!https://)([^)#\s]*)#([^)]+)\)", path.read_text(encoding="utf-8")):
+        headings = re.findall(r"^#+ (.+)$", (path.parent / target if target else path).read_text(encoding="utf-8"), re.M)
+        assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}, f"{target}#{anchor}"
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
 
 
 def test_the_readme_begins_with_a_picture():
