@@ -95,14 +95,15 @@ def sentence(cells: Mapping[str, Verdicts]) -> str:
         if figures:
             parts.append(f"of {cast} {', '.join(figures)}")
     count = min((len(found) for key, found in cells.items() if key.endswith(" | 1")), default=0)
-    return (f"Subjects that keep their own look beside another one, in the rehearsal world with its MIP-Adapter: {'; '.join(parts)}. "
+    return (f"Subjects that keep their own look beside another one, in the rehearsal world with its MIP-Adapter (exactly: both colours right): {'; '.join(parts)}. "
             f"At least {count} pictures each, 95 % intervals; [all figures](benchmarks/CONFUSION.md).")
 
 
 def _named(method: str, verdicts: Verdicts) -> str:
     """'75 % [69, 80] with relevance (38 % exactly)', the first in bold."""
     share, ours = str(right(verdicts)), method == "relevance"
-    return f"{f'**{share}**' if ours else share} {'' if method == WITHOUT else 'with '}{method} ({exact(verdicts).part * 100:.0f} % exactly)"
+    how = "by chance, without references" if method == WITHOUT else f"with {method}"
+    return f"{f'**{share}**' if ours else share} {how} ({exact(verdicts).part * 100:.0f} % exactly)"
 
 
 def in_readme(readme: str, cells: Mapping[str, Verdicts]) -> str:
