@@ -14,6 +14,7 @@ BIGG, H = (1664, 1280), (1280, 1024)
 def folders(host, tmp_path, monkeypatch):
     """A models folder that is empty, with the host's lists over it."""
     import folder_paths
+    import troupe.nodes  # noqa: F401 - registers the folders of the other tests, which must not happen in the lists below
     from troupe.model_patches.hosts.comfyui import adapters
 
     kept = {name: value for name, value in folder_paths.folder_names_and_paths.items() if name not in (*adapters.FOLDERS, "clip_vision")}
