@@ -43,7 +43,7 @@ formula as printed, which divides by the mean over positions: weights far above 
 lost. *One layer's map* is done in the manner of Conceptrol (arXiv 2503.06568).
 
 A small network trained on drawings reads the pictures. The figures are parts of all subjects, in brackets the 95 % Wilson interval. Boxes are where the same seed
-paints the subjects without references, as an artist draws boxes onto a first picture.
+paints the subjects without references, as an artist draws boxes onto a first picture; a subject that is missing there gets a box where a drawing would have it.
 """
 
 
@@ -95,8 +95,8 @@ def sentence(cells: Mapping[str, Verdicts]) -> str:
         if figures:
             parts.append(f"of {cast} {', '.join(figures)}")
     count = min((len(found) for key, found in cells.items() if key.endswith(" | 1")), default=0)
-    return (f"Subjects that keep their own look beside another one, in the rehearsal world with its MIP-Adapter (exactly: both colours right): {'; '.join(parts)}. "
-            f"At least {count} pictures each, 95 % intervals; [all figures](benchmarks/CONFUSION.md).")
+    return (f"How often a subject keeps its own look beside another one, in the rehearsal world with its MIP-Adapter: {'; '.join(parts)}. A subject counts if it has one of its "
+            f"reference's two colours and none of the other reference's; exactly: both. At least {count} pictures each, 95 % intervals; [all figures](benchmarks/CONFUSION.md).")
 
 
 def _named(method: str, verdicts: Verdicts) -> str:
@@ -167,7 +167,7 @@ def _curve(cells: Mapping[str, Verdicts]) -> str:
 
 
 def _losses(cells: Mapping[str, Verdicts]) -> str:
-    """Every cell in which a rival without boxes is right more often than relevance at sharpness 1 or 3, intervals apart; or that there is none."""
+    """Every cell in which a rival is right more often than relevance, and one with boxes more often than relevance with boxes; or that there is none."""
     found = []
     for adapter in ADAPTERS:
         for cast in CASTS:
@@ -177,7 +177,8 @@ def _losses(cells: Mapping[str, Verdicts]) -> str:
                 if theirs and mine and right(theirs).part > right(mine).part:
                     sure = "beyond chance" if right(theirs).low > right(mine).high else "the intervals overlap"
                     found.append(f"- {adapter}, {cast}: {rival} {right(theirs)} against {right(mine)} ({sure})")
-    return "\n".join(found or ["Nowhere: in every cell relevance is right at least as often as uniform, joint and add, and with boxes as add with boxes."]) + "\n"
+    nowhere = "By *right* and the recogniser nowhere: in every counted cell relevance is right at least as often as uniform, joint and add, and with boxes as add with boxes."
+    return "\n".join(found or [nowhere]) + "\n"
 
 
 def _reads(cells: Mapping[str, Verdicts]) -> str:
@@ -185,10 +186,11 @@ def _reads(cells: Mapping[str, Verdicts]) -> str:
     for key, found in cells.items():
         if not key.endswith(" | 1"):
             continue
-        difference = (right(found, 1).part - right(found, 0).part) * 100
+        difference = round((right(found, 1).part - right(found, 0).part) * 100, 1)
         worst = max(worst, abs(difference), key=abs)
         if abs(difference) > AGREE:
-            rows.append((key[:-4], str(right(found, 0)), str(right(found, 1)), f"{difference:+.1f}"))
-    told = "Besides the recogniser, the cells where a subject stands are compared with its drawings in every pair of colours, without any network. "
-    told += f"The largest difference in a cell is {worst:.1f} points."
+            rows.append((key[:-4].replace(" | ", ", "), str(right(found, 0)), str(right(found, 1)), f"{difference:+.1f}"))
+    told = "Besides the recogniser, the cells where it sees a subject are compared with drawings of the subject in every pair of colours, without any network; "
+    told += "who is missing is the recogniser's word in both. "
+    told += f"At weight 1, the largest difference in a cell is {worst:.1f} points."
     return told + "\n" + ("\n" + lines(("cell", "recogniser", "colours", "points"), rows) if rows else "")

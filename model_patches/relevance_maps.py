@@ -171,8 +171,8 @@ def _of_node(applied: AppliedMaps, blocks: str) -> str:
     seen = [(i, subject) for i, subject in subjects if subject.values is not None]
     which = "all blocks" if blocks == "all" else f"{blocks} blocks"
     lines = [f"{applied.file}, merge {applied.merge}, {which}"] + [_of_subject(i, subject, len(subjects)) for i, subject in subjects]
-    pairs = sorted(((overlap(a.values, b.values), f"{i} {a.name} and {j} {b.name}") for (i, a), (j, b) in combinations(seen, 2)), key=lambda pair: -pair[0])
-    lines += [_of_pair(names, value) for value, names in pairs[:MOST_PAIRS]]
+    pairs = sorted(((overlap(a.values, b.values), (i, a), (j, b)) for (i, a), (j, b) in combinations(seen, 2)), key=lambda pair: -pair[0])
+    lines += [_of_pair(value, first, second, len(subjects)) for value, first, second in pairs[:MOST_PAIRS]]
     if len(pairs) > MOST_PAIRS:
         lines.append(f"The other {len(pairs) - MOST_PAIRS} pairs overlap less.")
     return "\n".join(lines + [_warning(i, subject) for i, subject in seen if owns_next_to_nothing(subject, len(subjects))])
@@ -190,8 +190,9 @@ def _of_subject(number: int, subject: SubjectMap, count: int) -> str:
     return f"{number} {subject.name}: {_percent(float(values.mean()))} of the picture{inside}."
 
 
-def _of_pair(names: str, value: float) -> str:
-    if value < ALIKE:
+def _of_pair(value: float, first: tuple[int, SubjectMap], second: tuple[int, SubjectMap], count: int) -> str:
+    names = " and ".join(f"{i} {subject.name}" for i, subject in (first, second))
+    if value < ALIKE or any(owns_next_to_nothing(subject, count) for _, subject in (first, second)):  # about whom a warning follows
         return f"{names} overlap {_percent(value)}."
     return f"{names} overlap {_percent(value)}: the model cannot tell them apart. Raise 'sharpness' to 3, or give each a box."
 

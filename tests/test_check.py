@@ -448,3 +448,25 @@ def test_what_is_no_workflow_is_one_sentence(content, tmp_path, capsys):
     (tmp_path / "odd.json").write_text(content)
     assert check_tool.main([str(tmp_path / "odd.json"), "--no-host"]) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(("name", "value", "options", "wrong"), [
+    ("adapter_name", "ipadapter/x.safetensors", ["x.safetensors"], None),  # as older workflows have it
+    ("adapter_name", "x.safetensors", ["y.safetensors"], "choose another"),
+    ("adapter_name", "(no adapter file yet)", ["(no adapter file yet)"], "choose one"),
+    ("clip_vision_name", "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", ["auto", "none", "model.safetensors"], None),  # found by its contents
+    ("clip_vision_name", "mine.safetensors", ["auto", "none", "model.safetensors"], "choose another"),
+    ("ckpt_name", "ipadapter/x.safetensors", ["x.safetensors"], "choose 'x.safetensors'"),
+])
+def test_values_that_our_loaders_read_otherwise_are_not_complained_about(name, value, options, wrong):
+    import findings
+
+    found = findings._not_offered(findings.Input(name, "COMBO", True, options, {}), value, set())
+    assert (found is None) == (wrong is None) and (wrong is None or wrong in found[1])
+
+
+def test_an_adapter_s_folder_is_the_recorded_one_where_the_name_says_nothing():
+    from needed import adapter_file
+
+    assert adapter_file("my_boxes.safetensors", links=[("gligen", "my_boxes.safetensors")]) == ("gligen", "my_boxes.safetensors")
+    assert adapter_file("gligen/my_boxes.safetensors") == ("gligen", "my_boxes.safetensors") and adapter_file("my_boxes.safetensors")[0] == "ipadapter"

@@ -43,8 +43,17 @@ def test_the_page_counts_and_says_where_relevance_loses():
     assert "| relevance | 75 % [69, 80], 100 pictures | not measured | not measured |" in page
     assert "| relevance | 38 % [31, 44], 100 pictures | not measured | not measured |" in page.split("Exact:")[1]
     assert "- mip, two classes: add 90 % [85, 93] against 75 % [69, 80] (beyond chance)" in page and "uniform 30 %" not in page.split("Where relevance does not win")[1]
-    assert "The largest difference in a cell is 1.0 points." in page and "| relevance | 75 % | 25 % | 0 % | 0 % | 0 % |" in page
-    assert "Nowhere: in every cell" in confusion_page.render(cells(uniform=60, add=140, relevance=150))
+    assert "the largest difference in a cell is 1.0 points." in page and "| relevance | 75 % | 25 % | 0 % | 0 % | 0 % |" in page
+    assert "nowhere: in every counted cell" in confusion_page.render(cells(uniform=60, add=140, relevance=150))
+
+
+def test_every_row_of_a_table_has_the_cells_of_its_head():
+    found = cells(uniform=60, add=140, relevance=150)
+    found["mip | relevance | two classes | 1"] = {seed: [reads[0], "ss", reads[2]] for seed, reads in found["mip | relevance | two classes | 1"].items()}  # the reads differ
+    tables = re.findall(r"(?:^\|.*\|\n)+", confusion_page.render(found), re.M)
+    assert len(tables) == 8 and "| mip, relevance, two classes | 75 % [69, 80] | 0 % [0, 2] | -75.0 |" in "".join(tables)
+    for table in tables:
+        assert len({line.count(" | ") for line in table.strip().split("\n")}) == 1, table
 
 
 def test_tasks_are_what_the_page_shows():
@@ -61,7 +70,8 @@ def test_the_readme_gets_its_sentence():
     readme = f"before\n{confusion_page.MARKS[0]}\nold\n{confusion_page.MARKS[1]}\nafter\n"
     found = confusion_page.in_readme(readme, cells(uniform=60, add=140, relevance=150))
     assert found.startswith("before\n") and found.endswith("\nafter\n") and "old" not in found
-    assert "of two classes **75 % [69, 80]** with relevance (38 % exactly), 70 % [63, 76] with add (35 % exactly), 30 % [24, 37] with uniform (15 % exactly). At least 100" in found
+    assert "of two classes **75 % [69, 80]** with relevance (38 % exactly), 70 % [63, 76] with add (35 % exactly), 30 % [24, 37] with uniform (15 % exactly). A subject" in found
+    assert "At least 100" in found
     assert confusion_page.in_readme("no marks", {}) == "no marks"
 
 

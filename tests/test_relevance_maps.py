@@ -189,6 +189,8 @@ def test_two_that_cannot_be_told_apart_get_advice():
     text = report(recorded(SubjectMap("astronaut", first), SubjectMap("cat", second)))
     assert text.endswith("1 astronaut and 2 cat overlap 98 %: the model cannot tell them apart. Raise 'sharpness' to 3, or give each a box.")
     assert "cannot tell" not in report(recorded(SubjectMap("astronaut", halves(0.52)[0]), SubjectMap("cat", halves(0.52)[1])))
+    little = report(recorded(SubjectMap("fox", torch.full((4, 4), 0.98)), SubjectMap("cat", torch.full((4, 4), 0.02))))
+    assert "1 fox and 2 cat overlap 100 %." in little and "cannot tell" not in little, "the warning about the cat says what to do"
 
 
 def test_what_is_said_where_nothing_was_recorded():

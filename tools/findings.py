@@ -1,7 +1,7 @@
 """What stands between a workflow and a run: nodes that are not there, wires that do not fit, values that are not allowed. One sentence each."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,6 +238,8 @@ def _wrong(one: Input, value: Any, gone: set[str]) -> tuple[str, str] | None:
 
 
 def _not_offered(one: Input, value: Any, gone: set[str]) -> tuple[str, str] | None:
+    if one.name == "adapter_name" and str(value).startswith("("):  # the placeholder of an empty list
+        return "an adapter file", "choose one"
     if one.options is None or value in one.options or one.extra.get("multiselect") or one.extra.get("remote"):
         return None
     text = str(value).replace("\\", "/")
@@ -246,10 +248,27 @@ def _not_offered(one: Input, value: Any, gone: set[str]) -> tuple[str, str] | No
     if any(one.extra.get(key) for key in UPLOADS):
         return None if "/" in text or text.endswith("]") else ("a file in ComfyUI's input folder", "choose one of yours, or put it there")
     if text.lower().endswith(EXTENSIONS):
+        if one.name in ("adapter_name", "clip_vision_name") and _found_otherwise(text, one.options):
+            return None
         same = next((option for option in one.options if str(option).replace("\\", "/").rpartition("/")[2] == text.rpartition("/")[2]), None)
         return "a file that ComfyUI lists", f"choose '{same}'" if same else "put the file into its folder and press R, or choose another"
     offered = ", ".join(map(str, one.options[:8])) + (", ..." if len(one.options) > 8 else "")
     return f"one of {offered or 'nothing (the list is empty)'}", "choose one of them"
+
+
+def _found_otherwise(text: str, options: Sequence[Any]) -> bool:
+    """Whether our loaders find a file that is not listed under this value: an adapter's of an older workflow, with its folder, or an encoder under another name."""
+    from needed import ADAPTER_FOLDERS, VISION
+    from pack import load_pack
+
+    load_pack()
+    from troupe.model_patches.checkpoints.catalogue import published
+
+    folder, _, rest = text.partition("/")
+    if folder in ADAPTER_FOLDERS:
+        return rest in (str(option).replace("\\", "/") for option in options)
+    known = published(text)
+    return known is not None and known.folder == VISION  # a missing one is reported as a file
 
 
 def _reached(graph: Graph, info: Info) -> list[Node]:

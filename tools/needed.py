@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,8 +73,8 @@ def needed_models(graph: Graph, folders: ModelFolders) -> list[Needed]:
             _add(found, links, folders, folder, str(graph.value(node, widget)))
     for kind, widget in ADAPTERS:
         for node in graph.of_type(kind):
-            folder, name = adapter_file(str(graph.value(node, widget)), folders)
-            if folder == SHIPPED:
+            folder, name = adapter_file(str(graph.value(node, widget)), folders, links)
+            if folder == SHIPPED or name.startswith("("):  # none is chosen
                 continue
             _add(found, links, folders, folder, name)
             _add_matrix(found, folder, name)
@@ -84,10 +84,11 @@ def needed_models(graph: Graph, folders: ModelFolders) -> list[Needed]:
     return list(found.values())
 
 
-def adapter_file(value: str, folders: ModelFolders | None = None) -> tuple[str, str]:
+def adapter_file(value: str, folders: ModelFolders | None = None, links: Iterable[tuple[str, str]] = ()) -> tuple[str, str]:
     """Folder and path in it of an adapter's value, which is the path alone, or in older workflows both.
 
-    Of a path alone, the folder is that of `folders` which has the file, else the published one, else what the name says.
+    Of a path alone, the folder is that of `folders` which has the file, else the one in `links`, (folder, name) as a workflow records them, else the published one, else
+    what the name says.
     """
     load_pack()
     from random_models import GLIGEN, IP_ADAPTER, kind_of
@@ -98,6 +99,7 @@ def adapter_file(value: str, folders: ModelFolders | None = None) -> tuple[str, 
     if name and folder in (*ADAPTER_FOLDERS, SHIPPED):
         return folder, name
     holding = [kind for kind in ADAPTER_FOLDERS for place in (folders.places(kind) if folders else ()) if (place / value).is_file()]
+    holding += [kind for kind, name in links if name == value and kind in ADAPTER_FOLDERS]
     known = published(value)
     said = {IP_ADAPTER: "ipadapter", GLIGEN: "gligen"}.get(kind_of(value), "subject_adapters")
     return holding[0] if holding else known.folder if known else said, value

@@ -59,6 +59,7 @@ def test_an_empty_list_says_what_to_download(folders):
     assert "https://huggingface.co/h94/IP-Adapter/resolve/main/sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors" in sentence and "press R" in sentence
     put(folders / "ipadapter" / "a.safetensors")
     assert adapters.adapter_names()[0] == "a.safetensors"
+    assert LoadAdapter.validate_inputs(first, "auto").endswith("Choose one in 'adapter_name'."), "the front end keeps the value when the list is filled"
 
 
 def test_choices_are_paths_in_their_folder_and_older_values_are_read(folders):
@@ -73,8 +74,21 @@ def test_choices_are_paths_in_their_folder_and_older_values_are_read(folders):
     for name, place in names.items():
         assert Path(adapters.adapter_path(name)) == paths[place] and adapters.invalid_names(name) is None
     assert adapters.fingerprint("a.safetensors") == adapters.fingerprint("ipadapter/a.safetensors"), "the same file is the same adapter"
-    with pytest.raises(CheckpointError, match="models/gligen, or choose another"):
-        adapters.adapter_path("gligen/a.safetensors")
+    anywhere = "Put it into models/ipadapter, models/gligen or models/subject_adapters, or"
+    for name, advice in (("gligen/a.safetensors", "Put it into models/gligen, or"), ("umm_mapping.safetensors", anywhere)):
+        with pytest.raises(CheckpointError, match=advice):
+            adapters.adapter_path(name)
+
+
+def test_folders_within_folders_are_no_riddle(folders):
+    """Each file has one value, and a value of an older workflow is the file that it was."""
+    from troupe.model_patches.hosts.comfyui import adapters
+
+    places = ("ipadapter/x.safetensors", "ipadapter/ipadapter/x.safetensors", "gligen/x.safetensors", "ipadapter/gligen/x.safetensors")
+    paths = {place: put(folders / place) for place in places}
+    names = [name for name in adapters.adapter_names() if not name.startswith("rehearsal/")]
+    assert len(names) == 4 and {Path(adapters.adapter_path(name)) for name in names} == set(paths.values())
+    assert all(Path(adapters.adapter_path(place)) == path for place, path in paths.items())
 
 
 def encoder(adapters, name):

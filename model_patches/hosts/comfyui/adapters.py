@@ -111,13 +111,13 @@ def adapter_names() -> list[str]:
 
 
 def _listed() -> dict[str, tuple[str, str]]:
-    """Each choice with its folder and its path in there. Of two files with the same path, the later folder's is listed as `<folder>/<path>`."""
+    """Each choice with its folder and its path in there. A path that an earlier folder has too, or that begins as a folder's name, is listed as `<folder>/<path>`."""
     found: dict[str, tuple[str, str]] = {}
     for folder in FOLDERS:
         for name in folder_paths.get_filename_list(folder):
             if name.lower().endswith(EXTENSIONS):
                 shown = name.replace("\\", "/")
-                found[shown if shown not in found else f"{folder}/{shown}"] = folder, name
+                found[f"{folder}/{shown}" if shown in found or shown.partition("/")[0] in FOLDERS else shown] = folder, name
     return found
 
 
@@ -143,19 +143,23 @@ def adapter_path(name: str) -> str:
         CheckpointError: it is not there; the message has the download link where the file is a known one.
     """
     name = name.replace("\\", "/")
+    if name == NO_FILES and _listed():
+        raise CheckpointError("an adapter file", f"'{NO_FILES}', though there are some now", "Choose one in 'adapter_name'.")
     if name == NO_FILES:
         raise CheckpointError("an adapter file", "none in models/ipadapter, models/gligen or models/subject_adapters",
-                              f"{where_to_get(DEFAULT_ADAPTER)}, then press R to refresh the list.")
+                              f"{where_to_get(DEFAULT_ADAPTER)}, then press R to refresh the list, and choose it.")
     folder, _, rest = name.partition("/")
     if folder == REHEARSAL and rest in shipped.ADAPTERS.values():
         if not (shipped.FOLDER / rest).is_file():
             raise CheckpointError(f"the file '{rest}'", f"nothing at {shipped.FOLDER / rest}", shipped.AGAIN)
         return str(shipped.FOLDER / rest)
-    place = _listed().get(name) or ((folder, rest) if folder in FOLDERS and rest else None)
-    path = folder_paths.get_full_path(*place) if place else None
+    path = folder_paths.get_full_path(folder, rest) if folder in FOLDERS and rest else None
+    if path is None and (place := _listed().get(name)) is not None:
+        path = folder_paths.get_full_path(*place)
     if path is None:
-        known = published(name) or (None if folder in FOLDERS[1:] else DEFAULT_ADAPTER)
-        get = where_to_get(known) if known else f"Put it into models/{folder}, or choose another file"
+        known = published(name) or (DEFAULT_ADAPTER if folder == FOLDERS[0] else None)
+        where = f"models/{folder}" if folder in FOLDERS else "models/ipadapter, models/gligen or models/subject_adapters"
+        get = where_to_get(known) if known else f"Put it into {where}, or choose another file"
         found = "no such file in models/ipadapter, models/gligen or models/subject_adapters"
         raise CheckpointError(f"the adapter file '{name}'", found, f"{get}, then press R to refresh the list.")
     return path
