@@ -108,6 +108,9 @@ def test_both_reads_of_every_row_agree(results):
         assert abs(confusion_page.right(found, 1).part - confusion_page.right(found, 0).part) * 100 <= confusion_page.AGREE, row
 
 
+DIFFERING = 5  # of 48 verdicts that another processor's rounding may change
+
+
 # ---- painted anew ------------------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
@@ -156,7 +159,7 @@ def test_boxes_lie_around_what_the_seed_paints(models):
 
 
 def test_subjects_still_keep_their_own_looks(models, results):
-    """The page's seeds painted anew: relevance is right as often as recorded, and more often than uniform, whose share lies below relevance's interval."""
+    """The page's seeds painted anew: relevance is right within the recorded interval, uniform below it, and nearly every subject has the verdict that the results have."""
     from troupe.rehearsal.engine.trials import judge, paint_trial, trial
 
     def painted(method):
@@ -167,6 +170,8 @@ def test_subjects_still_keep_their_own_looks(models, results):
             found[str(seed)] = ["".join(LETTERS[verdict] for verdict in judgement.by_recogniser)]
         return found
 
-    recorded = confusion_page.right({str(seed): results["verdicts"]["mip | relevance | two classes | 1"][str(seed)] for seed in confusion_page.CHECKED})
-    found, uniform = confusion_page.right(painted("relevance")), confusion_page.right(painted("uniform"))
+    before, now = {str(seed): results["verdicts"]["mip | relevance | two classes | 1"][str(seed)] for seed in confusion_page.CHECKED}, painted("relevance")
+    differing = [seed for seed in before for a, b in zip(before[seed][0], now[seed][0], strict=True) if a != b]
+    assert len(differing) <= DIFFERING, f"seeds {differing}: the results are of other code; run: python benchmarks/confusion.py"
+    recorded, found, uniform = confusion_page.right(before), confusion_page.right(now), confusion_page.right(painted("uniform"))
     assert recorded.low <= found.part <= recorded.high and uniform.part < recorded.low, (found, uniform, recorded)
