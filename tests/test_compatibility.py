@@ -62,6 +62,12 @@ def test_what_pytest_writes_is_read(tmp_path):
     assert {name: found[name] for name in HOST} == HOST and re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"])
 
 
+def test_the_front_end_is_the_pinned_one(tmp_path):
+    assert compatibility.pinned_frontend(tmp_path) == "none"
+    (tmp_path / "requirements.txt").write_text("torch\ncomfyui-frontend-package==1.49.6\ncomfyui-workflow-templates==0.9\n")
+    assert compatibility.pinned_frontend(tmp_path) == "1.49.6"
+
+
 def test_a_host_that_does_not_say_what_it_is_is_refused(tmp_path):
     path = tmp_path / "results.xml"
     path.write_text("<testsuites><testsuite><properties><property name='comfyui' value='1.0'/></properties></testsuite></testsuites>")

@@ -14,7 +14,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -24,7 +23,7 @@ RECORDS, README = ROOT / "benchmarks" / "compatibility.json", ROOT / "README.md"
 FACTS = ("comfyui", "frontend", "python", "torch", "system", "device", "commit")  # in this order in a record
 HOST = FACTS[:-1]  # what makes two records two
 OUTCOMES = ("passed", "failed", "skipped")
-HEAD = ("ComfyUI", "front end", "Python, PyTorch", "on", "tests passed", "failed", "skipped", "run")
+HEAD = ("ComfyUI", "front end that it pins", "Python, PyTorch", "on", "tests passed", "failed", "skipped", "run")
 Record = dict[str, Any]
 
 
@@ -38,8 +37,16 @@ def facts_of_host() -> dict[str, str]:
     import comfyui_version
     import torch
 
-    return {"comfyui": comfyui_version.__version__, "frontend": metadata.version("comfyui-frontend-package"), "python": platform.python_version(), "torch": torch.__version__,
+    front_end = pinned_frontend(Path(comfyui_version.__file__).parent)
+    return {"comfyui": comfyui_version.__version__, "frontend": front_end, "python": platform.python_version(), "torch": torch.__version__,
             "system": platform.system(), "device": comfy.model_management.get_torch_device().type, "commit": commit()}
+
+
+def pinned_frontend(host: Path) -> str:
+    """The version of comfyui-frontend-package that a host's requirements.txt pins; 'none' without such a line."""
+    path = host / "requirements.txt"
+    found = re.search(r"^comfyui-frontend-package==(\S+)", path.read_text(encoding="utf-8"), re.M) if path.is_file() else None
+    return found[1] if found else "none"
 
 
 def commit() -> str:
