@@ -59,7 +59,7 @@ def check_image_encoder(spec: AdapterSpec, images: Any) -> None:
     if images is None:
         raise MismatchError(f"{need.describe()} for {spec.file}", "no CLIP vision encoder of these widths in models/clip_vision and none wired", fetch)
     if not need.fits(images.hidden, images.pooled):
-        raise MismatchError(f"{need.describe()} for {spec.file}", f"an encoder {images.hidden} wide inside and {images.pooled} at its output{_known_as(images)}", fetch)
+        raise MismatchError(f"{need.describe()} for {spec.file}", f"an encoder with hidden size {images.hidden} and projection size {images.pooled}{_known_as(images)}", fetch)
 
 
 def check_clip_width(spec: AdapterSpec, width: int, needed: int) -> None:

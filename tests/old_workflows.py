@@ -117,7 +117,7 @@ def stacked_before_2024(*values: Any) -> dict:
 
 
 def with_subgraph() -> dict:
-    """Checkpoint, latent, and a subgraph that holds the prompt and the sampler; its text and steps are widgets of the node that stands for it."""
+    """Checkpoint, latent, and a subgraph that holds the prompt and the sampler; its text and steps are widgets of the subgraph node."""
     def slot(name: str, kind: str, link: int | None = None, widget: bool = False) -> dict:
         return {"name": name, "type": kind, "link": link, **({"widget": {"name": name}} if widget else {})}
 

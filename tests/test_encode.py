@@ -207,7 +207,7 @@ def test_no_encoder_at_all_says_where_one_belongs():
 def test_an_encoder_nobody_published_is_described_by_its_widths():
     with pytest.raises(MismatchError) as caught:
         check_image_encoder(adapter(EncoderNeed("pooled", 999)).spec, SimpleNamespace(hidden=7, pooled=8))
-    assert "999" in caught.value.expected and "7 wide inside and 8" in caught.value.found and "publisher" in caught.value.do
+    assert "999" in caught.value.expected and "hidden size 7 and projection size 8" in caught.value.found and "publisher" in caught.value.do
 
 
 def test_a_wrong_encoder_is_refused_before_any_work():

@@ -414,7 +414,7 @@ def test_names_are_asked_for_at_a_terminal(monkeypatch, capsys):
     options = run_tool.parse(["--photo", str(real_photos()[1]), "--photo", str(real_photos()[0])])
     run_tool.ask_names(options)
     assert options.name == ["tabby", "woman"]
-    assert [question.split(" stands for ")[1] for question in asked] == ["chelsea.png in the prompt? "] * 2 + ["astronaut.png in the prompt? "]
+    assert asked == ["Noun for chelsea.png in the prompt: "] * 2 + ["Noun for astronaut.png in the prompt: "]
 
 
 def test_without_changes_only_the_photos_differ():

@@ -198,10 +198,10 @@ def ask_names(options: argparse.Namespace) -> None:
         if not path.is_file():
             return
         if not sys.stdin.isatty():
-            raise RunError(f"--photo {path} has no name. Add --name with the noun that stands for it in the prompt, such as --name cat, and --prompt with one that has the noun.")
+            raise RunError(f"--photo {path} has no name. Add --name with its noun in the prompt, such as --name cat, and --prompt with a prompt that has the noun.")
         name = ""
         while not name:
-            name = input(f"Which noun stands for {path.name} in the prompt? ").strip()
+            name = input(f"Noun for {path.name} in the prompt: ").strip()
         options.name.append(name)
 
 
