@@ -64,8 +64,10 @@ class HostAdapter:
         return found.to(done) if isinstance(found, torch.Tensor) else tuple(f.to(done) for f in found)
 
     def clip_vision(self) -> Any | None:
-        """The host's CLIP_VISION for this adapter: the chosen file, or one of the needed widths (the rehearsal encoder for adapters that were trained
-        with it); loaded at first use, None where there is none or the adapter reads no photos.
+        """Return the host's CLIP_VISION for this adapter, loaded at first use; None if there is none or the adapter reads no photos.
+
+        It is the chosen file. For 'auto', and for a published name that is not in the folder, it is a file whose contents fit, or the rehearsal encoder
+        for adapters that were trained with it.
 
         Raises:
             MismatchError, CheckpointError: the chosen file is of other widths, gone, damaged or no encoder.
