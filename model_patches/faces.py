@@ -4,7 +4,6 @@ No detector is in this pack: an analyser of another pack finds the faces, or vec
 """
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from .encoders.framing import flatten_alpha
 from .encoders.refiner import FACE_WIDTH
 from .errors import SubjectError
 from .subjects import Image, check_photo
+from .summary import counted
 
-log = logging.getLogger("troupe")
 PICKS = ("largest", "first")  # which face of a photo with several; the published script takes the first
 DETECTION_SIDE = 640  # pixels: photos are searched in this size, as the published script does
 RECOGNITION = "w600k_r50"  # buffalo_l's, whose vectors MM-Diff's face head was trained on
@@ -40,7 +39,7 @@ class Faces:
 
 
 def prepare_faces(images: list[Image | None], analysis: Any = None, embeds: Any = None, crops: Image | None = None, pick: str = PICKS[0],
-                  warn: Callable[[str], None] | None = None) -> Faces:
+                  warn: Callable[[str], None] | None = None, done: Callable[[str], None] = lambda sentence: None) -> Faces:
     """The faces of a subject's photos. What is given in `embeds` and `crops` is taken; the analyser is asked for the rest only.
 
     Arguments:
@@ -49,7 +48,7 @@ def prepare_faces(images: list[Image | None], analysis: Any = None, embeds: Any 
         embeds: face vectors (`given_vectors`).
         crops: aligned faces, [n, s, s, 1, 3 or 4].
         pick: 'largest' (area of its rectangle) or 'first' (as the analyser lists them), where a photo shows several faces.
-        warn: told when the analyser's vectors are of another kind than published.
+        warn: receives a sentence when the analyser's vectors are of another kind than published; done: one about the faces that were prepared.
     Raises:
         SubjectError: nothing to take vectors or crops from, a photo without a face, numbers that do not match, unusable values.
     """
@@ -70,7 +69,7 @@ def prepare_faces(images: list[Image | None], analysis: Any = None, embeds: Any 
             other = recognition(analyser)
             if warn and other not in ("", RECOGNITION):
                 warn(f"The analyser's face vectors come from '{other}'. MM-Diff knows faces by '{RECOGNITION}' and will see somebody else: choose buffalo_l in its loader.")
-    log.info("Troupe: %d %s prepared.", len(photos), "face" if len(photos) == 1 else "faces")
+    done(f"{counted(len(photos), 'face')} prepared.")
     return Faces(vectors, squares)
 
 

@@ -155,52 +155,65 @@ def owns_next_to_nothing(subject: SubjectMap, count: int) -> bool:
 # ---- in words ----------------------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Line:
+    """A line of the report. warning: it says what to do."""
+
+    text: str
+    warning: bool = False
+
+
 def report(run: RecordedRun | None, latent: torch.Tensor | None = None) -> str:
-    """The text beside the maps; latent: what the preview was given, to tell where it is not of this run."""
+    """The text beside the maps: a paragraph for each Apply node, then the notes. latent: as in `findings`."""
+    return "\n\n".join("\n".join(line.text for line in paragraph) for paragraph in findings(run, latent))
+
+
+def findings(run: RecordedRun | None, latent: torch.Tensor | None = None) -> list[list[Line]]:
+    """What the maps show, in paragraphs of lines. latent: what the preview was given, to warn if it is not of this run."""
     if run is None:
-        return NOT_SAMPLED
-    parts = [_of_node(applied, run.blocks) for applied in run.applied] or ([] if run.notes else [NOBODY])
-    parts += run.notes
+        return [[Line(NOT_SAMPLED, warning=True)]]
+    paragraphs = [_of_node(applied, run.blocks) for applied in run.applied] or ([] if run.notes else [[Line(NOBODY, warning=True)]])
+    paragraphs += [[Line(note, warning=True)] for note in run.notes]
     if latent is not None and not same_latent(run.mark, latent):
-        parts.append(OTHER_LATENT)
-    return "\n\n".join(parts)
+        paragraphs.append([Line(OTHER_LATENT, warning=True)])
+    return paragraphs
 
 
-def _of_node(applied: AppliedMaps, blocks: str) -> str:
+def _of_node(applied: AppliedMaps, blocks: str) -> list[Line]:
     subjects = list(enumerate(applied.subjects, 1))
     seen = [(i, subject) for i, subject in subjects if subject.values is not None]
     which = "all blocks" if blocks == "all" else f"{blocks} blocks"
-    lines = [f"{applied.file}, merge {applied.merge}, {which}"] + [_of_subject(i, subject, len(subjects)) for i, subject in subjects]
+    lines = [Line(f"{applied.file}, merge {applied.merge}, {which}")] + [_of_subject(i, subject, len(subjects)) for i, subject in subjects]
     pairs = sorted(((overlap(a.values, b.values), (i, a), (j, b)) for (i, a), (j, b) in combinations(seen, 2)), key=lambda pair: -pair[0])
     lines += [_of_pair(value, first, second, len(subjects)) for value, first, second in pairs[:MOST_PAIRS]]
     if len(pairs) > MOST_PAIRS:
-        lines.append(f"The other {len(pairs) - MOST_PAIRS} pairs overlap less.")
-    return "\n".join(lines + [_warning(i, subject) for i, subject in seen if owns_next_to_nothing(subject, len(subjects))])
+        lines.append(Line(f"The other {len(pairs) - MOST_PAIRS} pairs overlap less."))
+    return lines + [_warning(i, subject) for i, subject in seen if owns_next_to_nothing(subject, len(subjects))]
 
 
-def _of_subject(number: int, subject: SubjectMap, count: int) -> str:
+def _of_subject(number: int, subject: SubjectMap, count: int) -> Line:
     if subject.values is None:
-        return f"{number} {subject.name}: rested (weight 0, or none of the steps was in its range)."
+        return Line(f"{number} {subject.name}: rested (weight 0, or none of the steps was in its range).")
     place, values = subject.place, subject.values
     own = "box and region" if subject.box is not None and subject.region is not None else "box" if subject.box is not None else "region"
     inside = "" if place is None else f"; {_percent(share_inside(values, place))} of that inside its own {own}"
     if count == 1:
         inside = "" if place is None else f" {_percent(share_inside(values, place))} of it is inside its own {own}."
-        return f"{number} {subject.name}: alone, so nobody takes a share from it. The map shows where its name is looked at.{inside}"
-    return f"{number} {subject.name}: {_percent(float(values.mean()))} of the picture{inside}."
+        return Line(f"{number} {subject.name}: alone, so nobody takes a share from it. The map shows where its name is looked at.{inside}")
+    return Line(f"{number} {subject.name}: {_percent(float(values.mean()))} of the picture{inside}.")
 
 
-def _of_pair(value: float, first: tuple[int, SubjectMap], second: tuple[int, SubjectMap], count: int) -> str:
+def _of_pair(value: float, first: tuple[int, SubjectMap], second: tuple[int, SubjectMap], count: int) -> Line:
     names = " and ".join(f"{i} {subject.name}" for i, subject in (first, second))
     if value < ALIKE or any(owns_next_to_nothing(subject, count) for _, subject in (first, second)):  # about whom a warning follows
-        return f"{names} overlap {_percent(value)}."
-    return f"{names} overlap {_percent(value)}: the model cannot tell them apart. Raise 'sharpness' to 3, or give each a box."
+        return Line(f"{names} overlap {_percent(value)}.")
+    return Line(f"{names} overlap {_percent(value)}: the model cannot tell them apart. Raise 'sharpness' to 3, or give each a box.", warning=True)
 
 
-def _warning(number: int, subject: SubjectMap) -> str:
+def _warning(number: int, subject: SubjectMap) -> Line:
     where = "the picture" if subject.place is None else "its own place"
     do = "Look whether its name stands in the prompt as one of the things to see, give it a box, or lower 'sharpness'."
-    return f"Warning: subject {number} '{subject.name}' owns next to nothing of {where} (less than {NEXT_TO_NOTHING:.0%} of an equal share). {do}"
+    return Line(f"Warning: subject {number} '{subject.name}' owns next to nothing of {where} (less than {NEXT_TO_NOTHING:.0%} of an equal share). {do}", warning=True)
 
 
 def _percent(value: float) -> str:

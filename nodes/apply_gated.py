@@ -5,7 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..model_patches.hosts.comfyui.apply import apply_gated
-from ..model_patches.hosts.comfyui.notice import notifier
+from ..model_patches.hosts.comfyui.notice import Messages
 from ..model_patches.settings import IN_CROPS, GatedSettings
 from .graph import blocked_unless_wired, needed, warn_about_wires_past
 from .types import CATEGORY, FOLDED, ReferencesType, found_by, percent
@@ -57,6 +57,8 @@ class ApplyGated(io.ComfyNode):
     def execute(cls, model: Any, positive: Any, strength: float, end_percent: float, decay_percent: float, use_bbox: str, in_crops: str = IN_CROPS[0],
                 negative: Any = None, middle: Any = None, references: Any = None) -> io.NodeOutput:
         references = needed(references, "Apply Gated Adapter", "references", "Encode Subject References")
-        warn_about_wires_past("Apply Gated Adapter", cls.hidden, notifier(cls.hidden.unique_id))
+        messages = Messages()
+        warn_about_wires_past("Apply Gated Adapter", cls.hidden, messages.warn)
         settings = GatedSettings(strength, end_percent, decay_percent, use_bbox, in_crops)
-        return io.NodeOutput(*blocked_unless_wired("Apply Gated Adapter", *apply_gated(model, references, settings, positive, negative, middle)))
+        wired = apply_gated(model, references, settings, positive, negative, middle, cls.hidden.unique_id)
+        return io.NodeOutput(*blocked_unless_wired("Apply Gated Adapter", *wired), ui=messages.ui())

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..model_patches.attention.decoupled import MERGES
 from ..model_patches.hosts.comfyui.apply import apply_image_attention
-from ..model_patches.hosts.comfyui.notice import notifier
+from ..model_patches.hosts.comfyui.notice import Messages
 from ..model_patches.settings import IN_CROPS, ImageAttentionSettings, mixing_for
 from .graph import blocked_unless_wired, needed, warn_about_missing_names, warn_about_wires_past
 from .types import CATEGORY, FOLDED, ReferencesType, found_by, percent
@@ -72,9 +72,10 @@ class ApplyImageAttention(io.ComfyNode):
                 box_feather: float, sharpness: float, background: float, in_crops: str = IN_CROPS[0], positive: Any = None, negative: Any = None, middle: Any = None,
                 references: Any = None) -> io.NodeOutput:
         references = needed(references, "Apply Image Attention", "references", "Encode Subject References")
-        warn = notifier(cls.hidden.unique_id)
-        warn_about_missing_names(references, cls.hidden, ("positive", "middle"), warn)
-        warn_about_wires_past("Apply Image Attention", cls.hidden, warn)
+        messages = Messages()
+        warn_about_missing_names(references, cls.hidden, ("positive", "middle"), messages.warn)
+        warn_about_wires_past("Apply Image Attention", cls.hidden, messages.warn)
         mixing = mixing_for(references, merge, sharpness, background)
         settings = ImageAttentionSettings(weight, mixing, start_percent, end_percent, box_strength, box_end_percent, box_feather, in_crops)
-        return io.NodeOutput(*blocked_unless_wired("Apply Image Attention", *apply_image_attention(model, references, settings, positive, negative, middle)))
+        wired = apply_image_attention(model, references, settings, positive, negative, middle, cls.hidden.unique_id)
+        return io.NodeOutput(*blocked_unless_wired("Apply Image Attention", *wired), ui=messages.ui())

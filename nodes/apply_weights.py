@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..model_patches.hosts.comfyui.notice import notifier
+from ..model_patches.hosts.comfyui.notice import Messages
 from ..model_patches.hosts.comfyui.weights import apply_weights
 from .graph import unless_wired
 from .types import CATEGORY, Adapter, found_by
@@ -35,10 +35,10 @@ class ApplyAdapterWeights(io.ComfyNode):
                 io.Model.Output("model_out", display_name="model"),
                 io.Clip.Output("clip_out", display_name="clip"),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model: Any, adapter: Any, strength_model: float, strength_clip: float, clip: Any = None) -> io.NodeOutput:
-        model, clip = apply_weights(model, adapter, strength_model, strength_clip, clip, notifier(cls.hidden.unique_id))
-        return io.NodeOutput(model, unless_wired("Apply Adapter Weights", "clip", clip, "CLIP"))
+        messages = Messages()
+        model, clip = apply_weights(model, adapter, strength_model, strength_clip, clip, messages.warn, messages.done)
+        return io.NodeOutput(model, unless_wired("Apply Adapter Weights", "clip", clip, "CLIP"), ui=messages.ui())

@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..model_patches.hosts.comfyui.notice import notifier
+from ..model_patches.hosts.comfyui.notice import Messages
 from ..model_patches.hosts.comfyui.prompt import encode_prompt
 from .graph import used_from
 from .types import CATEGORY, FOLDED, ReferencesType, found_by, percent
@@ -49,6 +49,7 @@ class EncodePrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: Any, references: Any, text: str, fuse_start_percent: float, fuse_start_step: int, quirks: str, places_of: str | None = None) -> io.NodeOutput:
-        warn = notifier(cls.hidden.unique_id)
+        messages = Messages()
         on_model = used_from(cls.hidden, "TroupeApplyWeights", 0)
-        return io.NodeOutput(*encode_prompt(clip, references, text, fuse_start_percent, fuse_start_step, quirks, places_of or "", warn, on_model))
+        prompts = encode_prompt(clip, references, text, fuse_start_percent, fuse_start_step, quirks, places_of or "", messages.warn, on_model, messages.done)
+        return io.NodeOutput(*prompts, ui=messages.ui())

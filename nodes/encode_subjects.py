@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ..model_patches.encoders.framing import FRAMINGS
 from ..model_patches.hosts.comfyui.apply import encode_references
-from ..model_patches.hosts.comfyui.notice import notifier
+from ..model_patches.hosts.comfyui.notice import Messages
+from ..model_patches.summary import summary
 from .types import CATEGORY, FOLDED, Adapter, CastType, ReferencesType, found_by
 
 
@@ -37,9 +38,11 @@ class EncodeSubjects(io.ComfyNode):
             outputs=[ReferencesType.Output("references_out", display_name="references", tooltip=(
                 "Wire into Apply Image Attention; for GLIGEN and Subject-Diffusion into Apply Gated Adapter; for adapters that act in the prompt into Encode Prompt with Subjects."
             ))],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, adapter: Any, cast: Any, framing: str, clip: Any = None, clip_vision: Any = None, prompt: str | None = None) -> io.NodeOutput:
-        return io.NodeOutput(encode_references(adapter, cast, framing, clip, clip_vision, [prompt] if prompt else [], notifier(cls.hidden.unique_id)))
+        messages = Messages()
+        references = encode_references(adapter, cast, framing, clip, clip_vision, [prompt] if prompt else [], messages.warn)
+        messages.done(summary(references))
+        return io.NodeOutput(references, ui=messages.ui())

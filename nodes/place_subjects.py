@@ -6,7 +6,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..model_patches.boxes import fault_in
-from ..model_patches.hosts.comfyui.notice import notifier
+from ..model_patches.hosts.comfyui.notice import Messages
 from ..model_patches.layouts import LAYOUTS
 from ..model_patches.place_preview import draw_cast
 from ..model_patches.placing import boxes_of, empty_latent, place_subjects
@@ -54,7 +54,6 @@ class PlaceSubjects(io.ComfyNode):
                 io.Int.Output("width_out", display_name="width", tooltip="For Empty Latent Image."),
                 io.Int.Output("height_out", display_name="height", tooltip="For Empty Latent Image."),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -63,10 +62,10 @@ class PlaceSubjects(io.ComfyNode):
 
     @classmethod
     def execute(cls, cast: Any, width: int, height: int, boxes: str, layout: str, bounding_boxes: Any = None, background: Any = None, latent: Any = None) -> io.NodeOutput:
-        warn = notifier(cls.hidden.unique_id)
-        placed, preview, width, height = place_subjects(cast, width, height, boxes, layout, bounding_boxes, background, latent, warn)
+        messages = Messages()
+        placed, preview, width, height = place_subjects(cast, width, height, boxes, layout, bounding_boxes, background, latent, messages.warn)
         found = (placed, json.dumps(boxes_of(placed)), preview, empty_latent(width, height) if latent is None else latent, width, height)
-        return io.NodeOutput(*found, ui=EditorPreview(placed, preview, width, height, background, cls))
+        return io.NodeOutput(*found, ui={**EditorPreview(placed, preview, width, height, background, cls).as_dict(), **messages.ui()})
 
 
 class EditorPreview(ui.PreviewImage):
@@ -79,4 +78,4 @@ class EditorPreview(ui.PreviewImage):
             self.places["background"] = dict(ui.PreviewImage(draw_cast(Cast(), width, height, background), cls=node).values[0])
 
     def as_dict(self) -> dict[str, Any]:
-        return {**super().as_dict(), "troupe_places": [self.places]}
+        return {**super().as_dict(), "troupe_places": [json.dumps(self.places)]}  # a string: newer hosts count dictionaries as pictures of the job

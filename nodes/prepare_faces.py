@@ -5,7 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..model_patches.faces import PICKS, prepare_faces
-from ..model_patches.hosts.comfyui.notice import notifier
+from ..model_patches.hosts.comfyui.notice import Messages
 from .types import CATEGORY, Faces, found_by
 
 ANALYSERS = [io.Custom(name) for name in ("INSIGHTFACE", "FACEANALYSIS", "ANALYSIS_MODELS")]
@@ -41,10 +41,11 @@ class PrepareFaces(io.ComfyNode):
                 io.Image.Input("same_subject_4", optional=True, tooltip=more),
             ],
             outputs=[Faces.Output("faces_out", display_name="faces", tooltip="Wire into 'faces' of this subject's Add Subject.")],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, image: Any, pick: str, analysis: Any = None, embeds: Any = None, crops: Any = None, same_subject_2: Any = None, same_subject_3: Any = None,
                 same_subject_4: Any = None) -> io.NodeOutput:
-        return io.NodeOutput(prepare_faces([image, same_subject_2, same_subject_3, same_subject_4], analysis, embeds, crops, pick, notifier(cls.hidden.unique_id)))
+        messages = Messages()
+        faces = prepare_faces([image, same_subject_2, same_subject_3, same_subject_4], analysis, embeds, crops, pick, messages.warn, messages.done)
+        return io.NodeOutput(faces, ui=messages.ui())

@@ -4,9 +4,9 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..model_patches.hosts.comfyui.notice import show
+from ..model_patches.hosts.comfyui.notice import Messages
 from ..model_patches.map_pictures import draw_maps
-from ..model_patches.relevance_maps import report
+from ..model_patches.relevance_maps import findings, report
 from .types import CATEGORY, RecordType, found_by
 
 
@@ -28,13 +28,13 @@ class PreviewRelevance(io.ComfyNode):
                 io.Image.Output("maps_out", display_name="maps", tooltip="One picture with a row for each subject."),
                 io.String.Output("report_out", display_name="report", tooltip="The subjects' shares of the picture, their overlaps, and warnings."),
             ],
-            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, record: Any, latent: Any, image: Any = None) -> io.NodeOutput:
         run, samples = record.run, latent["samples"]
-        maps, text = draw_maps(run, tuple(samples.shape[-2:]), image), report(run, samples)
-        show(cls.hidden.unique_id, text)
-        return io.NodeOutput(maps, text, ui={**ui.PreviewImage(maps, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()})
+        maps, text, messages = draw_maps(run, tuple(samples.shape[-2:]), image), report(run, samples), Messages()
+        for line in (line for paragraph in findings(run, samples) for line in paragraph):
+            (messages.warn if line.warning else messages.done)(line.text)
+        return io.NodeOutput(maps, text, ui={**ui.PreviewImage(maps, cls=cls).as_dict(), **ui.PreviewText(text).as_dict(), **messages.ui()})

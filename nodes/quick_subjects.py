@@ -6,9 +6,10 @@ from comfy_api.latest import io
 
 from ..model_patches.hosts.comfyui import adapters
 from ..model_patches.hosts.comfyui.apply import apply_image_attention
-from ..model_patches.hosts.comfyui.notice import notifier
+from ..model_patches.hosts.comfyui.notice import Messages
 from ..model_patches.hosts.comfyui.quick import quick_references
 from ..model_patches.settings import ImageAttentionSettings, mixing_for
+from ..model_patches.summary import summary
 from .graph import blocked_unless_wired, needed, warn_about_missing_names, warn_about_wires_past
 from .types import CATEGORY, ReferencesType, found_by
 
@@ -70,11 +71,12 @@ class QuickSubjects(io.ComfyNode):
                 clip_vision_name: str = adapters.AUTO) -> io.NodeOutput:
         clip = needed(clip, "Quick Subjects", "clip", "the checkpoint")
         image_1 = needed(image_1, "Quick Subjects", "image_1", "Load Image")
-        warn = notifier(cls.hidden.unique_id)
+        messages = Messages()
         given = ((image_1, name_1), (image_2, name_2), (image_3, name_3), (image_4, name_4))
-        references = quick_references(clip, adapter_name, [pair for pair in given if pair[0] is not None], clip_vision, warn, clip_vision_name)
-        warn_about_missing_names(references, cls.hidden, ("positive",), warn)
-        warn_about_wires_past("Quick Subjects", cls.hidden, warn)
+        references = quick_references(clip, adapter_name, [pair for pair in given if pair[0] is not None], clip_vision, messages.warn, clip_vision_name)
+        warn_about_missing_names(references, cls.hidden, ("positive",), messages.warn)
+        warn_about_wires_past("Quick Subjects", cls.hidden, messages.warn)
         settings = ImageAttentionSettings(weight, mixing_for(references, "auto"))
-        model, positive, negative, _ = apply_image_attention(model, references, settings, positive, negative)
-        return io.NodeOutput(*blocked_unless_wired("Quick Subjects", model, positive, negative, None)[:3], references)
+        messages.done(summary(references))
+        wired = apply_image_attention(model, references, settings, positive, negative, node_id=cls.hidden.unique_id)
+        return io.NodeOutput(*blocked_unless_wired("Quick Subjects", *wired)[:3], references, ui=messages.ui())

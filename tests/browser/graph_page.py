@@ -33,9 +33,19 @@ class GraphPage:
         self.page.on("pageerror", lambda error: self.errors.append(getattr(error, "stack", None) or str(error)))
         self.page.on("console", lambda message: message.type in ("error", "warning") and self.errors.append(f"{message.text} {message.location.get('url', '')}"))
         self.page.goto(server.url, wait_until="domcontentloaded")
+        self._prepare()
+
+    def _prepare(self) -> None:
         self.page.wait_for_function(READY, timeout=90_000)
-        assert bool(self.page.evaluate("() => !!window.LiteGraph.vueNodesMode")) == nodes2, "the front end is not in the mode that is tested"
+        assert bool(self.page.evaluate("() => !!window.LiteGraph.vueNodesMode")) == self.nodes2, "the front end is not in the mode that is tested"
         self.page.evaluate(FIND)
+        self.settle(2500)  # newer front ends ask for the files of the workflow they begin with
+        self.outside.clear()
+
+    def reload(self) -> None:
+        """As the browser's button does."""
+        self.page.reload(wait_until="domcontentloaded")
+        self._prepare()
 
     def close(self) -> None:
         self.context.close()
@@ -174,14 +184,14 @@ class GraphPage:
         """The graph as it would be sent."""
         return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
 
-    def queue(self) -> dict[str, Any]:
-        """Runs the graph by the page's own queue; the server's history entry of it."""
+    def queue(self, completed: bool = True) -> dict[str, Any]:
+        """Runs the graph by the page's own queue; the server's history entry of it. completed: whether it is to go well."""
         before = set(self._history())
         self.page.evaluate("async () => { await window.app.queuePrompt(0, 1); }")
         for _ in range(200):
             new = [entry for key, entry in self._history().items() if key not in before]
             if new:
-                assert new[0]["status"]["completed"], new[0]["status"]
+                assert new[0]["status"]["completed"] == completed, new[0]["status"]
                 self.settle()
                 return new[0]
             time.sleep(0.1)

@@ -7,6 +7,7 @@ from graph import ROOT
 from troupe.model_patches.boxes import fault_in
 from troupe.model_patches.layouts import LAYOUTS, fill, places
 from troupe.model_patches.palette import PALETTE, colour_of, ink_on
+from troupe.model_patches.prompt.names import plain_words, stands_in
 from troupe.model_patches.subjects import Box
 
 SITE = "http://troupe.test/"
@@ -114,3 +115,18 @@ def test_a_copy_keeps_the_size_and_not_the_lock(js):
 def test_the_smallest_box_at_a_point_is_on_top(js):
     boxes = [{"x": 0.2, "y": 0.2, "w": 0.2, "h": 0.2}, {"x": 0, "y": 0, "w": 1, "h": 1}, None]
     assert js("boxes", "(m, boxes) => [m.boxAt(boxes, 0.3, 0.3), m.boxAt(boxes, 0.5, 0.5), m.boxAt([null], 0.5, 0.5)]", boxes) == [0, 1, -1]
+
+
+NAMES = [
+    ("cat", "a cat on a rug"), ("cat", "a category"), ("cat", "two cats"), ("bus", "three buses"), ("girl", "1girl, solo"), ("2", "12 monkeys"),
+    ("red fox", "a (red fox:1.3) in snow"),
+    ("red fox", "a red\nfox"), ("red_fox", "a red fox"), ("cat \\(animal\\)", "cat \\(animal\\), grass"), ("Ärztin", "eine ärztin"), ("猫", "草地上的猫和狗"),
+    ("e\u0301t\u00e9", "un été"),
+    ("c++ coder", "a c++ coder"), ("dog", ""), ("[cat]", "a [cat] here"), ("cat", "concat, scatter"), ("knight", "night"), ("a.b", "aXb"),
+]
+
+
+def test_a_name_is_in_a_prompt_where_python_finds_it(js):
+    found = js("../names", "(m, pairs) => pairs.map(([name, prompt]) => [m.isIn(name, prompt), m.plainWords(prompt)])", NAMES)
+    assert found == [[stands_in(name, prompt), plain_words(prompt)] for name, prompt in NAMES]
+    assert {result for result, _ in found} == {True, False}

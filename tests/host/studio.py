@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 
 import safetensors.torch
@@ -17,17 +18,16 @@ class Server:
     sockets_metadata: dict = {}
 
     def __init__(self):
-        self.texts, self.executed = [], {}
+        self.events, self.executed = [], {}
 
     def send_sync(self, event, data, *args):
         if event == "executed":
             self.executed[data["node"]] = data["output"]
+        elif str(event).startswith("troupe"):
+            self.events.append((event, data))
 
     def queue_updated(self):
         pass
-
-    def send_progress_text(self, text, node_id, *args):
-        self.texts.append((str(node_id), text))
 
 
 class Studio:
@@ -54,12 +54,17 @@ class Studio:
         self.count += 1
         os.utime(path, ns=(10**18 + self.count * 10**9,) * 2)  # a clock that always moves, on any file system
 
+    def messages(self, node) -> dict:
+        """What the last run left on a node: {"warnings": [...], "done": [...]}."""
+        [text] = self.server.executed[node]["troupe_messages"]
+        return json.loads(text)
+
     def run(self, graph) -> str | None:
         """Validate and execute; None, or the first error's text as the front end shows it, or 'interrupted'."""
         import execution
 
         self.count += 1
-        self.server.texts.clear()
+        self.server.events.clear()
         self.server.executed.clear()
         valid, error, outputs, node_errors = asyncio.run(execution.validate_prompt(str(self.count), graph, None))
         for found in node_errors.values():

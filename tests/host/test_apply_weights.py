@@ -1,5 +1,6 @@
 """Apply Adapter Weights on the real host: tensors in place of the base's, under the patches of other nodes, and LoRAs among them."""
 import asyncio
+import json
 
 import pytest
 import torch
@@ -524,12 +525,12 @@ def test_the_node(clips):
     assert blocked.message == wanted
 
 
-def test_the_node_says_on_itself_that_a_file_brings_none(monkeypatch):
+def test_the_node_shows_that_a_file_brings_none():
     from stage import stage
-    from troupe.model_patches.hosts.comfyui import notice
+    from troupe.nodes.apply_weights import ApplyAdapterWeights
 
-    shown = []
-    monkeypatch.setattr(notice, "show", lambda node_id, text: shown.append(text))
     st = stage()
-    assert execute(model=st.patcher, adapter=st.adapter, strength_model=1.0, strength_clip=1.0)[0] is st.patcher
-    assert len(shown) == 1 and "brings no weights" in shown[0]
+    found = ApplyAdapterWeights.PREPARE_CLASS_CLONE(None).execute(model=st.patcher, adapter=st.adapter, strength_model=1.0, strength_clip=1.0)
+    assert found.args[0] is st.patcher
+    [sentence] = json.loads(found.ui["troupe_messages"][0])["warnings"]
+    assert "brings no weights" in sentence

@@ -206,7 +206,8 @@ def test_a_proper_graph_runs_in_silence(studio):
     studio.save(tiny_adapter())
     assert studio.run(graph()) is None
     assert [s.name for s in Keep.got[0].subjects] == ["cat", "dog"] and Keep.got[0].named
-    assert studio.server.texts == []
+    messages = studio.messages("encode")
+    assert messages["warnings"] == [] and messages["done"] == ["2 subjects encoded: 'cat' (4 image tokens, 1 name token), 'dog' (4 image tokens, 1 name token)."]
 
 
 def test_a_second_run_encodes_nothing_again(studio):
@@ -402,15 +403,7 @@ def test_warnings_stand_on_the_node_that_has_them(studio, caplog):
         assert studio.run(said) is None
     finally:
         Text.RETURN_TYPES = ("COMBO",)
-    node, text = studio.server.texts[-1]
-    assert node == "encode"
-    assert text.splitlines()[0].startswith("Subjects 1 and 2 are both called 'girl': relevance cannot tell them apart, each gets half everywhere.")
-    assert text.splitlines()[1].startswith("Subject 3 'dog' is not in the prompt (two girls)")
+    first, second = studio.messages("encode")["warnings"]
+    assert first.startswith("Subjects 1 and 2 are both called 'girl': relevance cannot tell them apart, each gets half everywhere.")
+    assert second.startswith("Subject 3 'dog' is not in the prompt (two girls)")
     assert "Troupe: Subjects 1 and 2" in caplog.text
-
-
-def test_a_host_without_progress_text_is_warned_in_its_log(studio, monkeypatch, caplog):
-    monkeypatch.delattr(Server, "send_progress_text")
-    studio.save(tiny_adapter())
-    assert studio.run(graph(("girl", "photo"), ("girl", "photo"))) is None
-    assert "both called 'girl'" in caplog.text

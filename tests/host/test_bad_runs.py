@@ -359,3 +359,28 @@ def test_prompts_with_other_subjects_one_after_the_other(kind, lab, studio_of, c
     for asked in queue:
         assert torch.equal(studio.latent(lab.graph(kind, *asked)), expected[asked]), asked
     assert len({tuple(latent.flatten().tolist()) for latent in expected.values()}) == 5
+
+
+# ---- what the node shows -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, layers", [("image", "layers of"), ("gated", "gated layers of")])
+def test_a_run_tells_its_node_who_acts_and_what_it_costs(kind, layers, lab, studio_of):
+    studio = studio_of(kind)
+    for seed in (1, 2):  # in the second run the Apply node itself is not executed
+        studio.latent(lab.graph(kind, seed=seed))
+        assert ("apply" in studio.server.executed) == (seed == 1)
+        told = [data for event, data in studio.server.events if event == "troupe.message"]
+        assert {data["node"] for data in told} == {"apply"}
+        assert [data["first"] for data in told] == [True] + [False] * (len(told) - 1)
+        [report] = [data["text"] for data in told if layers in data["text"]]
+        assert " MB" in report and "2 subjects" in report
+
+
+def test_a_warning_of_the_run_is_one_on_the_node_too(lab, studio_of):
+    studio = studio_of("image")
+    graph = lab.graph("image")
+    graph["sampler"]["inputs"] |= {"positive": ["cast", 2], "negative": ["cast", 3]}
+    studio.latent(graph)
+    warnings = [data["text"] for _, data in studio.server.events if data["warning"]]
+    assert "'positive' output did not reach the sampler" in warnings[-1]

@@ -156,7 +156,7 @@ def test_outputs_and_preview():
     assert latent["samples"].shape == (1, 4, 96, 128) and not latent["samples"].any(), "as Empty Latent Image makes it"
     assert [s.name for s in cast.subjects] == ["cat", "dog"] and all(s.photos for s in cast.subjects)
     assert (width, height) == (1024, 768) and preview.shape == (1, 768, 1024, 3)
-    shown = out.ui.as_dict()["images"]
+    shown = out.ui["images"]
     assert len(shown) == 1 and shown[0]["type"] == "temp"
     wired = {"samples": torch.zeros(1, 4, 64, 96)}
     *_, latent, width, height = run(PlaceSubjects, **given, latent=wired).result
@@ -170,12 +170,13 @@ def test_what_the_editor_is_told():
     from troupe.nodes.place_subjects import PlaceSubjects
 
     given = dict(cast=cast_of("cat", "dog"), boxes=json.dumps([{**LEFT, "locked": True}]), layout="none", width=1024, height=768)
-    out = run(PlaceSubjects, **given).ui.as_dict()
+    out = run(PlaceSubjects, **given).ui
     json.dumps(out)
     left = {side: LEFT[side] for side in "xywh"}
-    assert out["troupe_places"] == [{"names": ["cat", "dog"], "boxes": [left, None], "size": [1024, 768]}]
+    assert [json.loads(text) for text in out["troupe_places"]] == [{"names": ["cat", "dog"], "boxes": [left, None], "size": [1024, 768]}]
     red = torch.tensor([1.0, 0.0, 0.0]).expand(1, 32, 32, 3)
-    (told,) = run(PlaceSubjects, **given, latent={"samples": torch.zeros(1, 4, 64, 96)}, background=red).ui.as_dict()["troupe_places"]
+    (text,) = run(PlaceSubjects, **given, latent={"samples": torch.zeros(1, 4, 64, 96)}, background=red).ui["troupe_places"]
+    told = json.loads(text)
     assert told["size"] == [768, 512] and told["background"]["type"] == "temp"
     picture = Image.open(Path(folder_paths.get_temp_directory()) / told["background"]["subfolder"] / told["background"]["filename"])
     assert picture.size == (768, 512) and picture.getcolors() == [(768 * 512, (255, 0, 0))]
@@ -243,7 +244,7 @@ def queue(host, monkeypatch):
         def send_sync(self, *args):
             pass
 
-        send_progress_text = queue_updated = send_sync
+        queue_updated = send_sync
 
     monkeypatch.setattr(server.PromptServer, "instance", Server(), raising=False)
     for cls in NODES:

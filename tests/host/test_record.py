@@ -359,7 +359,9 @@ def test_another_seed_shows_new_maps(lab, studio):
     (first, report_1), (second, report_2) = lab.Look.got[""]
     assert first.shape == second.shape and not torch.equal(first, second) and report_1 != report_2
     assert "subject 1" in report_2 and " overlap " in report_2 and OTHER_LATENT not in report_2
-    assert shown(studio, "preview") == (1, [report_2]) and studio.server.texts == [("preview", report_2)]
+    assert shown(studio, "preview") == (1, [report_2])
+    messages = studio.messages("preview")
+    assert [*messages["done"], *messages["warnings"]] == [line for line in report_2.split("\n") if line], "facts first, then what to do"
 
 
 def test_a_cached_sampler_shows_the_last_maps(lab, studio):

@@ -4,6 +4,7 @@ const MUTED = 2;
 const BYPASSED = 4;
 const DEEPEST = 100; // links followed, so that a graph in a circle ends
 const ENTRANCE = -10; // the host's id of the node that a subgraph's inputs come in by
+const EXIT = -20; // and of the one that its outputs leave by
 
 /**
  * {node, slot, path} that input `name` of `node` comes from; {value} where it is a widget on a subgraph's face; null where nothing comes.
@@ -79,6 +80,33 @@ function nodeOf(subgraph, graph, left = DEEPEST) {
     if (deeper) return deeper;
   }
   return null;
+}
+
+/** The nodes that an output goes to, {node, path}: through reroutes, bypassed nodes and into and out of subgraphs. */
+export function targets(node, slot, path = [], root = null, left = DEEPEST) {
+  return left > 0 ? leading(node.graph, node.outputs?.[slot]?.links, path, root, left - 1) : [];
+}
+
+function leading(graph, ids, path, root, left) {
+  return [...(ids ?? [])].flatMap((id) => {
+    const link = linkOf(graph, id);
+    return link ? arrive(graph, link, path, root, left) : [];
+  });
+}
+
+function arrive(graph, link, path, root, left) {
+  if (left <= 0) return [];
+  const slot = link.target_slot;
+  if (Number(link.target_id) === EXIT) {
+    const outer = path.at(-1) ?? nodeOf(graph, root);
+    return outer ? targets(outer, slot, path.slice(0, -1), root, left) : [];
+  }
+  const node = graph.getNodeById(link.target_id);
+  if (!node || node.mode === MUTED) return [];
+  if (node.mode === BYPASSED) return [...(node.outputs?.keys() ?? [])].filter((out) => through(node, out) === slot).flatMap((out) => targets(node, out, path, root, left));
+  if (node.subgraph) return leading(node.subgraph, node.subgraph.inputs?.[slot]?.linkIds, [...path, node], root, left);
+  if (/^Reroute/.test(node.type ?? "")) return targets(node, 0, path, root, left);
+  return [{ node, path }];
 }
 
 export const classOf = (node) => node.comfyClass ?? node.constructor?.comfyClass ?? node.type;

@@ -59,6 +59,7 @@ export function snapshot(app) {
 
 /** What a run of the node sent along; see EditorPreview in nodes/place_subjects.py. */
 export function keepRun(node, output) {
-  const [found] = output?.troupe_places ?? [];
+  const [text] = output?.troupe_places ?? [];
+  const found = text && JSON.parse(text);
   if (found) memoryOf(node).run = { names: found.names, boxes: found.boxes, size: found.size, background: found.background ?? null };
 }

@@ -35,10 +35,12 @@ def encode_references(adapter: HostAdapter, cast: Cast, framing: str = "auto", c
 
 
 def apply_image_attention(model: Any, references: References, settings: ImageAttentionSettings,
-                          positive: Conditioning | None = None, negative: Conditioning | None = None, middle: Conditioning | None = None) -> Wired:
+                          positive: Conditioning | None = None, negative: Conditioning | None = None, middle: Conditioning | None = None,
+                          node_id: str | None = None) -> Wired:
     """The MODEL with the references' attention bound to it, and the conditionings that carry them.
 
     With neither positive nor negative the references act on the sampler's positive list. Weight 0 and an empty cast return what came in.
+    node_id: of the node that shows messages of the sampling run, or None.
     Raises:
         MismatchError: the adapter is for another base model, or relevance is asked for and the references carry no names, or a number is not finite.
     """
@@ -49,15 +51,16 @@ def apply_image_attention(model: Any, references: References, settings: ImageAtt
     blocks = attention_blocks(model.get_model_object("diffusion_model"))
     check_widths(references.adapter.spec, [block.width for block in blocks], blocks[0].context_dim)
     check_names(references, settings)
-    hook = ImageAttention(references, settings, blocks, positive_wired=positive is not None or middle is not None, negative_wired=negative is not None)
+    hook = ImageAttention(references, settings, blocks, positive is not None or middle is not None, negative is not None, node_id)
     return _wired(model, hook, positive, negative, middle)
 
 
 def apply_gated(model: Any, references: References, settings: GatedSettings,
-                positive: Conditioning, negative: Conditioning | None = None, middle: Conditioning | None = None) -> Wired:
+                positive: Conditioning, negative: Conditioning | None = None, middle: Conditioning | None = None, node_id: str | None = None) -> Wired:
     """The MODEL with the adapter's gated layers bound to it, and the conditionings that carry the references.
 
     Rows of the negative get the publisher's own uncond objects, whether it is wired or not. Strength 0 and an empty cast return what came in.
+    node_id: of the node that shows messages of the sampling run, or None.
     Raises:
         MismatchError: the adapter has no gated layers, or is for another base model, or a number is not finite.
     """
@@ -70,7 +73,7 @@ def apply_gated(model: Any, references: References, settings: GatedSettings,
     blocks = {block.path.removesuffix(".attn2"): block for block in attention_blocks(model.get_model_object("diffusion_model"))}
     check_places(adapter.spec, {path: block.width for path, block in blocks.items()}, next(iter(blocks.values())).context_dim)
     keys = [blocks[path].key for path in adapter.spec.gated.places]
-    return _wired(model, GatedAdapter(references, settings, keys, negative_wired=negative is not None), positive, negative, middle)
+    return _wired(model, GatedAdapter(references, settings, keys, negative is not None, node_id), positive, negative, middle)
 
 
 def _wired(model: Any, hook: Hook, positive: Conditioning | None, negative: Conditioning | None, middle: Conditioning | None) -> Wired:

@@ -13,12 +13,13 @@ from ...layer_tokens import COND
 from ...objects import Group, layer_objects, mask_channel
 from ...settings import GatedSettings
 from ...subjects import References
+from ...summary import counted
 from .attention_patch import Options
 from .blocks import Key
 from .clock import percent_reader, sigma_range
 from .company import named, patches_of
 from .conditioning import Chunk
-from .hook import Call, Hook, counted, model_dtype, placed, window_of, with_subjects
+from .hook import Call, Hook, model_dtype, placed, window_of, with_subjects
 from .rows import rows_from_options, rows_of_chunks
 from .run import Run
 
@@ -39,8 +40,8 @@ class GatedAdapter(Hook):
 
     node = "Apply Gated Adapter"
 
-    def __init__(self, references: References, settings: GatedSettings, keys: Sequence[Key], negative_wired: bool):
-        super().__init__(references, positive_wired=True, negative_wired=negative_wired)
+    def __init__(self, references: References, settings: GatedSettings, keys: Sequence[Key], negative_wired: bool, node_id: str | None = None):
+        super().__init__(references, True, negative_wired, node_id)
         self.settings, self.keys = settings, tuple(keys)
 
     @property

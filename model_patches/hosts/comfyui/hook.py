@@ -54,9 +54,9 @@ class Hook(ABC):
 
     node = ""  # display name
 
-    def __init__(self, references: References, positive_wired: bool, negative_wired: bool):
+    def __init__(self, references: References, positive_wired: bool, negative_wired: bool, node_id: str | None = None):
         self.id = uuid4().hex
-        self.references, self.positive_wired, self.negative_wired = references, positive_wired, negative_wired
+        self.references, self.positive_wired, self.negative_wired, self.node_id = references, positive_wired, negative_wired, node_id
 
     # ---- what subclasses say -----------------------------------------------------------------------------------------------------------
 
@@ -172,7 +172,7 @@ class Hook(ABC):
         return {(index, entry["uuid"]) for index, entries in enumerate(conds) for entry in entries or () if entry.get(PHASE, (None, AFTER))[1] is BEFORE}
 
     def _new_run(self, lists: Lists, sigmas: torch.Tensor | None, sampler: Any) -> Run:
-        return Run(Clock(sigmas, sampler), Roles(self.id, self.positive_wired, self.negative_wired, lists))
+        return Run(Clock(sigmas, sampler), Roles(self.id, self.positive_wired, self.negative_wired, lists), self.node_id)
 
     def _warn_without_weights(self, run: Run, model: Any) -> None:
         """Say so where the adapter was trained with weights in the UNet that are not on the MODEL, wherever on its wire they were to be put."""
@@ -273,11 +273,6 @@ def window_of(area: tuple[int, ...] | None, size: Grid) -> Window:
 def shown_size(area: tuple[int, ...] | None, size: Grid) -> Grid:
     """Latent cells (h, w) that an entry's rows show, as the host cuts them out."""
     return size if area is None else (min(area[0], size[0] - area[2]), min(area[1], size[1] - area[3]))
-
-
-def counted(number: int, noun: str) -> str:
-    """'1 subject', '2 subjects'."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def known_ids(model_options: dict) -> tuple[str, ...]:

@@ -13,12 +13,13 @@ from ...binding import limited, limits_on_grid, with_masks_for
 from ...layer_tokens import COND, Projected, image_columns, layer_tokens, name_segments, project_images, project_names
 from ...settings import ImageAttentionSettings
 from ...subjects import References, ReferenceSubject, called
+from ...summary import counted
 from .attention_patch import Options, Part, install
 from .blocks import Block, grids_of, own_attentions, text_keys, text_values
 from .clock import FULL, sigma_range
 from .company import named, patches_of
 from .conditioning import Chunk
-from .hook import Call, Grid, Hook, counted, model_dtype, placed, window_of, with_subjects
+from .hook import Call, Grid, Hook, model_dtype, placed, window_of, with_subjects
 from .record import RECORDINGS, Observe, Recording, Tally, observer
 from .rows import rows_from_options
 from .run import Run
@@ -42,8 +43,9 @@ class ImageAttention(Hook):
 
     node = "Apply Image Attention"
 
-    def __init__(self, references: References, settings: ImageAttentionSettings, blocks: tuple[Block, ...], positive_wired: bool, negative_wired: bool):
-        super().__init__(references, positive_wired, negative_wired)
+    def __init__(self, references: References, settings: ImageAttentionSettings, blocks: tuple[Block, ...], positive_wired: bool, negative_wired: bool,
+                 node_id: str | None = None):
+        super().__init__(references, positive_wired, negative_wired, node_id)
         self.settings, self.blocks = settings, blocks
 
     @property

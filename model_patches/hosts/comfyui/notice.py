@@ -1,30 +1,52 @@
-"""Saying things to the artist: in the log, and on the node where the host can show text there."""
+"""Messages of the nodes: in the log, and on the node in the front end (web/messages.js)."""
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable
+from typing import Any
 
 log = logging.getLogger("troupe")
+UI = "troupe_messages"  # key in a node's `ui` output
+EVENT = "troupe.message"  # of the websocket: what a node has to say while its MODEL samples
 
 
-def notifier(node_id: str | None) -> Callable[[str], None]:
-    """A function that warns with one sentence; several sentences of one execution stand below each other on the node."""
-    said: list[str] = []
+class Messages:
+    """What one execution of a node has to say: warnings, and what was done."""
 
-    def warn(sentence: str) -> None:
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.dones: list[str] = []
+
+    def warn(self, sentence: str) -> None:
+        """Log a warning, and keep it for the node."""
         log.warning("Troupe: %s", sentence)
-        said.append(sentence)
-        show(node_id, "\n".join(said))
+        self.warnings.append(sentence)
 
-    return warn
+    def done(self, sentence: str) -> None:
+        """Log what was done, and keep it for the node; '' is nothing."""
+        if sentence:
+            info(sentence)
+            self.dones.append(sentence)
+
+    def ui(self) -> dict[str, list[str]]:
+        """The node's `ui` output; it replaces the messages of the execution before.
+
+        A string, not a dictionary: newer hosts count dictionaries as pictures of the job.
+        """
+        return {UI: [json.dumps({"warnings": self.warnings, "done": self.dones})]}
 
 
-def show(node_id: str | None, text: str) -> None:
-    """Put text on the node, in place of what stood there."""
+def info(sentence: str) -> None:
+    """Log a sentence."""
+    log.info("Troupe: %s", sentence)
+
+
+def tell(node_id: str | None, sentence: str, warning: bool, first: bool) -> None:
+    """Show a message on a node while its MODEL samples. first: it replaces those of the last sampling run."""
     if node_id is None:
         return
     from server import PromptServer  # the host's web server; absent when a graph runs without one
 
-    server = getattr(PromptServer, "instance", None)
-    if hasattr(server, "send_progress_text"):
-        server.send_progress_text(text, node_id)
+    server: Any = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_sync(EVENT, {"node": node_id, "text": sentence, "warning": warning, "first": first}, server.client_id)

@@ -1,7 +1,6 @@
 """The host's CLIP behind `model_patches.fuse`, and conditioning with subjects in its prompt."""
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,10 +12,10 @@ from ...fuse import Encoded, FusedText, Streams, fuse_prompt
 from ...subjects import References, called
 from .adapters import HostAdapter
 from .conditioning import Conditioning
+from .notice import info
 from .prompt_switch import PROMPT, FusedPrompt
 from .weights import weights_of, without_lora
 
-log = logging.getLogger("troupe")
 OFFICIAL = "official"
 SD15 = 768  # width of its text
 LAST = -1  # layer of CLIP
@@ -61,7 +60,8 @@ class HostPromptEncoder:
 
 
 def encode_prompt(clip: Any, references: References, text: str, start_percent: float = 0.0, start_step: int = -1, quirks: str = "clean", places_of: str = "",
-                  warn: Callable[[str], None] = lambda sentence: None, on_model: bool = True) -> tuple[Conditioning, Conditioning]:
+                  warn: Callable[[str], None] = lambda sentence: None, on_model: bool = True,
+                  done: Callable[[str], None] = info) -> tuple[Conditioning, Conditioning]:
     """The prompt's conditioning with the subjects in it, and without them.
 
     The first carries the second, so that the change between them at `start_percent` (ComfyUI's) or `start_step` (counted from the run's first
@@ -82,7 +82,7 @@ def encode_prompt(clip: Any, references: References, text: str, start_percent: f
         clip = without_lora(clip, adapter, "g")
     texts, said = fuse_prompt(references, text, HostPromptEncoder(clip, adapter), places_of if quirks == OFFICIAL else "", warn)
     if said:
-        log.info("Troupe: %s: %s.", adapter.spec.file, said)
+        done(f"{adapter.spec.file}: {said}.")
     return [_entry(t, start_percent, start_step) for t in texts], [[t.plain.states, _rest(t.plain)] for t in texts]
 
 

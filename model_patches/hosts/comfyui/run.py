@@ -9,17 +9,17 @@ from typing import Any, TypeVar
 
 from .clock import Clock
 from .conditioning import Roles
+from .notice import log, tell
 
-log = logging.getLogger("troupe")
 T = TypeVar("T")
 MISSING: Any = object()
 
 
 class Run:
-    """Lives from the start of a sampling run to its end; caches are dropped with it."""
+    """Lives from the start of a sampling run to its end; caches are dropped with it. node_id: of the Apply node that shows its messages."""
 
-    def __init__(self, clock: Clock, roles: Roles):
-        self.clock, self.roles = clock, roles
+    def __init__(self, clock: Clock, roles: Roles, node_id: str | None = None):
+        self.clock, self.roles, self.node_id = clock, roles, node_id
         self.seconds = 0.0
         self.due = False  # whether a call came in which something should act
         self.acted = False
@@ -27,6 +27,7 @@ class Run:
         self.explained = False  # whether it was told why nothing, or not everything, acts
         self._cache: dict[Any, Any] = {}
         self._said: set[str] = set()
+        self._shown = False  # whether the node shows a message of this run
         self._lock = threading.RLock()  # newer hosts run the chunks of a call in threads, one a device
 
     def once(self, key: tuple, make: Callable[[], T], most: int | None = None) -> T:
@@ -51,11 +52,15 @@ class Run:
         return first
 
     def say(self, sentence: str, level: int = logging.INFO) -> None:
-        """Log a sentence, once a run."""
+        """Log a sentence and show it on the node, once a run."""
         with self._lock:
-            if sentence not in self._said:
-                self._said.add(sentence)
-                log.log(level, "Troupe: %s", sentence)
+            if sentence in self._said:
+                return
+            self._said.add(sentence)
+            log.log(level, "Troupe: %s", sentence)
+            if level >= logging.INFO:
+                tell(self.node_id, sentence, level >= logging.WARNING, first=not self._shown)
+                self._shown = True
 
     def rest(self, sentence: str, again: bool = True) -> None:
         """Warn, once a run, that something rests; a run in which nothing acted is then explained. again: False for what the node's earlier runs have said."""

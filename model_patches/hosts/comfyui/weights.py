@@ -1,7 +1,6 @@
 """Weights of the base model that an adapter brings, put on the host's MODEL and CLIP. No other module of the pack patches weights."""
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,10 +10,10 @@ import torch
 from ...adapter import LoraPair
 from ...errors import MismatchError
 from .adapters import HostAdapter
+from .notice import info
 from .prompt_switch import PromptSwitch
 
 Weight = torch.Tensor | LoraPair
-log = logging.getLogger("troupe")
 MARK = "troupe_weights"
 MASKED_CHANNELS = 5  # a UNet whose extra input is the box mask of Subject-Diffusion
 STREAMS = {"l": "CLIP-L", "g": "OpenCLIP bigG", "h": "OpenCLIP H"}  # the host's names of text encoders
@@ -22,7 +21,7 @@ INPUT = "input_blocks.0.0.weight"
 
 
 def apply_weights(model: Any, adapter: HostAdapter, strength_model: float = 1.0, strength_clip: float = 1.0, clip: Any = None,
-                  warn: Callable[[str], None] = lambda sentence: None) -> tuple[Any, Any]:
+                  warn: Callable[[str], None] = lambda sentence: None, done: Callable[[str], None] = info) -> tuple[Any, Any]:
     """Clones of MODEL and CLIP (None stays None) with the weights that the adapter brings; what it brings none for, or at strength 0, comes back as it was.
 
     Whole tensors replace the base's own, below everything that other nodes patch there before or after. LoRAs are added, at any strength. For an
@@ -32,13 +31,13 @@ def apply_weights(model: Any, adapter: HostAdapter, strength_model: float = 1.0,
             channels of a subject UNet.
     """
     check_input_channels(model)
-    own, file, done = adapter.weights, adapter.spec.file, []
+    own, file, put = adapter.weights, adapter.spec.file, []
     if adapter.spec.prompt is not None:
         model = model.clone()
         PromptSwitch().attach(model)
     if not (own.unet or own.unet_lora or own.text or own.text_lora):
         if adapter.spec.prompt is not None:
-            log.info("Troupe: %s brings no weights of a base model. Delayed prompts with its subjects work on this MODEL.", file)
+            done(f"{file} brings no weights of a base model. Delayed prompts with its subjects work on this MODEL.")
             return model, clip
         warn(f"{file} brings no weights of a base model: Apply Adapter Weights leaves everything as it is. The other nodes need nothing of it; you can take it out.")
         return model, clip
@@ -47,13 +46,13 @@ def apply_weights(model: Any, adapter: HostAdapter, strength_model: float = 1.0,
     if (own.unet or own.unet_lora) and _on(strength_model, "strength_model", own.unet):
         whole, pairs = in_unet(model, own.unet, adapter), in_unet(model, own.unet_lora, adapter)
         model = model.clone()
-        done += _put(model, whole, pairs, strength_model, adapter.id, "UNet")
+        put += _put(model, whole, pairs, strength_model, adapter.id, "UNet")
     if (own.text or own.text_lora) and clip is not None and _on(strength_clip, "strength_clip", own.text):
         whole, pairs = in_text_encoder(clip.patcher, own.text, adapter), in_streams(clip.patcher, own.text_lora, adapter)
         clip = clip.clone()
-        done += _put(clip.patcher, whole, pairs, strength_clip, adapter.id, "text encoder")
-    if done:
-        log.info("Troupe: %s of %s set on the model.", " and ".join(done), file)
+        put += _put(clip.patcher, whole, pairs, strength_clip, adapter.id, "text encoder")
+    if put:
+        done(f"{' and '.join(put)} of {file} set on the model.")
     return model, clip
 
 

@@ -1,0 +1,124 @@
+"""What a node has to say stands on it, in full, until the next run says otherwise; beside a name, whether it is in the prompt."""
+import json
+
+import pytest
+from test_templates import get, pack_folder
+
+START = "1_start_here_rehearsal"
+LINES = """(id) => {
+  const widget = window.graphNode(id).widgets.find((w) => w.type === "troupe_messages");
+  return widget.hidden ? [] : [...widget.element.querySelectorAll("li")].map((li) => [li.className.replace("troupe-", ""), li.textContent]);
+}"""
+SEEN = """(id) => {
+  const widget = window.graphNode(id).widgets.find((w) => w.type === "troupe_messages"), around = widget.element.getBoundingClientRect();
+  const lines = [...widget.element.querySelectorAll("li")].map((li) => li.getBoundingClientRect());
+  return lines.map((line) => [line.height, line.bottom <= around.bottom + 1, line.right <= around.right + 1]);
+}"""
+HEIGHT = """(id) => document.querySelector(`[data-node-id="${id}"]`)?.getBoundingClientRect().height ?? window.graphNode(id).size[1]"""
+CLOSE = """(id) => {
+  const node = window.graphNode(id), {ds} = window.app.canvas;
+  ds.scale = 1; ds.offset = [300 - node.pos[0], 340 - node.pos[1]];
+  window.app.canvas.setDirty(true, true);
+}"""
+
+
+def lines(page, id_):
+    """What stands on a node: [kind, text] of each line."""
+    page.settle(900)
+    return page.evaluate(LINES, id_)
+
+
+def texts(page, id_, kind):
+    return [text for each, text in lines(page, id_) if each == kind]
+
+
+def start(page, server):
+    """Open the first template; {class: ids}."""
+    saved = json.loads(get(server, f"/api/workflow_templates/{pack_folder(server)}/{START}.json"))
+    page.evaluate("async (graph) => { await window.app.loadGraphData(graph, true, true, null); }", saved)
+    page.settle(900)
+    page.outside.clear()  # newer front ends ask for the files of the workflow they begin with
+    found = {}
+    for node in saved["nodes"]:
+        found.setdefault(node["type"], []).append(node["id"])
+    return found
+
+
+def put(page, id_, name, value):
+    page.evaluate("([id, name, value]) => { const w = window.graphNode(id).widgets.find((w) => w.name === name); w.value = value; w.callback?.(value); }", id_, name, value)
+
+
+def test_a_run_leaves_its_messages_until_the_next(page, server):
+    ids = start(page, server)
+    first, encode, apply, preview = (ids[f"Troupe{kind}"][0] for kind in ("AddSubject", "EncodeSubjects", "ApplyImageAttention", "PreviewRelevance"))
+    assert lines(page, apply) == []
+    put(page, first, "name", "knight")
+    page.queue()
+    assert any("'knight'" in text and "change the name" in text for text in texts(page, apply, "warning"))
+    assert any("2 subjects" in text and " MB" in text and "layers" in text for text in texts(page, apply, "done"))
+    assert any("'knight' (" in text and "image tokens" in text for text in texts(page, encode, "done"))
+    assert any("of the picture" in text for text in texts(page, preview, "done"))
+    page.evaluate(CLOSE, apply)
+    page.settle()
+    seen = page.evaluate(SEEN, apply)
+    assert len(seen) >= 2 and all(height > 10 and below and beside for height, below, beside in seen), f"every line is readable in full: {seen}"
+    size = page.evaluate(HEIGHT, apply)
+    put(page, first, "name", "cat")
+    page.queue()
+    assert texts(page, apply, "warning") == [] and len(texts(page, apply, "done")) >= 1
+    assert page.evaluate(HEIGHT, apply) < size, "the node takes back the room"
+
+
+def test_messages_outlive_a_reload(page, server):
+    ids = start(page, server)
+    apply = ids["TroupeApplyImageAttention"][0]
+    put(page, apply, "weight", 0.0)
+    put(page, apply, "weight", 0.9)
+    page.queue()
+    before = lines(page, apply)
+    assert before
+    graph = page.evaluate("() => window.app.graph.serialize()")
+    page.reload()
+    page.evaluate("async (graph) => { await window.app.loadGraphData(graph, true, true, null); }", graph)
+    page.settle(900)
+    page.outside.clear()
+    assert lines(page, apply) == before
+    assert all("messages" not in node["inputs"] for node in page.prompt().values()), "they are not sent"
+
+
+def test_an_error_stands_on_its_node_until_the_node_runs(page, server):
+    ids = start(page, server)
+    apply = ids["TroupeApplyImageAttention"][0]
+    encode = ids["TroupeEncodeSubjects"][0]
+    clip = page.evaluate("(id) => { const n = window.graphNode(id), i = n.inputs.findIndex((x) => x.name === 'clip'); const l = n.graph.getLink?.(n.inputs[i].link) "
+                         "?? n.graph.links.get(n.inputs[i].link); n.disconnectInput(i); return [l.origin_id, l.origin_slot]; }", encode)
+    page.queue(completed=False)
+    assert any("names" in text and "clip" in text for text in texts(page, apply, "error")), lines(page, apply)
+    page.page.keyboard.press("Escape")
+    page.settle()
+    page.evaluate("([id, from, slot]) => { const n = window.graphNode(id); window.graphNode(from).connect(slot, n, n.inputs.findIndex((x) => x.name === 'clip')); }", encode, *clip)
+    page.queue()
+    assert texts(page, apply, "error") == []
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_a_tick_beside_each_name_follows_the_prompt(page, positive):
+    page.build(
+        [(1, "LoadImage", {"image": "half_red.png"}, (-600, 0)), (2, "TroupeAddSubject", {"name": "cat"}, (-200, 0)), (3, "TroupeAddSubject", {"name": "dog"}, (-200, 400)),
+         (4, "TroupeEncodeSubjects", {}, (200, 0)), (5, "TroupeApplyImageAttention", {}, (600, 0)), (6, "CLIPTextEncode", {}, (200, 400)),
+         (7, "PrimitiveString", {"value": "a cat"}, (-200, 800)), (8, "KSampler", {}, (1000, 0))],
+        [(1, 0, 2, "image"), (1, 0, 3, "image"), (2, 0, 3, "cast"), (3, 0, 4, "cast"), (4, 0, 5, "references"), (7, 0, 6, "text"), (5, 0, 8, "model"),
+         (6, 0, *((5, "positive") if positive else (8, "positive")))])
+    assert [lines(page, id_) for id_ in (2, 3)] == [[["tick", "'cat' is in your prompt"]], [["missing", "'dog' is not in your prompt: add it, or change the name"]]]
+    put(page, 7, "value", "a dog")
+    assert [lines(page, id_)[0][0] for id_ in (2, 3)] == ["missing", "tick"]
+    page.evaluate("() => { const n = window.graphNode(6); n.disconnectInput(n.inputs.findIndex((x) => x.name === 'text')); }")
+    put(page, 6, "text", "cat, dog")
+    assert [lines(page, id_)[0][0] for id_ in (2, 3)] == ["tick", "tick"]
+
+
+def test_quick_subjects_has_a_tick_for_each_photo(page):
+    page.build([(1, "LoadImage", {"image": "half_red.png"}, (-600, 0)), (2, "TroupeQuickSubjects", {"name_1": "cat", "name_2": "dog", "name_3": "owl"}, (0, 0)),
+                (3, "CLIPTextEncode", {"text": "a cat in the rain"}, (-600, 500))],
+               [(1, 0, 2, "image_1"), (1, 0, 2, "image_2"), (3, 0, 2, "positive")])
+    assert [kind for kind, _ in lines(page, 2)] == ["tick", "missing"], "a name without a photo is nobody"

@@ -1,0 +1,187 @@
+// Shows on every Troupe node what its last run has to say (`ui` output "troupe_messages" and the event "troupe.message"), and beside each name whether it is in the prompt.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { classOf } from "./editor/graph.js";
+import { namesOf } from "./names.js";
+
+const UI = "troupe_messages"; // see model_patches/hosts/comfyui/notice.py
+const EVENT = "troupe.message";
+const LOOK = 500; // milliseconds between two looks at the names
+const STORE = "troupe.messages"; // in the tab's session storage: messages survive a reload of the page
+const MOST = 100; // nodes whose messages are stored
+const NOTHING = { warnings: [], done: [], run: [], error: "" };
+
+const shown = new Map(); // widgets' panels by node
+
+/** A node's place in all graphs; the id of its graph and its own. */
+const keyOf = (node) => `${node.graph?.id ?? ""}:${node.id}:${classOf(node)}`;
+
+function stored() {
+  try {
+    return new Map(JSON.parse(sessionStorage.getItem(STORE) ?? "[]"));
+  } catch {
+    return new Map();
+  }
+}
+
+const kept = stored();
+
+function keep(node, messages) {
+  const key = keyOf(node);
+  kept.delete(key);
+  kept.set(key, messages);
+  while (kept.size > MOST) kept.delete(kept.keys().next().value);
+  try {
+    sessionStorage.setItem(STORE, JSON.stringify([...kept]));
+  } catch {
+    // a full store: the messages are lost with the page
+  }
+  shown.get(node)?.look();
+}
+
+const messagesOf = (node) => kept.get(keyOf(node)) ?? NOTHING;
+
+/** The messages in the order in which they are shown: {kind: "error" | "warning" | "done", text}. */
+function linesOf({ warnings, done, run, error }) {
+  const lines = [];
+  if (error) lines.push({ kind: "error", text: error });
+  for (const text of warnings) lines.push({ kind: "warning", text });
+  for (const { warning, text } of run) if (warning) lines.push({ kind: "warning", text });
+  for (const text of done) lines.push({ kind: "done", text });
+  for (const { warning, text } of run) if (!warning) lines.push({ kind: "done", text });
+  return lines;
+}
+
+/** Of a name that is, or is not, in the prompt. */
+function lineOf({ name, found }) {
+  return found ? { kind: "tick", text: `'${name}' is in your prompt` } : { kind: "missing", text: `'${name}' is not in your prompt: add it, or change the name` };
+}
+
+/** The messages of one node. */
+class Panel {
+  constructor(node) {
+    this.node = node;
+    this.seen = "";
+    this.height = 0;
+    this.root = document.createElement("div");
+    this.root.className = "troupe-messages";
+    this.root.setAttribute("role", "status");
+    this.list = document.createElement("ul");
+    this.root.append(this.list);
+    this.widget = node.addDOMWidget("messages", "troupe_messages", this.root, {
+      getValue: () => "", setValue: () => {}, getMinHeight: () => this.height, getMaxHeight: () => this.height, hideOnZoom: true, serialize: false,
+    });
+    this.widget.serialize = false;
+    this.sizes = new ResizeObserver(() => this.fit());
+    this.sizes.observe(this.list);
+    this.show(false);
+  }
+
+  look() {
+    const { node } = this;
+    if (!node.graph) return;
+    const lines = [...namesOf(node, app.rootGraph ?? app.graph?.rootGraph ?? app.graph).map(lineOf), ...linesOf(messagesOf(node))];
+    const seen = JSON.stringify(lines);
+    if (seen === this.seen) return;
+    this.seen = seen;
+    this.list.replaceChildren(...lines.map(({ kind, text }) => {
+      const line = document.createElement("li");
+      line.className = `troupe-${kind}`;
+      line.textContent = text;
+      return line;
+    }));
+    this.show(lines.length > 0);
+    this.fit();
+  }
+
+  show(on) {
+    const { widget } = this;
+    widget.hidden = !on;
+    widget.options.hidden = !on;
+    widget.computeLayoutSize = () => ({ minHeight: this.height, maxHeight: this.height, minWidth: 0 });
+  }
+
+  /** The node is as much taller as its messages are. */
+  fit() {
+    const count = this.list.childElementCount;
+    const inside = this.list.offsetHeight;
+    if (count && !inside) return; // not on the screen yet
+    const height = count ? Math.ceil(inside) + 2 * (this.widget.margin ?? 10) : 0; // the canvas leaves a margin around elements
+    if (height === this.height) return;
+    const { node } = this;
+    const more = height - this.height;
+    this.height = height;
+    if (!window.LiteGraph?.vueNodesMode) node.setSize?.([node.size[0], node.size[1] + more]);
+    node.graph?.setDirtyCanvas?.(true, true);
+  }
+
+  end() {
+    this.sizes.disconnect();
+    shown.delete(this.node);
+  }
+}
+
+function chain(node, name, added) {
+  const before = node[name];
+  node[name] = function (...given) {
+    const result = before?.apply(this, given);
+    added(...given);
+    return result;
+  };
+}
+
+function attach(node) {
+  if (!node.addDOMWidget) return;
+  try {
+    const panel = new Panel(node);
+    shown.set(node, panel);
+    chain(node, "onExecuted", (output) => {
+      const [text] = output?.[UI] ?? [];
+      if (text) keep(node, { ...NOTHING, ...JSON.parse(text) });
+    });
+    chain(node, "onRemoved", () => panel.end());
+  } catch (error) {
+    console.error("Troupe: no messages on this node.", error);
+  }
+}
+
+/** The node of an execution id: "7", or "5:7" for node 7 in the subgraph of node 5. */
+function nodeOf(id) {
+  let graph = app.rootGraph ?? app.graph?.rootGraph ?? app.graph;
+  let node = null;
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById?.(Number(part)) ?? null;
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
+const ours = (node) => shown.has(node);
+
+api.addEventListener(EVENT, ({ detail }) => {
+  const node = nodeOf(detail.node);
+  if (!ours(node)) return;
+  const before = messagesOf(node);
+  keep(node, { ...before, run: [...(detail.first ? [] : before.run), { warning: detail.warning, text: detail.text }] });
+});
+
+api.addEventListener("execution_error", ({ detail }) => {
+  const node = nodeOf(detail.node_id);
+  if (ours(node)) keep(node, { ...NOTHING, error: String(detail.exception_message ?? "").trim() });
+});
+
+const link = document.createElement("link");
+link.rel = "stylesheet";
+link.href = new URL("./messages.css", import.meta.url).href;
+document.head.append(link);
+
+setInterval(() => {
+  for (const panel of shown.values()) panel.look();
+}, LOOK);
+
+app.registerExtension({
+  name: "troupe.messages",
+  nodeCreated(node) {
+    if (String(node.constructor?.comfyClass ?? "").startsWith("Troupe")) attach(node);
+  },
+});
