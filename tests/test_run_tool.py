@@ -181,7 +181,7 @@ def test_boxes_and_their_widgets_count(small_of):
     }
     results = [first, *map(pixels, different.values())]
     assert not [(i, j) for i, a in enumerate(results) for j, b in enumerate(results[:i]) if np.array_equal(a, b)]
-    with pytest.raises(RunError, match="box number 3.*for no subject"):
+    with pytest.raises(RunError, match="box 3.*without a subject"):
         small(set_widget("TroupePlaceSubjects", "boxes", '[null, null, {"x": 0, "y": 0, "w": 0.5, "h": 0.5}]'))
 
 
@@ -291,7 +291,7 @@ def test_layers_are_counted_where_they_acted(small):
 
 
 def test_the_pack_s_warnings_are_heard(small):
-    assert any("Subject 2 'dragon' is not in the prompt" in line for line in small(names=("astronaut", "dragon")).lines)
+    assert any("'dragon' is not in your prompt" in line for line in small(names=("astronaut", "dragon")).lines)
     assert any("both called 'cat'" in line for line in small(names=("cat", "cat")).lines)
 
 
