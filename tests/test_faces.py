@@ -344,5 +344,5 @@ def test_a_subject_keeps_its_faces():
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_a_subject_has_as_many_faces_as_photos(count):
-    with pytest.raises(SubjectError, match=f"one prepared face for each of the 3 photos of subject 2 .'woman'., found {count}\\. Wire the same photos into Prepare Faces"):
+    with pytest.raises(SubjectError, match=f"one prepared face for each of the 3 photos of subject 2 .'woman'., found {count}\\. Connect the same photos to Prepare Faces"):
         make_subject("woman", [PAIR, photo(20, 30)], number=2, faces=some(count))
