@@ -20,7 +20,7 @@ GATED = {"text": "GLIGEN text boxes", "text_image": "GLIGEN text-image boxes", "
 
 def base_name(context_dim: int) -> str:
     """'SDXL', or the width in words where no known base has it."""
-    return BASES.get(context_dim, f"a base model with {context_dim}-wide text")
+    return BASES.get(context_dim, f"a base model with text embeddings of size {context_dim}")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class EncoderNeed:
     def describe(self) -> str:
         """'CLIP ViT-H/14 (...)', or the widths where no published encoder has them."""
         known = encoder_of_width(self.kind, self.width)
-        return known.name if known else f"a CLIP vision encoder with {self.kind} width {self.width}"
+        return known.name if known else f"a CLIP vision encoder with {'projection' if self.kind == 'pooled' else 'hidden'} size {self.width}"
 
 
 @dataclass(frozen=True)

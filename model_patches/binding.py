@@ -19,8 +19,8 @@ def check_widths(spec: AdapterSpec, widths: Sequence[int], context_dim: int) -> 
     if (error := base_mismatch(spec, context_dim)) is not None:
         raise error
     if context_dim != spec.context_dim or tuple(widths) != spec.widths:
-        what = f"{len(widths)} cross-attention layers for text {context_dim} wide"
-        wanted = f"a MODEL for {spec.file}: {spec.describe()}, text {spec.context_dim} wide"
+        what = f"{len(widths)} cross-attention layers and text embeddings of size {context_dim}"
+        wanted = f"a MODEL for {spec.file}: {spec.describe()}, text embeddings of size {spec.context_dim}"
         raise MismatchError(wanted, what, f"Sample with a checkpoint of the {spec.base} family, or load an adapter made for this model.")
 
 
@@ -35,9 +35,9 @@ def check_places(spec: AdapterSpec, widths: Mapping[str, int], context_dim: int)
         return
     if (error := base_mismatch(spec, context_dim)) is not None:
         raise error
-    found = f"a MODEL for {base_name(context_dim)}, with a block for {fitting} of its {len(places)} layers"
+    found = f"a MODEL for {base_name(context_dim)}, with a matching block for {fitting} of the {len(places)} layers"
     do = f"Sample with a checkpoint of the {spec.base} family, or load a file made for this model."
-    raise MismatchError(f"a MODEL for {spec.file}: {spec.describe()}, text {spec.gated.object_dim} wide", found, do)
+    raise MismatchError(f"a MODEL for {spec.file}: {spec.describe()}, text embeddings of size {spec.gated.object_dim}", found, do)
 
 
 def check_names(references: References, settings: ImageAttentionSettings) -> None:

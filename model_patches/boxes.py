@@ -16,7 +16,7 @@ ROUNDING = 0.0005  # up to here without a word
 MIN_SIDE = 0.001  # of the picture's side
 EXAMPLE = '[{"label": "red fox", "x": 0.1, "y": 0.2, "w": 0.3, "h": 0.5}, null]'
 DRAW_AGAIN = "Draw the box again, or write null for a subject without a box."
-OTHER_SIZE = "Set 'width' and 'height' to the size of the picture that the boxes were made on."
+OTHER_SIZE = "Set 'width' and 'height' to the size of the picture that the boxes were drawn on."
 Size = tuple[float, float]  # width, height
 Warn = Callable[[str], None]
 
@@ -87,11 +87,11 @@ def read_wired(value: Any, size: Size, warn: Warn = lambda sentence: None) -> li
         return [_wired(value, size)]
     if not isinstance(value, (list, tuple)):
         kinds = "'bounding_boxes' to be boxes (BOUNDING_BOX, BOUNDING_BOXES, BBOX or SEGS)"
-        raise SubjectError(kinds, shown(value), "Wire the output of a node that draws or detects boxes, or leave it unwired.")
+        raise SubjectError(kinds, shown(value), "Connect the output of a node that draws or detects boxes, or disconnect it.")
     pictures = [item for item in map(_plain, value) if _is_list_of_boxes(item)]
     if pictures and len(pictures) == len(value):
         if len(pictures) > 1:
-            warn(f"'bounding_boxes' holds the boxes of {len(pictures)} pictures; those of the first are used.")
+            warn(f"'bounding_boxes' has boxes for {len(pictures)} pictures; the boxes of the first are used.")
         value = pictures[0]
     return [None if item is None else _wired(_plain(item), size) for item in value]
 
@@ -168,10 +168,10 @@ def checked(found: Found, who: str, warn: Warn = lambda sentence: None) -> Box:
         inside = f"in the picture of {width:g}x{height:g}" if pixels else "in the picture, from 0 to 1"
         raise SubjectError(f"{its} to lie {inside}", words, OTHER_SIZE if pixels else DRAW_AGAIN)
     if out > ROUNDING:
-        warn(f"The box of {who} reaches out of the picture ({words}) and is cut off at its edge.")
+        warn(f"The box of {who} extends beyond the picture ({words}) and is cropped to it.")
     left, top, right, bottom = (min(max(edge, 0.0), 1.0) for edge in edges)
     if min(right - left, bottom - top) < MIN_SIDE:
-        raise SubjectError(f"{its} to be at least {MIN_SIDE:.1%} of the picture wide and high", words, DRAW_AGAIN)
+        raise SubjectError(f"{its} to have at least {MIN_SIDE:.1%} of the picture's width and height", words, DRAW_AGAIN)
     return Box(left, top, right - left, bottom - top)
 
 

@@ -16,7 +16,7 @@ from .prompt.names import duplicate_warnings, missing_warnings
 from .readers import ImageEncoder, NameEncoder, Projector, check_clip_width, check_image_encoder, check_named, without_words
 from .subjects import Cast, Photo, References, ReferenceSubject, Subject
 
-EMPTY = "The cast is empty: the picture will be made without references. Add a subject with Add Subject."
+EMPTY = "Add a subject with Add Subject: the cast is empty, so the picture has no references."
 
 
 def encode_subjects(adapter: Any, cast: Cast, images: ImageEncoder | None, project: Projector, names: NameEncoder | None, framing: str = "auto",
@@ -113,7 +113,7 @@ def _doubts(cast: Cast, prompts: Sequence[str], named: bool) -> list[str]:
 def _regions(cast: Cast) -> list[str]:
     """A sentence for each region in which nobody can appear."""
     nowhere = [f"{i} ('{s.name}')" if s.name else str(i) for i, s in enumerate(cast.subjects, 1) if s.region is not None and not bool(s.region.any())]
-    return [f"The region of subject {who} is black everywhere, so it acts nowhere. Paint white where it may appear, or unwire 'region'." for who in nowhere]
+    return [f"Paint the region of subject {who} white where its photos may apply, or disconnect 'region': it is black everywhere, so the subject has no effect." for who in nowhere]
 
 
 def _encode_names(spec: AdapterSpec, cast: Cast, names: NameEncoder | None) -> tuple[list[torch.Tensor | None], torch.Tensor | None]:

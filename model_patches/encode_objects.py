@@ -41,18 +41,18 @@ def object_doubts(spec: AdapterSpec, cast: Cast, features: Sequence[ObjectFeatur
     """A sentence for each thing that is allowed but probably not meant. named: whether a text encoder was given."""
     kind, sentences = spec.gated.kind, []
     if kind == "text":
-        sentences.append(f"{spec.file} reads phrases and boxes only: the photos of the cast are not looked at. For photos load a GLIGEN text-image file.")
+        sentences.append(f"To use the photos, load a GLIGEN text-image file: {spec.file} only uses names and boxes.")
     if kind == "text_image" and not named and any(s.name for s in cast.subjects):
-        sentences.append(f"No CLIP is wired: {spec.file} gets the photos without names, and a photo without a box sets the picture's style. {OWN_CLIP} into 'clip'.")
+        sentences.append(f"{OWN_CLIP} into 'clip': without it {spec.file} gets no names, and a photo without a box sets the style of the picture.")
     numbered = list(enumerate(cast.subjects, 1))
     regions = [called(i, s.name) for i, s in numbered if s.region is not None]
     if regions:
-        sentences.append(f"The region of {_listed(regions)} does nothing here: regions limit Apply Image Attention, gated layers know boxes. Give a box with Place Subjects.")
+        sentences.append(f"Use a box (Place Subjects) instead of the region of {_listed(regions)}: regions only limit Apply Image Attention, gated layers use boxes.")
     style = [kind == "text_image" and f.text is None for f in features]  # published: a photo with neither phrase nor box
     alone = kind == "patches" and len(cast.subjects) == 1  # published: one subject has no position
     unplaced = [called(i, s.name) for i, s in numbered if s.box is None and not style[i - 1] and not alone]
     if unplaced:
-        sentences.append(f"No box for {_listed(unplaced)}: the whole picture is its place. Give it one with Place Subjects.")
+        sentences.append(f"Add a box for {_listed(unplaced)} with Place Subjects: without one, the box is the whole picture.")
     return sentences
 
 
@@ -61,7 +61,7 @@ def _phrases(spec: AdapterSpec, cast: Cast, names: NameEncoder | None) -> list[t
     needed = spec.gated.kind == "text"
     if names is None:
         if needed:
-            raise MismatchError(f"a CLIP for {spec.base}, which reads the phrases for {spec.file}", "none", f"{OWN_CLIP} into 'clip'.")
+            raise MismatchError(f"a CLIP for {spec.base}, which encodes the names for {spec.file}", "none", f"{OWN_CLIP} into 'clip'.")
         return [None] * len(cast.subjects)
     for number, subject in enumerate(cast.subjects, 1):
         if needed:
@@ -88,7 +88,7 @@ def _patches(spec: AdapterSpec, pictures: torch.Tensor, counts: Sequence[int], i
     projection as image attention's tokens are. Published is one photo a subject."""
     patches, pooled = images.encode_patches(pictures)
     if patches.shape[1] != spec.gated.tokens:
-        found, do = f"one with {patches.shape[1]}", "Leave 'clip_vision' unwired and 'clip_vision_name' on auto."
+        found, do = f"one with {patches.shape[1]}", "Disconnect 'clip_vision' and set 'clip_vision_name' to auto."
         raise MismatchError(f"{spec.encoder.describe()} with {spec.gated.tokens} patches for {spec.file}", found, do)
     split = list(counts)
     words = project(pooled).float().split(split)

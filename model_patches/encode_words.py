@@ -73,6 +73,6 @@ def _mm_diff(spec: AdapterSpec, cast: Cast, pictures: Sequence[torch.Tensor], fr
 
 def _faces_of(number: int, subject: Subject) -> Faces:
     if subject.faces is None:
-        do = "Wire its photos into Prepare Faces, and that into 'faces' of Add Subject."
-        raise SubjectError(f"the faces in the photos of {called(number, subject.name)}: this adapter knows people by them", "none", do)
+        do = "Connect its photos to Prepare Faces, and 'faces' of that node to 'faces' of Add Subject."
+        raise SubjectError(f"prepared faces for {called(number, subject.name)}, which this adapter needs", "none", do)
     return subject.faces

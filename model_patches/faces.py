@@ -68,7 +68,7 @@ def prepare_faces(images: list[Image | None], analysis: Any = None, embeds: Any 
             vectors = torch.cat([_vector(face, i) for i, (face, _) in enumerate(found, 1)])
             other = recognition(analyser)
             if warn and other not in ("", RECOGNITION):
-                warn(f"The analyser's face vectors come from '{other}'. MM-Diff knows faces by '{RECOGNITION}' and will see somebody else: choose buffalo_l in its loader.")
+                warn(f"Choose buffalo_l in the loader of the face analyser: its vectors come from '{other}', but MM-Diff needs '{RECOGNITION}' and would see another person.")
     done(f"{counted(len(photos), 'face')} prepared.")
     return Faces(vectors, squares)
 
@@ -89,10 +89,10 @@ def analyser_in(value: Any) -> Any | None:
 def _needed_analyser(analysis: Any, vectors: bool, crops: bool) -> Any:
     """The analyser; `vectors` and `crops` say what was given and is not asked of it."""
     if analysis is None:
-        have = "only 'embeds'" if vectors else "only 'crops'" if crops else "none of them"
+        have = "only 'embeds'" if vectors else "only 'crops'" if crops else "none"
         raise SubjectError(
             "an analyser in 'analysis', or both face vectors in 'embeds' and aligned faces in 'crops'", have,
-            "Wire IPAdapter InsightFace Loader of the pack ComfyUI_IPAdapter_plus (model buffalo_l) into 'analysis', or give the vectors and the faces that another node made.",
+            "Wire IPAdapter InsightFace Loader of the pack ComfyUI_IPAdapter_plus (model buffalo_l) into 'analysis', or connect face vectors and crops from another node.",
         )
     analyser = analyser_in(analysis)
     if analyser is None:
@@ -136,7 +136,7 @@ def find_face(analyser: Any, photo: torch.Tensor, number: int, pick: str) -> tup
             faces = [] if found is None else list(found)
             if faces:
                 return (max(faces, key=lambda face: _area(face, number)) if pick == "largest" and len(faces) > 1 else faces[0]), border
-    do = "Take another photo, one that shows the face larger and from the front, or crop it to head and shoulders."
+    do = "Use a photo that shows the face larger and from the front, or crop it to head and shoulders."
     raise SubjectError(f"a face in photo {number}", "none", do)
 
 
@@ -182,7 +182,7 @@ def given_vectors(embeds: Any, count: int) -> torch.Tensor:
     for row in rows:
         if row.shape[-1] != FACE_WIDTH:
             raise SubjectError(f"face vectors of {FACE_WIDTH} numbers in 'embeds'", f"{row.shape[-1]}",
-                               "Wire ArcFace vectors as InsightFace makes them, not what a CLIP vision encoder or another adapter made of them.")
+                               "Connect ArcFace vectors from InsightFace, not the output of a CLIP vision encoder or of another adapter.")
     vectors = torch.cat(rows)
     if len(vectors) != count:
         raise SubjectError(f"one face vector in 'embeds' for each of the {count} photos", f"{len(vectors)}", "Give as many vectors as photos, in the same order.")

@@ -180,7 +180,7 @@ def _widened(streams: Streams, placed: Sequence[tuple[ReferenceSubject, Place, f
             chunk = chunks[place.chunk]
             end = max(p for p, (token, *_) in enumerate(chunk) if not isinstance(token, int) or token not in (0, EOS)) + 1  # of the words
             if end + tokens > LENGTH:
-                found = f"a prompt with {LENGTH - 1 - end} left where '{subject.name}' stands"
+                found = f"a prompt with room for {LENGTH - 1 - end} at '{subject.name}'"
                 do = "Shorten the prompt by a few words." if place.chunk == len(chunks) - 1 else f"Shorten it to {LENGTH - 2} tokens, or name the subject near its end."
                 raise SubjectError(f"room for {tokens - 1} more tokens for {called(i + 1, subject.name)}", found, do)
             chunk[place.position + 1:place.position + 1] = [chunk[place.position]] * (tokens - 1)
@@ -192,5 +192,5 @@ def _widened(streams: Streams, placed: Sequence[tuple[ReferenceSubject, Place, f
 
 
 def _other_width(subject: ReferenceSubject, stream: str, vectors: torch.Tensor, words: torch.Tensor) -> MismatchError:
-    found = f"vectors {vectors.shape[-1]} wide for '{subject.name}'"
-    return MismatchError(f"vectors {words.shape[-1]} wide for text encoder '{stream}'", found, "Wire the CLIP of the checkpoint that the adapter was made for.")
+    found = f"size {vectors.shape[-1]} for '{subject.name}'"
+    return MismatchError(f"vectors of size {words.shape[-1]} for text encoder '{stream}'", found, "Wire the CLIP of the checkpoint that the adapter was made for.")

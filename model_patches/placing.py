@@ -135,7 +135,7 @@ def _only_of_its_label(box: Found, others: Sequence[Found], names: Sequence[str]
 
 def _warn_if_stale(box: Found, subject: int, names: Sequence[str], warn: Warn) -> None:
     if same_word(box.label) not in ("", same_word(names[subject])):
-        warn(f"The box labelled '{box.label}' goes to {called(subject + 1, names[subject])}, by its place in the list.")
+        warn(f"Check the order of the boxes: the box labelled '{box.label}' is used for {called(subject + 1, names[subject])}, by its position in the list.")
 
 
 def _for_nobody(where: str, index: int, box: Found, names: Sequence[str], taken: int | None = None) -> SubjectError:
@@ -143,5 +143,5 @@ def _for_nobody(where: str, index: int, box: Found, names: Sequence[str], taken:
     cast = ", ".join(called(i + 1, name) for i, name in enumerate(names)) or "no subjects"
     label = f" labelled '{box.label}'" if box.label else ""
     has = f", and {called(taken + 1, names[taken])} has a box already" if taken is not None else ""
-    return SubjectError(f"one box in '{where}' for each subject of the cast ({cast})", f"a box number {index + 1}{label} for no subject{has}",
+    return SubjectError(f"at most one box in '{where}' for each subject of the cast ({cast})", f"box {index + 1}{label} without a subject{has}",
                         "Delete that box, or add the subject with Add Subject.")

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .adapter import AdapterSpec, base_name
+from .adapter import AdapterSpec
 from .base_mismatch import base_mismatch
 from .checkpoints.catalogue import encoder_of_width, where_to_get
 from .errors import MismatchError, SubjectError
@@ -57,7 +57,7 @@ def check_image_encoder(spec: AdapterSpec, images: Any) -> None:
     known = encoder_of_width(need.kind, need.width)
     fetch = f"{where_to_get(known.file)}, then leave 'clip_vision_name' on auto." if known else "Choose the encoder that the adapter's publisher names."
     if images is None:
-        raise MismatchError(f"{need.describe()} for {spec.file}", "no CLIP vision encoder of these widths in models/clip_vision and none wired", fetch)
+        raise MismatchError(f"{need.describe()} for {spec.file}", "no such CLIP vision encoder in models/clip_vision and none connected", fetch)
     if not need.fits(images.hidden, images.pooled):
         raise MismatchError(f"{need.describe()} for {spec.file}", f"an encoder with hidden size {images.hidden} and projection size {images.pooled}{_known_as(images)}", fetch)
 
@@ -67,20 +67,20 @@ def check_clip_width(spec: AdapterSpec, width: int, needed: int) -> None:
     if width != needed:
         if (error := base_mismatch(spec, width, clip=True)) is not None:
             raise error
-        found, do = f"one {width} wide, for {base_name(width)}", f"{OWN_CLIP}, or choose an adapter for it."
-        raise MismatchError(f"a CLIP for {spec.base} ({needed} wide), as {spec.file} is", found, do)
+        found, do = f"size {width}", f"{OWN_CLIP}, or choose an adapter for it."
+        raise MismatchError(f"a CLIP with text embeddings of size {needed} ({spec.base}), as {spec.file} needs", found, do)
 
 
 def check_named(number: int, name: str) -> None:
     """Raise SubjectError for an empty name."""
     if not name:
-        raise SubjectError(f"a name for subject {number}", "an empty one", "Type the noun as it stands in the prompt (for instance 'cat') into this subject's 'name'.")
+        raise SubjectError(f"a name for subject {number}", "an empty one", "Type its name as in the prompt (for instance 'cat') into 'name' of this subject.")
 
 
 def without_words(number: int, name: str) -> SubjectError:
     """About a name of which the text encoder leaves nothing."""
-    found = f"'{name}', which the text encoder reads as nothing"
-    return SubjectError(f"a name with words in it for subject {number}", found, "Type the noun as it stands in the prompt into 'name'.")
+    found = f"'{name}', for which the text encoder has no tokens"
+    return SubjectError(f"a name with words in it for subject {number}", found, "Type its name as in the prompt into 'name'.")
 
 
 def check_vision_weights(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
@@ -88,8 +88,8 @@ def check_vision_weights(weights: Mapping[str, torch.Tensor], own: Mapping[str, 
     for name, value in weights.items():
         if name not in own or own[name].shape != value.shape:
             found = f"one whose '{name}' is {tuple(own[name].shape)}" if name in own else f"one without '{name}'"
-            do = "Wire the CLIP vision encoder that the adapter was trained with, or leave 'clip_vision' unwired."
-            raise MismatchError(f"a CLIP vision encoder with a place for the adapter's own '{name}' {tuple(value.shape)}", found, do)
+            do = "Connect the CLIP vision encoder that the adapter was trained with, or disconnect 'clip_vision'."
+            raise MismatchError(f"a CLIP vision encoder that fits the adapter's own '{name}' {tuple(value.shape)}", found, do)
 
 
 def _known_as(images: Any) -> str:

@@ -18,14 +18,14 @@ MOST_PAIRS = 10  # overlaps told
 ALIKE = 0.97  # overlap from which on looks were right as often as by chance: 60 pairs in the rehearsal world, 73 % below 0.9, 50 % above this
 POOLED = 8  # cells a side by which a latent is known again
 NOT_SAMPLED = (
-    "Nothing was recorded: no run with the 'model' output of this Record Relevance has come to its end. Wire that output into the sampler, also through other "
-    "nodes; if it is wired, the sampler's result was kept from before: change the seed and queue again."
+    "Nothing was recorded: no run with the 'model' output of this Record Relevance has finished. Connect that output to the sampler, directly or through other "
+    "nodes. If it is connected, the sampler's result was cached: change the seed and queue again."
 )
 NOBODY = (
-    "Nothing was recorded: no subject acted through Apply Image Attention in the last run of this MODEL. Put Record Relevance on the same MODEL wire, before or after "
-    "it, and look whether its weight, the subjects' weights and their steps let anybody act. Gated adapters and prompts have no relevance."
+    "Nothing was recorded: no subject was active in Apply Image Attention in the last run of this MODEL. Put Record Relevance on the same MODEL wire, before or after "
+    "it, and check its weight, the subjects' weights and their step ranges. Apply Gated Adapter and Encode Prompt with Subjects have no relevance."
 )
-OTHER_LATENT = "Note: this latent is not what the recorded run made. It was changed since, or another sampler made it; the maps are of the last run of this MODEL."
+OTHER_LATENT = "Note: this latent is not the result of the recorded run. It was changed, or comes from another sampler. The maps show the last run of this MODEL."
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,13 +193,13 @@ def _of_node(applied: AppliedMaps, blocks: str) -> list[Line]:
 
 def _of_subject(number: int, subject: SubjectMap, count: int) -> Line:
     if subject.values is None:
-        return Line(f"{number} {subject.name}: rested (weight 0, or none of the steps was in its range).")
+        return Line(f"{number} {subject.name}: not active (weight 0, or no step in its range).")
     place, values = subject.place, subject.values
     own = "box and region" if subject.box is not None and subject.region is not None else "box" if subject.box is not None else "region"
-    inside = "" if place is None else f"; {_percent(share_inside(values, place))} of that inside its own {own}"
+    inside = "" if place is None else f"; {_percent(share_inside(values, place))} of that is inside its own {own}"
     if count == 1:
         inside = "" if place is None else f" {_percent(share_inside(values, place))} of it is inside its own {own}."
-        return Line(f"{number} {subject.name}: alone, so nobody takes a share from it. The map shows where its name is looked at.{inside}")
+        return Line(f"{number} {subject.name}: the only subject, so it gets every share. The map shows where its name is relevant.{inside}")
     return Line(f"{number} {subject.name}: {_percent(float(values.mean()))} of the picture{inside}.")
 
 
@@ -211,9 +211,9 @@ def _of_pair(value: float, first: tuple[int, SubjectMap], second: tuple[int, Sub
 
 
 def _warning(number: int, subject: SubjectMap) -> Line:
-    where = "the picture" if subject.place is None else "its own place"
-    do = "Look whether its name stands in the prompt as one of the things to see, give it a box, or lower 'sharpness'."
-    return Line(f"Warning: subject {number} '{subject.name}' owns next to nothing of {where} (less than {NEXT_TO_NOTHING:.0%} of an equal share). {do}", warning=True)
+    where = "the picture" if subject.place is None else "its own box or region"
+    do = "Check that the prompt asks for it by this name, give it a box, or lower 'sharpness'."
+    return Line(f"Warning: subject {number} '{subject.name}' has almost no share of {where} (less than {NEXT_TO_NOTHING:.0%} of an equal share). {do}", warning=True)
 
 
 def _percent(value: float) -> str:

@@ -144,7 +144,7 @@ def make_subject(name: str, images: list[Image | None], mask: Mask | None = None
     for i, photo in enumerate(photos, 1):
         check_photo(photo, f"photo {i} of {label}")
     if faces is not None and len(faces.vectors) != len(photos):
-        do = "Wire the same photos into Prepare Faces and Add Subject, in the same inputs."
+        do = "Connect the same photos to Prepare Faces and Add Subject, in the same order."
         raise SubjectError(f"one prepared face for each of the {len(photos)} photos of {label}", f"{len(faces.vectors)}", do)
     for what in NUMBERS:
         if not _is_finite(rest.get(what, 0.0)):
@@ -174,7 +174,7 @@ def check_photo(photo: torch.Tensor, what: str) -> None:
 
 def _check_finite(tensor: torch.Tensor, what: str) -> None:
     if not torch.isfinite(tensor).all():
-        do = "Look at the node before this one: its output is broken (often a VAE in fp16). Load the photo from a file, or decode it in fp32."
+        do = "Check the node before this one: its output is broken (often a VAE in fp16). Load the photo from a file, or decode it in fp32."
         raise SubjectError(f"{what} to be a picture of finite numbers", "NaN or infinite pixels", do)
 
 
@@ -188,7 +188,7 @@ def _is_finite(number: Any) -> bool:
 def _layers(mask: Mask, what: str) -> torch.Tensor:
     """The layers of a mask, [n, h, w] float32. Raises SubjectError where it has none, no size, or numbers that are not finite; `what` names it."""
     if mask.ndim < 2 or not mask.numel():
-        raise SubjectError(f"{what} to be a MASK", f"the shape {list(mask.shape)}", "Wire a MASK output of a picture's size.")
+        raise SubjectError(f"{what} to be a MASK", f"the shape {list(mask.shape)}", "Connect a MASK output with the size of a picture.")
     _check_finite(mask, what)
     return mask.reshape(-1, *mask.shape[-2:]).float()
 

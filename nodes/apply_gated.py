@@ -20,28 +20,32 @@ class ApplyGated(io.ComfyNode):
             **found_by("gligen", "box", "bbox", "regional"),
             category=CATEGORY,
             description=(
-                "Draws each subject into its box, with a GLIGEN or Subject-Diffusion file. Goes between the checkpoint and any sampler; place the subjects with Place "
-                "Subjects first."
+                "Draws each subject into its box, with a GLIGEN or Subject-Diffusion file. Connect it between the checkpoint and any sampler. "
+                "Set the boxes with Place Subjects first."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="A model of the base that the file was made for (SD1.5 for GLIGEN's own files), LoRAs and other patches welcome."),
-                io.Conditioning.Input("positive", tooltip="The prompt that has the subjects in it."),
-                io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt. It gets the file's own empty objects, as published; wired or not."),
+                io.Model.Input("model", tooltip="A model of the base that the file was made for (SD1.5 for GLIGEN's own files). Works with LoRAs and other patches."),
+                io.Conditioning.Input("positive", tooltip="The prompt with the subjects in it."),
+                io.Conditioning.Input("negative", optional=True, tooltip=(
+                    "The negative prompt. It gets the file's own null objects, as in the published code, whether connected or not."
+                )),
                 io.Conditioning.Input("middle", optional=True, display_name="second positive", tooltip="A second prompt with the subjects in it, for guiders that take two."),
                 ReferencesType.Input("references", optional=True, tooltip="From Encode Subject References with a GLIGEN or Subject-Diffusion adapter."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.05, tooltip=(
-                    "How strongly boxes and photos act. 1 as published; 0.5 to 0.8 gives the prompt more say; 0 switches the node off."
+                    "Strength of boxes and photos. 1 as in the published code; at 0.5 to 0.8 the prompt has more influence; 0 disables the node."
                 )),
                 percent("end_percent", 1.0, (
-                    "How long they act at full strength (GLIGEN's tau). 0.3 suits text boxes: the layout is made early, and after that the plain model paints better. 1 for photos."
+                    "Until when they apply at full strength (GLIGEN's tau). Use 0.3 for text boxes: the layout is decided early, and the "
+                    "base model paints the rest better. Use 1 for photos."
                 )),
-                percent("decay_percent", 0.0, "How long the strength then takes to fall to nothing. 0: it stops at once.", **FOLDED),
+                percent("decay_percent", 0.0, "Length of the linear decay to 0 after end_percent. 0: no decay.", **FOLDED),
                 io.Combo.Input("use_bbox", options=["auto", "on", "off"], default="auto", **FOLDED, tooltip=(
-                    "Only for Subject-Diffusion: whether its photo tokens know their boxes. auto: not for a single subject, as published. No effect with GLIGEN files."
+                    "Subject-Diffusion only: whether the photo tokens include the box. auto: only with several subjects, as in the published code. No effect with GLIGEN files."
                 )),
                 io.Combo.Input("in_crops", optional=True, options=[*IN_CROPS], default=IN_CROPS[0], **FOLDED, tooltip=(
-                    "What to do with regions and boxes if only a part of the picture is sampled, as by detailers, tiled upscalers or crop and stitch. auto: skip the node there, "
-                    "with a warning. apply: stretch them over that part. skip: skip the node in every img2img run. No effect without regions and boxes."
+                    "What to do with regions and boxes when only a part of the picture is sampled (detailers, tiled upscalers, "
+                    "crop and stitch). auto: skip the node for that part, with a warning. apply: stretch them over that part. "
+                    "skip: skip the node in every img2img run. No effect without regions and boxes."
                 )),
             ],
             outputs=[

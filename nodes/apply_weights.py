@@ -19,17 +19,18 @@ class ApplyAdapterWeights(io.ComfyNode):
             **found_by("lora", "adapter lora"),
             category=CATEGORY,
             description=(
-                "Some adapters come with weights of the model or its text encoder that were trained along with them. This node puts them on your checkpoint; LoRAs before or "
-                "after it keep working. Adapters without such weights do not need it."
+                "Some adapters include weights for the model or its text encoder that were trained together with the adapter. This node applies "
+                "them to your checkpoint. LoRAs before or after it keep working. Adapters without such weights do not need this node."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint that the adapter was trained on, from Load Checkpoint."),
                 Adapter.Input("adapter", tooltip="From Load Subject Adapter."),
                 io.Float.Input("strength_model", default=1.0, min=0.0, max=2.0, step=0.05, tooltip=(
-                    "How much of the adapter's weights the model gets. LoRAs take any strength; files that replace whole weights take 1, or 0 to leave the model as it is."
+                    "Strength of the adapter's weights on the model. LoRAs accept any strength; files that replace whole weights accept only 1, or 0 to "
+                    "leave the model unchanged."
                 )),
                 io.Float.Input("strength_clip", default=1.0, min=0.0, max=2.0, step=0.05, tooltip="The same for the text encoder."),
-                io.Clip.Input("clip", optional=True, tooltip="The checkpoint's CLIP. Write the prompts with this node's 'clip' output."),
+                io.Clip.Input("clip", optional=True, tooltip="The checkpoint's CLIP. Encode the prompts with this node's 'clip' output."),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="model"),

@@ -19,24 +19,24 @@ class EncodeSubjects(io.ComfyNode):
             display_name="Encode Subject References",
             **found_by("ip adapter", "ipadapter", "ipadapter encoder", "reference"),
             category=CATEGORY,
-            description="Looks at the photos and reads the names of a cast, for the adapter. Runs once; sampling again with another seed or weight does not repeat it.",
+            description="Encodes the photos and names of a cast for the adapter. Runs once; a new seed or weight does not repeat it.",
             inputs=[
                 Adapter.Input("adapter", tooltip="From Load Subject Adapter."),
                 CastType.Input("cast", tooltip="From the last Add Subject, or from Place Subjects."),
                 io.Combo.Input("framing", options=["auto", *FRAMINGS], default="auto", **FOLDED, tooltip=(
-                    "How a photo becomes a square. auto: as the adapter was published (white borders for IP-Adapter and MIP-Adapter, black ones for MM-Diff and "
-                    "FastComposer, the middle square for GLIGEN). pad: white borders, nothing is lost. center: the middle square, the ends are cut off. "
-                    "stretch: everything, distorted."
+                    "How a photo is made square. auto: as in the adapter's published code (white borders for IP-Adapter and MIP-Adapter, black borders for MM-Diff and "
+                    "FastComposer, the center square for GLIGEN). pad: white borders, nothing is cropped. center: crop to the center square. "
+                    "stretch: the whole photo, distorted."
                 )),
                 io.Clip.Input("clip", optional=True, tooltip=(
-                    "The CLIP of the checkpoint, for the subjects' names: relevance, and GLIGEN's text boxes, need it. "
-                    "Without it use merge uniform, joint or add, or a GLIGEN text-image file."
+                    "The CLIP of the checkpoint, for the subjects' names. Relevance and GLIGEN's text boxes need it. "
+                    "Without it, use merge uniform, joint or add, or a GLIGEN text-image file."
                 )),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="Overrides the CLIP vision encoder that was found for the adapter."),
-                io.String.Input("prompt", optional=True, force_input=True, tooltip="The prompt's text, only to warn you about names that are not in it."),
+                io.String.Input("prompt", optional=True, force_input=True, tooltip="The text of the prompt. Only used to warn about names that are not in it."),
             ],
             outputs=[ReferencesType.Output("references_out", display_name="references", tooltip=(
-                "Wire into Apply Image Attention; for GLIGEN and Subject-Diffusion into Apply Gated Adapter; for adapters that act in the prompt into Encode Prompt with Subjects."
+                "Connect to Apply Image Attention; for GLIGEN and Subject-Diffusion to Apply Gated Adapter; for adapters that work in the prompt to Encode Prompt with Subjects."
             ))],
         )
 

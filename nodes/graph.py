@@ -23,8 +23,8 @@ def warn_about_missing_names(references: References, hidden: Any, inputs: Sequen
 def warn_about_wires_past(node: str, hidden: Any, warn: Callable[[str], None]) -> None:
     """Warn about samplers that take this node's prompts, and a MODEL that has not passed it. node: display name."""
     for id_, type in samplers_past(hidden.prompt, hidden.unique_id):
-        sentence = f"a prompt of {node} goes to {type} (node {id_}), and that node's 'model' does not come through {node}: the references do nothing there."
-        warn(f"{sentence} Wire 'model' of {node} into it, also through LoRA and other nodes.")
+        do = f"Connect 'model' of {node} to {type} (node {id_}), directly or through LoRA and other nodes"
+        warn(f"{do}: it uses a prompt of {node} with another MODEL, so the references have no effect.")
 
 
 def used_from(hidden: Any, type: str, output: int) -> bool:
@@ -55,4 +55,4 @@ def unless_wired(node: str, name: str, value: Any, what: str) -> Any:
     """An output; where it is None, because its input is not wired, a blocker that says so. what: the thing to wire, in a word."""
     if value is not None:
         return value
-    return ExecutionBlocker(f"'{name}' of {node} is used, but nothing is wired into its '{name}' input. Wire the {what} through it, or use the {what} directly.")
+    return ExecutionBlocker(f"'{name}' of {node} is used, but its '{name}' input is not connected. Connect the {what} to it, or use the {what} directly.")

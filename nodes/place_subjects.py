@@ -25,32 +25,33 @@ class PlaceSubjects(io.ComfyNode):
             **found_by("region", "regional", "box", "bbox", "bounding box", "mask", "layout", "gligen"),
             category=CATEGORY,
             description=(
-                "Says where in the picture each subject stands: with boxes you draw, with the boxes of a detector, or with a ready layout. Apply Image Attention keeps each "
-                "subject's photos to its box, Apply Gated Adapter draws it there."
+                "Gives each subject a box in the picture: drawn by you, from a detector, or from a layout. Apply Image Attention limits each "
+                "subject's photos to its box; Apply Gated Adapter draws the subject there."
             ),
             inputs=[
                 CastType.Input("cast", tooltip="From the last Add Subject."),
-                io.Int.Input("width", default=1024, min=64, max=8192, step=8, tooltip="Width of the picture to be made, in pixels. Boxes in pixels are measured in it."),
-                io.Int.Input("height", default=1024, min=64, max=8192, step=8, tooltip="Height of the picture to be made, in pixels."),
+                io.Int.Input("width", default=1024, min=64, max=8192, step=8, tooltip="Width of the generated picture in pixels. Boxes in pixels refer to it."),
+                io.Int.Input("height", default=1024, min=64, max=8192, step=8, tooltip="Height of the generated picture in pixels."),
                 io.String.Input("boxes", default="[]", multiline=True, tooltip=(
-                    "A box for each subject, in the order of the cast, as parts of the picture from its top left corner: x, y, w, h, from 0 to 1. null: this subject has "
-                    "none. The editor writes it; the help page shows an example."
+                    "One box for each subject, in the order of the cast: x, y, w, h as fractions of the picture (0 to 1), from the top left corner. "
+                    "null: no box for this subject. The editor writes this text; the help page has an example."
                 )),
                 io.Combo.Input("layout", options=list(LAYOUTS), default="none", tooltip=(
-                    "Places for the subjects that have no box. none: they may stand anywhere. row: side by side. column: below each other. grid: rows and columns. thirds: "
-                    "left, right and middle third."
+                    "Boxes for the subjects without one. none: no boxes. row: side by side. column: one below the other. "
+                    "grid: rows and columns. thirds: left, right and middle third."
                 )),
                 io.MultiType.Input("bounding_boxes", types=BOX_TYPES, optional=True, extra_dict={"forceInput": True}, tooltip=(
-                    "Boxes of another node, in pixels, for the subjects that have none in 'boxes': by label where it is a subject's name, else in order."
+                    "Boxes from another node, in pixels, for subjects without one in 'boxes'. A box whose label is a subject's name goes to that subject, "
+                    "the others in order."
                 )),
-                io.Image.Input("background", optional=True, tooltip="A picture to show the boxes on, stretched to width and height. It changes nothing else."),
-                io.Latent.Input("latent", optional=True, tooltip="The latent that will be sampled: its size is taken instead of width and height."),
+                io.Image.Input("background", optional=True, tooltip="A picture behind the boxes in the preview, stretched to width and height. Has no other effect."),
+                io.Latent.Input("latent", optional=True, tooltip="The latent that will be sampled. Its size is used instead of width and height."),
             ],
             outputs=[
-                CastType.Output("cast_out", display_name="cast", tooltip="The cast with its boxes. Wire into Encode Subject References."),
+                CastType.Output("cast_out", display_name="cast", tooltip="The cast with its boxes. Connect to Encode Subject References."),
                 io.String.Output("boxes_out", display_name="boxes", tooltip="The boxes as text, for 'boxes' of another Place Subjects."),
                 io.Image.Output("preview_out", display_name="preview", tooltip="The boxes with the subjects' numbers and names."),
-                io.Latent.Output("latent_out", display_name="latent", tooltip="An empty latent of this size, for a sampler; the wired one where there is one."),
+                io.Latent.Output("latent_out", display_name="latent", tooltip="An empty latent of this size for the sampler, or the connected latent."),
                 io.Int.Output("width_out", display_name="width", tooltip="For Empty Latent Image."),
                 io.Int.Output("height_out", display_name="height", tooltip="For Empty Latent Image."),
             ],

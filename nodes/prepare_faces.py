@@ -21,26 +21,27 @@ class PrepareFaces(io.ComfyNode):
             **found_by("face", "faceid", "person", "portrait"),
             category=CATEGORY,
             description=(
-                "For adapters that read faces: the face in each photo of a subject, as a vector that says who it is and as an upright crop. The face is found by an analyser "
-                "that another pack loads, or you give vectors and crops. Nothing is downloaded."
+                "For adapters that use faces: extracts the face in each photo of a subject as an identity vector and an aligned crop. Needs a face "
+                "analyser loaded by another pack, or your own vectors and crops. Nothing is downloaded."
             ),
             inputs=[
-                io.Image.Input("image", tooltip="The photos of ONE subject, the same that go into its Add Subject. One face is taken from each."),
+                io.Image.Input("image", tooltip="The photos of ONE subject, the same as in its Add Subject. One face is used from each photo."),
                 io.MultiType.Input("analysis", types=ANALYSERS, optional=True, tooltip=(
-                    "An InsightFace analyser of another pack, for instance IPAdapter InsightFace Loader with buffalo_l. InsightFace's models are for non-commercial research only."
+                    "An InsightFace analyser from another pack, for instance IPAdapter InsightFace Loader with buffalo_l. InsightFace's models are for "
+                    "non-commercial research only."
                 )),
                 io.AnyType.Input("embeds", optional=True, tooltip=(
-                    "Face vectors that another node made (ArcFace, 512 numbers for each photo). They are taken instead of the analyser's."
+                    "Face vectors from another node (ArcFace, 512 numbers for each photo). Used instead of the analyser's."
                 )),
-                io.Image.Input("crops", optional=True, tooltip="Aligned square faces that another node made, one for each photo. They are taken instead of the analyser's."),
+                io.Image.Input("crops", optional=True, tooltip="Aligned square face crops from another node, one for each photo. Used instead of the analyser's."),
                 io.Combo.Input("pick", options=list(PICKS), default=PICKS[0], tooltip=(
-                    "Which face of a photo that shows several. largest: the one that takes up most room. first: the analyser's first, as MM-Diff's own script does."
+                    "Which face to use if a photo shows several. largest: the largest face. first: the analyser's first face, as in MM-Diff's script."
                 )),
                 io.Image.Input("same_subject_2", optional=True, tooltip=more),
                 io.Image.Input("same_subject_3", optional=True, tooltip=more),
                 io.Image.Input("same_subject_4", optional=True, tooltip=more),
             ],
-            outputs=[Faces.Output("faces_out", display_name="faces", tooltip="Wire into 'faces' of this subject's Add Subject.")],
+            outputs=[Faces.Output("faces_out", display_name="faces", tooltip="Connect to 'faces' of this subject's Add Subject.")],
         )
 
     @classmethod

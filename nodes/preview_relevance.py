@@ -18,11 +18,11 @@ class PreviewRelevance(io.ComfyNode):
             display_name="Preview Relevance",
             **found_by("attention map", "heatmap", "mask"),
             category=CATEGORY,
-            description="Shows which part of the picture each subject owned while it was sampled: a map in the subject's colour for each, and a report in numbers.",
+            description="Shows which part of the picture each subject affected: a map for each subject, and a report with numbers.",
             inputs=[
                 RecordType.Input("record", tooltip="From Record Relevance."),
-                io.Latent.Input("latent", tooltip="The latent from the sampler that ran with that Record Relevance, so that this node runs after it."),
-                io.Image.Input("image", optional=True, tooltip="The decoded picture. The maps are then shown over it too."),
+                io.Latent.Input("latent", tooltip="The latent from the sampler that used that Record Relevance, so that this node runs after it."),
+                io.Image.Input("image", optional=True, tooltip="The decoded picture. If connected, the maps are also shown over it."),
             ],
             outputs=[
                 io.Image.Output("maps_out", display_name="maps", tooltip="One picture with a row for each subject."),

@@ -17,7 +17,7 @@ from .types import CATEGORY, ReferencesType, found_by
 class QuickSubjects(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        photo, name = "Photo of subject {}.", "Noun of subject {} exactly as it stands in the prompt."
+        photo, name = "Photo of subject {}.", "Name of subject {}, exactly as in the prompt."
         more = [field for n in (2, 3, 4) for field in (
             io.Image.Input(f"image_{n}", optional=True, tooltip=photo.format(n)),
             io.String.Input(f"name_{n}", default="", optional=True, tooltip=name.format(n)),
@@ -28,24 +28,27 @@ class QuickSubjects(io.ComfyNode):
             **found_by("ip adapter", "ipadapter", "reference", "character", "consistent character", "two characters", "multiple characters", "person", "photo", "multi subject"),
             category=CATEGORY,
             description=(
-                "Up to four subjects in one node between the checkpoint and the sampler: a photo and a name each. It does what Load Subject Adapter, Add Subject, Encode "
-                "Subject References and Apply Image Attention do with their usual settings."
+                "Up to four subjects, each with a photo and a name, in one node between the checkpoint and the sampler. Combines Load Subject Adapter, "
+                "Add Subject, Encode Subject References and Apply Image Attention with their default settings."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="An SD1.5, SD2.x or SDXL model."),
-                io.Conditioning.Input("positive", optional=True, tooltip="The prompt with the subjects in it. Unwired, the references act on the sampler's positive prompt."),
+                io.Conditioning.Input("positive", optional=True, tooltip=(
+                    "The prompt with the subjects in it. If not connected, the references apply to the sampler's positive prompt."
+                )),
                 io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt."),
                 io.Clip.Input("clip", optional=True, tooltip="The CLIP of the same checkpoint, for the names."),
                 io.Combo.Input("adapter_name", options=adapters.adapter_names(), tooltip="An IP-Adapter or MIP-Adapter file for this base model."),
                 io.Float.Input("weight", default=0.65, min=0.0, max=2.0, step=0.05, tooltip=(
-                    "How strongly all subjects look like their photos. 0.5 to 0.65 suits several subjects; 0 switches the node off."
+                    "How closely all subjects follow their photos. Use 0.5 to 0.65 for several subjects; 0 disables the node."
                 )),
                 io.Image.Input("image_1", optional=True, tooltip=photo.format(1)),
                 io.String.Input("name_1", default="", optional=True, tooltip=name.format(1)),
                 *more,
-                io.ClipVision.Input("clip_vision", optional=True, tooltip="The CLIP vision encoder; unwired, clip_vision_name says which file is read."),
+                io.ClipVision.Input("clip_vision", optional=True, tooltip="The CLIP vision encoder. If not connected, the file of clip_vision_name is loaded."),
                 io.Combo.Input("clip_vision_name", options=adapters.clip_vision_names(), default=adapters.AUTO, optional=True, tooltip=(
-                    "auto: the file in models/clip_vision whose contents fit the adapter, whatever it is called. A published encoder is found under any name too."
+                    "auto: the file in models/clip_vision that fits the adapter, recognised by its contents, under any name. "
+                    "The name of a published encoder also finds that encoder under any name."
                 )),
             ],
             outputs=[

@@ -51,7 +51,7 @@ def test_the_rehearsal_models_go_with_their_own_adapters():
 def test_one_base_and_unknown_ones_are_no_such_mistake(context_dim):
     assert base_mismatch(spec(SDXL), context_dim) is None
     if context_dim == 96:
-        with pytest.raises(MismatchError, match="Expected a MODEL for .*, found 16 cross-attention layers for text 96 wide"):
+        with pytest.raises(MismatchError, match="Expected a MODEL for .*, found 16 cross-attention layers and text embeddings of size 96"):
             check_widths(spec(SDXL), [320] * 16, context_dim)
 
 

@@ -77,7 +77,7 @@ def test_a_box_of_an_earlier_node_stays_until_a_new_one_comes():
 def test_a_label_informs_and_a_stale_one_is_a_warning():
     said = []
     assert place([{"label": "owl", **FOX}, {"label": " Cat ", **CAT}], said=said) == [of(FOX), of(CAT), None]
-    assert said == ["The box labelled 'owl' goes to subject 1 ('red fox'), by its place in the list."]
+    assert said == ["Check the order of the boxes: the box labelled 'owl' is used for subject 1 ('red fox'), by its position in the list."]
 
 
 def test_a_label_binds_what_has_no_place_by_order():
@@ -91,12 +91,12 @@ def test_a_label_matches_a_name_that_is_escaped_for_the_prompt():
 
 
 @pytest.mark.parametrize(("boxes", "names", "found"), [
-    ([FOX, FOX, FOX, FOX], ("red fox", "cat", "owl"), "a box number 4 for no subject."),
-    ([None, None, None, {"label": "dog", **FOX}], ("red fox", "cat", "owl"), "a box number 4 labelled 'dog' for no subject."),
-    ([None, CAT, None, {"label": "cat", **FOX}], ("red fox", "cat", "owl"), "labelled 'cat' for no subject, and subject 2 ('cat') has a box already."),
-    ([None, None, {"label": "cat", **FOX}], ("cat", "cat"), "a box number 3 labelled 'cat' for no subject."),
-    ([None, None, {"label": "cat", **FOX}, {"label": "cat", **CAT}], ("cat", "dog"), "a box number 3 labelled 'cat' for no subject."),
-    ([FOX], (), "a box number 1 for no subject."),
+    ([FOX, FOX, FOX, FOX], ("red fox", "cat", "owl"), "found box 4 without a subject."),
+    ([None, None, None, {"label": "dog", **FOX}], ("red fox", "cat", "owl"), "found box 4 labelled 'dog' without a subject."),
+    ([None, CAT, None, {"label": "cat", **FOX}], ("red fox", "cat", "owl"), "labelled 'cat' without a subject, and subject 2 ('cat') has a box already."),
+    ([None, None, {"label": "cat", **FOX}], ("cat", "cat"), "found box 3 labelled 'cat' without a subject."),
+    ([None, None, {"label": "cat", **FOX}, {"label": "cat", **CAT}], ("cat", "dog"), "found box 3 labelled 'cat' without a subject."),
+    ([FOX], (), "found box 1 without a subject."),
 ])
 def test_a_box_for_no_subject(boxes, names, found):
     sentence = fault(boxes, names=names)
@@ -167,7 +167,7 @@ def test_good_text_has_no_fault():
 def test_what_reaches_out_a_little_is_cut_off():
     said = []
     assert place([{"x": -SLACK / 2, "y": 0.5, "w": 0.5, "h": 0.5 + SLACK}], said=said)[0] == (0.0, 0.5, 0.495, 0.5)
-    assert len(said) == 1 and "subject 1 ('red fox') reaches out of the picture" in said[0]
+    assert len(said) == 1 and "subject 1 ('red fox') extends beyond the picture" in said[0]
 
 
 def test_rounding_is_cut_off_without_a_word():
@@ -249,7 +249,7 @@ def test_nothing_wired(nothing):
 def test_of_several_pictures_the_first_counts():
     said = []
     assert place(wired=[[PIXELS], [PIXELS, OTHER], []], said=said) == [PARTS, None, None]
-    assert said == ["'bounding_boxes' holds the boxes of 3 pictures; those of the first are used."]
+    assert said == ["'bounding_boxes' has boxes for 3 pictures; the boxes of the first are used."]
 
 
 def test_drawn_boxes_come_first_and_wired_ones_fill():
@@ -282,13 +282,13 @@ def test_labels_that_are_not_unique_go_in_order():
     assert place(wired=((500, 1000), [seg("girl", *right), seg("girl", *left)]), names=("girl", "girl"), said=said) == [(0.5, 0, 0.5, 1), (0, 0, 0.5, 1)]
     assert said == []
     assert place(wired=((500, 1000), [seg("person", *right), seg("person", *left)]), names=("woman", "man"), said=said) == [(0.5, 0, 0.5, 1), (0, 0, 0.5, 1)]
-    assert said == [f"The box labelled 'person' goes to subject {i} ('{n}'), by its place in the list." for i, n in ((1, "woman"), (2, "man"))]
+    assert said == [f"Check the order of the boxes: the box labelled 'person' is used for subject {i} ('{n}'), by its position in the list." for i, n in ((1, "woman"), (2, "man"))]
 
 
 @pytest.mark.parametrize(("drawn", "wired"), [([], [PIXELS] * 4), ([FOX, CAT, OWL], [PIXELS]), ([FOX, CAT], [PIXELS, OTHER])])
 def test_more_wired_boxes_than_subjects(drawn, wired):
     sentence = fault(drawn, wired=wired)
-    assert "one box in 'bounding_boxes' for each subject" in sentence and "for no subject" in sentence and "subject 3 ('owl')" in sentence
+    assert "one box in 'bounding_boxes' for each subject" in sentence and "without a subject" in sentence and "subject 3 ('owl')" in sentence
 
 
 BAD_WIRED = {

@@ -88,7 +88,7 @@ def test_wires_that_run_in_a_circle_end_in_a_sentence(plain):
     plain.node("GetNode", "a")
     plain.wire((9, 0), 8, "*")
     plain.wire((9, 0), 5, "model")
-    with pytest.raises(RunError, match="run in a circle"):
+    with pytest.raises(RunError, match="form a loop"):
         fed(plain.saved, 5, "model")
 
 
@@ -196,7 +196,7 @@ def test_a_subgraph_that_feeds_itself_ends_in_a_sentence():
     graph = {"id": "A", "name": "A", "inputs": [{"name": "x"}], "nodes": [], "links": links}
     outer = {"id": 1, "type": "A", "inputs": [{"name": "x", "type": "LATENT", "link": 5}], "outputs": [{"name": "x", "type": "LATENT"}]}
     taker = {"id": 2, "type": "Odd", "inputs": [{"name": "x", "type": "LATENT", "link": 6}], "outputs": []}
-    with pytest.raises(RunError, match="in a circle through its subgraphs"):
+    with pytest.raises(RunError, match="form a loop through its subgraphs"):
         flatten({"nodes": [outer, taker], "links": [[5, 1, 0, 1, 0, "LATENT"], [6, 1, 0, 2, 0, "LATENT"]], "definitions": {"subgraphs": [graph]}})
 
 

@@ -106,13 +106,13 @@ def test_templates_pass_once_the_files_are_there(name, tmp_path):
     for folder, file in files_of(name):
         write(tmp_path / "models" / folder / file)
     report = check(template(name), Here(None, places_of(tmp_path), without="none is here"))
-    assert report.findings == () and report.summary().endswith("nothing is in the way, as far as could be checked")
+    assert report.findings == () and report.summary().endswith("no problem found, as far as could be checked")
 
 
 @pytest.mark.parametrize("name", REHEARSALS)
 def test_a_rehearsal_needs_no_file(name):
     report = check(template(name), Here(None, NOWHERE, without="none is here"))
-    assert files_of(name) == {} and report.findings == () and report.summary().endswith("nothing is in the way, as far as could be checked")
+    assert files_of(name) == {} and report.findings == () and report.summary().endswith("no problem found, as far as could be checked")
 
 
 def test_the_adapter_of_the_rehearsal_is_no_missing_file():
@@ -263,7 +263,7 @@ def test_only_what_an_output_needs_is_looked_at(stocked):
     prompt = {**SAMPLING, "5": {"class_type": "CLIPTextEncode", "inputs": {"text": 5}}}
     assert texts(prompt, stocked) == []
     del prompt["4"]
-    assert texts(prompt, stocked) == ["the workflow: expected an active node that saves or shows something, found none; add one, such as Save Image."]
+    assert texts(prompt, stocked) == ["the workflow: expected an active output node, found none; add one, such as Save Image."]
 
 
 def test_backslashes_unions_and_any_are_fine(stocked):
@@ -338,7 +338,7 @@ def test_mistakes_inside_a_subgraph_are_found(stocked):
 def test_a_subgraph_that_holds_itself_is_refused():
     workflow = with_subgraph()
     workflow["definitions"]["subgraphs"][0]["nodes"].append({"id": 9, "type": "abc", "inputs": [], "outputs": []})
-    with pytest.raises(RunError, match="'Sampling' holds itself"):
+    with pytest.raises(RunError, match="'Sampling' contains itself"):
         flatten(workflow)
 
 
@@ -397,7 +397,7 @@ def test_a_running_comfyui_is_asked(no_comfyui, url, tmp_path, capsys):
     wrong = {**SAMPLING, "5": {"class_type": "LoraLoader", "inputs": {"lora_name": "a.safetensors"}}, "6": {"class_type": "Odd", "inputs": {}}}
     assert check_tool.main([saved(tmp_path, wrong), "--url", url]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "given.json: checked 6 nodes, 5 links, 2 model files: it will not run here as it is (2 missing node types, 1 missing model file)")
+        "given.json: checked 6 nodes, 5 links, 2 model files: it will not run here (2 missing node types, 1 missing model file)")
 
 
 @pytest.mark.parametrize("url", ["file:///etc", "127.0.0.1:8188", "ftp://127.0.0.1"])
@@ -409,16 +409,16 @@ def test_a_url_of_another_kind_is_not_opened(url, no_comfyui, tmp_path, capsys, 
 
 def test_a_url_that_does_not_answer_is_an_error(no_comfyui, tmp_path, capsys):
     assert check_tool.main([saved(tmp_path, SAMPLING), "--url", "http://127.0.0.1:1"]) == 1
-    assert "error: Expected a ComfyUI at http://127.0.0.1:1, found that it does not answer" in capsys.readouterr().err
+    assert "error: Expected a ComfyUI at http://127.0.0.1:1, found no answer" in capsys.readouterr().err
 
 
 def test_without_comfyui_files_and_links_are_checked(no_comfyui, tmp_path, capsys):
     assert check_tool.main([saved(tmp_path, {"1": SAMPLING["3"]})]) == 0
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith("not checked: node types, values and sockets of the nodes, since no ComfyUI was found (looked at http://127.0.0.1:1, COMFYUI_PATH,")
-    assert last == "given.json: checked 1 node, 0 links, 0 model files: nothing is in the way, as far as could be checked"
+    assert last == "given.json: checked 1 node, 0 links, 0 model files: no problem found, as far as could be checked"
     assert check_tool.main(["two_subjects"]) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "two_subjects: checked 15 nodes, 21 links, 3 model files: it will not run here as it is (3 missing model files)"
+    assert capsys.readouterr().out.splitlines()[-1] == "two_subjects: checked 15 nodes, 21 links, 3 model files: it will not run here (3 missing model files)"
 
 
 def test_a_folder_without_comfyui_is_an_error(tmp_path, capsys):

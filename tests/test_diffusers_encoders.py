@@ -231,7 +231,7 @@ def test_an_adapters_own_vision_weights_leave_the_model_alone():
     ("vision_model.encoder.layers.31.mlp.fc1.bias", (64,), "without"), ("visual_projection.weight", (3, 32), r"is \(24, 32\)"),
 ])
 def test_vision_weights_for_another_encoder_are_refused(name, shape, found):
-    with pytest.raises(MismatchError, match=f"place for the adapter's own '{name}'.*{found}"):
+    with pytest.raises(MismatchError, match=f"that fits the adapter's own '{name}'.*{found}"):
         ClipImages(vision_model()).with_weights({name: torch.zeros(shape)})
 
 

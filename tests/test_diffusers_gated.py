@@ -322,7 +322,7 @@ def test_gates_of_zero_are_bit_identical():
 
 
 def test_refusals_name_what_is_wrong():
-    with pytest.raises(MismatchError, match="a MODEL for SD2|text 64 wide"):
+    with pytest.raises(MismatchError, match="a MODEL for SD2|text embeddings of size 64"):
         apply_gated(unet("sd15"), gated_references(patches_adapter(unet("sd2")), BOXES[:1]), PLAIN)
     plain = unet("sd2")
     with pytest.raises(MismatchError, match="apply_image_attention"):

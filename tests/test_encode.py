@@ -171,7 +171,7 @@ def test_a_name_that_encodes_to_nothing_is_quoted():
 
 @pytest.mark.parametrize("width, base", [(768, "SD1.5"), (1024, "SD2.x"), (4096, "4096-wide")])
 def test_a_clip_of_another_base_model_is_refused(width, base):
-    words = f"one {width} wide, for a base model" if width == 4096 else f"is for SDXL, the CLIP that is wired is from an {base} checkpoint. Choose an {base} adapter"
+    words = f"found size {width}. Wire the CLIP" if width == 4096 else f"is for SDXL, the CLIP that is wired is from an {base} checkpoint. Choose an {base} adapter"
     with pytest.raises(MismatchError, match=f"plus_sdxl.safetensors .*{words}"):
         encode_subjects(adapter(), PAIR, Images(), project, Names(width))
 
@@ -227,7 +227,8 @@ def test_a_proper_cast_is_encoded_without_a_word():
 
 def test_two_of_one_name_are_warned_about_in_the_promised_words():
     assert warnings_of(cast_of(("girl", [photo(0.2)]), ("girl", [photo(0.7)]))) == [
-        "Subjects 1 and 2 are both called 'girl': relevance cannot tell them apart, each gets half everywhere. Give each its own words, as in the prompt, or a box or region."
+        "Give subjects 1 and 2 different names, as in the prompt, or a box or region each: they are both called 'girl', "
+        "so relevance cannot tell them apart and each gets half of the picture everywhere."
     ]
 
 
@@ -239,7 +240,7 @@ def test_regions_make_equal_names_harmless():
 
 def test_a_name_that_is_not_in_the_prompt_is_warned_about():
     (sentence,) = warnings_of(PAIR, prompts=["a cat"])
-    assert "Subject 2 'dog' is not in the prompt" in sentence
+    assert "'dog' is not in your prompt" in sentence
 
 
 def test_names_do_not_matter_where_they_are_not_encoded():

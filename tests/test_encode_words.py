@@ -138,20 +138,20 @@ def test_fastcomposer_takes_the_embeddings_as_they_are():
 
 
 def test_missing_faces_are_a_sentence_about_the_subject():
-    with pytest.raises(SubjectError, match=r"the faces in the photos of subject 2 \('man'\).*found none.*Prepare Faces.*'faces' of Add Subject"):
+    with pytest.raises(SubjectError, match=r"prepared faces for subject 2 \('man'\).*found none.*Prepare Faces.*'faces' of Add Subject"):
         encode_subjects(mm_diff(), cast_of(ALICE, (*BOB[:2], None)), Images(), heads, None)
 
 
 @pytest.mark.parametrize("adapter", [mm_diff(), simple("pseudo"), simple("postfuse")], ids=["word", "pseudo", "postfuse"])
 def test_missing_names_are_a_sentence_about_the_subject(adapter):
-    with pytest.raises(SubjectError, match="a name for subject 2.*empty.*as it stands in the prompt"):
+    with pytest.raises(SubjectError, match="a name for subject 2.*empty.*as in the prompt"):
         encode_subjects(adapter, cast_of(ALICE, ("", *BOB[1:])), Images(), heads, None)
 
 
 def test_an_empty_cast_encodes_nothing():
     told, images = [], Images()
     found = encode_subjects(mm_diff(), Cast(), images, heads, None, warn=told.append)
-    assert found.subjects == () and images.calls == [] and "The cast is empty" in told[0]
+    assert found.subjects == () and images.calls == [] and "the cast is empty" in told[0]
 
 
 def test_weights_names_and_places_come_along():

@@ -123,7 +123,7 @@ def test_a_face_that_fills_the_photo_is_found_within_a_border():
 @pytest.mark.parametrize("nothing", [[], None, ()])
 def test_a_photo_without_a_face_is_named(nothing):
     text = wrong([torch.cat((photo(), photo()))], Analyser([Face()], nothing, nothing))
-    assert text == "Expected a face in photo 2, found none. Take another photo, one that shows the face larger and from the front, or crop it to head and shoulders."
+    assert text == "Expected a face in photo 2, found none. Use a photo that shows the face larger and from the front, or crop it to head and shoulders."
 
 
 @pytest.mark.parametrize("missing, told", [
@@ -300,7 +300,7 @@ def test_given_ones_win_and_only_the_rest_is_asked_for():
     torch.testing.assert_close(crops_given.vectors[1], torch.from_numpy(vector(2)), rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("given, found", [({}, "none of them"), ({"embeds": GIVEN}, "only 'embeds'"), ({"crops": rand(2, 224, 224, 3)}, "only 'crops'")])
+@pytest.mark.parametrize("given, found", [({}, "none"), ({"embeds": GIVEN}, "only 'embeds'"), ({"crops": rand(2, 224, 224, 3)}, "only 'crops'")])
 def test_without_an_analyser_both_are_needed(given, found):
     text = wrong([PAIR], **given)
     assert f"both face vectors in 'embeds' and aligned faces in 'crops', found {found}." in text and "ComfyUI_IPAdapter_plus" in text
@@ -343,5 +343,5 @@ def test_a_subject_keeps_its_faces():
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_a_subject_has_as_many_faces_as_photos(count):
-    with pytest.raises(SubjectError, match=f"one prepared face for each of the 3 photos of subject 2 .'woman'., found {count}\\. Wire the same photos into Prepare Faces"):
+    with pytest.raises(SubjectError, match=f"one prepared face for each of the 3 photos of subject 2 .'woman'., found {count}\\. Connect the same photos to Prepare Faces"):
         make_subject("woman", [PAIR, photo(20, 30)], number=2, faces=some(count))

@@ -228,7 +228,8 @@ def test_the_pack_s_first_version_is_carried():
 
 
 @pytest.mark.parametrize(("values", "sentence"), [
-    ((0.7, 0.3, "original", 0.0, 1.0, False), "it has noise in its negative image"), ((0.7, 0.0, "original", 0.0, 1.0, True), "a photo of its own (unfold_batch)"),
+    ((0.7, 0.3, "original", 0.0, 1.0, False), "it has noise in its negative image"),
+    ((0.7, 0.0, "original", 0.0, 1.0, True), "it uses another photo for every picture of a batch (unfold_batch)"),
     ((0.7, 0.0, "linear", 0.0, 1.0, False), "its weight_type is 'linear', which scales keys too"),
     ((1.0, 0.0, "channel penalty", 0.0, 1.0, False), "its weight_type is 'channel penalty'"),
     ((1.0, 0.0, "linear", 0.0, 1.0, False), ""),

@@ -400,7 +400,7 @@ def test_half_a_file_is_refused(tmp_path, part, word):
 
 def test_layers_and_net_for_two_base_models_are_refused():
     state = gligen_state("text", FEW) | {f"position_net.{name}": tensor for name, tensor in position_net("text", SD15, SD2, 16).items()}
-    assert "1024 wide" in refusal(state)
+    assert "of size 1024" in refusal(state)
 
 
 def test_widths_that_do_not_split_into_heads_are_refused():
@@ -573,7 +573,7 @@ def test_a_unet_without_the_mask_channel_is_refused(channels):
 
 
 def test_members_of_two_base_models_are_refused():
-    assert "1024 wide" in sd_refusal(small() | {"mlp": subject_diffusion_members(SMALL_SD)["mlp"]})
+    assert "of size 1024" in sd_refusal(small() | {"mlp": subject_diffusion_members(SMALL_SD)["mlp"]})
     sd_refusal(small() | {"clip_text": clip_text(64)})
 
 

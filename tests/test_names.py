@@ -56,13 +56,14 @@ def test_any_text_can_be_read(text):
 
 def test_two_subjects_of_one_name_get_the_promised_sentence():
     assert duplicate_warnings(["girl", "girl"], [False, False]) == [
-        "Subjects 1 and 2 are both called 'girl': relevance cannot tell them apart, each gets half everywhere. Give each its own words, as in the prompt, or a box or region."
+        "Give subjects 1 and 2 different names, as in the prompt, or a box or region each: they are both called 'girl', "
+        "so relevance cannot tell them apart and each gets half of the picture everywhere."
     ]
 
 
 def test_three_of_one_name_are_counted():
     (sentence,) = duplicate_warnings(["a", "girl", "girl", "girl"], [False] * 4)
-    assert sentence.startswith("Subjects 2, 3 and 4 are all called 'girl'") and "1/3" in sentence
+    assert sentence.startswith("Give subjects 2, 3 and 4 different names") and "all called 'girl'" in sentence and "1/3" in sentence
 
 
 @pytest.mark.parametrize("second", ["Girl", " girl ", "(girl:1.2)", "girl"])
@@ -88,7 +89,7 @@ def test_different_names_and_empty_names_are_no_duplicates():
 
 def test_a_missing_name_is_named_with_the_prompt():
     (sentence,) = missing_warnings(["cat", "dog"], ["a cat on a rug"])
-    assert sentence.startswith("Subject 2 'dog' is not in the prompt (a cat on a rug)")
+    assert sentence == "'dog' is not in your prompt (a cat on a rug): add it, or change the name of subject 2."
 
 
 def test_a_name_in_any_of_the_prompts_is_enough():

@@ -210,7 +210,7 @@ def test_a_head_that_reads_photos_is_another_kind(vector, kind):
 
 def test_a_head_that_reads_something_else_is_refused():
     text = refusal(lambda members, file: built(members, file), thin(vector=300))
-    assert "ArcFace vectors (512) or projected CLS (24) or CLS (40)" in text and "vectors 300 wide" in text
+    assert "ArcFace vectors (512) or projected CLS (24) or CLS (40)" in text and "vectors of size 300" in text
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 6])
@@ -321,10 +321,10 @@ def test_entries_in_another_order_are_refused():
 
 def test_files_of_two_trainings_are_refused():
     members = thin()
-    assert "tokens for the UNet 64 wide" in refusal(lambda m, file: built(m, file), members | {"unet_adapter_weights": published.mm_diff_unet(64, (8, 16))})
+    assert "tokens of size 64 for the UNet" in refusal(lambda m, file: built(m, file), members | {"unet_adapter_weights": published.mm_diff_unet(64, (8, 16))})
     other = thin(text=(12, 24))["custom_weights"]
     mixed = members["custom_weights"] | {name: tensor for name, tensor in other.items() if name.startswith("mm_fuse_two.")}
-    assert "photos for OpenCLIP-bigG 24 wide" in refusal(lambda m, file: built(m, file), members | {"custom_weights": mixed})
+    assert "photos for OpenCLIP-bigG of size 24" in refusal(lambda m, file: built(m, file), members | {"custom_weights": mixed})
     refusal(lambda m, file: built(m, file), members | {"text_encoder_adapter_weights": clip_lora("text_encoder", 16)})
     assert "CLIP vision encoder" in refusal(lambda m, file: built(m, file), changed(below_vision(members), "custom_weights", image_encoder__x=torch.zeros(1)))
 
@@ -488,7 +488,7 @@ def test_a_pickle_of_a_mapping_has_no_metadata(tmp_path):
     ({"tokens": "two"}, "a number from 1", "'two'"), ({"base": "sd21"}, "sd15 as 'base'", "'sd21'"),
     ({"image_encoder": "laion/H"}, "clip-vit-large-patch14 as 'image_encoder'", "laion/H"),
     ({"format": "other"}, "the format umm_diffusion", "'other'"), ({"version": "2"}, "version 1 of the format umm_diffusion", "version 2"),
-    ({"image_feature": "pooled"}, "to read a photo's 1024 numbers", "768 columns"), ({"tokens": "2"}, "2 pseudo words 768 wide", "768 rows"),
+    ({"image_feature": "pooled"}, "to read a photo's 1024 numbers", "768 columns"), ({"tokens": "2"}, "2 pseudo words of size 768", "768 rows"),
 ])
 def test_metadata_that_do_not_fit_are_refused(metadata, wanted, found):
     text = refusal(umm.build, umm_state(), metadata=metadata)
@@ -496,7 +496,7 @@ def test_metadata_that_do_not_fit_are_refused(metadata, wanted, found):
 
 
 @pytest.mark.parametrize("state, words", [
-    (umm_state((512, 32, 768)), "512 columns"), (umm_state((768, 32, 1024)), "one pseudo word 768 wide, found 1024 rows"), (umm_state(output_norm=100), "to have 768 numbers"),
+    (umm_state((512, 32, 768)), "512 columns"), (umm_state((768, 32, 1024)), "one pseudo word of size 768, found 1024 rows"), (umm_state(output_norm=100), "to have 768 numbers"),
     (umm_state() | {"mapping.layers.1.weight": torch.zeros(768, 33)}, "32 columns"), (umm_state() | {"mapping.layers.3.weight": torch.zeros(4, 4)}, "'mapping.layers.2.weight'"),
     (umm_state() | {"mapping.gate": torch.zeros(1)}, "'mapping.gate'"), (umm_state() | {"unet.x": torch.zeros(1)}, "'unet.x'"),
 ])

@@ -151,7 +151,7 @@ def test_the_report_of_two_subjects():
     text = report(recorded(SubjectMap("red fox", first, box=Box(0.0, 0.0, 0.5, 1.0)), SubjectMap("cat", second * 0.5)))
     assert text.splitlines() == [
         "mine.safetensors, merge relevance, all blocks",
-        "1 red fox: 50 % of the picture; 75 % of that inside its own box.",
+        "1 red fox: 50 % of the picture; 75 % of that is inside its own box.",
         "2 cat: 25 % of the picture.",
         "1 red fox and 2 cat overlap 75 %.",
     ]
@@ -161,9 +161,9 @@ def test_the_report_of_a_lone_subject_and_of_one_that_rested():
     region = torch.zeros(16, 16)
     region[:8] = 1
     text = report(recorded(SubjectMap("fox", torch.ones(4, 4), region=region)))
-    assert text.endswith("1 fox: alone, so nobody takes a share from it. The map shows where its name is looked at. 50 % of it is inside its own region.")
+    assert text.endswith("1 fox: the only subject, so it gets every share. The map shows where its name is relevant. 50 % of it is inside its own region.")
     text = report(recorded(SubjectMap("fox", torch.ones(4, 4)), SubjectMap("cat", None)))
-    assert "2 cat: rested" in text and "overlap" not in text and "Warning" not in text
+    assert "2 cat: not active" in text and "overlap" not in text and "Warning" not in text
 
 
 def test_who_owns_next_to_nothing_is_warned_of():
@@ -174,7 +174,7 @@ def test_who_owns_next_to_nothing_is_warned_of():
     small[:1, :1] = 1.0
     assert owns_next_to_nothing(SubjectMap("bee", small), 2) and not owns_next_to_nothing(SubjectMap("bee", small, box=Box(0.0, 0.0, 0.1, 0.1)), 2)
     text = report(recorded(SubjectMap("fox", some), SubjectMap("cat", little)))
-    assert text.splitlines()[-1].startswith("Warning: subject 2 'cat' owns next to nothing of the picture")
+    assert text.splitlines()[-1].startswith("Warning: subject 2 'cat' has almost no share of the picture")
 
 
 def test_many_overlaps_are_cut_to_the_largest():

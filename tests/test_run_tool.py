@@ -181,7 +181,7 @@ def test_boxes_and_their_widgets_count(small_of):
     }
     results = [first, *map(pixels, different.values())]
     assert not [(i, j) for i, a in enumerate(results) for j, b in enumerate(results[:i]) if np.array_equal(a, b)]
-    with pytest.raises(RunError, match="box number 3.*for no subject"):
+    with pytest.raises(RunError, match="box 3.*without a subject"):
         small(set_widget("TroupePlaceSubjects", "boxes", '[null, null, {"x": 0, "y": 0, "w": 0.5, "h": 0.5}]'))
 
 
@@ -291,7 +291,7 @@ def test_layers_are_counted_where_they_acted(small):
 
 
 def test_the_pack_s_warnings_are_heard(small):
-    assert any("Subject 2 'dragon' is not in the prompt" in line for line in small(names=("astronaut", "dragon")).lines)
+    assert any("'dragon' is not in your prompt" in line for line in small(names=("astronaut", "dragon")).lines)
     assert any("both called 'cat'" in line for line in small(names=("cat", "cat")).lines)
 
 
@@ -696,7 +696,7 @@ def test_missing_models_end_a_named_workflow(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (["--photo", "me.jpg"], "know only their own drawn cast.*--list-missing"),
+    (["--photo", "me.jpg"], "only know their own drawn subjects.*--list-missing"),
     (["--name", "knight"], "takes its names from the prompt.*--prompt"),
     (["--size", "512x512"], "paint 128x128 pixels.*--list-missing"),
     (["--prompt", "a unicorn on the moon"], "names 0. They know: robot, cat.*For example"),
@@ -730,7 +730,8 @@ def test_the_first_command_paints_a_picture(tmp_path, capsys):
     said = capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == ["comparison.png", "picture.png", "report.txt"]
     report = (out / "report.txt").read_text(encoding="utf-8")
-    assert "small model of our own" in report and "says nothing about how well the real models reproduce a photo" in report and report.rstrip() in said and "NOISE" not in said
+    assert "a small model trained on drawn pictures" in report and "says nothing about how well the real models reproduce a photo" in report
+    assert report.rstrip() in said and "NOISE" not in said
     assert "1 cat: " in report and "2 robot: " in report and "prompt: a cat and a robot on grass, seed: " in report
     picture = np.asarray(Image.open(out / "picture.png"))
     assert picture.shape == (512, 512, 3) and (picture.reshape(32, 16, 32, 16, 3) == picture[::16, ::16][:, None, :, None]).all(), "every drawn cell is a square of 16 pixels"

@@ -91,7 +91,7 @@ def test_layers_are_in_the_order_of_the_unets_processors():
 @pytest.mark.parametrize("prefix", ["image_proj", "image_proj_model"])
 def test_half_a_file_is_refused_with_the_way_out(prefix):
     projection, _ = parts(plain())
-    with pytest.raises(CheckpointError, match="found only the photos' half, 4 tensors. It was left empty when a training checkpoint was converted: convert it again") as error:
+    with pytest.raises(CheckpointError, match="found only the photos' half, 4 tensors. The conversion of a training checkpoint lost it: convert it again") as error:
         build({f"{prefix}.{name}": tensor for name, tensor in projection.items()}, "x.bin")
     assert "download" not in str(error.value)
 

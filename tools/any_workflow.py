@@ -31,7 +31,7 @@ def flatten(content: Any) -> dict[str, Any]:
         try:
             return _laid_open(content)
         except RecursionError:
-            raise RunError("The links of the workflow run in a circle through its subgraphs. Open the workflow and take one of them out.") from None
+            raise RunError("The links of the workflow form a loop through its subgraphs. Open the workflow and remove one of them.") from None
     nodes = [node for node in content.values() if isinstance(node, dict) and ("class_type" in node or "inputs" in node)]
     if nodes and len(nodes) == len(content) and any("class_type" in node for node in nodes):
         return _from_prompt(content)
@@ -128,7 +128,7 @@ def _laid_open(workflow: dict[str, Any]) -> dict[str, Any]:
         for raw in level.nodes:
             if raw["type"] in subgraphs:
                 if raw["type"] in level.within():
-                    raise RunError(f"The subgraph '{subgraphs[raw['type']].get('name')}' holds itself. Open the workflow in ComfyUI and save it again.")
+                    raise RunError(f"The subgraph '{subgraphs[raw['type']].get('name')}' contains itself. Open the workflow in ComfyUI and save it again.")
                 level.inner[raw["id"]] = _below(level, Node(raw), subgraphs[raw["type"]])
                 levels.append(level.inner[raw["id"]])
     nodes, links = [], []

@@ -57,10 +57,10 @@ class Report:
     def summary(self) -> str:
         """One line: what was checked, and whether it will run."""
         if not self.findings:
-            return f"checked {self.counts}: " + ("nothing is in the way, as far as could be checked" if self.notes else "it will run here")
+            return f"checked {self.counts}: " + ("no problem found, as far as could be checked" if self.notes else "it will run here")
         kinds = Counter(finding.kind for finding in self.findings)
         said = ", ".join(f"{n} {KINDS[kind]}{'s' if n > 1 else ''}" for kind, n in kinds.items())
-        return f"checked {self.counts}: it will not run here as it is ({said})"
+        return f"checked {self.counts}: it will not run here ({said})"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,14 +78,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(prog="check.py", description="Will this workflow run here? Missing nodes, missing model files with links, wires and values that do not fit.")
+    parser = argparse.ArgumentParser(prog="check.py", description="Check whether a workflow will run here: nodes, model files (with links), links and values.")
     parser.add_argument("workflow", nargs="?", metavar="WORKFLOW", help="a workflow file, saved or exported for the API, a picture with one in it, or a shipped template's name")
     host = parser.add_mutually_exclusive_group()
-    host.add_argument("--comfyui", type=Path, metavar="DIR", help="start this ComfyUI, with its nodes and models (default: one that runs, else the one that is found)")
-    host.add_argument("--url", help=f"ask this running ComfyUI (default: {USUAL_URL} where one answers)")
-    host.add_argument("--no-host", action="store_true", help="start and ask none: files and links only")
-    parser.add_argument("--from-ipadapter", type=Path, metavar="OLD", help="rewrite this workflow's stacked IPAdapter nodes as Troupe's")
-    parser.add_argument("-o", "--output", type=Path, metavar="NEW", help="where the rewritten workflow goes (default: beside the old one, with _troupe in its name)")
+    host.add_argument("--comfyui", type=Path, metavar="DIR", help="start this ComfyUI, with its nodes and models (default: a running one, otherwise the one that is found)")
+    host.add_argument("--url", help=f"ask this running ComfyUI (default: {USUAL_URL} if it answers)")
+    host.add_argument("--no-host", action="store_true", help="use no ComfyUI: check files and links only")
+    parser.add_argument("--from-ipadapter", type=Path, metavar="OLD", help="convert the stacked IPAdapter nodes of this workflow to Troupe's")
+    parser.add_argument("-o", "--output", type=Path, metavar="NEW", help="where to save the converted workflow (default: beside the old one, with _troupe in its name)")
     options = parser.parse_args(arguments)
     if (options.workflow is None) == (options.from_ipadapter is None):
         parser.error("give a workflow, or --from-ipadapter with one")
@@ -109,7 +109,7 @@ def rewrite(options: argparse.Namespace) -> int:
     result = from_ipadapter(read_workflow(old))
     print("\n".join(result.said) if result.said else "everything was carried")
     if not result.carried:
-        raise RunError(f"{old.name}: expected IPAdapter or IPAdapter Advanced nodes that Troupe's can stand for, found none; nothing was saved.")
+        raise RunError(f"{old.name}: expected IPAdapter or IPAdapter Advanced nodes that can be converted, found none; nothing was saved.")
     if new.resolve() == old.resolve():
         raise RunError(f"Expected another file for the rewritten workflow, found the old one ({new}). Name a new one with -o.")
     new.write_text(json.dumps(result.workflow, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
@@ -125,7 +125,7 @@ def check(workflow: dict[str, Any], here: Here) -> Report:
         files = wanted_files(graph, here.places, here.info)
     except ImportError as error:
         files = []
-        notes.append(f"not checked: model files, since {error.name or 'torch'} is not installed here, which reads them; run this with ComfyUI's Python.")
+        notes.append(f"not checked: model files, since {error.name or 'torch'} is not installed here, which is needed to read them; run this with ComfyUI's Python.")
     gone = [file for file in files if missing(file, here.listed)]
     findings += [Finding("file", _missing_file(file)) for file in gone]
     active = [node for node in graph.nodes.values() if node.mode == ACTIVE and not is_virtual(node.type)]
@@ -182,7 +182,7 @@ def ask(url: str, path: str, must: bool = False) -> Any:
             return json.load(answer)
     except (OSError, ValueError) as error:
         if must:
-            raise RunError(f"Expected a ComfyUI at {url}, found that it does not answer ({getattr(error, 'reason', error)}). Start it, or leave --url out.") from None
+            raise RunError(f"Expected a ComfyUI at {url}, found no answer ({getattr(error, 'reason', error)}). Start it, or leave --url out.") from None
         return None
 
 

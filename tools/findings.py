@@ -146,7 +146,7 @@ def no_output(graph: Graph, info: Info) -> list[Finding]:
     acting = [node for node in graph.nodes.values() if node.mode == ACTIVE and not is_virtual(node.type)]
     if not acting or any(node.type not in info or info[node.type].get("output_node") for node in acting):
         return []
-    return [Finding("node", "the workflow: expected an active node that saves or shows something, found none; add one, such as Save Image.")]
+    return [Finding("node", "the workflow: expected an active output node, found none; add one, such as Save Image.")]
 
 
 # ---- wires -------------------------------------------------------------------------------------------------------------------------------

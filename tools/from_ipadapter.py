@@ -18,13 +18,13 @@ from wires import with_broadcasts
 
 MOST = 2.0  # of Apply Image Attention's weight
 GAP, HEAD = 40, 80  # pixels between nodes; of a group's title
-NOTE = """These nodes stand for {n} IPAdapter node{s} and do what they did, as nearly as Troupe can: every photo acts everywhere at its own strength (merge: add).
+NOTE = """These nodes replace {n} IPAdapter node{s} and do the same, as closely as possible: every photo acts on the whole picture at its own strength (merge: add).
 
 To give each photo to its own subject:
-1. write into 'name' of each Add Subject the word that stands for it in your prompt,
+1. in 'name' of each Add Subject, type the word for that subject in your prompt,
 2. wire the checkpoint's CLIP into 'clip' of Encode Subject References,
 3. set 'merge' of Apply Image Attention to relevance.
-Two subjects need two different words. Weights of 0.5 to 0.65 then do better than higher ones."""
+Two subjects need two different words. Weights of 0.5 to 0.65 then work better than higher ones."""
 
 
 @dataclass(frozen=True, eq=False)

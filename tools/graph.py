@@ -136,7 +136,7 @@ class Graph:
                 return passed, (source, slot)
             passed.append(source)
             if len(passed) > 2 * len(self.nodes):
-                raise RunError(f"The links into {node.label} run in a circle. Open the workflow and take one of them out.")
+                raise RunError(f"The links into {node.label} form a loop. Open the workflow and remove one of them.")
         return passed, None
 
     def _setter(self, getter: Node) -> Node | None:
@@ -162,7 +162,7 @@ class Graph:
         fed = self.source(node, widget) if linked else None
         if linked and (fed is None or fed[0].type not in (PRIMITIVE, *LITERALS)):
             source = fed[0].label if fed else "a muted node"
-            raise RunError(f"'{widget}' of {node.label} is linked from {source}, so it is only known when ComfyUI runs. Run this workflow in ComfyUI, or type the value in.")
+            raise RunError(f"'{widget}' of {node.label} is linked from {source}, so its value is only known when ComfyUI runs. Run this workflow in ComfyUI, or type a value.")
         owner, name = (fed[0], "value") if fed else (node, widget)
         place = owner.widget_places().get(name)
         values = owner.raw.get("widgets_values") or []

@@ -36,10 +36,10 @@ XL = re.compile(r"xl|illustrious|noob|pony|animagine", re.IGNORECASE)
 SD15 = re.compile(r"sd[-_ ]?1|v1-5|1[._-]5", re.IGNORECASE)
 BATCHES = re.compile("Batch|Images|Video|Folder|Sequence|List")  # classes that hand on several pictures
 REASONS = {  # how a class begins -> why it stays
-    "IPAdapterFaceID": "it reads faces with InsightFace, which the adapters of Troupe's image attention do not", "IPAAdapterFaceID": "it reads faces with InsightFace",
+    "IPAdapterFaceID": "it uses InsightFace, which Apply Image Attention does not support", "IPAAdapterFaceID": "it uses InsightFace",
     "IPAdapterUnifiedLoaderFaceID": "it loads a FaceID model", "IPAdapterInsightFaceLoader": "it loads InsightFace",
     "IPAdapterUnifiedLoaderCommunity": "it loads a model for composition or Kolors", "IPAdapterTiled": "it cuts the photo into tiles",
-    "IPAdapterBatch": "it gives every picture of a batch a photo of its own", "IPAdapterStyleComposition": "it gives style and composition different photos",
+    "IPAdapterBatch": "it uses another photo for every picture of a batch", "IPAdapterStyleComposition": "it uses different photos for style and composition",
     "IPAdapterPrecise": "it works on single layers (style, composition)", "IPAdapterMS": "it has a weight for every layer",
     "IPAdapterClipVisionEnhancer": "it enhances the encoder's input by tiles", "IPAdapterEmbeds": "it works from saved embeds instead of photos",
     "IPAdapterFromParams": "its settings come from other nodes", "IPAdapterRegionalConditioning": "it joins a prompt, a photo and a mask into parameters",
@@ -98,7 +98,7 @@ def read(graph: Graph, node: Node) -> Stacked:
         how = "scales keys too; Troupe scales what comes out" if node.type == BEFORE_2024 else "weighs the layers differently; Troupe weighs all alike"
         raise NotCarried(f"its weight_type is '{said['weight_type']}', which {how}")
     if said["noise"] or said["unfold_batch"]:
-        raise NotCarried("it has noise in its negative image" if said["noise"] else "it gives every picture of a batch a photo of its own (unfold_batch)")
+        raise NotCarried("it has noise in its negative image" if said["noise"] else "it uses another photo for every picture of a batch (unfold_batch)")
     if said["embeds_scaling"] != "V only":
         raise NotCarried(f"its embeds_scaling is '{said['embeds_scaling']}'; Troupe scales V only")
     if (node.inputs.get("image_negative") or {}).get("link") is not None:

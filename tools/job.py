@@ -28,7 +28,7 @@ def read_job(workflow: dict[str, Any]) -> Job:
         raise RunError(f"{prompts[1].label} makes the negative prompt. {ELSEWHERE}")
     words = _words(graph, prompts[0]) if prompts[0].type == WORDS else None
     if not applied and words is None:
-        raise RunError(f"No Troupe node lies on the model wire of {at.guided.label}. Wire the model through Apply Image Attention or Quick Subjects.")
+        raise RunError(f"There is no Troupe node on the model wire of {at.guided.label}. Wire the model through Apply Image Attention or Quick Subjects.")
     _check_clips(graph, prompts, weights)
     return Job(
         checkpoint=str(graph.value(checkpoint, "ckpt_name")), prompt=graph.value(prompts[0], "text"), negative=graph.value(prompts[1], "text"),
@@ -56,7 +56,7 @@ def text_node(graph: Graph, sampler: Node, name: str) -> Node:
         if node.type not in (APPLY, GATED, QUICK):
             raise RunError(f"'{name}' of the sampler comes from {node.label}. {ELSEWHERE}")
         name = ("model", "positive", "negative", "middle")[slot]
-    raise RunError(f"The '{name}' wires of the sampler run in a circle.")
+    raise RunError(f"The '{name}' wires of the sampler form a loop.")
 
 
 def size_widget(graph: Graph, node: Node, name: str) -> tuple[Node, str]:
@@ -66,7 +66,7 @@ def size_widget(graph: Graph, node: Node, name: str) -> tuple[Node, str]:
         if found is None or found[0].type != PLACE or found[1] not in PLACE_SIZE:
             return node, name
         node, name = found[0], PLACE_SIZE[found[1]]
-    raise RunError(f"The '{name}' wires run in a circle.")
+    raise RunError(f"The '{name}' wires form a loop.")
 
 
 def cast_nodes(graph: Graph, encode: Node) -> list[Node]:
@@ -111,9 +111,9 @@ def _model_chain(graph: Graph, guided: Node) -> tuple[Node, tuple[ApplyJob, ...]
             continue
         read = {APPLY: _attention, GATED: _gated, QUICK: _quick}.get(node.type)
         if read is None:
-            raise RunError(f"{node.label} lies on the model wire. {ELSEWHERE}")
+            raise RunError(f"{node.label} is on the model wire. {ELSEWHERE}")
         applied.insert(0, read(graph, node))
-    raise RunError("The model wires run in a circle.")
+    raise RunError("The model wires form a loop.")
 
 
 def _weights(graph: Graph, node: Node) -> WeightsJob:
@@ -127,7 +127,7 @@ def _check_clips(graph: Graph, prompts: list[Node], weights: tuple[WeightsJob, .
     for prompt in prompts:
         clip = source(graph, prompt, "clip")[0]
         if any(w.strength_clip is not None for w in weights) != (clip.type == WEIGHTS):
-            raise RunError(f"{prompt.label} takes its CLIP from {clip.label}, not from Apply Adapter Weights as the model does, or the other way round. {ELSEWHERE}")
+            raise RunError(f"{prompt.label} takes its CLIP from {clip.label}. Take both the model and the CLIP from Apply Adapter Weights, or neither. {ELSEWHERE}")
 
 
 def _words(graph: Graph, node: Node) -> WordsJob:

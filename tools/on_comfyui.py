@@ -26,7 +26,7 @@ from result import Progress, Result, Say
 from virtual import is_virtual
 
 REFERENCES = {ENCODE: 0, QUICK: 3}  # class -> the output slot with the references
-FAR_FROM_NATIVE = "the picture is "  # how the pack's warning about the size begins; random models are small on purpose
+FAR_FROM_NATIVE = "generate near "  # how the pack's warning about the size begins; random models are small on purpose
 LAYERS = re.compile(r"(\d+) (?:gated )?layers of ")
 CLIP_OUTPUT = 1  # of CheckpointLoaderSimple
 

@@ -17,12 +17,12 @@ SHOWN = 512  # pixels of the picture's side
 MERGES = ("uniform", "joint", "add", "relevance")
 LABEL, MARGIN, INK, PAPER = 26, 12, (30, 30, 34), (255, 255, 255)
 ABOUT = (
-    "This is Troupe's rehearsal world: a small model of our own, trained on drawn pictures of 128x128 pixels (shown enlarged, each pixel a square). It shows every "
-    "part at work, on subjects whose looks were held out of the training; benchmarks/CONFUSION.md counts how often each keeps its own. It says nothing about how well "
+    "This is Troupe's rehearsal world: a small model trained on drawn pictures of 128x128 pixels (shown enlarged, each pixel a square). It shows every "
+    "part at work, on subjects that were held out of training; benchmarks/CONFUSION.md counts how often each keeps its own look. It says nothing about how well "
     "the real models reproduce a photo."
 )
 ONLY_ITS_CAST = (
-    "The rehearsal models know only their own drawn cast, not your photo. `python tools/run.py --list-missing` lists the model files that photos need, with links; "
+    "The rehearsal models only know their own drawn subjects and cannot use your photo. `python tools/run.py --list-missing` lists the model files that photos need, with links; "
     "without --photo the rehearsal runs."
 )
 

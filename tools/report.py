@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 NOT_A_PICTURE = "NOT_A_PICTURE_random_weights.png"
-NOISE = "This picture is NOISE: the models have random weights. It only proves that every node ran (the plumbing); nothing about likeness can be judged from it."
+NOISE = "This picture is NOISE: the models have random weights. It only shows that every node ran (the plumbing), and says nothing about likeness."
 FACE = ("NOT A PICTURE", "random weights: this only", "proves the plumbing")
 SMALLEST = 512  # pixels; a smaller one is enlarged, so that the mark can be read
 

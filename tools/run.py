@@ -51,20 +51,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(prog="run.py", description="Run a workflow headless: in ComfyUI where there is one, else on the embedded engine.")
-    parser.add_argument("--workflow", help="a shipped template's name or a workflow file (default: two_subjects, or the rehearsal where its models are missing)")
-    parser.add_argument("--photo", action="append", type=Path, default=[], metavar="FILE", help="photo of the first subject; again for the next (default: two real photos)")
-    parser.add_argument("--name", action="append", default=[], help="name of the first subject as in the prompt; again for the next")
+    parser = argparse.ArgumentParser(prog="run.py", description="Run a workflow headless: in ComfyUI if one is found, otherwise on the embedded engine.")
+    parser.add_argument("--workflow", help="a shipped template's name or a workflow file (default: two_subjects, or the rehearsal if its models are missing)")
+    parser.add_argument("--photo", action="append", type=Path, default=[], metavar="FILE", help="photo of the first subject; repeat for the next (default: two real photos)")
+    parser.add_argument("--name", action="append", default=[], help="name of the first subject as in the prompt; repeat for the next")
     parser.add_argument("--prompt", help="the prompt (default: the workflow's)")
-    parser.add_argument("--size", type=_size, metavar="WxH", help="of the picture in pixels, such as 1024x1024; one number is a square")
+    parser.add_argument("--size", type=_size, metavar="WxH", help="size of the picture in pixels, such as 1024x1024; one number is a square")
     parser.add_argument("--steps", type=_positive, help="sampling steps")
-    parser.add_argument("--seed", type=int, help="of the noise")
-    parser.add_argument("--models", type=Path, metavar="DIR", help="a folder laid out as ComfyUI/models, looked through first")
+    parser.add_argument("--seed", type=int, help="seed of the noise")
+    parser.add_argument("--models", type=Path, metavar="DIR", help="a folder with the layout of ComfyUI/models, searched first")
     parser.add_argument("--output", type=Path, default=ROOT / "output", metavar="DIR", help="where everything is saved (default: output in the pack's folder)")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto: ComfyUI where there is one that can run")
-    parser.add_argument("--install-comfyui", action="store_true", help="install ComfyUI first, by comfy-cli's own command, which is shown")
-    parser.add_argument("--list-missing", action="store_true", help="only say which model files are there and which are missing, with links")
-    parser.add_argument("--random-models", action="store_true", help="small models with random weights stand in for missing files: for tests of a workflow, the picture is noise")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto: ComfyUI if one is found that can run")
+    parser.add_argument("--install-comfyui", action="store_true", help="install ComfyUI first with comfy-cli; the command is shown")
+    parser.add_argument("--list-missing", action="store_true", help="only list which model files were found and which are missing, with links")
+    parser.add_argument("--random-models", action="store_true", help="use small models with random weights instead of the model files, to test a workflow; the picture is noise")
     options = parser.parse_args(arguments)
     options.rehearsal = options.workflow is None and not options.random_models
     options.workflow = options.workflow or "two_subjects"
@@ -119,7 +119,7 @@ def choose_host(engine: str, comfyui: Path | None) -> Host | None:
     if engine == "embedded":
         return None
     if comfyui is None:
-        said = f"No ComfyUI was found (looked at {LOOKED})."
+        said = f"No ComfyUI was found (searched: {LOOKED})."
         if engine == "comfyui":
             raise RunError(f"{said} Set COMFYUI_PATH, or add --install-comfyui.")
         print(f"{said} The embedded engine runs instead; --install-comfyui would install one.")
@@ -145,13 +145,13 @@ def report_models(files: list[Needed], options: argparse.Namespace) -> bool:
 
         check_options(options.photo, options.name, options.size)
         print(f"{len(missing)} of {len(files)} model files of {options.workflow} are missing (--list-missing lists them with links).")
-        print("The rehearsal models that come with Troupe paint instead.")
+        print("The rehearsal models that come with Troupe are used instead.")
         return True
     print(f"{len(missing)} of {len(files)} model files are missing:")
     print("\n".join(file.describe() for file in missing))
     if not options.random_models:
-        raise RunError("This workflow needs the files listed above. Download them, or run `python tools/run.py` without --workflow: it paints with models that come with Troupe.")
-    print("Small models with RANDOM weights stand in for every model file, also for those that are there.\n" + NOISE)
+        raise RunError("This workflow needs the files listed above. Download them, or run `python tools/run.py` without --workflow: it uses models that come with Troupe.")
+    print("Small models with RANDOM weights are used instead of every model file, including existing ones.\n" + NOISE)
     return True
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from graph import Graph, Node, RunError
 
 SIMPLE, CUSTOM, GUIDER = "KSampler", "SamplerCustomAdvanced", "TroupeSubjectGuider"
-ELSEWHERE = "The embedded engine cannot do that: run this workflow in ComfyUI."
+ELSEWHERE = "The embedded engine does not support this: run this workflow in ComfyUI."
 
 
 @dataclass(frozen=True, eq=False)

@@ -131,7 +131,7 @@ def _unreadable(path: Path, label: str, error: Exception) -> CheckpointError:
         return CheckpointError(f"'{label}' to be a file of tensors as torch.save writes it", str(error), "Load it where it was made and save its tensors as .safetensors.")
     found, do = f"{path.stat().st_size:,} bytes that could not be read", "The download was probably cut off: delete it and download it again."
     if start.lstrip().startswith(b"<"):
-        found, do = "a web page", "The link led to a page instead of the file (some need a login): delete it and use the direct download link."
+        found, do = "a web page", "The link was to a page instead of the file (some need a login): delete it and use the direct download link."
     elif start.startswith(b"version https://git-lfs"):
-        found, do = "a Git LFS pointer, which only names the file", "Delete it and download the file itself, or run 'git lfs pull' where it was cloned."
+        found, do = "a Git LFS pointer instead of the file", "Delete it and download the file itself, or run 'git lfs pull' in the clone."
     return CheckpointError(f"'{label}' to be a readable weight file", found, do)

@@ -86,8 +86,8 @@ def fuser_widths(unet: State, paths: Mapping[str, str], object_dim: int, file: s
         with reading(file, f"{prefix}{path}{FUSER}"):
             widths = GatedFuser.widths({"linear.weight": unet[f"{path}{FUSER}linear.weight"]} if f"{path}{FUSER}linear.weight" in unet else {})
         if widths["context_dim"] != object_dim:
-            found = f"one for tokens {widths['context_dim']} wide at '{prefix}{path}'"
-            raise CheckpointError(f"gated layers for object tokens {object_dim} wide in '{file}'", found, AGAIN)
+            found = f"size {widths['context_dim']} at '{prefix}{path}'"
+            raise CheckpointError(f"gated layers for object tokens of size {object_dim} in '{file}'", found, AGAIN)
         channels[place] = widths["width"]
     return channels
 
@@ -126,7 +126,7 @@ def _paths(unet: State, prefix: str, file: str) -> dict[str, str]:
     """Every place of a fuser; in a whole UNet every transformer block has one."""
     paths = places(unet, "fuser")
     if paths and not any(f"{path}{FUSER}linear.weight" in unet for path in paths.values()):
-        raise CheckpointError(f"gated self-attention layers in '{file}'", "gated cross-attention, GLIGEN's layers for other inputs than boxes", CHOOSE)
+        raise CheckpointError(f"gated self-attention layers in '{file}'", "gated cross-attention, which GLIGEN uses for other inputs than boxes", CHOOSE)
     absent = [path for place, path in places(unet, "attn2").items() if place not in paths]
     if absent or not paths:
         raise missing(f"{prefix}{[*absent, FIRST][0]}{FUSER}linear.weight", file)
@@ -137,7 +137,7 @@ def _refuse_inpainting(unet: State, file: str) -> None:
     """Raise CheckpointError where the file shows that its UNet reads more than a noisy latent image."""
     channels = next((unet[name].shape[1] for pair in CONV_IN.items() for name in pair if name in unet and unet[name].ndim == 4), 4)
     if channels != 4:
-        found = f"one for inpainting, whose first convolution reads {channels} channels and without which its gated layers do not work"
+        found = f"one for inpainting: its gated layers need a first convolution with {channels} channels"
         raise CheckpointError(f"a GLIGEN file for whole pictures in '{file}'", found, CHOOSE)
 
 
@@ -146,7 +146,7 @@ def _text_space(matrix: torch.Tensor | None, width: int, file: str) -> TextSpace
         do = f"Download {PROJECTION_MATRIX.link} and save it beside that file, as '{PROJECTION_MATRIX.name}'; a diffusers folder has it in 'image_project'."
         raise CheckpointError(f"the projection matrix for the photos of '{file}' beside it", "none", do)
     if tuple(matrix.shape) != (width, width) or not matrix.is_floating_point():
-        do = f"Put the one of the adapter's publisher there; GLIGEN's own is {PROJECTION_MATRIX.link}."
+        do = f"Use the matrix from the adapter's publisher; GLIGEN's own is {PROJECTION_MATRIX.link}."
         raise CheckpointError(f"a projection matrix of {width} x {width} numbers beside '{file}'", f"one of the shape {list(matrix.shape)}", do)
     with torch.device("meta"):
         module = TextSpace(width)

@@ -36,13 +36,13 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
     projection_state, layer_state = part(state, "image_proj."), part(state, prefix)
     if not projection_state or not layer_state:
         found = f"{len(state)} tensors such as '{next(iter(state))}'"
-        raise no_adapter(file, found, "Choose an adapter file; 'models/ipadapter', 'models/gligen' and 'models/subject_adapters' are their folders.")
+        raise no_adapter(file, found, "Choose an adapter file from 'models/ipadapter', 'models/gligen' or 'models/subject_adapters'.")
     with torch.device("meta"):
         projection, tokens, need = _projection(projection_state, file, operations)
         layers = _layers(layer_state, prefix, file, operations)
     context_dim = _context_of(projection)
     if layers.context_dim != context_dim:
-        raise CheckpointError(f"the two halves of '{file}' to be for one base model", f"image tokens {context_dim} wide and layers for {layers.context_dim}", AGAIN)
+        raise CheckpointError(f"the two halves of '{file}' to be for one base model", f"image tokens of size {context_dim} and layers for size {layers.context_dim}", AGAIN)
     _load(projection, {f"image_proj.{k}": v for k, v in projection_state.items()}, "image_proj.", file)
     _load(layers, {f"{prefix}{k}": v for k, v in layer_state.items()}, prefix, file)
     family = "mip_adapter" if layers.text_gain else "ip_adapter"

@@ -73,7 +73,7 @@ def build(state: State, file: str, operations: Any = nn, metadata: Mapping[str, 
     loras = text_lora.text_lora({name: tensor for name, tensor in state.items() if name.startswith(LORAS)}, widths, f"{TEXT} of {file}")
     layers, unet_lora = mm_diff_unet.read(part(state, BELOW), f"{UNET} of {file}", operations)
     if heads.head.context_dim != layers.context_dim:
-        raise CheckpointError(f"tokens for the UNet {layers.context_dim} wide from '{CUSTOM} of {file}'", f"{heads.head.context_dim}", AGAIN)
+        raise CheckpointError(f"tokens of size {layers.context_dim} for the UNet from '{CUSTOM} of {file}'", f"{heads.head.context_dim}", AGAIN)
     weights = Weights(vision=overlay(part(state, VISION), f"{CUSTOM} of {file}"), unet_lora=unet_lora, text_lora=loras)
     reads_projected = heads.head.vector_dim == heads.words.fc.in_features
     kind = "FaceHead" if heads.head.reads_faces else "ObjectHead" if reads_projected else "CLSHead"  # of the photo's projected embedding, or CLS before it
@@ -121,8 +121,8 @@ def _check_widths(words: Mapping[str, int], head: Mapping[str, Any], text: Mappi
     pairs = {"photos for CLIP-L": (words["one_dim"], text["l"]), "photos for OpenCLIP-bigG": (words["two_dim"], text["g"])}
     for what, (found, wanted) in pairs.items():
         if found != wanted:
-            raise CheckpointError(f"{what} {wanted} wide from '{file}'", f"{found}", AGAIN)
+            raise CheckpointError(f"{what} of size {wanted} from '{file}'", f"{found}", AGAIN)
     known = {FACE_WIDTH: "ArcFace vectors", words["embed_dim"]: "projected CLS", head["refiner"]["embed_dim"]: "CLS"}
     if head["vector_dim"] not in known:
         expected = f"'{HEAD}proj.0.weight' of '{file}' to read {' or '.join(f'{what} ({width})' for width, what in known.items())}"
-        raise CheckpointError(expected, f"vectors {head['vector_dim']} wide", "It is a variant that this version does not know; please report it with a link to the file.")
+        raise CheckpointError(expected, f"vectors of size {head['vector_dim']}", "This variant is not supported yet: please report it with a link to the file.")

@@ -28,7 +28,7 @@ def _known(state: dict[str, torch.Tensor]) -> str | None:
     if set(state) in ({"project.weight"}, {"projection_matrix"}, {BARE}):
         return "the projection matrix of a GLIGEN text-image file (choose that file; the matrix beside it is found)"
     if any("double_stream" in k or k.startswith("double_blocks.") for k in state):
-        return "a file for FLUX (another architecture: no cross-attention to hook into)"
+        return "a file for FLUX (another architecture, without text cross-attention)"
     if "ip_adapter.0.to_k_ip.weight" in state:
         return "an adapter for a diffusion transformer such as FLUX or SD3 (its layers are numbered 0, 1, 2; those of SD1.5 and SDXL 1, 3, 5)"
     if "ip_adapter.0.to_q_lora.down.weight" in state or shape("image_proj.proj.0.weight")[-1:] == (512,) or "image_proj.perceiver_resampler.latents" in state:

@@ -92,7 +92,8 @@ def build(members: Mapping[str, State], file: str, operations: Any = nn, beside:
         channels = fuser_widths(unet, paths, dim, unet_file)
         gated = GatedLayers(net, list(channels.values()), dim, width, operations)
     if mlp.fc2.out_features != dim:
-        raise CheckpointError(f"members of one Subject-Diffusion in '{file}'", f"vectors {mlp.fc2.out_features} wide for the prompt and tokens {dim} wide for the UNet", AGAIN)
+        found = f"vectors of size {mlp.fc2.out_features} for the prompt and tokens of size {dim} for the UNet"
+        raise CheckpointError(f"members of one Subject-Diffusion in '{file}'", found, AGAIN)
     assign(mlp, members["mlp"], {name: name for name in mlp.state_dict()}, f"mlp of {file}", KIND)
     _assign_gated(gated, unet, members["proj"], list(paths.values()), file)
     text, vision = text_weights(members["clip_text"], dim, f"clip_text of {file}", KIND), overlay(members.get(OPTIONAL, {}), f"{OPTIONAL} of {file}")

@@ -14,7 +14,7 @@ from ..errors import CheckpointError, shown
 State = dict[str, torch.Tensor]
 SMALL_NUMBER = re.compile(r"[1-9][0-9]?")  # in a file's metadata
 AGAIN = "The file is incomplete or altered: download it again from its publisher."
-DAMAGED = "The file is damaged, or was converted badly: download it again from its publisher."
+DAMAGED = "The file is damaged, or its conversion failed: download it again from its publisher."
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, *(getattr(torch, f"float8_{kind}") for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")))
 QUANTISED = "Quantised adapters are not supported: download the file from its publisher."
 
@@ -66,8 +66,8 @@ def check(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...
         check_numbers(found, name, file)
     unknown = [name for name in state if name not in shapes]
     if unknown:
-        found = f"{len(unknown)} that belong to something else, such as '{unknown[0]}'"
-        do = "It is a variant that this version does not know; please report it with a link to the file."
+        found = f"{len(unknown)} unknown ones, such as '{unknown[0]}'"
+        do = "This variant is not supported yet: please report it with a link to the file."
         raise CheckpointError(f"only tensors of {kind} in '{file}'", found, do)
 
 
@@ -77,7 +77,7 @@ def check_numbers(tensor: torch.Tensor, name: str, file: str) -> None:
         raise CheckpointError(f"floating-point numbers in '{name}' of '{file}'", str(tensor.dtype).removeprefix("torch."), QUANTISED)
     numbers = tensor if tensor.element_size() > 1 else tensor.half()  # no reduction of 8-bit numbers; their range is less
     if numbers.numel() and not numbers.is_meta and not all(map(torch.isfinite, numbers.aminmax())):
-        raise CheckpointError(f"finite numbers in '{name}' of '{file}'", "NaN or infinity, which would make a black picture", DAMAGED)
+        raise CheckpointError(f"finite numbers in '{name}' of '{file}'", "NaN or infinity, which would give a black picture", DAMAGED)
 
 
 def assign(module: nn.Module, state: Mapping[str, torch.Tensor], names: Mapping[str, str], file: str, kind: str) -> None:

@@ -23,7 +23,7 @@ def published(state: State, file: str) -> State:
     if not layers and not any(name.startswith(("ip_adapter.", "adapter_modules.")) for name in state):
         photos = {name for name in state if name.startswith("image_proj.") or PROJECTION.fullmatch(name)}
         if photos and len(photos) == len(state):
-            do = ("It was left empty when a training checkpoint was converted: convert it again, with the tensors that end in 'to_k_ip.weight' and 'to_v_ip.weight', or choose "
+            do = ("The conversion of a training checkpoint lost it: convert it again, with the tensors that end in 'to_k_ip.weight' and 'to_v_ip.weight', or choose "
                   "the training's own checkpoint file (model.safetensors or pytorch_model.bin), which loads as it is.")
             raise CheckpointError(f"the attention layers' half 'ip_adapter' in '{file}'", f"only the photos' half, {len(photos)} tensors", do)
         return state

@@ -86,6 +86,6 @@ def _check_widths(widths: Mapping[str, Any], feature: int, tokens: int, file: st
         raise CheckpointError(f"'{PREFIX}layers.0.weight' of '{file}' to read a photo's {feature} numbers", f"{first} columns", CONVERT)
     if last != tokens * TEXT:
         words = "one pseudo word" if tokens == 1 else f"{tokens} pseudo words"
-        raise CheckpointError(f"the last layer of '{file}' to give {words} {TEXT} wide", f"{last} rows", CONVERT)
+        raise CheckpointError(f"the last layer of '{file}' to return {words} of size {TEXT}", f"{last} rows", CONVERT)
     if widths["output_norm"] not in (0, TEXT, last):
         raise CheckpointError(f"'{PREFIX}output_norm.weight' of '{file}' to have {TEXT} numbers", f"{widths['output_norm']}", CONVERT)

@@ -52,8 +52,8 @@ def duplicate_warnings(names: Sequence[str], placed: Sequence[bool]) -> list[str
         listed = ", ".join(map(str, numbers[:-1])) + f" and {numbers[-1]}"
         both, part = ("both", "half") if len(numbers) == 2 else ("all", f"1/{len(numbers)}")
         sentences.append(
-            f"Subjects {listed} are {both} called '{names[numbers[0] - 1]}': relevance cannot tell them apart, each gets {part} everywhere. "
-            "Give each its own words, as in the prompt, or a box or region."
+            f"Give subjects {listed} different names, as in the prompt, or a box or region each: they are {both} called '{names[numbers[0] - 1]}', "
+            f"so relevance cannot tell them apart and each gets {part} of the picture everywhere."
         )
     return sentences
 
@@ -64,6 +64,6 @@ def missing_warnings(names: Sequence[str], prompts: Sequence[str]) -> list[str]:
         return []
     shown = " / ".join(" ".join(p.split())[:120] for p in prompts if p.strip())
     return [
-        f"Subject {n} '{name}' is not in the prompt ({shown}): its place is then a guess. Write the name into the prompt as it stands in 'name', or change the name."
+        f"'{name}' is not in your prompt ({shown}): add it, or change the name of subject {n}."
         for n, name in enumerate(names, 1) if name.strip() and not any(stands_in(name, p) for p in prompts)
     ]

@@ -96,7 +96,7 @@ def _owners(markers: Sequence[Marker], names: Sequence[str]) -> list[int]:
             free.remove(own)
     unnamed = owners.count(None)
     if unnamed > len(free):
-        do = "Remove the markers that belong to nobody, or add their subjects with Add Subject."
+        do = "Remove the extra markers, or add their subjects with Add Subject."
         raise SubjectError(f"at most as many markers as subjects ({len(names)})", f"{len(markers)} in the prompt", do)
     if 0 < unnamed < len(free):
         found = f"{len(markers)} for {len(names)} subjects, so that {_titled(free[unnamed], names)} has none"
@@ -120,7 +120,7 @@ def _locate(text: str, markers: Sequence[tuple[Marker, str]], tokenize: Tokenize
         indices = range(last + 1 - len(ids), last + 1)
         if indices.start < 0 or tokens.ids[indices.start:indices.stop] != ids:
             indices = range(last, last + 1)
-            warn(f"'{words}', marked for {title}, is read as the end of a longer word. Write a space before it.")
+            warn(f"Write a space before '{words}', marked for {title}: it is read as the end of a longer word.")
         found.append((indices, words))
     return text, tokens, found
 
@@ -135,7 +135,7 @@ def _cut(text: str, markers: Sequence[tuple[Marker, str]], words: Sequence[str],
             text, added = f"{text[:end]} {text[end:]}", added + 1
             tokens = read_tokens(text, tokenize)
             last = _before(text, end, tokens, tokenize)
-            warn(f"The marker after '{word}' stands inside a word: the prompt is read with a space there. Write the marker at the end of the word.")
+            warn(f"Write the marker after '{word}' at the end of the word: it is inside a word, so a space is added there.")
         if last is None:
             do = f"Write it before the number of an emphasis, as in (man{TRIGGER}:1.2)."
             raise SubjectError(f"the marker of {title} right after a word", f"it inside other notation ({shown})", do)
@@ -147,7 +147,7 @@ def _word(before: str, title: str) -> str:
     """The word at the end of the prompt's text before a marker."""
     if word := word_before(before):
         return word
-    found = f"'{before.rstrip()[-1]}'" if before.strip() else "it at the very start of the prompt"
+    found = f"'{before.rstrip()[-1]}'" if before.strip() else "the marker at the very start of the prompt"
     raise SubjectError(f"a word before the marker of {title}", found, f"Write the marker right after the subject's word, as in man{TRIGGER}.")
 
 
@@ -179,13 +179,13 @@ def _missing(group: Sequence[int], names: Sequence[str], there: int, text: str, 
     title = _titled(group[there], names)
     name = bare(names[group[0]])
     if not name:
-        return SubjectError(f"a name for subject {group[there] + 1}", "none", f"Name it in Add Subject as it stands in the prompt, or write {TRIGGER} right after its word.")
+        return SubjectError(f"a name for subject {group[there] + 1}", "none", f"Set its 'name' in Add Subject as in the prompt, or write {TRIGGER} right after its word.")
     if there or taken:
-        found = f"it only in the words of other subjects ({_shown(text)})" if taken else f"{there} for {len(group)} subjects of that name ({_shown(text)})"
+        found = f"it only in the names of other subjects ({_shown(text)})" if taken else f"{there} for {len(group)} subjects of that name ({_shown(text)})"
         return SubjectError(f"'{name}' once in the prompt for each of its subjects, {title} too", found, "Write it again, or give the subjects different names.")
-    do = f"Write the name into the prompt as it stands in Add Subject, or write {TRIGGER} right after the word that means it."
+    do = f"Write the name in the prompt exactly as in Add Subject, or write {TRIGGER} right after the word for it."
     if name.startswith("embedding:"):
         do = f"Embeddings are not found by name: write {TRIGGER} right after it."
     elif stands_in(name, text):
-        do = f"CLIP reads it as one word with what stands beside it: put spaces around the name, or write {TRIGGER} right after it."
+        do = f"Put spaces around the name, or write {TRIGGER} right after it: CLIP reads it as one word together with the text beside it."
     return SubjectError(f"{title} in the prompt", f"'{_shown(text)}'", do)

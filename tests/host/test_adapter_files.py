@@ -116,7 +116,7 @@ def test_a_published_encoder_is_read_under_whatever_name_it_was_saved(folders):
     put(folders / "clip_vision" / "a.safetensors", {k: v.half() for k, v in published.vision_encoder(*H).items()})
     assert encoder(adapters, name) == encoder(adapters, "auto") == name, "a published name first"
     assert encoder(adapters, "a.safetensors") == "a.safetensors"
-    assert "which is not there" in adapters.invalid_names(None, "gone.safetensors")
+    assert "no 'gone.safetensors'" in adapters.invalid_names(None, "gone.safetensors")
 
 
 def test_quick_subjects_hands_on_its_encoder(folders, monkeypatch):
@@ -132,4 +132,4 @@ def test_quick_subjects_hands_on_its_encoder(folders, monkeypatch):
     for name in ("auto", "none", "none", "auto"):
         assert quick.quick_references(clip, "a.safetensors", [], None, print, name) == name
     assert loaded.call_count == 3, "another choice is another adapter, the same is remembered"
-    assert "which is not there" in QuickSubjects.validate_inputs("a.safetensors", "gone.safetensors")
+    assert "no 'gone.safetensors'" in QuickSubjects.validate_inputs("a.safetensors", "gone.safetensors")

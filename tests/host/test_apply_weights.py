@@ -357,7 +357,7 @@ def test_a_clip_without_one_of_the_text_encoders(clips):
     assert "Expected a CLIP with CLIP-L and OpenCLIP bigG for the LoRAs of subjects.safetensors, found one with CLIP-L. Wire the CLIP of the SDXL checkpoint" in message
     assert "found one with OpenCLIP H" in refused(st.patcher, adapter, 1.0, 1.0, clips("sd20"))
     wide = adapter_of(text_lora={"l": text_pairs(clip, "g")})
-    assert "[1280, 1280], there [768, 768]" in refused(st.patcher, wide, 1.0, 1.0, clips("sd15"))
+    assert "has the shape [768, 768] instead of [1280, 1280]" in refused(st.patcher, wide, 1.0, 1.0, clips("sd15"))
     assert not clips("sd15").patcher.patches
     assert apply(st.patcher, adapter, 1.0, 0.0, clips("sd15")) == (st.patcher, clips("sd15"))
 
@@ -368,7 +368,7 @@ def test_loras_of_text_encoders_without_a_clip(clips):
     st, said = stage(), []
     adapter = adapter_of(unet_lora=unet_pairs(st.patcher), text_lora={"l": text_pairs(clips("sd15"), "l")})
     assert apply(st.patcher, adapter, 0.8, 0.8, None, said.append)[1] is None
-    assert len(said) == 1 and "brings LoRAs of the text encoders too" in said[0]
+    assert len(said) == 1 and "also has LoRAs for the text encoders" in said[0]
 
 
 def test_both_at_once_and_each_alone(clips, caplog):
@@ -387,7 +387,7 @@ def test_both_at_once_and_each_alone(clips, caplog):
         assert (model is not st.patcher, patched is not clip) == tuple(map(bool, strengths))
     assert not said and not st.patcher.patches and not clip.patcher.patches
     assert apply(st.patcher, adapter, 1.0, 1.0, None, said.append)[1] is None
-    assert len(said) == 1 and "brings a text encoder too" in said[0]
+    assert len(said) == 1 and "also has a text encoder" in said[0]
     apply(st.patcher, adapter, 1.0, 0.0, None, said.append)
     assert len(said) == 1
 
@@ -422,7 +422,7 @@ def test_an_adapter_without_weights_passes_everything_on(clips):
 
     st, said = stage(), []
     assert apply(st.patcher, st.adapter, 0.5, 0.5, clips("sd15"), said.append) == (st.patcher, clips("sd15"))
-    assert len(said) == 1 and said[0].startswith("test.safetensors brings no weights of a base model")
+    assert len(said) == 1 and "test.safetensors has no weights for the base model" in said[0]
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.05, 2.0])
@@ -446,16 +446,17 @@ def test_another_base(clips):
     wide = tiny_models.micro_model("SD20", model_channels=64, context_dim=64)
     message = refused(wide, adapter, 1.0, 0.0)
     assert "Expected a MODEL of the SD2.x family for the weights of subjects.safetensors, found this UNetModel" in message
-    assert f"it has no place for {len(tensors)} of {len(tensors)} tensors" in message
-    assert "'input_blocks.0.0.weight' [32, 4, 3, 3], there [64, 4, 3, 3]" in message and "Wire the checkpoint that subjects.safetensors was trained on" in message
+    assert f"where {len(tensors)} of {len(tensors)} tensors do not fit" in message
+    assert "'input_blocks.0.0.weight' has the shape [64, 4, 3, 3] instead of [32, 4, 3, 3]" in message and "Wire the checkpoint that subjects.safetensors was trained on" in message
     unknown = adapter_of({**tensors, "double_blocks.0.img_attn.qkv.weight": torch.zeros(3, 3)})
-    assert f"1 of {len(tensors) + 1} tensors, as 'double_blocks.0.img_attn.qkv.weight' [3, 3], which it has not" in refused(st.patcher, unknown)
+    assert f"1 of {len(tensors) + 1} tensors do not fit: there is no weight named 'double_blocks.0.img_attn.qkv.weight'" in refused(st.patcher, unknown)
     pairs = unet_pairs(st.patcher)
     message = refused(wide, adapter_of(unet_lora=pairs, context=1024))
-    assert f"{len(pairs)} of {len(pairs)} tensors, as 'input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight' [32, 32], there [64, 64]" in message
+    name = "input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
+    assert f"{len(pairs)} of {len(pairs)} tensors do not fit: '{name}' has the shape [64, 64] instead of [32, 32]" in message
     message = refused(st.patcher, adapter, 0.0, 1.0, clips("sd20"))
-    assert "Expected the CLIP of a SD2.x checkpoint" in message and "[49408, 768], there [49408, 1024]" in message
-    assert "has no place for 'mystery.weight', which it has not" in refused(st.patcher, adapter_of(text={"mystery.weight": torch.zeros(1)}), 1.0, 1.0, clips("sd20"))
+    assert "Expected the CLIP of a SD2.x checkpoint" in message and "[49408, 1024] instead of [49408, 768]" in message
+    assert "without a weight named 'mystery.weight'" in refused(st.patcher, adapter_of(text={"mystery.weight": torch.zeros(1)}), 1.0, 1.0, clips("sd20"))
 
 
 # ---- a subject UNet loaded as a whole model ----------------------------------------------------------------------------------------------
@@ -486,7 +487,7 @@ def test_the_host_loads_a_five_channel_unet_and_cannot_sample_it(five_channels):
     with pytest.raises(RuntimeError, match=r"expected input.* to have 5 channels, but got 9 channels"):
         ksample(model, prompt, prompt, steps=1)
     message = refused(model, adapter_of({"input_blocks.0.0.bias": torch.zeros(320)}, context=1024))
-    assert "Expected a UNet with 4 input channels, found one with 5" in message
+    assert "Expected a UNet with 4 input channels, found 5: a Subject-Diffusion UNet" in message
     assert "Load the SD2-base checkpoint it was trained on with Load Checkpoint, and this file with Load Subject Adapter and Apply Adapter Weights." in message
 
 
@@ -497,7 +498,7 @@ def test_the_check_for_others():
 
     for channels in (4, 9):
         check_input_channels(tiny_models.micro_model("SD20", in_channels=channels))
-    with pytest.raises(MismatchError, match="box mask channel"):
+    with pytest.raises(MismatchError, match="channel for box masks"):
         check_input_channels(tiny_models.micro_model("SD20", in_channels=5))
 
 
@@ -521,7 +522,7 @@ def test_the_node(clips):
     assert weights_of(model) == weights_of(patched.patcher) == {"an adapter": 1.0}
     model, blocked = execute(model=st.patcher, adapter=adapter, strength_model=1.0, strength_clip=1.0)
     assert weights_of(model) == {"an adapter": 1.0} and isinstance(blocked, ExecutionBlocker)
-    wanted = "'clip' of Apply Adapter Weights is used, but nothing is wired into its 'clip' input. Wire the CLIP through it, or use the CLIP directly."
+    wanted = "'clip' of Apply Adapter Weights is used, but its 'clip' input is not connected. Connect the CLIP to it, or use the CLIP directly."
     assert blocked.message == wanted
 
 
@@ -533,4 +534,4 @@ def test_the_node_shows_that_a_file_brings_none():
     found = ApplyAdapterWeights.PREPARE_CLASS_CLONE(None).execute(model=st.patcher, adapter=st.adapter, strength_model=1.0, strength_clip=1.0)
     assert found.args[0] is st.patcher
     [sentence] = json.loads(found.ui["troupe_messages"][0])["warnings"]
-    assert "brings no weights" in sentence
+    assert "has no weights for the base model" in sentence

@@ -350,12 +350,12 @@ def test_a_chosen_encoder_that_is_gone(studio):
 def test_a_file_that_is_no_encoder(studio):
     studio.save(tiny_adapter())
     studio.save({"nothing": torch.zeros(2)}, "x.safetensors", "clip_vision")
-    sentence(studio.run(graph(vision_name="x.safetensors", vision=None)), "x.safetensors", "does not know")
+    sentence(studio.run(graph(vision_name="x.safetensors", vision=None)), "x.safetensors", "does not recognise")
 
 
 def test_encoder_none_and_nothing_wired(studio):
     studio.save(tiny_adapter())
-    sentence(studio.run(graph(vision_name="none", vision=None)), ADAPTER, "none wired")
+    sentence(studio.run(graph(vision_name="none", vision=None)), ADAPTER, "none connected")
 
 
 # ---- subjects ---------------------------------------------------------------------------------------------------------------------------
@@ -404,6 +404,6 @@ def test_warnings_stand_on_the_node_that_has_them(studio, caplog):
     finally:
         Text.RETURN_TYPES = ("COMBO",)
     first, second = studio.messages("encode")["warnings"]
-    assert first.startswith("Subjects 1 and 2 are both called 'girl': relevance cannot tell them apart, each gets half everywhere.")
-    assert second.startswith("Subject 3 'dog' is not in the prompt (two girls)")
-    assert "Troupe: Subjects 1 and 2" in caplog.text
+    assert first.startswith("Give subjects 1 and 2 different names")
+    assert second.startswith("'dog' is not in your prompt (two girls)")
+    assert "Troupe: Give subjects 1 and 2" in caplog.text

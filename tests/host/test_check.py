@@ -166,7 +166,7 @@ def test_a_missing_node_in_a_saved_workflow(here):
     """As an old workflow: the nodes of the other pack are the only thing in the way beside nothing else of the host's."""
     report = check(stacked_by_preset(), here)
     assert {finding.kind for finding in report.findings} == {"node"} and len(report.findings) == 4
-    assert report.summary().endswith("it will not run here as it is (4 missing node types)")
+    assert report.summary().endswith("it will not run here (4 missing node types)")
 
 
 # ---- rewritten from IPAdapter_plus -------------------------------------------------------------------------------------------------------

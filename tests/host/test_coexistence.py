@@ -336,12 +336,12 @@ def half_the_positions(model, pack):
 
 
 CANNOT = {  # what the pack does -> kind of node, what our warning says
-    "attention in tiles": ("attention", in_tiles, "samples the picture in tiles: the regions and boxes of Apply Image Attention cannot be placed in them and rest"),
-    "gated in tiles": ("gated", in_tiles, "samples the picture in tiles: boxes cannot be placed in them, and Apply Gated Adapter rests"),
-    "attention, rows apart": ("attention", rows_apart, "runs the rows of a model call apart and does not say whose they are: Apply Image Attention rests in them"),
-    "gated, rows apart": ("gated", rows_apart, "runs the rows of a model call apart and does not say whose they are: Apply Gated Adapter rests in them"),
-    "attention, more rows": ("attention", more_rows, "in a way that cannot be followed: Apply Image Attention rests in those layers"),
-    "attention, positions": ("attention", half_the_positions, "has rearranged the picture's positions: the regions and boxes of Apply Image Attention rest in those layers"),
+    "attention in tiles": ("attention", in_tiles, "samples the picture in tiles: regions and boxes of Apply Image Attention cannot be mapped to tiles and are ignored"),
+    "gated in tiles": ("gated", in_tiles, "samples the picture in tiles: boxes cannot be mapped to tiles, so Apply Gated Adapter is skipped"),
+    "attention, rows apart": ("attention", rows_apart, "splits the batch of a model call, so rows cannot be matched to prompts: Apply Image Attention is skipped for them"),
+    "gated, rows apart": ("gated", rows_apart, "splits the batch of a model call, so rows cannot be matched to prompts: Apply Gated Adapter is skipped for them"),
+    "attention, more rows": ("attention", more_rows, "so rows cannot be matched to prompts: Apply Image Attention skips those layers"),
+    "attention, positions": ("attention", half_the_positions, "rearranged the positions of the picture: regions and boxes of Apply Image Attention are ignored in those layers"),
 }
 
 
@@ -365,7 +365,7 @@ def test_what_cannot_work_together_is_told_once_with_both_names(case, stranger, 
     with caplog.at_level("INFO", "troupe"):
         assert torch.isfinite(sampled(model, positive, negative, batch=2)).all()
     said = [r.message for r in caplog.records if r.levelname == "WARNING"]
-    assert not any("rested in this run" in r.message for r in caplog.records)
+    assert not any("had no effect in this run" in r.message for r in caplog.records)
     assert len(said) == 1 and said[0].startswith("Troupe: Strange-Pack v1.2 ") and sentence in said[0]
 
 

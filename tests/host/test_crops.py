@@ -63,7 +63,7 @@ def test_in_a_tile_of_an_upscaler_the_node_is_skipped_with_a_warning(kind, denoi
     running(TILED, "2")
     assert effect(kind=kind, denoise=denoise) == 0.0
     assert "UltimateSDUpscale (node 2) samples a part of the picture: regions and boxes of Apply Image Attention cannot be mapped to it" in caplog.text
-    assert "did nothing in this run" not in caplog.text, "why is told once"
+    assert "had no effect in this run" not in caplog.text, "why is told once"
 
 
 def test_in_a_second_pass_over_the_whole_picture_it_acts(running, caplog):
@@ -105,7 +105,7 @@ def test_where_no_reference_comes_the_missing_wire_is_told(running, caplog):
     st = stage()
     model = st.apply(st.references(1, **left_half("region")), settings("uniform"))[0]
     tile(model, st.positive, st.negative)
-    assert "its 'positive' output did not reach the sampler" in caplog.text and "samples a part" not in caplog.text
+    assert "connect 'positive' of Apply Image Attention to the sampler" in caplog.text and "samples a part" not in caplog.text
 
 
 def test_sixteen_tiles_warn_once(running, caplog):

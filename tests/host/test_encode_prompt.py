@@ -383,8 +383,8 @@ def test_clip_skip_is_told(kind, layer, usual, clips):
     for chosen in (None, usual, layer):
         clip.layer_idx = chosen
         encode_prompt(clip, references_of(kind), "a cat and a red fox", warn=said.append)
-    assert said == [f"The CLIP stops at layer {layer}, and {kind}.bin was trained with {usual}: subjects may not be recognised. "
-                    f"Take CLIP Set Last Layer out, or set it to {usual}."]
+    assert said == [f"Remove CLIP Set Last Layer, or set it to {usual}: {kind}.bin was trained with that layer; "
+                    f"with layer {layer} the subjects may not be recognisable."]
 
 
 @pytest.mark.parametrize("kind", ["postfuse", "pseudo", "word"])
@@ -408,7 +408,7 @@ def test_weights_of_the_adapter_that_are_not_there_are_told_in_one_sentence(kind
     def said(weights, clip, on_model):
         given, sentences = replace(references, adapter=replace(references.adapter, weights=weights)), []
         encode(kind, lambda _: clip, "a cat and a red fox", references=given, warn=sentences.append, on_model=on_model)
-        return [sentence.split("which are not on the ")[1].split(":")[0] for sentence in sentences if "weights of its own" in sentence]
+        return [sentence.split("needs its own weights on the ")[1].split(".")[0] for sentence in sentences if "its own weights" in sentence]
 
     unet = {"input_blocks.0.0.weight": torch.zeros(4, 4, 3, 3)}
     both = ["CLIP"] if kind == "word" else ["CLIP and MODEL"]
@@ -438,4 +438,4 @@ def test_what_an_adapter_in_the_prompt_alone_cannot_follow(clips):
     cat, fox = references.subjects
     references = replace(references, subjects=(replace(cat, start_percent=0.2, region=torch.ones(4, 4)), fox))
     encode("postfuse", clips, "a cat and a red fox", references=references, warn=said.append)
-    assert said == ["postfuse.bin acts in the prompt alone, from 'fuse_start_percent' on: it cannot follow a range of steps and a region of subject 1 ('cat')."]
+    assert said == ["postfuse.bin only works in the prompt, from 'fuse_start_percent' on: it ignores a range of steps and a region of subject 1 ('cat')."]

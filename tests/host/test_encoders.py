@@ -258,7 +258,7 @@ def test_an_adapters_own_vision_weights_leave_the_encoder_as_it_was(vision, tmp_
 
 
 def test_vision_weights_for_another_encoder_are_refused(vision):
-    with pytest.raises(MismatchError, match="place for the adapter's own 'vision_model.encoder.layers.31.mlp.fc1.bias'.*without"):
+    with pytest.raises(MismatchError, match="that fits the adapter's own 'vision_model.encoder.layers.31.mlp.fc1.bias'.*without"):
         image_encoder(vision).with_weights({"vision_model.encoder.layers.31.mlp.fc1.bias": torch.zeros(64)})
 
 

@@ -195,7 +195,7 @@ def test_rows_that_run_apart_unsaid_are_left_alone_and_told(kind, batch, way, ca
     found = ksample(wrapped, *conds, batch=batch, steps=1)
     assert torch.equal(found, ksample(plain, st.positive, st.negative, batch=batch, steps=1)) and not torch.equal(found, ksample(model, *conds, batch=batch, steps=1))
     said = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert len(said) == 1 and "runs the rows of a model call apart and does not say whose they are" in said[0]
+    assert len(said) == 1 and "splits the batch of a model call, so rows cannot be matched to prompts" in said[0]
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -160,7 +160,7 @@ def test_a_second_run_does_not_ask_the_analyser_again(queue):
 def test_nothing_wired_is_a_sentence_on_the_node(queue):
     cast, errors, _ = queue(kind=None)
     assert cast is None and len(errors) == 1
-    assert errors[0].startswith("Expected an analyser in 'analysis', or both face vectors in 'embeds' and aligned faces in 'crops', found none of them.")
+    assert errors[0].startswith("Expected an analyser in 'analysis', or both face vectors in 'embeds' and aligned faces in 'crops', found none.")
 
 
 def test_photos_of_other_sizes_go_with_add_subjects():

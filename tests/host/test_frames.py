@@ -37,8 +37,8 @@ def test_another_number_of_pictures_gets_the_union_and_is_told(batch, caplog):
     assert torch.equal(found, sampled([MASKS.amax(0), None], batch))
     said = [r.message for r in caplog.records if r.levelname == "WARNING"]
     pictures = "1 picture" if batch == 1 else f"{batch} pictures"
-    assert said == [f"Troupe: the region of subject 1 ('subject 0') has 3 masks, and the batch {pictures}: each picture gets their union. "
-                    "Give one mask for all, or one for each picture."]
+    assert said == ["Troupe: connect one mask for all pictures, or one for each: "
+                    f"the region of subject 1 ('subject 0') has 3 masks for a batch of {pictures}, so every picture gets their union."]
 
 
 class Windows:

@@ -176,7 +176,7 @@ def test_a_file_without_its_weights_on_the_model_warns_wherever_they_are_put(bas
     def warned(model, positive, negative):
         caplog.clear()
         ksample(model, positive, negative, size=(8, 8), steps=1)
-        return "Put Apply Adapter Weights on the MODEL wire" in caplog.text
+        return "add Apply Adapter Weights to the MODEL wire" in caplog.text
 
     def weighted(model, loaded):
         return run(pack.ApplyAdapterWeights, model=model, adapter=loaded, strength_model=1.0, strength_clip=1.0)[0]

@@ -378,7 +378,7 @@ def test_a_pack_that_runs_the_rows_apart(kind, told, caplog):
     with caplog.at_level(logging.WARNING, "troupe"):
         found = ksample(model, positive, negative, steps=2)
     torch.testing.assert_close(found, ksample(st.patcher, st.positive, st.negative, steps=2), rtol=0, atol=1e-4 * float(found.abs().max()))
-    sentence = "runs the rows of a model call apart and does not say whose they are"
+    sentence = "splits the batch of a model call, so rows cannot be matched to prompts"
     assert sum(sentence in r.message for r in caplog.records) == 1
 
 
@@ -411,12 +411,12 @@ def test_refusals():
     with pytest.raises(MismatchError, match="Apply Gated Adapter.*Wire these references into Apply Image Attention"):
         apply_gated(plain.patcher, plain.references(1), GatedSettings(), plain.positive)
     wide = gated_stage(context=768)
-    words = r"a MODEL for boxes.safetensors: GLIGEN text-image boxes for SD1.5 .*text 768 wide, found a MODEL for a base model with 64-wide text.*SD1.5 family"
+    words = r"a MODEL for boxes.safetensors: GLIGEN text-image boxes for SD1.5 .*size 768, found a MODEL for a base model with text embeddings of size 64.*SD1.5 family"
     with pytest.raises(MismatchError, match=words):
         apply_gated(st.patcher, wide.references(1), GatedSettings(), st.positive)
     other = gated_stage(base="SDXL")
     other.adapter.spec.gated.places["output_blocks.7.1.transformer_blocks.0"] = 64
-    with pytest.raises(MismatchError, match="with a block for 7 of its 8 layers"):
+    with pytest.raises(MismatchError, match="with a matching block for 7 of the 8 layers"):
         apply_gated(other.patcher, other.references(1), GatedSettings(), other.positive)
 
 
@@ -434,7 +434,7 @@ def test_what_it_says(caplog):
     caplog.clear()
     with caplog.at_level(logging.INFO, "troupe"):
         ksample(model, st.positive, st.negative, size=(64, 64), steps=1)
-    assert any("Apply Gated Adapter did nothing in this run" in r.message for r in caplog.records)
+    assert any("connect 'positive' of Apply Gated Adapter to the sampler: without it" in r.message for r in caplog.records)
 
 
 @pytest.mark.parametrize("adapter", ["gated", "attention"])
@@ -447,7 +447,7 @@ def test_a_positive_that_never_arrives_is_told_though_the_negative_does(adapter,
     model, _, negative = st.apply(st.references(2), chosen)
     with caplog.at_level(logging.INFO, "troupe"):
         ksample(model, st.positive, negative, steps=1)
-    assert sum("did nothing in this run: its 'positive' output did not reach the sampler" in r.message for r in caplog.records) == 1
+    assert sum("connect 'positive' of" in r.message and 'had no effect in this run' in r.message for r in caplog.records) == 1
     assert not any("2 subjects" in r.message for r in caplog.records)
 
 
@@ -465,7 +465,7 @@ def test_a_second_sampler_after_the_end_is_no_mistake(caplog):
         caplog.clear()
         nodes.common_ksampler(model, 1, 2, 5.0, "euler", "normal", positive, negative, {"samples": small}, denoise=0.4)
     assert not any(r.levelno >= logging.WARNING for r in caplog.records if r.name == "troupe")
-    assert sum("Apply Gated Adapter rested in this run" in r.message for r in caplog.records) == 1
+    assert sum("Apply Gated Adapter had no effect in this run" in r.message for r in caplog.records) == 1
 
 
 @pytest.mark.parametrize("adapter", ["gated", "attention"])
@@ -477,7 +477,7 @@ def test_subjects_that_all_rest_are_no_mistake(adapter, caplog):
     st, chosen = (gated_stage(), GatedSettings()) if adapter == "gated" else (stage("SD15"), settings())
     with caplog.at_level(logging.WARNING, "troupe"):
         ksample(*st.apply(st.references(2, weights=[0.0, 0.0]), chosen), steps=1)
-    assert not any("did nothing" in r.message for r in caplog.records)
+    assert not any("had no effect" in r.message for r in caplog.records)
 
 
 def test_four_steps_on_a_tiny_model_take_seconds():

@@ -125,7 +125,7 @@ def test_unwired_outputs_tell_whoever_uses_them(clips, vision):
     st = stage()
     given = dict(weight=0.65, merge="uniform", start_percent=0.0, end_percent=1.0, box_strength=1.0, box_end_percent=1.0, box_feather=0.05, sharpness=1.0, background=1.0)
     _, positive, negative, middle = run(pack.ApplyImageAttention, model=st.patcher, references=st.references(2), positive=st.positive, **given)
-    assert positive and all(isinstance(x, ExecutionBlocker) and "nothing is wired" in x.message for x in (negative, middle))
+    assert positive and all(isinstance(x, ExecutionBlocker) and "is not connected" in x.message for x in (negative, middle))
 
 
 def test_what_is_optional_only_for_its_place_is_asked_for(clips):
@@ -173,7 +173,7 @@ def test_an_adapter_for_another_base_model_is_refused():
 
     sd15, sdxl = stage("SD15"), stage("SDXL")
     sd15.patcher = __import__("tiny_models").micro_model("SD15", context_dim=96)
-    with pytest.raises(MismatchError, match="cross-attention layers for text 96 wide"):
+    with pytest.raises(MismatchError, match="cross-attention layers and text embeddings of size 96"):
         sd15.apply(sdxl.references(1), settings())
 
 
@@ -282,6 +282,6 @@ def test_a_model_wired_past_the_node_is_told(which, past, monkeypatch, caplog):
     numbers = numbers if which == "ApplyImageAttention" else dict(strength=1.0, end_percent=1.0, decay_percent=0.0, use_bbox="auto")
     node.execute(model=st.patcher, references=st.references(1), positive=st.positive, negative=st.negative, **numbers)
     name = {"ApplyImageAttention": "Apply Image Attention", "ApplyGated": "Apply Gated Adapter"}[which]
-    expected = [f"Troupe: a prompt of {name} goes to KSampler (node 9), and that node's 'model' does not come through {name}: the references do nothing there. "
-                f"Wire 'model' of {name} into it, also through LoRA and other nodes."]
+    expected = [f"Troupe: Connect 'model' of {name} to KSampler (node 9), directly or through LoRA and other nodes: "
+                f"it uses a prompt of {name} with another MODEL, so the references have no effect."]
     assert [r.message for r in caplog.records if r.levelname == "WARNING"] == (expected if past else [])

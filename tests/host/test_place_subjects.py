@@ -310,4 +310,4 @@ def test_literal_boxes_are_refused_before_the_run(queue, boxes, says):
 def test_a_box_too_many_is_found_in_the_run(queue):
     got, errors = queue(json.dumps([LEFT, RIGHT, LEFT]))
     assert got is None and len(errors) == 1
-    assert errors[0].startswith("Expected one box in 'boxes' for each subject of the cast (subject 1 ('cat'), subject 2 ('dog')), found a box number 3")
+    assert errors[0].startswith("Expected at most one box in 'boxes' for each subject of the cast (subject 1 ('cat'), subject 2 ('dog')), found box 3")

@@ -253,7 +253,7 @@ def test_the_host_gives_areas_of_one_list_to_the_other(areas, delayed):
 @pytest.mark.parametrize(("given", "words"), [
     (dict(start_step=2), "INFO Troupe: the subjects enter the prompt at step 2 of 4, counted from 0."),
     (dict(start_percent=0.5), "INFO Troupe: the subjects enter the prompt at step 2 of 4, counted from 0."),
-    (dict(start_step=4), "WARNING Troupe: the subjects never enter the prompt: 'fuse_start_step' is 4 and this run has 4 steps, counted from 0. Set it lower."),
+    (dict(start_step=4), "WARNING Troupe: lower 'fuse_start_step': it is 4, and this run has 4 steps, counted from 0, so the subjects never enter the prompt."),
     (dict(start_percent=1.0), "INFO Troupe: the subjects do not enter the prompt in this run: it ends before 1 of the schedule."),
 ])
 def test_a_run_says_when(given, words, caplog):

@@ -86,7 +86,7 @@ def test_a_subject_is_recorded_in_its_own_steps(lab, sd15):
     expected = seen.maps(references, acting=lambda i, sigma: i == 0 or (i == 1 and sigma >= middle))
     first, second, third = (subject.values for subject in record.run.applied[0].subjects)
     lab.close(torch.stack((first, second)), expected[:2])
-    assert third is None and "subject 2: rested" in report(record.run)
+    assert third is None and "subject 2: not active" in report(record.run)
 
 
 def test_coarse_and_fine_blocks(lab):
@@ -282,12 +282,12 @@ def test_no_names(lab, sd15):
     plain, _ = lab.sampled(sd15, unnamed, lab.settings("uniform"), record=False)
     found, record = lab.sampled(sd15, unnamed, lab.settings("uniform"))
     assert torch.equal(found, plain)
-    assert report(record.run) == f"The subjects of {unnamed.adapter.spec.file} have no names, so nobody knows where they are looked at. Wire 'clip' into Encode Subject References."
+    assert report(record.run) == f"Connect 'clip' to Encode Subject References: the subjects of {unnamed.adapter.spec.file} have no names, so their relevance is unknown."
 
 
 def test_no_blocks_of_that_kind(lab, sd15):
     _, record = lab.sampled(sd15, sd15.references(2), blocks="coarse")
-    assert report(record.run).startswith("This MODEL has no coarse blocks")
+    assert report(record.run).endswith("this MODEL has no coarse blocks at this size.")
 
 
 def test_a_run_that_is_stopped_leaves_no_map(lab, sd15):

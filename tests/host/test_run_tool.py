@@ -133,7 +133,7 @@ def test_a_rehearsal_runs_on_a_fresh_host(name, server, info, spoken):
     samplers = len(Graph(shipped(name)).of_type("KSampler"))
     assert [Image.open(path).size for path in saved] == [(512, 512)] * (name == REHEARSALS[0])
     assert sum("2 subjects: 'cat' (1 name token), 'robot' (1 name token)" in line and "7 layers" in line for line in spoken) == samplers
-    assert not [line for line in spoken if "is not in the prompt" in line]
+    assert not [line for line in spoken if "is not in your prompt" in line]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -152,7 +152,7 @@ def test_a_template_runs_once_the_files_are_there(name, stocked, info, spoken):
     acted = [int(found[1]) for line in spoken if (found := LAYERS.search(line))]
     assert acted == layers
     assert any("at token" in line for line in spoken) == ("TroupeEncodePrompt" in {node["class_type"] for node in prompt.values()})
-    assert not [line for line in spoken if "is not in the prompt" in line], "the templates' names stand in their prompts"
+    assert not [line for line in spoken if "is not in your prompt" in line], "the templates' names stand in their prompts"
 
 
 def test_the_whole_command(host, tmp_path, monkeypatch, capsys):
@@ -162,7 +162,7 @@ def test_the_whole_command(host, tmp_path, monkeypatch, capsys):
     assert run_tool.main(["--random-models", "--engine", "comfyui", "--output", str(tmp_path), "--size", "128x128", "--steps", "2", "--name", "woman"]) == 0
     said = capsys.readouterr().out
     assert "engine: ComfyUI" in said and "step 2 of 2" in said
-    assert "Subject 1 'woman' is not in the prompt" in said, "the pack's own warnings are shown"
+    assert "'woman' is not in your prompt" in said, "the pack's own warnings are shown"
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([NOT_A_PICTURE, "reference_1_as_the_encoder_saw_it.png", "reference_2_as_the_encoder_saw_it.png", "report.txt"])
     report = (tmp_path / "report.txt").read_text()
     assert f"it acted in {LAYERS_OF_TINY_SDXL} of {LAYERS_OF_TINY_SDXL} cross-attention layers" in report

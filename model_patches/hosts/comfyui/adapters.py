@@ -131,7 +131,7 @@ def clip_vision_names() -> list[str]:
 def check_clip_vision_name(name: str) -> None:
     """Raise CheckpointError unless the value is auto, none, a file of models/clip_vision (either slash), or a published encoder's: people save those under other names."""
     if name not in (AUTO, NONE) and not _has_clip_vision(name) and published(name) not in [encoder.file for encoder in ENCODERS]:
-        raise CheckpointError("a file in models/clip_vision", f"'{name}', which is not there", "Set 'clip_vision_name' to auto, or put the file there and press R.")
+        raise CheckpointError("a file in models/clip_vision", f"no '{name}'", "Set 'clip_vision_name' to auto, or put the file there and press R.")
 
 
 def _has_clip_vision(name: str) -> bool:
@@ -146,7 +146,7 @@ def adapter_path(name: str) -> str:
     """
     name = name.replace("\\", "/")
     if name == NO_FILES and _listed():
-        raise CheckpointError("an adapter file", f"'{NO_FILES}', though there are some now", "Choose one in 'adapter_name'.")
+        raise CheckpointError("an adapter file", f"'{NO_FILES}'", "Choose one in 'adapter_name'.")
     if name == NO_FILES:
         raise CheckpointError("an adapter file", "none in models/ipadapter, models/gligen or models/subject_adapters",
                               f"{where_to_get(DEFAULT_ADAPTER)}, then press R to refresh the list, and choose it.")
@@ -217,9 +217,9 @@ def _load_clip_vision(path: str, name: str, need: EncoderNeed) -> Any:
         loaded = comfy.clip_vision.load(path)
     except Exception as error:  # every reader has exceptions of its own for a damaged file
         found = f"a file that could not be read ({type(error).__name__})"
-        raise CheckpointError(f"{need.describe()} in models/clip_vision/{name}", found, f"It was probably cut off: delete it. {fetch}") from error
+        raise CheckpointError(f"{need.describe()} in models/clip_vision/{name}", found, f"The download was probably cut off: delete the file. {fetch}") from error
     if loaded is None:
-        raise CheckpointError(f"{need.describe()} in models/clip_vision/{name}", "a file that ComfyUI does not know as a CLIP vision encoder", fetch)
+        raise CheckpointError(f"{need.describe()} in models/clip_vision/{name}", "a file that ComfyUI does not recognise as a CLIP vision encoder", fetch)
     return loaded
 
 

@@ -48,7 +48,7 @@ def attention_blocks(unet: nn.Module) -> tuple[Block, ...]:
             widths, precision = (attention.to_q.out_features, attention.to_k.in_features), getattr(attention, "attn_precision", None)
             found.append(Block((name, block, int(names[-1])), *widths, f"{part}.{path}.attn2", attention.heads, levels[name][block], precision))
     if not found:
-        what = f"{type(unet).__name__}, which has no text cross-attention"
+        what = f"{type(unet).__name__}, without text cross-attention"
         do = "Load an SD1.5 or SDXL checkpoint (or one of their finetunes); for FLUX and Qwen use their own reference nodes."
         raise MismatchError("a MODEL of the SD1.5, SD2 or SDXL family", what, do)
     return tuple(found)

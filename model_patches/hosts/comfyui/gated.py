@@ -79,7 +79,7 @@ class GatedAdapter(Hook):
     def bind(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor, options: Options) -> Options:
         """Appends our patches to the host's lists, so that everybody else's act too."""
         if not placed(chunks, call.size, x):
-            call.run.rest(f"{named([call.around])} samples the picture in tiles: boxes cannot be placed in them, and {self.node} rests.")
+            call.run.rest(f"{named([call.around])} samples the picture in tiles: boxes cannot be mapped to tiles, so {self.node} is skipped.")
             return options
         module, dtype, groups = self.module(model), model_dtype(model), self._groups(call, chunks)
         bbox, device = self.settings.use_bbox, x.device
@@ -153,8 +153,8 @@ class GatedPatch:
             return x
         rows = rows_from_options(x.shape[0], options, len(self.chunks))
         if rows is None:
-            sentence = f"{named(self.others)} has turned {options['activations_shape'][0]} rows into {x.shape[0]} in a way that cannot be followed"
-            self.run.rest(f"{sentence}: {GatedAdapter.node} rests in those layers.")
+            sentence = f"{named(self.others)} changed the batch size from {options['activations_shape'][0]} to {x.shape[0]}, so rows cannot be matched to prompts"
+            self.run.rest(f"{sentence}: {GatedAdapter.node} skips those layers.")
             return x
         if all(self.chunks) and len({length for _, length in rows}) == 1:
             return layer.fuser(x, layer.objects, self.scale)

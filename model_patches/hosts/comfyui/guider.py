@@ -157,7 +157,7 @@ class UMMGuider(TwoScaleGuider):
             do = "Wire 'text_only' of Encode Prompt with Subjects into it."
             raise MismatchError("the prompt without its subjects in 'middle' for method umm", "nothing wired", do)
         if not 0.0 <= min(s.second, s.second_end) <= max(s.second, s.second_end) <= 1.0:
-            do = "There it is alpha, the subjects' share of the guidance: 0.5 is a good start."
+            do = "For umm they are alpha, the subjects' share of the guidance. Start with 0.5."
             raise MismatchError("'second' and 'second_end' from 0 to 1 for method umm", f"{s.second:g} and {s.second_end:g}", do)
         for apply_id in drop_in_ids(self.model_patcher):
             middle = attach(middle, Record(apply_id, COND, None))

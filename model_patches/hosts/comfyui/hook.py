@@ -113,9 +113,9 @@ class Hook(ABC):
             found = executor(noise, latent_image, sampler, sigmas, denoise_mask, run.clock.wrap(callback), *args, **kwargs)
             if not run.acted and not run.explained and not self.idle and self.references.subjects and self.positive_wired:
                 if run.due:
-                    run.say(f"{self.node} did nothing in this run: its 'positive' output did not reach the sampler.", logging.WARNING)
+                    run.say(f"connect 'positive' of {self.node} to the sampler: without it the node had no effect in this run.", logging.WARNING)
                 else:  # as in the second of two samplers, after the layout is made
-                    run.say(f"{self.node} rested in this run: none of its steps are in the range of the node or of a subject.")
+                    run.say(f"{self.node} had no effect in this run: none of the steps is in the range of the node or of a subject.")
             return found
         finally:
             run.end()
@@ -138,8 +138,9 @@ class Hook(ABC):
             own[self.id] = Call(run, table, now, x_in.shape[0], tuple(x_in.shape[-2:]), model_options.get("model_function_wrapper"), texts_of(conds))
         options[KEY] = own
         for lost in foreign_ids(conds, set(known_ids(model_options))):
-            sentence = f"a conditioning carries references of an Apply node ({lost[:6]}) whose 'model' output is not the MODEL being sampled: they do nothing."
-            run.say(f"{sentence} Wire 'model' and 'positive' of the same Apply node.", logging.WARNING)
+            do = "connect 'model' and 'positive' of the same Apply node to the sampler"
+            sentence = f"{do}: a prompt has references of an Apply node ({lost[:6]}) whose 'model' output is not sampled, so they have no effect."
+            run.say(sentence, logging.WARNING)
         return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": options})
 
     def apply_model(self, executor: Any, x: torch.Tensor, t: torch.Tensor, c_concat: Any = None, c_crossattn: Any = None, control: Any = None,
@@ -150,8 +151,8 @@ class Hook(ABC):
         if isinstance(call, Call):
             chunks = whose(call, options, x, c_crossattn)
             if not chunks:
-                sentence = f"{named([call.around])} runs the rows of a model call apart and does not say whose they are"
-                call.run.rest(f"{sentence}: {self.node} rests in them.")
+                sentence = f"{named([call.around])} splits the batch of a model call, so rows cannot be matched to prompts"
+                call.run.rest(f"{sentence}: {self.node} is skipped for them.")
             if any(chunks):
                 options = self.bind(call, chunks * tiles_in(x.shape[0], call.pictures * len(chunks)), executor.class_obj, x, options)
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
@@ -178,8 +179,8 @@ class Hook(ABC):
         """Say so where the adapter was trained with weights in the UNet that are not on the MODEL, wherever on its wire they were to be put."""
         adapter = self.references.adapter
         if (adapter.weights.unet or adapter.weights.unet_lora) and not self.idle and adapter.id not in weights_of(model):
-            sentence = f"{adapter.spec.file} was trained with weights of its own in the model, which are not on this MODEL: the subjects will hardly be recognised."
-            run.say(f"{sentence} Put Apply Adapter Weights on the MODEL wire.", logging.WARNING)
+            sentence = f"add Apply Adapter Weights to the MODEL wire: {adapter.spec.file} needs its own model weights, which this MODEL does not have."
+            run.say(f"{sentence} Without them the subjects are hardly recognisable.", logging.WARNING)
 
     def _part(self, noise: torch.Tensor, latent_image: torch.Tensor, refining: bool) -> str:
         """Why regions and boxes would be stretched over a part of the picture in this run, '' where they are not.
@@ -195,18 +196,18 @@ class Hook(ABC):
         elif how == "skip" and _begins_from_a_picture(noise, latent_image):
             because = "this is an img2img run, and 'in_crops' is 'skip'"
         elif refining and graph is None and _begins_from_a_picture(noise, latent_image):
-            because = "this img2img run may sample a part of a larger picture, and there is no workflow to tell"
+            because = "this img2img run may sample a part of a larger picture, which cannot be checked without a workflow"
         else:
             return ""
-        do = "Set 'in_crops' to 'apply' if they were drawn for exactly what is sampled."
+        do = "Set 'in_crops' to 'apply' if you drew them for exactly this part."
         return f"{because}: regions and boxes of {self.node} cannot be mapped to it, so {self.node} is skipped in this run. {do}"
 
     def _warn_about_size(self, run: Run, noise: torch.Tensor) -> None:
         spec = self.references.adapter.spec
         native, h, w = NATIVE.get(spec.context_dim), noise.shape[-2] * 8, noise.shape[-1] * 8
         if native and not 0.5 <= (w * h) / native**2 <= 3.0:
-            sentence = f"the picture is {w}x{h}, far from the {native}x{native} that {spec.base} was trained on: subjects are often lost or doubled there."
-            run.say(f"{sentence} Sample near {native}x{native} and upscale after.", logging.WARNING)
+            sentence = f"generate near {native}x{native}, where {spec.base} works best, and upscale afterwards"
+            run.say(f"{sentence}: at {w}x{h} subjects are often missing or doubled.", logging.WARNING)
 
 
 def _begins_from_a_picture(noise: torch.Tensor, latent_image: torch.Tensor) -> bool:

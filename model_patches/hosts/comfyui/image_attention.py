@@ -112,7 +112,7 @@ class ImageAttention(Hook):
         shown = placed(chunks, call.size, x)
         if not shown and limited(self.references.subjects, call.now.boxed):
             sentence = f"{named([call.around])} samples the picture in tiles"
-            run.rest(f"{sentence}: the regions and boxes of {self.node} cannot be placed in them and rest.")
+            run.rest(f"{sentence}: regions and boxes of {self.node} cannot be mapped to tiles and are ignored.")
         subjects, pictures = self._pictured(call, options)
         for grid in grids_of(self.blocks, tuple(x.shape[-2:])) if shown else ():  # before the layers ask: in them, making it would break a compiled graph
             self.limits(call, tuple(chunk.area for chunk in chunks if chunk), grid, device, subjects, pictures)
@@ -151,8 +151,8 @@ class ImageAttention(Hook):
         pictures = tuple(range(call.pictures)) if window is None or len(window) != call.pictures else window
         found, wrong = call.run.once(("pictures", pictures), lambda: with_masks_for(subjects, pictures, window is None), LIMITS)
         for i in wrong:
-            sentence = f"the region of {called(i + 1, subjects[i].name)} has {len(subjects[i].region)} masks, and the batch {counted(len(pictures), 'picture')}"
-            call.run.say(f"{sentence}: each picture gets their union. Give one mask for all, or one for each picture.", logging.WARNING)
+            sentence = f"the region of {called(i + 1, subjects[i].name)} has {len(subjects[i].region)} masks for a batch of {counted(len(pictures), 'picture')}"
+            call.run.say(f"connect one mask for all pictures, or one for each: {sentence}, so every picture gets their union.", logging.WARNING)
         return found, pictures if any(s.region is not None and s.region.ndim == 3 for s in found) else ()
 
     def limits(self, call: Call, areas: tuple[tuple[int, ...] | None, ...], grid: Grid, device: torch.device, subjects: Sequence[ReferenceSubject] | None = None,
@@ -175,7 +175,7 @@ class ImageAttention(Hook):
         cost = f"keys and values {kept / 2**20:.1f} MB in {run.seconds * 1000:.0f} ms, once for the run"
         run.say(f"{counted(len(self.references.subjects), 'subject')}: {who}; merge {merge}, {len(self.blocks)} layers of {adapter.spec.file}, {cost}.")
         if not self.negative_wired:
-            run.say("no 'negative' is wired into Apply Image Attention: rows of the negative prompt get the adapter's own empty tokens, as published.")
+            run.say("'negative' of Apply Image Attention is not connected: the negative prompt gets the adapter's empty tokens, as in the published code.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,21 +209,21 @@ class LayerDelta:
         shared = self.shared
         rows = rows_from_options(q.shape[0], options, len(shared.chunks))
         if rows is None:
-            sentence = f"{named(shared.others)} has turned {options['activations_shape'][0]} rows into {q.shape[0]} in a way that cannot be followed"
-            shared.call.run.rest(f"{sentence}: {shared.owner.node} rests in those layers.")
+            sentence = f"{named(shared.others)} changed the batch size from {options['activations_shape'][0]} to {q.shape[0]}, so rows cannot be matched to prompts"
+            shared.call.run.rest(f"{sentence}: {shared.owner.node} skips those layers.")
             return []
         active = [(place, chunk) for place, chunk in zip(rows, shared.chunks, strict=True) if chunk is not None]
         grid = tuple(options["activations_shape"][-2:])
         whole = shared.placed and grid[0] * grid[1] == q.shape[1]
         pictures = shared.pictures if all(length == len(shared.pictures) for (_, length), _ in active) else ()
         if shared.pictures and not pictures:
-            sentence = f"{named(shared.others)} has repeated the pictures of the batch"
-            shared.call.run.rest(f"{sentence}: each gets the union of a region's masks in those layers of {shared.owner.node}.")
+            sentence = f"{named(shared.others)} repeated the pictures of the batch"
+            shared.call.run.rest(f"{sentence}: in those layers of {shared.owner.node} every picture gets the union of a region's masks.")
         areas = tuple(chunk.area for _, chunk in active)
         limits = shared.owner.limits(shared.call, areas, grid, q.device, shared.subjects, pictures) if whole else None
         if shared.placed and not whole and limited(shared.owner.references.subjects, shared.call.now.boxed):
-            sentence = f"{named(shared.others)} has rearranged the picture's positions"
-            shared.call.run.rest(f"{sentence}: the regions and boxes of {shared.owner.node} rest in those layers.")
+            sentence = f"{named(shared.others)} rearranged the positions of the picture"
+            shared.call.run.rest(f"{sentence}: regions and boxes of {shared.owner.node} are ignored in those layers.")
         length = active[0][0][1]
         if all(place[1] == length for place, _ in active) and len(active) * length == q.shape[0]:
             plain = text().unflatten(0, (-1, length)) if self._needs_text else None

@@ -75,7 +75,7 @@ def encode_prompt(clip: Any, references: References, text: str, start_percent: f
     if adapter.spec.prompt is None:
         other = "Apply Gated Adapter" if adapter.spec.gated is not None else "Apply Image Attention"
         do = f"Encode the prompt with CLIP Text Encode, and wire these references into {other}."
-        raise MismatchError("references of an adapter that acts in the prompt", f"{adapter.spec.file}, {adapter.spec.describe()}", do)
+        raise MismatchError("references of an adapter that works in the prompt", f"{adapter.spec.file}, {adapter.spec.describe()}", do)
     for sentence in _doubts(references, clip, on_model):
         warn(sentence)
     if quirks == OFFICIAL:
@@ -94,17 +94,17 @@ def _doubts(references: References, clip: Any, on_model: bool) -> list[str]:
                "MODEL": alone and bool(own.unet or own.unet_lora) and not on_model}
     if references.subjects and any(missing.values()):
         where = " and ".join(name for name, there in missing.items() if there)
-        sentence = f"{spec.file} was trained with weights of its own, which are not on the {where}: the subjects will hardly be recognised."
-        sentences.append(f"{sentence} Put Apply Adapter Weights behind the checkpoint, and use its outputs 'model' and 'clip'.")
+        do = "Add Apply Adapter Weights after the checkpoint, and use its outputs 'model' and 'clip'"
+        sentences.append(f"{do}: {spec.file} needs its own weights on the {where}. Without them the subjects are hardly recognisable.")
     usual = LAST if spec.context_dim == SD15 else LAST - 1
     if references.subjects and clip.layer_idx not in (None, usual):
-        change = f"Take CLIP Set Last Layer out, or set it to {usual}."
-        sentences.append(f"The CLIP stops at layer {clip.layer_idx}, and {spec.file} was trained with {usual}: subjects may not be recognised. {change}")
+        sentence = f"{spec.file} was trained with that layer; with layer {clip.layer_idx} the subjects may not be recognisable."
+        sentences.append(f"Remove CLIP Set Last Layer, or set it to {usual}: {sentence}")
     if alone:
         for number, s in enumerate(references.subjects, 1):
             given = {"a range of steps": (s.start_percent, s.end_percent) != (0.0, 1.0), "a region": s.region is not None, "a box": s.box is not None}
             if idle := " and ".join(what for what, there in given.items() if there):
-                sentences.append(f"{spec.file} acts in the prompt alone, from 'fuse_start_percent' on: it cannot follow {idle} of {called(number, s.name)}.")
+                sentences.append(f"{spec.file} only works in the prompt, from 'fuse_start_percent' on: it ignores {idle} of {called(number, s.name)}.")
     return sentences
 
 

@@ -121,7 +121,7 @@ def announce(conds: Mapping[str, Sequence[dict]], clock: Clock, steps: int, mode
         if step is not None:
             line = logging.INFO, f"the subjects enter the prompt at step {step} of {steps}, counted from 0."
         elif prompt.start_step >= 0:
-            line = logging.WARNING, f"the subjects never enter the prompt: 'fuse_start_step' is {prompt.start_step} and this run has {steps} steps, counted from 0. Set it lower."
+            line = logging.WARNING, f"lower 'fuse_start_step': it is {prompt.start_step}, and this run has {steps} steps, counted from 0, so the subjects never enter the prompt."
         else:
             line = logging.INFO, f"the subjects do not enter the prompt in this run: it ends before {prompt.start_percent:g} of the schedule."
         if line not in said:

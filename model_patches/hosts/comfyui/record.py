@@ -20,10 +20,10 @@ from .hook import Grid, shown_size, window_of
 Observe = Callable[[torch.Tensor], None]
 RECORDINGS = "troupe_recordings"  # key in the transformer options of a run
 MOST_PARTS = 64  # grids and areas of one Apply node that are kept apart
-UNNAMED = "The subjects of {} have no names, so nobody knows where they are looked at. Wire 'clip' into Encode Subject References."
-REARRANGED = "Some layers were not recorded: another pack samples the picture in tiles, or rearranges its positions."
-TOO_MANY = "Some layers were not recorded: the prompt's areas are too many, or change from step to step."
-NO_BLOCKS = "This MODEL has no {} blocks at this size. Set 'blocks' of Record Relevance to all."
+UNNAMED = "Connect 'clip' to Encode Subject References: the subjects of {} have no names, so their relevance is unknown."
+REARRANGED = "Some layers were not recorded: another pack samples the picture in tiles or rearranges its positions."
+TOO_MANY = "Some layers were not recorded: the prompt has too many areas, or areas that change between steps."
+NO_BLOCKS = "Set 'blocks' of Record Relevance to all: this MODEL has no {} blocks at this size."
 
 
 class Record:

@@ -37,12 +37,13 @@ def apply_weights(model: Any, adapter: HostAdapter, strength_model: float = 1.0,
         PromptSwitch().attach(model)
     if not (own.unet or own.unet_lora or own.text or own.text_lora):
         if adapter.spec.prompt is not None:
-            done(f"{file} brings no weights of a base model. Delayed prompts with its subjects work on this MODEL.")
+            done(f"{file} has no weights for the base model. Delayed prompts with its subjects work on this MODEL.")
             return model, clip
-        warn(f"{file} brings no weights of a base model: Apply Adapter Weights leaves everything as it is. The other nodes need nothing of it; you can take it out.")
+        warn(f"You can remove Apply Adapter Weights: {file} has no weights for the base model, so the node changes nothing.")
         return model, clip
     if (own.text or own.text_lora) and clip is None and strength_clip:
-        warn(f"{file} brings {'a text encoder' if own.text else 'LoRAs of the text encoders'} too: wire the checkpoint's CLIP into 'clip', and the prompts from its 'clip' output.")
+        what = "a text encoder" if own.text else "LoRAs for the text encoders"
+        warn(f"Connect the checkpoint's CLIP to 'clip', and encode the prompts with this node's 'clip' output: {file} also has {what}.")
     if (own.unet or own.unet_lora) and _on(strength_model, "strength_model", own.unet):
         whole, pairs = in_unet(model, own.unet, adapter), in_unet(model, own.unet_lora, adapter)
         model = model.clone()
@@ -76,7 +77,7 @@ def check_input_channels(model: Any) -> None:
     weight = model.model_state_dict().get(f"diffusion_model.{INPUT}")
     if weight is not None and weight.shape[1] == MASKED_CHANNELS:
         do = "Load the SD2-base checkpoint it was trained on with Load Checkpoint, and this file with Load Subject Adapter and Apply Adapter Weights."
-        raise MismatchError("a UNet with 4 input channels", "one with 5: a subject UNet with a box mask channel, loaded as a whole model", do)
+        raise MismatchError("a UNet with 4 input channels", "5: a Subject-Diffusion UNet with a channel for box masks, loaded as a whole model", do)
 
 
 def in_unet(model: Any, weights: Mapping[str, Weight], adapter: HostAdapter) -> dict[str, Weight]:
@@ -113,16 +114,17 @@ def _placed(state: Mapping[str, torch.Tensor], choices: Iterable[dict[str, str]]
     shapes = {name: _shape(weight) for name, weight in weights.items()}
     if not shapes:
         return {}
-    misfit = f"'{next(iter(shapes))}', which it has not"
+    misfit = f"without a weight named '{next(iter(shapes))}'"
     for keys in choices:
         misfits = [name for name, key in keys.items() if key not in state or tuple(state[key].shape) != shapes[name]]
         if not misfits:
             return {key: weights[name] for name, key in keys.items()}
         name = misfits[0]
         have = state.get(keys[name])
-        misfit = f"{len(misfits)} of {len(shapes)} tensors, as '{name}' {list(shapes[name])}, " + ("which it has not" if have is None else f"there {list(have.shape)}")
+        other = f"there is no weight named '{name}'" if have is None else f"'{name}' has the shape {list(have.shape)} instead of {list(shapes[name])}"
+        misfit = f"where {len(misfits)} of {len(shapes)} tensors do not fit: {other}"
     do = f"Wire the checkpoint that {adapter.spec.file} was trained on ({adapter.spec.base}), as Load Checkpoint gives it."
-    raise MismatchError(f"{wanted} for the weights of {adapter.spec.file}", f"{found}: it has no place for {misfit}", do)
+    raise MismatchError(f"{wanted} for the weights of {adapter.spec.file}", f"{found} {misfit}", do)
 
 
 def _shape(weight: Weight) -> tuple[int, ...]:
@@ -133,7 +135,7 @@ def _shape(weight: Weight) -> tuple[int, ...]:
 def _on(strength: float, widget: str, whole: Mapping[str, torch.Tensor]) -> bool:
     """Whether anything is put there: whole tensors at strength 1, LoRAs at any but 0. Raises MismatchError for whole tensors at another one."""
     if whole and strength not in (0.0, 1.0):
-        do = f"Set '{widget}' to 1, or to 0 to leave the model as it is."
+        do = f"Set '{widget}' to 1, or to 0 to leave the model unchanged."
         raise MismatchError("strength 1, since full weights replace the model's own", f"'{widget}' at {strength:g}", do)
     return bool(strength)
 

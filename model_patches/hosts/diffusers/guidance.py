@@ -55,7 +55,7 @@ def branches(guidance: Guidance | None, positive: Prompt, negative: Prompt, midd
             raise MismatchError("the prompt without its subjects as the middle for method umm", "none", "Give the second of what encode_prompt returns.")
         ends = guidance.second, guidance.second_end
         if not 0.0 <= min(ends) <= max(ends) <= 1.0:
-            do = "There it is alpha, the subjects' share of the guidance: 0.5 is a good start."
+            do = "For umm they are alpha, the subjects' share of the guidance. Start with 0.5."
             raise MismatchError("'second' and 'second_end' from 0 to 1 for method umm", f"{ends[0]:g} and {ends[1]:g}", do)
     return {NEGATIVE: negative, MIDDLE: negative if middle is None else middle, POSITIVE: positive}
 

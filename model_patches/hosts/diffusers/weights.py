@@ -54,7 +54,7 @@ def text_weights(texts: ClipTexts, weights: Weights, strength: float = 1.0, with
 def exchanged(places: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Tensor], pairs: Mapping[str, LoraPair], strength: float, what: str) -> Iterator[None]:
     """Parameters with whole tensors in their place, or with low-rank changes added to them, while it is open. what: whose they are, for messages."""
     if tensors and strength not in (0.0, 1.0):
-        raise MismatchError("strength 1, since full weights replace the model's own", f"{strength:g}", "Set it to 1, or to 0 to leave the model as it is.")
+        raise MismatchError("strength 1, since full weights replace the model's own", f"{strength:g}", "Set it to 1, or to 0 to leave the model unchanged.")
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()} | {name: [len(pair.up), pair.down.shape[1]] for name, pair in pairs.items()}
     for name, shape in shapes.items():
         here = list(places[name].shape) if name in places else "no such tensor"
