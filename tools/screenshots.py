@@ -24,8 +24,8 @@ from photos import PLACEHOLDER, real_photos
 from PIL import Image
 
 PICTURES = {  # file -> (workflow, type of the node that fills the picture or None for the whole graph, window)
-    "two_subjects_graph.jpg": ("two_subjects", None, (1920, 1080)),
-    "box_editor.jpg": ("boxes_and_relevance", "TroupePlaceSubjects", (1400, 1000)),
+    "two_subjects_graph.jpg": ("4_two_subjects", None, (1920, 1080)),
+    "box_editor.jpg": ("6_boxes_and_relevance", "TroupePlaceSubjects", (1400, 1000)),
 }
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.ColorPalette": "dark", "Comfy.Workflow.ShowMissingModelsWarning": False, "Comfy.UseNewMenu": "Disabled",
             "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.1, "Comfy.Minimap.Visible": False}
