@@ -114,7 +114,7 @@ def template(name: str) -> dict:
 
 def test_the_folder_holds_templates_and_thumbnails_and_nothing_else():
     assert [*REHEARSALS, "3_quick_two_subjects", "4_two_subjects", "5_two_characters_illustrious", "6_boxes_and_relevance", "7_place_subjects",
-                     "8_portrait_mm_diff", *RESEARCH] == NAMES
+            "8_portrait_mm_diff", *RESEARCH] == NAMES
     assert sorted(p.name for p in (ROOT / "workflows").iterdir()) == sorted(f"{name}.{kind}" for name in NAMES for kind in ("json", "jpg"))
 
 
