@@ -414,7 +414,7 @@ def test_names_are_asked_for_at_a_terminal(monkeypatch, capsys):
     options = run_tool.parse(["--photo", str(real_photos()[1]), "--photo", str(real_photos()[0])])
     run_tool.ask_names(options)
     assert options.name == ["tabby", "woman"]
-    assert asked == ["Noun for chelsea.png in the prompt: "] * 2 + ["Noun for astronaut.png in the prompt: "]
+    assert asked == ["Noun for troupe_cat.jpg in the prompt: "] * 2 + ["Noun for troupe_astronaut.jpg in the prompt: "]
 
 
 def test_without_changes_only_the_photos_differ():
@@ -423,8 +423,21 @@ def test_without_changes_only_the_photos_differ():
         assert [path for path in edited.photos.values()] == real_photos()[:len(edited.photos)]
         graph = Graph(edited.workflow)
         for node in graph.of_type("LoadImage"):
-            graph.write(node, "image", "example.png")
+            graph.write(node, "image", edited.photos[graph.value(node, "image")].name)
         assert graph.workflow == template(name)
+
+
+def test_comfyui_s_example_picture_stands_for_the_sample_photos():
+    """In templates of older versions."""
+    graph = Graph(template())
+    for node in graph.of_type("LoadImage"):
+        graph.write(node, "image", "example.png")
+    assert list(editing.edit(graph.workflow, editing.Changes()).photos.values()) == real_photos()
+
+
+def test_a_photo_beside_the_workflow_goes_before_a_sample_of_its_name(tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "troupe_cat.jpg")
+    assert list(editing.edit(template(), editing.Changes(), [tmp_path]).photos.values()) == [real_photos()[0], tmp_path / "troupe_cat.jpg"]
 
 
 def test_a_photo_of_the_workflow_s_own_is_looked_up(tmp_path):
@@ -448,8 +461,8 @@ def test_a_photo_of_the_workflow_s_own_is_looked_up(tmp_path):
     (["--engine", "comfyui"], "No ComfyUI was found.*COMFYUI_PATH"),
     (["--size", "100x100"], "multiples of 8 pixels.*100x100"),
     (["--photo", __file__, "--size", "64x64"], f"{re.escape(__file__)} is no picture that can be read.*--photo"),
-    (["--photo", str(real_photos()[1]), "--size", "64x64"], "--photo .*chelsea.png has no name. Add --name"),
-    (["--photo", str(real_photos()[1]), "--name", "cat", "--photo", str(real_photos()[0])], "--photo .*astronaut.png has no name"),
+    (["--photo", str(real_photos()[1]), "--size", "64x64"], "--photo .*troupe_cat.jpg has no name. Add --name"),
+    (["--photo", str(real_photos()[1]), "--name", "cat", "--photo", str(real_photos()[0])], "--photo .*troupe_astronaut.jpg has no name"),
     (["--name", " "], "a name for subject 1"),
 ])
 def test_mistakes_are_sentences(arguments, said, capsys, tmp_path):

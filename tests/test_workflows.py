@@ -14,6 +14,7 @@ sys.path.append(str(ROOT / "tools"))
 
 from graph import Graph, RunError  # noqa: E402
 from job import AttentionJob, GatedJob, GuidanceJob, Job, PlaceJob, SubjectJob, WeightsJob, WordsJob, read_job  # noqa: E402
+from photos import real_photos  # noqa: E402
 from troupe.model_patches.boxes import read_text  # noqa: E402
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROJECTION_MATRIX, VIT_BIGG, VIT_H, VIT_L, published  # noqa: E402
 from virtual import NOTES  # noqa: E402
@@ -85,7 +86,7 @@ OUTPUTS = {"TroupeLoadAdapter": 1, "TroupeAddSubject": 1, "TroupePlaceSubjects":
 RESEARCH = ("research_subject_diffusion", "research_umm_fused_guidance")  # without published weights
 PROMPT = "photo of an astronaut and a cat sitting side by side on a park bench, golden hour, detailed"
 NEGATIVE = "monochrome, lowres, bad anatomy, worst quality, low quality"
-CAST = (SubjectJob("astronaut", ("example.png",)), SubjectJob("cat", ("example.png",)))
+CAST = (SubjectJob("astronaut", ("troupe_astronaut.jpg",)), SubjectJob("cat", ("troupe_cat.jpg",)))
 PLUS = AttentionJob("ip-adapter-plus_sdxl_vit-h.safetensors", VIT_H.file.name, "auto", True, CAST, weight=0.65)
 
 
@@ -226,10 +227,11 @@ def test_boxes_are_for_the_subjects_in_their_order(downloaded):
             assert (place.width, place.height) == (read_job(downloaded).width, read_job(downloaded).height)
 
 
-def test_photos_are_the_host_s_own_with_a_note(downloaded):
+def test_photos_are_different_ones_of_the_pack_with_a_note(downloaded):
     graph = Graph(downloaded)
     loaders = graph.of_type("LoadImage")
-    assert len(loaders) == len(read_job(downloaded).subjects) and {graph.value(node, "image") for node in loaders} == {"example.png"}
+    photos = [graph.value(node, "image") for node in loaders]
+    assert len(photos) == len(read_job(downloaded).subjects) and photos == [path.name for path in real_photos()][:len(photos)]
     assert any("choose your own photo" in node.raw["widgets_values"][0] for node in graph.of_type("Note"))
 
 
@@ -241,7 +243,7 @@ def placed(width: int, height: int, astronaut: tuple[float, ...], cat: tuple[flo
 
 def in_prompt(adapter: str, encoder: str, named: str, places: tuple[PlaceJob, ...] = (), **faces) -> tuple:
     """What feeds Encode Prompt with Subjects: the adapter, and one subject or the cast of two."""
-    return adapter, encoder, "auto", False, CAST if named == "both" else (SubjectJob(named, ("example.png",), **faces),), places
+    return adapter, encoder, "auto", False, CAST if named == "both" else (SubjectJob(named, ("troupe_astronaut.jpg",), **faces),), places
 
 
 PORTRAIT = in_prompt("portrait_generation/unet_adapter_weights.bin", VIT_L.file.name, "woman", faces=True)
