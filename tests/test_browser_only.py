@@ -250,7 +250,7 @@ def compressed(workflow: dict) -> dict:
     return workflow
 
 
-@pytest.mark.parametrize("name", ["two_subjects", "place_subjects", "research_subject_diffusion"])
+@pytest.mark.parametrize("name", ["4_two_subjects", "7_place_subjects", "research_subject_diffusion"])
 def test_templates_read_alike_without_their_list_of_widgets(name):
     saved = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
     assert read_job(compressed(saved)) == read_job(saved)

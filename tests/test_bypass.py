@@ -90,7 +90,7 @@ def with_bypassed(workflow: dict, type: str, outputs: tuple[str, ...], inputs: t
 @pytest.mark.parametrize("inputs", [("positive", "negative"), ("negative", "positive")])
 def test_the_embedded_engine_reads_past_a_bypassed_control_net(inputs):
     """Same slot first, so with inputs in the other order the prompts are exchanged, as in the front end."""
-    workflow = json.loads((ROOT / "workflows" / "two_subjects.json").read_text())
+    workflow = json.loads((ROOT / "workflows" / "4_two_subjects.json").read_text())
     plain = read_job(workflow)
     job = read_job(with_bypassed(workflow, "ControlNetApplyAdvanced", ("positive", "negative"), inputs))
     expected = (plain.prompt, plain.negative) if inputs[0] == "positive" else (plain.negative, plain.prompt)
@@ -98,10 +98,10 @@ def test_the_embedded_engine_reads_past_a_bypassed_control_net(inputs):
 
 
 def test_a_bypassed_apply_node_gives_the_sampler_its_own_prompts():
-    workflow = json.loads((ROOT / "workflows" / "two_subjects.json").read_text())
+    workflow = json.loads((ROOT / "workflows" / "4_two_subjects.json").read_text())
     next(node for node in workflow["nodes"] if node["type"] == "TroupeApplyImageAttention")["mode"] = BYPASSED
     graph = Graph(workflow)
     sampler = graph.of_type("KSampler")[0]
     texts = [graph.value(graph.source(sampler, name)[0], "text") for name in ("positive", "negative")]
-    job = read_job(json.loads((ROOT / "workflows" / "two_subjects.json").read_text()))
+    job = read_job(json.loads((ROOT / "workflows" / "4_two_subjects.json").read_text()))
     assert texts == [job.prompt, job.negative] and graph.source(sampler, "model")[0].type == "CheckpointLoaderSimple"

@@ -417,12 +417,12 @@ def test_without_comfyui_files_and_links_are_checked(no_comfyui, tmp_path, capsy
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith("not checked: node types, values and sockets of the nodes, since no ComfyUI was found (looked at http://127.0.0.1:1, COMFYUI_PATH,")
     assert last == "given.json: checked 1 node, 0 links, 0 model files: no problem found, as far as could be checked"
-    assert check_tool.main(["two_subjects"]) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "two_subjects: checked 15 nodes, 21 links, 3 model files: it will not run here (3 missing model files)"
+    assert check_tool.main(["4_two_subjects"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "4_two_subjects: checked 15 nodes, 21 links, 3 model files: it will not run here (3 missing model files)"
 
 
 def test_a_folder_without_comfyui_is_an_error(tmp_path, capsys):
-    assert check_tool.main(["two_subjects", "--comfyui", str(tmp_path)]) == 1
+    assert check_tool.main(["4_two_subjects", "--comfyui", str(tmp_path)]) == 1
     assert f"Expected a ComfyUI in {tmp_path}, found no main.py there" in capsys.readouterr().err
 
 
@@ -430,7 +430,7 @@ def test_a_byte_order_mark_is_passed_over(tmp_path):
     """Editors on Windows put one before a file."""
     from graph import ROOT
 
-    plain = ROOT / "workflows" / "two_subjects.json"
+    plain = ROOT / "workflows" / "4_two_subjects.json"
     (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
     assert read_workflow(tmp_path / "marked.json") == read_workflow(plain)
 

@@ -356,7 +356,7 @@ def test_the_old_file_is_never_written(tmp_path, capsys):
 
 
 def test_nothing_to_carry_saves_nothing(tmp_path, capsys):
-    assert check_tool.main(["--from-ipadapter", str(ROOT / "workflows" / "two_subjects.json"), "-o", str(tmp_path / "new.json")]) == 1
+    assert check_tool.main(["--from-ipadapter", str(ROOT / "workflows" / "4_two_subjects.json"), "-o", str(tmp_path / "new.json")]) == 1
     assert "found none; nothing was saved" in capsys.readouterr().err and not (tmp_path / "new.json").exists()
 
 

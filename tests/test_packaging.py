@@ -42,7 +42,7 @@ ROOMS |= {
     "rehearsal/engine": BELOW_THE_HOSTS | {"model_patches/hosts/diffusers", "rehearsal"},
     "rehearsal/training": BELOW_THE_HOSTS | {"model_patches/hosts/diffusers", "rehearsal", "rehearsal/engine"},
     "nodes": BELOW_THE_HOSTS | {"model_patches/hosts/comfyui", "rehearsal"},
-    "__init__": {"nodes"},
+    "__init__": {"nodes", "model_patches/hosts/comfyui"},
 }
 OUTSIDE = {  # room -> packages it may import beside the standard library; the other rooms: COMES_WITH_COMFYUI
     "model_patches/attention": {"torch", "einops"},

@@ -32,10 +32,10 @@ RANDOM = "--random-models"
 TEMPLATES = [path.stem for path in sorted(WORKFLOWS.glob("*.json")) if "rehearsal" not in path.stem]  # those need no model files
 NAMED = "1 name token"
 BRINGS = {  # what a subject brings in the templates that are not an IP-Adapter plus, and how many of which layers of the random models it reaches
-    "two_characters_illustrious": (f"4 image tokens, {NAMED}", 4, "cross-attention layers"),
-    "boxes_and_relevance": (f"16 image tokens, {NAMED}, box", 4, "cross-attention layers"),
-    "place_subjects": ("phrase, photo, box", 4, "gated layers"),
-    "portrait_mm_diff": ("4 image tokens, no name tokens (no CLIP wired), 1 word in the prompt", 70, "cross-attention layers"),
+    "5_two_characters_illustrious": (f"4 image tokens, {NAMED}", 4, "cross-attention layers"),
+    "6_boxes_and_relevance": (f"16 image tokens, {NAMED}, box", 4, "cross-attention layers"),
+    "7_place_subjects": ("phrase, photo, box", 4, "gated layers"),
+    "8_portrait_mm_diff": ("4 image tokens, no name tokens (no CLIP wired), 1 word in the prompt", 70, "cross-attention layers"),
     "research_subject_diffusion": ("photo, 1 word in the prompt, box", 4, "gated layers"),
     "research_umm_fused_guidance": ("1 word in the prompt", 1, "text encoder"),
 }
@@ -62,7 +62,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def template(name: str = "two_subjects") -> dict:
+def template(name: str = "4_two_subjects") -> dict:
     """A shipped workflow."""
     return read_workflow(WORKFLOWS / f"{name}.json")
 
@@ -78,7 +78,7 @@ def test_a_template_runs_where_there_is_nothing(name, tmp_path, capsys):
     names = [subject.name for subject in read_job(template(name)).subjects]
     assert sorted(p.name for p in out.iterdir()) == sorted([NOT_A_PICTURE, *(f"reference_{n}_as_the_encoder_saw_it.png" for n in range(1, len(names) + 1)), "report.txt"])
     assert "No ComfyUI was found" in said and "embedded" in said and NOISE in said and "step 2 of 2" in said
-    assert (RANDOM_FACES in said) == (name == "portrait_mm_diff")
+    assert (RANDOM_FACES in said) == (name == "8_portrait_mm_diff")
     listed = [model for model in template(name)["models"] if "research" not in name or model["directory"] == "checkpoints"]  # of unknown files the encoder is not known
     assert all(model["url"] in said and f"models/{model['directory']}/{model['name']}" in said for model in listed)
     report = (out / "report.txt").read_text()
@@ -134,7 +134,7 @@ def small_of():
 @pytest.fixture
 def small(small_of):
     """The default template's."""
-    return small_of("two_subjects")
+    return small_of("4_two_subjects")
 
 
 def pixels(result) -> np.ndarray:
@@ -169,7 +169,7 @@ def test_a_run_can_be_repeated_and_everything_it_reads_counts(small):
 
 def test_boxes_and_their_widgets_count(small_of):
     """Another box, none, a layout instead, and each of the boxes' widgets of Apply Image Attention."""
-    small, apply = small_of("boxes_and_relevance"), "TroupeApplyImageAttention"
+    small, apply = small_of("6_boxes_and_relevance"), "TroupeApplyImageAttention"
     first = pixels(small())
     different = {
         "box": small(set_widget("TroupePlaceSubjects", "boxes", '[{"x": 0, "y": 0, "w": 0.5, "h": 0.5}, null]')),
@@ -187,7 +187,7 @@ def test_boxes_and_their_widgets_count(small_of):
 
 def test_a_gated_run_counts_what_it_reads(small_of):
     """GLIGEN: photo, phrase, box, strength and schedule each make another picture; at strength 0 nothing acts."""
-    small, apply = small_of("place_subjects"), "TroupeApplyGated"
+    small, apply = small_of("7_place_subjects"), "TroupeApplyGated"
     first = pixels(small())
     assert np.array_equal(first, pixels(small())) and np.array_equal(first, pixels(small(set_widget(apply, "use_bbox", "on"))))
     different = {
@@ -212,7 +212,7 @@ COUNTED = {  # template -> what is changed: class, widget, value
         (GUIDER, "cfg", 3.0), ("RandomNoise", "noise_seed", 7), ("KSamplerSelect", "sampler_name", "euler_ancestral"),
         ("BasicScheduler", "scheduler", "sgm_uniform"),
     ],
-    "portrait_mm_diff": [
+    "8_portrait_mm_diff": [
         ("TroupeApplyWeights", "strength_model", 0.5), ("TroupeApplyWeights", "strength_clip", 0.5), ("TroupeApplyImageAttention", "weight", 0.3), (WORDS, "fuse_start_step", 1),
         ("TroupeApplyImageAttention", "start_percent", 0.5),
     ],
@@ -229,14 +229,14 @@ def test_a_run_with_subjects_in_the_prompt_counts_what_it_reads(name, small_of):
     small = small_of(name)
     first = pixels(small())
     assert np.array_equal(first, pixels(small()))
-    different = {"photo": small(photos=(real_photos()[1],)), "name": small(names=("astronaut",) if name == "portrait_mm_diff" else ("photo",))}
+    different = {"photo": small(photos=(real_photos()[1],)), "name": small(names=("astronaut",) if name == "8_portrait_mm_diff" else ("photo",))}
     different |= {f"{kind} {widget}": small(set_widget(kind, widget, value)) for kind, widget, value in COUNTED[name]}
     assert not [what for what, result in different.items() if np.array_equal(first, pixels(result))]
 
 
 def test_what_only_comfyui_does_with_prompts_is_named(small_of):
     with pytest.raises(RunError, match="'quirks'.*official.*run this workflow in ComfyUI"):
-        small_of("portrait_mm_diff")(set_widget(WORDS, "quirks", "official"))
+        small_of("8_portrait_mm_diff")(set_widget(WORDS, "quirks", "official"))
 
 
 def rewired(name: str, title: str, slot: str, source: str, output: int = 0) -> dict:
@@ -250,12 +250,12 @@ def rewired(name: str, title: str, slot: str, source: str, output: int = 0) -> d
 
 
 @pytest.mark.parametrize("wire, said", [
-    (("portrait_mm_diff", "Negative", "clip", "Base model", 1), "Negative.*takes its CLIP from 'Base model'.*Apply Adapter Weights"),
+    (("8_portrait_mm_diff", "Negative", "clip", "Base model", 1), "Negative.*takes its CLIP from 'Base model'.*Apply Adapter Weights"),
     (("research_umm_fused_guidance", "Subject Guider: umm", "middle", "Negative"), "'middle' of 'Subject Guider: umm'.*comes from 'Negative'.*text_only"),
     (("research_umm_fused_guidance", "Subject Guider: umm", "negative", "Encode Prompt with Subjects"), "makes the negative prompt.*run this workflow in ComfyUI"),
     (("research_umm_fused_guidance", "Encode Prompt with Subjects", "places_of", "Prompt"), "'places_of' of 'Encode Prompt with Subjects'.*run this workflow in ComfyUI"),
     (("research_umm_fused_guidance", "Sample", "guider", "Steps"), "'guider' of 'Sample'.*knows only TroupeSubjectGuider"),
-    (("portrait_mm_diff", "Subject: woman", "faces", "IPAdapter InsightFace Loader"), "The faces of 'Subject: woman'.*not those of its own photos"),
+    (("8_portrait_mm_diff", "Subject: woman", "faces", "IPAdapter InsightFace Loader"), "The faces of 'Subject: woman'.*not those of its own photos"),
 ])
 def test_wires_that_only_comfyui_follows_are_named(wire, said):
     import re
@@ -272,7 +272,7 @@ def test_real_models_have_no_faces_here(tmp_path):
     import embedded
     import embedded_models
 
-    edited = editing.edit(template("portrait_mm_diff"), editing.Changes(size=(64, 64), steps=1))
+    edited = editing.edit(template("8_portrait_mm_diff"), editing.Changes(size=(64, 64), steps=1))
     job = read_job(edited.workflow)
     models = replace(embedded_models.random_models(job, tmp_path), random=False)
     with pytest.raises(RunError, match="The faces of 'woman'.*embedded engine has none"):
@@ -333,14 +333,14 @@ def test_files_are_found_in_subfolders_and_encoders_by_their_widths(models, caps
 
 
 def test_the_illustrious_template_needs_the_other_encoder(models):
-    files = {file.name: file.path for file in needed_models(Graph(template("two_characters_illustrious")), model_roots(None, models))}
+    files = {file.name: file.path for file in needed_models(Graph(template("5_two_characters_illustrious")), model_roots(None, models))}
     assert files == {"Illustrious-XL-v0.1.safetensors": None, "noobIPAMARK1_mark1.safetensors": None, "CLIP-ViT-bigG-14-laion2B-39B-b160k.safetensors": None}
 
 
 def test_gligen_needs_its_matrix_beside_it(models):
     """The projection matrix is looked for where the file lies, the encoder by its widths."""
     def files() -> dict:
-        return {f"{file.folder}/{file.name}": file.path for file in needed_models(Graph(template("place_subjects")), model_roots(None, models))}
+        return {f"{file.folder}/{file.name}": file.path for file in needed_models(Graph(template("7_place_subjects")), model_roots(None, models))}
 
     wanted = ["checkpoints/v1-5-pruned-emaonly-fp16.safetensors", "gligen/gligen-generation-text-image-box.bin", "gligen/projection_matrix",
               "clip_vision/clip-vit-large-patch14.safetensors"]
@@ -352,7 +352,7 @@ def test_gligen_needs_its_matrix_beside_it(models):
     header_only(models / "clip_vision" / "l.safetensors", {"vision_model.embeddings.class_embedding": [1024], "visual_projection.weight": [768, 1024]})
     found = files()
     assert found["gligen/projection_matrix"] == models / "gligen" / "projection_matrix" and found["clip_vision/clip-vit-large-patch14.safetensors"].name == "l.safetensors"
-    phrases = Graph(template("place_subjects"))
+    phrases = Graph(template("7_place_subjects"))
     phrases.write(phrases.of_type("TroupeLoadAdapter")[0], "adapter_name", "gligen/gligen_sd14_textbox_pruned_fp16.safetensors")
     assert [file.name for file in needed_models(phrases, model_roots(None, None))] == [wanted[0].split("/")[1], "gligen_sd14_textbox_pruned_fp16.safetensors"]
 
@@ -381,7 +381,7 @@ def test_changes_land_in_the_workflow():
 
 def test_the_size_is_written_where_the_picture_has_it_from():
     """Into Place Subjects, whose outputs feed the latent; the latent's own numbers rest."""
-    graph = Graph(editing.edit(template("place_subjects"), editing.Changes(size=(832, 1216))).workflow)
+    graph = Graph(editing.edit(template("7_place_subjects"), editing.Changes(size=(832, 1216))).workflow)
     [place], [latent] = graph.of_type("TroupePlaceSubjects"), graph.of_type("EmptyLatentImage")
     assert place.raw["widgets_values"][:2] == [832, 1216] and latent.raw["widgets_values"][:2] == [512, 512]
     job = read_job(graph.workflow)
@@ -389,7 +389,7 @@ def test_the_size_is_written_where_the_picture_has_it_from():
 
 
 def test_a_sampler_may_take_the_latent_of_place_subjects():
-    graph = Graph(template("place_subjects"))
+    graph = Graph(template("7_place_subjects"))
     [place], [sampler] = graph.of_type("TroupePlaceSubjects"), graph.of_type("KSampler")
     link = graph.links[sampler.inputs["latent_image"]["link"]]
     link[1:3] = [place.id, 3]
@@ -398,7 +398,7 @@ def test_a_sampler_may_take_the_latent_of_place_subjects():
 
 
 def test_the_size_is_also_that_of_boxes_that_do_not_feed_the_latent():
-    graph = Graph(template("boxes_and_relevance"))
+    graph = Graph(template("6_boxes_and_relevance"))
     [latent] = graph.of_type("EmptyLatentImage")
     for name in ("width", "height"):
         latent.inputs[name]["link"] = None
@@ -414,7 +414,7 @@ def test_names_are_asked_for_at_a_terminal(monkeypatch, capsys):
     options = run_tool.parse(["--photo", str(real_photos()[1]), "--photo", str(real_photos()[0])])
     run_tool.ask_names(options)
     assert options.name == ["tabby", "woman"]
-    assert asked == ["Noun for chelsea.png in the prompt: "] * 2 + ["Noun for astronaut.png in the prompt: "]
+    assert asked == ["Noun for troupe_cat.jpg in the prompt: "] * 2 + ["Noun for troupe_astronaut.jpg in the prompt: "]
 
 
 def test_without_changes_only_the_photos_differ():
@@ -423,8 +423,21 @@ def test_without_changes_only_the_photos_differ():
         assert [path for path in edited.photos.values()] == real_photos()[:len(edited.photos)]
         graph = Graph(edited.workflow)
         for node in graph.of_type("LoadImage"):
-            graph.write(node, "image", "example.png")
+            graph.write(node, "image", edited.photos[graph.value(node, "image")].name)
         assert graph.workflow == template(name)
+
+
+def test_comfyui_s_example_picture_stands_for_the_sample_photos():
+    """In templates of older versions."""
+    graph = Graph(template())
+    for node in graph.of_type("LoadImage"):
+        graph.write(node, "image", "example.png")
+    assert list(editing.edit(graph.workflow, editing.Changes()).photos.values()) == real_photos()
+
+
+def test_a_photo_beside_the_workflow_goes_before_a_sample_of_its_name(tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "troupe_cat.jpg")
+    assert list(editing.edit(template(), editing.Changes(), [tmp_path]).photos.values()) == [real_photos()[0], tmp_path / "troupe_cat.jpg"]
 
 
 def test_a_photo_of_the_workflow_s_own_is_looked_up(tmp_path):
@@ -440,7 +453,7 @@ def test_a_photo_of_the_workflow_s_own_is_looked_up(tmp_path):
 # ---- mistakes ----------------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("arguments, said", [
-    (["--workflow", "no_such"], "no workflow file.*quick_two_subjects.json"),
+    (["--workflow", "no_such"], "no workflow file.*3_quick_two_subjects.json"),
     (["--photo", "no_such.jpg"], "no photo at no_such.jpg.*--photo"),
     (["--photo", "a", "--photo", "b", "--photo", "c"], "3 photos were given for 2"),
     (["--name", "a", "--name", "b", "--name", "c"], "3 names were given for 2"),
@@ -448,8 +461,8 @@ def test_a_photo_of_the_workflow_s_own_is_looked_up(tmp_path):
     (["--engine", "comfyui"], "No ComfyUI was found.*COMFYUI_PATH"),
     (["--size", "100x100"], "multiples of 8 pixels.*100x100"),
     (["--photo", __file__, "--size", "64x64"], f"{re.escape(__file__)} is no picture that can be read.*--photo"),
-    (["--photo", str(real_photos()[1]), "--size", "64x64"], "--photo .*chelsea.png has no name. Add --name"),
-    (["--photo", str(real_photos()[1]), "--name", "cat", "--photo", str(real_photos()[0])], "--photo .*astronaut.png has no name"),
+    (["--photo", str(real_photos()[1]), "--size", "64x64"], "--photo .*troupe_cat.jpg has no name. Add --name"),
+    (["--photo", str(real_photos()[1]), "--name", "cat", "--photo", str(real_photos()[0])], "--photo .*troupe_astronaut.jpg has no name"),
     (["--name", " "], "a name for subject 1"),
 ])
 def test_mistakes_are_sentences(arguments, said, capsys, tmp_path):
@@ -559,7 +572,7 @@ def test_a_full_disk_leaves_nothing(taken, tiny_disk, capsys):
     assert [path.name for path in tiny_disk.iterdir()] == ["mine.bin"] and (tiny_disk / "mine.bin").stat().st_size == taken
 
 
-@pytest.mark.parametrize("name", ["two_subjects", "portrait_mm_diff", "place_subjects"])
+@pytest.mark.parametrize("name", ["4_two_subjects", "8_portrait_mm_diff", "7_place_subjects"])
 def test_a_full_disk_for_temporary_files_is_a_sentence(name, tiny_disk, tmp_path, capsys, monkeypatch):
     """Of each writer of random models: safetensors, torch, transformers."""
     import tempfile
@@ -690,7 +703,7 @@ def test_an_output_that_is_a_file_is_said_before_the_run(tmp_path, capsys):
 
 def test_missing_models_end_a_named_workflow(capsys, tmp_path):
     """Random weights are for tests: the error lists the files that the workflow needs, and says what runs without them."""
-    assert run_tool.main(["--workflow", "two_subjects", "--output", str(tmp_path / "out")]) == 1
+    assert run_tool.main(["--workflow", "4_two_subjects", "--output", str(tmp_path / "out")]) == 1
     said = capsys.readouterr()
     assert SDXL_LINK in said.out and "run `python tools/run.py` without --workflow" in said.err and not (tmp_path / "out").exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from graph import ROOT
@@ -13,9 +14,11 @@ sys.path.append(str(ROOT / "tools"))
 
 from graph import Graph, RunError  # noqa: E402
 from job import AttentionJob, GatedJob, GuidanceJob, Job, PlaceJob, SubjectJob, WeightsJob, WordsJob, read_job  # noqa: E402
+from photos import real_photos  # noqa: E402
 from troupe.model_patches.boxes import read_text  # noqa: E402
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROJECTION_MATRIX, VIT_BIGG, VIT_H, VIT_L, published  # noqa: E402
 from virtual import NOTES  # noqa: E402
+from workflow_files import find_workflow  # noqa: E402
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 NAMES = [path.stem for path in FILES]
@@ -83,7 +86,7 @@ OUTPUTS = {"TroupeLoadAdapter": 1, "TroupeAddSubject": 1, "TroupePlaceSubjects":
 RESEARCH = ("research_subject_diffusion", "research_umm_fused_guidance")  # without published weights
 PROMPT = "photo of an astronaut and a cat sitting side by side on a park bench, golden hour, detailed"
 NEGATIVE = "monochrome, lowres, bad anatomy, worst quality, low quality"
-CAST = (SubjectJob("astronaut", ("example.png",)), SubjectJob("cat", ("example.png",)))
+CAST = (SubjectJob("astronaut", ("troupe_astronaut.jpg",)), SubjectJob("cat", ("troupe_cat.jpg",)))
 PLUS = AttentionJob("ip-adapter-plus_sdxl_vit-h.safetensors", VIT_H.file.name, "auto", True, CAST, weight=0.65)
 
 
@@ -111,8 +114,19 @@ def template(name: str) -> dict:
 
 
 def test_the_folder_holds_templates_and_thumbnails_and_nothing_else():
-    assert [*REHEARSALS, "boxes_and_relevance", "place_subjects", "portrait_mm_diff", "quick_two_subjects", *RESEARCH, "two_characters_illustrious", "two_subjects"] == NAMES
+    assert [*REHEARSALS, "3_quick_two_subjects", "4_two_subjects", "5_two_characters_illustrious", "6_boxes_and_relevance", "7_place_subjects",
+            "8_portrait_mm_diff", *RESEARCH] == NAMES
     assert sorted(p.name for p in (ROOT / "workflows").iterdir()) == sorted(f"{name}.{kind}" for name in NAMES for kind in ("json", "jpg"))
+
+
+@pytest.mark.parametrize("given", ["7_place_subjects", "7_place_subjects.json", "place_subjects", "place_subjects.json"])
+def test_a_template_is_found_with_and_without_its_number(given):
+    assert find_workflow(given) == ROOT / "workflows" / "7_place_subjects.json"
+
+
+@pytest.mark.parametrize("given", ["subjects", "_place_subjects", "lace_subjects.json", "no_such"])
+def test_part_of_a_template_s_name_is_not_its_name(given):
+    assert find_workflow(given) == Path(given)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -213,10 +227,11 @@ def test_boxes_are_for_the_subjects_in_their_order(downloaded):
             assert (place.width, place.height) == (read_job(downloaded).width, read_job(downloaded).height)
 
 
-def test_photos_are_the_host_s_own_with_a_note(downloaded):
+def test_photos_are_different_ones_of_the_pack_with_a_note(downloaded):
     graph = Graph(downloaded)
     loaders = graph.of_type("LoadImage")
-    assert len(loaders) == len(read_job(downloaded).subjects) and {graph.value(node, "image") for node in loaders} == {"example.png"}
+    photos = [graph.value(node, "image") for node in loaders]
+    assert len(photos) == len(read_job(downloaded).subjects) and photos == [path.name for path in real_photos()][:len(photos)]
     assert any("choose your own photo" in node.raw["widgets_values"][0] for node in graph.of_type("Note"))
 
 
@@ -228,13 +243,13 @@ def placed(width: int, height: int, astronaut: tuple[float, ...], cat: tuple[flo
 
 def in_prompt(adapter: str, encoder: str, named: str, places: tuple[PlaceJob, ...] = (), **faces) -> tuple:
     """What feeds Encode Prompt with Subjects: the adapter, and one subject or the cast of two."""
-    return adapter, encoder, "auto", False, CAST if named == "both" else (SubjectJob(named, ("example.png",), **faces),), places
+    return adapter, encoder, "auto", False, CAST if named == "both" else (SubjectJob(named, ("troupe_astronaut.jpg",), **faces),), places
 
 
 PORTRAIT = in_prompt("portrait_generation/unet_adapter_weights.bin", VIT_L.file.name, "woman", faces=True)
 SUBJECTS = in_prompt("subject_diffusion.safetensors", VIT_H.file.name, "both", placed(512, 512, (0.06, 0.12, 0.46, 0.84), (0.58, 0.44, 0.36, 0.5)))
 JOBS = {
-    "portrait_mm_diff": Job(
+    "8_portrait_mm_diff": Job(
         "sd_xl_base_1.0.safetensors", "portrait photo of a woman as an astronaut, orange spacesuit, soft light, detailed",
         "longbody, lowres, bad anatomy, bad hands, cropped, worst quality, low quality", 1024, 1024, 1, 25, 5.0, 20261121, "euler", "normal",
         (AttentionJob(*PORTRAIT, weight=0.8),), WordsJob(*PORTRAIT), (WeightsJob(PORTRAIT[0], 1.0, 1.0),)),
@@ -245,15 +260,15 @@ JOBS = {
         "v1-5-pruned-emaonly-fp16.safetensors", "photo of an astronaut riding a horse on a beach, golden hour, detailed", NEGATIVE,
         512, 512, 1, 30, 7.5, 20261121, "euler", "normal",
         (), WordsJob(*in_prompt("umm_mapping.safetensors", VIT_L.file.name, "astronaut")), (), GuidanceJob("umm", 0.5, 0.5, 0.0, 1.0, text_only=True)),
-    "boxes_and_relevance": Job(
+    "6_boxes_and_relevance": Job(
         "sd_xl_base_1.0.safetensors", "photo of an astronaut on the left and a cat on the right, sitting on a park bench, golden hour, detailed", NEGATIVE,
         1152, 896, 1, 30, 5.0, 20261121, "euler", "normal", (replace(PLUS, places=placed(1152, 896, (0.08, 0.1, 0.42, 0.86), (0.56, 0.44, 0.34, 0.5))),)),
-    "place_subjects": Job(
+    "7_place_subjects": Job(
         "v1-5-pruned-emaonly-fp16.safetensors", PROMPT, NEGATIVE, 512, 512, 1, 30, 7.5, 20261121, "euler", "normal",
         (GatedJob("gligen-generation-text-image-box.bin", VIT_L.file.name, "auto", True, CAST, placed(512, 512, (0.06, 0.12, 0.46, 0.84), (0.58, 0.44, 0.36, 0.5))),)),
-    "quick_two_subjects": Job("sd_xl_base_1.0.safetensors", PROMPT, NEGATIVE, 1024, 1024, 1, 30, 5.0, 20261121, "euler", "normal", (replace(PLUS, clip_vision="auto"),)),
-    "two_subjects": Job("sd_xl_base_1.0.safetensors", PROMPT, NEGATIVE, 1024, 1024, 1, 30, 5.0, 20261121, "euler", "normal", (PLUS,)),
-    "two_characters_illustrious": Job(
+    "3_quick_two_subjects": Job("sd_xl_base_1.0.safetensors", PROMPT, NEGATIVE, 1024, 1024, 1, 30, 5.0, 20261121, "euler", "normal", (replace(PLUS, clip_vision="auto"),)),
+    "4_two_subjects": Job("sd_xl_base_1.0.safetensors", PROMPT, NEGATIVE, 1024, 1024, 1, 30, 5.0, 20261121, "euler", "normal", (PLUS,)),
+    "5_two_characters_illustrious": Job(
         "Illustrious-XL-v0.1.safetensors",
         r"masterpiece, best quality, absurdres, 1girl, astronaut, orange spacesuit, cat, sitting side by side, on the moon, earth \(planet\), starry sky, looking at viewer",
         "worst quality, low quality, lowres, bad anatomy, bad hands, jpeg artifacts, signature, watermark", 1024, 1024, 1, 28, 5.0, 20261121, "euler_ancestral", "normal",
@@ -326,7 +341,7 @@ def test_run_py_says_that_a_rehearsal_template_needs_comfyui(name):
 @pytest.fixture
 def two_subjects() -> dict:
     """The default template."""
-    return template("two_subjects")
+    return template("4_two_subjects")
 
 
 def by_title(workflow: dict, title: str) -> dict:
@@ -345,7 +360,7 @@ def test_reroutes_and_bypassed_nodes_are_seen_through(two_subjects):
     two_subjects["nodes"].append(reroute)
     two_subjects["links"].append([91, 90, 0, encode["id"], into, "TROUPE_CAST"])
     slot["link"] = 91
-    assert read_job(two_subjects) == JOBS["two_subjects"]
+    assert read_job(two_subjects) == JOBS["4_two_subjects"]
     second["mode"] = 4
     assert [subject.name for subject in read_job(two_subjects).subjects] == ["astronaut"]
 
@@ -359,7 +374,7 @@ def test_muted_nodes_are_not_there(two_subjects, title, mode, said):
 
 @pytest.mark.parametrize("name", ["bounding_boxes", "background", "latent"])
 def test_what_only_comfyui_can_wire_into_place_subjects_is_named(name):
-    workflow = template("boxes_and_relevance")
+    workflow = template("6_boxes_and_relevance")
     place, size = by_title(workflow, "Place Subjects"), by_title(workflow, "Picture size")
     socket = next(slot for slot in place["inputs"] if slot["name"] == name)
     socket["link"] = 900
@@ -370,7 +385,7 @@ def test_what_only_comfyui_can_wire_into_place_subjects_is_named(name):
 
 def test_places_come_after_the_subjects_that_they_place():
     """Place Subjects in the middle of the chain sees the subjects before it; widgets of Apply Image Attention come with them."""
-    workflow = template("boxes_and_relevance")
+    workflow = template("6_boxes_and_relevance")
     first, second, place, encode = (by_title(workflow, title) for title in ("Subject 1: astronaut", "Subject 2: cat", "Place Subjects", "Encode Subject References"))
     into = {(node["id"], "cast"): next(slot["link"] for slot in node["inputs"] if slot["name"] == "cast") for node in (second, place, encode)}
     sources = {(place["id"], "cast"): first, (second["id"], "cast"): place, (encode["id"], "cast"): second}

@@ -8,7 +8,7 @@ from typing import Any
 
 from graph import Graph, Node, RunError, upstream
 from job import ADD, PHOTO_INPUTS, PLACE, QUICK, photo_nodes, quick_numbers, size_widget, text_node
-from photos import PLACEHOLDER, real_photos
+from photos import PLACEHOLDER, SAMPLES, real_photos
 from sampling_nodes import find_sampling
 
 
@@ -42,7 +42,7 @@ class SubjectPlace:
 
 
 def edit(workflow: dict[str, Any], changes: Changes, folders: Sequence[Path] = ()) -> Edited:
-    """Apply the changes. The placeholder picture becomes the two real photos in turn; `folders` is where other photo names are looked up.
+    """Apply the changes. ComfyUI's example picture becomes the two sample photos in turn; other names are looked up in `folders`, then among the samples.
 
     Raises:
         RunError: more photos or names than subjects, or a photo that is not there.
@@ -102,7 +102,7 @@ def _present(name: str, folders: Sequence[Path], number: int) -> Path:
     if name == PLACEHOLDER:
         real = real_photos()
         return real[number % len(real)]
-    found = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    found = next((folder / name for folder in (*folders, SAMPLES) if (folder / name).is_file()), None)
     if found is None:
         raise RunError(f"The workflow's photo '{name}' is not in {' or '.join(map(str, folders)) or 'any known input folder'}. Give it with --photo.")
     return found

@@ -11,7 +11,7 @@ from workflow_files import read_workflow
 
 Origin = tuple[Any, int]  # node id, output slot
 RECORD = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
-PATTERN = "two_subjects"  # the template whose nodes new ones are copied from
+PATTERN = "4_two_subjects"  # the template whose nodes new ones are copied from
 
 
 class Wiring:

@@ -2,7 +2,7 @@
 
 usage: python tools/run.py [--workflow NAME_OR_FILE] [--photo FILE ...] [--name NAME ...] [--help]
 
-Without arguments: the template two_subjects on two real photos where its model files are there; where they are not, the small rehearsal models that
+Without arguments: the template 4_two_subjects on two real photos where its model files are there; where they are not, the small rehearsal models that
 come with the pack paint a picture of their own cast, and the missing files are listed with link and folder.
 """
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(prog="run.py", description="Run a workflow headless: in ComfyUI if one is found, otherwise on the embedded engine.")
-    parser.add_argument("--workflow", help="a shipped template's name or a workflow file (default: two_subjects, or the rehearsal if its models are missing)")
+    parser.add_argument("--workflow", help="a shipped template's name or a workflow file (default: 4_two_subjects, or the rehearsal if its models are missing)")
     parser.add_argument("--photo", action="append", type=Path, default=[], metavar="FILE", help="photo of the first subject; repeat for the next (default: two real photos)")
     parser.add_argument("--name", action="append", default=[], help="name of the first subject as in the prompt; repeat for the next")
     parser.add_argument("--prompt", help="the prompt (default: the workflow's)")
@@ -67,7 +67,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--random-models", action="store_true", help="use small models with random weights instead of the model files, to test a workflow; the picture is noise")
     options = parser.parse_args(arguments)
     options.rehearsal = options.workflow is None and not options.random_models
-    options.workflow = options.workflow or "two_subjects"
+    options.workflow = options.workflow or "4_two_subjects"
     return options
 
 

@@ -2,7 +2,7 @@
 
 usage: python tools/screenshots.py [--comfyui DIR] [--to FOLDER]
 
-Needs a ComfyUI, a Chromium (CHROMIUM names its file where it is not found) and the package playwright. Photos are the two of tools/photos.py.
+Needs a ComfyUI, a Chromium (CHROMIUM names its file where it is not found) and the package playwright.
 """
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from typing import Any
 from comfyui import Host, find_comfyui
 from graph import ROOT, WORKFLOWS, RunError
 from host_server import HostServer
-from photos import PLACEHOLDER, real_photos
 from PIL import Image
 
 PICTURES = {  # file -> (workflow, type of the node that fills the picture or None for the whole graph, window)
-    "two_subjects_graph.jpg": ("two_subjects", None, (1920, 1080)),
-    "box_editor.jpg": ("boxes_and_relevance", "TroupePlaceSubjects", (1400, 1000)),
+    "two_subjects_graph.jpg": ("4_two_subjects", None, (1920, 1080)),
+    "box_editor.jpg": ("6_boxes_and_relevance", "TroupePlaceSubjects", (1400, 1000)),
 }
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.ColorPalette": "dark", "Comfy.Workflow.ShowMissingModelsWarning": False, "Comfy.UseNewMenu": "Disabled",
             "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.1, "Comfy.Minimap.Visible": False}
@@ -57,15 +56,14 @@ def main(arguments: list[str] | None = None) -> int:
         if host is None or browser is None:
             raise RunError(f"Expected a ComfyUI and a Chromium, found no {'ComfyUI' if host is None else 'Chromium'}. Give --comfyui, or set CHROMIUM to its file.")
         with tempfile.TemporaryDirectory() as folder, HostServer(Host(Path(host), sys.executable, gpu=False), Path(folder), {}, print) as server:
-            photos = [shutil.copy(photo, Path(folder) / "input" / photo.name) and photo.name for photo in real_photos()]
-            take(server.url, browser, photos, given.to)
+            take(server.url, browser, given.to)
     except RunError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
-def take(url: str, browser: str, photos: list[str], to: Path) -> None:
+def take(url: str, browser: str, to: Path) -> None:
     """All pictures from the page at `url`."""
     from playwright.sync_api import sync_playwright
 
@@ -79,7 +77,7 @@ def take(url: str, browser: str, photos: list[str], to: Path) -> None:
             page.route("**/*", lambda route: route.continue_() if route.request.url.startswith((url, "data:", "blob:")) else route.abort())
             page.goto(url, wait_until="domcontentloaded")
             page.wait_for_function(READY, timeout=90_000)
-            page.evaluate("async (graph) => { await window.app.loadGraphData(graph); }", with_photos(workflow, photos))
+            page.evaluate("async (graph) => { await window.app.loadGraphData(graph); }", without_models(workflow))
             page.add_style_tag(content=HIDDEN)
             page.wait_for_timeout(3000)
             page.keyboard.press("Escape")
@@ -91,13 +89,11 @@ def take(url: str, browser: str, photos: list[str], to: Path) -> None:
         chromium.close()
 
 
-def with_photos(name: str, photos: list[str]) -> dict[str, Any]:
-    """A template whose placeholders are the two photos, in turn."""
-    workflow, left = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")), list(photos)
+def without_models(name: str) -> dict[str, Any]:
+    """A template that asks for no missing file."""
+    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
     for node in workflow["nodes"]:
-        node.get("properties", {}).pop("models", None)  # nothing is to be asked for
-        if node["type"] == "LoadImage" and node["widgets_values"][0] == PLACEHOLDER and left:
-            node["widgets_values"][0] = left.pop(0)
+        node.get("properties", {}).pop("models", None)
     return workflow
 
 

@@ -27,7 +27,7 @@ TALLEST = 560  # of a node in the drawing, in the canvas's units
 SCALE = 2  # drawn larger, then reduced
 TITLES = {  # part of a file's name -> what a title says instead
     "mm diff": "with MM-Diff", "Research umm": "Research: UMM", "Research subject diffusion": "Research: Subject-Diffusion",
-    "1 start here rehearsal": "Start here: a rehearsal", "2 rehearsal compare": "Compare the merges",
+    "Start here rehearsal": "Start here: a rehearsal", "Rehearsal compare": "Compare the merges",
 }
 
 
@@ -208,8 +208,8 @@ def _wire(draw: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[floa
 
 
 def title_of(name: str) -> str:
-    """'Research: UMM fused guidance' for research_umm_fused_guidance."""
-    title = name.replace("_", " ").capitalize()
+    """'Research: UMM fused guidance' for research_umm_fused_guidance, 'Place subjects' for 7_place_subjects."""
+    title = name.lstrip("0123456789_").replace("_", " ").capitalize()
     for written, said in TITLES.items():
         title = title.replace(written, said)
     return title

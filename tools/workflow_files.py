@@ -29,10 +29,11 @@ def read_workflow(path: Path) -> dict[str, Any]:
 
 
 def find_workflow(name: str) -> Path:
-    """A path, or the name of a shipped template with or without '.json'."""
+    """A path, or the name of a shipped template with or without '.json' and its number."""
     given = Path(name)
-    shipped = WORKFLOWS / (given.name if given.suffix else f"{given.name}.json")
-    return given if given.is_file() or not shipped.is_file() else shipped
+    wanted = given.name if given.suffix else f"{given.name}.json"
+    shipped = next((path for path in sorted(WORKFLOWS.glob("*.json")) if wanted in (path.name, path.name.lstrip("0123456789").removeprefix("_"))), None)
+    return given if given.is_file() or shipped is None else shipped
 
 
 def _in_picture(path: Path, content: bytes) -> dict[str, Any]:

@@ -9,9 +9,9 @@ import pytest
 WORKFLOWS = Path(__file__).parent.parent.parent / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 REHEARSALS = [name for name in NAMES if "rehearsal" in name]  # they need no file, so the host would run them: see test_rehearsal.py
-OTHER_PACKS = {"portrait_mm_diff": "IPAdapterInsightFaceLoader"}  # the analyser of faces comes from another pack, as the template's note says
+OTHER_PACKS = {"8_portrait_mm_diff": "IPAdapterInsightFaceLoader"}  # the analyser of faces comes from another pack, as the template's note says
 REGISTRY = "https://api.comfy.org/"  # the front end itself asks it about every node of a graph that lacks one, and the links how large missing files are
-FILES = {"ckpt_name", "adapter_name", "clip_vision_name", "clip_name", "image", "vae_name", "unet_name"}  # widgets that name files
+FILES = {"ckpt_name", "adapter_name", "clip_vision_name", "clip_name", "vae_name", "unet_name"}  # widgets that name files to be downloaded
 
 
 def get(server, path):

@@ -101,7 +101,7 @@ def test_of_a_template_only_files_and_other_packs_can_be_missing(name, here):
 
 
 def test_the_default_template_passes_where_its_files_are(here, server):
-    for workflow in (template("two_subjects"), convert(template("two_subjects"), here.info)):
+    for workflow in (template("4_two_subjects"), convert(template("4_two_subjects"), here.info)):
         report = check(workflow, here)
         assert report.findings == () and report.summary() == "checked 15 nodes, 21 links, 3 model files: it will run here"
 
@@ -141,7 +141,7 @@ MISTAKES = {  # what is done to the default template's prompt: words of the one 
 def test_what_the_check_finds_the_host_refuses(name, here, server):
     """Each mistake in a prompt that the host would take: one finding, and the host does not run it."""
     change, words = MISTAKES[name]
-    prompt = convert(template("two_subjects"), here.info)
+    prompt = convert(template("4_two_subjects"), here.info)
     assert check(prompt, here).findings == ()
     change(prompt)
     told = [finding.text for finding in check(prompt, here).findings]
@@ -150,8 +150,8 @@ def test_what_the_check_finds_the_host_refuses(name, here, server):
         server.run(prompt)
 
 
-@pytest.mark.parametrize(("name", "type", "inputs"), [("two_subjects", "TroupeApplyImageAttention", ("references",)), ("place_subjects", "TroupeApplyGated", ("references",)),
-                                                      ("quick_two_subjects", "TroupeQuickSubjects", ("clip", "image_1"))])
+@pytest.mark.parametrize(("name", "type", "inputs"), [("4_two_subjects", "TroupeApplyImageAttention", ("references",)), ("7_place_subjects", "TroupeApplyGated", ("references",)),
+                                                      ("3_quick_two_subjects", "TroupeQuickSubjects", ("clip", "image_1"))])
 def test_sockets_that_are_optional_only_for_their_place_are_asked_for(name, type, inputs, here):
     """tests/host/test_nodes.py shows that the nodes refuse them."""
     for given in inputs:
@@ -221,7 +221,7 @@ def test_the_command_starts_a_comfyui_with_its_own_packs_and_pictures(host, serv
         "class Mine:\n    INPUT_TYPES = classmethod(lambda cls: {'required': {'image': ('IMAGE',)}})\n    RETURN_TYPES = ('IMAGE',)\n"
         "    FUNCTION = 'go'\n\n\nNODE_CLASS_MAPPINGS = {'MyNode': Mine}\n")
     before = sorted(path.relative_to(mine) for path in mine.rglob("*") if "__pycache__" not in path.parts)
-    workflow = template("two_subjects")
+    workflow = template("4_two_subjects")
     prompt = convert(workflow, server.object_info())
     photo = next(id_ for id_, node in prompt.items() if node["class_type"] == "LoadImage")
     prompt[photo]["inputs"]["image"] = "dog.png"

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 from graph import ROOT
@@ -34,7 +33,7 @@ CHECKPOINTS = ("sd_xl_base_1.0.safetensors", "Illustrious-XL-v0.1.safetensors")
 ADAPTERS = ("ip-adapter-plus_sdxl_vit-h.safetensors", "noobIPAMARK1_mark1.safetensors")
 LAYERS_OF_TINY_SDXL = 12
 OTHER = {  # templates that are not on SDXL, or need all its blocks: base, and the layers that act
-    "place_subjects": ("SD1.5", [7]), "portrait_mm_diff": (WHOLE, [70]), "research_subject_diffusion": ("SD2.x", [7]), "research_umm_fused_guidance": ("SD1.5", []),
+    "7_place_subjects": ("SD1.5", [7]), "8_portrait_mm_diff": (WHOLE, [70]), "research_subject_diffusion": ("SD2.x", [7]), "research_umm_fused_guidance": ("SD1.5", []),
 }
 WHOLE_CHECKPOINT = "sd_xl_every_block.safetensors"
 
@@ -101,7 +100,7 @@ def test_conversion_keeps_every_node_wire_and_widget(name, server, info):
     """Each literal and link of the saved graph, by name, is in the prompt; nothing else is."""
     graph, prompt = Graph(shipped(name)), convert(shipped(name), info)
     real = [node for node in graph.nodes.values() if node.type not in NOTES and node.mode == 0]
-    assert len(real) == sum(node.type not in NOTES for node in graph.nodes.values()) - (name == "portrait_mm_diff")
+    assert len(real) == sum(node.type not in NOTES for node in graph.nodes.values()) - (name == "8_portrait_mm_diff")
     assert {id_: node["class_type"] for id_, node in prompt.items()} == {str(node.id): node.type for node in real}
     for node in real:
         wired = {slot: [str(found[0].id), found[1]] for slot in node.inputs if (found := graph.source(node, slot))}
@@ -111,8 +110,7 @@ def test_conversion_keeps_every_node_wire_and_widget(name, server, info):
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_fresh_host_complains_of_missing_models_only(name, server, info):
-    """The host's own validation; its example.png is the only photo."""
-    shutil.copy(Path(server.host.path) / "input" / "example.png", server.base / "input" / "example.png")
+    """The host's own validation; the photos are there since the start."""
     with pytest.raises(RunError) as refused:
         server.run(convert(shipped(name), info))
     complaints = str(refused.value).splitlines()[1:]
@@ -182,7 +180,7 @@ def test_the_first_command_in_comfyui(host, tmp_path, monkeypatch, capsys):
 
 def test_a_failure_in_the_host_is_its_sentence(stocked, info):
     """A node's error comes back as this command's own sentence, and the next run works."""
-    broken = with_random_encoders(prompt_of("two_subjects", stocked, info, size=(128, 128), steps=1), "SDXL")
+    broken = with_random_encoders(prompt_of("4_two_subjects", stocked, info, size=(128, 128), steps=1), "SDXL")
     subject = next(node for node in broken.values() if node["class_type"] == "TroupeAddSubject")
     subject["inputs"]["name"] = ""
     with pytest.raises(RunError, match="TroupeEncodeSubjects.*failed.*a name for subject"):
@@ -193,13 +191,13 @@ def test_a_failure_in_the_host_is_its_sentence(stocked, info):
 
 def test_a_workflow_that_is_only_partly_sound_is_refused(stocked, info):
     """The host would run the report, which needs no latent, leave the picture out, and call that a success."""
-    prompt, _ = with_reports(with_random_encoders(prompt_of("two_subjects", stocked, info, size=(12, 12), steps=1), "SDXL"))
+    prompt, _ = with_reports(with_random_encoders(prompt_of("4_two_subjects", stocked, info, size=(12, 12), steps=1), "SDXL"))
     with pytest.raises(RunError, match="(?s)refuses the workflow.*EmptyLatentImage.*12 smaller than min"):
         stocked.run(prompt)
 
 
 def test_an_unknown_node_is_named(server, info):
-    workflow = read_workflow(WORKFLOWS / "two_subjects.json")
+    workflow = read_workflow(WORKFLOWS / "4_two_subjects.json")
     workflow["nodes"][0]["type"] = "SomebodysLoader"
     with pytest.raises(RunError, match="SomebodysLoader"):
         convert(workflow, info)
@@ -282,7 +280,7 @@ def test_real_files_are_used_by_the_embedded_engine(small_files, tmp_path, monke
     import torch
 
     models, model = small_files
-    workflow = Graph(read_workflow(WORKFLOWS / "two_subjects.json"))
+    workflow = Graph(read_workflow(WORKFLOWS / "4_two_subjects.json"))
     workflow.write(workflow.of_type("CheckpointLoaderSimple")[0], "ckpt_name", "small.safetensors")
     workflow.write(workflow.of_type("TroupeLoadAdapter")[0], "adapter_name", "ipadapter/ip-adapter-plus_sd15.safetensors")
     for widget, value in (("width", 64), ("height", 128)):
@@ -314,7 +312,7 @@ def test_a_checkpoint_of_another_family_is_refused_in_a_sentence(small_files):
 
 def test_a_workflow_with_nodes_of_the_browser_runs_like_the_one_without(server, info):
     """The MODEL over a Set and a Get node, the VAE over Use Everywhere, links as records: the host gets the same prompt."""
-    plain = shipped("two_subjects")
+    plain = shipped("4_two_subjects")
     expected, changed = convert(plain, info), Graph(plain).workflow
     last, ids = max(link[0] for link in changed["links"]), max(node["id"] for node in changed["nodes"])
     sampler, decoder = (next(node for node in changed["nodes"] if node["type"] == kind) for kind in ("KSampler", "VAEDecode"))
@@ -338,5 +336,5 @@ def test_a_workflow_with_nodes_of_the_browser_runs_like_the_one_without(server, 
 
 
 def test_an_api_prompt_is_run_as_it_is(info):
-    prompt = convert(shipped("two_subjects"), info)
+    prompt = convert(shipped("4_two_subjects"), info)
     assert convert(flatten(prompt), info) == {id_: {key: node[key] for key in ("class_type", "inputs")} for id_, node in prompt.items()}
