@@ -1,11 +1,13 @@
 """The template workflows as files: they open, they fit our nodes, their links are the catalogue's, and the job they describe is the one we mean."""
 from __future__ import annotations
 
+import io
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from graph import ROOT
 from PIL import Image
@@ -15,6 +17,8 @@ sys.path.append(str(ROOT / "tools"))
 from graph import Graph, RunError  # noqa: E402
 from job import AttentionJob, GatedJob, GuidanceJob, Job, PlaceJob, SubjectJob, WeightsJob, WordsJob, read_job  # noqa: E402
 from photos import real_photos  # noqa: E402
+from rehearsal_thumbnails import rehearsal_thumbnail  # noqa: E402
+from thumbnails import QUALITY, thumbnail, title_of  # noqa: E402
 from troupe.model_patches.boxes import read_text  # noqa: E402
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROJECTION_MATRIX, VIT_BIGG, VIT_H, VIT_L, published  # noqa: E402
 from virtual import NOTES  # noqa: E402
@@ -135,6 +139,34 @@ def test_thumbnails_are_small_jpegs(name):
     with Image.open(path) as picture:
         assert picture.format == "JPEG" and picture.size == (800, 600)
     assert path.stat().st_size < 150_000
+
+
+def drawn(name: str, workflow: dict) -> np.ndarray:
+    """A template's thumbnail, made and saved anew."""
+    photos = [Image.open(path).convert("RGB") for path in real_photos()]
+    picture = rehearsal_thumbnail(workflow, title_of(name)) if name in REHEARSALS else thumbnail(workflow, photos, title_of(name))
+    saved = io.BytesIO()
+    picture.save(saved, "JPEG", quality=QUALITY)
+    return np.asarray(Image.open(saved)).astype(float)
+
+
+def shown(name: str) -> np.ndarray:
+    """The thumbnail in the folder."""
+    return np.asarray(Image.open(ROOT / "workflows" / f"{name}.jpg")).astype(float)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_thumbnail_is_that_of_its_workflow(name):
+    """As tools/thumbnails.py draws it; another release of Pillow may draw letters a little differently."""
+    assert np.abs(drawn(name, template(name)) - shown(name)).mean() < 1
+
+
+def test_an_old_thumbnail_is_found():
+    """Of another template, and of a workflow whose nodes have moved since."""
+    assert np.abs(shown("4_two_subjects") - shown("6_boxes_and_relevance")).mean() > 4
+    moved = template("4_two_subjects")
+    next(node for node in moved["nodes"] if node["type"] == "SaveImage")["pos"][1] += 700
+    assert np.abs(drawn("4_two_subjects", moved) - shown("4_two_subjects")).mean() > 4
 
 
 def test_the_save_format(workflow):
