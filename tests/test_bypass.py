@@ -104,4 +104,5 @@ def test_a_bypassed_apply_node_gives_the_sampler_its_own_prompts():
     sampler = graph.of_type("KSampler")[0]
     texts = [graph.value(graph.source(sampler, name)[0], "text") for name in ("positive", "negative")]
     job = read_job(json.loads((ROOT / "workflows" / "4_two_subjects.json").read_text()))
-    assert texts == [job.prompt, job.negative] and graph.source(sampler, "model")[0].type == "CheckpointLoaderSimple"
+    record = graph.source(sampler, "model")[0]
+    assert texts == [job.prompt, job.negative] and record.type == "TroupeRecordRelevance" and graph.source(record, "model")[0].type == "CheckpointLoaderSimple"

@@ -418,7 +418,7 @@ def test_without_comfyui_files_and_links_are_checked(no_comfyui, tmp_path, capsy
     assert first.startswith("not checked: node types, values and sockets of the nodes, since no ComfyUI was found (looked at http://127.0.0.1:1, COMFYUI_PATH,")
     assert last == "given.json: checked 1 node, 0 links, 0 model files: no problem found, as far as could be checked"
     assert check_tool.main(["4_two_subjects"]) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "4_two_subjects: checked 15 nodes, 21 links, 3 model files: it will not run here (3 missing model files)"
+    assert capsys.readouterr().out.splitlines()[-1] == "4_two_subjects: checked 17 nodes, 25 links, 3 model files: it will not run here (3 missing model files)"
 
 
 def test_a_folder_without_comfyui_is_an_error(tmp_path, capsys):

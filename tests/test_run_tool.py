@@ -20,21 +20,23 @@ import comfyui  # noqa: E402
 import edit as editing  # noqa: E402
 import pack  # noqa: E402
 import run as run_tool  # noqa: E402
+import shipped_templates  # noqa: E402
 from graph import WORKFLOWS, Graph, RunError  # noqa: E402
 from job import read_job  # noqa: E402
 from needed import model_roots, needed_models  # noqa: E402
 from photos import real_photos  # noqa: E402
 from random_faces import RANDOM_FACES  # noqa: E402
 from report import NOISE, NOT_A_PICTURE, marked  # noqa: E402
-from workflow_files import read_workflow  # noqa: E402
+from shipped_templates import READS_PHOTOS  # noqa: E402
 
 RANDOM = "--random-models"
 TEMPLATES = [path.stem for path in sorted(WORKFLOWS.glob("*.json")) if "rehearsal" not in path.stem]  # those need no model files
 NAMED = "1 name token"
 BRINGS = {  # what a subject brings in the templates that are not an IP-Adapter plus, and how many of which layers of the random models it reaches
-    "5_two_characters_illustrious": (f"4 image tokens, {NAMED}", 4, "cross-attention layers"),
+    "5_two_characters_illustrious": (f"4 image tokens, {NAMED}, box", 4, "cross-attention layers"),
     "6_boxes_and_relevance": (f"16 image tokens, {NAMED}, box", 4, "cross-attention layers"),
-    "7_place_subjects": ("phrase, photo, box", 4, "gated layers"),
+    "7_place_subjects": ("phrase, box", 4, "gated layers"),
+    READS_PHOTOS: ("phrase, photo, box", 4, "gated layers"),
     "8_portrait_mm_diff": ("4 image tokens, no name tokens (no CLIP wired), 1 word in the prompt", 70, "cross-attention layers"),
     "research_subject_diffusion": ("photo, 1 word in the prompt, box", 4, "gated layers"),
     "research_umm_fused_guidance": ("1 word in the prompt", 1, "text encoder"),
@@ -63,20 +65,28 @@ def one_thread():
 
 
 def template(name: str = "4_two_subjects") -> dict:
-    """A shipped workflow."""
-    return read_workflow(WORKFLOWS / f"{name}.json")
+    """A shipped workflow, or READS_PHOTOS."""
+    return shipped_templates.template(name)
+
+
+def saved_as(path: Path, workflow: dict) -> str:
+    """The path of a workflow file."""
+    path.write_text(json.dumps(workflow))
+    return str(path)
 
 
 # ---- whole runs --------------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", [*TEMPLATES, READS_PHOTOS])
 def test_a_template_runs_where_there_is_nothing(name, tmp_path, capsys):
     """No ComfyUI, no model files: the picture is called noise in its name, on its face, in the report and on the screen."""
     out = tmp_path / "out"
-    assert run_tool.main([RANDOM, "--workflow", name, "--output", str(out), "--size", "128x64", "--steps", "2"]) == 0
+    given = name if name in TEMPLATES else saved_as(tmp_path / "changed.json", template(name))
+    assert run_tool.main([RANDOM, "--workflow", given, "--output", str(out), "--size", "128x64", "--steps", "2"]) == 0
     said = capsys.readouterr().out
     names = [subject.name for subject in read_job(template(name)).subjects]
-    assert sorted(p.name for p in out.iterdir()) == sorted([NOT_A_PICTURE, *(f"reference_{n}_as_the_encoder_saw_it.png" for n in range(1, len(names) + 1)), "report.txt"])
+    seen = [] if name == "7_place_subjects" else [f"reference_{n}_as_the_encoder_saw_it.png" for n in range(1, len(names) + 1)]  # text boxes read no photos
+    assert sorted(p.name for p in out.iterdir()) == sorted([NOT_A_PICTURE, *seen, "report.txt"])
     assert "No ComfyUI was found" in said and "embedded" in said and NOISE in said and "step 2 of 2" in said
     assert (RANDOM_FACES in said) == (name == "8_portrait_mm_diff")
     listed = [model for model in template(name)["models"] if "research" not in name or model["directory"] == "checkpoints"]  # of unknown files the encoder is not known
@@ -85,7 +95,8 @@ def test_a_template_runs_where_there_is_nothing(name, tmp_path, capsys):
     brings, count, layers = BRINGS.get(name, (f"16 image tokens, {NAMED}", 4, "cross-attention layers"))
     assert report.startswith(NOISE) and f"it acted in {count} of {count} {layers}" in report
     for number, subject in enumerate(names, 1):
-        assert f"subject {number} '{subject}': {count} {layers.split()[-1] if 'layers' in layers else layers}, {brings}, weight 1" in report
+        brought = brings.replace(NAMED, "2 name tokens") if " " in subject else brings
+        assert f"subject {number} '{subject}': {count} {layers.split()[-1] if 'layers' in layers else layers}, {brought}, weight 1" in report
     with Image.open(out / NOT_A_PICTURE) as picture:
         assert picture.size == (1024, 512), "enlarged, so that its face can be read"
 
@@ -187,7 +198,7 @@ def test_boxes_and_their_widgets_count(small_of):
 
 def test_a_gated_run_counts_what_it_reads(small_of):
     """GLIGEN: photo, phrase, box, strength and schedule each make another picture; at strength 0 nothing acts."""
-    small, apply = small_of("7_place_subjects"), "TroupeApplyGated"
+    small, apply = small_of(READS_PHOTOS), "TroupeApplyGated"
     first = pixels(small())
     assert np.array_equal(first, pixels(small())) and np.array_equal(first, pixels(small(set_widget(apply, "use_bbox", "on"))))
     different = {
@@ -203,6 +214,16 @@ def test_a_gated_run_counts_what_it_reads(small_of):
     results = [first, *map(pixels, different.values())]
     assert not [(i, j) for i, a in enumerate(results) for j, b in enumerate(results[:i]) if np.array_equal(a, b)]
     assert different["strength"].reached == (4,) and different["nothing"].reached == (0,)
+
+
+def test_text_boxes_count_names_and_boxes_and_no_photos(small_of):
+    """As the template is shipped."""
+    small = small_of("7_place_subjects")
+    first = pixels(small())
+    assert np.array_equal(first, pixels(small(photos=(real_photos()[1],))))
+    different = [small(names=("park bench",)), small(set_widget("TroupePlaceSubjects", "boxes", '[{"x": 0, "y": 0, "w": 0.5, "h": 0.5}, null]')),
+                 small(set_widget("TroupeApplyGated", "end_percent", 1.0)), small(set_widget("TroupeApplyGated", "strength", 0.0))]
+    assert not [i for i, result in enumerate(different) if np.array_equal(first, pixels(result))]
 
 
 WORDS, GUIDER = "TroupeEncodePrompt", "TroupeSubjectGuider"
@@ -340,7 +361,7 @@ def test_the_illustrious_template_needs_the_other_encoder(models):
 def test_gligen_needs_its_matrix_beside_it(models):
     """The projection matrix is looked for where the file lies, the encoder by its widths."""
     def files() -> dict:
-        return {f"{file.folder}/{file.name}": file.path for file in needed_models(Graph(template("7_place_subjects")), model_roots(None, models))}
+        return {f"{file.folder}/{file.name}": file.path for file in needed_models(Graph(template(READS_PHOTOS)), model_roots(None, models))}
 
     wanted = ["checkpoints/v1-5-pruned-emaonly-fp16.safetensors", "gligen/gligen-generation-text-image-box.bin", "gligen/projection_matrix",
               "clip_vision/clip-vit-large-patch14.safetensors"]
@@ -353,6 +374,7 @@ def test_gligen_needs_its_matrix_beside_it(models):
     found = files()
     assert found["gligen/projection_matrix"] == models / "gligen" / "projection_matrix" and found["clip_vision/clip-vit-large-patch14.safetensors"].name == "l.safetensors"
     phrases = Graph(template("7_place_subjects"))
+    assert [file.name for file in needed_models(phrases, model_roots(None, None))] == [wanted[0].split("/")[1], "gligen_sd14_textbox_pruned_fp16.safetensors"]
     phrases.write(phrases.of_type("TroupeLoadAdapter")[0], "adapter_name", "gligen/gligen_sd14_textbox_pruned_fp16.safetensors")
     assert [file.name for file in needed_models(phrases, model_roots(None, None))] == [wanted[0].split("/")[1], "gligen_sd14_textbox_pruned_fp16.safetensors"]
 

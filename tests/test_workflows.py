@@ -1,11 +1,13 @@
 """The template workflows as files: they open, they fit our nodes, their links are the catalogue's, and the job they describe is the one we mean."""
 from __future__ import annotations
 
+import io
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from graph import ROOT
 from PIL import Image
@@ -15,6 +17,8 @@ sys.path.append(str(ROOT / "tools"))
 from graph import Graph, RunError  # noqa: E402
 from job import AttentionJob, GatedJob, GuidanceJob, Job, PlaceJob, SubjectJob, WeightsJob, WordsJob, read_job  # noqa: E402
 from photos import real_photos  # noqa: E402
+from rehearsal_thumbnails import rehearsal_thumbnail  # noqa: E402
+from thumbnails import QUALITY, thumbnail, title_of  # noqa: E402
 from troupe.model_patches.boxes import read_text  # noqa: E402
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROJECTION_MATRIX, VIT_BIGG, VIT_H, VIT_L, published  # noqa: E402
 from virtual import NOTES  # noqa: E402
@@ -137,6 +141,34 @@ def test_thumbnails_are_small_jpegs(name):
     assert path.stat().st_size < 150_000
 
 
+def drawn(name: str, workflow: dict) -> np.ndarray:
+    """A template's thumbnail, made and saved anew."""
+    photos = [Image.open(path).convert("RGB") for path in real_photos()]
+    picture = rehearsal_thumbnail(workflow, title_of(name)) if name in REHEARSALS else thumbnail(workflow, photos, title_of(name))
+    saved = io.BytesIO()
+    picture.save(saved, "JPEG", quality=QUALITY)
+    return np.asarray(Image.open(saved)).astype(float)
+
+
+def shown(name: str) -> np.ndarray:
+    """The thumbnail in the folder."""
+    return np.asarray(Image.open(ROOT / "workflows" / f"{name}.jpg")).astype(float)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_thumbnail_is_that_of_its_workflow(name):
+    """As tools/thumbnails.py draws it; another release of Pillow may draw letters a little differently."""
+    assert np.abs(drawn(name, template(name)) - shown(name)).mean() < 1
+
+
+def test_an_old_thumbnail_is_found():
+    """Of another template, and of a workflow whose nodes have moved since."""
+    assert np.abs(shown("4_two_subjects") - shown("6_boxes_and_relevance")).mean() > 4
+    moved = template("4_two_subjects")
+    next(node for node in moved["nodes"] if node["type"] == "SaveImage")["pos"][1] += 700
+    assert np.abs(drawn("4_two_subjects", moved) - shown("4_two_subjects")).mean() > 4
+
+
 def test_the_save_format(workflow):
     assert workflow["version"] == 0.4
     assert set(workflow) >= {"nodes", "links", "groups", "config", "extra", "last_node_id", "last_link_id"}
@@ -199,11 +231,11 @@ def test_every_model_has_its_link(downloaded):
     graph = Graph(downloaded)
     [name] = {graph.value(node, "adapter_name") for node in graph.of_type("TroupeLoadAdapter", "TroupeQuickSubjects")}
     [checkpoint] = [graph.value(node, "ckpt_name") for node in graph.of_type("CheckpointLoaderSimple")]
-    adapter, encoders = published(name), {e.name: e.file.name for e in ENCODERS}
+    adapter, encoders = published(name), {"": "", **{e.name: e.file.name for e in ENCODERS}}
     noted = "".join(node.raw["widgets_values"][0] for node in graph.of_type("MarkdownNote"))
     assert all(f"]({model['url']})" in noted for model in listed), "a note has the links too"
     if adapter is None:
-        assert sum(model["name"] in encoders.values() for model in listed) == 1 and {checkpoint} == {m["name"] for m in listed} - set(encoders.values())
+        assert sum(model["name"] in {e.file.name for e in ENCODERS} for model in listed) == 1 and {checkpoint} == {m["name"] for m in listed} - {e.file.name for e in ENCODERS}
         return
     assert {model["name"] for model in listed} == {file for file in (checkpoint, encoders[adapter.encoder], adapter.name) if file.endswith(".safetensors")}
     assert f"]({adapter.link})" in noted, "also to what front ends do not download"
@@ -220,10 +252,11 @@ def test_what_has_no_weights_says_so_first(name):
 
 
 def test_boxes_are_for_the_subjects_in_their_order(downloaded):
-    """Labels are the names; the picture is as large as Place Subjects says."""
+    """Labels are the names, unless a layout places them all; the picture is as large as Place Subjects says."""
     for apply in read_job(downloaded).encoded:
         for place in apply.places:
-            assert [box.label for box in read_text(place.boxes)] == [subject.name for subject in apply.subjects]
+            labels = [box.label for box in read_text(place.boxes)]
+            assert labels == [subject.name for subject in apply.subjects] if place.layout == "none" else labels == []
             assert (place.width, place.height) == (read_job(downloaded).width, read_job(downloaded).height)
 
 
@@ -265,15 +298,54 @@ JOBS = {
         1152, 896, 1, 30, 5.0, 20261121, "euler", "normal", (replace(PLUS, places=placed(1152, 896, (0.08, 0.1, 0.42, 0.86), (0.56, 0.44, 0.34, 0.5))),)),
     "7_place_subjects": Job(
         "v1-5-pruned-emaonly-fp16.safetensors", PROMPT, NEGATIVE, 512, 512, 1, 30, 7.5, 20261121, "euler", "normal",
-        (GatedJob("gligen-generation-text-image-box.bin", VIT_L.file.name, "auto", True, CAST, placed(512, 512, (0.06, 0.12, 0.46, 0.84), (0.58, 0.44, 0.36, 0.5))),)),
+        (GatedJob("gligen_sd14_textbox_pruned_fp16.safetensors", "auto", "auto", True, CAST, placed(512, 512, (0.06, 0.12, 0.46, 0.84), (0.58, 0.44, 0.36, 0.5)),
+                  end_percent=0.3),)),
     "3_quick_two_subjects": Job("sd_xl_base_1.0.safetensors", PROMPT, NEGATIVE, 1024, 1024, 1, 30, 5.0, 20261121, "euler", "normal", (replace(PLUS, clip_vision="auto"),)),
     "4_two_subjects": Job("sd_xl_base_1.0.safetensors", PROMPT, NEGATIVE, 1024, 1024, 1, 30, 5.0, 20261121, "euler", "normal", (PLUS,)),
     "5_two_characters_illustrious": Job(
         "Illustrious-XL-v0.1.safetensors",
-        r"masterpiece, best quality, absurdres, 1girl, astronaut, orange spacesuit, cat, sitting side by side, on the moon, earth \(planet\), starry sky, looking at viewer",
-        "worst quality, low quality, lowres, bad anatomy, bad hands, jpeg artifacts, signature, watermark", 1024, 1024, 1, 28, 5.0, 20261121, "euler_ancestral", "normal",
-        (AttentionJob("noobIPAMARK1_mark1.safetensors", VIT_BIGG.file.name, "auto", True, CAST, weight=0.65),)),
+        "2girls, astronaut, cat girl, side-by-side, standing, spacesuit, cat ears, cat tail, moon, "
+        r"earth \(planet\), starry sky, looking at viewer, masterpiece, best quality, absurdres",
+        "worst quality, low quality, lowres, bad anatomy, bad hands, jpeg artifacts, signature, watermark", 832, 1216, 1, 28, 5.0, 20261121, "euler_ancestral", "normal",
+        (AttentionJob("noobIPAMARK1_mark1.safetensors", VIT_BIGG.file.name, "auto", True, (CAST[0], replace(CAST[1], name="cat girl")),
+                      (PlaceJob(2, "[]", "row", 832, 1216),), weight=0.65),)),
 }
+
+
+def test_no_two_templates_are_of_the_same_nodes():
+    graphs = {name: sorted(node["type"] for node in template(name)["nodes"] if node["type"] not in NOTES) for name in NAMES}
+    assert not [(a, b) for a in NAMES for b in NAMES if a < b and graphs[a] == graphs[b]]
+    prompts = {name: (job.prompt, job.width, job.height) for name in DOWNLOADED for job in [read_job(template(name))]}
+    assert prompts["5_two_characters_illustrious"] not in [prompts[name] for name in DOWNLOADED if name != "5_two_characters_illustrious"]
+
+
+def test_two_characters_are_asked_for_in_tags():
+    """How many there are, and each by a tag of its own."""
+    [apply] = (job := read_job(template("5_two_characters_illustrious"))).applied
+    tags = job.prompt.split(", ")
+    assert tags[0] == "2girls" and [subject.name for subject in apply.subjects] == tags[1:3] and len(apply.subjects) == 2
+    assert job.width * job.height <= 1024 * 1024 and job.width < job.height, "a native size of SDXL, taller than wide"
+
+
+@pytest.mark.parametrize("name", ["4_two_subjects", "6_boxes_and_relevance", *REHEARSALS])
+def test_relevance_is_recorded_and_shown(name):
+    """The recorded MODEL is the sampler's, and the preview has the picture."""
+    graph = Graph(template(name))
+    previews = graph.of_type("TroupePreviewRelevance")
+    assert len(previews) == len(graph.of_type("KSampler")) == len(graph.of_type("TroupeRecordRelevance"))
+    for preview in previews:
+        record, sampler = (graph.source(preview, wire)[0] for wire in ("record", "latent"))
+        assert graph.source(sampler, "model")[0] is record and graph.source(preview, "image") is not None
+        assert graph.source(record, "model")[0].type == "TroupeApplyImageAttention"
+
+
+def test_boxes_need_the_small_file_of_gligen():
+    """Photos are read by the large one, which the note describes."""
+    workflow = template("7_place_subjects")
+    small, large = published("gligen_sd14_textbox_pruned_fp16.safetensors"), published("gligen-generation-text-image-box.bin")
+    assert [model["name"] for model in workflow["models"]] == ["v1-5-pruned-emaonly-fp16.safetensors", small.name] and small.size == "418 MB"
+    noted = "".join(node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote")
+    assert "does not read the photos" in noted and all(f"]({file.link})" in noted for file in (large, PROJECTION_MATRIX, VIT_L.file)) and large.size in noted
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)
@@ -332,7 +404,7 @@ def test_the_comparison_has_every_way_on_one_seed():
 
 @pytest.mark.parametrize("name", REHEARSALS)
 def test_run_py_says_that_a_rehearsal_template_needs_comfyui(name):
-    with pytest.raises(RunError, match="run this workflow in ComfyUI|found [05]"):
+    with pytest.raises(RunError, match="[Rr]un this workflow in ComfyUI|found [05]"):
         read_job(template(name))
 
 

@@ -9,6 +9,7 @@ from sampling_nodes import ELSEWHERE, GUIDER, Sampling, feeding, find_sampling, 
 
 QUICK, APPLY, GATED, WEIGHTS = "TroupeQuickSubjects", "TroupeApplyImageAttention", "TroupeApplyGated", "TroupeApplyWeights"
 WORDS, FACES = "TroupeEncodePrompt", "TroupeFaces"
+RECORD = "TroupeRecordRelevance"  # hands the model on; the picture is the same
 REHEARSAL = "TroupeRehearsal"
 ENCODE, LOAD, ADD, PLACE = "TroupeEncodeSubjects", "TroupeLoadAdapter", "TroupeAddSubject", "TroupePlaceSubjects"
 PHOTO_INPUTS = ("image", "same_subject_2", "same_subject_3", "same_subject_4")
@@ -108,6 +109,8 @@ def _model_chain(graph: Graph, guided: Node) -> tuple[Node, tuple[ApplyJob, ...]
             return node, tuple(applied), tuple(weights)
         if node.type == WEIGHTS:
             weights.insert(0, _weights(graph, node))
+            continue
+        if node.type == RECORD:
             continue
         read = {APPLY: _attention, GATED: _gated, QUICK: _quick}.get(node.type)
         if read is None:

@@ -51,16 +51,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, default=ROOT / "web" / "docs")
     given = parser.parse_args(arguments)
     host = given.comfyui or find_comfyui()
-    browser = next((found for name in (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome") if name and (found := shutil.which(name))), None)
     try:
-        if host is None or browser is None:
-            raise RunError(f"Expected a ComfyUI and a Chromium, found no {'ComfyUI' if host is None else 'Chromium'}. Give --comfyui, or set CHROMIUM to its file.")
+        if host is None:
+            raise RunError("Expected a ComfyUI, found none. Give --comfyui.")
+        browser = find_browser()
         with tempfile.TemporaryDirectory() as folder, HostServer(Host(Path(host), sys.executable, gpu=False), Path(folder), {}, print) as server:
             take(server.url, browser, given.to)
     except RunError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def find_browser() -> str:
+    """Chromium's file. Raises RunError where there is none."""
+    names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+    browser = next((found for name in names if name and (found := shutil.which(name))), None)
+    if browser is None:
+        raise RunError("Expected a Chromium, found none. Set CHROMIUM to its file.")
+    return browser
 
 
 def take(url: str, browser: str, to: Path) -> None:

@@ -25,9 +25,11 @@ WIRES = {"MODEL": (178, 157, 219), "CLIP": (255, 213, 0), "CONDITIONING": (255, 
 OURS = (94, 200, 160)
 TALLEST = 560  # of a node in the drawing, in the canvas's units
 SCALE = 2  # drawn larger, then reduced
+QUALITY = 88  # of the JPEG
 TITLES = {  # part of a file's name -> what a title says instead
     "mm diff": "with MM-Diff", "Research umm": "Research: UMM", "Research subject diffusion": "Research: Subject-Diffusion",
     "Start here rehearsal": "Start here: a rehearsal", "Rehearsal compare": "Compare the merges",
+    "illustrious": "on Illustrious", "Place subjects": "Place subjects: names in boxes",
 }
 
 
@@ -51,12 +53,14 @@ def thumbnail(workflow: dict[str, Any], photos: list[Image.Image], title: str) -
     draw.text((MARGIN * SCALE, 20 * SCALE), title, INK, font(34))
     names = subject_names(workflow)
     side = 236
-    spread = [MARGIN + i * (side + 20) for i in range(len(names))]
-    for x, photo, name in zip(spread, photos, names, strict=False):
-        _photo(canvas, draw, photo, name, (x, 80, side))
-    _arrow(draw, (spread[-1] + side + 14, 80 + side // 2))
-    boxes = placed(workflow)
-    _promise(draw, (spread[-1] + side + 76, 80, SIZE[0] - MARGIN, 80 + side), workflow, boxes)
+    boxes, left = placed(workflow), MARGIN
+    if reads_photos(workflow):
+        spread = [MARGIN + i * (side + 20) for i in range(len(names))]
+        for x, photo, name in zip(spread, photos, names, strict=False):
+            _photo(canvas, draw, photo, name, (x, 80, side))
+        _arrow(draw, (spread[-1] + side + 14, 80 + side // 2))
+        left = spread[-1] + side + 76
+    _promise(draw, (left, 80, SIZE[0] - MARGIN, 80 + side), workflow, boxes)
     _graph(canvas, draw, workflow, photos, boxes, (MARGIN, 356, SIZE[0] - MARGIN, SIZE[1] - 24))
     return canvas.resize(SIZE, Image.Resampling.LANCZOS)
 
@@ -64,6 +68,15 @@ def thumbnail(workflow: dict[str, Any], photos: list[Image.Image], title: str) -
 def subject_names(workflow: dict[str, Any]) -> list[str]:
     """Names of the subjects, in the order of the cast."""
     return [subject.name for subject in read_job(workflow).subjects]
+
+
+def reads_photos(workflow: dict[str, Any]) -> bool:
+    """Whether the adapter makes something of the photos: all but GLIGEN's text boxes."""
+    load_pack()
+    from troupe.model_patches.checkpoints.catalogue import GATED, published
+
+    known = published(read_job(workflow).encoded[0].adapter)
+    return known not in GATED or bool(known.encoder)
 
 
 def placed(workflow: dict[str, Any]) -> Placed | None:
@@ -224,7 +237,7 @@ def main(names: list[str]) -> None:
         if not names or path.stem in names:
             target, workflow, title = path.with_suffix(".jpg"), read_workflow(path), title_of(path.stem)
             picture = rehearsal_thumbnail(workflow, title) if "rehearsal" in path.stem else thumbnail(workflow, photos, title)
-            picture.save(target, quality=88)
+            picture.save(target, quality=QUALITY)
             print(f"{target.relative_to(ROOT)}")
 
 

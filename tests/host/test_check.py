@@ -103,7 +103,7 @@ def test_of_a_template_only_files_and_other_packs_can_be_missing(name, here):
 def test_the_default_template_passes_where_its_files_are(here, server):
     for workflow in (template("4_two_subjects"), convert(template("4_two_subjects"), here.info)):
         report = check(workflow, here)
-        assert report.findings == () and report.summary() == "checked 15 nodes, 21 links, 3 model files: it will run here"
+        assert report.findings == () and report.summary() == "checked 17 nodes, 25 links, 3 model files: it will run here"
 
 
 # ---- the host refuses what the check finds -----------------------------------------------------------------------------------------------
@@ -227,5 +227,5 @@ def test_the_command_starts_a_comfyui_with_its_own_packs_and_pictures(host, serv
     prompt[photo]["inputs"]["image"] = "dog.png"
     (tmp_path / "api.json").write_text(json.dumps({**prompt, "77": {"class_type": "MyNode", "inputs": {"image": [photo, 0]}}}))
     assert check_tool.main([str(tmp_path / "api.json"), "--comfyui", str(mine)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "api.json: checked 16 nodes, 22 links, 3 model files: it will run here"
+    assert capsys.readouterr().out.splitlines()[-1] == "api.json: checked 18 nodes, 26 links, 3 model files: it will run here"
     assert sorted(path.relative_to(mine) for path in mine.rglob("*") if "__pycache__" not in path.parts) == before

@@ -22,6 +22,7 @@ from host_server import HostServer  # noqa: E402
 from on_comfyui import LAYERS, convert, with_random_encoders, with_reports, without_analysers, write_random  # noqa: E402
 from random_models import BASES, WHOLE, base_of, write_adapter, write_gligen, write_host_checkpoint  # noqa: E402
 from report import NOT_A_PICTURE  # noqa: E402
+from shipped_templates import READS_PHOTOS, template  # noqa: E402
 from troupe.model_patches.checkpoints.catalogue import published, where_to_get  # noqa: E402
 from virtual import NOTES  # noqa: E402
 from workflow_files import read_workflow  # noqa: E402
@@ -33,7 +34,8 @@ CHECKPOINTS = ("sd_xl_base_1.0.safetensors", "Illustrious-XL-v0.1.safetensors")
 ADAPTERS = ("ip-adapter-plus_sdxl_vit-h.safetensors", "noobIPAMARK1_mark1.safetensors")
 LAYERS_OF_TINY_SDXL = 12
 OTHER = {  # templates that are not on SDXL, or need all its blocks: base, and the layers that act
-    "7_place_subjects": ("SD1.5", [7]), "8_portrait_mm_diff": (WHOLE, [70]), "research_subject_diffusion": ("SD2.x", [7]), "research_umm_fused_guidance": ("SD1.5", []),
+    "7_place_subjects": ("SD1.5", [7]), READS_PHOTOS: ("SD1.5", [7]), "8_portrait_mm_diff": (WHOLE, [70]),
+    "research_subject_diffusion": ("SD2.x", [7]), "research_umm_fused_guidance": ("SD1.5", []),
 }
 WHOLE_CHECKPOINT = "sd_xl_every_block.safetensors"
 
@@ -74,7 +76,8 @@ def stocked(server):
     for name in ADAPTERS:
         write_adapter(models / "ipadapter" / name, BASES["SDXL"].host_widths, BASES["SDXL"].context_dim)
     write_host_checkpoint(models / "checkpoints" / "v1-5-pruned-emaonly-fp16.safetensors", "SD1.5")
-    write_gligen(models / "gligen" / "gligen-generation-text-image-box.bin", BASES["SD1.5"].host_places, BASES["SD1.5"].context_dim, BASES["SD1.5"].context_dim)
+    for name in ("gligen_sd14_textbox_pruned_fp16.safetensors", "gligen-generation-text-image-box.bin"):
+        write_gligen(models / "gligen" / name, BASES["SD1.5"].host_places, BASES["SD1.5"].context_dim, BASES["SD1.5"].context_dim)
     write_host_checkpoint(models / "checkpoints" / "v2-1_512-ema-pruned.safetensors", "SD2.x")
     write_host_checkpoint(models / "checkpoints" / WHOLE_CHECKPOINT, WHOLE)
     for name in ("portrait_generation/unet_adapter_weights.bin", "subject_diffusion.safetensors", "umm_mapping.safetensors"):
@@ -84,7 +87,7 @@ def stocked(server):
 
 def prompt_of(name: str, server: HostServer, info: dict, **changes) -> dict:
     """A template, its photos in the server's input folder, as an API prompt."""
-    edited = edit(read_workflow(WORKFLOWS / f"{name}.json"), Changes(**changes))
+    edited = edit(template(name), Changes(**changes))
     for file, path in edited.photos.items():
         shutil.copy(path, server.base / "input" / file)
     return convert(without_analysers(edited.workflow), info)
@@ -134,7 +137,7 @@ def test_a_rehearsal_runs_on_a_fresh_host(name, server, info, spoken):
     assert not [line for line in spoken if "is not in your prompt" in line]
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", [*TEMPLATES, READS_PHOTOS])
 def test_a_template_runs_once_the_files_are_there(name, stocked, info, spoken):
     """Only the two encoders, whose files cannot be small, are put in by the helper; all else is the template's own."""
     spoken.clear()

@@ -1,0 +1,65 @@
+"""No node of a template covers another, on the canvas and in Nodes 2.0, which draws nodes taller, before a run and after it."""
+import json
+import sys
+from itertools import combinations
+
+import pytest
+from graph import ROOT
+from test_templates import OTHER_PACKS, REGISTRY
+
+sys.path.append(str(ROOT / "tools"))
+
+from lay_out import OPEN, RECTANGLES, SETTLE  # noqa: E402
+
+WORKFLOWS = ROOT / "workflows"
+NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+REHEARSALS = [name for name in NAMES if "rehearsal" in name]  # they run on a fresh host
+
+
+def opened(page, name):
+    """Open a template, all of it in view; its rectangles."""
+    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    page.page.evaluate(OPEN, workflow)
+    page.settle(SETTLE + 1000 * (name in OTHER_PACKS))
+    found = page.page.evaluate(RECTANGLES)
+    page.page.keyboard.press("Escape")
+    page.errors[:] = [error for error in page.errors if REGISTRY not in error]
+    page.outside.clear()  # the links are asked how large the missing files are; test_templates.py looks at what else is asked for
+    assert len(found) == len(workflow["nodes"]) and all(one["drawn"] and one["w"] > 50 and one["h"] > 30 for one in found), found
+    return found
+
+
+def overlaps(found):
+    """(title, title, width, height) of each part that two nodes share."""
+    shared = []
+    for a, b in combinations(found, 2):
+        width, height = (min(a[at] + a[size], b[at] + b[size]) - max(a[at], b[at]) for at, size in (("x", "w"), ("y", "h")))
+        if min(width, height) > 1:  # a pixel for the front end's rounding
+            shared.append((a["title"], b["title"], round(width), round(height)))
+    return shared
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_node_of_a_template_covers_another(name, page):
+    assert overlaps(opened(page, name)) == []
+
+
+@pytest.mark.parametrize("name", REHEARSALS)
+def test_none_does_after_a_run(name, page):
+    """Pictures and reports are then in the nodes."""
+    opened(page, name)
+    page.queue()
+    page.settle(SETTLE)
+    found = page.page.evaluate(RECTANGLES)
+    assert all(one["drawn"] for one in found) and overlaps(found) == []
+
+
+def test_overlaps_are_found(page):
+    """The measure itself: two nodes 20 pixels into each other, by what is drawn, and two side by side."""
+    page.build([(1, "CheckpointLoaderSimple", {}, (0, 0)), (2, "EmptyLatentImage", {}, (0, 400)), (3, "EmptyLatentImage", {}, (700, 0))])
+    page.settle(SETTLE)
+    first = next(one for one in page.page.evaluate(RECTANGLES) if str(one["id"]) == "1")
+    page.evaluate("([y]) => { const node = window.graphNode(2); node.pos = [0, y]; window.app.canvas.setDirty(true, true); }", [first["y"] + first["h"] + 30 - 20])
+    page.settle(SETTLE)
+    [(a, b, width, height)] = overlaps(page.page.evaluate(RECTANGLES))
+    assert width > 100 and abs(height - 20) <= 2
