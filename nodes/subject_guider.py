@@ -13,7 +13,7 @@ class SubjectGuider(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="TroupeSubjectGuider",
-            display_name="Subject Guider",
+            display_name="Two-Strength Guider",
             **found_by("guider", "guidance"),
             category=CATEGORY,
             description=(

@@ -272,8 +272,8 @@ def rewired(name: str, title: str, slot: str, source: str, output: int = 0) -> d
 
 @pytest.mark.parametrize("wire, said", [
     (("8_portrait_mm_diff", "Negative", "clip", "Base model", 1), "Negative.*takes its CLIP from 'Base model'.*Apply Adapter Weights"),
-    (("research_umm_fused_guidance", "Subject Guider: umm", "middle", "Negative"), "'middle' of 'Subject Guider: umm'.*comes from 'Negative'.*text_only"),
-    (("research_umm_fused_guidance", "Subject Guider: umm", "negative", "Encode Prompt with Subjects"), "makes the negative prompt.*run this workflow in ComfyUI"),
+    (("research_umm_fused_guidance", "Two-Strength Guider: umm", "middle", "Negative"), "'middle' of 'Two-Strength Guider: umm'.*comes from 'Negative'.*text_only"),
+    (("research_umm_fused_guidance", "Two-Strength Guider: umm", "negative", "Encode Prompt with Subjects"), "makes the negative prompt.*run this workflow in ComfyUI"),
     (("research_umm_fused_guidance", "Encode Prompt with Subjects", "places_of", "Prompt"), "'places_of' of 'Encode Prompt with Subjects'.*run this workflow in ComfyUI"),
     (("research_umm_fused_guidance", "Sample", "guider", "Steps"), "'guider' of 'Sample'.*knows only TroupeSubjectGuider"),
     (("8_portrait_mm_diff", "Subject: woman", "faces", "IPAdapter InsightFace Loader"), "The faces of 'Subject: woman'.*not those of its own photos"),

@@ -104,7 +104,7 @@ def _positive(job: Job, references: Mapping[Any, References], texts: ClipTexts, 
 
 
 def _guidance(job: Job, text_only: Prompt) -> dict[str, Any]:
-    """What `sample` takes of Subject Guider."""
+    """What `sample` takes of Two-Strength Guider."""
     g = job.guidance
     if g is None:
         return {}

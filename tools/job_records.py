@@ -90,7 +90,7 @@ class WeightsJob:
 
 @dataclass(frozen=True)
 class GuidanceJob:
-    """Subject Guider beside cfg; text_only: the middle is the prompt without its subjects, else the negative."""
+    """Two-Strength Guider beside cfg; text_only: the middle is the prompt without its subjects, else the negative."""
 
     method: str
     second: float

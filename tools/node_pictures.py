@@ -35,7 +35,10 @@ USUAL = {  # what each socket is usually wired to; a socket that is not named is
     "TroupeAddSubject": ({"image": "Load Image", "cast": "Add Subject"}, {"cast": "Encode Subject References"}),
     "TroupePlaceSubjects": ({"cast": "Add Subject"}, {"cast": "Encode Subject References", "width": "Empty Latent Image", "height": "Empty Latent Image"}),
     "TroupeEncodeSubjects": ({"adapter": "Load Subject Adapter", "cast": "Add Subject", "clip": "Load Checkpoint"}, {"references": "Apply Image Attention"}),
-    "TroupeEncodePrompt": ({"clip": "Apply Adapter Weights", "references": "Encode Subject References"}, {"conditioning": "Apply Image Attention", "text_only": "Subject Guider"}),
+    "TroupeEncodePrompt": (
+        {"clip": "Apply Adapter Weights", "references": "Encode Subject References"},
+        {"conditioning": "Apply Image Attention", "text_only": "Two-Strength Guider"},
+    ),
     "TroupeApplyImageAttention": (
         {"model": "Load Checkpoint", "references": "Encode Subject References", "positive": "CLIP Text Encode", "negative": "CLIP Text Encode"},
         {"model": "KSampler", "positive": "KSampler", "negative": "KSampler"},

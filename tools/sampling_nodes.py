@@ -1,4 +1,4 @@
-"""The nodes around a workflow's sampler: KSampler, or SamplerCustomAdvanced with Subject Guider."""
+"""The nodes around a workflow's sampler: KSampler, or SamplerCustomAdvanced with Two-Strength Guider."""
 from __future__ import annotations
 
 from dataclasses import dataclass

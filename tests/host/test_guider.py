@@ -1,4 +1,4 @@
-"""Subject Guider on the real host, against its formula with every branch predicted apart."""
+"""Two-Strength Guider on the real host, against its formula with every branch predicted apart."""
 import asyncio
 
 import pytest
@@ -287,7 +287,7 @@ def test_numbers_that_are_none_are_refused(plain, name, bad):
     from troupe.model_patches.errors import MismatchError
 
     st, middle, _ = plain
-    with pytest.raises(MismatchError, match=f"'{name}' of Subject Guider.*found {bad:g}"):
+    with pytest.raises(MismatchError, match=f"'{name}' of Two-Strength Guider.*found {bad:g}"):
         make(st.patcher, st.positive, st.negative, middle, **{name: bad})
 
 

@@ -1,4 +1,4 @@
-"""Subject Guider's method umm on the real host, against its formula with every branch predicted apart."""
+"""Two-Strength Guider's method umm on the real host, against its formula with every branch predicted apart."""
 import pytest
 import torch
 from test_guider import percent_of, prediction, schedule

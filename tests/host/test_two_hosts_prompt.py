@@ -120,7 +120,7 @@ def settings(**rest):
 
 
 def guided(model, positive, negative, middle, method, **widgets):
-    """SamplerCustomAdvanced with Subject Guider, on the host's normal schedule."""
+    """SamplerCustomAdvanced with Two-Strength Guider, on the host's normal schedule."""
     import comfy.samplers
     from stage import noise_of
     from troupe.model_patches.hosts.comfyui.guider import GuidanceSettings, subject_guider

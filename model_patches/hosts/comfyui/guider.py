@@ -29,7 +29,7 @@ NEAR_ONE = 1e-4  # a cfg this near to 1 counts as 1 where a formula divides by c
 
 @dataclass(frozen=True)
 class GuidanceSettings:
-    """Widgets of Subject Guider. cfg, second, second_end: 0..100; second goes in a straight line to second_end between the percents, which are ComfyUI's."""
+    """Widgets of Two-Strength Guider. cfg, second, second_end: 0..100; second goes in a straight line to second_end between the percents, which are ComfyUI's."""
 
     cfg: float = 7.5
     second: float = 1.5
@@ -191,10 +191,10 @@ def subject_guider(model: Any, positive: Conditioning, negative: Conditioning, m
     Raises MismatchError: a number that is not finite or below 0, as only a wire can bring it, or what `set_branches` refuses.
     """
     settings = GuidanceSettings(*map(float, astuple(settings)))  # a wire may bring whole numbers
-    check_finite(settings, "Subject Guider")
+    check_finite(settings, "Two-Strength Guider")
     for name in ("cfg", "second", "second_end"):
         if getattr(settings, name) < 0:
-            raise MismatchError(f"0 or more as '{name}' of Subject Guider", f"{getattr(settings, name):g}", "Look at the node that makes this number, or type one in.")
+            raise MismatchError(f"0 or more as '{name}' of Two-Strength Guider", f"{getattr(settings, name):g}", "Look at the node that makes this number, or type one in.")
     model = model.clone()
     PromptSwitch().attach(model)
     guider = METHODS[method](model, settings)

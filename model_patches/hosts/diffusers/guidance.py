@@ -17,7 +17,7 @@ SUBJECT_DIFFUSION, UMM = "subject_diffusion", "umm"
 
 @dataclass(frozen=True)
 class Guidance:
-    """Widgets of Subject Guider beside cfg. method: 'subject_diffusion' or 'umm'; second goes in a straight line to second_end between the percents, which are ComfyUI's."""
+    """Widgets of Two-Strength Guider beside cfg. method: 'subject_diffusion' or 'umm'; second goes in a straight line to second_end between the percents, which are ComfyUI's."""
 
     method: str
     second: float = 1.5
