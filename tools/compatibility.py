@@ -23,7 +23,7 @@ RECORDS, README = ROOT / "benchmarks" / "compatibility.json", ROOT / "README.md"
 FACTS = ("comfyui", "frontend", "python", "torch", "system", "device", "commit")  # in this order in a record
 HOST = FACTS[:-1]  # what makes two records two
 OUTCOMES = ("passed", "failed", "skipped")
-HEAD = ("ComfyUI", "front end that it pins", "Python, PyTorch", "on", "tests passed", "failed", "skipped", "run")
+HEAD = ("ComfyUI", "pinned front end", "Python, PyTorch", "on", "tests passed", "failed", "skipped", "run")
 Record = dict[str, Any]
 
 
