@@ -68,7 +68,7 @@ def read(path: Path) -> Record:
     told = {p.get("name"): p.get("value") for suite in suites for p in suite.iter("property")}
     lacking = [name for name in FACTS if name not in told]
     if lacking:
-        raise ResultError(f"{path}: expected to be told the host's {', '.join(lacking)}, found no such property. Run tests of tests/host with a ComfyUI.")
+        raise ResultError(f"{path}: expected the host's {', '.join(lacking)}, found no such property. Run tests of tests/host with a ComfyUI.")
     outcomes: dict[tuple[str, str], str] = {}
     for case in (case for suite in suites for case in suite.iter("testcase")):
         test = case.get("classname", ""), case.get("name", "")

@@ -20,7 +20,7 @@ CARD = "MODEL_CARD.md"
 WHAT = {  # training -> its files, what they are, what they were trained on
     "encoder": ((files.IMAGES,), "image encoder, CLIP vision in small", "references of training looks, and in colours of chance whose nearest palette pair is not held out"),
     "base": ((files.UNET, files.TEXTS), "UNet and text encoder, SD1.5 in small, v-prediction",
-             "drawings of all looks with captions that mention none, and the masks of who stands where (FastComposer's localization loss)"),
+             "drawings of all looks with captions that mention none, and the masks of the subjects (FastComposer's localization loss)"),
     "ip": ((files.ADAPTERS["ip"],), "IP-Adapter, 4 tokens", "on the frozen base: one reference of one subject in each picture, training looks"),
     "mip": ((files.ADAPTERS["mip"],), "MIP-Adapter, 4 tokens, with text_to_weight",
             "on the frozen base: the references of all subjects in each picture, merged by relevance, training looks"),
@@ -83,7 +83,7 @@ def _accuracies(checkpoints: Path, folder: Path, count: int) -> list[str]:
         parts.append(f"The image encoder, read out linearly on references of held-out looks: {read}.\n")
     if (folder / RECOGNISER).exists():
         read = _listed(recogniser.accuracy(load_recogniser(folder), count))
-        parts.append(f"The recogniser on new drawings of held-out looks: {read} (`pictures`: every subject found and nobody else).\n")
+        parts.append(f"The recogniser on new drawings of held-out looks: {read} (`pictures`: every subject found and no other).\n")
     return ["## Accuracy\n", *parts] if parts else []
 
 
