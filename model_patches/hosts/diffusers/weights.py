@@ -59,7 +59,7 @@ def exchanged(places: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Te
     for name, shape in shapes.items():
         here = list(places[name].shape) if name in places else "no such tensor"
         if here != shape:
-            raise MismatchError(f"{what} with '{name}' {shape}, which the adapter brings", f"{here}", TRAINED_ON)
+            raise MismatchError(f"{what} with '{name}' {shape}, which the adapter has", f"{here}", TRAINED_ON)
     before = {name: places[name].data for name in shapes} if strength else {}
     try:
         for name in before:
