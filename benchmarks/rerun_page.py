@@ -15,7 +15,7 @@ HEAD = """## Edit, run again
 
 Ten edits, one after another, in one server: a number is changed and set back, a node is taken out and put back. After each one the latent is compared with the one
 that a newly started server makes of the same prompt. Two nodes are stacked on one MODEL, as is usual for two subjects; the models are small and random, the
-machine's CPU computes the same bits each time. A difference means that the picture depends on what was run before it. What an edit itself changes is in the last column.
+machine's CPU computes the same bits each time. A difference means that the picture depends on earlier runs. The last column shows what the edit itself changes.
 """
 
 
@@ -45,8 +45,10 @@ def sentence(records: Records) -> str:
     alike = all(one["difference"] == 0 for kinds in records.values() for one in kinds.get(OURS, {}).values())
     older = len(records) - 1
     others = f", and on {older} older one{'s' if older > 1 else ''}" if alike and older else ""
-    return (f"Edit and run again: after ten edits in a running ComfyUI {newest}, **{ours} of 10** pictures of two Troupe nodes are bit for bit those of a fresh start{others}; "
-            f"of two stacked IPAdapter nodes, {theirs} of 10 are; {worse} of {len(records)} versions differ ([how, and the others](benchmarks/RESULTS.md#edit-run-again)).")
+    return (f"Edit and run again: after ten edits in a running ComfyUI {newest}, **{ours} of 10** pictures with two Troupe nodes are bit-identical "
+            f"to those of a fresh start{others}; "
+            f"with two stacked IPAdapter nodes, {theirs} of 10 are, and they differ on {worse} of {len(records)} versions "
+            "([how, and the others](benchmarks/RESULTS.md#edit-run-again)).")
 
 
 def written_into(readme: str, said: str) -> str:

@@ -19,7 +19,7 @@ EMPTY = (256, 512)  # pixels (h, w) of the picture where nothing was recorded
 def draw_maps(run: RecordedRun | None, size: tuple[int, int], picture: Image | None = None) -> torch.Tensor:
     """The maps of a run below each other, and beside each the same over `picture` [n, H, W, C] (the first, stretched to the size's proportions).
 
-    All maps have one scale: full colour is the largest value of any subject, dark is 0. A subject that rested has a dark row.
+    All maps have one scale: full colour is the largest value of any subject, dark is 0. A subject that was not active has a dark row.
     Arguments:
         size: (h, w) of the picture that was sampled, in any unit.
     Returns:
@@ -48,7 +48,7 @@ def _row(index: int, subject: SubjectMap, name: str, top: float, size: tuple[int
     if ground is not None:
         gap = torch.full((3, size[0], GAP), 255, dtype=torch.uint8)
         pictures += [gap, _bytes(torch.lerp(ground, colour, heat * COVER))]
-    label_on(pictures[0], (0, 0, size[1], size[0]), index, name if subject.values is not None else f"{name}: rested", [])
+    label_on(pictures[0], (0, 0, size[1], size[0]), index, name if subject.values is not None else f"{name}: not active", [])
     return torch.cat(pictures, 2)
 
 

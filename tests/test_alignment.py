@@ -115,8 +115,9 @@ def unlike_a_face():
 
 
 @pytest.mark.parametrize("points, complaint", [
-    (unlike_a_face(), "no position can be told"), (torch.full((5, 2), torch.inf), "no position can be told"),
-    (torch.ones(5, 2), "no position can be told"), (torch.full((5, 2), torch.nan), "no position can be told"), (torch.ones(4, 2), "five points"), (torch.ones(5, 3), "five points"),
+    (unlike_a_face(), "points that give no position"), (torch.full((5, 2), torch.inf), "points that give no position"),
+    (torch.ones(5, 2), "points that give no position"), (torch.full((5, 2), torch.nan), "points that give no position"),
+    (torch.ones(4, 2), "five points"), (torch.ones(5, 3), "five points"),
 ])
 def test_points_of_no_face_are_refused(points, complaint):
     with pytest.raises(SubjectError, match=complaint):

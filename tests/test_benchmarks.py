@@ -308,7 +308,7 @@ def test_a_share_of_the_least_is_shown_where_anything_is_added(low, part):
 @pytest.mark.parametrize("told", [True, False])
 def test_a_table_of_older_order_says_so(told):
     mine = table(relevance_2x4=(1.0, 1.0)) | ({"orders": "all"} if told else {})
-    assert ("text alone always stood between" in page.render([mine])) is not told
+    assert ("text alone was always timed between" in page.render([mine])) is not told
 
 
 # ---- edits and re-runs -------------------------------------------------------------------------------------------------------------------------

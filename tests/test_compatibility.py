@@ -71,7 +71,7 @@ def test_the_front_end_is_the_pinned_one(tmp_path):
 def test_a_host_that_does_not_say_what_it_is_is_refused(tmp_path):
     path = tmp_path / "results.xml"
     path.write_text("<testsuites><testsuite><properties><property name='comfyui' value='1.0'/></properties></testsuite></testsuites>")
-    with pytest.raises(compatibility.ResultError, match="expected to be told the host's frontend, python.*found no such property. Run"):
+    with pytest.raises(compatibility.ResultError, match="expected the host's frontend, python.*found no such property. Run"):
         compatibility.read(path)
     for content in ("<testsuites", None):
         path.write_text(content) if content else path.unlink()

@@ -42,7 +42,7 @@ def test_the_page_counts_and_says_where_relevance_loses():
     page = confusion_page.render(cells(uniform=60, add=180, relevance=150))
     assert "| relevance | 75 % [69, 80], 100 pictures | not measured | not measured |" in page
     assert "| relevance | 38 % [31, 44], 100 pictures | not measured | not measured |" in page.split("Exact:")[1]
-    assert "- mip, two classes: add 90 % [85, 93] against 75 % [69, 80] (beyond chance)" in page and "uniform 30 %" not in page.split("Where relevance does not win")[1]
+    assert "- mip, two classes: add 90 % [85, 93] against 75 % [69, 80] (beyond chance)" in page and "uniform 30 %" not in page.split("Where relevance is not best")[1]
     assert "the largest difference in a cell is 1.0 points." in page and "| relevance | 75 % | 25 % | 0 % | 0 % | 0 % |" in page
     assert "nowhere: in every counted cell" in confusion_page.render(cells(uniform=60, add=140, relevance=150))
 

@@ -23,7 +23,7 @@ RECORDS, README = ROOT / "benchmarks" / "compatibility.json", ROOT / "README.md"
 FACTS = ("comfyui", "frontend", "python", "torch", "system", "device", "commit")  # in this order in a record
 HOST = FACTS[:-1]  # what makes two records two
 OUTCOMES = ("passed", "failed", "skipped")
-HEAD = ("ComfyUI", "front end that it pins", "Python, PyTorch", "on", "tests passed", "failed", "skipped", "run")
+HEAD = ("ComfyUI", "pinned front end", "Python, PyTorch", "on", "tests passed", "failed", "skipped", "run")
 Record = dict[str, Any]
 
 
@@ -68,7 +68,7 @@ def read(path: Path) -> Record:
     told = {p.get("name"): p.get("value") for suite in suites for p in suite.iter("property")}
     lacking = [name for name in FACTS if name not in told]
     if lacking:
-        raise ResultError(f"{path}: expected to be told the host's {', '.join(lacking)}, found no such property. Run tests of tests/host with a ComfyUI.")
+        raise ResultError(f"{path}: expected the host's {', '.join(lacking)}, found no such property. Run tests of tests/host with a ComfyUI.")
     outcomes: dict[tuple[str, str], str] = {}
     for case in (case for suite in suites for case in suite.iter("testcase")):
         test = case.get("classname", ""), case.get("name", "")

@@ -25,7 +25,7 @@ def similarity(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     a, b = (x * u + y * v).sum() / size, (x * v - y * u).sum() / size  # of the complex factor a + ib
     alike = (a * a + b * b) * size / wanted  # 1 for an exact fit; near 0 no turn is better than any other
     if not bool(alike > ALIKE):  # nor if it is NaN
-        raise SubjectError("five different points of a face", "points from which no position can be told", "Use another photo, or give the crop of the face yourself.")
+        raise SubjectError("five different points of a face", "points that give no position", "Use another photo, or give the crop of the face yourself.")
     matrix = torch.stack((torch.stack((a, -b)), torch.stack((b, a))))
     return torch.cat((matrix, (to_mean - matrix @ from_mean).unsqueeze(-1)), -1)
 

@@ -41,7 +41,7 @@ def text_weights(texts: ClipTexts, weights: Weights, strength: float = 1.0, with
     known = {tower.stream: tower.model for tower in texts.towers}
     strangers = sorted(weights.text_lora.keys() - known) or (["the only one"] if weights.text and len(known) > 1 else [])
     if strangers:
-        raise MismatchError(f"text encoders '{', '.join(strangers)}', for which the adapter brings weights", f"{', '.join(known)}", TRAINED_ON)
+        raise MismatchError(f"text encoders '{', '.join(strangers)}', for which the adapter has weights", f"{', '.join(known)}", TRAINED_ON)
     with ExitStack() as stack:
         for stream, model in known.items():
             places = {name if name.startswith(PREFIX) else f"{PREFIX}{name}": parameter for name, parameter in model.named_parameters()}
@@ -59,7 +59,7 @@ def exchanged(places: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Te
     for name, shape in shapes.items():
         here = list(places[name].shape) if name in places else "no such tensor"
         if here != shape:
-            raise MismatchError(f"{what} with '{name}' {shape}, which the adapter brings", f"{here}", TRAINED_ON)
+            raise MismatchError(f"{what} with '{name}' {shape}, which the adapter has", f"{here}", TRAINED_ON)
     before = {name: places[name].data for name in shapes} if strength else {}
     try:
         for name in before:
