@@ -8,7 +8,12 @@ def summary(references: References) -> str:
     """Return who was encoded, with how many image and name tokens. '' for an empty cast, which has a warning of its own."""
     if not references.subjects:
         return ""
-    return f"{counted(len(references.subjects), 'subject')} encoded: {', '.join(map(_subject, references.subjects))}."
+    return f"Encoded {who(references)}."
+
+
+def who(references: References) -> str:
+    """Return the subjects with their numbers of tokens: "2 subjects: 'cat' (4 image tokens, 1 name token), ..."."""
+    return f"{counted(len(references.subjects), 'subject')}: {', '.join(map(_subject, references.subjects))}"
 
 
 def counted(number: int, noun: str) -> str:

@@ -7,9 +7,8 @@ from comfy_api.latest import io
 from ..model_patches.hosts.comfyui import adapters
 from ..model_patches.hosts.comfyui.apply import apply_image_attention
 from ..model_patches.hosts.comfyui.notice import Messages
-from ..model_patches.hosts.comfyui.quick import quick_references
+from ..model_patches.hosts.comfyui.quick import quick_references, with_relevance_shown
 from ..model_patches.settings import ImageAttentionSettings, mixing_for
-from ..model_patches.summary import summary
 from .graph import blocked_unless_wired, needed, warn_about_missing_names, warn_about_wires_past
 from .types import CATEGORY, ReferencesType, found_by
 
@@ -50,6 +49,9 @@ class QuickSubjects(io.ComfyNode):
                     "auto: the file in models/clip_vision that fits the adapter, recognised by its contents, under any name. "
                     "The name of a published encoder also finds that encoder under any name."
                 )),
+                io.Boolean.Input("show_relevance", default=True, optional=True, tooltip=(
+                    "Shows on this node, after each run, which part of the picture each subject affected."
+                )),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="model"),
@@ -71,7 +73,7 @@ class QuickSubjects(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, adapter_name: str, weight: float, positive: Any = None, negative: Any = None, clip: Any = None, image_1: Any = None, name_1: str = "",
                 image_2: Any = None, name_2: str = "", image_3: Any = None, name_3: str = "", image_4: Any = None, name_4: str = "", clip_vision: Any = None,
-                clip_vision_name: str = adapters.AUTO) -> io.NodeOutput:
+                clip_vision_name: str = adapters.AUTO, show_relevance: bool = True) -> io.NodeOutput:
         clip = needed(clip, "Quick Subjects", "clip", "the checkpoint")
         image_1 = needed(image_1, "Quick Subjects", "image_1", "Load Image")
         messages = Messages()
@@ -80,6 +82,7 @@ class QuickSubjects(io.ComfyNode):
         warn_about_missing_names(references, cls.hidden, ("positive",), messages.warn)
         warn_about_wires_past("Quick Subjects", cls.hidden, messages.warn)
         settings = ImageAttentionSettings(weight, mixing_for(references, "auto"))
-        messages.done(summary(references))
         wired = apply_image_attention(model, references, settings, positive, negative, node_id=cls.hidden.unique_id)
+        if show_relevance and weight:
+            wired = (with_relevance_shown(wired[0], cls.hidden.unique_id), *wired[1:])
         return io.NodeOutput(*blocked_unless_wired("Quick Subjects", *wired)[:3], references, ui=messages.ui())

@@ -43,7 +43,7 @@ WIDGETS = {
     "TroupeApplyImageAttention": ["weight", "merge", "start_percent", "end_percent", "box_strength", "box_end_percent", "box_feather", "sharpness", "background",
                                    "in_crops"],
     "TroupeApplyGated": ["strength", "end_percent", "decay_percent", "use_bbox", "in_crops"],
-    "TroupeQuickSubjects": ["adapter_name", "weight", "name_1", "name_2", "name_3", "name_4", "clip_vision_name"],
+    "TroupeQuickSubjects": ["adapter_name", "weight", "name_1", "name_2", "name_3", "name_4", "clip_vision_name", "show_relevance"],
     "TroupeApplyWeights": ["strength_model", "strength_clip"],
     "TroupeFaces": ["pick"],
     "TroupeEncodePrompt": ["text", "fuse_start_percent", "fuse_start_step", "quirks"],

@@ -6,10 +6,11 @@ import { namesOf } from "./names.js";
 
 const UI = "troupe_messages"; // see model_patches/hosts/comfyui/notice.py
 const EVENT = "troupe.message";
+const PICTURE = "troupe.picture";
 const LOOK = 500; // milliseconds between two looks at the names
 const STORE = "troupe.messages"; // in the tab's session storage: messages survive a reload of the page
 const MOST = 100; // nodes whose messages are stored
-const NOTHING = { warnings: [], done: [], run: [], error: "" };
+const NOTHING = { warnings: [], done: [], run: [], error: "", picture: null };
 
 const shown = new Map(); // widgets' panels by node
 
@@ -67,7 +68,9 @@ class Panel {
     this.root.className = "troupe-messages";
     this.root.setAttribute("role", "status");
     this.list = document.createElement("ul");
-    this.root.append(this.list);
+    this.picture = document.createElement("img");
+    this.picture.addEventListener("load", () => this.fit());
+    this.root.append(this.list, this.picture);
     this.widget = node.addDOMWidget("messages", "troupe_messages", this.root, {
       getValue: () => "", setValue: () => {}, getMinHeight: () => this.height, getMaxHeight: () => this.height, hideOnZoom: true, serialize: false,
     });
@@ -81,7 +84,8 @@ class Panel {
     const { node } = this;
     if (!node.graph) return;
     const lines = [...namesOf(node, app.rootGraph ?? app.graph?.rootGraph ?? app.graph).map(lineOf), ...linesOf(messagesOf(node))];
-    const seen = JSON.stringify(lines);
+    const { picture } = messagesOf(node);
+    const seen = JSON.stringify([lines, picture]);
     if (seen === this.seen) return;
     this.seen = seen;
     this.list.replaceChildren(...lines.map(({ kind, text }) => {
@@ -90,7 +94,10 @@ class Panel {
       line.textContent = text;
       return line;
     }));
-    this.show(lines.length > 0);
+    this.picture.hidden = !picture;
+    if (picture) this.picture.src = api.apiURL(`/view?${new URLSearchParams(picture)}`);
+    this.picture.alt = "Which part of the picture each subject affected";
+    this.show(lines.length > 0 || Boolean(picture));
     this.fit();
   }
 
@@ -103,8 +110,8 @@ class Panel {
 
   /** The node is as much taller as its messages are. */
   fit() {
-    const count = this.list.childElementCount;
-    const inside = this.list.offsetHeight;
+    const count = this.list.childElementCount + !this.picture.hidden;
+    const inside = this.list.offsetHeight + this.picture.offsetHeight;
     if (count && !inside) return; // not on the screen yet
     const height = count ? Math.ceil(inside) + 2 * (this.widget.margin ?? 10) : 0; // the canvas leaves a margin around elements
     if (height === this.height) return;
@@ -163,6 +170,11 @@ api.addEventListener(EVENT, ({ detail }) => {
   if (!ours(node)) return;
   const before = messagesOf(node);
   keep(node, { ...before, run: [...(detail.first ? [] : before.run), { warning: detail.warning, text: detail.text }] });
+});
+
+api.addEventListener(PICTURE, ({ detail }) => {
+  const node = nodeOf(detail.node);
+  if (ours(node)) keep(node, { ...messagesOf(node), picture: detail.picture });
 });
 
 api.addEventListener("execution_error", ({ detail }) => {

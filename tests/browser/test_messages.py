@@ -122,3 +122,22 @@ def test_quick_subjects_has_a_tick_for_each_photo(page):
                 (3, "CLIPTextEncode", {"text": "a cat in the rain"}, (-600, 500))],
                [(1, 0, 2, "image_1"), (1, 0, 2, "image_2"), (3, 0, 2, "positive")])
     assert [kind for kind, _ in lines(page, 2)] == ["tick", "missing"], "a name without a photo is nobody"
+
+
+def test_quick_subjects_shows_the_maps(page):
+    page.build(
+        [(1, "TroupeRehearsal", {}, (-900, 0)), (2, "CLIPTextEncode", {"text": "a cat and a robot on grass"}, (-500, 0)), (3, "CLIPTextEncode", {"text": ""}, (-500, 300)),
+         (4, "TroupeQuickSubjects", {"adapter_name": "rehearsal/rehearsal_mip_adapter.safetensors", "name_1": "cat", "name_2": "robot"}, (0, 0)),
+         (5, "EmptyLatentImage", {"width": 128, "height": 128}, (0, 900)),
+         (6, "KSampler", {"steps": 2}, (500, 0)), (7, "VAEDecode", {}, (900, 0)), (8, "PreviewImage", {}, (1200, 0))],
+        [(1, 0, 4, "model"), (1, 1, 2, "clip"), (1, 1, 3, "clip"), (1, 1, 4, "clip"), (1, 5, 4, "image_1"), (1, 6, 4, "image_2"), (2, 0, 4, "positive"), (3, 0, 4, "negative"),
+         (4, 0, 6, "model"), (4, 1, 6, "positive"), (4, 2, 6, "negative"), (5, 0, 6, "latent_image"), (6, 0, 7, "samples"), (1, 2, 7, "vae"), (7, 0, 8, "images")])
+    page.queue()
+    page.evaluate(CLOSE, 4)
+    assert [kind for kind, _ in lines(page, 4)][:2] == ["tick", "tick"]
+    shown = page.evaluate("""(id) => {
+      const widget = window.graphNode(id).widgets.find((w) => w.type === "troupe_messages"), img = widget.element.querySelector("img");
+      return [img.naturalWidth, img.naturalHeight, img.getBoundingClientRect().bottom <= widget.element.getBoundingClientRect().bottom + 1, img.hidden];
+    }""", 4)
+    assert shown == [512, 512 * 2 + 4, True, False]
+    page.page.screenshot(path="/tmp/quick.png")

@@ -207,7 +207,7 @@ def test_a_proper_graph_runs_in_silence(studio):
     assert studio.run(graph()) is None
     assert [s.name for s in Keep.got[0].subjects] == ["cat", "dog"] and Keep.got[0].named
     messages = studio.messages("encode")
-    assert messages["warnings"] == [] and messages["done"] == ["2 subjects encoded: 'cat' (4 image tokens, 1 name token), 'dog' (4 image tokens, 1 name token)."]
+    assert messages["warnings"] == [] and messages["done"] == ["Encoded 2 subjects: 'cat' (4 image tokens, 1 name token), 'dog' (4 image tokens, 1 name token)."]
 
 
 def test_a_second_run_encodes_nothing_again(studio):

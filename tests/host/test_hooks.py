@@ -391,7 +391,7 @@ def test_one_info_line_a_run_says_what_happened(caplog):
     with caplog.at_level(logging.INFO, "troupe"):
         ksample(*model, steps=3)
     lines = [r.message for r in caplog.records if "2 subjects:" in r.message]
-    assert len(lines) == 1 and "'subject 0' (1 name token), 'subject 1' (2 name tokens)" in lines[0] and "7 layers" in lines[0] and "MB" in lines[0]
+    assert len(lines) == 1 and "'subject 0' (4 image tokens, 1 name token), 'subject 1' (4 image tokens, 2 name tokens)" in lines[0] and "7 layers" in lines[0] and "MB" in lines[0]
 
 
 def test_conditioning_that_never_reaches_the_sampler_warns(caplog):

@@ -290,6 +290,38 @@ def test_quick_subjects(models, wired):
     assert torch.equal(picture, host_picture(models, "auto", references_of(models)))
 
 
+@pytest.mark.parametrize("watched", [True, False])
+def test_quick_subjects_shows_the_maps_after_every_run(models, watched, monkeypatch):
+    """With a browser; the picture is what it is without them."""
+    import folder_paths
+    import server
+    from parts import run
+    from PIL import Image
+    from studio import Server
+    from troupe.model_patches.hosts.comfyui import quick
+    from troupe.nodes.quick_subjects import QuickSubjects
+    from troupe.rehearsal import files
+
+    stand_in = Server()
+    stand_in.client_id = "a browser" if watched else None
+    monkeypatch.setattr(server.PromptServer, "instance", stand_in, raising=False)
+    model, clip, _, _, _, first, second, _ = models
+    positive, negative = prompts(clip)
+    made = run(QuickSubjects, model=model, clip=clip, adapter_name=f"rehearsal/{files.ADAPTERS['mip']}", weight=1.0, image_1=first, name_1="cat", image_2=second,
+               name_2="robot", positive=positive, negative=negative, show_relevance=False)
+    plain = ksample(*made[:3])["samples"]
+    shown = (quick.with_relevance_shown(made[0], "7"), *made[1:3])
+    for _ in range(2):
+        assert torch.equal(ksample(*shown)["samples"], plain)
+    pictures = [data for event, data in stand_in.events if event == "troupe.picture"]
+    assert [data["node"] for data in pictures] == ["7", "7"] * watched
+    for data in pictures:
+        with Image.open(f"{folder_paths.get_temp_directory()}/{data['picture']['subfolder']}/{data['picture']['filename']}") as picture:
+            assert picture.width == 512 and len(picture.getcolors(1 << 20)) > 50, "two maps below each other"
+    assert len({data["picture"]["filename"] for data in pictures}) == 2 * watched
+
+
+
 def test_the_adapter_of_another_base_model_is_refused(models):
     """And ours on another base model."""
     import stage

@@ -133,7 +133,7 @@ def test_a_rehearsal_runs_on_a_fresh_host(name, server, info, spoken):
     saved = server.run(convert(shipped(name), info))
     samplers = len(Graph(shipped(name)).of_type("KSampler"))
     assert [Image.open(path).size for path in saved] == [(512, 512)] * (name == REHEARSALS[0])
-    assert sum("2 subjects: 'cat' (1 name token), 'robot' (1 name token)" in line and "7 layers" in line for line in spoken) == samplers
+    assert sum("2 subjects: 'cat' (4 image tokens, 1 name token), 'robot' (4 image tokens, 1 name token)" in line and "7 layers" in line for line in spoken) == samplers
     assert not [line for line in spoken if "is not in your prompt" in line]
 
 

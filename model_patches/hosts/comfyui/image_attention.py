@@ -13,7 +13,7 @@ from ...binding import limited, limits_on_grid, with_masks_for
 from ...layer_tokens import COND, Projected, image_columns, layer_tokens, name_segments, project_images, project_names
 from ...settings import ImageAttentionSettings
 from ...subjects import References, ReferenceSubject, called
-from ...summary import counted
+from ...summary import counted, who
 from .attention_patch import Options, Part, install
 from .blocks import Block, grids_of, own_attentions, text_keys, text_values
 from .clock import FULL, sigma_range
@@ -170,10 +170,9 @@ class ImageAttention(Hook):
 
     def _report(self, run: Run, images: Sequence[Any], names: Sequence[torch.Tensor] | None) -> None:
         adapter, merge = self.references.adapter, self.settings.mixing.merge
-        who = ", ".join(f"'{s.name}'" + (f" ({counted(len(s.name_tokens), 'name token')})" if s.name_tokens is not None else "") for s in self.references.subjects)
         kept = sum(t.nbytes for p in images for t in (p.keys, p.values)) + sum(t.nbytes for t in names or ())
         cost = f"keys and values {kept / 2**20:.1f} MB in {run.seconds * 1000:.0f} ms, once for the run"
-        run.say(f"{counted(len(self.references.subjects), 'subject')}: {who}; merge {merge}, {len(self.blocks)} layers of {adapter.spec.file}, {cost}.")
+        run.say(f"{who(self.references)}; merge {merge}, {len(self.blocks)} layers of {adapter.spec.file}, {cost}.")
         if not self.negative_wired:
             run.say("'negative' of Apply Image Attention is not connected: the negative prompt gets the adapter's empty tokens, as in the published code.")
 

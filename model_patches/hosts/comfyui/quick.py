@@ -10,9 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
+
+from ...map_pictures import draw_maps
 from ...subjects import Cast, References, make_subject
 from .adapters import AUTO, HostAdapter, fingerprint, load_adapter
 from .apply import encode_references
+from .notice import is_watched, show
+from .record import Record, record_relevance
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,3 +56,12 @@ def quick_references(clip: Any, adapter_name: str, subjects: Sequence[tuple[Any,
 def _same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
     """Whether two inputs are the same objects (pictures, encoders) and equal texts."""
     return len(before) == len(now) and all(a is b or (isinstance(a, str) and a == b) for a, b in zip(before, now, strict=True))
+
+
+def with_relevance_shown(model: Any, node_id: str | None) -> Any:
+    """A clone of the MODEL that shows the relevance maps on a node after every run, if a browser waits for them."""
+    def finished(record: Record, latent: torch.Tensor) -> None:
+        if is_watched(node_id):
+            show(node_id, draw_maps(record.run, tuple(latent.shape[-2:])))
+
+    return record_relevance(model, "all", finished)[0]

@@ -26,6 +26,9 @@ TOO_MANY = "Some layers were not recorded: the prompt has too many areas, or are
 NO_BLOCKS = "Set 'blocks' of Record Relevance to all: this MODEL has no {} blocks at this size."
 
 
+Finished = Callable[["Record", torch.Tensor], None]
+
+
 class Record:
     """What Record Relevance hands on: the maps of its MODEL's last finished run. Emptied when a run begins; of several, the last begun wins."""
 
@@ -61,10 +64,10 @@ class Record:
 
 
 class Recorder:
-    """Record Relevance's wrapper on a MODEL."""
+    """Record Relevance's wrapper on a MODEL. finished: called with the record and the latent after every run that ends."""
 
-    def __init__(self, record: Record, blocks: str):
-        self.id, self.record, self.blocks = uuid4().hex, record, blocks
+    def __init__(self, record: Record, blocks: str, finished: Finished | None = None):
+        self.id, self.record, self.blocks, self.finished = uuid4().hex, record, blocks, finished
 
     def attach(self, model: Any) -> None:
         """Put the wrapper on a clone of the MODEL."""
@@ -80,6 +83,8 @@ class Recorder:
             self.record.finish(recording, found)
         finally:
             self.record.abandon(recording)
+        if self.finished is not None:
+            self.finished(self.record, found)
         return found
 
 
@@ -179,8 +184,8 @@ def observer(tallies: Sequence[Tally], chunks: Sequence[Chunk], acting: torch.Te
     return observe if asked else None
 
 
-def record_relevance(model: Any, blocks: str) -> tuple[Any, Record]:
-    """A clone of the MODEL that fills the Record whenever it samples."""
+def record_relevance(model: Any, blocks: str, finished: Finished | None = None) -> tuple[Any, Record]:
+    """A clone of the MODEL that fills the Record whenever it samples, and then calls `finished`."""
     record, patched = Record(), model.clone()
-    Recorder(record, blocks).attach(patched)
+    Recorder(record, blocks, finished).attach(patched)
     return patched, record
