@@ -1,4 +1,5 @@
 """tools/lay_out.py without a browser: nodes stacked by given heights."""
+import re
 import sys
 
 import pytest
@@ -7,7 +8,7 @@ from graph import ROOT
 sys.path.append(str(ROOT / "tools"))
 
 from graph import RunError  # noqa: E402
-from lay_out import restack  # noqa: E402
+from lay_out import TALKING, restack  # noqa: E402
 
 
 def node(id_, x, y, w=300, h=100):
@@ -43,3 +44,8 @@ def test_a_node_outside_of_the_groups_is_named(workflow):
     workflow["nodes"][3]["pos"] = [2000, 60]
     with pytest.raises(RunError, match="found node 4 outside"):
         restack(workflow, {})
+
+
+def test_room_is_left_for_the_messages_of_every_node_that_has_some():
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "nodes").glob("*.py")]
+    assert sorted(re.search(r'node_id="(\w+)"', source)[1] for source in sources if "messages.ui()" in source) == list(TALKING)

@@ -1,0 +1,88 @@
+"""The subgraph blueprints as files: whole inside, with our nodes as they are, and a graph that tools/run.py can read."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from graph import ROOT, Graph
+
+sys.path.append(str(ROOT / "tools"))
+
+from any_workflow import flatten  # noqa: E402
+from test_workflows import CHECKPOINTS, OUTPUTS, SOCKETS, WIDGETS  # noqa: E402
+from troupe.model_patches.checkpoints.catalogue import published  # noqa: E402
+
+FILES = sorted((ROOT / "subgraphs").iterdir())
+OUTSIDE = {"inputNode": -10, "outputNode": -20}
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def blueprint(request) -> dict:
+    """One blueprint: a workflow of one subgraph node."""
+    return json.loads(request.param.read_text(encoding="utf-8"))
+
+
+def test_there_are_two():
+    assert [path.name for path in FILES] == ["Troupe Subjects in Boxes.json", "Troupe Two Subjects.json"]
+
+
+def test_one_node_shows_the_subgraph_s_sockets(blueprint):
+    [node], [inside] = blueprint["nodes"], blueprint["definitions"]["subgraphs"]
+    assert node["type"] == inside["id"] and node["title"] == inside["name"] and inside["description"]
+    for side in ("inputs", "outputs"):
+        assert [(slot["name"], slot["type"]) for slot in node[side]] == [(slot["name"], slot["type"]) for slot in inside[side]]
+    assert not blueprint["links"] and all(slot["link"] is None for slot in node["inputs"])
+
+
+def test_every_link_is_known_at_both_ends(blueprint):
+    [inside] = blueprint["definitions"]["subgraphs"]
+    nodes = {node["id"]: node for node in inside["nodes"]}
+    assert {key: inside[key]["id"] for key in OUTSIDE} == OUTSIDE
+    for link in inside["links"]:
+        if link["origin_id"] == -10:
+            assert link["id"] in inside["inputs"][link["origin_slot"]]["linkIds"] and inside["inputs"][link["origin_slot"]]["type"] == link["type"]
+        else:
+            output = nodes[link["origin_id"]]["outputs"][link["origin_slot"]]
+            assert link["id"] in output["links"] and output["type"] == link["type"]
+        if link["target_id"] == -20:
+            assert link["id"] in inside["outputs"][link["target_slot"]]["linkIds"]
+        else:
+            assert nodes[link["target_id"]]["inputs"][link["target_slot"]]["link"] == link["id"]
+    ids = {link["id"] for link in inside["links"]}
+    used = {slot["link"] for node in nodes.values() for slot in node["inputs"]} - {None}
+    used |= {id_ for node in nodes.values() for slot in node["outputs"] for id_ in slot["links"] or ()}
+    used |= {id_ for side in ("inputs", "outputs") for slot in inside[side] for id_ in slot["linkIds"]}
+    assert used == ids and max(ids) == inside["state"]["lastLinkId"] and max(nodes) == inside["state"]["lastNodeId"]
+
+
+def test_nodes_inside_are_the_contract_s(blueprint):
+    [inside] = blueprint["definitions"]["subgraphs"]
+    for node in inside["nodes"]:
+        assert [slot["widget"]["name"] for slot in node["inputs"] if "widget" in slot] == WIDGETS[node["type"]]
+        assert len(node["widgets_values"]) == len(WIDGETS[node["type"]])
+        if node["type"] in SOCKETS:
+            assert [slot["name"] for slot in node["inputs"] if "widget" not in slot] == SOCKETS[node["type"]] and len(node["outputs"]) == OUTPUTS[node["type"]]
+        for model in node["properties"].get("models", ()):
+            assert (published(model["name"]).link if model["name"] not in CHECKPOINTS else CHECKPOINTS[model["name"]]) == model["url"]
+    promoted = blueprint["nodes"][0]["properties"]["proxyWidgets"]
+    by_id = {str(node["id"]): node for node in inside["nodes"]}
+    wired = {(id_, slot["name"]) for id_, node in by_id.items() for slot in node["inputs"] if slot["link"] is not None}
+    assert all(name in WIDGETS[by_id[id_]["type"]] and (id_, name) not in wired for id_, name in promoted)
+    assert [by_id[id_]["title"][:9] for id_, name in promoted if name == "name"] == ["Subject 1", "Subject 2"]
+
+
+def test_the_tools_lay_it_open(blueprint):
+    graph = Graph(flatten(blueprint))
+    [apply] = graph.of_type("TroupeApplyImageAttention")
+    encode = graph.source(apply, "references")[0]
+    assert graph.source(encode, "adapter")[0].type == "TroupeLoadAdapter"
+    boxed = graph.source(encode, "cast")[0].type == "TroupePlaceSubjects"
+    assert boxed == ("boxes" in blueprint["nodes"][0]["title"])
+
+
+def test_the_registry_gets_them():
+    """What is published is what git has; nothing keeps the folder out."""
+    told = subprocess.run(["git", "check-ignore", *map(str, FILES), *map(str, (ROOT / "samples").iterdir())], cwd=ROOT, capture_output=True, text=True)  # noqa: S607
+    assert told.stdout == "" and not (ROOT / ".comfyignore").exists()
