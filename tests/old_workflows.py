@@ -25,6 +25,15 @@ SOCKETS = {  # class -> sockets in order (name, type), widgets in order, outputs
         ("weight", "weight_type", "combine_embeds", "start_at", "end_at", "embeds_scaling"), ("MODEL",)),
     "IPAdapterApply": ((("ipadapter", "IPADAPTER"), ("clip_vision", "CLIP_VISION"), ("image", "IMAGE"), ("model", "MODEL"), ("attn_mask", "MASK")),
                        ("weight", "noise", "weight_type", "start_at", "end_at", "unfold_batch"), ("MODEL",)),
+    "IPAdapterFromParams": (
+        (("model", "MODEL"), ("ipadapter", "IPADAPTER"), ("ipadapter_params", "IPADAPTER_PARAMS"), ("image_negative", "IMAGE"), ("clip_vision", "CLIP_VISION")),
+        ("combine_embeds", "embeds_scaling"), ("MODEL",)),
+    "IPAdapterCombineParams": (tuple((f"params_{n}", "IPADAPTER_PARAMS") for n in range(1, 6)), (), ("IPADAPTER_PARAMS",)),
+    "IPAdapterRegionalConditioning": (
+        (("image", "IMAGE"), ("mask", "MASK"), ("positive", "CONDITIONING"), ("negative", "CONDITIONING")),
+        ("image_weight", "prompt_weight", "weight_type", "start_at", "end_at"), ("IPADAPTER_PARAMS", "CONDITIONING", "CONDITIONING")),
+    "ConditioningCombine": ((("conditioning_1", "CONDITIONING"), ("conditioning_2", "CONDITIONING")), (), ("CONDITIONING",)),
+    "SolidMask": ((), ("value", "width", "height"), ("MASK",)),
     "IPAdapterTiled": ((("model", "MODEL"), ("ipadapter", "IPADAPTER"), ("image", "IMAGE"), ("attn_mask", "MASK")), ("weight", "weight_type"), ("MODEL", "IMAGE", "MASK")),
 }
 ADVANCED = [1.0, "linear", "concat", 0.0, 1.0, "V only"]
@@ -114,6 +123,41 @@ def stacked_before_2024(*values: Any) -> dict:
         photo = made.node("LoadImage", f"{name}.png", "image")
         model = (made.node("IPAdapterApply", *said, ipadapter=(loader, 0), clip_vision=(vision, 0), image=(photo, 0), model=model), 0)
     return made.sampled(checkpoint, model)
+
+
+class Regional(OldWorkflow):
+    """Three regions as parameters for one node: a knight and an owl with prompts of their own, and a photo without any. Ids by name in `ids`."""
+
+    def __init__(self, named: bool = True):
+        super().__init__(named)
+        ids = self.ids = {"checkpoint": self.node("CheckpointLoaderSimple", "v1-5-pruned-emaonly-fp16.safetensors")}
+        ids["loader"] = self.node("IPAdapterUnifiedLoader", PLUS, model=(ids["checkpoint"], 0))
+        prompts = {name: self.node("CLIPTextEncode", text, clip=(ids["checkpoint"], 1)) for name, text in (
+            ("knight", "drawing of an old knight with a blue banner"), ("not knight", "rust"), ("owl", "a painting of a (white owl:1.2), forest"))}
+        for number, (name, weight, prompt_weight) in enumerate((("knight", 0.8, 1.5), ("owl", 0.4, 1.0), ("moss", 0.6, 1.0))):
+            photo, mask = self.node("LoadImage", f"photo_{number}.png", "image"), self.node("SolidMask", 1.0, 512, 512)
+            wires = {"positive": (prompts[name], 0)} if name in prompts else {}
+            wires |= {"negative": (prompts[f"not {name}"], 0)} if f"not {name}" in prompts else {}
+            ids[name] = self.node("IPAdapterRegionalConditioning", weight, prompt_weight, "linear", 0.1 * number, 1.0, image=(photo, 0), mask=(mask, 0), **wires)
+            ids[f"{name}'s photo"], ids[f"{name}'s mask"] = photo, mask
+        ids["combined"] = self.node("IPAdapterCombineParams", **{f"params_{n}": (ids[name], 0) for n, name in enumerate(("knight", "owl", "moss"), 1)})
+        ids["applied"] = self.node(
+            "IPAdapterFromParams", "concat", "V only", model=(ids["loader"], 0), ipadapter=(ids["loader"], 1), ipadapter_params=(ids["combined"], 0))
+        self.sampled(ids["checkpoint"], (ids["applied"], 0))
+        sampler = next(raw["id"] for raw in self.saved["nodes"] if raw["type"] == "KSampler")
+        for name, slot, own in (("positive", 1, ("knight", "owl")), ("negative", 2, ("knight",))):
+            for region in own:
+                self.add_prompt(sampler, name, (ids[region], slot))
+        ids["sampler"] = sampler
+
+    def add_prompt(self, sampler: int, name: str, prompt: tuple[int, int]) -> None:
+        """Combine one more prompt into a sampler's input."""
+        slot = next(slot for slot in self.raw(sampler)["inputs"] if slot["name"] == name)
+        link = next(link for link in self.saved["links"] if link[0] == slot["link"])
+        self.saved["links"].remove(link)
+        self.raw(link[1])["outputs"][link[2]]["links"] = None
+        joined = self.node("ConditioningCombine", conditioning_1=(link[1], link[2]), conditioning_2=prompt)
+        self.wire((joined, 0), sampler, name)
 
 
 def with_subgraph() -> dict:

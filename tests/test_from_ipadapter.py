@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from graph import ROOT
@@ -13,15 +15,16 @@ sys.path.append(str(ROOT / "tools"))
 
 import check as check_tool  # noqa: E402
 from findings import broken_links  # noqa: E402
-from from_ipadapter import from_ipadapter  # noqa: E402
+from from_ipadapter import TITLE, from_ipadapter  # noqa: E402
 from graph import Graph, Node, RunError  # noqa: E402
-from old_workflows import ADVANCED, PLUS, OldWorkflow, stacked_before_2024, stacked_by_files, stacked_by_preset  # noqa: E402
+from guess_names import guess_names  # noqa: E402
+from old_workflows import ADVANCED, PLUS, OldWorkflow, Regional, stacked_before_2024, stacked_by_files, stacked_by_preset  # noqa: E402
 from troupe.model_patches.checkpoints.catalogue import published  # noqa: E402
 
 CONTRACT = json.loads((ROOT / "tests" / "golden" / "node_contract.json").read_text())["nodes"]
 ADD, APPLY, ENCODE, LOAD = "TroupeAddSubject", "TroupeApplyImageAttention", "TroupeEncodeSubjects", "TroupeLoadAdapter"
 SKETCHES = {"preset": stacked_by_preset(), "preset, as saved in 2024": stacked_by_preset(named=False), "files": stacked_by_files(),
-            "first version": stacked_before_2024()}
+            "first version": stacked_before_2024(), "regions": Regional().saved, "regions, as saved in 2024": Regional(named=False).saved}
 
 
 def kinds(workflow: dict) -> Counter:
@@ -93,7 +96,8 @@ def test_everything_else_stays_as_it_is(name):
     nodes = {raw["id"]: raw for raw in new["nodes"]}
     gone = {raw["id"] for raw in before["nodes"]} - set(nodes)
     assert {raw["type"] for raw in before["nodes"] if raw["id"] in gone} <= {
-        "IPAdapter", "IPAdapterAdvanced", "IPAdapterApply", "IPAdapterUnifiedLoader", "IPAdapterModelLoader", "CLIPVisionLoader", "PrepImageForClipVision", "Reroute"}
+        "IPAdapter", "IPAdapterAdvanced", "IPAdapterApply", "IPAdapterUnifiedLoader", "IPAdapterModelLoader", "CLIPVisionLoader", "PrepImageForClipVision", "Reroute",
+        "IPAdapterFromParams", "IPAdapterCombineParams", "IPAdapterRegionalConditioning"}
     for raw in (raw for raw in before["nodes"] if raw["id"] not in gone):
         assert _without_links(nodes[raw["id"]]) == _without_links(raw)
     assert new["groups"][:len(before["groups"])] == before["groups"] and len(new["groups"]) == len(before["groups"]) + 1
@@ -112,8 +116,8 @@ def test_a_stack_becomes_one_cast(named):
     assert [kinds(new)[kind] for kind in (LOAD, ADD, ENCODE, APPLY)] == [1, 2, 1, 1]
     [load], [woman, dog], [encode], [apply] = (of(new, kind) for kind in (LOAD, ADD, ENCODE, APPLY))
     assert widgets(load) == {"adapter_name": "ip-adapter-plus_sdxl_vit-h.safetensors", "clip_vision_name": "auto"}
-    assert widgets(woman) == {"name": "", "weight": 1.0, "start_percent": 0.0, "end_percent": 1.0}
-    assert widgets(dog) == {"name": "", "weight": 0.5, "start_percent": 0.1, "end_percent": 0.75}
+    assert widgets(woman) == {"name": "woman", "weight": 1.0, "start_percent": 0.0, "end_percent": 1.0}
+    assert widgets(dog) == {"name": "dog", "weight": 0.5, "start_percent": 0.1, "end_percent": 0.75}
     assert widgets(encode) == {"framing": "center"}
     assert {name: widgets(apply)[name] for name in ("weight", "merge", "start_percent", "end_percent", "background")} == {
         "weight": 0.8, "merge": "add", "start_percent": 0.0, "end_percent": 1.0, "background": 1.0}
@@ -123,11 +127,12 @@ def test_a_stack_becomes_one_cast(named):
     assert graph.source(dog, "image")[0].raw["widgets_values"][0] == "dog.png" and graph.source(dog, "region")[0].raw["widgets_values"][0] == "mask.png"
     assert feeds(new, woman, "region") is None and feeds(new, woman, "cast") is None
     assert graph.source(dog, "cast")[0].id == woman.id and graph.source(encode, "cast")[0].id == dog.id
-    assert (feeds(new, encode, "adapter"), feeds(new, encode, "clip")) == ((LOAD, 0), None)
+    assert (feeds(new, encode, "adapter"), feeds(new, encode, "clip")) == ((LOAD, 0), ("CheckpointLoaderSimple", 1))
     assert (feeds(new, apply, "model"), feeds(new, apply, "references")) == (("CheckpointLoaderSimple", 0), (ENCODE, 0))
     assert [feeds(new, sampler, "model") for sampler in of(new, "KSampler")] == [(APPLY, 0)]
     notes = [note.raw["widgets_values"][0] for note in of(new, "Note")]
-    assert notes[0] == "my own note" and "wire the checkpoint's CLIP" in notes[1] and "to relevance" in notes[1]
+    assert notes[0] == "my own note" and "2. Set 'merge' of Apply Image Attention to relevance." in notes[1]
+    assert "Wire the checkpoint's CLIP" not in notes[1] and "- woman: from its file name" in notes[1]
 
 
 def test_the_product_of_the_weights_is_the_old_weight():
@@ -271,6 +276,193 @@ def test_a_prepared_photo(crops, framing, kept):
     assert not broken_links(result.workflow)
 
 
+# ---- regions -----------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("named", [True, False], ids=["as saved now", "as saved in 2024"])
+def test_regions_become_one_cast_with_masks_and_weights(named):
+    made = Regional(named)
+    result = from_ipadapter(made.saved)
+    new = result.workflow
+    assert result.carried == 3 and not [kind for kind in kinds(new) if kind.startswith("IPAdapter")] and not broken_links(new)
+    assert [kinds(new)[kind] for kind in (LOAD, ADD, ENCODE, APPLY)] == [1, 3, 1, 1]
+    subjects, [encode], [apply], [load] = of(new, ADD), of(new, ENCODE), of(new, APPLY), of(new, LOAD)
+    graph = Graph(new)
+    for subject, name, weight, start in zip(subjects, ("knight", "owl", "moss"), (0.8, 0.4, 0.6), (0.0, 0.1, 0.2), strict=True):
+        assert graph.source(subject, "image")[0].id == made.ids[f"{name}'s photo"]
+        assert graph.source(subject, "region")[0].id == made.ids[f"{name}'s mask"]
+        assert widgets(apply)["weight"] * widgets(subject)["weight"] == pytest.approx(weight)
+        assert widgets(subject)["start_percent"] == pytest.approx(start)
+    assert [graph.source(subject, "cast") and graph.source(subject, "cast")[0].id for subject in subjects] == [None, subjects[0].id, subjects[1].id]
+    assert widgets(load)["adapter_name"] == "ip-adapter-plus_sd15.safetensors" and widgets(apply)["merge"] == "add"
+    assert [feeds(new, sampler, "model") for sampler in of(new, "KSampler")] == [(APPLY, 0)]
+    assert feeds(new, apply, "model") == feeds(new, encode, "clip")[:1] + (0,) == ("CheckpointLoaderSimple", 0)
+
+
+def test_prompts_of_regions_keep_their_masks_and_weights():
+    """ComfyUI's own node limits them, in the place of the region."""
+    made = Regional()
+    new = from_ipadapter(made.saved).workflow
+    graph = Graph(new)
+    limited = {node.raw["title"]: node for node in of(new, "ConditioningSetMask")}
+    assert list(limited) == ["Region of subject 1: positive", "Region of subject 1: negative", "Region of subject 2: positive"]
+    texts = [graph.value(graph.source(node, "conditioning")[0], "text") for node in limited.values()]
+    assert texts == ["drawing of an old knight with a blue banner", "rust", "a painting of a (white owl:1.2), forest"]
+    assert [widgets(node) for node in limited.values()] == [{"strength": strength, "set_cond_area": "default"} for strength in (1.5, 1.5, 1.0)]
+    assert [graph.source(node, "mask")[0].id for node in limited.values()] == [made.ids[f"{name}'s mask"] for name in ("knight", "knight", "owl")]
+    for name, wanted in (("positive", 2), ("negative", 1)):
+        joined, found = graph.source(Node(next(raw for raw in new["nodes"] if raw["id"] == made.ids["sampler"])), name)[0], []
+        while joined.type == "ConditioningCombine":
+            found.append(graph.source(joined, "conditioning_2")[0])
+            joined = graph.source(joined, "conditioning_1")[0]
+        assert [node.type for node in found] == ["ConditioningSetMask"] * wanted and joined.type == "CLIPTextEncode"
+
+
+def test_a_region_without_a_mask_hands_its_prompt_on():
+    made = Regional()
+    slot = next(slot for slot in made.raw(made.ids["owl"])["inputs"] if slot["name"] == "mask")
+    link = next(link for link in made.saved["links"] if link[0] == slot["link"])
+    made.saved["links"].remove(link)
+    made.raw(link[1])["outputs"][0]["links"] = slot["link"] = None
+    new = from_ipadapter(made.saved).workflow
+    assert kinds(new)["ConditioningSetMask"] == 2 and feeds(new, of(new, ADD)[1], "region") is None and not broken_links(new)
+    assert Counter(feeds(new, node, "conditioning_2")[0] for node in of(new, "ConditioningCombine")) == {"ConditioningSetMask": 2, "CLIPTextEncode": 1}
+
+
+def test_combined_parameters_are_combined_again():
+    """Two levels: the order of the subjects is the order in which the pack adds them."""
+    made = Regional()
+    photo = made.node("LoadImage", "last.png", "image")
+    more = made.node("IPAdapterRegionalConditioning", 0.2, 1.0, "linear", 0.0, 1.0, image=(photo, 0))
+    outer = made.node("IPAdapterCombineParams", params_1=(made.ids["combined"], 0), params_2=(more, 0))
+    made.raw(made.ids["combined"])["outputs"][0]["links"].pop(0)
+    made.saved["links"].remove(next(link for link in made.saved["links"] if link[3] == made.ids["applied"] and link[5] == "IPADAPTER_PARAMS"))
+    made.wire((outer, 0), made.ids["applied"], "ipadapter_params")
+    result = from_ipadapter(made.saved)
+    titles = [node.raw["title"] for node in of(result.workflow, ADD)]
+    assert result.carried == 4 and [title.split("(")[1].split(")")[0] for title in titles] == ["photo_0.png", "photo_1.png", "photo_2.png", "last.png"]
+    assert not [kind for kind in kinds(result.workflow) if kind.startswith("IPAdapter")] and not broken_links(result.workflow)
+
+
+def test_a_region_that_another_node_needs_stays():
+    made = Regional()
+    second = made.node("IPAdapterFromParams", "concat", "K+V", model=(made.ids["loader"], 0), ipadapter=(made.ids["loader"], 1), ipadapter_params=(made.ids["knight"], 0))
+    made.sampled(made.ids["checkpoint"], (second, 0))
+    result = from_ipadapter(made.saved)
+    assert result.carried == 3 and kinds(result.workflow)["IPAdapterRegionalConditioning"] == 1 and not broken_links(result.workflow)
+    assert [line for line in result.said if line.startswith(f"'IPAdapterFromParams' (node {second}") and "Set it to 'V only' and convert the old workflow again." in line]
+    assert [line for line in result.said if line.startswith(f"'IPAdapterRegionalConditioning' (node {made.ids['knight']}") and line.endswith(" needs it.")]
+
+
+def _widget(name: str, place: int, value):
+    return lambda made: made.raw(made.ids[name])["widgets_values"].__setitem__(place, value)
+
+
+@pytest.mark.parametrize(("change", "sentence"), [
+    (_widget("owl", 2, "style transfer"), "which feeds it, its weight_type is 'style transfer', which weighs the layers differently; Troupe weighs all alike. Set it to 'linear'"),
+    (_widget("owl", 0, -0.5), "which feeds it, its weight is -0.5; Troupe's weights begin at 0. Keep IPAdapter_plus"),
+    (_widget("applied", 1, "K+V"), "its embeds_scaling is 'K+V'; Troupe scales V only. Set it to 'V only'"),
+    (lambda made: made.raw(made.ids["applied"]).update(mode=4), "it is muted or bypassed. Activate it and convert the old workflow again, or delete it."),
+    (lambda made: made.raw(made.ids["combined"]).update(type="SomebodysParams"), "its parameters come from 'SomebodysParams'"),
+    (lambda made: [made.raw(made.ids[name]).update(mode=2) for name in ("knight", "owl", "moss")], "no photo reaches it. Delete it, or wire its photos."),
+])
+def test_regions_that_cannot_be_carried_stay_with_what_to_do(change, sentence):
+    made = Regional()
+    change(made)
+    before = copy.deepcopy(made.saved)
+    result = from_ipadapter(made.saved)
+    assert (result.carried, result.workflow) == (0, before)
+    assert [line for line in result.said if line.startswith(f"'IPAdapterFromParams' (node {made.ids['applied']}") and sentence in line]
+
+
+# ---- names -------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("own", "files", "prompts", "names"), [
+    (["drawing of an old knight with a banner", "a painting of a (white owl:1.2), forest"], ["", ""], [], ["knight", "owl"]),
+    (["a blonde woman with a hat", "photo of the young woman, smiling"], ["", ""], [], ["blonde woman", "young woman"]),
+    (["a woman", "a woman"], ["", ""], [], ["subject 1", "subject 2"]),
+    (["1girl, red hair", "1boy"], ["", ""], [], ["1girl", "1boy"]),
+    (["red fox", "masterpiece, best quality, of great beauty"], ["", ""], [], ["fox", "subject 2"]),
+    (["", ""], ["my_woman_2.png", "IMG_0412.jpg"], ["a woman and a dog"], ["woman", "subject 2"]),
+    (["", ""], ["cat 1.png", "cat 2.png"], ["a cat"], ["subject 1", "subject 2"]),
+    (["a cat", ""], ["", "cat.png"], ["a cat"], ["cat", "subject 2"]),
+    (["a photo", "a scene"], ["", ""], [], ["subject 1", "subject 2"]),
+])
+def test_names_are_guessed_from_the_prompt_and_differ(own, files, prompts, names):
+    guesses = guess_names(own, files, prompts)
+    assert [guess.name for guess in guesses] == names
+    assert [bool(guess.source) for guess in guesses] == [not name.startswith("subject") for name in names]
+
+
+def test_names_are_asked_for_in_one_place_and_the_file_opens_there():
+    """One titled group has the note and all names; a name that was not found is yellow and told."""
+    result = from_ipadapter(Regional().saved)
+    new = result.workflow
+    subjects = of(new, ADD)
+    assert [widgets(subject)["name"] for subject in subjects] == ["knight", "owl", "subject 3"]
+    assert [subject.raw.get("bgcolor") for subject in subjects] == [None, None, "#653"]
+    assert [subject.raw["title"].endswith(": write its name") for subject in subjects] == [False, False, True]
+    assert [line for line in result.said if "no name was found for its photo" in line and "'subject 3'" in line]
+    [note] = [note.raw["widgets_values"][0] for note in of(new, "Note")]
+    assert "- knight: from the prompt of its region" in note and "- subject 3: only a placeholder" in note and "unplug 'region'" in note
+    group = new["groups"][-1]
+    assert group["title"] == TITLE
+    scale, (x, y) = new["extra"]["ds"]["scale"], new["extra"]["ds"]["offset"]
+    left, top, width, height = group["bounding"]
+    assert (left + x) * scale >= 0 and (top + y) * scale >= 0 and (left + x + width) * scale <= 1280 and (top + y + height) * scale <= 800
+    assert 0.5 < scale <= 1.0  # the names can be read
+
+
+def test_without_a_clip_in_the_file_the_note_asks_for_it():
+    made = one_stacked()
+    for raw in made.saved["nodes"]:
+        if raw["type"] == "CLIPTextEncode":
+            raw["inputs"][0]["link"] = None
+    made.saved["links"] = [link for link in made.saved["links"] if link[5] != "CLIP"]
+    new = from_ipadapter(made.saved).workflow
+    [encode] = of(new, ENCODE)
+    assert feeds(new, encode, "clip") is None
+    assert "2. Wire the checkpoint's CLIP into 'clip' of Encode Subject References." in of(new, "Note")[0].raw["widgets_values"][0]
+
+
+# ---- the pack's own examples -------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def examples() -> Path:
+    """The pack's examples, from a checkout."""
+    place = Path(os.environ.get("TROUPE_IPADAPTER_PLUS") or "/nowhere") / "examples"
+    if not place.is_dir():
+        pytest.skip("COMFYUI_IPADAPTER_PLUS IS NOT THERE: set TROUPE_IPADAPTER_PLUS to the folder of its checkout; its own examples were not converted")
+    return place
+
+
+def test_every_example_of_the_pack_is_converted_or_explained(examples):
+    """No broken links; each of the pack's nodes that is left has a line that says why, and what to do or who needs it."""
+    files = sorted(examples.glob("*.json"))
+    assert len(files) > 15
+    for path in files:
+        result = from_ipadapter(json.loads(path.read_text(encoding="utf-8")))
+        assert not broken_links(result.workflow), path.name
+        left = [node for node in map(Node, result.workflow["nodes"]) if node.type.startswith(("IPAdapter", "IPAAdapter"))]
+        for node in left:
+            lines = [line for line in result.said if line.startswith(f"{node.label} stays: ")]
+            assert len(lines) == 1 and (lines[0].endswith(" needs it.") or lines[0].count(". ") >= 1), (path.name, node.label, lines)
+
+
+def test_the_pack_s_regional_example_is_converted(examples):
+    old = json.loads((examples / "ipadapter_regional_conditioning.json").read_text(encoding="utf-8"))
+    regions = [Node(raw) for raw in old["nodes"] if raw["type"] == "IPAdapterRegionalConditioning"]
+    result = from_ipadapter(old)
+    new, graph = result.workflow, Graph(old)
+    assert result.carried == len(regions) == 3 and not [kind for kind in kinds(new) if kind.startswith("IPAdapter")]
+    strength = widgets(of(new, APPLY)[0])["weight"]
+    assert [round(strength * widgets(one)["weight"], 4) for one in of(new, ADD)] == [round(region.raw["widgets_values"][0], 4) for region in regions]
+    names = [widgets(one)["name"] for one in of(new, ADD)]
+    texts = [graph.value(source[0], "text") if (source := graph.source(region, "positive")) else "" for region in sorted(regions, key=lambda node: node.id)]
+    assert len(set(names)) == 3 and all(name in text for name, text in zip(names, texts, strict=True) if text) and names[2] == "subject 3"
+    assert all(feeds(new, one, "region") for one in of(new, ADD)) and kinds(new)["ConditioningSetMask"] == 4
+    assert feeds(new, of(new, ENCODE)[0], "clip") == ("CheckpointLoaderSimple", 1)
+
+
 # ---- what is not carried -----------------------------------------------------------------------------------------------------------------
 
 def _set(place: int, value) -> callable:
@@ -330,7 +522,8 @@ def test_a_loader_that_somebody_else_needs_stays():
     [left], [apply] = of(result.workflow, "IPAdapterTiled"), of(result.workflow, APPLY)
     assert feeds(result.workflow, left, "model") == (APPLY, 0) and feeds(result.workflow, left, "ipadapter") == ("IPAdapterUnifiedLoader", 1)
     assert feeds(result.workflow, apply, "model") == ("IPAdapterUnifiedLoader", 0)
-    assert [line for line in result.said if line == "'IPAdapterTiled' (node 11, IPAdapterTiled) stays: it cuts the photo into tiles."]
+    assert [line for line in result.said if line == "'IPAdapterTiled' (node 11, IPAdapterTiled) stays: it cuts the photo into tiles. "
+            "Keep IPAdapter_plus for it: both packs can patch the same MODEL."]
     assert [line for line in result.said if line == "'IPAdapterUnifiedLoader' (node 2, IPAdapterUnifiedLoader) stays: 'IPAdapterTiled' (node 11, IPAdapterTiled) needs it."]
     assert not broken_links(result.workflow)
 

@@ -14,6 +14,19 @@ RECORD = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 PATTERN = "4_two_subjects"  # the template whose nodes new ones are copied from
 
 
+SET_MASK = "ConditioningSetMask"
+CORE: dict[str, dict[str, Any]] = {  # classes of ComfyUI itself that the template does not have
+    SET_MASK: {
+        "type": SET_MASK, "size": [315, 102], "flags": {},
+        "inputs": [{"name": "conditioning", "type": "CONDITIONING"}, {"name": "mask", "type": "MASK"},
+                   {"name": "strength", "type": "FLOAT", "widget": {"name": "strength"}},
+                   {"name": "set_cond_area", "type": "COMBO", "widget": {"name": "set_cond_area"}}],
+        "outputs": [{"name": "CONDITIONING", "type": "CONDITIONING"}],
+        "properties": {"Node name for S&R": SET_MASK, "cnr_id": "comfy-core", "ver": "0.3.64"}, "widgets_values": [1.0, "default"],
+    },
+}
+
+
 class Wiring:
     """A workflow in the save format whose links are changed in place."""
 
@@ -21,7 +34,7 @@ class Wiring:
         self.workflow = workflow
         self._records = {link["id"]: link for link in workflow["links"] if isinstance(link, dict)}
         tidy(workflow)
-        self._patterns = {raw["type"]: raw for raw in read_workflow(WORKFLOWS / f"{PATTERN}.json")["nodes"]}
+        self._patterns = CORE | {raw["type"]: raw for raw in read_workflow(WORKFLOWS / f"{PATTERN}.json")["nodes"]}
         state = workflow.get("state") or {}
         self._last_node = max([int(workflow.get("last_node_id") or 0), int(state.get("lastNodeId") or 0), *(raw["id"] for raw in workflow["nodes"] if isinstance(raw["id"], int))])
         self._last_link = max([int(workflow.get("last_link_id") or 0), int(state.get("lastLinkId") or 0), *(link[0] for link in workflow["links"])])
@@ -48,7 +61,7 @@ class Wiring:
         return [(link[3], link[4]) for link in self.workflow["links"] if link[1] == id_ and slot in (None, link[2])]
 
     def add(self, kind: str, title: str, values: dict[str, Any] | str, pos: tuple[float, float]) -> dict[str, Any]:
-        """A new node of a class that the template has: nothing wired, the template's widget values but for `values` (or a note's text)."""
+        """A new node of a class in the template or CORE: nothing wired, the pattern's widget values but for `values` (or a note's text)."""
         raw = copy.deepcopy(self._patterns[kind])
         self._last_node += 1
         raw.update(id=self._last_node, title=title, pos=list(pos), order=len(self.workflow["nodes"]), mode=0)

@@ -23,7 +23,7 @@ from from_ipadapter import from_ipadapter  # noqa: E402
 from graph import WORKFLOWS, RunError  # noqa: E402
 from host_server import HostServer  # noqa: E402
 from model_files import Places  # noqa: E402
-from old_workflows import stacked_before_2024, stacked_by_files, stacked_by_preset  # noqa: E402
+from old_workflows import Regional, stacked_before_2024, stacked_by_files, stacked_by_preset  # noqa: E402
 from on_comfyui import convert, with_random_encoders, with_reports  # noqa: E402
 from random_models import BASES, write_adapter, write_host_checkpoint  # noqa: E402
 from troupe.model_patches.checkpoints.catalogue import ENCODERS  # noqa: E402
@@ -32,7 +32,7 @@ from workflow_files import read_workflow  # noqa: E402
 
 TEMPLATES = [path.stem for path in sorted(WORKFLOWS.glob("*.json"))]
 OLD = {"preset": (stacked_by_preset, "SDXL"), "preset, as saved in 2024": (lambda: stacked_by_preset(named=False), "SDXL"), "files": (stacked_by_files, "SD1.5"),
-       "first version": (stacked_before_2024, "SDXL")}
+       "first version": (stacked_before_2024, "SDXL"), "regions": (lambda: Regional().saved, "SD1.5")}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -188,6 +188,34 @@ def test_a_rewritten_workflow_passes_and_runs(name, here, server):
     [picture] = server.run(prompt)
     with Image.open(picture) as opened:
         assert opened.size == (128, 128)
+
+
+def test_relevance_is_one_switch_away(here, server):
+    """A converted workflow with nothing changed but 'merge' runs, and another picture comes out."""
+    prompt = convert(from_ipadapter(stacked_by_files()).workflow, here.info)
+    pictures = []
+    for merge in ("add", "relevance"):
+        by_class(prompt, "TroupeApplyImageAttention")["merge"] = merge
+        given, _ = with_reports(with_random_encoders(json.loads(json.dumps(prompt)), "SD1.5"))
+        by_class(given, "EmptyLatentImage").update(width=128, height=128)
+        by_class(given, "KSampler")["steps"] = 2
+        [picture] = server.run(given)
+        with Image.open(picture) as opened:
+            pictures.append(opened.tobytes())
+    assert pictures[0] != pictures[1]
+
+
+def test_the_pack_s_regional_example_lacks_files_and_another_pack_alone(here):
+    """The host's validation of the converted example: two classes of a third pack (the old file needs them too), and files that are not here."""
+    place = Path(os.environ.get("TROUPE_IPADAPTER_PLUS") or "/nowhere") / "examples" / "ipadapter_regional_conditioning.json"
+    if not place.is_file():
+        pytest.skip("COMFYUI_IPADAPTER_PLUS IS NOT THERE: set TROUPE_IPADAPTER_PLUS to the folder of its checkout; its regional example was not checked")
+    old = json.loads(place.read_text(encoding="utf-8"))
+    before, after = (check(workflow, here).findings for workflow in (old, from_ipadapter(old).workflow))
+    foreign = [finding.text for finding in after if finding.kind == "node"]
+    assert len(foreign) == 2 and set(foreign) < {finding.text for finding in before}
+    assert {finding.kind for finding in after if finding.kind != "value"} == {"node", "file"}
+    assert all("input folder" in finding.text for finding in after if finding.kind == "value"), after
 
 
 def _classes(prompt: dict) -> dict:
