@@ -140,4 +140,3 @@ def test_quick_subjects_shows_the_maps(page):
       return [img.naturalWidth, img.naturalHeight, img.getBoundingClientRect().bottom <= widget.element.getBoundingClientRect().bottom + 1, img.hidden];
     }""", 4)
     assert shown == [512, 512 * 2 + 4, True, False]
-    page.page.screenshot(path="/tmp/quick.png")

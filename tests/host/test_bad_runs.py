@@ -383,4 +383,4 @@ def test_a_warning_of_the_run_is_one_on_the_node_too(lab, studio_of):
     graph["sampler"]["inputs"] |= {"positive": ["cast", 2], "negative": ["cast", 3]}
     studio.latent(graph)
     warnings = [data["text"] for _, data in studio.server.events if data["warning"]]
-    assert "'positive' output did not reach the sampler" in warnings[-1]
+    assert warnings[-1].startswith("connect 'positive' of Apply Image Attention to the sampler")
