@@ -1,5 +1,7 @@
-"""The subgraph blueprints in the front end: one node with its widgets outside, and all of the graph inside."""
+"""The subgraph blueprints in the front end: one node with all of the graph inside, and its widgets outside where the front end can show them there."""
 import json
+import urllib.error
+import urllib.request
 
 import pytest
 from graph import ROOT
@@ -7,8 +9,16 @@ from graph import ROOT
 FILES = sorted((ROOT / "subgraphs").glob("*.json"))
 
 
+def serves_blueprints(server):
+    try:
+        with urllib.request.urlopen(server.url + "/global_subgraphs", timeout=30):
+            return True
+    except urllib.error.HTTPError:
+        return False
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_blueprint_opens_with_its_widgets_outside(path, page):
+def test_a_blueprint_opens_with_its_widgets_outside(path, page, server, front_end):
     saved = json.loads(path.read_text(encoding="utf-8"))
     [inside] = saved["definitions"]["subgraphs"]
     page.page.evaluate("async (graph) => { await window.app.loadGraphData(graph); }", saved)
@@ -21,7 +31,9 @@ def test_a_blueprint_opens_with_its_widgets_outside(path, page):
     assert node["inputs"] == [slot["name"] for slot in saved["nodes"][0]["inputs"]]
     assert sorted(node["inside"]) == sorted(one["type"] for one in inside["nodes"])
     values = [value for _, value in node["widgets"]]
-    assert "astronaut" in values and "cat" in values and any("astronaut and a cat" in str(value) or "astronaut on the left" in str(value) for value in values)
+    if front_end or serves_blueprints(server):  # the front end of an older host shows no widgets of a subgraph outside
+        assert len(values) >= len(saved["nodes"][0]["properties"]["proxyWidgets"]) and {"astronaut", "cat"} <= {value for value in values if isinstance(value, str)}
     sent = page.page.evaluate("async () => (await window.app.graphToPrompt()).output")
     assert sorted(one["class_type"] for one in sent.values()) == sorted(node["inside"])
+    assert sorted(one["inputs"]["name"] for one in sent.values() if one["class_type"] == "TroupeAddSubject") == ["astronaut", "cat"]
     page.page.keyboard.press("Escape")
