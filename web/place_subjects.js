@@ -83,7 +83,9 @@ class Binding {
     const { node, editor } = this;
     if (!node.graph || editor.pointer?.drag) return;
     const state = read(node, app);
-    if (state.background) state.background = api.apiURL(`/view?${new URLSearchParams(state.background)}`);
+    const address = (file) => file && api.apiURL(`/view?${new URLSearchParams(file)}`);
+    state.background = address(state.background);
+    state.photos = state.photos.map(address);
     const seen = JSON.stringify(state);
     if (seen !== this.seen) {
       this.seen = seen;

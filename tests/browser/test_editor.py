@@ -59,6 +59,24 @@ def test_draw_save_reload_undo_and_run(page):
     assert page.sent(page.queue()) == [drawn]
 
 
+def test_a_subject_s_photo_is_on_its_button_and_in_its_box(page):
+    """The middle square of a photo that is red on its left half and black on its right one."""
+    place = page.cast("red fox")
+    page.draw(place, 0.2, 0.2, 0.7, 0.7)
+    page.settle()
+    shown, colours = page.evaluate("""(id) => {
+      const { list, canvas, dots } = window.graphNode(id).troupeBoxes.editor, photo = list.querySelector("img"), side = 48 * dots;
+      const [right, bottom] = [0.9 * canvas.width - 5 * dots, 0.9 * canvas.height - 5 * dots - side / 2];
+      const at = (x) => [...canvas.getContext("2d").getImageData(x, bottom, 1, 1).data].slice(0, 3);
+      return [photo.complete && photo.naturalWidth > 0 && photo.getBoundingClientRect().width > 4, [at(right - 0.8 * side), at(right - 0.2 * side)]];
+    }""", place)
+    assert shown and colours == [[255, 0, 0], [0, 0, 0]]
+    page.evaluate("(id) => { const n = window.graphNode(id); n.disconnectInput(n.inputs.findIndex((x) => x.name === 'cast')); }", place)
+    page.settle()
+    assert page.evaluate("(id) => window.graphNode(id).troupeBoxes.editor.list.querySelector('img')?.hidden ?? true", place)
+
+
+
 def test_a_file_dropped_on_the_page_brings_its_boxes(page):
     place = page.cast("red fox", "cat")
     page.draw(place, *CAT)

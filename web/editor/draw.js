@@ -4,10 +4,12 @@ import { colourOf, inkOn } from "./palette.js";
 
 export const HANDLES = { nw: [0, 0], n: [0.5, 0], ne: [1, 0], e: [1, 0.5], se: [1, 1], s: [0.5, 1], sw: [0, 1], w: [0, 0.5] };
 const FONT = 12; // CSS pixels
+const PHOTO = 48; // CSS pixels: a photo in a box is at most so large
 
 /**
  * view: {width, height: of the canvas in CSS pixels, boxes, ghosts: boxes that would be there without having been drawn, selected: index or -1,
- * names: of the subjects, count: how many subjects or null, grid: {width, height, pixels} or null, image: or null, ink: colour of lines on the background}
+ * names, photos (images, or null): of the subjects, count: how many subjects or null, grid: {width, height, pixels} or null,
+ * image: or null, ink: colour of lines on the background}
  */
 export function paint(context, view) {
   context.clearRect(0, 0, view.width, view.height);
@@ -74,6 +76,8 @@ function drawBox(context, view, i) {
   context.fillStyle = colour(view, i);
   context.globalAlpha = chosen ? 0.3 : 0.18;
   context.fillRect(x, y, w, h);
+  context.globalAlpha = 1;
+  drawPhoto(context, view.photos?.[i], [x, y, w, h]);
   const width = chosen ? 3 : 2;
   const frame = [x + width / 2, y + width / 2, Math.max(w - width, 1), Math.max(h - width, 1)];
   outline(context, view, frame, width);
@@ -82,6 +86,15 @@ function drawBox(context, view, i) {
   context.setLineDash(stranger(view, i) ? [3, 3] : []);
   context.strokeRect(...frame);
   context.setLineDash([]);
+}
+
+/** The subject's photo, its middle square, in the box's lower right corner; none in a small box. */
+function drawPhoto(context, photo, [x, y, w, h]) {
+  const side = Math.min(w, h, 3 * PHOTO) / 3;
+  if (!photo || side < PHOTO / 3) return;
+  const part = Math.min(photo.naturalWidth, photo.naturalHeight);
+  const corner = [(photo.naturalWidth - part) / 2, (photo.naturalHeight - part) / 2];
+  context.drawImage(photo, ...corner, part, part, x + w - side - 5, y + h - side - 5, side, side);
 }
 
 /** Number and name at the box's corner, moved to where they stay in the picture and hide no label of `taken`. */

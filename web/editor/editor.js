@@ -2,6 +2,7 @@
 import { copied, gridSnap, lacking, placed, write } from "./boxes.js";
 import { paint } from "./draw.js";
 import { pressed } from "./keys.js";
+import { Pictures } from "./pictures.js";
 import { Pointer } from "./pointer.js";
 import { colourOf, inkOn } from "./palette.js";
 
@@ -30,7 +31,10 @@ export class BoxEditor {
   constructor(host, guarded) {
     this.host = host;
     this.guarded = guarded;
-    this.state = { text: "[]", boxes: [], fault: "", wired: false, connected: false, size: [512, 512], exact: true, names: [], count: null, ghosts: [], background: null };
+    this.state = {
+      text: "[]", boxes: [], fault: "", wired: false, connected: false, size: [512, 512], exact: true, names: [], photos: [], count: null, ghosts: [], background: null,
+    };
+    this.pictures = new Pictures(guarded(() => this.repaint()));
     this.selected = -1;
     this.draft = null; // the boxes while one is dragged
     this.draftIndex = -1;
@@ -104,23 +108,9 @@ export class BoxEditor {
     const other = state.size.join() !== this.state.size.join();
     this.state = state;
     this.said = "";
-    if (state.background !== this.shownBackground) this.load(state.background);
     if (this.selected >= Math.max(state.boxes.length, state.count ?? 0)) this.selected = -1;
     if (other) this.fit();
     else this.repaint();
-  }
-
-  load(background) {
-    this.shownBackground = background;
-    this.image = null;
-    if (!background) return;
-    const image = new Image();
-    image.onload = this.guarded(() => {
-      if (this.shownBackground !== background) return;
-      this.image = image;
-      this.repaint();
-    });
-    image.src = background;
   }
 
   // ---- what is done ----------------------------------------------------------------------------------------------------------------------
@@ -219,9 +209,10 @@ export class BoxEditor {
     if (!this.view) return;
     const context = this.canvas.getContext("2d");
     context.setTransform(this.dots, 0, 0, this.dots, 0, 0);
-    const { names, count, ghosts, size } = this.state;
+    const { names, photos, background, count, ghosts, size } = this.state;
     paint(context, {
-      ...this.view, names, count, ghosts, boxes: this.draft ?? this.boxes, selected: this.draft ? this.draftIndex : this.selected, image: this.image,
+      ...this.view, names, count, ghosts, boxes: this.draft ?? this.boxes, selected: this.draft ? this.draftIndex : this.selected,
+      photos: photos.map((address) => this.pictures.get(address)), image: this.pictures.get(background),
       grid: this.grid ? { width: size[0], height: size[1], pixels: this.grid } : null, ink: getComputedStyle(this.canvas).color,
     });
   }
@@ -229,18 +220,21 @@ export class BoxEditor {
   /** A button for each subject: its colour filled where it has a box. */
   listSubjects() {
     const { names, count } = this.state;
-    const wanted = JSON.stringify([names, count, this.selected, this.boxes.map(Boolean)]);
+    const wanted = JSON.stringify([names, this.state.photos, count, this.selected, this.boxes.map(Boolean)]);
     if (wanted === this.listed) return;
     this.listed = wanted;
     while (this.list.children.length > names.length) this.list.lastChild.remove();
     names.forEach((name, i) => {
       const button = this.list.children[i] ?? this.subjectButton(i);
       const colour = count !== null && i >= count ? "#808080" : colourOf(i);
-      const [mark, word] = button.children;
+      const [mark, photo, word] = button.children;
       mark.textContent = i + 1;
       mark.style.borderColor = colour;
       mark.style.background = this.boxes[i] ? colour : "transparent";
       mark.style.color = this.boxes[i] ? inkOn(colour) : "inherit";
+      const address = this.state.photos[i];
+      photo.hidden = !address;
+      if (address) photo.src = address;
       word.textContent = name;
       button.setAttribute("aria-pressed", String(i === this.selected));
       button.title = this.boxes[i] ? `Choose the box of subject ${i + 1}` : `Subject ${i + 1} has no box: choose it, then draw one`;
@@ -251,6 +245,7 @@ export class BoxEditor {
     const button = element("button", "troupe-subject", this.list);
     button.type = "button";
     element("span", "troupe-mark", button);
+    element("img", "troupe-photo", button).alt = "";
     element("span", "troupe-name", button);
     button.addEventListener("click", this.guarded(() => {
       this.select(this.selected === i ? -1 : i);

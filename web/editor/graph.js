@@ -122,18 +122,21 @@ export function literal(node, name, path, root, left = 10) {
   return widgetOf(from.node, "value") ? literal(from.node, "value", from.path, root, left - 1) : undefined;
 }
 
-/** The subjects of the cast wired into `node`: their names, undefined where only a run can tell; null where nothing is wired, or a node of somebody else makes the cast. */
+/**
+ * The subjects of the cast wired into `node`: {name, undefined where only a run can tell; photo: see `pictureInto`}; null where nothing is wired,
+ * or a node of another pack makes the cast.
+ */
 export function castOf(node, root) {
-  const names = [];
+  const subjects = [];
   let at = origin(node, "cast", [], root);
   if (!at) return null;
   for (let left = DEEPEST; at && left > 0; left--) {
     const kind = at.node ? classOf(at.node) : null;
-    if (kind === "TroupeAddSubject") names.unshift(literal(at.node, "name", at.path, root));
+    if (kind === "TroupeAddSubject") subjects.unshift({ name: literal(at.node, "name", at.path, root), photo: pictureInto(at.node, "image", at.path, root) });
     else if (kind !== "TroupePlaceSubjects") return null;
     at = origin(at.node, "cast", at.path, root);
   }
-  return names;
+  return subjects;
 }
 
 /** [width, height] of the picture; null where only a run can tell. */
@@ -148,9 +151,9 @@ export function sizeOf(node, root) {
   return size.every((side) => Number.isFinite(side) && side > 0) ? size : null;
 }
 
-/** {filename, subfolder, type} of the picture wired into `background`, where it is a file that a Load Image node names; null elsewhere. */
-export function backgroundOf(node, root) {
-  const at = origin(node, "background", [], root);
+/** {filename, subfolder, type} of the picture wired into an input, where it is a file that a Load Image node names; null elsewhere. */
+export function pictureInto(node, name, path, root) {
+  const at = origin(node, name, path, root);
   if (!at?.node || !/^LoadImage(Output)?$/.test(classOf(at.node) ?? "") || at.slot !== 0) return null;
   const value = literal(at.node, "image", at.path, root);
   const parts = typeof value === "string" && value.match(/^(?:(.*)[\\/])?([^\\/]+?)(?: \[(input|output|temp)\])?$/);

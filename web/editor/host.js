@@ -1,6 +1,6 @@
 // What the editor knows of its node and of the run: read anew a few times a second, so that it does not matter who changed it: a widget, a link, an undo, a loaded file.
 import { parse } from "./boxes.js";
-import { backgroundOf, castOf, isWired, literal, sizeOf, widgetOf } from "./graph.js";
+import { castOf, isWired, literal, pictureInto, sizeOf, widgetOf } from "./graph.js";
 import { fill } from "./layouts.js";
 
 const remembered = new Map(); // of nodes by graph and id; an undo makes new nodes, which have the same id
@@ -14,7 +14,8 @@ export function memoryOf(node) {
 
 /**
  * What the node holds and what is wired into it, as plain data:
- * {text, boxes, fault, wired: the boxes come from another node, connected: there is a cast, size, exact: the size is the run's, names, count: subjects or null, ghosts, background}
+ * {text, boxes, fault, wired: the boxes come from another node, connected: there is a cast, size, exact: the size is the run's, names, photos, count: subjects or null, ghosts,
+ * background}
  */
 export function read(node, app) {
   const root = app.rootGraph ?? app.graph?.rootGraph ?? app.graph;
@@ -24,14 +25,15 @@ export function read(node, app) {
   const { boxes, fault } = parse(text);
   const live = sizeOf(node, root);
   const size = live ?? run?.size ?? ["width", "height"].map((name) => Number(widgetOf(node, name)?.value) || 512);
-  const cast = castOf(node, root) ?? (isWired(node, "cast") ? run?.names.map(() => undefined) : null) ?? null;
+  const cast = castOf(node, root) ?? (isWired(node, "cast") ? run?.names.map(() => ({})) : null) ?? null;
   const known = run && run.names.length === cast?.length ? run : null; // a run of another cast says nothing about this one
   const length = Math.max(cast?.length ?? 0, boxes.length);
-  const names = Array.from({ length }, (_, i) => String(cast?.[i] ?? known?.names[i] ?? boxes[i]?.label ?? ""));
+  const names = Array.from({ length }, (_, i) => String(cast?.[i]?.name ?? known?.names[i] ?? boxes[i]?.label ?? ""));
+  const photos = names.map((_, i) => cast?.[i]?.photo ?? null);
   return {
-    text, boxes, fault, wired, connected: isWired(node, "cast"), size, exact: Boolean(live || run), names, count: cast ? cast.length : null,
+    text, boxes, fault, wired, connected: isWired(node, "cast"), size, exact: Boolean(live || run), names, photos, count: cast ? cast.length : null,
     ghosts: cast && !fault ? ghosts(node, boxes, cast.length, size, known, root) : [],
-    background: isWired(node, "background") ? backgroundOf(node, root) ?? run?.background ?? null : null,
+    background: isWired(node, "background") ? pictureInto(node, "background", [], root) ?? run?.background ?? null : null,
   };
 }
 
