@@ -13,6 +13,7 @@ ADAPTERS = {"mip": "MIP-Adapter (trained with relevance and text gain)", "ip": "
 CASTS = ("two classes", "one class", "three subjects")
 NAMES = {"r": "right", "s": "swapped", "m": "mixed", "c": "cloned", "-": "missing"}
 WITHOUT = "without references"
+IN_README = {"relevance": "**relevance**", "add": "add (stacked IP-Adapters)", "uniform": "uniform", WITHOUT: "no references (chance)"}  # merge -> its label there
 RIVALS = ("add", "uniform", "joint", "add with boxes")
 CHECKED = range(24)  # seeds of two classes that every test run paints anew
 MARKS = ("<!-- confusion: from benchmarks/confusion.json, made by benchmarks/confusion.py -->", "<!-- end of confusion -->")
@@ -93,22 +94,23 @@ def write_page(results: Path, page: Path) -> None:
 
 def sentence(cells: Mapping[str, Verdicts]) -> str:
     """The README's: two subjects of two classes and of one, by relevance, by its rivals and by chance."""
-    parts = []
-    for cast in CASTS[:2]:
-        found = {method: cells.get(f"mip | {method} | {cast} | 1") for method in ("relevance", "add", "uniform", WITHOUT)}
-        figures = [_named(method, verdicts) for method, verdicts in found.items() if verdicts]
-        if figures:
-            parts.append(f"of {cast} {', '.join(figures)}")
+    rows = []
+    for method, label in IN_README.items():
+        found = [cells.get(f"mip | {method} | {cast} | 1") for cast in CASTS[:2]]
+        if any(found):
+            rows.append((label, *(_in_readme(verdicts, method == "relevance") for verdicts in found)))
     count = min((len(found) for key, found in cells.items() if key.endswith(" | 1")), default=0)
-    return (f"How often a subject keeps its own look next to another one, in the rehearsal world with its MIP-Adapter: {'; '.join(parts)}. A subject counts if it has one of its "
-            f"reference's two colours and none of the other reference's; exactly: both. At least {count} pictures each, 95 % intervals; [all figures](benchmarks/CONFUSION.md).")
+    return ("How often a subject keeps its own look next to another one, counted in the rehearsal world with its MIP-Adapter:\n\n"
+            f"{lines(('merge', 'two classes, as a cat and a robot', 'one class, as two cats'), rows)}\n"
+            "A subject counts if it has one of its reference's two colours and none of the other reference's; in parentheses: both of its own. "
+            f"At least {count} pictures in each cell, 95 % intervals; [all figures](benchmarks/CONFUSION.md).")
 
 
-def _named(method: str, verdicts: Verdicts) -> str:
-    """'75 % [69, 80] with relevance (38 % exactly)', the first in bold."""
-    share, ours = str(right(verdicts)), method == "relevance"
-    how = "by chance, without references" if method == WITHOUT else f"with {method}"
-    return f"{f'**{share}**' if ours else share} {how} ({exact(verdicts).part * 100:.0f} % exactly)"
+def _in_readme(verdicts: Verdicts | None, ours: bool) -> str:
+    """'75 % [69, 80] (38 %)': right and exact, in bold if ours."""
+    if not verdicts:
+        return "not measured"
+    return f"{f'**{right(verdicts)}**' if ours else right(verdicts)} ({exact(verdicts).part * 100:.0f} %)"
 
 
 def in_readme(readme: str, cells: Mapping[str, Verdicts]) -> str:

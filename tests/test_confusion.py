@@ -70,7 +70,7 @@ def test_the_readme_gets_its_sentence():
     readme = f"before\n{confusion_page.MARKS[0]}\nold\n{confusion_page.MARKS[1]}\nafter\n"
     found = confusion_page.in_readme(readme, cells(uniform=60, add=140, relevance=150))
     assert found.startswith("before\n") and found.endswith("\nafter\n") and "old" not in found
-    assert "of two classes **75 % [69, 80]** with relevance (38 % exactly), 70 % [63, 76] with add (35 % exactly), 30 % [24, 37] with uniform (15 % exactly). A subject" in found
+    assert "| **relevance** | **75 % [69, 80]** (38 %) | not measured |\n| add (stacked IP-Adapters) | 70 % [63, 76] (35 %) | not measured |\n| uniform | 30 %" in found
     assert "At least 100" in found
     assert confusion_page.in_readme("no marks", {}) == "no marks"
 
