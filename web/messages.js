@@ -27,10 +27,13 @@ function stored() {
 
 const kept = stored();
 
+/** What is set on a node. Messages of a run with other settings are not shown on a node that was loaded anew. */
+const settingsOf = (node) => JSON.stringify(node.widgets?.filter((widget) => widget.serialize !== false).map((widget) => widget.value) ?? []);
+
 function keep(node, messages) {
   const key = keyOf(node);
   kept.delete(key);
-  kept.set(key, messages);
+  kept.set(key, { ...messages, settings: settingsOf(node) });
   while (kept.size > MOST) kept.delete(kept.keys().next().value);
   try {
     sessionStorage.setItem(STORE, JSON.stringify([...kept]));
@@ -63,6 +66,7 @@ class Panel {
   constructor(node) {
     this.node = node;
     this.seen = "";
+    this.isNew = true;
     this.height = 0;
     this.root = document.createElement("div");
     this.root.className = "troupe-messages";
@@ -83,6 +87,8 @@ class Panel {
   look() {
     const { node } = this;
     if (!node.graph) return;
+    if (this.isNew && kept.has(keyOf(node)) && kept.get(keyOf(node)).settings !== settingsOf(node)) kept.delete(keyOf(node));
+    this.isNew = false;
     const lines = [...namesOf(node, app.rootGraph ?? app.graph?.rootGraph ?? app.graph).map(lineOf), ...linesOf(messagesOf(node))];
     const { picture } = messagesOf(node);
     const seen = JSON.stringify([lines, picture]);

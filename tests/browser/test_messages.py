@@ -83,6 +83,10 @@ def test_messages_outlive_a_reload(page, server):
     page.settle(900)
     page.outside.clear()
     assert lines(page, apply) == before
+    [node] = [node for node in graph["nodes"] if node["id"] == apply]
+    node["widgets_values"][0] = 0.5
+    page.evaluate("async (graph) => { await window.app.loadGraphData(graph, true, true, null); }", graph)
+    assert lines(page, apply) == [], "a file with other settings has not run yet"
     assert all("messages" not in node["inputs"] for node in page.prompt().values()), "they are not sent"
 
 
