@@ -22,7 +22,7 @@ LANGUAGES = sorted(path.name for path in LOCALES.iterdir() if path.is_dir() and 
 STAMPS = "stamps.json"  # of the four names that the host reads none
 CONTRACT = json.loads((ROOT / "tests" / "golden" / "node_contract.json").read_text())["nodes"]
 OPTIONS = {option for node in CONTRACT.values() for entry in node["inputs"] for option in entry.get("options", [])}
-NOT_NAMES = {"ONE", "PICTURE", "CFGGuider"}  # words in capitals that a translation may turn: emphasis, and a node that the front end translates itself
+NOT_NAMES = {"ONE", "PICTURE", "CFGGuider", "Two-Strength"}  # words in capitals that a translation may turn: emphasis, a node that the front end translates itself, a title
 Texts = dict[str, str]  # 'nodeDefs.TroupeFaces.inputs.pick.tooltip' -> text
 
 
@@ -80,7 +80,7 @@ def lost(english: str, translation: str) -> set[str]:
     english = re.sub(r"\[\{.*?\]", "", english)  # an example in JSON may be told otherwise
     gone = set(re.findall(numbers, english)) - set(re.findall(numbers, translation))
     words = {*re.findall(r"(?<!\w)'([a-z_]+)'(?!\w)", english), *re.findall(r"\b\w+_\w+\b", english), *re.findall(r"[\w/-]+(?:/|\.safetensors)[\w/]*", english)}
-    words |= {word for word in re.findall(r"\b(\w+):", english) if word in OPTIONS}
+    words |= {word for word in re.findall(r"(?:^|[.;:] )(?:For )?(\w+):", english) if word in OPTIONS}  # at the start of a sentence: "when it starts to apply:" is prose
     words |= {re.sub(r"s$", "", name) for name in re.findall(r"[\w-]*[A-Z][\w-]*[A-Z][\w-]*", english) if name not in NOT_NAMES}
     return gone | {word for word in words if word not in translation}
 
@@ -188,6 +188,8 @@ def test_entries_come_go_and_are_stamped(tmp_path):
 @pytest.mark.parametrize(("text", "translation", "gone"), [
     ("Up to 0.65 of 'cast'.", "Bis 0.6 von Besetzung.", {"0.65", "cast"}),
     ("auto: as the others", "selbst: wie die anderen", {"auto"}),
+    ("Which part. auto: all. skip: none", "Welcher Teil. auto: alles. keiner", {"skip"}),
+    ("When it starts to apply: 0 is the first step", "Ab wann: 0 ist der erste Schritt", set()),
     ("A file in models/gligen: x-y_z.safetensors", "Eine Datei", {"models/gligen", "x-y_z.safetensors", "y_z"}),
     ("LoRAs and a CLIP_VISION for SDXL", "LoRA und Bildleser", {"CLIP_VISION", "SDXL"}),
     ("ONE subject's photo, 3 at most", "Foto EINES Motivs, höchstens 3", set()),
