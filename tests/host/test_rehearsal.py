@@ -377,7 +377,7 @@ def test_without_the_encoder_a_message_says_what_is_missing(models):
     from troupe.nodes.load_adapter import LoadAdapter
 
     adapter = run(LoadAdapter, adapter_name="rehearsal/rehearsal_mip_adapter.safetensors", clip_vision_name="none")[0]
-    with pytest.raises(MismatchError, match="no CLIP vision encoder"):
+    with pytest.raises(MismatchError, match="no such CLIP vision encoder"):
         references_of((*models[:4], adapter, *models[5:]))
 
 
