@@ -68,6 +68,7 @@ class Panel {
     this.seen = "";
     this.isNew = true;
     this.height = 0;
+    this.added = 0; // pixels by which the node is taller than without messages
     this.root = document.createElement("div");
     this.root.className = "troupe-messages";
     this.root.setAttribute("role", "status");
@@ -124,8 +125,16 @@ class Panel {
     const { node } = this;
     const more = height - this.height;
     this.height = height;
-    if (!window.LiteGraph?.vueNodesMode) node.setSize?.([node.size[0], node.size[1] + more]);
+    if (!window.LiteGraph?.vueNodesMode) {
+      this.added += more;
+      node.setSize?.([node.size[0], node.size[1] + more]);
+    }
     node.graph?.setDirtyCanvas?.(true, true);
+  }
+
+  /** The node has a size from elsewhere now, in which the messages have no room yet. */
+  reset() {
+    [this.added, this.height, this.seen] = [0, 0, ""];
   }
 
   end() {
@@ -151,6 +160,10 @@ function attach(node) {
     chain(node, "onExecuted", (output) => {
       const [text] = output?.[UI] ?? [];
       if (text) keep(node, { ...NOTHING, ...JSON.parse(text) });
+    });
+    chain(node, "onConfigure", () => panel.reset());
+    chain(node, "onSerialize", (saved) => {
+      if (panel.added && saved.size) saved.size = [saved.size[0], saved.size[1] - panel.added]; // messages are not saved, so neither is their room
     });
     chain(node, "onRemoved", () => panel.end());
   } catch (error) {

@@ -90,6 +90,26 @@ def test_messages_outlive_a_reload(page, server):
     assert all("messages" not in node["inputs"] for node in page.prompt().values()), "they are not sent"
 
 
+def test_messages_take_no_room_in_the_saved_graph(page, server):
+    """So a node is as tall after each change of the tab, and after an undo, as it was."""
+    ids = start(page, server)
+    watched = [ids[f"Troupe{kind}"][0] for kind in ("AddSubject", "EncodeSubjects", "ApplyImageAttention")]
+    sizes = "() => Object.fromEntries(window.app.graph.serialize().nodes.map((node) => [node.id, [...node.size]]))"
+    page.queue()
+    page.evaluate(CLOSE, watched[0])
+    page.settle(900)
+    saved, heights = page.page.evaluate(sizes), [page.evaluate(HEIGHT, id_) for id_ in watched]
+    for _ in range(3):
+        graph = page.page.evaluate("() => window.app.graph.serialize()")
+        page.evaluate("async (graph) => { await window.app.loadGraphData(graph, true, true, null); }", graph)
+        page.settle(900)  # the front end restores the view that was saved
+        page.evaluate(CLOSE, watched[0])
+        assert all(lines(page, id_) for id_ in watched)
+    page.outside.clear()
+    assert [page.evaluate(HEIGHT, id_) for id_ in watched] == heights
+    assert {key: page.page.evaluate(sizes)[key] for key in map(str, watched)} == {key: saved[key] for key in map(str, watched)}
+
+
 def test_an_error_stands_on_its_node_until_the_node_runs(page, server):
     ids = start(page, server)
     apply = ids["TroupeApplyImageAttention"][0]
