@@ -168,7 +168,7 @@ def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tenso
         limits: m, [1 or G, 1 or B, M, N] float32 in 0..1, or None.
         text: Z_text, [G, B, N, C], plain text attention (only merge `paper` with text_logits reads it).
         text_logits: [G, B, N], `text_to_weight(Z_text)` of files that have it, else None (f = 1).
-        observe: is told `owned`, [G, B, M, N] float32, by the names' relevance whatever the merge; the tokens must have names then. Changes nothing.
+        observe: receives `owned`, [G, B, M, N] float32, by the names' relevance whatever the merge; the tokens must have names then. Changes nothing.
     Returns:
         [G, B, N, H, d] in the query's dtype: whoever adds it to what has its heads joined joins these in the same pass.
     """
