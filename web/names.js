@@ -50,45 +50,44 @@ function namedBy(node, root) {
   return Array.from({ length: SUBJECTS }, (_, i) => i + 1).filter((n) => isWired(node, `image_${n}`)).map((n) => literal(node, `name_${n}`, [], root));
 }
 
-/** The texts of the prompts that a node's subjects act on: of the Apply nodes after it, or of the samplers after these. */
-function promptsOf(node, root) {
-  const waiting = [{ node, path: [] }];
+/** The nodes from one on along the wires of some types, each once: {node, path}. */
+function* along(start, types, root) {
+  const waiting = [start];
   const seen = new Set();
-  const texts = [];
   while (waiting.length && seen.size < MOST) {
     const at = waiting.shift();
     if (seen.has(at.node)) continue;
     seen.add(at.node);
-    const inputs = PROMPTS[classOf(at.node)];
-    const wired = inputs?.filter((name) => isWired(at.node, name) || (name === "text" && widgetOf(at.node, name))) ?? [];
-    try {
+    yield at;
+    for (const slot of at.node.outputs?.keys() ?? []) {
+      if (types.includes(at.node.outputs[slot].type)) waiting.push(...targets(at.node, slot, at.path, root));
+    }
+  }
+}
+
+/** The texts of the prompts that a node's subjects act on: of the Apply nodes after it, or of the samplers after these. */
+function promptsOf(node, root) {
+  const texts = [];
+  try {
+    for (const at of along({ node, path: [] }, ["TROUPE_CAST", "TROUPE_REFERENCES"], root)) {
+      const inputs = PROMPTS[classOf(at.node)];
+      const wired = inputs?.filter((name) => isWired(at.node, name) || (name === "text" && widgetOf(at.node, name))) ?? [];
       if (wired.length) texts.push(...textsInto(at, wired, root));
       else if (inputs?.includes("positive")) texts.push(...textsOfSamplers(at, root));
-    } catch (error) {
-      if (error !== UNKNOWN) throw error;
-      return [];
     }
-    for (const slot of at.node.outputs?.keys() ?? []) {
-      if (/^TROUPE_(CAST|REFERENCES)$/.test(at.node.outputs[slot].type)) waiting.push(...targets(at.node, slot, at.path, root));
-    }
+  } catch (error) {
+    if (error !== UNKNOWN) throw error;
+    return [];
   }
   return texts;
 }
 
 /** The positive prompts of the samplers that take the MODEL of an Apply node. */
 function textsOfSamplers(apply, root) {
-  const waiting = [apply];
-  const seen = new Set();
   const texts = [];
-  while (waiting.length && seen.size < MOST) {
-    const at = waiting.shift();
-    if (seen.has(at.node)) continue;
-    seen.add(at.node);
+  for (const at of along(apply, ["MODEL", "GUIDER"], root)) {
     const name = at.node === apply.node ? null : ["positive", "conditioning"].find((name) => isWired(at.node, name));
     if (name) texts.push(...textsInto(at, [name], root));
-    for (const slot of at.node.outputs?.keys() ?? []) {
-      if (["MODEL", "GUIDER"].includes(at.node.outputs[slot].type)) waiting.push(...targets(at.node, slot, at.path, root));
-    }
   }
   return texts;
 }
