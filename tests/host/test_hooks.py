@@ -426,7 +426,8 @@ def test_unwired_negative_gets_the_empty_tokens_and_says_so(caplog):
     assert sum("'negative' of Apply Image Attention is not connected" in r.message for r in caplog.records) == 1
 
 
-SIZES = [("SD15", 768, (64, 64), False), ("SD15", 768, (16, 16), True), ("SD15", 768, (48, 96), False), ("SDXL", 2048, (128, 128), False), ("SDXL", 2048, (64, 64), True)]
+SIZES = [("SD15", 768, (64, 64), False), ("SD15", 768, (16, 16), True), ("SD15", 768, (48, 96), False), ("SDXL", 2048, (128, 128), False), ("SDXL", 2048, (64, 64), True),
+         ("SD15", 128, (16, 16), False), ("SD15", 128, (64, 64), True)]  # the rehearsal models
 
 
 @pytest.mark.parametrize("base, context, size, warned", SIZES)

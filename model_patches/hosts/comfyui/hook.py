@@ -32,7 +32,7 @@ from .weights import weights_of
 APPLY_IDS = "troupe_apply_ids"
 REFINING = 0.3  # a run that begins after this percent keeps the layout of its latent: upscaling is no mistake
 TEXTS = 16  # kinds of calls in tiles whose texts are remembered
-NATIVE = {768: 512, 1024: 640, 2048: 1024}  # context width -> side in pixels that the base was trained on
+NATIVE = {128: 128, 768: 512, 1024: 640, 2048: 1024}  # context width -> side in pixels that the base was trained on
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +206,7 @@ class Hook(ABC):
         spec = self.references.adapter.spec
         native, h, w = NATIVE.get(spec.context_dim), noise.shape[-2] * 8, noise.shape[-1] * 8
         if native and not 0.5 <= (w * h) / native**2 <= 3.0:
-            sentence = f"generate near {native}x{native}, where {spec.base} works best, and upscale afterwards"
+            sentence = f"generate near {native}x{native}, which {spec.base} was made for, and upscale afterwards"
             run.say(f"{sentence}: at {w}x{h} subjects are often missing or doubled.", logging.WARNING)
 
 
