@@ -57,6 +57,7 @@ def test_an_empty_list_says_what_to_download(folders):
     sentence = LoadAdapter.validate_inputs(first, "auto")
     assert sentence.startswith("Expected an adapter file, found none in models/ipadapter")
     assert "https://huggingface.co/h94/IP-Adapter/resolve/main/sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors" in sentence and "press R" in sentence
+    assert "template 1" in sentence, "the way to a picture without a download"
     put(folders / "ipadapter" / "a.safetensors")
     assert adapters.adapter_names()[0] == "a.safetensors"
     assert LoadAdapter.validate_inputs(first, "auto").endswith("Choose one in 'adapter_name'."), "the front end keeps the value when the list is filled"

@@ -149,7 +149,7 @@ def adapter_path(name: str) -> str:
         raise CheckpointError("an adapter file", f"'{NO_FILES}'", "Choose one in 'adapter_name'.")
     if name == NO_FILES:
         raise CheckpointError("an adapter file", "none in models/ipadapter, models/gligen or models/subject_adapters",
-                              f"{where_to_get(DEFAULT_ADAPTER)}, then press R to refresh the list, and choose it.")
+                              f"{where_to_get(DEFAULT_ADAPTER)}, then press R to refresh the list, and choose it. Without a download: open template 1 (Start here).")
     folder, _, rest = name.partition("/")
     if folder == REHEARSAL and rest in shipped.ADAPTERS.values():
         if not (shipped.FOLDER / rest).is_file():
