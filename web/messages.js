@@ -1,8 +1,9 @@
-// Shows on every Troupe node what its last run has to say (`ui` output "troupe_messages" and the event "troupe.message"), and beside each name whether it is in the prompt.
+// Shows on every Troupe node what can be said before it runs (live.js) and what its last run has to say (`ui` output "troupe_messages" and the event "troupe.message").
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { classOf } from "./editor/graph.js";
-import { namesOf } from "./names.js";
+import { liveLines } from "./live.js";
+import { settingsUpstream } from "./run_settings.js";
 
 const UI = "troupe_messages"; // see model_patches/hosts/comfyui/notice.py
 const EVENT = "troupe.message";
@@ -11,6 +12,7 @@ const LOOK = 500; // milliseconds between two looks at the names
 const STORE = "troupe.messages"; // in the tab's session storage: messages survive a reload of the page
 const MOST = 100; // nodes whose messages are stored
 const NOTHING = { warnings: [], done: [], run: [], error: "", picture: null };
+const EARLIER = { kind: "earlier", text: "From an earlier run, before you changed the graph:" };
 
 const shown = new Map(); // widgets' panels by node
 
@@ -30,10 +32,13 @@ const kept = stored();
 /** What is set on a node. Messages of a run with other settings are not shown on a node that was loaded anew. */
 const settingsOf = (node) => JSON.stringify(node.widgets?.filter((widget) => widget.serialize !== false).map((widget) => widget.value) ?? []);
 
+const rootGraph = () => app.rootGraph ?? app.graph?.rootGraph ?? app.graph;
+const atStart = new Map(); // settingsUpstream of each node when the present run began
+
 function keep(node, messages) {
   const key = keyOf(node);
   kept.delete(key);
-  kept.set(key, { ...messages, settings: settingsOf(node) });
+  kept.set(key, { ...messages, settings: settingsOf(node), upstream: atStart.get(node) ?? settingsUpstream(node, rootGraph()) });
   while (kept.size > MOST) kept.delete(kept.keys().next().value);
   try {
     sessionStorage.setItem(STORE, JSON.stringify([...kept]));
@@ -56,9 +61,12 @@ function linesOf({ warnings, done, run, error }) {
   return lines;
 }
 
-/** Of a name that is, or is not, in the prompt. */
-function lineOf({ name, found }) {
-  return found ? { kind: "tick", text: `'${name}' is in your prompt` } : { kind: "missing", text: `'${name}' is not in your prompt: add it, or change the name` };
+/** The lines of a node's last run; where the graph has changed since, they say so. */
+function lastRunOf(node) {
+  const lines = linesOf(messagesOf(node));
+  const { picture, upstream } = messagesOf(node);
+  const isEarlier = (lines.length > 0 || picture) && upstream !== undefined && upstream !== settingsUpstream(node, rootGraph());
+  return isEarlier ? [EARLIER, ...lines.map((line) => ({ ...line, isEarlier }))] : lines;
 }
 
 /** The messages of one node. */
@@ -90,14 +98,15 @@ class Panel {
     if (!node.graph) return;
     if (this.isNew && kept.has(keyOf(node)) && kept.get(keyOf(node)).settings !== settingsOf(node)) kept.delete(keyOf(node));
     this.isNew = false;
-    const lines = [...namesOf(node, app.rootGraph ?? app.graph?.rootGraph ?? app.graph).map(lineOf), ...linesOf(messagesOf(node))];
+    const lines = [...liveLines(node, rootGraph(), nodeOf), ...lastRunOf(node)];
     const { picture } = messagesOf(node);
     const seen = JSON.stringify([lines, picture]);
     if (seen === this.seen) return;
     this.seen = seen;
-    this.list.replaceChildren(...lines.map(({ kind, text }) => {
+    this.list.replaceChildren(...lines.map(({ kind, text, isEarlier }) => {
       const line = document.createElement("li");
       line.className = `troupe-${kind}`;
+      line.classList.toggle("troupe-before", Boolean(isEarlier));
       line.textContent = text;
       return line;
     }));
@@ -140,6 +149,7 @@ class Panel {
   end() {
     this.sizes.disconnect();
     shown.delete(this.node);
+    atStart.delete(this.node);
   }
 }
 
@@ -173,7 +183,7 @@ function attach(node) {
 
 /** The node of an execution id: "7", or "5:7" for node 7 in the subgraph of node 5. */
 function nodeOf(id) {
-  let graph = app.rootGraph ?? app.graph?.rootGraph ?? app.graph;
+  let graph = rootGraph();
   let node = null;
   for (const part of String(id).split(":")) {
     node = graph?.getNodeById?.(Number(part)) ?? null;
@@ -194,6 +204,10 @@ api.addEventListener(EVENT, ({ detail }) => {
 api.addEventListener(PICTURE, ({ detail }) => {
   const node = nodeOf(detail.node);
   if (ours(node)) keep(node, { ...messagesOf(node), picture: detail.picture });
+});
+
+api.addEventListener("execution_start", () => {
+  for (const node of shown.keys()) if (node.graph) atStart.set(node, settingsUpstream(node, rootGraph()));
 });
 
 api.addEventListener("execution_error", ({ detail }) => {

@@ -3,7 +3,7 @@ import { classOf, isWired, literal, origin, targets, widgetOf } from "./editor/g
 
 const TEXT_INPUTS = ["text", "text_g", "text_l", "prompt", "positive_prompt", "string", "value", "string_a", "string_b"];
 const MOST = 200; // nodes looked at
-const SUBJECTS = 4; // of Quick Subjects
+export const SUBJECTS = 4; // of Quick Subjects
 const UNKNOWN = new Error("a text that only a run can tell");
 const MADE = {
   StringConcatenate: (given) => [given.string_a, given.string_b].join(given.delimiter ?? ""),

@@ -7,7 +7,7 @@ from test_templates import get, pack_folder
 START = "1_start_here_rehearsal"
 LINES = """(id) => {
   const widget = window.graphNode(id).widgets.find((w) => w.type === "troupe_messages");
-  return widget.hidden ? [] : [...widget.element.querySelectorAll("li")].map((li) => [li.className.replace("troupe-", ""), li.textContent]);
+  return widget.hidden ? [] : [...widget.element.querySelectorAll("li")].map((li) => [li.classList[0].replace("troupe-", ""), li.textContent]);
 }"""
 SEEN = """(id) => {
   const widget = window.graphNode(id).widgets.find((w) => w.type === "troupe_messages"), around = widget.element.getBoundingClientRect();
@@ -123,6 +123,52 @@ def test_an_error_stands_on_its_node_until_the_node_runs(page, server):
     page.evaluate("([id, from, slot]) => { const n = window.graphNode(id); window.graphNode(from).connect(slot, n, n.inputs.findIndex((x) => x.name === 'clip')); }", encode, *clip)
     page.queue()
     assert texts(page, apply, "error") == []
+
+
+def test_messages_of_an_earlier_run_say_so_once_the_graph_has_changed(page, server):
+    ids = start(page, server)
+    first, apply, sampler = ids["TroupeAddSubject"][0], ids["TroupeApplyImageAttention"][0], ids["KSampler"][0]
+    kinds = lambda: [kind for kind, _ in lines(page, apply)]  # noqa: E731
+    page.queue()
+    fresh = kinds()
+    assert "done" in fresh and "earlier" not in fresh
+    put(page, sampler, "seed", 12345)
+    assert kinds() == fresh, "a sampler is after the node"
+    put(page, first, "weight", 0.7)
+    assert kinds() == ["earlier", *fresh], "a value upstream"
+    put(page, first, "weight", 1.0)
+    assert kinds() == fresh, "changed back"
+    page.evaluate("(id) => { const n = window.graphNode(id); n.disconnectInput(n.inputs.findIndex((i) => i.name === 'negative')); }", apply)
+    assert kinds()[0] == "earlier", "a wire"
+
+
+def test_what_the_host_refuses_to_run_is_on_the_node(page):
+    page.build([(1, "TroupeLoadAdapter", {"adapter_name": "gone.safetensors"}, (-600, 0)), (2, "TroupeAddSubject", {"name": "cat"}, (-600, 400)),
+                (3, "TroupeEncodeSubjects", {}, (0, 0)), (4, "TroupeApplyImageAttention", {}, (400, 0)), (5, "TroupeRecordRelevance", {}, (800, 0)),
+                (6, "TroupePreviewRelevance", {}, (800, 300)), (7, "EmptyLatentImage", {}, (400, 600)), (8, "KSampler", {}, (1200, 0)), (9, "SaveLatent", {}, (1600, 0))],
+               [(1, 0, 3, "adapter"), (2, 0, 3, "cast"), (3, 0, 4, "references"), (4, 0, 8, "model"), (7, 0, 8, "latent_image"), (8, 0, 9, "samples")])
+    page.evaluate("async () => { await window.app.queuePrompt(0, 1); }")
+    page.page.keyboard.press("Escape")
+    [refused] = texts(page, 1, "error")
+    assert "gone.safetensors" in refused and "adapter_name - " not in refused
+    assert texts(page, 2, "error") == ["Connect 'image'"] and texts(page, 4, "error") == ["Connect 'model'"]
+
+
+def test_a_cast_that_cannot_come_out_as_meant_says_so_before_it_runs(page):
+    page.build(
+        [(1, "LoadImage", {"image": "half_red.png"}, (-600, 0)), (2, "TroupeAddSubject", {"name": "cat"}, (-200, 0)), (3, "TroupeAddSubject", {"name": "Cat "}, (-200, 400)),
+         (4, "TroupeEncodeSubjects", {}, (200, 0)), (5, "TroupeAddSubject", {"name": "owl"}, (-200, 800)), (6, "CheckpointLoaderSimple", {}, (-600, 500)),
+         (7, "TroupeQuickSubjects", {"name_1": "fox", "name_2": "fox"}, (600, 0))],
+        [(1, 0, 2, "image"), (1, 0, 3, "image"), (1, 0, 5, "image"), (2, 0, 3, "cast"), (3, 0, 4, "cast"), (6, 1, 4, "clip"), (1, 0, 7, "image_1"), (1, 0, 7, "image_2"),
+         (1, 0, 7, "image_3")])
+    said = lambda id_: texts(page, id_, "missing")  # noqa: E731
+    assert said(2) == [] and [text.partition(":")[0] for text in said(3)] == ["Another subject is called 'Cat' too"]
+    assert [text.partition(":")[0] for text in said(5)] == ["This subject is not in the picture"]
+    assert [text.partition(":")[0] for text in said(7)] == ["The subject in image_3 has no name yet", "Another subject is called 'fox' too"]
+    put(page, 3, "name", " ")
+    assert [text.partition(":")[0] for text in said(3)] == ["The subject has no name yet"]
+    put(page, 3, "name", "dog")
+    assert said(3) == []
 
 
 @pytest.mark.parametrize("positive", [True, False])

@@ -1,0 +1,76 @@
+// What can be said about a node before it runs: whether its names are in the prompt, what its cast lacks, and why the host refused to run it.
+import { app } from "../../scripts/app.js";
+import { castOf, classOf, isWired, literal, targets } from "./editor/graph.js";
+import { namesOf, plainWords, SUBJECTS } from "./names.js";
+
+const missing = (text) => ({ kind: "missing", text });
+const alike = (name) => missing(`Another subject is called '${name.trim()}' too: give each a name of its own, or a region or box`);
+const nameless = (photo) => missing(`The subject${photo} has no name yet: type its word from your prompt`);
+
+/** The lines of a node, {kind: "tick" | "missing" | "error", text}. nodeOf: the node of an execution id. */
+export function liveLines(node, root, nodeOf) {
+  return [...refusals(node, nodeOf), ...inCast(node, root), ...namesOf(node, root).map(ofName)];
+}
+
+function ofName({ name, found }) {
+  return found ? { kind: "tick", text: `'${name}' is in your prompt` } : missing(`'${name}' is not in your prompt: add it, or change the name`);
+}
+
+/** What is missing in the cast for a subject of Add Subject or Quick Subjects to come out as meant. */
+function inCast(node, root) {
+  if (classOf(node) === "TroupeAddSubject") return inChain(node, root);
+  if (classOf(node) !== "TroupeQuickSubjects") return [];
+  const numbers = Array.from({ length: SUBJECTS }, (_, i) => i + 1).filter((n) => isWired(node, `image_${n}`));
+  const names = numbers.map((n) => literal(node, `name_${n}`, [], root));
+  return [
+    ...names.flatMap((name, i) => (isEmpty(name) ? [nameless(` in image_${numbers[i]}`)] : [])),
+    ...names.filter((name, i) => names.slice(0, i).some((before) => isSame(before, name))).map(alike),
+  ];
+}
+
+function inChain(node, root) {
+  if (!isWired(node, "image")) return [];
+  const name = literal(node, "name", [], root);
+  const after = chainAfter(node, root);
+  const lines = [];
+  if (after.length === 0) lines.push(missing("This subject is not in the picture: connect 'cast' to the next Add Subject or to Encode Subject References"));
+  if (isEmpty(name) && after.some((next) => isWired(next, "clip"))) lines.push(nameless(""));
+  const isPlaced = isWired(node, "region") || after.some((next) => classOf(next) === "TroupePlaceSubjects");
+  if (!isPlaced && (castOf(node, root) ?? []).some((before) => isSame(before.name, name))) lines.push(alike(name));
+  return lines;
+}
+
+/** The nodes that get a subject over its cast, each once. */
+function chainAfter(node, root) {
+  const found = new Map();
+  const waiting = [{ node, path: [] }];
+  while (waiting.length) {
+    const at = waiting.shift();
+    for (const slot of at.node.outputs?.keys() ?? []) {
+      if (at.node.outputs[slot].type !== "TROUPE_CAST") continue;
+      for (const next of targets(at.node, slot, at.path, root)) {
+        if (found.has(next.node)) continue;
+        found.set(next.node, next);
+        waiting.push(next);
+      }
+    }
+  }
+  return [...found.keys()];
+}
+
+const isEmpty = (name) => typeof name === "string" && !name.trim();
+const isSame = (a, b) => typeof a === "string" && typeof b === "string" && plainWords(a) !== "" && plainWords(a) === plainWords(b);
+
+/** Why the host refused to run the graph, as far as this node is the reason. */
+function refusals(node, nodeOf) {
+  const found = Object.entries(app.lastNodeErrors ?? {}).filter(([id]) => nodeOf(id) === node).flatMap(([, each]) => each.errors ?? []);
+  return [...new Set(found.map(refusal))].map((text) => ({ kind: "error", text }));
+}
+
+function refusal({ type, message, details, extra_info: extra }) {
+  const input = extra?.input_name ?? "";
+  if (type === "required_input_missing") return `Connect '${input || details}'`;
+  const text = String(details ?? "");
+  if (type === "custom_validation_failed") return input && text.startsWith(`${input} - `) ? text.slice(input.length + 3) : text;
+  return [message, text].filter(Boolean).join(": ");
+}
