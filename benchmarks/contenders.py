@@ -22,7 +22,7 @@ class Contenders:
     """Makes the runs for one base model. folder: where adapter files are written; rival: a checkout of ComfyUI_IPAdapter_plus, or None."""
 
     def __init__(self, patcher: Any, dtype: torch.dtype, folder: Path, rival: Path | None = None):
-        from troupe.model_patches.hosts.comfyui.blocks import attention_blocks
+        from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
         self.patcher, self.dtype, self.folder, self.rival_folder = patcher, dtype, folder, rival
         self.positive, self.negative = prompts(patcher)
@@ -51,8 +51,8 @@ class Contenders:
 
     def _relevance(self, subjects: int, tokens: int, apart: bool = False, merge: str = "relevance") -> Wired:
         from troupe.model_patches.attention.decoupled import Mixing
+        from troupe.model_patches.binding.checks.settings import ImageAttentionSettings
         from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
-        from troupe.model_patches.settings import ImageAttentionSettings
         from troupe.model_patches.subjects import References, ReferenceSubject
 
         adapter = self._once(("adapter", tokens), lambda: self.image_adapter(tokens, text_gain=True))
@@ -65,9 +65,9 @@ class Contenders:
         return self._relevance(subjects, tokens, merge="add")
 
     def _gated(self, subjects: int) -> Wired:
-        from troupe.model_patches.hosts.comfyui.adapters import host_adapter
+        from troupe.model_patches.binding.checks.settings import GatedSettings
         from troupe.model_patches.hosts.comfyui.apply import apply_gated
-        from troupe.model_patches.settings import GatedSettings
+        from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
         from troupe.model_patches.subjects import Box, ObjectFeatures, References, ReferenceSubject
 
         adapter = self._once("gated", lambda: host_adapter(self._read(self._gligen_file())))
@@ -79,14 +79,14 @@ class Contenders:
     def image_adapter(self, tokens: int, text_gain: bool) -> Any:
         """A random IP-Adapter for the base, with MIP-Adapter's text gain or without, under the host's memory management."""
         import comfy.ops
-        from troupe.model_patches.checkpoints.ip_adapter import build
-        from troupe.model_patches.hosts.comfyui.adapters import host_adapter
+        from troupe.model_patches.families.ip_adapter import build
+        from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
 
         return host_adapter(build(self._image_state(tokens, text_gain), "random.safetensors", comfy.ops.manual_cast))
 
     def _read(self, file: Path) -> Any:
         import comfy.ops
-        from troupe.model_patches.checkpoints.load import read_adapter
+        from troupe.model_patches.families.registry import read_adapter
 
         return read_adapter(file, file.name, comfy.ops.manual_cast)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..model_patches.hosts.comfyui.adapters import register_folders
+from ..model_patches.hosts.comfyui.loading.adapters import register_folders
 
 register_folders()  # before the schemas list files; the minimum host does not call on_load
 

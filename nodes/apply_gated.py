@@ -4,9 +4,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..model_patches.binding.settings import IN_CROPS, GatedSettings
 from ..model_patches.hosts.comfyui.apply import apply_gated
-from ..model_patches.hosts.comfyui.notice import Messages
-from ..model_patches.settings import IN_CROPS, GatedSettings
+from ..model_patches.hosts.comfyui.messages import Messages
 from .graph import blocked_unless_wired, needed, warn_about_wires_past
 from .types import CATEGORY, FOLDED, ReferencesType, found_by, percent
 

@@ -5,9 +5,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..model_patches.attention.decoupled import MERGES
+from ..model_patches.binding.settings import IN_CROPS, ImageAttentionSettings, mixing_for
 from ..model_patches.hosts.comfyui.apply import apply_image_attention
-from ..model_patches.hosts.comfyui.notice import Messages
-from ..model_patches.settings import IN_CROPS, ImageAttentionSettings, mixing_for
+from ..model_patches.hosts.comfyui.messages import Messages
 from .graph import blocked_unless_wired, needed, warn_about_missing_names, warn_about_wires_past
 from .types import CATEGORY, FOLDED, ReferencesType, found_by, percent
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..model_patches.hosts.comfyui.notice import Messages
-from ..model_patches.hosts.comfyui.weights import apply_weights
+from ..model_patches.hosts.comfyui.messages import Messages
+from ..model_patches.hosts.comfyui.sampling.weights import apply_weights
 from .graph import unless_wired
 from .types import CATEGORY, Adapter, found_by
 

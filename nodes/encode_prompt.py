@@ -4,8 +4,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..model_patches.hosts.comfyui.notice import Messages
-from ..model_patches.hosts.comfyui.prompt import encode_prompt
+from ..model_patches.hosts.comfyui.messages import Messages
+from ..model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt
 from .graph import used_from
 from .types import CATEGORY, FOLDED, ReferencesType, found_by, percent
 

@@ -4,10 +4,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..model_patches.encoders.framing import FRAMINGS
+from ..model_patches.encoding.framing import FRAMINGS
+from ..model_patches.encoding.summary import summary
 from ..model_patches.hosts.comfyui.apply import encode_references
-from ..model_patches.hosts.comfyui.notice import Messages
-from ..model_patches.summary import summary
+from ..model_patches.hosts.comfyui.messages import Messages
 from .types import CATEGORY, FOLDED, Adapter, CastType, ReferencesType, found_by
 
 

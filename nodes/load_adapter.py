@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..model_patches.hosts.comfyui import adapters
+from ..model_patches.hosts.comfyui.loading import adapters
 from .types import CATEGORY, Adapter, found_by
 
 

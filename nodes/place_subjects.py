@@ -5,11 +5,11 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..model_patches.boxes import fault_in
-from ..model_patches.hosts.comfyui.notice import Messages
-from ..model_patches.layouts import LAYOUTS
-from ..model_patches.place_preview import draw_cast
-from ..model_patches.placing import boxes_of, empty_latent, place_subjects
+from ..model_patches.hosts.comfyui.messages import Messages
+from ..model_patches.placement.boxes import fault_in
+from ..model_patches.placement.layouts import LAYOUTS
+from ..model_patches.placement.placing import boxes_of, empty_latent, place_subjects
+from ..model_patches.placement.preview import draw_cast
 from ..model_patches.subjects import Cast
 from .types import CATEGORY, CastType, found_by
 

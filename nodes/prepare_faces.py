@@ -4,8 +4,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..model_patches.faces import PICKS, prepare_faces
-from ..model_patches.hosts.comfyui.notice import Messages
+from ..model_patches.encoding.faces import PICKS, prepare_faces
+from ..model_patches.hosts.comfyui.messages import Messages
 from .types import CATEGORY, Faces, found_by
 
 ANALYSERS = [io.Custom(name) for name in ("INSIGHTFACE", "FACEANALYSIS", "ANALYSIS_MODELS")]

@@ -4,9 +4,9 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..model_patches.hosts.comfyui.notice import Messages
-from ..model_patches.map_pictures import draw_maps
-from ..model_patches.relevance_maps import findings, report
+from ..model_patches.hosts.comfyui.messages import Messages
+from ..model_patches.relevance.maps import findings, report
+from ..model_patches.relevance.pictures import draw_maps
 from .types import CATEGORY, RecordType, found_by
 
 

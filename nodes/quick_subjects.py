@@ -4,11 +4,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..model_patches.hosts.comfyui import adapters
+from ..model_patches.binding.settings import ImageAttentionSettings, mixing_for
 from ..model_patches.hosts.comfyui.apply import apply_image_attention
-from ..model_patches.hosts.comfyui.notice import Messages
+from ..model_patches.hosts.comfyui.loading import adapters
+from ..model_patches.hosts.comfyui.messages import Messages
 from ..model_patches.hosts.comfyui.quick import quick_references, with_relevance_shown
-from ..model_patches.settings import ImageAttentionSettings, mixing_for
 from .graph import blocked_unless_wired, needed, warn_about_missing_names, warn_about_wires_past
 from .types import CATEGORY, ReferencesType, found_by
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..model_patches.hosts.comfyui.record import record_relevance
-from ..model_patches.relevance_maps import BLOCKS
+from ..model_patches.hosts.comfyui.sampling.record import record_relevance
+from ..model_patches.relevance.maps import BLOCKS
 from .types import CATEGORY, RecordType, found_by
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..model_patches.hosts.comfyui import rehearsal
+from ..model_patches.hosts.comfyui.loading import rehearsal
 from ..rehearsal.sprites import CLASSES
 from .types import CATEGORY, Adapter, found_by
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..model_patches.hosts.comfyui.guider import METHODS, GuidanceSettings, subject_guider
+from ..model_patches.hosts.comfyui.prompting.guider import METHODS, GuidanceSettings, subject_guider
 from .types import CATEGORY, found_by, percent
 
 

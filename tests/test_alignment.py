@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.transform import SimilarityTransform, estimate_transform, warp
-from troupe.model_patches.encoders.alignment import CROP, align_face, inverse, similarity
+from troupe.model_patches.encoding.alignment import CROP, align_face, inverse, similarity
 from troupe.model_patches.errors import SubjectError
 
 TARGET = np.array([[76.5892, 103.3926], [147.0636, 103.0028], [112.0504, 143.4732], [83.0986, 184.731], [141.4598, 184.4082]])  # ArcFace's, for 224 pixels

@@ -10,11 +10,12 @@ from small_files import FORMATS, PLUS
 from test_bad_pickles import STATE, refused
 from test_checkpoints import checked
 from test_gated_checkpoints import FEW
-from troupe.model_patches.checkpoints import clip_vision, mm_diff_unet
+from troupe.model_patches.checkpoints import clip_vision
 from troupe.model_patches.checkpoints.clip_text import text_weights
-from troupe.model_patches.checkpoints.ip_adapter import build
-from troupe.model_patches.checkpoints.load import read_adapter
 from troupe.model_patches.errors import CheckpointError
+from troupe.model_patches.families import mm_diff_unet
+from troupe.model_patches.families.ip_adapter import build
+from troupe.model_patches.families.registry import read_adapter
 from watch import outcome, watched
 
 LONG = "9" * 5000

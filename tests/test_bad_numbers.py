@@ -7,8 +7,8 @@ import torch
 from small_files import FORMATS
 from test_bad_pickles import STATE, refused
 from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
-from troupe.model_patches.checkpoints.load import read_adapter
 from troupe.model_patches.errors import CheckpointError
+from troupe.model_patches.families.registry import read_adapter
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])

@@ -14,9 +14,9 @@ from small_files import PLAIN
 from test_checkpoints import checked
 from troupe.model_patches.checkpoints import files, pickles
 from troupe.model_patches.checkpoints.files import read_metadata, read_shapes, read_state
-from troupe.model_patches.checkpoints.load import read_adapter
 from troupe.model_patches.checkpoints.pickles import unpickled
 from troupe.model_patches.errors import CheckpointError, shown
+from troupe.model_patches.families.registry import read_adapter
 from watch import SLACK, outcome, starved, watched
 
 STATE = flat(PLAIN, layers(16, (2, 4)))

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from troupe.model_patches.boxes import ROUNDING, SLACK, fault_in, read_text, read_wired
 from troupe.model_patches.errors import MismatchError, SubjectError
-from troupe.model_patches.palette import PALETTE, colour_of, ink_on
-from troupe.model_patches.place_preview import GREY, fitting
-from troupe.model_patches.placing import place_subjects
+from troupe.model_patches.placement.boxes import ROUNDING, SLACK, fault_in, read_text, read_wired
+from troupe.model_patches.placement.palette import PALETTE, colour_of, ink_on
+from troupe.model_patches.placement.placing import place_subjects
+from troupe.model_patches.placement.preview import GREY, fitting
 from troupe.model_patches.subjects import MAX_SUBJECTS, Box, Cast, Subject
 
 SEG = namedtuple("SEG", ["cropped_image", "cropped_mask", "confidence", "crop_region", "bbox", "label", "control_net_wrapper"], defaults=[None])  # as Impact Pack has it

@@ -13,8 +13,8 @@ from published import FAMILIES, NARROW, REFUSED, SD15, SDXL, cast, flat, image_p
 from troupe.model_patches.checkpoints.catalogue import ADAPTERS, ENCODERS, encoder_of_width
 from troupe.model_patches.checkpoints.catalogue import published as published_file
 from troupe.model_patches.checkpoints.files import read_shapes, read_state
-from troupe.model_patches.checkpoints.ip_adapter import build
 from troupe.model_patches.errors import CheckpointError
+from troupe.model_patches.families.ip_adapter import build
 
 PLAIN = FAMILIES["ip-adapter_sdxl_vit-h"].state
 SMALL = {  # one of every family, small enough to break every tensor in turn

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from troupe.model_patches.hosts.comfyui.clock import EMPTY, FULL, Clock, sigma_range
+from troupe.model_patches.hosts.comfyui.sampling.clock import EMPTY, FULL, Clock, sigma_range
 
 SIGMAS = torch.tensor([14.5, 9.75, 6.5, 4.25, 2.875, 1.875, 1.25, 0.75, 0.25, 0.0])  # exact in binary: ranges end on them
 RANGES = [FULL, EMPTY, (float("inf"), 4.25), (float("inf"), 14.5), (6.5, 1.25), (4.25, 4.25), (3.5, 0.0), (0.25, 0.0), (20.0, 15.0), (0.1, 0.0), (2.875, 1.95)]

@@ -8,13 +8,13 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
 from golden_mip import LAYERS, fill, layer
 from troupe.model_patches.attention.decoupled import LayerTokens, Mixing
-from troupe.model_patches.checkpoints.ip_adapter import build
+from troupe.model_patches.binding.checks.layer_tokens import COND, UNCOND
+from troupe.model_patches.binding.checks.settings import ImageAttentionSettings
 from troupe.model_patches.errors import MismatchError
+from troupe.model_patches.families.ip_adapter import build
 from troupe.model_patches.hosts.diffusers.encoders import Prompt
 from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention, cross_layers, inside
 from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, join_prompts, percent_of, sample, size_condition
-from troupe.model_patches.layer_tokens import COND, UNCOND
-from troupe.model_patches.settings import ImageAttentionSettings
 from troupe.model_patches.subjects import Box
 
 SIZE = (18, 11)  # latent; the second level then has 9x6

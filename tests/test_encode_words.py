@@ -4,10 +4,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from published import mm_diff_members
-from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec, Weights
-from troupe.model_patches.encode import encode_subjects
+from troupe.model_patches.encoding.encode import encode_subjects
+from troupe.model_patches.encoding.faces import Faces
 from troupe.model_patches.errors import SubjectError
-from troupe.model_patches.faces import Faces
+from troupe.model_patches.families.adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec, Weights
 from troupe.model_patches.subjects import Cast, make_subject
 
 SIDE, WIDTH, POOLED, TOKENS = 16, 6, 5, 2
@@ -75,7 +75,7 @@ def cast_of(*subjects):
 
 
 def prepared(picture, framing):
-    from troupe.model_patches.encode import prepare_photo
+    from troupe.model_patches.encoding.encode import prepare_photo
     from troupe.model_patches.subjects import Photo
 
     return read(prepare_photo(Photo(picture[0]), SIDE, framing)[None])
@@ -166,9 +166,9 @@ def test_weights_names_and_places_come_along():
 def test_mm_diff_on_tiny_real_modules():
     """CLIP's own classes and the published heads: the pieces put together by hand."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-    from troupe.model_patches.encode import prepare_photo
     from troupe.model_patches.encoders.mm_diff import MMDiffHeads
     from troupe.model_patches.encoders.refiner import SubjectHead
+    from troupe.model_patches.encoding.encode import prepare_photo
     from troupe.model_patches.hosts.diffusers.encoders import ClipImages, encode_references, pixel_values
     from troupe.model_patches.subjects import Photo
 

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from troupe.model_patches.encoders.alignment import TEMPLATE
+from troupe.model_patches.encoding.alignment import TEMPLATE
+from troupe.model_patches.encoding.faces import DETECTION_SIDE, Faces, analyser_in, prepare_faces
 from troupe.model_patches.errors import SubjectError
-from troupe.model_patches.faces import DETECTION_SIDE, Faces, analyser_in, prepare_faces
 from troupe.model_patches.subjects import make_subject
 
 UPRIGHT = np.array(TEMPLATE, dtype=np.float32) * 2  # where the points are in a crop

@@ -9,12 +9,12 @@ import torch
 from both_ways import ACCEPTED, both_ways
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from troupe.model_patches.boxes import fault_in
-from troupe.model_patches.encode import prepare_photo
-from troupe.model_patches.encoders.framing import FRAMINGS
+from troupe.model_patches.encoding.encode import prepare_photo
+from troupe.model_patches.encoding.framing import FRAMINGS
 from troupe.model_patches.errors import TroupeError
-from troupe.model_patches.layouts import LAYOUTS
-from troupe.model_patches.placing import place_subjects
+from troupe.model_patches.placement.boxes import fault_in
+from troupe.model_patches.placement.layouts import LAYOUTS
+from troupe.model_patches.placement.placing import place_subjects
 from troupe.model_patches.subjects import MAX_SUBJECTS, Cast, Photo, Subject, make_subject
 
 PROFILE = settings(max_examples=150, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))

@@ -11,13 +11,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_attention, image_delta
 from troupe.model_patches.attention.localization import localization_loss
 from troupe.model_patches.attention.lora import image_projection
-from troupe.model_patches.encoders import framing
-from troupe.model_patches.encoders.framing import black_square
 from troupe.model_patches.encoders.grounding import MLP
 from troupe.model_patches.encoders.lora import PAIRS, ImageLora, LowRank
 from troupe.model_patches.encoders.projections import MisshapenTensor, PerceiverAttention
 from troupe.model_patches.encoders.refiner import SERefiner, SubjectHead
 from troupe.model_patches.encoders.words import PhotoToWords, Postfuse, WordFusion
+from troupe.model_patches.encoding import framing
+from troupe.model_patches.encoding.framing import black_square
 from troupe.model_patches.hosts.diffusers import encoders
 from troupe.model_patches.prompt.tokens import LENGTH
 

@@ -6,7 +6,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from troupe.model_patches.layouts import LAYOUTS, MARGIN, fill, grid_columns, overlap, places
+from troupe.model_patches.placement.layouts import LAYOUTS, MARGIN, fill, grid_columns, overlap, places
 from troupe.model_patches.subjects import MAX_SUBJECTS, Box
 
 PRESETS = [name for name in LAYOUTS if name != "none"]

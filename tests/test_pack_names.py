@@ -2,8 +2,8 @@
 from functools import partial
 
 import pytest
-from troupe.model_patches.hosts.comfyui import company
-from troupe.model_patches.hosts.comfyui.company import named, pack_of, patches_of
+from troupe.model_patches.hosts.comfyui.sampling import other_packs
+from troupe.model_patches.hosts.comfyui.sampling.other_packs import named, pack_of, patches_of
 
 
 def patch_of(module):
@@ -35,10 +35,10 @@ def test_objects_that_are_called():
 
 
 def test_one_or_several_or_nobody(monkeypatch):
-    monkeypatch.setattr(company, "OURS", "/custom_nodes/comfyui-troupe.")
+    monkeypatch.setattr(other_packs, "OURS", "/custom_nodes/comfyui-troupe.")
     a, b, c = (patch_of(f"/custom_nodes/{name}.x") for name in ("A", "B", "C"))
     assert named([None, patch_of("comfy.x")]) == named([]) == "another pack"
     assert named([b, b, None]) == "B" and named([b, a]) == "one of A and B" and named([c, a, b]) == "one of A, B and C"
-    own = type("GatedPatch", (), {"__module__": f"{company.OURS}model_patches.hosts.comfyui.gated"})()
+    own = type("GatedPatch", (), {"__module__": f"{other_packs.OURS}model_patches.hosts.comfyui.sampling.gated"})()
     assert named([own, b]) == "B" and named([own]) == "another pack"
     assert patches_of({"patches": {"attn2_patch": [a], "middle_patch": [b], "other": [c]}}, "middle_patch", "attn2_patch") == [b, a] and patches_of({}, "attn2_patch") == []

@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -25,29 +26,43 @@ COMES_WITH_COMFYUI = {"torch", "torchvision", "numpy", "einops", "safetensors", 
 HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfy_config", "folder_paths", "server", "nodes", "execution", "app", "utils", "node_helpers"}
 
 # room -> rooms it may import; a room is the longest of these paths that a module lies under
+MATHS = {"model_patches/errors", "model_patches/attention", "model_patches/encoders"}
+FILES = {*MATHS, "model_patches/checkpoints", "model_patches/families"}
 ROOMS = {
+    **{f"{package}/__init__": set() for package in ("model_patches", "model_patches/hosts")},
     "model_patches/errors": set(),
+    "model_patches/subjects": {"model_patches/errors"},
     "model_patches/attention": {"model_patches/errors"},
     "model_patches/encoders": {"model_patches/errors", "model_patches/attention"},
-    "model_patches/prompt": {"model_patches/errors", "model_patches/subjects"},
-    "model_patches/subjects": {"model_patches/errors"},
-    "model_patches/checkpoints": {"model_patches", "model_patches/errors", "model_patches/attention", "model_patches/encoders"},
-    "model_patches": {"model_patches/errors", "model_patches/attention", "model_patches/encoders", "model_patches/prompt", "model_patches/subjects", "model_patches/checkpoints"},
+    "model_patches/checkpoints": MATHS - {"model_patches/attention"},
+    "model_patches/families": {"model_patches/errors", "model_patches/encoders", "model_patches/checkpoints"},
+    "model_patches/prompt": {"model_patches/errors", "model_patches/subjects", "model_patches/families"},
+    "model_patches/encoding": (FILES | {"model_patches/subjects", "model_patches/prompt"}) - {"model_patches/attention"},
+    "model_patches/placement": {"model_patches/errors", "model_patches/subjects"},
+    "model_patches/relevance": {"model_patches/subjects", "model_patches/attention", "model_patches/placement"},
+    "model_patches/binding": (FILES | {"model_patches/subjects"}) - {"model_patches/checkpoints"},
 }
-BELOW_THE_HOSTS = {"model_patches", *ROOMS["model_patches"]}
+BELOW_THE_HOSTS = set(ROOMS)
+COMFYUI = "model_patches/hosts/comfyui"
 ROOMS |= {
     "rehearsal": {"model_patches/errors", "model_patches/checkpoints"},
-    "model_patches/hosts/comfyui": BELOW_THE_HOSTS | {"rehearsal"},
+    f"{COMFYUI}/messages": set(),
+    f"{COMFYUI}/loading": BELOW_THE_HOSTS | {"rehearsal"},
+    f"{COMFYUI}/sampling": BELOW_THE_HOSTS | {f"{COMFYUI}/messages", f"{COMFYUI}/loading"},
+    f"{COMFYUI}/prompting": BELOW_THE_HOSTS | {f"{COMFYUI}/messages", f"{COMFYUI}/loading", f"{COMFYUI}/sampling"},
+    COMFYUI: BELOW_THE_HOSTS | {f"{COMFYUI}/messages", f"{COMFYUI}/loading", f"{COMFYUI}/sampling", f"{COMFYUI}/prompting"},
     "model_patches/hosts/diffusers": BELOW_THE_HOSTS,
     "rehearsal/engine": BELOW_THE_HOSTS | {"model_patches/hosts/diffusers", "rehearsal"},
     "rehearsal/training": BELOW_THE_HOSTS | {"model_patches/hosts/diffusers", "rehearsal", "rehearsal/engine"},
-    "nodes": BELOW_THE_HOSTS | {"model_patches/hosts/comfyui", "rehearsal"},
-    "__init__": {"nodes", "model_patches/hosts/comfyui"},
+}
+ROOMS |= {
+    "nodes": {room for room in ROOMS if not room.startswith(("model_patches/hosts/diffusers", "rehearsal/"))},
+    "__init__": {"nodes", *(room for room in ROOMS if room.startswith(COMFYUI))},
 }
 OUTSIDE = {  # room -> packages it may import beside the standard library; the other rooms: COMES_WITH_COMFYUI
     "model_patches/attention": {"torch", "einops"},
     "model_patches/encoders": {"torch", "einops"},
-    "model_patches/hosts/comfyui": COMES_WITH_COMFYUI | HOST_MODULES,
+    **{room: COMES_WITH_COMFYUI | HOST_MODULES for room in ROOMS if room.startswith(COMFYUI)},
     "model_patches/hosts/diffusers": COMES_WITH_COMFYUI | {"diffusers", "open_clip", "accelerate"},
     "rehearsal": COMES_WITH_COMFYUI | {"open_clip"},  # for the tokenizer, and only inside the function that trains
     "rehearsal/engine": COMES_WITH_COMFYUI | {"diffusers", "skimage"},
@@ -148,9 +163,14 @@ def test_the_run_extra_brings_what_the_embedded_engine_and_the_tools_import(path
 
 # ---- who imports whom --------------------------------------------------------------------------------------------------------------------
 
+def test_rooms_are_a_staircase():
+    """No room may import one that may import it, over whatever other rooms."""
+    list(TopologicalSorter(ROOMS).static_order())  # raises CycleError
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_go_one_way(module):
-    """nodes -> hosts -> the rest of model_patches -> encoders, attention -> torch, never back up."""
+    """nodes -> hosts -> the other rooms -> torch, never back up."""
     room = room_of(module.removesuffix(".py"))
     outside, inside = imports(MODULES[module])
     allowed = OUTSIDE.get(room, COMES_WITH_COMFYUI) | set(sys.stdlib_module_names)  # not comfyui_version: what differs between hosts is asked of them by feature

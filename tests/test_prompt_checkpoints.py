@@ -24,12 +24,9 @@ from published import (
     umm_state,
 )
 from test_checkpoints import checked
-from troupe.model_patches.adapter import EncoderNeed, PromptSpec
-from troupe.model_patches.checkpoints import fastcomposer, mm_diff, mm_diff_unet, text_lora, umm
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROMPT, where_to_get
 from troupe.model_patches.checkpoints.catalogue import published as published_file
 from troupe.model_patches.checkpoints.files import read_metadata, read_state
-from troupe.model_patches.checkpoints.load import read_adapter
 from troupe.model_patches.checkpoints.sets import MM_DIFF, belonging
 from troupe.model_patches.checkpoints.unet_layout import SD, SDXL, ldm_names, sd_shapes, transformer_blocks
 from troupe.model_patches.encoders.decoupled import DecoupledLayer
@@ -39,6 +36,9 @@ from troupe.model_patches.encoders.pseudo_words import PseudoWords
 from troupe.model_patches.encoders.refiner import SubjectHead
 from troupe.model_patches.encoders.words import PhotoToWords, Postfuse, WordFusion
 from troupe.model_patches.errors import CheckpointError
+from troupe.model_patches.families import fastcomposer, mm_diff, mm_diff_unet, text_lora, umm
+from troupe.model_patches.families.adapter import EncoderNeed, PromptSpec
+from troupe.model_patches.families.registry import read_adapter
 
 THIN = {"context": 32, "hidden": (8, 16), "text": (12, 20), "pooled": 24, "patches": 40}  # wide enough to tell everything apart
 

@@ -8,9 +8,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 from troupe.model_patches.attention.decoupled import Mixing
+from troupe.model_patches.binding.checks.settings import ImageAttentionSettings
 from troupe.model_patches.encoders.decoupled import DecoupledLayers
 from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention, cross_layers
-from troupe.model_patches.settings import ImageAttentionSettings
 from troupe.rehearsal import files
 from troupe.rehearsal.engine import nets
 from troupe.rehearsal.engine.load import load_image_encoder, load_texts, load_unet
@@ -254,7 +254,7 @@ def test_a_word_that_the_world_does_not_know_stays_zero_in_training(trained):
 @pytest.mark.parametrize("kind", files.ADAPTERS)
 def test_a_trained_adapter_is_read_by_the_pack(kind, trained):
     """In IP-Adapter's published layout, with text_to_weight where it was trained with it, and it moved away from where it began."""
-    from troupe.model_patches.checkpoints.load import read_adapter
+    from troupe.model_patches.families.registry import read_adapter
 
     adapter = read_adapter(trained / "files" / files.ADAPTERS[kind])
     assert adapter.spec.family == f"{kind}_adapter" and adapter.spec.text_gain == (kind == "mip") and len(adapter.spec.widths) == 7

@@ -7,9 +7,8 @@ import pytest
 import torch
 from troupe.model_patches.attention.decoupled import MERGES, LayerTokens, Mixing, image_delta
 from troupe.model_patches.attention.relevance import owned, relevance, relevance_of_heads, shares
-from troupe.model_patches.map_pictures import DARK, EMPTY, GAP, LONGEST, TALLEST, draw_maps
-from troupe.model_patches.palette import colour_of
-from troupe.model_patches.relevance_maps import (
+from troupe.model_patches.placement.palette import colour_of
+from troupe.model_patches.relevance.maps import (
     NOBODY,
     NOT_SAMPLED,
     OTHER_LATENT,
@@ -25,6 +24,7 @@ from troupe.model_patches.relevance_maps import (
     share_inside,
     wanted,
 )
+from troupe.model_patches.relevance.pictures import DARK, EMPTY, GAP, LONGEST, TALLEST, draw_maps
 from troupe.model_patches.subjects import Box
 
 

@@ -2,7 +2,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from troupe.model_patches.hosts.comfyui.rows import rows_from_options, rows_of_chunks, tiles_in
+from troupe.model_patches.hosts.comfyui.sampling.rows import rows_from_options, rows_of_chunks, tiles_in
 
 
 @pytest.mark.parametrize("batch, indices, expected", [

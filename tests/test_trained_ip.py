@@ -6,9 +6,9 @@ import safetensors.torch
 import tiny_diffusers as tiny
 import torch
 from published import flat, image_proj, layers, resampler
-from troupe.model_patches.checkpoints.ip_adapter import build
-from troupe.model_patches.checkpoints.load import read_adapter
 from troupe.model_patches.errors import CheckpointError
+from troupe.model_patches.families.ip_adapter import build
+from troupe.model_patches.families.registry import read_adapter
 from troupe.model_patches.hosts.diffusers.image_attention import cross_layers
 
 CONTEXT = 64

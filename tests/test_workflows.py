@@ -19,8 +19,8 @@ from job import AttentionJob, GatedJob, GuidanceJob, Job, PlaceJob, SubjectJob, 
 from photos import real_photos  # noqa: E402
 from rehearsal_thumbnails import rehearsal_thumbnail  # noqa: E402
 from thumbnails import QUALITY, thumbnail, title_of  # noqa: E402
-from troupe.model_patches.boxes import read_text  # noqa: E402
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROJECTION_MATRIX, VIT_BIGG, VIT_H, VIT_L, published  # noqa: E402
+from troupe.model_patches.placement.boxes import read_text  # noqa: E402
 from virtual import NOTES  # noqa: E402
 from workflow_files import find_workflow  # noqa: E402
 

@@ -35,10 +35,10 @@ def main() -> int:
 
 def bundle(path: Path, half: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of the bundle. Raises CheckpointError where the files are not whole."""
-    from troupe.model_patches.checkpoints import mm_diff
     from troupe.model_patches.checkpoints.files import read_state
-    from troupe.model_patches.checkpoints.load import mm_diff_member, read_mm_diff
     from troupe.model_patches.errors import CheckpointError
+    from troupe.model_patches.families import mm_diff
+    from troupe.model_patches.families.registry import mm_diff_member, read_mm_diff
 
     state = read_state(path)
     member = mm_diff_member(path, state)

@@ -21,15 +21,15 @@ from result import Progress, Result, Say
 hide_broken_torchaudio()
 load_pack()
 
+from troupe.model_patches.binding.checks.settings import GatedSettings, ImageAttentionSettings, mixing_for  # noqa: E402
+from troupe.model_patches.encoding.faces import Faces, prepare_faces  # noqa: E402
 from troupe.model_patches.errors import TroupeError  # noqa: E402
-from troupe.model_patches.faces import Faces, prepare_faces  # noqa: E402
 from troupe.model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts, Prompt, encode_references  # noqa: E402
 from troupe.model_patches.hosts.diffusers.guidance import Guidance  # noqa: E402
 from troupe.model_patches.hosts.diffusers.prompt import encode_prompt  # noqa: E402
 from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample  # noqa: E402
 from troupe.model_patches.hosts.diffusers.weights import text_weights  # noqa: E402
-from troupe.model_patches.placing import place_subjects  # noqa: E402
-from troupe.model_patches.settings import GatedSettings, ImageAttentionSettings, mixing_for  # noqa: E402
+from troupe.model_patches.placement.placing import place_subjects  # noqa: E402
 from troupe.model_patches.subjects import Cast, References, make_subject  # noqa: E402
 
 SAMPLERS = {"euler": "EulerDiscreteScheduler", "euler_ancestral": "EulerAncestralDiscreteScheduler"}  # ComfyUI's name -> diffusers'

@@ -124,8 +124,8 @@ def _add_matrix(found: dict, folder: str, name: str) -> None:
     """The projection matrix beside a GLIGEN file that reads photos."""
     from troupe.model_patches.checkpoints.catalogue import PROJECTION_MATRIX, published
     from troupe.model_patches.checkpoints.files import read_shapes
-    from troupe.model_patches.checkpoints.gligen import reads_photos
     from troupe.model_patches.checkpoints.sets import matrix_file
+    from troupe.model_patches.families.gligen import reads_photos
 
     path, known = found[folder, name].path, published(name)
     if folder != PROJECTION_MATRIX.folder or not (known.encoder if known else path and reads_photos(read_shapes(path))):

@@ -138,9 +138,9 @@ def write_gligen(path: Path, places: Mapping[str, int], object_dim: int, feature
     from pack import load_pack
 
     load_pack()
-    from troupe.model_patches.checkpoints.gligen import gated_names
     from troupe.model_patches.encoders.gated import GatedLayers
     from troupe.model_patches.encoders.grounding import TextImagePositionNet, TextPositionNet
+    from troupe.model_patches.families.gligen import gated_names
 
     photos = "image" in path.name.lower()
     layers = randomise(GatedLayers((TextImagePositionNet if photos else TextPositionNet)(feature_dim, object_dim), list(places.values()), object_dim), seed)

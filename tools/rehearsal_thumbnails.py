@@ -27,8 +27,8 @@ def paint_rehearsal(workflow: dict[str, Any]) -> tuple[list[tuple[str, Image.Ima
     """(name and reference picture of each subject, what each sampler paints), on the embedded engine with the shipped files."""
     hide_broken_torchaudio()
     load_pack()
-    from troupe.model_patches.map_pictures import draw_maps
-    from troupe.model_patches.relevance_maps import RecordedRun
+    from troupe.model_patches.relevance.maps import RecordedRun
+    from troupe.model_patches.relevance.pictures import draw_maps
     from troupe.rehearsal.engine.paint import load_rehearsal, paint
 
     graph = Graph(workflow)
@@ -86,7 +86,7 @@ def _show(canvas: Image.Image, draw: ImageDraw.ImageDraw, picture: Image.Image, 
 
 def _cast(graph: Graph, apply: Node) -> tuple[bool, Any]:
     """Whether the subjects have boxes, and the cast that an Apply node's references were encoded from."""
-    from troupe.model_patches.placing import place_subjects
+    from troupe.model_patches.placement.placing import place_subjects
     from troupe.model_patches.subjects import Cast, make_subject
     from troupe.rehearsal.cast import called_for
     from troupe.rehearsal.world import reference

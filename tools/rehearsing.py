@@ -41,7 +41,7 @@ def rehearse(prompt: str | None = None, seed: int | None = None, steps: int | No
     hide_broken_torchaudio()
     load_pack()
     from troupe.model_patches.errors import TroupeError
-    from troupe.model_patches.relevance_maps import RecordedRun, report
+    from troupe.model_patches.relevance.maps import RecordedRun, report
     from troupe.rehearsal.cast import called_for, words
     from troupe.rehearsal.engine.paint import encode, load_rehearsal, paint
     from troupe.rehearsal.world import MOST, reference
@@ -84,7 +84,7 @@ def _image(picture: torch.Tensor) -> Image.Image:
 
 def _maps(run: Any, picture: Image.Image) -> list[Image.Image]:
     """One picture for each subject: its map over the painted picture."""
-    from troupe.model_patches.map_pictures import GAP, draw_maps
+    from troupe.model_patches.relevance.pictures import GAP, draw_maps
 
     if not run.applied:
         return []

@@ -82,7 +82,7 @@ def reads_photos(workflow: dict[str, Any]) -> bool:
 def placed(workflow: dict[str, Any]) -> Placed | None:
     """Where the workflow's Place Subjects puts the subjects; None where it has no such node."""
     load_pack()
-    from troupe.model_patches.placing import place_subjects
+    from troupe.model_patches.placement.placing import place_subjects
     from troupe.model_patches.subjects import Cast, Subject
 
     apply = read_job(workflow).encoded[0]
@@ -141,7 +141,7 @@ def _promise(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], 
 
 def _boxes(draw: ImageDraw.ImageDraw, placed: Placed, box: tuple[float, float, float, float], size: int = 0) -> None:
     """The picture with its boxes, in their colours of the editor, as large as it can be in the middle of `box`; names where `size` is not 0."""
-    from troupe.model_patches.palette import colour_of, ink_on
+    from troupe.model_patches.placement.palette import colour_of, ink_on
 
     wide = min(box[2] - box[0], (box[3] - box[1]) * placed.shape)
     high = wide / placed.shape

@@ -5,7 +5,7 @@ import { classOf } from "./editor/graph.js";
 import { liveLines } from "./live.js";
 import { settingsUpstream } from "./run_settings.js";
 
-const UI = "troupe_messages"; // see model_patches/hosts/comfyui/notice.py
+const UI = "troupe_messages"; // see model_patches/hosts/comfyui/messages.py
 const EVENT = "troupe.message";
 const PICTURE = "troupe.picture";
 const LOOK = 500; // milliseconds between two looks at the names

@@ -8,8 +8,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch.nn.functional import interpolate
 
 from ...model_patches.attention.relevance import relevance
+from ...model_patches.binding.layer_tokens import name_segments, project_names
 from ...model_patches.hosts.diffusers.image_attention import ImageAttention
-from ...model_patches.layer_tokens import name_segments, project_names
 
 LAYER = 2  # the first cross-attention layer on the way up: 8 x 8 positions
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from ...model_patches.attention.decoupled import Mixing
+from ...model_patches.binding.settings import ImageAttentionSettings
 from ...model_patches.hosts.diffusers.encoders import encode_references
 from ...model_patches.hosts.diffusers.sampling import SamplingSettings, sample
-from ...model_patches.placing import place_subjects
-from ...model_patches.settings import ImageAttentionSettings
+from ...model_patches.placement.placing import place_subjects
 from ...model_patches.subjects import Cast, make_subject
 from .. import codec
 from ..world import PIXELS, TEST_LOOKS, Figure, Scene, boxes, place_figures, random_figures, reference

@@ -14,9 +14,9 @@ from torch.nn.functional import mse_loss
 
 from ...model_patches.attention.decoupled import image_attention
 from ...model_patches.attention.relevance import relevance, shares, text_gain
-from ...model_patches.checkpoints.load import read_adapter
 from ...model_patches.encoders.decoupled import DecoupledLayer, DecoupledLayers
 from ...model_patches.encoders.projections import ImageProj
+from ...model_patches.families.registry import read_adapter
 from ...model_patches.hosts.diffusers.image_attention import cross_layers
 from .. import files
 from ..engine import load, nets

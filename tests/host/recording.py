@@ -5,7 +5,7 @@ import torch
 from independent import cell_means, relevance_of
 from stage import ksample, noise_of, settings, stage  # noqa: F401
 from torch.nn.functional import interpolate
-from troupe.model_patches.hosts.comfyui.record import record_relevance
+from troupe.model_patches.hosts.comfyui.sampling.record import record_relevance
 
 
 def sampled(set_up, references, given=None, blocks="all", before=False, record=True, **rest):

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import tiny_models
 import torch
 from independent import Truth
-from troupe.model_patches.checkpoints.ip_adapter import build
-from troupe.model_patches.hosts.comfyui import adapters
+from troupe.model_patches.binding.checks.settings import ImageAttentionSettings, Mixing
+from troupe.model_patches.families.ip_adapter import build
 from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
-from troupe.model_patches.hosts.comfyui.blocks import attention_blocks
-from troupe.model_patches.settings import ImageAttentionSettings, Mixing
+from troupe.model_patches.hosts.comfyui.loading import adapters
+from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 from troupe.model_patches.subjects import References, ReferenceSubject
 
 import nodes

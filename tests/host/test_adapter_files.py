@@ -15,7 +15,7 @@ def folders(host, tmp_path, monkeypatch):
     """A models folder that is empty, with the host's lists over it."""
     import folder_paths
     import troupe.nodes  # noqa: F401 - registers the folders of the other tests, which must not happen in the lists below
-    from troupe.model_patches.hosts.comfyui import adapters
+    from troupe.model_patches.hosts.comfyui.loading import adapters
 
     kept = {name: value for name, value in folder_paths.folder_names_and_paths.items() if name not in (*adapters.FOLDERS, "clip_vision")}
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", {**kept, "clip_vision": ([str(tmp_path / "clip_vision")], set(folder_paths.supported_pt_extensions))})
@@ -39,7 +39,7 @@ def test_the_folders_are_there_after_the_first_start(folders):
 def test_a_models_folder_that_cannot_be_written_to_does_no_harm(folders, monkeypatch):
     import os
 
-    from troupe.model_patches.hosts.comfyui import adapters
+    from troupe.model_patches.hosts.comfyui.loading import adapters
 
     def refuse(*_, **__):
         raise PermissionError("read-only file system")
@@ -49,7 +49,7 @@ def test_a_models_folder_that_cannot_be_written_to_does_no_harm(folders, monkeyp
 
 
 def test_an_empty_list_says_what_to_download(folders):
-    from troupe.model_patches.hosts.comfyui import adapters
+    from troupe.model_patches.hosts.comfyui.loading import adapters
     from troupe.nodes.load_adapter import LoadAdapter
 
     first = adapters.adapter_names()[0]
@@ -64,7 +64,7 @@ def test_an_empty_list_says_what_to_download(folders):
 
 
 def test_choices_are_paths_in_their_folder_and_older_values_are_read(folders):
-    from troupe.model_patches.hosts.comfyui import adapters
+    from troupe.model_patches.hosts.comfyui.loading import adapters
 
     places = ("ipadapter/a.safetensors", "ipadapter/mine/b.safetensors", "gligen/c.safetensors", "subject_adapters/a.safetensors")
     paths = [put(folders / place) for place in places]
@@ -83,7 +83,7 @@ def test_choices_are_paths_in_their_folder_and_older_values_are_read(folders):
 
 def test_folders_within_folders_are_no_riddle(folders):
     """Each file has one value, and a value of an older workflow is the file that it was."""
-    from troupe.model_patches.hosts.comfyui import adapters
+    from troupe.model_patches.hosts.comfyui.loading import adapters
 
     places = ("ipadapter/x.safetensors", "ipadapter/ipadapter/x.safetensors", "gligen/x.safetensors", "ipadapter/gligen/x.safetensors")
     paths = {place: put(folders / place) for place in places}
@@ -96,7 +96,7 @@ def encoder(adapters, name):
     """The file that an adapter for ViT-H's penultimate states would read with this choice."""
     from unittest import mock
 
-    from troupe.model_patches.adapter import EncoderNeed
+    from troupe.model_patches.families.adapter import EncoderNeed
 
     read = mock.Mock(spec=["encoder"], encoder=EncoderNeed("penultimate", 1280))
     with mock.patch.object(adapters.rehearsal_models, "is_read_by", lambda spec: False), mock.patch.object(adapters, "check_image_encoder"), \
@@ -106,7 +106,7 @@ def encoder(adapters, name):
 
 def test_a_published_encoder_is_read_under_whatever_name_it_was_saved(folders):
     """The name that the templates have is what front ends offer for download; who has the file under another name needs no second one."""
-    from troupe.model_patches.hosts.comfyui import adapters
+    from troupe.model_patches.hosts.comfyui.loading import adapters
 
     name = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"
     assert adapters.invalid_names(None, name) is None and encoder(adapters, name) is None

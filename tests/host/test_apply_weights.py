@@ -38,8 +38,8 @@ def text_tensors(clip, encoder="clip_l", seed=90):
 
 
 def adapter_of(unet=None, text=None, context=64, id="an adapter", unet_lora=None, text_lora=None):
-    from troupe.model_patches.adapter import AdapterSpec, Weights
-    from troupe.model_patches.hosts.comfyui.adapters import HostAdapter
+    from troupe.model_patches.families.adapter import AdapterSpec, Weights
+    from troupe.model_patches.hosts.comfyui.loading.adapters import HostAdapter
 
     spec = AdapterSpec("subject_diffusion", "", "subjects.safetensors", context, 0, None, (), False)
     return HostAdapter(spec, id, None, None, weights=Weights(unet or {}, text or {}, unet_lora=unet_lora or {}, text_lora=text_lora or {}))
@@ -48,7 +48,7 @@ def adapter_of(unet=None, text=None, context=64, id="an adapter", unet_lora=None
 def pairs_for(state, names, seed=300, alpha=None, rank=3):
     """Pairs in 16 bits for some tensors, nearly as large as these."""
     from stage import random
-    from troupe.model_patches.adapter import LoraPair
+    from troupe.model_patches.families.adapter import LoraPair
 
     pairs = {}
     for i, name in enumerate(names):
@@ -115,7 +115,7 @@ def encode(clip, text="a red fox and a grey cat"):
 
 
 def apply(*args, **kwargs):
-    from troupe.model_patches.hosts.comfyui.weights import apply_weights
+    from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 
     return apply_weights(*args, **kwargs)
 
@@ -208,7 +208,7 @@ def test_where_the_host_keeps_weights_off_the_device():
 
 def test_the_model_is_marked():
     from stage import stage
-    from troupe.model_patches.hosts.comfyui.weights import weights_of
+    from troupe.model_patches.hosts.comfyui.sampling.weights import weights_of
 
     st = stage()
     tensors = unet_tensors(st.patcher)
@@ -219,7 +219,7 @@ def test_the_model_is_marked():
 
 def test_a_mark_says_how_strong_the_loras_are():
     from stage import stage
-    from troupe.model_patches.hosts.comfyui.weights import weights_of
+    from troupe.model_patches.hosts.comfyui.sampling.weights import weights_of
 
     st = stage()
     adapter, other = adapter_of(unet_lora=unet_pairs(st.patcher)), adapter_of(unet_tensors(st.patcher), id="whole")
@@ -306,7 +306,7 @@ def test_loras_where_the_host_keeps_weights_off_the_device():
 @pytest.mark.parametrize(("kind", "encoder"), [("sd15", "clip_l"), ("sd20", "clip_h"), ("sdxl", "clip_l"), ("sdxl", "clip_g")])
 def test_the_prompt_is_that_of_a_clip_with_these_weights(clips, kind, encoder, caplog):
     from stage import stage
-    from troupe.model_patches.hosts.comfyui.weights import weights_of
+    from troupe.model_patches.hosts.comfyui.sampling.weights import weights_of
 
     clip, st = clips(kind), stage()
     tensors, module = text_tensors(clip, encoder), getattr(clip.cond_stage_model, encoder).transformer
@@ -327,7 +327,7 @@ def test_the_prompt_is_that_of_a_clip_with_these_weights(clips, kind, encoder, c
 @pytest.mark.parametrize("strength", [1.0, 0.3])
 def test_the_prompt_is_that_of_text_encoders_merged_by_hand(clips, kind, streams, strength, caplog):
     from stage import stage
-    from troupe.model_patches.hosts.comfyui.weights import weights_of
+    from troupe.model_patches.hosts.comfyui.sampling.weights import weights_of
 
     clip, st = clips(kind), stage()
     pairs = {stream: text_pairs(clip, stream, seed=700 + i, alpha=2.0 * i or None) for i, stream in enumerate(streams)}
@@ -402,9 +402,9 @@ def test_a_delayed_prompt_changes_on_its_model(weights, strength, clips):
 
     from stage import ksample, stage
     from test_prompt_switch import prompt
-    from troupe.model_patches.adapter import PromptSpec
-    from troupe.model_patches.hosts.comfyui.prompt_switch import PROMPT
-    from troupe.model_patches.hosts.comfyui.weights import apply_weights
+    from troupe.model_patches.families.adapter import PromptSpec
+    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT
+    from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 
     st, said = stage(), []
     adapter = adapter_of(unet_tensors(st.patcher) if weights else None)
@@ -494,7 +494,7 @@ def test_the_host_loads_a_five_channel_unet_and_cannot_sample_it(five_channels):
 def test_the_check_for_others():
     import tiny_models
     from troupe.model_patches.errors import MismatchError
-    from troupe.model_patches.hosts.comfyui.weights import check_input_channels
+    from troupe.model_patches.hosts.comfyui.sampling.weights import check_input_channels
 
     for channels in (4, 9):
         check_input_channels(tiny_models.micro_model("SD20", in_channels=channels))
@@ -514,7 +514,7 @@ def execute(**inputs):
 def test_the_node(clips):
     from comfy_execution.graph_utils import ExecutionBlocker
     from stage import stage
-    from troupe.model_patches.hosts.comfyui.weights import weights_of
+    from troupe.model_patches.hosts.comfyui.sampling.weights import weights_of
 
     st, clip = stage(), clips("sd15")
     adapter = adapter_of(unet_tensors(st.patcher), text_tensors(clip))

@@ -42,7 +42,7 @@ def studio_of(lab, sets, base_folder):
 @pytest.fixture
 def kept(monkeypatch):
     """Weak references to every Run, Call and Recording that is made."""
-    from troupe.model_patches.hosts.comfyui import hook, record, run
+    from troupe.model_patches.hosts.comfyui.sampling import hook, record, run
 
     found = []
     for cls in (run.Run, hook.Call, record.Recording):
@@ -118,9 +118,10 @@ def test_out_of_memory_in_a_step(kind, call, lab, studio_of, sets, kept):
 
 
 OURS = [  # kind, module, function of ours that takes memory, calls of it that go well
-    ("image", "image_attention", "project_images", 0), ("image", "image_attention", "project_names", 0), ("image", "image_attention", "image_delta", 0),
-    ("image", "image_attention", "image_delta", 12), ("gated", "gated", "layer_objects", 0), ("gated", "gated", "rows_from_options", 0),
-    ("gated", "gated", "rows_from_options", 12), ("prompt", "prompt", "fuse_prompt", 0), ("prompt", "prompt_switch", "phases", 0), ("prompt", "prompt_switch", "present", 3),
+    ("image", "sampling.image_attention", "project_images", 0), ("image", "sampling.image_attention", "project_names", 0), ("image", "sampling.image_attention", "image_delta", 0),
+    ("image", "sampling.image_attention", "image_delta", 12), ("gated", "sampling.gated", "layer_objects", 0), ("gated", "sampling.gated", "rows_from_options", 0),
+    ("gated", "sampling.gated", "rows_from_options", 12), ("prompt", "prompting.encode_prompt", "fuse_prompt", 0), ("prompt", "sampling.prompt_switch", "phases", 0),
+    ("prompt", "sampling.prompt_switch", "present", 3),
 ]
 
 
@@ -149,7 +150,7 @@ def test_out_of_memory_in_a_function_of_ours(kind, module, name, well, lab, stud
 def test_attention_that_runs_out_of_memory_and_is_tried_again_by_the_host(kind, lab, studio_of, monkeypatch):
     """The host's split attention catches it, empties its cache and tries once more, here in every call: the same latent, and nothing of ours twice."""
     from comfy.ldm.modules import attention
-    from troupe.model_patches.hosts.comfyui import gated, image_attention
+    from troupe.model_patches.hosts.comfyui.sampling import gated, image_attention
 
     counted, original = [], attention.einsum
 
@@ -320,7 +321,7 @@ def test_fifty_runs_hold_no_more_than_ten(kind, other, lab, studio_of, kept, mon
     """Objects, tensors, wrappers, loaded models and bytes of Python; and of what has been there before, nothing lives on."""
     import tracemalloc
 
-    from troupe.model_patches.hosts.comfyui import hook, prompt_switch
+    from troupe.model_patches.hosts.comfyui.sampling import hook, prompt_switch
 
     applied, casts = [], []
     for cls in (hook.Hook, prompt_switch.FusedPrompt):

@@ -372,7 +372,7 @@ def test_what_cannot_work_together_is_told_once_with_both_names(case, stranger, 
 @pytest.fixture
 def calls(monkeypatch):
     """For every model call under a Troupe node on the MODEL: {index in the host's list: role or None}, and the rows' contexts by index."""
-    from troupe.model_patches.hosts.comfyui.hook import Hook
+    from troupe.model_patches.hosts.comfyui.sampling.hook import Hook
 
     seen, original = [], Hook.apply_model
 
@@ -453,7 +453,7 @@ def test_v_prediction_models_of_the_sdxl_family(kind, zsnr):
     import tiny_models
     from gated_stage import GatedStage, gated_adapter
     from stage import error, ksample, noise_of, settings, stage
-    from troupe.model_patches.settings import GatedSettings
+    from troupe.model_patches.binding.checks.settings import GatedSettings
 
     state = tiny_models.build_unet_sd("sdxl_vega_topology", dtype=torch.float32) | {"v_pred": torch.tensor([])} | ({"ztsnr": torch.tensor([])} if zsnr else {})
     patcher = comfy.sd.load_state_dict_guess_config(state, output_vae=False, output_clip=False)[0]

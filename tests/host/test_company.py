@@ -8,7 +8,7 @@ pytestmark = pytest.mark.usefixtures("host")
 @pytest.fixture
 def calls(monkeypatch):
     """For every model call with references: [(index in the host's list, role or None, area)] of its chunks."""
-    from troupe.model_patches.hosts.comfyui.image_attention import ImageAttention
+    from troupe.model_patches.hosts.comfyui.sampling.image_attention import ImageAttention
 
     seen, original = [], ImageAttention.apply_model
 
@@ -143,7 +143,7 @@ def test_area_conditioning_and_the_entries_that_the_host_borrows(calls):
 def test_a_region_is_cut_to_the_area_it_is_seen_in(monkeypatch):
     """A subject allowed in the right half of the picture is allowed everywhere in an area prompt over the right half, and nowhere in one over the left."""
     from stage import ksample, settings, stage
-    from troupe.model_patches.hosts.comfyui import image_attention
+    from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
     limits, original = [], image_attention.image_delta
     monkeypatch.setattr(image_attention, "image_delta", lambda *a, **k: (limits.append(a[5]), original(*a, **k))[1])
@@ -269,7 +269,7 @@ def test_a_scheduled_lora_hook_refreshes_the_name_keys(monkeypatch):
     """Keyframes of a hook change the UNet's keys within a run: names are projected again when they do, images never."""
     import comfy.hooks
     from stage import ksample, random, settings, stage
-    from troupe.model_patches.hosts.comfyui import image_attention
+    from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
     st = stage()
     counted, original = {"names": 0, "images": 0}, {}

@@ -35,8 +35,8 @@ def applied(kind, patcher):
     from gated_stage import GatedStage, gated_adapter
     from stage import settings, stage
     from test_partial_loading import mm_diff_scene
-    from troupe.model_patches.hosts.comfyui.record import record_relevance
-    from troupe.model_patches.settings import GatedSettings
+    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.hosts.comfyui.sampling.record import record_relevance
 
     if kind.startswith("mm_diff"):
         return mm_diff_scene(kind.endswith("delayed"), patcher)[:3]
@@ -119,7 +119,7 @@ def test_what_layers_share_is_made_before_the_first_of_them(topology, monkeypatc
     import tiny_models
     from comfy.patcher_extension import WrappersMP
     from stage import ksample, settings, stage
-    from troupe.model_patches.hosts.comfyui import image_attention, record
+    from troupe.model_patches.hosts.comfyui.sampling import image_attention, record
 
     state = {k.removeprefix("model.diffusion_model."): v for k, v in tiny_models.build_unet_sd(topology, dtype=torch.float32).items()}
     st = stage(patcher=comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32}))

@@ -53,11 +53,11 @@ class TinyClip:
 
 @pytest.mark.parametrize("mode", ["std", "wide"])
 def test_mm_diffs_prompts_through_the_hosts_own_clip_classes(mode, monkeypatch):
-    from troupe.model_patches import fuse
-    from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec
     from troupe.model_patches.encoders.words import WordFusion
-    from troupe.model_patches.hosts.comfyui.adapters import host_adapter
-    from troupe.model_patches.hosts.comfyui.prompt import encode_prompt
+    from troupe.model_patches.families.adapter import Adapter, AdapterSpec, PromptSpec
+    from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
+    from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt
+    from troupe.model_patches.prompt import fusion
     from troupe.model_patches.prompt.places import Place
     from troupe.model_patches.subjects import References, ReferenceSubject
 
@@ -70,7 +70,7 @@ def test_mm_diffs_prompts_through_the_hosts_own_clip_classes(mode, monkeypatch):
     adapter = host_adapter(Adapter(spec, None, None, fusion=torch.nn.ModuleDict(modules)))
     subjects = tuple(ReferenceSubject(str(i), None, None, words={"l": g["text.object_embeds.one"][i:i + 1], "g": g["text.object_embeds.two"][i:i + 1]}) for i in range(2))
     positions = g["text.mask"][0].nonzero().flatten().tolist()
-    monkeypatch.setattr(fuse, "_places", lambda spec, references, text, *a: (text, [Place(0, p, (p,), "") for p in positions]))
+    monkeypatch.setattr(fusion, "_places", lambda spec, references, text, *a: (text, [Place(0, p, (p,), "") for p in positions]))
     clip = TinyClip(mode, {"": g["text.ids"][0], "yes": g["text.ids"][0], "no": g["text.neg_ids"][0]})
     (fused,), (plain,) = encode_prompt(clip, References(adapter, subjects, None), "yes")
     (negative,), _ = encode_prompt(clip, References(adapter, subjects, None), "no", quirks="official", places_of="yes")
@@ -124,10 +124,10 @@ class TinySD2:
 @pytest.mark.parametrize("row", [0, 1])
 def test_subject_diffusions_prompts_through_the_hosts_own_clip_classes(row, mode, monkeypatch):
     import golden_subject_diffusion
-    from troupe.model_patches import fuse
-    from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec
-    from troupe.model_patches.hosts.comfyui.adapters import host_adapter
-    from troupe.model_patches.hosts.comfyui.prompt import encode_prompt
+    from troupe.model_patches.families.adapter import Adapter, AdapterSpec, PromptSpec
+    from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
+    from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt
+    from troupe.model_patches.prompt import fusion
     from troupe.model_patches.prompt.places import Place
     from troupe.model_patches.subjects import References, ReferenceSubject
 
@@ -136,7 +136,7 @@ def test_subject_diffusions_prompts_through_the_hosts_own_clip_classes(row, mode
     vectors = g["cls"].split([len(s) for s in spots])[row]  # one for each placeholder, in reading order
     adapter = host_adapter(Adapter(AdapterSpec("subject_diffusion", "", "sd.bin", 32, 0, None, (), False, prompt=PromptSpec("placeholder", {"h": 32})), None, None))
     subjects = tuple(ReferenceSubject(str(i), None, None, words={"h": vector.unsqueeze(0)}) for i, vector in enumerate(vectors))
-    monkeypatch.setattr(fuse, "_places", lambda spec, references, text, *a: (text, [Place(0, p, (p,), "") for p in spots[row]]))
+    monkeypatch.setattr(fusion, "_places", lambda spec, references, text, *a: (text, [Place(0, p, (p,), "") for p in spots[row]]))
     (fused,), (plain,) = encode_prompt(TinySD2(mode, g["ids"][row]), References(adapter, subjects, None), "")
     for found, name in ((plain, "out_unreplaced"), (fused, "out_replaced")):
         torch.testing.assert_close(found[0][0], g[f"{name}.{mode}"][row], **golden_subject_diffusion.TOLERANCE)
@@ -147,9 +147,9 @@ def test_subject_diffusions_prompts_through_the_hosts_own_clip_classes(row, mode
 
 
 def adapter_of(kind, streams, tokens=1):
-    from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec
     from troupe.model_patches.encoders.words import Postfuse, WordFusion
-    from troupe.model_patches.hosts.comfyui.adapters import host_adapter
+    from troupe.model_patches.families.adapter import Adapter, AdapterSpec, PromptSpec
+    from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
 
     torch.manual_seed(5)
     fusion = None
@@ -177,7 +177,7 @@ def references_of(kind, names=("cat", "red fox"), weights=(1.0, 1.0)):
 
 
 def encode(kind, clips, text, **rest):
-    from troupe.model_patches.hosts.comfyui.prompt import encode_prompt
+    from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt
 
     weights = rest.pop("weights", (1.0, 1.0))
     references = rest.pop("references", None) or references_of(kind, weights=weights)
@@ -294,7 +294,7 @@ def test_nobody_in_it_is_the_hosts_own_encoding(kind, clips):
 
 
 def test_the_conditioning_carries_its_text_only_where_there_is_a_delay(clips):
-    from troupe.model_patches.hosts.comfyui.prompt_switch import PROMPT
+    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT
 
     text = "a cat and a red fox"
     (now,), _ = encode("word", clips, text)
@@ -316,7 +316,7 @@ def test_a_line_says_which_tokens_were_taken(clips, caplog):
                                                       ("postfuse", "sdxl", "the CLIP of an SD1.5 checkpoint for postfuse.bin, found one of SDXL")])
 def test_another_base_models_clip(kind, other, words, clips):
     from troupe.model_patches.errors import MismatchError
-    from troupe.model_patches.hosts.comfyui.prompt import encode_prompt
+    from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt
 
     with pytest.raises(MismatchError, match=words):
         encode_prompt(clips(other), references_of(kind), "a cat and a red fox")
@@ -325,7 +325,7 @@ def test_another_base_models_clip(kind, other, words, clips):
 def test_references_that_do_not_belong_here(clips):
     from gated_stage import gated_stage
     from troupe.model_patches.errors import MismatchError
-    from troupe.model_patches.hosts.comfyui.prompt import encode_prompt
+    from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt
 
     words = "found boxes.safetensors, GLIGEN text-image boxes .*Encode the prompt with CLIP Text Encode, and wire these references into Apply Gated Adapter"
     with pytest.raises(MismatchError, match=words):
@@ -377,7 +377,7 @@ def one_of(references, i):
 
 @pytest.mark.parametrize(("kind", "layer", "usual"), [("word", -1, -2), ("pseudo", -2, -1), ("placeholder", -1, -2), ("postfuse", -2, -1)])
 def test_clip_skip_is_told(kind, layer, usual, clips):
-    from troupe.model_patches.hosts.comfyui.prompt import encode_prompt
+    from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt
 
     clip, said = clips(KINDS[kind][0]).clone(), []
     for chosen in (None, usual, layer):
@@ -396,8 +396,8 @@ def test_weights_of_the_adapter_that_are_not_there_are_told_in_one_sentence(kind
     from dataclasses import replace
 
     import tiny_models
-    from troupe.model_patches.adapter import Weights
-    from troupe.model_patches.hosts.comfyui.weights import apply_weights
+    from troupe.model_patches.families.adapter import Weights
+    from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 
     references, clip = references_of(kind), clips(KINDS[kind][0])
     if kind == "word":

@@ -10,10 +10,10 @@ import safetensors.torch
 import tiny_models
 import tiny_open_clip
 import torch
-from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, Weights
-from troupe.model_patches.encoders.framing import frame
 from troupe.model_patches.encoders.grounding import MLP
+from troupe.model_patches.encoding.framing import frame
 from troupe.model_patches.errors import MismatchError, SubjectError
+from troupe.model_patches.families.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, Weights
 from troupe.model_patches.subjects import Cast, make_subject
 
 EOS = 49407
@@ -42,13 +42,13 @@ def counted(monkeypatch):
 
 
 def name_encoder(clip):
-    from troupe.model_patches.hosts.comfyui.encoders import HostNameEncoder
+    from troupe.model_patches.hosts.comfyui.loading.encoders import HostNameEncoder
 
     return HostNameEncoder(clip)
 
 
 def image_encoder(vision):
-    from troupe.model_patches.hosts.comfyui.encoders import HostImageEncoder
+    from troupe.model_patches.hosts.comfyui.loading.encoders import HostImageEncoder
 
     return HostImageEncoder(vision)
 
@@ -264,8 +264,8 @@ def test_vision_weights_for_another_encoder_are_refused(vision):
 
 def test_features_of_subject_diffusion_through_the_host(vision, tmp_path):
     """Photos to features under the host's memory management: own vision weights, one encoder pass, the MLP."""
-    from troupe.model_patches.hosts.comfyui.adapters import host_adapter
     from troupe.model_patches.hosts.comfyui.apply import encode_references
+    from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
 
     weights, pictures = tuned(vision), photos(2)
     gated = GatedSpec("patches", {"middle_block.1.transformer_blocks.0": 64}, 24, 32, 2, 16)
@@ -307,8 +307,8 @@ def test_our_names_for_an_open_clip_tower_are_the_hosts(host):
 
 
 def test_phrases_through_the_host_load_no_encoder_of_photos(host, monkeypatch):
-    from troupe.model_patches.hosts.comfyui.adapters import HostAdapter, host_adapter
     from troupe.model_patches.hosts.comfyui.apply import encode_references
+    from troupe.model_patches.hosts.comfyui.loading.adapters import HostAdapter, host_adapter
 
     monkeypatch.setattr(HostAdapter, "clip_vision", lambda self: pytest.fail("looked for an encoder of photos"))
     clip = tiny_models.tiny_clip("sd15")
@@ -343,7 +343,7 @@ def encoder_file(host, base_folder):
 
 
 def find(kind, width):
-    from troupe.model_patches.hosts.comfyui.adapters import find_clip_vision
+    from troupe.model_patches.hosts.comfyui.loading.adapters import find_clip_vision
 
     return find_clip_vision(EncoderNeed(kind, width))
 
@@ -416,7 +416,7 @@ def test_a_file_that_was_replaced_is_read_again(encoder_file):
 
 def test_the_usual_folder_is_listed_beside_one_that_another_pack_or_a_path_file_gave(tmp_path, monkeypatch):
     import folder_paths
-    from troupe.model_patches.hosts.comfyui import adapters
+    from troupe.model_patches.hosts.comfyui.loading import adapters
 
     usual, other = os.path.join(folder_paths.models_dir, "ipadapter"), str(tmp_path)
     (tmp_path / "theirs.safetensors").touch()

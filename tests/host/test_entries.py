@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("host")
 @pytest.fixture
 def seen(monkeypatch):
     """(list index, role, area) of every row of every model call, in order."""
-    from troupe.model_patches.hosts.comfyui.image_attention import ImageAttention
+    from troupe.model_patches.hosts.comfyui.sampling.image_attention import ImageAttention
 
     rows, original = [], ImageAttention.apply_model
 
@@ -88,7 +88,7 @@ def test_exchanged_texts_of_a_delayed_prompt():
     from comfy.patcher_extension import WrappersMP
     from stage import ksample
     from test_prompt_switch import prompt
-    from troupe.model_patches.hosts.comfyui.prompt_switch import PromptSwitch
+    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PromptSwitch
 
     def texts(model, positive, negative):
         found = []
@@ -131,7 +131,7 @@ def test_perp_negs_empty_prompt_shows_no_subject(wired, seen):
 
 def test_without_a_run_the_first_list_is_the_positive():
     """A sampler that calls the prediction itself: entries copied from list to list are still told apart, by where they stand earliest."""
-    from troupe.model_patches.hosts.comfyui.conditioning import Lists, Roles
+    from troupe.model_patches.hosts.comfyui.sampling.conditioning import Lists, Roles
 
     def entry(uuid, text, area=None):
         return {"uuid": uuid, "model_conds": {"c_crossattn": text}, **({"area": area} if area else {})}
@@ -146,7 +146,7 @@ def test_without_a_run_the_first_list_is_the_positive():
 
 def test_entries_that_another_pack_puts_into_the_guider_in_the_run():
     """Their list is looked up in the guider as it is now."""
-    from troupe.model_patches.hosts.comfyui.conditioning import Lists, Roles
+    from troupe.model_patches.hosts.comfyui.sampling.conditioning import Lists, Roles
 
     @dataclasses.dataclass
     class Guider:
@@ -184,7 +184,7 @@ def test_rows_that_run_apart_unsaid_are_left_alone_and_told(kind, batch, way, ca
     """Never the other's role: the picture without the node, and one warning."""
     from gated_stage import gated_stage
     from stage import ksample, settings, stage
-    from troupe.model_patches.settings import GatedSettings
+    from troupe.model_patches.binding.checks.settings import GatedSettings
 
     st = stage() if kind == "attention" else gated_stage("text", "SD15")
     chosen = settings(weight=1.0) if kind == "attention" else GatedSettings()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from parts import photo, prompt_executor, run
-from troupe.model_patches.encoders.alignment import TEMPLATE
+from troupe.model_patches.encoding.alignment import TEMPLATE
 from troupe.model_patches.errors import SubjectError
 
 pytestmark = pytest.mark.usefixtures("host")

@@ -75,7 +75,7 @@ def gated_studio(kind):
 @given(st.sampled_from(("text", "text_image", "patches")), placed, gated_widgets, st.sampled_from(((8, 8), (2, 3), (1, 16), (9, 7))), st.sampled_from((1, 2)), st.booleans())
 def test_a_sample_with_any_boxes_is_finite_or_refused(kind, subjects, chosen, size, batch, negative):
     from stage import ksample
-    from troupe.model_patches.settings import GatedSettings
+    from troupe.model_patches.binding.checks.settings import GatedSettings
 
     weights, spans, boxes, written = map(list, zip(*subjects, strict=True))
     references = gated_studio(kind).references(len(subjects), boxes, weights, spans, written if kind == "text_image" else None)
@@ -92,8 +92,8 @@ def test_a_sample_with_any_boxes_is_finite_or_refused(kind, subjects, chosen, si
 
 def test_lists_and_searches_survive_every_file(host, base_folder):
     import folder_paths
-    from troupe.model_patches.adapter import EncoderNeed
-    from troupe.model_patches.hosts.comfyui import adapters
+    from troupe.model_patches.families.adapter import EncoderNeed
+    from troupe.model_patches.hosts.comfyui.loading import adapters
     from troupe.nodes.load_adapter import LoadAdapter
 
     need, folder = EncoderNeed("pooled", 77), base_folder / "models"

@@ -36,10 +36,10 @@ def host_model(heads, names, linear):
 
 def adapter_with(patcher, kind, net, fuser_names, heads, mask=None, feature_dim=24, slots=5, tokens=2):
     """Our gated layers with the generator's weights in all sixteen places. fuser_names: LDM path of a block -> official name of its fuser."""
-    from troupe.model_patches.adapter import Adapter, AdapterSpec, GatedSpec
     from troupe.model_patches.encoders.gated import GatedLayers
-    from troupe.model_patches.hosts.comfyui.adapters import host_adapter
-    from troupe.model_patches.hosts.comfyui.blocks import attention_blocks
+    from troupe.model_patches.families.adapter import Adapter, AdapterSpec, GatedSpec
+    from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
+    from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
     places = {b.path.removesuffix(".attn2"): b.width for b in attention_blocks(patcher.model.diffusion_model)}
     assert len(places) == 16
@@ -56,8 +56,8 @@ def adapter_with(patcher, kind, net, fuser_names, heads, mask=None, feature_dim=
 def prediction(patcher, references, x, context, role="cond", strength=1.0):
     """The noise that the patched UNet predicts for x [1, 4, h, w] at the goldens' timestep, through the host's own prediction function."""
     import comfy.samplers
+    from troupe.model_patches.binding.checks.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.apply import apply_gated
-    from troupe.model_patches.settings import GatedSettings
 
     plain = [[context, {"pooled_output": torch.zeros(1, 8)}]]
     model, positive, negative, _ = apply_gated(patcher, references, GatedSettings(strength), plain, plain)
@@ -120,7 +120,7 @@ class Given(torch.nn.Module):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_subject_diffusions_unet(grid, monkeypatch):
     import comfy.utils
-    from troupe.model_patches.hosts.comfyui import gated
+    from troupe.model_patches.hosts.comfyui.sampling import gated
     from troupe.model_patches.subjects import Box, ObjectFeatures, References, ReferenceSubject
 
     g = golden("unet")
@@ -144,8 +144,8 @@ def test_subject_diffusions_unet(grid, monkeypatch):
 def test_the_hosts_block(official, grid):
     from comfy.ldm.modules.attention import BasicTransformerBlock
     from troupe.model_patches.encoders.fuser import GatedFuser
-    from troupe.model_patches.hosts.comfyui.conditioning import Chunk
-    from troupe.model_patches.hosts.comfyui.gated import GatedLayer, GatedPatch
+    from troupe.model_patches.hosts.comfyui.sampling.conditioning import Chunk
+    from troupe.model_patches.hosts.comfyui.sampling.gated import GatedLayer, GatedPatch
 
     g, name = golden("block"), f"{grid[0]}x{grid[1]}"
     block = BasicTransformerBlock(64, 2, 32, context_dim=CONTEXT)

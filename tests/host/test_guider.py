@@ -55,7 +55,7 @@ def percent_of(patcher, sigma):
 
 
 def make(model, positive, negative, middle=None, **settings):
-    from troupe.model_patches.hosts.comfyui.guider import GuidanceSettings, subject_guider
+    from troupe.model_patches.hosts.comfyui.prompting.guider import GuidanceSettings, subject_guider
 
     return subject_guider(model, positive, negative, middle, "subject_diffusion", GuidanceSettings(**settings))
 
@@ -120,7 +120,7 @@ def test_the_formula_with_gated_layers(kind, base, negative):
     """Subject-Diffusion's own layers, for which the formula was published, with their mask channel; and GLIGEN's."""
     from gated_stage import gated_stage
     from stage import error, noise_of
-    from troupe.model_patches.settings import GatedSettings
+    from troupe.model_patches.binding.checks.settings import GatedSettings
 
     st, noise = gated_stage(kind, base), noise_of((8, 12), 2)
     references = st.references(2)
@@ -136,7 +136,7 @@ def test_who_gets_the_subjects(wired, monkeypatch):
     """The middle that is not wired is a positive for every Apply node, whatever was wired there."""
     from stage import noise_of, settings, stage
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
-    from troupe.model_patches.hosts.comfyui.hook import Hook
+    from troupe.model_patches.hosts.comfyui.sampling.hook import Hook
 
     seen, original = [], Hook.apply_model
 
@@ -161,7 +161,7 @@ def test_who_gets_the_subjects(wired, monkeypatch):
 def test_two_apply_nodes_of_different_kinds_of_wiring():
     from stage import noise_of, settings, stage
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
-    from troupe.model_patches.hosts.comfyui.guider import drop_in_ids, image_branch
+    from troupe.model_patches.hosts.comfyui.prompting.guider import drop_in_ids, image_branch
 
     st = stage()
     model, positive, negative, _ = apply_image_attention(st.patcher, st.references(1), settings(), st.positive, st.negative)
@@ -208,8 +208,8 @@ def test_before_a_delay_or_a_range_begins_the_middle_has_no_subjects():
     import dataclasses
 
     from stage import noise_of, random, settings, stage
-    from troupe.model_patches.adapter import PromptSpec
-    from troupe.model_patches.hosts.comfyui.prompt_switch import PROMPT, FusedPrompt
+    from troupe.model_patches.families.adapter import PromptSpec
+    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt
 
     import nodes
 
@@ -336,8 +336,8 @@ def test_range_and_ramp(base, span, second, second_end):
 
 def test_a_ramp_reads_nothing_from_the_device(plain):
     """The value is a tensor beside the sigma; only the end of a range may ask for the sigma itself, and not where the steps are counted."""
-    from troupe.model_patches.hosts.comfyui.clock import Clock
-    from troupe.model_patches.hosts.comfyui.guider import Course, GuidanceSettings
+    from troupe.model_patches.hosts.comfyui.prompting.guider import Course, GuidanceSettings
+    from troupe.model_patches.hosts.comfyui.sampling.clock import Clock
 
     st, *_ = plain
     course = Course(GuidanceSettings(second=3.0, second_end=1.0), st.patcher.model.model_sampling, Clock(schedule(st.patcher, 4)))
@@ -412,7 +412,7 @@ def test_a_cfg_function_of_another_node(plain):
 ])
 def test_pre_cfg_functions_are_called_in_every_step(plain, method, second, span):
     """They get what ordinary guidance is made of, and what they return is guided with."""
-    from troupe.model_patches.hosts.comfyui.guider import GuidanceSettings, subject_guider
+    from troupe.model_patches.hosts.comfyui.prompting.guider import GuidanceSettings, subject_guider
 
     st, middle, noise = plain
     model, seen = st.patcher.clone(), []

@@ -13,7 +13,7 @@ def prompts(dim=64):
 
 
 def guider(model, texts, middle=True, **settings):
-    from troupe.model_patches.hosts.comfyui.guider import GuidanceSettings, subject_guider
+    from troupe.model_patches.hosts.comfyui.prompting.guider import GuidanceSettings, subject_guider
 
     return subject_guider(model, texts["positive"], texts["negative"], texts["middle"] if middle else None, "umm", GuidanceSettings(**settings))
 
@@ -114,7 +114,7 @@ def test_post_cfg_functions_run():
 
 def test_a_delayed_prompt_changes_here_too():
     import tiny_models
-    from troupe.model_patches.hosts.comfyui.prompt_switch import PROMPT, FusedPrompt
+    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt
 
     patcher, texts = tiny_models.micro_model("SD15", context_dim=64), prompts()
     (tensor, options), = texts["positive"]

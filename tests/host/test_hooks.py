@@ -28,7 +28,7 @@ def idle_cases():
 @pytest.mark.parametrize("wired", [True, False], ids=["wired", "drop-in"])
 def test_nothing_asked_for_is_bit_identical_and_costs_no_attention(case, wired, monkeypatch):
     from stage import ksample, stage
-    from troupe.model_patches.hosts.comfyui import image_attention
+    from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
     worked = []
     monkeypatch.setattr(image_attention, "image_delta", lambda *a, **k: worked.append(1))
@@ -43,7 +43,7 @@ def test_nothing_asked_for_is_bit_identical_and_costs_no_attention(case, wired, 
 @pytest.fixture
 def deltas(monkeypatch):
     """Every delta of a run: (layer width, queries, limits, delta)."""
-    from troupe.model_patches.hosts.comfyui import image_attention
+    from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
     seen, original = [], image_attention.image_delta
 
@@ -61,7 +61,7 @@ def test_every_block_of_the_real_topologies_acts_the_middle_too(kind, deltas):
     import comfy.sd
     import tiny_models
     from stage import ksample, settings, stage
-    from troupe.model_patches.hosts.comfyui.blocks import attention_blocks
+    from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
     state = {k.removeprefix("model.diffusion_model."): v for k, v in tiny_models.build_unet_sd(kind, dtype=torch.float32).items()}
     patcher = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
@@ -139,8 +139,8 @@ def test_another_owner_of_the_slot_keeps_acting_and_f_sees_plain_text():
 
 def test_projections_run_once_a_run_and_are_dropped_after_it(monkeypatch):
     from stage import ksample, settings, stage
-    from troupe.model_patches import layer_tokens
-    from troupe.model_patches.hosts.comfyui import image_attention
+    from troupe.model_patches.binding.checks import layer_tokens
+    from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
     st = stage("SD15", text_gain=True)
     calls, kept = [], []
@@ -156,7 +156,7 @@ def test_projections_run_once_a_run_and_are_dropped_after_it(monkeypatch):
 
     monkeypatch.setattr(image_attention, "project_images", remembered)
     names = []
-    from troupe.model_patches.hosts.comfyui.blocks import attention_blocks
+    from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
     for block in attention_blocks(st.patcher.model.diffusion_model):
         to_k = st.patcher.model.diffusion_model.get_submodule(f"{block.path}.to_k")
         to_k.register_forward_hook(lambda m, inputs, out: names.append(1) if inputs[0].shape[1] < 77 else None)
@@ -290,7 +290,7 @@ def test_a_run_that_failed_keeps_no_keys_though_its_error_is_kept(monkeypatch):
     import weakref
 
     from stage import ksample, settings, stage
-    from troupe.model_patches.hosts.comfyui import image_attention
+    from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
     def fails(apply, arguments):
         calls.append(1)
@@ -434,7 +434,7 @@ SIZES = [("SD15", 768, (64, 64), False), ("SD15", 768, (16, 16), True), ("SD15",
 def test_a_picture_far_from_the_native_size_is_warned_of(base, context, size, warned, caplog):
     import tiny_models
     from stage import settings, stage
-    from troupe.model_patches.hosts.comfyui.image_attention import ImageAttention
+    from troupe.model_patches.hosts.comfyui.sampling.image_attention import ImageAttention
 
     st = stage(patcher=tiny_models.micro_model(base, context_dim=context))
     hook = ImageAttention(st.references(1), settings(), (), True, True)
@@ -463,7 +463,7 @@ def test_no_tokens_are_rearranged_in_a_step(monkeypatch):
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import Guider_DualCFG
     from stage import settings, stage
-    from troupe.model_patches.hosts.comfyui import image_attention
+    from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
     st, made = stage("SD15"), []
     original = image_attention.layer_tokens
@@ -497,9 +497,9 @@ def test_models_that_attend_in_float32_get_float32_from_us_too(precision, deltas
 # ---- what a run keeps --------------------------------------------------------------------------------------------------------------------
 
 def a_run():
-    from troupe.model_patches.hosts.comfyui.clock import Clock
-    from troupe.model_patches.hosts.comfyui.conditioning import Lists, Roles
-    from troupe.model_patches.hosts.comfyui.run import Run
+    from troupe.model_patches.hosts.comfyui.sampling.clock import Clock
+    from troupe.model_patches.hosts.comfyui.sampling.conditioning import Lists, Roles
+    from troupe.model_patches.hosts.comfyui.sampling.run import Run
 
     return Run(Clock(None), Roles("id", False, False, Lists()))
 
@@ -521,9 +521,9 @@ def test_a_run_keeps_the_newest_of_a_kind_and_all_of_the_others():
 def test_what_a_run_keeps_is_bounded():
     """A hundred areas, and weights that change from call to call."""
     from stage import settings, stage
-    from troupe.model_patches.hosts.comfyui.blocks import attention_blocks, grids_of
-    from troupe.model_patches.hosts.comfyui.hook import Call
-    from troupe.model_patches.hosts.comfyui.image_attention import KEPT, LIMITS, ImageAttention, Strengths
+    from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks, grids_of
+    from troupe.model_patches.hosts.comfyui.sampling.hook import Call
+    from troupe.model_patches.hosts.comfyui.sampling.image_attention import KEPT, LIMITS, ImageAttention, Strengths
 
     region = torch.zeros(32, 32)
     region[:, :16] = 1
@@ -544,9 +544,9 @@ def test_limits_of_several_areas_are_each_areas_own():
     from dataclasses import replace
 
     from stage import settings, stage
-    from troupe.model_patches.hosts.comfyui.blocks import attention_blocks
-    from troupe.model_patches.hosts.comfyui.hook import Call
-    from troupe.model_patches.hosts.comfyui.image_attention import ImageAttention, Strengths
+    from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
+    from troupe.model_patches.hosts.comfyui.sampling.hook import Call
+    from troupe.model_patches.hosts.comfyui.sampling.image_attention import ImageAttention, Strengths
     from troupe.model_patches.subjects import Box
 
     region = torch.zeros(32, 32)

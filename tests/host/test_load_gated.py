@@ -15,7 +15,7 @@ def folder(host, base_folder):
     import shutil
 
     import folder_paths
-    from troupe.model_patches.hosts.comfyui.adapters import register_folders
+    from troupe.model_patches.hosts.comfyui.loading.adapters import register_folders
 
     register_folders()
     places = {}
@@ -36,7 +36,7 @@ def node():
 
 
 def test_a_text_image_file_is_loaded_by_the_node(folder, caplog):
-    from troupe.model_patches.hosts.comfyui import adapters
+    from troupe.model_patches.hosts.comfyui.loading import adapters
 
     state = {name: tensor.half() for name, tensor in gligen_state("text_image", FEW, layout="diffusers").items()}
     matrix = torch.randn(SD15, SD15, generator=torch.Generator().manual_seed(1)) * SD15**-0.5
@@ -91,7 +91,7 @@ def test_a_pruned_text_file_is_read_as_the_hosts_own_gligen_reads_it(folder):
 
 @pytest.mark.parametrize("chosen", ["unet", "clip_text", "mlp", "proj"])
 def test_a_set_is_chosen_by_any_member_and_watched_whole(folder, chosen):
-    from troupe.model_patches.hosts.comfyui import adapters
+    from troupe.model_patches.hosts.comfyui.loading import adapters
 
     paths = save_members(subject_diffusion_members(FEW_SD, **SMALL), folder["subject_adapters"])
     name = f"mine/{chosen}_0_449999/pytorch_model.bin"

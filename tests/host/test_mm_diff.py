@@ -11,10 +11,10 @@ def make(merge="joint", seed=40, operations=torch.nn):
     """(patcher, adapter): a tiny SDXL model and random pairs for every attention of it."""
     import tiny_models
     from stage import random
-    from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, LoraPair, Weights
     from troupe.model_patches.encoders.mm_diff import LoraLayers
-    from troupe.model_patches.hosts.comfyui.adapters import host_adapter
-    from troupe.model_patches.hosts.comfyui.blocks import attention_blocks
+    from troupe.model_patches.families.adapter import Adapter, AdapterSpec, EncoderNeed, LoraPair, Weights
+    from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
+    from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
     patcher = tiny_models.micro_model("SDXL", model_channels=64, context_dim=CONTEXT)
     unet, pairs = patcher.model.diffusion_model, {}
@@ -53,7 +53,7 @@ def references_of(adapter, counts, weights=None):
 def merged_by_hand(adapter, strength):
     """The same tiny UNet with every pair added to its weight, and each layer's image matrices from the weights without them."""
     import tiny_models
-    from troupe.model_patches.hosts.comfyui.blocks import attention_blocks
+    from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
     patcher = tiny_models.micro_model("SDXL", model_channels=64, context_dim=CONTEXT)
     unet, kv = patcher.model.diffusion_model, []
@@ -77,7 +77,7 @@ def test_the_published_layer(cast, merge, strength):
     from independent import Truth
     from stage import error, ksample, noise_of, settings
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
-    from troupe.model_patches.hosts.comfyui.weights import apply_weights
+    from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 
     counts, weights = CASTS[cast]
     patcher, adapter = make()
@@ -102,7 +102,7 @@ def test_a_users_lora_on_the_same_weights_is_in_both_paths():
     from independent import Truth
     from stage import error, ksample, noise_of, random, settings
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
-    from troupe.model_patches.hosts.comfyui.weights import apply_weights
+    from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 
     patcher, adapter = make()
     references, chosen = references_of(adapter, [1, 1]), settings("joint", 0.8)
@@ -125,7 +125,7 @@ def test_a_users_lora_on_the_same_weights_is_in_both_paths():
 
 
 def paths_of(patcher):
-    from troupe.model_patches.hosts.comfyui.blocks import attention_blocks
+    from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
     return [block.path for block in attention_blocks(patcher.model.diffusion_model)]
 
@@ -138,11 +138,11 @@ def test_image_attention_begins_with_the_prompt(sampler, scheduler):
 
     import tiny_models
     from stage import ksample, settings
-    from troupe.model_patches.adapter import PromptSpec
-    from troupe.model_patches.hosts.comfyui import image_attention
+    from troupe.model_patches.families.adapter import PromptSpec
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
-    from troupe.model_patches.hosts.comfyui.prompt_switch import PROMPT, FusedPrompt
-    from troupe.model_patches.hosts.comfyui.weights import apply_weights
+    from troupe.model_patches.hosts.comfyui.sampling import image_attention
+    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt
+    from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 
     patcher, adapter = make()
     adapter = replace(adapter, spec=replace(adapter.spec, prompt=PromptSpec("word", {"l": 768, "g": 1280})))

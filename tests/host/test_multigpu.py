@@ -37,7 +37,7 @@ def over_two(model):
 @pytest.fixture
 def used(monkeypatch):
     """(device of the thread, UNet, our modules) of every model call that looked them up."""
-    from troupe.model_patches.hosts.comfyui.hook import Hook
+    from troupe.model_patches.hosts.comfyui.sampling.hook import Hook
 
     found, original = [], Hook.module
 
@@ -77,7 +77,7 @@ def test_what_a_run_keeps_is_kept_for_each_device(kind, monkeypatch):
     """Both of these devices lie on the CPU, so the values cannot tell; but a key without a device or a UNet would hand one GPU's tensors to the other."""
     from test_precision import applied
     from test_threads import sample
-    from troupe.model_patches.hosts.comfyui.run import Run
+    from troupe.model_patches.hosts.comfyui.sampling.run import Run
 
     kept, original = {}, Run.once
 

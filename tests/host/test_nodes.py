@@ -224,7 +224,7 @@ def test_quick_subjects_encodes_again_when_the_encoder_file_has_changed(base_fol
     from parts import HIDDEN
     from stage import adapter_state
     from troupe import nodes as pack
-    from troupe.model_patches.hosts.comfyui import adapters
+    from troupe.model_patches.hosts.comfyui.loading import adapters
 
     patcher, clip = tiny_models.micro_model("SD15", context_dim=768), clips("sd15").clone()
     safetensors.torch.save_file(adapter_state(patcher, embed=POOLED), base_folder / "models" / "ipadapter" / "stale.safetensors")

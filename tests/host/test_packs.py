@@ -50,7 +50,7 @@ def their_truth(place, state, embeds):
     """The pack's one picture as the evaluation without hooks is told of it. Its node names the middle block ("middle", 1), which the host never asks
     for: nothing of it acts there."""
     from independent import Truth
-    from troupe.model_patches.hosts.comfyui.blocks import attention_blocks
+    from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
     blocks = attention_blocks(place.patcher.model.diffusion_model)
 

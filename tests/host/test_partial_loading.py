@@ -13,7 +13,7 @@ def scene(kind):
     """(model, positive, negative, adapter's key on the MODEL), ready for KSampler."""
     from gated_stage import gated_stage
     from stage import settings, stage
-    from troupe.model_patches.settings import GatedSettings
+    from troupe.model_patches.binding.checks.settings import GatedSettings
 
     if kind in GATED:
         st = gated_stage(kind)
@@ -31,8 +31,8 @@ def mm_diff_scene(delayed, patcher=None):
     from stage import settings
     from test_mm_diff import CONTEXT, make, references_of
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
-    from troupe.model_patches.hosts.comfyui.prompt_switch import PROMPT, FusedPrompt
-    from troupe.model_patches.hosts.comfyui.weights import apply_weights
+    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt
+    from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 
     own, adapter = make(operations=comfy.ops.manual_cast)
     patcher = patcher or own
@@ -132,8 +132,8 @@ def test_photos_are_read_by_projections_that_did_not_fit(name):
     import comfy.model_management as mm
     import comfy.ops
     import published
-    from troupe.model_patches.checkpoints.ip_adapter import build
-    from troupe.model_patches.hosts.comfyui.adapters import host_adapter
+    from troupe.model_patches.families.ip_adapter import build
+    from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
 
     family, devices = published.FAMILIES[name], Devices()
     adapter = host_adapter(build(family.state, "a", comfy.ops.manual_cast))
@@ -161,8 +161,8 @@ def patchers_of(family):
     """Every model that an adapter of this family hands to the host."""
     import comfy.ops
     import published
-    from troupe.model_patches.checkpoints import fastcomposer, gligen, ip_adapter, mm_diff, subject_diffusion, umm
-    from troupe.model_patches.hosts.comfyui.adapters import host_adapter
+    from troupe.model_patches.families import fastcomposer, gligen, ip_adapter, mm_diff, subject_diffusion, umm
+    from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
 
     ops, files = comfy.ops.manual_cast, published.FAMILIES
     adapter = {

@@ -12,7 +12,7 @@ def applied(kind, patcher, adapter=None):
     """(model, positive, negative, plain model, adapter) with references of two subjects, on a patcher; adapter: one made before, of the same kind."""
     from gated_stage import GatedStage, gated_adapter
     from stage import settings, stage
-    from troupe.model_patches.settings import GatedSettings
+    from troupe.model_patches.binding.checks.settings import GatedSettings
 
     st = stage(patcher=patcher, text_gain=kind == "text_to_weight")
     if kind in GATED:
@@ -30,7 +30,7 @@ def with_lora(patcher, adapter, st):
     from stage import settings
     from test_mm_diff import make, references_of
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
-    from troupe.model_patches.hosts.comfyui.weights import apply_weights
+    from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 
     if adapter is None:
         adapter = make(operations=comfy.ops.manual_cast)[1]

@@ -42,7 +42,7 @@ def thin_sdxl():
 
 def faces(n, seed):
     """Prepared faces of n photos."""
-    from troupe.model_patches.faces import Faces
+    from troupe.model_patches.encoding.faces import Faces
 
     g = torch.Generator().manual_seed(seed)
     return Faces(torch.nn.functional.normalize(torch.randn(n, 512, generator=g), dim=-1), torch.rand(n, 224, 224, 3, generator=g))
@@ -104,8 +104,8 @@ def clip_with_lora(members, second=True):
 
 def expected_subjects(members, eyes):
     """(words of CLIP-L, words of bigG, image tokens) of each person."""
-    from troupe.model_patches.encoders.framing import black_square
     from troupe.model_patches.encoders.refiner import SubjectHead
+    from troupe.model_patches.encoding.framing import black_square
 
     custom, found = members["custom_weights"], []
     tuned, untouched = eyes(), eyes()
@@ -175,7 +175,7 @@ def test_umms_file_to_conditioning(base_folder, eyes, clips):
     import safetensors.torch
     from published import umm_state
     from troupe import nodes as pack
-    from troupe.model_patches.encoders.framing import frame
+    from troupe.model_patches.encoding.framing import frame
 
     state = sharp(umm_state(widths=(POOLED, 32, 768)))
     metadata = {"format": "umm_diffusion", "activation": "silu", "normalize": "true"}

@@ -12,7 +12,7 @@ TEXT, FUSED, NEGATIVE = 1.0, 2.0, 5.0  # told apart by their first value
 
 def prompt(base="SD15", start_percent=0.0, start_step=-1, dim=64):
     """A fused conditioning whose plain version is all TEXT, and a negative; for SDXL with pooled outputs to match."""
-    from troupe.model_patches.hosts.comfyui.prompt_switch import PROMPT, FusedPrompt
+    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt
 
     def filled(value, *shape):
         return torch.full(shape, value)
@@ -27,7 +27,7 @@ def switched(base="SD15"):
     """A micro model with the switch on it (`.schedule`: the last run's sigmas), and a list of its calls: (sigma, first value of each row's context, of its y)."""
     import tiny_models
     from comfy.patcher_extension import WrappersMP
-    from troupe.model_patches.hosts.comfyui.prompt_switch import PromptSwitch
+    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PromptSwitch
 
     model, seen, schedule = tiny_models.micro_model(base, context_dim=64).clone(), [], []
     PromptSwitch().attach(model)
@@ -52,8 +52,8 @@ def step_of(sigma, sigmas):
 
 def test_the_rule_is_the_stored_one():
     golden = json.loads((Path(__file__).parent.parent / "golden" / "umm" / "umm.json").read_text())["step_of_sigma"]
-    from troupe.model_patches.hosts.comfyui.clock import Clock
-    from troupe.model_patches.hosts.comfyui.prompt_switch import FusedPrompt, fused_range
+    from troupe.model_patches.hosts.comfyui.sampling.clock import Clock
+    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import FusedPrompt, fused_range
 
     sigmas = torch.tensor(golden["sigmas"], dtype=torch.float64)
     clock, probes = Clock(sigmas), 0
@@ -68,8 +68,8 @@ def test_the_rule_is_the_stored_one():
 
 def test_the_published_delays_are_start_steps():
     """MM-Diff: the step itself; FastComposer's script: one more; its pipeline: one more than (1 - alpha) of the steps, rounded down."""
-    from troupe.model_patches.hosts.comfyui.clock import Clock
-    from troupe.model_patches.hosts.comfyui.prompt_switch import FusedPrompt, fused_range
+    from troupe.model_patches.hosts.comfyui.sampling.clock import Clock
+    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import FusedPrompt, fused_range
 
     rules = json.loads((Path(__file__).parent.parent / "golden" / "umm" / "umm.json").read_text())["schedule"]
     for rule in rules:

@@ -25,7 +25,7 @@ def unet(config, device="meta", **more):
 @pytest.fixture(scope="module")
 def mm_diff(host):
     """At the published widths, and its files."""
-    from troupe.model_patches.checkpoints import mm_diff
+    from troupe.model_patches.families import mm_diff
 
     members = mm_diff_members(alpha=1.5, mlp=True)
     return mm_diff.build(mm_diff.bundled(members), "custom_weights.bin"), members
@@ -96,7 +96,7 @@ def test_text_encoders_loras_are_what_the_hosts_lora_loader_makes_of_the_file(mm
 def test_fastcomposers_unet_is_the_same_on_both_hosts():
     """Its tensors in the host's UNet give what diffusers' own UNet gives."""
     from diffusers import UNet2DConditionModel
-    from troupe.model_patches.checkpoints import fastcomposer
+    from troupe.model_patches.families import fastcomposer
 
     channels = (32, 64, 96, 96)
     state = fastcomposer_state(channels)
@@ -114,9 +114,9 @@ def test_fastcomposers_unet_is_the_same_on_both_hosts():
 def test_fastcomposers_unet_is_set_on_the_model_as_a_whole():
     """Nothing of the checkpoint's UNet is left."""
     from test_gated_files import full_topology
-    from troupe.model_patches.checkpoints import fastcomposer
-    from troupe.model_patches.hosts.comfyui.adapters import host_adapter
-    from troupe.model_patches.hosts.comfyui.weights import apply_weights, weights_of
+    from troupe.model_patches.families import fastcomposer
+    from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
+    from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights, weights_of
 
     model = full_topology("SD15", 768)
     adapter = host_adapter(fastcomposer.build(fastcomposer_state((64,) * 4), "pytorch_model.bin"))
@@ -138,7 +138,7 @@ def folder(host, base_folder):
     import shutil
 
     import folder_paths
-    from troupe.model_patches.hosts.comfyui.adapters import register_folders
+    from troupe.model_patches.hosts.comfyui.loading.adapters import register_folders
 
     register_folders()
     place = base_folder / "models" / "subject_adapters" / "portrait_generation"
@@ -150,7 +150,7 @@ def folder(host, base_folder):
 
 
 def test_the_node_runs_again_when_any_of_mm_diffs_files_changes(folder, caplog):
-    from troupe.model_patches.hosts.comfyui import adapters
+    from troupe.model_patches.hosts.comfyui.loading import adapters
     from troupe.nodes.load_adapter import LoadAdapter
 
     paths = save_mm_diff(mm_diff_members(context=32, hidden=(8, 16), text=(12, 20), pooled=24, patches=40), folder)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from studio import Server, Studio
 from troupe.model_patches.attention.decoupled import MERGES
-from troupe.model_patches.relevance_maps import NOBODY, NOT_SAMPLED, OTHER_LATENT, report
+from troupe.model_patches.relevance.maps import NOBODY, NOT_SAMPLED, OTHER_LATENT, report
 from troupe.model_patches.subjects import Box
 
 REGION = torch.zeros(32, 32)

@@ -19,7 +19,7 @@ TOLERANCE = 1e-3  # of a decoded picture in 0..1
 def folder(host, tmp_path_factory):
     """A folder with random files, in place of the pack's own."""
     import rehearsal_files
-    from troupe.model_patches.hosts.comfyui import rehearsal_models
+    from troupe.model_patches.hosts.comfyui.loading import rehearsal_models
     from troupe.rehearsal import files
 
     place = tmp_path_factory.mktemp("rehearsal")
@@ -236,8 +236,8 @@ def test_place_subjects_moves_the_subjects(models):
 
 def test_relevance_is_recorded_and_shown(models):
     from parts import run
+    from troupe.model_patches.binding.checks.settings import ImageAttentionSettings, mixing_for
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
-    from troupe.model_patches.settings import ImageAttentionSettings, mixing_for
     from troupe.nodes.preview_relevance import PreviewRelevance
     from troupe.nodes.record_relevance import RecordRelevance
 
@@ -255,8 +255,8 @@ def test_relevance_is_recorded_and_shown(models):
 @pytest.mark.parametrize("merge", ["relevance", "add"])
 def test_both_engines_record_the_same_relevance(folder, models, merge):
     from parts import run
+    from troupe.model_patches.binding.checks.settings import ImageAttentionSettings, mixing_for
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
-    from troupe.model_patches.settings import ImageAttentionSettings, mixing_for
     from troupe.nodes.record_relevance import RecordRelevance
     from troupe.rehearsal.engine.paint import encode, load_rehearsal, paint
 
@@ -340,7 +340,7 @@ def test_the_adapter_of_another_base_model_is_refused(models):
 def test_the_adapters_come_last_in_the_lists_and_other_packs_do_not_see_them(folder, base_folder):
     import folder_paths
     import safetensors.torch
-    from troupe.model_patches.hosts.comfyui import adapters
+    from troupe.model_patches.hosts.comfyui.loading import adapters
     from troupe.nodes.load_adapter import LoadAdapter
     from troupe.nodes.quick_subjects import QuickSubjects
 
@@ -416,7 +416,7 @@ def test_a_damaged_file_gets_its_sentence(copy, name, harm):
 
 
 def test_a_missing_adapter_is_not_listed_and_a_saved_choice_says_what_to_do(copy):
-    from troupe.model_patches.hosts.comfyui import adapters
+    from troupe.model_patches.hosts.comfyui.loading import adapters
     from troupe.nodes.load_adapter import LoadAdapter
 
     (copy / "rehearsal_mip_adapter.safetensors").unlink()

@@ -41,7 +41,7 @@ def nothing_left(base_folder):
 def state_of(kind, set_, factor=1.0):
     """Tensors of a file of this kind for the set's model; `factor` on all that are not gates or norms makes another file of the same shape."""
     from stage import adapter_state
-    from troupe.model_patches.hosts.comfyui.blocks import attention_blocks
+    from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
     blocks = {block.path.removesuffix(".attn2"): block.width for block in attention_blocks(set_.patcher.model.diffusion_model)}
     made = {"image": lambda: adapter_state(set_.patcher), "gated": lambda: published.gligen_state("text", blocks),
@@ -75,7 +75,7 @@ def graph(lab, kind):  # noqa: F811
 def test_an_adapter_file_comes_and_goes_between_runs(kind, lab, sets, studio_of, monkeypatch):  # noqa: F811
     """Exchanged: the latent of the new file, and the old weights are gone. Deleted, or another thing: a sentence. Put back: the first latent again."""
     from test_bad_days import sentence
-    from troupe.model_patches.hosts.comfyui import adapters
+    from troupe.model_patches.hosts.comfyui.loading import adapters
 
     made, original = [], adapters.host_adapter
 

@@ -60,7 +60,7 @@ def test_parts_of_a_prediction_in_threads(kind, monkeypatch):
     """Twenty times with other delays: every picture is that of one thread bit for bit, and every thread uses the adapter of its own patcher."""
     from stage import error
     from threads import Meeting, loaded, split
-    from troupe.model_patches.hosts.comfyui.hook import Hook
+    from troupe.model_patches.hosts.comfyui.sampling.hook import Hook
 
     model, positive, negative, twin = scene(kind)
     (key, (adapter,)), = model.additional_models.items()
@@ -122,7 +122,7 @@ def test_two_runs_at_the_same_time(kind, monkeypatch):
 def test_a_run_in_threads_tells_its_line_once(kind, monkeypatch, caplog):
     """Two positive prompts, both with the subjects, each in a thread: both come at the same time to where it is told, with other seconds to tell of."""
     from threads import PATIENCE, loaded, split
-    from troupe.model_patches.hosts.comfyui import gated, image_attention
+    from troupe.model_patches.hosts.comfyui.sampling import gated, image_attention
 
     module, hook = (gated, gated.GatedAdapter) if kind == "patches" else (image_attention, image_attention.ImageAttention)
     barrier, asked, report = threading.Barrier(2), module.with_subjects, hook._report
@@ -143,7 +143,7 @@ def test_a_run_in_threads_tells_its_line_once(kind, monkeypatch, caplog):
 
 def test_a_run_in_threads_is_recorded(monkeypatch):
     from threads import Meeting, loaded, split
-    from troupe.model_patches.hosts.comfyui.record import record_relevance
+    from troupe.model_patches.hosts.comfyui.sampling.record import record_relevance
 
     model, positive, negative, twin = scene("relevance")
     model, record = record_relevance(model, "all")

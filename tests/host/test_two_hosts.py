@@ -40,7 +40,7 @@ def schedule():
 
 def embedded(references, state):
     """The same references with the adapter's modules on plain torch."""
-    from troupe.model_patches.checkpoints.ip_adapter import build
+    from troupe.model_patches.families.ip_adapter import build
 
     return replace(references, adapter=build(state, "test.safetensors"))
 
@@ -85,9 +85,9 @@ def compare(base, references_of, settings, text_gain=False, **sampling):
 
 def same_predictions(unet, applied, calls, st):
     """Each of the host's calls once more in the embedded engine, with the references and without; see `compare`. applied: apply_... of that engine."""
+    from troupe.model_patches.binding.checks.layer_tokens import COND, UNCOND
     from troupe.model_patches.hosts.diffusers.encoders import Prompt
     from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, percent_of, size_condition
-    from troupe.model_patches.layer_tokens import COND, UNCOND
 
     acted = []
     with ExitStack() as stack:
@@ -159,9 +159,9 @@ def test_boxes_hold_image_attention_alike():
 def embedded_gated(references):
     """The same references with the gated layers on plain torch."""
     from gated_stage import published
-    from troupe.model_patches.adapter import Adapter
     from troupe.model_patches.encoders.gated import GatedLayers
     from troupe.model_patches.encoders.grounding import GroundingNet, TextImagePositionNet, TextPositionNet
+    from troupe.model_patches.families.adapter import Adapter
 
     spec, module = references.adapter.spec, references.adapter.gated_patcher.model
     net = {"text": TextPositionNet, "text_image": TextImagePositionNet, "patches": GroundingNet}[spec.gated.kind]
@@ -200,14 +200,14 @@ def compare_gated(kind, base, count, settings, attention=None, **changed):
 @pytest.mark.parametrize("count", [1, 2])
 def test_gated_predictions(kind, base, count):
     """Cond and uncond rows, a batch of two, an odd latent; with Subject-Diffusion's mask channel on it."""
-    from troupe.model_patches.settings import GatedSettings
+    from troupe.model_patches.binding.checks.settings import GatedSettings
 
     assert compare_gated(kind, base, count, GatedSettings()) == [0.0, 0.5, 1.0]
 
 
 def test_gated_schedules_weights_and_ranges_are_alike():
     """tau and its decay by step, a subject's weight, and one that is out of its range in the last step."""
-    from troupe.model_patches.settings import GatedSettings
+    from troupe.model_patches.binding.checks.settings import GatedSettings
 
     assert compare_gated("text_image", "SD15", 2, GatedSettings(0.7, 0.25, 0.5), weights=[0.5, 1.5], ranges=[(0.0, 1.0), (0.0, 0.4)]) == [0.0, 0.5]
     assert compare_gated("patches", "SD15", 2, GatedSettings(use_bbox="off"), ranges=[(0.0, 0.3), (0.3, 1.0)]) == [0.0, 0.5, 1.0]
@@ -216,7 +216,7 @@ def test_gated_schedules_weights_and_ranges_are_alike():
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 def test_gated_layers_beside_image_attention_in_boxes(kind):
     from stage import settings
-    from troupe.model_patches.settings import GatedSettings
+    from troupe.model_patches.binding.checks.settings import GatedSettings
 
     assert compare_gated(kind, "SD15", 2, GatedSettings(), settings(weight=1.0)) == [0.0, 0.5, 1.0]
 
@@ -226,9 +226,9 @@ def test_whole_gated_runs():
     from gated_stage import gated_stage
     from stage import CONTEXT, ksample
     from tiny_models import micro_model
+    from troupe.model_patches.binding.checks.settings import GatedSettings
     from troupe.model_patches.hosts.diffusers.encoders import Prompt
     from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample
-    from troupe.model_patches.settings import GatedSettings
 
     patcher, settings = micro_model("SD15", model_channels=64, context_dim=CONTEXT), GatedSettings(0.8, 0.5)
     st, unet = gated_stage(patcher=patcher), twin_unet(patcher, "SD15")
@@ -301,7 +301,7 @@ def close(found, expected):
 
 @pytest.mark.parametrize("kind", ["sd15", "sd20", "sdxl"])
 def test_names_and_prompts(kind):
-    from troupe.model_patches.hosts.comfyui.encoders import HostNameEncoder
+    from troupe.model_patches.hosts.comfyui.loading.encoders import HostNameEncoder
 
     clip, ours = texts(kind)
     names = ["cat", "Red  Fox", "(plush toy:1.3)", r"robot \(old\)", "garçon's 2nd bicycle!", ""]
@@ -329,7 +329,7 @@ def test_prompt_notation_at_random():
 def test_photos(tmp_path):
     import tiny_models
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-    from troupe.model_patches.hosts.comfyui.encoders import HostImageEncoder
+    from troupe.model_patches.hosts.comfyui.loading.encoders import HostImageEncoder
     from troupe.model_patches.hosts.diffusers.encoders import ClipImages
 
     vision = tiny_models.tiny_clip_vision(tmp=str(tmp_path / "vision.json"))

@@ -24,8 +24,8 @@ def draw(*shape, seed, gain=1.0):
 
 def prompt_adapter(kind, base, tokens=1, layers=None, weights=None, merge="relevance"):
     """An adapter that acts in the prompt, with random fusion modules, on plain torch."""
-    from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec, Weights
     from troupe.model_patches.encoders.words import Postfuse, WordFusion
+    from troupe.model_patches.families.adapter import Adapter, AdapterSpec, PromptSpec, Weights
 
     torch.manual_seed(5)
     made = {"word": lambda w: WordFusion(2 * w, w, w), "postfuse": lambda w: Postfuse(w, w, 32, 32)}.get(kind)
@@ -49,7 +49,7 @@ def references_of(adapter, count, photos=(), tokens=1, **each):
 
 def on_host(references):
     """The same references with the adapter under the host's memory management."""
-    from troupe.model_patches.hosts.comfyui.adapters import host_adapter
+    from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
 
     return replace(references, adapter=host_adapter(references.adapter))
 
@@ -60,7 +60,7 @@ def on_host(references):
 @pytest.mark.parametrize("kind, base, tokens", [("word", "sdxl", 1), ("pseudo", "sd15", 1), ("pseudo", "sd15", 3), ("placeholder", "sd20", 1), ("postfuse", "sd15", 1)])
 def test_prompts(kind, base, tokens):
     """Emphasis on a subject and elsewhere, weights between 0 and 1, one subject and two, both in the second chunk."""
-    from troupe.model_patches.hosts.comfyui.prompt import encode_prompt as host_prompt
+    from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt as host_prompt
     from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
 
     clip, ours = texts(base)
@@ -123,7 +123,7 @@ def guided(model, positive, negative, middle, method, **widgets):
     """SamplerCustomAdvanced with Two-Strength Guider, on the host's normal schedule."""
     import comfy.samplers
     from stage import noise_of
-    from troupe.model_patches.hosts.comfyui.guider import GuidanceSettings, subject_guider
+    from troupe.model_patches.hosts.comfyui.prompting.guider import GuidanceSettings, subject_guider
 
     guider = subject_guider(model, positive, negative, middle, method, GuidanceSettings(**widgets))
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", STEPS)
@@ -142,7 +142,7 @@ def alike(patcher, expected, found, without):
 @pytest.mark.parametrize("count, delay", [(1, {}), (2, {"start_step": 1}), (2, {"start_percent": 0.3})])
 @pytest.mark.parametrize("second, second_end", [(0.5, 0.5), (0.2, 1.0)])
 def test_umms_job(count, delay, second, second_end):
-    from troupe.model_patches.hosts.comfyui.prompt import encode_prompt as host_prompt
+    from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt as host_prompt
     from troupe.model_patches.hosts.diffusers.guidance import Guidance
     from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
     from troupe.model_patches.hosts.diffusers.sampling import sample
@@ -161,7 +161,7 @@ def subject_diffusion(patcher, count):
     """(the host's references, the same for the embedded engine): fusers, mask channel, prompt, UNet and text encoder weights."""
     from gated_stage import GatedStage, gated_adapter
     from test_two_hosts import embedded_gated
-    from troupe.model_patches.adapter import PromptSpec, Weights
+    from troupe.model_patches.families.adapter import PromptSpec, Weights
 
     made = gated_adapter(patcher, "patches")
     state = patcher.model.diffusion_model.state_dict()
@@ -180,14 +180,14 @@ def subject_diffusion(patcher, count):
 @pytest.mark.parametrize("count, delay", [(1, {}), (2, {"start_step": 1})])
 def test_subject_diffusions_job(count, delay):
     """Retrained UNet and text encoder, prompt, fusers, mask channel, and image guidance that ends early."""
+    from troupe.model_patches.binding.checks.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.apply import apply_gated
-    from troupe.model_patches.hosts.comfyui.prompt import encode_prompt as host_prompt
-    from troupe.model_patches.hosts.comfyui.weights import apply_weights
+    from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt as host_prompt
+    from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
     from troupe.model_patches.hosts.diffusers.guidance import Guidance
     from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
     from troupe.model_patches.hosts.diffusers.sampling import sample
     from troupe.model_patches.hosts.diffusers.weights import text_weights
-    from troupe.model_patches.settings import GatedSettings
 
     patcher, clip, unet, ours = jobs("sd20")
     host, references = subject_diffusion(patcher, count)
@@ -208,9 +208,9 @@ def test_subject_diffusions_job(count, delay):
 
 def mm_diff(patcher, merge="joint"):
     """Pairs for every attention of the UNet and of the text encoders, image pairs, and word fusion."""
-    from troupe.model_patches.adapter import LoraPair, Weights
     from troupe.model_patches.encoders.mm_diff import LoraLayers
-    from troupe.model_patches.hosts.comfyui.blocks import attention_blocks
+    from troupe.model_patches.families.adapter import LoraPair, Weights
+    from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
     unet, blocks, pairs = patcher.model.diffusion_model, attention_blocks(patcher.model.diffusion_model), {}
 
@@ -241,13 +241,13 @@ def test_mm_diffs_job(photos, delay, strength, each):
     """LoRAs of UNet and text encoders, words, image tokens of several photos, a delay of the words and of the tokens; one subject and two."""
     from stage import ksample
     from troupe.model_patches.attention.decoupled import Mixing
+    from troupe.model_patches.binding.checks.settings import ImageAttentionSettings
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
-    from troupe.model_patches.hosts.comfyui.prompt import encode_prompt as host_prompt
-    from troupe.model_patches.hosts.comfyui.weights import apply_weights
+    from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt as host_prompt
+    from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
     from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
     from troupe.model_patches.hosts.diffusers.sampling import sample
     from troupe.model_patches.hosts.diffusers.weights import text_weights
-    from troupe.model_patches.settings import ImageAttentionSettings
 
     patcher, clip, unet, ours = jobs("sdxl")
     references = references_of(mm_diff(patcher), len(photos), photos, **each)

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.usefixtures("host")
 def test_sampling_starts_no_cuda(kind, monkeypatch):
     from stage import ksample
     from test_precision import applied, micro
-    from troupe.model_patches.hosts.comfyui.record import record_relevance
+    from troupe.model_patches.hosts.comfyui.sampling.record import record_relevance
 
     asked = []
 

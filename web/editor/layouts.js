@@ -1,4 +1,4 @@
-// Places for subjects that were given none, by the rules of model_patches/layouts.py. A box is {x, y, w, h} in parts of the picture.
+// Places for subjects that were given none, by the rules of model_patches/placement/layouts.py. A box is {x, y, w, h} in parts of the picture.
 
 const MARGIN = 0.02; // of the picture's side: at its border and between two places
 export const LAYOUTS = ["none", "row", "column", "grid", "thirds"];

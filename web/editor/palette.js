@@ -1,4 +1,4 @@
-// One colour for each subject, the same as in every picture that Troupe makes (model_patches/palette.py).
+// One colour for each subject, the same as in every picture that Troupe makes (model_patches/placement/palette.py).
 
 // Okabe and Ito's colours, which colour-blind people can tell apart, with a light grey in place of black.
 export const PALETTE = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#dddddd"];

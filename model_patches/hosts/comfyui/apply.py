@@ -4,27 +4,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...binding import check_names, check_places, check_widths
-from ...encode import encode_subjects
+from ...binding.checks import check_names, check_places, check_widths
+from ...binding.layer_tokens import COND, UNCOND
+from ...binding.settings import GatedSettings, ImageAttentionSettings, check_finite
+from ...encoding.encode import encode_subjects
 from ...errors import MismatchError
-from ...layer_tokens import COND, UNCOND
-from ...settings import GatedSettings, ImageAttentionSettings, check_finite
 from ...subjects import Cast, References
-from .adapters import HostAdapter
-from .blocks import attention_blocks
-from .conditioning import Conditioning, Record, attach
-from .encoders import HostImageEncoder, HostNameEncoder
-from .gated import GatedAdapter
-from .hook import Hook
-from .image_attention import ImageAttention
-from .weights import check_input_channels
+from .loading.adapters import HostAdapter
+from .loading.encoders import HostImageEncoder, HostNameEncoder
+from .sampling.blocks import attention_blocks
+from .sampling.conditioning import Conditioning, Record, attach
+from .sampling.gated import GatedAdapter
+from .sampling.hook import Hook
+from .sampling.image_attention import ImageAttention
+from .sampling.weights import check_input_channels
 
 Wired = tuple[Any, Conditioning | None, Conditioning | None, Conditioning | None]
 
 
 def encode_references(adapter: HostAdapter, cast: Cast, framing: str = "auto", clip: Any = None, clip_vision: Any = None,
                       prompts: Sequence[str] = (), warn: Callable[[str], None] = lambda sentence: None) -> References:
-    """`model_patches.encode.encode_subjects` with the host's encoders; clip_vision overrides the adapter's own choice. An adapter that reads no
+    """`model_patches.encoding.encode.encode_subjects` with the host's encoders; clip_vision overrides the adapter's own choice. An adapter that reads no
     photos loads none."""
     images = None
     if adapter.spec.encoder is not None:

@@ -12,12 +12,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ...map_pictures import draw_maps
+from ...relevance.pictures import draw_maps
 from ...subjects import Cast, References, make_subject
-from .adapters import AUTO, HostAdapter, fingerprint, load_adapter
 from .apply import encode_references
-from .notice import is_watched, show
-from .record import Record, record_relevance
+from .loading.adapters import AUTO, HostAdapter, fingerprint, load_adapter
+from .messages import is_watched, show
+from .sampling.record import Record, record_relevance
 
 
 @dataclass(frozen=True, eq=False)

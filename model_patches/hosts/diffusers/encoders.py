@@ -1,4 +1,4 @@
-"""transformers' CLIP models behind the interfaces of `model_patches.readers`, reading photos, names and prompts as ComfyUI does."""
+"""transformers' CLIP models behind the interfaces of `model_patches.encoding.interfaces`, reading photos, names and prompts as ComfyUI does."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,14 +13,14 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-from ...adapter import Adapter
-from ...checkpoints.load import read_adapter
-from ...encode import encode_subjects
+from ...encoding.encode import encode_subjects
+from ...encoding.interfaces import ImageEncoder, NameEncoder, check_vision_weights
 from ...errors import SubjectError
-from ...fuse import Streams
+from ...families.adapter import Adapter
+from ...families.registry import read_adapter
 from ...prompt.emphasis import PLAIN, weighted_parts
+from ...prompt.fusion import Streams
 from ...prompt.tokens import EOS, LENGTH, PADDING
-from ...readers import ImageEncoder, NameEncoder, check_vision_weights
 from ...subjects import Cast, References
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures, RGB
@@ -44,7 +44,7 @@ def load_adapter(path: str | Path) -> Adapter:
 
 def encode_references(adapter: Adapter, cast: Cast, images: ImageEncoder | None, names: NameEncoder | None, framing: str = "auto",
                       prompts: Sequence[str] = (), warn: Callable[[str], None] = lambda sentence: None) -> References:
-    """`model_patches.encode.encode_subjects` with the adapter's own projection, results on the CPU."""
+    """`model_patches.encoding.encode.encode_subjects` with the adapter's own projection, results on the CPU."""
     def project(*features: torch.Tensor) -> Any:
         weight = next(adapter.projection.parameters())
         found = adapter.projection(*(f.to(weight) for f in features))

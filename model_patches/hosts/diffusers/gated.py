@@ -10,12 +10,12 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
 
 from ...attention.gated import ObjectTokens, scale_at
-from ...binding import check_places
+from ...binding.checks import check_places
+from ...binding.layer_tokens import COND, UNCOND
+from ...binding.object_tokens import Group, layer_objects, mask_channel
+from ...binding.settings import GatedSettings
 from ...encoders.fuser import GatedFuser
 from ...errors import MismatchError
-from ...layer_tokens import COND, UNCOND
-from ...objects import Group, layer_objects, mask_channel
-from ...settings import GatedSettings
 from ...subjects import References
 from .image_attention import inside
 from .unet_places import transformer_blocks

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...attention.guidance import umm_coefficients
+from ...binding.layer_tokens import COND, UNCOND
 from ...errors import MismatchError
-from ...layer_tokens import COND, UNCOND
 from .encoders import Prompt
 from .image_attention import inside
 

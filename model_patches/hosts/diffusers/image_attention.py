@@ -12,11 +12,11 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch.nn.functional import scaled_dot_product_attention
 
 from ...attention.decoupled import LayerTokens, image_delta
-from ...binding import check_names, check_widths, limited, limits_on_grid, with_masks_for
+from ...binding.checks import check_names, check_widths, limited, limits_on_grid, with_masks_for
+from ...binding.layer_tokens import COND, UNCOND, image_columns, layer_tokens, name_segments, project_images, project_names
+from ...binding.settings import ImageAttentionSettings
 from ...errors import MismatchError
-from ...layer_tokens import COND, UNCOND, image_columns, layer_tokens, name_segments, project_images, project_names
-from ...relevance_maps import AppliedMaps, Part, applied_maps
-from ...settings import ImageAttentionSettings
+from ...relevance.maps import AppliedMaps, Part, applied_maps
 from ...subjects import References
 
 Roles = tuple[str | None, ...]  # what the equal parts of a batch get, in order: UNCOND, COND, or None (no references)

@@ -1,4 +1,4 @@
-"""transformers' text encoders behind `model_patches.fuse`: prompts with subjects in them."""
+"""transformers' text encoders behind `model_patches.prompt.fusion`: prompts with subjects in them."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ...errors import MismatchError
-from ...fuse import Encoded, Streams, fuse_prompt
+from ...prompt.fusion import Encoded, Streams, fuse_prompt
 from ...subjects import References
 from .encoders import ClipTexts, Prompt
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 
-from ...adapter import Adapter
+from ...binding.settings import GatedSettings, ImageAttentionSettings
 from ...errors import MismatchError
-from ...relevance_maps import AppliedMaps
-from ...settings import GatedSettings, ImageAttentionSettings
+from ...families.adapter import Adapter
+from ...relevance.maps import AppliedMaps
 from ...subjects import References
 from .encoders import Prompt
 from .gated import GatedAdapter, apply_gated

@@ -1,0 +1,85 @@
+"""Keys and values of the subjects for every cross-attention layer, projected once a run and never by reading a weight."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import pad
+
+from ..attention.decoupled import LayerTokens
+from ..encoders.decoupled import DecoupledLayers
+from ..encoders.mm_diff import LoraLayers
+from ..subjects import References
+
+Base = tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]
+COND, UNCOND = "cond", "uncond"  # what rows get: the subjects, or the adapter's empty tokens
+ORDER = (UNCOND, COND)  # the order of the first axis of everything here; the host usually asks for [uncond, cond]
+
+
+@dataclass(frozen=True, eq=False)
+class Projected:
+    """[2, S, C] keys and values of one layer, uncond first; [1, S, C] where rows of role UNCOND get nothing."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+def project_images(layers: DecoupledLayers | LoraLayers, references: References, device: torch.device, dtype: torch.dtype,
+                   bases: Iterable[Base] | None = None, merged: float = 0.0) -> list[Projected]:
+    """Keys and values of all image tokens for every layer; the uncond tokens are the same for every subject.
+
+    bases: the UNet's own (to_k, to_v) of each layer, and merged: how strongly the adapter's text LoRA is in them, for layers that need them. A
+    subject with fewer tokens than another is filled up with zeros, see `image_columns`.
+    """
+    longest = max(len(s.tokens) for s in references.subjects)
+    subjects = torch.stack([pad(s.tokens, (0, 0, 0, longest - len(s.tokens))) for s in references.subjects])  # M, T, D
+    kinds = [subjects] if references.uncond_tokens is None else [references.uncond_tokens.expand_as(subjects), subjects]
+    tokens = torch.stack([kind.flatten(0, 1) for kind in kinds]).to(device, dtype)
+    pairs = bases if bases is not None else [(None, None)] * len(layers.layers)
+    return [Projected(layer.keys(tokens, to_k, merged), layer.values(tokens, to_v, merged)) for layer, (to_k, to_v) in zip(layers.layers, pairs, strict=True)]
+
+
+def image_columns(references: References, without_absent: bool, device: torch.device) -> torch.Tensor | None:
+    """[1, S] bool: image tokens that are there, or None where all are. without_absent: those of subjects with weight 0 are not."""
+    counts = [0 if without_absent and s.weight == 0 else len(s.tokens) for s in references.subjects]
+    longest = max(len(s.tokens) for s in references.subjects)
+    if min(counts) == longest:
+        return None
+    return (torch.arange(longest) < torch.tensor(counts).unsqueeze(1)).flatten().unsqueeze(0).to(device)
+
+
+def project_names(text_keys: Iterable[Callable[[torch.Tensor], torch.Tensor]], references: References, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
+    """The UNet's own `to_k` (one for each layer) of the name tokens, [2, L, C] each, LoRAs and hooks of the moment included."""
+    names = torch.cat([s.name_tokens for s in references.subjects])  # L, D
+    empty = torch.zeros_like(names)
+    longest = max(len(s.name_tokens) for s in references.subjects)
+    empty[:longest] = references.uncond_name_tokens[:longest]
+    tokens = torch.stack((empty, names)).to(device, dtype)
+    return [to_k(tokens) for to_k in text_keys]
+
+
+def name_segments(references: References, device: torch.device) -> torch.Tensor:
+    """[2, M, L] float32 averaging weights: subject i's own tokens in cond rows, the first L_i tokens of the empty prompt in uncond rows."""
+    lengths = [len(s.name_tokens) for s in references.subjects]
+    weights = torch.zeros(2, len(lengths), sum(lengths))
+    for i, length in enumerate(lengths):
+        start = sum(lengths[:i])
+        weights[0, i, :length] = 1.0 / length
+        weights[1, i, start:start + length] = 1.0 / length
+    return weights.to(device)
+
+
+def pick(stored: torch.Tensor, roles: Sequence[str]) -> torch.Tensor:
+    """Rows of the first axis for the roles of a call's chunks: a view where the order allows it. One row: of COND."""
+    wanted = [ORDER[-len(stored):].index(role) for role in roles]
+    if wanted == list(range(wanted[0], wanted[0] + len(wanted))):
+        return stored[wanted[0]:wanted[0] + len(wanted)]
+    return torch.stack([stored[i] for i in wanted])
+
+
+def layer_tokens(images: Projected, names: torch.Tensor | None, segments: torch.Tensor | None, roles: Sequence[str], columns: torch.Tensor | None = None) -> LayerTokens:
+    """One layer's tokens for the chunks of a call."""
+    if names is None or segments is None:
+        return LayerTokens(pick(images.keys, roles), pick(images.values, roles), columns=columns)
+    return LayerTokens(pick(images.keys, roles), pick(images.values, roles), pick(names, roles), pick(segments, roles), columns)

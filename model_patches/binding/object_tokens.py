@@ -1,0 +1,112 @@
+"""Object tokens for gated layers: who stands where, as the adapter's net sees it, and their keys and values in every layer. Host-free.
+
+Letters: N slots, E channels of a feature, T patch tokens a slot, M object tokens of all slots, D of an object token, G groups of rows.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..attention.box_mask import box_mask
+from ..attention.gated import ObjectTokens, weighted
+from ..attention.limits import WHOLE, Window
+from ..encoders.gated import GatedLayers
+from ..families.adapter import GatedSpec
+from ..subjects import Box, References, ReferenceSubject
+from .layer_tokens import UNCOND
+
+Corners = tuple[float, float, float, float]  # left, top, right, bottom in 0..1
+EVERYWHERE: Corners = (0.0, 0.0, 1.0, 1.0)
+STYLE: Corners = (0.0, 1.0, 0.0, 1.0)  # the published place of a photo that gives the picture its style
+NOWHERE: Corners = (0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that share their objects: role COND or UNCOND, each subject's strength now (0: a null slot), and the part of the picture they show."""
+
+    role: str
+    strengths: tuple[float, ...]
+    window: Window = WHOLE
+
+
+def object_tokens(layers: GatedLayers, references: References, group: Group, use_bbox: str = "auto", device: torch.device | None = None) -> torch.Tensor:
+    """What the adapter's net makes of the subjects for one group of rows, [1, M, D] in the features' dtype, on the device (None: the net's own).
+
+    A subject of strength 0, or without any part in the window, is a null slot. One without a box has the whole picture, or, where it also has
+    no phrase, the published place of a style reference. Rows of role UNCOND get what the publisher gives them: null tokens (GLIGEN), zeros
+    (Subject-Diffusion).
+    """
+    spec: GatedSpec = references.adapter.spec.gated
+    slots, device = max(spec.slots, len(references.subjects)), device or next(layers.net.parameters()).device
+    if group.role == UNCOND:
+        like = torch.zeros(1, slots, spec.feature_dim, device=device)
+        return torch.zeros(1, slots * spec.tokens, spec.object_dim, device=device) if spec.kind == "patches" else layers.net.null(like)
+    corners = [corners_in(s, group.window) if strength else None for s, strength in zip(references.subjects, group.strengths, strict=True)]
+    boxes = torch.tensor([[c or NOWHERE for c in corners] + [NOWHERE] * (slots - len(corners))], device=device)
+    present = torch.tensor([[c is not None for c in corners] + [False] * (slots - len(corners))], device=device)
+    image, has_image = _stacked([s.features.image for s in references.subjects], slots, spec, device)
+    if spec.kind == "patches":
+        return layers.net(image, present, boxes, use_bbox == "on" or (use_bbox == "auto" and sum(s.weight > 0 for s in references.subjects) > 1))
+    text, has_text = _stacked([s.features.text for s in references.subjects], slots, spec, device)
+    if spec.kind == "text":
+        return layers.net(boxes, present, text)
+    return layers.net(boxes, present, present & has_text, present & has_image, text, image)
+
+
+def layer_objects(layers: GatedLayers, references: References, groups: Sequence[Group], use_bbox: str, dtype: torch.dtype,
+                  device: torch.device | None = None) -> list[ObjectTokens]:
+    """Keys and values [G, M, C] of every layer for the groups of a model call. Nothing here depends on the timestep.
+
+    device: of the picture, which is not the net's where a host keeps weights elsewhere and casts them as they are used; None: the net's own.
+    """
+    tokens = torch.cat([object_tokens(layers, references, group, use_bbox, device) for group in groups]).to(dtype)
+    weights = torch.stack([_token_weights(references, group) for group in groups])
+    plain = bool((weights == 1).all())
+    zeros = tuple(references.adapter.spec.gated.kind == "patches" and group.role == UNCOND for group in groups)
+    found = [replace(fuser.project(tokens), equal=zeros) for fuser in layers.fusers]
+    return found if plain else [weighted(objects, weights.to(tokens.device)) for objects in found]
+
+
+def mask_channel(references: References, strengths: Sequence[float], size: tuple[int, int]) -> torch.Tensor:
+    """Subject-Diffusion's mask of the whole picture, [1, h, w] float32 on latent cells: 0 inside the boxes of the subjects that act, 1 elsewhere.
+
+    A subject without a box has the whole picture: then the mask is 0 everywhere.
+    """
+    acting = [s for s, strength in zip(references.subjects, strengths, strict=True) if strength]
+    return box_mask(torch.tensor([corners_of(s.box) if s.box else EVERYWHERE for s in acting] or [NOWHERE]), size).unsqueeze(0)
+
+
+def corners_of(box: Box) -> Corners:
+    """x, y, w, h -> left, top, right, bottom."""
+    return box.x, box.y, box.x + box.w, box.y + box.h
+
+
+def corners_in(subject: ReferenceSubject, window: Window) -> Corners | None:
+    """A subject's box as its net sees it where only the window of the picture is shown; None where it has no part in it."""
+    if subject.box is None:
+        return STYLE if subject.features.text is None and subject.features.image is not None and subject.features.image.ndim == 1 else EVERYWHERE
+    (left, top, right, bottom), (y0, x0, y1, x1) = corners_of(subject.box), window
+    if window == WHOLE:
+        return left, top, right, bottom
+    left, right = (min(max((x - x0) / (x1 - x0), 0.0), 1.0) for x in (left, right))
+    top, bottom = (min(max((y - y0) / (y1 - y0), 0.0), 1.0) for y in (top, bottom))
+    return None if left >= right or top >= bottom else (left, top, right, bottom)
+
+
+def _stacked(features: Sequence[torch.Tensor | None], slots: int, spec: GatedSpec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """[1, N, E] (or [1, N, T, E]) with zeros for what is not there, and [1, N] bool of what is."""
+    shape = (spec.tokens, spec.feature_dim) if spec.kind == "patches" else (spec.feature_dim,)
+    there = [f is not None for f in features] + [False] * (slots - len(features))
+    rows = [torch.zeros(shape) if f is None else f.cpu() for f in features] + [torch.zeros(shape)] * (slots - len(features))
+    return torch.stack(rows).unsqueeze(0).to(device), torch.tensor([there], device=device)
+
+
+def _token_weights(references: References, group: Group) -> torch.Tensor:
+    """[M] factors of the object tokens' values: a subject's strength, 1 for null slots."""
+    spec: GatedSpec = references.adapter.spec.gated
+    strengths = [strength or 1.0 for strength in group.strengths] if group.role != UNCOND else []
+    each = torch.tensor(strengths + [1.0] * (max(spec.slots, len(references.subjects)) - len(strengths)))
+    return each.repeat(2) if spec.kind == "text_image" else each.repeat_interleave(spec.tokens)

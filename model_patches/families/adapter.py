@@ -1,0 +1,155 @@
+"""A loaded subject adapter, free of any host: what it is, what it needs, its modules."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+import torch
+from torch import nn
+
+from ..checkpoints.catalogue import encoder_of_width
+from ..encoders.decoupled import DecoupledLayers
+from ..encoders.gated import GatedLayers
+from ..encoders.mm_diff import LoraLayers
+
+BASES = {128: "the rehearsal world", 768: "SD1.5", 1024: "SD2.x", 2048: "SDXL"}  # context width -> base model
+FAMILIES = {"ip_adapter": "IP-Adapter", "mip_adapter": "MIP-Adapter", "mm_diff": "MM-Diff", "umm": "UMM-Diffusion", "fastcomposer": "FastComposer"}
+GATED = {"text": "GLIGEN text boxes", "text_image": "GLIGEN text-image boxes", "patches": "Subject-Diffusion"}
+
+
+def base_name(context_dim: int) -> str:
+    """'SDXL', or the width in words where no known base has it."""
+    return BASES.get(context_dim, f"a base model with text embeddings of size {context_dim}")
+
+
+@dataclass(frozen=True)
+class EncoderNeed:
+    """Which output of which CLIP vision encoder an adapter reads: kind 'pooled', 'penultimate', 'last' or 'unprojected', and its width.
+
+    'last' is the last hidden state before its norm, with the pooled vector beside it; 'unprojected' is CLS after the last norm, before the
+    projection that makes it the pooled vector.
+    """
+
+    kind: str
+    width: int
+
+    def fits(self, hidden: int, pooled: int) -> bool:
+        """Whether an encoder with these widths serves. ViT-H's hidden and bigG's pooled width are both 1280: the kind tells them apart."""
+        return self.width == (pooled if self.kind == "pooled" else hidden)
+
+    def describe(self) -> str:
+        """'CLIP ViT-H/14 (...)', or the widths where no published encoder has them."""
+        known = encoder_of_width(self.kind, self.width)
+        return known.name if known else f"a CLIP vision encoder with {'projection' if self.kind == 'pooled' else 'hidden'} size {self.width}"
+
+
+@dataclass(frozen=True)
+class GatedSpec:
+    """What a file's gated layers are.
+
+    kind: 'text' (GLIGEN's text boxes), 'text_image' (its text-image boxes) or 'patches' (Subject-Diffusion).
+    places: path of each layer's transformer block in an LDM UNet -> its width C, as 'input_blocks.1.1.transformer_blocks.0', in the order of
+        the layers; object_dim: D of an object token; feature_dim: E of a feature; slots: objects that the layers were trained with, absent
+        ones are null tokens; tokens: object tokens a slot.
+    """
+
+    kind: str
+    places: Mapping[str, int]
+    object_dim: int
+    feature_dim: int
+    slots: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """How an adapter brings subjects into the prompt.
+
+    kind: 'word' (MM-Diff: fused with the word's embedding, before the text encoders), 'pseudo' (UMM-Diffusion: replaces the word's embedding,
+    and only the word's row of the output is kept), 'placeholder' (Subject-Diffusion: replaces the embedding of `sks` in a suffix), 'postfuse'
+    (FastComposer: fused with the word's row of the output).
+    streams: the host's name of each text encoder it acts in ('l', 'g', 'h') -> its width; tokens: vectors a subject.
+    """
+
+    kind: str
+    streams: Mapping[str, int]
+    tokens: int = 1
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """What a file turned out to be.
+
+    family: 'ip_adapter', 'mip_adapter', 'gligen', 'subject_diffusion', 'mm_diff', 'umm' or 'fastcomposer'; projection: 'ImageProj', 'Resampler', 'FaceMLP', ... or '' for none;
+    file: label for messages; encoder: None where no photo is read; tokens: image tokens a subject (0: one per encoder token); widths: of the
+    image attention's layers in checkpoint order, () where there is none; framing, merge: as published; gated, prompt: None where there are no
+    gated layers, and where nothing goes into the prompt.
+    """
+
+    family: str
+    projection: str
+    file: str
+    context_dim: int
+    tokens: int
+    encoder: EncoderNeed | None
+    widths: tuple[int, ...]
+    text_gain: bool
+    framing: str = "pad"
+    merge: str = "relevance"
+    gated: GatedSpec | None = None
+    prompt: PromptSpec | None = None
+
+    @property
+    def base(self) -> str:
+        """Name of the base model that the file is for."""
+        return base_name(self.context_dim)
+
+    def describe(self) -> str:
+        """One line for logs and errors."""
+        if self.gated is not None:
+            return f"{GATED[self.gated.kind]} for {self.base} ({len(self.gated.places)} gated layers)"
+        layers = f"({self.projection}, {len(self.widths)} layers)" if self.widths else "(subjects in the prompt)"
+        return f"{FAMILIES.get(self.family, self.family)} for {self.base} {layers}"
+
+
+@dataclass(frozen=True, eq=False)
+class LoraPair:
+    """A low-rank change of one weight: `W + strength * (alpha / r) up down`. down [r, in], up [out, r]; alpha None: factor 1."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+    alpha: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Weights of the base model that an adapter brings, by the host's names: whole tensors that replace the base's, and low-rank changes.
+
+    unet, unet_lora: LDM names as 'input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight'; text: names of transformers' CLIPTextModel, as
+    'text_model.encoder.layers.0.mlp.fc1.weight', of the base's only text encoder; text_lora: the same names for each text encoder ('l', 'g',
+    'h'); vision: of transformers' CLIPVisionModelWithProjection.
+    """
+
+    unet: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    text: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    vision: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    unet_lora: Mapping[str, LoraPair] = field(default_factory=dict)
+    text_lora: Mapping[str, Mapping[str, LoraPair]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """Modules of one file (or set of files), None where it has none of a kind.
+
+    projection: encoder output to tokens; layers: image attention; gated: gated layers and the net that makes their object tokens; weights: of
+    the base model; fusion: by text encoder ('l', 'g', 'h'), what fuses a subject with its word there (kinds 'word' and 'postfuse').
+    """
+
+    spec: AdapterSpec
+    projection: nn.Module | None
+    layers: DecoupledLayers | LoraLayers | None
+    gated: GatedLayers | None = None
+    weights: Weights = Weights()
+    fusion: nn.ModuleDict | None = None
+    id: str = field(default_factory=lambda: uuid4().hex)

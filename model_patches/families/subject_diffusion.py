@@ -1,0 +1,151 @@
+"""Subject-Diffusion (arXiv 2307.11410): four modules that belong together, each a state dict of its own, or all in one bundle.
+
+`unet`: a whole diffusers UNet of SD2 with fusers and a fifth input channel; `clip_text`: the retrained text encoder; `mlp`: photos into the
+prompt; `proj`: photos into the gated layers; optional `clip_visual`: the last blocks of the image encoder, where they were trained too.
+
+A bundle is a safetensors file of our own: the members' tensors below `unet.`, `clip_text.`, `mlp.`, `proj.` and `clip_visual.`, of the UNet only
+what is read here, with the metadata `format` subject_diffusion, `version` 1 and `slots`, the number of subjects trained with (2 where it is not
+said: no tensor tells). tools/convert_subject_diffusion.py makes one.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoints.clip_text import text_weights
+from ..checkpoints.clip_vision import overlay
+from ..checkpoints.sets import MEMBERS
+from ..checkpoints.tensors import AGAIN, SMALL_NUMBER, State, assign, check, check_format, part, reading
+from ..checkpoints.unet_names import CONV_IN, ldm_name, places, resblocks
+from ..encoders.gated import GatedLayers
+from ..encoders.grounding import MLP, GroundingNet
+from ..errors import CheckpointError
+from .adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, PromptSpec, Weights
+from .gligen import FUSER, fuser_widths, gated_names
+
+OPTIONAL = "clip_visual"
+FORMAT, VERSION, SLOTS = "subject_diffusion", 1, 2
+INPUTS = 5  # latent channels and the mask
+KEYS = ("attn2.to_k.weight", "attn2.to_v.weight")
+KIND = "a Subject-Diffusion file"
+SIGNS = {  # member -> names that it has
+    "unet": ("conv_in.weight",), "clip_text": ("embeddings.token_embedding.weight", "text_model.embeddings.token_embedding.weight"), "mlp": ("fc1.weight",),
+    "proj": ("null_image_feature", "fc1.weight"), "clip_visual": ("ln_post.weight", "visual.ln_post.weight", "vision_model.post_layernorm.weight", "proj", "visual.proj"),
+}
+
+
+def is_bundle(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are a bundle, whole or not."""
+    names = list(names)
+    return any(name.startswith("unet.") and FUSER in name for name in names) and any(name.startswith(("mlp.", "proj.", "clip_text.")) for name in names)
+
+
+def fits(names: Iterable[str], member: str | None) -> bool:
+    """Whether tensors of these names can be that member."""
+    names = set(names)
+    return (member != "unet" or any(FUSER in name for name in names)) and any(sign in names for sign in SIGNS.get(member or "", ()))
+
+
+def unbundled(state: State) -> dict[str, State]:
+    """The members in a bundle."""
+    found = {member: part(state, f"{member}.") for member in MEMBERS}
+    return {member: tensors for member, tensors in found.items() if tensors}
+
+
+def slots_of(metadata: Mapping[str, str], file: str) -> int:
+    """Subjects that a bundle was trained with. Raises CheckpointError for a bundle of a later version."""
+    check_format(metadata, FORMAT, VERSION, file)
+    slots = metadata.get("slots", "")
+    return int(slots) if SMALL_NUMBER.fullmatch(slots) else SLOTS
+
+
+def needed(members: Mapping[str, State]) -> State:
+    """The tensors of a bundle: of the UNet the fusers, the keys and values of the text and the first convolution, all of the others."""
+    bundle = {f"{name}.{key}": tensor for name, state in members.items() if name != "unet" for key, tensor in state.items() if not key.endswith("position_ids")}
+    unet = members.get("unet", {})
+    return {f"unet.{key}": tensor for key, tensor in unet.items() if FUSER in key or key.endswith(KEYS) or key in CONV_IN} | bundle
+
+
+def build(members: Mapping[str, State], file: str, operations: Any = nn, beside: str = "", slots: int = SLOTS) -> Adapter:
+    """Modules of the members, weights in their own dtypes, and the weights of the base model that they bring.
+
+    Arguments:
+        members: tensors by MEMBERS; file: name of the chosen one, for messages.
+        operations: namespace with Linear, LayerNorm and Conv2d.
+        beside: where the others were looked for, in words; slots: subjects in training.
+    Raises:
+        CheckpointError: a member is missing or of another variant, the members are of different widths, or a tensor is missing or misshapen.
+    """
+    _check_members(members, file, beside)
+    unet, unet_file = members["unet"], f"unet of {file}"
+    width = _input_width(unet, unet_file)
+    with torch.device("meta"):
+        with reading(f"mlp of {file}", ""):
+            mlp = MLP(**MLP.widths(members["mlp"]), operations=operations)
+        with reading(f"proj of {file}", ""):
+            widths = GroundingNet.widths(members["proj"])
+        net, dim = GroundingNet(**widths, operations=operations), widths["out_dim"]
+        paths = _paths(unet, unet_file)
+        channels = fuser_widths(unet, paths, dim, unet_file)
+        gated = GatedLayers(net, list(channels.values()), dim, width, operations)
+    if mlp.fc2.out_features != dim:
+        found = f"vectors of size {mlp.fc2.out_features} for the prompt and tokens of size {dim} for the UNet"
+        raise CheckpointError(f"members of one Subject-Diffusion in '{file}'", found, AGAIN)
+    assign(mlp, members["mlp"], {name: name for name in mlp.state_dict()}, f"mlp of {file}", KIND)
+    _assign_gated(gated, unet, members["proj"], list(paths.values()), file)
+    text, vision = text_weights(members["clip_text"], dim, f"clip_text of {file}", KIND), overlay(members.get(OPTIONAL, {}), f"{OPTIONAL} of {file}")
+    weights = Weights(_unet_weights(unet, paths, channels, dim, unet_file), text, vision)
+    spec = AdapterSpec("subject_diffusion", "MLP", file, dim, 0, EncoderNeed("last", widths["feature_dim"]), (), False,
+                       gated=GatedSpec("patches", channels, dim, widths["feature_dim"], slots, widths["tokens"]), prompt=PromptSpec("placeholder", {"h": dim}))
+    return Adapter(spec, mlp, None, gated, weights)
+
+
+def _check_members(members: Mapping[str, State], file: str, beside: str) -> None:
+    """Raise CheckpointError for a member that is not there, or of the variant that was never released."""
+    absent = [name for name in MEMBERS if name not in members and name != OPTIONAL]
+    if absent:
+        expected = f"Subject-Diffusion's four modules together ({', '.join(name for name in MEMBERS if name != OPTIONAL)}), of which '{file}' is one"
+        do = "Put folders such as 'unet_0_449999', 'clip_text_0_449999', 'mlp_0_449999' and 'proj_0_449999' of one training step beside each other."
+        raise CheckpointError(expected, f"no {' and no '.join(absent)}{f' {beside}' if beside else ''}", do)
+    if "fc1.weight" in members["proj"]:
+        found = f"an MLP over the two subjects' patches together ('fc1.weight' {list(members['proj']['fc1.weight'].shape)}), of a variant that was never released"
+        raise CheckpointError(f"a GroundingNet as the module 'proj' of '{file}'", found, "Use modules of the released Subject-Diffusion code with patch_512.")
+
+
+def _input_width(unet: State, file: str) -> int:
+    """Channels that the UNet's first convolution gives. Raises CheckpointError unless it reads the mask."""
+    shape = tuple(unet["conv_in.weight"].shape) if "conv_in.weight" in unet else None
+    if shape is None or len(shape) != 4 or shape[1:] != (INPUTS, 3, 3):
+        found = "no such tensor" if shape is None else f"the shape {list(shape)}"
+        raise CheckpointError(f"'conv_in.weight' of '{file}' to read {INPUTS} channels, latent and mask", found, "Choose the UNet that Subject-Diffusion's training saved.")
+    return shape[0]
+
+
+def _paths(unet: State, file: str) -> dict[str, str]:
+    """Every transformer block of the UNet; each must have its fuser."""
+    fusers, attentions = places(unet, "fuser"), places(unet, "attn2")
+    for place, path in {**attentions, **fusers}.items():
+        for found, name in ((fusers, f"{path}{FUSER}linear.weight"), (attentions, f"{path}.{KEYS[0]}")):
+            if place not in found:
+                raise CheckpointError(f"the tensor '{name}' in '{file}'", "no such tensor", AGAIN)
+    return fusers
+
+
+def _assign_gated(gated: GatedLayers, unet: State, proj: State, paths: list[str], file: str) -> None:
+    fusers = {name: tensor for name, tensor in unet.items() if FUSER in name}
+    mask = {"mask_conv.weight": unet["conv_in.weight"][:, INPUTS - 1:].contiguous()}
+    assign(gated, fusers | mask | {f"proj.{name}": tensor for name, tensor in proj.items()}, gated_names(gated, paths, "", "proj."), file, KIND)
+
+
+def _unet_weights(unet: State, paths: Mapping[str, str], channels: Mapping[str, int], dim: int, file: str) -> State:
+    """What replaces the base model's: keys and values of the text, and the first convolution without its mask channel, by LDM names."""
+    shapes = {f"{path}.{key}": (channels[place], dim) for place, path in paths.items() for key in KEYS}
+    shapes |= {"conv_in.weight": tuple(unet["conv_in.weight"].shape), "conv_in.bias": tuple(unet["conv_in.weight"].shape[:1])}
+    found = {name: tensor for name, tensor in unet.items() if name in shapes}
+    check(found, shapes, file, KIND)
+    found["conv_in.weight"] = found["conv_in.weight"][:, :INPUTS - 1].contiguous()
+    depth = resblocks(found)
+    return {ldm_name(name, depth): found[name] for name in shapes}

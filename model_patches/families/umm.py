@@ -1,0 +1,91 @@
+"""UMM-Diffusion (arXiv 2303.09319), of which nothing was published, in a safetensors format of our own, for SD1.5.
+
+Tensors `mapping.layers.{i}.weight` [out, in] and `.bias` [out], i from 0 without a gap, and optional LayerNorms `mapping.input_norm` and
+`mapping.output_norm`. Metadata, all texts: `format` umm_diffusion; `version` 1; `base` sd15; `image_encoder` openai/clip-vit-large-patch14;
+`image_feature` projected, or pooled (CLS after the last norm, before the projection); `normalize` true or false; `activation` gelu, relu,
+leaky_relu or silu; `tokens`, pseudo words a subject. Without metadata: version 1, sd15, projected, false, gelu, 1.
+"""
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoints.tensors import SMALL_NUMBER, State, assign, check_format, missing, part, reading
+from ..encoders.pseudo_words import ACTIVATIONS, PseudoWords
+from ..errors import CheckpointError, shown
+from .adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec
+
+FORMAT, VERSION = "umm_diffusion", 1
+PREFIX = "mapping."
+KIND = "a UMM-Diffusion mapping"
+TEXT = 768  # width of SD1.5's text encoder
+ENCODER = "openai/clip-vit-large-patch14"
+FEATURES = {"projected": EncoderNeed("pooled", 768), "pooled": EncoderNeed("unprojected", 1024)}
+CONVERT = "Save the mapping again with the metadata that it was trained with."
+
+
+def recognised(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are a mapping, whole or not."""
+    return any(name.startswith(f"{PREFIX}layers.") for name in names)
+
+
+def build(state: State, file: str, operations: Any = nn, metadata: Mapping[str, str] | None = None) -> Adapter:
+    """The mapping from a photo to pseudo words, weights in the file's own dtypes.
+
+    Arguments:
+        state: the file's tensors; file: its name, for messages.
+        operations: namespace with Linear and LayerNorm; metadata: the file's texts.
+    Raises:
+        CheckpointError: metadata of another format, version, base or encoder, widths that fit neither, or a tensor that is missing, misshapen or unknown.
+    """
+    texts = {"base": "sd15", "image_encoder": ENCODER, "image_feature": "projected", "normalize": "false", "activation": "gelu", "tokens": "1"} | dict(metadata or {})
+    _check_texts(texts, file)
+    need, tokens, mapping_state = FEATURES[texts["image_feature"]], int(texts["tokens"]), part(state, PREFIX)
+    _check_numbers(mapping_state, file)
+    with torch.device("meta"):
+        with reading(file, PREFIX):
+            widths = PseudoWords.widths(mapping_state)
+        _check_widths(widths, need.width, tokens, file)
+        mapping = PseudoWords(**widths, tokens=tokens, activation=texts["activation"], normalize=texts["normalize"] == "true", operations=operations)
+    assign(mapping, state, {name: f"{PREFIX}{name}" for name in mapping.state_dict()}, file, KIND)
+    spec = AdapterSpec("umm", "Mapping", file, TEXT, 0, need, (), False, prompt=PromptSpec("pseudo", {"l": TEXT}, tokens))
+    return Adapter(spec, mapping, None)
+
+
+def _check_texts(texts: Mapping[str, str], file: str) -> None:
+    """Raise CheckpointError for metadata that mean something else."""
+    found = texts.get("format", FORMAT)
+    if found != FORMAT:
+        raise CheckpointError(f"the format {FORMAT} in the metadata of '{file}'", shown(found), CONVERT)
+    check_format(texts, FORMAT, VERSION, file)
+    allowed: dict[str, Collection[str]] = {
+        "base": ("sd15",), "image_encoder": (ENCODER,), "image_feature": FEATURES, "normalize": ("true", "false"), "activation": ACTIVATIONS,
+    }
+    for name, values in allowed.items():
+        if texts[name] not in values:
+            raise CheckpointError(f"{' or '.join(values)} as '{name}' in the metadata of '{file}'", shown(texts[name]), CONVERT)
+    if not SMALL_NUMBER.fullmatch(texts["tokens"]):
+        raise CheckpointError(f"a number from 1 to 99 as 'tokens' in the metadata of '{file}'", shown(texts["tokens"]), CONVERT)
+
+
+def _check_numbers(state: State, file: str) -> None:
+    """Raise CheckpointError for a gap in the layers' numbers."""
+    numbers = {number for name in state if name.startswith("layers.") and (number := name.split(".")[1]).isdecimal()}
+    absent = [name for name in (f"layers.{i}.weight" for i in range(len(numbers) or 1)) if name not in state]
+    if absent:
+        raise missing(f"{PREFIX}{absent[0]}", file)
+
+
+def _check_widths(widths: Mapping[str, Any], feature: int, tokens: int, file: str) -> None:
+    """Raise CheckpointError unless the mapping leads from the encoder's width to `tokens` words."""
+    first, last = widths["layer_widths"][0], widths["layer_widths"][-1]
+    if first != feature:
+        raise CheckpointError(f"'{PREFIX}layers.0.weight' of '{file}' to read a photo's {feature} numbers", f"{first} columns", CONVERT)
+    if last != tokens * TEXT:
+        words = "one pseudo word" if tokens == 1 else f"{tokens} pseudo words"
+        raise CheckpointError(f"the last layer of '{file}' to return {words} of size {TEXT}", f"{last} rows", CONVERT)
+    if widths["output_norm"] not in (0, TEXT, last):
+        raise CheckpointError(f"'{PREFIX}output_norm.weight' of '{file}' to have {TEXT} numbers", f"{widths['output_norm']}", CONVERT)

@@ -1,0 +1,265 @@
+"""Guiders for SamplerCustomAdvanced that weigh the subjects apart from the text: one model call for all branches of a step."""
+from __future__ import annotations
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import comfy.samplers
+import node_helpers
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ....attention.guidance import equivalent_uncond, subject_guidance, umm_guidance
+from ....binding.layer_tokens import COND
+from ....binding.settings import check_finite
+from ....errors import MismatchError
+from ..sampling.clock import Clock, percent_table, sigma_range
+from ..sampling.conditioning import KEY, Conditioning, Record, attach, text_source
+from ..sampling.hook import Hook
+from ..sampling.prompt_switch import PROMPT, FusedPrompt, PromptSwitch
+
+log = logging.getLogger("troupe")
+PLACE = ("area", "mask", "mask_strength", "set_area_to_bounds", "strength")  # of a conditioning entry
+NEAR_ONE = 1e-4  # a cfg this near to 1 counts as 1 where a formula divides by cfg - 1: it would enlarge rounding errors to noise
+
+
+@dataclass(frozen=True)
+class GuidanceSettings:
+    """Widgets of Two-Strength Guider. cfg, second, second_end: 0..100; second goes in a straight line to second_end between the percents, which are ComfyUI's."""
+
+    cfg: float = 7.5
+    second: float = 1.5
+    second_end: float = 1.5
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+
+    @property
+    def course(self) -> str:
+        """What second does, in words."""
+        second = f"{self.second:g}" if self.second == self.second_end else f"{self.second:g} to {self.second_end:g}"
+        return f"{second} from {self.start_percent:g} to {self.end_percent:g} of the run"
+
+
+class Course:
+    """What the second guidance is in each call of one run."""
+
+    def __init__(self, settings: GuidanceSettings, model_sampling: Any, clock: Clock):
+        self.settings, self.clock, self._sampling = settings, clock, model_sampling
+        self._range = sigma_range(model_sampling, settings.start_percent, settings.end_percent)
+        self._table: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def second(self, sigma: torch.Tensor) -> float | torch.Tensor | None:
+        """Its value at the call's sigma [rows]: a float where it is constant, else a tensor [rows] that stays on the device; None outside the range."""
+        s = self.settings
+        if not self.clock.inside([self._range], sigma)[0]:
+            return None
+        if s.second == s.second_end:
+            return s.second
+        done = (self._percent(sigma) - s.start_percent) / (s.end_percent - s.start_percent)
+        return s.second + (s.second_end - s.second) * done.clamp(0.0, 1.0)
+
+    def _percent(self, sigma: torch.Tensor) -> torch.Tensor:
+        """The run's percent at each sigma, read from a table on the same device."""
+        if self._table is None or self._table[0].device != sigma.device:
+            self._table = tuple(t.to(sigma.device) for t in percent_table(self._sampling))
+        logs, percents = self._table
+        at = sigma.float().clamp(min=1e-12).log()
+        i = torch.searchsorted(logs, at).clamp(1, len(logs) - 1)
+        part = ((at - logs[i - 1]) / (logs[i] - logs[i - 1])).clamp(0.0, 1.0)
+        return torch.lerp(percents[i - 1], percents[i], part)
+
+
+class TwoScaleGuider(comfy.samplers.CFGGuider, ABC):
+    """A guider with a second scale. Subclasses say which branches there are and how they become one."""
+
+    def __init__(self, model: Any, settings: GuidanceSettings):
+        super().__init__(model)
+        self.settings, self.course = settings, None
+        self.set_cfg(settings.cfg)
+
+    @abstractmethod
+    def set_branches(self, positive: Conditioning, negative: Conditioning, middle: Conditioning | None) -> None:
+        """Take the conditionings of the node."""
+
+    def branches(self, lists: Sequence[Conditioning | None], x: torch.Tensor, timestep: torch.Tensor, options: dict) -> list[torch.Tensor]:
+        """The denoised picture of each list, in one model call; None gives zeros. Another node's `sampler_calc_cond_batch_function` is asked as the host asks it."""
+        calculate = options.get("sampler_calc_cond_batch_function")
+        if calculate is None:
+            return comfy.samplers.calc_cond_batch(self.inner_model, list(lists), x, timestep, options)
+        return calculate({"conds": list(lists), "input": x, "sigma": timestep, "model": self.inner_model, "model_options": options})
+
+    def guided(self, predictions: list[torch.Tensor], lists: list[Conditioning | None], x: torch.Tensor, timestep: torch.Tensor, options: dict) -> torch.Tensor:
+        """`uncond + cfg (cond - uncond)` of two predictions [cond, uncond] of two lists, through the functions that other nodes put before, in place of and after it."""
+        for change in options.get("sampler_pre_cfg_function", ()):
+            predictions = change({"conds": lists, "conds_out": predictions, "cond_scale": self.cfg, "timestep": timestep, "input": x, "sigma": timestep,
+                                  "model": self.inner_model, "model_options": options})
+        return comfy.samplers.cfg_function(self.inner_model, *predictions[:2], self.cfg, x, timestep, model_options=options, cond=lists[0], uncond=lists[1])
+
+    def outer_sample(self, noise: torch.Tensor, latent_image: Any, sampler: Any, sigmas: torch.Tensor, denoise_mask: Any = None, callback: Callable | None = None,
+                     *args: Any, **kwargs: Any) -> Any:
+        """A run: as the host's, counting its steps."""
+        self.course = Course(self.settings, self.model_patcher.get_model_object("model_sampling"), Clock(sigmas, sampler))
+        try:
+            return super().outer_sample(noise, latent_image, sampler, sigmas, denoise_mask, self.course.clock.wrap(callback), *args, **kwargs)
+        finally:
+            self.course = None
+
+
+class SubjectDiffusionGuider(TwoScaleGuider):
+    """`e_u + cfg (e_t - e_i) + second (e_i - e_u)`: e_t of positive, e_i of middle, e_u of negative; outside the range ordinary guidance of positive
+    against negative. A branch whose factor is zero is not computed."""
+
+    def set_branches(self, positive: Conditioning, negative: Conditioning, middle: Conditioning | None) -> None:
+        """middle None: the negative's text with the positive's references."""
+        middle = image_branch(negative, positive) if middle is None else middle
+        for apply_id in drop_in_ids(self.model_patcher):
+            middle = attach(middle, Record(apply_id, COND, None))
+        negative, middle = (node_helpers.conditioning_set_values(branch, {"prompt_type": "negative"}) for branch in (negative, middle))
+        self.inner_set_conds({"positive": positive, "negative": negative, "middle": middle})
+
+    def outer_sample(self, *args: Any, **kwargs: Any) -> Any:
+        """A run, announced."""
+        log.info("Troupe: text guidance %g, image guidance %s.", self.cfg, self.settings.course)
+        return super().outer_sample(*args, **kwargs)
+
+    def predict_noise(self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None, seed: int | None = None) -> torch.Tensor:
+        """The denoised picture [B, C, ...] of one call."""
+        options = model_options or {}
+        second = self.course.second(timestep)
+        if second is None or _is(second, self.cfg):
+            return super().predict_noise(x, timestep, options, seed)
+        positive, middle, negative = (self.conds[name] for name in ("positive", "middle", "negative"))
+        bare = _is(second, 1.0) and not options.get("disable_cfg1_optimization", False)
+        text, image, uncond = self.branches([positive, middle, None if bare else negative], x, timestep, options)
+        if bare:
+            uncond, negative = image, middle
+        if isinstance(second, torch.Tensor):
+            second = second.view(-1, *[1] * (x.ndim - 1))
+        if abs(self.cfg - 1.0) < NEAR_ONE:
+            text = subject_guidance(text, image, uncond, self.cfg, second)
+        else:
+            uncond = equivalent_uncond(image, uncond, self.cfg, second)
+        return self.guided([text, uncond], [positive, negative], x, timestep, options)
+
+
+class UMMGuider(TwoScaleGuider):
+    """`e_0 + cfg (second e_u + (1 - second) e_y - e_0)`: e_u of positive (fused prompt), e_y of middle (the text alone), e_0 of negative; second is the
+    paper's alpha, 0 outside the range. A branch whose factor is zero is not computed."""
+
+    def set_branches(self, positive: Conditioning, negative: Conditioning, middle: Conditioning | None) -> None:
+        """Raise MismatchError where middle is None, or second is no alpha."""
+        s = self.settings
+        if middle is None:
+            do = "Wire 'text_only' of Encode Prompt with Subjects into it."
+            raise MismatchError("the prompt without its subjects in 'middle' for method umm", "nothing wired", do)
+        if not 0.0 <= min(s.second, s.second_end) <= max(s.second, s.second_end) <= 1.0:
+            do = "For umm they are alpha, the subjects' share of the guidance. Start with 0.5."
+            raise MismatchError("'second' and 'second_end' from 0 to 1 for method umm", f"{s.second:g} and {s.second_end:g}", do)
+        for apply_id in drop_in_ids(self.model_patcher):
+            middle = attach(middle, Record(apply_id, COND, None))
+        negative = node_helpers.conditioning_set_values(negative, {"prompt_type": "negative"})
+        self.inner_set_conds({"positive": positive, "negative": negative, "middle": middle})
+
+    def outer_sample(self, *args: Any, **kwargs: Any) -> Any:
+        """A run, announced."""
+        log.info("Troupe: guidance %g, the subjects' share %s.", self.cfg, self.settings.course)
+        return super().outer_sample(*args, **kwargs)
+
+    def predict_noise(self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None, seed: int | None = None) -> torch.Tensor:
+        """The denoised picture [B, C, ...] of one call."""
+        options, alpha = model_options or {}, self.course.second(timestep)
+        alpha = 0.0 if alpha is None else alpha
+        bare = _is(self.cfg, 1.0) and not options.get("disable_cfg1_optimization", False)
+        lists = [None if _is(alpha, 0.0) else self.conds["positive"], None if _is(alpha, 1.0) else self.conds["middle"], None if bare else self.conds["negative"]]
+        fused, text, null = self.branches(lists, x, timestep, options)
+        if isinstance(alpha, torch.Tensor):
+            alpha = alpha.view(-1, *[1] * (x.ndim - 1))
+        cond = umm_guidance(None, text, [fused], 1.0, [alpha]) if isinstance(alpha, float) else text + alpha * (fused - text)
+        return self.guided([cond, null], [lists[0] or lists[1], lists[2]], x, timestep, options)
+
+
+METHODS: dict[str, type[TwoScaleGuider]] = {"subject_diffusion": SubjectDiffusionGuider, "umm": UMMGuider}  # choices of `method`
+
+
+def subject_guider(model: Any, positive: Conditioning, negative: Conditioning, middle: Conditioning | None, method: str, settings: GuidanceSettings) -> TwoScaleGuider:
+    """The GUIDER of a method (a key of METHODS) for a MODEL and its conditionings; middle as the method's `set_branches` says.
+
+    Raises MismatchError: a number that is not finite or below 0, as only a wire can bring it, or what `set_branches` refuses.
+    """
+    settings = GuidanceSettings(*map(float, astuple(settings)))  # a wire may bring whole numbers
+    check_finite(settings, "Two-Strength Guider")
+    for name in ("cfg", "second", "second_end"):
+        if getattr(settings, name) < 0:
+            raise MismatchError(f"0 or more as '{name}' of Two-Strength Guider", f"{getattr(settings, name):g}", "Look at the node that makes this number, or type one in.")
+    model = model.clone()
+    PromptSwitch().attach(model)
+    guider = METHODS[method](model, settings)
+    guider.set_branches(positive, negative, middle)
+    return guider
+
+
+def image_branch(texts: Conditioning, source: Conditioning) -> Conditioning:
+    """The negative's texts with the positive's subjects, where and when the positive has them.
+
+    Every entry of `source` lends its records, its delay (an adapter that waits for its word waits here too) and its range of steps; where it has an
+    area or a mask, its place too, with the text that the host itself would give that area.
+    """
+    if len({_place_and_time(options) for _, options in source}) == 1 and not _placed(source[0][1]):
+        source = source[:1]
+    found = []
+    for _, given in source:
+        for tensor, options in _texts_there(texts, given):
+            start = max(options.get("start_percent", 0.0), given.get("start_percent", 0.0))
+            end = min(options.get("end_percent", 1.0), given.get("end_percent", 1.0))
+            if start >= end:
+                continue
+            part = {**options, KEY: tuple({record.apply_id: record for record in given.get(KEY, ())}.values())}
+            if (start, end) != (0.0, 1.0):
+                part |= {"start_percent": start, "end_percent": end}
+            if _placed(given):
+                part = {key: value for key, value in part.items() if key not in PLACE} | {key: given[key] for key in PLACE if key in given}
+            elif len(source) > 1 and ("strength" in given or "strength" in options):
+                part["strength"] = options.get("strength", 1.0) * given.get("strength", 1.0)
+            prompt = given.get(PROMPT)
+            if prompt is not None and prompt.delayed:
+                part.setdefault(PROMPT, FusedPrompt(tensor, tensor, None, prompt.start_percent, prompt.start_step))
+            found.append([tensor, part])
+    return found or [[tensor, {**options, KEY: ()}] for tensor, options in texts]
+
+
+def _placed(options: dict) -> bool:
+    return "area" in options or "mask" in options
+
+
+def _place_and_time(options: dict) -> tuple:
+    """What tells the subjects of one entry from those of another: records, range, delay, and whether it has a place."""
+    prompt = options.get(PROMPT)
+    return (tuple(record.apply_id for record in options.get(KEY, ())), options.get("start_percent", 0.0), options.get("end_percent", 1.0),
+            None if prompt is None else (prompt.start_percent, prompt.start_step), _placed(options))
+
+
+def _texts_there(texts: Conditioning, given: dict) -> Conditioning:
+    """The entries of `texts` that hold where `given` has its place; all of them where it has none."""
+    if not _placed(given):
+        return texts
+    area = given.get("area")
+    percent = area is not None and area[0] == "percentage"
+    comparable = [one for one in texts if (a := one[1].get("area")) is None or (area is not None and (a[0] == "percentage") == percent)] or texts[:1]
+    numbers = [None if a is None else a[1:] if a[0] == "percentage" else a for a in (area, *(one[1].get("area") for one in comparable))]
+    chosen = comparable[text_source(numbers[0], numbers[1:])][1].get("area")
+    return [one for one in comparable if one[1].get("area") == chosen]
+
+
+def drop_in_ids(model: Any) -> list[str]:
+    """Ids of the Apply nodes on the MODEL whose references act on the sampler's positive list, without a record there."""
+    hooks = [getattr(wrapper, "__self__", None) for wrapper in model.get_all_wrappers(WrappersMP.OUTER_SAMPLE)]
+    return [hook.id for hook in hooks if isinstance(hook, Hook) and not hook.positive_wired]
+
+
+def _is(value: float | torch.Tensor, number: float) -> bool:
+    """Whether a value that the CPU knows is this number."""
+    return isinstance(value, float) and math.isclose(value, number)

@@ -1,0 +1,269 @@
+"""Relevance-weighted image attention on the host's UNet."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ....attention.decoupled import LayerTokens, image_delta
+from ....binding.checks import limited, limits_on_grid, with_masks_for
+from ....binding.layer_tokens import COND, Projected, image_columns, layer_tokens, name_segments, project_images, project_names
+from ....binding.settings import ImageAttentionSettings
+from ....encoding.summary import counted, who
+from ....subjects import References, ReferenceSubject, called
+from .attention_patch import Options, Part, install
+from .blocks import Block, grids_of, own_attentions, text_keys, text_values
+from .clock import FULL, sigma_range
+from .conditioning import Chunk
+from .hook import Call, Grid, Hook, model_dtype, placed, window_of, with_subjects
+from .other_packs import named, patches_of
+from .record import RECORDINGS, Observe, Recording, Tally, observer
+from .rows import rows_from_options
+from .run import Run
+from .weights import weights_of
+
+KEPT = 16  # sets of weights that subjects coming and going make in a run
+LIMITS = 192  # limits that areas, tiles and windows over the batch make: a UNet has up to seven grids
+WEIGHT_STATES = 8  # hook schedules change the UNet's weights within a run; the keys of so many states are kept
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """Weight of each subject in a call (0 outside its range), and whether boxes still limit."""
+
+    weights: tuple[float, ...]
+    boxed: bool
+
+
+class ImageAttention(Hook):
+    """Apply Image Attention's wrappers on a MODEL."""
+
+    node = "Apply Image Attention"
+
+    def __init__(self, references: References, settings: ImageAttentionSettings, blocks: tuple[Block, ...], positive_wired: bool, negative_wired: bool,
+                 node_id: str | None = None):
+        super().__init__(references, positive_wired, negative_wired, node_id)
+        self.settings, self.blocks = settings, blocks
+
+    @property
+    def patcher(self) -> Any:
+        """The adapter's image attention layers."""
+        return self.references.adapter.layers_patcher
+
+    @property
+    def key(self) -> str:
+        """`troupe.<adapter id>`."""
+        return self.references.adapter.key
+
+    @property
+    def idle(self) -> bool:
+        """Weight 0, or every subject at weight 0."""
+        return self.settings.weight == 0.0 or not any(subject.weight for subject in self.references.subjects)
+
+    def located(self, now: Strengths) -> bool:
+        """Whether a region, or a box that limits now, holds a subject back that acts now."""
+        acting = [subject for subject, weight in zip(self.references.subjects, now.weights, strict=True) if weight]
+        return limited(acting, now.boxed and self.settings.box_strength > 0.0)
+
+    def strengths(self, run: Run, model_sampling: Any, sigma: torch.Tensor) -> Strengths | None:
+        """Weight of each subject in this call, None where nobody acts."""
+        s, subjects = self.settings, self.references.subjects
+        if self.idle:
+            return None
+
+        def ranges() -> list[tuple[float, float]]:
+            spans = [(s.start_percent, s.end_percent), (0.0, s.box_end_percent)] + [(x.start_percent, x.end_percent) for x in subjects]
+            found = [sigma_range(model_sampling, *span) for span in spans]
+            if s.box_strength == 0.0 or all(x.box is None for x in subjects):
+                found[1] = FULL
+            return found
+
+        ours, boxed, *active = run.clock.inside(run.once(("ranges",), ranges), sigma)
+        weights = tuple(s.weight * x.weight if ours and on else 0.0 for x, on in zip(subjects, active, strict=True))
+        return Strengths(weights, boxed) if any(weights) else None
+
+    def bind(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor, options: Options) -> Options:
+        """Puts a delta on every cross-attention layer; rows of role UNCOND are left alone by adapters that have no empty tokens."""
+        if self.references.uncond_tokens is None:
+            chunks = [chunk if chunk and chunk.role == COND else None for chunk in chunks]
+        if not any(chunks):
+            return options
+        own = call.run.once(("own attention", id(model.diffusion_model)), lambda: own_attentions(model.diffusion_model, self.blocks))
+        return install(options, self._deltas(call, chunks, model, x, options), own)
+
+    def _deltas(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor, options: Options) -> dict[tuple, LayerDelta]:
+        """One delta a block, sharing what does not differ between blocks. chunks: of the rows of x, in order."""
+        run, dtype, module, device = call.run, model_dtype(model), self.module(model), x.device
+        names, weights = None, hook_state(model)
+        images = self._images(run, module, model, device, dtype, weights)
+        recordings: Sequence[Recording] = options.get(RECORDINGS, ())
+        tallies = tuple(tally for recording in recordings if (tally := recording.tally(self)) is not None)
+        if tallies or self.settings.mixing.needs_relevance(len(self.references.subjects)):
+            keys = (text_keys(model.diffusion_model, block) for block in self.blocks)
+            names = run.once(("names", device, dtype, weights), lambda: project_names(keys, self.references, device, dtype), WEIGHT_STATES)
+        roles = tuple(chunk.role for chunk in chunks if chunk)
+        gains = run.once(("gains", device, dtype), lambda: [layer.gain_weights(device, dtype) for layer in module.layers])
+        tokens = run.once(("tokens", roles, device, dtype, weights), lambda: self._tokens(images, names, roles, device), 2 * WEIGHT_STATES)
+        strengths = run.once(("strengths", call.now.weights, device), lambda: torch.tensor(call.now.weights, device=device), KEPT)
+        acting = run.once(("acting", call.now.weights, device), lambda: (strengths != 0).float(), KEPT) if tallies else None
+        shown = placed(chunks, call.size, x)
+        if not shown and limited(self.references.subjects, call.now.boxed):
+            sentence = f"{named([call.around])} samples the picture in tiles"
+            run.rest(f"{sentence}: regions and boxes of {self.node} cannot be mapped to tiles and are ignored.")
+        subjects, pictures = self._pictured(call, options)
+        for grid in grids_of(self.blocks, tuple(x.shape[-2:])) if shown else ():  # before the layers ask: in them, making it would break a compiled graph
+            self.limits(call, tuple(chunk.area for chunk in chunks if chunk), grid, device, subjects, pictures)
+            for tally in tallies:
+                tally.prepare(chunks, grid, call.size, device)
+        others = [call.around, *patches_of(options, "attn2_patch")]
+        shared = SharedDelta(self, call, chunks, strengths, shown, tallies, acting, others, subjects, pictures)
+        if with_subjects(chunks) and run.begins():
+            self._report(run, images, names)
+        return {block.key: LayerDelta(shared, *layer) for block, *layer in zip(self.blocks, tokens, gains, strict=True)}
+
+    def _images(self, run: Run, module: Any, model: Any, device: torch.device, dtype: torch.dtype, weights: Any) -> list[Projected]:
+        """Every layer's image keys and values; where they are made with the UNet's own projections, for this state of its weights."""
+        if not module.layers[0].needs_base:
+            return run.once(("images", device, dtype), lambda: project_images(module, self.references, device, dtype))
+        bases = ((text_keys(model.diffusion_model, block), text_values(model.diffusion_model, block)) for block in self.blocks)
+        merged = weights_of(model.current_patcher).get(self.references.adapter.id, 0.0)
+        return run.once(("images", device, dtype, weights), lambda: project_images(module, self.references, device, dtype, bases, merged), WEIGHT_STATES)
+
+    def _tokens(self, images: Sequence[Projected], names: Sequence[torch.Tensor] | None, roles: Sequence[str], device: torch.device) -> list[LayerTokens]:
+        """Every layer's tokens for the roles of a call's chunks."""
+        without_absent = self.settings.mixing.merge == self.references.adapter.spec.merge == "joint"  # as such adapters mask them
+        columns, segments = image_columns(self.references, without_absent, device), None if names is None else name_segments(self.references, device)
+        found = []
+        for block, image, name in zip(self.blocks, images, names or [None] * len(images), strict=True):
+            tokens = layer_tokens(image, name, segments, roles, columns).prepared(block.heads)
+            found.append(tokens.float() if block.precision == torch.float32 else tokens)
+        return found
+
+    def _pictured(self, call: Call, options: Options) -> tuple[Sequence[ReferenceSubject], tuple[int, ...]]:
+        """The subjects as a call needs their regions, and the number of each of its pictures, () where no region differs between them."""
+        subjects = self.references.subjects
+        if all(s.region is None or s.region.ndim == 2 for s in subjects):
+            return subjects, ()
+        window = pictures_of_window(options)
+        pictures = tuple(range(call.pictures)) if window is None or len(window) != call.pictures else window
+        found, wrong = call.run.once(("pictures", pictures), lambda: with_masks_for(subjects, pictures, window is None), LIMITS)
+        for i in wrong:
+            sentence = f"the region of {called(i + 1, subjects[i].name)} has {len(subjects[i].region)} masks for a batch of {counted(len(pictures), 'picture')}"
+            call.run.say(f"connect one mask for all pictures, or one for each: {sentence}, so every picture gets their union.", logging.WARNING)
+        return found, pictures if any(s.region is not None and s.region.ndim == 3 for s in found) else ()
+
+    def limits(self, call: Call, areas: tuple[tuple[int, ...] | None, ...], grid: Grid, device: torch.device, subjects: Sequence[ReferenceSubject] | None = None,
+               pictures: tuple[int, ...] = ()) -> torch.Tensor | None:
+        """m of every subject for the chunks, [1 or G, 1 or B, M, N], or None where no region or box limits anybody. subjects, pictures: see `_pictured`."""
+        subjects = self.references.subjects if subjects is None else subjects
+        if not limited(subjects, call.now.boxed):
+            return None
+        areas = areas[:1] if len(set(areas)) == 1 else areas
+
+        def maps() -> torch.Tensor:
+            return torch.stack([limits_on_grid(subjects, self.settings, grid, call.now.boxed, device, window_of(area, call.size), pictures) for area in areas])
+
+        return call.run.once(("limits", areas, call.size, grid, call.now.boxed, device, pictures), maps, LIMITS)
+
+    def _report(self, run: Run, images: Sequence[Any], names: Sequence[torch.Tensor] | None) -> None:
+        adapter, merge = self.references.adapter, self.settings.mixing.merge
+        kept = sum(t.nbytes for p in images for t in (p.keys, p.values)) + sum(t.nbytes for t in names or ())
+        cost = f"keys and values {kept / 2**20:.1f} MB in {run.seconds * 1000:.0f} ms, once for the run"
+        run.say(f"{who(self.references)}; merge {merge}, {len(self.blocks)} layers of {adapter.spec.file}, {cost}.")
+        if not self.negative_wired:
+            run.say("'negative' of Apply Image Attention is not connected: the negative prompt gets the adapter's empty tokens, as in the published code.")
+
+
+@dataclass(frozen=True, eq=False)
+class SharedDelta:
+    """What the deltas of one model call have in common. placed: its rows show what the host says, not tiles of it; tallies: of those who record;
+    acting: [M], 1 for subjects that act now, or None where nobody records; others: patches and wrappers of other packs that can change rows and positions;
+    subjects, pictures: see `ImageAttention.limits`."""
+
+    owner: ImageAttention
+    call: Call
+    chunks: list[Chunk | None]
+    strengths: torch.Tensor
+    placed: bool
+    tallies: tuple[Tally, ...]
+    acting: torch.Tensor | None
+    others: Sequence[Any]
+    subjects: Sequence[ReferenceSubject]
+    pictures: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerDelta:
+    """What the subjects add to one layer in one model call."""
+
+    shared: SharedDelta
+    tokens: LayerTokens
+    gain_weights: torch.Tensor | None
+
+    def __call__(self, q: torch.Tensor, text: Callable[[], torch.Tensor], options: Options) -> list[Part]:
+        """q [rows, N, C] -> parts (first row, rows, [rows, N, H, d])."""
+        shared = self.shared
+        rows = rows_from_options(q.shape[0], options, len(shared.chunks))
+        if rows is None:
+            sentence = f"{named(shared.others)} changed the batch size from {options['activations_shape'][0]} to {q.shape[0]}, so rows cannot be matched to prompts"
+            shared.call.run.rest(f"{sentence}: {shared.owner.node} skips those layers.")
+            return []
+        active = [(place, chunk) for place, chunk in zip(rows, shared.chunks, strict=True) if chunk is not None]
+        grid = tuple(options["activations_shape"][-2:])
+        whole = shared.placed and grid[0] * grid[1] == q.shape[1]
+        pictures = shared.pictures if all(length == len(shared.pictures) for (_, length), _ in active) else ()
+        if shared.pictures and not pictures:
+            sentence = f"{named(shared.others)} repeated the pictures of the batch"
+            shared.call.run.rest(f"{sentence}: in those layers of {shared.owner.node} every picture gets the union of a region's masks.")
+        areas = tuple(chunk.area for _, chunk in active)
+        limits = shared.owner.limits(shared.call, areas, grid, q.device, shared.subjects, pictures) if whole else None
+        if shared.placed and not whole and limited(shared.owner.references.subjects, shared.call.now.boxed):
+            sentence = f"{named(shared.others)} rearranged the positions of the picture"
+            shared.call.run.rest(f"{sentence}: regions and boxes of {shared.owner.node} are ignored in those layers.")
+        length = active[0][0][1]
+        if all(place[1] == length for place, _ in active) and len(active) * length == q.shape[0]:
+            plain = text().unflatten(0, (-1, length)) if self._needs_text else None
+            observe = self._observer([chunk for _, chunk in active], grid, whole)
+            return [(0, q.shape[0], self._delta(q.unflatten(0, (-1, length)), self.tokens, limits, plain, options, observe).flatten(0, 1))]
+        parts = []
+        for g, ((start, length), chunk) in enumerate(active):
+            plain = text()[None, start:start + length] if self._needs_text else None
+            limit = limits if limits is None or len(limits) == 1 else limits[g:g + 1]
+            observe = self._observer([chunk], grid, whole)
+            delta = self._delta(q[None, start:start + length], self.tokens.group(g), limit, plain, options, observe)
+            parts.append((start, length, delta[0]))
+        return parts
+
+    @property
+    def _needs_text(self) -> bool:
+        return self.gain_weights is not None
+
+    def _observer(self, chunks: Sequence[Chunk], grid: Grid, whole: bool) -> Observe | None:
+        shared = self.shared
+        return observer(shared.tallies, chunks, shared.acting, grid, shared.call.size, whole)
+
+    def _delta(self, q: torch.Tensor, tokens: LayerTokens, limits: torch.Tensor | None, plain: torch.Tensor | None, options: Options,
+               observe: Observe | None) -> torch.Tensor:
+        logits = None if plain is None else plain @ self.gain_weights
+        dtype, mixing = q.dtype, self.shared.owner.settings.mixing
+        if options["attn_precision"] == torch.float32:  # of models whose attention overflows in float16, such as SD2.x
+            q, tokens = q.float(), tokens.float()
+        return image_delta(q, tokens, self.shared.strengths, options["n_heads"], mixing, limits, plain, logits, observe).to(dtype)
+
+
+def pictures_of_window(options: Options) -> tuple[int, ...] | None:
+    """Numbers of the pictures in a call that has only a part of the batch, as the host's context windows and AnimateDiff-Evolved say; None: all."""
+    window = options.get("context_window")
+    if window is not None and getattr(window, "dim", None) == 0:
+        return tuple(window.index_list)
+    parts = (options.get("ad_params") or {}).get("sub_idxs")
+    return None if parts is None else tuple(map(int, parts))
+
+
+def hook_state(model: Any) -> Any:
+    """What tells one state of the UNet's weights from another within a run: the active hook group and its present strengths."""
+    hooks = getattr(model.current_patcher, "current_hooks", None)
+    return None if hooks is None else (hooks, tuple(getattr(hook, "strength", 1.0) for hook in hooks.hooks))

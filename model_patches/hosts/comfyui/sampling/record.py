@@ -1,0 +1,191 @@
+"""Recording who owns which part of the picture while a MODEL samples.
+
+The blocks only add to sums on their own device; what they add up to is read once, when the run is over.
+"""
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+from uuid import uuid4
+
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ....binding.layer_tokens import COND
+from ....relevance.maps import AppliedMaps, Part, RecordedRun, applied_maps, mark_of, wanted
+from .conditioning import KEY, Chunk
+from .hook import Grid, shown_size, window_of
+
+Observe = Callable[[torch.Tensor], None]
+RECORDINGS = "troupe_recordings"  # key in the transformer options of a run
+MOST_PARTS = 64  # grids and areas of one Apply node that are kept apart
+UNNAMED = "Connect 'clip' to Encode Subject References: the subjects of {} have no names, so their relevance is unknown."
+REARRANGED = "Some layers were not recorded: another pack samples the picture in tiles or rearranges its positions."
+TOO_MANY = "Some layers were not recorded: the prompt has too many areas, or areas that change between steps."
+NO_BLOCKS = "Set 'blocks' of Record Relevance to all: this MODEL has no {} blocks at this size."
+
+
+Finished = Callable[["Record", torch.Tensor], None]
+
+
+class Record:
+    """What Record Relevance hands on: the maps of its MODEL's last finished run. Emptied when a run begins; of several, the last begun wins."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._current: Recording | None = None
+        self._run: RecordedRun | None = None
+
+    @property
+    def run(self) -> RecordedRun | None:
+        """The last run, None where none has come to its end since it began."""
+        with self._lock:
+            return self._run
+
+    def begin(self, blocks: str) -> Recording:
+        """Forget the last run and record another."""
+        with self._lock:
+            self._current, self._run = Recording(blocks), None
+            return self._current
+
+    def finish(self, recording: Recording, latent: torch.Tensor) -> None:
+        """Keep what was recorded, unless another run has begun meanwhile; this is where the GPU is waited for."""
+        found = recording.result(latent)
+        with self._lock:
+            if self._current is recording:
+                self._run, self._current = found, None
+
+    def abandon(self, recording: Recording) -> None:
+        """Let go of what was recorded of a run that did not come to its end."""
+        with self._lock:
+            if self._current is recording:
+                self._current = None
+
+
+class Recorder:
+    """Record Relevance's wrapper on a MODEL. finished: called with the record and the latent after every run that ends."""
+
+    def __init__(self, record: Record, blocks: str, finished: Finished | None = None):
+        self.id, self.record, self.blocks, self.finished = uuid4().hex, record, blocks, finished
+
+    def attach(self, model: Any) -> None:
+        """Put the wrapper on a clone of the MODEL."""
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, f"{KEY}.record.{self.id}", self.outer_sample)
+
+    def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """Records a run."""
+        recording = self.record.begin(self.blocks)
+        options = executor.class_obj.model_options["transformer_options"]
+        options[RECORDINGS] = options.get(RECORDINGS, ()) + (recording,)
+        try:
+            found = executor(*args, **kwargs)
+            self.record.finish(recording, found)
+        finally:
+            self.record.abandon(recording)
+        if self.finished is not None:
+            self.finished(self.record, found)
+        return found
+
+
+class Recording:
+    """One run as it is recorded."""
+
+    def __init__(self, blocks: str):
+        self.blocks = blocks
+        self._tallies: dict[str, Tally] = {}
+        self._notes: dict[str, None] = {}  # in the order in which they came
+        self._lock = threading.Lock()
+
+    def tally(self, hook: Any) -> Tally | None:
+        """Where the layers of an Apply Image Attention add what they see, None where its subjects have no names."""
+        found = self._tallies.get(hook.id)
+        if found is not None:
+            return found
+        if not hook.references.named:
+            self.note(UNNAMED.format(hook.references.adapter.spec.file))
+            return None
+        with self._lock:
+            return self._tallies.setdefault(hook.id, Tally(self, hook))
+
+    def note(self, sentence: str) -> None:
+        """Tell something in the report."""
+        self._notes.setdefault(sentence)
+
+    def result(self, latent: torch.Tensor) -> RecordedRun:
+        """Everything on the CPU."""
+        applied = [tally.maps() for tally in self._tallies.values()]
+        if any(tally.skipped for tally in self._tallies.values()) and not any(tally.seen for tally in self._tallies.values()):
+            self.note(NO_BLOCKS.format(self.blocks))
+        return RecordedRun(self.blocks, tuple(maps for maps in applied if maps is not None), tuple(self._notes), mark_of(latent))
+
+
+class Tally:
+    """Sums of one Apply node's maps: on each device, for each grid and area."""
+
+    def __init__(self, recording: Recording, hook: Any):
+        self.recording, self.references, self.settings = recording, hook.references, hook.settings
+        self.skipped = self.seen = False  # whether any layer was left out, and whether any has added something
+        self._sums: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._lock = threading.Lock()
+
+    def prepare(self, chunks: Sequence[Chunk | None], grid: Grid, size: Grid, device: torch.device) -> None:
+        """Make room for what layers of a grid may add, before a model call."""
+        for chunk in chunks:
+            if chunk and chunk.role == COND and wanted(self.recording.blocks, grid, shown_size(chunk.area, size)):
+                self._room((grid, chunk.area, size, device), len(self.references.subjects))
+
+    def add(self, owned: torch.Tensor, chunks: Sequence[Chunk], acting: torch.Tensor, grid: Grid, size: Grid) -> None:
+        """Add what one layer tells. owned [G, B, M, N] of the chunks; acting [M], 1 for subjects that act in this step, else 0; size: of the latent."""
+        self.seen = True
+        for g, chunk in enumerate(chunks):
+            if chunk.role == COND:
+                sums = self._room((grid, chunk.area, size, owned.device), len(acting))
+                if sums is not None:
+                    sums[0].addcmul_(owned[g].mean(0), acting.unsqueeze(1))
+                    sums[1].add_(acting)
+
+    def _room(self, key: tuple, subjects: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        found = self._sums.get(key)
+        if found is not None:
+            return found
+        if len(self._sums) >= MOST_PARTS:
+            self.recording.note(TOO_MANY)
+            return None
+        (h, w), _, _, device = key
+        with self._lock, torch.inference_mode(False):  # may be added to in any mode
+            return self._sums.setdefault(key, (torch.zeros(subjects, h * w, device=device), torch.zeros(subjects, device=device)))
+
+    def maps(self) -> AppliedMaps | None:
+        """The mean maps on the CPU, or None where nobody acted."""
+        parts = [Part(total.cpu().unflatten(1, grid), count.cpu(), window_of(area, size)) for (grid, area, size, _), (total, count) in self._sums.items()]
+        return applied_maps(self.references, self.settings.mixing.merge, parts)
+
+
+def observer(tallies: Sequence[Tally], chunks: Sequence[Chunk], acting: torch.Tensor, grid: Grid, size: Grid, whole: bool) -> Observe | None:
+    """What a layer is to tell about rows of these chunks, or None where nobody records them. whole: whether its positions are the picture's."""
+    if not tallies or all(chunk.role != COND for chunk in chunks):
+        return None
+    if not whole:
+        for tally in tallies:
+            tally.recording.note(REARRANGED)
+        return None
+    asked = []
+    for tally in tallies:
+        if wanted(tally.recording.blocks, grid, shown_size(chunks[0].area, size)):
+            asked.append(tally)
+        else:
+            tally.skipped = True
+
+    def observe(owned: torch.Tensor) -> None:
+        for tally in asked:
+            tally.add(owned, chunks, acting, grid, size)
+
+    return observe if asked else None
+
+
+def record_relevance(model: Any, blocks: str, finished: Finished | None = None) -> tuple[Any, Record]:
+    """A clone of the MODEL that fills the Record whenever it samples, and then calls `finished`."""
+    record, patched = Record(), model.clone()
+    Recorder(record, blocks, finished).attach(patched)
+    return patched, record

@@ -1,0 +1,196 @@
+"""Subjects inside the prompt: the same text encoded plainly, and with each subject at its word. Host-free.
+
+MM-Diff (arXiv 2403.15059) and Subject-Diffusion (arXiv 2307.11410) change word embeddings before the text encoder; UMM-Diffusion (arXiv
+2303.09319, our reconstruction) too, but keeps only the changed words' rows of the output; FastComposer (arXiv 2305.10431) changes those rows
+after the encoder.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from ..errors import MismatchError, SubjectError
+from ..families.adapter import PromptSpec
+from ..subjects import References, ReferenceSubject, called
+from .markers import read_markers
+from .names import stands_in
+from .places import Place, find_places
+from .template import template_places
+from .tokens import EOS, LENGTH
+
+Chunks = list[list[tuple[Any, float]]]  # of one text encoder: tokens (ids or vectors) and their weights, BOS first, LENGTH of them each
+Streams = dict[str, Chunks]  # by the text encoder's name
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """An encoded prompt: states [1, chunks * LENGTH, D]; pooled [1, E] or None; rest: what else the host gave with it, passed on as it is."""
+
+    states: torch.Tensor
+    pooled: torch.Tensor | None
+    rest: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class FusedText:
+    """A prompt with and without the subjects; `plain is fused` where nobody is in it."""
+
+    plain: Encoded
+    fused: Encoded
+
+
+class PromptEncoder(Protocol):
+    """A host's text encoders."""
+
+    def tokenize(self, text: str) -> Streams:
+        """The prompt in the host's own chunks, for each text encoder."""
+        ...
+
+    def embed(self, stream: str, tokens: Sequence[Any]) -> torch.Tensor:
+        """Word embeddings [n, d] float32 of tokens (ids, or vectors as they are), before positions are added."""
+        ...
+
+    def encode(self, streams: Streams) -> list[Encoded]:
+        """The encoding for sampling; several where the host schedules changes of the encoder over the run."""
+        ...
+
+    def fuse(self, stream: str, words: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """The adapter's fusion module of a text encoder: words [n, d], vectors [n, e] -> [n, d] float32."""
+        ...
+
+
+def fuse_prompt(references: References, text: str, encoder: PromptEncoder, places_of: str = "", warn: Callable[[str], None] = lambda sentence: None) -> tuple[list[FusedText], str]:
+    """Encode a prompt with the subjects in it.
+
+    Arguments:
+        text: in the host's notation, with or without markers (`prompt.places`).
+        places_of: another prompt, whose places of the subjects are taken in this text too: the published MM-Diff pipeline does so to the
+            negative prompt. "" for the text's own.
+        warn: receives one sentence for each thing that is allowed but probably not meant.
+    Returns:
+        One FusedText for each encoding of the host, and a line that says which tokens each subject took ("" where nobody is in it).
+    Raises:
+        SubjectError: a subject whose place is not found, a placeholder lost beyond the encoder's reach, no room for further vectors.
+        MismatchError: text encoders of another base model.
+    """
+    spec: PromptSpec = references.adapter.spec.prompt
+    check_streams(references, encoder.tokenize(""))
+    acting = [(s, min(s.weight, 1.0)) for s in references.subjects if s.weight > 0]
+    if not acting:
+        return [FusedText(e, e) for e in encoder.encode(encoder.tokenize(read_markers(text)[0]))], ""
+    first, *others = spec.streams
+    clean, places = _places(spec, references, text, encoder, first, places_of, warn)
+    by_stream = {first: places, **{stream: _places(spec, references, text, encoder, stream, places_of, lambda sentence: None)[1] for stream in others}}
+    streams = encoder.tokenize(clean)
+    placed = {stream: [(s, place, w) for (s, w), place in zip(acting, places, strict=True) if place.chunk < len(streams[stream])] for stream, places in by_stream.items()}
+    if spec.kind == "pseudo" and spec.tokens > 1:
+        streams, placed[first] = _widened(streams, placed[first], spec.tokens)
+    said = ", ".join(f"'{s.name}' at token {place.position}{f' of chunk {place.chunk + 1}' if place.chunk else ''} ('{place.words}')" for s, place, _ in placed[first])
+    if spec.kind == "postfuse":
+        return _after(streams, placed[first], encoder), said
+    return _before(spec, streams, placed, encoder), said
+
+
+def _places(spec: PromptSpec, references: References, text: str, encoder: PromptEncoder, stream: str, places_of: str,
+            warn: Callable[[str], None]) -> tuple[str, list[Place]]:
+    """The text to encode and the place of each subject whose weight is not 0, in one text encoder: an embedding may be longer in another."""
+    def tokenize(prompt: str) -> list[list[Any]]:
+        return [[token for token, *_ in chunk] for chunk in encoder.tokenize(prompt)[stream]]
+
+    read, marked = read_markers(places_of or text)
+    subjects = [s for s in references.subjects if s.weight > 0 or marked or stands_in(s.name, read)]  # who is not in the picture need not be in the prompt
+    if spec.kind == "placeholder":
+        clean, places = template_places(text, [s.name for s in subjects if s.weight > 0], tokenize)
+        return clean, list(places)
+    found = find_places(places_of or text, [s.name for s in subjects], tokenize, warn)
+    return text if places_of else found.text, [place for place, s in zip(found.places, subjects, strict=True) if s.weight > 0]
+
+
+def check_streams(references: References, streams: Mapping[str, Any]) -> None:
+    """Raise MismatchError unless the CLIP has the text encoders that the adapter acts in, and no others."""
+    spec = references.adapter.spec
+    if set(streams) != set(spec.prompt.streams):
+        kinds = {("l",): "SD1.5", ("h",): "SD2.x", ("g", "l"): "SDXL"}
+        found = kinds.get(tuple(sorted(streams)), f"text encoders {', '.join(sorted(streams))}")
+        do = "Wire the CLIP of the checkpoint that you sample with, through Apply Adapter Weights."
+        raise MismatchError(f"the CLIP of an {spec.base} checkpoint for {spec.file}", f"one of {found}", do)
+
+
+def _before(spec: PromptSpec, streams: Streams, placed: Mapping[str, Sequence[tuple[ReferenceSubject, Place, float]]], encoder: PromptEncoder) -> list[FusedText]:
+    """Fused before the text encoder: the words' embeddings are exchanged."""
+    plain, exchanged = encoder.encode(streams), {}
+    for stream, chunks in streams.items():
+        chunks = [list(chunk) for chunk in chunks]
+        for subject, place, weight in placed[stream]:
+            spots = range(place.position, place.position + (spec.tokens if spec.kind == "pseudo" else 1))
+            tokens = [chunks[place.chunk][p][0] for p in spots]
+            words, vectors = encoder.embed(stream, tokens), subject.words[stream].float()
+            if vectors.shape[-1] != words.shape[-1] and spec.kind != "word":
+                raise _other_width(subject, stream, vectors, words)
+            wanted = encoder.fuse(stream, words, vectors.to(words)) if spec.kind == "word" else vectors.to(words)
+            for p, vector in zip(spots, torch.lerp(words, wanted, weight), strict=True):
+                chunks[place.chunk][p] = (vector, *chunks[place.chunk][p][1:])
+        exchanged[stream] = chunks
+    fused = encoder.encode(exchanged)
+    if spec.kind != "pseudo":
+        return [FusedText(p, f) for p, f in zip(plain, fused, strict=True)]
+    rows = [place.row + k for _, place, _ in next(iter(placed.values())) for k in range(spec.tokens)]
+    return [FusedText(p, _with_rows(p, rows, f.states[:, rows])) for p, f in zip(plain, fused, strict=True)]
+
+
+def _after(streams: Streams, placed: Sequence[tuple[ReferenceSubject, Place, float]], encoder: PromptEncoder) -> list[FusedText]:
+    """Fused after the text encoder. Emphasis is set aside before and applied after: it moves a row away from the empty prompt's."""
+    (stream, chunks), = streams.items()
+    rows = [place.row for _, place, _ in placed]
+    emphasis = torch.tensor([chunks[place.chunk][place.position][1] for _, place, _ in placed])
+    plain = encoder.encode(streams)
+    bare, empty = plain, plain
+    if any(weight != 1.0 for chunk in chunks for _, weight, *_ in chunk):
+        bare = encoder.encode({stream: [[(token, 1.0) for token, *_ in chunk] for chunk in chunks]})
+        empty = encoder.encode(encoder.tokenize(""))
+    vectors, weights = torch.cat([s.words[stream] for s, _, _ in placed]).float(), torch.tensor([w for *_, w in placed])
+    found = []
+    for p, b, e in zip(plain, bare, empty, strict=True):
+        words = b.states[0, rows].float()
+        fused = torch.lerp(words, encoder.fuse(stream, words, vectors.to(words)).to(words), weights.to(words).unsqueeze(-1))
+        if (emphasis != 1).any():
+            nothing = e.states[0, [row % LENGTH for row in rows]].float()
+            fused = nothing + (fused - nothing) * emphasis.to(words).unsqueeze(-1)
+        found.append(FusedText(p, _with_rows(p, rows, fused.unsqueeze(0))))
+    return found
+
+
+def _with_rows(encoded: Encoded, rows: Sequence[int], new: torch.Tensor) -> Encoded:
+    """A copy whose states have `new` [1, n, D] at these rows."""
+    states = encoded.states.clone()
+    states[:, list(rows)] = new.to(states)
+    return Encoded(states, encoded.pooled, encoded.rest)
+
+
+def _widened(streams: Streams, placed: Sequence[tuple[ReferenceSubject, Place, float]], tokens: int) -> tuple[Streams, list[tuple[ReferenceSubject, Place, float]]]:
+    """Each subject's last token as often as it has vectors, in place of padding, so that both passes have the same length."""
+    wider = {stream: [list(chunk) for chunk in chunks] for stream, chunks in streams.items()}
+    moved = list(placed)
+    for i in sorted(range(len(moved)), key=lambda i: -moved[i][1].row):  # from the back, so that earlier places stay
+        subject, place, weight = moved[i]
+        for chunks in wider.values():
+            chunk = chunks[place.chunk]
+            end = max(p for p, (token, *_) in enumerate(chunk) if not isinstance(token, int) or token not in (0, EOS)) + 1  # of the words
+            if end + tokens > LENGTH:
+                found = f"a prompt with room for {LENGTH - 1 - end} at '{subject.name}'"
+                do = "Shorten the prompt by a few words." if place.chunk == len(chunks) - 1 else f"Shorten it to {LENGTH - 2} tokens, or name the subject near its end."
+                raise SubjectError(f"room for {tokens - 1} more tokens for {called(i + 1, subject.name)}", found, do)
+            chunk[place.position + 1:place.position + 1] = [chunk[place.position]] * (tokens - 1)
+            del chunk[LENGTH:]
+    for i, (subject, place, weight) in enumerate(moved):
+        before = sum(p.chunk == place.chunk and p.position < place.position for _, p, _ in placed) * (tokens - 1)
+        moved[i] = (subject, Place(place.chunk, place.position + before, place.rows, place.words), weight)
+    return wider, moved
+
+
+def _other_width(subject: ReferenceSubject, stream: str, vectors: torch.Tensor, words: torch.Tensor) -> MismatchError:
+    found = f"size {vectors.shape[-1]} for '{subject.name}'"
+    return MismatchError(f"vectors of size {words.shape[-1]} for text encoder '{stream}'", found, "Wire the CLIP of the checkpoint that the adapter was made for.")
