@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from troupe.model_patches.families.adapter import PromptSpec
+from troupe.model_patches.adapter import PromptSpec
 from troupe.model_patches.prompt.fusion import Encoded, FusedText, fuse_prompt
 from troupe.model_patches.prompt.tokens import EOS, LENGTH
 from troupe.model_patches.subjects import References, ReferenceSubject

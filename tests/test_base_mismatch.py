@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import pytest
+from troupe.model_patches.adapter import AdapterSpec, EncoderNeed
+from troupe.model_patches.base_mismatch import base_mismatch
 from troupe.model_patches.binding.checks import check_widths
 from troupe.model_patches.encoding.interfaces import check_clip_width
 from troupe.model_patches.errors import CheckpointError, MismatchError, SubjectError, TroupeError
-from troupe.model_patches.families.adapter import AdapterSpec, EncoderNeed
-from troupe.model_patches.families.base_mismatch import base_mismatch
 
 HUB = "https://huggingface.co/h94/IP-Adapter/resolve/main"
 SD15, SD2, SDXL, REHEARSAL = 768, 1024, 2048, 128

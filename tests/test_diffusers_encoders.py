@@ -6,10 +6,10 @@ import tiny_diffusers as tiny
 import tiny_open_clip
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, Weights
 from troupe.model_patches.checkpoints.clip_vision import with_transformers_names
 from troupe.model_patches.encoders.grounding import MLP
 from troupe.model_patches.errors import MismatchError, SubjectError
-from troupe.model_patches.families.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, Weights
 from troupe.model_patches.hosts.diffusers.encoders import BOS, EOS, ClipImages, ClipTexts, encode_references, load_adapter, pixel_values, prompt_chunks
 from troupe.model_patches.subjects import Cast, make_subject
 

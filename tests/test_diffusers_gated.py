@@ -8,13 +8,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from tiny_gated import PATCH_SLOTS, PATCHES, SLOTS, gated_references, gligen_adapter, native_fusers, native_unet, patches_adapter, plain_unet, unet
 from torch import nn
+from troupe.model_patches.adapter import Weights
 from troupe.model_patches.attention.box_mask import box_mask
 from troupe.model_patches.binding.checks.layer_tokens import COND, UNCOND
 from troupe.model_patches.binding.checks.object_tokens import Group, corners_of, object_tokens
 from troupe.model_patches.binding.checks.settings import GatedSettings, ImageAttentionSettings
 from troupe.model_patches.encoders.fuser import GatedFuser
 from troupe.model_patches.errors import MismatchError
-from troupe.model_patches.families.adapter import Weights
 from troupe.model_patches.hosts.diffusers.encoders import Prompt
 from troupe.model_patches.hosts.diffusers.gated import apply_gated
 from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention

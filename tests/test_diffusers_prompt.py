@@ -3,9 +3,9 @@ import pytest
 import tiny_diffusers as tiny
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from troupe.model_patches.adapter import Adapter, AdapterSpec, LoraPair, PromptSpec, Weights
 from troupe.model_patches.attention.guidance import subject_guidance, umm_guidance
 from troupe.model_patches.errors import MismatchError
-from troupe.model_patches.families.adapter import Adapter, AdapterSpec, LoraPair, PromptSpec, Weights
 from troupe.model_patches.hosts.diffusers.encoders import EOS, ClipTexts, Prompt, embeddings_replaced
 from troupe.model_patches.hosts.diffusers.guidance import Guidance, branches, factors, of_step
 from troupe.model_patches.hosts.diffusers.prompt import encode_prompt

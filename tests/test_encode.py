@@ -3,9 +3,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from troupe.model_patches.adapter import AdapterSpec, EncoderNeed, Weights
 from troupe.model_patches.encoding.encode import check_image_encoder, encode_subjects, prepare_photo
 from troupe.model_patches.errors import MismatchError, SubjectError
-from troupe.model_patches.families.adapter import AdapterSpec, EncoderNeed, Weights
 from troupe.model_patches.subjects import Box, Cast, Photo, make_subject
 
 D = 2048

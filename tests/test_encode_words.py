@@ -4,10 +4,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from published import mm_diff_members
+from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec, Weights
 from troupe.model_patches.encoding.encode import encode_subjects
 from troupe.model_patches.encoding.faces import Faces
 from troupe.model_patches.errors import SubjectError
-from troupe.model_patches.families.adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec, Weights
 from troupe.model_patches.subjects import Cast, make_subject
 
 SIDE, WIDTH, POOLED, TOKENS = 16, 6, 5, 2

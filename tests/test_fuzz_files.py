@@ -22,9 +22,9 @@ import torch
 from mutations import CANARY, Bag, classes, mutated
 from safetensors.torch import load as read_safetensors
 from small_files import FORMATS, Folder
+from troupe.model_patches.adapter import Adapter
 from troupe.model_patches.checkpoints.files import read_metadata, read_shapes
 from troupe.model_patches.errors import CheckpointError
-from troupe.model_patches.families.adapter import Adapter
 from troupe.model_patches.families.registry import read_adapter
 from watch import SLACK, outcome, starved, watched
 

@@ -34,6 +34,7 @@ from published import (
 )
 from test_checkpoints import Bomb, checked
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from troupe.model_patches.adapter import EncoderNeed, GatedSpec
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, GATED, PROJECTION_MATRIX
 from troupe.model_patches.checkpoints.catalogue import published as published_file
 from troupe.model_patches.checkpoints.files import flatten, read_metadata, read_state
@@ -44,7 +45,6 @@ from troupe.model_patches.encoders.fuser import GatedFuser, published_heads
 from troupe.model_patches.encoders.grounding import MLP, GroundingNet, TextImagePositionNet, TextPositionNet, TextSpace
 from troupe.model_patches.errors import CheckpointError
 from troupe.model_patches.families import gligen, subject_diffusion
-from troupe.model_patches.families.adapter import EncoderNeed, GatedSpec
 from troupe.model_patches.families.registry import read_adapter
 from troupe.model_patches.hosts.diffusers.encoders import load_adapter as load_embedded
 

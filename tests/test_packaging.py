@@ -27,20 +27,22 @@ HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfy_
 
 # room -> rooms it may import; a room is the longest of these paths that a module lies under
 MATHS = {"model_patches/errors", "model_patches/attention", "model_patches/encoders"}
-FILES = {*MATHS, "model_patches/checkpoints", "model_patches/families"}
+VALUES = {"model_patches/errors", "model_patches/subjects", "model_patches/adapter", "model_patches/base_mismatch"}
 ROOMS = {
     **{f"{package}/__init__": set() for package in ("model_patches", "model_patches/hosts")},
     "model_patches/errors": set(),
     "model_patches/subjects": {"model_patches/errors"},
     "model_patches/attention": {"model_patches/errors"},
     "model_patches/encoders": {"model_patches/errors", "model_patches/attention"},
-    "model_patches/checkpoints": MATHS - {"model_patches/attention"},
-    "model_patches/families": {"model_patches/errors", "model_patches/encoders", "model_patches/checkpoints"},
-    "model_patches/prompt": {"model_patches/errors", "model_patches/subjects", "model_patches/families"},
-    "model_patches/encoding": (FILES | {"model_patches/subjects", "model_patches/prompt"}) - {"model_patches/attention"},
+    "model_patches/checkpoints": {"model_patches/errors", "model_patches/encoders"},
+    "model_patches/adapter": {"model_patches/encoders", "model_patches/checkpoints"},
+    "model_patches/base_mismatch": {"model_patches/errors", "model_patches/adapter", "model_patches/checkpoints"},
     "model_patches/placement": {"model_patches/errors", "model_patches/subjects"},
     "model_patches/relevance": {"model_patches/subjects", "model_patches/attention", "model_patches/placement"},
-    "model_patches/binding": (FILES | {"model_patches/subjects"}) - {"model_patches/checkpoints"},
+    "model_patches/prompt": VALUES,
+    "model_patches/encoding": {*VALUES, "model_patches/checkpoints", "model_patches/prompt"},
+    "model_patches/families": {*VALUES, "model_patches/encoders", "model_patches/checkpoints", "model_patches/encoding"},
+    "model_patches/binding": {*VALUES, *MATHS},
 }
 BELOW_THE_HOSTS = set(ROOMS)
 COMFYUI = "model_patches/hosts/comfyui"

@@ -24,6 +24,7 @@ from published import (
     umm_state,
 )
 from test_checkpoints import checked
+from troupe.model_patches.adapter import EncoderNeed, PromptSpec
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROMPT, where_to_get
 from troupe.model_patches.checkpoints.catalogue import published as published_file
 from troupe.model_patches.checkpoints.files import read_metadata, read_state
@@ -37,7 +38,6 @@ from troupe.model_patches.encoders.refiner import SubjectHead
 from troupe.model_patches.encoders.words import PhotoToWords, Postfuse, WordFusion
 from troupe.model_patches.errors import CheckpointError
 from troupe.model_patches.families import fastcomposer, mm_diff, mm_diff_unet, text_lora, umm
-from troupe.model_patches.families.adapter import EncoderNeed, PromptSpec
 from troupe.model_patches.families.registry import read_adapter
 
 THIN = {"context": 32, "hidden": (8, 16), "text": (12, 20), "pooled": 24, "patches": 40}  # wide enough to tell everything apart

@@ -5,9 +5,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import GatedSelfAttentionDense
 from torch import nn
+from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec
 from troupe.model_patches.encoders.gated import GatedLayers
 from troupe.model_patches.encoders.grounding import GroundingNet
-from troupe.model_patches.families.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec
 from troupe.model_patches.families.gligen import build
 from troupe.model_patches.hosts.diffusers.unet_places import transformer_blocks
 from troupe.model_patches.subjects import Box, ObjectFeatures, References, ReferenceSubject

@@ -16,8 +16,8 @@ from needed import Needed, adapter_file
 from random_models import GLIGEN, MM_DIFF, SUBJECT_DIFFUSION, UMM, WHOLE, base_of, kind_of, randomise, vision_of, write_adapter, write_gligen
 from random_prompt_files import clip_text, write_mm_diff, write_subject_diffusion, write_umm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+from troupe.model_patches.adapter import EncoderNeed
 from troupe.model_patches.checkpoints.clip_vision import encoder_widths
-from troupe.model_patches.families.adapter import EncoderNeed
 from troupe.model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts, load_adapter
 from troupe.model_patches.hosts.diffusers.image_attention import cross_layers
 from troupe.model_patches.hosts.diffusers.unet_places import transformer_blocks

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import torch
 
+from ..adapter import AdapterSpec, base_name
 from ..attention.limits import WHOLE, Window, box_map, limit_map, region_map, union
+from ..base_mismatch import base_mismatch
 from ..errors import MismatchError
-from ..families.adapter import AdapterSpec, base_name
-from ..families.base_mismatch import base_mismatch
 from ..subjects import References, ReferenceSubject
 from .settings import ImageAttentionSettings
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..adapter import GatedSpec
 from ..attention.box_mask import box_mask
 from ..attention.gated import ObjectTokens, weighted
 from ..attention.limits import WHOLE, Window
 from ..encoders.gated import GatedLayers
-from ..families.adapter import GatedSpec
 from ..subjects import Box, References, ReferenceSubject
 from .layer_tokens import UNCOND
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..families.adapter import AdapterSpec
+from ..adapter import AdapterSpec
 from ..prompt.names import duplicate_warnings, missing_warnings
 from ..subjects import Cast, Photo, References, ReferenceSubject, Subject
 from .framing import bounding_box, flatten_alpha, frame, on_white

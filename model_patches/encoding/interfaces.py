@@ -6,10 +6,10 @@ from typing import Any, Protocol
 
 import torch
 
+from ..adapter import AdapterSpec
+from ..base_mismatch import base_mismatch
 from ..checkpoints.catalogue import encoder_of_width, where_to_get
 from ..errors import MismatchError, SubjectError
-from ..families.adapter import AdapterSpec
-from ..families.base_mismatch import base_mismatch
 
 Projector = Callable[..., Any]  # a projection, on one or several tensors, giving one or several
 OWN_CLIP = "Wire the CLIP of the checkpoint that you sample with"

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..adapter import AdapterSpec
 from ..errors import MismatchError
-from ..families.adapter import AdapterSpec
 from ..subjects import Cast, ObjectFeatures, called
 from .interfaces import OWN_CLIP, ImageEncoder, NameEncoder, Projector, check_clip_width, check_named, without_words
 

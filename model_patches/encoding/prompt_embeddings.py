@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..adapter import AdapterSpec
 from ..errors import SubjectError
-from ..families.adapter import AdapterSpec
 from ..subjects import Cast, Subject, called
 from .faces import Faces
 from .interfaces import ImageEncoder, check_named

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec, Weights
 from ..checkpoints.clip_vision import overlay
 from ..checkpoints.tensors import AGAIN, State, assign, check, part, reading
 from ..checkpoints.unet_layout import ldm_names, sd_shapes
 from ..encoders.projections import shape_of
 from ..encoders.words import Postfuse
 from ..errors import CheckpointError
-from .adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec, Weights
 
 POSTFUSE, UNET, VISION = "postfuse_module.", "unet.", "image_encoder."
 KIND = "a FastComposer file"

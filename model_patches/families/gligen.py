@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec
 from ..checkpoints.catalogue import PROJECTION_MATRIX
 from ..checkpoints.tensors import AGAIN, State, assign, missing, part, reading
 from ..checkpoints.unet_names import CONV_IN, places
@@ -20,7 +21,6 @@ from ..encoders.fuser import GatedFuser
 from ..encoders.gated import GatedLayers
 from ..encoders.grounding import TextImagePositionNet, TextPositionNet, TextSpace
 from ..errors import CheckpointError
-from .adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec
 
 PREFIXES = ("", "model.", "model.diffusion_model.", "diffusion_model.", "unet.")  # of a UNet within a file
 NET, FUSER = "position_net.", ".fuser."

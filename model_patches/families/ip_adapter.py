@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..adapter import Adapter, AdapterSpec, EncoderNeed
 from ..checkpoints.refused import no_adapter, refuse_known
 from ..checkpoints.tensors import AGAIN, State, assign, check_matrix, part, reading
 from ..checkpoints.trained_ip import published
 from ..encoders.decoupled import DecoupledLayers
 from ..encoders.projections import FaceMLP, ImageProj, Resampler, module_name
 from ..errors import CheckpointError
-from .adapter import Adapter, AdapterSpec, EncoderNeed
 
 LAYERS = ("ip_adapter.", "adapter_modules.")  # before the names of the layers, in files of the publishers and of some trainers
 NUMBER = re.compile(r"[0-9]{1,4}")

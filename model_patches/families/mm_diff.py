@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec, Weights
 from ..checkpoints.clip_vision import overlay
 from ..checkpoints.sets import MM_DIFF
 from ..checkpoints.tensors import AGAIN, State, assign, check_format, part, reading
@@ -23,7 +24,6 @@ from ..encoders.refiner import FACE_WIDTH, SERefiner, SubjectHead
 from ..encoders.words import PhotoToWords, WordFusion
 from ..errors import CheckpointError
 from . import mm_diff_unet, text_lora
-from .adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec, Weights
 from .mm_diff_unet import KIND
 
 FORMAT, VERSION = "mm_diff", 1

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from ..adapter import Adapter
 from ..checkpoints.files import read_metadata, read_state
 from ..checkpoints.sets import MEMBER, MM_DIFF, adapter_label, beside, member_name, members, read_matrix, read_whole
 from ..checkpoints.tensors import State
 from . import fastcomposer, gligen, ip_adapter, mm_diff, subject_diffusion, umm
-from .adapter import Adapter
 
 
 def read_adapter(path: str | Path, label: str | None = None, operations: Any = nn) -> Adapter:

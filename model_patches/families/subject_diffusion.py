@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, PromptSpec, Weights
 from ..checkpoints.clip_text import text_weights
 from ..checkpoints.clip_vision import overlay
 from ..checkpoints.sets import MEMBERS
@@ -23,7 +24,6 @@ from ..checkpoints.unet_names import CONV_IN, ldm_name, places, resblocks
 from ..encoders.gated import GatedLayers
 from ..encoders.grounding import MLP, GroundingNet
 from ..errors import CheckpointError
-from .adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, PromptSpec, Weights
 from .gligen import FUSER, fuser_widths, gated_names
 
 OPTIONAL = "clip_visual"

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec
 from ..checkpoints.tensors import SMALL_NUMBER, State, assign, check_format, missing, part, reading
 from ..encoders.pseudo_words import ACTIVATIONS, PseudoWords
 from ..errors import CheckpointError, shown
-from .adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec
 
 FORMAT, VERSION = "umm_diffusion", 1
 PREFIX = "mapping."

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import torch
 
+from ..adapter import PromptSpec
 from ..errors import MismatchError, SubjectError
-from ..families.adapter import PromptSpec
 from ..subjects import References, ReferenceSubject, called
 from .markers import read_markers
 from .names import stands_in

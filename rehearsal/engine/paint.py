@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from diffusers import EulerDiscreteScheduler
 
+from ...model_patches.adapter import Adapter
 from ...model_patches.attention.decoupled import Mixing
 from ...model_patches.binding.settings import ImageAttentionSettings
 from ...model_patches.errors import CheckpointError
-from ...model_patches.families.adapter import Adapter
 from ...model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts, encode_references, load_adapter
 from ...model_patches.hosts.diffusers.sampling import SamplingSettings, sample
 from ...model_patches.relevance.maps import AppliedMaps

@@ -7,11 +7,11 @@ import tiny_models
 import torch
 from independent_gated import GatedTruth
 from stage import random
+from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec
 from troupe.model_patches.binding.checks.settings import GatedSettings
 from troupe.model_patches.encoders.bare import module_name
 from troupe.model_patches.encoders.gated import GatedLayers
 from troupe.model_patches.encoders.grounding import GroundingNet, TextImagePositionNet, TextPositionNet
-from troupe.model_patches.families.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec
 from troupe.model_patches.hosts.comfyui.apply import apply_gated
 from troupe.model_patches.hosts.comfyui.loading import adapters
 from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks

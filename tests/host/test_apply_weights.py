@@ -38,7 +38,7 @@ def text_tensors(clip, encoder="clip_l", seed=90):
 
 
 def adapter_of(unet=None, text=None, context=64, id="an adapter", unet_lora=None, text_lora=None):
-    from troupe.model_patches.families.adapter import AdapterSpec, Weights
+    from troupe.model_patches.adapter import AdapterSpec, Weights
     from troupe.model_patches.hosts.comfyui.loading.adapters import HostAdapter
 
     spec = AdapterSpec("subject_diffusion", "", "subjects.safetensors", context, 0, None, (), False)
@@ -48,7 +48,7 @@ def adapter_of(unet=None, text=None, context=64, id="an adapter", unet_lora=None
 def pairs_for(state, names, seed=300, alpha=None, rank=3):
     """Pairs in 16 bits for some tensors, nearly as large as these."""
     from stage import random
-    from troupe.model_patches.families.adapter import LoraPair
+    from troupe.model_patches.adapter import LoraPair
 
     pairs = {}
     for i, name in enumerate(names):
@@ -402,7 +402,7 @@ def test_a_delayed_prompt_changes_on_its_model(weights, strength, clips):
 
     from stage import ksample, stage
     from test_prompt_switch import prompt
-    from troupe.model_patches.families.adapter import PromptSpec
+    from troupe.model_patches.adapter import PromptSpec
     from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 

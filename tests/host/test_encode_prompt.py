@@ -53,8 +53,8 @@ class TinyClip:
 
 @pytest.mark.parametrize("mode", ["std", "wide"])
 def test_mm_diffs_prompts_through_the_hosts_own_clip_classes(mode, monkeypatch):
+    from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec
     from troupe.model_patches.encoders.words import WordFusion
-    from troupe.model_patches.families.adapter import Adapter, AdapterSpec, PromptSpec
     from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
     from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt
     from troupe.model_patches.prompt import fusion
@@ -124,7 +124,7 @@ class TinySD2:
 @pytest.mark.parametrize("row", [0, 1])
 def test_subject_diffusions_prompts_through_the_hosts_own_clip_classes(row, mode, monkeypatch):
     import golden_subject_diffusion
-    from troupe.model_patches.families.adapter import Adapter, AdapterSpec, PromptSpec
+    from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec
     from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
     from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt
     from troupe.model_patches.prompt import fusion
@@ -147,8 +147,8 @@ def test_subject_diffusions_prompts_through_the_hosts_own_clip_classes(row, mode
 
 
 def adapter_of(kind, streams, tokens=1):
+    from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec
     from troupe.model_patches.encoders.words import Postfuse, WordFusion
-    from troupe.model_patches.families.adapter import Adapter, AdapterSpec, PromptSpec
     from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
 
     torch.manual_seed(5)
@@ -396,7 +396,7 @@ def test_weights_of_the_adapter_that_are_not_there_are_told_in_one_sentence(kind
     from dataclasses import replace
 
     import tiny_models
-    from troupe.model_patches.families.adapter import Weights
+    from troupe.model_patches.adapter import Weights
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 
     references, clip = references_of(kind), clips(KINDS[kind][0])

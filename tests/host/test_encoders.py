@@ -10,10 +10,10 @@ import safetensors.torch
 import tiny_models
 import tiny_open_clip
 import torch
+from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, Weights
 from troupe.model_patches.encoders.grounding import MLP
 from troupe.model_patches.encoding.framing import frame
 from troupe.model_patches.errors import MismatchError, SubjectError
-from troupe.model_patches.families.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, Weights
 from troupe.model_patches.subjects import Cast, make_subject
 
 EOS = 49407

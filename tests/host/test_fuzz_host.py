@@ -92,7 +92,7 @@ def test_a_sample_with_any_boxes_is_finite_or_refused(kind, subjects, chosen, si
 
 def test_lists_and_searches_survive_every_file(host, base_folder):
     import folder_paths
-    from troupe.model_patches.families.adapter import EncoderNeed
+    from troupe.model_patches.adapter import EncoderNeed
     from troupe.model_patches.hosts.comfyui.loading import adapters
     from troupe.nodes.load_adapter import LoadAdapter
 

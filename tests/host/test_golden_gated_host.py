@@ -36,8 +36,8 @@ def host_model(heads, names, linear):
 
 def adapter_with(patcher, kind, net, fuser_names, heads, mask=None, feature_dim=24, slots=5, tokens=2):
     """Our gated layers with the generator's weights in all sixteen places. fuser_names: LDM path of a block -> official name of its fuser."""
+    from troupe.model_patches.adapter import Adapter, AdapterSpec, GatedSpec
     from troupe.model_patches.encoders.gated import GatedLayers
-    from troupe.model_patches.families.adapter import Adapter, AdapterSpec, GatedSpec
     from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 

@@ -208,7 +208,7 @@ def test_before_a_delay_or_a_range_begins_the_middle_has_no_subjects():
     import dataclasses
 
     from stage import noise_of, random, settings, stage
-    from troupe.model_patches.families.adapter import PromptSpec
+    from troupe.model_patches.adapter import PromptSpec
     from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt
 
     import nodes

@@ -11,8 +11,8 @@ def make(merge="joint", seed=40, operations=torch.nn):
     """(patcher, adapter): a tiny SDXL model and random pairs for every attention of it."""
     import tiny_models
     from stage import random
+    from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, LoraPair, Weights
     from troupe.model_patches.encoders.mm_diff import LoraLayers
-    from troupe.model_patches.families.adapter import Adapter, AdapterSpec, EncoderNeed, LoraPair, Weights
     from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
@@ -138,7 +138,7 @@ def test_image_attention_begins_with_the_prompt(sampler, scheduler):
 
     import tiny_models
     from stage import ksample, settings
-    from troupe.model_patches.families.adapter import PromptSpec
+    from troupe.model_patches.adapter import PromptSpec
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
     from troupe.model_patches.hosts.comfyui.sampling import image_attention
     from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt

@@ -159,9 +159,9 @@ def test_boxes_hold_image_attention_alike():
 def embedded_gated(references):
     """The same references with the gated layers on plain torch."""
     from gated_stage import published
+    from troupe.model_patches.adapter import Adapter
     from troupe.model_patches.encoders.gated import GatedLayers
     from troupe.model_patches.encoders.grounding import GroundingNet, TextImagePositionNet, TextPositionNet
-    from troupe.model_patches.families.adapter import Adapter
 
     spec, module = references.adapter.spec, references.adapter.gated_patcher.model
     net = {"text": TextPositionNet, "text_image": TextImagePositionNet, "patches": GroundingNet}[spec.gated.kind]

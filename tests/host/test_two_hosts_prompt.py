@@ -24,8 +24,8 @@ def draw(*shape, seed, gain=1.0):
 
 def prompt_adapter(kind, base, tokens=1, layers=None, weights=None, merge="relevance"):
     """An adapter that acts in the prompt, with random fusion modules, on plain torch."""
+    from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec, Weights
     from troupe.model_patches.encoders.words import Postfuse, WordFusion
-    from troupe.model_patches.families.adapter import Adapter, AdapterSpec, PromptSpec, Weights
 
     torch.manual_seed(5)
     made = {"word": lambda w: WordFusion(2 * w, w, w), "postfuse": lambda w: Postfuse(w, w, 32, 32)}.get(kind)
@@ -161,7 +161,7 @@ def subject_diffusion(patcher, count):
     """(the host's references, the same for the embedded engine): fusers, mask channel, prompt, UNet and text encoder weights."""
     from gated_stage import GatedStage, gated_adapter
     from test_two_hosts import embedded_gated
-    from troupe.model_patches.families.adapter import PromptSpec, Weights
+    from troupe.model_patches.adapter import PromptSpec, Weights
 
     made = gated_adapter(patcher, "patches")
     state = patcher.model.diffusion_model.state_dict()
@@ -208,8 +208,8 @@ def test_subject_diffusions_job(count, delay):
 
 def mm_diff(patcher, merge="joint"):
     """Pairs for every attention of the UNet and of the text encoders, image pairs, and word fusion."""
+    from troupe.model_patches.adapter import LoraPair, Weights
     from troupe.model_patches.encoders.mm_diff import LoraLayers
-    from troupe.model_patches.families.adapter import LoraPair, Weights
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
     unet, blocks, pairs = patcher.model.diffusion_model, attention_blocks(patcher.model.diffusion_model), {}

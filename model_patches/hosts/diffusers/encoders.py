@@ -13,10 +13,10 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
+from ...adapter import Adapter
 from ...encoding.encode import encode_subjects
 from ...encoding.interfaces import ImageEncoder, NameEncoder, check_vision_weights
 from ...errors import SubjectError
-from ...families.adapter import Adapter
 from ...families.registry import read_adapter
 from ...prompt.emphasis import PLAIN, weighted_parts
 from ...prompt.fusion import Streams

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 
+from ...adapter import Adapter
 from ...binding.settings import GatedSettings, ImageAttentionSettings
 from ...errors import MismatchError
-from ...families.adapter import Adapter
 from ...relevance.maps import AppliedMaps
 from ...subjects import References
 from .encoders import Prompt

@@ -8,9 +8,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from ...adapter import LoraPair, Weights
 from ...checkpoints.unet_layout import ldm_names
 from ...errors import MismatchError
-from ...families.adapter import LoraPair, Weights
 from .encoders import ClipTexts
 
 TRAINED_ON = "Use the base model that the adapter was trained on."

@@ -21,7 +21,7 @@ import torch
 
 from .....rehearsal import codec, files
 from .....rehearsal.sizes import CHANNELS, CONTEXT, HEAD, TEXT, VISION, VISION_FILE, WIDTHS
-from ....families.adapter import AdapterSpec, EncoderNeed
+from ....adapter import AdapterSpec, EncoderNeed
 
 UNET = {
     "model_channels": WIDTHS[0], "context_dim": CONTEXT, "in_channels": CHANNELS, "out_channels": CHANNELS, "image_size": 32, "use_spatial_transformer": True, "legacy": False,

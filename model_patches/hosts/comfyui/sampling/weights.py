@@ -7,8 +7,8 @@ from typing import Any
 import comfy.lora
 import torch
 
+from ....adapter import LoraPair
 from ....errors import MismatchError
-from ....families.adapter import LoraPair
 from ..loading.adapters import HostAdapter
 from ..messages import info
 from .prompt_switch import PromptSwitch

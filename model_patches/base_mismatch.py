@@ -1,9 +1,9 @@
 """The error for an adapter and a checkpoint of different base models, the mistake that is made most."""
 from __future__ import annotations
 
-from ..checkpoints.catalogue import ADAPTERS, GATED
-from ..errors import MismatchError
 from .adapter import BASES, AdapterSpec, base_name
+from .checkpoints.catalogue import ADAPTERS, GATED
+from .errors import MismatchError
 
 REHEARSAL = BASES[128]
 MOST_LINKS = 2

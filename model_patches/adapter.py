@@ -8,10 +8,10 @@ from uuid import uuid4
 import torch
 from torch import nn
 
-from ..checkpoints.catalogue import encoder_of_width
-from ..encoders.decoupled import DecoupledLayers
-from ..encoders.gated import GatedLayers
-from ..encoders.mm_diff import LoraLayers
+from .checkpoints.catalogue import encoder_of_width
+from .encoders.decoupled import DecoupledLayers
+from .encoders.gated import GatedLayers
+from .encoders.mm_diff import LoraLayers
 
 BASES = {128: "the rehearsal world", 768: "SD1.5", 1024: "SD2.x", 2048: "SDXL"}  # context width -> base model
 FAMILIES = {"ip_adapter": "IP-Adapter", "mip_adapter": "MIP-Adapter", "mm_diff": "MM-Diff", "umm": "UMM-Diffusion", "fastcomposer": "FastComposer"}
