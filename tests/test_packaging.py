@@ -40,7 +40,7 @@ ROOMS = {
     "model_patches/placement": {"model_patches/errors", "model_patches/subjects"},
     "model_patches/relevance": {"model_patches/subjects", "model_patches/attention", "model_patches/placement"},
     "model_patches/prompt": VALUES,
-    "model_patches/encoding": {*VALUES, "model_patches/checkpoints", "model_patches/prompt"},
+    "model_patches/encoding": {*VALUES, "model_patches/encoders", "model_patches/checkpoints", "model_patches/prompt"},
     "model_patches/families": {*VALUES, "model_patches/encoders", "model_patches/checkpoints", "model_patches/encoding"},
     "model_patches/binding": {*VALUES, *MATHS},
 }
