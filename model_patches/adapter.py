@@ -14,8 +14,6 @@ from .encoders.gated import GatedLayers
 from .encoders.mm_diff import LoraLayers
 
 BASES = {128: "the rehearsal world", 768: "SD1.5", 1024: "SD2.x", 2048: "SDXL"}  # context width -> base model
-FAMILIES = {"ip_adapter": "IP-Adapter", "mip_adapter": "MIP-Adapter", "mm_diff": "MM-Diff", "umm": "UMM-Diffusion", "fastcomposer": "FastComposer"}
-GATED = {"text": "GLIGEN text boxes", "text_image": "GLIGEN text-image boxes", "patches": "Subject-Diffusion"}
 
 
 def base_name(context_dim: int) -> str:
@@ -48,10 +46,10 @@ class EncoderNeed:
 class GatedSpec:
     """What a file's gated layers are.
 
-    kind: 'text' (GLIGEN's text boxes), 'text_image' (its text-image boxes) or 'patches' (Subject-Diffusion).
-    places: path of each layer's transformer block in an LDM UNet -> its width C, as 'input_blocks.1.1.transformer_blocks.0', in the order of
-        the layers; object_dim: D of an object token; feature_dim: E of a feature; slots: objects that the layers were trained with, absent
-        ones are null tokens; tokens: object tokens a slot.
+    kind: name of the net that makes their object tokens, for messages and tests; nothing is decided by it.
+    places: path of each layer's transformer block in an LDM UNet -> its width C, as 'input_blocks.1.1.transformer_blocks.0',
+        in the order of the layers; object_dim: D of an object token; feature_dim: E of a feature; slots: objects that the
+        layers were trained with, absent ones are null tokens; tokens: object tokens a slot.
     """
 
     kind: str
@@ -63,16 +61,34 @@ class GatedSpec:
 
 
 @dataclass(frozen=True)
+class PromptFusion:
+    """How a photo's vectors get into an encoded prompt. The families combine these; `prompt.fusion` reads them.
+
+    name: for messages and tests; nothing is decided by it.
+    after_encoder: on the text encoder's output; otherwise on the word embeddings before it.
+    learned: `Adapter.fusion` combines the word's vector with the photo's; otherwise the photo's vectors replace it.
+    keeps_other_rows: of the output only the subjects' rows change; all others are the plain prompt's.
+    in_suffix: at placeholders in a suffix of the prompt; otherwise at the subject's own word.
+    starts_image_attention: the adapter's image attention begins with the fused prompt, not before it.
+    """
+
+    name: str
+    after_encoder: bool = False
+    learned: bool = False
+    keeps_other_rows: bool = False
+    in_suffix: bool = False
+    starts_image_attention: bool = False
+
+
+@dataclass(frozen=True)
 class PromptSpec:
     """How an adapter brings subjects into the prompt.
 
-    kind: 'word' (MM-Diff: fused with the word's embedding, before the text encoders), 'pseudo' (UMM-Diffusion: replaces the word's embedding,
-    and only the word's row of the output is kept), 'placeholder' (Subject-Diffusion: replaces the embedding of `sks` in a suffix), 'postfuse'
-    (FastComposer: fused with the word's row of the output).
-    streams: the host's name of each text encoder it acts in ('l', 'g', 'h') -> its width; tokens: vectors a subject.
+    fusion: see `PromptFusion`; streams: the host's name of each text encoder it acts in ('l', 'g', 'h') -> its width;
+    tokens: vectors a subject.
     """
 
-    kind: str
+    fusion: PromptFusion
     streams: Mapping[str, int]
     tokens: int = 1
 
@@ -81,10 +97,11 @@ class PromptSpec:
 class AdapterSpec:
     """What a file turned out to be.
 
-    family: 'ip_adapter', 'mip_adapter', 'gligen', 'subject_diffusion', 'mm_diff', 'umm' or 'fastcomposer'; projection: 'ImageProj', 'Resampler', 'FaceMLP', ... or '' for none;
-    file: label for messages; encoder: None where no photo is read; tokens: image tokens a subject (0: one per encoder token); widths: of the
-    image attention's layers in checkpoint order, () where there is none; framing, merge: as published; gated, prompt: None where there are no
-    gated layers, and where nothing goes into the prompt.
+    family: a name in the LABELS of one of `families.registry.FAMILIES`; projection: 'ImageProj', 'Resampler', 'FaceMLP', ... or '' for
+    none; file: label for messages; encoder: None where no photo is read; tokens: image tokens a subject (0: one per encoder
+    token); widths: of the image attention's layers in checkpoint order, () where there is none; framing, merge: as published;
+    gated, prompt: None where there are no gated layers, and where nothing goes into the prompt; label: the family's name in
+    messages, '' for `family`.
     """
 
     family: str
@@ -99,18 +116,32 @@ class AdapterSpec:
     merge: str = "relevance"
     gated: GatedSpec | None = None
     prompt: PromptSpec | None = None
+    label: str = ""
 
     @property
     def base(self) -> str:
         """Name of the base model that the file is for."""
         return base_name(self.context_dim)
 
+    @property
+    def node(self) -> str:
+        """Display name of the node that applies the references."""
+        if self.gated is not None:
+            return "Apply Gated Adapter"
+        return "Apply Image Attention" if self.widths else "Encode Prompt with Subjects"
+
+    @property
+    def acts_in_prompt_only(self) -> bool:
+        """Whether nothing of it acts in the UNet."""
+        return not self.widths and self.gated is None
+
     def describe(self) -> str:
         """One line for logs and errors."""
         if self.gated is not None:
-            return f"{GATED[self.gated.kind]} for {self.base} ({len(self.gated.places)} gated layers)"
-        layers = f"({self.projection}, {len(self.widths)} layers)" if self.widths else "(subjects in the prompt)"
-        return f"{FAMILIES.get(self.family, self.family)} for {self.base} {layers}"
+            what = f"({len(self.gated.places)} gated layers)"
+        else:
+            what = f"({self.projection}, {len(self.widths)} layers)" if self.widths else "(subjects in the prompt)"
+        return f"{self.label or self.family} for {self.base} {what}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from fusions import FUSIONS
 from troupe.model_patches.adapter import PromptSpec
 from troupe.model_patches.prompt.fusion import Encoded, FusedText, fuse_prompt
 from troupe.model_patches.prompt.tokens import EOS, LENGTH
@@ -45,7 +46,7 @@ def fused(kind: str, encoder: StoredEncoder, length: int, places: Sequence[int],
     """A prompt of `length` words after BOS with subjects at these places; vectors: of each, [1, e]."""
     weights = weights or [1.0] * len(places)
     subjects = tuple(ReferenceSubject(word(p), None, None, w, words={"l": v}) for p, v, w in zip(places, vectors, weights, strict=True))
-    spec = SimpleNamespace(prompt=PromptSpec(kind, {"l": width}), base="SD1.5", file="stored")
+    spec = SimpleNamespace(prompt=PromptSpec(FUSIONS[kind], {"l": width}), base="SD1.5", file="stored")
     references = References(SimpleNamespace(spec=spec), subjects, None)
     (found,), _ = fuse_prompt(references, text or " ".join(map(word, range(1, length + 1))), encoder, places_of)
     return found

@@ -13,8 +13,8 @@ from test_gated_checkpoints import FEW
 from troupe.model_patches.checkpoints import clip_vision
 from troupe.model_patches.checkpoints.clip_text import text_weights
 from troupe.model_patches.errors import CheckpointError
-from troupe.model_patches.families import mm_diff_unet
 from troupe.model_patches.families.ip_adapter import build
+from troupe.model_patches.families.mm_diff import unet as mm_diff_unet
 from troupe.model_patches.families.registry import read_adapter
 from watch import outcome, watched
 

@@ -2,6 +2,7 @@
 import pytest
 import tiny_diffusers as tiny
 import torch
+from fusions import FUSIONS
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from troupe.model_patches.adapter import Adapter, AdapterSpec, LoraPair, PromptSpec, Weights
 from troupe.model_patches.attention.guidance import subject_guidance, umm_guidance
@@ -31,7 +32,7 @@ def drawn(*shape, seed=1):
 
 
 def subject(stream="l", width=32, name="cat", kind="pseudo", **rest):
-    spec = AdapterSpec("umm", "", "umm.safetensors", width, 0, None, (), False, prompt=PromptSpec(kind, {stream: width}))
+    spec = AdapterSpec("umm", "", "umm.safetensors", width, 0, None, (), False, prompt=PromptSpec(FUSIONS[kind], {stream: width}))
     return References(Adapter(spec, None, None), (ReferenceSubject(name, None, None, words={stream: drawn(1, width)}, **rest),), None)
 
 

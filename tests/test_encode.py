@@ -4,8 +4,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from troupe.model_patches.adapter import AdapterSpec, EncoderNeed, Weights
-from troupe.model_patches.encoding.encode import check_image_encoder, encode_subjects, prepare_photo
+from troupe.model_patches.encoding.interfaces import check_image_encoder
+from troupe.model_patches.encoding.photos import prepare_photo
 from troupe.model_patches.errors import MismatchError, SubjectError
+from troupe.model_patches.families.encode import encode_subjects
 from troupe.model_patches.subjects import Box, Cast, Photo, make_subject
 
 D = 2048

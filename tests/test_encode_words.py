@@ -3,11 +3,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fusions import FUSIONS
 from published import mm_diff_members
 from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec, Weights
-from troupe.model_patches.encoding.encode import encode_subjects
 from troupe.model_patches.encoding.faces import Faces
 from troupe.model_patches.errors import SubjectError
+from troupe.model_patches.families.encode import encode_subjects
 from troupe.model_patches.subjects import Cast, make_subject
 
 SIDE, WIDTH, POOLED, TOKENS = 16, 6, 5, 2
@@ -39,14 +40,15 @@ def read(pictures):
 
 
 def mm_diff(projection="FaceHead", own=100.0):
-    need, prompt = EncoderNeed("pooled", POOLED), PromptSpec("word", STREAMS)
+    need, prompt = EncoderNeed("pooled", POOLED), PromptSpec(FUSIONS["word"], STREAMS)
     spec = AdapterSpec("mm_diff", projection, "mm_diff.bin", 2048, TOKENS, need, (8,), False, framing="black", merge="joint", prompt=prompt)
     return SimpleNamespace(spec=spec, weights=Weights(vision={"own": torch.tensor(own)}))
 
 
 def simple(kind, tokens=1, need="pooled"):
-    spec = AdapterSpec("umm", "PseudoWords", "umm.safetensors", 768, 0, EncoderNeed(need, WIDTH if need == "unprojected" else POOLED), (), False,
-                       prompt=PromptSpec(kind, {"l": 8}, tokens))
+    family = {"pseudo": "umm", "postfuse": "fastcomposer"}[kind]
+    spec = AdapterSpec(family, "PseudoWords", "umm.safetensors", 768, 0, EncoderNeed(need, WIDTH if need == "unprojected" else POOLED), (), False,
+                       prompt=PromptSpec(FUSIONS[kind], {"l": 8}, tokens))
     return SimpleNamespace(spec=spec, weights=Weights())
 
 
@@ -75,7 +77,7 @@ def cast_of(*subjects):
 
 
 def prepared(picture, framing):
-    from troupe.model_patches.encoding.encode import prepare_photo
+    from troupe.model_patches.encoding.photos import prepare_photo
     from troupe.model_patches.subjects import Photo
 
     return read(prepare_photo(Photo(picture[0]), SIDE, framing)[None])
@@ -168,7 +170,7 @@ def test_mm_diff_on_tiny_real_modules():
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
     from troupe.model_patches.encoders.mm_diff import MMDiffHeads
     from troupe.model_patches.encoders.refiner import SubjectHead
-    from troupe.model_patches.encoding.encode import prepare_photo
+    from troupe.model_patches.encoding.photos import prepare_photo
     from troupe.model_patches.hosts.diffusers.encoders import ClipImages, encode_references, pixel_values
     from troupe.model_patches.subjects import Photo
 
@@ -180,7 +182,8 @@ def test_mm_diff_on_tiny_real_modules():
     state = {name.removeprefix("face_embeds_proj."): tensor for name, tensor in mm_diff_members(40, (8, 8), (8, 12), 24, patches=32)["custom_weights"].items()}
     head = SubjectHead.widths({name: tensor for name, tensor in state.items() if name.startswith(("proj.", "layer_norm.", "refiner."))})
     modules = MMDiffHeads({"embed_dim": 24, "hidden_dim": 16, "one_dim": 8, "two_dim": 12}, head).requires_grad_(False)
-    spec = AdapterSpec("mm_diff", "FaceHead", "mm_diff.bin", 40, 4, EncoderNeed("pooled", 24), (8,), False, framing="black", merge="joint", prompt=PromptSpec("word", STREAMS))
+    prompt = PromptSpec(FUSIONS["word"], STREAMS)
+    spec = AdapterSpec("mm_diff", "FaceHead", "mm_diff.bin", 40, 4, EncoderNeed("pooled", 24), (8,), False, framing="black", merge="joint", prompt=prompt)
     adapter = Adapter(spec, modules, None, weights=Weights(vision={name: changed.state_dict()[name]}))
     with torch.no_grad():
         found = encode_references(adapter, cast_of(ALICE, BOB), ClipImages(model), None)

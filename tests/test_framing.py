@@ -5,8 +5,8 @@ from golden_subject_diffusion import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
-from troupe.model_patches.encoding.encode import prepare_photo
 from troupe.model_patches.encoding.framing import FRAMINGS, bounding_box, flatten_alpha, frame, on_white
+from troupe.model_patches.encoding.photos import prepare_photo
 from troupe.model_patches.subjects import Photo
 
 SIZE = 28

@@ -9,8 +9,8 @@ import torch
 from both_ways import ACCEPTED, both_ways
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from troupe.model_patches.encoding.encode import prepare_photo
 from troupe.model_patches.encoding.framing import FRAMINGS
+from troupe.model_patches.encoding.photos import prepare_photo
 from troupe.model_patches.errors import TroupeError
 from troupe.model_patches.placement.boxes import fault_in
 from troupe.model_patches.placement.layouts import LAYOUTS

@@ -35,17 +35,20 @@ from published import (
 from test_checkpoints import Bomb, checked
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from troupe.model_patches.adapter import EncoderNeed, GatedSpec
+from troupe.model_patches.checkpoints.adapter_file import adapter_label
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, GATED, PROJECTION_MATRIX
 from troupe.model_patches.checkpoints.catalogue import published as published_file
 from troupe.model_patches.checkpoints.files import flatten, read_metadata, read_state
-from troupe.model_patches.checkpoints.sets import adapter_label, belonging, members, read_matrix
 from troupe.model_patches.checkpoints.unet_names import ldm_name, order, places, resblocks
 from troupe.model_patches.encoders.bare import module_name, published_name
 from troupe.model_patches.encoders.fuser import GatedFuser, published_heads
 from troupe.model_patches.encoders.grounding import MLP, GroundingNet, TextImagePositionNet, TextPositionNet, TextSpace
 from troupe.model_patches.errors import CheckpointError
-from troupe.model_patches.families import gligen, subject_diffusion
-from troupe.model_patches.families.registry import read_adapter
+from troupe.model_patches.families.gligen import layout as gligen
+from troupe.model_patches.families.gligen.matrix import read_matrix
+from troupe.model_patches.families.registry import belonging, read_adapter
+from troupe.model_patches.families.subject_diffusion import layout as subject_diffusion
+from troupe.model_patches.families.subject_diffusion.members import members
 from troupe.model_patches.hosts.diffusers.encoders import load_adapter as load_embedded
 
 LAYOUTS = ("ldm", "wrapped", "checkpoint", "diffusers")

@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import UNet2DConditionModel
+from fusions import FUSIONS
 from published import (
     SD_PLACES,
     SDXL_PLACES,
@@ -28,7 +29,6 @@ from troupe.model_patches.adapter import EncoderNeed, PromptSpec
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROMPT, where_to_get
 from troupe.model_patches.checkpoints.catalogue import published as published_file
 from troupe.model_patches.checkpoints.files import read_metadata, read_state
-from troupe.model_patches.checkpoints.sets import MM_DIFF, belonging
 from troupe.model_patches.checkpoints.unet_layout import SD, SDXL, ldm_names, sd_shapes, transformer_blocks
 from troupe.model_patches.encoders.decoupled import DecoupledLayer
 from troupe.model_patches.encoders.lora import ImageLora
@@ -37,8 +37,12 @@ from troupe.model_patches.encoders.pseudo_words import PseudoWords
 from troupe.model_patches.encoders.refiner import SubjectHead
 from troupe.model_patches.encoders.words import PhotoToWords, Postfuse, WordFusion
 from troupe.model_patches.errors import CheckpointError
-from troupe.model_patches.families import fastcomposer, mm_diff, mm_diff_unet, text_lora, umm
-from troupe.model_patches.families.registry import read_adapter
+from troupe.model_patches.families import fastcomposer, umm
+from troupe.model_patches.families.mm_diff import layout as mm_diff
+from troupe.model_patches.families.mm_diff import text_lora
+from troupe.model_patches.families.mm_diff import unet as mm_diff_unet
+from troupe.model_patches.families.mm_diff.layout import MEMBERS as MM_DIFF
+from troupe.model_patches.families.registry import belonging, read_adapter
 
 THIN = {"context": 32, "hidden": (8, 16), "text": (12, 20), "pooled": 24, "patches": 40}  # wide enough to tell everything apart
 
@@ -140,7 +144,7 @@ def test_the_three_files_become_one_adapter():
     adapter = built(members)
     spec, custom = adapter.spec, members["custom_weights"]
     assert (spec.family, spec.projection, spec.context_dim, spec.tokens, spec.framing, spec.merge, spec.text_gain) == ("mm_diff", "FaceHead", 32, 4, "black", "joint", False)
-    assert spec.encoder == EncoderNeed("pooled", 24) and spec.prompt == PromptSpec("word", {"l": 12, "g": 20}) and spec.gated is None
+    assert spec.encoder == EncoderNeed("pooled", 24) and spec.prompt == PromptSpec(FUSIONS["word"], {"l": 12, "g": 20}) and spec.gated is None
     assert spec.widths == adapter.layers.widths == (8,) * 4 + (16,) * 50 + (8,) * 6 + (16,) * 10
     assert spec.describe().startswith("MM-Diff for ") and "FaceHead, 70 layers" in spec.describe()
     pooled, faces, dense = random(2, 24), random(3, 512), random(3, 5, 40)
@@ -465,7 +469,7 @@ def test_a_mapping_is_what_its_metadata_say(tmp_path, metadata, features, more):
     adapter = read_adapter(tmp_path / "my.safetensors")
     spec = adapter.spec
     assert (spec.family, spec.projection, spec.base, spec.widths, spec.framing, spec.tokens) == ("umm", "Mapping", "SD1.5", (), "pad", 0)
-    assert spec.encoder == EncoderNeed(*features) and spec.prompt == PromptSpec("pseudo", {"l": 768}, tokens)
+    assert spec.encoder == EncoderNeed(*features) and spec.prompt == PromptSpec(FUSIONS["pseudo"], {"l": 768}, tokens)
     assert spec.describe() == "UMM-Diffusion for SD1.5 (subjects in the prompt)"
     assert "ViT-L" in spec.encoder.describe() and spec.encoder.fits(1024, 768) and not spec.encoder.fits(1280, 1024)
     direct = PseudoWords((features[1], 32, 24, 768 * tokens), **more)
@@ -529,7 +533,8 @@ def test_the_whole_model_is_an_adapter(tmp_path, whole, kind):
     adapter = read_adapter(path)
     spec = adapter.spec
     assert (spec.family, spec.projection, spec.base, spec.widths, spec.framing) == ("fastcomposer", "", "SD1.5", (), "black")
-    assert spec.encoder == EncoderNeed("pooled", 768) and spec.prompt == PromptSpec("postfuse", {"l": 768}) and spec.describe() == "FastComposer for SD1.5 (subjects in the prompt)"
+    assert spec.encoder == EncoderNeed("pooled", 768) and spec.prompt == PromptSpec(FUSIONS["postfuse"], {"l": 768})
+    assert spec.describe() == "FastComposer for SD1.5 (subjects in the prompt)"
     given = random(2, 768), random(2, 768, seed=1)
     assert torch.equal(adapter.fusion["l"](*given), loaded(Postfuse(768, 768, 768, 768), below(whole, "postfuse_module."))(*given))
     unet = below(whole, "unet.")

@@ -37,15 +37,15 @@ def bundle(path: Path, half: bool) -> tuple[dict[str, torch.Tensor], dict[str, s
     """Tensors and metadata of the bundle. Raises CheckpointError where the files are not whole."""
     from troupe.model_patches.checkpoints.files import read_state
     from troupe.model_patches.errors import CheckpointError
-    from troupe.model_patches.families import mm_diff
-    from troupe.model_patches.families.registry import mm_diff_member, read_mm_diff
+    from troupe.model_patches.families.mm_diff import layout as mm_diff
+    from troupe.model_patches.families.mm_diff import read_members, which_member
 
     state = read_state(path)
-    member = mm_diff_member(path, state)
+    member = which_member(path, state)
     if member is None:
         do = "Give 'unet_adapter_weights.bin', 'text_encoder_adapter_weights.bin' or 'custom_weights.bin'."
         raise CheckpointError(f"one of MM-Diff's three files in '{path.name}'", f"tensors such as '{next(iter(state))}'", do)
-    found = mm_diff.bundled(read_mm_diff(path, member, state))
+    found = mm_diff.bundled(read_members(path, member, state))
     mm_diff.build(found, path.name, beside="beside it")
     metadata = {"format": mm_diff.FORMAT, "version": str(mm_diff.VERSION)}
     return {name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous() for name, tensor in found.items()}, metadata

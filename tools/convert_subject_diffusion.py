@@ -36,11 +36,11 @@ def main() -> int:
 
 def bundle(path: Path, half: bool, slots: int) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of the bundle. Raises CheckpointError where the modules are not whole."""
+    from troupe.model_patches.checkpoints.adapter_file import adapter_label
     from troupe.model_patches.checkpoints.files import read_state
-    from troupe.model_patches.checkpoints.sets import adapter_label
     from troupe.model_patches.errors import CheckpointError
-    from troupe.model_patches.families import subject_diffusion
-    from troupe.model_patches.families.registry import member_of, read_members
+    from troupe.model_patches.families.subject_diffusion import layout as subject_diffusion
+    from troupe.model_patches.families.subject_diffusion.members import member_of, read_members
 
     label, state = adapter_label(path), read_state(path, adapter_label(path))
     member = member_of(path, state)

@@ -124,8 +124,8 @@ def _add_matrix(found: dict, folder: str, name: str) -> None:
     """The projection matrix beside a GLIGEN file that reads photos."""
     from troupe.model_patches.checkpoints.catalogue import PROJECTION_MATRIX, published
     from troupe.model_patches.checkpoints.files import read_shapes
-    from troupe.model_patches.checkpoints.sets import matrix_file
-    from troupe.model_patches.families.gligen import reads_photos
+    from troupe.model_patches.families.gligen.layout import reads_photos
+    from troupe.model_patches.families.gligen.matrix import matrix_file
 
     path, known = found[folder, name].path, published(name)
     if folder != PROJECTION_MATRIX.folder or not (known.encoder if known else path and reads_photos(read_shapes(path))):
@@ -136,7 +136,7 @@ def _add_matrix(found: dict, folder: str, name: str) -> None:
 
 def _add_set(found: dict, links: dict, folders: ModelFolders, folder: str, name: str) -> None:
     """MM-Diff's other files beside one of them."""
-    from troupe.model_patches.checkpoints.sets import MM_DIFF
+    from troupe.model_patches.families.mm_diff.layout import MEMBERS as MM_DIFF
 
     place, _, file = name.replace("\\", "/").rpartition("/")
     stem, dot, extension = file.rpartition(".")

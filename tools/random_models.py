@@ -140,7 +140,7 @@ def write_gligen(path: Path, places: Mapping[str, int], object_dim: int, feature
     load_pack()
     from troupe.model_patches.encoders.gated import GatedLayers
     from troupe.model_patches.encoders.grounding import TextImagePositionNet, TextPositionNet
-    from troupe.model_patches.families.gligen import gated_names
+    from troupe.model_patches.families.gligen.layout import gated_names
 
     photos = "image" in path.name.lower()
     layers = randomise(GatedLayers((TextImagePositionNet if photos else TextPositionNet)(feature_dim, object_dim), list(places.values()), object_dim), seed)

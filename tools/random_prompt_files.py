@@ -11,13 +11,13 @@ from torch import nn
 
 load_pack()
 
-from troupe.model_patches.checkpoints.sets import MM_DIFF  # noqa: E402
 from troupe.model_patches.encoders.gated import GatedLayers  # noqa: E402
 from troupe.model_patches.encoders.grounding import MLP, GroundingNet  # noqa: E402
 from troupe.model_patches.encoders.mm_diff import MMDiffHeads  # noqa: E402
 from troupe.model_patches.encoders.pseudo_words import PseudoWords  # noqa: E402
 from troupe.model_patches.encoders.words import WordFusion  # noqa: E402
-from troupe.model_patches.families.gligen import gated_names  # noqa: E402
+from troupe.model_patches.families.gligen.layout import gated_names  # noqa: E402
+from troupe.model_patches.families.mm_diff.layout import MEMBERS as MM_DIFF  # noqa: E402
 
 State = dict[str, torch.Tensor]
 RANK = 2

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..adapter import GatedSpec
 from ..attention.box_mask import box_mask
 from ..attention.gated import ObjectTokens, weighted
 from ..attention.limits import WHOLE, Window
 from ..encoders.gated import GatedLayers
+from ..encoders.grounding import ObjectNet, Objects
 from ..subjects import Box, References, ReferenceSubject
 from .layer_tokens import UNCOND
 
@@ -39,21 +39,17 @@ def object_tokens(layers: GatedLayers, references: References, group: Group, use
     no phrase, the published place of a style reference. Rows of role UNCOND get what the publisher gives them: null tokens (GLIGEN), zeros
     (Subject-Diffusion).
     """
-    spec: GatedSpec = references.adapter.spec.gated
-    slots, device = max(spec.slots, len(references.subjects)), device or next(layers.net.parameters()).device
+    net: ObjectNet = layers.net
+    slots, device = _slots(references), device or next(layers.net.parameters()).device
     if group.role == UNCOND:
-        like = torch.zeros(1, slots, spec.feature_dim, device=device)
-        return torch.zeros(1, slots * spec.tokens, spec.object_dim, device=device) if spec.kind == "patches" else layers.net.null(like)
+        return net.uncond(slots, device)
     corners = [corners_in(s, group.window) if strength else None for s, strength in zip(references.subjects, group.strengths, strict=True)]
     boxes = torch.tensor([[c or NOWHERE for c in corners] + [NOWHERE] * (slots - len(corners))], device=device)
     present = torch.tensor([[c is not None for c in corners] + [False] * (slots - len(corners))], device=device)
-    image, has_image = _stacked([s.features.image for s in references.subjects], slots, spec, device)
-    if spec.kind == "patches":
-        return layers.net(image, present, boxes, use_bbox == "on" or (use_bbox == "auto" and sum(s.weight > 0 for s in references.subjects) > 1))
-    text, has_text = _stacked([s.features.text for s in references.subjects], slots, spec, device)
-    if spec.kind == "text":
-        return layers.net(boxes, present, text)
-    return layers.net(boxes, present, present & has_text, present & has_image, text, image)
+    image, has_image = _stacked([s.features.image for s in references.subjects], slots, net.image_shape, device)
+    text, has_text = _stacked([s.features.text for s in references.subjects], slots, (net.feature_dim,), device)
+    boxed = use_bbox == "on" or (use_bbox == "auto" and sum(s.weight > 0 for s in references.subjects) > 1)
+    return net.tokens_of(Objects(boxes, present, text, has_text, image, has_image, boxed))
 
 
 def layer_objects(layers: GatedLayers, references: References, groups: Sequence[Group], use_bbox: str, dtype: torch.dtype,
@@ -63,9 +59,9 @@ def layer_objects(layers: GatedLayers, references: References, groups: Sequence[
     device: of the picture, which is not the net's where a host keeps weights elsewhere and casts them as they are used; None: the net's own.
     """
     tokens = torch.cat([object_tokens(layers, references, group, use_bbox, device) for group in groups]).to(dtype)
-    weights = torch.stack([_token_weights(references, group) for group in groups])
+    weights = torch.stack([_token_weights(layers.net, references, group) for group in groups])
     plain = bool((weights == 1).all())
-    zeros = tuple(references.adapter.spec.gated.kind == "patches" and group.role == UNCOND for group in groups)
+    zeros = tuple(layers.net.uncond_is_zero and group.role == UNCOND for group in groups)
     found = [replace(fuser.project(tokens), equal=zeros) for fuser in layers.fusers]
     return found if plain else [weighted(objects, weights.to(tokens.device)) for objects in found]
 
@@ -96,17 +92,19 @@ def corners_in(subject: ReferenceSubject, window: Window) -> Corners | None:
     return None if left >= right or top >= bottom else (left, top, right, bottom)
 
 
-def _stacked(features: Sequence[torch.Tensor | None], slots: int, spec: GatedSpec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """[1, N, E] (or [1, N, T, E]) with zeros for what is not there, and [1, N] bool of what is."""
-    shape = (spec.tokens, spec.feature_dim) if spec.kind == "patches" else (spec.feature_dim,)
+def _slots(references: References) -> int:
+    """Slots that the net was trained with, or more where the cast is larger."""
+    return max(references.adapter.spec.gated.slots, len(references.subjects))
+
+
+def _stacked(features: Sequence[torch.Tensor | None], slots: int, shape: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """[1, N, *shape] with zeros for what is not there, and [1, N] bool of what is."""
     there = [f is not None for f in features] + [False] * (slots - len(features))
     rows = [torch.zeros(shape) if f is None else f.cpu() for f in features] + [torch.zeros(shape)] * (slots - len(features))
     return torch.stack(rows).unsqueeze(0).to(device), torch.tensor([there], device=device)
 
 
-def _token_weights(references: References, group: Group) -> torch.Tensor:
+def _token_weights(net: ObjectNet, references: References, group: Group) -> torch.Tensor:
     """[M] factors of the object tokens' values: a subject's strength, 1 for null slots."""
-    spec: GatedSpec = references.adapter.spec.gated
     strengths = [strength or 1.0 for strength in group.strengths] if group.role != UNCOND else []
-    each = torch.tensor(strengths + [1.0] * (max(spec.slots, len(references.subjects)) - len(strengths)))
-    return each.repeat(2) if spec.kind == "text_image" else each.repeat_interleave(spec.tokens)
+    return net.per_token(torch.tensor(strengths + [1.0] * (_slots(references) - len(strengths))))

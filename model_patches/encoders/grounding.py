@@ -6,7 +6,8 @@ bottom in 0..1 of the picture. Give float32 features where the weights allow it:
 """
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -40,6 +41,47 @@ class TextSpace(nn.Module):
         return to_text_space(embeds, self.matrix.weight)
 
 
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """What a net may read of each slot.
+
+    boxes: [1, N, 4]; present: [1, N] bool; text: [1, N, E], image: [1, N, *image_shape], zeros where absent, with has_text and
+    has_image [1, N] bool; use_bbox: see `GroundingNet.forward`.
+    """
+
+    boxes: torch.Tensor
+    present: torch.Tensor
+    text: torch.Tensor
+    has_text: torch.Tensor
+    image: torch.Tensor
+    has_image: torch.Tensor
+    use_bbox: bool
+
+
+class ObjectNet(Protocol):
+    """What every net for gated layers has. feature_dim: E; uncond_is_zero: whether the published uncond is tokens of zeros."""
+
+    feature_dim: int
+    uncond_is_zero: bool
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one subject's image features."""
+        ...
+
+    def tokens_of(self, objects: Objects) -> torch.Tensor:
+        """Return object tokens [1, M, D]."""
+        ...
+
+    def uncond(self, slots: int, device: torch.device) -> torch.Tensor:
+        """Return what rows of the negative prompt get, [1, M, D] float32, as published."""
+        ...
+
+    def per_token(self, per_slot: torch.Tensor) -> torch.Tensor:
+        """Repeat a value of each slot [N] for each of its tokens [M]."""
+        ...
+
+
 class MLP(nn.Module):
     """LayerNorm, Linear, exact GELU, Linear; `residual` adds the input (then the widths in and out are equal)."""
 
@@ -65,9 +107,11 @@ class MLP(nn.Module):
 class GroundingNet(nn.Module):
     """Subject-Diffusion: an object's patch tokens, each with its box, through one MLP. Absent objects are learned null tokens."""
 
+    uncond_is_zero = True
+
     def __init__(self, feature_dim: int, out_dim: int, hidden_dim: int, tokens: int, frequencies: int = FREQUENCIES, operations: Any = nn):
         super().__init__()
-        self.tokens, self.frequencies = tokens, frequencies
+        self.tokens, self.feature_dim, self.frequencies = tokens, feature_dim, frequencies
         position_dim = frequencies * COORDINATES
         self.linears_image = MLP(feature_dim + position_dim, out_dim, hidden_dim, operations=operations)
         self.null_image_feature = Bare(1, 1, tokens, feature_dim)
@@ -100,6 +144,23 @@ class GroundingNet(nn.Module):
         position = torch.where(placed, position, self.null_position_feature.weight.to(patches))  # B, N, T, 8 F
         return self.linears_image(torch.cat((features, position), -1).flatten(1, 2))
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """[T, E]."""
+        return self.tokens, self.feature_dim
+
+    def tokens_of(self, objects: Objects) -> torch.Tensor:
+        """See `ObjectNet`."""
+        return self(objects.image, objects.present, objects.boxes, objects.use_bbox)
+
+    def uncond(self, slots: int, device: torch.device) -> torch.Tensor:
+        """Zeros [1, N * T, D]."""
+        return torch.zeros(1, slots * self.tokens, self.linears_image.fc2.out_features, device=device)
+
+    def per_token(self, per_slot: torch.Tensor) -> torch.Tensor:
+        """[N] -> [N * T], object by object."""
+        return per_slot.repeat_interleave(self.tokens)
+
 
 class PositionMLP(nn.Sequential):
     """A feature with its box through three Linears with SiLU between."""
@@ -112,6 +173,8 @@ class PositionMLP(nn.Sequential):
 
 class TextPositionNet(nn.Module):
     """GLIGEN's text boxes: one token an object from its phrase and its box."""
+
+    uncond_is_zero = False
 
     def __init__(self, feature_dim: int, out_dim: int, hidden_dim: int = 512, frequencies: int = FREQUENCIES, operations: Any = nn):
         super().__init__()
@@ -140,9 +203,28 @@ class TextPositionNet(nn.Module):
         absent = like.new_zeros(like.shape[:2], dtype=torch.bool)
         return self(like.new_zeros((*like.shape[:2], 4)), absent, like)
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """[E]."""
+        return (self.feature_dim,)
+
+    def tokens_of(self, objects: Objects) -> torch.Tensor:
+        """See `ObjectNet`."""
+        return self(objects.boxes, objects.present, objects.text)
+
+    def uncond(self, slots: int, device: torch.device) -> torch.Tensor:
+        """The null tokens of all slots, [1, M, D]."""
+        return self.null(torch.zeros(1, slots, self.feature_dim, device=device))
+
+    def per_token(self, per_slot: torch.Tensor) -> torch.Tensor:
+        """[N] -> [N]."""
+        return per_slot
+
 
 class TextImagePositionNet(nn.Module):
     """GLIGEN's text-image boxes: two tokens an object, from its phrase and from its photo, each with its box."""
+
+    uncond_is_zero = False
 
     def __init__(self, feature_dim: int, out_dim: int, hidden_dim: int = 512, frequencies: int = FREQUENCIES, operations: Any = nn):
         super().__init__()
@@ -176,6 +258,24 @@ class TextImagePositionNet(nn.Module):
         """The tokens where every object is absent (the published uncond), [B, 2 N, D]. like: [B, N, E], of which values do not matter."""
         absent = like.new_zeros(like.shape[:2], dtype=torch.bool)
         return self(like.new_zeros((*like.shape[:2], 4)), absent, absent, absent, like, like)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """[E]."""
+        return (self.feature_dim,)
+
+    def tokens_of(self, objects: Objects) -> torch.Tensor:
+        """See `ObjectNet`."""
+        return self(
+            objects.boxes, objects.present, objects.present & objects.has_text, objects.present & objects.has_image, objects.text, objects.image)
+
+    def uncond(self, slots: int, device: torch.device) -> torch.Tensor:
+        """The null tokens of all slots, [1, M, D]."""
+        return self.null(torch.zeros(1, slots, self.feature_dim, device=device))
+
+    def per_token(self, per_slot: torch.Tensor) -> torch.Tensor:
+        """[N] -> [2 N], all objects' text tokens, then all objects' image tokens."""
+        return per_slot.repeat(2)
 
 
 def _or_null(masks: torch.Tensor, features: torch.Tensor, null: Bare) -> torch.Tensor:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +11,7 @@ from ..adapter import AdapterSpec
 from ..base_mismatch import base_mismatch
 from ..checkpoints.catalogue import encoder_of_width, where_to_get
 from ..errors import MismatchError, SubjectError
+from ..subjects import Cast
 
 Projector = Callable[..., Any]  # a projection, on one or several tensors, giving one or several
 OWN_CLIP = "Wire the CLIP of the checkpoint that you sample with"
@@ -47,6 +49,25 @@ class NameEncoder(Protocol):
     def pooled(self, names: Sequence[str]) -> list[torch.Tensor | None]:
         """The vector [E] at each name's EOS, before CLIP-L's projection, in SDXL with bigG's projected one behind it; None for a name without tokens."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class EncodeInputs:
+    """What a family encodes a cast with.
+
+    adapter: has `.spec` and `.weights`; images: the image encoder with the adapter's own weights in it, base_images: without them,
+    both None for an adapter that reads no photos; project: the adapter's projection; names: the text encoder, or None;
+    framing: 'pad', 'center', 'stretch' or 'black'; prompts: known prompt texts.
+    """
+
+    adapter: Any
+    cast: Cast
+    images: Any
+    base_images: Any
+    project: Projector
+    names: NameEncoder | None
+    framing: str
+    prompts: Sequence[str] = ()
 
 
 def check_image_encoder(spec: AdapterSpec, images: Any) -> None:

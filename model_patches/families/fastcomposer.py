@@ -5,27 +5,49 @@ Its UNet, diffusers' names of SD1.5, was trained as a whole and replaces the bas
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec, Weights
+from ..adapter import Adapter, AdapterSpec, EncoderNeed, PromptFusion, PromptSpec, Weights
+from ..checkpoints.adapter_file import AdapterFile
 from ..checkpoints.clip_vision import overlay
 from ..checkpoints.tensors import AGAIN, State, assign, check, part, reading
 from ..checkpoints.unet_layout import ldm_names, sd_shapes
 from ..encoders.projections import shape_of
 from ..encoders.words import Postfuse
+from ..encoding.interfaces import EncodeInputs
+from ..encoding.prompt_vectors import prompt_vectors
 from ..errors import CheckpointError
+from ..subjects import References
 
 POSTFUSE, UNET, VISION = "postfuse_module.", "unet.", "image_encoder."
 KIND = "a FastComposer file"
 LEVELS = 4
+LABELS = {"fastcomposer": "FastComposer"}
+FUSION = PromptFusion("postfuse", after_encoder=True, learned=True, keeps_other_rows=True)
 
 
-def recognised(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are such a file's, whole or not."""
-    return any(name.startswith(POSTFUSE) for name in names)
+def matches(file: AdapterFile) -> bool:
+    """Return whether the file's tensors are such a file's, whole or not."""
+    return any(name.startswith(POSTFUSE) for name in file.state)
+
+
+def load(file: AdapterFile, operations: Any = nn) -> Adapter:
+    """See `build`."""
+    return build(file.state, file.label, operations)
+
+
+def encode(given: EncodeInputs) -> tuple[References, list[str]]:
+    """Encode the mean of the photos' embeddings, for the subject's word; published is one photo."""
+    return prompt_vectors(given, lambda embeds: embeds.unsqueeze(1))
+
+
+def companions(path: Path) -> Iterable[Path]:
+    """Return no files: everything is in one."""
+    return ()
 
 
 def build(state: State, file: str, operations: Any = nn) -> Adapter:
@@ -44,7 +66,7 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
     assign(fusion, {f"{POSTFUSE}{name}": tensor for name, tensor in postfuse.items()}, {name: f"{POSTFUSE}{name.removeprefix('l.')}" for name in fusion.state_dict()}, file, KIND)
     weights = Weights(_unet(part(state, UNET), widths["dim"], file), vision=_vision(part(state, VISION), widths["embed_dim"], file))
     spec = AdapterSpec("fastcomposer", "", file, widths["dim"], 0, EncoderNeed("pooled", widths["embed_dim"]), (), False, framing="black",
-                       prompt=PromptSpec("postfuse", {"l": widths["dim"]}))
+                       prompt=PromptSpec(FUSION, {"l": widths["dim"]}), label=LABELS["fastcomposer"])
     return Adapter(spec, None, None, weights=weights, fusion=fusion)
 
 

@@ -3,21 +3,50 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..adapter import Adapter, AdapterSpec, EncoderNeed
+from ..checkpoints.adapter_file import AdapterFile
 from ..checkpoints.refused import no_adapter, refuse_known
 from ..checkpoints.tensors import AGAIN, State, assign, check_matrix, part, reading
 from ..checkpoints.trained_ip import published
 from ..encoders.decoupled import DecoupledLayers
 from ..encoders.projections import FaceMLP, ImageProj, Resampler, module_name
+from ..encoding.image_tokens import image_tokens
+from ..encoding.interfaces import EncodeInputs
+from ..encoding.warnings import name_warnings, region_warnings
 from ..errors import CheckpointError
+from ..subjects import References
 
 LAYERS = ("ip_adapter.", "adapter_modules.")  # before the names of the layers, in files of the publishers and of some trainers
+LABELS = {"ip_adapter": "IP-Adapter", "mip_adapter": "MIP-Adapter"}
 NUMBER = re.compile(r"[0-9]{1,4}")
+
+
+def matches(file: AdapterFile) -> bool:
+    """Return whether an IP-Adapter's layers are in the file, under a published or a training's names."""
+    return any(name.startswith(LAYERS) or name.startswith("image_proj") or ".to_k_ip." in name for name in file.state)
+
+
+def load(file: AdapterFile, operations: Any = nn) -> Adapter:
+    """See `build`."""
+    return build(file.state, file.label, operations)
+
+
+def encode(given: EncodeInputs) -> tuple[References, list[str]]:
+    """Encode photos as image tokens, and names for relevance where there is a text encoder."""
+    references = image_tokens(given)
+    names = name_warnings(given.cast, given.prompts) if given.names is not None else []
+    return references, names + region_warnings(given.cast)
+
+
+def companions(path: Path) -> Iterable[Path]:
+    """Return no files: everything is in one."""
+    return ()
 
 
 def build(state: State, file: str, operations: Any = nn) -> Adapter:
@@ -46,7 +75,7 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
     _load(projection, {f"image_proj.{k}": v for k, v in projection_state.items()}, "image_proj.", file)
     _load(layers, {f"{prefix}{k}": v for k, v in layer_state.items()}, prefix, file)
     family = "mip_adapter" if layers.text_gain else "ip_adapter"
-    spec = AdapterSpec(family, type(projection).__name__, file, context_dim, tokens, need, layers.widths, layers.text_gain)
+    spec = AdapterSpec(family, type(projection).__name__, file, context_dim, tokens, need, layers.widths, layers.text_gain, label=LABELS[family])
     return Adapter(spec, projection, layers)
 
 

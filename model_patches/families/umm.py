@@ -8,18 +8,25 @@ leaky_relu or silu; `tokens`, pseudo words a subject. Without metadata: version 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec
+from ..adapter import Adapter, AdapterSpec, EncoderNeed, PromptFusion, PromptSpec
+from ..checkpoints.adapter_file import AdapterFile
 from ..checkpoints.tensors import SMALL_NUMBER, State, assign, check_format, missing, part, reading
 from ..encoders.pseudo_words import ACTIVATIONS, PseudoWords
+from ..encoding.interfaces import EncodeInputs
+from ..encoding.prompt_vectors import prompt_vectors
 from ..errors import CheckpointError, shown
+from ..subjects import References
 
 FORMAT, VERSION = "umm_diffusion", 1
 PREFIX = "mapping."
+LABELS = {"umm": "UMM-Diffusion"}
+FUSION = PromptFusion("pseudo", keeps_other_rows=True)
 KIND = "a UMM-Diffusion mapping"
 TEXT = 768  # width of SD1.5's text encoder
 ENCODER = "openai/clip-vit-large-patch14"
@@ -27,9 +34,24 @@ FEATURES = {"projected": EncoderNeed("pooled", 768), "pooled": EncoderNeed("unpr
 CONVERT = "Save the mapping again with the metadata that it was trained with."
 
 
-def recognised(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are a mapping, whole or not."""
-    return any(name.startswith(f"{PREFIX}layers.") for name in names)
+def matches(file: AdapterFile) -> bool:
+    """Return whether the file's tensors are a mapping, whole or not."""
+    return any(name.startswith(f"{PREFIX}layers.") for name in file.state)
+
+
+def load(file: AdapterFile, operations: Any = nn) -> Adapter:
+    """See `build`."""
+    return build(file.state, file.label, operations, file.metadata)
+
+
+def encode(given: EncodeInputs) -> tuple[References, list[str]]:
+    """Encode the mean of the photos' pseudo words, for the subject's word; published is one photo."""
+    return prompt_vectors(given, lambda embeds: given.project(embeds))
+
+
+def companions(path: Path) -> Iterable[Path]:
+    """Return no files: everything is in one."""
+    return ()
 
 
 def build(state: State, file: str, operations: Any = nn, metadata: Mapping[str, str] | None = None) -> Adapter:
@@ -51,7 +73,7 @@ def build(state: State, file: str, operations: Any = nn, metadata: Mapping[str, 
         _check_widths(widths, need.width, tokens, file)
         mapping = PseudoWords(**widths, tokens=tokens, activation=texts["activation"], normalize=texts["normalize"] == "true", operations=operations)
     assign(mapping, state, {name: f"{PREFIX}{name}" for name in mapping.state_dict()}, file, KIND)
-    spec = AdapterSpec("umm", "Mapping", file, TEXT, 0, need, (), False, prompt=PromptSpec("pseudo", {"l": TEXT}, tokens))
+    spec = AdapterSpec("umm", "Mapping", file, TEXT, 0, need, (), False, prompt=PromptSpec(FUSION, {"l": TEXT}, tokens), label=LABELS["umm"])
     return Adapter(spec, mapping, None)
 
 

@@ -86,10 +86,10 @@ def fuse_prompt(references: References, text: str, encoder: PromptEncoder, place
     by_stream = {first: places, **{stream: _places(spec, references, text, encoder, stream, places_of, lambda sentence: None)[1] for stream in others}}
     streams = encoder.tokenize(clean)
     placed = {stream: [(s, place, w) for (s, w), place in zip(acting, places, strict=True) if place.chunk < len(streams[stream])] for stream, places in by_stream.items()}
-    if spec.kind == "pseudo" and spec.tokens > 1:
+    if spec.tokens > 1:
         streams, placed[first] = _widened(streams, placed[first], spec.tokens)
     said = ", ".join(f"'{s.name}' at token {place.position}{f' of chunk {place.chunk + 1}' if place.chunk else ''} ('{place.words}')" for s, place, _ in placed[first])
-    if spec.kind == "postfuse":
+    if spec.fusion.after_encoder:
         return _after(streams, placed[first], encoder), said
     return _before(spec, streams, placed, encoder), said
 
@@ -102,7 +102,7 @@ def _places(spec: PromptSpec, references: References, text: str, encoder: Prompt
 
     read, marked = read_markers(places_of or text)
     subjects = [s for s in references.subjects if s.weight > 0 or marked or stands_in(s.name, read)]  # who is not in the picture need not be in the prompt
-    if spec.kind == "placeholder":
+    if spec.fusion.in_suffix:
         clean, places = template_places(text, [s.name for s in subjects if s.weight > 0], tokenize)
         return clean, list(places)
     found = find_places(places_of or text, [s.name for s in subjects], tokenize, warn)
@@ -125,17 +125,17 @@ def _before(spec: PromptSpec, streams: Streams, placed: Mapping[str, Sequence[tu
     for stream, chunks in streams.items():
         chunks = [list(chunk) for chunk in chunks]
         for subject, place, weight in placed[stream]:
-            spots = range(place.position, place.position + (spec.tokens if spec.kind == "pseudo" else 1))
+            spots = range(place.position, place.position + spec.tokens)
             tokens = [chunks[place.chunk][p][0] for p in spots]
             words, vectors = encoder.embed(stream, tokens), subject.words[stream].float()
-            if vectors.shape[-1] != words.shape[-1] and spec.kind != "word":
+            if vectors.shape[-1] != words.shape[-1] and not spec.fusion.learned:
                 raise _other_width(subject, stream, vectors, words)
-            wanted = encoder.fuse(stream, words, vectors.to(words)) if spec.kind == "word" else vectors.to(words)
+            wanted = encoder.fuse(stream, words, vectors.to(words)) if spec.fusion.learned else vectors.to(words)
             for p, vector in zip(spots, torch.lerp(words, wanted, weight), strict=True):
                 chunks[place.chunk][p] = (vector, *chunks[place.chunk][p][1:])
         exchanged[stream] = chunks
     fused = encoder.encode(exchanged)
-    if spec.kind != "pseudo":
+    if not spec.fusion.keeps_other_rows:
         return [FusedText(p, f) for p, f in zip(plain, fused, strict=True)]
     rows = [place.row + k for _, place, _ in next(iter(placed.values())) for k in range(spec.tokens)]
     return [FusedText(p, _with_rows(p, rows, f.states[:, rows])) for p, f in zip(plain, fused, strict=True)]

@@ -400,6 +400,7 @@ def test_a_delayed_prompt_changes_on_its_model(weights, strength, clips):
     """For FastComposer and UMM-Diffusion this may be the only node of ours on the MODEL wire."""
     from dataclasses import replace
 
+    from fusions import FUSIONS
     from stage import ksample, stage
     from test_prompt_switch import prompt
     from troupe.model_patches.adapter import PromptSpec
@@ -408,7 +409,7 @@ def test_a_delayed_prompt_changes_on_its_model(weights, strength, clips):
 
     st, said = stage(), []
     adapter = adapter_of(unet_tensors(st.patcher) if weights else None)
-    adapter = replace(adapter, spec=replace(adapter.spec, prompt=PromptSpec("postfuse", {"l": 768})))
+    adapter = replace(adapter, spec=replace(adapter.spec, prompt=PromptSpec(FUSIONS["postfuse"], {"l": 768})))
     model, _ = apply_weights(st.patcher, adapter, strength, warn=said.append)
     (positive, negative), (later, _) = prompt(), prompt(start_step=2)
     text = [[later[0][1][PROMPT].text, {}]]

@@ -53,6 +53,7 @@ class TinyClip:
 
 @pytest.mark.parametrize("mode", ["std", "wide"])
 def test_mm_diffs_prompts_through_the_hosts_own_clip_classes(mode, monkeypatch):
+    from fusions import FUSIONS
     from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec
     from troupe.model_patches.encoders.words import WordFusion
     from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
@@ -66,7 +67,7 @@ def test_mm_diffs_prompts_through_the_hosts_own_clip_classes(mode, monkeypatch):
         weights = state(f"mm_fuse_{which}", mode)
         modules[stream] = WordFusion(**WordFusion.widths(weights))
         modules[stream].load_state_dict(weights)
-    spec = AdapterSpec("mm_diff", "", "mm_diff.bin", 64, 0, None, (), False, prompt=PromptSpec("word", {"l": 24, "g": 40}))
+    spec = AdapterSpec("mm_diff", "", "mm_diff.bin", 64, 0, None, (), False, prompt=PromptSpec(FUSIONS["word"], {"l": 24, "g": 40}))
     adapter = host_adapter(Adapter(spec, None, None, fusion=torch.nn.ModuleDict(modules)))
     subjects = tuple(ReferenceSubject(str(i), None, None, words={"l": g["text.object_embeds.one"][i:i + 1], "g": g["text.object_embeds.two"][i:i + 1]}) for i in range(2))
     positions = g["text.mask"][0].nonzero().flatten().tolist()
@@ -124,6 +125,7 @@ class TinySD2:
 @pytest.mark.parametrize("row", [0, 1])
 def test_subject_diffusions_prompts_through_the_hosts_own_clip_classes(row, mode, monkeypatch):
     import golden_subject_diffusion
+    from fusions import FUSIONS
     from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec
     from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
     from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt
@@ -134,7 +136,7 @@ def test_subject_diffusions_prompts_through_the_hosts_own_clip_classes(row, mode
     g = golden_subject_diffusion.golden("text")
     spots = [(g["ids"][r] == 50).nonzero().flatten().tolist() for r in range(2)]
     vectors = g["cls"].split([len(s) for s in spots])[row]  # one for each placeholder, in reading order
-    adapter = host_adapter(Adapter(AdapterSpec("subject_diffusion", "", "sd.bin", 32, 0, None, (), False, prompt=PromptSpec("placeholder", {"h": 32})), None, None))
+    adapter = host_adapter(Adapter(AdapterSpec("subject_diffusion", "", "sd.bin", 32, 0, None, (), False, prompt=PromptSpec(FUSIONS["placeholder"], {"h": 32})), None, None))
     subjects = tuple(ReferenceSubject(str(i), None, None, words={"h": vector.unsqueeze(0)}) for i, vector in enumerate(vectors))
     monkeypatch.setattr(fusion, "_places", lambda spec, references, text, *a: (text, [Place(0, p, (p,), "") for p in spots[row]]))
     (fused,), (plain,) = encode_prompt(TinySD2(mode, g["ids"][row]), References(adapter, subjects, None), "")
@@ -147,6 +149,7 @@ def test_subject_diffusions_prompts_through_the_hosts_own_clip_classes(row, mode
 
 
 def adapter_of(kind, streams, tokens=1):
+    from fusions import FUSIONS
     from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec
     from troupe.model_patches.encoders.words import Postfuse, WordFusion
     from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
@@ -158,7 +161,8 @@ def adapter_of(kind, streams, tokens=1):
     if kind == "postfuse":
         fusion = torch.nn.ModuleDict({s: Postfuse(w, w, 32, 32) for s, w in streams.items()}).requires_grad_(False)
     context = {"l": 768, "h": 1024, "gl": 2048}["".join(sorted(streams))]
-    return host_adapter(Adapter(AdapterSpec("mm_diff", "", f"{kind}.bin", context, 0, None, (), False, prompt=PromptSpec(kind, streams, tokens)), None, None, fusion=fusion))
+    prompt = PromptSpec(FUSIONS[kind], streams, tokens)
+    return host_adapter(Adapter(AdapterSpec("mm_diff", "", f"{kind}.bin", context, 0, None, (), False, prompt=prompt), None, None, fusion=fusion))
 
 
 KINDS = {"word": ("sdxl", {"l": 768, "g": 1280}, 1), "pseudo": ("sd15", {"l": 768}, 1), "pseudo of three": ("sd15", {"l": 768}, 3), "placeholder": ("sd20", {"h": 1024}, 1),
@@ -190,7 +194,7 @@ def by_hand(kind, clip, references, text, rows, weights=(1.0, 1.0)):
     tokens = clip.tokenize(text)
     plain = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
     fusion = references.adapter.fusion_patcher.model if references.adapter.fusion_patcher else None
-    if spec.kind == "postfuse":
+    if spec.fusion.name == "postfuse":
         states = plain[0].clone()
         bare = clip.encode_from_tokens({"l": [[(t, 1.0) for t, _ in chunk] for chunk in tokens["l"]]})
         empty = clip.encode_from_tokens(clip.tokenize(""))
@@ -206,10 +210,10 @@ def by_hand(kind, clip, references, text, rows, weights=(1.0, 1.0)):
             table = getattr(clip.cond_stage_model, f"clip_{stream}").transformer.text_model.embeddings.token_embedding.weight.float()
             token, emphasis = exchanged[stream][chunk][position]
             word, vector = table[token], subject.words[stream][0]
-            wanted = fusion[stream](word[None], vector[None])[0] if spec.kind == "word" else vector
+            wanted = fusion[stream](word[None], vector[None])[0] if spec.fusion.name == "word" else vector
             exchanged[stream][chunk][position] = (word + weight * (wanted - word), emphasis)
     fused = clip.encode_from_tokens(exchanged, return_pooled=True)
-    if spec.kind == "pseudo":
+    if spec.fusion.name == "pseudo":
         states = plain[0].clone()
         for chunk, position in rows:
             states[0, 77 * chunk + position] = fused[0][0, 77 * chunk + position]

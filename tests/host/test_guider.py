@@ -120,7 +120,7 @@ def test_the_formula_with_gated_layers(kind, base, negative):
     """Subject-Diffusion's own layers, for which the formula was published, with their mask channel; and GLIGEN's."""
     from gated_stage import gated_stage
     from stage import error, noise_of
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st, noise = gated_stage(kind, base), noise_of((8, 12), 2)
     references = st.references(2)
@@ -207,6 +207,7 @@ def test_before_a_delay_or_a_range_begins_the_middle_has_no_subjects():
     """An adapter that waits for its word waits in the middle too; a core timestep range holds there too."""
     import dataclasses
 
+    from fusions import FUSIONS
     from stage import noise_of, random, settings, stage
     from troupe.model_patches.adapter import PromptSpec
     from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt
@@ -214,7 +215,7 @@ def test_before_a_delay_or_a_range_begins_the_middle_has_no_subjects():
     import nodes
 
     st = stage()
-    st.adapter = dataclasses.replace(st.adapter, spec=dataclasses.replace(st.adapter.spec, prompt=PromptSpec("word", {"l": 64})))
+    st.adapter = dataclasses.replace(st.adapter, spec=dataclasses.replace(st.adapter.spec, prompt=PromptSpec(FUSIONS["word"], {"l": 64})))
     references = dataclasses.replace(st.references(2), uncond_tokens=None)
     fused = st.positive[0][0]
     st.positive = [[fused, {**st.positive[0][1], PROMPT: FusedPrompt(fused, random(1, 77, 64, seed=77), None, 0.0, 2)}]]

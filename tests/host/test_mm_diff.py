@@ -137,6 +137,7 @@ def test_image_attention_begins_with_the_prompt(sampler, scheduler):
     from dataclasses import replace
 
     import tiny_models
+    from fusions import FUSIONS
     from stage import ksample, settings
     from troupe.model_patches.adapter import PromptSpec
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
@@ -145,7 +146,7 @@ def test_image_attention_begins_with_the_prompt(sampler, scheduler):
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 
     patcher, adapter = make()
-    adapter = replace(adapter, spec=replace(adapter.spec, prompt=PromptSpec("word", {"l": 768, "g": 1280})))
+    adapter = replace(adapter, spec=replace(adapter.spec, prompt=PromptSpec(FUSIONS["word"], {"l": 768, "g": 1280})))
     (fused, options), = tiny_models.random_cond(77, CONTEXT, seed=1)
     (text, _), = tiny_models.random_cond(77, CONTEXT, seed=3)
     delayed = [[fused, {**options, PROMPT: FusedPrompt(fused, text, options["pooled_output"], start_step=2)}]]

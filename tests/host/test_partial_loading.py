@@ -13,7 +13,7 @@ def scene(kind):
     """(model, positive, negative, adapter's key on the MODEL), ready for KSampler."""
     from gated_stage import gated_stage
     from stage import settings, stage
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     if kind in GATED:
         st = gated_stage(kind)
@@ -161,7 +161,10 @@ def patchers_of(family):
     """Every model that an adapter of this family hands to the host."""
     import comfy.ops
     import published
-    from troupe.model_patches.families import fastcomposer, gligen, ip_adapter, mm_diff, subject_diffusion, umm
+    from troupe.model_patches.families import fastcomposer, ip_adapter, umm
+    from troupe.model_patches.families.gligen import layout as gligen
+    from troupe.model_patches.families.mm_diff import layout as mm_diff
+    from troupe.model_patches.families.subject_diffusion import layout as subject_diffusion
     from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
 
     ops, files = comfy.ops.manual_cast, published.FAMILIES

@@ -25,7 +25,7 @@ def unet(config, device="meta", **more):
 @pytest.fixture(scope="module")
 def mm_diff(host):
     """At the published widths, and its files."""
-    from troupe.model_patches.families import mm_diff
+    from troupe.model_patches.families.mm_diff import layout as mm_diff
 
     members = mm_diff_members(alpha=1.5, mlp=True)
     return mm_diff.build(mm_diff.bundled(members), "custom_weights.bin"), members

@@ -24,6 +24,7 @@ def draw(*shape, seed, gain=1.0):
 
 def prompt_adapter(kind, base, tokens=1, layers=None, weights=None, merge="relevance"):
     """An adapter that acts in the prompt, with random fusion modules, on plain torch."""
+    from fusions import FUSIONS
     from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec, Weights
     from troupe.model_patches.encoders.words import Postfuse, WordFusion
 
@@ -31,7 +32,8 @@ def prompt_adapter(kind, base, tokens=1, layers=None, weights=None, merge="relev
     made = {"word": lambda w: WordFusion(2 * w, w, w), "postfuse": lambda w: Postfuse(w, w, 32, 32)}.get(kind)
     fusion = torch.nn.ModuleDict({s: made(w) for s, w in STREAMS[base].items()}).requires_grad_(False) if made else None
     context = sum(STREAMS[base].values())
-    spec = AdapterSpec("mm_diff", "", f"{kind}.bin", context, 0, None, () if layers is None else layers.widths, False, merge=merge, prompt=PromptSpec(kind, STREAMS[base], tokens))
+    prompt = PromptSpec(FUSIONS[kind], STREAMS[base], tokens)
+    spec = AdapterSpec("mm_diff", "", f"{kind}.bin", context, 0, None, () if layers is None else layers.widths, False, merge=merge, prompt=prompt)
     return Adapter(spec, None, layers, weights=weights or Weights(), fusion=fusion)
 
 
@@ -159,6 +161,7 @@ def test_umms_job(count, delay, second, second_end):
 
 def subject_diffusion(patcher, count):
     """(the host's references, the same for the embedded engine): fusers, mask channel, prompt, UNet and text encoder weights."""
+    from fusions import FUSIONS
     from gated_stage import GatedStage, gated_adapter
     from test_two_hosts import embedded_gated
     from troupe.model_patches.adapter import PromptSpec, Weights
@@ -169,7 +172,7 @@ def subject_diffusion(patcher, count):
     text = {f"text_model.encoder.layers.{i}.self_attn.v_proj.weight": draw(1024, 1024, seed=300 + i, gain=0.03) for i in range(2)}
     weights = Weights({name: state[name] + draw(*state[name].shape, seed=200 + i, gain=0.3 * state[name].std().item() + 0.05) for i, name in enumerate(names)},
                       {**text, "text_model.final_layer_norm.bias": draw(1024, seed=310, gain=0.2)})
-    adapter = replace(made, spec=replace(made.spec, family="subject_diffusion", prompt=PromptSpec("placeholder", STREAMS["sd20"])), weights=weights)
+    adapter = replace(made, spec=replace(made.spec, family="subject_diffusion", prompt=PromptSpec(FUSIONS["placeholder"], STREAMS["sd20"])), weights=weights)
     host = GatedStage(patcher, adapter, None, None).references(count)
     words = [{"h": draw(1, 1024, seed=80 + i, gain=0.3)} for i in range(count)]
     host = replace(host, subjects=tuple(replace(s, name=name, words=w) for s, name, w in zip(host.subjects, NAMES[:count], words, strict=True)))
@@ -180,7 +183,7 @@ def subject_diffusion(patcher, count):
 @pytest.mark.parametrize("count, delay", [(1, {}), (2, {"start_step": 1})])
 def test_subject_diffusions_job(count, delay):
     """Retrained UNet and text encoder, prompt, fusers, mask channel, and image guidance that ends early."""
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.apply import apply_gated
     from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt as host_prompt
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
@@ -241,7 +244,7 @@ def test_mm_diffs_job(photos, delay, strength, each):
     """LoRAs of UNet and text encoders, words, image tokens of several photos, a delay of the words and of the tokens; one subject and two."""
     from stage import ksample
     from troupe.model_patches.attention.decoupled import Mixing
-    from troupe.model_patches.binding.checks.settings import ImageAttentionSettings
+    from troupe.model_patches.binding.settings import ImageAttentionSettings
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
     from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt as host_prompt
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights

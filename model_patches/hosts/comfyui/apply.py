@@ -7,8 +7,8 @@ from typing import Any
 from ...binding.checks import check_names, check_places, check_widths
 from ...binding.layer_tokens import COND, UNCOND
 from ...binding.settings import GatedSettings, ImageAttentionSettings, check_finite
-from ...encoding.encode import encode_subjects
 from ...errors import MismatchError
+from ...families.encode import encode_subjects
 from ...subjects import Cast, References
 from .loading.adapters import HostAdapter
 from .loading.encoders import HostImageEncoder, HostNameEncoder
@@ -24,7 +24,7 @@ Wired = tuple[Any, Conditioning | None, Conditioning | None, Conditioning | None
 
 def encode_references(adapter: HostAdapter, cast: Cast, framing: str = "auto", clip: Any = None, clip_vision: Any = None,
                       prompts: Sequence[str] = (), warn: Callable[[str], None] = lambda sentence: None) -> References:
-    """`model_patches.encoding.encode.encode_subjects` with the host's encoders; clip_vision overrides the adapter's own choice. An adapter that reads no
+    """`model_patches.families.encode.encode_subjects` with the host's encoders; clip_vision overrides the adapter's own choice. An adapter that reads no
     photos loads none."""
     images = None
     if adapter.spec.encoder is not None:
@@ -89,5 +89,5 @@ def _check_kind(references: References, wrong: bool, node: str) -> None:
     """Raise MismatchError where the node is not for this kind of adapter, naming the one that is."""
     spec = references.adapter.spec
     if wrong:
-        other = "Apply Gated Adapter" if spec.gated is not None else "Apply Image Attention" if spec.widths else "Encode Prompt with Subjects"
-        raise MismatchError(f"references of another kind of adapter in {node}", f"{spec.file}, {spec.describe()}", f"Wire these references into {other}.")
+        found, do = f"{spec.file}, {spec.describe()}", f"Wire these references into {spec.node}."
+        raise MismatchError(f"references of another kind of adapter in {node}", found, do)

@@ -14,9 +14,9 @@ from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from ...adapter import Adapter
-from ...encoding.encode import encode_subjects
 from ...encoding.interfaces import ImageEncoder, NameEncoder, check_vision_weights
 from ...errors import SubjectError
+from ...families.encode import encode_subjects
 from ...families.registry import read_adapter
 from ...prompt.emphasis import PLAIN, weighted_parts
 from ...prompt.fusion import Streams
@@ -44,7 +44,7 @@ def load_adapter(path: str | Path) -> Adapter:
 
 def encode_references(adapter: Adapter, cast: Cast, images: ImageEncoder | None, names: NameEncoder | None, framing: str = "auto",
                       prompts: Sequence[str] = (), warn: Callable[[str], None] = lambda sentence: None) -> References:
-    """`model_patches.encoding.encode.encode_subjects` with the adapter's own projection, results on the CPU."""
+    """`model_patches.families.encode.encode_subjects` with the adapter's own projection, results on the CPU."""
     def project(*features: torch.Tensor) -> Any:
         weight = next(adapter.projection.parameters())
         found = adapter.projection(*(f.to(weight) for f in features))

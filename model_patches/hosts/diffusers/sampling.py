@@ -76,7 +76,8 @@ def sample(unet: UNet2DConditionModel, scheduler: EulerDiscreteScheduler, positi
             context, extra = conditions[key]
             waiting = [prompt is not prompts[name] for name, prompt in zip(shares, now, strict=True)]  # for their subjects
             for apply in bound:
-                begins_with_prompt = apply.references.adapter.spec.prompt is not None and apply.references.adapter.spec.prompt.kind == "word"
+                prompt = apply.references.adapter.spec.prompt
+                begins_with_prompt = prompt is not None and prompt.fusion.starts_image_attention
                 apply.roles = tuple(None if begins_with_prompt and wait else ROLES[name] for name, wait in zip(shares, waiting, strict=True))
                 apply.at(percent)
             rows = scheduler.scale_model_input(latent, t).to(dtype).repeat(len(now), 1, 1, 1)

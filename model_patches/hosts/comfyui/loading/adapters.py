@@ -20,13 +20,13 @@ import torch
 
 from .....rehearsal import files as shipped
 from ....adapter import Adapter, AdapterSpec, EncoderNeed, Weights
+from ....checkpoints.adapter_file import adapter_label
 from ....checkpoints.catalogue import DEFAULT_ADAPTER, ENCODERS, encoder_of_width, identity, published, where_to_get
 from ....checkpoints.clip_vision import best_encoder, encoder_widths
 from ....checkpoints.files import EXTENSIONS
-from ....checkpoints.sets import adapter_label, belonging
-from ....encoding.encode import check_image_encoder
+from ....encoding.interfaces import check_image_encoder
 from ....errors import CheckpointError
-from ....families.registry import read_adapter
+from ....families.registry import belonging, read_adapter
 from . import rehearsal_models
 
 log = logging.getLogger("troupe")

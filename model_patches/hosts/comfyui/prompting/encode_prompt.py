@@ -73,8 +73,7 @@ def encode_prompt(clip: Any, references: References, text: str, start_percent: f
     """
     adapter = references.adapter
     if adapter.spec.prompt is None:
-        other = "Apply Gated Adapter" if adapter.spec.gated is not None else "Apply Image Attention"
-        do = f"Encode the prompt with CLIP Text Encode, and wire these references into {other}."
+        do = f"Encode the prompt with CLIP Text Encode, and wire these references into {adapter.spec.node}."
         raise MismatchError("references of an adapter that works in the prompt", f"{adapter.spec.file}, {adapter.spec.describe()}", do)
     for sentence in _doubts(references, clip, on_model):
         warn(sentence)
@@ -89,7 +88,7 @@ def encode_prompt(clip: Any, references: References, text: str, start_percent: f
 def _doubts(references: References, clip: Any, on_model: bool) -> list[str]:
     """A sentence for each thing that is allowed but probably not meant."""
     spec, sentences, own = references.adapter.spec, [], references.adapter.weights
-    alone = not spec.widths and spec.gated is None  # what acts in the UNet too says so itself, in the run
+    alone = spec.acts_in_prompt_only  # what acts in the UNet too says so itself, in the run
     missing = {"CLIP": bool(own.text or own.text_lora) and references.adapter.id not in weights_of(clip.patcher),
                "MODEL": alone and bool(own.unet or own.unet_lora) and not on_model}
     if references.subjects and any(missing.values()):

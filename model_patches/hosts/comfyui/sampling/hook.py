@@ -168,7 +168,7 @@ class Hook(ABC):
     def _waiting(self, conds: Sequence[Sequence[dict] | None]) -> set[tuple[int, Any]]:
         """Entries whose subjects are not in the prompt yet, for an adapter that acts there too and begins with it, as MM-Diff was published."""
         prompt = self.references.adapter.spec.prompt
-        if prompt is None or prompt.kind != "word":
+        if prompt is None or not prompt.fusion.starts_image_attention:
             return set()
         return {(index, entry["uuid"]) for index, entries in enumerate(conds) for entry in entries or () if entry.get(PHASE, (None, AFTER))[1] is BEFORE}
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from ..adapter import LoraPair
-from ..checkpoints.tensors import AGAIN, State, check, missing, reading
-from ..encoders.projections import shape_of
-from ..errors import CheckpointError
+from ...adapter import LoraPair
+from ...checkpoints.tensors import AGAIN, State, check, missing, reading
+from ...encoders.projections import shape_of
+from ...errors import CheckpointError
 
 STREAMS = {"text_encoder": "l", "text_encoder_2": "g"}  # diffusers' names of SDXL's text encoders -> the host's
 TENSOR = re.compile(

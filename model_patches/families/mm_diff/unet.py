@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapter import LoraPair
-from ..checkpoints.tensors import AGAIN, State, assign, check, reading
-from ..checkpoints.unet_layout import SDXL, transformer_blocks
-from ..encoders.lora import ImageLora
-from ..encoders.mm_diff import LoraLayers
-from ..encoders.projections import shape_of
-from ..errors import CheckpointError
+from ...adapter import LoraPair
+from ...checkpoints.tensors import AGAIN, State, assign, check, reading
+from ...checkpoints.unet_layout import SDXL, transformer_blocks
+from ...encoders.lora import ImageLora
+from ...encoders.mm_diff import LoraLayers
+from ...encoders.projections import shape_of
+from ...errors import CheckpointError
 
 BLOCKS = transformer_blocks(SDXL)
 ENTRY = re.compile(r"([0-9]{1,4})\.to_(?:q|k|v|out)_lora(_image)?\.")

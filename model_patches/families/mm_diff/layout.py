@@ -1,6 +1,6 @@
 """MM-Diff (arXiv 2403.15059): three files that belong together, each a pickle, or all in one bundle.
 
-`unet_adapter_weights`: see mm_diff_unet.py; `text_encoder_adapter_weights`: LoRAs of the text encoders; `custom_weights`: the heads, what fuses
+`unet_adapter_weights`: see unet.py; `text_encoder_adapter_weights`: LoRAs of the text encoders; `custom_weights`: the heads, what fuses
 photos with words, and the retrained part of the image encoder.
 
 A bundle is a safetensors file of our own: the first file's tensors below `unet.`, the others' as they are, which begin with `text_encoder.`,
@@ -15,19 +15,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec, Weights
-from ..checkpoints.clip_vision import overlay
-from ..checkpoints.sets import MM_DIFF
-from ..checkpoints.tensors import AGAIN, State, assign, check_format, part, reading
-from ..encoders.mm_diff import MMDiffHeads
-from ..encoders.refiner import FACE_WIDTH, SERefiner, SubjectHead
-from ..encoders.words import PhotoToWords, WordFusion
-from ..errors import CheckpointError
-from . import mm_diff_unet, text_lora
-from .mm_diff_unet import KIND
+from ...adapter import Adapter, AdapterSpec, EncoderNeed, PromptFusion, PromptSpec, Weights
+from ...checkpoints.clip_vision import overlay
+from ...checkpoints.tensors import AGAIN, State, assign, check_format, part, reading
+from ...encoders.mm_diff import MMDiffHeads
+from ...encoders.refiner import FACE_WIDTH, SERefiner, SubjectHead
+from ...encoders.words import PhotoToWords, WordFusion
+from ...errors import CheckpointError
+from . import text_lora
+from . import unet as unet_layout
+from .unet import KIND
 
 FORMAT, VERSION = "mm_diff", 1
-UNET, TEXT, CUSTOM = MM_DIFF
+MEMBERS = UNET, TEXT, CUSTOM = "unet_adapter_weights", "text_encoder_adapter_weights", "custom_weights"  # the files' usual names
+FUSION = PromptFusion("word", learned=True, starts_image_attention=True)
 BELOW, VISION, LORAS = "unet.", "image_encoder.", tuple(f"{name}." for name in text_lora.STREAMS)
 WORDS, HEAD = "obj_embeds_proj.", "face_embeds_proj."
 FUSIONS = {"l": "mm_fuse_one.", "g": "mm_fuse_two."}
@@ -35,9 +36,9 @@ OWN = (WORDS, HEAD, *FUSIONS.values())  # sections that only such files have
 
 
 def member_of(names: Iterable[str]) -> str | None:
-    """Which of MM_DIFF tensors of these names are, None for none of them. The text encoders' could be of any LoRA."""
+    """Which of MEMBERS tensors of these names are, None for none of them. The text encoders' could be of any LoRA."""
     names = list(names)
-    if mm_diff_unet.recognised(names):
+    if unet_layout.recognised(names):
         return UNET
     if any(name.startswith(OWN) for name in names) and not is_bundle(names):
         return CUSTOM
@@ -48,11 +49,11 @@ def is_bundle(names: Iterable[str]) -> bool:
     """Whether tensors of these names are a bundle, whole or not."""
     names = list(names)
     unet = [name.removeprefix(BELOW) for name in names if name.startswith(BELOW)]
-    return mm_diff_unet.recognised(unet) or (any(name.startswith(OWN) for name in names) and any(name.startswith((BELOW, *LORAS)) for name in names))
+    return unet_layout.recognised(unet) or (any(name.startswith(OWN) for name in names) and any(name.startswith((BELOW, *LORAS)) for name in names))
 
 
 def bundled(members: Mapping[str, State]) -> State:
-    """The tensors of a bundle of those members, by MM_DIFF."""
+    """The tensors of a bundle of those members, by MEMBERS."""
     unet = {f"{BELOW}{name}": tensor for name, tensor in members.get(UNET, {}).items()}
     return unet | {name: tensor for member in (TEXT, CUSTOM) for name, tensor in members.get(member, {}).items() if not name.endswith("position_ids")}
 
@@ -71,14 +72,14 @@ def build(state: State, file: str, operations: Any = nn, metadata: Mapping[str, 
     heads, fusion = _heads(state, f"{CUSTOM} of {file}", operations)
     widths = {stream: module.fc2.out_features for stream, module in fusion.items()}
     loras = text_lora.text_lora({name: tensor for name, tensor in state.items() if name.startswith(LORAS)}, widths, f"{TEXT} of {file}")
-    layers, unet_lora = mm_diff_unet.read(part(state, BELOW), f"{UNET} of {file}", operations)
+    layers, unet_lora = unet_layout.read(part(state, BELOW), f"{UNET} of {file}", operations)
     if heads.head.context_dim != layers.context_dim:
         raise CheckpointError(f"tokens of size {layers.context_dim} for the UNet from '{CUSTOM} of {file}'", f"{heads.head.context_dim}", AGAIN)
     weights = Weights(vision=overlay(part(state, VISION), f"{CUSTOM} of {file}"), unet_lora=unet_lora, text_lora=loras)
     reads_projected = heads.head.vector_dim == heads.words.fc.in_features
     kind = "FaceHead" if heads.head.reads_faces else "ObjectHead" if reads_projected else "CLSHead"  # of the photo's projected embedding, or CLS before it
     spec = AdapterSpec("mm_diff", kind, file, layers.context_dim, heads.head.tokens,
-                       EncoderNeed("pooled", heads.words.fc.in_features), layers.widths, False, framing="black", merge="joint", prompt=PromptSpec("word", widths))
+                       EncoderNeed("pooled", heads.words.fc.in_features), layers.widths, False, framing="black", merge="joint", prompt=PromptSpec(FUSION, widths), label="MM-Diff")
     return Adapter(spec, heads, layers, weights=weights, fusion=fusion)
 
 
@@ -87,7 +88,7 @@ def _check_parts(state: State, file: str, beside: str) -> None:
     there = {UNET: BELOW, TEXT: LORAS, CUSTOM: OWN}
     absent = [name for name, prefixes in there.items() if not any(key.startswith(prefixes) for key in state)]
     if absent:
-        expected = f"MM-Diff's three files together ({', '.join(f'{name}.bin' for name in MM_DIFF)}), of which '{file}' is one"
+        expected = f"MM-Diff's three files together ({', '.join(f'{name}.bin' for name in MEMBERS)}), of which '{file}' is one"
         raise CheckpointError(expected, f"no {' and no '.join(absent)} {beside}", "Put all three into one folder, under these names, and choose any of them.")
 
 

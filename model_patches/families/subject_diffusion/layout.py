@@ -15,38 +15,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, PromptSpec, Weights
-from ..checkpoints.clip_text import text_weights
-from ..checkpoints.clip_vision import overlay
-from ..checkpoints.sets import MEMBERS
-from ..checkpoints.tensors import AGAIN, SMALL_NUMBER, State, assign, check, check_format, part, reading
-from ..checkpoints.unet_names import CONV_IN, ldm_name, places, resblocks
-from ..encoders.gated import GatedLayers
-from ..encoders.grounding import MLP, GroundingNet
-from ..errors import CheckpointError
-from .gligen import FUSER, fuser_widths, gated_names
+from ...adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, PromptFusion, PromptSpec, Weights
+from ...checkpoints.clip_text import text_weights
+from ...checkpoints.clip_vision import overlay
+from ...checkpoints.tensors import AGAIN, SMALL_NUMBER, State, assign, check, check_format, part, reading
+from ...checkpoints.unet_names import CONV_IN, ldm_name, places, resblocks
+from ...encoders.gated import GatedLayers
+from ...encoders.grounding import MLP, GroundingNet
+from ...errors import CheckpointError
+from ..gligen.layout import FUSER, fuser_widths, gated_names
+from .members import MEMBERS, OPTIONAL
 
-OPTIONAL = "clip_visual"
 FORMAT, VERSION, SLOTS = "subject_diffusion", 1, 2
+FUSION = PromptFusion("placeholder", in_suffix=True)
 INPUTS = 5  # latent channels and the mask
 KEYS = ("attn2.to_k.weight", "attn2.to_v.weight")
 KIND = "a Subject-Diffusion file"
-SIGNS = {  # member -> names that it has
-    "unet": ("conv_in.weight",), "clip_text": ("embeddings.token_embedding.weight", "text_model.embeddings.token_embedding.weight"), "mlp": ("fc1.weight",),
-    "proj": ("null_image_feature", "fc1.weight"), "clip_visual": ("ln_post.weight", "visual.ln_post.weight", "vision_model.post_layernorm.weight", "proj", "visual.proj"),
-}
 
 
 def is_bundle(names: Iterable[str]) -> bool:
     """Whether tensors of these names are a bundle, whole or not."""
     names = list(names)
     return any(name.startswith("unet.") and FUSER in name for name in names) and any(name.startswith(("mlp.", "proj.", "clip_text.")) for name in names)
-
-
-def fits(names: Iterable[str], member: str | None) -> bool:
-    """Whether tensors of these names can be that member."""
-    names = set(names)
-    return (member != "unet" or any(FUSER in name for name in names)) and any(sign in names for sign in SIGNS.get(member or "", ()))
 
 
 def unbundled(state: State) -> dict[str, State]:
@@ -99,7 +89,7 @@ def build(members: Mapping[str, State], file: str, operations: Any = nn, beside:
     text, vision = text_weights(members["clip_text"], dim, f"clip_text of {file}", KIND), overlay(members.get(OPTIONAL, {}), f"{OPTIONAL} of {file}")
     weights = Weights(_unet_weights(unet, paths, channels, dim, unet_file), text, vision)
     spec = AdapterSpec("subject_diffusion", "MLP", file, dim, 0, EncoderNeed("last", widths["feature_dim"]), (), False,
-                       gated=GatedSpec("patches", channels, dim, widths["feature_dim"], slots, widths["tokens"]), prompt=PromptSpec("placeholder", {"h": dim}))
+                       gated=GatedSpec("patches", channels, dim, widths["feature_dim"], slots, widths["tokens"]), prompt=PromptSpec(FUSION, {"h": dim}), label="Subject-Diffusion")
     return Adapter(spec, mlp, None, gated, weights)
 
 

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec
-from ..checkpoints.catalogue import PROJECTION_MATRIX
-from ..checkpoints.tensors import AGAIN, State, assign, missing, part, reading
-from ..checkpoints.unet_names import CONV_IN, places
-from ..encoders.bare import published_name
-from ..encoders.fuser import GatedFuser
-from ..encoders.gated import GatedLayers
-from ..encoders.grounding import TextImagePositionNet, TextPositionNet, TextSpace
-from ..errors import CheckpointError
+from ...adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec
+from ...checkpoints.catalogue import PROJECTION_MATRIX
+from ...checkpoints.tensors import AGAIN, State, assign, missing, part, reading
+from ...checkpoints.unet_names import CONV_IN, places
+from ...encoders.bare import published_name
+from ...encoders.fuser import GatedFuser
+from ...encoders.gated import GatedLayers
+from ...encoders.grounding import TextImagePositionNet, TextPositionNet, TextSpace
+from ...errors import CheckpointError
 
 PREFIXES = ("", "model.", "model.diffusion_model.", "diffusion_model.", "unet.")  # of a UNet within a file
 NET, FUSER = "position_net.", ".fuser."
@@ -75,7 +75,8 @@ def build(state: State, file: str, operations: Any = nn, image_project: torch.Te
     slots = GatedSpec(kind, channels, widths["out_dim"], widths["feature_dim"], SLOTS, 1 if kind == "text" else 2)
     projection = None if kind == "text" else _text_space(image_project, widths["feature_dim"], file)
     need = None if projection is None else EncoderNeed("pooled", widths["feature_dim"])
-    spec = AdapterSpec("gligen", "" if projection is None else "TextSpace", file, widths["out_dim"], 0, need, (), False, framing="center", gated=slots)
+    spec = AdapterSpec("gligen", "" if projection is None else "TextSpace", file, widths["out_dim"], 0, need, (), False, framing="center", gated=slots,
+                       label="GLIGEN text boxes" if kind == "text" else "GLIGEN text-image boxes")
     return Adapter(spec, projection, None, gated)
 
 
