@@ -51,7 +51,7 @@ class Contenders:
 
     def _relevance(self, subjects: int, tokens: int, apart: bool = False, merge: str = "relevance") -> Wired:
         from troupe.model_patches.attention.decoupled import Mixing
-        from troupe.model_patches.binding.checks.settings import ImageAttentionSettings
+        from troupe.model_patches.binding.settings import ImageAttentionSettings
         from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
         from troupe.model_patches.subjects import References, ReferenceSubject
 
@@ -65,7 +65,7 @@ class Contenders:
         return self._relevance(subjects, tokens, merge="add")
 
     def _gated(self, subjects: int) -> Wired:
-        from troupe.model_patches.binding.checks.settings import GatedSettings
+        from troupe.model_patches.binding.settings import GatedSettings
         from troupe.model_patches.hosts.comfyui.apply import apply_gated
         from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
         from troupe.model_patches.subjects import Box, ObjectFeatures, References, ReferenceSubject

@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import Attention, IPAdapterAttnProcess
 from golden_mip import LAYERS, fill, layer
 from troupe.model_patches.attention.decoupled import LayerTokens, Mixing
 from troupe.model_patches.binding.checks.layer_tokens import COND, UNCOND
-from troupe.model_patches.binding.checks.settings import ImageAttentionSettings
+from troupe.model_patches.binding.settings import ImageAttentionSettings
 from troupe.model_patches.errors import MismatchError
 from troupe.model_patches.families.ip_adapter import build
 from troupe.model_patches.hosts.diffusers.encoders import Prompt

@@ -35,7 +35,7 @@ def applied(kind, patcher):
     from gated_stage import GatedStage, gated_adapter
     from stage import settings, stage
     from test_partial_loading import mm_diff_scene
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.sampling.record import record_relevance
 
     if kind.startswith("mm_diff"):
