@@ -143,7 +143,7 @@ class Contenders:
         return {n: t.to(self.dtype) for n, t in published.flat(projection, published.layers(self.context, widths, text_gain)).items()}
 
     def _gligen_file(self) -> Path:
-        from random_models import write_gligen
+        from troupe_tools.engine.random_models import write_gligen
 
         def write() -> Path:
             places = {block.path.removesuffix(".attn2"): block.width for block in self.blocks}

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from graph import WORKFLOWS, Graph
-from workflow_files import read_workflow
+from troupe_tools.pack import WORKFLOWS
+from troupe_tools.workflow.graph import Graph
+from troupe_tools.workflow.workflow_files import read_workflow
 
 READS_PHOTOS = "7_place_subjects with photos"  # the template, with the adapter and settings that its note has for photos
 SETTINGS = (

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from comfyui import Host, find_comfyui
-from host_server import HostServer
+from troupe_tools.engine.comfyui import Host, find_comfyui
+from troupe_tools.engine.host_server import HostServer
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))

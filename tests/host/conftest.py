@@ -34,7 +34,7 @@ def start_host(base: Path) -> None:
         import comfy.options
 
         comfy.options.enable_args_parsing()
-        import comfy.cli_args  # noqa: F401
+        import comfy.cli_args
     finally:
         sys.argv = arguments
     for name in ("utils.install_util", "server", "nodes"):  # nodes.py last: it puts <host>/comfy first on sys.path, where utils.py hides the package
@@ -68,7 +68,7 @@ def host(base_folder, record_testsuite_property):
     if COMFYUI is None:
         pytest.fail(NO_HOST)
     start_host(base_folder)
-    from compatibility import facts_of_host
+    from troupe_tools.dev.compatibility import facts_of_host
 
     for name, value in facts_of_host().items():
         record_testsuite_property(name, value)

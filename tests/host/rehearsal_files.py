@@ -4,10 +4,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from random_models import randomise
 from safetensors.torch import save_file
 from troupe.rehearsal import files
 from troupe.rehearsal.sizes import VISION
+from troupe_tools.engine.random_models import randomise
 
 SEEDS = {files.UNET: 1, files.TEXTS: 2, files.IMAGES: 3, files.ADAPTERS["ip"]: 4, files.ADAPTERS["mip"]: 5}
 

@@ -309,7 +309,7 @@ def bytes_of_ours() -> int:
     """Python's memory that was asked for in a line of the pack."""
     import tracemalloc
 
-    from graph import ROOT
+    from troupe_tools.pack import ROOT
 
     snapshot = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, f"{ROOT}/{room}/*") for room in ("model_patches", "nodes")])
     return sum(trace.size for trace in snapshot.traces)

@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 import torch
-from graph import ROOT
+from troupe_tools.pack import ROOT
 
 SHIPPED = ROOT / "rehearsal" / "files"
 PROMPT, SEED, STEPS, CFG = "a cat and a robot on grass", 3, 4, 3.0
