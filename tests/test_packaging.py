@@ -236,7 +236,7 @@ assert len(ours) > 20 and all(name.split(".")[0] == "troupe_tools" for name in o
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT / "tests")
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [*MODULES, *TOOLS])
 def test_a_module_has_one_idea(module):
     assert len((ROOT / module).read_text().splitlines()) <= 300
 
