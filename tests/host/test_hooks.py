@@ -139,7 +139,7 @@ def test_another_owner_of_the_slot_keeps_acting_and_f_sees_plain_text():
 
 def test_projections_run_once_a_run_and_are_dropped_after_it(monkeypatch):
     from stage import ksample, settings, stage
-    from troupe.model_patches.binding.checks import layer_tokens
+    from troupe.model_patches.binding import layer_tokens
     from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
     st = stage("SD15", text_gain=True)

@@ -85,7 +85,7 @@ def compare(base, references_of, settings, text_gain=False, **sampling):
 
 def same_predictions(unet, applied, calls, st):
     """Each of the host's calls once more in the embedded engine, with the references and without; see `compare`. applied: apply_... of that engine."""
-    from troupe.model_patches.binding.checks.layer_tokens import COND, UNCOND
+    from troupe.model_patches.binding.layer_tokens import COND, UNCOND
     from troupe.model_patches.hosts.diffusers.encoders import Prompt
     from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, percent_of, size_condition
 
