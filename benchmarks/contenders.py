@@ -135,7 +135,7 @@ class Contenders:
         return torch.randn(rows, self.context)
 
     def _image_state(self, tokens: int, text_gain: bool) -> dict[str, torch.Tensor]:
-        import published
+        from support import published_layouts as published
 
         widths = [block.width for block in self.blocks]
         inner = {768: 768, 2048: 1280}[self.context]

@@ -3,8 +3,8 @@ import json
 import zlib
 
 import pytest
-from old_workflows import SOCKETS, OldWorkflow, stacked_by_preset, with_subgraph
 from PIL import Image, PngImagePlugin
+from support.ipadapter_workflows import SOCKETS, OldWorkflow, stacked_by_preset, with_subgraph
 from troupe_tools.errors import RunError
 from troupe_tools.pack import ROOT
 from troupe_tools.workflow.any_workflow import as_prompt, flatten, for_the_host

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from old_workflows import stacked_by_files, stacked_by_preset, with_subgraph
 from safetensors.torch import save_file
+from support.ipadapter_workflows import stacked_by_files, stacked_by_preset, with_subgraph
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, published
 from troupe_tools.commands import check as check_tool
 from troupe_tools.commands.check import Here, check

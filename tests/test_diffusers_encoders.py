@@ -2,9 +2,9 @@
 import numpy as np
 import pytest
 import safetensors.torch
-import tiny_diffusers as tiny
-import tiny_open_clip
 import torch
+from support import tiny_diffusers as tiny
+from support import tiny_open_clip
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, Weights
 from troupe.model_patches.checkpoints.clip_vision import with_transformers_names

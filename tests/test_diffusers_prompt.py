@@ -1,7 +1,7 @@
 """The embedded engine's prompts with subjects in them, weights that come with an adapter, delays and guidance, on tiny random models."""
 import pytest
-import tiny_diffusers as tiny
 import torch
+from support import tiny_diffusers as tiny
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from troupe.model_patches.adapter import Adapter, AdapterSpec, LoraPair, PromptSpec, Weights
 from troupe.model_patches.attention.guidance import subject_guidance, umm_guidance

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from published import mm_diff_members
+from support.published_layouts import mm_diff_members
 from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec, Weights
 from troupe.model_patches.encoding.encode import encode_subjects
 from troupe.model_patches.encoding.faces import Faces

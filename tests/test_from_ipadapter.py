@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from old_workflows import ADVANCED, PLUS, OldWorkflow, Regional, stacked_before_2024, stacked_by_files, stacked_by_preset
+from support.ipadapter_workflows import ADVANCED, PLUS, OldWorkflow, Regional, stacked_before_2024, stacked_by_files, stacked_by_preset
 from troupe.model_patches.checkpoints.catalogue import published
 from troupe_tools.commands import check as check_tool
 from troupe_tools.errors import RunError

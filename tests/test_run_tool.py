@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import shipped_templates
 import torch
 from PIL import Image
-from shipped_templates import READS_PHOTOS
+from support import shipped_templates
+from support.shipped_templates import READS_PHOTOS
 from troupe_tools import pack
 from troupe_tools.commands import run as run_tool
 from troupe_tools.engine import comfyui

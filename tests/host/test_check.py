@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from old_workflows import Regional, stacked_before_2024, stacked_by_files, stacked_by_preset
 from PIL import Image
 from safetensors.torch import save_file
+from support.ipadapter_workflows import Regional, stacked_before_2024, stacked_by_files, stacked_by_preset
 from troupe.model_patches.checkpoints.catalogue import ENCODERS
 from troupe_tools.commands import check as check_tool
 from troupe_tools.commands.check import Here, check

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from PIL import Image
-from shipped_templates import READS_PHOTOS, template
+from support.shipped_templates import READS_PHOTOS, template
 from troupe.model_patches.checkpoints.catalogue import published, where_to_get
 from troupe_tools.commands import run as run_tool
 from troupe_tools.engine.comfyui import Host

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import comfy.samplers
 import torch
-from independent import replaced
 from torch.nn import functional as F
+
+from .independent_evaluation import replaced
 
 
 @dataclass

@@ -27,7 +27,7 @@ def write_base(folder: Path) -> None:
 
 def write_adapters(folder: Path, patcher) -> None:
     """Both adapters for the model of `patcher`, float16."""
-    from stage import adapter_state
+    from .small_casts import adapter_state
 
     for kind, name in files.ADAPTERS.items():
         save(adapter_state(patcher, kind == "mip", VISION["projection_dim"], SEEDS[name]), folder / name)

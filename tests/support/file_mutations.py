@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import torch
-from published import nested
+
+from .published_layouts import nested
 
 State = dict[str, torch.Tensor]
 NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",

@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import torch
-from independent import cell_means, relevance_of
-from stage import ksample, noise_of, settings, stage  # noqa: F401
 from torch.nn.functional import interpolate
 from troupe.model_patches.hosts.comfyui.sampling.record import record_relevance
+
+from .independent_evaluation import cell_means, relevance_of
+from .small_casts import ksample, noise_of, settings, stage  # noqa: F401
 
 
 def sampled(set_up, references, given=None, blocks="all", before=False, record=True, **rest):

@@ -10,7 +10,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-FOLDER = Path(__file__).parent / "golden"
+FOLDER = Path(__file__).parent.parent / "golden"
 MODES = ("std", "wide")
 SHAPES: dict[str, list[int]] = json.loads((FOLDER / "mm_diff" / "parameters.json").read_text())["parameters"]
 

@@ -6,17 +6,18 @@ from contextlib import contextmanager
 import comfy.model_management as mm
 import comfy.utils
 import server
-import stage
-import tiny_models
 import torch
-from gated_stage import gated_stage
-from recording import WIDGETS
-from studio import Server, Studio
-from test_encode_prompt import references_of
 from troupe.model_patches.subjects import References
 from troupe.nodes import NODES
 
 import nodes
+
+from . import small_casts as stage
+from . import tiny_models
+from .host_executor import Server, Studio
+from .recorded_runs import WIDGETS
+from .small_gated_casts import gated_stage
+from .small_prompt_casts import references_of
 
 KINDS = ("image", "gated", "prompt")
 NAMES = ("cat", "red fox", "owl", "wolf")  # subject 0 of a cast is one of the first three
@@ -128,7 +129,7 @@ class SamplingStudio(Studio):
 
 def register(patch) -> None:
     """Our nodes and the test nodes, and the host's web server replaced, until the patch is undone."""
-    from recording import Look
+    from .recorded_runs import Look
 
     for cls in NODES:
         patch.setitem(nodes.NODE_CLASS_MAPPINGS, cls.GET_SCHEMA().node_id, cls)

@@ -3,9 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import tiny_models
 import torch
-from independent import Truth
 from troupe.model_patches.binding.settings import ImageAttentionSettings, Mixing
 from troupe.model_patches.families.ip_adapter import build
 from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
@@ -14,6 +12,9 @@ from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 from troupe.model_patches.subjects import References, ReferenceSubject
 
 import nodes
+
+from . import tiny_models
+from .independent_evaluation import Truth
 
 CONTEXT = 64
 TOKENS = 4

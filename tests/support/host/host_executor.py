@@ -6,7 +6,8 @@ import json
 import os
 
 import safetensors.torch
-from parts import prompt_executor
+
+from .node_chains import prompt_executor
 
 ADAPTER = "mine.safetensors"
 

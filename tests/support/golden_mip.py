@@ -11,7 +11,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-FOLDER = Path(__file__).parent / "golden" / "mip_adapter"
+FOLDER = Path(__file__).parent.parent / "golden" / "mip_adapter"
 LAYERS = sorted(p.stem for p in FOLDER.glob("layer_*.safetensors"))
 
 

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from troupe.model_patches.encoders.bare import module_name
 
-FOLDER = Path(__file__).parent / "golden" / "subject_diffusion"
+FOLDER = Path(__file__).parent.parent / "golden" / "subject_diffusion"
 KINDS = ("plain", "sharp")
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
 

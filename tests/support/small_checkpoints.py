@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
-from mutations import Bag, State
-from published import _mlp, _tensors, face_mlp, flat, gligen_state, image_proj, layers, mm_diff_members, resampler, subject_diffusion_members, umm_state
 from troupe.model_patches.checkpoints.sets import MM_DIFF
 from troupe.model_patches.checkpoints.unet_layout import sd_shapes
 from troupe.model_patches.families import mm_diff, subject_diffusion
+
+from .file_mutations import Bag, State
+from .published_layouts import _mlp, _tensors, face_mlp, flat, gligen_state, image_proj, layers, mm_diff_members, resampler, subject_diffusion_members, umm_state
 
 PLACES = {f"{path}.transformer_blocks.0": 8 for path in ("input_blocks.1.1", "output_blocks.5.1", "middle_block.1")}
 WIDER = dict.fromkeys(PLACES, 64)  # heads of 64 channels, as in all but SD 1

@@ -5,13 +5,14 @@ import importlib
 from dataclasses import dataclass
 from functools import cache
 
-import tiny_models
 import torch
-from gated_stage import GatedStage, gated_adapter, published
-from stage import CONTEXT, ksample, noise_of, random, settings, stage
 from troupe.model_patches.binding.settings import GatedSettings
 from troupe.model_patches.hosts.comfyui.apply import apply_gated, apply_image_attention
 from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt, PromptSwitch
+
+from . import tiny_models
+from .small_casts import CONTEXT, ksample, noise_of, random, settings, stage
+from .small_gated_casts import GatedStage, gated_adapter, published
 
 SIZE, STEPS = (8, 12), 3
 

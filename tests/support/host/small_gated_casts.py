@@ -3,10 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import tiny_models
 import torch
-from independent_gated import GatedTruth
-from stage import random
 from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec
 from troupe.model_patches.binding.settings import GatedSettings
 from troupe.model_patches.encoders.bare import module_name
@@ -16,6 +13,10 @@ from troupe.model_patches.hosts.comfyui.apply import apply_gated
 from troupe.model_patches.hosts.comfyui.loading import adapters
 from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 from troupe.model_patches.subjects import Box, ObjectFeatures, References, ReferenceSubject
+
+from . import tiny_models
+from .independent_gated_evaluation import GatedTruth
+from .small_casts import random
 
 CONTEXT, FEATURES, PATCHES = 64, 24, 6
 BOXES = ((0.1, 0.2, 0.3, 0.6), (0.5, 0.25, 0.4, 0.5), (0.0, 0.7, 1.0, 0.3))
