@@ -74,14 +74,14 @@ OUTSIDE = {  # room -> packages it may import beside the standard library; the o
 }
 TOOLS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tools").rglob("*.py"))
 PACKAGE = "tools/troupe_tools"
+BASE = {f"{PACKAGE}/errors", f"{PACKAGE}/pack"}
 THEMES = {  # theme of the tools -> themes that it may import
-    f"{PACKAGE}/__init__": set(),
-    f"{PACKAGE}/errors": set(),
-    f"{PACKAGE}/pack": set(),
+    **{module: set() for module in (f"{PACKAGE}/__init__", *BASE)},
+    f"{PACKAGE}/workflow": BASE,
+    f"{PACKAGE}/engine": BASE | {f"{PACKAGE}/workflow"},
+    f"{PACKAGE}/commands": BASE | {f"{PACKAGE}/workflow", f"{PACKAGE}/engine"},
+    f"{PACKAGE}/dev": BASE | {f"{PACKAGE}/workflow", f"{PACKAGE}/engine"},
 }
-THEMES[f"{PACKAGE}/workflow"] = {f"{PACKAGE}/errors", f"{PACKAGE}/pack"}
-THEMES[f"{PACKAGE}/engine"] = {*THEMES[f"{PACKAGE}/workflow"], f"{PACKAGE}/workflow"}
-THEMES |= {f"{PACKAGE}/{top}": {*THEMES[f"{PACKAGE}/engine"], f"{PACKAGE}/engine"} for top in ("commands", "dev")}
 
 
 def room_of(module: str, rooms: Mapping[str, set[str]] = ROOMS) -> str:
@@ -221,6 +221,11 @@ def test_no_tool_is_imported_under_a_bare_name():
     bare = {Path(module).stem for module in TOOLS} - {"__init__"}
     paths = [path for folder in ("tools", "tests", "benchmarks", "rehearsal") for path in (ROOT / folder).rglob("*.py")]
     assert {str(path): found for path in paths if (found := imports(path)[0] & bare)} == {}
+
+
+def test_what_tests_share_imports_no_test():
+    for path in (ROOT / "tests" / "support").rglob("*.py"):
+        assert not [name for name in imports(path)[0] if name.startswith("test_")], path
 
 
 def test_commands_leave_no_bare_name_of_the_tools_behind():
