@@ -99,6 +99,7 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
         elif isinstance(node, ast.ImportFrom) and not node.level:
             outside.add((node.module or "").split(".")[0])
         elif isinstance(node, ast.ImportFrom):
+            assert node.level <= len(package) + 1, f"{path}: an import reaches out of the pack"
             base = (*package[:len(package) - node.level + 1], *(node.module or "").split("."))
             parts = tuple(part for part in base if part)
             inside |= {"/".join(found) for found in ([*parts, alias.name] for alias in node.names) if _is_module(found)} or {"/".join(parts)}
