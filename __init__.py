@@ -5,7 +5,7 @@ WEB_DIRECTORY = "./web"
 
 async def comfy_entrypoint():
     """The host's way in; imports wait until here, so that the package can be loaded without a host."""
-    from ..model_patches.hosts.comfyui.loading.samples import provide_photos
+    from .model_patches.hosts.comfyui.loading.samples import provide_photos
     from .nodes import Troupe
 
     provide_photos()

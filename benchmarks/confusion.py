@@ -21,7 +21,7 @@ FOLDER = Path(__file__).resolve().parent
 sys.path.append(str(FOLDER.parent / "tools"))
 
 from confusion_page import in_readme, write_page  # noqa: E402
-from pack import hide_broken_torchaudio, load_pack  # noqa: E402
+from troupe_tools.pack import hide_broken_torchaudio, load_pack  # noqa: E402
 
 RESULTS, PAGE, README = FOLDER / "confusion.json", FOLDER / "CONFUSION.md", FOLDER.parent / "README.md"
 WEIGHTS = (0.3, 0.45, 0.6, 0.75, 0.9, 1.05, 1.2)  # of the curve

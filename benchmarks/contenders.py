@@ -135,7 +135,7 @@ class Contenders:
         return torch.randn(rows, self.context)
 
     def _image_state(self, tokens: int, text_gain: bool) -> dict[str, torch.Tensor]:
-        import published
+        from support import published_layouts as published
 
         widths = [block.width for block in self.blocks]
         inner = {768: 768, 2048: 1280}[self.context]
@@ -143,7 +143,7 @@ class Contenders:
         return {n: t.to(self.dtype) for n, t in published.flat(projection, published.layers(self.context, widths, text_gain)).items()}
 
     def _gligen_file(self) -> Path:
-        from random_models import write_gligen
+        from troupe_tools.engine.random_models import write_gligen
 
         def write() -> Path:
             places = {block.path.removesuffix(".attn2"): block.width for block in self.blocks}

@@ -23,12 +23,12 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tools")]
 
 import torch  # noqa: E402
-from comfyui import Host, find_comfyui, usable_host  # noqa: E402
-from graph import RunError  # noqa: E402
-from host_server import HostServer, link  # noqa: E402
-from random_models import BASES, VISION, write_adapter  # noqa: E402
 from rerun_page import OURS, THEIRS  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from troupe_tools.engine.comfyui import Host, find_comfyui, usable_host  # noqa: E402
+from troupe_tools.engine.host_server import HostServer, link  # noqa: E402
+from troupe_tools.engine.random_models import BASES, VISION, write_adapter  # noqa: E402
+from troupe_tools.errors import RunError  # noqa: E402
 
 RESULTS = HERE / "rerun.json"
 BASE = "SD1.5, every block"  # IPAdapter_plus counts the real model's blocks

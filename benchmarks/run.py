@@ -22,10 +22,10 @@ sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != HERE.parent]
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 sys.path.append(str(HERE.parent / "tools"))
 
-from comfyui import find_comfyui  # noqa: E402
-from graph import RunError  # noqa: E402
-from pack import hide_broken_torchaudio, load_pack  # noqa: E402
 from runs import DECIDING, GATED, OURS, SUBJECTS, THEIRS, beside, couples, pairs_of_growth, rival_of, subjects_of  # noqa: E402
+from troupe_tools.engine.comfyui import find_comfyui  # noqa: E402
+from troupe_tools.errors import RunError  # noqa: E402
+from troupe_tools.pack import hide_broken_torchaudio, load_pack  # noqa: E402
 
 
 def main() -> int:

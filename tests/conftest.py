@@ -7,7 +7,7 @@ sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]  # `pyth
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.append(str(ROOT / "tools"))
 
-from pack import hide_broken_torchaudio, load_pack  # noqa: E402
+from troupe_tools.pack import hide_broken_torchaudio, load_pack  # noqa: E402
 
 hide_broken_torchaudio()
 load_pack()

@@ -4,9 +4,10 @@ from __future__ import annotations
 import pytest
 import safetensors.torch
 import torch
-from mutations import Bag
-from published import clip_text, flat, gligen_state, layers, mm_diff_members, umm_state
-from small_files import FORMATS, PLUS
+from support.file_mutations import Bag
+from support.published_layouts import clip_text, flat, gligen_state, layers, mm_diff_members, umm_state
+from support.side_effects import outcome, watched
+from support.small_checkpoints import FORMATS, PLUS
 from test_bad_pickles import STATE, refused
 from test_checkpoints import checked
 from test_gated_checkpoints import FEW
@@ -16,7 +17,6 @@ from troupe.model_patches.errors import CheckpointError
 from troupe.model_patches.families.ip_adapter import build
 from troupe.model_patches.families.mm_diff import unet as mm_diff_unet
 from troupe.model_patches.families.registry import read_adapter
-from watch import outcome, watched
 
 LONG = "9" * 5000
 NAMES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import safetensors.torch
 import torch
-from small_files import FORMATS
+from support.small_checkpoints import FORMATS
 from test_bad_pickles import STATE, refused
 from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
 from troupe.model_patches.errors import CheckpointError

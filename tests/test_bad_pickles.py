@@ -8,16 +8,16 @@ import zipfile
 
 import pytest
 import torch
-from mutations import Bag, archive, bomb, call, evil, packed, value, with_code
-from published import flat, layers
-from small_files import PLAIN
+from support.file_mutations import Bag, archive, bomb, call, evil, packed, value, with_code
+from support.published_layouts import flat, layers
+from support.side_effects import SLACK, outcome, starved, watched
+from support.small_checkpoints import PLAIN
 from test_checkpoints import checked
 from troupe.model_patches.checkpoints import files, pickles
 from troupe.model_patches.checkpoints.files import read_metadata, read_shapes, read_state
 from troupe.model_patches.checkpoints.pickles import unpickled
 from troupe.model_patches.errors import CheckpointError, shown
 from troupe.model_patches.families.registry import read_adapter
-from watch import SLACK, outcome, starved, watched
 
 STATE = flat(PLAIN, layers(16, (2, 4)))
 HARMLESS = {  # pushed by opcodes that reserve nothing and run nothing

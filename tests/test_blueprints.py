@@ -3,16 +3,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 
 import pytest
-from graph import ROOT, Graph
-
-sys.path.append(str(ROOT / "tools"))
-
-from any_workflow import flatten  # noqa: E402
-from test_workflows import CHECKPOINTS, OUTPUTS, SOCKETS, WIDGETS  # noqa: E402
-from troupe.model_patches.checkpoints.catalogue import published  # noqa: E402
+from test_workflows import CHECKPOINTS, OUTPUTS, SOCKETS, WIDGETS
+from troupe.model_patches.checkpoints.catalogue import published
+from troupe_tools.pack import ROOT
+from troupe_tools.workflow.any_workflow import flatten
+from troupe_tools.workflow.graph import Graph
 
 FILES = sorted((ROOT / "subgraphs").iterdir())
 OUTSIDE = {"inputNode": -10, "outputNode": -20}

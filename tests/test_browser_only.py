@@ -1,23 +1,19 @@
 """What a saved workflow has only in the browser: the tools read it as the front end runs it."""
 import json
-import sys
 import zlib
-from pathlib import Path
 
 import pytest
 from PIL import Image, PngImagePlugin
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-from any_workflow import as_prompt, flatten, for_the_host  # noqa: E402
-from findings import broken_links, browser_packs  # noqa: E402
-from from_ipadapter import from_ipadapter  # noqa: E402
-from graph import Graph, Node, RunError  # noqa: E402
-from job import read_job  # noqa: E402
-from model_files import Places, file_values, wanted_files  # noqa: E402
-from old_workflows import SOCKETS, OldWorkflow, stacked_by_preset, with_subgraph  # noqa: E402
-from workflow_files import read_workflow  # noqa: E402
+from support.ipadapter_workflows import SOCKETS, OldWorkflow, stacked_by_preset, with_subgraph
+from troupe_tools.errors import RunError
+from troupe_tools.pack import ROOT
+from troupe_tools.workflow.any_workflow import as_prompt, flatten, for_the_host
+from troupe_tools.workflow.findings import broken_links, browser_packs
+from troupe_tools.workflow.from_ipadapter import from_ipadapter
+from troupe_tools.workflow.graph import Graph, Node
+from troupe_tools.workflow.job import read_job
+from troupe_tools.workflow.model_files import Places, file_values, wanted_files
+from troupe_tools.workflow.workflow_files import read_workflow
 
 EXTRA = {
     "SetNode": ((("*", "*"),), (), ("*",)), "GetNode": ((), (), ("*",)), "Reroute (rgthree)": ((("", "*"),), (), ("*",)), "Label (rgthree)": ((), (), ()),

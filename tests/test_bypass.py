@@ -5,8 +5,9 @@ import copy
 import json
 
 import pytest
-from graph import BYPASSED, ROOT, Graph, fits, passed_on
-from job import read_job
+from troupe_tools.pack import ROOT
+from troupe_tools.workflow.graph import BYPASSED, Graph, fits, passed_on
+from troupe_tools.workflow.job import read_job
 
 CONTRACT = json.loads((ROOT / "tests" / "golden" / "node_contract.json").read_text())["nodes"]
 TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,20 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from graph import ROOT
 from safetensors.torch import save_file
-
-sys.path.append(str(ROOT / "tools"))
-
-import check as check_tool  # noqa: E402
-from any_workflow import flatten  # noqa: E402
-from check import Here, check  # noqa: E402
-from graph import WORKFLOWS, Graph, RunError  # noqa: E402
-from model_files import Places, places_of  # noqa: E402
-from needed import needed_models  # noqa: E402
-from old_workflows import stacked_by_files, stacked_by_preset, with_subgraph  # noqa: E402
-from troupe.model_patches.checkpoints.catalogue import ENCODERS, published  # noqa: E402
-from workflow_files import read_workflow  # noqa: E402
+from support.ipadapter_workflows import stacked_by_files, stacked_by_preset, with_subgraph
+from troupe.model_patches.checkpoints.catalogue import ENCODERS, published
+from troupe_tools.commands import check as check_tool
+from troupe_tools.commands.check import Here, check
+from troupe_tools.errors import RunError
+from troupe_tools.pack import ROOT, WORKFLOWS
+from troupe_tools.workflow.any_workflow import flatten
+from troupe_tools.workflow.graph import Graph
+from troupe_tools.workflow.model_files import Places, places_of
+from troupe_tools.workflow.needed import needed_models
+from troupe_tools.workflow.workflow_files import read_workflow
 
 EVERY = [path.stem for path in sorted(WORKFLOWS.glob("*.json"))]
 REHEARSALS = [name for name in EVERY if "rehearsal" in name]  # their models come with the pack
@@ -428,7 +425,6 @@ def test_a_folder_without_comfyui_is_an_error(tmp_path, capsys):
 
 def test_a_byte_order_mark_is_passed_over(tmp_path):
     """Editors on Windows put one before a file."""
-    from graph import ROOT
 
     plain = ROOT / "workflows" / "4_two_subjects.json"
     (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
@@ -459,14 +455,14 @@ def test_what_is_no_workflow_is_one_sentence(content, tmp_path, capsys):
     ("ckpt_name", "ipadapter/x.safetensors", ["x.safetensors"], "choose 'x.safetensors'"),
 ])
 def test_values_that_our_loaders_read_otherwise_are_not_complained_about(name, value, options, wrong):
-    import findings
+    from troupe_tools.workflow import findings
 
     found = findings._not_offered(findings.Input(name, "COMBO", True, options, {}), value, set())
     assert (found is None) == (wrong is None) and (wrong is None or wrong in found[1])
 
 
 def test_an_adapter_s_folder_is_the_recorded_one_where_the_name_says_nothing():
-    from needed import adapter_file
+    from troupe_tools.workflow.needed import adapter_file
 
     assert adapter_file("my_boxes.safetensors", links=[("gligen", "my_boxes.safetensors")]) == ("gligen", "my_boxes.safetensors")
     assert adapter_file("gligen/my_boxes.safetensors") == ("gligen", "my_boxes.safetensors") and adapter_file("my_boxes.safetensors")[0] == "ipadapter"

@@ -5,11 +5,11 @@ import pickle
 import struct
 import zipfile
 
-import published
 import pytest
 import safetensors.torch
 import torch
-from published import FAMILIES, NARROW, REFUSED, SD15, SDXL, cast, flat, image_proj, layers, nested, resampler
+from support import published_layouts as published
+from support.published_layouts import FAMILIES, NARROW, REFUSED, SD15, SDXL, cast, flat, image_proj, layers, nested, resampler
 from troupe.model_patches.checkpoints.catalogue import ADAPTERS, ENCODERS, encoder_of_width
 from troupe.model_patches.checkpoints.catalogue import published as published_file
 from troupe.model_patches.checkpoints.files import read_shapes, read_state

@@ -6,8 +6,8 @@ import re
 import subprocess
 import sys
 
-import compatibility
 import pytest
+from troupe_tools.dev import compatibility
 
 PAGE = compatibility.README.read_text(encoding="utf-8")
 KEPT = json.loads(compatibility.RECORDS.read_text(encoding="utf-8"))

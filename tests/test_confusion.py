@@ -6,14 +6,14 @@ import re
 import sys
 
 import pytest
-from graph import ROOT
+from troupe_tools.pack import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 
-import confusion  # noqa: E402
-import confusion_page  # noqa: E402
-from troupe.rehearsal.engine.trials import METHODS  # noqa: E402
-from troupe.rehearsal.engine.verdict import LETTERS  # noqa: E402
+import confusion
+import confusion_page
+from troupe.rehearsal.engine.trials import METHODS
+from troupe.rehearsal.engine.verdict import LETTERS
 
 # ---- the page ----------------------------------------------------------------------------------------------------------------------------
 

@@ -2,9 +2,9 @@
 import numpy as np
 import pytest
 import safetensors.torch
-import tiny_diffusers as tiny
-import tiny_open_clip
 import torch
+from support import tiny_diffusers as tiny
+from support import tiny_open_clip
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, Weights
 from troupe.model_patches.checkpoints.clip_vision import with_transformers_names
@@ -257,7 +257,7 @@ def test_features_of_subject_diffusion_from_photos():
 @pytest.mark.parametrize("saved", ["open_clip", "transformers"])
 def test_open_clips_files_give_open_clips_numbers(saved, tmp_path):
     """Patch tokens before the final norm, and the pooled vector; the same through both layouts of one encoder."""
-    from embedded_models import load_vision
+    from troupe_tools.engine.embedded_models import load_vision
 
     tower = tiny_open_clip.vision_tower()
     state = tiny_open_clip.file_of(tower)

@@ -3,10 +3,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
-import tiny_diffusers as tiny
 import torch
 from diffusers import UNet2DConditionModel
-from tiny_gated import PATCH_SLOTS, PATCHES, SLOTS, gated_references, gligen_adapter, native_fusers, native_unet, patches_adapter, plain_unet, unet
+from support import tiny_diffusers as tiny
+from support.tiny_gated_unets import PATCH_SLOTS, PATCHES, SLOTS, gated_references, gligen_adapter, native_fusers, native_unet, patches_adapter, plain_unet, unet
 from torch import nn
 from troupe.model_patches.adapter import Weights
 from troupe.model_patches.attention.box_mask import box_mask

@@ -2,11 +2,11 @@
 from dataclasses import replace
 
 import pytest
-import tiny_diffusers as tiny
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
-from golden_mip import LAYERS, fill, layer
+from support import tiny_diffusers as tiny
+from support.golden_mip import LAYERS, fill, layer
 from troupe.model_patches.attention.decoupled import LayerTokens, Mixing
 from troupe.model_patches.binding.layer_tokens import COND, UNCOND
 from troupe.model_patches.binding.settings import ImageAttentionSettings

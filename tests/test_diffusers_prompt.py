@@ -1,8 +1,8 @@
 """The embedded engine's prompts with subjects in them, weights that come with an adapter, delays and guidance, on tiny random models."""
 import pytest
-import tiny_diffusers as tiny
 import torch
-from fusions import FUSIONS
+from support import tiny_diffusers as tiny
+from support.prompt_fusions import FUSIONS
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from troupe.model_patches.adapter import Adapter, AdapterSpec, LoraPair, PromptSpec, Weights
 from troupe.model_patches.attention.guidance import subject_guidance, umm_guidance

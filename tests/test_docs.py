@@ -7,8 +7,8 @@ import re
 from itertools import product
 
 import pytest
-from graph import ROOT
 from troupe.model_patches.checkpoints.catalogue import ADAPTERS, DEFAULT_ADAPTER, ENCODERS, GATED, PROJECTION_MATRIX, PROMPT, VIT_H
+from troupe_tools.pack import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = {page.stem: page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))}
@@ -74,7 +74,7 @@ def test_every_file_the_dialog_cannot_fetch_has_its_line():
 # ---- commands ----------------------------------------------------------------------------------------------------------------------------
 
 def test_the_options_of_run_py_are_explained():
-    source = ast.parse((ROOT / "tools" / "run.py").read_text(encoding="utf-8"))
+    source = ast.parse((ROOT / "tools" / "troupe_tools" / "commands" / "run.py").read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(source) if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"]
     options = {written(call.args[0], {})[0] for call in calls}
     rows = [line for line in section("Two commands").splitlines() if line.startswith("| `--")]

@@ -12,11 +12,8 @@ from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from graph import ROOT
-
-sys.path.append(str(ROOT / "tools"))
-
-from site_links import on_page_markdown  # noqa: E402
+from troupe_tools.dev.site_links import on_page_markdown
+from troupe_tools.pack import ROOT
 
 CONFIG = ROOT / "docs" / "mkdocs.yml"
 PAGES = ["README.md", "CHANGELOG.md", "SECURITY.md"] + [

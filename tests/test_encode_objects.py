@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from golden_subject_diffusion import filled, golden, normal
+from support.golden_subject_diffusion import filled, golden, normal
 from torch.nn.functional import normalize
 from troupe.model_patches.adapter import AdapterSpec, EncoderNeed, GatedSpec, Weights
 from troupe.model_patches.binding.layer_tokens import COND, UNCOND

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fusions import FUSIONS
-from published import mm_diff_members
+from support.prompt_fusions import FUSIONS
+from support.published_layouts import mm_diff_members
 from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec, Weights
 from troupe.model_patches.encoding.faces import Faces
 from troupe.model_patches.errors import SubjectError

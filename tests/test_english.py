@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
-from graph import ROOT
+from troupe_tools.pack import ROOT
 
 BANNED = {  # what it is -> pattern, without regard to case
     "rests: is skipped, is disabled": r"\brest(s|ed)\b(?! on)|, and rest\b",

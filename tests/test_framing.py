@@ -1,9 +1,9 @@
 """From photos of any shape to the encoder's square: exact geometry."""
 import pytest
 import torch
-from golden_subject_diffusion import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.golden_subject_diffusion import golden
 from torch.nn.functional import interpolate
 from troupe.model_patches.encoding.framing import FRAMINGS, bounding_box, flatten_alpha, frame, on_white
 from troupe.model_patches.encoding.photos import prepare_photo

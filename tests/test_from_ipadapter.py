@@ -4,22 +4,19 @@ from __future__ import annotations
 import copy
 import json
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from graph import ROOT
-
-sys.path.append(str(ROOT / "tools"))
-
-import check as check_tool  # noqa: E402
-from findings import broken_links  # noqa: E402
-from from_ipadapter import TITLE, from_ipadapter  # noqa: E402
-from graph import Graph, Node, RunError  # noqa: E402
-from guess_names import guess_names  # noqa: E402
-from old_workflows import ADVANCED, PLUS, OldWorkflow, Regional, stacked_before_2024, stacked_by_files, stacked_by_preset  # noqa: E402
-from troupe.model_patches.checkpoints.catalogue import published  # noqa: E402
+from support.ipadapter_workflows import ADVANCED, PLUS, OldWorkflow, Regional, stacked_before_2024, stacked_by_files, stacked_by_preset
+from troupe.model_patches.checkpoints.catalogue import published
+from troupe_tools.commands import check as check_tool
+from troupe_tools.errors import RunError
+from troupe_tools.pack import ROOT
+from troupe_tools.workflow.findings import broken_links
+from troupe_tools.workflow.from_ipadapter import TITLE, from_ipadapter
+from troupe_tools.workflow.graph import Graph, Node
+from troupe_tools.workflow.guess_names import guess_names
 
 CONTRACT = json.loads((ROOT / "tests" / "golden" / "node_contract.json").read_text())["nodes"]
 ADD, APPLY, ENCODE, LOAD = "TroupeAddSubject", "TroupeApplyImageAttention", "TroupeEncodeSubjects", "TroupeLoadAdapter"

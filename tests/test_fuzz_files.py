@@ -19,14 +19,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from mutations import CANARY, Bag, classes, mutated
 from safetensors.torch import load as read_safetensors
-from small_files import FORMATS, Folder
+from support.file_mutations import CANARY, Bag, classes, mutated
+from support.side_effects import SLACK, outcome, starved, watched
+from support.small_checkpoints import FORMATS, Folder
 from troupe.model_patches.adapter import Adapter
 from troupe.model_patches.checkpoints.files import read_metadata, read_shapes
 from troupe.model_patches.errors import CheckpointError
 from troupe.model_patches.families.registry import read_adapter
-from watch import SLACK, outcome, starved, watched
 
 MUTATIONS = int(os.environ.get("TROUPE_FUZZ", "200"))
 FROM = int(os.environ.get("TROUPE_FUZZ_FROM", "0"))

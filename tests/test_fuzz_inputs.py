@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from both_ways import ACCEPTED, both_ways
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support.outcome_balance import ACCEPTED, both_ways
 from troupe.model_patches.encoding.framing import FRAMINGS
 from troupe.model_patches.encoding.photos import prepare_photo
 from troupe.model_patches.errors import TroupeError

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import open_clip.transformer
-import published
 import pytest
 import safetensors.torch
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.clip_image_project_model import CLIPImageProjection
-from published import (
+from support import published_layouts as published
+from support.published_layouts import (
     SD2,
     SD15,
     SD_PLACES,

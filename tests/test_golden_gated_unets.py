@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from golden_subject_diffusion import golden, parameter, published_name
+from support.golden_subject_diffusion import golden, parameter, published_name
 from torch import nn
 from troupe.model_patches.encoders.fuser import GatedFuser
 from troupe.model_patches.encoders.grounding import TextImagePositionNet

@@ -1,7 +1,7 @@
 """Our attention math and projections against the official MIP-Adapter code's stored outputs."""
 import pytest
 import torch
-from golden_mip import FOLDER, LAYERS, Layer, fill, layer, normal, projections
+from support.golden_mip import FOLDER, LAYERS, Layer, fill, layer, normal, projections
 from torch.nn.functional import linear, scaled_dot_product_attention
 from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
 from troupe.model_patches.attention.relevance import relevance, shares, text_gain

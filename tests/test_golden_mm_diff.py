@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from golden_mm_diff import MODES, SHAPES, close, golden, loaded, normal, state
-from golden_prompts import StoredEncoder, fused, word
+from support.golden_mm_diff import MODES, SHAPES, close, golden, loaded, normal, state
+from support.golden_prompts import StoredEncoder, fused, word
 from torch import nn
 from torch.nn.functional import interpolate, linear, scaled_dot_product_attention
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from golden_subject_diffusion import KINDS, TOLERANCE, filled, golden, normal, published_name
+from support.golden_subject_diffusion import KINDS, TOLERANCE, filled, golden, normal, published_name
 from torch import nn
 from troupe.model_patches.attention.box_mask import box_mask, inpaint_mask
 from troupe.model_patches.attention.fourier import box_fourier, box_frequencies

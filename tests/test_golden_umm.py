@@ -3,8 +3,8 @@ import json
 
 import pytest
 import torch
-from golden_mm_diff import FOLDER, golden, loaded, normal
-from golden_prompts import StoredEncoder, fused
+from support.golden_mm_diff import FOLDER, golden, loaded, normal
+from support.golden_prompts import StoredEncoder, fused
 from troupe.model_patches.attention.guidance import rescaled, subject_guidance, umm_coefficients, umm_guidance
 from troupe.model_patches.encoders.projections import MisshapenTensor
 from troupe.model_patches.encoders.pseudo_words import ACTIVATIONS, PseudoWords

@@ -1,14 +1,10 @@
 """tools/lay_out.py without a browser: nodes stacked by given heights."""
 import re
-import sys
 
 import pytest
-from graph import ROOT
-
-sys.path.append(str(ROOT / "tools"))
-
-from graph import RunError  # noqa: E402
-from lay_out import TALKING, restack  # noqa: E402
+from troupe_tools.dev.lay_out import TALKING, restack
+from troupe_tools.errors import RunError
+from troupe_tools.pack import ROOT
 
 
 def node(id_, x, y, w=300, h=100):

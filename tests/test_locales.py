@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graph import ROOT
+from troupe_tools.pack import ROOT
 
 LOCALES = ROOT / "locales"
 UPDATING = os.environ.get("TROUPE_UPDATE_LOCALES") == "1"

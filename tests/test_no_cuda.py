@@ -4,7 +4,7 @@ from __future__ import annotations
 import ast
 
 import pytest
-from graph import ROOT
+from troupe_tools.pack import ROOT
 
 MODULES = sorted(path.relative_to(ROOT).as_posix() for room in ("nodes", "model_patches") for path in (ROOT / room).rglob("*.py"))
 BACKENDS = {"cuda", "cudnn", "mps", "xpu", "npu", "hip"}  # parts of torch that are there on some machines only

@@ -5,8 +5,8 @@ import json
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from graph import ROOT
-from node_pictures import CONTRACT, DOCS, USUAL, WIDGETS, picture, pictures
+from troupe_tools.dev.node_pictures import CONTRACT, DOCS, USUAL, WIDGETS, picture, pictures
+from troupe_tools.pack import ROOT
 
 NODES = json.loads(CONTRACT.read_text(encoding="utf-8"))["nodes"]
 OURS = {node["display_name"]: node for node in NODES.values()}

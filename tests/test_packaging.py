@@ -6,12 +6,13 @@ import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 import troupe
-from graph import ROOT
+from troupe_tools.pack import ROOT
 
 try:
     import tomllib
@@ -71,11 +72,21 @@ OUTSIDE = {  # room -> packages it may import beside the standard library; the o
     "rehearsal/training": COMES_WITH_COMFYUI | {"diffusers", "skimage"},
     "nodes": COMES_WITH_COMFYUI | HOST_MODULES,
 }
+TOOLS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tools").rglob("*.py"))
+PACKAGE = "tools/troupe_tools"
+BASE = {f"{PACKAGE}/errors", f"{PACKAGE}/pack"}
+THEMES = {  # theme of the tools -> themes that it may import
+    **{module: set() for module in (f"{PACKAGE}/__init__", *BASE)},
+    f"{PACKAGE}/workflow": BASE,
+    f"{PACKAGE}/engine": BASE | {f"{PACKAGE}/workflow"},
+    f"{PACKAGE}/commands": BASE | {f"{PACKAGE}/workflow", f"{PACKAGE}/engine"},
+    f"{PACKAGE}/dev": BASE | {f"{PACKAGE}/workflow", f"{PACKAGE}/engine"},
+}
 
 
-def room_of(module: str) -> str:
+def room_of(module: str, rooms: Mapping[str, set[str]] = ROOMS) -> str:
     """The room of a module path without suffix, such as 'model_patches/attention/relevance'."""
-    return max((room for room in ROOMS if module == room or module.startswith(f"{room}/")), key=len)
+    return max((room for room in rooms if module == room or module.startswith(f"{room}/")), key=len)
 
 
 def imports(path: Path) -> tuple[set[str], set[str]]:
@@ -88,6 +99,7 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
         elif isinstance(node, ast.ImportFrom) and not node.level:
             outside.add((node.module or "").split(".")[0])
         elif isinstance(node, ast.ImportFrom):
+            assert node.level <= len(package) + 1, f"{path}: an import reaches out of the pack"
             base = (*package[:len(package) - node.level + 1], *(node.module or "").split("."))
             parts = tuple(part for part in base if part)
             inside |= {"/".join(found) for found in ([*parts, alias.name] for alias in node.names) if _is_module(found)} or {"/".join(parts)}
@@ -151,13 +163,12 @@ def test_ci_runs_the_command_of_the_readme():
 
 
 DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "open_clip": "open_clip_torch", "comfy_cli": "comfy-cli"}
-TOOLS = sorted(path for path in (ROOT / "tools").glob("*.py"))
 
 
-@pytest.mark.parametrize("path", [*TOOLS, *(ROOT / "model_patches" / "hosts" / "diffusers").glob("*.py")], ids=lambda path: path.name)
-def test_the_run_extra_brings_what_the_embedded_engine_and_the_tools_import(path):
-    outside, _ = imports(path)
-    ours = {"troupe", *(tool.stem for tool in TOOLS)}
+@pytest.mark.parametrize("module", [*TOOLS, *(name for name in MODULES if name.startswith("model_patches/hosts/diffusers"))])
+def test_the_run_extra_brings_what_the_embedded_engine_and_the_tools_import(module):
+    outside, _ = imports(ROOT / module)
+    ours = {"troupe", "troupe_tools"}
     optional = {"yaml", "torchaudio", "playwright", "comfyui_version"} | HOST_MODULES  # only where a ComfyUI is, which brings them; screenshots.py asks for playwright
     needed = {DISTRIBUTIONS.get(name, name) for name in outside - set(sys.stdlib_module_names) - ours - optional}
     assert needed <= set(PROJECT["optional-dependencies"]["run"])
@@ -167,7 +178,7 @@ def test_the_run_extra_brings_what_the_embedded_engine_and_the_tools_import(path
 
 def test_rooms_are_a_staircase():
     """No room may import one that may import it, over whatever other rooms."""
-    list(TopologicalSorter(ROOMS).static_order())  # raises CycleError
+    list(TopologicalSorter({**ROOMS, **THEMES}).static_order())  # raises CycleError
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -181,9 +192,59 @@ def test_imports_go_one_way(module):
     assert not wrong, f"{module} ({room}) may not import {sorted(wrong)}"
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [name for name in TOOLS if name.startswith(f"{PACKAGE}/")])
+def test_themes_of_the_tools_go_one_way(module):
+    """commands, dev -> engine -> workflow, never back up."""
+    theme = room_of(module.removesuffix(".py"), THEMES)
+    outside, inside = imports(ROOT / module)
+    wrong = {path for path in inside if (place := room_of(path, THEMES)) != theme and place not in THEMES[theme]}
+    assert not wrong, f"{module} ({theme}) may not import {sorted(wrong)}"
+    assert "troupe_tools" not in outside or "helper_pack" in module, f"{module} may import its own package by relative paths only"
+
+
+def test_modules_of_the_tools_do_not_import_each_other_in_a_circle():
+    """Functions included: an import inside one is no way out."""
+    inner = [module for module in TOOLS if module.startswith(f"{PACKAGE}/")]
+    graph = {module.removesuffix(".py"): imports(ROOT / module)[1] for module in inner}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+@pytest.mark.parametrize("module", [name for name in TOOLS if not name.startswith(f"{PACKAGE}/")])
+def test_a_command_only_calls_the_package(module):
+    tree = ast.parse((ROOT / module).read_text())
+    called = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert called in ([f"troupe_tools.{top}.{Path(module).stem}"] for top in ("commands", "dev"))
+    assert imports(ROOT / module)[0] <= {"sys", "troupe_tools"}
+
+
+def test_no_tool_is_imported_under_a_bare_name():
+    """One package is all that tools/ adds to what can be imported: `graph`, `report` or `job` may be anybody's."""
+    bare = {Path(module).stem for module in TOOLS} - {"__init__"}
+    paths = [path for folder in ("tools", "tests", "benchmarks", "rehearsal") for path in (ROOT / folder).rglob("*.py")]
+    assert {str(path): found for path in paths if (found := imports(path)[0] & bare)} == {}
+
+
+def test_what_tests_share_imports_no_test():
+    for path in (ROOT / "tests" / "support").rglob("*.py"):
+        assert not [name for name in imports(path)[0] if name.startswith("test_")], path
+
+
+def test_commands_leave_no_bare_name_of_the_tools_behind():
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tools")!r})
+from troupe_tools.commands import check, run
+from troupe_tools.engine import embedded_models, on_comfyui, rehearsing
+files = {{name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}}
+ours = {{name for name, file in files.items() if file.startswith({str(ROOT / "tools")!r})}}
+assert len(ours) > 20 and all(name.split(".")[0] == "troupe_tools" for name in ours), ours
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT / "tests")
+
+
+@pytest.mark.parametrize("module", [*MODULES, *TOOLS])
 def test_a_module_has_one_idea(module):
-    assert len(MODULES[module].read_text().splitlines()) <= 300
+    assert len((ROOT / module).read_text().splitlines()) <= 300
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -199,7 +260,7 @@ def test_the_pack_is_imported_without_a_host_and_without_torch():
     script = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "tools")!r})
-from pack import load_pack
+from troupe_tools.pack import load_pack
 pack = load_pack()
 assert pack.comfy_entrypoint and pack.WEB_DIRECTORY
 assert not {{"torch", "comfy", "comfy_api", "nodes", "folder_paths"}} & set(sys.modules), "something heavy was imported"
@@ -216,7 +277,7 @@ import importlib, sys
 sys.path.insert(0, {str(ROOT / "tools")!r})
 for name in {sorted(HOST_MODULES | {"diffusers", "open_clip"})!r}:
     sys.modules[name] = None  # importing it raises
-from pack import load_pack
+from troupe_tools.pack import load_pack
 load_pack()
 for name in {names!r}:
     importlib.import_module("troupe." + name)

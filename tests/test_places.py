@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from place_cases import BOS, CASES, EOS, GLUED, rendered
+from support.token_position_cases import BOS, CASES, EOS, GLUED, rendered
 from troupe.model_patches.errors import SubjectError
 from troupe.model_patches.hosts.diffusers.encoders import prompt_chunks
 from troupe.model_patches.prompt.markers import read_markers

@@ -6,24 +6,13 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import published
 import pytest
 import safetensors.torch
 import torch
 from diffusers import UNet2DConditionModel
-from fusions import FUSIONS
-from published import (
-    SD_PLACES,
-    SDXL_PLACES,
-    clip_lora,
-    fastcomposer_state,
-    mm_diff_members,
-    nested,
-    save_mm_diff,
-    sdxl_path,
-    subject_head,
-    umm_state,
-)
+from support import published_layouts as published
+from support.prompt_fusions import FUSIONS
+from support.published_layouts import SD_PLACES, SDXL_PLACES, clip_lora, fastcomposer_state, mm_diff_members, nested, save_mm_diff, sdxl_path, subject_head, umm_state
 from test_checkpoints import checked
 from troupe.model_patches.adapter import EncoderNeed, PromptSpec
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROMPT, where_to_get

@@ -137,7 +137,7 @@ def test_plain_attention_is_attention():
 @pytest.mark.parametrize("gain", [False, True], ids=["relevance", "relevance and gain"])
 def test_the_training_attention_is_what_the_sampler_does(gain):
     """Two subjects in one picture, one of a second picture absent: the trained UNet's output equals the sampler's image attention on the same tokens."""
-    import tiny_diffusers as tiny
+    from support import tiny_diffusers as tiny
 
     with torch.no_grad():
         model: UNet2DConditionModel = tiny.unet()

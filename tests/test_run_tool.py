@@ -11,23 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from graph import ROOT
 from PIL import Image
-
-sys.path.append(str(ROOT / "tools"))
-
-import comfyui  # noqa: E402
-import edit as editing  # noqa: E402
-import pack  # noqa: E402
-import run as run_tool  # noqa: E402
-import shipped_templates  # noqa: E402
-from graph import WORKFLOWS, Graph, RunError  # noqa: E402
-from job import read_job  # noqa: E402
-from needed import model_roots, needed_models  # noqa: E402
-from photos import real_photos  # noqa: E402
-from random_faces import RANDOM_FACES  # noqa: E402
-from report import NOISE, NOT_A_PICTURE, marked  # noqa: E402
-from shipped_templates import READS_PHOTOS  # noqa: E402
+from support import shipped_templates
+from support.shipped_templates import READS_PHOTOS
+from troupe_tools import pack
+from troupe_tools.commands import run as run_tool
+from troupe_tools.engine import comfyui
+from troupe_tools.engine.random_faces import RANDOM_FACES
+from troupe_tools.engine.report import NOISE, NOT_A_PICTURE, marked
+from troupe_tools.errors import RunError
+from troupe_tools.pack import ROOT, WORKFLOWS
+from troupe_tools.workflow import edit as editing
+from troupe_tools.workflow.graph import Graph
+from troupe_tools.workflow.job import read_job
+from troupe_tools.workflow.needed import model_roots, needed_models
+from troupe_tools.workflow.photos import real_photos
 
 RANDOM = "--random-models"
 TEMPLATES = [path.stem for path in sorted(WORKFLOWS.glob("*.json")) if "rehearsal" not in path.stem]  # those need no model files
@@ -122,8 +120,7 @@ def small_of():
     """Of a template: a way to run it, changed, on random models that are made once: (workflow changes) -> Result."""
     import tempfile
 
-    import embedded
-    import embedded_models
+    from troupe_tools.engine import embedded, embedded_models
 
     with tempfile.TemporaryDirectory() as folder:
         made = {}
@@ -290,8 +287,7 @@ def test_real_models_have_no_faces_here(tmp_path):
     """The embedded engine has no analyser: with real models it says so instead of drawing lots."""
     from dataclasses import replace
 
-    import embedded
-    import embedded_models
+    from troupe_tools.engine import embedded, embedded_models
 
     edited = editing.edit(template("8_portrait_mm_diff"), editing.Changes(size=(64, 64), steps=1))
     job = read_job(edited.workflow)
@@ -608,7 +604,7 @@ def test_a_full_disk_for_temporary_files_is_a_sentence(name, tiny_disk, tmp_path
 def test_only_a_full_disk_is_called_one():
     import errno
 
-    from saving import room_for_temporary_files
+    from troupe_tools.engine.saving import room_for_temporary_files
 
     with pytest.raises(RunError, match="No space left on device.*TMPDIR"), room_for_temporary_files():
         raise OSError(errno.ENOSPC, "in words of another system")
@@ -623,7 +619,7 @@ SAVED = ("picture.png", "picture_2.png", "reference_1_as_the_encoder_saw_it.png"
 
 def made_by_hand(grey: int = 0):
     """A result of two pictures and a reference, without a run."""
-    from result import Result
+    from troupe_tools.engine.result import Result
 
     fact = {"adapter": "a.bin", "kind": "a kind", "layers": 3, "places": "layers", "subjects": [{"name": f"number {grey}", "has": ["photo"], "weight": 1.0}]}
     picture = Image.new("RGB", (64, 64), (grey,) * 3)
@@ -652,7 +648,7 @@ def test_a_disk_that_is_full_in_any_file(failing, tmp_path, monkeypatch):
 def test_a_move_that_fails_takes_back_what_was_moved(tmp_path, monkeypatch):
     import os
 
-    import saving
+    from troupe_tools.engine import saving
 
     def replace(source, target):
         if Path(target).name == "report.txt":
@@ -677,7 +673,7 @@ def test_no_run_writes_over_another(tmp_path):
 
 def test_many_processes_save_at_once(tmp_path):
     """Each set of files is one run's own."""
-    code = f"import sys; sys.path.append(r'{ROOT / 'tools'}'); sys.path.append(r'{ROOT / 'tests'}'); import saving, pathlib\n" \
+    code = f"import sys; sys.path.append(r'{ROOT / 'tools'}'); import pathlib; from troupe_tools.engine import saving\n" \
            "me = sys.argv[1]; files = {n: (lambda p: p.write_text(me)) for n in ('picture.png', 'reference.png', 'report.txt')}\n" \
            f"sys.stdin.read(1)\nfor i in range(20): saving.save_all(files, pathlib.Path(r'{tmp_path / 'out'}'))"
     running = [subprocess.Popen([sys.executable, "-c", code, str(i)], stdin=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(4)]

@@ -5,7 +5,7 @@ import ast
 import re
 
 import pytest
-from graph import ROOT
+from troupe_tools.pack import ROOT
 
 PACK = sorted([ROOT / "__init__.py", *(ROOT / "nodes").rglob("*.py"), *(ROOT / "model_patches").rglob("*.py"),
                *(ROOT / "rehearsal").glob("*.py"), *(ROOT / "rehearsal" / "engine").glob("*.py")])  # not its training, which writes what it trained

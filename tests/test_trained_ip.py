@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import pytest
 import safetensors.torch
-import tiny_diffusers as tiny
 import torch
-from published import flat, image_proj, layers, resampler
+from support import tiny_diffusers as tiny
+from support.published_layouts import flat, image_proj, layers, resampler
 from troupe.model_patches.errors import CheckpointError
 from troupe.model_patches.families.ip_adapter import build
 from troupe.model_patches.families.registry import read_adapter

@@ -3,26 +3,23 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from graph import ROOT
 from PIL import Image
-
-sys.path.append(str(ROOT / "tools"))
-
-from graph import Graph, RunError  # noqa: E402
-from job import AttentionJob, GatedJob, GuidanceJob, Job, PlaceJob, SubjectJob, WeightsJob, WordsJob, read_job  # noqa: E402
-from photos import real_photos  # noqa: E402
-from rehearsal_thumbnails import rehearsal_thumbnail  # noqa: E402
-from thumbnails import QUALITY, thumbnail, title_of  # noqa: E402
-from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROJECTION_MATRIX, VIT_BIGG, VIT_H, VIT_L, published  # noqa: E402
-from troupe.model_patches.placement.boxes import read_text  # noqa: E402
-from virtual import NOTES  # noqa: E402
-from workflow_files import find_workflow  # noqa: E402
+from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROJECTION_MATRIX, VIT_BIGG, VIT_H, VIT_L, published
+from troupe.model_patches.placement.boxes import read_text
+from troupe_tools.dev.rehearsal_thumbnails import rehearsal_thumbnail
+from troupe_tools.dev.thumbnails import QUALITY, thumbnail, title_of
+from troupe_tools.errors import RunError
+from troupe_tools.pack import ROOT
+from troupe_tools.workflow.graph import Graph
+from troupe_tools.workflow.job import AttentionJob, GatedJob, GuidanceJob, Job, PlaceJob, SubjectJob, WeightsJob, WordsJob, read_job
+from troupe_tools.workflow.photos import real_photos
+from troupe_tools.workflow.virtual import NOTES
+from troupe_tools.workflow.workflow_files import find_workflow
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 NAMES = [path.stem for path in FILES]
@@ -364,9 +361,9 @@ def test_a_rehearsal_downloads_and_uploads_nothing(rehearsal):
 
 def test_a_rehearsal_is_the_one_that_run_py_paints(rehearsal):
     """Prompt, seed, steps and sampler of `python tools/run.py` without model files."""
-    from rehearsing import PROMPT, SEED, SHOWN, STEPS
     from troupe.rehearsal.engine.paint import CFG
     from troupe.rehearsal.world import PIXELS
+    from troupe_tools.engine.rehearsing import PROMPT, SEED, SHOWN, STEPS
 
     graph = Graph(rehearsal)
     seeds = {graph.value(node, "seed") for node in graph.of_type("KSampler")}

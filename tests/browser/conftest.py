@@ -11,13 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from comfyui import Host, find_comfyui
-from host_server import HostServer
+from support.browser.graph_page import GraphPage
+from troupe_tools.engine.comfyui import Host, find_comfyui
+from troupe_tools.engine.host_server import HostServer
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-
-from graph_page import GraphPage  # noqa: E402
 
 REQUIRED = os.environ.get("TROUPE_REQUIRE_BROWSER") == "1"
 FRONT_END = os.environ.get("TROUPE_FRONTEND_ROOT", "")

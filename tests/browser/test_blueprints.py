@@ -4,7 +4,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from graph import ROOT
+from troupe_tools.pack import ROOT
 
 FILES = sorted((ROOT / "subgraphs").glob("*.json"))
 

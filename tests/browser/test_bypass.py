@@ -2,7 +2,8 @@
 import json
 
 import pytest
-from graph import BYPASSED, MUTED, ROOT, Graph
+from troupe_tools.pack import ROOT
+from troupe_tools.workflow.graph import BYPASSED, MUTED, Graph
 
 TEXTS = {"positive": 3, "negative": 4, "middle": 5}  # prompt -> id of the node that encodes it
 SINKS = {"MODEL": ("KSampler", "model"), "CLIP": ("CLIPTextEncode", "clip"), "CONDITIONING": ("ConditioningZeroOut", "conditioning"),

@@ -1,12 +1,8 @@
 """A workflow converted from IPAdapter_plus opens on the names of its subjects."""
-import sys
 
-from graph import ROOT
 
-sys.path += [str(ROOT / "tools"), str(ROOT / "tests")]
-
-from from_ipadapter import from_ipadapter  # noqa: E402
-from old_workflows import Regional  # noqa: E402
+from support.ipadapter_workflows import Regional
+from troupe_tools.workflow.from_ipadapter import from_ipadapter
 
 NAMES = """() => {
   const canvas = window.app.canvas, area = canvas.canvas.getBoundingClientRect();

@@ -2,8 +2,8 @@
 import json
 
 import pytest
-from graph_page import GraphPage
 from pytest import approx
+from support.browser.graph_page import GraphPage
 
 FOX, CAT = (0.1, 0.2, 0.3, 0.5), (0.55, 0.1, 0.35, 0.8)
 

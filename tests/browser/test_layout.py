@@ -1,15 +1,11 @@
 """No node of a template covers another, on the canvas and in Nodes 2.0, which draws nodes taller, before a run and with the messages after it."""
 import json
-import sys
 from itertools import combinations
 
 import pytest
-from graph import ROOT
 from test_templates import OTHER_PACKS, REGISTRY
-
-sys.path.append(str(ROOT / "tools"))
-
-from lay_out import MESSAGE, OPEN, RECTANGLES, SETTLE, SPEAK, TALKING  # noqa: E402
+from troupe_tools.dev.lay_out import MESSAGE, OPEN, RECTANGLES, SETTLE, SPEAK, TALKING
+from troupe_tools.pack import ROOT
 
 WORKFLOWS = ROOT / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))

@@ -1,15 +1,11 @@
 """A newcomer's first minute: the gallery, the rehearsal template, Run. On a fresh host, without a file or an upload."""
 import io
 import json
-import sys
 import urllib.request
 
 import numpy as np
 import pytest
-from graph import ROOT
 from PIL import Image
-
-sys.path.append(str(ROOT / "tools"))
 
 START, COMPARE = "1_start_here_rehearsal", "2_rehearsal_compare"
 LANES = 5
@@ -37,7 +33,7 @@ def images_of(entry, kind):
 
 
 def test_the_first_picture_comes_from_the_gallery_and_is_the_embedded_engine_s(page, server):
-    from rehearsing import rehearse
+    from troupe_tools.engine.rehearsing import rehearse
 
     page.settle(2000)
     page.outside.clear()  # newer front ends ask for the files of the workflow they begin with; from here on for none

@@ -3,12 +3,12 @@ import json
 import random
 
 import pytest
-from graph import ROOT
 from troupe.model_patches.placement.boxes import fault_in
 from troupe.model_patches.placement.layouts import LAYOUTS, fill, places
 from troupe.model_patches.placement.palette import PALETTE, colour_of, ink_on
 from troupe.model_patches.prompt.names import plain_words, stands_in
 from troupe.model_patches.subjects import Box
+from troupe_tools.pack import ROOT
 
 SITE = "http://troupe.test/"
 

@@ -34,7 +34,7 @@ def start_host(base: Path) -> None:
         import comfy.options
 
         comfy.options.enable_args_parsing()
-        import comfy.cli_args  # noqa: F401
+        import comfy.cli_args
     finally:
         sys.argv = arguments
     for name in ("utils.install_util", "server", "nodes"):  # nodes.py last: it puts <host>/comfy first on sys.path, where utils.py hides the package
@@ -68,7 +68,7 @@ def host(base_folder, record_testsuite_property):
     if COMFYUI is None:
         pytest.fail(NO_HOST)
     start_host(base_folder)
-    from compatibility import facts_of_host
+    from troupe_tools.dev.compatibility import facts_of_host
 
     for name, value in facts_of_host().items():
         record_testsuite_property(name, value)
@@ -78,7 +78,7 @@ def host(base_folder, record_testsuite_property):
 @pytest.fixture(scope="session")
 def clips(host):
     """`clips("sd15")`: a tiny CLIP of a family with the real tokenizer, made once."""
-    import tiny_models
+    from support.host import tiny_models
 
     return functools.cache(tiny_models.tiny_clip)
 
@@ -86,8 +86,8 @@ def clips(host):
 @pytest.fixture(scope="session")
 def vision(host, tmp_path_factory):
     """A tiny CLIP_VISION of the host: 32x32 pixels in 16 patches."""
-    import tiny_models
-    from parts import HIDDEN, POOLED
+    from support.host import tiny_models
+    from support.host.node_chains import HIDDEN, POOLED
 
     return tiny_models.tiny_clip_vision(hidden=HIDDEN, projection=POOLED, tmp=str(tmp_path_factory.mktemp("clip_vision") / "tiny.json"))
 

@@ -1,10 +1,10 @@
 """The choices of `adapter_name` and `clip_vision_name`: file names as in the folders, values of older workflows, and folders in which nothing is yet."""
 from pathlib import Path
 
-import published
 import pytest
 import safetensors.torch
 import torch
+from support import published_layouts as published
 from troupe.model_patches.errors import CheckpointError
 
 BIGG, H = (1664, 1280), (1280, 1024)

@@ -11,7 +11,7 @@ MODEL_PARTS = ("input_blocks.0.0.", "attn2.to_k.", "attn2.to_v.")
 
 @pytest.fixture(scope="module")
 def clips(host):
-    import tiny_models
+    from support.host import tiny_models
 
     made = {}
     return lambda kind: made.setdefault(kind, tiny_models.tiny_clip(kind))
@@ -19,7 +19,7 @@ def clips(host):
 
 def unet_tensors(patcher, seed=40):
     """New tensors for some of the UNet's, by LDM names, in another dtype than the model's."""
-    from stage import random
+    from support.host.small_casts import random
 
     state = patcher.model.diffusion_model.state_dict()
     names = [name for name in state if any(part in name for part in MODEL_PARTS)]
@@ -29,7 +29,7 @@ def unet_tensors(patcher, seed=40):
 
 def text_tensors(clip, encoder="clip_l", seed=90):
     """New tensors for a text encoder, by transformers' names: all but the last layer, as published text encoders of SD2 have it."""
-    from stage import random
+    from support.host.small_casts import random
 
     state = getattr(clip.cond_stage_model, encoder).transformer.state_dict()
     names = [name for name in state if name.startswith("text_model.") and ".layers.2." not in name]
@@ -47,7 +47,7 @@ def adapter_of(unet=None, text=None, context=64, id="an adapter", unet_lora=None
 
 def pairs_for(state, names, seed=300, alpha=None, rank=3):
     """Pairs in 16 bits for some tensors, nearly as large as these."""
-    from stage import random
+    from support.host.small_casts import random
     from troupe.model_patches.adapter import LoraPair
 
     pairs = {}
@@ -78,7 +78,7 @@ def merged(state, pairs, strength=1.0):
 
 def with_state(base, tensors):
     """A MODEL of its own, as `stage(base)` has it, whose state dict holds the tensors."""
-    import tiny_models
+    from support.host import tiny_models
 
     made = tiny_models.micro_model(base, context_dim=64)
     made.model.diffusion_model.load_state_dict({**made.model.diffusion_model.state_dict(), **tensors})
@@ -88,7 +88,7 @@ def with_state(base, tensors):
 def lora(model, seed=60, strength=0.8):
     """The MODEL after a LoRA of the host's own loader, on layers that the adapter replaces."""
     import comfy.lora
-    from stage import random
+    from support.host.small_casts import random
 
     state = model.model.diffusion_model.state_dict()
     names = [name.removesuffix(".weight") for name in state if name.endswith(("attn2.to_k.weight", "attn2.to_q.weight"))]
@@ -132,7 +132,7 @@ def refused(*args, **kwargs):
 
 @pytest.mark.parametrize("base", ["SD15", "SD20"])
 def test_the_latent_is_that_of_a_model_with_these_weights(base, caplog):
-    from stage import ksample, stage
+    from support.host.small_casts import ksample, stage
 
     st = stage(base)
     tensors = unet_tensors(st.patcher)
@@ -147,7 +147,7 @@ def test_the_latent_is_that_of_a_model_with_these_weights(base, caplog):
 
 
 def test_loras_before_and_after_are_on_top_of_the_new_weights():
-    from stage import ksample, stage
+    from support.host.small_casts import ksample, stage
 
     st = stage("SD20")
     tensors = unet_tensors(st.patcher)
@@ -164,7 +164,7 @@ def test_loras_before_and_after_are_on_top_of_the_new_weights():
 
 
 def test_of_two_nodes_the_later_one_wins_and_loras_stay():
-    from stage import ksample, stage
+    from support.host.small_casts import ksample, stage
 
     st = stage()
     first, second = unet_tensors(st.patcher, 40), unet_tensors(st.patcher, 400)
@@ -177,7 +177,7 @@ def test_of_two_nodes_the_later_one_wins_and_loras_stay():
 def test_a_part_of_a_tensor_that_another_node_sets_stays():
     """A patch with an offset sets only a slice: it comes after the whole tensor."""
     import comfy.lora
-    from stage import stage
+    from support.host.small_casts import stage
 
     st = stage()
     tensors = unet_tensors(st.patcher)
@@ -191,7 +191,7 @@ def test_a_part_of_a_tensor_that_another_node_sets_stays():
 
 def test_where_the_host_keeps_weights_off_the_device():
     """Low VRAM: the host casts each layer as it runs, patches and all."""
-    from stage import ksample, stage
+    from support.host.small_casts import ksample, stage
 
     st = stage()
     tensors = unet_tensors(st.patcher)
@@ -207,7 +207,7 @@ def test_where_the_host_keeps_weights_off_the_device():
 
 
 def test_the_model_is_marked():
-    from stage import stage
+    from support.host.small_casts import stage
     from troupe.model_patches.hosts.comfyui.sampling.weights import weights_of
 
     st = stage()
@@ -218,7 +218,7 @@ def test_the_model_is_marked():
 
 
 def test_a_mark_says_how_strong_the_loras_are():
-    from stage import stage
+    from support.host.small_casts import stage
     from troupe.model_patches.hosts.comfyui.sampling.weights import weights_of
 
     st = stage()
@@ -234,7 +234,7 @@ def test_a_mark_says_how_strong_the_loras_are():
 
 @pytest.mark.parametrize(("strength", "alpha"), [(1.0, None), (0.4, None), (1.7, 6.0), (1.0, 1.5)])
 def test_the_latent_is_that_of_a_model_merged_by_hand(strength, alpha, caplog):
-    from stage import error, ksample, stage
+    from support.host.small_casts import error, ksample, stage
 
     st = stage()
     pairs, state = unet_pairs(st.patcher, alpha=alpha), st.patcher.model.diffusion_model.state_dict()
@@ -250,7 +250,7 @@ def test_the_latent_is_that_of_a_model_merged_by_hand(strength, alpha, caplog):
 
 
 def test_loras_of_others_before_and_after_are_as_if_merged():
-    from stage import error, ksample, stage
+    from support.host.small_casts import error, ksample, stage
 
     st = stage()
     pairs, state = unet_pairs(st.patcher), st.patcher.model.diffusion_model.state_dict()
@@ -263,7 +263,7 @@ def test_loras_of_others_before_and_after_are_as_if_merged():
 
 
 def test_whole_tensors_and_loras_of_one_file(caplog):
-    from stage import error, ksample, stage
+    from support.host.small_casts import error, ksample, stage
 
     st = stage()
     tensors, pairs = unet_tensors(st.patcher), unet_pairs(st.patcher)
@@ -277,7 +277,7 @@ def test_whole_tensors_and_loras_of_one_file(caplog):
 
 
 def test_whole_tensors_of_another_adapter_go_below_the_loras():
-    from stage import error, ksample, stage
+    from support.host.small_casts import error, ksample, stage
 
     st = stage()
     tensors, pairs = unet_tensors(st.patcher), unet_pairs(st.patcher)
@@ -288,7 +288,7 @@ def test_whole_tensors_of_another_adapter_go_below_the_loras():
 
 
 def test_loras_where_the_host_keeps_weights_off_the_device():
-    from stage import error, ksample, stage
+    from support.host.small_casts import error, ksample, stage
 
     st = stage()
     pairs, state = unet_pairs(st.patcher), st.patcher.model.diffusion_model.state_dict()
@@ -305,7 +305,7 @@ def test_loras_where_the_host_keeps_weights_off_the_device():
 
 @pytest.mark.parametrize(("kind", "encoder"), [("sd15", "clip_l"), ("sd20", "clip_h"), ("sdxl", "clip_l"), ("sdxl", "clip_g")])
 def test_the_prompt_is_that_of_a_clip_with_these_weights(clips, kind, encoder, caplog):
-    from stage import stage
+    from support.host.small_casts import stage
     from troupe.model_patches.hosts.comfyui.sampling.weights import weights_of
 
     clip, st = clips(kind), stage()
@@ -326,7 +326,7 @@ def test_the_prompt_is_that_of_a_clip_with_these_weights(clips, kind, encoder, c
 @pytest.mark.parametrize(("kind", "streams"), [("sd15", "l"), ("sdxl", "l"), ("sdxl", "lg")])
 @pytest.mark.parametrize("strength", [1.0, 0.3])
 def test_the_prompt_is_that_of_text_encoders_merged_by_hand(clips, kind, streams, strength, caplog):
-    from stage import stage
+    from support.host.small_casts import stage
     from troupe.model_patches.hosts.comfyui.sampling.weights import weights_of
 
     clip, st = clips(kind), stage()
@@ -349,7 +349,7 @@ def test_the_prompt_is_that_of_text_encoders_merged_by_hand(clips, kind, streams
 
 
 def test_a_clip_without_one_of_the_text_encoders(clips):
-    from stage import stage
+    from support.host.small_casts import stage
 
     st, clip = stage(), clips("sdxl")
     adapter = adapter_of(text_lora={stream: text_pairs(clip, stream) for stream in "lg"}, context=2048)
@@ -363,7 +363,7 @@ def test_a_clip_without_one_of_the_text_encoders(clips):
 
 
 def test_loras_of_text_encoders_without_a_clip(clips):
-    from stage import stage
+    from support.host.small_casts import stage
 
     st, said = stage(), []
     adapter = adapter_of(unet_lora=unet_pairs(st.patcher), text_lora={"l": text_pairs(clips("sd15"), "l")})
@@ -372,7 +372,7 @@ def test_loras_of_text_encoders_without_a_clip(clips):
 
 
 def test_both_at_once_and_each_alone(clips, caplog):
-    from stage import stage
+    from support.host.small_casts import stage
 
     clip, st = clips("sd15"), stage()
     adapter = adapter_of(unet_tensors(st.patcher), text_tensors(clip))
@@ -400,8 +400,8 @@ def test_a_delayed_prompt_changes_on_its_model(weights, strength, clips):
     """For FastComposer and UMM-Diffusion this may be the only node of ours on the MODEL wire."""
     from dataclasses import replace
 
-    from fusions import FUSIONS
-    from stage import ksample, stage
+    from support.host.small_casts import ksample, stage
+    from support.prompt_fusions import FUSIONS
     from test_prompt_switch import prompt
     from troupe.model_patches.adapter import PromptSpec
     from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT
@@ -419,7 +419,7 @@ def test_a_delayed_prompt_changes_on_its_model(weights, strength, clips):
 
 
 def test_an_adapter_without_weights_passes_everything_on(clips):
-    from stage import stage
+    from support.host.small_casts import stage
 
     st, said = stage(), []
     assert apply(st.patcher, st.adapter, 0.5, 0.5, clips("sd15"), said.append) == (st.patcher, clips("sd15"))
@@ -428,7 +428,7 @@ def test_an_adapter_without_weights_passes_everything_on(clips):
 
 @pytest.mark.parametrize("strength", [0.5, 1.05, 2.0])
 def test_whole_weights_have_no_half_strength(clips, strength):
-    from stage import stage
+    from support.host.small_casts import stage
 
     st, clip = stage(), clips("sd15")
     adapter = adapter_of(unet_tensors(st.patcher), text_tensors(clip))
@@ -438,8 +438,8 @@ def test_whole_weights_have_no_half_strength(clips, strength):
 
 
 def test_another_base(clips):
-    import tiny_models
-    from stage import stage
+    from support.host import tiny_models
+    from support.host.small_casts import stage
 
     st = stage()
     tensors = unet_tensors(st.patcher)
@@ -466,7 +466,7 @@ def test_another_base(clips):
 def five_channels(host, base_folder):
     """The name of a tiny SD2 UNet with five input channels in models/diffusion_models."""
     import safetensors.torch
-    import tiny_models
+    from support.host import tiny_models
 
     state = tiny_models.build_unet_sd("sd20", dtype=torch.float32, prefix="")
     state["input_blocks.0.0.weight"] = torch.cat((state["input_blocks.0.0.weight"], torch.zeros(320, 1, 3, 3)), 1)
@@ -478,8 +478,8 @@ def five_channels(host, base_folder):
 
 def test_the_host_loads_a_five_channel_unet_and_cannot_sample_it(five_channels):
     """Why it is refused here: the host takes it for an inpainting model and gives it nine channels."""
-    import tiny_models
-    from stage import ksample
+    from support.host import tiny_models
+    from support.host.small_casts import ksample
 
     import nodes
 
@@ -493,7 +493,7 @@ def test_the_host_loads_a_five_channel_unet_and_cannot_sample_it(five_channels):
 
 
 def test_the_check_for_others():
-    import tiny_models
+    from support.host import tiny_models
     from troupe.model_patches.errors import MismatchError
     from troupe.model_patches.hosts.comfyui.sampling.weights import check_input_channels
 
@@ -514,7 +514,7 @@ def execute(**inputs):
 
 def test_the_node(clips):
     from comfy_execution.graph_utils import ExecutionBlocker
-    from stage import stage
+    from support.host.small_casts import stage
     from troupe.model_patches.hosts.comfyui.sampling.weights import weights_of
 
     st, clip = stage(), clips("sd15")
@@ -528,7 +528,7 @@ def test_the_node(clips):
 
 
 def test_the_node_shows_that_a_file_brings_none():
-    from stage import stage
+    from support.host.small_casts import stage
     from troupe.nodes.apply_weights import ApplyAdapterWeights
 
     st = stage()

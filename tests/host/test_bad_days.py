@@ -34,11 +34,11 @@ import re
 import shutil
 from pathlib import Path
 
-import published
 import pytest
-import tiny_models
 import torch
-from studio import ADAPTER, Server, Studio
+from support import published_layouts as published
+from support.host import tiny_models
+from support.host.host_executor import ADAPTER, Server, Studio
 
 HIDDEN, POOLED = 32, 16  # of the tiny encoder that the graph uses
 VISION = "encoder.safetensors"

@@ -16,7 +16,7 @@ MECHANISMS = pytest.mark.parametrize("kind", KINDS)
 @pytest.fixture(scope="module")
 def lab(host):
     """The module `sampling_studio`, whose nodes the host has while these tests run."""
-    import sampling_studio
+    from support.host import sampling_graphs as sampling_studio
 
     with pytest.MonkeyPatch.context() as patch:
         sampling_studio.register(patch)
@@ -82,7 +82,7 @@ def test_a_run_that_is_cancelled_and_the_next(kind, call, lab, studio_of, kept):
 def test_a_recorded_run_that_is_cancelled_and_the_next(call, lab, studio_of, kept):
     """Preview Relevance shows nothing of it, and then the maps of the run that came to its end."""
     import comfy.model_management as mm
-    from recording import Look
+    from support.host.recorded_runs import Look
 
     def maps(studio):
         Look.got.clear()
@@ -240,7 +240,7 @@ def test_what_is_made_once_a_run_and_failed_is_made_when_the_call_is_tried_again
 def test_a_picture_that_is_decoded_in_tiles_for_want_of_memory(lab, studio_of, monkeypatch):
     """The host's VAE tries tiles; the run before it and the run after it are as ever."""
     import comfy.sd
-    import tiny_models
+    from support.host import tiny_models
 
     latent = studio_of("image").latent(lab.graph("image"))
     vae = comfy.sd.VAE(sd={name.removeprefix("first_stage_model."): tensor.float() for name, tensor in tiny_models.build_taesd_sd().items()})
@@ -309,7 +309,7 @@ def bytes_of_ours() -> int:
     """Python's memory that was asked for in a line of the pack."""
     import tracemalloc
 
-    from graph import ROOT
+    from troupe_tools.pack import ROOT
 
     snapshot = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, f"{ROOT}/{room}/*") for room in ("model_patches", "nodes")])
     return sum(trace.size for trace in snapshot.traces)

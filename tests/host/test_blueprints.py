@@ -7,15 +7,12 @@ import urllib.error
 import urllib.request
 
 import pytest
-from graph import ROOT
-
-sys.path.append(str(ROOT / "tools"))
-
-from any_workflow import flatten  # noqa: E402
-from comfyui import Host  # noqa: E402
-from graph import RunError  # noqa: E402
-from host_server import HostServer  # noqa: E402
-from on_comfyui import convert  # noqa: E402
+from troupe_tools.engine.comfyui import Host
+from troupe_tools.engine.host_server import HostServer
+from troupe_tools.engine.on_comfyui import convert
+from troupe_tools.errors import RunError
+from troupe_tools.pack import ROOT
+from troupe_tools.workflow.any_workflow import flatten
 
 FILES = sorted((ROOT / "subgraphs").glob("*.json"))
 SIZE, PHOTOS = 64, ("troupe_astronaut.jpg", "troupe_cat.jpg")

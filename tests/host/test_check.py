@@ -10,25 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from graph import ROOT
 from PIL import Image
 from safetensors.torch import save_file
-
-sys.path.append(str(ROOT / "tools"))
-
-import check as check_tool  # noqa: E402
-from check import Here, check  # noqa: E402
-from comfyui import Host  # noqa: E402
-from from_ipadapter import from_ipadapter  # noqa: E402
-from graph import WORKFLOWS, RunError  # noqa: E402
-from host_server import HostServer  # noqa: E402
-from model_files import Places  # noqa: E402
-from old_workflows import Regional, stacked_before_2024, stacked_by_files, stacked_by_preset  # noqa: E402
-from on_comfyui import convert, with_random_encoders, with_reports  # noqa: E402
-from random_models import BASES, write_adapter, write_host_checkpoint  # noqa: E402
-from troupe.model_patches.checkpoints.catalogue import ENCODERS  # noqa: E402
-from virtual import NOTES  # noqa: E402
-from workflow_files import read_workflow  # noqa: E402
+from support.ipadapter_workflows import Regional, stacked_before_2024, stacked_by_files, stacked_by_preset
+from troupe.model_patches.checkpoints.catalogue import ENCODERS
+from troupe_tools.commands import check as check_tool
+from troupe_tools.commands.check import Here, check
+from troupe_tools.engine.comfyui import Host
+from troupe_tools.engine.host_server import HostServer
+from troupe_tools.engine.on_comfyui import convert, with_random_encoders, with_reports
+from troupe_tools.engine.random_models import BASES, write_adapter, write_host_checkpoint
+from troupe_tools.errors import RunError
+from troupe_tools.pack import WORKFLOWS
+from troupe_tools.workflow.from_ipadapter import from_ipadapter
+from troupe_tools.workflow.model_files import Places
+from troupe_tools.workflow.virtual import NOTES
+from troupe_tools.workflow.workflow_files import read_workflow
 
 TEMPLATES = [path.stem for path in sorted(WORKFLOWS.glob("*.json"))]
 OLD = {"preset": (stacked_by_preset, "SDXL"), "preset, as saved in 2024": (lambda: stacked_by_preset(named=False), "SDXL"), "files": (stacked_by_files, "SD1.5"),

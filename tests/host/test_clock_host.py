@@ -42,7 +42,7 @@ class Model:
 
 def test_every_call_of_every_sampler_lies_within_the_bounds():
     import comfy.samplers
-    import tiny_models
+    from support.host import tiny_models
     from troupe.model_patches.hosts.comfyui.sampling.clock import Clock
 
     patcher, counted = tiny_models.micro_model("SD15", context_dim=64), set()

@@ -14,7 +14,7 @@ LORA = "company.safetensors"
 
 @pytest.fixture(scope="module", autouse=True)
 def lora(base_folder, host):
-    from partners import lora_file, troupe
+    from support.host.partner_nodes import lora_file, troupe
 
     with torch.inference_mode():
         lora_file(troupe().patcher, base_folder / "models" / "loras" / LORA)
@@ -23,7 +23,7 @@ def lora(base_folder, host):
 def on_model(module, name, **inputs):
     """A partner that is one core node on the MODEL wire."""
     def partner(model, positive, negative):
-        from partners import core
+        from support.host.partner_nodes import core
 
         return core(module, name, model=model, **inputs), positive, negative
     return partner
@@ -31,26 +31,26 @@ def on_model(module, name, **inputs):
 
 @cache
 def other_model():
-    import tiny_models
+    from support.host import tiny_models
 
     return tiny_models.micro_model("SD15", model_channels=64, context_dim=64, mult=(1, 2), seed=9)
 
 
 def merged(model, positive, negative):
-    from partners import core
+    from support.host.partner_nodes import core
 
     return core("nodes_model_merging", "ModelMergeSimple", model1=model, model2=other_model(), ratio=0.8), positive, negative
 
 
 def lora_loader(model, positive, negative):
-    from partners import core
+    from support.host.partner_nodes import core
 
     return core("nodes", "LoraLoader", model=model, clip=None, lora_name=LORA, strength_model=0.8, strength_clip=1.0)[0], positive, negative
 
 
 def controlled(model, positive, negative):
-    from partners import control_net, core
-    from stage import random
+    from support.host.partner_nodes import control_net, core
+    from support.host.small_casts import random
 
     picture = random(1, 64, 96, 3, seed=4).clamp(0, 1)
     return model, *core("nodes", "ControlNetApplyAdvanced", positive=positive, negative=negative, control_net=control_net(), image=picture, strength=0.5,
@@ -58,21 +58,21 @@ def controlled(model, positive, negative):
 
 
 def boxed(model, positive, negative):
-    from partners import core, text_boxes, troupe
+    from support.host.partner_nodes import core, text_boxes, troupe
 
     gligen, clip = text_boxes(troupe().patcher)
     return model, core("nodes", "GLIGENTextBoxApply", conditioning_to=positive, clip=clip, gligen_textbox_model=gligen, text="a fox", width=48, height=48, x=16, y=8), negative
 
 
 def with_area(model, positive, negative):
-    from partners import core
+    from support.host.partner_nodes import core
 
     area = core("nodes", "ConditioningSetArea", conditioning=positive, width=48, height=64, x=48, y=0, strength=1.5)
     return model, core("nodes", "ConditioningCombine", conditioning_1=positive, conditioning_2=area), negative
 
 
 def with_mask(model, positive, negative):
-    from partners import core
+    from support.host.partner_nodes import core
 
     mask = torch.zeros(1, 64, 96)
     mask[:, 16:, 32:] = 1
@@ -81,7 +81,7 @@ def with_mask(model, positive, negative):
 
 
 def scheduled_lora():
-    from partners import core
+    from support.host.partner_nodes import core
 
     hooks = core("nodes_hooks", "CreateHookLoraModelOnly", lora_name=LORA, strength_model=0.8)
     frames = core("nodes_hooks", "CreateHookKeyframe", strength_mult=1.0, start_percent=0.0)
@@ -90,13 +90,13 @@ def scheduled_lora():
 
 
 def hooked(model, positive, negative):
-    from partners import core
+    from support.host.partner_nodes import core
 
     return model, *core("nodes_hooks", "PairConditioningSetProperties", positive_NEW=positive, negative_NEW=negative, strength=1.0, set_cond_area="default", hooks=scheduled_lora())
 
 
 def hooked_positive(model, positive, negative):
-    from partners import core
+    from support.host.partner_nodes import core
 
     return model, core("nodes_hooks", "ConditioningSetProperties", cond_NEW=positive, strength=1.0, set_cond_area="default", hooks=scheduled_lora()), negative
 
@@ -140,7 +140,7 @@ def both_act(found, *, visible=VISIBLE):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", [*MODEL_NODES, *CONDITIONING_NODES])
 def test_both_act_in_either_order(name, kind):
-    from partners import four, troupe
+    from support.host.partner_nodes import four, troupe
 
     found = four(troupe(), kind, (MODEL_NODES | CONDITIONING_NODES)[name])
     both_act(found)
@@ -150,8 +150,8 @@ def test_both_act_in_either_order(name, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["PerpNegGuider", "DualCFGGuider"])
 def test_guiders_of_the_host(name, kind):
-    from partners import core, four, guided, troupe
-    from stage import random
+    from support.host.partner_nodes import core, four, guided, troupe
+    from support.host.small_casts import random
 
     other = [[random(1, 77, 64, seed=6), {}]]
 
@@ -174,8 +174,8 @@ class Vae:
 @pytest.mark.parametrize("kind", KINDS)
 def test_inpaint_model_conditioning(kind, channels):
     """Also the picture outside the mask stays, and the one inside is ours."""
-    from partners import STEPS, core, four, troupe
-    from stage import random
+    from support.host.partner_nodes import STEPS, core, four, troupe
+    from support.host.small_casts import random
 
     import nodes
 
@@ -199,8 +199,8 @@ def test_inpaint_model_conditioning(kind, channels):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_differential_diffusion(kind):
-    from partners import SIZE, STEPS, core, four, troupe
-    from stage import random
+    from support.host.partner_nodes import SIZE, STEPS, core, four, troupe
+    from support.host.small_casts import random
 
     import nodes
 
@@ -220,7 +220,7 @@ def test_differential_diffusion(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["EasyCache", "LazyCache"])
 def test_steps_that_a_cache_leaves_out(name, kind, caplog):
-    from partners import core, four, sampled, troupe
+    from support.host.partner_nodes import core, four, sampled, troupe
 
     def partner(model, positive, negative):
         return core("nodes_easycache", f"{name}Node", model=model, reuse_threshold=0.5, start_percent=0.0, end_percent=1.0, verbose=False), positive, negative
@@ -237,8 +237,8 @@ def test_steps_that_a_cache_leaves_out(name, kind, caplog):
 @pytest.mark.parametrize("kind", ["attention", "gated"])
 def test_masks_of_two_prompts(kind):
     """Subjects of a prompt under ConditioningSetMask act in its mask alone, beside another prompt in the rest."""
-    from partners import change, core, sampled, troupe
-    from stage import random
+    from support.host.partner_nodes import change, core, sampled, troupe
+    from support.host.small_casts import random
 
     mask = torch.zeros(1, 64, 96)
     mask[..., 40:] = 1
@@ -262,7 +262,7 @@ def test_a_deep_copy_of_a_conditioning_is_the_same_and_copies_no_weights(kind):
     """As packs make them before they change something."""
     from copy import deepcopy
 
-    from partners import sampled, troupe
+    from support.host.partner_nodes import sampled, troupe
 
     model, positive, negative = troupe().kinds[kind](*troupe().plain)
     copied = deepcopy(positive)
@@ -347,13 +347,13 @@ CANNOT = {  # what the pack does -> kind of node, what our warning says
 
 @pytest.mark.parametrize("case", CANNOT)
 def test_what_cannot_work_together_is_told_once_with_both_names(case, stranger, caplog):
-    from partners import sampled, troupe
+    from support.host.partner_nodes import sampled, troupe
 
     kind, way, sentence = CANNOT[case]
     place, region = troupe(), torch.zeros(32, 32)
     region[:, :16] = 1
     if kind == "attention":
-        from stage import settings
+        from support.host.small_casts import settings
         from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
 
         references = place.stage.references(2, regions=[region, None])
@@ -403,7 +403,7 @@ SKIP_LAYERS = {
 @pytest.mark.parametrize("name", FURTHER_CALLS)
 def test_further_calls_of_a_step_see_who_is_whose(name, kind, calls):
     """Perturbed and skipped predictions have the subjects of the prompt they are of, a negative's never; as many calls as without Troupe, before or after it."""
-    from partners import STEPS, sampled, troupe
+    from support.host.partner_nodes import STEPS, sampled, troupe
 
     partner = MODEL_NODES.get(name) or on_model("nodes_slg", name, **SKIP_LAYERS[name])
     place = troupe()
@@ -416,7 +416,7 @@ def test_further_calls_of_a_step_see_who_is_whose(name, kind, calls):
 @pytest.mark.parametrize("name", FURTHER_CALLS)
 def test_further_calls_of_a_step_see_its_text(name, calls):
     """Perturbed and skipped predictions of a prompt whose subjects enter it later have the text of the step."""
-    from partners import STEPS, fused, sampled, troupe
+    from support.host.partner_nodes import STEPS, fused, sampled, troupe
 
     partner = MODEL_NODES.get(name) or on_model("nodes_slg", name, **SKIP_LAYERS[name])
     place = troupe()
@@ -435,7 +435,7 @@ def test_further_calls_of_a_step_see_its_text(name, calls):
 @pytest.mark.parametrize("name", SKIP_LAYERS)
 def test_skipping_layers_of_other_architectures_changes_nothing_on_a_unet(name, kind):
     """The host's nodes name blocks that a UNet does not have: with Troupe as without."""
-    from partners import change, four, troupe
+    from support.host.partner_nodes import change, four, troupe
 
     found = four(troupe(), kind, on_model("nodes_slg", name, **SKIP_LAYERS[name]))
     assert found.effects[0] < 1e-5 < VISIBLE < found.effects[1]
@@ -448,11 +448,11 @@ def test_v_prediction_models_of_the_sdxl_family(kind, zsnr):
     """As Illustrious and NoobAI are published: the file says so itself, the host makes the model; compared with the evaluation without hooks."""
     import comfy.model_sampling
     import comfy.sd
-    import independent
-    import independent_gated
-    import tiny_models
-    from gated_stage import GatedStage, gated_adapter
-    from stage import error, ksample, noise_of, settings, stage
+    from support.host import independent_evaluation as independent
+    from support.host import independent_gated_evaluation as independent_gated
+    from support.host import tiny_models
+    from support.host.small_casts import error, ksample, noise_of, settings, stage
+    from support.host.small_gated_casts import GatedStage, gated_adapter
     from troupe.model_patches.binding.settings import GatedSettings
 
     state = tiny_models.build_unet_sd("sdxl_vega_topology", dtype=torch.float32) | {"v_pred": torch.tensor([])} | ({"ztsnr": torch.tensor([])} if zsnr else {})

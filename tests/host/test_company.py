@@ -45,7 +45,7 @@ def guided(guider, size=(16, 16), steps=1):
 
 
 def test_usual_call(calls):
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     st = stage()
     ksample(*st.apply(st.references(2), settings()), steps=1)
@@ -55,7 +55,7 @@ def test_usual_call(calls):
 @pytest.mark.parametrize("wired", [True, False], ids=["negative wired", "negative unwired"])
 def test_a_negative_made_by_zeroing_out_our_positive_gets_the_empty_tokens(calls, wired):
     """ConditioningZeroOut keeps every key of the positive, our record too."""
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
 
     import nodes
@@ -69,7 +69,7 @@ def test_a_negative_made_by_zeroing_out_our_positive_gets_the_empty_tokens(calls
 @pytest.mark.parametrize("wired", [True, False], ids=["wired", "drop-in"])
 def test_dual_cfg_where_the_positive_is_the_third_list(calls, wired):
     from comfy_extras.nodes_custom_sampler import Guider_DualCFG
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     st = stage()
     model, positive, negative = st.apply(st.references(2), settings(), wired)
@@ -83,7 +83,7 @@ def test_dual_cfg_where_the_positive_is_the_third_list(calls, wired):
 
 def test_middle_carries_the_subjects_when_wired(calls):
     from comfy_extras.nodes_custom_sampler import Guider_DualCFG
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
 
     st = stage()
@@ -97,7 +97,7 @@ def test_middle_carries_the_subjects_when_wired(calls):
 
 def test_perp_neg(calls):
     from comfy_extras.nodes_perpneg import Guider_PerpNeg
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     st = stage()
     model, positive, negative = st.apply(st.references(2), settings())
@@ -111,7 +111,7 @@ def test_perp_neg(calls):
 def test_an_extra_call_with_the_negative_alone_is_not_taken_for_the_positive(calls):
     """Self-attention guidance calls the model once more with [negative] as list 0."""
     import comfy.samplers
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     st = stage()
     for wired in (True, False):
@@ -130,7 +130,7 @@ def test_an_extra_call_with_the_negative_alone_is_not_taken_for_the_positive(cal
 
 def test_area_conditioning_and_the_entries_that_the_host_borrows(calls):
     """Subjects only in an area prompt: its rows get them, the copy that the host puts into the negative list gets the empty tokens."""
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     st = stage()
     model, positive, negative = st.apply(st.references(2), settings())
@@ -142,7 +142,7 @@ def test_area_conditioning_and_the_entries_that_the_host_borrows(calls):
 
 def test_a_region_is_cut_to_the_area_it_is_seen_in(monkeypatch):
     """A subject allowed in the right half of the picture is allowed everywhere in an area prompt over the right half, and nowhere in one over the left."""
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
     from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
     limits, original = [], image_attention.image_delta
@@ -159,7 +159,7 @@ def test_a_region_is_cut_to_the_area_it_is_seen_in(monkeypatch):
 
 
 def test_timestep_ranges_of_the_conditioning_are_the_hosts_business(calls):
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     st = stage()
     model, positive, negative = st.apply(st.references(2), settings())
@@ -171,7 +171,7 @@ def test_timestep_ranges_of_the_conditioning_are_the_hosts_business(calls):
 
 def test_attention_couple_rows_follow_their_chunk():
     """A pack that repeats the positive's rows for two prompts and mixes them half and half: our delta goes to both copies, so the mix holds it once."""
-    from stage import error, ksample, settings, stage
+    from support.host.small_casts import error, ksample, settings, stage
 
     st = stage()
     model, positive, negative = st.apply(st.references(2), settings())
@@ -227,7 +227,7 @@ def in_tiles(model, together):
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_several_tiles_in_one_call_are_as_one_after_the_other(batch):
-    from stage import error, ksample, settings, stage
+    from support.host.small_casts import error, ksample, settings, stage
 
     st = stage(text_gain=True)
     model, positive, negative = st.apply(st.references(2), settings())
@@ -237,7 +237,7 @@ def test_several_tiles_in_one_call_are_as_one_after_the_other(batch):
 
 def test_regions_rest_in_tiles_with_one_warning(caplog):
     """Nothing says where a tile lies, and a region stretched over each tile would be wrong everywhere."""
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     st = stage()
     region = torch.zeros(32, 32)
@@ -249,7 +249,7 @@ def test_regions_rest_in_tiles_with_one_warning(caplog):
 
 
 def test_rows_that_cannot_be_followed_rest_with_one_warning(caplog):
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     st = stage()
     model, positive, negative = st.apply(st.references(2), settings())
@@ -268,7 +268,7 @@ def test_rows_that_cannot_be_followed_rest_with_one_warning(caplog):
 def test_a_scheduled_lora_hook_refreshes_the_name_keys(monkeypatch):
     """Keyframes of a hook change the UNet's keys within a run: names are projected again when they do, images never."""
     import comfy.hooks
-    from stage import ksample, random, settings, stage
+    from support.host.small_casts import ksample, random, settings, stage
     from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
     st = stage()

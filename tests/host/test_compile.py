@@ -25,15 +25,15 @@ def compiler(host, monkeypatch):
 
 
 def plain(kind):
-    import tiny_models
+    from support.host import tiny_models
 
     return tiny_models.micro_model("SDXL" if kind.startswith("mm_diff") else "SD15", model_channels=64, levels=2 if kind.startswith("mm_diff") else 1)
 
 
 def applied(kind, patcher):
     """(model, positive, negative) with references on a patcher."""
-    from gated_stage import GatedStage, gated_adapter
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
+    from support.host.small_gated_casts import GatedStage, gated_adapter
     from test_partial_loading import mm_diff_scene
     from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.sampling.record import record_relevance
@@ -70,7 +70,7 @@ def both(kind, order, backend):
 
 def test_the_host_alone_makes_one_graph(compiler):
     """What the others are measured by."""
-    from stage import ksample, stage
+    from support.host.small_casts import ksample, stage
 
     st = stage(patcher=plain("host"))
     model = compiled(st.patcher, "eager")
@@ -82,7 +82,7 @@ def test_the_host_alone_makes_one_graph(compiler):
 @pytest.mark.parametrize("kind, order", [(kind, "after") for kind in KINDS] + [("text_to_weight", "before"), ("patches", "before")])
 def test_references_make_one_graph_too(kind, order, compiler):
     """No step, and no second run, compiles anything again. Where a run ends at scale 0, its last step is the plain model's graph."""
-    from stage import ksample
+    from support.host.small_casts import ksample
 
     graphs = 2 if kind == "decay" else 1
     model, made = both(kind, order, "eager")
@@ -98,7 +98,7 @@ def test_references_make_one_graph_too(kind, order, compiler):
 @pytest.mark.parametrize("kind", ["text_to_weight", "patches"])
 def test_the_hosts_node_with_its_default_backend(kind, order, compiler):
     from comfy_extras.nodes_torch_compile import TorchCompileModel
-    from stage import error, ksample
+    from support.host.small_casts import error, ksample
 
     def node(model):
         return TorchCompileModel.execute(model, "inductor").result[0]
@@ -116,9 +116,9 @@ def test_the_hosts_node_with_its_default_backend(kind, order, compiler):
 def test_what_layers_share_is_made_before_the_first_of_them(topology, monkeypatch):
     """On the block layouts of the real models, at an odd size: nothing is made for the first time in a layer, which could not be compiled."""
     import comfy.sd
-    import tiny_models
     from comfy.patcher_extension import WrappersMP
-    from stage import ksample, settings, stage
+    from support.host import tiny_models
+    from support.host.small_casts import ksample, settings, stage
     from troupe.model_patches.hosts.comfyui.sampling import image_attention, record
 
     state = {k.removeprefix("model.diffusion_model."): v for k, v in tiny_models.build_unet_sd(topology, dtype=torch.float32).items()}

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from graph import ROOT
+from troupe_tools.pack import ROOT
 
 CONTRACT = json.loads((ROOT / "tests" / "golden" / "node_contract.json").read_text())["nodes"]
 NODE_DEFS = ROOT / "locales" / "en" / "nodeDefs.json"

@@ -27,7 +27,7 @@ def tile(model, positive, negative, denoise=0.3, size=(16, 16)):
 
 def effect(**how) -> float:
     """How much one subject in the left half changes a tile."""
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     kind, denoise, size = how.pop("kind", "region"), how.pop("denoise", 0.3), how.pop("size", (16, 16))
     st = stage()
@@ -88,7 +88,7 @@ def test_the_user_has_the_last_word(running, caplog):
 
 def test_what_limits_nobody_now_skips_nobody(running):
     """A box that has ended before this run begins; a subject with a region that is out."""
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     running(TILED, "2")
     assert effect(kind="box", box_end_percent=0.3) > 1e-3
@@ -99,7 +99,7 @@ def test_what_limits_nobody_now_skips_nobody(running):
 
 
 def test_where_no_reference_comes_the_missing_wire_is_told(running, caplog):
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     running(TILED, "2")
     st = stage()
@@ -109,7 +109,7 @@ def test_where_no_reference_comes_the_missing_wire_is_told(running, caplog):
 
 
 def test_sixteen_tiles_warn_once(running, caplog):
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     running(TILED, "2")
     st = stage()
@@ -121,7 +121,7 @@ def test_sixteen_tiles_warn_once(running, caplog):
 
 def test_a_picture_that_another_sampler_has_begun_is_made_from_noise(running):
     """The second of two KSampler (Advanced), as with a refiner: no noise is added to its latent."""
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     import nodes
 
@@ -147,7 +147,7 @@ def test_without_a_graph_a_run_that_begins_from_a_picture_may_be_a_part(caplog):
 
 
 def test_gated_layers_are_skipped_too(running, caplog):
-    from gated_stage import gated_stage
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     running(TILED, "2")

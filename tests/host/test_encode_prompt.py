@@ -1,7 +1,8 @@
 """Subjects inside the prompt on the real host: the official numbers through its own CLIP classes, and its own encoding around them."""
 import pytest
 import torch
-from golden_mm_diff import golden, state
+from support.golden_mm_diff import golden, state
+from support.host.small_prompt_casts import KINDS, references_of
 
 pytestmark = pytest.mark.usefixtures("host")
 LENGTH, START, END = 12, 98, 99
@@ -53,7 +54,7 @@ class TinyClip:
 
 @pytest.mark.parametrize("mode", ["std", "wide"])
 def test_mm_diffs_prompts_through_the_hosts_own_clip_classes(mode, monkeypatch):
-    from fusions import FUSIONS
+    from support.prompt_fusions import FUSIONS
     from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec
     from troupe.model_patches.encoders.words import WordFusion
     from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
@@ -95,8 +96,8 @@ class TinySD2:
     def __init__(self, mode, ids):
         from types import SimpleNamespace
 
-        import golden_subject_diffusion
         from comfy.sd1_clip import SDClipModel
+        from support import golden_subject_diffusion
 
         config = dict(num_attention_heads=4, num_hidden_layers=2, hidden_size=32, intermediate_size=64, hidden_act="gelu", layer_norm_eps=1e-5, max_position_embeddings=16,
                       eos_token_id=2)
@@ -124,8 +125,8 @@ class TinySD2:
 @pytest.mark.parametrize("mode", ["plain", "sharp"])
 @pytest.mark.parametrize("row", [0, 1])
 def test_subject_diffusions_prompts_through_the_hosts_own_clip_classes(row, mode, monkeypatch):
-    import golden_subject_diffusion
-    from fusions import FUSIONS
+    from support import golden_subject_diffusion
+    from support.prompt_fusions import FUSIONS
     from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec
     from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
     from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt
@@ -146,38 +147,6 @@ def test_subject_diffusions_prompts_through_the_hosts_own_clip_classes(row, mode
 
 
 # ---- the four kinds on tiny encoders with the real vocabulary -----------------------------------------------------------------------------
-
-
-def adapter_of(kind, streams, tokens=1):
-    from fusions import FUSIONS
-    from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec
-    from troupe.model_patches.encoders.words import Postfuse, WordFusion
-    from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
-
-    torch.manual_seed(5)
-    fusion = None
-    if kind == "word":
-        fusion = torch.nn.ModuleDict({s: WordFusion(2 * w, w, w) for s, w in streams.items()}).requires_grad_(False)
-    if kind == "postfuse":
-        fusion = torch.nn.ModuleDict({s: Postfuse(w, w, 32, 32) for s, w in streams.items()}).requires_grad_(False)
-    context = {"l": 768, "h": 1024, "gl": 2048}["".join(sorted(streams))]
-    prompt = PromptSpec(FUSIONS[kind], streams, tokens)
-    return host_adapter(Adapter(AdapterSpec("mm_diff", "", f"{kind}.bin", context, 0, None, (), False, prompt=prompt), None, None, fusion=fusion))
-
-
-KINDS = {"word": ("sdxl", {"l": 768, "g": 1280}, 1), "pseudo": ("sd15", {"l": 768}, 1), "pseudo of three": ("sd15", {"l": 768}, 3), "placeholder": ("sd20", {"h": 1024}, 1),
-         "postfuse": ("sd15", {"l": 768}, 1)}
-
-
-def references_of(kind, names=("cat", "red fox"), weights=(1.0, 1.0)):
-    from troupe.model_patches.subjects import References, ReferenceSubject
-
-    _, streams, tokens = KINDS[kind]
-    made = []
-    for i, (name, weight) in enumerate(zip(names, weights, strict=True)):
-        words = {s: torch.randn(tokens, w, generator=torch.Generator().manual_seed(70 + i)) * 0.3 for s, w in streams.items()}
-        made.append(ReferenceSubject(name, None, None, weight, words=words))
-    return References(adapter_of(kind.split()[0], streams, tokens), tuple(made), None)
 
 
 def encode(kind, clips, text, **rest):
@@ -327,7 +296,7 @@ def test_another_base_models_clip(kind, other, words, clips):
 
 
 def test_references_that_do_not_belong_here(clips):
-    from gated_stage import gated_stage
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.errors import MismatchError
     from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt
 
@@ -399,7 +368,7 @@ def test_weights_of_the_adapter_that_are_not_there_are_told_in_one_sentence(kind
     """
     from dataclasses import replace
 
-    import tiny_models
+    from support.host import tiny_models
     from troupe.model_patches.adapter import Weights
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 

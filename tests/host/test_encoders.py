@@ -4,12 +4,12 @@ from __future__ import annotations
 import os
 from types import SimpleNamespace
 
-import published
 import pytest
 import safetensors.torch
-import tiny_models
-import tiny_open_clip
 import torch
+from support import published_layouts as published
+from support import tiny_open_clip
+from support.host import tiny_models
 from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, Weights
 from troupe.model_patches.encoders.grounding import MLP
 from troupe.model_patches.encoding.framing import frame

@@ -49,7 +49,7 @@ def rewrites(model):
 @pytest.mark.parametrize("wired", [True, False], ids=["wired", "unwired"])
 def test_one_text_encode_wired_to_both(wired, seen):
     """The positive is an area of the conditioning that is the negative too: the same as with equal copies of it."""
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
 
     st = stage()
@@ -68,7 +68,7 @@ def test_one_text_encode_wired_to_both(wired, seen):
 @pytest.mark.parametrize("first", [True, False], ids=["before ours", "after ours"])
 def test_texts_that_another_pack_exchanges(first, wired):
     """Equal texts in new tensors, with areas that the host copies from list to list: bit-identical."""
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     st = stage()
     st.positive = in_area(st.positive, 0) + in_area([[st.positive[0][0] * 0.5, {}]], 64)
@@ -84,9 +84,9 @@ def test_texts_that_another_pack_exchanges(first, wired):
 
 def test_exchanged_texts_of_a_delayed_prompt():
     """Each step has the same texts as without the other pack, in the area of the other list too."""
-    import tiny_models
     from comfy.patcher_extension import WrappersMP
-    from stage import ksample
+    from support.host import tiny_models
+    from support.host.small_casts import ksample
     from test_prompt_switch import prompt
     from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PromptSwitch
 
@@ -114,9 +114,9 @@ def test_exchanged_texts_of_a_delayed_prompt():
 def test_perp_negs_empty_prompt_shows_no_subject(wired, seen):
     """The node on the MODEL wire makes an entry that is in no list of the guider; drop-in it gives the picture of Perp-Neg's guider."""
     import comfy.samplers
-    import tiny_models
     from comfy_extras.nodes_perpneg import PerpNeg, PerpNegGuider
-    from stage import ksample, noise_of, settings, stage
+    from support.host import tiny_models
+    from support.host.small_casts import ksample, noise_of, settings, stage
 
     st, empty = stage(), tiny_models.random_cond(77, 64, seed=5)
     model, positive, negative = st.apply(st.references(2), settings(weight=1.0), wired)
@@ -182,8 +182,8 @@ def apart_in_tiles(apply_model, args):
 @pytest.mark.parametrize("kind", ["attention", "gated"])
 def test_rows_that_run_apart_unsaid_are_left_alone_and_told(kind, batch, way, caplog):
     """Never the other's role: the picture without the node, and one warning."""
-    from gated_stage import gated_stage
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = stage() if kind == "attention" else gated_stage("text", "SD15")
@@ -201,7 +201,7 @@ def test_rows_that_run_apart_unsaid_are_left_alone_and_told(kind, batch, way, ca
 @pytest.mark.parametrize("batch", [1, 2])
 def test_pictures_that_run_apart_with_one_role_keep_it(batch):
     """At cfg 1 a call has one chunk: whichever of its rows come, they are the positive's."""
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     def one_by_one(apply_model, args):
         rows = zip(args["input"].split(1), args["timestep"].split(1), args["c"]["c_crossattn"].split(1), strict=True)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from parts import photo, prompt_executor, run
+from support.host.node_chains import photo, prompt_executor, run
 from troupe.model_patches.encoding.alignment import TEMPLATE
 from troupe.model_patches.errors import SubjectError
 

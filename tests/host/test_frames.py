@@ -11,7 +11,7 @@ MASKS = torch.stack([HALF, 1 - HALF, HALF.T])
 
 
 def sampled(regions, batch, merge="uniform", change=None, seed=1):
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     st = stage()
     model, positive, negative = st.apply(st.references(len(regions), regions=regions), settings(merge, weight=1.0))

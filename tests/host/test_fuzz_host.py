@@ -6,11 +6,11 @@ from functools import cache
 
 import pytest
 import torch
-from both_ways import ACCEPTED, both_ways
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from mutations import Bag, classes, mutated
-from published import vision_encoder
+from support.file_mutations import Bag, classes, mutated
+from support.outcome_balance import ACCEPTED, both_ways
+from support.published_layouts import vision_encoder
 from troupe.model_patches.errors import TroupeError
 from troupe.model_patches.subjects import MAX_SUBJECTS, Box
 
@@ -28,7 +28,7 @@ widgets = st.fixed_dictionaries({}, optional=dict.fromkeys(WIDGETS, numbers))
 
 @cache
 def studio():
-    from stage import stage
+    from support.host.small_casts import stage
 
     return stage("SD15", text_gain=True)
 
@@ -39,8 +39,8 @@ def studio():
 @given(people, widgets, st.sampled_from(("relevance", "paper", "uniform", "joint", "add")), st.sampled_from(((8, 8), (2, 3), (1, 32), (9, 7))), st.sampled_from((1, 2)),
        st.sampled_from((1.0, 5.0)))
 def test_a_sample_of_any_cast_is_finite_or_refused(subjects, chosen, merge, size, batch, cfg):
-    from stage import ksample
-    from stage import settings as attention
+    from support.host.small_casts import ksample
+    from support.host.small_casts import settings as attention
 
     weights, spans, boxes, limits, lengths = zip(*subjects, strict=True) if subjects else ((), (), (), (), ())
     references = studio().references(len(subjects), list(weights), list(limits), list(spans), list(lengths), list(boxes))
@@ -64,7 +64,7 @@ gated_widgets = st.fixed_dictionaries({}, optional={"strength": st.one_of(st.flo
 
 @cache
 def gated_studio(kind):
-    from gated_stage import gated_stage
+    from support.host.small_gated_casts import gated_stage
 
     return gated_stage(kind)
 
@@ -74,7 +74,7 @@ def gated_studio(kind):
 @PROFILE
 @given(st.sampled_from(("text", "text_image", "patches")), placed, gated_widgets, st.sampled_from(((8, 8), (2, 3), (1, 16), (9, 7))), st.sampled_from((1, 2)), st.booleans())
 def test_a_sample_with_any_boxes_is_finite_or_refused(kind, subjects, chosen, size, batch, negative):
-    from stage import ksample
+    from support.host.small_casts import ksample
     from troupe.model_patches.binding.settings import GatedSettings
 
     weights, spans, boxes, written = map(list, zip(*subjects, strict=True))

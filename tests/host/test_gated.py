@@ -7,8 +7,8 @@ pytestmark = pytest.mark.usefixtures("host")
 
 def check(st, references, settings, size=(16, 16), batch=1, cfg=5.0, steps=2, negative=True, **rest):
     """Sampling through the hook equals the plain evaluation to 1e-3 of the adapter's effect."""
-    import independent_gated
-    from stage import error, ksample, noise_of
+    from support.host import independent_gated_evaluation as independent_gated
+    from support.host.small_casts import error, ksample, noise_of
 
     found = ksample(*st.apply(references, settings, negative), size=size, batch=batch, cfg=cfg, steps=steps)
     noise = noise_of(size, batch)
@@ -21,7 +21,7 @@ def check(st, references, settings, size=(16, 16), batch=1, cfg=5.0, steps=2, ne
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("base", ["SD15", "SD20", "SDXL"])
 def test_kinds_counts_and_bases(kind, count, base):
-    from gated_stage import gated_stage
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(kind, base)
@@ -31,7 +31,7 @@ def test_kinds_counts_and_bases(kind, count, base):
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 @pytest.mark.parametrize("size", [(8, 8), (6, 10), (13, 21)])
 def test_sizes_and_batches(kind, size):
-    from gated_stage import gated_stage
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(kind)
@@ -40,7 +40,7 @@ def test_sizes_and_batches(kind, size):
 
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 def test_eight_heads_where_objects_are_768_wide(kind):
-    from gated_stage import gated_stage
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(kind, context=768)
@@ -49,7 +49,7 @@ def test_eight_heads_where_objects_are_768_wide(kind):
 
 @pytest.mark.parametrize("kind", ["text", "text_image", "patches"])
 def test_without_cfg_and_without_a_wired_negative(kind):
-    from gated_stage import gated_stage
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(kind)
@@ -59,7 +59,7 @@ def test_without_cfg_and_without_a_wired_negative(kind):
 
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 def test_weights_and_ranges_of_subjects(kind):
-    from gated_stage import gated_stage
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(kind)
@@ -71,8 +71,8 @@ def test_weights_and_ranges_of_subjects(kind):
 @pytest.mark.parametrize(("end", "decay"), [(0.3, 0.0), (0.0, 0.0), (0.25, 0.5), (0.5, 0.5), (0.0, 1.0)])
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 def test_scheduled_sampling(kind, end, decay):
-    from gated_stage import gated_stage
-    from stage import ksample
+    from support.host.small_casts import ksample
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st, settings = gated_stage(kind), GatedSettings(0.8, end, decay)
@@ -83,7 +83,7 @@ def test_scheduled_sampling(kind, end, decay):
 
 
 def test_features_that_are_not_there():
-    from gated_stage import BOXES, gated_stage
+    from support.host.small_gated_casts import BOXES, gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage()
@@ -95,7 +95,7 @@ def test_features_that_are_not_there():
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("placed", [True, False])
 def test_use_bbox(use_bbox, count, placed):
-    from gated_stage import BOXES, gated_stage
+    from support.host.small_gated_casts import BOXES, gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage("patches")
@@ -104,8 +104,8 @@ def test_use_bbox(use_bbox, count, placed):
 
 def test_a_subject_of_weight_0_does_not_count_for_auto():
     """Two subjects of which one is switched off are a single one, whose photo tokens do not know their box."""
-    from gated_stage import BOXES, gated_stage
-    from stage import ksample
+    from support.host.small_casts import ksample
+    from support.host.small_gated_casts import BOXES, gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage("patches")
@@ -122,8 +122,8 @@ def test_a_subject_of_weight_0_does_not_count_for_auto():
 def test_decay_with_samplers_that_call_twice_a_step(sampler, monkeypatch):
     """The first call of a step has the step's own percent, further calls that of the next step."""
     import comfy.samplers
-    from gated_stage import gated_stage
-    from stage import ksample
+    from support.host.small_casts import ksample
+    from support.host.small_gated_casts import gated_stage
     from test_guider import percent_of
     from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.sampling.gated import GatedAdapter
@@ -150,7 +150,7 @@ def test_decay_with_samplers_that_call_twice_a_step(sampler, monkeypatch):
 
 
 def test_thirty_slots():
-    from gated_stage import gated_stage
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage()

@@ -4,7 +4,7 @@ import zlib
 
 import pytest
 import torch
-from parts import HIDDEN, photo, run
+from support.host.node_chains import HIDDEN, photo, run
 
 pytestmark = pytest.mark.usefixtures("host")
 PATCHES, WIDE = 16, 768  # patches of the tiny CLIP vision encoder; the pooled width of ViT-L
@@ -14,7 +14,7 @@ BOXES = [{"label": "corgi dog", "x": 0.1, "y": 0.2, "w": 0.3, "h": 0.6}, {"x": 0
 
 @pytest.fixture(scope="module")
 def wide_vision(host, tmp_path_factory):
-    import tiny_models
+    from support.host import tiny_models
 
     return tiny_models.tiny_clip_vision(hidden=HIDDEN, projection=WIDE, tmp=str(tmp_path_factory.mktemp("clip_vision") / "wide.json"))
 
@@ -24,7 +24,7 @@ def full_topology(base, context):
     import comfy.model_management as mm
     import comfy.model_patcher
     import comfy.supported_models as sm
-    import tiny_models
+    from support.host import tiny_models
 
     config = dict(model_channels=64, context_dim=context, in_channels=4, out_channels=4, image_size=32, use_spatial_transformer=True, legacy=False,
                   channel_mult=[1] * 4, num_res_blocks=[2] * 4, transformer_depth=[1] * 6 + [0, 0], transformer_depth_output=[1] * 9 + [0] * 3, transformer_depth_middle=1,
@@ -80,8 +80,8 @@ def stretched(image):
 
 
 def check(st, model, positive, negative, truth):
-    import independent_gated
-    from stage import error, ksample, noise_of
+    from support.host import independent_gated_evaluation as independent_gated
+    from support.host.small_casts import error, ksample, noise_of
 
     noise = noise_of()
     expected = independent_gated.sample(st.patcher, [truth], st.positive, st.negative, noise)
@@ -92,9 +92,9 @@ def check(st, model, positive, negative, truth):
 @pytest.mark.parametrize("kind", ["text", "text_image"])
 def test_gligen_files_to_latent(kind, layout, base_folder, clips, wide_vision):
     import safetensors.torch
-    import tiny_models
-    from gated_stage import GatedStage
-    from published import SD_WIDTHS, gligen_state
+    from support.host import tiny_models
+    from support.host.small_gated_casts import GatedStage
+    from support.published_layouts import SD_WIDTHS, gligen_state
     from troupe import nodes as pack
     from troupe.model_patches.binding.settings import GatedSettings
 
@@ -123,9 +123,9 @@ def test_gligen_files_to_latent(kind, layout, base_folder, clips, wide_vision):
 
 
 def test_subject_diffusions_files_to_latent(base_folder, vision):
-    import tiny_models
-    from gated_stage import GatedStage
-    from published import SD_WIDTHS, save_members, subject_diffusion_members
+    from support.host import tiny_models
+    from support.host.small_gated_casts import GatedStage
+    from support.published_layouts import SD_WIDTHS, save_members, subject_diffusion_members
     from troupe import nodes as pack
     from troupe.model_patches.binding.settings import GatedSettings
 
@@ -151,7 +151,7 @@ def test_subject_diffusions_files_to_latent(base_folder, vision):
 
 def _merge(unet, state):
     """The official UNet's first convolution (four channels) and cross-attention keys and values, put into the host's modules by hand."""
-    from published import SD_PLACES
+    from support.published_layouts import SD_PLACES
 
     unet.input_blocks[0][0].weight.data.copy_(state["conv_in.weight"][:, :4])
     unet.input_blocks[0][0].bias.data.copy_(state["conv_in.bias"])
@@ -161,9 +161,9 @@ def _merge(unet, state):
 
 
 def test_a_file_without_its_weights_on_the_model_warns_wherever_they_are_put(base_folder, vision, caplog):
-    import tiny_models
-    from published import SD_WIDTHS, save_members, subject_diffusion_members
-    from stage import ksample
+    from support.host import tiny_models
+    from support.host.small_casts import ksample
+    from support.published_layouts import SD_WIDTHS, save_members, subject_diffusion_members
     from troupe import nodes as pack
 
     save_members(subject_diffusion_members(SD_WIDTHS, pooled=16, feature=HIDDEN, tokens=PATCHES), base_folder / "models" / "subject_adapters" / "other")

@@ -22,8 +22,8 @@ def idle_cases():
 @pytest.mark.parametrize("case", ["strength 0", "no subjects", "subject weights 0", "ended before the start", "no subject in range"])
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 def test_nothing_asked_for_is_bit_identical_and_costs_nothing(case, kind, monkeypatch):
-    from gated_stage import gated_stage
-    from stage import ksample
+    from support.host.small_casts import ksample
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.hosts.comfyui.sampling import gated
 
     worked = []
@@ -36,8 +36,8 @@ def test_nothing_asked_for_is_bit_identical_and_costs_nothing(case, kind, monkey
 
 
 def test_zero_gates_are_bit_identical():
-    from gated_stage import gated_stage
-    from stage import ksample
+    from support.host.small_casts import ksample
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(zero_gates=True)
@@ -46,8 +46,8 @@ def test_zero_gates_are_bit_identical():
 
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 def test_objects_are_projected_once_a_run_and_have_no_queries(kind):
-    from gated_stage import gated_stage
-    from stage import ksample
+    from support.host.small_casts import ksample
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st, seen = gated_stage(kind), {"linear": 0, "net": 0, "queries": set(), "keys": set(), "mask": 0}
@@ -72,8 +72,8 @@ def test_objects_are_projected_once_a_run_and_have_no_queries(kind):
 @pytest.mark.parametrize("kind", ["text", "text_image", "patches"])
 def test_objects_live_where_the_picture_is_wherever_the_weights_wait(kind, monkeypatch):
     """Where memory is short the host leaves weights on the CPU; what is made of them once a run must not stay there, to be copied in every step."""
-    from gated_stage import gated_stage
-    from stage import ksample
+    from support.host.small_casts import ksample
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.sampling import gated
 
@@ -91,8 +91,8 @@ LCM, ZERO_SNR, EDM = ("ModelSamplingDiscrete", "lcm", False), ("ModelSamplingDis
 
 @pytest.mark.parametrize("node", [None, LCM, ZERO_SNR, EDM])
 def test_the_percent_of_a_sigma_is_the_hosts_backwards(node):
-    import tiny_models
     from comfy_extras import nodes_model_advanced
+    from support.host import tiny_models
     from troupe.model_patches.hosts.comfyui.sampling.clock import percent_reader
 
     model = tiny_models.micro_model("SD15")
@@ -107,8 +107,8 @@ def test_the_percent_of_a_sigma_is_the_hosts_backwards(node):
 
 def test_areas_have_their_objects_once_a_run(monkeypatch):
     """Four prompts for parts of different sizes: four sets of objects, and one for the rest of the negative prompt."""
-    from gated_stage import gated_stage
-    from stage import ksample
+    from support.host.small_casts import ksample
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.sampling import gated
 
@@ -125,8 +125,8 @@ def test_nothing_is_kept_after_a_run(kind):
     import gc
     import weakref
 
-    from gated_stage import gated_stage
-    from stage import ksample
+    from support.host.small_casts import ksample
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.sampling import gated
 
@@ -147,8 +147,8 @@ def test_nothing_is_kept_after_a_run(kind):
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 def test_no_scalar_is_read_and_no_tensor_is_built_inside_the_unet(kind):
     from comfy.patcher_extension import WrappersMP
-    from gated_stage import gated_stage
-    from stage import ksample
+    from support.host.small_casts import ksample
+    from support.host.small_gated_casts import gated_stage
     from torch.utils._python_dispatch import TorchDispatchMode
     from troupe.model_patches.binding.settings import GatedSettings
 
@@ -178,8 +178,8 @@ def test_no_scalar_is_read_and_no_tensor_is_built_inside_the_unet(kind):
 
 def test_the_host_accounts_for_the_layers():
     import comfy.model_management as mm
-    from gated_stage import gated_stage
-    from stage import ksample
+    from support.host.small_casts import ksample
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st, loaded = gated_stage(), []
@@ -193,10 +193,10 @@ def test_the_host_accounts_for_the_layers():
 @pytest.mark.parametrize("order", ["gated first", "attention first"])
 def test_together_with_image_attention_in_either_order(order):
     """Relevance attention and gated layers in one graph, both against the evaluation without hooks, boxes limiting the attention too."""
-    import independent_gated
-    import tiny_models
-    from gated_stage import BOXES, GatedStage, gated_adapter
-    from stage import error, ksample, noise_of, settings, stage
+    from support.host import independent_gated_evaluation as independent_gated
+    from support.host import tiny_models
+    from support.host.small_casts import error, ksample, noise_of, settings, stage
+    from support.host.small_gated_casts import BOXES, GatedStage, gated_adapter
     from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.apply import apply_gated, apply_image_attention
 
@@ -218,9 +218,9 @@ def test_together_with_image_attention_in_either_order(order):
 
 
 def test_two_gated_adapters_act_one_after_the_other():
-    import independent_gated
-    from gated_stage import GatedStage, gated_adapter, gated_stage
-    from stage import error, ksample, noise_of
+    from support.host import independent_gated_evaluation as independent_gated
+    from support.host.small_casts import error, ksample, noise_of
+    from support.host.small_gated_casts import GatedStage, gated_adapter, gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.apply import apply_gated
 
@@ -241,9 +241,9 @@ def test_two_gated_adapters_act_one_after_the_other():
 def test_rows_are_told_by_who_they_are_not_by_their_place(rows, monkeypatch):
     """cond and uncond in one model call in either order, or in a call each."""
     import comfy.samplers
-    import independent_gated
-    from gated_stage import gated_stage
-    from stage import error, ksample, noise_of
+    from support.host import independent_gated_evaluation as independent_gated
+    from support.host.small_casts import error, ksample, noise_of
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st, seen = gated_stage("patches"), []
@@ -267,9 +267,9 @@ def test_rows_are_told_by_who_they_are_not_by_their_place(rows, monkeypatch):
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 def test_an_area_sees_its_part_of_the_boxes(kind):
     """A prompt for the right half: its rows show that half, and objects, boxes and mask are those of the half."""
-    import independent_gated
-    from gated_stage import gated_stage
-    from stage import ksample, noise_of
+    from support.host import independent_gated_evaluation as independent_gated
+    from support.host.small_casts import ksample, noise_of
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.sampling import gated
 
@@ -300,9 +300,9 @@ def test_an_area_sees_its_part_of_the_boxes(kind):
 def test_a_second_resolution_in_one_graph(kind):
     """Upscaled and sampled again with the same MODEL and conditioning: the boxes stay where the picture has them."""
     import comfy.samplers
-    import independent_gated
-    from gated_stage import gated_stage
-    from stage import error, ksample, noise_of
+    from support.host import independent_gated_evaluation as independent_gated
+    from support.host.small_casts import error, ksample, noise_of
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     import nodes
@@ -324,8 +324,8 @@ def test_beside_the_hosts_own_text_boxes():
     """GLIGENTextBoxApply on the same conditioning: both act."""
     import comfy.model_patcher
     from comfy import gligen
-    from gated_stage import gated_stage, published
-    from stage import ksample
+    from support.host.small_casts import ksample
+    from support.host.small_gated_casts import gated_stage, published
     from troupe.model_patches.binding.settings import GatedSettings
 
     import nodes
@@ -359,8 +359,8 @@ def test_beside_the_hosts_own_text_boxes():
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 def test_a_pack_that_runs_the_rows_apart(kind, told, caplog):
     """One row at a time in a wrapper around the model: where nobody can tell whose row it is, the adapter rests and says so."""
-    from gated_stage import gated_stage
-    from stage import ksample
+    from support.host.small_casts import ksample
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(kind)
@@ -383,8 +383,8 @@ def test_a_pack_that_runs_the_rows_apart(kind, told, caplog):
 
 
 def test_other_middle_patches_keep_their_place():
-    from gated_stage import gated_stage
-    from stage import ksample
+    from support.host.small_casts import ksample
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st, calls = gated_stage(), []
@@ -399,8 +399,8 @@ def test_other_middle_patches_keep_their_place():
 
 
 def test_refusals():
-    from gated_stage import gated_stage
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.errors import MismatchError
     from troupe.model_patches.hosts.comfyui.apply import apply_gated, apply_image_attention
@@ -421,8 +421,8 @@ def test_refusals():
 
 
 def test_what_it_says(caplog):
-    from gated_stage import BOXES, gated_stage
-    from stage import ksample
+    from support.host.small_casts import ksample
+    from support.host.small_gated_casts import BOXES, gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage("patches")
@@ -439,8 +439,8 @@ def test_what_it_says(caplog):
 
 @pytest.mark.parametrize("adapter", ["gated", "attention"])
 def test_a_positive_that_never_arrives_is_told_though_the_negative_does(adapter, caplog):
-    from gated_stage import gated_stage
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st, chosen = (gated_stage(), GatedSettings()) if adapter == "gated" else (stage("SD15"), settings())
@@ -452,8 +452,8 @@ def test_a_positive_that_never_arrives_is_told_though_the_negative_does(adapter,
 
 
 def test_a_second_sampler_after_the_end_is_no_mistake(caplog):
-    from gated_stage import gated_stage
-    from stage import ksample
+    from support.host.small_casts import ksample
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     import nodes
@@ -470,8 +470,8 @@ def test_a_second_sampler_after_the_end_is_no_mistake(caplog):
 
 @pytest.mark.parametrize("adapter", ["gated", "attention"])
 def test_subjects_that_all_rest_are_no_mistake(adapter, caplog):
-    from gated_stage import gated_stage
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st, chosen = (gated_stage(), GatedSettings()) if adapter == "gated" else (stage("SD15"), settings())
@@ -483,8 +483,8 @@ def test_subjects_that_all_rest_are_no_mistake(adapter, caplog):
 def test_four_steps_on_a_tiny_model_take_seconds():
     import time
 
-    from gated_stage import gated_stage
-    from stage import ksample
+    from support.host.small_casts import ksample
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage()
@@ -496,8 +496,8 @@ def test_four_steps_on_a_tiny_model_take_seconds():
 
 @pytest.mark.parametrize("kind", ["text", "text_image", "patches"])
 def test_zeros_of_subject_diffusions_negative_are_told_to_be_equal(kind, monkeypatch):
-    from gated_stage import gated_stage
-    from stage import ksample
+    from support.host.small_casts import ksample
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.sampling import gated
 

@@ -1,7 +1,7 @@
 """The stored predictions of the official Subject-Diffusion and GLIGEN models, through the host's own UNet and block classes and our patches."""
 import pytest
 import torch
-from golden_subject_diffusion import filled, golden, parameter
+from support.golden_subject_diffusion import filled, golden, parameter
 
 pytestmark = pytest.mark.usefixtures("host")
 CONTEXT, TIMESTEP, GRIDS = 48, 501, ("8x8", "8x16")

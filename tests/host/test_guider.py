@@ -10,8 +10,8 @@ BRANCHES = {"text": ("positive", "cond"), "image": ("middle", "cond"), "uncond":
 
 def prediction(patcher, x, sigma, conditioning, truth, role, kind):
     """The denoised picture of one branch, in a model call of its own. truth: of image attention, of gated layers, or None."""
-    import independent
-    import independent_gated
+    from support.host import independent_evaluation as independent
+    from support.host import independent_gated_evaluation as independent_gated
 
     model, (h, w) = patcher.model, x.shape[-2:]
     conds = model.extra_conds(noise=x, device=x.device, cross_attn=conditioning[0][0], prompt_type=kind, width=w * 8, height=h * 8, **conditioning[0][1])
@@ -89,8 +89,8 @@ def counting(model):
 @pytest.fixture(scope="module")
 def plain(host):
     """A model with three random prompts and no references."""
-    import tiny_models
-    from stage import noise_of, stage
+    from support.host import tiny_models
+    from support.host.small_casts import noise_of, stage
 
     st = stage()
     return st, tiny_models.random_cond(77, 64, seed=7), noise_of()
@@ -102,7 +102,7 @@ def plain(host):
 @pytest.mark.parametrize("base", ["SD15", "SD20", "SDXL"])
 def test_the_formula_with_references(base, wired):
     """The middle that is not wired has the negative's text and the positive's subjects; two pictures at once."""
-    from stage import error, noise_of, settings, stage
+    from support.host.small_casts import error, noise_of, settings, stage
 
     st, noise = stage(base), noise_of((16, 12), 2)
     references, chosen = st.references(2), settings()
@@ -118,8 +118,8 @@ def test_the_formula_with_references(base, wired):
 @pytest.mark.parametrize(("kind", "base"), [("patches", "SD20"), ("text_image", "SD15")])
 def test_the_formula_with_gated_layers(kind, base, negative):
     """Subject-Diffusion's own layers, for which the formula was published, with their mask channel; and GLIGEN's."""
-    from gated_stage import gated_stage
-    from stage import error, noise_of
+    from support.host.small_casts import error, noise_of
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     st, noise = gated_stage(kind, base), noise_of((8, 12), 2)
@@ -134,7 +134,7 @@ def test_the_formula_with_gated_layers(kind, base, negative):
 @pytest.mark.parametrize("wired", ["both", "positive", "nothing", "negative"])
 def test_who_gets_the_subjects(wired, monkeypatch):
     """The middle that is not wired is a positive for every Apply node, whatever was wired there."""
-    from stage import noise_of, settings, stage
+    from support.host.small_casts import noise_of, settings, stage
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
     from troupe.model_patches.hosts.comfyui.sampling.hook import Hook
 
@@ -159,7 +159,7 @@ def test_who_gets_the_subjects(wired, monkeypatch):
 
 
 def test_two_apply_nodes_of_different_kinds_of_wiring():
-    from stage import noise_of, settings, stage
+    from support.host.small_casts import noise_of, settings, stage
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
     from troupe.model_patches.hosts.comfyui.prompting.guider import drop_in_ids, image_branch
 
@@ -186,7 +186,7 @@ def test_where_the_positive_has_no_subjects_the_middle_has_none(second):
     """Left area with subjects, right area without: on the right, no effect of the subjects at all."""
     import dataclasses
 
-    from stage import noise_of, settings, stage
+    from support.host.small_casts import noise_of, settings, stage
 
     import nodes
 
@@ -207,8 +207,8 @@ def test_before_a_delay_or_a_range_begins_the_middle_has_no_subjects():
     """An adapter that waits for its word waits in the middle too; a core timestep range holds there too."""
     import dataclasses
 
-    from fusions import FUSIONS
-    from stage import noise_of, random, settings, stage
+    from support.host.small_casts import noise_of, random, settings, stage
+    from support.prompt_fusions import FUSIONS
     from troupe.model_patches.adapter import PromptSpec
     from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt
 
@@ -238,7 +238,7 @@ def test_before_a_delay_or_a_range_begins_the_middle_has_no_subjects():
 
 def test_the_middle_takes_the_text_that_the_host_gives_an_area():
     """Negative: a whole picture and its left half; positive: left and right halves, the left with subjects. Areas in cells and in percent."""
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     st = stage()
     model, with_subjects, negative = st.apply(st.references(1), settings())
@@ -253,7 +253,7 @@ def test_the_middle_takes_the_text_that_the_host_gives_an_area():
 
 def test_prompts_combined_without_a_place_keep_their_shares_in_the_middle():
     """A combined prompt without subjects halves them in the positive, so it does in the middle; equal prompts are not doubled; strengths multiply."""
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     st = stage()
     model, with_subjects, negative = st.apply(st.references(1), settings())
@@ -293,7 +293,7 @@ def test_numbers_that_are_none_are_refused(plain, name, bad):
 
 
 def test_without_references_the_two_strengths_are_one(plain):
-    from stage import ksample
+    from support.host.small_casts import ksample
 
     st, _, noise = plain
     close(sample(make(st.patcher, st.positive, st.negative, cfg=5.0), noise), ksample(st.patcher, st.positive, st.negative, cfg=5.0))
@@ -320,8 +320,8 @@ def test_one_model_call_a_step_and_no_branch_too_many(plain, cfg, second, keep, 
 @pytest.mark.parametrize(("span", "second", "second_end"), [((0.0, 1.0), 3.0, 0.5), ((0.3, 0.8), 3.0, 0.5), ((0.0, 0.5), 2.0, 2.0), ((0.4, 1.0), 1.0, 4.0), ((0.6, 0.6), 3.0, 1.0)])
 @pytest.mark.parametrize("base", ["SD15", "SD20"])
 def test_range_and_ramp(base, span, second, second_end):
-    import tiny_models
-    from stage import noise_of, stage
+    from support.host import tiny_models
+    from support.host.small_casts import noise_of, stage
 
     st, noise, steps = stage(base), noise_of(), 5
     middle = tiny_models.random_cond(77, 64, seed=7)

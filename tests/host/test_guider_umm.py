@@ -7,7 +7,7 @@ pytestmark = pytest.mark.usefixtures("host")
 
 
 def prompts(dim=64):
-    import tiny_models
+    from support.host import tiny_models
 
     return {name: tiny_models.random_cond(77, dim, seed=i) for i, name in enumerate(("positive", "middle", "negative"), 1)}
 
@@ -47,7 +47,7 @@ def calls_of(model):
 @pytest.mark.parametrize("base", ["SD15", "SDXL"])
 @pytest.mark.parametrize(("cfg", "alpha", "branches"), [(7.5, 0.5, 3), (7.5, 0.0, 2), (7.5, 1.0, 2), (1.0, 0.3, 2), (1.0, 1.0, 1), (1.0, 0.0, 1), (5.0, 0.8, 3)])
 def test_the_formula_in_one_call_with_no_branch_too_many(base, cfg, alpha, branches):
-    import tiny_models
+    from support.host import tiny_models
 
     patcher, texts = tiny_models.micro_model(base, context_dim=64), prompts()
     model, calls = calls_of(patcher)
@@ -59,7 +59,7 @@ def test_the_formula_in_one_call_with_no_branch_too_many(base, cfg, alpha, branc
 
 
 def test_alpha_changes_within_its_range_and_is_0_outside():
-    import tiny_models
+    from support.host import tiny_models
 
     patcher, texts = tiny_models.micro_model("SD15", context_dim=64), prompts()
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -75,7 +75,7 @@ def test_alpha_changes_within_its_range_and_is_0_outside():
 def test_a_run_is_announced(caplog):
     import logging
 
-    import tiny_models
+    from support.host import tiny_models
 
     with caplog.at_level(logging.INFO, "troupe"):
         sampled(guider(tiny_models.micro_model("SD15", context_dim=64), prompts(), cfg=4.0, second=0.5, second_end=0.2, end_percent=0.6), torch.randn(1, 4, 8, 8), 2)
@@ -86,7 +86,7 @@ def test_a_run_is_announced(caplog):
 def test_a_drop_in_on_the_model_acts_in_both_prompts(negative_wired):
     """References of another adapter on the MODEL wire are not what alpha weighs: at 0 they are as with CFGGuider."""
     import comfy.samplers
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
 
     st, texts = stage(), prompts()
@@ -104,7 +104,7 @@ def test_a_drop_in_on_the_model_acts_in_both_prompts(negative_wired):
 
 
 def test_post_cfg_functions_run():
-    import tiny_models
+    from support.host import tiny_models
 
     patcher, texts, seen = tiny_models.micro_model("SD15", context_dim=64), prompts(), []
     patcher.set_model_sampler_post_cfg_function(lambda args: (seen.append(args["cond_scale"]), args["denoised"])[1])
@@ -113,7 +113,7 @@ def test_post_cfg_functions_run():
 
 
 def test_a_delayed_prompt_changes_here_too():
-    import tiny_models
+    from support.host import tiny_models
     from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt
 
     patcher, texts = tiny_models.micro_model("SD15", context_dim=64), prompts()
@@ -131,7 +131,7 @@ def test_a_delayed_prompt_changes_here_too():
     (dict(second=1.5, second_end=0.5), "from 0 to 1 for method umm, found 1.5 and 0.5"),
 ])
 def test_what_it_refuses(settings, words):
-    import tiny_models
+    from support.host import tiny_models
     from troupe.model_patches.errors import MismatchError
 
     with pytest.raises(MismatchError, match=words):

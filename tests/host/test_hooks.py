@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("host")
 
 
 def idle_cases():
-    from stage import settings
+    from support.host.small_casts import settings
 
     return {
         "weight 0": (dict(count=2), settings(weight=0.0)),
@@ -27,7 +27,7 @@ def idle_cases():
 @pytest.mark.parametrize("case", ["weight 0", "no subjects", "subject weights 0", "empty range", "reversed range", "empty at the start", "empty at the end", "no subject in range"])
 @pytest.mark.parametrize("wired", [True, False], ids=["wired", "drop-in"])
 def test_nothing_asked_for_is_bit_identical_and_costs_no_attention(case, wired, monkeypatch):
-    from stage import ksample, stage
+    from support.host.small_casts import ksample, stage
     from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
     worked = []
@@ -59,8 +59,8 @@ def deltas(monkeypatch):
 @pytest.mark.parametrize("kind", ["sd15_full_topology", "sdxl_vega_topology"])
 def test_every_block_of_the_real_topologies_acts_the_middle_too(kind, deltas):
     import comfy.sd
-    import tiny_models
-    from stage import ksample, settings, stage
+    from support.host import tiny_models
+    from support.host.small_casts import ksample, settings, stage
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
     state = {k.removeprefix("model.diffusion_model."): v for k, v in tiny_models.build_unet_sd(kind, dtype=torch.float32).items()}
@@ -75,7 +75,7 @@ def test_every_block_of_the_real_topologies_acts_the_middle_too(kind, deltas):
 
 def test_subjects_in_disjoint_regions_equal_lone_ones_there(deltas):
     """At the same queries, in the rows of the prompt, two subjects in disjoint regions are each what a lone subject is there."""
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
     from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
 
     left, right = torch.zeros(64, 64), torch.zeros(64, 64)
@@ -94,8 +94,8 @@ def test_subjects_in_disjoint_regions_equal_lone_ones_there(deltas):
 
 
 def test_two_apply_nodes_use_their_own_adapters_and_do_not_feed_each_other():
-    import independent
-    from stage import adapter_state, error, host_adapter, ksample, noise_of, settings, stage
+    from support.host import independent_evaluation as independent
+    from support.host.small_casts import adapter_state, error, host_adapter, ksample, noise_of, settings, stage
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
 
     st, other = stage("SD15", text_gain=True), stage("SD15")
@@ -113,7 +113,7 @@ def test_two_apply_nodes_use_their_own_adapters_and_do_not_feed_each_other():
 
 def test_another_owner_of_the_slot_keeps_acting_and_f_sees_plain_text():
     """A pack that replaced attn2 under a 2-tuple key stays underneath: result = its result + our delta, with f from plain text attention."""
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     st = stage("SD15", text_gain=True)
     references = st.references(2)
@@ -138,8 +138,8 @@ def test_another_owner_of_the_slot_keeps_acting_and_f_sees_plain_text():
 
 
 def test_projections_run_once_a_run_and_are_dropped_after_it(monkeypatch):
-    from stage import ksample, settings, stage
-    from troupe.model_patches.binding.checks import layer_tokens
+    from support.host.small_casts import ksample, settings, stage
+    from troupe.model_patches.binding import layer_tokens
     from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
     st = stage("SD15", text_gain=True)
@@ -171,7 +171,7 @@ def test_projections_run_once_a_run_and_are_dropped_after_it(monkeypatch):
 
 def test_an_interrupted_run_leaves_nothing_behind():
     import comfy.model_management as mm
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     st = stage("SD15")
     model = st.apply(st.references(2), settings())
@@ -190,7 +190,7 @@ def test_an_interrupted_run_leaves_nothing_behind():
 def test_a_run_that_stops_before_its_first_step_is_not_blamed_on_the_graph(caplog):
     import comfy.model_management as mm
     from comfy.patcher_extension import WrappersMP
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     def stop(executor, *args, **kwargs):
         raise mm.InterruptProcessingException()
@@ -206,7 +206,7 @@ def test_a_run_that_stops_before_its_first_step_is_not_blamed_on_the_graph(caplo
 
 def test_no_scalar_is_read_and_no_tensor_is_built_inside_the_model(monkeypatch):
     """Rule 4, on the CPU: within the UNet's forward nothing reads a value out of a tensor or makes one from a Python list."""
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
     from torch.utils._python_dispatch import TorchDispatchMode
 
     st = stage("SDXL", text_gain=True)
@@ -240,7 +240,7 @@ def test_no_scalar_is_read_and_no_tensor_is_built_inside_the_model(monkeypatch):
 
 def test_the_host_accounts_for_the_adapter_and_moves_it():
     import comfy.model_management as mm
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     st = stage("SD15")
     mm.unload_all_models()
@@ -258,7 +258,7 @@ def test_weights_are_there_once_for_several_nodes_subjects_and_clones():
     from dataclasses import replace
 
     import comfy.model_management as mm
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     st, counted = stage("SD15"), []
     mm.unload_all_models()
@@ -289,7 +289,7 @@ def test_a_run_that_failed_keeps_no_keys_though_its_error_is_kept(monkeypatch):
     import gc
     import weakref
 
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
     from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
     def fails(apply, arguments):
@@ -314,7 +314,7 @@ def test_a_run_that_failed_keeps_no_keys_though_its_error_is_kept(monkeypatch):
 
 
 def test_partial_loading_gives_the_same_picture():
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     st = stage("SD15", text_gain=True)
     model = st.apply(st.references(2), settings())
@@ -329,7 +329,7 @@ def test_partial_loading_gives_the_same_picture():
 
 
 def test_half_precision_files_on_a_float_model():
-    from stage import error, host_adapter, ksample, settings, stage
+    from support.host.small_casts import error, host_adapter, ksample, settings, stage
 
     st = stage("SD15", text_gain=True)
     references = st.references(2)
@@ -343,8 +343,8 @@ def test_half_precision_files_on_a_float_model():
 
 def test_a_lora_on_the_model_reaches_the_name_keys():
     """Relevance uses the UNet's own keys as they are while sampling: patched weights, whether the LoRA came before or after."""
-    import independent
-    from stage import error, ksample, noise_of, random, settings, stage
+    from support.host import independent_evaluation as independent
+    from support.host.small_casts import error, ksample, noise_of, random, settings, stage
 
     st = stage("SD15")
     references = st.references(2)
@@ -375,7 +375,7 @@ def test_a_lora_on_the_model_reaches_the_name_keys():
 @pytest.mark.parametrize("sampler", ["heun", "dpm_2", "dpmpp_2m", "euler_ancestral", "dpmpp_sde", "uni_pc", "dpm_fast", "dpm_adaptive", "lcm", "ddim"])
 def test_ranges_work_with_every_kind_of_sampler(sampler):
     """A range that ends half way gives neither the plain picture nor the fully referenced one."""
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     st = stage("SD15")
     plain, full, half = (ksample(model, *conds, steps=4, sampler=sampler) for model, *conds in (
@@ -384,7 +384,7 @@ def test_ranges_work_with_every_kind_of_sampler(sampler):
 
 
 def test_one_info_line_a_run_says_what_happened(caplog):
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     st = stage("SD15")
     model = st.apply(st.references(2), settings())
@@ -395,7 +395,7 @@ def test_one_info_line_a_run_says_what_happened(caplog):
 
 
 def test_conditioning_that_never_reaches_the_sampler_warns(caplog):
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     st = stage("SD15")
     model, positive, _ = st.apply(st.references(2), settings())
@@ -410,8 +410,8 @@ def test_conditioning_that_never_reaches_the_sampler_warns(caplog):
 
 
 def test_unwired_negative_gets_the_empty_tokens_and_says_so(caplog):
-    import independent
-    from stage import error, ksample, noise_of, settings, stage
+    from support.host import independent_evaluation as independent
+    from support.host.small_casts import error, ksample, noise_of, settings, stage
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
 
     st = stage("SD15")
@@ -432,8 +432,8 @@ SIZES = [("SD15", 768, (64, 64), False), ("SD15", 768, (16, 16), True), ("SD15",
 
 @pytest.mark.parametrize("base, context, size, warned", SIZES)
 def test_a_picture_far_from_the_native_size_is_warned_of(base, context, size, warned, caplog):
-    import tiny_models
-    from stage import settings, stage
+    from support.host import tiny_models
+    from support.host.small_casts import settings, stage
     from troupe.model_patches.hosts.comfyui.sampling.image_attention import ImageAttention
 
     st = stage(patcher=tiny_models.micro_model(base, context_dim=context))
@@ -446,8 +446,8 @@ def test_a_picture_far_from_the_native_size_is_warned_of(base, context, size, wa
 @pytest.mark.parametrize("denoise, warned", [(1.0, True), (0.5, False)])
 def test_a_refining_pass_is_not_warned_of(denoise, warned, caplog):
     """A pass that begins late refines a picture whose layout is there: its size is no mistake."""
-    import tiny_models
-    from stage import settings, stage
+    from support.host import tiny_models
+    from support.host.small_casts import settings, stage
 
     import nodes
 
@@ -462,7 +462,7 @@ def test_no_tokens_are_rearranged_in_a_step(monkeypatch):
     """Also where the chunks come in an order that is not the stored one (uncond, middle, cond of a guider with three lists)."""
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import Guider_DualCFG
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
     from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
     st, made = stage("SD15"), []
@@ -480,7 +480,7 @@ def test_no_tokens_are_rearranged_in_a_step(monkeypatch):
 @pytest.mark.parametrize("precision", [None, torch.float32])
 def test_models_that_attend_in_float32_get_float32_from_us_too(precision, deltas):
     """The host sets attn_precision for models whose logits overflow in float16; ours are multiplied in the same precision."""
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     st = stage("SD15", text_gain=True)
     unet = st.patcher.model.diffusion_model
@@ -520,7 +520,7 @@ def test_a_run_keeps_the_newest_of_a_kind_and_all_of_the_others():
 
 def test_what_a_run_keeps_is_bounded():
     """A hundred areas, and weights that change from call to call."""
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks, grids_of
     from troupe.model_patches.hosts.comfyui.sampling.hook import Call
     from troupe.model_patches.hosts.comfyui.sampling.image_attention import KEPT, LIMITS, ImageAttention, Strengths
@@ -543,7 +543,7 @@ def test_limits_of_several_areas_are_each_areas_own():
     """Calls with other areas, and with boxes and without, never share limits."""
     from dataclasses import replace
 
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
     from troupe.model_patches.hosts.comfyui.sampling.hook import Call
     from troupe.model_patches.hosts.comfyui.sampling.image_attention import ImageAttention, Strengths
@@ -574,7 +574,7 @@ def test_plain_text_attention_is_the_one_that_the_checkpoint_asks_for(applied, m
     from types import SimpleNamespace
 
     from comfy.ldm.modules import attention
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     st = stage()
     asked = [module for name, module in st.patcher.model.diffusion_model.named_modules() if name.endswith("attn2")]

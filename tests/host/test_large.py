@@ -8,7 +8,7 @@ LONG = [(4, 96), (96, 4), (5, 77)]
 
 @pytest.mark.parametrize("text_gain", [False, True], ids=["free", "trained"])
 def test_eight_pictures_with_image_attention(text_gain):
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
     from test_sampling import check
 
     st = stage("SDXL", text_gain)
@@ -17,7 +17,7 @@ def test_eight_pictures_with_image_attention(text_gain):
 
 @pytest.mark.parametrize("kind", ["text", "text_image", "patches"])
 def test_eight_pictures_with_a_gated_adapter(kind):
-    from gated_stage import gated_stage
+    from support.host.small_gated_casts import gated_stage
     from test_gated import check
     from troupe.model_patches.binding.settings import GatedSettings
 
@@ -47,7 +47,7 @@ def test_eight_pictures_with_mm_diff_are_eight_single_ones(delayed):
 @pytest.mark.parametrize("size", LONG)
 @pytest.mark.parametrize("merge", ["relevance", "paper", "joint"])
 def test_very_long_pictures_with_image_attention(merge, size):
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
     from test_sampling import check
 
     st = stage(text_gain=True)
@@ -57,7 +57,7 @@ def test_very_long_pictures_with_image_attention(merge, size):
 @pytest.mark.parametrize("size", LONG)
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 def test_very_long_pictures_with_a_gated_adapter(kind, size):
-    from gated_stage import gated_stage
+    from support.host.small_gated_casts import gated_stage
     from test_gated import check
     from troupe.model_patches.binding.settings import GatedSettings
 
@@ -67,8 +67,8 @@ def test_very_long_pictures_with_a_gated_adapter(kind, size):
 
 def test_2048_pixels_a_side_with_image_attention(monkeypatch):
     """65 536 positions in the widest layers, a softmax over all of them. Self-attention, which is the host's, rests: it is most of the time there."""
-    import tiny_models
-    from stage import settings, stage
+    from support.host import tiny_models
+    from support.host.small_casts import settings, stage
     from test_sampling import check
 
     patcher, seen = tiny_models.micro_model("SD15", levels=1), []
@@ -84,8 +84,8 @@ def test_2048_pixels_a_side_with_image_attention(monkeypatch):
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 def test_2048_pixels_a_side_with_a_gated_adapter(kind):
     """Its layers are at a quarter of the side here, with 4096 positions: the evaluation that it is compared with keeps whole maps."""
-    import tiny_models
-    from gated_stage import gated_stage
+    from support.host import tiny_models
+    from support.host.small_gated_casts import gated_stage
     from test_gated import check
     from troupe.model_patches.binding.settings import GatedSettings
 

@@ -2,7 +2,7 @@
 import pytest
 import safetensors.torch
 import torch
-from published import SD15, SDXL, gligen_state, position_net, save_members, subject_diffusion_members
+from support.published_layouts import SD15, SDXL, gligen_state, position_net, save_members, subject_diffusion_members
 from troupe.model_patches.errors import CheckpointError
 
 FEW = {"input_blocks.1.1.transformer_blocks.0": 64, "output_blocks.3.1.transformer_blocks.0": 128, "middle_block.1.transformer_blocks.0": 64}

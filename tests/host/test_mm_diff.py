@@ -9,8 +9,8 @@ PARTS = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
 
 def make(merge="joint", seed=40, operations=torch.nn):
     """(patcher, adapter): a tiny SDXL model and random pairs for every attention of it."""
-    import tiny_models
-    from stage import random
+    from support.host import tiny_models
+    from support.host.small_casts import random
     from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, LoraPair, Weights
     from troupe.model_patches.encoders.mm_diff import LoraLayers
     from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
@@ -42,7 +42,7 @@ def make(merge="joint", seed=40, operations=torch.nn):
 
 def references_of(adapter, counts, weights=None):
     """Subjects with `counts[i]` photos, four tokens each."""
-    from stage import random
+    from support.host.small_casts import random
     from troupe.model_patches.subjects import References, ReferenceSubject
 
     subjects = tuple(ReferenceSubject(f"subject {i}", random(4 * n, CONTEXT, seed=1000 + i), random(1 + i, CONTEXT, seed=2000 + i), (weights or [1.0] * len(counts))[i])
@@ -52,7 +52,7 @@ def references_of(adapter, counts, weights=None):
 
 def merged_by_hand(adapter, strength):
     """The same tiny UNet with every pair added to its weight, and each layer's image matrices from the weights without them."""
-    import tiny_models
+    from support.host import tiny_models
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
     patcher = tiny_models.micro_model("SDXL", model_channels=64, context_dim=CONTEXT)
@@ -72,10 +72,10 @@ CASES = [(cast, merge, 1.0) for cast in CASTS for merge in ("joint", "relevance"
 
 @pytest.mark.parametrize(("cast", "merge", "strength"), CASES)
 def test_the_published_layer(cast, merge, strength):
-    import independent
-    import tiny_models
-    from independent import Truth
-    from stage import error, ksample, noise_of, settings
+    from support.host import independent_evaluation as independent
+    from support.host import tiny_models
+    from support.host.independent_evaluation import Truth
+    from support.host.small_casts import error, ksample, noise_of, settings
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 
@@ -97,10 +97,10 @@ def test_the_published_layer(cast, merge, strength):
 
 def test_a_users_lora_on_the_same_weights_is_in_both_paths():
     """Keys of text and of image tokens are made with the host's own `to_k`, so that what other nodes put there acts in both."""
-    import independent
-    import tiny_models
-    from independent import Truth
-    from stage import error, ksample, noise_of, random, settings
+    from support.host import independent_evaluation as independent
+    from support.host import tiny_models
+    from support.host.independent_evaluation import Truth
+    from support.host.small_casts import error, ksample, noise_of, random, settings
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 
@@ -136,9 +136,9 @@ def test_image_attention_begins_with_the_prompt(sampler, scheduler):
     """As published: before the step at which the subjects enter the prompt, they do not act in the picture either. Its LoRA stays on."""
     from dataclasses import replace
 
-    import tiny_models
-    from fusions import FUSIONS
-    from stage import ksample, settings
+    from support.host import tiny_models
+    from support.host.small_casts import ksample, settings
+    from support.prompt_fusions import FUSIONS
     from troupe.model_patches.adapter import PromptSpec
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
     from troupe.model_patches.hosts.comfyui.sampling import image_attention

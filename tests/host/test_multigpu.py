@@ -53,7 +53,7 @@ def used(monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("order", ["split before the Apply node", "split after it"])
 def test_a_prediction_over_two_devices_is_that_of_one(kind, order, used):
-    from stage import error
+    from support.host.small_casts import error
     from test_precision import applied
     from test_threads import sample
 

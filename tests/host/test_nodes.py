@@ -1,7 +1,7 @@
 """From files on disk through the nodes to the sampled latent, against a separate evaluation of every stage."""
 import pytest
 import torch
-from parts import HIDDEN, POOLED, photo, run
+from support.host.node_chains import HIDDEN, POOLED, photo, run
 
 pytestmark = pytest.mark.usefixtures("host")
 KINDS = {"sd15": ("SD15", 768), "sd20": ("SD20", 1024), "sdxl": ("SDXL", 2048)}
@@ -9,7 +9,7 @@ KINDS = {"sd15": ("SD15", 768), "sd20": ("SD20", 1024), "sdxl": ("SDXL", 2048)}
 
 def resampler_state(context, dim=64, tokens=6, seed=21):
     """Random `plus` projection in the published layout, heads of 64."""
-    from stage import random
+    from support.host.small_casts import random
 
     def matrix(out, width, offset):
         return random(out, width, seed=seed + offset, gain=width**-0.5)
@@ -58,10 +58,10 @@ def expected_name(clip, name):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("variant", ["plus", "mip", "plain"])
 def test_files_to_latent(kind, variant, base_folder, clips, vision):
-    import independent
     import safetensors.torch
-    import tiny_models
-    from stage import adapter_state, error, ksample, noise_of, settings, stage
+    from support.host import independent_evaluation as independent
+    from support.host import tiny_models
+    from support.host.small_casts import adapter_state, error, ksample, noise_of, settings, stage
     from troupe import nodes as pack
 
     base, context = KINDS[kind]
@@ -97,8 +97,8 @@ def test_files_to_latent(kind, variant, base_folder, clips, vision):
 
 def test_quick_subjects_is_the_four_nodes(base_folder, clips, vision):
     import safetensors.torch
-    import tiny_models
-    from stage import adapter_state, ksample, stage
+    from support.host import tiny_models
+    from support.host.small_casts import adapter_state, ksample, stage
     from troupe import nodes as pack
 
     patcher = tiny_models.micro_model("SD15", context_dim=768)
@@ -119,7 +119,7 @@ def test_quick_subjects_is_the_four_nodes(base_folder, clips, vision):
 
 def test_unwired_outputs_tell_whoever_uses_them(clips, vision):
     from comfy_execution.graph_utils import ExecutionBlocker
-    from stage import stage
+    from support.host.small_casts import stage
     from troupe import nodes as pack
 
     st = stage()
@@ -130,7 +130,7 @@ def test_unwired_outputs_tell_whoever_uses_them(clips, vision):
 
 def test_what_is_optional_only_for_its_place_is_asked_for(clips):
     """Optional in the schema, so that a bypassed node hands on each prompt by its own slot."""
-    from stage import stage
+    from support.host.small_casts import stage
     from troupe import nodes as pack
     from troupe.model_patches.errors import MismatchError
 
@@ -148,7 +148,7 @@ def test_what_is_optional_only_for_its_place_is_asked_for(clips):
 
 
 def test_relevance_without_names_asks_for_clip_and_a_lone_subject_needs_none(vision):
-    from stage import ksample, stage
+    from support.host.small_casts import ksample, stage
     from troupe import nodes as pack
     from troupe.model_patches.errors import MismatchError
 
@@ -168,7 +168,7 @@ def test_relevance_without_names_asks_for_clip_and_a_lone_subject_needs_none(vis
 
 
 def test_an_adapter_for_another_base_model_is_refused():
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
     from troupe.model_patches.errors import MismatchError
 
     sd15, sdxl = stage("SD15"), stage("SDXL")
@@ -182,8 +182,8 @@ def test_quick_subjects_does_not_read_or_encode_again_for_another_weight(base_fo
     import weakref
 
     import safetensors.torch
-    import tiny_models
-    from stage import adapter_state, stage
+    from support.host import tiny_models
+    from support.host.small_casts import adapter_state, stage
     from troupe import nodes as pack
     from troupe.model_patches.hosts.comfyui import quick
 
@@ -218,11 +218,11 @@ def test_quick_subjects_does_not_read_or_encode_again_for_another_weight(base_fo
 
 def test_quick_subjects_encodes_again_when_the_encoder_file_has_changed(base_folder, clips, monkeypatch, tmp_path):
     """Nothing is wired into clip_vision; what 'auto' finds is replaced by another encoder of the same name and widths."""
-    import published
     import safetensors.torch
-    import tiny_models
-    from parts import HIDDEN
-    from stage import adapter_state
+    from support import published_layouts as published
+    from support.host import tiny_models
+    from support.host.node_chains import HIDDEN
+    from support.host.small_casts import adapter_state
     from troupe import nodes as pack
     from troupe.model_patches.hosts.comfyui.loading import adapters
 
@@ -248,8 +248,8 @@ def test_quick_subjects_encodes_again_when_the_encoder_file_has_changed(base_fol
 
 def test_quick_subjects_says_its_warnings_each_time(base_folder, clips, vision, caplog):
     import safetensors.torch
-    import tiny_models
-    from stage import adapter_state
+    from support.host import tiny_models
+    from support.host.small_casts import adapter_state
     from troupe import nodes as pack
 
     patcher = tiny_models.micro_model("SD15", context_dim=768)
@@ -268,8 +268,8 @@ def test_a_model_wired_past_the_node_is_told(which, past, monkeypatch, caplog):
     """By the graph, before anything is sampled."""
     from types import SimpleNamespace
 
-    from gated_stage import gated_stage
-    from stage import stage
+    from support.host.small_casts import stage
+    from support.host.small_gated_casts import gated_stage
     from troupe import nodes as pack
 
     st = stage() if which == "ApplyImageAttention" else gated_stage("text", "SD15")

@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from packs import pack, part
+from support.host.other_packs import pack, part
 
 pytestmark = pytest.mark.usefixtures("host")
 KINDS = ["attention", "gated", "prompt"]
@@ -17,8 +17,8 @@ TOKENS, THEIR_WEIGHT = 4, 0.4
 @pytest.fixture(scope="module")
 def large_vision(host, tmp_path_factory):
     """A tiny CLIP vision encoder that takes the pictures of 224x224 which the pack makes."""
-    import tiny_models
-    from parts import HIDDEN, POOLED
+    from support.host import tiny_models
+    from support.host.node_chains import HIDDEN, POOLED
 
     return tiny_models.tiny_clip_vision(hidden=HIDDEN, projection=POOLED, image_size=224, tmp=str(tmp_path_factory.mktemp("clip_vision") / "large.json"))
 
@@ -27,10 +27,10 @@ def large_vision(host, tmp_path_factory):
 def ip_adapter(request, base_folder, large_vision):
     """(Troupe on a model with the published blocks, the pack's nodes as a partner, what they know for the evaluation without hooks)."""
     import safetensors.torch
-    import tiny_models
-    from partners import Troupe
-    from parts import photo
-    from stage import adapter_state
+    from support.host import tiny_models
+    from support.host.node_chains import photo
+    from support.host.partner_nodes import Troupe
+    from support.host.small_casts import adapter_state
 
     nodes = pack(*IPADAPTER).NODE_CLASS_MAPPINGS
     with torch.inference_mode():
@@ -49,7 +49,7 @@ def ip_adapter(request, base_folder, large_vision):
 def their_truth(place, state, embeds):
     """The pack's one picture as the evaluation without hooks is told of it. Its node names the middle block ("middle", 1), which the host never asks
     for: nothing of it acts there."""
-    from independent import Truth
+    from support.host.independent_evaluation import Truth
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
     blocks = attention_blocks(place.patcher.model.diffusion_model)
@@ -64,7 +64,7 @@ def their_truth(place, state, embeds):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ip_adapter_plus(kind, ip_adapter):
-    from partners import four
+    from support.host.partner_nodes import four
     from test_coexistence import SAME, both_act
 
     found = four(ip_adapter[0], kind, ip_adapter[1])
@@ -74,9 +74,9 @@ def test_ip_adapter_plus(kind, ip_adapter):
 
 def test_ip_adapter_plus_and_image_attention_add_up(ip_adapter):
     """Both against the evaluation without hooks: a layer holds exactly the sum of what each adds alone."""
-    import independent
-    from partners import SIZE, sampled
-    from stage import error, noise_of, settings
+    from support.host import independent_evaluation as independent
+    from support.host.partner_nodes import SIZE, sampled
+    from support.host.small_casts import error, noise_of, settings
 
     place, partner, known = ip_adapter
     st = place.stage
@@ -95,7 +95,7 @@ OTHER_WAYS = {
 
 @pytest.mark.parametrize("way", OTHER_WAYS)
 def test_ip_adapter_plus_in_its_other_ways(way, ip_adapter):
-    from partners import four
+    from support.host.partner_nodes import four
     from test_coexistence import SAME, both_act
 
     found = four(ip_adapter[0], "attention", partial(ip_adapter[1], **OTHER_WAYS[way]))
@@ -105,7 +105,7 @@ def test_ip_adapter_plus_in_its_other_ways(way, ip_adapter):
 
 def test_two_of_ip_adapter_plus_around_ours(ip_adapter):
     """One before and one after: the second finds the first, as without Troupe."""
-    from partners import change, sampled
+    from support.host.partner_nodes import change, sampled
 
     place, partner, _ = ip_adapter
     around = sampled(*partner(*place.kinds["attention"](*partner(*place.plain))))
@@ -121,7 +121,7 @@ def halves():
 
 
 def other_prompt(dim=64):
-    from stage import random
+    from support.host.small_casts import random
 
     return [[random(1, 77, dim, seed=6, gain=4.0), {"pooled_output": random(1, 1280, seed=6)}]]
 
@@ -148,7 +148,7 @@ COUPLES = {"attention-couple": couple, "cgem156": cgem156}
 @pytest.mark.parametrize("kind", ["attention", "gated"])
 @pytest.mark.parametrize("name", COUPLES)
 def test_attention_couples(name, kind, couples_model):
-    from partners import four
+    from support.host.partner_nodes import four
     from test_coexistence import SAME, both_act
 
     found = four(couples_model, kind, COUPLES[name], larger, larger)
@@ -158,7 +158,7 @@ def test_attention_couples(name, kind, couples_model):
 
 def larger(*wires):
     """Latents that stay whole at every level: the couples ask for that."""
-    from partners import sampled
+    from support.host.partner_nodes import sampled
 
     return sampled(*wires, size=(16, 16))
 
@@ -166,7 +166,7 @@ def larger(*wires):
 @pytest.mark.parametrize("name", COUPLES)
 def test_subjects_in_a_coupled_prompt(name, couples_model):
     """The fused prompt acts in its mask; cgem156 keeps the delay, attention-couple holds the fused text from the first step on."""
-    from partners import change, fused
+    from support.host.partner_nodes import change, fused
     from test_coexistence import VISIBLE
 
     place, partner = couples_model, COUPLES[name]
@@ -180,8 +180,8 @@ def test_subjects_in_a_coupled_prompt(name, couples_model):
 @pytest.fixture(scope="module")
 def couples_model(host):
     """A model with the published blocks, which some couples know by heart."""
-    import tiny_models
-    from partners import Troupe
+    from support.host import tiny_models
+    from support.host.partner_nodes import Troupe
 
     with torch.inference_mode():
         return Troupe(tiny_models.micro_model("SD15", model_channels=64, context_dim=64, whole=True))
@@ -190,7 +190,7 @@ def couples_model(host):
 @pytest.mark.parametrize("name", COUPLES)
 def test_a_couple_holds_our_delta_once(name, couples_model, caplog):
     """Coupled with the same prompt on both sides nothing changes: the subjects are as strong as without it."""
-    from partners import change
+    from support.host.partner_nodes import change
 
     wires = couples_model.kinds["attention"](*couples_model.plain)
     with caplog.at_level("WARNING", "troupe"):
@@ -201,8 +201,8 @@ def test_a_couple_holds_our_delta_once(name, couples_model, caplog):
 @pytest.fixture(scope="module")
 def prompt_control(clips):
     """(Troupe on a model as wide as the real text encoder, PCTextEncode as a function of a prompt)."""
-    import tiny_models
-    from partners import Troupe
+    from support.host import tiny_models
+    from support.host.partner_nodes import Troupe
 
     encode = part(*PROMPT_CONTROL, "prompt_control.nodes_base").PCTextEncode
     with torch.inference_mode():
@@ -214,7 +214,7 @@ def prompt_control(clips):
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompt_control_s_masks(kind, prompt_control):
     """Its COUPLE hangs on the conditioning as a hook, so Troupe's nodes stand before or after it as its encoding does."""
-    from partners import change, sampled
+    from support.host.partner_nodes import change, sampled
     from test_coexistence import VISIBLE
 
     place, encode = prompt_control
@@ -228,7 +228,7 @@ def test_prompt_control_s_masks(kind, prompt_control):
 
 
 def test_prompt_control_holds_our_delta_once(prompt_control, caplog):
-    from partners import change, sampled
+    from support.host.partner_nodes import change, sampled
 
     place, encode = prompt_control
     with caplog.at_level("WARNING", "troupe"):

@@ -11,8 +11,8 @@ RUN = dict(size=(8, 8), steps=3)
 
 def scene(kind):
     """(model, positive, negative, adapter's key on the MODEL), ready for KSampler."""
-    from gated_stage import gated_stage
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
+    from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
 
     if kind in GATED:
@@ -27,8 +27,8 @@ def scene(kind):
 def mm_diff_scene(delayed, patcher=None):
     """With its LoRA in the UNet (of a given model, else one of its own), and, where delayed, its subjects in the prompt from the second step on."""
     import comfy.ops
-    import tiny_models
-    from stage import settings
+    from support.host import tiny_models
+    from support.host.small_casts import settings
     from test_mm_diff import CONTEXT, make, references_of
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
     from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt
@@ -75,7 +75,7 @@ def set_aside(patcher):
 @pytest.mark.parametrize("kind", ATTENTION + GATED)
 def test_the_picture_is_that_of_whole_models(kind, who, budget):
     import comfy.model_management as mm
-    from stage import ksample
+    from support.host.small_casts import ksample
 
     model, positive, negative, key = scene(kind)
     (adapter,) = model.get_additional_models_with_key(key)
@@ -98,7 +98,7 @@ def test_weights_that_wait_on_another_device_come_to_the_picture(kind, monkeypat
     """The UNet and the adapter lie on the CPU and the picture on `meta`: no operation meets tensors of both, bare ones (gates, null features) included."""
     import comfy.model_management as mm
     from comfy.patcher_extension import WrappersMP
-    from stage import ksample
+    from support.host.small_casts import ksample
 
     devices, calls = Devices(), []
 
@@ -131,7 +131,7 @@ def test_photos_are_read_by_projections_that_did_not_fit(name):
     """Learned queries too come to where the photos are."""
     import comfy.model_management as mm
     import comfy.ops
-    import published
+    from support import published_layouts as published
     from troupe.model_patches.families.ip_adapter import build
     from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
 
@@ -160,7 +160,7 @@ def test_every_weight_lies_where_the_host_looks_for_it(family):
 def patchers_of(family):
     """Every model that an adapter of this family hands to the host."""
     import comfy.ops
-    import published
+    from support import published_layouts as published
     from troupe.model_patches.families import fastcomposer, ip_adapter, umm
     from troupe.model_patches.families.gligen import layout as gligen
     from troupe.model_patches.families.mm_diff import layout as mm_diff

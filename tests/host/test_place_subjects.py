@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts import prompt_executor
+from support.host.node_chains import prompt_executor
 
 pytestmark = pytest.mark.usefixtures("host")
 TOLERANCE = 1e-3  # of the references' effect
@@ -57,8 +57,8 @@ def limit_mask(box, strength, feather, side=SIDE):
 
 def check(st, boxes, chosen, size=(16, 16), steps=2, regions=None, batch=1, given=None, layout="none", side=SIDE):
     """boxes: where the subjects must stand; given: what the node is told, where that is not the same."""
-    import independent
-    from stage import error, ksample, noise_of
+    from support.host import independent_evaluation as independent
+    from support.host.small_casts import error, ksample, noise_of
 
     references = st.references(2, boxes=placed(*(given or boxes), layout=layout), regions=regions)
     masks = [limit_mask(box, chosen.box_strength, chosen.box_feather, side) for box in boxes]
@@ -77,33 +77,33 @@ def check(st, boxes, chosen, size=(16, 16), steps=2, regions=None, batch=1, give
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 @pytest.mark.parametrize("feather", [0.0, 0.05])
 def test_boxes_limit_their_subjects(strength, feather):
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     check(stage(), (LEFT, RIGHT), settings(box_strength=strength, box_feather=feather))
 
 
 @pytest.mark.parametrize("merge", ["paper", "uniform", "joint", "add"])
 def test_in_every_merge(merge):
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     check(stage("SDXL"), (LEFT, RIGHT), settings(merge, box_strength=0.75, box_feather=0.1), (24, 16))
 
 
 def test_boxes_end_in_the_middle_of_the_run():
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     check(stage(), (LEFT, RIGHT), settings(box_end_percent=0.5), steps=5)
 
 
 def test_one_without_a_box_one_with_a_region_and_a_batch():
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     soft = torch.rand(50, 70, generator=torch.Generator().manual_seed(5))
     check(stage(text_gain=True), (LEFT, None), settings(box_feather=0.05), (16, 24), regions=[soft, None], batch=3)
 
 
 def test_a_layout_reaches_the_sampler():
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     left_place = {"x": 0.02, "y": 0.02, "w": 0.47, "h": 0.96}
     check(stage(), (left_place, RIGHT), settings(box_feather=0.0), given=(None, RIGHT), layout="row", side=2000)
@@ -111,7 +111,7 @@ def test_a_layout_reaches_the_sampler():
 
 @pytest.mark.parametrize("off", [{"box_strength": 0.0}, {"boxes": False}])
 def test_no_boxes_and_strength_zero_change_nothing(off):
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     st = stage()
     strength = off.get("box_strength", 1.0)
@@ -123,8 +123,8 @@ def test_no_boxes_and_strength_zero_change_nothing(off):
 def test_boxes_stay_where_the_picture_has_them_in_a_second_larger_run():
     """Hires fix: the same MODEL samples again, larger, from the upscaled latent; told so, as there is no graph here (see test_crops.py)."""
     import comfy.samplers
-    import independent
-    from stage import error, ksample, noise_of, settings, stage
+    from support.host import independent_evaluation as independent
+    from support.host.small_casts import error, ksample, noise_of, settings, stage
 
     import nodes
 

@@ -1,8 +1,8 @@
 """Subjects' places in prompts on the host's own tokenizers, and what stands at them when the host encodes."""
 import pytest
-import tiny_models
 import torch
-from place_cases import CASES, GLUED, rendered
+from support.host import tiny_models
+from support.token_position_cases import CASES, GLUED, rendered
 from troupe.model_patches.errors import SubjectError
 from troupe.model_patches.prompt.places import find_places
 from troupe.model_patches.prompt.template import PLACEHOLDER_ID, template_places

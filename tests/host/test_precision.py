@@ -10,8 +10,8 @@ RUN = dict(size=(8, 8), steps=2)
 
 def applied(kind, patcher, adapter=None):
     """(model, positive, negative, plain model, adapter) with references of two subjects, on a patcher; adapter: one made before, of the same kind."""
-    from gated_stage import GatedStage, gated_adapter
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
+    from support.host.small_gated_casts import GatedStage, gated_adapter
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = stage(patcher=patcher, text_gain=kind == "text_to_weight")
@@ -27,7 +27,7 @@ def applied(kind, patcher, adapter=None):
 def with_lora(patcher, adapter, st):
     """MM-Diff, with its LoRA in the UNet where the adapter is not given (else it is there)."""
     import comfy.ops
-    from stage import settings
+    from support.host.small_casts import settings
     from test_mm_diff import make, references_of
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
@@ -40,7 +40,7 @@ def with_lora(patcher, adapter, st):
 
 
 def micro(kind, dtype=FULL, compute=None):
-    import tiny_models
+    from support.host import tiny_models
 
     return tiny_models.micro_model("SDXL" if kind == "mm_diff" else "SD15", model_channels=64, dtype=dtype, compute=compute)
 
@@ -59,7 +59,7 @@ def in_float32(kind, model, adapter):
 @pytest.mark.parametrize("kind", ATTENTION + GATED)
 def test_weights_of_any_dtype_with_and_without_a_cast(kind, dtype, compute):
     """Computed in float32: the same picture. In 16 bits: no further from it than twice what the host's own rounding makes of the plain picture."""
-    from stage import error, ksample
+    from support.host.small_casts import error, ksample
 
     model, positive, negative, plain, adapter = applied(kind, micro(kind, dtype, compute))
     assert next(model.model.diffusion_model.parameters()).dtype == dtype
@@ -79,7 +79,7 @@ def test_weights_of_any_dtype_with_and_without_a_cast(kind, dtype, compute):
 def unet_file(host, base_folder):
     """A UNet in models/diffusion_models, 320 channels wide as all that the host knows."""
     import safetensors.torch
-    import tiny_models
+    from support.host import tiny_models
 
     path = base_folder / "models" / "diffusion_models" / "tiny.safetensors"
     path.parent.mkdir(exist_ok=True)
@@ -96,7 +96,7 @@ def float32_model(state):
 
 @pytest.mark.parametrize("weight_dtype, dtype", [("fp8_e4m3fn", E4M3), ("fp8_e4m3fn_fast", E4M3), ("fp8_e5m2", E5M2), ("default", HALF)])
 def test_the_hosts_loader_of_diffusion_models(weight_dtype, dtype, unet_file):
-    from stage import error, ksample
+    from support.host.small_casts import error, ksample
 
     import nodes
 
@@ -116,7 +116,7 @@ def test_the_hosts_loader_of_diffusion_models(weight_dtype, dtype, unet_file):
 def test_scaled_float8_weights(unet_file):
     """Files that keep a scale beside each weight of a Linear: it counts for the names' keys too."""
     import comfy.sd
-    from stage import error, ksample
+    from support.host.small_casts import error, ksample
 
     _, state = unet_file
     scaled = {"scaled_fp8": torch.zeros(0, dtype=E4M3)}

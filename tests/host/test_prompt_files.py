@@ -1,7 +1,7 @@
 """Adapters that act in the prompt, from files on disk through the nodes to the sampled latent, against a separate evaluation of every stage."""
 import pytest
 import torch
-from parts import photo, run
+from support.host.node_chains import photo, run
 from test_encode_prompt import by_hand, position_of
 from test_gated_files import full_topology, sharp
 
@@ -13,7 +13,7 @@ TEXT = "a photo of a woman and a man in snow"
 @pytest.fixture(scope="module")
 def eyes(host, tmp_path_factory):
     """`eyes()`: a new tiny CLIP vision encoder, always with the same weights."""
-    import tiny_models
+    from support.host import tiny_models
 
     path = str(tmp_path_factory.mktemp("clip_vision") / "wide.json")
     return lambda: tiny_models.tiny_clip_vision(hidden=HIDDEN, projection=POOLED, tmp=path)
@@ -24,7 +24,7 @@ def thin_sdxl():
     import comfy.model_management as mm
     import comfy.model_patcher
     import comfy.supported_models as sm
-    import tiny_models
+    from support.host import tiny_models
 
     config = dict(model_channels=64, context_dim=2048, in_channels=4, out_channels=4, image_size=32, use_spatial_transformer=True, legacy=False, channel_mult=[1] * 3,
                   num_res_blocks=[2] * 3, transformer_depth=[0, 0, 2, 2, 10, 10], transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10], transformer_depth_middle=10,
@@ -62,7 +62,7 @@ def cast_of(pack):
 
 
 def mm_diff_members():
-    from published import mm_diff_members
+    from support.published_layouts import mm_diff_members
 
     members = mm_diff_members(hidden=(64, 64), patches=HIDDEN, layers=3)
     return {name: {k: v * (0.3 if "_lora" in k or "lora_linear" in k else 1.0) for k, v in sharp(state).items()} for name, state in members.items()}
@@ -70,7 +70,7 @@ def mm_diff_members():
 
 def in_order(members):
     """(LDM path of a transformer block, index of its attn1 entry), in the order of the file: down, up, mid."""
-    from published import SDXL_WIDTHS
+    from support.published_layouts import SDXL_WIDTHS
 
     return [(path, 2 * i) for i, path in enumerate(SDXL_WIDTHS)]
 
@@ -90,7 +90,7 @@ def with_lora(unet, members):
 
 def clip_with_lora(members, second=True):
     """A tiny SDXL CLIP with the file's pairs merged by hand."""
-    import tiny_models
+    from support.host import tiny_models
 
     clip = tiny_models.tiny_clip("sdxl")
     for stream, encoder in (("l", "text_encoder"), ("g", "text_encoder_2"))[:2 if second else 1]:
@@ -126,11 +126,11 @@ def expected_subjects(members, eyes):
 
 @pytest.mark.parametrize("quirks", ["clean", "official"])
 def test_mm_diffs_files_to_latent(quirks, base_folder, eyes):
-    import independent
-    import tiny_models
-    from independent import Truth
-    from published import save_mm_diff
-    from stage import error, ksample, noise_of
+    from support.host import independent_evaluation as independent
+    from support.host import tiny_models
+    from support.host.independent_evaluation import Truth
+    from support.host.small_casts import error, ksample, noise_of
+    from support.published_layouts import save_mm_diff
     from troupe import nodes as pack
 
     members = mm_diff_members()
@@ -173,7 +173,7 @@ def test_mm_diffs_files_to_latent(quirks, base_folder, eyes):
 
 def test_umms_file_to_conditioning(base_folder, eyes, clips):
     import safetensors.torch
-    from published import umm_state
+    from support.published_layouts import umm_state
     from troupe import nodes as pack
     from troupe.model_patches.encoding.framing import frame
 
@@ -196,9 +196,9 @@ def test_umms_file_to_conditioning(base_folder, eyes, clips):
 
 def test_fastcomposers_file_to_latent(base_folder, eyes, clips):
     import comfy.utils
-    import tiny_models
-    from published import fastcomposer_state
-    from stage import ksample
+    from support.host import tiny_models
+    from support.host.small_casts import ksample
+    from support.published_layouts import fastcomposer_state
     from troupe import nodes as pack
 
     state = sharp(fastcomposer_state(channels=(64, 64, 64, 64), hidden=HIDDEN))

@@ -25,8 +25,8 @@ def prompt(base="SD15", start_percent=0.0, start_step=-1, dim=64):
 
 def switched(base="SD15"):
     """A micro model with the switch on it (`.schedule`: the last run's sigmas), and a list of its calls: (sigma, first value of each row's context, of its y)."""
-    import tiny_models
     from comfy.patcher_extension import WrappersMP
+    from support.host import tiny_models
     from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PromptSwitch
 
     model, seen, schedule = tiny_models.micro_model(base, context_dim=64).clone(), [], []
@@ -86,7 +86,7 @@ def test_the_published_delays_are_start_steps():
 @pytest.mark.parametrize("scheduler", ["normal", "karras", "simple", "exponential"])
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "dpm_2", "dpmpp_sde", "euler_ancestral", "uni_pc", "lcm"])
 def test_a_step_is_exact(sampler, scheduler):
-    from stage import ksample
+    from support.host.small_casts import ksample
 
     model, seen = switched()
     for start in (1, 3, 5):
@@ -99,7 +99,7 @@ def test_a_step_is_exact(sampler, scheduler):
 
 @pytest.mark.parametrize("percent", [0.3, 0.5, 0.9])
 def test_a_percent_is_the_hosts(percent):
-    from stage import ksample
+    from support.host.small_casts import ksample
 
     model, seen = switched()
     ksample(model, *prompt(start_percent=percent), size=(8, 8), steps=8)
@@ -109,7 +109,7 @@ def test_a_percent_is_the_hosts(percent):
 
 
 def test_without_delay_nothing_is_doubled():
-    from stage import ksample
+    from support.host.small_casts import ksample
 
     for given in ({}, {"start_step": 0}, {"start_step": 0, "start_percent": 0.7}):
         model, seen = switched()
@@ -118,7 +118,7 @@ def test_without_delay_nothing_is_doubled():
 
 
 def test_a_step_beyond_the_run_leaves_the_text():
-    from stage import ksample
+    from support.host.small_casts import ksample
 
     model, seen = switched()
     ksample(model, *prompt(start_step=50), size=(8, 8), steps=3)
@@ -126,7 +126,7 @@ def test_a_step_beyond_the_run_leaves_the_text():
 
 
 def test_the_pooled_output_changes_with_it():
-    from stage import ksample
+    from support.host.small_casts import ksample
 
     model, seen = switched("SDXL")
     ksample(model, *prompt("SDXL", start_step=2), size=(8, 8), steps=4)
@@ -145,7 +145,7 @@ def made_by(node, **inputs):
 def contexts(model, positive, negative, steps=4):
     """Every row's whole context of every call but the negative's, by step."""
     from comfy.patcher_extension import WrappersMP
-    from stage import ksample
+    from support.host.small_casts import ksample
 
     model, found = model.clone(), []
 
@@ -184,7 +184,7 @@ def test_averaged():
 
 
 def test_averaged_with_its_pooled_output():
-    from stage import ksample
+    from support.host.small_casts import ksample
 
     model, seen = switched("SDXL")
     positive, negative = prompt("SDXL", start_step=2)
@@ -212,7 +212,7 @@ def test_combined_with_another_both_are_there():
 @pytest.mark.parametrize("node", ["ConditioningSetArea", "ConditioningSetMask", "ConditioningSetTimestepRange"])
 def test_areas_masks_and_ranges(node):
     """The same picture as sampling each phase by hand with the same node on it."""
-    from stage import ksample
+    from support.host.small_casts import ksample
 
     model, seen = switched()
     inputs = {"ConditioningSetArea": dict(width=32, height=64, x=16, y=0, strength=0.8), "ConditioningSetTimestepRange": dict(start=0.0, end=0.8),
@@ -234,7 +234,7 @@ def test_areas_masks_and_ranges(node):
 @pytest.mark.parametrize("delayed", ["positive", "negative", "both"])
 def test_the_host_gives_areas_of_one_list_to_the_other(areas, delayed):
     """The other list's text is computed in such an area too, in both phases, with the text of the phase."""
-    from stage import ksample
+    from support.host.small_casts import ksample
 
     model, seen = switched()
     lists = dict(zip(("positive", "negative"), ([[torch.full((1, 77, 64), value), {}]] for value in (9.0, NEGATIVE)), strict=True))
@@ -257,7 +257,7 @@ def test_the_host_gives_areas_of_one_list_to_the_other(areas, delayed):
     (dict(start_percent=1.0), "INFO Troupe: the subjects do not enter the prompt in this run: it ends before 1 of the schedule."),
 ])
 def test_a_run_says_when(given, words, caplog):
-    from stage import ksample
+    from support.host.small_casts import ksample
 
     model, _ = switched()
     first, negative = prompt(**given)
@@ -289,7 +289,7 @@ def test_a_step_is_exact_on_every_schedule(sigmas, expected, beyond, caplog):
 
 
 def test_a_second_run_begins_anew():
-    from stage import ksample
+    from support.host.small_casts import ksample
 
     model, seen = switched()
     positive, negative = prompt(start_step=1)
@@ -324,7 +324,7 @@ def control_net():
 @pytest.mark.parametrize(("node", "span"), [("ControlNetApplyAdvanced", (0.0, 1.0)), ("ControlNetApplyAdvanced", (0.0, 0.7)), ("ControlNetApply", (0.0, 1.0))])
 def test_a_control_net_follows_the_text_of_the_step(node, span):
     """The net sees the text that the UNet sees, and the picture is the one of both texts split by hand with the host's own time ranges, each under the net."""
-    from stage import ksample
+    from support.host.small_casts import ksample
 
     def under(net, positive, negative):
         given = dict(control_net=net, image=torch.zeros(1, 64, 64, 3), strength=0.8)
@@ -355,7 +355,7 @@ def test_a_control_net_follows_the_text_of_the_step(node, span):
 @pytest.mark.parametrize(("positives", "negatives"), [(1, 1), (1, 2), (2, 1), (3, 2), (2, 3)])
 def test_a_control_net_reaches_the_same_prompts_with_and_without_a_delay(positives, negatives, delayed, masked):
     """ControlNetApply acts on the positive, and the host shares it out among the negatives, entry by entry."""
-    from stage import ksample
+    from support.host.small_casts import ksample
 
     def texts(*values):
         return [[torch.full((1, 77, 64), value), {}] for value in values]

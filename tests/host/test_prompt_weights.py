@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from published import fastcomposer_state, mm_diff_members, save_mm_diff, sdxl_path, umm_state
+from support.published_layouts import fastcomposer_state, mm_diff_members, save_mm_diff, sdxl_path, umm_state
 
 pytestmark = pytest.mark.usefixtures("host")
 COMMON = dict(in_channels=4, out_channels=4, use_spatial_transformer=True, legacy=False)
@@ -76,7 +76,7 @@ def test_pairs_are_at_the_places_where_the_hosts_lora_loader_puts_them(mm_diff):
 
 def test_text_encoders_loras_are_what_the_hosts_lora_loader_makes_of_the_file(mm_diff):
     import comfy.lora
-    import tiny_models
+    from support.host import tiny_models
 
     adapter, members = mm_diff
     clip = tiny_models.tiny_clip("sdxl", ffn=4 * 768)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from studio import Server, Studio
+from support.host.host_executor import Server, Studio
 from troupe.model_patches.attention.decoupled import MERGES
 from troupe.model_patches.relevance.maps import NOBODY, NOT_SAMPLED, OTHER_LATENT, report
 from troupe.model_patches.subjects import Box
@@ -19,7 +19,7 @@ REGION[8:12] = 0.5
 
 @pytest.fixture(scope="module")
 def lab(host):
-    import recording
+    from support.host import recorded_runs as recording
 
     return recording
 
@@ -90,7 +90,7 @@ def test_a_subject_is_recorded_in_its_own_steps(lab, sd15):
 
 
 def test_coarse_and_fine_blocks(lab):
-    import tiny_models
+    from support.host import tiny_models
 
     set_up = lab.stage(patcher=tiny_models.micro_model("SD15", levels=3))
     references, grids = set_up.references(2), {"coarse": [(6, 4)], "fine": [(24, 16), (12, 8)]}

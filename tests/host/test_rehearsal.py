@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 import torch
-from graph import ROOT
+from troupe_tools.pack import ROOT
 
 SHIPPED = ROOT / "rehearsal" / "files"
 PROMPT, SEED, STEPS, CFG = "a cat and a robot on grass", 3, 4, 3.0
@@ -18,7 +18,7 @@ TOLERANCE = 1e-3  # of a decoded picture in 0..1
 @pytest.fixture(scope="module")
 def folder(host, tmp_path_factory):
     """A folder with random files, in place of the pack's own."""
-    import rehearsal_files
+    from support.host import random_rehearsal_files as rehearsal_files
     from troupe.model_patches.hosts.comfyui.loading import rehearsal_models
     from troupe.rehearsal import files
 
@@ -49,7 +49,7 @@ def models(folder):
 
 
 def load(adapter="mip_adapter", subjects=("cat", "robot", "bird")):
-    from parts import run
+    from support.host.node_chains import run
     from troupe.nodes.rehearsal import LoadRehearsalModels
 
     return run(LoadRehearsalModels, adapter=adapter, **{f"subject_{n}": kind for n, kind in enumerate(subjects, 1)})
@@ -69,7 +69,7 @@ def ksample(model, positive, negative, size=128, seed=SEED):
 
 
 def references_of(models, names=("cat", "robot"), boxes=None):
-    from parts import run
+    from support.host.node_chains import run
     from troupe.nodes.add_subject import AddSubject
     from troupe.nodes.encode_subjects import EncodeSubjects
     from troupe.nodes.place_subjects import PlaceSubjects
@@ -85,7 +85,7 @@ def references_of(models, names=("cat", "robot"), boxes=None):
 
 def host_picture(models, merge, references, **widgets):
     """[3, 128, 128] of Apply Image Attention, KSampler and VAE Decode."""
-    from parts import run
+    from support.host.node_chains import run
     from troupe.nodes.apply_image_attention import ApplyImageAttention
 
     import nodes
@@ -235,7 +235,7 @@ def test_place_subjects_moves_the_subjects(models):
 
 
 def test_relevance_is_recorded_and_shown(models):
-    from parts import run
+    from support.host.node_chains import run
     from troupe.model_patches.binding.settings import ImageAttentionSettings, mixing_for
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
     from troupe.nodes.preview_relevance import PreviewRelevance
@@ -254,7 +254,7 @@ def test_relevance_is_recorded_and_shown(models):
 
 @pytest.mark.parametrize("merge", ["relevance", "add"])
 def test_both_engines_record_the_same_relevance(folder, models, merge):
-    from parts import run
+    from support.host.node_chains import run
     from troupe.model_patches.binding.settings import ImageAttentionSettings, mixing_for
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
     from troupe.nodes.record_relevance import RecordRelevance
@@ -276,7 +276,7 @@ def test_both_engines_record_the_same_relevance(folder, models, merge):
 @pytest.mark.parametrize("wired", [True, False], ids=["encoder wired", "encoder found"])
 def test_quick_subjects(models, wired):
     """It does what the four nodes do."""
-    from parts import run
+    from support.host.node_chains import run
     from troupe.nodes.quick_subjects import QuickSubjects
     from troupe.rehearsal import files
 
@@ -295,9 +295,9 @@ def test_quick_subjects_shows_the_maps_after_every_run(models, watched, monkeypa
     """With a browser; the picture is what it is without them."""
     import folder_paths
     import server
-    from parts import run
     from PIL import Image
-    from studio import Server
+    from support.host.host_executor import Server
+    from support.host.node_chains import run
     from troupe.model_patches.hosts.comfyui import quick
     from troupe.nodes.quick_subjects import QuickSubjects
     from troupe.rehearsal import files
@@ -324,7 +324,7 @@ def test_quick_subjects_shows_the_maps_after_every_run(models, watched, monkeypa
 
 def test_the_adapter_of_another_base_model_is_refused(models):
     """And ours on another base model."""
-    import stage
+    from support.host import small_casts as stage
     from troupe.model_patches.errors import MismatchError
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
 
@@ -361,7 +361,7 @@ def test_the_adapters_come_last_in_the_lists_and_other_packs_do_not_see_them(fol
 
 
 def test_load_subject_adapter_loads_them_too(models):
-    from parts import run
+    from support.host.node_chains import run
     from troupe.nodes.load_adapter import LoadAdapter
 
     adapter = run(LoadAdapter, adapter_name="rehearsal/rehearsal_mip_adapter.safetensors", clip_vision_name="auto")[0]
@@ -372,7 +372,7 @@ def test_load_subject_adapter_loads_them_too(models):
 
 def test_without_the_encoder_a_message_says_what_is_missing(models):
     """'none' stays none."""
-    from parts import run
+    from support.host.node_chains import run
     from troupe.model_patches.errors import MismatchError
     from troupe.nodes.load_adapter import LoadAdapter
 
@@ -469,8 +469,8 @@ def test_models_that_no_node_holds_are_freed(copy):
 
 
 def test_a_changed_file_is_loaded_again(copy):
-    from rehearsal_files import save
     from safetensors.torch import load_file
+    from support.host.random_rehearsal_files import save
 
     first = load()
     state = load_file(copy / "unet.safetensors")

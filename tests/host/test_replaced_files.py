@@ -5,10 +5,10 @@ import os
 import shutil
 import weakref
 
-import published
 import pytest
 import safetensors.torch
 import torch
+from support import published_layouts as published
 from test_bad_runs import MECHANISMS, alive, lab, sets, studio_of  # noqa: F401  (fixtures)
 
 POOLED = {"image": 16, "prompt": 768}  # of the tiny encoder
@@ -40,7 +40,7 @@ def nothing_left(base_folder):
 
 def state_of(kind, set_, factor=1.0):
     """Tensors of a file of this kind for the set's model; `factor` on all that are not gates or norms makes another file of the same shape."""
-    from stage import adapter_state
+    from support.host.small_casts import adapter_state
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
     blocks = {block.path.removesuffix(".attn2"): block.width for block in attention_blocks(set_.patcher.model.diffusion_model)}

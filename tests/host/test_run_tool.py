@@ -8,24 +8,22 @@ import shutil
 import sys
 
 import pytest
-from graph import ROOT
 from PIL import Image
-
-sys.path.append(str(ROOT / "tools"))
-
-import run as run_tool  # noqa: E402
-from any_workflow import flatten  # noqa: E402
-from comfyui import Host  # noqa: E402
-from edit import Changes, edit  # noqa: E402
-from graph import WORKFLOWS, Graph, RunError  # noqa: E402
-from host_server import HostServer  # noqa: E402
-from on_comfyui import LAYERS, convert, with_random_encoders, with_reports, without_analysers, write_random  # noqa: E402
-from random_models import BASES, WHOLE, base_of, write_adapter, write_gligen, write_host_checkpoint  # noqa: E402
-from report import NOT_A_PICTURE  # noqa: E402
-from shipped_templates import READS_PHOTOS, template  # noqa: E402
-from troupe.model_patches.checkpoints.catalogue import published, where_to_get  # noqa: E402
-from virtual import NOTES  # noqa: E402
-from workflow_files import read_workflow  # noqa: E402
+from support.shipped_templates import READS_PHOTOS, template
+from troupe.model_patches.checkpoints.catalogue import published, where_to_get
+from troupe_tools.commands import run as run_tool
+from troupe_tools.engine.comfyui import Host
+from troupe_tools.engine.host_server import HostServer
+from troupe_tools.engine.on_comfyui import LAYERS, convert, with_random_encoders, with_reports, without_analysers, write_random
+from troupe_tools.engine.random_models import BASES, WHOLE, base_of, write_adapter, write_gligen, write_host_checkpoint
+from troupe_tools.engine.report import NOT_A_PICTURE
+from troupe_tools.errors import RunError
+from troupe_tools.pack import WORKFLOWS
+from troupe_tools.workflow.any_workflow import flatten
+from troupe_tools.workflow.edit import Changes, edit
+from troupe_tools.workflow.graph import Graph
+from troupe_tools.workflow.virtual import NOTES
+from troupe_tools.workflow.workflow_files import read_workflow
 
 EVERY = [path.stem for path in sorted(WORKFLOWS.glob("*.json"))]
 REHEARSALS = [name for name in EVERY if "rehearsal" in name]  # their models come with the pack
@@ -233,11 +231,11 @@ def host_unet(config: dict, device: str):
 @pytest.mark.parametrize("family", FULL_SIZE)
 def test_the_numbers_of_the_base_models_are_the_published_ones(family, host):
     """A full-size UNet in the original layout has, converted, exactly the names and shapes that our configuration makes; no weight is in memory."""
-    import embedded  # noqa: F401  (loads the pack, and hides a torchaudio that transformers would fail with)
     import torch
-    from base_models import FAMILIES
     from diffusers import UNet2DConditionModel
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+    from troupe_tools.engine import embedded  # noqa: F401  (loads the pack, and hides a torchaudio that transformers would fail with)
+    from troupe_tools.engine.base_models import FAMILIES
 
     original = {f"model.diffusion_model.{name}": value for name, value in host_unet(FULL_SIZE[family], "meta").state_dict().items()}
     with torch.device("meta"):
@@ -249,12 +247,10 @@ def test_the_numbers_of_the_base_models_are_the_published_ones(family, host):
 @pytest.fixture
 def small_files(host, tmp_path, monkeypatch):
     """A models folder with an SD1.5 checkpoint of small widths, an adapter for it and a vision tower that looks like ViT-H; and the host's UNet of that checkpoint."""
-    import base_models
-    import embedded  # noqa: F401
-    import random_models
     import safetensors.torch
     from comfy.ldm.models.autoencoder import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+    from troupe_tools.engine import base_models, embedded, random_models  # noqa: F401
 
     text = {**base_models.CLIP_L, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     unet = {**base_models.SD15.unet, "block_out_channels": [32, 64, 128, 128], "cross_attention_dim": 64, "attention_head_dim": 4}
@@ -279,8 +275,8 @@ def small_files(host, tmp_path, monkeypatch):
 
 def test_real_files_are_used_by_the_embedded_engine(small_files, tmp_path, monkeypatch, capsys):
     """With every file in place nothing is random: the workflow's own size and steps, a picture without a mark, and the checkpoint's own weights in the UNet."""
-    import base_models
     import torch
+    from troupe_tools.engine import base_models
 
     models, model = small_files
     workflow = Graph(read_workflow(WORKFLOWS / "4_two_subjects.json"))
@@ -306,8 +302,8 @@ def test_real_files_are_used_by_the_embedded_engine(small_files, tmp_path, monke
 
 
 def test_a_checkpoint_of_another_family_is_refused_in_a_sentence(small_files):
-    import base_models
     import torch
+    from troupe_tools.engine import base_models
 
     with pytest.raises(RunError, match="cannot read small.safetensors as the base model"):
         base_models.load_base(small_files[0] / "checkpoints" / "small.safetensors", base_models.SDXL, "cpu", torch.float32)

@@ -3,8 +3,8 @@ import asyncio
 
 import pytest
 import troupe
-from graph import ROOT
 from PIL import Image
+from troupe_tools.pack import ROOT
 
 SAMPLES = ["troupe_astronaut.jpg", "troupe_cat.jpg"]
 

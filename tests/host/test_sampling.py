@@ -1,4 +1,4 @@
-"""Sampled latents on the real host against an independent evaluation of the formula (independent.py)."""
+"""Sampled latents on the real host against an independent evaluation of the formula (support.host.independent_evaluation)."""
 import pytest
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -6,8 +6,8 @@ TOLERANCE = 1e-3  # of the references' effect
 
 
 def check(st, references, chosen, size=(16, 16), batch=1, cfg=5.0, steps=2, wired=True, **truth):
-    import independent
-    from stage import error, ksample, noise_of
+    from support.host import independent_evaluation as independent
+    from support.host.small_casts import error, ksample, noise_of
 
     noise = noise_of(size, batch)
     expected = independent.sample(st.patcher, st.truth(references, chosen, **truth), st.positive, st.negative, noise, steps, cfg)
@@ -20,7 +20,7 @@ def check(st, references, chosen, size=(16, 16), batch=1, cfg=5.0, steps=2, wire
 @pytest.mark.parametrize("base", ["SD15", "SD20", "SDXL"])
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_subjects(base, count):
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     st = stage(base)
     check(st, st.references(count), settings())
@@ -31,7 +31,7 @@ def test_subjects(base, count):
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("cfg", [1.0, 5.0])
 def test_sizes_batches_and_guidance(base, size, batch, cfg):
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     st = stage(base, text_gain=True)
     check(st, st.references(2), settings(), size, batch, cfg)
@@ -40,7 +40,7 @@ def test_sizes_batches_and_guidance(base, size, batch, cfg):
 @pytest.mark.parametrize("merge", ["relevance", "paper", "uniform", "joint", "add"])
 @pytest.mark.parametrize("text_gain", [False, True], ids=["free", "trained"])
 def test_every_merge(merge, text_gain):
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     st = stage("SDXL", text_gain)
     check(st, st.references(3, weights=[1.0, 0.5, 1.5]), settings(merge), (13, 21))
@@ -48,7 +48,7 @@ def test_every_merge(merge, text_gain):
 
 @pytest.mark.parametrize("merge", ["relevance", "paper", "uniform", "joint", "add"])
 def test_eight_subjects_in_a_batch(merge):
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     st = stage("SD20")
     check(st, st.references(8), settings(merge), (10, 7), batch=2)
@@ -57,7 +57,7 @@ def test_eight_subjects_in_a_batch(merge):
 @pytest.mark.parametrize("base", ["SD15", "SD20", "SDXL"])
 @pytest.mark.parametrize("tokens", [77, 154])
 def test_long_prompts(base, tokens):
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     st = stage(base, tokens=tokens)
     check(st, st.references(2), settings())
@@ -65,21 +65,21 @@ def test_long_prompts(base, tokens):
 
 @pytest.mark.parametrize("merge", ["relevance", "paper", "uniform", "joint", "add"])
 def test_sharpness_and_background(merge):
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     st = stage("SD15")
     check(st, st.references(2), settings(merge, sharpness=2.5, background=0.3), (12, 17))
 
 
 def test_background_holds_a_lone_subject_back():
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     st = stage("SD15")
     check(st, st.references(1), settings(background=0.2))
 
 
 def test_drop_in_on_the_model_wire():
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     st = stage("SD15")
     check(st, st.references(2), settings(), wired=False)
@@ -88,7 +88,7 @@ def test_drop_in_on_the_model_wire():
 @pytest.mark.parametrize("merge", ["relevance", "uniform", "joint", "add", "paper"])
 def test_regions(merge):
     import torch
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     st = stage("SD15")
     left, soft = torch.zeros(64, 64), torch.rand(50, 70, generator=torch.Generator().manual_seed(5))
@@ -100,7 +100,7 @@ def test_regions(merge):
 def test_background_with_regions_and_boxes(merge):
     """What is held back is measured on the relevance itself, wherever a subject may be."""
     import torch
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
     from troupe.model_patches.subjects import Box
 
     st = stage("SD15")
@@ -113,7 +113,7 @@ def test_background_with_regions_and_boxes(merge):
 
 
 def test_subject_ranges_act_step_by_step():
-    from stage import settings, stage
+    from support.host.small_casts import settings, stage
 
     st = stage("SD15")
     check(st, st.references(3, ranges=[(0.0, 0.5), (0.3, 1.0), (0.0, 1.0)]), settings(), steps=5)
@@ -123,9 +123,9 @@ def test_subject_ranges_act_step_by_step():
 def test_checkpoints_that_the_host_loads(kind):
     """The same on models that went through the host's own detection and loading, at their real text widths."""
     import comfy.sd
-    import tiny_models
     import torch
-    from stage import settings, stage
+    from support.host import tiny_models
+    from support.host.small_casts import settings, stage
 
     state = {k.removeprefix("model.diffusion_model."): v for k, v in tiny_models.build_unet_sd(kind, dtype=torch.float32).items()}
     patcher = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
@@ -136,8 +136,8 @@ def test_checkpoints_that_the_host_loads(kind):
 @pytest.mark.parametrize("base", ["SD15", "SD20", "SDXL"])
 def test_cond_and_uncond_in_separate_calls(base):
     """Where the host cannot batch cond with uncond (here: 77 against 81 tokens of no common multiple), each half still gets its own tokens."""
-    import tiny_models
-    from stage import settings, stage
+    from support.host import tiny_models
+    from support.host.small_casts import settings, stage
 
     st = stage(base)
     st.negative = tiny_models.random_cond(81 * 7, 64, seed=9)

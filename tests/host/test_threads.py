@@ -1,4 +1,4 @@
-"""Several model calls at the same time: two runs, or the parts of one prediction on clones with UNets and adapters of their own (see threads.py)."""
+"""Several model calls at the same time: two runs, or the parts of one prediction on clones with UNets and adapters of their own (see support.host.threaded_predictions)."""
 import logging
 import threading
 import time
@@ -21,8 +21,8 @@ def newer(host, monkeypatch):
 
 def scene(kind):
     """(model, positive, negative, a twin of the model)."""
+    from support.host.threaded_predictions import twin_of
     from test_precision import applied, micro
-    from threads import twin_of
 
     model, positive, negative, *_ = applied(kind, micro(kind))
     return model, positive, negative, twin_of(model, lambda: micro(kind))
@@ -43,8 +43,8 @@ def sample(model, positive, negative, seed=1, steps=2, size=(16, 16)):
 @pytest.mark.parametrize("what", ["layers", "gated"])
 def test_an_adapter_can_be_made_again_for_another_device(what):
     """Modules and weights of its own, and one that can be made again in turn."""
-    from gated_stage import gated_stage
-    from stage import stage
+    from support.host.small_casts import stage
+    from support.host.small_gated_casts import gated_stage
 
     patcher = stage().adapter.layers_patcher if what == "layers" else gated_stage("patches").adapter.gated_patcher
     make, given = patcher.cached_patcher_init
@@ -58,8 +58,8 @@ def test_an_adapter_can_be_made_again_for_another_device(what):
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_of_a_prediction_in_threads(kind, monkeypatch):
     """Twenty times with other delays: every picture is that of one thread bit for bit, and every thread uses the adapter of its own patcher."""
-    from stage import error
-    from threads import Meeting, loaded, split
+    from support.host.small_casts import error
+    from support.host.threaded_predictions import Meeting, loaded, split
     from troupe.model_patches.hosts.comfyui.sampling.hook import Hook
 
     model, positive, negative, twin = scene(kind)
@@ -90,7 +90,7 @@ def test_parts_of_a_prediction_in_threads(kind, monkeypatch):
 def test_two_runs_at_the_same_time(kind, monkeypatch):
     """The same references, each run with a MODEL, a seed and a size of its own: what each is alone."""
     import comfy.model_management as mm
-    from threads import Meeting
+    from support.host.threaded_predictions import Meeting
 
     one_at_a_time, load = threading.Lock(), mm.load_models_gpu
 
@@ -121,7 +121,7 @@ def test_two_runs_at_the_same_time(kind, monkeypatch):
 @pytest.mark.parametrize("kind", ["relevance", "patches"])
 def test_a_run_in_threads_tells_its_line_once(kind, monkeypatch, caplog):
     """Two positive prompts, both with the subjects, each in a thread: both come at the same time to where it is told, with other seconds to tell of."""
-    from threads import PATIENCE, loaded, split
+    from support.host.threaded_predictions import PATIENCE, loaded, split
     from troupe.model_patches.hosts.comfyui.sampling import gated, image_attention
 
     module, hook = (gated, gated.GatedAdapter) if kind == "patches" else (image_attention, image_attention.ImageAttention)
@@ -142,7 +142,7 @@ def test_a_run_in_threads_tells_its_line_once(kind, monkeypatch, caplog):
 
 
 def test_a_run_in_threads_is_recorded(monkeypatch):
-    from threads import Meeting, loaded, split
+    from support.host.threaded_predictions import Meeting, loaded, split
     from troupe.model_patches.hosts.comfyui.sampling.record import record_relevance
 
     model, positive, negative, twin = scene("relevance")
@@ -156,9 +156,9 @@ def test_a_run_in_threads_is_recorded(monkeypatch):
 
 
 def test_delayed_prompts_change_in_threads_too():
+    from support.host.threaded_predictions import Meeting, loaded, split, twin_of
     from test_partial_loading import mm_diff_scene
     from test_precision import micro
-    from threads import Meeting, loaded, split, twin_of
 
     model, positive, negative, _ = mm_diff_scene(delayed=True)
     twin = twin_of(model, lambda: micro("mm_diff"))

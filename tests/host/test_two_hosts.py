@@ -47,8 +47,8 @@ def embedded(references, state):
 
 def both(base, text_gain=False):
     """A stage and the twin of its UNet; 64 channels, since group norm over single channels would hide the time and size embeddings."""
-    from stage import CONTEXT, stage
-    from tiny_models import micro_model
+    from support.host.small_casts import CONTEXT, stage
+    from support.host.tiny_models import micro_model
 
     st = stage(base, text_gain, patcher=micro_model(base, model_channels=64, context_dim=CONTEXT))
     for entries in (st.positive, st.negative):
@@ -58,7 +58,7 @@ def both(base, text_gain=False):
 
 def host_calls(unet, wired, **sampling):
     """Inputs and outputs of every call of the UNet in a run of the host's KSampler. wired: (model, positive, negative) after the Apply nodes."""
-    from stage import ksample
+    from support.host.small_casts import ksample
 
     calls = []
 
@@ -116,7 +116,7 @@ def same_predictions(unet, applied, calls, st):
 @pytest.mark.parametrize("merge", ["relevance", "joint"])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_predictions(base, merge, count):
-    from stage import settings
+    from support.host.small_casts import settings
 
     assert compare(base, lambda st: st.references(count), settings(merge, 1.0)) == [0.0, 0.5, 1.0]
 
@@ -124,7 +124,7 @@ def test_predictions(base, merge, count):
 @pytest.mark.parametrize("merge", ["relevance", "paper", "uniform", "add"])
 def test_predictions_with_everything_on(merge):
     """Trained gain, weights, a region, a box, sharpness, background, a batch of two."""
-    from stage import settings
+    from support.host.small_casts import settings
     from troupe.model_patches.subjects import Box
 
     def references(st):
@@ -134,7 +134,7 @@ def test_predictions_with_everything_on(merge):
 
 
 def test_ranges_begin_and_end_in_the_same_steps():
-    from stage import settings
+    from support.host.small_casts import settings
 
     ranges = [(0.0, 0.7), (0.4, 0.7)]
     assert compare("SD15", lambda st: st.references(2, ranges=ranges), settings(weight=1.0)) == [0.0, 0.5]
@@ -143,7 +143,7 @@ def test_ranges_begin_and_end_in_the_same_steps():
 
 def test_boxes_hold_image_attention_alike():
     """Boxes on an odd latent, half of them off, with a soft edge, until 60% of the run."""
-    from stage import settings
+    from support.host.small_casts import settings
     from troupe.model_patches.subjects import Box
 
     def references(st):
@@ -158,7 +158,7 @@ def test_boxes_hold_image_attention_alike():
 
 def embedded_gated(references):
     """The same references with the gated layers on plain torch."""
-    from gated_stage import published
+    from support.host.small_gated_casts import published
     from troupe.model_patches.adapter import Adapter
     from troupe.model_patches.encoders.gated import GatedLayers
     from troupe.model_patches.encoders.grounding import GroundingNet, TextImagePositionNet, TextPositionNet
@@ -173,9 +173,9 @@ def embedded_gated(references):
 
 def compare_gated(kind, base, count, settings, attention=None, **changed):
     """Every call's prediction in both hosts, with boxes that hold the image attention of one more Apply node where its settings are given."""
-    from gated_stage import BOXES, gated_stage
-    from stage import CONTEXT, Stage, adapter_state, host_adapter
-    from tiny_models import micro_model
+    from support.host.small_casts import CONTEXT, Stage, adapter_state, host_adapter
+    from support.host.small_gated_casts import BOXES, gated_stage
+    from support.host.tiny_models import micro_model
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention as host_attention
     from troupe.model_patches.hosts.diffusers.gated import apply_gated
     from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention
@@ -215,7 +215,7 @@ def test_gated_schedules_weights_and_ranges_are_alike():
 
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 def test_gated_layers_beside_image_attention_in_boxes(kind):
-    from stage import settings
+    from support.host.small_casts import settings
     from troupe.model_patches.binding.settings import GatedSettings
 
     assert compare_gated(kind, "SD15", 2, GatedSettings(), settings(weight=1.0)) == [0.0, 0.5, 1.0]
@@ -223,9 +223,9 @@ def test_gated_layers_beside_image_attention_in_boxes(kind):
 
 def test_whole_gated_runs():
     """Noise, schedule, guidance and steps too, as `test_whole_runs`."""
-    from gated_stage import gated_stage
-    from stage import CONTEXT, ksample
-    from tiny_models import micro_model
+    from support.host.small_casts import CONTEXT, ksample
+    from support.host.small_gated_casts import gated_stage
+    from support.host.tiny_models import micro_model
     from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.diffusers.encoders import Prompt
     from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample
@@ -244,7 +244,7 @@ def test_whole_gated_runs():
 @pytest.mark.parametrize("base, cfg", [("SD15", 5.0), ("SDXL", 5.0), ("SD15", 1.0)])
 def test_whole_runs(base, cfg):
     """Noise, schedule, guidance and steps too: 4 steps, whose timesteps (999, 666, 333, 0) both hosts have exactly."""
-    from stage import ksample, settings
+    from support.host.small_casts import ksample, settings
     from troupe.model_patches.hosts.diffusers.encoders import Prompt
     from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample
 
@@ -282,7 +282,7 @@ def loaded(model, state):
 
 def texts(kind):
     """(the host's CLIP, our ClipTexts) with the same weights."""
-    import tiny_models
+    from support.host import tiny_models
     from troupe.model_patches.hosts.diffusers.encoders import ClipTexts
 
     clip = tiny_models.tiny_clip(kind)
@@ -327,7 +327,7 @@ def test_prompt_notation_at_random():
 
 
 def test_photos(tmp_path):
-    import tiny_models
+    from support.host import tiny_models
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
     from troupe.model_patches.hosts.comfyui.loading.encoders import HostImageEncoder
     from troupe.model_patches.hosts.diffusers.encoders import ClipImages

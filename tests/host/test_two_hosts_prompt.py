@@ -24,7 +24,7 @@ def draw(*shape, seed, gain=1.0):
 
 def prompt_adapter(kind, base, tokens=1, layers=None, weights=None, merge="relevance"):
     """An adapter that acts in the prompt, with random fusion modules, on plain torch."""
-    from fusions import FUSIONS
+    from support.prompt_fusions import FUSIONS
     from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec, Weights
     from troupe.model_patches.encoders.words import Postfuse, WordFusion
 
@@ -94,7 +94,7 @@ def test_a_prompt_with_a_delay_carries_the_plain_one():
 
 def jobs(base):
     """The host's model and CLIP and their twins here, of one size of text. The UNet attends sharply, so that a word that changes shows."""
-    from tiny_models import micro_model
+    from support.host.tiny_models import micro_model
 
     clip, ours = texts(base)
     clip.cond_stage_model.float()  # what is added to half precision would be rounded again
@@ -124,7 +124,7 @@ def settings(**rest):
 def guided(model, positive, negative, middle, method, **widgets):
     """SamplerCustomAdvanced with Two-Strength Guider, on the host's normal schedule."""
     import comfy.samplers
-    from stage import noise_of
+    from support.host.small_casts import noise_of
     from troupe.model_patches.hosts.comfyui.prompting.guider import GuidanceSettings, subject_guider
 
     guider = subject_guider(model, positive, negative, middle, method, GuidanceSettings(**widgets))
@@ -161,8 +161,8 @@ def test_umms_job(count, delay, second, second_end):
 
 def subject_diffusion(patcher, count):
     """(the host's references, the same for the embedded engine): fusers, mask channel, prompt, UNet and text encoder weights."""
-    from fusions import FUSIONS
-    from gated_stage import GatedStage, gated_adapter
+    from support.host.small_gated_casts import GatedStage, gated_adapter
+    from support.prompt_fusions import FUSIONS
     from test_two_hosts import embedded_gated
     from troupe.model_patches.adapter import PromptSpec, Weights
 
@@ -242,7 +242,7 @@ def mm_diff(patcher, merge="joint"):
 ])
 def test_mm_diffs_job(photos, delay, strength, each):
     """LoRAs of UNet and text encoders, words, image tokens of several photos, a delay of the words and of the tokens; one subject and two."""
-    from stage import ksample
+    from support.host.small_casts import ksample
     from troupe.model_patches.attention.decoupled import Mixing
     from troupe.model_patches.binding.settings import ImageAttentionSettings
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention

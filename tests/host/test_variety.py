@@ -7,8 +7,8 @@ pytestmark = pytest.mark.usefixtures("host")
 
 def test_a_float8_model_with_a_cast_is_the_same_model_in_float32():
     import comfy.sd
-    import tiny_models
-    from stage import error, ksample, settings, stage
+    from support.host import tiny_models
+    from support.host.small_casts import error, ksample, settings, stage
 
     state = {k.removeprefix("model.diffusion_model."): v for k, v in tiny_models.build_unet_sd("sd15", dtype=torch.float32).items()}
     rounded = {k: v.to(torch.float8_e4m3fn) for k, v in state.items()}
@@ -22,8 +22,8 @@ def test_a_float8_model_with_a_cast_is_the_same_model_in_float32():
 
 
 def test_an_inpainting_model_changes_only_where_the_mask_lets_it():
-    import tiny_models
-    from stage import settings, stage
+    from support.host import tiny_models
+    from support.host.small_casts import settings, stage
 
     import nodes
 
@@ -37,7 +37,7 @@ def test_an_inpainting_model_changes_only_where_the_mask_lets_it():
 
 def test_one_apply_node_serves_samplers_of_several_sizes():
     """A hires fix: both passes are what they are alone, in any order."""
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     region = torch.zeros(30, 30)
     region[:, :12] = 1
@@ -49,9 +49,9 @@ def test_one_apply_node_serves_samplers_of_several_sizes():
 
 
 def test_merging_models_before_or_after_is_the_same():
-    import tiny_models
     from comfy_extras.nodes_model_merging import ModelMergeSimple
-    from stage import ksample, settings, stage
+    from support.host import tiny_models
+    from support.host.small_casts import ksample, settings, stage
 
     def merged(model):
         return ModelMergeSimple().merge(model, other, 0.5)[0]
@@ -65,8 +65,8 @@ def test_merging_models_before_or_after_is_the_same():
 
 
 def test_the_same_references_in_two_apply_nodes_add_up():
-    import independent
-    from stage import error, ksample, noise_of, settings, stage
+    from support.host import independent_evaluation as independent
+    from support.host.small_casts import error, ksample, noise_of, settings, stage
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
 
     st, second = stage(text_gain=True), settings("add", 0.3)
@@ -81,7 +81,7 @@ def test_the_same_references_in_two_apply_nodes_add_up():
 
 @pytest.mark.parametrize("node", ["concat", "average", "combine"])
 def test_prompts_put_together_after_apply_keep_their_references(node):
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
 
     import nodes
 
@@ -100,7 +100,7 @@ def test_prompts_put_together_after_apply_keep_their_references(node):
 def test_ranges_follow_the_models_own_sigmas(order, zsnr, monkeypatch):
     """Percents mean what they mean in ConditioningSetTimestepRange, also under another noise schedule set before or after Apply."""
     from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
-    from stage import ksample, settings, stage
+    from support.host.small_casts import ksample, settings, stage
     from test_company import in_range
     from troupe.model_patches.hosts.comfyui.sampling import image_attention
 

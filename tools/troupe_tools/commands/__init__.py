@@ -1,0 +1,1 @@
+"""What users call: the options of each command, and what it prints."""

@@ -1,0 +1,1 @@
+"""What only developers of Troupe call: pictures and tables of the documentation, the templates' layout, training."""

@@ -1,0 +1,126 @@
+"""Thumbnails of the rehearsal templates: what their workflow paints with the models that come with the pack."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+
+from ..pack import hide_broken_torchaudio, load_pack
+from ..workflow.graph import Graph, Node
+from .thumbnail_style import DIM, INK, MARGIN, OURS, PAPER, SCALE, SIZE, font
+
+KEYS = {"mip_adapter": "mip", "ip_adapter": "ip"}
+GAP = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Painted:
+    """One sampler's picture and relevance maps. name: of its merge, with boxes where the cast has some."""
+
+    name: str
+    picture: Image.Image
+    maps: Image.Image
+
+
+def paint_rehearsal(workflow: dict[str, Any]) -> tuple[list[tuple[str, Image.Image]], list[Painted]]:
+    """(name and reference picture of each subject, what each sampler paints), on the embedded engine with the shipped files."""
+    hide_broken_torchaudio()
+    load_pack()
+    from troupe.model_patches.relevance.maps import RecordedRun
+    from troupe.model_patches.relevance.pictures import draw_maps
+    from troupe.rehearsal.engine.paint import load_rehearsal, paint
+
+    graph = Graph(workflow)
+    [load] = graph.of_type("TroupeRehearsal")
+    models, key = load_rehearsal(), KEYS[graph.value(load, "adapter")]
+    painted = []
+    for preview in graph.of_type("TroupePreviewRelevance"):
+        record, sampler = (_source(graph, preview, name) for name in ("record", "latent"))
+        apply = _source(graph, record, "model")
+        boxed, cast = _cast(graph, apply)
+        prompt, maps = graph.value(_source(graph, apply, "positive"), "text"), []
+        settings = {name: graph.value(apply, name) for name in ("merge", "weight", "sharpness")}
+        made = paint(models, prompt, graph.value(sampler, "seed"), _references(models, key, cast), **settings, record=maps,
+                     steps=graph.value(sampler, "steps"), cfg=float(graph.value(sampler, "cfg")))
+        drawn = draw_maps(RecordedRun("all", tuple(maps)), made.shape[-2:], made.movedim(1, -1))
+        painted.append(Painted(settings["merge"] + (" with boxes" if boxed else ""), _image(made.movedim(1, -1)), _image(drawn)))
+    return [(subject.name, _image(subject.photos[0].image[None])) for subject in cast.subjects], painted
+
+
+def rehearsal_thumbnail(workflow: dict[str, Any], title: str) -> Image.Image:
+    """800x600: the title, the references, and the picture with its maps; for several samplers, all pictures in a row with their maps below."""
+    references, painted = paint_rehearsal(workflow)
+    canvas = Image.new("RGB", (SIZE[0] * SCALE, SIZE[1] * SCALE), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((MARGIN * SCALE, 20 * SCALE), title, INK, font(34))
+    if len(painted) == 1:
+        for i, (name, picture) in enumerate(references):
+            _show(canvas, draw, picture, (MARGIN, 86 + 190 * i, 146), f"reference: {name}")
+        _show(canvas, draw, painted[0].picture, (MARGIN + 162, 86, 426), "the picture", OURS)
+        maps = painted[0].maps
+        _show(canvas, draw, maps.crop((maps.width // 2, 0, maps.width, maps.height)), (MARGIN + 604, 86, 140), "where each acted")
+        foot = "nothing to download, seconds on a CPU"
+    else:
+        side = (SIZE[0] - 2 * MARGIN - GAP * (len(painted) - 1)) // len(painted)
+        for i, (name, picture) in enumerate(references):
+            _show(canvas, draw, picture, (MARGIN + (side + GAP) * i, 82, 120), f"reference: {name}")
+        for i, lane in enumerate(painted):
+            _show(canvas, draw, lane.picture, (MARGIN + (side + GAP) * i, 240, side), lane.name, OURS)
+            _show(canvas, draw, lane.maps, (MARGIN + (side + GAP) * i, 408, side), "")
+        foot = "one seed, five ways to share the picture; below: where each name is relevant"
+    draw.text((MARGIN * SCALE, (SIZE[1] - 34) * SCALE), foot, DIM, font(16))
+    return canvas.resize(SIZE, Image.Resampling.LANCZOS)
+
+
+def _show(canvas: Image.Image, draw: ImageDraw.ImageDraw, picture: Image.Image, place: tuple[int, int, int], text: str, frame: Any = None) -> None:
+    """A picture `side` pixels wide at x, y, its text below it; every pixel of a small one is a square."""
+    x, y, side = place
+    height = round(side * picture.height / picture.width)
+    enlarged = side * SCALE > picture.width  # reduced pictures are smooth
+    canvas.paste(picture.resize((side * SCALE, height * SCALE), Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS), (x * SCALE, y * SCALE))
+    if frame is not None:
+        draw.rectangle([value * SCALE for value in (x - 2, y - 2, x + side + 1, y + height + 1)], outline=frame, width=2 * SCALE)
+    draw.text((x * SCALE, (y + height + 4) * SCALE), text, INK, font(15))
+
+
+def _cast(graph: Graph, apply: Node) -> tuple[bool, Any]:
+    """Whether the subjects have boxes, and the cast that an Apply node's references were encoded from."""
+    from troupe.model_patches.placement.placing import place_subjects
+    from troupe.model_patches.subjects import Cast, make_subject
+    from troupe.rehearsal.cast import called_for
+    from troupe.rehearsal.world import reference
+
+    node = _source(graph, _source(graph, apply, "references"), "cast")
+    place = node if node.type == "TroupePlaceSubjects" else None
+    node, subjects = _source(graph, node, "cast") if place else node, []
+    while node is not None:
+        subjects.insert(0, node)
+        before = graph.source(node, "cast")
+        node = before[0] if before else None
+    [load] = graph.of_type("TroupeRehearsal")
+    figures = called_for(", ".join(f"a {graph.value(load, f'subject_{n}')}" for n in (1, 2, 3)))
+    cast = Cast()
+    for number, subject in enumerate(subjects, 1):
+        figure = figures[int(load.raw["outputs"][graph.source(subject, "image")[1]]["name"].removeprefix("image_")) - 1]
+        picture = torch.from_numpy(reference(figure).copy())[None].float() / 255
+        cast = cast.add(make_subject(graph.value(subject, "name"), [picture], number=number, weight=graph.value(subject, "weight")))
+    if place is None:
+        return False, cast
+    return True, place_subjects(cast, *(graph.value(place, name) for name in ("width", "height", "boxes", "layout")))[0]
+
+
+def _references(models: Any, key: str, cast: Any) -> Any:
+    from troupe.model_patches.hosts.diffusers.encoders import encode_references
+
+    return encode_references(models.adapters[key], cast, models.images, models.texts)
+
+
+def _source(graph: Graph, node: Node, name: str) -> Node:
+    return graph.source(node, name)[0]
+
+
+def _image(picture: torch.Tensor) -> Image.Image:
+    """[1, h, w, 3] in 0..1 -> picture."""
+    return Image.fromarray((picture[0] * 255).round().byte().numpy())
