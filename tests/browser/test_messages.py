@@ -1,5 +1,6 @@
 """What a node has to say stands on it, in full, until the next run says otherwise; beside a name, whether it is in the prompt."""
 import json
+from uuid import uuid4
 
 import pytest
 from test_templates import get, pack_folder
@@ -33,8 +34,8 @@ def texts(page, id_, kind):
 
 
 def start(page, server):
-    """Open the first template; {class: ids}."""
-    saved = json.loads(get(server, f"/api/workflow_templates/{pack_folder(server)}/{START}.json"))
+    """Open the first template as a graph that has not run yet; {class: ids}."""
+    saved = json.loads(get(server, f"/api/workflow_templates/{pack_folder(server)}/{START}.json")) | {"id": str(uuid4())}
     page.evaluate("async (graph) => { await window.app.loadGraphData(graph, true, true, null); }", saved)
     page.settle(900)
     page.outside.clear()  # newer front ends ask for the files of the workflow they begin with

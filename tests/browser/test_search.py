@@ -1,9 +1,19 @@
 """What the host's node search finds for the words that artists type."""
+import pytest
+
 WORDS = ["ip adapter", "ipadapter", "reference", "character", "consistent", "person", "face", "region", "mask", "multi", "photo", "box", "gligen", "two characters"]
 RESEARCH = ("Two-Strength Guider", "Encode Prompt with Subjects", "Apply Adapter Weights", "Prepare Faces")
 OURS = ("Quick Subjects", "Subjects, quick", "Load Subject Adapter", "Add Subject", "Place Subjects", "Encode Subject References",
         "Apply Image Attention", "Apply Gated Adapter", "Prepare Faces")
 LISTED = "() => [...document.querySelectorAll('[role=option], [data-testid=result-item], .p-autocomplete-option')].map((e) => e.innerText.trim()).filter(Boolean)"
+
+
+@pytest.fixture
+def page(page):
+    """Without the alerts of earlier tests, which lie over the canvas."""
+    page.reload()
+    page.clear()
+    return page
 
 
 def found(page, query):
