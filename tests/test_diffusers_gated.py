@@ -10,9 +10,9 @@ from tiny_gated import PATCH_SLOTS, PATCHES, SLOTS, gated_references, gligen_ada
 from torch import nn
 from troupe.model_patches.adapter import Weights
 from troupe.model_patches.attention.box_mask import box_mask
-from troupe.model_patches.binding.checks.layer_tokens import COND, UNCOND
-from troupe.model_patches.binding.checks.object_tokens import Group, corners_of, object_tokens
-from troupe.model_patches.binding.checks.settings import GatedSettings, ImageAttentionSettings
+from troupe.model_patches.binding.layer_tokens import COND, UNCOND
+from troupe.model_patches.binding.object_tokens import Group, corners_of, object_tokens
+from troupe.model_patches.binding.settings import GatedSettings, ImageAttentionSettings
 from troupe.model_patches.encoders.fuser import GatedFuser
 from troupe.model_patches.errors import MismatchError
 from troupe.model_patches.hosts.diffusers.encoders import Prompt

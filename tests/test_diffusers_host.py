@@ -8,8 +8,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
 from golden_mip import LAYERS, fill, layer
 from troupe.model_patches.attention.decoupled import LayerTokens, Mixing
-from troupe.model_patches.binding.checks.layer_tokens import COND, UNCOND
-from troupe.model_patches.binding.checks.settings import ImageAttentionSettings
+from troupe.model_patches.binding.layer_tokens import COND, UNCOND
+from troupe.model_patches.binding.settings import ImageAttentionSettings
 from troupe.model_patches.errors import MismatchError
 from troupe.model_patches.families.ip_adapter import build
 from troupe.model_patches.hosts.diffusers.encoders import Prompt

@@ -6,8 +6,8 @@ import torch
 from golden_subject_diffusion import filled, golden, normal
 from torch.nn.functional import normalize
 from troupe.model_patches.adapter import AdapterSpec, EncoderNeed, GatedSpec, Weights
-from troupe.model_patches.binding.checks.layer_tokens import COND, UNCOND
-from troupe.model_patches.binding.checks.object_tokens import Group, object_tokens
+from troupe.model_patches.binding.layer_tokens import COND, UNCOND
+from troupe.model_patches.binding.object_tokens import Group, object_tokens
 from troupe.model_patches.encoders.grounding import MLP, GroundingNet, to_text_space
 from troupe.model_patches.encoding.encode import encode_subjects, prepare_photo
 from troupe.model_patches.errors import MismatchError, SubjectError

@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 from troupe.model_patches.attention.decoupled import Mixing
-from troupe.model_patches.binding.checks.settings import ImageAttentionSettings
+from troupe.model_patches.binding.settings import ImageAttentionSettings
 from troupe.model_patches.encoders.decoupled import DecoupledLayers
 from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention, cross_layers
 from troupe.rehearsal import files

@@ -8,7 +8,7 @@ import torch
 from independent_gated import GatedTruth
 from stage import random
 from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec
-from troupe.model_patches.binding.checks.settings import GatedSettings
+from troupe.model_patches.binding.settings import GatedSettings
 from troupe.model_patches.encoders.bare import module_name
 from troupe.model_patches.encoders.gated import GatedLayers
 from troupe.model_patches.encoders.grounding import GroundingNet, TextImagePositionNet, TextPositionNet

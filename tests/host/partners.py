@@ -9,7 +9,7 @@ import tiny_models
 import torch
 from gated_stage import GatedStage, gated_adapter, published
 from stage import CONTEXT, ksample, noise_of, random, settings, stage
-from troupe.model_patches.binding.checks.settings import GatedSettings
+from troupe.model_patches.binding.settings import GatedSettings
 from troupe.model_patches.hosts.comfyui.apply import apply_gated, apply_image_attention
 from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt, PromptSwitch
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import tiny_models
 import torch
 from independent import Truth
-from troupe.model_patches.binding.checks.settings import ImageAttentionSettings, Mixing
+from troupe.model_patches.binding.settings import ImageAttentionSettings, Mixing
 from troupe.model_patches.families.ip_adapter import build
 from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
 from troupe.model_patches.hosts.comfyui.loading import adapters

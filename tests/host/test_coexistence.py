@@ -453,7 +453,7 @@ def test_v_prediction_models_of_the_sdxl_family(kind, zsnr):
     import tiny_models
     from gated_stage import GatedStage, gated_adapter
     from stage import error, ksample, noise_of, settings, stage
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     state = tiny_models.build_unet_sd("sdxl_vega_topology", dtype=torch.float32) | {"v_pred": torch.tensor([])} | ({"ztsnr": torch.tensor([])} if zsnr else {})
     patcher = comfy.sd.load_state_dict_guess_config(state, output_vae=False, output_clip=False)[0]

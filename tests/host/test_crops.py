@@ -148,7 +148,7 @@ def test_without_a_graph_a_run_that_begins_from_a_picture_may_be_a_part(caplog):
 
 def test_gated_layers_are_skipped_too(running, caplog):
     from gated_stage import gated_stage
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     running(TILED, "2")
     st = gated_stage()

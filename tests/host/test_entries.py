@@ -184,7 +184,7 @@ def test_rows_that_run_apart_unsaid_are_left_alone_and_told(kind, batch, way, ca
     """Never the other's role: the picture without the node, and one warning."""
     from gated_stage import gated_stage
     from stage import ksample, settings, stage
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st = stage() if kind == "attention" else gated_stage("text", "SD15")
     chosen = settings(weight=1.0) if kind == "attention" else GatedSettings()

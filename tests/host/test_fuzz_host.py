@@ -75,7 +75,7 @@ def gated_studio(kind):
 @given(st.sampled_from(("text", "text_image", "patches")), placed, gated_widgets, st.sampled_from(((8, 8), (2, 3), (1, 16), (9, 7))), st.sampled_from((1, 2)), st.booleans())
 def test_a_sample_with_any_boxes_is_finite_or_refused(kind, subjects, chosen, size, batch, negative):
     from stage import ksample
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     weights, spans, boxes, written = map(list, zip(*subjects, strict=True))
     references = gated_studio(kind).references(len(subjects), boxes, weights, spans, written if kind == "text_image" else None)

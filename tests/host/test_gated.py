@@ -22,7 +22,7 @@ def check(st, references, settings, size=(16, 16), batch=1, cfg=5.0, steps=2, ne
 @pytest.mark.parametrize("base", ["SD15", "SD20", "SDXL"])
 def test_kinds_counts_and_bases(kind, count, base):
     from gated_stage import gated_stage
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(kind, base)
     check(st, st.references(count), GatedSettings())
@@ -32,7 +32,7 @@ def test_kinds_counts_and_bases(kind, count, base):
 @pytest.mark.parametrize("size", [(8, 8), (6, 10), (13, 21)])
 def test_sizes_and_batches(kind, size):
     from gated_stage import gated_stage
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(kind)
     check(st, st.references(2), GatedSettings(), size, batch=4)
@@ -41,7 +41,7 @@ def test_sizes_and_batches(kind, size):
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 def test_eight_heads_where_objects_are_768_wide(kind):
     from gated_stage import gated_stage
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(kind, context=768)
     check(st, st.references(2), GatedSettings(), (8, 8))
@@ -50,7 +50,7 @@ def test_eight_heads_where_objects_are_768_wide(kind):
 @pytest.mark.parametrize("kind", ["text", "text_image", "patches"])
 def test_without_cfg_and_without_a_wired_negative(kind):
     from gated_stage import gated_stage
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(kind)
     check(st, st.references(2), GatedSettings(), cfg=1.0)
@@ -60,7 +60,7 @@ def test_without_cfg_and_without_a_wired_negative(kind):
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 def test_weights_and_ranges_of_subjects(kind):
     from gated_stage import gated_stage
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(kind)
     check(st, st.references(3, weights=[1.0, 0.4, 1.7]), GatedSettings())
@@ -73,7 +73,7 @@ def test_weights_and_ranges_of_subjects(kind):
 def test_scheduled_sampling(kind, end, decay):
     from gated_stage import gated_stage
     from stage import ksample
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st, settings = gated_stage(kind), GatedSettings(0.8, end, decay)
     if end == decay == 0.0:
@@ -84,7 +84,7 @@ def test_scheduled_sampling(kind, end, decay):
 
 def test_features_that_are_not_there():
     from gated_stage import BOXES, gated_stage
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage()
     check(st, st.references(4, boxes=[*BOXES, None], texts=[True, False, True, False], images=[True, True, False, True]), GatedSettings())
@@ -96,7 +96,7 @@ def test_features_that_are_not_there():
 @pytest.mark.parametrize("placed", [True, False])
 def test_use_bbox(use_bbox, count, placed):
     from gated_stage import BOXES, gated_stage
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage("patches")
     check(st, st.references(count, boxes=[*BOXES[:count - 1], BOXES[0] if placed else None]), GatedSettings(use_bbox=use_bbox), (10, 12))
@@ -106,7 +106,7 @@ def test_a_subject_of_weight_0_does_not_count_for_auto():
     """Two subjects of which one is switched off are a single one, whose photo tokens do not know their box."""
     from gated_stage import BOXES, gated_stage
     from stage import ksample
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage("patches")
 
@@ -125,7 +125,7 @@ def test_decay_with_samplers_that_call_twice_a_step(sampler, monkeypatch):
     from gated_stage import gated_stage
     from stage import ksample
     from test_guider import percent_of
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.sampling.gated import GatedAdapter
 
     seen, original = [], GatedAdapter.strengths
@@ -151,7 +151,7 @@ def test_decay_with_samplers_that_call_twice_a_step(sampler, monkeypatch):
 
 def test_thirty_slots():
     from gated_stage import gated_stage
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage()
     check(st, st.references(30), GatedSettings(), (8, 8))

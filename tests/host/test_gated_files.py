@@ -96,7 +96,7 @@ def test_gligen_files_to_latent(kind, layout, base_folder, clips, wide_vision):
     from gated_stage import GatedStage
     from published import SD_WIDTHS, gligen_state
     from troupe import nodes as pack
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     patcher, clip = full_topology("SD15", 768), clips("sd15")
     state = sharp(gligen_state(kind, SD_WIDTHS, layout, whole=layout != "ldm"))
@@ -127,7 +127,7 @@ def test_subject_diffusions_files_to_latent(base_folder, vision):
     from gated_stage import GatedStage
     from published import SD_WIDTHS, save_members, subject_diffusion_members
     from troupe import nodes as pack
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     patcher = full_topology("SD20", 1024)
     members = subject_diffusion_members(SD_WIDTHS, pooled=16, feature=HIDDEN, tokens=PATCHES)

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.usefixtures("host")
 
 
 def idle_cases():
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     return {
         "strength 0": (dict(count=2), GatedSettings(0.0)),
@@ -38,7 +38,7 @@ def test_nothing_asked_for_is_bit_identical_and_costs_nothing(case, kind, monkey
 def test_zero_gates_are_bit_identical():
     from gated_stage import gated_stage
     from stage import ksample
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(zero_gates=True)
     assert torch.equal(ksample(*st.apply(st.references(2), GatedSettings())), ksample(st.patcher, st.positive, st.negative))
@@ -48,7 +48,7 @@ def test_zero_gates_are_bit_identical():
 def test_objects_are_projected_once_a_run_and_have_no_queries(kind):
     from gated_stage import gated_stage
     from stage import ksample
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st, seen = gated_stage(kind), {"linear": 0, "net": 0, "queries": set(), "keys": set(), "mask": 0}
     module = st.adapter.gated_patcher.model
@@ -74,7 +74,7 @@ def test_objects_live_where_the_picture_is_wherever_the_weights_wait(kind, monke
     """Where memory is short the host leaves weights on the CPU; what is made of them once a run must not stay there, to be copied in every step."""
     from gated_stage import gated_stage
     from stage import ksample
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.sampling import gated
 
     st, seen, original = gated_stage(kind), [], gated.layer_objects
@@ -109,7 +109,7 @@ def test_areas_have_their_objects_once_a_run(monkeypatch):
     """Four prompts for parts of different sizes: four sets of objects, and one for the rest of the negative prompt."""
     from gated_stage import gated_stage
     from stage import ksample
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.sampling import gated
 
     st, seen, original = gated_stage(), [], gated.layer_objects
@@ -127,7 +127,7 @@ def test_nothing_is_kept_after_a_run(kind):
 
     from gated_stage import gated_stage
     from stage import ksample
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.sampling import gated
 
     st, kept, original = gated_stage(kind), [], gated.layer_objects
@@ -150,7 +150,7 @@ def test_no_scalar_is_read_and_no_tensor_is_built_inside_the_unet(kind):
     from gated_stage import gated_stage
     from stage import ksample
     from torch.utils._python_dispatch import TorchDispatchMode
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st, seen = gated_stage(kind), []
 
@@ -180,7 +180,7 @@ def test_the_host_accounts_for_the_layers():
     import comfy.model_management as mm
     from gated_stage import gated_stage
     from stage import ksample
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st, loaded = gated_stage(), []
     model, positive, negative = st.apply(st.references(2), GatedSettings())
@@ -197,7 +197,7 @@ def test_together_with_image_attention_in_either_order(order):
     import tiny_models
     from gated_stage import BOXES, GatedStage, gated_adapter
     from stage import error, ksample, noise_of, settings, stage
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.apply import apply_gated, apply_image_attention
 
     st = stage(patcher=tiny_models.micro_model("SD15", model_channels=64, context_dim=64))
@@ -221,7 +221,7 @@ def test_two_gated_adapters_act_one_after_the_other():
     import independent_gated
     from gated_stage import GatedStage, gated_adapter, gated_stage
     from stage import error, ksample, noise_of
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.apply import apply_gated
 
     st = gated_stage("text_image")
@@ -244,7 +244,7 @@ def test_rows_are_told_by_who_they_are_not_by_their_place(rows, monkeypatch):
     import independent_gated
     from gated_stage import gated_stage
     from stage import error, ksample, noise_of
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st, seen = gated_stage("patches"), []
     references = st.references(2)
@@ -270,7 +270,7 @@ def test_an_area_sees_its_part_of_the_boxes(kind):
     import independent_gated
     from gated_stage import gated_stage
     from stage import ksample, noise_of
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.sampling import gated
 
     st, seen = gated_stage(kind), []
@@ -303,7 +303,7 @@ def test_a_second_resolution_in_one_graph(kind):
     import independent_gated
     from gated_stage import gated_stage
     from stage import error, ksample, noise_of
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     import nodes
 
@@ -326,7 +326,7 @@ def test_beside_the_hosts_own_text_boxes():
     from comfy import gligen
     from gated_stage import gated_stage, published
     from stage import ksample
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     import nodes
 
@@ -361,7 +361,7 @@ def test_a_pack_that_runs_the_rows_apart(kind, told, caplog):
     """One row at a time in a wrapper around the model: where nobody can tell whose row it is, the adapter rests and says so."""
     from gated_stage import gated_stage
     from stage import ksample
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(kind)
     model, positive, negative = st.apply(st.references(2), GatedSettings())
@@ -385,7 +385,7 @@ def test_a_pack_that_runs_the_rows_apart(kind, told, caplog):
 def test_other_middle_patches_keep_their_place():
     from gated_stage import gated_stage
     from stage import ksample
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st, calls = gated_stage(), []
     other = st.patcher.clone()
@@ -401,7 +401,7 @@ def test_other_middle_patches_keep_their_place():
 def test_refusals():
     from gated_stage import gated_stage
     from stage import settings, stage
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.errors import MismatchError
     from troupe.model_patches.hosts.comfyui.apply import apply_gated, apply_image_attention
 
@@ -423,7 +423,7 @@ def test_refusals():
 def test_what_it_says(caplog):
     from gated_stage import BOXES, gated_stage
     from stage import ksample
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage("patches")
     model, positive, negative = st.apply(st.references(2, boxes=[BOXES[0], None]), GatedSettings())
@@ -441,7 +441,7 @@ def test_what_it_says(caplog):
 def test_a_positive_that_never_arrives_is_told_though_the_negative_does(adapter, caplog):
     from gated_stage import gated_stage
     from stage import ksample, settings, stage
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st, chosen = (gated_stage(), GatedSettings()) if adapter == "gated" else (stage("SD15"), settings())
     model, _, negative = st.apply(st.references(2), chosen)
@@ -454,7 +454,7 @@ def test_a_positive_that_never_arrives_is_told_though_the_negative_does(adapter,
 def test_a_second_sampler_after_the_end_is_no_mistake(caplog):
     from gated_stage import gated_stage
     from stage import ksample
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     import nodes
 
@@ -472,7 +472,7 @@ def test_a_second_sampler_after_the_end_is_no_mistake(caplog):
 def test_subjects_that_all_rest_are_no_mistake(adapter, caplog):
     from gated_stage import gated_stage
     from stage import ksample, settings, stage
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st, chosen = (gated_stage(), GatedSettings()) if adapter == "gated" else (stage("SD15"), settings())
     with caplog.at_level(logging.WARNING, "troupe"):
@@ -485,7 +485,7 @@ def test_four_steps_on_a_tiny_model_take_seconds():
 
     from gated_stage import gated_stage
     from stage import ksample
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage()
     model, positive, negative = st.apply(st.references(2), GatedSettings())
@@ -498,7 +498,7 @@ def test_four_steps_on_a_tiny_model_take_seconds():
 def test_zeros_of_subject_diffusions_negative_are_told_to_be_equal(kind, monkeypatch):
     from gated_stage import gated_stage
     from stage import ksample
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.sampling import gated
 
     st, made, original = gated_stage(kind), [], gated.layer_objects

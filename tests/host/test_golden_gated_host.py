@@ -56,7 +56,7 @@ def adapter_with(patcher, kind, net, fuser_names, heads, mask=None, feature_dim=
 def prediction(patcher, references, x, context, role="cond", strength=1.0):
     """The noise that the patched UNet predicts for x [1, 4, h, w] at the goldens' timestep, through the host's own prediction function."""
     import comfy.samplers
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.apply import apply_gated
 
     plain = [[context, {"pooled_output": torch.zeros(1, 8)}]]

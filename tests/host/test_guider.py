@@ -120,7 +120,7 @@ def test_the_formula_with_gated_layers(kind, base, negative):
     """Subject-Diffusion's own layers, for which the formula was published, with their mask channel; and GLIGEN's."""
     from gated_stage import gated_stage
     from stage import error, noise_of
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st, noise = gated_stage(kind, base), noise_of((8, 12), 2)
     references = st.references(2)

@@ -19,7 +19,7 @@ def test_eight_pictures_with_image_attention(text_gain):
 def test_eight_pictures_with_a_gated_adapter(kind):
     from gated_stage import gated_stage
     from test_gated import check
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(kind)
     check(st, st.references(2), GatedSettings(), (8, 8), batch=8)
@@ -59,7 +59,7 @@ def test_very_long_pictures_with_image_attention(merge, size):
 def test_very_long_pictures_with_a_gated_adapter(kind, size):
     from gated_stage import gated_stage
     from test_gated import check
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(kind)
     check(st, st.references(2), GatedSettings(), size)
@@ -87,7 +87,7 @@ def test_2048_pixels_a_side_with_a_gated_adapter(kind):
     import tiny_models
     from gated_stage import gated_stage
     from test_gated import check
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(kind, patcher=tiny_models.micro_model("SD15", model_channels=64, levels=3, depths=[0, 0, 1]))
     check(st, st.references(2), GatedSettings(), (256, 256), steps=1, cfg=1.0)

@@ -13,7 +13,7 @@ def scene(kind):
     """(model, positive, negative, adapter's key on the MODEL), ready for KSampler."""
     from gated_stage import gated_stage
     from stage import settings, stage
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     if kind in GATED:
         st = gated_stage(kind)

@@ -12,7 +12,7 @@ def applied(kind, patcher, adapter=None):
     """(model, positive, negative, plain model, adapter) with references of two subjects, on a patcher; adapter: one made before, of the same kind."""
     from gated_stage import GatedStage, gated_adapter
     from stage import settings, stage
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     st = stage(patcher=patcher, text_gain=kind == "text_to_weight")
     if kind in GATED:

@@ -85,7 +85,7 @@ def compare(base, references_of, settings, text_gain=False, **sampling):
 
 def same_predictions(unet, applied, calls, st):
     """Each of the host's calls once more in the embedded engine, with the references and without; see `compare`. applied: apply_... of that engine."""
-    from troupe.model_patches.binding.checks.layer_tokens import COND, UNCOND
+    from troupe.model_patches.binding.layer_tokens import COND, UNCOND
     from troupe.model_patches.hosts.diffusers.encoders import Prompt
     from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, percent_of, size_condition
 
@@ -200,14 +200,14 @@ def compare_gated(kind, base, count, settings, attention=None, **changed):
 @pytest.mark.parametrize("count", [1, 2])
 def test_gated_predictions(kind, base, count):
     """Cond and uncond rows, a batch of two, an odd latent; with Subject-Diffusion's mask channel on it."""
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     assert compare_gated(kind, base, count, GatedSettings()) == [0.0, 0.5, 1.0]
 
 
 def test_gated_schedules_weights_and_ranges_are_alike():
     """tau and its decay by step, a subject's weight, and one that is out of its range in the last step."""
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     assert compare_gated("text_image", "SD15", 2, GatedSettings(0.7, 0.25, 0.5), weights=[0.5, 1.5], ranges=[(0.0, 1.0), (0.0, 0.4)]) == [0.0, 0.5]
     assert compare_gated("patches", "SD15", 2, GatedSettings(use_bbox="off"), ranges=[(0.0, 0.3), (0.3, 1.0)]) == [0.0, 0.5, 1.0]
@@ -216,7 +216,7 @@ def test_gated_schedules_weights_and_ranges_are_alike():
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 def test_gated_layers_beside_image_attention_in_boxes(kind):
     from stage import settings
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
 
     assert compare_gated(kind, "SD15", 2, GatedSettings(), settings(weight=1.0)) == [0.0, 0.5, 1.0]
 
@@ -226,7 +226,7 @@ def test_whole_gated_runs():
     from gated_stage import gated_stage
     from stage import CONTEXT, ksample
     from tiny_models import micro_model
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.diffusers.encoders import Prompt
     from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample
 

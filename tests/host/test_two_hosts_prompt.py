@@ -180,7 +180,7 @@ def subject_diffusion(patcher, count):
 @pytest.mark.parametrize("count, delay", [(1, {}), (2, {"start_step": 1})])
 def test_subject_diffusions_job(count, delay):
     """Retrained UNet and text encoder, prompt, fusers, mask channel, and image guidance that ends early."""
-    from troupe.model_patches.binding.checks.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.apply import apply_gated
     from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt as host_prompt
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
@@ -241,7 +241,7 @@ def test_mm_diffs_job(photos, delay, strength, each):
     """LoRAs of UNet and text encoders, words, image tokens of several photos, a delay of the words and of the tokens; one subject and two."""
     from stage import ksample
     from troupe.model_patches.attention.decoupled import Mixing
-    from troupe.model_patches.binding.checks.settings import ImageAttentionSettings
+    from troupe.model_patches.binding.settings import ImageAttentionSettings
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
     from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt as host_prompt
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
