@@ -13,6 +13,7 @@ from ..errors import MismatchError, SubjectError
 
 Projector = Callable[..., Any]  # a projection, on one or several tensors, giving one or several
 OWN_CLIP = "Wire the CLIP of the checkpoint that you sample with"
+BATCH = 32  # photos in one encoder call
 
 
 class ImageEncoder(Protocol):
