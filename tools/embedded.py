@@ -21,7 +21,7 @@ from result import Progress, Result, Say
 hide_broken_torchaudio()
 load_pack()
 
-from troupe.model_patches.binding.checks.settings import GatedSettings, ImageAttentionSettings, mixing_for  # noqa: E402
+from troupe.model_patches.binding.settings import GatedSettings, ImageAttentionSettings, mixing_for  # noqa: E402
 from troupe.model_patches.encoding.faces import Faces, prepare_faces  # noqa: E402
 from troupe.model_patches.errors import TroupeError  # noqa: E402
 from troupe.model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts, Prompt, encode_references  # noqa: E402
