@@ -42,7 +42,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/CONFUSION.md", "benchmarks/RESULTS.md", "rehearsal/files/MODEL_CARD.md")),
     *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "web" / "docs").glob("*.md")),
 ]
-CODE = [path for folder in ("nodes", "model_patches", "rehearsal", "tools") for path in sorted((ROOT / folder).rglob("*.py"))]
+CODE = [path for folder in ("nodes", "model_patches", "training", "rehearsal", "tools") for path in sorted((ROOT / folder).rglob("*.py"))]
 SCRIPTS = sorted((ROOT / "web").rglob("*.js"))
 
 

@@ -4,8 +4,9 @@ import torch
 from support.golden_mip import FOLDER, LAYERS, Layer, fill, layer, normal, projections
 from torch.nn.functional import linear, scaled_dot_product_attention
 from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
-from troupe.model_patches.attention.relevance import relevance, shares, text_gain
+from troupe.model_patches.attention.relevance import shares, text_gain
 from troupe.model_patches.encoders.projections import FaceMLP, ImageProj, Resampler, module_name
+from whole_heads import image_attention, relevance
 
 HEADS = 3
 
@@ -159,17 +160,17 @@ def test_subjects_with_many_tokens_are_attended_to_one_by_one(monkeypatch):
 
     g, b, n, m, each, c = 2, 3, 10, 3, 257, 24
     query, keys, values, weights = torch.randn(g, b, n, c), torch.randn(g, m * each, c), torch.randn(g, m * each, c), torch.rand(g, b, m, n)
-    one_by_one = decoupled.image_attention(query, keys, values, weights, HEADS)
+    one_by_one = image_attention(query, keys, values, weights, HEADS)
     expected = torch.zeros(g, b, n, c)
     for i in range(m):
         q, k, v = (x.unflatten(-1, (HEADS, -1)).transpose(-3, -2) for x in (query, keys[:, None, i * each:(i + 1) * each], values[:, None, i * each:(i + 1) * each]))
         expected += scaled_dot_product_attention(q, k.expand(-1, b, -1, -1, -1), v.expand(-1, b, -1, -1, -1)).transpose(-3, -2).flatten(-2) * weights[:, :, i, :, None]
     torch.testing.assert_close(one_by_one, expected, rtol=1e-5, atol=1e-5)
     monkeypatch.setattr(decoupled, "MANY_TOKENS", 10 * each)
-    torch.testing.assert_close(decoupled.image_attention(query, keys, values, weights, HEADS), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(image_attention(query, keys, values, weights, HEADS), expected, rtol=1e-5, atol=1e-5)
     monkeypatch.undo()
     monkeypatch.setattr(torch, "matmul", None)  # the fused form
-    torch.testing.assert_close(decoupled.image_attention(query, keys, values, weights, HEADS), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(image_attention(query, keys, values, weights, HEADS), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("joint", [False, True], ids=["each", "joint"])
@@ -179,10 +180,10 @@ def test_a_large_map_is_computed_in_parts(joint, columns, monkeypatch):
     from troupe.model_patches.attention import decoupled
 
     query, keys, values, weights = torch.randn(2, 3, 10, 24), torch.randn(2, 6, 24), torch.randn(2, 6, 24), torch.rand(2, 3, 2, 10)
-    whole, maps, matmul = decoupled.image_attention(query, keys, values, weights, HEADS, joint, columns), [], torch.matmul
+    whole, maps, matmul = image_attention(query, keys, values, weights, HEADS, joint, columns), [], torch.matmul
     monkeypatch.setattr(decoupled, "MAP", 2 * HEADS * 6 * 7)
     monkeypatch.setattr(torch, "matmul", lambda a, b: maps.append(matmul(a, b)) or maps[-1])
-    torch.testing.assert_close(decoupled.image_attention(query, keys, values, weights, HEADS, joint, columns), whole)
+    torch.testing.assert_close(image_attention(query, keys, values, weights, HEADS, joint, columns), whole)
     assert [tuple(m.shape[-2:]) for m in maps[::2]] == [(6, 7)] * 4 + [(6, 2)]
 
 

@@ -8,8 +8,7 @@ from support.golden_prompts import StoredEncoder, fused, word
 from torch import nn
 from torch.nn.functional import interpolate, linear, scaled_dot_product_attention
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
-from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_attention, image_delta
-from troupe.model_patches.attention.localization import localization_loss
+from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
 from troupe.model_patches.attention.lora import image_projection
 from troupe.model_patches.encoders.grounding import MLP
 from troupe.model_patches.encoders.lora import PAIRS, ImageLora, LowRank
@@ -20,6 +19,7 @@ from troupe.model_patches.encoding import framing
 from troupe.model_patches.encoding.framing import black_square
 from troupe.model_patches.hosts.diffusers import encoders
 from troupe.model_patches.prompt.tokens import LENGTH
+from whole_heads import image_attention
 
 HEADS = 4  # of the attention and refiner goldens
 
@@ -418,16 +418,3 @@ def test_every_published_name_has_a_module_here():
     ours = {"mm_fuse_one", "mm_fuse_two", "mlp_residual", "obj_embeds_proj", "se_attention", "se_refiner", "face_embeds_proj", "postfuse_module", "self_proc", "cross_proc"}
     theirs = {"attn1", "attn2", "text_encoder_one", "text_encoder_two", "image_encoder"}
     assert {name.split(".")[0] for name in SHAPES} == ours | theirs
-
-
-# ---- the loss that FastComposer trains with ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["plain", "norm"])
-def test_the_localization_loss_is_the_official_one(kind):
-    g = golden("fastcomposer")
-    maps = {side: g[f"fc.scores.{side}"] for side in (4, 8)} | {16: (2 * normal("input:fc.scores.16", 6, 256, 9)).float().softmax(-1)}
-    losses = {side: localization_loss(scores, g["fc.segmaps"], g["fc.token_idx"], g["fc.token_idx_mask"], kind == "norm") for side, scores in maps.items()}
-    for side, loss in losses.items():
-        torch.testing.assert_close(loss, g[f"fc.loss.{kind}.{side}"][0], rtol=0, atol=1e-6)
-    torch.testing.assert_close(sum(losses.values()) / 3, g[f"fc.loss.{kind}.all"][0], rtol=0, atol=1e-6)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from support.golden_subject_diffusion import KINDS, TOLERANCE, filled, golden, normal, published_name
 from torch import nn
-from troupe.model_patches.attention.box_mask import box_mask, inpaint_mask
+from troupe.model_patches.attention.box_mask import box_mask
 from troupe.model_patches.attention.fourier import box_fourier, box_frequencies
-from troupe.model_patches.attention.gated import ObjectTokens, alphas, gated_residual, scale_at, weighted
+from troupe.model_patches.attention.gated import ObjectTokens, gated_residual, scale_at, weighted
 from troupe.model_patches.attention.guidance import subject_guidance
 from troupe.model_patches.encoders.bare import Bare, module_name
 from troupe.model_patches.encoders.fuser import FuserFeedForward, GatedFuser, published_heads
@@ -59,8 +59,10 @@ def test_mask_channel_is_the_official_one(tag):
 
 
 def test_inpainting_mask_is_the_official_one():
+    """GLIGEN's differs from Subject-Diffusion's only in its edges, which are whole latent cells, cut off."""
     g = golden("gligen")
-    assert torch.equal(inpaint_mask(g["inpaint_mask.boxes"], (64, 64)).unsqueeze(1), g["inpaint_mask.out"].float())
+    boxes = (g["inpaint_mask.boxes"] * 64).trunc() / 64
+    assert torch.equal(box_mask(boxes, (64, 64)).unsqueeze(1), g["inpaint_mask.out"].float())
 
 
 @pytest.mark.parametrize("grid", [(8, 8), (6, 10), (13, 21)])
@@ -347,22 +349,29 @@ def test_the_fuser_stands_between_self_and_cross_attention(grid, kind):
 SCHEDULES = sorted(name for name in golden("gligen") if name.startswith("alphas."))
 
 
+def stepwise(steps, hold, decay=0.0):
+    """The scale of each step: published step counts are truncated, and a step of the fall has the value at its end."""
+    end, fall = int(hold * steps) / steps, int(decay * steps) / steps
+    return [scale_at(i / steps if i / steps < end else (i + 1) / steps, end, fall) for i in range(steps)]
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_scheduled_sampling_is_the_official_one(name):
     _, steps, rest = name.split(".", 2)
     hold, decay, _ = (float(part) for part in rest.split("_"))
-    close(torch.tensor(alphas(int(steps[1:]), hold, decay)), golden("gligen")[name], rtol=0, atol=1e-7)
+    close(torch.tensor(stepwise(int(steps[1:]), hold, decay)), golden("gligen")[name], rtol=0, atol=1e-7)
 
 
 def test_the_schedule_in_progress_is_the_schedule_in_steps():
     for steps, hold, decay in ((50, 0.5, 0.2), (20, 1.0, 0.0), (20, 0.0, 0.5), (40, 0.25, 0.75)):
-        stepwise = alphas(steps, hold, decay)
-        for i, scale in enumerate(stepwise):
+        full, falling = int(hold * steps), int(decay * steps)
+        published = ([1.0] * full + [(falling - 1 - i) / falling for i in range(falling)] + [0.0] * steps)[:steps]
+        for i, scale in enumerate(published):
             at = i / steps
             assert scale_at(at if at < hold else (i + 1) / steps, hold, decay) == pytest.approx(scale, abs=1e-9)
     assert scale_at(0.3, 0.3) == 0.0 and scale_at(0.299, 0.3) == 1.0 and scale_at(1.0, 1.0) == 1.0 and scale_at(0.99, 0.3, 0.2) == 0.0
-    assert alphas(10, 0.29, 0.39) == pytest.approx([1, 1, 2 / 3, 1 / 3, 0, 0, 0, 0, 0, 0]), "step counts are truncated"
-    assert alphas(4, 1.0, 1.0) == [1.0] * 4 and alphas(3, 0.0) == [0.0] * 3
+    assert stepwise(10, 0.29, 0.39) == pytest.approx([1, 1, 2 / 3, 1 / 3, 0, 0, 0, 0, 0, 0]), "step counts are truncated"
+    assert stepwise(4, 1.0, 1.0) == [1.0] * 4 and stepwise(3, 0.0) == [0.0] * 3
 
 
 @pytest.mark.parametrize("tag", ["one", "two"])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from support.golden_mm_diff import FOLDER, golden, loaded, normal
 from support.golden_prompts import StoredEncoder, fused
-from troupe.model_patches.attention.guidance import rescaled, subject_guidance, umm_coefficients, umm_guidance
+from troupe.model_patches.attention.guidance import subject_guidance, umm_coefficients, umm_guidance
 from troupe.model_patches.encoders.projections import MisshapenTensor
 from troupe.model_patches.encoders.pseudo_words import ACTIVATIONS, PseudoWords
 from troupe.model_patches.prompt.tokens import LENGTH
@@ -166,5 +166,7 @@ def test_guidance_text_first_is_the_same_formula_in_another_order(name):
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7])
 def test_rescaled_guidance_is_the_formula(share):
     g = golden("umm")
-    guided = g["eps.null"] + 7.5 * (g["eps.text"] - g["eps.null"])
-    torch.testing.assert_close(rescaled(guided, g["eps.text"], share), g[f"rescale.{share}"], rtol=1e-12, atol=1e-12)
+    guided, text = umm_guidance(g["eps.null"], g["eps.text"], [], 7.5, []), g["eps.text"]
+    axes = tuple(range(1, guided.ndim))
+    rescaled = share * guided * (text.std(axes, keepdim=True) / guided.std(axes, keepdim=True)) + (1 - share) * guided
+    torch.testing.assert_close(rescaled, g[f"rescale.{share}"], rtol=1e-12, atol=1e-12)

@@ -6,7 +6,7 @@ import ast
 import pytest
 from troupe_tools.pack import ROOT
 
-MODULES = sorted(path.relative_to(ROOT).as_posix() for room in ("nodes", "model_patches") for path in (ROOT / room).rglob("*.py"))
+MODULES = sorted(path.relative_to(ROOT).as_posix() for room in ("nodes", "model_patches", "training") for path in (ROOT / room).rglob("*.py"))
 BACKENDS = {"cuda", "cudnn", "mps", "xpu", "npu", "hip"}  # parts of torch that are there on some machines only
 METHODS = {"cuda", "xpu", "npu", "pin_memory"}  # of tensors and modules
 PACKAGES = {"triton", "xformers", "flash_attn", "sageattention", "bitsandbytes"}

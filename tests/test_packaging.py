@@ -21,7 +21,7 @@ except ModuleNotFoundError:  # Python 3.10; pytest brings tomli there
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-PACK = sorted([ROOT / "__init__.py", *(path for room in ("nodes", "model_patches", "rehearsal") for path in (ROOT / room).rglob("*.py"))])
+PACK = sorted([ROOT / "__init__.py", *(path for room in ("nodes", "model_patches", "training", "rehearsal") for path in (ROOT / room).rglob("*.py"))])
 MODULES = {path.relative_to(ROOT).as_posix(): path for path in PACK}
 COMES_WITH_COMFYUI = {"torch", "torchvision", "numpy", "einops", "safetensors", "transformers", "PIL"}
 HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfy_config", "folder_paths", "server", "nodes", "execution", "app", "utils", "node_helpers"}
@@ -56,15 +56,17 @@ ROOMS |= {
     COMFYUI: BELOW_THE_HOSTS | {f"{COMFYUI}/messages", f"{COMFYUI}/loading", f"{COMFYUI}/sampling", f"{COMFYUI}/prompting"},
     "model_patches/hosts/diffusers": BELOW_THE_HOSTS,
     "rehearsal/engine": BELOW_THE_HOSTS | {"model_patches/hosts/diffusers", "rehearsal"},
-    "rehearsal/training": BELOW_THE_HOSTS | {"model_patches/hosts/diffusers", "rehearsal", "rehearsal/engine"},
+    "training": {"model_patches/attention"},
+    "rehearsal/training": BELOW_THE_HOSTS | {"model_patches/hosts/diffusers", "training", "rehearsal", "rehearsal/engine"},
 }
 ROOMS |= {
-    "nodes": {room for room in ROOMS if not room.startswith(("model_patches/hosts/diffusers", "rehearsal/"))},
+    "nodes": {room for room in ROOMS if not room.startswith(("model_patches/hosts/diffusers", "training", "rehearsal/"))},
     "__init__": {"nodes", *(room for room in ROOMS if room.startswith(COMFYUI))},
 }
 OUTSIDE = {  # room -> packages it may import beside the standard library; the other rooms: COMES_WITH_COMFYUI
     "model_patches/attention": {"torch", "einops"},
     "model_patches/encoders": {"torch", "einops"},
+    "training": {"torch"},
     **{room: COMES_WITH_COMFYUI | HOST_MODULES for room in ROOMS if room.startswith(COMFYUI)},
     "model_patches/hosts/diffusers": COMES_WITH_COMFYUI | {"diffusers", "open_clip", "accelerate"},
     "rehearsal": COMES_WITH_COMFYUI | {"open_clip"},  # for the tokenizer, and only inside the function that trains

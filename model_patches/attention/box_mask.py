@@ -27,14 +27,6 @@ def box_mask(boxes: torch.Tensor, grid: tuple[int, int], cell: int = CELL) -> to
     return _outside(rows, columns)
 
 
-def inpaint_mask(boxes: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """GLIGEN's inpainting mask: cell i is inside iff `trunc(left * w) <= i < trunc(right * w)`. [..., M, 4] -> [..., h, w] float32, 0 or 1."""
-    (h, w), (left, top, right, bottom) = grid, boxes.float().unbind(-1)
-    columns = _between((left * w).trunc(), (right * w).trunc(), w, 1)
-    rows = _between((top * h).trunc(), (bottom * h).trunc(), h, 1)
-    return _outside(rows, columns)
-
-
 def _between(low: torch.Tensor, high: torch.Tensor, cells: int, cell: int) -> torch.Tensor:
     """[..., M] edges -> [..., M, cells] bool."""
     at = torch.arange(cells, device=low.device) * cell

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from .heads import join_heads, split_heads
+from .heads import split_heads
 from .relevance import background_gain, mean_relevance, owned, relevance_of_heads, shares, text_gain
 
 MANY_TOKENS = 64  # a subject; full-face files have 257, for which the map of the fused form fills the memory
@@ -33,7 +33,7 @@ class LayerTokens:
     """What one cross-attention layer needs of the subjects; depends on no timestep, so it is made once a run.
 
     keys, values: [G, S, C] image keys and values; name_keys: [G, L, C] or None where nothing asks for relevance;
-    segments: [G, M, L] float32 (see `relevance`) or None; columns: [1 or G, S] bool, image tokens that are there, or None for all: a subject
+    segments: [G, M, L] float32 (see `relevance_of_heads`) or None; columns: [1 or G, S] bool, image tokens that are there, or None for all: a subject
     with fewer tokens than another has some that are not, an absent one has none; split: the same in heads, of tokens that are `prepared`.
     """
 
@@ -90,25 +90,16 @@ class Mixing:
         return self.merge != "uniform" and self.background < 1.0
 
 
-def image_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, weights: torch.Tensor, heads: int, joint: bool = False,
-                    columns: torch.Tensor | None = None) -> torch.Tensor:
-    """`sum_i weights_i(p) * softmax_T(q k_i^T / sqrt d) v_i`, all subjects in one pass, or one by one where their tokens are many.
+def attend(queries: torch.Tensor, tokens: LayerTokens, weights: torch.Tensor, joint: bool = False) -> torch.Tensor:
+    """Return `sum_i weights_i(p) * softmax_T(q k_i^T / sqrt d) v_i`, all subjects in one pass, or one by one where their tokens are many.
 
     Arguments:
-        query: [G, B, N, C]; keys, values: [G, S, C]; heads: H.
+        queries: [G, H, B*N, d]; tokens: prepared; those that are not in `columns` are excluded from the softmax, and a subject without any weighs 0.
         weights: [G, B, M, N], multiplied after the softmax.
         joint: one softmax over all S tokens instead of one per subject.
-        columns: [1 or G, S] bool, tokens that are there, or None for all; the others take no part in a softmax, and a subject without any weighs 0.
     Returns:
-        [G, B, N, C] in the query's dtype, heads joined, before `to_out`.
+        [G, H, B*N, d] in the dtype of the queries, before `to_out`.
     """
-    g, b, n, _ = query.shape
-    queries, tokens = split_heads(query.flatten(1, 2), heads), LayerTokens(keys, values, columns=columns).prepared(heads)
-    return join_heads(_attended(queries, tokens, weights, joint)).view(g, b, n, -1)
-
-
-def _attended(queries: torch.Tensor, tokens: LayerTokens, weights: torch.Tensor, joint: bool) -> torch.Tensor:
-    """`image_attention` of queries [G, H, B*N, d] and prepared tokens -> [G, H, B*N, d]."""
     mine, columns, (g, _, m, _) = tokens.split, tokens.columns, weights.shape
     h, bn, s = queries.shape[1], queries.shape[2], mine.keys.shape[2]
     if columns is not None:
@@ -196,7 +187,7 @@ def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tenso
     if query.dtype == torch.float16 and (mixing.merge == "paper" or gain is not None):  # weights up to N would overflow: they meet the values as parts of 1
         largest = weights.amax(2, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
         weights = weights / largest
-    delta = _attended(queries, tokens, weights.expand(g, b, m, n), mixing.merge == "joint").transpose(1, 2).unflatten(1, (b, n))
+    delta = attend(queries, tokens, weights.expand(g, b, m, n), mixing.merge == "joint").transpose(1, 2).unflatten(1, (b, n))
     if largest is not None:
         delta = delta.float() * largest.expand(g, b, 1, n).transpose(2, 3).unsqueeze(-1)
     if gain is not None and mixing.merge == "paper":

@@ -75,7 +75,7 @@ def rows_of(grouped: torch.Tensor, b: int) -> torch.Tensor:
 
 def gated_residual(x: torch.Tensor, branch: Callable[[torch.Tensor], torch.Tensor], gate: float, scale: float | torch.Tensor = 1.0) -> torch.Tensor:
     """`x + scale * gate * branch(x)`; x itself, with `branch` not called, where scale or gate is 0. x [B, N, C]; gate -1..1; scale: strength
-    times `alphas`, as a number or as a tensor [] on the device of x, which is not looked at: so it may change and a compiled graph stays."""
+    times `scale_at`, as a number or as a tensor [] on the device of x, which is not looked at: so it may change and a compiled graph stays."""
     if gate == 0 or (not isinstance(scale, torch.Tensor) and scale == 0):
         return x
     return (branch(x) * (scale * gate)).add_(x)
@@ -86,22 +86,12 @@ def weighted(objects: ObjectTokens, weights: torch.Tensor) -> ObjectTokens:
     return replace(objects, values=objects.values * weights.to(objects.values).unsqueeze(-1))
 
 
-def alphas(steps: int, hold: float, decay: float = 0.0) -> list[float]:
-    """GLIGEN's scheduled sampling: the adapter's scale at each step.
-
-    `int(hold * steps)` steps of 1, then `int(decay * steps)` steps falling linearly to 0, then 0. Published `alpha_type` is (hold, decay, rest),
-    hold is the paper's tau: (0.3, 0, 0.7) for text boxes, (1, 0, 0) for images. Returns `steps` floats in 0..1.
-    """
-    full, falling = int(hold * steps), int(decay * steps)
-    scales = [1.0] * full + [(falling - 1 - i) / falling for i in range(falling)]
-    return (scales + [0.0] * steps)[:steps]
-
-
 def scale_at(progress: float, end: float, decay: float = 0.0) -> float:
-    """The same schedule where no step count is known: 1 before `end`, then linearly to 0 over `decay`, then 0.
+    """GLIGEN's scheduled sampling where no step count is known: 1 before `end`, then linearly to 0 over `decay`, then 0.
 
-    Arguments: all 0..1 of the run; `end` of 1 or more never ends. A progress on the end, whatever rounding made of it, is past it. A sampling
-    step of `alphas` ends its fall one step sooner: it takes the value that this line has at the step's end.
+    Arguments: all 0..1 of the run; `end` of 1 or more never ends. A progress on the end, whatever rounding made of it, is past it. Published
+    `alpha_type` is (end, decay, rest), end is the paper's tau: (0.3, 0, 0.7) for text boxes, (1, 0, 0) for images; there a step takes the value that
+    this line has at the step's end.
     """
     if progress < end - ROUNDING or end >= 1:
         return 1.0

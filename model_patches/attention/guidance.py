@@ -41,9 +41,3 @@ def umm_guidance(null: torch.Tensor | None, text: torch.Tensor | None, subjects:
     """
     branches = zip(umm_coefficients(cfg, alphas), (null, text, *subjects), strict=True)
     return sum(coefficient * branch for coefficient, branch in branches if coefficient)
-
-
-def rescaled(guided: torch.Tensor, text: torch.Tensor, share: float) -> torch.Tensor:
-    """Guided noise [B, ...] brought back to the spread of the text branch, mixed in by `share` (0..1; arXiv 2305.08891), as MM-Diff's pipeline offers."""
-    axes = tuple(range(1, guided.ndim))
-    return share * guided * (text.std(axes, keepdim=True) / guided.std(axes, keepdim=True)) + (1 - share) * guided

@@ -7,26 +7,18 @@ from __future__ import annotations
 
 import torch
 
-from .heads import split_heads
 
-
-def relevance(query: torch.Tensor, name_keys: torch.Tensor, segments: torch.Tensor, heads: int) -> torch.Tensor:
-    """Attention of the name tokens over picture positions: softmax over POSITIONS, mean over heads, mean over a subject's own tokens.
+def relevance_of_heads(queries: torch.Tensor, names: torch.Tensor, segments: torch.Tensor, pictures: int) -> torch.Tensor:
+    """Return the attention of the name tokens over picture positions: softmax over POSITIONS, mean over heads, mean over a subject's own tokens.
 
     Arguments:
-        query: [G, B, N, H*d], the UNet layer's own queries.
-        name_keys: [G, L, H*d], the UNet layer's own `to_k` of the name tokens (no BOS, EOS or padding unless weighted 0).
+        queries: [G, H, B*N, d], the UNet layer's own queries, split into heads.
+        names: [G, H, L, d], the UNet layer's own `to_k` of the name tokens (no BOS, EOS or padding unless weighted 0) times 1 / sqrt d.
         segments: [G, M, L] float32, row i averages the tokens of subject i (its entries sum to 1).
-        heads: H.
+        pictures: B.
     Returns:
         A, [G, B, M, N] float32, >= 0, sums to 1 over N.
     """
-    b, d = query.shape[1], query.shape[-1] // heads
-    return relevance_of_heads(split_heads(query.flatten(1, 2), heads), split_heads(name_keys * d**-0.5, heads), segments, b)
-
-
-def relevance_of_heads(queries: torch.Tensor, names: torch.Tensor, segments: torch.Tensor, pictures: int) -> torch.Tensor:
-    """`relevance` of what is split into heads already: queries [G, H, B*N, d], names [G, H, L, d] times 1 / sqrt d; pictures: B."""
     logits = torch.matmul(names, queries.transpose(2, 3)).unflatten(-1, (pictures, -1))  # G, H, L, B, N
     attention = logits.softmax(-1, dtype=torch.float32).mean(1)  # G, L, B, N
     return torch.bmm(segments, attention.flatten(2)).unflatten(2, (pictures, -1)).transpose(1, 2)

@@ -1,16 +1,13 @@
-"""What every host asks when it binds references to a UNet: do the two belong together, and where and when may each subject act."""
+"""What every host checks when it binds references to a UNet or weights to a base model: whether the two belong together."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-
-import torch
 
 from ..adapter import AdapterSpec, base_name
-from ..attention.limits import WHOLE, Window, box_map, limit_map, region_map, union
 from ..base_mismatch import base_mismatch
 from ..errors import MismatchError
-from ..subjects import References, ReferenceSubject
+from ..subjects import References
+from .plan import needs_names
 from .settings import ImageAttentionSettings
 
 
@@ -42,49 +39,13 @@ def check_places(spec: AdapterSpec, widths: Mapping[str, int], context_dim: int)
 
 def check_names(references: References, settings: ImageAttentionSettings) -> None:
     """Raise MismatchError where the merge needs the subjects' names and they were not encoded."""
-    if settings.mixing.needs_relevance(len(references.subjects)) and not references.named:
+    if needs_names(references, settings) and not references.named:
         wanted = f"the subjects' names for merge '{settings.mixing.merge}'"
         raise MismatchError(wanted, "references without names", "Wire 'clip' into Encode Subject References, or set 'merge' to uniform, joint or add.")
 
 
-def limited(subjects: Sequence[ReferenceSubject], boxed: bool) -> bool:
-    """Whether a region, or a box while boxes limit, holds anybody back."""
-    return any(s.region is not None or (s.box is not None and boxed) for s in subjects)
-
-
-def limits_on_grid(subjects: Sequence[ReferenceSubject], settings: ImageAttentionSettings, grid: tuple[int, int], boxed: bool,
-                   device: torch.device | str, window: Window = WHOLE, pictures: Sequence[int] = ()) -> torch.Tensor:
-    """m of every subject on a layer's grid (h, w), row-major: [1, M, h*w] float32 in 0..1, 1 where nothing limits; [B, M, h*w] with `pictures`.
-
-    boxed: whether boxes limit in this step; window: the part of the picture that the grid shows; pictures: which of its masks each of B pictures has,
-    for subjects with several. Without it they have their union.
-    """
-    if pictures:
-        each = {i: _limits(subjects, settings, grid, boxed, window, i) for i in dict.fromkeys(pictures)}
-        return torch.stack([each[i] for i in pictures]).to(device)
-    return _limits(subjects, settings, grid, boxed, window, None)[None].to(device)  # made on the CPU: some devices lack float64 or uneven pooling
-
-
-def with_masks_for(subjects: Sequence[ReferenceSubject], pictures: Sequence[int], whole: bool) -> tuple[list[ReferenceSubject], list[int]]:
-    """The subjects, with the union in place of masks that are not one for each picture; and which subjects those are.
-
-    pictures: numbers of the pictures that are computed; whole: whether these are all there are.
-    """
-    def fit(masks: int) -> bool:
-        return masks == len(pictures) if whole else masks > max(pictures)
-
-    wrong = [i for i, s in enumerate(subjects) if s.region is not None and s.region.ndim == 3 and not fit(len(s.region))]
-    return [replace(s, region=union(s.region)) if i in wrong else s for i, s in enumerate(subjects)], wrong
-
-
-def _limits(subjects: Sequence[ReferenceSubject], settings: ImageAttentionSettings, grid: tuple[int, int], boxed: bool, window: Window, picture: int | None) -> torch.Tensor:
-    maps = []
-    for subject in subjects:
-        mask = subject.region
-        if mask is not None and mask.ndim == 3:
-            mask = union(mask) if picture is None else mask[picture]
-        region = None if mask is None else region_map(mask, grid, window)
-        box = None if subject.box is None or not boxed else box_map((subject.box.x, subject.box.y, subject.box.w, subject.box.h), grid, settings.box_feather, window)
-        limit = limit_map(region, box, settings.box_strength)
-        maps.append(torch.ones(grid) if limit is None else limit)
-    return torch.stack(maps).flatten(1)
+def check_whole_weights(strength: float, widget: str = "") -> None:
+    """Raise MismatchError unless whole weights, which replace the model's own, have strength 0 or 1. widget: that sets it, for the message."""
+    if strength not in (0.0, 1.0):
+        found, name = (f"'{widget}' at {strength:g}", f"'{widget}'") if widget else (f"{strength:g}", "it")
+        raise MismatchError("strength 1, since full weights replace the model's own", found, f"Set {name} to 1, or to 0 to leave the model unchanged.")

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import pad
 
-from ..attention.decoupled import LayerTokens
+from ..attention.decoupled import LayerTokens, Mixing, image_delta
 from ..encoders.decoupled import DecoupledLayers
 from ..encoders.mm_diff import LoraLayers
 from ..subjects import References
+from .settings import ImageAttentionSettings
 
 Base = tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]
 COND, UNCOND = "cond", "uncond"  # what rows get: the subjects, or the adapter's empty tokens
@@ -83,3 +84,31 @@ def layer_tokens(images: Projected, names: torch.Tensor | None, segments: torch.
     if names is None or segments is None:
         return LayerTokens(pick(images.keys, roles), pick(images.values, roles), columns=columns)
     return LayerTokens(pick(images.keys, roles), pick(images.values, roles), pick(names, roles), pick(segments, roles), columns)
+
+
+def call_tokens(references: References, settings: ImageAttentionSettings, images: Sequence[Projected], names: Sequence[torch.Tensor] | None, roles: Sequence[str],
+                heads: Sequence[int], device: torch.device) -> list[LayerTokens]:
+    """Return every layer's tokens for the groups of a call, prepared. names: of each layer, or None; roles: of the groups; heads: of each layer.
+
+    Subjects of weight 0 have no tokens in the joint softmax of an adapter that was published with it.
+    """
+    without_absent = settings.mixing.merge == references.adapter.spec.merge == "joint"
+    columns = image_columns(references, without_absent, device)
+    segments = None if names is None else name_segments(references, device)
+    each = zip(images, names or [None] * len(images), heads, strict=True)
+    return [layer_tokens(image, name, segments, roles, columns).prepared(count) for image, name, count in each]
+
+
+def gain_weights(layers: DecoupledLayers | LoraLayers, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor | None]:
+    """Return what the text gain of each layer is made with, [C], None for layers without one."""
+    return [layer.gain_weights(device, dtype) for layer in layers.layers]
+
+
+def layer_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tensor, heads: int, mixing: Mixing, limits: torch.Tensor | None,
+                gain: torch.Tensor | None, text: torch.Tensor | None, observe: Callable[[torch.Tensor], None] | None) -> torch.Tensor:
+    """Return `image_delta` of a layer whose text gain is made with `gain`, [C] or None; text: plain text attention [G, B, N, C], read only for the gain.
+
+    A query in float32 beside tokens in another dtype is for models whose attention overflows in float16: the tokens follow it.
+    """
+    logits = None if gain is None else text @ gain
+    return image_delta(query, tokens, strengths, heads, mixing, limits, None if gain is None else text, logits, observe)

@@ -15,6 +15,7 @@ from ..subjects import Cast
 
 Projector = Callable[..., Any]  # a projection, on one or several tensors, giving one or several
 OWN_CLIP = "Wire the CLIP of the checkpoint that you sample with"
+BATCH = 32  # photos in one encoder call
 
 
 class ImageEncoder(Protocol):

@@ -6,6 +6,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from ..errors import SubjectError
 from .markers import bare, escaped, without_emphasis
 
 LENGTH = 77  # tokens of a chunk, BOS and EOS included
@@ -13,6 +16,7 @@ EOS = 49407  # in CLIP's vocabulary
 PADDING = 0  # where a chunk is not padded with EOS
 LETTERS, DIGITS = re.compile(r"[^\W\d_]+"), re.compile(r"\d+")
 
+Lookup = Callable[[list[int]], torch.Tensor]  # ids -> their word embeddings [n, d]
 Tokenize = Callable[[str], Sequence[Sequence[Any]]]  # a prompt in the host's notation -> its chunks: BOS, tokens (ints, or vectors of embeddings), EOS, padding
 
 
@@ -86,3 +90,17 @@ def _whole_words(words: str, plain: str, ids: Sequence[int | None], tokenize: To
                 starts = {span.start for span in spans(words + run.removeprefix(last[0]))}
                 places = [place for place in places if place.start not in starts]
     return places
+
+
+def word_embeddings(tokens: Sequence[Any], lookup: Lookup) -> torch.Tensor:
+    """Return word embeddings [n, d] of tokens, before positions are added: of ids as the encoder's table has them, of vectors [d] themselves."""
+    found = lookup([token if isinstance(token, int) else 0 for token in tokens])
+    for i, token in enumerate(tokens):
+        if not isinstance(token, int):
+            found[i] = token.to(found)
+    return found
+
+
+def name_too_long(name: str) -> SubjectError:
+    """Return the error for a subject's name that does not fit into one chunk of the text encoder."""
+    return SubjectError(f"a name of at most {LENGTH - 2} tokens", f"'{name[:40]}...', which is longer", "Use the few words that name the subject in the prompt.")

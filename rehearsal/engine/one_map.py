@@ -7,7 +7,8 @@ import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch.nn.functional import interpolate
 
-from ...model_patches.attention.relevance import relevance
+from ...model_patches.attention.heads import split_heads
+from ...model_patches.attention.relevance import relevance_of_heads
 from ...model_patches.binding.layer_tokens import name_segments, project_names
 from ...model_patches.hosts.diffusers.image_attention import ImageAttention
 
@@ -21,12 +22,13 @@ class OneMap(ImageAttention):
         super().__enter__()
         place = self._layers[LAYER]
         names = project_names((layer.attention.to_k for layer in self._layers), self.references, self._unet.device, self._unet.dtype)[LAYER]
-        segments = name_segments(self.references, self._unet.device)
+        segments, heads = name_segments(self.references, self._unet.device), place.attention.heads
+        keys = split_heads(names[-1:] * (names.shape[-1] // heads) ** -0.5, heads)
         self._map: torch.Tensor | None = None
 
         def see(module: torch.nn.Module, args: tuple[Any, ...], query: torch.Tensor) -> None:
-            cond = query.chunk(len(self.roles))[-1][None]  # 1, B, N, C
-            a = relevance(cond, names[-1:], segments[-1:], place.attention.heads)[0]  # B, M, N
+            cond = query.chunk(len(self.roles))[-1]  # B, N, C
+            a = relevance_of_heads(split_heads(cond.flatten(0, 1)[None], heads), keys, segments[-1:], len(cond))[0]  # B, M, N
             self._map = (a / a.amax(-1, keepdim=True)).unflatten(-1, self._grids[place.transformer])
 
         self._hooks.append(place.attention.to_q.register_forward_hook(see))

@@ -12,8 +12,9 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from ...model_patches.attention.decoupled import image_attention
-from ...model_patches.attention.relevance import relevance, shares, text_gain
+from ...model_patches.attention.decoupled import LayerTokens, attend
+from ...model_patches.attention.heads import join_heads, split_heads
+from ...model_patches.attention.relevance import relevance_of_heads, shares, text_gain
 from ...model_patches.encoders.decoupled import DecoupledLayer, DecoupledLayers
 from ...model_patches.encoders.projections import ImageProj
 from ...model_patches.families.registry import read_adapter
@@ -55,11 +56,12 @@ class TrainingProcessor:
         keys, values = self.layer.to_k_ip(found.tokens), self.layer.to_v_ip(found.tokens)
         weights = found.present[:, None, :, None].float().expand(-1, 1, -1, query.shape[1])  # B, 1, M, N
         if found.names is not None:
-            a = relevance(query.detach()[:, None], attention.to_k(found.names).detach(), found.segments, heads)
+            names = attention.to_k(found.names).detach() * (query.shape[-1] // heads) ** -0.5
+            a = relevance_of_heads(split_heads(query.detach(), heads), split_heads(names, heads), found.segments, 1)
             weights = shares(a, weights)
         if self.layer.text_to_weight is not None:
             weights = weights * text_gain(self.layer.text_to_weight(text)[None].transpose(0, 1)[..., 0]).unsqueeze(2)
-        image = image_attention(query[:, None], keys, values, weights, heads)[:, 0]
+        image = join_heads(attend(split_heads(query, heads), LayerTokens(keys, values).prepared(heads), weights))
         return attention.to_out[0](text + image.to(text.dtype))
 
 

@@ -15,9 +15,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from ...model_patches.attention.localization import localization_loss
 from ...model_patches.errors import CheckpointError
 from ...model_patches.hosts.diffusers.image_attention import cross_layers
+from ...training.losses import localization_loss
 from .. import files
 from ..engine import nets
 from ..vocabulary import EOS, LONGEST, known_ids, rows, tokens

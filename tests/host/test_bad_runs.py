@@ -118,8 +118,8 @@ def test_out_of_memory_in_a_step(kind, call, lab, studio_of, sets, kept):
 
 
 OURS = [  # kind, module, function of ours that takes memory, calls of it that go well
-    ("image", "sampling.image_attention", "project_images", 0), ("image", "sampling.image_attention", "project_names", 0), ("image", "sampling.image_attention", "image_delta", 0),
-    ("image", "sampling.image_attention", "image_delta", 12), ("gated", "sampling.gated", "layer_objects", 0), ("gated", "sampling.gated", "rows_from_options", 0),
+    ("image", "sampling.image_attention", "project_images", 0), ("image", "sampling.image_attention", "project_names", 0), ("image", "sampling.image_attention", "layer_delta", 0),
+    ("image", "sampling.image_attention", "layer_delta", 12), ("gated", "sampling.gated", "layer_objects", 0), ("gated", "sampling.gated", "rows_from_options", 0),
     ("gated", "sampling.gated", "rows_from_options", 12), ("prompt", "prompting.encode_prompt", "fuse_prompt", 0), ("prompt", "sampling.prompt_switch", "phases", 0),
     ("prompt", "sampling.prompt_switch", "present", 3),
 ]
@@ -157,7 +157,7 @@ def test_attention_that_runs_out_of_memory_and_is_tried_again_by_the_host(kind, 
     def count(inner):
         return lambda *args, **kwargs: (counted.append(1), inner(*args, **kwargs))[1]
 
-    monkeypatch.setattr(image_attention, "image_delta", count(image_attention.image_delta))
+    monkeypatch.setattr(image_attention, "layer_delta", count(image_attention.layer_delta))
     monkeypatch.setattr(gated, "rows_from_options", count(gated.rows_from_options))
     split = attention.attention_split
 

@@ -145,8 +145,8 @@ def test_a_region_is_cut_to_the_area_it_is_seen_in(monkeypatch):
     from support.host.small_casts import ksample, settings, stage
     from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
-    limits, original = [], image_attention.image_delta
-    monkeypatch.setattr(image_attention, "image_delta", lambda *a, **k: (limits.append(a[5]), original(*a, **k))[1])
+    limits, original = [], image_attention.layer_delta
+    monkeypatch.setattr(image_attention, "layer_delta", lambda *a, **k: (limits.append(a[5]), original(*a, **k))[1])
     right = torch.zeros(40, 40)
     right[:, 20:] = 1
     st = stage()

@@ -119,13 +119,14 @@ def test_what_layers_share_is_made_before_the_first_of_them(topology, monkeypatc
     from comfy.patcher_extension import WrappersMP
     from support.host import tiny_models
     from support.host.small_casts import ksample, settings, stage
-    from troupe.model_patches.hosts.comfyui.sampling import image_attention, record
+    from troupe.model_patches.binding import limits
+    from troupe.model_patches.hosts.comfyui.sampling import record
 
     state = {k.removeprefix("model.diffusion_model."): v for k, v in tiny_models.build_unet_sd(topology, dtype=torch.float32).items()}
     st = stage(patcher=comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32}))
     grids, rooms, inside = [], [], []
-    made, room = image_attention.limits_on_grid, record.Tally._room
-    monkeypatch.setattr(image_attention, "limits_on_grid", lambda *given: (grids.append((given[2], bool(inside))), made(*given))[1])
+    made, room = limits.limits_on_grid, record.Tally._room
+    monkeypatch.setattr(limits, "limits_on_grid", lambda *given: (grids.append((given[2], bool(inside))), made(*given))[1])
     monkeypatch.setattr(record.Tally, "_room", lambda self, key, count: (rooms.append((key[0], bool(inside), key in self._sums)), room(self, key, count))[1])
 
     def within(executor, *args, **kwargs):

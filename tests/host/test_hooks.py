@@ -31,7 +31,7 @@ def test_nothing_asked_for_is_bit_identical_and_costs_no_attention(case, wired, 
     from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
     worked = []
-    monkeypatch.setattr(image_attention, "image_delta", lambda *a, **k: worked.append(1))
+    monkeypatch.setattr(image_attention, "layer_delta", lambda *a, **k: worked.append(1))
     monkeypatch.setattr(image_attention, "project_images", lambda *a, **k: worked.append(1))
     what, chosen = idle_cases()[case]
     st = stage("SD15", text_gain=True)
@@ -45,14 +45,14 @@ def deltas(monkeypatch):
     """Every delta of a run: (layer width, queries, limits, delta)."""
     from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
-    seen, original = [], image_attention.image_delta
+    seen, original = [], image_attention.layer_delta
 
-    def spy(query, tokens, strengths, heads, mixing, limits=None, text=None, text_logits=None, observe=None):
-        delta = original(query, tokens, strengths, heads, mixing, limits, text, text_logits, observe)
+    def spy(query, tokens, strengths, heads, mixing, limits, gain, text, observe):
+        delta = original(query, tokens, strengths, heads, mixing, limits, gain, text, observe)
         seen.append((query, tokens, strengths, limits, delta))
         return delta
 
-    monkeypatch.setattr(image_attention, "image_delta", spy)
+    monkeypatch.setattr(image_attention, "layer_delta", spy)
     return seen
 
 
@@ -463,11 +463,11 @@ def test_no_tokens_are_rearranged_in_a_step(monkeypatch):
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import Guider_DualCFG
     from support.host.small_casts import settings, stage
-    from troupe.model_patches.hosts.comfyui.sampling import image_attention
+    from troupe.model_patches.binding import layer_tokens
 
     st, made = stage("SD15"), []
-    original = image_attention.layer_tokens
-    monkeypatch.setattr(image_attention, "layer_tokens", lambda *a: (made.append(1), original(*a))[1])
+    original = layer_tokens.layer_tokens
+    monkeypatch.setattr(layer_tokens, "layer_tokens", lambda *a: (made.append(1), original(*a))[1])
     model, positive, negative = st.apply(st.references(2), settings(), wired=False)
     guider = Guider_DualCFG(model)
     guider.set_conds(positive, st.negative, negative)
@@ -521,9 +521,10 @@ def test_a_run_keeps_the_newest_of_a_kind_and_all_of_the_others():
 def test_what_a_run_keeps_is_bounded():
     """A hundred areas, and weights that change from call to call."""
     from support.host.small_casts import settings, stage
+    from troupe.model_patches.binding.plan import ImageStrengths
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks, grids_of
     from troupe.model_patches.hosts.comfyui.sampling.hook import Call
-    from troupe.model_patches.hosts.comfyui.sampling.image_attention import KEPT, LIMITS, ImageAttention, Strengths
+    from troupe.model_patches.hosts.comfyui.sampling.image_attention import KEPT, LIMITS, ImageAttention
 
     region = torch.zeros(32, 32)
     region[:, :16] = 1
@@ -531,7 +532,7 @@ def test_what_a_run_keeps_is_bounded():
     hook = ImageAttention(st.references(2, regions=[region, None]), settings(), attention_blocks(st.patcher.model.diffusion_model), True, True)
     run = a_run()
     for i in range(100):
-        call = Call(run, {}, Strengths((1.0, i / 100), True), 1, (32, 128))
+        call = Call(run, {}, ImageStrengths((1.0, i / 100), True), 1, (32, 128))
         for grid in grids_of(hook.blocks, (32, 32)):
             assert hook.limits(call, ((32, 32, 0, i),), grid, torch.device("cpu")) is not None
         run.once(("strengths", call.now.weights), lambda call=call: call.now.weights, KEPT)
@@ -544,9 +545,10 @@ def test_limits_of_several_areas_are_each_areas_own():
     from dataclasses import replace
 
     from support.host.small_casts import settings, stage
+    from troupe.model_patches.binding.plan import ImageStrengths
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
     from troupe.model_patches.hosts.comfyui.sampling.hook import Call
-    from troupe.model_patches.hosts.comfyui.sampling.image_attention import ImageAttention, Strengths
+    from troupe.model_patches.hosts.comfyui.sampling.image_attention import ImageAttention
     from troupe.model_patches.subjects import Box
 
     region = torch.zeros(32, 32)
@@ -557,7 +559,7 @@ def test_limits_of_several_areas_are_each_areas_own():
     hook, run, device = ImageAttention(boxed, settings(), attention_blocks(st.patcher.model.diffusion_model), True, True), a_run(), torch.device("cpu")
 
     def limits(areas, with_boxes):
-        return hook.limits(Call(run, {}, Strengths((1.0, 1.0), with_boxes), 1, (16, 16)), areas, (16, 8), device)
+        return hook.limits(Call(run, {}, ImageStrengths((1.0, 1.0), with_boxes), 1, (16, 16)), areas, (16, 8), device)
 
     left, right = (16, 8, 0, 0), (16, 8, 0, 8)
     for _ in range(2):  # the second time from what the run keeps

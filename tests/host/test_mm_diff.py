@@ -152,7 +152,7 @@ def test_image_attention_begins_with_the_prompt(sampler, scheduler):
     delayed = [[fused, {**options, PROMPT: FusedPrompt(fused, text, options["pooled_output"], start_step=2)}]]
     model, _ = apply_weights(patcher, adapter)
     model, positive, negative, _ = apply_image_attention(model, references_of(adapter, [1, 1]), settings("joint"), delayed, tiny_models.random_cond(77, CONTEXT, seed=2))
-    seen, original = [], image_attention.image_delta
+    seen, original = [], image_attention.layer_delta
     sigmas = []
 
     def note(executor, x, t, *args, **kwargs):
@@ -167,7 +167,7 @@ def test_image_attention_begins_with_the_prompt(sampler, scheduler):
     acted = []
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "note", note)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_attention, "image_delta", lambda *a, **k: (seen.append(1), original(*a, **k))[1])
+        patch.setattr(image_attention, "layer_delta", lambda *a, **k: (seen.append(1), original(*a, **k))[1])
         ksample(model, positive, negative, size=(8, 8), steps=5, sampler=sampler, scheduler=scheduler)
     border = float(sigmas[0][1][2])
     assert acted == [sigma <= border * (1 + 1e-5) for sigma, _ in sigmas] and True in acted and False in acted

@@ -14,18 +14,16 @@ from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from ...adapter import Adapter
-from ...encoding.interfaces import ImageEncoder, NameEncoder, check_vision_weights
-from ...errors import SubjectError
+from ...encoding.interfaces import BATCH, ImageEncoder, NameEncoder, check_vision_weights
 from ...families.encode import encode_subjects
 from ...families.registry import read_adapter
 from ...prompt.emphasis import PLAIN, weighted_parts
 from ...prompt.fusion import Streams
-from ...prompt.tokens import EOS, LENGTH, PADDING
+from ...prompt.tokens import EOS, LENGTH, PADDING, name_too_long, word_embeddings
 from ...subjects import Cast, References
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures, RGB
 STD = (0.26862954, 0.26130258, 0.27577711)
-BATCH = 32  # photos in one encoder call
 BOS = 49406
 SPLIT_FROM = 8  # a part of at least so many tokens is cut where a chunk is full; a shorter one moves to the next chunk
 SD2_LAYERS = 23  # of the published diffusers folders: the last layer, which SD2 does not read, is left out there
@@ -120,11 +118,7 @@ class TextTower:
     def embed(self, tokens: Sequence[Any]) -> torch.Tensor:
         """Word embeddings [n, d] of tokens (ids, or vectors as they are), before positions are added; float32, CPU."""
         table = self.model.get_input_embeddings()
-        found = table(torch.tensor([token if isinstance(token, int) else 0 for token in tokens], device=self.model.device)).float().cpu()
-        for i, token in enumerate(tokens):
-            if not isinstance(token, int):
-                found[i] = token
-        return found
+        return word_embeddings(tokens, lambda ids: table(torch.tensor(ids, device=self.model.device)).float().cpu())
 
     def encode(self, chunks: Sequence[Sequence[Any]]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Chunks of tokens (ids, or vectors [d] in their place) -> [n, LENGTH, D] states and [n, E] projected pooled outputs (None where the model
@@ -246,7 +240,7 @@ def _name_chunks(names: Sequence[str]) -> list[list[int]]:
     for name in names:
         found = prompt_chunks(name)
         if len(found) > 1:
-            raise SubjectError(f"a name of at most {LENGTH - 2} tokens", f"'{name[:40]}...', which is longer", "Use the few words that name the subject in the prompt.")
+            raise name_too_long(name)
         chunks.append([token for token, _ in found[0]])
     return chunks
 

@@ -1,27 +1,28 @@
 """Gated adapters (GLIGEN, Subject-Diffusion) on a diffusers UNet, in its blocks' own fuser place, there only while a run lasts."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
 
-from ...attention.gated import ObjectTokens, scale_at
+from ...attention.gated import ObjectTokens
 from ...binding.checks import check_places
 from ...binding.layer_tokens import COND, UNCOND
 from ...binding.object_tokens import Group, layer_objects, mask_channel
+from ...binding.plan import GatedStrengths, gated_strengths, is_idle
+from ...binding.run_cache import RunCache
 from ...binding.settings import GatedSettings
 from ...encoders.fuser import GatedFuser
 from ...errors import MismatchError
 from ...subjects import References
-from .image_attention import inside
+from .image_attention import spans_at
 from .unet_places import transformer_blocks
 
 OBJECTS = "gligen"  # diffusers' key in cross_attention_kwargs; without it a block does not call its fuser
-T = TypeVar("T")
 
 
 class GatedAdapter:
@@ -35,11 +36,10 @@ class GatedAdapter:
     def __init__(self, unet: UNet2DConditionModel, references: References, settings: GatedSettings, roles: Sequence[str | None] = (UNCOND, COND)):
         self.references, self.settings, self.roles = references, settings, tuple(roles)
         self._unet, self._blocks = unet, transformer_blocks(unet)
-        self._cache: dict[Any, Any] = {}
+        self._run = RunCache()
         self._before: list[tuple[BasicTransformerBlock, nn.Module | None]] = []
         self._hooks: list[Any] = []
-        self._strengths: tuple[float, ...] = ()
-        self.scale = 0.0
+        self._now: GatedStrengths | None = None
         spec = references.adapter.spec
         if spec.gated is None:
             raise MismatchError("an adapter with gated layers (GLIGEN, Subject-Diffusion)", f"{spec.file}, {spec.describe()}", "Bind these references with apply_image_attention.")
@@ -74,32 +74,35 @@ class GatedAdapter:
         for hook in self._hooks:
             hook.remove()
         self._before, self._hooks = [], []
-        self._cache.clear()
+        self._run.clear()
 
     def at(self, percent: float) -> None:
         """Say where the run is: ComfyUI's percent of the next model call (0 = the first step's noise, 1 = none; see `sampling.percent_of`)."""
-        s = self.settings
-        self.scale = s.strength * scale_at(percent, s.end_percent, s.decay_percent)
-        self._strengths = tuple(x.weight if inside(percent, x.start_percent, x.end_percent) else 0.0 for x in self.references.subjects)
+        self._now = gated_strengths(self.settings, self.references.subjects, spans_at(percent), lambda: percent)
 
     @property
     def active(self) -> bool:
         """Whether anybody acts in this step."""
-        return self.scale != 0.0 and any(self._strengths) and any(self.roles)
+        return self._now is not None and any(self.roles)
 
     def objects(self, index: int) -> ObjectTokens:
         """Keys and values of one layer for the parts of the batch that have a role, [G, M, C]; everything is projected once for each set of strengths."""
-        roles, s = tuple(role for role in self.roles if role), self.settings
+        roles, weights = tuple(role for role in self.roles if role), self._now.weights
 
         def project() -> list[ObjectTokens]:
-            groups = [Group(role, self._strengths) for role in roles]
-            return layer_objects(self.references.adapter.gated, self.references, groups, s.use_bbox, self._unet.dtype)
+            groups = [Group(role, weights) for role in roles]
+            return layer_objects(self.references.adapter.gated, self.references, groups, self.settings.use_bbox, self._unet.dtype)
 
-        return self._once(("objects", roles, self._strengths), project)[index]
+        return self._run.once(("objects", roles, weights), project)[index]
+
+    @property
+    def scale(self) -> float:
+        """The scale of both gated residuals in this step, 0 where nobody acts."""
+        return 0.0 if self._now is None else self._now.scale
 
     @property
     def _idle(self) -> bool:
-        return self.settings.strength == 0.0 or not any(subject.weight for subject in self.references.subjects)
+        return is_idle(self.settings.strength, self.references.subjects)
 
     def _announce(self, block: BasicTransformerBlock, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Makes a block call its fuser; objects that the caller gives for diffusers' own fuser stay as they are."""
@@ -112,19 +115,14 @@ class GatedAdapter:
         """Subject-Diffusion's fifth input channel, which adds to the first convolution; rows without the subjects have a mask of zeros."""
         if not self.active or COND not in self.roles:
             return None
-        size, mask_conv = tuple(args[0].shape[-2:]), self.references.adapter.gated.mask_conv
+        size, weights, mask_conv = tuple(args[0].shape[-2:]), self._now.weights, self.references.adapter.gated.mask_conv
 
         def convolve() -> torch.Tensor:
-            return mask_conv(mask_channel(self.references, self._strengths, size).to(output).unsqueeze(0))
+            return mask_conv(mask_channel(self.references, weights, size).to(output).unsqueeze(0))
 
-        mask = self._once(("mask", self._strengths, size), convolve)  # 1, C, h, w
+        mask = self._run.once(("mask", weights, size), convolve)  # 1, C, h, w
         parts = in_parts(output, self.roles)
         return torch.cat([part + mask if role == COND else part for part, role in zip(parts, self.roles, strict=True)])
-
-    def _once(self, key: Any, make: Callable[[], T]) -> T:
-        if key not in self._cache:
-            self._cache[key] = make()
-        return self._cache[key]
 
 
 def apply_gated(unet: UNet2DConditionModel, references: References, settings: GatedSettings, roles: Sequence[str | None] = (UNCOND, COND)) -> GatedAdapter:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ...attention.guidance import umm_coefficients
 from ...binding.layer_tokens import COND, UNCOND
+from ...binding.two_strengths import SecondStrength
 from ...errors import MismatchError
 from .encoders import Prompt
 from .image_attention import inside
@@ -16,7 +17,7 @@ SUBJECT_DIFFUSION, UMM = "subject_diffusion", "umm"
 
 
 @dataclass(frozen=True)
-class Guidance:
+class Guidance(SecondStrength):
     """Widgets of Two-Strength Guider beside cfg. method: 'subject_diffusion' or 'umm'; second goes in a straight line to second_end between the percents, which are ComfyUI's."""
 
     method: str
@@ -29,8 +30,7 @@ class Guidance:
         """Its value in a model call, None outside the range."""
         if not inside(percent, self.start_percent, self.end_percent):
             return None
-        done = (percent - self.start_percent) / (self.end_percent - self.start_percent)
-        return self.second + (self.second_end - self.second) * min(max(done, 0.0), 1.0)
+        return self.second_inside(percent)
 
 
 def factors(guidance: Guidance | None, cfg: float, percent: float) -> dict[str, float]:
@@ -53,10 +53,7 @@ def branches(guidance: Guidance | None, positive: Prompt, negative: Prompt, midd
     if guidance and guidance.method == UMM:
         if middle is None:
             raise MismatchError("the prompt without its subjects as the middle for method umm", "none", "Give the second of what encode_prompt returns.")
-        ends = guidance.second, guidance.second_end
-        if not 0.0 <= min(ends) <= max(ends) <= 1.0:
-            do = "For umm they are alpha, the subjects' share of the guidance. Start with 0.5."
-            raise MismatchError("'second' and 'second_end' from 0 to 1 for method umm", f"{ends[0]:g} and {ends[1]:g}", do)
+        guidance.check_shares()
     return {NEGATIVE: negative, MIDDLE: negative if middle is None else middle, POSITIVE: positive}
 
 

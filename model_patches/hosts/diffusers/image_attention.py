@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -11,19 +11,22 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch.nn.functional import scaled_dot_product_attention
 
-from ...attention.decoupled import LayerTokens, image_delta
-from ...binding.checks import check_names, check_widths, limited, limits_on_grid, with_masks_for
-from ...binding.layer_tokens import COND, UNCOND, image_columns, layer_tokens, name_segments, project_images, project_names
+from ...attention.decoupled import LayerTokens
+from ...binding.checks import check_names, check_widths
+from ...binding.layer_tokens import COND, UNCOND, call_tokens, gain_weights, layer_delta, project_images, project_names
+from ...binding.limits import group_limits, limited, pictured
+from ...binding.plan import ImageStrengths, Inside, image_strengths, is_idle, needs_names, takes_part
+from ...binding.run_cache import RunCache
 from ...binding.settings import ImageAttentionSettings
+from ...binding.stack import DeltaStack, at_first_call
 from ...errors import MismatchError
-from ...relevance.maps import AppliedMaps, Part, applied_maps
+from ...relevance.maps import AppliedMaps, add_owned, applied_maps, empty_sums, part_of
 from ...subjects import References
 
 Roles = tuple[str | None, ...]  # what the equal parts of a batch get, in order: UNCOND, COND, or None (no references)
 PARTS = ("down_blocks", "up_blocks", "mid_block")  # order of published adapters
 PLAIN = (AttnProcessor, AttnProcessor2_0)
 PERCENT_ROUNDING = 1e-6  # a step that lies on the end of a range belongs to it, whatever float32 made of its timestep
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +63,11 @@ class ImageAttention:
         self.references, self.settings, self.roles, self.merged = references, settings, tuple(roles), merged
         self.recording, self._seen = recording, {}
         self._unet, self._layers = unet, cross_layers(unet)
-        self._cache: dict[Any, Any] = {}
+        self._run = RunCache()
         self._grids: dict[Transformer2DModel, tuple[int, int]] = {}
         self._before: list[tuple[Attention, Any]] = []
         self._hooks: list[Any] = []
-        self._strengths: tuple[float, ...] = ()
-        self.boxed = False
+        self._now: ImageStrengths | None = None
         if self._idle:
             return
         check_widths(references.adapter.spec, [layer.attention.to_q.out_features for layer in self._layers], self._layers[0].attention.to_k.in_features)
@@ -89,58 +91,50 @@ class ImageAttention:
         for hook in self._hooks:
             hook.remove()
         self._before, self._hooks = [], []
-        self._cache.clear()
+        self._run.clear()
 
     def at(self, percent: float) -> None:
         """Say where the run is: ComfyUI's percent of the next model call (0 = the first step's noise, 1 = none; see `sampling.percent_of`)."""
-        s = self.settings
-        ours = inside(percent, s.start_percent, s.end_percent)
-        self._strengths = tuple(s.weight * x.weight if ours and inside(percent, x.start_percent, x.end_percent) else 0.0 for x in self.references.subjects)
-        self.boxed = inside(percent, 0.0, s.box_end_percent)
+        self._now = image_strengths(self.settings, self.references.subjects, spans_at(percent))
 
     @property
     def active(self) -> bool:
         """Whether anybody acts in this step."""
-        return any(self._strengths) and any(self.acting)
+        return self._now is not None and any(self.acting)
 
     @property
     def acting(self) -> Roles:
         """The roles, with None for parts that get nothing: those of role UNCOND where the adapter has no empty tokens."""
-        return tuple(role if role == COND or self.references.uncond_tokens is not None else None for role in self.roles)
+        return tuple(role if takes_part(self.references, role) else None for role in self.roles)
 
     @property
     def strengths(self) -> torch.Tensor:
-        """[M] float32, weight of each subject in this step."""
-        return self._once(("strengths", self._strengths), lambda: torch.tensor(self._strengths, device=self._place[0]))
+        """[M] float32, weight of each subject in this step, in which somebody acts."""
+        weights = self._now.weights
+        return self._run.once(("strengths", weights), lambda: torch.tensor(weights, device=self._place[0]))
 
     def tokens(self, index: int) -> LayerTokens:
         """Keys, values and name keys of one layer for the parts of the batch that have a role, [G, ...]; everything is projected once a run."""
-        device, dtype = self._place
+        (device, dtype), references, once = self._place, self.references, self._run.once
         bases = [(layer.attention.to_k, layer.attention.to_v) for layer in self._layers] if self._through_base else None
-        images = self._once("images", lambda: project_images(self.references.adapter.layers, self.references, device, dtype, bases, self.merged))
-        names = segments = None
-        if self.recording or self.settings.mixing.needs_relevance(len(self.references.subjects)):
-            names = self._once("names", lambda: project_names((layer.attention.to_k for layer in self._layers), self.references, device, dtype))[index]
-            segments = self._once("segments", lambda: name_segments(self.references, device))
-        roles = tuple(role for role in self.acting if role)
-        without_absent = self.settings.mixing.merge == self.references.adapter.spec.merge == "joint"  # as such adapters mask them
-        columns = self._once("columns", lambda: image_columns(self.references, without_absent, device))
-        return self._once(("tokens", index, roles), lambda: layer_tokens(images[index], names, segments, roles, columns).prepared(self._layers[index].attention.heads))
+        images, names = once(("images",), lambda: project_images(references.adapter.layers, references, device, dtype, bases, self.merged)), None
+        if needs_names(references, self.settings, self.recording):
+            names = once(("names",), lambda: project_names((layer.attention.to_k for layer in self._layers), references, device, dtype))
+        roles, heads = tuple(role for role in self.acting if role), [layer.attention.heads for layer in self._layers]
+        return once(("tokens", roles), lambda: call_tokens(references, self.settings, images, names, roles, heads, device))[index]
 
     def gain_weights(self, index: int) -> torch.Tensor | None:
         """[C], what the text gain of one layer is made with, or None where the adapter has none."""
-        layers = self.references.adapter.layers.layers
-        return self._once("gains", lambda: [layer.gain_weights(*self._place) for layer in layers])[index]
+        return self._run.once(("gains",), lambda: gain_weights(self.references.adapter.layers, *self._place))[index]
 
     def limits(self, transformer: Transformer2DModel, positions: int, pictures: int) -> torch.Tensor | None:
         """m of every subject, [1, 1 or B, M, N], or None where nothing limits or the layer's positions are not its transformer's grid."""
-        grid = self._grids.get(transformer)
-        if grid is None or grid[0] * grid[1] != positions or not limited(self.references.subjects, self.boxed):
+        grid, boxed = self._grids.get(transformer), self._now.boxed
+        if grid is None or grid[0] * grid[1] != positions or not limited(self.references.subjects, boxed):
             return None
-        subjects, _ = with_masks_for(self.references.subjects, range(pictures), True)
-        numbers = tuple(range(pictures)) if any(s.region is not None and s.region.ndim == 3 for s in subjects) else ()
-        return self._once(("limits", grid, self.boxed, numbers),
-                          lambda: limits_on_grid(subjects, self.settings, grid, self.boxed, self._place[0], pictures=numbers)[None])
+        found = self._run.once(("pictures", pictures), lambda: pictured(self.references.subjects, range(pictures), True))
+        return self._run.once(("limits", grid, boxed, found.pictures),
+                              lambda: group_limits(found.subjects, self.settings, grid, boxed, self._place[0], pictures=found.pictures))
 
     def observer(self, transformer: Transformer2DModel, roles: Sequence[str]) -> Callable[[torch.Tensor], None] | None:
         """What a layer of this transformer is to tell who owns its positions, [G, B, M, N] for groups of these roles; None unless recording."""
@@ -150,27 +144,25 @@ class ImageAttention:
 
         def observe(owned: torch.Tensor) -> None:
             acting = (self.strengths != 0).float()
-            total, count = self._seen.setdefault(grid, (torch.zeros(len(acting), grid[0] * grid[1], device=owned.device), torch.zeros_like(acting)))
+            sums = self._seen.setdefault(grid, empty_sums(len(acting), grid, owned.device))
             for group, role in enumerate(roles):
                 if role == COND:
-                    total.addcmul_(owned[group].mean(0), acting.unsqueeze(1))
-                    count.add_(acting)
+                    add_owned(sums, owned[group], acting)
 
         return observe
 
     def maps(self) -> AppliedMaps | None:
         """Who owned which positions, averaged over what the run saw; None where nobody acted or nothing was recorded."""
-        parts = [Part(total.cpu().unflatten(1, grid), count.cpu()) for grid, (total, count) in self._seen.items()]
-        return applied_maps(self.references, self.settings.mixing.merge, parts)
+        return applied_maps(self.references, self.settings.mixing.merge, [part_of(sums, grid) for grid, sums in self._seen.items()])
 
     @property
     def _place(self) -> tuple[torch.device, torch.dtype]:
         """The UNet's device and dtype, looked up once a run: the UNet walks through all of its modules for each."""
-        return self._once("place", lambda: (self._unet.device, self._unet.dtype))
+        return self._run.once(("place",), lambda: (self._unet.device, self._unet.dtype))
 
     @property
     def _idle(self) -> bool:
-        return self.settings.weight == 0.0 or not any(subject.weight for subject in self.references.subjects)
+        return is_idle(self.settings.weight, self.references.subjects)
 
     @property
     def _through_base(self) -> bool:
@@ -180,11 +172,6 @@ class ImageAttention:
     def _see_grid(self, transformer: Transformer2DModel, args: tuple, kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]  # B, C, h, w
         self._grids[transformer] = tuple(hidden.shape[-2:])
-
-    def _once(self, key: Any, make: Callable[[], T]) -> T:
-        if key not in self._cache:
-            self._cache[key] = make()
-        return self._cache[key]
 
 
 def apply_image_attention(unet: UNet2DConditionModel, references: References, settings: ImageAttentionSettings, roles: Sequence[str | None] = (UNCOND, COND),
@@ -202,6 +189,11 @@ def inside(percent: float, start: float, end: float) -> bool:
     if start >= end:
         return False
     return (start <= 0.0 or percent >= start - PERCENT_ROUNDING) and (end >= 1.0 or percent <= end + PERCENT_ROUNDING)
+
+
+def spans_at(percent: float) -> Inside:
+    """Return what tells which spans of the run a model call at `percent` lies in."""
+    return lambda spans: [inside(percent, *span) for span in spans]
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,32 +215,21 @@ class LayerDelta:
         if query.shape[0] % len(roles):
             raise MismatchError(f"a batch of {len(roles)} equal parts (roles {owner.roles})", f"{query.shape[0]} rows", "Give 'roles' as the batch is made up.")
         q, taking = query.unflatten(0, (len(roles), -1)), [g for g, role in enumerate(roles) if role]
-        gain_weights = owner.gain_weights(self.index)
-        plain = text().unflatten(0, (len(roles), -1)) if gain_weights is not None else None
+        gain = owner.gain_weights(self.index)
+        plain = None if gain is None else text().unflatten(0, (len(roles), -1))
         if len(taking) < len(roles):
             q, plain = (None if x is None else torch.stack([x[g] for g in taking]) for x in (q, plain))
-        logits = None if plain is None else plain @ gain_weights
         limits = owner.limits(self.place.transformer, query.shape[1], q.shape[1])
         observe = owner.observer(self.place.transformer, [role for role in roles if role])
-        delta = image_delta(q, owner.tokens(self.index), owner.strengths, self.place.attention.heads, owner.settings.mixing, limits, plain, logits, observe)
+        delta = layer_delta(q, owner.tokens(self.index), owner.strengths, self.place.attention.heads, owner.settings.mixing, limits, gain, plain, observe)
         if len(taking) < len(roles):
             rest = torch.zeros_like(delta[0])
             delta = torch.stack([delta[taking.index(g)] if g in taking else rest for g in range(len(roles))])
         return delta.flatten(0, 1).flatten(-2)
 
 
-class CrossAttentionProcessor:
+class CrossAttentionProcessor(DeltaStack[LayerDelta]):
     """Plain text attention plus deltas, or, where a foreign processor was there before, its result plus the deltas."""
-
-    def __init__(self, previous: Any, deltas: tuple[LayerDelta, ...]):
-        self.previous, self.deltas = previous, deltas
-
-    @classmethod
-    def on(cls, previous: Any, delta: LayerDelta) -> CrossAttentionProcessor:
-        """A processor on top of the layer's present one; one of ours takes the delta in instead of being called."""
-        if isinstance(previous, cls):
-            return cls(previous.previous, previous.deltas + (delta,))
-        return cls(previous, (delta,))
 
     def __call__(self, attention: Attention, hidden_states: torch.Tensor, encoder_hidden_states: Any = None,
                  attention_mask: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -256,13 +237,8 @@ class CrossAttentionProcessor:
         deltas = [delta for delta in self.deltas if delta.active]
         if not deltas:
             return self.previous(attention, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
-        query, plain = attention.to_q(hidden_states), []
-
-        def text() -> torch.Tensor:
-            if not plain:
-                plain.append(text_attention(attention, query, encoder_hidden_states, attention_mask))
-            return plain[0]
-
+        query = attention.to_q(hidden_states)
+        text = at_first_call(lambda: text_attention(attention, query, encoder_hidden_states, attention_mask))
         added = sum(delta(query, text) for delta in deltas)
         to_out, dropout = attention.to_out
         if isinstance(self.previous, PLAIN):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...binding.plan import is_delayed
 from ...errors import MismatchError
 from ...prompt.fusion import Encoded, Streams, fuse_prompt
 from ...subjects import References
@@ -56,7 +57,6 @@ def encode_prompt(texts: ClipTexts, references: References, text: str, start_per
         raise MismatchError("references of an adapter that acts in the prompt", found, "Encode the prompt with ClipTexts.encode_prompt.")
     (found,), _ = fuse_prompt(references, text, TextsPromptEncoder(texts, adapter.fusion), places_of, warn)
     plain = Prompt(found.plain.states, found.plain.pooled)
-    delayed = start_step > 0 if start_step >= 0 else start_percent > 0.0
-    if found.fused is found.plain or not delayed:
+    if found.fused is found.plain or not is_delayed(start_percent, start_step):
         return Prompt(found.fused.states, found.fused.pooled), plain
     return Prompt(found.fused.states, found.fused.pooled, plain, start_percent, start_step), plain

@@ -11,6 +11,7 @@ import torch
 from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 
 from ...adapter import Adapter
+from ...binding.plan import waits_for_prompt
 from ...binding.settings import GatedSettings, ImageAttentionSettings
 from ...errors import MismatchError
 from ...relevance.maps import AppliedMaps
@@ -76,9 +77,8 @@ def sample(unet: UNet2DConditionModel, scheduler: EulerDiscreteScheduler, positi
             context, extra = conditions[key]
             waiting = [prompt is not prompts[name] for name, prompt in zip(shares, now, strict=True)]  # for their subjects
             for apply in bound:
-                prompt = apply.references.adapter.spec.prompt
-                begins_with_prompt = prompt is not None and prompt.fusion.starts_image_attention
-                apply.roles = tuple(None if begins_with_prompt and wait else ROLES[name] for name, wait in zip(shares, waiting, strict=True))
+                waits = waits_for_prompt(apply.references)
+                apply.roles = tuple(None if waits and wait else ROLES[name] for name, wait in zip(shares, waiting, strict=True))
                 apply.at(percent)
             rows = scheduler.scale_model_input(latent, t).to(dtype).repeat(len(now), 1, 1, 1)
             predictions = unet(rows, t, encoder_hidden_states=context, added_cond_kwargs=extra).sample.float().chunk(len(now))

@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from ...adapter import LoraPair, Weights
+from ...binding.checks import check_whole_weights
 from ...checkpoints.unet_layout import ldm_names
 from ...errors import MismatchError
 from .encoders import ClipTexts
@@ -53,8 +54,8 @@ def text_weights(texts: ClipTexts, weights: Weights, strength: float = 1.0, with
 @contextmanager
 def exchanged(places: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Tensor], pairs: Mapping[str, LoraPair], strength: float, what: str) -> Iterator[None]:
     """Parameters with whole tensors in their place, or with low-rank changes added to them, while it is open. what: whose they are, for messages."""
-    if tensors and strength not in (0.0, 1.0):
-        raise MismatchError("strength 1, since full weights replace the model's own", f"{strength:g}", "Set it to 1, or to 0 to leave the model unchanged.")
+    if tensors:
+        check_whole_weights(strength)
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()} | {name: [len(pair.up), pair.down.shape[1]] for name, pair in pairs.items()}
     for name, shape in shapes.items():
         here = list(places[name].shape) if name in places else "no such tensor"

@@ -9,12 +9,11 @@ import comfy.clip_vision
 import comfy.model_management
 import torch
 
-from ....encoding.interfaces import check_vision_weights
-from ....errors import MismatchError, SubjectError
+from ....encoding.interfaces import BATCH, check_vision_weights
+from ....errors import MismatchError
+from ....prompt.tokens import EOS, name_too_long
 
-BATCH = 32  # photos in one encoder call
 CLS_LENGTH = BOS_LENGTH = 1
-EOS = 49407  # in CLIP's vocabulary
 CLIP_STREAMS = ("l", "g", "h")  # the host's names of CLIP-L, OpenCLIP bigG and OpenCLIP H
 
 
@@ -105,7 +104,7 @@ class HostNameEncoder:
             found = f"a text encoder of another kind ({', '.join(streams)})"
             raise MismatchError("the CLIP of an SD1.5, SD2 or SDXL checkpoint", found, "Wire the CLIP of the checkpoint that you sample with.")
         if any(len(chunks) != 1 for chunks in streams.values()):
-            raise SubjectError("a name of at most 75 tokens", f"'{name[:40]}...', which is longer", "Use the few words that name the subject in the prompt.")
+            raise name_too_long(name)
         return {stream: [(token, 1.0) for token, *_ in chunks[0]] for stream, chunks in streams.items()}
 
     def _encode(self, chunks: Sequence[dict[str, list]]) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from ....errors import MismatchError
 from ....prompt.fusion import Encoded, FusedText, Streams, fuse_prompt
+from ....prompt.tokens import word_embeddings
 from ....subjects import References, called
 from ..loading.adapters import HostAdapter
 from ..messages import info
@@ -36,11 +37,7 @@ class HostPromptEncoder:
         self._clip.load_model()
         table = getattr(self._clip.cond_stage_model, f"clip_{stream}").transformer.get_input_embeddings()
         device = self._clip.patcher.load_device
-        ids = torch.tensor([token if isinstance(token, int) else 0 for token in tokens], device=device)
-        found = table(ids, out_dtype=torch.float32)
-        for i, token in enumerate(tokens):
-            if not isinstance(token, int):
-                found[i] = token.to(found)
+        found = word_embeddings(tokens, lambda ids: table(torch.tensor(ids, device=device), out_dtype=torch.float32))
         return found.to(comfy.model_management.intermediate_device())
 
     def encode(self, streams: Streams) -> list[Encoded]:

@@ -16,6 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from ....attention.guidance import equivalent_uncond, subject_guidance, umm_guidance
 from ....binding.layer_tokens import COND
 from ....binding.settings import check_finite
+from ....binding.two_strengths import SecondStrength
 from ....errors import MismatchError
 from ..sampling.clock import Clock, percent_table, sigma_range
 from ..sampling.conditioning import KEY, Conditioning, Record, attach, text_source
@@ -28,7 +29,7 @@ NEAR_ONE = 1e-4  # a cfg this near to 1 counts as 1 where a formula divides by c
 
 
 @dataclass(frozen=True)
-class GuidanceSettings:
+class GuidanceSettings(SecondStrength):
     """Widgets of Two-Strength Guider. cfg, second, second_end: 0..100; second goes in a straight line to second_end between the percents, which are ComfyUI's."""
 
     cfg: float = 7.5
@@ -59,8 +60,7 @@ class Course:
             return None
         if s.second == s.second_end:
             return s.second
-        done = (self._percent(sigma) - s.start_percent) / (s.end_percent - s.start_percent)
-        return s.second + (s.second_end - s.second) * done.clamp(0.0, 1.0)
+        return s.second_inside(self._percent(sigma))
 
     def _percent(self, sigma: torch.Tensor) -> torch.Tensor:
         """The run's percent at each sigma, read from a table on the same device."""
@@ -152,13 +152,10 @@ class UMMGuider(TwoScaleGuider):
 
     def set_branches(self, positive: Conditioning, negative: Conditioning, middle: Conditioning | None) -> None:
         """Raise MismatchError where middle is None, or second is no alpha."""
-        s = self.settings
         if middle is None:
             do = "Wire 'text_only' of Encode Prompt with Subjects into it."
             raise MismatchError("the prompt without its subjects in 'middle' for method umm", "nothing wired", do)
-        if not 0.0 <= min(s.second, s.second_end) <= max(s.second, s.second_end) <= 1.0:
-            do = "For umm they are alpha, the subjects' share of the guidance. Start with 0.5."
-            raise MismatchError("'second' and 'second_end' from 0 to 1 for method umm", f"{s.second:g} and {s.second_end:g}", do)
+        self.settings.check_shares()
         for apply_id in drop_in_ids(self.model_patcher):
             middle = attach(middle, Record(apply_id, COND, None))
         negative = node_helpers.conditioning_set_values(negative, {"prompt_type": "negative"})

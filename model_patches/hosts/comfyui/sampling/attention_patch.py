@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from comfy.ldm.modules import attention
 
+from ....binding.stack import DeltaStack, at_first_call
+
 Options = dict[str, Any]
 Part = tuple[int, int, torch.Tensor]  # first row, number of rows, what is added to them: [rows, N, H, d]
 
@@ -17,33 +19,23 @@ class Delta(Protocol):
     def __call__(self, q: torch.Tensor, text: Callable[[], torch.Tensor], options: Options) -> list[Part]: ...
 
 
-class CrossAttentionPatch:
+class CrossAttentionPatch(DeltaStack[Delta]):
     """`out = previous + sum of deltas`. Deltas see the block's own queries and plain text attention, never each other's results.
 
     own: the attention that the block's checkpoint asks for, see `blocks.own_attentions`, or None.
     """
 
     def __init__(self, previous: Callable[..., torch.Tensor] | None, deltas: tuple[Delta, ...], own: Any = None):
-        self.previous, self.deltas = previous, deltas
+        super().__init__(previous, deltas)
         self._more = {} if own is None else {"preferred_attention": own}
-
-    @classmethod
-    def on(cls, previous: Callable[..., torch.Tensor] | None, delta: Delta, own: Any = None) -> CrossAttentionPatch:
-        """A new patch on top of the slot's present owner; one of ours takes the delta in instead of being called."""
-        if isinstance(previous, CrossAttentionPatch):
-            return cls(previous.previous, previous.deltas + (delta,), own)
-        return cls(previous, (delta,), own)
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -> torch.Tensor:
         """q [rows, N, C], k, v [rows, text tokens, C] -> [rows, N, C], before `to_out`."""
-        plain: list[torch.Tensor] = []
+        def attend() -> torch.Tensor:
+            how = {"attn_precision": options["attn_precision"], "transformer_options": options, **self._more}
+            return attention.optimized_attention(q, k, v, options["n_heads"], **how)
 
-        def text() -> torch.Tensor:
-            if not plain:
-                how = {"attn_precision": options["attn_precision"], "transformer_options": options, **self._more}
-                plain.append(attention.optimized_attention(q, k, v, options["n_heads"], **how))
-            return plain[0]
-
+        text = at_first_call(attend)
         out = text() if self.previous is None else self.previous(q, k, v, options)
         for delta in self.deltas:
             for start, rows, part in delta(q, text, options):

@@ -7,32 +7,25 @@ from typing import Any
 
 import torch
 
-from ....attention.gated import ObjectTokens, scale_at
+from ....attention.gated import ObjectTokens
 from ....binding.layer_tokens import COND
 from ....binding.object_tokens import Group, layer_objects, mask_channel
+from ....binding.plan import GatedStrengths, gated_strengths, is_idle
 from ....binding.settings import GatedSettings
 from ....encoders.fuser import GatedFuser
 from ....encoding.summary import counted
 from ....subjects import References
 from .attention_patch import Options
 from .blocks import Key
-from .clock import percent_reader, sigma_range
+from .clock import percent_reader
 from .conditioning import Chunk
-from .hook import Call, Hook, model_dtype, placed, window_of, with_subjects
+from .hook import Call, Hook, model_dtype, placed, spans_of_run, window_of, with_subjects
 from .other_packs import named, patches_of
 from .rows import rows_from_options, rows_of_chunks
 from .run import Run
 
 KEPT = 8  # subjects that come and go, and areas, make several sets of objects in a run; so many are kept
 FIRST = ("input", 0)  # the UNet's first convolution, as the host names it
-
-
-@dataclass(frozen=True)
-class Strengths:
-    """Weight of each subject in a call (0 outside its range), and the scale of both gated residuals."""
-
-    weights: tuple[float, ...]
-    scale: float
 
 
 class GatedAdapter(Hook):
@@ -57,24 +50,18 @@ class GatedAdapter(Hook):
     @property
     def idle(self) -> bool:
         """Strength 0, or every subject at weight 0."""
-        return self.settings.strength == 0.0 or not any(subject.weight for subject in self.references.subjects)
+        return is_idle(self.settings.strength, self.references.subjects)
 
-    def located(self, now: Strengths) -> bool:
+    def located(self, now: GatedStrengths) -> bool:
         """Whether a subject that acts now has a box."""
         return any(subject.box is not None for subject, weight in zip(self.references.subjects, now.weights, strict=True) if weight)
 
-    def strengths(self, run: Run, model_sampling: Any, sigma: torch.Tensor) -> Strengths | None:
+    def strengths(self, run: Run, model_sampling: Any, sigma: torch.Tensor) -> GatedStrengths | None:
         """Weights and scale of this call, None where nothing acts."""
-        s, subjects = self.settings, self.references.subjects
-        if self.idle:
-            return None
-        scale = s.strength
-        if s.end_percent < 1.0:
-            percent_of = run.once(("percents",), lambda: percent_reader(model_sampling))
-            scale *= scale_at(run.clock.percent(percent_of, sigma), s.end_percent, s.decay_percent)
-        ranges = run.once(("ranges",), lambda: [sigma_range(model_sampling, x.start_percent, x.end_percent) for x in subjects])
-        weights = tuple(x.weight if on else 0.0 for x, on in zip(subjects, run.clock.inside(ranges, sigma), strict=True))
-        return Strengths(weights, scale) if scale and any(weights) else None
+        def percent() -> float:
+            return run.clock.percent(run.once(("percents",), lambda: percent_reader(model_sampling)), sigma)
+
+        return gated_strengths(self.settings, self.references.subjects, spans_of_run(run, model_sampling, sigma), percent)
 
     def bind(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor, options: Options) -> Options:
         """Appends our patches to the host's lists, so that everybody else's act too."""

@@ -16,11 +16,12 @@ from comfy.patcher_extension import WrappersMP
 
 from ....attention.limits import WHOLE, Window
 from ....binding.layer_tokens import COND
+from ....binding.plan import Inside, Span, waits_for_prompt
 from ....prompt.graph_crops import samples_a_part
 from ....subjects import References
 from .attention_patch import Options
 from .blocks import Grid
-from .clock import Clock
+from .clock import Clock, sigma_range
 from .conditioning import KEY, Chunk, Lists, Roles, foreign_ids
 from .execution import executing, first_time
 from .other_packs import named
@@ -167,8 +168,7 @@ class Hook(ABC):
 
     def _waiting(self, conds: Sequence[Sequence[dict] | None]) -> set[tuple[int, Any]]:
         """Entries whose subjects are not in the prompt yet, for an adapter that acts there too and begins with it, as MM-Diff was published."""
-        prompt = self.references.adapter.spec.prompt
-        if prompt is None or not prompt.fusion.starts_image_attention:
+        if not waits_for_prompt(self.references):
             return set()
         return {(index, entry["uuid"]) for index, entries in enumerate(conds) for entry in entries or () if entry.get(PHASE, (None, AFTER))[1] is BEFORE}
 
@@ -208,6 +208,14 @@ class Hook(ABC):
         if native and not 0.5 <= (w * h) / native**2 <= 3.0:
             sentence = f"generate near {native}x{native}, which {spec.base} was made for, and upscale afterwards"
             run.say(f"{sentence}: at {w}x{h} subjects are often missing or doubled.", logging.WARNING)
+
+
+def spans_of_run(run: Run, model_sampling: Any, sigma: torch.Tensor) -> Inside:
+    """Return what tells which spans of the run a call with this sigma [rows] lies in; a run asks for the same spans at each of its calls."""
+    def inside(spans: Sequence[Span]) -> list[bool]:
+        return run.clock.inside(run.once(("ranges",), lambda: [sigma_range(model_sampling, *span) for span in spans]), sigma)
+
+    return inside
 
 
 def _begins_from_a_picture(noise: torch.Tensor, latent_image: torch.Tensor) -> bool:

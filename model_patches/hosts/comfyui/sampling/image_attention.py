@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from ....attention.decoupled import LayerTokens, image_delta
-from ....binding.checks import limited, limits_on_grid, with_masks_for
-from ....binding.layer_tokens import COND, Projected, image_columns, layer_tokens, name_segments, project_images, project_names
+from ....attention.decoupled import LayerTokens
+from ....binding.layer_tokens import Projected, call_tokens, gain_weights, layer_delta, project_images, project_names
+from ....binding.limits import Pictured, group_limits, limited, pictured
+from ....binding.plan import ImageStrengths, image_strengths, is_idle, needs_names, takes_part
 from ....binding.settings import ImageAttentionSettings
 from ....encoding.summary import counted, who
 from ....subjects import References, ReferenceSubject, called
 from .attention_patch import Options, Part, install
 from .blocks import Block, grids_of, own_attentions, text_keys, text_values
-from .clock import FULL, sigma_range
 from .conditioning import Chunk
-from .hook import Call, Grid, Hook, model_dtype, placed, window_of, with_subjects
+from .hook import Call, Grid, Hook, model_dtype, placed, spans_of_run, window_of, with_subjects
 from .other_packs import named, patches_of
 from .record import RECORDINGS, Observe, Recording, Tally, observer
 from .rows import rows_from_options
@@ -28,14 +28,6 @@ from .weights import weights_of
 KEPT = 16  # sets of weights that subjects coming and going make in a run
 LIMITS = 192  # limits that areas, tiles and windows over the batch make: a UNet has up to seven grids
 WEIGHT_STATES = 8  # hook schedules change the UNet's weights within a run; the keys of so many states are kept
-
-
-@dataclass(frozen=True)
-class Strengths:
-    """Weight of each subject in a call (0 outside its range), and whether boxes still limit."""
-
-    weights: tuple[float, ...]
-    boxed: bool
 
 
 class ImageAttention(Hook):
@@ -61,34 +53,20 @@ class ImageAttention(Hook):
     @property
     def idle(self) -> bool:
         """Weight 0, or every subject at weight 0."""
-        return self.settings.weight == 0.0 or not any(subject.weight for subject in self.references.subjects)
+        return is_idle(self.settings.weight, self.references.subjects)
 
-    def located(self, now: Strengths) -> bool:
+    def located(self, now: ImageStrengths) -> bool:
         """Whether a region, or a box that limits now, holds a subject back that acts now."""
         acting = [subject for subject, weight in zip(self.references.subjects, now.weights, strict=True) if weight]
         return limited(acting, now.boxed and self.settings.box_strength > 0.0)
 
-    def strengths(self, run: Run, model_sampling: Any, sigma: torch.Tensor) -> Strengths | None:
+    def strengths(self, run: Run, model_sampling: Any, sigma: torch.Tensor) -> ImageStrengths | None:
         """Weight of each subject in this call, None where nobody acts."""
-        s, subjects = self.settings, self.references.subjects
-        if self.idle:
-            return None
-
-        def ranges() -> list[tuple[float, float]]:
-            spans = [(s.start_percent, s.end_percent), (0.0, s.box_end_percent)] + [(x.start_percent, x.end_percent) for x in subjects]
-            found = [sigma_range(model_sampling, *span) for span in spans]
-            if s.box_strength == 0.0 or all(x.box is None for x in subjects):
-                found[1] = FULL
-            return found
-
-        ours, boxed, *active = run.clock.inside(run.once(("ranges",), ranges), sigma)
-        weights = tuple(s.weight * x.weight if ours and on else 0.0 for x, on in zip(subjects, active, strict=True))
-        return Strengths(weights, boxed) if any(weights) else None
+        return image_strengths(self.settings, self.references.subjects, spans_of_run(run, model_sampling, sigma))
 
     def bind(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor, options: Options) -> Options:
         """Puts a delta on every cross-attention layer; rows of role UNCOND are left alone by adapters that have no empty tokens."""
-        if self.references.uncond_tokens is None:
-            chunks = [chunk if chunk and chunk.role == COND else None for chunk in chunks]
+        chunks = [chunk if chunk and takes_part(self.references, chunk.role) else None for chunk in chunks]
         if not any(chunks):
             return options
         own = call.run.once(("own attention", id(model.diffusion_model)), lambda: own_attentions(model.diffusion_model, self.blocks))
@@ -101,11 +79,11 @@ class ImageAttention(Hook):
         images = self._images(run, module, model, device, dtype, weights)
         recordings: Sequence[Recording] = options.get(RECORDINGS, ())
         tallies = tuple(tally for recording in recordings if (tally := recording.tally(self)) is not None)
-        if tallies or self.settings.mixing.needs_relevance(len(self.references.subjects)):
+        if needs_names(self.references, self.settings, bool(tallies)):
             keys = (text_keys(model.diffusion_model, block) for block in self.blocks)
             names = run.once(("names", device, dtype, weights), lambda: project_names(keys, self.references, device, dtype), WEIGHT_STATES)
         roles = tuple(chunk.role for chunk in chunks if chunk)
-        gains = run.once(("gains", device, dtype), lambda: [layer.gain_weights(device, dtype) for layer in module.layers])
+        gains = run.once(("gains", device, dtype), lambda: gain_weights(module, device, dtype))
         tokens = run.once(("tokens", roles, device, dtype, weights), lambda: self._tokens(images, names, roles, device), 2 * WEIGHT_STATES)
         strengths = run.once(("strengths", call.now.weights, device), lambda: torch.tensor(call.now.weights, device=device), KEPT)
         acting = run.once(("acting", call.now.weights, device), lambda: (strengths != 0).float(), KEPT) if tallies else None
@@ -134,26 +112,18 @@ class ImageAttention(Hook):
 
     def _tokens(self, images: Sequence[Projected], names: Sequence[torch.Tensor] | None, roles: Sequence[str], device: torch.device) -> list[LayerTokens]:
         """Every layer's tokens for the roles of a call's chunks."""
-        without_absent = self.settings.mixing.merge == self.references.adapter.spec.merge == "joint"  # as such adapters mask them
-        columns, segments = image_columns(self.references, without_absent, device), None if names is None else name_segments(self.references, device)
-        found = []
-        for block, image, name in zip(self.blocks, images, names or [None] * len(images), strict=True):
-            tokens = layer_tokens(image, name, segments, roles, columns).prepared(block.heads)
-            found.append(tokens.float() if block.precision == torch.float32 else tokens)
-        return found
+        found = call_tokens(self.references, self.settings, images, names, roles, [block.heads for block in self.blocks], device)
+        return [tokens.float() if block.precision == torch.float32 else tokens for block, tokens in zip(self.blocks, found, strict=True)]
 
     def _pictured(self, call: Call, options: Options) -> tuple[Sequence[ReferenceSubject], tuple[int, ...]]:
         """The subjects as a call needs their regions, and the number of each of its pictures, () where no region differs between them."""
-        subjects = self.references.subjects
-        if all(s.region is None or s.region.ndim == 2 for s in subjects):
-            return subjects, ()
-        window = pictures_of_window(options)
+        subjects, window = self.references.subjects, pictures_of_window(options)
         pictures = tuple(range(call.pictures)) if window is None or len(window) != call.pictures else window
-        found, wrong = call.run.once(("pictures", pictures), lambda: with_masks_for(subjects, pictures, window is None), LIMITS)
-        for i in wrong:
+        found: Pictured = call.run.once(("pictures", pictures), lambda: pictured(subjects, pictures, window is None), LIMITS)
+        for i in found.wrong:
             sentence = f"the region of {called(i + 1, subjects[i].name)} has {len(subjects[i].region)} masks for a batch of {counted(len(pictures), 'picture')}"
             call.run.say(f"connect one mask for all pictures, or one for each: {sentence}, so every picture gets their union.", logging.WARNING)
-        return found, pictures if any(s.region is not None and s.region.ndim == 3 for s in found) else ()
+        return found.subjects, found.pictures
 
     def limits(self, call: Call, areas: tuple[tuple[int, ...] | None, ...], grid: Grid, device: torch.device, subjects: Sequence[ReferenceSubject] | None = None,
                pictures: tuple[int, ...] = ()) -> torch.Tensor | None:
@@ -164,7 +134,7 @@ class ImageAttention(Hook):
         areas = areas[:1] if len(set(areas)) == 1 else areas
 
         def maps() -> torch.Tensor:
-            return torch.stack([limits_on_grid(subjects, self.settings, grid, call.now.boxed, device, window_of(area, call.size), pictures) for area in areas])
+            return group_limits(subjects, self.settings, grid, call.now.boxed, device, [window_of(area, call.size) for area in areas], pictures)
 
         return call.run.once(("limits", areas, call.size, grid, call.now.boxed, device, pictures), maps, LIMITS)
 
@@ -225,21 +195,17 @@ class LayerDelta:
             shared.call.run.rest(f"{sentence}: regions and boxes of {shared.owner.node} are ignored in those layers.")
         length = active[0][0][1]
         if all(place[1] == length for place, _ in active) and len(active) * length == q.shape[0]:
-            plain = text().unflatten(0, (-1, length)) if self._needs_text else None
+            plain = None if self.gain_weights is None else text().unflatten(0, (-1, length))
             observe = self._observer([chunk for _, chunk in active], grid, whole)
             return [(0, q.shape[0], self._delta(q.unflatten(0, (-1, length)), self.tokens, limits, plain, options, observe).flatten(0, 1))]
         parts = []
         for g, ((start, length), chunk) in enumerate(active):
-            plain = text()[None, start:start + length] if self._needs_text else None
+            plain = None if self.gain_weights is None else text()[None, start:start + length]
             limit = limits if limits is None or len(limits) == 1 else limits[g:g + 1]
             observe = self._observer([chunk], grid, whole)
             delta = self._delta(q[None, start:start + length], self.tokens.group(g), limit, plain, options, observe)
             parts.append((start, length, delta[0]))
         return parts
-
-    @property
-    def _needs_text(self) -> bool:
-        return self.gain_weights is not None
 
     def _observer(self, chunks: Sequence[Chunk], grid: Grid, whole: bool) -> Observe | None:
         shared = self.shared
@@ -247,11 +213,10 @@ class LayerDelta:
 
     def _delta(self, q: torch.Tensor, tokens: LayerTokens, limits: torch.Tensor | None, plain: torch.Tensor | None, options: Options,
                observe: Observe | None) -> torch.Tensor:
-        logits = None if plain is None else plain @ self.gain_weights
-        dtype, mixing = q.dtype, self.shared.owner.settings.mixing
+        dtype, gain, mixing = q.dtype, self.gain_weights, self.shared.owner.settings.mixing
         if options["attn_precision"] == torch.float32:  # of models whose attention overflows in float16, such as SD2.x
             q, tokens = q.float(), tokens.float()
-        return image_delta(q, tokens, self.shared.strengths, options["n_heads"], mixing, limits, plain, logits, observe).to(dtype)
+        return layer_delta(q, tokens, self.shared.strengths, options["n_heads"], mixing, limits, gain, plain, observe).to(dtype)
 
 
 def pictures_of_window(options: Options) -> tuple[int, ...] | None:

@@ -14,6 +14,7 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from ....binding.plan import is_delayed
 from .clock import EMPTY, FULL, SAME_STEP, Clock, sigma_range
 from .conditioning import Lists
 
@@ -45,7 +46,7 @@ class FusedPrompt:
     @property
     def delayed(self) -> bool:
         """Whether there is a part of the run without the subjects."""
-        return self.start_step > 0 if self.start_step >= 0 else self.start_percent > 0.0
+        return is_delayed(self.start_percent, self.start_step)
 
     def text_for(self, now: torch.Tensor) -> torch.Tensor:
         """The plain counterpart of what other nodes have made of the fused tensor, [1, T', D].
@@ -84,7 +85,7 @@ class PromptSwitch:
         """Makes two entries of each delayed one, before the host prepares them."""
         guider = executor.class_obj
         lists = Lists.of(guider)
-        if any(is_delayed(entry) for entries in guider.conds.values() for entry in entries):
+        if any(changes_in_run(entry) for entries in guider.conds.values() for entry in entries):
             guider.conds = mirrored(guider.conds)
         guider.conds = {name: [part for entry in entries for part in phases(entry)] for name, entries in guider.conds.items()}
         if any(PHASE in entry for entries in guider.conds.values() for entry in entries):
@@ -129,7 +130,7 @@ def announce(conds: Mapping[str, Sequence[dict]], clock: Clock, steps: int, mode
             log.log(line[0], "Troupe: %s", line[1])
 
 
-def is_delayed(entry: dict) -> bool:
+def changes_in_run(entry: dict) -> bool:
     """Whether a conditioning entry is a prompt whose subjects come later."""
     prompt: FusedPrompt | None = entry.get(PROMPT)
     return prompt is not None and prompt.delayed and "cross_attn" in entry
@@ -157,7 +158,7 @@ def _becomes_area(entry: dict) -> bool:
 
 def phases(entry: dict) -> list[dict]:
     """The entries of a run that one conditioning entry becomes: itself, or its text and its fused version, which share its uuid."""
-    if not is_delayed(entry):
+    if not changes_in_run(entry):
         return [entry]
     prompt: FusedPrompt = entry[PROMPT]
     rest = {key: value for key, value in entry.items() if key != PROMPT}

@@ -13,7 +13,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ....binding.layer_tokens import COND
-from ....relevance.maps import AppliedMaps, Part, RecordedRun, applied_maps, mark_of, wanted
+from ....relevance.maps import AppliedMaps, RecordedRun, Sums, add_owned, applied_maps, empty_sums, mark_of, part_of, wanted
 from .conditioning import KEY, Chunk
 from .hook import Grid, shown_size, window_of
 
@@ -126,7 +126,7 @@ class Tally:
     def __init__(self, recording: Recording, hook: Any):
         self.recording, self.references, self.settings = recording, hook.references, hook.settings
         self.skipped = self.seen = False  # whether any layer was left out, and whether any has added something
-        self._sums: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._sums: dict[tuple, Sums] = {}
         self._lock = threading.Lock()
 
     def prepare(self, chunks: Sequence[Chunk | None], grid: Grid, size: Grid, device: torch.device) -> None:
@@ -142,23 +142,22 @@ class Tally:
             if chunk.role == COND:
                 sums = self._room((grid, chunk.area, size, owned.device), len(acting))
                 if sums is not None:
-                    sums[0].addcmul_(owned[g].mean(0), acting.unsqueeze(1))
-                    sums[1].add_(acting)
+                    add_owned(sums, owned[g], acting)
 
-    def _room(self, key: tuple, subjects: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _room(self, key: tuple, subjects: int) -> Sums | None:
         found = self._sums.get(key)
         if found is not None:
             return found
         if len(self._sums) >= MOST_PARTS:
             self.recording.note(TOO_MANY)
             return None
-        (h, w), _, _, device = key
+        grid, _, _, device = key
         with self._lock, torch.inference_mode(False):  # may be added to in any mode
-            return self._sums.setdefault(key, (torch.zeros(subjects, h * w, device=device), torch.zeros(subjects, device=device)))
+            return self._sums.setdefault(key, empty_sums(subjects, grid, device))
 
     def maps(self) -> AppliedMaps | None:
         """The mean maps on the CPU, or None where nobody acted."""
-        parts = [Part(total.cpu().unflatten(1, grid), count.cpu(), window_of(area, size)) for (grid, area, size, _), (total, count) in self._sums.items()]
+        parts = [part_of(sums, grid, window_of(area, size)) for (grid, area, size, _), sums in self._sums.items()]
         return applied_maps(self.references, self.settings.mixing.merge, parts)
 
 

@@ -2,48 +2,25 @@
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections.abc import Callable
-from typing import Any, TypeVar
 
+from ....binding.run_cache import RunCache
 from ..messages import log, tell
 from .clock import Clock
 from .conditioning import Roles
 
-T = TypeVar("T")
-MISSING: Any = object()
 
-
-class Run:
+class Run(RunCache):
     """Lives from the start of a sampling run to its end; caches are dropped with it. node_id: of the Apply node that shows its messages."""
 
     def __init__(self, clock: Clock, roles: Roles, node_id: str | None = None):
+        super().__init__()
         self.clock, self.roles, self.node_id = clock, roles, node_id
-        self.seconds = 0.0
         self.due = False  # whether a call came in which something should act
         self.acted = False
         self.part = ""  # why nothing can be placed in what this run samples
         self.explained = False  # whether it was told why nothing, or not everything, acts
-        self._cache: dict[Any, Any] = {}
         self._said: set[str] = set()
         self._shown = False  # whether the node shows a message of this run
-        self._lock = threading.RLock()  # newer hosts run the chunks of a call in threads, one a device
-
-    def once(self, key: tuple, make: Callable[[], T], most: int | None = None) -> T:
-        """The value of `key`, made at its first use and kept for the run; with `most`, only so many of the same kind (`key[0]`), newest last."""
-        found = self._cache.get(key, MISSING)  # without the lock, which would break a compiled graph in every step
-        if found is not MISSING:
-            return found
-        with self._lock:
-            if key not in self._cache:
-                began = time.perf_counter()
-                self._cache[key] = make()
-                self.seconds += time.perf_counter() - began
-                kin = [k for k in self._cache if k[0] == key[0]]
-                for oldest in kin[:max(len(kin) - most, 0)] if most else ():
-                    del self._cache[oldest]
-            return self._cache[key]
 
     def begins(self) -> bool:
         """Note that something acts in this run; whether that is the first time."""
@@ -69,5 +46,4 @@ class Run:
 
     def end(self) -> None:
         """Drop what the run kept."""
-        with self._lock:
-            self._cache.clear()
+        self.clear()

@@ -8,6 +8,7 @@ import comfy.lora
 import torch
 
 from ....adapter import LoraPair
+from ....binding.checks import check_whole_weights
 from ....errors import MismatchError
 from ..loading.adapters import HostAdapter
 from ..messages import info
@@ -134,9 +135,8 @@ def _shape(weight: Weight) -> tuple[int, ...]:
 
 def _on(strength: float, widget: str, whole: Mapping[str, torch.Tensor]) -> bool:
     """Whether anything is put there: whole tensors at strength 1, LoRAs at any but 0. Raises MismatchError for whole tensors at another one."""
-    if whole and strength not in (0.0, 1.0):
-        do = f"Set '{widget}' to 1, or to 0 to leave the model unchanged."
-        raise MismatchError("strength 1, since full weights replace the model's own", f"'{widget}' at {strength:g}", do)
+    if whole:
+        check_whole_weights(strength, widget)
     return bool(strength)
 
 

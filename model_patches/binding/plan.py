@@ -1,0 +1,88 @@
+"""What references do in one model call, decided alike in every host: which subjects act, how strongly, and in which rows.
+
+A host only tells where the run is: `Inside` answers for spans of the run, each (start, end) in ComfyUI's percents, 0..1.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..attention.gated import scale_at
+from ..subjects import References, ReferenceSubject
+from .layer_tokens import COND
+from .settings import GatedSettings, ImageAttentionSettings
+
+Span = tuple[float, float]
+Inside = Callable[[Sequence[Span]], Sequence[bool]]  # whether the call lies in each span; (0, 1) is the whole run, start >= end is empty
+WHOLE_RUN: Span = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ImageStrengths:
+    """Weight of each subject in a call (0..6; 0 outside its steps), and whether boxes limit subjects in it."""
+
+    weights: tuple[float, ...]
+    boxed: bool
+
+
+@dataclass(frozen=True)
+class GatedStrengths:
+    """Weight of each subject in a call (0..3; 0 outside its steps), and the scale of both gated residuals, 0..2."""
+
+    weights: tuple[float, ...]
+    scale: float
+
+
+def is_idle(strength: float, subjects: Sequence[ReferenceSubject]) -> bool:
+    """Whether an Apply node has nothing to do in any step: its strength is 0, or that of every subject, or there is no subject."""
+    return strength == 0.0 or not any(subject.weight for subject in subjects)
+
+
+def image_strengths(settings: ImageAttentionSettings, subjects: Sequence[ReferenceSubject], inside: Inside) -> ImageStrengths | None:
+    """Return the strengths of image attention in a call, None where no subject acts. Boxes that limit nothing are not looked up in the schedule."""
+    if is_idle(settings.weight, subjects):
+        return None
+    boxes = settings.box_strength != 0.0 and any(subject.box is not None for subject in subjects)
+    spans = [(settings.start_percent, settings.end_percent), (0.0, settings.box_end_percent) if boxes else WHOLE_RUN, *_spans(subjects)]
+    on, boxed, *active = inside(spans)
+    weights = tuple(settings.weight * subject.weight if on and acts else 0.0 for subject, acts in zip(subjects, active, strict=True))
+    return ImageStrengths(weights, boxed) if any(weights) else None
+
+
+def gated_strengths(settings: GatedSettings, subjects: Sequence[ReferenceSubject], inside: Inside, percent: Callable[[], float]) -> GatedStrengths | None:
+    """Return the strengths of a gated adapter in a call, None where no subject acts.
+
+    percent: gives ComfyUI's percent of the call, 0..1; called only where the scale changes within the run.
+    """
+    if is_idle(settings.strength, subjects):
+        return None
+    scale = settings.strength
+    if settings.end_percent < 1.0:
+        scale *= scale_at(percent(), settings.end_percent, settings.decay_percent)
+    weights = tuple(subject.weight if acts else 0.0 for subject, acts in zip(subjects, inside(_spans(subjects)), strict=True))
+    return GatedStrengths(weights, scale) if scale and any(weights) else None
+
+
+def takes_part(references: References, role: str | None) -> bool:
+    """Whether image attention changes rows of a role: COND always, UNCOND only if the adapter has empty tokens, None never."""
+    return role == COND or (role is not None and references.uncond_tokens is not None)
+
+
+def needs_names(references: References, settings: ImageAttentionSettings, recording: bool = False) -> bool:
+    """Whether the keys of the subjects' names are needed: for the merge, or to record relevance."""
+    return recording or settings.mixing.needs_relevance(len(references.subjects))
+
+
+def waits_for_prompt(references: References) -> bool:
+    """Whether the subjects act in the UNet only once they are in the prompt, as MM-Diff was published."""
+    prompt = references.adapter.spec.prompt
+    return prompt is not None and prompt.fusion.starts_image_attention
+
+
+def is_delayed(start_percent: float, start_step: int) -> bool:
+    """Whether a prompt begins without its subjects. start_percent: 0..1; start_step: counted from 0, or -1: the percent holds."""
+    return start_step > 0 if start_step >= 0 else start_percent > 0.0
+
+
+def _spans(subjects: Sequence[ReferenceSubject]) -> list[Span]:
+    return [(subject.start_percent, subject.end_percent) for subject in subjects]

@@ -1,0 +1,39 @@
+"""Values that are made once for a sampling run."""
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+MISSING: Any = object()
+
+
+class RunCache:
+    """Values of one sampling run by key. seconds: how long making them took. Safe for use from several threads."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._cache: dict[Any, Any] = {}
+        self._lock = threading.RLock()  # newer ComfyUI versions run the chunks of a call in threads, one a device
+
+    def once(self, key: tuple, make: Callable[[], T], most: int | None = None) -> T:
+        """Return the value of `key`, made at its first use; with `most`, keep only so many of the same kind (`key[0]`), newest last."""
+        found = self._cache.get(key, MISSING)  # without the lock, which would break a compiled graph in every step
+        if found is not MISSING:
+            return found
+        with self._lock:
+            if key not in self._cache:
+                began = time.perf_counter()
+                self._cache[key] = make()
+                self.seconds += time.perf_counter() - began
+                kin = [k for k in self._cache if k[0] == key[0]]
+                for oldest in kin[:max(len(kin) - most, 0)] if most else ():
+                    del self._cache[oldest]
+            return self._cache[key]
+
+    def clear(self) -> None:
+        """Drop every value."""
+        with self._lock:
+            self._cache.clear()

@@ -1,0 +1,28 @@
+"""Guidance with a second strength: its values over a run, and what is checked of them, alike in every host."""
+from __future__ import annotations
+
+import torch
+
+from ..errors import MismatchError
+
+
+class SecondStrength:
+    """Mixin for settings with a second strength: `second` (0..100) at `start_percent`, `second_end` at `end_percent` (ComfyUI's, 0..1)."""
+
+    second: float
+    second_end: float
+    start_percent: float
+    end_percent: float
+
+    def second_inside(self, percent: float | torch.Tensor) -> float | torch.Tensor:
+        """Return the second strength at a percent of the run, interpolated linearly; beyond the range the value of its nearer end. A tensor gives a tensor."""
+        done = (percent - self.start_percent) / (self.end_percent - self.start_percent)
+        done = done.clamp(0.0, 1.0) if isinstance(done, torch.Tensor) else min(max(done, 0.0), 1.0)
+        return self.second + (self.second_end - self.second) * done
+
+    def check_shares(self) -> None:
+        """Raise MismatchError unless the second strength is a share, 0..1, over the whole range, as method umm needs it."""
+        ends = self.second, self.second_end
+        if not 0.0 <= min(ends) <= max(ends) <= 1.0:
+            do = "For umm they are alpha, the subjects' share of the guidance. Start with 0.5."
+            raise MismatchError("'second' and 'second_end' from 0 to 1 for method umm", f"{ends[0]:g} and {ends[1]:g}", do)
