@@ -1,4 +1,4 @@
-"""What every host checks when it binds references to a UNet or weights to a base model: whether the two belong together."""
+"""What every host checks when it binds references or weights to a base model: whether the two belong together."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,8 @@ def check_names(references: References, settings: ImageAttentionSettings) -> Non
 
 
 def check_whole_weights(strength: float, widget: str = "") -> None:
-    """Raise MismatchError unless whole weights, which replace the model's own, have strength 0 or 1. widget: that sets it, for the message."""
+    """Raise MismatchError unless whole weights have strength 0 or 1. widget: the one that sets it, for the message."""
     if strength not in (0.0, 1.0):
         found, name = (f"'{widget}' at {strength:g}", f"'{widget}'") if widget else (f"{strength:g}", "it")
-        raise MismatchError("strength 1, since full weights replace the model's own", found, f"Set {name} to 1, or to 0 to leave the model unchanged.")
+        do = f"Set {name} to 1, or to 0 to leave the model unchanged."
+        raise MismatchError("strength 1, since full weights replace the model's own", found, do)

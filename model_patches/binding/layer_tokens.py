@@ -86,10 +86,12 @@ def layer_tokens(images: Projected, names: torch.Tensor | None, segments: torch.
     return LayerTokens(pick(images.keys, roles), pick(images.values, roles), pick(names, roles), pick(segments, roles), columns)
 
 
-def call_tokens(references: References, settings: ImageAttentionSettings, images: Sequence[Projected], names: Sequence[torch.Tensor] | None, roles: Sequence[str],
-                heads: Sequence[int], device: torch.device) -> list[LayerTokens]:
-    """Return every layer's tokens for the groups of a call, prepared. names: of each layer, or None; roles: of the groups; heads: of each layer.
+def call_tokens(references: References, settings: ImageAttentionSettings, images: Sequence[Projected],
+                names: Sequence[torch.Tensor] | None, roles: Sequence[str], heads: Sequence[int],
+                device: torch.device) -> list[LayerTokens]:
+    """Return every layer's tokens for the groups of a call, prepared.
 
+    images, names, heads: of each layer; names None where nothing asks for relevance; roles: COND or UNCOND, of each group.
     Subjects of weight 0 have no tokens in the joint softmax of an adapter that was published with it.
     """
     without_absent = settings.mixing.merge == references.adapter.spec.merge == "joint"
@@ -104,11 +106,13 @@ def gain_weights(layers: DecoupledLayers | LoraLayers, device: torch.device, dty
     return [layer.gain_weights(device, dtype) for layer in layers.layers]
 
 
-def layer_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tensor, heads: int, mixing: Mixing, limits: torch.Tensor | None,
-                gain: torch.Tensor | None, text: torch.Tensor | None, observe: Callable[[torch.Tensor], None] | None) -> torch.Tensor:
-    """Return `image_delta` of a layer whose text gain is made with `gain`, [C] or None; text: plain text attention [G, B, N, C], read only for the gain.
+def layer_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tensor, heads: int, mixing: Mixing,
+                limits: torch.Tensor | None, gain: torch.Tensor | None, text: torch.Tensor | None,
+                observe: Callable[[torch.Tensor], None] | None) -> torch.Tensor:
+    """Return `image_delta` of a layer, [G, B, N, H, d].
 
-    A query in float32 beside tokens in another dtype is for models whose attention overflows in float16: the tokens follow it.
+    gain: [C], what its text gain is made with, or None; text: plain text attention [G, B, N, C], read only for the gain.
     """
     logits = None if gain is None else text @ gain
-    return image_delta(query, tokens, strengths, heads, mixing, limits, None if gain is None else text, logits, observe)
+    text = None if gain is None else text
+    return image_delta(query, tokens, strengths, heads, mixing, limits, text, logits, observe)

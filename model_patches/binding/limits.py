@@ -43,8 +43,11 @@ def with_masks_for(subjects: Sequence[ReferenceSubject], pictures: Sequence[int]
 
 @dataclass(frozen=True, eq=False)
 class Pictured:
-    """Subjects as a batch needs their regions. pictures: which of its masks each picture has, () where no region differs between pictures;
-    wrong: numbers (from 0) of the subjects whose masks do not fit the batch, which have their union now."""
+    """Subjects as a batch needs their regions.
+
+    pictures: which of its masks each picture has, () where no region differs between pictures; wrong: numbers (from 0)
+    of the subjects whose masks do not fit the batch and are replaced by their union.
+    """
 
     subjects: Sequence[ReferenceSubject]
     pictures: tuple[int, ...] = ()
@@ -62,10 +65,15 @@ def pictured(subjects: Sequence[ReferenceSubject], pictures: Sequence[int], whol
     return Pictured(found, tuple(pictures) if any(_has_several_masks(s) for s in found) else (), wrong)
 
 
-def group_limits(subjects: Sequence[ReferenceSubject], settings: ImageAttentionSettings, grid: tuple[int, int], boxed: bool, device: torch.device | str,
-                 windows: Sequence[Window] = (WHOLE,), pictures: Sequence[int] = ()) -> torch.Tensor:
-    """Return `limits_on_grid` for each group of rows, [G, 1 or B, M, h*w]. windows: the part of the picture that each of the G groups shows."""
-    return torch.stack([limits_on_grid(subjects, settings, grid, boxed, device, window, pictures) for window in windows])
+def group_limits(subjects: Sequence[ReferenceSubject], settings: ImageAttentionSettings, grid: tuple[int, int],
+                 boxed: bool, device: torch.device | str, windows: Sequence[Window] = (WHOLE,),
+                 pictures: Sequence[int] = ()) -> torch.Tensor:
+    """Return `limits_on_grid` for each of G groups of rows, [G, 1 or B, M, h*w].
+
+    windows: the part of the picture that each group shows; the rest as there.
+    """
+    each = [limits_on_grid(subjects, settings, grid, boxed, device, window, pictures) for window in windows]
+    return torch.stack(each)
 
 
 def _limits(subjects: Sequence[ReferenceSubject], settings: ImageAttentionSettings, grid: tuple[int, int], boxed: bool, window: Window, picture: int | None) -> torch.Tensor:

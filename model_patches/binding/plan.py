@@ -1,6 +1,6 @@
-"""What references do in one model call, decided alike in every host: which subjects act, how strongly, and in which rows.
+"""What references do in one model call, decided alike in every host: which subjects act, how strongly, in which rows.
 
-A host only tells where the run is: `Inside` answers for spans of the run, each (start, end) in ComfyUI's percents, 0..1.
+A host only says where the run is: `Inside` answers for spans of it, each (start, end) in ComfyUI's percents, 0..1.
 """
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from .layer_tokens import COND
 from .settings import GatedSettings, ImageAttentionSettings
 
 Span = tuple[float, float]
-Inside = Callable[[Sequence[Span]], Sequence[bool]]  # whether the call lies in each span; (0, 1) is the whole run, start >= end is empty
+# whether the call lies in each span; (0, 1) is the whole run, a start that is not before the end is never
+Inside = Callable[[Sequence[Span]], Sequence[bool]]
 WHOLE_RUN: Span = (0.0, 1.0)
 
 
@@ -34,22 +35,28 @@ class GatedStrengths:
 
 
 def is_idle(strength: float, subjects: Sequence[ReferenceSubject]) -> bool:
-    """Whether an Apply node has nothing to do in any step: its strength is 0, or that of every subject, or there is no subject."""
+    """Whether an Apply node does nothing in any step: it or every subject has strength 0, or there is no subject."""
     return strength == 0.0 or not any(subject.weight for subject in subjects)
 
 
-def image_strengths(settings: ImageAttentionSettings, subjects: Sequence[ReferenceSubject], inside: Inside) -> ImageStrengths | None:
-    """Return the strengths of image attention in a call, None where no subject acts. Boxes that limit nothing are not looked up in the schedule."""
+def image_strengths(settings: ImageAttentionSettings, subjects: Sequence[ReferenceSubject],
+                    inside: Inside) -> ImageStrengths | None:
+    """Return the strengths of image attention in a call, None where no subject acts.
+
+    Where boxes limit nothing, their end is not looked up: that could make a GPU wait.
+    """
     if is_idle(settings.weight, subjects):
         return None
     boxes = settings.box_strength != 0.0 and any(subject.box is not None for subject in subjects)
-    spans = [(settings.start_percent, settings.end_percent), (0.0, settings.box_end_percent) if boxes else WHOLE_RUN, *_spans(subjects)]
-    on, boxed, *active = inside(spans)
-    weights = tuple(settings.weight * subject.weight if on and acts else 0.0 for subject, acts in zip(subjects, active, strict=True))
+    box_span = (0.0, settings.box_end_percent) if boxes else WHOLE_RUN
+    on, boxed, *active = inside([(settings.start_percent, settings.end_percent), box_span, *_spans(subjects)])
+    each = zip(subjects, active, strict=True)
+    weights = tuple(settings.weight * subject.weight if on and acts else 0.0 for subject, acts in each)
     return ImageStrengths(weights, boxed) if any(weights) else None
 
 
-def gated_strengths(settings: GatedSettings, subjects: Sequence[ReferenceSubject], inside: Inside, percent: Callable[[], float]) -> GatedStrengths | None:
+def gated_strengths(settings: GatedSettings, subjects: Sequence[ReferenceSubject], inside: Inside,
+                    percent: Callable[[], float]) -> GatedStrengths | None:
     """Return the strengths of a gated adapter in a call, None where no subject acts.
 
     percent: gives ComfyUI's percent of the call, 0..1; called only where the scale changes within the run.
@@ -59,12 +66,13 @@ def gated_strengths(settings: GatedSettings, subjects: Sequence[ReferenceSubject
     scale = settings.strength
     if settings.end_percent < 1.0:
         scale *= scale_at(percent(), settings.end_percent, settings.decay_percent)
-    weights = tuple(subject.weight if acts else 0.0 for subject, acts in zip(subjects, inside(_spans(subjects)), strict=True))
+    each = zip(subjects, inside(_spans(subjects)), strict=True)
+    weights = tuple(subject.weight if acts else 0.0 for subject, acts in each)
     return GatedStrengths(weights, scale) if scale and any(weights) else None
 
 
 def takes_part(references: References, role: str | None) -> bool:
-    """Whether image attention changes rows of a role: COND always, UNCOND only if the adapter has empty tokens, None never."""
+    """Whether image attention changes rows of a role: COND always, UNCOND if the adapter has empty tokens, None never."""
     return role == COND or (role is not None and references.uncond_tokens is not None)
 
 
@@ -80,7 +88,7 @@ def waits_for_prompt(references: References) -> bool:
 
 
 def is_delayed(start_percent: float, start_step: int) -> bool:
-    """Whether a prompt begins without its subjects. start_percent: 0..1; start_step: counted from 0, or -1: the percent holds."""
+    """Whether a prompt begins without its subjects. start_percent: 0..1; start_step: from 0, or -1: the percent holds."""
     return start_step > 0 if start_step >= 0 else start_percent > 0.0
 
 

@@ -19,7 +19,7 @@ class RunCache:
         self._lock = threading.RLock()  # newer ComfyUI versions run the chunks of a call in threads, one a device
 
     def once(self, key: tuple, make: Callable[[], T], most: int | None = None) -> T:
-        """Return the value of `key`, made at its first use; with `most`, keep only so many of the same kind (`key[0]`), newest last."""
+        """Return the value of `key`, made at its first use; with `most`, keep only the newest so many of a kind (`key[0]`)."""
         found = self._cache.get(key, MISSING)  # without the lock, which would break a compiled graph in every step
         if found is not MISSING:
             return found

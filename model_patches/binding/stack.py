@@ -17,7 +17,10 @@ class DeltaStack(Generic[D]):
 
     @classmethod
     def on(cls: type[S], previous: Any, delta: Any, *more: Any) -> S:
-        """Return a stack on the present owner of the place; one of the same class hands over its deltas instead of being called. more: for the constructor."""
+        """Return a stack on the present owner of the place; one of the same class is replaced and its deltas are kept.
+
+        more: further arguments of the constructor.
+        """
         if isinstance(previous, cls):
             return cls(previous.previous, (*previous.deltas, delta), *more)
         return cls(previous, (delta,), *more)

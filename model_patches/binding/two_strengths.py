@@ -7,7 +7,10 @@ from ..errors import MismatchError
 
 
 class SecondStrength:
-    """Mixin for settings with a second strength: `second` (0..100) at `start_percent`, `second_end` at `end_percent` (ComfyUI's, 0..1)."""
+    """Mixin for settings with a second strength: `second` at `start_percent`, `second_end` at `end_percent`.
+
+    Strengths are 0..100, percents ComfyUI's, 0..1.
+    """
 
     second: float
     second_end: float
@@ -15,14 +18,18 @@ class SecondStrength:
     end_percent: float
 
     def second_inside(self, percent: float | torch.Tensor) -> float | torch.Tensor:
-        """Return the second strength at a percent of the run, interpolated linearly; beyond the range the value of its nearer end. A tensor gives a tensor."""
+        """Return the second strength at a percent of the run, interpolated linearly and constant beyond the range.
+
+        A tensor of percents gives a tensor of its shape.
+        """
         done = (percent - self.start_percent) / (self.end_percent - self.start_percent)
         done = done.clamp(0.0, 1.0) if isinstance(done, torch.Tensor) else min(max(done, 0.0), 1.0)
         return self.second + (self.second_end - self.second) * done
 
     def check_shares(self) -> None:
-        """Raise MismatchError unless the second strength is a share, 0..1, over the whole range, as method umm needs it."""
+        """Raise MismatchError unless the second strength is 0..1 over the whole range, as method umm needs it."""
         ends = self.second, self.second_end
         if not 0.0 <= min(ends) <= max(ends) <= 1.0:
             do = "For umm they are alpha, the subjects' share of the guidance. Start with 0.5."
-            raise MismatchError("'second' and 'second_end' from 0 to 1 for method umm", f"{ends[0]:g} and {ends[1]:g}", do)
+            found = f"{ends[0]:g} and {ends[1]:g}"
+            raise MismatchError("'second' and 'second_end' from 0 to 1 for method umm", found, do)

@@ -335,15 +335,21 @@ def test_range_and_ramp(base, span, second, second_end):
     assert [len(lists) for lists in seen] == [2 if value is None else 3 for value in seconds], "the middle is not predicted outside the range"
 
 
-def test_a_ramp_reads_nothing_from_the_device(plain):
+def test_a_ramp_reads_nothing_from_the_device(plain, monkeypatch):
     """The value is a tensor beside the sigma; only the end of a range may ask for the sigma itself, and not where the steps are counted."""
     from troupe.model_patches.hosts.comfyui.prompting.guider import Course, GuidanceSettings
     from troupe.model_patches.hosts.comfyui.sampling.clock import Clock
 
     st, *_ = plain
     course = Course(GuidanceSettings(second=3.0, second_end=1.0), st.patcher.model.model_sampling, Clock(schedule(st.patcher, 4)))
-    found = course.second(schedule(st.patcher, 4)[:3])
-    assert course.clock.reads == 0 and found.shape == (3,)
+    sigmas = schedule(st.patcher, 4)[:3]
+    course.second(sigmas)  # makes the table, on the CPU
+    read = []
+    with monkeypatch.context() as patch:
+        for name in ("__float__", "item", "tolist", "cpu"):
+            patch.setattr(torch.Tensor, name, lambda *_, name=name: read.append(name))
+        found = course.second(sigmas)
+    assert not read and found.shape == (3,)
     assert [round(float(v), 4) for v in found] == [round(3 - 2 * percent_of(st.patcher, float(s)), 4) for s in schedule(st.patcher, 4)[:3]]
 
 

@@ -19,7 +19,7 @@ from ...binding.settings import GatedSettings
 from ...encoders.fuser import GatedFuser
 from ...errors import MismatchError
 from ...subjects import References
-from .image_attention import spans_at
+from .image_attention import check_parts, spans_at
 from .unet_places import transformer_blocks
 
 OBJECTS = "gligen"  # diffusers' key in cross_attention_kwargs; without it a block does not call its fuser
@@ -158,6 +158,5 @@ class FuserPlace(nn.Module):
 
 def in_parts(x: torch.Tensor, roles: Sequence[str | None]) -> tuple[torch.Tensor, ...]:
     """The equal parts of a batch. Raises MismatchError where it has none of that number."""
-    if x.shape[0] % len(roles):
-        raise MismatchError(f"a batch of {len(roles)} equal parts (roles {tuple(roles)})", f"{x.shape[0]} rows", "Give 'roles' as the batch is made up.")
+    check_parts(x.shape[0], roles)
     return x.chunk(len(roles))

@@ -191,6 +191,12 @@ def inside(percent: float, start: float, end: float) -> bool:
     return (start <= 0.0 or percent >= start - PERCENT_ROUNDING) and (end >= 1.0 or percent <= end + PERCENT_ROUNDING)
 
 
+def check_parts(rows: int, roles: Sequence[str | None]) -> None:
+    """Raise MismatchError unless a batch of so many rows has an equal part for each role."""
+    if rows % len(roles):
+        raise MismatchError(f"a batch of {len(roles)} equal parts (roles {tuple(roles)})", f"{rows} rows", "Give 'roles' as the batch is made up.")
+
+
 def spans_at(percent: float) -> Inside:
     """Return what tells which spans of the run a model call at `percent` lies in."""
     return lambda spans: [inside(percent, *span) for span in spans]
@@ -212,8 +218,7 @@ class LayerDelta:
     def __call__(self, query: torch.Tensor, text: Callable[[], torch.Tensor]) -> torch.Tensor:
         """query [B, N, C] -> what is added to plain text attention, [B, N, C], 0 in rows without a role; text() gives that attention."""
         owner, roles = self.owner, self.owner.acting
-        if query.shape[0] % len(roles):
-            raise MismatchError(f"a batch of {len(roles)} equal parts (roles {owner.roles})", f"{query.shape[0]} rows", "Give 'roles' as the batch is made up.")
+        check_parts(query.shape[0], owner.roles)
         q, taking = query.unflatten(0, (len(roles), -1)), [g for g, role in enumerate(roles) if role]
         gain = owner.gain_weights(self.index)
         plain = None if gain is None else text().unflatten(0, (len(roles), -1))

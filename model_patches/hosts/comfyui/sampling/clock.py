@@ -41,7 +41,6 @@ class Clock:
         known = getattr(function, "__module__", "") == "comfy.k_diffusion.sampling" and getattr(function, "__name__", "") not in OWN_PACE
         self._counts = known and all(keeps_to_the_schedule(*option) for option in getattr(sampler, "extra_options", {}).items())
         self._callback = False
-        self.reads = 0
 
     def wrap(self, callback: Callable[..., Any] | None) -> Callable[..., Any] | None:
         """The sampler's callback (step, denoised, x, total), counting as it passes through."""
@@ -84,7 +83,6 @@ class Clock:
         schedule, at = self._known_schedule(), min(self._finished, len(self._known_schedule()) - 2)
         if at <= 0:
             return 0
-        self.reads += sigma.device.type != "cpu"
         value, before, here = float(sigma.flatten()[0]), schedule[at - 1], schedule[at]
         near = SAME_STEP * max(1.0, here)
         reached = value <= here + near if here < before else value >= here - near
@@ -108,7 +106,6 @@ class Clock:
             answers = [_decided(r, *known) for r in ranges]
             if None not in answers:
                 return [bool(a) for a in answers]
-        self.reads += 1
         value = float(sigma.flatten()[0])
         return [last <= value <= first for first, last in ranges]
 
@@ -120,7 +117,6 @@ class Clock:
         if self._callback and self._counts and self._sigmas is not None and len(self._sigmas):
             schedule = self._known_schedule()
             return percent_of(schedule[min(self._finished, len(schedule) - 1)])
-        self.reads += sigma.device.type != "cpu"
         return percent_of(float(sigma.flatten()[0]))
 
 
