@@ -35,6 +35,7 @@ def test_nan_is_refused_in_every_format(tmp_path, name):
 
 # ---- half precision ----------------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gained", [False, True], ids=["no gain", "text gain"])
 @pytest.mark.parametrize("merge", ["paper", "relevance", "add"])
 @pytest.mark.parametrize(("side", "weight", "sharpness"), [(64, 1.0, 8.0), (128, 6.0, 8.0), (192, 2.0, 4.0)])

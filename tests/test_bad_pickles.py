@@ -39,6 +39,7 @@ def refused(path, read=read_adapter):
     return checked(error, path.name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["zip", "old"])
 @pytest.mark.parametrize("way", [0, 1, 2], ids=["an item", "thrown away", "alone"])
 @pytest.mark.filterwarnings("ignore")
@@ -61,6 +62,7 @@ def test_the_refusal_says_what_was_asked_for(tmp_path, code):
     assert "hostile" in text and code.rpartition(".")[2] in text
 
 
+@pytest.mark.slow
 def test_a_deep_key_does_not_overflow_the_stack(tmp_path):
     """Hashing a tuple nested a million times ends the process."""
     path = tmp_path / "x.bin"
@@ -87,6 +89,7 @@ def test_views_larger_than_the_file_are_refused_and_shared_tensors_are_not(tmp_p
     refused(path, read_state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", ["archive/data.pkl", "archive/data/0", "archive/version"])
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, member):
     path, data = tmp_path / "x.bin", bomb(member)

@@ -153,6 +153,7 @@ def test_the_least_arithmetic_of_a_gated_layer_is_what_torch_counts():
         4 * w.numel() for name, w in fuser.named_parameters() if w.ndim == 2 and name.startswith(("attn", "ff")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pixels", "tokens", "zeros"), [(64, 5, False), (64, 40, False), (64, 40, True), (300, 7, True)])
 def test_the_published_form_is_ours(pixels, tokens, zeros):
     work = fusers.layers(pixels, tokens, 768, torch.float32, torch.device("cpu"), zeros)[::5]

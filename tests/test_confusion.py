@@ -122,6 +122,7 @@ def models():
     return load_rehearsal(), load_recogniser()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["mip", "ip"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_paints_and_is_read(method, adapter, models):
@@ -134,6 +135,7 @@ def test_every_method_paints_and_is_read(method, adapter, models):
     assert [len(found.by_recogniser), len(found.by_colours), len(found.exact)] == [3, 3, 3] and {*found.by_recogniser, *found.by_colours} <= set(LETTERS)
 
 
+@pytest.mark.slow
 def test_boxes_lie_around_what_the_seed_paints(models):
     """The box of each found figure holds its mask and at most one latent cell more on each side; of one that is not found it is the drawing's."""
     import numpy as np
@@ -158,6 +160,7 @@ def test_boxes_lie_around_what_the_seed_paints(models):
     assert seen >= 4
 
 
+@pytest.mark.slow
 def test_subjects_still_keep_their_own_looks(models, results):
     """The page's seeds painted anew: relevance is right within the recorded interval, uniform below it, and nearly every subject has the verdict that the results have."""
     from troupe.rehearsal.engine.trials import judge, paint_trial, trial

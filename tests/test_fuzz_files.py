@@ -201,6 +201,7 @@ def share(name: str, mutations: int) -> int:
     return math.ceil(mutations / sum(kind_of(other) == kind_of(name) for other in FORMATS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_damaged_file_loads_rightly_or_is_refused_in_a_sentence(tmp_path, name):
     stage, kinds, failures, counts = Stage(name, tmp_path), classes(folder(name).files[folder(name).target].container), [], Counter()

@@ -108,6 +108,7 @@ def test_a_subject_of_anything_is_refused_or_whole(image, mask, region, name, fr
         assert seen.shape == (16, 16, 3) and bool(seen.isfinite().all()) and 0 <= float(seen.min()) <= float(seen.max()) <= 1
 
 
+@pytest.mark.slow
 @both_ways(0.05, 0.05)
 @PROFILE
 @given(st.lists(words, max_size=6), texts, st.sampled_from(LAYOUTS), st.sampled_from(((64, 64), (1024, 1024), (8192, 64), (64, 8192), (72, 4096))))
@@ -145,6 +146,7 @@ def test_boxes_of_other_nodes_are_refused_or_lie_in_the_picture(names, boxes, ba
     assert placed is None or (bool(placed[1].isfinite().all()) and min(placed[2:]) > 0)
 
 
+@pytest.mark.slow
 @PROFILE
 @given(st.integers(0, 40), st.sampled_from(LAYOUTS), st.floats(1 / 128, 128))
 def test_every_number_of_subjects_has_places_or_a_sentence(count, layout, aspect):

@@ -440,6 +440,7 @@ torch.save({"model": state, "config_dict": vars(d), "whole": d}, sys.argv[2], _u
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["zip", "old"])
 def test_training_settings_in_a_file_are_passed_over(tmp_path, form):
     """As OmegaConf's objects lie in the official files; there is no such package here, and nothing of one is left behind."""
@@ -664,6 +665,7 @@ def convert(*arguments):
     return subprocess.run([sys.executable, str(tool), *map(str, arguments)], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [False, True])
 def test_the_tool_makes_a_bundle_that_is_the_same_adapter(tmp_path, half):
     parts = small() | {"clip_visual": {"ln_post.weight": random(16)}}
@@ -685,6 +687,7 @@ def test_the_tool_makes_a_bundle_that_is_the_same_adapter(tmp_path, half):
         assert all(torch.equal(mine[name], tensor.to(dtype)) for name, tensor in theirs.items())
 
 
+@pytest.mark.slow
 def test_the_tool_says_what_is_missing(tmp_path):
     paths = save_members({name: state for name, state in small().items() if name != "mlp"}, tmp_path)
     ran = convert(paths["unet"], tmp_path / "out.safetensors")

@@ -270,6 +270,7 @@ assert not {{"torch", "comfy", "comfy_api", "nodes", "folder_paths"}} & set(sys.
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT / "tests")
 
 
+@pytest.mark.slow
 def test_everything_below_the_hosts_is_imported_without_a_host():
     below = [module for module in MODULES if module.startswith("model_patches/") and not module.startswith("model_patches/hosts/")]
     names = [module.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for module in below]

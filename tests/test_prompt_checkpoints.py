@@ -270,6 +270,7 @@ def test_one_missing_tensor_is_named(member, name):
     assert name in text and member in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member, name", SOME)
 def test_one_misshapen_tensor_is_refused(member, name):
     members = thin()
@@ -329,6 +330,7 @@ def below_vision(members):
 # ---- MM-Diff: the files --------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", MM_DIFF)
 def test_the_set_is_chosen_by_any_of_its_files(tmp_path, chosen):
     members = thin()
@@ -396,6 +398,7 @@ def convert(*arguments):
     return subprocess.run([sys.executable, str(tool), *map(str, arguments)], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [False, True])
 def test_the_tool_makes_a_bundle_that_is_the_same_adapter(tmp_path, half):
     members = thin(alpha=3.0)
@@ -419,6 +422,7 @@ def test_the_tool_makes_a_bundle_that_is_the_same_adapter(tmp_path, half):
     assert all(torch.equal(found.weights.vision[name], tensor.to(dtype)) for name, tensor in expected.weights.vision.items()) and found.weights.vision
 
 
+@pytest.mark.slow
 def test_the_tool_says_what_is_missing(tmp_path):
     paths = save_mm_diff({name: state for name, state in thin().items() if name != "custom_weights"}, tmp_path)
     ran = convert(paths["unet_adapter_weights"], tmp_path / "out.safetensors")

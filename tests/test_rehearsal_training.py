@@ -189,6 +189,7 @@ def test_every_token_of_a_name_is_bound_to_its_subject():
     assert not present[-1].any()
 
 
+@pytest.mark.slow
 def test_the_localized_unet_predicts_as_the_plain_one_and_binds_words_to_places():
     """A few steps on the localization loss alone raise the attention that a subject's own cells pay to its words."""
     torch.manual_seed(0)
@@ -232,6 +233,7 @@ def test_labels_lie_where_subjects_are():
 
 # ---- files -------------------------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_what_is_exported_is_what_was_averaged(trained):
     state = torch.load(trained / "base" / "checkpoint.pt", weights_only=True)
     unet, texts = load_unet(trained / "files"), load_texts(trained / "files")
@@ -245,12 +247,14 @@ def test_what_is_exported_is_what_was_averaged(trained):
     assert load_image_encoder(trained / "files").config.projection_dim == nets.VISION["projection_dim"]
 
 
+@pytest.mark.slow
 def test_a_word_that_the_world_does_not_know_stays_zero_in_training(trained):
     state = torch.load(trained / "base" / "checkpoint.pt", weights_only=True)
     table = state["modules"]["texts"][files.TABLE]
     assert not table[-1].any() and table[:-1].any(1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", files.ADAPTERS)
 def test_a_trained_adapter_is_read_by_the_pack(kind, trained):
     """In IP-Adapter's published layout, with text_to_weight where it was trained with it, and it moved away from where it began."""
@@ -263,6 +267,7 @@ def test_a_trained_adapter_is_read_by_the_pack(kind, trained):
     assert min(moved) > 1e-5
 
 
+@pytest.mark.slow
 def test_a_whole_picture_is_painted_from_the_exported_files(trained):
     from troupe.rehearsal.engine.sheet import sheet
 
@@ -272,6 +277,7 @@ def test_a_whole_picture_is_painted_from_the_exported_files(trained):
     assert Image.open(path).size == (8 * 256, 10 * 256)
 
 
+@pytest.mark.slow
 def test_a_training_begins_with_exported_weights(trained, tmp_path):
     """Without a checkpoint, and with almost no step taken, the weights are the files'."""
     begin = {"minutes": 1e-9, "batch": 1, "start": trained / "files"}
@@ -284,6 +290,7 @@ def test_a_training_begins_with_exported_weights(trained, tmp_path):
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], value) for name, value in theirs.items()), path.name
 
 
+@pytest.mark.slow
 def test_the_card_tells_every_file_and_its_hash(trained):
     import hashlib
 

@@ -241,6 +241,7 @@ COUNTED = {  # template -> what is changed: class, widget, value
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTED)
 def test_a_run_with_subjects_in_the_prompt_counts_what_it_reads(name, small_of):
     """Photo, name and every widget around it make another picture each."""
@@ -537,6 +538,7 @@ def test_installing_shows_comfy_cli_s_own_command(monkeypatch, capsys):
     assert "exit status 7" in shown.err and "GitHub" in shown.err
 
 
+@pytest.mark.slow
 def test_the_command_runs_from_anywhere_and_keeps_the_pack_off_the_path(tmp_path):
     """A root folder `nodes/` on sys.path would hide the host's nodes.py."""
     code = f"import sys; sys.path[0] = r'{ROOT / 'tools'}'; import run; run.main(['--list-missing']); assert r'{ROOT}' not in sys.path"
@@ -688,6 +690,7 @@ def test_many_processes_save_at_once(tmp_path):
     assert all(len(found) == 1 for found in sets) and sorted(found.pop() for found in sets) == sorted(str(i) for i in range(4) for _ in range(20))
 
 
+@pytest.mark.slow
 def test_two_runs_at_once(tmp_path):
     """The whole command, twice into one folder: both finish, and each record tells of its own run and stands beside its own picture."""
     command = [sys.executable, str(ROOT / "tools" / "run.py"), *QUICK_RUN, "--output", str(tmp_path / "out")]

@@ -65,6 +65,7 @@ def several_processes(state):
 WAYS = [accelerate_bin, accelerate_safetensors, by_name, several_processes]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["plain", "plus", "mip"])
 def test_a_training_checkpoint_is_the_published_file(kind, way, tmp_path):
@@ -96,6 +97,7 @@ def test_half_a_file_is_refused_with_the_way_out(prefix):
     assert "download" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_layer_that_is_missing_is_named(way):
     state = {name: tensor for name, tensor in way(plain()).items() if not ("adapter_modules.3." in name or places()[1] in name) or "to_v" not in name}

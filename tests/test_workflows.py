@@ -152,6 +152,7 @@ def shown(name: str) -> np.ndarray:
     return np.asarray(Image.open(ROOT / "workflows" / f"{name}.jpg")).astype(float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_thumbnail_is_that_of_its_workflow(name):
     """As tools/thumbnails.py draws it; another release of Pillow may draw letters a little differently."""
