@@ -302,7 +302,7 @@ def test_image_attention_with_pairs_is_the_official_one(case, merged, mode):
     layer, strength = Layer("attn2", mode, merged=merged, **options), 0.0 if variant == ["fuse0"] else 0.8
     present = g["attn.mask.s1"].expand(-1, 3) if who == "refs3" else g[f"attn.mask.{who}"]
     m = present.shape[1]
-    tokens = replace(layer.image_tokens(g[f"attn.image.{m}"]), columns=columns_of(present))
+    tokens = replace(layer.image_tokens(g[f"attn.image.{m}"]), valid_tokens=valid_tokens_of(present))
 
     def image(q):
         return image_delta(q.unsqueeze(1), tokens, torch.full((m,), strength), HEADS, Mixing("joint")).squeeze(1).flatten(-2)
@@ -310,7 +310,7 @@ def test_image_attention_with_pairs_is_the_official_one(case, merged, mode):
     close(layer.attend(g[f"attn.x.{size}"], g["attn.text"], image), g[f"cross.{case}.out.{mode}"])
 
 
-def columns_of(present, tokens=4):
+def valid_tokens_of(present, tokens=4):
     """[G, M] bool -> [G, S] bool: which image tokens are there."""
     return present.bool().repeat_interleave(tokens, 1)
 
@@ -324,7 +324,7 @@ def random_subjects(groups=3, subjects=3, tokens=4, width=16):
 def test_absent_subjects_are_as_if_never_given(joint):
     query, keys, values, weights = random_subjects()
     present = torch.tensor([[True, False, True], [False, False, False], [True, True, True]])
-    found = image_attention(query, keys, values, weights, HEADS, joint, columns_of(present))
+    found = image_attention(query, keys, values, weights, HEADS, joint, valid_tokens_of(present))
     keep = torch.tensor([0, 1, 2, 3, 8, 9, 10, 11])
     without = image_attention(query[:1], keys[:1, keep], values[:1, keep], weights[:1, :, [0, 2]], HEADS, joint)
     torch.testing.assert_close(found[:1], without)
@@ -338,7 +338,7 @@ def test_an_absent_subject_leaves_its_share_to_the_others(merge, limited):
     query, keys, values, _ = random_subjects()
     present, strengths = torch.tensor([[True, False, True]]).expand(3, -1), torch.tensor([0.5, 1.0, 0.7])
     limits = normal("m", 1, 1, 3, 5).abs().clamp(max=1).float() if limited else None
-    found = image_delta(query, LayerTokens(keys, values, columns=columns_of(present)), strengths, HEADS, Mixing(merge), limits)
+    found = image_delta(query, LayerTokens(keys, values, valid_tokens=valid_tokens_of(present)), strengths, HEADS, Mixing(merge), limits)
     keep = torch.tensor([0, 1, 2, 3, 8, 9, 10, 11])
     kept = image_delta(query, LayerTokens(keys[:, keep], values[:, keep]), strengths[[0, 2]], HEADS, Mixing(merge), None if limits is None else limits[:, :, [0, 2]])
     torch.testing.assert_close(found, kept)

@@ -10,9 +10,9 @@ from troupe.model_patches.attention.box_mask import box_mask
 from troupe.model_patches.attention.fourier import box_fourier, box_frequencies
 from troupe.model_patches.attention.gated import ObjectTokens, gated_residual, scale_at, weighted
 from troupe.model_patches.attention.guidance import subject_guidance
-from troupe.model_patches.encoders.bare import Bare, module_name
 from troupe.model_patches.encoders.fuser import FuserFeedForward, GatedFuser, published_heads
 from troupe.model_patches.encoders.grounding import MLP, GroundingNet, TextImagePositionNet, TextPositionNet, to_text_space
+from troupe.model_patches.encoders.leaf_parameter import LeafParameter, module_name
 from troupe.model_patches.encoders.projections import MisshapenTensor
 
 FUSERS = {"d64h1": (64, 32, 1), "d40h8": (40, 24, 8), "d128h2": (128, 48, 2)}  # width, context, heads
@@ -418,7 +418,7 @@ def test_layers_are_the_hosts_and_bare_tensors_are_leaves(cls, widths):
     Operations.Linear, Operations.LayerNorm = Linear, LayerNorm
     for module in cls(**widths, operations=Operations).modules():
         if list(module.parameters(recurse=False)):
-            assert isinstance(module, Linear | LayerNorm | Bare) and not list(module.children())
+            assert isinstance(module, Linear | LayerNorm | LeafParameter) and not list(module.children())
 
 
 def test_names_of_the_published_tensors():

@@ -66,7 +66,7 @@ def test_image_attention_never_waits(gpu, mixing, tokens, gained, limited):
     whole = torch.float32
     layer = LayerTokens(gpu(g, m * tokens, c), gpu(g, m * tokens, c), gpu(g, names, c), gpu(g, m, names, dtype=whole)).prepared(heads)
     if limited:
-        layer = replace(layer, columns=gpu(1, m * tokens, dtype=torch.bool))
+        layer = replace(layer, valid_tokens=gpu(1, m * tokens, dtype=torch.bool))
     given = [gpu(g, b, n, c), layer, gpu(m, dtype=whole), heads, mixing, gpu(1, 1, m, n, dtype=whole) if limited else None, gpu(g, b, n, c), gpu(g, b, n) if gained else None]
     with Watch() as watch:
         found = image_delta(*given)

@@ -13,7 +13,7 @@ from troupe.model_patches.relevance.maps import (
     NOT_SAMPLED,
     OTHER_LATENT,
     AppliedMaps,
-    Part,
+    MapPart,
     RecordedRun,
     SubjectMap,
     averaged,
@@ -107,22 +107,22 @@ def test_coarse_and_fine_part_the_blocks(latent):
 
 def test_every_look_counts_the_same():
     fine, coarse = uniform(2, 4, 6), uniform(2, 2, 3, seed=1)
-    found = averaged([Part(fine * 3, torch.tensor([3.0, 3.0])), Part(coarse, torch.tensor([1.0, 1.0]))])
+    found = averaged([MapPart(fine * 3, torch.tensor([3.0, 3.0])), MapPart(coarse, torch.tensor([1.0, 1.0]))])
     large = torch.nn.functional.interpolate(coarse[None], (4, 6), mode="bilinear")[0]
     torch.testing.assert_close(found, (3 * fine + large) / 4)
 
 
 def test_a_subject_is_averaged_over_its_own_steps():
     total = torch.stack((torch.full((2, 2), 1.5), torch.full((2, 2), 0.5), torch.zeros(2, 2)))
-    found = averaged([Part(total, torch.tensor([3.0, 1.0, 0.0]))])
+    found = averaged([MapPart(total, torch.tensor([3.0, 1.0, 0.0]))])
     assert found.flatten(1).tolist() == [[0.5] * 4, [0.5] * 4, [0.0] * 4]
 
 
 def test_areas_stand_where_they_were_seen():
     whole, right = torch.full((1, 4, 8), 0.2), torch.full((1, 4, 4), 0.6)
-    found = averaged([Part(whole, torch.ones(1)), Part(right, torch.ones(1), (0.0, 0.5, 1.0, 1.0))])
+    found = averaged([MapPart(whole, torch.ones(1)), MapPart(right, torch.ones(1), (0.0, 0.5, 1.0, 1.0))])
     torch.testing.assert_close(found, torch.cat((torch.full((1, 4, 4), 0.2), torch.full((1, 4, 4), 0.4)), 2))
-    alone = averaged([Part(right, torch.ones(1), (0.0, 0.5, 1.0, 1.0))])
+    alone = averaged([MapPart(right, torch.ones(1), (0.0, 0.5, 1.0, 1.0))])
     torch.testing.assert_close(alone, torch.cat((torch.zeros(1, 4, 4), right), 2))
 
 

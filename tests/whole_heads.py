@@ -5,9 +5,9 @@ from troupe.model_patches.attention.heads import join_heads, split_heads
 from troupe.model_patches.attention.relevance import relevance_of_heads
 
 
-def image_attention(query, keys, values, weights, heads, joint=False, columns=None):
-    """query [G, B, N, C], keys, values [G, S, C], weights [G, B, M, N], columns [1 or G, S] bool -> [G, B, N, C]."""
-    tokens = LayerTokens(keys, values, columns=columns).prepared(heads)
+def image_attention(query, keys, values, weights, heads, joint=False, valid_tokens=None):
+    """query [G, B, N, C], keys, values [G, S, C], weights [G, B, M, N], valid_tokens [1 or G, S] bool -> [G, B, N, C]."""
+    tokens = LayerTokens(keys, values, valid_tokens=valid_tokens).prepared(heads)
     return join_heads(attend(split_heads(query.flatten(1, 2), heads), tokens, weights, joint)).view_as(query)
 
 

@@ -33,7 +33,7 @@ class LayerTokens:
     """What one cross-attention layer needs of the subjects; depends on no timestep, so it is made once a run.
 
     keys, values: [G, S, C] image keys and values; name_keys: [G, L, C] or None where nothing asks for relevance;
-    segments: [G, M, L] float32 (see `relevance_of_heads`) or None; columns: [1 or G, S] bool, image tokens that are there, or None for all: a subject
+    segments: [G, M, L] float32 (see `relevance_of_heads`) or None; valid_tokens: [1 or G, S] bool, image tokens that are there, or None for all: a subject
     with fewer tokens than another has some that are not, an absent one has none; split: the same in heads, of tokens that are `prepared`.
     """
 
@@ -41,7 +41,7 @@ class LayerTokens:
     values: torch.Tensor
     name_keys: torch.Tensor | None = None
     segments: torch.Tensor | None = None
-    columns: torch.Tensor | None = None
+    valid_tokens: torch.Tensor | None = None
     split: HeadTokens | None = None
 
     def prepared(self, heads: int) -> LayerTokens:
@@ -55,7 +55,7 @@ class LayerTokens:
     def group(self, index: int) -> LayerTokens:
         """The tokens of one group alone, G = 1."""
         found = self._map(lambda t: t[index:index + 1])
-        return found if self.columns is None or len(self.columns) == 1 else replace(found, columns=self.columns[index:index + 1])
+        return found if self.valid_tokens is None or len(self.valid_tokens) == 1 else replace(found, valid_tokens=self.valid_tokens[index:index + 1])
 
     def float(self) -> LayerTokens:
         """The same in float32."""
@@ -66,7 +66,7 @@ class LayerTokens:
             return [None if t is None else change(t) for t in tensors]
 
         split = None if self.split is None else HeadTokens(*each(self.split.keys, self.split.values, self.split.names))
-        return LayerTokens(*each(self.keys, self.values, self.name_keys, self.segments), self.columns, split)
+        return LayerTokens(*each(self.keys, self.values, self.name_keys, self.segments), self.valid_tokens, split)
 
 
 @dataclass(frozen=True)
@@ -94,50 +94,50 @@ def attend(queries: torch.Tensor, tokens: LayerTokens, weights: torch.Tensor, jo
     """Return `sum_i weights_i(p) * softmax_T(q k_i^T / sqrt d) v_i`, all subjects in one pass, or one by one where their tokens are many.
 
     Arguments:
-        queries: [G, H, B*N, d]; tokens: prepared; those that are not in `columns` are excluded from the softmax, and a subject without any weighs 0.
+        queries: [G, H, B*N, d]; tokens: prepared; those that are not in `valid_tokens` are excluded from the softmax, and a subject without any weighs 0.
         weights: [G, B, M, N], multiplied after the softmax.
         joint: one softmax over all S tokens instead of one per subject.
     Returns:
         [G, H, B*N, d] in the dtype of the queries, before `to_out`.
     """
-    mine, columns, (g, _, m, _) = tokens.split, tokens.columns, weights.shape
+    mine, valid_tokens, (g, _, m, _) = tokens.split, tokens.valid_tokens, weights.shape
     h, bn, s = queries.shape[1], queries.shape[2], mine.keys.shape[2]
-    if columns is not None:
-        weights = weights * _present(columns, m)
+    if valid_tokens is not None:
+        weights = weights * _present(valid_tokens, m)
     if s // m > MANY_TOKENS and not joint:
-        return _subject_by_subject(queries, mine, weights, columns)
+        return _subject_by_subject(queries, mine, weights, valid_tokens)
     weights = weights.transpose(1, 2).reshape(g, m, bn)
     step = max(1, MAP // (g * h * s))
     if queries.device.type != "cpu" or bn <= step:
-        return _fused(queries, weights, mine, columns, joint)
+        return _fused(queries, weights, mine, valid_tokens, joint)
     parts = zip(queries.split(step, 2), weights.split(step, 2), strict=True)
-    return torch.cat([_fused(*part, mine, columns, joint) for part in parts], 2)
+    return torch.cat([_fused(*part, mine, valid_tokens, joint) for part in parts], 2)
 
 
-def _fused(queries: torch.Tensor, weights: torch.Tensor, tokens: HeadTokens, columns: torch.Tensor | None, joint: bool) -> torch.Tensor:
+def _fused(queries: torch.Tensor, weights: torch.Tensor, tokens: HeadTokens, valid_tokens: torch.Tensor | None, joint: bool) -> torch.Tensor:
     """All subjects in one pass. queries [G, H, P, d], weights [G, M, P] -> [G, H, P, d]. Positions lie innermost in the map: subjects have few tokens,
     and what runs along them would be mostly overhead."""
     logits = torch.matmul(tokens.keys, queries.transpose(2, 3))  # G, H, S, P
-    if columns is not None:
-        logits = logits.masked_fill(~columns[:, None, :, None], torch.finfo(logits.dtype).min)  # finite: a softmax over nothing weighs 0, and is not NaN
+    if valid_tokens is not None:
+        logits = logits.masked_fill(~valid_tokens[:, None, :, None], torch.finfo(logits.dtype).min)  # finite: a softmax over nothing weighs 0, and is not NaN
     p = logits.softmax(2).unflatten(2, (weights.shape[1], -1)) if joint else logits.unflatten(2, (weights.shape[1], -1)).softmax(3)
     p = (p * weights[:, None, :, None].to(p.dtype)).flatten(2, 3)
     return torch.matmul(p.transpose(2, 3), tokens.values)
 
 
-def _present(columns: torch.Tensor, m: int) -> torch.Tensor:
+def _present(valid_tokens: torch.Tensor, m: int) -> torch.Tensor:
     """Which subjects have any token, [1 or G, 1, M, 1] bool."""
-    return columns.unflatten(1, (m, -1)).any(-1)[:, None, :, None]
+    return valid_tokens.unflatten(1, (m, -1)).any(-1)[:, None, :, None]
 
 
-def _subject_by_subject(q: torch.Tensor, tokens: HeadTokens, weights: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
+def _subject_by_subject(q: torch.Tensor, tokens: HeadTokens, weights: torch.Tensor, valid_tokens: torch.Tensor | None) -> torch.Tensor:
     """The same sum without a map of all positions times all tokens. q [G, H, B*N, d], weights [G, B, M, N] -> [G, H, B*N, d]."""
     m = weights.shape[2]
     k, v = (x.unflatten(2, (m, -1)).unbind(2) for x in (tokens.keys, tokens.values))  # G, H, T, d each
     w = weights.permute(2, 0, 1, 3).reshape(m, len(q), 1, -1, 1).to(q.dtype)  # M, G, 1, B*N, 1
     bias = [None] * m
-    if columns is not None:
-        masked = torch.zeros(columns.shape, dtype=q.dtype, device=q.device).masked_fill(~columns, torch.finfo(q.dtype).min)
+    if valid_tokens is not None:
+        masked = torch.zeros(valid_tokens.shape, dtype=q.dtype, device=q.device).masked_fill(~valid_tokens, torch.finfo(q.dtype).min)
         bias = masked.unflatten(1, (m, 1, 1, -1)).unbind(1)  # 1 or G, 1, 1, T each
     total = torch.zeros_like(q)
     for i in range(m):
@@ -165,8 +165,8 @@ def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tenso
     """
     g, b, n, _ = query.shape
     m = strengths.shape[0]
-    if tokens.columns is not None:  # who is absent has no share
-        limits = _present(tokens.columns, m).float() * (1.0 if limits is None else limits)
+    if tokens.valid_tokens is not None:  # who is absent has no share
+        limits = _present(tokens.valid_tokens, m).float() * (1.0 if limits is None else limits)
     queries, tokens = split_heads(query.flatten(1, 2), heads), tokens.prepared(heads)
     needed = mixing.needs_relevance(m)
     a = relevance_of_heads(queries, tokens.split.names, tokens.segments, b) if needed or observe is not None else None

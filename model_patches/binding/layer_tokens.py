@@ -31,7 +31,7 @@ def project_images(layers: DecoupledLayers | LoraLayers, references: References,
     """Keys and values of all image tokens for every layer; the uncond tokens are the same for every subject.
 
     bases: the UNet's own (to_k, to_v) of each layer, and merged: how strongly the adapter's text LoRA is in them, for layers that need them. A
-    subject with fewer tokens than another is filled up with zeros, see `image_columns`.
+    subject with fewer tokens than another is filled up with zeros, see `valid_image_tokens`.
     """
     longest = max(len(s.tokens) for s in references.subjects)
     subjects = torch.stack([pad(s.tokens, (0, 0, 0, longest - len(s.tokens))) for s in references.subjects])  # M, T, D
@@ -41,7 +41,7 @@ def project_images(layers: DecoupledLayers | LoraLayers, references: References,
     return [Projected(layer.keys(tokens, to_k, merged), layer.values(tokens, to_v, merged)) for layer, (to_k, to_v) in zip(layers.layers, pairs, strict=True)]
 
 
-def image_columns(references: References, without_absent: bool, device: torch.device) -> torch.Tensor | None:
+def valid_image_tokens(references: References, without_absent: bool, device: torch.device) -> torch.Tensor | None:
     """[1, S] bool: image tokens that are there, or None where all are. without_absent: those of subjects with weight 0 are not."""
     counts = [0 if without_absent and s.weight == 0 else len(s.tokens) for s in references.subjects]
     longest = max(len(s.tokens) for s in references.subjects)
@@ -79,11 +79,11 @@ def pick(stored: torch.Tensor, roles: Sequence[str]) -> torch.Tensor:
     return torch.stack([stored[i] for i in wanted])
 
 
-def layer_tokens(images: Projected, names: torch.Tensor | None, segments: torch.Tensor | None, roles: Sequence[str], columns: torch.Tensor | None = None) -> LayerTokens:
+def layer_tokens(images: Projected, names: torch.Tensor | None, segments: torch.Tensor | None, roles: Sequence[str], valid_tokens: torch.Tensor | None = None) -> LayerTokens:
     """One layer's tokens for the chunks of a call."""
     if names is None or segments is None:
-        return LayerTokens(pick(images.keys, roles), pick(images.values, roles), columns=columns)
-    return LayerTokens(pick(images.keys, roles), pick(images.values, roles), pick(names, roles), pick(segments, roles), columns)
+        return LayerTokens(pick(images.keys, roles), pick(images.values, roles), valid_tokens=valid_tokens)
+    return LayerTokens(pick(images.keys, roles), pick(images.values, roles), pick(names, roles), pick(segments, roles), valid_tokens)
 
 
 def call_tokens(references: References, settings: ImageAttentionSettings, images: Sequence[Projected],
@@ -95,10 +95,10 @@ def call_tokens(references: References, settings: ImageAttentionSettings, images
     Subjects of weight 0 have no tokens in the joint softmax of an adapter that was published with it.
     """
     without_absent = settings.mixing.merge == references.adapter.spec.merge == "joint"
-    columns = image_columns(references, without_absent, device)
+    valid_tokens = valid_image_tokens(references, without_absent, device)
     segments = None if names is None else name_segments(references, device)
     each = zip(images, names or [None] * len(images), heads, strict=True)
-    return [layer_tokens(image, name, segments, roles, columns).prepared(count) for image, name, count in each]
+    return [layer_tokens(image, name, segments, roles, valid_tokens).prepared(count) for image, name, count in each]
 
 
 def gain_weights(layers: DecoupledLayers | LoraLayers, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor | None]:

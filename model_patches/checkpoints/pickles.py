@@ -74,7 +74,7 @@ def _examine(path: Path) -> bool:
             _check_end(data)
             with zipfile.ZipFile(file) as archive:
                 pickled, records = _members(archive, size)
-                look = _Look(archive.read(pickled), size)
+                look = _PickleScanner(archive.read(pickled), size)
             look.load()
             lacking = [key for key, storage in look.storages.items() if storage.bytes > records.get(f"data/{key}", -1)]
             if lacking:
@@ -82,7 +82,7 @@ def _examine(path: Path) -> bool:
         else:
             if tarfile.is_tarfile(file):
                 raise ForeignArchive("a tar archive")
-            look = _Look(data[:PICKLE], size)
+            look = _PickleScanner(data[:PICKLE], size)
             for _ in range(OLD_PARTS):
                 look.load()
             if sum(storage.bytes for storage in look.storages.values()) > size:
@@ -167,7 +167,7 @@ class _Opcodes(dict):
         raise pickle.UnpicklingError(f"opcode {code}")
 
 
-class _Look(pickle._Unpickler):  # the one in Python: the one in C reserves memory for whatever place a pickle names
+class _PickleScanner(pickle._Unpickler):  # the one in Python: the one in C reserves memory for whatever place a pickle names
     """Goes through pickles of tensors and makes nothing but dicts of names. pickles: their bytes, what follows them or a part of it too; size: of the
     file. storages: as declared, by key; bytes, of all tensors together, as if none were shared; copies: bytes of texts and dicts that torch would make
     of others."""

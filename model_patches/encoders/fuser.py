@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..attention.gated import ObjectTokens, gated_residual, gated_self_attention
-from .bare import Bare
+from .leaf_parameter import LeafParameter
 from .projections import MisshapenTensor, StateDict, shape_of
 
 SD1_CONTEXT, SD1_HEADS, HEAD_WIDTH = 768, 8, 64
@@ -74,8 +74,8 @@ class GatedFuser(nn.Module):
         self.ff = FuserFeedForward(width, operations)
         self.norm1 = operations.LayerNorm(width)
         self.norm2 = operations.LayerNorm(width)
-        self.alpha_attn = Bare()
-        self.alpha_dense = Bare()
+        self.alpha_attn = LeafParameter()
+        self.alpha_dense = LeafParameter()
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:

@@ -1,5 +1,5 @@
 """What stands where, as object tokens for the gated layers: Subject-Diffusion's MLP and GroundingNet (arXiv 2307.11410), GLIGEN's
-PositionNets (arXiv 2301.07093). Published tensor names (see bare.py), `operations` as in projections.py.
+PositionNets (arXiv 2301.07093). Published tensor names (see leaf_parameter.py), `operations` as in projections.py.
 
 Letters: B rows, N objects (slots), T patch tokens an object, E channels of a feature, D of an object token. Boxes are left, top, right,
 bottom in 0..1 of the picture. Give float32 features where the weights allow it: these tokens are made once a run.
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..attention.fourier import FREQUENCIES, box_fourier
-from .bare import Bare
+from .leaf_parameter import LeafParameter
 from .projections import MisshapenTensor, StateDict, shape_of
 
 TEXT_SPACE_NORM = 28.7  # length of CLIP ViT-L/14's pooled text vectors before their projection, on average
@@ -34,7 +34,7 @@ class TextSpace(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.matrix = Bare(width, width)
+        self.matrix = LeafParameter(width, width)
 
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
         """[..., E] -> [..., E]."""
@@ -114,8 +114,8 @@ class GroundingNet(nn.Module):
         self.tokens, self.feature_dim, self.frequencies = tokens, feature_dim, frequencies
         position_dim = frequencies * COORDINATES
         self.linears_image = MLP(feature_dim + position_dim, out_dim, hidden_dim, operations=operations)
-        self.null_image_feature = Bare(1, 1, tokens, feature_dim)
-        self.null_position_feature = Bare(1, 1, tokens, position_dim)
+        self.null_image_feature = LeafParameter(1, 1, tokens, feature_dim)
+        self.null_position_feature = LeafParameter(1, 1, tokens, position_dim)
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
@@ -181,8 +181,8 @@ class TextPositionNet(nn.Module):
         self.feature_dim, self.frequencies = feature_dim, frequencies
         position_dim = frequencies * COORDINATES
         self.linears = PositionMLP(feature_dim, position_dim, out_dim, hidden_dim, operations)
-        self.null_positive_feature = Bare(feature_dim)
-        self.null_position_feature = Bare(position_dim)
+        self.null_positive_feature = LeafParameter(feature_dim)
+        self.null_position_feature = LeafParameter(position_dim)
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
@@ -232,9 +232,9 @@ class TextImagePositionNet(nn.Module):
         position_dim = frequencies * COORDINATES
         self.linears_text = PositionMLP(feature_dim, position_dim, out_dim, hidden_dim, operations)
         self.linears_image = PositionMLP(feature_dim, position_dim, out_dim, hidden_dim, operations)
-        self.null_text_feature = Bare(feature_dim)
-        self.null_image_feature = Bare(feature_dim)
-        self.null_position_feature = Bare(position_dim)
+        self.null_text_feature = LeafParameter(feature_dim)
+        self.null_image_feature = LeafParameter(feature_dim)
+        self.null_position_feature = LeafParameter(position_dim)
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
@@ -278,7 +278,7 @@ class TextImagePositionNet(nn.Module):
         return per_slot.repeat(2)
 
 
-def _or_null(masks: torch.Tensor, features: torch.Tensor, null: Bare) -> torch.Tensor:
+def _or_null(masks: torch.Tensor, features: torch.Tensor, null: LeafParameter) -> torch.Tensor:
     """[B, N] and [B, N, E] -> [B, N, E], the learned null feature [E] where the mask is 0."""
     return torch.where(masks.bool().unsqueeze(-1), features, null.weight.to(features))
 

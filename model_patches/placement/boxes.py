@@ -22,7 +22,7 @@ Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundBox:
     """One box as it was found, unchecked.
 
     value: what stood there, for messages; sides: (x, y, w, h) or with `corners` (x1, y1, x2, y2), each a number or not, or None where value is
@@ -38,7 +38,7 @@ class Found:
 
 # ---- reading -----------------------------------------------------------------------------------------------------------------------------
 
-def read_text(text: str) -> list[Found | None]:
+def read_text(text: str) -> list[FoundBox | None]:
     """The node's `boxes`: a JSON list of {"label", "x", "y", "w", "h"} in 0..1, or null. An empty text is an empty list.
 
     Raises:
@@ -68,7 +68,7 @@ def fault_in(text: str) -> str | None:
     return None
 
 
-def read_wired(value: Any, size: Size, warn: Warn = lambda sentence: None) -> list[Found | None]:
+def read_wired(value: Any, size: Size, warn: Warn = lambda sentence: None) -> list[FoundBox | None]:
     """Boxes of another node, for a picture of `size` (width, height).
 
     Arguments:
@@ -80,7 +80,7 @@ def read_wired(value: Any, size: Size, warn: Warn = lambda sentence: None) -> li
     value = _plain(value)
     if _is_segs(value):
         (h, w), segments = value[0][:2], value[1]
-        return [Found(s.bbox, _four(s.bbox), getattr(s, "label", None) or "", (w, h), corners=True) for s in segments]
+        return [FoundBox(s.bbox, _four(s.bbox), getattr(s, "label", None) or "", (w, h), corners=True) for s in segments]
     if value is None:
         return []
     if isinstance(value, dict) or _is_numbers(value):
@@ -96,18 +96,18 @@ def read_wired(value: Any, size: Size, warn: Warn = lambda sentence: None) -> li
     return [None if item is None else _wired(_plain(item), size) for item in value]
 
 
-def _normalised(item: Any) -> Found:
+def _normalised(item: Any) -> FoundBox:
     if not isinstance(item, dict) or not {"x", "y", "w", "h"} <= item.keys():
-        return Found(item, None)
-    return Found(item, tuple(item[k] for k in "xywh"), "" if item.get("label") is None else item["label"])
+        return FoundBox(item, None)
+    return FoundBox(item, tuple(item[k] for k in "xywh"), "" if item.get("label") is None else item["label"])
 
 
-def _wired(item: Any, size: Size) -> Found:
+def _wired(item: Any, size: Size) -> FoundBox:
     if isinstance(item, dict) and {"x", "y", "width", "height"} <= item.keys():
         metadata = item.get("metadata")
         label = (metadata.get("desc") if isinstance(metadata, dict) else None) or item.get("label") or ""
-        return Found(item, tuple(item[k] for k in ("x", "y", "width", "height")), label, size)
-    return _normalised(item) if isinstance(item, dict) else Found(item, _four(item), picture=size)
+        return FoundBox(item, tuple(item[k] for k in ("x", "y", "width", "height")), label, size)
+    return _normalised(item) if isinstance(item, dict) else FoundBox(item, _four(item), picture=size)
 
 
 def _plain(value: Any) -> Any:
@@ -140,7 +140,7 @@ def _is_segs(value: Any) -> bool:
 
 # ---- checking ----------------------------------------------------------------------------------------------------------------------------
 
-def checked(found: Found, who: str, warn: Warn = lambda sentence: None) -> Box:
+def checked(found: FoundBox, who: str, warn: Warn = lambda sentence: None) -> Box:
     """The box of the subject that messages call `who`. What reaches out of the picture by at most SLACK is cut off, with a warning.
 
     Raises:

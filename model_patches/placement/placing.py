@@ -10,7 +10,7 @@ import torch
 
 from ..errors import MismatchError, SubjectError
 from ..subjects import Box, Cast, Image, called
-from .boxes import Found, checked, read_text, read_wired
+from .boxes import FoundBox, checked, read_text, read_wired
 from .layouts import fill
 from .preview import draw_cast
 
@@ -71,13 +71,13 @@ def picture_size(latent: Any) -> tuple[int, int]:
     return samples.shape[-1] * PIXELS_PER_CELL, samples.shape[-2] * PIXELS_PER_CELL
 
 
-def bind_drawn(found: Sequence[Found | None], names: Sequence[str], warn: Warn = lambda sentence: None) -> dict[int, Found]:
+def bind_drawn(found: Sequence[FoundBox | None], names: Sequence[str], warn: Warn = lambda sentence: None) -> dict[int, FoundBox]:
     """{subject: box}, counted from 0: element i is for subject i; one beyond the last subject for the only subject of its label, if that has no box.
 
     Raises:
         SubjectError: a box for no subject.
     """
-    bound: dict[int, Found] = {}
+    bound: dict[int, FoundBox] = {}
     for i, box in enumerate(found[:len(names)]):
         if box is not None:
             _warn_if_stale(box, i, names, warn)
@@ -91,7 +91,7 @@ def bind_drawn(found: Sequence[Found | None], names: Sequence[str], warn: Warn =
     return bound
 
 
-def bind_wired(found: Sequence[Found | None], names: Sequence[str], drawn: dict[int, Found], warn: Warn = lambda sentence: None) -> dict[int, Found]:
+def bind_wired(found: Sequence[FoundBox | None], names: Sequence[str], drawn: dict[int, FoundBox], warn: Warn = lambda sentence: None) -> dict[int, FoundBox]:
     """{subject: box} for subjects that are not in `drawn`.
 
     A box whose label only one subject has, and no other box of the list, is that subject's. The others go by place where the list has one element
@@ -100,7 +100,7 @@ def bind_wired(found: Sequence[Found | None], names: Sequence[str], drawn: dict[
         SubjectError: more boxes than subjects.
     """
     boxes = [box for box in found if box is not None]
-    bound: dict[int, Found] = {}
+    bound: dict[int, FoundBox] = {}
     rest = []
     for i, box in enumerate(found):
         subject = None if box is None else _only_of_its_label(box, boxes, names)
@@ -126,19 +126,19 @@ def same_word(text: Any) -> str:
     return " ".join(text.replace("\\", "").casefold().split()) if isinstance(text, str) else ""
 
 
-def _only_of_its_label(box: Found, others: Sequence[Found], names: Sequence[str]) -> int | None:
+def _only_of_its_label(box: FoundBox, others: Sequence[FoundBox], names: Sequence[str]) -> int | None:
     """The one subject that has this box's label, if no other box of the list has it."""
     label = same_word(box.label)
     subjects = [i for i, name in enumerate(names) if label and same_word(name) == label]
     return subjects[0] if len(subjects) == 1 and Counter(same_word(b.label) for b in others)[label] == 1 else None
 
 
-def _warn_if_stale(box: Found, subject: int, names: Sequence[str], warn: Warn) -> None:
+def _warn_if_stale(box: FoundBox, subject: int, names: Sequence[str], warn: Warn) -> None:
     if same_word(box.label) not in ("", same_word(names[subject])):
         warn(f"Check the order of the boxes: the box labelled '{box.label}' is used for {called(subject + 1, names[subject])}, by its position in the list.")
 
 
-def _for_nobody(where: str, index: int, box: Found, names: Sequence[str], taken: int | None = None) -> SubjectError:
+def _for_nobody(where: str, index: int, box: FoundBox, names: Sequence[str], taken: int | None = None) -> SubjectError:
     """The error about a box that no subject is left for."""
     cast = ", ".join(called(i + 1, name) for i, name in enumerate(names)) or "no subjects"
     label = f" labelled '{box.label}'" if box.label else ""

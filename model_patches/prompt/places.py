@@ -33,14 +33,14 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundPlaces:
     """text: the prompt to encode, without markers; places: one per subject."""
 
     text: str
     places: tuple[Place, ...]
 
 
-def find_places(text: str, names: Sequence[str], tokenize: Tokenize, warn: Callable[[str], None] = lambda sentence: None) -> Found:
+def find_places(text: str, names: Sequence[str], tokenize: Tokenize, warn: Callable[[str], None] = lambda sentence: None) -> FoundPlaces:
     """The prompt without markers, and each subject's place in it.
 
     `{words}` that are a subject's name belong to that subject, other markers to the remaining subjects in order. Without such other markers the remaining
@@ -64,7 +64,7 @@ def find_places(text: str, names: Sequence[str], tokenize: Tokenize, warn: Calla
         for i, place in zip(group, places, strict=False):
             found[i] = (place, bare(names[i]))
             taken.update(place)
-    return Found(clean, tuple(place_of(tokens, *found[i]) for i in range(len(names))))
+    return FoundPlaces(clean, tuple(place_of(tokens, *found[i]) for i in range(len(names))))
 
 
 def place_of(tokens: Tokens, indices: Sequence[int], words: str) -> Place:

@@ -29,7 +29,7 @@ OTHER_LATENT = "Note: this latent is not the result of the recorded run. It was 
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class MapPart:
     """Maps of one grid that show one part of the picture: total [M, h, w], the sum of what was seen; count [M], how often; window as in limits.py."""
 
     total: torch.Tensor
@@ -51,9 +51,9 @@ def add_owned(sums: Sums, owned: torch.Tensor, acting: torch.Tensor) -> None:
     sums[1].add_(acting)
 
 
-def part_of(sums: Sums, grid: tuple[int, int], window: Window = WHOLE) -> Part:
+def part_of(sums: Sums, grid: tuple[int, int], window: Window = WHOLE) -> MapPart:
     """Return the sums on the CPU, as the part of the picture that the rows showed."""
-    return Part(sums[0].cpu().unflatten(1, grid), sums[1].cpu(), window)
+    return MapPart(sums[0].cpu().unflatten(1, grid), sums[1].cpu(), window)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ def wanted(blocks: str, grid: tuple[int, int], latent: tuple[int, int]) -> bool:
     return blocks == "all" or coarse == (blocks == "coarse")
 
 
-def averaged(parts: Sequence[Part]) -> torch.Tensor:
+def averaged(parts: Sequence[MapPart]) -> torch.Tensor:
     """The mean of everything seen at each position, on the finest grid among the parts: [M, h, w] float32; 0 where a subject never acted.
 
     Every grid is brought to the finest one first (bilinear), so that each block and call counts the same.
@@ -121,7 +121,7 @@ def averaged(parts: Sequence[Part]) -> torch.Tensor:
     return torch.where(seen > 0, total / seen.clamp(min=1), total)
 
 
-def applied_maps(references: References, merge: str, parts: Sequence[Part]) -> AppliedMaps | None:
+def applied_maps(references: References, merge: str, parts: Sequence[MapPart]) -> AppliedMaps | None:
     """The mean maps of one Apply node's subjects, on the CPU; None where nobody acted."""
     parts = [part for part in parts if part.count.any()]  # the others were prepared and never seen
     if not parts:
@@ -132,7 +132,7 @@ def applied_maps(references: References, merge: str, parts: Sequence[Part]) -> A
     return AppliedMaps(references.adapter.spec.file, merge, tuple(found))
 
 
-def _whole_grid(part: Part) -> tuple[int, int]:
+def _whole_grid(part: MapPart) -> tuple[int, int]:
     """(h, w) that the part's grid would have over the whole picture."""
     (h, w), (top, left, bottom, right) = part.total.shape[1:], part.window
     return round(h / (bottom - top)), round(w / (right - left))

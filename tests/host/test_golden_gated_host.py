@@ -144,14 +144,14 @@ def test_subject_diffusions_unet(grid, monkeypatch):
 def test_the_hosts_block(official, grid):
     from comfy.ldm.modules.attention import BasicTransformerBlock
     from troupe.model_patches.encoders.fuser import GatedFuser
-    from troupe.model_patches.hosts.comfyui.sampling.conditioning import Chunk
+    from troupe.model_patches.hosts.comfyui.sampling.conditioning import ConditioningChunk
     from troupe.model_patches.hosts.comfyui.sampling.gated import GatedLayer, GatedPatch
 
     g, name = golden("block"), f"{grid[0]}x{grid[1]}"
     block = BasicTransformerBlock(64, 2, 32, context_dim=CONTEXT)
     block.load_state_dict({n: parameter(n, tuple(t.shape), "sharp") for n, t in block.state_dict().items()})
     fuser = filled(GatedFuser(64, CONTEXT, 2), "sharp", "fuser.")
-    chunks = [Chunk("cond", None), Chunk("cond", None)]
+    chunks = [ConditioningChunk("cond", None), ConditioningChunk("cond", None)]
     patch = GatedPatch(None, chunks, {("input", 1, 0): GatedLayer(fuser, fuser.project(g[f"{name}.objs"]))}, 1.0)
     options = {"patches": {"middle_patch": [patch]}, "block": ("input", 1), "block_index": 0, "cond_or_uncond": [0, 1], "activations_shape": [2, 64, *grid]}
     expected = golden("gligen")["block.6x10.out.sharp"] if official == "gligen" else g[f"{name}.out.sharp"]

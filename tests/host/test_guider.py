@@ -337,11 +337,11 @@ def test_range_and_ramp(base, span, second, second_end):
 
 def test_a_ramp_reads_nothing_from_the_device(plain, monkeypatch):
     """The value is a tensor beside the sigma; only the end of a range may ask for the sigma itself, and not where the steps are counted."""
-    from troupe.model_patches.hosts.comfyui.prompting.guider import Course, GuidanceSettings
+    from troupe.model_patches.hosts.comfyui.prompting.guider import GuidanceSchedule, GuidanceSettings
     from troupe.model_patches.hosts.comfyui.sampling.clock import Clock
 
     st, *_ = plain
-    course = Course(GuidanceSettings(second=3.0, second_end=1.0), st.patcher.model.model_sampling, Clock(schedule(st.patcher, 4)))
+    course = GuidanceSchedule(GuidanceSettings(second=3.0, second_end=1.0), st.patcher.model.model_sampling, Clock(schedule(st.patcher, 4)))
     sigmas = schedule(st.patcher, 4)[:3]
     course.second(sigmas)  # makes the table, on the CPU
     read = []

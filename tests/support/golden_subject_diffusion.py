@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from troupe.model_patches.encoders.bare import module_name
+from troupe.model_patches.encoders.leaf_parameter import module_name
 
 FOLDER = Path(__file__).parent.parent / "golden" / "subject_diffusion"
 KINDS = ("plain", "sharp")

@@ -16,10 +16,10 @@ from ...adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec
 from ...checkpoints.catalogue import PROJECTION_MATRIX
 from ...checkpoints.tensors import AGAIN, State, assign, missing, part, reading
 from ...checkpoints.unet_names import CONV_IN, places
-from ...encoders.bare import published_name
 from ...encoders.fuser import GatedFuser
 from ...encoders.gated import GatedLayers
 from ...encoders.grounding import TextImagePositionNet, TextPositionNet, TextSpace
+from ...encoders.leaf_parameter import published_name
 from ...errors import CheckpointError
 
 PREFIXES = ("", "model.", "model.diffusion_model.", "diffusion_model.", "unet.")  # of a UNet within a file

@@ -13,7 +13,7 @@ from ...subjects import Cast, References
 from .loading.adapters import HostAdapter
 from .loading.encoders import HostImageEncoder, HostNameEncoder
 from .sampling.blocks import attention_blocks
-from .sampling.conditioning import Conditioning, Record, attach
+from .sampling.conditioning import Conditioning, ConditioningRecord, attach
 from .sampling.gated import GatedAdapter
 from .sampling.hook import Hook
 from .sampling.image_attention import ImageAttention
@@ -81,7 +81,7 @@ def _wired(model: Any, hook: Hook, positive: Conditioning | None, negative: Cond
     patched = model.clone()
     hook.attach(patched)
     roles = ((positive, COND), (negative, UNCOND), (middle, COND))
-    wired = [None if given is None else attach(given, Record(hook.id, role, hook.references)) for given, role in roles]
+    wired = [None if given is None else attach(given, ConditioningRecord(hook.id, role, hook.references)) for given, role in roles]
     return patched, wired[0], wired[1], wired[2]
 
 

@@ -17,7 +17,7 @@ from ...subjects import Cast, References, make_subject
 from .apply import encode_references
 from .loading.adapters import AUTO, HostAdapter, fingerprint, load_adapter
 from .messages import is_watched, show
-from .sampling.record import Record, record_relevance
+from .sampling.record import RelevanceRecord, record_relevance
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ def _same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
 
 def with_relevance_shown(model: Any, node_id: str | None) -> Any:
     """A clone of the MODEL that shows the relevance maps on a node after every run, if a browser waits for them."""
-    def finished(record: Record, latent: torch.Tensor) -> None:
+    def finished(record: RelevanceRecord, latent: torch.Tensor) -> None:
         if is_watched(node_id):
             show(node_id, draw_maps(record.run, tuple(latent.shape[-2:])))
 

@@ -28,7 +28,7 @@ BOS = 49406
 SPLIT_FROM = 8  # a part of at least so many tokens is cut where a chunk is full; a shorter one moves to the next chunk
 SD2_LAYERS = 23  # of the published diffusers folders: the last layer, which SD2 does not read, is left out there
 
-Chunk = list[tuple[int, float]]  # tokens and their weights, BOS first, LENGTH of them with EOS; padding is not in it
+TokenChunk = list[tuple[int, float]]  # tokens and their weights, BOS first, LENGTH of them with EOS; padding is not in it
 
 
 def load_adapter(path: str | Path) -> Adapter:
@@ -245,9 +245,9 @@ def _name_chunks(names: Sequence[str]) -> list[list[int]]:
     return chunks
 
 
-def prompt_chunks(prompt: str) -> list[Chunk]:
+def prompt_chunks(prompt: str) -> list[TokenChunk]:
     """A prompt in ComfyUI's notation as chunks of at most LENGTH weighted tokens; there is always one."""
-    chunks: list[Chunk] = [[]]
+    chunks: list[TokenChunk] = [[]]
     room = LENGTH - 2
     for text, weight in weighted_parts(prompt):
         tokens = [(token, weight) for token in _tokenizer().encode(text)]

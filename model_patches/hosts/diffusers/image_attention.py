@@ -23,7 +23,7 @@ from ...errors import MismatchError
 from ...relevance.maps import AppliedMaps, add_owned, applied_maps, empty_sums, part_of
 from ...subjects import References
 
-Roles = tuple[str | None, ...]  # what the equal parts of a batch get, in order: UNCOND, COND, or None (no references)
+BatchRoles = tuple[str | None, ...]  # what the equal parts of a batch get, in order: UNCOND, COND, or None (no references)
 PARTS = ("down_blocks", "up_blocks", "mid_block")  # order of published adapters
 PLAIN = (AttnProcessor, AttnProcessor2_0)
 PERCENT_ROUNDING = 1e-6  # a step that lies on the end of a range belongs to it, whatever float32 made of its timestep
@@ -103,7 +103,7 @@ class ImageAttention:
         return self._now is not None and any(self.acting)
 
     @property
-    def acting(self) -> Roles:
+    def acting(self) -> BatchRoles:
         """The roles, with None for parts that get nothing: those of role UNCOND where the adapter has no empty tokens."""
         return tuple(role if takes_part(self.references, role) else None for role in self.roles)
 

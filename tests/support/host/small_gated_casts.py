@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec
 from troupe.model_patches.binding.settings import GatedSettings
-from troupe.model_patches.encoders.bare import module_name
 from troupe.model_patches.encoders.gated import GatedLayers
 from troupe.model_patches.encoders.grounding import GroundingNet, TextImagePositionNet, TextPositionNet
+from troupe.model_patches.encoders.leaf_parameter import module_name
 from troupe.model_patches.hosts.comfyui.apply import apply_gated
 from troupe.model_patches.hosts.comfyui.loading import adapters
 from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks

@@ -19,7 +19,7 @@ from ....binding.settings import check_finite
 from ....binding.two_strengths import SecondStrength
 from ....errors import MismatchError
 from ..sampling.clock import Clock, percent_table, sigma_range
-from ..sampling.conditioning import KEY, Conditioning, Record, attach, text_source
+from ..sampling.conditioning import KEY, Conditioning, ConditioningRecord, attach, text_source
 from ..sampling.hook import Hook
 from ..sampling.prompt_switch import PROMPT, FusedPrompt, PromptSwitch
 
@@ -45,7 +45,7 @@ class GuidanceSettings(SecondStrength):
         return f"{second} from {self.start_percent:g} to {self.end_percent:g} of the run"
 
 
-class Course:
+class GuidanceSchedule:
     """What the second guidance is in each call of one run."""
 
     def __init__(self, settings: GuidanceSettings, model_sampling: Any, clock: Clock):
@@ -102,7 +102,7 @@ class TwoScaleGuider(comfy.samplers.CFGGuider, ABC):
     def outer_sample(self, noise: torch.Tensor, latent_image: Any, sampler: Any, sigmas: torch.Tensor, denoise_mask: Any = None, callback: Callable | None = None,
                      *args: Any, **kwargs: Any) -> Any:
         """A run: as the host's, counting its steps."""
-        self.course = Course(self.settings, self.model_patcher.get_model_object("model_sampling"), Clock(sigmas, sampler))
+        self.course = GuidanceSchedule(self.settings, self.model_patcher.get_model_object("model_sampling"), Clock(sigmas, sampler))
         try:
             return super().outer_sample(noise, latent_image, sampler, sigmas, denoise_mask, self.course.clock.wrap(callback), *args, **kwargs)
         finally:
@@ -117,7 +117,7 @@ class SubjectDiffusionGuider(TwoScaleGuider):
         """middle None: the negative's text with the positive's references."""
         middle = image_branch(negative, positive) if middle is None else middle
         for apply_id in drop_in_ids(self.model_patcher):
-            middle = attach(middle, Record(apply_id, COND, None))
+            middle = attach(middle, ConditioningRecord(apply_id, COND, None))
         negative, middle = (node_helpers.conditioning_set_values(branch, {"prompt_type": "negative"}) for branch in (negative, middle))
         self.inner_set_conds({"positive": positive, "negative": negative, "middle": middle})
 
@@ -157,7 +157,7 @@ class UMMGuider(TwoScaleGuider):
             raise MismatchError("the prompt without its subjects in 'middle' for method umm", "nothing wired", do)
         self.settings.check_shares()
         for apply_id in drop_in_ids(self.model_patcher):
-            middle = attach(middle, Record(apply_id, COND, None))
+            middle = attach(middle, ConditioningRecord(apply_id, COND, None))
         negative = node_helpers.conditioning_set_values(negative, {"prompt_type": "negative"})
         self.inner_set_conds({"positive": positive, "negative": negative, "middle": middle})
 

@@ -10,13 +10,13 @@ from comfy.ldm.modules import attention
 from ....binding.stack import DeltaStack, at_first_call
 
 Options = dict[str, Any]
-Part = tuple[int, int, torch.Tensor]  # first row, number of rows, what is added to them: [rows, N, H, d]
+AddedRows = tuple[int, int, torch.Tensor]  # first row, number of rows, what is added to them: [rows, N, H, d]
 
 
 class Delta(Protocol):
     """Computes what one Apply node adds to a layer; `text()` gives plain text attention [rows, N, C], computed at most once a block."""
 
-    def __call__(self, q: torch.Tensor, text: Callable[[], torch.Tensor], options: Options) -> list[Part]: ...
+    def __call__(self, q: torch.Tensor, text: Callable[[], torch.Tensor], options: Options) -> list[AddedRows]: ...
 
 
 class CrossAttentionPatch(DeltaStack[Delta]):

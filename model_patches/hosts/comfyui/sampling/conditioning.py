@@ -14,7 +14,7 @@ Conditioning = list[list[Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class Record:
+class ConditioningRecord:
     """What an Apply node leaves on a conditioning entry: whose it is (`apply_id`), what its rows get (`role`), and the references.
 
     Nothing in it changes, and packs that copy conditionings deeply would copy the adapter's weights: a copy is the record itself."""
@@ -23,19 +23,19 @@ class Record:
     role: str
     references: Any
 
-    def __deepcopy__(self, memo: dict) -> Record:
+    def __deepcopy__(self, memo: dict) -> ConditioningRecord:
         return self
 
 
 @dataclass(frozen=True)
-class Chunk:
+class ConditioningChunk:
     """What one conditioning entry's rows get in a model call: the role, and the entry's area in latent cells (h, w, y, x) or None."""
 
     role: str
     area: tuple[int, ...] | None
 
 
-def attach(conditioning: Conditioning, record: Record) -> Conditioning:
+def attach(conditioning: Conditioning, record: ConditioningRecord) -> Conditioning:
     """A copy of the conditioning with the record added to every entry; other keys and other records stay."""
     return [[entry[0], {**entry[1], KEY: entry[1].get(KEY, ()) + (record,)}] for entry in conditioning]
 
@@ -112,15 +112,15 @@ class Roles:
     def __init__(self, apply_id: str, positive_wired: bool, negative_wired: bool, lists: Lists):
         self.apply_id, self.positive_wired, self.negative_wired, self.lists = apply_id, positive_wired, negative_wired, lists
 
-    def table(self, conds: Sequence[Sequence[dict] | None]) -> dict[tuple[int, Any], Chunk]:
-        """(list index, uuid) -> Chunk for the entries that take part."""
-        found: dict[tuple[int, Any], Chunk] = {}
+    def table(self, conds: Sequence[Sequence[dict] | None]) -> dict[tuple[int, Any], ConditioningChunk]:
+        """(list index, uuid) -> ConditioningChunk for the entries that take part."""
+        found: dict[tuple[int, Any], ConditioningChunk] = {}
         for index, (own, lent, names) in enumerate(self.lists.split(conds)):
             roles = {entry["uuid"]: self._role(entry, name, own) for entry, name in zip(own, names, strict=True)}
             for entry, source in [(entry, entry) for entry in own] + lent:
                 role = roles[source["uuid"]]
                 if role is not None:
-                    found[(index, entry["uuid"])] = Chunk(role, tuple(entry["area"]) if "area" in entry else None)
+                    found[(index, entry["uuid"])] = ConditioningChunk(role, tuple(entry["area"]) if "area" in entry else None)
         return found
 
     def _role(self, entry: dict, name: str | None, own: Sequence[dict]) -> str | None:
@@ -136,5 +136,5 @@ class Roles:
             return None
         return UNCOND
 
-    def _record(self, entry: dict) -> Record | None:
+    def _record(self, entry: dict) -> ConditioningRecord | None:
         return next((r for r in entry.get(KEY, ()) if r.apply_id == self.apply_id), None)

@@ -18,7 +18,7 @@ from ....subjects import References
 from .attention_patch import Options
 from .blocks import Key
 from .clock import percent_reader
-from .conditioning import Chunk
+from .conditioning import ConditioningChunk
 from .hook import Call, Hook, model_dtype, placed, spans_of_run, window_of, with_subjects
 from .other_packs import named, patches_of
 from .rows import rows_from_options, rows_of_chunks
@@ -63,7 +63,7 @@ class GatedAdapter(Hook):
 
         return gated_strengths(self.settings, self.references.subjects, spans_of_run(run, model_sampling, sigma), percent)
 
-    def bind(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor, options: Options) -> Options:
+    def bind(self, call: Call, chunks: list[ConditioningChunk | None], model: Any, x: torch.Tensor, options: Options) -> Options:
         """Appends our patches to the host's lists, so that everybody else's act too."""
         if not placed(chunks, call.size, x):
             call.run.rest(f"{named([call.around])} samples the picture in tiles: boxes cannot be mapped to tiles, so {self.node} is skipped.")
@@ -87,12 +87,12 @@ class GatedAdapter(Hook):
             return call.now.scale
         return call.run.once(("scale", call.now.scale, device), lambda: torch.tensor(call.now.scale, device=device), KEPT)
 
-    def _groups(self, call: Call, chunks: Sequence[Chunk | None]) -> tuple[Group, ...]:
+    def _groups(self, call: Call, chunks: Sequence[ConditioningChunk | None]) -> tuple[Group, ...]:
         """What each chunk that takes part shows of the subjects."""
         windows = [(chunk.role, window_of(chunk.area, call.size)) for chunk in chunks if chunk]
         return tuple(Group(role, call.now.weights, window) if role == COND else Group(role, ()) for role, window in windows)
 
-    def _mask(self, module: Any, call: Call, chunk: Chunk | None, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
+    def _mask(self, module: Any, call: Call, chunk: ConditioningChunk | None, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
         """What the mask channel adds after the first convolution, [1, C, h, w]; None for rows without subjects, whose mask is zeros."""
         if chunk is None or chunk.role != COND:
             return None
@@ -128,7 +128,7 @@ class GatedPatch:
     others: patches and wrappers of other packs that can change the rows."""
 
     run: Run
-    chunks: Sequence[Chunk | None]
+    chunks: Sequence[ConditioningChunk | None]
     layers: Mapping[Key, GatedLayer]
     scale: float | torch.Tensor
     others: Sequence[Any] = ()
@@ -159,7 +159,7 @@ class GatedPatch:
 class MaskPatch:
     """An `input_block_patch`: adds what the mask channel gives, before the host stores the skip."""
 
-    chunks: Sequence[Chunk | None]
+    chunks: Sequence[ConditioningChunk | None]
     added: Sequence[torch.Tensor | None]
 
     def __call__(self, h: torch.Tensor, options: Options) -> torch.Tensor:

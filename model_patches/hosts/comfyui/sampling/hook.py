@@ -22,7 +22,7 @@ from ....subjects import References
 from .attention_patch import Options
 from .blocks import Grid
 from .clock import Clock, sigma_range
-from .conditioning import KEY, Chunk, Lists, Roles, foreign_ids
+from .conditioning import KEY, ConditioningChunk, Lists, Roles, foreign_ids
 from .execution import executing, first_time
 from .other_packs import named
 from .prompt_switch import AFTER, BEFORE, PHASE, PromptSwitch
@@ -42,7 +42,7 @@ class Call:
     size (h, w), the wrapper that another pack may have put around the model, and the entries' texts [1, T, D]."""
 
     run: Run
-    table: dict[tuple[int, Any], Chunk]
+    table: dict[tuple[int, Any], ConditioningChunk]
     now: Any
     pictures: int
     size: Grid
@@ -85,7 +85,7 @@ class Hook(ABC):
         """How strong everything is in this call, None where nothing acts."""
 
     @abstractmethod
-    def bind(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor, options: Options) -> Options:
+    def bind(self, call: Call, chunks: list[ConditioningChunk | None], model: Any, x: torch.Tensor, options: Options) -> Options:
         """A copy of the options with what acts in this model call. chunks: of the rows of x, in order."""
 
     # ---- the three moments -------------------------------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def texts_of(conds: Sequence[Sequence[dict] | None]) -> dict[tuple[int, Any], to
     return {row: text.cond for row, text in found.items() if text is not None}
 
 
-def whose(call: Call, options: Options, x: torch.Tensor, text: torch.Tensor | None) -> list[Chunk | None]:
+def whose(call: Call, options: Options, x: torch.Tensor, text: torch.Tensor | None) -> list[ConditioningChunk | None]:
     """What the rows of x get, one a chunk of the model call; empty where another pack has put other rows there than the host says.
 
     Rows that are told by their number are not looked at. In tiles a chunk alone can have as many rows as all of the host's, so there the texts are
@@ -261,12 +261,12 @@ def model_dtype(model: Any) -> torch.dtype:
     return model.manual_cast_dtype or model.get_dtype()
 
 
-def placed(chunks: Sequence[Chunk | None], size: Grid, x: torch.Tensor) -> bool:
+def placed(chunks: Sequence[ConditioningChunk | None], size: Grid, x: torch.Tensor) -> bool:
     """Whether the rows of x show what the host says, not tiles of it that another pack cut out."""
     return all(shown_size(chunk.area, size) == tuple(x.shape[-2:]) for chunk in chunks if chunk)
 
 
-def with_subjects(chunks: Sequence[Chunk | None]) -> bool:
+def with_subjects(chunks: Sequence[ConditioningChunk | None]) -> bool:
     """Whether any rows of a model call have the subjects, not only the empty tokens of a negative prompt."""
     return any(chunk.role == COND for chunk in chunks if chunk)
 

@@ -15,9 +15,9 @@ from ....binding.plan import ImageStrengths, image_strengths, is_idle, needs_nam
 from ....binding.settings import ImageAttentionSettings
 from ....encoding.summary import counted, who
 from ....subjects import References, ReferenceSubject, called
-from .attention_patch import Options, Part, install
+from .attention_patch import AddedRows, Options, install
 from .blocks import Block, grids_of, own_attentions, text_keys, text_values
-from .conditioning import Chunk
+from .conditioning import ConditioningChunk
 from .hook import Call, Grid, Hook, model_dtype, placed, spans_of_run, window_of, with_subjects
 from .other_packs import named, patches_of
 from .record import RECORDINGS, Observe, Recording, Tally, observer
@@ -64,7 +64,7 @@ class ImageAttention(Hook):
         """Weight of each subject in this call, None where nobody acts."""
         return image_strengths(self.settings, self.references.subjects, spans_of_run(run, model_sampling, sigma))
 
-    def bind(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor, options: Options) -> Options:
+    def bind(self, call: Call, chunks: list[ConditioningChunk | None], model: Any, x: torch.Tensor, options: Options) -> Options:
         """Puts a delta on every cross-attention layer; rows of role UNCOND are left alone by adapters that have no empty tokens."""
         chunks = [chunk if chunk and takes_part(self.references, chunk.role) else None for chunk in chunks]
         if not any(chunks):
@@ -72,7 +72,7 @@ class ImageAttention(Hook):
         own = call.run.once(("own attention", id(model.diffusion_model)), lambda: own_attentions(model.diffusion_model, self.blocks))
         return install(options, self._deltas(call, chunks, model, x, options), own)
 
-    def _deltas(self, call: Call, chunks: list[Chunk | None], model: Any, x: torch.Tensor, options: Options) -> dict[tuple, LayerDelta]:
+    def _deltas(self, call: Call, chunks: list[ConditioningChunk | None], model: Any, x: torch.Tensor, options: Options) -> dict[tuple, LayerDelta]:
         """One delta a block, sharing what does not differ between blocks. chunks: of the rows of x, in order."""
         run, dtype, module, device = call.run, model_dtype(model), self.module(model), x.device
         names, weights = None, hook_state(model)
@@ -155,7 +155,7 @@ class SharedDelta:
 
     owner: ImageAttention
     call: Call
-    chunks: list[Chunk | None]
+    chunks: list[ConditioningChunk | None]
     strengths: torch.Tensor
     placed: bool
     tallies: tuple[Tally, ...]
@@ -173,7 +173,7 @@ class LayerDelta:
     tokens: LayerTokens
     gain_weights: torch.Tensor | None
 
-    def __call__(self, q: torch.Tensor, text: Callable[[], torch.Tensor], options: Options) -> list[Part]:
+    def __call__(self, q: torch.Tensor, text: Callable[[], torch.Tensor], options: Options) -> list[AddedRows]:
         """q [rows, N, C] -> parts (first row, rows, [rows, N, H, d])."""
         shared = self.shared
         rows = rows_from_options(q.shape[0], options, len(shared.chunks))
@@ -207,7 +207,7 @@ class LayerDelta:
             parts.append((start, length, delta[0]))
         return parts
 
-    def _observer(self, chunks: Sequence[Chunk], grid: Grid, whole: bool) -> Observe | None:
+    def _observer(self, chunks: Sequence[ConditioningChunk], grid: Grid, whole: bool) -> Observe | None:
         shared = self.shared
         return observer(shared.tallies, chunks, shared.acting, grid, shared.call.size, whole)
 

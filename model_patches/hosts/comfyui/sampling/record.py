@@ -14,7 +14,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ....binding.layer_tokens import COND
 from ....relevance.maps import AppliedMaps, RecordedRun, Sums, add_owned, applied_maps, empty_sums, mark_of, part_of, wanted
-from .conditioning import KEY, Chunk
+from .conditioning import KEY, ConditioningChunk
 from .hook import Grid, shown_size, window_of
 
 Observe = Callable[[torch.Tensor], None]
@@ -26,10 +26,10 @@ TOO_MANY = "Some layers were not recorded: the prompt has too many areas, or are
 NO_BLOCKS = "Set 'blocks' of Record Relevance to all: this MODEL has no {} blocks at this size."
 
 
-Finished = Callable[["Record", torch.Tensor], None]
+Finished = Callable[["RelevanceRecord", torch.Tensor], None]
 
 
-class Record:
+class RelevanceRecord:
     """What Record Relevance hands on: the maps of its MODEL's last finished run. Emptied when a run begins; of several, the last begun wins."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Record:
 class Recorder:
     """Record Relevance's wrapper on a MODEL. finished: called with the record and the latent after every run that ends."""
 
-    def __init__(self, record: Record, blocks: str, finished: Finished | None = None):
+    def __init__(self, record: RelevanceRecord, blocks: str, finished: Finished | None = None):
         self.id, self.record, self.blocks, self.finished = uuid4().hex, record, blocks, finished
 
     def attach(self, model: Any) -> None:
@@ -129,13 +129,13 @@ class Tally:
         self._sums: dict[tuple, Sums] = {}
         self._lock = threading.Lock()
 
-    def prepare(self, chunks: Sequence[Chunk | None], grid: Grid, size: Grid, device: torch.device) -> None:
+    def prepare(self, chunks: Sequence[ConditioningChunk | None], grid: Grid, size: Grid, device: torch.device) -> None:
         """Make room for what layers of a grid may add, before a model call."""
         for chunk in chunks:
             if chunk and chunk.role == COND and wanted(self.recording.blocks, grid, shown_size(chunk.area, size)):
                 self._room((grid, chunk.area, size, device), len(self.references.subjects))
 
-    def add(self, owned: torch.Tensor, chunks: Sequence[Chunk], acting: torch.Tensor, grid: Grid, size: Grid) -> None:
+    def add(self, owned: torch.Tensor, chunks: Sequence[ConditioningChunk], acting: torch.Tensor, grid: Grid, size: Grid) -> None:
         """Add what one layer tells. owned [G, B, M, N] of the chunks; acting [M], 1 for subjects that act in this step, else 0; size: of the latent."""
         self.seen = True
         for g, chunk in enumerate(chunks):
@@ -161,7 +161,7 @@ class Tally:
         return applied_maps(self.references, self.settings.mixing.merge, parts)
 
 
-def observer(tallies: Sequence[Tally], chunks: Sequence[Chunk], acting: torch.Tensor, grid: Grid, size: Grid, whole: bool) -> Observe | None:
+def observer(tallies: Sequence[Tally], chunks: Sequence[ConditioningChunk], acting: torch.Tensor, grid: Grid, size: Grid, whole: bool) -> Observe | None:
     """What a layer is to tell about rows of these chunks, or None where nobody records them. whole: whether its positions are the picture's."""
     if not tallies or all(chunk.role != COND for chunk in chunks):
         return None
@@ -183,8 +183,8 @@ def observer(tallies: Sequence[Tally], chunks: Sequence[Chunk], acting: torch.Te
     return observe if asked else None
 
 
-def record_relevance(model: Any, blocks: str, finished: Finished | None = None) -> tuple[Any, Record]:
-    """A clone of the MODEL that fills the Record whenever it samples, and then calls `finished`."""
-    record, patched = Record(), model.clone()
+def record_relevance(model: Any, blocks: str, finished: Finished | None = None) -> tuple[Any, RelevanceRecord]:
+    """A clone of the MODEL that fills the RelevanceRecord whenever it samples, and then calls `finished`."""
+    record, patched = RelevanceRecord(), model.clone()
     Recorder(record, blocks, finished).attach(patched)
     return patched, record

@@ -8,7 +8,7 @@ from torch import nn
 PREFIXES = ("null_", "alpha_")
 
 
-class Bare(nn.Module):
+class LeafParameter(nn.Module):
     """One learned tensor, `weight`; use it as `.weight.to(x)`."""
 
     def __init__(self, *shape: int):
