@@ -2,9 +2,10 @@
 
 usage: python benchmarks/confusion.py [--seeds N] [--minutes M] [--workers W]
 
-Every method paints the same casts from the same noise. Results are kept picture by picture in benchmarks/confusion.json, so a run that was stopped goes on
-where it ended; --minutes stops by itself.
+Every method paints the same casts from the same noise. Results are kept picture by picture in
+benchmarks/confusion.json, so a run that was stopped goes on where it ended; --minutes stops by itself.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -34,7 +35,9 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Count who is confused with whom in the rehearsal world.")
     parser.add_argument("--seeds", type=int, default=300, help="pictures for each method and cast (default: 300)")
-    parser.add_argument("--curve-seeds", type=int, default=100, help="pictures for each weight of the curve (default: 100)")
+    parser.add_argument(
+        "--curve-seeds", type=int, default=100, help="pictures for each weight of the curve (default: 100)"
+    )
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long; the next run goes on")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each (default: 1)")
     options = parser.parse_args()
@@ -60,7 +63,9 @@ def main() -> None:
 
 
 def tasks(seeds: int, curve_seeds: int) -> Iterator[Task]:
-    """All of the table at weight 1, small shares of every cell first, so that a stopped run has something of each; then the curve."""
+    """All of the table at weight 1, small shares of every cell first, so that a stopped run has something of each; then
+    the curve.
+    """
     from troupe.rehearsal.engine.trials import CASTS, METHODS, WITHOUT
 
     for first in range(0, seeds, PER_TASK):
@@ -79,7 +84,9 @@ def fingerprint() -> dict[str, str]:
     """sha256 of every shipped model file, by name: results of other models are thrown away."""
     from troupe.rehearsal.files import FOLDER as MODEL_FILES
 
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(MODEL_FILES.glob("*.safetensors"))}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(MODEL_FILES.glob("*.safetensors"))
+    }
 
 
 def key(task: Task) -> str:
@@ -95,9 +102,14 @@ def done(results: dict, task: Task) -> bool:
 
 
 def save(results: dict) -> None:
-    """Write the results, cells in the order of METHODS and pictures in that of their seeds; an interrupted write leaves the last ones."""
+    """Write the results, cells in the order of METHODS and pictures in that of their seeds; an interrupted write leaves
+    the last ones.
+    """
     order = {cell: place for place, cell in enumerate(dict.fromkeys(map(key, tasks(PER_TASK, PER_TASK))))}
-    cells = {cell: {seed: results["verdicts"][cell][seed] for seed in sorted(results["verdicts"][cell], key=int)} for cell in sorted(results["verdicts"], key=order.__getitem__)}
+    cells = {
+        cell: {seed: results["verdicts"][cell][seed] for seed in sorted(results["verdicts"][cell], key=int)}
+        for cell in sorted(results["verdicts"], key=order.__getitem__)
+    }
     partial = RESULTS.with_suffix(".partial")
     partial.write_text(json.dumps({**results, "verdicts": cells}, indent=0), encoding="utf-8")
     partial.replace(RESULTS)
@@ -118,7 +130,9 @@ def prepare() -> None:
 
 
 def work(task: Task) -> tuple[Task, dict[str, list[str]]]:
-    """Verdicts of a task's pictures by seed, a letter a subject: by the recogniser, by colours, and x where both colours are exact."""
+    """Verdicts of a task's pictures by seed, a letter a subject: by the recogniser, by colours, and x where both
+    colours are exact.
+    """
     from troupe.rehearsal.engine.trials import METHODS, judge, paint_trial, trial
     from troupe.rehearsal.engine.verdict import LETTERS
 
@@ -128,7 +142,9 @@ def work(task: Task) -> tuple[Task, dict[str, list[str]]]:
         one = trial(cast, seed)
         places = places_of(cast, seed) if METHODS[method].boxes else None
         judgement = judge(RECOGNISER, one, paint_trial(MODELS, adapter, METHODS[method], one, weight, places=places))
-        reads = ("".join(LETTERS[verdict] for verdict in read) for read in (judgement.by_recogniser, judgement.by_colours))
+        reads = (
+            "".join(LETTERS[verdict] for verdict in read) for read in (judgement.by_recogniser, judgement.by_colours)
+        )
         found[str(seed)] = [*reads, "".join("x" if exact else "." for exact in judgement.exact)]
     return task, found
 

@@ -1,4 +1,5 @@
 """The page of who is confused with whom, written from confusion.json and from nothing else."""
+
 from __future__ import annotations
 
 import json
@@ -9,17 +10,30 @@ from math import sqrt
 from pathlib import Path
 
 Z = 1.959964  # of the normal distribution, for 95 %
-ADAPTERS = {"mip": "MIP-Adapter (trained with relevance and text gain)", "ip": "IP-Adapter (trained on one reference at a time)"}
+ADAPTERS = {
+    "mip": "MIP-Adapter (trained with relevance and text gain)",
+    "ip": "IP-Adapter (trained on one reference at a time)",
+}
 CASTS = ("two classes", "one class", "three subjects")
 NAMES = {"r": "right", "s": "swapped", "m": "mixed", "c": "cloned", "-": "missing"}
 WITHOUT = "without references"
-IN_README = {"relevance": "**relevance**", "add": "add (stacked IP-Adapters)", "uniform": "uniform", WITHOUT: "no references (chance)"}  # merge -> its label there
+# merge -> its label there
+IN_README = {
+    "relevance": "**relevance**",
+    "add": "add (stacked IP-Adapters)",
+    "uniform": "uniform",
+    WITHOUT: "no references (chance)",
+}
 RIVALS = ("add", "uniform", "joint", "add with boxes")
 CHECKED = range(24)  # seeds of two classes that every test run paints anew
-MARKS = ("<!-- confusion: from benchmarks/confusion.json, made by benchmarks/confusion.py -->", "<!-- end of confusion -->")
+MARKS = (
+    "<!-- confusion: from benchmarks/confusion.json, made by benchmarks/confusion.py -->",
+    "<!-- end of confusion -->",
+)
 LEAST = 300  # pictures of every cell of the table
 AGREE = 5.0  # points by which the two reads may differ
-Verdicts = Mapping[str, Sequence[str]]  # seed -> letters by the recogniser, letters by colours, x for every exact subject
+# seed -> letters by the recogniser, letters by colours, x for every exact subject
+Verdicts = Mapping[str, Sequence[str]]
 
 HEAD = """# Who is confused with whom
 
@@ -71,7 +85,10 @@ def wilson(hits: int, count: int) -> Share:
     if count <= 0:
         raise ValueError("a share: expected at least one case, found none")
     part, z2 = hits / count, Z * Z
-    middle, spread = (part + z2 / (2 * count)) / (1 + z2 / count), Z * sqrt(part * (1 - part) / count + z2 / (4 * count * count)) / (1 + z2 / count)
+    middle, spread = (
+        (part + z2 / (2 * count)) / (1 + z2 / count),
+        Z * sqrt(part * (1 - part) / count + z2 / (4 * count * count)) / (1 + z2 / count),
+    )
     return Share(part, max(0.0, middle - spread), min(1.0, middle + spread), count)
 
 
@@ -100,10 +117,14 @@ def sentence(cells: Mapping[str, Verdicts]) -> str:
         if any(found):
             rows.append((label, *(_in_readme(verdicts, method == "relevance") for verdicts in found)))
     count = min((len(found) for key, found in cells.items() if key.endswith(" | 1")), default=0)
-    return ("How often a subject keeps its own look next to another one, counted in the rehearsal world with its MIP-Adapter:\n\n"
-            f"{lines(('merge', 'two classes, as a cat and a robot', 'one class, as two cats'), rows)}\n"
-            "A subject counts if it has one of its reference's two colours and none of the other reference's; in parentheses: both of its own. "
-            f"At least {count} pictures in each cell, 95 % intervals; [all figures](benchmarks/CONFUSION.md).")
+    return (
+        "How often a subject keeps its own look next to another one, counted in the rehearsal world with "
+        "its MIP-Adapter:\n\n"
+        f"{lines(('merge', 'two classes, as a cat and a robot', 'one class, as two cats'), rows)}\n"
+        "A subject counts if it has one of its reference's two colours and none of the other reference's; "
+        "in parentheses: both of its own. "
+        f"At least {count} pictures in each cell, 95 % intervals; [all figures](benchmarks/CONFUSION.md)."
+    )
 
 
 def _in_readme(verdicts: Verdicts | None, ours: bool) -> str:
@@ -131,12 +152,20 @@ def render(cells: Mapping[str, Verdicts]) -> str:
         for what, share in (("Right", right), ("Exact", exact)):
             rows = [(method, *(_cell(cells, share, adapter, method, cast) for cast in CASTS)) for method in methods]
             parts += [f"{what}:\n", lines(("merge", *CASTS), rows)]
-    parts += ["## What happens to the others (MIP-Adapter)\n", *_kinds(cells, methods), "## By weight (MIP-Adapter, two classes)\n", _curve(cells)]
+    parts += [
+        "## What happens to the others (MIP-Adapter)\n",
+        *_kinds(cells, methods),
+        "## By weight (MIP-Adapter, two classes)\n",
+        _curve(cells),
+    ]
     parts += ["## Where relevance is not best\n", _losses(cells), "## Two independent reads\n", _reads(cells)]
     checked = cells.get("mip | relevance | two classes | 1", {})
     if all(str(seed) in checked for seed in CHECKED):
         share = right({str(seed): checked[str(seed)] for seed in CHECKED})
-        parts.append(f"## Checked by every test run\n\nSeeds {CHECKED[0]} to {CHECKED[-1]} of two classes, relevance, MIP-Adapter: {share} of {share.count} subjects.\n")
+        parts.append(
+            f"## Checked by every test run\n\nSeeds {CHECKED[0]} to {CHECKED[-1]} of two classes, "
+            f"relevance, MIP-Adapter: {share} of {share.count} subjects.\n"
+        )
     return "\n".join(parts)
 
 
@@ -145,7 +174,14 @@ def lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)) + "\n"
 
 
-def _cell(cells: Mapping[str, Verdicts], share: Callable[[Verdicts], Share], adapter: str, method: str, cast: str, weight: float = 1.0) -> str:
+def _cell(
+    cells: Mapping[str, Verdicts],
+    share: Callable[[Verdicts], Share],
+    adapter: str,
+    method: str,
+    cast: str,
+    weight: float = 1.0,
+) -> str:
     found = cells.get(f"{adapter if method != WITHOUT else 'mip'} | {method} | {cast} | {weight:g}")
     return f"{share(found)}, {len(found)} pictures" if found else "not measured"
 
@@ -165,27 +201,48 @@ def _kinds(cells: Mapping[str, Verdicts], methods: Sequence[str]) -> list[str]:
 
 def _curve(cells: Mapping[str, Verdicts]) -> str:
     keys = [key.split(" | ") for key in cells]
-    curve = [(method, float(weight)) for adapter, method, cast, weight in keys if (adapter, cast) == ("mip", "two classes")]
-    methods = [method for method in dict.fromkeys(method for method, _ in curve) if sum(m == method for m, _ in curve) > 1]
+    curve = [
+        (method, float(weight)) for adapter, method, cast, weight in keys if (adapter, cast) == ("mip", "two classes")
+    ]
+    methods = [
+        method for method in dict.fromkeys(method for method, _ in curve) if sum(m == method for m, _ in curve) > 1
+    ]
     if not methods:
         return "not measured\n"
     weights = sorted({weight for _, weight in curve})
-    return lines(("weight", *methods), [(f"{weight:g}", *(_cell(cells, right, "mip", method, "two classes", weight) for method in methods)) for weight in weights])
+    return lines(
+        ("weight", *methods),
+        [
+            (f"{weight:g}", *(_cell(cells, right, "mip", method, "two classes", weight) for method in methods))
+            for weight in weights
+        ],
+    )
 
 
 def _losses(cells: Mapping[str, Verdicts]) -> str:
-    """Every cell in which a rival is right more often than relevance, and one with boxes more often than relevance with boxes; or that there is none."""
+    """Every cell in which a rival is right more often than relevance, and one with boxes more often than relevance with
+    boxes; or that there is none.
+    """
     found = []
     for adapter in ADAPTERS:
         for cast in CASTS:
-            ours = {method: cells.get(f"{adapter} | {method} | {cast} | 1") for method in ("relevance", "relevance, sharpness 3", "relevance with boxes")}
+            ours = {
+                method: cells.get(f"{adapter} | {method} | {cast} | 1")
+                for method in ("relevance", "relevance, sharpness 3", "relevance with boxes")
+            }
             for rival in RIVALS:
-                theirs, mine = cells.get(f"{adapter} | {rival} | {cast} | 1"), ours["relevance with boxes" if "boxes" in rival else "relevance"]
+                theirs, mine = (
+                    cells.get(f"{adapter} | {rival} | {cast} | 1"),
+                    ours["relevance with boxes" if "boxes" in rival else "relevance"],
+                )
                 if theirs and mine and right(theirs).part > right(mine).part:
                     sure = "beyond chance" if right(theirs).low > right(mine).high else "the intervals overlap"
                     found.append(f"- {adapter}, {cast}: {rival} {right(theirs)} against {right(mine)} ({sure})")
-    nowhere = ("By *right* and the recogniser, nowhere: in every counted cell relevance is right at least as often as uniform, joint and add, "
-               "and relevance with boxes as add with boxes.")
+    nowhere = (
+        "By *right* and the recogniser, nowhere: in every counted cell relevance is right at least as often "
+        "as uniform, joint and add, "
+        "and relevance with boxes as add with boxes."
+    )
     return "\n".join(found or [nowhere]) + "\n"
 
 
@@ -197,8 +254,13 @@ def _reads(cells: Mapping[str, Verdicts]) -> str:
         difference = round((right(found, 1).part - right(found, 0).part) * 100, 1)
         worst = max(worst, abs(difference), key=abs)
         if abs(difference) > AGREE:
-            rows.append((key[:-4].replace(" | ", ", "), str(right(found, 0)), str(right(found, 1)), f"{difference:+.1f}"))
-    told = "Besides the recogniser, the cells where it sees a subject are compared with drawings of the subject in every pair of colours, without any network; "
+            rows.append(
+                (key[:-4].replace(" | ", ", "), str(right(found, 0)), str(right(found, 1)), f"{difference:+.1f}")
+            )
+    told = (
+        "Besides the recogniser, the cells where it sees a subject are compared with drawings of the subject in "
+        "every pair of colours, without any network; "
+    )
     told += "both use the recogniser to decide which subjects are missing. "
     told += f"At weight 1, the largest difference in a cell is {worst:.1f} points."
     return told + "\n" + ("\n" + lines(("cell", "recogniser", "colours", "points"), rows) if rows else "")

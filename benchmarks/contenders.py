@@ -1,7 +1,9 @@
 """What is timed: our nodes and others', each wired onto the same MODEL with random weights in the published layouts.
 
-A name says what it is: `relevance 2x4` is two subjects of four image tokens each, `+regions` or `+masks` gives each its half or strip of the picture.
+A name says what it is: `relevance 2x4` is two subjects of four image tokens each, `+regions` or `+masks` gives each its
+half or strip of the picture.
 """
+
 from __future__ import annotations
 
 import sys
@@ -19,7 +21,9 @@ POOLED, HIDDEN = 1024, 1280  # of CLIP ViT-H
 
 
 class Contenders:
-    """Makes the runs for one base model. folder: where adapter files are written; rival: a checkout of ComfyUI_IPAdapter_plus, or None."""
+    """Makes the runs for one base model. folder: where adapter files are written; rival: a checkout of
+    ComfyUI_IPAdapter_plus, or None.
+    """
 
     def __init__(self, patcher: Any, dtype: torch.dtype, folder: Path, rival: Path | None = None):
         from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
@@ -35,7 +39,14 @@ class Contenders:
         kind, _, rest = name.partition(" ")
         sizes, _, extra = rest.partition("+")
         numbers = [int(n) for n in sizes.split("x") if n]
-        makers = {"text": self._text, "relevance": self._relevance, "add": self._add, "gated": self._gated, "core-gligen": self._core_gligen, "ipadapter-plus": self._rival}
+        makers = {
+            "text": self._text,
+            "relevance": self._relevance,
+            "add": self._add,
+            "gated": self._gated,
+            "core-gligen": self._core_gligen,
+            "ipadapter-plus": self._rival,
+        }
         if kind not in makers:
             raise ValueError(f"a run to time: expected one of {', '.join(makers)}, found '{name}'")
         return makers[kind](*numbers, **({"apart": True} if extra else {}))
@@ -44,7 +55,7 @@ class Contenders:
         """Let go of what runs share, as far as no run holds it."""
         self._made.clear()
 
-    # ---- ours ----------------------------------------------------------------------------------------------------------------------------
+    # ---- ours --------------------------------------------------------------------------------------------------------
 
     def _text(self) -> Wired:
         return self.patcher.clone(), self.positive, self.negative
@@ -56,9 +67,19 @@ class Contenders:
         from troupe.model_patches.subjects import References, ReferenceSubject
 
         adapter = self._once(("adapter", tokens), lambda: self.image_adapter(tokens, text_gain=True))
-        cast = tuple(ReferenceSubject(f"subject {i}", self._random(tokens), self._random(NAME_TOKENS), region=strip(i, subjects) if apart else None) for i in range(subjects))
+        cast = tuple(
+            ReferenceSubject(
+                f"subject {i}",
+                self._random(tokens),
+                self._random(NAME_TOKENS),
+                region=strip(i, subjects) if apart else None,
+            )
+            for i in range(subjects)
+        )
         references = References(adapter, cast, self._random(tokens), self._random(76))
-        model, positive, negative, _ = apply_image_attention(self.patcher, references, ImageAttentionSettings(0.65, Mixing(merge)), self.positive, self.negative)
+        model, positive, negative, _ = apply_image_attention(
+            self.patcher, references, ImageAttentionSettings(0.65, Mixing(merge)), self.positive, self.negative
+        )
         return model, positive, negative
 
     def _add(self, subjects: int, tokens: int) -> Wired:
@@ -72,12 +93,19 @@ class Contenders:
 
         adapter = self._once("gated", lambda: host_adapter(self._read(self._gligen_file())))
         boxes = [Box(i / subjects, 0.2, 1 / subjects, 0.6) for i in range(subjects)]
-        cast = tuple(ReferenceSubject(f"subject {i}", None, None, box=box, features=ObjectFeatures(self._random(1)[0])) for i, box in enumerate(boxes))
-        model, positive, negative, _ = apply_gated(self.patcher, References(adapter, cast, None), GatedSettings(), self.positive, self.negative)
+        cast = tuple(
+            ReferenceSubject(f"subject {i}", None, None, box=box, features=ObjectFeatures(self._random(1)[0]))
+            for i, box in enumerate(boxes)
+        )
+        model, positive, negative, _ = apply_gated(
+            self.patcher, References(adapter, cast, None), GatedSettings(), self.positive, self.negative
+        )
         return model, positive, negative
 
     def image_adapter(self, tokens: int, text_gain: bool) -> Any:
-        """A random IP-Adapter for the base, with MIP-Adapter's text gain or without, under the host's memory management."""
+        """A random IP-Adapter for the base, with MIP-Adapter's text gain or without, under the host's memory
+        management.
+        """
         import comfy.ops
         from troupe.model_patches.families.ip_adapter import build
         from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
@@ -90,41 +118,53 @@ class Contenders:
 
         return read_adapter(file, file.name, comfy.ops.manual_cast)
 
-    # ---- others' -------------------------------------------------------------------------------------------------------------------------
+    # ---- others' -----------------------------------------------------------------------------------------------------
 
     def _core_gligen(self, subjects: int) -> Wired:
         import comfy.sd
 
         loaded = self._once("core-gligen", lambda: comfy.sd.load_gligen(str(self._gligen_file())))
         side = 64
-        places = [(self._random(1), side * 6 // 10, side // subjects, side * 2 // 10, side * i // subjects) for i in range(subjects)]
+        places = [
+            (self._random(1), side * 6 // 10, side // subjects, side * 2 // 10, side * i // subjects)
+            for i in range(subjects)
+        ]
         positive = [[tensor, {**rest, "gligen": ("position", loaded, places)}] for tensor, rest in self.positive]
         return self.patcher.clone(), positive, self.negative
 
     def _rival(self, references: int, tokens: int, apart: bool = False) -> Wired:
-        """One Apply node of IPAdapter_plus for each reference, stacked: its only way to give each a weight or a mask of its own."""
+        """One Apply node of IPAdapter_plus for each reference, stacked: its only way to give each a weight or a mask of
+        its own.
+        """
         pack, adapter, model = self.rival_pack(), self.rival_adapter(tokens), self.patcher
         for i in range(references):
             shape = (1, POOLED) if tokens == 4 else (1, 257, HIDDEN)
             found, blank = torch.randn(shape), torch.zeros(shape)
             mask = strip(i, references).unsqueeze(0) if apart else None
-            model, _ = pack.IPAdapterEmbeds().apply_ipadapter(model, adapter, found, 0.65, "linear", 0.0, 1.0, blank, mask)
+            model, _ = pack.IPAdapterEmbeds().apply_ipadapter(
+                model, adapter, found, 0.65, "linear", 0.0, 1.0, blank, mask
+            )
         return model, self.positive, self.negative
 
     def rival_adapter(self, tokens: int) -> dict[str, dict[str, torch.Tensor]]:
         """A random adapter as its loader gives it."""
         state = self._image_state(tokens, text_gain=False)
-        return {part: {name.split(".", 1)[1]: t for name, t in state.items() if name.startswith(part)} for part in ("image_proj", "ip_adapter")}
+        return {
+            part: {name.split(".", 1)[1]: t for name, t in state.items() if name.startswith(part)}
+            for part in ("image_proj", "ip_adapter")
+        }
 
     def rival_pack(self) -> ModuleType:
         """Its module of nodes, loaded as the host loads packs, once a process."""
         if "ipadapter_plus" not in sys.modules:
-            spec = spec_from_file_location("ipadapter_plus", self.rival_folder / "__init__.py", submodule_search_locations=[str(self.rival_folder)])
+            spec = spec_from_file_location(
+                "ipadapter_plus", self.rival_folder / "__init__.py", submodule_search_locations=[str(self.rival_folder)]
+            )
             sys.modules["ipadapter_plus"] = pack = module_from_spec(spec)
             spec.loader.exec_module(pack)
         return sys.modules["ipadapter_plus.IPAdapterPlus"]
 
-    # ---- their parts ---------------------------------------------------------------------------------------------------------------------
+    # ---- their parts -------------------------------------------------------------------------------------------------
 
     def _once(self, key: Any, make: Any) -> Any:
         if key not in self._made:
@@ -139,15 +179,24 @@ class Contenders:
 
         widths = [block.width for block in self.blocks]
         inner = {768: 768, 2048: 1280}[self.context]
-        projection = published.image_proj(self.context, POOLED, tokens) if tokens == 4 else published.resampler(self.context, HIDDEN, inner, inner, tokens, depth=4)
-        return {n: t.to(self.dtype) for n, t in published.flat(projection, published.layers(self.context, widths, text_gain)).items()}
+        projection = (
+            published.image_proj(self.context, POOLED, tokens)
+            if tokens == 4
+            else published.resampler(self.context, HIDDEN, inner, inner, tokens, depth=4)
+        )
+        return {
+            n: t.to(self.dtype)
+            for n, t in published.flat(projection, published.layers(self.context, widths, text_gain)).items()
+        }
 
     def _gligen_file(self) -> Path:
         from troupe_tools.engine.random_models import write_gligen
 
         def write() -> Path:
             places = {block.path.removesuffix(".attn2"): block.width for block in self.blocks}
-            return write_gligen(self.folder / "gligen" / "random_text_boxes.safetensors", places, self.context, self.context)
+            return write_gligen(
+                self.folder / "gligen" / "random_text_boxes.safetensors", places, self.context, self.context
+            )
 
         return self._once("file", write)
 
@@ -155,5 +204,5 @@ class Contenders:
 def strip(i: int, parts: int, side: int = 64) -> torch.Tensor:
     """The i-th of equal upright strips of the picture, [side, side], 1 inside."""
     mask = torch.zeros(side, side)
-    mask[:, side * i // parts:side * (i + 1) // parts] = 1
+    mask[:, side * i // parts : side * (i + 1) // parts] = 1
     return mask

@@ -1,4 +1,5 @@
 """How long photos take through a full-size image encoder, here and in the other pack's Apply nodes."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,7 +17,10 @@ REPEATS = 3
 
 
 def seconds(photos: Sequence[int], dtype: torch.dtype, folder: Path, rival: Path | None) -> dict[str, dict[str, float]]:
-    """By pack and number of photos, the median of a few. The thin SD1.5 stands in for the model, which does nothing here but receive patches."""
+    """By pack and number of photos, the median of a few.
+
+    The thin SD1.5 stands in for the model, which does nothing here but receive patches.
+    """
     from troupe.model_patches.hosts.comfyui.apply import encode_references
     from troupe.model_patches.subjects import Cast, make_subject
 
@@ -33,12 +37,22 @@ def seconds(photos: Sequence[int], dtype: torch.dtype, folder: Path, rival: Path
     def theirs(images: list[torch.Tensor]) -> None:
         model, weights = contenders.patcher, contenders.rival_adapter(4)
         for image in images:
-            model, _ = contenders.rival_pack().IPAdapterAdvanced().apply_ipadapter(model, weights, image=image, clip_vision=vision, weight=0.65, weight_type="linear")
+            model, _ = (
+                contenders.rival_pack()
+                .IPAdapterAdvanced()
+                .apply_ipadapter(model, weights, image=image, clip_vision=vision, weight=0.65, weight_type="linear")
+            )
 
     found: dict[str, dict[str, float]] = {}
     for who, encode in {"troupe": ours, **({"ipadapter-plus": theirs} if rival else {})}.items():
         encode([torch.rand(1, 256, 256, 3)])
-        found[who] = {str(n): median(timed(lambda n=n, encode=encode: encode([torch.rand(1, 256, 256, 3) for _ in range(n)])) for _ in range(REPEATS)) for n in photos}
+        found[who] = {
+            str(n): median(
+                timed(lambda n=n, encode=encode: encode([torch.rand(1, 256, 256, 3) for _ in range(n)]))
+                for _ in range(REPEATS)
+            )
+            for n in photos
+        }
     return found
 
 
@@ -46,6 +60,8 @@ def full_encoder() -> Any:
     """The host's CLIP_VISION around its own ViT-H, random."""
     import comfy.clip_vision
 
-    found = comfy.clip_vision.ClipVisionModel(str(Path(comfy.clip_vision.__file__).parent / "clip_vision_config_h.json"))
+    found = comfy.clip_vision.ClipVisionModel(
+        str(Path(comfy.clip_vision.__file__).parent / "clip_vision_config_h.json")
+    )
     randomise(found.model)
     return found

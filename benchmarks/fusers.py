@@ -1,4 +1,5 @@
 """The gated adapter's layers, all 16 of SD1.5 at a size: as published, and as they are computed here."""
+
 from __future__ import annotations
 
 import math
@@ -11,23 +12,42 @@ from intervals import Interval, interval
 from measure import timed
 from torch.nn.functional import scaled_dot_product_attention
 
-LAYERS = ((320, 1), (320, 1), (640, 2), (640, 2), (1280, 4), (1280, 4), (1280, 8), *((1280, 4),) * 3, *((640, 2),) * 3, *((320, 1),) * 3)  # (width, latent cells a position)
+# (width, latent cells a position)
+LAYERS = (
+    (320, 1),
+    (320, 1),
+    (640, 2),
+    (640, 2),
+    (1280, 4),
+    (1280, 4),
+    (1280, 8),
+    *((1280, 4),) * 3,
+    *((640, 2),) * 3,
+    *((320, 1),) * 3,
+)
 ROWS = 2  # negative and positive
 SUBJECT_DIFFUSION, GLIGEN = 512, 60  # tokens of two subjects, 256 each, and of 30 text-image slots
 
 
 def published(fuser: Any, x: torch.Tensor, objects: torch.Tensor) -> torch.Tensor:
-    """The layer in the form of the papers: object tokens are projected in every step and appended to the visual ones, all attend to all, and the
-    objects' own results are thrown away. x [B, N, C], objects [B, M, D] -> [B, N, C]."""
+    """The layer in the form of the papers: object tokens are projected in every step and appended to the visual ones,
+    all attend to all, and the objects' own results are thrown away. x [B, N, C], objects [B, M, D] -> [B, N, C]."""
     tokens = fuser.norm1(torch.cat((x, fuser.linear(objects)), 1))
-    q, k, v = (part(tokens).unflatten(-1, (fuser.heads, -1)).transpose(1, 2) for part in (fuser.attn.to_q, fuser.attn.to_k, fuser.attn.to_v))
-    seen = fuser.attn.to_out[0](scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))[:, :x.shape[1]]
+    q, k, v = (
+        part(tokens).unflatten(-1, (fuser.heads, -1)).transpose(1, 2)
+        for part in (fuser.attn.to_q, fuser.attn.to_k, fuser.attn.to_v)
+    )
+    seen = fuser.attn.to_out[0](scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))[:, : x.shape[1]]
     x = x + torch.tanh(fuser.alpha_attn.weight) * seen
     return x + torch.tanh(fuser.alpha_dense.weight) * fuser.ff.net(fuser.norm2(x))
 
 
-def layers(pixels: int, tokens: int, context: int, dtype: torch.dtype, device: torch.device, zeros: bool = False) -> list[tuple[Any, torch.Tensor, torch.Tensor]]:
-    """(fuser, visual tokens, object tokens) of every layer of SD1.5 at a size, random; zeros: the negative's objects are zeros, as Subject-Diffusion's."""
+def layers(
+    pixels: int, tokens: int, context: int, dtype: torch.dtype, device: torch.device, zeros: bool = False
+) -> list[tuple[Any, torch.Tensor, torch.Tensor]]:
+    """(fuser, visual tokens, object tokens) of every layer of SD1.5 at a size, random; zeros: the negative's objects
+    are zeros, as Subject-Diffusion's.
+    """
     from bases import randomise
     from troupe.model_patches.encoders.fuser import GatedFuser, published_heads
 
@@ -46,11 +66,16 @@ def layers(pixels: int, tokens: int, context: int, dtype: torch.dtype, device: t
     return found
 
 
-def speedup(pixels: int, tokens: int, pairs: int, dtype: torch.dtype, device: torch.device, context: int = 768) -> dict[str, Any]:
-    """Seconds of all layers in both forms, one directly after the other in an order that turns around, and how many times faster ours is."""
+def speedup(
+    pixels: int, tokens: int, pairs: int, dtype: torch.dtype, device: torch.device, context: int = 768
+) -> dict[str, Any]:
+    """Seconds of all layers in both forms, one directly after the other in an order that turns around, and how many
+    times faster ours is.
+    """
     zeros = tokens == SUBJECT_DIFFUSION
     work = layers(pixels, tokens, context, dtype, device, zeros)
-    projected = [replace(fuser.project(objects), equal=(True, False) if zeros else ()) for fuser, _, objects in work]  # once a run
+    # once a run
+    projected = [replace(fuser.project(objects), equal=(True, False) if zeros else ()) for fuser, _, objects in work]
 
     def ours() -> None:
         for (fuser, x, _), objects in zip(work, projected, strict=True):
@@ -62,7 +87,13 @@ def speedup(pixels: int, tokens: int, pairs: int, dtype: torch.dtype, device: to
 
     found = alternately(ours, theirs, pairs)
     ratio: Interval = interval([b / a for a, b in found])
-    return {"pixels": pixels, "tokens": tokens, "ours": interval([a for a, _ in found]).as_dict(), "published": interval([b for _, b in found]).as_dict(), "times": ratio.as_dict()}
+    return {
+        "pixels": pixels,
+        "tokens": tokens,
+        "ours": interval([a for a, _ in found]).as_dict(),
+        "published": interval([b for _, b in found]).as_dict(),
+        "times": ratio.as_dict(),
+    }
 
 
 def alternately(a: Callable[[], None], b: Callable[[], None], pairs: int) -> Sequence[tuple[float, float]]:

@@ -1,4 +1,5 @@
 """Medians with an interval that assumes nothing about how times are distributed."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """The exact interval of the median by order statistics: the k-th smallest and k-th largest value, k as large as 95 % allow.
+    """The exact interval of the median by order statistics: the k-th smallest and k-th largest value, k as large as 95
+    % allow.
 
     Raises ValueError with fewer than 6 values, of which even the whole span has less than 95 %.
     """
@@ -36,7 +38,8 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def coverage_rank(n: int) -> int:
-    """The largest k for which the k-th smallest and k-th largest of n values enclose the true median with 95 % or more; 0 where none does.
+    """The largest k for which the k-th smallest and k-th largest of n values enclose the true median with 95 % or more;
+    0 where none does.
 
     The chance that the median lies outside is 2 * P(Binomial(n, 1/2) < k).
     """

@@ -1,4 +1,5 @@
 """Sampling runs held open side by side, so that one step of any of them can be asked for at any time."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +12,14 @@ Wired = tuple[Any, Any, Any]  # MODEL, positive, negative
 AT = 1  # the step of the schedule that is timed: what is made once a run is there
 
 
-def hold(runs: Mapping[str, Wired], latent: Sequence[int], measure: Callable[[dict[str, Step]], None], cfg: float = 7.0) -> None:
+def hold(
+    runs: Mapping[str, Wired], latent: Sequence[int], measure: Callable[[dict[str, Step]], None], cfg: float = 7.0
+) -> None:
     """Begin a run of the host's own CFG guider for each entry, hand `measure` one step of each by name, and end them.
 
-    A step is one of a 20-step schedule, by default always the same, on the same latent: everything that the host and all wrappers do in a guided prediction,
-    nothing that a run does only once. The runs lie one in another, so all models must share one UNet. latent: [B, 4, H, W].
+    A step is one of a 20-step schedule, by default always the same, on the same latent: everything that the host and
+    all wrappers do in a guided prediction, nothing that a run does only once. The runs lie one in another, so all
+    models must share one UNet. latent: [B, 4, H, W].
     """
     import comfy.samplers
 
@@ -27,7 +31,9 @@ def hold(runs: Mapping[str, Wired], latent: Sequence[int], measure: Callable[[di
             return
         name, (model, positive, negative) = waiting[i]
 
-        def sampler(predict: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, **kwargs: Any) -> torch.Tensor:
+        def sampler(
+            predict: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, **kwargs: Any
+        ) -> torch.Tensor:
             ones = x.new_ones(len(x))
 
             def step(at: int = AT) -> torch.Tensor:
@@ -58,4 +64,6 @@ def first_step(wired: Wired, latent: Sequence[int], steps: int = 1, cfg: float =
     guider.set_cfg(cfg)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
     noise = torch.randn(latent, generator=torch.Generator().manual_seed(1))
-    return guider.sample(noise, torch.zeros(latent), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=1)
+    return guider.sample(
+        noise, torch.zeros(latent), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=1
+    )

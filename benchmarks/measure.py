@@ -1,4 +1,5 @@
 """Times, counts and memory of single sampling steps."""
+
 from __future__ import annotations
 
 import gc
@@ -23,8 +24,9 @@ LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaun
 
 @dataclass(frozen=True)
 class Counts:
-    """What one step does. operators: calls that reach torch's dispatcher, from Python and within others; scalars: numbers read from a tensor, for which a
-    GPU waits; launches and waits: of a GPU, None on a CPU; peak: bytes above what was there before the step."""
+    """What one step does. operators: calls that reach torch's dispatcher, from Python and within others; scalars:
+    numbers read from a tensor, for which a GPU waits; launches and waits: of a GPU, None on a CPU; peak: bytes above
+    what was there before the step."""
 
     operators: int
     scalars: int
@@ -48,12 +50,19 @@ def timed(step: Callable[[], object]) -> float:
     return begin.elapsed_time(end) / 1000
 
 
-def rounds(steps: Mapping[str, Step], couples: Sequence[tuple[str, ...]], pairs: int, say: Callable[[str], None] = lambda line: None,
-           often: Collection[str] = ()) -> list[dict[str, tuple[float, float]]]:
-    """Seconds of (text alone, run) by run, once a round; runs of `often`, with their neighbour, OFTEN times, each time as an entry of its own.
+def rounds(
+    steps: Mapping[str, Step],
+    couples: Sequence[tuple[str, ...]],
+    pairs: int,
+    say: Callable[[str], None] = lambda line: None,
+    often: Collection[str] = (),
+) -> list[dict[str, tuple[float, float]]]:
+    """Seconds of (text alone, run) by run, once a round; runs of `often`, with their neighbour, OFTEN times, each time
+    as an entry of its own.
 
-    The one or two of a couple share a step of text alone. The three take turns in each of their six orders, so that each is as often the first, the second and the last, and
-    comes as often after each other: what a step leaves behind for the next (caches, memory) favours none of them.
+    The one or two of a couple share a step of text alone. The three take turns in each of their six orders, so that
+    each is as often the first, the second and the last, and comes as often after each other: what a step leaves behind
+    for the next (caches, memory) favours none of them.
     """
     for step in steps.values():
         step()
@@ -83,7 +92,9 @@ def ratios(found: Sequence[Mapping[str, tuple[float, float]]], name: str) -> lis
 
 
 def growth(found: Sequence[Mapping[str, tuple[float, float]]], few: str, many: str, more: int) -> list[float]:
-    """What each of the `more` further subjects of `many` adds over `few`, as a share of a step of text alone, of every round."""
+    """What each of the `more` further subjects of `many` adds over `few`, as a share of a step of text alone, of every
+    round.
+    """
     both = [seconds for seconds in found if few in seconds and many in seconds]
     return [(b - a) / more for a, b in zip(ratios(both, few), ratios(both, many), strict=True)]
 
@@ -111,7 +122,8 @@ def counts(step: Step) -> Counts:
     scalars = sum(name == "aten::_local_scalar_dense" for name in names)
     if gpu:
         peak = torch.cuda.max_memory_allocated() - before
-        return Counts(operators, scalars, sum(n in LAUNCHES for n in names), sum(n in WAITS for n in names) - 1, peak)  # the last wait is ours
+        # the last wait is ours
+        return Counts(operators, scalars, sum(n in LAUNCHES for n in names), sum(n in WAITS for n in names) - 1, peak)
     return Counts(operators, scalars, None, None, peak_of(events))
 
 

@@ -1,4 +1,5 @@
 """The results page, written from results.json and rerun.json and from nothing else."""
+
 from __future__ import annotations
 
 import json
@@ -15,8 +16,14 @@ NOT_MEASURED = "not measured"
 GPU = "a GPU"
 OURS = ("relevance", "gated", "add")
 ASKED = (
-    *((base, 512, "float32", "CPU") for base in ("sd15", "sd15-thin")), ("sd15-thin", 256, "float32", "CPU"), ("sdxl-thin", 1024, "float32", "CPU"),
-    *((base, pixels, dtype, GPU) for base, pixels in (("sd15", 512), ("sdxl", 1024)) for dtype in ("float16", "bfloat16")),
+    *((base, 512, "float32", "CPU") for base in ("sd15", "sd15-thin")),
+    ("sd15-thin", 256, "float32", "CPU"),
+    ("sdxl-thin", 1024, "float32", "CPU"),
+    *(
+        (base, pixels, dtype, GPU)
+        for base, pixels in (("sd15", 512), ("sdxl", 1024))
+        for dtype in ("float16", "bfloat16")
+    ),
 )
 Table = Mapping[str, Any]
 
@@ -61,17 +68,32 @@ def write_page(results: Path, page: Path) -> None:
 
 def render(tables: Sequence[Table], records: Records | None = None) -> str:
     """The whole page."""
-    parts = [HEAD, "## Targets\n", lines(("promised", "measured", "kept"), [(t.promise, t.figure, verdict(t.kept)) for t in targets(tables)])]
+    parts = [
+        HEAD,
+        "## Targets\n",
+        lines(("promised", "measured", "kept"), [(t.promise, t.figure, verdict(t.kept)) for t in targets(tables)]),
+    ]
     parts += size_section(tables)
     for table in tables:
-        parts += [f"## {heading(table)}\n", *{"steps": step_section, "encode": encode_section, "fusers": fuser_section}[table["kind"]](table, tables)]
+        parts += [
+            f"## {heading(table)}\n",
+            *{"steps": step_section, "encode": encode_section, "fusers": fuser_section}[table["kind"]](table, tables),
+        ]
     return "\n".join([*parts, *asked_section(tables), *([section(records)] if records else [])])
 
 
 def in_readme(tables: Sequence[Table]) -> str:
-    """The two figures that matter most, as a sentence for the README; '' where they were not measured together, on a CPU in float32."""
+    """The two figures that matter most, as a sentence for the README; '' where they were not measured together, on a
+    CPU in float32.
+    """
     names = [f"{who} {size}" for who in ("relevance", "ipadapter-plus") for size in ("2x4", "8x16")]
-    whole = [t for t in on_cpu(tables) if t["kind"] == "steps" and (t["base"], t["pixels"]) == ("sd15-thin", 256) and all(name in t["rows"] for name in names)]
+    whole = [
+        t
+        for t in on_cpu(tables)
+        if t["kind"] == "steps"
+        and (t["base"], t["pixels"]) == ("sd15-thin", 256)
+        and all(name in t["rows"] for name in names)
+    ]
     if not whole:
         return ""
     table = min(whole, key=lambda t: width_of(t["rows"][names[0]]["ratio"]))
@@ -79,15 +101,21 @@ def in_readme(tables: Sequence[Table]) -> str:
     ours, theirs = rows[:2], rows[2:]
     steps = [share(row["ratio"], 1) for row in (ours[0], theirs[0])]
     held = [f"{row['held'] / 1e6:.0f} MB" for row in (ours[1], theirs[1])]
-    return (f"Two subjects with 4 image tokens each add **{steps[0]}** to the time of a sampling step; two stacked nodes of ComfyUI_IPAdapter_plus add {steps[1]}. "
-            f"Eight subjects with 16 tokens (plus files) take **{held[0]}**; eight nodes of that pack take {held[1]}. "
-            f"Medians with 95 % intervals, ComfyUI {table['machine']['comfyui']} on a CPU, random weights, an SD1.5 with 320 channels in every block, 256 px; "
-            "[all figures, and what was not measured](benchmarks/RESULTS.md).")
+    return (
+        f"Two subjects with 4 image tokens each add **{steps[0]}** to the time of a sampling step; two "
+        f"stacked nodes of ComfyUI_IPAdapter_plus add {steps[1]}. "
+        f"Eight subjects with 16 tokens (plus files) take **{held[0]}**; eight nodes of that pack take {held[1]}. "
+        f"Medians with 95 % intervals, ComfyUI {table['machine']['comfyui']} on a CPU, random weights, an "
+        "SD1.5 with 320 channels in every block, 256 px; "
+        "[all figures, and what was not measured](benchmarks/RESULTS.md)."
+    )
 
 
 def written_into(readme: str, sentence: str) -> str:
     """The README with the sentence between its two marks. Raises ValueError where they are not there once."""
-    found, count = re.subn(r"(<!-- speed: .*?-->\n).*?(<!-- end of speed -->)", lambda m: f"{m[1]}{sentence}\n{m[2]}", readme, flags=re.S)
+    found, count = re.subn(
+        r"(<!-- speed: .*?-->\n).*?(<!-- end of speed -->)", lambda m: f"{m[1]}{sentence}\n{m[2]}", readme, flags=re.S
+    )
     if count != 1:
         raise ValueError(f"README.md: expected one pair of marks 'speed', found {count}")
     return found
@@ -95,70 +123,151 @@ def written_into(readme: str, sentence: str) -> str:
 
 def heading(table: Table) -> str:
     """What a table is of."""
-    what = {"steps": "{base}, {pixels} px, {dtype}", "encode": "Encoding photos, {dtype}", "fusers": "The gated layers of SD1.5, {pixels} px, {dtype}"}[table["kind"]]
-    return f"{what.format(**table)}, {table['machine']['device']}" + (f", {table['pairs']} rounds" if table["kind"] == "steps" else "")
+    what = {
+        "steps": "{base}, {pixels} px, {dtype}",
+        "encode": "Encoding photos, {dtype}",
+        "fusers": "The gated layers of SD1.5, {pixels} px, {dtype}",
+    }[table["kind"]]
+    return f"{what.format(**table)}, {table['machine']['device']}" + (
+        f", {table['pairs']} rounds" if table["kind"] == "steps" else ""
+    )
 
 
-# ---- sections ----------------------------------------------------------------------------------------------------------------------------------
+# ---- sections --------------------------------------------------------------------------------------------------------
 
 
 def step_section(table: Table, tables: Sequence[Table]) -> list[str]:
     """Costs of one base at one size."""
     rows, rates = table["rows"], table["rates"]
-    columns = ("run", "a step costs more", "pairs", "s a step", "first step, s", *(f"{n} steps, s" for n in PICTURES), "weights and tokens, MB", "peak of a step, MB", "operators",
-               "numbers read", "growth over 8 steps, B", "least arithmetic added, GFLOP", "least traffic added, MB", "least possible of what is added")
+    columns = (
+        "run",
+        "a step costs more",
+        "pairs",
+        "s a step",
+        "first step, s",
+        *(f"{n} steps, s" for n in PICTURES),
+        "weights and tokens, MB",
+        "peak of a step, MB",
+        "operators",
+        "numbers read",
+        "growth over 8 steps, B",
+        "least arithmetic added, GFLOP",
+        "least traffic added, MB",
+        "least possible of what is added",
+    )
     body = []
     for name, row in rows.items():
         count, step = row["counts"], row["seconds"]["median"]
         encode = encode_seconds(tables, table, name)
         whole = [NOT_MEASURED if encode is None else f"{encode + row['first'] + (n - 1) * step:.1f}" for n in PICTURES]
         pairs = str(row.get("ratio", {}).get("count", ""))
-        body.append((name, share(row.get("ratio"), 1), pairs, f"{step:.3g}", f"{row['first']:.3g}", *whole, f"{row['held'] / 1e6:.1f}", f"{count['peak'] / 1e6:.0f}",
-                     f"{count['operators']}", f"{count['scalars']}", f"{count['kept']}", *amounts(row), least(row, rates)))
+        body.append(
+            (
+                name,
+                share(row.get("ratio"), 1),
+                pairs,
+                f"{step:.3g}",
+                f"{row['first']:.3g}",
+                *whole,
+                f"{row['held'] / 1e6:.1f}",
+                f"{count['peak'] / 1e6:.0f}",
+                f"{count['operators']}",
+                f"{count['scalars']}",
+                f"{count['kept']}",
+                *amounts(row),
+                least(row, rates),
+            )
+        )
         if count["launches"] is not None:
             body[-1] += (f"{count['launches']}", f"{count['waits']}")
     columns += ("kernel launches", "waits") * (rows["text"]["counts"]["launches"] is not None)
     about = machine_line(table)
-    gpu = "" if rows["text"]["counts"]["launches"] is not None else f"Kernel launches, waits and memory of {GPU}: {NOT_MEASURED}.\n"
+    gpu = (
+        ""
+        if rows["text"]["counts"]["launches"] is not None
+        else f"Kernel launches, waits and memory of {GPU}: {NOT_MEASURED}.\n"
+    )
     growing = [(few, many, share(found)) for many, row in rows.items() for few, found in row.get("growth", {}).items()]
-    grown = ["Each further subject adds, of a step of text alone:\n", lines(("from", "to", "a subject more"), growing)] if growing else []
+    grown = (
+        ["Each further subject adds, of a step of text alone:\n", lines(("from", "to", "a subject more"), growing)]
+        if growing
+        else []
+    )
     return [about, lines(columns, body), gpu, *grown]
 
 
 def encode_section(table: Table, tables: Sequence[Table]) -> list[str]:
     """Seconds of looking at the photos."""
-    body = [(name, *(f"{table['seconds'][name].get(str(n), float('nan')):.1f}" for n in table["photos"])) for name in table["seconds"]]
-    return [machine_line(table), f"{table['encoder']}, seconds for as many photos, one a subject:\n", lines(("", *map(str, table["photos"])), body)]
+    body = [
+        (name, *(f"{table['seconds'][name].get(str(n), float('nan')):.1f}" for n in table["photos"]))
+        for name in table["seconds"]
+    ]
+    return [
+        machine_line(table),
+        f"{table['encoder']}, seconds for as many photos, one a subject:\n",
+        lines(("", *map(str, table["photos"])), body),
+    ]
 
 
 def fuser_section(table: Table, tables: Sequence[Table]) -> list[str]:
     """The gated layers in both forms."""
-    body = [(f"{row['tokens']} object tokens", f"{row['published']['median']:.3g}", f"{row['ours']['median']:.3g}", times(row["times"])) for row in table["rows"]]
-    return [machine_line(table), "All 16 layers, two rows, seconds:\n", lines(("", "published code", "Troupe", "faster"), body)]
+    body = [
+        (
+            f"{row['tokens']} object tokens",
+            f"{row['published']['median']:.3g}",
+            f"{row['ours']['median']:.3g}",
+            times(row["times"]),
+        )
+        for row in table["rows"]
+    ]
+    return [
+        machine_line(table),
+        "All 16 layers, two rows, seconds:\n",
+        lines(("", "published code", "Troupe", "faster"), body),
+    ]
 
 
 def size_section(tables: Sequence[Table]) -> list[str]:
-    """How cost grows with the picture: the runs of a base that were measured at several sizes on the same device, of each the surest."""
+    """How cost grows with the picture: the runs of a base that were measured at several sizes on the same device, of
+    each the surest.
+    """
     found: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
     for table in tables:
         for name, row in table["rows"].items() if table["kind"] == "steps" else ():
             if "ratio" in row:
-                sizes = found.setdefault((", ".join((table["base"], table["dtype"], table["machine"]["device"])), name), {})
+                sizes = found.setdefault(
+                    (", ".join((table["base"], table["dtype"], table["machine"]["device"])), name), {}
+                )
                 sizes[table["pixels"]] = min(sizes.get(table["pixels"], row), row, key=lambda r: width_of(r["ratio"]))
     several = ((who, sorted(sizes.items())) for who, sizes in found.items() if len(sizes) > 1)
-    body = [(*who, f"{pixels} px", share(row["ratio"], 1), f"{1000 * seconds_added(row):.0f} ms") for who, sizes in several for pixels, row in sizes]
-    return ["## How cost grows with the picture\n", lines(("base", "run", "size", "a step costs more", "that is"), body)] if body else []
+    body = [
+        (*who, f"{pixels} px", share(row["ratio"], 1), f"{1000 * seconds_added(row):.0f} ms")
+        for who, sizes in several
+        for pixels, row in sizes
+    ]
+    return (
+        ["## How cost grows with the picture\n", lines(("base", "run", "size", "a step costs more", "that is"), body)]
+        if body
+        else []
+    )
 
 
 def asked_section(tables: Sequence[Table]) -> list[str]:
     """Every base, size and dtype that belongs here, and whether it was measured."""
-    there = {(t["base"], t["pixels"], t["dtype"], "CPU" if t["machine"]["device"].startswith("CPU") else GPU) for t in tables if t["kind"] == "steps"}
-    body = [(base, f"{pixels} px", dtype, place, "yes" if (base, pixels, dtype, place) in there else NOT_MEASURED) for base, pixels, dtype, place in ASKED]
+    there = {
+        (t["base"], t["pixels"], t["dtype"], "CPU" if t["machine"]["device"].startswith("CPU") else GPU)
+        for t in tables
+        if t["kind"] == "steps"
+    }
+    body = [
+        (base, f"{pixels} px", dtype, place, "yes" if (base, pixels, dtype, place) in there else NOT_MEASURED)
+        for base, pixels, dtype, place in ASKED
+    ]
     body += [(f"partial loading on {GPU}, {flag}", "", "", GPU, NOT_MEASURED) for flag in ("--lowvram", "--novram")]
     return ["## What was measured, and what was not\n", lines(("base", "size", "numbers", "on", "measured"), body)]
 
 
-# ---- targets -----------------------------------------------------------------------------------------------------------------------------------
+# ---- targets ---------------------------------------------------------------------------------------------------------
 
 
 def targets(tables: Sequence[Table]) -> list[Target]:
@@ -166,29 +275,100 @@ def targets(tables: Sequence[Table]) -> list[Target]:
     cpu = on_cpu(tables)
     gpu = [t for t in tables if not t["machine"]["device"].startswith("CPU")]
     found = [
-        below("relevance 2x4 adds at most 3 % to SD1.5 at 512 px, full size, on a CPU", cpu, "sd15", 512, "relevance 2x4", 0.03),
-        below("relevance 2x4 adds at most 5 % to the thin SD1.5 at 256 px, on a CPU", cpu, "sd15-thin", 256, "relevance 2x4", 0.05),
+        below(
+            "relevance 2x4 adds at most 3 % to SD1.5 at 512 px, full size, on a CPU",
+            cpu,
+            "sd15",
+            512,
+            "relevance 2x4",
+            0.03,
+        ),
+        below(
+            "relevance 2x4 adds at most 5 % to the thin SD1.5 at 256 px, on a CPU",
+            cpu,
+            "sd15-thin",
+            256,
+            "relevance 2x4",
+            0.05,
+        ),
         below(f"relevance 2x4 adds at most 4 % to SDXL at 1024 px, on {GPU}", gpu, "sdxl", 1024, "relevance 2x4", 0.04),
-        below("relevance 8x16 adds at most 12 % to SD1.5 at 512 px, full size, on a CPU", cpu, "sd15", 512, "relevance 8x16", 0.12),
-        below("relevance 8x16 adds at most 12 % to the thin SD1.5 at 256 px, on a CPU", cpu, "sd15-thin", 256, "relevance 8x16", 0.12),
+        below(
+            "relevance 8x16 adds at most 12 % to SD1.5 at 512 px, full size, on a CPU",
+            cpu,
+            "sd15",
+            512,
+            "relevance 8x16",
+            0.12,
+        ),
+        below(
+            "relevance 8x16 adds at most 12 % to the thin SD1.5 at 256 px, on a CPU",
+            cpu,
+            "sd15-thin",
+            256,
+            "relevance 8x16",
+            0.12,
+        ),
     ]
     for size in ("2x4", "8x16"):
         row = surest(cpu, "sd15-thin", 256, f"relevance {size}", "beyond_half")
         promise = f"relevance {size} adds at most half of what ipadapter-plus {size} adds (thin SD1.5, 256 px, CPU)"
-        found.append(Target(promise, NOT_MEASURED if row is None else f"{share(row)} beyond half", None if row is None else row["high"] <= 0))
+        found.append(
+            Target(
+                promise,
+                NOT_MEASURED if row is None else f"{share(row)} beyond half",
+                None if row is None else row["high"] <= 0,
+            )
+        )
     for tokens in (4, 16):
         row = surest(cpu, "sd15-thin", 256, f"relevance 8x{tokens}", "growth", f"relevance 1x{tokens}")
         promise = f"each further subject of {tokens} tokens adds less than 1.5 % of a step (thin SD1.5, 256 px, CPU)"
-        found.append(Target(promise, NOT_MEASURED if row is None else share(row), None if row is None else row["high"] < 0.015))
-    ours = [row["counts"] for t in tables if t["kind"] == "steps" for name, row in t["rows"].items() if name.startswith(OURS)]
+        found.append(
+            Target(promise, NOT_MEASURED if row is None else share(row), None if row is None else row["high"] < 0.015)
+        )
+    ours = [
+        row["counts"]
+        for t in tables
+        if t["kind"] == "steps"
+        for name, row in t["rows"].items()
+        if name.startswith(OURS)
+    ]
     scalars, kept = (max((counts[key] for counts in ours), default=0) for key in ("scalars", "kept"))
-    found.append(Target("no number is read from a tensor in a step (a GPU would wait)", f"{scalars} at most in {len(ours)} runs", scalars == 0 if ours else None))
-    found.append(Target("no allocation grows over steps", f"{kept} bytes at most in 8 steps of {len(ours)} runs", kept <= 0 if ours else None))
-    waits = [t["rows"][name]["counts"]["waits"] - t["rows"]["text"]["counts"]["waits"] for t in gpu if t["kind"] == "steps" for name in t["rows"] if name.startswith(OURS)]
-    found.append(Target(f"no step waits for {GPU} more often than with text alone", f"{max(waits)} more at most in {len(waits)} runs" if waits else NOT_MEASURED,
-                        max(waits) <= 0 if waits else None))
+    found.append(
+        Target(
+            "no number is read from a tensor in a step (a GPU would wait)",
+            f"{scalars} at most in {len(ours)} runs",
+            scalars == 0 if ours else None,
+        )
+    )
+    found.append(
+        Target(
+            "no allocation grows over steps",
+            f"{kept} bytes at most in 8 steps of {len(ours)} runs",
+            kept <= 0 if ours else None,
+        )
+    )
+    waits = [
+        t["rows"][name]["counts"]["waits"] - t["rows"]["text"]["counts"]["waits"]
+        for t in gpu
+        if t["kind"] == "steps"
+        for name in t["rows"]
+        if name.startswith(OURS)
+    ]
+    found.append(
+        Target(
+            f"no step waits for {GPU} more often than with text alone",
+            f"{max(waits)} more at most in {len(waits)} runs" if waits else NOT_MEASURED,
+            max(waits) <= 0 if waits else None,
+        )
+    )
     promise = "the gated layers of two subjects at 512 px are 1.3 times as fast as in the published code"
-    rows = [row["times"] for t in tables if t["kind"] == "fusers" and t["pixels"] == 512 for row in t["rows"] if row["tokens"] == 512]
+    rows = [
+        row["times"]
+        for t in tables
+        if t["kind"] == "fusers" and t["pixels"] == 512
+        for row in t["rows"]
+        if row["tokens"] == 512
+    ]
     found += [Target(promise, times(row), row["low"] >= 1.3) for row in rows] or [Target(promise, NOT_MEASURED, None)]
     return found
 
@@ -196,23 +376,37 @@ def targets(tables: Sequence[Table]) -> list[Target]:
 def below(promise: str, tables: Iterable[Table], base: str, pixels: int, run: str, bound: float) -> Target:
     """A promise that a run adds no more than a share of a step."""
     ratio = surest(tables, base, pixels, run, "ratio")
-    return Target(promise, NOT_MEASURED if ratio is None else share(ratio, 1), None if ratio is None else ratio["high"] - 1 <= bound)
+    return Target(
+        promise,
+        NOT_MEASURED if ratio is None else share(ratio, 1),
+        None if ratio is None else ratio["high"] - 1 <= bound,
+    )
 
 
 def on_cpu(tables: Iterable[Table]) -> list[Table]:
     """Those of steps and layers in float32 on a CPU."""
-    return [t for t in tables if t["machine"]["device"].startswith("CPU") and t["dtype"] == "float32" and t["kind"] != "encode"]
+    return [
+        t
+        for t in tables
+        if t["machine"]["device"].startswith("CPU") and t["dtype"] == "float32" and t["kind"] != "encode"
+    ]
 
 
 def surest(tables: Iterable[Table], base: str, pixels: int, run: str, *what: str) -> Mapping[str, Any] | None:
-    """An interval of a run, by its keys; where several were measured the narrowest, whatever it says; None where nobody measured it."""
-    same = [t["rows"][run] for t in tables if t["kind"] == "steps" and (t["base"], t["pixels"]) == (base, pixels) and run in t["rows"]]
+    """An interval of a run, by its keys; where several were measured the narrowest, whatever it says; None where nobody
+    measured it.
+    """
+    same = [
+        t["rows"][run]
+        for t in tables
+        if t["kind"] == "steps" and (t["base"], t["pixels"]) == (base, pixels) and run in t["rows"]
+    ]
     for key in what:
         same = [row[key] for row in same if key in row]
     return min(same, key=width_of, default=None)
 
 
-# ---- parts -------------------------------------------------------------------------------------------------------------------------------------
+# ---- parts -----------------------------------------------------------------------------------------------------------
 
 
 def encode_seconds(tables: Sequence[Table], table: Table, run: str) -> float | None:
@@ -233,12 +427,15 @@ def amounts(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def least(row: Mapping[str, Any], rates: Mapping[str, float]) -> str:
-    """The least possible time, what is added, and what share of that the least is, where the interval says that anything is added."""
+    """The least possible time, what is added, and what share of that the least is, where the interval says that
+    anything is added.
+    """
     if "theory" not in row:
         return ""
     theory = max(row["theory"]["flops"] / rates["flops"], row["theory"]["bytes"] / rates["bytes"])
     spent = seconds_added(row)
-    part = f" ({theory / spent:.0%})" if row["ratio"]["low"] > 1 and spent > theory else ""  # where noise is larger than what is added, a share says nothing
+    # where noise is larger than what is added, a share says nothing
+    part = f" ({theory / spent:.0%})" if row["ratio"]["low"] > 1 and spent > theory else ""
     return f"{theory * 1000:.3g} ms of {spent * 1000:.3g} ms{part}"
 
 
@@ -249,7 +446,12 @@ def seconds_added(row: Mapping[str, Any]) -> float:
 
 def share(found: Mapping[str, float] | None, of: float = 0.0) -> str:
     """An interval in percent, `of` taken away."""
-    return "" if found is None else f"{100 * (found['median'] - of):+.1f} % [{100 * (found['low'] - of):+.1f}, {100 * (found['high'] - of):+.1f}]"
+    return (
+        ""
+        if found is None
+        else f"{100 * (found['median'] - of):+.1f} % [{100 * (found['low'] - of):+.1f}, "
+        f"{100 * (found['high'] - of):+.1f}]"
+    )
 
 
 def width_of(found: Mapping[str, float]) -> float:
@@ -271,8 +473,15 @@ def machine_line(table: Table) -> str:
     """On what, with what, when."""
     m = table["machine"]
     pairs = f"; {table['pairs']} pairs" if table["kind"] == "fusers" else ""
-    orders = "; text alone was always timed between its two neighbours" if table["kind"] == "steps" and "orders" not in table else ""
-    return f"{m['cpu']}; {m['device']}; ComfyUI {m['comfyui']}, torch {m['torch']}, Python {m['python']}; {m['date']}{pairs}{orders}.\n"
+    orders = (
+        "; text alone was always timed between its two neighbours"
+        if table["kind"] == "steps" and "orders" not in table
+        else ""
+    )
+    return (
+        f"{m['cpu']}; {m['device']}; ComfyUI {m['comfyui']}, torch {m['torch']}, Python {m['python']}; "
+        f"{m['date']}{pairs}{orders}.\n"
+    )
 
 
 def lines(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:

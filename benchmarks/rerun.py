@@ -1,12 +1,14 @@
-"""Edit, run again: does a picture depend on what was run before it? Ten edits and re-runs through a ComfyUI's own server, each compared with a fresh start.
+"""Edit, run again: does a picture depend on what was run before it? Ten edits and re-runs through a ComfyUI's own
+server, each compared with a fresh start.
 
 usage: python benchmarks/rerun.py [--comfyui DIR] [--ipadapter-plus DIR]
 
-Two stacked nodes, ours or those of ComfyUI_IPAdapter_plus, on a small SD1.5 with random weights. What an artist does is done by way of the server: a number is
-changed, the prompt runs again, the number is changed back. After each run the latent is compared, bit by bit, with the one that a newly started server makes of
-the same prompt. Results are added to benchmarks/rerun.json, to the
-page and to the README.
+Two stacked nodes, ours or those of ComfyUI_IPAdapter_plus, on a small SD1.5 with random weights. What an artist does is
+done by way of the server: a number is changed, the prompt runs again, the number is changed back. After each run the
+latent is compared, bit by bit, with the one that a newly started server makes of the same prompt. Results are added to
+benchmarks/rerun.json, to the page and to the README.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -42,10 +44,36 @@ def ours() -> Prompt:
     nodes = _common()
     nodes["adapter"] = _node("TroupeLoadAdapter", adapter_name=f"ipadapter/{ADAPTER}", clip_vision_name="none")
     for n, weight in ((1, 0.5), (2, 0.6)):
-        nodes[f"subject{n}"] = _node("TroupeAddSubject", image=["photo", 0], name=("cat", "dog")[n - 1], weight=1.0, start_percent=0.0, end_percent=1.0)
-        nodes[f"references{n}"] = _node("TroupeEncodeSubjects", adapter=["adapter", 0], cast=[f"subject{n}", 0], framing="auto", clip=["clip", 0], clip_vision=["vision", 0])
-        nodes[f"apply{n}"] = _node("TroupeApplyImageAttention", model=["apply1", 0] if n == 2 else ["checkpoint", 0], references=[f"references{n}", 0], weight=weight,
-                                   merge="auto", start_percent=0.0, end_percent=1.0, box_strength=1.0, box_end_percent=1.0, box_feather=0.05, sharpness=1.0, background=1.0)
+        nodes[f"subject{n}"] = _node(
+            "TroupeAddSubject",
+            image=["photo", 0],
+            name=("cat", "dog")[n - 1],
+            weight=1.0,
+            start_percent=0.0,
+            end_percent=1.0,
+        )
+        nodes[f"references{n}"] = _node(
+            "TroupeEncodeSubjects",
+            adapter=["adapter", 0],
+            cast=[f"subject{n}", 0],
+            framing="auto",
+            clip=["clip", 0],
+            clip_vision=["vision", 0],
+        )
+        nodes[f"apply{n}"] = _node(
+            "TroupeApplyImageAttention",
+            model=["apply1", 0] if n == 2 else ["checkpoint", 0],
+            references=[f"references{n}", 0],
+            weight=weight,
+            merge="auto",
+            start_percent=0.0,
+            end_percent=1.0,
+            box_strength=1.0,
+            box_end_percent=1.0,
+            box_feather=0.05,
+            sharpness=1.0,
+            background=1.0,
+        )
     return nodes
 
 
@@ -54,8 +82,19 @@ def theirs() -> Prompt:
     nodes = _common()
     nodes["adapter"] = _node("IPAdapterModelLoader", ipadapter_file=ADAPTER)
     for n, weight in ((1, 0.5), (2, 0.6)):
-        nodes[f"apply{n}"] = _node("IPAdapterAdvanced", model=["apply1", 0] if n == 2 else ["checkpoint", 0], ipadapter=["adapter", 0], image=["photo", 0],
-                                   clip_vision=["vision", 0], weight=weight, weight_type="linear", combine_embeds="concat", start_at=0.0, end_at=1.0, embeds_scaling="V only")
+        nodes[f"apply{n}"] = _node(
+            "IPAdapterAdvanced",
+            model=["apply1", 0] if n == 2 else ["checkpoint", 0],
+            ipadapter=["adapter", 0],
+            image=["photo", 0],
+            clip_vision=["vision", 0],
+            weight=weight,
+            weight_type="linear",
+            combine_embeds="concat",
+            start_at=0.0,
+            end_at=1.0,
+            embeds_scaling="V only",
+        )
     return nodes
 
 
@@ -64,12 +103,26 @@ KINDS = {OURS: ours, THEIRS: theirs}
 
 def _common() -> Prompt:
     return {
-        "checkpoint": _node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT), "clip": _node("TroupeToolRandomClip", base=BASE),
-        "vision": _node("TroupeToolRandomClipVision", pooled=VISION["projection_dim"]), "photo": _node("LoadImage", image=PHOTO),
-        "positive": _node("CLIPTextEncode", clip=["clip", 0], text="a cat and a dog"), "negative": _node("CLIPTextEncode", clip=["clip", 0], text=""),
+        "checkpoint": _node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "clip": _node("TroupeToolRandomClip", base=BASE),
+        "vision": _node("TroupeToolRandomClipVision", pooled=VISION["projection_dim"]),
+        "photo": _node("LoadImage", image=PHOTO),
+        "positive": _node("CLIPTextEncode", clip=["clip", 0], text="a cat and a dog"),
+        "negative": _node("CLIPTextEncode", clip=["clip", 0], text=""),
         "latent": _node("EmptyLatentImage", width=64, height=64, batch_size=1),
-        "sampler": _node("KSampler", model=["apply2", 0], positive=["positive", 0], negative=["negative", 0], latent_image=["latent", 0], seed=1, steps=2, cfg=5.0,
-                         sampler_name="euler", scheduler="normal", denoise=1.0),
+        "sampler": _node(
+            "KSampler",
+            model=["apply2", 0],
+            positive=["positive", 0],
+            negative=["negative", 0],
+            latent_image=["latent", 0],
+            seed=1,
+            steps=2,
+            cfg=5.0,
+            sampler_name="euler",
+            scheduler="normal",
+            denoise=1.0,
+        ),
         "save": _node("SaveLatent", samples=["sampler", 0], filename_prefix="latent"),
     }
 
@@ -98,7 +151,9 @@ EDITS: tuple[tuple[str, Edit], ...] = (  # each is made on the prompt as the one
 
 @dataclass(frozen=True)
 class Rerun:
-    """One edit and re-run: what was done, the largest difference of its latent from a fresh start's, and by how much the edit changes a fresh start's."""
+    """One edit and re-run: what was done, the largest difference of its latent from a fresh start's, and by how much
+    the edit changes a fresh start's.
+    """
 
     edit: str
     difference: float
@@ -120,10 +175,20 @@ class Stage:
         """A newly started one; the first of them makes the checkpoint."""
         checkpoint = self.base / "models" / "checkpoints" / CHECKPOINT
         made = {} if checkpoint.exists() else {"TROUPE_RANDOM_CHECKPOINT": str(checkpoint), "TROUPE_RANDOM_BASE": BASE}
-        return HostServer(self.host, self.base, {}, say=lambda line: None, environment=made, arguments=("--deterministic", "--cache-classic"))
+        return HostServer(
+            self.host,
+            self.base,
+            {},
+            say=lambda line: None,
+            environment=made,
+            arguments=("--deterministic", "--cache-classic"),
+        )
 
     def latent(self, server: HostServer, prompt: Prompt) -> torch.Tensor:
-        """What the prompt saves, of a sampler that has run for it. Raises RunError where the host kept an earlier result instead."""
+        """What the prompt saves, of a sampler that has run for it.
+
+        Raises RunError where the host kept an earlier result instead.
+        """
         server.run(prompt)
         if "sampler" in server.cached:
             raise RunError("expected the sampler to run again, found that this ComfyUI kept its result")
@@ -149,7 +214,10 @@ def rerun(stage: Stage, prompt: Prompt, edits: Sequence[tuple[str, Edit]] = EDIT
             with stage.server() as server:
                 fresh[key] = stage.latent(server, one)
     before = [first, *(key for _, key, _ in found)]
-    return [Rerun(said, _most(latent, fresh[key]), _most(fresh[key], fresh[last])) for (said, key, latent), last in zip(found, before, strict=False)]
+    return [
+        Rerun(said, _most(latent, fresh[key]), _most(fresh[key], fresh[last]))
+        for (said, key, latent), last in zip(found, before, strict=False)
+    ]
 
 
 def _most(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -169,9 +237,14 @@ def _key(prompt: Prompt) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="rerun.py", description="Ten edits and re-runs through a ComfyUI's server, each compared with a fresh start.")
+    parser = argparse.ArgumentParser(
+        prog="rerun.py",
+        description="Ten edits and re-runs through a ComfyUI's server, each compared with a fresh start.",
+    )
     parser.add_argument("--comfyui", type=Path, metavar="DIR", help="the host (default: the one that is found)")
-    parser.add_argument("--ipadapter-plus", type=Path, metavar="DIR", help="a checkout of ComfyUI_IPAdapter_plus, to be measured beside")
+    parser.add_argument(
+        "--ipadapter-plus", type=Path, metavar="DIR", help="a checkout of ComfyUI_IPAdapter_plus, to be measured beside"
+    )
     options = parser.parse_args(arguments)
     path = options.comfyui or find_comfyui()
     if path is None:
@@ -186,8 +259,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 packs = [options.ipadapter_plus.resolve()] if kind == THEIRS else []
                 found = rerun(Stage(host, Path(folder), packs), make())
             _record(version, kind, found)
-            print(f"ComfyUI {version}, {kind}: {sum(one.difference == 0 for one in found)} of {len(found)} as after a fresh start", flush=True)
-            print("\n".join(f"  {one.edit}: differs by {one.difference:g}, the edit changes {one.effect:g}" for one in found), flush=True)
+            print(
+                f"ComfyUI {version}, {kind}: {sum(one.difference == 0 for one in found)} of {len(found)} as "
+                "after a fresh start",
+                flush=True,
+            )
+            print(
+                "\n".join(
+                    f"  {one.edit}: differs by {one.difference:g}, the edit changes {one.effect:g}" for one in found
+                ),
+                flush=True,
+            )
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -195,7 +277,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _version(path: Path) -> str:
-    line = next(line for line in (path / "comfyui_version.py").read_text(encoding="utf-8").splitlines() if line.startswith("__version__"))
+    line = next(
+        line
+        for line in (path / "comfyui_version.py").read_text(encoding="utf-8").splitlines()
+        if line.startswith("__version__")
+    )
     return line.split('"')[1]
 
 

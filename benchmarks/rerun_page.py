@@ -1,4 +1,5 @@
 """What rerun.json says, as a section of the results page and as a sentence for the README."""
+
 from __future__ import annotations
 
 import re
@@ -24,13 +25,23 @@ def section(records: Records) -> str:
     if not records:
         return ""
     versions = sorted(records, key=_number)
-    rows = [("nodes", *(f"ComfyUI {version}" for version in versions)), *((kind, *(_count(records[v].get(kind)) for v in versions)) for kind in (OURS, THEIRS))]
+    rows = [
+        ("nodes", *(f"ComfyUI {version}" for version in versions)),
+        *((kind, *(_count(records[v].get(kind)) for v in versions)) for kind in (OURS, THEIRS)),
+    ]
     parts = [HEAD, _table(rows)]
     for version in versions:
         for kind, edits in records[version].items():
-            wrong = [(edit, f"{one['difference']:.3g}", f"{one['effect']:.3g}") for edit, one in edits.items() if one["difference"]]
+            wrong = [
+                (edit, f"{one['difference']:.3g}", f"{one['effect']:.3g}")
+                for edit, one in edits.items()
+                if one["difference"]
+            ]
             if wrong:
-                parts.append(f"{kind}, ComfyUI {version}:\n\n{_table([('edit', 'differs from a fresh start by up to', 'the edit itself changes up to'), *wrong])}")
+                parts.append(
+                    f"{kind}, ComfyUI "
+                    f"{version}:\n\n{_table([('edit', 'differs from a fresh start by up to', 'the edit itself changes up to'), *wrong])}"
+                )
     return "\n".join(parts)
 
 
@@ -45,15 +56,20 @@ def sentence(records: Records) -> str:
     alike = all(one["difference"] == 0 for kinds in records.values() for one in kinds.get(OURS, {}).values())
     older = len(records) - 1
     others = f", and on {older} older one{'s' if older > 1 else ''}" if alike and older else ""
-    return (f"Edit and run again: after ten edits in a running ComfyUI {newest}, **{ours} of 10** pictures with two Troupe nodes are bit-identical "
-            f"to those of a fresh start{others}; "
-            f"with two stacked IPAdapter nodes, {theirs} of 10 are, and they differ on {worse} of {len(records)} versions "
-            "([how, and the others](benchmarks/RESULTS.md#edit-run-again)).")
+    return (
+        f"Edit and run again: after ten edits in a running ComfyUI {newest}, **{ours} of 10** pictures with "
+        "two Troupe nodes are bit-identical "
+        f"to those of a fresh start{others}; "
+        f"with two stacked IPAdapter nodes, {theirs} of 10 are, and they differ on {worse} of {len(records)} versions "
+        "([how, and the others](benchmarks/RESULTS.md#edit-run-again))."
+    )
 
 
 def written_into(readme: str, said: str) -> str:
     """The README with the sentence between its two marks. Raises ValueError where they are not there once."""
-    found, count = re.subn(rf"({re.escape(MARKS[0])}\n).*?({re.escape(MARKS[1])})", lambda m: f"{m[1]}{said}\n{m[2]}", readme, flags=re.S)
+    found, count = re.subn(
+        rf"({re.escape(MARKS[0])}\n).*?({re.escape(MARKS[1])})", lambda m: f"{m[1]}{said}\n{m[2]}", readme, flags=re.S
+    )
     if count != 1:
         raise ValueError(f"README.md: expected one pair of marks 'rerun', found {count}")
     return found

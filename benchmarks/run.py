@@ -1,10 +1,13 @@
 """Measure what references cost in a sampling step, on a real ComfyUI, and write the results page.
 
-    python benchmarks/run.py --base sd15-thin --pixels 256 [--ipadapter-plus DIR] [--pairs 30] [--runs "relevance 2x4" ...]
+    python benchmarks/run.py --base sd15-thin --pixels 256 [--ipadapter-plus DIR] [--pairs 30] [--runs "relevance 2x4"
+    ...]
 
-Each call measures one base at one size and puts its table into results.json beside this script, in place of an older one of the same base, size, dtype,
-device and number of pairs; RESULTS.md is written anew from all of them, and the README's sentence with it.
+Each call measures one base at one size and puts its table into results.json beside this script, in place of an older
+one of the same base, size, dtype, device and number of pairs; RESULTS.md is written anew from all of them, and the
+README's sentence with it.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -34,13 +37,21 @@ def main() -> int:
     parser.add_argument("--base", default="sd15-thin", help="a model of bases.py (default sd15-thin)")
     parser.add_argument("--pixels", type=int, default=256, help="side of the picture (default 256)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
-    parser.add_argument("--pairs", type=int, default=30, help="rounds; each times every run once beside text alone (default 30)")
+    parser.add_argument(
+        "--pairs", type=int, default=30, help="rounds; each times every run once beside text alone (default 30)"
+    )
     parser.add_argument("--ipadapter-plus", type=Path, help="a checkout of ComfyUI_IPAdapter_plus to compare with")
     parser.add_argument("--runs", nargs="+", help="measure these alone, such as 'relevance 2x4'")
-    parser.add_argument("--fusers", action="store_true", help="measure the gated layers alone, in the published form and ours")
-    parser.add_argument("--encode", action="store_true", help="measure the encoding of photos with a full-size image encoder")
+    parser.add_argument(
+        "--fusers", action="store_true", help="measure the gated layers alone, in the published form and ours"
+    )
+    parser.add_argument(
+        "--encode", action="store_true", help="measure the encoding of photos with a full-size image encoder"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of a CPU (default: all)")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json and RESULTS.md (default: this one)")
+    parser.add_argument(
+        "--out", type=Path, default=HERE, help="folder of results.json and RESULTS.md (default: this one)"
+    )
     given = parser.parse_args()
     try:
         begin_host(given.threads)
@@ -61,7 +72,13 @@ def main() -> int:
     write_page(given.out / "results.json", given.out / "RESULTS.md")
     if given.out.resolve() == HERE:
         readme = HERE.parent / "README.md"
-        readme.write_text(written_into(readme.read_text(encoding="utf-8"), in_readme(json.loads((HERE / "results.json").read_text(encoding="utf-8")))), encoding="utf-8")
+        readme.write_text(
+            written_into(
+                readme.read_text(encoding="utf-8"),
+                in_readme(json.loads((HERE / "results.json").read_text(encoding="utf-8"))),
+            ),
+            encoding="utf-8",
+        )
     return 0
 
 
@@ -69,7 +86,9 @@ def begin_host(threads: int | None) -> None:
     """Import the host's modules, on its CPU where there is no GPU. Raises RunError where there is no host."""
     host = find_comfyui()
     if host is None:
-        raise RunError("No ComfyUI was found, and times on anything else would say nothing. Set COMFYUI_PATH to its folder.")
+        raise RunError(
+            "No ComfyUI was found, and times on anything else would say nothing. Set COMFYUI_PATH to its folder."
+        )
     sys.path.insert(0, str(host))
     hide_broken_torchaudio()
     import torch
@@ -105,12 +124,19 @@ def measure_base(name: str, pixels: int, dtype: str, runs: list[str], pairs: int
             found = rounds(steps, couples(runs), pairs, say, [run for run in DECIDING if rival_of(run) in runs])
             rows[TEXT] = {"seconds": interval(text_seconds(found)).as_dict()}
             for run in runs:
-                rows[run] = {"ratio": interval(ratios(found, run)).as_dict(), "seconds": interval([seconds[run][1] for seconds in found if run in seconds]).as_dict()}
+                rows[run] = {
+                    "ratio": interval(ratios(found, run)).as_dict(),
+                    "seconds": interval([seconds[run][1] for seconds in found if run in seconds]).as_dict(),
+                }
             for run in runs:
                 if (theirs := rival_of(run)) in runs and theirs != run:
-                    rows[run]["beyond_half"] = interval([a - 1 - (b - 1) / 2 for a, b in zip(ratios(found, run), ratios(found, theirs), strict=True)]).as_dict()
+                    rows[run]["beyond_half"] = interval(
+                        [a - 1 - (b - 1) / 2 for a, b in zip(ratios(found, run), ratios(found, theirs), strict=True)]
+                    ).as_dict()
             for few, many in pairs_of_growth(runs):
-                rows[many].setdefault("growth", {})[few] = interval(growth(found, few, many, subjects_of(many) - subjects_of(few))).as_dict()
+                rows[many].setdefault("growth", {})[few] = interval(
+                    growth(found, few, many, subjects_of(many) - subjects_of(few))
+                ).as_dict()
             for run in steps:
                 say(f"counting {run}")
                 rows[run]["counts"] = vars(counts(steps[run])) | {"kept": kept_by(steps[run])}
@@ -126,24 +152,38 @@ def measure_base(name: str, pixels: int, dtype: str, runs: list[str], pairs: int
 
 
 def measure_fusers(pixels: int, dtype: str, pairs: int) -> dict[str, Any]:
-    """The gated layers for two subjects of Subject-Diffusion (256 tokens each), and for GLIGEN's 30 text-image slots."""
+    """The gated layers for two subjects of Subject-Diffusion (256 tokens each), and for GLIGEN's 30 text-image
+    slots.
+    """
     import torch
     from comfy.model_management import get_torch_device
     from fusers import GLIGEN, SUBJECT_DIFFUSION, speedup
 
     with torch.inference_mode():
-        rows = [speedup(pixels, tokens, pairs, getattr(torch, dtype), get_torch_device()) for tokens in (SUBJECT_DIFFUSION, GLIGEN)]
+        rows = [
+            speedup(pixels, tokens, pairs, getattr(torch, dtype), get_torch_device())
+            for tokens in (SUBJECT_DIFFUSION, GLIGEN)
+        ]
     return {"kind": "fusers", "pixels": pixels, "dtype": dtype, "pairs": pairs, "machine": machine(), "rows": rows}
 
 
 def measure_encode(dtype: str, rival: Path | None) -> dict[str, Any]:
-    """Photos through a CLIP ViT-H of full size and a plain adapter, by Encode Subject References and by the other pack's Apply nodes."""
+    """Photos through a CLIP ViT-H of full size and a plain adapter, by Encode Subject References and by the other
+    pack's Apply nodes.
+    """
     import torch
     from encode import ENCODER, seconds
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         found = seconds(SUBJECTS, getattr(torch, dtype), Path(folder), rival)
-    return {"kind": "encode", "dtype": dtype, "encoder": ENCODER, "photos": list(SUBJECTS), "machine": machine(), "seconds": found}
+    return {
+        "kind": "encode",
+        "dtype": dtype,
+        "encoder": ENCODER,
+        "photos": list(SUBJECTS),
+        "machine": machine(),
+        "seconds": found,
+    }
 
 
 def bytes_held(contenders: Any, run: str) -> int:
@@ -164,23 +204,38 @@ def machine() -> dict[str, Any]:
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"device": gpu or f"CPU, {torch.get_num_threads()} threads", "cpu": cpu_name(), "torch": torch.__version__, "python": platform.python_version(),
-            "comfyui": comfyui_version.__version__, "date": datetime.date.today().isoformat()}
+    return {
+        "device": gpu or f"CPU, {torch.get_num_threads()} threads",
+        "cpu": cpu_name(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "comfyui": comfyui_version.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def cpu_name() -> str:
     """The processor as the system calls it."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor() or platform.machine(),
+    )
 
 
 def keep(table: dict[str, Any], file: Path) -> None:
-    """Put a table into the results, in place of an older one of the same base, size, dtype, device and number of pairs."""
+    """Put a table into the results, in place of an older one of the same base, size, dtype, device and number
+    of pairs.
+    """
     tables = json.loads(file.read_text()) if file.exists() else []
 
     def place(t: dict[str, Any]) -> tuple:
-        return (*(t.get(key, "") for key in ("kind", "base", "pixels", "dtype")), t["machine"]["device"], t.get("pairs", ""))
+        return (
+            *(t.get(key, "") for key in ("kind", "base", "pixels", "dtype")),
+            t["machine"]["device"],
+            t.get("pairs", ""),
+        )
 
     tables = [t for t in tables if place(t) != place(table)] + [table]
     tables.sort(key=lambda t: [str(part) for part in place(t)], reverse=True)

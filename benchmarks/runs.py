@@ -1,4 +1,8 @@
-"""The runs of a whole measurement: their names, their order, and which belong together. What a name says is in contenders.py."""
+"""The runs of a whole measurement: their names, their order, and which belong together.
+
+What a name says is in contenders.py.
+"""
+
 from __future__ import annotations
 
 from itertools import pairwise
@@ -6,7 +10,8 @@ from itertools import pairwise
 SUBJECTS = (1, 2, 4, 8)
 OURS = [f"relevance {n}x{t}" for t in (4, 16) for n in SUBJECTS] + ["relevance 2x4+regions", "add 2x4"]
 GATED = [f"{kind} {n}" for kind in ("gated", "core-gligen") for n in (1, 2, 4)]
-DECIDING = ("relevance 2x4", "relevance 8x16")  # beside the other pack, of which they may add half, it takes more pairs to tell
+# beside the other pack, of which they may add half, it takes more pairs to tell
+DECIDING = ("relevance 2x4", "relevance 8x16")
 THEIRS = [f"ipadapter-plus {n}x{t}" for t in (4, 16) for n in SUBJECTS] + ["ipadapter-plus 2x4+masks"]
 
 
@@ -22,7 +27,7 @@ def couples(runs: list[str]) -> list[tuple[str, ...]]:
     """Who shares a step of text alone: ours and theirs of the same subjects and tokens, the others two by two."""
     rivals = [(run, rival_of(run)) for run in runs if rival_of(run) != run and rival_of(run) in runs]
     others = [run for run in runs if not any(run in pair for pair in rivals)]
-    return rivals + [tuple(others[i:i + 2]) for i in range(0, len(others), 2)]
+    return rivals + [tuple(others[i : i + 2]) for i in range(0, len(others), 2)]
 
 
 def rival_of(run: str) -> str:
@@ -31,7 +36,9 @@ def rival_of(run: str) -> str:
 
 
 def pairs_of_growth(runs: list[str]) -> list[tuple[str, str]]:
-    """(a run, one with more subjects) of each kind and number of tokens: every step from one number of subjects to the next, and from the least to the most."""
+    """(a run, one with more subjects) of each kind and number of tokens: every step from one number of subjects to the
+    next, and from the least to the most.
+    """
     groups: dict[str, list[str]] = {}
     for run in runs:
         if "+" not in run:

@@ -1,4 +1,7 @@
-"""What references must cost at the least: the arithmetic and the memory traffic that no arrangement of the work can avoid."""
+"""What references must cost at the least: the arithmetic and the memory traffic that no arrangement of the work can
+avoid.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -21,9 +24,11 @@ class Added:
 
 
 def layer(positions: int, width: int, tokens: int, names: int, text_gain: bool, itemsize: int) -> Added:
-    """One layer, one row. Image attention q K^T and p V, 2 N S C operations each; names' attention 2 N L C; f one product of N C with C.
+    """One layer, one row. Image attention q K^T and p V, 2 N S C operations each; names' attention 2 N L C; f one
+    product of N C with C.
 
-    Traffic: the query and Z_text read once (Z_text is the result that is added to), the result written once; keys and values read.
+    Traffic: the query and Z_text read once (Z_text is the result that is added to), the result written once; keys and
+    values read.
     """
     flops = 4 * positions * tokens * width + 2 * positions * names * width + (2 * positions * width if text_gain else 0)
     moved = 3 * positions * width + (2 * tokens + names) * width
@@ -31,8 +36,8 @@ def layer(positions: int, width: int, tokens: int, names: int, text_gain: bool, 
 
 
 def gated_layer(positions: int, width: int, objects: int, itemsize: int) -> Added:
-    """One gated layer, one row, its objects' keys and values made once a run: q, k, v and output 8 N C^2 operations, all positions looking at all and at M
-    objects 4 N (N + M) C, the feed-forward part with its gate 24 N C^2.
+    """One gated layer, one row, its objects' keys and values made once a run: q, k, v and output 8 N C^2 operations,
+    all positions looking at all and at M objects 4 N (N + M) C, the feed-forward part with its gate 24 N C^2.
 
     Traffic: each of its two halves reads the row and writes the result; keys and values of the objects read.
     """
@@ -41,7 +46,9 @@ def gated_layer(positions: int, width: int, objects: int, itemsize: int) -> Adde
 
 
 def gated_weights(width: int, itemsize: int) -> int:
-    """Bytes of one gated layer's weights, read once a step for all rows: 4 C^2 of the attention, 12 C^2 of the feed-forward part."""
+    """Bytes of one gated layer's weights, read once a step for all rows: 4 C^2 of the attention, 12 C^2 of the
+    feed-forward part.
+    """
     return 16 * width**2 * itemsize
 
 

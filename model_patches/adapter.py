@@ -1,4 +1,5 @@
 """A loaded subject adapter, free of any host: what it is, what it needs, its modules."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -23,23 +24,31 @@ def base_name(context_dim: int) -> str:
 
 @dataclass(frozen=True)
 class EncoderNeed:
-    """Which output of which CLIP vision encoder an adapter reads: kind 'pooled', 'penultimate', 'last' or 'unprojected', and its width.
+    """Which output of which CLIP vision encoder an adapter reads: kind 'pooled', 'penultimate', 'last' or
+    'unprojected', and its width.
 
-    'last' is the last hidden state before its norm, with the pooled vector beside it; 'unprojected' is CLS after the last norm, before the
-    projection that makes it the pooled vector.
+    'last' is the last hidden state before its norm, with the pooled vector beside it; 'unprojected' is CLS after the
+    last norm, before the projection that makes it the pooled vector.
     """
 
     kind: str
     width: int
 
     def fits(self, hidden: int, pooled: int) -> bool:
-        """Whether an encoder with these widths serves. ViT-H's hidden and bigG's pooled width are both 1280: the kind tells them apart."""
+        """Whether an encoder with these widths serves.
+
+        ViT-H's hidden and bigG's pooled width are both 1280: the kind tells them apart.
+        """
         return self.width == (pooled if self.kind == "pooled" else hidden)
 
     def describe(self) -> str:
         """'CLIP ViT-H/14 (...)', or the widths where no published encoder has them."""
         known = encoder_of_width(self.kind, self.width)
-        return known.name if known else f"a CLIP vision encoder with {'projection' if self.kind == 'pooled' else 'hidden'} size {self.width}"
+        return (
+            known.name
+            if known
+            else f"a CLIP vision encoder with {'projection' if self.kind == 'pooled' else 'hidden'} size {self.width}"
+        )
 
 
 @dataclass(frozen=True)
@@ -47,9 +56,10 @@ class GatedSpec:
     """What a file's gated layers are.
 
     kind: name of the net that makes their object tokens, for messages and tests; nothing is decided by it.
-    places: path of each layer's transformer block in an LDM UNet -> its width C, as 'input_blocks.1.1.transformer_blocks.0',
-        in the order of the layers; object_dim: D of an object token; feature_dim: E of a feature; slots: objects that the
-        layers were trained with, absent ones are null tokens; tokens: object tokens a slot.
+    places: path of each layer's transformer block in an LDM UNet -> its width C, as
+        'input_blocks.1.1.transformer_blocks.0', in the order of the layers; object_dim: D of an object token;
+        feature_dim: E of a feature; slots: objects that the layers were trained with, absent ones are null tokens;
+        tokens: object tokens a slot.
     """
 
     kind: str
@@ -97,11 +107,12 @@ class PromptSpec:
 class AdapterSpec:
     """What a file turned out to be.
 
-    family: a name in the LABELS of one of `families.registry.FAMILIES`; projection: 'ImageProj', 'Resampler', 'FaceMLP', ... or '' for
-    none; file: label for messages; encoder: None where no photo is read; tokens: image tokens a subject (0: one per encoder
-    token); widths: of the image attention's layers in checkpoint order, () where there is none; framing, merge: as published;
-    gated, prompt: None where there are no gated layers, and where nothing goes into the prompt; label: the family's name in
-    messages, '' for `family`.
+    family: a name in the LABELS of one of `families.registry.FAMILIES`; projection: 'ImageProj', 'Resampler',
+    'FaceMLP', ... or '' for none; file: label for messages; encoder: None where no photo is read; tokens: image tokens
+    a subject (0: one per encoder token); widths: of the image attention's layers in checkpoint order, () where there is
+    none; framing, merge: as published;
+    gated, prompt: None where there are no gated layers, and where nothing goes into the prompt; label: the family's
+    name in messages, '' for `family`.
     """
 
     family: str
@@ -146,7 +157,9 @@ class AdapterSpec:
 
 @dataclass(frozen=True, eq=False)
 class LoraPair:
-    """A low-rank change of one weight: `W + strength * (alpha / r) up down`. down [r, in], up [out, r]; alpha None: factor 1."""
+    """A low-rank change of one weight: `W + strength * (alpha / r) up down`. down [r, in], up [out, r]; alpha None:
+    factor 1.
+    """
 
     down: torch.Tensor
     up: torch.Tensor
@@ -155,11 +168,13 @@ class LoraPair:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """Weights of the base model that an adapter brings, by the host's names: whole tensors that replace the base's, and low-rank changes.
+    """Weights of the base model that an adapter brings, by the host's names: whole tensors that replace the base's, and
+    low-rank changes.
 
-    unet, unet_lora: LDM names as 'input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight'; text: names of transformers' CLIPTextModel, as
-    'text_model.encoder.layers.0.mlp.fc1.weight', of the base's only text encoder; text_lora: the same names for each text encoder ('l', 'g',
-    'h'); vision: of transformers' CLIPVisionModelWithProjection.
+    unet, unet_lora: LDM names as 'input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight'; text: names of
+    transformers' CLIPTextModel, as 'text_model.encoder.layers.0.mlp.fc1.weight', of the base's only text encoder;
+    text_lora: the same names for each text encoder ('l', 'g', 'h'); vision: of transformers'
+    CLIPVisionModelWithProjection.
     """
 
     unet: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -173,8 +188,9 @@ class Weights:
 class Adapter:
     """Modules of one file (or set of files), None where it has none of a kind.
 
-    projection: encoder output to tokens; layers: image attention; gated: gated layers and the net that makes their object tokens; weights: of
-    the base model; fusion: by text encoder ('l', 'g', 'h'), what fuses a subject with its word there (kinds 'word' and 'postfuse').
+    projection: encoder output to tokens; layers: image attention; gated: gated layers and the net that makes their
+    object tokens; weights: of the base model; fusion: by text encoder ('l', 'g', 'h'), what fuses a subject with its
+    word there (kinds 'word' and 'postfuse').
     """
 
     spec: AdapterSpec

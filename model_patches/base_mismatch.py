@@ -1,4 +1,5 @@
 """The error for an adapter and a checkpoint of different base models, the mistake that is made most."""
+
 from __future__ import annotations
 
 from .adapter import BASES, AdapterSpec, base_name
@@ -14,12 +15,18 @@ class BaseMismatchError(MismatchError):
 
     def __init__(self, file: str, adapter_base: str, model_base: str, do: str, clip: bool):
         super().__init__(f"a checkpoint for {adapter_base}", f"one for {model_base}", do)
-        yours = f"the CLIP that is wired is from {_article(model_base)} checkpoint" if clip else f"your checkpoint is {model_base}"
+        yours = (
+            f"the CLIP that is wired is from {_article(model_base)} checkpoint"
+            if clip
+            else f"your checkpoint is {model_base}"
+        )
         self.args = (f"The adapter {file} is for {adapter_base}, {yours}. {do}",)
 
 
 def base_mismatch(spec: AdapterSpec, context_dim: int, clip: bool = False) -> BaseMismatchError | None:
-    """The error where the text width `context_dim` of a model, or of its CLIP, is that of another known base than the adapter's; else None. clip: the width is the CLIP's."""
+    """The error where the text width `context_dim` of a model, or of its CLIP, is that of another known base than the
+    adapter's; else None. clip: the width is the CLIP's.
+    """
     needed = spec.gated.object_dim if spec.gated is not None else spec.context_dim
     if context_dim == needed or context_dim not in BASES or needed not in BASES:
         return None
@@ -27,7 +34,11 @@ def base_mismatch(spec: AdapterSpec, context_dim: int, clip: bool = False) -> Ba
     if base == REHEARSAL:
         do = "The rehearsal models go with their own adapters only: choose one whose name begins with 'rehearsal/'."
     else:
-        links = [file.link for file in (GATED if spec.gated is not None else ADAPTERS) if base in file.base and file.link.endswith(".safetensors")][:MOST_LINKS]
+        links = [
+            file.link
+            for file in (GATED if spec.gated is not None else ADAPTERS)
+            if base in file.base and file.link.endswith(".safetensors")
+        ][:MOST_LINKS]
         choose = f"Choose {_article(base)} adapter{': ' + ' or '.join(links) if links else ''}."
         if base_name(needed) == REHEARSAL:
             do = f"{choose} Or use Load Rehearsal Models."

@@ -1,4 +1,5 @@
 """The pack's own exceptions. Every message is for an artist: what was expected, what was found, what to do."""
+
 from __future__ import annotations
 
 LONGEST = 60
@@ -7,13 +8,14 @@ LONGEST = 60
 def shown(text: object) -> str:
     """A text from a file for a message: in quotes, on one line, cut where it is long."""
     plain = ascii(str(text)) if not str(text).isprintable() else f"'{text}'"
-    return plain if len(plain) <= LONGEST else f"{plain[:LONGEST - 4]}...'"
+    return plain if len(plain) <= LONGEST else f"{plain[: LONGEST - 4]}...'"
 
 
 class TroupeError(Exception):
     """Base class. `str(error)` is one paragraph that can be shown as it is.
 
-    The classes claim to be built in: hosts show an exception's type with its module's path, which means nothing to an artist.
+    The classes claim to be built in: hosts show an exception's type with its module's path, which means nothing to an
+    artist.
     """
 
     __module__ = "builtins"

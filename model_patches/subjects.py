@@ -1,4 +1,5 @@
 """What travels between the nodes. Everything is frozen: the host caches and shares these objects."""
+
 from __future__ import annotations
 
 import math
@@ -40,8 +41,9 @@ class Photo:
 class Subject:
     """One subject as the artist gave it.
 
-    name: the noun as it stands in the prompt; weight: 0..3, multiplies the Apply node's; start_percent, end_percent: ComfyUI's (0 = first
-    step); region: mask of where it may appear in the picture, [h, w], or [n, h, w]: one for each picture of a batch, or None; box: where it stands, or None; faces: prepared faces.
+    name: the noun as it stands in the prompt; weight: 0..3, multiplies the Apply node's; start_percent, end_percent:
+    ComfyUI's (0 = first step); region: mask of where it may appear in the picture, [h, w], or [n, h, w]: one for each
+    picture of a batch, or None; box: where it stands, or None; faces: prepared faces.
     """
 
     name: str
@@ -64,7 +66,11 @@ class Cast:
         """A new cast with one more subject. Raises SubjectError beyond MAX_SUBJECTS."""
         if len(self.subjects) >= MAX_SUBJECTS:
             found = f"'{subject.name}' as number {len(self.subjects) + 1}"
-            raise SubjectError(f"at most {MAX_SUBJECTS} subjects in a cast", found, "Take a subject out of the chain, or make the picture in two passes.")
+            raise SubjectError(
+                f"at most {MAX_SUBJECTS} subjects in a cast",
+                found,
+                "Take a subject out of the chain, or make the picture in two passes.",
+            )
         return replace(self, subjects=self.subjects + (subject,))
 
 
@@ -81,9 +87,9 @@ class ObjectFeatures:
 
 @dataclass(frozen=True, eq=False)
 class ReferenceSubject:
-    """One subject as an adapter sees it: `tokens` [T, D] float32 for image attention, `name_tokens` [L, D] float32 (None where no CLIP was
-    given), `features` for gated layers (None for adapters without any), `words`: what stands for it in the prompt, by text encoder ('l', 'g',
-    'h'), [K, D] float32 each."""
+    """One subject as an adapter sees it: `tokens` [T, D] float32 for image attention, `name_tokens` [L, D] float32
+    (None where no CLIP was given), `features` for gated layers (None for adapters without any), `words`: what stands
+    for it in the prompt, by text encoder ('l', 'g', 'h'), [K, D] float32 each."""
 
     name: str
     tokens: torch.Tensor | None
@@ -101,8 +107,9 @@ class ReferenceSubject:
 class References:
     """Encoded subjects with the adapter that encoded them.
 
-    uncond_tokens: [T, D] float32, what rows without the subjects get, None for adapters without image attention; uncond_name_tokens:
-    [>= max L, D], the tokens of the empty prompt after its BOS, or None; previews: [S, S, 3] pictures as the encoder saw them, one a photo.
+    uncond_tokens: [T, D] float32, what rows without the subjects get, None for adapters without image attention;
+    uncond_name_tokens: [>= max L, D], the tokens of the empty prompt after its BOS, or None; previews: [S, S, 3]
+    pictures as the encoder saw them, one a photo.
     """
 
     adapter: Any
@@ -122,19 +129,28 @@ def called(number: int, name: str = "") -> str:
     return f"subject {number} ('{name.strip()}')" if name.strip() else f"subject {number}"
 
 
-def make_subject(name: str, images: list[Image | None], mask: Mask | None = None, region: Mask | None = None, number: int = 1, faces: Any = None,
-                 **rest: Any) -> Subject:
+def make_subject(
+    name: str,
+    images: list[Image | None],
+    mask: Mask | None = None,
+    region: Mask | None = None,
+    number: int = 1,
+    faces: Any = None,
+    **rest: Any,
+) -> Subject:
     """A checked Subject from what the artist wired.
 
     Arguments:
         name: may be empty here; Encode asks for it where a name is needed.
         images: the `image` input (a batch is several photos) and further ones of other sizes; None entries are skipped.
-        mask: cut-outs, one for each photo, or one for all photos of `image`; an empty mask (the host's stand-in for "none") is ignored.
+        mask: cut-outs, one for each photo, or one for all photos of `image`; an empty mask (the host's stand-in for
+            "none") is ignored.
         region: [n, h, w]; where the subject may appear, one mask for all pictures of a batch or one for each.
         number: position in the cast, for messages.
         faces: prepared faces (faces.Faces), one for each photo, or None.
     Raises:
-        SubjectError: an image that is empty, tiny, not finite, masks or faces that do not match, or a number that is not finite.
+        SubjectError: an image that is empty, tiny, not finite, masks or faces that do not match, or a number that is
+            not finite.
     """
     label = called(number, name)
     batches = [image for image in images if image is not None]
@@ -145,36 +161,65 @@ def make_subject(name: str, images: list[Image | None], mask: Mask | None = None
         check_photo(photo, f"photo {i} of {label}")
     if faces is not None and len(faces.vectors) != len(photos):
         do = "Connect the same photos to Prepare Faces and Add Subject, in the same order."
-        raise SubjectError(f"one prepared face for each of the {len(photos)} photos of {label}", f"{len(faces.vectors)}", do)
+        raise SubjectError(
+            f"one prepared face for each of the {len(photos)} photos of {label}", f"{len(faces.vectors)}", do
+        )
     for what in NUMBERS:
         if not _is_finite(rest.get(what, 0.0)):
-            raise SubjectError(f"a finite number as '{what}' of {label}", f"{rest[what]!r:.40}", "Look at the node that makes this number, or type one in.")
+            raise SubjectError(
+                f"a finite number as '{what}' of {label}",
+                f"{rest[what]!r:.40}",
+                "Look at the node that makes this number, or type one in.",
+            )
     cutouts = _cutouts(mask, len(batches[0]), len(photos), label)
     if region is not None:
         layers = _layers(region, f"the region mask of {label}").clamp(0, 1).cpu()
         region = layers[0] if len(layers) == 1 else layers
-    return Subject(name.strip(), tuple(Photo(p, c) for p, c in zip(photos, cutouts, strict=True)), region=region, faces=faces, **rest)
+    return Subject(
+        name.strip(),
+        tuple(Photo(p, c) for p, c in zip(photos, cutouts, strict=True)),
+        region=region,
+        faces=faces,
+        **rest,
+    )
 
 
 def check_photo(photo: torch.Tensor, what: str) -> None:
-    """Raises SubjectError where a photo [H, W, C] is tiny, of whole numbers, no picture, or not finite; `what` names it."""
+    """Raises SubjectError where a photo [H, W, C] is tiny, of whole numbers, no picture, or not finite; `what` names
+    it.
+    """
     if photo.ndim != 3:
         do = "Wire an IMAGE output, not a mask, a latent or a video."
-        raise SubjectError(f"{what} to be an IMAGE with height, width and colour channels", f"the shape {list(photo.shape)}", do)
+        raise SubjectError(
+            f"{what} to be an IMAGE with height, width and colour channels", f"the shape {list(photo.shape)}", do
+        )
     h, w = photo.shape[:2]
     if min(h, w) < MIN_PHOTO_SIDE:
-        raise SubjectError(f"{what} to be at least {MIN_PHOTO_SIDE}x{MIN_PHOTO_SIDE} pixels", f"{w}x{h}", "Load a real photo (224 pixels or more on each side is best).")
+        raise SubjectError(
+            f"{what} to be at least {MIN_PHOTO_SIDE}x{MIN_PHOTO_SIDE} pixels",
+            f"{w}x{h}",
+            "Load a real photo (224 pixels or more on each side is best).",
+        )
     if not photo.is_floating_point():
         found = f"whole numbers ({str(photo.dtype).removeprefix('torch.')})"
-        raise SubjectError(f"{what} to be an IMAGE with values from 0 to 1", found, "Divide by 255 in the node that makes it.")
+        raise SubjectError(
+            f"{what} to be an IMAGE with values from 0 to 1", found, "Divide by 255 in the node that makes it."
+        )
     if photo.shape[-1] not in (1, 3, 4):
-        raise SubjectError(f"{what} to have 3 colour channels (or 4 with alpha)", f"{photo.shape[-1]}", "Wire an IMAGE output, not a latent or a mask.")
+        raise SubjectError(
+            f"{what} to have 3 colour channels (or 4 with alpha)",
+            f"{photo.shape[-1]}",
+            "Wire an IMAGE output, not a latent or a mask.",
+        )
     _check_finite(photo, what)
 
 
 def _check_finite(tensor: torch.Tensor, what: str) -> None:
     if not torch.isfinite(tensor).all():
-        do = "Check the node before this one: its output is broken (often a VAE in fp16). Load the photo from a file, or decode it in fp32."
+        do = (
+            "Check the node before this one: its output is broken (often a VAE in fp16). Load the photo from a "
+            "file, or decode it in fp32."
+        )
         raise SubjectError(f"{what} to be a picture of finite numbers", "NaN or infinite pixels", do)
 
 
@@ -186,9 +231,14 @@ def _is_finite(number: Any) -> bool:
 
 
 def _layers(mask: Mask, what: str) -> torch.Tensor:
-    """The layers of a mask, [n, h, w] float32. Raises SubjectError where it has none, no size, or numbers that are not finite; `what` names it."""
+    """The layers of a mask, [n, h, w] float32.
+
+    Raises SubjectError where it has none, no size, or numbers that are not finite; `what` names it.
+    """
     if mask.ndim < 2 or not mask.numel():
-        raise SubjectError(f"{what} to be a MASK", f"the shape {list(mask.shape)}", "Connect a MASK output with the size of a picture.")
+        raise SubjectError(
+            f"{what} to be a MASK", f"the shape {list(mask.shape)}", "Connect a MASK output with the size of a picture."
+        )
     _check_finite(mask, what)
     return mask.reshape(-1, *mask.shape[-2:]).float()
 
@@ -201,8 +251,16 @@ def _cutouts(mask: Mask | None, first_batch: int, total: int, label: str) -> lis
     if len(masks) == 1:
         masks = masks * first_batch
     if len(masks) not in (first_batch, total):
-        raise SubjectError(f"one mask, or one for each of the {total} photos of {label}", f"{len(masks)} masks", "Give as many masks as photos, in the same order.")
+        raise SubjectError(
+            f"one mask, or one for each of the {total} photos of {label}",
+            f"{len(masks)} masks",
+            "Give as many masks as photos, in the same order.",
+        )
     for m in masks:
         if 0.0 < float(m.max()) <= WHITE_FROM:
-            raise SubjectError(f"the mask of {label} to be white where the subject is", f"nothing brighter than {float(m.max()):.0%}", "Paint the subject white, or unwire 'mask'.")
+            raise SubjectError(
+                f"the mask of {label} to be white where the subject is",
+                f"nothing brighter than {float(m.max()):.0%}",
+                "Paint the subject white, or unwire 'mask'.",
+            )
     return [m if bool(m.any()) else None for m in masks] + [None] * (total - len(masks))

@@ -1,4 +1,5 @@
 """The nodes, in the order in which an artist meets them."""
+
 from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
@@ -23,8 +24,20 @@ from .rehearsal import LoadRehearsalModels  # noqa: E402
 from .subject_guider import SubjectGuider  # noqa: E402
 
 NODES: list[type[io.ComfyNode]] = [
-    QuickSubjects, LoadAdapter, ApplyAdapterWeights, PrepareFaces, AddSubject, PlaceSubjects, EncodeSubjects, EncodePrompt, ApplyImageAttention, ApplyGated, SubjectGuider,
-    RecordRelevance, PreviewRelevance, LoadRehearsalModels,
+    QuickSubjects,
+    LoadAdapter,
+    ApplyAdapterWeights,
+    PrepareFaces,
+    AddSubject,
+    PlaceSubjects,
+    EncodeSubjects,
+    EncodePrompt,
+    ApplyImageAttention,
+    ApplyGated,
+    SubjectGuider,
+    RecordRelevance,
+    PreviewRelevance,
+    LoadRehearsalModels,
 ]
 
 

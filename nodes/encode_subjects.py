@@ -19,30 +19,64 @@ class EncodeSubjects(io.ComfyNode):
             display_name="Encode Subject References",
             **found_by("ip adapter", "ipadapter", "ipadapter encoder", "reference"),
             category=CATEGORY,
-            description="Encodes the photos and names of a cast for the adapter. Runs once; a new seed or weight does not repeat it.",
+            description="Encodes the photos and names of a cast for the adapter. Runs once; a new seed or weight "
+            "does not repeat it.",
             inputs=[
                 Adapter.Input("adapter", tooltip="From Load Subject Adapter."),
                 CastType.Input("cast", tooltip="From the last Add Subject, or from Place Subjects."),
-                io.Combo.Input("framing", options=["auto", *FRAMINGS], default="auto", **FOLDED, tooltip=(
-                    "How a photo is made square. auto: as in the adapter's published code (white borders for IP-Adapter and MIP-Adapter, black borders for MM-Diff and "
-                    "FastComposer, the center square for GLIGEN). pad: white borders, nothing is cropped. center: crop to the center square. "
-                    "stretch: the whole photo, distorted."
-                )),
-                io.Clip.Input("clip", optional=True, tooltip=(
-                    "The CLIP of the checkpoint, for the subjects' names. Relevance and GLIGEN's text boxes need it. "
-                    "Without it, use merge uniform, joint or add, or a GLIGEN text-image file."
-                )),
-                io.ClipVision.Input("clip_vision", optional=True, tooltip="Overrides the CLIP vision encoder that was found for the adapter."),
-                io.String.Input("prompt", optional=True, force_input=True, tooltip="The text of the prompt. Only used to warn about names that are not in it."),
+                io.Combo.Input(
+                    "framing",
+                    options=["auto", *FRAMINGS],
+                    default="auto",
+                    **FOLDED,
+                    tooltip=(
+                        "How a photo is made square. auto: as in the adapter's published code (white "
+                        "borders for IP-Adapter and MIP-Adapter, black borders for MM-Diff and "
+                        "FastComposer, the center square for GLIGEN). pad: white borders, nothing is "
+                        "cropped. center: crop to the center square. "
+                        "stretch: the whole photo, distorted."
+                    ),
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip=(
+                        "The CLIP of the checkpoint, for the subjects' names. Relevance and GLIGEN's text "
+                        "boxes need it. "
+                        "Without it, use merge uniform, joint or add, or a GLIGEN text-image file."
+                    ),
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Overrides the CLIP vision encoder that was found for the adapter.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    optional=True,
+                    force_input=True,
+                    tooltip="The text of the prompt. Only used to warn about names that are not in it.",
+                ),
             ],
-            outputs=[ReferencesType.Output("references_out", display_name="references", tooltip=(
-                "Connect to Apply Image Attention; for GLIGEN and Subject-Diffusion to Apply Gated Adapter; for adapters that work in the prompt to Encode Prompt with Subjects."
-            ))],
+            outputs=[
+                ReferencesType.Output(
+                    "references_out",
+                    display_name="references",
+                    tooltip=(
+                        "Connect to Apply Image Attention; for GLIGEN and Subject-Diffusion to Apply Gated "
+                        "Adapter; for adapters that work in the prompt to Encode Prompt with Subjects."
+                    ),
+                )
+            ],
         )
 
     @classmethod
-    def execute(cls, adapter: Any, cast: Any, framing: str, clip: Any = None, clip_vision: Any = None, prompt: str | None = None) -> io.NodeOutput:
+    def execute(
+        cls, adapter: Any, cast: Any, framing: str, clip: Any = None, clip_vision: Any = None, prompt: str | None = None
+    ) -> io.NodeOutput:
         messages = Messages()
-        references = encode_references(adapter, cast, framing, clip, clip_vision, [prompt] if prompt else [], messages.warn)
+        references = encode_references(
+            adapter, cast, framing, clip, clip_vision, [prompt] if prompt else [], messages.warn
+        )
         messages.done(summary(references))
         return io.NodeOutput(references, ui=messages.ui())

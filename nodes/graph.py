@@ -1,4 +1,7 @@
-"""What a node can learn from the graph around it: literal prompt texts upstream, and outputs that nothing was wired for."""
+"""What a node can learn from the graph around it: literal prompt texts upstream, and outputs that nothing was wired
+for.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -13,7 +16,9 @@ from ..model_patches.prompt.names import missing_warnings
 from ..model_patches.subjects import References
 
 
-def warn_about_missing_names(references: References, hidden: Any, inputs: Sequence[str], warn: Callable[[str], None]) -> None:
+def warn_about_missing_names(
+    references: References, hidden: Any, inputs: Sequence[str], warn: Callable[[str], None]
+) -> None:
     """Warn about subjects whose name is not in the literal prompt text that feeds any of this node's `inputs`."""
     texts = literal_texts(hidden.prompt, hidden.unique_id, inputs)
     for sentence in missing_warnings([s.name for s in references.subjects if s.name_tokens is not None], texts):
@@ -28,10 +33,17 @@ def warn_about_wires_past(node: str, hidden: Any, warn: Callable[[str], None]) -
 
 
 def used_from(hidden: Any, type: str, output: int) -> bool:
-    """Whether anything in this node's graph is wired to that output of a node of that class; True where the graph is not known."""
+    """Whether anything in this node's graph is wired to that output of a node of that class; True where the graph is
+    not known.
+    """
     graph = hidden.prompt or {}
     ids = {id_ for id_, node in graph.items() if node.get("class_type") == type}
-    links = [value for node in graph.values() for value in node.get("inputs", {}).values() if isinstance(value, list) and len(value) == 2]
+    links = [
+        value
+        for node in graph.values()
+        for value in node.get("inputs", {}).values()
+        if isinstance(value, list) and len(value) == 2
+    ]
     return not graph or any(str(source) in ids and slot == output for source, slot in links)
 
 
@@ -42,7 +54,8 @@ def blocked_unless_wired(node: str, model: Any, positive: Any, negative: Any, mi
 
 
 def needed(value: Any, node: str, name: str, source: str) -> Any:
-    """An input that the node cannot do without. It is optional in the schema, so that the prompts stand before it: a bypassed node then hands on each by its own slot.
+    """An input that the node cannot do without. It is optional in the schema, so that the prompts stand before it: a
+    bypassed node then hands on each by its own slot.
 
     source: where its wire usually comes from. Raises MismatchError where nothing is wired in.
     """
@@ -52,7 +65,12 @@ def needed(value: Any, node: str, name: str, source: str) -> Any:
 
 
 def unless_wired(node: str, name: str, value: Any, what: str) -> Any:
-    """An output; where it is None, because its input is not wired, a blocker that says so. what: the thing to wire, in a word."""
+    """An output; where it is None, because its input is not wired, a blocker that says so. what: the thing to wire, in
+    a word.
+    """
     if value is not None:
         return value
-    return ExecutionBlocker(f"'{name}' of {node} is used, but its '{name}' input is not connected. Connect the {what} to it, or use the {what} directly.")
+    return ExecutionBlocker(
+        f"'{name}' of {node} is used, but its '{name}' input is not connected. Connect the {what} to it, or "
+        f"use the {what} directly."
+    )

@@ -25,33 +25,90 @@ class PlaceSubjects(io.ComfyNode):
             **found_by("region", "regional", "box", "bbox", "bounding box", "mask", "layout", "gligen"),
             category=CATEGORY,
             description=(
-                "Gives each subject a box in the picture: drawn by you, from a detector, or from a layout. Apply Image Attention limits each "
+                "Gives each subject a box in the picture: drawn by you, from a detector, or from a layout. "
+                "Apply Image Attention limits each "
                 "subject's photos to its box; Apply Gated Adapter draws the subject there."
             ),
             inputs=[
                 CastType.Input("cast", tooltip="From the last Add Subject."),
-                io.Int.Input("width", default=1024, min=64, max=8192, step=8, tooltip="Width of the generated picture in pixels. Boxes in pixels refer to it."),
-                io.Int.Input("height", default=1024, min=64, max=8192, step=8, tooltip="Height of the generated picture in pixels."),
-                io.String.Input("boxes", default="[]", multiline=True, tooltip=(
-                    "One box for each subject, in the order of the cast: x, y, w, h as fractions of the picture (0 to 1), from the top left corner. "
-                    "null: no box for this subject. The editor writes this text; the help page has an example."
-                )),
-                io.Combo.Input("layout", options=list(LAYOUTS), default="none", tooltip=(
-                    "Boxes for the subjects without one. none: no boxes. row: side by side. column: one below the other. "
-                    "grid: rows and columns. thirds: left, right and middle third."
-                )),
-                io.MultiType.Input("bounding_boxes", types=BOX_TYPES, optional=True, extra_dict={"forceInput": True}, tooltip=(
-                    "Boxes from another node, in pixels, for subjects without one in 'boxes'. A box whose label is a subject's name goes to that subject, "
-                    "the others in order."
-                )),
-                io.Image.Input("background", optional=True, tooltip="A picture behind the boxes in the preview, stretched to width and height. Has no other effect."),
-                io.Latent.Input("latent", optional=True, tooltip="The latent that will be sampled. Its size is used instead of width and height."),
+                io.Int.Input(
+                    "width",
+                    default=1024,
+                    min=64,
+                    max=8192,
+                    step=8,
+                    tooltip="Width of the generated picture in pixels. Boxes in pixels refer to it.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=1024,
+                    min=64,
+                    max=8192,
+                    step=8,
+                    tooltip="Height of the generated picture in pixels.",
+                ),
+                io.String.Input(
+                    "boxes",
+                    default="[]",
+                    multiline=True,
+                    tooltip=(
+                        "One box for each subject, in the order of the cast: x, y, w, h as fractions of the "
+                        "picture (0 to 1), from the top left corner. "
+                        "null: no box for this subject. The editor writes this text; the help page has an example."
+                    ),
+                ),
+                io.Combo.Input(
+                    "layout",
+                    options=list(LAYOUTS),
+                    default="none",
+                    tooltip=(
+                        "Boxes for the subjects without one. none: no boxes. row: side by side. column: one "
+                        "below the other. "
+                        "grid: rows and columns. thirds: left, right and middle third."
+                    ),
+                ),
+                io.MultiType.Input(
+                    "bounding_boxes",
+                    types=BOX_TYPES,
+                    optional=True,
+                    extra_dict={"forceInput": True},
+                    tooltip=(
+                        "Boxes from another node, in pixels, for subjects without one in 'boxes'. A box "
+                        "whose label is a subject's name goes to that subject, "
+                        "the others in order."
+                    ),
+                ),
+                io.Image.Input(
+                    "background",
+                    optional=True,
+                    tooltip="A picture behind the boxes in the preview, stretched to width and height. Has no other "
+                    "effect.",
+                ),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="The latent that will be sampled. Its size is used instead of width and height.",
+                ),
             ],
             outputs=[
-                CastType.Output("cast_out", display_name="cast", tooltip="The cast with its boxes. Connect to Encode Subject References."),
-                io.String.Output("boxes_out", display_name="boxes", tooltip="The boxes as text, for 'boxes' of another Place Subjects."),
-                io.Image.Output("preview_out", display_name="preview", tooltip="The boxes with the subjects' numbers and names."),
-                io.Latent.Output("latent_out", display_name="latent", tooltip="An empty latent of this size for the sampler, or the connected latent."),
+                CastType.Output(
+                    "cast_out",
+                    display_name="cast",
+                    tooltip="The cast with its boxes. Connect to Encode Subject References.",
+                ),
+                io.String.Output(
+                    "boxes_out",
+                    display_name="boxes",
+                    tooltip="The boxes as text, for 'boxes' of another Place Subjects.",
+                ),
+                io.Image.Output(
+                    "preview_out", display_name="preview", tooltip="The boxes with the subjects' numbers and names."
+                ),
+                io.Latent.Output(
+                    "latent_out",
+                    display_name="latent",
+                    tooltip="An empty latent of this size for the sampler, or the connected latent.",
+                ),
                 io.Int.Output("width_out", display_name="width", tooltip="For Empty Latent Image."),
                 io.Int.Output("height_out", display_name="height", tooltip="For Empty Latent Image."),
             ],
@@ -62,21 +119,47 @@ class PlaceSubjects(io.ComfyNode):
         return (boxes is not None and fault_in(boxes)) or True
 
     @classmethod
-    def execute(cls, cast: Any, width: int, height: int, boxes: str, layout: str, bounding_boxes: Any = None, background: Any = None, latent: Any = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        cast: Any,
+        width: int,
+        height: int,
+        boxes: str,
+        layout: str,
+        bounding_boxes: Any = None,
+        background: Any = None,
+        latent: Any = None,
+    ) -> io.NodeOutput:
         messages = Messages()
-        placed, preview, width, height = place_subjects(cast, width, height, boxes, layout, bounding_boxes, background, latent, messages.warn)
-        found = (placed, json.dumps(boxes_of(placed)), preview, empty_latent(width, height) if latent is None else latent, width, height)
-        return io.NodeOutput(*found, ui={**EditorPreview(placed, preview, width, height, background, cls).as_dict(), **messages.ui()})
+        placed, preview, width, height = place_subjects(
+            cast, width, height, boxes, layout, bounding_boxes, background, latent, messages.warn
+        )
+        found = (
+            placed,
+            json.dumps(boxes_of(placed)),
+            preview,
+            empty_latent(width, height) if latent is None else latent,
+            width,
+            height,
+        )
+        return io.NodeOutput(
+            *found, ui={**EditorPreview(placed, preview, width, height, background, cls).as_dict(), **messages.ui()}
+        )
 
 
 class EditorPreview(ui.PreviewImage):
-    """The preview, and what only a run can tell the box editor: names, boxes, size, and the background without boxes."""
+    """The preview, and what only a run can tell the box editor: names, boxes, size, and the background without
+    boxes.
+    """
 
     def __init__(self, cast: Cast, preview: Any, width: int, height: int, background: Any, node: type[io.ComfyNode]):
         super().__init__(preview, cls=node)
         self.places = {"names": [s.name for s in cast.subjects], "boxes": boxes_of(cast), "size": [width, height]}
         if background is not None:
-            self.places["background"] = dict(ui.PreviewImage(draw_cast(Cast(), width, height, background), cls=node).values[0])
+            self.places["background"] = dict(
+                ui.PreviewImage(draw_cast(Cast(), width, height, background), cls=node).values[0]
+            )
 
     def as_dict(self) -> dict[str, Any]:
-        return {**super().as_dict(), "troupe_places": [json.dumps(self.places)]}  # a string: newer hosts count dictionaries as pictures of the job
+        # a string: newer hosts count dictionaries as pictures of the job
+        return {**super().as_dict(), "troupe_places": [json.dumps(self.places)]}

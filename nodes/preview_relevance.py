@@ -18,15 +18,28 @@ class PreviewRelevance(io.ComfyNode):
             display_name="Preview Relevance",
             **found_by("attention map", "heatmap", "mask"),
             category=CATEGORY,
-            description="Shows which part of the picture each subject affected: a map for each subject, and a report with numbers.",
+            description="Shows which part of the picture each subject affected: a map for each subject, and a "
+            "report with numbers.",
             inputs=[
                 RecordType.Input("record", tooltip="From Record Relevance."),
-                io.Latent.Input("latent", tooltip="The latent from the sampler that used that Record Relevance, so that this node runs after it."),
-                io.Image.Input("image", optional=True, tooltip="The decoded picture. If connected, the maps are also shown over it."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="The latent from the sampler that used that Record Relevance, so that this node runs "
+                    "after it.",
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="The decoded picture. If connected, the maps are also shown over it.",
+                ),
             ],
             outputs=[
                 io.Image.Output("maps_out", display_name="maps", tooltip="One picture with a row for each subject."),
-                io.String.Output("report_out", display_name="report", tooltip="The subjects' shares of the picture, their overlaps, and warnings."),
+                io.String.Output(
+                    "report_out",
+                    display_name="report",
+                    tooltip="The subjects' shares of the picture, their overlaps, and warnings.",
+                ),
             ],
             is_output_node=True,
         )
@@ -37,4 +50,8 @@ class PreviewRelevance(io.ComfyNode):
         maps, text, messages = draw_maps(run, tuple(samples.shape[-2:]), image), report(run, samples), Messages()
         for line in (line for paragraph in findings(run, samples) for line in paragraph):
             (messages.warn if line.warning else messages.done)(line.text)
-        return io.NodeOutput(maps, text, ui={**ui.PreviewImage(maps, cls=cls).as_dict(), **ui.PreviewText(text).as_dict(), **messages.ui()})
+        return io.NodeOutput(
+            maps,
+            text,
+            ui={**ui.PreviewImage(maps, cls=cls).as_dict(), **ui.PreviewText(text).as_dict(), **messages.ui()},
+        )

@@ -17,41 +17,88 @@ class QuickSubjects(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         photo, name = "Photo of subject {}.", "Name of subject {}, exactly as in the prompt."
-        more = [field for n in (2, 3, 4) for field in (
-            io.Image.Input(f"image_{n}", optional=True, tooltip=photo.format(n)),
-            io.String.Input(f"name_{n}", default="", optional=True, tooltip=name.format(n)),
-        )]
+        more = [
+            field
+            for n in (2, 3, 4)
+            for field in (
+                io.Image.Input(f"image_{n}", optional=True, tooltip=photo.format(n)),
+                io.String.Input(f"name_{n}", default="", optional=True, tooltip=name.format(n)),
+            )
+        ]
         return io.Schema(
             node_id="TroupeQuickSubjects",
             display_name="Quick Subjects",
-            **found_by("ip adapter", "ipadapter", "reference", "character", "consistent character", "two characters", "multiple characters", "person", "photo", "multi subject"),
+            **found_by(
+                "ip adapter",
+                "ipadapter",
+                "reference",
+                "character",
+                "consistent character",
+                "two characters",
+                "multiple characters",
+                "person",
+                "photo",
+                "multi subject",
+            ),
             category=CATEGORY,
             description=(
-                "Up to four subjects, each with a photo and a name, in one node between the checkpoint and the sampler. Combines Load Subject Adapter, "
+                "Up to four subjects, each with a photo and a name, in one node between the checkpoint and "
+                "the sampler. Combines Load Subject Adapter, "
                 "Add Subject, Encode Subject References and Apply Image Attention with their default settings."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="An SD1.5, SD2.x or SDXL model."),
-                io.Conditioning.Input("positive", optional=True, tooltip=(
-                    "The prompt with the subjects in it. If not connected, the references apply to the sampler's positive prompt."
-                )),
+                io.Conditioning.Input(
+                    "positive",
+                    optional=True,
+                    tooltip=(
+                        "The prompt with the subjects in it. If not connected, the references apply to the "
+                        "sampler's positive prompt."
+                    ),
+                ),
                 io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt."),
                 io.Clip.Input("clip", optional=True, tooltip="The CLIP of the same checkpoint, for the names."),
-                io.Combo.Input("adapter_name", options=adapters.adapter_names(), tooltip="An IP-Adapter or MIP-Adapter file for this base model."),
-                io.Float.Input("weight", default=0.65, min=0.0, max=2.0, step=0.05, tooltip=(
-                    "How closely all subjects follow their photos. Use 0.5 to 0.65 for several subjects; 0 disables the node."
-                )),
+                io.Combo.Input(
+                    "adapter_name",
+                    options=adapters.adapter_names(),
+                    tooltip="An IP-Adapter or MIP-Adapter file for this base model.",
+                ),
+                io.Float.Input(
+                    "weight",
+                    default=0.65,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip=(
+                        "How closely all subjects follow their photos. Use 0.5 to 0.65 for several "
+                        "subjects; 0 disables the node."
+                    ),
+                ),
                 io.Image.Input("image_1", optional=True, tooltip=photo.format(1)),
                 io.String.Input("name_1", default="", optional=True, tooltip=name.format(1)),
                 *more,
-                io.ClipVision.Input("clip_vision", optional=True, tooltip="The CLIP vision encoder. If not connected, the file of clip_vision_name is loaded."),
-                io.Combo.Input("clip_vision_name", options=adapters.clip_vision_names(), default=adapters.AUTO, optional=True, tooltip=(
-                    "auto: the file in models/clip_vision that fits the adapter, recognised by its contents, under any name. "
-                    "The name of a published encoder also finds that encoder under any name."
-                )),
-                io.Boolean.Input("show_relevance", default=True, optional=True, tooltip=(
-                    "Shows on this node, after each run, which part of the picture each subject affected."
-                )),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="The CLIP vision encoder. If not connected, the file of clip_vision_name is loaded.",
+                ),
+                io.Combo.Input(
+                    "clip_vision_name",
+                    options=adapters.clip_vision_names(),
+                    default=adapters.AUTO,
+                    optional=True,
+                    tooltip=(
+                        "auto: the file in models/clip_vision that fits the adapter, recognised by its "
+                        "contents, under any name. "
+                        "The name of a published encoder also finds that encoder under any name."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "show_relevance",
+                    default=True,
+                    optional=True,
+                    tooltip=("Shows on this node, after each run, which part of the picture each subject affected."),
+                ),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="model"),
@@ -71,14 +118,38 @@ class QuickSubjects(io.ComfyNode):
         return adapters.fingerprint(adapter_name)
 
     @classmethod
-    def execute(cls, model: Any, adapter_name: str, weight: float, positive: Any = None, negative: Any = None, clip: Any = None, image_1: Any = None, name_1: str = "",
-                image_2: Any = None, name_2: str = "", image_3: Any = None, name_3: str = "", image_4: Any = None, name_4: str = "", clip_vision: Any = None,
-                clip_vision_name: str = adapters.AUTO, show_relevance: bool = True) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: Any,
+        adapter_name: str,
+        weight: float,
+        positive: Any = None,
+        negative: Any = None,
+        clip: Any = None,
+        image_1: Any = None,
+        name_1: str = "",
+        image_2: Any = None,
+        name_2: str = "",
+        image_3: Any = None,
+        name_3: str = "",
+        image_4: Any = None,
+        name_4: str = "",
+        clip_vision: Any = None,
+        clip_vision_name: str = adapters.AUTO,
+        show_relevance: bool = True,
+    ) -> io.NodeOutput:
         clip = needed(clip, "Quick Subjects", "clip", "the checkpoint")
         image_1 = needed(image_1, "Quick Subjects", "image_1", "Load Image")
         messages = Messages()
         given = ((image_1, name_1), (image_2, name_2), (image_3, name_3), (image_4, name_4))
-        references = quick_references(clip, adapter_name, [pair for pair in given if pair[0] is not None], clip_vision, messages.warn, clip_vision_name)
+        references = quick_references(
+            clip,
+            adapter_name,
+            [pair for pair in given if pair[0] is not None],
+            clip_vision,
+            messages.warn,
+            clip_vision_name,
+        )
         warn_about_missing_names(references, cls.hidden, ("positive",), messages.warn)
         warn_about_wires_past("Quick Subjects", cls.hidden, messages.warn)
         settings = ImageAttentionSettings(weight, mixing_for(references, "auto"))

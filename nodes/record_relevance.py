@@ -18,19 +18,37 @@ class RecordRelevance(io.ComfyNode):
             **found_by("attention map", "heatmap"),
             category=CATEGORY,
             description=(
-                "Records during sampling which part of the picture each subject of Apply Image Attention affects. The picture is unchanged. "
+                "Records during sampling which part of the picture each subject of Apply Image Attention "
+                "affects. The picture is unchanged. "
                 "Show the record with Preview Relevance."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="The MODEL for the sampler. This node can be before or after Apply Image Attention."),
-                io.Combo.Input("blocks", options=list(BLOCKS), default=BLOCKS[0], tooltip=(
-                    "Which layers are averaged. coarse: layers with cells of 32 pixels or more, which decide the layout. fine: layers with cells of 8 or 16 pixels, "
-                    "which decide outlines and details. all: both."
-                )),
+                io.Model.Input(
+                    "model",
+                    tooltip="The MODEL for the sampler. This node can be before or after Apply Image Attention.",
+                ),
+                io.Combo.Input(
+                    "blocks",
+                    options=list(BLOCKS),
+                    default=BLOCKS[0],
+                    tooltip=(
+                        "Which layers are averaged. coarse: layers with cells of 32 pixels or more, which "
+                        "decide the layout. fine: layers with cells of 8 or 16 pixels, "
+                        "which decide outlines and details. all: both."
+                    ),
+                ),
             ],
             outputs=[
-                io.Model.Output("model_out", display_name="model", tooltip="Connect to the sampler, directly or through other nodes."),
-                RecordType.Output("record_out", display_name="record", tooltip="For Preview Relevance. Filled by the last run of this MODEL."),
+                io.Model.Output(
+                    "model_out",
+                    display_name="model",
+                    tooltip="Connect to the sampler, directly or through other nodes.",
+                ),
+                RecordType.Output(
+                    "record_out",
+                    display_name="record",
+                    tooltip="For Preview Relevance. Filled by the last run of this MODEL.",
+                ),
             ],
             not_idempotent=True,  # two of these with the same MODEL are two records
         )

@@ -1,4 +1,5 @@
 """Socket types and small helpers that the nodes share."""
+
 from __future__ import annotations
 
 from dataclasses import fields
@@ -17,11 +18,14 @@ RecordType = io.Custom("TROUPE_RECORD")
 
 
 def found_by(*words: str) -> dict[str, list[str]]:
-    """Words by which the host's search finds a node besides its name, as an argument of io.Schema; nothing where the host has no such argument."""
+    """Words by which the host's search finds a node besides its name, as an argument of io.Schema; nothing where the
+    host has no such argument.
+    """
     return {"search_aliases": list(words)} if HAS_ALIASES else {}
 
 
-FOLDED = {"advanced": True} if "advanced" in signature(io.Float.Input.__init__).parameters else {}  # widgets that beginners never touch, where the host can fold them
+# widgets that beginners never touch, where the host can fold them
+FOLDED = {"advanced": True} if "advanced" in signature(io.Float.Input.__init__).parameters else {}
 
 
 def percent(id: str, default: float, tooltip: str, **kwargs: Any) -> Any:

@@ -1,10 +1,11 @@
 """The rehearsal world's latent codec: fixed, exact on its own pictures, with nothing to train.
 
-A latent cell covers 2 x 2 cells of the drawing (8 x 8 pixels). Its 12 channels are the four Haar coefficients (average, horizontal, vertical
-and diagonal difference) of luma and of two chroma differences. Each has its mean subtracted and is divided by the square root of its standard
-deviation over the world, times a constant that makes the average variance 1: differences are rare, but where there is a subject they then
-vary about as much as averages do.
+A latent cell covers 2 x 2 cells of the drawing (8 x 8 pixels). Its 12 channels are the four Haar coefficients (average,
+horizontal, vertical and diagonal difference) of luma and of two chroma differences. Each has its mean subtracted and is
+divided by the square root of its standard deviation over the world, times a constant that makes the average variance 1:
+differences are rare, but where there is a subject they then vary about as much as averages do.
 """
+
 from __future__ import annotations
 
 import torch
@@ -13,8 +14,10 @@ CELL = 4  # pixels of a drawn cell's side
 CHANNELS = 12
 FACTOR = 2 * CELL  # pixels of a latent cell's side
 
-_COLOUR = torch.tensor([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])  # RGB -> luma, blue and red difference (JPEG)
-_HAAR = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2  # of the cells 00, 01, 10, 11; its own inverse
+# RGB -> luma, blue and red difference (JPEG)
+_COLOUR = torch.tensor([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
+# of the cells 00, 01, 10, 11; its own inverse
+_HAAR = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
 MEAN = torch.tensor([0.6, 0, 0, 0, -0.018, 0, 0, 0, -0.039, 0, 0, 0])
 SCALE = torch.tensor([0.499, 0.206, 0.218, 0.165, 0.328, 0.157, 0.179, 0.136, 0.301, 0.153, 0.174, 0.132])
 

@@ -1,4 +1,5 @@
 """The shipped rehearsal files: where they lie, what they are called, and reading them."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -12,7 +13,8 @@ FOLDER = Path(__file__).parent / "files"
 UNET, TEXTS, IMAGES = "unet.safetensors", "text_encoder.safetensors", "image_encoder.safetensors"
 ADAPTERS = {"ip": "rehearsal_ip_adapter.safetensors", "mip": "rehearsal_mip_adapter.safetensors"}
 VOCABULARY = 49408
-TABLE, IDS = "embeddings.token_embedding.weight", "token_ids"  # in the text encoder's file: rows of the words that the world knows, and their ids
+# in the text encoder's file: rows of the words that the world knows, and their ids
+TABLE, IDS = "embeddings.token_embedding.weight", "token_ids"
 AGAIN = "It comes with Troupe: reinstall or update the pack."
 
 
@@ -23,7 +25,10 @@ def state_of(*names: str) -> tuple[tuple[int, int] | None, ...]:
 
 
 def read(name: str, folder: Path = FOLDER) -> dict[str, torch.Tensor]:
-    """Tensors of a shipped file, float32 where they are numbers. Raises CheckpointError where it is missing or damaged."""
+    """Tensors of a shipped file, float32 where they are numbers.
+
+    Raises CheckpointError where it is missing or damaged.
+    """
     try:
         state = read_state(folder / name)
     except CheckpointError as error:
@@ -32,13 +37,16 @@ def read(name: str, folder: Path = FOLDER) -> dict[str, torch.Tensor]:
 
 
 def full_table(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The text encoder's tensors with all of CLIP's vocabulary: words that the world does not know are zeros, as they were in training.
+    """The text encoder's tensors with all of CLIP's vocabulary: words that the world does not know are zeros, as they
+    were in training.
 
     Raises CheckpointError where the file lacks its table.
     """
     state = dict(state)
     if not {TABLE, IDS} <= state.keys():
-        raise CheckpointError(f"'{TEXTS}' to hold the rehearsal model", f"no tensor '{TABLE if TABLE not in state else IDS}'", AGAIN)
+        raise CheckpointError(
+            f"'{TEXTS}' to hold the rehearsal model", f"no tensor '{TABLE if TABLE not in state else IDS}'", AGAIN
+        )
     rows, ids = state.pop(TABLE), state.pop(IDS)
     state[TABLE] = rows.new_zeros(VOCABULARY, rows.shape[1]).index_copy_(0, ids.long(), rows)
     return state
@@ -49,7 +57,12 @@ def fill(module: torch.nn.Module, state: dict[str, torch.Tensor], name: str) -> 
     own = module.state_dict()
     odd = [key for key, value in state.items() if key in own and own[key].shape != value.shape]
     if not odd:
-        odd = [key for keys in module.load_state_dict(state, strict=False) for key in keys if not key.endswith("position_ids")]
+        odd = [
+            key
+            for keys in module.load_state_dict(state, strict=False)
+            for key in keys
+            if not key.endswith("position_ids")
+        ]
     if odd:
         raise CheckpointError(f"'{name}' to hold the rehearsal model", f"a difference at '{min(odd)}'", AGAIN)
     return module.eval().requires_grad_(False)

@@ -1,4 +1,7 @@
-"""The words of the world's captions, in CLIP's vocabulary of 49,408 entries: only their rows of the embedding table are trained and stored."""
+"""The words of the world's captions, in CLIP's vocabulary of 49,408 entries: only their rows of the embedding table are
+trained and stored.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,12 +22,14 @@ def known_ids() -> tuple[int, ...]:
 
 def tokens(text: str) -> list[int]:
     """BOS, the text's tokens, and EOS up to 77, as ComfyUI and diffusers give them to SD1.5's text encoder."""
-    ids = [BOS, *_tokenizer().encode(text)[:LENGTH - 2]]
+    ids = [BOS, *_tokenizer().encode(text)[: LENGTH - 2]]
     return ids + [EOS] * (LENGTH - len(ids))
 
 
 def rows(texts: Sequence[str]) -> list[list[int]]:
-    """Tokens as rows of the trained table: the position in `known_ids`, or the row after the last one for a word that the world does not know."""
+    """Tokens as rows of the trained table: the position in `known_ids`, or the row after the last one for a word that
+    the world does not know.
+    """
     place = {token: row for row, token in enumerate(known_ids())}
     return [[place.get(token, len(place)) for token in tokens(text)] for text in texts]
 

@@ -1,8 +1,10 @@
 """The rehearsal world: pictures drawn by rule, in which it is known exactly who is where and who looks like what.
 
-A picture has 32 x 32 cells of 4 pixels. One to three subjects stand side by side in front of a background. A subject's class, size and hat
-are in the caption. Its look (two colours, pattern, accessory) is not: it is what a reference picture must bring along.
+A picture has 32 x 32 cells of 4 pixels. One to three subjects stand side by side in front of a background. A subject's
+class, size and hat are in the caption. Its look (two colours, pattern, accessory) is not: it is what a reference
+picture must bring along.
 """
+
 from __future__ import annotations
 
 import random
@@ -21,8 +23,16 @@ GAP = 2  # cells between two subjects, where there is room
 
 Colour = tuple[int, int, int]
 COLOURS: dict[str, Colour] = {
-    "red": (225, 45, 55), "orange": (250, 150, 30), "yellow": (255, 230, 60), "lime": (150, 220, 50), "green": (20, 130, 75),
-    "cyan": (60, 210, 225), "blue": (45, 85, 215), "purple": (125, 55, 175), "pink": (255, 135, 190), "brown": (135, 80, 45),
+    "red": (225, 45, 55),
+    "orange": (250, 150, 30),
+    "yellow": (255, 230, 60),
+    "lime": (150, 220, 50),
+    "green": (20, 130, 75),
+    "cyan": (60, 210, 225),
+    "blue": (45, 85, 215),
+    "purple": (125, 55, 175),
+    "pink": (255, 135, 190),
+    "brown": (135, 80, 45),
 }
 DARK: Colour = (30, 25, 40)
 WHITE: Colour = (250, 250, 250)
@@ -35,7 +45,9 @@ PAPER: Colour = (255, 255, 255)  # behind a reference
 
 @dataclass(frozen=True)
 class Look:
-    """What no caption mentions: body and accent (keys of COLOURS), pattern (of PATTERNS), accessory (of ACCESSORIES)."""
+    """What no caption mentions: body and accent (keys of COLOURS), pattern (of PATTERNS), accessory (of
+    ACCESSORIES).
+    """
 
     body: str
     accent: str
@@ -44,7 +56,9 @@ class Look:
 
     @property
     def held_out(self) -> bool:
-        """Whether this look is for tests: one in five pairs of colours is, whichever is the body's, with every pattern and accessory. No reference of one is trained on."""
+        """Whether this look is for tests: one in five pairs of colours is, whichever is the body's, with every pattern
+        and accessory. No reference of one is trained on.
+        """
         names = list(COLOURS)
         return (names.index(self.body) + names.index(self.accent)) % 5 == 0
 
@@ -60,7 +74,9 @@ class Figure:
     @property
     def words(self) -> str:
         """Its noun phrase in a caption, without the article: 'tall cat', 'cat with a hat'."""
-        return f"{self.kind} {self.variant}" if self.variant.startswith("with") else f"{self.variant} {self.kind}".strip()
+        return (
+            f"{self.kind} {self.variant}" if self.variant.startswith("with") else f"{self.variant} {self.kind}".strip()
+        )
 
 
 @dataclass(frozen=True)
@@ -74,7 +90,9 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """place: of PLACES; subjects from left to right; mentioned: their order in the caption; decoration: seed of clouds, stars and the like."""
+    """place: of PLACES; subjects from left to right; mentioned: their order in the caption; decoration: seed of clouds,
+    stars and the like.
+    """
 
     place: str
     subjects: tuple[Placed, ...]
@@ -89,7 +107,10 @@ class Scene:
 
 
 def caption(names: Sequence[str], place: str, plain: bool = True) -> str:
-    """names: noun phrases without article. 'a cat and a robot on grass', 'a cat, a fish and a robot on grass'; with 'a picture of' where not plain."""
+    """names: noun phrases without article.
+
+    'a cat and a robot on grass', 'a cat, a fish and a robot on grass'; with 'a picture of' where not plain.
+    """
     nouns = [f"a {name}" for name in names]
     listed = nouns[0] if len(nouns) == 1 else f"{', '.join(nouns[:-1])} and {nouns[-1]}"
     return f"{'' if plain else 'a picture of '}{listed} {place}"
@@ -97,8 +118,12 @@ def caption(names: Sequence[str], place: str, plain: bool = True) -> str:
 
 # ---- drawing -------------------------------------------------------------------
 
+
 def figure_cells(figure: Figure, colours: Mapping[str, Colour] = COLOURS) -> tuple[np.ndarray, np.ndarray]:
-    """([h, w, 3] uint8 colours, [h, w] bool of cells that are drawn). Sides are even: 10 x 10, small 8 x 8, tall 14 x 10, with a hat 14 x 10."""
+    """([h, w, 3] uint8 colours, [h, w] bool of cells that are drawn).
+
+    Sides are even: 10 x 10, small 8 x 8, tall 14 x 10, with a hat 14 x 10.
+    """
     sprite, look = SPRITES[figure.kind], figure.look
     grid = np.array([list(row) for row in sprite.rows])
     coloured = {"#": colours[look.body], "o": colours[look.accent], "x": DARK, "w": WHITE, ".": PAPER}
@@ -111,7 +136,12 @@ def figure_cells(figure: Figure, colours: Mapping[str, Colour] = COLOURS) -> tup
     letters = grid[np.ix_(rows, columns)]
     body = letters == "#"
     y, x = np.indices(letters.shape)
-    pattern = {"plain": np.zeros_like(body), "stripes": y % 2 == 1, "dots": (x % 2 == 1) & (y % 2 == 1), "half": x >= letters.shape[1] // 2}[look.pattern]
+    pattern = {
+        "plain": np.zeros_like(body),
+        "stripes": y % 2 == 1,
+        "dots": (x % 2 == 1) & (y % 2 == 1),
+        "half": x >= letters.shape[1] // 2,
+    }[look.pattern]
     picture = np.zeros((*letters.shape, 3), np.uint8)
     for letter, colour in coloured.items():
         picture[letters == letter] = colour
@@ -121,7 +151,7 @@ def figure_cells(figure: Figure, colours: Mapping[str, Colour] = COLOURS) -> tup
         picture[row][body[row]] = WHITE
     elif look.accessory == "badge":
         top, left = rows.index(sprite.badge[0]), columns.index(sprite.badge[1])
-        picture[top:top + 2, left:left + 2] = WHITE
+        picture[top : top + 2, left : left + 2] = WHITE
     drawn = letters != "."
     if figure.variant == "with a hat":
         hat = np.array([list(row) for row in HAT])
@@ -135,17 +165,21 @@ def figure_cells(figure: Figure, colours: Mapping[str, Colour] = COLOURS) -> tup
 def background_cells(place: str, decoration: int = 0) -> np.ndarray:
     """[32, 32, 3] uint8. The horizon lies at row 18; `decoration` moves clouds, stars, window and sails."""
     upper, lower = {
-        "on grass": ((150, 205, 255), (95, 175, 75)), "on sand": ((255, 225, 180), (225, 190, 120)), "in the snow": ((190, 215, 240), (240, 245, 250)),
-        "at night": ((25, 25, 65), (55, 50, 85)), "in a room": ((230, 210, 195), (160, 115, 85)), "by the sea": ((185, 225, 250), (50, 120, 190)),
+        "on grass": ((150, 205, 255), (95, 175, 75)),
+        "on sand": ((255, 225, 180), (225, 190, 120)),
+        "in the snow": ((190, 215, 240), (240, 245, 250)),
+        "at night": ((25, 25, 65), (55, 50, 85)),
+        "in a room": ((230, 210, 195), (160, 115, 85)),
+        "by the sea": ((185, 225, 250), (50, 120, 190)),
     }[place]
     picture = np.empty((CELLS, CELLS, 3), np.uint8)
     picture[:18], picture[18:] = upper, lower
     chance = random.Random(decoration)
     column = 2 * chance.randrange(13)
     if place == "on grass":
-        picture[2:4, column:column + 6] = WHITE
+        picture[2:4, column : column + 6] = WHITE
     elif place == "on sand":
-        picture[2:6, column:column + 4] = (255, 190, 90)
+        picture[2:6, column : column + 4] = (255, 190, 90)
     elif place == "in the snow":
         for _ in range(6):
             picture[2 * chance.randrange(8), 2 * chance.randrange(16)] = WHITE
@@ -153,7 +187,7 @@ def background_cells(place: str, decoration: int = 0) -> np.ndarray:
         for _ in range(6):
             picture[2 * chance.randrange(8), 2 * chance.randrange(16)] = (255, 240, 170)
     elif place == "in a room":
-        picture[2:8, column:column + 6] = (150, 205, 255)
+        picture[2:8, column : column + 6] = (150, 205, 255)
     else:
         picture[26:] = (225, 190, 120)
     return picture
@@ -170,7 +204,7 @@ def draw_cells(scene: Scene) -> np.ndarray:
     for subject in scene.subjects:
         cells, drawn = figure_cells(subject.figure)
         h, w = drawn.shape
-        picture[subject.row:subject.row + h, subject.column:subject.column + w][drawn] = cells[drawn]
+        picture[subject.row : subject.row + h, subject.column : subject.column + w][drawn] = cells[drawn]
     return picture
 
 
@@ -185,7 +219,7 @@ def masks(scene: Scene) -> np.ndarray:
     for mask, subject in zip(found, scene.subjects, strict=True):
         _, drawn = figure_cells(subject.figure)
         h, w = drawn.shape
-        mask[subject.row:subject.row + h, subject.column:subject.column + w] = drawn
+        mask[subject.row : subject.row + h, subject.column : subject.column + w] = drawn
     return found
 
 
@@ -198,8 +232,12 @@ def boxes(scene: Scene) -> list[tuple[float, float, float, float]]:
     return found
 
 
-def reference_cells(figure: Figure, shift: tuple[int, int] = (0, 0), flip: bool = False, colours: Mapping[str, Colour] = COLOURS) -> np.ndarray:
-    """[32, 32, 3] uint8: the figure at twice its size on white paper, moved by `shift` (rows, columns) from the middle."""
+def reference_cells(
+    figure: Figure, shift: tuple[int, int] = (0, 0), flip: bool = False, colours: Mapping[str, Colour] = COLOURS
+) -> np.ndarray:
+    """[32, 32, 3] uint8: the figure at twice its size on white paper, moved by `shift` (rows, columns) from the
+    middle.
+    """
     cells, drawn = figure_cells(figure, colours)
     cells = enlarge(np.where(drawn[..., None], cells, np.uint8(255)), 2)
     if flip:
@@ -208,7 +246,7 @@ def reference_cells(figure: Figure, shift: tuple[int, int] = (0, 0), flip: bool 
     picture = np.full((CELLS, CELLS, 3), PAPER, np.uint8)
     top, left = (CELLS - h) // 2 + shift[0], (CELLS - w) // 2 + shift[1]
     top, left = min(max(top, 0), CELLS - h), min(max(left, 0), CELLS - w)
-    picture[top:top + h, left:left + w] = cells
+    picture[top : top + h, left : left + w] = cells
     return picture
 
 
@@ -219,9 +257,17 @@ def reference(figure: Figure) -> np.ndarray:
 
 # ---- chance --------------------------------------------------------------------
 
+
 def all_looks(held_out: bool) -> list[Look]:
     """Every look of one half of the split."""
-    every = [Look(body, accent, pattern, accessory) for body in COLOURS for accent in COLOURS if body != accent for pattern in PATTERNS for accessory in ACCESSORIES]
+    every = [
+        Look(body, accent, pattern, accessory)
+        for body in COLOURS
+        for accent in COLOURS
+        if body != accent
+        for pattern in PATTERNS
+        for accessory in ACCESSORIES
+    ]
     return [look for look in every if look.held_out == held_out]
 
 
@@ -229,8 +275,12 @@ TRAINING_LOOKS, TEST_LOOKS = all_looks(False), all_looks(True)
 ALL_LOOKS = TRAINING_LOOKS + TEST_LOOKS
 
 
-def random_figures(chance: random.Random, count: int, same_class: bool = False, choice: Sequence[Look] = TRAINING_LOOKS) -> tuple[Figure, ...]:
-    """`count` figures of different looks and bodies; of one class they differ in their variant, which the words then say."""
+def random_figures(
+    chance: random.Random, count: int, same_class: bool = False, choice: Sequence[Look] = TRAINING_LOOKS
+) -> tuple[Figure, ...]:
+    """`count` figures of different looks and bodies; of one class they differ in their variant, which the words then
+    say.
+    """
     looks: list[Look] = []
     while len(looks) < count:
         look = chance.choice(choice)
@@ -239,7 +289,10 @@ def random_figures(chance: random.Random, count: int, same_class: bool = False, 
     if same_class:
         kinds, variants = [chance.choice(CLASSES)] * count, chance.sample(VARIANTS[1:], count)
     else:
-        kinds, variants = chance.sample(CLASSES, count), [chance.choice(("", "", "", *VARIANTS[1:])) for _ in range(count)]
+        kinds, variants = (
+            chance.sample(CLASSES, count),
+            [chance.choice(("", "", "", *VARIANTS[1:])) for _ in range(count)],
+        )
     return tuple(Figure(*parts) for parts in zip(kinds, looks, variants, strict=True))
 
 
@@ -258,11 +311,17 @@ def place_figures(chance: random.Random, figures: Sequence[Figure], place: str |
         subjects.append(Placed(figures[i], left, 2 * chance.randint(12, 15) - height))
         column = left + width + gap
     mentioned = tuple(order.index(i) for i in range(len(figures)))
-    return Scene(place or chance.choice(PLACES), tuple(subjects), mentioned, chance.randrange(1 << 30), chance.random() < 0.5)
+    return Scene(
+        place or chance.choice(PLACES), tuple(subjects), mentioned, chance.randrange(1 << 30), chance.random() < 0.5
+    )
 
 
 def random_scene(chance: random.Random, choice: Sequence[Look] = TRAINING_LOOKS, alone: float = 0.3) -> Scene:
-    """One subject in a part `alone` of the pictures; of the others half have two of different classes, three in ten two of one class, two in ten three."""
+    """One subject in a part `alone` of the pictures; of the others half have two of different classes, three in ten two
+    of one class, two in ten three.
+    """
     number = (chance.random() - alone) / (1 - alone)
-    count, same = (1, False) if number < 0 else (2, False) if number < 0.5 else (2, True) if number < 0.8 else (3, False)
+    count, same = (
+        (1, False) if number < 0 else (2, False) if number < 0.5 else (2, True) if number < 0.8 else (3, False)
+    )
     return place_figures(chance, random_figures(chance, count, same, choice))

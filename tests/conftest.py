@@ -3,7 +3,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]  # `python -m pytest` adds it, and `nodes/` would hide the host's nodes.py
+# `python -m pytest` adds it, and `nodes/` would hide the host's nodes.py
+sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.append(str(ROOT / "tools"))
 
@@ -16,14 +17,18 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-torch.set_num_threads(int(os.environ.get("TROUPE_TEST_THREADS", "1")))  # small models: a second thread mostly waits, badly so on a busy machine
-settings.register_profile("troupe", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # how long an example takes is the machine's affair
+# small models: a second thread mostly waits, badly so on a busy machine
+torch.set_num_threads(int(os.environ.get("TROUPE_TEST_THREADS", "1")))
+# how long an example takes is the machine's affair
+settings.register_profile("troupe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("troupe")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Of several processes each takes whole files, for their fixtures are dear, and in their order, for those with a browser must come last."""
+    """Of several processes each takes whole files, for their fixtures are dear, and in their order, for those with a
+    browser must come last.
+    """
     from xdist.scheduler import LoadFileScheduling
 
     config.option.loadscopereorder = False

@@ -1,4 +1,5 @@
 """Face crops: the five-point transform and the warp, against independent evaluations."""
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +9,10 @@ from skimage.transform import SimilarityTransform, estimate_transform, warp
 from troupe.model_patches.encoding.alignment import CROP, align_face, inverse, similarity
 from troupe.model_patches.errors import SubjectError
 
-TARGET = np.array([[76.5892, 103.3926], [147.0636, 103.0028], [112.0504, 143.4732], [83.0986, 184.731], [141.4598, 184.4082]])  # ArcFace's, for 224 pixels
+# ArcFace's, for 224 pixels
+TARGET = np.array(
+    [[76.5892, 103.3926], [147.0636, 103.0028], [112.0504, 143.4732], [83.0986, 184.731], [141.4598, 184.4082]]
+)
 
 
 def photo(h=150, w=200, seed=0):
@@ -44,8 +48,13 @@ def bilinear(image, x, y):
     return total
 
 
-CASES = {"upright": {}, "turned": {"angle": 0.4, "noise": 1.5}, "upside down": {"angle": np.pi, "x": 150.0, "y": 120.0}, "small": {"scale": 0.05, "noise": 0.3},
-         "over the edge": {"scale": 0.7, "x": 90.0, "y": -40.0, "angle": -0.3}}
+CASES = {
+    "upright": {},
+    "turned": {"angle": 0.4, "noise": 1.5},
+    "upside down": {"angle": np.pi, "x": 150.0, "y": 120.0},
+    "small": {"scale": 0.05, "noise": 0.3},
+    "over the edge": {"scale": 0.7, "x": 90.0, "y": -40.0, "angle": -0.3},
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -85,9 +94,19 @@ def test_crop_is_the_bilinear_warp(case):
     for column, row in np.random.RandomState(2).randint(0, CROP, (200, 2)):
         x, y, _ = back @ (column, row, 1)
         np.testing.assert_allclose(found[row, column], bilinear(image, x, y), rtol=0, atol=1e-4)
-    expected = warp(image, SimilarityTransform(matrix=np.vstack((fit, (0, 0, 1)))).inverse, output_shape=(CROP, CROP), order=1, mode="constant", cval=0)
-    x, y = (back @ np.stack([*np.mgrid[:CROP, :CROP][::-1].reshape(2, -1), np.ones(CROP * CROP)]))[:2].reshape(2, CROP, CROP)
-    inner = (x >= 0) & (x <= 199) & (y >= 0) & (y <= 149)  # skimage's border is sharp, cv2's and ours fades over a pixel
+    expected = warp(
+        image,
+        SimilarityTransform(matrix=np.vstack((fit, (0, 0, 1)))).inverse,
+        output_shape=(CROP, CROP),
+        order=1,
+        mode="constant",
+        cval=0,
+    )
+    x, y = (back @ np.stack([*np.mgrid[:CROP, :CROP][::-1].reshape(2, -1), np.ones(CROP * CROP)]))[:2].reshape(
+        2, CROP, CROP
+    )
+    # skimage's border is sharp, cv2's and ours fades over a pixel
+    inner = (x >= 0) & (x <= 199) & (y >= 0) & (y <= 149)
     assert inner.any()
     np.testing.assert_allclose(found[inner], expected[inner], rtol=0, atol=1e-4)
     outer = (x <= -1) | (x >= 200) | (y <= -1) | (y >= 150)
@@ -97,12 +116,19 @@ def test_crop_is_the_bilinear_warp(case):
 def test_a_crop_that_is_in_place_stays_as_it_is():
     image = torch.rand(CROP, CROP, 3)
     torch.testing.assert_close(align_face(image, torch.from_numpy(TARGET)), image, rtol=0, atol=1e-4)
-    torch.testing.assert_close(align_face(image[:112, :112], torch.from_numpy(TARGET / 2), 112), image[:112, :112], rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        align_face(image[:112, :112], torch.from_numpy(TARGET / 2), 112), image[:112, :112], rtol=0, atol=1e-4
+    )
 
 
 def test_outside_a_photo_is_black():
     found = align_face(torch.ones(80, 80, 3), torch.from_numpy(face(scale=0.5, x=30, y=-30)))
-    assert set(found.unique().tolist()) >= {0.0, 1.0} and found.min() == 0 and found[:40].max() == 0 and found[:, -40:].max() == 0
+    assert (
+        set(found.unique().tolist()) >= {0.0, 1.0}
+        and found.min() == 0
+        and found[:40].max() == 0
+        and found[:, -40:].max() == 0
+    )
 
 
 def unlike_a_face():
@@ -114,11 +140,17 @@ def unlike_a_face():
     return torch.from_numpy(20 + np.stack((points.real, points.imag), -1))
 
 
-@pytest.mark.parametrize("points, complaint", [
-    (unlike_a_face(), "points that give no position"), (torch.full((5, 2), torch.inf), "points that give no position"),
-    (torch.ones(5, 2), "points that give no position"), (torch.full((5, 2), torch.nan), "points that give no position"),
-    (torch.ones(4, 2), "five points"), (torch.ones(5, 3), "five points"),
-])
+@pytest.mark.parametrize(
+    "points, complaint",
+    [
+        (unlike_a_face(), "points that give no position"),
+        (torch.full((5, 2), torch.inf), "points that give no position"),
+        (torch.ones(5, 2), "points that give no position"),
+        (torch.full((5, 2), torch.nan), "points that give no position"),
+        (torch.ones(4, 2), "five points"),
+        (torch.ones(5, 3), "five points"),
+    ],
+)
 def test_points_of_no_face_are_refused(points, complaint):
     with pytest.raises(SubjectError, match=complaint):
         align_face(torch.zeros(50, 50, 3), points)

@@ -1,4 +1,5 @@
 """Weights that are no numbers: one of them makes a black picture."""
+
 from __future__ import annotations
 
 import pytest
@@ -27,20 +28,27 @@ def test_nan_is_refused_in_every_format(tmp_path, name):
     folder = FORMATS[name]()
     for file, bag in folder.files.items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        state = {key: torch.full_like(t, float("nan")) if t.is_floating_point() else t for key, t in bag.state.items()} if file == folder.target else None
+        state = (
+            {key: torch.full_like(t, float("nan")) if t.is_floating_point() else t for key, t in bag.state.items()}
+            if file == folder.target
+            else None
+        )
         (tmp_path / file).write_bytes(bag.bytes(state))
     with pytest.raises(CheckpointError, match="finite numbers in"):
         read_adapter(tmp_path / folder.chosen)
 
 
-# ---- half precision ----------------------------------------------------------------------------------------------------------------------
+# ---- half precision --------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gained", [False, True], ids=["no gain", "text gain"])
 @pytest.mark.parametrize("merge", ["paper", "relevance", "add"])
 @pytest.mark.parametrize(("side", "weight", "sharpness"), [(64, 1.0, 8.0), (128, 6.0, 8.0), (192, 2.0, 4.0)])
 def test_large_weights_in_half_precision_are_finite_and_right(side, weight, sharpness, merge, gained):
-    """Relevance of one position, and a text gain there, reach the number of positions; the result is float32's, where float16 can hold it."""
+    """Relevance of one position, and a text gain there, reach the number of positions; the result is float32's, where
+    float16 can hold it.
+    """
     chance = torch.Generator().manual_seed(0)
     n, c, heads = side * side, 320, 8
     query = torch.randn(1, 1, n, c, generator=chance)
@@ -54,11 +62,15 @@ def test_large_weights_in_half_precision_are_finite_and_right(side, weight, shar
     def delta(dtype):
         tokens = LayerTokens(keys.to(dtype), values.to(dtype), names.to(dtype), torch.eye(2)[None])
         given = (text.to(dtype), logits) if gained else (None, None)
-        return image_delta(query.to(dtype), tokens, torch.tensor([weight, weight]), heads, Mixing(merge, sharpness), None, *given)
+        return image_delta(
+            query.to(dtype), tokens, torch.tensor([weight, weight]), heads, Mixing(merge, sharpness), None, *given
+        )
 
     half, full = delta(torch.float16), delta(torch.float32)
     assert half.dtype == torch.float16 and half.isfinite().all()
     held = full.abs() < torch.finfo(torch.float16).max
     largest = full.abs().amax((-2, -1), keepdim=True).clamp(min=0.05)  # the values' own size
-    assert ((half.float() - full).abs() / largest)[held].max() < 0.06, "the power 8 makes eight times the error of a half precision query"
+    assert ((half.float() - full).abs() / largest)[held].max() < 0.06, (
+        "the power 8 makes eight times the error of a half precision query"
+    )
     assert not held.logical_not().any() or half[~held].abs().min() > 6e4

@@ -1,4 +1,8 @@
-"""What files may ask for and do not get: code, memory beyond their size, depth. Each case was found by test_fuzz_files.py or in reading for it."""
+"""What files may ask for and do not get: code, memory beyond their size, depth.
+
+Each case was found by test_fuzz_files.py or in reading for it.
+"""
+
 from __future__ import annotations
 
 import pickle
@@ -21,7 +25,18 @@ from troupe.model_patches.families.registry import read_adapter
 
 STATE = flat(PLAIN, layers(16, (2, 4)))
 HARMLESS = {  # pushed by opcodes that reserve nothing and run nothing
-    "omegaconf", "a class", "encode", "cuda", "mars", "deep list", "deep tuple", "memo", "number", "text", "None", "dict",
+    "omegaconf",
+    "a class",
+    "encode",
+    "cuda",
+    "mars",
+    "deep list",
+    "deep tuple",
+    "memo",
+    "number",
+    "text",
+    "None",
+    "dict",
 }
 
 
@@ -123,7 +138,9 @@ def test_a_program_is_refused_before_torch_sees_it(tmp_path, name, no_torch):
 
 
 def test_a_file_of_torch_ends_as_is_asked_for(tmp_path):
-    """By torch's own writer and by Python's; large ones have two records more, which torch's writer may always write."""
+    """By torch's own writer and by Python's; large ones have two records more, which torch's writer may always
+    write.
+    """
     torch.save(STATE, tmp_path / "x.bin")
     (tmp_path / "y.bin").write_bytes(Bag(STATE, "zip").bytes())
     (tmp_path / "z.bin").write_bytes(with_records((tmp_path / "y.bin").read_bytes()))
@@ -132,12 +149,19 @@ def test_a_file_of_torch_ends_as_is_asked_for(tmp_path):
 
 
 def with_records(data: bytes, place: int | None = None, start: int | None = None) -> bytes:
-    """An archive with the two records of large ones. place: where the second says that the first is; start: where that says that the directory is."""
+    """An archive with the two records of large ones. place: where the second says that the first is; start: where that
+    says that the directory is.
+    """
     if data[-42:-38] == b"PK\6\7":
         data = data[:-98] + data[-22:]
     _, _, _, count, _, length, begin, _ = pickles.END.unpack(data[-22:])
     first = pickles.END64.pack(b"PK\6\6", 44, 45, 45, 0, 0, count, count, length, begin if start is None else start)
-    return data[:-22] + first + pickles.LOCATOR.pack(b"PK\6\7", 0, len(data) - 22 if place is None else place, 1) + data[-22:]
+    return (
+        data[:-22]
+        + first
+        + pickles.LOCATOR.pack(b"PK\6\7", 0, len(data) - 22 if place is None else place, 1)
+        + data[-22:]
+    )
 
 
 def with_comment(data: bytes) -> bytes:
@@ -147,12 +171,17 @@ def with_comment(data: bytes) -> bytes:
 def hidden_directory(data: bytes) -> bytes:
     """A directory, 46 bytes and its name, before the one that stands directly before the end."""
     _, _, _, count, _, length, begin, _ = pickles.END.unpack(data[-22:])
-    return data[:begin] + bytes(46) + data[begin:-22] + pickles.END.pack(b"PK\5\6", 0, 0, count, count, length, begin, 0)
+    return (
+        data[:begin] + bytes(46) + data[begin:-22] + pickles.END.pack(b"PK\5\6", 0, 0, count, count, length, begin, 0)
+    )
 
 
 ENDS = {
-    "the first record elsewhere": lambda data: with_records(data, place=0), "the directory elsewhere": lambda data: with_records(data, start=0), "a comment": with_comment,
-    "something behind": lambda data: data + bytes(22), "two directories": hidden_directory,
+    "the first record elsewhere": lambda data: with_records(data, place=0),
+    "the directory elsewhere": lambda data: with_records(data, start=0),
+    "a comment": with_comment,
+    "something behind": lambda data: data + bytes(22),
+    "two directories": hidden_directory,
 }
 
 
@@ -167,7 +196,10 @@ def test_an_archive_that_readers_may_see_differently_is_refused(tmp_path, name, 
 
 @pytest.mark.parametrize("content, refusing", [(b"1234", True), (b"", False)])
 def test_a_folder_with_bytes_is_refused(tmp_path, content, refusing):
-    """Torch's two ways to read an archive would give different numbers. One without bytes, as archives packed by hand have, is no harm."""
+    """Torch's two ways to read an archive would give different numbers.
+
+    One without bytes, as archives packed by hand have, is no harm.
+    """
     path = tmp_path / "x.bin"
     path.write_bytes(packed(archive(Bag(STATE, "zip").bytes())))
     with zipfile.ZipFile(path, "a") as file:
@@ -184,7 +216,9 @@ def test_a_folder_with_bytes_is_refused(tmp_path, content, refusing):
 def test_one_name_in_two_alphabets_is_refused(tmp_path, no_torch):
     """Torch compares the bytes, which are the same."""
     path, members = tmp_path / "x.bin", archive(Bag(STATE, "zip").bytes())
-    path.write_bytes(packed(members | {"archive/é": b"a", "archive/QQ": b"b"}).replace(b"archive/QQ", b"archive/\xc3\xa9"))
+    path.write_bytes(
+        packed(members | {"archive/é": b"a", "archive/QQ": b"b"}).replace(b"archive/QQ", b"archive/\xc3\xa9")
+    )
     with zipfile.ZipFile(path) as file:
         assert len(set(file.namelist())) == len(members) + 2, "two names for Python"
     refused(path)
@@ -196,8 +230,14 @@ KEPT, AGAIN = b"r\x60\xea\0\0", b"j\x60\xea\0\0"  # keep what was pushed last, p
 MULTIPLIED = {  # pushed once, and again and again by a few bytes
     "a text": value("a" * 100_000) + KEPT + call("_codecs", "encode", AGAIN, value("latin1")) * 2000,
     "pairs": value([(f"a{i}", 1) for i in range(2000)]) + KEPT + call("collections", "OrderedDict", AGAIN) * 2000,
-    "a state": value({f"a{i}": 1 for i in range(2000)}) + KEPT + (call("collections", "OrderedDict") + AGAIN + b"b") * 2000,
-    "a state of items": b"}(" + b"".join(value(f"a{i}") + b"N" for i in range(2000)) + b"u" + KEPT + (call("collections", "OrderedDict") + AGAIN + b"b") * 2000,
+    "a state": value({f"a{i}": 1 for i in range(2000)})
+    + KEPT
+    + (call("collections", "OrderedDict") + AGAIN + b"b") * 2000,
+    "a state of items": b"}("
+    + b"".join(value(f"a{i}") + b"N" for i in range(2000))
+    + b"u"
+    + KEPT
+    + (call("collections", "OrderedDict") + AGAIN + b"b") * 2000,
 }
 
 
@@ -239,7 +279,9 @@ def test_8_bit_floats_in_a_pickle_are_read(tmp_path):
     state = {name: t.to(torch.float8_e4m3fn) for name, t in STATE.items()}
     torch.save(state, tmp_path / "x.bin")
     read = read_state(tmp_path / "x.bin")
-    assert read.keys() == state.keys() and all(t.dtype == torch.float8_e4m3fn and torch.equal(t.float(), state[name].float()) for name, t in read.items())
+    assert read.keys() == state.keys() and all(
+        t.dtype == torch.float8_e4m3fn and torch.equal(t.float(), state[name].float()) for name, t in read.items()
+    )
 
 
 @pytest.mark.parametrize("name", ["a" * 100_000, "line\nbreak", "\u202eright to left"])
@@ -249,12 +291,21 @@ def test_a_name_that_is_no_word_is_refused_in_a_short_sentence(tmp_path, name):
 
 
 def test_what_is_shown_is_one_short_line():
-    assert shown("fox") == "'fox'" and shown("a\nb") == r"'a\nb'" and len(shown("x" * 999)) <= 60 and shown("x" * 999).endswith("...'")
+    assert (
+        shown("fox") == "'fox'"
+        and shown("a\nb") == r"'a\nb'"
+        and len(shown("x" * 999)) <= 60
+        and shown("x" * 999).endswith("...'")
+    )
 
 
 @pytest.mark.parametrize("shape", ['"ab"', "[true]", "[-1]", "[1.5]", "null", "{}"])
 def test_a_header_with_shapes_that_are_none_is_no_candidate(tmp_path, shape):
-    text = ('{"visual.class_embedding": {"dtype": "F32", "shape": ' + shape.replace("{}", '{"a": 1}') + ', "data_offsets": [0, 0]}, "__metadata__": {"a": 1, "b": "c"}}').encode()
+    text = (
+        '{"visual.class_embedding": {"dtype": "F32", "shape": '
+        + shape.replace("{}", '{"a": 1}')
+        + ', "data_offsets": [0, 0]}, "__metadata__": {"a": 1, "b": "c"}}'
+    ).encode()
     (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
     assert read_shapes(tmp_path / "x.safetensors") == {} and read_metadata(tmp_path / "x.safetensors") == {"b": "c"}
 

@@ -1,4 +1,7 @@
-"""The benchmark's own arithmetic: intervals that hold what they promise, the least possible cost, and a page that says what was measured."""
+"""The benchmark's own arithmetic: intervals that hold what they promise, the least possible cost, and a page that says
+what was measured.
+"""
+
 import copy
 import json
 import subprocess
@@ -26,7 +29,7 @@ from measure import growth, peak_of, ratios, rounds, text_seconds  # noqa: E402
 from runs import GATED, OURS, THEIRS, beside, couples, pairs_of_growth, rival_of  # noqa: E402
 from theory import gated_layer, gated_weights, layer  # noqa: E402
 
-# ---- intervals ---------------------------------------------------------------------------------------------------------------------------------
+# ---- intervals -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("count", "rank"), [(5, 0), (6, 1), (10, 2), (30, 10), (100, 40)])
@@ -58,7 +61,7 @@ def test_intervals_hold_the_true_median_as_often_as_promised():
     assert 0.94 < held / 2000 < 0.99
 
 
-# ---- rounds ------------------------------------------------------------------------------------------------------------------------------------
+# ---- rounds ----------------------------------------------------------------------------------------------------------
 
 
 def test_every_run_stands_before_between_and_after_its_neighbours():
@@ -68,10 +71,18 @@ def test_every_run_stands_before_between_and_after_its_neighbours():
     assert len(found) == 6 and all(set(seconds) == {"a", "b", "c"} for seconds in found)
     assert calls[:4] == ["text", "a", "b", "c"], "every run once before it counts"
     begun = calls[4:]
-    assert [sorted(begun[i:i + 5], key="abctext".index) for i in range(0, 30, 5)] == [["a", "b", "c", "text", "text"]] * 6
-    triples = [tuple(part[2:] if number % 2 == 0 else part[:3]) for number, part in enumerate(begun[i:i + 5] for i in range(0, 30, 5))]
+    assert [sorted(begun[i : i + 5], key="abctext".index) for i in range(0, 30, 5)] == [
+        ["a", "b", "c", "text", "text"]
+    ] * 6
+    triples = [
+        tuple(part[2:] if number % 2 == 0 else part[:3])
+        for number, part in enumerate(begun[i : i + 5] for i in range(0, 30, 5))
+    ]
     assert sorted(triples) == sorted(permutations(("text", "a", "b")))
-    lone = [tuple(part[:2] if number % 2 == 0 else part[3:]) for number, part in enumerate(begun[i:i + 5] for i in range(0, 30, 5))]
+    lone = [
+        tuple(part[:2] if number % 2 == 0 else part[3:])
+        for number, part in enumerate(begun[i : i + 5] for i in range(0, 30, 5))
+    ]
     assert sorted(lone) == [("c", "text")] * 3 + [("text", "c")] * 3
 
 
@@ -80,15 +91,32 @@ def test_runs_that_need_more_pairs_get_them_with_their_neighbour(monkeypatch):
     monkeypatch.setattr(measure, "timed", lambda step: step() or float(len(calls)))  # no two alike
     steps = {name: (lambda name=name: calls.append(name)) for name in ("text", "a", "b", "c", "d")}
     found = rounds(steps, [("a", "b"), ("c", "d")], 2, often=("b",))
-    assert [len(ratios(found, name)) for name in "abcd"] == [6, 6, 2, 2] and len(growth(found, "a", "b", 1)) == 6 and len(growth(found, "a", "c", 1)) == 2
-    triples = [tuple(calls[i:i + 3]) for i in range(5, len(calls), 3)]
+    assert (
+        [len(ratios(found, name)) for name in "abcd"] == [6, 6, 2, 2]
+        and len(growth(found, "a", "b", 1)) == 6
+        and len(growth(found, "a", "c", 1)) == 2
+    )
+    triples = [tuple(calls[i : i + 3]) for i in range(5, len(calls), 3)]
     assert sorted(triple for triple in triples if "a" in triple) == sorted(permutations(("text", "a", "b")))
     assert len(text_seconds(found)) == calls.count("text") - 1 == 8
 
 
 def test_growth_is_of_every_step_and_of_the_whole():
-    runs = ["relevance 4x4", "relevance 1x4", "gated 1", "relevance 2x4", "relevance 2x4+regions", "gated 2", "add 2x4", "relevance 8x16"]
-    relevance = [("relevance 1x4", "relevance 2x4"), ("relevance 2x4", "relevance 4x4"), ("relevance 1x4", "relevance 4x4")]
+    runs = [
+        "relevance 4x4",
+        "relevance 1x4",
+        "gated 1",
+        "relevance 2x4",
+        "relevance 2x4+regions",
+        "gated 2",
+        "add 2x4",
+        "relevance 8x16",
+    ]
+    relevance = [
+        ("relevance 1x4", "relevance 2x4"),
+        ("relevance 2x4", "relevance 4x4"),
+        ("relevance 1x4", "relevance 4x4"),
+    ]
     assert pairs_of_growth(runs) == [*relevance, ("gated 1", "gated 2")]
 
 
@@ -97,15 +125,26 @@ def test_ours_and_theirs_of_the_same_size_are_neighbours_in_whatever_order_they_
     assert sorted(order) == sorted(OURS + THEIRS + GATED)
     for runs in (order, sorted(order), order[::-1]):
         found = couples(runs)
-        assert sorted(run for couple in found for run in couple) == sorted(runs) and all(len(couple) == 2 for couple in found[:-1])
-        for ours, theirs in (("relevance 2x4", "ipadapter-plus 2x4"), ("relevance 8x16", "ipadapter-plus 8x16"), ("relevance 2x4+regions", "ipadapter-plus 2x4+masks")):
+        assert sorted(run for couple in found for run in couple) == sorted(runs) and all(
+            len(couple) == 2 for couple in found[:-1]
+        )
+        for ours, theirs in (
+            ("relevance 2x4", "ipadapter-plus 2x4"),
+            ("relevance 8x16", "ipadapter-plus 8x16"),
+            ("relevance 2x4+regions", "ipadapter-plus 2x4+masks"),
+        ):
             assert (ours, theirs) in found and rival_of(ours) == theirs
     assert order.index("ipadapter-plus 2x4") == order.index("relevance 2x4") + 1
-    assert couples(["relevance 1x4", "relevance 2x4", "gated 1", "ipadapter-plus 2x4"]) == [("relevance 2x4", "ipadapter-plus 2x4"), ("relevance 1x4", "gated 1")]
+    assert couples(["relevance 1x4", "relevance 2x4", "gated 1", "ipadapter-plus 2x4"]) == [
+        ("relevance 2x4", "ipadapter-plus 2x4"),
+        ("relevance 1x4", "gated 1"),
+    ]
 
 
 def test_a_step_of_text_that_serves_two_runs_counts_once():
-    assert text_seconds([{"a": (1.0, 1.1), "b": (1.0, 1.2), "c": (3.0, 3.1)}, {"a": (2.0, 2.2), "b": (2.0, 2.1), "c": (1.0, 1.1)}]) == [1.0, 3.0, 2.0, 1.0]
+    assert text_seconds(
+        [{"a": (1.0, 1.1), "b": (1.0, 1.2), "c": (3.0, 3.1)}, {"a": (2.0, 2.2), "b": (2.0, 2.1), "c": (1.0, 1.1)}]
+    ) == [1.0, 3.0, 2.0, 1.0]
 
 
 def test_ratios_and_growth_are_of_the_same_round():
@@ -115,11 +154,13 @@ def test_ratios_and_growth_are_of_the_same_round():
 
 
 def test_the_peak_is_of_allocations_in_their_order():
-    events = [{"name": "[memory]", "ts": t, "args": {"Bytes": b}} for t, b in ((3, -10), (1, 10), (2, 30), (4, 5))] + [{"name": "aten::mm", "ts": 0}]
+    events = [{"name": "[memory]", "ts": t, "args": {"Bytes": b}} for t, b in ((3, -10), (1, 10), (2, 30), (4, 5))] + [
+        {"name": "aten::mm", "ts": 0}
+    ]
     assert peak_of(events) == 40
 
 
-# ---- the least possible ------------------------------------------------------------------------------------------------------------------------
+# ---- the least possible ----------------------------------------------------------------------------------------------
 
 
 def test_the_least_arithmetic_is_what_torch_counts():
@@ -127,7 +168,9 @@ def test_the_least_arithmetic_is_what_torch_counts():
     from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
 
     n, c, m, t, names = 96, 32, 3, 4, 6
-    tokens = LayerTokens(torch.randn(1, m * t, c), torch.randn(1, m * t, c), torch.randn(1, names, c), torch.rand(1, m, names))
+    tokens = LayerTokens(
+        torch.randn(1, m * t, c), torch.randn(1, m * t, c), torch.randn(1, names, c), torch.rand(1, m, names)
+    )
     query = torch.randn(1, 1, n, c)
     image_delta(query, tokens, torch.ones(m), 4, Mixing())
     with FlopCounterMode(display=False) as counter:
@@ -150,11 +193,14 @@ def test_the_least_arithmetic_of_a_gated_layer_is_what_torch_counts():
         fuser(x, projected)
     assert counter.get_total_flops() == 2 * gated_layer(n, c, m, 4).flops
     assert gated_layer(n, c, m, 2).bytes == 2 * (4 * n * c + 2 * m * c) and gated_weights(c, 4) == sum(
-        4 * w.numel() for name, w in fuser.named_parameters() if w.ndim == 2 and name.startswith(("attn", "ff")))
+        4 * w.numel() for name, w in fuser.named_parameters() if w.ndim == 2 and name.startswith(("attn", "ff"))
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("pixels", "tokens", "zeros"), [(64, 5, False), (64, 40, False), (64, 40, True), (300, 7, True)])
+@pytest.mark.parametrize(
+    ("pixels", "tokens", "zeros"), [(64, 5, False), (64, 40, False), (64, 40, True), (300, 7, True)]
+)
 def test_the_published_form_is_ours(pixels, tokens, zeros):
     work = fusers.layers(pixels, tokens, 768, torch.float32, torch.device("cpu"), zeros)[::5]
     assert zeros is not bool(work[0][2][0].any())
@@ -163,7 +209,7 @@ def test_the_published_form_is_ours(pixels, tokens, zeros):
         torch.testing.assert_close(fuser(x, projected), fusers.published(fuser, x, objects), rtol=1e-4, atol=1e-4)
 
 
-# ---- the page ----------------------------------------------------------------------------------------------------------------------------------
+# ---- the page --------------------------------------------------------------------------------------------------------
 
 
 def results() -> list[dict]:
@@ -187,15 +233,31 @@ def measured(low: float, high: float) -> dict[str, float]:
 
 def table(**ratios) -> dict:
     counts = {"operators": 1, "scalars": 0, "launches": None, "waits": None, "peak": 0, "kept": 0}
-    rows = {name.replace("_", " "): {"ratio": measured(*ratio), "seconds": measured(1, 1), "counts": counts, "first": 1.0, "held": 0} for name, ratio in ratios.items()}
-    machine = {"device": "CPU, 2 threads", "cpu": "x", "comfyui": "1", "torch": "1", "python": "3", "date": "2026-01-01"}
+    rows = {
+        name.replace("_", " "): {
+            "ratio": measured(*ratio),
+            "seconds": measured(1, 1),
+            "counts": counts,
+            "first": 1.0,
+            "held": 0,
+        }
+        for name, ratio in ratios.items()
+    }
+    machine = {
+        "device": "CPU, 2 threads",
+        "cpu": "x",
+        "comfyui": "1",
+        "torch": "1",
+        "python": "3",
+        "date": "2026-01-01",
+    }
     text = {"seconds": measured(1, 1), "counts": counts, "first": 1.0, "held": 0}
     what = {"kind": "steps", "base": "sd15-thin", "pixels": 256, "dtype": "float32", "pairs": 30}
     return {**what, "machine": machine, "rates": {"flops": 1.0, "bytes": 1.0}, "rows": {"text": text, **rows}}
 
 
 def kept(tables: list[dict], words: str) -> bool | None:
-    found, = (t.kept for t in page.targets(tables) if words in t.promise)
+    (found,) = (t.kept for t in page.targets(tables) if words in t.promise)
     return found
 
 
@@ -260,7 +322,10 @@ def test_launches_and_waits_of_a_gpu_are_shown_and_judged():
 def test_a_table_takes_the_place_of_an_older_one_alone(tmp_path):
     first, other, second = table(relevance_2x4=(1.0, 1.1)), table(gated_2=(1.0, 1.5)), table(relevance_2x4=(1.0, 1.02))
     other["pixels"] = 512
-    script = f"import sys, json; sys.path[:0] = [{str(FOLDER)!r}]; import run; from pathlib import Path; run.keep(json.load(sys.stdin), Path('r.json'))"
+    script = (
+        f"import sys, json; sys.path[:0] = [{str(FOLDER)!r}]; import run; from pathlib import Path; "
+        "run.keep(json.load(sys.stdin), Path('r.json'))"
+    )
     for made in (first, other, second):
         subprocess.run([sys.executable, "-c", script], input=json.dumps(made), text=True, check=True, cwd=tmp_path)
     assert json.loads((tmp_path / "r.json").read_text()) == [other, second]
@@ -270,21 +335,30 @@ def test_what_no_machine_measured_is_said():
     text = page.render([table(relevance_2x4=(1.0, 1.0))])
     assert "to SDXL at 1024 px, on a GPU | not measured | not measured |" in text
     assert "Kernel launches, waits and memory of a GPU: not measured." in text
-    assert "| sdxl | 1024 px | bfloat16 | a GPU | not measured |" in text and "| sd15-thin | 256 px | float32 | CPU | yes |" in text
+    assert (
+        "| sdxl | 1024 px | bfloat16 | a GPU | not measured |" in text
+        and "| sd15-thin | 256 px | float32 | CPU | yes |" in text
+    )
     assert "--lowvram | " in text and text.count("| not measured |\n") > 7
 
 
 def test_cost_is_shown_by_the_size_of_the_picture():
-    small, large, elsewhere = table(relevance_2x4=(1.02, 1.04), gated_2=(1.4, 1.6)), table(relevance_2x4=(1.0, 1.02)), table(relevance_2x4=(1.2, 1.4))
+    small, large, elsewhere = (
+        table(relevance_2x4=(1.02, 1.04), gated_2=(1.4, 1.6)),
+        table(relevance_2x4=(1.0, 1.02)),
+        table(relevance_2x4=(1.2, 1.4)),
+    )
     large["pixels"], elsewhere["pixels"], elsewhere["dtype"] = 512, 1024, "float16"
     small["rows"]["relevance 2x4"]["seconds"] = measured(2.06, 2.06)
     wide = table(relevance_2x4=(1.0, 1.5))
     wide["pairs"] = 7
     text = page.render([wide, large, elsewhere, small])
-    section = text[text.index("## How cost grows"):text.index("## sd15-thin")]
+    section = text[text.index("## How cost grows") : text.index("## sd15-thin")]
     place = "| sd15-thin, float32, CPU, 2 threads | relevance 2x4 | "
     assert [line for line in section.splitlines() if line.startswith("| sd15")] == [
-        f"{place}256 px | +3.0 % [+2.0, +4.0] | 60 ms |", f"{place}512 px | +1.0 % [+0.0, +2.0] | 10 ms |"]
+        f"{place}256 px | +3.0 % [+2.0, +4.0] | 60 ms |",
+        f"{place}512 px | +1.0 % [+0.0, +2.0] | 10 ms |",
+    ]
     assert "## How cost grows" not in page.render([small, elsewhere])
 
 
@@ -293,7 +367,10 @@ def test_growth_is_judged_from_the_least_to_the_most():
     words = "each further subject of 4 tokens"
     assert kept([mine], words) is None
     for high, verdict in ((0.014, True), (0.016, False)):
-        mine["rows"]["relevance 8x4"]["growth"] = {"relevance 4x4": measured(-1, 1), "relevance 1x4": measured(0.0, high)}
+        mine["rows"]["relevance 8x4"]["growth"] = {
+            "relevance 4x4": measured(-1, 1),
+            "relevance 1x4": measured(0.0, high),
+        }
         assert kept([mine], words) is verdict
     assert "| relevance 1x4 | relevance 8x4 | +0.8 % [+0.0, +1.6] |" in page.render([mine])
 
@@ -301,7 +378,10 @@ def test_growth_is_judged_from_the_least_to_the_most():
 @pytest.mark.parametrize(("low", "part"), [(1.001, " (20%)"), (0.999, "")])
 def test_a_share_of_the_least_is_shown_where_anything_is_added(low, part):
     mine = table(relevance_2x4=(low, 2 * 1.25 - low))
-    mine["rows"]["relevance 2x4"] |= {"seconds": measured(1.25, 1.25), "theory": {"flops": 50_000_000, "bytes": 3_000_000}}
+    mine["rows"]["relevance 2x4"] |= {
+        "seconds": measured(1.25, 1.25),
+        "theory": {"flops": 50_000_000, "bytes": 3_000_000},
+    }
     mine["rates"] = {"flops": 1e9, "bytes": 1e9}
     assert f"| 0.05 | 3 | 50 ms of 250 ms{part} |" in page.render([mine])
 
@@ -312,7 +392,7 @@ def test_a_table_of_older_order_says_so(told):
     assert ("text alone was always timed between" in page.render([mine])) is not told
 
 
-# ---- edits and re-runs -------------------------------------------------------------------------------------------------------------------------
+# ---- edits and re-runs -----------------------------------------------------------------------------------------------
 
 
 def reruns() -> dict:
@@ -322,7 +402,11 @@ def reruns() -> dict:
 def test_the_readme_has_the_sentence_of_the_reruns():
     readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
     said = rerun_page.sentence(reruns())
-    assert said and rerun_page.written_into(readme, said) == readme and rerun_page.written_into(readme, "another") != readme
+    assert (
+        said
+        and rerun_page.written_into(readme, said) == readme
+        and rerun_page.written_into(readme, "another") != readme
+    )
 
 
 def ten(wrong: int) -> dict[str, dict[str, float]]:
@@ -330,11 +414,21 @@ def ten(wrong: int) -> dict[str, dict[str, float]]:
 
 
 def test_the_reruns_count_what_differs_on_the_newest_host():
-    records = {"0.9.0": {rerun_page.OURS: ten(0), rerun_page.THEIRS: ten(0)}, "0.33.0": {rerun_page.OURS: ten(1), rerun_page.THEIRS: ten(4)}}
+    records = {
+        "0.9.0": {rerun_page.OURS: ten(0), rerun_page.THEIRS: ten(0)},
+        "0.33.0": {rerun_page.OURS: ten(1), rerun_page.THEIRS: ten(4)},
+    }
     said = rerun_page.sentence(records)
-    assert "ComfyUI 0.33.0, **9 of 10** pictures" in said and "6 of 10 are" in said and "older" not in said, "ours differ too"
+    assert "ComfyUI 0.33.0, **9 of 10** pictures" in said and "6 of 10 are" in said and "older" not in said, (
+        "ours differ too"
+    )
     text = rerun_page.section(records)
-    assert "| nodes | ComfyUI 0.9.0 | ComfyUI 0.33.0 |" in text and "| two Apply Image Attention | 10 of 10 as after a fresh start | 9 of 10" in text
+    assert (
+        "| nodes | ComfyUI 0.9.0 | ComfyUI 0.33.0 |" in text
+        and "| two Apply Image Attention | 10 of 10 as after a fresh start | 9 of 10" in text
+    )
     assert text.count("| 1. edit | 1 | 2 |") == 2 and "| 4. edit | 1 | 2 |" in text and "5. edit" not in text
-    assert "and on 1 older one;" in rerun_page.sentence({**records, "0.33.0": {rerun_page.OURS: ten(0), rerun_page.THEIRS: ten(4)}})
+    assert "and on 1 older one;" in rerun_page.sentence(
+        {**records, "0.33.0": {rerun_page.OURS: ten(0), rerun_page.THEIRS: ten(4)}}
+    )
     assert rerun_page.sentence({"0.9.0": {rerun_page.OURS: ten(0)}}) == rerun_page.section({}) == ""

@@ -1,4 +1,7 @@
-"""What both hosts decide alike for a model call: strengths, who takes part, regions, the deltas of several nodes, second strengths."""
+"""What both hosts decide alike for a model call: strengths, who takes part, regions, the deltas of several nodes,
+second strengths.
+"""
+
 from dataclasses import replace
 
 import pytest
@@ -40,6 +43,7 @@ def subjects_of(references, *changes):
 
 def at(percent, asked=None):
     """Where the run is, as a host tells it."""
+
     def inside(spans):
         spans = list(spans)
         if asked is not None:
@@ -49,10 +53,15 @@ def at(percent, asked=None):
     return inside
 
 
-# ---- strengths ---------------------------------------------------------------------------------------------------------------------------
+# ---- strengths -------------------------------------------------------------------------------------------------------
+
 
 def test_a_node_is_idle_without_strength_or_subjects(references):
-    assert is_idle(0.0, references.subjects) and is_idle(1.0, ()) and is_idle(1.0, subjects_of(references, {"weight": 0.0}, {"weight": 0.0}))
+    assert (
+        is_idle(0.0, references.subjects)
+        and is_idle(1.0, ())
+        and is_idle(1.0, subjects_of(references, {"weight": 0.0}, {"weight": 0.0}))
+    )
     assert not is_idle(0.5, subjects_of(references, {"weight": 0.0}, {"weight": 0.1}))
 
 
@@ -60,29 +69,53 @@ def test_image_attention_acts_in_the_range_of_the_node_and_of_the_subject(refere
     settings = ImageAttentionSettings(weight=0.5, start_percent=0.1, end_percent=0.9)
     subjects = subjects_of(references, {"weight": 1.5, "start_percent": 0.4}, {"weight": 1.0, "end_percent": 0.5})
     found = {percent: image_strengths(settings, subjects, at(percent)) for percent in (0.05, 0.2, 0.45, 0.6, 0.95)}
-    assert found == {0.05: None, 0.2: ImageStrengths((0.0, 0.5), True), 0.45: ImageStrengths((0.75, 0.5), True), 0.6: ImageStrengths((0.75, 0.0), True), 0.95: None}
+    assert found == {
+        0.05: None,
+        0.2: ImageStrengths((0.0, 0.5), True),
+        0.45: ImageStrengths((0.75, 0.5), True),
+        0.6: ImageStrengths((0.75, 0.0), True),
+        0.95: None,
+    }
     assert image_strengths(replace(settings, weight=0.0), subjects, at(0.45)) is None
 
 
-@pytest.mark.parametrize(("box", "strength", "span"), [(None, 1.0, WHOLE_RUN), (Box(0, 0, 0.5, 1), 0.0, WHOLE_RUN), (Box(0, 0, 0.5, 1), 1.0, (0.0, 0.3))])
+@pytest.mark.parametrize(
+    ("box", "strength", "span"),
+    [(None, 1.0, WHOLE_RUN), (Box(0, 0, 0.5, 1), 0.0, WHOLE_RUN), (Box(0, 0, 0.5, 1), 1.0, (0.0, 0.3))],
+)
 def test_the_end_of_boxes_is_asked_for_only_where_boxes_limit(references, box, strength, span):
     asked = []
     subjects = subjects_of(references, {"box": box}, {})
-    found = image_strengths(ImageAttentionSettings(box_strength=strength, box_end_percent=0.3), subjects, at(0.5, asked))
+    found = image_strengths(
+        ImageAttentionSettings(box_strength=strength, box_end_percent=0.3), subjects, at(0.5, asked)
+    )
     assert asked[0][1] == span and found.boxed == (span == WHOLE_RUN)
 
 
 def test_a_gated_adapter_holds_and_then_fades(references):
-    settings, subjects = GatedSettings(strength=2.0, end_percent=0.4, decay_percent=0.4), subjects_of(references, {"weight": 0.5}, {"weight": 1.0, "end_percent": 0.5})
-    found = {percent: gated_strengths(settings, subjects, at(percent), lambda percent=percent: percent) for percent in (0.2, 0.6, 0.9)}
-    assert found == {0.2: GatedStrengths((0.5, 1.0), 2.0), 0.6: GatedStrengths((0.5, 0.0), pytest.approx(1.0)), 0.9: None}
+    settings, subjects = (
+        GatedSettings(strength=2.0, end_percent=0.4, decay_percent=0.4),
+        subjects_of(references, {"weight": 0.5}, {"weight": 1.0, "end_percent": 0.5}),
+    )
+    found = {
+        percent: gated_strengths(settings, subjects, at(percent), lambda percent=percent: percent)
+        for percent in (0.2, 0.6, 0.9)
+    }
+    assert found == {
+        0.2: GatedStrengths((0.5, 1.0), 2.0),
+        0.6: GatedStrengths((0.5, 0.0), pytest.approx(1.0)),
+        0.9: None,
+    }
 
 
 def test_the_percent_is_read_only_where_the_scale_changes(references):
-    assert gated_strengths(GatedSettings(strength=0.5), references.subjects, at(0.9), lambda: pytest.fail("read")) == GatedStrengths((1.0, 1.0), 0.5)
+    assert gated_strengths(
+        GatedSettings(strength=0.5), references.subjects, at(0.9), lambda: pytest.fail("read")
+    ) == GatedStrengths((1.0, 1.0), 0.5)
 
 
-# ---- who takes part ----------------------------------------------------------------------------------------------------------------------
+# ---- who takes part --------------------------------------------------------------------------------------------------
+
 
 def test_rows_of_the_negative_take_part_only_with_empty_tokens(references):
     without = replace(references, uncond_tokens=None)
@@ -91,38 +124,57 @@ def test_rows_of_the_negative_take_part_only_with_empty_tokens(references):
 
 
 def test_names_are_needed_for_the_merge_or_to_record(references):
-    relevance, uniform = (ImageAttentionSettings(mixing=mixing_for(references, merge)) for merge in ("relevance", "uniform"))
-    assert needs_names(references, relevance) and not needs_names(references, uniform) and needs_names(references, uniform, True)
+    relevance, uniform = (
+        ImageAttentionSettings(mixing=mixing_for(references, merge)) for merge in ("relevance", "uniform")
+    )
+    assert (
+        needs_names(references, relevance)
+        and not needs_names(references, uniform)
+        and needs_names(references, uniform, True)
+    )
 
 
 def test_an_adapter_outside_the_prompt_does_not_wait_for_it(references):
     assert not waits_for_prompt(references)
 
 
-@pytest.mark.parametrize(("percent", "step", "delayed"), [(0.0, -1, False), (0.2, -1, True), (0.2, 0, False), (0.0, 3, True)])
+@pytest.mark.parametrize(
+    ("percent", "step", "delayed"), [(0.0, -1, False), (0.2, -1, True), (0.2, 0, False), (0.0, 3, True)]
+)
 def test_a_start_step_overrules_the_percent(percent, step, delayed):
     assert is_delayed(percent, step) == delayed
 
 
-# ---- regions -----------------------------------------------------------------------------------------------------------------------------
+# ---- regions ---------------------------------------------------------------------------------------------------------
+
 
 def test_regions_are_fitted_to_the_pictures(references):
     flat, three = torch.rand(8, 8), torch.rand(3, 8, 8)
     same = pictured(subjects_of(references, {"region": flat}, {}), range(3), True)
     each = pictured(subjects_of(references, {"region": three}, {}), range(3), True)
     wrong = pictured(subjects_of(references, {"region": three}, {}), range(2), True)
-    assert (same.pictures, each.pictures, wrong.pictures) == ((), (0, 1, 2), ()) and (list(each.wrong), list(wrong.wrong)) == ([], [0])
+    assert (same.pictures, each.pictures, wrong.pictures) == ((), (0, 1, 2), ()) and (
+        list(each.wrong),
+        list(wrong.wrong),
+    ) == ([], [0])
     assert torch.equal(wrong.subjects[0].region, three.amax(0))
 
 
 def test_each_group_has_the_limits_of_its_window(references):
-    subjects, windows = subjects_of(references, {"region": torch.rand(16, 16)}, {}), [(0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)]
+    subjects, windows = (
+        subjects_of(references, {"region": torch.rand(16, 16)}, {}),
+        [(0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)],
+    )
     found = group_limits(subjects, ImageAttentionSettings(), (4, 2), True, "cpu", windows)
     assert found.shape == (2, 1, 2, 8)
-    assert all(torch.equal(found[i], limits_on_grid(subjects, ImageAttentionSettings(), (4, 2), True, "cpu", window)) for i, window in enumerate(windows))
+    assert all(
+        torch.equal(found[i], limits_on_grid(subjects, ImageAttentionSettings(), (4, 2), True, "cpu", window))
+        for i, window in enumerate(windows)
+    )
 
 
-# ---- one layer, one run ------------------------------------------------------------------------------------------------------------------
+# ---- one layer, one run ----------------------------------------------------------------------------------------------
+
 
 def test_deltas_of_the_same_class_share_a_stack():
     class Other(DeltaStack):
@@ -150,11 +202,17 @@ def test_a_run_keeps_the_newest_of_a_kind():
     assert made[-2:] == [1, 1] and cache.seconds >= 0
 
 
-# ---- second strength, weights, words -----------------------------------------------------------------------------------------------------
+# ---- second strength, weights, words ---------------------------------------------------------------------------------
+
 
 class Settings(SecondStrength):
     def __init__(self, second, second_end, start_percent=0.2, end_percent=0.6):
-        self.second, self.second_end, self.start_percent, self.end_percent = second, second_end, start_percent, end_percent
+        self.second, self.second_end, self.start_percent, self.end_percent = (
+            second,
+            second_end,
+            start_percent,
+            end_percent,
+        )
 
 
 def test_a_second_strength_is_interpolated_for_numbers_and_tensors():
@@ -163,7 +221,9 @@ def test_a_second_strength_is_interpolated_for_numbers_and_tensors():
     assert settings.second_inside(torch.tensor(percents)).tolist() == pytest.approx([1.0, 1.0, 2.0, 3.0, 3.0])
 
 
-@pytest.mark.parametrize(("ends", "fine"), [((0.0, 1.0), True), ((0.5, 1.5), False), ((-0.1, 0.5), False), ((float("nan"), 0.5), False)])
+@pytest.mark.parametrize(
+    ("ends", "fine"), [((0.0, 1.0), True), ((0.5, 1.5), False), ((-0.1, 0.5), False), ((float("nan"), 0.5), False)]
+)
 def test_shares_are_between_0_and_1(ends, fine):
     if fine:
         Settings(*ends).check_shares()
@@ -172,7 +232,10 @@ def test_shares_are_between_0_and_1(ends, fine):
             Settings(*ends).check_shares()
 
 
-@pytest.mark.parametrize(("widget", "message"), [("", "found 0.5. Set it to 1"), ("strength_clip", "found 'strength_clip' at 0.5. Set 'strength_clip' to 1")])
+@pytest.mark.parametrize(
+    ("widget", "message"),
+    [("", "found 0.5. Set it to 1"), ("strength_clip", "found 'strength_clip' at 0.5. Set 'strength_clip' to 1")],
+)
 def test_whole_weights_have_strength_0_or_1(widget, message):
     check_whole_weights(0.0, widget)
     check_whole_weights(1.0, widget)
@@ -182,7 +245,9 @@ def test_whole_weights_have_strength_0_or_1(widget, message):
 
 def test_vectors_stay_as_they_are_between_the_words():
     table, vector = torch.rand(5, 4), torch.rand(4, dtype=torch.float64)
-    assert torch.equal(word_embeddings([3, vector, 1], lambda ids: table[ids]), torch.stack((table[3], vector.float(), table[1])))
+    assert torch.equal(
+        word_embeddings([3, vector, 1], lambda ids: table[ids]), torch.stack((table[3], vector.float(), table[1]))
+    )
 
 
 def test_a_long_name_is_shown_cut():

@@ -1,4 +1,7 @@
-"""The subgraph blueprints as files: whole inside, with our nodes as they are, and a graph that tools/run.py can read."""
+"""The subgraph blueprints as files: whole inside, with our nodes as they are, and a graph that tools/run.py can
+read.
+"""
+
 from __future__ import annotations
 
 import json
@@ -29,7 +32,9 @@ def test_one_node_shows_the_subgraph_s_sockets(blueprint):
     [node], [inside] = blueprint["nodes"], blueprint["definitions"]["subgraphs"]
     assert node["type"] == inside["id"] and node["title"] == inside["name"] and inside["description"]
     for side in ("inputs", "outputs"):
-        assert [(slot["name"], slot["type"]) for slot in node[side]] == [(slot["name"], slot["type"]) for slot in inside[side]]
+        assert [(slot["name"], slot["type"]) for slot in node[side]] == [
+            (slot["name"], slot["type"]) for slot in inside[side]
+        ]
     assert not blueprint["links"] and all(slot["link"] is None for slot in node["inputs"])
 
 
@@ -39,7 +44,10 @@ def test_every_link_is_known_at_both_ends(blueprint):
     assert {key: inside[key]["id"] for key in OUTSIDE} == OUTSIDE
     for link in inside["links"]:
         if link["origin_id"] == -10:
-            assert link["id"] in inside["inputs"][link["origin_slot"]]["linkIds"] and inside["inputs"][link["origin_slot"]]["type"] == link["type"]
+            assert (
+                link["id"] in inside["inputs"][link["origin_slot"]]["linkIds"]
+                and inside["inputs"][link["origin_slot"]]["type"] == link["type"]
+            )
         else:
             output = nodes[link["origin_id"]]["outputs"][link["origin_slot"]]
             assert link["id"] in output["links"] and output["type"] == link["type"]
@@ -60,9 +68,13 @@ def test_nodes_inside_are_the_contract_s(blueprint):
         assert [slot["widget"]["name"] for slot in node["inputs"] if "widget" in slot] == WIDGETS[node["type"]]
         assert len(node["widgets_values"]) == len(WIDGETS[node["type"]])
         if node["type"] in SOCKETS:
-            assert [slot["name"] for slot in node["inputs"] if "widget" not in slot] == SOCKETS[node["type"]] and len(node["outputs"]) == OUTPUTS[node["type"]]
+            assert [slot["name"] for slot in node["inputs"] if "widget" not in slot] == SOCKETS[node["type"]] and len(
+                node["outputs"]
+            ) == OUTPUTS[node["type"]]
         for model in node["properties"].get("models", ()):
-            assert (published(model["name"]).link if model["name"] not in CHECKPOINTS else CHECKPOINTS[model["name"]]) == model["url"]
+            assert (
+                published(model["name"]).link if model["name"] not in CHECKPOINTS else CHECKPOINTS[model["name"]]
+            ) == model["url"]
     promoted = blueprint["nodes"][0]["properties"]["proxyWidgets"]
     by_id = {str(node["id"]): node for node in inside["nodes"]}
     wired = {(id_, slot["name"]) for id_, node in by_id.items() for slot in node["inputs"] if slot["link"] is not None}
@@ -81,5 +93,10 @@ def test_the_tools_lay_it_open(blueprint):
 
 def test_the_registry_gets_them():
     """What is published is what git has; nothing keeps the folder out."""
-    told = subprocess.run(["git", "check-ignore", *map(str, FILES), *map(str, (ROOT / "samples").iterdir())], cwd=ROOT, capture_output=True, text=True)  # noqa: S607
+    told = subprocess.run(
+        ["git", "check-ignore", *map(str, FILES), *map(str, (ROOT / "samples").iterdir())],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )  # noqa: S607
     assert told.stdout == "" and not (ROOT / ".comfyignore").exists()

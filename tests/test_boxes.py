@@ -1,4 +1,5 @@
 """Boxes from the node's text and from other nodes: what is understood, to whom it goes, and what an artist is told."""
+
 from __future__ import annotations
 
 import json
@@ -17,8 +18,17 @@ from troupe.model_patches.placement.placing import place_subjects
 from troupe.model_patches.placement.preview import GREY, fitting
 from troupe.model_patches.subjects import MAX_SUBJECTS, Box, Cast, Subject
 
-SEG = namedtuple("SEG", ["cropped_image", "cropped_mask", "confidence", "crop_region", "bbox", "label", "control_net_wrapper"], defaults=[None])  # as Impact Pack has it
-FOX, CAT, OWL = {"x": 0.1, "y": 0.2, "w": 0.3, "h": 0.5}, {"x": 0.5, "y": 0.25, "w": 0.25, "h": 0.5}, {"x": 0.0, "y": 0.0, "w": 0.2, "h": 0.1}
+# as Impact Pack has it
+SEG = namedtuple(
+    "SEG",
+    ["cropped_image", "cropped_mask", "confidence", "crop_region", "bbox", "label", "control_net_wrapper"],
+    defaults=[None],
+)
+FOX, CAT, OWL = (
+    {"x": 0.1, "y": 0.2, "w": 0.3, "h": 0.5},
+    {"x": 0.5, "y": 0.25, "w": 0.25, "h": 0.5},
+    {"x": 0.0, "y": 0.0, "w": 0.2, "h": 0.1},
+)
 
 
 def cast_of(*names):
@@ -32,7 +42,9 @@ def corners(box):
 def place(boxes="[]", names=("red fox", "cat", "owl"), wired=None, size=(1000, 500), said=None, **more):
     """[(x, y, w, h) or None] of the subjects."""
     text = boxes if isinstance(boxes, str) else json.dumps(boxes)
-    placed, *_ = place_subjects(cast_of(*names), *size, text, bounding_boxes=wired, warn=(said if said is not None else []).append, **more)
+    placed, *_ = place_subjects(
+        cast_of(*names), *size, text, bounding_boxes=wired, warn=(said if said is not None else []).append, **more
+    )
     assert [s.name for s in placed.subjects] == list(names)
     return [corners(s.box) for s in placed.subjects]
 
@@ -49,7 +61,8 @@ def of(item):
     return tuple(item[k] for k in "xywh")
 
 
-# ---- the text ----------------------------------------------------------------------------------------------------------------------------
+# ---- the text --------------------------------------------------------------------------------------------------------
+
 
 def test_element_i_is_for_subject_i_and_null_is_for_nobody():
     said = []
@@ -77,7 +90,10 @@ def test_a_box_of_an_earlier_node_stays_until_a_new_one_comes():
 def test_a_label_informs_and_a_stale_one_is_a_warning():
     said = []
     assert place([{"label": "owl", **FOX}, {"label": " Cat ", **CAT}], said=said) == [of(FOX), of(CAT), None]
-    assert said == ["Check the order of the boxes: the box labelled 'owl' is used for subject 1 ('red fox'), by its position in the list."]
+    assert said == [
+        "Check the order of the boxes: the box labelled 'owl' is used for subject 1 ('red fox'), by its "
+        "position in the list."
+    ]
 
 
 def test_a_label_binds_what_has_no_place_by_order():
@@ -86,18 +102,35 @@ def test_a_label_binds_what_has_no_place_by_order():
 
 def test_a_label_matches_a_name_that_is_escaped_for_the_prompt():
     said = []
-    assert place([{"label": "rem (re:zero)", **FOX}, {"label": "cat", **CAT}], names=(r"rem \(re:zero\)", "cat"), said=said) == [of(FOX), of(CAT)]
+    assert place(
+        [{"label": "rem (re:zero)", **FOX}, {"label": "cat", **CAT}], names=(r"rem \(re:zero\)", "cat"), said=said
+    ) == [of(FOX), of(CAT)]
     assert said == []
 
 
-@pytest.mark.parametrize(("boxes", "names", "found"), [
-    ([FOX, FOX, FOX, FOX], ("red fox", "cat", "owl"), "found box 4 without a subject."),
-    ([None, None, None, {"label": "dog", **FOX}], ("red fox", "cat", "owl"), "found box 4 labelled 'dog' without a subject."),
-    ([None, CAT, None, {"label": "cat", **FOX}], ("red fox", "cat", "owl"), "labelled 'cat' without a subject, and subject 2 ('cat') has a box already."),
-    ([None, None, {"label": "cat", **FOX}], ("cat", "cat"), "found box 3 labelled 'cat' without a subject."),
-    ([None, None, {"label": "cat", **FOX}, {"label": "cat", **CAT}], ("cat", "dog"), "found box 3 labelled 'cat' without a subject."),
-    ([FOX], (), "found box 1 without a subject."),
-])
+@pytest.mark.parametrize(
+    ("boxes", "names", "found"),
+    [
+        ([FOX, FOX, FOX, FOX], ("red fox", "cat", "owl"), "found box 4 without a subject."),
+        (
+            [None, None, None, {"label": "dog", **FOX}],
+            ("red fox", "cat", "owl"),
+            "found box 4 labelled 'dog' without a subject.",
+        ),
+        (
+            [None, CAT, None, {"label": "cat", **FOX}],
+            ("red fox", "cat", "owl"),
+            "labelled 'cat' without a subject, and subject 2 ('cat') has a box already.",
+        ),
+        ([None, None, {"label": "cat", **FOX}], ("cat", "cat"), "found box 3 labelled 'cat' without a subject."),
+        (
+            [None, None, {"label": "cat", **FOX}, {"label": "cat", **CAT}],
+            ("cat", "dog"),
+            "found box 3 labelled 'cat' without a subject.",
+        ),
+        ([FOX], (), "found box 1 without a subject."),
+    ],
+)
 def test_a_box_for_no_subject(boxes, names, found):
     sentence = fault(boxes, names=names)
     assert found in sentence
@@ -160,7 +193,8 @@ def test_a_number_too_long_for_python_is_a_fault():
 
 
 def test_good_text_has_no_fault():
-    assert fault_in(json.dumps([FOX, None, {"label": "cat", **CAT}] * 6)) is None  # how many subjects there are is not known yet
+    # how many subjects there are is not known yet
+    assert fault_in(json.dumps([FOX, None, {"label": "cat", **CAT}] * 6)) is None
     assert fault_in("") is None
 
 
@@ -183,14 +217,24 @@ unit = st.floats(0, 1)
 @settings(deadline=None)
 def test_every_box_in_the_picture_is_kept(x, y, right, bottom):
     box = {"x": x, "y": y, "w": right - x, "h": bottom - y}
-    found = place_subjects(cast_of("cat"), 64, 64, json.dumps([box]))[0].subjects[0].box if right - x > 0.002 and bottom - y > 0.002 else None
+    found = (
+        place_subjects(cast_of("cat"), 64, 64, json.dumps([box]))[0].subjects[0].box
+        if right - x > 0.002 and bottom - y > 0.002
+        else None
+    )
     if found:
         assert (found.x, found.y, found.w, found.h) == pytest.approx((x, y, right - x, bottom - y), abs=1e-12)
         assert found.x >= 0 and found.y >= 0 and found.x + found.w <= 1 + 1e-12 and found.y + found.h <= 1 + 1e-12
 
 
-json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-                           lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["x", "y", "w", "h", "label", "width", "height"]), inner), max_leaves=12)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["x", "y", "w", "h", "label", "width", "height"]), inner)
+    ),
+    max_leaves=12,
+)
 
 
 @given(value=json_values)
@@ -213,7 +257,7 @@ def test_anything_wired_gives_boxes_or_a_sentence(value):
         assert len(str(error)) < 500
 
 
-# ---- boxes of other nodes, for a picture of 1000x500 --------------------------------------------------------------------------------------
+# ---- boxes of other nodes, for a picture of 1000x500 -----------------------------------------------------------------
 
 PIXELS = {"x": 100, "y": 50, "width": 300, "height": 250}
 PARTS = (0.1, 0.1, 0.3, 0.5)
@@ -241,7 +285,9 @@ def test_wired_boxes(kind):
     assert place(wired=ONE_BOX[kind]) == [PARTS, None, None]
 
 
-@pytest.mark.parametrize("nothing", [None, [], (), [[]], [[], []], ((64, 64), []), np.zeros((0, 4)), [None], [None, None]])
+@pytest.mark.parametrize(
+    "nothing", [None, [], (), [[]], [[], []], ((64, 64), []), np.zeros((0, 4)), [None], [None, None]]
+)
 def test_nothing_wired(nothing):
     assert place(wired=nothing) == [None, None, None]
 
@@ -264,12 +310,18 @@ def test_a_wired_list_of_one_for_each_subject_goes_by_place():
 
 
 def test_wired_labels_bind():
-    segs = ((500, 1000), [SEG(None, None, 0.9, None, (500, 0, 750, 500), "owl"), SEG(None, None, 0.8, None, (100, 50, 400, 300), "Cat")])
+    segs = (
+        (500, 1000),
+        [SEG(None, None, 0.9, None, (500, 0, 750, 500), "owl"), SEG(None, None, 0.8, None, (100, 50, 400, 300), "Cat")],
+    )
     said = []
     assert place(wired=segs, said=said) == [None, PARTS, OTHER_PARTS]
     assert place([None, FOX], wired=segs) == [None, of(FOX), OTHER_PARTS]  # what was drawn counts
     assert said == []
-    dicts = [{**PIXELS, "metadata": {"type": "obj", "desc": "owl"}}, dict(zip(("x", "y", "width", "height"), OTHER, strict=True))]
+    dicts = [
+        {**PIXELS, "metadata": {"type": "obj", "desc": "owl"}},
+        dict(zip(("x", "y", "width", "height"), OTHER, strict=True)),
+    ]
     assert place(wired=dicts) == [OTHER_PARTS, None, PARTS]
 
 
@@ -279,16 +331,31 @@ def test_labels_that_are_not_unique_go_in_order():
 
     said = []
     left, right = (0, 0, 500, 500), (500, 0, 1000, 500)
-    assert place(wired=((500, 1000), [seg("girl", *right), seg("girl", *left)]), names=("girl", "girl"), said=said) == [(0.5, 0, 0.5, 1), (0, 0, 0.5, 1)]
+    assert place(wired=((500, 1000), [seg("girl", *right), seg("girl", *left)]), names=("girl", "girl"), said=said) == [
+        (0.5, 0, 0.5, 1),
+        (0, 0, 0.5, 1),
+    ]
     assert said == []
-    assert place(wired=((500, 1000), [seg("person", *right), seg("person", *left)]), names=("woman", "man"), said=said) == [(0.5, 0, 0.5, 1), (0, 0, 0.5, 1)]
-    assert said == [f"Check the order of the boxes: the box labelled 'person' is used for subject {i} ('{n}'), by its position in the list." for i, n in ((1, "woman"), (2, "man"))]
+    assert place(
+        wired=((500, 1000), [seg("person", *right), seg("person", *left)]), names=("woman", "man"), said=said
+    ) == [(0.5, 0, 0.5, 1), (0, 0, 0.5, 1)]
+    assert said == [
+        f"Check the order of the boxes: the box labelled 'person' is used for subject {i} ('{n}'), by its "
+        "position in the list."
+        for i, n in ((1, "woman"), (2, "man"))
+    ]
 
 
-@pytest.mark.parametrize(("drawn", "wired"), [([], [PIXELS] * 4), ([FOX, CAT, OWL], [PIXELS]), ([FOX, CAT], [PIXELS, OTHER])])
+@pytest.mark.parametrize(
+    ("drawn", "wired"), [([], [PIXELS] * 4), ([FOX, CAT, OWL], [PIXELS]), ([FOX, CAT], [PIXELS, OTHER])]
+)
 def test_more_wired_boxes_than_subjects(drawn, wired):
     sentence = fault(drawn, wired=wired)
-    assert "one box in 'bounding_boxes' for each subject" in sentence and "without a subject" in sentence and "subject 3 ('owl')" in sentence
+    assert (
+        "one box in 'bounding_boxes' for each subject" in sentence
+        and "without a subject" in sentence
+        and "subject 3 ('owl')" in sentence
+    )
 
 
 BAD_WIRED = {
@@ -297,9 +364,15 @@ BAD_WIRED = {
     "boolean": ([(1, 2, 3, 4), (True, 2, 3, 4)], "four numbers"),
     "text": ([(1, 2, 3, 4), ("1", 2, 3, 4)], "four numbers"),
     "nan": ([(1, 2, 3, 4), {**PIXELS, "x": math.nan}], "four finite numbers"),
-    "outside": ([(1, 2, 3, 4), {**PIXELS, "x": 900}], "in the picture of 1000x500, found x 900 to 1200, y 50 to 300 pixels. Set 'width' and 'height'"),
+    "outside": (
+        [(1, 2, 3, 4), {**PIXELS, "x": 900}],
+        "in the picture of 1000x500, found x 900 to 1200, y 50 to 300 pixels. Set 'width' and 'height'",
+    ),
     "empty": ([(1, 2, 3, 4), {**PIXELS, "width": 0}], "a width and a height"),
-    "segment the wrong way round": (((100, 100), [SEG(None, None, 1, None, b, "") for b in ((1, 1, 9, 9), (50, 50, 40, 60))]), "a width and a height"),
+    "segment the wrong way round": (
+        ((100, 100), [SEG(None, None, 1, None, b, "") for b in ((1, 1, 9, 9), (50, 50, 40, 60))]),
+        "a width and a height",
+    ),
     "segment of text": (((100, 100), [SEG(None, None, 1, None, b, "") for b in ((1, 1, 9, 9), "box")]), '"box"'),
 }
 
@@ -317,12 +390,20 @@ def test_wired_things_that_are_no_boxes(value):
         read_wired(value, (64, 64))
 
 
-# ---- size and picture --------------------------------------------------------------------------------------------------------------------
+# ---- size and picture ------------------------------------------------------------------------------------------------
+
 
 def test_a_latent_gives_the_size():
-    _, preview, width, height = place_subjects(cast_of("cat"), 1024, 1024, latent={"samples": torch.zeros(2, 4, 96, 64)}, bounding_boxes=None)
+    _, preview, width, height = place_subjects(
+        cast_of("cat"), 1024, 1024, latent={"samples": torch.zeros(2, 4, 96, 64)}, bounding_boxes=None
+    )
     assert (width, height) == (512, 768) and preview.shape == (1, 768, 512, 3)
-    assert place(wired=(64, 0, 128, 384), latent={"samples": torch.zeros(1, 16, 1, 96, 64)})[0] == (0.125, 0.0, 0.25, 0.5)
+    assert place(wired=(64, 0, 128, 384), latent={"samples": torch.zeros(1, 16, 1, 96, 64)})[0] == (
+        0.125,
+        0.0,
+        0.25,
+        0.5,
+    )
 
 
 @pytest.mark.parametrize("latent", [{}, {"samples": None}, torch.zeros(1, 4, 8, 8), {"samples": torch.zeros(8)}])
@@ -331,11 +412,24 @@ def test_what_is_no_latent(latent):
         place(latent=latent)
 
 
-@pytest.mark.parametrize(("size", "shape"), [((1024, 1024), (1024, 1024)), ((768, 1344), (1024, 585)), ((64, 64), (512, 512)), ((8192, 64), (8, 1024)), ((640, 448), (448, 640))])
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [
+        ((1024, 1024), (1024, 1024)),
+        ((768, 1344), (1024, 585)),
+        ((64, 64), (512, 512)),
+        ((8192, 64), (8, 1024)),
+        ((640, 448), (448, 640)),
+    ],
+)
 @pytest.mark.parametrize("count", [0, 1, 5, MAX_SUBJECTS])
 def test_the_preview_has_the_pictures_proportions(size, shape, count):
-    preview = place_subjects(cast_of(*[f"subject of a rather long name {i}" for i in range(count)]), *size, layout="grid")[1]
-    assert preview.shape == (1, *shape, 3) and preview.dtype == torch.float32 and preview.min() >= 0 and preview.max() <= 1
+    preview = place_subjects(
+        cast_of(*[f"subject of a rather long name {i}" for i in range(count)]), *size, layout="grid"
+    )[1]
+    assert (
+        preview.shape == (1, *shape, 3) and preview.dtype == torch.float32 and preview.min() >= 0 and preview.max() <= 1
+    )
 
 
 def rgb(colour):
@@ -351,7 +445,9 @@ def test_the_preview_shows_boxes_numbers_and_names():
     boxes = [{"x": 0.0625, "y": 0.125, "w": 0.375, "h": 0.5}, {"x": 0.5, "y": 0.5, "w": 0.25, "h": 0.25}]
     preview = place_subjects(cast_of("fox", "cat", "not placed"), 1024, 1024, json.dumps(boxes))[1]
     for i, box in enumerate(boxes):
-        left, top, right, bottom = (round(v * 1023) for v in (box["x"], box["y"], box["x"] + box["w"], box["y"] + box["h"]))
+        left, top, right, bottom = (
+            round(v * 1023) for v in (box["x"], box["y"], box["x"] + box["w"], box["y"] + box["h"])
+        )
         assert shows(preview, colour_of(i), slice(top + 40, bottom), slice(left, left + 3)) == 1  # its left edge
         assert shows(preview, colour_of(i), slice(bottom - 2, bottom + 1), slice(left, right)) == 1  # and its lower one
         label = slice(top, top + 20), slice(left, left + 50)
@@ -360,7 +456,12 @@ def test_the_preview_shows_boxes_numbers_and_names():
     assert shows(preview, colour_of(2), slice(None), slice(None)) == 0
     other = place_subjects(cast_of("owl", "cat"), 1024, 1024, json.dumps(boxes))[1]
     changed = (preview != other).any(-1)[0].nonzero()
-    assert len(changed) and changed.amin(0).ge(torch.tensor([127, 63])).all() and changed.amax(0).lt(torch.tensor([165, 200])).all()  # nothing but the label
+    # nothing but the label
+    assert (
+        len(changed)
+        and changed.amin(0).ge(torch.tensor([127, 63])).all()
+        and changed.amax(0).lt(torch.tensor([165, 200])).all()
+    )
 
 
 def test_a_small_box_in_a_large_one_stays_visible():
@@ -371,7 +472,10 @@ def test_a_small_box_in_a_large_one_stays_visible():
 
 
 def test_a_layout_knows_the_pictures_proportions():
-    assert place(layout="grid", names=("a", "b"), size=(500, 1000))[0][2] > 0.9 and place(layout="grid", names=("a", "b"), size=(1000, 500))[0][2] < 0.5
+    assert (
+        place(layout="grid", names=("a", "b"), size=(500, 1000))[0][2] > 0.9
+        and place(layout="grid", names=("a", "b"), size=(1000, 500))[0][2] < 0.5
+    )
 
 
 def test_labels_stay_in_the_picture_and_apart():
@@ -385,17 +489,29 @@ def test_labels_stay_in_the_picture_and_apart():
 
 def test_what_the_editor_keeps_beside_a_box_changes_nothing():
     """A lock, and keys of other programs."""
-    plain, locked = (place_subjects(cast_of("fox", "cat"), 512, 512, json.dumps([{**FOX, **more}, None]))[0] for more in ({}, {"locked": True, "note": {"by": "hand"}}))
-    assert [corners(s.box) for s in plain.subjects] == [corners(s.box) for s in locked.subjects] == [(0.1, 0.2, 0.3, 0.5), None]
+    plain, locked = (
+        place_subjects(cast_of("fox", "cat"), 512, 512, json.dumps([{**FOX, **more}, None]))[0]
+        for more in ({}, {"locked": True, "note": {"by": "hand"}})
+    )
+    assert (
+        [corners(s.box) for s in plain.subjects]
+        == [corners(s.box) for s in locked.subjects]
+        == [(0.1, 0.2, 0.3, 0.5), None]
+    )
     assert fault_in(json.dumps([{**FOX, "locked": True}])) is None
 
 
 def test_the_background_is_stretched_under_the_boxes():
     left_half = torch.zeros(3, 40, 80, 3)
     left_half[0, :, :40, 0] = 1
-    preview = place_subjects(cast_of("cat"), 512, 1024, json.dumps([{"x": 0.25, "y": 0.5, "w": 0.5, "h": 0.25}]), background=left_half)[1]
+    preview = place_subjects(
+        cast_of("cat"), 512, 1024, json.dumps([{"x": 0.25, "y": 0.5, "w": 0.5, "h": 0.25}]), background=left_half
+    )[1]
     assert preview.shape == (1, 1024, 512, 3)
-    assert shows(preview, "#ff0000", slice(0, 500), slice(0, 240)) == 1 and shows(preview, "#000000", slice(0, 500), slice(272, 512)) == 1
+    assert (
+        shows(preview, "#ff0000", slice(0, 500), slice(0, 240)) == 1
+        and shows(preview, "#000000", slice(0, 500), slice(272, 512)) == 1
+    )
     assert shows(preview, "#ff0000", slice(600, 700), slice(140, 240)) == 1  # not tinted
 
 

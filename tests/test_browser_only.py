@@ -1,4 +1,5 @@
 """What a saved workflow has only in the browser: the tools read it as the front end runs it."""
+
 import json
 import zlib
 
@@ -16,8 +17,12 @@ from troupe_tools.workflow.model_files import Places, file_values, wanted_files
 from troupe_tools.workflow.workflow_files import read_workflow
 
 EXTRA = {
-    "SetNode": ((("*", "*"),), (), ("*",)), "GetNode": ((), (), ("*",)), "Reroute (rgthree)": ((("", "*"),), (), ("*",)), "Label (rgthree)": ((), (), ()),
-    "Anything Everywhere": ((("anything", "*"),), (), ()), "Prompts Everywhere": ((("positive", "*"), ("negative", "*")), (), ()),
+    "SetNode": ((("*", "*"),), (), ("*",)),
+    "GetNode": ((), (), ("*",)),
+    "Reroute (rgthree)": ((("", "*"),), (), ("*",)),
+    "Label (rgthree)": ((), (), ()),
+    "Anything Everywhere": ((("anything", "*"),), (), ()),
+    "Prompts Everywhere": ((("positive", "*"), ("negative", "*")), (), ()),
 }
 
 
@@ -30,13 +35,17 @@ def sockets_of_more(monkeypatch) -> None:
 
 @pytest.fixture
 def plain() -> OldWorkflow:
-    """Checkpoint 1, prompts 2 and 3, latent 4, sampler 5, decoder 6, saver 7, with wires only where a test adds them: sampler's prompts and latent, and the picture's."""
+    """Checkpoint 1, prompts 2 and 3, latent 4, sampler 5, decoder 6, saver 7, with wires only where a test adds them:
+    sampler's prompts and latent, and the picture's.
+    """
     made = OldWorkflow()
     made.node("CheckpointLoaderSimple", "base.safetensors")
     made.node("CLIPTextEncode", "a cat", clip=(1, 1))
     made.node("CLIPTextEncode", "", clip=(1, 1))
     made.node("EmptyLatentImage", 512, 512, 1)
-    made.node("KSampler", 1, "fixed", 4, 5.0, "euler", "normal", 1.0, positive=(2, 0), negative=(3, 0), latent_image=(4, 0))
+    made.node(
+        "KSampler", 1, "fixed", 4, 5.0, "euler", "normal", 1.0, positive=(2, 0), negative=(3, 0), latent_image=(4, 0)
+    )
     made.node("VAEDecode", samples=(5, 0))
     made.node("SaveImage", "x", images=(6, 0))
     return made
@@ -49,7 +58,8 @@ def fed(workflow: dict, target: object, name: str) -> tuple | None:
     return (found[0].id, found[1]) if found else None
 
 
-# ---- nodes that pass a wire on -----------------------------------------------------------------------------------------------------------
+# ---- nodes that pass a wire on ---------------------------------------------------------------------------------------
+
 
 def test_a_get_node_gives_what_the_set_node_of_its_name_takes(plain):
     plain.node("SetNode", "m")
@@ -93,23 +103,46 @@ def test_a_get_node_in_a_subgraph_takes_the_nearest_set_node(plain):
     workflow = with_subgraph()
     inner = workflow["definitions"]["subgraphs"][0]
     sampler = inner["nodes"][1]
-    inner["nodes"].append({"id": 5, "type": "GetNode", "inputs": [], "outputs": [{"name": "*", "type": "MODEL"}], "widgets_values": ["m"]})
+    inner["nodes"].append(
+        {"id": 5, "type": "GetNode", "inputs": [], "outputs": [{"name": "*", "type": "MODEL"}], "widgets_values": ["m"]}
+    )
     inner["links"] = [link for link in inner["links"] if link["target_id"] != 2 or link["target_slot"] != 0]
-    inner["links"].append({"id": 20, "origin_id": 5, "origin_slot": 0, "target_id": 2, "target_slot": 0, "type": "MODEL"})
+    inner["links"].append(
+        {"id": 20, "origin_id": 5, "origin_slot": 0, "target_id": 2, "target_slot": 0, "type": "MODEL"}
+    )
     sampler["inputs"][0]["link"] = 20
-    workflow["nodes"].append({"id": 8, "type": "SetNode", "inputs": [{"name": "MODEL", "type": "MODEL", "link": 30}], "outputs": [], "widgets_values": ["m"]})
+    workflow["nodes"].append(
+        {
+            "id": 8,
+            "type": "SetNode",
+            "inputs": [{"name": "MODEL", "type": "MODEL", "link": 30}],
+            "outputs": [],
+            "widgets_values": ["m"],
+        }
+    )
     workflow["links"].append([30, 1, 0, 8, 0, "MODEL"])
     assert fed(workflow, "3:2", "model") == (1, 0)
-    inner["nodes"].append({"id": 6, "type": "SetNode", "inputs": [{"name": "LATENT", "type": "LATENT", "link": None}], "outputs": [], "widgets_values": ["m"]})
+    inner["nodes"].append(
+        {
+            "id": 6,
+            "type": "SetNode",
+            "inputs": [{"name": "LATENT", "type": "LATENT", "link": None}],
+            "outputs": [],
+            "widgets_values": ["m"],
+        }
+    )
     assert fed(workflow, "3:2", "model") is None, "its own level's Set node has nothing"
 
 
-# ---- Use Everywhere ----------------------------------------------------------------------------------------------------------------------
+# ---- Use Everywhere --------------------------------------------------------------------------------------------------
+
 
 def test_broadcasts_are_wired_as_the_file_lists_them(plain):
     plain.node("Anything Everywhere")
     plain.wire((1, 0), 8, "anything")
-    plain.saved["extra"]["ue_links"] = [{"downstream": 5, "downstream_slot": 0, "upstream": "1", "upstream_slot": 0, "controller": 8, "type": "MODEL"}]
+    plain.saved["extra"]["ue_links"] = [
+        {"downstream": 5, "downstream_slot": 0, "upstream": "1", "upstream_slot": 0, "controller": 8, "type": "MODEL"}
+    ]
     assert fed(plain.saved, 5, "model") == (1, 0)
     assert fed(plain.saved, 6, "vae") is None, "nothing is broadcast that the list does not have"
 
@@ -119,7 +152,11 @@ def test_without_a_list_a_broadcast_reaches_every_free_socket_of_its_type(plain)
     plain.wire((1, 2), 8, "anything")
     plain.node("Anything Everywhere")
     plain.wire((1, 0), 9, "anything")
-    assert (fed(plain.saved, 5, "model"), fed(plain.saved, 6, "vae"), fed(plain.saved, 6, "samples")) == ((1, 0), (1, 2), (5, 0))
+    assert (fed(plain.saved, 5, "model"), fed(plain.saved, 6, "vae"), fed(plain.saved, 6, "samples")) == (
+        (1, 0),
+        (1, 2),
+        (5, 0),
+    )
 
 
 def test_prompts_everywhere_tells_positive_from_negative(plain):
@@ -132,23 +169,60 @@ def test_prompts_everywhere_tells_positive_from_negative(plain):
     assert (fed(plain.saved, 5, "positive"), fed(plain.saved, 5, "negative")) == ((2, 0), (3, 0))
 
 
-# ---- folded nodes ------------------------------------------------------------------------------------------------------------------------
+# ---- folded nodes ----------------------------------------------------------------------------------------------------
+
 
 def grouped(prefix: str = "workflow>") -> dict:
     """Checkpoint, two prompts, latent, and a group node that holds sampler and decoder."""
-    sockets = [{"name": n, "type": t, "link": None} for n, t in (("model", "MODEL"), ("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent_image", "LATENT"))]
-    group = {"nodes": [{"type": "KSampler", "index": 0, "inputs": sockets, "outputs": [{"name": "LATENT", "type": "LATENT"}],
-                        "widgets_values": [1, "fixed", 20, 5.0, "euler", "normal", 1.0]},
-                       {"type": "VAEDecode", "index": 1, "inputs": [{"name": "samples", "type": "LATENT"}, {"name": "vae", "type": "VAE"}],
-                        "outputs": [{"name": "IMAGE", "type": "IMAGE"}], "widgets_values": []}],
-             "links": [[0, 0, 1, 0, 1, "LATENT"]], "external": []}
+    sockets = [
+        {"name": n, "type": t, "link": None}
+        for n, t in (
+            ("model", "MODEL"),
+            ("positive", "CONDITIONING"),
+            ("negative", "CONDITIONING"),
+            ("latent_image", "LATENT"),
+        )
+    ]
+    group = {
+        "nodes": [
+            {
+                "type": "KSampler",
+                "index": 0,
+                "inputs": sockets,
+                "outputs": [{"name": "LATENT", "type": "LATENT"}],
+                "widgets_values": [1, "fixed", 20, 5.0, "euler", "normal", 1.0],
+            },
+            {
+                "type": "VAEDecode",
+                "index": 1,
+                "inputs": [{"name": "samples", "type": "LATENT"}, {"name": "vae", "type": "VAE"}],
+                "outputs": [{"name": "IMAGE", "type": "IMAGE"}],
+                "widgets_values": [],
+            },
+        ],
+        "links": [[0, 0, 1, 0, 1, "LATENT"]],
+        "external": [],
+    }
     made = OldWorkflow()
-    for kind, values in (("CheckpointLoaderSimple", ["base.safetensors"]), ("CLIPTextEncode", ["a"]), ("CLIPTextEncode", ["b"]), ("EmptyLatentImage", [512, 512, 1])):
+    for kind, values in (
+        ("CheckpointLoaderSimple", ["base.safetensors"]),
+        ("CLIPTextEncode", ["a"]),
+        ("CLIPTextEncode", ["b"]),
+        ("EmptyLatentImage", [512, 512, 1]),
+    ):
         made.node(kind, *values)
     made.saved["extra"]["groupNodes"] = {"Sample": group}
     slots = [*[{**slot} for slot in sockets], {"name": "vae", "type": "VAE", "link": None}]
-    made.saved["nodes"].append({"id": 5, "type": f"{prefix}Sample", "mode": 0, "inputs": slots, "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": None}],
-                                "widgets_values": [7, "fixed", 4, 5.0, "euler", "normal", 1.0]})
+    made.saved["nodes"].append(
+        {
+            "id": 5,
+            "type": f"{prefix}Sample",
+            "mode": 0,
+            "inputs": slots,
+            "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": None}],
+            "widgets_values": [7, "fixed", 4, 5.0, "euler", "normal", 1.0],
+        }
+    )
     made.saved["last_node_id"] = 5
     made.wire((1, 0), 5, "model")
     made.wire((2, 0), 5, "positive")
@@ -162,9 +236,20 @@ def grouped(prefix: str = "workflow>") -> dict:
 @pytest.mark.parametrize("prefix", ["workflow/", "workflow>"])
 def test_a_group_node_is_laid_open(prefix):
     workflow = grouped(prefix)
-    assert [fed(workflow, "5:0", n) for n in ("model", "positive", "negative", "latent_image")] == [(1, 0), (2, 0), (3, 0), (4, 0)]
-    assert (fed(workflow, "5:1", "samples"), fed(workflow, "5:1", "vae"), fed(workflow, 6, "images")) == (("5:0", 0), (1, 2), ("5:1", 0))
-    assert flatten(workflow)["nodes"][-2]["widgets_values"] == [7, "fixed", 4, 5.0, "euler", "normal", 1.0], "the values that the group node shows"
+    assert [fed(workflow, "5:0", n) for n in ("model", "positive", "negative", "latent_image")] == [
+        (1, 0),
+        (2, 0),
+        (3, 0),
+        (4, 0),
+    ]
+    assert (fed(workflow, "5:1", "samples"), fed(workflow, "5:1", "vae"), fed(workflow, 6, "images")) == (
+        ("5:0", 0),
+        (1, 2),
+        ("5:1", 0),
+    )
+    assert flatten(workflow)["nodes"][-2]["widgets_values"] == [7, "fixed", 4, 5.0, "euler", "normal", 1.0], (
+        "the values that the group node shows"
+    )
 
 
 def test_a_group_of_an_older_file_is_read():
@@ -190,10 +275,21 @@ def test_inputs_of_one_name_in_a_group_have_their_nodes_titles():
 def test_a_subgraph_that_feeds_itself_ends_in_a_sentence():
     links = [{"id": 1, "origin_id": -10, "origin_slot": 0, "target_id": -20, "target_slot": 0, "type": "LATENT"}]
     graph = {"id": "A", "name": "A", "inputs": [{"name": "x"}], "nodes": [], "links": links}
-    outer = {"id": 1, "type": "A", "inputs": [{"name": "x", "type": "LATENT", "link": 5}], "outputs": [{"name": "x", "type": "LATENT"}]}
+    outer = {
+        "id": 1,
+        "type": "A",
+        "inputs": [{"name": "x", "type": "LATENT", "link": 5}],
+        "outputs": [{"name": "x", "type": "LATENT"}],
+    }
     taker = {"id": 2, "type": "Odd", "inputs": [{"name": "x", "type": "LATENT", "link": 6}], "outputs": []}
     with pytest.raises(RunError, match="form a loop through its subgraphs"):
-        flatten({"nodes": [outer, taker], "links": [[5, 1, 0, 1, 0, "LATENT"], [6, 1, 0, 2, 0, "LATENT"]], "definitions": {"subgraphs": [graph]}})
+        flatten(
+            {
+                "nodes": [outer, taker],
+                "links": [[5, 1, 0, 1, 0, "LATENT"], [6, 1, 0, 2, 0, "LATENT"]],
+                "definitions": {"subgraphs": [graph]},
+            }
+        )
 
 
 def test_a_bypassed_subgraph_passes_its_own_inputs_on():
@@ -206,14 +302,18 @@ def test_a_bypassed_subgraph_passes_its_own_inputs_on():
     assert fed(workflow, 4, "any") is None, "a muted one gives nothing"
 
 
-# ---- links -------------------------------------------------------------------------------------------------------------------------------
+# ---- links -----------------------------------------------------------------------------------------------------------
+
 
 def test_records_nulls_and_dead_links_read_like_lists_without_them(plain):
     plain.wire((1, 0), 5, "model")
     clean = Graph(flatten(plain.saved))
     wires = [(node.id, name, fed(plain.saved, node.id, name)) for node in clean.nodes.values() for name in node.inputs]
     records = json.loads(json.dumps(plain.saved))
-    records["links"] = [dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), link, strict=True)) for link in records["links"]]
+    records["links"] = [
+        dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), link, strict=True))
+        for link in records["links"]
+    ]
     plain.saved["links"] += [None, [900, 77, 0, 6, 1, "VAE"], [901, 5, 0, 78, 0, "LATENT"]]
     plain.raw(6)["inputs"][1]["link"] = 900
     for workflow in (records, plain.saved):
@@ -235,7 +335,8 @@ def test_a_link_lies_where_an_input_names_it(plain):
     assert broken_links(plain.saved) == []
 
 
-# ---- widgets -----------------------------------------------------------------------------------------------------------------------------
+# ---- widgets ---------------------------------------------------------------------------------------------------------
+
 
 def compressed(workflow: dict) -> dict:
     """As the front end writes it into pictures and exports: of the widgets only the wired ones are listed."""
@@ -257,40 +358,73 @@ def test_templates_read_alike_without_their_list_of_widgets(name):
 
 def test_values_of_an_unknown_class_are_not_guessed(plain):
     """Of two values one name is known: whose it is the file does not say."""
-    node = Node({"id": 1, "type": "Odd", "inputs": [{"name": "second", "widget": {"name": "second"}, "link": 5}], "widgets_values": ["a", 2]})
+    node = Node(
+        {
+            "id": 1,
+            "type": "Odd",
+            "inputs": [{"name": "second", "widget": {"name": "second"}, "link": 5}],
+            "widgets_values": ["a", 2],
+        }
+    )
     assert node.widget_places() == {}
 
 
 def test_a_subgraph_shows_its_values_also_where_inner_widgets_are_not_listed():
     graph = Graph(flatten(compressed(with_subgraph())))
-    assert (graph.value(graph.nodes["3:2"], "steps"), graph.value(graph.nodes["3:2"], "seed"), graph.value(graph.nodes["3:1"], "text")) == (30, 1, "a dog")
+    assert (
+        graph.value(graph.nodes["3:2"], "steps"),
+        graph.value(graph.nodes["3:2"], "seed"),
+        graph.value(graph.nodes["3:1"], "text"),
+    ) == (30, 1, "a dog")
 
 
 def test_a_subgraph_that_says_which_widget_is_whose_is_taken_at_its_word():
     workflow = with_subgraph()
     outer = workflow["nodes"][2]
-    outer["properties"], outer["widgets_values"] = {"proxyWidgets": [["-1", "text"], ["2", "seed"], ["-1", "steps"]]}, ["a fox", 99, 12]
+    outer["properties"], outer["widgets_values"] = (
+        {"proxyWidgets": [["-1", "text"], ["2", "seed"], ["-1", "steps"]]},
+        ["a fox", 99, 12],
+    )
     for proxies in (outer["properties"]["proxyWidgets"], json.dumps(outer["properties"]["proxyWidgets"])):
         outer["properties"]["proxyWidgets"] = proxies
         graph = Graph(flatten(workflow))
-        assert (graph.value(graph.nodes["3:2"], "steps"), graph.value(graph.nodes["3:1"], "text"), graph.value(graph.nodes["3:2"], "seed")) == (12, "a fox", 1)
+        assert (
+            graph.value(graph.nodes["3:2"], "steps"),
+            graph.value(graph.nodes["3:1"], "text"),
+            graph.value(graph.nodes["3:2"], "seed"),
+        ) == (12, "a fox", 1)
 
 
 def test_a_value_goes_through_two_subgraphs():
     def holder(id_: str, inner: dict) -> dict:
-        links = [{"id": 1, "origin_id": -10, "origin_slot": 0, "target_id": inner["id"], "target_slot": 0, "type": "COMBO"}]
+        links = [
+            {"id": 1, "origin_id": -10, "origin_slot": 0, "target_id": inner["id"], "target_slot": 0, "type": "COMBO"}
+        ]
         return {"id": id_, "name": id_, "inputs": [{"name": "ckpt_name"}], "nodes": [inner], "links": links}
 
     slot = {"name": "ckpt_name", "type": "COMBO", "widget": {"name": "ckpt_name"}, "link": 1}
-    loader = {"id": 1, "type": "CheckpointLoaderSimple", "inputs": [{**slot}], "outputs": [], "widgets_values": ["innermost.safetensors"]}
+    loader = {
+        "id": 1,
+        "type": "CheckpointLoaderSimple",
+        "inputs": [{**slot}],
+        "outputs": [],
+        "widgets_values": ["innermost.safetensors"],
+    }
     middle = {"id": 2, "type": "A", "inputs": [{**slot}], "outputs": [], "widgets_values": ["middle.safetensors"]}
-    outer = {"id": 3, "type": "B", "inputs": [{**slot, "link": None}], "outputs": [], "widgets_values": ["outer.safetensors"]}
+    outer = {
+        "id": 3,
+        "type": "B",
+        "inputs": [{**slot, "link": None}],
+        "outputs": [],
+        "widgets_values": ["outer.safetensors"],
+    }
     workflow = {"nodes": [outer], "links": [], "definitions": {"subgraphs": [holder("A", loader), holder("B", middle)]}}
     graph = Graph(flatten(workflow))
     assert graph.value(graph.nodes["3:2:1"], "ckpt_name") == "outer.safetensors"
 
 
-# ---- for the host ------------------------------------------------------------------------------------------------------------------------
+# ---- for the host ----------------------------------------------------------------------------------------------------
+
 
 def test_the_host_gets_no_virtual_node_and_every_wire(plain):
     plain.node("SetNode", "m")
@@ -310,19 +444,30 @@ def test_the_host_gets_no_virtual_node_and_every_wire(plain):
 
 def test_an_api_prompt_whose_wire_ends_in_nothing_has_no_value_there():
     graph = Graph(flatten({"1": {"class_type": "Two", "inputs": {"model": ["9", 0], "steps": 3}}}))
-    assert graph.nodes["1"].inputs["model"] == {"name": "model", "type": "*", "link": None} and graph.value(graph.nodes["1"], "steps") == 3
+    assert (
+        graph.nodes["1"].inputs["model"] == {"name": "model", "type": "*", "link": None}
+        and graph.value(graph.nodes["1"], "steps") == 3
+    )
 
 
 def test_an_api_prompt_comes_back_as_it_was():
     """Also where a value beside a seed looks like the widget that a saved workflow has there."""
-    prompt = {"1": {"class_type": "Odd", "inputs": {"seed": 5, "mode": "fixed", "text": ["2", 1]}}, "2": {"class_type": "Two", "inputs": {}}}
+    prompt = {
+        "1": {"class_type": "Odd", "inputs": {"seed": 5, "mode": "fixed", "text": ["2", 1]}},
+        "2": {"class_type": "Two", "inputs": {}},
+    }
     assert as_prompt(flatten(prompt)) == prompt
 
 
 @pytest.mark.parametrize("lost", [{}, {"class_type": None}])
 def test_a_node_that_was_lost_in_an_export_is_named(lost):
-    prompt = {"1": {"class_type": "Two", "inputs": {}}, "5": {"inputs": {"model": ["1", 0]}, "_meta": {"title": "Apply IPAdapter"}, **lost}}
-    with pytest.raises(RunError, match=r"'Apply IPAdapter' \(node 5\): its pack was missing when the file was exported. Install"):
+    prompt = {
+        "1": {"class_type": "Two", "inputs": {}},
+        "5": {"inputs": {"model": ["1", 0]}, "_meta": {"title": "Apply IPAdapter"}, **lost},
+    }
+    with pytest.raises(
+        RunError, match=r"'Apply IPAdapter' \(node 5\): its pack was missing when the file was exported. Install"
+    ):
         flatten(prompt)
 
 
@@ -332,10 +477,21 @@ def test_packs_of_the_browser_alone_are_a_note_where_the_host_has_none_of_their_
     graph = Graph(flatten(plain.saved))
     bare = {"KSampler": {"python_module": "nodes"}}
     assert browser_packs(graph, bare) == ["comfyui-kjnodes", "rgthree-comfy"]
-    assert browser_packs(graph, {**bare, "X": {"python_module": "custom_nodes.ComfyUI-KJNodes"}, "Y": {"python_module": "custom_nodes.rgthree-comfy"}}) == []
+    assert (
+        browser_packs(
+            graph,
+            {
+                **bare,
+                "X": {"python_module": "custom_nodes.ComfyUI-KJNodes"},
+                "Y": {"python_module": "custom_nodes.rgthree-comfy"},
+            },
+        )
+        == []
+    )
 
 
-# ---- the converter -----------------------------------------------------------------------------------------------------------------------
+# ---- the converter ---------------------------------------------------------------------------------------------------
+
 
 def behind(workflow: dict, kind: str, name: str) -> tuple | None:
     """(class, slot) behind an input of the only node of a class."""
@@ -373,7 +529,11 @@ def test_a_set_node_that_others_use_stays():
     made.wire((getter, 0), 4, "ipadapter")
     made.node("IPAdapterTiled", 1.0, "linear", model=(1, 0))
     made.wire((other, 0), made.saved["last_node_id"], "ipadapter")
-    left = [raw["id"] for raw in from_ipadapter(made.saved).workflow["nodes"] if raw["type"] in ("SetNode", "GetNode", "IPAdapterUnifiedLoader")]
+    left = [
+        raw["id"]
+        for raw in from_ipadapter(made.saved).workflow["nodes"]
+        if raw["type"] in ("SetNode", "GetNode", "IPAdapterUnifiedLoader")
+    ]
     assert left == [2, setter, other]
 
 
@@ -383,8 +543,24 @@ def test_a_photo_and_an_adapter_that_are_broadcast_are_wired(listed):
     everywhere = made.node("Anything Everywhere")
     made.wire((2, 1), everywhere, "anything")
     if listed:
-        made.saved["extra"]["ue_links"] = [{"downstream": 4, "downstream_slot": 1, "upstream": "2", "upstream_slot": 1, "controller": everywhere, "type": "IPADAPTER"},
-                                           {"downstream": 4, "downstream_slot": 2, "upstream": "3", "upstream_slot": 0, "controller": everywhere, "type": "IMAGE"}]
+        made.saved["extra"]["ue_links"] = [
+            {
+                "downstream": 4,
+                "downstream_slot": 1,
+                "upstream": "2",
+                "upstream_slot": 1,
+                "controller": everywhere,
+                "type": "IPADAPTER",
+            },
+            {
+                "downstream": 4,
+                "downstream_slot": 2,
+                "upstream": "3",
+                "upstream_slot": 0,
+                "controller": everywhere,
+                "type": "IMAGE",
+            },
+        ]
         made.raw(4)["inputs"][2]["link"] = None
         made.saved["links"] = [link for link in made.saved["links"] if link[3] != 4 or link[4] != 2]
     new = from_ipadapter(made.saved)
@@ -396,10 +572,21 @@ def test_a_set_node_that_a_subgraph_uses_stays():
     setter, getter = made.node("SetNode", "ipa"), made.node("GetNode", "ipa")
     made.wire((2, 1), setter, "*")
     made.wire((getter, 0), 4, "ipadapter")
-    inner = {"id": 1, "type": "GetNode", "mode": 0, "inputs": [], "outputs": [{"name": "*", "type": "*"}], "widgets_values": ["ipa"]}
+    inner = {
+        "id": 1,
+        "type": "GetNode",
+        "mode": 0,
+        "inputs": [],
+        "outputs": [{"name": "*", "type": "*"}],
+        "widgets_values": ["ipa"],
+    }
     made.saved["definitions"] = {"subgraphs": [{"id": "abc", "name": "Faces", "nodes": [inner], "links": []}]}
-    made.saved["nodes"].append({"id": 60, "type": "abc", "pos": [0, 0], "mode": 0, "inputs": [], "outputs": [], "widgets_values": []})
-    assert {"SetNode", "IPAdapterUnifiedLoader"} <= {raw["type"] for raw in from_ipadapter(made.saved).workflow["nodes"]}
+    made.saved["nodes"].append(
+        {"id": 60, "type": "abc", "pos": [0, 0], "mode": 0, "inputs": [], "outputs": [], "widgets_values": []}
+    )
+    assert {"SetNode", "IPAdapterUnifiedLoader"} <= {
+        raw["type"] for raw in from_ipadapter(made.saved).workflow["nodes"]
+    }
 
 
 def test_a_broadcast_of_the_rewritten_node_comes_from_the_new_one():
@@ -411,7 +598,16 @@ def test_a_broadcast_of_the_rewritten_node_comes_from_the_new_one():
     sampler["inputs"][0]["link"] = None
     made.saved["links"] = [one for one in made.saved["links"] if one[0] != link]
     made.wire((4, 0), everywhere, "anything")
-    made.saved["extra"]["ue_links"] = [{"downstream": sampler["id"], "downstream_slot": 0, "upstream": "4", "upstream_slot": 0, "controller": everywhere, "type": "MODEL"}]
+    made.saved["extra"]["ue_links"] = [
+        {
+            "downstream": sampler["id"],
+            "downstream_slot": 0,
+            "upstream": "4",
+            "upstream_slot": 0,
+            "controller": everywhere,
+            "type": "MODEL",
+        }
+    ]
     assert behind(from_ipadapter(made.saved).workflow, "KSampler", "model") == ("TroupeApplyImageAttention", 0)
 
 
@@ -446,7 +642,8 @@ def test_nodes_out_of_sight_stay_with_a_sentence():
     assert new.carried == 2 and any("lies inside 'Faces'; unpack that" in line for line in new.said)
 
 
-# ---- files -------------------------------------------------------------------------------------------------------------------------------
+# ---- files -----------------------------------------------------------------------------------------------------------
+
 
 def test_the_workflow_in_a_picture_is_read(tmp_path):
     workflow = stacked_by_preset()
@@ -473,29 +670,52 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
 
-@pytest.mark.parametrize("chunks", [
-    [(b"comf", b"workflow\0")], [(b"iTXt", b"workflow\0\0\0\0\0")], [(b"tEXt", b"Workflow\0")], [(b"tEXt", b"workflow\0{ cut off"), (b"tEXt", b"prompt\0")],
-], ids=["animated", "international", "a capital", "a cut one, and a prompt"])
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [(b"comf", b"workflow\0")],
+        [(b"iTXt", b"workflow\0\0\0\0\0")],
+        [(b"tEXt", b"Workflow\0")],
+        [(b"tEXt", b"workflow\0{ cut off"), (b"tEXt", b"prompt\0")],
+    ],
+    ids=["animated", "international", "a capital", "a cut one, and a prompt"],
+)
 def test_chunks_of_pictures_are_read_as_the_browser_reads_them(chunks, tmp_path):
     """Names beyond Latin; no pixels are looked at, however many there would be. The last chunk has the workflow."""
     said = json.dumps({"1": {"class_type": "Note", "inputs": {"text": "猫"}}}, ensure_ascii=False).encode()
     head = chunk(b"IHDR", (60000).to_bytes(4, "big") * 2 + bytes((8, 2, 0, 0, 0)))
     *first, (kind, key) = chunks
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + head + b"".join(chunk(*one) for one in first) + chunk(kind, key + said) + b"cut")
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + head + b"".join(chunk(*one) for one in first) + chunk(kind, key + said) + b"cut"
+    )
     assert read_workflow(tmp_path / "a.png") == json.loads(said)
 
 
-@pytest.mark.parametrize(("value", "found"), [
-    ("sdxl/my model v2.safetensors", True), ("a cat, in the manner of old.safetensors", False), ("https://example.org/a.safetensors", False),
-    ("this here is what I wrote about my favourite old.safetensors", False),
-])
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("sdxl/my model v2.safetensors", True),
+        ("a cat, in the manner of old.safetensors", False),
+        ("https://example.org/a.safetensors", False),
+        ("this here is what I wrote about my favourite old.safetensors", False),
+    ],
+)
 def test_a_text_that_ends_in_a_files_name_is_no_file(value, found):
     node = Node({"id": 1, "type": "Odd", "inputs": [], "widgets_values": [value]})
     assert list(file_values(node)) == ([value] if found else [])
 
 
 def test_a_socket_or_a_host_says_what_is_a_text():
-    node = Node({"id": 1, "type": "Odd", "inputs": [{"name": "text", "type": "STRING", "widget": {"name": "text"}}], "widgets_values": ["old.safetensors"]})
+    node = Node(
+        {
+            "id": 1,
+            "type": "Odd",
+            "inputs": [{"name": "text", "type": "STRING", "widget": {"name": "text"}}],
+            "widgets_values": ["old.safetensors"],
+        }
+    )
     assert list(file_values(node)) == []
     node = Node({"id": 1, "type": "Odd", "inputs": [], "widgets_values": ["old.safetensors", "base.safetensors"]})
-    assert list(file_values(node, {"input": {"required": {"note": ["STRING", {}], "name": [["base.safetensors"]]}}})) == ["base.safetensors"]
+    assert list(
+        file_values(node, {"input": {"required": {"note": ["STRING", {}], "name": [["base.safetensors"]]}}})
+    ) == ["base.safetensors"]

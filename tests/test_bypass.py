@@ -1,4 +1,7 @@
-"""Bypassed nodes (Ctrl+B): which input each output hands on, by the front end's rule. tests/browser/test_bypass.py asks the front end itself."""
+"""Bypassed nodes (Ctrl+B): which input each output hands on, by the front end's rule. tests/browser/test_bypass.py asks
+the front end itself.
+"""
+
 from __future__ import annotations
 
 import copy
@@ -18,7 +21,10 @@ OWN = {"second positive": "middle"}  # output -> the input of the same meaning, 
 
 def as_added(id: str) -> dict:
     """A node as the front end adds it from the menu: sockets first, required before optional, then the widgets."""
-    entries = sorted(CONTRACT[id]["inputs"], key=lambda e: (e["type"] in WIDGETS and not e.get("forceInput"), e.get("optional", False)))
+    entries = sorted(
+        CONTRACT[id]["inputs"],
+        key=lambda e: (e["type"] in WIDGETS and not e.get("forceInput"), e.get("optional", False)),
+    )
     return {"inputs": [{"name": e["id"], "type": e["type"]} for e in entries], "outputs": CONTRACT[id]["outputs"]}
 
 
@@ -36,8 +42,14 @@ def check_hand_on(raw: dict) -> int:
 def test_every_node_hands_on_its_own_inputs():
     found = {id: check_hand_on(as_added(id)) for id in CONTRACT}
     assert {id: n for id, n in found.items() if n} == {
-        "TroupeApplyWeights": 2, "TroupeAddSubject": 1, "TroupePlaceSubjects": 5, "TroupeApplyImageAttention": 4, "TroupeApplyGated": 4, "TroupeRecordRelevance": 1,
-        "TroupeQuickSubjects": 3}
+        "TroupeApplyWeights": 2,
+        "TroupeAddSubject": 1,
+        "TroupePlaceSubjects": 5,
+        "TroupeApplyImageAttention": 4,
+        "TroupeApplyGated": 4,
+        "TroupeRecordRelevance": 1,
+        "TroupeQuickSubjects": 3,
+    }
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
@@ -48,19 +60,31 @@ def test_every_saved_node_of_a_template_hands_on_its_own_inputs(path):
         check_hand_on(node)
 
 
-@pytest.mark.parametrize(("slot", "kind", "expected"), [
-    (0, "MODEL", "model"),
-    (1, "CONDITIONING", "first"),  # slot 1 is an image, so the first input of the type
-    (3, "CONDITIONING", "second"),  # the same slot number wins over the first of the type
-    (2, "MASK", "any"),  # nothing has the type: the first that takes it
-    (4, "LATENT", "any"),
-    (1, "*", "image"),  # a socket that takes anything gets the same slot number, whatever is in it
-    (9, "*", "model"),
-])
+@pytest.mark.parametrize(
+    ("slot", "kind", "expected"),
+    [
+        (0, "MODEL", "model"),
+        (1, "CONDITIONING", "first"),  # slot 1 is an image, so the first input of the type
+        (3, "CONDITIONING", "second"),  # the same slot number wins over the first of the type
+        (2, "MASK", "any"),  # nothing has the type: the first that takes it
+        (4, "LATENT", "any"),
+        (1, "*", "image"),  # a socket that takes anything gets the same slot number, whatever is in it
+        (9, "*", "model"),
+    ],
+)
 def test_the_front_ends_rule(slot, kind, expected):
-    inputs = [("model", "MODEL"), ("image", "IMAGE"), ("first", "CONDITIONING"), ("second", "CONDITIONING"), ("any", "*")]
+    inputs = [
+        ("model", "MODEL"),
+        ("image", "IMAGE"),
+        ("first", "CONDITIONING"),
+        ("second", "CONDITIONING"),
+        ("any", "*"),
+    ]
     outputs = ["MODEL", "CONDITIONING", "MASK", "CONDITIONING", "LATENT"]
-    raw = {"inputs": [{"name": name, "type": type} for name, type in inputs], "outputs": [{"name": type, "type": type} for type in outputs]}
+    raw = {
+        "inputs": [{"name": name, "type": type} for name, type in inputs],
+        "outputs": [{"name": type, "type": type} for type in outputs],
+    }
     assert passed_on(raw, slot, kind)["name"] == expected
     raw["inputs"].pop()
     assert expected != "any" or passed_on(raw, slot, kind) is None
@@ -74,8 +98,14 @@ def with_bypassed(workflow: dict, type: str, outputs: tuple[str, ...], inputs: t
     """The workflow with a bypassed node before the positive and negative of Apply Image Attention."""
     changed = copy.deepcopy(workflow)
     apply = next(node for node in changed["nodes"] if node["type"] == "TroupeApplyImageAttention")
-    new = {"id": 900, "type": type, "mode": BYPASSED, "widgets_values": [], "inputs": [{"name": name, "type": "CONDITIONING", "link": None} for name in inputs],
-           "outputs": [{"name": name, "type": "CONDITIONING", "links": []} for name in outputs]}
+    new = {
+        "id": 900,
+        "type": type,
+        "mode": BYPASSED,
+        "widgets_values": [],
+        "inputs": [{"name": name, "type": "CONDITIONING", "link": None} for name in inputs],
+        "outputs": [{"name": name, "type": "CONDITIONING", "links": []} for name in outputs],
+    }
     changed["nodes"].append(new)
     for name in ("positive", "negative"):
         at = next(i for i, one in enumerate(apply["inputs"]) if one["name"] == name)
@@ -106,4 +136,8 @@ def test_a_bypassed_apply_node_gives_the_sampler_its_own_prompts():
     texts = [graph.value(graph.source(sampler, name)[0], "text") for name in ("positive", "negative")]
     job = read_job(json.loads((ROOT / "workflows" / "4_two_subjects.json").read_text()))
     record = graph.source(sampler, "model")[0]
-    assert texts == [job.prompt, job.negative] and record.type == "TroupeRecordRelevance" and graph.source(record, "model")[0].type == "CheckpointLoaderSimple"
+    assert (
+        texts == [job.prompt, job.negative]
+        and record.type == "TroupeRecordRelevance"
+        and graph.source(record, "model")[0].type == "CheckpointLoaderSimple"
+    )

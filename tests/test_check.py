@@ -1,4 +1,7 @@
-"""tools/check.py without ComfyUI: reading any workflow, model files and links, and what a host's /object_info says about nodes, wires and values."""
+"""tools/check.py without ComfyUI: reading any workflow, model files and links, and what a host's /object_info says
+about nodes, wires and values.
+"""
+
 from __future__ import annotations
 
 import copy
@@ -29,23 +32,69 @@ TEMPLATES = [name for name in EVERY if name not in REHEARSALS]
 NOWHERE = Places(())
 PICTURE = ["COMBO", {"options": ["example.png"], "image_upload": True}]
 INFO = {  # as a host answers /object_info: older nodes list their options in place of a type
-    "CheckpointLoaderSimple": {"input": {"required": {"ckpt_name": [["here.safetensors", "sub/there.safetensors"]]}}, "output": ["MODEL", "CLIP", "VAE"]},
-    "CLIPTextEncode": {"input": {"required": {"text": ["STRING", {"multiline": True}], "clip": ["CLIP"]}}, "output": ["CONDITIONING"]},
-    "EmptyLatentImage": {"input": {"required": {"width": ["INT", {"min": 16, "max": 16384}], "height": ["INT", {"min": 16}], "batch_size": ["INT", {}]}}, "output": ["LATENT"]},
-    "KSampler": {"input": {"required": {
-        "model": ["MODEL"], "seed": ["INT", {"control_after_generate": True}], "steps": ["INT", {"min": 1, "max": 10000}], "cfg": ["FLOAT", {"min": 0.0, "max": 100.0}],
-        "sampler_name": [["euler", "heun"]], "scheduler": [["normal", "karras"]], "positive": ["CONDITIONING"], "negative": ["CONDITIONING"], "latent_image": ["LATENT"],
-        "denoise": ["FLOAT", {"min": 0.0, "max": 1.0}]}}, "output": ["LATENT"], "output_node": True},
+    "CheckpointLoaderSimple": {
+        "input": {"required": {"ckpt_name": [["here.safetensors", "sub/there.safetensors"]]}},
+        "output": ["MODEL", "CLIP", "VAE"],
+    },
+    "CLIPTextEncode": {
+        "input": {"required": {"text": ["STRING", {"multiline": True}], "clip": ["CLIP"]}},
+        "output": ["CONDITIONING"],
+    },
+    "EmptyLatentImage": {
+        "input": {
+            "required": {
+                "width": ["INT", {"min": 16, "max": 16384}],
+                "height": ["INT", {"min": 16}],
+                "batch_size": ["INT", {}],
+            }
+        },
+        "output": ["LATENT"],
+    },
+    "KSampler": {
+        "input": {
+            "required": {
+                "model": ["MODEL"],
+                "seed": ["INT", {"control_after_generate": True}],
+                "steps": ["INT", {"min": 1, "max": 10000}],
+                "cfg": ["FLOAT", {"min": 0.0, "max": 100.0}],
+                "sampler_name": [["euler", "heun"]],
+                "scheduler": [["normal", "karras"]],
+                "positive": ["CONDITIONING"],
+                "negative": ["CONDITIONING"],
+                "latent_image": ["LATENT"],
+                "denoise": ["FLOAT", {"min": 0.0, "max": 1.0}],
+            }
+        },
+        "output": ["LATENT"],
+        "output_node": True,
+    },
     "LoadImage": {"input": {"required": {"image": PICTURE}}, "output": ["IMAGE", "MASK"], "output_node": True},
-    "Either": {"input": {"required": {"any": ["IMAGE,MASK"]}, "optional": {"more": ["*"]}}, "output": ["COMBO"], "output_node": True},
+    "Either": {
+        "input": {"required": {"any": ["IMAGE,MASK"]}, "optional": {"more": ["*"]}},
+        "output": ["COMBO"],
+        "output_node": True,
+    },
 }
 SAMPLING = {  # an API prompt that INFO's host takes
     "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "here.safetensors"}},
     "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a dog", "clip": ["1", 1]}},
     "3": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 512, "batch_size": 1}},
-    "4": {"class_type": "KSampler", "_meta": {"title": "Sample"}, "inputs": {
-        "model": ["1", 0], "seed": 1, "steps": 20, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "positive": ["2", 0], "negative": ["2", 0], "latent_image": ["3", 0],
-        "denoise": 1.0}},
+    "4": {
+        "class_type": "KSampler",
+        "_meta": {"title": "Sample"},
+        "inputs": {
+            "model": ["1", 0],
+            "seed": 1,
+            "steps": 20,
+            "cfg": 5.0,
+            "sampler_name": "euler",
+            "scheduler": "normal",
+            "positive": ["2", 0],
+            "negative": ["2", 0],
+            "latent_image": ["3", 0],
+            "denoise": 1.0,
+        },
+    },
 }
 
 
@@ -63,7 +112,13 @@ def write(path: Path) -> None:
     if encoder is None:
         path.touch()
         return
-    save_file({"vision_model.embeddings.class_embedding": torch.zeros(encoder.hidden), "visual_projection.weight": torch.zeros(encoder.pooled, 1).half()}, str(path))
+    save_file(
+        {
+            "vision_model.embeddings.class_embedding": torch.zeros(encoder.hidden),
+            "visual_projection.weight": torch.zeros(encoder.pooled, 1).half(),
+        },
+        str(path),
+    )
 
 
 def template(name: str) -> dict:
@@ -83,7 +138,8 @@ def files_of(name: str) -> dict[tuple[str, str], str]:
     return {**{(file.folder, file.name): file.link for file in needed_models(Graph(workflow), NOWHERE)}, **records}
 
 
-# ---- files -------------------------------------------------------------------------------------------------------------------------------
+# ---- files -----------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_without_any_file_each_is_named_with_its_link(name):
@@ -92,7 +148,9 @@ def test_without_any_file_each_is_named_with_its_link(name):
     for (folder, file), link in files_of(name).items():
         [told] = [finding.text for finding in report.findings if f"expected models/{folder}/{file}" in finding.text]
         if link:
-            assert f"; {'download' if '/resolve/' in link else 'look on'} {link} " in told and told.endswith(f"and save it under this name in models/{folder}.")
+            assert f"; {'download' if '/resolve/' in link else 'look on'} {link} " in told and told.endswith(
+                f"and save it under this name in models/{folder}."
+            )
         else:
             assert told.endswith("no link is known, look at the page you have the workflow from.")
     assert report.notes[0].startswith("not checked: node types, values and sockets of the nodes, since none is here")
@@ -109,11 +167,20 @@ def test_templates_pass_once_the_files_are_there(name, tmp_path):
 @pytest.mark.parametrize("name", REHEARSALS)
 def test_a_rehearsal_needs_no_file(name):
     report = check(template(name), Here(None, NOWHERE, without="none is here"))
-    assert files_of(name) == {} and report.findings == () and report.summary().endswith("no problem found, as far as could be checked")
+    assert (
+        files_of(name) == {}
+        and report.findings == ()
+        and report.summary().endswith("no problem found, as far as could be checked")
+    )
 
 
 def test_the_adapter_of_the_rehearsal_is_no_missing_file():
-    workflow = {"1": {"class_type": "TroupeQuickSubjects", "inputs": {"adapter_name": "rehearsal/rehearsal_mip_adapter.safetensors"}}}
+    workflow = {
+        "1": {
+            "class_type": "TroupeQuickSubjects",
+            "inputs": {"adapter_name": "rehearsal/rehearsal_mip_adapter.safetensors"},
+        }
+    }
     assert not [text for text in texts(workflow, Here(None, NOWHERE)) if "model file" in text]
 
 
@@ -127,14 +194,23 @@ def test_an_encoder_is_found_under_any_name(name, tmp_path):
     assert texts(template(name), Here(None, places_of(tmp_path))) == []
 
 
-@pytest.mark.parametrize(("kind", "value", "folder"), [
-    ("LoraLoader", "my/style.safetensors", "loras"), ("UNETLoader", "flux.sft", "diffusion_models"), ("VAELoader", "vae.pt", "vae"),
-    ("CLIPLoader", "t5.safetensors", "text_encoders"), ("IPAdapterModelLoader", "ip.bin", "ipadapter"), ("TroupeLoadAdapter", "mine.safetensors", "clip_vision"),
-])
+@pytest.mark.parametrize(
+    ("kind", "value", "folder"),
+    [
+        ("LoraLoader", "my/style.safetensors", "loras"),
+        ("UNETLoader", "flux.sft", "diffusion_models"),
+        ("VAELoader", "vae.pt", "vae"),
+        ("CLIPLoader", "t5.safetensors", "text_encoders"),
+        ("IPAdapterModelLoader", "ip.bin", "ipadapter"),
+        ("TroupeLoadAdapter", "mine.safetensors", "clip_vision"),
+    ],
+)
 def test_files_of_other_loaders(kind, value, folder, tmp_path):
     workflow = {"1": {"class_type": kind, "inputs": {"name": value}}}
     assert texts(workflow, Here(None, places_of(tmp_path))) == [
-        f"model file: expected models/{folder}/{value}, found no such file; no link is known, look at the page you have the workflow from."]
+        f"model file: expected models/{folder}/{value}, found no such file; no link is known, look at the "
+        "page you have the workflow from."
+    ]
     write(tmp_path / "models" / folder / value)
     assert texts(workflow, Here(None, places_of(tmp_path))) == []
 
@@ -150,12 +226,20 @@ def test_folders_are_comfyui_s(tmp_path):
     """Older names of folders, and folders that extra_model_paths.yaml names one by one."""
     yaml = pytest.importorskip("yaml")
     other = tmp_path / "other"
-    (tmp_path / "extra_model_paths.yaml").write_text(yaml.safe_dump({"a111": {"base_path": str(other), "loras": "models/Lora\nmodels/LyCORIS\n", "is_default": True}}))
+    (tmp_path / "extra_model_paths.yaml").write_text(
+        yaml.safe_dump(
+            {"a111": {"base_path": str(other), "loras": "models/Lora\nmodels/LyCORIS\n", "is_default": True}}
+        )
+    )
     write(other / "models" / "LyCORIS" / "style.safetensors")
     write(tmp_path / "models" / "unet" / "flux.safetensors")
     write(tmp_path / "models" / "clip" / "t5.safetensors")
-    workflow = {str(n): {"class_type": kind, "inputs": {"a": value}} for n, (kind, value) in enumerate(
-        [("LoraLoader", "style.safetensors"), ("UNETLoader", "flux.safetensors"), ("CLIPLoader", "t5.safetensors")])}
+    workflow = {
+        str(n): {"class_type": kind, "inputs": {"a": value}}
+        for n, (kind, value) in enumerate(
+            [("LoraLoader", "style.safetensors"), ("UNETLoader", "flux.safetensors"), ("CLIPLoader", "t5.safetensors")]
+        )
+    }
     places = places_of(tmp_path)
     assert texts(workflow, Here(None, places)) == []
     assert places.as_extra_paths()["troupe_check"]["loras"] == str(other / "models" / "LyCORIS")
@@ -164,11 +248,25 @@ def test_folders_are_comfyui_s(tmp_path):
 def test_links_come_from_the_file_or_the_catalogue():
     """A workflow's own record of a model, and an adapter that everybody knows, in an older workflow without records."""
     workflow = stacked_by_files()
-    workflow["nodes"][0]["properties"]["models"] = [{"name": "v1-5-pruned-emaonly-fp16.safetensors", "url": "https://example.org/sd.safetensors", "directory": "checkpoints"}]
+    workflow["nodes"][0]["properties"]["models"] = [
+        {
+            "name": "v1-5-pruned-emaonly-fp16.safetensors",
+            "url": "https://example.org/sd.safetensors",
+            "directory": "checkpoints",
+        }
+    ]
     found = texts(workflow, Here(None, NOWHERE))
-    assert [line for line in found if "download https://example.org/sd.safetensors and save it under this name in models/checkpoints." in line]
+    assert [
+        line
+        for line in found
+        if "download https://example.org/sd.safetensors and save it under this name in models/checkpoints." in line
+    ]
     assert [line for line in found if f"download {published('ip-adapter-plus_sd15.safetensors').link} and" in line]
-    assert [line for line in found if "expected models/clip_vision/my_vit_h.safetensors, found no such file; no link is known" in line] and len(found) == 3
+    assert [
+        line
+        for line in found
+        if "expected models/clip_vision/my_vit_h.safetensors, found no such file; no link is known" in line
+    ] and len(found) == 3
 
 
 def test_muted_and_bypassed_nodes_need_no_files():
@@ -178,7 +276,8 @@ def test_muted_and_bypassed_nodes_need_no_files():
     assert check(workflow, Here(INFO, NOWHERE)).findings == ()
 
 
-# ---- nodes -------------------------------------------------------------------------------------------------------------------------------
+# ---- nodes -----------------------------------------------------------------------------------------------------------
+
 
 def test_missing_nodes_name_their_pack(stocked):
     workflow = stacked_by_preset()
@@ -186,61 +285,163 @@ def test_missing_nodes_name_their_pack(stocked):
     info = {**INFO, "VAEDecode": {"input": {"required": {"samples": ["LATENT"], "vae": ["VAE"]}}, "output": ["IMAGE"]}}
     told = [finding.text for finding in check(workflow, Here(info, stocked.places)).findings if finding.kind == "node"]
     assert told[0] == (
-        "'IPAdapterUnifiedLoader' (node 2, IPAdapterUnifiedLoader): expected a node of the pack comfyui_ipadapter_plus, found no IPAdapterUnifiedLoader in this ComfyUI; "
-        "install 'comfyui_ipadapter_plus' in ComfyUI Manager, or run `comfy node install comfyui_ipadapter_plus`, and restart ComfyUI.")
+        "'IPAdapterUnifiedLoader' (node 2, IPAdapterUnifiedLoader): expected a node of the pack "
+        "comfyui_ipadapter_plus, found no IPAdapterUnifiedLoader in this ComfyUI; "
+        "install 'comfyui_ipadapter_plus' in ComfyUI Manager, or run `comfy node install "
+        "comfyui_ipadapter_plus`, and restart ComfyUI."
+    )
     assert [line.partition(":")[0] for line in told[1:]] == [
-        "'PrepImageForClipVision' (node 6, PrepImageForClipVision)", "'IPAdapter' (node 7, IPAdapter)", "'IPAdapterAdvanced' (node 8, IPAdapterAdvanced)",
-        "'SaveImage' (node 15, SaveImage)"]
+        "'PrepImageForClipVision' (node 6, PrepImageForClipVision)",
+        "'IPAdapter' (node 7, IPAdapter)",
+        "'IPAdapterAdvanced' (node 8, IPAdapterAdvanced)",
+        "'SaveImage' (node 15, SaveImage)",
+    ]
     assert told[2].endswith("or rewrite it with --from-ipadapter.")
 
 
-@pytest.mark.parametrize(("properties", "kind", "sentence"), [
-    ({"aux_id": "kijai/ComfyUI-KJNodes"}, "Blur",
-     "expected a node of the pack kijai/ComfyUI-KJNodes, found no Blur in this ComfyUI; install https://github.com/kijai/ComfyUI-KJNodes and"),
-    ({"cnr_id": "comfy-core"}, "New", "expected a node of ComfyUI itself, found no New in this ComfyUI; update ComfyUI."),
-    ({}, "Odd", "expected the node Odd of some pack, found no Odd in this ComfyUI; search for this name in ComfyUI Manager"),
-    ({}, "TroupeAddSubject", "expected a node of Troupe, found no TroupeAddSubject in this ComfyUI; install or update Troupe."),
-])
+@pytest.mark.parametrize(
+    ("properties", "kind", "sentence"),
+    [
+        (
+            {"aux_id": "kijai/ComfyUI-KJNodes"},
+            "Blur",
+            "expected a node of the pack kijai/ComfyUI-KJNodes, found no Blur in this ComfyUI; install "
+            "https://github.com/kijai/ComfyUI-KJNodes and",
+        ),
+        (
+            {"cnr_id": "comfy-core"},
+            "New",
+            "expected a node of ComfyUI itself, found no New in this ComfyUI; update ComfyUI.",
+        ),
+        (
+            {},
+            "Odd",
+            "expected the node Odd of some pack, found no Odd in this ComfyUI; search for this name in ComfyUI Manager",
+        ),
+        (
+            {},
+            "TroupeAddSubject",
+            "expected a node of Troupe, found no TroupeAddSubject in this ComfyUI; install or update Troupe.",
+        ),
+    ],
+)
 def test_how_a_missing_node_is_got(properties, kind, sentence):
-    nodes = [{"id": id_, "type": kind, "mode": 0, "inputs": [], "outputs": [], "properties": properties, "widgets_values": []} for id_ in (1, 2)]
+    nodes = [
+        {
+            "id": id_,
+            "type": kind,
+            "mode": 0,
+            "inputs": [],
+            "outputs": [],
+            "properties": properties,
+            "widgets_values": [],
+        }
+        for id_ in (1, 2)
+    ]
     [told] = texts({"nodes": nodes, "links": []}, Here(INFO, NOWHERE))
     assert told.startswith(f"'{kind}' (node 1, {kind}) and 1 more: {sentence}")
 
 
 def test_nodes_of_the_front_end_alone_are_not_missing():
     """ComfyUI's own, and those of a pack that is installed."""
-    nodes = [{"id": n, "type": kind, "mode": 0, "inputs": [], "outputs": [], "properties": {"aux_id": aux}, "widgets_values": []}
-             for n, (kind, aux) in enumerate([("Note", ""), ("SetNode", "kijai/ComfyUI-KJNodes"), ("SetNode2", "somebody/Other")])]
+    nodes = [
+        {
+            "id": n,
+            "type": kind,
+            "mode": 0,
+            "inputs": [],
+            "outputs": [],
+            "properties": {"aux_id": aux},
+            "widgets_values": [],
+        }
+        for n, (kind, aux) in enumerate(
+            [("Note", ""), ("SetNode", "kijai/ComfyUI-KJNodes"), ("SetNode2", "somebody/Other")]
+        )
+    ]
     info = {**INFO, "Blur": {"input": {}, "output": [], "python_module": "custom_nodes.comfyui-kjnodes"}}
     [told] = texts({"nodes": nodes, "links": []}, Here(info, NOWHERE))
     assert told.startswith("'SetNode2'")
 
 
-# ---- wires and values --------------------------------------------------------------------------------------------------------------------
+# ---- wires and values ------------------------------------------------------------------------------------------------
+
 
 def test_a_sound_prompt_passes(stocked):
     report = check(SAMPLING, stocked)
-    assert report.findings == () and report.notes == () and report.summary() == "checked 4 nodes, 5 links, 1 model file: it will run here"
+    assert (
+        report.findings == ()
+        and report.notes == ()
+        and report.summary() == "checked 4 nodes, 5 links, 1 model file: it will run here"
+    )
 
 
 CHECKPOINT, TEXT, LATENT, SAMPLER = (
-    "'CheckpointLoaderSimple' (node 1, CheckpointLoaderSimple)", "'CLIPTextEncode' (node 2, CLIPTextEncode)", "'EmptyLatentImage' (node 3, EmptyLatentImage)",
-    "'Sample' (node 4, KSampler)")
+    "'CheckpointLoaderSimple' (node 1, CheckpointLoaderSimple)",
+    "'CLIPTextEncode' (node 2, CLIPTextEncode)",
+    "'EmptyLatentImage' (node 3, EmptyLatentImage)",
+    "'Sample' (node 4, KSampler)",
+)
 WRONG = [  # node, input, value (... takes it out), the sentence
-    ("4", "cfg", 101.0, f"{SAMPLER}: expected a number from 0.0 to 100.0 in 'cfg', found 101.0; set it within that range."),
+    (
+        "4",
+        "cfg",
+        101.0,
+        f"{SAMPLER}: expected a number from 0.0 to 100.0 in 'cfg', found 101.0; set it within that range.",
+    ),
     ("4", "steps", "many", f"{SAMPLER}: expected a whole number in 'steps', found 'many'; type one in."),
-    ("4", "sampler_name", "eular", f"{SAMPLER}: expected one of euler, heun in 'sampler_name', found 'eular'; choose one of them."),
+    (
+        "4",
+        "sampler_name",
+        "eular",
+        f"{SAMPLER}: expected one of euler, heun in 'sampler_name', found 'eular'; choose one of them.",
+    ),
     ("4", "denoise", None, f"{SAMPLER}: expected a number in 'denoise', found None; type one in."),
-    ("4", "latent_image", ["2", 0], f"{SAMPLER}: expected LATENT in 'latent_image', found CONDITIONING from {TEXT}; wire an output of type LATENT into it."),
-    ("4", "model", ["1", 3], f"{SAMPLER}: expected output 3 of {CHECKPOINT} in 'model', found fewer; the node has changed, wire it again."),
+    (
+        "4",
+        "latent_image",
+        ["2", 0],
+        f"{SAMPLER}: expected LATENT in 'latent_image', found CONDITIONING from {TEXT}; wire an output of "
+        "type LATENT into it.",
+    ),
+    (
+        "4",
+        "model",
+        ["1", 3],
+        f"{SAMPLER}: expected output 3 of {CHECKPOINT} in 'model', found fewer; the node has changed, wire it again.",
+    ),
     ("4", "model", ..., f"{SAMPLER}: expected a wire of type MODEL in 'model', found none; wire it."),
-    ("4", "cfg", ..., f"{SAMPLER}: expected a value for 'cfg', found none; open the workflow in ComfyUI and export it again."),
-    ("2", "text", ["3", 0], f"{TEXT}: expected STRING in 'text', found LATENT from {LATENT}; wire an output of type STRING into it."),
-    ("3", "width", 8, f"{LATENT}: expected a whole number from 16 to 16384 in 'width', found 8; set it within that range."),
-    ("1", "ckpt_name", "there.safetensors",
-     f"{CHECKPOINT}: expected a file that ComfyUI lists in 'ckpt_name', found 'there.safetensors'; choose 'sub/there.safetensors'."),
-    ("1", "ckpt_name", "gone.safetensors",
-     "model file: expected models/checkpoints/gone.safetensors, found no such file; no link is known, look at the page you have the workflow from."),
+    (
+        "4",
+        "cfg",
+        ...,
+        f"{SAMPLER}: expected a value for 'cfg', found none; open the workflow in ComfyUI and export it again.",
+    ),
+    (
+        "2",
+        "text",
+        ["3", 0],
+        f"{TEXT}: expected STRING in 'text', found LATENT from {LATENT}; wire an output of type STRING into it.",
+    ),
+    (
+        "3",
+        "width",
+        8,
+        f"{LATENT}: expected a whole number from 16 to 16384 in 'width', found 8; set it within that range.",
+    ),
+    (
+        "1",
+        "ckpt_name",
+        "there.safetensors",
+        f"{CHECKPOINT}: expected a file that ComfyUI lists in 'ckpt_name', found 'there.safetensors'; "
+        "choose 'sub/there.safetensors'.",
+    ),
+    (
+        "1",
+        "ckpt_name",
+        "gone.safetensors",
+        "model file: expected models/checkpoints/gone.safetensors, found no such file; no link is known, "
+        "look at the page you have the workflow from.",
+    ),
 ]
 
 
@@ -260,18 +461,25 @@ def test_only_what_an_output_needs_is_looked_at(stocked):
     prompt = {**SAMPLING, "5": {"class_type": "CLIPTextEncode", "inputs": {"text": 5}}}
     assert texts(prompt, stocked) == []
     del prompt["4"]
-    assert texts(prompt, stocked) == ["the workflow: expected an active output node, found none; add one, such as Save Image."]
+    assert texts(prompt, stocked) == [
+        "the workflow: expected an active output node, found none; add one, such as Save Image."
+    ]
 
 
 def test_backslashes_unions_and_any_are_fine(stocked):
     write(stocked.places.roots[0] / "checkpoints" / "sub" / "there.safetensors")
-    prompt = {"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sub\\there.safetensors"}},
-              "2": {"class_type": "LoadImage", "inputs": {"image": "example.png"}}, "3": {"class_type": "Either", "inputs": {"any": ["2", 1], "more": ["1", 2]}},
-              "4": {"class_type": "LoadImage", "inputs": {"image": "clipspace/painted.png [input]"}}}
+    prompt = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sub\\there.safetensors"}},
+        "2": {"class_type": "LoadImage", "inputs": {"image": "example.png"}},
+        "3": {"class_type": "Either", "inputs": {"any": ["2", 1], "more": ["1", 2]}},
+        "4": {"class_type": "LoadImage", "inputs": {"image": "clipspace/painted.png [input]"}},
+    }
     assert texts(prompt, stocked) == []
     prompt["2"]["inputs"]["image"] = "holiday.jpg"
     assert texts(prompt, stocked) == [
-        "'LoadImage' (node 2, LoadImage): expected a file in ComfyUI's input folder in 'image', found 'holiday.jpg'; choose one of yours, or put it there."]
+        "'LoadImage' (node 2, LoadImage): expected a file in ComfyUI's input folder in 'image', found "
+        "'holiday.jpg'; choose one of yours, or put it there."
+    ]
 
 
 @pytest.mark.parametrize("control", ["randomize", True])
@@ -286,19 +494,36 @@ def test_values_of_older_files_go_by_the_host_s_order(control, stocked):
     told = [finding.text for finding in check(workflow, stocked).findings if finding.kind == "value"]
     assert [line.partition(": ")[2] for line in told if "KSampler" in line] == [
         "expected a whole number from 1 to 10000 in 'steps', found 0; set it within that range.",
-        "expected one of euler, heun in 'sampler_name', found 'eular'; choose one of them."]
+        "expected one of euler, heun in 'sampler_name', found 'eular'; choose one of them.",
+    ]
     assert len(told) == 5 and sum("in 'image'" in line for line in told) == 3
 
 
-@pytest.mark.parametrize(("link", "sentence"), [
-    ([999, 1, 7, 10, 0, "CLIP"], "link 999 into 'clip' of 'CLIPTextEncode' (node 10, CLIPTextEncode): expected output 7 of node 1 at its end, found nothing there; open the "
-                                 "workflow, wire it again and save."),
-    ([999, 77, 0, 10, 0, "CLIP"], "link 999 into 'clip' of 'CLIPTextEncode' (node 10, CLIPTextEncode): expected output 0 of node 77 at its end, found nothing there; open the "
-                                  "workflow, wire it again and save."),
-    ([999, 1, 2, 10, 0, "CLIP"], f"'CLIPTextEncode' (node 10, CLIPTextEncode): expected CLIP in 'clip', found VAE from {CHECKPOINT}; wire an output of type CLIP into it."),
-])
+@pytest.mark.parametrize(
+    ("link", "sentence"),
+    [
+        (
+            [999, 1, 7, 10, 0, "CLIP"],
+            "link 999 into 'clip' of 'CLIPTextEncode' (node 10, CLIPTextEncode): expected output 7 of node "
+            "1 at its end, found nothing there; open the "
+            "workflow, wire it again and save.",
+        ),
+        (
+            [999, 77, 0, 10, 0, "CLIP"],
+            "link 999 into 'clip' of 'CLIPTextEncode' (node 10, CLIPTextEncode): expected output 0 of node "
+            "77 at its end, found nothing there; open the "
+            "workflow, wire it again and save.",
+        ),
+        (
+            [999, 1, 2, 10, 0, "CLIP"],
+            "'CLIPTextEncode' (node 10, CLIPTextEncode): expected CLIP in 'clip', found VAE from "
+            f"{CHECKPOINT}; wire an output of type CLIP into it.",
+        ),
+    ],
+)
 def test_broken_links_are_told_without_a_host(link, sentence):
     """What the front end drops when it loads the file; a link that no input names was none."""
+
     def told() -> list[str]:
         return [finding.text for finding in check(workflow, Here(None, NOWHERE)).findings if finding.kind == "wire"]
 
@@ -309,25 +534,44 @@ def test_broken_links_are_told_without_a_host(link, sentence):
     assert told() == [sentence]
 
 
-# ---- any workflow ------------------------------------------------------------------------------------------------------------------------
+# ---- any workflow ----------------------------------------------------------------------------------------------------
+
 
 def test_a_subgraph_is_laid_open():
     graph = Graph(flatten(with_subgraph()))
     assert {id_: node.type for id_, node in graph.nodes.items()} == {
-        1: "CheckpointLoaderSimple", 2: "EmptyLatentImage", 4: "Either", "3:1": "CLIPTextEncode", "3:2": "KSampler"}
+        1: "CheckpointLoaderSimple",
+        2: "EmptyLatentImage",
+        4: "Either",
+        "3:1": "CLIPTextEncode",
+        "3:2": "KSampler",
+    }
     text, sampler, after = graph.nodes["3:1"], graph.nodes["3:2"], graph.nodes[4]
     fed = [graph.source(sampler, name) for name in ("model", "positive", "negative", "latent_image")]
     assert [(source.id, slot) for source, slot in fed] == [(1, 0), ("3:1", 0), ("3:1", 0), (2, 0)]
-    assert [(source.id, slot) for source, slot in (graph.source(text, "clip"), graph.source(after, "any"))] == [(1, 1), ("3:2", 0)]
-    assert (graph.value(sampler, "steps"), graph.value(text, "text"), graph.value(sampler, "seed")) == (30, "a dog", 1), "the values on the node that stands for it"
+    assert [(source.id, slot) for source, slot in (graph.source(text, "clip"), graph.source(after, "any"))] == [
+        (1, 1),
+        ("3:2", 0),
+    ]
+    assert (graph.value(sampler, "steps"), graph.value(text, "text"), graph.value(sampler, "seed")) == (
+        30,
+        "a dog",
+        1,
+    ), "the values on the node that stands for it"
 
 
 def test_mistakes_inside_a_subgraph_are_found(stocked):
-    wire = ("'Either' (node 4, Either): expected IMAGE,MASK in 'any', found LATENT from 'KSampler' (node 3:2, KSampler); wire an output of type IMAGE,MASK into it.")
+    wire = (
+        "'Either' (node 4, Either): expected IMAGE,MASK in 'any', found LATENT from 'KSampler' (node 3:2, "
+        "KSampler); wire an output of type IMAGE,MASK into it."
+    )
     assert texts(with_subgraph(), stocked)[-1] == wire
     workflow = with_subgraph()
     workflow["nodes"][2]["widgets_values"][0] = 0
-    assert "'KSampler' (node 3:2, KSampler): expected a whole number from 1 to 10000 in 'steps', found 0; set it within that range." in texts(workflow, stocked)
+    assert (
+        "'KSampler' (node 3:2, KSampler): expected a whole number from 1 to 10000 in 'steps', found 0; set "
+        "it within that range." in texts(workflow, stocked)
+    )
     workflow["nodes"][2]["mode"] = 2
     assert not [line for line in texts(workflow, stocked) if "KSampler): expected" in line]
 
@@ -349,7 +593,8 @@ def test_a_posted_prompt_is_read_too(stocked):
     assert texts({"prompt": SAMPLING, "client_id": "x"}, stocked) == []
 
 
-# ---- the command -------------------------------------------------------------------------------------------------------------------------
+# ---- the command -----------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def no_comfyui(monkeypatch, tmp_path):
@@ -360,7 +605,9 @@ def no_comfyui(monkeypatch, tmp_path):
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    """A server that answers as a ComfyUI with INFO's nodes, a checkpoint that it alone can see, and no folder 'loras'."""
+    """A server that answers as a ComfyUI with INFO's nodes, a checkpoint that it alone can see, and no folder
+    'loras'.
+    """
     answers = {"/object_info": INFO, "/models/checkpoints": ["here.safetensors"]}
 
     class Handler(BaseHTTPRequestHandler):
@@ -390,11 +637,20 @@ def saved(tmp_path: Path, workflow: dict) -> str:
 def test_a_running_comfyui_is_asked(no_comfyui, url, tmp_path, capsys):
     """It has files that this machine's folders have not."""
     assert check_tool.main([saved(tmp_path, SAMPLING), "--url", url]) == 0
-    assert capsys.readouterr().out.splitlines() == [f"asking the ComfyUI at {url}", "given.json: checked 4 nodes, 5 links, 1 model file: it will run here"]
-    wrong = {**SAMPLING, "5": {"class_type": "LoraLoader", "inputs": {"lora_name": "a.safetensors"}}, "6": {"class_type": "Odd", "inputs": {}}}
+    assert capsys.readouterr().out.splitlines() == [
+        f"asking the ComfyUI at {url}",
+        "given.json: checked 4 nodes, 5 links, 1 model file: it will run here",
+    ]
+    wrong = {
+        **SAMPLING,
+        "5": {"class_type": "LoraLoader", "inputs": {"lora_name": "a.safetensors"}},
+        "6": {"class_type": "Odd", "inputs": {}},
+    }
     assert check_tool.main([saved(tmp_path, wrong), "--url", url]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "given.json: checked 6 nodes, 5 links, 2 model files: it will not run here (2 missing node types, 1 missing model file)")
+        "given.json: checked 6 nodes, 5 links, 2 model files: it will not run here (2 missing node types, 1 "
+        "missing model file)"
+    )
 
 
 @pytest.mark.parametrize("url", ["file:///etc", "127.0.0.1:8188", "ftp://127.0.0.1"])
@@ -412,10 +668,16 @@ def test_a_url_that_does_not_answer_is_an_error(no_comfyui, tmp_path, capsys):
 def test_without_comfyui_files_and_links_are_checked(no_comfyui, tmp_path, capsys):
     assert check_tool.main([saved(tmp_path, {"1": SAMPLING["3"]})]) == 0
     first, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("not checked: node types, values and sockets of the nodes, since no ComfyUI was found (looked at http://127.0.0.1:1, COMFYUI_PATH,")
+    assert first.startswith(
+        "not checked: node types, values and sockets of the nodes, since no ComfyUI was found (looked at "
+        "http://127.0.0.1:1, COMFYUI_PATH,"
+    )
     assert last == "given.json: checked 1 node, 0 links, 0 model files: no problem found, as far as could be checked"
     assert check_tool.main(["4_two_subjects"]) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "4_two_subjects: checked 17 nodes, 25 links, 3 model files: it will not run here (3 missing model files)"
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == "4_two_subjects: checked 17 nodes, 25 links, 3 model files: it will not run here (3 missing model files)"
+    )
 
 
 def test_a_folder_without_comfyui_is_an_error(tmp_path, capsys):
@@ -432,8 +694,15 @@ def test_a_byte_order_mark_is_passed_over(tmp_path):
 
 
 def test_a_gguf_file_is_a_model_file(tmp_path, capsys):
-    node = {"id": 1, "type": "UnetLoaderGGUF", "mode": 0, "inputs": [{"name": "unet_name", "type": "COMBO", "widget": {"name": "unet_name"}, "link": None}],
-            "outputs": [], "properties": {}, "widgets_values": ["sdxl/illustrious-Q8_0.gguf"]}
+    node = {
+        "id": 1,
+        "type": "UnetLoaderGGUF",
+        "mode": 0,
+        "inputs": [{"name": "unet_name", "type": "COMBO", "widget": {"name": "unet_name"}, "link": None}],
+        "outputs": [],
+        "properties": {},
+        "widgets_values": ["sdxl/illustrious-Q8_0.gguf"],
+    }
     (tmp_path / "gguf.json").write_text(json.dumps({"nodes": [node], "links": [], "version": 0.4}))
     check_tool.main([str(tmp_path / "gguf.json"), "--no-host"])
     assert "sdxl/illustrious-Q8_0.gguf, found no such file" in capsys.readouterr().out
@@ -446,14 +715,23 @@ def test_what_is_no_workflow_is_one_sentence(content, tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
-@pytest.mark.parametrize(("name", "value", "options", "wrong"), [
-    ("adapter_name", "ipadapter/x.safetensors", ["x.safetensors"], None),  # as older workflows have it
-    ("adapter_name", "x.safetensors", ["y.safetensors"], "choose another"),
-    ("adapter_name", "(no adapter file yet)", ["(no adapter file yet)"], "choose one"),
-    ("clip_vision_name", "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", ["auto", "none", "model.safetensors"], None),  # found by its contents
-    ("clip_vision_name", "mine.safetensors", ["auto", "none", "model.safetensors"], "choose another"),
-    ("ckpt_name", "ipadapter/x.safetensors", ["x.safetensors"], "choose 'x.safetensors'"),
-])
+@pytest.mark.parametrize(
+    ("name", "value", "options", "wrong"),
+    [
+        ("adapter_name", "ipadapter/x.safetensors", ["x.safetensors"], None),  # as older workflows have it
+        ("adapter_name", "x.safetensors", ["y.safetensors"], "choose another"),
+        ("adapter_name", "(no adapter file yet)", ["(no adapter file yet)"], "choose one"),
+        # found by its contents
+        (
+            "clip_vision_name",
+            "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",
+            ["auto", "none", "model.safetensors"],
+            None,
+        ),
+        ("clip_vision_name", "mine.safetensors", ["auto", "none", "model.safetensors"], "choose another"),
+        ("ckpt_name", "ipadapter/x.safetensors", ["x.safetensors"], "choose 'x.safetensors'"),
+    ],
+)
 def test_values_that_our_loaders_read_otherwise_are_not_complained_about(name, value, options, wrong):
     from troupe_tools.workflow import findings
 
@@ -464,5 +742,11 @@ def test_values_that_our_loaders_read_otherwise_are_not_complained_about(name, v
 def test_an_adapter_s_folder_is_the_recorded_one_where_the_name_says_nothing():
     from troupe_tools.workflow.needed import adapter_file
 
-    assert adapter_file("my_boxes.safetensors", links=[("gligen", "my_boxes.safetensors")]) == ("gligen", "my_boxes.safetensors")
-    assert adapter_file("gligen/my_boxes.safetensors") == ("gligen", "my_boxes.safetensors") and adapter_file("my_boxes.safetensors")[0] == "ipadapter"
+    assert adapter_file("my_boxes.safetensors", links=[("gligen", "my_boxes.safetensors")]) == (
+        "gligen",
+        "my_boxes.safetensors",
+    )
+    assert (
+        adapter_file("gligen/my_boxes.safetensors") == ("gligen", "my_boxes.safetensors")
+        and adapter_file("my_boxes.safetensors")[0] == "ipadapter"
+    )

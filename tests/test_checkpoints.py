@@ -1,4 +1,5 @@
 """Adapter files, good and bad: what is recognised, what is refused, and in which words."""
+
 import json
 import os
 import pickle
@@ -9,7 +10,19 @@ import pytest
 import safetensors.torch
 import torch
 from support import published_layouts as published
-from support.published_layouts import FAMILIES, NARROW, REFUSED, SD15, SDXL, cast, flat, image_proj, layers, nested, resampler
+from support.published_layouts import (
+    FAMILIES,
+    NARROW,
+    REFUSED,
+    SD15,
+    SDXL,
+    cast,
+    flat,
+    image_proj,
+    layers,
+    nested,
+    resampler,
+)
 from troupe.model_patches.checkpoints.catalogue import ADAPTERS, ENCODERS, encoder_of_width
 from troupe.model_patches.checkpoints.catalogue import published as published_file
 from troupe.model_patches.checkpoints.files import read_shapes, read_state
@@ -27,13 +40,18 @@ EVERY_TENSOR = [(kind, name) for kind, state in SMALL.items() for name in state]
 
 
 DAMAGES = {
-    "longer": lambda tensor: torch.cat((tensor, tensor[:1])), "flattened": lambda tensor: tensor.flatten()[:-1], "one more axis": lambda tensor: tensor.unsqueeze(0),
-    "a number": lambda tensor: tensor.flatten()[0], "empty": lambda tensor: tensor[:0],
+    "longer": lambda tensor: torch.cat((tensor, tensor[:1])),
+    "flattened": lambda tensor: tensor.flatten()[:-1],
+    "one more axis": lambda tensor: tensor.unsqueeze(0),
+    "a number": lambda tensor: tensor.flatten()[0],
+    "empty": lambda tensor: tensor[:0],
 }
 
 
 def saved(path, content, kind="safetensors"):
-    """Write tensors as .safetensors, or as the .bin that torch writes (nested, zip) or wrote before 1.6 (nested, plain pickle)."""
+    """Write tensors as .safetensors, or as the .bin that torch writes (nested, zip) or wrote before 1.6 (nested, plain
+    pickle).
+    """
     if kind == "safetensors":
         safetensors.torch.save_file(content, path)
     else:
@@ -52,19 +70,26 @@ def checked(error, file):
     """The error's text, which must have its three parts and name the file."""
     assert error.expected and error.found and error.do
     text = str(error)
-    assert file in text and text.startswith("Expected ") and ", found " in text and text.rstrip().endswith((".", "name"))
+    assert (
+        file in text and text.startswith("Expected ") and ", found " in text and text.rstrip().endswith((".", "name"))
+    )
     assert "\n" not in text and "Traceback" not in text
     return text
 
 
-# ---- what is recognised -----------------------------------------------------------------------------------------------------------------
+# ---- what is recognised ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_published_family_is_recognised_by_its_tensors(name):
     family = FAMILIES[name]
     spec = build(family.state, "renamed by its owner.safetensors").spec
-    assert (spec.family, spec.projection, spec.base, spec.tokens) == (family.family, family.projection, family.base, family.tokens)
+    assert (spec.family, spec.projection, spec.base, spec.tokens) == (
+        family.family,
+        family.projection,
+        family.base,
+        family.tokens,
+    )
     assert (spec.encoder.kind, spec.encoder.width) == family.encoder
     assert family.encoder_name in spec.encoder.describe()
     assert spec.widths == NARROW
@@ -87,7 +112,14 @@ def test_every_family_runs_forward(name):
 @pytest.mark.parametrize("context, count", [(SD15, 16), (SDXL, 70)])
 def test_the_layers_of_the_real_models_are_all_there(context, count):
     widths = published.UNET_WIDTHS[context]
-    thin = {k: v.as_strided(v.shape, (0, 0)) for k, v in ((f"{2 * j + 1}.to_{kv}_ip.weight", torch.zeros(1).expand(w, context)) for j, w in enumerate(widths) for kv in "kv")}
+    thin = {
+        k: v.as_strided(v.shape, (0, 0))
+        for k, v in (
+            (f"{2 * j + 1}.to_{kv}_ip.weight", torch.zeros(1).expand(w, context))
+            for j, w in enumerate(widths)
+            for kv in "kv"
+        )
+    }
     spec = build(flat(image_proj(context, 1024), thin), "x").spec
     assert len(widths) == count and spec.widths == widths
 
@@ -116,14 +148,26 @@ def test_a_file_comes_back_as_it_was_written(tmp_path, kind, dtype):
     assert all(torch.equal(read[k], v) and read[k].dtype == dtype for k, v in state.items())
 
 
-@pytest.mark.parametrize("name, kind", [("x.bin", "safetensors"), ("x.safetensors", "bin"), ("X.SAFETENSORS", "safetensors"), ("x.ckpt", "bin"), ("x.pt", "old bin")])
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("x.bin", "safetensors"),
+        ("x.safetensors", "bin"),
+        ("X.SAFETENSORS", "safetensors"),
+        ("x.ckpt", "bin"),
+        ("x.pt", "old bin"),
+    ],
+)
 def test_the_name_of_a_file_does_not_decide_how_it_is_read(tmp_path, name, kind):
     path = saved(tmp_path / name, PLAIN, kind)
     assert read_state(path).keys() == PLAIN.keys()
     assert read_shapes(path) == {k: tuple(v.shape) for k, v in PLAIN.items()}
 
 
-@pytest.mark.parametrize("dtype, kv_dtype", [(torch.float16, None), (torch.bfloat16, None), (torch.float32, torch.float16), (torch.float8_e4m3fn, None)])
+@pytest.mark.parametrize(
+    "dtype, kv_dtype",
+    [(torch.float16, None), (torch.bfloat16, None), (torch.float32, torch.float16), (torch.float8_e4m3fn, None)],
+)
 def test_modules_keep_the_dtypes_of_the_file(dtype, kv_dtype):
     adapter = build(cast(FAMILIES["MIP model_sdxl_plus"].state, dtype, kv_dtype), "x")
     assert {p.dtype for p in adapter.projection.parameters()} == {dtype}
@@ -138,7 +182,7 @@ def test_mixed_file_keeps_its_weights_and_makes_none():
     assert not any(p.is_meta for p in [*adapter.projection.parameters(), *adapter.layers.parameters()])
 
 
-# ---- what is refused, by what it is -----------------------------------------------------------------------------------------------------
+# ---- what is refused, by what it is ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -161,7 +205,7 @@ def test_a_file_with_no_tensors_is_refused(tmp_path):
         assert "tensors" in checked(caught.value, path.name)
 
 
-# ---- files that are damaged -------------------------------------------------------------------------------------------------------------
+# ---- files that are damaged ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind, name", EVERY_TENSOR)
@@ -184,12 +228,22 @@ def test_one_misshapen_tensor_is_refused(kind, name, damage):
     refusal(SMALL[kind] | {name: DAMAGES[damage](SMALL[kind][name])})
 
 
-@pytest.mark.parametrize("kind, name", [(kind, name) for kind, name in EVERY_TENSOR if SMALL[kind][name].ndim > 1 and SMALL[kind][name].shape[-1] != SMALL[kind][name].shape[-2]])
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        (kind, name)
+        for kind, name in EVERY_TENSOR
+        if SMALL[kind][name].ndim > 1 and SMALL[kind][name].shape[-1] != SMALL[kind][name].shape[-2]
+    ],
+)
 def test_one_transposed_tensor_is_refused(kind, name):
     refusal(SMALL[kind] | {name: SMALL[kind][name].mT})
 
 
-@pytest.mark.parametrize("name", ["image_proj.proj.weight", "image_proj.norm.weight", "ip_adapter.3.to_k_ip.weight", "ip_adapter.3.to_v_ip.weight"])
+@pytest.mark.parametrize(
+    "name",
+    ["image_proj.proj.weight", "image_proj.norm.weight", "ip_adapter.3.to_k_ip.weight", "ip_adapter.3.to_v_ip.weight"],
+)
 def test_a_tensor_with_too_many_axes_is_named_with_its_shape(name):
     bent = SMALL["ImageProj"][name].unsqueeze(0)
     text = refusal(SMALL["ImageProj"] | {name: bent})
@@ -200,12 +254,31 @@ def test_a_resampler_whose_heads_do_not_fit_is_refused():
     refusal(flat(resampler(SD15, inner=100), layers(SD15)))
 
 
-@pytest.mark.parametrize("extra", ["image_proj.dummy_token", "ip_adapter.1.to_q_ip.weight", "ip_adapter.2.to_k_ip.weight", "ip_adapter.2.x", "ip_adapter.scale", "ip_adapter.²"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "image_proj.dummy_token",
+        "ip_adapter.1.to_q_ip.weight",
+        "ip_adapter.2.to_k_ip.weight",
+        "ip_adapter.2.x",
+        "ip_adapter.scale",
+        "ip_adapter.²",
+    ],
+)
 def test_a_tensor_of_something_else_is_refused_by_name(extra):
     assert f"'{extra}'" in refusal(PLAIN | {extra: torch.zeros(3, 3)})
 
 
-@pytest.mark.parametrize("extra", ["image_proj.layers.x.weight", "image_proj.layers", "image_proj.layers.0.weight", "image_proj.layers.9.0.to_q.weight", "image_proj.pos_emb.w"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "image_proj.layers.x.weight",
+        "image_proj.layers",
+        "image_proj.layers.0.weight",
+        "image_proj.layers.9.0.to_q.weight",
+        "image_proj.pos_emb.w",
+    ],
+)
 def test_a_resampler_of_another_make_is_refused(extra):
     refusal(SMALL["Resampler"] | {extra: torch.zeros(3, 3)})
 
@@ -221,7 +294,7 @@ def test_image_tokens_and_layers_for_two_base_models_are_refused():
     assert "one base model" in refusal(flat(image_proj(SD15, 1024), layers(SDXL)))
 
 
-# ---- files that cannot be read ----------------------------------------------------------------------------------------------------------
+# ---- files that cannot be read ---------------------------------------------------------------------------------------
 
 
 class Bomb:
@@ -234,8 +307,15 @@ class Bomb:
         return os.system, (f"touch '{self.flag}'",)
 
 
-@pytest.mark.parametrize("write", [lambda bomb, path: torch.save(bomb, path), lambda bomb, path: path.write_bytes(pickle.dumps(bomb)),
-                                   lambda bomb, path: torch.save({"image_proj": bomb}, path, _use_new_zipfile_serialization=False)], ids=["zip", "raw pickle", "old"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda bomb, path: torch.save(bomb, path),
+        lambda bomb, path: path.write_bytes(pickle.dumps(bomb)),
+        lambda bomb, path: torch.save({"image_proj": bomb}, path, _use_new_zipfile_serialization=False),
+    ],
+    ids=["zip", "raw pickle", "old"],
+)
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("name", ["x.bin", "x.safetensors"])
 def test_code_in_a_file_is_not_run(tmp_path, write, name):
@@ -252,7 +332,7 @@ def test_code_in_a_file_is_not_run(tmp_path, write, name):
 
 def _truncated(path, kind):
     saved(path, PLAIN, kind)
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def _zip_of_text(path):
@@ -336,12 +416,12 @@ def test_a_header_of_another_form_is_no_candidate(tmp_path, header):
 def test_reading_headers_does_not_read_the_weights(tmp_path):
     path = saved(tmp_path / "x.safetensors", PLAIN)
     (length,) = struct.unpack("<Q", path.read_bytes()[:8])
-    path.write_bytes(path.read_bytes()[:8 + length])
+    path.write_bytes(path.read_bytes()[: 8 + length])
     assert read_shapes(path).keys() == PLAIN.keys()
     assert read_shapes(tmp_path / "gone.safetensors") == {} == read_shapes(tmp_path)
 
 
-# ---- the table of published files -------------------------------------------------------------------------------------------------------
+# ---- the table of published files ------------------------------------------------------------------------------------
 
 
 def test_every_adapter_of_the_table_names_an_encoder_of_the_table():

@@ -1,12 +1,26 @@
 """Which subjects act in which step, without waiting for the GPU."""
+
 from types import SimpleNamespace
 
 import pytest
 import torch
 from troupe.model_patches.hosts.comfyui.sampling.clock import EMPTY, FULL, Clock, sigma_range
 
-SIGMAS = torch.tensor([14.5, 9.75, 6.5, 4.25, 2.875, 1.875, 1.25, 0.75, 0.25, 0.0])  # exact in binary: ranges end on them
-RANGES = [FULL, EMPTY, (float("inf"), 4.25), (float("inf"), 14.5), (6.5, 1.25), (4.25, 4.25), (3.5, 0.0), (0.25, 0.0), (20.0, 15.0), (0.1, 0.0), (2.875, 1.95)]
+# exact in binary: ranges end on them
+SIGMAS = torch.tensor([14.5, 9.75, 6.5, 4.25, 2.875, 1.875, 1.25, 0.75, 0.25, 0.0])
+RANGES = [
+    FULL,
+    EMPTY,
+    (float("inf"), 4.25),
+    (float("inf"), 14.5),
+    (6.5, 1.25),
+    (4.25, 4.25),
+    (3.5, 0.0),
+    (0.25, 0.0),
+    (20.0, 15.0),
+    (0.1, 0.0),
+    (2.875, 1.95),
+]
 
 
 class OnGpu:
@@ -68,7 +82,9 @@ def compared(ranges, sigma):
 
 @pytest.mark.parametrize("kind", ["euler", "heun", "dpm_2", "heunpp2"])
 @pytest.mark.parametrize("callback", [True, False])
-@pytest.mark.parametrize("of", [sampler(), sampler("sample_dpm_adaptive"), sampler(module="another.pack"), sampler(s_churn=10.0), None])
+@pytest.mark.parametrize(
+    "of", [sampler(), sampler("sample_dpm_adaptive"), sampler(module="another.pack"), sampler(s_churn=10.0), None]
+)
 def test_the_answer_is_always_that_of_a_comparison(kind, callback, of):
     for sigma, answers, _ in play(Clock(SIGMAS, of), kind, RANGES, callback):
         assert answers == compared(RANGES, sigma)
@@ -92,7 +108,9 @@ def test_the_answer_is_a_comparisons_for_schedules_that_rise_or_turn(name, kind)
 
 @pytest.mark.parametrize(("name", "direction"), [("restarts", 0), ("unsampling", 1), ("zigzag", 0), ("equal", -1)])
 def test_steps_are_told_by_their_number_where_a_schedule_turns(name, direction):
-    """Every call between two belongs to the earlier step; a call at a step's own sigma, or rounded near it, to that step."""
+    """Every call between two belongs to the earlier step; a call at a step's own sigma, or rounded near it, to that
+    step.
+    """
     sigmas = OTHER_WAYS[name]
     clock = Clock(sigmas, sampler())
     counted = clock.wrap(lambda *args: None)
@@ -106,10 +124,23 @@ def test_steps_are_told_by_their_number_where_a_schedule_turns(name, direction):
             assert clock.step(torch.tensor([(now + then) / 2])) == i
 
 
-@pytest.mark.parametrize(("options", "kept"), [
-    ({}, True), ({"eta": 1.0, "s_noise": 1.2}, True), ({"r": 0.5}, True), ({"r_1": 0.3, "r_2": 1.0}, True), ({"s_churn": 0.0}, True), ({"solver_type": "heun"}, True),
-    ({"eta": 1.3}, False), ({"r": 2.0}, False), ({"r": torch.tensor(0.5)}, False), ({"s_churn": 2.0}, False), ({"unheard_of": 1}, False), ({"eta": float("nan")}, False),
-])
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, True),
+        ({"eta": 1.0, "s_noise": 1.2}, True),
+        ({"r": 0.5}, True),
+        ({"r_1": 0.3, "r_2": 1.0}, True),
+        ({"s_churn": 0.0}, True),
+        ({"solver_type": "heun"}, True),
+        ({"eta": 1.3}, False),
+        ({"r": 2.0}, False),
+        ({"r": torch.tensor(0.5)}, False),
+        ({"s_churn": 2.0}, False),
+        ({"unheard_of": 1}, False),
+        ({"eta": float("nan")}, False),
+    ],
+)
 def test_options_that_may_move_a_call_out_of_its_step_make_the_sigma_read(options, kept):
     clock = Clock(SIGMAS, sampler(**options))
     clock.wrap(lambda *args: None)
@@ -131,7 +162,15 @@ def test_a_part_range_reads_only_near_its_ends(kind):
     assert sum(looks for *_, looks in seen) == len(looked)
 
 
-@pytest.mark.parametrize("of", [sampler("sample_dpm_adaptive"), sampler("dpm_fast_function"), sampler(module="another.pack"), sampler(s_churn=1.0)])
+@pytest.mark.parametrize(
+    "of",
+    [
+        sampler("sample_dpm_adaptive"),
+        sampler("dpm_fast_function"),
+        sampler(module="another.pack"),
+        sampler(s_churn=1.0),
+    ],
+)
 def test_where_the_schedule_does_not_bound_the_sigma_it_is_read_each_time(of):
     clock = Clock(SIGMAS, of)
     assert all(looks == 1 for _, _, looks in play(clock, "euler", [(5.0, 0.0)]))
@@ -164,7 +203,7 @@ def test_a_second_run_of_the_same_schedule_begins_at_the_start():
         assert play(Clock(SIGMAS, sampler()), "euler", [(float("inf"), 4.0)])[0][1:] == ([True], 0)
 
 
-# ---- percents ---------------------------------------------------------------------------------------------------------------------------
+# ---- percents --------------------------------------------------------------------------------------------------------
 
 
 class Sampling:

@@ -1,4 +1,5 @@
 """The page of who is confused with whom says what the results say."""
+
 from __future__ import annotations
 
 import json
@@ -15,13 +16,21 @@ import confusion_page
 from troupe.rehearsal.engine.trials import METHODS
 from troupe.rehearsal.engine.verdict import LETTERS
 
-# ---- the page ----------------------------------------------------------------------------------------------------------------------------
+# ---- the page --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("hits", "count", "low", "high"), [(8, 10, 0.490, 0.943), (0, 20, 0.0, 0.161), (20, 20, 0.839, 1.0), (300, 600, 0.460, 0.540)])
+
+@pytest.mark.parametrize(
+    ("hits", "count", "low", "high"),
+    [(8, 10, 0.490, 0.943), (0, 20, 0.0, 0.161), (20, 20, 0.839, 1.0), (300, 600, 0.460, 0.540)],
+)
 def test_wilson(hits, count, low, high):
     """Values of the formula in Wilson (1927), as statsmodels gives them."""
     found = confusion_page.wilson(hits, count)
-    assert (found.part, found.count) == (hits / count, count) and found.low == pytest.approx(low, abs=5e-4) and found.high == pytest.approx(high, abs=5e-4)
+    assert (
+        (found.part, found.count) == (hits / count, count)
+        and found.low == pytest.approx(low, abs=5e-4)
+        and found.high == pytest.approx(high, abs=5e-4)
+    )
 
 
 def test_a_share_of_nothing_is_an_error():
@@ -30,35 +39,57 @@ def test_a_share_of_nothing_is_an_error():
 
 
 def cells(**right: int) -> dict:
-    """Results of 100 pictures of two subjects for each method, that many subjects right by the recogniser, two more by colours, and half as many exact."""
+    """Results of 100 pictures of two subjects for each method, that many subjects right by the recogniser, two more by
+    colours, and half as many exact.
+    """
+
     def letters(hits: int) -> str:
         return "r" * hits + "s" * (200 - hits)
 
-    reads = {method: (letters(hits), letters(hits + 2), letters(hits // 2).replace("r", "x").replace("s", ".")) for method, hits in right.items()}
-    return {f"mip | {method} | two classes | 1": {str(i): [read[2 * i:2 * i + 2] for read in three] for i in range(100)} for method, three in reads.items()}
+    reads = {
+        method: (letters(hits), letters(hits + 2), letters(hits // 2).replace("r", "x").replace("s", "."))
+        for method, hits in right.items()
+    }
+    return {
+        f"mip | {method} | two classes | 1": {str(i): [read[2 * i : 2 * i + 2] for read in three] for i in range(100)}
+        for method, three in reads.items()
+    }
 
 
 def test_the_page_counts_and_says_where_relevance_loses():
     page = confusion_page.render(cells(uniform=60, add=180, relevance=150))
     assert "| relevance | 75 % [69, 80], 100 pictures | not measured | not measured |" in page
     assert "| relevance | 38 % [31, 44], 100 pictures | not measured | not measured |" in page.split("Exact:")[1]
-    assert "- mip, two classes: add 90 % [85, 93] against 75 % [69, 80] (beyond chance)" in page and "uniform 30 %" not in page.split("Where relevance is not best")[1]
-    assert "the largest difference in a cell is 1.0 points." in page and "| relevance | 75 % | 25 % | 0 % | 0 % | 0 % |" in page
+    assert (
+        "- mip, two classes: add 90 % [85, 93] against 75 % [69, 80] (beyond chance)" in page
+        and "uniform 30 %" not in page.split("Where relevance is not best")[1]
+    )
+    assert (
+        "the largest difference in a cell is 1.0 points." in page
+        and "| relevance | 75 % | 25 % | 0 % | 0 % | 0 % |" in page
+    )
     assert "nowhere: in every counted cell" in confusion_page.render(cells(uniform=60, add=140, relevance=150))
 
 
 def test_every_row_of_a_table_has_the_cells_of_its_head():
     found = cells(uniform=60, add=140, relevance=150)
-    found["mip | relevance | two classes | 1"] = {seed: [reads[0], "ss", reads[2]] for seed, reads in found["mip | relevance | two classes | 1"].items()}  # the reads differ
+    # the reads differ
+    found["mip | relevance | two classes | 1"] = {
+        seed: [reads[0], "ss", reads[2]] for seed, reads in found["mip | relevance | two classes | 1"].items()
+    }
     tables = re.findall(r"(?:^\|.*\|\n)+", confusion_page.render(found), re.M)
-    assert len(tables) == 8 and "| mip, relevance, two classes | 75 % [69, 80] | 0 % [0, 2] | -75.0 |" in "".join(tables)
+    assert len(tables) == 8 and "| mip, relevance, two classes | 75 % [69, 80] | 0 % [0, 2] | -75.0 |" in "".join(
+        tables
+    )
     for table in tables:
         assert len({line.count(" | ") for line in table.strip().split("\n")}) == 1, table
 
 
 def test_tasks_are_what_the_page_shows():
     tasks = list(confusion.tasks(20, 10))
-    assert len(tasks) == 2 * 3 * (2 * len(METHODS) - 1) + len(confusion.WEIGHTS) * len(confusion.CURVE) and len(set(tasks)) == len(tasks)
+    assert len(tasks) == 2 * 3 * (2 * len(METHODS) - 1) + len(confusion.WEIGHTS) * len(confusion.CURVE) and len(
+        set(tasks)
+    ) == len(tasks)
     found = {"verdicts": {confusion.key(tasks[0]): {str(seed): ["rr", "rr", "x."] for seed in range(9)}}}
     assert not confusion.done(found, tasks[0])
     found["verdicts"][confusion.key(tasks[0])]["9"] = ["rr", "rr", "x."]
@@ -70,12 +101,16 @@ def test_the_readme_gets_its_sentence():
     readme = f"before\n{confusion_page.MARKS[0]}\nold\n{confusion_page.MARKS[1]}\nafter\n"
     found = confusion_page.in_readme(readme, cells(uniform=60, add=140, relevance=150))
     assert found.startswith("before\n") and found.endswith("\nafter\n") and "old" not in found
-    assert "| **relevance** | **75 % [69, 80]** (38 %) | not measured |\n| add (stacked IP-Adapters) | 70 % [63, 76] (35 %) | not measured |\n| uniform | 30 %" in found
+    assert (
+        "| **relevance** | **75 % [69, 80]** (38 %) | not measured |\n| add (stacked IP-Adapters) | 70 % "
+        "[63, 76] (35 %) | not measured |\n| uniform | 30 %" in found
+    )
     assert "At least 100" in found
     assert confusion_page.in_readme("no marks", {}) == "no marks"
 
 
-# ---- the shipped results -----------------------------------------------------------------------------------------------------------------
+# ---- the shipped results ---------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def results() -> dict:
@@ -105,13 +140,16 @@ def test_both_reads_of_every_row_agree(results):
         if weight == "1":
             rows.setdefault((adapter, method), {}).update({f"{cast} {seed}": reads for seed, reads in found.items()})
     for row, found in rows.items():
-        assert abs(confusion_page.right(found, 1).part - confusion_page.right(found, 0).part) * 100 <= confusion_page.AGREE, row
+        assert (
+            abs(confusion_page.right(found, 1).part - confusion_page.right(found, 0).part) * 100 <= confusion_page.AGREE
+        ), row
 
 
 DIFFERING = 5  # of 48 verdicts that another processor's rounding may change
 
 
-# ---- painted anew ------------------------------------------------------------------------------------------------------------------------
+# ---- painted anew ----------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def models():
@@ -131,13 +169,20 @@ def test_every_method_paints_and_is_read(method, adapter, models):
     from troupe.rehearsal.world import boxes
 
     one = trial("three subjects", 0)
-    found = judge(models[1], one, paint_trial(models[0], adapter, METHODS[method], one, steps=3, places=boxes(one.scene)))
-    assert [len(found.by_recogniser), len(found.by_colours), len(found.exact)] == [3, 3, 3] and {*found.by_recogniser, *found.by_colours} <= set(LETTERS)
+    found = judge(
+        models[1], one, paint_trial(models[0], adapter, METHODS[method], one, steps=3, places=boxes(one.scene))
+    )
+    assert [len(found.by_recogniser), len(found.by_colours), len(found.exact)] == [3, 3, 3] and {
+        *found.by_recogniser,
+        *found.by_colours,
+    } <= set(LETTERS)
 
 
 @pytest.mark.slow
 def test_boxes_lie_around_what_the_seed_paints(models):
-    """The box of each found figure holds its mask and at most one latent cell more on each side; of one that is not found it is the drawing's."""
+    """The box of each found figure holds its mask and at most one latent cell more on each side; of one that is not
+    found it is the drawing's.
+    """
     import numpy as np
     from troupe.rehearsal.engine.recogniser import recognise
     from troupe.rehearsal.engine.trials import WITHOUT, paint_trial, places_painted, trial
@@ -148,7 +193,9 @@ def test_boxes_lie_around_what_the_seed_paints(models):
     for seed in range(3):
         one = trial("two classes", seed)
         places = places_painted(*models, one)
-        found = sighting_of(one.figures, recognise(models[1], paint_trial(models[0], "ip", METHODS[WITHOUT], one)[None])[0])
+        found = sighting_of(
+            one.figures, recognise(models[1], paint_trial(models[0], "ip", METHODS[WITHOUT], one)[None])[0]
+        )
         for place, sighting, number in zip(places, found, one.scene.mentioned, strict=True):
             if sighting is None:
                 assert place == boxes(one.scene)[number]
@@ -162,7 +209,9 @@ def test_boxes_lie_around_what_the_seed_paints(models):
 
 @pytest.mark.slow
 def test_subjects_still_keep_their_own_looks(models, results):
-    """The page's seeds painted anew: relevance is right within the recorded interval, uniform below it, and nearly every subject has the verdict that the results have."""
+    """The page's seeds painted anew: relevance is right within the recorded interval, uniform below it, and nearly
+    every subject has the verdict that the results have.
+    """
     from troupe.rehearsal.engine.trials import judge, paint_trial, trial
 
     def painted(method):
@@ -173,8 +222,20 @@ def test_subjects_still_keep_their_own_looks(models, results):
             found[str(seed)] = ["".join(LETTERS[verdict] for verdict in judgement.by_recogniser)]
         return found
 
-    before, now = {str(seed): results["verdicts"]["mip | relevance | two classes | 1"][str(seed)] for seed in confusion_page.CHECKED}, painted("relevance")
+    before, now = (
+        {
+            str(seed): results["verdicts"]["mip | relevance | two classes | 1"][str(seed)]
+            for seed in confusion_page.CHECKED
+        },
+        painted("relevance"),
+    )
     differing = [seed for seed in before for a, b in zip(before[seed][0], now[seed][0], strict=True) if a != b]
-    assert len(differing) <= DIFFERING, f"seeds {differing}: the results are of other code; run: python benchmarks/confusion.py"
-    recorded, found, uniform = confusion_page.right(before), confusion_page.right(now), confusion_page.right(painted("uniform"))
+    assert len(differing) <= DIFFERING, (
+        f"seeds {differing}: the results are of other code; run: python benchmarks/confusion.py"
+    )
+    recorded, found, uniform = (
+        confusion_page.right(before),
+        confusion_page.right(now),
+        confusion_page.right(painted("uniform")),
+    )
     assert recorded.low <= found.part <= recorded.high and uniform.part < recorded.low, (found, uniform, recorded)

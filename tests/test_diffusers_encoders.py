@@ -1,16 +1,32 @@
 """Photos, names and prompts of the embedded engine, on tiny random CLIP models."""
+
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from support import tiny_diffusers as tiny
 from support import tiny_open_clip
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, Weights
 from troupe.model_patches.checkpoints.clip_vision import with_transformers_names
 from troupe.model_patches.encoders.grounding import MLP
 from troupe.model_patches.errors import MismatchError, SubjectError
-from troupe.model_patches.hosts.diffusers.encoders import BOS, EOS, ClipImages, ClipTexts, encode_references, load_adapter, pixel_values, prompt_chunks
+from troupe.model_patches.hosts.diffusers.encoders import (
+    BOS,
+    EOS,
+    ClipImages,
+    ClipTexts,
+    encode_references,
+    load_adapter,
+    pixel_values,
+    prompt_chunks,
+)
 from troupe.model_patches.subjects import Cast, make_subject
 
 A, CAT, RED, FOX, OPEN, CLOSE = 320, 2368, 736, 3240, 263, 264  # in CLIP's vocabulary
@@ -24,38 +40,68 @@ def no_gradients():
 
 def text_model(width=32, projection=0, layers=3, seed=0):
     torch.manual_seed(seed)
-    config = CLIPTextConfig(hidden_size=width, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=4, projection_dim=projection or width, eos_token_id=EOS)
+    config = CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        projection_dim=projection or width,
+        eos_token_id=EOS,
+    )
     return (CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)).eval()
 
 
 def vision_model():
     torch.manual_seed(1)
-    config = CLIPVisionConfig(hidden_size=32, image_size=32, intermediate_size=64, num_attention_heads=4, num_hidden_layers=3, patch_size=8, projection_dim=tiny.EMBED)
+    config = CLIPVisionConfig(
+        hidden_size=32,
+        image_size=32,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_hidden_layers=3,
+        patch_size=8,
+        projection_dim=tiny.EMBED,
+    )
     return CLIPVisionModelWithProjection(config).eval()
 
 
-# ---- tokens -------------------------------------------------------------------------------------------------------------------------------
+# ---- tokens ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prompt, tokens", [
-    ("", []), ("cat", [CAT]), ("Red  FOX", [RED, FOX]), ("(cat:1.2)", [CAT]), ("((red) fox)", [RED, FOX]),
-])
+@pytest.mark.parametrize(
+    "prompt, tokens",
+    [
+        ("", []),
+        ("cat", [CAT]),
+        ("Red  FOX", [RED, FOX]),
+        ("(cat:1.2)", [CAT]),
+        ("((red) fox)", [RED, FOX]),
+    ],
+)
 def test_tokens_of_a_prompt(prompt, tokens):
     assert [[token for token, _ in chunk] for chunk in prompt_chunks(prompt)] == [[BOS, *tokens, EOS]]
 
 
 def test_weights_and_brackets_to_be_read():
-    assert prompt_chunks("a (cat:1.2) \\(red\\) fox")[0][1:-1] == [(A, 1.0), (CAT, 1.2), (OPEN, 1.0), (RED, 1.0), (CLOSE, 1.0), (FOX, 1.0)]
+    assert prompt_chunks("a (cat:1.2) \\(red\\) fox")[0][1:-1] == [
+        (A, 1.0),
+        (CAT, 1.2),
+        (OPEN, 1.0),
+        (RED, 1.0),
+        (CLOSE, 1.0),
+        (FOX, 1.0),
+    ]
 
 
 def test_long_prompts_go_on_in_a_second_chunk():
     chunks = prompt_chunks("cat " * 80)
     assert [len(c) for c in chunks] == [77, 7] and all(c[0] == (BOS, 1.0) and c[-1] == (EOS, 1.0) for c in chunks)
-    chunks = prompt_chunks("cat " * 72 + "(red fox red fox:1.1)")  # four tokens do not fit into the three that are left: they stay together
+    # four tokens do not fit into the three that are left: they stay together
+    chunks = prompt_chunks("cat " * 72 + "(red fox red fox:1.1)")
     assert [len(c) for c in chunks] == [74, 6] and chunks[1][1:-1] == [(RED, 1.1), (FOX, 1.1)] * 2
 
 
-# ---- names and prompts --------------------------------------------------------------------------------------------------------------------
+# ---- names and prompts -----------------------------------------------------------------------------------------------
 
 
 def states(model, chunk, padding):
@@ -94,7 +140,9 @@ def test_names_are_cut_out_of_the_right_layer(kind):
     cat, fox, empty = texts(*models).encode(["cat", "(red fox:1.5)", ""])
     assert [len(t) for t in (cat, fox, empty)] == [1, 2, 76]
     for found, chunk in ((cat, [BOS, CAT, EOS]), (fox, [BOS, RED, FOX, EOS]), (empty, [BOS, EOS])):
-        torch.testing.assert_close(found, expected_states(kind, models, chunk)[1:1 + len(found)], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            found, expected_states(kind, models, chunk)[1 : 1 + len(found)], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_prompts_with_weights():
@@ -141,7 +189,7 @@ def test_a_pooled_name_has_one_chunk():
         ClipTexts.sd15(text_model()).pooled(["cat " * 76])
 
 
-# ---- photos -------------------------------------------------------------------------------------------------------------------------------
+# ---- photos ----------------------------------------------------------------------------------------------------------
 
 
 def test_pixel_values_are_clips_own_preprocessing():
@@ -149,7 +197,9 @@ def test_pixel_values_are_clips_own_preprocessing():
     pictures = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(2)) * 1.2 - 0.1
     bytes_ = np.clip(np.rint(pictures.double().numpy() * 255), 0, 255).astype(np.uint8)
     expected = (bytes_ / 255.0 - [0.48145466, 0.4578275, 0.40821073]) / [0.26862954, 0.26130258, 0.27577711]
-    torch.testing.assert_close(pixel_values(pictures), torch.from_numpy(expected.transpose(0, 3, 1, 2)).float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        pixel_values(pictures), torch.from_numpy(expected.transpose(0, 3, 1, 2)).float(), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_encoder_outputs():
@@ -183,10 +233,13 @@ def test_references_from_a_file_and_photos(tmp_path):
     torch.testing.assert_close(references.subjects[0].tokens, tokens[:2].mean(0))
     torch.testing.assert_close(references.subjects[1].tokens, tokens[2])
     torch.testing.assert_close(references.uncond_tokens, adapter.projection(torch.zeros(1, tiny.EMBED))[0])
-    assert [len(s.name_tokens) for s in references.subjects] == [1, 2] and references.uncond_name_tokens.shape == (76, tiny.CONTEXT)
+    assert [len(s.name_tokens) for s in references.subjects] == [1, 2] and references.uncond_name_tokens.shape == (
+        76,
+        tiny.CONTEXT,
+    )
 
 
-# ---- gated layers -------------------------------------------------------------------------------------------------------------------------
+# ---- gated layers ----------------------------------------------------------------------------------------------------
 
 
 def last_states(model, pixels):
@@ -210,7 +263,11 @@ def test_patch_tokens_and_pooled_vectors_of_one_pass():
 def tuned(model, seed=7):
     """Other weights for the model's last layer and projection."""
     g = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(value.shape, generator=g) / 8 for name, value in model.state_dict().items() if ".layers.2." in name or "visual_projection" in name}
+    return {
+        name: torch.randn(value.shape, generator=g) / 8
+        for name, value in model.state_dict().items()
+        if ".layers.2." in name or "visual_projection" in name
+    }
 
 
 def test_an_adapters_own_vision_weights_leave_the_model_alone():
@@ -221,15 +278,27 @@ def test_an_adapters_own_vision_weights_leave_the_model_alone():
     images = ClipImages(model)
     before = images.encode_patches(pictures)
     found = images.with_weights(weights)
-    for mine, wanted, plain, again in zip(found.encode_patches(pictures), ClipImages(other).encode_patches(pictures), before, images.encode_patches(pictures), strict=True):
+    for mine, wanted, plain, again in zip(
+        found.encode_patches(pictures),
+        ClipImages(other).encode_patches(pictures),
+        before,
+        images.encode_patches(pictures),
+        strict=True,
+    ):
         torch.testing.assert_close(mine, wanted)
         assert torch.equal(plain, again) and not torch.allclose(mine, plain, atol=1e-2)
-    torch.testing.assert_close(found.encode(pictures, "pooled", False), ClipImages(other).encode(pictures, "pooled", False))
+    torch.testing.assert_close(
+        found.encode(pictures, "pooled", False), ClipImages(other).encode(pictures, "pooled", False)
+    )
 
 
-@pytest.mark.parametrize("name, shape, found", [
-    ("vision_model.encoder.layers.31.mlp.fc1.bias", (64,), "without"), ("visual_projection.weight", (3, 32), r"is \(24, 32\)"),
-])
+@pytest.mark.parametrize(
+    "name, shape, found",
+    [
+        ("vision_model.encoder.layers.31.mlp.fc1.bias", (64,), "without"),
+        ("visual_projection.weight", (3, 32), r"is \(24, 32\)"),
+    ],
+)
 def test_vision_weights_for_another_encoder_are_refused(name, shape, found):
     with pytest.raises(MismatchError, match=f"that fits the adapter's own '{name}'.*{found}"):
         ClipImages(vision_model()).with_weights({name: torch.zeros(shape)})
@@ -261,10 +330,14 @@ def test_open_clips_files_give_open_clips_numbers(saved, tmp_path):
 
     tower = tiny_open_clip.vision_tower()
     state = tiny_open_clip.file_of(tower)
-    safetensors.torch.save_file(state if saved == "open_clip" else with_transformers_names(state), tmp_path / "vision.safetensors")
+    safetensors.torch.save_file(
+        state if saved == "open_clip" else with_transformers_names(state), tmp_path / "vision.safetensors"
+    )
     images = ClipImages(load_vision(tmp_path / "vision.safetensors"))
     pictures = torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(3))
-    for found, wanted in zip(images.encode_patches(pictures), tiny_open_clip.patches_and_pooled(tower, pixel_values(pictures)), strict=True):
+    for found, wanted in zip(
+        images.encode_patches(pictures), tiny_open_clip.patches_and_pooled(tower, pixel_values(pictures)), strict=True
+    ):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -272,7 +345,14 @@ def test_parts_of_an_open_clip_tower_get_their_names():
     """As fine-tuned last blocks are saved; what is no part of a tower is left alone."""
     state = tiny_open_clip.file_of(tiny_open_clip.vision_tower())
     whole = with_transformers_names(state)
-    part = with_transformers_names({name.removeprefix("visual."): value for name, value in state.items() if "visual.transformer.resblocks.2." in name}, prefix="")
+    part = with_transformers_names(
+        {
+            name.removeprefix("visual."): value
+            for name, value in state.items()
+            if "visual.transformer.resblocks.2." in name
+        },
+        prefix="",
+    )
     assert len(part) == 16 and all(torch.equal(value, whole[name]) for name, value in part.items())
     assert set(part) == {name for name in whole if name.startswith("vision_model.encoder.layers.2.")}
     other = {"vision_model.embeddings.class_embedding": torch.zeros(4)}

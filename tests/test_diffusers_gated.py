@@ -1,4 +1,7 @@
-"""The embedded engine's gated adapters: against diffusers' own GLIGEN, a UNet with Subject-Diffusion's five input channels, and itself."""
+"""The embedded engine's gated adapters: against diffusers' own GLIGEN, a UNet with Subject-Diffusion's five input
+channels, and itself.
+"""
+
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -6,7 +9,18 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from support import tiny_diffusers as tiny
-from support.tiny_gated_unets import PATCH_SLOTS, PATCHES, SLOTS, gated_references, gligen_adapter, native_fusers, native_unet, patches_adapter, plain_unet, unet
+from support.tiny_gated_unets import (
+    PATCH_SLOTS,
+    PATCHES,
+    SLOTS,
+    gated_references,
+    gligen_adapter,
+    native_fusers,
+    native_unet,
+    patches_adapter,
+    plain_unet,
+    unet,
+)
 from torch import nn
 from troupe.model_patches.adapter import Weights
 from troupe.model_patches.attention.box_mask import box_mask
@@ -36,7 +50,11 @@ def no_gradients():
 
 def inputs(context: int, rows: int = 2, channels: int = 4) -> dict:
     g = torch.Generator().manual_seed(3)
-    return {"sample": torch.randn(rows, channels, *SIZE, generator=g), "timestep": 500, "encoder_hidden_states": torch.randn(rows, 77, context, generator=g)}
+    return {
+        "sample": torch.randn(rows, channels, *SIZE, generator=g),
+        "timestep": 500,
+        "encoder_hidden_states": torch.randn(rows, 77, context, generator=g),
+    }
 
 
 def predict(model, references=None, settings=PLAIN, roles=(UNCOND, COND), percent=0.5, **changed):
@@ -49,27 +67,41 @@ def predict(model, references=None, settings=PLAIN, roles=(UNCOND, COND), percen
 
 
 def assert_same(found, expected, plain):
-    assert (expected - plain).abs().max() > 1e-2 * expected.abs().max(), "the adapter has no effect, so nothing is tested"
+    assert (expected - plain).abs().max() > 1e-2 * expected.abs().max(), (
+        "the adapter has no effect, so nothing is tested"
+    )
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-# ---- diffusers' own GLIGEN ----------------------------------------------------------------------------------------------------------------
+# ---- diffusers' own GLIGEN -------------------------------------------------------------------------------------------
 
 
 def native_arguments(kind, subjects, present):
     """What diffusers' own GLIGEN takes for an uncond row, in which all are absent, and a cond row."""
     e = next(f for f in (subjects[0].features.text, subjects[0].features.image) if f is not None).numel()
-    boxes, masks, texts, text_masks, images, image_masks = (torch.zeros(2, SLOTS, *more) for more in ((4,), (), (e,), (), (e,), ()))
+    boxes, masks, texts, text_masks, images, image_masks = (
+        torch.zeros(2, SLOTS, *more) for more in ((4,), (), (e,), (), (e,), ())
+    )
     for i, subject in enumerate(subjects):
         if not present[i]:
             continue
         boxes[1, i], masks[1, i] = torch.tensor(corners_of(subject.box)), 1
-        for feature, features, there in ((subject.features.text, texts, text_masks), (subject.features.image, images, image_masks)):
+        for feature, features, there in (
+            (subject.features.text, texts, text_masks),
+            (subject.features.image, images, image_masks),
+        ):
             if feature is not None:
                 features[1, i], there[1, i] = feature, 1
     if kind == "text":
         return {"boxes": boxes, "masks": masks, "positive_embeddings": texts}
-    return {"boxes": boxes, "masks": masks, "phrases_masks": text_masks, "image_masks": image_masks, "phrases_embeddings": texts, "image_embeddings": images}
+    return {
+        "boxes": boxes,
+        "masks": masks,
+        "phrases_masks": text_masks,
+        "image_masks": image_masks,
+        "phrases_embeddings": texts,
+        "image_embeddings": images,
+    }
 
 
 def natively(native, kind, references, present=(True,) * 3):
@@ -81,7 +113,9 @@ def natively(native, kind, references, present=(True,) * 3):
 @pytest.mark.parametrize("base", ["sd15", "sd2"])
 @pytest.mark.parametrize("kind", ["text", "text_image"])
 def test_it_is_diffusers_own_gligen(kind, base, count):
-    """The same weights in diffusers' own layers: boxes, phrases, photos, features that are missing, absent slots, and an uncond row of null tokens."""
+    """The same weights in diffusers' own layers: boxes, phrases, photos, features that are missing, absent slots, and
+    an uncond row of null tokens.
+    """
     native = native_unet(kind, base)
     plain, references = plain_unet(native), gated_references(gligen_adapter(native), BOXES[:count])
     assert native_fusers(native) == len(references.adapter.spec.gated.places) == 7 and not native_fusers(plain)
@@ -96,7 +130,11 @@ def test_subjects_that_do_not_act_are_null_slots():
     plain, adapter = plain_unet(native), gligen_adapter(native)
     quiet = gated_references(adapter, BOXES, weight=[0.0, 1.0, 1.0], end_percent=[1.0, 1.0, 0.4])
     assert_same(predict(plain, quiet), natively(native, "text_image", quiet, (False, True, False)), predict(plain))
-    assert_same(predict(plain, quiet, percent=0.3), natively(native, "text_image", quiet, (False, True, True)), predict(plain, quiet))
+    assert_same(
+        predict(plain, quiet, percent=0.3),
+        natively(native, "text_image", quiet, (False, True, True)),
+        predict(plain, quiet),
+    )
 
 
 def test_subjects_come_and_go_within_a_run():
@@ -136,7 +174,7 @@ def test_strength_and_schedule_scale_the_gates():
     assert_same(predict(plain, references, GatedSettings(1.0, 0.4, 0.2), percent=0.5), half, predict(plain))
 
 
-# ---- Subject-Diffusion --------------------------------------------------------------------------------------------------------------------
+# ---- Subject-Diffusion -----------------------------------------------------------------------------------------------
 
 
 class InPlace(nn.Module):
@@ -159,9 +197,15 @@ class Given(nn.Module):
 
 def official(model: UNet2DConditionModel, adapter) -> UNet2DConditionModel:
     """Subject-Diffusion's own UNet: five input channels, a fuser in every block."""
-    five = UNet2DConditionModel(**{**{k: v for k, v in model.config.items() if not k.startswith("_")}, "in_channels": 5}).eval().requires_grad_(False)
+    five = (
+        UNet2DConditionModel(**{**{k: v for k, v in model.config.items() if not k.startswith("_")}, "in_channels": 5})
+        .eval()
+        .requires_grad_(False)
+    )
     state = model.state_dict()
-    five.load_state_dict({**state, "conv_in.weight": torch.cat((state["conv_in.weight"], adapter.gated.mask_conv.weight), 1)})
+    five.load_state_dict(
+        {**state, "conv_in.weight": torch.cat((state["conv_in.weight"], adapter.gated.mask_conv.weight), 1)}
+    )
     five.position_net = Given()
     for block, fuser in zip(transformer_blocks(five).values(), adapter.gated.fusers, strict=True):
         block.fuser = InPlace(fuser)
@@ -171,24 +215,35 @@ def official(model: UNet2DConditionModel, adapter) -> UNet2DConditionModel:
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("use_bbox", ["auto", "on", "off"])
 def test_subject_diffusion_with_its_mask_channel(count, use_bbox):
-    """Five channels in, in the uncond row objects and mask of zeros; boxes count for two subjects, or where asked for."""
+    """Five channels in, in the uncond row objects and mask of zeros; boxes count for two subjects, or where
+    asked for.
+    """
     plain = unet("sd2")
     references = gated_references(patches_adapter(plain), BOXES[:count])
     present = torch.tensor([[True] * count + [False] * (PATCH_SLOTS - count)])
     corners = torch.tensor([[corners_of(box) for box in BOXES[:count]] + [(0.0,) * 4] * (PATCH_SLOTS - count)])
-    patches = torch.stack([s.features.image for s in references.subjects] + [torch.zeros_like(references.subjects[0].features.image)] * (PATCH_SLOTS - count))
-    objects = references.adapter.gated.net(patches[None], present, corners, {"auto": count > 1, "on": True, "off": False}[use_bbox])
+    patches = torch.stack(
+        [s.features.image for s in references.subjects]
+        + [torch.zeros_like(references.subjects[0].features.image)] * (PATCH_SLOTS - count)
+    )
+    objects = references.adapter.gated.net(
+        patches[None], present, corners, {"auto": count > 1, "on": True, "off": False}[use_bbox]
+    )
     given = inputs(64)
     mask = torch.stack((torch.zeros(SIZE), box_mask(corners[0], SIZE)))[:, None]
     assert objects.shape == (1, PATCH_SLOTS * PATCHES, 64) and 0 < mask[1].mean() < 1
-    expected = official(plain, references.adapter)(torch.cat((given["sample"], mask), 1), 500, given["encoder_hidden_states"],
-                                                   cross_attention_kwargs={"gligen": {"objects": torch.cat((torch.zeros_like(objects), objects))}}).sample
+    expected = official(plain, references.adapter)(
+        torch.cat((given["sample"], mask), 1),
+        500,
+        given["encoder_hidden_states"],
+        cross_attention_kwargs={"gligen": {"objects": torch.cat((torch.zeros_like(objects), objects))}},
+    ).sample
     found, without = predict(plain, references, GatedSettings(use_bbox=use_bbox)), predict(plain)
     for row in (0, 1):
         assert_same(found[row], expected[row], without[row])
 
 
-# ---- rows, nesting, rest ------------------------------------------------------------------------------------------------------------------
+# ---- rows, nesting, rest ---------------------------------------------------------------------------------------------
 
 
 def test_rows_follow_their_roles():
@@ -202,7 +257,9 @@ def test_rows_follow_their_roles():
 
     expected = torch.cat((rows(0, 2, COND), rows(2, 4), rows(4, 6, UNCOND)))
     torch.testing.assert_close(rows(0, 6, COND, None, UNCOND), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(rows(0, 4, UNCOND, COND), torch.cat((rows(0, 2, UNCOND), rows(2, 4, COND))), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        rows(0, 4, UNCOND, COND), torch.cat((rows(0, 2, UNCOND), rows(2, 4, COND))), rtol=1e-5, atol=1e-5
+    )
     assert torch.equal(rows(0, 6, COND, None, None)[2:], rows(0, 6)[2:])
     assert (rows(0, 2, COND) - rows(0, 2, UNCOND)).abs().max() > 1e-2 < (rows(0, 2, UNCOND) - rows(0, 2)).abs().max()
     with pytest.raises(MismatchError, match="2 equal parts"):
@@ -224,20 +281,37 @@ class Chain(nn.Module):
 
 @pytest.mark.parametrize("order", ["ga2", "a2g", "2ga"])
 def test_two_adapters_act_one_after_the_other_beside_image_attention(order):
-    """In every block the one entered first acts first; image attention has a place of its own, so that it may come before or after."""
+    """In every block the one entered first acts first; image attention has a place of its own, so that it may come
+    before or after.
+    """
     plain = unet("sd2")
-    given = {"g": gated_references(patches_adapter(plain, mask=False), BOXES[:2]), "2": gated_references(gligen_adapter(native_unet("text", "sd2")), BOXES)}
+    given = {
+        "g": gated_references(patches_adapter(plain, mask=False), BOXES[:2]),
+        "2": gated_references(gligen_adapter(native_unet("text", "sd2")), BOXES),
+    }
     scales, attention = {"g": 1.0, "2": 0.5}, tiny.references(plain, 2)
     with ExitStack() as stack:
         for which in order:
-            ours = apply_image_attention(plain, attention, ImageAttentionSettings(1.0)) if which == "a" else apply_gated(plain, given[which], GatedSettings(scales[which]))
+            ours = (
+                apply_image_attention(plain, attention, ImageAttentionSettings(1.0))
+                if which == "a"
+                else apply_gated(plain, given[which], GatedSettings(scales[which]))
+            )
             stack.enter_context(ours).at(0.5)
         found = plain(**inputs(64)).sample
     by_hand, gated = plain_unet(plain), [which for which in order if which != "a"]
     by_hand.position_net = Given()
     for i, block in enumerate(transformer_blocks(by_hand).values()):
         block.fuser = Chain(*((given[which].adapter.gated.fusers[i], scales[which]) for which in gated))
-    objects = [torch.cat([object_tokens(given[w].adapter.gated, given[w], Group(role, (1.0,) * len(given[w].subjects))) for role in (UNCOND, COND)]) for w in gated]
+    objects = [
+        torch.cat(
+            [
+                object_tokens(given[w].adapter.gated, given[w], Group(role, (1.0,) * len(given[w].subjects)))
+                for role in (UNCOND, COND)
+            ]
+        )
+        for w in gated
+    ]
     with apply_image_attention(by_hand, attention, ImageAttentionSettings(1.0)):
         expected = by_hand(**inputs(64), cross_attention_kwargs={"gligen": {"objects": objects}}).sample
     assert_same(found, expected, predict(plain))
@@ -270,7 +344,10 @@ def test_the_next_run_sees_new_weights():
 
 def test_an_adapter_on_diffusers_own_gligen_acts_after_it():
     native = native_unet("text", "sd2")
-    own, references = gated_references(gligen_adapter(native), BOXES), gated_references(patches_adapter(native, mask=False), BOXES[:2])
+    own, references = (
+        gated_references(gligen_adapter(native), BOXES),
+        gated_references(patches_adapter(native, mask=False), BOXES[:2]),
+    )
     plain = plain_unet(native)
     with apply_gated(plain, own, PLAIN), apply_gated(plain, references, PLAIN):
         expected = plain(**inputs(64)).sample
@@ -282,33 +359,45 @@ def test_an_adapter_on_diffusers_own_gligen_acts_after_it():
     assert {name: type(module) for name, module in native.named_modules()} == before
 
 
-@pytest.mark.parametrize("settings, each", [
-    (GatedSettings(0.0), {}),
-    (GatedSettings(end_percent=0.4), {}),
-    (GatedSettings(end_percent=0.2, decay_percent=0.3), {}),
-    (GatedSettings(end_percent=0.0), {}),
-    (PLAIN, {"weight": [0.0, 0.0]}),
-    (PLAIN, {"end_percent": [0.2, 0.2]}),
-    (PLAIN, {"start_percent": [0.6, 0.7]}),
-], ids=["strength 0", "no longer", "decayed", "never", "subjects at 0", "subjects out of range", "subjects not yet"])
+@pytest.mark.parametrize(
+    "settings, each",
+    [
+        (GatedSettings(0.0), {}),
+        (GatedSettings(end_percent=0.4), {}),
+        (GatedSettings(end_percent=0.2, decay_percent=0.3), {}),
+        (GatedSettings(end_percent=0.0), {}),
+        (PLAIN, {"weight": [0.0, 0.0]}),
+        (PLAIN, {"end_percent": [0.2, 0.2]}),
+        (PLAIN, {"start_percent": [0.6, 0.7]}),
+    ],
+    ids=["strength 0", "no longer", "decayed", "never", "subjects at 0", "subjects out of range", "subjects not yet"],
+)
 def test_at_rest_it_is_bit_identical_and_nothing_is_called(settings, each):
     plain = unet("sd2")
     references = gated_references(patches_adapter(plain), BOXES[:2], **each)
-    calls = [module.register_forward_hook(lambda *_: pytest.fail("called")) for module in references.adapter.gated.modules()]
+    calls = [
+        module.register_forward_hook(lambda *_: pytest.fail("called")) for module in references.adapter.gated.modules()
+    ]
     assert torch.equal(predict(plain, references, settings), predict(plain))
     assert calls
 
 
 def test_an_empty_cast_and_the_end_of_a_run_are_bit_identical():
     plain = unet("sd2")
-    references, names, before = gated_references(patches_adapter(plain), BOXES[:2]), list(plain.state_dict()), predict(plain)
+    references, names, before = (
+        gated_references(patches_adapter(plain), BOXES[:2]),
+        list(plain.state_dict()),
+        predict(plain),
+    )
     assert torch.equal(predict(plain, replace(references, subjects=())), before)
     with pytest.raises(RuntimeError), apply_gated(plain, references, PLAIN):
         assert list(plain.state_dict()) == names, "the adapter's weights are not the UNet's"
         assert not torch.equal(plain(**inputs(64)).sample, before)
         raise RuntimeError
     assert torch.equal(predict(plain), before)
-    assert not any(hasattr(block, "fuser") for block in transformer_blocks(plain).values()) and not hasattr(plain, "position_net")
+    assert not any(hasattr(block, "fuser") for block in transformer_blocks(plain).values()) and not hasattr(
+        plain, "position_net"
+    )
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in plain.modules())
 
 
@@ -329,16 +418,22 @@ def test_refusals_name_what_is_wrong():
         apply_gated(plain, tiny.references(plain, 1), PLAIN)
 
 
-# ---- weights that an adapter brings -------------------------------------------------------------------------------------------------------
+# ---- weights that an adapter brings ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("base", ["sd15", "sd2"])
 def test_weights_of_the_base_are_in_place_until_the_end(base):
     """By LDM names, in every part of the UNet; afterwards the UNet is what it was."""
     plain, other = unet(base), unet(base)
-    to_k, to_v, norm = (f"transformer_blocks.0.{name}" for name in ("attn2.to_k.weight", "attn2.to_v.weight", "norm2.bias"))
-    names = {"input_blocks.0.0.weight": "conv_in.weight", f"input_blocks.1.1.{to_k}": f"down_blocks.0.attentions.0.{to_k}",
-             f"middle_block.1.{to_v}": f"mid_block.attentions.0.{to_v}", f"output_blocks.3.1.{norm}": f"up_blocks.1.attentions.1.{norm}"}
+    to_k, to_v, norm = (
+        f"transformer_blocks.0.{name}" for name in ("attn2.to_k.weight", "attn2.to_v.weight", "norm2.bias")
+    )
+    names = {
+        "input_blocks.0.0.weight": "conv_in.weight",
+        f"input_blocks.1.1.{to_k}": f"down_blocks.0.attentions.0.{to_k}",
+        f"middle_block.1.{to_v}": f"mid_block.attentions.0.{to_v}",
+        f"output_blocks.3.1.{norm}": f"up_blocks.1.attentions.1.{norm}",
+    }
     state, before = dict(other.named_parameters()), predict(plain)
     weights = {ldm: torch.randn_like(state[name]) for ldm, name in names.items()}
     for ldm, name in names.items():
@@ -350,38 +445,60 @@ def test_weights_of_the_base_are_in_place_until_the_end(base):
 
 
 def test_weights_of_another_base_are_refused():
-    for name, message in (("middle_block.1.norm.weight", r"'middle_block.1.norm.weight' \[64\].*found \[128\]"), ("input_blocks.9.1.norm.weight", "no such tensor")):
+    for name, message in (
+        ("middle_block.1.norm.weight", r"'middle_block.1.norm.weight' \[64\].*found \[128\]"),
+        ("input_blocks.9.1.norm.weight", "no such tensor"),
+    ):
         with pytest.raises(MismatchError, match=message), base_weights(unet("sd2"), Weights({name: torch.ones(64)})):
             pass
 
 
-# ---- whole runs ---------------------------------------------------------------------------------------------------------------------------
+# ---- whole runs ------------------------------------------------------------------------------------------------------
 
 
 def run(model, applied=(), steps=4, cfg=3.0, seen=None):
     g = torch.Generator().manual_seed(11)
     prompts = [Prompt(torch.randn(1, 77, model.config.cross_attention_dim, generator=g)) for _ in range(2)]
     keep = None if seen is None else lambda done, of, latent: seen.append(latent)
-    return sample(model, tiny.scheduler(), *prompts, SamplingSettings(88, 136, steps, cfg, seed=5, batch=2), applied, keep)
+    return sample(
+        model, tiny.scheduler(), *prompts, SamplingSettings(88, 136, steps, cfg, seed=5, batch=2), applied, keep
+    )
 
 
 def test_whole_runs_take_gated_and_image_attention_applies():
     plain = unet("sd2")
-    gated, attention = (gated_references(patches_adapter(plain), BOXES[:2]), PLAIN), (tiny.references(plain, 2), ImageAttentionSettings(1.0))
-    results = [run(plain), run(plain, [gated]), run(plain, [attention]), run(plain, [gated, attention]), run(plain, [gated], cfg=1.0)]
+    gated, attention = (
+        (gated_references(patches_adapter(plain), BOXES[:2]), PLAIN),
+        (tiny.references(plain, 2), ImageAttentionSettings(1.0)),
+    )
+    results = [
+        run(plain),
+        run(plain, [gated]),
+        run(plain, [attention]),
+        run(plain, [gated, attention]),
+        run(plain, [gated], cfg=1.0),
+    ]
     assert all(found.shape == (2, 4, 17, 11) and found.isfinite().all() for found in results)
     assert all((a - b).abs().max() > 1e-2 for i, a in enumerate(results) for b in results[:i])
     torch.testing.assert_close(run(plain, [attention, gated]), results[3], rtol=1e-4, atol=1e-4)
-    assert torch.equal(run(plain, [gated]), results[1]) and torch.equal(run(plain, [(gated[0], GatedSettings(0.0))]), results[0])
+    assert torch.equal(run(plain, [gated]), results[1]) and torch.equal(
+        run(plain, [(gated[0], GatedSettings(0.0))]), results[0]
+    )
 
 
 def test_tau_ends_in_its_step():
     """Of four steps at 0, 1/3, 2/3 and 1, a tau of 0.5 leaves the first two; until there both runs are one."""
     plain, latents = unet("sd2"), {}
     references = gated_references(patches_adapter(plain), BOXES[:2])
-    for name, settings in (("whole", PLAIN), ("half", GatedSettings(end_percent=0.5)), ("edge", GatedSettings(end_percent=1 / 3))):
+    for name, settings in (
+        ("whole", PLAIN),
+        ("half", GatedSettings(end_percent=0.5)),
+        ("edge", GatedSettings(end_percent=1 / 3)),
+    ):
         run(plain, [(references, settings)], seen=latents.setdefault(name, []))
-    same = [[torch.equal(a, b) for a, b in zip(latents["whole"], latents[name], strict=True)] for name in ("half", "edge")]
+    same = [
+        [torch.equal(a, b) for a, b in zip(latents["whole"], latents[name], strict=True)] for name in ("half", "edge")
+    ]
     assert same == [[True, True, False, False], [True, False, False, False]]
 
 

@@ -1,4 +1,7 @@
-"""The embedded engine: image attention on diffusers UNets against the official outputs, diffusers' own IP-Adapter, and itself."""
+"""The embedded engine: image attention on diffusers UNets against the official outputs, diffusers' own IP-Adapter, and
+itself.
+"""
+
 from dataclasses import replace
 
 import pytest
@@ -14,7 +17,13 @@ from troupe.model_patches.errors import MismatchError
 from troupe.model_patches.families.ip_adapter import build
 from troupe.model_patches.hosts.diffusers.encoders import Prompt
 from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention, cross_layers, inside
-from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, join_prompts, percent_of, sample, size_condition
+from troupe.model_patches.hosts.diffusers.sampling import (
+    SamplingSettings,
+    join_prompts,
+    percent_of,
+    sample,
+    size_condition,
+)
 from troupe.model_patches.subjects import Box
 
 SIZE = (18, 11)  # latent; the second level then has 9x6
@@ -29,9 +38,16 @@ def no_gradients():
 
 def inputs(kind: str = "sd15", rows: int = 2, size: tuple[int, int] = SIZE) -> dict:
     g = torch.Generator().manual_seed(3)
-    extra = {"text_embeds": torch.randn(rows, tiny.POOLED, generator=g), "time_ids": torch.tensor([[144.0, 88, 0, 0, 144, 88]]).expand(rows, 6)}
-    return {"sample": torch.randn(rows, 4, *size, generator=g), "timestep": 500, "encoder_hidden_states": torch.randn(rows, 77, tiny.CONTEXT, generator=g),
-            "added_cond_kwargs": extra if kind == "sdxl" else None}
+    extra = {
+        "text_embeds": torch.randn(rows, tiny.POOLED, generator=g),
+        "time_ids": torch.tensor([[144.0, 88, 0, 0, 144, 88]]).expand(rows, 6),
+    }
+    return {
+        "sample": torch.randn(rows, 4, *size, generator=g),
+        "timestep": 500,
+        "encoder_hidden_states": torch.randn(rows, 77, tiny.CONTEXT, generator=g),
+        "added_cond_kwargs": extra if kind == "sdxl" else None,
+    }
 
 
 def predict(unet, references=None, settings=PLAIN, roles=(UNCOND, COND), percent=0.5, **changed):
@@ -43,13 +59,23 @@ def predict(unet, references=None, settings=PLAIN, roles=(UNCOND, COND), percent
         return unet(**given).sample
 
 
-# ---- official outputs ---------------------------------------------------------------------------------------------------------------------
+# ---- official outputs ------------------------------------------------------------------------------------------------
 
 
 def golden_unet() -> tuple[UNet2DConditionModel, Attention]:
-    """A UNet of one level whose first cross-attention layer has the widths and weights of the golden files, and an adapter likewise."""
-    unet = UNet2DConditionModel(sample_size=8, block_out_channels=(24,), layers_per_block=1, cross_attention_dim=40, attention_head_dim=3, norm_num_groups=8,
-                                down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",)).requires_grad_(False)
+    """A UNet of one level whose first cross-attention layer has the widths and weights of the golden files, and an
+    adapter likewise.
+    """
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(24,),
+        layers_per_block=1,
+        cross_attention_dim=40,
+        attention_head_dim=3,
+        norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+    ).requires_grad_(False)
     attention = cross_layers(unet)[0].attention
     state = {name: fill(f"attn2.{name}", *value.shape) for name, value in attention.state_dict().items()}
     attention.load_state_dict(state)
@@ -59,7 +85,9 @@ def golden_unet() -> tuple[UNet2DConditionModel, Attention]:
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("trained", [True, False], ids=["trained", "free"])
 def test_layer_output_is_the_official_one(name, trained, monkeypatch):
-    """hidden states in, `to_out` included; every row is a part of the batch, since `_batch2` gives every sample its own image tokens."""
+    """hidden states in, `to_out` included; every row is a part of the batch, since `_batch2` gives every sample its own
+    image tokens.
+    """
     g = layer(name)
     unet, attention = golden_unet()
     lengths, rows = g.meta["token_lens"], len(g["ip"])
@@ -72,17 +100,24 @@ def test_layer_output_is_the_official_one(name, trained, monkeypatch):
     references = tiny.references(tiny.unet(), g.meta["objects"])
     references = replace(references, adapter=adapter)
     entity = g["entity"].repeat_interleave(rows // 2, 0)
-    names = torch.cat([entity[:, i, 1:1 + n] for i, n in enumerate(lengths)], 1)
+    names = torch.cat([entity[:, i, 1 : 1 + n] for i, n in enumerate(lengths)], 1)
     segments = torch.block_diag(*[torch.full((1, n), 1 / n) for n in lengths]).expand(rows, -1, -1)
-    with apply_image_attention(unet, references, ImageAttentionSettings(weight=g.meta["scale"]), (COND,) * rows) as bound:
-        tokens = LayerTokens(adapter.layers.layers[0].to_k_ip(g["ip"]), adapter.layers.layers[0].to_v_ip(g["ip"]), attention.to_k(names), segments)
+    with apply_image_attention(
+        unet, references, ImageAttentionSettings(weight=g.meta["scale"]), (COND,) * rows
+    ) as bound:
+        tokens = LayerTokens(
+            adapter.layers.layers[0].to_k_ip(g["ip"]),
+            adapter.layers.layers[0].to_v_ip(g["ip"]),
+            attention.to_k(names),
+            segments,
+        )
         monkeypatch.setattr(bound, "tokens", lambda index: tokens)
         found = attention(g["hidden"], g["text"])
     torch.testing.assert_close(found, g[f"{'trained' if trained else 'free'}.out"], **g.tolerance)
     torch.testing.assert_close(attention(g["hidden"], g["text"]), attention.to_out[0](g["z_text"]), **g.tolerance)
 
 
-# ---- diffusers' own IP-Adapter ------------------------------------------------------------------------------------------------------------
+# ---- diffusers' own IP-Adapter ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
@@ -92,7 +127,10 @@ def test_one_subject_is_diffusers_own_ip_adapter(kind):
     references = tiny.references(unet, 1)
     found = predict(unet, references, ImageAttentionSettings(weight=0.7))
     state = tiny.adapter_state(list(references.adapter.spec.widths))
-    parts = {part: {k[len(part) + 1:]: v for k, v in state.items() if k.startswith(part)} for part in ("image_proj", "ip_adapter")}
+    parts = {
+        part: {k[len(part) + 1 :]: v for k, v in state.items() if k.startswith(part)}
+        for part in ("image_proj", "ip_adapter")
+    }
     unet._load_ip_adapter_weights([parts])
     processors = [p for p in unet.attn_processors.values() if isinstance(p, IPAdapterAttnProcessor2_0)]
     assert len(processors) == len(cross_layers(unet))
@@ -127,14 +165,16 @@ def test_references_on_top_of_diffusers_own_ip_adapter():
     assert place.processor is processor
 
 
-# ---- which layers, when, and when not -----------------------------------------------------------------------------------------------------
+# ---- which layers, when, and when not --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_every_cross_attention_layer_acts_in_checkpoint_order(kind):
     unet = tiny.unet(kind)
     names = [name for name in unet.attn_processors if ".attn2." in name]
-    assert [name.removesuffix(".processor") for name in names] == [next(n for n, m in unet.named_modules() if m is layer.attention) for layer in cross_layers(unet)]
+    assert [name.removesuffix(".processor") for name in names] == [
+        next(n for n, m in unet.named_modules() if m is layer.attention) for layer in cross_layers(unet)
+    ]
     assert names[-1].startswith("mid_block")
     references = tiny.references(unet, 2)
     base = predict(unet)
@@ -145,14 +185,18 @@ def test_every_cross_attention_layer_acts_in_checkpoint_order(kind):
         assert (predict(unet, quiet) - base).abs().max() > 1e-5, names[j]
 
 
-@pytest.mark.parametrize("settings, each", [
-    (ImageAttentionSettings(weight=0.0), {}),
-    (ImageAttentionSettings(start_percent=0.6), {}),
-    (ImageAttentionSettings(end_percent=0.4), {}),
-    (ImageAttentionSettings(start_percent=0.5, end_percent=0.5), {}),
-    (PLAIN, {"weight": [0.0, 0.0]}),
-    (PLAIN, {"end_percent": [0.2, 0.2]}),
-], ids=["weight 0", "not yet", "no longer", "empty range", "subjects at 0", "subjects out of range"])
+@pytest.mark.parametrize(
+    "settings, each",
+    [
+        (ImageAttentionSettings(weight=0.0), {}),
+        (ImageAttentionSettings(start_percent=0.6), {}),
+        (ImageAttentionSettings(end_percent=0.4), {}),
+        (ImageAttentionSettings(start_percent=0.5, end_percent=0.5), {}),
+        (PLAIN, {"weight": [0.0, 0.0]}),
+        (PLAIN, {"end_percent": [0.2, 0.2]}),
+    ],
+    ids=["weight 0", "not yet", "no longer", "empty range", "subjects at 0", "subjects out of range"],
+)
 def test_at_rest_it_is_bit_identical(settings, each):
     unet = tiny.unet()
     assert torch.equal(predict(unet, tiny.references(unet, 2, **each), settings), predict(unet))
@@ -200,18 +244,23 @@ def test_rows_follow_their_roles():
         rows(0, 6, COND, UNCOND, COND, UNCOND)
 
 
-# ---- several subjects ---------------------------------------------------------------------------------------------------------------------
+# ---- several subjects ------------------------------------------------------------------------------------------------
 
 
 def deltas(unet, references, settings=PLAIN, index=1, roles=(UNCOND, COND)):
-    """What one layer's `to_out` gets beyond plain attention, [rows, N, C], at a fixed input; the grid comes from the transformer around it."""
+    """What one layer's `to_out` gets beyond plain attention, [rows, N, C], at a fixed input; the grid comes from the
+    transformer around it.
+    """
     place = cross_layers(unet)[index]
     caught = {}
 
     def run():
         keep = place.attention.to_out[0].register_forward_pre_hook(lambda module, args: caught.setdefault("z", args[0]))
         g = torch.Generator().manual_seed(5)
-        place.transformer(torch.randn(2, place.transformer.in_channels, 9, 6, generator=g), torch.randn(2, 77, tiny.CONTEXT, generator=g))
+        place.transformer(
+            torch.randn(2, place.transformer.in_channels, 9, 6, generator=g),
+            torch.randn(2, 77, tiny.CONTEXT, generator=g),
+        )
         keep.remove()
         return caught.pop("z")
 
@@ -262,8 +311,15 @@ def test_boxes_limit_until_their_end():
     unet = tiny.unet()
     references = tiny.references(unet, 1, box=[Box(0.0, 0.0, 1.0, 1 / 3)])
     settings = ImageAttentionSettings(weight=1.0, box_feather=0.0)
-    free, boxed, soft, over = (deltas(unet, given, s).unflatten(1, (9, 6)) for given, s in (
-        (tiny.references(unet, 1), PLAIN), (references, settings), (references, replace(settings, box_strength=0.25)), (references, replace(settings, box_end_percent=0.0))))
+    free, boxed, soft, over = (
+        deltas(unet, given, s).unflatten(1, (9, 6))
+        for given, s in (
+            (tiny.references(unet, 1), PLAIN),
+            (references, settings),
+            (references, replace(settings, box_strength=0.25)),
+            (references, replace(settings, box_end_percent=0.0)),
+        )
+    )
     assert (boxed[:, 3:] == 0).all()
     torch.testing.assert_close(boxed[:, :3], free[:, :3], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(soft[:, 3:], 0.75 * free[:, 3:], rtol=1e-5, atol=1e-5)
@@ -273,14 +329,17 @@ def test_boxes_limit_until_their_end():
 def test_two_apply_nodes_add_up_in_either_order():
     """Each sees the layer's own queries and plain text attention: what one adds is the same on top of the other."""
     unet = tiny.unet()
-    first, second = tiny.references(unet, 2, text_gain=True), replace(tiny.references(unet, 1), adapter=tiny.adapter(unet, text_gain=True, seed=2))
+    first, second = (
+        tiny.references(unet, 2, text_gain=True),
+        replace(tiny.references(unet, 1), adapter=tiny.adapter(unet, text_gain=True, seed=2)),
+    )
     for outer, inner in ((first, second), (second, first)):
         alone = deltas(unet, inner)
         with apply_image_attention(unet, outer, PLAIN):
             torch.testing.assert_close(deltas(unet, inner), alone, rtol=1e-4, atol=1e-5)
 
 
-# ---- refusals -----------------------------------------------------------------------------------------------------------------------------
+# ---- refusals --------------------------------------------------------------------------------------------------------
 
 
 def test_refusals_name_what_is_wrong():
@@ -293,30 +352,49 @@ def test_refusals_name_what_is_wrong():
     apply_image_attention(unet, nameless, ImageAttentionSettings(mixing=Mixing("uniform")))
 
 
-# ---- whole runs ---------------------------------------------------------------------------------------------------------------------------
+# ---- whole runs ------------------------------------------------------------------------------------------------------
 
 
 def prompts(seed=11, pooled=True):
     g = torch.Generator().manual_seed(seed)
-    return [Prompt(torch.randn(1, n, tiny.CONTEXT, generator=g), torch.randn(1, tiny.POOLED, generator=g) if pooled else None) for n in (154, 77)]
+    return [
+        Prompt(
+            torch.randn(1, n, tiny.CONTEXT, generator=g), torch.randn(1, tiny.POOLED, generator=g) if pooled else None
+        )
+        for n in (154, 77)
+    ]
 
 
-@pytest.mark.parametrize("kind, subjects, batch, size", [("sd15", 1, 1, (88, 136)), ("sd15", 2, 2, (104, 72)), ("sd2", 3, 1, (128, 128)), ("sdxl", 3, 2, (136, 104))])
+@pytest.mark.parametrize(
+    "kind, subjects, batch, size",
+    [("sd15", 1, 1, (88, 136)), ("sd15", 2, 2, (104, 72)), ("sd2", 3, 1, (128, 128)), ("sdxl", 3, 2, (136, 104))],
+)
 def test_whole_runs(kind, subjects, batch, size):
     unet, seen = tiny.unet(kind), []
     settings = SamplingSettings(*size, steps=3, cfg=4.0, seed=5, batch=batch)
     references = tiny.references(unet, subjects)
     plain = sample(unet, tiny.scheduler(), *prompts(), settings)
-    found = sample(unet, tiny.scheduler(), *prompts(), settings, [(references, PLAIN)], lambda done, steps, latent: seen.append((done, steps, latent.shape)))
+    found = sample(
+        unet,
+        tiny.scheduler(),
+        *prompts(),
+        settings,
+        [(references, PLAIN)],
+        lambda done, steps, latent: seen.append((done, steps, latent.shape)),
+    )
     shape = (batch, 4, size[1] // 8, size[0] // 8)
     assert seen == [(i, 3, shape) for i in (1, 2, 3)]
     assert found.shape == shape and found.isfinite().all() and (found - plain).abs().max() > 1e-2
     assert torch.equal(found, sample(unet, tiny.scheduler(), *prompts(), settings, [(references, PLAIN)]))
-    assert torch.equal(plain, sample(unet, tiny.scheduler(), *prompts(), settings, [(references, ImageAttentionSettings(weight=0.0))]))
+    assert torch.equal(
+        plain, sample(unet, tiny.scheduler(), *prompts(), settings, [(references, ImageAttentionSettings(weight=0.0))])
+    )
 
 
 def test_a_run_is_guidance_of_two_predictions():
-    """One step by hand: cfg over the model's two predictions, an Euler step to sigma 0; cfg 1 runs the positive rows alone."""
+    """One step by hand: cfg over the model's two predictions, an Euler step to sigma 0; cfg 1 runs the positive rows
+    alone.
+    """
     unet, references = tiny.unet(), tiny.references(tiny.unet(), 2)
     positive, negative = prompts()
     schedule = tiny.scheduler()
@@ -326,11 +404,21 @@ def test_a_run_is_guidance_of_two_predictions():
     x = noise * (sigma**2 + 1) ** 0.5
 
     def prediction(role, prompt):
-        return predict(unet, references, roles=(role,), percent=0.0, sample=x / (sigma**2 + 1) ** 0.5, timestep=t, encoder_hidden_states=prompt.embeds)
+        return predict(
+            unet,
+            references,
+            roles=(role,),
+            percent=0.0,
+            sample=x / (sigma**2 + 1) ** 0.5,
+            timestep=t,
+            encoder_hidden_states=prompt.embeds,
+        )
 
     cond, uncond = prediction(COND, positive), prediction(UNCOND, negative)
     for cfg, guided in ((1.0, cond), (3.0, uncond + 3.0 * (cond - uncond))):
-        found = sample(unet, tiny.scheduler(), positive, negative, SamplingSettings(96, 72, 1, cfg, 8), [(references, PLAIN)])
+        found = sample(
+            unet, tiny.scheduler(), positive, negative, SamplingSettings(96, 72, 1, cfg, 8), [(references, PLAIN)]
+        )
         torch.testing.assert_close(found, x - sigma * guided, rtol=1e-4, atol=1e-4)
 
 
@@ -338,9 +426,19 @@ def test_ranges_act_in_their_steps():
     """A node that acts in the last of three steps leaves the first two as they are."""
     unet, latents = tiny.unet(), {}
     settings = SamplingSettings(64, 64, 3)
-    for name, applied in (("plain", []), ("late", [(tiny.references(unet, 2), ImageAttentionSettings(weight=1.0, start_percent=0.6))])):
+    for name, applied in (
+        ("plain", []),
+        ("late", [(tiny.references(unet, 2), ImageAttentionSettings(weight=1.0, start_percent=0.6))]),
+    ):
         latents[name] = []
-        sample(unet, tiny.scheduler(), *prompts(), settings, applied, lambda done, steps, latent, kept=latents[name]: kept.append(latent))
+        sample(
+            unet,
+            tiny.scheduler(),
+            *prompts(),
+            settings,
+            applied,
+            lambda done, steps, latent, kept=latents[name]: kept.append(latent),
+        )
     same = [torch.equal(a, b) for a, b in zip(latents["plain"], latents["late"], strict=True)]
     assert same == [True, True, False]
 
@@ -360,7 +458,13 @@ def test_projections_happen_once_a_run():
     sample(unet, tiny.scheduler(), *prompts(), SamplingSettings(64, 64, 4), [(references, PLAIN)])
     assert {calls[m] for m in projections} == {1}
     assert {calls[m] for m in text_keys} == {4 + 1}  # the prompt in every step, the names once
-    sample(unet, tiny.scheduler(), *prompts(), SamplingSettings(64, 64, 2), [(references, ImageAttentionSettings(weight=1.0, end_percent=0.0))])
+    sample(
+        unet,
+        tiny.scheduler(),
+        *prompts(),
+        SamplingSettings(64, 64, 2),
+        [(references, ImageAttentionSettings(weight=1.0, end_percent=0.0))],
+    )
     assert {calls[m] for m in projections} == {1}  # nothing is projected where nothing acts
 
 
@@ -378,11 +482,15 @@ def test_the_next_run_sees_new_weights():
 
 
 def test_sdxl_sizes_and_pooled_texts_row_by_row():
-    """Height before width, original then crop then target, one row a picture; pooled rows in the order of the prompts."""
+    """Height before width, original then crop then target, one row a picture; pooled rows in the order of the
+    prompts.
+    """
     positive, negative = prompts()
     found = size_condition(tiny.unet("sdxl"), [negative, positive], SamplingSettings(width=96, height=64, batch=2))
     assert found["time_ids"].tolist() == [[64, 96, 0, 0, 64, 96]] * 4
-    assert torch.equal(found["text_embeds"], torch.cat((negative.pooled, negative.pooled, positive.pooled, positive.pooled)))
+    assert torch.equal(
+        found["text_embeds"], torch.cat((negative.pooled, negative.pooled, positive.pooled, positive.pooled))
+    )
     assert size_condition(tiny.unet(), [negative, positive], SamplingSettings()) is None
 
 
@@ -399,26 +507,40 @@ def test_sdxl_asks_for_pooled_prompts():
         sample(tiny.unet("sdxl"), tiny.scheduler(), *prompts(pooled=False), SamplingSettings(64, 64, 1))
 
 
-# ---- recording ---------------------------------------------------------------------------------------------------------------------------
+# ---- recording -------------------------------------------------------------------------------------------------------
+
 
 def sampled(references, settings, record=None):
     """A whole run of three steps, 144x88 pixels."""
     model = tiny.unet()
     g = torch.Generator().manual_seed(9)
     prompts = [Prompt(torch.randn(1, 77, tiny.CONTEXT, generator=g)) for _ in range(2)]
-    return sample(model, tiny.scheduler(), *prompts, SamplingSettings(88, 144, 3, 4.0, seed=1), [(references, settings)], record=record)
+    return sample(
+        model,
+        tiny.scheduler(),
+        *prompts,
+        SamplingSettings(88, 144, 3, 4.0, seed=1),
+        [(references, settings)],
+        record=record,
+    )
 
 
 @pytest.mark.parametrize("merge", ["relevance", "add", "uniform"])
 def test_recording_changes_no_latent_and_shares_add_up(merge):
-    """Each subject's map is its mean share: they sum to 1 at every position, whatever the merge; who has weight 0 has none."""
+    """Each subject's map is its mean share: they sum to 1 at every position, whatever the merge; who has weight 0 has
+    none.
+    """
     references, maps = tiny.references(tiny.unet(), 3), []
     settings = ImageAttentionSettings(1.0, Mixing(merge))
     assert torch.equal(sampled(references, settings), sampled(references, settings, maps))
     (applied,) = maps
     assert applied.merge == merge and [s.name for s in applied.subjects] == ["subject 0", "subject 1", "subject 2"]
     values = torch.stack([s.values for s in applied.subjects])
-    assert values.shape == (3, 18, 11) and torch.allclose(values.sum(0), torch.ones(18, 11), atol=1e-5) and values.std() > 1e-4
+    assert (
+        values.shape == (3, 18, 11)
+        and torch.allclose(values.sum(0), torch.ones(18, 11), atol=1e-5)
+        and values.std() > 1e-4
+    )
     absent, maps = tiny.references(tiny.unet(), 2, weight=[1.0, 0.0]), []
     sampled(absent, settings, maps)
     assert [s.values is None for s in maps[0].subjects] == [False, True]
@@ -428,7 +550,12 @@ def test_recorded_maps_stay_in_their_boxes():
     boxed, maps = tiny.references(tiny.unet(), 2, box=[Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.0, 0.5, 1.0)]), []
     sampled(boxed, ImageAttentionSettings(1.0, box_feather=0.0), maps)
     left, right = (s.values for s in maps[0].subjects)
-    assert left[:, :4].mean() > 0.9 and right[:, -4:].mean() > 0.9 and left[:, -4:].abs().max() < 0.05 and right[:, :4].abs().max() < 0.05
+    assert (
+        left[:, :4].mean() > 0.9
+        and right[:, -4:].mean() > 0.9
+        and left[:, -4:].abs().max() < 0.05
+        and right[:, :4].abs().max() < 0.05
+    )
 
 
 def test_nothing_is_recorded_of_who_did_not_act():

@@ -1,4 +1,7 @@
-"""The embedded engine's prompts with subjects in them, weights that come with an adapter, delays and guidance, on tiny random models."""
+"""The embedded engine's prompts with subjects in them, weights that come with an adapter, delays and guidance, on tiny
+random models.
+"""
+
 import pytest
 import torch
 from support import tiny_diffusers as tiny
@@ -23,7 +26,14 @@ def no_gradients():
 
 def text_model(width=32, projection=False, seed=0):
     torch.manual_seed(seed)
-    config = CLIPTextConfig(hidden_size=width, intermediate_size=32, num_hidden_layers=3, num_attention_heads=4, projection_dim=width, eos_token_id=EOS)
+    config = CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        projection_dim=width,
+        eos_token_id=EOS,
+    )
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
 
 
@@ -32,27 +42,43 @@ def drawn(*shape, seed=1):
 
 
 def subject(stream="l", width=32, name="cat", kind="pseudo", **rest):
-    spec = AdapterSpec("umm", "", "umm.safetensors", width, 0, None, (), False, prompt=PromptSpec(FUSIONS[kind], {stream: width}))
-    return References(Adapter(spec, None, None), (ReferenceSubject(name, None, None, words={stream: drawn(1, width)}, **rest),), None)
+    spec = AdapterSpec(
+        "umm", "", "umm.safetensors", width, 0, None, (), False, prompt=PromptSpec(FUSIONS[kind], {stream: width})
+    )
+    return References(
+        Adapter(spec, None, None), (ReferenceSubject(name, None, None, words={stream: drawn(1, width)}, **rest),), None
+    )
 
 
-# ---- word embeddings ----------------------------------------------------------------------------------------------------------------------
+# ---- word embeddings -------------------------------------------------------------------------------------------------
 
 
 def test_a_words_own_embedding_in_its_place_changes_nothing():
     texts = ClipTexts.sd15(text_model())
     streams = texts.tokenize("a (cat:1.2) in the snow")
-    again = {"l": [[(texts.towers[0].embed([token])[0], weight) for token, weight in chunk[:3]] + chunk[3:] for chunk in streams["l"]]}
-    torch.testing.assert_close(texts.encode_tokens(again).embeds, texts.encode_tokens(streams).embeds, rtol=0, atol=1e-6)
+    again = {
+        "l": [
+            [(texts.towers[0].embed([token])[0], weight) for token, weight in chunk[:3]] + chunk[3:]
+            for chunk in streams["l"]
+        ]
+    }
+    torch.testing.assert_close(
+        texts.encode_tokens(again).embeds, texts.encode_tokens(streams).embeds, rtol=0, atol=1e-6
+    )
 
 
 def test_a_vector_stands_where_it_is_put_and_later_tokens_see_it():
     texts = ClipTexts.sdxl(text_model(), text_model(48, True, seed=2))
     streams = texts.tokenize("a cat in the snow")
     vectors = {"l": drawn(32), "g": drawn(48)}
-    changed = {name: [[*chunk[:2], (vectors[name], 1.0), *chunk[3:]] for chunk in chunks] for name, chunks in streams.items()}
+    changed = {
+        name: [[*chunk[:2], (vectors[name], 1.0), *chunk[3:]] for chunk in chunks] for name, chunks in streams.items()
+    }
     before, after = texts.encode_tokens(streams), texts.encode_tokens(changed)
-    assert torch.equal(before.embeds[:, :2], after.embeds[:, :2]) and (before.embeds[:, 2:6] - after.embeds[:, 2:6]).abs().amax(-1).min() > 1e-3
+    assert (
+        torch.equal(before.embeds[:, :2], after.embeds[:, :2])
+        and (before.embeds[:, 2:6] - after.embeds[:, 2:6]).abs().amax(-1).min() > 1e-3
+    )
     assert not torch.allclose(before.pooled, after.pooled)
 
 
@@ -78,7 +104,7 @@ def test_an_adapter_without_words_is_refused():
         encode_prompt(ClipTexts.sd15(text_model()), references, "a cat")
 
 
-# ---- weights ------------------------------------------------------------------------------------------------------------------------------
+# ---- weights ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("strength, alpha", [(1.0, None), (0.6, 4.0), (-0.5, 1.0)])
@@ -86,7 +112,8 @@ def test_lora_is_added_and_taken_off_again(strength, alpha):
     """W + strength * (alpha / r) up down, whichever part of the UNet; afterwards it is bit-identical."""
     plain, other = tiny.unet(), tiny.unet()
     changed = ("attn1.to_q", "attn2.to_k", "attn2.to_out.0")
-    names = {f"input_blocks.1.1.transformer_blocks.0.{x}.weight": f"down_blocks.0.attentions.0.transformer_blocks.0.{x}.weight" for x in changed}
+    ldm, diffusers = "input_blocks.1.1.transformer_blocks.0", "down_blocks.0.attentions.0.transformer_blocks.0"
+    names = {f"{ldm}.{x}.weight": f"{diffusers}.{x}.weight" for x in changed}
     own = dict(other.named_parameters())
     pairs = {}
     for i, (ldm, name) in enumerate(names.items()):
@@ -127,13 +154,16 @@ def test_whole_text_weights_and_what_does_not_fit():
         assert torch.equal(texts.encode_prompt("a cat").embeds, plain)
     assert torch.equal(texts.encode_prompt("a cat").embeds, plain)
     torch.testing.assert_close(changed - plain, drawn(32).expand_as(changed), rtol=0, atol=1e-5)
-    for weights, strength, message in ((Weights(text={name: drawn(31)}), 1.0, r"\[31\].*found \[32\]"), (Weights(text={name: drawn(32)}), 0.5, "strength 1.*found 0.5"),
-                                       (Weights(text_lora={"g": {}}), 1.0, "text encoders 'g'.*found l")):
+    for weights, strength, message in (
+        (Weights(text={name: drawn(31)}), 1.0, r"\[31\].*found \[32\]"),
+        (Weights(text={name: drawn(32)}), 0.5, "strength 1.*found 0.5"),
+        (Weights(text_lora={"g": {}}), 1.0, "text encoders 'g'.*found l"),
+    ):
         with pytest.raises(MismatchError, match=message), text_weights(texts, weights, strength):
             pass
 
 
-# ---- guidance and delays ------------------------------------------------------------------------------------------------------------------
+# ---- guidance and delays ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cfg, second", [(7.5, 1.5), (1.0, 1.5), (7.5, 1.0), (5.0, 5.0), (1.0, 1.0)])
@@ -145,17 +175,28 @@ def test_factors_are_subject_diffusions_formula(cfg, second):
     assert sum(found.values()) == pytest.approx(1.0) and 0.0 not in found.values()
 
 
-@pytest.mark.parametrize("cfg, alpha, count", [(7.5, 0.5, 3), (7.5, 1.0, 2), (7.5, 0.0, 2), (1.0, 0.5, 2), (1.0, 1.0, 1)])
+@pytest.mark.parametrize(
+    "cfg, alpha, count", [(7.5, 0.5, 3), (7.5, 1.0, 2), (7.5, 0.0, 2), (1.0, 0.5, 2), (1.0, 1.0, 1)]
+)
 def test_factors_are_umms_formula_with_no_branch_too_many(cfg, alpha, count):
     e = {name: drawn(5, seed=i) for i, name in enumerate(("negative", "middle", "positive"))}
     found = factors(Guidance("umm", alpha, alpha), cfg, 0.3)
-    torch.testing.assert_close(sum(share * e[name] for name, share in found.items()), umm_guidance(e["negative"], e["middle"], [e["positive"]], cfg, [alpha]))
+    torch.testing.assert_close(
+        sum(share * e[name] for name, share in found.items()),
+        umm_guidance(e["negative"], e["middle"], [e["positive"]], cfg, [alpha]),
+    )
     assert len(found) == count
 
 
 def test_the_second_strength_moves_evenly_and_outside_its_range_guidance_is_ordinary():
     guidance = Guidance("subject_diffusion", 1.0, 3.0, 0.2, 0.6)
-    assert [guidance.second_at(p) for p in (0.1, 0.2, 0.4, 0.6, 0.7)] == [None, 1.0, pytest.approx(2.0), pytest.approx(3.0), None]
+    assert [guidance.second_at(p) for p in (0.1, 0.2, 0.4, 0.6, 0.7)] == [
+        None,
+        1.0,
+        pytest.approx(2.0),
+        pytest.approx(3.0),
+        None,
+    ]
     assert factors(guidance, 7.5, 0.7) == {"negative": -6.5, "positive": 7.5} == factors(None, 7.5, 0.3)
     assert factors(Guidance("umm", 0.5, 0.5, 0.2, 0.6), 7.5, 0.7) == {"negative": -6.5, "middle": 7.5}
 
@@ -168,9 +209,17 @@ def test_umm_asks_for_its_middle_and_for_a_share():
         branches(Guidance("umm", 0.5, 1.5), prompt, prompt, prompt)
 
 
-@pytest.mark.parametrize("delay, fused", [
-    ({}, 4), ({"start_step": 0}, 4), ({"start_step": 3}, 1), ({"start_step": 4}, 0), ({"start_percent": 0.5}, 2), ({"start_step": 1, "start_percent": 0.9}, 3),
-])
+@pytest.mark.parametrize(
+    "delay, fused",
+    [
+        ({}, 4),
+        ({"start_step": 0}, 4),
+        ({"start_step": 3}, 1),
+        ({"start_step": 4}, 0),
+        ({"start_percent": 0.5}, 2),
+        ({"start_step": 1, "start_percent": 0.9}, 3),
+    ],
+)
 def test_a_delay_in_steps_or_percent(delay, fused):
     before = Prompt(drawn(1, 77, 8))
     prompt = Prompt(drawn(1, 77, 8), None, before, **delay)
@@ -181,10 +230,21 @@ def test_a_run_changes_its_prompt_and_its_pooled_text_in_the_middle():
     """As far as the delay it is the run of the plain prompt, then no more; the pooled text changes too."""
     unet, kept = tiny.unet("sdxl"), {}
     plain, fused = (Prompt(drawn(1, 77, tiny.CONTEXT, seed=i), drawn(1, tiny.POOLED, seed=10 + i)) for i in (1, 2))
-    choices = {"plain": plain, "late": Prompt(fused.embeds, fused.pooled, plain, start_step=2), "pooled only": Prompt(plain.embeds, fused.pooled, plain, start_step=2)}
+    choices = {
+        "plain": plain,
+        "late": Prompt(fused.embeds, fused.pooled, plain, start_step=2),
+        "pooled only": Prompt(plain.embeds, fused.pooled, plain, start_step=2),
+    }
     for name, prompt in choices.items():
         latents = kept.setdefault(name, [])
-        sample(unet, tiny.scheduler(), prompt, plain, SamplingSettings(64, 64, 4), callback=lambda done, of, latent, latents=latents: latents.append(latent))
+        sample(
+            unet,
+            tiny.scheduler(),
+            prompt,
+            plain,
+            SamplingSettings(64, 64, 4),
+            callback=lambda done, of, latent, latents=latents: latents.append(latent),
+        )
     for name in ("late", "pooled only"):
         assert [torch.equal(a, b) for a, b in zip(kept[name], kept["plain"], strict=True)] == [True, True, False, False]
     assert not torch.equal(kept["late"][-1], kept["pooled only"][-1])

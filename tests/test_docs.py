@@ -1,4 +1,5 @@
 """README and help pages say what the code says."""
+
 from __future__ import annotations
 
 import ast
@@ -7,7 +8,15 @@ import re
 from itertools import product
 
 import pytest
-from troupe.model_patches.checkpoints.catalogue import ADAPTERS, DEFAULT_ADAPTER, ENCODERS, GATED, PROJECTION_MATRIX, PROMPT, VIT_H
+from troupe.model_patches.checkpoints.catalogue import (
+    ADAPTERS,
+    DEFAULT_ADAPTER,
+    ENCODERS,
+    GATED,
+    PROJECTION_MATRIX,
+    PROMPT,
+    VIT_H,
+)
 from troupe_tools.pack import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -15,7 +24,8 @@ DOCS = {page.stem: page.read_text(encoding="utf-8") for page in sorted((ROOT / "
 TEXT = "\n".join([README, *DOCS.values()])
 NODES = json.loads((ROOT / "tests" / "golden" / "node_contract.json").read_text())["nodes"]
 PAGES = sorted((ROOT / "web" / "docs").glob("*.md"))
-SHORT = {encoder.name: encoder.name.split()[1].split("/")[0] for encoder in ENCODERS}  # 'CLIP ViT-H/14 (...)' -> 'ViT-H'
+# 'CLIP ViT-H/14 (...)' -> 'ViT-H'
+SHORT = {encoder.name: encoder.name.split()[1].split("/")[0] for encoder in ENCODERS}
 
 
 def section(title: str) -> str:
@@ -29,7 +39,8 @@ def table(name: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.strip().splitlines()][2:]
 
 
-# ---- models ------------------------------------------------------------------------------------------------------------------------------
+# ---- models ----------------------------------------------------------------------------------------------------------
+
 
 def test_the_adapter_table_is_the_catalogue():
     wanted = [[f"[{f.name}]({f.link})", f.size, f.base, SHORT[f.encoder], f.licence] for f in ADAPTERS]
@@ -38,19 +49,27 @@ def test_the_adapter_table_is_the_catalogue():
 
 
 def test_the_table_of_gated_adapters_is_the_catalogue():
-    assert table("gated") == [[f"[{f.name}]({f.link})", f.size, f.base, SHORT.get(f.encoder, "none"), f.licence] for f in GATED]
-    assert {f.folder for f in (*GATED, PROJECTION_MATRIX)} == {"gligen"} and "All of these go into `models/gligen`" in TEXT
+    assert table("gated") == [
+        [f"[{f.name}]({f.link})", f.size, f.base, SHORT.get(f.encoder, "none"), f.licence] for f in GATED
+    ]
+    assert {f.folder for f in (*GATED, PROJECTION_MATRIX)} == {
+        "gligen"
+    } and "All of these go into `models/gligen`" in TEXT
     assert f"[projection_matrix]({PROJECTION_MATRIX.link}) ({PROJECTION_MATRIX.size})" in TEXT
 
 
 def test_the_table_of_prompt_adapters_is_the_catalogue():
     assert table("prompt") == [[f"[{f.name}]({f.link})", f.size, f.base, SHORT[f.encoder], f.licence] for f in PROMPT]
-    assert {f.folder for f in PROMPT} == {"subject_adapters"} and "All of these go into `models/subject_adapters`" in TEXT
+    assert {f.folder for f in PROMPT} == {
+        "subject_adapters"
+    } and "All of these go into `models/subject_adapters`" in TEXT
 
 
 def test_the_encoder_table_is_the_catalogue():
     assert {f.encoder for f in (*ADAPTERS, *GATED)} - {""} == {e.name for e in ENCODERS}
-    assert table("encoders") == [[f"{SHORT[e.name]}: {e.name}", f"[{e.file.name}]({e.file.link})", e.file.size, e.file.licence] for e in ENCODERS]
+    assert table("encoders") == [
+        [f"{SHORT[e.name]}: {e.name}", f"[{e.file.name}]({e.file.link})", e.file.size, e.file.licence] for e in ENCODERS
+    ]
 
 
 def test_the_download_before_the_first_step_adds_up():
@@ -71,20 +90,28 @@ def test_every_file_the_dialog_cannot_fetch_has_its_line():
             assert f"curl -L -o models/{file.folder}/{file.name} {file.link}\n" in TEXT
 
 
-# ---- commands ----------------------------------------------------------------------------------------------------------------------------
+# ---- commands --------------------------------------------------------------------------------------------------------
+
 
 def test_the_options_of_run_py_are_explained():
     source = ast.parse((ROOT / "tools" / "troupe_tools" / "commands" / "run.py").read_text(encoding="utf-8"))
-    calls = [node for node in ast.walk(source) if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"]
+    calls = [
+        node
+        for node in ast.walk(source)
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"
+    ]
     options = {written(call.args[0], {})[0] for call in calls}
     rows = [line for line in section("Two commands").splitlines() if line.startswith("| `--")]
     assert {name for row in rows for name in re.findall(r"`(--[\w-]+)", row)} == options
 
 
-# ---- messages ----------------------------------------------------------------------------------------------------------------------------
+# ---- messages --------------------------------------------------------------------------------------------------------
+
 
 def written(node: ast.AST, names: dict[str, list[str]]) -> list[str]:
-    """What a string expression can read like, with … for everything that is put in at run time; `names`: local variables that hold strings."""
+    """What a string expression can read like, with … for everything that is put in at run time; `names`: local
+    variables that hold strings.
+    """
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return [node.value]
     if isinstance(node, ast.JoinedStr):
@@ -101,7 +128,12 @@ def messages() -> list[str]:
     found = []
     for path in [*(ROOT / "nodes").rglob("*.py"), *(ROOT / "model_patches").rglob("*.py")]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        found += [text for node in ast.walk(tree) if isinstance(node, (ast.Constant, ast.JoinedStr)) for text in written(node, {})]
+        found += [
+            text
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Constant, ast.JoinedStr))
+            for text in written(node, {})
+        ]
         for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
             names: dict[str, list[str]] = {}
             for node in ast.walk(function):
@@ -112,8 +144,15 @@ def messages() -> list[str]:
                         if isinstance(name, ast.Name):
                             names.setdefault(name.id, []).extend(written(value, names))
             for node in ast.walk(function):
-                if isinstance(node, ast.Call) and getattr(node.func, "id", "").endswith("Error") and len(node.args) == 3:
-                    found += [f"Expected {expected}, found {got}. {do}" for expected, got, do in product(*(written(a, names) for a in node.args))]
+                if (
+                    isinstance(node, ast.Call)
+                    and getattr(node.func, "id", "").endswith("Error")
+                    and len(node.args) == 3
+                ):
+                    found += [
+                        f"Expected {expected}, found {got}. {do}"
+                        for expected, got, do in product(*(written(a, names) for a in node.args))
+                    ]
     return [re.sub("…+", "…", message) for message in found]
 
 
@@ -124,7 +163,9 @@ QUOTED = re.findall(r"^## `(.+)`$", DOCS["troubleshooting"], re.M)
 @pytest.mark.parametrize("quote", QUOTED)
 def test_a_quoted_message_exists(quote):
     assert len(quote.replace("…", "")) > 20
-    assert any(quote in message or (quote.endswith("…") and quote[:-1] in message) for message in MESSAGES), "no code says this"
+    assert any(quote in message or (quote.endswith("…") and quote[:-1] in message) for message in MESSAGES), (
+        "no code says this"
+    )
 
 
 def test_messages_are_quoted_at_all():
@@ -137,7 +178,8 @@ def test_the_readme_shows_no_class_names(do):
     assert do not in TEXT
 
 
-# ---- help pages --------------------------------------------------------------------------------------------------------------------------
+# ---- help pages ------------------------------------------------------------------------------------------------------
+
 
 def test_every_node_has_a_page_and_no_page_is_left_over():
     assert {page.stem for page in PAGES} == set(NODES)
@@ -149,14 +191,22 @@ def test_a_page_explains_every_input(id):
     assert text.startswith(f"# {NODES[id]['display_name']}\n")
     assert "## Common mistakes\n" in text
     inputs = re.search(r"^## Inputs\n(.*?)^##", text, re.M | re.S).group(1)
-    explained = [name for names in re.findall(r"^- ((?:`\w+`, )*`\w+`): \S", inputs, re.M) for name in re.findall(r"`(\w+)`", names)]
+    explained = [
+        name
+        for names in re.findall(r"^- ((?:`\w+`, )*`\w+`): \S", inputs, re.M)
+        for name in re.findall(r"`(\w+)`", names)
+    ]
     assert sorted(explained) == sorted(entry["id"] for entry in NODES[id]["inputs"])
 
 
 @pytest.mark.parametrize("id", NODES)
 def test_a_page_has_no_table(id):
     """ComfyUI's help panel is narrow and cuts tables."""
-    assert not [line for line in (ROOT / "web" / "docs" / f"{id}.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert not [
+        line
+        for line in (ROOT / "web" / "docs" / f"{id}.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("|")
+    ]
 
 
 @pytest.mark.parametrize("id", NODES)
@@ -164,10 +214,14 @@ def test_the_table_of_nodes_links_every_page(id):
     assert f"[{NODES[id]['display_name']}](../web/docs/{id}.md)" in DOCS["nodes"]
 
 
-# ---- links -------------------------------------------------------------------------------------------------------------------------------
+# ---- links -----------------------------------------------------------------------------------------------------------
 
-LINKS = [(page.name, link, page.parent / link.split("#")[0]) for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), *PAGES]
-         for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")) if not re.match(r"https://|#", link)]
+LINKS = [
+    (page.name, link, page.parent / link.split("#")[0])
+    for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), *PAGES]
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    if not re.match(r"https://|#", link)
+]
 
 
 @pytest.mark.parametrize(("page", "link", "target"), LINKS, ids=[f"{page}:{link}" for page, link, _ in LINKS])
@@ -186,8 +240,12 @@ def test_a_link_that_shows_a_path_leads_there():
 def test_a_link_to_a_heading_finds_it(page):
     path = ROOT / page
     for target, anchor in re.findall(r"\]\((?!https://)([^)#\s]*)#([^)]+)\)", path.read_text(encoding="utf-8")):
-        headings = re.findall(r"^#+ (.+)$", (path.parent / target if target else path).read_text(encoding="utf-8"), re.M)
-        assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}, f"{target}#{anchor}"
+        headings = re.findall(
+            r"^#+ (.+)$", (path.parent / target if target else path).read_text(encoding="utf-8"), re.M
+        )
+        assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}, (
+            f"{target}#{anchor}"
+        )
 
 
 def test_the_readme_is_short():

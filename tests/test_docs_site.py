@@ -1,4 +1,5 @@
 """The documentation site is built from the same files as GitHub shows, and every link of it leads somewhere."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -17,7 +18,10 @@ from troupe_tools.pack import ROOT
 
 CONFIG = ROOT / "docs" / "mkdocs.yml"
 PAGES = ["README.md", "CHANGELOG.md", "SECURITY.md"] + [
-    str(path.relative_to(ROOT)) for folder in ("docs", "web/docs", "benchmarks") for path in sorted((ROOT / folder).glob("*.md"))]
+    str(path.relative_to(ROOT))
+    for folder in ("docs", "web/docs", "benchmarks")
+    for path in sorted((ROOT / folder).glob("*.md"))
+]
 
 
 class Links(HTMLParser):
@@ -44,7 +48,9 @@ def site(tmp_path_factory) -> Path:
         pytest.skip("NO MKDOCS-MATERIAL (pip install mkdocs-material): the documentation site was not built")
     place = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(CONFIG), "-d", str(place)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    )
     assert done.returncode == 0, done.stderr
     assert "excluded from the built site" not in done.stderr and "WARNING" not in done.stderr, done.stderr
     return place
@@ -102,12 +108,23 @@ def test_every_link_on_github_is_there(page):
             assert (ROOT / page).parent.joinpath(unquote(parts.path)).exists(), link
 
 
-@pytest.mark.parametrize(("link", "becomes"), [
-    ("../tools/check.py", "https://host/us/pack/blob/main/tools/check.py"), ("../tools", "https://host/us/pack/tree/main/tools"),
-    ("../tests/golden/mip_adapter/README.md#a", "https://host/us/pack/blob/main/tests/golden/mip_adapter/README.md#a"),
-    ("models.md", "models.md"), ("models.md#links", "models.md#links"), ("../no/such/file.py", "../no/such/file.py"), ("#here", "#here"),
-    ("../../outside.py", "../../outside.py"), ("https://example.org/x", "https://example.org/x"),
-])
+@pytest.mark.parametrize(
+    ("link", "becomes"),
+    [
+        ("../tools/check.py", "https://host/us/pack/blob/main/tools/check.py"),
+        ("../tools", "https://host/us/pack/tree/main/tools"),
+        (
+            "../tests/golden/mip_adapter/README.md#a",
+            "https://host/us/pack/blob/main/tests/golden/mip_adapter/README.md#a",
+        ),
+        ("models.md", "models.md"),
+        ("models.md#links", "models.md#links"),
+        ("../no/such/file.py", "../no/such/file.py"),
+        ("#here", "#here"),
+        ("../../outside.py", "../../outside.py"),
+        ("https://example.org/x", "https://example.org/x"),
+    ],
+)
 def test_only_links_past_the_site_are_changed(link, becomes):
     page = SimpleNamespace(file=SimpleNamespace(src_uri="docs/nodes.md"))
     included = SimpleNamespace(inclusion=SimpleNamespace(is_included=lambda: True))

@@ -1,4 +1,5 @@
 """From a cast to references, with an encoder small enough to compute by hand."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,10 @@ POOLED, PENULTIMATE = EncoderNeed("pooled", 1024), EncoderNeed("penultimate", 12
 
 
 def adapter(need=POOLED, tokens=4, context=D):
-    return SimpleNamespace(spec=AdapterSpec("ip_adapter", "ImageProj", "plus_sdxl.safetensors", context, tokens, need, (8,), False), weights=Weights())
+    return SimpleNamespace(
+        spec=AdapterSpec("ip_adapter", "ImageProj", "plus_sdxl.safetensors", context, tokens, need, (8,), False),
+        weights=Weights(),
+    )
 
 
 class Images:
@@ -32,7 +36,11 @@ class Images:
             pictures = torch.cat((pictures, torch.full((1, 16, 16, 3), 0.25)))  # stands for zero pixel values
         place = torch.linspace(1, 2, pictures[0].numel()) if len(pictures) else torch.zeros(768)
         sums = (pictures.flatten(1) * place).mean(1)
-        return sums[:, None].expand(-1, self.pooled) if kind == "pooled" else sums[:, None, None].expand(-1, 3, self.hidden)
+        return (
+            sums[:, None].expand(-1, self.pooled)
+            if kind == "pooled"
+            else sums[:, None, None].expand(-1, 3, self.hidden)
+        )
 
 
 class Names:
@@ -43,7 +51,12 @@ class Names:
 
     def encode(self, names):
         self.calls.append(list(names))
-        return [torch.arange(len(n), dtype=torch.float16)[:, None].expand(-1, self.width) if n else torch.full((76, self.width), -1.0) for n in names]
+        return [
+            torch.arange(len(n), dtype=torch.float16)[:, None].expand(-1, self.width)
+            if n
+            else torch.full((76, self.width), -1.0)
+            for n in names
+        ]
 
 
 def project(features):
@@ -76,16 +89,20 @@ def warnings_of(cast, **kwargs):
 PAIR = cast_of(("cat", [photo(0.2)]), ("dog", [photo(0.7)]))
 
 
-# ---- photos -----------------------------------------------------------------------------------------------------------------------------
+# ---- photos ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("need", [POOLED, PENULTIMATE])
 def test_photos_of_one_subject_are_averaged_after_projection(need):
     batch, tall, wide = torch.cat((photo(0.1), photo(0.9))), photo(0.3, 40, 10), photo(0.5, 10, 40)
     references, _ = encode(cast_of(("cat", [batch, tall, wide]), ("dog", [photo(0.7)])), need)
-    singles = [encode(cast_of(("cat", [one])), need)[0].subjects[0].tokens for one in (photo(0.1), photo(0.9), tall, wide)]
+    singles = [
+        encode(cast_of(("cat", [one])), need)[0].subjects[0].tokens for one in (photo(0.1), photo(0.9), tall, wide)
+    ]
     torch.testing.assert_close(references.subjects[0].tokens, torch.stack(singles).mean(0))
-    torch.testing.assert_close(references.subjects[1].tokens, encode(cast_of(("dog", [photo(0.7)])), need)[0].subjects[0].tokens)
+    torch.testing.assert_close(
+        references.subjects[1].tokens, encode(cast_of(("dog", [photo(0.7)])), need)[0].subjects[0].tokens
+    )
 
 
 @pytest.mark.parametrize("need, blank", [(POOLED, False), (PENULTIMATE, True)])
@@ -121,9 +138,23 @@ def test_previews_show_every_photo_as_the_encoder_saw_it():
 
 def test_what_the_artist_set_travels_with_the_subject():
     region = torch.ones(1, 4, 4)
-    references, _ = encode(cast_of(("cat", [photo(0.2)], {"region": region, "weight": -0.5, "start_percent": 0.1, "end_percent": 0.4, "box": Box(0, 0, 1, 1)})))
+    references, _ = encode(
+        cast_of(
+            (
+                "cat",
+                [photo(0.2)],
+                {"region": region, "weight": -0.5, "start_percent": 0.1, "end_percent": 0.4, "box": Box(0, 0, 1, 1)},
+            )
+        )
+    )
     subject = references.subjects[0]
-    assert (subject.name, subject.weight, subject.start_percent, subject.end_percent, subject.box) == ("cat", -0.5, 0.1, 0.4, Box(0, 0, 1, 1))
+    assert (subject.name, subject.weight, subject.start_percent, subject.end_percent, subject.box) == (
+        "cat",
+        -0.5,
+        0.1,
+        0.4,
+        Box(0, 0, 1, 1),
+    )
     assert torch.equal(subject.region, region[0])
 
 
@@ -134,7 +165,7 @@ def test_an_empty_cast_gives_references_without_subjects_and_says_so():
     assert ["empty" in s for s in warnings_of(Cast())] == [True]
 
 
-# ---- names ------------------------------------------------------------------------------------------------------------------------------
+# ---- names -----------------------------------------------------------------------------------------------------------
 
 
 def test_one_text_pass_for_all_names_and_the_empty_prompt():
@@ -173,15 +204,30 @@ def test_a_name_that_encodes_to_nothing_is_quoted():
 
 @pytest.mark.parametrize("width, base", [(768, "SD1.5"), (1024, "SD2.x"), (4096, "4096-wide")])
 def test_a_clip_of_another_base_model_is_refused(width, base):
-    words = f"found size {width}. Wire the CLIP" if width == 4096 else f"is for SDXL, the CLIP that is wired is from an {base} checkpoint. Choose an {base} adapter"
+    words = (
+        f"found size {width}. Wire the CLIP"
+        if width == 4096
+        else f"is for SDXL, the CLIP that is wired is from an {base} checkpoint. Choose an {base} adapter"
+    )
     with pytest.raises(MismatchError, match=f"plus_sdxl.safetensors .*{words}"):
         encode_subjects(adapter(), PAIR, Images(), project, Names(width))
 
 
-# ---- the image encoder ------------------------------------------------------------------------------------------------------------------
+# ---- the image encoder -----------------------------------------------------------------------------------------------
 
-H, BIGG, L = SimpleNamespace(hidden=1280, pooled=1024), SimpleNamespace(hidden=1664, pooled=1280), SimpleNamespace(hidden=1024, pooled=768)
-FITTING = [("penultimate", 1280, H), ("pooled", 1024, H), ("penultimate", 1664, BIGG), ("pooled", 1280, BIGG), ("penultimate", 1024, L), ("pooled", 768, L)]
+H, BIGG, L = (
+    SimpleNamespace(hidden=1280, pooled=1024),
+    SimpleNamespace(hidden=1664, pooled=1280),
+    SimpleNamespace(hidden=1024, pooled=768),
+)
+FITTING = [
+    ("penultimate", 1280, H),
+    ("pooled", 1024, H),
+    ("penultimate", 1664, BIGG),
+    ("pooled", 1280, BIGG),
+    ("penultimate", 1024, L),
+    ("pooled", 768, L),
+]
 NAMES = {id(H): "ViT-H", id(BIGG): "ViT-bigG", id(L): "ViT-L"}
 
 
@@ -203,13 +249,21 @@ def test_only_the_encoder_of_the_right_widths_is_taken(kind, width, right):
 def test_no_encoder_at_all_says_where_one_belongs():
     with pytest.raises(MismatchError) as caught:
         check_image_encoder(adapter().spec, None)
-    assert "ViT-H" in caught.value.expected and "models/clip_vision" in caught.value.found and "https://huggingface.co/h94/" in caught.value.do
+    assert (
+        "ViT-H" in caught.value.expected
+        and "models/clip_vision" in caught.value.found
+        and "https://huggingface.co/h94/" in caught.value.do
+    )
 
 
 def test_an_encoder_nobody_published_is_described_by_its_widths():
     with pytest.raises(MismatchError) as caught:
         check_image_encoder(adapter(EncoderNeed("pooled", 999)).spec, SimpleNamespace(hidden=7, pooled=8))
-    assert "999" in caught.value.expected and "hidden size 7 and projection size 8" in caught.value.found and "publisher" in caught.value.do
+    assert (
+        "999" in caught.value.expected
+        and "hidden size 7 and projection size 8" in caught.value.found
+        and "publisher" in caught.value.do
+    )
 
 
 def test_a_wrong_encoder_is_refused_before_any_work():
@@ -219,7 +273,7 @@ def test_a_wrong_encoder_is_refused_before_any_work():
     assert images.calls == [] and names.calls == []
 
 
-# ---- what is allowed and probably not meant ---------------------------------------------------------------------------------------------
+# ---- what is allowed and probably not meant --------------------------------------------------------------------------
 
 
 def test_a_proper_cast_is_encoded_without_a_word():
@@ -229,7 +283,8 @@ def test_a_proper_cast_is_encoded_without_a_word():
 
 def test_two_of_one_name_are_warned_about_in_the_promised_words():
     assert warnings_of(cast_of(("girl", [photo(0.2)]), ("girl", [photo(0.7)]))) == [
-        "Give subjects 1 and 2 different names, as in the prompt, or a box or region each: they are both called 'girl', "
+        "Give subjects 1 and 2 different names, as in the prompt, or a box or region each: they are both "
+        "called 'girl', "
         "so relevance cannot tell them apart and each gets half of the picture everywhere."
     ]
 
@@ -237,7 +292,9 @@ def test_two_of_one_name_are_warned_about_in_the_promised_words():
 def test_regions_make_equal_names_harmless():
     left, right = torch.zeros(1, 2, 2), torch.ones(1, 2, 2)
     left[..., 0] = 1
-    assert warnings_of(cast_of(("girl", [photo(0.2)], {"region": left}), ("girl", [photo(0.7)], {"region": right}))) == []
+    assert (
+        warnings_of(cast_of(("girl", [photo(0.2)], {"region": left}), ("girl", [photo(0.7)], {"region": right}))) == []
+    )
 
 
 def test_a_name_that_is_not_in_the_prompt_is_warned_about():

@@ -1,4 +1,5 @@
 """From a cast to the features of gated layers: phrases, photos, patch tokens, and what is said about places."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +26,9 @@ HALF = Box(0, 0, 0.5, 1)
 def adapter(kind, vision=None, framing="center"):
     context, feature, tokens = WIDTHS[kind]
     gated = GatedSpec(kind, {"middle_block.1.transformer_blocks.0": 8}, context, feature, 30, tokens)
-    spec = AdapterSpec(FAMILY[kind], "", f"{kind}.safetensors", context, 0, NEEDS[kind], (), False, framing, gated=gated)
+    spec = AdapterSpec(
+        FAMILY[kind], "", f"{kind}.safetensors", context, 0, NEEDS[kind], (), False, framing, gated=gated
+    )
     return SimpleNamespace(spec=spec, weights=Weights(vision=vision or {}))
 
 
@@ -36,7 +39,10 @@ class Images:
 
     def __init__(self, weights=None, patches=PATCHES):
         g = torch.Generator().manual_seed(3)
-        self.weights = {"patch": torch.randn(SIZE * SIZE * 3 // patches, HIDDEN, generator=g) / 8, "head": torch.randn(SIZE * SIZE * 3, POOLED, generator=g) / 16} | (weights or {})
+        self.weights = {
+            "patch": torch.randn(SIZE * SIZE * 3 // patches, HIDDEN, generator=g) / 8,
+            "head": torch.randn(SIZE * SIZE * 3, POOLED, generator=g) / 16,
+        } | (weights or {})
         self.patches, self.calls = patches, []
 
     def encode(self, pictures, kind, blank):
@@ -46,7 +52,9 @@ class Images:
 
     def encode_patches(self, pictures):
         self.calls.append(len(pictures))
-        return pictures.reshape(len(pictures), self.patches, -1) @ self.weights["patch"], pictures.flatten(1) @ self.weights["head"]
+        return pictures.reshape(len(pictures), self.patches, -1) @ self.weights["patch"], pictures.flatten(
+            1
+        ) @ self.weights["head"]
 
     def with_weights(self, weights):
         return Images(dict(weights), self.patches)
@@ -59,7 +67,9 @@ class Names:
         self.width, self.calls = width, []
 
     def vector(self, name):
-        return torch.randn(self.width, generator=torch.Generator().manual_seed(sum(map(ord, name))), dtype=torch.float64)
+        return torch.randn(
+            self.width, generator=torch.Generator().manual_seed(sum(map(ord, name))), dtype=torch.float64
+        )
 
     def pooled(self, names):
         self.calls.append(list(names))
@@ -84,14 +94,20 @@ def encode(kind, *subjects, images=None, names=None, vision=None, **options):
     """References, the image encoder, the sentences."""
     said = []
     images = images or (None if kind == "text" else Images())
-    return encode_subjects(adapter(kind, vision), Cast(subjects), images, PROJECT[kind], names, warn=said.append, **options), images, said
+    return (
+        encode_subjects(
+            adapter(kind, vision), Cast(subjects), images, PROJECT[kind], names, warn=said.append, **options
+        ),
+        images,
+        said,
+    )
 
 
 def features(kind, *subjects, **options):
     return [s.features for s in encode(kind, *subjects, **options)[0].subjects]
 
 
-# ---- GLIGEN's text boxes ----------------------------------------------------------------------------------------------------------------
+# ---- GLIGEN's text boxes ---------------------------------------------------------------------------------------------
 
 
 def test_a_text_file_reads_each_name_as_its_phrase_and_no_photo():
@@ -99,7 +115,12 @@ def test_a_text_file_reads_each_name_as_its_phrase_and_no_photo():
     references, _, _ = encode("text", subject("cat", box=HALF), subject("red fox", box=HALF), names=names)
     for found, name in zip(references.subjects, ("cat", "red fox"), strict=True):
         torch.testing.assert_close(found.features.text, names.vector(name).float())
-        assert found.features.text.dtype == torch.float32 and found.features.image is None and found.tokens is None and found.name_tokens is None
+        assert (
+            found.features.text.dtype == torch.float32
+            and found.features.image is None
+            and found.tokens is None
+            and found.name_tokens is None
+        )
     assert names.calls == [["cat", "red fox"]] and references.previews == () and references.uncond_tokens is None
 
 
@@ -119,11 +140,15 @@ def test_a_text_file_needs_a_clip_and_names():
 def test_a_name_without_words_and_the_clip_of_another_base_are_refused(kind):
     with pytest.raises(SubjectError, match=r"words in it for subject 2, found '\(\)'"):
         encode(kind, subject("cat"), subject("()"), names=Names())
-    with pytest.raises(MismatchError, match=rf"{kind}.safetensors is for SD1.5, the CLIP that is wired is from an SDXL checkpoint. Choose an SDXL adapter"):
+    with pytest.raises(
+        MismatchError,
+        match=rf"{kind}.safetensors is for SD1.5, the CLIP that is wired is from an SDXL checkpoint. Choose an "
+        rf"SDXL adapter",
+    ):
         encode(kind, subject("cat"), names=Names(2048))
 
 
-# ---- GLIGEN's text-image boxes ----------------------------------------------------------------------------------------------------------
+# ---- GLIGEN's text-image boxes ---------------------------------------------------------------------------------------
 
 
 def test_a_text_image_file_reads_phrase_and_photo():
@@ -136,14 +161,19 @@ def test_a_text_image_file_reads_phrase_and_photo():
 
 
 def test_photos_of_one_subject_count_the_same_and_are_averaged_before_the_projection():
-    """A dark photo has a short embedding: without the unit length it would hardly count. The mean has the published length again."""
+    """A dark photo has a short embedding: without the unit length it would hardly count.
+
+    The mean has the published length again.
+    """
     both = torch.cat((photos(1, 5), 0.05 * photos(1, 6)))
     found, other = features("text_image", subject("cat", both), subject("dog", photos(1, 7)), names=Names())
     bright, dark = (normalize(Images().encode(one.unsqueeze(0), "pooled", False)[0], dim=0) for one in both)
     expected = (bright + dark) / 2 @ MATRIX
     torch.testing.assert_close(found.image, 28.7 * expected / expected.norm())
     torch.testing.assert_close(found.image.norm(), torch.tensor(28.7))
-    torch.testing.assert_close(other.image, features("text_image", subject("dog", photos(1, 7)), names=Names())[0].image)
+    torch.testing.assert_close(
+        other.image, features("text_image", subject("dog", photos(1, 7)), names=Names())[0].image
+    )
     after = (to_text_space(bright, MATRIX) + to_text_space(dark, MATRIX)) / 2
     assert not torch.allclose(found.image, after, rtol=1e-2)
 
@@ -174,7 +204,7 @@ def test_a_style_reference_has_neither_name_nor_box_and_nothing_is_said(names):
     assert said == [] and references.subjects[0].features.text is None and references.subjects[0].box is None
 
 
-# ---- Subject-Diffusion --------------------------------------------------------------------------------------------------------------------
+# ---- Subject-Diffusion -----------------------------------------------------------------------------------------------
 
 
 def test_patch_tokens_and_the_word_come_from_one_pass():
@@ -205,7 +235,9 @@ def test_the_cut_out_is_cropped_as_published_for_subject_diffusion_alone():
     whole = make_subject("cat", [photos(1, 5, 20, 40)], mask=mask)
     seen = {kind: encode(kind, whole, names=Names())[0].previews[0] for kind in ("patches", "text_image")}
     assert torch.equal(seen["text_image"], prepare_photo(whole.photos[0], SIZE, "center"))
-    assert torch.equal(seen["patches"], prepare_photo(whole.photos[0], SIZE, "center", inside=1)) and not torch.equal(*seen.values())
+    assert torch.equal(seen["patches"], prepare_photo(whole.photos[0], SIZE, "center", inside=1)) and not torch.equal(
+        *seen.values()
+    )
 
 
 def test_an_encoder_with_another_number_of_patches_is_refused():
@@ -219,27 +251,47 @@ class Published:
     size, hidden, pooled = 224, 40, 32
 
     def encode_patches(self, pictures):
-        mean, std = torch.tensor((0.48145466, 0.4578275, 0.40821073)), torch.tensor((0.26862954, 0.26130258, 0.27577711))
+        mean, std = (
+            torch.tensor((0.48145466, 0.4578275, 0.40821073)),
+            torch.tensor((0.26862954, 0.26130258, 0.27577711)),
+        )
         pixels = torch.nn.functional.adaptive_avg_pool2d(((pictures - mean) / std).movedim(-1, 1), 8).flatten(1)
-        return (pixels @ (0.1 * normal("input:clip.B", 192, 160))).reshape(-1, 4, 40), pixels @ (0.1 * normal("input:clip.A", 192, 32))
+        return (pixels @ (0.1 * normal("input:clip.B", 192, 160))).reshape(-1, 4, 40), pixels @ (
+            0.1 * normal("input:clip.A", 192, 32)
+        )
 
 
 @pytest.mark.parametrize("count, boxes", [(1, [None]), (2, [(50, 100, 200, 400), (300, 100, 500, 400)])])
 def test_object_tokens_are_those_of_the_official_run(count, boxes):
-    """From 8-bit photos with their masks, through cut-out, framing, encoder and GroundingNet; the official test run reads one subject without
-    its box. The stored tokens are in half precision."""
+    """From 8-bit photos with their masks, through cut-out, framing, encoder and GroundingNet; the official test run
+    reads one subject without its box. The stored tokens are in half precision."""
     g = golden("pipeline")
     gated = GatedSpec("patches", {}, 32, 40, 2, 4)
-    spec = AdapterSpec("subject_diffusion", "MLP", "golden", 32, 0, EncoderNeed("last", 40), (), False, "center", gated=gated)
-    placed = [None if box is None else Box(box[0] / 512, box[1] / 512, (box[2] - box[0]) / 512, (box[3] - box[1]) / 512) for box in boxes]
-    cast = Cast(tuple(make_subject(f"p{i}", [g[f"ref_p{i}.rgb"][None] / 255], mask=g[f"ref_p{i}.mask"][None], box=placed[i]) for i in range(count)))
+    spec = AdapterSpec(
+        "subject_diffusion", "MLP", "golden", 32, 0, EncoderNeed("last", 40), (), False, "center", gated=gated
+    )
+    placed = [
+        None if box is None else Box(box[0] / 512, box[1] / 512, (box[2] - box[0]) / 512, (box[3] - box[1]) / 512)
+        for box in boxes
+    ]
+    cast = Cast(
+        tuple(
+            make_subject(f"p{i}", [g[f"ref_p{i}.rgb"][None] / 255], mask=g[f"ref_p{i}.mask"][None], box=placed[i])
+            for i in range(count)
+        )
+    )
     mlp, net = filled(MLP(32, 32, 32), "sharp", "mlp."), filled(GroundingNet(40, 32, 32, 4), "sharp", "proj.")
     references = encode_subjects(SimpleNamespace(spec=spec, weights=Weights()), cast, Published(), mlp, None)
-    found = [object_tokens(SimpleNamespace(net=net), references, Group(role, (1.0,) * count), "off")[0] for role in (COND, COND, UNCOND)]
-    torch.testing.assert_close(torch.stack(found), g[f"{'one' if count == 1 else 'two'}.objs_3branch"].float(), rtol=0, atol=4e-3)
+    found = [
+        object_tokens(SimpleNamespace(net=net), references, Group(role, (1.0,) * count), "off")[0]
+        for role in (COND, COND, UNCOND)
+    ]
+    torch.testing.assert_close(
+        torch.stack(found), g[f"{'one' if count == 1 else 'two'}.objs_3branch"].float(), rtol=0, atol=4e-3
+    )
 
 
-# ---- places -------------------------------------------------------------------------------------------------------------------------------
+# ---- places ----------------------------------------------------------------------------------------------------------
 
 
 def unplaced(kind, *subjects):
@@ -250,14 +302,19 @@ def unplaced(kind, *subjects):
 def test_subjects_without_a_box_are_named(kind):
     rest = "with Place Subjects: without one, the box is the whole picture."
     assert unplaced(kind, subject("cat"), subject("dog", box=HALF)) == [f"Add a box for subject 1 ('cat') {rest}"]
-    assert unplaced(kind, subject("cat"), subject("dog", box=HALF), subject("fox")) == [f"Add a box for subject 1 ('cat') and subject 3 ('fox') {rest}"]
+    assert unplaced(kind, subject("cat"), subject("dog", box=HALF), subject("fox")) == [
+        f"Add a box for subject 1 ('cat') and subject 3 ('fox') {rest}"
+    ]
     assert unplaced(kind, subject("cat", box=HALF), subject("dog", box=HALF)) == []
-    assert bool(unplaced(kind, subject("cat"))) == (kind != "patches")  # published: one subject of Subject-Diffusion has no position
+    # published: one subject of Subject-Diffusion has no position
+    assert bool(unplaced(kind, subject("cat"))) == (kind != "patches")
 
 
 @pytest.mark.parametrize("kind", ["text", "text_image", "patches"])
 def test_regions_are_said_to_do_nothing(kind):
-    _, _, said = encode(kind, subject("cat", box=HALF), subject("dog", box=HALF, region=torch.ones(1, 4, 4)), names=Names())
+    _, _, said = encode(
+        kind, subject("cat", box=HALF), subject("dog", box=HALF, region=torch.ones(1, 4, 4)), names=Names()
+    )
     (sentence,) = [s for s in said if "region" in s]
     assert sentence.startswith("Use a box (Place Subjects) instead of the region of subject 2 ('dog')")
 
@@ -265,7 +322,9 @@ def test_regions_are_said_to_do_nothing(kind):
 @pytest.mark.parametrize("kind", ["text", "text_image", "patches"])
 def test_what_the_artist_set_travels_with_the_subject(kind):
     region = torch.ones(1, 4, 4)
-    references, _, _ = encode(kind, subject("cat", region=region, weight=0.5, start_percent=0.1, end_percent=0.4, box=HALF), names=Names())
+    references, _, _ = encode(
+        kind, subject("cat", region=region, weight=0.5, start_percent=0.1, end_percent=0.4, box=HALF), names=Names()
+    )
     (found,) = references.subjects
     assert (found.name, found.weight, found.start_percent, found.end_percent, found.box) == ("cat", 0.5, 0.1, 0.4, HALF)
     assert torch.equal(found.region, region[0])
@@ -274,7 +333,9 @@ def test_what_the_artist_set_travels_with_the_subject(kind):
 @pytest.mark.parametrize("kind", ["text", "text_image", "patches"])
 def test_an_empty_cast_gives_references_without_subjects_and_says_so(kind):
     references, _, said = encode(kind, names=Names())
-    assert references.subjects == () and references.previews == () and ["the cast is empty" in s for s in said] == [True]
+    assert (
+        references.subjects == () and references.previews == () and ["the cast is empty" in s for s in said] == [True]
+    )
 
 
 @pytest.mark.parametrize("kind", ["text_image", "patches"])

@@ -1,4 +1,7 @@
-"""What stands for a subject in the prompt: which photos and faces the adapter's modules read, with encoders small enough to compute by hand, and with tiny real ones."""
+"""What stands for a subject in the prompt: which photos and faces the adapter's modules read, with encoders small
+enough to compute by hand, and with tiny real ones.
+"""
+
 from types import SimpleNamespace
 
 import pytest
@@ -27,7 +30,11 @@ class Images:
         assert not blank
         self.calls.append((kind, self.own, len(pictures)))
         value = read(pictures) + self.own
-        return value[:, None].expand(-1, POOLED) if kind != "penultimate" else value[:, None, None].expand(-1, 3, WIDTH) * 10
+        return (
+            value[:, None].expand(-1, POOLED)
+            if kind != "penultimate"
+            else value[:, None, None].expand(-1, 3, WIDTH) * 10
+        )
 
     def with_weights(self, weights):
         self.changed = Images(float(weights["own"]))
@@ -41,14 +48,35 @@ def read(pictures):
 
 def mm_diff(projection="FaceHead", own=100.0):
     need, prompt = EncoderNeed("pooled", POOLED), PromptSpec(FUSIONS["word"], STREAMS)
-    spec = AdapterSpec("mm_diff", projection, "mm_diff.bin", 2048, TOKENS, need, (8,), False, framing="black", merge="joint", prompt=prompt)
+    spec = AdapterSpec(
+        "mm_diff",
+        projection,
+        "mm_diff.bin",
+        2048,
+        TOKENS,
+        need,
+        (8,),
+        False,
+        framing="black",
+        merge="joint",
+        prompt=prompt,
+    )
     return SimpleNamespace(spec=spec, weights=Weights(vision={"own": torch.tensor(own)}))
 
 
 def simple(kind, tokens=1, need="pooled"):
     family = {"pseudo": "umm", "postfuse": "fastcomposer"}[kind]
-    spec = AdapterSpec(family, "PseudoWords", "umm.safetensors", 768, 0, EncoderNeed(need, WIDTH if need == "unprojected" else POOLED), (), False,
-                       prompt=PromptSpec(FUSIONS[kind], {"l": 8}, tokens))
+    spec = AdapterSpec(
+        family,
+        "PseudoWords",
+        "umm.safetensors",
+        768,
+        0,
+        EncoderNeed(need, WIDTH if need == "unprojected" else POOLED),
+        (),
+        False,
+        prompt=PromptSpec(FUSIONS[kind], {"l": 8}, tokens),
+    )
     return SimpleNamespace(spec=spec, weights=Weights())
 
 
@@ -99,7 +127,11 @@ def test_mm_diff_takes_words_from_first_photos_and_tokens_from_the_faces_of_all(
         torch.testing.assert_close(subject.tokens, expected)
         assert subject.tokens.dtype == subject.words["l"].dtype == torch.float32
     assert images.changed.calls == [("pooled", 100.0, 2)] and images.calls == [("penultimate", 0.0, 4)]
-    assert [len(s.tokens) for s in found.subjects] == [3 * TOKENS, TOKENS] and found.uncond_tokens is None and len(found.previews) == 4
+    assert (
+        [len(s.tokens) for s in found.subjects] == [3 * TOKENS, TOKENS]
+        and found.uncond_tokens is None
+        and len(found.previews) == 4
+    )
 
 
 @pytest.mark.parametrize(("kind", "reads"), [("ObjectHead", "pooled"), ("CLSHead", "unprojected")])
@@ -119,14 +151,19 @@ def test_a_head_for_objects_reads_the_photos_themselves(kind, reads):
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_pseudo_words_are_the_mean_over_a_subjects_photos(tokens):
     """The mean of what the mapping makes of each photo, not the mapping of the mean."""
+
     def project(embeds):
         return (embeds[:, :1] ** 2)[:, None].expand(-1, tokens, 8) * torch.arange(1, tokens + 1)[:, None]
 
-    found = encode_subjects(simple("pseudo", tokens), cast_of((*ALICE[:2], None), (*BOB[:2], None)), Images(), project, None)
+    found = encode_subjects(
+        simple("pseudo", tokens), cast_of((*ALICE[:2], None), (*BOB[:2], None)), Images(), project, None
+    )
     for subject, (_, pictures, _) in zip(found.subjects, (ALICE, BOB), strict=True):
         squares = torch.cat([prepared(picture, "pad") for picture in pictures]) ** 2
         assert list(subject.words) == ["l"] and subject.tokens is None
-        torch.testing.assert_close(subject.words["l"], squares.mean() * torch.arange(1.0, tokens + 1)[:, None].expand(tokens, 8))
+        torch.testing.assert_close(
+            subject.words["l"], squares.mean() * torch.arange(1.0, tokens + 1)[:, None].expand(tokens, 8)
+        )
 
 
 def test_fastcomposer_takes_the_embeddings_as_they_are():
@@ -140,11 +177,15 @@ def test_fastcomposer_takes_the_embeddings_as_they_are():
 
 
 def test_missing_faces_are_a_sentence_about_the_subject():
-    with pytest.raises(SubjectError, match=r"prepared faces for subject 2 \('man'\).*found none.*Prepare Faces.*'faces' of Add Subject"):
+    with pytest.raises(
+        SubjectError, match=r"prepared faces for subject 2 \('man'\).*found none.*Prepare Faces.*'faces' of Add Subject"
+    ):
         encode_subjects(mm_diff(), cast_of(ALICE, (*BOB[:2], None)), Images(), heads, None)
 
 
-@pytest.mark.parametrize("adapter", [mm_diff(), simple("pseudo"), simple("postfuse")], ids=["word", "pseudo", "postfuse"])
+@pytest.mark.parametrize(
+    "adapter", [mm_diff(), simple("pseudo"), simple("postfuse")], ids=["word", "pseudo", "postfuse"]
+)
 def test_missing_names_are_a_sentence_about_the_subject(adapter):
     with pytest.raises(SubjectError, match="a name for subject 2.*empty.*as in the prompt"):
         encode_subjects(adapter, cast_of(ALICE, ("", *BOB[1:])), Images(), heads, None)
@@ -162,7 +203,7 @@ def test_weights_names_and_places_come_along():
     assert (subject.name, subject.weight, subject.start_percent, subject.end_percent) == ("cat", 0.5, 0.2, 0.9)
 
 
-# ---- with tiny real encoders ----------------------------------------------------------------------------------------------------------------
+# ---- with tiny real encoders -----------------------------------------------------------------------------------------
 
 
 def test_mm_diff_on_tiny_real_modules():
@@ -175,15 +216,40 @@ def test_mm_diff_on_tiny_real_modules():
     from troupe.model_patches.subjects import Photo
 
     torch.manual_seed(3)
-    config = CLIPVisionConfig(hidden_size=32, image_size=224, intermediate_size=64, num_attention_heads=4, num_hidden_layers=3, patch_size=56, projection_dim=24)
+    config = CLIPVisionConfig(
+        hidden_size=32,
+        image_size=224,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_hidden_layers=3,
+        patch_size=56,
+        projection_dim=24,
+    )
     model, changed = (CLIPVisionModelWithProjection(config).eval().requires_grad_(False) for _ in range(2))
     name = "visual_projection.weight"
     changed.load_state_dict({**model.state_dict(), name: torch.randn(24, 32)})
-    state = {name.removeprefix("face_embeds_proj."): tensor for name, tensor in mm_diff_members(40, (8, 8), (8, 12), 24, patches=32)["custom_weights"].items()}
-    head = SubjectHead.widths({name: tensor for name, tensor in state.items() if name.startswith(("proj.", "layer_norm.", "refiner."))})
+    state = {
+        name.removeprefix("face_embeds_proj."): tensor
+        for name, tensor in mm_diff_members(40, (8, 8), (8, 12), 24, patches=32)["custom_weights"].items()
+    }
+    head = SubjectHead.widths(
+        {name: tensor for name, tensor in state.items() if name.startswith(("proj.", "layer_norm.", "refiner."))}
+    )
     modules = MMDiffHeads({"embed_dim": 24, "hidden_dim": 16, "one_dim": 8, "two_dim": 12}, head).requires_grad_(False)
     prompt = PromptSpec(FUSIONS["word"], STREAMS)
-    spec = AdapterSpec("mm_diff", "FaceHead", "mm_diff.bin", 40, 4, EncoderNeed("pooled", 24), (8,), False, framing="black", merge="joint", prompt=prompt)
+    spec = AdapterSpec(
+        "mm_diff",
+        "FaceHead",
+        "mm_diff.bin",
+        40,
+        4,
+        EncoderNeed("pooled", 24),
+        (8,),
+        False,
+        framing="black",
+        merge="joint",
+        prompt=prompt,
+    )
     adapter = Adapter(spec, modules, None, weights=Weights(vision={name: changed.state_dict()[name]}))
     with torch.no_grad():
         found = encode_references(adapter, cast_of(ALICE, BOB), ClipImages(model), None)
@@ -191,6 +257,12 @@ def test_mm_diff_on_tiny_real_modules():
             photo = pixel_values(prepare_photo(Photo(pictures[0][0]), 224, "black")[None])
             dense = model(pixel_values(face.crops), output_hidden_states=True).hidden_states[-2]
             one, two, tokens = modules(changed(photo).image_embeds, face.vectors, dense)
-            for mine, expected in ((subject.words["l"], one), (subject.words["g"], two), (subject.tokens, tokens.flatten(0, 1))):
+            for mine, expected in (
+                (subject.words["l"], one),
+                (subject.words["g"], two),
+                (subject.tokens, tokens.flatten(0, 1)),
+            ):
                 torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5)
-    assert not torch.equal(model.state_dict()[name], changed.state_dict()[name]), "the encoder that was given stays as it was"
+    assert not torch.equal(model.state_dict()[name], changed.state_dict()[name]), (
+        "the encoder that was given stays as it was"
+    )

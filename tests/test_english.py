@@ -1,7 +1,9 @@
 """What a user reads is plain technical English: words and phrases that give away another style stay out.
 
-Read are the nodes' texts, the help pages, README, docs, SECURITY, CHANGELOG, the pages beside the models and measurements, and the strings of the code.
+Read are the nodes' texts, the help pages, README, docs, SECURITY, CHANGELOG, the pages beside the models and
+measurements, and the strings of the code.
 """
+
 from __future__ import annotations
 
 import ast
@@ -39,16 +41,36 @@ BANNED = {  # what it is -> pattern, without regard to case
     "before you expect wonders": r"\bwonders\b",
 }
 PAGES = [
-    *(ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/CONFUSION.md", "benchmarks/RESULTS.md", "rehearsal/files/MODEL_CARD.md")),
-    *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "web" / "docs").glob("*.md")),
+    *(
+        ROOT / name
+        for name in (
+            "README.md",
+            "SECURITY.md",
+            "CHANGELOG.md",
+            "benchmarks/CONFUSION.md",
+            "benchmarks/RESULTS.md",
+            "rehearsal/files/MODEL_CARD.md",
+        )
+    ),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "web" / "docs").glob("*.md")),
 ]
-CODE = [path for folder in ("nodes", "model_patches", "training", "rehearsal", "tools") for path in sorted((ROOT / folder).rglob("*.py"))]
+CODE = [
+    path
+    for folder in ("nodes", "model_patches", "training", "rehearsal", "tools")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
 SCRIPTS = sorted((ROOT / "web").rglob("*.js"))
 
 
 def faults(text: str) -> dict[str, list[str]]:
     """What is wrong with a text -> the passages."""
-    found = {what: [text[max(match.start() - 30, 0):match.end() + 30] for match in re.finditer(pattern, text, re.IGNORECASE)] for what, pattern in BANNED.items()}
+    found = {
+        what: [
+            text[max(match.start() - 30, 0) : match.end() + 30] for match in re.finditer(pattern, text, re.IGNORECASE)
+        ]
+        for what, pattern in BANNED.items()
+    }
     return {what: passages for what, passages in found.items() if passages}
 
 
@@ -64,7 +86,10 @@ def strings(path: Path) -> list[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     silent = set()
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+            and ast.get_docstring(node, clean=False) is not None
+        ):
             silent.add(node.body[0].value)
         if isinstance(node, ast.JoinedStr):
             silent |= {part for part in node.values if isinstance(part, ast.Constant)}
@@ -100,30 +125,63 @@ def test_the_strings_of_a_module(path):
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_strings_of_a_script(path):
-    texts = re.findall(r"\"([^\"\n]* [^\"\n]*)\"|`([^`]* [^`]*)`", re.sub(r"^\s*(//|\*|/\*).*$", "", path.read_text(encoding="utf-8"), flags=re.M))
+    texts = re.findall(
+        r"\"([^\"\n]* [^\"\n]*)\"|`([^`]* [^`]*)`",
+        re.sub(r"^\s*(//|\*|/\*).*$", "", path.read_text(encoding="utf-8"), flags=re.M),
+    )
     assert {text: found for pair in texts for text in pair if (found := faults(text))} == {}
 
 
-@pytest.mark.parametrize("sentence", [
-    "it rests there rather than guess", "boxes cannot be placed in them, and the node rests", "another pack has turned 4 rows into 6 in a way that cannot be followed",
-    "text 768 wide", "an encoder 1280 wide inside and 1024 at its output", "it has no place for 'x', which it has not", "for as long as the question takes",
-    "which does no harm", "0 switches the node off", "LoRAs and other patches welcome", "the prompt has more say", "each subject owned a part of the picture",
-    "as it stands in the prompt", "five that were not right, which are mended", "everybody everywhere at full strength", "before you expect wonders",
-    "Notes which part it owns. It changes no pixel", "a small model of our own", "the adapter brings weights of the model", "where its name is looked at most",
-    "whoever uses it is told", "goes in a straight line to second_end",
-])
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "it rests there rather than guess",
+        "boxes cannot be placed in them, and the node rests",
+        "another pack has turned 4 rows into 6 in a way that cannot be followed",
+        "text 768 wide",
+        "an encoder 1280 wide inside and 1024 at its output",
+        "it has no place for 'x', which it has not",
+        "for as long as the question takes",
+        "which does no harm",
+        "0 switches the node off",
+        "LoRAs and other patches welcome",
+        "the prompt has more say",
+        "each subject owned a part of the picture",
+        "as it stands in the prompt",
+        "five that were not right, which are mended",
+        "everybody everywhere at full strength",
+        "before you expect wonders",
+        "Notes which part it owns. It changes no pixel",
+        "a small model of our own",
+        "the adapter brings weights of the model",
+        "where its name is looked at most",
+        "whoever uses it is told",
+        "goes in a straight line to second_end",
+    ],
+)
 def test_the_test_can_fail(sentence):
     assert faults(sentence)
 
 
-@pytest.mark.parametrize("sentence", [
-    "standard terms, and the rest of the run", "its own box, of its own", "a wide table", "16 blocks of size 768", "Understanding outstanding issues", "bypass or disable the node",
-])
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "standard terms, and the rest of the run",
+        "its own box, of its own",
+        "a wide table",
+        "16 blocks of size 768",
+        "Understanding outstanding issues",
+        "bypass or disable the node",
+    ],
+)
 def test_plain_words_pass(sentence):
     assert not faults(sentence)
 
 
 def test_strings_are_found(tmp_path):
     module = tmp_path / "module.py"
-    module.write_text('"""It rests."""\ndef f(x):\n    """It owns."""\n    return f"the {x} stands here" + "it is " "told" + "one"\n', encoding="utf-8")
+    module.write_text(
+        '"""It rests."""\ndef f(x):\n    """It owns."""\n    return f"the {x} stands here" + "it is " "told" + "one"\n',
+        encoding="utf-8",
+    )
     assert strings(module) == ["the … stands here", "it is told"]

@@ -1,4 +1,5 @@
 """Faces of a subject's photos: from an analyser of another pack, or as given."""
+
 import copy
 import dataclasses
 
@@ -28,10 +29,15 @@ def vector(seed, length=1.0):
 
 
 class Face:
-    """A face as InsightFace tells it, upright, its crop's corner at (x, y) of the picture; None for what it does not know."""
+    """A face as InsightFace tells it, upright, its crop's corner at (x, y) of the picture; None for what it does not
+    know.
+    """
 
     def __init__(self, seed=1, x=20.0, y=30.0, side=50.0, **known):
-        self.kps, self.bbox = UPRIGHT + np.array([x, y], dtype=np.float32), np.array([x, y, x + side, y + side], dtype=np.float32)
+        self.kps, self.bbox = (
+            UPRIGHT + np.array([x, y], dtype=np.float32),
+            np.array([x, y, x + side, y + side], dtype=np.float32),
+        )
         self.embedding, self.normed_embedding = vector(seed, 20.0), vector(seed)
         for name, value in known.items():
             setattr(self, name, value)
@@ -56,9 +62,14 @@ def wrong(*args, **kwargs):
     return str(caught.value)
 
 
-# ---- with an analyser --------------------------------------------------------------------------------------------------------------------
+# ---- with an analyser ------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("image", [photo(), rand(1, 300, 280, 3), rand(1, 3, 280, 300).permute(0, 3, 2, 1)], ids=["8-bit", "decoded", "another order in memory"])
+
+@pytest.mark.parametrize(
+    "image",
+    [photo(), rand(1, 300, 280, 3), rand(1, 3, 280, 300).permute(0, 3, 2, 1)],
+    ids=["8-bit", "decoded", "another order in memory"],
+)
 def test_the_analyser_sees_blue_green_red_in_bytes(image):
     analyser = Analyser([Face()])
     prepare_faces([image], analyser)
@@ -82,12 +93,17 @@ def test_the_vector_is_the_analysers_of_length_one():
 
 
 def test_every_photo_of_every_size_has_its_face_in_order():
-    images = [torch.cat((photo(seed=1), photo(seed=2))), None, photo(400, 260, seed=3), photo(260, 330, seed=4, channels=4)]
+    images = [
+        torch.cat((photo(seed=1), photo(seed=2))),
+        None,
+        photo(400, 260, seed=3),
+        photo(260, 330, seed=4, channels=4),
+    ]
     analyser = Analyser(*([Face(seed=i, x=i, y=2 * i)] for i in range(4)))
     faces = prepare_faces(images, analyser)
     assert [p.shape[:2] for p in analyser.seen] == [(300, 280), (300, 280), (400, 260), (260, 330)]
     for i, image in enumerate((images[0][0], images[0][1], images[2][0])):
-        torch.testing.assert_close(faces.crops[i], image[2 * i:2 * i + 224, i:i + 224], rtol=0, atol=1e-4)
+        torch.testing.assert_close(faces.crops[i], image[2 * i : 2 * i + 224, i : i + 224], rtol=0, atol=1e-4)
         torch.testing.assert_close(faces.vectors[i], torch.from_numpy(vector(i)), rtol=0, atol=1e-7)
     assert len(faces.vectors) == len(faces.crops) == 4
 
@@ -123,12 +139,19 @@ def test_a_face_that_fills_the_photo_is_found_within_a_border():
 @pytest.mark.parametrize("nothing", [[], None, ()])
 def test_a_photo_without_a_face_is_named(nothing):
     text = wrong([torch.cat((photo(), photo()))], Analyser([Face()], nothing, nothing))
-    assert text == "Expected a face in photo 2, found none. Use a photo that shows the face larger and from the front, or crop it to head and shoulders."
+    assert (
+        text == "Expected a face in photo 2, found none. Use a photo that shows the face larger and from the front, "
+        "or crop it to head and shoulders."
+    )
 
 
-@pytest.mark.parametrize("missing, told", [
-    ({"embedding": None, "normed_embedding": None}, "a face vector of photo 1 from the analyser"), ({"kps": None}, "five points (eyes, nose, mouth) of the face in photo 1"),
-])
+@pytest.mark.parametrize(
+    "missing, told",
+    [
+        ({"embedding": None, "normed_embedding": None}, "a face vector of photo 1 from the analyser"),
+        ({"kps": None}, "five points (eyes, nose, mouth) of the face in photo 1"),
+    ],
+)
 def test_an_analyser_without_a_part_is_told_so(missing, told):
     assert told in wrong([photo()], Analyser([Face(**missing)]))
 
@@ -145,9 +168,14 @@ def test_points_that_make_no_face_name_the_photo(points):
     assert "in photo 2" in text and "five" in text
 
 
-@pytest.mark.parametrize("broken, told", [
-    (np.full(512, np.nan), "a face vector of photo 1 to be finite"), (np.zeros(512), "zeros only"), (np.ones(128), "a face vector of photo 1 to have 512 numbers, found 128"),
-])
+@pytest.mark.parametrize(
+    "broken, told",
+    [
+        (np.full(512, np.nan), "a face vector of photo 1 to be finite"),
+        (np.zeros(512), "zeros only"),
+        (np.ones(128), "a face vector of photo 1 to have 512 numbers, found 128"),
+    ],
+)
 def test_a_vector_that_is_none_names_the_photo(broken, told):
     assert told in wrong([photo()], Analyser([Face(normed_embedding=broken)]))
 
@@ -157,7 +185,8 @@ def test_the_same_photo_gives_the_same_faces():
     assert torch.equal(one.vectors, two.vectors) and torch.equal(one.crops, two.crops)
 
 
-# ---- an analyser that other nodes use too ------------------------------------------------------------------------------------------------
+# ---- an analyser that other nodes use too ----------------------------------------------------------------------------
+
 
 class Detector:
     input_size = (256, 256)  # as a node that searched in smaller and smaller sizes leaves it
@@ -176,7 +205,10 @@ class Shared(Analyser):
 def test_it_searches_in_the_published_size_and_is_left_as_it_was():
     analyser = Shared([Face()])
     prepare_faces([photo()], analyser)
-    assert analyser.sizes == [(DETECTION_SIDE, DETECTION_SIDE)] == [(640, 640)] and analyser.det_model.input_size == (256, 256)
+    assert analyser.sizes == [(DETECTION_SIDE, DETECTION_SIDE)] == [(640, 640)] and analyser.det_model.input_size == (
+        256,
+        256,
+    )
 
 
 def test_it_is_left_as_it_was_after_an_error_too():
@@ -193,8 +225,18 @@ class Wrapper:
     face_analysis = ONE
 
 
-@pytest.mark.parametrize("made", [ONE, {"provider": "CPU", "model": ONE}, {"insightface": {"model": ONE}, "clipvision": {"file": None}}, [None, ONE], ("CPU", {"a": ONE}),
-                                  Wrapper(), {"library": "insightface", "detector": Wrapper()}])
+@pytest.mark.parametrize(
+    "made",
+    [
+        ONE,
+        {"provider": "CPU", "model": ONE},
+        {"insightface": {"model": ONE}, "clipvision": {"file": None}},
+        [None, ONE],
+        ("CPU", {"a": ONE}),
+        Wrapper(),
+        {"library": "insightface", "detector": Wrapper()},
+    ],
+)
 def test_an_analyser_is_found_in_what_packs_make(made):
     assert analyser_in(made) is ONE
 
@@ -203,7 +245,10 @@ def test_an_analyser_is_found_in_what_packs_make(made):
 def test_something_else_is_no_analyser(made):
     assert analyser_in(made) is None
     text = wrong([photo()], made)
-    assert f"InsightFace-type analyser in 'analysis', found a {type(made).__name__}" in text and "IPAdapter InsightFace Loader" in text
+    assert (
+        f"InsightFace-type analyser in 'analysis', found a {type(made).__name__}" in text
+        and "IPAdapter InsightFace Loader" in text
+    )
 
 
 class Model:
@@ -211,7 +256,14 @@ class Model:
         self.model_file = file
 
 
-@pytest.mark.parametrize("file, warned", [("/models/insightface/models/buffalo_l/w600k_r50.onnx", False), ("C:\\models\\antelopev2\\glintr100.onnx", True), (None, False)])
+@pytest.mark.parametrize(
+    "file, warned",
+    [
+        ("/models/insightface/models/buffalo_l/w600k_r50.onnx", False),
+        ("C:\\models\\antelopev2\\glintr100.onnx", True),
+        (None, False),
+    ],
+)
 def test_vectors_of_another_kind_are_warned_of(file, warned):
     analyser, said = Analyser([Face()], [Face()]), []
     analyser.models = {"detection": Model("det_10g.onnx"), "recognition": Model(file)}
@@ -221,16 +273,28 @@ def test_vectors_of_another_kind_are_warned_of(file, warned):
     assert len(said) == warned, "the analyser's vectors were not taken"
 
 
-# ---- given vectors and crops -------------------------------------------------------------------------------------------------------------
+# ---- given vectors and crops -----------------------------------------------------------------------------------------
 
 GIVEN = np.stack((vector(7, 3.0), vector(8, 0.01)))
 UNIT = torch.from_numpy(np.stack((vector(7), vector(8))))
 PAIR = torch.cat((photo(seed=5), photo(seed=6)))
 FORMS = {
-    "tensor": torch.from_numpy(GIVEN), "with an axis": torch.from_numpy(GIVEN)[:, None], "batch in front": torch.from_numpy(GIVEN)[None], "half": torch.from_numpy(GIVEN).half(),
-    "array": GIVEN, "list of vectors": [GIVEN[0], torch.from_numpy(GIVEN[1])], "list of batches": [torch.from_numpy(GIVEN[:1])[None], GIVEN[1:]], "numbers": GIVEN.tolist(),
-    "dict": {"name": "fox", "embeds": GIVEN}, "dict with more": {"hidden": torch.zeros(2, 257, 1024), "cond": torch.from_numpy(GIVEN)[:, None], "uncond": torch.zeros(2, 1, 512)},
-    "faces": [{"bbox": np.zeros(4), "embedding": row, "age": 30} for row in GIVEN], "tuple with None": (None, GIVEN),
+    "tensor": torch.from_numpy(GIVEN),
+    "with an axis": torch.from_numpy(GIVEN)[:, None],
+    "batch in front": torch.from_numpy(GIVEN)[None],
+    "half": torch.from_numpy(GIVEN).half(),
+    "array": GIVEN,
+    "list of vectors": [GIVEN[0], torch.from_numpy(GIVEN[1])],
+    "list of batches": [torch.from_numpy(GIVEN[:1])[None], GIVEN[1:]],
+    "numbers": GIVEN.tolist(),
+    "dict": {"name": "fox", "embeds": GIVEN},
+    "dict with more": {
+        "hidden": torch.zeros(2, 257, 1024),
+        "cond": torch.from_numpy(GIVEN)[:, None],
+        "uncond": torch.zeros(2, 1, 512),
+    },
+    "faces": [{"bbox": np.zeros(4), "embedding": row, "age": 30} for row in GIVEN],
+    "tuple with None": (None, GIVEN),
 }
 
 
@@ -248,13 +312,27 @@ def spoilt(value):
     return broken
 
 
-@pytest.mark.parametrize("embeds, told", [
-    (torch.zeros(2, 768), "of 512 numbers in 'embeds', found 768"), (torch.rand(1, 512), "each of the 2 photos, found 1"), (torch.rand(2, 4, 512), "each of the 2 photos, found 8"),
-    (spoilt(float("nan")), "vector 2 in 'embeds' to be finite"), (spoilt(float("inf")), "vector 2 in 'embeds' to be finite"),
-    (torch.eye(2, 512) * torch.tensor([[1.0], [0.0]]), "vector 2 in 'embeds' to be the vector of a face, found zeros only"),
-    ("a name", "found a str without any"), ({}, "found a dict without any"), ([None], "found a list without any"), (torch.tensor(3.0), "found a Tensor without any"),
-    (torch.zeros(0, 512), "each of the 2 photos, found 0"), (np.array(["x"] * 512), "found a ndarray without any"), ([torch.rand(512), torch.rand(511)], "found 511"),
-])
+@pytest.mark.parametrize(
+    "embeds, told",
+    [
+        (torch.zeros(2, 768), "of 512 numbers in 'embeds', found 768"),
+        (torch.rand(1, 512), "each of the 2 photos, found 1"),
+        (torch.rand(2, 4, 512), "each of the 2 photos, found 8"),
+        (spoilt(float("nan")), "vector 2 in 'embeds' to be finite"),
+        (spoilt(float("inf")), "vector 2 in 'embeds' to be finite"),
+        (
+            torch.eye(2, 512) * torch.tensor([[1.0], [0.0]]),
+            "vector 2 in 'embeds' to be the vector of a face, found zeros only",
+        ),
+        ("a name", "found a str without any"),
+        ({}, "found a dict without any"),
+        ([None], "found a list without any"),
+        (torch.tensor(3.0), "found a Tensor without any"),
+        (torch.zeros(0, 512), "each of the 2 photos, found 0"),
+        (np.array(["x"] * 512), "found a ndarray without any"),
+        ([torch.rand(512), torch.rand(511)], "found 511"),
+    ],
+)
 def test_vectors_that_are_none(embeds, told):
     assert told in wrong([PAIR], embeds=embeds, crops=rand(2, 224, 224, 3))
 
@@ -278,15 +356,21 @@ def test_crops_of_any_size_and_channels(side, channels):
     torch.testing.assert_close(crops, torch.ones(2, 224, 224, 3))
 
 
-@pytest.mark.parametrize("crops, told", [
-    (rand(2, 224, 200, 3), "square faces in 'crops', found 200x224"), (rand(3, 224, 224, 3), "each of the 2 photos, found 3"),
-    (torch.full((2, 224, 224, 3), float("nan")), "face 1 in 'crops' to be a picture of finite numbers"), (rand(2, 224, 224, 5), "face 1 in 'crops' to have 3 colour channels"),
-])
+@pytest.mark.parametrize(
+    "crops, told",
+    [
+        (rand(2, 224, 200, 3), "square faces in 'crops', found 200x224"),
+        (rand(3, 224, 224, 3), "each of the 2 photos, found 3"),
+        (torch.full((2, 224, 224, 3), float("nan")), "face 1 in 'crops' to be a picture of finite numbers"),
+        (rand(2, 224, 224, 5), "face 1 in 'crops' to have 3 colour channels"),
+    ],
+)
 def test_crops_that_are_none(crops, told):
     assert told in wrong([PAIR], embeds=GIVEN, crops=crops)
 
 
-# ---- what is wired -----------------------------------------------------------------------------------------------------------------------
+# ---- what is wired ---------------------------------------------------------------------------------------------------
+
 
 def test_given_ones_win_and_only_the_rest_is_asked_for():
     analyser, crops = Analyser([Face(seed=1, x=9)], [Face(seed=2, x=11)]), rand(2, 224, 224, 3, seed=8)
@@ -300,15 +384,26 @@ def test_given_ones_win_and_only_the_rest_is_asked_for():
     torch.testing.assert_close(crops_given.vectors[1], torch.from_numpy(vector(2)), rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("given, found", [({}, "none"), ({"embeds": GIVEN}, "only 'embeds'"), ({"crops": rand(2, 224, 224, 3)}, "only 'crops'")])
+@pytest.mark.parametrize(
+    "given, found",
+    [({}, "none"), ({"embeds": GIVEN}, "only 'embeds'"), ({"crops": rand(2, 224, 224, 3)}, "only 'crops'")],
+)
 def test_without_an_analyser_both_are_needed(given, found):
     text = wrong([PAIR], **given)
-    assert f"both face vectors in 'embeds' and aligned faces in 'crops', found {found}." in text and "ComfyUI_IPAdapter_plus" in text
+    assert (
+        f"both face vectors in 'embeds' and aligned faces in 'crops', found {found}." in text
+        and "ComfyUI_IPAdapter_plus" in text
+    )
 
 
-@pytest.mark.parametrize("images, told", [
-    ([None], "at least one photo"), ([rand(2, 4, 90, 3)], "photo 1 to be at least 8x8"), ([PAIR, torch.full((1, 9, 9, 3), float("nan"))], "photo 3 to be a picture"),
-])
+@pytest.mark.parametrize(
+    "images, told",
+    [
+        ([None], "at least one photo"),
+        ([rand(2, 4, 90, 3)], "photo 1 to be at least 8x8"),
+        ([PAIR, torch.full((1, 9, 9, 3), float("nan"))], "photo 3 to be a picture"),
+    ],
+)
 def test_unusable_photos(images, told):
     assert told in wrong(images, Analyser([Face()], [Face()]))
 
@@ -329,7 +424,8 @@ def test_faces_are_frozen_and_counted():
         faces.vectors = faces.crops
 
 
-# ---- a subject's faces -------------------------------------------------------------------------------------------------------------------
+# ---- a subject's faces -----------------------------------------------------------------------------------------------
+
 
 def some(count):
     return Faces(torch.eye(count, 512), torch.zeros(count, 224, 224, 3))
@@ -343,5 +439,9 @@ def test_a_subject_keeps_its_faces():
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_a_subject_has_as_many_faces_as_photos(count):
-    with pytest.raises(SubjectError, match=f"one prepared face for each of the 3 photos of subject 2 .'woman'., found {count}\\. Connect the same photos to Prepare Faces"):
+    with pytest.raises(
+        SubjectError,
+        match=f"one prepared face for each of the 3 photos of subject 2 .'woman'., found {count}\\. Connect the "
+        "same photos to Prepare Faces",
+    ):
         make_subject("woman", [PAIR, photo(20, 30)], number=2, faces=some(count))

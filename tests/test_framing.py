@@ -1,4 +1,5 @@
 """From photos of any shape to the encoder's square: exact geometry."""
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +20,10 @@ def black(h, w):
 
 def ramp(h, w):
     """Red grows downwards, green to the right: a pixel's colour tells where it came from."""
-    return torch.stack((torch.linspace(0, 1, h)[:, None].expand(h, w), torch.linspace(0, 1, w).expand(h, w), torch.full((h, w), 0.5)), -1)
+    return torch.stack(
+        (torch.linspace(0, 1, h)[:, None].expand(h, w), torch.linspace(0, 1, w).expand(h, w), torch.full((h, w), 0.5)),
+        -1,
+    )
 
 
 def content(square):
@@ -39,22 +43,38 @@ def test_every_photo_becomes_the_square(framing, h, w):
 @given(h=sides, w=sides)
 @settings(max_examples=60, deadline=None)
 def test_padding_is_a_white_square_with_the_photo_centred(h, w):
-    """Padded first and resized then, as the training photos were: the border is soft by the resize filter, nothing else."""
+    """Padded first and resized then, as the training photos were: the border is soft by the resize filter, nothing
+    else.
+    """
     photo, side = torch.rand(h, w, 3), max(h, w)
     square = torch.ones(side, side, 3)
     top, left = (side - h) // 2, (side - w) // 2
-    square[top:top + h, left:left + w] = photo
-    expected = interpolate(square.movedim(-1, 0)[None], size=(SIZE, SIZE), mode="bicubic", antialias=True)[0].movedim(0, -1).clamp(0, 1)
+    square[top : top + h, left : left + w] = photo
+    expected = (
+        interpolate(square.movedim(-1, 0)[None], size=(SIZE, SIZE), mode="bicubic", antialias=True)[0]
+        .movedim(0, -1)
+        .clamp(0, 1)
+    )
     torch.testing.assert_close(frame(photo, SIZE, "pad"), expected)
 
 
-KNOWN = {(56, 28): (0, 7, 28, 21), (28, 56): (7, 0, 21, 28), (28, 28): (0, 0, 28, 28), (10, 20): (7, 0, 21, 28), (1000, 8): (0, 14, 28, 14), (8, 1000): (14, 0, 14, 28)}
+KNOWN = {
+    (56, 28): (0, 7, 28, 21),
+    (28, 56): (7, 0, 21, 28),
+    (28, 28): (0, 0, 28, 28),
+    (10, 20): (7, 0, 21, 28),
+    (1000, 8): (0, 14, 28, 14),
+    (8, 1000): (14, 0, 14, 28),
+}
 
 
 @pytest.mark.parametrize("size, expected", KNOWN.items())
 def test_padding_at_known_sizes(size, expected):
     """(top, left, bottom, right) of the photo in the square, soft by at most one pixel on each side."""
-    assert all(abs(found - wanted) <= 1 for found, wanted in zip(content(frame(black(*size), SIZE, "pad")), expected, strict=True))
+    assert all(
+        abs(found - wanted) <= 1
+        for found, wanted in zip(content(frame(black(*size), SIZE, "pad")), expected, strict=True)
+    )
 
 
 def test_padding_a_long_strip_makes_no_huge_square():
@@ -88,9 +108,11 @@ def test_centre_crop_shows_the_middle_and_no_border(h, w):
 def test_centre_crop_is_the_usual_clip_preprocessing(h, w):
     photo = torch.rand(h, w, 3)
     scale = SIZE / min(h, w)
-    resized = interpolate(photo.movedim(-1, 0)[None], size=(round(scale * h), round(scale * w)), mode="bicubic", antialias=True)[0].movedim(0, -1)
+    resized = interpolate(
+        photo.movedim(-1, 0)[None], size=(round(scale * h), round(scale * w)), mode="bicubic", antialias=True
+    )[0].movedim(0, -1)
     top, left = (resized.shape[0] - SIZE) // 2, (resized.shape[1] - SIZE) // 2
-    torch.testing.assert_close(frame(photo, SIZE, "center"), resized[top:top + SIZE, left:left + SIZE].clamp(0, 1))
+    torch.testing.assert_close(frame(photo, SIZE, "center"), resized[top : top + SIZE, left : left + SIZE].clamp(0, 1))
 
 
 def test_stretching_shows_everything():
@@ -104,7 +126,7 @@ def test_a_photo_of_the_right_size_is_left_alone(framing):
     assert torch.equal(frame(photo, SIZE, framing), photo)
 
 
-# ---- transparency and cut-outs ----------------------------------------------------------------------------------------------------------
+# ---- transparency and cut-outs ---------------------------------------------------------------------------------------
 
 
 def test_transparent_becomes_white_and_half_becomes_half():
@@ -154,10 +176,14 @@ def test_the_background_inside_the_cut_outs_box_is_white():
     assert square[1:-1, 1:-1].min() == 1 and square[0].max() == 0
 
 
-@given(h=sides, w=sides, top=st.integers(0, 9), left=st.integers(0, 9), bottom=st.integers(1, 10), right=st.integers(1, 10))
+@given(
+    h=sides, w=sides, top=st.integers(0, 9), left=st.integers(0, 9), bottom=st.integers(1, 10), right=st.integers(1, 10)
+)
 @settings(max_examples=80, deadline=None)
 def test_a_cut_out_of_another_resolution_loses_nothing(h, w, top, left, bottom, right):
-    """A 10x10 mask on a photo of any size: every pixel that the mask's box touches is kept, no more than one pixel over."""
+    """A 10x10 mask on a photo of any size: every pixel that the mask's box touches is kept, no more than one pixel
+    over.
+    """
     if bottom <= top or right <= left:
         return
     mask = torch.zeros(10, 10)
@@ -187,8 +213,9 @@ def test_any_channels_and_float_type_are_prepared(channels, dtype):
 
 @pytest.mark.parametrize("reference", [0, 1])
 def test_a_cut_out_is_what_subject_diffusion_was_published_with(reference):
-    """Against the official crop and open_clip's preprocessing, normalised and pooled to 8x8. They resize 8-bit pixels in two rounded passes, we
-    in float: at this sevenfold enlargement that is a quarter of an 8-bit step (0.001 of white, 0.004 of a normalised pixel)."""
+    """Against the official crop and open_clip's preprocessing, normalised and pooled to 8x8. They resize 8-bit pixels
+    in two rounded passes, we in float: at this sevenfold enlargement that is a quarter of an 8-bit step (0.001 of
+    white, 0.004 of a normalised pixel)."""
     g = golden("pipeline")
     photo = Photo(g[f"ref_p{reference}.rgb"].float() / 255, g[f"ref_p{reference}.mask"].float())
     mean, std = torch.tensor((0.48145466, 0.4578275, 0.40821073)), torch.tensor((0.26862954, 0.26130258, 0.27577711))

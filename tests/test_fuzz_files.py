@@ -1,9 +1,10 @@
-"""Every loader on damaged, renamed, misshapen and hostile files: a right load or a sentence that names the file; nothing is run, nothing hangs, nothing
-is reserved beyond what a file holds.
+"""Every loader on damaged, renamed, misshapen and hostile files: a right load or a sentence that names the file;
+nothing is run, nothing hangs, nothing is reserved beyond what a file holds.
 
-A format's layouts share its mutations. TROUPE_FUZZ=2000 makes 2000 of each format instead of 200; TROUPE_FUZZ_FROM=2000 starts behind the first 2000; TROUPE_FUZZ_REPORT=file
-appends counts by outcome.
+A format's layouts share its mutations. TROUPE_FUZZ=2000 makes 2000 of each format instead of 200; TROUPE_FUZZ_FROM=2000
+starts behind the first 2000; TROUPE_FUZZ_REPORT=file appends counts by outcome.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -31,10 +32,25 @@ from troupe.model_patches.families.registry import read_adapter
 MUTATIONS = int(os.environ.get("TROUPE_FUZZ", "200"))
 FROM = int(os.environ.get("TROUPE_FUZZ_FROM", "0"))
 REPORT = os.environ.get("TROUPE_FUZZ_REPORT")
-KINDS = ("IP-Adapter", "plus", "full face", "MIP", "GLIGEN text", "GLIGEN photos", "project", "in parts", "Subject-Diffusion", "MM-Diff", "UMM-Diffusion", "FastComposer")
+KINDS = (
+    "IP-Adapter",
+    "plus",
+    "full face",
+    "MIP",
+    "GLIGEN text",
+    "GLIGEN photos",
+    "project",
+    "in parts",
+    "Subject-Diffusion",
+    "MM-Diff",
+    "UMM-Diffusion",
+    "FastComposer",
+)
 State = dict[str, torch.Tensor]
-CLAIM = re.compile(r"Expected (?:the tensor |finite numbers in |floating-point numbers in )?'(?P<tensor>[^']+)' "
-                   r"(?:of|in) '(?:(?P<member>\w+) of )?[^']+'(?! to be).*?, found (?P<found>.*?)\. ")
+CLAIM = re.compile(
+    r"Expected (?:the tensor |finite numbers in |floating-point numbers in )?'(?P<tensor>[^']+)' "
+    r"(?:of|in) '(?:(?P<member>\w+) of )?[^']+'(?! to be).*?, found (?P<found>.*?)\. "
+)
 SHAPE = re.compile(r"(?:the shape )?(\[[\d, ]*\])")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -59,19 +75,36 @@ def prints(tensor: torch.Tensor) -> tuple:
 def held(adapter: Adapter) -> State:
     """Every tensor of a loaded adapter."""
     places = list(adapter.spec.gated.places) if adapter.spec.gated else []
-    rooms = {"projection": adapter.projection, "layers": adapter.layers, "gated": adapter.gated, "fusion": adapter.fusion}
-    found = {f"{room}.{name}": tensor for room, module in rooms.items() if module is not None for name, tensor in module.state_dict().items()}
-    found = {re.sub(r"(?<=^gated\.fusers\.)\d+", lambda match: places[int(match[0])], name): tensor for name, tensor in found.items()}
+    rooms = {
+        "projection": adapter.projection,
+        "layers": adapter.layers,
+        "gated": adapter.gated,
+        "fusion": adapter.fusion,
+    }
+    found = {
+        f"{room}.{name}": tensor
+        for room, module in rooms.items()
+        if module is not None
+        for name, tensor in module.state_dict().items()
+    }
+    found = {
+        re.sub(r"(?<=^gated\.fusers\.)\d+", lambda match: places[int(match[0])], name): tensor
+        for name, tensor in found.items()
+    }
     weights = adapter.weights
     for kind in ("unet", "text", "vision"):
         found |= {f"{kind}:{name}": tensor for name, tensor in getattr(weights, kind).items()}
     pairs = {f"lora:{name}": pair for name, pair in weights.unet_lora.items()}
-    pairs |= {f"lora:{stream}:{name}": pair for stream, loras in weights.text_lora.items() for name, pair in loras.items()}
+    pairs |= {
+        f"lora:{stream}:{name}": pair for stream, loras in weights.text_lora.items() for name, pair in loras.items()
+    }
     return found | {f"{name}.{end}": getattr(pair, end) for name, pair in pairs.items() for end in ("down", "up")}
 
 
 def pieces(state: State) -> Iterable[tuple[str, torch.Tensor]]:
-    """What a loader may make of a tensor: itself, its transpose, a part of a convolution for one input, or a third of an open_clip attention."""
+    """What a loader may make of a tensor: itself, its transpose, a part of a convolution for one input, or a third of
+    an open_clip attention.
+    """
     for name, tensor in state.items():
         yield name, tensor
         if tensor.ndim == 2:
@@ -86,31 +119,54 @@ def pieces(state: State) -> Iterable[tuple[str, torch.Tensor]]:
 def flattened(tree: object, prefix: str = "") -> State:
     if isinstance(tree, torch.Tensor):
         return {prefix.removesuffix(".") or "tensor": tree}
-    return {name: tensor for key, value in tree.items() for name, tensor in flattened(value, f"{prefix}{key}.").items()} if isinstance(tree, dict) else {}
+    return (
+        {name: tensor for key, value in tree.items() for name, tensor in flattened(value, f"{prefix}{key}.").items()}
+        if isinstance(tree, dict)
+        else {}
+    )
 
 
 def plainly_read(path: Path, bag: Bag) -> State:
-    """A file's tensors by the libraries alone; those it had before its mutation where they cannot read it (settings of OmegaConf, say)."""
+    """A file's tensors by the libraries alone; those it had before its mutation where they cannot read it (settings of
+    OmegaConf, say).
+    """
     data = path.read_bytes()
     try:
-        return read_safetensors(data) if data[8:9] == b"{" else flattened(torch.load(path, map_location="cpu", weights_only=True))
+        return (
+            read_safetensors(data)
+            if data[8:9] == b"{"
+            else flattened(torch.load(path, map_location="cpu", weights_only=True))
+        )
     except Exception:
         return bag.state
 
 
 class Stage:
-    """One format's files on the disk, what each place of its adapter was loaded from, and the check of every other load."""
+    """One format's files on the disk, what each place of its adapter was loaded from, and the check of every other
+    load.
+    """
 
     def __init__(self, name: str, root: Path):
         self.name, self.root, self.folder = name, root, folder(name)
         self.target = self.folder.files[self.folder.target]
         written(self.folder.files, root)
-        self.others = {prints(tensor) for file, bag in self.folder.files.items() if file != self.folder.target for _, tensor in pieces(bag.state)}
+        self.others = {
+            prints(tensor)
+            for file, bag in self.folder.files.items()
+            if file != self.folder.target
+            for _, tensor in pieces(bag.state)
+        }
         source = {prints(tensor): name for name, tensor in pieces(self.target.state)}
-        self.source = {place: source.get(prints(tensor)) for place, tensor in held(read_adapter(root / self.folder.chosen)).items()}
+        self.source = {
+            place: source.get(prints(tensor)) for place, tensor in held(read_adapter(root / self.folder.chosen)).items()
+        }
         assert any(self.source.values()) or "text_encoder" in name
-        self.labels = {Path(name).name for name in (self.folder.chosen, self.folder.target)} | {Path(name).parent.name for name in (self.folder.chosen, self.folder.target)} - {""}
-        self.labels |= {f"{member} of" for member in ("unet", "mlp", "proj", "clip_text", "clip_visual", "unet_adapter_weights")}
+        self.labels = {Path(name).name for name in (self.folder.chosen, self.folder.target)} | {
+            Path(name).parent.name for name in (self.folder.chosen, self.folder.target)
+        } - {""}
+        self.labels |= {
+            f"{member} of" for member in ("unet", "mlp", "proj", "clip_text", "clip_visual", "unet_adapter_weights")
+        }
         warm_up(root)
 
     def check(self, kind: str, seed: str) -> str:
@@ -125,7 +181,10 @@ class Stage:
             assert not seen, f"it did {seen}"
             assert not list(self.root.rglob(f"*{CANARY}*")) and not Path(CANARY).exists(), "code was run"
             assert not starved(error), f"more memory than the file: {error!r} of {error and error.__cause__!r}"
-            assert all(isinstance(name, str) and all(type(size) is int and size >= 0 for size in shape) for name, shape in shapes.items()), shapes
+            assert all(
+                isinstance(name, str) and all(type(size) is int and size >= 0 for size in shape)
+                for name, shape in shapes.items()
+            ), shapes
             assert all(isinstance(text, str) for pair in texts.items() for text in pair), texts
             if error is None:
                 self.check_load(adapter, plainly_read(path, self.target))
@@ -137,11 +196,17 @@ class Stage:
         return "refused"
 
     def check_claim(self, kind: str, text: str, path: Path) -> None:
-        """Where a sentence names a tensor, the file is as it says; where a tensor's numbers are no good, it names one."""
+        """Where a sentence names a tensor, the file is as it says; where a tensor's numbers are no good, it
+        names one.
+        """
         claim = CLAIM.match(text)
         state = plainly_read(path, Bag({}))
         if claim and (member := claim["member"]):  # of a bundle
-            state = {name.removeprefix(f"{member}."): tensor for name, tensor in state.items() if name.startswith(f"{member}.")} or state
+            state = {
+                name.removeprefix(f"{member}."): tensor
+                for name, tensor in state.items()
+                if name.startswith(f"{member}.")
+            } or state
         assert claim or kind not in ("poisoned", "cast") or not state, f"no tensor is named: {text}"
         if not claim or not state or "…" in claim["tensor"]:
             return
@@ -155,17 +220,23 @@ class Stage:
         elif shape := SHAPE.fullmatch(found):
             assert json.loads(shape[1]) in [list(tensor.shape) for tensor in named], f"it has another shape: {text}"
         elif hasattr(torch, found):
-            assert found in [str(tensor.dtype).removeprefix("torch.") for tensor in named], f"it is something else: {text}"
+            assert found in [str(tensor.dtype).removeprefix("torch.") for tensor in named], (
+                f"it is something else: {text}"
+            )
 
     def headers(self, seed: str) -> bool:
-        """Whether to read the headers too: of pickles in one case of four, for they have none and are read as for loading."""
+        """Whether to read the headers too: of pickles in one case of four, for they have none and are read as for
+        loading.
+        """
         return self.target.container == "safetensors" or not int(seed.rpartition(":")[2]) % 4
 
     def check_load(self, adapter: Adapter, state: State) -> None:
         """Each place has the tensor of its name in the file, and all are finite numbers."""
         now = dict(pieces(state))
         for place, tensor in held(adapter).items():
-            assert tensor.is_floating_point() and tensor.device.type == "cpu" and tensor.layout == torch.strided, f"{place} is {tensor.dtype} on {tensor.device}"
+            assert tensor.is_floating_point() and tensor.device.type == "cpu" and tensor.layout == torch.strided, (
+                f"{place} is {tensor.dtype} on {tensor.device}"
+            )
             assert bool(tensor.float().isfinite().all()), f"{place} holds NaN or infinity"
             source, found = self.source.get(place), prints(tensor)
             if source in now:
@@ -185,7 +256,11 @@ def checked_text(error: CheckpointError) -> str:
 
 def warm_up(root: Path) -> None:
     """What is imported and compiled when a file is refused for the first time is not the file's doing."""
-    for name, content in {"a.bin": b"\x80\x02cos\nsystem\n.", "b.safetensors": b"\x02\0\0\0\0\0\0\0{]", "c.bin": b"PK\x03\x04"}.items():
+    for name, content in {
+        "a.bin": b"\x80\x02cos\nsystem\n.",
+        "b.safetensors": b"\x02\0\0\0\0\0\0\0{]",
+        "c.bin": b"PK\x03\x04",
+    }.items():
         (root / name).write_bytes(content)
         outcome(lambda name=name: read_adapter(root / name))
         (root / name).unlink()
@@ -204,7 +279,12 @@ def share(name: str, mutations: int) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_damaged_file_loads_rightly_or_is_refused_in_a_sentence(tmp_path, name):
-    stage, kinds, failures, counts = Stage(name, tmp_path), classes(folder(name).files[folder(name).target].container), [], Counter()
+    stage, kinds, failures, counts = (
+        Stage(name, tmp_path),
+        classes(folder(name).files[folder(name).target].container),
+        [],
+        Counter(),
+    )
     first, count = share(name, FROM), share(name, MUTATIONS)
     for i in range(first, first + count):
         kind = kinds[i % len(kinds)]
@@ -216,6 +296,17 @@ def test_a_damaged_file_loads_rightly_or_is_refused_in_a_sentence(tmp_path, name
             failures.append(f"{kind}, {name}:{i}: {type(problem).__name__}: {str(problem)[:400]}")
     if REPORT:
         with open(REPORT, "a") as file:
-            file.write(json.dumps({"format": name, "kind": kind_of(name), "from": first, "mutations": count, "failures": failures, "counts": [[*key, count] for key,
-                count in sorted(counts.items())]}) + "\n")
+            file.write(
+                json.dumps(
+                    {
+                        "format": name,
+                        "kind": kind_of(name),
+                        "from": first,
+                        "mutations": count,
+                        "failures": failures,
+                        "counts": [[*key, count] for key, count in sorted(counts.items())],
+                    }
+                )
+                + "\n"
+            )
     assert not failures, "\n".join([f"{len(failures)} of {count}:", *failures[:10]])

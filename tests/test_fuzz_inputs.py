@@ -1,4 +1,8 @@
-"""Whatever is wired into the nodes: a sentence of ours, or a result within its contract. The same examples in every run (derandomized); host-free."""
+"""Whatever is wired into the nodes: a sentence of ours, or a result within its contract.
+
+The same examples in every run (derandomized); host-free.
+"""
+
 from __future__ import annotations
 
 import json
@@ -17,17 +21,69 @@ from troupe.model_patches.placement.layouts import LAYOUTS
 from troupe.model_patches.placement.placing import place_subjects
 from troupe.model_patches.subjects import MAX_SUBJECTS, Cast, Photo, Subject, make_subject
 
-PROFILE = settings(max_examples=150, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-numbers = st.one_of(st.floats(), st.integers(-(10**400), 10**400), st.floats(0, 1), st.sampled_from([0, 1, -0.0, 1e-320, 1e308, -1e308, 0.5]))
-words = st.one_of(st.text(max_size=12), st.sampled_from(["", " ", "fox", "FOX ", "\\(cat\\)", "a\0b", "line\nbreak", "\ud800",
-                                                            "\u202eright", "狐", "🦊" * 40, "x" * 3000, "{a|b}", "(fox:1.2)", "[", "%s"]))
-junk = st.recursive(st.one_of(st.none(), st.booleans(), numbers, words), 
-                    lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(words, inner, max_size=5)), max_leaves=12)
-boxes = st.fixed_dictionaries({key: st.one_of(st.floats(-0.02, 1.02), numbers, junk) for key in "xywh"}, optional={"label": st.one_of(words, junk)})
+PROFILE = settings(
+    max_examples=150, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+numbers = st.one_of(
+    st.floats(),
+    st.integers(-(10**400), 10**400),
+    st.floats(0, 1),
+    st.sampled_from([0, 1, -0.0, 1e-320, 1e308, -1e308, 0.5]),
+)
+words = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(
+        [
+            "",
+            " ",
+            "fox",
+            "FOX ",
+            "\\(cat\\)",
+            "a\0b",
+            "line\nbreak",
+            "\ud800",
+            "\u202eright",
+            "狐",
+            "🦊" * 40,
+            "x" * 3000,
+            "{a|b}",
+            "(fox:1.2)",
+            "[",
+            "%s",
+        ]
+    ),
+)
+junk = st.recursive(
+    st.one_of(st.none(), st.booleans(), numbers, words),
+    lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(words, inner, max_size=5)),
+    max_leaves=12,
+)
+boxes = st.fixed_dictionaries(
+    {key: st.one_of(st.floats(-0.02, 1.02), numbers, junk) for key in "xywh"},
+    optional={"label": st.one_of(words, junk)},
+)
 good = st.tuples(st.floats(0, 0.9), st.floats(0, 0.9), st.floats(0.001, 1), st.floats(0.001, 1)).map(
-    lambda b: {"x": b[0], "y": b[1], "w": min(b[2], 1 - b[0]), "h": min(b[3], 1 - b[1])})
-texts = st.one_of(st.text(max_size=30), st.lists(st.one_of(st.none(), good, good, good, boxes, junk), max_size=7).map(json.dumps), junk.map(json.dumps),
-                  st.sampled_from(["[" * 100_000, '{"a":' * 50_000, "[NaN]", "[1e999]", "\ufeff[]", "[]]", "null", "[[[[]]]]", "9" * 5000, '[{"x": ' + "9" * 5000 + "}]"]))
+    lambda b: {"x": b[0], "y": b[1], "w": min(b[2], 1 - b[0]), "h": min(b[3], 1 - b[1])}
+)
+texts = st.one_of(
+    st.text(max_size=30),
+    st.lists(st.one_of(st.none(), good, good, good, boxes, junk), max_size=7).map(json.dumps),
+    junk.map(json.dumps),
+    st.sampled_from(
+        [
+            "[" * 100_000,
+            '{"a":' * 50_000,
+            "[NaN]",
+            "[1e999]",
+            "\ufeff[]",
+            "[]]",
+            "null",
+            "[[[[]]]]",
+            "9" * 5000,
+            '[{"x": ' + "9" * 5000 + "}]",
+        ]
+    ),
+)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int64, torch.bool)
 
 
@@ -41,7 +97,9 @@ def tensors(draw, sizes=(0, 1, 2, 7, 8, 9, 33, 700), axes=(2, 3, 4, 5), channels
             shape[axis] = draw(st.sampled_from(sizes))
     if side:
         shape[-1] = draw(st.sampled_from(channels))
-    tensor = torch.rand(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99)))) * draw(st.sampled_from((1, 1, 1, 0, 5, 255))) - draw(st.sampled_from((0, 0, 0.5)))
+    tensor = torch.rand(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99)))) * draw(
+        st.sampled_from((1, 1, 1, 0, 5, 255))
+    ) - draw(st.sampled_from((0, 0, 0.5)))
     odd = draw(st.sampled_from((None, None, None, float("nan"), float("inf"))))
     if odd is not None and tensor.numel():
         tensor.view(-1)[draw(st.integers(0, tensor.numel() - 1))] = odd
@@ -53,11 +111,25 @@ def mostly(good, odd):
     return st.integers(0, 9).flatmap(lambda i: odd if i == 5 else good)
 
 
-images = st.one_of(tensors(axes=(4,), channels=(3, 4)), tensors(axes=(4,), channels=(3, 4), sizes=(8, 9, 33, 700)), tensors())
-photos = st.builds(lambda n, side, channels, seed: torch.rand(n, side, side, channels, generator=torch.Generator().manual_seed(seed)),
-                   st.integers(1, 3), st.integers(8, 33), st.sampled_from((3, 4)), st.integers(0, 99))
-drawn_masks = st.one_of(st.none(), st.builds(lambda h, w, edge: torch.arange(h * w).reshape(1, h, w).ge(edge).float(),
-                                             st.integers(1, 40), st.integers(1, 40), st.integers(-9, 0)))
+images = st.one_of(
+    tensors(axes=(4,), channels=(3, 4)), tensors(axes=(4,), channels=(3, 4), sizes=(8, 9, 33, 700)), tensors()
+)
+photos = st.builds(
+    lambda n, side, channels, seed: torch.rand(n, side, side, channels, generator=torch.Generator().manual_seed(seed)),
+    st.integers(1, 3),
+    st.integers(8, 33),
+    st.sampled_from((3, 4)),
+    st.integers(0, 99),
+)
+drawn_masks = st.one_of(
+    st.none(),
+    st.builds(
+        lambda h, w, edge: torch.arange(h * w).reshape(1, h, w).ge(edge).float(),
+        st.integers(1, 40),
+        st.integers(1, 40),
+        st.integers(-9, 0),
+    ),
+)
 masks = st.one_of(st.none(), tensors(axes=(3,), channels=()), tensors(channels=()), st.just(torch.zeros(1, 64, 64)))
 
 
@@ -80,7 +152,12 @@ def check_place(box):
 
 def cast_of(names, **each):
     photo = (Photo(torch.full((8, 8, 3), 0.5)),)
-    return Cast(tuple(Subject(name, photo, **{key: values[i % len(values)] for key, values in each.items()}) for i, name in enumerate(names)))
+    return Cast(
+        tuple(
+            Subject(name, photo, **{key: values[i % len(values)] for key, values in each.items()})
+            for i, name in enumerate(names)
+        )
+    )
 
 
 GREY, REST = torch.full((1, 8, 8, 3), 0.5), ("fox", FRAMINGS[0], 1.0, 0.0, 1.0)
@@ -92,26 +169,50 @@ GREY, REST = torch.full((1, 8, 8, 3), 0.5), ("fox", FRAMINGS[0], 1.0, 0.0, 1.0)
 @example(GREY, None, torch.ones(1, 8, 8, dtype=torch.bool), *REST)
 @example(torch.zeros(1, 1, 8, 8, 3), None, None, *REST)
 @example(GREY, None, None, "fox", FRAMINGS[0], math.nan, 0.0, 1.0)
-@given(mostly(photos, images), mostly(drawn_masks, masks), mostly(drawn_masks, masks), mostly(st.text("abc ", min_size=1), words), st.sampled_from(FRAMINGS),
-       mostly(st.floats(0, 3), numbers), mostly(st.floats(0, 0.5), numbers), mostly(st.floats(0.5, 1), numbers))
+@given(
+    mostly(photos, images),
+    mostly(drawn_masks, masks),
+    mostly(drawn_masks, masks),
+    mostly(st.text("abc ", min_size=1), words),
+    st.sampled_from(FRAMINGS),
+    mostly(st.floats(0, 3), numbers),
+    mostly(st.floats(0, 0.5), numbers),
+    mostly(st.floats(0.5, 1), numbers),
+)
 @pytest.mark.filterwarnings("ignore")
 def test_a_subject_of_anything_is_refused_or_whole(image, mask, region, name, framing, weight, start, end):
-    subject = spoken(make_subject, name, [image, None], mask, region, weight=weight, start_percent=start, end_percent=end)
+    subject = spoken(
+        make_subject, name, [image, None], mask, region, weight=weight, start_percent=start, end_percent=end
+    )
     if subject is None:
         return
-    assert len(subject.photos) == len(image) and all(map(math.isfinite, (subject.weight, subject.start_percent, subject.end_percent)))
+    assert len(subject.photos) == len(image) and all(
+        map(math.isfinite, (subject.weight, subject.start_percent, subject.end_percent))
+    )
     if subject.region is not None:
         assert subject.region.ndim == 2 or (subject.region.ndim == 3 and len(subject.region) > 1)
-        assert subject.region.dtype == torch.float32 and 0 <= float(subject.region.min()) <= float(subject.region.max()) <= 1
+        assert (
+            subject.region.dtype == torch.float32
+            and 0 <= float(subject.region.min()) <= float(subject.region.max()) <= 1
+        )
     for photo in subject.photos:
         seen = prepare_photo(photo, 16, framing)
-        assert seen.shape == (16, 16, 3) and bool(seen.isfinite().all()) and 0 <= float(seen.min()) <= float(seen.max()) <= 1
+        assert (
+            seen.shape == (16, 16, 3)
+            and bool(seen.isfinite().all())
+            and 0 <= float(seen.min()) <= float(seen.max()) <= 1
+        )
 
 
 @pytest.mark.slow
 @both_ways(0.05, 0.05)
 @PROFILE
-@given(st.lists(words, max_size=6), texts, st.sampled_from(LAYOUTS), st.sampled_from(((64, 64), (1024, 1024), (8192, 64), (64, 8192), (72, 4096))))
+@given(
+    st.lists(words, max_size=6),
+    texts,
+    st.sampled_from(LAYOUTS),
+    st.sampled_from(((64, 64), (1024, 1024), (8192, 64), (64, 8192), (72, 4096))),
+)
 def test_boxes_of_any_text_are_refused_or_lie_in_the_picture(names, text, layout, size):
     placed = spoken(place_subjects, cast_of(names), *size, text, layout)
     fault = fault_in(text)
@@ -120,16 +221,33 @@ def test_boxes_of_any_text_are_refused_or_lie_in_the_picture(names, text, layout
         return
     cast, preview, *found = placed
     assert [s.name for s in cast.subjects] == names and tuple(found) == size
-    assert preview.ndim == 4 and preview.shape[-1] == 3 and max(preview.shape) <= 1024 and bool(((preview >= 0) & (preview <= 1)).all())
+    assert (
+        preview.ndim == 4
+        and preview.shape[-1] == 3
+        and max(preview.shape) <= 1024
+        and bool(((preview >= 0) & (preview <= 1)).all())
+    )
     for subject in cast.subjects:
         assert subject.box is not None or layout == "none"
         if subject.box is not None:
             check_place(subject.box)
 
 
-wired = st.one_of(junk, st.lists(st.fixed_dictionaries({key: st.one_of(st.integers(0, 600), numbers) for key in ("x", "y", "width", "height")}), max_size=5),
-                  st.lists(st.tuples(*[st.one_of(st.integers(0, 300), numbers)] * 4), max_size=4), tensors(sizes=(1, 2, 4), channels=(4,)))
-latents = st.one_of(st.none(), st.none(), tensors(axes=(4, 5), sizes=(0, 1, 8, 64), channels=()).map(lambda samples: {"samples": samples}), junk)
+wired = st.one_of(
+    junk,
+    st.lists(
+        st.fixed_dictionaries({key: st.one_of(st.integers(0, 600), numbers) for key in ("x", "y", "width", "height")}),
+        max_size=5,
+    ),
+    st.lists(st.tuples(*[st.one_of(st.integers(0, 300), numbers)] * 4), max_size=4),
+    tensors(sizes=(1, 2, 4), channels=(4,)),
+)
+latents = st.one_of(
+    st.none(),
+    st.none(),
+    tensors(axes=(4, 5), sizes=(0, 1, 8, 64), channels=()).map(lambda samples: {"samples": samples}),
+    junk,
+)
 
 
 @both_ways(0.05, 0.05)

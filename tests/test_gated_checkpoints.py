@@ -1,4 +1,7 @@
-"""Files of gated adapters: GLIGEN in every layout, Subject-Diffusion as four modules or one bundle; what is refused, and in which words."""
+"""Files of gated adapters: GLIGEN in every layout, Subject-Diffusion as four modules or one bundle; what is refused,
+and in which words.
+"""
+
 from __future__ import annotations
 
 import pickle
@@ -52,7 +55,15 @@ from troupe.model_patches.families.subject_diffusion.members import members
 from troupe.model_patches.hosts.diffusers.encoders import load_adapter as load_embedded
 
 LAYOUTS = ("ldm", "wrapped", "checkpoint", "diffusers")
-FEW = {f"{path}.transformer_blocks.0": width for path, width in (("input_blocks.1.1", 64), ("output_blocks.3.1", 128), ("output_blocks.11.1", 64), ("middle_block.1", 128))}
+FEW = {
+    f"{path}.transformer_blocks.0": width
+    for path, width in (
+        ("input_blocks.1.1", 64),
+        ("output_blocks.3.1", 128),
+        ("output_blocks.11.1", 64),
+        ("middle_block.1", 128),
+    )
+}
 MATRIX = torch.randn(SD15, SD15, generator=torch.Generator().manual_seed(3)) * SD15**-0.5
 
 
@@ -69,7 +80,10 @@ def random(*shape, seed=0):
 def hollow_fuser(width, context):
     """A layer's names and shapes at any width, without numbers."""
     with torch.device("meta"):
-        return {published_name(name): tensor for name, tensor in GatedFuser(width, context, published_heads(width, context)).state_dict().items()}
+        return {
+            published_name(name): tensor
+            for name, tensor in GatedFuser(width, context, published_heads(width, context)).state_dict().items()
+        }
 
 
 def refusal(state, file="my.safetensors", **extra):
@@ -85,7 +99,7 @@ def sd_refusal(parts, file="my.bin"):
     return checked(caught.value, file)
 
 
-# ---- names -------------------------------------------------------------------------------------------------------------------------------
+# ---- names -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_sixteen_transformers_of_sd_go_there_and_back():
@@ -95,31 +109,67 @@ def test_the_sixteen_transformers_of_sd_go_there_and_back():
     assert {name: ldm_name(name, 2) for name in theirs} == theirs
     found = places(sorted(names), "fuser")
     assert found == {ldm: path for path, ldm in theirs.items()} and list(found) == list(theirs.values())
-    assert places(reversed([f"{ldm}.fuser.linear.weight" for ldm in theirs.values()]), "fuser") == {ldm: ldm for ldm in theirs.values()}
+    assert places(reversed([f"{ldm}.fuser.linear.weight" for ldm in theirs.values()]), "fuser") == {
+        ldm: ldm for ldm in theirs.values()
+    }
 
 
-@pytest.mark.parametrize("kind, paths, config", [
-    ("SD", {f"{path}.transformer_blocks.0": f"{ldm}.transformer_blocks.0" for path, ldm in SD_PLACES.items()}, {}),
-    ("SDXL", {f"{path}.transformer_blocks.{k}": f"{ldm}.transformer_blocks.{k}" for path, (ldm, depth) in SDXL_PLACES.items() for k in range(depth)}, {
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "block_out_channels": (8, 8, 8), "transformer_layers_per_block": (1, 2, 10)}),
-])
+@pytest.mark.parametrize(
+    "kind, paths, config",
+    [
+        ("SD", {f"{path}.transformer_blocks.0": f"{ldm}.transformer_blocks.0" for path, ldm in SD_PLACES.items()}, {}),
+        (
+            "SDXL",
+            {
+                f"{path}.transformer_blocks.{k}": f"{ldm}.transformer_blocks.{k}"
+                for path, (ldm, depth) in SDXL_PLACES.items()
+                for k in range(depth)
+            },
+            {
+                "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                "block_out_channels": (8, 8, 8),
+                "transformer_layers_per_block": (1, 2, 10),
+            },
+        ),
+    ],
+)
 def test_the_names_are_those_of_a_real_diffusers_unet(kind, paths, config):
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**{"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "cross_attention_dim": 8, "attention_head_dim": 4, **config})
+        unet = UNet2DConditionModel(
+            **{
+                "block_out_channels": (8, 8, 8, 8),
+                "norm_num_groups": 4,
+                "cross_attention_dim": 8,
+                "attention_head_dim": 4,
+                **config,
+            }
+        )
     names = list(unet.state_dict())
-    assert max(i for i, name in enumerate(names) if name.startswith("mid_block")) > max(i for i, name in enumerate(names) if name.startswith("up_blocks")), "the trap is there"
+    assert max(i for i, name in enumerate(names) if name.startswith("mid_block")) > max(
+        i for i, name in enumerate(names) if name.startswith("up_blocks")
+    ), "the trap is there"
     found = places(names, "attn2")
     assert {path: ldm for ldm, path in found.items()} == paths
     assert list(found) == list(paths.values()) == sorted(found, key=order)
-    assert ldm_name("conv_in.weight", 2) == "input_blocks.0.0.weight" and ldm_name("conv_out.weight", 2) == "conv_out.weight"
+    assert (
+        ldm_name("conv_in.weight", 2) == "input_blocks.0.0.weight"
+        and ldm_name("conv_out.weight", 2) == "conv_out.weight"
+    )
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_residual_blocks_a_level_are_read_off_the_names(layers):
     with torch.device("meta"):
-        unet = UNet2DConditionModel(block_out_channels=(8, 8), norm_num_groups=4, cross_attention_dim=8, attention_head_dim=4, layers_per_block=layers,
-                                    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+        unet = UNet2DConditionModel(
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            cross_attention_dim=8,
+            attention_head_dim=4,
+            layers_per_block=layers,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        )
     assert resblocks(unet.state_dict()) == layers
     found = list(places(unet.state_dict(), "attn2"))
     down = [f"input_blocks.{j + 1}.1.transformer_blocks.0" for j in range(layers)]
@@ -133,12 +183,17 @@ def test_a_level_down_alone_tells_its_residual_blocks():
 
 
 def test_a_tensors_name_goes_there_and_back():
-    for name in ("fusers.0.alpha_attn.weight", "fusers.0.linear.weight", "net.null_text_feature.weight", "net.linears.0.bias"):
+    for name in (
+        "fusers.0.alpha_attn.weight",
+        "fusers.0.linear.weight",
+        "net.null_text_feature.weight",
+        "net.linears.0.bias",
+    ):
         assert module_name(published_name(name)) == name
     assert published_name("fusers.0.alpha_dense.weight") == "fusers.0.alpha_dense"
 
 
-# ---- GLIGEN: what is recognised ----------------------------------------------------------------------------------------------------------
+# ---- GLIGEN: what is recognised --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["pruned", "whole"])
@@ -158,7 +213,9 @@ def test_every_layout_is_the_same_adapter(layout, kind, whole):
         for name, tensor in fuser(SD_WIDTHS[place], SD15, 100 + number).items():
             assert torch.equal(ours[module_name(name)], tensor), (place, name)
     net = adapter.gated.net.state_dict()
-    assert all(torch.equal(net[module_name(name)], tensor) for name, tensor in position_net(kind, SD15, SD15, 16).items())
+    assert all(
+        torch.equal(net[module_name(name)], tensor) for name, tensor in position_net(kind, SD15, SD15, 16).items()
+    )
 
 
 @pytest.mark.parametrize("layout", ["ldm", "diffusers"])
@@ -166,7 +223,11 @@ def test_an_sdxl_file_has_seventy_layers(layout):
     state = gligen_state(sdxl=True, layout=layout, context=SDXL, feature=SDXL)
     adapter = gligen.build(state, "x")
     spec = adapter.spec.gated
-    assert list(spec.places) == list(SDXL_WIDTHS) and (spec.object_dim, spec.feature_dim, adapter.spec.base) == (SDXL, SDXL, "SDXL")
+    assert list(spec.places) == list(SDXL_WIDTHS) and (spec.object_dim, spec.feature_dim, adapter.spec.base) == (
+        SDXL,
+        SDXL,
+        "SDXL",
+    )
     where = sdxl_path if layout == "diffusers" else str
     for number, place in enumerate(spec.places):
         assert torch.equal(adapter.gated.fusers[number].linear.weight, state[f"{where(place)}.fuser.linear.weight"])
@@ -177,20 +238,32 @@ def test_an_sdxl_file_has_seventy_layers(layout):
 def test_the_layers_of_the_real_models_are_all_there(context, millions):
     """Names and shapes only; the numbers of parameters are those of the published layers."""
     widths = dict(zip(SD_WIDTHS, published.UNET_WIDTHS[SD15], strict=True))
-    fusers = {f"{place}.fuser.{name}": tensor for place, width in widths.items() for name, tensor in hollow_fuser(width, context).items()}
+    fusers = {
+        f"{place}.fuser.{name}": tensor
+        for place, width in widths.items()
+        for name, tensor in hollow_fuser(width, context).items()
+    }
     net = {f"position_net.{name}": tensor.to("meta") for name, tensor in position_net("text", SD15, context).items()}
     adapter = gligen.build(fusers | net, "x")
     assert adapter.spec.gated.places == widths
     assert round(sum(p.numel() for p in adapter.gated.fusers.parameters()) / 1e6, 1) == millions
-    assert [f.heads for f in adapter.gated.fusers] == [8 if context == SD15 else width // 64 for width in widths.values()]
+    assert [f.heads for f in adapter.gated.fusers] == [
+        8 if context == SD15 else width // 64 for width in widths.values()
+    ]
 
 
 @torch.no_grad()
 def test_layers_run_as_ones_built_by_hand():
     adapter = gligen.build(gligen_state("text", FEW, layout="diffusers"), "x")
-    boxes, masks, text = torch.tensor([[[0.1, 0.2, 0.6, 0.9], [0.0, 0.0, 0.0, 0.0]]]), torch.tensor([[True, False]]), random(1, 2, SD15)
+    boxes, masks, text = (
+        torch.tensor([[[0.1, 0.2, 0.6, 0.9], [0.0, 0.0, 0.0, 0.0]]]),
+        torch.tensor([[True, False]]),
+        random(1, 2, SD15),
+    )
     objects = adapter.gated.net(boxes, masks, text)
-    assert torch.equal(objects, loaded(TextPositionNet(SD15, SD15, 16), position_net("text", SD15, SD15, 16))(boxes, masks, text))
+    assert torch.equal(
+        objects, loaded(TextPositionNet(SD15, SD15, 16), position_net("text", SD15, SD15, 16))(boxes, masks, text)
+    )
     for number, width in enumerate(FEW.values()):
         mine = loaded(GatedFuser(width, SD15, published_heads(width, SD15)), fuser(width, SD15, 100 + number))
         theirs = adapter.gated.fusers[number]
@@ -201,7 +274,14 @@ def test_layers_run_as_ones_built_by_hand():
 
 def test_photos_of_a_text_image_file_go_through_its_own_net():
     adapter = gligen.build(gligen_state("text_image", FEW), "x", image_project=MATRIX)
-    given = torch.rand(1, 2, 4), torch.ones(1, 2).bool(), torch.tensor([[True, False]]), torch.tensor([[False, True]]), random(1, 2, SD15), random(1, 2, SD15, seed=1)
+    given = (
+        torch.rand(1, 2, 4),
+        torch.ones(1, 2).bool(),
+        torch.tensor([[True, False]]),
+        torch.tensor([[False, True]]),
+        random(1, 2, SD15),
+        random(1, 2, SD15, seed=1),
+    )
     direct = loaded(TextImagePositionNet(SD15, SD15, 16), position_net("text_image", SD15, SD15, 16))
     assert torch.equal(adapter.gated.net(*given), direct(*given))
 
@@ -213,7 +293,10 @@ def test_modules_keep_the_dtypes_of_the_file(dtype):
     assert {p.dtype for p in [*adapter.gated.parameters(), *adapter.projection.parameters()]} == {dtype}
     assert not any(p.requires_grad or p.is_meta for p in adapter.gated.parameters())
     assert not adapter.gated.training
-    assert adapter.gated.fusers[0].linear.weight.data_ptr() == state["input_blocks.1.1.transformer_blocks.0.fuser.linear.weight"].data_ptr()
+    assert (
+        adapter.gated.fusers[0].linear.weight.data_ptr()
+        == state["input_blocks.1.1.transformer_blocks.0.fuser.linear.weight"].data_ptr()
+    )
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "old"])
@@ -238,7 +321,11 @@ def test_a_file_cut_into_parts_is_one(tmp_path):
     for path, tensors in zip(paths, cut, strict=True):
         safetensors.torch.save_file(tensors, path)
     for path in paths:
-        assert read_adapter(path).spec.gated.places == FEW and set(belonging(path)) == set(paths) and belonging(path)[0] == path
+        assert (
+            read_adapter(path).spec.gated.places == FEW
+            and set(belonging(path)) == set(paths)
+            and belonging(path)[0] == path
+        )
     assert read_adapter(paths[1]).spec.file == "unet/diffusion_pytorch_model-00002-of-00003.safetensors"
     paths[2].unlink()
     with pytest.raises(CheckpointError, match="3 parts of 'unet/.*found 2\\."):
@@ -251,23 +338,38 @@ def test_the_embedded_engine_loads_them_in_32_bits(tmp_path):
     torch.save(MATRIX.half(), tmp_path / "projection_matrix")
     adapter = load_embedded(tmp_path / "half.bin")
     assert {p.dtype for module in (adapter.gated, adapter.projection) for p in module.parameters()} == {torch.float32}
-    assert torch.equal(adapter.gated.fusers[0].linear.weight, state["input_blocks.1.1.transformer_blocks.0.fuser.linear.weight"].float())
+    assert torch.equal(
+        adapter.gated.fusers[0].linear.weight,
+        state["input_blocks.1.1.transformer_blocks.0.fuser.linear.weight"].float(),
+    )
     torch.save({name: tensor for name, tensor in gligen_state("text", FEW).items()}, tmp_path / "text.bin")
     assert load_embedded(tmp_path / "text.bin").projection is None
 
 
-# ---- GLIGEN: the projection matrix -------------------------------------------------------------------------------------------------------
+# ---- GLIGEN: the projection matrix -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["projection_matrix", "projection_matrix.pt", "projection_matrix.pth", "projection_matrix.bin", "projection_matrix.safetensors",
-                                  "image_project/diffusion_pytorch_model.bin", "../image_project/diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "projection_matrix",
+        "projection_matrix.pt",
+        "projection_matrix.pth",
+        "projection_matrix.bin",
+        "projection_matrix.safetensors",
+        "image_project/diffusion_pytorch_model.bin",
+        "../image_project/diffusion_pytorch_model.safetensors",
+    ],
+)
 def test_the_projection_matrix_is_found_beside_the_file(tmp_path, name):
     path = tmp_path / "unet" / "diffusion_pytorch_model.bin"
     path.parent.mkdir()
     torch.save(gligen_state("text_image", FEW, layout="diffusers"), path)
     there, in_diffusers = (path.parent / name).resolve(), "image_project" in name
     there.parent.mkdir(exist_ok=True)
-    state = {"project.weight" if in_diffusers else "projection_matrix": (MATRIX.T if in_diffusers else MATRIX).contiguous()}
+    state = {
+        "project.weight" if in_diffusers else "projection_matrix": (MATRIX.T if in_diffusers else MATRIX).contiguous()
+    }
     if name.endswith("safetensors"):
         safetensors.torch.save_file(state, there)
     else:
@@ -323,12 +425,21 @@ def test_a_matrix_file_with_more_in_it_is_refused(tmp_path):
         read_matrix(tmp_path / "x.bin")
 
 
-# ---- GLIGEN: what is refused -------------------------------------------------------------------------------------------------------------
+# ---- GLIGEN: what is refused -----------------------------------------------------------------------------------------
 
 OTHERS = {
-    "keypoint": (["null_person_feature", "null_xy_feature", "person_embeddings", "keypoint_embeddings", "linears.0.weight"], "keypoints"),
-    "sem": (["in_conv.weight", "convnext_tiny_backbone.features.0.0.weight", "null_feature", "pos_embedding"], "semantic maps"),
-    "canny": (["convnext_tiny_backbone.features.0.0.weight", "null_feature", "pos_embedding", "linears.0.weight"], "maps of the whole picture"),
+    "keypoint": (
+        ["null_person_feature", "null_xy_feature", "person_embeddings", "keypoint_embeddings", "linears.0.weight"],
+        "keypoints",
+    ),
+    "sem": (
+        ["in_conv.weight", "convnext_tiny_backbone.features.0.0.weight", "null_feature", "pos_embedding"],
+        "semantic maps",
+    ),
+    "canny": (
+        ["convnext_tiny_backbone.features.0.0.weight", "null_feature", "pos_embedding", "linears.0.weight"],
+        "maps of the whole picture",
+    ),
 }
 
 
@@ -337,7 +448,9 @@ OTHERS = {
 def test_other_modalities_are_refused_by_name(tmp_path, modality, layout):
     names, word = OTHERS[modality]
     prefix = published.GLIGEN_PREFIXES[layout]
-    state = {name: tensor for name, tensor in gligen_state("text", FEW, layout=layout).items() if "position_net" not in name}
+    state = {
+        name: tensor for name, tensor in gligen_state("text", FEW, layout=layout).items() if "position_net" not in name
+    }
     path = tmp_path / "m.bin"
     torch.save(state | {f"{prefix}position_net.{name}": torch.zeros(2, 2) for name in names}, path)
     with pytest.raises(CheckpointError) as caught:
@@ -360,7 +473,11 @@ SMALL = {"input_blocks.1.1.transformer_blocks.0": 8, "middle_block.1.transformer
 EVERY_TENSOR = [(kind, name) for kind in ("text", "text_image") for name in gligen_state(kind, SMALL, hidden=4)]
 
 
-DAMAGES = {"longer": lambda t: torch.cat((t.flatten(), t.flatten()[:1])), "one more axis": lambda t: t.unsqueeze(0), "integers": lambda t: t.to(torch.int8)}
+DAMAGES = {
+    "longer": lambda t: torch.cat((t.flatten(), t.flatten()[:1])),
+    "one more axis": lambda t: t.unsqueeze(0),
+    "integers": lambda t: t.to(torch.int8),
+}
 
 
 @pytest.mark.parametrize("kind, name", EVERY_TENSOR)
@@ -376,7 +493,8 @@ def test_one_missing_tensor_is_named(kind, name):
 def test_one_misshapen_tensor_is_refused(kind, name, damage):
     state = gligen_state(kind, SMALL, hidden=4)
     text = refusal(state | {name: DAMAGES[damage](state[name])}, image_project=MATRIX)
-    assert name in text or ("linears" in text and damage == "longer" and "null_" in name)  # the null feature tells the width of what it is put beside
+    # the null feature tells the width of what it is put beside
+    assert name in text or ("linears" in text and damage == "longer" and "null_" in name)
 
 
 def test_a_missing_tensor_has_its_name_in_that_file():
@@ -389,25 +507,38 @@ def test_a_missing_tensor_has_its_name_in_that_file():
 
 
 def test_a_layer_that_a_whole_unet_lacks_is_named():
-    state = {name: tensor for name, tensor in gligen_state("text", FEW, whole=True).items() if not name.startswith("output_blocks.3.1.transformer_blocks.0.fuser")}
+    state = {
+        name: tensor
+        for name, tensor in gligen_state("text", FEW, whole=True).items()
+        if not name.startswith("output_blocks.3.1.transformer_blocks.0.fuser")
+    }
     assert "'output_blocks.3.1.transformer_blocks.0.fuser.linear.weight'" in refusal(state)
 
 
-@pytest.mark.parametrize("part, word", [("position_net", "position_net.null_position_feature"), ("fuser", "fuser.linear.weight")])
+@pytest.mark.parametrize(
+    "part, word", [("position_net", "position_net.null_position_feature"), ("fuser", "fuser.linear.weight")]
+)
 def test_half_a_file_is_refused(tmp_path, part, word):
-    safetensors.torch.save_file({name: tensor for name, tensor in gligen_state("text", FEW).items() if part not in name}, tmp_path / "half.safetensors")
+    safetensors.torch.save_file(
+        {name: tensor for name, tensor in gligen_state("text", FEW).items() if part not in name},
+        tmp_path / "half.safetensors",
+    )
     with pytest.raises(CheckpointError) as caught:
         read_adapter(tmp_path / "half.safetensors")
     assert word in checked(caught.value, "half.safetensors")
 
 
 def test_layers_and_net_for_two_base_models_are_refused():
-    state = gligen_state("text", FEW) | {f"position_net.{name}": tensor for name, tensor in position_net("text", SD15, SD2, 16).items()}
+    state = gligen_state("text", FEW) | {
+        f"position_net.{name}": tensor for name, tensor in position_net("text", SD15, SD2, 16).items()
+    }
     assert "of size 1024" in refusal(state)
 
 
 def test_widths_that_do_not_split_into_heads_are_refused():
-    assert "multiple of 64" in refusal(gligen_state("text", {"input_blocks.1.1.transformer_blocks.0": 40}, context=SDXL, feature=SDXL))
+    assert "multiple of 64" in refusal(
+        gligen_state("text", {"input_blocks.1.1.transformer_blocks.0": 40}, context=SDXL, feature=SDXL)
+    )
 
 
 @pytest.mark.parametrize("extra", ["position_net.extra", "input_blocks.1.1.transformer_blocks.0.fuser.extra"])
@@ -415,9 +546,9 @@ def test_a_tensor_of_something_else_is_refused_by_name(extra):
     assert f"'{extra}'" in refusal(gligen_state("text", FEW) | {extra: torch.zeros(2)})
 
 
-# ---- GLIGEN: pickles with training settings ----------------------------------------------------------------------------------------------
+# ---- GLIGEN: pickles with training settings --------------------------------------------------------------------------
 
-WRITER = '''
+WRITER = """
 import sys, types, typing, collections, torch
 def module(name, *classes):
     sys.modules[name] = found = types.ModuleType(name)
@@ -437,20 +568,24 @@ l.__dict__.update(_metadata=c, _parent=d, _content=[a])
 d.__dict__.update(_metadata=c, _parent=None, _content={"a": a, "l": l})
 state = torch.load(sys.argv[1])
 torch.save({"model": state, "config_dict": vars(d), "whole": d}, sys.argv[2], _use_new_zipfile_serialization=sys.argv[3] == "zip")
-'''
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["zip", "old"])
 def test_training_settings_in_a_file_are_passed_over(tmp_path, form):
-    """As OmegaConf's objects lie in the official files; there is no such package here, and nothing of one is left behind."""
+    """As OmegaConf's objects lie in the official files; there is no such package here, and nothing of one is left
+    behind.
+    """
     assert "omegaconf" not in sys.modules
     state = gligen_state("text", FEW)
     torch.save(state, tmp_path / "state.pt")
     subprocess.run([sys.executable, "-c", WRITER, tmp_path / "state.pt", tmp_path / "official.bin", form], check=True)
     before = set(torch.serialization.get_safe_globals())  # torch promises no order
     read = read_state(tmp_path / "official.bin")
-    assert read.keys() == {f"model.{name}" for name in state} and all(torch.equal(read[f"model.{name}"], tensor) for name, tensor in state.items())
+    assert read.keys() == {f"model.{name}" for name in state} and all(
+        torch.equal(read[f"model.{name}"], tensor) for name, tensor in state.items()
+    )
     assert set(torch.serialization.get_safe_globals()) == before and "omegaconf" not in sys.modules
     assert read_adapter(tmp_path / "official.bin").spec.gated.kind == "text"
 
@@ -469,7 +604,10 @@ class Forged:
 def test_code_beside_training_settings_is_not_run(tmp_path):
     flag = tmp_path / "ran"
     for evil in (Bomb(flag), Forged(getattr, "x", "y"), Forged(eval, f"open({str(flag)!r}, 'w')")):
-        torch.save({"config_dict": {"_metadata": Forged(dict, [("a", 1)]), "evil": evil}, "model": {"a": torch.zeros(1)}}, tmp_path / "x.bin")
+        torch.save(
+            {"config_dict": {"_metadata": Forged(dict, [("a", 1)]), "evil": evil}, "model": {"a": torch.zeros(1)}},
+            tmp_path / "x.bin",
+        )
         with pytest.raises(CheckpointError) as caught:
             read_state(tmp_path / "x.bin")
         assert "which was not run" in checked(caught.value, "x.bin")
@@ -477,7 +615,9 @@ def test_code_beside_training_settings_is_not_run(tmp_path):
 
 
 def test_what_stands_in_for_settings_does_nothing(tmp_path):
-    torch.save({"config_dict": Forged(dict, [("a", torch.zeros(1))]), "model": {"a": torch.ones(1)}}, tmp_path / "x.bin")
+    torch.save(
+        {"config_dict": Forged(dict, [("a", torch.zeros(1))]), "model": {"a": torch.ones(1)}}, tmp_path / "x.bin"
+    )
     assert b"builtin" in (tmp_path / "x.bin").read_bytes()
     assert read_state(tmp_path / "x.bin").keys() == {"model.a"}
 
@@ -488,19 +628,29 @@ def test_one_bare_tensor_is_read(tmp_path):
     assert flatten({"a": {"b": MATRIX}}).keys() == {"a.b"}
 
 
-# ---- Subject-Diffusion -------------------------------------------------------------------------------------------------------------------
+# ---- Subject-Diffusion -----------------------------------------------------------------------------------------------
 
 
 def test_the_four_modules_become_one_adapter():
     parts = subject_diffusion_members()
     adapter = subject_diffusion.build(parts, "unet_0_449999/pytorch_model.bin")
     spec = adapter.spec
-    assert (spec.family, spec.projection, spec.context_dim, spec.framing, spec.base) == ("subject_diffusion", "MLP", SD2, "pad", "SD2.x")
+    assert (spec.family, spec.projection, spec.context_dim, spec.framing, spec.base) == (
+        "subject_diffusion",
+        "MLP",
+        SD2,
+        "pad",
+        "SD2.x",
+    )
     assert spec.encoder == EncoderNeed("last", 1280) and "ViT-H" in spec.encoder.describe()
-    assert spec.gated == GatedSpec("patches", SD_WIDTHS, SD2, 1280, 2, 256) and list(spec.gated.places) == list(SD_WIDTHS)
+    assert spec.gated == GatedSpec("patches", SD_WIDTHS, SD2, 1280, 2, 256) and list(spec.gated.places) == list(
+        SD_WIDTHS
+    )
     for number, width in enumerate(SD_WIDTHS.values()):
         ours = adapter.gated.fusers[number].state_dict()
-        assert all(torch.equal(ours[module_name(name)], tensor) for name, tensor in fuser(width, SD2, 300 + number).items())
+        assert all(
+            torch.equal(ours[module_name(name)], tensor) for name, tensor in fuser(width, SD2, 300 + number).items()
+        )
         assert adapter.gated.fusers[number].heads == width // 64
     cls = random(2, 1024)
     mlp = adapter.projection
@@ -515,7 +665,12 @@ def test_the_first_convolution_is_split_without_loss():
     adapter = subject_diffusion.build(parts, "x")
     x, conv = random(2, 5, 6, 10), parts["unet"]
     whole = torch.nn.functional.conv2d(x, conv["conv_in.weight"], conv["conv_in.bias"], padding=1)
-    base = torch.nn.functional.conv2d(x[:, :4], adapter.weights.unet["input_blocks.0.0.weight"], adapter.weights.unet["input_blocks.0.0.bias"], padding=1)
+    base = torch.nn.functional.conv2d(
+        x[:, :4],
+        adapter.weights.unet["input_blocks.0.0.weight"],
+        adapter.weights.unet["input_blocks.0.0.bias"],
+        padding=1,
+    )
     torch.testing.assert_close(base + adapter.gated.mask_conv(x[:, 4:]), whole)
 
 
@@ -526,7 +681,9 @@ def test_the_base_models_weights_have_the_hosts_names():
     for place in SD_WIDTHS:
         for leaf in ("attn2.to_k.weight", "attn2.to_v.weight"):
             assert torch.equal(weights.unet[f"{place}.{leaf}"], parts["unet"][f"{diffusers_path(place)}.{leaf}"])
-    assert {name: id(tensor) for name, tensor in weights.text.items()} == {name: id(tensor) for name, tensor in parts["clip_text"].items() if "position_ids" not in name}
+    assert {name: id(tensor) for name, tensor in weights.text.items()} == {
+        name: id(tensor) for name, tensor in parts["clip_text"].items() if "position_ids" not in name
+    }
     assert not weights.vision
 
 
@@ -534,10 +691,17 @@ def test_a_text_encoder_without_its_first_name_is_the_same():
     """As transformers 5 saves it."""
     parts = subject_diffusion_members(SMALL_SD)
     bare = {name.removeprefix("text_model."): tensor for name, tensor in parts["clip_text"].items()}
-    assert subject_diffusion.build(parts | {"clip_text": bare}, "x").weights.text.keys() == subject_diffusion.build(parts, "x").weights.text.keys()
+    assert (
+        subject_diffusion.build(parts | {"clip_text": bare}, "x").weights.text.keys()
+        == subject_diffusion.build(parts, "x").weights.text.keys()
+    )
 
 
-SMALL_SD = {"input_blocks.1.1.transformer_blocks.0": 64, "output_blocks.5.1.transformer_blocks.0": 64, "middle_block.1.transformer_blocks.0": 64}
+SMALL_SD = {
+    "input_blocks.1.1.transformer_blocks.0": 64,
+    "output_blocks.5.1.transformer_blocks.0": 64,
+    "middle_block.1.transformer_blocks.0": 64,
+}
 
 
 def small(**more):
@@ -545,8 +709,16 @@ def small(**more):
     return subject_diffusion_members(SMALL_SD, context=128, pooled=8, feature=16, tokens=3, **more)
 
 
-EVERY_SD_TENSOR = [(member, name) for member, state in small().items() for name in state if name != "text_model.embeddings.position_ids" and "attn1" not in name
-                   and not name.endswith("to_q.weight") and "time_embedding" not in name or "fuser" in name]
+EVERY_SD_TENSOR = [
+    (member, name)
+    for member, state in small().items()
+    for name in state
+    if name != "text_model.embeddings.position_ids"
+    and "attn1" not in name
+    and not name.endswith("to_q.weight")
+    and "time_embedding" not in name
+    or "fuser" in name
+]
 
 
 @pytest.mark.parametrize("member, name", EVERY_SD_TENSOR)
@@ -589,13 +761,19 @@ def test_a_set_is_chosen_by_any_of_its_members(tmp_path, chosen, flat):
     save_members(small(text_layers=2), tmp_path, "0_5000", flat=flat)  # another step beside them
     adapter = read_adapter(paths[chosen])
     assert adapter.spec.family == "subject_diffusion" and "layers.1." not in " ".join(adapter.weights.text)
-    assert members(paths[chosen]) == paths and belonging(paths[chosen])[0] == paths[chosen] and set(belonging(paths[chosen])) == set(paths.values())
+    assert (
+        members(paths[chosen]) == paths
+        and belonging(paths[chosen])[0] == paths[chosen]
+        and set(belonging(paths[chosen])) == set(paths.values())
+    )
     assert torch.equal(adapter.projection.fc1.weight, parts["mlp"]["fc1.weight"])
 
 
 def test_a_member_of_the_only_other_step_is_taken(tmp_path):
     parts = small()
-    paths = save_members({name: parts[name] for name in ("unet", "mlp", "proj")}, tmp_path) | save_members({"clip_text": parts["clip_text"]}, tmp_path, "0_5")
+    paths = save_members({name: parts[name] for name in ("unet", "mlp", "proj")}, tmp_path) | save_members(
+        {"clip_text": parts["clip_text"]}, tmp_path, "0_5"
+    )
     assert members(paths["unet"]) == paths
     assert read_adapter(paths["unet"]).spec.family == "subject_diffusion"
 
@@ -620,10 +798,14 @@ def test_a_unet_with_fusers_anywhere_says_what_belongs_to_it(tmp_path):
 
 def test_other_files_in_a_folder_called_like_a_member_are_what_they_are(tmp_path):
     (tmp_path / "unet").mkdir()
-    torch.save(gligen_state("text", FEW, layout="diffusers", whole=True), tmp_path / "unet" / "diffusion_pytorch_model.bin")
+    torch.save(
+        gligen_state("text", FEW, layout="diffusers", whole=True), tmp_path / "unet" / "diffusion_pytorch_model.bin"
+    )
     assert read_adapter(tmp_path / "unet" / "diffusion_pytorch_model.bin").spec.family == "gligen"
     (tmp_path / "mlp").mkdir()
-    safetensors.torch.save_file(published.FAMILIES["ip-adapter_sd15 (and light)"].state, tmp_path / "mlp" / "model.safetensors")
+    safetensors.torch.save_file(
+        published.FAMILIES["ip-adapter_sd15 (and light)"].state, tmp_path / "mlp" / "model.safetensors"
+    )
     assert read_adapter(tmp_path / "mlp" / "model.safetensors").spec.family == "ip_adapter"
 
 
@@ -636,17 +818,36 @@ def test_an_open_clip_vision_tower_in_a_set_is_transformers_own():
     """A whole small tower: the converted weights give what open_clip gives."""
     torch.manual_seed(0)
     theirs = open_clip.transformer.VisionTransformer(28, 14, 32, 2, 2, 4.0, output_dim=8).eval()
-    ours = CLIPVisionModelWithProjection(CLIPVisionConfig(hidden_size=32, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14,
-                                                          projection_dim=8, hidden_act="gelu")).eval()
+    ours = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=14,
+            projection_dim=8,
+            hidden_act="gelu",
+        )
+    ).eval()
     weights = subject_diffusion.build(small() | {"clip_visual": theirs.state_dict()}, "x").weights.vision
     ours.load_state_dict(weights)
     x = random(2, 3, 28, 28)
     with torch.no_grad():
         torch.testing.assert_close(ours(x).image_embeds, theirs(x), rtol=1e-4, atol=1e-5)
-    part = {f"visual.{name}": tensor for name, tensor in theirs.state_dict().items() if name.startswith(("transformer.resblocks.1.", "ln_post", "proj"))}
+    part = {
+        f"visual.{name}": tensor
+        for name, tensor in theirs.state_dict().items()
+        if name.startswith(("transformer.resblocks.1.", "ln_post", "proj"))
+    }
     found = subject_diffusion.build(small() | {"clip_visual": part}, "x").weights.vision
-    assert found.keys() == {name for name in weights if "layers.1." in name or "post_layernorm" in name or "visual_projection" in name}
-    assert subject_diffusion.build(small() | {"clip_visual": dict(ours.state_dict())}, "x").weights.vision.keys() == weights.keys()
+    assert found.keys() == {
+        name for name in weights if "layers.1." in name or "post_layernorm" in name or "visual_projection" in name
+    }
+    assert (
+        subject_diffusion.build(small() | {"clip_visual": dict(ours.state_dict())}, "x").weights.vision.keys()
+        == weights.keys()
+    )
     assert "clip_visual" in sd_refusal(small() | {"clip_visual": {"x": torch.zeros(1)}})
 
 
@@ -654,10 +855,13 @@ def test_a_fifth_member_is_found_and_used(tmp_path):
     vision = {"transformer.resblocks.31.ln_1.weight": torch.ones(16), "ln_post.weight": torch.ones(16)}
     paths = save_members(small() | {"clip_visual": vision}, tmp_path)
     for chosen in ("clip_visual", "unet"):
-        assert read_adapter(paths[chosen]).weights.vision.keys() == {"vision_model.encoder.layers.31.layer_norm1.weight", "vision_model.post_layernorm.weight"}
+        assert read_adapter(paths[chosen]).weights.vision.keys() == {
+            "vision_model.encoder.layers.31.layer_norm1.weight",
+            "vision_model.post_layernorm.weight",
+        }
 
 
-# ---- Subject-Diffusion: the bundle -------------------------------------------------------------------------------------------------------
+# ---- Subject-Diffusion: the bundle -----------------------------------------------------------------------------------
 
 
 def convert(*arguments):
@@ -674,13 +878,19 @@ def test_the_tool_makes_a_bundle_that_is_the_same_adapter(tmp_path, half):
     ran = convert(paths["proj"], out, *(["--half"] if half else []))
     assert ran.returncode == 0, ran.stderr
     names = read_state(out)
-    assert not any("attn1" in name or "time_embedding" in name or "position_ids" in name for name in names) and "unet.conv_in.weight" in names
+    assert (
+        not any("attn1" in name or "time_embedding" in name or "position_ids" in name for name in names)
+        and "unet.conv_in.weight" in names
+    )
     assert read_metadata(out) == {"format": "subject_diffusion", "version": "1", "slots": "2"}
     dtype = torch.float16 if half else torch.float32
     assert {tensor.dtype for tensor in names.values()} == {dtype}
     found, expected = read_adapter(out), read_adapter(paths["proj"])
     assert found.spec.gated == expected.spec.gated and found.spec.encoder == expected.spec.encoder
-    pairs = [(found.gated.state_dict(), expected.gated.state_dict()), (found.projection.state_dict(), expected.projection.state_dict())]
+    pairs = [
+        (found.gated.state_dict(), expected.gated.state_dict()),
+        (found.projection.state_dict(), expected.projection.state_dict()),
+    ]
     pairs += [(getattr(found.weights, kind), getattr(expected.weights, kind)) for kind in ("unet", "text", "vision")]
     for mine, theirs in pairs:
         assert mine.keys() == theirs.keys() and mine
@@ -691,7 +901,12 @@ def test_the_tool_makes_a_bundle_that_is_the_same_adapter(tmp_path, half):
 def test_the_tool_says_what_is_missing(tmp_path):
     paths = save_members({name: state for name, state in small().items() if name != "mlp"}, tmp_path)
     ran = convert(paths["unet"], tmp_path / "out.safetensors")
-    assert ran.returncode == 1 and "no mlp" in ran.stderr and "Traceback" not in ran.stderr and not (tmp_path / "out.safetensors").exists()
+    assert (
+        ran.returncode == 1
+        and "no mlp" in ran.stderr
+        and "Traceback" not in ran.stderr
+        and not (tmp_path / "out.safetensors").exists()
+    )
 
 
 def test_a_bundle_says_how_many_subjects_it_was_trained_with(tmp_path):
@@ -702,13 +917,17 @@ def test_a_bundle_says_how_many_subjects_it_was_trained_with(tmp_path):
 
 
 def test_a_bundle_of_a_later_version_is_refused(tmp_path):
-    safetensors.torch.save_file(subject_diffusion.needed(small()), tmp_path / "b.safetensors", {"format": "subject_diffusion", "version": "2"})
+    safetensors.torch.save_file(
+        subject_diffusion.needed(small()), tmp_path / "b.safetensors", {"format": "subject_diffusion", "version": "2"}
+    )
     with pytest.raises(CheckpointError, match="version 2"):
         read_adapter(tmp_path / "b.safetensors")
 
 
 def test_a_bundle_without_a_member_is_refused(tmp_path):
-    tensors = {name: tensor for name, tensor in subject_diffusion.needed(small()).items() if not name.startswith("proj.")}
+    tensors = {
+        name: tensor for name, tensor in subject_diffusion.needed(small()).items() if not name.startswith("proj.")
+    }
     safetensors.torch.save_file(tensors, tmp_path / "b.safetensors")
     with pytest.raises(CheckpointError, match="no proj in it"):
         read_adapter(tmp_path / "b.safetensors")
@@ -719,11 +938,15 @@ def test_metadata_is_read_from_safetensors_only(tmp_path):
     assert read_metadata(tmp_path / "x.bin") == {} == read_metadata(tmp_path / "gone")
 
 
-# ---- the table of published files --------------------------------------------------------------------------------------------------------
+# ---- the table of published files ------------------------------------------------------------------------------------
 
 
 def test_every_gated_file_of_the_table_has_its_folder_and_link():
-    assert all(file.folder == "gligen" and re.match(r"https://huggingface\.co/[\w-]+/[\w-]+/(resolve/main/|tree/main/unet$)", file.link) for file in GATED)
+    assert all(
+        file.folder == "gligen"
+        and re.match(r"https://huggingface\.co/[\w-]+/[\w-]+/(resolve/main/|tree/main/unet$)", file.link)
+        for file in GATED
+    )
     assert {file.encoder for file in GATED} <= {"", *(encoder.name for encoder in ENCODERS)}
     assert len({file.name for file in GATED}) == len(GATED) and not any("inpainting" in file.link for file in GATED)
 
@@ -732,4 +955,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders():
     found = published_file("gligen\\Gligen_Text_Image\\unet\\diffusion_pytorch_model.safetensors")
     assert found.link.startswith("https://huggingface.co/anhnct/") and "ViT-L" in found.encoder
     assert published_file("gligen/gligen-xl-1024/unet/diffusion_pytorch_model.safetensors").base == "SDXL"
-    assert published_file("diffusion_pytorch_model.safetensors") is None and published_file("gligen/projection_matrix") is PROJECTION_MATRIX
+    assert (
+        published_file("diffusion_pytorch_model.safetensors") is None
+        and published_file("gligen/projection_matrix") is PROJECTION_MATRIX
+    )

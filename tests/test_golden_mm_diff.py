@@ -1,4 +1,7 @@
-"""Our heads, word fusion, LoRA image attention and photo preparation against the official MM-Diff and FastComposer code's stored outputs."""
+"""Our heads, word fusion, LoRA image attention and photo preparation against the official MM-Diff and FastComposer
+code's stored outputs.
+"""
+
 from dataclasses import replace
 
 import pytest
@@ -7,7 +10,13 @@ from support.golden_mm_diff import MODES, SHAPES, close, golden, loaded, normal,
 from support.golden_prompts import StoredEncoder, fused, word
 from torch import nn
 from torch.nn.functional import interpolate, linear, scaled_dot_product_attention
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
 from troupe.model_patches.attention.lora import image_projection
 from troupe.model_patches.encoders.grounding import MLP
@@ -30,7 +39,8 @@ def made(kind, prefix, mode, **widths):
     return loaded(kind(**kind.widths(tensors, **widths)), tensors)
 
 
-# ---- heads -------------------------------------------------------------------------------------------------------------------------------
+# ---- heads -----------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("mode", MODES)
 def test_word_fusion_is_the_official_one(mode):
@@ -65,7 +75,13 @@ def test_refiner_is_the_official_one(mode):
 def test_face_head_is_the_official_one(mode):
     g = golden("heads")
     head = made(SubjectHead, "face_embeds_proj", mode)
-    assert (head.vector_dim, head.tokens, head.context_dim, len(head.refiner.layers), head.refiner.layers[0][0].heads) == (16, 4, 512, 4, 2)
+    assert (
+        head.vector_dim,
+        head.tokens,
+        head.context_dim,
+        len(head.refiner.layers),
+        head.refiner.layers[0][0].heads,
+    ) == (16, 4, 512, 4, 2)
     tolerance = 5e-5 if mode == "wide" else 2e-5
     close(head(g["face.id"], g["face.clip"]), g[f"face.out.{mode}"], tolerance)
     close(head(torch.zeros(3, 16), torch.zeros(3, 10, 24)), g[f"face.uncond.{mode}"], tolerance)
@@ -78,13 +94,23 @@ def test_what_a_head_reads_is_known_by_its_first_width(vector_dim, faces):
     again = SubjectHead(**SubjectHead.widths(head.state_dict()))
     loaded(again, head.state_dict())
     vectors, hidden = torch.randn(2, vector_dim), torch.randn(2, 7, 24)
-    assert again.reads_faces is faces and torch.equal(again(vectors, hidden), head(vectors, hidden)) and again(vectors, hidden).shape == (2, 3, 256)
+    assert (
+        again.reads_faces is faces
+        and torch.equal(again(vectors, hidden), head(vectors, hidden))
+        and again(vectors, hidden).shape == (2, 3, 256)
+    )
 
 
-@pytest.mark.parametrize("name, shape", [
-    ("proj.2.weight", (1000, 32)), ("layer_norm.weight", (1, 512)),
-    ("refiner.layers.0.0.to_q.weight", (300, 512)), ("refiner.proj_in.weight", (256, 24)), ("refiner.proj_out.weight", (256, 512)),
-])
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("proj.2.weight", (1000, 32)),
+        ("layer_norm.weight", (1, 512)),
+        ("refiner.layers.0.0.to_q.weight", (300, 512)),
+        ("refiner.proj_in.weight", (256, 24)),
+        ("refiner.proj_out.weight", (256, 512)),
+    ],
+)
 def test_a_head_of_the_wrong_shape_is_told_by_the_tensor(name, shape):
     tensors = {**state("face_embeds_proj", "std"), name: torch.zeros(shape)}
     with pytest.raises(MisshapenTensor) as error:
@@ -99,7 +125,8 @@ def test_word_fusion_for_another_width_is_refused():
         Postfuse.widths({"mlp1.fc1.weight": torch.zeros(24, 24), "mlp2.fc1.weight": torch.zeros(24, 24)})
 
 
-# ---- FastComposer ------------------------------------------------------------------------------------------------------------------------
+# ---- FastComposer ----------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("mode", MODES)
 def test_postfuse_is_the_official_one(mode):
@@ -107,11 +134,17 @@ def test_postfuse_is_the_official_one(mode):
     g, module = golden("fastcomposer"), made(Postfuse, "postfuse_module", mode)
     for row, text in enumerate(g["fc.text"]):
         places = g["fc.mask"][row].nonzero().flatten().tolist()
-        photos = [photo for photo in g["fc.object_embeds"][row][:g["fc.num_objects"][row]]]
+        photos = [photo for photo in g["fc.object_embeds"][row][: g["fc.num_objects"][row]]]
         assert len(places) == len(photos) > 0
         padded = torch.nn.functional.pad(text, (0, 0, 0, LENGTH - len(text)))[None]
-        found = fused("postfuse", StoredEncoder(lambda tokens, padded=padded: (padded, None), fusion=module), len(text) - 1, places, photos)
-        close(found.fused.states[0, :len(text)], g[f"fc.postfuse.{mode}"][row])
+        found = fused(
+            "postfuse",
+            StoredEncoder(lambda tokens, padded=padded: (padded, None), fusion=module),
+            len(text) - 1,
+            places,
+            photos,
+        )
+        close(found.fused.states[0, : len(text)], g[f"fc.postfuse.{mode}"][row])
         others = ~torch.nn.functional.pad(g["fc.mask"][row], (0, LENGTH - len(text)))
         assert torch.equal(found.fused.states[0, others], padded[0, others]) and torch.equal(found.plain.states, padded)
 
@@ -124,7 +157,9 @@ def test_each_photo_goes_to_its_own_word():
     expected = before.clone()
     for place, photo in zip(places, photos, strict=True):
         expected[0, place] += 10 * photo[0]
-    assert torch.equal(fused("postfuse", encoder, 5, places, photos).fused.states, expected) and torch.equal(text, before)
+    assert torch.equal(fused("postfuse", encoder, 5, places, photos).fused.states, expected) and torch.equal(
+        text, before
+    )
 
 
 def test_a_weight_draws_a_word_to_its_photo():
@@ -135,20 +170,39 @@ def test_a_weight_draws_a_word_to_its_photo():
     torch.testing.assert_close(states[2], 0.75 * words[0, 2] + 0.25 * photos[1, 0])
 
 
-# ---- words in front of the text encoders -------------------------------------------------------------------------------------------------
+# ---- words in front of the text encoders -----------------------------------------------------------------------------
+
 
 def text_encoder(which, mode):
     g = golden("text")
     width = g[f"text.object_embeds.{which}"].shape[-1]
-    config = CLIPTextConfig(vocab_size=100, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=3, num_attention_heads=HEADS, max_position_embeddings=12,
-                            projection_dim=width, hidden_act="quick_gelu" if which == "one" else "gelu", bos_token_id=98, eos_token_id=99, pad_token_id=99)
-    model, tensors = (CLIPTextModel if which == "one" else CLIPTextModelWithProjection)(config), state(f"text_encoder_{which}", mode)
+    config = CLIPTextConfig(
+        vocab_size=100,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=HEADS,
+        max_position_embeddings=12,
+        projection_dim=width,
+        hidden_act="quick_gelu" if which == "one" else "gelu",
+        bos_token_id=98,
+        eos_token_id=99,
+        pad_token_id=99,
+    )
+    model, tensors = (
+        (CLIPTextModel if which == "one" else CLIPTextModelWithProjection)(config),
+        state(f"text_encoder_{which}", mode),
+    )
     ours = model.state_dict().keys()  # newer transformers have no `text_model.` in a model without projection
-    return loaded(model, {name if name in ours else name.removeprefix("text_model."): tensor for name, tensor in tensors.items()})
+    return loaded(
+        model, {name if name in ours else name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+    )
 
 
 def encoded(model, ids, replace=lambda embeddings: embeddings):
-    """(embeddings with positions, penultimate states, pooled) with the token embeddings changed before the position embedding is added."""
+    """(embeddings with positions, penultimate states, pooled) with the token embeddings changed before the position
+    embedding is added.
+    """
     embeddings = getattr(model, "text_model", model).embeddings
     hook = embeddings.token_embedding.register_forward_hook(lambda module, args, output: replace(output))
     try:
@@ -169,13 +223,21 @@ def test_fused_words_in_a_text_encoder_are_the_official_ones(which, mode):
     table = getattr(model, "text_model", model).embeddings.token_embedding.weight.detach()
 
     def through(ids, *given, **rest):
-        """The prompt whose words have these ids, and what the encoder makes of it: (embeddings with positions, penultimate states, pooled)."""
+        """The prompt whose words have these ids, and what the encoder makes of it: (embeddings with positions,
+        penultimate states, pooled).
+        """
         seen = []
 
         def states(tokens):
             def replace(embeddings):
-                rows = [(i, token) for i, token in enumerate(tokens[:ids.shape[1]]) if isinstance(token, torch.Tensor)]
-                return embeddings.index_put((torch.tensor(0), torch.tensor([i for i, _ in rows])), torch.stack([t for _, t in rows])) if rows else embeddings
+                rows = [(i, token) for i, token in enumerate(tokens[: ids.shape[1]]) if isinstance(token, torch.Tensor)]
+                return (
+                    embeddings.index_put(
+                        (torch.tensor(0), torch.tensor([i for i, _ in rows])), torch.stack([t for _, t in rows])
+                    )
+                    if rows
+                    else embeddings
+                )
 
             seen.append(encoded(model, ids, replace))
             return seen[-1][1], seen[-1][2]
@@ -190,18 +252,27 @@ def test_fused_words_in_a_text_encoder_are_the_official_ones(which, mode):
     close(changed[0], g[f"text.{which}.fused.embeddings.{mode}"])
     close(changed[1], g[f"text.{which}.fused.penultimate.{mode}"])
     close(changed[2], g[f"text.{which}.fused.pooled.{mode}"])
-    negative = through(g["text.neg_ids"], length, places, vectors, text=" ".join(map(word, range(1, length + 1))), places_of=" ".join(map(word, range(1, length + 1))))
+    negative = through(
+        g["text.neg_ids"],
+        length,
+        places,
+        vectors,
+        text=" ".join(map(word, range(1, length + 1))),
+        places_of=" ".join(map(word, range(1, length + 1))),
+    )
     close(negative[1][1], g[f"text.{which}.fused.neg_penultimate.{mode}"])
 
 
+# ---- photos ----------------------------------------------------------------------------------------------------------
 
-# ---- photos ------------------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("tag", ["wide", "tall", "square"])
 def test_the_black_square_is_the_official_one(tag):
     g = golden("data")
     found = black_square(g[f"object.{tag}.image_u8"].movedim(0, -1).float() / 255, 224)
-    torch.testing.assert_close(found.movedim(-1, 0)[:, ::8, ::8], g[f"object.{tag}.out_every8"], rtol=0, atol=1 / 255 + 1e-6)
+    torch.testing.assert_close(
+        found.movedim(-1, 0)[:, ::8, ::8], g[f"object.{tag}.out_every8"], rtol=0, atol=1 / 255 + 1e-6
+    )
     assert torch.equal((found * 255).round() / 255, found)
 
 
@@ -217,7 +288,9 @@ def test_a_black_square_holds_the_whole_photo_in_the_middle(h, w):
 
 
 def test_a_black_square_has_no_moire():
-    """One white pixel in four, four of them to one of the result: a quarter of white, and not whatever is met by chance."""
+    """One white pixel in four, four of them to one of the result: a quarter of white, and not whatever is met by
+    chance.
+    """
     found = black_square((torch.arange(112) % 4 == 0).float().view(1, -1, 1).expand(112, 112, 3), 28)
     torch.testing.assert_close(found[:, 2:-2], torch.full((28, 24, 3), 0.25), rtol=0, atol=0.01)
 
@@ -232,10 +305,21 @@ def test_a_black_square_of_a_long_strip_is_no_huge_one(monkeypatch):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_image_encoder_gives_what_the_official_one_reads(mode, monkeypatch):
-    """Pooled and projected without normalisation for the words, the penultimate layer with CLS for the faces. Pixels there are no 8-bit steps."""
+    """Pooled and projected without normalisation for the words, the penultimate layer with CLS for the faces.
+
+    Pixels there are no 8-bit steps.
+    """
     g = golden("image")
-    config = CLIPVisionConfig(hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=HEADS, image_size=28, patch_size=14,
-                              projection_dim=32, hidden_act="quick_gelu")
+    config = CLIPVisionConfig(
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=HEADS,
+        image_size=28,
+        patch_size=14,
+        projection_dim=32,
+        hidden_act="quick_gelu",
+    )
     images = encoders.ClipImages(loaded(CLIPVisionModelWithProjection(config), state("image_encoder", mode)))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (encoders.MEAN, encoders.STD))
     monkeypatch.setattr(encoders, "pixel_values", lambda pictures: pictures)
@@ -244,18 +328,31 @@ def test_the_image_encoder_gives_what_the_official_one_reads(mode, monkeypatch):
     close(images.encode(g["image.face_pixels"], "penultimate", blank=False), g[f"image.bak_hidden.{mode}"])
 
 
-# ---- attention ---------------------------------------------------------------------------------------------------------------------------
+# ---- attention -------------------------------------------------------------------------------------------------------
+
 
 class Layer:
-    """One attention layer of the UNet with its low-rank pairs; `merged` puts the text pairs into its weights, as a host does."""
+    """One attention layer of the UNet with its low-rank pairs; `merged` puts the text pairs into its weights, as a host
+    does.
+    """
 
     def __init__(self, name, mode, scale=1.0, alpha=None, merged=False):
         host, tensors = state(name, mode), state("self_proc" if name == "attn1" else "cross_proc", mode)
         self.scale, self.merged, self.bias = scale, merged, host["to_out.0.bias"]
-        self.base = {part: host[f"to_{part}.weight" if part != "out" else "to_out.0.weight"] for part in ("q", "k", "v", "out")}
-        self.pairs = {part: self.pair({n.split(".", 1)[1]: t for n, t in tensors.items() if n.startswith(f"to_{part}_lora.")}, alpha) for part in self.base}
+        self.base = {
+            part: host[f"to_{part}.weight" if part != "out" else "to_out.0.weight"] for part in ("q", "k", "v", "out")
+        }
+        self.pairs = {
+            part: self.pair(
+                {n.split(".", 1)[1]: t for n, t in tensors.items() if n.startswith(f"to_{part}_lora.")}, alpha
+            )
+            for part in self.base
+        }
         if name == "attn2":
-            self.image = loaded(ImageLora(**ImageLora.widths(tensors), alpha=alpha), {n: t for n, t in tensors.items() if n.split(".")[0] in PAIRS})
+            self.image = loaded(
+                ImageLora(**ImageLora.widths(tensors), alpha=alpha),
+                {n: t for n, t in tensors.items() if n.split(".")[0] in PAIRS},
+            )
 
     @staticmethod
     def pair(tensors, alpha):
@@ -281,21 +378,31 @@ class Layer:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("merged", [False, True], ids=["pairs", "merged"])
-@pytest.mark.parametrize("case, options", [("8x8", {}), ("6x10", {}), ("6x10.scale06", {"scale": 0.6}), ("6x10.alpha4", {"alpha": 4})], ids=["8x8", "6x10", "scale", "alpha"])
+@pytest.mark.parametrize(
+    "case, options",
+    [("8x8", {}), ("6x10", {}), ("6x10.scale06", {"scale": 0.6}), ("6x10.alpha4", {"alpha": 4})],
+    ids=["8x8", "6x10", "scale", "alpha"],
+)
 def test_self_attention_with_pairs_is_the_official_one(case, options, merged, mode):
     g = golden("attention")
     x = g[f"attn.x.{case.split('.')[0]}"]
     close(Layer("attn1", mode, merged=merged, **options).attend(x, x), g[f"self.{case}.out.{mode}"])
 
 
-CROSS = sorted(name.removeprefix("cross.").removesuffix(".out.std") for name in golden("attention") if name.startswith("cross.") and name.endswith(".std"))
+CROSS = sorted(
+    name.removeprefix("cross.").removesuffix(".out.std")
+    for name in golden("attention")
+    if name.startswith("cross.") and name.endswith(".std")
+)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("merged", [False, True], ids=["pairs", "merged"])
 @pytest.mark.parametrize("case", CROSS)
 def test_image_attention_with_pairs_is_the_official_one(case, merged, mode):
-    """Text attention plus 0.8 of one softmax over the tokens of all present subjects; both rows of the batch have a set of their own."""
+    """Text attention plus 0.8 of one softmax over the tokens of all present subjects; both rows of the batch have a set
+    of their own.
+    """
     g = golden("attention")
     size, who, *variant = case.split(".")
     options = {"scale06": {"scale": 0.6}, "alpha4": {"alpha": 4}}.get("".join(variant), {})
@@ -305,7 +412,11 @@ def test_image_attention_with_pairs_is_the_official_one(case, merged, mode):
     tokens = replace(layer.image_tokens(g[f"attn.image.{m}"]), valid_tokens=valid_tokens_of(present))
 
     def image(q):
-        return image_delta(q.unsqueeze(1), tokens, torch.full((m,), strength), HEADS, Mixing("joint")).squeeze(1).flatten(-2)
+        return (
+            image_delta(q.unsqueeze(1), tokens, torch.full((m,), strength), HEADS, Mixing("joint"))
+            .squeeze(1)
+            .flatten(-2)
+        )
 
     close(layer.attend(g[f"attn.x.{size}"], g["attn.text"], image), g[f"cross.{case}.out.{mode}"])
 
@@ -316,7 +427,11 @@ def valid_tokens_of(present, tokens=4):
 
 
 def random_subjects(groups=3, subjects=3, tokens=4, width=16):
-    query, keys, values = normal("q", groups, 2, 5, width), normal("k", groups, subjects * tokens, width), normal("v", groups, subjects * tokens, width)
+    query, keys, values = (
+        normal("q", groups, 2, 5, width),
+        normal("k", groups, subjects * tokens, width),
+        normal("v", groups, subjects * tokens, width),
+    )
     return query, keys, values, normal("w", groups, 2, subjects, 5).abs()
 
 
@@ -338,9 +453,18 @@ def test_an_absent_subject_leaves_its_share_to_the_others(merge, limited):
     query, keys, values, _ = random_subjects()
     present, strengths = torch.tensor([[True, False, True]]).expand(3, -1), torch.tensor([0.5, 1.0, 0.7])
     limits = normal("m", 1, 1, 3, 5).abs().clamp(max=1).float() if limited else None
-    found = image_delta(query, LayerTokens(keys, values, valid_tokens=valid_tokens_of(present)), strengths, HEADS, Mixing(merge), limits)
+    found = image_delta(
+        query, LayerTokens(keys, values, valid_tokens=valid_tokens_of(present)), strengths, HEADS, Mixing(merge), limits
+    )
     keep = torch.tensor([0, 1, 2, 3, 8, 9, 10, 11])
-    kept = image_delta(query, LayerTokens(keys[:, keep], values[:, keep]), strengths[[0, 2]], HEADS, Mixing(merge), None if limits is None else limits[:, :, [0, 2]])
+    kept = image_delta(
+        query,
+        LayerTokens(keys[:, keep], values[:, keep]),
+        strengths[[0, 2]],
+        HEADS,
+        Mixing(merge),
+        None if limits is None else limits[:, :, [0, 2]],
+    )
     torch.testing.assert_close(found, kept)
 
 
@@ -355,12 +479,24 @@ def test_subjects_with_fewer_tokens_than_others(joint, many, monkeypatch):
     counts, columns = (4, 1, 3), torch.tensor([[True] * 4 + [True] + [False] * 3 + [True] * 3 + [False]])
     found = image_attention(query, keys, values, weights, HEADS, joint, columns)
     if joint:
-        logits = (query.unflatten(-1, (HEADS, -1)).movedim(-2, 2) @ keys[:, columns[0]].unflatten(-1, (HEADS, -1)).permute(0, 2, 3, 1)[:, None]) * (16 // HEADS) ** -0.5
-        factors = torch.cat([weights[:, :, i:i + 1].expand(-1, -1, c, -1) for i, c in enumerate(counts)], 2).transpose(2, 3)[:, :, None]
-        expected = ((logits.softmax(-1) * factors) @ values[:, columns[0]].unflatten(-1, (HEADS, -1)).transpose(1, 2)[:, None]).movedim(2, -2).flatten(-2)
+        logits = (
+            query.unflatten(-1, (HEADS, -1)).movedim(-2, 2)
+            @ keys[:, columns[0]].unflatten(-1, (HEADS, -1)).permute(0, 2, 3, 1)[:, None]
+        ) * (16 // HEADS) ** -0.5
+        factors = torch.cat(
+            [weights[:, :, i : i + 1].expand(-1, -1, c, -1) for i, c in enumerate(counts)], 2
+        ).transpose(2, 3)[:, :, None]
+        expected = (
+            ((logits.softmax(-1) * factors) @ values[:, columns[0]].unflatten(-1, (HEADS, -1)).transpose(1, 2)[:, None])
+            .movedim(2, -2)
+            .flatten(-2)
+        )
     else:
         parts = [slice(4 * i, 4 * i + c) for i, c in enumerate(counts)]
-        expected = sum(image_attention(query, keys[:, part], values[:, part], weights[:, :, i:i + 1], HEADS) for i, part in enumerate(parts))
+        expected = sum(
+            image_attention(query, keys[:, part], values[:, part], weights[:, :, i : i + 1], HEADS)
+            for i, part in enumerate(parts)
+        )
     torch.testing.assert_close(found, expected)
 
 
@@ -370,7 +506,8 @@ def test_half_precision_and_nobody_is_zero_not_nan():
     assert found.dtype == torch.float16 and found.eq(0).all()
 
 
-# ---- pairs -------------------------------------------------------------------------------------------------------------------------------
+# ---- pairs -----------------------------------------------------------------------------------------------------------
+
 
 def test_without_a_merged_text_pair_only_the_image_pair_is_added():
     tokens, weight = normal("c", 2, 3, 8).float(), normal("w", 6, 8).float()
@@ -381,11 +518,15 @@ def test_without_a_merged_text_pair_only_the_image_pair_is_added():
 
     found = image_projection(lambda c: linear(c, weight), tokens, lambda c: linear(c, image), untouched, merged=0.0)
     torch.testing.assert_close(found, linear(tokens, weight + image))
-    assert torch.equal(image_projection(lambda c: linear(c, weight), tokens, untouched, untouched, 0.0, 0.0), linear(tokens, weight))
+    assert torch.equal(
+        image_projection(lambda c: linear(c, weight), tokens, untouched, untouched, 0.0, 0.0), linear(tokens, weight)
+    )
 
 
 def test_corrections_are_made_in_float32():
-    """A text pair that fills the half-precision weights and is taken out again: what it leaves is one rounding of the layer's own result."""
+    """A text pair that fills the half-precision weights and is taken out again: what it leaves is one rounding of the
+    layer's own result.
+    """
     tokens, seen = normal("c", 1, 3, 8).half(), []
 
     def pair(x):
@@ -398,9 +539,14 @@ def test_corrections_are_made_in_float32():
     torch.testing.assert_close(found, exact.half(), rtol=2e-3, atol=0)
 
 
-@pytest.mark.parametrize("pair, name, shape", [
-    ("to_v_lora", "up.weight", (64, 7)), ("to_k_lora_image", "down.weight", (8, 95)), ("to_v_lora_image", "down.weight", (8,)),
-])
+@pytest.mark.parametrize(
+    "pair, name, shape",
+    [
+        ("to_v_lora", "up.weight", (64, 7)),
+        ("to_k_lora_image", "down.weight", (8, 95)),
+        ("to_v_lora_image", "down.weight", (8,)),
+    ],
+)
 def test_pairs_of_the_wrong_shape_are_told_by_the_tensor(pair, name, shape):
     tensors = {**state("cross_proc", "std"), f"{pair}.{name}": torch.zeros(shape)}
     with pytest.raises(MisshapenTensor) as error:
@@ -415,6 +561,17 @@ def test_ranks_of_text_and_image_pairs_may_differ():
 
 def test_every_published_name_has_a_module_here():
     """The prefixes whose tensors the tests above load strictly; what is left belongs to the host's own models."""
-    ours = {"mm_fuse_one", "mm_fuse_two", "mlp_residual", "obj_embeds_proj", "se_attention", "se_refiner", "face_embeds_proj", "postfuse_module", "self_proc", "cross_proc"}
+    ours = {
+        "mm_fuse_one",
+        "mm_fuse_two",
+        "mlp_residual",
+        "obj_embeds_proj",
+        "se_attention",
+        "se_refiner",
+        "face_embeds_proj",
+        "postfuse_module",
+        "self_proc",
+        "cross_proc",
+    }
     theirs = {"attn1", "attn2", "text_encoder_one", "text_encoder_two", "image_encoder"}
     assert {name.split(".")[0] for name in SHAPES} == ours | theirs

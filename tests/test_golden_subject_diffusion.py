@@ -1,4 +1,5 @@
 """Our boxes, gated layers and object tokens against the official Subject-Diffusion and GLIGEN code's stored outputs."""
+
 import math
 from dataclasses import replace
 
@@ -11,7 +12,13 @@ from troupe.model_patches.attention.fourier import box_fourier, box_frequencies
 from troupe.model_patches.attention.gated import ObjectTokens, gated_residual, scale_at, weighted
 from troupe.model_patches.attention.guidance import subject_guidance
 from troupe.model_patches.encoders.fuser import FuserFeedForward, GatedFuser, published_heads
-from troupe.model_patches.encoders.grounding import MLP, GroundingNet, TextImagePositionNet, TextPositionNet, to_text_space
+from troupe.model_patches.encoders.grounding import (
+    MLP,
+    GroundingNet,
+    TextImagePositionNet,
+    TextPositionNet,
+    to_text_space,
+)
 from troupe.model_patches.encoders.leaf_parameter import LeafParameter, module_name
 from troupe.model_patches.encoders.projections import MisshapenTensor
 
@@ -26,7 +33,8 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
-# ---- boxes -------------------------------------------------------------------------------------------------------------------------------
+# ---- boxes -----------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ["fourier_mlp", "gligen"])
 def test_box_embedding_is_the_official_one(name):
@@ -46,13 +54,18 @@ def test_box_embedding_is_float32_whatever_comes_in():
 
 @pytest.mark.parametrize("tag", ["one", "two"])
 def test_mask_channel_is_the_official_one(tag):
-    """Rows of the stored batch: text, image, uncond (zeros). The box of `one` is read off the stored mask itself: any edge within a cell."""
+    """Rows of the stored batch: text, image, uncond (zeros).
+
+    The box of `one` is read off the stored mask itself: any edge within a cell.
+    """
     stored = golden("pipeline")[f"{tag}.mask_latent"]
     if tag == "two":
         boxes = torch.tensor([[50, 100, 200, 400], [300, 100, 500, 400]]) / 512
     else:
         rows, columns = (torch.nonzero(stored[0, 0].eq(0).any(axis)).flatten() for axis in (1, 0))
-        boxes = torch.tensor([[8 * columns[0] - 7, 8 * rows[0], 8 * columns[-1] + 1, 8 * rows[-1] + 8], [0, 0, 0, 0]]) / 512
+        boxes = (
+            torch.tensor([[8 * columns[0] - 7, 8 * rows[0], 8 * columns[-1] + 1, 8 * rows[-1] + 8], [0, 0, 0, 0]]) / 512
+        )
     found = box_mask(boxes, (64, 64))
     assert torch.equal(found, stored[0, 0].float()) and torch.equal(found, stored[1, 0].float())
     assert not stored[2].any()
@@ -70,7 +83,9 @@ def test_a_cell_is_inside_where_its_first_pixel_is(grid):
     h, w = grid
     box = (16, 8, 8 * w - 15, 41)  # pixels
     mask = box_mask(torch.tensor([[box[0] / (8 * w), box[1] / (8 * h), box[2] / (8 * w), box[3] / (8 * h)]]), grid)
-    expected = [[0.0 if box[0] <= 8 * x < box[2] and box[1] <= 8 * y < box[3] else 1.0 for x in range(w)] for y in range(h)]
+    expected = [
+        [0.0 if box[0] <= 8 * x < box[2] and box[1] <= 8 * y < box[3] else 1.0 for x in range(w)] for y in range(h)
+    ]
     assert mask.tolist() == expected and 0.0 in mask
 
 
@@ -88,21 +103,33 @@ def test_no_box_is_everywhere_outside_and_the_whole_picture_everywhere_inside():
     assert box_mask(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), (6, 10)).eq(0).all()
 
 
-# ---- object tokens -----------------------------------------------------------------------------------------------------------------------
+# ---- object tokens ---------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("tag", "module"), [("mlp1024", lambda: MLP(1024, 1024, 1024)), ("mlp32res", lambda: MLP(32, 32, 48, residual=True))], ids=["mlp1024", "mlp32res"])
+@pytest.mark.parametrize(
+    ("tag", "module"),
+    [("mlp1024", lambda: MLP(1024, 1024, 1024)), ("mlp32res", lambda: MLP(32, 32, 48, residual=True))],
+    ids=["mlp1024", "mlp32res"],
+)
 def test_mlp_is_the_official_one(tag, module, kind):
     g = golden("fourier_mlp")
     close(filled(module(), kind)(g[f"{tag}.x"]), g[f"{tag}.out.{kind}"])
 
 
 @pytest.mark.parametrize("use_bbox", [True, False], ids=["bbox", "free"])
-@pytest.mark.parametrize(("tag", "kind"), [(tag, kind) for tag in ("n1", "n2", "n3") for kind in KINDS] + [("real", "sharp")])
+@pytest.mark.parametrize(
+    ("tag", "kind"), [(tag, kind) for tag in ("n1", "n2", "n3") for kind in KINDS] + [("real", "sharp")]
+)
 def test_grounding_net_is_the_official_one(tag, use_bbox, kind):
     g = golden("grounding_net")
-    net = filled(GroundingNet(1280, 1024, 1024, tokens=2) if tag == "real" else GroundingNet(48, 32, 40, tokens=6), kind)
-    close(net(g[f"{tag}.embeds"], g[f"{tag}.mask"], g[f"{tag}.boxes"], use_bbox), g[f"{tag}.out.bbox{int(use_bbox)}.{kind}"])
+    net = filled(
+        GroundingNet(1280, 1024, 1024, tokens=2) if tag == "real" else GroundingNet(48, 32, 40, tokens=6), kind
+    )
+    close(
+        net(g[f"{tag}.embeds"], g[f"{tag}.mask"], g[f"{tag}.boxes"], use_bbox),
+        g[f"{tag}.out.bbox{int(use_bbox)}.{kind}"],
+    )
 
 
 def test_an_absent_object_is_null_whatever_its_photo():
@@ -116,12 +143,16 @@ def test_an_absent_object_is_null_whatever_its_photo():
 
 
 def test_object_tokens_of_the_official_run():
-    """From the stored CLIP pixels through the run's fake CLIP: the batch is text, image, uncond, and uncond's objects are zeros, not null."""
+    """From the stored CLIP pixels through the run's fake CLIP: the batch is text, image, uncond, and uncond's objects
+    are zeros, not null.
+    """
     g = golden("pipeline")
     net = filled(GroundingNet(40, 32, 32, tokens=4), "sharp", "proj.")
     for tag, n in (("one", 1), ("two", 2)):
         patches = torch.zeros(1, 2, 4, 40)
-        patches[0, :n] = (g[f"{tag}.clip_pixels_pool8"].flatten(1) @ normal("input:clip.B", 192, 160) * 0.1).view(n, 4, 40)
+        patches[0, :n] = (g[f"{tag}.clip_pixels_pool8"].flatten(1) @ normal("input:clip.B", 192, 160) * 0.1).view(
+            n, 4, 40
+        )
         boxes = torch.tensor([[[50, 100, 200, 400], [300, 100, 500, 400]]]) / 512
         found = net(patches, torch.tensor([[True, n == 2]]), boxes, use_bbox=False)[0]
         for row, expected in enumerate((found, found, torch.zeros_like(found))):
@@ -138,7 +169,9 @@ def position_net(tag: str, image: bool, kind: str) -> nn.Module:
 def test_position_net_is_the_official_one(tag, image, kind):
     g, name = golden("gligen"), f"{tag}.{'textimage' if image else 'text'}_net"
     net = position_net(tag, image, kind)
-    boxes, masks, text, text_masks, photo, photo_masks = (g[f"{tag}.{n}"] for n in ("boxes", "masks", "text", "text_masks", "image", "image_masks"))
+    boxes, masks, text, text_masks, photo, photo_masks = (
+        g[f"{tag}.{n}"] for n in ("boxes", "masks", "text", "text_masks", "image", "image_masks")
+    )
     found = net(boxes, masks, text_masks, photo_masks, text, photo) if image else net(boxes, masks, text)
     close(found, g[f"{name}.out.{kind}"])
     close(net.null(torch.full_like(text[:1, :2], torch.nan)), g[f"{name}.null.{kind}"])
@@ -152,7 +185,8 @@ def test_image_features_go_to_the_text_space():
     assert to_text_space(torch.zeros(2, 16), g["project.matrix"]).eq(0).all()
 
 
-# ---- the gated layer ---------------------------------------------------------------------------------------------------------------------
+# ---- the gated layer -------------------------------------------------------------------------------------------------
+
 
 def fuser(tag: str, kind: str = "sharp") -> GatedFuser:
     return filled(GatedFuser(*FUSERS[tag]), kind)
@@ -162,9 +196,15 @@ def naive(layer: GatedFuser, x: torch.Tensor, objects: torch.Tensor, scale: floa
     """As published: all tokens attend to all, the objects' results are dropped. x [B, N, C], objects [B, M, D]."""
     n, c = x.shape[1:]
     s = layer.norm1(torch.cat((x, layer.linear(objects)), 1))
-    q, k, v = (to(s).unflatten(-1, (layer.heads, -1)).transpose(1, 2) for to in (layer.attn.to_q, layer.attn.to_k, layer.attn.to_v))
+    q, k, v = (
+        to(s).unflatten(-1, (layer.heads, -1)).transpose(1, 2)
+        for to in (layer.attn.to_q, layer.attn.to_k, layer.attn.to_v)
+    )
     p = (q @ k.transpose(-1, -2) / math.sqrt(c // layer.heads)).softmax(-1)
-    x = x + scale * torch.tanh(layer.alpha_attn.weight) * layer.attn.to_out[0]((p @ v).transpose(1, 2).flatten(2))[:, :n]
+    x = (
+        x
+        + scale * torch.tanh(layer.alpha_attn.weight) * layer.attn.to_out[0]((p @ v).transpose(1, 2).flatten(2))[:, :n]
+    )
     value, gate = layer.ff.net[0].proj(layer.norm2(x)).chunk(2, -1)
     return x + scale * torch.tanh(layer.alpha_dense.weight) * layer.ff.net[2](value * nn.functional.gelu(gate))
 
@@ -205,7 +245,14 @@ def test_object_tokens_in_half_precision_stay_close(dtype):
     net = filled(GroundingNet(48, 32, 40, tokens=6), "sharp").to(dtype)
     assert relative(net(g["n3.embeds"].to(dtype), g["n3.mask"], g["n3.boxes"]), g["n3.out.bbox1.sharp"]) < 2e-2
     g, net = golden("gligen"), position_net("small", True, "sharp").to(dtype)
-    out = net(g["small.boxes"], g["small.masks"], g["small.text_masks"], g["small.image_masks"], g["small.text"].to(dtype), g["small.image"].to(dtype))
+    out = net(
+        g["small.boxes"],
+        g["small.masks"],
+        g["small.text_masks"],
+        g["small.image_masks"],
+        g["small.text"].to(dtype),
+        g["small.image"].to(dtype),
+    )
     assert relative(out, g["small.textimage_net.out.sharp"]) < 2e-2
 
 
@@ -257,10 +304,13 @@ def test_the_order_of_objects_does_not_matter():
 def test_rows_do_not_see_each_other_and_groups_share_their_objects():
     g, layer = golden("fuser"), fuser("d128h2")
     x, objects = g["d128h2.x"], g["d128h2.objs"]
-    both = layer(torch.cat((x, x)), layer.project(objects.repeat_interleave(2, 0)))  # rows 0, 1 with objects 0, rows 2, 3 with objects 1
+    # rows 0, 1 with objects 0, rows 2, 3 with objects 1
+    both = layer(torch.cat((x, x)), layer.project(objects.repeat_interleave(2, 0)))
     close(layer(torch.cat((x, x)), layer.project(objects)), both, rtol=1e-6, atol=1e-6)
     for row in range(4):
-        close(layer(x[row % 2:][:1], layer.project(objects[row // 2:][:1])), both[row:row + 1], rtol=1e-5, atol=1e-6)
+        close(
+            layer(x[row % 2 :][:1], layer.project(objects[row // 2 :][:1])), both[row : row + 1], rtol=1e-5, atol=1e-6
+        )
     close(layer(x, layer.project(objects[:1])), both[:2], rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match="3 groups"):
         layer(x, layer.project(torch.cat((objects, objects[:1]))))
@@ -273,7 +323,9 @@ def test_zero_objects_are_one_token_that_counts_as_many():
     objects = layer.project(torch.zeros(1, m, 24, dtype=torch.float64))
     close(objects.keys, objects.keys[:, :1].expand_as(objects.keys), rtol=1e-12, atol=1e-12)
     normed = layer.norm1(x)
-    q, k, v = (to(normed).unflatten(-1, (8, 5)).transpose(1, 2) for to in (layer.attn.to_q, layer.attn.to_k, layer.attn.to_v))
+    q, k, v = (
+        to(normed).unflatten(-1, (8, 5)).transpose(1, 2) for to in (layer.attn.to_q, layer.attn.to_k, layer.attn.to_v)
+    )
     key, value = (t[:, :1].unflatten(-1, (8, 5)).transpose(1, 2) for t in (objects.keys, objects.values))
     logits = torch.cat((q @ k.transpose(-1, -2), q @ key.transpose(-1, -2)), -1) / math.sqrt(5)
     logits[..., -1] += math.log(m)
@@ -288,15 +340,21 @@ def test_weights_scale_values():
     assert torch.equal(ones.keys, objects.keys) and torch.equal(ones.values, objects.values)
     mixed = weighted(objects, torch.tensor([0.0] * 6 + [0.5] * 6 + [1.0] * 6))
     assert torch.equal(mixed.keys, objects.keys)
-    assert torch.equal(mixed.values, torch.cat((objects.values[:, :6] * 0, objects.values[:, 6:12] * 0.5, objects.values[:, 12:]), 1))
+    assert torch.equal(
+        mixed.values, torch.cat((objects.values[:, :6] * 0, objects.values[:, 6:12] * 0.5, objects.values[:, 12:]), 1)
+    )
     assert (mixed.attention_gate, mixed.dense_gate) == (objects.attention_gate, objects.dense_gate)
 
 
 def test_a_step_reads_nothing_from_the_device():
-    """On the meta device there are no values to read, so a step that looked at one (and made a GPU wait) would raise."""
+    """On the meta device there are no values to read, so a step that looked at one (and made a GPU wait) would
+    raise.
+    """
     g, layer = golden("fuser"), fuser("d40h8")
     objects, x = layer.project(g["d40h8.objs"]), g["d40h8.x"].to("meta")
-    objects = ObjectTokens(objects.keys.to("meta"), objects.values.to("meta"), objects.attention_gate, objects.dense_gate)
+    objects = ObjectTokens(
+        objects.keys.to("meta"), objects.values.to("meta"), objects.attention_gate, objects.dense_gate
+    )
     weights = torch.ones(18, device="meta")
     assert layer.to("meta")(x, weighted(objects, weights), 0.5).shape == x.shape
     subject_guidance(x, x, x, 7.5, 1.5)
@@ -312,8 +370,13 @@ class PlainAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def forward(self, x, context):
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
-        return self.to_out[0](((q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1) @ v).transpose(1, 2).flatten(2))
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for t in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        return self.to_out[0](
+            ((q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        )
 
 
 class PlainBlock(nn.Module):
@@ -344,7 +407,7 @@ def test_the_fuser_stands_between_self_and_cross_attention(grid, kind):
         close(out, ours[f"block.{grid}.out.{kind}"])
 
 
-# ---- when, and how the branches meet -----------------------------------------------------------------------------------------------------
+# ---- when, and how the branches meet ---------------------------------------------------------------------------------
 
 SCHEDULES = sorted(name for name in golden("gligen") if name.startswith("alphas."))
 
@@ -369,8 +432,15 @@ def test_the_schedule_in_progress_is_the_schedule_in_steps():
         for i, scale in enumerate(published):
             at = i / steps
             assert scale_at(at if at < hold else (i + 1) / steps, hold, decay) == pytest.approx(scale, abs=1e-9)
-    assert scale_at(0.3, 0.3) == 0.0 and scale_at(0.299, 0.3) == 1.0 and scale_at(1.0, 1.0) == 1.0 and scale_at(0.99, 0.3, 0.2) == 0.0
-    assert stepwise(10, 0.29, 0.39) == pytest.approx([1, 1, 2 / 3, 1 / 3, 0, 0, 0, 0, 0, 0]), "step counts are truncated"
+    assert (
+        scale_at(0.3, 0.3) == 0.0
+        and scale_at(0.299, 0.3) == 1.0
+        and scale_at(1.0, 1.0) == 1.0
+        and scale_at(0.99, 0.3, 0.2) == 0.0
+    )
+    assert stepwise(10, 0.29, 0.39) == pytest.approx([1, 1, 2 / 3, 1 / 3, 0, 0, 0, 0, 0, 0]), (
+        "step counts are truncated"
+    )
     assert stepwise(4, 1.0, 1.0) == [1.0] * 4 and stepwise(3, 0.0) == [0.0] * 3
 
 
@@ -381,7 +451,7 @@ def test_three_branches_meet_as_in_the_official_run(tag):
     close(subject_guidance(text, image, uncond, 7.5, 1.5), g[f"{tag}.combined_g7p5_i1p5"])
 
 
-# ---- published names ---------------------------------------------------------------------------------------------------------------------
+# ---- published names -------------------------------------------------------------------------------------------------
 
 MODULES = (
     (GatedFuser, {"width": 128, "context_dim": 768, "heads": 8}),
@@ -422,17 +492,47 @@ def test_layers_are_the_hosts_and_bare_tensors_are_leaves(cls, widths):
 
 
 def test_names_of_the_published_tensors():
-    fuser_names = {"linear.weight", "linear.bias", "attn.to_q.weight", "attn.to_k.weight", "attn.to_v.weight", "attn.to_out.0.weight", "attn.to_out.0.bias", "ff.net.0.proj.weight",
-                   "ff.net.0.proj.bias", "ff.net.2.weight", "ff.net.2.bias", "norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "alpha_attn", "alpha_dense"}
+    fuser_names = {
+        "linear.weight",
+        "linear.bias",
+        "attn.to_q.weight",
+        "attn.to_k.weight",
+        "attn.to_v.weight",
+        "attn.to_out.0.weight",
+        "attn.to_out.0.bias",
+        "ff.net.0.proj.weight",
+        "ff.net.0.proj.bias",
+        "ff.net.2.weight",
+        "ff.net.2.bias",
+        "norm1.weight",
+        "norm1.bias",
+        "norm2.weight",
+        "norm2.bias",
+        "alpha_attn",
+        "alpha_dense",
+    }
     assert set(published(GatedFuser(64, 32, 1))) == fuser_names
     mlp = {f"{layer}.{part}" for layer in ("layernorm", "fc1", "fc2") for part in ("weight", "bias")}
     assert set(published(MLP(8, 8, 8))) == mlp
-    assert set(published(GroundingNet(8, 8, 8, 2))) == {f"linears_image.{name}" for name in mlp} | {"null_image_feature", "null_position_feature"}
+    assert set(published(GroundingNet(8, 8, 8, 2))) == {f"linears_image.{name}" for name in mlp} | {
+        "null_image_feature",
+        "null_position_feature",
+    }
     linears = {f"{n}.{part}" for n in (0, 2, 4) for part in ("weight", "bias")}
-    assert set(published(TextPositionNet(8, 8))) == {f"linears.{name}" for name in linears} | {"null_positive_feature", "null_position_feature"}
+    assert set(published(TextPositionNet(8, 8))) == {f"linears.{name}" for name in linears} | {
+        "null_positive_feature",
+        "null_position_feature",
+    }
     both = {f"linears_{half}.{name}" for half in ("text", "image") for name in linears}
-    assert set(published(TextImagePositionNet(8, 8))) == both | {"null_text_feature", "null_image_feature", "null_position_feature"}
-    assert module_name("position_net.null_text_feature") == "position_net.null_text_feature.weight" and module_name("a.fuser.alpha_attn") == "a.fuser.alpha_attn.weight"
+    assert set(published(TextImagePositionNet(8, 8))) == both | {
+        "null_text_feature",
+        "null_image_feature",
+        "null_position_feature",
+    }
+    assert (
+        module_name("position_net.null_text_feature") == "position_net.null_text_feature.weight"
+        and module_name("a.fuser.alpha_attn") == "a.fuser.alpha_attn.weight"
+    )
 
 
 @pytest.mark.parametrize(("width", "millions"), [(320, 1.97), (640, 7.22), (1280, 27.54)])
@@ -448,9 +548,17 @@ def test_heads_of_published_layers():
     assert [published_heads(width, 2048) for width in (640, 1280)] == [10, 20]
 
 
-@pytest.mark.parametrize(("cls", "name", "shape"), [
-    (GatedFuser, "linear.weight", (100, 1024)), (GatedFuser, "linear.weight", (100, 768)), (GatedFuser, "linear.weight", (64,)),
-    (GroundingNet, "null_position_feature", (1, 1, 6, 30)), (TextPositionNet, "null_position_feature", (30,)), (TextImagePositionNet, "null_text_feature", (0,))])
+@pytest.mark.parametrize(
+    ("cls", "name", "shape"),
+    [
+        (GatedFuser, "linear.weight", (100, 1024)),
+        (GatedFuser, "linear.weight", (100, 768)),
+        (GatedFuser, "linear.weight", (64,)),
+        (GroundingNet, "null_position_feature", (1, 1, 6, 30)),
+        (TextPositionNet, "null_position_feature", (30,)),
+        (TextImagePositionNet, "null_text_feature", (0,)),
+    ],
+)
 def test_a_misshapen_tensor_is_named(cls, name, shape):
     state = published(cls(**dict(MODULES)[cls])) | {name: torch.zeros(shape)}
     with pytest.raises(MisshapenTensor, match=name):
@@ -464,11 +572,19 @@ def test_equal_tokens_are_one_that_counts_for_all(rows, monkeypatch):
 
     query, keys, values = torch.randn(3, rows, 10, 24)
     one, two, many = torch.randn(3, 1, 24), torch.randn(3, 1, 24), torch.randn(2, 40, 24)
-    objects = gated.ObjectTokens(torch.cat((one[:1].expand(-1, 40, -1), many[:1])), torch.cat((two[:1].expand(-1, 40, -1), many[1:])), 0.5, 0.5)
+    objects = gated.ObjectTokens(
+        torch.cat((one[:1].expand(-1, 40, -1), many[:1])), torch.cat((two[:1].expand(-1, 40, -1), many[1:])), 0.5, 0.5
+    )
     full = gated.gated_self_attention(query, keys, values, objects, 3)
     seen, original = [], gated.scaled_dot_product_attention
-    monkeypatch.setattr(gated, "scaled_dot_product_attention", lambda q, k, v, attn_mask: seen.append(k.shape[2]) or original(q, k, v, attn_mask=attn_mask))
-    torch.testing.assert_close(gated.gated_self_attention(query, keys, values, replace(objects, equal=(True, False)), 3), full)
+    monkeypatch.setattr(
+        gated,
+        "scaled_dot_product_attention",
+        lambda q, k, v, attn_mask: seen.append(k.shape[2]) or original(q, k, v, attn_mask=attn_mask),
+    )
+    torch.testing.assert_close(
+        gated.gated_self_attention(query, keys, values, replace(objects, equal=(True, False)), 3), full
+    )
     assert seen == [keys.shape[1] + 1, keys.shape[1] + 40]
 
 

@@ -1,4 +1,5 @@
 """UMM-Diffusion's mapping, unified states and fused sampling against stored float64 evaluations of its formulas."""
+
 import json
 
 import pytest
@@ -16,7 +17,10 @@ FUSED = sorted(name for name in INDEX if name.startswith("umm.fused.s"))
 
 def mapping_state():
     """The published form of a file: float64, names without `mapping.`."""
-    return {name.removeprefix("mapping."): (0.1 if len(shape) == 1 else 0.25) * normal(name, *shape) for name, shape in INDEX["parameters"].items()}
+    return {
+        name.removeprefix("mapping."): (0.1 if len(shape) == 1 else 0.25) * normal(name, *shape)
+        for name, shape in INDEX["parameters"].items()
+    }
 
 
 def mapping(state, **options):
@@ -25,17 +29,25 @@ def mapping(state, **options):
 
 def agree(found, expected):
     """1e-12 in float64, 1e-5 of the largest value in float32."""
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-12 if found.dtype == torch.float64 else 1e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        found.double(),
+        expected,
+        rtol=0,
+        atol=1e-12 if found.dtype == torch.float64 else 1e-5 * float(expected.abs().max()),
+    )
 
 
-# ---- pseudo words ------------------------------------------------------------------------------------------------------------------------
+# ---- pseudo words ----------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("normalize", [False, True], ids=["raw", "norm"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_pseudo_words_are_the_formulas(activation, normalize, dtype):
     g = golden("umm")
-    module = mapping({name: tensor.to(dtype) for name, tensor in mapping_state().items()}, activation=activation, normalize=normalize)
+    module = mapping(
+        {name: tensor.to(dtype) for name, tensor in mapping_state().items()}, activation=activation, normalize=normalize
+    )
     found = module(g["umm.image_embed"].to(dtype))
     assert found.shape == (2, 1, 24)
     agree(found[:, 0], g[f"umm.pseudo.{activation}.{'norm' if normalize else 'raw'}"])
@@ -51,7 +63,12 @@ def test_norms_are_where_the_file_has_them(over):
     state, embeds = mapping_state(), golden("umm")["umm.image_embed"]
     before, after = (normal("in.w", 32), normal("in.b", 32)), (normal("out.w", over), normal("out.b", over))
     plain = mapping(state, tokens=3)(torch.nn.functional.layer_norm(embeds, (32,), *before))
-    state |= {"input_norm.weight": before[0], "input_norm.bias": before[1], "output_norm.weight": after[0], "output_norm.bias": after[1]}
+    state |= {
+        "input_norm.weight": before[0],
+        "input_norm.bias": before[1],
+        "output_norm.weight": after[0],
+        "output_norm.bias": after[1],
+    }
     expected = torch.nn.functional.layer_norm(plain if over == 8 else plain.flatten(1), (over,), *after).view(2, 3, 8)
     torch.testing.assert_close(mapping(state, tokens=3)(embeds), expected)
 
@@ -62,10 +79,15 @@ def test_one_layer_has_no_activation():
     torch.testing.assert_close(mapping(state)(embeds)[:, 0], torch.nn.functional.linear(embeds, *state.values()))
 
 
-@pytest.mark.parametrize("options, complaint", [
-    ({"tokens": 5}, "divides the output width 24, found 5"), ({"tokens": 0}, "found 0"), ({"activation": "tanh"}, "gelu, relu, leaky_relu, silu, found 'tanh'"),
-    ({"tokens": 2, "output_norm": 8}, "a width of 12 or 24, found 8"),
-])
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        ({"tokens": 5}, "divides the output width 24, found 5"),
+        ({"tokens": 0}, "found 0"),
+        ({"activation": "tanh"}, "gelu, relu, leaky_relu, silu, found 'tanh'"),
+        ({"tokens": 2, "output_norm": 8}, "a width of 12 or 24, found 8"),
+    ],
+)
 def test_a_mapping_that_makes_no_sense_is_refused(options, complaint):
     with pytest.raises(ValueError, match=complaint):
         PseudoWords((32, 48, 24), **options)
@@ -82,17 +104,23 @@ def test_unified_states_are_the_formulas(case):
     g = golden("umm")
     for row, mask in enumerate(g[f"umm.mask.{case}"]):
         length, places = len(mask) - 1, mask.nonzero().flatten().tolist()
-        h_y, h_r = (torch.nn.functional.pad(g[f"umm.{name}"][row], (0, 0, 0, LENGTH - length - 1))[None] for name in ("h_y", "h_r"))
+        h_y, h_r = (
+            torch.nn.functional.pad(g[f"umm.{name}"][row], (0, 0, 0, LENGTH - length - 1))[None]
+            for name in ("h_y", "h_r")
+        )
 
         def states(tokens, h_y=h_y, h_r=h_r):
             return (h_r if any(isinstance(token, torch.Tensor) for token in tokens) else h_y), None
 
         encoder = StoredEncoder(states, torch.zeros(length + 1, 24))
         found = fused("pseudo", encoder, length, places, [torch.ones(1, 24)] * len(places))
-        assert torch.equal(found.fused.states[0, :length + 1], g[f"umm.h_u.{case}"][row]) and torch.equal(found.plain.states, h_y)
+        assert torch.equal(found.fused.states[0, : length + 1], g[f"umm.h_u.{case}"][row]) and torch.equal(
+            found.plain.states, h_y
+        )
 
 
-# ---- fused sampling ----------------------------------------------------------------------------------------------------------------------
+# ---- fused sampling --------------------------------------------------------------------------------------------------
+
 
 def branches(dtype, *names):
     return [golden("umm")[f"eps.{name}"].to(dtype) for name in names]
@@ -107,7 +135,9 @@ def numbers(name):
 @pytest.mark.parametrize("name", FUSED)
 def test_coefficients_are_the_stored_ones(name):
     cfg, alpha = numbers(name)
-    assert umm_coefficients(cfg, [alpha]) == pytest.approx(tuple(INDEX[name]["coefficients"][branch] for branch in ("null", "y", "u")), abs=1e-12)
+    assert umm_coefficients(cfg, [alpha]) == pytest.approx(
+        tuple(INDEX[name]["coefficients"][branch] for branch in ("null", "y", "u")), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -120,7 +150,10 @@ def test_fused_sampling_is_the_formula(name, dtype):
 
 def test_two_subjects_with_weights_are_the_formula():
     null, text, one, two = branches(torch.float64, "null", "y", "u", "img2")
-    agree(umm_guidance(null, text, [one, two], 6.0, INDEX["umm.fused_two.s6.0"]["weights"]), golden("umm")["umm.fused_two.s6.0"])
+    agree(
+        umm_guidance(null, text, [one, two], 6.0, INDEX["umm.fused_two.s6.0"]["weights"]),
+        golden("umm")["umm.fused_two.s6.0"],
+    )
 
 
 def test_it_is_the_same_formula_on_denoised_pictures():
@@ -129,10 +162,18 @@ def test_it_is_the_same_formula_on_denoised_pictures():
     agree(umm_guidance(null, text, [subject], 7.5, [0.8]), g["umm.fused_denoised.s7.5.a0.8.sigma3.25"])
 
 
-@pytest.mark.parametrize("cfg, alphas, needed", [
-    (7.5, [0.5], (True, True, True)), (7.5, [1.0], (True, False, True)), (7.5, [0.0], (True, True, False)), (1.0, [0.3], (False, True, True)),
-    (5.0, [0.3 * 3, 0.1], (True, False, True, True)), (5.0, [0.6, 0.0], (True, True, True, False)), (0.0, [0.5], (True, False, False)),
-])
+@pytest.mark.parametrize(
+    "cfg, alphas, needed",
+    [
+        (7.5, [0.5], (True, True, True)),
+        (7.5, [1.0], (True, False, True)),
+        (7.5, [0.0], (True, True, False)),
+        (1.0, [0.3], (False, True, True)),
+        (5.0, [0.3 * 3, 0.1], (True, False, True, True)),
+        (5.0, [0.6, 0.0], (True, True, True, False)),
+        (0.0, [0.5], (True, False, False)),
+    ],
+)
 def test_branches_of_coefficient_0_are_known_and_not_read(cfg, alphas, needed):
     coefficients = umm_coefficients(cfg, alphas)
     assert tuple(bool(c) for c in coefficients) == needed and sum(coefficients) == pytest.approx(1)
@@ -160,7 +201,12 @@ def test_subject_diffusions_guidance_is_the_stored_one(name):
 def test_guidance_text_first_is_the_same_formula_in_another_order(name):
     """`null + s_t (y - null) + s_i (u - y)`: text before picture, as InstructPix2Pix has it."""
     g, (text_scale, image_scale) = golden("umm"), (float(x) for x in name.removeprefix("nested.s").split(".i"))
-    torch.testing.assert_close(subject_guidance(g["eps.u"], g["eps.y"], g["eps.null"], image_scale, text_scale), g[name], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        subject_guidance(g["eps.u"], g["eps.y"], g["eps.null"], image_scale, text_scale),
+        g[name],
+        rtol=1e-12,
+        atol=1e-12,
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7])

@@ -1,4 +1,7 @@
-"""What a layer does in a step, played through on a GPU that is not there (tensors without numbers): no operation of it waits for the GPU or leaves it."""
+"""What a layer does in a step, played through on a GPU that is not there (tensors without numbers): no operation of it
+waits for the GPU or leaves it.
+"""
+
 from __future__ import annotations
 
 from contextlib import suppress
@@ -14,7 +17,14 @@ from troupe.model_patches.attention.gated import ObjectTokens
 from troupe.model_patches.encoders.fuser import GatedFuser
 
 ops = torch.ops.aten
-WAITING = {ops._local_scalar_dense.default, ops.nonzero.default, ops.masked_select.default, ops._unique2.default, ops.equal.default, ops.lift_fresh.default}
+WAITING = {
+    ops._local_scalar_dense.default,
+    ops.nonzero.default,
+    ops.masked_select.default,
+    ops._unique2.default,
+    ops.equal.default,
+    ops.lift_fresh.default,
+}
 
 
 class Watch(TorchDispatchMode):
@@ -46,7 +56,13 @@ def gpu():
 def test_the_watch_sees_what_waits(gpu):
     x = gpu(4, dtype=torch.float32)
     mask = torch.zeros(4, dtype=torch.bool)
-    for waits in (lambda: x.cpu(), lambda: x.to("cpu", non_blocking=True), lambda: torch.ones(3).to("cuda"), lambda: x + torch.ones(4).to(x), lambda: x[mask]):
+    for waits in (
+        lambda: x.cpu(),
+        lambda: x.to("cpu", non_blocking=True),
+        lambda: torch.ones(3).to("cuda"),
+        lambda: x + torch.ones(4).to(x),
+        lambda: x[mask],
+    ):
         with Watch() as watch, suppress(RuntimeError):  # what a mask lets through is not known without numbers
             waits()
         assert watch.seen, waits
@@ -60,17 +76,41 @@ def test_the_watch_sees_what_waits(gpu):
 @pytest.mark.parametrize("limited", [False, True])
 @pytest.mark.parametrize("gained", [False, True])
 @pytest.mark.parametrize("tokens", [4, 16, MANY_TOKENS + 1])
-@pytest.mark.parametrize("mixing", [*map(Mixing, ("relevance", "paper", "uniform", "joint", "add")), Mixing("relevance", 3.0, 0.2), Mixing("add", 1.0, 0.5)], ids=str)
+@pytest.mark.parametrize(
+    "mixing",
+    [
+        *map(Mixing, ("relevance", "paper", "uniform", "joint", "add")),
+        Mixing("relevance", 3.0, 0.2),
+        Mixing("add", 1.0, 0.5),
+    ],
+    ids=str,
+)
 def test_image_attention_never_waits(gpu, mixing, tokens, gained, limited):
     g, b, n, c, m, names, heads = 2, 2, 64, 32, 3, 7, 4
     whole = torch.float32
-    layer = LayerTokens(gpu(g, m * tokens, c), gpu(g, m * tokens, c), gpu(g, names, c), gpu(g, m, names, dtype=whole)).prepared(heads)
+    layer = LayerTokens(
+        gpu(g, m * tokens, c), gpu(g, m * tokens, c), gpu(g, names, c), gpu(g, m, names, dtype=whole)
+    ).prepared(heads)
     if limited:
         layer = replace(layer, valid_tokens=gpu(1, m * tokens, dtype=torch.bool))
-    given = [gpu(g, b, n, c), layer, gpu(m, dtype=whole), heads, mixing, gpu(1, 1, m, n, dtype=whole) if limited else None, gpu(g, b, n, c), gpu(g, b, n) if gained else None]
+    given = [
+        gpu(g, b, n, c),
+        layer,
+        gpu(m, dtype=whole),
+        heads,
+        mixing,
+        gpu(1, 1, m, n, dtype=whole) if limited else None,
+        gpu(g, b, n, c),
+        gpu(g, b, n) if gained else None,
+    ]
     with Watch() as watch:
         found = image_delta(*given)
-    assert not watch.seen and found.device.type == "cuda" and found.shape == (g, b, n, heads, c // heads) and found.dtype == torch.float16
+    assert (
+        not watch.seen
+        and found.device.type == "cuda"
+        and found.shape == (g, b, n, heads, c // heads)
+        and found.dtype == torch.float16
+    )
 
 
 @pytest.mark.parametrize("equal", [(), (True, False)])

@@ -1,4 +1,5 @@
 """Samplers that take an Apply node's prompts and a MODEL that has not passed it."""
+
 from __future__ import annotations
 
 import pytest
@@ -11,8 +12,13 @@ def node(type, **inputs):
 
 def graph(**more):
     """A checkpoint, two prompts, an Apply node (5) and what is wired behind it."""
-    return {"1": node("CheckpointLoaderSimple", ckpt_name="a"), "2": node("CLIPTextEncode", clip=["1", 1], text="a"), "3": node("CLIPTextEncode", clip=["1", 1], text="b"),
-            "5": node("TroupeApplyImageAttention", model=["1", 0], positive=["2", 0], negative=["3", 0], weight=0.65), **more}
+    return {
+        "1": node("CheckpointLoaderSimple", ckpt_name="a"),
+        "2": node("CLIPTextEncode", clip=["1", 1], text="a"),
+        "3": node("CLIPTextEncode", clip=["1", 1], text="b"),
+        "5": node("TroupeApplyImageAttention", model=["1", 0], positive=["2", 0], negative=["3", 0], weight=0.65),
+        **more,
+    }
 
 
 def sampler(model, positive=("5", 1), negative=("5", 2), **more):
@@ -22,9 +28,18 @@ def sampler(model, positive=("5", 1), negative=("5", 2), **more):
 FINE = {
     "wired": {"9": sampler(("5", 0))},
     "through a LoRA": {"6": node("LoraLoaderModelOnly", model=["5", 0], lora_name="x"), "9": sampler(("6", 0))},
-    "a second apply node": {"6": node("TroupeApplyImageAttention", model=["5", 0], positive=["5", 1], negative=["5", 2]), "9": sampler(("6", 0), ("6", 1), ("6", 2))},
-    "through a ControlNet": {"6": node("ControlNetApplyAdvanced", positive=["5", 1], negative=["5", 2]), "9": sampler(("5", 0), ("6", 0), ("6", 1))},
-    "a guider": {"6": node("CFGGuider", model=["5", 0], positive=["5", 1], negative=["5", 2]), "9": node("SamplerCustomAdvanced", guider=["6", 0])},
+    "a second apply node": {
+        "6": node("TroupeApplyImageAttention", model=["5", 0], positive=["5", 1], negative=["5", 2]),
+        "9": sampler(("6", 0), ("6", 1), ("6", 2)),
+    },
+    "through a ControlNet": {
+        "6": node("ControlNetApplyAdvanced", positive=["5", 1], negative=["5", 2]),
+        "9": sampler(("5", 0), ("6", 0), ("6", 1)),
+    },
+    "a guider": {
+        "6": node("CFGGuider", model=["5", 0], positive=["5", 1], negative=["5", 2]),
+        "9": node("SamplerCustomAdvanced", guider=["6", 0]),
+    },
     "another sampler without its prompts": {"9": sampler(("5", 0)), "10": sampler(("1", 0), ("2", 0), ("3", 0))},
     "model alone": {"9": sampler(("5", 0), ("2", 0), ("3", 0))},
     "nothing": {},
@@ -34,9 +49,24 @@ PAST = {
     "the checkpoint's model": ({"9": sampler(("1", 0))}, [("9", "KSampler")]),
     "the negative alone": ({"9": sampler(("1", 0), ("2", 0))}, [("9", "KSampler")]),
     "one of two samplers": ({"9": sampler(("5", 0)), "10": sampler(("1", 0))}, [("10", "KSampler")]),
-    "a LoRA beside it": ({"6": node("LoraLoaderModelOnly", model=["1", 0]), "9": sampler(("6", 0))}, [("9", "KSampler")]),
-    "through a ControlNet": ({"6": node("ControlNetApplyAdvanced", positive=["5", 1], negative=["5", 2]), "9": sampler(("1", 0), ("6", 0), ("6", 1))}, [("9", "KSampler")]),
-    "a guider": ({"6": node("CFGGuider", model=["1", 0], positive=["5", 1], negative=["3", 0]), "9": node("SamplerCustomAdvanced", guider=["6", 0])}, [("6", "CFGGuider")]),
+    "a LoRA beside it": (
+        {"6": node("LoraLoaderModelOnly", model=["1", 0]), "9": sampler(("6", 0))},
+        [("9", "KSampler")],
+    ),
+    "through a ControlNet": (
+        {
+            "6": node("ControlNetApplyAdvanced", positive=["5", 1], negative=["5", 2]),
+            "9": sampler(("1", 0), ("6", 0), ("6", 1)),
+        },
+        [("9", "KSampler")],
+    ),
+    "a guider": (
+        {
+            "6": node("CFGGuider", model=["1", 0], positive=["5", 1], negative=["3", 0]),
+            "9": node("SamplerCustomAdvanced", guider=["6", 0]),
+        },
+        [("6", "CFGGuider")],
+    ),
 }
 
 

@@ -1,4 +1,5 @@
 """Guidance of three branches as arithmetic."""
+
 import pytest
 import torch
 from troupe.model_patches.attention.guidance import equivalent_uncond, subject_guidance

@@ -1,4 +1,5 @@
 """Same shape is not same file: what the loader says about a file's origin."""
+
 import hashlib
 
 from troupe.model_patches.checkpoints import catalogue
@@ -7,7 +8,9 @@ from troupe.model_patches.checkpoints import catalogue
 def test_a_file_is_the_published_one_by_its_sha256_only(tmp_path, monkeypatch):
     file = tmp_path / "renamed.bin"
     file.write_bytes(b"weights" * 1000)
-    row = catalogue.PublishedFile("model_sdxl.bin", "ipadapter", "link", "7 kB", "SDXL", sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+    row = catalogue.PublishedFile(
+        "model_sdxl.bin", "ipadapter", "link", "7 kB", "SDXL", sha256=hashlib.sha256(file.read_bytes()).hexdigest()
+    )
     monkeypatch.setattr(catalogue, "ADAPTERS", (row,))
     assert catalogue.identity(file, "mip_adapter") == "the published model_sdxl.bin"
     other = tmp_path / "model_sdxl.bin"

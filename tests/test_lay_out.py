@@ -1,4 +1,5 @@
 """tools/lay_out.py without a browser: nodes stacked by given heights."""
+
 import re
 
 import pytest
@@ -18,14 +19,24 @@ def group(title, x, y, w, h):
 @pytest.fixture
 def workflow():
     """Two groups side by side, the first with two columns, and one below."""
-    return {"nodes": [node(1, 0, 60), node(2, 0, 120), node(3, 340, 60), node(4, 700, 60), node("below", 0, 1000)],
-            "groups": [group("left", -20, -20, 680, 500), group("right", 680, -20, 340, 300), group("below", -20, 900, 680, 300)]}
+    return {
+        "nodes": [node(1, 0, 60), node(2, 0, 120), node(3, 340, 60), node(4, 700, 60), node("below", 0, 1000)],
+        "groups": [
+            group("left", -20, -20, 680, 500),
+            group("right", 680, -20, 340, 300),
+            group("below", -20, 900, 680, 300),
+        ],
+    }
 
 
 def test_columns_are_stacked_by_the_measured_heights(workflow):
     restack(workflow, {"1": 156.4, "2": 130, "3": 500, "4": 90, "below": 101})
     assert [n["pos"] for n in workflow["nodes"]] == [[0, 60], [0, 260], [340, 60], [700, 60], [0, 670]]
-    assert [g["bounding"] for g in workflow["groups"]] == [[-20, -20, 680, 570], [680, -20, 340, 570], [-20, 590, 680, 180]]
+    assert [g["bounding"] for g in workflow["groups"]] == [
+        [-20, -20, 680, 570],
+        [680, -20, 340, 570],
+        [-20, 590, 680, 180],
+    ]
 
 
 def test_laying_out_twice_changes_nothing(workflow):
@@ -44,4 +55,6 @@ def test_a_node_outside_of_the_groups_is_named(workflow):
 
 def test_room_is_left_for_the_messages_of_every_node_that_has_some():
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "nodes").glob("*.py")]
-    assert sorted(re.search(r'node_id="(\w+)"', source)[1] for source in sources if "messages.ui()" in source) == list(TALKING)
+    assert sorted(re.search(r'node_id="(\w+)"', source)[1] for source in sources if "messages.ui()" in source) == list(
+        TALKING
+    )

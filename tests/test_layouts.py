@@ -1,4 +1,5 @@
 """Places for subjects that were given none."""
+
 from __future__ import annotations
 
 import itertools
@@ -44,7 +45,9 @@ def test_given_boxes_stay_and_the_others_get_places(given, layout, aspect):
     before = list(given)
     found = fill(given, layout, aspect)
     assert given == before and fill(given, layout, aspect) == found
-    assert [box for box, own in zip(found, given, strict=True) if own is not None] == [own for own in given if own is not None]
+    assert [box for box, own in zip(found, given, strict=True) if own is not None] == [
+        own for own in given if own is not None
+    ]
     new = [box for box, own in zip(found, given, strict=True) if own is None]
     if layout == "none":
         assert new == [None] * len(new)
@@ -68,7 +71,9 @@ def test_a_free_place_is_taken_before_a_covered_one(given, layout):
     own = [box for box in given if box is not None]
     cover = [sum(overlap(slot, box) for box in own) for slot in places(layout, len(given))]
     lacking = sum(box is None for box in given)
-    chosen = sum(sum(overlap(box, other) for other in own) for box, was in zip(found, given, strict=True) if was is None)
+    chosen = sum(
+        sum(overlap(box, other) for other in own) for box, was in zip(found, given, strict=True) if was is None
+    )
     assert chosen == pytest.approx(sum(sorted(cover)[:lacking]), abs=1e-4)
 
 
@@ -93,16 +98,33 @@ def test_row_and_column():
 def test_thirds_are_filled_left_right_middle_under_the_upper_line():
     found = places("thirds", 3)
     assert [round(box.x * 3) for box in found] == [0, 2, 1]
-    assert all(box.y == pytest.approx(1 / 3 + MARGIN, abs=1e-4) and box.y + box.h == pytest.approx(1 - MARGIN, abs=2e-4) for box in found)
+    assert all(
+        box.y == pytest.approx(1 / 3 + MARGIN, abs=1e-4) and box.y + box.h == pytest.approx(1 - MARGIN, abs=2e-4)
+        for box in found
+    )
     assert places("thirds", 2) == found[:2] and places("thirds", 1) == found[:1]
     five = places("thirds", 5)
     assert {box.y for box in five[:3]} == {MARGIN} and {round(box.y, 2) for box in five[3:]} == {0.51}
 
 
-@pytest.mark.parametrize(("count", "aspect", "columns"), [
-    (1, 1.0, 1), (2, 1.0, 2), (2, 0.5, 1), (2, 2.0, 2), (3, 1.0, 2), (4, 1.0, 2), (5, 1.0, 3), (5, 768 / 1344, 2), (6, 1.5, 3), (9, 1.0, 3), (4, 16.0, 4), (4, 1 / 16, 1),
-    (16, 1.0, 4),
-])
+@pytest.mark.parametrize(
+    ("count", "aspect", "columns"),
+    [
+        (1, 1.0, 1),
+        (2, 1.0, 2),
+        (2, 0.5, 1),
+        (2, 2.0, 2),
+        (3, 1.0, 2),
+        (4, 1.0, 2),
+        (5, 1.0, 3),
+        (5, 768 / 1344, 2),
+        (6, 1.5, 3),
+        (9, 1.0, 3),
+        (4, 16.0, 4),
+        (4, 1 / 16, 1),
+        (16, 1.0, 4),
+    ],
+)
 def test_grid_cells_come_nearest_to_squares(count, aspect, columns):
     assert grid_columns(count, aspect) == columns
 

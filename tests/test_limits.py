@@ -1,4 +1,5 @@
 """Regions and boxes on the grid of an attention layer."""
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ def overlap(a, b, c, d):
     return max(0.0, min(b, d) - max(a, c))
 
 
-# ---- boxes ------------------------------------------------------------------------------------------------------------------------------
+# ---- boxes -----------------------------------------------------------------------------------------------------------
 
 
 @given(x=intervals(), y=intervals(), grid=grids)
@@ -48,7 +49,9 @@ def test_coverage_in_a_window_is_the_part_that_lies_in_it(x, y, grid, window):
 @given(x=intervals(), grid=grids, feather=st.floats(0, 0.5))
 @settings(deadline=None)
 def test_feather_neither_adds_nor_takes_inside_the_picture(x, grid, feather):
-    """The ramp is centred on the edge: what is lost inside is gained outside, as long as both are in the picture and ramps do not meet."""
+    """The ramp is centred on the edge: what is lost inside is gained outside, as long as both are in the picture and
+    ramps do not meet.
+    """
     low, high = 0.25 + x[0] / 2, 0.25 + x[1] / 2
     feather = min(feather, 2 * (high - low))
     covered = box_map((low, 0.0, high - low, 1.0), grid, feather)
@@ -84,7 +87,7 @@ def test_a_box_larger_than_the_picture_covers_all_of_it():
     assert box_map((-1.0, -1.0, 3.0, 3.0), (5, 7)).min() == 1
 
 
-# ---- regions ----------------------------------------------------------------------------------------------------------------------------
+# ---- regions ---------------------------------------------------------------------------------------------------------
 
 
 @given(grid=grids, times=st.integers(1, 4), seed=st.integers(0, 99))
@@ -119,7 +122,7 @@ def test_a_window_shows_its_part_of_the_region():
     assert region_map(region, (1, 8), WHOLE)[0].tolist() == list(range(8))
 
 
-# ---- both -------------------------------------------------------------------------------------------------------------------------------
+# ---- both ------------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_limits_where_there_is_neither():

@@ -1,4 +1,5 @@
 """A family that the pack does not have runs from its file to a latent once it is in the list of families."""
+
 import pytest
 import safetensors.torch
 import torch
@@ -19,7 +20,9 @@ SETTINGS = ImageAttentionSettings(weight=1.0, mixing=Mixing("uniform"))
 def path(tmp_path):
     """A file for the tiny UNet."""
     widths = [layer.attention.to_q.out_features for layer in cross_layers(tiny_diffusers.unet())]
-    safetensors.torch.save_file(mean_colour_family.state_for(widths, tiny_diffusers.CONTEXT), tmp_path / "colours.safetensors")
+    safetensors.torch.save_file(
+        mean_colour_family.state_for(widths, tiny_diffusers.CONTEXT), tmp_path / "colours.safetensors"
+    )
     return tmp_path / "colours.safetensors"
 
 
@@ -36,7 +39,13 @@ def cast(*colours):
 def latent(applied):
     generator = torch.Generator().manual_seed(9)
     prompts = [Prompt(torch.randn(1, 77, tiny_diffusers.CONTEXT, generator=generator), None) for _ in range(2)]
-    return sample(tiny_diffusers.unet(), tiny_diffusers.scheduler(), *prompts, SamplingSettings(steps=2, width=64, height=64, seed=1), applied)
+    return sample(
+        tiny_diffusers.unet(),
+        tiny_diffusers.scheduler(),
+        *prompts,
+        SamplingSettings(steps=2, width=64, height=64, seed=1),
+        applied,
+    )
 
 
 def test_without_its_line_in_the_list_the_file_is_refused(path):
@@ -51,7 +60,9 @@ def test_with_its_line_it_runs_from_file_to_latent(path, registered):
     blue = encode_references(adapter, cast((0.0, 0.0, 1.0)), None, None)
     expected = adapter.projection.linear(torch.tensor([1.0, 0.0, 0.0])).reshape(mean_colour_family.TOKENS, -1)
     torch.testing.assert_close(red.subjects[0].tokens, expected)
-    plain, with_red, with_blue, again = (latent(applied) for applied in ((), [(red, SETTINGS)], [(blue, SETTINGS)], [(red, SETTINGS)]))
+    plain, with_red, with_blue, again = (
+        latent(applied) for applied in ((), [(red, SETTINGS)], [(blue, SETTINGS)], [(red, SETTINGS)])
+    )
     assert torch.equal(with_red, again)
     effects = [float((a - b).abs().max()) for a, b in ((with_red, plain), (with_blue, plain), (with_red, with_blue))]
     assert min(effects) > 1e-2, effects

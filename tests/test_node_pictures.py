@@ -1,4 +1,5 @@
 """The pictures on the help pages show the nodes as they are."""
+
 from __future__ import annotations
 
 import json
@@ -18,7 +19,9 @@ def words_of(svg: str) -> list[str]:
 
 def test_the_pictures_are_those_of_the_contract():
     drawn = pictures()
-    assert {path.name: path.read_text(encoding="utf-8") for path in DOCS.glob("*.svg")} == drawn, "run python tools/node_pictures.py"
+    assert {path.name: path.read_text(encoding="utf-8") for path in DOCS.glob("*.svg")} == drawn, (
+        "run python tools/node_pictures.py"
+    )
     assert set(USUAL) == set(NODES)
 
 
@@ -33,7 +36,7 @@ def test_a_page_has_its_parts(id):
     """What the node does, its inputs, its outputs, and what people get wrong, in this order."""
     page = (ROOT / "web" / "docs" / f"{id}.md").read_text(encoding="utf-8")
     heads = [page.index(head) for head in ("\n## Inputs\n", "\n## Output", "\n## Common mistakes\n")]
-    assert len(page[:heads[0]]) > 150 and sorted(heads) == heads and page[heads[2]:].count("\n- **") >= 3
+    assert len(page[: heads[0]]) > 150 and sorted(heads) == heads and page[heads[2] :].count("\n- **") >= 3
 
 
 @pytest.mark.parametrize("id", NODES)
@@ -52,13 +55,22 @@ def test_a_picture_names_every_input_and_output(id):
 def test_what_is_wired_fits(id):
     """Sockets that the picture wires exist, and a wire between two of ours is possible by its type."""
     before, after = USUAL[id]
-    inputs, outputs = {e["id"]: e["type"] for e in NODES[id]["inputs"]}, {e["name"]: e["type"] for e in NODES[id]["outputs"]}
+    inputs, outputs = (
+        {e["id"]: e["type"] for e in NODES[id]["inputs"]},
+        {e["name"]: e["type"] for e in NODES[id]["outputs"]},
+    )
     assert set(before) <= set(inputs) and set(after) <= set(outputs)
-    assert all(inputs[name] in {e["type"] for e in OURS[node]["outputs"]} for name, node in before.items() if node in OURS)
-    assert all(outputs[name] in {e["type"] for e in OURS[node]["inputs"]} for name, node in after.items() if node in OURS)
+    assert all(
+        inputs[name] in {e["type"] for e in OURS[node]["outputs"]} for name, node in before.items() if node in OURS
+    )
+    assert all(
+        outputs[name] in {e["type"] for e in OURS[node]["inputs"]} for name, node in after.items() if node in OURS
+    )
 
 
 @pytest.mark.parametrize("id", NODES)
 def test_a_picture_loads_nothing_and_runs_nothing(id):
     svg = picture(id, NODES[id])
-    assert svg.count("http") == 1 and not {"script", "href", "style", "image"} & {element.tag.split("}")[1] for element in ElementTree.fromstring(svg).iter()}
+    assert svg.count("http") == 1 and not {"script", "href", "style", "image"} & {
+        element.tag.split("}")[1] for element in ElementTree.fromstring(svg).iter()
+    }

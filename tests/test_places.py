@@ -1,4 +1,7 @@
-"""Subjects' places in prompts, on the embedded engine's tokenizer; tests/host/test_places_host.py has the same prompts on the host's own."""
+"""Subjects' places in prompts, on the embedded engine's tokenizer; tests/host/test_places_host.py has the same prompts
+on the host's own.
+"""
+
 import json
 from pathlib import Path
 
@@ -20,7 +23,9 @@ def tokenize(text):
 
 def rows(text):
     """Rows of all tokens that are words."""
-    return [c * 77 + i for c, chunk in enumerate(tokenize(text)) for i, token in enumerate(chunk) if token not in (BOS, EOS)]
+    return [
+        c * 77 + i for c, chunk in enumerate(tokenize(text)) for i, token in enumerate(chunk) if token not in (BOS, EOS)
+    ]
 
 
 def ids(text):
@@ -33,7 +38,8 @@ def error(text, *names):
     return str(caught.value)
 
 
-# ---- places ------------------------------------------------------------------------------------------------------------------------------
+# ---- places ----------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("text, names, expected", CASES)
 def test_the_rows_hold_the_subjects_words(text, names, expected):
@@ -55,9 +61,14 @@ def test_there_are_enough_prompts():
     assert len(CASES) + len(GLUED) >= 60
 
 
-@pytest.mark.parametrize("case", json.loads((GOLDEN / "mm_diff" / "prompts.json").read_text()), ids=lambda case: case["prompt"])
+@pytest.mark.parametrize(
+    "case", json.loads((GOLDEN / "mm_diff" / "prompts.json").read_text()), ids=lambda case: case["prompt"]
+)
 def test_the_official_positions(case):
-    """Subjects without a name: all by marker. The official code takes BOS for a marker at the start, here that is an error."""
+    """Subjects without a name: all by marker.
+
+    The official code takes BOS for a marker at the start, here that is an error.
+    """
     names = [""] * len(case["token_index"])
     if 0 in case["token_index"]:
         assert "at the very start of the prompt" in error(case["prompt"], *names)
@@ -69,11 +80,14 @@ def test_the_official_positions(case):
 
 
 def test_the_markers_do_not_reach_the_text_encoder():
-    found = find_places("a man<|subj|>, an {old dog} and \\{more\\} cats <|subj|> (here:1.2)", ["", "old dog", ""], tokenize)
+    found = find_places(
+        "a man<|subj|>, an {old dog} and \\{more\\} cats <|subj|> (here:1.2)", ["", "old dog", ""], tokenize
+    )
     assert found.text == "a man, an old dog and {more} cats (here:1.2)"
 
 
-# ---- chunks ------------------------------------------------------------------------------------------------------------------------------
+# ---- chunks ----------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("before", [0, 1, 72, 73, 74, 75, 76, 148, 149, 150, 199])
 @pytest.mark.parametrize("written", ["red fox", "{red fox}", "red fox<|subj|>"])
@@ -102,15 +116,19 @@ def test_a_short_emphasis_moves_to_the_next_chunk_as_a_whole(written):
 
 def test_exclamation_marks_are_no_padding():
     """'!' is token 0, with which some encoders pad."""
+
     def padded(text):
         return [[*chunk, *[0] * (77 - len(chunk))] for chunk in tokenize(text)]
 
-    assert rendered(padded("! a man ! a !"), find_places("! a man<|subj|>! a !", [""], padded).places) == "! a [1:man] ! a !"
+    assert (
+        rendered(padded("! a man ! a !"), find_places("! a man<|subj|>! a !", [""], padded).places)
+        == "! a [1:man] ! a !"
+    )
     found = find_places("x " * 73 + "! (a red fox:1.2)", ["red fox"], padded)
     assert [(place.chunk, place.position) for place in found.places] == [(1, 3)]
 
 
-# ---- whatever stands around --------------------------------------------------------------------------------------------------------------
+# ---- whatever stands around ------------------------------------------------------------------------------------------
 
 words = st.lists(st.text("bcdghjk", min_size=1, max_size=7), max_size=90)
 emphasis = st.sampled_from(["{}", "{}", "{}", "({})", "({}:1.3)", "(({}:0.8))", "[{}]", "{},", "{} !?", "\\({}\\)"])
@@ -122,22 +140,34 @@ OPENING, CLOSING = ["", ",", "!", '"', "-", "..."], ["", ",", "!", '"', "-x", ".
 def side(parts):
     """A text in the host's notation and what the encoder reads of it."""
     told = [(" ".join(found), notation) for found, notation in parts if found]
-    plain = [notation.format(text).replace("\\", "") if notation in ("{},", "{} !?", "[{}]", "\\({}\\)") else text for text, notation in told]
+    plain = [
+        notation.format(text).replace("\\", "") if notation in ("{},", "{} !?", "[{}]", "\\({}\\)") else text
+        for text, notation in told
+    ]
     return " ".join(notation.format(text) for text, notation in told), " ".join(plain)
 
 
 @settings(max_examples=150, deadline=None)
-@given(before=sides, after=sides, opening=st.sampled_from(OPENING), closing=st.sampled_from(CLOSING), written=st.sampled_from(["{}", "({}:1.2)", "(({}))", "(b {}:0.7)"]),
-       marked=st.sampled_from([NAME, "{" + NAME + "}", NAME + "<|subj|>", NAME + " <|subj|>", "(red:1.2) {fox}", "(red:1.2) fox"]))
+@given(
+    before=sides,
+    after=sides,
+    opening=st.sampled_from(OPENING),
+    closing=st.sampled_from(CLOSING),
+    written=st.sampled_from(["{}", "({}:1.2)", "(({}))", "(b {}:0.7)"]),
+    marked=st.sampled_from(
+        [NAME, "{" + NAME + "}", NAME + "<|subj|>", NAME + " <|subj|>", "(red:1.2) {fox}", "(red:1.2) fox"]
+    ),
+)
 def test_the_right_row_whatever_stands_around(before, after, opening, closing, written, marked):
     (text_before, plain_before), (text_after, _) = side(before), side(after)
     text = f"{text_before} {opening}{written.replace('{}', marked)}{closing} {text_after}"
     found = find_places(text, [NAME], tokenize)
-    read = f"{plain_before} {opening}{'b ' if 'b ' in written else ''}{NAME}".replace("(", "\\(").replace(")", "\\)")  # up to the name, without emphasis
+    # up to the name, without emphasis
+    read = f"{plain_before} {opening}{'b ' if 'b ' in written else ''}{NAME}".replace("(", "\\(").replace(")", "\\)")
     (place,) = found.places
     assert place.row == rows(found.text)[len(ids(read)) - 1]
     assert place.row == place.chunk * 77 + place.position == place.rows[-1]
-    assert [tokenize(found.text)[row // 77][row % 77] for row in place.rows] == ids(NAME)[-len(place.rows):]
+    assert [tokenize(found.text)[row // 77][row % 77] for row in place.rows] == ids(NAME)[-len(place.rows) :]
 
 
 @settings(max_examples=60, deadline=None)
@@ -145,11 +175,18 @@ def test_the_right_row_whatever_stands_around(before, after, opening, closing, w
 def test_the_nth_subject_of_a_name_has_its_nth_occurrence(gaps, marked):
     text = " ".join(f"{gap} girl{'<|subj|>' if marked else ''}," for gap in gaps)
     found = find_places(text, ["girl"] * len(gaps), tokenize)
-    every = [c * 77 + i for c, chunk in enumerate(tokenize(found.text)) for i, token in enumerate(chunk) if [token] == ids("girl")]
+    every = [
+        c * 77 + i
+        for c, chunk in enumerate(tokenize(found.text))
+        for i, token in enumerate(chunk)
+        if [token] == ids("girl")
+    ]
     assert [place.row for place in found.places] == every
 
 
-pieces = st.sampled_from(["<|subj|>", "{", "}", "\\{", "\\}", "cat", " ", ",", "(", ")", ":1.2", "\\", "\n", "\\(", "少", "🦊", "'s"])
+pieces = st.sampled_from(
+    ["<|subj|>", "{", "}", "\\{", "\\}", "cat", " ", ",", "(", ")", ":1.2", "\\", "\n", "\\(", "少", "🦊", "'s"]
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -163,41 +200,89 @@ def test_any_text_with_markers_is_read_or_refused_in_a_sentence(text):
         return
     taken = rows(found.text)
     assert "<|subj|>" not in clean and len(found.places) == len(markers)
-    assert all(place.row in taken for place in found.places) and len({place.row for place in found.places}) == len(markers)
+    assert all(place.row in taken for place in found.places) and len({place.row for place in found.places}) == len(
+        markers
+    )
 
 
-# ---- errors ------------------------------------------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("text, names, told", [
-    ("a dog on a rug", ["dog", "cat"], "Expected subject 2 'cat' in the prompt, found 'a dog on a rug'. Write the name in the prompt"),
-    ("", ["cat"], "Expected subject 1 'cat' in the prompt, found ''."),
-    ("a concatenation", ["cat"], "Expected subject 1 'cat' in the prompt"),
-    ("agent 47", ["agent 4"], "Expected subject 1 'agent 4' in the prompt"),
-    ("cats", ["cats", "cat", "x"], "Expected 'cat' once in the prompt for each of its subjects, subject 2 'cat' too, found it only in the names of other subjects"),
-    ("a red girl", ["girl", "red girl"], "subject 1 'girl' too, found it only in the names of other subjects (a red girl)."),
-    ("a girl", ["girl", "Girl"], "subject 2 'Girl' too, found 1 for 2 subjects of that name (a girl). Write it again"),
-    ("two girls", ["girl", "girl"], "found 1 for 2 subjects of that name"),
-    ("a girl and girls", ["girl", "girl"], "found 1 for 2 subjects of that name"),
-    ("a cat", [""], "Expected a name for subject 1, found none."),
-    ("一个少女在跑步", ["少女"], "Put spaces around the name, or write <|subj|> right after it: CLIP reads it as one word together with the text beside it."),
-    ("a c++, book", ["c++"], "CLIP reads it as one word together with the text beside it"),
-    ("a man<|subj|> and a dog<|subj|>", ["man"], "Expected at most as many markers as subjects (1), found 2 in the prompt."),
-    ("a man<|subj|>", [], "Expected at most as many markers as subjects (0), found 1 in the prompt."),
-    ("a man<|subj|> and a dog", ["man", "dog"], "Expected a marker for every subject, found 1 for 2 subjects, so that subject 2 'dog' has none."),
-    ("a {dog} and a {man}", ["dog", "Bob", "Alice"], "found 2 for 3 subjects, so that subject 3 'Alice' has none."),
-    ("<|subj|> leads", ["man"], "Expected a word before the marker of subject 1 'man', found the marker at the very start of the prompt."),
-    ("(<|subj|>man:1.2)", ["man"], "found '('."),
-    ("a man, <|subj|>", ["man"], "Expected a word before the marker of subject 1 'man', found ','."),
-    ("a man.<|subj|>", ["man"], "found '.'."),
-    (r"\(man\)<|subj|>", ["man"], "found ')'."),
-    ("man)<|subj|>", ["man"], "found ')'."),
-    ("a {,}", ["man"], "Expected the subject's words between braces, found '{,}' in the prompt."),
-    ("a {} man", ["man"], "Expected the subject's words between braces, found '{}' in the prompt."),
-    ("a { } man", ["man"], "found '{ }' in the prompt."),
-    ("a {man<|subj|>}", ["man", "dog"], "Expected one marker for a word, found a second one after 'man', for subject 1 'man'."),
-    ("a man<|subj|><|subj|>", ["man", "dog"], "found a second one after 'man', for subject 2 'dog'."),
-    ("(man:1.2<|subj|>) here", ["man"], "found it inside other notation ((man:1.2) here). Write it before the number of an emphasis"),
-])
+
+@pytest.mark.parametrize(
+    "text, names, told",
+    [
+        (
+            "a dog on a rug",
+            ["dog", "cat"],
+            "Expected subject 2 'cat' in the prompt, found 'a dog on a rug'. Write the name in the prompt",
+        ),
+        ("", ["cat"], "Expected subject 1 'cat' in the prompt, found ''."),
+        ("a concatenation", ["cat"], "Expected subject 1 'cat' in the prompt"),
+        ("agent 47", ["agent 4"], "Expected subject 1 'agent 4' in the prompt"),
+        (
+            "cats",
+            ["cats", "cat", "x"],
+            "Expected 'cat' once in the prompt for each of its subjects, subject 2 'cat' too, found it only "
+            "in the names of other subjects",
+        ),
+        (
+            "a red girl",
+            ["girl", "red girl"],
+            "subject 1 'girl' too, found it only in the names of other subjects (a red girl).",
+        ),
+        (
+            "a girl",
+            ["girl", "Girl"],
+            "subject 2 'Girl' too, found 1 for 2 subjects of that name (a girl). Write it again",
+        ),
+        ("two girls", ["girl", "girl"], "found 1 for 2 subjects of that name"),
+        ("a girl and girls", ["girl", "girl"], "found 1 for 2 subjects of that name"),
+        ("a cat", [""], "Expected a name for subject 1, found none."),
+        (
+            "一个少女在跑步",
+            ["少女"],
+            "Put spaces around the name, or write <|subj|> right after it: CLIP reads it as one word "
+            "together with the text beside it.",
+        ),
+        ("a c++, book", ["c++"], "CLIP reads it as one word together with the text beside it"),
+        (
+            "a man<|subj|> and a dog<|subj|>",
+            ["man"],
+            "Expected at most as many markers as subjects (1), found 2 in the prompt.",
+        ),
+        ("a man<|subj|>", [], "Expected at most as many markers as subjects (0), found 1 in the prompt."),
+        (
+            "a man<|subj|> and a dog",
+            ["man", "dog"],
+            "Expected a marker for every subject, found 1 for 2 subjects, so that subject 2 'dog' has none.",
+        ),
+        ("a {dog} and a {man}", ["dog", "Bob", "Alice"], "found 2 for 3 subjects, so that subject 3 'Alice' has none."),
+        (
+            "<|subj|> leads",
+            ["man"],
+            "Expected a word before the marker of subject 1 'man', found the marker at the very start of the prompt.",
+        ),
+        ("(<|subj|>man:1.2)", ["man"], "found '('."),
+        ("a man, <|subj|>", ["man"], "Expected a word before the marker of subject 1 'man', found ','."),
+        ("a man.<|subj|>", ["man"], "found '.'."),
+        (r"\(man\)<|subj|>", ["man"], "found ')'."),
+        ("man)<|subj|>", ["man"], "found ')'."),
+        ("a {,}", ["man"], "Expected the subject's words between braces, found '{,}' in the prompt."),
+        ("a {} man", ["man"], "Expected the subject's words between braces, found '{}' in the prompt."),
+        ("a { } man", ["man"], "found '{ }' in the prompt."),
+        (
+            "a {man<|subj|>}",
+            ["man", "dog"],
+            "Expected one marker for a word, found a second one after 'man', for subject 1 'man'.",
+        ),
+        ("a man<|subj|><|subj|>", ["man", "dog"], "found a second one after 'man', for subject 2 'dog'."),
+        (
+            "(man:1.2<|subj|>) here",
+            ["man"],
+            "found it inside other notation ((man:1.2) here). Write it before the number of an emphasis",
+        ),
+    ],
+)
 def test_errors_say_whose_and_what_to_do(text, names, told):
     assert told in error(text, *names)
 

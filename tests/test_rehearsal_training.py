@@ -1,4 +1,7 @@
-"""The trainings of the rehearsal models: they learn, go on where they ended, export what the loaders read, and their image attention is the sampler's."""
+"""The trainings of the rehearsal models: they learn, go on where they ended, export what the loaders read, and their
+image attention is the sampler's.
+"""
+
 from __future__ import annotations
 
 import random
@@ -56,7 +59,8 @@ def run(folder, minutes: float, say=lambda text: None) -> tuple[Trainer, nn.Modu
     return trainer, model, (model(x) - y).square().mean().item()
 
 
-# ---- the loop ----------------------------------------------------------------------------------------------------------------------------
+# ---- the loop --------------------------------------------------------------------------------------------------------
+
 
 def test_a_training_learns_and_goes_on_where_it_ended(tmp_path):
     first, model, loss = run(tmp_path, 0.01)
@@ -66,7 +70,9 @@ def test_a_training_learns_and_goes_on_where_it_ended(tmp_path):
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
     assert all(torch.equal(a, b) for a, b in zip(again.average.values, first.average.values, strict=True))
     moments = [s["exp_avg"] for s in again.optimizer.state.values()]
-    assert moments and all(torch.equal(a, s["exp_avg"]) for a, s in zip(moments, first.optimizer.state.values(), strict=True))
+    assert moments and all(
+        torch.equal(a, s["exp_avg"]) for a, s in zip(moments, first.optimizer.state.values(), strict=True)
+    )
     _, _, later = run(tmp_path, 0.01)
     assert later < max(loss, 1e-9), "a fast machine solves the task to rounding in the first run"
 
@@ -88,7 +94,10 @@ def test_a_loss_that_is_no_number_ends_the_training_with_a_sentence(tmp_path):
     with pytest.raises(FloatingPointError, match="found nan at step 0.*--rate"):
         for _ in trainer.steps(64):
             trainer.descend(model(x).mean() * torch.nan)
-    assert all(value.isfinite().all() for value in torch.load(tmp_path / "checkpoint.pt", weights_only=True)["modules"]["line"].values())
+    assert all(
+        value.isfinite().all()
+        for value in torch.load(tmp_path / "checkpoint.pt", weights_only=True)["modules"]["line"].values()
+    )
 
 
 def test_the_average_follows_and_is_exchanged():
@@ -103,10 +112,13 @@ def test_the_average_follows_and_is_exchanged():
     assert torch.equal(parameter.data, before) and average.values[0].item() == 1.0
 
 
-# ---- the maths ---------------------------------------------------------------------------------------------------------------------------
+# ---- the maths -------------------------------------------------------------------------------------------------------
+
 
 def test_v_prediction_is_diffusers_own():
-    """Noisy latents and targets equal DDPMScheduler's add_noise and get_velocity at the same steps; weights are min(snr, 5) / (snr + 1)."""
+    """Noisy latents and targets equal DDPMScheduler's add_noise and get_velocity at the same steps; weights are
+    min(snr, 5) / (snr + 1).
+    """
     from diffusers import DDPMScheduler
 
     torch.manual_seed(0)
@@ -115,17 +127,30 @@ def test_v_prediction_is_diffusers_own():
     theirs = DDPMScheduler(**nets.BETAS)
     signal = theirs.alphas_cumprod[steps].view(-1, 1, 1, 1)
     noise = (noisy - signal.sqrt() * clean) / (1 - signal).sqrt()
-    assert torch.allclose(theirs.add_noise(clean, noise, steps), noisy, atol=1e-4) and torch.allclose(theirs.get_velocity(clean, noise, steps), target, atol=1e-3)
+    assert torch.allclose(theirs.add_noise(clean, noise, steps), noisy, atol=1e-4) and torch.allclose(
+        theirs.get_velocity(clean, noise, steps), target, atol=1e-3
+    )
     snr = (signal / (1 - signal)).flatten()
-    assert torch.allclose(weight, snr.clamp(max=5) / (snr + 1), rtol=1e-4) and steps.tolist() == sorted(steps.tolist()) and steps[0] < 125 and steps[-1] >= 875
-    assert weighted_loss(target, target, weight) == 0 and torch.isclose(weighted_loss(target + 1, target, weight), torch.tensor(1.0))
+    assert (
+        torch.allclose(weight, snr.clamp(max=5) / (snr + 1), rtol=1e-4)
+        and steps.tolist() == sorted(steps.tolist())
+        and steps[0] < 125
+        and steps[-1] >= 875
+    )
+    assert weighted_loss(target, target, weight) == 0 and torch.isclose(
+        weighted_loss(target + 1, target, weight), torch.tensor(1.0)
+    )
 
 
 def test_plain_attention_is_attention():
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 9, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 8)
     split = [x.unflatten(-1, (2, 4)).transpose(1, 2) for x in (q, k, v)]
-    assert torch.allclose(plain_attention(q, k, v, 2), nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2), atol=1e-6)
+    assert torch.allclose(
+        plain_attention(q, k, v, 2),
+        nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2),
+        atol=1e-6,
+    )
     model = nets.unet().eval()
     given = (torch.randn(1, 12, 8, 8), torch.tensor([500]), torch.randn(1, 77, nets.CONTEXT))
     with torch.no_grad():
@@ -136,22 +161,28 @@ def test_plain_attention_is_attention():
 
 @pytest.mark.parametrize("gain", [False, True], ids=["relevance", "relevance and gain"])
 def test_the_training_attention_is_what_the_sampler_does(gain):
-    """Two subjects in one picture, one of a second picture absent: the trained UNet's output equals the sampler's image attention on the same tokens."""
+    """Two subjects in one picture, one of a second picture absent: the trained UNet's output equals the sampler's image
+    attention on the same tokens.
+    """
     from support import tiny_diffusers as tiny
 
     with torch.no_grad():
         model: UNet2DConditionModel = tiny.unet()
         references = tiny.references(model, 2, text_gain=gain)
         g = torch.Generator().manual_seed(3)
-        given = (torch.randn(1, 4, 18, 11, generator=g), torch.tensor([500]), torch.randn(1, 77, tiny.CONTEXT, generator=g))
+        given = (
+            torch.randn(1, 4, 18, 11, generator=g),
+            torch.tensor([500]),
+            torch.randn(1, 77, tiny.CONTEXT, generator=g),
+        )
         with apply_image_attention(model, references, ImageAttentionSettings(1.0, Mixing("relevance")), ("cond",)):
             expected = model(*given).sample
         names = torch.zeros(2, 6, tiny.CONTEXT)
         segments = torch.zeros(2, 2, 6)
         for i, subject in enumerate(references.subjects):
             count = len(subject.name_tokens)
-            names[0, 3 * i:3 * i + count] = subject.name_tokens
-            segments[0, i, 3 * i:3 * i + count] = 1 / count
+            names[0, 3 * i : 3 * i + count] = subject.name_tokens
+            segments[0, i, 3 * i : 3 * i + count] = 1 / count
         names[1], segments[1, 0] = names[0], segments[0, 0]
         tokens = torch.cat([s.tokens for s in references.subjects])[None].expand(2, -1, -1)
         layers: DecoupledLayers = references.adapter.layers
@@ -163,7 +194,9 @@ def test_the_training_attention_is_what_the_sampler_does(gain):
         both = model(*(x.expand(2, *x.shape[1:]) for x in given)).sample
         assert torch.allclose(both[0], expected[0], atol=1e-5)
         model_alone = tiny.unet()
-        with apply_image_attention(model_alone, tiny.alone(references, 0), ImageAttentionSettings(1.0, Mixing("relevance")), ("cond",)):
+        with apply_image_attention(
+            model_alone, tiny.alone(references, 0), ImageAttentionSettings(1.0, Mixing("relevance")), ("cond",)
+        ):
             assert torch.allclose(both[1], model_alone(*given).sample[0], atol=1e-5), "an absent subject takes no share"
 
 
@@ -181,11 +214,18 @@ def test_every_token_of_a_name_is_bound_to_its_subject():
     assert any(len({subject.figure.kind for subject in scene.subjects}) < len(scene.subjects) for scene in scenes)
     where, words, present = places_of_words([*scenes, scenes[0]], [*(scene.caption for scene in scenes), ""])
     for nth, scene in enumerate(scenes):
-        expected = [(token, i) for i in scene.mentioned for token in tokens(scene.subjects[i].figure.words) if token < tokens("")[0]]
+        expected = [
+            (token, i)
+            for i in scene.mentioned
+            for token in tokens(scene.subjects[i].figure.words)
+            if token < tokens("")[0]
+        ]
         caption, covered = tokens(scene.caption), torch.from_numpy(masks(scene)).float()
         assert present[nth].tolist() == [True] * len(expected) + [False] * (present.shape[1] - len(expected))
-        assert [caption[place] for place in words[nth, :len(expected)]] == [token for token, _ in expected] and words[nth, :len(expected)].diff().gt(0).all()
-        assert torch.equal(where[nth, :len(expected)], torch.stack([covered[i] for _, i in expected]))
+        assert [caption[place] for place in words[nth, : len(expected)]] == [token for token, _ in expected] and words[
+            nth, : len(expected)
+        ].diff().gt(0).all()
+        assert torch.equal(where[nth, : len(expected)], torch.stack([covered[i] for _, i in expected]))
     assert not present[-1].any()
 
 
@@ -194,11 +234,17 @@ def test_the_localized_unet_predicts_as_the_plain_one_and_binds_words_to_places(
     """A few steps on the localization loss alone raise the attention that a subject's own cells pay to its words."""
     torch.manual_seed(0)
     model, scenes = nets.unet(), [random_scene(random.Random(seed), alone=0.0) for seed in range(4)]
-    noisy, steps, context = torch.randn(4, 12, 16, 16), torch.tensor([900, 500, 300, 20]), torch.randn(4, 77, nets.CONTEXT)
+    noisy, steps, context = (
+        torch.randn(4, 12, 16, 16),
+        torch.tensor([900, 500, 300, 20]),
+        torch.randn(4, 77, nets.CONTEXT),
+    )
     plain = model(noisy, steps, context).sample
     localized, places = LocalizedUNet(model), places_of_words(scenes, [scene.caption for scene in scenes])
     prediction, first = localized(noisy, steps, context, *places)
-    assert torch.allclose(prediction, plain, atol=1e-5) and abs(first.item()) < 0.01, "untrained attention knows no places"
+    assert torch.allclose(prediction, plain, atol=1e-5) and abs(first.item()) < 0.01, (
+        "untrained attention knows no places"
+    )
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     for _ in range(12):
         optimizer.zero_grad()
@@ -215,7 +261,9 @@ def test_colours_of_chance_are_never_a_held_out_pair():
         palette = painted(chance, look)
         body, accent = nearest(palette[look.body]), nearest(palette[look.accent])
         assert not Look(body, accent, look.pattern, look.accessory).held_out
-        assert torch.allclose(colours_of([figure], [palette])[0] * 255, torch.tensor([*palette[look.body], *palette[look.accent]]).float())
+        assert torch.allclose(
+            colours_of([figure], [palette])[0] * 255, torch.tensor([*palette[look.body], *palette[look.accent]]).float()
+        )
     assert all(nearest(colour) == name for name, colour in COLOURS.items())
 
 
@@ -228,17 +276,22 @@ def test_labels_lie_where_subjects_are():
         for subject, mask in zip(scene.subjects, torch.from_numpy(masks(scene)), strict=True):
             cells = mask.view(16, 2, 16, 2).any(3).any(1)
             figure = subject.figure
-            assert (labels["kind"][b][cells] == ANSWERS["kind"].index(figure.kind)).all() and (labels["body"][b][cells] == ANSWERS["body"].index(figure.look.body)).all()
+            assert (labels["kind"][b][cells] == ANSWERS["kind"].index(figure.kind)).all() and (
+                labels["body"][b][cells] == ANSWERS["body"].index(figure.look.body)
+            ).all()
 
 
-# ---- files -------------------------------------------------------------------------------------------------------------------------------
+# ---- files -----------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.slow
 def test_what_is_exported_is_what_was_averaged(trained):
     state = torch.load(trained / "base" / "checkpoint.pt", weights_only=True)
     unet, texts = load_unet(trained / "files"), load_texts(trained / "files")
     first = next(iter(unet.state_dict().values()))
-    assert torch.equal(first, state["average"][0].half().float()) and not torch.equal(first, state["modules"]["unet"][next(iter(state["modules"]["unet"]))].half().float())
+    assert torch.equal(first, state["average"][0].half().float()) and not torch.equal(
+        first, state["modules"]["unet"][next(iter(state["modules"]["unet"]))].half().float()
+    )
     table = texts.get_input_embeddings().weight
     assert table.shape == (files.VOCABULARY, nets.CONTEXT) and (table[list(known_ids())] != 0).any(1).all()
     unknown = torch.ones(files.VOCABULARY, dtype=torch.bool)
@@ -257,13 +310,22 @@ def test_a_word_that_the_world_does_not_know_stays_zero_in_training(trained):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", files.ADAPTERS)
 def test_a_trained_adapter_is_read_by_the_pack(kind, trained):
-    """In IP-Adapter's published layout, with text_to_weight where it was trained with it, and it moved away from where it began."""
+    """In IP-Adapter's published layout, with text_to_weight where it was trained with it, and it moved away from where
+    it began.
+    """
     from troupe.model_patches.families.registry import read_adapter
 
     adapter = read_adapter(trained / "files" / files.ADAPTERS[kind])
-    assert adapter.spec.family == f"{kind}_adapter" and adapter.spec.text_gain == (kind == "mip") and len(adapter.spec.widths) == 7
+    assert (
+        adapter.spec.family == f"{kind}_adapter"
+        and adapter.spec.text_gain == (kind == "mip")
+        and len(adapter.spec.widths) == 7
+    )
     unet = load_unet(trained / "files")
-    moved = [(layer.to_v_ip.weight.float() - place.attention.to_v.weight).abs().max() for layer, place in zip(adapter.layers.layers, cross_layers(unet), strict=True)]
+    moved = [
+        (layer.to_v_ip.weight.float() - place.attention.to_v.weight).abs().max()
+        for layer, place in zip(adapter.layers.layers, cross_layers(unet), strict=True)
+    ]
     assert min(moved) > 1e-5
 
 
@@ -287,7 +349,9 @@ def test_a_training_begins_with_exported_weights(trained, tmp_path):
     train_adapter("mip", tmp_path / "mip", base=trained / "files", **begin)
     for path in export.export_all(tmp_path, tmp_path / "files"):
         ours, theirs = files.read(path.name, tmp_path / "files"), files.read(path.name, trained / "files")
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], value) for name, value in theirs.items()), path.name
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], value) for name, value in theirs.items()), (
+            path.name
+        )
 
 
 @pytest.mark.slow
@@ -299,4 +363,8 @@ def test_the_card_tells_every_file_and_its_hash(trained):
     text = write_card(trained, trained / "files", count=8).read_text(encoding="utf-8")
     for path in (trained / "files").glob("*.safetensors"):
         assert f"| {path.name} | " in text and f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" in text
-    assert all(file in text for found, _, _ in WHAT.values() for file in found) and "CC0-1.0" in text and "held-out looks: kind " in text
+    assert (
+        all(file in text for found, _, _ in WHAT.values() for file in found)
+        and "CC0-1.0" in text
+        and "held-out looks: kind " in text
+    )

@@ -1,4 +1,5 @@
 """Relevance maps without a host: what a layer tells, how maps are averaged, measured, told and drawn."""
+
 from __future__ import annotations
 
 import re
@@ -37,7 +38,7 @@ def uniform(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# ---- what a layer tells ------------------------------------------------------------------------------------------------------------------
+# ---- what a layer tells ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("limited", [False, True])
@@ -65,7 +66,9 @@ def test_telling_changes_nothing_and_tells_the_names_attention(merge, count):
     g, b, n, c, heads = 2, 2, 24, 16, 4
     query = noise(g, b, n, c)
     segments = torch.block_diag(*[torch.full((1, 2), 0.5)] * count).expand(g, -1, -1)
-    tokens = LayerTokens(noise(g, 4 * count, c, seed=1), noise(g, 4 * count, c, seed=2), noise(g, 2 * count, c, seed=3), segments)
+    tokens = LayerTokens(
+        noise(g, 4 * count, c, seed=1), noise(g, 4 * count, c, seed=2), noise(g, 2 * count, c, seed=3), segments
+    )
     limits, strengths = uniform(1, 1, count, n, seed=4), torch.linspace(0.2, 1.0, count)
     told = []
     mixing = Mixing(merge, sharpness=1.5, background=0.6)
@@ -80,14 +83,16 @@ def test_the_published_merge_computes_nothing_twice(monkeypatch):
 
     calls = []
     for function in (relevance_of_heads, shares):
-        monkeypatch.setattr(decoupled, function.__name__, lambda *args, made=function: calls.append(made.__name__) or made(*args))
+        monkeypatch.setattr(
+            decoupled, function.__name__, lambda *args, made=function: calls.append(made.__name__) or made(*args)
+        )
     monkeypatch.setattr(decoupled, "owned", lambda *args: pytest.fail("shares computed a second time"))
     tokens = LayerTokens(noise(1, 4, 8), noise(1, 4, 8), noise(1, 2, 8), torch.eye(2)[None])
     image_delta(noise(1, 1, 6, 8), tokens, torch.ones(2), 2, Mixing(), observe=lambda told: None)
     assert calls == ["relevance_of_heads", "shares"]
 
 
-# ---- which blocks ------------------------------------------------------------------------------------------------------------------------
+# ---- which blocks ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("latent", [(64, 64), (96, 64), (13, 21), (128, 104), (5, 9)])
@@ -102,7 +107,7 @@ def test_coarse_and_fine_part_the_blocks(latent):
     assert wanted("fine", latent, latent) and all(wanted("all", grid, latent) for grid in grids)
 
 
-# ---- averages ----------------------------------------------------------------------------------------------------------------------------
+# ---- averages --------------------------------------------------------------------------------------------------------
 
 
 def test_every_look_counts_the_same():
@@ -126,13 +131,13 @@ def test_areas_stand_where_they_were_seen():
     torch.testing.assert_close(alone, torch.cat((torch.zeros(1, 4, 4), right), 2))
 
 
-# ---- numbers and words -------------------------------------------------------------------------------------------------------------------
+# ---- numbers and words -----------------------------------------------------------------------------------------------
 
 
 def halves(left=0.9, h=8, w=8):
     """Two subjects: the first has `left` of the left half and the rest of the right one."""
     first = torch.full((h, w), 1 - left)
-    first[:, :w // 2] = left
+    first[:, : w // 2] = left
     return first, 1 - first
 
 
@@ -162,7 +167,10 @@ def test_the_report_of_a_lone_subject_and_of_one_that_rested():
     region = torch.zeros(16, 16)
     region[:8] = 1
     text = report(recorded(SubjectMap("fox", torch.ones(4, 4), region=region)))
-    assert text.endswith("1 fox: the only subject, so it gets every share. The map shows where its name is relevant. 50 % of it is inside its own region.")
+    assert text.endswith(
+        "1 fox: the only subject, so it gets every share. The map shows where its name is relevant. 50 % of "
+        "it is inside its own region."
+    )
     text = report(recorded(SubjectMap("fox", torch.ones(4, 4)), SubjectMap("cat", None)))
     assert "2 cat: not active" in text and "overlap" not in text and "Warning" not in text
 
@@ -173,7 +181,9 @@ def test_who_owns_next_to_nothing_is_warned_of():
     assert not owns_next_to_nothing(SubjectMap("cat", little), 8), "an equal share is smaller among eight"
     small = torch.zeros(10, 10)
     small[:1, :1] = 1.0
-    assert owns_next_to_nothing(SubjectMap("bee", small), 2) and not owns_next_to_nothing(SubjectMap("bee", small, box=Box(0.0, 0.0, 0.1, 0.1)), 2)
+    assert owns_next_to_nothing(SubjectMap("bee", small), 2) and not owns_next_to_nothing(
+        SubjectMap("bee", small, box=Box(0.0, 0.0, 0.1, 0.1)), 2
+    )
     text = report(recorded(SubjectMap("fox", some), SubjectMap("cat", little)))
     assert text.splitlines()[-1].startswith("Warning: subject 2 'cat' has almost no share of the picture")
 
@@ -181,17 +191,26 @@ def test_who_owns_next_to_nothing_is_warned_of():
 def test_many_overlaps_are_cut_to_the_largest():
     maps = [SubjectMap(f"cat {i}", uniform(4, 4, seed=i)) for i in range(8)]
     lines = report(recorded(*maps)).splitlines()
-    pairs = [float(re.search(r" overlap ([\d.]+) %", line)[1]) for line in lines if " overlap " in line and " and " in line]
+    pairs = [
+        float(re.search(r" overlap ([\d.]+) %", line)[1]) for line in lines if " overlap " in line and " and " in line
+    ]
     assert len(pairs) == 10 and pairs == sorted(pairs, reverse=True) and lines[-1] == "The other 18 pairs overlap less."
 
 
 def test_two_that_cannot_be_told_apart_get_advice():
     first, second = halves(0.51)
     text = report(recorded(SubjectMap("astronaut", first), SubjectMap("cat", second)))
-    assert text.endswith("1 astronaut and 2 cat overlap 98 %: the model cannot tell them apart. Raise 'sharpness' to 3, or give each a box.")
-    assert "cannot tell" not in report(recorded(SubjectMap("astronaut", halves(0.52)[0]), SubjectMap("cat", halves(0.52)[1])))
+    assert text.endswith(
+        "1 astronaut and 2 cat overlap 98 %: the model cannot tell them apart. Raise 'sharpness' to 3, or "
+        "give each a box."
+    )
+    assert "cannot tell" not in report(
+        recorded(SubjectMap("astronaut", halves(0.52)[0]), SubjectMap("cat", halves(0.52)[1]))
+    )
     little = report(recorded(SubjectMap("fox", torch.full((4, 4), 0.98)), SubjectMap("cat", torch.full((4, 4), 0.02))))
-    assert "1 fox and 2 cat overlap 100 %." in little and "cannot tell" not in little, "the warning about the cat says what to do"
+    assert "1 fox and 2 cat overlap 100 %." in little and "cannot tell" not in little, (
+        "the warning about the cat says what to do"
+    )
 
 
 def test_what_is_said_where_nothing_was_recorded():
@@ -208,7 +227,7 @@ def test_another_latent_is_told():
         assert report(run, other).endswith(OTHER_LATENT)
 
 
-# ---- pictures ----------------------------------------------------------------------------------------------------------------------------
+# ---- pictures --------------------------------------------------------------------------------------------------------
 
 
 def rgb(index):
@@ -219,7 +238,7 @@ def test_a_row_for_each_subject_in_its_colour():
     first, second = halves(1.0)
     sheet = draw_maps(recorded(SubjectMap("fox", first), SubjectMap("cat", second)), (64, 64))
     assert sheet.shape == (1, 2 * LONGEST + GAP, LONGEST, 3)
-    upper, lower = sheet[0, :LONGEST], sheet[0, LONGEST + GAP:]
+    upper, lower = sheet[0, :LONGEST], sheet[0, LONGEST + GAP :]
     dark = torch.full((3,), DARK / 255)
     for row, index, owns, not_ in ((upper, 0, 100, 412), (lower, 1, 412, 100)):
         assert torch.allclose(row[400, owns], rgb(index), atol=0.01) and torch.allclose(row[400, not_], dark, atol=0.01)
@@ -227,7 +246,9 @@ def test_a_row_for_each_subject_in_its_colour():
 
 
 def test_maps_have_one_scale():
-    sheet = draw_maps(recorded(SubjectMap("fox", torch.full((4, 4), 0.5)), SubjectMap("cat", torch.full((4, 4), 0.25))), (64, 64))
+    sheet = draw_maps(
+        recorded(SubjectMap("fox", torch.full((4, 4), 0.5)), SubjectMap("cat", torch.full((4, 4), 0.25))), (64, 64)
+    )
     dark = torch.full((3,), DARK / 255)
     assert torch.allclose(sheet[0, 400, 256], rgb(0), atol=0.01)
     assert torch.allclose(sheet[0, LONGEST + GAP + 400, 256], torch.lerp(dark, rgb(1), 0.5), atol=0.01)
@@ -238,7 +259,7 @@ def test_over_the_picture():
     sheet = draw_maps(recorded(SubjectMap("fox", halves(1.0)[0]), SubjectMap("cat", None)), (48, 64), picture)
     h, w = 384, 512
     assert sheet.shape == (1, 2 * h + GAP, 2 * w + GAP, 3)
-    over = sheet[0, :h, w + GAP:]
+    over = sheet[0, :h, w + GAP :]
     assert torch.allclose(over[300, 450], torch.full((3,), 0.5), atol=0.01), "where nobody owns anything"
     assert torch.allclose(over[300, 50], torch.lerp(torch.full((3,), 0.5), rgb(0), 0.8), atol=0.01)
     assert torch.allclose(sheet[0, h + GAP + 300, 50], torch.full((3,), DARK / 255), atol=0.01), "who rested has no map"

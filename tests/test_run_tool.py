@@ -1,4 +1,7 @@
-"""tools/run.py without ComfyUI: whole runs on the embedded engine with random weights, what it leaves behind, and what it says to mistakes."""
+"""tools/run.py without ComfyUI: whole runs on the embedded engine with random weights, what it leaves behind, and what
+it says to mistakes.
+"""
+
 from __future__ import annotations
 
 import json
@@ -28,14 +31,21 @@ from troupe_tools.workflow.needed import model_roots, needed_models
 from troupe_tools.workflow.photos import real_photos
 
 RANDOM = "--random-models"
-TEMPLATES = [path.stem for path in sorted(WORKFLOWS.glob("*.json")) if "rehearsal" not in path.stem]  # those need no model files
+# those need no model files
+TEMPLATES = [path.stem for path in sorted(WORKFLOWS.glob("*.json")) if "rehearsal" not in path.stem]
 NAMED = "1 name token"
-BRINGS = {  # what a subject brings in the templates that are not an IP-Adapter plus, and how many of which layers of the random models it reaches
+# what a subject brings in the templates that are not an IP-Adapter plus, and how many of which layers of the random
+# models it reaches
+BRINGS = {
     "5_two_characters_illustrious": (f"4 image tokens, {NAMED}, box", 4, "cross-attention layers"),
     "6_boxes_and_relevance": (f"16 image tokens, {NAMED}, box", 4, "cross-attention layers"),
     "7_place_subjects": ("phrase, box", 4, "gated layers"),
     READS_PHOTOS: ("phrase, photo, box", 4, "gated layers"),
-    "8_portrait_mm_diff": ("4 image tokens, no name tokens (no CLIP wired), 1 word in the prompt", 70, "cross-attention layers"),
+    "8_portrait_mm_diff": (
+        "4 image tokens, no name tokens (no CLIP wired), 1 word in the prompt",
+        70,
+        "cross-attention layers",
+    ),
     "research_subject_diffusion": ("photo, 1 word in the prompt, box", 4, "gated layers"),
     "research_umm_fused_guidance": ("1 word in the prompt", 1, "text encoder"),
 }
@@ -73,28 +83,42 @@ def saved_as(path: Path, workflow: dict) -> str:
     return str(path)
 
 
-# ---- whole runs --------------------------------------------------------------------------------------------------------------------------
+# ---- whole runs ------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", [*TEMPLATES, READS_PHOTOS])
 def test_a_template_runs_where_there_is_nothing(name, tmp_path, capsys):
-    """No ComfyUI, no model files: the picture is called noise in its name, on its face, in the report and on the screen."""
+    """No ComfyUI, no model files: the picture is called noise in its name, on its face, in the report and on the
+    screen.
+    """
     out = tmp_path / "out"
     given = name if name in TEMPLATES else saved_as(tmp_path / "changed.json", template(name))
     assert run_tool.main([RANDOM, "--workflow", given, "--output", str(out), "--size", "128x64", "--steps", "2"]) == 0
     said = capsys.readouterr().out
     names = [subject.name for subject in read_job(template(name)).subjects]
-    seen = [] if name == "7_place_subjects" else [f"reference_{n}_as_the_encoder_saw_it.png" for n in range(1, len(names) + 1)]  # text boxes read no photos
+    # text boxes read no photos
+    seen = (
+        []
+        if name == "7_place_subjects"
+        else [f"reference_{n}_as_the_encoder_saw_it.png" for n in range(1, len(names) + 1)]
+    )
     assert sorted(p.name for p in out.iterdir()) == sorted([NOT_A_PICTURE, *seen, "report.txt"])
     assert "No ComfyUI was found" in said and "embedded" in said and NOISE in said and "step 2 of 2" in said
     assert (RANDOM_FACES in said) == (name == "8_portrait_mm_diff")
-    listed = [model for model in template(name)["models"] if "research" not in name or model["directory"] == "checkpoints"]  # of unknown files the encoder is not known
+    # of unknown files the encoder is not known
+    listed = [
+        model for model in template(name)["models"] if "research" not in name or model["directory"] == "checkpoints"
+    ]
     assert all(model["url"] in said and f"models/{model['directory']}/{model['name']}" in said for model in listed)
     report = (out / "report.txt").read_text()
     brings, count, layers = BRINGS.get(name, (f"16 image tokens, {NAMED}", 4, "cross-attention layers"))
     assert report.startswith(NOISE) and f"it acted in {count} of {count} {layers}" in report
     for number, subject in enumerate(names, 1):
         brought = brings.replace(NAMED, "2 name tokens") if " " in subject else brings
-        assert f"subject {number} '{subject}': {count} {layers.split()[-1] if 'layers' in layers else layers}, {brought}, weight 1" in report
+        assert (
+            f"subject {number} '{subject}': {count} {layers.split()[-1] if 'layers' in layers else layers}, "
+            f"{brought}, weight 1" in report
+        )
     with Image.open(out / NOT_A_PICTURE) as picture:
         assert picture.size == (1024, 512), "enlarged, so that its face can be read"
 
@@ -106,7 +130,7 @@ def test_the_references_are_the_photos(tmp_path):
     whole = np.asarray(Image.open(real_photos()[0]).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC))
     assert seen[0].shape == (224, 224, 3) and np.abs(seen[0].astype(float) - whole).mean() < 2
     border = (451 - 300) * 224 // 451 // 2
-    assert (seen[1][: border - 1] == 255).all() and (seen[1][-border + 1:] == 255).all() and (seen[1][112] < 255).any()
+    assert (seen[1][: border - 1] == 255).all() and (seen[1][-border + 1 :] == 255).all() and (seen[1][112] < 255).any()
 
 
 def test_the_mark_is_on_the_face():
@@ -132,7 +156,9 @@ def small_of():
                 graph = Graph(template(name))
                 change(graph)
                 edited = editing.edit(graph.workflow, editing.Changes(photos=photos, size=(64, 64), steps=2, **changes))
-                return embedded.run_embedded(read_job(edited.workflow), edited.photos, made[name], lambda line: None, lambda done, of: None)
+                return embedded.run_embedded(
+                    read_job(edited.workflow), edited.photos, made[name], lambda line: None, lambda done, of: None
+                )
 
             return go
 
@@ -156,7 +182,9 @@ def set_widget(kind: str, widget: str, value):
 
 
 def test_a_run_can_be_repeated_and_everything_it_reads_counts(small):
-    """The same job gives the same picture; another photo, name, prompt, weight, seed, step range or merge gives another."""
+    """The same job gives the same picture; another photo, name, prompt, weight, seed, step range or merge gives
+    another.
+    """
     first = pixels(small())
     assert np.array_equal(first, pixels(small()))
     different = {
@@ -182,7 +210,11 @@ def test_boxes_and_their_widgets_count(small_of):
     different = {
         "box": small(set_widget("TroupePlaceSubjects", "boxes", '[{"x": 0, "y": 0, "w": 0.5, "h": 0.5}, null]')),
         "no boxes": small(set_widget("TroupePlaceSubjects", "boxes", "[]")),
-        "layout": small(lambda graph: [set_widget("TroupePlaceSubjects", w, v)(graph) for w, v in (("boxes", "[]"), ("layout", "column"))]),
+        "layout": small(
+            lambda graph: [
+                set_widget("TroupePlaceSubjects", w, v)(graph) for w, v in (("boxes", "[]"), ("layout", "column"))
+            ]
+        ),
         "strength": small(set_widget(apply, "box_strength", 0.5)),
         "end": small(set_widget(apply, "box_end_percent", 0.4)),
         "feather": small(set_widget(apply, "box_feather", 0.3)),
@@ -197,14 +229,18 @@ def test_a_gated_run_counts_what_it_reads(small_of):
     """GLIGEN: photo, phrase, box, strength and schedule each make another picture; at strength 0 nothing acts."""
     small, apply = small_of(READS_PHOTOS), "TroupeApplyGated"
     first = pixels(small())
-    assert np.array_equal(first, pixels(small())) and np.array_equal(first, pixels(small(set_widget(apply, "use_bbox", "on"))))
+    assert np.array_equal(first, pixels(small())) and np.array_equal(
+        first, pixels(small(set_widget(apply, "use_bbox", "on")))
+    )
     different = {
         "photo": small(photos=(real_photos()[1],)),
         "name": small(names=("park bench",)),
         "box": small(set_widget("TroupePlaceSubjects", "boxes", '[{"x": 0, "y": 0, "w": 0.5, "h": 0.5}, null]')),
         "strength": small(set_widget(apply, "strength", 0.5)),
         "end": small(set_widget(apply, "end_percent", 0.4)),
-        "decay": small(lambda graph: [set_widget(apply, w, v)(graph) for w, v in (("end_percent", 0.4), ("decay_percent", 0.8))]),
+        "decay": small(
+            lambda graph: [set_widget(apply, w, v)(graph) for w, v in (("end_percent", 0.4), ("decay_percent", 0.8))]
+        ),
         "subject's weight": small(set_widget("TroupeAddSubject", "weight", 0.5)),
         "nothing": small(set_widget(apply, "strength", 0.0)),
     }
@@ -218,24 +254,40 @@ def test_text_boxes_count_names_and_boxes_and_no_photos(small_of):
     small = small_of("7_place_subjects")
     first = pixels(small())
     assert np.array_equal(first, pixels(small(photos=(real_photos()[1],))))
-    different = [small(names=("park bench",)), small(set_widget("TroupePlaceSubjects", "boxes", '[{"x": 0, "y": 0, "w": 0.5, "h": 0.5}, null]')),
-                 small(set_widget("TroupeApplyGated", "end_percent", 1.0)), small(set_widget("TroupeApplyGated", "strength", 0.0))]
+    different = [
+        small(names=("park bench",)),
+        small(set_widget("TroupePlaceSubjects", "boxes", '[{"x": 0, "y": 0, "w": 0.5, "h": 0.5}, null]')),
+        small(set_widget("TroupeApplyGated", "end_percent", 1.0)),
+        small(set_widget("TroupeApplyGated", "strength", 0.0)),
+    ]
     assert not [i for i, result in enumerate(different) if np.array_equal(first, pixels(result))]
 
 
 WORDS, GUIDER = "TroupeEncodePrompt", "TroupeSubjectGuider"
 COUNTED = {  # template -> what is changed: class, widget, value
     "research_umm_fused_guidance": [
-        ("TroupeAddSubject", "weight", 0.5), (WORDS, "fuse_start_step", 1), (WORDS, "fuse_start_percent", 0.5), (GUIDER, "second", 0.2), (GUIDER, "end_percent", 0.0),
-        (GUIDER, "cfg", 3.0), ("RandomNoise", "noise_seed", 7), ("KSamplerSelect", "sampler_name", "euler_ancestral"),
+        ("TroupeAddSubject", "weight", 0.5),
+        (WORDS, "fuse_start_step", 1),
+        (WORDS, "fuse_start_percent", 0.5),
+        (GUIDER, "second", 0.2),
+        (GUIDER, "end_percent", 0.0),
+        (GUIDER, "cfg", 3.0),
+        ("RandomNoise", "noise_seed", 7),
+        ("KSamplerSelect", "sampler_name", "euler_ancestral"),
         ("BasicScheduler", "scheduler", "sgm_uniform"),
     ],
     "8_portrait_mm_diff": [
-        ("TroupeApplyWeights", "strength_model", 0.5), ("TroupeApplyWeights", "strength_clip", 0.5), ("TroupeApplyImageAttention", "weight", 0.3), (WORDS, "fuse_start_step", 1),
+        ("TroupeApplyWeights", "strength_model", 0.5),
+        ("TroupeApplyWeights", "strength_clip", 0.5),
+        ("TroupeApplyImageAttention", "weight", 0.3),
+        (WORDS, "fuse_start_step", 1),
         ("TroupeApplyImageAttention", "start_percent", 0.5),
     ],
     "research_subject_diffusion": [
-        ("TroupeApplyWeights", "strength_model", 0.0), ("TroupeApplyWeights", "strength_clip", 0.0), ("TroupeApplyGated", "strength", 0.5), (GUIDER, "second", 3.0),
+        ("TroupeApplyWeights", "strength_model", 0.0),
+        ("TroupeApplyWeights", "strength_clip", 0.0),
+        ("TroupeApplyGated", "strength", 0.5),
+        (GUIDER, "second", 3.0),
         (WORDS, "fuse_start_step", 1),
     ],
 }
@@ -248,7 +300,10 @@ def test_a_run_with_subjects_in_the_prompt_counts_what_it_reads(name, small_of):
     small = small_of(name)
     first = pixels(small())
     assert np.array_equal(first, pixels(small()))
-    different = {"photo": small(photos=(real_photos()[1],)), "name": small(names=("astronaut",) if name == "8_portrait_mm_diff" else ("photo",))}
+    different = {
+        "photo": small(photos=(real_photos()[1],)),
+        "name": small(names=("astronaut",) if name == "8_portrait_mm_diff" else ("photo",)),
+    }
     different |= {f"{kind} {widget}": small(set_widget(kind, widget, value)) for kind, widget, value in COUNTED[name]}
     assert not [what for what, result in different.items() if np.array_equal(first, pixels(result))]
 
@@ -268,14 +323,35 @@ def rewired(name: str, title: str, slot: str, source: str, output: int = 0) -> d
     return workflow
 
 
-@pytest.mark.parametrize("wire, said", [
-    (("8_portrait_mm_diff", "Negative", "clip", "Base model", 1), "Negative.*takes its CLIP from 'Base model'.*Apply Adapter Weights"),
-    (("research_umm_fused_guidance", "Two-Strength Guider: umm", "middle", "Negative"), "'middle' of 'Two-Strength Guider: umm'.*comes from 'Negative'.*text_only"),
-    (("research_umm_fused_guidance", "Two-Strength Guider: umm", "negative", "Encode Prompt with Subjects"), "makes the negative prompt.*run this workflow in ComfyUI"),
-    (("research_umm_fused_guidance", "Encode Prompt with Subjects", "places_of", "Prompt"), "'places_of' of 'Encode Prompt with Subjects'.*run this workflow in ComfyUI"),
-    (("research_umm_fused_guidance", "Sample", "guider", "Steps"), "'guider' of 'Sample'.*knows only TroupeSubjectGuider"),
-    (("8_portrait_mm_diff", "Subject: woman", "faces", "IPAdapter InsightFace Loader"), "The faces of 'Subject: woman'.*not those of its own photos"),
-])
+@pytest.mark.parametrize(
+    "wire, said",
+    [
+        (
+            ("8_portrait_mm_diff", "Negative", "clip", "Base model", 1),
+            "Negative.*takes its CLIP from 'Base model'.*Apply Adapter Weights",
+        ),
+        (
+            ("research_umm_fused_guidance", "Two-Strength Guider: umm", "middle", "Negative"),
+            "'middle' of 'Two-Strength Guider: umm'.*comes from 'Negative'.*text_only",
+        ),
+        (
+            ("research_umm_fused_guidance", "Two-Strength Guider: umm", "negative", "Encode Prompt with Subjects"),
+            "makes the negative prompt.*run this workflow in ComfyUI",
+        ),
+        (
+            ("research_umm_fused_guidance", "Encode Prompt with Subjects", "places_of", "Prompt"),
+            "'places_of' of 'Encode Prompt with Subjects'.*run this workflow in ComfyUI",
+        ),
+        (
+            ("research_umm_fused_guidance", "Sample", "guider", "Steps"),
+            "'guider' of 'Sample'.*knows only TroupeSubjectGuider",
+        ),
+        (
+            ("8_portrait_mm_diff", "Subject: woman", "faces", "IPAdapter InsightFace Loader"),
+            "The faces of 'Subject: woman'.*not those of its own photos",
+        ),
+    ],
+)
 def test_wires_that_only_comfyui_follows_are_named(wire, said):
     import re
 
@@ -313,11 +389,14 @@ def test_the_pack_s_warnings_are_heard(small):
     assert any("both called 'cat'" in line for line in small(names=("cat", "cat")).lines)
 
 
-# ---- model files -------------------------------------------------------------------------------------------------------------------------
+# ---- model files -----------------------------------------------------------------------------------------------------
+
 
 def header_only(path: Path, shapes: dict[str, list[int]]) -> None:
     """A safetensors file whose header tells of tensors; their data is not there."""
-    header = json.dumps({name: {"dtype": "F16", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}).encode()
+    header = json.dumps(
+        {name: {"dtype": "F16", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
+    ).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(struct.pack("<Q", len(header)) + header)
 
@@ -328,7 +407,10 @@ def models(tmp_path) -> Path:
     folder = tmp_path / "models"
     header_only(folder / "checkpoints" / "sdxl" / "sd_xl_base_1.0.safetensors", {"a": [1]})
     header_only(folder / "ipadapter" / "ip-adapter-plus_sdxl_vit-h.safetensors", {"a": [1]})
-    header_only(folder / "clip_vision" / "whatever.safetensors", {"vision_model.embeddings.class_embedding": [1280], "visual_projection.weight": [1024, 1280]})
+    header_only(
+        folder / "clip_vision" / "whatever.safetensors",
+        {"vision_model.embeddings.class_embedding": [1280], "visual_projection.weight": [1024, 1280]},
+    )
     return folder
 
 
@@ -336,8 +418,11 @@ def test_missing_files_are_listed_with_link_and_folder(capsys):
     assert run_tool.main(["--list-missing"]) == 1
     said = capsys.readouterr().out
     assert said.count("missing  ") == 3
-    for link, place in ((SDXL_LINK, "models/checkpoints/sd_xl_base_1.0.safetensors"), (PLUS_LINK, "models/ipadapter/ip-adapter-plus_sdxl_vit-h.safetensors"),
-                        (VIT_H_LINK, "models/clip_vision/CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")):
+    for link, place in (
+        (SDXL_LINK, "models/checkpoints/sd_xl_base_1.0.safetensors"),
+        (PLUS_LINK, "models/ipadapter/ip-adapter-plus_sdxl_vit-h.safetensors"),
+        (VIT_H_LINK, "models/clip_vision/CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"),
+    ):
         assert f"download {link}\n           and save it as {place}" in said
 
 
@@ -345,35 +430,67 @@ def test_files_are_found_in_subfolders_and_encoders_by_their_widths(models, caps
     assert run_tool.main(["--list-missing", "--models", str(models)]) == 0
     said = capsys.readouterr().out
     assert "missing" not in said and "whatever.safetensors" in said
-    header_only(models / "clip_vision" / "whatever.safetensors", {"vision_model.embeddings.class_embedding": [1664], "visual_projection.weight": [1280, 1664]})
+    header_only(
+        models / "clip_vision" / "whatever.safetensors",
+        {"vision_model.embeddings.class_embedding": [1664], "visual_projection.weight": [1280, 1664]},
+    )
     assert run_tool.main(["--list-missing", "--models", str(models)]) == 1
     assert VIT_H_LINK in capsys.readouterr().out
 
 
 def test_the_illustrious_template_needs_the_other_encoder(models):
-    files = {file.name: file.path for file in needed_models(Graph(template("5_two_characters_illustrious")), model_roots(None, models))}
-    assert files == {"Illustrious-XL-v0.1.safetensors": None, "noobIPAMARK1_mark1.safetensors": None, "CLIP-ViT-bigG-14-laion2B-39B-b160k.safetensors": None}
+    files = {
+        file.name: file.path
+        for file in needed_models(Graph(template("5_two_characters_illustrious")), model_roots(None, models))
+    }
+    assert files == {
+        "Illustrious-XL-v0.1.safetensors": None,
+        "noobIPAMARK1_mark1.safetensors": None,
+        "CLIP-ViT-bigG-14-laion2B-39B-b160k.safetensors": None,
+    }
 
 
 def test_gligen_needs_its_matrix_beside_it(models):
     """The projection matrix is looked for where the file lies, the encoder by its widths."""
-    def files() -> dict:
-        return {f"{file.folder}/{file.name}": file.path for file in needed_models(Graph(template(READS_PHOTOS)), model_roots(None, models))}
 
-    wanted = ["checkpoints/v1-5-pruned-emaonly-fp16.safetensors", "gligen/gligen-generation-text-image-box.bin", "gligen/projection_matrix",
-              "clip_vision/clip-vit-large-patch14.safetensors"]
+    def files() -> dict:
+        return {
+            f"{file.folder}/{file.name}": file.path
+            for file in needed_models(Graph(template(READS_PHOTOS)), model_roots(None, models))
+        }
+
+    wanted = [
+        "checkpoints/v1-5-pruned-emaonly-fp16.safetensors",
+        "gligen/gligen-generation-text-image-box.bin",
+        "gligen/projection_matrix",
+        "clip_vision/clip-vit-large-patch14.safetensors",
+    ]
     assert files() == dict.fromkeys(wanted)
     (models / "gligen").mkdir()
     (models / "gligen" / "gligen-generation-text-image-box.bin").touch()
     assert files()["gligen/gligen-generation-text-image-box.bin"] and files()["gligen/projection_matrix"] is None
     (models / "gligen" / "projection_matrix").touch()
-    header_only(models / "clip_vision" / "l.safetensors", {"vision_model.embeddings.class_embedding": [1024], "visual_projection.weight": [768, 1024]})
+    header_only(
+        models / "clip_vision" / "l.safetensors",
+        {"vision_model.embeddings.class_embedding": [1024], "visual_projection.weight": [768, 1024]},
+    )
     found = files()
-    assert found["gligen/projection_matrix"] == models / "gligen" / "projection_matrix" and found["clip_vision/clip-vit-large-patch14.safetensors"].name == "l.safetensors"
+    assert (
+        found["gligen/projection_matrix"] == models / "gligen" / "projection_matrix"
+        and found["clip_vision/clip-vit-large-patch14.safetensors"].name == "l.safetensors"
+    )
     phrases = Graph(template("7_place_subjects"))
-    assert [file.name for file in needed_models(phrases, model_roots(None, None))] == [wanted[0].split("/")[1], "gligen_sd14_textbox_pruned_fp16.safetensors"]
-    phrases.write(phrases.of_type("TroupeLoadAdapter")[0], "adapter_name", "gligen/gligen_sd14_textbox_pruned_fp16.safetensors")
-    assert [file.name for file in needed_models(phrases, model_roots(None, None))] == [wanted[0].split("/")[1], "gligen_sd14_textbox_pruned_fp16.safetensors"]
+    assert [file.name for file in needed_models(phrases, model_roots(None, None))] == [
+        wanted[0].split("/")[1],
+        "gligen_sd14_textbox_pruned_fp16.safetensors",
+    ]
+    phrases.write(
+        phrases.of_type("TroupeLoadAdapter")[0], "adapter_name", "gligen/gligen_sd14_textbox_pruned_fp16.safetensors"
+    )
+    assert [file.name for file in needed_models(phrases, model_roots(None, None))] == [
+        wanted[0].split("/")[1],
+        "gligen_sd14_textbox_pruned_fp16.safetensors",
+    ]
 
 
 def test_extra_model_folders_of_comfyui_are_searched(models, tmp_path):
@@ -384,13 +501,16 @@ def test_extra_model_folders_of_comfyui_are_searched(models, tmp_path):
     assert all(file.path for file in needed_models(Graph(template()), model_roots(host, None)))
 
 
-# ---- what the command line changes -------------------------------------------------------------------------------------------------------
+# ---- what the command line changes -----------------------------------------------------------------------------------
+
 
 def test_changes_land_in_the_workflow():
     photos = (real_photos()[1],)
     both = editing.edit(template(), editing.Changes(tuple(reversed(real_photos()))))
     assert list(both.photos.values()) == list(reversed(real_photos()))
-    edited = editing.edit(template(), editing.Changes(photos, ("woman", "tabby"), "a woman and a tabby", (832, 1216), 12, 99))
+    edited = editing.edit(
+        template(), editing.Changes(photos, ("woman", "tabby"), "a woman and a tabby", (832, 1216), 12, 99)
+    )
     job = read_job(edited.workflow)
     assert [s.name for s in job.subjects] == ["woman", "tabby"]
     assert (job.prompt, job.width, job.height, job.steps, job.seed) == ("a woman and a tabby", 832, 1216, 12, 99)
@@ -439,7 +559,7 @@ def test_names_are_asked_for_at_a_terminal(monkeypatch, capsys):
 def test_without_changes_only_the_photos_differ():
     for name in TEMPLATES:
         edited = editing.edit(template(name), editing.Changes())
-        assert [path for path in edited.photos.values()] == real_photos()[:len(edited.photos)]
+        assert [path for path in edited.photos.values()] == real_photos()[: len(edited.photos)]
         graph = Graph(edited.workflow)
         for node in graph.of_type("LoadImage"):
             graph.write(node, "image", edited.photos[graph.value(node, "image")].name)
@@ -456,7 +576,10 @@ def test_comfyui_s_example_picture_stands_for_the_sample_photos():
 
 def test_a_photo_beside_the_workflow_goes_before_a_sample_of_its_name(tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "troupe_cat.jpg")
-    assert list(editing.edit(template(), editing.Changes(), [tmp_path]).photos.values()) == [real_photos()[0], tmp_path / "troupe_cat.jpg"]
+    assert list(editing.edit(template(), editing.Changes(), [tmp_path]).photos.values()) == [
+        real_photos()[0],
+        tmp_path / "troupe_cat.jpg",
+    ]
 
 
 def test_a_photo_of_the_workflow_s_own_is_looked_up(tmp_path):
@@ -469,21 +592,28 @@ def test_a_photo_of_the_workflow_s_own_is_looked_up(tmp_path):
     assert list(edited.photos.values()) == [real_photos()[0], tmp_path / "tom.png"]
 
 
-# ---- mistakes ----------------------------------------------------------------------------------------------------------------------------
+# ---- mistakes --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("arguments, said", [
-    (["--workflow", "no_such"], "no workflow file.*3_quick_two_subjects.json"),
-    (["--photo", "no_such.jpg"], "no photo at no_such.jpg.*--photo"),
-    (["--photo", "a", "--photo", "b", "--photo", "c"], "3 photos were given for 2"),
-    (["--name", "a", "--name", "b", "--name", "c"], "3 names were given for 2"),
-    (["--models", "no_such_folder"], "no folder no_such_folder"),
-    (["--engine", "comfyui"], "No ComfyUI was found.*COMFYUI_PATH"),
-    (["--size", "100x100"], "multiples of 8 pixels.*100x100"),
-    (["--photo", __file__, "--size", "64x64"], f"{re.escape(__file__)} is no picture that can be read.*--photo"),
-    (["--photo", str(real_photos()[1]), "--size", "64x64"], "--photo .*troupe_cat.jpg has no name. Add --name"),
-    (["--photo", str(real_photos()[1]), "--name", "cat", "--photo", str(real_photos()[0])], "--photo .*troupe_astronaut.jpg has no name"),
-    (["--name", " "], "a name for subject 1"),
-])
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--workflow", "no_such"], "no workflow file.*3_quick_two_subjects.json"),
+        (["--photo", "no_such.jpg"], "no photo at no_such.jpg.*--photo"),
+        (["--photo", "a", "--photo", "b", "--photo", "c"], "3 photos were given for 2"),
+        (["--name", "a", "--name", "b", "--name", "c"], "3 names were given for 2"),
+        (["--models", "no_such_folder"], "no folder no_such_folder"),
+        (["--engine", "comfyui"], "No ComfyUI was found.*COMFYUI_PATH"),
+        (["--size", "100x100"], "multiples of 8 pixels.*100x100"),
+        (["--photo", __file__, "--size", "64x64"], f"{re.escape(__file__)} is no picture that can be read.*--photo"),
+        (["--photo", str(real_photos()[1]), "--size", "64x64"], "--photo .*troupe_cat.jpg has no name. Add --name"),
+        (
+            ["--photo", str(real_photos()[1]), "--name", "cat", "--photo", str(real_photos()[0])],
+            "--photo .*troupe_astronaut.jpg has no name",
+        ),
+        (["--name", " "], "a name for subject 1"),
+    ],
+)
 def test_mistakes_are_sentences(arguments, said, capsys, tmp_path):
     assert run_tool.main([RANDOM, *arguments, "--output", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
@@ -499,6 +629,7 @@ def test_a_wrong_comfyui_path_is_said(monkeypatch, tmp_path):
 
 def test_comfyui_is_looked_for_in_order(monkeypatch, tmp_path):
     """The environment, then the folder the pack lies in, then where comfy-cli installs."""
+
     def make(place: Path) -> Path:
         (place / "comfy").mkdir(parents=True)
         (place / "comfy" / "model_patcher.py").touch()
@@ -531,7 +662,11 @@ def test_a_comfyui_without_its_requirements_is_passed_over(monkeypatch, tmp_path
 def test_installing_shows_comfy_cli_s_own_command(monkeypatch, capsys):
     pytest.importorskip("comfy_cli")
     ran = []
-    monkeypatch.setattr(comfyui.subprocess, "run", lambda command, **kwargs: ran.append(command) or subprocess.CompletedProcess(command, 7))
+    monkeypatch.setattr(
+        comfyui.subprocess,
+        "run",
+        lambda command, **kwargs: ran.append(command) or subprocess.CompletedProcess(command, 7),
+    )
     assert run_tool.main(["--install-comfyui"]) == 1
     shown = capsys.readouterr()
     assert ran[0][1:5] == ["-m", "comfy_cli", "--skip-prompt", "install"] and " ".join(ran[0][1:]) in shown.out
@@ -541,7 +676,10 @@ def test_installing_shows_comfy_cli_s_own_command(monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_command_runs_from_anywhere_and_keeps_the_pack_off_the_path(tmp_path):
     """A root folder `nodes/` on sys.path would hide the host's nodes.py."""
-    code = f"import sys; sys.path[0] = r'{ROOT / 'tools'}'; import run; run.main(['--list-missing']); assert r'{ROOT}' not in sys.path"
+    code = (
+        f"import sys; sys.path[0] = r'{ROOT / 'tools'}'; import run; run.main(['--list-missing']); assert "
+        f"r'{ROOT}' not in sys.path"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "missing  checkpoints" in done.stdout, done.stderr
 
@@ -561,7 +699,7 @@ def test_a_broken_torchaudio_counts_as_none(monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "torchaudio")
 
 
-# ---- a full disk, and runs at the same time ------------------------------------------------------------------------------------------------
+# ---- a full disk, and runs at the same time --------------------------------------------------------------------------
 
 QUICK_RUN = [RANDOM, "--engine", "embedded", "--size", "64x64", "--steps", "1"]
 
@@ -571,7 +709,9 @@ def tiny_disk(tmp_path):
     """A disk of 64 kB, where this system lets a test have one."""
     place = tmp_path / "disk"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, check=False
+    ).returncode:
         pytest.skip("NO RIGHT TO MOUNT A SMALL DISK: a full one was only played")
     yield place
     subprocess.run(["umount", "--lazy", str(place)], check=True)
@@ -580,7 +720,12 @@ def tiny_disk(tmp_path):
 def full(capsys, place: Path) -> None:
     """One sentence about a full disk that names the place."""
     error = capsys.readouterr().err
-    assert error.startswith("error: Expected ") and str(place) in error and "No space left on device" in error and error.count("\n") == 1, error
+    assert (
+        error.startswith("error: Expected ")
+        and str(place) in error
+        and "No space left on device" in error
+        and error.count("\n") == 1
+    ), error
 
 
 @pytest.mark.parametrize("taken", [0, 40_000], ids=["in the picture", "in its first bytes"])
@@ -589,7 +734,9 @@ def test_a_full_disk_leaves_nothing(taken, tiny_disk, capsys):
     (tiny_disk / "mine.bin").write_bytes(b"x" * taken)
     assert run_tool.main([*QUICK_RUN, "--output", str(tiny_disk)]) == 1
     full(capsys, tiny_disk)
-    assert [path.name for path in tiny_disk.iterdir()] == ["mine.bin"] and (tiny_disk / "mine.bin").stat().st_size == taken
+    assert [path.name for path in tiny_disk.iterdir()] == ["mine.bin"] and (
+        tiny_disk / "mine.bin"
+    ).stat().st_size == taken
 
 
 @pytest.mark.parametrize("name", ["4_two_subjects", "8_portrait_mm_diff", "7_place_subjects"])
@@ -623,7 +770,13 @@ def made_by_hand(grey: int = 0):
     """A result of two pictures and a reference, without a run."""
     from troupe_tools.engine.result import Result
 
-    fact = {"adapter": "a.bin", "kind": "a kind", "layers": 3, "places": "layers", "subjects": [{"name": f"number {grey}", "has": ["photo"], "weight": 1.0}]}
+    fact = {
+        "adapter": "a.bin",
+        "kind": "a kind",
+        "layers": 3,
+        "places": "layers",
+        "subjects": [{"name": f"number {grey}", "has": ["photo"], "weight": 1.0}],
+    }
     picture = Image.new("RGB", (64, 64), (grey,) * 3)
     return Result((picture, picture), (picture,), (fact,), (3,), ())
 
@@ -642,7 +795,9 @@ def test_a_disk_that_is_full_in_any_file(failing, tmp_path, monkeypatch):
     run_tool.save(made_by_hand(1), tmp_path, random=False)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setattr(Image.Image, "save", half)
-    with pytest.raises(RunError, match="Expected to write this run's 4 files.*found 'No space left on device'.*--output"):
+    with pytest.raises(
+        RunError, match="Expected to write this run's 4 files.*found 'No space left on device'.*--output"
+    ):
         run_tool.save(made_by_hand(2), tmp_path, random=False)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before and len(before) == 4
 
@@ -666,37 +821,59 @@ def test_a_move_that_fails_takes_back_what_was_moved(tmp_path, monkeypatch):
 def test_no_run_writes_over_another(tmp_path):
     """Nor over a picture of the user's own."""
     (tmp_path / "run_3_picture.png").write_bytes(b"mine")
-    names = [tuple(path.name for path in run_tool.save(made_by_hand(grey), tmp_path, random=False)) for grey in (1, 2, 3)]
+    names = [
+        tuple(path.name for path in run_tool.save(made_by_hand(grey), tmp_path, random=False)) for grey in (1, 2, 3)
+    ]
     assert names == [SAVED, tuple(f"run_2_{name}" for name in SAVED), tuple(f"run_4_{name}" for name in SAVED)]
     for grey, prefix in ((1, ""), (2, "run_2_"), (3, "run_4_")):
-        assert np.asarray(Image.open(tmp_path / f"{prefix}picture.png"))[0, 0, 0] == grey and f"'number {grey}'" in (tmp_path / f"{prefix}report.txt").read_text()
+        assert (
+            np.asarray(Image.open(tmp_path / f"{prefix}picture.png"))[0, 0, 0] == grey
+            and f"'number {grey}'" in (tmp_path / f"{prefix}report.txt").read_text()
+        )
     assert (tmp_path / "run_3_picture.png").read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 13
 
 
 def test_many_processes_save_at_once(tmp_path):
     """Each set of files is one run's own."""
-    code = f"import sys; sys.path.append(r'{ROOT / 'tools'}'); import pathlib; from troupe_tools.engine import saving\n" \
-           "me = sys.argv[1]; files = {n: (lambda p: p.write_text(me)) for n in ('picture.png', 'reference.png', 'report.txt')}\n" \
-           f"sys.stdin.read(1)\nfor i in range(20): saving.save_all(files, pathlib.Path(r'{tmp_path / 'out'}'))"
-    running = [subprocess.Popen([sys.executable, "-c", code, str(i)], stdin=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(4)]
+    code = (
+        f"import sys; sys.path.append(r'{ROOT / 'tools'}'); import pathlib; from troupe_tools.engine import saving\n"
+        "me = sys.argv[1]; files = {n: (lambda p: p.write_text(me)) for n in ('picture.png', "
+        "'reference.png', 'report.txt')}\n"
+        f"sys.stdin.read(1)\nfor i in range(20): saving.save_all(files, pathlib.Path(r'{tmp_path / 'out'}'))"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(i)], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        for i in range(4)
+    ]
     for process in running:
         process.stdin.write(b".")
         process.stdin.flush()
     assert [process.communicate()[1] for process in running] == [b""] * 4
     texts = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
     prefixes = ["", *(f"run_{number}_" for number in range(2, 81))]
-    assert sorted(texts) == sorted(f"{prefix}{name}" for prefix in prefixes for name in ("picture.png", "reference.png", "report.txt"))
-    sets = [{texts[f"{prefix}{name}"] for name in ("picture.png", "reference.png", "report.txt")} for prefix in prefixes]
-    assert all(len(found) == 1 for found in sets) and sorted(found.pop() for found in sets) == sorted(str(i) for i in range(4) for _ in range(20))
+    assert sorted(texts) == sorted(
+        f"{prefix}{name}" for prefix in prefixes for name in ("picture.png", "reference.png", "report.txt")
+    )
+    sets = [
+        {texts[f"{prefix}{name}"] for name in ("picture.png", "reference.png", "report.txt")} for prefix in prefixes
+    ]
+    assert all(len(found) == 1 for found in sets) and sorted(found.pop() for found in sets) == sorted(
+        str(i) for i in range(4) for _ in range(20)
+    )
 
 
 @pytest.mark.slow
 def test_two_runs_at_once(tmp_path):
-    """The whole command, twice into one folder: both finish, and each record tells of its own run and stands beside its own picture."""
+    """The whole command, twice into one folder: both finish, and each record tells of its own run and stands beside its
+    own picture.
+    """
     command = [sys.executable, str(ROOT / "tools" / "run.py"), *QUICK_RUN, "--output", str(tmp_path / "out")]
     words = ("astronaut", "park bench")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    running = [subprocess.Popen([*command, "--name", name, "--seed", str(i)], cwd=tmp_path, **pipes) for i, name in enumerate(words)]
+    running = [
+        subprocess.Popen([*command, "--name", name, "--seed", str(i)], cwd=tmp_path, **pipes)
+        for i, name in enumerate(words)
+    ]
     said = [process.communicate() for process in running]
     assert [process.returncode for process in running] == [0, 0], said
     found = {}
@@ -707,7 +884,9 @@ def test_two_runs_at_once(tmp_path):
             with Image.open(path) as picture:
                 picture.load()
         found[name] = saved
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for saved in found.values() for path in saved)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        path.name for saved in found.values() for path in saved
+    )
     assert len({path for saved in found.values() for path in saved}) == 8
     assert len({saved[0].read_bytes() for saved in found.values()}) == 2
 
@@ -720,28 +899,43 @@ def test_an_output_that_is_a_file_is_said_before_the_run(tmp_path, capsys):
         assert "Expected a folder to save in" in said.err and "a file" in said.err and "step" not in said.out
 
 
-# ---- the rehearsal: no model files, and no random weights ----------------------------------------------------------------------------------
+# ---- the rehearsal: no model files, and no random weights ------------------------------------------------------------
+
 
 def test_missing_models_end_a_named_workflow(capsys, tmp_path):
-    """Random weights are for tests: the error lists the files that the workflow needs, and says what runs without them."""
+    """Random weights are for tests: the error lists the files that the workflow needs, and says what runs
+    without them.
+    """
     assert run_tool.main(["--workflow", "4_two_subjects", "--output", str(tmp_path / "out")]) == 1
     said = capsys.readouterr()
-    assert SDXL_LINK in said.out and "run `python tools/run.py` without --workflow" in said.err and not (tmp_path / "out").exists()
+    assert (
+        SDXL_LINK in said.out
+        and "run `python tools/run.py` without --workflow" in said.err
+        and not (tmp_path / "out").exists()
+    )
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (["--photo", "me.jpg"], "only know their own drawn subjects.*--list-missing"),
-    (["--name", "knight"], "takes its names from the prompt.*--prompt"),
-    (["--size", "512x512"], "paint 128x128 pixels.*--list-missing"),
-    (["--prompt", "a unicorn on the moon"], "names 0. They know: robot, cat.*For example"),
-    (["--prompt", "a cat, a robot, a fish and a bird at night"], "names 4"),
-])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--photo", "me.jpg"], "only know their own drawn subjects.*--list-missing"),
+        (["--name", "knight"], "takes its names from the prompt.*--prompt"),
+        (["--size", "512x512"], "paint 128x128 pixels.*--list-missing"),
+        (["--prompt", "a unicorn on the moon"], "names 0. They know: robot, cat.*For example"),
+        (["--prompt", "a cat, a robot, a fish and a bird at night"], "names 4"),
+    ],
+)
 def test_what_the_rehearsal_cannot_do(arguments, said, capsys, tmp_path):
     import re
 
     assert run_tool.main([*arguments, "--output", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and re.search(said, error, re.S) and "Traceback" not in error and not (tmp_path / "out").exists()
+    assert (
+        error.startswith("error: ")
+        and re.search(said, error, re.S)
+        and "Traceback" not in error
+        and not (tmp_path / "out").exists()
+    )
 
 
 @pytest.fixture
@@ -758,32 +952,52 @@ def shipped(tmp_path, monkeypatch):
 
 
 def test_the_first_command_paints_a_picture(tmp_path, capsys):
-    """Without arguments and model files: picture, comparison and a report that says what it is; nothing is called noise."""
+    """Without arguments and model files: picture, comparison and a report that says what it is; nothing is called
+    noise.
+    """
     out = tmp_path / "out"
     assert run_tool.main(["--steps", "2", "--output", str(out)]) == 0
     said = capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == ["comparison.png", "picture.png", "report.txt"]
     report = (out / "report.txt").read_text(encoding="utf-8")
-    assert "a small model trained on drawn pictures" in report and "says nothing about how well the real models reproduce a photo" in report
+    assert (
+        "a small model trained on drawn pictures" in report
+        and "says nothing about how well the real models reproduce a photo" in report
+    )
     assert report.rstrip() in said and "NOISE" not in said
     assert "1 cat: " in report and "2 robot: " in report and "prompt: a cat and a robot on grass, seed: " in report
     picture = np.asarray(Image.open(out / "picture.png"))
-    assert picture.shape == (512, 512, 3) and (picture.reshape(32, 16, 32, 16, 3) == picture[::16, ::16][:, None, :, None]).all(), "every drawn cell is a square of 16 pixels"
+    assert (
+        picture.shape == (512, 512, 3)
+        and (picture.reshape(32, 16, 32, 16, 3) == picture[::16, ::16][:, None, :, None]).all()
+    ), "every drawn cell is a square of 16 pixels"
     assert Image.open(out / "comparison.png").width > 1000
 
 
-@pytest.mark.parametrize("name", ["unet.safetensors", "text_encoder.safetensors", "image_encoder.safetensors", "rehearsal_mip_adapter.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    ["unet.safetensors", "text_encoder.safetensors", "image_encoder.safetensors", "rehearsal_mip_adapter.safetensors"],
+)
 @pytest.mark.parametrize("harm", ["missing", "cut off"])
 def test_a_harmed_rehearsal_file_is_named(name, harm, shipped, tmp_path, capsys):
     path = shipped / name
     path.write_bytes(path.read_bytes()[:10_000]) if harm == "cut off" else path.unlink()
     assert run_tool.main(["--steps", "1", "--output", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: Expected ") and name in error and "reinstall or update the pack" in error and "Traceback" not in error and not (tmp_path / "out").exists()
+    assert (
+        error.startswith("error: Expected ")
+        and name in error
+        and "reinstall or update the pack" in error
+        and "Traceback" not in error
+        and not (tmp_path / "out").exists()
+    )
 
 
 @pytest.mark.parametrize("name", ["1_start_here_rehearsal", "2_rehearsal_compare"])
 def test_the_rehearsal_templates_run_without_a_host(name, tmp_path, capsys):
     """Their prompt and seed, with every merge."""
     assert run_tool.main(["--workflow", name, "--steps", "1", "--output", str(tmp_path / "out")]) == 0
-    assert "prompt: a cat and a robot on grass, seed: " in capsys.readouterr().out and (tmp_path / "out" / "comparison.png").is_file()
+    assert (
+        "prompt: a cat and a robot on grass, seed: " in capsys.readouterr().out
+        and (tmp_path / "out" / "comparison.png").is_file()
+    )

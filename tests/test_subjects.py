@@ -1,4 +1,5 @@
 """What an artist wires into Add Subject, right and wrong."""
+
 import pytest
 import torch
 from troupe.model_patches.attention.limits import union
@@ -16,7 +17,7 @@ def wrong(*args, **kwargs):
     return str(caught.value)
 
 
-# ---- photos -----------------------------------------------------------------------------------------------------------------------------
+# ---- photos ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_batch_and_further_images_are_photos_of_one_subject():
@@ -57,10 +58,20 @@ def test_the_third_photo_of_image_2_is_named_by_its_place():
     assert "photo 4" in wrong("cat", [PHOTO, torch.cat((PHOTO, PHOTO, torch.full_like(PHOTO, float("nan"))))])
 
 
-# ---- names ------------------------------------------------------------------------------------------------------------------------------
+# ---- names -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, kept", [("cat", "cat"), ("  red cat\n", "red cat"), ("", ""), ("   ", ""), (r"rem \(re:zero\)", r"rem \(re:zero\)"), ("少女", "少女")])
+@pytest.mark.parametrize(
+    "name, kept",
+    [
+        ("cat", "cat"),
+        ("  red cat\n", "red cat"),
+        ("", ""),
+        ("   ", ""),
+        (r"rem \(re:zero\)", r"rem \(re:zero\)"),
+        ("少女", "少女"),
+    ],
+)
 def test_a_name_is_stripped_and_otherwise_kept(name, kept):
     assert make_subject(name, [PHOTO]).name == kept
 
@@ -76,7 +87,7 @@ def test_weights_and_ranges_are_kept_as_given(weight):
     assert (subject.weight, subject.start_percent, subject.end_percent) == (weight, 0.7, 0.2)
 
 
-# ---- masks ------------------------------------------------------------------------------------------------------------------------------
+# ---- masks -----------------------------------------------------------------------------------------------------------
 
 
 def test_one_mask_serves_the_whole_batch_but_not_the_other_images():
@@ -130,7 +141,7 @@ def test_a_region_keeps_a_mask_for_each_picture_and_one_for_all():
     assert alone.shape == (4, 6) and union(alone) is alone
 
 
-# ---- casts ------------------------------------------------------------------------------------------------------------------------------
+# ---- casts -----------------------------------------------------------------------------------------------------------
 
 
 def test_adding_makes_a_new_cast():

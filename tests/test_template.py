@@ -1,4 +1,5 @@
 """Subject-Diffusion's prompt with its placeholders, against the official code's."""
+
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ def test_the_official_template(case):
     with safe_open(GOLDEN / "text.safetensors", "pt") as file:
         text, wanted, slots = (file.get_tensor(f"template.{case}.{part}") for part in ("text", "ids", "idx"))
     official = bytes(text.tolist()).decode()
-    prompt, places = template_places(f" {official.split(', the ' + TEMPLATES[case][0] + ' is sks')[0]}\n", TEMPLATES[case], tokenize)
+    prompt, places = template_places(
+        f" {official.split(', the ' + TEMPLATES[case][0] + ' is sks')[0]}\n", TEMPLATES[case], tokenize
+    )
     assert prompt == official
     (chunk,) = tokenize(prompt)
     assert [*chunk, *[0] * (77 - len(chunk))] == wanted[0].tolist()
@@ -29,25 +32,31 @@ def test_the_official_template(case):
     assert [place.row for place in places] == [i for i, token in enumerate(chunk) if token == PLACEHOLDER_ID]
 
 
-@pytest.mark.parametrize("text, names, expected", [
-    ("a fox", ["(fox:1.2)"], "a fox, the fox is sks"),
-    (r"rem \(re:zero\), maid", [r"rem \(re:zero\)"], r"rem \(re:zero\), maid, the rem \(re:zero\) is sks"),
-    ("a {fox} and a cat<|subj|>", ["fox", " red  cat "], "a fox and a cat, the fox is sks, the red cat is sks"),
-    ("", ["fox"], ", the fox is sks"),
-    ("a fox", [], "a fox"),
-])
+@pytest.mark.parametrize(
+    "text, names, expected",
+    [
+        ("a fox", ["(fox:1.2)"], "a fox, the fox is sks"),
+        (r"rem \(re:zero\), maid", [r"rem \(re:zero\)"], r"rem \(re:zero\), maid, the rem \(re:zero\) is sks"),
+        ("a {fox} and a cat<|subj|>", ["fox", " red  cat "], "a fox and a cat, the fox is sks, the red cat is sks"),
+        ("", ["fox"], ", the fox is sks"),
+        ("a fox", [], "a fox"),
+    ],
+)
 def test_templates(text, names, expected):
     assert subject_template(text, names) == expected
     prompt, places = template_places(text, names, tokenize)
     assert [tokenize(prompt)[place.chunk][place.position] for place in places] == [PLACEHOLDER_ID] * len(names)
 
 
-@pytest.mark.parametrize("text, names, told", [
-    ("a sks dog", ["dog"], "Expected no 'sks' in the prompt, found 'a sks dog'."),
-    ("a (SKS:1.2), dog", ["dog"], "Expected no 'sks' in the prompt"),
-    ("a dog", ["cat", "sks dog"], "Expected no 'sks' in the name of subject 2, found 'sks dog'."),
-    ("a dog", [" "], "Expected a name for subject 1, found none."),
-])
+@pytest.mark.parametrize(
+    "text, names, told",
+    [
+        ("a sks dog", ["dog"], "Expected no 'sks' in the prompt, found 'a sks dog'."),
+        ("a (SKS:1.2), dog", ["dog"], "Expected no 'sks' in the prompt"),
+        ("a dog", ["cat", "sks dog"], "Expected no 'sks' in the name of subject 2, found 'sks dog'."),
+        ("a dog", [" "], "Expected a name for subject 1, found none."),
+    ],
+)
 def test_template_errors(text, names, told):
     with pytest.raises(SubjectError) as caught:
         template_places(text, names, tokenize)
@@ -58,7 +67,9 @@ def test_a_placeholder_that_the_published_encoder_would_lose_is_an_error():
     """70 words and ', the dog is sks' fill the 75 places; sks as the last token is kept."""
     prompt, (place,) = template_places("x " * 70, ["dog"], tokenize)
     assert place.row == 75 and tokenize(prompt)[0][75] == PLACEHOLDER_ID
-    with pytest.raises(SubjectError, match=r"found the placeholder of subject 1 'dog' at token 76. Shorten the prompt."):
+    with pytest.raises(
+        SubjectError, match=r"found the placeholder of subject 1 'dog' at token 76. Shorten the prompt."
+    ):
         template_places("x " * 71, ["dog"], tokenize)
     with pytest.raises(SubjectError, match="found the placeholder of subject 2 'cat' at token 76"):
         template_places("x " * 66, ["dog", "cat"], tokenize)

@@ -1,4 +1,7 @@
-"""The template workflows as files: they open, they fit our nodes, their links are the catalogue's, and the job they describe is the one we mean."""
+"""The template workflows as files: they open, they fit our nodes, their links are the catalogue's, and the job they
+describe is the one we mean.
+"""
+
 from __future__ import annotations
 
 import io
@@ -16,7 +19,17 @@ from troupe_tools.dev.thumbnails import QUALITY, thumbnail, title_of
 from troupe_tools.errors import RunError
 from troupe_tools.pack import ROOT
 from troupe_tools.workflow.graph import Graph
-from troupe_tools.workflow.job import AttentionJob, GatedJob, GuidanceJob, Job, PlaceJob, SubjectJob, WeightsJob, WordsJob, read_job
+from troupe_tools.workflow.job import (
+    AttentionJob,
+    GatedJob,
+    GuidanceJob,
+    Job,
+    PlaceJob,
+    SubjectJob,
+    WeightsJob,
+    WordsJob,
+    read_job,
+)
 from troupe_tools.workflow.photos import real_photos
 from troupe_tools.workflow.virtual import NOTES
 from troupe_tools.workflow.workflow_files import find_workflow
@@ -37,10 +50,29 @@ WIDGETS = {
     "TroupeAddSubject": ["name", "weight", "start_percent", "end_percent"],
     "TroupePlaceSubjects": ["width", "height", "boxes", "layout"],
     "TroupeEncodeSubjects": ["framing"],
-    "TroupeApplyImageAttention": ["weight", "merge", "start_percent", "end_percent", "box_strength", "box_end_percent", "box_feather", "sharpness", "background",
-                                   "in_crops"],
+    "TroupeApplyImageAttention": [
+        "weight",
+        "merge",
+        "start_percent",
+        "end_percent",
+        "box_strength",
+        "box_end_percent",
+        "box_feather",
+        "sharpness",
+        "background",
+        "in_crops",
+    ],
     "TroupeApplyGated": ["strength", "end_percent", "decay_percent", "use_bbox", "in_crops"],
-    "TroupeQuickSubjects": ["adapter_name", "weight", "name_1", "name_2", "name_3", "name_4", "clip_vision_name", "show_relevance"],
+    "TroupeQuickSubjects": [
+        "adapter_name",
+        "weight",
+        "name_1",
+        "name_2",
+        "name_3",
+        "name_4",
+        "clip_vision_name",
+        "show_relevance",
+    ],
     "TroupeApplyWeights": ["strength_model", "strength_clip"],
     "TroupeFaces": ["pick"],
     "TroupeEncodePrompt": ["text", "fuse_start_percent", "fuse_start_step", "quirks"],
@@ -70,7 +102,16 @@ SOCKETS = {
     "TroupeRehearsal": [],
     "TroupeRecordRelevance": ["model"],
     "TroupePreviewRelevance": ["record", "latent", "image"],
-    "TroupeAddSubject": ["image", "cast", "mask", "region", "same_subject_2", "same_subject_3", "same_subject_4", "faces"],
+    "TroupeAddSubject": [
+        "image",
+        "cast",
+        "mask",
+        "region",
+        "same_subject_2",
+        "same_subject_3",
+        "same_subject_4",
+        "faces",
+    ],
     "TroupePlaceSubjects": ["cast", "bounding_boxes", "background", "latent"],
     "TroupeEncodeSubjects": ["adapter", "cast", "clip", "clip_vision", "prompt"],
     "TroupeApplyImageAttention": ["model", "positive", "negative", "middle", "references"],
@@ -79,11 +120,34 @@ SOCKETS = {
     "TroupeFaces": ["image", "analysis", "embeds", "crops", "same_subject_2", "same_subject_3", "same_subject_4"],
     "TroupeEncodePrompt": ["clip", "references", "places_of"],
     "TroupeSubjectGuider": ["model", "positive", "negative", "middle"],
-    "TroupeQuickSubjects": ["model", "positive", "negative", "clip", "image_1", "image_2", "image_3", "image_4", "clip_vision"],
+    "TroupeQuickSubjects": [
+        "model",
+        "positive",
+        "negative",
+        "clip",
+        "image_1",
+        "image_2",
+        "image_3",
+        "image_4",
+        "clip_vision",
+    ],
 }
-OUTPUTS = {"TroupeLoadAdapter": 1, "TroupeAddSubject": 1, "TroupePlaceSubjects": 6, "TroupeEncodeSubjects": 1, "TroupeApplyImageAttention": 4, "TroupeApplyGated": 4,
-           "TroupeQuickSubjects": 4, "TroupeApplyWeights": 2, "TroupeFaces": 1, "TroupeEncodePrompt": 2, "TroupeSubjectGuider": 1,
-           "TroupeRehearsal": 8, "TroupeRecordRelevance": 2, "TroupePreviewRelevance": 2}
+OUTPUTS = {
+    "TroupeLoadAdapter": 1,
+    "TroupeAddSubject": 1,
+    "TroupePlaceSubjects": 6,
+    "TroupeEncodeSubjects": 1,
+    "TroupeApplyImageAttention": 4,
+    "TroupeApplyGated": 4,
+    "TroupeQuickSubjects": 4,
+    "TroupeApplyWeights": 2,
+    "TroupeFaces": 1,
+    "TroupeEncodePrompt": 2,
+    "TroupeSubjectGuider": 1,
+    "TroupeRehearsal": 8,
+    "TroupeRecordRelevance": 2,
+    "TroupePreviewRelevance": 2,
+}
 RESEARCH = ("research_subject_diffusion", "research_umm_fused_guidance")  # without published weights
 PROMPT = "photo of an astronaut and a cat sitting side by side on a park bench, golden hour, detailed"
 NEGATIVE = "monochrome, lowres, bad anatomy, worst quality, low quality"
@@ -115,12 +179,24 @@ def template(name: str) -> dict:
 
 
 def test_the_folder_holds_templates_and_thumbnails_and_nothing_else():
-    assert [*REHEARSALS, "3_quick_two_subjects", "4_two_subjects", "5_two_characters_illustrious", "6_boxes_and_relevance", "7_place_subjects",
-            "8_portrait_mm_diff", *RESEARCH] == NAMES
-    assert sorted(p.name for p in (ROOT / "workflows").iterdir()) == sorted(f"{name}.{kind}" for name in NAMES for kind in ("json", "jpg"))
+    assert [
+        *REHEARSALS,
+        "3_quick_two_subjects",
+        "4_two_subjects",
+        "5_two_characters_illustrious",
+        "6_boxes_and_relevance",
+        "7_place_subjects",
+        "8_portrait_mm_diff",
+        *RESEARCH,
+    ] == NAMES
+    assert sorted(p.name for p in (ROOT / "workflows").iterdir()) == sorted(
+        f"{name}.{kind}" for name in NAMES for kind in ("json", "jpg")
+    )
 
 
-@pytest.mark.parametrize("given", ["7_place_subjects", "7_place_subjects.json", "place_subjects", "place_subjects.json"])
+@pytest.mark.parametrize(
+    "given", ["7_place_subjects", "7_place_subjects.json", "place_subjects", "place_subjects.json"]
+)
 def test_a_template_is_found_with_and_without_its_number(given):
     assert find_workflow(given) == ROOT / "workflows" / "7_place_subjects.json"
 
@@ -141,7 +217,11 @@ def test_thumbnails_are_small_jpegs(name):
 def drawn(name: str, workflow: dict) -> np.ndarray:
     """A template's thumbnail, made and saved anew."""
     photos = [Image.open(path).convert("RGB") for path in real_photos()]
-    picture = rehearsal_thumbnail(workflow, title_of(name)) if name in REHEARSALS else thumbnail(workflow, photos, title_of(name))
+    picture = (
+        rehearsal_thumbnail(workflow, title_of(name))
+        if name in REHEARSALS
+        else thumbnail(workflow, photos, title_of(name))
+    )
     saved = io.BytesIO()
     picture.save(saved, "JPEG", quality=QUALITY)
     return np.asarray(Image.open(saved)).astype(float)
@@ -184,8 +264,15 @@ def test_every_link_is_known_at_both_ends(workflow):
         assert output["type"] == kind and kind in slot["type"].split(",")
         seen_in.add((target, into))
         seen_out.add((source, out, id_))
-    assert seen_in == {(n["id"], i) for n in workflow["nodes"] for i, slot in enumerate(n["inputs"]) if slot["link"] is not None}
-    assert seen_out == {(n["id"], o, link) for n in workflow["nodes"] for o, slot in enumerate(n["outputs"]) for link in slot["links"] or ()}
+    assert seen_in == {
+        (n["id"], i) for n in workflow["nodes"] for i, slot in enumerate(n["inputs"]) if slot["link"] is not None
+    }
+    assert seen_out == {
+        (n["id"], o, link)
+        for n in workflow["nodes"]
+        for o, slot in enumerate(n["outputs"])
+        for link in slot["links"] or ()
+    }
 
 
 def test_widgets_and_sockets_are_the_contract_s(workflow):
@@ -196,14 +283,19 @@ def test_widgets_and_sockets_are_the_contract_s(workflow):
         widgets = [slot["widget"]["name"] for slot in node["inputs"] if "widget" in slot]
         assert widgets == WIDGETS[node["type"]]
         after = node["type"] in ("KSampler", "RandomNoise", "PrimitiveInt")
-        assert len(node["widgets_values"]) == len(widgets) + after, "the front end saves one value a widget, and one more after a seed"
+        assert len(node["widgets_values"]) == len(widgets) + after, (
+            "the front end saves one value a widget, and one more after a seed"
+        )
         if node["type"] in SOCKETS:
             assert [slot["name"] for slot in node["inputs"] if "widget" not in slot] == SOCKETS[node["type"]]
             assert len(node["outputs"]) == OUTPUTS[node["type"]]
 
 
 def test_nodes_have_titles_and_do_not_lie_on_each_other(workflow):
-    boxes = [(n["pos"][0], n["pos"][1] - 30, n["pos"][0] + n["size"][0], n["pos"][1] + n["size"][1]) for n in workflow["nodes"]]
+    boxes = [
+        (n["pos"][0], n["pos"][1] - 30, n["pos"][0] + n["size"][0], n["pos"][1] + n["size"][1])
+        for n in workflow["nodes"]
+    ]
     assert all(node.get("title") for node in workflow["nodes"])
     for i, a in enumerate(boxes):
         for b in boxes[:i]:
@@ -214,7 +306,10 @@ def test_nodes_have_titles_and_do_not_lie_on_each_other(workflow):
 
 
 def test_every_model_has_its_link(downloaded):
-    """On the nodes, and at the file's top. Front ends offer a node's model where a widget has exactly its name as value."""
+    """On the nodes, and at the file's top.
+
+    Front ends offer a node's model where a widget has exactly its name as value.
+    """
     listed = [model for node in downloaded["nodes"] for model in node["properties"].get("models", ())]
     assert sorted(map(json.dumps, listed)) == sorted(map(json.dumps, downloaded["models"]))
     for model in listed:
@@ -225,7 +320,9 @@ def test_every_model_has_its_link(downloaded):
             assert (known.name, known.link, known.folder) == (model["name"], model["url"], model["directory"])
         assert model["name"].endswith(".safetensors"), "the front end downloads nothing else"
     for node in downloaded["nodes"]:
-        assert {model["name"] for model in node["properties"].get("models", ())} <= {value for value in node.get("widgets_values", ()) if isinstance(value, str)}
+        assert {model["name"] for model in node["properties"].get("models", ())} <= {
+            value for value in node.get("widgets_values", ()) if isinstance(value, str)
+        }
     graph = Graph(downloaded)
     [name] = {graph.value(node, "adapter_name") for node in graph.of_type("TroupeLoadAdapter", "TroupeQuickSubjects")}
     [checkpoint] = [graph.value(node, "ckpt_name") for node in graph.of_type("CheckpointLoaderSimple")]
@@ -233,9 +330,13 @@ def test_every_model_has_its_link(downloaded):
     noted = "".join(node.raw["widgets_values"][0] for node in graph.of_type("MarkdownNote"))
     assert all(f"]({model['url']})" in noted for model in listed), "a note has the links too"
     if adapter is None:
-        assert sum(model["name"] in {e.file.name for e in ENCODERS} for model in listed) == 1 and {checkpoint} == {m["name"] for m in listed} - {e.file.name for e in ENCODERS}
+        assert sum(model["name"] in {e.file.name for e in ENCODERS} for model in listed) == 1 and {checkpoint} == {
+            m["name"] for m in listed
+        } - {e.file.name for e in ENCODERS}
         return
-    assert {model["name"] for model in listed} == {file for file in (checkpoint, encoders[adapter.encoder], adapter.name) if file.endswith(".safetensors")}
+    assert {model["name"] for model in listed} == {
+        file for file in (checkpoint, encoders[adapter.encoder], adapter.name) if file.endswith(".safetensors")
+    }
     assert f"]({adapter.link})" in noted, "also to what front ends do not download"
     assert (f"]({PROJECTION_MATRIX.link})" in noted) == (adapter.folder == "gligen")
 
@@ -244,7 +345,11 @@ def test_every_model_has_its_link(downloaded):
 def test_what_has_no_weights_says_so_first(name):
     workflow = template(name)
     first = workflow["nodes"][0]
-    assert first["type"] == "MarkdownNote" and "no public weights" in first["widgets_values"][0] and "trained their own" in first["widgets_values"][0]
+    assert (
+        first["type"] == "MarkdownNote"
+        and "no public weights" in first["widgets_values"][0]
+        and "trained their own" in first["widgets_values"][0]
+    )
     assert first["pos"] == min((n["pos"] for n in workflow["nodes"]), key=lambda at: (at[0], at[1])), "at the top left"
     assert published(Graph(workflow).value(Graph(workflow).of_type("TroupeLoadAdapter")[0], "adapter_name")) is None
 
@@ -262,66 +367,193 @@ def test_photos_are_different_ones_of_the_pack_with_a_note(downloaded):
     graph = Graph(downloaded)
     loaders = graph.of_type("LoadImage")
     photos = [graph.value(node, "image") for node in loaders]
-    assert len(photos) == len(read_job(downloaded).subjects) and photos == [path.name for path in real_photos()][:len(photos)]
+    assert (
+        len(photos) == len(read_job(downloaded).subjects)
+        and photos == [path.name for path in real_photos()][: len(photos)]
+    )
     assert any("choose your own photo" in node.raw["widgets_values"][0] for node in graph.of_type("Note"))
 
 
 def placed(width: int, height: int, astronaut: tuple[float, ...], cat: tuple[float, ...]) -> tuple[PlaceJob, ...]:
     """One Place Subjects node after both subjects; x, y, w, h of each."""
-    boxes = [{"label": name, **dict(zip("xywh", sides, strict=True))} for name, sides in (("astronaut", astronaut), ("cat", cat))]
+    boxes = [
+        {"label": name, **dict(zip("xywh", sides, strict=True))}
+        for name, sides in (("astronaut", astronaut), ("cat", cat))
+    ]
     return (PlaceJob(2, json.dumps(boxes), "none", width, height),)
 
 
 def in_prompt(adapter: str, encoder: str, named: str, places: tuple[PlaceJob, ...] = (), **faces) -> tuple:
     """What feeds Encode Prompt with Subjects: the adapter, and one subject or the cast of two."""
-    return adapter, encoder, "auto", False, CAST if named == "both" else (SubjectJob(named, ("troupe_astronaut.jpg",), **faces),), places
+    return (
+        adapter,
+        encoder,
+        "auto",
+        False,
+        CAST if named == "both" else (SubjectJob(named, ("troupe_astronaut.jpg",), **faces),),
+        places,
+    )
 
 
 PORTRAIT = in_prompt("portrait_generation/unet_adapter_weights.bin", VIT_L.file.name, "woman", faces=True)
-SUBJECTS = in_prompt("subject_diffusion.safetensors", VIT_H.file.name, "both", placed(512, 512, (0.06, 0.12, 0.46, 0.84), (0.58, 0.44, 0.36, 0.5)))
+SUBJECTS = in_prompt(
+    "subject_diffusion.safetensors",
+    VIT_H.file.name,
+    "both",
+    placed(512, 512, (0.06, 0.12, 0.46, 0.84), (0.58, 0.44, 0.36, 0.5)),
+)
 JOBS = {
     "8_portrait_mm_diff": Job(
-        "sd_xl_base_1.0.safetensors", "portrait photo of a woman as an astronaut, orange spacesuit, soft light, detailed",
-        "longbody, lowres, bad anatomy, bad hands, cropped, worst quality, low quality", 1024, 1024, 1, 25, 5.0, 20261121, "euler", "normal",
-        (AttentionJob(*PORTRAIT, weight=0.8),), WordsJob(*PORTRAIT), (WeightsJob(PORTRAIT[0], 1.0, 1.0),)),
+        "sd_xl_base_1.0.safetensors",
+        "portrait photo of a woman as an astronaut, orange spacesuit, soft light, detailed",
+        "longbody, lowres, bad anatomy, bad hands, cropped, worst quality, low quality",
+        1024,
+        1024,
+        1,
+        25,
+        5.0,
+        20261121,
+        "euler",
+        "normal",
+        (AttentionJob(*PORTRAIT, weight=0.8),),
+        WordsJob(*PORTRAIT),
+        (WeightsJob(PORTRAIT[0], 1.0, 1.0),),
+    ),
     "research_subject_diffusion": Job(
-        "v2-1_512-ema-pruned.safetensors", PROMPT, NEGATIVE, 512, 512, 1, 30, 7.5, 20261121, "euler", "normal",
-        (GatedJob(*SUBJECTS),), WordsJob(*SUBJECTS), (WeightsJob(SUBJECTS[0], 1.0, 1.0),), GuidanceJob("subject_diffusion", 1.5, 1.5, 0.0, 1.0)),
+        "v2-1_512-ema-pruned.safetensors",
+        PROMPT,
+        NEGATIVE,
+        512,
+        512,
+        1,
+        30,
+        7.5,
+        20261121,
+        "euler",
+        "normal",
+        (GatedJob(*SUBJECTS),),
+        WordsJob(*SUBJECTS),
+        (WeightsJob(SUBJECTS[0], 1.0, 1.0),),
+        GuidanceJob("subject_diffusion", 1.5, 1.5, 0.0, 1.0),
+    ),
     "research_umm_fused_guidance": Job(
-        "v1-5-pruned-emaonly-fp16.safetensors", "photo of an astronaut riding a horse on a beach, golden hour, detailed", NEGATIVE,
-        512, 512, 1, 30, 7.5, 20261121, "euler", "normal",
-        (), WordsJob(*in_prompt("umm_mapping.safetensors", VIT_L.file.name, "astronaut")), (), GuidanceJob("umm", 0.5, 0.5, 0.0, 1.0, text_only=True)),
+        "v1-5-pruned-emaonly-fp16.safetensors",
+        "photo of an astronaut riding a horse on a beach, golden hour, detailed",
+        NEGATIVE,
+        512,
+        512,
+        1,
+        30,
+        7.5,
+        20261121,
+        "euler",
+        "normal",
+        (),
+        WordsJob(*in_prompt("umm_mapping.safetensors", VIT_L.file.name, "astronaut")),
+        (),
+        GuidanceJob("umm", 0.5, 0.5, 0.0, 1.0, text_only=True),
+    ),
     "6_boxes_and_relevance": Job(
-        "sd_xl_base_1.0.safetensors", "photo of an astronaut on the left and a cat on the right, sitting on a park bench, golden hour, detailed", NEGATIVE,
-        1152, 896, 1, 30, 5.0, 20261121, "euler", "normal", (replace(PLUS, places=placed(1152, 896, (0.08, 0.1, 0.42, 0.86), (0.56, 0.44, 0.34, 0.5))),)),
+        "sd_xl_base_1.0.safetensors",
+        "photo of an astronaut on the left and a cat on the right, sitting on a park bench, golden hour, detailed",
+        NEGATIVE,
+        1152,
+        896,
+        1,
+        30,
+        5.0,
+        20261121,
+        "euler",
+        "normal",
+        (replace(PLUS, places=placed(1152, 896, (0.08, 0.1, 0.42, 0.86), (0.56, 0.44, 0.34, 0.5))),),
+    ),
     "7_place_subjects": Job(
-        "v1-5-pruned-emaonly-fp16.safetensors", PROMPT, NEGATIVE, 512, 512, 1, 30, 7.5, 20261121, "euler", "normal",
-        (GatedJob("gligen_sd14_textbox_pruned_fp16.safetensors", "auto", "auto", True, CAST, placed(512, 512, (0.06, 0.12, 0.46, 0.84), (0.58, 0.44, 0.36, 0.5)),
-                  end_percent=0.3),)),
-    "3_quick_two_subjects": Job("sd_xl_base_1.0.safetensors", PROMPT, NEGATIVE, 1024, 1024, 1, 30, 5.0, 20261121, "euler", "normal", (replace(PLUS, clip_vision="auto"),)),
-    "4_two_subjects": Job("sd_xl_base_1.0.safetensors", PROMPT, NEGATIVE, 1024, 1024, 1, 30, 5.0, 20261121, "euler", "normal", (PLUS,)),
+        "v1-5-pruned-emaonly-fp16.safetensors",
+        PROMPT,
+        NEGATIVE,
+        512,
+        512,
+        1,
+        30,
+        7.5,
+        20261121,
+        "euler",
+        "normal",
+        (
+            GatedJob(
+                "gligen_sd14_textbox_pruned_fp16.safetensors",
+                "auto",
+                "auto",
+                True,
+                CAST,
+                placed(512, 512, (0.06, 0.12, 0.46, 0.84), (0.58, 0.44, 0.36, 0.5)),
+                end_percent=0.3,
+            ),
+        ),
+    ),
+    "3_quick_two_subjects": Job(
+        "sd_xl_base_1.0.safetensors",
+        PROMPT,
+        NEGATIVE,
+        1024,
+        1024,
+        1,
+        30,
+        5.0,
+        20261121,
+        "euler",
+        "normal",
+        (replace(PLUS, clip_vision="auto"),),
+    ),
+    "4_two_subjects": Job(
+        "sd_xl_base_1.0.safetensors", PROMPT, NEGATIVE, 1024, 1024, 1, 30, 5.0, 20261121, "euler", "normal", (PLUS,)
+    ),
     "5_two_characters_illustrious": Job(
         "Illustrious-XL-v0.1.safetensors",
         "2girls, astronaut, cat girl, side-by-side, standing, spacesuit, cat ears, cat tail, moon, "
         r"earth \(planet\), starry sky, looking at viewer, masterpiece, best quality, absurdres",
-        "worst quality, low quality, lowres, bad anatomy, bad hands, jpeg artifacts, signature, watermark", 832, 1216, 1, 28, 5.0, 20261121, "euler_ancestral", "normal",
-        (AttentionJob("noobIPAMARK1_mark1.safetensors", VIT_BIGG.file.name, "auto", True, (CAST[0], replace(CAST[1], name="cat girl")),
-                      (PlaceJob(2, "[]", "row", 832, 1216),), weight=0.65),)),
+        "worst quality, low quality, lowres, bad anatomy, bad hands, jpeg artifacts, signature, watermark",
+        832,
+        1216,
+        1,
+        28,
+        5.0,
+        20261121,
+        "euler_ancestral",
+        "normal",
+        (
+            AttentionJob(
+                "noobIPAMARK1_mark1.safetensors",
+                VIT_BIGG.file.name,
+                "auto",
+                True,
+                (CAST[0], replace(CAST[1], name="cat girl")),
+                (PlaceJob(2, "[]", "row", 832, 1216),),
+                weight=0.65,
+            ),
+        ),
+    ),
 }
 
 
 def test_no_two_templates_are_of_the_same_nodes():
-    graphs = {name: sorted(node["type"] for node in template(name)["nodes"] if node["type"] not in NOTES) for name in NAMES}
+    graphs = {
+        name: sorted(node["type"] for node in template(name)["nodes"] if node["type"] not in NOTES) for name in NAMES
+    }
     assert not [(a, b) for a in NAMES for b in NAMES if a < b and graphs[a] == graphs[b]]
     prompts = {name: (job.prompt, job.width, job.height) for name in DOWNLOADED for job in [read_job(template(name))]}
-    assert prompts["5_two_characters_illustrious"] not in [prompts[name] for name in DOWNLOADED if name != "5_two_characters_illustrious"]
+    assert prompts["5_two_characters_illustrious"] not in [
+        prompts[name] for name in DOWNLOADED if name != "5_two_characters_illustrious"
+    ]
 
 
 def test_two_characters_are_asked_for_in_tags():
     """How many there are, and each by a tag of its own."""
     [apply] = (job := read_job(template("5_two_characters_illustrious"))).applied
     tags = job.prompt.split(", ")
-    assert tags[0] == "2girls" and [subject.name for subject in apply.subjects] == tags[1:3] and len(apply.subjects) == 2
+    assert (
+        tags[0] == "2girls" and [subject.name for subject in apply.subjects] == tags[1:3] and len(apply.subjects) == 2
+    )
     assert job.width * job.height <= 1024 * 1024 and job.width < job.height, "a native size of SDXL, taller than wide"
 
 
@@ -340,10 +572,20 @@ def test_relevance_is_recorded_and_shown(name):
 def test_boxes_need_the_small_file_of_gligen():
     """Photos are read by the large one, which the note describes."""
     workflow = template("7_place_subjects")
-    small, large = published("gligen_sd14_textbox_pruned_fp16.safetensors"), published("gligen-generation-text-image-box.bin")
-    assert [model["name"] for model in workflow["models"]] == ["v1-5-pruned-emaonly-fp16.safetensors", small.name] and small.size == "418 MB"
+    small, large = (
+        published("gligen_sd14_textbox_pruned_fp16.safetensors"),
+        published("gligen-generation-text-image-box.bin"),
+    )
+    assert [model["name"] for model in workflow["models"]] == [
+        "v1-5-pruned-emaonly-fp16.safetensors",
+        small.name,
+    ] and small.size == "418 MB"
     noted = "".join(node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote")
-    assert "does not read the photos" in noted and all(f"]({file.link})" in noted for file in (large, PROJECTION_MATRIX, VIT_L.file)) and large.size in noted
+    assert (
+        "does not read the photos" in noted
+        and all(f"]({file.link})" in noted for file in (large, PROJECTION_MATRIX, VIT_L.file))
+        and large.size in noted
+    )
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)
@@ -351,12 +593,17 @@ def test_the_job_of_a_template(name):
     assert read_job(template(name)) == JOBS[name]
 
 
-# ---- the rehearsal -----------------------------------------------------------------------------------------------------------------------
+# ---- the rehearsal ---------------------------------------------------------------------------------------------------
+
 
 def test_a_rehearsal_downloads_and_uploads_nothing(rehearsal):
     graph = Graph(rehearsal)
-    assert rehearsal["models"] == [] and not graph.of_type("CheckpointLoaderSimple", "LoadImage", "TroupeLoadAdapter", "TroupeQuickSubjects")
-    assert len(graph.of_type("TroupeRehearsal")) == 1 and "http" not in json.dumps([node["widgets_values"] for node in rehearsal["nodes"]])
+    assert rehearsal["models"] == [] and not graph.of_type(
+        "CheckpointLoaderSimple", "LoadImage", "TroupeLoadAdapter", "TroupeQuickSubjects"
+    )
+    assert len(graph.of_type("TroupeRehearsal")) == 1 and "http" not in json.dumps(
+        [node["widgets_values"] for node in rehearsal["nodes"]]
+    )
     assert "Press Run" in next(node.raw["widgets_values"][0] for node in graph.of_type("MarkdownNote"))
 
 
@@ -372,7 +619,9 @@ def test_a_rehearsal_is_the_one_that_run_py_paints(rehearsal):
     assert seeds == {SEED} and settings == {(STEPS, CFG, "euler", "simple", 1.0)}
     assert [graph.value(node, "text") for node in graph.of_type("CLIPTextEncode")] == [PROMPT, ""]
     assert {tuple(node.raw["widgets_values"]) for node in graph.of_type("EmptyLatentImage")} == {(PIXELS, PIXELS, 1)}
-    assert {tuple(node.raw["widgets_values"]) for node in graph.of_type("ImageScaleBy")} == {("nearest-exact", SHOWN / PIXELS)}
+    assert {tuple(node.raw["widgets_values"]) for node in graph.of_type("ImageScaleBy")} == {
+        ("nearest-exact", SHOWN / PIXELS)
+    }
 
 
 def test_a_rehearsal_names_whom_its_references_show(rehearsal):
@@ -381,7 +630,11 @@ def test_a_rehearsal_names_whom_its_references_show(rehearsal):
     for n, subject in enumerate(graph.of_type("TroupeAddSubject"), 1):
         source, slot = graph.source(subject, "image")
         assert source is load and load.raw["outputs"][slot]["name"] == f"image_{n}"
-        assert graph.value(subject, "name") == graph.value(load, f"subject_{n}") in graph.value(graph.of_type("CLIPTextEncode")[0], "text").split()
+        assert (
+            graph.value(subject, "name")
+            == graph.value(load, f"subject_{n}")
+            in graph.value(graph.of_type("CLIPTextEncode")[0], "text").split()
+        )
 
 
 def test_the_comparison_has_every_way_on_one_seed():
@@ -397,7 +650,9 @@ def test_the_comparison_has_every_way_on_one_seed():
         assert [graph.value(apply, name) for name in ("weight", "sharpness", "background")] == [1.0, 1.0, 1.0]
     assert lanes == [("uniform", False), ("joint", False), ("add", False), ("relevance", False), ("relevance", True)]
     [place] = graph.of_type("TroupePlaceSubjects")
-    assert [box.label for box in read_text(graph.value(place, "boxes"))] == ["cat", "robot"] and place.raw["widgets_values"][:2] == [128, 128]
+    assert [box.label for box in read_text(graph.value(place, "boxes"))] == ["cat", "robot"] and place.raw[
+        "widgets_values"
+    ][:2] == [128, 128]
 
 
 @pytest.mark.parametrize("name", REHEARSALS)
@@ -406,7 +661,8 @@ def test_run_py_says_that_a_rehearsal_template_needs_comfyui(name):
         read_job(template(name))
 
 
-# ---- reading other people's graphs -------------------------------------------------------------------------------------------------------
+# ---- reading other people's graphs -----------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def two_subjects() -> dict:
@@ -424,7 +680,12 @@ def test_reroutes_and_bypassed_nodes_are_seen_through(two_subjects):
     encode, second = by_title(two_subjects, "Encode Subject References"), by_title(two_subjects, "Subject 2: cat")
     slot = next(s for s in encode["inputs"] if s["name"] == "cast")
     link = next(entry for entry in two_subjects["links"] if entry[0] == slot["link"])
-    reroute = {"id": 90, "type": "Reroute", "inputs": [{"name": "", "type": "*", "link": link[0]}], "outputs": [{"name": "", "type": "TROUPE_CAST", "links": [91]}]}
+    reroute = {
+        "id": 90,
+        "type": "Reroute",
+        "inputs": [{"name": "", "type": "*", "link": link[0]}],
+        "outputs": [{"name": "", "type": "TROUPE_CAST", "links": [91]}],
+    }
     into = link[4]
     link[3:5] = [90, 0]
     two_subjects["nodes"].append(reroute)
@@ -435,7 +696,9 @@ def test_reroutes_and_bypassed_nodes_are_seen_through(two_subjects):
     assert [subject.name for subject in read_job(two_subjects).subjects] == ["astronaut"]
 
 
-@pytest.mark.parametrize("title, mode, said", [("Subject 2: cat", 2, "Nothing is wired into 'cast'"), ("Sampler", 2, "found 0")])
+@pytest.mark.parametrize(
+    "title, mode, said", [("Subject 2: cat", 2, "Nothing is wired into 'cast'"), ("Sampler", 2, "found 0")]
+)
 def test_muted_nodes_are_not_there(two_subjects, title, mode, said):
     by_title(two_subjects, title)["mode"] = mode
     with pytest.raises(RunError, match=said):
@@ -454,16 +717,26 @@ def test_what_only_comfyui_can_wire_into_place_subjects_is_named(name):
 
 
 def test_places_come_after_the_subjects_that_they_place():
-    """Place Subjects in the middle of the chain sees the subjects before it; widgets of Apply Image Attention come with them."""
+    """Place Subjects in the middle of the chain sees the subjects before it; widgets of Apply Image Attention come with
+    them.
+    """
     workflow = template("6_boxes_and_relevance")
-    first, second, place, encode = (by_title(workflow, title) for title in ("Subject 1: astronaut", "Subject 2: cat", "Place Subjects", "Encode Subject References"))
-    into = {(node["id"], "cast"): next(slot["link"] for slot in node["inputs"] if slot["name"] == "cast") for node in (second, place, encode)}
+    first, second, place, encode = (
+        by_title(workflow, title)
+        for title in ("Subject 1: astronaut", "Subject 2: cat", "Place Subjects", "Encode Subject References")
+    )
+    into = {
+        (node["id"], "cast"): next(slot["link"] for slot in node["inputs"] if slot["name"] == "cast")
+        for node in (second, place, encode)
+    }
     sources = {(place["id"], "cast"): first, (second["id"], "cast"): place, (encode["id"], "cast"): second}
     for place_in, link in into.items():
         next(entry for entry in workflow["links"] if entry[0] == link)[1:3] = [sources[place_in]["id"], 0]
     by_title(workflow, "Apply Image Attention")["widgets_values"][4:7] = [0.5, 0.6, 0.2]
     [apply] = read_job(workflow).applied
-    assert [subject.name for subject in apply.subjects] == ["astronaut", "cat"] and [place.subjects for place in apply.places] == [1]
+    assert [subject.name for subject in apply.subjects] == ["astronaut", "cat"] and [
+        place.subjects for place in apply.places
+    ] == [1]
     assert (apply.box_strength, apply.box_end_percent, apply.box_feather) == (0.5, 0.6, 0.2)
 
 

@@ -1,4 +1,7 @@
-"""The parts of image attention on tensors whose heads are joined and whose tokens are not prepared: what `image_delta` does before and after them."""
+"""The parts of image attention on tensors whose heads are joined and whose tokens are not prepared: what `image_delta`
+does before and after them.
+"""
+
 import torch
 from troupe.model_patches.attention.decoupled import LayerTokens, attend
 from troupe.model_patches.attention.heads import join_heads, split_heads
@@ -6,7 +9,9 @@ from troupe.model_patches.attention.relevance import relevance_of_heads
 
 
 def image_attention(query, keys, values, weights, heads, joint=False, valid_tokens=None):
-    """query [G, B, N, C], keys, values [G, S, C], weights [G, B, M, N], valid_tokens [1 or G, S] bool -> [G, B, N, C]."""
+    """query [G, B, N, C], keys, values [G, S, C], weights [G, B, M, N], valid_tokens [1 or G, S] bool -> [G, B,
+    N, C].
+    """
     tokens = LayerTokens(keys, values, valid_tokens=valid_tokens).prepared(heads)
     return join_heads(attend(split_heads(query.flatten(1, 2), heads), tokens, weights, joint)).view_as(query)
 

@@ -1,4 +1,5 @@
 """MM-Diff's three files made into one safetensors file."""
+
 import sys
 
 from troupe_tools.commands.convert_mm_diff import main

@@ -1,4 +1,7 @@
-"""Subject-Diffusion's modules, as its training saves them, made into one safetensors file: what Troupe reads of them and no more."""
+"""Subject-Diffusion's modules, as its training saves them, made into one safetensors file: what Troupe reads of them
+and no more.
+"""
+
 import sys
 
 from troupe_tools.commands.convert_subject_diffusion import main

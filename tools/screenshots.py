@@ -4,6 +4,7 @@ usage: python tools/screenshots.py [--comfyui DIR] [--to FOLDER]
 
 Needs a ComfyUI, a Chromium (CHROMIUM names its file where it is not found) and the package playwright.
 """
+
 import sys
 
 from troupe_tools.dev.screenshots import main

@@ -2,8 +2,10 @@
 
 usage: python tools/thumbnails.py [NAME ...]
 
-Only the rehearsal templates show samples, painted with the models that come with the pack; without the published weights there are none of the others to show.
+Only the rehearsal templates show samples, painted with the models that come with the pack; without the published
+weights there are none of the others to show.
 """
+
 import sys
 
 from troupe_tools.dev.thumbnails import main

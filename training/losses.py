@@ -1,4 +1,7 @@
-"""The loss that binds a subject's word to its place in training (FastComposer, arXiv 2305.10431; Subject-Diffusion and MM-Diff train with it too)."""
+"""The loss that binds a subject's word to its place in training (FastComposer, arXiv 2305.10431; Subject-Diffusion and
+MM-Diff train with it too).
+"""
+
 from __future__ import annotations
 
 import torch
@@ -7,18 +10,27 @@ from torch.nn.functional import interpolate
 EPSILON = 1e-5
 
 
-def localization_loss(probabilities: torch.Tensor, masks: torch.Tensor, tokens: torch.Tensor, present: torch.Tensor, normalize: bool = False) -> torch.Tensor:
-    """One layer's loss: mean attention to a subject's token outside of its mask less that inside, as published (signed, so it may fall below 0).
+def localization_loss(
+    probabilities: torch.Tensor,
+    masks: torch.Tensor,
+    tokens: torch.Tensor,
+    present: torch.Tensor,
+    normalize: bool = False,
+) -> torch.Tensor:
+    """One layer's loss: mean attention to a subject's token outside of its mask less that inside, as published (signed,
+    so it may fall below 0).
 
     Arguments:
         probabilities: text attention after its softmax, [B * H, P, L], batch-major, positions of a square picture.
-        masks: [B, M, h, w] in 0..1, where each subject stands; tokens: [B, M] its row of the text; present: [B, M] bool.
+        masks: [B, M, h, w] in 0..1, where each subject stands; tokens: [B, M] its row of the text; present: [B, M]
+            bool.
         normalize: divide each map by its largest value first.
     Returns:
         [], the mean over pictures and heads of the mean over their subjects.
     """
     (b, m), side = tokens.shape, round(probabilities.shape[1] ** 0.5)
-    inside = interpolate(masks, size=(side, side), mode="bilinear", antialias=True).flatten(2).unsqueeze(1)  # B, 1, M, P
+    # B, 1, M, P
+    inside = interpolate(masks, size=(side, side), mode="bilinear", antialias=True).flatten(2).unsqueeze(1)
     maps = probabilities.unflatten(0, (b, -1)).transpose(2, 3)  # B, H, L, P
     maps = maps.gather(2, tokens[:, None, :, None].expand(b, maps.shape[1], m, maps.shape[3]))  # B, H, M, P
     if normalize:

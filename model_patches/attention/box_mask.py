@@ -1,8 +1,9 @@
 """Boxes as the extra input channel of a UNet, on the latent grid: 0 inside any box, 1 outside all.
 
-Boxes are left, top, right, bottom in 0..1 of the picture's width and height; four zeros are no box. Rows and columns are never mixed,
-so any picture format works.
+Boxes are left, top, right, bottom in 0..1 of the picture's width and height; four zeros are no box. Rows and columns
+are never mixed, so any picture format works.
 """
+
 from __future__ import annotations
 
 import torch
@@ -11,10 +12,11 @@ CELL = 8  # pixels a latent cell is wide and high
 
 
 def box_mask(boxes: torch.Tensor, grid: tuple[int, int], cell: int = CELL) -> torch.Tensor:
-    """Subject-Diffusion's mask channel: drawn at pixel size, then resized with `nearest`, which samples pixel `cell * i` for cell i.
+    """Subject-Diffusion's mask channel: drawn at pixel size, then resized with `nearest`, which samples pixel `cell *
+    i` for cell i.
 
-    A box's edges are whole pixels; cell i is inside iff `left <= cell * i < right`. The channel is not scaled by sigma; several subjects are
-    the product of their masks.
+    A box's edges are whole pixels; cell i is inside iff `left <= cell * i < right`. The channel is not scaled by sigma;
+    several subjects are the product of their masks.
 
     Arguments:
         boxes: [..., M, 4]; grid: (h, w) of the latent; the picture has `cell` times as many pixels a side.

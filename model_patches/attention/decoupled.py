@@ -1,7 +1,9 @@
-"""Decoupled image cross-attention of several subjects, merged by relevance (IP-Adapter, arXiv 2308.06721; MIP-Adapter, arXiv 2409.17920).
+"""Decoupled image cross-attention of several subjects, merged by relevance (IP-Adapter, arXiv 2308.06721; MIP-Adapter,
+arXiv 2409.17920).
 
 Letters as in relevance.py; T image tokens a subject, S = M*T of them in all, subject-major.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -21,7 +23,9 @@ MERGES = ("relevance", "paper", "uniform", "joint", "add")
 
 @dataclass(frozen=True, eq=False)
 class HeadTokens:
-    """A layer's tokens split into heads: keys, values [G, H, S, d], names [G, H, L, d] or None; keys and names times 1 / sqrt d."""
+    """A layer's tokens split into heads: keys, values [G, H, S, d], names [G, H, L, d] or None; keys and names times 1
+    / sqrt d.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -33,8 +37,9 @@ class LayerTokens:
     """What one cross-attention layer needs of the subjects; depends on no timestep, so it is made once a run.
 
     keys, values: [G, S, C] image keys and values; name_keys: [G, L, C] or None where nothing asks for relevance;
-    segments: [G, M, L] float32 (see `relevance_of_heads`) or None; valid_tokens: [1 or G, S] bool, image tokens that are there, or None for all: a subject
-    with fewer tokens than another has some that are not, an absent one has none; split: the same in heads, of tokens that are `prepared`.
+    segments: [G, M, L] float32 (see `relevance_of_heads`) or None; valid_tokens: [1 or G, S] bool, image tokens that
+    are there, or None for all: a subject with fewer tokens than another has some that are not, an absent one has none;
+    split: the same in heads, of tokens that are `prepared`.
     """
 
     keys: torch.Tensor
@@ -50,12 +55,18 @@ class LayerTokens:
             return self
         scale = (self.keys.shape[-1] // heads) ** -0.5
         names = None if self.name_keys is None else split_heads(self.name_keys * scale, heads)
-        return replace(self, split=HeadTokens(split_heads(self.keys * scale, heads), split_heads(self.values, heads), names))
+        return replace(
+            self, split=HeadTokens(split_heads(self.keys * scale, heads), split_heads(self.values, heads), names)
+        )
 
     def group(self, index: int) -> LayerTokens:
         """The tokens of one group alone, G = 1."""
-        found = self._map(lambda t: t[index:index + 1])
-        return found if self.valid_tokens is None or len(self.valid_tokens) == 1 else replace(found, valid_tokens=self.valid_tokens[index:index + 1])
+        found = self._map(lambda t: t[index : index + 1])
+        return (
+            found
+            if self.valid_tokens is None or len(self.valid_tokens) == 1
+            else replace(found, valid_tokens=self.valid_tokens[index : index + 1])
+        )
 
     def float(self) -> LayerTokens:
         """The same in float32."""
@@ -73,8 +84,9 @@ class LayerTokens:
 class Mixing:
     """How several subjects share a position.
 
-    merge: `relevance` (published code), `paper`, `uniform` (1/M of each subject's own softmax), `joint` (one softmax over all tokens) or
-    `add` (share 1 each); sharpness: power on the relevance, > 0; background: 0..1, see `background_gain`.
+    merge: `relevance` (published code), `paper`, `uniform` (1/M of each subject's own softmax), `joint` (one softmax
+    over all tokens) or `add` (share 1 each); sharpness: power on the relevance, > 0; background: 0..1, see
+    `background_gain`.
     """
 
     merge: str = "relevance"
@@ -91,10 +103,12 @@ class Mixing:
 
 
 def attend(queries: torch.Tensor, tokens: LayerTokens, weights: torch.Tensor, joint: bool = False) -> torch.Tensor:
-    """Return `sum_i weights_i(p) * softmax_T(q k_i^T / sqrt d) v_i`, all subjects in one pass, or one by one where their tokens are many.
+    """Return `sum_i weights_i(p) * softmax_T(q k_i^T / sqrt d) v_i`, all subjects in one pass, or one by one where
+    their tokens are many.
 
     Arguments:
-        queries: [G, H, B*N, d]; tokens: prepared; those that are not in `valid_tokens` are excluded from the softmax, and a subject without any weighs 0.
+        queries: [G, H, B*N, d]; tokens: prepared; those that are not in `valid_tokens` are excluded from the softmax,
+            and a subject without any weighs 0.
         weights: [G, B, M, N], multiplied after the softmax.
         joint: one softmax over all S tokens instead of one per subject.
     Returns:
@@ -114,13 +128,20 @@ def attend(queries: torch.Tensor, tokens: LayerTokens, weights: torch.Tensor, jo
     return torch.cat([_fused(*part, mine, valid_tokens, joint) for part in parts], 2)
 
 
-def _fused(queries: torch.Tensor, weights: torch.Tensor, tokens: HeadTokens, valid_tokens: torch.Tensor | None, joint: bool) -> torch.Tensor:
-    """All subjects in one pass. queries [G, H, P, d], weights [G, M, P] -> [G, H, P, d]. Positions lie innermost in the map: subjects have few tokens,
-    and what runs along them would be mostly overhead."""
+def _fused(
+    queries: torch.Tensor, weights: torch.Tensor, tokens: HeadTokens, valid_tokens: torch.Tensor | None, joint: bool
+) -> torch.Tensor:
+    """All subjects in one pass. queries [G, H, P, d], weights [G, M, P] -> [G, H, P, d]. Positions lie innermost in the
+    map: subjects have few tokens, and what runs along them would be mostly overhead."""
     logits = torch.matmul(tokens.keys, queries.transpose(2, 3))  # G, H, S, P
     if valid_tokens is not None:
-        logits = logits.masked_fill(~valid_tokens[:, None, :, None], torch.finfo(logits.dtype).min)  # finite: a softmax over nothing weighs 0, and is not NaN
-    p = logits.softmax(2).unflatten(2, (weights.shape[1], -1)) if joint else logits.unflatten(2, (weights.shape[1], -1)).softmax(3)
+        # finite: a softmax over nothing weighs 0, and is not NaN
+        logits = logits.masked_fill(~valid_tokens[:, None, :, None], torch.finfo(logits.dtype).min)
+    p = (
+        logits.softmax(2).unflatten(2, (weights.shape[1], -1))
+        if joint
+        else logits.unflatten(2, (weights.shape[1], -1)).softmax(3)
+    )
     p = (p * weights[:, None, :, None].to(p.dtype)).flatten(2, 3)
     return torch.matmul(p.transpose(2, 3), tokens.values)
 
@@ -130,14 +151,20 @@ def _present(valid_tokens: torch.Tensor, m: int) -> torch.Tensor:
     return valid_tokens.unflatten(1, (m, -1)).any(-1)[:, None, :, None]
 
 
-def _subject_by_subject(q: torch.Tensor, tokens: HeadTokens, weights: torch.Tensor, valid_tokens: torch.Tensor | None) -> torch.Tensor:
-    """The same sum without a map of all positions times all tokens. q [G, H, B*N, d], weights [G, B, M, N] -> [G, H, B*N, d]."""
+def _subject_by_subject(
+    q: torch.Tensor, tokens: HeadTokens, weights: torch.Tensor, valid_tokens: torch.Tensor | None
+) -> torch.Tensor:
+    """The same sum without a map of all positions times all tokens. q [G, H, B*N, d], weights [G, B, M, N] -> [G, H,
+    B*N, d].
+    """
     m = weights.shape[2]
     k, v = (x.unflatten(2, (m, -1)).unbind(2) for x in (tokens.keys, tokens.values))  # G, H, T, d each
     w = weights.permute(2, 0, 1, 3).reshape(m, len(q), 1, -1, 1).to(q.dtype)  # M, G, 1, B*N, 1
     bias = [None] * m
     if valid_tokens is not None:
-        masked = torch.zeros(valid_tokens.shape, dtype=q.dtype, device=q.device).masked_fill(~valid_tokens, torch.finfo(q.dtype).min)
+        masked = torch.zeros(valid_tokens.shape, dtype=q.dtype, device=q.device).masked_fill(
+            ~valid_tokens, torch.finfo(q.dtype).min
+        )
         bias = masked.unflatten(1, (m, 1, 1, -1)).unbind(1)  # 1 or G, 1, 1, T each
     total = torch.zeros_like(q)
     for i in range(m):
@@ -145,12 +172,21 @@ def _subject_by_subject(q: torch.Tensor, tokens: HeadTokens, weights: torch.Tens
     return total
 
 
-def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tensor, heads: int, mixing: Mixing, limits: torch.Tensor | None = None,
-                text: torch.Tensor | None = None, text_logits: torch.Tensor | None = None, observe: Callable[[torch.Tensor], None] | None = None) -> torch.Tensor:
+def image_delta(
+    query: torch.Tensor,
+    tokens: LayerTokens,
+    strengths: torch.Tensor,
+    heads: int,
+    mixing: Mixing,
+    limits: torch.Tensor | None = None,
+    text: torch.Tensor | None = None,
+    text_logits: torch.Tensor | None = None,
+    observe: Callable[[torch.Tensor], None] | None = None,
+) -> torch.Tensor:
     """What the subjects add to a cross-attention layer's result, before `to_out`.
 
-    `sum_i strength_i * f(p) * b(p) * share_i(p) * m_i(p) * Z_i(p)`; with every m = 1, sharpness 1 and background 1 this is MIP-Adapter's
-    published code (paper's form: `(f - 1) Z_text + sum_i strength_i * A_i/mean_p(A_i) * Z_i`).
+    `sum_i strength_i * f(p) * b(p) * share_i(p) * m_i(p) * Z_i(p)`; with every m = 1, sharpness 1 and background 1 this
+    is MIP-Adapter's published code (paper's form: `(f - 1) Z_text + sum_i strength_i * A_i/mean_p(A_i) * Z_i`).
 
     Arguments:
         query: [G, B, N, C]; tokens: of this layer, best `prepared`; heads: H.
@@ -159,7 +195,8 @@ def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tenso
         limits: m, [1 or G, 1 or B, M, N] float32 in 0..1, or None.
         text: Z_text, [G, B, N, C], plain text attention (only merge `paper` with text_logits reads it).
         text_logits: [G, B, N], `text_to_weight(Z_text)` of files that have it, else None (f = 1).
-        observe: receives `owned`, [G, B, M, N] float32, by the names' relevance whatever the merge; the tokens must have names then. Changes nothing.
+        observe: receives `owned`, [G, B, M, N] float32, by the names' relevance whatever the merge; the tokens must
+            have names then. Changes nothing.
     Returns:
         [G, B, N, H, d] in the query's dtype: whoever adds it to what has its heads joined joins these in the same pass.
     """
@@ -184,10 +221,15 @@ def image_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tenso
     if gain is not None and mixing.merge != "paper":
         weights = weights * gain.unsqueeze(2)
     largest = None
-    if query.dtype == torch.float16 and (mixing.merge == "paper" or gain is not None):  # weights up to N would overflow: they meet the values as parts of 1
+    # weights up to N would overflow: they meet the values as parts of 1
+    if query.dtype == torch.float16 and (mixing.merge == "paper" or gain is not None):
         largest = weights.amax(2, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
         weights = weights / largest
-    delta = attend(queries, tokens, weights.expand(g, b, m, n), mixing.merge == "joint").transpose(1, 2).unflatten(1, (b, n))
+    delta = (
+        attend(queries, tokens, weights.expand(g, b, m, n), mixing.merge == "joint")
+        .transpose(1, 2)
+        .unflatten(1, (b, n))
+    )
     if largest is not None:
         delta = delta.float() * largest.expand(g, b, 1, n).transpose(2, 3).unsqueeze(-1)
     if gain is not None and mixing.merge == "paper":
@@ -203,5 +245,7 @@ def _position_weights(a: torch.Tensor, mixing: Mixing, limits: torch.Tensor | No
 
 
 def _equal_weights(mixing: Mixing, limits: torch.Tensor | None, ones: torch.Tensor) -> torch.Tensor:
-    """Weights without relevance: 1 for `add` and `joint`, equal shares for `uniform` and for a lone subject. ones: [1, 1, M, 1]."""
+    """Weights without relevance: 1 for `add` and `joint`, equal shares for `uniform` and for a lone subject. ones: [1,
+    1, M, 1].
+    """
     return ones if mixing.merge in ("add", "joint") else shares(ones, limits)

@@ -1,4 +1,7 @@
-"""A box as numbers a network can read: Fourier embedding of its corners (GLIGEN, arXiv 2301.07093; Subject-Diffusion, arXiv 2307.11410)."""
+"""A box as numbers a network can read: Fourier embedding of its corners (GLIGEN, arXiv 2301.07093; Subject-Diffusion,
+arXiv 2307.11410).
+"""
+
 from __future__ import annotations
 
 import torch
@@ -16,12 +19,13 @@ def box_fourier(boxes: torch.Tensor, count: int = FREQUENCIES) -> torch.Tensor:
     """Sines and cosines of a box's corners.
 
     Arguments:
-        boxes: [..., 4], left, top, right, bottom in 0..1 of the picture's width and height; any dtype. An absent box is four zeros,
-            which embed as sin 0 and cos 0.
+        boxes: [..., 4], left, top, right, bottom in 0..1 of the picture's width and height; any dtype. An absent box is
+            four zeros, which embed as sin 0 and cos 0.
         count: number of frequencies.
     Returns:
-        [..., count * 8] float32, frequency slowest, then sine and cosine, then coordinate: sin(f_0 x1), sin(f_0 y1), sin(f_0 x2),
-        sin(f_0 y2), cos(f_0 x1), ..., sin(f_1 x1), ... float32 because f reaches 56, where half precision loses two digits.
+        [..., count * 8] float32, frequency slowest, then sine and cosine, then coordinate: sin(f_0 x1), sin(f_0 y1),
+        sin(f_0 x2), sin(f_0 y2), cos(f_0 x1), ..., sin(f_1 x1), ... float32 because f reaches 56, where half precision
+        loses two digits.
     """
     angles = boxes.float().unsqueeze(-2) * box_frequencies(count, boxes.device).unsqueeze(-1)  # ..., count, 4
     return torch.cat((angles.sin(), angles.cos()), -1).flatten(-2)

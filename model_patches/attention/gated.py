@@ -1,11 +1,14 @@
-"""The gated self-attention adapter between a block's self- and cross-attention (GLIGEN, arXiv 2301.07093; Subject-Diffusion, arXiv 2307.11410).
+"""The gated self-attention adapter between a block's self- and cross-attention (GLIGEN, arXiv 2301.07093;
+Subject-Diffusion, arXiv 2307.11410).
 
-As published, object tokens are appended to the visual tokens, all attend to all, and the objects' own results are thrown away. Here
-objects have keys and values only: they depend on no timestep, so they are made once a run, and what would be thrown away is not computed.
+As published, object tokens are appended to the visual tokens, all attend to all, and the objects' own results are
+thrown away. Here objects have keys and values only: they depend on no timestep, so they are made once a run, and what
+would be thrown away is not computed.
 
-Letters: B rows, G groups of rows that share their object tokens (rows group by group, B a multiple of G), N positions, M object tokens of
-all subjects together, C channels of the block, H heads.
+Letters: B rows, G groups of rows that share their object tokens (rows group by group, B a multiple of G), N positions,
+M object tokens of all subjects together, C channels of the block, H heads.
 """
+
 from __future__ import annotations
 
 import math
@@ -20,8 +23,8 @@ ROUNDING = 1e-5  # of a progress that was found from a float32 sigma
 
 @dataclass(frozen=True, eq=False)
 class ObjectTokens:
-    """What one layer needs of the objects: keys, values [G, M, C], and its two gates, `tanh` of the trained scalars, in -1..1; equal: of each group
-    whether its M tokens are one and the same, () where none are."""
+    """What one layer needs of the objects: keys, values [G, M, C], and its two gates, `tanh` of the trained scalars, in
+    -1..1; equal: of each group whether its M tokens are one and the same, () where none are."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -31,10 +34,12 @@ class ObjectTokens:
 
     def group(self, g: int) -> ObjectTokens:
         """The tokens of group g alone, [1, M, C]."""
-        return replace(self, keys=self.keys[g:g + 1], values=self.values[g:g + 1], equal=self.equal[g:g + 1])
+        return replace(self, keys=self.keys[g : g + 1], values=self.values[g : g + 1], equal=self.equal[g : g + 1])
 
 
-def gated_self_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, objects: ObjectTokens, heads: int) -> torch.Tensor:
+def gated_self_attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, objects: ObjectTokens, heads: int
+) -> torch.Tensor:
     """`softmax(q [k; k_o]^T / sqrt d) [v; v_o]` for the visual tokens' queries.
 
     Arguments:
@@ -49,49 +54,76 @@ def gated_self_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.
     return _attention(query, keys, values, objects, heads)
 
 
-def _group_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, objects: ObjectTokens, heads: int) -> torch.Tensor:
+def _group_attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, objects: ObjectTokens, heads: int
+) -> torch.Tensor:
     """One group: M equal tokens are one whose logit is greater by log M."""
     if not objects.equal[0]:
         return _attention(query, keys, values, objects, heads)
     one = replace(objects, keys=objects.keys[:, :1], values=objects.values[:, :1])
-    return _attention(query, keys, values, one, heads, pad(query.new_zeros(1, keys.shape[1]), (0, 1), value=math.log(objects.keys.shape[1])))
+    return _attention(
+        query,
+        keys,
+        values,
+        one,
+        heads,
+        pad(query.new_zeros(1, keys.shape[1]), (0, 1), value=math.log(objects.keys.shape[1])),
+    )
 
 
-def _attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, objects: ObjectTokens, heads: int, bias: torch.Tensor | None = None) -> torch.Tensor:
+def _attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    objects: ObjectTokens,
+    heads: int,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
     """bias: [1, N + M], added to the logits, or None."""
     b, n, c = query.shape
-    k, v = torch.cat((keys, rows_of(objects.keys, b)), 1), torch.cat((values, rows_of(objects.values, b)), 1)  # B, N + M, C
+    # B, N + M, C
+    k, v = torch.cat((keys, rows_of(objects.keys, b)), 1), torch.cat((values, rows_of(objects.values, b)), 1)
     q, k, v = (x.view(b, -1, heads, c // heads).transpose(1, 2) for x in (query, k, v))
     return scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).reshape(b, n, c)
 
 
 def rows_of(grouped: torch.Tensor, b: int) -> torch.Tensor:
-    """[G, M, C] -> [B, M, C]: every group's tokens for each of its rows. Raises ValueError where B is not a multiple of G."""
+    """[G, M, C] -> [B, M, C]: every group's tokens for each of its rows.
+
+    Raises ValueError where B is not a multiple of G.
+    """
     g = grouped.shape[0]
     if b % g:
         raise ValueError(f"object tokens: expected one group, or groups that share {b} rows evenly, found {g} groups")
     return grouped.unsqueeze(1).expand(g, b // g, *grouped.shape[1:]).flatten(0, 1)
 
 
-def gated_residual(x: torch.Tensor, branch: Callable[[torch.Tensor], torch.Tensor], gate: float, scale: float | torch.Tensor = 1.0) -> torch.Tensor:
-    """`x + scale * gate * branch(x)`; x itself, with `branch` not called, where scale or gate is 0. x [B, N, C]; gate -1..1; scale: strength
-    times `scale_at`, as a number or as a tensor [] on the device of x, which is not looked at: so it may change and a compiled graph stays."""
+def gated_residual(
+    x: torch.Tensor, branch: Callable[[torch.Tensor], torch.Tensor], gate: float, scale: float | torch.Tensor = 1.0
+) -> torch.Tensor:
+    """`x + scale * gate * branch(x)`; x itself, with `branch` not called, where scale or gate is 0. x [B, N, C]; gate
+    -1..1; scale: strength times `scale_at`, as a number or as a tensor [] on the device of x, which is not looked at:
+    so it may change and a compiled graph stays."""
     if gate == 0 or (not isinstance(scale, torch.Tensor) and scale == 0):
         return x
     return (branch(x) * (scale * gate)).add_(x)
 
 
 def weighted(objects: ObjectTokens, weights: torch.Tensor) -> ObjectTokens:
-    """Objects of weights other than 1: a weight scales its token's values. weights: [M] or [G, M]. Tokens in the dtype of `objects`."""
+    """Objects of weights other than 1: a weight scales its token's values. weights: [M] or [G, M].
+
+    Tokens in the dtype of `objects`.
+    """
     return replace(objects, values=objects.values * weights.to(objects.values).unsqueeze(-1))
 
 
 def scale_at(progress: float, end: float, decay: float = 0.0) -> float:
-    """GLIGEN's scheduled sampling where no step count is known: 1 before `end`, then linearly to 0 over `decay`, then 0.
+    """GLIGEN's scheduled sampling where no step count is known: 1 before `end`, then linearly to 0 over `decay`, then
+    0.
 
-    Arguments: all 0..1 of the run; `end` of 1 or more never ends. A progress on the end, whatever rounding made of it, is past it. Published
-    `alpha_type` is (end, decay, rest), end is the paper's tau: (0.3, 0, 0.7) for text boxes, (1, 0, 0) for images; there a step takes the value that
-    this line has at the step's end.
+    Arguments: all 0..1 of the run; `end` of 1 or more never ends. A progress on the end, whatever rounding made of it,
+    is past it. Published `alpha_type` is (end, decay, rest), end is the paper's tau: (0.3, 0, 0.7) for text boxes, (1,
+    0, 0) for images; there a step takes the value that this line has at the step's end.
     """
     if progress < end - ROUNDING or end >= 1:
         return 1.0

@@ -2,6 +2,7 @@
 
 Letters: G groups of rows, T tokens or positions, H heads, d channels a head.
 """
+
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,5 @@
 """Where a subject may act: region masks and boxes on the grid of one attention layer."""
+
 from __future__ import annotations
 
 import torch
@@ -14,19 +15,24 @@ def union(region: torch.Tensor) -> torch.Tensor:
 
 
 def region_map(region: torch.Tensor, grid: tuple[int, int], window: Window = WHOLE) -> torch.Tensor:
-    """Mean of the mask over each grid cell. region [H, W] 0..1 over the whole picture -> [h, w] over the window (whole pixels of the mask)."""
+    """Mean of the mask over each grid cell. region [H, W] 0..1 over the whole picture -> [h, w] over the window (whole
+    pixels of the mask).
+    """
     h, w = region.shape
     top, left, bottom, right = window
     y, x = min(round(top * h), h - 1), min(round(left * w), w - 1)
-    part = region[y:max(round(bottom * h), y + 1), x:max(round(right * w), x + 1)]
+    part = region[y : max(round(bottom * h), y + 1), x : max(round(right * w), x + 1)]
     return adaptive_avg_pool2d(part[None, None].float(), grid)[0, 0]
 
 
-def box_map(box: tuple[float, float, float, float], grid: tuple[int, int], feather: float = 0.0, window: Window = WHOLE) -> torch.Tensor:
-    """A box (x, y, w, h in 0..1 of the picture) as cell coverage, with a linear ramp of `feather` (0..1 of the picture's side) centred on its edge.
+def box_map(
+    box: tuple[float, float, float, float], grid: tuple[int, int], feather: float = 0.0, window: Window = WHOLE
+) -> torch.Tensor:
+    """A box (x, y, w, h in 0..1 of the picture) as cell coverage, with a linear ramp of `feather` (0..1 of the
+    picture's side) centred on its edge.
 
-    An edge on the picture's border has no ramp. Returns [h, w] float32 in 0..1 over the window; with feather 0 each cell holds the part of it
-    that the box covers.
+    An edge on the picture's border has no ramp. Returns [h, w] float32 in 0..1 over the window; with feather 0 each
+    cell holds the part of it that the box covers.
     """
     x, y, w, h = box
     top, left, bottom, right = window

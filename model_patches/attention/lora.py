@@ -1,4 +1,7 @@
-"""Keys and values of image tokens through a UNet layer's own projections and a low-rank pair (MM-Diff, arXiv 2403.15059)."""
+"""Keys and values of image tokens through a UNet layer's own projections and a low-rank pair (MM-Diff, arXiv
+2403.15059).
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -8,9 +11,16 @@ import torch
 Projection = Callable[[torch.Tensor], torch.Tensor]
 
 
-def image_projection(project: Projection, tokens: torch.Tensor, image: Projection, text: Projection, merged: float = 1.0, scale: float = 1.0) -> torch.Tensor:
-    """`W c + scale * LoRA_image(c)`, W the layer's weights without the adapter's text LoRA, which may be merged into them by now:
-    `project(c) - merged * LoRA_text(c) + scale * LoRA_image(c)`. What else was merged stays in.
+def image_projection(
+    project: Projection,
+    tokens: torch.Tensor,
+    image: Projection,
+    text: Projection,
+    merged: float = 1.0,
+    scale: float = 1.0,
+) -> torch.Tensor:
+    """`W c + scale * LoRA_image(c)`, W the layer's weights without the adapter's text LoRA, which may be merged into
+    them by now: `project(c) - merged * LoRA_text(c) + scale * LoRA_image(c)`. What else was merged stays in.
 
     Arguments:
         project: the layer's `to_k` or `to_v` as it is; tokens: c, [..., S, D].

@@ -1,19 +1,25 @@
-"""How relevant each picture position is to each subject, and what share of it the subject gets (MIP-Adapter, arXiv 2409.17920).
+"""How relevant each picture position is to each subject, and what share of it the subject gets (MIP-Adapter, arXiv
+2409.17920).
 
-Letters: G groups of rows that share their tokens (a cond or an uncond chunk), B rows in each, M subjects, N positions, H heads, d
-channels a head, L name tokens of all subjects together.
+Letters: G groups of rows that share their tokens (a cond or an uncond chunk), B rows in each, M subjects, N positions,
+H heads, d channels a head, L name tokens of all subjects together.
 """
+
 from __future__ import annotations
 
 import torch
 
 
-def relevance_of_heads(queries: torch.Tensor, names: torch.Tensor, segments: torch.Tensor, pictures: int) -> torch.Tensor:
-    """Return the attention of the name tokens over picture positions: softmax over POSITIONS, mean over heads, mean over a subject's own tokens.
+def relevance_of_heads(
+    queries: torch.Tensor, names: torch.Tensor, segments: torch.Tensor, pictures: int
+) -> torch.Tensor:
+    """Return the attention of the name tokens over picture positions: softmax over POSITIONS, mean over heads, mean
+    over a subject's own tokens.
 
     Arguments:
         queries: [G, H, B*N, d], the UNet layer's own queries, split into heads.
-        names: [G, H, L, d], the UNet layer's own `to_k` of the name tokens (no BOS, EOS or padding unless weighted 0) times 1 / sqrt d.
+        names: [G, H, L, d], the UNet layer's own `to_k` of the name tokens (no BOS, EOS or padding unless weighted 0)
+            times 1 / sqrt d.
         segments: [G, M, L] float32, row i averages the tokens of subject i (its entries sum to 1).
         pictures: B.
     Returns:
@@ -36,7 +42,8 @@ def shares(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpnes
     """
     a = relevance if limits is None else torch.where(limits > 0, relevance, torch.zeros_like(relevance))
     if sharpness != 1.0:
-        largest = a.amax(-2, keepdim=True)  # a common factor leaves the share as it is and keeps the power from underflowing
+        # a common factor leaves the share as it is and keeps the power from underflowing
+        largest = a.amax(-2, keepdim=True)
         a = torch.where(largest > 0, a / largest, a).pow(sharpness)
     if limits is not None:
         a = a * limits
@@ -44,8 +51,8 @@ def shares(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpnes
 
 
 def owned(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpness: float = 1.0) -> torch.Tensor:
-    """`share_i * m_i`: how much of each position is a subject's. A lone subject's share would be 1 wherever it may be, so its own relevance is
-    told instead, `m A^s / max_p(m A^s)`: 1 where it is looked at most.
+    """`share_i * m_i`: how much of each position is a subject's. A lone subject's share would be 1 wherever it may be,
+    so its own relevance is told instead, `m A^s / max_p(m A^s)`: 1 where it is looked at most.
 
     Arguments: as `shares`. Returns [..., M, N] float32 in 0..1.
     """
@@ -67,7 +74,8 @@ def mean_relevance(relevance: torch.Tensor, sharpness: float = 1.0) -> torch.Ten
 
 
 def background_gain(relevance: torch.Tensor, background: float, sharpness: float = 1.0) -> torch.Tensor:
-    """`b = background + (1 - background) * min(1, max_i A_i / mean_p A_i)`: holds references back where no subject is relevant.
+    """`b = background + (1 - background) * min(1, max_i A_i / mean_p A_i)`: holds references back where no subject is
+    relevant.
 
     Arguments: relevance [..., M, N]; background 0..1 (1 switches it off). Returns [..., N] in background..1.
     """
@@ -75,6 +83,9 @@ def background_gain(relevance: torch.Tensor, background: float, sharpness: float
 
 
 def text_gain(logits: torch.Tensor) -> torch.Tensor:
-    """`f = sigmoid(w . Z_text) / mean_p(...)` of MIP-Adapter's trained files. logits [..., N] -> [..., N] float32, mean 1 over N."""
+    """`f = sigmoid(w .
+
+    Z_text) / mean_p(...)` of MIP-Adapter's trained files. logits [..., N] -> [..., N] float32, mean 1 over N.
+    """
     gate = torch.sigmoid(logits.float())
     return gate / gate.mean(-1, keepdim=True)

@@ -1,4 +1,5 @@
 """What every host checks when it binds references or weights to a base model: whether the two belong together."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -12,17 +13,22 @@ from .settings import ImageAttentionSettings
 
 
 def check_widths(spec: AdapterSpec, widths: Sequence[int], context_dim: int) -> None:
-    """Raise MismatchError unless the adapter's layers are the model's: widths of its cross-attention layers in checkpoint order, and of its text."""
+    """Raise MismatchError unless the adapter's layers are the model's: widths of its cross-attention layers in
+    checkpoint order, and of its text.
+    """
     if (error := base_mismatch(spec, context_dim)) is not None:
         raise error
     if context_dim != spec.context_dim or tuple(widths) != spec.widths:
         what = f"{len(widths)} cross-attention layers and text embeddings of size {context_dim}"
         wanted = f"a MODEL for {spec.file}: {spec.describe()}, text embeddings of size {spec.context_dim}"
-        raise MismatchError(wanted, what, f"Sample with a checkpoint of the {spec.base} family, or load an adapter made for this model.")
+        raise MismatchError(
+            wanted, what, f"Sample with a checkpoint of the {spec.base} family, or load an adapter made for this model."
+        )
 
 
 def check_places(spec: AdapterSpec, widths: Mapping[str, int], context_dim: int) -> None:
-    """Raise MismatchError unless the model has a transformer block of the right width for every gated layer, and the text width of the file's base.
+    """Raise MismatchError unless the model has a transformer block of the right width for every gated layer, and the
+    text width of the file's base.
 
     widths: LDM path of each transformer block of the model, as in `GatedSpec.places`, -> its width.
     """
@@ -34,14 +40,20 @@ def check_places(spec: AdapterSpec, widths: Mapping[str, int], context_dim: int)
         raise error
     found = f"a MODEL for {base_name(context_dim)}, with a matching block for {fitting} of the {len(places)} layers"
     do = f"Sample with a checkpoint of the {spec.base} family, or load a file made for this model."
-    raise MismatchError(f"a MODEL for {spec.file}: {spec.describe()}, text embeddings of size {spec.gated.object_dim}", found, do)
+    raise MismatchError(
+        f"a MODEL for {spec.file}: {spec.describe()}, text embeddings of size {spec.gated.object_dim}", found, do
+    )
 
 
 def check_names(references: References, settings: ImageAttentionSettings) -> None:
     """Raise MismatchError where the merge needs the subjects' names and they were not encoded."""
     if needs_names(references, settings) and not references.named:
         wanted = f"the subjects' names for merge '{settings.mixing.merge}'"
-        raise MismatchError(wanted, "references without names", "Wire 'clip' into Encode Subject References, or set 'merge' to uniform, joint or add.")
+        raise MismatchError(
+            wanted,
+            "references without names",
+            "Wire 'clip' into Encode Subject References, or set 'merge' to uniform, joint or add.",
+        )
 
 
 def check_whole_weights(strength: float, widget: str = "") -> None:

@@ -1,4 +1,7 @@
-"""Keys and values of the subjects for every cross-attention layer, projected once a run and never by reading a weight."""
+"""Keys and values of the subjects for every cross-attention layer, projected once a run and never by reading a
+weight.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,23 +29,34 @@ class Projected:
     values: torch.Tensor
 
 
-def project_images(layers: DecoupledLayers | LoraLayers, references: References, device: torch.device, dtype: torch.dtype,
-                   bases: Iterable[Base] | None = None, merged: float = 0.0) -> list[Projected]:
+def project_images(
+    layers: DecoupledLayers | LoraLayers,
+    references: References,
+    device: torch.device,
+    dtype: torch.dtype,
+    bases: Iterable[Base] | None = None,
+    merged: float = 0.0,
+) -> list[Projected]:
     """Keys and values of all image tokens for every layer; the uncond tokens are the same for every subject.
 
-    bases: the UNet's own (to_k, to_v) of each layer, and merged: how strongly the adapter's text LoRA is in them, for layers that need them. A
-    subject with fewer tokens than another is filled up with zeros, see `valid_image_tokens`.
+    bases: the UNet's own (to_k, to_v) of each layer, and merged: how strongly the adapter's text LoRA is in them, for
+    layers that need them. A subject with fewer tokens than another is filled up with zeros, see `valid_image_tokens`.
     """
     longest = max(len(s.tokens) for s in references.subjects)
     subjects = torch.stack([pad(s.tokens, (0, 0, 0, longest - len(s.tokens))) for s in references.subjects])  # M, T, D
     kinds = [subjects] if references.uncond_tokens is None else [references.uncond_tokens.expand_as(subjects), subjects]
     tokens = torch.stack([kind.flatten(0, 1) for kind in kinds]).to(device, dtype)
     pairs = bases if bases is not None else [(None, None)] * len(layers.layers)
-    return [Projected(layer.keys(tokens, to_k, merged), layer.values(tokens, to_v, merged)) for layer, (to_k, to_v) in zip(layers.layers, pairs, strict=True)]
+    return [
+        Projected(layer.keys(tokens, to_k, merged), layer.values(tokens, to_v, merged))
+        for layer, (to_k, to_v) in zip(layers.layers, pairs, strict=True)
+    ]
 
 
 def valid_image_tokens(references: References, without_absent: bool, device: torch.device) -> torch.Tensor | None:
-    """[1, S] bool: image tokens that are there, or None where all are. without_absent: those of subjects with weight 0 are not."""
+    """[1, S] bool: image tokens that are there, or None where all are. without_absent: those of subjects with weight 0
+    are not.
+    """
     counts = [0 if without_absent and s.weight == 0 else len(s.tokens) for s in references.subjects]
     longest = max(len(s.tokens) for s in references.subjects)
     if min(counts) == longest:
@@ -50,8 +64,15 @@ def valid_image_tokens(references: References, without_absent: bool, device: tor
     return (torch.arange(longest) < torch.tensor(counts).unsqueeze(1)).flatten().unsqueeze(0).to(device)
 
 
-def project_names(text_keys: Iterable[Callable[[torch.Tensor], torch.Tensor]], references: References, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
-    """The UNet's own `to_k` (one for each layer) of the name tokens, [2, L, C] each, LoRAs and hooks of the moment included."""
+def project_names(
+    text_keys: Iterable[Callable[[torch.Tensor], torch.Tensor]],
+    references: References,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[torch.Tensor]:
+    """The UNet's own `to_k` (one for each layer) of the name tokens, [2, L, C] each, LoRAs and hooks of the moment
+    included.
+    """
     names = torch.cat([s.name_tokens for s in references.subjects])  # L, D
     empty = torch.zeros_like(names)
     longest = max(len(s.name_tokens) for s in references.subjects)
@@ -61,38 +82,54 @@ def project_names(text_keys: Iterable[Callable[[torch.Tensor], torch.Tensor]], r
 
 
 def name_segments(references: References, device: torch.device) -> torch.Tensor:
-    """[2, M, L] float32 averaging weights: subject i's own tokens in cond rows, the first L_i tokens of the empty prompt in uncond rows."""
+    """[2, M, L] float32 averaging weights: subject i's own tokens in cond rows, the first L_i tokens of the empty
+    prompt in uncond rows.
+    """
     lengths = [len(s.name_tokens) for s in references.subjects]
     weights = torch.zeros(2, len(lengths), sum(lengths))
     for i, length in enumerate(lengths):
         start = sum(lengths[:i])
         weights[0, i, :length] = 1.0 / length
-        weights[1, i, start:start + length] = 1.0 / length
+        weights[1, i, start : start + length] = 1.0 / length
     return weights.to(device)
 
 
 def pick(stored: torch.Tensor, roles: Sequence[str]) -> torch.Tensor:
     """Rows of the first axis for the roles of a call's chunks: a view where the order allows it. One row: of COND."""
-    wanted = [ORDER[-len(stored):].index(role) for role in roles]
+    wanted = [ORDER[-len(stored) :].index(role) for role in roles]
     if wanted == list(range(wanted[0], wanted[0] + len(wanted))):
-        return stored[wanted[0]:wanted[0] + len(wanted)]
+        return stored[wanted[0] : wanted[0] + len(wanted)]
     return torch.stack([stored[i] for i in wanted])
 
 
-def layer_tokens(images: Projected, names: torch.Tensor | None, segments: torch.Tensor | None, roles: Sequence[str], valid_tokens: torch.Tensor | None = None) -> LayerTokens:
+def layer_tokens(
+    images: Projected,
+    names: torch.Tensor | None,
+    segments: torch.Tensor | None,
+    roles: Sequence[str],
+    valid_tokens: torch.Tensor | None = None,
+) -> LayerTokens:
     """One layer's tokens for the chunks of a call."""
     if names is None or segments is None:
         return LayerTokens(pick(images.keys, roles), pick(images.values, roles), valid_tokens=valid_tokens)
-    return LayerTokens(pick(images.keys, roles), pick(images.values, roles), pick(names, roles), pick(segments, roles), valid_tokens)
+    return LayerTokens(
+        pick(images.keys, roles), pick(images.values, roles), pick(names, roles), pick(segments, roles), valid_tokens
+    )
 
 
-def call_tokens(references: References, settings: ImageAttentionSettings, images: Sequence[Projected],
-                names: Sequence[torch.Tensor] | None, roles: Sequence[str], heads: Sequence[int],
-                device: torch.device) -> list[LayerTokens]:
+def call_tokens(
+    references: References,
+    settings: ImageAttentionSettings,
+    images: Sequence[Projected],
+    names: Sequence[torch.Tensor] | None,
+    roles: Sequence[str],
+    heads: Sequence[int],
+    device: torch.device,
+) -> list[LayerTokens]:
     """Return every layer's tokens for the groups of a call, prepared.
 
-    images, names, heads: of each layer; names None where nothing asks for relevance; roles: COND or UNCOND, of each group.
-    Subjects of weight 0 have no tokens in the joint softmax of an adapter that was published with it.
+    images, names, heads: of each layer; names None where nothing asks for relevance; roles: COND or UNCOND, of each
+    group. Subjects of weight 0 have no tokens in the joint softmax of an adapter that was published with it.
     """
     without_absent = settings.mixing.merge == references.adapter.spec.merge == "joint"
     valid_tokens = valid_image_tokens(references, without_absent, device)
@@ -101,17 +138,28 @@ def call_tokens(references: References, settings: ImageAttentionSettings, images
     return [layer_tokens(image, name, segments, roles, valid_tokens).prepared(count) for image, name, count in each]
 
 
-def gain_weights(layers: DecoupledLayers | LoraLayers, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor | None]:
+def gain_weights(
+    layers: DecoupledLayers | LoraLayers, device: torch.device, dtype: torch.dtype
+) -> list[torch.Tensor | None]:
     """Return what the text gain of each layer is made with, [C], None for layers without one."""
     return [layer.gain_weights(device, dtype) for layer in layers.layers]
 
 
-def layer_delta(query: torch.Tensor, tokens: LayerTokens, strengths: torch.Tensor, heads: int, mixing: Mixing,
-                limits: torch.Tensor | None, gain: torch.Tensor | None, text: torch.Tensor | None,
-                observe: Callable[[torch.Tensor], None] | None) -> torch.Tensor:
+def layer_delta(
+    query: torch.Tensor,
+    tokens: LayerTokens,
+    strengths: torch.Tensor,
+    heads: int,
+    mixing: Mixing,
+    limits: torch.Tensor | None,
+    gain: torch.Tensor | None,
+    text: torch.Tensor | None,
+    observe: Callable[[torch.Tensor], None] | None,
+) -> torch.Tensor:
     """Return `image_delta` of a layer, [G, B, N, H, d].
 
-    gain: [C], what its text gain is made with, or None; text: plain text attention [G, B, N, C], read only for the gain.
+    gain: [C], what its text gain is made with, or None; text: plain text attention [G, B, N, C], read only for the
+    gain.
     """
     logits = None if gain is None else text @ gain
     text = None if gain is None else text

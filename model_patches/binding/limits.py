@@ -1,4 +1,5 @@
 """Where each subject may act in a model call: regions and boxes as maps on the grids of the layers."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,28 +17,42 @@ def limited(subjects: Sequence[ReferenceSubject], boxed: bool) -> bool:
     return any(s.region is not None or (s.box is not None and boxed) for s in subjects)
 
 
-def limits_on_grid(subjects: Sequence[ReferenceSubject], settings: ImageAttentionSettings, grid: tuple[int, int], boxed: bool,
-                   device: torch.device | str, window: Window = WHOLE, pictures: Sequence[int] = ()) -> torch.Tensor:
-    """m of every subject on a layer's grid (h, w), row-major: [1, M, h*w] float32 in 0..1, 1 where nothing limits; [B, M, h*w] with `pictures`.
+def limits_on_grid(
+    subjects: Sequence[ReferenceSubject],
+    settings: ImageAttentionSettings,
+    grid: tuple[int, int],
+    boxed: bool,
+    device: torch.device | str,
+    window: Window = WHOLE,
+    pictures: Sequence[int] = (),
+) -> torch.Tensor:
+    """m of every subject on a layer's grid (h, w), row-major: [1, M, h*w] float32 in 0..1, 1 where nothing limits; [B,
+    M, h*w] with `pictures`.
 
-    boxed: whether boxes limit in this step; window: the part of the picture that the grid shows; pictures: which of its masks each of B pictures has,
-    for subjects with several. Without it they have their union.
+    boxed: whether boxes limit in this step; window: the part of the picture that the grid shows; pictures: which of its
+    masks each of B pictures has, for subjects with several. Without it they have their union.
     """
     if pictures:
         each = {i: _limits(subjects, settings, grid, boxed, window, i) for i in dict.fromkeys(pictures)}
         return torch.stack([each[i] for i in pictures]).to(device)
-    return _limits(subjects, settings, grid, boxed, window, None)[None].to(device)  # made on the CPU: some devices lack float64 or uneven pooling
+    # made on the CPU: some devices lack float64 or uneven pooling
+    return _limits(subjects, settings, grid, boxed, window, None)[None].to(device)
 
 
-def with_masks_for(subjects: Sequence[ReferenceSubject], pictures: Sequence[int], whole: bool) -> tuple[list[ReferenceSubject], list[int]]:
+def with_masks_for(
+    subjects: Sequence[ReferenceSubject], pictures: Sequence[int], whole: bool
+) -> tuple[list[ReferenceSubject], list[int]]:
     """The subjects, with the union in place of masks that are not one for each picture; and which subjects those are.
 
     pictures: numbers of the pictures that are computed; whole: whether these are all there are.
     """
+
     def fit(masks: int) -> bool:
         return masks == len(pictures) if whole else masks > max(pictures)
 
-    wrong = [i for i, s in enumerate(subjects) if s.region is not None and s.region.ndim == 3 and not fit(len(s.region))]
+    wrong = [
+        i for i, s in enumerate(subjects) if s.region is not None and s.region.ndim == 3 and not fit(len(s.region))
+    ]
     return [replace(s, region=union(s.region)) if i in wrong else s for i, s in enumerate(subjects)], wrong
 
 
@@ -65,9 +80,15 @@ def pictured(subjects: Sequence[ReferenceSubject], pictures: Sequence[int], whol
     return Pictured(found, tuple(pictures) if any(_has_several_masks(s) for s in found) else (), wrong)
 
 
-def group_limits(subjects: Sequence[ReferenceSubject], settings: ImageAttentionSettings, grid: tuple[int, int],
-                 boxed: bool, device: torch.device | str, windows: Sequence[Window] = (WHOLE,),
-                 pictures: Sequence[int] = ()) -> torch.Tensor:
+def group_limits(
+    subjects: Sequence[ReferenceSubject],
+    settings: ImageAttentionSettings,
+    grid: tuple[int, int],
+    boxed: bool,
+    device: torch.device | str,
+    windows: Sequence[Window] = (WHOLE,),
+    pictures: Sequence[int] = (),
+) -> torch.Tensor:
     """Return `limits_on_grid` for each of G groups of rows, [G, 1 or B, M, h*w].
 
     windows: the part of the picture that each group shows; the rest as there.
@@ -76,14 +97,27 @@ def group_limits(subjects: Sequence[ReferenceSubject], settings: ImageAttentionS
     return torch.stack(each)
 
 
-def _limits(subjects: Sequence[ReferenceSubject], settings: ImageAttentionSettings, grid: tuple[int, int], boxed: bool, window: Window, picture: int | None) -> torch.Tensor:
+def _limits(
+    subjects: Sequence[ReferenceSubject],
+    settings: ImageAttentionSettings,
+    grid: tuple[int, int],
+    boxed: bool,
+    window: Window,
+    picture: int | None,
+) -> torch.Tensor:
     maps = []
     for subject in subjects:
         mask = subject.region
         if mask is not None and mask.ndim == 3:
             mask = union(mask) if picture is None else mask[picture]
         region = None if mask is None else region_map(mask, grid, window)
-        box = None if subject.box is None or not boxed else box_map((subject.box.x, subject.box.y, subject.box.w, subject.box.h), grid, settings.box_feather, window)
+        box = (
+            None
+            if subject.box is None or not boxed
+            else box_map(
+                (subject.box.x, subject.box.y, subject.box.w, subject.box.h), grid, settings.box_feather, window
+            )
+        )
         limit = limit_map(region, box, settings.box_strength)
         maps.append(torch.ones(grid) if limit is None else limit)
     return torch.stack(maps).flatten(1)

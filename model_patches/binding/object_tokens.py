@@ -1,7 +1,10 @@
-"""Object tokens for gated layers: who stands where, as the adapter's net sees it, and their keys and values in every layer. Host-free.
+"""Object tokens for gated layers: who stands where, as the adapter's net sees it, and their keys and values in every
+layer. Host-free.
 
-Letters: N slots, E channels of a feature, T patch tokens a slot, M object tokens of all slots, D of an object token, G groups of rows.
+Letters: N slots, E channels of a feature, T patch tokens a slot, M object tokens of all slots, D of an object token, G
+groups of rows.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -25,25 +28,37 @@ NOWHERE: Corners = (0.0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that share their objects: role COND or UNCOND, each subject's strength now (0: a null slot), and the part of the picture they show."""
+    """Rows that share their objects: role COND or UNCOND, each subject's strength now (0: a null slot), and the part of
+    the picture they show.
+    """
 
     role: str
     strengths: tuple[float, ...]
     window: Window = WHOLE
 
 
-def object_tokens(layers: GatedLayers, references: References, group: Group, use_bbox: str = "auto", device: torch.device | None = None) -> torch.Tensor:
-    """What the adapter's net makes of the subjects for one group of rows, [1, M, D] in the features' dtype, on the device (None: the net's own).
+def object_tokens(
+    layers: GatedLayers,
+    references: References,
+    group: Group,
+    use_bbox: str = "auto",
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    """What the adapter's net makes of the subjects for one group of rows, [1, M, D] in the features' dtype, on the
+    device (None: the net's own).
 
-    A subject of strength 0, or without any part in the window, is a null slot. One without a box has the whole picture, or, where it also has
-    no phrase, the published place of a style reference. Rows of role UNCOND get what the publisher gives them: null tokens (GLIGEN), zeros
-    (Subject-Diffusion).
+    A subject of strength 0, or without any part in the window, is a null slot. One without a box has the whole picture,
+    or, where it also has no phrase, the published place of a style reference. Rows of role UNCOND get what the
+    publisher gives them: null tokens (GLIGEN), zeros (Subject-Diffusion).
     """
     net: ObjectNet = layers.net
     slots, device = _slots(references), device or next(layers.net.parameters()).device
     if group.role == UNCOND:
         return net.uncond(slots, device)
-    corners = [corners_in(s, group.window) if strength else None for s, strength in zip(references.subjects, group.strengths, strict=True)]
+    corners = [
+        corners_in(s, group.window) if strength else None
+        for s, strength in zip(references.subjects, group.strengths, strict=True)
+    ]
     boxes = torch.tensor([[c or NOWHERE for c in corners] + [NOWHERE] * (slots - len(corners))], device=device)
     present = torch.tensor([[c is not None for c in corners] + [False] * (slots - len(corners))], device=device)
     image, has_image = _stacked([s.features.image for s in references.subjects], slots, net.image_shape, device)
@@ -52,11 +67,18 @@ def object_tokens(layers: GatedLayers, references: References, group: Group, use
     return net.tokens_of(Objects(boxes, present, text, has_text, image, has_image, boxed))
 
 
-def layer_objects(layers: GatedLayers, references: References, groups: Sequence[Group], use_bbox: str, dtype: torch.dtype,
-                  device: torch.device | None = None) -> list[ObjectTokens]:
+def layer_objects(
+    layers: GatedLayers,
+    references: References,
+    groups: Sequence[Group],
+    use_bbox: str,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> list[ObjectTokens]:
     """Keys and values [G, M, C] of every layer for the groups of a model call. Nothing here depends on the timestep.
 
-    device: of the picture, which is not the net's where a host keeps weights elsewhere and casts them as they are used; None: the net's own.
+    device: of the picture, which is not the net's where a host keeps weights elsewhere and casts them as they are used;
+    None: the net's own.
     """
     tokens = torch.cat([object_tokens(layers, references, group, use_bbox, device) for group in groups]).to(dtype)
     weights = torch.stack([_token_weights(layers.net, references, group) for group in groups])
@@ -67,12 +89,15 @@ def layer_objects(layers: GatedLayers, references: References, groups: Sequence[
 
 
 def mask_channel(references: References, strengths: Sequence[float], size: tuple[int, int]) -> torch.Tensor:
-    """Subject-Diffusion's mask of the whole picture, [1, h, w] float32 on latent cells: 0 inside the boxes of the subjects that act, 1 elsewhere.
+    """Subject-Diffusion's mask of the whole picture, [1, h, w] float32 on latent cells: 0 inside the boxes of the
+    subjects that act, 1 elsewhere.
 
     A subject without a box has the whole picture: then the mask is 0 everywhere.
     """
     acting = [s for s, strength in zip(references.subjects, strengths, strict=True) if strength]
-    return box_mask(torch.tensor([corners_of(s.box) if s.box else EVERYWHERE for s in acting] or [NOWHERE]), size).unsqueeze(0)
+    return box_mask(
+        torch.tensor([corners_of(s.box) if s.box else EVERYWHERE for s in acting] or [NOWHERE]), size
+    ).unsqueeze(0)
 
 
 def corners_of(box: Box) -> Corners:
@@ -81,9 +106,15 @@ def corners_of(box: Box) -> Corners:
 
 
 def corners_in(subject: ReferenceSubject, window: Window) -> Corners | None:
-    """A subject's box as its net sees it where only the window of the picture is shown; None where it has no part in it."""
+    """A subject's box as its net sees it where only the window of the picture is shown; None where it has no part in
+    it.
+    """
     if subject.box is None:
-        return STYLE if subject.features.text is None and subject.features.image is not None and subject.features.image.ndim == 1 else EVERYWHERE
+        return (
+            STYLE
+            if subject.features.text is None and subject.features.image is not None and subject.features.image.ndim == 1
+            else EVERYWHERE
+        )
     (left, top, right, bottom), (y0, x0, y1, x1) = corners_of(subject.box), window
     if window == WHOLE:
         return left, top, right, bottom
@@ -97,10 +128,14 @@ def _slots(references: References) -> int:
     return max(references.adapter.spec.gated.slots, len(references.subjects))
 
 
-def _stacked(features: Sequence[torch.Tensor | None], slots: int, shape: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _stacked(
+    features: Sequence[torch.Tensor | None], slots: int, shape: tuple[int, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """[1, N, *shape] with zeros for what is not there, and [1, N] bool of what is."""
     there = [f is not None for f in features] + [False] * (slots - len(features))
-    rows = [torch.zeros(shape) if f is None else f.cpu() for f in features] + [torch.zeros(shape)] * (slots - len(features))
+    rows = [torch.zeros(shape) if f is None else f.cpu() for f in features] + [torch.zeros(shape)] * (
+        slots - len(features)
+    )
     return torch.stack(rows).unsqueeze(0).to(device), torch.tensor([there], device=device)
 
 

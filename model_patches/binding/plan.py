@@ -2,6 +2,7 @@
 
 A host only says where the run is: `Inside` answers for spans of it, each (start, end) in ComfyUI's percents, 0..1.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -39,8 +40,9 @@ def is_idle(strength: float, subjects: Sequence[ReferenceSubject]) -> bool:
     return strength == 0.0 or not any(subject.weight for subject in subjects)
 
 
-def image_strengths(settings: ImageAttentionSettings, subjects: Sequence[ReferenceSubject],
-                    inside: Inside) -> ImageStrengths | None:
+def image_strengths(
+    settings: ImageAttentionSettings, subjects: Sequence[ReferenceSubject], inside: Inside
+) -> ImageStrengths | None:
     """Return the strengths of image attention in a call, None where no subject acts.
 
     Where boxes limit nothing, their end is not looked up: that could make a GPU wait.
@@ -55,8 +57,9 @@ def image_strengths(settings: ImageAttentionSettings, subjects: Sequence[Referen
     return ImageStrengths(weights, boxed) if any(weights) else None
 
 
-def gated_strengths(settings: GatedSettings, subjects: Sequence[ReferenceSubject], inside: Inside,
-                    percent: Callable[[], float]) -> GatedStrengths | None:
+def gated_strengths(
+    settings: GatedSettings, subjects: Sequence[ReferenceSubject], inside: Inside, percent: Callable[[], float]
+) -> GatedStrengths | None:
     """Return the strengths of a gated adapter in a call, None where no subject acts.
 
     percent: gives ComfyUI's percent of the call, 0..1; called only where the scale changes within the run.
@@ -72,7 +75,9 @@ def gated_strengths(settings: GatedSettings, subjects: Sequence[ReferenceSubject
 
 
 def takes_part(references: References, role: str | None) -> bool:
-    """Whether image attention changes rows of a role: COND always, UNCOND if the adapter has empty tokens, None never."""
+    """Whether image attention changes rows of a role: COND always, UNCOND if the adapter has empty tokens, None
+    never.
+    """
     return role == COND or (role is not None and references.uncond_tokens is not None)
 
 
@@ -88,7 +93,9 @@ def waits_for_prompt(references: References) -> bool:
 
 
 def is_delayed(start_percent: float, start_step: int) -> bool:
-    """Whether a prompt begins without its subjects. start_percent: 0..1; start_step: from 0, or -1: the percent holds."""
+    """Whether a prompt begins without its subjects. start_percent: 0..1; start_step: from 0, or -1: the percent
+    holds.
+    """
     return start_step > 0 if start_step >= 0 else start_percent > 0.0
 
 

@@ -1,4 +1,5 @@
 """Values that are made once for a sampling run."""
+
 from __future__ import annotations
 
 import threading
@@ -19,7 +20,9 @@ class RunCache:
         self._lock = threading.RLock()  # newer ComfyUI versions run the chunks of a call in threads, one a device
 
     def once(self, key: tuple, make: Callable[[], T], most: int | None = None) -> T:
-        """Return the value of `key`, made at its first use; with `most`, keep only the newest so many of a kind (`key[0]`)."""
+        """Return the value of `key`, made at its first use; with `most`, keep only the newest so many of a kind
+        (`key[0]`).
+        """
         found = self._cache.get(key, MISSING)  # without the lock, which would break a compiled graph in every step
         if found is not MISSING:
             return found
@@ -29,7 +32,7 @@ class RunCache:
                 self._cache[key] = make()
                 self.seconds += time.perf_counter() - began
                 kin = [k for k in self._cache if k[0] == key[0]]
-                for oldest in kin[:max(len(kin) - most, 0)] if most else ():
+                for oldest in kin[: max(len(kin) - most, 0)] if most else ():
                     del self._cache[oldest]
             return self._cache[key]
 

@@ -1,4 +1,5 @@
 """What the widgets of the Apply nodes mean, free of any host."""
+
 from __future__ import annotations
 
 import math
@@ -14,10 +15,11 @@ IN_CROPS = ("auto", "apply", "skip")
 
 @dataclass(frozen=True)
 class ImageAttentionSettings:
-    """Widgets of Apply Image Attention: weight 0..2; percents as ComfyUI's; box_* see `attention.limits`; mixing see `Mixing`.
+    """Widgets of Apply Image Attention: weight 0..2; percents as ComfyUI's; box_* see `attention.limits`; mixing see
+    `Mixing`.
 
-    in_crops: what to do in a run that samples only a part of the picture, which only a host can know. 'auto': skip the node with a warning; 'apply': stretch
-    regions and boxes over the part; 'skip': skip the node in every img2img run.
+    in_crops: what to do in a run that samples only a part of the picture, which only a host can know. 'auto': skip the
+    node with a warning; 'apply': stretch regions and boxes over the part; 'skip': skip the node in every img2img run.
     """
 
     weight: float = 0.65
@@ -32,8 +34,9 @@ class ImageAttentionSettings:
 
 @dataclass(frozen=True)
 class GatedSettings:
-    """Widgets of Apply Gated Adapter: strength 0..2; percents as ComfyUI's: full strength until `end_percent`, then falling to 0 over
-    `decay_percent`; use_bbox: 'auto', 'on' or 'off' (of Subject-Diffusion's GroundingNet); in_crops as in `ImageAttentionSettings`."""
+    """Widgets of Apply Gated Adapter: strength 0..2; percents as ComfyUI's: full strength until `end_percent`, then
+    falling to 0 over `decay_percent`; use_bbox: 'auto', 'on' or 'off' (of Subject-Diffusion's GroundingNet); in_crops
+    as in `ImageAttentionSettings`."""
 
     strength: float = 1.0
     end_percent: float = 1.0
@@ -48,10 +51,16 @@ def mixing_for(references: References, merge: str, sharpness: float = 1.0, backg
 
 
 def check_finite(settings: Any, node: str) -> None:
-    """Raise MismatchError for a number of a settings dataclass that is NaN or infinite, as only a wire can bring it; `node` names the node."""
+    """Raise MismatchError for a number of a settings dataclass that is NaN or infinite, as only a wire can bring it;
+    `node` names the node.
+    """
     for field in fields(settings):
         value = getattr(settings, field.name)
         if isinstance(value, Mixing):
             check_finite(value, node)
         elif isinstance(value, (int, float)) and not math.isfinite(value):
-            raise MismatchError(f"a finite number as '{field.name}' of {node}", f"{value}", "Look at the node that makes this number, or type one in.")
+            raise MismatchError(
+                f"a finite number as '{field.name}' of {node}",
+                f"{value}",
+                "Look at the node that makes this number, or type one in.",
+            )

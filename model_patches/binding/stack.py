@@ -1,4 +1,5 @@
 """Several Apply nodes on one attention layer: their deltas are added to one result and never see each other's."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

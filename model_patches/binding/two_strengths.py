@@ -1,4 +1,5 @@
 """Guidance with a second strength: its values over a run, and what is checked of them, alike in every host."""
+
 from __future__ import annotations
 
 import torch

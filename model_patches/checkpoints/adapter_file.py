@@ -1,4 +1,5 @@
 """An adapter file with its tensors: one file, or all parts of one that was cut into several."""
+
 from __future__ import annotations
 
 import re
@@ -20,8 +21,8 @@ WEIGHTS = ("pytorch_model", "model", "diffusion_pytorch_model")  # usual names w
 
 @dataclass(frozen=True, eq=False)
 class AdapterFile:
-    """A file of an unknown kind. path: of the file, or of one of its parts; label: its name in messages; state: its tensors by
-    name, on the CPU, in the file's dtypes."""
+    """A file of an unknown kind. path: of the file, or of one of its parts; label: its name in messages; state: its
+    tensors by name, on the CPU, in the file's dtypes."""
 
     path: Path
     label: str
@@ -43,24 +44,42 @@ class AdapterFile:
 def adapter_label(path: str | Path) -> str:
     """What to call a file: its name, with the folder's where the name is one that every file has."""
     path = Path(str(path).replace("\\", "/"))
-    return f"{path.parent.name}/{path.name}" if (PART.match(path.stem) or [path.stem, path.stem])[1] in WEIGHTS and path.parent.name else path.name
+    return (
+        f"{path.parent.name}/{path.name}"
+        if (PART.match(path.stem) or [path.stem, path.stem])[1] in WEIGHTS and path.parent.name
+        else path.name
+    )
 
 
 def parts(path: Path) -> tuple[Path, ...]:
     """All parts of a file that was cut into several, or the file alone."""
     cut = PART.match(path.stem)
-    return tuple(sorted(path.parent.glob(f"{escape(cut[1])}-?????-of-{cut[2]}{escape(path.suffix)}"))) if cut else (path,)
+    return (
+        tuple(sorted(path.parent.glob(f"{escape(cut[1])}-?????-of-{cut[2]}{escape(path.suffix)}"))) if cut else (path,)
+    )
 
 
 def read_whole(path: Path, label: str) -> dict[str, torch.Tensor]:
     """`read_state` of a file, or of all its parts. Raises CheckpointError where one is missing."""
     cut, found = PART.match(path.stem), parts(path)
     if cut and len(found) != int(cut[2]):
-        raise CheckpointError(f"{int(cut[2])} parts of '{label}' beside each other", f"{len(found)}", "Download the others from the same page into the same folder.")
-    return {name: tensor for file in found for name, tensor in read_state(file, label if file == path else file.name).items()}
+        raise CheckpointError(
+            f"{int(cut[2])} parts of '{label}' beside each other",
+            f"{len(found)}",
+            "Download the others from the same page into the same folder.",
+        )
+    return {
+        name: tensor
+        for file in found
+        for name, tensor in read_state(file, label if file == path else file.name).items()
+    }
 
 
 def beside(path: Path, names: Iterable[str]) -> dict[str, Path]:
     """The weight files in the folder of `path` that have these names, the one with its extension first."""
     files = {name: [path.parent / f"{name}{extension}" for extension in (path.suffix, *EXTENSIONS)] for name in names}
-    return {name: next(filter(Path.is_file, candidates)) for name, candidates in files.items() if any(map(Path.is_file, candidates))}
+    return {
+        name: next(filter(Path.is_file, candidates))
+        for name, candidates in files.items()
+        if any(map(Path.is_file, candidates))
+    }

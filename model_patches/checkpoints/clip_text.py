@@ -1,4 +1,5 @@
 """A CLIP text encoder's tensors, in transformers' names."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -18,8 +19,13 @@ def text_weights(state: Mapping[str, torch.Tensor], width: int, file: str, kind:
     Raises:
         CheckpointError: a tensor is missing, misshapen or unknown. kind: what the file is, for messages.
     """
-    rooted = {name if name.startswith((ROOT, "text_projection")) else f"{ROOT}{name}": tensor for name, tensor in state.items()}
-    found = {name: tensor for name, tensor in rooted.items() if name.startswith(ROOT) and not name.endswith("position_ids")}
+    rooted = {
+        name if name.startswith((ROOT, "text_projection")) else f"{ROOT}{name}": tensor
+        for name, tensor in state.items()
+    }
+    found = {
+        name: tensor for name, tensor in rooted.items() if name.startswith(ROOT) and not name.endswith("position_ids")
+    }
     for name in (TOKENS, POSITIONS, f"{ROOT}encoder.layers.0.mlp.fc1.weight"):
         check_matrix(found, name, file)
     check(found, _shapes(found, width), file, kind)
@@ -28,12 +34,26 @@ def text_weights(state: Mapping[str, torch.Tensor], width: int, file: str, kind:
 
 def _shapes(found: Mapping[str, torch.Tensor], width: int) -> dict[str, tuple[int, ...]]:
     """The tensors that an encoder with these layers, this vocabulary and this inner width has."""
-    layers = len({number for name in found if name.startswith(f"{ROOT}encoder.layers.") and (number := name.split(".")[3]).isdecimal()})  # of a gap the check tells
+    # of a gap the check tells
+    layers = len(
+        {
+            number
+            for name in found
+            if name.startswith(f"{ROOT}encoder.layers.") and (number := name.split(".")[3]).isdecimal()
+        }
+    )
     inner = found[f"{ROOT}encoder.layers.0.mlp.fc1.weight"].shape[0]
-    shapes: dict[str, tuple[int, ...]] = {TOKENS: (found[TOKENS].shape[0], width), POSITIONS: (found[POSITIONS].shape[0], width)}
+    shapes: dict[str, tuple[int, ...]] = {
+        TOKENS: (found[TOKENS].shape[0], width),
+        POSITIONS: (found[POSITIONS].shape[0], width),
+    }
     linears = {name: (width, width) for name in LINEARS} | {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner)}
     for layer in range(layers):
         start = f"{ROOT}encoder.layers.{layer}."
-        shapes |= {f"{start}{name}.weight": shape for name, shape in linears.items()} | {f"{start}{name}.bias": shape[:1] for name, shape in linears.items()}
-        shapes |= {f"{start}{norm}.{leaf}": (width,) for norm in ("layer_norm1", "layer_norm2") for leaf in ("weight", "bias")}
+        shapes |= {f"{start}{name}.weight": shape for name, shape in linears.items()} | {
+            f"{start}{name}.bias": shape[:1] for name, shape in linears.items()
+        }
+        shapes |= {
+            f"{start}{norm}.{leaf}": (width,) for norm in ("layer_norm1", "layer_norm2") for leaf in ("weight", "bias")
+        }
     return shapes | {f"{ROOT}final_layer_norm.{leaf}": (width,) for leaf in ("weight", "bias")}

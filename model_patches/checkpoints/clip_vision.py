@@ -1,4 +1,7 @@
-"""CLIP vision encoder files: told by the widths in their headers, whatever they are called; read in either published layout."""
+"""CLIP vision encoder files: told by the widths in their headers, whatever they are called; read in either published
+layout.
+"""
+
 from __future__ import annotations
 
 import os
@@ -29,7 +32,13 @@ ONCE = {  # open_clip -> transformers
 }
 PROJECTIONS, IN_PROJ = ("proj", "visual_projection.weight"), ("in_proj_weight", "in_proj_bias")
 BLOCKS, LAYERS = "transformer.resblocks.", "vision_model.encoder.layers."
-IN_BLOCK = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+IN_BLOCK = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
 
 T = TypeVar("T")
 
@@ -49,9 +58,14 @@ def encoder_widths(path: str | os.PathLike) -> EncoderWidths | None:
         return None
 
 
-def best_encoder(paths: Iterable[T], fits: Callable[[EncoderWidths], bool], path_of: Callable[[T], str | os.PathLike | None] = lambda path: path) -> T | None:
-    """The first of these whose encoder fits; one for smaller pictures before one for larger: adapters were trained with the 224 pixel encoders, and OpenAI's
-    ViT-L/14 has the same widths at 336. path_of: the file of an entry, None for none."""
+def best_encoder(
+    paths: Iterable[T],
+    fits: Callable[[EncoderWidths], bool],
+    path_of: Callable[[T], str | os.PathLike | None] = lambda path: path,
+) -> T | None:
+    """The first of these whose encoder fits; one for smaller pictures before one for larger: adapters were trained with
+    the 224 pixel encoders, and OpenAI's ViT-L/14 has the same widths at 336. path_of: the file of an entry, None for
+    none."""
     found: list[tuple[int, T]] = []
     for entry in paths:
         path = path_of(entry)
@@ -75,7 +89,8 @@ def _read(path: str, modified: int) -> tuple[EncoderWidths | None, int]:
 
 
 def with_transformers_names(state: Mapping[str, torch.Tensor], prefix: str = OPEN_CLIP) -> dict[str, torch.Tensor]:
-    """The vision tower of an open_clip state dict under transformers' names; what is not of the tower is left out. Works on parts of one.
+    """The vision tower of an open_clip state dict under transformers' names; what is not of the tower is left out.
+    Works on parts of one.
 
     prefix: before the tower's names. A state dict without a name of the tower comes back as it is.
     """
@@ -96,15 +111,22 @@ def overlay(state: Mapping[str, torch.Tensor], file: str) -> State:
     """The retrained part of a CLIP vision encoder, in either layout, by transformers' names; {} for no tensors.
 
     Raises:
-        CheckpointError: there are tensors, but none of such an encoder, or one of a form or with numbers that none has, or the same weight in both layouts.
+        CheckpointError: there are tensors, but none of such an encoder, or one of a form or with numbers that none has,
+            or the same weight in both layouts.
     """
     for name, tensor in state.items():
         _check_form(name.removeprefix(OPEN_CLIP), tensor, f"'{name}' of '{file}'")
     prefix = OPEN_CLIP if any(name.startswith(OPEN_CLIP) for name in state) else ""
     named = with_transformers_names(state, prefix)
-    found = {name: tensor for name, tensor in named.items() if name.startswith(("vision_model.", "visual_projection.")) and not name.endswith("position_ids")}
+    found = {
+        name: tensor
+        for name, tensor in named.items()
+        if name.startswith(("vision_model.", "visual_projection.")) and not name.endswith("position_ids")
+    }
     if state and not found:
-        raise CheckpointError(f"blocks of a CLIP vision encoder in '{file}'", f"tensors such as '{next(iter(state))}'", AGAIN)
+        raise CheckpointError(
+            f"blocks of a CLIP vision encoder in '{file}'", f"tensors such as '{next(iter(state))}'", AGAIN
+        )
     origins: dict[str, str] = {}  # the file's own names are the ones to tell
     for name, tensor in state.items():
         for place in found.keys() & with_transformers_names({name: tensor}, prefix).keys():
@@ -115,16 +137,25 @@ def overlay(state: Mapping[str, torch.Tensor], file: str) -> State:
 
 
 def _check_form(name: str, tensor: torch.Tensor, where: str) -> None:
-    """Raise CheckpointError for a projection that is no matrix, and for an attention of open_clip that does not part in three."""
+    """Raise CheckpointError for a projection that is no matrix, and for an attention of open_clip that does not part in
+    three.
+    """
     if name in PROJECTIONS and tensor.ndim != 2:
         raise CheckpointError(f"{where} to be a matrix", f"the shape {list(tensor.shape)}", AGAIN)
     if name.endswith(IN_PROJ) and (not tensor.ndim or not len(tensor) or len(tensor) % 3):
-        raise CheckpointError(f"{where} to have rows for queries, keys and values", f"the shape {list(tensor.shape)}", AGAIN)
+        raise CheckpointError(
+            f"{where} to have rows for queries, keys and values", f"the shape {list(tensor.shape)}", AGAIN
+        )
 
 
 def _in_block(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
-    """One tensor of a block; query, key and value are one in open_clip and three in transformers. {} for what a plain tower has not."""
+    """One tensor of a block; query, key and value are one in open_clip and three in transformers. {} for what a plain
+    tower has not.
+    """
     module, _, leaf = name.rpartition(".")
     if module == "attn" and leaf in IN_PROJ:
-        return {f"self_attn.{which}_proj.{leaf.removeprefix('in_proj_')}": part.contiguous() for which, part in zip("qkv", value.chunk(3), strict=True)}
+        return {
+            f"self_attn.{which}_proj.{leaf.removeprefix('in_proj_')}": part.contiguous()
+            for which, part in zip("qkv", value.chunk(3), strict=True)
+        }
     return {f"{IN_BLOCK[module]}.{leaf}": value} if module in IN_BLOCK else {}

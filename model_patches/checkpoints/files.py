@@ -1,4 +1,5 @@
 """Reading weight files safely, and reading only their headers."""
+
 from __future__ import annotations
 
 import json
@@ -28,9 +29,8 @@ ENTRIES = 100_000  # in a file's dicts; a whole SDXL checkpoint has 2500
 def read_state(path: str | os.PathLike, label: str | None = None) -> dict[str, torch.Tensor]:
     """All tensors of a weight file, nested dicts flattened with dots, on the CPU, dtypes as in the file.
 
-    Safetensors, or a pickle of plain tensors (`weights_only`: no code is run; training settings inside are passed over), told apart by their
-    first bytes. A file of one tensor without a name has it as 'tensor'.
-    Raises:
+    Safetensors, or a pickle of plain tensors (`weights_only`: no code is run; training settings inside are passed
+    over), told apart by their first bytes. A file of one tensor without a name has it as 'tensor'. Raises:
         CheckpointError: the file is missing, truncated, holds code, or holds no tensors.
     """
     path, label = Path(path), label or Path(path).name
@@ -41,7 +41,11 @@ def read_state(path: str | os.PathLike, label: str | None = None) -> dict[str, t
         raise _unreadable(path, label, error) from error
     odd = next((name for name in state if len(name) > LONGEST_NAME or not name.isprintable()), None)
     if odd is not None:
-        raise CheckpointError(f"names of tensors in '{label}' to be words with dots between", shown(odd), "It is damaged, or of an unknown kind: choose another file.")
+        raise CheckpointError(
+            f"names of tensors in '{label}' to be words with dots between",
+            shown(odd),
+            "It is damaged, or of an unknown kind: choose another file.",
+        )
     if not state:
         raise CheckpointError(f"tensors in '{label}'", "none", "Choose the adapter's weight file.")
     return state
@@ -71,7 +75,8 @@ def flatten(tree: Any) -> dict[str, torch.Tensor]:
     """Nested mappings of tensors -> one dict with dotted names; entries that are no tensors are dropped.
 
     Raises:
-        ValueError: more than ENTRIES entries, as of a dict that is in itself many times; a name of more than LONGEST_PATH characters.
+        ValueError: more than ENTRIES entries, as of a dict that is in itself many times; a name of more than
+            LONGEST_PATH characters.
     """
     if isinstance(tree, torch.Tensor):
         return {BARE: tree.detach()}
@@ -115,23 +120,50 @@ def _header(path: Path) -> dict[str, Any]:
 def _check_present(path: Path, label: str) -> None:
     if not path.is_file():
         found = f"{'a folder' if path.is_dir() else 'nothing'} at {path}"
-        raise CheckpointError(f"the file '{label}'", found, "It was moved or deleted: put it back, or choose another file and refresh the list (R).")
+        raise CheckpointError(
+            f"the file '{label}'",
+            found,
+            "It was moved or deleted: put it back, or choose another file and refresh the list (R).",
+        )
 
 
 def _unreadable(path: Path, label: str, error: Exception) -> CheckpointError:
-    """What is wrong with a file that no reader takes. torch's own text is not passed on: it tells how to run the code in a file."""
+    """What is wrong with a file that no reader takes. torch's own text is not passed on: it tells how to run the code
+    in a file.
+    """
     with open(path, "rb") as file:
         start = file.read(64)
-    if isinstance(error, pickle.UnpicklingError) and not isinstance(error, ForeignArchive) and start.startswith((b"PK", b"\x80")):
+    if (
+        isinstance(error, pickle.UnpicklingError)
+        and not isinstance(error, ForeignArchive)
+        and start.startswith((b"PK", b"\x80"))
+    ):
         code = CODE.search(str(error))
         found = f"something else, which was not run ({code[1] if code else type(error).__name__})"
-        do = "It may be damaged or hostile: delete it and download it from its publisher, as .safetensors where there is one."
+        do = (
+            "It may be damaged or hostile: delete it and download it from its publisher, as .safetensors where "
+            "there is one."
+        )
         return CheckpointError(f"'{label}' to hold nothing but tensors", found, do)
     if isinstance(error, ForeignArchive):
-        return CheckpointError(f"'{label}' to be a file of tensors as torch.save writes it", str(error), "Load it where it was made and save its tensors as .safetensors.")
-    found, do = f"{path.stat().st_size:,} bytes that could not be read", "The download was probably cut off: delete it and download it again."
+        return CheckpointError(
+            f"'{label}' to be a file of tensors as torch.save writes it",
+            str(error),
+            "Load it where it was made and save its tensors as .safetensors.",
+        )
+    found, do = (
+        f"{path.stat().st_size:,} bytes that could not be read",
+        "The download was probably cut off: delete it and download it again.",
+    )
     if start.lstrip().startswith(b"<"):
-        found, do = "a web page", "The link was to a page instead of the file (some need a login): delete it and use the direct download link."
+        found, do = (
+            "a web page",
+            "The link was to a page instead of the file (some need a login): delete it and use the direct "
+            "download link.",
+        )
     elif start.startswith(b"version https://git-lfs"):
-        found, do = "a Git LFS pointer instead of the file", "Delete it and download the file itself, or run 'git lfs pull' in the clone."
+        found, do = (
+            "a Git LFS pointer instead of the file",
+            "Delete it and download the file itself, or run 'git lfs pull' in the clone.",
+        )
     return CheckpointError(f"'{label}' to be a readable weight file", found, do)

@@ -1,10 +1,12 @@
 """Pickles of tensors: torch reads them, and runs no code; before that a look at what they ask for.
 
-torch's reader makes what a pickle names, however large: a bytearray or a tensor of any size, a member that unpacks to any size, a key nested deeper
-than the stack. The look goes through the same opcodes with stand-ins that hold nothing, and refuses a file that asks for something other than
-tensors, or for more than it holds. Torch before 2.6 could be made to run code by an archive of its oldest kind (tar) and by a TorchScript program,
-which are refused too. So is an archive whose directory torch might find elsewhere than the look did.
+torch's reader makes what a pickle names, however large: a bytearray or a tensor of any size, a member that unpacks to
+any size, a key nested deeper than the stack. The look goes through the same opcodes with stand-ins that hold nothing,
+and refuses a file that asks for something other than tensors, or for more than it holds. Torch before 2.6 could be made
+to run code by an archive of its oldest kind (tar) and by a TorchScript program, which are refused too. So is an archive
+whose directory torch might find elsewhere than the look did.
 """
+
 from __future__ import annotations
 
 import io
@@ -23,25 +25,54 @@ from typing import Any, NamedTuple
 import torch
 
 ZIP = b"PK\x03\x04"
-OLD_PARTS = 5  # pickles at the start of a file from before torch 1.6: two numbers, the system, the tensors, the order of their storages
+# pickles at the start of a file from before torch 1.6: two numbers, the system, the tensors, the order of their
+# storages
+OLD_PARTS = 5
 PICKLE = 2**24  # bytes of all pickles in a file; a whole SDXL checkpoint has under 1 MB
 ENTRY = 100  # bytes of a dict's entry, at least
 SHARED = 2  # a file's tensors together, in bytes for each of the file: some lie in it once and have two names
 SETTINGS = (  # what the training settings inside GLIGEN's official files are made of: names in their pickles
-    *(f"omegaconf.{name}" for name in ("dictconfig.DictConfig", "listconfig.ListConfig", "base.Metadata", "base.ContainerMetadata")),
-    *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "Boolean", "Bytes", "Enum", "Float", "Integer", "Path", "String", "Union")),
-    "typing.Any", "collections.defaultdict", *(f"builtins.{kind}" for kind in ("dict", "list", "int", "float", "bool", "str")),
+    *(
+        f"omegaconf.{name}"
+        for name in ("dictconfig.DictConfig", "listconfig.ListConfig", "base.Metadata", "base.ContainerMetadata")
+    ),
+    *(
+        f"omegaconf.nodes.{kind}Node"
+        for kind in ("Any", "Boolean", "Bytes", "Enum", "Float", "Integer", "Path", "String", "Union")
+    ),
+    "typing.Any",
+    "collections.defaultdict",
+    *(f"builtins.{kind}" for kind in ("dict", "list", "int", "float", "bool", "str")),
 )
 STORAGES = {  # bytes of an element
-    "torch.DoubleStorage": 8, "torch.FloatStorage": 4, "torch.HalfStorage": 2, "torch.BFloat16Storage": 2, "torch.LongStorage": 8, "torch.IntStorage": 4, "torch.ShortStorage": 2,
-    "torch.CharStorage": 1, "torch.ByteStorage": 1, "torch.BoolStorage": 1, "torch.ComplexFloatStorage": 8, "torch.ComplexDoubleStorage": 16, "torch.storage.UntypedStorage": 1,
+    "torch.DoubleStorage": 8,
+    "torch.FloatStorage": 4,
+    "torch.HalfStorage": 2,
+    "torch.BFloat16Storage": 2,
+    "torch.LongStorage": 8,
+    "torch.IntStorage": 4,
+    "torch.ShortStorage": 2,
+    "torch.CharStorage": 1,
+    "torch.ByteStorage": 1,
+    "torch.BoolStorage": 1,
+    "torch.ComplexFloatStorage": 8,
+    "torch.ComplexDoubleStorage": 16,
+    "torch.storage.UntypedStorage": 1,
 }
-TENSOR, TYPED, PARAMETER, ORDERED = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_parameter", "collections.OrderedDict"
-END, LOCATOR, END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")  # of a zip archive; the last two of large ones
+TENSOR, TYPED, PARAMETER, ORDERED = (
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_tensor_v3",
+    "torch._utils._rebuild_parameter",
+    "collections.OrderedDict",
+)
+# of a zip archive; the last two of large ones
+END, LOCATOR, END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
 FOLDER = 0x10  # an archive's mark on a member
 TEXT = "_codecs.encode"  # bytes, as Python 3 writes them for Python 2
-OPCODES = b"()]}.acehjqrtGJKMNQUX\x80\x85\x86\x87\x88\x89\x8a"  # of those that torch's reader knows, all that need no care
-KEYS = (str, int, float, bool, bytes, type(None))  # what names something in a dict; a deep tuple would overflow the stack when it is hashed
+# of those that torch's reader knows, all that need no care
+OPCODES = b"()]}.acehjqrtGJKMNQUX\x80\x85\x86\x87\x88\x89\x8a"
+# what names something in a dict; a deep tuple would overflow the stack when it is hashed
+KEYS = (str, int, float, bool, bytes, type(None))
 
 
 class ForeignArchive(pickle.UnpicklingError):
@@ -49,7 +80,8 @@ class ForeignArchive(pickle.UnpicklingError):
 
 
 def unpickled(path: Path) -> Any:
-    """What a file of tensors holds, on the CPU; of an archive that is not called .safetensors, mapped into memory instead of read.
+    """What a file of tensors holds, on the CPU; of an archive that is not called .safetensors, mapped into memory
+    instead of read.
 
     Raises:
         ForeignArchive: an archive of another kind ("a tar archive").
@@ -57,7 +89,8 @@ def unpickled(path: Path) -> Any:
         Exception: the readers' own, for a damaged file.
     """
     zipped = _examine(path)
-    allowing = getattr(torch.serialization, "safe_globals", nullcontext)  # torch 2.4 has none; there such settings are refused
+    # torch 2.4 has none; there such settings are refused
+    allowing = getattr(torch.serialization, "safe_globals", nullcontext)
     with allowing(list(STAND_INS)):
         if zipped and path.suffix.lower() != ".safetensors":  # torch chooses another reader by that suffix
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -68,7 +101,8 @@ def unpickled(path: Path) -> Any:
 def _examine(path: Path) -> bool:
     """Look at what a file asks for; whether it is a zip archive. Raises as `unpickled`."""
     size = path.stat().st_size
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:  # a mapping reads no more than there is, whatever length it is asked for
+    # a mapping reads no more than there is, whatever length it is asked for
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         zipped = data[:4] == ZIP
         if zipped:
             _check_end(data)
@@ -91,13 +125,14 @@ def _examine(path: Path) -> bool:
 
 
 def _check_end(data: mmap.mmap) -> None:
-    """Whether an archive ends as torch's do: nothing behind its directory but the records that tell where it is. Readers that look for those records in
-    different places would otherwise see different archives. Raises BadZipFile."""
+    """Whether an archive ends as torch's do: nothing behind its directory but the records that tell where it is.
+    Readers that look for those records in different places would otherwise see different archives. Raises BadZipFile.
+    """
     tail = len(data) - END.size
     mark, *_, length, start, comment = END.unpack(data[tail:])
-    if data[tail - LOCATOR.size:tail][:4] == b"PK\x06\x07":
-        place, tail = LOCATOR.unpack(data[tail - LOCATOR.size:tail])[2], tail - LOCATOR.size - END64.size
-        mark64, *_, length, start = END64.unpack(data[tail:tail + END64.size])
+    if data[tail - LOCATOR.size : tail][:4] == b"PK\x06\x07":
+        place, tail = LOCATOR.unpack(data[tail - LOCATOR.size : tail])[2], tail - LOCATOR.size - END64.size
+        mark64, *_, length, start = END64.unpack(data[tail : tail + END64.size])
         if (mark64, place) != (b"PK\x06\x06", tail):
             raise zipfile.BadZipFile("its directory's place")
     if (mark, comment, start + length) != (b"PK\x05\x06", 0, tail):
@@ -105,17 +140,29 @@ def _check_end(data: mmap.mmap) -> None:
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> tuple[zipfile.ZipInfo, Mapping[str, int]]:
-    """The pickle in an archive of torch's, and the sizes of what lies beside it. Raises BadZipFile unless everything is stored as it is, once, in the file."""
+    """The pickle in an archive of torch's, and the sizes of what lies beside it.
+
+    Raises BadZipFile unless everything is stored as it is, once, in the file.
+    """
     infos = archive.infolist()
-    if any(info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size for info in infos):
+    if any(
+        info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size
+        for info in infos
+    ):
         raise ForeignArchive("compressed or encrypted members")
     if any(info.file_size and info.external_attr & FOLDER for info in infos):
-        raise zipfile.BadZipFile("a folder with bytes")  # which torch reads when it maps the archive, and otherwise takes whatever its memory holds
+        # which torch reads when it maps the archive, and otherwise takes whatever its memory holds
+        raise zipfile.BadZipFile("a folder with bytes")
     names, raw = ({name(info).lower() for info in infos} for name in (lambda info: info.filename, _raw_name))
-    if not len(names) == len(raw) == len(infos) or sum(info.file_size for info in infos) > size or min((info.header_offset for info in infos), default=1):
+    if (
+        not len(names) == len(raw) == len(infos)
+        or sum(info.file_size for info in infos) > size
+        or min((info.header_offset for info in infos), default=1)
+    ):
         raise zipfile.BadZipFile("members twice, or larger than the file, or behind something else")
     for info in infos:
-        archive.open(info).close()  # compares the directory with what stands before the member, where torch looks for its place
+        # compares the directory with what stands before the member, where torch looks for its place
+        archive.open(info).close()
     root = infos[0].filename.partition("/")[0]
     records = {info.filename.removeprefix(f"{root}/"): info.file_size for info in infos}
     if "constants.pkl" in map(str.lower, records):
@@ -167,10 +214,11 @@ class _Opcodes(dict):
         raise pickle.UnpicklingError(f"opcode {code}")
 
 
-class _PickleScanner(pickle._Unpickler):  # the one in Python: the one in C reserves memory for whatever place a pickle names
-    """Goes through pickles of tensors and makes nothing but dicts of names. pickles: their bytes, what follows them or a part of it too; size: of the
-    file. storages: as declared, by key; bytes, of all tensors together, as if none were shared; copies: bytes of texts and dicts that torch would make
-    of others."""
+# the one in Python: the one in C reserves memory for whatever place a pickle names
+class _PickleScanner(pickle._Unpickler):
+    """Goes through pickles of tensors and makes nothing but dicts of names. pickles: their bytes, what follows them or
+    a part of it too; size: of the file. storages: as declared, by key; bytes, of all tensors together, as if none were
+    shared; copies: bytes of texts and dicts that torch would make of others."""
 
     def __init__(self, pickles: bytes, size: int):
         super().__init__(io.BytesIO(pickles), encoding="latin1")
@@ -180,7 +228,8 @@ class _PickleScanner(pickle._Unpickler):  # the one in Python: the one in C rese
     def find_class(self, module: str, name: str) -> _Named:
         module, name = NAME_MAPPING.get((module, name)) or (IMPORT_MAPPING.get(module, module), name)
         path = f"{module}.{name}"
-        dtype = module == "torch" and isinstance(vars(torch).get(name), torch.dtype)  # getattr would import what torch loads late
+        # getattr would import what torch loads late
+        dtype = module == "torch" and isinstance(vars(torch).get(name), torch.dtype)
         if not dtype and path not in STORAGES and path not in HARMLESS:
             raise pickle.UnpicklingError(f"GLOBAL {path}")
         return _Named(path)
@@ -189,7 +238,14 @@ class _PickleScanner(pickle._Unpickler):  # the one in Python: the one in C rese
         kind, storage, key, location, elements, *_ = pid
         width = STORAGES[storage.path]
         found = _Storage(elements, width)
-        if kind != "storage" or type(key) is not str or type(location) is not str or type(elements) is not int or elements < 0 or self.storages.setdefault(key, found) != found:
+        if (
+            kind != "storage"
+            or type(key) is not str
+            or type(location) is not str
+            or type(elements) is not int
+            or elements < 0
+            or self.storages.setdefault(key, found) != found
+        ):
             raise pickle.UnpicklingError("no storage")
         return found
 
@@ -198,7 +254,13 @@ class _PickleScanner(pickle._Unpickler):  # the one in Python: the one in C rese
         path = what.path
         if path in (TENSOR, TYPED):
             storage, offset, size, stride = arguments[:4]
-            return self.tensor(storage, offset, size, stride, vars(torch)[arguments[6].path.rpartition(".")[2]].itemsize if path == TYPED else storage.width)
+            return self.tensor(
+                storage,
+                offset,
+                size,
+                stride,
+                vars(torch)[arguments[6].path.rpartition(".")[2]].itemsize if path == TYPED else storage.width,
+            )
         if path == PARAMETER and isinstance(arguments[0], _Tensor):
             return arguments[0]
         if path == ORDERED:
@@ -213,9 +275,13 @@ class _PickleScanner(pickle._Unpickler):  # the one in Python: the one in C rese
             return {} if path.endswith("defaultdict") else _Nothing()
         raise pickle.UnpicklingError(f"GLOBAL {path}")
 
-    def tensor(self, storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], width: int) -> _Tensor:
+    def tensor(
+        self, storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], width: int
+    ) -> _Tensor:
         """A tensor [size] in a storage, of elements of `width` bytes. Raises UnpicklingError unless it lies within."""
-        if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)) or len(size) != len(stride):
+        if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)) or len(size) != len(
+            stride
+        ):
             raise pickle.UnpicklingError("a tensor of no size")
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if all(size) else -1
         if (last + 1) * width > storage.bytes:
@@ -255,9 +321,16 @@ class _PickleScanner(pickle._Unpickler):  # the one in Python: the one in C rese
             raise pickle.UnpicklingError("items of no dict")
         self.stack[-1].update(dict.fromkeys(items[::2]))
 
-    dispatch = _Opcodes({code: pickle._Unpickler.dispatch[code] for code in OPCODES} | {
-        pickle.REDUCE[0]: reduce, pickle.NEWOBJ[0]: reduce, pickle.BUILD[0]: build, pickle.SETITEM[0]: set_item, pickle.SETITEMS[0]: set_items,
-    })
+    dispatch = _Opcodes(
+        {code: pickle._Unpickler.dispatch[code] for code in OPCODES}
+        | {
+            pickle.REDUCE[0]: reduce,
+            pickle.NEWOBJ[0]: reduce,
+            pickle.BUILD[0]: build,
+            pickle.SETITEM[0]: set_item,
+            pickle.SETITEMS[0]: set_items,
+        }
+    )
 
 
 class _Inert:

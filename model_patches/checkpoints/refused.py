@@ -1,4 +1,5 @@
 """Adapter files that Troupe knows and does not run, so that the refusal says what they are."""
+
 from __future__ import annotations
 
 import torch
@@ -6,7 +7,9 @@ import torch
 from ..errors import CheckpointError
 from .files import BARE
 
-USE_INSTEAD = "Use an IP-Adapter or MIP-Adapter file of your base model, for SDXL ip-adapter-plus_sdxl_vit-h.safetensors."
+USE_INSTEAD = (
+    "Use an IP-Adapter or MIP-Adapter file of your base model, for SDXL ip-adapter-plus_sdxl_vit-h.safetensors."
+)
 
 
 def refuse_known(state: dict[str, torch.Tensor], file: str) -> None:
@@ -18,7 +21,12 @@ def refuse_known(state: dict[str, torch.Tensor], file: str) -> None:
 
 def no_adapter(file: str, found: str, do: str) -> CheckpointError:
     """About a file of none of the kinds that this loader takes."""
-    return CheckpointError(f"an IP-Adapter, MIP-Adapter, GLIGEN, Subject-Diffusion, MM-Diff, UMM-Diffusion or FastComposer file in '{file}'", found, do)
+    return CheckpointError(
+        "an IP-Adapter, MIP-Adapter, GLIGEN, Subject-Diffusion, MM-Diff, UMM-Diffusion or FastComposer "
+        f"file in '{file}'",
+        found,
+        do,
+    )
 
 
 def _known(state: dict[str, torch.Tensor]) -> str | None:
@@ -30,8 +38,15 @@ def _known(state: dict[str, torch.Tensor]) -> str | None:
     if any("double_stream" in k or k.startswith("double_blocks.") for k in state):
         return "a file for FLUX (another architecture, without text cross-attention)"
     if "ip_adapter.0.to_k_ip.weight" in state:
-        return "an adapter for a diffusion transformer such as FLUX or SD3 (its layers are numbered 0, 1, 2; those of SD1.5 and SDXL 1, 3, 5)"
-    if "ip_adapter.0.to_q_lora.down.weight" in state or shape("image_proj.proj.0.weight")[-1:] == (512,) or "image_proj.perceiver_resampler.latents" in state:
+        return (
+            "an adapter for a diffusion transformer such as FLUX or SD3 (its layers are numbered 0, 1, 2; those "
+            "of SD1.5 and SDXL 1, 3, 5)"
+        )
+    if (
+        "ip_adapter.0.to_q_lora.down.weight" in state
+        or shape("image_proj.proj.0.weight")[-1:] == (512,)
+        or "image_proj.perceiver_resampler.latents" in state
+    ):
         return "an IP-Adapter FaceID (it needs InsightFace vectors, whose models are not free for commercial use)"
     if shape("image_proj.proj_in.weight")[-1:] == (512,):
         return "InstantID (it needs InsightFace vectors)"

@@ -1,4 +1,7 @@
-"""From a file's tensors to modules: every name and shape is compared before anything is taken, and every doubt is a sentence."""
+"""From a file's tensors to modules: every name and shape is compared before anything is taken, and every doubt is a
+sentence.
+"""
+
 from __future__ import annotations
 
 import re
@@ -15,13 +18,19 @@ State = dict[str, torch.Tensor]
 SMALL_NUMBER = re.compile(r"[1-9][0-9]?")  # in a file's metadata
 AGAIN = "The file is incomplete or altered: download it again from its publisher."
 DAMAGED = "The file is damaged, or its conversion failed: download it again from its publisher."
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, *(getattr(torch, f"float8_{kind}") for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")))
+DTYPES = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    *(getattr(torch, f"float8_{kind}") for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")),
+)
 QUANTISED = "Quantised adapters are not supported: download the file from its publisher."
 
 
 def part(state: Mapping[str, torch.Tensor], prefix: str) -> State:
     """The tensors below `prefix`, without it."""
-    return {name[len(prefix):]: tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def missing(name: str, file: str) -> CheckpointError:
@@ -30,39 +39,57 @@ def missing(name: str, file: str) -> CheckpointError:
 
 
 def check_matrix(state: Mapping[str, torch.Tensor], name: str, file: str, prefix: str = "") -> None:
-    """Raise CheckpointError unless there is a tensor of that name with two axes, neither of them empty; `prefix`: what stands before its name in the file."""
+    """Raise CheckpointError unless there is a tensor of that name with two axes, neither of them empty; `prefix`: what
+    stands before its name in the file.
+    """
     if name not in state:
         raise missing(f"{prefix}{name}", file)
     if state[name].ndim != 2 or 0 in state[name].shape:
-        raise CheckpointError(f"'{prefix}{name}' of '{file}' to have 2 axes", f"the shape {list(state[name].shape)}", AGAIN)
+        raise CheckpointError(
+            f"'{prefix}{name}' of '{file}' to have 2 axes", f"the shape {list(state[name].shape)}", AGAIN
+        )
 
 
 @contextmanager
 def reading(file: str, prefix: str) -> Iterator[None]:
-    """Turns the KeyError and MisshapenTensor of a module's `widths` into sentences; `prefix`: what stands before its names in the file."""
+    """Turns the KeyError and MisshapenTensor of a module's `widths` into sentences; `prefix`: what stands before its
+    names in the file.
+    """
     try:
         yield
     except KeyError as absent:
         raise missing(f"{prefix}{absent.args[0]}", file) from None
     except MisshapenTensor as bad:
-        raise CheckpointError(f"'{prefix}{bad.name}' of '{file}' to have {bad.expected}", f"the shape {list(bad.shape)}", AGAIN) from None
+        raise CheckpointError(
+            f"'{prefix}{bad.name}' of '{file}' to have {bad.expected}", f"the shape {list(bad.shape)}", AGAIN
+        ) from None
 
 
 def check_format(metadata: Mapping[str, str], name: str, version: int, file: str) -> None:
-    """Raise CheckpointError where a file's metadata say that it is of this format in another version; no metadata: the present one."""
+    """Raise CheckpointError where a file's metadata say that it is of this format in another version; no metadata: the
+    present one.
+    """
     found = metadata.get("version", str(version))
     if metadata.get("format", name) == name and found != str(version):
-        raise CheckpointError(f"version {version} of the format {name} in '{file}'", f"version {shown(found)[1:-1]}", "Update Troupe, or make the file again with its own tool.")
+        raise CheckpointError(
+            f"version {version} of the format {name} in '{file}'",
+            f"version {shown(found)[1:-1]}",
+            "Update Troupe, or make the file again with its own tool.",
+        )
 
 
 def check(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], file: str, kind: str) -> None:
-    """Raise CheckpointError unless the tensors are exactly those of `shapes`, all of finite floating-point numbers; kind: 'a GLIGEN file'."""
+    """Raise CheckpointError unless the tensors are exactly those of `shapes`, all of finite floating-point numbers;
+    kind: 'a GLIGEN file'.
+    """
     for name, shape in shapes.items():
         if name not in state:
             raise missing(name, file)
         found = state[name]
         if tuple(found.shape) != tuple(shape):
-            raise CheckpointError(f"'{name}' of '{file}' to have the shape {list(shape)}", f"{list(found.shape)}", AGAIN)
+            raise CheckpointError(
+                f"'{name}' of '{file}' to have the shape {list(shape)}", f"{list(found.shape)}", AGAIN
+            )
         check_numbers(found, name, file)
     unknown = [name for name in state if name not in shapes]
     if unknown:
@@ -72,16 +99,27 @@ def check(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...
 
 
 def check_numbers(tensor: torch.Tensor, name: str, file: str) -> None:
-    """Raise CheckpointError unless a tensor's numbers are of a floating-point dtype that layers compute with or are cast from, and finite: one NaN makes a black picture."""
+    """Raise CheckpointError unless a tensor's numbers are of a floating-point dtype that layers compute with or are
+    cast from, and finite: one NaN makes a black picture.
+    """
     if tensor.dtype not in DTYPES:
-        raise CheckpointError(f"floating-point numbers in '{name}' of '{file}'", str(tensor.dtype).removeprefix("torch."), QUANTISED)
-    numbers = tensor if tensor.element_size() > 1 else tensor.half()  # no reduction of 8-bit numbers; their range is less
+        raise CheckpointError(
+            f"floating-point numbers in '{name}' of '{file}'", str(tensor.dtype).removeprefix("torch."), QUANTISED
+        )
+    # no reduction of 8-bit numbers; their range is less
+    numbers = tensor if tensor.element_size() > 1 else tensor.half()
     if numbers.numel() and not numbers.is_meta and not all(map(torch.isfinite, numbers.aminmax())):
-        raise CheckpointError(f"finite numbers in '{name}' of '{file}'", "NaN or infinity, which would give a black picture", DAMAGED)
+        raise CheckpointError(
+            f"finite numbers in '{name}' of '{file}'", "NaN or infinity, which would give a black picture", DAMAGED
+        )
 
 
-def assign(module: nn.Module, state: Mapping[str, torch.Tensor], names: Mapping[str, str], file: str, kind: str) -> None:
-    """Make the published tensors the module's own, in their dtypes, after `check`. names: of every tensor of the module -> as published."""
+def assign(
+    module: nn.Module, state: Mapping[str, torch.Tensor], names: Mapping[str, str], file: str, kind: str
+) -> None:
+    """Make the published tensors the module's own, in their dtypes, after `check`. names: of every tensor of the module
+    -> as published.
+    """
     wanted = module.state_dict()
     check(state, {names[ours]: tuple(tensor.shape) for ours, tensor in wanted.items()}, file, kind)
     module.load_state_dict({ours: state[names[ours]] for ours in wanted}, assign=True)

@@ -1,4 +1,7 @@
-"""IP-Adapters as a training leaves them, before anybody has converted them to the published layout: the same tensors under other names."""
+"""IP-Adapters as a training leaves them, before anybody has converted them to the published layout: the same tensors
+under other names.
+"""
+
 from __future__ import annotations
 
 import re
@@ -10,26 +13,38 @@ PROJECTION = re.compile(r"(?:module\.)?image_proj_model\.(.+)")
 NUMBERED = re.compile(r"(?:module\.)?adapter_modules\.(\d{1,4})\.((?:to_[kv]_ip|text_to_weight)\.weight)")
 NAMED = re.compile(  # diffusers' name of a cross-attention layer of the UNet
     r"(?:module\.)?(?:unet|ip_adapter)\.(down_blocks|up_blocks|mid_block)\.(?:(\d{1,3})\.)?attentions\.(\d{1,3})\.transformer_blocks\.(\d{1,3})"
-    r"\.attn2\.processor\.((?:to_[kv]_ip|text_to_weight)\.weight)")
+    r"\.attn2\.processor\.((?:to_[kv]_ip|text_to_weight)\.weight)"
+)
 BLOCKS = ("down_blocks", "up_blocks", "mid_block")  # the order of diffusers' attention processors
 
 
 def published(state: State, file: str) -> State:
-    """The tensors under the published names, `image_proj.*` and `ip_adapter.{2j+1}.*`; other tensors of the training, such as the UNet's, are left out.
+    """The tensors under the published names, `image_proj.*` and `ip_adapter.{2j+1}.*`; other tensors of the training,
+    such as the UNet's, are left out.
 
-    A state that is no training checkpoint comes back as it is. Raises CheckpointError where the layers' half was lost in a conversion.
+    A state that is no training checkpoint comes back as it is. Raises CheckpointError where the layers' half was lost
+    in a conversion.
     """
     layers = _layers(state)
     if not layers and not any(name.startswith(("ip_adapter.", "adapter_modules.")) for name in state):
         photos = {name for name in state if name.startswith("image_proj.") or PROJECTION.fullmatch(name)}
         if photos and len(photos) == len(state):
-            do = ("The conversion of a training checkpoint lost it: convert it again, with the tensors that end in 'to_k_ip.weight' and 'to_v_ip.weight', or choose "
-                  "the training's own checkpoint file (model.safetensors or pytorch_model.bin), which loads as it is.")
-            raise CheckpointError(f"the attention layers' half 'ip_adapter' in '{file}'", f"only the photos' half, {len(photos)} tensors", do)
+            do = (
+                "The conversion of a training checkpoint lost it: convert it again, with the tensors that "
+                "end in 'to_k_ip.weight' and 'to_v_ip.weight', or choose "
+                "the training's own checkpoint file (model.safetensors or pytorch_model.bin), which loads as it is."
+            )
+            raise CheckpointError(
+                f"the attention layers' half 'ip_adapter' in '{file}'",
+                f"only the photos' half, {len(photos)} tensors",
+                do,
+            )
         return state
     if not layers:
         return state
-    projection = {f"image_proj.{found[1]}": tensor for name, tensor in state.items() if (found := PROJECTION.fullmatch(name))}
+    projection = {
+        f"image_proj.{found[1]}": tensor for name, tensor in state.items() if (found := PROJECTION.fullmatch(name))
+    }
     projection |= {name: tensor for name, tensor in state.items() if name.startswith("image_proj.")}
     return projection | layers
 
@@ -37,12 +52,18 @@ def published(state: State, file: str) -> State:
 def _layers(state: State) -> State:
     """Layers with a training's names, numbered as in published files; {} where there are none."""
     if any(PROJECTION.fullmatch(name) for name in state):
-        numbered = {f"ip_adapter.{found[1]}.{found[2]}": tensor for name, tensor in state.items() if (found := NUMBERED.fullmatch(name))}
+        numbered = {
+            f"ip_adapter.{found[1]}.{found[2]}": tensor
+            for name, tensor in state.items()
+            if (found := NUMBERED.fullmatch(name))
+        }
         if numbered:
             return numbered
     named = {name: found for name in state if (found := NAMED.fullmatch(name))}
     places = sorted({_place(found) for found in named.values()})
-    return {f"ip_adapter.{2 * places.index(_place(found)) + 1}.{found[5]}": state[name] for name, found in named.items()}
+    return {
+        f"ip_adapter.{2 * places.index(_place(found)) + 1}.{found[5]}": state[name] for name, found in named.items()
+    }
 
 
 def _place(found: re.Match[str]) -> tuple[int, ...]:

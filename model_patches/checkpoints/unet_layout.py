@@ -1,7 +1,10 @@
-"""The layout of whole UNets of the SD family: every tensor of one under both names with its shape, and where SDXL's transformer blocks are.
+"""The layout of whole UNets of the SD family: every tensor of one under both names with its shape, and where SDXL's
+transformer blocks are.
 
-Level i of a UNet has channels C_i; attention is in levels with a transformer depth of more than 0. Sizes are those of diffusers' `UNet2DConditionModel`.
+Level i of a UNet has channels C_i; attention is in levels with a transformer depth of more than 0. Sizes are those of
+diffusers' `UNet2DConditionModel`.
 """
+
 from __future__ import annotations
 
 import re
@@ -13,11 +16,20 @@ SD = (1, 1, 1, 0)  # transformer blocks in each attention of a level down; up th
 SDXL = (0, 2, 10)
 RESBLOCKS = 2
 WITHIN = {  # a residual block's parts, diffusers -> LDM
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
 }
 ONCE = {
-    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
-    "conv_norm_out": "out.0", "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
 }
 RESNET = re.compile(rf"(?:(down|up)_blocks\.(\d+)|mid_block)\.resnets\.(\d+)\.({'|'.join(WITHIN)})\.")
 SAMPLER = re.compile(r"(down|up)_blocks\.(\d+)\.(?:down|up)samplers\.0\.conv\.")
@@ -27,11 +39,25 @@ Shapes = dict[str, tuple[int, ...]]
 def transformer_blocks(depths: Sequence[int], blocks: int = RESBLOCKS) -> list[str]:
     """LDM paths of all transformer blocks of a UNet, in the order of published layers: down, up, middle.
 
-    depths: of each level, as SD and SDXL; blocks: residual blocks a level. The middle has the last level's depth that is not 0.
+    depths: of each level, as SD and SDXL; blocks: residual blocks a level. The middle has the last level's depth that
+    is not 0.
     """
-    down = [f"down_blocks.{i}.attentions.{j}.transformer_blocks.{t}" for i, depth in enumerate(depths) for j in range(blocks) for t in range(depth)]
-    up = [f"up_blocks.{i}.attentions.{j}.transformer_blocks.{t}" for i, depth in enumerate(reversed(depths)) for j in range(blocks + 1) for t in range(depth)]
-    middle = [f"mid_block.attentions.0.transformer_blocks.{t}" for t in range(next(depth for depth in reversed(depths) if depth))]
+    down = [
+        f"down_blocks.{i}.attentions.{j}.transformer_blocks.{t}"
+        for i, depth in enumerate(depths)
+        for j in range(blocks)
+        for t in range(depth)
+    ]
+    up = [
+        f"up_blocks.{i}.attentions.{j}.transformer_blocks.{t}"
+        for i, depth in enumerate(reversed(depths))
+        for j in range(blocks + 1)
+        for t in range(depth)
+    ]
+    middle = [
+        f"mid_block.attentions.0.transformer_blocks.{t}"
+        for t in range(next(depth for depth in reversed(depths) if depth))
+    ]
     return [ldm_name(path, blocks) for path in down + up + middle]
 
 
@@ -56,7 +82,11 @@ def ldm_names(names: Iterable[str]) -> dict[str, str]:
 
     def there(name: str) -> str:
         module, _, leaf = name.rpartition(".")
-        return f"{ONCE[module]}.{leaf}" if module in ONCE else SAMPLER.sub(sampler, RESNET.sub(resnet, ldm_name(name, depth), count=1), count=1)
+        return (
+            f"{ONCE[module]}.{leaf}"
+            if module in ONCE
+            else SAMPLER.sub(sampler, RESNET.sub(resnet, ldm_name(name, depth), count=1), count=1)
+        )
 
     return {name: there(name) for name in names}
 
@@ -67,11 +97,17 @@ def sd_shapes(channels: Sequence[int], context_dim: int, depths: Sequence[int] =
     channels: C_i of each level; context_dim: width of the text; inputs: latent channels.
     """
     time, last = 4 * channels[0], len(channels) - 1
-    shapes = _biased("conv_in", channels[0], inputs, 3, 3) | _biased("time_embedding.linear_1", time, channels[0]) | _biased("time_embedding.linear_2", time, time)
+    shapes = (
+        _biased("conv_in", channels[0], inputs, 3, 3)
+        | _biased("time_embedding.linear_1", time, channels[0])
+        | _biased("time_embedding.linear_2", time, time)
+    )
     skips, width = [channels[0]], channels[0]
     for i, (out, depth) in enumerate(zip(channels, depths, strict=True)):
         for j in range(RESBLOCKS):
-            shapes |= _resnet(f"down_blocks.{i}.resnets.{j}.", width, out, time) | _transformer(f"down_blocks.{i}.attentions.{j}.", out, context_dim, depth)
+            shapes |= _resnet(f"down_blocks.{i}.resnets.{j}.", width, out, time) | _transformer(
+                f"down_blocks.{i}.attentions.{j}.", out, context_dim, depth
+            )
             width = out
             skips.append(width)
         if i < last:
@@ -79,10 +115,14 @@ def sd_shapes(channels: Sequence[int], context_dim: int, depths: Sequence[int] =
             skips.append(width)
     for j in range(2):
         shapes |= _resnet(f"mid_block.resnets.{j}.", width, width, time)
-    shapes |= _transformer("mid_block.attentions.0.", width, context_dim, next(depth for depth in reversed(depths) if depth))
+    shapes |= _transformer(
+        "mid_block.attentions.0.", width, context_dim, next(depth for depth in reversed(depths) if depth)
+    )
     for i, (out, depth) in enumerate(zip(reversed(channels), reversed(depths), strict=True)):
         for j in range(RESBLOCKS + 1):
-            shapes |= _resnet(f"up_blocks.{i}.resnets.{j}.", width + skips.pop(), out, time) | _transformer(f"up_blocks.{i}.attentions.{j}.", out, context_dim, depth)
+            shapes |= _resnet(f"up_blocks.{i}.resnets.{j}.", width + skips.pop(), out, time) | _transformer(
+                f"up_blocks.{i}.attentions.{j}.", out, context_dim, depth
+            )
             width = out
         shapes |= _biased(f"up_blocks.{i}.upsamplers.0.conv", width, width, 3, 3) if i < last else {}
     return shapes | _biased("conv_norm_out", width) | _biased("conv_out", inputs, width, 3, 3)
@@ -93,18 +133,34 @@ def _biased(module: str, *shape: int) -> Shapes:
 
 
 def _resnet(prefix: str, width: int, out: int, time: int) -> Shapes:
-    shapes = _biased(f"{prefix}norm1", width) | _biased(f"{prefix}conv1", out, width, 3, 3) | _biased(f"{prefix}time_emb_proj", out, time)
+    shapes = (
+        _biased(f"{prefix}norm1", width)
+        | _biased(f"{prefix}conv1", out, width, 3, 3)
+        | _biased(f"{prefix}time_emb_proj", out, time)
+    )
     shapes |= _biased(f"{prefix}norm2", out) | _biased(f"{prefix}conv2", out, out, 3, 3)
     return shapes if width == out else shapes | _biased(f"{prefix}conv_shortcut", out, width, 1, 1)
 
 
 def _transformer(prefix: str, width: int, context: int, depth: int) -> Shapes:
-    shapes = _biased(f"{prefix}norm", width) | _biased(f"{prefix}proj_in", width, width, 1, 1) | _biased(f"{prefix}proj_out", width, width, 1, 1) if depth else {}
+    shapes = (
+        _biased(f"{prefix}norm", width)
+        | _biased(f"{prefix}proj_in", width, width, 1, 1)
+        | _biased(f"{prefix}proj_out", width, width, 1, 1)
+        if depth
+        else {}
+    )
     for t in range(depth):
         block = f"{prefix}transformer_blocks.{t}."
         for attention, read in (("attn1", width), ("attn2", context)):
-            shapes |= {f"{block}{attention}.to_q.weight": (width, width)} | {f"{block}{attention}.to_{kv}.weight": (width, read) for kv in "kv"}
+            shapes |= {f"{block}{attention}.to_q.weight": (width, width)} | {
+                f"{block}{attention}.to_{kv}.weight": (width, read) for kv in "kv"
+            }
             shapes |= _biased(f"{block}{attention}.to_out.0", width, width)
-        shapes |= {name: shape for norm in ("norm1", "norm2", "norm3") for name, shape in _biased(f"{block}{norm}", width).items()}
+        shapes |= {
+            name: shape
+            for norm in ("norm1", "norm2", "norm3")
+            for name, shape in _biased(f"{block}{norm}", width).items()
+        }
         shapes |= _biased(f"{block}ff.net.0.proj", 8 * width, width) | _biased(f"{block}ff.net.2", width, 4 * width)
     return shapes

@@ -1,9 +1,10 @@
 """A UNet's transformer blocks under two names: diffusers' and LDM's, which the original files and ComfyUI have.
 
-With r residual blocks a level (2 in SD1.5, SD2 and SDXL): `down_blocks.i.attentions.j` is `input_blocks.{(r+1)i+j+1}.1`, `up_blocks.i.attentions.j`
-is `output_blocks.{(r+1)i+j}.1`, `mid_block.attentions.0` is `middle_block.1`. No order of names in a file is relied on: diffusers lists the
-middle block last.
+With r residual blocks a level (2 in SD1.5, SD2 and SDXL): `down_blocks.i.attentions.j` is
+`input_blocks.{(r+1)i+j+1}.1`, `up_blocks.i.attentions.j` is `output_blocks.{(r+1)i+j}.1`, `mid_block.attentions.0` is
+`middle_block.1`. No order of names in a file is relied on: diffusers lists the middle block last.
 """
+
 from __future__ import annotations
 
 import re
@@ -16,13 +17,18 @@ CONV_IN = {"conv_in.weight": "input_blocks.0.0.weight", "conv_in.bias": "input_b
 
 
 def resblocks(names: Iterable[str]) -> int:
-    """Residual blocks a level of the diffusers UNet that the names are from: r attentions in a level down, r + 1 up. 0 without any such name."""
+    """Residual blocks a level of the diffusers UNet that the names are from: r attentions in a level down, r + 1 up.
+
+    0 without any such name.
+    """
     found = (match for match in map(DIFFUSERS.match, names) if match and match[1])
     return max((int(match[3]) + (match[1] == "down") for match in found), default=0)
 
 
 def ldm_name(name: str, resblocks: int) -> str:
-    """The LDM name of a tensor or module in a diffusers transformer, or of its first convolution; any other name is returned as it is."""
+    """The LDM name of a tensor or module in a diffusers transformer, or of its first convolution; any other name is
+    returned as it is.
+    """
 
     def place(match: re.Match) -> str:
         if not match[1]:
@@ -40,7 +46,8 @@ def order(path: str) -> tuple[int, int, int]:
 
 
 def places(names: Iterable[str], module: str) -> dict[str, str]:
-    """LDM path of every transformer block that has a `module` ('fuser', 'attn2') -> its path in the file, in the order of the layers.
+    """LDM path of every transformer block that has a `module` ('fuser', 'attn2') -> its path in the file, in the order
+    of the layers.
 
     names: of tensors, in either layout, without a prefix; what lies elsewhere is passed over.
     """

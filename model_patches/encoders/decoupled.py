@@ -1,4 +1,5 @@
 """The per-layer weights of an IP-Adapter or MIP-Adapter: keys and values of image tokens, and MIP's text gain."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -9,7 +10,9 @@ from torch import nn
 
 
 class DecoupledLayer(nn.Module):
-    """One cross-attention layer's `to_k_ip`, `to_v_ip` (no bias) and, in MIP-Adapter files, `text_to_weight` (C -> 1, no bias)."""
+    """One cross-attention layer's `to_k_ip`, `to_v_ip` (no bias) and, in MIP-Adapter files, `text_to_weight` (C -> 1,
+    no bias).
+    """
 
     needs_base = False  # whether keys and values are made with the UNet's own projections
 
@@ -19,16 +22,26 @@ class DecoupledLayer(nn.Module):
         self.to_v_ip = operations.Linear(context_dim, width, bias=False)
         self.text_to_weight = operations.Linear(width, 1, bias=False) if text_gain else None
 
-    def keys(self, tokens: torch.Tensor, to_k: Callable[[torch.Tensor], torch.Tensor] | None = None, merged: float = 0.0) -> torch.Tensor:
-        """[..., S, D] image tokens -> [..., S, C]. What layers with `needs_base` are given, the UNet's `to_k` and the LoRA in it, is not used."""
+    def keys(
+        self, tokens: torch.Tensor, to_k: Callable[[torch.Tensor], torch.Tensor] | None = None, merged: float = 0.0
+    ) -> torch.Tensor:
+        """[..., S, D] image tokens -> [..., S, C].
+
+        What layers with `needs_base` are given, the UNet's `to_k` and the LoRA in it, is not used.
+        """
         return self.to_k_ip(tokens)
 
-    def values(self, tokens: torch.Tensor, to_v: Callable[[torch.Tensor], torch.Tensor] | None = None, merged: float = 0.0) -> torch.Tensor:
+    def values(
+        self, tokens: torch.Tensor, to_v: Callable[[torch.Tensor], torch.Tensor] | None = None, merged: float = 0.0
+    ) -> torch.Tensor:
         """[..., S, D] image tokens -> [..., S, C], as `keys`."""
         return self.to_v_ip(tokens)
 
     def gain_weights(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
-        """[C]: the logits of the gain f are plain text attention times this. None where the file has no such weights (f = 1)."""
+        """[C]: the logits of the gain f are plain text attention times this.
+
+        None where the file has no such weights (f = 1).
+        """
         if self.text_to_weight is None:
             return None
         return self.text_to_weight(torch.eye(self.text_to_weight.in_features, device=device, dtype=dtype)).squeeze(-1)

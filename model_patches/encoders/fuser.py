@@ -1,7 +1,9 @@
-"""The gated self-attention layer of GLIGEN (arXiv 2301.07093) and Subject-Diffusion (arXiv 2307.11410), with the published tensor names.
+"""The gated self-attention layer of GLIGEN (arXiv 2301.07093) and Subject-Diffusion (arXiv 2307.11410), with the
+published tensor names.
 
 Letters as in attention/gated.py; D channels of an object token before the layer.
 """
+
 from __future__ import annotations
 
 import math
@@ -20,7 +22,9 @@ SLICE = 256  # positions
 
 
 def published_heads(width: int, context_dim: int) -> int:
-    """Heads of a published fuser, which no tensor tells: 8 in SD 1 models (context 768), heads of 64 channels in all others."""
+    """Heads of a published fuser, which no tensor tells: 8 in SD 1 models (context 768), heads of 64 channels in all
+    others.
+    """
     return SD1_HEADS if context_dim == SD1_CONTEXT else width // HEAD_WIDTH
 
 
@@ -53,7 +57,9 @@ class FuserFeedForward(nn.Module):
 
     def __init__(self, width: int, operations: Any = nn):
         super().__init__()
-        self.net = nn.Sequential(GatedGELU(width, width * 4, operations), nn.Identity(), operations.Linear(width * 4, width))
+        self.net = nn.Sequential(
+            GatedGELU(width, width * 4, operations), nn.Identity(), operations.Linear(width * 4, width)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., C] -> [..., C]."""
@@ -63,7 +69,8 @@ class FuserFeedForward(nn.Module):
 class GatedFuser(nn.Module):
     """One layer: `project` the objects once a run, then apply to the visual tokens in every step.
 
-    `x = x + scale tanh(alpha_attn) SelfAttn(LN1([x; linear(objects)]))[:N]`, then `x = x + scale tanh(alpha_dense) FF(LN2(x))`.
+    `x = x + scale tanh(alpha_attn) SelfAttn(LN1([x; linear(objects)]))[:N]`, then `x = x + scale tanh(alpha_dense)
+    FF(LN2(x))`.
     """
 
     def __init__(self, width: int, context_dim: int, heads: int, operations: Any = nn):
@@ -79,7 +86,10 @@ class GatedFuser(nn.Module):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off `linear.weight` [C, D]; heads as published. Raises KeyError, MisshapenTensor."""
+        """Constructor arguments read off `linear.weight` [C, D]; heads as published.
+
+        Raises KeyError, MisshapenTensor.
+        """
         width, context_dim = shape_of(state, "linear.weight", 2)
         unit = SD1_HEADS if context_dim == SD1_CONTEXT else HEAD_WIDTH
         if width % unit:
@@ -87,16 +97,21 @@ class GatedFuser(nn.Module):
         return {"width": width, "context_dim": context_dim, "heads": published_heads(width, context_dim)}
 
     def project(self, objects: torch.Tensor) -> ObjectTokens:
-        """Object tokens [G, M, D] -> their keys and values in this layer, and the gates as numbers (one read from the device each).
+        """Object tokens [G, M, D] -> their keys and values in this layer, and the gates as numbers (one read from the
+        device each).
 
-        LayerNorm is per token, so normalising objects and visual tokens apart is exact. Nothing here depends on the timestep.
+        LayerNorm is per token, so normalising objects and visual tokens apart is exact. Nothing here depends on the
+        timestep.
         """
         normed = self.norm1(self.linear(objects))
         gates = (math.tanh(float(gate.weight)) for gate in (self.alpha_attn, self.alpha_dense))
         return ObjectTokens(self.attn.to_k(normed), self.attn.to_v(normed), *gates)
 
     def forward(self, x: torch.Tensor, objects: ObjectTokens, scale: float | torch.Tensor = 1.0) -> torch.Tensor:
-        """Visual tokens [B, N, C] -> [B, N, C]. What x is where scale or both gates are 0. objects: from `project`, in any dtype; scale: see `gated_residual`."""
+        """Visual tokens [B, N, C] -> [B, N, C].
+
+        What x is where scale or both gates are 0. objects: from `project`, in any dtype; scale: see `gated_residual`.
+        """
         x = gated_residual(x, lambda y: self._attend(y, objects), objects.attention_gate, scale)
         if x.device.type == "cpu" and x.shape[1] > SLICE:  # the 8C values of each position stay in its cache
             return torch.cat([self._feed(part, objects, scale) for part in x.split(SLICE, 1)], 1)
@@ -108,4 +123,6 @@ class GatedFuser(nn.Module):
     def _attend(self, x: torch.Tensor, objects: ObjectTokens) -> torch.Tensor:
         normed, attn = self.norm1(x), self.attn
         objects = replace(objects, keys=objects.keys.to(x), values=objects.values.to(x))
-        return attn.to_out[0](gated_self_attention(attn.to_q(normed), attn.to_k(normed), attn.to_v(normed), objects, self.heads))
+        return attn.to_out[0](
+            gated_self_attention(attn.to_q(normed), attn.to_k(normed), attn.to_v(normed), objects, self.heads)
+        )

@@ -1,4 +1,7 @@
-"""All that an adapter of gated layers brings into the UNet: the net that turns objects into tokens, and one fuser for each transformer block."""
+"""All that an adapter of gated layers brings into the UNet: the net that turns objects into tokens, and one fuser for
+each transformer block.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,11 +13,20 @@ from .fuser import GatedFuser, published_heads
 
 
 class GatedLayers(nn.Module):
-    """`net` (a position net or GroundingNet), `fusers` in the order of the spec's places, and `mask_conv`, the part of the UNet's first
-    convolution that reads Subject-Diffusion's mask channel (1 -> C, 3x3, no bias), or None."""
+    """`net` (a position net or GroundingNet), `fusers` in the order of the spec's places, and `mask_conv`, the part of
+    the UNet's first convolution that reads Subject-Diffusion's mask channel (1 -> C, 3x3, no bias), or None."""
 
-    def __init__(self, net: nn.Module, widths: Sequence[int], object_dim: int, mask_width: int | None = None, operations: Any = nn):
+    def __init__(
+        self,
+        net: nn.Module,
+        widths: Sequence[int],
+        object_dim: int,
+        mask_width: int | None = None,
+        operations: Any = nn,
+    ):
         super().__init__()
         self.net = net
-        self.fusers = nn.ModuleList(GatedFuser(width, object_dim, published_heads(width, object_dim), operations) for width in widths)
+        self.fusers = nn.ModuleList(
+            GatedFuser(width, object_dim, published_heads(width, object_dim), operations) for width in widths
+        )
         self.mask_conv = None if mask_width is None else operations.Conv2d(1, mask_width, 3, padding=1, bias=False)

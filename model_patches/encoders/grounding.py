@@ -1,9 +1,12 @@
-"""What stands where, as object tokens for the gated layers: Subject-Diffusion's MLP and GroundingNet (arXiv 2307.11410), GLIGEN's
-PositionNets (arXiv 2301.07093). Published tensor names (see leaf_parameter.py), `operations` as in projections.py.
+"""What stands where, as object tokens for the gated layers: Subject-Diffusion's MLP and GroundingNet (arXiv
+2307.11410), GLIGEN's PositionNets (arXiv 2301.07093). Published tensor names (see leaf_parameter.py), `operations` as
+in projections.py.
 
-Letters: B rows, N objects (slots), T patch tokens an object, E channels of a feature, D of an object token. Boxes are left, top, right,
-bottom in 0..1 of the picture. Give float32 features where the weights allow it: these tokens are made once a run.
+Letters: B rows, N objects (slots), T patch tokens an object, E channels of a feature, D of an object token. Boxes are
+left, top, right, bottom in 0..1 of the picture. Give float32 features where the weights allow it: these tokens are made
+once a run.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -23,8 +26,8 @@ COORDINATES = 8  # sine and cosine of four
 def to_text_space(embeds: torch.Tensor, matrix: torch.Tensor, norm: float = TEXT_SPACE_NORM) -> torch.Tensor:
     """GLIGEN's image features: `v = e P`, then `28.7 v / |v|`: CLIP's text projection used backwards.
 
-    Arguments: embeds: [..., E] projected CLIP image embeddings (several photos of one subject: their mean); matrix: P [E, E], the published
-    `projection_matrix`. Returns [..., E] in the embeddings' dtype, zeros for zeros.
+    Arguments: embeds: [..., E] projected CLIP image embeddings (several photos of one subject: their mean); matrix: P
+    [E, E], the published `projection_matrix`. Returns [..., E] in the embeddings' dtype, zeros for zeros.
     """
     return nn.functional.normalize(embeds @ matrix.to(embeds), dim=-1) * norm
 
@@ -45,8 +48,8 @@ class TextSpace(nn.Module):
 class Objects:
     """What a net may read of each slot.
 
-    boxes: [1, N, 4]; present: [1, N] bool; text: [1, N, E], image: [1, N, *image_shape], zeros where absent, with has_text and
-    has_image [1, N] bool; use_bbox: see `GroundingNet.forward`.
+    boxes: [1, N, 4]; present: [1, N] bool; text: [1, N, E], image: [1, N, *image_shape], zeros where absent, with
+    has_text and has_image [1, N] bool; use_bbox: see `GroundingNet.forward`.
     """
 
     boxes: torch.Tensor
@@ -59,7 +62,9 @@ class Objects:
 
 
 class ObjectNet(Protocol):
-    """What every net for gated layers has. feature_dim: E; uncond_is_zero: whether the published uncond is tokens of zeros."""
+    """What every net for gated layers has. feature_dim: E; uncond_is_zero: whether the published uncond is tokens of
+    zeros.
+    """
 
     feature_dim: int
     uncond_is_zero: bool
@@ -94,7 +99,9 @@ class MLP(nn.Module):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off `fc1.weight` [hidden, in] and `fc2.weight` [out, hidden]; whether there is a residual no tensor tells."""
+        """Constructor arguments read off `fc1.weight` [hidden, in] and `fc2.weight` [out, hidden]; whether there is a
+        residual no tensor tells.
+        """
         hidden_dim, in_dim = shape_of(state, "fc1.weight", 2)
         return {"in_dim": in_dim, "out_dim": shape_of(state, "fc2.weight", 2)[0], "hidden_dim": hidden_dim}
 
@@ -105,11 +112,22 @@ class MLP(nn.Module):
 
 
 class GroundingNet(nn.Module):
-    """Subject-Diffusion: an object's patch tokens, each with its box, through one MLP. Absent objects are learned null tokens."""
+    """Subject-Diffusion: an object's patch tokens, each with its box, through one MLP.
+
+    Absent objects are learned null tokens.
+    """
 
     uncond_is_zero = True
 
-    def __init__(self, feature_dim: int, out_dim: int, hidden_dim: int, tokens: int, frequencies: int = FREQUENCIES, operations: Any = nn):
+    def __init__(
+        self,
+        feature_dim: int,
+        out_dim: int,
+        hidden_dim: int,
+        tokens: int,
+        frequencies: int = FREQUENCIES,
+        operations: Any = nn,
+    ):
         super().__init__()
         self.tokens, self.feature_dim, self.frequencies = tokens, feature_dim, frequencies
         position_dim = frequencies * COORDINATES
@@ -119,21 +137,33 @@ class GroundingNet(nn.Module):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off `null_image_feature` [1, 1, T, E], `null_position_feature` [1, 1, T, 8 F] and the MLP."""
+        """Constructor arguments read off `null_image_feature` [1, 1, T, E], `null_position_feature` [1, 1, T, 8 F] and
+        the MLP.
+        """
         _, _, tokens, feature_dim = shape_of(state, "null_image_feature", 4)
         frequencies = _frequencies(state, shape_of(state, "null_position_feature", 4)[-1])
         hidden_dim, _ = shape_of(state, "linears_image.fc1.weight", 2)
         out_dim, _ = shape_of(state, "linears_image.fc2.weight", 2)
-        return {"feature_dim": feature_dim, "out_dim": out_dim, "hidden_dim": hidden_dim, "tokens": tokens, "frequencies": frequencies}
+        return {
+            "feature_dim": feature_dim,
+            "out_dim": out_dim,
+            "hidden_dim": hidden_dim,
+            "tokens": tokens,
+            "frequencies": frequencies,
+        }
 
-    def forward(self, patches: torch.Tensor, present: torch.Tensor, boxes: torch.Tensor, use_bbox: bool = True) -> torch.Tensor:
+    def forward(
+        self, patches: torch.Tensor, present: torch.Tensor, boxes: torch.Tensor, use_bbox: bool = True
+    ) -> torch.Tensor:
         """Patch tokens and boxes -> object tokens.
 
         Arguments:
-            patches: [B, N, T, E], the encoder's last hidden state without CLS, before its final norm; present: [B, N] bool.
+            patches: [B, N, T, E], the encoder's last hidden state without CLS, before its final norm; present: [B, N]
+                bool.
             boxes: [B, N, 4], zeros where absent.
-            use_bbox: True: absent objects have the null position. False (published for one subject): all have the null position where at most
-                one is present, and where more are, all have their boxes, absent ones the embedding of zeros.
+            use_bbox: True: absent objects have the null position. False (published for one subject): all have the null
+                position where at most one is present, and where more are, all have their boxes, absent ones the
+                embedding of zeros.
         Returns:
             [B, N * T, D], object by object.
         """
@@ -176,7 +206,14 @@ class TextPositionNet(nn.Module):
 
     uncond_is_zero = False
 
-    def __init__(self, feature_dim: int, out_dim: int, hidden_dim: int = 512, frequencies: int = FREQUENCIES, operations: Any = nn):
+    def __init__(
+        self,
+        feature_dim: int,
+        out_dim: int,
+        hidden_dim: int = 512,
+        frequencies: int = FREQUENCIES,
+        operations: Any = nn,
+    ):
         super().__init__()
         self.feature_dim, self.frequencies = feature_dim, frequencies
         position_dim = frequencies * COORDINATES
@@ -192,14 +229,16 @@ class TextPositionNet(nn.Module):
     def forward(self, boxes: torch.Tensor, masks: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Phrases and boxes -> object tokens.
 
-        Arguments: boxes: [B, N, 4]; masks: [B, N] bool, whether the object is there; text: [B, N, E], pooled CLIP text vectors before their
-        projection. Returns [B, N, D].
+        Arguments: boxes: [B, N, 4]; masks: [B, N] bool, whether the object is there; text: [B, N, E], pooled CLIP text
+        vectors before their projection. Returns [B, N, D].
         """
         position = _or_null(masks, box_fourier(boxes, self.frequencies).to(text), self.null_position_feature)
         return self.linears(torch.cat((_or_null(masks, text, self.null_positive_feature), position), -1))
 
     def null(self, like: torch.Tensor) -> torch.Tensor:
-        """The tokens where every object is absent (the published uncond), [B, N, D]. like: [B, N, E], of which values do not matter."""
+        """The tokens where every object is absent (the published uncond), [B, N, D]. like: [B, N, E], of which values
+        do not matter.
+        """
         absent = like.new_zeros(like.shape[:2], dtype=torch.bool)
         return self(like.new_zeros((*like.shape[:2], 4)), absent, like)
 
@@ -226,7 +265,14 @@ class TextImagePositionNet(nn.Module):
 
     uncond_is_zero = False
 
-    def __init__(self, feature_dim: int, out_dim: int, hidden_dim: int = 512, frequencies: int = FREQUENCIES, operations: Any = nn):
+    def __init__(
+        self,
+        feature_dim: int,
+        out_dim: int,
+        hidden_dim: int = 512,
+        frequencies: int = FREQUENCIES,
+        operations: Any = nn,
+    ):
         super().__init__()
         self.feature_dim, self.frequencies = feature_dim, frequencies
         position_dim = frequencies * COORDINATES
@@ -241,21 +287,38 @@ class TextImagePositionNet(nn.Module):
         """Constructor arguments read off the published names, without `position_net.`."""
         return _position_widths(state, "null_text_feature", "linears_text")
 
-    def forward(self, boxes: torch.Tensor, masks: torch.Tensor, text_masks: torch.Tensor, image_masks: torch.Tensor, text: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        boxes: torch.Tensor,
+        masks: torch.Tensor,
+        text_masks: torch.Tensor,
+        image_masks: torch.Tensor,
+        text: torch.Tensor,
+        image: torch.Tensor,
+    ) -> torch.Tensor:
         """Phrases, photos and boxes -> object tokens.
 
         Arguments:
-            boxes: [B, N, 4]; masks: [B, N] bool, whether the box counts; text_masks, image_masks: [B, N] bool, which features are there.
+            boxes: [B, N, 4]; masks: [B, N] bool, whether the box counts; text_masks, image_masks: [B, N] bool, which
+                features are there.
             text: [B, N, E], as in TextPositionNet; image: [B, N, E], from `to_text_space`.
         Returns:
             [B, 2 N, D], all objects' text tokens, then all objects' image tokens.
         """
         position = _or_null(masks, box_fourier(boxes, self.frequencies).to(text), self.null_position_feature)
-        text, image = _or_null(text_masks, text, self.null_text_feature), _or_null(image_masks, image, self.null_image_feature)
-        return torch.cat((self.linears_text(torch.cat((text, position), -1)), self.linears_image(torch.cat((image, position), -1))), 1)
+        text, image = (
+            _or_null(text_masks, text, self.null_text_feature),
+            _or_null(image_masks, image, self.null_image_feature),
+        )
+        return torch.cat(
+            (self.linears_text(torch.cat((text, position), -1)), self.linears_image(torch.cat((image, position), -1))),
+            1,
+        )
 
     def null(self, like: torch.Tensor) -> torch.Tensor:
-        """The tokens where every object is absent (the published uncond), [B, 2 N, D]. like: [B, N, E], of which values do not matter."""
+        """The tokens where every object is absent (the published uncond), [B, 2 N, D]. like: [B, N, E], of which values
+        do not matter.
+        """
         absent = like.new_zeros(like.shape[:2], dtype=torch.bool)
         return self(like.new_zeros((*like.shape[:2], 4)), absent, absent, absent, like, like)
 
@@ -267,7 +330,13 @@ class TextImagePositionNet(nn.Module):
     def tokens_of(self, objects: Objects) -> torch.Tensor:
         """See `ObjectNet`."""
         return self(
-            objects.boxes, objects.present, objects.present & objects.has_text, objects.present & objects.has_image, objects.text, objects.image)
+            objects.boxes,
+            objects.present,
+            objects.present & objects.has_text,
+            objects.present & objects.has_image,
+            objects.text,
+            objects.image,
+        )
 
     def uncond(self, slots: int, device: torch.device) -> torch.Tensor:
         """The null tokens of all slots, [1, M, D]."""
@@ -292,5 +361,9 @@ def _position_widths(state: StateDict, feature: str, linears: str) -> dict[str, 
 
 def _frequencies(state: StateDict, position_dim: int) -> int:
     if position_dim % COORDINATES:
-        raise MisshapenTensor("null_position_feature", f"a last axis in a multiple of {COORDINATES}", tuple(state["null_position_feature"].shape))
+        raise MisshapenTensor(
+            "null_position_feature",
+            f"a last axis in a multiple of {COORDINATES}",
+            tuple(state["null_position_feature"].shape),
+        )
     return position_dim // COORDINATES

@@ -1,5 +1,6 @@
-"""Tensors that the published modules hold beside their layers (gates, null features): here each is a leaf module of its own, so that a host
-can move it like any layer."""
+"""Tensors that the published modules hold beside their layers (gates, null features): here each is a leaf module of its
+own, so that a host can move it like any layer."""
+
 from __future__ import annotations
 
 import torch
@@ -17,7 +18,9 @@ class LeafParameter(nn.Module):
 
 
 def module_name(published: str) -> str:
-    """The name a published tensor of a fuser, GroundingNet or PositionNet has in our modules: `fuser.alpha_attn` -> `fuser.alpha_attn.weight`."""
+    """The name a published tensor of a fuser, GroundingNet or PositionNet has in our modules: `fuser.alpha_attn` ->
+    `fuser.alpha_attn.weight`.
+    """
     return f"{published}.weight" if published.rpartition(".")[2].startswith(PREFIXES) else published
 
 

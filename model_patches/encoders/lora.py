@@ -1,7 +1,9 @@
 """Low-rank pairs beside a layer's own weights, and those that make MM-Diff's image attention (arXiv 2403.15059).
 
-Published tensor names, `operations` as in projections.py. Give float32 tokens: keys and values of image tokens are made once a run.
+Published tensor names, `operations` as in projections.py. Give float32 tokens: keys and values of image tokens are made
+once a run.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -27,7 +29,10 @@ class LowRank(nn.Module):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off `down.weight` [r, in] and `up.weight` [out, r]. Raises KeyError or MisshapenTensor."""
+        """Constructor arguments read off `down.weight` [r, in] and `up.weight` [out, r].
+
+        Raises KeyError or MisshapenTensor.
+        """
         (rank, in_dim), up = shape_of(state, "down.weight", 2), shape_of(state, "up.weight", 2)
         if up[1] != rank:
             raise MisshapenTensor("up.weight", f"{rank} columns", up)
@@ -40,17 +45,24 @@ class LowRank(nn.Module):
 
 
 class ImageLora(nn.Module):
-    """What one cross-attention layer of the UNet needs to read image tokens: its pairs for them, and its pairs for text, which are merged
-    into the layer's weights and taken out again."""
+    """What one cross-attention layer of the UNet needs to read image tokens: its pairs for them, and its pairs for
+    text, which are merged into the layer's weights and taken out again."""
 
-    def __init__(self, context_dim: int, width: int, rank: int, text_rank: int, alpha: float | None = None, operations: Any = nn):
+    def __init__(
+        self, context_dim: int, width: int, rank: int, text_rank: int, alpha: float | None = None, operations: Any = nn
+    ):
         super().__init__()
         self.to_k_lora, self.to_v_lora = (LowRank(context_dim, width, text_rank, alpha, operations) for _ in range(2))
-        self.to_k_lora_image, self.to_v_lora_image = (LowRank(context_dim, width, rank, alpha, operations) for _ in range(2))
+        self.to_k_lora_image, self.to_v_lora_image = (
+            LowRank(context_dim, width, rank, alpha, operations) for _ in range(2)
+        )
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off `to_{k,v}_lora{,_image}.{down,up}.weight` of one layer, others ignored. Raises KeyError or MisshapenTensor."""
+        """Constructor arguments read off `to_{k,v}_lora{,_image}.{down,up}.weight` of one layer, others ignored.
+
+        Raises KeyError or MisshapenTensor.
+        """
         pairs = {}
         for pair in PAIRS:
             try:
@@ -61,13 +73,34 @@ class ImageLora(nn.Module):
         for pair, found in pairs.items():
             expected = {**image, "rank": (image if pair.endswith("image") else text)["rank"]}
             if found != expected:
-                raise MisshapenTensor(f"{pair}.down.weight", f"a pair of {expected['in_dim']} -> {expected['rank']} -> {expected['out_dim']}", (found["rank"], found["in_dim"]))
-        return {"context_dim": image["in_dim"], "width": image["out_dim"], "rank": image["rank"], "text_rank": text["rank"]}
+                raise MisshapenTensor(
+                    f"{pair}.down.weight",
+                    f"a pair of {expected['in_dim']} -> {expected['rank']} -> {expected['out_dim']}",
+                    (found["rank"], found["in_dim"]),
+                )
+        return {
+            "context_dim": image["in_dim"],
+            "width": image["out_dim"],
+            "rank": image["rank"],
+            "text_rank": text["rank"],
+        }
 
-    def keys(self, to_k: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor, merged: float = 1.0, scale: float = 1.0) -> torch.Tensor:
+    def keys(
+        self,
+        to_k: Callable[[torch.Tensor], torch.Tensor],
+        tokens: torch.Tensor,
+        merged: float = 1.0,
+        scale: float = 1.0,
+    ) -> torch.Tensor:
         """[..., S, context] image tokens -> [..., S, width] keys; see `image_projection`."""
         return image_projection(to_k, tokens, self.to_k_lora_image, self.to_k_lora, merged, scale)
 
-    def values(self, to_v: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor, merged: float = 1.0, scale: float = 1.0) -> torch.Tensor:
+    def values(
+        self,
+        to_v: Callable[[torch.Tensor], torch.Tensor],
+        tokens: torch.Tensor,
+        merged: float = 1.0,
+        scale: float = 1.0,
+    ) -> torch.Tensor:
         """[..., S, context] image tokens -> [..., S, width] values; see `image_projection`."""
         return image_projection(to_v, tokens, self.to_v_lora_image, self.to_v_lora, merged, scale)

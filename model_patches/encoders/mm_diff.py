@@ -1,4 +1,7 @@
-"""MM-Diff as a whole: the heads that read a subject's photos, and the low-rank pairs that make its image attention (arXiv 2403.15059)."""
+"""MM-Diff as a whole: the heads that read a subject's photos, and the low-rank pairs that make its image attention
+(arXiv 2403.15059).
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -15,9 +18,11 @@ Projection = Callable[[torch.Tensor], torch.Tensor]
 
 
 class MMDiffHeads(nn.Module):
-    """`words` (PhotoToWords): a photo in the word spaces of both text encoders; `head` (SubjectHead): its tokens for image attention.
+    """`words` (PhotoToWords): a photo in the word spaces of both text encoders; `head` (SubjectHead): its tokens for
+    image attention.
 
-    Letters: m photos for words, n photos for tokens, E pooled width, V width of an identity vector, P patch tokens, D their width.
+    Letters: m photos for words, n photos for tokens, E pooled width, V width of an identity vector, P patch tokens, D
+    their width.
     """
 
     def __init__(self, words: dict[str, int], head: dict[str, Any], operations: Any = nn):
@@ -25,18 +30,27 @@ class MMDiffHeads(nn.Module):
         self.words = PhotoToWords(**words, operations=operations)
         self.head = SubjectHead(**head, operations=operations)
 
-    def forward(self, pooled: torch.Tensor, identity: torch.Tensor, dense: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """pooled [m, E], identity [n, V], dense [n, P, D] -> for CLIP-L [m, d1], for OpenCLIP-bigG [m, d2], image tokens [n, T, C]."""
+    def forward(
+        self, pooled: torch.Tensor, identity: torch.Tensor, dense: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """pooled [m, E], identity [n, V], dense [n, P, D] -> for CLIP-L [m, d1], for OpenCLIP-bigG [m, d2], image
+        tokens [n, T, C].
+        """
         return *self.words(pooled), self.head(identity, dense)
 
 
 class LoraLayer(ImageLora):
-    """One cross-attention layer, with the calls of a DecoupledLayer. It reads image tokens through the UNet's own projections."""
+    """One cross-attention layer, with the calls of a DecoupledLayer.
+
+    It reads image tokens through the UNet's own projections.
+    """
 
     needs_base = True
 
     def keys(self, tokens: torch.Tensor, to_k: Projection, merged: float = 1.0) -> torch.Tensor:
-        """[..., S, D] image tokens -> [..., S, C]; merged: strength of the text LoRA that is in `to_k`, the layer's own projection as it is now."""
+        """[..., S, D] image tokens -> [..., S, C]; merged: strength of the text LoRA that is in `to_k`, the layer's own
+        projection as it is now.
+        """
         return super().keys(to_k, tokens, merged)
 
     def values(self, tokens: torch.Tensor, to_v: Projection, merged: float = 1.0) -> torch.Tensor:
@@ -48,13 +62,23 @@ class LoraLayer(ImageLora):
 
 
 class LoraLayers(nn.Module):
-    """All layers in the order down, up, then mid. context_dim, widths and text_gain as in DecoupledLayers; ranks: of each layer's image pairs;
+    """All layers in the order down, up, then mid. context_dim, widths and text_gain as in DecoupledLayers; ranks: of
+    each layer's image pairs;
     text_ranks: of its text pairs."""
 
     text_gain = False
 
-    def __init__(self, context_dim: int, widths: Sequence[int], ranks: Sequence[int], text_ranks: Sequence[int], operations: Any = nn):
+    def __init__(
+        self,
+        context_dim: int,
+        widths: Sequence[int],
+        ranks: Sequence[int],
+        text_ranks: Sequence[int],
+        operations: Any = nn,
+    ):
         super().__init__()
         self.context_dim, self.widths = context_dim, tuple(widths)
         sizes = zip(widths, ranks, text_ranks, strict=True)
-        self.layers = nn.ModuleList(LoraLayer(context_dim, width, rank, text_rank, operations=operations) for width, rank, text_rank in sizes)
+        self.layers = nn.ModuleList(
+            LoraLayer(context_dim, width, rank, text_rank, operations=operations) for width, rank, text_rank in sizes
+        )

@@ -1,8 +1,9 @@
 """Image projections of the IP-Adapter family: CLIP vision output -> image tokens (IP-Adapter, arXiv 2308.06721).
 
-Every class takes `operations`, a namespace with `Linear` and `LayerNorm` (torch.nn, or the host's casting layers), and reads its widths
-from a state dict in the published layout through `widths`.
+Every class takes `operations`, a namespace with `Linear` and `LayerNorm` (torch.nn, or the host's casting layers), and
+reads its widths from a state dict in the published layout through `widths`.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -24,7 +25,10 @@ class MisshapenTensor(ValueError):
 
 
 def shape_of(state: StateDict, name: str, axes: int) -> tuple[int, ...]:
-    """Shape of a tensor that must have that many axes, none of them empty. Raises KeyError (no such tensor) or MisshapenTensor."""
+    """Shape of a tensor that must have that many axes, none of them empty.
+
+    Raises KeyError (no such tensor) or MisshapenTensor.
+    """
     shape = tuple(state[name].shape)
     if len(shape) != axes or 0 in shape:
         raise MisshapenTensor(name, f"{axes} axes", shape)
@@ -32,7 +36,10 @@ def shape_of(state: StateDict, name: str, axes: int) -> tuple[int, ...]:
 
 
 def layers_in(names: Iterable[str]) -> int:
-    """How many layers `layers.{i}.…` there are, numbered from 0. Raises KeyError with a tensor of the first that is missing."""
+    """How many layers `layers.{i}.…` there are, numbered from 0.
+
+    Raises KeyError with a tensor of the first that is missing.
+    """
     numbers = {name.split(".")[1] for name in names if name.startswith("layers.")}
     numbers = {number for number in numbers if number.isdecimal()}
     for i in range(len(numbers)):
@@ -67,7 +74,12 @@ class FaceMLP(nn.Module):
 
     def __init__(self, embed_dim: int, context_dim: int, operations: Any = nn):
         super().__init__()
-        self.proj = nn.Sequential(operations.Linear(embed_dim, embed_dim), nn.GELU(), operations.Linear(embed_dim, context_dim), operations.LayerNorm(context_dim))
+        self.proj = nn.Sequential(
+            operations.Linear(embed_dim, embed_dim),
+            nn.GELU(),
+            operations.Linear(embed_dim, context_dim),
+            operations.LayerNorm(context_dim),
+        )
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
@@ -105,7 +117,9 @@ class PerceiverAttention(nn.Module):
         n, t, _ = latents.shape
         x, latents = self.norm1(x), self.norm2(latents)
         keys, values = self.to_kv(torch.cat((x, latents), 1)).chunk(2, -1)
-        q, k, v = (y.view(n, -1, self.heads, self.head_width).transpose(1, 2) for y in (self.to_q(latents), keys, values))
+        q, k, v = (
+            y.view(n, -1, self.heads, self.head_width).transpose(1, 2) for y in (self.to_q(latents), keys, values)
+        )
         out = nn.functional.scaled_dot_product_attention(q, k, v)
         return self.to_out(out.transpose(1, 2).reshape(n, t, -1))
 
@@ -114,30 +128,61 @@ class PerceiverFeedForward(nn.Sequential):
     """LayerNorm, Linear to 4d, GELU, Linear back; no biases in the Linears."""
 
     def __init__(self, dim: int, inner: int, operations: Any):
-        super().__init__(operations.LayerNorm(dim), operations.Linear(dim, inner, bias=False), nn.GELU(), operations.Linear(inner, dim, bias=False))
+        super().__init__(
+            operations.LayerNorm(dim),
+            operations.Linear(dim, inner, bias=False),
+            nn.GELU(),
+            operations.Linear(inner, dim, bias=False),
+        )
 
 
 class Resampler(nn.Module):
     """The "plus" projection: T learned queries gather the penultimate tokens through a few perceiver layers."""
 
-    def __init__(self, dim: int, depth: int, inner: int, tokens: int, embed_dim: int, context_dim: int, ff_inner: int, head_width: int = HEAD_WIDTH, operations: Any = nn):
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        inner: int,
+        tokens: int,
+        embed_dim: int,
+        context_dim: int,
+        ff_inner: int,
+        head_width: int = HEAD_WIDTH,
+        operations: Any = nn,
+    ):
         super().__init__()
         self.latents = Latents(tokens, dim)
         self.proj_in = operations.Linear(embed_dim, dim)
         self.proj_out = operations.Linear(dim, context_dim)
         self.norm_out = operations.LayerNorm(context_dim)
-        self.layers = nn.ModuleList(nn.ModuleList((PerceiverAttention(dim, inner, head_width, operations), PerceiverFeedForward(dim, ff_inner, operations))) for _ in range(depth))
+        self.layers = nn.ModuleList(
+            nn.ModuleList(
+                (
+                    PerceiverAttention(dim, inner, head_width, operations),
+                    PerceiverFeedForward(dim, ff_inner, operations),
+                )
+            )
+            for _ in range(depth)
+        )
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off the published names (`latents` [1, T, d], `proj_in.weight` [d, E], `proj_out.weight` [D, d], ...)."""
+        """Constructor arguments read off the published names (`latents` [1, T, d], `proj_in.weight` [d, E],
+        `proj_out.weight` [D, d], ...).
+        """
         _, tokens, dim = shape_of(state, "latents", 3)
         to_q = shape_of(state, "layers.0.0.to_q.weight", 2)
         if to_q[0] % HEAD_WIDTH:
             raise MisshapenTensor("layers.0.0.to_q.weight", f"rows in a multiple of {HEAD_WIDTH}", to_q)
         return {
-            "dim": dim, "tokens": tokens, "embed_dim": shape_of(state, "proj_in.weight", 2)[1], "context_dim": shape_of(state, "proj_out.weight", 2)[0],
-            "depth": layers_in(state), "inner": to_q[0], "ff_inner": shape_of(state, "layers.0.1.1.weight", 2)[0],
+            "dim": dim,
+            "tokens": tokens,
+            "embed_dim": shape_of(state, "proj_in.weight", 2)[1],
+            "context_dim": shape_of(state, "proj_out.weight", 2)[0],
+            "depth": layers_in(state),
+            "inner": to_q[0],
+            "ff_inner": shape_of(state, "layers.0.1.1.weight", 2)[0],
         }
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,10 @@
-"""UMM-Diffusion's text and image encoder: a photo becomes one or a few pseudo words among the words of a prompt (arXiv 2303.09319).
+"""UMM-Diffusion's text and image encoder: a photo becomes one or a few pseudo words among the words of a prompt (arXiv
+2303.09319).
 
-No code or weights were published. Only the MLP is trained; its depth, its widths, its activation and the number of words are a file's own.
+No code or weights were published. Only the MLP is trained; its depth, its widths, its activation and the number of
+words are a file's own.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,19 +16,34 @@ from torch import nn
 
 from .projections import MisshapenTensor, StateDict, shape_of
 
-ACTIVATIONS = {"gelu": nn.functional.gelu, "relu": nn.functional.relu, "leaky_relu": nn.functional.leaky_relu, "silu": nn.functional.silu}  # exact GELU, slope 0.01
+# exact GELU, slope 0.01
+ACTIVATIONS = {
+    "gelu": nn.functional.gelu,
+    "relu": nn.functional.relu,
+    "leaky_relu": nn.functional.leaky_relu,
+    "silu": nn.functional.silu,
+}
 
 
 class PseudoWords(nn.Module):
     """A CLIP image embedding -> k word embeddings: Linears with an activation between them, not after the last.
 
-    layer_widths: of the input, of each hidden layer, and k * d of the output; tokens: k; activation: one of ACTIVATIONS; normalize: bring
-    the embedding to length 1 first; input_norm: LayerNorm of the embedding; output_norm: width of a LayerNorm of the result, over each
-    word (d) or over all of them (k * d), 0 for none. Raises ValueError for other activations, and where k does not divide the output.
+    layer_widths: of the input, of each hidden layer, and k * d of the output; tokens: k; activation: one of
+    ACTIVATIONS; normalize: bring the embedding to length 1 first; input_norm: LayerNorm of the embedding; output_norm:
+    width of a LayerNorm of the result, over each word (d) or over all of them (k * d), 0 for none. Raises ValueError
+    for other activations, and where k does not divide the output.
     """
 
-    def __init__(self, layer_widths: Sequence[int], tokens: int = 1, activation: str = "gelu", normalize: bool = False, input_norm: bool = False, output_norm: int = 0,
-                 operations: Any = nn):
+    def __init__(
+        self,
+        layer_widths: Sequence[int],
+        tokens: int = 1,
+        activation: str = "gelu",
+        normalize: bool = False,
+        input_norm: bool = False,
+        output_norm: int = 0,
+        operations: Any = nn,
+    ):
         super().__init__()
         out = layer_widths[-1]
         if activation not in ACTIVATIONS:
@@ -42,7 +60,8 @@ class PseudoWords(nn.Module):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, Any]:
-        """Constructor arguments read off `layers.{i}.weight` [out, in], i from 0 without a gap, and the norms where they are; the others no tensor tells.
+        """Constructor arguments read off `layers.{i}.weight` [out, in], i from 0 without a gap, and the norms where
+        they are; the others no tensor tells.
 
         Raises KeyError or MisshapenTensor.
         """
@@ -54,7 +73,11 @@ class PseudoWords(nn.Module):
             if shapes[i][1] != shapes[i - 1][0]:
                 raise MisshapenTensor(f"layers.{i}.weight", f"{shapes[i - 1][0]} columns", shapes[i])
         output_norm = shape_of(state, "output_norm.weight", 1)[0] if "output_norm.weight" in state else 0
-        return {"layer_widths": (shapes[0][1], *(out for out, _ in shapes)), "input_norm": "input_norm.weight" in state, "output_norm": output_norm}
+        return {
+            "layer_widths": (shapes[0][1], *(out for out, _ in shapes)),
+            "input_norm": "input_norm.weight" in state,
+            "output_norm": output_norm,
+        }
 
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
         """[n, E] -> [n, k, d]."""

@@ -1,8 +1,10 @@
-"""Subject tokens for image attention, refined by what the photo shows in detail: MM-Diff's SE-Refiner and the head around it (arXiv 2403.15059).
+"""Subject tokens for image attention, refined by what the photo shows in detail: MM-Diff's SE-Refiner and the head
+around it (arXiv 2403.15059).
 
-Published tensor names, `operations` as in projections.py. Letters: n photos, T tokens of each, P patch tokens (CLS among them where the
-encoder gives it), E their width, D width of the UNet's context.
+Published tensor names, `operations` as in projections.py. Letters: n photos, T tokens of each, P patch tokens (CLS
+among them where the encoder gives it), E their width, D width of the UNet's context.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -17,27 +19,54 @@ FACE_WIDTH = 512  # of an ArcFace vector
 
 
 class SERefiner(nn.Module):
-    """Queries gather detail from patch tokens through a few layers of IP-Adapter's perceiver attention, with a residual each.
+    """Queries gather detail from patch tokens through a few layers of IP-Adapter's perceiver attention, with a residual
+    each.
 
     What the Resampler does with learned queries, here with given ones; `proj_in` reads the patches once for all layers.
     """
 
-    def __init__(self, dim: int, depth: int, inner: int, ff_inner: int, embed_dim: int, out_dim: int, head_width: int = HEAD_WIDTH, operations: Any = nn):
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        inner: int,
+        ff_inner: int,
+        embed_dim: int,
+        out_dim: int,
+        head_width: int = HEAD_WIDTH,
+        operations: Any = nn,
+    ):
         super().__init__()
         self.proj_in = operations.Linear(embed_dim, dim)
-        self.layers = nn.ModuleList(nn.ModuleList((PerceiverAttention(dim, inner, head_width, operations), PerceiverFeedForward(dim, ff_inner, operations))) for _ in range(depth))
+        self.layers = nn.ModuleList(
+            nn.ModuleList(
+                (
+                    PerceiverAttention(dim, inner, head_width, operations),
+                    PerceiverFeedForward(dim, ff_inner, operations),
+                )
+            )
+            for _ in range(depth)
+        )
         self.proj_out = operations.Linear(dim, out_dim)
         self.norm_out = operations.LayerNorm(out_dim)
 
     @classmethod
     def widths(cls, state: StateDict, head_width: int = HEAD_WIDTH) -> dict[str, int]:
-        """Constructor arguments read off `proj_in.weight` [dim, E], `proj_out.weight` [out, dim] and the layers. Raises KeyError or MisshapenTensor."""
+        """Constructor arguments read off `proj_in.weight` [dim, E], `proj_out.weight` [out, dim] and the layers.
+
+        Raises KeyError or MisshapenTensor.
+        """
         (dim, embed_dim), to_q = shape_of(state, "proj_in.weight", 2), shape_of(state, "layers.0.0.to_q.weight", 2)
         if to_q[0] % head_width:
             raise MisshapenTensor("layers.0.0.to_q.weight", f"rows in a multiple of {head_width}", to_q)
         return {
-            "dim": dim, "embed_dim": embed_dim, "out_dim": shape_of(state, "proj_out.weight", 2)[0], "head_width": head_width,
-            "inner": to_q[0], "ff_inner": shape_of(state, "layers.0.1.1.weight", 2)[0], "depth": layers_in(state),
+            "dim": dim,
+            "embed_dim": embed_dim,
+            "out_dim": shape_of(state, "proj_out.weight", 2)[0],
+            "head_width": head_width,
+            "inner": to_q[0],
+            "ff_inner": shape_of(state, "layers.0.1.1.weight", 2)[0],
+            "depth": layers_in(state),
         }
 
     def forward(self, query: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
@@ -50,23 +79,36 @@ class SERefiner(nn.Module):
 
 
 class SubjectHead(nn.Module):
-    """One vector for who it is and the patches for how it looks -> T context tokens: `x + refiner(x, patches)`, x an MLP of the vector.
+    """One vector for who it is and the patches for how it looks -> T context tokens: `x + refiner(x, patches)`, x an
+    MLP of the vector.
 
-    With ArcFace vectors (512 wide) and the penultimate tokens of the untouched CLIP ViT-L/14, 257 with CLS, this is the published
-    `face_embeds_proj` (T = 4). The paper's head for any object was not published. The same layers reading a CLS embedding instead, with the
-    patches of the subject cut out on white, are our reconstruction of it from the paper's figure: no file or code confirms it.
+    With ArcFace vectors (512 wide) and the penultimate tokens of the untouched CLIP ViT-L/14, 257 with CLS, this is the
+    published `face_embeds_proj` (T = 4). The paper's head for any object was not published. The same layers reading a
+    CLS embedding instead, with the patches of the subject cut out on white, are our reconstruction of it from the
+    paper's figure: no file or code confirms it.
     """
 
-    def __init__(self, vector_dim: int, hidden_dim: int, tokens: int, context_dim: int, refiner: dict[str, int], operations: Any = nn):
+    def __init__(
+        self,
+        vector_dim: int,
+        hidden_dim: int,
+        tokens: int,
+        context_dim: int,
+        refiner: dict[str, int],
+        operations: Any = nn,
+    ):
         super().__init__()
         self.vector_dim, self.tokens, self.context_dim = vector_dim, tokens, context_dim
-        self.proj = nn.Sequential(operations.Linear(vector_dim, hidden_dim), nn.GELU(), operations.Linear(hidden_dim, tokens * context_dim))
+        self.proj = nn.Sequential(
+            operations.Linear(vector_dim, hidden_dim), nn.GELU(), operations.Linear(hidden_dim, tokens * context_dim)
+        )
         self.layer_norm = operations.LayerNorm(context_dim)
         self.refiner = SERefiner(**refiner, operations=operations)
 
     @classmethod
     def widths(cls, state: StateDict, head_width: int = HEAD_WIDTH) -> dict[str, Any]:
-        """Constructor arguments read off `proj.0.weight` [h, V], `proj.2.weight` [T*D, h], `layer_norm.weight` [D] and the refiner's tensors.
+        """Constructor arguments read off `proj.0.weight` [h, V], `proj.2.weight` [T*D, h], `layer_norm.weight` [D] and
+        the refiner's tensors.
 
         Raises KeyError or MisshapenTensor.
         """
@@ -76,13 +118,28 @@ class SubjectHead(nn.Module):
         if rows % context_dim:
             raise MisshapenTensor("proj.2.weight", f"rows in a multiple of {context_dim}", (rows, columns))
         try:
-            refiner = SERefiner.widths({name.removeprefix("refiner."): tensor for name, tensor in state.items() if name.startswith("refiner.")}, head_width)
+            refiner = SERefiner.widths(
+                {
+                    name.removeprefix("refiner."): tensor
+                    for name, tensor in state.items()
+                    if name.startswith("refiner.")
+                },
+                head_width,
+            )
         except MisshapenTensor as problem:
             raise MisshapenTensor(f"refiner.{problem.name}", problem.expected, problem.shape) from None
         for name, width in (("proj_in", refiner["dim"]), ("proj_out", refiner["out_dim"])):
             if width != context_dim:
-                raise MisshapenTensor(f"refiner.{name}.weight", f"{context_dim} rows", tuple(state[f"refiner.{name}.weight"].shape))
-        return {"vector_dim": vector_dim, "hidden_dim": hidden_dim, "tokens": rows // context_dim, "context_dim": context_dim, "refiner": refiner}
+                raise MisshapenTensor(
+                    f"refiner.{name}.weight", f"{context_dim} rows", tuple(state[f"refiner.{name}.weight"].shape)
+                )
+        return {
+            "vector_dim": vector_dim,
+            "hidden_dim": hidden_dim,
+            "tokens": rows // context_dim,
+            "context_dim": context_dim,
+            "refiner": refiner,
+        }
 
     @property
     def reads_faces(self) -> bool:

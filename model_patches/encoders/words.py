@@ -1,9 +1,10 @@
-"""A word that carries a subject: MM-Diff fuses photos into word embeddings, before the text encoder (arXiv 2403.15059); FastComposer into its
-output, after it (arXiv 2305.10431).
+"""A word that carries a subject: MM-Diff fuses photos into word embeddings, before the text encoder (arXiv 2403.15059);
+FastComposer into its output, after it (arXiv 2305.10431).
 
-Published tensor names, `operations` as in projections.py. Letters: B prompts, L tokens, d width of the text encoder, K subject words in all
-of them, E width of an image embedding (CLIP's projected one, not normalised).
+Published tensor names, `operations` as in projections.py. Letters: B prompts, L tokens, d width of the text encoder, K
+subject words in all of them, E width of an image embedding (CLIP's projected one, not normalised).
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -20,10 +21,17 @@ class WordFusion(MLP):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off `fc1.weight` [hidden, 2 d] and `fc2.weight` [d, hidden]. Raises KeyError or MisshapenTensor."""
+        """Constructor arguments read off `fc1.weight` [hidden, 2 d] and `fc2.weight` [d, hidden].
+
+        Raises KeyError or MisshapenTensor.
+        """
         widths = super().widths(state)
         if widths["in_dim"] != 2 * widths["out_dim"]:
-            raise MisshapenTensor("fc1.weight", f"{2 * widths['out_dim']} columns, for a word and a photo", tuple(state["fc1.weight"].shape))
+            raise MisshapenTensor(
+                "fc1.weight",
+                f"{2 * widths['out_dim']} columns, for a word and a photo",
+                tuple(state["fc1.weight"].shape),
+            )
         return widths
 
     def forward(self, words: torch.Tensor, photos: torch.Tensor) -> torch.Tensor:
@@ -43,9 +51,16 @@ class PhotoToWords(nn.Module):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off `fc.weight` [hidden, E], `proj_1.weight` [d1, hidden] and `proj_2.weight` [d2, hidden]."""
+        """Constructor arguments read off `fc.weight` [hidden, E], `proj_1.weight` [d1, hidden] and `proj_2.weight` [d2,
+        hidden].
+        """
         hidden_dim, embed_dim = shape_of(state, "fc.weight", 2)
-        return {"embed_dim": embed_dim, "hidden_dim": hidden_dim, "one_dim": shape_of(state, "proj_1.weight", 2)[0], "two_dim": shape_of(state, "proj_2.weight", 2)[0]}
+        return {
+            "embed_dim": embed_dim,
+            "hidden_dim": hidden_dim,
+            "one_dim": shape_of(state, "proj_1.weight", 2)[0],
+            "two_dim": shape_of(state, "proj_2.weight", 2)[0],
+        }
 
     def forward(self, embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[..., E] -> [..., d1] for CLIP-L, [..., d2] for OpenCLIP-bigG."""
@@ -64,11 +79,16 @@ class Postfuse(nn.Module):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off `mlp1.fc1.weight` [hidden, d + E], `mlp2.fc1.weight` [hidden2, d]. Raises KeyError or MisshapenTensor."""
+        """Constructor arguments read off `mlp1.fc1.weight` [hidden, d + E], `mlp2.fc1.weight` [hidden2, d].
+
+        Raises KeyError or MisshapenTensor.
+        """
         hidden_dim, both = shape_of(state, "mlp1.fc1.weight", 2)
         hidden2_dim, dim = shape_of(state, "mlp2.fc1.weight", 2)
         if both <= dim:
-            raise MisshapenTensor("mlp1.fc1.weight", f"more than {dim} columns, for a word and a photo", (hidden_dim, both))
+            raise MisshapenTensor(
+                "mlp1.fc1.weight", f"more than {dim} columns, for a word and a photo", (hidden_dim, both)
+            )
         return {"dim": dim, "embed_dim": both - dim, "hidden_dim": hidden_dim, "hidden2_dim": hidden2_dim}
 
     def forward(self, words: torch.Tensor, photos: torch.Tensor) -> torch.Tensor:

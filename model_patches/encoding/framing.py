@@ -1,4 +1,8 @@
-"""From a photo of any size to the square picture that a CLIP vision encoder sees. IMAGE layout: [n, H, W, 3] float, 0..1."""
+"""From a photo of any size to the square picture that a CLIP vision encoder sees.
+
+IMAGE layout: [n, H, W, 3] float, 0..1.
+"""
+
 from __future__ import annotations
 
 import torch
@@ -19,7 +23,9 @@ def flatten_alpha(image: torch.Tensor) -> torch.Tensor:
 
 
 def on_white(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Keep the picture where the mask is 1, white where it is 0. image [n, H, W, 3], mask [n or 1, h, w] of any size."""
+    """Keep the picture where the mask is 1, white where it is 0. image [n, H, W, 3], mask [n or 1, h, w] of any
+    size.
+    """
     if mask.shape[-2:] != image.shape[1:3]:
         mask = interpolate(mask.unsqueeze(1), size=tuple(image.shape[1:3]), mode="bilinear", antialias=True).squeeze(1)
     alpha = mask.clamp(0, 1).unsqueeze(-1).to(image)
@@ -27,7 +33,9 @@ def on_white(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def bounding_box(mask: torch.Tensor, threshold: float = 0.5) -> tuple[int, int, int, int] | None:
-    """(top, left, bottom, right), ends exclusive, of the mask's pixels over the threshold; None where there is none. mask [h, w]."""
+    """(top, left, bottom, right), ends exclusive, of the mask's pixels over the threshold; None where there is none.
+    mask [h, w].
+    """
     rows, columns = (mask > threshold).any(1).nonzero(), (mask > threshold).any(0).nonzero()
     if not len(rows):
         return None
@@ -37,7 +45,8 @@ def bounding_box(mask: torch.Tensor, threshold: float = 0.5) -> tuple[int, int, 
 def frame(image: torch.Tensor, size: int, framing: str) -> torch.Tensor:
     """One photo [H, W, 3] -> [size, size, 3], bicubic with antialias.
 
-    framing: `pad` to a white square, `center` crop of the shorter side, `stretch`, or `black` (see `black_square`, not bicubic).
+    framing: `pad` to a white square, `center` crop of the shorter side, `stretch`, or `black` (see `black_square`, not
+    bicubic).
     """
     if framing == "black":
         return black_square(image, size)
@@ -51,15 +60,20 @@ def frame(image: torch.Tensor, size: int, framing: str) -> torch.Tensor:
         top, left = (side - h) // 2, (side - w) // 2
         pixels = pad(pixels, (left, side - w - left, top, side - h - top), value=WHITE)
     fitting = min(h, w) if framing == "center" else None
-    h, w = (size, size) if fitting is None else (max(size, round(h * size / fitting)), max(size, round(w * size / fitting)))
+    h, w = (
+        (size, size)
+        if fitting is None
+        else (max(size, round(h * size / fitting)), max(size, round(w * size / fitting)))
+    )
     if tuple(pixels.shape[-2:]) != (h, w):
         pixels = interpolate(pixels, size=(h, w), mode="bicubic", antialias=True)
     top, left = (h - size) // 2, (w - size) // 2
-    return pixels[0, :, top:top + size, left:left + size].movedim(0, -1).clamp(0, 1)
+    return pixels[0, :, top : top + size, left : left + size].movedim(0, -1).clamp(0, 1)
 
 
 def black_square(image: torch.Tensor, size: int) -> torch.Tensor:
-    """One photo [H, W, 3] -> [size, size, 3] as MM-Diff and FastComposer were published: padded with black, bilinear with antialias, in 8-bit steps.
+    """One photo [H, W, 3] -> [size, size, 3] as MM-Diff and FastComposer were published: padded with black, bilinear
+    with antialias, in 8-bit steps.
 
     Both sides get half of the difference, rounded down: an odd one leaves a pixel, over which the photo is stretched.
     """

@@ -1,4 +1,5 @@
 """Subjects for image attention: tokens of their photos and of their names. Host-free."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -24,16 +25,39 @@ def image_tokens(given: EncodeInputs) -> References:
     name_tokens, empty = encode_names(spec, cast, given.names)
     previews = prepared_photos(cast, given.images.size, given.framing)
     tokens, uncond = _encode_photos(spec, cast, given.images, given.project, previews)
-    return References(given.adapter, tuple(map(reference_subject, count(1), cast.subjects, tokens, name_tokens)), uncond, empty, previews)
+    return References(
+        given.adapter,
+        tuple(map(reference_subject, count(1), cast.subjects, tokens, name_tokens)),
+        uncond,
+        empty,
+        previews,
+    )
 
 
-def reference_subject(number: int, s: Subject, tokens: torch.Tensor | None = None, name_tokens: torch.Tensor | None = None, **rest: Any) -> ReferenceSubject:
-    """A subject of the cast with what an adapter made of it. number: in the cast, from 1; the name of one without a name."""
-    return ReferenceSubject(s.name or f"subject {number}", tokens, name_tokens, s.weight, s.start_percent, s.end_percent, s.region, s.box, **rest)
+def reference_subject(
+    number: int, s: Subject, tokens: torch.Tensor | None = None, name_tokens: torch.Tensor | None = None, **rest: Any
+) -> ReferenceSubject:
+    """A subject of the cast with what an adapter made of it. number: in the cast, from 1; the name of one without a
+    name.
+    """
+    return ReferenceSubject(
+        s.name or f"subject {number}",
+        tokens,
+        name_tokens,
+        s.weight,
+        s.start_percent,
+        s.end_percent,
+        s.region,
+        s.box,
+        **rest,
+    )
 
 
-def encode_names(spec: AdapterSpec, cast: Cast, names: NameEncoder | None) -> tuple[list[torch.Tensor | None], torch.Tensor | None]:
-    """Name tokens [L, D] float32 of each subject and those of the empty prompt; None for all where no text encoder is given.
+def encode_names(
+    spec: AdapterSpec, cast: Cast, names: NameEncoder | None
+) -> tuple[list[torch.Tensor | None], torch.Tensor | None]:
+    """Name tokens [L, D] float32 of each subject and those of the empty prompt; None for all where no text encoder is
+    given.
 
     Raises:
         SubjectError: an empty name, or one that encodes to nothing.
@@ -51,8 +75,12 @@ def encode_names(spec: AdapterSpec, cast: Cast, names: NameEncoder | None) -> tu
     return [t.float() for t in encoded], empty.float()
 
 
-def _encode_photos(spec: AdapterSpec, cast: Cast, images: ImageEncoder, project: Projector, previews: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Tokens of each subject (mean over its photos, after projection) and uncond tokens. previews: all photos, prepared."""
+def _encode_photos(
+    spec: AdapterSpec, cast: Cast, images: ImageEncoder, project: Projector, previews: Sequence[torch.Tensor]
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Tokens of each subject (mean over its photos, after projection) and uncond tokens. previews: all photos,
+    prepared.
+    """
     pooled = spec.encoder.kind == "pooled"
     pictures = torch.stack(list(previews)) if previews else torch.zeros(0, images.size, images.size, 3)
     features = images.encode(pictures, spec.encoder.kind, blank=not pooled)

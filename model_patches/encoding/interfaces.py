@@ -1,4 +1,7 @@
-"""Who reads photos and names: the interfaces of a host's encoders, and what is said where one is missing or another adapter's. Host-free."""
+"""Who reads photos and names: the interfaces of a host's encoders, and what is said where one is missing or another
+adapter's. Host-free.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,29 +29,39 @@ class ImageEncoder(Protocol):
     pooled: int
 
     def encode(self, pictures: torch.Tensor, kind: str, blank: bool) -> torch.Tensor:
-        """[n, size, size, 3] -> 'pooled' [n, E], 'unprojected' [n, hidden] (CLS after its norm) or 'penultimate' [n, P, E]; with `blank` one row more,
-        of all-zero pixel values."""
+        """[n, size, size, 3] -> 'pooled' [n, E], 'unprojected' [n, hidden] (CLS after its norm) or 'penultimate' [n, P,
+        E]; with `blank` one row more, of all-zero pixel values."""
         ...
 
     def encode_patches(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[n, size, size, 3], n >= 1 -> the last hidden states without CLS and before their norm [n, P, hidden], and the pooled vectors
-        [n, pooled], not normalised; one pass."""
+        """[n, size, size, 3], n >= 1 -> the last hidden states without CLS and before their norm [n, P, hidden], and
+        the pooled vectors [n, pooled], not normalised; one pass."""
         ...
 
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> ImageEncoder:
-        """The encoder with these tensors, by transformers' names, in place of its own; it stays itself as it was. Raises MismatchError."""
+        """The encoder with these tensors, by transformers' names, in place of its own; it stays itself as it was.
+
+        Raises MismatchError.
+        """
         ...
 
 
 class NameEncoder(Protocol):
-    """A text encoder for bare names; emphasis is read as in a prompt and then dropped. Raises SubjectError for a name over 75 tokens."""
+    """A text encoder for bare names; emphasis is read as in a prompt and then dropped.
+
+    Raises SubjectError for a name over 75 tokens.
+    """
 
     def encode(self, names: Sequence[str]) -> list[torch.Tensor]:
-        """Tokens [L, D] of each name, at the default layer, without BOS, EOS and padding; for "" the tokens after BOS, [K, D]."""
+        """Tokens [L, D] of each name, at the default layer, without BOS, EOS and padding; for "" the tokens after BOS,
+        [K, D].
+        """
         ...
 
     def pooled(self, names: Sequence[str]) -> list[torch.Tensor | None]:
-        """The vector [E] at each name's EOS, before CLIP-L's projection, in SDXL with bigG's projected one behind it; None for a name without tokens."""
+        """The vector [E] at each name's EOS, before CLIP-L's projection, in SDXL with bigG's projected one behind it;
+        None for a name without tokens.
+        """
         ...
 
 
@@ -56,8 +69,9 @@ class NameEncoder(Protocol):
 class EncodeInputs:
     """What a family encodes a cast with.
 
-    adapter: has `.spec` and `.weights`; images: the image encoder with the adapter's own weights in it, base_images: without them,
-    both None for an adapter that reads no photos; project: the adapter's projection; names: the text encoder, or None;
+    adapter: has `.spec` and `.weights`; images: the image encoder with the adapter's own weights in it, base_images:
+    without them, both None for an adapter that reads no photos; project: the adapter's projection; names: the text
+    encoder, or None;
     framing: 'pad', 'center', 'stretch' or 'black'; prompts: known prompt texts.
     """
 
@@ -72,16 +86,31 @@ class EncodeInputs:
 
 
 def check_image_encoder(spec: AdapterSpec, images: Any) -> None:
-    """Raise MismatchError unless the encoder's widths are the adapter's; the message says which file to fetch. An adapter that reads no photos takes any."""
+    """Raise MismatchError unless the encoder's widths are the adapter's; the message says which file to fetch.
+
+    An adapter that reads no photos takes any.
+    """
     need = spec.encoder
     if need is None:
         return
     known = encoder_of_width(need.kind, need.width)
-    fetch = f"{where_to_get(known.file)}, then leave 'clip_vision_name' on auto." if known else "Choose the encoder that the adapter's publisher names."
+    fetch = (
+        f"{where_to_get(known.file)}, then leave 'clip_vision_name' on auto."
+        if known
+        else "Choose the encoder that the adapter's publisher names."
+    )
     if images is None:
-        raise MismatchError(f"{need.describe()} for {spec.file}", "no such CLIP vision encoder in models/clip_vision and none connected", fetch)
+        raise MismatchError(
+            f"{need.describe()} for {spec.file}",
+            "no such CLIP vision encoder in models/clip_vision and none connected",
+            fetch,
+        )
     if not need.fits(images.hidden, images.pooled):
-        raise MismatchError(f"{need.describe()} for {spec.file}", f"an encoder with hidden size {images.hidden} and projection size {images.pooled}{_known_as(images)}", fetch)
+        raise MismatchError(
+            f"{need.describe()} for {spec.file}",
+            f"an encoder with hidden size {images.hidden} and projection size {images.pooled}{_known_as(images)}",
+            fetch,
+        )
 
 
 def check_clip_width(spec: AdapterSpec, width: int, needed: int) -> None:
@@ -90,19 +119,27 @@ def check_clip_width(spec: AdapterSpec, width: int, needed: int) -> None:
         if (error := base_mismatch(spec, width, clip=True)) is not None:
             raise error
         found, do = f"size {width}", f"{OWN_CLIP}, or choose an adapter for it."
-        raise MismatchError(f"a CLIP with text embeddings of size {needed} ({spec.base}), as {spec.file} needs", found, do)
+        raise MismatchError(
+            f"a CLIP with text embeddings of size {needed} ({spec.base}), as {spec.file} needs", found, do
+        )
 
 
 def check_named(number: int, name: str) -> None:
     """Raise SubjectError for an empty name."""
     if not name:
-        raise SubjectError(f"a name for subject {number}", "an empty one", "Type its name as in the prompt (for instance 'cat') into 'name' of this subject.")
+        raise SubjectError(
+            f"a name for subject {number}",
+            "an empty one",
+            "Type its name as in the prompt (for instance 'cat') into 'name' of this subject.",
+        )
 
 
 def without_words(number: int, name: str) -> SubjectError:
     """About a name of which the text encoder leaves nothing."""
     found = f"'{name}', for which the text encoder has no tokens"
-    return SubjectError(f"a name with words in it for subject {number}", found, "Type its name as in the prompt into 'name'.")
+    return SubjectError(
+        f"a name with words in it for subject {number}", found, "Type its name as in the prompt into 'name'."
+    )
 
 
 def check_vision_weights(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
@@ -111,7 +148,9 @@ def check_vision_weights(weights: Mapping[str, torch.Tensor], own: Mapping[str, 
         if name not in own or own[name].shape != value.shape:
             found = f"one whose '{name}' is {tuple(own[name].shape)}" if name in own else f"one without '{name}'"
             do = "Connect the CLIP vision encoder that the adapter was trained with, or disconnect 'clip_vision'."
-            raise MismatchError(f"a CLIP vision encoder that fits the adapter's own '{name}' {tuple(value.shape)}", found, do)
+            raise MismatchError(
+                f"a CLIP vision encoder that fits the adapter's own '{name}' {tuple(value.shape)}", found, do
+            )
 
 
 def _known_as(images: Any) -> str:

@@ -1,4 +1,5 @@
 """Photos as an image encoder sees them."""
+
 from __future__ import annotations
 
 from math import ceil
@@ -15,9 +16,11 @@ def prepared_photos(cast: Cast, size: int, framing: str, inside: int = 0) -> tup
 
 
 def prepare_photo(photo: Photo, size: int, framing: str, inside: int = 0) -> torch.Tensor:
-    """One photo as the encoder sees it, [size, size, 3]: alpha and cut-out on white, cropped to the cut-out's box, framed.
+    """One photo as the encoder sees it, [size, size, 3]: alpha and cut-out on white, cropped to the cut-out's box,
+    framed.
 
-    inside: rows and columns of the photo to leave away at the box's bottom and right; 1 as Subject-Diffusion was published.
+    inside: rows and columns of the photo to leave away at the box's bottom and right; 1 as Subject-Diffusion was
+    published.
     """
     image = flatten_alpha(photo.image.unsqueeze(0).float())
     if photo.cutout is not None:
@@ -27,5 +30,5 @@ def prepare_photo(photo: Photo, size: int, framing: str, inside: int = 0) -> tor
             (top, left, bottom, right), (h, w) = box, photo.cutout.shape
             y, x = image.shape[1] / h, image.shape[2] / w  # the mask may have another resolution
             top, left, bottom, right = int(top * y), int(left * x), ceil(bottom * y), ceil(right * x)
-            image = image[:, top:max(top + 1, bottom - inside), left:max(left + 1, right - inside)]
+            image = image[:, top : max(top + 1, bottom - inside), left : max(left + 1, right - inside)]
     return frame(image[0], size, framing)

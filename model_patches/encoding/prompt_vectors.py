@@ -1,4 +1,5 @@
 """Subjects for adapters that act in the prompt: what stands for a subject's word there. Host-free."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -18,7 +19,9 @@ def check_all_named(given: EncodeInputs) -> None:
         check_named(number, subject.name)
 
 
-def prompt_vectors(given: EncodeInputs, vectors_of: Callable[[torch.Tensor], torch.Tensor]) -> tuple[References, list[str]]:
+def prompt_vectors(
+    given: EncodeInputs, vectors_of: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[References, list[str]]:
     """Encode each subject as the mean over its photos of vectors [K, D] for the adapter's one text encoder.
 
     vectors_of: photo embeddings [n, E] -> [n, K, D]. Raises SubjectError: a subject without a name.
@@ -31,5 +34,8 @@ def prompt_vectors(given: EncodeInputs, vectors_of: Callable[[torch.Tensor], tor
         embeds = given.images.encode(torch.stack(list(previews)), spec.encoder.kind, blank=False)
         (stream,) = spec.prompt.streams
         each = vectors_of(embeds).float().split([len(s.photos) for s in cast.subjects])
-        subjects = [reference_subject(i, s, words={stream: mine.mean(0)}) for i, (s, mine) in enumerate(zip(cast.subjects, each, strict=True), 1)]
+        subjects = [
+            reference_subject(i, s, words={stream: mine.mean(0)})
+            for i, (s, mine) in enumerate(zip(cast.subjects, each, strict=True), 1)
+        ]
     return References(given.adapter, tuple(subjects), None, None, previews), region_warnings(cast)

@@ -1,11 +1,15 @@
 """One line about what a node has done, for the node in the front end."""
+
 from __future__ import annotations
 
 from ..subjects import References, ReferenceSubject
 
 
 def summary(references: References) -> str:
-    """Return who was encoded, with how many image and name tokens. '' for an empty cast, which has a warning of its own."""
+    """Return who was encoded, with how many image and name tokens.
+
+    '' for an empty cast, which has a warning of its own.
+    """
     if not references.subjects:
         return ""
     return f"Encoded {who(references)}."
@@ -22,5 +26,9 @@ def counted(number: int, noun: str) -> str:
 
 
 def _subject(s: ReferenceSubject) -> str:
-    tokens = [counted(len(found), kind) for found, kind in ((s.tokens, "image token"), (s.name_tokens, "name token")) if found is not None]
+    tokens = [
+        counted(len(found), kind)
+        for found, kind in ((s.tokens, "image token"), (s.name_tokens, "name token"))
+        if found is not None
+    ]
     return f"'{s.name}'" + (f" ({', '.join(tokens)})" if tokens else "")

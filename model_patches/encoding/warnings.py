@@ -1,4 +1,5 @@
 """Sentences about what is allowed in a cast but probably not meant."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -17,13 +18,22 @@ def name_warnings(cast: Cast, prompts: Sequence[str]) -> list[str]:
 def region_warnings(cast: Cast) -> list[str]:
     """About regions in which nobody can appear."""
     numbered = enumerate(cast.subjects, 1)
-    nowhere = [f"{i} ('{s.name}')" if s.name else str(i) for i, s in numbered if s.region is not None and not bool(s.region.any())]
+    nowhere = [
+        f"{i} ('{s.name}')" if s.name else str(i)
+        for i, s in numbered
+        if s.region is not None and not bool(s.region.any())
+    ]
     do = "white where its photos may apply, or disconnect 'region'"
-    return [f"Paint the region of subject {who} {do}: it is black everywhere, so the subject has no effect." for who in nowhere]
+    return [
+        f"Paint the region of subject {who} {do}: it is black everywhere, so the subject has no effect."
+        for who in nowhere
+    ]
 
 
 def box_warnings(cast: Cast, placeless: Sequence[bool]) -> list[str]:
-    """About regions, which gated layers do not use, and missing boxes. placeless: of each subject, whether it needs no box."""
+    """About regions, which gated layers do not use, and missing boxes. placeless: of each subject, whether it needs no
+    box.
+    """
     numbered, sentences = list(enumerate(cast.subjects, 1)), []
     regions = [called(i, s.name) for i, s in numbered if s.region is not None]
     if regions:
@@ -31,7 +41,9 @@ def box_warnings(cast: Cast, placeless: Sequence[bool]) -> list[str]:
         sentences.append(f"{do}: regions only limit Apply Image Attention, gated layers use boxes.")
     unplaced = [called(i, s.name) for i, s in numbered if s.box is None and not placeless[i - 1]]
     if unplaced:
-        sentences.append(f"Add a box for {_listed(unplaced)} with Place Subjects: without one, the box is the whole picture.")
+        sentences.append(
+            f"Add a box for {_listed(unplaced)} with Place Subjects: without one, the box is the whole picture."
+        )
     return sentences
 
 

@@ -1,4 +1,5 @@
 """From a Cast to References with whatever adapter was loaded. Host-free."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -11,13 +12,23 @@ from .registry import family_of
 EMPTY = "Add a subject with Add Subject: the cast is empty, so the picture has no references."
 
 
-def encode_subjects(adapter: Any, cast: Cast, images: ImageEncoder | None, project: Projector, names: NameEncoder | None, framing: str = "auto",
-                    prompts: Sequence[str] = (), warn: Callable[[str], None] = lambda sentence: None) -> References:
-    """Encode every subject of the cast for one adapter: one pass of the image encoder for all photos, one of the text encoder for all names.
+def encode_subjects(
+    adapter: Any,
+    cast: Cast,
+    images: ImageEncoder | None,
+    project: Projector,
+    names: NameEncoder | None,
+    framing: str = "auto",
+    prompts: Sequence[str] = (),
+    warn: Callable[[str], None] = lambda sentence: None,
+) -> References:
+    """Encode every subject of the cast for one adapter: one pass of the image encoder for all photos, one of the text
+    encoder for all names.
 
     Arguments:
         adapter: has `.spec` (AdapterSpec) and `.weights` (Weights); it is kept in the result.
-        images: the image encoder, None where none was found. Weights for it that the adapter brings act in this call alone.
+        images: the image encoder, None where none was found. Weights for it that the adapter brings act in this call
+            alone.
         project: the adapter's projection on one or several tensors; what it takes and gives is the family's.
         names: the text encoder, or None: the references then carry no names.
         framing: 'auto' (as the adapter was published), 'pad', 'center' or 'stretch'.
@@ -31,7 +42,9 @@ def encode_subjects(adapter: Any, cast: Cast, images: ImageEncoder | None, proje
     check_image_encoder(spec, images)
     own = images.with_weights(adapter.weights.vision) if images is not None and adapter.weights.vision else images
     framing = spec.framing if framing == "auto" else framing
-    references, warnings = family_of(spec).encode(EncodeInputs(adapter, cast, own, images, project, names, framing, prompts))
+    references, warnings = family_of(spec).encode(
+        EncodeInputs(adapter, cast, own, images, project, names, framing, prompts)
+    )
     for sentence in warnings if cast.subjects else [EMPTY]:
         warn(sentence)
     return references

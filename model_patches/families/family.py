@@ -1,4 +1,5 @@
 """What a family of adapters is: a module with these names, listed in registry.py."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -24,8 +25,8 @@ class Family(Protocol):
     def load(self, file: AdapterFile, operations: Any) -> Adapter:
         """Build the modules, weights in the file's dtypes, on the CPU.
 
-        operations: namespace with Linear, LayerNorm and Conv2d. Raises CheckpointError: incomplete, damaged or of a variant
-        that is not supported.
+        operations: namespace with Linear, LayerNorm and Conv2d. Raises CheckpointError: incomplete, damaged or of a
+        variant that is not supported.
         """
         ...
 

@@ -1,7 +1,10 @@
-"""FastComposer (arXiv 2305.10431): one file with the whole model, of which three parts are read: `postfuse_module`, `unet`, `image_encoder`.
+"""FastComposer (arXiv 2305.10431): one file with the whole model, of which three parts are read: `postfuse_module`,
+`unet`, `image_encoder`.
 
-Its UNet, diffusers' names of SD1.5, was trained as a whole and replaces the base's. Text encoder and VAE are SD1.5's own and are passed over.
+Its UNet, diffusers' names of SD1.5, was trained as a whole and replaces the base's. Text encoder and VAE are SD1.5's
+own and are passed over.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -51,7 +54,8 @@ def companions(path: Path) -> Iterable[Path]:
 
 
 def build(state: State, file: str, operations: Any = nn) -> Adapter:
-    """What fuses photos with words, and the UNet and image encoder that were trained with it; weights in the file's own dtypes.
+    """What fuses photos with words, and the UNet and image encoder that were trained with it; weights in the file's own
+    dtypes.
 
     Arguments:
         state: the file's tensors; file: its name, for messages; operations: namespace with Linear and LayerNorm.
@@ -63,10 +67,29 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
         with reading(file, POSTFUSE):
             widths = Postfuse.widths(postfuse)
         fusion = nn.ModuleDict({"l": Postfuse(**widths, operations=operations)})
-    assign(fusion, {f"{POSTFUSE}{name}": tensor for name, tensor in postfuse.items()}, {name: f"{POSTFUSE}{name.removeprefix('l.')}" for name in fusion.state_dict()}, file, KIND)
-    weights = Weights(_unet(part(state, UNET), widths["dim"], file), vision=_vision(part(state, VISION), widths["embed_dim"], file))
-    spec = AdapterSpec("fastcomposer", "", file, widths["dim"], 0, EncoderNeed("pooled", widths["embed_dim"]), (), False, framing="black",
-                       prompt=PromptSpec(FUSION, {"l": widths["dim"]}), label=LABELS["fastcomposer"])
+    assign(
+        fusion,
+        {f"{POSTFUSE}{name}": tensor for name, tensor in postfuse.items()},
+        {name: f"{POSTFUSE}{name.removeprefix('l.')}" for name in fusion.state_dict()},
+        file,
+        KIND,
+    )
+    weights = Weights(
+        _unet(part(state, UNET), widths["dim"], file), vision=_vision(part(state, VISION), widths["embed_dim"], file)
+    )
+    spec = AdapterSpec(
+        "fastcomposer",
+        "",
+        file,
+        widths["dim"],
+        0,
+        EncoderNeed("pooled", widths["embed_dim"]),
+        (),
+        False,
+        framing="black",
+        prompt=PromptSpec(FUSION, {"l": widths["dim"]}),
+        label=LABELS["fastcomposer"],
+    )
     return Adapter(spec, None, None, weights=weights, fusion=fusion)
 
 
@@ -74,14 +97,26 @@ def _unet(unet: State, context_dim: int, file: str) -> State:
     """All tensors of the UNet by LDM names."""
     with reading(file, UNET):
         channels = [shape_of(unet, f"down_blocks.{level}.resnets.0.conv1.weight", 4)[0] for level in range(LEVELS)]
-    check({f"{UNET}{name}": tensor for name, tensor in unet.items()}, {f"{UNET}{name}": shape for name, shape in sd_shapes(channels, context_dim).items()}, file, KIND)
+    check(
+        {f"{UNET}{name}": tensor for name, tensor in unet.items()},
+        {f"{UNET}{name}": shape for name, shape in sd_shapes(channels, context_dim).items()},
+        file,
+        KIND,
+    )
     return {ldm: unet[name] for name, ldm in ldm_names(unet).items()}
 
 
 def _vision(state: State, width: int, file: str) -> State:
-    """The image encoder's tensors. Raises CheckpointError where its projection is of another width than the photos that are fused."""
+    """The image encoder's tensors.
+
+    Raises CheckpointError where its projection is of another width than the photos that are fused.
+    """
     found = overlay(state, file)
     projection = found.get("visual_projection.weight")
     if projection is not None and projection.shape[0] != width:
-        raise CheckpointError(f"'{VISION}visual_projection.weight' of '{file}' to give {width} numbers", f"the shape {list(projection.shape)}", AGAIN)
+        raise CheckpointError(
+            f"'{VISION}visual_projection.weight' of '{file}' to give {width} numbers",
+            f"the shape {list(projection.shape)}",
+            AGAIN,
+        )
     return found

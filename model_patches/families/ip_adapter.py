@@ -1,4 +1,5 @@
 """IP-Adapter and MIP-Adapter files: recognise by tensor names and shapes, convert, build the modules."""
+
 from __future__ import annotations
 
 import re
@@ -22,7 +23,8 @@ from ..encoding.warnings import name_warnings, region_warnings
 from ..errors import CheckpointError
 from ..subjects import References
 
-LAYERS = ("ip_adapter.", "adapter_modules.")  # before the names of the layers, in files of the publishers and of some trainers
+# before the names of the layers, in files of the publishers and of some trainers
+LAYERS = ("ip_adapter.", "adapter_modules.")
 LABELS = {"ip_adapter": "IP-Adapter", "mip_adapter": "MIP-Adapter"}
 NUMBER = re.compile(r"[0-9]{1,4}")
 
@@ -53,7 +55,8 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
     """Modules of an IP-Adapter or MIP-Adapter, weights in the file's own dtypes.
 
     Arguments:
-        state: flat tensors (`image_proj.*` and `ip_adapter.*` or `adapter_modules.*`), or those of a training's checkpoint (see `trained_ip`).
+        state: flat tensors (`image_proj.*` and `ip_adapter.*` or `adapter_modules.*`), or those of a training's
+            checkpoint (see `trained_ip`).
         file: its name, for messages.
         operations: namespace with Linear and LayerNorm.
     Raises:
@@ -65,17 +68,33 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
     projection_state, layer_state = part(state, "image_proj."), part(state, prefix)
     if not projection_state or not layer_state:
         found = f"{len(state)} tensors such as '{next(iter(state))}'"
-        raise no_adapter(file, found, "Choose an adapter file from 'models/ipadapter', 'models/gligen' or 'models/subject_adapters'.")
+        raise no_adapter(
+            file, found, "Choose an adapter file from 'models/ipadapter', 'models/gligen' or 'models/subject_adapters'."
+        )
     with torch.device("meta"):
         projection, tokens, need = _projection(projection_state, file, operations)
         layers = _layers(layer_state, prefix, file, operations)
     context_dim = _context_of(projection)
     if layers.context_dim != context_dim:
-        raise CheckpointError(f"the two halves of '{file}' to be for one base model", f"image tokens of size {context_dim} and layers for size {layers.context_dim}", AGAIN)
+        raise CheckpointError(
+            f"the two halves of '{file}' to be for one base model",
+            f"image tokens of size {context_dim} and layers for size {layers.context_dim}",
+            AGAIN,
+        )
     _load(projection, {f"image_proj.{k}": v for k, v in projection_state.items()}, "image_proj.", file)
     _load(layers, {f"{prefix}{k}": v for k, v in layer_state.items()}, prefix, file)
     family = "mip_adapter" if layers.text_gain else "ip_adapter"
-    spec = AdapterSpec(family, type(projection).__name__, file, context_dim, tokens, need, layers.widths, layers.text_gain, label=LABELS[family])
+    spec = AdapterSpec(
+        family,
+        type(projection).__name__,
+        file,
+        context_dim,
+        tokens,
+        need,
+        layers.widths,
+        layers.text_gain,
+        label=LABELS[family],
+    )
     return Adapter(spec, projection, layers)
 
 
@@ -84,7 +103,11 @@ def _projection(state: State, file: str, operations: Any) -> tuple[nn.Module, in
     with reading(file, "image_proj."):
         if "latents" in state or any(k.startswith("layers.") for k in state):
             widths = Resampler.widths(state)
-            return Resampler(**widths, operations=operations), widths["tokens"], EncoderNeed("penultimate", widths["embed_dim"])
+            return (
+                Resampler(**widths, operations=operations),
+                widths["tokens"],
+                EncoderNeed("penultimate", widths["embed_dim"]),
+            )
         if any(k.startswith("proj.3.") or k.startswith("proj.2.") for k in state):
             widths = FaceMLP.widths(state)
             return FaceMLP(**widths, operations=operations), 0, EncoderNeed("penultimate", widths["embed_dim"])
@@ -114,18 +137,20 @@ def _load(module: nn.Module, published: State, prefix: str, file: str) -> None:
     """Assign the published tensors to the module after comparing every name and shape."""
     ours = _our_names(published, prefix)
     back = {ours_name: name for name, ours_name in ours.items()}
-    names = {ours_name: back.get(ours_name) or _published_name(ours_name, prefix, ours) for ours_name in module.state_dict()}
+    names = {
+        ours_name: back.get(ours_name) or _published_name(ours_name, prefix, ours) for ours_name in module.state_dict()
+    }
     assign(module, published, names, file, "an IP-Adapter or MIP-Adapter")
 
 
 def _our_names(published: State, prefix: str) -> dict[str, str]:
     """Published name -> name in our module. Layers are numbered by order: the j-th odd index is layer j."""
     if prefix == "image_proj.":
-        return {name: module_name(name[len(prefix):]) for name in published}
-    order = {str(index): j for j, index in enumerate(_indices(name[len(prefix):] for name in published))}
+        return {name: module_name(name[len(prefix) :]) for name in published}
+    order = {str(index): j for j, index in enumerate(_indices(name[len(prefix) :] for name in published))}
     names = {}
     for name in published:
-        index, _, rest = name[len(prefix):].partition(".")
+        index, _, rest = name[len(prefix) :].partition(".")
         names[name] = f"layers.{order[index]}.{rest}" if index in order else name
     return names
 
@@ -135,9 +160,17 @@ def _published_name(ours_name: str, prefix: str, ours: dict[str, str]) -> str:
     if prefix == "image_proj.":
         return prefix + ours_name.replace("latents.weight", "latents")
     _, j, rest = ours_name.split(".", 2)
-    return f"{prefix}{_indices(name[len(prefix):] for name in ours)[int(j)]}.{rest}"
+    return f"{prefix}{_indices(name[len(prefix) :] for name in ours)[int(j)]}.{rest}"
 
 
 def _indices(names: Iterable[str]) -> list[int]:
-    """The layer numbers at the start of `names`, ascending: odd, in the order down, up, mid of the UNet's cross-attention layers."""
-    return sorted({int(number) for number in (name.split(".", 1)[0] for name in names) if NUMBER.fullmatch(number) and int(number) % 2})
+    """The layer numbers at the start of `names`, ascending: odd, in the order down, up, mid of the UNet's
+    cross-attention layers.
+    """
+    return sorted(
+        {
+            int(number)
+            for number in (name.split(".", 1)[0] for name in names)
+            if NUMBER.fullmatch(number) and int(number) % 2
+        }
+    )

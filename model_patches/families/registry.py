@@ -1,4 +1,5 @@
 """Every family of adapters, and what is asked of the one that fits."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -11,7 +12,8 @@ from ..checkpoints.adapter_file import AdapterFile, parts
 from . import fastcomposer, gligen, ip_adapter, mm_diff, subject_diffusion, umm
 from .family import Family
 
-FAMILIES: list[Family] = [subject_diffusion, gligen, mm_diff, fastcomposer, umm, ip_adapter]  # the last refuses what none of them takes
+# the last refuses what none of them takes
+FAMILIES: list[Family] = [subject_diffusion, gligen, mm_diff, fastcomposer, umm, ip_adapter]
 
 
 def read_adapter(path: str | Path, label: str | None = None, operations: Any = nn) -> Adapter:

@@ -1,10 +1,12 @@
 """UMM-Diffusion (arXiv 2303.09319), of which nothing was published, in a safetensors format of our own, for SD1.5.
 
-Tensors `mapping.layers.{i}.weight` [out, in] and `.bias` [out], i from 0 without a gap, and optional LayerNorms `mapping.input_norm` and
-`mapping.output_norm`. Metadata, all texts: `format` umm_diffusion; `version` 1; `base` sd15; `image_encoder` openai/clip-vit-large-patch14;
-`image_feature` projected, or pooled (CLS after the last norm, before the projection); `normalize` true or false; `activation` gelu, relu,
-leaky_relu or silu; `tokens`, pseudo words a subject. Without metadata: version 1, sd15, projected, false, gelu, 1.
+Tensors `mapping.layers.{i}.weight` [out, in] and `.bias` [out], i from 0 without a gap, and optional LayerNorms
+`mapping.input_norm` and `mapping.output_norm`. Metadata, all texts: `format` umm_diffusion; `version` 1; `base` sd15;
+`image_encoder` openai/clip-vit-large-patch14; `image_feature` projected, or pooled (CLS after the last norm, before the
+projection); `normalize` true or false; `activation` gelu, relu, leaky_relu or silu; `tokens`, pseudo words a subject.
+Without metadata: version 1, sd15, projected, false, gelu, 1.
 """
+
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
@@ -61,9 +63,17 @@ def build(state: State, file: str, operations: Any = nn, metadata: Mapping[str, 
         state: the file's tensors; file: its name, for messages.
         operations: namespace with Linear and LayerNorm; metadata: the file's texts.
     Raises:
-        CheckpointError: metadata of another format, version, base or encoder, widths that fit neither, or a tensor that is missing, misshapen or unknown.
+        CheckpointError: metadata of another format, version, base or encoder, widths that fit neither, or a tensor that
+            is missing, misshapen or unknown.
     """
-    texts = {"base": "sd15", "image_encoder": ENCODER, "image_feature": "projected", "normalize": "false", "activation": "gelu", "tokens": "1"} | dict(metadata or {})
+    texts = {
+        "base": "sd15",
+        "image_encoder": ENCODER,
+        "image_feature": "projected",
+        "normalize": "false",
+        "activation": "gelu",
+        "tokens": "1",
+    } | dict(metadata or {})
     _check_texts(texts, file)
     need, tokens, mapping_state = FEATURES[texts["image_feature"]], int(texts["tokens"]), part(state, PREFIX)
     _check_numbers(mapping_state, file)
@@ -71,9 +81,26 @@ def build(state: State, file: str, operations: Any = nn, metadata: Mapping[str, 
         with reading(file, PREFIX):
             widths = PseudoWords.widths(mapping_state)
         _check_widths(widths, need.width, tokens, file)
-        mapping = PseudoWords(**widths, tokens=tokens, activation=texts["activation"], normalize=texts["normalize"] == "true", operations=operations)
+        mapping = PseudoWords(
+            **widths,
+            tokens=tokens,
+            activation=texts["activation"],
+            normalize=texts["normalize"] == "true",
+            operations=operations,
+        )
     assign(mapping, state, {name: f"{PREFIX}{name}" for name in mapping.state_dict()}, file, KIND)
-    spec = AdapterSpec("umm", "Mapping", file, TEXT, 0, need, (), False, prompt=PromptSpec(FUSION, {"l": TEXT}, tokens), label=LABELS["umm"])
+    spec = AdapterSpec(
+        "umm",
+        "Mapping",
+        file,
+        TEXT,
+        0,
+        need,
+        (),
+        False,
+        prompt=PromptSpec(FUSION, {"l": TEXT}, tokens),
+        label=LABELS["umm"],
+    )
     return Adapter(spec, mapping, None)
 
 
@@ -84,13 +111,21 @@ def _check_texts(texts: Mapping[str, str], file: str) -> None:
         raise CheckpointError(f"the format {FORMAT} in the metadata of '{file}'", shown(found), CONVERT)
     check_format(texts, FORMAT, VERSION, file)
     allowed: dict[str, Collection[str]] = {
-        "base": ("sd15",), "image_encoder": (ENCODER,), "image_feature": FEATURES, "normalize": ("true", "false"), "activation": ACTIVATIONS,
+        "base": ("sd15",),
+        "image_encoder": (ENCODER,),
+        "image_feature": FEATURES,
+        "normalize": ("true", "false"),
+        "activation": ACTIVATIONS,
     }
     for name, values in allowed.items():
         if texts[name] not in values:
-            raise CheckpointError(f"{' or '.join(values)} as '{name}' in the metadata of '{file}'", shown(texts[name]), CONVERT)
+            raise CheckpointError(
+                f"{' or '.join(values)} as '{name}' in the metadata of '{file}'", shown(texts[name]), CONVERT
+            )
     if not SMALL_NUMBER.fullmatch(texts["tokens"]):
-        raise CheckpointError(f"a number from 1 to 99 as 'tokens' in the metadata of '{file}'", shown(texts["tokens"]), CONVERT)
+        raise CheckpointError(
+            f"a number from 1 to 99 as 'tokens' in the metadata of '{file}'", shown(texts["tokens"]), CONVERT
+        )
 
 
 def _check_numbers(state: State, file: str) -> None:
@@ -105,9 +140,13 @@ def _check_widths(widths: Mapping[str, Any], feature: int, tokens: int, file: st
     """Raise CheckpointError unless the mapping leads from the encoder's width to `tokens` words."""
     first, last = widths["layer_widths"][0], widths["layer_widths"][-1]
     if first != feature:
-        raise CheckpointError(f"'{PREFIX}layers.0.weight' of '{file}' to read a photo's {feature} numbers", f"{first} columns", CONVERT)
+        raise CheckpointError(
+            f"'{PREFIX}layers.0.weight' of '{file}' to read a photo's {feature} numbers", f"{first} columns", CONVERT
+        )
     if last != tokens * TEXT:
         words = "one pseudo word" if tokens == 1 else f"{tokens} pseudo words"
         raise CheckpointError(f"the last layer of '{file}' to return {words} of size {TEXT}", f"{last} rows", CONVERT)
     if widths["output_norm"] not in (0, TEXT, last):
-        raise CheckpointError(f"'{PREFIX}output_norm.weight' of '{file}' to have {TEXT} numbers", f"{widths['output_norm']}", CONVERT)
+        raise CheckpointError(
+            f"'{PREFIX}output_norm.weight' of '{file}' to have {TEXT} numbers", f"{widths['output_norm']}", CONVERT
+        )

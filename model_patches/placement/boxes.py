@@ -1,4 +1,8 @@
-"""Boxes as they come in, drawn or wired, and the checks that make a Box of each. Nothing here knows which subject a wired box will go to."""
+"""Boxes as they come in, drawn or wired, and the checks that make a Box of each.
+
+Nothing here knows which subject a wired box will go to.
+"""
+
 from __future__ import annotations
 
 import json
@@ -25,8 +29,9 @@ Warn = Callable[[str], None]
 class FoundBox:
     """One box as it was found, unchecked.
 
-    value: what stood there, for messages; sides: (x, y, w, h) or with `corners` (x1, y1, x2, y2), each a number or not, or None where value is
-    no box at all; picture: the (width, height) that the sides are measured in, (1, 1) for parts of the picture; label: the word that came with it.
+    value: what stood there, for messages; sides: (x, y, w, h) or with `corners` (x1, y1, x2, y2), each a number or not,
+    or None where value is no box at all; picture: the (width, height) that the sides are measured in, (1, 1) for parts
+    of the picture; label: the word that came with it.
     """
 
     value: Any
@@ -36,10 +41,12 @@ class FoundBox:
     corners: bool = False
 
 
-# ---- reading -----------------------------------------------------------------------------------------------------------------------------
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
 
 def read_text(text: str) -> list[FoundBox | None]:
-    """The node's `boxes`: a JSON list of {"label", "x", "y", "w", "h"} in 0..1, or null. An empty text is an empty list.
+    """The node's `boxes`: a JSON list of {"label", "x", "y", "w", "h"} in 0..1, or null. An empty text is an empty
+    list.
 
     Raises:
         SubjectError: no JSON, or no list.
@@ -72,22 +79,27 @@ def read_wired(value: Any, size: Size, warn: Warn = lambda sentence: None) -> li
     """Boxes of another node, for a picture of `size` (width, height).
 
     Arguments:
-        value: core BOUNDING_BOX {x, y, width, height} in pixels, `metadata.desc` its label; BBOX (x, y, w, h) in pixels; our own {x, y, w, h}
-            in 0..1; lists of these; lists of such lists, one for each picture of a batch, of which the first is taken; SEGS (shape, segments).
+        value: core BOUNDING_BOX {x, y, width, height} in pixels, `metadata.desc` its label; BBOX (x, y, w, h) in
+            pixels; our own {x, y, w, h} in 0..1; lists of these; lists of such lists, one for each picture of a batch,
+            of which the first is taken; SEGS (shape, segments).
     Raises:
         SubjectError: none of these.
     """
     value = _plain(value)
     if _is_segs(value):
         (h, w), segments = value[0][:2], value[1]
-        return [FoundBox(s.bbox, _four(s.bbox), getattr(s, "label", None) or "", (w, h), corners=True) for s in segments]
+        return [
+            FoundBox(s.bbox, _four(s.bbox), getattr(s, "label", None) or "", (w, h), corners=True) for s in segments
+        ]
     if value is None:
         return []
     if isinstance(value, dict) or _is_numbers(value):
         return [_wired(value, size)]
     if not isinstance(value, (list, tuple)):
         kinds = "'bounding_boxes' to be boxes (BOUNDING_BOX, BOUNDING_BOXES, BBOX or SEGS)"
-        raise SubjectError(kinds, shown(value), "Connect the output of a node that draws or detects boxes, or disconnect it.")
+        raise SubjectError(
+            kinds, shown(value), "Connect the output of a node that draws or detects boxes, or disconnect it."
+        )
     pictures = [item for item in map(_plain, value) if _is_list_of_boxes(item)]
     if pictures and len(pictures) == len(value):
         if len(pictures) > 1:
@@ -121,7 +133,9 @@ def _four(value: Any) -> tuple[Any, ...] | None:
 
 
 def _is_numbers(value: Any) -> bool:
-    """Whether a sequence is one box rather than several: there are bare numbers in it, and nothing that could be a box."""
+    """Whether a sequence is one box rather than several: there are bare numbers in it, and nothing that could
+    be a box.
+    """
     items = [_plain(v) for v in value] if isinstance(value, (list, tuple)) else []
     return any(isinstance(v, (Real, str)) for v in items) and not any(isinstance(v, (list, tuple, dict)) for v in items)
 
@@ -135,13 +149,20 @@ def _is_segs(value: Any) -> bool:
     if not isinstance(value, (list, tuple)) or len(value) != 2 or not isinstance(value[1], (list, tuple)):
         return False
     shape = _plain(value[0])
-    return isinstance(shape, (list, tuple)) and 2 <= len(shape) <= 3 and all(map(_is_number, shape)) and all(hasattr(s, "bbox") for s in value[1])
+    return (
+        isinstance(shape, (list, tuple))
+        and 2 <= len(shape) <= 3
+        and all(map(_is_number, shape))
+        and all(hasattr(s, "bbox") for s in value[1])
+    )
 
 
-# ---- checking ----------------------------------------------------------------------------------------------------------------------------
+# ---- checking --------------------------------------------------------------------------------------------------------
+
 
 def checked(found: FoundBox, who: str, warn: Warn = lambda sentence: None) -> Box:
-    """The box of the subject that messages call `who`. What reaches out of the picture by at most SLACK is cut off, with a warning.
+    """The box of the subject that messages call `who`. What reaches out of the picture by at most SLACK is cut off,
+    with a warning.
 
     Raises:
         SubjectError: not four finite numbers, outside of the picture, or without a width or height.
@@ -171,7 +192,9 @@ def checked(found: FoundBox, who: str, warn: Warn = lambda sentence: None) -> Bo
         warn(f"The box of {who} extends beyond the picture ({words}) and is cropped to it.")
     left, top, right, bottom = (min(max(edge, 0.0), 1.0) for edge in edges)
     if min(right - left, bottom - top) < MIN_SIDE:
-        raise SubjectError(f"{its} to have at least {MIN_SIDE:.1%} of the picture's width and height", words, DRAW_AGAIN)
+        raise SubjectError(
+            f"{its} to have at least {MIN_SIDE:.1%} of the picture's width and height", words, DRAW_AGAIN
+        )
     return Box(left, top, right - left, bottom - top)
 
 

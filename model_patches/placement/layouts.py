@@ -1,4 +1,5 @@
 """Places for subjects that were given none."""
+
 from __future__ import annotations
 
 import math
@@ -13,8 +14,8 @@ LAYOUTS = ("none", "row", "column", "grid", "thirds")
 def fill(boxes: Sequence[Box | None], layout: str, aspect: float = 1.0) -> list[Box | None]:
     """Boxes for the subjects without one; those that are there stay as they are.
 
-    The layout has a place for each subject of the cast. Subjects without a box take, in their order, the places that the given boxes cover least;
-    where several are equally free, each its own.
+    The layout has a place for each subject of the cast. Subjects without a box take, in their order, the places that
+    the given boxes cover least; where several are equally free, each its own.
 
     Arguments:
         boxes: of every subject, None where it has none.
@@ -26,8 +27,10 @@ def fill(boxes: Sequence[Box | None], layout: str, aspect: float = 1.0) -> list[
         return list(boxes)
     slots = places(layout, len(boxes), aspect)
     given = [box for box in boxes if box is not None]
-    freest = sorted(range(len(slots)), key=lambda j: (round(sum(overlap(slots[j], box) for box in given), 6), j not in lacking, j))
-    chosen = iter(sorted(freest[:len(lacking)]))
+    freest = sorted(
+        range(len(slots)), key=lambda j: (round(sum(overlap(slots[j], box) for box in given), 6), j not in lacking, j)
+    )
+    chosen = iter(sorted(freest[: len(lacking)]))
     return [slots[next(chosen)] if box is None else box for box in boxes]
 
 
@@ -36,8 +39,9 @@ def places(layout: str, count: int, aspect: float = 1.0) -> list[Box]:
 
     row: side by side, all of the height. column: below each other, all of the width.
     grid: rows and columns whose cells come nearest to squares; a last row that is not full is centred.
-    thirds: three columns, a third of the width each, filled left, right, middle; up to three subjects stand in the lower two thirds, so that the
-    upper line of thirds passes their heads, more in as many rows as are needed over the whole height.
+    thirds: three columns, a third of the width each, filled left, right, middle; up to three subjects stand in the
+    lower two thirds, so that the upper line of thirds passes their heads, more in as many rows as are needed over the
+    whole height.
     """
     if layout == "row":
         return [_cell(i, count, 0, 1) for i in range(count)]
@@ -57,6 +61,7 @@ def places(layout: str, count: int, aspect: float = 1.0) -> list[Box]:
 
 def grid_columns(count: int, aspect: float) -> int:
     """Columns of a grid for `count` places that come nearest to squares; of two equally good numbers the larger."""
+
     def distortion(columns: int) -> float:
         return abs(math.log(aspect * math.ceil(count / columns) / columns))
 
@@ -71,7 +76,9 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def _cell(column: float, columns: int, row: float, rows: int, top: float = 0.0) -> Box:
-    """One cell of a table that begins at `top` of the picture's height, MARGIN around and between its cells; 4 decimals, as boxes are drawn."""
+    """One cell of a table that begins at `top` of the picture's height, MARGIN around and between its cells; 4
+    decimals, as boxes are drawn.
+    """
     x, w = _part(column, columns, 0.0)
     y, h = _part(row, rows, top)
     return Box(round(x, 4), round(y, 4), round(w, 4), round(h, 4))

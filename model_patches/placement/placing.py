@@ -1,4 +1,5 @@
 """Which subject stands where: drawn boxes first, then wired ones, then a layout."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -18,8 +19,17 @@ PIXELS_PER_CELL = 8
 Warn = Callable[[str], None]
 
 
-def place_subjects(cast: Cast, width: int, height: int, boxes: str = "[]", layout: str = "none", bounding_boxes: Any = None, background: Image | None = None,
-                   latent: dict | None = None, warn: Warn = lambda sentence: None) -> tuple[Cast, torch.Tensor, int, int]:
+def place_subjects(
+    cast: Cast,
+    width: int,
+    height: int,
+    boxes: str = "[]",
+    layout: str = "none",
+    bounding_boxes: Any = None,
+    background: Image | None = None,
+    latent: dict | None = None,
+    warn: Warn = lambda sentence: None,
+) -> tuple[Cast, torch.Tensor, int, int]:
     """The cast with its boxes, a picture of them [1, h, w, 3], and the width and height of the picture to be made.
 
     Arguments:
@@ -34,7 +44,11 @@ def place_subjects(cast: Cast, width: int, height: int, boxes: str = "[]", layou
         MismatchError: `latent` is no latent, or `background` no picture.
     """
     if background is not None and not _is_picture(background):
-        found = f"the shape {list(background.shape)}" if isinstance(background, torch.Tensor) else f"a {type(background).__name__}"
+        found = (
+            f"the shape {list(background.shape)}"
+            if isinstance(background, torch.Tensor)
+            else f"a {type(background).__name__}"
+        )
         raise MismatchError("an IMAGE in 'background'", found, "Wire an IMAGE output, or nothing.")
     width, height = (width, height) if latent is None else picture_size(latent)
     names = [subject.name for subject in cast.subjects]
@@ -66,19 +80,26 @@ def picture_size(latent: Any) -> tuple[int, int]:
     """(width, height) in pixels of the picture of a LATENT. Raises MismatchError where it is none."""
     samples = latent.get("samples") if isinstance(latent, dict) else None
     if getattr(samples, "ndim", 0) < 4 or not all(samples.shape[-2:]):
-        found = f"the shape {list(samples.shape)}" if isinstance(samples, torch.Tensor) else f"a {type(latent).__name__}"
-        raise MismatchError("a LATENT with 'samples' in 'latent'", found, "Wire Empty Latent Image or another LATENT, or nothing.")
+        found = (
+            f"the shape {list(samples.shape)}" if isinstance(samples, torch.Tensor) else f"a {type(latent).__name__}"
+        )
+        raise MismatchError(
+            "a LATENT with 'samples' in 'latent'", found, "Wire Empty Latent Image or another LATENT, or nothing."
+        )
     return samples.shape[-1] * PIXELS_PER_CELL, samples.shape[-2] * PIXELS_PER_CELL
 
 
-def bind_drawn(found: Sequence[FoundBox | None], names: Sequence[str], warn: Warn = lambda sentence: None) -> dict[int, FoundBox]:
-    """{subject: box}, counted from 0: element i is for subject i; one beyond the last subject for the only subject of its label, if that has no box.
+def bind_drawn(
+    found: Sequence[FoundBox | None], names: Sequence[str], warn: Warn = lambda sentence: None
+) -> dict[int, FoundBox]:
+    """{subject: box}, counted from 0: element i is for subject i; one beyond the last subject for the only subject of
+    its label, if that has no box.
 
     Raises:
         SubjectError: a box for no subject.
     """
     bound: dict[int, FoundBox] = {}
-    for i, box in enumerate(found[:len(names)]):
+    for i, box in enumerate(found[: len(names)]):
         if box is not None:
             _warn_if_stale(box, i, names, warn)
             bound[i] = box
@@ -91,12 +112,17 @@ def bind_drawn(found: Sequence[FoundBox | None], names: Sequence[str], warn: War
     return bound
 
 
-def bind_wired(found: Sequence[FoundBox | None], names: Sequence[str], drawn: dict[int, FoundBox], warn: Warn = lambda sentence: None) -> dict[int, FoundBox]:
+def bind_wired(
+    found: Sequence[FoundBox | None],
+    names: Sequence[str],
+    drawn: dict[int, FoundBox],
+    warn: Warn = lambda sentence: None,
+) -> dict[int, FoundBox]:
     """{subject: box} for subjects that are not in `drawn`.
 
-    A box whose label only one subject has, and no other box of the list, is that subject's. The others go by place where the list has one element
-    for each subject and none was bound by its label; else, in order, to the subjects that still have no box.
-    Raises:
+    A box whose label only one subject has, and no other box of the list, is that subject's. The others go by place
+    where the list has one element for each subject and none was bound by its label; else, in order, to the subjects
+    that still have no box. Raises:
         SubjectError: more boxes than subjects.
     """
     boxes = [box for box in found if box is not None]
@@ -135,7 +161,10 @@ def _only_of_its_label(box: FoundBox, others: Sequence[FoundBox], names: Sequenc
 
 def _warn_if_stale(box: FoundBox, subject: int, names: Sequence[str], warn: Warn) -> None:
     if same_word(box.label) not in ("", same_word(names[subject])):
-        warn(f"Check the order of the boxes: the box labelled '{box.label}' is used for {called(subject + 1, names[subject])}, by its position in the list.")
+        warn(
+            f"Check the order of the boxes: the box labelled '{box.label}' is used for "
+            f"{called(subject + 1, names[subject])}, by its position in the list."
+        )
 
 
 def _for_nobody(where: str, index: int, box: FoundBox, names: Sequence[str], taken: int | None = None) -> SubjectError:
@@ -143,5 +172,8 @@ def _for_nobody(where: str, index: int, box: FoundBox, names: Sequence[str], tak
     cast = ", ".join(called(i + 1, name) for i, name in enumerate(names)) or "no subjects"
     label = f" labelled '{box.label}'" if box.label else ""
     has = f", and {called(taken + 1, names[taken])} has a box already" if taken is not None else ""
-    return SubjectError(f"at most one box in '{where}' for each subject of the cast ({cast})", f"box {index + 1}{label} without a subject{has}",
-                        "Delete that box, or add the subject with Add Subject.")
+    return SubjectError(
+        f"at most one box in '{where}' for each subject of the cast ({cast})",
+        f"box {index + 1}{label} without a subject{has}",
+        "Delete that box, or add the subject with Add Subject.",
+    )

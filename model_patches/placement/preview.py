@@ -1,4 +1,5 @@
 """A picture of where the subjects stand: coloured boxes with number and name."""
+
 from __future__ import annotations
 
 from io import BytesIO
@@ -21,17 +22,24 @@ Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 def draw_cast(cast: Cast, width: int, height: int, background: Image | None = None) -> torch.Tensor:
-    """The boxes of a cast on grey, or on `background` [n, H, W, C] stretched to the picture. Returns [1, h, w, 3], float 0..1, with the proportions
-    of width and height and a longer side between 512 and 1024 pixels. Subjects without a box are not in it."""
+    """The boxes of a cast on grey, or on `background` [n, H, W, C] stretched to the picture. Returns [1, h, w, 3],
+    float 0..1, with the proportions of width and height and a longer side between 512 and 1024 pixels. Subjects without
+    a box are not in it."""
     scale = min(max(width, height, SHORTEST_LONGEST), LONGEST) / max(width, height)
     w, h = max(round(width * scale), 1), max(round(height * scale), 1)
     picture = torch.full((3, h, w), GREY, dtype=torch.uint8) if background is None else _stretched(background, w, h)
-    places = {i: (round(b.x * (w - 1)), round(b.y * (h - 1)), round((b.x + b.w) * (w - 1)), round((b.y + b.h) * (h - 1)))
-              for i, s in enumerate(cast.subjects) if (b := s.box) is not None}
-    order = sorted(places, key=lambda i: (places[i][0] - places[i][2]) * (places[i][3] - places[i][1]))  # large ones first, so that small ones stay visible
+    places = {
+        i: (round(b.x * (w - 1)), round(b.y * (h - 1)), round((b.x + b.w) * (w - 1)), round((b.y + b.h) * (h - 1)))
+        for i, s in enumerate(cast.subjects)
+        if (b := s.box) is not None
+    }
+    # large ones first, so that small ones stay visible
+    order = sorted(places, key=lambda i: (places[i][0] - places[i][2]) * (places[i][3] - places[i][1]))
     if order:
         corners, colours = torch.tensor([places[i] for i in order]), [colour_of(i) for i in order]
-        picture = draw_bounding_boxes(picture, corners, colors=colours, width=max(2, max(w, h) // 256), fill=background is None)
+        picture = draw_bounding_boxes(
+            picture, corners, colors=colours, width=max(2, max(w, h) // 256), fill=background is None
+        )
     taken: list[Rectangle] = []
     for i in sorted(places):
         label_on(picture, places[i], i, cast.subjects[i].name, taken)
@@ -46,7 +54,9 @@ def _stretched(background: Image, w: int, h: int) -> torch.Tensor:
 
 
 def label_on(picture: torch.Tensor, place: Rectangle, index: int, name: str, taken: list[Rectangle]) -> None:
-    """Writes number and name at the box's corner, moved to where they stay in the picture and hide no label of `taken`, which grows by this one."""
+    """Writes number and name at the box's corner, moved to where they stay in the picture and hide no label of `taken`,
+    which grows by this one.
+    """
     h, w = picture.shape[1:]
     text, font = fitting(f"{index + 1}", name.replace("\\", ""), min(max(place[2] - place[0], w // 6), w) - 2 * MARGIN)
     left, top, right, bottom = (round(v) for v in font.getbbox(text))
@@ -56,14 +66,20 @@ def label_on(picture: torch.Tensor, place: Rectangle, index: int, name: str, tak
     y = next((row for row in rows if not any(_meet((x, row, x + width, row + height), other) for other in taken)), y)
     taken.append((x, y, x + width, y + height))
     colour = colour_of(index)
-    label = picture[:, y:y + height, x:x + width]
+    label = picture[:, y : y + height, x : x + width]
     label[:] = torch.tensor(list(bytes.fromhex(colour[1:])), dtype=torch.uint8)[:, None, None]
-    at = torch.tensor([[MARGIN - left - 2, MARGIN - top - 2] * 2])  # torchvision writes 2 pixels inside of a box, here of a dot in the label's colour
-    label[:] = draw_bounding_boxes(label, at, [text], colors=colour, label_colors=ink_on(colour), font=_file(font), font_size=round(font.size))
+    # torchvision writes 2 pixels inside of a box, here of a dot in the label's colour
+    at = torch.tensor([[MARGIN - left - 2, MARGIN - top - 2] * 2])
+    label[:] = draw_bounding_boxes(
+        label, at, [text], colors=colour, label_colors=ink_on(colour), font=_file(font), font_size=round(font.size)
+    )
 
 
 def fitting(number: str, name: str, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """'number name' in the largest font that fits the width in pixels, the name shortened where none does. The number is always whole."""
+    """'number name' in the largest font that fits the width in pixels, the name shortened where none does.
+
+    The number is always whole.
+    """
     for size in FONT_SIZES:
         font = _font(size, name)
         if font.getlength(f"{number} {name}".strip()) <= width:

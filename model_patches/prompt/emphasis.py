@@ -1,4 +1,8 @@
-r"""ComfyUI's prompt notation: `(word)` weighs 1.1, `(word:1.3)` weighs 1.3, brackets nest, `\(` and `\)` are brackets to be read."""
+r"""ComfyUI's prompt notation.
+
+`(word)` weighs 1.1, `(word:1.3)` weighs 1.3, brackets nest, `\(` and `\)` are brackets to be read.
+"""
+
 from __future__ import annotations
 
 from contextlib import suppress
@@ -11,7 +15,8 @@ ESCAPED = {"\\(": "\1", "\\)": "\2"}
 def weighted_parts(prompt: str, weight: float = PLAIN) -> list[tuple[str, float]]:
     """The prompt as texts with their weights, in order, notation removed; no part is empty.
 
-    Nested brackets multiply (1.1 * 1.1) unless the inner ones name a number, which then stands alone. Brackets that do not close are text.
+    Nested brackets multiply (1.1 * 1.1) unless the inner ones name a number, which then stands alone. Brackets that do
+    not close are text.
     """
     for written, kept in ESCAPED.items():
         prompt = prompt.replace(written, kept)
@@ -46,6 +51,6 @@ def _top_level(prompt: str) -> list[str]:
         elif letter == ")":
             depth -= 1
             if depth == 0:
-                pieces.append(prompt[start:i + 1])
+                pieces.append(prompt[start : i + 1])
                 start = i + 1
     return [piece for piece in (*pieces, prompt[start:]) if piece]

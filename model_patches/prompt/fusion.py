@@ -1,9 +1,10 @@
 """Subjects inside the prompt: the same text encoded plainly, and with each subject at its word. Host-free.
 
-MM-Diff (arXiv 2403.15059) and Subject-Diffusion (arXiv 2307.11410) change word embeddings before the text encoder; UMM-Diffusion (arXiv
-2303.09319, our reconstruction) too, but keeps only the changed words' rows of the output; FastComposer (arXiv 2305.10431) changes those rows
-after the encoder.
+MM-Diff (arXiv 2403.15059) and Subject-Diffusion (arXiv 2307.11410) change word embeddings before the text encoder;
+UMM-Diffusion (arXiv 2303.09319, our reconstruction) too, but keeps only the changed words' rows of the output;
+FastComposer (arXiv 2305.10431) changes those rows after the encoder.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,13 +22,16 @@ from .places import Place, find_places
 from .template import template_places
 from .tokens import EOS, LENGTH
 
-Chunks = list[list[tuple[Any, float]]]  # of one text encoder: tokens (ids or vectors) and their weights, BOS first, LENGTH of them each
+# of one text encoder: tokens (ids or vectors) and their weights, BOS first, LENGTH of them each
+Chunks = list[list[tuple[Any, float]]]
 Streams = dict[str, Chunks]  # by the text encoder's name
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """An encoded prompt: states [1, chunks * LENGTH, D]; pooled [1, E] or None; rest: what else the host gave with it, passed on as it is."""
+    """An encoded prompt: states [1, chunks * LENGTH, D]; pooled [1, E] or None; rest: what else the host gave with it,
+    passed on as it is.
+    """
 
     states: torch.Tensor
     pooled: torch.Tensor | None
@@ -62,18 +66,26 @@ class PromptEncoder(Protocol):
         ...
 
 
-def fuse_prompt(references: References, text: str, encoder: PromptEncoder, places_of: str = "", warn: Callable[[str], None] = lambda sentence: None) -> tuple[list[FusedText], str]:
+def fuse_prompt(
+    references: References,
+    text: str,
+    encoder: PromptEncoder,
+    places_of: str = "",
+    warn: Callable[[str], None] = lambda sentence: None,
+) -> tuple[list[FusedText], str]:
     """Encode a prompt with the subjects in it.
 
     Arguments:
         text: in the host's notation, with or without markers (`prompt.places`).
-        places_of: another prompt, whose places of the subjects are taken in this text too: the published MM-Diff pipeline does so to the
-            negative prompt. "" for the text's own.
+        places_of: another prompt, whose places of the subjects are taken in this text too: the published MM-Diff
+            pipeline does so to the negative prompt. "" for the text's own.
         warn: receives one sentence for each thing that is allowed but probably not meant.
     Returns:
-        One FusedText for each encoding of the host, and a line that says which tokens each subject took ("" where nobody is in it).
+        One FusedText for each encoding of the host, and a line that says which tokens each subject took ("" where
+        nobody is in it).
     Raises:
-        SubjectError: a subject whose place is not found, a placeholder lost beyond the encoder's reach, no room for further vectors.
+        SubjectError: a subject whose place is not found, a placeholder lost beyond the encoder's reach, no room for
+            further vectors.
         MismatchError: text encoders of another base model.
     """
     spec: PromptSpec = references.adapter.spec.prompt
@@ -83,30 +95,57 @@ def fuse_prompt(references: References, text: str, encoder: PromptEncoder, place
         return [FusedText(e, e) for e in encoder.encode(encoder.tokenize(read_markers(text)[0]))], ""
     first, *others = spec.streams
     clean, places = _places(spec, references, text, encoder, first, places_of, warn)
-    by_stream = {first: places, **{stream: _places(spec, references, text, encoder, stream, places_of, lambda sentence: None)[1] for stream in others}}
+    by_stream = {
+        first: places,
+        **{
+            stream: _places(spec, references, text, encoder, stream, places_of, lambda sentence: None)[1]
+            for stream in others
+        },
+    }
     streams = encoder.tokenize(clean)
-    placed = {stream: [(s, place, w) for (s, w), place in zip(acting, places, strict=True) if place.chunk < len(streams[stream])] for stream, places in by_stream.items()}
+    placed = {
+        stream: [
+            (s, place, w) for (s, w), place in zip(acting, places, strict=True) if place.chunk < len(streams[stream])
+        ]
+        for stream, places in by_stream.items()
+    }
     if spec.tokens > 1:
         streams, placed[first] = _widened(streams, placed[first], spec.tokens)
-    said = ", ".join(f"'{s.name}' at token {place.position}{f' of chunk {place.chunk + 1}' if place.chunk else ''} ('{place.words}')" for s, place, _ in placed[first])
+    said = ", ".join(
+        f"'{s.name}' at token {place.position}{f' of chunk {place.chunk + 1}' if place.chunk else ''} ('{place.words}')"
+        for s, place, _ in placed[first]
+    )
     if spec.fusion.after_encoder:
         return _after(streams, placed[first], encoder), said
     return _before(spec, streams, placed, encoder), said
 
 
-def _places(spec: PromptSpec, references: References, text: str, encoder: PromptEncoder, stream: str, places_of: str,
-            warn: Callable[[str], None]) -> tuple[str, list[Place]]:
-    """The text to encode and the place of each subject whose weight is not 0, in one text encoder: an embedding may be longer in another."""
+def _places(
+    spec: PromptSpec,
+    references: References,
+    text: str,
+    encoder: PromptEncoder,
+    stream: str,
+    places_of: str,
+    warn: Callable[[str], None],
+) -> tuple[str, list[Place]]:
+    """The text to encode and the place of each subject whose weight is not 0, in one text encoder: an embedding may be
+    longer in another.
+    """
+
     def tokenize(prompt: str) -> list[list[Any]]:
         return [[token for token, *_ in chunk] for chunk in encoder.tokenize(prompt)[stream]]
 
     read, marked = read_markers(places_of or text)
-    subjects = [s for s in references.subjects if s.weight > 0 or marked or stands_in(s.name, read)]  # who is not in the picture need not be in the prompt
+    # who is not in the picture need not be in the prompt
+    subjects = [s for s in references.subjects if s.weight > 0 or marked or stands_in(s.name, read)]
     if spec.fusion.in_suffix:
         clean, places = template_places(text, [s.name for s in subjects if s.weight > 0], tokenize)
         return clean, list(places)
     found = find_places(places_of or text, [s.name for s in subjects], tokenize, warn)
-    return text if places_of else found.text, [place for place, s in zip(found.places, subjects, strict=True) if s.weight > 0]
+    return text if places_of else found.text, [
+        place for place, s in zip(found.places, subjects, strict=True) if s.weight > 0
+    ]
 
 
 def check_streams(references: References, streams: Mapping[str, Any]) -> None:
@@ -119,7 +158,12 @@ def check_streams(references: References, streams: Mapping[str, Any]) -> None:
         raise MismatchError(f"the CLIP of an {spec.base} checkpoint for {spec.file}", f"one of {found}", do)
 
 
-def _before(spec: PromptSpec, streams: Streams, placed: Mapping[str, Sequence[tuple[ReferenceSubject, Place, float]]], encoder: PromptEncoder) -> list[FusedText]:
+def _before(
+    spec: PromptSpec,
+    streams: Streams,
+    placed: Mapping[str, Sequence[tuple[ReferenceSubject, Place, float]]],
+    encoder: PromptEncoder,
+) -> list[FusedText]:
     """Fused before the text encoder: the words' embeddings are exchanged."""
     plain, exchanged = encoder.encode(streams), {}
     for stream, chunks in streams.items():
@@ -141,9 +185,14 @@ def _before(spec: PromptSpec, streams: Streams, placed: Mapping[str, Sequence[tu
     return [FusedText(p, _with_rows(p, rows, f.states[:, rows])) for p, f in zip(plain, fused, strict=True)]
 
 
-def _after(streams: Streams, placed: Sequence[tuple[ReferenceSubject, Place, float]], encoder: PromptEncoder) -> list[FusedText]:
-    """Fused after the text encoder. Emphasis is set aside before and applied after: it moves a row away from the empty prompt's."""
-    (stream, chunks), = streams.items()
+def _after(
+    streams: Streams, placed: Sequence[tuple[ReferenceSubject, Place, float]], encoder: PromptEncoder
+) -> list[FusedText]:
+    """Fused after the text encoder.
+
+    Emphasis is set aside before and applied after: it moves a row away from the empty prompt's.
+    """
+    ((stream, chunks),) = streams.items()
     rows = [place.row for _, place, _ in placed]
     emphasis = torch.tensor([chunks[place.chunk][place.position][1] for _, place, _ in placed])
     plain = encoder.encode(streams)
@@ -155,7 +204,9 @@ def _after(streams: Streams, placed: Sequence[tuple[ReferenceSubject, Place, flo
     found = []
     for p, b, e in zip(plain, bare, empty, strict=True):
         words = b.states[0, rows].float()
-        fused = torch.lerp(words, encoder.fuse(stream, words, vectors.to(words)).to(words), weights.to(words).unsqueeze(-1))
+        fused = torch.lerp(
+            words, encoder.fuse(stream, words, vectors.to(words)).to(words), weights.to(words).unsqueeze(-1)
+        )
         if (emphasis != 1).any():
             nothing = e.states[0, [row % LENGTH for row in rows]].float()
             fused = nothing + (fused - nothing) * emphasis.to(words).unsqueeze(-1)
@@ -170,20 +221,31 @@ def _with_rows(encoded: Encoded, rows: Sequence[int], new: torch.Tensor) -> Enco
     return Encoded(states, encoded.pooled, encoded.rest)
 
 
-def _widened(streams: Streams, placed: Sequence[tuple[ReferenceSubject, Place, float]], tokens: int) -> tuple[Streams, list[tuple[ReferenceSubject, Place, float]]]:
-    """Each subject's last token as often as it has vectors, in place of padding, so that both passes have the same length."""
+def _widened(
+    streams: Streams, placed: Sequence[tuple[ReferenceSubject, Place, float]], tokens: int
+) -> tuple[Streams, list[tuple[ReferenceSubject, Place, float]]]:
+    """Each subject's last token as often as it has vectors, in place of padding, so that both passes have the same
+    length.
+    """
     wider = {stream: [list(chunk) for chunk in chunks] for stream, chunks in streams.items()}
     moved = list(placed)
     for i in sorted(range(len(moved)), key=lambda i: -moved[i][1].row):  # from the back, so that earlier places stay
         subject, place, weight = moved[i]
         for chunks in wider.values():
             chunk = chunks[place.chunk]
-            end = max(p for p, (token, *_) in enumerate(chunk) if not isinstance(token, int) or token not in (0, EOS)) + 1  # of the words
+            # of the words
+            end = (
+                max(p for p, (token, *_) in enumerate(chunk) if not isinstance(token, int) or token not in (0, EOS)) + 1
+            )
             if end + tokens > LENGTH:
                 found = f"a prompt with room for {LENGTH - 1 - end} at '{subject.name}'"
-                do = "Shorten the prompt by a few words." if place.chunk == len(chunks) - 1 else f"Shorten it to {LENGTH - 2} tokens, or name the subject near its end."
+                do = (
+                    "Shorten the prompt by a few words."
+                    if place.chunk == len(chunks) - 1
+                    else f"Shorten it to {LENGTH - 2} tokens, or name the subject near its end."
+                )
                 raise SubjectError(f"room for {tokens - 1} more tokens for {called(i + 1, subject.name)}", found, do)
-            chunk[place.position + 1:place.position + 1] = [chunk[place.position]] * (tokens - 1)
+            chunk[place.position + 1 : place.position + 1] = [chunk[place.position]] * (tokens - 1)
             del chunk[LENGTH:]
     for i, (subject, place, weight) in enumerate(moved):
         before = sum(p.chunk == place.chunk and p.position < place.position for _, p, _ in placed) * (tokens - 1)
@@ -193,4 +255,8 @@ def _widened(streams: Streams, placed: Sequence[tuple[ReferenceSubject, Place, f
 
 def _other_width(subject: ReferenceSubject, stream: str, vectors: torch.Tensor, words: torch.Tensor) -> MismatchError:
     found = f"size {vectors.shape[-1]} for '{subject.name}'"
-    return MismatchError(f"vectors of size {words.shape[-1]} for text encoder '{stream}'", found, "Wire the CLIP of the checkpoint that the adapter was made for.")
+    return MismatchError(
+        f"vectors of size {words.shape[-1]} for text encoder '{stream}'",
+        found,
+        "Wire the CLIP of the checkpoint that the adapter was made for.",
+    )

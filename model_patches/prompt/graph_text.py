@@ -1,4 +1,5 @@
 """Literal prompt texts that feed an input, traced through an API-format graph."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,8 @@ def literal_texts(graph: Mapping[str, Any] | None, node_id: str | None, inputs: 
         graph: {node id: {"class_type", "inputs": {name: literal or [node id, output]}}}, or None.
         node_id: whose inputs are followed; inputs: their names.
     Returns:
-        texts in order of distance; [] where any of them cannot be known (made by another node at run time), or there is no link.
+        texts in order of distance; [] where any of them cannot be known (made by another node at run time), or there is
+        no link.
     """
     node = (graph or {}).get(str(node_id))
     if not node:
@@ -60,8 +62,13 @@ def _text(graph: Mapping[str, Any], value: Any, depth: int, known: dict[str, str
     if node is None or depth == 0:
         raise Unknown
     make = MADE.get(node.get("class_type"))
-    given = {name: _text(graph, part, depth - 1, known) for name, part in node["inputs"].items() if name not in PLAIN_CHOICES and (isinstance(part, str) or is_link(part))}
-    if make is None and (len(given) != 1 or next(iter(given)) not in TEXT_INPUTS):  # not a node that only holds or passes on one text
+    given = {
+        name: _text(graph, part, depth - 1, known)
+        for name, part in node["inputs"].items()
+        if name not in PLAIN_CHOICES and (isinstance(part, str) or is_link(part))
+    }
+    # not a node that only holds or passes on one text
+    if make is None and (len(given) != 1 or next(iter(given)) not in TEXT_INPUTS):
         raise Unknown
     try:
         known[str(value[0])] = next(iter(given.values())) if make is None else make(given)
@@ -72,4 +79,6 @@ def _text(graph: Mapping[str, Any], value: Any, depth: int, known: dict[str, str
 
 def is_link(value: Any) -> bool:
     """Whether an input of an API-format graph is a link, [node id, output]."""
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], (str, int)) and isinstance(value[1], int)
+    return (
+        isinstance(value, list) and len(value) == 2 and isinstance(value[0], (str, int)) and isinstance(value[1], int)
+    )

@@ -1,4 +1,5 @@
 """Which nodes of an API-format graph take a conditioning from a node, and a MODEL from elsewhere."""
+
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
@@ -13,8 +14,8 @@ MODEL = "model"  # name of the input in the host's samplers and guiders, and in 
 def samplers_past(graph: Graph | None, node_id: str | None, model: int = 0) -> list[tuple[str, str]]:
     """(id, class) of nodes that sample with one of this node's other outputs, and with a MODEL that has not passed it.
 
-    graph: {node id: {"class_type", "inputs": {name: literal or [node id, output]}}}, or None; model: number of the node's own MODEL output. Conditionings
-    are followed through nodes without a MODEL input, MODELs through all nodes.
+    graph: {node id: {"class_type", "inputs": {name: literal or [node id, output]}}}, or None; model: number of the
+    node's own MODEL output. Conditionings are followed through nodes without a MODEL input, MODELs through all nodes.
     """
     own = str(node_id)
     if not graph or own not in graph:

@@ -1,4 +1,7 @@
-r"""Marks that say where a subject stands in a prompt: `man<|subj|>` after its word, `{man}` around its words; `\{` and `\}` are braces to be read."""
+r"""Marks that say where a subject stands in a prompt: `man<|subj|>` after its word, `{man}` around its words; `\{` and
+`\}` are braces to be read.
+"""
+
 from __future__ import annotations
 
 import re
@@ -9,26 +12,31 @@ from ..errors import SubjectError
 from .emphasis import weighted_parts
 
 TRIGGER = "<|subj|>"
-NOTATION = re.compile(r"\\(?P<brace>[{}])|(?P<trigger>\s+<\|subj\|>(?=\s|$)|<\|subj\|>)|\{(?P<words>(?:\\.|[^{}\\])*)\}", re.S)
+NOTATION = re.compile(
+    r"\\(?P<brace>[{}])|(?P<trigger>\s+<\|subj\|>(?=\s|$)|<\|subj\|>)|\{(?P<words>(?:\\.|[^{}\\])*)\}", re.S
+)
 EMBEDDING = re.compile(r"embedding:\S+$")
 
 
 @dataclass(frozen=True)
 class Marker:
-    """end: where in the prompt without markers the marked word ends; words: what stood in the braces, None for a trigger."""
+    """end: where in the prompt without markers the marked word ends; words: what stood in the braces, None for a
+    trigger.
+    """
 
     end: int
     words: str | None = None
 
 
 def read_markers(text: str) -> tuple[str, list[Marker]]:
-    """The prompt without markers, and the markers in order. Braces that do not close are text, and of nested ones only the innermost mark.
+    """The prompt without markers, and the markers in order. Braces that do not close are text, and of nested ones only
+    the innermost mark.
 
     Raises SubjectError for braces around nothing.
     """
     clean, markers, read = "", [], 0
     for found in NOTATION.finditer(text):
-        clean += text[read:found.start()]
+        clean += text[read : found.start()]
         read = found.end()
         if found["brace"]:
             clean += found["brace"]
@@ -38,14 +46,20 @@ def read_markers(text: str) -> tuple[str, list[Marker]]:
             inner, within = read_markers(found["words"])
             markers += [Marker(len(clean) + marker.end) for marker in within]
             if not (end := _words_end(inner)):
-                raise SubjectError("the subject's words between braces", f"'{found[0]}' in the prompt", r"Write them in, as in {man}, or \{ and \} for braces that are text.")
+                raise SubjectError(
+                    "the subject's words between braces",
+                    f"'{found[0]}' in the prompt",
+                    r"Write them in, as in {man}, or \{ and \} for braces that are text.",
+                )
             markers.append(Marker(len(clean) + end, inner))
             clean += inner
     return clean + text[read:], markers
 
 
 def word_before(text: str) -> str:
-    """The last word of a text in the host's notation, its emphasis dropped; '' where the text is empty or ends with punctuation."""
+    """The last word of a text in the host's notation, its emphasis dropped; '' where the text is empty or ends with
+    punctuation.
+    """
     plain = without_emphasis(text).rstrip()
     if not plain or not _in_a_word(plain[-1]):
         return ""
@@ -79,9 +93,11 @@ def bare(name: str) -> str:
 
 
 def _words_end(inner: str) -> int:
-    """Where the last word between braces ends: before the punctuation that follows it, after a bracket that closes an emphasis."""
+    """Where the last word between braces ends: before the punctuation that follows it, after a bracket that closes an
+    emphasis.
+    """
     end = len(inner)
-    while end and not _in_a_word(inner[end - 1]) and (inner[end - 1] != ")" or inner[end - 2:end] == "\\)"):
+    while end and not _in_a_word(inner[end - 1]) and (inner[end - 1] != ")" or inner[end - 2 : end] == "\\)"):
         end -= 1
     return end
 

@@ -1,4 +1,5 @@
 """A subject's name as it stands in a prompt: comparing the two as an artist reads them."""
+
 from __future__ import annotations
 
 import re
@@ -8,11 +9,14 @@ from collections.abc import Sequence
 WEIGHT = re.compile(r":\s*[-+]?\d*\.?\d+\s*(?=\)|$)")
 
 
-SPACELESS = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # scripts that write no spaces, or join particles to a noun
+# scripts that write no spaces, or join particles to a noun
+SPACELESS = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
 
 def plain_words(text: str) -> str:
-    """Lower case words with single spaces: emphasis and its numbers gone, escaped brackets kept as brackets, underscores as spaces."""
+    """Lower case words with single spaces: emphasis and its numbers gone, escaped brackets kept as brackets,
+    underscores as spaces.
+    """
     kept = unicodedata.normalize("NFC", text).replace("\\(", "\0").replace("\\)", "\1")
     kept = re.sub(r"[()]", " ", WEIGHT.sub(" ", kept))
     kept = kept.replace("\0", "(").replace("\1", ")").replace("_", " ")
@@ -20,7 +24,10 @@ def plain_words(text: str) -> str:
 
 
 def stands_in(name: str, prompt: str) -> bool:
-    """Whether the prompt holds the name as whole words, a plural s or es allowed. Digits and letters are words of their own, as for CLIP: 'girl' is in '1girl'."""
+    """Whether the prompt holds the name as whole words, a plural s or es allowed.
+
+    Digits and letters are words of their own, as for CLIP: 'girl' is in '1girl'.
+    """
     words = plain_words(name)
     if not words:
         return False
@@ -40,7 +47,9 @@ def _bounded(letter: str) -> bool:
 
 
 def duplicate_warnings(names: Sequence[str], placed: Sequence[bool]) -> list[str]:
-    """One sentence for each group of subjects with the same name, where not all of them have a box or region of their own."""
+    """One sentence for each group of subjects with the same name, where not all of them have a box or region of their
+    own.
+    """
     groups: dict[str, list[int]] = {}
     for number, name in enumerate(names, 1):
         if name.strip():
@@ -52,7 +61,8 @@ def duplicate_warnings(names: Sequence[str], placed: Sequence[bool]) -> list[str
         listed = ", ".join(map(str, numbers[:-1])) + f" and {numbers[-1]}"
         both, part = ("both", "half") if len(numbers) == 2 else ("all", f"1/{len(numbers)}")
         sentences.append(
-            f"Give subjects {listed} different names, as in the prompt, or a box or region each: they are {both} called '{names[numbers[0] - 1]}', "
+            f"Give subjects {listed} different names, as in the prompt, or a box or region each: they are "
+            f"{both} called '{names[numbers[0] - 1]}', "
             f"so relevance cannot tell them apart and each gets {part} of the picture everywhere."
         )
     return sentences
@@ -65,5 +75,6 @@ def missing_warnings(names: Sequence[str], prompts: Sequence[str]) -> list[str]:
     shown = " / ".join(" ".join(p.split())[:120] for p in prompts if p.strip())
     return [
         f"'{name}' is not in your prompt ({shown}): add it, or change the name of subject {n}."
-        for n, name in enumerate(names, 1) if name.strip() and not any(stands_in(name, p) for p in prompts)
+        for n, name in enumerate(names, 1)
+        if name.strip() and not any(stands_in(name, p) for p in prompts)
     ]

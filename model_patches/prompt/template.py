@@ -1,4 +1,7 @@
-"""Subject-Diffusion's prompt: a sentence with a placeholder for each subject, whose embedding the subject's picture replaces (arXiv 2307.11410, released code)."""
+"""Subject-Diffusion's prompt: a sentence with a placeholder for each subject, whose embedding the subject's picture
+replaces (arXiv 2307.11410, released code).
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,7 +16,8 @@ PLACEHOLDER_ID = 48136  # in CLIP's vocabulary, a word of one token
 
 
 def subject_template(text: str, names: Sequence[str]) -> str:
-    """The prompt with ", the {name} is sks" for each subject in order; markers are taken out, the names' emphasis as well.
+    """The prompt with ", the {name} is sks" for each subject in order; markers are taken out, the names' emphasis as
+    well.
 
     Raises SubjectError for a subject without a name.
     """
@@ -21,7 +25,11 @@ def subject_template(text: str, names: Sequence[str]) -> str:
     for number, name in enumerate(names, 1):
         words = " ".join(without_emphasis(name).split())
         if not words:
-            raise SubjectError(f"a name for subject {number}", "none", "Name it in Add Subject: the prompt of this adapter says what each picture shows.")
+            raise SubjectError(
+                f"a name for subject {number}",
+                "none",
+                "Name it in Add Subject: the prompt of this adapter says what each picture shows.",
+            )
         clean += f", the {escaped(words)} is {PLACEHOLDER}"
     return clean
 
@@ -29,17 +37,25 @@ def subject_template(text: str, names: Sequence[str]) -> str:
 def template_places(text: str, names: Sequence[str], tokenize: Tokenize) -> tuple[str, tuple[Place, ...]]:
     """`subject_template` and the place of each subject's placeholder in it.
 
-    The published text encoder read 77 tokens and no more, BOS and EOS among them. The host goes on in a next chunk, where the encoder has learned nothing
-    about subjects: a placeholder that would have been cut off is an error here too, so that all of them stand in the first chunk.
+    The published text encoder read 77 tokens and no more, BOS and EOS among them. The host goes on in a next chunk,
+    where the encoder has learned nothing about subjects: a placeholder that would have been cut off is an error here
+    too, so that all of them stand in the first chunk.
 
     Arguments:
         text, names: see `subject_template`; tokenize: the host's own, see `tokens.Tokenize`.
-    Raises SubjectError for the placeholder's word in the user's own text or in a name, and for a placeholder that does not fit.
+    Raises SubjectError for the placeholder's word in the user's own text or in a name, and for a placeholder that does
+    not fit.
     """
-    sources = [("the prompt", read_markers(text)[0]), *((f"the name of subject {n}", escaped(without_emphasis(name))) for n, name in enumerate(names, 1))]
+    sources = [
+        ("the prompt", read_markers(text)[0]),
+        *((f"the name of subject {n}", escaped(without_emphasis(name))) for n, name in enumerate(names, 1)),
+    ]
     for source, words in sources:
         if PLACEHOLDER_ID in read_tokens(words, tokenize).ids:
-            do = f"Take it out: this adapter puts '{PLACEHOLDER}' behind the prompt once for each subject, where its picture goes."
+            do = (
+                f"Take it out: this adapter puts '{PLACEHOLDER}' behind the prompt once for each subject, where "
+                "its picture goes."
+            )
             raise SubjectError(f"no '{PLACEHOLDER}' in {source}", f"'{' '.join(words.split())[:LENGTH]}'", do)
     full = subject_template(text, names)
     tokens = read_tokens(full, tokenize)
@@ -47,5 +63,9 @@ def template_places(text: str, names: Sequence[str], tokenize: Tokenize) -> tupl
     for number, (i, name) in enumerate(zip(found, names, strict=True), 1):
         if i + 1 > LENGTH - 2:
             told = f"the placeholder of subject {number} '{name}' at token {i + 1}"
-            raise SubjectError(f"a prompt of at most {LENGTH - 2} tokens with ', the {name} is {PLACEHOLDER}' behind it", told, "Shorten the prompt.")
+            raise SubjectError(
+                f"a prompt of at most {LENGTH - 2} tokens with ', the {name} is {PLACEHOLDER}' behind it",
+                told,
+                "Shorten the prompt.",
+            )
     return full, tuple(place_of(tokens, [i], PLACEHOLDER) for i in found)

@@ -1,4 +1,5 @@
 """A prompt's tokens as the host chunks them, and the search for a name among them."""
+
 from __future__ import annotations
 
 import re
@@ -17,12 +18,15 @@ PADDING = 0  # where a chunk is not padded with EOS
 LETTERS, DIGITS = re.compile(r"[^\W\d_]+"), re.compile(r"\d+")
 
 Lookup = Callable[[list[int]], torch.Tensor]  # ids -> their word embeddings [n, d]
-Tokenize = Callable[[str], Sequence[Sequence[Any]]]  # a prompt in the host's notation -> its chunks: BOS, tokens (ints, or vectors of embeddings), EOS, padding
+# a prompt in the host's notation -> its chunks: BOS, tokens (ints, or vectors of embeddings), EOS, padding
+Tokenize = Callable[[str], Sequence[Sequence[Any]]]
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """ids: the tokens without BOS, EOS and padding, None for a vector; where: for each its (chunk, position in the chunk), BOS being position 0."""
+    """ids: the tokens without BOS, EOS and padding, None for a vector; where: for each its (chunk, position in the
+    chunk), BOS being position 0.
+    """
 
     ids: list[int | None]
     where: list[tuple[int, int]]
@@ -45,19 +49,23 @@ def find_all(ids: Sequence[int | None], wanted: Sequence[int | None]) -> list[in
     """Where the wanted tokens begin, in order; nowhere if there are none or a vector is among them."""
     if not wanted or None in wanted:
         return []
-    return [i for i in range(len(ids) - len(wanted) + 1) if list(ids[i:i + len(wanted)]) == list(wanted)]
+    return [i for i in range(len(ids) - len(wanted) + 1) if list(ids[i : i + len(wanted)]) == list(wanted)]
 
 
 def find_name(name: str, text: str, tokens: Tokens, tokenize: Tokenize, taken: Collection[int]) -> list[range]:
-    """Where the name stands among a prompt's tokens, in order: indices into `tokens.ids`, apart from each other and from those taken.
+    """Where the name stands among a prompt's tokens, in order: indices into `tokens.ids`, apart from each other and
+    from those taken.
 
-    Whole words, whatever their case, punctuation at the ends of the name left out; `_` and space are the same, and a plural counts where the name itself is nowhere.
+    Whole words, whatever their case, punctuation at the ends of the name left out; `_` and space are the same, and a
+    plural counts where the name itself is nowhere.
     """
     core = bare(name)
     spellings = list(dict.fromkeys((core, core.replace("_", " "), core.replace(" ", "_"))))
     plain = without_emphasis(text)
     for ending in ("", "s", "es"):
-        found = {place for spelling in spellings for place in _whole_words(spelling + ending, plain, tokens.ids, tokenize)}
+        found = {
+            place for spelling in spellings for place in _whole_words(spelling + ending, plain, tokens.ids, tokenize)
+        }
         if found:
             return _apart(sorted(found, key=lambda place: place.start), set(taken))
     return []
@@ -73,7 +81,10 @@ def _apart(places: list[range], taken: set[int]) -> list[range]:
 
 
 def _whole_words(words: str, plain: str, ids: Sequence[int | None], tokenize: Tokenize) -> list[range]:
-    """Matches of the words that are not the end of a longer word (CLIP marks only where words end) or part of a longer number."""
+    """Matches of the words that are not the end of a longer word (CLIP marks only where words end) or part of a longer
+    number.
+    """
+
     def spans(text: str) -> list[range]:
         wanted = read_tokens(escaped(text), tokenize).ids
         return [range(i, i + len(wanted)) for i in find_all(ids, wanted)]
@@ -93,7 +104,9 @@ def _whole_words(words: str, plain: str, ids: Sequence[int | None], tokenize: To
 
 
 def word_embeddings(tokens: Sequence[Any], lookup: Lookup) -> torch.Tensor:
-    """Return word embeddings [n, d] of tokens, before positions are added: of ids as the encoder's table has them, of vectors [d] themselves."""
+    """Return word embeddings [n, d] of tokens, before positions are added: of ids as the encoder's table has them, of
+    vectors [d] themselves.
+    """
     found = lookup([token if isinstance(token, int) else 0 for token in tokens])
     for i, token in enumerate(tokens):
         if not isinstance(token, int):
@@ -103,4 +116,8 @@ def word_embeddings(tokens: Sequence[Any], lookup: Lookup) -> torch.Tensor:
 
 def name_too_long(name: str) -> SubjectError:
     """Return the error for a subject's name that does not fit into one chunk of the text encoder."""
-    return SubjectError(f"a name of at most {LENGTH - 2} tokens", f"'{name[:40]}...', which is longer", "Use the few words that name the subject in the prompt.")
+    return SubjectError(
+        f"a name of at most {LENGTH - 2} tokens",
+        f"'{name[:40]}...', which is longer",
+        "Use the few words that name the subject in the prompt.",
+    )

@@ -1,4 +1,7 @@
-"""Who owned which part of a picture: maps that were recorded while it was sampled, put together, measured and told in words."""
+"""Who owned which part of a picture: maps that were recorded while it was sampled, put together, measured and told in
+words.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,29 +18,40 @@ BLOCKS = ("all", "coarse", "fine")
 COARSE_FROM = 8  # latent cells to a cell of the grid, between 4 (half the latent's side) and 16 (a quarter)
 NEXT_TO_NOTHING = 0.05  # of an equal share
 MOST_PAIRS = 10  # overlaps told
-ALIKE = 0.97  # overlap from which on looks were right as often as by chance: 60 pairs in the rehearsal world, 73 % below 0.9, 50 % above this
+# overlap from which on looks were right as often as by chance: 60 pairs in the rehearsal world, 73 % below 0.9, 50 %
+# above this
+ALIKE = 0.97
 POOLED = 8  # cells a side by which a latent is known again
 NOT_SAMPLED = (
-    "Nothing was recorded: no run with the 'model' output of this Record Relevance has finished. Connect that output to the sampler, directly or through other "
+    "Nothing was recorded: no run with the 'model' output of this Record Relevance has finished. Connect "
+    "that output to the sampler, directly or through other "
     "nodes. If it is connected, the sampler's result was cached: change the seed and queue again."
 )
 NOBODY = (
-    "Nothing was recorded: no subject was active in Apply Image Attention in the last run of this MODEL. Put Record Relevance on the same MODEL wire, before or after "
-    "it, and check its weight, the subjects' weights and their step ranges. Apply Gated Adapter and Encode Prompt with Subjects have no relevance."
+    "Nothing was recorded: no subject was active in Apply Image Attention in the last run of this MODEL. "
+    "Put Record Relevance on the same MODEL wire, before or after "
+    "it, and check its weight, the subjects' weights and their step ranges. Apply Gated Adapter and Encode "
+    "Prompt with Subjects have no relevance."
 )
-OTHER_LATENT = "Note: this latent is not the result of the recorded run. It was changed, or comes from another sampler. The maps show the last run of this MODEL."
+OTHER_LATENT = (
+    "Note: this latent is not the result of the recorded run. It was changed, or comes from another "
+    "sampler. The maps show the last run of this MODEL."
+)
 
 
 @dataclass(frozen=True, eq=False)
 class MapPart:
-    """Maps of one grid that show one part of the picture: total [M, h, w], the sum of what was seen; count [M], how often; window as in limits.py."""
+    """Maps of one grid that show one part of the picture: total [M, h, w], the sum of what was seen; count [M], how
+    often; window as in limits.py.
+    """
 
     total: torch.Tensor
     count: torch.Tensor
     window: Window = WHOLE
 
 
-Sums = tuple[torch.Tensor, torch.Tensor]  # of one grid: total [M, h*w] of the maps, count [M] of the calls in which each subject acted
+# of one grid: total [M, h*w] of the maps, count [M] of the calls in which each subject acted
+Sums = tuple[torch.Tensor, torch.Tensor]
 
 
 def empty_sums(subjects: int, grid: tuple[int, int], device: torch.device) -> Sums:
@@ -46,7 +60,9 @@ def empty_sums(subjects: int, grid: tuple[int, int], device: torch.device) -> Su
 
 
 def add_owned(sums: Sums, owned: torch.Tensor, acting: torch.Tensor) -> None:
-    """Add what one layer saw, in place. owned: [B, M, h*w] in 0..1 of B pictures; acting: [M] float32, 1 for subjects that act in this call, else 0."""
+    """Add what one layer saw, in place. owned: [B, M, h*w] in 0..1 of B pictures; acting: [M] float32, 1 for subjects
+    that act in this call, else 0.
+    """
     sums[0].addcmul_(owned.mean(0), acting.unsqueeze(1))
     sums[1].add_(acting)
 
@@ -86,7 +102,9 @@ class AppliedMaps:
 
 @dataclass(frozen=True, eq=False)
 class RecordedRun:
-    """What one sampling run left: the maps of each Apply node, sentences about what could not be recorded, and the mark of its latent."""
+    """What one sampling run left: the maps of each Apply node, sentences about what could not be recorded, and the mark
+    of its latent.
+    """
 
     blocks: str
     applied: tuple[AppliedMaps, ...] = ()
@@ -95,7 +113,8 @@ class RecordedRun:
 
 
 def wanted(blocks: str, grid: tuple[int, int], latent: tuple[int, int]) -> bool:
-    """Whether blocks of this grid are recorded: `fine` are those with the latent's own grid or half its side, `coarse` those with a quarter or less.
+    """Whether blocks of this grid are recorded: `fine` are those with the latent's own grid or half its side, `coarse`
+    those with a quarter or less.
 
     grid, latent: (h, w) in cells; a grid's odd sides are rounded up.
     """
@@ -104,7 +123,8 @@ def wanted(blocks: str, grid: tuple[int, int], latent: tuple[int, int]) -> bool:
 
 
 def averaged(parts: Sequence[MapPart]) -> torch.Tensor:
-    """The mean of everything seen at each position, on the finest grid among the parts: [M, h, w] float32; 0 where a subject never acted.
+    """The mean of everything seen at each position, on the finest grid among the parts: [M, h, w] float32; 0 where a
+    subject never acted.
 
     Every grid is brought to the finest one first (bilinear), so that each block and call counts the same.
     """
@@ -128,7 +148,10 @@ def applied_maps(references: References, merge: str, parts: Sequence[MapPart]) -
         return None
     acted = torch.stack([part.count for part in parts]).sum(0) > 0
     subjects = zip(references.subjects, averaged(parts), acted.tolist(), strict=True)
-    found = (SubjectMap(x.name, values if on else None, x.box, None if x.region is None else union(x.region)) for x, values, on in subjects)
+    found = (
+        SubjectMap(x.name, values if on else None, x.box, None if x.region is None else union(x.region))
+        for x, values, on in subjects
+    )
     return AppliedMaps(references.adapter.spec.file, merge, tuple(found))
 
 
@@ -146,10 +169,14 @@ def mark_of(latent: torch.Tensor) -> torch.Tensor | None:
 def same_latent(mark: torch.Tensor | None, latent: torch.Tensor) -> bool:
     """Whether the latent is the one of the mark; True where that cannot be known."""
     found = mark_of(latent)
-    return mark is None or found is None or (found.shape == mark.shape and torch.allclose(found, mark, rtol=1e-2, atol=1e-2))
+    return (
+        mark is None
+        or found is None
+        or (found.shape == mark.shape and torch.allclose(found, mark, rtol=1e-2, atol=1e-2))
+    )
 
 
-# ---- in numbers --------------------------------------------------------------------------------------------------------------------------
+# ---- in numbers ------------------------------------------------------------------------------------------------------
 
 
 def share_inside(values: torch.Tensor, place: torch.Tensor) -> float:
@@ -158,12 +185,16 @@ def share_inside(values: torch.Tensor, place: torch.Tensor) -> float:
 
 
 def overlap(first: torch.Tensor, second: torch.Tensor) -> float:
-    """`sum_p min(a, b) / min(sum_p a, sum_p b)`: 0 where the two share no position, 1 where the smaller one is nowhere alone."""
+    """`sum_p min(a, b) / min(sum_p a, sum_p b)`: 0 where the two share no position, 1 where the smaller one is nowhere
+    alone.
+    """
     return float(torch.minimum(first, second).sum() / torch.minimum(first.sum(), second.sum()).clamp(min=1e-12))
 
 
 def owns_next_to_nothing(subject: SubjectMap, count: int) -> bool:
-    """Whether its mean share, of its own box or region or else of the picture, is below 5 % of an equal share among `count` subjects."""
+    """Whether its mean share, of its own box or region or else of the picture, is below 5 % of an equal share among
+    `count` subjects.
+    """
     if subject.values is None or count < 2:
         return False
     place = subject.place
@@ -171,7 +202,7 @@ def owns_next_to_nothing(subject: SubjectMap, count: int) -> bool:
     return float((subject.values * place).sum() / place.sum().clamp(min=1e-12)) < NEXT_TO_NOTHING / count
 
 
-# ---- in words ----------------------------------------------------------------------------------------------------------------------------
+# ---- in words --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -188,10 +219,14 @@ def report(run: RecordedRun | None, latent: torch.Tensor | None = None) -> str:
 
 
 def findings(run: RecordedRun | None, latent: torch.Tensor | None = None) -> list[list[Line]]:
-    """What the maps show, in paragraphs of lines. latent: what the preview was given, to warn if it is not of this run."""
+    """What the maps show, in paragraphs of lines. latent: what the preview was given, to warn if it is not of
+    this run.
+    """
     if run is None:
         return [[Line(NOT_SAMPLED, warning=True)]]
-    paragraphs = [_of_node(applied, run.blocks) for applied in run.applied] or ([] if run.notes else [[Line(NOBODY, warning=True)]])
+    paragraphs = [_of_node(applied, run.blocks) for applied in run.applied] or (
+        [] if run.notes else [[Line(NOBODY, warning=True)]]
+    )
     paragraphs += [[Line(note, warning=True)] for note in run.notes]
     if latent is not None and not same_latent(run.mark, latent):
         paragraphs.append([Line(OTHER_LATENT, warning=True)])
@@ -202,8 +237,13 @@ def _of_node(applied: AppliedMaps, blocks: str) -> list[Line]:
     subjects = list(enumerate(applied.subjects, 1))
     seen = [(i, subject) for i, subject in subjects if subject.values is not None]
     which = "all blocks" if blocks == "all" else f"{blocks} blocks"
-    lines = [Line(f"{applied.file}, merge {applied.merge}, {which}")] + [_of_subject(i, subject, len(subjects)) for i, subject in subjects]
-    pairs = sorted(((overlap(a.values, b.values), (i, a), (j, b)) for (i, a), (j, b) in combinations(seen, 2)), key=lambda pair: -pair[0])
+    lines = [Line(f"{applied.file}, merge {applied.merge}, {which}")] + [
+        _of_subject(i, subject, len(subjects)) for i, subject in subjects
+    ]
+    pairs = sorted(
+        ((overlap(a.values, b.values), (i, a), (j, b)) for (i, a), (j, b) in combinations(seen, 2)),
+        key=lambda pair: -pair[0],
+    )
     lines += [_of_pair(value, first, second, len(subjects)) for value, first, second in pairs[:MOST_PAIRS]]
     if len(pairs) > MOST_PAIRS:
         lines.append(Line(f"The other {len(pairs) - MOST_PAIRS} pairs overlap less."))
@@ -214,25 +254,43 @@ def _of_subject(number: int, subject: SubjectMap, count: int) -> Line:
     if subject.values is None:
         return Line(f"{number} {subject.name}: not active (weight 0, or no step in its range).")
     place, values = subject.place, subject.values
-    own = "box and region" if subject.box is not None and subject.region is not None else "box" if subject.box is not None else "region"
+    own = (
+        "box and region"
+        if subject.box is not None and subject.region is not None
+        else "box"
+        if subject.box is not None
+        else "region"
+    )
     inside = "" if place is None else f"; {_percent(share_inside(values, place))} of that is inside its own {own}"
     if count == 1:
         inside = "" if place is None else f" {_percent(share_inside(values, place))} of it is inside its own {own}."
-        return Line(f"{number} {subject.name}: the only subject, so it gets every share. The map shows where its name is relevant.{inside}")
+        return Line(
+            f"{number} {subject.name}: the only subject, so it gets every share. The map shows where its "
+            f"name is relevant.{inside}"
+        )
     return Line(f"{number} {subject.name}: {_percent(float(values.mean()))} of the picture{inside}.")
 
 
 def _of_pair(value: float, first: tuple[int, SubjectMap], second: tuple[int, SubjectMap], count: int) -> Line:
     names = " and ".join(f"{i} {subject.name}" for i, subject in (first, second))
-    if value < ALIKE or any(owns_next_to_nothing(subject, count) for _, subject in (first, second)):  # about whom a warning follows
+    # about whom a warning follows
+    if value < ALIKE or any(owns_next_to_nothing(subject, count) for _, subject in (first, second)):
         return Line(f"{names} overlap {_percent(value)}.")
-    return Line(f"{names} overlap {_percent(value)}: the model cannot tell them apart. Raise 'sharpness' to 3, or give each a box.", warning=True)
+    return Line(
+        f"{names} overlap {_percent(value)}: the model cannot tell them apart. Raise 'sharpness' to 3, or "
+        "give each a box.",
+        warning=True,
+    )
 
 
 def _warning(number: int, subject: SubjectMap) -> Line:
     where = "the picture" if subject.place is None else "its own box or region"
     do = "Check that the prompt asks for it by this name, give it a box, or lower 'sharpness'."
-    return Line(f"Warning: subject {number} '{subject.name}' has almost no share of {where} (less than {NEXT_TO_NOTHING:.0%} of an equal share). {do}", warning=True)
+    return Line(
+        f"Warning: subject {number} '{subject.name}' has almost no share of {where} (less than "
+        f"{NEXT_TO_NOTHING:.0%} of an equal share). {do}",
+        warning=True,
+    )
 
 
 def _percent(value: float) -> str:

@@ -1,4 +1,5 @@
 """Pictures of relevance maps: one row a subject, in its colour, alone and over the picture that was made."""
+
 from __future__ import annotations
 
 import torch
@@ -17,16 +18,24 @@ EMPTY = (256, 512)  # pixels (h, w) of the picture where nothing was recorded
 
 
 def draw_maps(run: RecordedRun | None, size: tuple[int, int], picture: Image | None = None) -> torch.Tensor:
-    """The maps of a run below each other, and beside each the same over `picture` [n, H, W, C] (the first, stretched to the size's proportions).
+    """The maps of a run below each other, and beside each the same over `picture` [n, H, W, C] (the first, stretched to
+    the size's proportions).
 
-    All maps have one scale: full colour is the largest value of any subject, dark is 0. A subject that was not active has a dark row.
-    Arguments:
+    All maps have one scale: full colour is the largest value of any subject, dark is 0. A subject that was not active
+    has a dark row. Arguments:
         size: (h, w) of the picture that was sampled, in any unit.
     Returns:
         [1, h, w, 3] float 0..1; a small dark picture where nothing was recorded.
     """
-    rows = [] if run is None else [(i, subject, f"{subject.name} ({applied.file})" if len(run.applied) > 1 else subject.name)
-                                   for applied in run.applied for i, subject in enumerate(applied.subjects)]
+    rows = (
+        []
+        if run is None
+        else [
+            (i, subject, f"{subject.name} ({applied.file})" if len(run.applied) > 1 else subject.name)
+            for applied in run.applied
+            for i, subject in enumerate(applied.subjects)
+        ]
+    )
     if not rows:
         return torch.full((1, *EMPTY, 3), DARK / 255)
     longest = max(min(LONGEST, TALLEST // len(rows)), SHORTEST)
@@ -39,16 +48,24 @@ def draw_maps(run: RecordedRun | None, size: tuple[int, int], picture: Image | N
     return sheet.permute(1, 2, 0)[None].float() / 255
 
 
-def _row(index: int, subject: SubjectMap, name: str, top: float, size: tuple[int, int], ground: torch.Tensor | None) -> torch.Tensor:
+def _row(
+    index: int, subject: SubjectMap, name: str, top: float, size: tuple[int, int], ground: torch.Tensor | None
+) -> torch.Tensor:
     """One subject's pictures side by side, uint8 [3, h, w], with its number and name."""
-    heat = torch.zeros(size) if subject.values is None else interpolate(subject.values[None, None] / top, size, mode="bilinear")[0, 0].clamp(0, 1)
+    heat = (
+        torch.zeros(size)
+        if subject.values is None
+        else interpolate(subject.values[None, None] / top, size, mode="bilinear")[0, 0].clamp(0, 1)
+    )
     colour = torch.tensor(list(bytes.fromhex(colour_of(index)[1:]))).view(3, 1, 1) / 255
     dark = torch.full((3, *size), DARK / 255)
     pictures = [_bytes(torch.lerp(dark, colour, heat))]
     if ground is not None:
         gap = torch.full((3, size[0], GAP), 255, dtype=torch.uint8)
         pictures += [gap, _bytes(torch.lerp(ground, colour, heat * COVER))]
-    label_on(pictures[0], (0, 0, size[1], size[0]), index, name if subject.values is not None else f"{name}: not active", [])
+    label_on(
+        pictures[0], (0, 0, size[1], size[0]), index, name if subject.values is not None else f"{name}: not active", []
+    )
     return torch.cat(pictures, 2)
 
 

@@ -1,4 +1,5 @@
 """The shipped rehearsal files' models for diffusers."""
+
 from __future__ import annotations
 
 from pathlib import Path

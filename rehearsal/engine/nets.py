@@ -1,4 +1,5 @@
 """The rehearsal models as diffusers and transformers classes: SD1.5 in small."""
+
 from __future__ import annotations
 
 from diffusers import UNet2DConditionModel
@@ -12,9 +13,18 @@ __all__ = ["BETAS", "CONTEXT", "HEAD", "TEXT", "TOKENS", "VISION", "WIDTHS", "im
 def unet() -> UNet2DConditionModel:
     """Three levels, one residual block each; attention in the upper two and in the middle."""
     return UNet2DConditionModel(
-        sample_size=16, in_channels=CHANNELS, out_channels=CHANNELS, cross_attention_dim=CONTEXT, block_out_channels=WIDTHS, layers_per_block=1,
-        attention_head_dim=tuple(width // HEAD for width in WIDTHS), norm_num_groups=32, use_linear_projection=False,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"))
+        sample_size=16,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        cross_attention_dim=CONTEXT,
+        block_out_channels=WIDTHS,
+        layers_per_block=1,
+        attention_head_dim=tuple(width // HEAD for width in WIDTHS),
+        norm_num_groups=32,
+        use_linear_projection=False,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )
 
 
 def text_encoder(vocabulary: int) -> CLIPTextModel:

@@ -1,4 +1,5 @@
 """Paint with the rehearsal models on the embedded engine: prompt, references and seed to pictures."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -43,8 +44,14 @@ def load_rehearsal(folder: Path | None = None, unfinished: bool = False) -> Rehe
         CheckpointError: a file is missing or damaged.
     """
     folder = files.FOLDER if folder is None else folder
-    images = None if unfinished and not (folder / files.IMAGES).exists() else ClipImages(load.load_image_encoder(folder))
-    adapters = {kind: _adapter(folder / name) for kind, name in files.ADAPTERS.items() if not unfinished or (folder / name).exists()}
+    images = (
+        None if unfinished and not (folder / files.IMAGES).exists() else ClipImages(load.load_image_encoder(folder))
+    )
+    adapters = {
+        kind: _adapter(folder / name)
+        for kind, name in files.ADAPTERS.items()
+        if not unfinished or (folder / name).exists()
+    }
     return Rehearsal(load.load_unet(folder), ClipTexts.sd15(load.load_texts(folder)), images, adapters)
 
 
@@ -55,11 +62,19 @@ def _adapter(path: Path) -> Adapter:
         raise CheckpointError(error.expected, error.found, files.AGAIN) from error
 
 
-def encode(models: Rehearsal, adapter: str, pictures: Sequence[torch.Tensor], names: Sequence[str], weights: Sequence[float] | None = None) -> References:
+def encode(
+    models: Rehearsal,
+    adapter: str,
+    pictures: Sequence[torch.Tensor],
+    names: Sequence[str],
+    weights: Sequence[float] | None = None,
+) -> References:
     """References of subjects. pictures: [1, H, W, 3] 0..1 each; names: as in the prompt."""
     cast = Cast()
     for number, (picture, name) in enumerate(zip(pictures, names, strict=True), 1):
-        cast = cast.add(make_subject(name, [picture], number=number, weight=1.0 if weights is None else weights[number - 1]))
+        cast = cast.add(
+            make_subject(name, [picture], number=number, weight=1.0 if weights is None else weights[number - 1])
+        )
     return encode_references(models.adapters[adapter], cast, models.images, models.texts)
 
 
@@ -68,10 +83,34 @@ def scheduler() -> EulerDiscreteScheduler:
     return EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing")
 
 
-def paint(models: Rehearsal, prompt: str, seed: int, references: References | None = None, merge: str = "relevance", weight: float = 1.0, sharpness: float = 1.0, batch: int = 1,
-          steps: int = STEPS, cfg: float = CFG, record: list[AppliedMaps] | None = None, **widgets: Any) -> torch.Tensor:
+def paint(
+    models: Rehearsal,
+    prompt: str,
+    seed: int,
+    references: References | None = None,
+    merge: str = "relevance",
+    weight: float = 1.0,
+    sharpness: float = 1.0,
+    batch: int = 1,
+    steps: int = STEPS,
+    cfg: float = CFG,
+    record: list[AppliedMaps] | None = None,
+    **widgets: Any,
+) -> torch.Tensor:
     """[batch, 3, 128, 128] in 0..1. record: gets the relevance maps; widgets: more of ImageAttentionSettings."""
-    applied = [] if references is None else [(references, ImageAttentionSettings(weight, Mixing(merge, sharpness), **widgets))]
+    applied = (
+        []
+        if references is None
+        else [(references, ImageAttentionSettings(weight, Mixing(merge, sharpness), **widgets))]
+    )
     positive, negative = models.texts.encode_prompt(prompt), models.texts.encode_prompt("")
-    latent = sample(models.unet, scheduler(), positive, negative, SamplingSettings(PIXELS, PIXELS, steps, cfg, seed, batch), applied, record=record)
+    latent = sample(
+        models.unet,
+        scheduler(),
+        positive,
+        negative,
+        SamplingSettings(PIXELS, PIXELS, steps, cfg, seed, batch),
+        applied,
+        record=record,
+    )
     return (codec.decode(latent) / 2 + 0.5).clamp(0, 1)

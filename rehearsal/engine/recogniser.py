@@ -1,4 +1,7 @@
-"""Who is in a picture of the rehearsal world, where, and with which look: a small convolutional network that labels every latent cell."""
+"""Who is in a picture of the rehearsal world, where, and with which look: a small convolutional network that labels
+every latent cell.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +19,12 @@ from ..world import ACCESSORIES, CELLS, CLASSES, COLOURS, PATTERNS, VARIANTS, Lo
 FILE = "recogniser.safetensors"
 GRID = CELLS // 2  # latent cells of a picture's side
 ANSWERS: dict[str, Sequence[str]] = {
-    "kind": ("nobody", *CLASSES), "variant": VARIANTS, "body": tuple(COLOURS), "accent": tuple(COLOURS), "pattern": PATTERNS, "accessory": ACCESSORIES,
+    "kind": ("nobody", *CLASSES),
+    "variant": VARIANTS,
+    "body": tuple(COLOURS),
+    "accent": tuple(COLOURS),
+    "pattern": PATTERNS,
+    "accessory": ACCESSORIES,
 }
 SMALLEST = 6  # latent cells of a subject; the smallest drawn one covers 10
 
@@ -25,7 +33,8 @@ SMALLEST = 6  # latent cells of a subject; the smallest drawn one covers 10
 class Sighting:
     """One subject in a picture.
 
-    kind, variant, look: as read; mask: the latent cells it covers, [16, 16] bool; colours: log probability of every colour as its 'body' and as its 'accent'.
+    kind, variant, look: as read; mask: the latent cells it covers, [16, 16] bool; colours: log probability of every
+    colour as its 'body' and as its 'accent'.
     """
 
     kind: str
@@ -54,7 +63,9 @@ class Recogniser(nn.Module):
 
     def __init__(self, width: int = 64):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, width // 2, 3, padding=1), nn.SiLU(), nn.Conv2d(width // 2, width, 2, stride=2))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width // 2, 3, padding=1), nn.SiLU(), nn.Conv2d(width // 2, width, 2, stride=2)
+        )
         self.blocks = nn.Sequential(*(Block(width, dilation) for dilation in (1, 2, 4, 1, 2, 1)))
         self.heads = nn.ModuleDict({name: nn.Conv2d(width, len(answers), 1) for name, answers in ANSWERS.items()})
 
@@ -79,14 +90,27 @@ def recognise(recogniser: Recogniser, pictures: torch.Tensor) -> list[list[Sight
 def _sightings(logs: dict[str, torch.Tensor]) -> list[Sighting]:
     """The subjects of one picture. logs: log probabilities [answers, 16, 16]."""
     kinds = logs["kind"].argmax(0).numpy()
-    parts, count = label(kinds, background=0, connectivity=1, return_num=True)  # cells that touch by a side and have one class
+    # cells that touch by a side and have one class
+    parts, count = label(kinds, background=0, connectivity=1, return_num=True)
     found = []
     for part in range(1, count + 1):
         mask = parts == part
         if mask.sum() < SMALLEST:
             continue
-        means = {name: dict(zip(answers, logs[name][:, torch.from_numpy(mask)].mean(1).tolist(), strict=True)) for name, answers in ANSWERS.items() if name != "kind"}
+        means = {
+            name: dict(zip(answers, logs[name][:, torch.from_numpy(mask)].mean(1).tolist(), strict=True))
+            for name, answers in ANSWERS.items()
+            if name != "kind"
+        }
         read = {name: max(values, key=values.__getitem__) for name, values in means.items()}
         look = Look(read["body"], read["accent"], read["pattern"], read["accessory"])
-        found.append(Sighting(CLASSES[kinds[mask][0] - 1], read["variant"], look, mask, {part: means[part] for part in ("body", "accent")}))
+        found.append(
+            Sighting(
+                CLASSES[kinds[mask][0] - 1],
+                read["variant"],
+                look,
+                mask,
+                {part: means[part] for part in ("body", "accent")},
+            )
+        )
     return found

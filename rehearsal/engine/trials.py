@@ -1,4 +1,7 @@
-"""Trials of who is confused with whom: a cast of held-out individuals, a prompt and a seed, painted by one method and judged."""
+"""Trials of who is confused with whom: a cast of held-out individuals, a prompt and a seed, painted by one method and
+judged.
+"""
+
 from __future__ import annotations
 
 import json
@@ -23,7 +26,8 @@ from .paint import CFG, STEPS, Rehearsal, scheduler
 from .recogniser import Recogniser, recognise
 from .verdict import exact, sighting_of, verdicts, verdicts_by_colour
 
-CASTS = {"two classes": (2, False), "one class": (2, True), "three subjects": (3, False)}  # subjects, and whether they are of one class
+# subjects, and whether they are of one class
+CASTS = {"two classes": (2, False), "one class": (2, True), "three subjects": (3, False)}
 
 WITHOUT = "without references"  # what chance gets right
 Box = tuple[float, float, float, float]  # x, y, w, h in 0..1
@@ -31,7 +35,9 @@ Box = tuple[float, float, float, float]  # x, y, w, h in 0..1
 
 @dataclass(frozen=True)
 class Method:
-    """How references are merged; merge None: they are not used. one_map: positions of every layer come from one layer's map (Conceptrol, arXiv 2503.06568)."""
+    """How references are merged; merge None: they are not used. one_map: positions of every layer come from one layer's
+    map (Conceptrol, arXiv 2503.06568).
+    """
 
     merge: str | None
     sharpness: float = 1.0
@@ -41,15 +47,23 @@ class Method:
 
 METHODS: Mapping[str, Method] = {
     WITHOUT: Method(None),
-    "uniform": Method("uniform"), "joint": Method("joint"), "add": Method("add"), "paper": Method("paper"),
-    "relevance": Method("relevance"), "relevance, sharpness 3": Method("relevance", 3.0), "relevance with boxes": Method("relevance", boxes=True),
-    "add with boxes": Method("add", boxes=True), "one layer's map": Method("add", one_map=True),
+    "uniform": Method("uniform"),
+    "joint": Method("joint"),
+    "add": Method("add"),
+    "paper": Method("paper"),
+    "relevance": Method("relevance"),
+    "relevance, sharpness 3": Method("relevance", 3.0),
+    "relevance with boxes": Method("relevance", boxes=True),
+    "add with boxes": Method("add", boxes=True),
+    "one layer's map": Method("add", one_map=True),
 }
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One picture to paint: who (their colours all differ), where a drawing would have them, and the seed of the noise."""
+    """One picture to paint: who (their colours all differ), where a drawing would have them, and the seed of
+    the noise.
+    """
 
     scene: Scene
     seed: int
@@ -82,27 +96,49 @@ def cast_of(figures: tuple[Figure, ...], places: Sequence[Box] | None = None) ->
 
 
 def places_painted(models: Rehearsal, recogniser: Recogniser, one: Trial) -> list[Box]:
-    """A box around each figure as this seed paints it without references, a latent cell wider on every side; the drawing's where it is not found.
+    """A box around each figure as this seed paints it without references, a latent cell wider on every side; the
+    drawing's where it is not found.
 
-    This is how an artist draws boxes: onto a first picture. What a drawing would look like is nothing that a seed knows.
+    This is how an artist draws boxes: onto a first picture. What a drawing would look like is nothing that a seed
+    knows.
     """
     found = recognise(recogniser, paint_trial(models, "mip", METHODS[WITHOUT], one)[None])[0]
     drawn = boxes(one.scene)
-    return [drawn[i] if sighting is None else _around(sighting.mask)
-            for i, sighting in zip(one.scene.mentioned, sighting_of(one.figures, found), strict=True)]
+    return [
+        drawn[i] if sighting is None else _around(sighting.mask)
+        for i, sighting in zip(one.scene.mentioned, sighting_of(one.figures, found), strict=True)
+    ]
 
 
 def _around(mask: np.ndarray) -> Box:
     """x, y, w, h of a box in 0..1 around a mask [16, 16]."""
-    (top, left), (bottom, right) = (np.argwhere(mask).min(0) - 1).clip(0), (np.argwhere(mask).max(0) + 2).clip(None, len(mask))
+    (top, left), (bottom, right) = (
+        (np.argwhere(mask).min(0) - 1).clip(0),
+        (np.argwhere(mask).max(0) + 2).clip(None, len(mask)),
+    )
     return left / len(mask), top / len(mask), (right - left) / len(mask), (bottom - top) / len(mask)
 
 
-def paint_trial(models: Rehearsal, adapter: str, method: Method, one: Trial, weight: float = 1.0, steps: int = STEPS, places: Sequence[Box] | None = None) -> torch.Tensor:
-    """[3, 128, 128] in 0..1. adapter: 'ip' or 'mip'; places: a box for each figure, where the method works with boxes."""
+def paint_trial(
+    models: Rehearsal,
+    adapter: str,
+    method: Method,
+    one: Trial,
+    weight: float = 1.0,
+    steps: int = STEPS,
+    places: Sequence[Box] | None = None,
+) -> torch.Tensor:
+    """[3, 128, 128] in 0..1. adapter: 'ip' or 'mip'; places: a box for each figure, where the method works with
+    boxes.
+    """
     applied = []
     if method.merge is not None:
-        references = encode_references(models.adapters[adapter], cast_of(one.figures, places if method.boxes else None), models.images, models.texts)
+        references = encode_references(
+            models.adapters[adapter],
+            cast_of(one.figures, places if method.boxes else None),
+            models.images,
+            models.texts,
+        )
         applied = [(references, ImageAttentionSettings(weight, Mixing(method.merge, method.sharpness)))]
     positive, negative = models.texts.encode_prompt(one.scene.caption), models.texts.encode_prompt("")
     settings = SamplingSettings(PIXELS, PIXELS, steps, CFG, one.seed)
@@ -113,7 +149,9 @@ def paint_trial(models: Rehearsal, adapter: str, method: Method, one: Trial, wei
 
 @dataclass(frozen=True)
 class Judgement:
-    """Of every subject of a trial: the verdict by the recogniser and by colours, and whether both its colours are exactly its reference's."""
+    """Of every subject of a trial: the verdict by the recogniser and by colours, and whether both its colours are
+    exactly its reference's.
+    """
 
     by_recogniser: list[str]
     by_colours: list[str]
@@ -123,4 +161,6 @@ class Judgement:
 def judge(recogniser: Recogniser, one: Trial, picture: torch.Tensor) -> Judgement:
     """Read a picture [3, 128, 128] in 0..1 of a trial."""
     found = recognise(recogniser, picture[None])[0]
-    return Judgement(verdicts(one.figures, found), verdicts_by_colour(one.figures, found, picture), exact(one.figures, found))
+    return Judgement(
+        verdicts(one.figures, found), verdicts_by_colour(one.figures, found, picture), exact(one.figures, found)
+    )

@@ -1,4 +1,7 @@
-"""Train the rehearsal world's image adapters on the frozen base: an IP-Adapter on one reference at a time, a MIP-Adapter on all of them merged by relevance."""
+"""Train the rehearsal world's image adapters on the frozen base: an IP-Adapter on one reference at a time, a
+MIP-Adapter on all of them merged by relevance.
+"""
+
 from __future__ import annotations
 
 import random
@@ -34,7 +37,8 @@ DROPPED = 0.05  # captions, references, and both: each in one of twenty pictures
 class References:
     """What the layers read in one step, B pictures.
 
-    keys and values come from tokens [B, S, D]; present: [B, M] bool; names: [B, M * LONGEST, D] and segments [B, M, M * LONGEST], or None for one reference a picture.
+    keys and values come from tokens [B, S, D]; present: [B, M] bool; names: [B, M * LONGEST, D] and segments [B, M, M *
+    LONGEST], or None for one reference a picture.
     """
 
     tokens: torch.Tensor
@@ -44,15 +48,26 @@ class References:
 
 
 class TrainingProcessor:
-    """Cross-attention with image attention beside it, from the same functions that sampling uses; gradients reach the adapter's layer and the tokens."""
+    """Cross-attention with image attention beside it, from the same functions that sampling uses; gradients reach the
+    adapter's layer and the tokens.
+    """
 
     def __init__(self, layer: DecoupledLayer):
         self.layer = layer
         self.references: References | None = None
 
-    def __call__(self, attention: Attention, hidden: torch.Tensor, encoder_hidden_states: torch.Tensor, attention_mask: Any = None, **_: Any) -> torch.Tensor:
+    def __call__(
+        self,
+        attention: Attention,
+        hidden: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: Any = None,
+        **_: Any,
+    ) -> torch.Tensor:
         query, heads, found = attention.to_q(hidden), attention.heads, self.references
-        text = plain_attention(query, attention.to_k(encoder_hidden_states), attention.to_v(encoder_hidden_states), heads)
+        text = plain_attention(
+            query, attention.to_k(encoder_hidden_states), attention.to_v(encoder_hidden_states), heads
+        )
         keys, values = self.layer.to_k_ip(found.tokens), self.layer.to_v_ip(found.tokens)
         weights = found.present[:, None, :, None].float().expand(-1, 1, -1, query.shape[1])  # B, 1, M, N
         if found.names is not None:
@@ -66,7 +81,10 @@ class TrainingProcessor:
 
 
 def wanted(chance: random.Random, scene: Scene, alone: bool) -> list[Figure]:
-    """Whose references a picture is trained with: of one subject in an IP-Adapter's training, else of all. Each reference is another picture of the individual."""
+    """Whose references a picture is trained with: of one subject in an IP-Adapter's training, else of all.
+
+    Each reference is another picture of the individual.
+    """
     figures = [subject.figure for subject in scene.subjects]
     return [chance.choice(figures)] if alone else figures
 
@@ -76,15 +94,28 @@ def another_picture(chance: random.Random, figure: Figure) -> Figure:
     return Figure(figure.kind, figure.look, chance.choice(("", "", "", *VARIANTS[1:])))
 
 
-def train_adapter(kind: str, folder: Path, minutes: float, base: Path = files.FOLDER, batch: int = 32, rate: float = 1e-3, cooldown: float = 0.4, seed: int = 2,
-                  device: str = "cpu", start: Path | None = None) -> None:
+def train_adapter(
+    kind: str,
+    folder: Path,
+    minutes: float,
+    base: Path = files.FOLDER,
+    batch: int = 32,
+    rate: float = 1e-3,
+    cooldown: float = 0.4,
+    seed: int = 2,
+    device: str = "cpu",
+    start: Path | None = None,
+) -> None:
     """Train, or go on where the checkpoint in `folder` ends.
 
-    kind: 'ip', one reference at a time, or 'mip', all of a picture's with relevance and text gain; base: folder of the base model's and the image encoder's files; start: folder
-    of exported files whose weights a new training begins with.
+    kind: 'ip', one reference at a time, or 'mip', all of a picture's with relevance and text gain; base: folder of the
+    base model's and the image encoder's files; start: folder of exported files whose weights a new training begins
+    with.
     """
     alone = kind == "ip"
-    unet, texts, encoder = (module.to(device) for module in (load.load_unet(base), load.load_texts(base), load.load_image_encoder(base)))
+    unet, texts, encoder = (
+        module.to(device) for module in (load.load_unet(base), load.load_texts(base), load.load_image_encoder(base))
+    )
     unet.set_attn_processor(PlainAttention())
     attentions = [layer.attention for layer in cross_layers(unet)]
     projection = ImageProj(nets.VISION["projection_dim"], nets.CONTEXT, nets.TOKENS).to(device)
@@ -119,15 +150,28 @@ def train_adapter(kind: str, folder: Path, minutes: float, base: Path = files.FO
         trainer.descend(mse_loss(prediction.float(), target))  # without min-SNR, which hardly counts the noisy steps
 
 
-def _references(chance: random.Random, figures: Sequence[Sequence[Figure]], kept: torch.Tensor, encoder: nn.Module, projection: ImageProj, texts: nn.Module, alone: bool,
-                device: str) -> References:
-    """Tokens of every picture's references, with empty places up to the most; those that are not kept are the embedding 0."""
+def _references(
+    chance: random.Random,
+    figures: Sequence[Sequence[Figure]],
+    kept: torch.Tensor,
+    encoder: nn.Module,
+    projection: ImageProj,
+    texts: nn.Module,
+    alone: bool,
+    device: str,
+) -> References:
+    """Tokens of every picture's references, with empty places up to the most; those that are not kept are the embedding
+    0.
+    """
     b, m = len(figures), 1 if alone else MOST
     flat = [another_picture(chance, figure) for row in figures for figure in row]
     places = torch.tensor([row * m + i for row, found in enumerate(figures) for i in range(len(found))], device=device)
     with torch.no_grad():
         found = encoder(reference_pixels(chance, flat).to(device)).image_embeds.float()
-    embeds = found.new_zeros(b * m, found.shape[-1]).index_copy(0, places, found) * kept.to(device).repeat_interleave(m)[:, None]
+    embeds = (
+        found.new_zeros(b * m, found.shape[-1]).index_copy(0, places, found)
+        * kept.to(device).repeat_interleave(m)[:, None]
+    )
     present = torch.zeros(b * m, dtype=torch.bool, device=device).index_fill(0, places, True).view(b, m)
     image_tokens = projection(embeds).unflatten(0, (b, m)).flatten(1, 2)
     if alone:
@@ -137,11 +181,15 @@ def _references(chance: random.Random, figures: Sequence[Sequence[Figure]], kept
 
 
 @torch.no_grad()
-def _names(figures: Sequence[Sequence[Figure]], texts: nn.Module, m: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states of the names' own tokens [B, M * LONGEST, D], and rows that average each subject's [B, M, M * LONGEST]."""
+def _names(
+    figures: Sequence[Sequence[Figure]], texts: nn.Module, m: int, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states of the names' own tokens [B, M * LONGEST, D], and rows that average each subject's [B, M, M *
+    LONGEST].
+    """
     words = sorted({figure.words for row in figures for figure in row})
     rows = [tokens(text) for text in words]
-    states = texts(torch.tensor(rows, device=device)).last_hidden_state.float()[:, 1:1 + LONGEST]
+    states = texts(torch.tensor(rows, device=device)).last_hidden_state.float()[:, 1 : 1 + LONGEST]
     lengths = [min(row.index(EOS) - 1, LONGEST) for row in rows]
     names = states.new_zeros(len(figures), m, LONGEST, states.shape[-1])
     segments = states.new_zeros(len(figures), m, m, LONGEST)
@@ -149,5 +197,5 @@ def _names(figures: Sequence[Sequence[Figure]], texts: nn.Module, m: int, device
         for i, figure in enumerate(row):
             place = words.index(figure.words)
             names[b, i] = states[place]
-            segments[b, i, i, :lengths[place]] = 1 / lengths[place]
+            segments[b, i, i, : lengths[place]] = 1 / lengths[place]
     return names.flatten(1, 2), segments.flatten(2, 3)

@@ -1,4 +1,5 @@
 """The model card of the shipped files, written from the checkpoints they come from."""
+
 from __future__ import annotations
 
 import hashlib
@@ -18,13 +19,32 @@ from .export import averaged
 
 CARD = "MODEL_CARD.md"
 WHAT = {  # training -> its files, what they are, what they were trained on
-    "encoder": ((files.IMAGES,), "image encoder, CLIP vision in small", "references of training looks, and in colours of chance whose nearest palette pair is not held out"),
-    "base": ((files.UNET, files.TEXTS), "UNet and text encoder, SD1.5 in small, v-prediction",
-             "drawings of all looks with captions that mention none, and the masks of the subjects (FastComposer's localization loss)"),
-    "ip": ((files.ADAPTERS["ip"],), "IP-Adapter, 4 tokens", "on the frozen base: one reference of one subject in each picture, training looks"),
-    "mip": ((files.ADAPTERS["mip"],), "MIP-Adapter, 4 tokens, with text_to_weight",
-            "on the frozen base: the references of all subjects in each picture, merged by relevance, training looks"),
-    "recogniser": ((RECOGNISER,), "recogniser of the subjects in a picture, for measurements", "disturbed drawings of all looks"),
+    "encoder": (
+        (files.IMAGES,),
+        "image encoder, CLIP vision in small",
+        "references of training looks, and in colours of chance whose nearest palette pair is not held out",
+    ),
+    "base": (
+        (files.UNET, files.TEXTS),
+        "UNet and text encoder, SD1.5 in small, v-prediction",
+        "drawings of all looks with captions that mention none, and the masks of the subjects "
+        "(FastComposer's localization loss)",
+    ),
+    "ip": (
+        (files.ADAPTERS["ip"],),
+        "IP-Adapter, 4 tokens",
+        "on the frozen base: one reference of one subject in each picture, training looks",
+    ),
+    "mip": (
+        (files.ADAPTERS["mip"],),
+        "MIP-Adapter, 4 tokens, with text_to_weight",
+        "on the frozen base: the references of all subjects in each picture, merged by relevance, training looks",
+    ),
+    "recogniser": (
+        (RECOGNISER,),
+        "recogniser of the subjects in a picture, for measurements",
+        "disturbed drawings of all looks",
+    ),
 }
 HEAD = """# The rehearsal models
 
@@ -49,8 +69,8 @@ has seen all of them.
 
 
 def write_card(checkpoints: Path, folder: Path, count: int = 600) -> Path:
-    """Write the card beside the files in `folder`. checkpoints: of the trainings, one folder each; count: drawings that the
-    accuracies are measured on."""
+    """Write the card beside the files in `folder`. checkpoints: of the trainings, one folder each; count: drawings that
+    the accuracies are measured on."""
     rows = ["| file | size | what | trained on | pictures | minutes |", "|---|---|---|---|---|---|"]
     for name, (found, what, data) in WHAT.items():
         state = checkpoints / name / "checkpoint.pt"
@@ -58,15 +78,31 @@ def write_card(checkpoints: Path, folder: Path, count: int = 600) -> Path:
             continue
         numbers = torch.load(state, weights_only=True)
         for file in found:
-            rows.append(f"| {file} | {(folder / file).stat().st_size / 1e6:.1f} MB | {what} | {data} | {numbers['samples']:,} | {numbers['seconds'] / 60:.0f} |")
+            rows.append(
+                f"| {file} | {(folder / file).stat().st_size / 1e6:.1f} MB | {what} | {data} | "
+                f"{numbers['samples']:,} | {numbers['seconds'] / 60:.0f} |"
+            )
     device = f"{platform.machine()} CPU" if not torch.cuda.is_available() else torch.cuda.get_device_name()
-    hashes = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in sorted(folder.glob("*.safetensors"))]
+    hashes = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in sorted(folder.glob("*.safetensors"))
+    ]
     text = [
-        HEAD.format(classes=", ".join(CLASSES), variants=", ".join(v for v in VARIANTS if v), places=", ".join(PLACES), colours=len(COLOURS)),
+        HEAD.format(
+            classes=", ".join(CLASSES),
+            variants=", ".join(v for v in VARIANTS if v),
+            places=", ".join(PLACES),
+            colours=len(COLOURS),
+        ),
         "\n".join(rows),
-        f"\nMinutes are of one core ({device}). Made by `python tools/train_rehearsal.py WHAT --threads 1 --minutes M` for WHAT = {', '.join(WHAT)},\n"
+        f"\nMinutes are of one core ({device}). Made by `python tools/train_rehearsal.py WHAT --threads 1 "
+        f"--minutes M` for WHAT = {', '.join(WHAT)},\n"
         "in several runs, the last of each with a cool-down, then `python tools/train_rehearsal.py export`.\n",
-        *_accuracies(checkpoints, folder, count), "## sha256\n", "```", *hashes, "```", "",
+        *_accuracies(checkpoints, folder, count),
+        "## sha256\n",
+        "```",
+        *hashes,
+        "```",
+        "",
     ]
     path = folder / CARD
     path.write_text("\n".join(text), encoding="utf-8")
@@ -83,7 +119,10 @@ def _accuracies(checkpoints: Path, folder: Path, count: int) -> list[str]:
         parts.append(f"The image encoder, read out linearly on references of held-out looks: {read}.\n")
     if (folder / RECOGNISER).exists():
         read = _listed(recogniser.accuracy(load_recogniser(folder), count))
-        parts.append(f"The recogniser on new drawings of held-out looks: {read} (`pictures`: every subject found and no other).\n")
+        parts.append(
+            f"The recogniser on new drawings of held-out looks: {read} (`pictures`: every subject found and "
+            "no other).\n"
+        )
     return ["## Accuracy\n", *parts] if parts else []
 
 

@@ -1,4 +1,7 @@
-"""Train the rehearsal world's image encoder on references: class, pattern, accessory, variant and both colours can be read off its embedding by one matrix."""
+"""Train the rehearsal world's image encoder on references: class, pattern, accessory, variant and both colours can be
+read off its embedding by one matrix.
+"""
+
 from __future__ import annotations
 
 import random
@@ -11,10 +14,23 @@ from torch.nn.functional import cross_entropy, interpolate, mse_loss
 
 from .. import files
 from ..engine import nets
-from ..world import ACCESSORIES, CLASSES, COLOURS, PATTERNS, TEST_LOOKS, TRAINING_LOOKS, VARIANTS, Colour, Figure, Look, reference_cells
+from ..world import (
+    ACCESSORIES,
+    CLASSES,
+    COLOURS,
+    PATTERNS,
+    TEST_LOOKS,
+    TRAINING_LOOKS,
+    VARIANTS,
+    Colour,
+    Figure,
+    Look,
+    reference_cells,
+)
 from .loop import Trainer, pixels_of
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's pictures: what every host subtracts and divides by
+# of CLIP's pictures: what every host subtracts and divides by
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 ANSWERS = {"kind": CLASSES, "pattern": PATTERNS, "accessory": ACCESSORIES, "variant": VARIANTS}
 PAINTED = 0.7  # references in colours of chance, which are in no palette
 COLOUR_WEIGHT = 10.0  # of the squared error of two colours in 0..1, beside the cross-entropies
@@ -26,7 +42,12 @@ class Questions(nn.ModuleDict):
 
     def __init__(self):
         width = nets.VISION["projection_dim"]
-        super().__init__({**{name: nn.Linear(width, len(answers)) for name, answers in ANSWERS.items()}, "colours": nn.Linear(width, 6)})
+        super().__init__(
+            {
+                **{name: nn.Linear(width, len(answers)) for name, answers in ANSWERS.items()},
+                "colours": nn.Linear(width, 6),
+            }
+        )
 
     def forward(self, embeds: torch.Tensor) -> dict[str, torch.Tensor]:
         """[b, 256] -> logits [b, answers] of each question, and `colours` [b, 6]: body and accent, RGB in 0..1."""
@@ -39,7 +60,9 @@ def random_figure(chance: random.Random, choice: Sequence[Look] = TRAINING_LOOKS
 
 
 def painted(chance: random.Random, look: Look) -> Palette:
-    """The palette, mostly with two colours of chance in place of the look's own; the nearest palette colours of the two are never a pair that is held out."""
+    """The palette, mostly with two colours of chance in place of the look's own; the nearest palette colours of the two
+    are never a pair that is held out.
+    """
     if chance.random() > PAINTED:
         return COLOURS
     while True:
@@ -56,19 +79,34 @@ def nearest(colour: Sequence[float]) -> str:
 
 def answers_of(figures: Sequence[Figure]) -> dict[str, torch.Tensor]:
     """Right answers as indices, [b] each."""
-    parts = [{"kind": f.kind, "pattern": f.look.pattern, "accessory": f.look.accessory, "variant": f.variant} for f in figures]
+    parts = [
+        {"kind": f.kind, "pattern": f.look.pattern, "accessory": f.look.accessory, "variant": f.variant}
+        for f in figures
+    ]
     return {name: torch.tensor([answers.index(part[name]) for part in parts]) for name, answers in ANSWERS.items()}
 
 
 def colours_of(figures: Sequence[Figure], palettes: Sequence[Palette]) -> torch.Tensor:
     """[b, 6] body and accent, 0..1."""
-    return torch.tensor([[*palette[f.look.body], *palette[f.look.accent]] for f, palette in zip(figures, palettes, strict=True)]) / 255
+    return (
+        torch.tensor(
+            [[*palette[f.look.body], *palette[f.look.accent]] for f, palette in zip(figures, palettes, strict=True)]
+        )
+        / 255
+    )
 
 
-def reference_pixels(chance: random.Random, figures: Sequence[Figure], palettes: Sequence[Palette] | None = None) -> torch.Tensor:
-    """[b, 3, 64, 64] as the encoder reads them, CLIP's mean and deviation applied; at places of chance, half of them mirrored."""
+def reference_pixels(
+    chance: random.Random, figures: Sequence[Figure], palettes: Sequence[Palette] | None = None
+) -> torch.Tensor:
+    """[b, 3, 64, 64] as the encoder reads them, CLIP's mean and deviation applied; at places of chance, half of them
+    mirrored.
+    """
     palettes = [COLOURS] * len(figures) if palettes is None else palettes
-    drawn = [reference_cells(f, (chance.randint(-4, 4), chance.randint(-4, 4)), chance.random() < 0.5, palette) for f, palette in zip(figures, palettes, strict=True)]
+    drawn = [
+        reference_cells(f, (chance.randint(-4, 4), chance.randint(-4, 4)), chance.random() < 0.5, palette)
+        for f, palette in zip(figures, palettes, strict=True)
+    ]
     return normalised(pixels_of(drawn))
 
 
@@ -78,9 +116,20 @@ def normalised(cells: torch.Tensor) -> torch.Tensor:
     return (pixels - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)
 
 
-def train_encoder(folder: Path, minutes: float, batch: int = 64, rate: float = 1e-3, cooldown: float = 0.5, seed: int = 1, device: str = "cpu",
-                  start: Path | None = None) -> dict[str, float]:
-    """Train, or go on where the checkpoint in `folder` ends; start: as in `train_base`. Returns the accuracy of each question on held-out looks."""
+def train_encoder(
+    folder: Path,
+    minutes: float,
+    batch: int = 64,
+    rate: float = 1e-3,
+    cooldown: float = 0.5,
+    seed: int = 1,
+    device: str = "cpu",
+    start: Path | None = None,
+) -> dict[str, float]:
+    """Train, or go on where the checkpoint in `folder` ends; start: as in `train_base`.
+
+    Returns the accuracy of each question on held-out looks.
+    """
     encoder, questions = nets.image_encoder().to(device), Questions().to(device)
     if start is not None:
         encoder.load_state_dict(files.read(files.IMAGES, start))
@@ -94,19 +143,33 @@ def train_encoder(folder: Path, minutes: float, batch: int = 64, rate: float = 1
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             found = questions(encoder(pixels.to(device)).image_embeds)
         asked = sum(cross_entropy(found[name].float(), right.to(device)) for name, right in answers_of(figures).items())
-        trainer.descend(asked + COLOUR_WEIGHT * mse_loss(found["colours"].float(), colours_of(figures, palettes).to(device)))
+        trainer.descend(
+            asked + COLOUR_WEIGHT * mse_loss(found["colours"].float(), colours_of(figures, palettes).to(device))
+        )
     trainer.average.swap()
     return accuracy(encoder, questions, device)
 
 
 @torch.no_grad()
 def accuracy(encoder: nn.Module, questions: Questions, device: str = "cpu", count: int = 512) -> dict[str, float]:
-    """Part of right answers to each question, on references of held-out looks; a colour is right where the nearest one of the palette is."""
+    """Part of right answers to each question, on references of held-out looks; a colour is right where the nearest one
+    of the palette is.
+    """
     chance = random.Random(99)
     figures = [random_figure(chance, TEST_LOOKS) for _ in range(count)]
-    found = {name: values.cpu() for name, values in questions(encoder(reference_pixels(chance, figures).to(device)).image_embeds).items()}
-    right = {name: (found[name].argmax(1) == answers).float().mean().item() for name, answers in answers_of(figures).items()}
+    found = {
+        name: values.cpu()
+        for name, values in questions(encoder(reference_pixels(chance, figures).to(device)).image_embeds).items()
+    }
+    right = {
+        name: (found[name].argmax(1) == answers).float().mean().item() for name, answers in answers_of(figures).items()
+    }
     read = (found["colours"] * 255).unflatten(1, (2, 3)).tolist()
     for i, part in enumerate(("body", "accent")):
-        right[part] = sum(nearest(colours[i]) == getattr(figure.look, part) for figure, colours in zip(figures, read, strict=True)) / count
+        right[part] = (
+            sum(
+                nearest(colours[i]) == getattr(figure.look, part) for figure, colours in zip(figures, read, strict=True)
+            )
+            / count
+        )
     return right

@@ -1,4 +1,5 @@
 """From trainers' checkpoints to the shipped files: averaged weights, half precision, published layouts."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -18,13 +19,20 @@ def averaged(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:
     """State dicts of a checkpoint's modules, with the averaged in place of the last parameters."""
     state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
     values = iter(state["average"])
-    return {name: {key: next(values) if key in state["trained"][name] else value for key, value in module.items()} for name, module in state["modules"].items()}
+    return {
+        name: {key: next(values) if key in state["trained"][name] else value for key, value in module.items()}
+        for name, module in state["modules"].items()
+    }
 
 
 def write(tensors: Mapping[str, torch.Tensor], path: Path, about: str) -> None:
     """A safetensors file, numbers as float16."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    halves = {name: (value.half() if value.is_floating_point() else value).contiguous() for name, value in tensors.items() if not name.endswith("position_ids")}
+    halves = {
+        name: (value.half() if value.is_floating_point() else value).contiguous()
+        for name, value in tensors.items()
+        if not name.endswith("position_ids")
+    }
     save_file(halves, path, {"about": about, "licence": "CC0-1.0"})
     path.chmod(0o644)
 
@@ -34,13 +42,21 @@ def export_base(checkpoint: Path, folder: Path = files.FOLDER) -> None:
     modules = averaged(checkpoint)
     write(modules["unet"], folder / files.UNET, "Troupe's rehearsal world: UNet, v-prediction, diffusers' names")
     texts = dict(modules["texts"])
-    texts[files.TABLE] = texts[files.TABLE][:len(known_ids())]
-    write({**texts, files.IDS: torch.tensor(known_ids(), dtype=torch.int32)}, folder / files.TEXTS, "Troupe's rehearsal world: CLIP text encoder, transformers' names")
+    texts[files.TABLE] = texts[files.TABLE][: len(known_ids())]
+    write(
+        {**texts, files.IDS: torch.tensor(known_ids(), dtype=torch.int32)},
+        folder / files.TEXTS,
+        "Troupe's rehearsal world: CLIP text encoder, transformers' names",
+    )
 
 
 def export_encoder(checkpoint: Path, folder: Path = files.FOLDER) -> None:
     """The image encoder."""
-    write(averaged(checkpoint)["encoder"], folder / files.IMAGES, "Troupe's rehearsal world: CLIP vision encoder, transformers' names")
+    write(
+        averaged(checkpoint)["encoder"],
+        folder / files.IMAGES,
+        "Troupe's rehearsal world: CLIP vision encoder, transformers' names",
+    )
 
 
 def export_adapter(checkpoint: Path, kind: str, folder: Path = files.FOLDER) -> None:
@@ -60,8 +76,13 @@ def export_recogniser(checkpoint: Path, folder: Path = files.FOLDER) -> None:
 
 def export_all(checkpoints: Path, folder: Path) -> list[Path]:
     """Export every model that has a checkpoint in `checkpoints`. Returns the files in `folder`."""
-    ways = {"encoder": export_encoder, "base": export_base, "recogniser": export_recogniser,
-            "ip": partial(export_adapter, kind="ip"), "mip": partial(export_adapter, kind="mip")}
+    ways = {
+        "encoder": export_encoder,
+        "base": export_base,
+        "recogniser": export_recogniser,
+        "ip": partial(export_adapter, kind="ip"),
+        "mip": partial(export_adapter, kind="mip"),
+    }
     for name, way in ways.items():
         if (checkpoints / name / "checkpoint.pt").exists():
             way(checkpoints / name / "checkpoint.pt", folder=folder)

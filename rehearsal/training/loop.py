@@ -1,4 +1,7 @@
-"""What the rehearsal world's trainings share: batches drawn as they are needed, the schedule, averaged weights, checkpoints."""
+"""What the rehearsal world's trainings share: batches drawn as they are needed, the schedule, averaged weights,
+checkpoints.
+"""
+
 from __future__ import annotations
 
 import json
@@ -30,7 +33,9 @@ def latents_of(scenes: Sequence[Scene]) -> torch.Tensor:
     return (coefficients - codec.MEAN.view(-1, 1, 1)) / codec.SCALE.view(-1, 1, 1)
 
 
-def random_scenes(chance: random.Random, count: int, choice: Sequence[Look] = TRAINING_LOOKS, alone: float = 0.3) -> list[Scene]:
+def random_scenes(
+    chance: random.Random, count: int, choice: Sequence[Look] = TRAINING_LOOKS, alone: float = 0.3
+) -> list[Scene]:
     """Scenes of individuals with these looks; alone: part of them with one subject."""
     return [random_scene(chance, choice, alone) for _ in range(count)]
 
@@ -39,13 +44,24 @@ class Diffusion:
     """v-prediction on SD's schedule, weighted by min-SNR (arXiv 2303.09556, gamma 5)."""
 
     def __init__(self, device: torch.device):
-        betas = torch.linspace(nets.BETAS["beta_start"] ** 0.5, nets.BETAS["beta_end"] ** 0.5, nets.BETAS["num_train_timesteps"], dtype=torch.float64) ** 2
+        betas = (
+            torch.linspace(
+                nets.BETAS["beta_start"] ** 0.5,
+                nets.BETAS["beta_end"] ** 0.5,
+                nets.BETAS["num_train_timesteps"],
+                dtype=torch.float64,
+            )
+            ** 2
+        )
         self.signal = torch.cumprod(1 - betas, 0).float().to(device)  # alpha bar
 
-    def noised(self, clean: torch.Tensor, noisier: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def noised(
+        self, clean: torch.Tensor, noisier: float = 0.0
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Noisy latents [b, c, h, w], steps [b], the v to be predicted [b, c, h, w], and the loss weight of each [b].
 
-        Steps are spread over the batch, evenly where noisier is 0; a step t of T is drawn in proportion to (t / T) ** noisier.
+        Steps are spread over the batch, evenly where noisier is 0; a step t of T is drawn in proportion to (t / T) **
+        noisier.
         """
         b = len(clean)
         even = (torch.arange(b, device=clean.device) + torch.rand(b, device=clean.device)) / b
@@ -54,7 +70,12 @@ class Diffusion:
         noise = torch.randn_like(clean)
         snr = signal / (1 - signal)
         weight = snr.clamp(max=5) / (snr + 1)
-        return signal.sqrt() * clean + (1 - signal).sqrt() * noise, steps, signal.sqrt() * noise - (1 - signal).sqrt() * clean, weight.flatten()
+        return (
+            signal.sqrt() * clean + (1 - signal).sqrt() * noise,
+            steps,
+            signal.sqrt() * noise - (1 - signal).sqrt() * clean,
+            weight.flatten(),
+        )
 
 
 def weighted_loss(prediction: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -63,9 +84,19 @@ def weighted_loss(prediction: torch.Tensor, target: torch.Tensor, weight: torch.
 
 
 class PlainAttention:
-    """Attention as two products of matrices. On a CPU its gradients take a third of the time that the fused kernel's take at these sizes."""
+    """Attention as two products of matrices.
 
-    def __call__(self, attention: Attention, hidden: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None, attention_mask: Any = None, **_: Any) -> torch.Tensor:
+    On a CPU its gradients take a third of the time that the fused kernel's take at these sizes.
+    """
+
+    def __call__(
+        self,
+        attention: Attention,
+        hidden: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: Any = None,
+        **_: Any,
+    ) -> torch.Tensor:
         states = hidden if encoder_hidden_states is None else encoder_hidden_states
         found = plain_attention(attention.to_q(hidden), attention.to_k(states), attention.to_v(states), attention.heads)
         return attention.to_out[0](found)
@@ -76,9 +107,14 @@ def plain_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tenso
     return attention_shares(query, keys, values, heads)[1]
 
 
-def attention_shares(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+def attention_shares(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, heads: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """As `plain_attention`, with the probabilities [b * heads, n, t] before it."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1) for x in (query * (query.shape[-1] // heads) ** -0.5, keys, values))
+    q, k, v = (
+        x.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1)
+        for x in (query * (query.shape[-1] // heads) ** -0.5, keys, values)
+    )
     logits = torch.bmm(q, k.transpose(1, 2))
     shares = logits.softmax(-1, dtype=logits.dtype)
     return shares, torch.bmm(shares, v).unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
@@ -106,14 +142,32 @@ class Average:
 
 
 class Trainer:
-    """AdamW with a warm-up, a constant rate and a linear cool-down over the last part of the minutes; checkpoints that a later run goes on from.
+    """AdamW with a warm-up, a constant rate and a linear cool-down over the last part of the minutes; checkpoints that
+    a later run goes on from.
 
-    modules: what is trained, by name; folder: of checkpoints and log; minutes: of this run; cooldown: its last part, 0..1; say: gets a line of progress now and then.
+    modules: what is trained, by name; folder: of checkpoints and log; minutes: of this run; cooldown: its last part,
+    0..1; say: gets a line of progress now and then.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], folder: Path, minutes: float, rate: float, cooldown: float, seed: int, save_every: float = 5.0,
-                 say: Callable[[str], None] = print):
-        self.modules, self.folder, self.minutes, self.rate, self.cooldown, self.save_every = modules, folder, minutes, rate, cooldown, save_every
+    def __init__(
+        self,
+        modules: dict[str, nn.Module],
+        folder: Path,
+        minutes: float,
+        rate: float,
+        cooldown: float,
+        seed: int,
+        save_every: float = 5.0,
+        say: Callable[[str], None] = print,
+    ):
+        self.modules, self.folder, self.minutes, self.rate, self.cooldown, self.save_every = (
+            modules,
+            folder,
+            minutes,
+            rate,
+            cooldown,
+            save_every,
+        )
         self.say = say
         parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -156,7 +210,10 @@ class Trainer:
     def descend(self, loss: torch.Tensor) -> None:
         """One step of the optimizer."""
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"Expected a finite loss, found {loss.item()} at step {self.step}. Continue from the last checkpoint with a lower --rate.")
+            raise FloatingPointError(
+                f"Expected a finite loss, found {loss.item()} at step {self.step}. Continue from the last "
+                "checkpoint with a lower --rate."
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -167,7 +224,13 @@ class Trainer:
 
     def report(self) -> None:
         seconds = self.seconds + time.monotonic() - self.begin
-        line = {"step": self.step, "samples": self.samples, "minutes": round(seconds / 60, 1), "loss": round(self.loss, 5), "rate": self.optimizer.param_groups[0]["lr"]}
+        line = {
+            "step": self.step,
+            "samples": self.samples,
+            "minutes": round(seconds / 60, 1),
+            "loss": round(self.loss, 5),
+            "rate": self.optimizer.param_groups[0]["lr"],
+        }
         self.say(json.dumps(line))
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -176,9 +239,17 @@ class Trainer:
         """Write everything that a later run needs; an interrupted write leaves the last checkpoint."""
         state = {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
-            "trained": {name: [key for key, p in module.named_parameters() if p.requires_grad] for name, module in self.modules.items()},
-            "average": self.average.values, "average_steps": self.average.steps,
-            "optimizer": self.optimizer.state_dict(), "step": self.step, "samples": self.samples, "seconds": self.seconds + time.monotonic() - self.begin, "loss": self.loss,
+            "trained": {
+                name: [key for key, p in module.named_parameters() if p.requires_grad]
+                for name, module in self.modules.items()
+            },
+            "average": self.average.values,
+            "average_steps": self.average.steps,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "samples": self.samples,
+            "seconds": self.seconds + time.monotonic() - self.begin,
+            "loss": self.loss,
         }
         partial = self.checkpoint.with_suffix(".partial")
         torch.save(state, partial)
@@ -190,4 +261,9 @@ class Trainer:
             module.load_state_dict(state["modules"][name])
         self.average.values, self.average.steps = state["average"], state["average_steps"]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.samples, self.seconds, self.loss = state["step"], state["samples"], state["seconds"], state["loss"]
+        self.step, self.samples, self.seconds, self.loss = (
+            state["step"],
+            state["samples"],
+            state["seconds"],
+            state["loss"],
+        )

@@ -2,6 +2,7 @@
 
 It measures, and knows all pairs of colours, so that none is read as another one.
 """
+
 from __future__ import annotations
 
 import random
@@ -19,19 +20,32 @@ from .loop import Trainer, pixels_of, random_scenes
 
 
 def labels_of(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
-    """Right answer at every latent cell, [b, 16, 16]; 0 ('nobody') for `kind` and -100 (not asked) for the others where nobody is."""
+    """Right answer at every latent cell, [b, 16, 16]; 0 ('nobody') for `kind` and -100 (not asked) for the others where
+    nobody is.
+    """
     answers = {name: torch.full((len(scenes), 32, 32), 0 if name == "kind" else -100) for name in ANSWERS}
     for b, scene in enumerate(scenes):
         for subject, mask in zip(scene.subjects, torch.from_numpy(masks(scene)), strict=True):
             f = subject.figure
-            read = {"kind": f.kind, "variant": f.variant, "body": f.look.body, "accent": f.look.accent, "pattern": f.look.pattern, "accessory": f.look.accessory}
+            read = {
+                "kind": f.kind,
+                "variant": f.variant,
+                "body": f.look.body,
+                "accent": f.look.accent,
+                "pattern": f.look.pattern,
+                "accessory": f.look.accessory,
+            }
             for name, value in read.items():
                 answers[name][b][mask] = ANSWERS[name].index(value)
-    return {name: max_pool2d(values.float()[:, None], 2)[:, 0].long() for name, values in answers.items()}  # subjects lie on whole latent cells
+    # subjects lie on whole latent cells
+    return {name: max_pool2d(values.float()[:, None], 2)[:, 0].long() for name, values in answers.items()}
 
 
 def disturbed(cells: torch.Tensor) -> torch.Tensor:
-    """[b, 3, 32, 32] with noise, blur, faded contrast and wrong colours of chance: errors of a latent are as wide as its cells and wider."""
+    """[b, 3, 32, 32] with noise, blur, faded contrast and wrong colours of chance: errors of a latent are as wide as
+    its cells and wider.
+    """
+
     def strength(most: float) -> torch.Tensor:
         return torch.rand(len(cells), 1, 1, 1) ** 2 * most
 
@@ -42,9 +56,20 @@ def disturbed(cells: torch.Tensor) -> torch.Tensor:
     return cells.clamp(-1, 1)
 
 
-def train_recogniser(folder: Path, minutes: float, batch: int = 32, rate: float = 1e-3, cooldown: float = 0.5, seed: int = 3, device: str = "cpu",
-                     start: Path | None = None) -> dict[str, float]:
-    """Train, or go on where the checkpoint in `folder` ends; start: as in `train_base`. Returns what `accuracy` finds."""
+def train_recogniser(
+    folder: Path,
+    minutes: float,
+    batch: int = 32,
+    rate: float = 1e-3,
+    cooldown: float = 0.5,
+    seed: int = 3,
+    device: str = "cpu",
+    start: Path | None = None,
+) -> dict[str, float]:
+    """Train, or go on where the checkpoint in `folder` ends; start: as in `train_base`.
+
+    Returns what `accuracy` finds.
+    """
     recogniser = Recogniser().to(device)
     if start is not None:
         recogniser.load_state_dict(files.read(FILE, start))
@@ -61,7 +86,9 @@ def train_recogniser(folder: Path, minutes: float, batch: int = 32, rate: float 
 
 
 def accuracy(recogniser: Recogniser, count: int = 400) -> dict[str, float]:
-    """On new drawings of the held-out looks: part of pictures whose classes are all found and nothing else, and of the subjects in them part of right answers."""
+    """On new drawings of the held-out looks: part of pictures whose classes are all found and nothing else, and of the
+    subjects in them part of right answers.
+    """
     chance = random.Random(77)
     scenes = [random_scene(chance, TEST_LOOKS) for _ in range(count)]
     pictures = torch.from_numpy(np.stack([draw(scene) for scene in scenes])).permute(0, 3, 1, 2).float() / 255

@@ -1,9 +1,10 @@
 """A real ComfyUI in a process of its own, and Chromium on its page.
 
-Without a host, Chromium or playwright these tests skip, or fail where TROUPE_REQUIRE_BROWSER=1. CHROMIUM names the browser where it is not found.
-The host's own front end is tested, on its canvas; TROUPE_FRONTEND_ROOT (the `static` folder of another comfyui-frontend-package) adds that one, on its
-canvas and with Nodes 2.0.
+Without a host, Chromium or playwright these tests skip, or fail where TROUPE_REQUIRE_BROWSER=1. CHROMIUM names the
+browser where it is not found. The host's own front end is tested, on its canvas; TROUPE_FRONTEND_ROOT (the `static`
+folder of another comfyui-frontend-package) adds that one, on its canvas and with Nodes 2.0.
 """
+
 import importlib.util
 import os
 import shutil
@@ -21,7 +22,15 @@ sys.path.insert(0, str(HERE))
 REQUIRED = os.environ.get("TROUPE_REQUIRE_BROWSER") == "1"
 FRONT_END = os.environ.get("TROUPE_FRONTEND_ROOT", "")
 SETTINGS = ["own canvas", *(["given canvas", "given nodes2"] if FRONT_END else [])]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def chromium() -> str:
@@ -36,7 +45,9 @@ def need(there: bool, what: str) -> None:
 
 
 def pytest_collection_modifyitems(items):
-    """These come last: playwright's event loop stays in the thread until the session ends, and others start one of their own."""
+    """These come last: playwright's event loop stays in the thread until the session ends, and others start one of
+    their own.
+    """
     items.sort(key=lambda item: HERE in Path(str(item.fspath)).parents)
 
 
@@ -73,7 +84,14 @@ def server(front_end, browser, tmp_path_factory):
     (base / "input").mkdir()
     shutil.copy(HERE / "half_red.png", base / "input" / "half_red.png")
     arguments = ["--front-end-root", front_end] if front_end else []
-    with HostServer(Host(path, sys.executable, gpu=False), base, {}, lambda sentence: None, arguments=arguments, environment={"OMP_NUM_THREADS": "1"}) as running:
+    with HostServer(
+        Host(path, sys.executable, gpu=False),
+        base,
+        {},
+        lambda sentence: None,
+        arguments=arguments,
+        environment={"OMP_NUM_THREADS": "1"},
+    ) as running:
         yield running
 
 
@@ -91,5 +109,3 @@ def page(loaded):
     loaded.clear()
     yield loaded
     loaded.check()
-
-

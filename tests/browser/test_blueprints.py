@@ -1,4 +1,7 @@
-"""The subgraph blueprints in the front end: one node with all of the graph inside, and its widgets outside where the front end can show them there."""
+"""The subgraph blueprints in the front end: one node with all of the graph inside, and its widgets outside where the
+front end can show them there.
+"""
+
 import json
 import urllib.error
 import urllib.request
@@ -32,8 +35,13 @@ def test_a_blueprint_opens_with_its_widgets_outside(path, page, server, front_en
     assert sorted(node["inside"]) == sorted(one["type"] for one in inside["nodes"])
     values = [value for _, value in node["widgets"]]
     if front_end or serves_blueprints(server):  # the front end of an older host shows no widgets of a subgraph outside
-        assert len(values) >= len(saved["nodes"][0]["properties"]["proxyWidgets"]) and {"astronaut", "cat"} <= {value for value in values if isinstance(value, str)}
+        assert len(values) >= len(saved["nodes"][0]["properties"]["proxyWidgets"]) and {"astronaut", "cat"} <= {
+            value for value in values if isinstance(value, str)
+        }
     sent = page.page.evaluate("async () => (await window.app.graphToPrompt()).output")
     assert sorted(one["class_type"] for one in sent.values()) == sorted(node["inside"])
-    assert sorted(one["inputs"]["name"] for one in sent.values() if one["class_type"] == "TroupeAddSubject") == ["astronaut", "cat"]
+    assert sorted(one["inputs"]["name"] for one in sent.values() if one["class_type"] == "TroupeAddSubject") == [
+        "astronaut",
+        "cat",
+    ]
     page.page.keyboard.press("Escape")

@@ -1,6 +1,5 @@
 """A workflow converted from IPAdapter_plus opens on the names of its subjects."""
 
-
 from support.ipadapter_workflows import Regional
 from troupe_tools.workflow.from_ipadapter import from_ipadapter
 

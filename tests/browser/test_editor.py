@@ -1,4 +1,5 @@
 """The box editor on Place Subjects, drawn on by mouse, finger and keyboard on the page of a real ComfyUI."""
+
 import json
 
 import pytest
@@ -22,19 +23,31 @@ def names(page, id_):
 
 
 def set_widget(page, id_, name, value):
-    page.evaluate("([id, name, value]) => { const w = window.graphNode(id).widgets.find((w) => w.name === name); w.value = value; w.callback?.(value); }", id_, name, value)
+    page.evaluate(
+        "([id, name, value]) => { const w = window.graphNode(id).widgets.find((w) => w.name === name); "
+        "w.value = value; w.callback?.(value); }",
+        id_,
+        name,
+        value,
+    )
     page.settle()
 
 
-# ---- drawing -----------------------------------------------------------------------------------------------------------------------------
+# ---- drawing ---------------------------------------------------------------------------------------------------------
+
 
 def test_draw_save_reload_undo_and_run(page):
-    """Two drawn boxes are in the text, in the file, come back, go and come with Ctrl+Z and Ctrl+Y, and are what the server receives."""
+    """Two drawn boxes are in the text, in the file, come back, go and come with Ctrl+Z and Ctrl+Y, and are what the
+    server receives.
+    """
     place = page.cast("red fox", "cat")
     for box in (FOX, CAT):
         page.draw(place, *box)
     drawn = page.boxes(place)
-    assert [sides(box) for box in drawn] == [near(FOX), near(CAT)] and [box["label"] for box in drawn] == ["red fox", "cat"]
+    assert [sides(box) for box in drawn] == [near(FOX), near(CAT)] and [box["label"] for box in drawn] == [
+        "red fox",
+        "cat",
+    ]
     assert page.evaluate("(id) => [...window.graphNode(id).pos]", place) == [420, 30], "drawing moved the node"
 
     page.undo()
@@ -64,17 +77,24 @@ def test_a_subject_s_photo_is_on_its_button_and_in_its_box(page):
     place = page.cast("red fox")
     page.draw(place, 0.2, 0.2, 0.7, 0.7)
     page.settle()
-    shown, colours = page.evaluate("""(id) => {
+    shown, colours = page.evaluate(
+        """(id) => {
       const { list, canvas, dots } = window.graphNode(id).troupeBoxes.editor, photo = list.querySelector("img"), side = 48 * dots;
       const [right, bottom] = [0.9 * canvas.width - 5 * dots, 0.9 * canvas.height - 5 * dots - side / 2];
       const at = (x) => [...canvas.getContext("2d").getImageData(x, bottom, 1, 1).data].slice(0, 3);
       return [photo.complete && photo.naturalWidth > 0 && photo.getBoundingClientRect().width > 4, [at(right - 0.8 * side), at(right - 0.2 * side)]];
-    }""", place)
+    }""",
+        place,
+    )
     assert shown and colours == [[255, 0, 0], [0, 0, 0]]
-    page.evaluate("(id) => { const n = window.graphNode(id); n.disconnectInput(n.inputs.findIndex((x) => x.name === 'cast')); }", place)
+    page.evaluate(
+        "(id) => { const n = window.graphNode(id); n.disconnectInput(n.inputs.findIndex((x) => x.name === 'cast')); }",
+        place,
+    )
     page.settle()
-    assert page.evaluate("(id) => window.graphNode(id).troupeBoxes.editor.list.querySelector('img')?.hidden ?? true", place)
-
+    assert page.evaluate(
+        "(id) => window.graphNode(id).troupeBoxes.editor.list.querySelector('img')?.hidden ?? true", place
+    )
 
 
 def test_a_file_dropped_on_the_page_brings_its_boxes(page):
@@ -83,7 +103,10 @@ def test_a_file_dropped_on_the_page_brings_its_boxes(page):
     saved = page.evaluate("() => JSON.stringify(window.app.graph.serialize())")
     drawn = page.boxes(place)
     page.clear()
-    page.evaluate("async (text) => { await window.app.handleFile(new File([text], 'w.json', {type: 'application/json'})); }", saved)
+    page.evaluate(
+        "async (text) => { await window.app.handleFile(new File([text], 'w.json', {type: 'application/json'})); }",
+        saved,
+    )
     page.ready(place)
     assert page.state(place)["boxes"] == drawn
 
@@ -127,9 +150,15 @@ def test_a_box_inside_of_another(page):
     page.page.keyboard.up("Control")
     page.page.locator(".troupe-subject").nth(2).click()
     page.draw(place, 0.6, 0.6, 0.2, 0.2)
-    assert [sides(box) for box in page.boxes(place)] == [near((0, 0, 1, 1)), near((0.3, 0.3, 0.2, 0.2)), near((0.6, 0.6, 0.2, 0.2))]
+    assert [sides(box) for box in page.boxes(place)] == [
+        near((0, 0, 1, 1)),
+        near((0.3, 0.3, 0.2, 0.2)),
+        near((0.6, 0.6, 0.2, 0.2)),
+    ]
     page.drag(place, (0.4, 0.4), (0.5, 0.4))  # the small box is the one that is taken
-    assert sides(page.boxes(place)[1]) == near((0.4, 0.3, 0.2, 0.2)) and sides(page.boxes(place)[0]) == near((0, 0, 1, 1))
+    assert sides(page.boxes(place)[1]) == near((0.4, 0.3, 0.2, 0.2)) and sides(page.boxes(place)[0]) == near(
+        (0, 0, 1, 1)
+    )
 
 
 def test_a_finger_draws_and_its_drag_is_one_step_for_undo(page):
@@ -139,7 +168,15 @@ def test_a_finger_draws_and_its_drag_is_one_step_for_undo(page):
     start, end = page.at(place, 0.05, 0.1), page.at(place, 0.45, 0.6)
     touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": start[0], "y": start[1]}]})
     for part in (0.3, 0.7, 1.0):
-        touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": start[0] + part * (end[0] - start[0]), "y": start[1] + part * (end[1] - start[1])}]})
+        touch.send(
+            "Input.dispatchTouchEvent",
+            {
+                "type": "touchMove",
+                "touchPoints": [
+                    {"x": start[0] + part * (end[0] - start[0]), "y": start[1] + part * (end[1] - start[1])}
+                ],
+            },
+        )
     assert len(page.boxes(place)) == 1, "written before the finger is up"
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     page.settle()
@@ -151,11 +188,17 @@ def test_a_finger_draws_and_its_drag_is_one_step_for_undo(page):
 def test_a_pen_draws_too(page):
     place = page.cast("red fox")
     pen = page.context.new_cdp_session(page.page)
-    note = "window.graphNode(id).troupeBoxes.editor.canvas.addEventListener('pointerdown', (e) => window.penKinds.push(e.pointerType));"
+    note = (
+        "window.graphNode(id).troupeBoxes.editor.canvas.addEventListener('pointerdown', (e) => "
+        "window.penKinds.push(e.pointerType));"
+    )
     page.page.evaluate("(id) => { window.penKinds = []; " + note + " }", place)
     start, end = page.at(place, 0.1, 0.2), page.at(place, 0.6, 0.7)
     for kind, (x, y), buttons in (("mousePressed", start, 1), ("mouseMoved", end, 1), ("mouseReleased", end, 0)):
-        pen.send("Input.dispatchMouseEvent", {"type": kind, "x": x, "y": y, "button": "left", "buttons": buttons, "clickCount": 1, "pointerType": "pen"})
+        pen.send(
+            "Input.dispatchMouseEvent",
+            {"type": kind, "x": x, "y": y, "button": "left", "buttons": buttons, "clickCount": 1, "pointerType": "pen"},
+        )
     page.settle()
     kinds = page.page.evaluate("() => window.penKinds")
     assert kinds == ["pen"] and sides(page.boxes(place)[0]) == near((0.1, 0.2, 0.5, 0.5))
@@ -172,7 +215,8 @@ def test_escape_ends_a_drag_without_a_trace(page):
     assert page.boxes(place) == [] and page.state(place)["draft"] is None
 
 
-# ---- the keyboard and the tools ----------------------------------------------------------------------------------------------------------
+# ---- the keyboard and the tools --------------------------------------------------------------------------------------
+
 
 def test_delete_writes_null_and_leaves_the_node(page):
     place = page.cast("red fox", "cat")
@@ -234,7 +278,9 @@ def test_duplicate_is_for_the_next_subject(page):
     page.key("Control+d")
     page.tool(place, "copy")
     boxes = page.boxes(place)
-    assert [box["label"] for box in boxes] == ["red fox", "cat", "dog"] and len({(box["w"], box["h"]) for box in boxes}) == 1
+    assert [box["label"] for box in boxes] == ["red fox", "cat", "dog"] and len(
+        {(box["w"], box["h"]) for box in boxes}
+    ) == 1
     assert len({(box["x"], box["y"]) for box in boxes}) == 3
 
 
@@ -250,7 +296,8 @@ def test_snap_to_the_grid_and_its_place_in_the_file(page):
     assert page.evaluate("(id) => window.graphNode(id).troupeBoxes.editor.grid", place) == 64
 
 
-# ---- what is known of the graph ----------------------------------------------------------------------------------------------------------
+# ---- what is known of the graph --------------------------------------------------------------------------------------
+
 
 def test_names_are_those_of_the_cast_as_it_is_now(page):
     place = page.cast("red fox", "cat", "dog")
@@ -260,7 +307,8 @@ def test_names_are_those_of_the_cast_as_it_is_now(page):
     page.evaluate("() => { window.graphNode(2).mode = 4; }")  # bypassed
     page.settle()
     assert names(page, place) == ["lynx", "dog"]
-    page.evaluate("() => { window.graphNode(2).mode = 0; window.graphNode(3).mode = 2; }")  # muted: its cast does not come
+    # muted: its cast does not come
+    page.evaluate("() => { window.graphNode(2).mode = 0; window.graphNode(3).mode = 2; }")
     page.settle()
     assert names(page, place) == ["dog"]
     page.draw(place, *FOX)
@@ -269,16 +317,25 @@ def test_names_are_those_of_the_cast_as_it_is_now(page):
 
 def test_names_through_reroutes_and_from_a_primitive(page):
     place = page.cast("red fox", "cat")
-    page.build([(20, "Reroute", {}, (250, 500)), (21, "PrimitiveString", {"value": "grey cat"}, (-300, 500))],
-               [(3, 0, 20, ""), (21, 0, 3, "name")])
-    page.evaluate("(id) => { const target = window.graphNode(id); window.graphNode(20).connect(0, target, target.inputs.findIndex((i) => i.name === 'cast')); }", place)
+    page.build(
+        [(20, "Reroute", {}, (250, 500)), (21, "PrimitiveString", {"value": "grey cat"}, (-300, 500))],
+        [(3, 0, 20, ""), (21, 0, 3, "name")],
+    )
+    page.evaluate(
+        "(id) => { const target = window.graphNode(id); window.graphNode(20).connect(0, target, "
+        "target.inputs.findIndex((i) => i.name === 'cast')); }",
+        place,
+    )
     page.settle()
     assert names(page, place) == ["red fox", "grey cat"]
 
 
 def test_a_name_that_only_a_run_knows(page):
     place = page.cast("red fox", "cat")
-    page.build([(21, "StringConcatenate", {"string_a": "tab", "string_b": "by", "delimiter": ""}, (-300, 500))], [(21, 0, 3, "name")])
+    page.build(
+        [(21, "StringConcatenate", {"string_a": "tab", "string_b": "by", "delimiter": ""}, (-300, 500))],
+        [(21, 0, 3, "name")],
+    )
     page.settle()
     assert names(page, place) == ["red fox", ""]
     page.queue()
@@ -308,8 +365,13 @@ def test_the_canvas_has_the_proportions_of_the_picture(page):
     assert ratio() == approx(2.0, abs=0.04)
     page.build([(20, "EmptyLatentImage", {"width": 768, "height": 1024}, (-300, 500))], [(20, 0, place, "latent")])
     assert ratio() == approx(0.75, abs=0.02)
-    page.build([(21, "LatentUpscaleBy", {"scale_by": 1.0}, (-300, 700)), (22, "EmptyLatentImage", {"width": 256, "height": 512}, (-300, 800))],
-               [(22, 0, 21, "samples"), (21, 0, place, "latent")])
+    page.build(
+        [
+            (21, "LatentUpscaleBy", {"scale_by": 1.0}, (-300, 700)),
+            (22, "EmptyLatentImage", {"width": 256, "height": 512}, (-300, 800)),
+        ],
+        [(22, 0, 21, "samples"), (21, 0, place, "latent")],
+    )
     page.queue()
     assert page.state(place)["size"] == [256, 512] and ratio() == approx(0.5, abs=0.02)
 
@@ -317,12 +379,19 @@ def test_the_canvas_has_the_proportions_of_the_picture(page):
 def test_the_background_is_under_the_boxes(page):
     """A file at once, another node's picture after a run: left half red, right half black."""
     place = page.cast("red fox")
-    page.build([(20, "LoadImage", {"image": "half_red.png"}, (-300, 500)), (21, "ImageInvert", {}, (-300, 700))], [(20, 0, place, "background"), (20, 0, 21, "image")])
+    page.build(
+        [(20, "LoadImage", {"image": "half_red.png"}, (-300, 500)), (21, "ImageInvert", {}, (-300, 700))],
+        [(20, 0, place, "background"), (20, 0, 21, "image")],
+    )
     colours = """(id) => { const { canvas } = window.graphNode(id).troupeBoxes.editor;
       return [0.25, 0.75].map((x) => [...canvas.getContext('2d').getImageData(x * canvas.width, 0.5 * canvas.height, 1, 1).data]); }"""
     page.settle(800)
     assert page.evaluate(colours, place) == [[255, 0, 0, 255], [0, 0, 0, 255]]
-    page.evaluate("(id) => { const target = window.graphNode(id); window.graphNode(21).connect(0, target, target.inputs.findIndex((i) => i.name === 'background')); }", place)
+    page.evaluate(
+        "(id) => { const target = window.graphNode(id); window.graphNode(21).connect(0, target, "
+        "target.inputs.findIndex((i) => i.name === 'background')); }",
+        place,
+    )
     page.queue()
     page.settle(800)
     assert page.evaluate(colours, place) == [[0, 255, 255, 255], [255, 255, 255, 255]]
@@ -396,25 +465,33 @@ def test_the_graph_is_zoomed_and_moved_over_the_editor(page):
     assert [sides(box) for box in page.boxes(place)] == [near(FOX)]
 
 
-# ---- several editors, subgraphs ----------------------------------------------------------------------------------------------------------
+# ---- several editors, subgraphs --------------------------------------------------------------------------------------
+
 
 def test_two_editors_do_not_meddle(page):
     first = page.cast("red fox", at=(420, 30), first=1)
     second = page.cast("cat", at=(840, 30), first=10)
     page.draw(first, *FOX)
     page.draw(second, *CAT)
-    assert [sides(box) for box in page.boxes(first)] == [near(FOX)] and [sides(box) for box in page.boxes(second)] == [near(CAT)]
+    assert [sides(box) for box in page.boxes(first)] == [near(FOX)] and [sides(box) for box in page.boxes(second)] == [
+        near(CAT)
+    ]
     assert names(page, first) == ["red fox"] and names(page, second) == ["cat"]
     page.key("Delete")
     assert page.boxes(second) == [None] and len(page.boxes(first)) == 1
-    copy = page.evaluate("(id) => { const n = window.graphNode(id).clone(); window.app.graph.add(n); n.pos = [840, 700]; return n.id; }", first)
+    copy = page.evaluate(
+        "(id) => { const n = window.graphNode(id).clone(); window.app.graph.add(n); n.pos = [840, 700]; return n.id; }",
+        first,
+    )
     assert page.boxes(copy) == page.boxes(first)
 
 
 def test_inside_a_subgraph(page):
     place = page.cast("red fox", "cat")
     page.draw(place, *FOX)
-    page.evaluate("(id) => { const { graph } = window.app; graph.convertToSubgraph(new Set([graph.getNodeById(id)])); }", place)
+    page.evaluate(
+        "(id) => { const { graph } = window.app; graph.convertToSubgraph(new Set([graph.getNodeById(id)])); }", place
+    )
     page.settle()
     inner = page.evaluate("""() => {
       const { app } = window, outer = app.graph._nodes.find((n) => n.subgraph);
@@ -433,13 +510,17 @@ def test_inside_a_subgraph(page):
     assert page.sent(page.queue()) == [page.boxes(inner)]
 
 
-# ---- when it breaks ----------------------------------------------------------------------------------------------------------------------
+# ---- when it breaks --------------------------------------------------------------------------------------------------
+
 
 def test_a_throw_in_the_editor_leaves_the_text(page):
     place = page.cast("red fox")
     page.draw(place, *FOX)
     before = page.boxes(place)
-    page.evaluate("(id) => { window.graphNode(id).troupeBoxes.editor.show = () => { throw new Error('broken on purpose'); }; }", place)
+    page.evaluate(
+        "(id) => { window.graphNode(id).troupeBoxes.editor.show = () => { throw new Error('broken on purpose'); }; }",
+        place,
+    )
     set_widget(page, place, "width", 512)
     assert page.page.locator("textarea:visible").count() == 1
     assert "broken on purpose" in page.page.locator(".troupe-stopped").inner_text()
@@ -454,8 +535,15 @@ def test_without_the_script_there_is_a_text_to_write_into(setting, server, brows
     page = GraphPage(browser, server, nodes2=setting.endswith("nodes2"), block=blocked)
     try:
         page.clear()
-        page.build([(1, "LoadImage", {"image": "half_red.png"}, (-500, 30)), (2, "TroupeAddSubject", {"name": "red fox"}, (0, 30)), (3, "TroupePlaceSubjects", {}, (420, 30)),
-                    (4, "SaveImage", {}, (840, 30))], [(1, 0, 2, "image"), (2, 0, 3, "cast"), (3, 2, 4, "images")])
+        page.build(
+            [
+                (1, "LoadImage", {"image": "half_red.png"}, (-500, 30)),
+                (2, "TroupeAddSubject", {"name": "red fox"}, (0, 30)),
+                (3, "TroupePlaceSubjects", {}, (420, 30)),
+                (4, "SaveImage", {}, (840, 30)),
+            ],
+            [(1, 0, 2, "image"), (2, 0, 3, "cast"), (3, 2, 4, "images")],
+        )
         page.settle()
         boxes = [{"label": "red fox", "x": 0.1, "y": 0.2, "w": 0.3, "h": 0.5}]
         page.page.locator("textarea:visible").fill(json.dumps(boxes))

@@ -1,4 +1,7 @@
-"""No node of a template covers another, on the canvas and in Nodes 2.0, which draws nodes taller, before a run and with the messages after it."""
+"""No node of a template covers another, on the canvas and in Nodes 2.0, which draws nodes taller, before a run and with
+the messages after it.
+"""
+
 import json
 from itertools import combinations
 
@@ -20,15 +23,23 @@ def opened(page, name):
     found = page.page.evaluate(RECTANGLES)
     page.page.keyboard.press("Escape")
     page.errors[:] = [error for error in page.errors if REGISTRY not in error]
-    assert len(found) == len(workflow["nodes"]) and all(one["drawn"] and one["w"] > 50 and one["h"] > 30 for one in found), found
+    assert len(found) == len(workflow["nodes"]) and all(
+        one["drawn"] and one["w"] > 50 and one["h"] > 30 for one in found
+    ), found
     return found
 
 
 @pytest.fixture(autouse=True)
 def links(page):
-    """The links are asked how large the missing files are, at any time; test_templates.py looks at what else is asked for."""
+    """The links are asked how large the missing files are, at any time; test_templates.py looks at what else is asked
+    for.
+    """
     yield
-    known = {model["url"] for name in NAMES for model in json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))["models"]}
+    known = {
+        model["url"]
+        for name in NAMES
+        for model in json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))["models"]
+    }
     page.outside[:] = [url for url in page.outside if url.split("?")[0] not in known and not url.startswith(REGISTRY)]
 
 
@@ -36,7 +47,9 @@ def overlaps(found):
     """(title, title, width, height) of each part that two nodes share."""
     shared = []
     for a, b in combinations(found, 2):
-        width, height = (min(a[at] + a[size], b[at] + b[size]) - max(a[at], b[at]) for at, size in (("x", "w"), ("y", "h")))
+        width, height = (
+            min(a[at] + a[size], b[at] + b[size]) - max(a[at], b[at]) for at, size in (("x", "w"), ("y", "h"))
+        )
         if min(width, height) > 1:  # a pixel for the front end's rounding
             shared.append((a["title"], b["title"], round(width), round(height)))
     return shared
@@ -68,10 +81,19 @@ def test_none_does_after_a_run(name, page):
 
 def test_overlaps_are_found(page):
     """The measure itself: two nodes 20 pixels into each other, by what is drawn, and two side by side."""
-    page.build([(1, "CheckpointLoaderSimple", {}, (0, 0)), (2, "EmptyLatentImage", {}, (0, 400)), (3, "EmptyLatentImage", {}, (700, 0))])
+    page.build(
+        [
+            (1, "CheckpointLoaderSimple", {}, (0, 0)),
+            (2, "EmptyLatentImage", {}, (0, 400)),
+            (3, "EmptyLatentImage", {}, (700, 0)),
+        ]
+    )
     page.settle(SETTLE)
     first = next(one for one in page.page.evaluate(RECTANGLES) if str(one["id"]) == "1")
-    page.evaluate("([y]) => { const node = window.graphNode(2); node.pos = [0, y]; window.app.canvas.setDirty(true, true); }", [first["y"] + first["h"] + 30 - 20])
+    page.evaluate(
+        "([y]) => { const node = window.graphNode(2); node.pos = [0, y]; window.app.canvas.setDirty(true, true); }",
+        [first["y"] + first["h"] + 30 - 20],
+    )
     page.settle(SETTLE)
     [(a, b, width, height)] = overlaps(page.page.evaluate(RECTANGLES))
     assert width > 100 and abs(height - 20) <= 2

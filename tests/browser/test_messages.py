@@ -1,4 +1,7 @@
-"""What a node has to say stands on it, in full, until the next run says otherwise; beside a name, whether it is in the prompt."""
+"""What a node has to say stands on it, in full, until the next run says otherwise; beside a name, whether it is in the
+prompt.
+"""
+
 import json
 from uuid import uuid4
 
@@ -35,7 +38,9 @@ def texts(page, id_, kind):
 
 def start(page, server):
     """Open the first template as a graph that has not run yet; {class: ids}."""
-    saved = json.loads(get(server, f"/api/workflow_templates/{pack_folder(server)}/{START}.json")) | {"id": str(uuid4())}
+    saved = json.loads(get(server, f"/api/workflow_templates/{pack_folder(server)}/{START}.json")) | {
+        "id": str(uuid4())
+    }
     page.evaluate("async (graph) => { await window.app.loadGraphData(graph, true, true, null); }", saved)
     page.settle(900)
     page.outside.clear()  # newer front ends ask for the files of the workflow they begin with
@@ -46,12 +51,20 @@ def start(page, server):
 
 
 def put(page, id_, name, value):
-    page.evaluate("([id, name, value]) => { const w = window.graphNode(id).widgets.find((w) => w.name === name); w.value = value; w.callback?.(value); }", id_, name, value)
+    page.evaluate(
+        "([id, name, value]) => { const w = window.graphNode(id).widgets.find((w) => w.name === name); "
+        "w.value = value; w.callback?.(value); }",
+        id_,
+        name,
+        value,
+    )
 
 
 def test_a_run_leaves_its_messages_until_the_next(page, server):
     ids = start(page, server)
-    first, encode, apply, preview = (ids[f"Troupe{kind}"][0] for kind in ("AddSubject", "EncodeSubjects", "ApplyImageAttention", "PreviewRelevance"))
+    first, encode, apply, preview = (
+        ids[f"Troupe{kind}"][0] for kind in ("AddSubject", "EncodeSubjects", "ApplyImageAttention", "PreviewRelevance")
+    )
     assert lines(page, apply) == []
     put(page, first, "name", "knight")
     page.queue()
@@ -62,7 +75,9 @@ def test_a_run_leaves_its_messages_until_the_next(page, server):
     page.evaluate(CLOSE, apply)
     page.settle()
     seen = page.evaluate(SEEN, apply)
-    assert len(seen) >= 2 and all(height > 10 and below and beside for height, below, beside in seen), f"every line is readable in full: {seen}"
+    assert len(seen) >= 2 and all(height > 10 and below and beside for height, below, beside in seen), (
+        f"every line is readable in full: {seen}"
+    )
     size = page.evaluate(HEIGHT, apply)
     put(page, first, "name", "cat")
     page.queue()
@@ -108,20 +123,31 @@ def test_messages_take_no_room_in_the_saved_graph(page, server):
         assert all(lines(page, id_) for id_ in watched)
     page.outside.clear()
     assert [page.evaluate(HEIGHT, id_) for id_ in watched] == heights
-    assert {key: page.page.evaluate(sizes)[key] for key in map(str, watched)} == {key: saved[key] for key in map(str, watched)}
+    assert {key: page.page.evaluate(sizes)[key] for key in map(str, watched)} == {
+        key: saved[key] for key in map(str, watched)
+    }
 
 
 def test_an_error_stands_on_its_node_until_the_node_runs(page, server):
     ids = start(page, server)
     apply = ids["TroupeApplyImageAttention"][0]
     encode = ids["TroupeEncodeSubjects"][0]
-    clip = page.evaluate("(id) => { const n = window.graphNode(id), i = n.inputs.findIndex((x) => x.name === 'clip'); const l = n.graph.getLink?.(n.inputs[i].link) "
-                         "?? n.graph.links.get(n.inputs[i].link); n.disconnectInput(i); return [l.origin_id, l.origin_slot]; }", encode)
+    clip = page.evaluate(
+        "(id) => { const n = window.graphNode(id), i = n.inputs.findIndex((x) => x.name === 'clip'); const "
+        "l = n.graph.getLink?.(n.inputs[i].link) "
+        "?? n.graph.links.get(n.inputs[i].link); n.disconnectInput(i); return [l.origin_id, l.origin_slot]; }",
+        encode,
+    )
     page.queue(completed=False)
     assert any("names" in text and "clip" in text for text in texts(page, apply, "error")), lines(page, apply)
     page.page.keyboard.press("Escape")
     page.settle()
-    page.evaluate("([id, from, slot]) => { const n = window.graphNode(id); window.graphNode(from).connect(slot, n, n.inputs.findIndex((x) => x.name === 'clip')); }", encode, *clip)
+    page.evaluate(
+        "([id, from, slot]) => { const n = window.graphNode(id); window.graphNode(from).connect(slot, n, "
+        "n.inputs.findIndex((x) => x.name === 'clip')); }",
+        encode,
+        *clip,
+    )
     page.queue()
     assert texts(page, apply, "error") == []
 
@@ -139,15 +165,36 @@ def test_messages_of_an_earlier_run_say_so_once_the_graph_has_changed(page, serv
     assert kinds() == ["earlier", *fresh], "a value upstream"
     put(page, first, "weight", 1.0)
     assert kinds() == fresh, "changed back"
-    page.evaluate("(id) => { const n = window.graphNode(id); n.disconnectInput(n.inputs.findIndex((i) => i.name === 'negative')); }", apply)
+    page.evaluate(
+        "(id) => { const n = window.graphNode(id); n.disconnectInput(n.inputs.findIndex((i) => i.name === "
+        "'negative')); }",
+        apply,
+    )
     assert kinds()[0] == "earlier", "a wire"
 
 
 def test_what_the_host_refuses_to_run_is_on_the_node(page):
-    page.build([(1, "TroupeLoadAdapter", {"adapter_name": "gone.safetensors"}, (-600, 0)), (2, "TroupeAddSubject", {"name": "cat"}, (-600, 400)),
-                (3, "TroupeEncodeSubjects", {}, (0, 0)), (4, "TroupeApplyImageAttention", {}, (400, 0)), (5, "TroupeRecordRelevance", {}, (800, 0)),
-                (6, "TroupePreviewRelevance", {}, (800, 300)), (7, "EmptyLatentImage", {}, (400, 600)), (8, "KSampler", {}, (1200, 0)), (9, "SaveLatent", {}, (1600, 0))],
-               [(1, 0, 3, "adapter"), (2, 0, 3, "cast"), (3, 0, 4, "references"), (4, 0, 8, "model"), (7, 0, 8, "latent_image"), (8, 0, 9, "samples")])
+    page.build(
+        [
+            (1, "TroupeLoadAdapter", {"adapter_name": "gone.safetensors"}, (-600, 0)),
+            (2, "TroupeAddSubject", {"name": "cat"}, (-600, 400)),
+            (3, "TroupeEncodeSubjects", {}, (0, 0)),
+            (4, "TroupeApplyImageAttention", {}, (400, 0)),
+            (5, "TroupeRecordRelevance", {}, (800, 0)),
+            (6, "TroupePreviewRelevance", {}, (800, 300)),
+            (7, "EmptyLatentImage", {}, (400, 600)),
+            (8, "KSampler", {}, (1200, 0)),
+            (9, "SaveLatent", {}, (1600, 0)),
+        ],
+        [
+            (1, 0, 3, "adapter"),
+            (2, 0, 3, "cast"),
+            (3, 0, 4, "references"),
+            (4, 0, 8, "model"),
+            (7, 0, 8, "latent_image"),
+            (8, 0, 9, "samples"),
+        ],
+    )
     page.evaluate("async () => { await window.app.queuePrompt(0, 1); }")
     page.page.keyboard.press("Escape")
     [refused] = texts(page, 1, "error")
@@ -157,15 +204,34 @@ def test_what_the_host_refuses_to_run_is_on_the_node(page):
 
 def test_a_cast_that_cannot_come_out_as_meant_says_so_before_it_runs(page):
     page.build(
-        [(1, "LoadImage", {"image": "half_red.png"}, (-600, 0)), (2, "TroupeAddSubject", {"name": "cat"}, (-200, 0)), (3, "TroupeAddSubject", {"name": "Cat "}, (-200, 400)),
-         (4, "TroupeEncodeSubjects", {}, (200, 0)), (5, "TroupeAddSubject", {"name": "owl"}, (-200, 800)), (6, "CheckpointLoaderSimple", {}, (-600, 500)),
-         (7, "TroupeQuickSubjects", {"name_1": "fox", "name_2": "fox"}, (600, 0))],
-        [(1, 0, 2, "image"), (1, 0, 3, "image"), (1, 0, 5, "image"), (2, 0, 3, "cast"), (3, 0, 4, "cast"), (6, 1, 4, "clip"), (1, 0, 7, "image_1"), (1, 0, 7, "image_2"),
-         (1, 0, 7, "image_3")])
+        [
+            (1, "LoadImage", {"image": "half_red.png"}, (-600, 0)),
+            (2, "TroupeAddSubject", {"name": "cat"}, (-200, 0)),
+            (3, "TroupeAddSubject", {"name": "Cat "}, (-200, 400)),
+            (4, "TroupeEncodeSubjects", {}, (200, 0)),
+            (5, "TroupeAddSubject", {"name": "owl"}, (-200, 800)),
+            (6, "CheckpointLoaderSimple", {}, (-600, 500)),
+            (7, "TroupeQuickSubjects", {"name_1": "fox", "name_2": "fox"}, (600, 0)),
+        ],
+        [
+            (1, 0, 2, "image"),
+            (1, 0, 3, "image"),
+            (1, 0, 5, "image"),
+            (2, 0, 3, "cast"),
+            (3, 0, 4, "cast"),
+            (6, 1, 4, "clip"),
+            (1, 0, 7, "image_1"),
+            (1, 0, 7, "image_2"),
+            (1, 0, 7, "image_3"),
+        ],
+    )
     said = lambda id_: texts(page, id_, "missing")  # noqa: E731
     assert said(2) == [] and [text.partition(":")[0] for text in said(3)] == ["Another subject is called 'Cat' too"]
     assert [text.partition(":")[0] for text in said(5)] == ["This subject is not in the picture"]
-    assert [text.partition(":")[0] for text in said(7)] == ["The subject in image_3 has no name yet", "Another subject is called 'fox' too"]
+    assert [text.partition(":")[0] for text in said(7)] == [
+        "The subject in image_3 has no name yet",
+        "Another subject is called 'fox' too",
+    ]
     put(page, 3, "name", " ")
     assert [text.partition(":")[0] for text in said(3)] == ["The subject has no name yet"]
     put(page, 3, "name", "dog")
@@ -175,55 +241,118 @@ def test_a_cast_that_cannot_come_out_as_meant_says_so_before_it_runs(page):
 @pytest.mark.parametrize("positive", [True, False])
 def test_a_tick_beside_each_name_follows_the_prompt(page, positive):
     page.build(
-        [(1, "LoadImage", {"image": "half_red.png"}, (-600, 0)), (2, "TroupeAddSubject", {"name": "cat"}, (-200, 0)), (3, "TroupeAddSubject", {"name": "dog"}, (-200, 400)),
-         (4, "TroupeEncodeSubjects", {}, (200, 0)), (5, "TroupeApplyImageAttention", {}, (600, 0)), (6, "CLIPTextEncode", {}, (200, 400)),
-         (7, "PrimitiveString", {"value": "a cat"}, (-200, 800)), (8, "KSampler", {}, (1000, 0))],
-        [(1, 0, 2, "image"), (1, 0, 3, "image"), (2, 0, 3, "cast"), (3, 0, 4, "cast"), (4, 0, 5, "references"), (7, 0, 6, "text"), (5, 0, 8, "model"),
-         (6, 0, *((5, "positive") if positive else (8, "positive")))])
-    assert [lines(page, id_) for id_ in (2, 3)] == [[["tick", "'cat' is in your prompt"]], [["missing", "'dog' is not in your prompt: add it, or change the name"]]]
+        [
+            (1, "LoadImage", {"image": "half_red.png"}, (-600, 0)),
+            (2, "TroupeAddSubject", {"name": "cat"}, (-200, 0)),
+            (3, "TroupeAddSubject", {"name": "dog"}, (-200, 400)),
+            (4, "TroupeEncodeSubjects", {}, (200, 0)),
+            (5, "TroupeApplyImageAttention", {}, (600, 0)),
+            (6, "CLIPTextEncode", {}, (200, 400)),
+            (7, "PrimitiveString", {"value": "a cat"}, (-200, 800)),
+            (8, "KSampler", {}, (1000, 0)),
+        ],
+        [
+            (1, 0, 2, "image"),
+            (1, 0, 3, "image"),
+            (2, 0, 3, "cast"),
+            (3, 0, 4, "cast"),
+            (4, 0, 5, "references"),
+            (7, 0, 6, "text"),
+            (5, 0, 8, "model"),
+            (6, 0, *((5, "positive") if positive else (8, "positive"))),
+        ],
+    )
+    assert [lines(page, id_) for id_ in (2, 3)] == [
+        [["tick", "'cat' is in your prompt"]],
+        [["missing", "'dog' is not in your prompt: add it, or change the name"]],
+    ]
     put(page, 7, "value", "a dog")
     assert [lines(page, id_)[0][0] for id_ in (2, 3)] == ["missing", "tick"]
-    page.evaluate("() => { const n = window.graphNode(6); n.disconnectInput(n.inputs.findIndex((x) => x.name === 'text')); }")
+    page.evaluate(
+        "() => { const n = window.graphNode(6); n.disconnectInput(n.inputs.findIndex((x) => x.name === 'text')); }"
+    )
     put(page, 6, "text", "cat, dog")
     assert [lines(page, id_)[0][0] for id_ in (2, 3)] == ["tick", "tick"]
 
 
 def test_quick_subjects_has_a_tick_for_each_photo(page):
-    page.build([(1, "LoadImage", {"image": "half_red.png"}, (-600, 0)), (2, "TroupeQuickSubjects", {"name_1": "cat", "name_2": "dog", "name_3": "owl"}, (0, 0)),
-                (3, "CLIPTextEncode", {"text": "a cat in the rain"}, (-600, 500))],
-               [(1, 0, 2, "image_1"), (1, 0, 2, "image_2"), (3, 0, 2, "positive")])
+    page.build(
+        [
+            (1, "LoadImage", {"image": "half_red.png"}, (-600, 0)),
+            (2, "TroupeQuickSubjects", {"name_1": "cat", "name_2": "dog", "name_3": "owl"}, (0, 0)),
+            (3, "CLIPTextEncode", {"text": "a cat in the rain"}, (-600, 500)),
+        ],
+        [(1, 0, 2, "image_1"), (1, 0, 2, "image_2"), (3, 0, 2, "positive")],
+    )
     assert [kind for kind, _ in lines(page, 2)] == ["tick", "missing"], "a name without a photo is nobody"
 
 
 def test_quick_subjects_shows_the_maps(page):
     page.build(
-        [(1, "TroupeRehearsal", {}, (-900, 0)), (2, "CLIPTextEncode", {"text": "a cat and a robot on grass"}, (-500, 0)), (3, "CLIPTextEncode", {"text": ""}, (-500, 300)),
-         (4, "TroupeQuickSubjects", {"adapter_name": "rehearsal/rehearsal_mip_adapter.safetensors", "name_1": "cat", "name_2": "robot"}, (0, 0)),
-         (5, "EmptyLatentImage", {"width": 128, "height": 128}, (0, 900)),
-         (6, "KSampler", {"steps": 2}, (500, 0)), (7, "VAEDecode", {}, (900, 0)), (8, "PreviewImage", {}, (1200, 0))],
-        [(1, 0, 4, "model"), (1, 1, 2, "clip"), (1, 1, 3, "clip"), (1, 1, 4, "clip"), (1, 5, 4, "image_1"), (1, 6, 4, "image_2"), (2, 0, 4, "positive"), (3, 0, 4, "negative"),
-         (4, 0, 6, "model"), (4, 1, 6, "positive"), (4, 2, 6, "negative"), (5, 0, 6, "latent_image"), (6, 0, 7, "samples"), (1, 2, 7, "vae"), (7, 0, 8, "images")])
+        [
+            (1, "TroupeRehearsal", {}, (-900, 0)),
+            (2, "CLIPTextEncode", {"text": "a cat and a robot on grass"}, (-500, 0)),
+            (3, "CLIPTextEncode", {"text": ""}, (-500, 300)),
+            (
+                4,
+                "TroupeQuickSubjects",
+                {"adapter_name": "rehearsal/rehearsal_mip_adapter.safetensors", "name_1": "cat", "name_2": "robot"},
+                (0, 0),
+            ),
+            (5, "EmptyLatentImage", {"width": 128, "height": 128}, (0, 900)),
+            (6, "KSampler", {"steps": 2}, (500, 0)),
+            (7, "VAEDecode", {}, (900, 0)),
+            (8, "PreviewImage", {}, (1200, 0)),
+        ],
+        [
+            (1, 0, 4, "model"),
+            (1, 1, 2, "clip"),
+            (1, 1, 3, "clip"),
+            (1, 1, 4, "clip"),
+            (1, 5, 4, "image_1"),
+            (1, 6, 4, "image_2"),
+            (2, 0, 4, "positive"),
+            (3, 0, 4, "negative"),
+            (4, 0, 6, "model"),
+            (4, 1, 6, "positive"),
+            (4, 2, 6, "negative"),
+            (5, 0, 6, "latent_image"),
+            (6, 0, 7, "samples"),
+            (1, 2, 7, "vae"),
+            (7, 0, 8, "images"),
+        ],
+    )
     page.queue()
     page.evaluate(CLOSE, 4)
     assert [kind for kind, _ in lines(page, 4)][:2] == ["tick", "tick"]
-    shown = page.evaluate("""(id) => {
+    shown = page.evaluate(
+        """(id) => {
       const widget = window.graphNode(id).widgets.find((w) => w.type === "troupe_messages"), img = widget.element.querySelector("img");
       return [img.naturalWidth, img.naturalHeight, img.getBoundingClientRect().bottom <= widget.element.getBoundingClientRect().bottom + 1, img.hidden];
-    }""", 4)
+    }""",
+        4,
+    )
     assert shown == [512, 512 * 2 + 4, True, False]
 
 
 def test_quick_subjects_asks_for_a_name_where_a_photo_is(page):
-    names = "(id) => window.graphNode(id).widgets.filter((w) => w.name.startsWith('name_') && !w.hidden).map((w) => w.name)"
+    names = (
+        "(id) => window.graphNode(id).widgets.filter((w) => w.name.startsWith('name_') && !w.hidden).map((w) => w.name)"
+    )
     page.build([(1, "LoadImage", {"image": "half_red.png"}, (-600, 0)), (2, "TroupeQuickSubjects", {}, (0, 0))])
     page.settle(700)
     assert page.evaluate(names, 2) == ["name_1"]
     height = page.evaluate(HEIGHT, 2)
-    page.evaluate("() => { const n = window.graphNode(2); window.graphNode(1).connect(0, n, n.inputs.findIndex((x) => x.name === 'image_3')); }")
+    page.evaluate(
+        "() => { const n = window.graphNode(2); window.graphNode(1).connect(0, n, n.inputs.findIndex((x) => "
+        "x.name === 'image_3')); }"
+    )
     page.settle(700)
     assert page.evaluate(names, 2) == ["name_1", "name_3"] and page.evaluate(HEIGHT, 2) > height
     put(page, 2, "name_3", "cat")
-    page.evaluate("() => { const n = window.graphNode(2); n.disconnectInput(n.inputs.findIndex((x) => x.name === 'image_3')); }")
+    page.evaluate(
+        "() => { const n = window.graphNode(2); n.disconnectInput(n.inputs.findIndex((x) => x.name === 'image_3')); }"
+    )
     page.settle(700)
     assert page.evaluate(names, 2) == ["name_1", "name_3"], "what was typed is not hidden"
     saved = page.evaluate("() => window.app.graph.serialize().nodes.find((node) => node.id === 2).widgets_values")

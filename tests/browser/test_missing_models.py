@@ -1,11 +1,13 @@
 """On a fresh host, every file that a template needs is offered by the front end, with its folder and a download."""
+
 import json
 
 import pytest
 from test_templates import NAMES, REGISTRY, REHEARSALS, get, pack_folder
 
 TEXTS = "(selector) => [...document.querySelectorAll(selector)].map((found) => found.innerText).join('\\n')"
-DIALOG = ".p-dialog, [role=dialog]"  # older front ends list missing models in a dialog, newer ones in a panel behind a button
+# older front ends list missing models in a dialog, newer ones in a panel behind a button
+DIALOG = ".p-dialog, [role=dialog]"
 
 
 def offered(page) -> str:
@@ -30,12 +32,13 @@ def test_every_missing_file_is_offered(name, page, server):
     text = offered(page)
     page.page.keyboard.press("Escape")
     page.settle(700)
-    page.outside.clear()  # the links are asked how large the files are; test_templates.py looks at what else is asked for
+    # the links are asked how large the files are; test_templates.py looks at what else is asked for
+    page.outside.clear()
     page.errors[:] = [error for error in page.errors if REGISTRY not in error]
     assert saved["models"], "a template without files"
     lines = text.split("\n")
     for model in saved["models"]:
         place = next((i for i, line in enumerate(lines) if model["name"] in line), None)
         assert place is not None, f"{model['name']} is not offered: {text}"
-        entry = "\n".join(lines[place:place + 3])
+        entry = "\n".join(lines[place : place + 3])
         assert model["directory"] in entry and "Download" in entry, entry

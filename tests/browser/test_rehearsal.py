@@ -1,4 +1,5 @@
 """A newcomer's first minute: the gallery, the rehearsal template, Run. On a fresh host, without a file or an upload."""
+
 import io
 import json
 import urllib.request
@@ -29,7 +30,12 @@ def open_from_gallery(page, name):
 def images_of(entry, kind):
     """The pictures that nodes of a class gave, in the order of their ids."""
     nodes = entry["prompt"][2]
-    return [found for id_ in sorted(entry["outputs"], key=int) if nodes[id_]["class_type"] == kind for found in entry["outputs"][id_].get("images", ())]
+    return [
+        found
+        for id_ in sorted(entry["outputs"], key=int)
+        if nodes[id_]["class_type"] == kind
+        for found in entry["outputs"][id_].get("images", ())
+    ]
 
 
 def test_the_first_picture_comes_from_the_gallery_and_is_the_embedded_engine_s(page, server):
@@ -50,11 +56,16 @@ def test_the_first_picture_comes_from_the_gallery_and_is_the_embedded_engine_s(p
 
 
 def test_the_comparison_runs(page, server):
-    with urllib.request.urlopen(f"{server.url}/api/workflow_templates/ComfyUI-Troupe/{COMPARE}.json", timeout=30) as answer:
+    with urllib.request.urlopen(
+        f"{server.url}/api/workflow_templates/ComfyUI-Troupe/{COMPARE}.json", timeout=30
+    ) as answer:
         page.page.evaluate("async (graph) => { await window.app.loadGraphData(graph); }", json.load(answer))
     page.settle(1000)
     entry = page.queue()
-    references, pictures = images_of(entry, "PreviewImage")[:2], [image(server, found) for found in images_of(entry, "PreviewImage")[2:]]
+    references, pictures = (
+        images_of(entry, "PreviewImage")[:2],
+        [image(server, found) for found in images_of(entry, "PreviewImage")[2:]],
+    )
     assert len(references) == 2 and len(pictures) == LANES and len(images_of(entry, "TroupePreviewRelevance")) == LANES
     assert all((a != b).any() for i, a in enumerate(pictures) for b in pictures[:i]), "two ways gave the same picture"
 
@@ -62,12 +73,16 @@ def test_the_comparison_runs(page, server):
 @pytest.mark.parametrize("name", [START, COMPARE])
 def test_no_node_outgrows_its_place(name, page, server):
     """Sizes in the file are what the front end needs, so that nothing overlaps after a run."""
-    with urllib.request.urlopen(f"{server.url}/api/workflow_templates/ComfyUI-Troupe/{name}.json", timeout=30) as answer:
+    with urllib.request.urlopen(
+        f"{server.url}/api/workflow_templates/ComfyUI-Troupe/{name}.json", timeout=30
+    ) as answer:
         page.page.evaluate("async (graph) => { await window.app.loadGraphData(graph); }", json.load(answer))
     page.settle(1000)
     page.queue()
     page.settle(2000)
-    boxes = page.page.evaluate("() => window.app.graph._nodes.map((node) => [node.id, ...node.pos, ...node.size].map(Math.round))")
+    boxes = page.page.evaluate(
+        "() => window.app.graph._nodes.map((node) => [node.id, ...node.pos, ...node.size].map(Math.round))"
+    )
     for i, (id_, x, y, w, h) in enumerate(boxes):
         for other, x2, y2, w2, h2 in boxes[:i]:
             assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 - 30 or y2 + h2 <= y - 30, (id_, other)

@@ -1,11 +1,39 @@
 """What the host's node search finds for the words that artists type."""
+
 import pytest
 
-WORDS = ["ip adapter", "ipadapter", "reference", "character", "consistent", "person", "face", "region", "mask", "multi", "photo", "box", "gligen", "two characters"]
+WORDS = [
+    "ip adapter",
+    "ipadapter",
+    "reference",
+    "character",
+    "consistent",
+    "person",
+    "face",
+    "region",
+    "mask",
+    "multi",
+    "photo",
+    "box",
+    "gligen",
+    "two characters",
+]
 RESEARCH = ("Two-Strength Guider", "Encode Prompt with Subjects", "Apply Adapter Weights", "Prepare Faces")
-OURS = ("Quick Subjects", "Subjects, quick", "Load Subject Adapter", "Add Subject", "Place Subjects", "Encode Subject References",
-        "Apply Image Attention", "Apply Gated Adapter", "Prepare Faces")
-LISTED = "() => [...document.querySelectorAll('[role=option], [data-testid=result-item], .p-autocomplete-option')].map((e) => e.innerText.trim()).filter(Boolean)"
+OURS = (
+    "Quick Subjects",
+    "Subjects, quick",
+    "Load Subject Adapter",
+    "Add Subject",
+    "Place Subjects",
+    "Encode Subject References",
+    "Apply Image Attention",
+    "Apply Gated Adapter",
+    "Prepare Faces",
+)
+LISTED = (
+    "() => [...document.querySelectorAll('[role=option], [data-testid=result-item], "
+    ".p-autocomplete-option')].map((e) => e.innerText.trim()).filter(Boolean)"
+)
 
 
 @pytest.fixture
@@ -22,7 +50,9 @@ def found(page, query):
     page.settle()
     page.page.mouse.dblclick(1000, 500)
     page.settle(900)
-    page.page.locator("input[placeholder*='earch']:visible, input[role=combobox]:visible").last.fill(query, timeout=15_000)
+    page.page.locator("input[placeholder*='earch']:visible, input[role=combobox]:visible").last.fill(
+        query, timeout=15_000
+    )
     page.settle(1500)
     names = page.page.evaluate(LISTED)
     page.key("Escape", "Escape")

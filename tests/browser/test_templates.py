@@ -1,4 +1,7 @@
-"""Every template opens in the browser on a fresh host, is converted there, and queued: files that are not there are the only complaint."""
+"""Every template opens in the browser on a fresh host, is converted there, and queued: files that are not there are the
+only complaint.
+"""
+
 import json
 import urllib.error
 import urllib.request
@@ -8,10 +11,14 @@ import pytest
 
 WORKFLOWS = Path(__file__).parent.parent.parent / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
-REHEARSALS = [name for name in NAMES if "rehearsal" in name]  # they need no file, so the host would run them: see test_rehearsal.py
-OTHER_PACKS = {"8_portrait_mm_diff": "IPAdapterInsightFaceLoader"}  # the analyser of faces comes from another pack, as the template's note says
-REGISTRY = "https://api.comfy.org/"  # the front end itself asks it about every node of a graph that lacks one, and the links how large missing files are
-FILES = {"ckpt_name", "adapter_name", "clip_vision_name", "clip_name", "vae_name", "unet_name"}  # widgets that name files to be downloaded
+# they need no file, so the host would run them: see test_rehearsal.py
+REHEARSALS = [name for name in NAMES if "rehearsal" in name]
+# the analyser of faces comes from another pack, as the template's note says
+OTHER_PACKS = {"8_portrait_mm_diff": "IPAdapterInsightFaceLoader"}
+# the front end itself asks it about every node of a graph that lacks one, and the links how large missing files are
+REGISTRY = "https://api.comfy.org/"
+# widgets that name files to be downloaded
+FILES = {"ckpt_name", "adapter_name", "clip_vision_name", "clip_name", "vae_name", "unet_name"}
 
 
 def get(server, path):
@@ -27,14 +34,22 @@ def pack_folder(server):
 
 
 def complaints(server, prompt):
-    """(node type, widget, text) of everything that the host says against a prompt; its own sentence where it does not look at the nodes."""
-    request = urllib.request.Request(server.url + "/prompt", json.dumps({"prompt": prompt}).encode(), {"Content-Type": "application/json"})
+    """(node type, widget, text) of everything that the host says against a prompt; its own sentence where it does not
+    look at the nodes.
+    """
+    request = urllib.request.Request(
+        server.url + "/prompt", json.dumps({"prompt": prompt}).encode(), {"Content-Type": "application/json"}
+    )
     try:
         urllib.request.urlopen(request, timeout=60)
         return []
     except urllib.error.HTTPError as error:
         answer = json.loads(error.read())
-    found = [(told["class_type"], e["extra_info"].get("input_name"), e["details"]) for told in answer["node_errors"].values() for e in told["errors"]]
+    found = [
+        (told["class_type"], e["extra_info"].get("input_name"), e["details"])
+        for told in answer["node_errors"].values()
+        for e in told["errors"]
+    ]
     return found or [("", None, answer["error"]["message"])]
 
 
@@ -52,8 +67,14 @@ def test_a_template_opens_and_lacks_nothing_but_files(name, page, server):
     missing = {node["type"] for node in saved["nodes"] if node["type"] == OTHER_PACKS.get(name)}
     unknown = [id_ for id_, node in prompt.items() if not node["class_type"]]
     assert count == len(saved["nodes"]) and len(unknown) == len(missing) == (name in OTHER_PACKS)
-    prompt = {id_: {**node, "inputs": {k: v for k, v in node["inputs"].items() if not (isinstance(v, list) and v[0] in unknown)}}
-              for id_, node in prompt.items() if id_ not in unknown}
+    prompt = {
+        id_: {
+            **node,
+            "inputs": {k: v for k, v in node["inputs"].items() if not (isinstance(v, list) and v[0] in unknown)},
+        }
+        for id_, node in prompt.items()
+        if id_ not in unknown
+    }
     told = [] if name in REHEARSALS else complaints(server, prompt)
     assert bool(told) != (name in REHEARSALS) and {widget for _, widget, _ in told} <= FILES, told
     page.settle(1500 if missing else 450)

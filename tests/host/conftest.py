@@ -1,4 +1,8 @@
-"""A real ComfyUI in this process, on the CPU, with a base folder of its own. No host: these tests skip, or fail where TROUPE_REQUIRE_HOST=1."""
+"""A real ComfyUI in this process, on the CPU, with a base folder of its own.
+
+No host: these tests skip, or fail where TROUPE_REQUIRE_HOST=1.
+"""
+
 import functools
 import importlib
 import logging
@@ -37,7 +41,8 @@ def start_host(base: Path) -> None:
         import comfy.cli_args
     finally:
         sys.argv = arguments
-    for name in ("utils.install_util", "server", "nodes"):  # nodes.py last: it puts <host>/comfy first on sys.path, where utils.py hides the package
+    # nodes.py last: it puts <host>/comfy first on sys.path, where utils.py hides the package
+    for name in ("utils.install_util", "server", "nodes"):
         importlib.import_module(name)
     import comfy.utils
 
@@ -57,14 +62,27 @@ def pytest_collection_modifyitems(items):
 def base_folder(tmp_path_factory) -> Path:
     """The host's base folder; `models/...` in it is what the host lists."""
     base = tmp_path_factory.mktemp("comfyui_base")
-    for folder in ("models/ipadapter", "models/gligen", "models/subject_adapters", "models/clip_vision", "models/checkpoints", "input", "output", "custom_nodes", "user"):
+    for folder in (
+        "models/ipadapter",
+        "models/gligen",
+        "models/subject_adapters",
+        "models/clip_vision",
+        "models/checkpoints",
+        "input",
+        "output",
+        "custom_nodes",
+        "user",
+    ):
         (base / folder).mkdir(parents=True)
     return base
 
 
 @pytest.fixture(scope="session")
 def host(base_folder, record_testsuite_property):
-    """The running host; every test of this folder uses it, directly or through another fixture. A results file of the run says which host it was."""
+    """The running host; every test of this folder uses it, directly or through another fixture.
+
+    A results file of the run says which host it was.
+    """
     if COMFYUI is None:
         pytest.fail(NO_HOST)
     start_host(base_folder)
@@ -89,7 +107,9 @@ def vision(host, tmp_path_factory):
     from support.host import tiny_models
     from support.host.node_chains import HIDDEN, POOLED
 
-    return tiny_models.tiny_clip_vision(hidden=HIDDEN, projection=POOLED, tmp=str(tmp_path_factory.mktemp("clip_vision") / "tiny.json"))
+    return tiny_models.tiny_clip_vision(
+        hidden=HIDDEN, projection=POOLED, tmp=str(tmp_path_factory.mktemp("clip_vision") / "tiny.json")
+    )
 
 
 @pytest.fixture(autouse=True)

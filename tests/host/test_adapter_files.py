@@ -1,4 +1,7 @@
-"""The choices of `adapter_name` and `clip_vision_name`: file names as in the folders, values of older workflows, and folders in which nothing is yet."""
+"""The choices of `adapter_name` and `clip_vision_name`: file names as in the folders, values of older workflows, and
+folders in which nothing is yet.
+"""
+
 from pathlib import Path
 
 import pytest
@@ -17,8 +20,16 @@ def folders(host, tmp_path, monkeypatch):
     import troupe.nodes  # noqa: F401 - registers the folders of the other tests, which must not happen in the lists below
     from troupe.model_patches.hosts.comfyui.loading import adapters
 
-    kept = {name: value for name, value in folder_paths.folder_names_and_paths.items() if name not in (*adapters.FOLDERS, "clip_vision")}
-    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {**kept, "clip_vision": ([str(tmp_path / "clip_vision")], set(folder_paths.supported_pt_extensions))})
+    kept = {
+        name: value
+        for name, value in folder_paths.folder_names_and_paths.items()
+        if name not in (*adapters.FOLDERS, "clip_vision")
+    }
+    monkeypatch.setattr(
+        folder_paths,
+        "folder_names_and_paths",
+        {**kept, "clip_vision": ([str(tmp_path / "clip_vision")], set(folder_paths.supported_pt_extensions))},
+    )
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
     (tmp_path / "clip_vision").mkdir()
@@ -56,27 +67,52 @@ def test_an_empty_list_says_what_to_download(folders):
     assert first == "(no adapter file yet)"
     sentence = LoadAdapter.validate_inputs(first, "auto")
     assert sentence.startswith("Expected an adapter file, found none in models/ipadapter")
-    assert "https://huggingface.co/h94/IP-Adapter/resolve/main/sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors" in sentence and "press R" in sentence
+    assert (
+        "https://huggingface.co/h94/IP-Adapter/resolve/main/sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors"
+        in sentence
+        and "press R" in sentence
+    )
     assert "template 1" in sentence, "the way to a picture without a download"
     put(folders / "ipadapter" / "a.safetensors")
     assert adapters.adapter_names()[0] == "a.safetensors"
-    assert LoadAdapter.validate_inputs(first, "auto").endswith("Choose one in 'adapter_name'."), "the front end keeps the value when the list is filled"
+    assert LoadAdapter.validate_inputs(first, "auto").endswith("Choose one in 'adapter_name'."), (
+        "the front end keeps the value when the list is filled"
+    )
 
 
 def test_choices_are_paths_in_their_folder_and_older_values_are_read(folders):
     from troupe.model_patches.hosts.comfyui.loading import adapters
 
-    places = ("ipadapter/a.safetensors", "ipadapter/mine/b.safetensors", "gligen/c.safetensors", "subject_adapters/a.safetensors")
+    places = (
+        "ipadapter/a.safetensors",
+        "ipadapter/mine/b.safetensors",
+        "gligen/c.safetensors",
+        "subject_adapters/a.safetensors",
+    )
     paths = [put(folders / place) for place in places]
     listed = [name for name in adapters.adapter_names() if not name.startswith("rehearsal/")]
     assert listed == ["a.safetensors", "mine/b.safetensors", "c.safetensors", "subject_adapters/a.safetensors"]
-    names = {"a.safetensors": 0, "mine/b.safetensors": 1, "mine\\b.safetensors": 1, "c.safetensors": 2,  # as listed
-             "ipadapter/a.safetensors": 0, "ipadapter\\mine\\b.safetensors": 1, "gligen/c.safetensors": 2, "subject_adapters/a.safetensors": 3}  # as saved before
+    names = {
+        "a.safetensors": 0,
+        "mine/b.safetensors": 1,
+        "mine\\b.safetensors": 1,
+        "c.safetensors": 2,  # as listed
+        # as saved before
+        "ipadapter/a.safetensors": 0,
+        "ipadapter\\mine\\b.safetensors": 1,
+        "gligen/c.safetensors": 2,
+        "subject_adapters/a.safetensors": 3,
+    }
     for name, place in names.items():
         assert Path(adapters.adapter_path(name)) == paths[place] and adapters.invalid_names(name) is None
-    assert adapters.fingerprint("a.safetensors") == adapters.fingerprint("ipadapter/a.safetensors"), "the same file is the same adapter"
+    assert adapters.fingerprint("a.safetensors") == adapters.fingerprint("ipadapter/a.safetensors"), (
+        "the same file is the same adapter"
+    )
     anywhere = "Put it into models/ipadapter, models/gligen or models/subject_adapters, or"
-    for name, advice in (("gligen/a.safetensors", "Put it into models/gligen, or"), ("umm_mapping.safetensors", anywhere)):
+    for name, advice in (
+        ("gligen/a.safetensors", "Put it into models/gligen, or"),
+        ("umm_mapping.safetensors", anywhere),
+    ):
         with pytest.raises(CheckpointError, match=advice):
             adapters.adapter_path(name)
 
@@ -85,7 +121,12 @@ def test_folders_within_folders_are_no_riddle(folders):
     """Each file has one value, and a value of an older workflow is the file that it was."""
     from troupe.model_patches.hosts.comfyui.loading import adapters
 
-    places = ("ipadapter/x.safetensors", "ipadapter/ipadapter/x.safetensors", "gligen/x.safetensors", "ipadapter/gligen/x.safetensors")
+    places = (
+        "ipadapter/x.safetensors",
+        "ipadapter/ipadapter/x.safetensors",
+        "gligen/x.safetensors",
+        "ipadapter/gligen/x.safetensors",
+    )
     paths = {place: put(folders / place) for place in places}
     names = [name for name in adapters.adapter_names() if not name.startswith("rehearsal/")]
     assert len(names) == 4 and {Path(adapters.adapter_path(name)) for name in names} == set(paths.values())
@@ -99,13 +140,18 @@ def encoder(adapters, name):
     from troupe.model_patches.adapter import EncoderNeed
 
     read = mock.Mock(spec=["encoder"], encoder=EncoderNeed("penultimate", 1280))
-    with mock.patch.object(adapters.rehearsal_models, "is_read_by", lambda spec: False), mock.patch.object(adapters, "check_image_encoder"), \
-            mock.patch.object(adapters, "_load_clip_vision", lambda path, *_: Path(path).name):
+    with (
+        mock.patch.object(adapters.rehearsal_models, "is_read_by", lambda spec: False),
+        mock.patch.object(adapters, "check_image_encoder"),
+        mock.patch.object(adapters, "_load_clip_vision", lambda path, *_: Path(path).name),
+    ):
         return adapters.HostAdapter(read, "x", None, None, name).clip_vision()
 
 
 def test_a_published_encoder_is_read_under_whatever_name_it_was_saved(folders):
-    """The name that the templates have is what front ends offer for download; who has the file under another name needs no second one."""
+    """The name that the templates have is what front ends offer for download; who has the file under another name needs
+    no second one.
+    """
     from troupe.model_patches.hosts.comfyui.loading import adapters
 
     name = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"

@@ -1,4 +1,7 @@
-"""Apply Adapter Weights on the real host: tensors in place of the base's, under the patches of other nodes, and LoRAs among them."""
+"""Apply Adapter Weights on the real host: tensors in place of the base's, under the patches of other nodes, and LoRAs
+among them.
+"""
+
 import asyncio
 import json
 
@@ -24,17 +27,24 @@ def unet_tensors(patcher, seed=40):
     state = patcher.model.diffusion_model.state_dict()
     names = [name for name in state if any(part in name for part in MODEL_PARTS)]
     assert len(names) > 10
-    return {name: (state[name] + random(*state[name].shape, seed=seed + i, gain=0.05)).half() for i, name in enumerate(names)}
+    return {
+        name: (state[name] + random(*state[name].shape, seed=seed + i, gain=0.05)).half()
+        for i, name in enumerate(names)
+    }
 
 
 def text_tensors(clip, encoder="clip_l", seed=90):
-    """New tensors for a text encoder, by transformers' names: all but the last layer, as published text encoders of SD2 have it."""
+    """New tensors for a text encoder, by transformers' names: all but the last layer, as published text encoders of SD2
+    have it.
+    """
     from support.host.small_casts import random
 
     state = getattr(clip.cond_stage_model, encoder).transformer.state_dict()
     names = [name for name in state if name.startswith("text_model.") and ".layers.2." not in name]
     assert len(names) > 30
-    return {name: state[name].float() + random(*state[name].shape, seed=seed + i, gain=0.05) for i, name in enumerate(names)}
+    return {
+        name: state[name].float() + random(*state[name].shape, seed=seed + i, gain=0.05) for i, name in enumerate(names)
+    }
 
 
 def adapter_of(unet=None, text=None, context=64, id="an adapter", unet_lora=None, text_lora=None):
@@ -42,7 +52,13 @@ def adapter_of(unet=None, text=None, context=64, id="an adapter", unet_lora=None
     from troupe.model_patches.hosts.comfyui.loading.adapters import HostAdapter
 
     spec = AdapterSpec("subject_diffusion", "", "subjects.safetensors", context, 0, None, (), False)
-    return HostAdapter(spec, id, None, None, weights=Weights(unet or {}, text or {}, unet_lora=unet_lora or {}, text_lora=text_lora or {}))
+    return HostAdapter(
+        spec,
+        id,
+        None,
+        None,
+        weights=Weights(unet or {}, text or {}, unet_lora=unet_lora or {}, text_lora=text_lora or {}),
+    )
 
 
 def pairs_for(state, names, seed=300, alpha=None, rank=3):
@@ -53,7 +69,11 @@ def pairs_for(state, names, seed=300, alpha=None, rank=3):
     pairs = {}
     for i, name in enumerate(names):
         out, width = state[name].shape
-        pairs[name] = LoraPair(random(rank, width, seed=seed + i, gain=width**-0.5).half(), random(out, rank, seed=seed + 500 + i, gain=0.2).half(), alpha)
+        pairs[name] = LoraPair(
+            random(rank, width, seed=seed + i, gain=width**-0.5).half(),
+            random(out, rank, seed=seed + 500 + i, gain=0.2).half(),
+            alpha,
+        )
     assert len(pairs) > 10
     return pairs
 
@@ -61,7 +81,17 @@ def pairs_for(state, names, seed=300, alpha=None, rank=3):
 def unet_pairs(patcher, **more):
     """Pairs for every attention of the UNet, by LDM names."""
     state = patcher.model.diffusion_model.state_dict()
-    return pairs_for(state, [name for name in state if name.endswith(tuple(f"{a}.{x}.weight" for a in ("attn1", "attn2") for x in ("to_q", "to_k", "to_v", "to_out.0")))], **more)
+    return pairs_for(
+        state,
+        [
+            name
+            for name in state
+            if name.endswith(
+                tuple(f"{a}.{x}.weight" for a in ("attn1", "attn2") for x in ("to_q", "to_k", "to_v", "to_out.0"))
+            )
+        ],
+        **more,
+    )
 
 
 def text_pairs(clip, stream, **more):
@@ -72,8 +102,13 @@ def text_pairs(clip, stream, **more):
 
 def merged(state, pairs, strength=1.0):
     """The tensors with the pairs added by hand, in float32."""
-    scale = {name: strength * (1.0 if pair.alpha is None else pair.alpha / pair.down.shape[0]) for name, pair in pairs.items()}
-    return {name: state[name].float() + scale[name] * pair.up.float() @ pair.down.float() for name, pair in pairs.items()}
+    scale = {
+        name: strength * (1.0 if pair.alpha is None else pair.alpha / pair.down.shape[0])
+        for name, pair in pairs.items()
+    }
+    return {
+        name: state[name].float() + scale[name] * pair.up.float() @ pair.down.float() for name, pair in pairs.items()
+    }
 
 
 def with_state(base, tensors):
@@ -91,12 +126,17 @@ def lora(model, seed=60, strength=0.8):
     from support.host.small_casts import random
 
     state = model.model.diffusion_model.state_dict()
-    names = [name.removesuffix(".weight") for name in state if name.endswith(("attn2.to_k.weight", "attn2.to_q.weight"))]
+    names = [
+        name.removesuffix(".weight") for name in state if name.endswith(("attn2.to_k.weight", "attn2.to_q.weight"))
+    ]
     weights = {}
     for i, name in enumerate(names):
         out, width = state[f"{name}.weight"].shape
         key = f"lora_unet_{name.replace('.', '_')}"
-        weights |= {f"{key}.lora_up.weight": random(out, 4, seed=seed + i, gain=0.3), f"{key}.lora_down.weight": random(4, width, seed=seed + 100 + i, gain=0.3)}
+        weights |= {
+            f"{key}.lora_up.weight": random(out, 4, seed=seed + i, gain=0.3),
+            f"{key}.lora_down.weight": random(4, width, seed=seed + 100 + i, gain=0.3),
+        }
     patches = comfy.lora.load_lora(weights, comfy.lora.model_lora_keys_unet(model.model, {}))
     patched = model.clone()
     assert len(patched.add_patches(patches, strength)) == len(names)
@@ -128,7 +168,8 @@ def refused(*args, **kwargs):
     return str(caught.value)
 
 
-# ---- the model ---------------------------------------------------------------------------------------------------------------------------
+# ---- the model -------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("base", ["SD15", "SD20"])
 def test_the_latent_is_that_of_a_model_with_these_weights(base, caplog):
@@ -139,7 +180,9 @@ def test_the_latent_is_that_of_a_model_with_these_weights(base, caplog):
     plain = ksample(st.patcher, st.positive, st.negative)
     with caplog.at_level("INFO", "troupe"):
         model, clip = apply(st.patcher, adapter_of(tensors))
-    assert clip is None and [r.message for r in caplog.records] == [f"Troupe: {len(tensors)} tensors of the UNet of subjects.safetensors set on the model."]
+    assert clip is None and [r.message for r in caplog.records] == [
+        f"Troupe: {len(tensors)} tensors of the UNet of subjects.safetensors set on the model."
+    ]
     wanted = ksample(with_state(base, tensors), st.positive, st.negative)
     assert (wanted - plain).abs().max() > 0.05
     assert (ksample(model, st.positive, st.negative) - wanted).abs().max() < 1e-5
@@ -186,7 +229,9 @@ def test_a_part_of_a_tensor_that_another_node_sets_stays():
     sliced.add_patches({(key, (0, 0, 4)): ("set", (torch.zeros(4, 4, 3, 3),))})
     model = apply(sliced, adapter_of(tensors))[0]
     found = comfy.lora.calculate_weight(model.patches[key], st.patcher.model.state_dict()[key].float().clone(), key)
-    assert torch.equal(found[:4], torch.zeros(4, 4, 3, 3)) and torch.equal(found[4:], tensors["input_blocks.0.0.weight"].float()[4:])
+    assert torch.equal(found[:4], torch.zeros(4, 4, 3, 3)) and torch.equal(
+        found[4:], tensors["input_blocks.0.0.weight"].float()[4:]
+    )
 
 
 def test_where_the_host_keeps_weights_off_the_device():
@@ -214,7 +259,11 @@ def test_the_model_is_marked():
     tensors = unet_tensors(st.patcher)
     one = apply(st.patcher, adapter_of(tensors, id="one"))[0]
     two = apply(one.clone(), adapter_of(tensors, id="two"))[0]
-    assert (weights_of(st.patcher), weights_of(one), weights_of(two.clone())) == ({}, {"one": 1.0}, {"one": 1.0, "two": 1.0})
+    assert (weights_of(st.patcher), weights_of(one), weights_of(two.clone())) == (
+        {},
+        {"one": 1.0},
+        {"one": 1.0, "two": 1.0},
+    )
 
 
 def test_a_mark_says_how_strong_the_loras_are():
@@ -226,11 +275,14 @@ def test_a_mark_says_how_strong_the_loras_are():
     half = apply(st.patcher, adapter, 0.5)[0]
     assert weights_of(half) == {"an adapter": 0.5} and weights_of(st.patcher) == {}
     again = apply(apply(half, adapter, 0.25)[0], other)[0]
-    assert weights_of(again) == {"an adapter": 0.75, "whole": 1.0} and weights_of(apply(again, other)[0])["whole"] == 1.0
+    assert (
+        weights_of(again) == {"an adapter": 0.75, "whole": 1.0} and weights_of(apply(again, other)[0])["whole"] == 1.0
+    )
     assert apply(again, adapter, 0.0)[0] is again and weights_of(half) == {"an adapter": 0.5}
 
 
-# ---- LoRAs of the model ------------------------------------------------------------------------------------------------------------------
+# ---- LoRAs of the model ----------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize(("strength", "alpha"), [(1.0, None), (0.4, None), (1.7, 6.0), (1.0, 1.5)])
 def test_the_latent_is_that_of_a_model_merged_by_hand(strength, alpha, caplog):
@@ -241,9 +293,12 @@ def test_the_latent_is_that_of_a_model_merged_by_hand(strength, alpha, caplog):
     plain = ksample(st.patcher, st.positive, st.negative)
     with caplog.at_level("INFO", "troupe"):
         model, _ = apply(st.patcher, adapter_of(unet_lora=pairs), strength)
-    assert [r.message for r in caplog.records] == [f"Troupe: {len(pairs)} LoRAs of the UNet of subjects.safetensors set on the model."]
+    assert [r.message for r in caplog.records] == [
+        f"Troupe: {len(pairs)} LoRAs of the UNet of subjects.safetensors set on the model."
+    ]
     wanted = ksample(with_state("SD15", merged(state, pairs, strength)), st.positive, st.negative)
-    assert error(ksample(model, st.positive, st.negative), wanted, plain) < 1e-4  # another rounding of the weights alone makes 3e-5
+    # another rounding of the weights alone makes 3e-5
+    assert error(ksample(model, st.positive, st.negative), wanted, plain) < 1e-4
     for name, tensor in merged(state, pairs, strength).items():
         assert (host_weight(model, f"diffusion_model.{name}", state[name]) - tensor).abs().max() < 1e-6
     assert torch.equal(ksample(st.patcher, st.positive, st.negative), plain), "the checkpoint is as it was"
@@ -258,8 +313,16 @@ def test_loras_of_others_before_and_after_are_as_if_merged():
     wanted = ksample(lora(with_state("SD15", merged(state, pairs, 0.7))), st.positive, st.negative)
     for model in (lora(apply(st.patcher, adapter, 0.7)[0]), apply(lora(st.patcher), adapter, 0.7)[0]):
         assert error(ksample(model, st.positive, st.negative), wanted, without) < 1e-4
-    plain, twice = ksample(st.patcher, st.positive, st.negative), ksample(with_state("SD15", merged(state, pairs, 1.4)), st.positive, st.negative)
-    assert error(ksample(apply(apply(st.patcher, adapter, 0.7)[0], adapter, 0.7)[0], st.positive, st.negative), twice, plain) < 1e-4
+    plain, twice = (
+        ksample(st.patcher, st.positive, st.negative),
+        ksample(with_state("SD15", merged(state, pairs, 1.4)), st.positive, st.negative),
+    )
+    assert (
+        error(
+            ksample(apply(apply(st.patcher, adapter, 0.7)[0], adapter, 0.7)[0], st.positive, st.negative), twice, plain
+        )
+        < 1e-4
+    )
 
 
 def test_whole_tensors_and_loras_of_one_file(caplog):
@@ -301,9 +364,12 @@ def test_loras_where_the_host_keeps_weights_off_the_device():
     model.unpatch_model(model.offload_device)
 
 
-# ---- the text encoder --------------------------------------------------------------------------------------------------------------------
+# ---- the text encoder ------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("kind", "encoder"), [("sd15", "clip_l"), ("sd20", "clip_h"), ("sdxl", "clip_l"), ("sdxl", "clip_g")])
+
+@pytest.mark.parametrize(
+    ("kind", "encoder"), [("sd15", "clip_l"), ("sd20", "clip_h"), ("sdxl", "clip_l"), ("sdxl", "clip_g")]
+)
 def test_the_prompt_is_that_of_a_clip_with_these_weights(clips, kind, encoder, caplog):
     from support.host.small_casts import stage
     from troupe.model_patches.hosts.comfyui.sampling.weights import weights_of
@@ -313,7 +379,9 @@ def test_the_prompt_is_that_of_a_clip_with_these_weights(clips, kind, encoder, c
     plain, saved = encode(clip), {name: value.clone() for name, value in module.state_dict().items()}
     with caplog.at_level("INFO", "troupe"):
         model, patched = apply(st.patcher, adapter_of(text=tensors), clip=clip)
-    assert model is st.patcher and [r.message for r in caplog.records] == [f"Troupe: {len(tensors)} tensors of the text encoder of subjects.safetensors set on the model."]
+    assert model is st.patcher and [r.message for r in caplog.records] == [
+        f"Troupe: {len(tensors)} tensors of the text encoder of subjects.safetensors set on the model."
+    ]
     assert weights_of(patched.patcher) == {"an adapter": 1.0} and weights_of(clip.patcher) == {}
     found = encode(patched)
     assert torch.equal(encode(clip), plain), "the checkpoint's CLIP is as it was"
@@ -334,12 +402,19 @@ def test_the_prompt_is_that_of_text_encoders_merged_by_hand(clips, kind, streams
     plain = encode(clip)
     with caplog.at_level("INFO", "troupe"):
         model, patched = apply(st.patcher, adapter_of(text_lora=pairs), 1.0, strength, clip)
-    assert model is st.patcher and weights_of(patched.patcher) == {"an adapter": strength} and weights_of(clip.patcher) == {}
+    assert (
+        model is st.patcher
+        and weights_of(patched.patcher) == {"an adapter": strength}
+        and weights_of(clip.patcher) == {}
+    )
     assert f"Troupe: {len(streams) * len(pairs['l'])} LoRAs of the text encoder of subjects.safetensors" in caplog.text
     found = encode(patched)
     assert torch.equal(encode(clip), plain), "the checkpoint's CLIP is as it was"
     modules = {stream: getattr(clip.cond_stage_model, f"clip_{stream}").transformer for stream in streams}
-    saved = {stream: {name: value.clone() for name, value in module.state_dict().items()} for stream, module in modules.items()}
+    saved = {
+        stream: {name: value.clone() for name, value in module.state_dict().items()}
+        for stream, module in modules.items()
+    }
     for stream, module in modules.items():
         module.load_state_dict({**saved[stream], **merged(saved[stream], pairs[stream], strength)})
     wanted = encode(clip)
@@ -354,7 +429,10 @@ def test_a_clip_without_one_of_the_text_encoders(clips):
     st, clip = stage(), clips("sdxl")
     adapter = adapter_of(text_lora={stream: text_pairs(clip, stream) for stream in "lg"}, context=2048)
     message = refused(st.patcher, adapter, 1.0, 1.0, clips("sd15"))
-    assert "Expected a CLIP with CLIP-L and OpenCLIP bigG for the LoRAs of subjects.safetensors, found one with CLIP-L. Wire the CLIP of the SDXL checkpoint" in message
+    assert (
+        "Expected a CLIP with CLIP-L and OpenCLIP bigG for the LoRAs of subjects.safetensors, found one "
+        "with CLIP-L. Wire the CLIP of the SDXL checkpoint" in message
+    )
     assert "found one with OpenCLIP H" in refused(st.patcher, adapter, 1.0, 1.0, clips("sd20"))
     wide = adapter_of(text_lora={"l": text_pairs(clip, "g")})
     assert "has the shape [768, 768] instead of [1280, 1280]" in refused(st.patcher, wide, 1.0, 1.0, clips("sd15"))
@@ -380,7 +458,9 @@ def test_both_at_once_and_each_alone(clips, caplog):
     with caplog.at_level("INFO", "troupe"):
         model, patched = apply(st.patcher, adapter, 1.0, 1.0, clip, said.append)
     assert model is not st.patcher and patched is not clip and not said
-    counts = f"{len(adapter.weights.unet)} tensors of the UNet and {len(adapter.weights.text)} tensors of the text encoder"
+    counts = (
+        f"{len(adapter.weights.unet)} tensors of the UNet and {len(adapter.weights.text)} tensors of the text encoder"
+    )
     assert [r.message for r in caplog.records] == [f"Troupe: {counts} of subjects.safetensors set on the model."]
     for strengths in ((1.0, 0.0), (0.0, 1.0), (0.0, 0.0)):
         model, patched = apply(st.patcher, adapter, *strengths, clip, said.append)
@@ -392,7 +472,8 @@ def test_both_at_once_and_each_alone(clips, caplog):
     assert len(said) == 1
 
 
-# ---- refusals ----------------------------------------------------------------------------------------------------------------------------
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("weights", [True, False], ids=["with weights", "without"])
 @pytest.mark.parametrize("strength", [1.0, 0.0])
@@ -413,7 +494,9 @@ def test_a_delayed_prompt_changes_on_its_model(weights, strength, clips):
     model, _ = apply_weights(st.patcher, adapter, strength, warn=said.append)
     (positive, negative), (later, _) = prompt(), prompt(start_step=2)
     text = [[later[0][1][PROMPT].text, {}]]
-    found, fused, plain, never = (ksample(model, c, negative, size=(8, 8), steps=4) for c in (later, positive, text, prompt(start_step=9)[0]))
+    found, fused, plain, never = (
+        ksample(model, c, negative, size=(8, 8), steps=4) for c in (later, positive, text, prompt(start_step=9)[0])
+    )
     assert torch.equal(never, plain) and not torch.equal(found, fused) and not torch.equal(found, plain)
     assert not said
 
@@ -432,8 +515,12 @@ def test_whole_weights_have_no_half_strength(clips, strength):
 
     st, clip = stage(), clips("sd15")
     adapter = adapter_of(unet_tensors(st.patcher), text_tensors(clip))
-    assert f"full weights replace the model's own, found 'strength_model' at {strength:g}" in refused(st.patcher, adapter, strength, 1.0, clip)
-    assert f"'strength_clip' at {strength:g}. Set 'strength_clip' to 1, or to 0" in refused(st.patcher, adapter, 1.0, strength, clip)
+    assert f"full weights replace the model's own, found 'strength_model' at {strength:g}" in refused(
+        st.patcher, adapter, strength, 1.0, clip
+    )
+    assert f"'strength_clip' at {strength:g}. Set 'strength_clip' to 1, or to 0" in refused(
+        st.patcher, adapter, 1.0, strength, clip
+    )
     assert not st.patcher.patches and not clip.patcher.patches
 
 
@@ -446,21 +533,35 @@ def test_another_base(clips):
     adapter = adapter_of(tensors, text_tensors(clips("sd15")), context=1024)
     wide = tiny_models.micro_model("SD20", model_channels=64, context_dim=64)
     message = refused(wide, adapter, 1.0, 0.0)
-    assert "Expected a MODEL of the SD2.x family for the weights of subjects.safetensors, found this UNetModel" in message
+    assert (
+        "Expected a MODEL of the SD2.x family for the weights of subjects.safetensors, found this UNetModel" in message
+    )
     assert f"where {len(tensors)} of {len(tensors)} tensors do not fit" in message
-    assert "'input_blocks.0.0.weight' has the shape [64, 4, 3, 3] instead of [32, 4, 3, 3]" in message and "Wire the checkpoint that subjects.safetensors was trained on" in message
+    assert (
+        "'input_blocks.0.0.weight' has the shape [64, 4, 3, 3] instead of [32, 4, 3, 3]" in message
+        and "Wire the checkpoint that subjects.safetensors was trained on" in message
+    )
     unknown = adapter_of({**tensors, "double_blocks.0.img_attn.qkv.weight": torch.zeros(3, 3)})
-    assert f"1 of {len(tensors) + 1} tensors do not fit: there is no weight named 'double_blocks.0.img_attn.qkv.weight'" in refused(st.patcher, unknown)
+    assert (
+        f"1 of {len(tensors) + 1} tensors do not fit: there is no weight named 'double_blocks.0.img_attn.qkv.weight'"
+        in refused(st.patcher, unknown)
+    )
     pairs = unet_pairs(st.patcher)
     message = refused(wide, adapter_of(unet_lora=pairs, context=1024))
     name = "input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
-    assert f"{len(pairs)} of {len(pairs)} tensors do not fit: '{name}' has the shape [64, 64] instead of [32, 32]" in message
+    assert (
+        f"{len(pairs)} of {len(pairs)} tensors do not fit: '{name}' has the shape [64, 64] instead of [32, 32]"
+        in message
+    )
     message = refused(st.patcher, adapter, 0.0, 1.0, clips("sd20"))
     assert "Expected the CLIP of a SD2.x checkpoint" in message and "[49408, 1024] instead of [49408, 768]" in message
-    assert "without a weight named 'mystery.weight'" in refused(st.patcher, adapter_of(text={"mystery.weight": torch.zeros(1)}), 1.0, 1.0, clips("sd20"))
+    assert "without a weight named 'mystery.weight'" in refused(
+        st.patcher, adapter_of(text={"mystery.weight": torch.zeros(1)}), 1.0, 1.0, clips("sd20")
+    )
 
 
-# ---- a subject UNet loaded as a whole model ----------------------------------------------------------------------------------------------
+# ---- a subject UNet loaded as a whole model --------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def five_channels(host, base_folder):
@@ -489,7 +590,10 @@ def test_the_host_loads_a_five_channel_unet_and_cannot_sample_it(five_channels):
         ksample(model, prompt, prompt, steps=1)
     message = refused(model, adapter_of({"input_blocks.0.0.bias": torch.zeros(320)}, context=1024))
     assert "Expected a UNet with 4 input channels, found 5: a Subject-Diffusion UNet" in message
-    assert "Load the SD2-base checkpoint it was trained on with Load Checkpoint, and this file with Load Subject Adapter and Apply Adapter Weights." in message
+    assert (
+        "Load the SD2-base checkpoint it was trained on with Load Checkpoint, and this file with Load "
+        "Subject Adapter and Apply Adapter Weights." in message
+    )
 
 
 def test_the_check_for_others():
@@ -503,7 +607,8 @@ def test_the_check_for_others():
         check_input_channels(tiny_models.micro_model("SD20", in_channels=5))
 
 
-# ---- the node ----------------------------------------------------------------------------------------------------------------------------
+# ---- the node --------------------------------------------------------------------------------------------------------
+
 
 def execute(**inputs):
     from troupe.nodes.apply_weights import ApplyAdapterWeights
@@ -523,7 +628,10 @@ def test_the_node(clips):
     assert weights_of(model) == weights_of(patched.patcher) == {"an adapter": 1.0}
     model, blocked = execute(model=st.patcher, adapter=adapter, strength_model=1.0, strength_clip=1.0)
     assert weights_of(model) == {"an adapter": 1.0} and isinstance(blocked, ExecutionBlocker)
-    wanted = "'clip' of Apply Adapter Weights is used, but its 'clip' input is not connected. Connect the CLIP to it, or use the CLIP directly."
+    wanted = (
+        "'clip' of Apply Adapter Weights is used, but its 'clip' input is not connected. Connect the CLIP to "
+        "it, or use the CLIP directly."
+    )
     assert blocked.message == wanted
 
 
@@ -532,7 +640,9 @@ def test_the_node_shows_that_a_file_brings_none():
     from troupe.nodes.apply_weights import ApplyAdapterWeights
 
     st = stage()
-    found = ApplyAdapterWeights.PREPARE_CLASS_CLONE(None).execute(model=st.patcher, adapter=st.adapter, strength_model=1.0, strength_clip=1.0)
+    found = ApplyAdapterWeights.PREPARE_CLASS_CLONE(None).execute(
+        model=st.patcher, adapter=st.adapter, strength_model=1.0, strength_clip=1.0
+    )
     assert found.args[0] is st.patcher
     [sentence] = json.loads(found.ui["troupe_messages"][0])["warnings"]
     assert "has no weights for the base model" in sentence

@@ -26,6 +26,7 @@ test_run_tool.py::test_a_move_that_fails_takes_back_what_was_moved, test_run_too
 | two runs at once from two processes | test_run_tool.py::test_two_runs_at_once, test_run_tool.py::test_many_processes_save_at_once, \
 test_run_tool.py::test_no_run_writes_over_another |
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -68,7 +69,12 @@ class Pixels:
         return {"required": {"kind": ("STRING", {})}}
 
     def make(self, kind):
-        return (torch.full((1, 1, 1, 3) if kind == "tiny" else (1, 24, 16, 4 if kind == "alpha" else 3), float("nan") if kind == "nan" else 0.5),)
+        return (
+            torch.full(
+                (1, 1, 1, 3) if kind == "tiny" else (1, 24, 16, 4 if kind == "alpha" else 3),
+                float("nan") if kind == "nan" else 0.5,
+            ),
+        )
 
 
 class TinyClip:
@@ -145,7 +151,9 @@ def studio(pack, base_folder, monkeypatch):
 
 @pytest.fixture
 def tiny_vision_files(monkeypatch):
-    """The host reads encoder files of four sizes only: here it builds a tiny one of the file's own widths, after reading it for real."""
+    """The host reads encoder files of four sizes only: here it builds a tiny one of the file's own widths, after
+    reading it for real.
+    """
     import comfy.clip_vision
     import comfy.utils
 
@@ -162,17 +170,35 @@ def tiny_adapter(pooled=POOLED, context=768):
 
 
 def graph(*subjects, adapter=f"ipadapter/{ADAPTER}", vision_name="none", vision=(HIDDEN, POOLED), clip=True):
-    """Load, a chain of Add Subject, Encode; `vision`: widths of a wired encoder, or None; a subject is (name, kind of photo)."""
+    """Load, a chain of Add Subject, Encode; `vision`: widths of a wired encoder, or None; a subject is (name, kind of
+    photo).
+    """
     subjects = subjects or (("cat", "photo"), ("dog", "photo"))
     made = {
-        "load": {"class_type": "TroupeLoadAdapter", "inputs": {"adapter_name": adapter, "clip_vision_name": vision_name}},
-        "encode": {"class_type": "TroupeEncodeSubjects", "inputs": {"adapter": ["load", 0], "cast": [f"add{len(subjects)}", 0], "framing": "auto"}},
+        "load": {
+            "class_type": "TroupeLoadAdapter",
+            "inputs": {"adapter_name": adapter, "clip_vision_name": vision_name},
+        },
+        "encode": {
+            "class_type": "TroupeEncodeSubjects",
+            "inputs": {"adapter": ["load", 0], "cast": [f"add{len(subjects)}", 0], "framing": "auto"},
+        },
         "keep": {"class_type": "Keep", "inputs": {"references": ["encode", 0]}},
     }
     for i, (name, kind) in enumerate(subjects, 1):
         made[f"photo{i}"] = {"class_type": "Pixels", "inputs": {"kind": kind}}
         chain = {"cast": [f"add{i - 1}", 0]} if i > 1 else {}
-        made[f"add{i}"] = {"class_type": "TroupeAddSubject", "inputs": {"image": [f"photo{i}", 0], "name": name, "weight": 1.0, "start_percent": 0.0, "end_percent": 1.0, **chain}}
+        made[f"add{i}"] = {
+            "class_type": "TroupeAddSubject",
+            "inputs": {
+                "image": [f"photo{i}", 0],
+                "name": name,
+                "weight": 1.0,
+                "start_percent": 0.0,
+                "end_percent": 1.0,
+                **chain,
+            },
+        }
     if vision:
         made["vision"] = {"class_type": "TinyVision", "inputs": {"hidden": vision[0], "pooled": vision[1]}}
         made["encode"]["inputs"]["clip_vision"] = ["vision", 0]
@@ -185,7 +211,9 @@ def graph(*subjects, adapter=f"ipadapter/{ADAPTER}", vision_name="none", vision=
 def sentence(text, *words):
     """Our three-part sentence with these words in it, and no traceback."""
     assert text is not None, "nothing went wrong"
-    assert text.removeprefix("validation: ").startswith("Expected ") and ", found " in text and "Traceback" not in text, text
+    assert (
+        text.removeprefix("validation: ").startswith("Expected ") and ", found " in text and "Traceback" not in text
+    ), text
     for word in words:
         assert word in text, text
 
@@ -199,7 +227,7 @@ def test_every_test_of_the_list_is_there():
         assert any(f"def {name}(" in path.read_text(encoding="utf-8") for path in places), f"{file}::{name}"
 
 
-# ---- a good day -------------------------------------------------------------------------------------------------------------------------
+# ---- a good day ------------------------------------------------------------------------------------------------------
 
 
 def test_a_proper_graph_runs_in_silence(studio):
@@ -207,7 +235,9 @@ def test_a_proper_graph_runs_in_silence(studio):
     assert studio.run(graph()) is None
     assert [s.name for s in Keep.got[0].subjects] == ["cat", "dog"] and Keep.got[0].named
     messages = studio.messages("encode")
-    assert messages["warnings"] == [] and messages["done"] == ["Encoded 2 subjects: 'cat' (4 image tokens, 1 name token), 'dog' (4 image tokens, 1 name token)."]
+    assert messages["warnings"] == [] and messages["done"] == [
+        "Encoded 2 subjects: 'cat' (4 image tokens, 1 name token), 'dog' (4 image tokens, 1 name token)."
+    ]
 
 
 def test_a_second_run_encodes_nothing_again(studio):
@@ -234,7 +264,7 @@ def test_an_adapter_name_may_come_over_a_wire(studio):
     sentence(studio.run(wired), "gone.safetensors")
 
 
-# ---- the adapter file -------------------------------------------------------------------------------------------------------------------
+# ---- the adapter file ------------------------------------------------------------------------------------------------
 
 
 def test_a_deleted_adapter_and_back_again(studio, tmp_path):
@@ -248,18 +278,34 @@ def test_a_deleted_adapter_and_back_again(studio, tmp_path):
 
 def test_a_published_adapter_that_is_missing_comes_with_its_own_link(studio):
     text = studio.run(graph(adapter="ipadapter/ip-adapter-plus_sd15.safetensors"))
-    sentence(text, "validation: ", "https://huggingface.co/h94/IP-Adapter/resolve/main/models/ip-adapter-plus_sd15.safetensors", "models/ipadapter/")
+    sentence(
+        text,
+        "validation: ",
+        "https://huggingface.co/h94/IP-Adapter/resolve/main/models/ip-adapter-plus_sd15.safetensors",
+        "models/ipadapter/",
+    )
 
 
 def test_a_missing_adapter_is_said_by_the_quick_node_too(studio):
     quick = graph()
-    quick["load"] = {"class_type": "TroupeQuickSubjects", "inputs": {
-        "model": ["clip", 0], "clip": ["clip", 0], "adapter_name": "ipadapter/model_sdxl.bin", "weight": 0.65, "image_1": ["photo1", 0], "name_1": "cat"}}
+    quick["load"] = {
+        "class_type": "TroupeQuickSubjects",
+        "inputs": {
+            "model": ["clip", 0],
+            "clip": ["clip", 0],
+            "adapter_name": "ipadapter/model_sdxl.bin",
+            "weight": 0.65,
+            "image_1": ["photo1", 0],
+            "name_1": "cat",
+        },
+    }
     quick["keep"]["inputs"]["references"] = ["load", 3]
     import execution
 
     _, _, _, errors = asyncio.run(execution.validate_prompt("quick", quick, None))
-    assert any("hqhQAQ/MIP-Adapter/resolve/main/model_sdxl.bin" in error["details"] for error in errors["load"]["errors"])
+    assert any(
+        "hqhQAQ/MIP-Adapter/resolve/main/model_sdxl.bin" in error["details"] for error in errors["load"]["errors"]
+    )
 
 
 @pytest.mark.parametrize("damage", ["cut off", "empty", "a web page"])
@@ -267,7 +313,7 @@ def test_a_damaged_adapter_and_back_again(studio, damage):
     path = studio.save(tiny_adapter())
     assert studio.run(graph()) is None
     good = path.read_bytes()
-    studio.overwrite(path, {"cut off": good[:len(good) // 2], "empty": b"", "a web page": b"<!doctype html>"}[damage])
+    studio.overwrite(path, {"cut off": good[: len(good) // 2], "empty": b"", "a web page": b"<!doctype html>"}[damage])
     sentence(studio.run(graph()), ADAPTER, "download")
     studio.overwrite(path, good)
     assert studio.run(graph()) is None
@@ -284,7 +330,10 @@ def test_a_hostile_adapter_does_nothing(studio, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("kind, word", [("faceid_sd15", "FaceID"), ("Kolors plus", "Kolors"), ("FLUX by InstantX", "FLUX"), ("LoRA, kohya", "LoRA")])
+@pytest.mark.parametrize(
+    "kind, word",
+    [("faceid_sd15", "FaceID"), ("Kolors plus", "Kolors"), ("FLUX by InstantX", "FLUX"), ("LoRA, kohya", "LoRA")],
+)
 def test_an_adapter_of_another_kind_says_what_it_is(studio, kind, word):
     studio.save(published.REFUSED[kind][0])
     sentence(studio.run(graph()), ADAPTER, word)
@@ -300,12 +349,19 @@ def test_a_file_that_was_exchanged_is_loaded_again(studio):
     assert not torch.equal(Keep.got[0].subjects[0].tokens, Keep.got[1].subjects[0].tokens)
 
 
-# ---- the image encoder ------------------------------------------------------------------------------------------------------------------
+# ---- the image encoder -----------------------------------------------------------------------------------------------
 
 
 def test_a_wrong_encoder_and_then_the_right_one(studio):
     studio.save(tiny_adapter(pooled=1024))
-    sentence(studio.run(graph(vision=(HIDDEN, 768))), "CLIP ViT-H/14", "768", ADAPTER, "https://huggingface.co/h94/", "models/clip_vision/")
+    sentence(
+        studio.run(graph(vision=(HIDDEN, 768))),
+        "CLIP ViT-H/14",
+        "768",
+        ADAPTER,
+        "https://huggingface.co/h94/",
+        "models/clip_vision/",
+    )
     studio.save(tiny_adapter())
     assert studio.run(graph()) is None
 
@@ -320,7 +376,9 @@ def test_no_encoder_until_one_is_put_there(studio, tiny_vision_files):
     assert studio.run(auto) is None
 
 
-def test_a_chosen_encoder_of_the_wrong_widths_is_refused_unread_and_may_be_replaced(studio, tiny_vision_files, monkeypatch):
+def test_a_chosen_encoder_of_the_wrong_widths_is_refused_unread_and_may_be_replaced(
+    studio, tiny_vision_files, monkeypatch
+):
     studio.save(tiny_adapter())
     studio.save(published.vision_encoder(64, 48), VISION, "clip_vision")
     chosen = graph(vision_name=VISION, vision=None)
@@ -358,13 +416,20 @@ def test_encoder_none_and_nothing_wired(studio):
     sentence(studio.run(graph(vision_name="none", vision=None)), ADAPTER, "none connected")
 
 
-# ---- subjects ---------------------------------------------------------------------------------------------------------------------------
+# ---- subjects --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("subject, words", [
-    (("cat", "nan"), ["'cat'", "NaN"]), (("cat", "tiny"), ["'cat'", "1x1"]), (("", "photo"), ["a name for subject 2"]), (("   ", "photo"), ["a name for subject 2"]),
-    (("()", "photo"), ["subject 2", "'()'"]), (("cat " * 90, "photo"), ["75 tokens"]),
-])
+@pytest.mark.parametrize(
+    "subject, words",
+    [
+        (("cat", "nan"), ["'cat'", "NaN"]),
+        (("cat", "tiny"), ["'cat'", "1x1"]),
+        (("", "photo"), ["a name for subject 2"]),
+        (("   ", "photo"), ["a name for subject 2"]),
+        (("()", "photo"), ["subject 2", "'()'"]),
+        (("cat " * 90, "photo"), ["75 tokens"]),
+    ],
+)
 def test_a_subject_that_cannot_be_used_and_then_one_that_can(studio, subject, words):
     studio.save(tiny_adapter())
     sentence(studio.run(graph(("dog", "photo"), subject)), *words)
@@ -387,10 +452,16 @@ def test_names_without_clip_need_no_names(studio):
 def test_a_clip_of_another_base_model(studio):
     studio.save(tiny_adapter(context=2048))
     text = studio.run(graph())
-    assert text.startswith(f"The adapter {ADAPTER} is for SDXL, the CLIP that is wired is from an SD1.5 checkpoint. Choose an SD1.5 adapter: https://") and "Traceback" not in text
+    assert (
+        text.startswith(
+            f"The adapter {ADAPTER} is for SDXL, the CLIP that is wired is from an SD1.5 checkpoint. Choose "
+            "an SD1.5 adapter: https://"
+        )
+        and "Traceback" not in text
+    )
 
 
-# ---- warnings ---------------------------------------------------------------------------------------------------------------------------
+# ---- warnings --------------------------------------------------------------------------------------------------------
 
 
 def test_warnings_stand_on_the_node_that_has_them(studio, caplog):

@@ -1,4 +1,8 @@
-"""Runs that are stopped, run out of memory or lose their models half way: the next one is as if nothing had been. See the list in test_bad_days.py."""
+"""Runs that are stopped, run out of memory or lose their models half way: the next one is as if nothing had been.
+
+See the list in test_bad_days.py.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -46,6 +50,7 @@ def kept(monkeypatch):
 
     found = []
     for cls in (run.Run, hook.Call, record.Recording):
+
         def made(self, *args, original=cls.__init__, **kwargs):
             found.append(weakref.ref(self))
             original(self, *args, **kwargs)
@@ -60,7 +65,7 @@ def alive(references) -> list:
     return [ref() for ref in references if ref() is not None]
 
 
-# ---- stopped -----------------------------------------------------------------------------------------------------------------------------
+# ---- stopped ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("call", [1, 3])
@@ -100,7 +105,7 @@ def test_a_recorded_run_that_is_cancelled_and_the_next(call, lab, studio_of, kep
     assert torch.equal(again[0], latent) and torch.equal(again[1], undisturbed) and again[2] == report
 
 
-# ---- out of memory -----------------------------------------------------------------------------------------------------------------------
+# ---- out of memory ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("call", [1, 3])
@@ -118,9 +123,15 @@ def test_out_of_memory_in_a_step(kind, call, lab, studio_of, sets, kept):
 
 
 OURS = [  # kind, module, function of ours that takes memory, calls of it that go well
-    ("image", "sampling.image_attention", "project_images", 0), ("image", "sampling.image_attention", "project_names", 0), ("image", "sampling.image_attention", "layer_delta", 0),
-    ("image", "sampling.image_attention", "layer_delta", 12), ("gated", "sampling.gated", "layer_objects", 0), ("gated", "sampling.gated", "rows_from_options", 0),
-    ("gated", "sampling.gated", "rows_from_options", 12), ("prompt", "prompting.encode_prompt", "fuse_prompt", 0), ("prompt", "sampling.prompt_switch", "phases", 0),
+    ("image", "sampling.image_attention", "project_images", 0),
+    ("image", "sampling.image_attention", "project_names", 0),
+    ("image", "sampling.image_attention", "layer_delta", 0),
+    ("image", "sampling.image_attention", "layer_delta", 12),
+    ("gated", "sampling.gated", "layer_objects", 0),
+    ("gated", "sampling.gated", "rows_from_options", 0),
+    ("gated", "sampling.gated", "rows_from_options", 12),
+    ("prompt", "prompting.encode_prompt", "fuse_prompt", 0),
+    ("prompt", "sampling.prompt_switch", "phases", 0),
     ("prompt", "sampling.prompt_switch", "present", 3),
 ]
 
@@ -148,7 +159,9 @@ def test_out_of_memory_in_a_function_of_ours(kind, module, name, well, lab, stud
 
 @MECHANISMS
 def test_attention_that_runs_out_of_memory_and_is_tried_again_by_the_host(kind, lab, studio_of, monkeypatch):
-    """The host's split attention catches it, empties its cache and tries once more, here in every call: the same latent, and nothing of ours twice."""
+    """The host's split attention catches it, empties its cache and tries once more, here in every call: the same
+    latent, and nothing of ours twice.
+    """
     from comfy.ldm.modules import attention
     from troupe.model_patches.hosts.comfyui.sampling import gated, image_attention
 
@@ -189,7 +202,9 @@ def test_attention_that_runs_out_of_memory_and_is_tried_again_by_the_host(kind, 
 
 
 def tried_again(lab, inner, level):
-    """A set whose MODEL has another pack's wrapper outside of ours, which catches the lack of memory and calls once more; and how often it did."""
+    """A set whose MODEL has another pack's wrapper outside of ours, which catches the lack of memory and calls once
+    more; and how often it did.
+    """
     import comfy.model_management as mm
 
     caught = []
@@ -222,8 +237,13 @@ def test_a_model_call_that_is_tried_again(kind, lab, studio_of):
         assert caught.pop() and len(calls) == lab.STEPS + 1
 
 
-@pytest.mark.parametrize(("kind", "module", "name"), [case[:3] for case in OURS if case[2] in ("project_images", "project_names", "layer_objects")])
-def test_what_is_made_once_a_run_and_failed_is_made_when_the_call_is_tried_again(kind, module, name, lab, studio_of, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "module", "name"),
+    [case[:3] for case in OURS if case[2] in ("project_images", "project_names", "layer_objects")],
+)
+def test_what_is_made_once_a_run_and_failed_is_made_when_the_call_is_tried_again(
+    kind, module, name, lab, studio_of, monkeypatch
+):
     import importlib
 
     from comfy.patcher_extension import WrappersMP
@@ -231,7 +251,14 @@ def test_what_is_made_once_a_run_and_failed_is_made_when_the_call_is_tried_again
     undisturbed = studio_of(kind).latent(lab.graph(kind))
     within = importlib.import_module(f"troupe.model_patches.hosts.comfyui.{module}")
     original, calls = getattr(within, name), []
-    monkeypatch.setattr(within, name, lambda *args, **kwargs: (calls.append(1), lab.out_of_memory() if len(calls) == 1 else original(*args, **kwargs))[1])
+    monkeypatch.setattr(
+        within,
+        name,
+        lambda *args, **kwargs: (
+            calls.append(1),
+            lab.out_of_memory() if len(calls) == 1 else original(*args, **kwargs),
+        )[1],
+    )
     outside, caught = tried_again(lab, studio_of(kind).set, WrappersMP.APPLY_MODEL)
     assert torch.equal(studio_of(outside).latent(lab.graph(kind)), undisturbed)
     assert len(caught) == 1 and len(calls) > 1
@@ -243,7 +270,12 @@ def test_a_picture_that_is_decoded_in_tiles_for_want_of_memory(lab, studio_of, m
     from support.host import tiny_models
 
     latent = studio_of("image").latent(lab.graph("image"))
-    vae = comfy.sd.VAE(sd={name.removeprefix("first_stage_model."): tensor.float() for name, tensor in tiny_models.build_taesd_sd().items()})
+    vae = comfy.sd.VAE(
+        sd={
+            name.removeprefix("first_stage_model."): tensor.float()
+            for name, tensor in tiny_models.build_taesd_sd().items()
+        }
+    )
     tiles, short = vae.decode_tiled_(latent), []
     inside = vae.first_stage_model.decode
 
@@ -255,11 +287,13 @@ def test_a_picture_that_is_decoded_in_tiles_for_want_of_memory(lab, studio_of, m
 
     monkeypatch.setattr(vae.first_stage_model, "decode", decode)
     studio = studio_of("image")
-    assert torch.equal(vae.decode(studio.latent(lab.graph("image"))), tiles.movedim(1, -1).to(vae.output_device)) and short
+    assert (
+        torch.equal(vae.decode(studio.latent(lab.graph("image"))), tiles.movedim(1, -1).to(vae.output_device)) and short
+    )
     assert torch.equal(studio_of("image").latent(lab.graph("image")), latent)
 
 
-# ---- models that go away ------------------------------------------------------------------------------------------------------------------
+# ---- models that go away ---------------------------------------------------------------------------------------------
 
 
 @MECHANISMS
@@ -273,20 +307,27 @@ def test_models_unloaded_between_runs(kind, lab, studio_of, sets):
     studio, module = studio_of(kind), sets(kind).module
     first, second = (studio_of(kind).latent(lab.graph(kind, seed=seed)) for seed in (1, 2))
     assert torch.equal(studio.latent(lab.graph(kind)), first)
-    for away, seed, expected in ((mm.unload_all_models, 2, second), (free, 1, first), (studio.executor.reset, 1, first)):
+    for away, seed, expected in (
+        (mm.unload_all_models, 2, second),
+        (free, 1, first),
+        (studio.executor.reset, 1, first),
+    ):
         away()
         if away != studio.executor.reset:
             assert not lab.loaded(module) and not lab.loaded(sets(kind).patcher.model)
         assert torch.equal(studio.latent(lab.graph(kind, seed=seed)), expected)
-        again = kind != "prompt" or away == studio.executor.reset  # whose modules work when the prompt is encoded, which is cached
+        # whose modules work when the prompt is encoded, which is cached
+        again = kind != "prompt" or away == studio.executor.reset
         assert lab.loaded(module) == again and lab.loaded(sets(kind).patcher.model) == 1
 
 
-# ---- many runs, and runs of others -----------------------------------------------------------------------------------------------------------
+# ---- many runs, and runs of others -----------------------------------------------------------------------------------
 
 
 def held(studio) -> dict[str, int]:
-    """Everything that must not grow: objects of ours and of the host by their kind, tensors and their bytes, loaded models, and what hangs on MODELs."""
+    """Everything that must not grow: objects of ours and of the host by their kind, tensors and their bytes, loaded
+    models, and what hangs on MODELs.
+    """
     from collections import Counter
 
     import comfy.model_management as mm
@@ -294,11 +335,19 @@ def held(studio) -> dict[str, int]:
 
     gc.collect()
     found = gc.get_objects()
-    counted = Counter(type(thing).__name__ for thing in found if str(type(thing).__module__).startswith(("troupe.", "comfy.")))
+    counted = Counter(
+        type(thing).__name__ for thing in found if str(type(thing).__module__).startswith(("troupe.", "comfy."))
+    )
     tensors = [thing for thing in found if type(thing) in (torch.Tensor, torch.nn.Parameter)]
     patchers = [thing for thing in found if ModelPatcher in type(thing).__mro__]
-    counted["tensors"], counted["bytes"], counted["loaded"] = len(tensors), sum(t.nbytes for t in tensors), len(mm.current_loaded_models)
-    counted["wrappers"] = sum(len(functions) for patcher in patchers for keyed in patcher.wrappers.values() for functions in keyed.values())
+    counted["tensors"], counted["bytes"], counted["loaded"] = (
+        len(tensors),
+        sum(t.nbytes for t in tensors),
+        len(mm.current_loaded_models),
+    )
+    counted["wrappers"] = sum(
+        len(functions) for patcher in patchers for keyed in patcher.wrappers.values() for functions in keyed.values()
+    )
     counted["additional"] = sum(len(models) for patcher in patchers for models in patcher.additional_models.values())
     assert not studio.set.patcher.wrappers and not studio.set.patcher.additional_models
     del counted["LoadedModel"]  # the host's own: one more each time it loads a clone, until that clone is gone
@@ -311,20 +360,25 @@ def bytes_of_ours() -> int:
 
     from troupe_tools.pack import ROOT
 
-    snapshot = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, f"{ROOT}/{room}/*") for room in ("model_patches", "nodes")])
+    snapshot = tracemalloc.take_snapshot().filter_traces(
+        [tracemalloc.Filter(True, f"{ROOT}/{room}/*") for room in ("model_patches", "nodes")]
+    )
     return sum(trace.size for trace in snapshot.traces)
 
 
 @pytest.mark.parametrize("other", [False, True], ids=["another seed", "other subjects and settings too"])
 @MECHANISMS
 def test_fifty_runs_hold_no_more_than_ten(kind, other, lab, studio_of, kept, monkeypatch, caplog):
-    """Objects, tensors, wrappers, loaded models and bytes of Python; and of what has been there before, nothing lives on."""
+    """Objects, tensors, wrappers, loaded models and bytes of Python; and of what has been there before, nothing lives
+    on.
+    """
     import tracemalloc
 
     from troupe.model_patches.hosts.comfyui.sampling import hook, prompt_switch
 
     applied, casts = [], []
     for cls in (hook.Hook, prompt_switch.FusedPrompt):
+
         def made(self, *args, original=cls.__init__, **kwargs):
             applied.append(weakref.ref(self))
             original(self, *args, **kwargs)
@@ -341,13 +395,16 @@ def test_fifty_runs_hold_no_more_than_ten(kind, other, lab, studio_of, kept, mon
             made_now["sampler"]["inputs"]["steps"] = 2
             studio.latent(made_now)
             if i in (10, 50):
-                kept[:], applied[:], casts[:] = ([ref for ref in some if ref() is not None] for some in (kept, applied, casts))
+                kept[:], applied[:], casts[:] = (
+                    [ref for ref in some if ref() is not None] for some in (kept, applied, casts)
+                )
                 sizes[i] = held(studio), bytes_of_ours() if other else None
     finally:
         tracemalloc.stop()
     assert sizes[10][0] == sizes[50][0] and sizes[50][0]["wrappers"] > 0
     if other:
-        assert 0 < sizes[50][1] < sizes[10][1] + 40 * 200, sizes  # 100 bytes a run were measured, all in lines that make tensors of lists; the tensors are gone
+        # 100 bytes a run were measured, all in lines that make tensors of lists; the tensors are gone
+        assert 0 < sizes[50][1] < sizes[10][1] + 40 * 200, sizes
     assert not alive(kept) and len(alive(applied)) == len(alive(casts)) == 1
 
 
@@ -355,14 +412,16 @@ def test_fifty_runs_hold_no_more_than_ten(kind, other, lab, studio_of, kept, mon
 def test_prompts_with_other_subjects_one_after_the_other(kind, lab, studio_of, clips):
     """Each latent is the one that a new host with new models gives."""
     queue = [(0, 1), (2, 1), (0, 2), (2, 2), (1, 1), (0, 1)]
-    expected = {asked: studio_of(lab.Set(kind, clips)).latent(lab.graph(kind, *asked)) for asked in dict.fromkeys(queue)}
+    expected = {
+        asked: studio_of(lab.Set(kind, clips)).latent(lab.graph(kind, *asked)) for asked in dict.fromkeys(queue)
+    }
     studio = studio_of(kind)
     for asked in queue:
         assert torch.equal(studio.latent(lab.graph(kind, *asked)), expected[asked]), asked
     assert len({tuple(latent.flatten().tolist()) for latent in expected.values()}) == 5
 
 
-# ---- what the node shows -----------------------------------------------------------------------------------------------------------------
+# ---- what the node shows ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind, layers", [("image", "layers of"), ("gated", "gated layers of")])

@@ -1,4 +1,7 @@
-"""tools/check.py against the real host: what it finds is what the host refuses, and workflows rewritten from IPAdapter_plus are accepted and run."""
+"""tools/check.py against the real host: what it finds is what the host refuses, and workflows rewritten from
+IPAdapter_plus are accepted and run.
+"""
+
 from __future__ import annotations
 
 import importlib.util
@@ -28,15 +31,22 @@ from troupe_tools.workflow.virtual import NOTES
 from troupe_tools.workflow.workflow_files import read_workflow
 
 TEMPLATES = [path.stem for path in sorted(WORKFLOWS.glob("*.json"))]
-OLD = {"preset": (stacked_by_preset, "SDXL"), "preset, as saved in 2024": (lambda: stacked_by_preset(named=False), "SDXL"), "files": (stacked_by_files, "SD1.5"),
-       "first version": (stacked_before_2024, "SDXL"), "regions": (lambda: Regional().saved, "SD1.5")}
+OLD = {
+    "preset": (stacked_by_preset, "SDXL"),
+    "preset, as saved in 2024": (lambda: stacked_by_preset(named=False), "SDXL"),
+    "files": (stacked_by_files, "SD1.5"),
+    "first version": (stacked_before_2024, "SDXL"),
+    "regions": (lambda: Regional().saved, "SD1.5"),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def converter(host):
     """comfy-cli, which turns the save format into an API prompt; it comes with the 'run' extra."""
     if importlib.util.find_spec("comfy_cli") is None:
-        (pytest.fail if os.environ.get("TROUPE_REQUIRE_HOST") == "1" else pytest.skip)("NO COMFY-CLI (pip install comfy-cli): what the check finds was not compared with the host")
+        (pytest.fail if os.environ.get("TROUPE_REQUIRE_HOST") == "1" else pytest.skip)(
+            "NO COMFY-CLI (pip install comfy-cli): what the check finds was not compared with the host"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +54,14 @@ def server(host, tmp_path_factory):
     """A server with tiny random models and pictures under the names that the workflows here have."""
     base = tmp_path_factory.mktemp("check_base")
     models = base / "models"
-    for family, checkpoint, adapter in (("SDXL", "sd_xl_base_1.0", "ip-adapter-plus_sdxl_vit-h"), ("SD1.5", "v1-5-pruned-emaonly-fp16", "ip-adapter-plus_sd15")):
+    for family, checkpoint, adapter in (
+        ("SDXL", "sd_xl_base_1.0", "ip-adapter-plus_sdxl_vit-h"),
+        ("SD1.5", "v1-5-pruned-emaonly-fp16", "ip-adapter-plus_sd15"),
+    ):
         write_host_checkpoint(models / "checkpoints" / f"{checkpoint}.safetensors", family)
-        write_adapter(models / "ipadapter" / f"{adapter}.safetensors", BASES[family].host_widths, BASES[family].context_dim)
+        write_adapter(
+            models / "ipadapter" / f"{adapter}.safetensors", BASES[family].host_widths, BASES[family].context_dim
+        )
     for encoder in ENCODERS:
         write_encoder(models / "clip_vision" / encoder.file.name, encoder)
     write_encoder(models / "clip_vision" / "my_vit_h.safetensors", ENCODERS[0])
@@ -54,14 +69,22 @@ def server(host, tmp_path_factory):
     shutil.copy(Path(host) / "input" / "example.png", base / "input" / "example.png")
     for name in ("woman", "dog", "mask", "photo_0", "photo_1", "photo_2"):
         Image.linear_gradient("L").convert("RGBA").save(base / "input" / f"{name}.png")
-    with HostServer(Host(host, sys.executable, gpu=False), base, {}, lambda line: None, environment={"OMP_NUM_THREADS": "1"}) as running:
+    with HostServer(
+        Host(host, sys.executable, gpu=False), base, {}, lambda line: None, environment={"OMP_NUM_THREADS": "1"}
+    ) as running:
         yield running
 
 
 def write_encoder(path: Path, encoder) -> None:
     """A file with the widths of an encoder and nothing else."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"vision_model.embeddings.class_embedding": torch.zeros(encoder.hidden), "visual_projection.weight": torch.zeros(encoder.pooled, 1).half()}, str(path))
+    save_file(
+        {
+            "vision_model.embeddings.class_embedding": torch.zeros(encoder.hidden),
+            "visual_projection.weight": torch.zeros(encoder.pooled, 1).half(),
+        },
+        str(path),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +103,14 @@ def by_class(prompt: dict, kind: str) -> dict:
     return next(node["inputs"] for node in prompt.values() if node["class_type"] == kind)
 
 
-# ---- the templates -----------------------------------------------------------------------------------------------------------------------
+# ---- the templates ---------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_of_a_template_only_files_and_other_packs_can_be_missing(name, here):
-    """Every wire and value is the host's, as saved and as exported; a node that is not is another pack's, which the file names."""
+    """Every wire and value is the host's, as saved and as exported; a node that is not is another pack's, which the
+    file names.
+    """
     saved = template(name)
     active = [raw for raw in saved["nodes"] if raw["type"] not in NOTES and raw["mode"] == 0]
     foreign = [raw["type"] for raw in active if raw["type"] not in here.info]
@@ -100,10 +126,13 @@ def test_of_a_template_only_files_and_other_packs_can_be_missing(name, here):
 def test_the_default_template_passes_where_its_files_are(here, server):
     for workflow in (template("4_two_subjects"), convert(template("4_two_subjects"), here.info)):
         report = check(workflow, here)
-        assert report.findings == () and report.summary() == "checked 17 nodes, 25 links, 3 model files: it will run here"
+        assert (
+            report.findings == () and report.summary() == "checked 17 nodes, 25 links, 3 model files: it will run here"
+        )
 
 
-# ---- the host refuses what the check finds -----------------------------------------------------------------------------------------------
+# ---- the host refuses what the check finds ---------------------------------------------------------------------------
+
 
 def _drop(kind: str, name: str):
     return lambda prompt: by_class(prompt, kind).pop(name)
@@ -114,23 +143,62 @@ def _put(kind: str, name: str, value):
 
 
 MISTAKES = {  # what is done to the default template's prompt: words of the one finding
-    "weight": (_put("TroupeApplyImageAttention", "weight", 2.5), "expected a number from 0.0 to 2.0 in 'weight', found 2.5; set it within that range."),
-    "merge": (_put("TroupeApplyImageAttention", "merge", "sum"), "expected one of auto, relevance, paper, uniform, joint, add in 'merge', found 'sum'; choose one of them."),
-    "framing": (_put("TroupeEncodeSubjects", "framing", "crop"), "expected one of auto, pad, center, stretch in 'framing', found 'crop'; choose one of them."),
+    "weight": (
+        _put("TroupeApplyImageAttention", "weight", 2.5),
+        "expected a number from 0.0 to 2.0 in 'weight', found 2.5; set it within that range.",
+    ),
+    "merge": (
+        _put("TroupeApplyImageAttention", "merge", "sum"),
+        "expected one of auto, relevance, paper, uniform, joint, add in 'merge', found 'sum'; choose one of them.",
+    ),
+    "framing": (
+        _put("TroupeEncodeSubjects", "framing", "crop"),
+        "expected one of auto, pad, center, stretch in 'framing', found 'crop'; choose one of them.",
+    ),
     "sampler": (_put("KSampler", "sampler_name", "eular"), "in 'sampler_name', found 'eular'; choose one of them."),
-    "steps": (_put("KSampler", "steps", 0), "expected a whole number from 1 to 10000 in 'steps', found 0; set it within that range."),
-    "width": (_put("EmptyLatentImage", "width", "wide"), "expected a whole number in 'width', found 'wide'; type one in."),
+    "steps": (
+        _put("KSampler", "steps", 0),
+        "expected a whole number from 1 to 10000 in 'steps', found 0; set it within that range.",
+    ),
+    "width": (
+        _put("EmptyLatentImage", "width", "wide"),
+        "expected a whole number in 'width', found 'wide'; type one in.",
+    ),
     "no image": (_drop("TroupeAddSubject", "image"), "expected a wire of type IMAGE in 'image', found none; wire it."),
-    "no cfg": (_drop("KSampler", "cfg"), "expected a value for 'cfg', found none; open the workflow in ComfyUI and export it again."),
-    "cast into references": (lambda prompt: _put("TroupeApplyImageAttention", "references", by_class(prompt, "TroupeEncodeSubjects")["cast"])(prompt),
-                             "expected TROUPE_REFERENCES in 'references', found TROUPE_CAST from"),
-    "photo": (_put("LoadImage", "image", "holiday.jpg"), "expected a file in ComfyUI's input folder in 'image', found 'holiday.jpg'; choose one of yours, or put it there."),
-    "checkpoint": (_put("CheckpointLoaderSimple", "ckpt_name", "gone.safetensors"), "model file: expected models/checkpoints/gone.safetensors, found no such file"),
-    "adapter": (_put("TroupeLoadAdapter", "adapter_name", "ipadapter/ip-adapter_sdxl.safetensors"),
-                "model file: expected models/ipadapter/ip-adapter_sdxl.safetensors (703 MB), found no such file; download https://huggingface.co/h94/"),
-    "encoder": (_put("TroupeLoadAdapter", "clip_vision_name", "gone.safetensors"), "model file: expected models/clip_vision/gone.safetensors, found no such file"),
-    "node": (lambda prompt: next(n for n in prompt.values() if n["class_type"] == "TroupeEncodeSubjects").update(class_type="TroupeEncodeEverything"),
-             "expected a node of Troupe, found no TroupeEncodeEverything in this ComfyUI; install or update Troupe."),
+    "no cfg": (
+        _drop("KSampler", "cfg"),
+        "expected a value for 'cfg', found none; open the workflow in ComfyUI and export it again.",
+    ),
+    "cast into references": (
+        lambda prompt: _put(
+            "TroupeApplyImageAttention", "references", by_class(prompt, "TroupeEncodeSubjects")["cast"]
+        )(prompt),
+        "expected TROUPE_REFERENCES in 'references', found TROUPE_CAST from",
+    ),
+    "photo": (
+        _put("LoadImage", "image", "holiday.jpg"),
+        "expected a file in ComfyUI's input folder in 'image', found 'holiday.jpg'; choose one of yours, or "
+        "put it there.",
+    ),
+    "checkpoint": (
+        _put("CheckpointLoaderSimple", "ckpt_name", "gone.safetensors"),
+        "model file: expected models/checkpoints/gone.safetensors, found no such file",
+    ),
+    "adapter": (
+        _put("TroupeLoadAdapter", "adapter_name", "ipadapter/ip-adapter_sdxl.safetensors"),
+        "model file: expected models/ipadapter/ip-adapter_sdxl.safetensors (703 MB), found no such file; "
+        "download https://huggingface.co/h94/",
+    ),
+    "encoder": (
+        _put("TroupeLoadAdapter", "clip_vision_name", "gone.safetensors"),
+        "model file: expected models/clip_vision/gone.safetensors, found no such file",
+    ),
+    "node": (
+        lambda prompt: next(n for n in prompt.values() if n["class_type"] == "TroupeEncodeSubjects").update(
+            class_type="TroupeEncodeEverything"
+        ),
+        "expected a node of Troupe, found no TroupeEncodeEverything in this ComfyUI; install or update Troupe.",
+    ),
 }
 
 
@@ -147,8 +215,14 @@ def test_what_the_check_finds_the_host_refuses(name, here, server):
         server.run(prompt)
 
 
-@pytest.mark.parametrize(("name", "type", "inputs"), [("4_two_subjects", "TroupeApplyImageAttention", ("references",)), ("7_place_subjects", "TroupeApplyGated", ("references",)),
-                                                      ("3_quick_two_subjects", "TroupeQuickSubjects", ("clip", "image_1"))])
+@pytest.mark.parametrize(
+    ("name", "type", "inputs"),
+    [
+        ("4_two_subjects", "TroupeApplyImageAttention", ("references",)),
+        ("7_place_subjects", "TroupeApplyGated", ("references",)),
+        ("3_quick_two_subjects", "TroupeQuickSubjects", ("clip", "image_1")),
+    ],
+)
 def test_sockets_that_are_optional_only_for_their_place_are_asked_for(name, type, inputs, here):
     """tests/host/test_nodes.py shows that the nodes refuse them."""
     for given in inputs:
@@ -160,23 +234,30 @@ def test_sockets_that_are_optional_only_for_their_place_are_asked_for(name, type
 
 
 def test_a_missing_node_in_a_saved_workflow(here):
-    """As an old workflow: the nodes of the other pack are the only thing in the way beside nothing else of the host's."""
+    """As an old workflow: the nodes of the other pack are the only thing in the way beside nothing else of the
+    host's.
+    """
     report = check(stacked_by_preset(), here)
     assert {finding.kind for finding in report.findings} == {"node"} and len(report.findings) == 4
     assert report.summary().endswith("it will not run here (4 missing node types)")
 
 
-# ---- rewritten from IPAdapter_plus -------------------------------------------------------------------------------------------------------
+# ---- rewritten from IPAdapter_plus -----------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", OLD)
 def test_a_rewritten_workflow_passes_and_runs(name, here, server):
-    """The host's own validation takes it, and it makes a picture; only the two encoders, whose files cannot be small, are put in."""
+    """The host's own validation takes it, and it makes a picture; only the two encoders, whose files cannot be small,
+    are put in.
+    """
     make, base = OLD[name]
     new = from_ipadapter(make()).workflow
     report = check(new, here)
     assert report.findings == () and report.notes == ()
     if name.endswith("2024"):  # the same nodes and wires: once is enough
-        assert _classes(convert(new, here.info)) == _classes(convert(from_ipadapter(stacked_by_preset()).workflow, here.info))
+        assert _classes(convert(new, here.info)) == _classes(
+            convert(from_ipadapter(stacked_by_preset()).workflow, here.info)
+        )
         return
     prompt, _ = with_reports(with_random_encoders(convert(new, here.info), base))
     for field, value in (("width", 128), ("height", 128)):
@@ -203,10 +284,19 @@ def test_relevance_is_one_switch_away(here, server):
 
 
 def test_the_pack_s_regional_example_lacks_files_and_another_pack_alone(here):
-    """The host's validation of the converted example: two classes of a third pack (the old file needs them too), and files that are not here."""
-    place = Path(os.environ.get("TROUPE_IPADAPTER_PLUS") or "/nowhere") / "examples" / "ipadapter_regional_conditioning.json"
+    """The host's validation of the converted example: two classes of a third pack (the old file needs them too), and
+    files that are not here.
+    """
+    place = (
+        Path(os.environ.get("TROUPE_IPADAPTER_PLUS") or "/nowhere")
+        / "examples"
+        / "ipadapter_regional_conditioning.json"
+    )
     if not place.is_file():
-        pytest.skip("COMFYUI_IPADAPTER_PLUS IS NOT THERE: set TROUPE_IPADAPTER_PLUS to the folder of its checkout; its regional example was not checked")
+        pytest.skip(
+            "COMFYUI_IPADAPTER_PLUS IS NOT THERE: set TROUPE_IPADAPTER_PLUS to the folder of its checkout; "
+            "its regional example was not checked"
+        )
     old = json.loads(place.read_text(encoding="utf-8"))
     before, after = (check(workflow, here).findings for workflow in (old, from_ipadapter(old).workflow))
     foreign = [finding.text for finding in after if finding.kind == "node"]
@@ -243,14 +333,21 @@ def test_the_command_starts_a_comfyui_with_its_own_packs_and_pictures(host, serv
     pack = mine / "custom_nodes" / "my_pack"
     pack.mkdir(parents=True)
     (pack / "__init__.py").write_text(
-        "class Mine:\n    INPUT_TYPES = classmethod(lambda cls: {'required': {'image': ('IMAGE',)}})\n    RETURN_TYPES = ('IMAGE',)\n"
-        "    FUNCTION = 'go'\n\n\nNODE_CLASS_MAPPINGS = {'MyNode': Mine}\n")
+        "class Mine:\n    INPUT_TYPES = classmethod(lambda cls: {'required': {'image': ('IMAGE',)}})\n    "
+        "RETURN_TYPES = ('IMAGE',)\n"
+        "    FUNCTION = 'go'\n\n\nNODE_CLASS_MAPPINGS = {'MyNode': Mine}\n"
+    )
     before = sorted(path.relative_to(mine) for path in mine.rglob("*") if "__pycache__" not in path.parts)
     workflow = template("4_two_subjects")
     prompt = convert(workflow, server.object_info())
     photo = next(id_ for id_, node in prompt.items() if node["class_type"] == "LoadImage")
     prompt[photo]["inputs"]["image"] = "dog.png"
-    (tmp_path / "api.json").write_text(json.dumps({**prompt, "77": {"class_type": "MyNode", "inputs": {"image": [photo, 0]}}}))
+    (tmp_path / "api.json").write_text(
+        json.dumps({**prompt, "77": {"class_type": "MyNode", "inputs": {"image": [photo, 0]}}})
+    )
     assert check_tool.main([str(tmp_path / "api.json"), "--comfyui", str(mine)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "api.json: checked 18 nodes, 26 links, 3 model files: it will run here"
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == "api.json: checked 18 nodes, 26 links, 3 model files: it will run here"
+    )
     assert sorted(path.relative_to(mine) for path in mine.rglob("*") if "__pycache__" not in path.parts) == before

@@ -1,4 +1,7 @@
-"""Core nodes beside every kind of Troupe node: both act, it does not matter which stands first, and further calls of the model see who is whose."""
+"""Core nodes beside every kind of Troupe node: both act, it does not matter which stands first, and further calls of
+the model see who is whose.
+"""
+
 from functools import cache, partial
 
 import pytest
@@ -22,10 +25,12 @@ def lora(base_folder, host):
 
 def on_model(module, name, **inputs):
     """A partner that is one core node on the MODEL wire."""
+
     def partner(model, positive, negative):
         from support.host.partner_nodes import core
 
         return core(module, name, model=model, **inputs), positive, negative
+
     return partner
 
 
@@ -39,13 +44,21 @@ def other_model():
 def merged(model, positive, negative):
     from support.host.partner_nodes import core
 
-    return core("nodes_model_merging", "ModelMergeSimple", model1=model, model2=other_model(), ratio=0.8), positive, negative
+    return (
+        core("nodes_model_merging", "ModelMergeSimple", model1=model, model2=other_model(), ratio=0.8),
+        positive,
+        negative,
+    )
 
 
 def lora_loader(model, positive, negative):
     from support.host.partner_nodes import core
 
-    return core("nodes", "LoraLoader", model=model, clip=None, lora_name=LORA, strength_model=0.8, strength_clip=1.0)[0], positive, negative
+    return (
+        core("nodes", "LoraLoader", model=model, clip=None, lora_name=LORA, strength_model=0.8, strength_clip=1.0)[0],
+        positive,
+        negative,
+    )
 
 
 def controlled(model, positive, negative):
@@ -53,15 +66,39 @@ def controlled(model, positive, negative):
     from support.host.small_casts import random
 
     picture = random(1, 64, 96, 3, seed=4).clamp(0, 1)
-    return model, *core("nodes", "ControlNetApplyAdvanced", positive=positive, negative=negative, control_net=control_net(), image=picture, strength=0.5,
-                        start_percent=0.0, end_percent=1.0)
+    return model, *core(
+        "nodes",
+        "ControlNetApplyAdvanced",
+        positive=positive,
+        negative=negative,
+        control_net=control_net(),
+        image=picture,
+        strength=0.5,
+        start_percent=0.0,
+        end_percent=1.0,
+    )
 
 
 def boxed(model, positive, negative):
     from support.host.partner_nodes import core, text_boxes, troupe
 
     gligen, clip = text_boxes(troupe().patcher)
-    return model, core("nodes", "GLIGENTextBoxApply", conditioning_to=positive, clip=clip, gligen_textbox_model=gligen, text="a fox", width=48, height=48, x=16, y=8), negative
+    return (
+        model,
+        core(
+            "nodes",
+            "GLIGENTextBoxApply",
+            conditioning_to=positive,
+            clip=clip,
+            gligen_textbox_model=gligen,
+            text="a fox",
+            width=48,
+            height=48,
+            x=16,
+            y=8,
+        ),
+        negative,
+    )
 
 
 def with_area(model, positive, negative):
@@ -76,7 +113,9 @@ def with_mask(model, positive, negative):
 
     mask = torch.zeros(1, 64, 96)
     mask[:, 16:, 32:] = 1
-    masked = core("nodes", "ConditioningSetMask", conditioning=positive, mask=mask, set_cond_area="mask bounds", strength=1.5)
+    masked = core(
+        "nodes", "ConditioningSetMask", conditioning=positive, mask=mask, set_cond_area="mask bounds", strength=1.5
+    )
     return model, core("nodes", "ConditioningCombine", conditioning_1=positive, conditioning_2=masked), negative
 
 
@@ -92,13 +131,32 @@ def scheduled_lora():
 def hooked(model, positive, negative):
     from support.host.partner_nodes import core
 
-    return model, *core("nodes_hooks", "PairConditioningSetProperties", positive_NEW=positive, negative_NEW=negative, strength=1.0, set_cond_area="default", hooks=scheduled_lora())
+    return model, *core(
+        "nodes_hooks",
+        "PairConditioningSetProperties",
+        positive_NEW=positive,
+        negative_NEW=negative,
+        strength=1.0,
+        set_cond_area="default",
+        hooks=scheduled_lora(),
+    )
 
 
 def hooked_positive(model, positive, negative):
     from support.host.partner_nodes import core
 
-    return model, core("nodes_hooks", "ConditioningSetProperties", cond_NEW=positive, strength=1.0, set_cond_area="default", hooks=scheduled_lora()), negative
+    return (
+        model,
+        core(
+            "nodes_hooks",
+            "ConditioningSetProperties",
+            cond_NEW=positive,
+            strength=1.0,
+            set_cond_area="default",
+            hooks=scheduled_lora(),
+        ),
+        negative,
+    )
 
 
 MODEL_NODES = {
@@ -114,19 +172,43 @@ MODEL_NODES = {
     "Mahiro": on_model("nodes_mahiro", "Mahiro"),
     "CFGZeroStar": on_model("nodes_cfg", "CFGZeroStar"),
     "FreSca": on_model("nodes_fresca", "FreSca", scale_low=1.0, scale_high=1.5, freq_cutoff=2),
-    "ModelSamplingDiscrete v_prediction": on_model("nodes_model_advanced", "ModelSamplingDiscrete", sampling="v_prediction", zsnr=False),
-    "ModelSamplingDiscrete v_prediction zsnr": on_model("nodes_model_advanced", "ModelSamplingDiscrete", sampling="v_prediction", zsnr=True),
-    "ModelSamplingContinuousEDM": on_model("nodes_model_advanced", "ModelSamplingContinuousEDM", sampling="v_prediction", sigma_max=120.0, sigma_min=0.002),
+    "ModelSamplingDiscrete v_prediction": on_model(
+        "nodes_model_advanced", "ModelSamplingDiscrete", sampling="v_prediction", zsnr=False
+    ),
+    "ModelSamplingDiscrete v_prediction zsnr": on_model(
+        "nodes_model_advanced", "ModelSamplingDiscrete", sampling="v_prediction", zsnr=True
+    ),
+    "ModelSamplingContinuousEDM": on_model(
+        "nodes_model_advanced", "ModelSamplingContinuousEDM", sampling="v_prediction", sigma_max=120.0, sigma_min=0.002
+    ),
     "ModelComputeDtype": on_model("nodes_model_advanced", "ModelComputeDtype", dtype="bf16"),
-    "UNetSelfAttentionMultiply": on_model("nodes_attention_multiply", "UNetSelfAttentionMultiply", q=1.2, k=1.0, v=0.8, out=1.0),
-    "UNetCrossAttentionMultiply": on_model("nodes_attention_multiply", "UNetCrossAttentionMultiply", q=1.2, k=1.0, v=0.8, out=1.0),
-    "PatchModelAddDownscale": on_model("nodes_model_downscale", "PatchModelAddDownscale", block_number=1, downscale_factor=2.0, start_percent=0.0, end_percent=0.9,
-                                       downscale_after_skip=True, downscale_method="bicubic", upscale_method="bicubic"),
-    "ModelMergeSimple": merged, "LoraLoader": lora_loader,
+    "UNetSelfAttentionMultiply": on_model(
+        "nodes_attention_multiply", "UNetSelfAttentionMultiply", q=1.2, k=1.0, v=0.8, out=1.0
+    ),
+    "UNetCrossAttentionMultiply": on_model(
+        "nodes_attention_multiply", "UNetCrossAttentionMultiply", q=1.2, k=1.0, v=0.8, out=1.0
+    ),
+    "PatchModelAddDownscale": on_model(
+        "nodes_model_downscale",
+        "PatchModelAddDownscale",
+        block_number=1,
+        downscale_factor=2.0,
+        start_percent=0.0,
+        end_percent=0.9,
+        downscale_after_skip=True,
+        downscale_method="bicubic",
+        upscale_method="bicubic",
+    ),
+    "ModelMergeSimple": merged,
+    "LoraLoader": lora_loader,
 }
 CONDITIONING_NODES = {
-    "ControlNetApplyAdvanced": controlled, "GLIGENTextBoxApply": boxed, "ConditioningSetArea": with_area, "ConditioningSetMask in its bounds": with_mask,
-    "a LoRA's schedule on both": hooked, "a LoRA's schedule on the positive": hooked_positive,
+    "ControlNetApplyAdvanced": controlled,
+    "GLIGENTextBoxApply": boxed,
+    "ConditioningSetArea": with_area,
+    "ConditioningSetMask in its bounds": with_mask,
+    "a LoRA's schedule on both": hooked,
+    "a LoRA's schedule on the positive": hooked_positive,
 }
 
 
@@ -157,8 +239,31 @@ def test_guiders_of_the_host(name, kind):
 
     def sample(model, positive, negative):
         if name == "PerpNegGuider":
-            return guided(core("nodes_perpneg", name, model=model, positive=positive, negative=negative, empty_conditioning=other, cfg=5.0, neg_scale=1.0))
-        return guided(core("nodes_custom_sampler", name, model=model, cond1=positive, cond2=other, negative=negative, cfg_conds=5.0, cfg_cond2_negative=3.0, style="regular"))
+            return guided(
+                core(
+                    "nodes_perpneg",
+                    name,
+                    model=model,
+                    positive=positive,
+                    negative=negative,
+                    empty_conditioning=other,
+                    cfg=5.0,
+                    neg_scale=1.0,
+                )
+            )
+        return guided(
+            core(
+                "nodes_custom_sampler",
+                name,
+                model=model,
+                cond1=positive,
+                cond2=other,
+                negative=negative,
+                cfg_conds=5.0,
+                cfg_cond2_negative=3.0,
+                style="regular",
+            )
+        )
 
     both_act(four(troupe(), kind, lambda *wires: wires, sample))
 
@@ -184,7 +289,16 @@ def test_inpaint_model_conditioning(kind, channels):
     photo, made = random(1, 64, 96, 3, seed=4).clamp(0, 1), []
 
     def partner(model, positive, negative):
-        *both, latent = core("nodes", "InpaintModelConditioning", positive=positive, negative=negative, vae=Vae(), pixels=photo, mask=mask, noise_mask=True)
+        *both, latent = core(
+            "nodes",
+            "InpaintModelConditioning",
+            positive=positive,
+            negative=negative,
+            vae=Vae(),
+            pixels=photo,
+            mask=mask,
+            noise_mask=True,
+        )
         made[:] = [latent]
         return model, *both
 
@@ -210,7 +324,11 @@ def test_differential_diffusion(kind):
         return nodes.common_ksampler(model, 1, STEPS, 5.0, "euler", "normal", positive, negative, latent)[0]["samples"]
 
     def partner(model, positive, negative):
-        return core("nodes_differential_diffusion", "DifferentialDiffusion", model=model, strength=1.0), positive, negative
+        return (
+            core("nodes_differential_diffusion", "DifferentialDiffusion", model=model, strength=1.0),
+            positive,
+            negative,
+        )
 
     found = four(troupe(), kind, partner, sample, sample)
     both_act(found)
@@ -223,7 +341,19 @@ def test_steps_that_a_cache_leaves_out(name, kind, caplog):
     from support.host.partner_nodes import core, four, sampled, troupe
 
     def partner(model, positive, negative):
-        return core("nodes_easycache", f"{name}Node", model=model, reuse_threshold=0.5, start_percent=0.0, end_percent=1.0, verbose=False), positive, negative
+        return (
+            core(
+                "nodes_easycache",
+                f"{name}Node",
+                model=model,
+                reuse_threshold=0.5,
+                start_percent=0.0,
+                end_percent=1.0,
+                verbose=False,
+            ),
+            positive,
+            negative,
+        )
 
     longer = partial(sampled, steps=6)
     with caplog.at_level("INFO"):
@@ -242,15 +372,28 @@ def test_masks_of_two_prompts(kind):
 
     mask = torch.zeros(1, 64, 96)
     mask[..., 40:] = 1
-    other = core("nodes", "ConditioningSetMask", conditioning=[[random(1, 77, 64, seed=6, gain=6.0), {}]], mask=1 - mask, set_cond_area="default", strength=1.0)
+    other = core(
+        "nodes",
+        "ConditioningSetMask",
+        conditioning=[[random(1, 77, 64, seed=6, gain=6.0), {}]],
+        mask=1 - mask,
+        set_cond_area="default",
+        strength=1.0,
+    )
 
     def partner(model, positive, negative):
-        mine = core("nodes", "ConditioningSetMask", conditioning=positive, mask=mask, set_cond_area="default", strength=1.0)
+        mine = core(
+            "nodes", "ConditioningSetMask", conditioning=positive, mask=mask, set_cond_area="default", strength=1.0
+        )
         return model, core("nodes", "ConditioningCombine", conditioning_1=mine, conditioning_2=other), negative
 
     place, once = troupe(), partial(sampled, steps=1)
     model, positive, _ = place.kinds[kind](*place.plain)
-    plain, found, alone = once(*place.plain), once(*partner(model, positive, place.plain[2])), once(model, positive, place.plain[2])
+    plain, found, alone = (
+        once(*place.plain),
+        once(*partner(model, positive, place.plain[2])),
+        once(model, positive, place.plain[2]),
+    )
     masked = once(*partner(*place.plain))
     torch.testing.assert_close(found[..., :5], masked[..., :5], rtol=0, atol=1e-4 * float(masked.abs().max()))
     torch.testing.assert_close(found[..., 5:], alone[..., 5:], rtol=0, atol=1e-4 * float(alone.abs().max()))
@@ -283,8 +426,11 @@ def tiled(apply, args):
 
 def apart(apply, args):
     rows, given = len(args["cond_or_uncond"]), args["c"]
-    return torch.cat([apply(x, t, **{**given, "c_crossattn": text, "transformer_options": given["transformer_options"] | {"cond_or_uncond": [args["cond_or_uncond"][i]]}})
-                      for i, (x, t, text) in enumerate(zip(*(v.chunk(rows) for v in (args["input"], args["timestep"], given["c_crossattn"]))))])
+    found, parts = [], (v.chunk(rows) for v in (args["input"], args["timestep"], given["c_crossattn"]))
+    for i, (x, t, text) in enumerate(zip(*parts)):
+        options = given["transformer_options"] | {"cond_or_uncond": [args["cond_or_uncond"][i]]}
+        found.append(apply(x, t, **{**given, "c_crossattn": text, "transformer_options": options}))
+    return torch.cat(found)
 
 def more_rows(q, k, v, options):
     return tuple(torch.cat((t, t[:1])) for t in (q, k, v))
@@ -336,12 +482,40 @@ def half_the_positions(model, pack):
 
 
 CANNOT = {  # what the pack does -> kind of node, what our warning says
-    "attention in tiles": ("attention", in_tiles, "samples the picture in tiles: regions and boxes of Apply Image Attention cannot be mapped to tiles and are ignored"),
-    "gated in tiles": ("gated", in_tiles, "samples the picture in tiles: boxes cannot be mapped to tiles, so Apply Gated Adapter is skipped"),
-    "attention, rows apart": ("attention", rows_apart, "splits the batch of a model call, so rows cannot be matched to prompts: Apply Image Attention is skipped for them"),
-    "gated, rows apart": ("gated", rows_apart, "splits the batch of a model call, so rows cannot be matched to prompts: Apply Gated Adapter is skipped for them"),
-    "attention, more rows": ("attention", more_rows, "so rows cannot be matched to prompts: Apply Image Attention skips those layers"),
-    "attention, positions": ("attention", half_the_positions, "rearranged the positions of the picture: regions and boxes of Apply Image Attention are ignored in those layers"),
+    "attention in tiles": (
+        "attention",
+        in_tiles,
+        "samples the picture in tiles: regions and boxes of Apply Image Attention cannot be mapped to tiles "
+        "and are ignored",
+    ),
+    "gated in tiles": (
+        "gated",
+        in_tiles,
+        "samples the picture in tiles: boxes cannot be mapped to tiles, so Apply Gated Adapter is skipped",
+    ),
+    "attention, rows apart": (
+        "attention",
+        rows_apart,
+        "splits the batch of a model call, so rows cannot be matched to prompts: Apply Image Attention is "
+        "skipped for them",
+    ),
+    "gated, rows apart": (
+        "gated",
+        rows_apart,
+        "splits the batch of a model call, so rows cannot be matched to prompts: Apply Gated Adapter is "
+        "skipped for them",
+    ),
+    "attention, more rows": (
+        "attention",
+        more_rows,
+        "so rows cannot be matched to prompts: Apply Image Attention skips those layers",
+    ),
+    "attention, positions": (
+        "attention",
+        half_the_positions,
+        "rearranged the positions of the picture: regions and boxes of Apply Image Attention are ignored in "
+        "those layers",
+    ),
 }
 
 
@@ -371,7 +545,9 @@ def test_what_cannot_work_together_is_told_once_with_both_names(case, stranger, 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """For every model call under a Troupe node on the MODEL: {index in the host's list: role or None}, and the rows' contexts by index."""
+    """For every model call under a Troupe node on the MODEL: {index in the host's list: role or None}, and the rows'
+    contexts by index.
+    """
     from troupe.model_patches.hosts.comfyui.sampling.hook import Hook
 
     seen, original = [], Hook.apply_model
@@ -394,7 +570,9 @@ FURTHER_CALLS = {  # node -> roles in the calls of a step
     "SkipLayerGuidanceDiTSimple": [{0: "cond"}, {1: "uncond"}],
 }
 SKIP_LAYERS = {
-    "SkipLayerGuidanceDiT": dict(scale=3.0, start_percent=0.0, end_percent=1.0, double_layers="0, 1", single_layers="0", rescaling_scale=0.0),
+    "SkipLayerGuidanceDiT": dict(
+        scale=3.0, start_percent=0.0, end_percent=1.0, double_layers="0, 1", single_layers="0", rescaling_scale=0.0
+    ),
     "SkipLayerGuidanceDiTSimple": dict(start_percent=0.0, end_percent=1.0, double_layers="0, 1", single_layers="0"),
 }
 
@@ -402,7 +580,9 @@ SKIP_LAYERS = {
 @pytest.mark.parametrize("kind", ["attention", "gated"])
 @pytest.mark.parametrize("name", FURTHER_CALLS)
 def test_further_calls_of_a_step_see_who_is_whose(name, kind, calls):
-    """Perturbed and skipped predictions have the subjects of the prompt they are of, a negative's never; as many calls as without Troupe, before or after it."""
+    """Perturbed and skipped predictions have the subjects of the prompt they are of, a negative's never; as many calls
+    as without Troupe, before or after it.
+    """
     from support.host.partner_nodes import STEPS, sampled, troupe
 
     partner = MODEL_NODES.get(name) or on_model("nodes_slg", name, **SKIP_LAYERS[name])
@@ -445,7 +625,9 @@ def test_skipping_layers_of_other_architectures_changes_nothing_on_a_unet(name, 
 @pytest.mark.parametrize("zsnr", [False, True], ids=["eps schedule", "zero terminal snr"])
 @pytest.mark.parametrize("kind", ["attention", "gated"])
 def test_v_prediction_models_of_the_sdxl_family(kind, zsnr):
-    """As Illustrious and NoobAI are published: the file says so itself, the host makes the model; compared with the evaluation without hooks."""
+    """As Illustrious and NoobAI are published: the file says so itself, the host makes the model; compared with the
+    evaluation without hooks.
+    """
     import comfy.model_sampling
     import comfy.sd
     from support.host import independent_evaluation as independent
@@ -455,7 +637,11 @@ def test_v_prediction_models_of_the_sdxl_family(kind, zsnr):
     from support.host.small_gated_casts import GatedStage, gated_adapter
     from troupe.model_patches.binding.settings import GatedSettings
 
-    state = tiny_models.build_unet_sd("sdxl_vega_topology", dtype=torch.float32) | {"v_pred": torch.tensor([])} | ({"ztsnr": torch.tensor([])} if zsnr else {})
+    state = (
+        tiny_models.build_unet_sd("sdxl_vega_topology", dtype=torch.float32)
+        | {"v_pred": torch.tensor([])}
+        | ({"ztsnr": torch.tensor([])} if zsnr else {})
+    )
     patcher = comfy.sd.load_state_dict_guess_config(state, output_vae=False, output_clip=False)[0]
     sampling = patcher.get_model_object("model_sampling")
     assert isinstance(sampling, comfy.model_sampling.V_PREDICTION) and (float(sampling.sigma_max) > 1000) == zsnr

@@ -1,4 +1,5 @@
 """Who gets the subjects where the host or another pack arranges prompts in unusual ways."""
+
 import pytest
 import torch
 
@@ -15,7 +16,9 @@ def calls(monkeypatch):
     def spy(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         call = transformer_options["troupe"].get(self.id)
         rows = list(zip(transformer_options["cond_or_uncond"], transformer_options["uuids"], strict=True))
-        seen.append([(i, *((c.role, c.area) if (c := call and call.table.get((i, u))) else (None, None))) for i, u in rows])
+        seen.append(
+            [(i, *((c.role, c.area) if (c := call and call.table.get((i, u))) else (None, None))) for i, u in rows]
+        )
         return original(self, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     monkeypatch.setattr(ImageAttention, "apply_model", spy)
@@ -41,7 +44,13 @@ def guided(guider, size=(16, 16), steps=1):
 
     sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.model.model_sampling, "normal", steps)
     latent = torch.zeros(1, 4, *size)
-    return guider.sample(torch.randn(latent.shape, generator=torch.Generator().manual_seed(1)), latent, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+    return guider.sample(
+        torch.randn(latent.shape, generator=torch.Generator().manual_seed(1)),
+        latent,
+        comfy.samplers.sampler_object("euler"),
+        sigmas,
+        disable_pbar=True,
+    )
 
 
 def test_usual_call(calls):
@@ -61,7 +70,9 @@ def test_a_negative_made_by_zeroing_out_our_positive_gets_the_empty_tokens(calls
     import nodes
 
     st = stage()
-    model, positive, *_ = apply_image_attention(st.patcher, st.references(2), settings(), st.positive, st.negative if wired else None)
+    model, positive, *_ = apply_image_attention(
+        st.patcher, st.references(2), settings(), st.positive, st.negative if wired else None
+    )
     ksample(model, positive, nodes.ConditioningZeroOut().zero_out(positive)[0], steps=1)
     assert calls == [[(1, "uncond", None), (0, "cond", None)]]
 
@@ -87,7 +98,9 @@ def test_middle_carries_the_subjects_when_wired(calls):
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
 
     st = stage()
-    model, positive, negative, middle = apply_image_attention(st.patcher, st.references(2), settings(), st.positive, st.negative, st.positive)
+    model, positive, negative, middle = apply_image_attention(
+        st.patcher, st.references(2), settings(), st.positive, st.negative, st.positive
+    )
     guider = Guider_DualCFG(model)
     guider.set_conds(positive, middle, negative)
     guider.set_cfg(5.0, 2.0)
@@ -120,7 +133,9 @@ def test_an_extra_call_with_the_negative_alone_is_not_taken_for_the_positive(cal
         model = model.clone()
 
         def again(args):
-            comfy.samplers.calc_cond_batch(args["model"], [args["uncond"]], args["input"], args["sigma"], args["model_options"])
+            comfy.samplers.calc_cond_batch(
+                args["model"], [args["uncond"]], args["input"], args["sigma"], args["model_options"]
+            )
             return args["denoised"]
 
         model.set_model_sampler_post_cfg_function(again)
@@ -129,7 +144,9 @@ def test_an_extra_call_with_the_negative_alone_is_not_taken_for_the_positive(cal
 
 
 def test_area_conditioning_and_the_entries_that_the_host_borrows(calls):
-    """Subjects only in an area prompt: its rows get them, the copy that the host puts into the negative list gets the empty tokens."""
+    """Subjects only in an area prompt: its rows get them, the copy that the host puts into the negative list gets the
+    empty tokens.
+    """
     from support.host.small_casts import ksample, settings, stage
 
     st = stage()
@@ -137,11 +154,15 @@ def test_area_conditioning_and_the_entries_that_the_host_borrows(calls):
     area = in_area(positive, 64, 128, 64, 0)
     ksample(model, st.positive + area, negative, steps=1)
     flat = sorted({chunk for call in calls for chunk in call}, key=str)
-    assert flat == sorted([(0, None, None), (0, "cond", (16, 8, 0, 8)), (1, "uncond", None), (1, "uncond", (16, 8, 0, 8))], key=str)
+    assert flat == sorted(
+        [(0, None, None), (0, "cond", (16, 8, 0, 8)), (1, "uncond", None), (1, "uncond", (16, 8, 0, 8))], key=str
+    )
 
 
 def test_a_region_is_cut_to_the_area_it_is_seen_in(monkeypatch):
-    """A subject allowed in the right half of the picture is allowed everywhere in an area prompt over the right half, and nowhere in one over the left."""
+    """A subject allowed in the right half of the picture is allowed everywhere in an area prompt over the right half,
+    and nowhere in one over the left.
+    """
     from support.host.small_casts import ksample, settings, stage
     from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
@@ -170,7 +191,9 @@ def test_timestep_ranges_of_the_conditioning_are_the_hosts_business(calls):
 
 
 def test_attention_couple_rows_follow_their_chunk():
-    """A pack that repeats the positive's rows for two prompts and mixes them half and half: our delta goes to both copies, so the mix holds it once."""
+    """A pack that repeats the positive's rows for two prompts and mixes them half and half: our delta goes to both
+    copies, so the mix holds it once.
+    """
     from support.host.small_casts import error, ksample, settings, stage
 
     st = stage()
@@ -207,11 +230,21 @@ def test_attention_couple_rows_follow_their_chunk():
 
     plain = ksample(model, positive, negative)
     for publish in (True, False):
-        assert error(ksample(couple(model, publish), positive, negative), plain, ksample(st.patcher, st.positive, st.negative)) < 1e-4
+        assert (
+            error(
+                ksample(couple(model, publish), positive, negative),
+                plain,
+                ksample(st.patcher, st.positive, st.negative),
+            )
+            < 1e-4
+        )
 
 
 def in_tiles(model, together):
-    """A replica of tiled sampling: the upper and the lower half of the latent, in one model call (tile by tile, each with all chunks) or in two."""
+    """A replica of tiled sampling: the upper and the lower half of the latent, in one model call (tile by tile, each
+    with all chunks) or in two.
+    """
+
     def halves(apply, args):
         x, t, c = args["input"], args["timestep"], args["c"]
         upper, lower = x.chunk(2, -2)
@@ -243,7 +276,10 @@ def test_regions_rest_in_tiles_with_one_warning(caplog):
     region = torch.zeros(32, 32)
     region[:, :16] = 1
     with caplog.at_level("WARNING", "troupe"):
-        found, free = (ksample(in_tiles(model, False), *conds) for model, *conds in (st.apply(st.references(2, regions=r), settings()) for r in ([region, None], None)))
+        found, free = (
+            ksample(in_tiles(model, False), *conds)
+            for model, *conds in (st.apply(st.references(2, regions=r), settings()) for r in ([region, None], None))
+        )
     assert torch.equal(found, free)
     assert sum("in tiles" in r.message for r in caplog.records) == 1
 
@@ -275,10 +311,16 @@ def test_a_scheduled_lora_hook_refreshes_the_name_keys(monkeypatch):
     counted, original = {"names": 0, "images": 0}, {}
     for kind in counted:
         original[kind] = getattr(image_attention, f"project_{kind}")
-        monkeypatch.setattr(image_attention, f"project_{kind}", lambda *a, kind=kind: (counted.__setitem__(kind, counted[kind] + 1), original[kind](*a))[1])
+        monkeypatch.setattr(
+            image_attention,
+            f"project_{kind}",
+            lambda *a, kind=kind: (counted.__setitem__(kind, counted[kind] + 1), original[kind](*a))[1],
+        )
     keys = [k for k in st.patcher.model.state_dict() if k.endswith("attn2.to_k.weight")]
     hook = comfy.hooks.WeightHook(strength_model=1.0)
-    hook.weights = {k: ("diff", (random(*st.patcher.model.state_dict()[k].shape, seed=i, gain=0.3),)) for i, k in enumerate(keys)}
+    hook.weights = {
+        k: ("diff", (random(*st.patcher.model.state_dict()[k].shape, seed=i, gain=0.3),)) for i, k in enumerate(keys)
+    }
     hook.need_weight_init = False
     for percent, strength in ((0.0, 1.0), (0.5, 0.2)):
         hook.hook_keyframe.add(comfy.hooks.HookKeyframe(strength, percent))

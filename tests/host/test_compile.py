@@ -1,4 +1,8 @@
-"""Compiled models: the host's own node, before or after ours. One graph, made once, and the picture of the model that is not compiled."""
+"""Compiled models: the host's own node, before or after ours.
+
+One graph, made once, and the picture of the model that is not compiled.
+"""
+
 import shutil
 from types import SimpleNamespace
 
@@ -6,13 +10,29 @@ import pytest
 import torch
 
 pytestmark = pytest.mark.usefixtures("host")
-KINDS = ["relevance", "text_to_weight", "regions", "ranges", "recorded", "mm_diff", "mm_diff, delayed", "text", "text_image", "patches", "decay"]
+KINDS = [
+    "relevance",
+    "text_to_weight",
+    "regions",
+    "ranges",
+    "recorded",
+    "mm_diff",
+    "mm_diff, delayed",
+    "text",
+    "text_image",
+    "patches",
+    "decay",
+]
 RUN = dict(size=(8, 8), steps=5)
 
 
 @pytest.fixture(autouse=True)
 def compiler(host, monkeypatch):
-    """Counts what is compiled. The attention that the host takes on a CPU asks for free memory in every call, which no graph can hold; on a GPU it takes this."""
+    """Counts what is compiled.
+
+    The attention that the host takes on a CPU asks for free memory in every call, which no graph can hold; on a GPU it
+    takes this.
+    """
     import torch._dynamo
     from comfy.ldm.modules import attention
     from torch._dynamo.utils import counters
@@ -20,14 +40,20 @@ def compiler(host, monkeypatch):
     monkeypatch.setattr(attention, "optimized_attention", attention.attention_pytorch)
     torch._dynamo.reset()
     counters.clear()
-    yield SimpleNamespace(graphs=lambda: counters["stats"]["unique_graphs"], breaks=lambda: dict(counters["graph_break"]))
+    yield SimpleNamespace(
+        graphs=lambda: counters["stats"]["unique_graphs"], breaks=lambda: dict(counters["graph_break"])
+    )
     torch._dynamo.reset()
 
 
 def plain(kind):
     from support.host import tiny_models
 
-    return tiny_models.micro_model("SDXL" if kind.startswith("mm_diff") else "SD15", model_channels=64, levels=2 if kind.startswith("mm_diff") else 1)
+    return tiny_models.micro_model(
+        "SDXL" if kind.startswith("mm_diff") else "SD15",
+        model_channels=64,
+        levels=2 if kind.startswith("mm_diff") else 1,
+    )
 
 
 def applied(kind, patcher):
@@ -43,11 +69,19 @@ def applied(kind, patcher):
     st = stage(patcher=patcher, text_gain=kind == "text_to_weight")
     if kind in ("text", "text_image", "patches", "decay"):
         st = GatedStage(patcher, gated_adapter(patcher, "text" if kind == "decay" else kind), st.positive, st.negative)
-        return st.apply(st.references(2, weights=[1.0, 0.6]), GatedSettings(0.8, **(dict(end_percent=0.1, decay_percent=0.9) if kind == "decay" else {})))
+        return st.apply(
+            st.references(2, weights=[1.0, 0.6]),
+            GatedSettings(0.8, **(dict(end_percent=0.1, decay_percent=0.9) if kind == "decay" else {})),
+        )
     region = torch.zeros(32, 32)
     region[:16] = 1
-    regions, ranges = [region, None] if kind == "regions" else None, [(0.0, 0.5), (0.2, 1.0)] if kind == "ranges" else None
-    model, positive, negative = st.apply(st.references(2, regions=regions, ranges=ranges), settings(background=0.5, sharpness=2.0))
+    regions, ranges = (
+        [region, None] if kind == "regions" else None,
+        [(0.0, 0.5), (0.2, 1.0)] if kind == "ranges" else None,
+    )
+    model, positive, negative = st.apply(
+        st.references(2, regions=regions, ranges=ranges), settings(background=0.5, sharpness=2.0)
+    )
     return record_relevance(model, "all")[0] if kind == "recorded" else model, positive, negative
 
 
@@ -79,9 +113,14 @@ def test_the_host_alone_makes_one_graph(compiler):
         assert (compiler.graphs(), compiler.breaks()) == (1, {})
 
 
-@pytest.mark.parametrize("kind, order", [(kind, "after") for kind in KINDS] + [("text_to_weight", "before"), ("patches", "before")])
+@pytest.mark.parametrize(
+    "kind, order", [(kind, "after") for kind in KINDS] + [("text_to_weight", "before"), ("patches", "before")]
+)
 def test_references_make_one_graph_too(kind, order, compiler):
-    """No step, and no second run, compiles anything again. Where a run ends at scale 0, its last step is the plain model's graph."""
+    """No step, and no second run, compiles anything again.
+
+    Where a run ends at scale 0, its last step is the plain model's graph.
+    """
     from support.host.small_casts import ksample
 
     graphs = 2 if kind == "decay" else 1
@@ -93,7 +132,10 @@ def test_references_make_one_graph_too(kind, order, compiler):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="the compiler's default backend needs a C++ compiler")
+@pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None,
+    reason="the compiler's default backend needs a C++ compiler",
+)
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("kind", ["text_to_weight", "patches"])
 def test_the_hosts_node_with_its_default_backend(kind, order, compiler):
@@ -105,7 +147,10 @@ def test_the_hosts_node_with_its_default_backend(kind, order, compiler):
 
     patcher = plain(kind)
     model, positive, negative = applied(kind, patcher)
-    expected, without = ksample(model, positive, negative, **RUN), ksample(patcher, *[[p] for p in (positive[0], negative[0])], **RUN)
+    expected, without = (
+        ksample(model, positive, negative, **RUN),
+        ksample(patcher, *[[p] for p in (positive[0], negative[0])], **RUN),
+    )
     made, positive, negative = (node(model), positive, negative) if order == "after" else applied(kind, node(patcher))
     for _ in range(2):
         assert error(ksample(made, positive, negative, **RUN), expected, without) < 1e-3
@@ -114,7 +159,9 @@ def test_the_hosts_node_with_its_default_backend(kind, order, compiler):
 
 @pytest.mark.parametrize("topology", ["sd15_full_topology", "sdxl_vega_topology"])
 def test_what_layers_share_is_made_before_the_first_of_them(topology, monkeypatch):
-    """On the block layouts of the real models, at an odd size: nothing is made for the first time in a layer, which could not be compiled."""
+    """On the block layouts of the real models, at an odd size: nothing is made for the first time in a layer, which
+    could not be compiled.
+    """
     import comfy.sd
     from comfy.patcher_extension import WrappersMP
     from support.host import tiny_models
@@ -122,12 +169,21 @@ def test_what_layers_share_is_made_before_the_first_of_them(topology, monkeypatc
     from troupe.model_patches.binding import limits
     from troupe.model_patches.hosts.comfyui.sampling import record
 
-    state = {k.removeprefix("model.diffusion_model."): v for k, v in tiny_models.build_unet_sd(topology, dtype=torch.float32).items()}
+    state = {
+        k.removeprefix("model.diffusion_model."): v
+        for k, v in tiny_models.build_unet_sd(topology, dtype=torch.float32).items()
+    }
     st = stage(patcher=comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32}))
     grids, rooms, inside = [], [], []
     made, room = limits.limits_on_grid, record.Tally._room
-    monkeypatch.setattr(limits, "limits_on_grid", lambda *given: (grids.append((given[2], bool(inside))), made(*given))[1])
-    monkeypatch.setattr(record.Tally, "_room", lambda self, key, count: (rooms.append((key[0], bool(inside), key in self._sums)), room(self, key, count))[1])
+    monkeypatch.setattr(
+        limits, "limits_on_grid", lambda *given: (grids.append((given[2], bool(inside))), made(*given))[1]
+    )
+    monkeypatch.setattr(
+        record.Tally,
+        "_room",
+        lambda self, key, count: (rooms.append((key[0], bool(inside), key in self._sums)), room(self, key, count))[1],
+    )
 
     def within(executor, *args, **kwargs):
         inside.append(1)
@@ -143,4 +199,6 @@ def test_what_layers_share_is_made_before_the_first_of_them(topology, monkeypatc
     ksample(model, positive, negative, size=(25, 13), steps=1)
     seen = {grid for grid, within_unet, _ in rooms if within_unet}
     assert seen == {grid for grid, _ in grids} and len(seen) == (4 if topology.startswith("sd15") else 2)
-    assert not any(within_unet for _, within_unet in grids) and all(there for _, within_unet, there in rooms if within_unet)
+    assert not any(within_unet for _, within_unet in grids) and all(
+        there for _, within_unet, there in rooms if within_unet
+    )

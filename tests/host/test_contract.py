@@ -1,4 +1,7 @@
-"""The nodes as a real ComfyUI lists them after loading the pack from a link in custom_nodes, against the contract that saved workflows depend on."""
+"""The nodes as a real ComfyUI lists them after loading the pack from a link in custom_nodes, against the contract that
+saved workflows depend on.
+"""
+
 from __future__ import annotations
 
 import asyncio
@@ -15,18 +18,26 @@ NODE_DEFS = ROOT / "locales" / "en" / "nodeDefs.json"
 
 @pytest.fixture(scope="module")
 def listed(host, base_folder):
-    """{node id: what /object_info tells the front end}, for the pack linked into custom_nodes and loaded by the host."""
+    """{node id: what /object_info tells the front end}, for the pack linked into custom_nodes and loaded by the
+    host.
+    """
     import nodes
 
     link = Path(base_folder) / "custom_nodes" / "troupe"
     link.symlink_to(ROOT, target_is_directory=True)
     before = set(nodes.NODE_CLASS_MAPPINGS)
     assert asyncio.run(nodes.load_custom_node(str(link), module_parent="custom_nodes"))
-    return {id: json.loads(json.dumps(nodes.NODE_CLASS_MAPPINGS[id].GET_NODE_INFO_V1())) for id in nodes.NODE_CLASS_MAPPINGS if id not in before}
+    return {
+        id: json.loads(json.dumps(nodes.NODE_CLASS_MAPPINGS[id].GET_NODE_INFO_V1()))
+        for id in nodes.NODE_CLASS_MAPPINGS
+        if id not in before
+    }
 
 
 def inputs_of(info: dict) -> dict[str, dict]:
-    """{input id: {"type", "optional", its options}} of a listed node, required ones first as the front end shows them."""
+    """{input id: {"type", "optional", its options}} of a listed node, required ones first as the front end
+    shows them.
+    """
     found = {}
     for group in ("required", "optional"):
         for id, (kind, *options) in info["input"].get(group, {}).items():
@@ -61,7 +72,7 @@ def test_input_order(listed, id):
     for group, optional in (("required", False), ("optional", True)):
         wanted = [entry["id"] for entry in promised if entry.get("optional", False) == optional]
         found = list(listed[id]["input"].get(group, {}))
-        assert found[:len(wanted)] == wanted
+        assert found[: len(wanted)] == wanted
         if group == "required":
             assert found == wanted, "a new required input breaks every saved workflow"
 
@@ -71,8 +82,12 @@ def test_widget_order(listed, id):
     """Widget values are saved by position: the widgets of the schema, in its order."""
     widgets = {"COMBO", "STRING", "FLOAT", "INT", "BOOLEAN"}
     wanted = [e["id"] for e in CONTRACT[id]["inputs"] if e["type"] in widgets and not e.get("forceInput")]
-    found = [name for name, e in inputs_of(listed[id]).items() if (isinstance(e["type"], list) or e["type"] in widgets) and not e.get("forceInput")]
-    assert found[:len(wanted)] == wanted
+    found = [
+        name
+        for name, e in inputs_of(listed[id]).items()
+        if (isinstance(e["type"], list) or e["type"] in widgets) and not e.get("forceInput")
+    ]
+    assert found[: len(wanted)] == wanted
 
 
 @pytest.mark.parametrize("id", CONTRACT)
@@ -88,15 +103,17 @@ def test_inputs(listed, id):
         if "options" in wanted:
             assert options == wanted["options"], wanted["id"]
         if "starts_with" in wanted:
-            assert options[:len(wanted["starts_with"])] == wanted["starts_with"], wanted["id"]
+            assert options[: len(wanted["starts_with"])] == wanted["starts_with"], wanted["id"]
         if "shown_as" in wanted:
             assert have.get("display_name") == wanted["shown_as"], wanted["id"]
 
 
 @pytest.mark.parametrize("id", CONTRACT)
 def test_outputs(listed, id):
-    found = [{"name": name, "type": kind} for name, kind in zip(listed[id]["output_name"], listed[id]["output"], strict=True)]
-    assert found[:len(CONTRACT[id]["outputs"])] == CONTRACT[id]["outputs"]
+    found = [
+        {"name": name, "type": kind} for name, kind in zip(listed[id]["output_name"], listed[id]["output"], strict=True)
+    ]
+    assert found[: len(CONTRACT[id]["outputs"])] == CONTRACT[id]["outputs"]
 
 
 @pytest.mark.parametrize("id", CONTRACT)
@@ -106,16 +123,26 @@ def test_everything_is_explained(listed, id):
         assert len(entry.get("tooltip") or "") > 10, f"{id}.{name} has no tooltip"
 
 
-# ---- translations and help pages ---------------------------------------------------------------------------------------------------------
+# ---- translations and help pages -------------------------------------------------------------------------------------
+
 
 def node_defs(listed: dict) -> dict:
     """locales/<language>/nodeDefs.json of the listed nodes in their own words."""
-    return {id: {
-        "display_name": info["display_name"],
-        "description": info["description"],
-        "inputs": {name: {"name": entry.get("display_name") or name, "tooltip": entry["tooltip"]} for name, entry in inputs_of(info).items()},
-        "outputs": {str(i): {"name": name, **({"tooltip": tip} if tip else {})} for i, (name, tip) in enumerate(zip(info["output_name"], info["output_tooltips"], strict=True))},
-    } for id, info in sorted(listed.items())}
+    return {
+        id: {
+            "display_name": info["display_name"],
+            "description": info["description"],
+            "inputs": {
+                name: {"name": entry.get("display_name") or name, "tooltip": entry["tooltip"]}
+                for name, entry in inputs_of(info).items()
+            },
+            "outputs": {
+                str(i): {"name": name, **({"tooltip": tip} if tip else {})}
+                for i, (name, tip) in enumerate(zip(info["output_name"], info["output_tooltips"], strict=True))
+            },
+        }
+        for id, info in sorted(listed.items())
+    }
 
 
 def test_the_english_texts_are_in_step(listed):
@@ -123,7 +150,9 @@ def test_the_english_texts_are_in_step(listed):
     current = node_defs(listed)
     if os.environ.get("TROUPE_UPDATE_LOCALES") == "1":
         NODE_DEFS.write_text(json.dumps(current, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert json.loads(NODE_DEFS.read_text(encoding="utf-8")) == current, "run this test once with TROUPE_UPDATE_LOCALES=1"
+    assert json.loads(NODE_DEFS.read_text(encoding="utf-8")) == current, (
+        "run this test once with TROUPE_UPDATE_LOCALES=1"
+    )
 
 
 def test_the_host_merges_the_translations(listed):
@@ -131,7 +160,9 @@ def test_the_host_merges_the_translations(listed):
 
     translations = CustomNodeManager().build_translations()
     merged = translations["en"]
-    assert {language: set(found["nodeDefs"]) for language, found in translations.items()} == dict.fromkeys(("en", "ja", "ko", "ru", "zh"), set(CONTRACT))
+    assert {language: set(found["nodeDefs"]) for language, found in translations.items()} == dict.fromkeys(
+        ("en", "ja", "ko", "ru", "zh"), set(CONTRACT)
+    )
     assert merged["nodeCategories"] == {"Troupe": "Troupe"}
     types = {kind for info in listed.values() for kind in info["output"] if kind.startswith("TROUPE_")}
     assert types <= set(merged["dataTypes"])
@@ -149,13 +180,31 @@ def test_the_host_reads_the_metadata(listed, base_folder):
     from comfy_config.config_parser import extract_node_configuration
 
     found = extract_node_configuration(str(Path(base_folder) / "custom_nodes" / "troupe"))
-    assert (found.project.name, found.tool_comfy.display_name, found.tool_comfy.publisher_id) == ("troupe", "Troupe", "troupe-comfy")
+    assert (found.project.name, found.tool_comfy.display_name, found.tool_comfy.publisher_id) == (
+        "troupe",
+        "Troupe",
+        "troupe-comfy",
+    )
     assert found.project.supported_comfyui_version == ">=0.3.64"
     assert found.project.supported_os == ["OS Independent"]
 
 
-WANTED = ("ip adapter", "ipadapter", "reference", "character", "consistent character", "person", "face", "region", "mask", "multiple characters", "photo", "box", "gligen",
-          "two characters")
+WANTED = (
+    "ip adapter",
+    "ipadapter",
+    "reference",
+    "character",
+    "consistent character",
+    "person",
+    "face",
+    "region",
+    "mask",
+    "multiple characters",
+    "photo",
+    "box",
+    "gligen",
+    "two characters",
+)
 
 
 def test_artists_words_find_the_nodes_where_the_host_reads_aliases(listed):
@@ -170,19 +219,32 @@ def test_artists_words_find_the_nodes_where_the_host_reads_aliases(listed):
     for word in WANTED:
         assert any(word in words for words in found.values()), word
     assert not set(found["TroupeSubjectGuider"]) & set(WANTED)
-    assert set(WANTED[:2]) <= set(found["TroupeQuickSubjects"]) & set(found["TroupeLoadAdapter"]) & set(found["TroupeApplyImageAttention"])
+    assert set(WANTED[:2]) <= set(found["TroupeQuickSubjects"]) & set(found["TroupeLoadAdapter"]) & set(
+        found["TroupeApplyImageAttention"]
+    )
 
 
 def test_what_beginners_never_touch_is_folded_where_the_host_can(listed):
-    """Weight, merge, end and sharpness stay in sight on Apply Image Attention; hosts without the option show everything."""
+    """Weight, merge, end and sharpness stay in sight on Apply Image Attention; hosts without the option show
+    everything.
+    """
     import inspect
 
     from comfy_api.latest import io
 
-    folded = {id_: {name for name, given in inputs_of(node).items() if given.get("advanced")} for id_, node in listed.items()}
+    folded = {
+        id_: {name for name, given in inputs_of(node).items() if given.get("advanced")} for id_, node in listed.items()
+    }
     if "advanced" not in inspect.signature(io.Float.Input.__init__).parameters:
         assert not any(folded.values())
         return
-    assert folded["TroupeApplyImageAttention"] == {"start_percent", "box_strength", "box_end_percent", "box_feather", "background", "in_crops"}
+    assert folded["TroupeApplyImageAttention"] == {
+        "start_percent",
+        "box_strength",
+        "box_end_percent",
+        "box_feather",
+        "background",
+        "in_crops",
+    }
     assert folded["TroupeAddSubject"] == {"start_percent", "end_percent"} and not folded["TroupeQuickSubjects"]
     assert not any(folded[id_] for id_ in ("TroupeLoadAdapter", "TroupePlaceSubjects", "TroupeRehearsal"))

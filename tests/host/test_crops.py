@@ -1,12 +1,21 @@
-"""Regions and boxes in runs that sample a part of the picture: the node is skipped with a warning, and nothing is stretched over the part."""
+"""Regions and boxes in runs that sample a part of the picture: the node is skipped with a warning, and nothing is
+stretched over the part.
+"""
+
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytestmark = pytest.mark.usefixtures("host")
-HIRES = {"1": {"class_type": "KSampler", "inputs": {}}, "2": {"class_type": "KSampler", "inputs": {"latent_image": ["1", 0]}}}
-TILED = {"1": {"class_type": "KSampler", "inputs": {}}, "2": {"class_type": "UltimateSDUpscale", "inputs": {"image": ["1", 0]}}}
+HIRES = {
+    "1": {"class_type": "KSampler", "inputs": {}},
+    "2": {"class_type": "KSampler", "inputs": {"latent_image": ["1", 0]}},
+}
+TILED = {
+    "1": {"class_type": "KSampler", "inputs": {}},
+    "2": {"class_type": "UltimateSDUpscale", "inputs": {"image": ["1", 0]}},
+}
 
 
 def left_half(kind: str) -> dict:
@@ -22,7 +31,9 @@ def tile(model, positive, negative, denoise=0.3, size=(16, 16)):
     import nodes
 
     picture = {"samples": torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(3))}
-    return nodes.common_ksampler(model, 1, 4, 1.0, "euler", "normal", positive, negative, picture, denoise=denoise)[0]["samples"]
+    return nodes.common_ksampler(model, 1, 4, 1.0, "euler", "normal", positive, negative, picture, denoise=denoise)[0][
+        "samples"
+    ]
 
 
 def effect(**how) -> float:
@@ -32,7 +43,9 @@ def effect(**how) -> float:
     kind, denoise, size = how.pop("kind", "region"), how.pop("denoise", 0.3), how.pop("size", (16, 16))
     st = stage()
     applied = st.apply(st.references(1, **({} if kind == "nowhere" else left_half(kind))), settings("uniform", **how))
-    return float((tile(*applied, denoise, size) - tile(st.patcher, st.positive, st.negative, denoise, size)).abs().max())
+    return float(
+        (tile(*applied, denoise, size) - tile(st.patcher, st.positive, st.negative, denoise, size)).abs().max()
+    )
 
 
 @pytest.fixture
@@ -62,7 +75,10 @@ def running(host, monkeypatch):
 def test_in_a_tile_of_an_upscaler_the_node_is_skipped_with_a_warning(kind, denoise, running, caplog):
     running(TILED, "2")
     assert effect(kind=kind, denoise=denoise) == 0.0
-    assert "UltimateSDUpscale (node 2) samples a part of the picture: regions and boxes of Apply Image Attention cannot be mapped to it" in caplog.text
+    assert (
+        "UltimateSDUpscale (node 2) samples a part of the picture: regions and boxes of Apply Image "
+        "Attention cannot be mapped to it" in caplog.text
+    )
     assert "had no effect in this run" not in caplog.text, "why is told once"
 
 
@@ -94,7 +110,9 @@ def test_what_limits_nobody_now_skips_nobody(running):
     assert effect(kind="box", box_end_percent=0.3) > 1e-3
     for out in (dict(weights=[0.0, 1.0]), dict(ranges=[(0.0, 0.3), (0.0, 1.0)])):
         st = stage()
-        applied = st.apply(st.references(2, regions=[left_half("region")["regions"][0], None], **out), settings("uniform"))
+        applied = st.apply(
+            st.references(2, regions=[left_half("region")["regions"][0], None], **out), settings("uniform")
+        )
         assert float((tile(*applied) - tile(st.patcher, st.positive, st.negative)).abs().max()) > 1e-3
 
 
@@ -105,7 +123,10 @@ def test_where_no_reference_comes_the_missing_wire_is_told(running, caplog):
     st = stage()
     model = st.apply(st.references(1, **left_half("region")), settings("uniform"))[0]
     tile(model, st.positive, st.negative)
-    assert "connect 'positive' of Apply Image Attention to the sampler" in caplog.text and "samples a part" not in caplog.text
+    assert (
+        "connect 'positive' of Apply Image Attention to the sampler" in caplog.text
+        and "samples a part" not in caplog.text
+    )
 
 
 def test_sixteen_tiles_warn_once(running, caplog):
@@ -116,7 +137,13 @@ def test_sixteen_tiles_warn_once(running, caplog):
     applied = st.apply(st.references(1, **left_half("region")), settings("uniform"))
     for _ in range(16):
         tile(*applied, size=(8, 8))
-    assert sum("samples a part of the picture" in record.message and record.levelname == "WARNING" for record in caplog.records) == 1
+    assert (
+        sum(
+            "samples a part of the picture" in record.message and record.levelname == "WARNING"
+            for record in caplog.records
+        )
+        == 1
+    )
 
 
 def test_a_picture_that_another_sampler_has_begun_is_made_from_noise(running):
@@ -136,7 +163,9 @@ def test_a_picture_that_another_sampler_has_begun_is_made_from_noise(running):
     for graph in (HIRES, None):
         if graph:
             running(graph, "2")
-        applied = st.apply(st.references(1, **left_half("region")), settings("uniform", in_crops="skip" if graph else "auto"))
+        applied = st.apply(
+            st.references(1, **left_half("region")), settings("uniform", in_crops="skip" if graph else "auto")
+        )
         assert not torch.equal(second(*applied), plain)
 
 

@@ -1,4 +1,5 @@
 """The host's CLIP and CLIP vision behind our interfaces: the same numbers as the host's own calls, in one pass."""
+
 from __future__ import annotations
 
 import os
@@ -33,6 +34,7 @@ def vision(host, tmp_path_factory):
 @pytest.fixture
 def counted(monkeypatch):
     """Counts the calls of a method: counted(owner, "name") -> a list that grows."""
+
     def count(owner, name):
         calls, original = [], getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs))
@@ -55,12 +57,15 @@ def image_encoder(vision):
 
 def alone(clip, name):
     """The host's own encoding of one bare name: all 77 rows, and how many tokens the name has."""
-    tokens = {stream: [[(entry[0], 1.0) for entry in chunk] for chunk in chunks] for stream, chunks in clip.tokenize(name).items()}
+    tokens = {
+        stream: [[(entry[0], 1.0) for entry in chunk] for chunk in chunks]
+        for stream, chunks in clip.tokenize(name).items()
+    }
     ids = [token for token, _ in next(iter(tokens.values()))[0]]
     return clip.encode_from_tokens(tokens)[0], ids.index(EOS, 1) - 1
 
 
-# ---- names ------------------------------------------------------------------------------------------------------------------------------
+# ---- names -----------------------------------------------------------------------------------------------------------
 
 
 def test_names_are_encoded_as_each_of_them_alone(clip):
@@ -68,7 +73,7 @@ def test_names_are_encoded_as_each_of_them_alone(clip):
     for name, tokens in zip(NAMES, encoded, strict=True):
         rows, length = alone(clip, name)
         assert length > 0
-        torch.testing.assert_close(tokens, rows[1:1 + length], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tokens, rows[1 : 1 + length], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(empty, alone(clip, "")[0][1:], rtol=1e-4, atol=1e-5)
 
 
@@ -92,7 +97,9 @@ def test_clip_skip_changes_nothing(clip):
     skipped = clip.clone()
     skipped.clip_layer(-3)
     assert not torch.equal(alone(skipped, "cat")[0], alone(clip, "cat")[0])
-    for ours, default in zip(name_encoder(skipped).encode(["cat", ""]), name_encoder(clip).encode(["cat", ""]), strict=True):
+    for ours, default in zip(
+        name_encoder(skipped).encode(["cat", ""]), name_encoder(clip).encode(["cat", ""]), strict=True
+    ):
         torch.testing.assert_close(ours, default)
     assert skipped.layer_idx == -3
 
@@ -107,13 +114,18 @@ def test_one_text_pass_for_all_names(clip, counted):
 
 def unprojected(clip, name):
     """The host's own pooled vector of one name before the projection, of CLIP-L (or the only encoder)."""
-    tokens = {stream: [[(entry[0], 1.0) for entry in chunk] for chunk in chunks] for stream, chunks in clip.tokenize(name).items()}
+    tokens = {
+        stream: [[(entry[0], 1.0) for entry in chunk] for chunk in chunks]
+        for stream, chunks in clip.tokenize(name).items()
+    }
     if "g" not in tokens:
         return clip.encode_from_tokens(tokens, return_pooled="unprojected")[1][0]
     clip_l = clip.cond_stage_model.clip_l
     clip_l.set_clip_options({"projected_pooled": False})
     try:
-        return torch.cat((clip_l.encode_token_weights(tokens["l"])[1][0], clip.encode_from_tokens(tokens, return_pooled=True)[1][0]))
+        return torch.cat(
+            (clip_l.encode_token_weights(tokens["l"])[1][0], clip.encode_from_tokens(tokens, return_pooled=True)[1][0])
+        )
     finally:
         clip.cond_stage_model.reset_clip_options()
 
@@ -141,7 +153,9 @@ def test_pooled_names_take_one_pass_and_leave_the_hosts_settings(clip, counted):
     torch.testing.assert_close(torch.stack(found), torch.stack(name_encoder(clip).pooled(NAMES)))
     options = [(tower.layer, tower.layer_idx, tower.return_projected_pooled) for tower in towers]
     assert options == [tower.options_default for tower in towers]
-    assert torch.equal(alone(clip, "cat")[0], before) and torch.equal(clip.encode_from_tokens(name, return_pooled=True)[1], pooled)
+    assert torch.equal(alone(clip, "cat")[0], before) and torch.equal(
+        clip.encode_from_tokens(name, return_pooled=True)[1], pooled
+    )
 
 
 def test_a_pooled_name_without_tokens_is_none(clip):
@@ -162,12 +176,14 @@ def test_brackets_around_nothing_have_no_tokens(clip, name):
 
 
 def test_a_text_encoder_of_another_kind_is_refused():
-    flux = SimpleNamespace(clone=lambda: SimpleNamespace(tokenize=lambda text: {"l": [[(49406, 1.0)]], "t5xxl": [[(1, 1.0)] * 256]}))
+    flux = SimpleNamespace(
+        clone=lambda: SimpleNamespace(tokenize=lambda text: {"l": [[(49406, 1.0)]], "t5xxl": [[(1, 1.0)] * 256]})
+    )
     with pytest.raises(MismatchError, match="SD1.5, SD2 or SDXL.*t5xxl"):
         name_encoder(flux).encode(["cat", ""])
 
 
-# ---- photos -----------------------------------------------------------------------------------------------------------------------------
+# ---- photos ----------------------------------------------------------------------------------------------------------
 
 
 def photos(count):
@@ -178,14 +194,21 @@ def photos(count):
 @pytest.mark.parametrize("kind, theirs", [("pooled", "image_embeds"), ("penultimate", "penultimate_hidden_states")])
 def test_photos_are_encoded_as_the_host_encodes_them(vision, kind, theirs):
     pictures = photos(5)
-    torch.testing.assert_close(image_encoder(vision).encode(pictures, kind, blank=False), vision.encode_image(pictures)[theirs], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        image_encoder(vision).encode(pictures, kind, blank=False),
+        vision.encode_image(pictures)[theirs],
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_the_blank_row_is_zero_pixel_values_not_a_black_photo(vision):
     blank = image_encoder(vision).encode(photos(2), "penultimate", blank=True)[-1]
     zero = vision.model(pixel_values=torch.zeros(1, 3, 32, 32), intermediate_output=-2)[1][0]
     torch.testing.assert_close(blank, zero, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(blank, vision.encode_image(torch.zeros(1, 32, 32, 3)).penultimate_hidden_states[0], atol=1e-3)
+    assert not torch.allclose(
+        blank, vision.encode_image(torch.zeros(1, 32, 32, 3)).penultimate_hidden_states[0], atol=1e-3
+    )
 
 
 def test_one_pass_for_all_photos_and_the_blank_row(vision, counted):
@@ -219,7 +242,7 @@ def test_an_encoder_of_another_kind_is_refused(host, model):
         image_encoder(SimpleNamespace(model=model, image_size=224))
 
 
-# ---- patch tokens, and an adapter's own vision weights --------------------------------------------------------------------------------------
+# ---- patch tokens, and an adapter's own vision weights ---------------------------------------------------------------
 
 
 def test_patch_tokens_and_pooled_vectors_are_the_hosts_in_one_pass(vision, counted):
@@ -235,7 +258,11 @@ def test_patch_tokens_and_pooled_vectors_are_the_hosts_in_one_pass(vision, count
 def tuned(vision):
     """Other weights for the last layer and the projection."""
     g = torch.Generator().manual_seed(7)
-    return {name: torch.randn(value.shape, generator=g) / 8 for name, value in vision.model.state_dict().items() if ".layers.2." in name or "visual_projection" in name}
+    return {
+        name: torch.randn(value.shape, generator=g) / 8
+        for name, value in vision.model.state_dict().items()
+        if ".layers.2." in name or "visual_projection" in name
+    }
 
 
 def test_an_adapters_own_vision_weights_leave_the_encoder_as_it_was(vision, tmp_path):
@@ -250,7 +277,9 @@ def test_an_adapters_own_vision_weights_leave_the_encoder_as_it_was(vision, tmp_
         wanted, after = other.encode_image(pictures), vision.encode_image(pictures)
         torch.testing.assert_close(patches, wanted.last_hidden_state[:, 1:], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(pooled, wanted.image_embeds, rtol=1e-4, atol=1e-5)
-        assert torch.equal(after.last_hidden_state, before.last_hidden_state) and torch.equal(after.image_embeds, before.image_embeds)
+        assert torch.equal(after.last_hidden_state, before.last_hidden_state) and torch.equal(
+            after.image_embeds, before.image_embeds
+        )
         assert not torch.allclose(patches, before.last_hidden_state[:, 1:], atol=1e-2)
     del mine
     torch.testing.assert_close(images.encode_patches(pictures)[1], before.image_embeds, rtol=1e-4, atol=1e-5)
@@ -258,7 +287,9 @@ def test_an_adapters_own_vision_weights_leave_the_encoder_as_it_was(vision, tmp_
 
 
 def test_vision_weights_for_another_encoder_are_refused(vision):
-    with pytest.raises(MismatchError, match="that fits the adapter's own 'vision_model.encoder.layers.31.mlp.fc1.bias'.*without"):
+    with pytest.raises(
+        MismatchError, match="that fits the adapter's own 'vision_model.encoder.layers.31.mlp.fc1.bias'.*without"
+    ):
         image_encoder(vision).with_weights({"vision_model.encoder.layers.31.mlp.fc1.bias": torch.zeros(64)})
 
 
@@ -269,7 +300,9 @@ def test_features_of_subject_diffusion_through_the_host(vision, tmp_path):
 
     weights, pictures = tuned(vision), photos(2)
     gated = GatedSpec("patches", {"middle_block.1.transformer_blocks.0": 64}, 24, 32, 2, 16)
-    spec = AdapterSpec("subject_diffusion", "MLP", "tiny.bin", 24, 0, EncoderNeed("last", 32), (), False, "center", gated=gated)
+    spec = AdapterSpec(
+        "subject_diffusion", "MLP", "tiny.bin", 24, 0, EncoderNeed("last", 32), (), False, "center", gated=gated
+    )
     mlp = MLP(16, 24, 24).requires_grad_(False)
     adapter = host_adapter(Adapter(spec, mlp, None, weights=Weights(vision=weights)))
     cast = Cast((make_subject("cat", [pictures[:1]]), make_subject("red fox", [pictures[1:]])))
@@ -283,7 +316,9 @@ def test_features_of_subject_diffusion_through_the_host(vision, tmp_path):
 
 
 def test_open_clips_files_give_open_clips_numbers_through_the_host(host, tmp_path):
-    """The host's own conversion, its model, our reading of it: patch tokens before the final norm, and the pooled vector."""
+    """The host's own conversion, its model, our reading of it: patch tokens before the final norm, and the pooled
+    vector.
+    """
     import comfy.clip_vision
 
     tower = tiny_open_clip.vision_tower()
@@ -292,7 +327,9 @@ def test_open_clips_files_give_open_clips_numbers_through_the_host(host, tmp_pat
     pictures = photos(3)
     pixels = comfy.clip_vision.clip_preprocess(pictures, size=32)
     assert not missing
-    for found, wanted in zip(image_encoder(vision).encode_patches(pictures), tiny_open_clip.patches_and_pooled(tower, pixels), strict=True):
+    for found, wanted in zip(
+        image_encoder(vision).encode_patches(pictures), tiny_open_clip.patches_and_pooled(tower, pixels), strict=True
+    ):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -313,15 +350,23 @@ def test_phrases_through_the_host_load_no_encoder_of_photos(host, monkeypatch):
     monkeypatch.setattr(HostAdapter, "clip_vision", lambda self: pytest.fail("looked for an encoder of photos"))
     clip = tiny_models.tiny_clip("sd15")
     gated = GatedSpec("text", {"middle_block.1.transformer_blocks.0": 64}, 768, 768, 30, 1)
-    adapter = host_adapter(Adapter(AdapterSpec("gligen", "", "tiny.safetensors", 768, 0, None, (), False, gated=gated), None, None))
+    adapter = host_adapter(
+        Adapter(AdapterSpec("gligen", "", "tiny.safetensors", 768, 0, None, (), False, gated=gated), None, None)
+    )
     (found,) = encode_references(adapter, Cast((make_subject("cat", [photos(1)]),)), clip=clip).subjects
     torch.testing.assert_close(found.features.text, unprojected(clip, "cat"), rtol=1e-4, atol=1e-5)
 
 
-# ---- finding the encoder ----------------------------------------------------------------------------------------------------------------
+# ---- finding the encoder ---------------------------------------------------------------------------------------------
 
 H, BIGG, L = (1280, 1024), (1664, 1280), (1024, 768)
-H_NAMES = ["CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", "model.safetensors", "image_encoder.safetensors", "SD1.5/model.safetensors", "open_clip_pytorch_model.bin"]
+H_NAMES = [
+    "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",
+    "model.safetensors",
+    "image_encoder.safetensors",
+    "SD1.5/model.safetensors",
+    "open_clip_pytorch_model.bin",
+]
 
 
 @pytest.fixture
@@ -357,7 +402,14 @@ def test_the_encoder_is_found_under_any_name(encoder_file, name, layout):
     assert find("penultimate", 1280).replace("\\", "/") == name == find("pooled", 1024).replace("\\", "/")
 
 
-NEEDS = [("penultimate", 1280, "H"), ("pooled", 1280, "bigG"), ("penultimate", 1024, "L"), ("pooled", 1024, "H"), ("penultimate", 1664, "bigG"), ("pooled", 768, "L")]
+NEEDS = [
+    ("penultimate", 1280, "H"),
+    ("pooled", 1280, "bigG"),
+    ("penultimate", 1024, "L"),
+    ("pooled", 1024, "H"),
+    ("penultimate", 1664, "bigG"),
+    ("pooled", 768, "L"),
+]
 
 
 @pytest.mark.parametrize("kind, width, right", NEEDS)
@@ -367,10 +419,21 @@ def test_equal_numbers_of_different_outputs_are_not_confused(encoder_file, kind,
     assert find(kind, width) == f"{right}.safetensors"
 
 
-@pytest.mark.parametrize("layout, table", [("transformers", "vision_model.embeddings.position_embedding.weight"), ("open_clip", "visual.positional_embedding")])
+@pytest.mark.parametrize(
+    "layout, table",
+    [
+        ("transformers", "vision_model.embeddings.position_embedding.weight"),
+        ("open_clip", "visual.positional_embedding"),
+    ],
+)
 def test_of_two_that_fit_the_one_for_smaller_pictures_is_taken(encoder_file, layout, table):
-    """OpenAI's ViT-L/14 at 224 and at 336 pixels have the same widths; the larger one's name comes first in the list."""
-    for name, positions in (("clip-vit-large-patch14-336.safetensors", 577), ("clip-vit-large-patch14.safetensors", 257)):
+    """OpenAI's ViT-L/14 at 224 and at 336 pixels have the same widths; the larger one's name comes first in the
+    list.
+    """
+    for name, positions in (
+        ("clip-vit-large-patch14-336.safetensors", 577),
+        ("clip-vit-large-patch14.safetensors", 257),
+    ):
         path = encoder_file(name, L, layout)
         state = safetensors.torch.load_file(path)
         state[table] = torch.zeros(positions, 1024, dtype=torch.float16)
@@ -393,7 +456,13 @@ def test_other_files_in_the_folder_are_passed_over(encoder_file, base_folder):
     junk = {"a.safetensors": b"", "b.bin": b"\x80nothing", "c.safetensors": b"<html>", "d.pth": b"PK\x03\x04"}
     for name, content in junk.items():
         (folder / name).write_bytes(content)
-    safetensors.torch.save_file({"vision_model.embeddings.class_embedding": torch.zeros(1, 1280), "visual_projection.weight": torch.zeros(1024)}, folder / "e.safetensors")
+    safetensors.torch.save_file(
+        {
+            "vision_model.embeddings.class_embedding": torch.zeros(1, 1280),
+            "visual_projection.weight": torch.zeros(1024),
+        },
+        folder / "e.safetensors",
+    )
     encoder_file("z.safetensors", H)
     try:
         assert find("pooled", 1024) == "z.safetensors"
@@ -420,9 +489,15 @@ def test_the_usual_folder_is_listed_beside_one_that_another_pack_or_a_path_file_
 
     usual, other = os.path.join(folder_paths.models_dir, "ipadapter"), str(tmp_path)
     (tmp_path / "theirs.safetensors").touch()
-    for given, expected in ((None, [usual]), (([other], set()), [other, usual]), (([usual], {".safetensors"}), [usual])):
+    for given, expected in (
+        (None, [usual]),
+        (([other], set()), [other, usual]),
+        (([usual], {".safetensors"}), [usual]),
+    ):
         names = {name: value for name, value in folder_paths.folder_names_and_paths.items() if name != "ipadapter"}
-        monkeypatch.setattr(folder_paths, "folder_names_and_paths", names if given is None else {**names, "ipadapter": given})
+        monkeypatch.setattr(
+            folder_paths, "folder_names_and_paths", names if given is None else {**names, "ipadapter": given}
+        )
         monkeypatch.setattr(folder_paths, "filename_list_cache", {})
         adapters.register_folders()
         adapters.register_folders()

@@ -1,4 +1,7 @@
-"""Whose a conditioning entry is: told by the guider's lists, whatever other nodes make of texts and entries in the run."""
+"""Whose a conditioning entry is: told by the guider's lists, whatever other nodes make of texts and entries in
+the run.
+"""
+
 import dataclasses
 
 import pytest
@@ -16,7 +19,10 @@ def seen(monkeypatch):
 
     def spy(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         table = getattr(transformer_options["troupe"].get(self.id), "table", {})
-        found = [(index, table.get((index, uuid))) for index, uuid in zip(transformer_options["cond_or_uncond"], transformer_options["uuids"], strict=True)]
+        found = [
+            (index, table.get((index, uuid)))
+            for index, uuid in zip(transformer_options["cond_or_uncond"], transformer_options["uuids"], strict=True)
+        ]
         rows.extend((index, chunk and chunk.role, chunk and chunk.area) for index, chunk in found)
         return original(self, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
@@ -31,7 +37,9 @@ def in_area(conditioning, x=32, width=64):
 
 
 def rewrites(model):
-    """A clone whose texts are exchanged for equal ones at every prediction, as packs do that slice prompts by frames."""
+    """A clone whose texts are exchanged for equal ones at every prediction, as packs do that slice prompts by
+    frames.
+    """
     from comfy.patcher_extension import WrappersMP
 
     def rewrite(executor, model, conds, x, t, options):
@@ -39,7 +47,13 @@ def rewrites(model):
             text = entry["model_conds"]["c_crossattn"]
             return {**entry, "model_conds": {**entry["model_conds"], "c_crossattn": text._copy_with(text.cond.clone())}}
 
-        return executor(model, [None if entries is None else [renewed(entry) for entry in entries] for entries in conds], x, t, options)
+        return executor(
+            model,
+            [None if entries is None else [renewed(entry) for entry in entries] for entries in conds],
+            x,
+            t,
+            options,
+        )
 
     model = model.clone()
     model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "rewrites", rewrite)
@@ -57,7 +71,9 @@ def test_one_text_encode_wired_to_both(wired, seen):
     found = []
     for negative in (text, copied):
         seen.clear()
-        model, positive, given, _ = apply_image_attention(st.patcher, st.references(2), settings(weight=1.0), in_area(text), negative if wired else None)
+        model, positive, given, _ = apply_image_attention(
+            st.patcher, st.references(2), settings(weight=1.0), in_area(text), negative if wired else None
+        )
         found.append(ksample(model, positive, given or negative, steps=1))
         area = (8, 8, 0, 4)
         assert sorted(seen, key=str) == [(0, "cond", area), (1, "uncond", area), (1, "uncond", None)]
@@ -112,7 +128,9 @@ def test_exchanged_texts_of_a_delayed_prompt():
 
 @pytest.mark.parametrize("wired", [True, False], ids=["wired", "drop-in"])
 def test_perp_negs_empty_prompt_shows_no_subject(wired, seen):
-    """The node on the MODEL wire makes an entry that is in no list of the guider; drop-in it gives the picture of Perp-Neg's guider."""
+    """The node on the MODEL wire makes an entry that is in no list of the guider; drop-in it gives the picture of
+    Perp-Neg's guider.
+    """
     import comfy.samplers
     from comfy_extras.nodes_perpneg import PerpNeg, PerpNegGuider
     from support.host import tiny_models
@@ -125,12 +143,16 @@ def test_perp_negs_empty_prompt_shows_no_subject(wired, seen):
     if not wired:
         guider = PerpNegGuider.execute(model, positive, negative, empty, 5.0, 1.0).result[0]
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 1)
-        expected = guider.sample(noise_of(), torch.zeros(1, 4, 16, 16), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+        expected = guider.sample(
+            noise_of(), torch.zeros(1, 4, 16, 16), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True
+        )
         assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 def test_without_a_run_the_first_list_is_the_positive():
-    """A sampler that calls the prediction itself: entries copied from list to list are still told apart, by where they stand earliest."""
+    """A sampler that calls the prediction itself: entries copied from list to list are still told apart, by where they
+    stand earliest.
+    """
     from troupe.model_patches.hosts.comfyui.sampling.conditioning import Lists, Roles
 
     def entry(uuid, text, area=None):
@@ -156,22 +178,37 @@ def test_entries_that_another_pack_puts_into_the_guider_in_the_run():
     lists = Lists.of(guider)
     guider.conds = {"positive": [{"uuid": "new"}], "negative": [{"uuid": "b"}]}
     table = Roles("id", False, False, lists).table([[{"uuid": "new"}], [{"uuid": "b"}], [{"uuid": "nobody's"}]])
-    assert {row: chunk.role for row, chunk in table.items()} == {(0, "new"): "cond", (1, "b"): "uncond", (2, "nobody's"): "uncond"}
+    assert {row: chunk.role for row, chunk in table.items()} == {
+        (0, "new"): "cond",
+        (1, "b"): "uncond",
+        (2, "nobody's"): "uncond",
+    }
 
 
-# ---- model calls that another pack makes in another form ---------------------------------------------------------------------------------
+# ---- model calls that another pack makes in another form -------------------------------------------------------------
+
 
 def apart(apply_model, args):
     """The chunks of a call one after the other, in calls that still claim to hold all of them."""
     n, given = len(args["cond_or_uncond"]), args["c"]
-    parts = [{key: value.chunk(n)[k] if isinstance(value, torch.Tensor) else value for key, value in given.items()} for k in range(n)]
-    return torch.cat([apply_model(x, t, **part) for x, t, part in zip(args["input"].chunk(n), args["timestep"].chunk(n), parts, strict=True)])
+    parts = [
+        {key: value.chunk(n)[k] if isinstance(value, torch.Tensor) else value for key, value in given.items()}
+        for k in range(n)
+    ]
+    return torch.cat(
+        [
+            apply_model(x, t, **part)
+            for x, t, part in zip(args["input"].chunk(n), args["timestep"].chunk(n), parts, strict=True)
+        ]
+    )
 
 
 def apart_in_tiles(apply_model, args):
     """The same, each chunk as two halves of the picture in one call: as many rows as the host's own call."""
     n, given, found = len(args["cond_or_uncond"]), args["c"], []
-    for x, t, text in zip(args["input"].chunk(n), args["timestep"].chunk(n), given["c_crossattn"].chunk(n), strict=True):
+    for x, t, text in zip(
+        args["input"].chunk(n), args["timestep"].chunk(n), given["c_crossattn"].chunk(n), strict=True
+    ):
         halves = apply_model(torch.cat(x.chunk(2, -2)), t.repeat(2), **{**given, "c_crossattn": text.repeat(2, 1, 1)})
         found.append(torch.cat(halves.chunk(2), -2))
     return torch.cat(found)
@@ -193,7 +230,9 @@ def test_rows_that_run_apart_unsaid_are_left_alone_and_told(kind, batch, way, ca
     for patcher in (wrapped, plain):
         patcher.set_model_unet_function_wrapper(way)
     found = ksample(wrapped, *conds, batch=batch, steps=1)
-    assert torch.equal(found, ksample(plain, st.positive, st.negative, batch=batch, steps=1)) and not torch.equal(found, ksample(model, *conds, batch=batch, steps=1))
+    assert torch.equal(found, ksample(plain, st.positive, st.negative, batch=batch, steps=1)) and not torch.equal(
+        found, ksample(model, *conds, batch=batch, steps=1)
+    )
     said = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len(said) == 1 and "splits the batch of a model call, so rows cannot be matched to prompts" in said[0]
 

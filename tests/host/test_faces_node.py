@@ -1,4 +1,5 @@
 """Prepare Faces on the host: through its own validation, executor and cache, with an analyser of another pack."""
+
 from __future__ import annotations
 
 import asyncio
@@ -16,7 +17,12 @@ LONG = np.arange(512, dtype=np.float32)
 
 
 class Face:
-    kps, bbox, embedding, normed_embedding = np.array(TEMPLATE, dtype=np.float32) * 2 + 10, np.array([10, 10, 60, 70]), LONG, None
+    kps, bbox, embedding, normed_embedding = (
+        np.array(TEMPLATE, dtype=np.float32) * 2 + 10,
+        np.array([10, 10, 60, 70]),
+        LONG,
+        None,
+    )
 
 
 class Analyser:
@@ -78,7 +84,10 @@ class Keep:
 
 @pytest.fixture
 def queue(host, monkeypatch):
-    """Runs a graph of one subject with faces: (the cast or None, the errors, what the nodes said). The same executor every time."""
+    """Runs a graph of one subject with faces: (the cast or None, the errors, what the nodes said).
+
+    The same executor every time.
+    """
     import execution
     import server
     from troupe.nodes import NODES
@@ -103,17 +112,31 @@ def queue(host, monkeypatch):
     for cls in (Vectors, Photo, Keep):
         monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, cls.__name__, cls)
     for kind in ("INSIGHTFACE", "FACEANALYSIS", "ANALYSIS_MODELS", "MODEL"):
-        monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, f"Load{kind}", type(f"Load{kind}", (Loader,), {"RETURN_TYPES": (kind,)}))
+        monkeypatch.setitem(
+            nodes.NODE_CLASS_MAPPINGS, f"Load{kind}", type(f"Load{kind}", (Loader,), {"RETURN_TYPES": (kind,)})
+        )
     executor = prompt_executor(Server())
     ANALYSER.calls = 0
 
     def go(kind="INSIGHTFACE", name="woman", **inputs):
-        add = {"weight": 1.0, "start_percent": 0.0, "end_percent": 1.0, "image": ["photo", 0], "faces": ["faces", 0], "name": name}
+        add = {
+            "weight": 1.0,
+            "start_percent": 0.0,
+            "end_percent": 1.0,
+            "image": ["photo", 0],
+            "faces": ["faces", 0],
+            "name": name,
+        }
         given = {"analysis": ["analysis", 0]} if kind else {}
         graph = {
-            "photo": {"class_type": "Photo", "inputs": {}}, "vectors": {"class_type": "Vectors", "inputs": {}},
-            "faces": {"class_type": "TroupeFaces", "inputs": {"image": ["photo", 0], "pick": "largest", **given, **inputs}},
-            "add": {"class_type": "TroupeAddSubject", "inputs": add}, "keep": {"class_type": "Keep", "inputs": {"cast": ["add", 0]}},
+            "photo": {"class_type": "Photo", "inputs": {}},
+            "vectors": {"class_type": "Vectors", "inputs": {}},
+            "faces": {
+                "class_type": "TroupeFaces",
+                "inputs": {"image": ["photo", 0], "pick": "largest", **given, **inputs},
+            },
+            "add": {"class_type": "TroupeAddSubject", "inputs": add},
+            "keep": {"class_type": "Keep", "inputs": {"cast": ["add", 0]}},
             **({"analysis": {"class_type": f"Load{kind}", "inputs": {}}} if kind else {}),
         }
         Keep.got.clear()
@@ -122,7 +145,9 @@ def queue(host, monkeypatch):
         if not valid:
             return None, [f"{e['type']}: {e['details']}" for fault in faults.values() for e in fault["errors"]], said
         executor.execute(graph, "1", {"client_id": "a browser"}, outputs)
-        failures = [data["exception_message"].strip() for event, data in executor.status_messages if event == "execution_error"]
+        failures = [
+            data["exception_message"].strip() for event, data in executor.status_messages if event == "execution_error"
+        ]
         return (Keep.got[0] if Keep.got else None), failures, said
 
     return go
@@ -160,19 +185,27 @@ def test_a_second_run_does_not_ask_the_analyser_again(queue):
 def test_nothing_wired_is_a_sentence_on_the_node(queue):
     cast, errors, _ = queue(kind=None)
     assert cast is None and len(errors) == 1
-    assert errors[0].startswith("Expected an analyser in 'analysis', or both face vectors in 'embeds' and aligned faces in 'crops', found none.")
+    assert errors[0].startswith(
+        "Expected an analyser in 'analysis', or both face vectors in 'embeds' and aligned faces in 'crops', found none."
+    )
 
 
 def test_photos_of_other_sizes_go_with_add_subjects():
     from troupe.nodes.add_subject import AddSubject
     from troupe.nodes.prepare_faces import PrepareFaces
 
-    photos = {"image": photo(260, 270, seed=1), "same_subject_2": photo(300, 240, seed=2), "same_subject_4": photo(240, 240, seed=4)}
-    faces, = run(PrepareFaces, **photos, pick="first", analysis=Analyser())
+    photos = {
+        "image": photo(260, 270, seed=1),
+        "same_subject_2": photo(300, 240, seed=2),
+        "same_subject_4": photo(240, 240, seed=4),
+    }
+    (faces,) = run(PrepareFaces, **photos, pick="first", analysis=Analyser())
     settings = {"name": "woman", "weight": 1.0, "start_percent": 0.0, "end_percent": 1.0}
-    cast, = run(AddSubject, **photos, **settings, faces=faces)
+    (cast,) = run(AddSubject, **photos, **settings, faces=faces)
     assert cast.subjects[0].faces is faces
     for crop, image in zip(faces.crops, photos.values(), strict=True):
         torch.testing.assert_close(crop, image[0, 10:234, 10:234], rtol=0, atol=1e-4)
-    with pytest.raises(SubjectError, match="one prepared face for each of the 1 photos of subject 1 .'woman'., found 3"):
+    with pytest.raises(
+        SubjectError, match="one prepared face for each of the 1 photos of subject 1 .'woman'., found 3"
+    ):
         run(AddSubject, image=photos["image"], **settings, faces=faces)

@@ -1,4 +1,5 @@
 """A region with several masks: picture i of a batch keeps to mask i, whole batches and parts of them."""
+
 import inspect
 
 import pytest
@@ -28,7 +29,11 @@ def test_each_picture_keeps_to_its_own_mask(merge):
     for i, mask in enumerate(MASKS):
         alone = sampled([mask, *others], 3, merge)
         assert (found[i] - alone[i]).abs().max() < 1e-4 * alone.abs().max()
-        assert all((found[i] - sampled([wrong, *others], 3, merge)[i]).abs().max() > 1e-2 for j, wrong in enumerate(MASKS) if j != i)
+        assert all(
+            (found[i] - sampled([wrong, *others], 3, merge)[i]).abs().max() > 1e-2
+            for j, wrong in enumerate(MASKS)
+            if j != i
+        )
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
@@ -37,12 +42,17 @@ def test_another_number_of_pictures_gets_the_union_and_is_told(batch, caplog):
     assert torch.equal(found, sampled([MASKS.amax(0), None], batch))
     said = [r.message for r in caplog.records if r.levelname == "WARNING"]
     pictures = "1 picture" if batch == 1 else f"{batch} pictures"
-    assert said == ["Troupe: connect one mask for all pictures, or one for each: "
-                    f"the region of subject 1 ('subject 0') has 3 masks for a batch of {pictures}, so every picture gets their union."]
+    assert said == [
+        "Troupe: connect one mask for all pictures, or one for each: "
+        f"the region of subject 1 ('subject 0') has 3 masks for a batch of {pictures}, so every picture "
+        "gets their union."
+    ]
 
 
 class Windows:
-    """A context handler, as the host asks it: a part of the batch in each prediction, said in AnimateDiff-Evolved's or in the host's own way."""
+    """A context handler, as the host asks it: a part of the batch in each prediction, said in AnimateDiff-Evolved's or
+    in the host's own way.
+    """
 
     def __init__(self, way):
         self.way = way
@@ -59,8 +69,14 @@ class Windows:
 
         parts = []
         for numbers in ([2], [0, 1]):
-            total = {"total_frames": 3} if "total_frames" in inspect.signature(IndexListContextWindow).parameters else {}
-            said = {"ad_params": {"sub_idxs": numbers}} if self.way == "AnimateDiff-Evolved" else {"context_window": IndexListContextWindow(numbers, dim=0, **total)}
+            total = (
+                {"total_frames": 3} if "total_frames" in inspect.signature(IndexListContextWindow).parameters else {}
+            )
+            said = (
+                {"ad_params": {"sub_idxs": numbers}}
+                if self.way == "AnimateDiff-Evolved"
+                else {"context_window": IndexListContextWindow(numbers, dim=0, **total)}
+            )
             part = {**options, "transformer_options": {**options["transformer_options"], **said}}
             parts.append(calculate(model, conds, x[numbers], t[numbers], part))
         return [torch.cat((rest, last)) for last, rest in zip(*parts, strict=True)]

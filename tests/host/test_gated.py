@@ -1,4 +1,5 @@
 """Gated adapters on the real host: sampled latents equal an evaluation that uses no hook."""
+
 import pytest
 import torch
 
@@ -12,7 +13,9 @@ def check(st, references, settings, size=(16, 16), batch=1, cfg=5.0, steps=2, ne
 
     found = ksample(*st.apply(references, settings, negative), size=size, batch=batch, cfg=cfg, steps=steps)
     noise = noise_of(size, batch)
-    expected = independent_gated.sample(st.patcher, [st.truth(references, settings)], st.positive, st.negative, noise, steps, cfg, **rest)
+    expected = independent_gated.sample(
+        st.patcher, [st.truth(references, settings)], st.positive, st.negative, noise, steps, cfg, **rest
+    )
     without = independent_gated.sample(st.patcher, [], st.positive, st.negative, noise, steps, cfg, **rest)
     assert error(found, expected, without) < 1e-3
 
@@ -77,7 +80,10 @@ def test_scheduled_sampling(kind, end, decay):
 
     st, settings = gated_stage(kind), GatedSettings(0.8, end, decay)
     if end == decay == 0.0:
-        assert torch.equal(ksample(*st.apply(st.references(2), settings), steps=5), ksample(st.patcher, st.positive, st.negative, steps=5))
+        assert torch.equal(
+            ksample(*st.apply(st.references(2), settings), steps=5),
+            ksample(st.patcher, st.positive, st.negative, steps=5),
+        )
     else:
         check(st, st.references(2), settings, steps=5)
 
@@ -87,7 +93,11 @@ def test_features_that_are_not_there():
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage()
-    check(st, st.references(4, boxes=[*BOXES, None], texts=[True, False, True, False], images=[True, True, False, True]), GatedSettings())
+    check(
+        st,
+        st.references(4, boxes=[*BOXES, None], texts=[True, False, True, False], images=[True, True, False, True]),
+        GatedSettings(),
+    )
     check(st, st.references(2, boxes=[None, BOXES[0]]), GatedSettings())
 
 
@@ -99,7 +109,12 @@ def test_use_bbox(use_bbox, count, placed):
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage("patches")
-    check(st, st.references(count, boxes=[*BOXES[:count - 1], BOXES[0] if placed else None]), GatedSettings(use_bbox=use_bbox), (10, 12))
+    check(
+        st,
+        st.references(count, boxes=[*BOXES[: count - 1], BOXES[0] if placed else None]),
+        GatedSettings(use_bbox=use_bbox),
+        (10, 12),
+    )
 
 
 def test_a_subject_of_weight_0_does_not_count_for_auto():
@@ -111,10 +126,16 @@ def test_a_subject_of_weight_0_does_not_count_for_auto():
     st = gated_stage("patches")
 
     def picture(use_bbox, weights):
-        return ksample(*st.apply(st.references(2, boxes=BOXES[:2], weights=weights), GatedSettings(use_bbox=use_bbox)), size=(10, 12), steps=1)
+        return ksample(
+            *st.apply(st.references(2, boxes=BOXES[:2], weights=weights), GatedSettings(use_bbox=use_bbox)),
+            size=(10, 12),
+            steps=1,
+        )
 
     one = [1.0, 0.0]
-    assert torch.equal(picture("auto", one), picture("off", one)) and not torch.equal(picture("auto", one), picture("on", one))
+    assert torch.equal(picture("auto", one), picture("off", one)) and not torch.equal(
+        picture("auto", one), picture("on", one)
+    )
     assert torch.equal(picture("auto", [1.0, 1.0]), picture("on", [1.0, 1.0]))
 
 

@@ -1,4 +1,7 @@
-"""Gated adapters from files on disk through the nodes to the sampled latent, against a separate evaluation of every stage."""
+"""Gated adapters from files on disk through the nodes to the sampled latent, against a separate evaluation of every
+stage.
+"""
+
 import json
 import zlib
 
@@ -16,7 +19,9 @@ BOXES = [{"label": "corgi dog", "x": 0.1, "y": 0.2, "w": 0.3, "h": 0.6}, {"x": 0
 def wide_vision(host, tmp_path_factory):
     from support.host import tiny_models
 
-    return tiny_models.tiny_clip_vision(hidden=HIDDEN, projection=WIDE, tmp=str(tmp_path_factory.mktemp("clip_vision") / "wide.json"))
+    return tiny_models.tiny_clip_vision(
+        hidden=HIDDEN, projection=WIDE, tmp=str(tmp_path_factory.mktemp("clip_vision") / "wide.json")
+    )
 
 
 def full_topology(base, context):
@@ -26,9 +31,23 @@ def full_topology(base, context):
     import comfy.supported_models as sm
     from support.host import tiny_models
 
-    config = dict(model_channels=64, context_dim=context, in_channels=4, out_channels=4, image_size=32, use_spatial_transformer=True, legacy=False,
-                  channel_mult=[1] * 4, num_res_blocks=[2] * 4, transformer_depth=[1] * 6 + [0, 0], transformer_depth_output=[1] * 9 + [0] * 3, transformer_depth_middle=1,
-                  use_linear_in_transformer=base != "SD15", adm_in_channels=None, dtype=torch.float32)
+    config = dict(
+        model_channels=64,
+        context_dim=context,
+        in_channels=4,
+        out_channels=4,
+        image_size=32,
+        use_spatial_transformer=True,
+        legacy=False,
+        channel_mult=[1] * 4,
+        num_res_blocks=[2] * 4,
+        transformer_depth=[1] * 6 + [0, 0],
+        transformer_depth_output=[1] * 9 + [0] * 3,
+        transformer_depth_middle=1,
+        use_linear_in_transformer=base != "SD15",
+        adm_in_channels=None,
+        dtype=torch.float32,
+    )
 
     class Micro(getattr(sm, base)):
         unet_extra_config = dict(num_heads=4, num_head_channels=-1)
@@ -37,7 +56,9 @@ def full_topology(base, context):
     chosen.set_inference_dtype(torch.float32, None)
     model = chosen.get_model({}, "", device="cpu")
     tiny_models._init(model.diffusion_model)
-    return comfy.model_patcher.ModelPatcher(model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
+    return comfy.model_patcher.ModelPatcher(
+        model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
+    )
 
 
 def sharp(state):
@@ -50,7 +71,9 @@ def sharp(state):
         elif "norm" in name and name.endswith("weight"):
             found[name] = 1 + 0.1 * drawn
         else:
-            found[name] = drawn / tensor[0].numel() ** 0.5 if tensor.ndim > 1 and tensor.is_floating_point() else 0.1 * drawn
+            found[name] = (
+                drawn / tensor[0].numel() ** 0.5 if tensor.ndim > 1 and tensor.is_floating_point() else 0.1 * drawn
+            )
     return found
 
 
@@ -59,7 +82,16 @@ def cast_of(pack, names=True):
     cast = None
     for name, images in PHOTOS.items():
         more = {f"same_subject_{i}": image for i, image in enumerate(images[1:], 2)}
-        (cast,) = run(pack.AddSubject, image=images[0], name=f"({name}:1.3)" if names else "", weight=1.0, start_percent=0.0, end_percent=1.0, cast=cast, **more)
+        (cast,) = run(
+            pack.AddSubject,
+            image=images[0],
+            name=f"({name}:1.3)" if names else "",
+            weight=1.0,
+            start_percent=0.0,
+            end_percent=1.0,
+            cast=cast,
+            **more,
+        )
     return run(pack.PlaceSubjects, cast=cast, width=128, height=128, boxes=json.dumps(BOXES), layout="none")[0]
 
 
@@ -76,7 +108,11 @@ def expected_image(vision, images, matrix):
 
 
 def stretched(image):
-    return torch.nn.functional.interpolate(image.movedim(-1, 1), (32, 32), mode="bicubic", antialias=True).movedim(1, -1).clamp(0, 1)
+    return (
+        torch.nn.functional.interpolate(image.movedim(-1, 1), (32, 32), mode="bicubic", antialias=True)
+        .movedim(1, -1)
+        .clamp(0, 1)
+    )
 
 
 def check(st, model, positive, negative, truth):
@@ -85,7 +121,14 @@ def check(st, model, positive, negative, truth):
 
     noise = noise_of()
     expected = independent_gated.sample(st.patcher, [truth], st.positive, st.negative, noise)
-    assert error(ksample(model, positive, negative), expected, independent_gated.sample(st.patcher, [], st.positive, st.negative, noise)) < 1e-3
+    assert (
+        error(
+            ksample(model, positive, negative),
+            expected,
+            independent_gated.sample(st.patcher, [], st.positive, st.negative, noise),
+        )
+        < 1e-3
+    )
 
 
 @pytest.mark.parametrize("layout", ["ldm", "wrapped", "diffusers"])
@@ -111,13 +154,21 @@ def test_gligen_files_to_latent(kind, layout, base_folder, clips, wide_vision):
     if kind == "text_image":
         torch.save(matrix, folder / "projection_matrix")
     (adapter,) = run(pack.LoadAdapter, adapter_name=f"gligen/{folder.name}/{name}", clip_vision_name="none")
-    (references,) = run(pack.EncodeSubjects, adapter=adapter, cast=cast_of(pack), framing="auto", clip=clip, clip_vision=wide_vision)
-    st = GatedStage(patcher, adapter, tiny_models.random_cond(77, 768, seed=1), tiny_models.random_cond(77, 768, seed=2))
+    (references,) = run(
+        pack.EncodeSubjects, adapter=adapter, cast=cast_of(pack), framing="auto", clip=clip, clip_vision=wide_vision
+    )
+    st = GatedStage(
+        patcher, adapter, tiny_models.random_cond(77, 768, seed=1), tiny_models.random_cond(77, 768, seed=2)
+    )
     given = dict(strength=1.0, end_percent=1.0, decay_percent=0.0, use_bbox="auto")
-    model, positive, negative, _ = run(pack.ApplyGated, model=patcher, references=references, positive=st.positive, negative=st.negative, **given)
+    model, positive, negative, _ = run(
+        pack.ApplyGated, model=patcher, references=references, positive=st.positive, negative=st.negative, **given
+    )
     truth = st.truth(references, GatedSettings())
     truth.text = expected_texts(clip)
-    truth.image = [expected_image(wide_vision, images, matrix) if kind == "text_image" else None for images in PHOTOS.values()]
+    truth.image = [
+        expected_image(wide_vision, images, matrix) if kind == "text_image" else None for images in PHOTOS.values()
+    ]
     truth.boxes = [(b["x"], b["y"], b["x"] + b["w"], b["y"] + b["h"]) for b in BOXES]
     check(st, model, positive, negative, truth)
 
@@ -133,14 +184,23 @@ def test_subject_diffusions_files_to_latent(base_folder, vision):
     members = subject_diffusion_members(SD_WIDTHS, pooled=16, feature=HIDDEN, tokens=PATCHES)
     members = {name: sharp(state) for name, state in members.items()}
     save_members(members, base_folder / "models" / "subject_adapters")
-    (adapter,) = run(pack.LoadAdapter, adapter_name="subject_adapters/unet_0_449999/pytorch_model.bin", clip_vision_name="none")
+    (adapter,) = run(
+        pack.LoadAdapter, adapter_name="subject_adapters/unet_0_449999/pytorch_model.bin", clip_vision_name="none"
+    )
     (references,) = run(pack.EncodeSubjects, adapter=adapter, cast=cast_of(pack), framing="stretch", clip_vision=vision)
-    st = GatedStage(patcher, adapter, tiny_models.random_cond(77, 1024, seed=1), tiny_models.random_cond(77, 1024, seed=2))
+    st = GatedStage(
+        patcher, adapter, tiny_models.random_cond(77, 1024, seed=1), tiny_models.random_cond(77, 1024, seed=2)
+    )
     weighted, _ = run(pack.ApplyAdapterWeights, model=patcher, adapter=adapter, strength_model=1.0, strength_clip=1.0)
     given = dict(strength=1.0, end_percent=1.0, decay_percent=0.0, use_bbox="auto")
-    model, positive, negative, _ = run(pack.ApplyGated, model=weighted, references=references, positive=st.positive, negative=st.negative, **given)
+    model, positive, negative, _ = run(
+        pack.ApplyGated, model=weighted, references=references, positive=st.positive, negative=st.negative, **given
+    )
     truth = st.truth(references, GatedSettings())
-    truth.image = [torch.stack([vision.encode_image(stretched(p)).last_hidden_state[0, 1:] for p in images]).mean(0) for images in PHOTOS.values()]
+    truth.image = [
+        torch.stack([vision.encode_image(stretched(p)).last_hidden_state[0, 1:] for p in images]).mean(0)
+        for images in PHOTOS.values()
+    ]
     truth.boxes = [(b["x"], b["y"], b["x"] + b["w"], b["y"] + b["h"]) for b in BOXES]
     naive = full_topology("SD20", 1024)
     _merge(naive.model.diffusion_model, members["unet"])
@@ -150,14 +210,18 @@ def test_subject_diffusions_files_to_latent(base_folder, vision):
 
 
 def _merge(unet, state):
-    """The official UNet's first convolution (four channels) and cross-attention keys and values, put into the host's modules by hand."""
+    """The official UNet's first convolution (four channels) and cross-attention keys and values, put into the host's
+    modules by hand.
+    """
     from support.published_layouts import SD_PLACES
 
     unet.input_blocks[0][0].weight.data.copy_(state["conv_in.weight"][:, :4])
     unet.input_blocks[0][0].bias.data.copy_(state["conv_in.bias"])
     for diffusers, ldm in SD_PLACES.items():
         for kv in "kv":
-            unet.get_submodule(f"{ldm}.transformer_blocks.0.attn2.to_{kv}").weight.data.copy_(state[f"{diffusers}.transformer_blocks.0.attn2.to_{kv}.weight"])
+            unet.get_submodule(f"{ldm}.transformer_blocks.0.attn2.to_{kv}").weight.data.copy_(
+                state[f"{diffusers}.transformer_blocks.0.attn2.to_{kv}.weight"]
+            )
 
 
 def test_a_file_without_its_weights_on_the_model_warns_wherever_they_are_put(base_folder, vision, caplog):
@@ -166,12 +230,23 @@ def test_a_file_without_its_weights_on_the_model_warns_wherever_they_are_put(bas
     from support.published_layouts import SD_WIDTHS, save_members, subject_diffusion_members
     from troupe import nodes as pack
 
-    save_members(subject_diffusion_members(SD_WIDTHS, pooled=16, feature=HIDDEN, tokens=PATCHES), base_folder / "models" / "subject_adapters" / "other")
+    save_members(
+        subject_diffusion_members(SD_WIDTHS, pooled=16, feature=HIDDEN, tokens=PATCHES),
+        base_folder / "models" / "subject_adapters" / "other",
+    )
     name = "subject_adapters/other/unet_0_449999/pytorch_model.bin"
     (adapter,), (again,) = (run(pack.LoadAdapter, adapter_name=name, clip_vision_name="none") for _ in range(2))
     (references,) = run(pack.EncodeSubjects, adapter=adapter, cast=cast_of(pack), framing="auto", clip_vision=vision)
     patcher, prompt = full_topology("SD20", 1024), tiny_models.random_cond(77, 1024, seed=1)
-    given = dict(references=references, positive=prompt, negative=prompt, strength=1.0, end_percent=1.0, decay_percent=0.0, use_bbox="auto")
+    given = dict(
+        references=references,
+        positive=prompt,
+        negative=prompt,
+        strength=1.0,
+        end_percent=1.0,
+        decay_percent=0.0,
+        use_bbox="auto",
+    )
 
     def warned(model, positive, negative):
         caplog.clear()
@@ -184,4 +259,5 @@ def test_a_file_without_its_weights_on_the_model_warns_wherever_they_are_put(bas
     plain = run(pack.ApplyGated, model=patcher, **given)[:3]
     assert warned(*plain)
     assert not warned(weighted(plain[0], adapter), *plain[1:])
-    assert not warned(*run(pack.ApplyGated, model=weighted(patcher, again), **given)[:3])  # another node has loaded the same file
+    # another node has loaded the same file
+    assert not warned(*run(pack.ApplyGated, model=weighted(patcher, again), **given)[:3])

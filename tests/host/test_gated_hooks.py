@@ -1,4 +1,7 @@
-"""How a gated adapter hangs on a MODEL: nothing where nothing is asked for, once a run what is constant, in company, in areas."""
+"""How a gated adapter hangs on a MODEL: nothing where nothing is asked for, once a run what is constant, in company, in
+areas.
+"""
+
 import logging
 
 import pytest
@@ -19,7 +22,9 @@ def idle_cases():
     }
 
 
-@pytest.mark.parametrize("case", ["strength 0", "no subjects", "subject weights 0", "ended before the start", "no subject in range"])
+@pytest.mark.parametrize(
+    "case", ["strength 0", "no subjects", "subject weights 0", "ended before the start", "no subject in range"]
+)
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 def test_nothing_asked_for_is_bit_identical_and_costs_nothing(case, kind, monkeypatch):
     from support.host.small_casts import ksample
@@ -41,7 +46,9 @@ def test_zero_gates_are_bit_identical():
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(zero_gates=True)
-    assert torch.equal(ksample(*st.apply(st.references(2), GatedSettings())), ksample(st.patcher, st.positive, st.negative))
+    assert torch.equal(
+        ksample(*st.apply(st.references(2), GatedSettings())), ksample(st.patcher, st.positive, st.negative)
+    )
 
 
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
@@ -71,7 +78,9 @@ def test_objects_are_projected_once_a_run_and_have_no_queries(kind):
 
 @pytest.mark.parametrize("kind", ["text", "text_image", "patches"])
 def test_objects_live_where_the_picture_is_wherever_the_weights_wait(kind, monkeypatch):
-    """Where memory is short the host leaves weights on the CPU; what is made of them once a run must not stay there, to be copied in every step."""
+    """Where memory is short the host leaves weights on the CPU; what is made of them once a run must not stay there, to
+    be copied in every step.
+    """
     from support.host.small_casts import ksample
     from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
@@ -86,7 +95,11 @@ def test_objects_live_where_the_picture_is_wherever_the_weights_wait(kind, monke
     assert {t.device.type for o in elsewhere for t in (o.keys, o.values)} == {"meta"}
 
 
-LCM, ZERO_SNR, EDM = ("ModelSamplingDiscrete", "lcm", False), ("ModelSamplingDiscrete", "v_prediction", True), ("ModelSamplingContinuousEDM", "eps", 120.0, 0.002)
+LCM, ZERO_SNR, EDM = (
+    ("ModelSamplingDiscrete", "lcm", False),
+    ("ModelSamplingDiscrete", "v_prediction", True),
+    ("ModelSamplingContinuousEDM", "eps", 120.0, 0.002),
+)
 
 
 @pytest.mark.parametrize("node", [None, LCM, ZERO_SNR, EDM])
@@ -97,7 +110,7 @@ def test_the_percent_of_a_sigma_is_the_hosts_backwards(node):
 
     model = tiny_models.micro_model("SD15")
     if node:
-        model, = getattr(nodes_model_advanced, node[0])().patch(model, *node[1:])
+        (model,) = getattr(nodes_model_advanced, node[0])().patch(model, *node[1:])
     sampling = model.get_model_object("model_sampling")
     percent_of = percent_reader(sampling)
     for percent in (0.01, 0.25, 0.3, 0.5, 0.75, 0.9):
@@ -115,7 +128,11 @@ def test_areas_have_their_objects_once_a_run(monkeypatch):
     st, seen, original = gated_stage(), [], gated.layer_objects
     monkeypatch.setattr(gated, "layer_objects", lambda *args: (seen.append(args[2]), original(*args))[1])
     model, positive, negative = st.apply(st.references(2), GatedSettings())
-    prompts = [[text, {**options, "area": (4 + 2 * i, 16, 0, 0), "strength": 1.0}] for i in range(4) for text, options in positive]
+    prompts = [
+        [text, {**options, "area": (4 + 2 * i, 16, 0, 0), "strength": 1.0}]
+        for i in range(4)
+        for text, options in positive
+    ]
     ksample(model, prompts, negative, steps=3)
     assert len(seen) == len(set(seen)) == 5
 
@@ -156,7 +173,11 @@ def test_no_scalar_is_read_and_no_tensor_is_built_inside_the_unet(kind):
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.lift_fresh.default, torch.ops.aten.nonzero.default):
+            if function in (
+                torch.ops.aten._local_scalar_dense.default,
+                torch.ops.aten.lift_fresh.default,
+                torch.ops.aten.nonzero.default,
+            ):
                 seen.append(str(function))
             return function(*args, **(kwargs or {}))
 
@@ -171,7 +192,9 @@ def test_no_scalar_is_read_and_no_tensor_is_built_inside_the_unet(kind):
 
     ksample(count(st.patcher), st.positive, st.negative, steps=4)
     host_alone, seen[:] = list(seen), []
-    model, positive, negative = st.apply(st.references(2, ranges=[(0.0, 0.6), (0.2, 1.0)]), GatedSettings(end_percent=0.5, decay_percent=0.4))
+    model, positive, negative = st.apply(
+        st.references(2, ranges=[(0.0, 0.6), (0.2, 1.0)]), GatedSettings(end_percent=0.5, decay_percent=0.4)
+    )
     ksample(count(model), positive, negative, steps=4)
     assert seen == host_alone
 
@@ -185,14 +208,18 @@ def test_the_host_accounts_for_the_layers():
     st, loaded = gated_stage(), []
     model, positive, negative = st.apply(st.references(2), GatedSettings())
     layers = st.adapter.gated_patcher.model
-    layers.fusers[0].register_forward_pre_hook(lambda *_: loaded.append([m.model.model for m in mm.current_loaded_models if m.model is not None]))
+    layers.fusers[0].register_forward_pre_hook(
+        lambda *_: loaded.append([m.model.model for m in mm.current_loaded_models if m.model is not None])
+    )
     ksample(model, positive, negative)
     assert loaded and all(any(m is layers for m in models) for models in loaded)
 
 
 @pytest.mark.parametrize("order", ["gated first", "attention first"])
 def test_together_with_image_attention_in_either_order(order):
-    """Relevance attention and gated layers in one graph, both against the evaluation without hooks, boxes limiting the attention too."""
+    """Relevance attention and gated layers in one graph, both against the evaluation without hooks, boxes limiting the
+    attention too.
+    """
     from support.host import independent_gated_evaluation as independent_gated
     from support.host import tiny_models
     from support.host.small_casts import error, ksample, noise_of, settings, stage
@@ -258,7 +285,9 @@ def test_rows_are_told_by_who_they_are_not_by_their_place(rows, monkeypatch):
     module.fusers[0].register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     found = ksample(model, positive, negative, batch=2)
     noise = noise_of(batch=2)
-    expected = independent_gated.sample(st.patcher, [st.truth(references, GatedSettings())], st.positive, st.negative, noise)
+    expected = independent_gated.sample(
+        st.patcher, [st.truth(references, GatedSettings())], st.positive, st.negative, noise
+    )
     without = independent_gated.sample(st.patcher, [], st.positive, st.negative, noise)
     assert error(found, expected, without) < 1e-3
     assert set(seen) == {2 if rows == "apart" else 4}
@@ -274,7 +303,8 @@ def test_an_area_sees_its_part_of_the_boxes(kind):
     from troupe.model_patches.hosts.comfyui.sampling import gated
 
     st, seen = gated_stage(kind), []
-    boxes = [(0.25, 0.25, 0.5, 0.5), (0.0, 0.0, 0.25, 0.25)]  # the first lies across the border, the second outside of the half
+    # the first lies across the border, the second outside of the half
+    boxes = [(0.25, 0.25, 0.5, 0.5), (0.0, 0.0, 0.25, 0.25)]
     references = st.references(2, boxes=boxes)
     model, positive, negative = st.apply(references, GatedSettings())
     positive = [[positive[0][0], {**positive[0][1], "area": (16, 8, 0, 8), "strength": 1.0}]]
@@ -309,13 +339,24 @@ def test_a_second_resolution_in_one_graph(kind):
 
     st = gated_stage(kind)
     references = st.references(2)
-    model, positive, negative = st.apply(references, GatedSettings(in_crops="apply"))  # there is no graph here, see test_crops.py
+    # there is no graph here, see test_crops.py
+    model, positive, negative = st.apply(references, GatedSettings(in_crops="apply"))
     small = ksample(model, positive, negative, size=(8, 8))
     large = torch.nn.functional.interpolate(small, size=(16, 20), mode="bilinear")
-    found = nodes.common_ksampler(model, 1, 2, 5.0, "euler", "normal", positive, negative, {"samples": large}, denoise=0.5)[0]["samples"]
+    found = nodes.common_ksampler(
+        model, 1, 2, 5.0, "euler", "normal", positive, negative, {"samples": large}, denoise=0.5
+    )[0]["samples"]
     sigmas = comfy.samplers.calculate_sigmas(st.patcher.model.model_sampling, "normal", 4)[-3:]
     noise = noise_of((16, 20))
-    expected = independent_gated.sample(st.patcher, [st.truth(references, GatedSettings())], st.positive, st.negative, noise, sigmas=sigmas, latent=large)
+    expected = independent_gated.sample(
+        st.patcher,
+        [st.truth(references, GatedSettings())],
+        st.positive,
+        st.negative,
+        noise,
+        sigmas=sigmas,
+        latent=large,
+    )
     without = independent_gated.sample(st.patcher, [], st.positive, st.negative, noise, sigmas=sigmas, latent=large)
     assert error(found, expected, without) < 1e-3
 
@@ -331,13 +372,22 @@ def test_beside_the_hosts_own_text_boxes():
     import nodes
 
     st = gated_stage("text_image", context=768)
-    core_state, layers = {}, gated_stage("text", context=768, seed=900, hidden=512, features=768).adapter.gated_patcher.model
+    core_state, layers = (
+        {},
+        gated_stage("text", context=768, seed=900, hidden=512, features=768).adapter.gated_patcher.model,
+    )
     places = list(st.adapter.spec.gated.places)
     for i, path in enumerate(places):
-        core_state |= {f"{path}.fuser.{k.split('.', 1)[1]}": v for k, v in published(layers.fusers.state_dict()).items() if k.split(".", 1)[0] == str(i)}
+        core_state |= {
+            f"{path}.fuser.{k.split('.', 1)[1]}": v
+            for k, v in published(layers.fusers.state_dict()).items()
+            if k.split(".", 1)[0] == str(i)
+        }
     core_state |= {f"position_net.{k}": v for k, v in published(layers.net.state_dict()).items()}
     core_model = gligen.load_gligen(core_state)
-    core = comfy.model_patcher.ModelPatcher(core_model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+    core = comfy.model_patcher.ModelPatcher(
+        core_model, load_device=torch.device("cpu"), offload_device=torch.device("cpu")
+    )
 
     class Clip:
         def tokenize(self, text):
@@ -346,10 +396,17 @@ def test_beside_the_hosts_own_text_boxes():
         def encode_from_tokens(self, text, return_pooled=None):
             return None, torch.randn(1, layers.net.feature_dim, generator=torch.Generator().manual_seed(3))
 
-    with_core, = nodes.NODE_CLASS_MAPPINGS["GLIGENTextBoxApply"]().append(st.positive, Clip(), core, "a fox", 64, 64, 16, 16)
+    (with_core,) = nodes.NODE_CLASS_MAPPINGS["GLIGENTextBoxApply"]().append(
+        st.positive, Clip(), core, "a fox", 64, 64, 16, 16
+    )
     ours, positive, negative = st.apply(st.references(2), GatedSettings())
-    both, = nodes.NODE_CLASS_MAPPINGS["GLIGENTextBoxApply"]().append(positive, Clip(), core, "a fox", 64, 64, 16, 16)
-    results = [ksample(ours, both, negative), ksample(ours, positive, negative), ksample(st.patcher, with_core, st.negative), ksample(st.patcher, st.positive, st.negative)]
+    (both,) = nodes.NODE_CLASS_MAPPINGS["GLIGENTextBoxApply"]().append(positive, Clip(), core, "a fox", 64, 64, 16, 16)
+    results = [
+        ksample(ours, both, negative),
+        ksample(ours, positive, negative),
+        ksample(st.patcher, with_core, st.negative),
+        ksample(st.patcher, st.positive, st.negative),
+    ]
     for i in range(4):
         for j in range(i):
             assert (results[i] - results[j]).abs().max() > 1e-2
@@ -358,7 +415,9 @@ def test_beside_the_hosts_own_text_boxes():
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 def test_a_pack_that_runs_the_rows_apart(kind, told, caplog):
-    """One row at a time in a wrapper around the model: where nobody can tell whose row it is, the adapter rests and says so."""
+    """One row at a time in a wrapper around the model: where nobody can tell whose row it is, the adapter rests and
+    says so.
+    """
     from support.host.small_casts import ksample
     from support.host.small_gated_casts import gated_stage
     from troupe.model_patches.binding.settings import GatedSettings
@@ -369,7 +428,9 @@ def test_a_pack_that_runs_the_rows_apart(kind, told, caplog):
     def apart(apply_model, call):
         rows, given = len(call["cond_or_uncond"]), call["c"]
         found = []
-        for i, (x, t, text) in enumerate(zip(call["input"].chunk(rows), call["timestep"].chunk(rows), given["c_crossattn"].chunk(rows), strict=True)):
+        for i, (x, t, text) in enumerate(
+            zip(call["input"].chunk(rows), call["timestep"].chunk(rows), given["c_crossattn"].chunk(rows), strict=True)
+        ):
             options = given["transformer_options"] | ({"cond_or_uncond": [call["cond_or_uncond"][i]]} if told else {})
             found.append(apply_model(x, t, **{**given, "c_crossattn": text, "transformer_options": options}))
         return torch.cat(found)
@@ -377,7 +438,9 @@ def test_a_pack_that_runs_the_rows_apart(kind, told, caplog):
     model.set_model_unet_function_wrapper(apart)
     with caplog.at_level(logging.WARNING, "troupe"):
         found = ksample(model, positive, negative, steps=2)
-    torch.testing.assert_close(found, ksample(st.patcher, st.positive, st.negative, steps=2), rtol=0, atol=1e-4 * float(found.abs().max()))
+    torch.testing.assert_close(
+        found, ksample(st.patcher, st.positive, st.negative, steps=2), rtol=0, atol=1e-4 * float(found.abs().max())
+    )
     sentence = "splits the batch of a model call, so rows cannot be matched to prompts"
     assert sum(sentence in r.message for r in caplog.records) == 1
 
@@ -411,7 +474,10 @@ def test_refusals():
     with pytest.raises(MismatchError, match="Apply Gated Adapter.*Wire these references into Apply Image Attention"):
         apply_gated(plain.patcher, plain.references(1), GatedSettings(), plain.positive)
     wide = gated_stage(context=768)
-    words = r"a MODEL for boxes.safetensors: GLIGEN text-image boxes for SD1.5 .*size 768, found a MODEL for a base model with text embeddings of size 64.*SD1.5 family"
+    words = (
+        r"a MODEL for boxes.safetensors: GLIGEN text-image boxes for SD1.5 .*size 768, found a MODEL for a base "
+        r"model with text embeddings of size 64.*SD1.5 family"
+    )
     with pytest.raises(MismatchError, match=words):
         apply_gated(st.patcher, wide.references(1), GatedSettings(), st.positive)
     other = gated_stage(base="SDXL")
@@ -430,11 +496,16 @@ def test_what_it_says(caplog):
     with caplog.at_level(logging.INFO, "troupe"):
         ksample(model, positive, negative, size=(64, 64), steps=1)
     (line,) = [r.message for r in caplog.records if "gated layers of" in r.message]
-    assert "2 subjects: 'subject 0', 'subject 1' (no box); 7 gated layers of boxes.safetensors, 12 object tokens" in line and "once for the run" in line
+    assert (
+        "2 subjects: 'subject 0', 'subject 1' (no box); 7 gated layers of boxes.safetensors, 12 object tokens" in line
+        and "once for the run" in line
+    )
     caplog.clear()
     with caplog.at_level(logging.INFO, "troupe"):
         ksample(model, st.positive, st.negative, size=(64, 64), steps=1)
-    assert any("connect 'positive' of Apply Gated Adapter to the sampler: without it" in r.message for r in caplog.records)
+    assert any(
+        "connect 'positive' of Apply Gated Adapter to the sampler: without it" in r.message for r in caplog.records
+    )
 
 
 @pytest.mark.parametrize("adapter", ["gated", "attention"])
@@ -447,7 +518,10 @@ def test_a_positive_that_never_arrives_is_told_though_the_negative_does(adapter,
     model, _, negative = st.apply(st.references(2), chosen)
     with caplog.at_level(logging.INFO, "troupe"):
         ksample(model, st.positive, negative, steps=1)
-    assert sum("connect 'positive' of" in r.message and 'had no effect in this run' in r.message for r in caplog.records) == 1
+    assert (
+        sum("connect 'positive' of" in r.message and "had no effect in this run" in r.message for r in caplog.records)
+        == 1
+    )
     assert not any("2 subjects" in r.message for r in caplog.records)
 
 
@@ -506,4 +580,6 @@ def test_zeros_of_subject_diffusions_negative_are_told_to_be_equal(kind, monkeyp
     ksample(*st.apply(st.references(2), GatedSettings()), steps=1)
     for objects in made[0]:
         assert objects.equal == (kind == "patches", False)  # negative, positive
-        assert all(not equal or bool((keys == keys[:1]).all()) for equal, keys in zip(objects.equal, objects.keys, strict=True))
+        assert all(
+            not equal or bool((keys == keys[:1]).all()) for equal, keys in zip(objects.equal, objects.keys, strict=True)
+        )

@@ -1,4 +1,7 @@
-"""The stored predictions of the official Subject-Diffusion and GLIGEN models, through the host's own UNet and block classes and our patches."""
+"""The stored predictions of the official Subject-Diffusion and GLIGEN models, through the host's own UNet and block
+classes and our patches.
+"""
+
 import pytest
 import torch
 from support.golden_subject_diffusion import filled, golden, parameter
@@ -8,14 +11,30 @@ CONTEXT, TIMESTEP, GRIDS = 48, 501, ("8x8", "8x16")
 
 
 def host_model(heads, names, linear):
-    """A ModelPatcher around the host's UNetModel of the goldens' widths, with the generator's sharp weights. names: LDM name -> official name."""
+    """A ModelPatcher around the host's UNetModel of the goldens' widths, with the generator's sharp weights. names: LDM
+    name -> official name.
+    """
     import comfy.model_management as mm
     import comfy.model_patcher
     import comfy.supported_models as sm
 
-    config = dict(model_channels=32, context_dim=CONTEXT, in_channels=4, out_channels=4, image_size=32, use_spatial_transformer=True, legacy=False,
-                  channel_mult=[1, 2, 4, 4], num_res_blocks=[2] * 4, transformer_depth=[1] * 6 + [0, 0], transformer_depth_output=[1] * 9 + [0] * 3, transformer_depth_middle=1,
-                  use_linear_in_transformer=linear, adm_in_channels=None, dtype=torch.float32)
+    config = dict(
+        model_channels=32,
+        context_dim=CONTEXT,
+        in_channels=4,
+        out_channels=4,
+        image_size=32,
+        use_spatial_transformer=True,
+        legacy=False,
+        channel_mult=[1, 2, 4, 4],
+        num_res_blocks=[2] * 4,
+        transformer_depth=[1] * 6 + [0, 0],
+        transformer_depth_output=[1] * 9 + [0] * 3,
+        transformer_depth_middle=1,
+        use_linear_in_transformer=linear,
+        adm_in_channels=None,
+        dtype=torch.float32,
+    )
 
     class Golden(sm.SD15):
         unet_extra_config = heads
@@ -31,11 +50,15 @@ def host_model(heads, names, linear):
         else:
             state[name] = parameter(names(name), shape, "sharp")
     model.diffusion_model.load_state_dict(state)
-    return comfy.model_patcher.ModelPatcher(model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
+    return comfy.model_patcher.ModelPatcher(
+        model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
+    )
 
 
 def adapter_with(patcher, kind, net, fuser_names, heads, mask=None, feature_dim=24, slots=5, tokens=2):
-    """Our gated layers with the generator's weights in all sixteen places. fuser_names: LDM path of a block -> official name of its fuser."""
+    """Our gated layers with the generator's weights in all sixteen places. fuser_names: LDM path of a block -> official
+    name of its fuser.
+    """
     from troupe.model_patches.adapter import Adapter, AdapterSpec, GatedSpec
     from troupe.model_patches.encoders.gated import GatedLayers
     from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
@@ -49,12 +72,24 @@ def adapter_with(patcher, kind, net, fuser_names, heads, mask=None, feature_dim=
         fuser.heads = heads(width)
     if mask is not None:
         layers.mask_conv.weight.data.copy_(mask)
-    spec = AdapterSpec("gligen", "", "golden", CONTEXT, 0, None, (), False, gated=GatedSpec(kind, places, CONTEXT, feature_dim, slots, tokens))
+    spec = AdapterSpec(
+        "gligen",
+        "",
+        "golden",
+        CONTEXT,
+        0,
+        None,
+        (),
+        False,
+        gated=GatedSpec(kind, places, CONTEXT, feature_dim, slots, tokens),
+    )
     return host_adapter(Adapter(spec, None, None, layers.eval().requires_grad_(False)))
 
 
 def prediction(patcher, references, x, context, role="cond", strength=1.0):
-    """The noise that the patched UNet predicts for x [1, 4, h, w] at the goldens' timestep, through the host's own prediction function."""
+    """The noise that the patched UNet predicts for x [1, 4, h, w] at the goldens' timestep, through the host's own
+    prediction function.
+    """
     import comfy.samplers
     from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.apply import apply_gated
@@ -64,7 +99,17 @@ def prediction(patcher, references, x, context, role="cond", strength=1.0):
     caught = {}
 
     class Once(comfy.samplers.Sampler):
-        def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+        def sample(
+            self,
+            model_wrap,
+            sigmas,
+            extra_args,
+            callback,
+            noise,
+            latent_image=None,
+            denoise_mask=None,
+            disable_pbar=False,
+        ):
             base = model_wrap.inner_model
             sigma = base.model_sampling.sigmas[TIMESTEP]
             noisy = x * (sigma**2 + 1) ** 0.5
@@ -99,11 +144,31 @@ def test_gligens_unet(grid):
             pytest.fail("the stored features belong to absent objects, which the node cannot say")
         subjects = []
         for i, (left, top, right, bottom) in enumerate(g["small.boxes"][row].tolist()):
-            features = ObjectFeatures(*(g[f"small.{name}"][row, i] if mask[i] else None for name, mask in (("text", masks[1]), ("image", masks[2]))))
-            subjects.append(ReferenceSubject(str(i), None, None, float(masks[0][i]), box=Box(left, top, right - left, bottom - top), features=features))
+            features = ObjectFeatures(
+                *(
+                    g[f"small.{name}"][row, i] if mask[i] else None
+                    for name, mask in (("text", masks[1]), ("image", masks[2]))
+                )
+            )
+            subjects.append(
+                ReferenceSubject(
+                    str(i),
+                    None,
+                    None,
+                    float(masks[0][i]),
+                    box=Box(left, top, right - left, bottom - top),
+                    features=features,
+                )
+            )
         references = References(adapter, tuple(subjects), None)
-        assert_same(prediction(patcher, references, x[row:row + 1], context[row:row + 1]), g[f"unet.{grid}.out.alpha1"][row:row + 1])
-        assert_same(prediction(patcher, references, x[row:row + 1], context[row:row + 1], strength=0.0), g[f"unet.{grid}.out.alpha0"][row:row + 1])
+        assert_same(
+            prediction(patcher, references, x[row : row + 1], context[row : row + 1]),
+            g[f"unet.{grid}.out.alpha1"][row : row + 1],
+        )
+        assert_same(
+            prediction(patcher, references, x[row : row + 1], context[row : row + 1], strength=0.0),
+            g[f"unet.{grid}.out.alpha0"][row : row + 1],
+        )
 
 
 class Given(torch.nn.Module):
@@ -124,23 +189,49 @@ def test_subject_diffusions_unet(grid, monkeypatch):
     from troupe.model_patches.subjects import Box, ObjectFeatures, References, ReferenceSubject
 
     g = golden("unet")
-    config = dict(channel_mult=[1, 2, 4, 4], num_res_blocks=[2] * 4, transformer_depth=[1] * 6 + [0, 0], transformer_depth_output=[1] * 9 + [0] * 3, transformer_depth_middle=1)
+    config = dict(
+        channel_mult=[1, 2, 4, 4],
+        num_res_blocks=[2] * 4,
+        transformer_depth=[1] * 6 + [0, 0],
+        transformer_depth_output=[1] * 9 + [0] * 3,
+        transformer_depth_middle=1,
+    )
     official = {ldm: diffusers for diffusers, ldm in comfy.utils.unet_to_diffusers(config).items()}
-    blocks = {ldm.split(".transformer_blocks.0.")[0]: diffusers.split(".transformer_blocks.0.")[0] for ldm, diffusers in official.items() if ".transformer_blocks.0." in ldm}
+    blocks = {
+        ldm.split(".transformer_blocks.0.")[0]: diffusers.split(".transformer_blocks.0.")[0]
+        for ldm, diffusers in official.items()
+        if ".transformer_blocks.0." in ldm
+    }
     patcher = host_model(dict(num_heads=-1, num_head_channels=32), official.__getitem__, linear=True)
     conv_in = parameter("conv_in.weight", (32, 5, 3, 3), "sharp")
     x, context, objects = (g[f"{grid}.{name}"] for name in ("x", "context", "objs"))
     for row, role in enumerate(("cond", "cond", "uncond")):
-        adapter = adapter_with(patcher, "patches", Given(objects[row:row + 1]), lambda path: f"{blocks[path.removesuffix('.transformer_blocks.0')]}.transformer_blocks.0.fuser",
-                               lambda width: width // 32, conv_in[:, 4:], feature_dim=1, slots=2, tokens=4)
-        monkeypatch.setattr(gated, "mask_channel", lambda references, strengths, size, row=row: x[row:row + 1, 4])
-        subjects = tuple(ReferenceSubject(str(i), None, None, box=Box(0, 0, 1, 1), features=ObjectFeatures(image=torch.zeros(4, 1))) for i in range(2))
-        found = prediction(patcher, References(adapter, subjects, None), x[row:row + 1, :4], context[row:row + 1], role)
-        assert_same(found, g[f"{grid}.out.sharp"][row:row + 1])
+        adapter = adapter_with(
+            patcher,
+            "patches",
+            Given(objects[row : row + 1]),
+            lambda path: f"{blocks[path.removesuffix('.transformer_blocks.0')]}.transformer_blocks.0.fuser",
+            lambda width: width // 32,
+            conv_in[:, 4:],
+            feature_dim=1,
+            slots=2,
+            tokens=4,
+        )
+        monkeypatch.setattr(gated, "mask_channel", lambda references, strengths, size, row=row: x[row : row + 1, 4])
+        subjects = tuple(
+            ReferenceSubject(str(i), None, None, box=Box(0, 0, 1, 1), features=ObjectFeatures(image=torch.zeros(4, 1)))
+            for i in range(2)
+        )
+        found = prediction(
+            patcher, References(adapter, subjects, None), x[row : row + 1, :4], context[row : row + 1], role
+        )
+        assert_same(found, g[f"{grid}.out.sharp"][row : row + 1])
     assert (x[2, 4] == 0).all() and (objects[2] == 0).all()
 
 
-@pytest.mark.parametrize(("official", "grid"), [("subject_diffusion", (8, 8)), ("subject_diffusion", (6, 10)), ("gligen", (6, 10))])
+@pytest.mark.parametrize(
+    ("official", "grid"), [("subject_diffusion", (8, 8)), ("subject_diffusion", (6, 10)), ("gligen", (6, 10))]
+)
 def test_the_hosts_block(official, grid):
     from comfy.ldm.modules.attention import BasicTransformerBlock
     from troupe.model_patches.encoders.fuser import GatedFuser
@@ -153,7 +244,18 @@ def test_the_hosts_block(official, grid):
     fuser = filled(GatedFuser(64, CONTEXT, 2), "sharp", "fuser.")
     chunks = [ConditioningChunk("cond", None), ConditioningChunk("cond", None)]
     patch = GatedPatch(None, chunks, {("input", 1, 0): GatedLayer(fuser, fuser.project(g[f"{name}.objs"]))}, 1.0)
-    options = {"patches": {"middle_patch": [patch]}, "block": ("input", 1), "block_index": 0, "cond_or_uncond": [0, 1], "activations_shape": [2, 64, *grid]}
+    options = {
+        "patches": {"middle_patch": [patch]},
+        "block": ("input", 1),
+        "block_index": 0,
+        "cond_or_uncond": [0, 1],
+        "activations_shape": [2, 64, *grid],
+    }
     expected = golden("gligen")["block.6x10.out.sharp"] if official == "gligen" else g[f"{name}.out.sharp"]
     with torch.no_grad():
-        torch.testing.assert_close(block(g[f"{name}.x"], context=g[f"{name}.context"], transformer_options=options), expected, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(
+            block(g[f"{name}.x"], context=g[f"{name}.context"], transformer_options=options),
+            expected,
+            rtol=1e-4,
+            atol=2e-5,
+        )

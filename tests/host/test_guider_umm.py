@@ -1,4 +1,5 @@
 """Two-Strength Guider's method umm on the real host, against its formula with every branch predicted apart."""
+
 import pytest
 import torch
 from test_guider import percent_of, prediction, schedule
@@ -9,19 +10,34 @@ pytestmark = pytest.mark.usefixtures("host")
 def prompts(dim=64):
     from support.host import tiny_models
 
-    return {name: tiny_models.random_cond(77, dim, seed=i) for i, name in enumerate(("positive", "middle", "negative"), 1)}
+    return {
+        name: tiny_models.random_cond(77, dim, seed=i) for i, name in enumerate(("positive", "middle", "negative"), 1)
+    }
 
 
 def guider(model, texts, middle=True, **settings):
     from troupe.model_patches.hosts.comfyui.prompting.guider import GuidanceSettings, subject_guider
 
-    return subject_guider(model, texts["positive"], texts["negative"], texts["middle"] if middle else None, "umm", GuidanceSettings(**settings))
+    return subject_guider(
+        model,
+        texts["positive"],
+        texts["negative"],
+        texts["middle"] if middle else None,
+        "umm",
+        GuidanceSettings(**settings),
+    )
 
 
 def sampled(made, noise, steps):
     import comfy.samplers
 
-    return made.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), schedule(made.model_patcher, steps), disable_pbar=True)
+    return made.sample(
+        noise,
+        torch.zeros_like(noise),
+        comfy.samplers.sampler_object("euler"),
+        schedule(made.model_patcher, steps),
+        disable_pbar=True,
+    )
 
 
 def expected(patcher, texts, noise, cfg, alphas):
@@ -29,7 +45,10 @@ def expected(patcher, texts, noise, cfg, alphas):
     x = sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)
     for i, alpha in enumerate(alphas):
         sigma = sigmas[i].expand(len(x))
-        u, y, null = (prediction(patcher, x, sigma, texts[name], None, "", "negative" if name == "negative" else "positive") for name in ("positive", "middle", "negative"))
+        u, y, null = (
+            prediction(patcher, x, sigma, texts[name], None, "", "negative" if name == "negative" else "positive")
+            for name in ("positive", "middle", "negative")
+        )
         denoised = null + cfg * (alpha * u + (1 - alpha) * y - null)
         x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
     return patcher.model.process_latent_out(sampling.inverse_noise_scaling(sigmas[-1], x))
@@ -40,12 +59,19 @@ def calls_of(model):
     from comfy.patcher_extension import WrappersMP
 
     model, calls = model.clone(), []
-    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "count", lambda executor, x, *args, **kwargs: (calls.append(len(x)), executor(x, *args, **kwargs))[1])
+    model.add_wrapper_with_key(
+        WrappersMP.APPLY_MODEL,
+        "count",
+        lambda executor, x, *args, **kwargs: (calls.append(len(x)), executor(x, *args, **kwargs))[1],
+    )
     return model, calls
 
 
 @pytest.mark.parametrize("base", ["SD15", "SDXL"])
-@pytest.mark.parametrize(("cfg", "alpha", "branches"), [(7.5, 0.5, 3), (7.5, 0.0, 2), (7.5, 1.0, 2), (1.0, 0.3, 2), (1.0, 1.0, 1), (1.0, 0.0, 1), (5.0, 0.8, 3)])
+@pytest.mark.parametrize(
+    ("cfg", "alpha", "branches"),
+    [(7.5, 0.5, 3), (7.5, 0.0, 2), (7.5, 1.0, 2), (1.0, 0.3, 2), (1.0, 1.0, 1), (1.0, 0.0, 1), (5.0, 0.8, 3)],
+)
 def test_the_formula_in_one_call_with_no_branch_too_many(base, cfg, alpha, branches):
     from support.host import tiny_models
 
@@ -64,7 +90,9 @@ def test_alpha_changes_within_its_range_and_is_0_outside():
     patcher, texts = tiny_models.micro_model("SD15", context_dim=64), prompts()
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     model, calls = calls_of(patcher)
-    found = sampled(guider(model, texts, cfg=6.0, second=0.9, second_end=0.2, start_percent=0.2, end_percent=0.7), noise, 8)
+    found = sampled(
+        guider(model, texts, cfg=6.0, second=0.9, second_end=0.2, start_percent=0.2, end_percent=0.7), noise, 8
+    )
     percents = [percent_of(patcher, float(s)) for s in schedule(patcher, 8)[:-1]]
     alphas = [0.9 + (0.2 - 0.9) * (p - 0.2) / 0.5 if 0.2 <= p <= 0.7 else 0.0 for p in percents]
     wanted = expected(patcher, texts, noise, 6.0, alphas)
@@ -78,7 +106,18 @@ def test_a_run_is_announced(caplog):
     from support.host import tiny_models
 
     with caplog.at_level(logging.INFO, "troupe"):
-        sampled(guider(tiny_models.micro_model("SD15", context_dim=64), prompts(), cfg=4.0, second=0.5, second_end=0.2, end_percent=0.6), torch.randn(1, 4, 8, 8), 2)
+        sampled(
+            guider(
+                tiny_models.micro_model("SD15", context_dim=64),
+                prompts(),
+                cfg=4.0,
+                second=0.5,
+                second_end=0.2,
+                end_percent=0.6,
+            ),
+            torch.randn(1, 4, 8, 8),
+            2,
+        )
     assert "Troupe: guidance 4, the subjects' share 0.5 to 0.2 from 0 to 0.6 of the run." in caplog.text
 
 
@@ -98,7 +137,10 @@ def test_a_drop_in_on_the_model_acts_in_both_prompts(negative_wired):
     usual = comfy.samplers.CFGGuider(model)
     usual.set_conds(texts["middle"], texts["negative"])
     usual.set_cfg(5.0)
-    wanted, without = sampled(usual, noise, 2), sampled(guider(st.patcher, texts, cfg=5.0, second=0.0, second_end=0.0), noise, 2)
+    wanted, without = (
+        sampled(usual, noise, 2),
+        sampled(guider(st.patcher, texts, cfg=5.0, second=0.0, second_end=0.0), noise, 2),
+    )
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
     assert (found - without).abs().max() > 1e-4 * wanted.abs().max()
 
@@ -117,7 +159,7 @@ def test_a_delayed_prompt_changes_here_too():
     from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt
 
     patcher, texts = tiny_models.micro_model("SD15", context_dim=64), prompts()
-    (tensor, options), = texts["positive"]
+    ((tensor, options),) = texts["positive"]
     plain = texts["middle"][0][0]
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     delayed = {**texts, "positive": [[tensor, {**options, PROMPT: FusedPrompt(tensor, plain, None, start_step=2)}]]}
@@ -126,10 +168,16 @@ def test_a_delayed_prompt_changes_here_too():
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    (dict(middle=False, second=0.5, second_end=0.5), "'middle' for method umm, found nothing wired. Wire 'text_only' of Encode Prompt with Subjects"),
-    (dict(second=1.5, second_end=0.5), "from 0 to 1 for method umm, found 1.5 and 0.5"),
-])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            dict(middle=False, second=0.5, second_end=0.5),
+            "'middle' for method umm, found nothing wired. Wire 'text_only' of Encode Prompt with Subjects",
+        ),
+        (dict(second=1.5, second_end=0.5), "from 0 to 1 for method umm, found 1.5 and 0.5"),
+    ],
+)
 def test_what_it_refuses(settings, words):
     from support.host import tiny_models
     from troupe.model_patches.errors import MismatchError

@@ -1,4 +1,7 @@
-"""How the references hang on a MODEL: nothing where nothing is asked for, once a run what is constant, all blocks, in company."""
+"""How the references hang on a MODEL: nothing where nothing is asked for, once a run what is constant, all blocks, in
+company.
+"""
+
 import gc
 import logging
 import weakref
@@ -24,7 +27,19 @@ def idle_cases():
     }
 
 
-@pytest.mark.parametrize("case", ["weight 0", "no subjects", "subject weights 0", "empty range", "reversed range", "empty at the start", "empty at the end", "no subject in range"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "weight 0",
+        "no subjects",
+        "subject weights 0",
+        "empty range",
+        "reversed range",
+        "empty at the start",
+        "empty at the end",
+        "no subject in range",
+    ],
+)
 @pytest.mark.parametrize("wired", [True, False], ids=["wired", "drop-in"])
 def test_nothing_asked_for_is_bit_identical_and_costs_no_attention(case, wired, monkeypatch):
     from support.host.small_casts import ksample, stage
@@ -63,7 +78,10 @@ def test_every_block_of_the_real_topologies_acts_the_middle_too(kind, deltas):
     from support.host.small_casts import ksample, settings, stage
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
-    state = {k.removeprefix("model.diffusion_model."): v for k, v in tiny_models.build_unet_sd(kind, dtype=torch.float32).items()}
+    state = {
+        k.removeprefix("model.diffusion_model."): v
+        for k, v in tiny_models.build_unet_sd(kind, dtype=torch.float32).items()
+    }
     patcher = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
     blocks = attention_blocks(patcher.model.diffusion_model)
     assert any(b.key[0] == "middle" for b in blocks) and blocks[-1].key[:2] == ("middle", 0)
@@ -74,7 +92,9 @@ def test_every_block_of_the_real_topologies_acts_the_middle_too(kind, deltas):
 
 
 def test_subjects_in_disjoint_regions_equal_lone_ones_there(deltas):
-    """At the same queries, in the rows of the prompt, two subjects in disjoint regions are each what a lone subject is there."""
+    """At the same queries, in the rows of the prompt, two subjects in disjoint regions are each what a lone subject is
+    there.
+    """
     from support.host.small_casts import ksample, settings, stage
     from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
 
@@ -86,11 +106,20 @@ def test_subjects_in_disjoint_regions_equal_lone_ones_there(deltas):
     for query, tokens, strengths, limits, delta in deltas:
         for i in range(2):
             each = slice(4 * i, 4 * i + 4)
-            rows = tokens.segments[:, i:i + 1]
-            lone = image_delta(query, LayerTokens(tokens.keys[:, each], tokens.values[:, each], tokens.name_keys, rows), strengths[i:i + 1], 4, Mixing(), limits[:, :, i:i + 1])
+            rows = tokens.segments[:, i : i + 1]
+            lone = image_delta(
+                query,
+                LayerTokens(tokens.keys[:, each], tokens.values[:, each], tokens.name_keys, rows),
+                strengths[i : i + 1],
+                4,
+                Mixing(),
+                limits[:, :, i : i + 1],
+            )
             inside = limits[0, 0, i] == 1
             assert inside.any() and delta[:, :, inside].abs().max() > 1e-3
-            torch.testing.assert_close(delta[:, :, inside], lone[:, :, inside], rtol=0, atol=1e-5 * float(delta.abs().max()))
+            torch.testing.assert_close(
+                delta[:, :, inside], lone[:, :, inside], rtol=0, atol=1e-5 * float(delta.abs().max())
+            )
 
 
 def test_two_apply_nodes_use_their_own_adapters_and_do_not_feed_each_other():
@@ -112,7 +141,9 @@ def test_two_apply_nodes_use_their_own_adapters_and_do_not_feed_each_other():
 
 
 def test_another_owner_of_the_slot_keeps_acting_and_f_sees_plain_text():
-    """A pack that replaced attn2 under a 2-tuple key stays underneath: result = its result + our delta, with f from plain text attention."""
+    """A pack that replaced attn2 under a 2-tuple key stays underneath: result = its result + our delta, with f from
+    plain text attention.
+    """
     from support.host.small_casts import ksample, settings, stage
 
     st = stage("SD15", text_gain=True)
@@ -157,6 +188,7 @@ def test_projections_run_once_a_run_and_are_dropped_after_it(monkeypatch):
     monkeypatch.setattr(image_attention, "project_images", remembered)
     names = []
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
+
     for block in attention_blocks(st.patcher.model.diffusion_model):
         to_k = st.patcher.model.diffusion_model.get_submodule(f"{block.path}.to_k")
         to_k.register_forward_hook(lambda m, inputs, out: names.append(1) if inputs[0].shape[1] < 77 else None)
@@ -205,7 +237,9 @@ def test_a_run_that_stops_before_its_first_step_is_not_blamed_on_the_graph(caplo
 
 
 def test_no_scalar_is_read_and_no_tensor_is_built_inside_the_model(monkeypatch):
-    """Rule 4, on the CPU: within the UNet's forward nothing reads a value out of a tensor or makes one from a Python list."""
+    """Rule 4, on the CPU: within the UNet's forward nothing reads a value out of a tensor or makes one from a Python
+    list.
+    """
     from support.host.small_casts import ksample, settings, stage
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -216,7 +250,11 @@ def test_no_scalar_is_read_and_no_tensor_is_built_inside_the_model(monkeypatch):
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.lift_fresh.default, torch.ops.aten.nonzero.default):
+            if function in (
+                torch.ops.aten._local_scalar_dense.default,
+                torch.ops.aten.lift_fresh.default,
+                torch.ops.aten.nonzero.default,
+            ):
                 seen.append(str(function))
             return function(*args, **(kwargs or {}))
 
@@ -233,7 +271,10 @@ def test_no_scalar_is_read_and_no_tensor_is_built_inside_the_model(monkeypatch):
 
     ksample(count(st.patcher), st.positive, st.negative)
     host_alone, seen[:] = list(seen), []
-    model, positive, negative = st.apply(st.references(3, regions=[region, None, None], ranges=[(0.0, 0.5), (0.0, 1.0), (0.2, 0.8)]), settings(background=0.5, sharpness=2.0))
+    model, positive, negative = st.apply(
+        st.references(3, regions=[region, None, None], ranges=[(0.0, 0.5), (0.0, 1.0), (0.2, 0.8)]),
+        settings(background=0.5, sharpness=2.0),
+    )
     ksample(count(model), positive, negative)
     assert seen == host_alone
 
@@ -266,17 +307,29 @@ def test_weights_are_there_once_for_several_nodes_subjects_and_clones():
 
     def places():
         """Where tensors with the weights' numbers lie, of this test and of those before it."""
-        tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]  # a compiler's have no numbers
-        return {t.data_ptr() for weight in weights.values() for t in tensors if t.shape == weight.shape and torch.equal(t, weight)}
+        # a compiler's have no numbers
+        tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+        return {
+            t.data_ptr()
+            for weight in weights.values()
+            for t in tensors
+            if t.shape == weight.shape and torch.equal(t, weight)
+        }
 
     def count(*_):
-        holders = [loaded for loaded in mm.current_loaded_models if loaded.model is not None and loaded.model.model is st.adapter.layers_patcher.model]
+        holders = [
+            loaded
+            for loaded in mm.current_loaded_models
+            if loaded.model is not None and loaded.model.model is st.adapter.layers_patcher.model
+        ]
         counted.append((places() <= before, len(holders)))
 
     gc.collect()
     before = places()
     one = st.apply(st.references(3), settings())
-    model, positive, negative = replace(st, patcher=one[0], positive=one[1], negative=one[2]).apply(st.references(1), settings("add"))
+    model, positive, negative = replace(st, patcher=one[0], positive=one[1], negative=one[2]).apply(
+        st.references(1), settings("add")
+    )
     hook = st.adapter.layers_patcher.model.layers[-1].to_v_ip.register_forward_pre_hook(count)
     for patcher in (one[0], model, model.clone(), model.clone().clone()):
         ksample(patcher, positive, negative)
@@ -322,7 +375,9 @@ def test_partial_loading_gives_the_same_picture():
     patcher = model[0].get_additional_models_with_key(st.adapter.key)[0]
     patcher.detach()
     original = patcher.load
-    patcher.load = lambda device_to=None, **kwargs: original(device_to, **{**kwargs, "lowvram_model_memory": 60000, "full_load": False})
+    patcher.load = lambda device_to=None, **kwargs: original(
+        device_to, **{**kwargs, "lowvram_model_memory": 60000, "full_load": False}
+    )
     torch.testing.assert_close(ksample(*model), whole)
     assert 0 < patcher.loaded_size() < patcher.model_size()
     assert any(getattr(layer.to_k_ip, "comfy_cast_weights", False) for layer in patcher.model.layers)
@@ -342,7 +397,9 @@ def test_half_precision_files_on_a_float_model():
 
 
 def test_a_lora_on_the_model_reaches_the_name_keys():
-    """Relevance uses the UNet's own keys as they are while sampling: patched weights, whether the LoRA came before or after."""
+    """Relevance uses the UNet's own keys as they are while sampling: patched weights, whether the LoRA came before or
+    after.
+    """
     from support.host import independent_evaluation as independent
     from support.host.small_casts import error, ksample, noise_of, random, settings, stage
 
@@ -352,7 +409,10 @@ def test_a_lora_on_the_model_reaches_the_name_keys():
     def lora(model):
         model = model.clone()
         keys = [k for k in model.model.state_dict() if k.endswith("attn2.to_k.weight")]
-        model.add_patches({k: ("diff", (random(*model.model.state_dict()[k].shape, seed=i, gain=0.3),)) for i, k in enumerate(keys)}, 1.0)
+        model.add_patches(
+            {k: ("diff", (random(*model.model.state_dict()[k].shape, seed=i, gain=0.3),)) for i, k in enumerate(keys)},
+            1.0,
+        )
         return model
 
     model, positive, negative = st.apply(references, settings())
@@ -372,14 +432,23 @@ def test_a_lora_on_the_model_reaches_the_name_keys():
     assert error(after, expected, without) < 1e-3
 
 
-@pytest.mark.parametrize("sampler", ["heun", "dpm_2", "dpmpp_2m", "euler_ancestral", "dpmpp_sde", "uni_pc", "dpm_fast", "dpm_adaptive", "lcm", "ddim"])
+@pytest.mark.parametrize(
+    "sampler",
+    ["heun", "dpm_2", "dpmpp_2m", "euler_ancestral", "dpmpp_sde", "uni_pc", "dpm_fast", "dpm_adaptive", "lcm", "ddim"],
+)
 def test_ranges_work_with_every_kind_of_sampler(sampler):
     """A range that ends half way gives neither the plain picture nor the fully referenced one."""
     from support.host.small_casts import ksample, settings, stage
 
     st = stage("SD15")
-    plain, full, half = (ksample(model, *conds, steps=4, sampler=sampler) for model, *conds in (
-        (st.patcher, st.positive, st.negative), st.apply(st.references(2), settings()), st.apply(st.references(2), settings(end_percent=0.4))))
+    plain, full, half = (
+        ksample(model, *conds, steps=4, sampler=sampler)
+        for model, *conds in (
+            (st.patcher, st.positive, st.negative),
+            st.apply(st.references(2), settings()),
+            st.apply(st.references(2), settings(end_percent=0.4)),
+        )
+    )
     assert not torch.allclose(half, plain) and not torch.allclose(half, full)
 
 
@@ -391,7 +460,12 @@ def test_one_info_line_a_run_says_what_happened(caplog):
     with caplog.at_level(logging.INFO, "troupe"):
         ksample(*model, steps=3)
     lines = [r.message for r in caplog.records if "2 subjects:" in r.message]
-    assert len(lines) == 1 and "'subject 0' (4 image tokens, 1 name token), 'subject 1' (4 image tokens, 2 name tokens)" in lines[0] and "7 layers" in lines[0] and "MB" in lines[0]
+    assert (
+        len(lines) == 1
+        and "'subject 0' (4 image tokens, 1 name token), 'subject 1' (4 image tokens, 2 name tokens)" in lines[0]
+        and "7 layers" in lines[0]
+        and "MB" in lines[0]
+    )
 
 
 def test_conditioning_that_never_reaches_the_sampler_warns(caplog):
@@ -426,8 +500,15 @@ def test_unwired_negative_gets_the_empty_tokens_and_says_so(caplog):
     assert sum("'negative' of Apply Image Attention is not connected" in r.message for r in caplog.records) == 1
 
 
-SIZES = [("SD15", 768, (64, 64), False), ("SD15", 768, (16, 16), True), ("SD15", 768, (48, 96), False), ("SDXL", 2048, (128, 128), False), ("SDXL", 2048, (64, 64), True),
-         ("SD15", 128, (16, 16), False), ("SD15", 128, (64, 64), True)]  # the rehearsal models
+SIZES = [
+    ("SD15", 768, (64, 64), False),
+    ("SD15", 768, (16, 16), True),
+    ("SD15", 768, (48, 96), False),
+    ("SDXL", 2048, (128, 128), False),
+    ("SDXL", 2048, (64, 64), True),
+    ("SD15", 128, (16, 16), False),
+    ("SD15", 128, (64, 64), True),
+]  # the rehearsal models
 
 
 @pytest.mark.parametrize("base, context, size, warned", SIZES)
@@ -440,7 +521,9 @@ def test_a_picture_far_from_the_native_size_is_warned_of(base, context, size, wa
     hook = ImageAttention(st.references(1), settings(), (), True, True)
     with caplog.at_level(logging.WARNING, "troupe"):
         hook._warn_about_size(hook._new_run({}, None, None), torch.zeros(1, 4, *size))
-    assert [f"at {size[1] * 8}x{size[0] * 8} subjects are often missing" in r.message for r in caplog.records] == [True] * warned
+    assert [f"at {size[1] * 8}x{size[0] * 8} subjects are often missing" in r.message for r in caplog.records] == [
+        True
+    ] * warned
 
 
 @pytest.mark.parametrize("denoise, warned", [(1.0, True), (0.5, False)])
@@ -454,12 +537,25 @@ def test_a_refining_pass_is_not_warned_of(denoise, warned, caplog):
     st = stage(patcher=tiny_models.micro_model("SD15", context_dim=768))
     model, positive, negative = st.apply(st.references(1), settings("uniform"))
     with caplog.at_level(logging.WARNING, "troupe"):
-        nodes.common_ksampler(model, 1, 1, 1.0, "euler", "normal", positive, negative, {"samples": torch.ones(1, 4, 16, 16)}, denoise=denoise)
+        nodes.common_ksampler(
+            model,
+            1,
+            1,
+            1.0,
+            "euler",
+            "normal",
+            positive,
+            negative,
+            {"samples": torch.ones(1, 4, 16, 16)},
+            denoise=denoise,
+        )
     assert any("subjects are often missing" in r.message for r in caplog.records) == warned
 
 
 def test_no_tokens_are_rearranged_in_a_step(monkeypatch):
-    """Also where the chunks come in an order that is not the stored one (uncond, middle, cond of a guider with three lists)."""
+    """Also where the chunks come in an order that is not the stored one (uncond, middle, cond of a guider with three
+    lists).
+    """
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import Guider_DualCFG
     from support.host.small_casts import settings, stage
@@ -473,13 +569,21 @@ def test_no_tokens_are_rearranged_in_a_step(monkeypatch):
     guider.set_conds(positive, st.negative, negative)
     guider.set_cfg(5.0, 2.0)
     sigmas = comfy.samplers.calculate_sigmas(model.model.model_sampling, "normal", 5)
-    guider.sample(torch.randn(1, 4, 16, 16), torch.zeros(1, 4, 16, 16), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+    guider.sample(
+        torch.randn(1, 4, 16, 16),
+        torch.zeros(1, 4, 16, 16),
+        comfy.samplers.sampler_object("euler"),
+        sigmas,
+        disable_pbar=True,
+    )
     assert len(made) == len(st.adapter.spec.widths)
 
 
 @pytest.mark.parametrize("precision", [None, torch.float32])
 def test_models_that_attend_in_float32_get_float32_from_us_too(precision, deltas):
-    """The host sets attn_precision for models whose logits overflow in float16; ours are multiplied in the same precision."""
+    """The host sets attn_precision for models whose logits overflow in float16; ours are multiplied in the same
+    precision.
+    """
     from support.host.small_casts import ksample, settings, stage
 
     st = stage("SD15", text_gain=True)
@@ -491,10 +595,13 @@ def test_models_that_attend_in_float32_get_float32_from_us_too(precision, deltas
             block.attn_precision = precision
     assert torch.isfinite(ksample(*st.apply(st.references(2), settings()), steps=1)).all()
     expected = precision or torch.float16
-    assert deltas and {t.dtype for query, tokens, *_ in deltas for t in (query, tokens.keys, tokens.values, tokens.name_keys)} == {expected}
+    assert deltas and {
+        t.dtype for query, tokens, *_ in deltas for t in (query, tokens.keys, tokens.values, tokens.name_keys)
+    } == {expected}
 
 
-# ---- what a run keeps --------------------------------------------------------------------------------------------------------------------
+# ---- what a run keeps ------------------------------------------------------------------------------------------------
+
 
 def a_run():
     from troupe.model_patches.hosts.comfyui.sampling.clock import Clock
@@ -510,9 +617,15 @@ def test_a_run_keeps_the_newest_of_a_kind_and_all_of_the_others():
     def get(kind, number, most):
         return run.once((kind, number), lambda: made.append((kind, number)) or number, most)
 
-    assert [get("bounded", i, 3) for i in range(5)] == list(range(5)) and [get("free", i, None) for i in range(5)] == list(range(5))
+    assert [get("bounded", i, 3) for i in range(5)] == list(range(5)) and [
+        get("free", i, None) for i in range(5)
+    ] == list(range(5))
     made.clear()
-    assert [get("bounded", i, 3) for i in (2, 3, 4)] == [2, 3, 4] and [get("free", i, None) for i in range(5)] == list(range(5)) and made == []
+    assert (
+        [get("bounded", i, 3) for i in (2, 3, 4)] == [2, 3, 4]
+        and [get("free", i, None) for i in range(5)] == list(range(5))
+        and made == []
+    )
     assert get("bounded", 0, 3) == 0 and made == [("bounded", 0)], "the oldest had gone"
     made.clear()
     assert [get("bounded", i, 3) for i in (3, 4, 0)] == [3, 4, 0] and made == [], "the newest stays"
@@ -523,13 +636,19 @@ def test_what_a_run_keeps_is_bounded():
     from support.host.small_casts import settings, stage
     from troupe.model_patches.binding.plan import ImageStrengths
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks, grids_of
-    from troupe.model_patches.hosts.comfyui.sampling.hook import Call
+    from troupe.model_patches.hosts.comfyui.sampling.calls import Call
     from troupe.model_patches.hosts.comfyui.sampling.image_attention import KEPT, LIMITS, ImageAttention
 
     region = torch.zeros(32, 32)
     region[:, :16] = 1
     st = stage()
-    hook = ImageAttention(st.references(2, regions=[region, None]), settings(), attention_blocks(st.patcher.model.diffusion_model), True, True)
+    hook = ImageAttention(
+        st.references(2, regions=[region, None]),
+        settings(),
+        attention_blocks(st.patcher.model.diffusion_model),
+        True,
+        True,
+    )
     run = a_run()
     for i in range(100):
         call = Call(run, {}, ImageStrengths((1.0, i / 100), True), 1, (32, 128))
@@ -547,7 +666,7 @@ def test_limits_of_several_areas_are_each_areas_own():
     from support.host.small_casts import settings, stage
     from troupe.model_patches.binding.plan import ImageStrengths
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
-    from troupe.model_patches.hosts.comfyui.sampling.hook import Call
+    from troupe.model_patches.hosts.comfyui.sampling.calls import Call
     from troupe.model_patches.hosts.comfyui.sampling.image_attention import ImageAttention
     from troupe.model_patches.subjects import Box
 
@@ -555,8 +674,14 @@ def test_limits_of_several_areas_are_each_areas_own():
     region[:, :16] = 1
     st = stage()
     references = st.references(2, regions=[region, None])
-    boxed = replace(references, subjects=(references.subjects[0], replace(references.subjects[1], box=Box(0.5, 0.0, 0.5, 1.0))))
-    hook, run, device = ImageAttention(boxed, settings(), attention_blocks(st.patcher.model.diffusion_model), True, True), a_run(), torch.device("cpu")
+    boxed = replace(
+        references, subjects=(references.subjects[0], replace(references.subjects[1], box=Box(0.5, 0.0, 0.5, 1.0)))
+    )
+    hook, run, device = (
+        ImageAttention(boxed, settings(), attention_blocks(st.patcher.model.diffusion_model), True, True),
+        a_run(),
+        torch.device("cpu"),
+    )
 
     def limits(areas, with_boxes):
         return hook.limits(Call(run, {}, ImageStrengths((1.0, 1.0), with_boxes), 1, (16, 16)), areas, (16, 8), device)
@@ -572,7 +697,9 @@ def test_limits_of_several_areas_are_each_areas_own():
 
 @pytest.mark.parametrize("applied", [1, 2])
 def test_plain_text_attention_is_the_one_that_the_checkpoint_asks_for(applied, monkeypatch):
-    """Newer hosts load an attention function with a layer, and give its module as `preferred_attention`; layers without one are called as before."""
+    """Newer hosts load an attention function with a layer, and give its module as `preferred_attention`; layers without
+    one are called as before.
+    """
     from types import SimpleNamespace
 
     from comfy.ldm.modules import attention
@@ -586,7 +713,8 @@ def test_plain_text_attention_is_the_one_that_the_checkpoint_asks_for(applied, m
     calls, original = [], attention.optimized_attention
 
     def spy(*args, **kwargs):
-        if "activations_shape" in kwargs["transformer_options"] and "n_heads" in kwargs["transformer_options"]:  # called from a replaced layer
+        # called from a replaced layer
+        if "activations_shape" in kwargs["transformer_options"] and "n_heads" in kwargs["transformer_options"]:
             calls.append(kwargs.pop("preferred_attention", "none"))
         return original(*args, **kwargs)
 
@@ -596,4 +724,6 @@ def test_plain_text_attention_is_the_one_that_the_checkpoint_asks_for(applied, m
         st.patcher, st.positive, st.negative = model, positive, negative
         model, positive, negative = st.apply(st.references(1), settings(weight=0.3))
     ksample(model, positive, negative, steps=1)
-    assert calls.count(own) == 1 and calls.count("none") == len(asked) - 1 == len(calls) - 1, "one call a layer, whoever is stacked"
+    assert calls.count(own) == 1 and calls.count("none") == len(asked) - 1 == len(calls) - 1, (
+        "one call a layer, whoever is stacked"
+    )

@@ -1,4 +1,5 @@
 """MM-Diff's image attention on the real host: the whole layer as published, on a UNet whose LoRA is merged by hand."""
+
 import pytest
 import torch
 
@@ -24,7 +25,10 @@ def make(merge="joint", seed=40, operations=torch.nn):
             for k, name in enumerate(PARTS):
                 path = f"{block.path.removesuffix('attn2')}{attn}.{name}.weight"
                 out, into = unet.get_submodule(path.removesuffix(".weight")).weight.shape
-                down, up = (random(*shape, seed=seed + 100 * i + 10 * j + k + 5 * n, gain=0.4 * shape[1] ** -0.5) for n, shape in enumerate(((TEXT_RANK, into), (out, TEXT_RANK))))
+                down, up = (
+                    random(*shape, seed=seed + 100 * i + 10 * j + k + 5 * n, gain=0.4 * shape[1] ** -0.5)
+                    for n, shape in enumerate(((TEXT_RANK, into), (out, TEXT_RANK)))
+                )
                 pairs[path] = LoraPair(down, up)
     layers = LoraLayers(CONTEXT, [b.width for b in blocks], [RANK] * len(blocks), [TEXT_RANK] * len(blocks), operations)
     with torch.no_grad():
@@ -35,8 +39,24 @@ def make(merge="joint", seed=40, operations=torch.nn):
                 getattr(layer, f"to_{kv}_lora").up.weight.copy_(text.up)
                 image = getattr(layer, f"to_{kv}_lora_image")
                 for part in (image.down, image.up):
-                    part.weight.copy_(random(*part.weight.shape, seed=seed + 7000 + 10 * i + len(kv) + part.weight.shape[0], gain=1.5 * part.weight.shape[1] ** -0.5))
-    spec = AdapterSpec("mm_diff", "FaceHead", "mm_diff.bin", CONTEXT, 4, EncoderNeed("pooled", 768), tuple(b.width for b in blocks), False, merge=merge)
+                    part.weight.copy_(
+                        random(
+                            *part.weight.shape,
+                            seed=seed + 7000 + 10 * i + len(kv) + part.weight.shape[0],
+                            gain=1.5 * part.weight.shape[1] ** -0.5,
+                        )
+                    )
+    spec = AdapterSpec(
+        "mm_diff",
+        "FaceHead",
+        "mm_diff.bin",
+        CONTEXT,
+        4,
+        EncoderNeed("pooled", 768),
+        tuple(b.width for b in blocks),
+        False,
+        merge=merge,
+    )
     return patcher, host_adapter(Adapter(spec, None, layers.requires_grad_(False), weights=Weights(unet_lora=pairs)))
 
 
@@ -45,13 +65,22 @@ def references_of(adapter, counts, weights=None):
     from support.host.small_casts import random
     from troupe.model_patches.subjects import References, ReferenceSubject
 
-    subjects = tuple(ReferenceSubject(f"subject {i}", random(4 * n, CONTEXT, seed=1000 + i), random(1 + i, CONTEXT, seed=2000 + i), (weights or [1.0] * len(counts))[i])
-                     for i, n in enumerate(counts))
+    subjects = tuple(
+        ReferenceSubject(
+            f"subject {i}",
+            random(4 * n, CONTEXT, seed=1000 + i),
+            random(1 + i, CONTEXT, seed=2000 + i),
+            (weights or [1.0] * len(counts))[i],
+        )
+        for i, n in enumerate(counts)
+    )
     return References(adapter, subjects, None, random(76, CONTEXT, seed=3001))
 
 
 def merged_by_hand(adapter, strength):
-    """The same tiny UNet with every pair added to its weight, and each layer's image matrices from the weights without them."""
+    """The same tiny UNet with every pair added to its weight, and each layer's image matrices from the weights without
+    them.
+    """
     from support.host import tiny_models
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
@@ -66,8 +95,17 @@ def merged_by_hand(adapter, strength):
     return patcher, kv
 
 
-CASTS = {"one": ([1], None), "two": ([1, 1], None), "three, one with two photos": ([2, 1, 1], None), "weights": ([3, 1], [0.6, 1.4]), "an absent one": ([1, 2, 1], [1.0, 0.0, 0.7])}
-CASES = [(cast, merge, 1.0) for cast in CASTS for merge in ("joint", "relevance", "uniform", "add")] + [("two", "joint", 0.0), ("two", "joint", 0.6)]
+CASTS = {
+    "one": ([1], None),
+    "two": ([1, 1], None),
+    "three, one with two photos": ([2, 1, 1], None),
+    "weights": ([3, 1], [0.6, 1.4]),
+    "an absent one": ([1, 2, 1], [1.0, 0.0, 0.7]),
+}
+CASES = [(cast, merge, 1.0) for cast in CASTS for merge in ("joint", "relevance", "uniform", "add")] + [
+    ("two", "joint", 0.0),
+    ("two", "joint", 0.6),
+]
 
 
 @pytest.mark.parametrize(("cast", "merge", "strength"), CASES)
@@ -88,7 +126,17 @@ def test_the_published_layer(cast, merge, strength):
     naive, kv = merged_by_hand(adapter, strength)
     s = references.subjects
     absent = [i for i, x in enumerate(s) if x.weight == 0] if merge == "joint" else []
-    truth = Truth([x.tokens for x in s], [x.name_tokens for x in s], kv, None, references.uncond_name_tokens, [x.weight for x in s], 0.8, merge, absent=absent)
+    truth = Truth(
+        [x.tokens for x in s],
+        [x.name_tokens for x in s],
+        kv,
+        None,
+        references.uncond_name_tokens,
+        [x.weight for x in s],
+        0.8,
+        merge,
+        absent=absent,
+    )
     noise = noise_of((8, 12), 2)
     expected = independent.sample(naive, truth, *prompts, noise)
     without = independent.sample(naive, None, *prompts, noise)
@@ -96,7 +144,9 @@ def test_the_published_layer(cast, merge, strength):
 
 
 def test_a_users_lora_on_the_same_weights_is_in_both_paths():
-    """Keys of text and of image tokens are made with the host's own `to_k`, so that what other nodes put there acts in both."""
+    """Keys of text and of image tokens are made with the host's own `to_k`, so that what other nodes put there acts in
+    both.
+    """
     from support.host import independent_evaluation as independent
     from support.host import tiny_models
     from support.host.independent_evaluation import Truth
@@ -113,13 +163,25 @@ def test_a_users_lora_on_the_same_weights_is_in_both_paths():
         weight = naive.model.diffusion_model.get_submodule(path.removesuffix(".weight")).weight
         diffs[f"diffusion_model.{path}"] = random(*weight.shape, seed=9000 + i, gain=0.5 * weight.shape[1] ** -0.5)
         weight.data.add_(diffs[f"diffusion_model.{path}"])
-    kv = [tuple(w + diffs[f"diffusion_model.{b}.to_{x}.weight"] for w, x in zip(pair[:2], "kv", strict=True)) + (None,) for b, pair in zip(paths_of(naive), kv, strict=True)]
+    kv = [
+        tuple(w + diffs[f"diffusion_model.{b}.to_{x}.weight"] for w, x in zip(pair[:2], "kv", strict=True)) + (None,)
+        for b, pair in zip(paths_of(naive), kv, strict=True)
+    ]
     user = patcher.clone()
     user.add_patches({key: ("diff", (tensor,)) for key, tensor in diffs.items()})
     model, _ = apply_weights(user, adapter)
     model, positive, negative, _ = apply_image_attention(model, references, chosen, *prompts)
     s, noise = references.subjects, noise_of((8, 8))
-    truth = Truth([x.tokens for x in s], [x.name_tokens for x in s], kv, None, references.uncond_name_tokens, [1.0, 1.0], 0.8, "joint")
+    truth = Truth(
+        [x.tokens for x in s],
+        [x.name_tokens for x in s],
+        kv,
+        None,
+        references.uncond_name_tokens,
+        [1.0, 1.0],
+        0.8,
+        "joint",
+    )
     expected, without = (independent.sample(naive, t, *prompts, noise) for t in (truth, None))
     assert error(ksample(model, positive, negative, size=(8, 8)), expected, without) < 1e-3
 
@@ -133,7 +195,10 @@ def paths_of(patcher):
 @pytest.mark.parametrize("scheduler", ["normal", "karras"])
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun"])
 def test_image_attention_begins_with_the_prompt(sampler, scheduler):
-    """As published: before the step at which the subjects enter the prompt, they do not act in the picture either. Its LoRA stays on."""
+    """As published: before the step at which the subjects enter the prompt, they do not act in the picture either.
+
+    Its LoRA stays on.
+    """
     from dataclasses import replace
 
     from support.host import tiny_models
@@ -147,11 +212,13 @@ def test_image_attention_begins_with_the_prompt(sampler, scheduler):
 
     patcher, adapter = make()
     adapter = replace(adapter, spec=replace(adapter.spec, prompt=PromptSpec(FUSIONS["word"], {"l": 768, "g": 1280})))
-    (fused, options), = tiny_models.random_cond(77, CONTEXT, seed=1)
-    (text, _), = tiny_models.random_cond(77, CONTEXT, seed=3)
+    ((fused, options),) = tiny_models.random_cond(77, CONTEXT, seed=1)
+    ((text, _),) = tiny_models.random_cond(77, CONTEXT, seed=3)
     delayed = [[fused, {**options, PROMPT: FusedPrompt(fused, text, options["pooled_output"], start_step=2)}]]
     model, _ = apply_weights(patcher, adapter)
-    model, positive, negative, _ = apply_image_attention(model, references_of(adapter, [1, 1]), settings("joint"), delayed, tiny_models.random_cond(77, CONTEXT, seed=2))
+    model, positive, negative, _ = apply_image_attention(
+        model, references_of(adapter, [1, 1]), settings("joint"), delayed, tiny_models.random_cond(77, CONTEXT, seed=2)
+    )
     seen, original = [], image_attention.layer_delta
     sigmas = []
 

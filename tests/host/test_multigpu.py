@@ -1,4 +1,7 @@
-"""The host's own split of a prediction over several GPUs (comfy/multigpu.py of newer hosts), its code unchanged, on two devices that are this CPU under two names."""
+"""The host's own split of a prediction over several GPUs (comfy/multigpu.py of newer hosts), its code unchanged, on two
+devices that are this CPU under two names.
+"""
+
 import importlib.util
 import threading
 
@@ -68,13 +71,17 @@ def test_a_prediction_over_two_devices_is_that_of_one(kind, order, used):
     assert error(sample(model, positive, negative), whole, plain) < 1e-4
     assert all(in_thread for in_thread, *_ in used), "the host's pool of threads ran them"
     pairs = {(base, module) for _, base, module in used}
-    assert len(pairs) == len({base for base, _ in pairs}) == len({module for _, module in pairs}), "each UNet has modules of its own"
+    assert len(pairs) == len({base for base, _ in pairs}) == len({module for _, module in pairs}), (
+        "each UNet has modules of its own"
+    )
     assert len(pairs) == (1 if kind == "mm_diff" else 2), "the negative prompt of MM-Diff gets nothing"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_run_keeps_is_kept_for_each_device(kind, monkeypatch):
-    """Both of these devices lie on the CPU, so the values cannot tell; but a key without a device or a UNet would hand one GPU's tensors to the other."""
+    """Both of these devices lie on the CPU, so the values cannot tell; but a key without a device or a UNet would hand
+    one GPU's tensors to the other.
+    """
     from test_precision import applied
     from test_threads import sample
     from troupe.model_patches.hosts.comfyui.sampling.run import Run
@@ -102,5 +109,13 @@ def _tensors_in(value) -> bool:
     """Whether a value is, or has, tensors or modules."""
     if isinstance(value, (torch.Tensor, torch.nn.Module)):
         return True
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else vars(value).values() if hasattr(value, "__dict__") else ()
+    parts = (
+        value.values()
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, (list, tuple))
+        else vars(value).values()
+        if hasattr(value, "__dict__")
+        else ()
+    )
     return any(_tensors_in(part) for part in parts)

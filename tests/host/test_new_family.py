@@ -1,4 +1,7 @@
-"""A family that the pack does not have runs through the nodes of ComfyUI, and gives the predictions of the embedded engine."""
+"""A family that the pack does not have runs through the nodes of ComfyUI, and gives the predictions of the embedded
+engine.
+"""
+
 import pytest
 import torch
 
@@ -25,7 +28,9 @@ def write(path, patcher):
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
     blocks = attention_blocks(patcher.model.diffusion_model)
-    safetensors.torch.save_file(mean_colour_family.state_for([block.width for block in blocks], blocks[0].context_dim), path)
+    safetensors.torch.save_file(
+        mean_colour_family.state_for([block.width for block in blocks], blocks[0].context_dim), path
+    )
 
 
 def references_of(colour):
@@ -47,7 +52,10 @@ def test_it_runs_through_the_nodes(path):
     st = stage()
     write(path, st.patcher)
     latents = [ksample(st.patcher, st.positive, st.negative)]
-    latents += [ksample(*st.apply(references_of(colour), settings("uniform", 1.0))) for colour in ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0))]
+    latents += [
+        ksample(*st.apply(references_of(colour), settings("uniform", 1.0)))
+        for colour in ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
+    ]
     plain, red, blue = latents
     effects = [float((a - b).abs().max()) for a, b in ((red, plain), (blue, plain), (red, blue))]
     assert min(effects) > 1e-2, effects

@@ -1,4 +1,7 @@
-"""Beside packs that also work in the cross-attention: IPAdapter_plus and three attention couples, each by its own nodes."""
+"""Beside packs that also work in the cross-attention: IPAdapter_plus and three attention couples, each by its own
+nodes.
+"""
+
 from functools import partial
 
 import pytest
@@ -20,12 +23,16 @@ def large_vision(host, tmp_path_factory):
     from support.host import tiny_models
     from support.host.node_chains import HIDDEN, POOLED
 
-    return tiny_models.tiny_clip_vision(hidden=HIDDEN, projection=POOLED, image_size=224, tmp=str(tmp_path_factory.mktemp("clip_vision") / "large.json"))
+    return tiny_models.tiny_clip_vision(
+        hidden=HIDDEN, projection=POOLED, image_size=224, tmp=str(tmp_path_factory.mktemp("clip_vision") / "large.json")
+    )
 
 
 @pytest.fixture(scope="module", params=["SD15", "SDXL"])
 def ip_adapter(request, base_folder, large_vision):
-    """(Troupe on a model with the published blocks, the pack's nodes as a partner, what they know for the evaluation without hooks)."""
+    """(Troupe on a model with the published blocks, the pack's nodes as a partner, what they know for the evaluation
+    without hooks).
+    """
     import safetensors.torch
     from support.host import tiny_models
     from support.host.node_chains import photo
@@ -34,21 +41,41 @@ def ip_adapter(request, base_folder, large_vision):
 
     nodes = pack(*IPADAPTER).NODE_CLASS_MAPPINGS
     with torch.inference_mode():
-        place = Troupe(tiny_models.micro_model(request.param, model_channels=64, context_dim=64 if request.param == "SD15" else 2048, whole=True))
+        place = Troupe(
+            tiny_models.micro_model(
+                request.param, model_channels=64, context_dim=64 if request.param == "SD15" else 2048, whole=True
+            )
+        )
         state, file = adapter_state(place.patcher, seed=77), f"theirs_{request.param}.safetensors"
         safetensors.torch.save_file(state, base_folder / "models" / "ipadapter" / file)
         loaded, picture = nodes["IPAdapterModelLoader"]().load_ipadapter_model(file)[0], photo(224, 224, seed=5)
 
     def partner(model, positive, negative, **rest):
-        given = dict(weight=THEIR_WEIGHT, weight_type="linear", combine_embeds="concat", start_at=0.0, end_at=1.0, embeds_scaling="V only") | rest
-        return nodes["IPAdapterAdvanced"]().apply_ipadapter(model, loaded, image=picture, clip_vision=large_vision, **given)[0], positive, negative
+        given = (
+            dict(
+                weight=THEIR_WEIGHT,
+                weight_type="linear",
+                combine_embeds="concat",
+                start_at=0.0,
+                end_at=1.0,
+                embeds_scaling="V only",
+            )
+            | rest
+        )
+        return (
+            nodes["IPAdapterAdvanced"]().apply_ipadapter(
+                model, loaded, image=picture, clip_vision=large_vision, **given
+            )[0],
+            positive,
+            negative,
+        )
 
     return place, partner, (state, large_vision.encode_image(picture)["image_embeds"])
 
 
 def their_truth(place, state, embeds):
-    """The pack's one picture as the evaluation without hooks is told of it. Its node names the middle block ("middle", 1), which the host never asks
-    for: nothing of it acts there."""
+    """The pack's one picture as the evaluation without hooks is told of it. Its node names the middle block ("middle",
+    1), which the host never asks for: nothing of it acts there."""
     from support.host.independent_evaluation import Truth
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
@@ -56,10 +83,18 @@ def their_truth(place, state, embeds):
 
     def projected(x):
         tokens = (x @ state["image_proj.proj.weight"].T + state["image_proj.proj.bias"]).view(TOKENS, -1)
-        return torch.nn.functional.layer_norm(tokens, tokens.shape[-1:], state["image_proj.norm.weight"], state["image_proj.norm.bias"])
+        return torch.nn.functional.layer_norm(
+            tokens, tokens.shape[-1:], state["image_proj.norm.weight"], state["image_proj.norm.bias"]
+        )
 
-    kv = [tuple(state[f"ip_adapter.{2 * j + 1}.{n}.weight"] * (block.key[0] != "middle") for n in ("to_k_ip", "to_v_ip")) + (None,) for j, block in enumerate(blocks)]
-    return Truth([projected(embeds[0])], [], kv, projected(torch.zeros_like(embeds[0])), None, [1.0], THEIR_WEIGHT, "add")
+    kv = [
+        tuple(state[f"ip_adapter.{2 * j + 1}.{n}.weight"] * (block.key[0] != "middle") for n in ("to_k_ip", "to_v_ip"))
+        + (None,)
+        for j, block in enumerate(blocks)
+    ]
+    return Truth(
+        [projected(embeds[0])], [], kv, projected(torch.zeros_like(embeds[0])), None, [1.0], THEIR_WEIGHT, "add"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,15 +116,20 @@ def test_ip_adapter_plus_and_image_attention_add_up(ip_adapter):
     place, partner, known = ip_adapter
     st = place.stage
     ours, theirs = st.truth(st.references(2), settings(weight=0.2)), their_truth(place, *known)
-    expected, *without = (independent.sample(st.patcher, truth, st.positive, st.negative, noise_of(SIZE)) for truth in ([ours, theirs], [ours], [theirs]))
+    expected, *without = (
+        independent.sample(st.patcher, truth, st.positive, st.negative, noise_of(SIZE))
+        for truth in ([ours, theirs], [ours], [theirs])
+    )
     for wires in (place.kinds["attention"](*partner(*place.plain)), partner(*place.kinds["attention"](*place.plain))):
         found = sampled(*wires, steps=2)
         assert max(error(found, expected, alone) for alone in without) < 1e-3
 
 
 OTHER_WAYS = {
-    "style transfer": dict(weight_type="style transfer"), "scaled keys": dict(embeds_scaling="K+mean(V) w/ C penalty", weight=2.0),
-    "a part of the run": dict(end_at=0.5, weight=1.0), "a mask": dict(attn_mask=torch.ones(1, 64, 96).triu()),
+    "style transfer": dict(weight_type="style transfer"),
+    "scaled keys": dict(embeds_scaling="K+mean(V) w/ C penalty", weight=2.0),
+    "a part of the run": dict(end_at=0.5, weight=1.0),
+    "a mask": dict(attn_mask=torch.ones(1, 64, 96).triu()),
 }
 
 
@@ -127,19 +167,32 @@ def other_prompt(dim=64):
 
 
 def couple(model, positive, negative, other=None):
-    """attention-couple-ComfyUI: a positive of two masked prompts becomes one, and the pack's own attention stands in attn2's replace slots."""
+    """attention-couple-ComfyUI: a positive of two masked prompts becomes one, and the pack's own attention stands in
+    attn2's replace slots.
+    """
     import nodes
 
     left, right = halves()
-    masked = [nodes.ConditioningSetMask().append(prompt, mask, "default", 1.0)[0] for prompt, mask in ((positive, left), (other or other_prompt(), right))]
-    return pack(*COUPLE).NODE_CLASS_MAPPINGS["Attention couple"]().attention_couple(model, masked[0] + masked[1], negative, "Attention")
+    masked = [
+        nodes.ConditioningSetMask().append(prompt, mask, "default", 1.0)[0]
+        for prompt, mask in ((positive, left), (other or other_prompt(), right))
+    ]
+    return (
+        pack(*COUPLE)
+        .NODE_CLASS_MAPPINGS["Attention couple"]()
+        .attention_couple(model, masked[0] + masked[1], negative, "Attention")
+    )
 
 
 def cgem156(model, positive, negative, other=None):
     """cgem156-ComfyUI's couple: rows of the positive repeated before attn2, folded back after it, and nobody told."""
     node = part(*CGEM, "scripts.attention_couple", ROOT_NAME="", SYMBOL="", NODE_SURFIX="").AttentionCouple
     left, right = halves()
-    return node().attention_couple_simple(model, left, cond_1=other or other_prompt(), mask_1=right)[0], positive, negative
+    return (
+        node().attention_couple_simple(model, left, cond_1=other or other_prompt(), mask_1=right)[0],
+        positive,
+        negative,
+    )
 
 
 COUPLES = {"attention-couple": couple, "cgem156": cgem156}
@@ -165,7 +218,9 @@ def larger(*wires):
 
 @pytest.mark.parametrize("name", COUPLES)
 def test_subjects_in_a_coupled_prompt(name, couples_model):
-    """The fused prompt acts in its mask; cgem156 keeps the delay, attention-couple holds the fused text from the first step on."""
+    """The fused prompt acts in its mask; cgem156 keeps the delay, attention-couple holds the fused text from the first
+    step on.
+    """
     from support.host.partner_nodes import change, fused
     from test_coexistence import VISIBLE
 
@@ -213,7 +268,9 @@ def prompt_control(clips):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompt_control_s_masks(kind, prompt_control):
-    """Its COUPLE hangs on the conditioning as a hook, so Troupe's nodes stand before or after it as its encoding does."""
+    """Its COUPLE hangs on the conditioning as a hook, so Troupe's nodes stand before or after it as its
+    encoding does.
+    """
     from support.host.partner_nodes import change, sampled
     from test_coexistence import VISIBLE
 
@@ -221,8 +278,15 @@ def test_prompt_control_s_masks(kind, prompt_control):
     coupled = encode("a red fox COUPLE(0 0.5) a blue owl:3 in deep snow")
     assert coupled[0][1]["hooks"].hooks
     model, positive, negative = place.plain
-    neither, partner, ours, both = (sampled(*wires) for wires in (place.plain, (model, coupled, negative), place.kinds[kind](*place.plain),
-                                                                  place.kinds[kind](model, coupled, negative)))
+    neither, partner, ours, both = (
+        sampled(*wires)
+        for wires in (
+            place.plain,
+            (model, coupled, negative),
+            place.kinds[kind](*place.plain),
+            place.kinds[kind](model, coupled, negative),
+        )
+    )
     assert change(partner, neither) > VISIBLE and change(ours, neither) > VISIBLE
     assert change(both, ours) > 0.3 * change(partner, neither) and change(both, partner) > 0.3 * change(ours, neither)
 
@@ -232,6 +296,9 @@ def test_prompt_control_holds_our_delta_once(prompt_control, caplog):
 
     place, encode = prompt_control
     with caplog.at_level("WARNING", "troupe"):
-        plain, coupled = (sampled(*place.kinds["attention"](place.patcher, encode(text), place.plain[2])) for text in ("a red fox", "a red fox COUPLE(0 0.5) a red fox"))
+        plain, coupled = (
+            sampled(*place.kinds["attention"](place.patcher, encode(text), place.plain[2]))
+            for text in ("a red fox", "a red fox COUPLE(0 0.5) a red fox")
+        )
     assert change(coupled, plain) < 1e-4
     assert not any("another pack" in r.message for r in caplog.records)

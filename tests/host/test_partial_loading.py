@@ -1,4 +1,7 @@
-"""Weights that did not fit: the host keeps some of the UNet's and of the adapter's aside and casts them as they are used. The picture is the same."""
+"""Weights that did not fit: the host keeps some of the UNet's and of the adapter's aside and casts them as they are
+used. The picture is the same.
+"""
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,7 +28,9 @@ def scene(kind):
 
 
 def mm_diff_scene(delayed, patcher=None):
-    """With its LoRA in the UNet (of a given model, else one of its own), and, where delayed, its subjects in the prompt from the second step on."""
+    """With its LoRA in the UNet (of a given model, else one of its own), and, where delayed, its subjects in the prompt
+    from the second step on.
+    """
     import comfy.ops
     from support.host import tiny_models
     from support.host.small_casts import settings
@@ -40,7 +45,9 @@ def mm_diff_scene(delayed, patcher=None):
     if delayed:
         options = {**options, PROMPT: FusedPrompt(fused, text, None, start_step=1)}
     model, _ = apply_weights(patcher, adapter)
-    model, positive, negative, _ = apply_image_attention(model, references_of(adapter, [2, 1]), settings("joint"), [[fused, options]], negative)
+    model, positive, negative, _ = apply_image_attention(
+        model, references_of(adapter, [2, 1]), settings("joint"), [[fused, options]], negative
+    )
     return model, positive, negative, adapter.key
 
 
@@ -48,11 +55,15 @@ def limit(patcher, budget):
     """The host gives this model no more than the budget when it loads it."""
     size, original = patcher.model_size(), patcher.load
     room = size * budget if budget < 1 else budget
-    patcher.load = lambda device_to=None, **kwargs: original(device_to, **{**kwargs, "lowvram_model_memory": room, "full_load": False})
+    patcher.load = lambda device_to=None, **kwargs: original(
+        device_to, **{**kwargs, "lowvram_model_memory": room, "full_load": False}
+    )
 
 
 class Devices(TorchDispatchMode):
-    """Notes operations that are given tensors of two devices, except for those that move them and for single numbers."""
+    """Notes operations that are given tensors of two devices, except for those that move them and for single
+    numbers.
+    """
 
     def __init__(self):
         super().__init__()
@@ -60,7 +71,10 @@ class Devices(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         given = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.ndim]
-        if len({t.device.type for t in given}) > 1 and function not in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+        if len({t.device.type for t in given}) > 1 and function not in (
+            torch.ops.aten._to_copy.default,
+            torch.ops.aten.copy_.default,
+        ):
             self.mixed.append(str(function))
         return function(*args, **(kwargs or {}))
 
@@ -95,7 +109,9 @@ def test_the_picture_is_that_of_whole_models(kind, who, budget):
 
 @pytest.mark.parametrize("kind", ATTENTION[:3] + GATED)
 def test_weights_that_wait_on_another_device_come_to_the_picture(kind, monkeypatch):
-    """The UNet and the adapter lie on the CPU and the picture on `meta`: no operation meets tensors of both, bare ones (gates, null features) included."""
+    """The UNet and the adapter lie on the CPU and the picture on `meta`: no operation meets tensors of both, bare ones
+    (gates, null features) included.
+    """
     import comfy.model_management as mm
     from comfy.patcher_extension import WrappersMP
     from support.host.small_casts import ksample
@@ -105,20 +121,31 @@ def test_weights_that_wait_on_another_device_come_to_the_picture(kind, monkeypat
     def elsewhere(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         away = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in kwargs.items()}
         with devices:
-            found = executor(x.to("meta"), t.to("meta"), c_concat, c_crossattn.to("meta"), control, transformer_options, **away)
+            found = executor(
+                x.to("meta"), t.to("meta"), c_concat, c_crossattn.to("meta"), control, transformer_options, **away
+            )
         calls.append(found.device.type)
         return torch.zeros_like(x)
 
     model, positive, negative, key = scene(kind)
-    model.wrappers[WrappersMP.APPLY_MODEL] = {"elsewhere": [elsewhere], **model.wrappers[WrappersMP.APPLY_MODEL]}  # around ours
-    monkeypatch.setattr(model.model.model_sampling, "timestep", lambda sigma: torch.full_like(sigma, 500.0))  # the host's own reads its table on the CPU
-    monkeypatch.setattr(mm, "get_free_memory", lambda device=None, torch_free_too=False: (2**34, 2**34) if torch_free_too else 2**34)  # of `meta` it knows none
+    # around ours
+    model.wrappers[WrappersMP.APPLY_MODEL] = {"elsewhere": [elsewhere], **model.wrappers[WrappersMP.APPLY_MODEL]}
+    # the host's own reads its table on the CPU
+    monkeypatch.setattr(model.model.model_sampling, "timestep", lambda sigma: torch.full_like(sigma, 500.0))
+    # of `meta` it knows none
+    monkeypatch.setattr(
+        mm, "get_free_memory", lambda device=None, torch_free_too=False: (2**34, 2**34) if torch_free_too else 2**34
+    )
     (adapter,) = model.get_additional_models_with_key(key)
     mm.unload_all_models()
     limit(model, 1)
     limit(adapter, 1)
     worked = []
-    hooks = [module.register_forward_hook(lambda *_: worked.append(1)) for module in adapter.model.modules() if not list(module.children())]
+    hooks = [
+        module.register_forward_hook(lambda *_: worked.append(1))
+        for module in adapter.model.modules()
+        if not list(module.children())
+    ]
     ksample(model, positive, negative, **RUN)
     for hook in hooks:
         hook.remove()
@@ -126,7 +153,15 @@ def test_weights_that_wait_on_another_device_come_to_the_picture(kind, monkeypat
     assert calls == ["meta"] * RUN["steps"] and worked and not devices.mixed
 
 
-@pytest.mark.parametrize("name", ["ip-adapter_sd15 (and light)", "ip-adapter-plus_sd15 (and face)", "ip-adapter-full-face_sd15", "MIP model_sdxl_plus"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ip-adapter_sd15 (and light)",
+        "ip-adapter-plus_sd15 (and face)",
+        "ip-adapter-full-face_sd15",
+        "MIP model_sdxl_plus",
+    ],
+)
 def test_photos_are_read_by_projections_that_did_not_fit(name):
     """Learned queries too come to where the photos are."""
     import comfy.model_management as mm
@@ -148,11 +183,28 @@ def test_photos_are_read_by_projections_that_did_not_fit(name):
     mm.unload_all_models()
 
 
-@pytest.mark.parametrize("family", ["ip_adapter", "plus", "mip_adapter", "mm_diff", "fastcomposer", "gligen", "gligen images", "subject_diffusion", "umm"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "ip_adapter",
+        "plus",
+        "mip_adapter",
+        "mm_diff",
+        "fastcomposer",
+        "gligen",
+        "gligen images",
+        "subject_diffusion",
+        "umm",
+    ],
+)
 def test_every_weight_lies_where_the_host_looks_for_it(family):
     """The host moves modules without children; a weight beside them would stay behind on the wrong device."""
     for patcher in patchers_of(family):
-        listed = {f"{name}.{weight}" if name else weight for *_, name, _, weights in patcher._load_list() for weight in weights}
+        listed = {
+            f"{name}.{weight}" if name else weight
+            for *_, name, _, weights in patcher._load_list()
+            for weight in weights
+        }
         assert listed == {name for name, _ in patcher.model.named_parameters()} and listed
         assert not list(patcher.model.buffers())
 
@@ -175,9 +227,15 @@ def patchers_of(family):
         "mm_diff": lambda: mm_diff.build(mm_diff.bundled(published.mm_diff_members()), "a", ops),
         "fastcomposer": lambda: fastcomposer.build(published.fastcomposer_state(), "a", ops),
         "gligen": lambda: gligen.build(published.gligen_state("text"), "a", ops),
-        "gligen images": lambda: gligen.build(published.gligen_state("text_image"), "a", ops, torch.eye(published.SD15)),
+        "gligen images": lambda: gligen.build(
+            published.gligen_state("text_image"), "a", ops, torch.eye(published.SD15)
+        ),
         "subject_diffusion": lambda: subject_diffusion.build(published.subject_diffusion_members(), "a", ops),
         "umm": lambda: umm.build(published.umm_state(), "a", ops),
     }[family]()
     found = host_adapter(adapter)
-    return [patcher for patcher in (found.projection_patcher, found.layers_patcher, found.gated_patcher, found.fusion_patcher) if patcher is not None]
+    return [
+        patcher
+        for patcher in (found.projection_patcher, found.layers_patcher, found.gated_patcher, found.fusion_patcher)
+        if patcher is not None
+    ]

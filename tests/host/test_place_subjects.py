@@ -1,4 +1,7 @@
-"""Place Subjects in the real host: its boxes hold the subjects in the sampled latent, as an independent evaluation of the formula says."""
+"""Place Subjects in the real host: its boxes hold the subjects in the sampled latent, as an independent evaluation of
+the formula says.
+"""
+
 import asyncio
 import json
 from pathlib import Path
@@ -10,7 +13,10 @@ from support.host.node_chains import prompt_executor
 pytestmark = pytest.mark.usefixtures("host")
 TOLERANCE = 1e-3  # of the references' effect
 SIDE = 960  # pixels of the masks: a multiple of every grid here; edges and ramps of the boxes lie between its pixels
-LEFT, RIGHT = {"label": "cat", "x": 0.05, "y": 0.2, "w": 0.4, "h": 0.75}, {"label": "dog", "x": 0.5, "y": 0.0, "w": 0.5, "h": 0.6}
+LEFT, RIGHT = (
+    {"label": "cat", "x": 0.05, "y": 0.2, "w": 0.4, "h": 0.75},
+    {"label": "dog", "x": 0.5, "y": 0.0, "w": 0.5, "h": 0.6},
+)
 
 
 def run(node, **inputs):
@@ -26,7 +32,9 @@ def cast_of(*names):
     cast = None
     for i, name in enumerate(names):
         image = torch.rand(1, 16, 16, 3, generator=torch.Generator().manual_seed(i))
-        cast = run(AddSubject, image=image, name=name, weight=1.0, start_percent=0.0, end_percent=1.0, cast=cast).result[0]
+        cast = run(
+            AddSubject, image=image, name=name, weight=1.0, start_percent=0.0, end_percent=1.0, cast=cast
+        ).result[0]
     return cast
 
 
@@ -34,7 +42,9 @@ def placed(*boxes, layout="none"):
     """Boxes of a cat and a dog after the node."""
     from troupe.nodes.place_subjects import PlaceSubjects
 
-    cast = run(PlaceSubjects, cast=cast_of("cat", "dog"), width=128, height=128, boxes=json.dumps(boxes), layout=layout).result[0]
+    cast = run(
+        PlaceSubjects, cast=cast_of("cat", "dog"), width=128, height=128, boxes=json.dumps(boxes), layout=layout
+    ).result[0]
     return [subject.box for subject in cast.subjects]
 
 
@@ -45,13 +55,18 @@ def ramp(edge, feather, side):
 
 
 def limit_mask(box, strength, feather, side=SIDE):
-    """1 - strength * (1 - box) as a picture [side, side]; an edge on the border of the picture has no ramp. box: a dict as in `boxes`, or None."""
+    """1 - strength * (1 - box) as a picture [side, side]; an edge on the border of the picture has no ramp. box: a dict
+    as in `boxes`, or None.
+    """
     if box is None:
         return None
     sides = []
     for start, length in ((box["y"], box["h"]), (box["x"], box["w"])):
         end = round(start + length, 6)
-        sides.append((ramp(start, feather, side) if start > 0 else 1.0) - (ramp(end, feather, side) if end < 1 else torch.zeros(side, dtype=torch.float64)))
+        sides.append(
+            (ramp(start, feather, side) if start > 0 else 1.0)
+            - (ramp(end, feather, side) if end < 1 else torch.zeros(side, dtype=torch.float64))
+        )
     return 1 - strength * (1 - sides[0][:, None] * sides[1][None, :])
 
 
@@ -72,7 +87,8 @@ def check(st, boxes, chosen, size=(16, 16), steps=2, regions=None, batch=1, give
     assert (found - free).abs().max() > 0.05 * (expected - without).abs().max(), "the boxes change nothing"
 
 
-# ---- what the boxes do to the picture ----------------------------------------------------------------------------------------------------
+# ---- what the boxes do to the picture --------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 @pytest.mark.parametrize("feather", [0.0, 0.05])
@@ -121,7 +137,9 @@ def test_no_boxes_and_strength_zero_change_nothing(off):
 
 
 def test_boxes_stay_where_the_picture_has_them_in_a_second_larger_run():
-    """Hires fix: the same MODEL samples again, larger, from the upscaled latent; told so, as there is no graph here (see test_crops.py)."""
+    """Hires fix: the same MODEL samples again, larger, from the upscaled latent; told so, as there is no graph here
+    (see test_crops.py).
+    """
     import comfy.samplers
     from support.host import independent_evaluation as independent
     from support.host.small_casts import error, ksample, noise_of, settings, stage
@@ -135,16 +153,29 @@ def test_boxes_stay_where_the_picture_has_them_in_a_second_larger_run():
 
     small = ksample(model, positive, negative, (16, 16), 1, steps)
     without = independent.sample(st.patcher, None, st.positive, st.negative, noise_of((16, 16)), steps)
-    assert error(small, independent.sample(st.patcher, truth, st.positive, st.negative, noise_of((16, 16)), steps), without) < TOLERANCE
+    assert (
+        error(
+            small, independent.sample(st.patcher, truth, st.positive, st.negative, noise_of((16, 16)), steps), without
+        )
+        < TOLERANCE
+    )
 
     large = torch.nn.functional.interpolate(small, (24, 32), mode="nearest")
-    found = nodes.common_ksampler(model, 1, steps, 5.0, "euler", "normal", positive, negative, {"samples": large}, denoise=0.5)[0]["samples"]
-    sigmas = comfy.samplers.calculate_sigmas(st.patcher.model.model_sampling, "normal", 2 * steps)[-(steps + 1):]
-    expected, plain = (independent.sample(st.patcher, t, st.positive, st.negative, noise_of((24, 32)), steps, sigmas=sigmas, latent=large) for t in (truth, None))
+    found = nodes.common_ksampler(
+        model, 1, steps, 5.0, "euler", "normal", positive, negative, {"samples": large}, denoise=0.5
+    )[0]["samples"]
+    sigmas = comfy.samplers.calculate_sigmas(st.patcher.model.model_sampling, "normal", 2 * steps)[-(steps + 1) :]
+    expected, plain = (
+        independent.sample(
+            st.patcher, t, st.positive, st.negative, noise_of((24, 32)), steps, sigmas=sigmas, latent=large
+        )
+        for t in (truth, None)
+    )
     assert error(found, expected, plain) < TOLERANCE
 
 
-# ---- the node ----------------------------------------------------------------------------------------------------------------------------
+# ---- the node --------------------------------------------------------------------------------------------------------
+
 
 def test_outputs_and_preview():
     from troupe.nodes.place_subjects import PlaceSubjects
@@ -169,16 +200,24 @@ def test_what_the_editor_is_told():
     from PIL import Image
     from troupe.nodes.place_subjects import PlaceSubjects
 
-    given = dict(cast=cast_of("cat", "dog"), boxes=json.dumps([{**LEFT, "locked": True}]), layout="none", width=1024, height=768)
+    given = dict(
+        cast=cast_of("cat", "dog"), boxes=json.dumps([{**LEFT, "locked": True}]), layout="none", width=1024, height=768
+    )
     out = run(PlaceSubjects, **given).ui
     json.dumps(out)
     left = {side: LEFT[side] for side in "xywh"}
-    assert [json.loads(text) for text in out["troupe_places"]] == [{"names": ["cat", "dog"], "boxes": [left, None], "size": [1024, 768]}]
+    assert [json.loads(text) for text in out["troupe_places"]] == [
+        {"names": ["cat", "dog"], "boxes": [left, None], "size": [1024, 768]}
+    ]
     red = torch.tensor([1.0, 0.0, 0.0]).expand(1, 32, 32, 3)
-    (text,) = run(PlaceSubjects, **given, latent={"samples": torch.zeros(1, 4, 64, 96)}, background=red).ui["troupe_places"]
+    (text,) = run(PlaceSubjects, **given, latent={"samples": torch.zeros(1, 4, 64, 96)}, background=red).ui[
+        "troupe_places"
+    ]
     told = json.loads(text)
     assert told["size"] == [768, 512] and told["background"]["type"] == "temp"
-    picture = Image.open(Path(folder_paths.get_temp_directory()) / told["background"]["subfolder"] / told["background"]["filename"])
+    picture = Image.open(
+        Path(folder_paths.get_temp_directory()) / told["background"]["subfolder"] / told["background"]["filename"]
+    )
     assert picture.size == (768, 512) and picture.getcolors() == [(768 * 512, (255, 0, 0))]
 
 
@@ -231,7 +270,9 @@ class Photo:
 
 @pytest.fixture
 def queue(host, monkeypatch):
-    """Runs a graph of two subjects and Place Subjects through the host's own validation and executor: (what reached the end, the errors)."""
+    """Runs a graph of two subjects and Place Subjects through the host's own validation and executor: (what reached the
+    end, the errors).
+    """
     import execution
     import server
     from troupe.nodes import NODES
@@ -252,7 +293,9 @@ def queue(host, monkeypatch):
     for cls in (Watch, Photo):
         monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, cls.__name__, cls)
     for kind in Boxes.VALUES:
-        monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, f"Boxes{kind}", type(f"Boxes{kind}", (Boxes,), {"RETURN_TYPES": (kind,)}))
+        monkeypatch.setitem(
+            nodes.NODE_CLASS_MAPPINGS, f"Boxes{kind}", type(f"Boxes{kind}", (Boxes,), {"RETURN_TYPES": (kind,)})
+        )
 
     def go(boxes, wired=None):
         add = {"weight": 1.0, "start_percent": 0.0, "end_percent": 1.0, "image": ["photo", 0]}
@@ -260,8 +303,14 @@ def queue(host, monkeypatch):
             "photo": {"class_type": "Photo", "inputs": {}},
             "cat": {"class_type": "TroupeAddSubject", "inputs": {**add, "name": "cat"}},
             "dog": {"class_type": "TroupeAddSubject", "inputs": {**add, "name": "dog", "cast": ["cat", 0]}},
-            "place": {"class_type": "TroupePlaceSubjects", "inputs": {"cast": ["dog", 0], "width": 128, "height": 128, "boxes": boxes, "layout": "none"}},
-            "watch": {"class_type": "Watch", "inputs": {"cast": ["place", 0], "width": ["place", 4], "picture": ["place", 2]}},
+            "place": {
+                "class_type": "TroupePlaceSubjects",
+                "inputs": {"cast": ["dog", 0], "width": 128, "height": 128, "boxes": boxes, "layout": "none"},
+            },
+            "watch": {
+                "class_type": "Watch",
+                "inputs": {"cast": ["place", 0], "width": ["place", 4], "picture": ["place", 2]},
+            },
         }
         if wired:
             graph["wired"] = {"class_type": f"Boxes{wired}", "inputs": {}}
@@ -272,7 +321,9 @@ def queue(host, monkeypatch):
             return None, [f"{e['type']}: {e['details']}" for fault in faults.values() for e in fault["errors"]]
         executor = prompt_executor(Server())
         executor.execute(graph, "1", {}, outputs)
-        failures = [data["exception_message"].strip() for event, data in executor.status_messages if event == "execution_error"]
+        failures = [
+            data["exception_message"].strip() for event, data in executor.status_messages if event == "execution_error"
+        ]
         return (Watch.got[0] if Watch.got else None), failures
 
     return go
@@ -297,11 +348,14 @@ def test_the_host_lets_nothing_else_in(queue):
     assert errors and errors[0].startswith("return_type_mismatch")
 
 
-@pytest.mark.parametrize(("boxes", "says"), [
-    ("[{]", "Expected 'boxes' to be a JSON list"),
-    (json.dumps([LEFT, {**RIGHT, "w": 0}]), "Expected the box of subject 2 ('dog') to have a width and a height"),
-    (json.dumps([LEFT, {**RIGHT, "x": 512}]), "Expected the box of subject 2 ('dog') to lie in the picture"),
-])
+@pytest.mark.parametrize(
+    ("boxes", "says"),
+    [
+        ("[{]", "Expected 'boxes' to be a JSON list"),
+        (json.dumps([LEFT, {**RIGHT, "w": 0}]), "Expected the box of subject 2 ('dog') to have a width and a height"),
+        (json.dumps([LEFT, {**RIGHT, "x": 512}]), "Expected the box of subject 2 ('dog') to lie in the picture"),
+    ],
+)
 def test_literal_boxes_are_refused_before_the_run(queue, boxes, says):
     got, errors = queue(boxes)
     assert got is None and len(errors) == 1 and errors[0].startswith("custom_validation_failed") and says in errors[0]
@@ -310,4 +364,7 @@ def test_literal_boxes_are_refused_before_the_run(queue, boxes, says):
 def test_a_box_too_many_is_found_in_the_run(queue):
     got, errors = queue(json.dumps([LEFT, RIGHT, LEFT]))
     assert got is None and len(errors) == 1
-    assert errors[0].startswith("Expected at most one box in 'boxes' for each subject of the cast (subject 1 ('cat'), subject 2 ('dog')), found box 3")
+    assert errors[0].startswith(
+        "Expected at most one box in 'boxes' for each subject of the cast (subject 1 ('cat'), subject 2 "
+        "('dog')), found box 3"
+    )

@@ -1,4 +1,5 @@
 """Subjects' places in prompts on the host's own tokenizers, and what stands at them when the host encodes."""
+
 import pytest
 import torch
 from support.host import tiny_models
@@ -19,7 +20,10 @@ def embeddings(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("embeddings")
     for name, count in (("style", VECTORS), ("face", 1)):
-        save_file({"clip_l": torch.randn(count, 768), "clip_g": torch.randn(count, 1280), "clip_h": torch.randn(count, 1024)}, folder / f"{name}.safetensors")
+        save_file(
+            {"clip_l": torch.randn(count, 768), "clip_g": torch.randn(count, 1280), "clip_h": torch.randn(count, 1024)},
+            folder / f"{name}.safetensors",
+        )
     return str(folder)
 
 
@@ -36,7 +40,9 @@ def tokenizers(host, embeddings):
 @pytest.fixture(params=[(base, stream) for base, streams in WIDTHS.items() for stream in streams], ids="-".join)
 def tokenize(tokenizers, request):
     base, stream = request.param
-    return lambda text: [[token for token, _ in chunk] for chunk in tokenizers[base].tokenize_with_weights(text)[stream]]
+    return lambda text: [
+        [token for token, _ in chunk] for chunk in tokenizers[base].tokenize_with_weights(text)[stream]
+    ]
 
 
 def test_the_rows_hold_the_subjects_words(tokenize):
@@ -53,28 +59,38 @@ def test_a_marker_inside_a_word_is_told_and_the_word_is_cut(tokenize):
         assert (rendered(tokenize(found.text), found.places), len(warnings)) == (expected, 1), text
 
 
-@pytest.mark.parametrize("text, names, expected", [
-    ("embedding:style a man<|subj|> here", ["x"], "* * * a [1:man] here"),
-    ("a photo embedding:style, of a man", ["man"], "a photo * * * , of a [1:man]"),
-    ("(embedding:style:1.2) a {man}", ["man"], "* * * a [1:man]"),
-    ("an embedding:face man, a embedding:face dog", ["dog", "man"], "an * [2:man] , a * [1:dog]"),
-    ("a man embedding:style", ["man"], "a [1:man] * * *"),
-    ("a man<|subj|> embedding:style", ["x"], "a [1:man] * * *"),
-    ("a embedding:style<|subj|>, here", ["x"], "a [1:* * *] , here"),
-    ("(embedding:face<|subj|>:1.2) here", ["x"], "[1:*] here"),
-    ("a embedding:nowhere man", ["man"], "a [1:man]"),
-])
+@pytest.mark.parametrize(
+    "text, names, expected",
+    [
+        ("embedding:style a man<|subj|> here", ["x"], "* * * a [1:man] here"),
+        ("a photo embedding:style, of a man", ["man"], "a photo * * * , of a [1:man]"),
+        ("(embedding:style:1.2) a {man}", ["man"], "* * * a [1:man]"),
+        ("an embedding:face man, a embedding:face dog", ["dog", "man"], "an * [2:man] , a * [1:dog]"),
+        ("a man embedding:style", ["man"], "a [1:man] * * *"),
+        ("a man<|subj|> embedding:style", ["x"], "a [1:man] * * *"),
+        ("a embedding:style<|subj|>, here", ["x"], "a [1:* * *] , here"),
+        ("(embedding:face<|subj|>:1.2) here", ["x"], "[1:*] here"),
+        ("a embedding:nowhere man", ["man"], "a [1:man]"),
+    ],
+)
 def test_embeddings_in_the_prompt(tokenize, text, names, expected):
     found = find_places(text, names, tokenize)
     assert rendered(tokenize(found.text), found.places) == expected
 
 
-@pytest.mark.parametrize("text, told", [
-    ("a embedding:nowhere<|subj|>", "'embedding:nowhere', which the text encoder cannot read"),
-    ("a embedding:style,<|subj|> man", "found ','"),
-    ("embedding:man", "Expected subject 1 'man'"),
-    ("a embedding:face here", "Expected subject 2 'embedding:face' in the prompt, found 'a embedding:face here'. Embeddings are not found by name: write <|subj|> right after it."),
-])
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("a embedding:nowhere<|subj|>", "'embedding:nowhere', which the text encoder cannot read"),
+        ("a embedding:style,<|subj|> man", "found ','"),
+        ("embedding:man", "Expected subject 1 'man'"),
+        (
+            "a embedding:face here",
+            "Expected subject 2 'embedding:face' in the prompt, found 'a embedding:face here'. Embeddings "
+            "are not found by name: write <|subj|> right after it.",
+        ),
+    ],
+)
 def test_embeddings_that_are_no_subjects(tokenize, text, told):
     names = ["here", "embedding:face"] if "face" in text else ["man"]
     with pytest.raises(SubjectError) as caught:
@@ -84,14 +100,27 @@ def test_embeddings_that_are_no_subjects(tokenize, text, told):
 
 @pytest.mark.parametrize("before", [0, 70, 71, 72, 73, 74, 75, 150, 199])
 def test_long_prompts_with_an_embedding(tokenize, before):
-    found = find_places("x " * before + "embedding:style (old red fox<|subj|>:1.1) " + "x " * (200 - before), ["red fox"], tokenize)
+    found = find_places(
+        "x " * before + "embedding:style (old red fox<|subj|>:1.1) " + "x " * (200 - before), ["red fox"], tokenize
+    )
     told = rendered(tokenize(found.text), found.places)
-    assert told.replace(" |", "").split() == [*"x" * before, "*", "*", "*", "old", "red", "[1:fox]", *"x" * (200 - before)]
+    assert told.replace(" |", "").split() == [
+        *"x" * before,
+        "*",
+        "*",
+        "*",
+        "old",
+        "red",
+        "[1:fox]",
+        *"x" * (200 - before),
+    ]
 
 
 def test_both_encoders_of_sdxl_agree(tokenizers):
     def stream(name):
-        return lambda text: [[token for token, _ in chunk] for chunk in tokenizers["sdxl"].tokenize_with_weights(text)[name]]
+        return lambda text: [
+            [token for token, _ in chunk] for chunk in tokenizers["sdxl"].tokenize_with_weights(text)[name]
+        ]
 
     for text, names, _ in CASES + GLUED + [("x " * 73 + "embedding:style (a man<|subj|>:1.2)", ["x"], "")]:
         assert find_places(text, names, stream("l")) == find_places(text, names, stream("g"))

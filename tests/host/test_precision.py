@@ -1,4 +1,7 @@
-"""UNets in the dtypes that people keep them in: what the references add is what they add to the same weights in float32."""
+"""UNets in the dtypes that people keep them in: what the references add is what they add to the same weights in
+float32.
+"""
+
 import pytest
 import torch
 
@@ -9,7 +12,9 @@ RUN = dict(size=(8, 8), steps=2)
 
 
 def applied(kind, patcher, adapter=None):
-    """(model, positive, negative, plain model, adapter) with references of two subjects, on a patcher; adapter: one made before, of the same kind."""
+    """(model, positive, negative, plain model, adapter) with references of two subjects, on a patcher; adapter: one
+    made before, of the same kind.
+    """
     from support.host.small_casts import settings, stage
     from support.host.small_gated_casts import GatedStage, gated_adapter
     from troupe.model_patches.binding.settings import GatedSettings
@@ -35,30 +40,42 @@ def with_lora(patcher, adapter, st):
     if adapter is None:
         adapter = make(operations=comfy.ops.manual_cast)[1]
         patcher, _ = apply_weights(patcher, adapter)
-    model, positive, negative, _ = apply_image_attention(patcher, references_of(adapter, [2, 1]), settings("joint"), st.positive, st.negative)
+    model, positive, negative, _ = apply_image_attention(
+        patcher, references_of(adapter, [2, 1]), settings("joint"), st.positive, st.negative
+    )
     return model, positive, negative, patcher, adapter
 
 
 def micro(kind, dtype=FULL, compute=None):
     from support.host import tiny_models
 
-    return tiny_models.micro_model("SDXL" if kind == "mm_diff" else "SD15", model_channels=64, dtype=dtype, compute=compute)
+    return tiny_models.micro_model(
+        "SDXL" if kind == "mm_diff" else "SD15", model_channels=64, dtype=dtype, compute=compute
+    )
 
 
 def in_float32(kind, model, adapter):
     """A float32 model of the very weights with which a patcher has sampled, and what the nodes left on it."""
     whole = micro(kind)
-    whole.model.diffusion_model.load_state_dict({name: tensor.float() for name, tensor in model.model.diffusion_model.state_dict().items()})
+    whole.model.diffusion_model.load_state_dict(
+        {name: tensor.float() for name, tensor in model.model.diffusion_model.state_dict().items()}
+    )
     if kind == "mm_diff":
         whole.set_attachments("troupe_weights", {adapter.id: 1.0})
     return whole
 
 
-@pytest.mark.parametrize("dtype, compute", [(E4M3, FULL), (E5M2, FULL), (HALF, FULL), (BRAIN, FULL), (E4M3, BRAIN), (E5M2, HALF), (BRAIN, None), (HALF, None)],
-                         ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize(
+    "dtype, compute",
+    [(E4M3, FULL), (E5M2, FULL), (HALF, FULL), (BRAIN, FULL), (E4M3, BRAIN), (E5M2, HALF), (BRAIN, None), (HALF, None)],
+    ids=lambda dtype: str(dtype).removeprefix("torch."),
+)
 @pytest.mark.parametrize("kind", ATTENTION + GATED)
 def test_weights_of_any_dtype_with_and_without_a_cast(kind, dtype, compute):
-    """Computed in float32: the same picture. In 16 bits: no further from it than twice what the host's own rounding makes of the plain picture."""
+    """Computed in float32: the same picture.
+
+    In 16 bits: no further from it than twice what the host's own rounding makes of the plain picture.
+    """
     from support.host.small_casts import error, ksample
 
     model, positive, negative, plain, adapter = applied(kind, micro(kind, dtype, compute))
@@ -91,10 +108,14 @@ def unet_file(host, base_folder):
 def float32_model(state):
     import comfy.sd
 
-    return comfy.sd.load_diffusion_model_state_dict({k: v.float() for k, v in state.items()}, model_options={"dtype": FULL})
+    return comfy.sd.load_diffusion_model_state_dict(
+        {k: v.float() for k, v in state.items()}, model_options={"dtype": FULL}
+    )
 
 
-@pytest.mark.parametrize("weight_dtype, dtype", [("fp8_e4m3fn", E4M3), ("fp8_e4m3fn_fast", E4M3), ("fp8_e5m2", E5M2), ("default", HALF)])
+@pytest.mark.parametrize(
+    "weight_dtype, dtype", [("fp8_e4m3fn", E4M3), ("fp8_e4m3fn_fast", E4M3), ("fp8_e5m2", E5M2), ("default", HALF)]
+)
 def test_the_hosts_loader_of_diffusion_models(weight_dtype, dtype, unet_file):
     from support.host.small_casts import error, ksample
 
@@ -132,7 +153,9 @@ def test_scaled_float8_weights(unet_file):
         exact[key] = getattr(module, key.rpartition(".")[2]).float()
         if tensor.ndim == 2:  # what the layer does, however the host keeps it
             exact[key] = (module(torch.eye(tensor.shape[1])) - (0.0 if module.bias is None else module.bias.float())).T
-            torch.testing.assert_close(exact[key], scaled[key].float() * scaled[key.replace(".weight", ".scale_weight")], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(
+                exact[key], scaled[key].float() * scaled[key.replace(".weight", ".scale_weight")], rtol=1e-5, atol=1e-6
+            )
     whole = float32_model(exact)
     for kind in ("text_to_weight", "patches"):
         model, positive, negative, _, adapter = applied(kind, small)

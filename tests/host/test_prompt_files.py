@@ -1,4 +1,7 @@
-"""Adapters that act in the prompt, from files on disk through the nodes to the sampled latent, against a separate evaluation of every stage."""
+"""Adapters that act in the prompt, from files on disk through the nodes to the sampled latent, against a separate
+evaluation of every stage.
+"""
+
 import pytest
 import torch
 from support.host.node_chains import photo, run
@@ -26,9 +29,24 @@ def thin_sdxl():
     import comfy.supported_models as sm
     from support.host import tiny_models
 
-    config = dict(model_channels=64, context_dim=2048, in_channels=4, out_channels=4, image_size=32, use_spatial_transformer=True, legacy=False, channel_mult=[1] * 3,
-                  num_res_blocks=[2] * 3, transformer_depth=[0, 0, 2, 2, 10, 10], transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10], transformer_depth_middle=10,
-                  use_linear_in_transformer=True, num_classes="sequential", adm_in_channels=2816, dtype=torch.float32)
+    config = dict(
+        model_channels=64,
+        context_dim=2048,
+        in_channels=4,
+        out_channels=4,
+        image_size=32,
+        use_spatial_transformer=True,
+        legacy=False,
+        channel_mult=[1] * 3,
+        num_res_blocks=[2] * 3,
+        transformer_depth=[0, 0, 2, 2, 10, 10],
+        transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
+        transformer_depth_middle=10,
+        use_linear_in_transformer=True,
+        num_classes="sequential",
+        adm_in_channels=2816,
+        dtype=torch.float32,
+    )
 
     class Micro(sm.SDXL):
         unet_extra_config = dict(num_heads=4, num_head_channels=-1)
@@ -37,7 +55,9 @@ def thin_sdxl():
     chosen.set_inference_dtype(torch.float32, None)
     model = chosen.get_model({}, "", device="cpu")
     tiny_models._init(model.diffusion_model)
-    return comfy.model_patcher.ModelPatcher(model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
+    return comfy.model_patcher.ModelPatcher(
+        model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
+    )
 
 
 def faces(n, seed):
@@ -45,7 +65,9 @@ def faces(n, seed):
     from troupe.model_patches.encoding.faces import Faces
 
     g = torch.Generator().manual_seed(seed)
-    return Faces(torch.nn.functional.normalize(torch.randn(n, 512, generator=g), dim=-1), torch.rand(n, 224, 224, 3, generator=g))
+    return Faces(
+        torch.nn.functional.normalize(torch.randn(n, 512, generator=g), dim=-1), torch.rand(n, 224, 224, 3, generator=g)
+    )
 
 
 PEOPLE = {"woman": [photo(40, 70, 1), photo(50, 50, 2)], "man": [photo(64, 50, 3)]}
@@ -65,7 +87,10 @@ def mm_diff_members():
     from support.published_layouts import mm_diff_members
 
     members = mm_diff_members(hidden=(64, 64), patches=HIDDEN, layers=3)
-    return {name: {k: v * (0.3 if "_lora" in k or "lora_linear" in k else 1.0) for k, v in sharp(state).items()} for name, state in members.items()}
+    return {
+        name: {k: v * (0.3 if "_lora" in k or "lora_linear" in k else 1.0) for k, v in sharp(state).items()}
+        for name, state in members.items()
+    }
 
 
 def in_order(members):
@@ -76,15 +101,29 @@ def in_order(members):
 
 
 def with_lora(unet, members):
-    """Every pair added to its weight by hand; returns the layers' image matrices, made from the weights as they were."""
+    """Every pair added to its weight by hand; returns the layers' image matrices, made from the weights as they
+    were.
+    """
     state, kv = members["unet_adapter_weights"], []
     for path, index in in_order(members):
         block = unet.get_submodule(path)
         base = [block.attn2.to_k.weight.clone(), block.attn2.to_v.weight.clone()]
-        kv.append((*(w + state[f"{index + 1}.to_{x}_lora_image.up.weight"] @ state[f"{index + 1}.to_{x}_lora_image.down.weight"] for w, x in zip(base, "kv", strict=True)), None))
+        kv.append(
+            (
+                *(
+                    w
+                    + state[f"{index + 1}.to_{x}_lora_image.up.weight"]
+                    @ state[f"{index + 1}.to_{x}_lora_image.down.weight"]
+                    for w, x in zip(base, "kv", strict=True)
+                ),
+                None,
+            )
+        )
         for attn, i in ((block.attn1, index), (block.attn2, index + 1)):
             for part, layer in (("q", attn.to_q), ("k", attn.to_k), ("v", attn.to_v), ("out", attn.to_out[0])):
-                layer.weight.data.add_(state[f"{i}.to_{part}_lora.up.weight"] @ state[f"{i}.to_{part}_lora.down.weight"])
+                layer.weight.data.add_(
+                    state[f"{i}.to_{part}_lora.up.weight"] @ state[f"{i}.to_{part}_lora.down.weight"]
+                )
     return kv
 
 
@@ -93,9 +132,13 @@ def clip_with_lora(members, second=True):
     from support.host import tiny_models
 
     clip = tiny_models.tiny_clip("sdxl")
-    for stream, encoder in (("l", "text_encoder"), ("g", "text_encoder_2"))[:2 if second else 1]:
+    for stream, encoder in (("l", "text_encoder"), ("g", "text_encoder_2"))[: 2 if second else 1]:
         model = getattr(clip.cond_stage_model, f"clip_{stream}").transformer
-        pairs = {k.removeprefix(f"{encoder}."): v for k, v in members["text_encoder_adapter_weights"].items() if k.startswith(f"{encoder}.")}
+        pairs = {
+            k.removeprefix(f"{encoder}."): v
+            for k, v in members["text_encoder_adapter_weights"].items()
+            if k.startswith(f"{encoder}.")
+        }
         for name in {k.rsplit(".lora_linear_layer.", 1)[0] for k in pairs}:
             down, up = (pairs[f"{name}.lora_linear_layer.{part}.weight"] for part in ("down", "up"))
             model.get_submodule(name).weight.data.add_(up @ down)
@@ -109,8 +152,12 @@ def expected_subjects(members, eyes):
 
     custom, found = members["custom_weights"], []
     tuned, untouched = eyes(), eyes()
-    tuned.model.load_state_dict({k.removeprefix("image_encoder."): v for k, v in custom.items() if k.startswith("image_encoder.")}, strict=False)
-    head_state = {k.removeprefix("face_embeds_proj."): v for k, v in custom.items() if k.startswith("face_embeds_proj.")}
+    tuned.model.load_state_dict(
+        {k.removeprefix("image_encoder."): v for k, v in custom.items() if k.startswith("image_encoder.")}, strict=False
+    )
+    head_state = {
+        k.removeprefix("face_embeds_proj."): v for k, v in custom.items() if k.startswith("face_embeds_proj.")
+    }
     head = SubjectHead(**SubjectHead.widths(head_state))
     head.load_state_dict(head_state)
     for name, images in PEOPLE.items():
@@ -120,7 +167,13 @@ def expected_subjects(members, eyes):
         h = torch.nn.functional.gelu(h @ w["fc.weight"].T + w["fc.bias"])
         mine = faces(len(images), FACES[name])
         dense = untouched.encode_image(mine.crops).penultimate_hidden_states
-        found.append((h @ w["proj_1.weight"].T + w["proj_1.bias"], h @ w["proj_2.weight"].T + w["proj_2.bias"], head(mine.vectors, dense).flatten(0, 1)))
+        found.append(
+            (
+                h @ w["proj_1.weight"].T + w["proj_1.bias"],
+                h @ w["proj_2.weight"].T + w["proj_2.bias"],
+                head(mine.vectors, dense).flatten(0, 1),
+            )
+        )
     return found
 
 
@@ -135,7 +188,9 @@ def test_mm_diffs_files_to_latent(quirks, base_folder, eyes):
 
     members = mm_diff_members()
     save_mm_diff(members, base_folder / "models" / "subject_adapters" / f"portrait_{quirks}")
-    (adapter,) = run(pack.LoadAdapter, adapter_name=f"subject_adapters/portrait_{quirks}/custom_weights.bin", clip_vision_name="none")
+    (adapter,) = run(
+        pack.LoadAdapter, adapter_name=f"subject_adapters/portrait_{quirks}/custom_weights.bin", clip_vision_name="none"
+    )
     (references,) = run(pack.EncodeSubjects, adapter=adapter, cast=cast_of(pack), framing="auto", clip_vision=eyes())
     expected = expected_subjects(members, eyes)
     for subject, (one, two, tokens) in zip(references.subjects, expected, strict=True):
@@ -143,7 +198,9 @@ def test_mm_diffs_files_to_latent(quirks, base_folder, eyes):
             torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
     assert [len(s.tokens) for s in references.subjects] == [8, 4]
     patcher, clip = thin_sdxl(), tiny_models.tiny_clip("sdxl")
-    model, clip = run(pack.ApplyAdapterWeights, model=patcher, adapter=adapter, strength_model=1.0, strength_clip=1.0, clip=clip)
+    model, clip = run(
+        pack.ApplyAdapterWeights, model=patcher, adapter=adapter, strength_model=1.0, strength_clip=1.0, clip=clip
+    )
     given = dict(clip=clip, references=references, fuse_start_percent=0.0, fuse_start_step=-1, quirks=quirks)
     (positive, text_only) = run(pack.EncodePrompt, text=TEXT, **given)
     official = quirks == "official"
@@ -161,10 +218,31 @@ def test_mm_diffs_files_to_latent(quirks, base_folder, eyes):
         leaked, _ = by_hand("word", by_itself, references, "ugly, blurry, and so much too dark here", rows)
         torch.testing.assert_close(negative[0][0], leaked[0], rtol=1e-3, atol=2e-4)
         return
-    settings = dict(weight=0.8, merge="auto", start_percent=0.0, end_percent=1.0, box_strength=1.0, box_end_percent=1.0, box_feather=0.05, sharpness=1.0, background=1.0)
-    model, with_records, unconditional, _ = run(pack.ApplyImageAttention, model=model, references=references, positive=positive, negative=negative, **settings)
+    settings = dict(
+        weight=0.8,
+        merge="auto",
+        start_percent=0.0,
+        end_percent=1.0,
+        box_strength=1.0,
+        box_end_percent=1.0,
+        box_feather=0.05,
+        sharpness=1.0,
+        background=1.0,
+    )
+    model, with_records, unconditional, _ = run(
+        pack.ApplyImageAttention, model=model, references=references, positive=positive, negative=negative, **settings
+    )
     naive = thin_sdxl()
-    truth = Truth([tokens for *_, tokens in expected], None, with_lora(naive.model.diffusion_model, members), None, None, [1.0, 1.0], 0.8, "joint")
+    truth = Truth(
+        [tokens for *_, tokens in expected],
+        None,
+        with_lora(naive.model.diffusion_model, members),
+        None,
+        None,
+        [1.0, 1.0],
+        0.8,
+        "joint",
+    )
     noise = noise_of((8, 8))
     wanted = independent.sample(naive, truth, positive, negative, noise)
     without = independent.sample(naive, None, positive, negative, noise)
@@ -179,7 +257,9 @@ def test_umms_file_to_conditioning(base_folder, eyes, clips):
 
     state = sharp(umm_state(widths=(POOLED, 32, 768)))
     metadata = {"format": "umm_diffusion", "activation": "silu", "normalize": "true"}
-    safetensors.torch.save_file(state, base_folder / "models" / "subject_adapters" / "mapping.safetensors", metadata=metadata)
+    safetensors.torch.save_file(
+        state, base_folder / "models" / "subject_adapters" / "mapping.safetensors", metadata=metadata
+    )
     (adapter,) = run(pack.LoadAdapter, adapter_name="subject_adapters/mapping.safetensors", clip_vision_name="none")
     (references,) = run(pack.EncodeSubjects, adapter=adapter, cast=cast_of(pack), framing="auto", clip_vision=eyes())
     for subject, images in zip(references.subjects, PEOPLE.values(), strict=True):
@@ -189,7 +269,15 @@ def test_umms_file_to_conditioning(base_folder, eyes, clips):
         wanted = (h @ state["mapping.layers.1.weight"].T + state["mapping.layers.1.bias"]).mean(0)
         torch.testing.assert_close(subject.words["l"][0], wanted, rtol=1e-3, atol=1e-4)
     clip = clips("sd15")
-    (positive, _) = run(pack.EncodePrompt, clip=clip, references=references, text=TEXT, fuse_start_percent=0.0, fuse_start_step=-1, quirks="clean")
+    (positive, _) = run(
+        pack.EncodePrompt,
+        clip=clip,
+        references=references,
+        text=TEXT,
+        fuse_start_percent=0.0,
+        fuse_start_step=-1,
+        quirks="clean",
+    )
     (states, _), _ = by_hand("pseudo", clip, references, TEXT, [position_of(clip, "l", TEXT, name) for name in PEOPLE])
     torch.testing.assert_close(positive[0][0], states, rtol=1e-3, atol=2e-4)
 
@@ -202,21 +290,44 @@ def test_fastcomposers_file_to_latent(base_folder, eyes, clips):
     from troupe import nodes as pack
 
     state = sharp(fastcomposer_state(channels=(64, 64, 64, 64), hidden=HIDDEN))
-    (base_folder / "models" / "subject_adapters" / "files").mkdir(exist_ok=True)  # not where other tests expect that nothing is
+    # not where other tests expect that nothing is
+    (base_folder / "models" / "subject_adapters" / "files").mkdir(exist_ok=True)
     torch.save(state, base_folder / "models" / "subject_adapters" / "files" / "fastcomposer.bin")
     (adapter,) = run(pack.LoadAdapter, adapter_name="subject_adapters/files/fastcomposer.bin", clip_vision_name="none")
     (references,) = run(pack.EncodeSubjects, adapter=adapter, cast=cast_of(pack), framing="auto", clip_vision=eyes())
     patcher, clip = full_topology("SD15", 768), clips("sd15")
     model, _ = run(pack.ApplyAdapterWeights, model=patcher, adapter=adapter, strength_model=1.0, strength_clip=1.0)
-    (positive, _) = run(pack.EncodePrompt, clip=clip, references=references, text=TEXT, fuse_start_percent=0.0, fuse_start_step=-1, quirks="clean")
-    (states, _), _ = by_hand("postfuse", clip, references, TEXT, [position_of(clip, "l", TEXT, name) for name in PEOPLE])
+    (positive, _) = run(
+        pack.EncodePrompt,
+        clip=clip,
+        references=references,
+        text=TEXT,
+        fuse_start_percent=0.0,
+        fuse_start_step=-1,
+        quirks="clean",
+    )
+    (states, _), _ = by_hand(
+        "postfuse", clip, references, TEXT, [position_of(clip, "l", TEXT, name) for name in PEOPLE]
+    )
     torch.testing.assert_close(positive[0][0], states, rtol=1e-3, atol=2e-4)
     negative = tiny_models.random_cond(77, 768, seed=2)
     naive = full_topology("SD15", 768)
-    config = dict(channel_mult=[1] * 4, num_res_blocks=[2] * 4, transformer_depth=[1] * 6 + [0, 0], transformer_depth_output=[1] * 9 + [0] * 3, transformer_depth_middle=1)
+    config = dict(
+        channel_mult=[1] * 4,
+        num_res_blocks=[2] * 4,
+        transformer_depth=[1] * 6 + [0, 0],
+        transformer_depth_output=[1] * 9 + [0] * 3,
+        transformer_depth_middle=1,
+    )
     names = comfy.utils.unet_to_diffusers(config)
     own = naive.model.diffusion_model.state_dict()
-    own.update({ldm: state[f"unet.{diffusers}"].reshape(own[ldm].shape) for diffusers, ldm in names.items() if f"unet.{diffusers}" in state})
+    own.update(
+        {
+            ldm: state[f"unet.{diffusers}"].reshape(own[ldm].shape)
+            for diffusers, ldm in names.items()
+            if f"unet.{diffusers}" in state
+        }
+    )
     naive.model.diffusion_model.load_state_dict(own)
     found, wanted, before = (ksample(m, positive, negative, size=(8, 8)) for m in (model, naive, patcher))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))

@@ -1,4 +1,7 @@
-"""A prompt with subjects fused into it takes over at an exact step, whatever samples and whatever core nodes have made of it."""
+"""A prompt with subjects fused into it takes over at an exact step, whatever samples and whatever core nodes have made
+of it.
+"""
+
 import json
 import logging
 from pathlib import Path
@@ -19,12 +22,18 @@ def prompt(base="SD15", start_percent=0.0, start_step=-1, dim=64):
 
     pooled = {v: filled(v, 1, 1280) for v in (TEXT, FUSED, NEGATIVE)}
     texts = (pooled[TEXT], pooled[FUSED]) if base == "SDXL" else (None, None)
-    record = FusedPrompt(filled(FUSED, 1, 77, dim), filled(TEXT, 1, 77, dim), texts[0], start_percent, start_step, texts[1])
-    return [[filled(FUSED, 1, 77, dim), {"pooled_output": pooled[FUSED], PROMPT: record}]], [[filled(NEGATIVE, 1, 77, dim), {"pooled_output": pooled[NEGATIVE]}]]
+    record = FusedPrompt(
+        filled(FUSED, 1, 77, dim), filled(TEXT, 1, 77, dim), texts[0], start_percent, start_step, texts[1]
+    )
+    return [[filled(FUSED, 1, 77, dim), {"pooled_output": pooled[FUSED], PROMPT: record}]], [
+        [filled(NEGATIVE, 1, 77, dim), {"pooled_output": pooled[NEGATIVE]}]
+    ]
 
 
 def switched(base="SD15"):
-    """A micro model with the switch on it (`.schedule`: the last run's sigmas), and a list of its calls: (sigma, first value of each row's context, of its y)."""
+    """A micro model with the switch on it (`.schedule`: the last run's sigmas), and a list of its calls: (sigma, first
+    value of each row's context, of its y).
+    """
     from comfy.patcher_extension import WrappersMP
     from support.host import tiny_models
     from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PromptSwitch
@@ -67,7 +76,9 @@ def test_the_rule_is_the_stored_one():
 
 
 def test_the_published_delays_are_start_steps():
-    """MM-Diff: the step itself; FastComposer's script: one more; its pipeline: one more than (1 - alpha) of the steps, rounded down."""
+    """MM-Diff: the step itself; FastComposer's script: one more; its pipeline: one more than (1 - alpha) of the steps,
+    rounded down.
+    """
     from troupe.model_patches.hosts.comfyui.sampling.clock import Clock
     from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import FusedPrompt, fused_range
 
@@ -84,7 +95,9 @@ def test_the_published_delays_are_start_steps():
 
 
 @pytest.mark.parametrize("scheduler", ["normal", "karras", "simple", "exponential"])
-@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "dpm_2", "dpmpp_sde", "euler_ancestral", "uni_pc", "lcm"])
+@pytest.mark.parametrize(
+    "sampler", ["euler", "dpmpp_2m", "heun", "dpm_2", "dpmpp_sde", "euler_ancestral", "uni_pc", "lcm"]
+)
 def test_a_step_is_exact(sampler, scheduler):
     from support.host.small_casts import ksample
 
@@ -163,14 +176,22 @@ def test_concatenated_behind_it():
     positive, negative = prompt(start_step=2)
     more = [[torch.full((1, 77, 64), 9.0), {}]]
     found = contexts(model, made_by("ConditioningConcat", conditioning_to=positive, conditioning_from=more), negative)
-    assert [(float(c[0][0, 0]), float(c[0][-1, 0]), len(c[0])) for c in found] == [(TEXT, 9.0, 154)] * 2 + [(FUSED, 9.0, 154)] * 2
+    assert [(float(c[0][0, 0]), float(c[0][-1, 0]), len(c[0])) for c in found] == [(TEXT, 9.0, 154)] * 2 + [
+        (FUSED, 9.0, 154)
+    ] * 2
 
 
 def test_from_it_only_the_fused_rows_remain():
-    """ConditioningConcat and Average drop the keys of `conditioning_from`, of every pack: what stays is the fused tensor, from the first step on."""
+    """ConditioningConcat and Average drop the keys of `conditioning_from`, of every pack: what stays is the fused
+    tensor, from the first step on.
+    """
     model, _ = switched()
     positive, negative = prompt(start_step=2)
-    found = contexts(model, made_by("ConditioningConcat", conditioning_to=[[torch.full((1, 77, 64), 9.0), {}]], conditioning_from=positive), negative)
+    found = contexts(
+        model,
+        made_by("ConditioningConcat", conditioning_to=[[torch.full((1, 77, 64), 9.0), {}]], conditioning_from=positive),
+        negative,
+    )
     assert [(float(c[0][0, 0]), float(c[0][-1, 0])) for c in found] == [(9.0, FUSED)] * 4
 
 
@@ -178,7 +199,13 @@ def test_averaged():
     model, _ = switched()
     positive, negative = prompt(start_step=2)
     other = [[torch.full((1, 77, 64), 4.0), {"pooled_output": torch.zeros(1, 1280)}]]
-    found = contexts(model, made_by("ConditioningAverage", conditioning_to=positive, conditioning_from=other, conditioning_to_strength=0.75), negative)
+    found = contexts(
+        model,
+        made_by(
+            "ConditioningAverage", conditioning_to=positive, conditioning_from=other, conditioning_to_strength=0.75
+        ),
+        negative,
+    )
     mixed = 0.75 * FUSED + 0.25 * 4.0
     assert [float(c[0][0, 0]) for c in found] == pytest.approx([mixed + TEXT - FUSED] * 2 + [mixed] * 2)
 
@@ -189,9 +216,19 @@ def test_averaged_with_its_pooled_output():
     model, seen = switched("SDXL")
     positive, negative = prompt("SDXL", start_step=2)
     other = [[torch.full((1, 77, 64), 4.0), {"pooled_output": torch.full((1, 1280), 4.0)}]]
-    ksample(model, made_by("ConditioningAverage", conditioning_to=positive, conditioning_from=other, conditioning_to_strength=0.75), negative, size=(8, 8), steps=4)
+    ksample(
+        model,
+        made_by(
+            "ConditioningAverage", conditioning_to=positive, conditioning_from=other, conditioning_to_strength=0.75
+        ),
+        negative,
+        size=(8, 8),
+        steps=4,
+    )
     mixed = 0.75 * FUSED + 0.25 * 4.0
-    assert [next(v for v in pooled if v != NEGATIVE) for *_, pooled in seen] == pytest.approx([mixed + TEXT - FUSED] * 2 + [mixed] * 2)
+    assert [next(v for v in pooled if v != NEGATIVE) for *_, pooled in seen] == pytest.approx(
+        [mixed + TEXT - FUSED] * 2 + [mixed] * 2
+    )
 
 
 def test_zeroed_out_it_stays_zero():
@@ -215,11 +252,16 @@ def test_areas_masks_and_ranges(node):
     from support.host.small_casts import ksample
 
     model, seen = switched()
-    inputs = {"ConditioningSetArea": dict(width=32, height=64, x=16, y=0, strength=0.8), "ConditioningSetTimestepRange": dict(start=0.0, end=0.8),
-              "ConditioningSetMask": dict(mask=torch.ones(1, 8, 8).triu(), set_cond_area="default", strength=1.0)}[node]
+    inputs = {
+        "ConditioningSetArea": dict(width=32, height=64, x=16, y=0, strength=0.8),
+        "ConditioningSetTimestepRange": dict(start=0.0, end=0.8),
+        "ConditioningSetMask": dict(mask=torch.ones(1, 8, 8).triu(), set_cond_area="default", strength=1.0),
+    }[node]
     positive, negative = prompt(start_step=2)
     other = [[torch.full((1, 77, 64), 9.0), {}]]
-    positive = made_by("ConditioningCombine", conditioning_1=made_by(node, conditioning=positive, **inputs), conditioning_2=other)
+    positive = made_by(
+        "ConditioningCombine", conditioning_1=made_by(node, conditioning=positive, **inputs), conditioning_2=other
+    )
     ksample(model, positive, negative, size=(8, 8), steps=5)
     phases = [[row for row in rows if row in (TEXT, FUSED)] for _, rows, _ in seen]
     expected = [TEXT] * 2 + [FUSED] * 3
@@ -227,7 +269,9 @@ def test_areas_masks_and_ranges(node):
     calls = {}
     for (at, _rows, _), mine in zip(seen, phases, strict=True):
         calls.setdefault(at, []).extend(mine)
-    assert [set(v) for v in calls.values()] == [{e} if at >= sigma else set() for at, e in zip(calls, expected, strict=True)]
+    assert [set(v) for v in calls.values()] == [
+        {e} if at >= sigma else set() for at, e in zip(calls, expected, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("areas", ["positive", "negative"])
@@ -237,9 +281,15 @@ def test_the_host_gives_areas_of_one_list_to_the_other(areas, delayed):
     from support.host.small_casts import ksample
 
     model, seen = switched()
-    lists = dict(zip(("positive", "negative"), ([[torch.full((1, 77, 64), value), {}]] for value in (9.0, NEGATIVE)), strict=True))
+    lists = dict(
+        zip(
+            ("positive", "negative"), ([[torch.full((1, 77, 64), value), {}]] for value in (9.0, NEGATIVE)), strict=True
+        )
+    )
     lists |= {name: prompt(start_step=2)[0] for name in lists if delayed in (name, "both")}
-    lists[areas] = made_by("ConditioningSetArea", conditioning=lists[areas], width=32, height=64, x=16, y=0, strength=0.8)
+    lists[areas] = made_by(
+        "ConditioningSetArea", conditioning=lists[areas], width=32, height=64, x=16, y=0, strength=0.8
+    )
     ksample(model, **lists, size=(8, 8), steps=4)
     calls = {}
     for sigma, rows, _ in seen:
@@ -250,12 +300,22 @@ def test_the_host_gives_areas_of_one_list_to_the_other(areas, delayed):
         assert sorted(rows) == sorted([now[areas], now[full], now[full]])
 
 
-@pytest.mark.parametrize(("given", "words"), [
-    (dict(start_step=2), "INFO Troupe: the subjects enter the prompt at step 2 of 4, counted from 0."),
-    (dict(start_percent=0.5), "INFO Troupe: the subjects enter the prompt at step 2 of 4, counted from 0."),
-    (dict(start_step=4), "WARNING Troupe: lower 'fuse_start_step': it is 4, and this run has 4 steps, counted from 0, so the subjects never enter the prompt."),
-    (dict(start_percent=1.0), "INFO Troupe: the subjects do not enter the prompt in this run: it ends before 1 of the schedule."),
-])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (dict(start_step=2), "INFO Troupe: the subjects enter the prompt at step 2 of 4, counted from 0."),
+        (dict(start_percent=0.5), "INFO Troupe: the subjects enter the prompt at step 2 of 4, counted from 0."),
+        (
+            dict(start_step=4),
+            "WARNING Troupe: lower 'fuse_start_step': it is 4, and this run has 4 steps, counted from 0, so "
+            "the subjects never enter the prompt.",
+        ),
+        (
+            dict(start_percent=1.0),
+            "INFO Troupe: the subjects do not enter the prompt in this run: it ends before 1 of the schedule.",
+        ),
+    ],
+)
 def test_a_run_says_when(given, words, caplog):
     from support.host.small_casts import ksample
 
@@ -266,11 +326,15 @@ def test_a_run_says_when(given, words, caplog):
     assert [f"{r.levelname} {r.message}" for r in caplog.records if "enter the prompt" in r.message] == [words]
 
 
-@pytest.mark.parametrize(("sigmas", "expected"), [
-    ([0.03, 0.5, 1.0, 5.0, 14.6], [TEXT, TEXT, FUSED, FUSED]),
-    ([14.6, 5.0, 1.0, 0.5, 5.0, 3.0, 1.0, 0.3, 0.0], [TEXT, TEXT, FUSED, FUSED, FUSED, FUSED, FUSED, FUSED]),
-    ([14.6, 5.0, 1.0, 0.0], [TEXT, TEXT, FUSED]),
-], ids=["unsampling", "restarts", "falling"])
+@pytest.mark.parametrize(
+    ("sigmas", "expected"),
+    [
+        ([0.03, 0.5, 1.0, 5.0, 14.6], [TEXT, TEXT, FUSED, FUSED]),
+        ([14.6, 5.0, 1.0, 0.5, 5.0, 3.0, 1.0, 0.3, 0.0], [TEXT, TEXT, FUSED, FUSED, FUSED, FUSED, FUSED, FUSED]),
+        ([14.6, 5.0, 1.0, 0.0], [TEXT, TEXT, FUSED]),
+    ],
+    ids=["unsampling", "restarts", "falling"],
+)
 @pytest.mark.parametrize("beyond", [False, True])
 def test_a_step_is_exact_on_every_schedule(sigmas, expected, beyond, caplog):
     """Also where the sigmas rise or turn; a step that the run does not have never comes."""
@@ -282,7 +346,13 @@ def test_a_step_is_exact_on_every_schedule(sigmas, expected, beyond, caplog):
     guider.set_conds(positive, negative)
     guider.set_cfg(3.0)
     with caplog.at_level("INFO", "troupe"):
-        guider.sample(torch.randn(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), comfy.samplers.sampler_object("euler"), torch.tensor(sigmas), disable_pbar=True)
+        guider.sample(
+            torch.randn(1, 4, 8, 8),
+            torch.zeros(1, 4, 8, 8),
+            comfy.samplers.sampler_object("euler"),
+            torch.tensor(sigmas),
+            disable_pbar=True,
+        )
     found = [next(row for row in rows if row != NEGATIVE) for _, rows, _ in seen]
     assert found == ([TEXT] * len(expected) if beyond else expected)
     assert ("never enter the prompt" if beyond else f"enter the prompt at step 2 of {len(sigmas) - 1}") in caplog.text
@@ -299,19 +369,29 @@ def test_a_second_run_begins_anew():
 
 
 def control_net():
-    """A net of the host that adds each row's own text to the middle block, and a list of its calls: (sigma, first values of the rows' contexts)."""
+    """A net of the host that adds each row's own text to the middle block, and a list of its calls: (sigma, first
+    values of the rows' contexts).
+    """
     from comfy.controlnet import ControlBase
 
     calls = []
 
     class Net(ControlBase):
         def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
-            before = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options) if self.previous_controlnet else None
+            before = (
+                self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
+                if self.previous_controlnet
+                else None
+            )
             if self.timestep_range is not None and not self.timestep_range[1] <= t[0] <= self.timestep_range[0]:
                 return before
             context = cond["c_crossattn"]
             calls.append((float(t[0]), context[:, 0, 0].tolist()))
-            return self.control_merge({"middle": [0.3 * context.mean((1, 2)).view(-1, 1, 1, 1).expand(len(x_noisy), 1, 1, 1).clone()]}, before, None)
+            return self.control_merge(
+                {"middle": [0.3 * context.mean((1, 2)).view(-1, 1, 1, 1).expand(len(x_noisy), 1, 1, 1).clone()]},
+                before,
+                None,
+            )
 
         def copy(self):
             other = Net()
@@ -321,9 +401,14 @@ def control_net():
     return Net(), calls
 
 
-@pytest.mark.parametrize(("node", "span"), [("ControlNetApplyAdvanced", (0.0, 1.0)), ("ControlNetApplyAdvanced", (0.0, 0.7)), ("ControlNetApply", (0.0, 1.0))])
+@pytest.mark.parametrize(
+    ("node", "span"),
+    [("ControlNetApplyAdvanced", (0.0, 1.0)), ("ControlNetApplyAdvanced", (0.0, 0.7)), ("ControlNetApply", (0.0, 1.0))],
+)
 def test_a_control_net_follows_the_text_of_the_step(node, span):
-    """The net sees the text that the UNet sees, and the picture is the one of both texts split by hand with the host's own time ranges, each under the net."""
+    """The net sees the text that the UNet sees, and the picture is the one of both texts split by hand with the host's
+    own time ranges, each under the net.
+    """
     from support.host.small_casts import ksample
 
     def under(net, positive, negative):
@@ -342,8 +427,12 @@ def test_a_control_net_follows_the_text_of_the_step(node, span):
         assert sorted(rows) == ([FUSED if at <= border else TEXT, NEGATIVE] if at >= end else [])
     assert {row for _, rows in calls for row in rows} == {TEXT, FUSED, NEGATIVE}
 
-    halves = [made_by("ConditioningSetTimestepRange", conditioning=[[torch.full((1, 77, 64), value), {}]], start=start, end=end)[0]
-              for value, start, end in ((TEXT, 0.0, 0.45), (FUSED, 0.45, 1.0))]
+    halves = [
+        made_by(
+            "ConditioningSetTimestepRange", conditioning=[[torch.full((1, 77, 64), value), {}]], start=start, end=end
+        )[0]
+        for value, start, end in ((TEXT, 0.0, 0.45), (FUSED, 0.45, 1.0))
+    ]
     by_hand = ksample(model, *under(control_net()[0], halves, negative), size=(8, 8), steps=6)
     torch.testing.assert_close(latent, by_hand, rtol=0, atol=1e-5 * float(by_hand.abs().max()))
     without = ksample(model, positive, negative, size=(8, 8), steps=6)
@@ -363,16 +452,31 @@ def test_a_control_net_reaches_the_same_prompts_with_and_without_a_delay(positiv
     def reached(start_step):
         model, _ = switched()
         net, calls = control_net()
-        lists = {"positive": texts(*(9.0 + i for i in range(positives - 1))), "negative": texts(*(-5.0 - i for i in range(negatives)))}
+        lists = {
+            "positive": texts(*(9.0 + i for i in range(positives - 1))),
+            "negative": texts(*(-5.0 - i for i in range(negatives))),
+        }
         for name in lists:
             if delayed in (name, "both"):
-                lists[name] = prompt(start_step=start_step)[0] + lists[name][name == "negative":]
+                lists[name] = prompt(start_step=start_step)[0] + lists[name][name == "negative" :]
             elif name == "positive":
                 lists[name] = texts(30.0) + lists[name]
         if masked:
-            bounded = made_by("ConditioningSetMask", conditioning=texts(50.0), mask=torch.ones(1, 8, 8).triu(4), set_cond_area="mask bounds", strength=1.0)
+            bounded = made_by(
+                "ConditioningSetMask",
+                conditioning=texts(50.0),
+                mask=torch.ones(1, 8, 8).triu(4),
+                set_cond_area="mask bounds",
+                strength=1.0,
+            )
             lists = {name: bounded + entries for name, entries in lists.items()}
-        lists["positive"] = made_by("ControlNetApply", conditioning=lists["positive"], control_net=net, image=torch.zeros(1, 64, 64, 3), strength=0.8)
+        lists["positive"] = made_by(
+            "ControlNetApply",
+            conditioning=lists["positive"],
+            control_net=net,
+            image=torch.zeros(1, 64, 64, 3),
+            strength=0.8,
+        )
         ksample(model, **lists, size=(8, 8), steps=4)
         return sorted((sigma, FUSED if row == TEXT else row) for sigma, rows in calls for row in rows)
 

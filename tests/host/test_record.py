@@ -1,4 +1,7 @@
-"""Record Relevance and Preview Relevance on a real host: what is recorded is what an evaluation from the formulas finds, and nothing else changes."""
+"""Record Relevance and Preview Relevance on a real host: what is recorded is what an evaluation from the formulas
+finds, and nothing else changes.
+"""
+
 from __future__ import annotations
 
 import gc
@@ -29,7 +32,7 @@ def sd15(lab):
     return lab.stage()
 
 
-# ---- what is recorded --------------------------------------------------------------------------------------------------------------------
+# ---- what is recorded ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("base", ["SD15", "SD20", "SDXL"])
@@ -40,7 +43,9 @@ def test_maps_are_the_formulas(lab, base, before):
     found, seen = lab.captured(set_up, references, before=before, size=(12, 20), steps=2)
     assert len(seen.looks) >= 6
     expected = seen.maps(references)
-    assert expected.std(dim=(1, 2)).min() > 1e-3 and (expected[0] - expected[1]).abs().max() > 0.02, "flat maps test nothing"
+    assert expected.std(dim=(1, 2)).min() > 1e-3 and (expected[0] - expected[1]).abs().max() > 0.02, (
+        "flat maps test nothing"
+    )
     lab.close(found, expected)
     assert abs(float(found.sum(0).mean()) - 1) < 1e-5
 
@@ -180,12 +185,16 @@ def test_a_sampler_in_tiles_is_said(lab, sd15):
             for function in functions:
                 outside.add_wrapper_with_key(kind, key, function)
     outside.set_additional_models(next(iter(model.additional_models)), next(iter(model.additional_models.values())))
-    outside.model_options["transformer_options"] |= {k: v for k, v in model.model_options["transformer_options"].items() if k.startswith("troupe")}
+    outside.model_options["transformer_options"] |= {
+        k: v for k, v in model.model_options["transformer_options"].items() if k.startswith("troupe")
+    }
     lab.ksample(outside, positive, negative, steps=1)
-    assert not record.run.applied and report(record.run).startswith("Some layers were not recorded: another pack samples the picture in tiles")
+    assert not record.run.applied and report(record.run).startswith(
+        "Some layers were not recorded: another pack samples the picture in tiles"
+    )
 
 
-# ---- nothing else changes ----------------------------------------------------------------------------------------------------------------
+# ---- nothing else changes --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("merge", MERGES)
@@ -200,7 +209,9 @@ def test_recording_changes_no_bit(lab, sd15, merge, count, before):
 
 
 def test_no_value_leaves_the_device_in_a_block(lab, sd15, monkeypatch):
-    """Between the first model call and the end of the run nothing is read: no .item(), .cpu(), .tolist(), nor a tensor from a list."""
+    """Between the first model call and the end of the run nothing is read: no .item(), .cpu(), .tolist(), nor a tensor
+    from a list.
+    """
     reads = []
     model, positive, negative = sd15.apply(sd15.references(2), lab.settings("add"))
     model, record = lab.record_relevance(model, "all")
@@ -262,7 +273,7 @@ def test_what_is_kept_does_not_grow_with_the_steps(lab, sd15):
     assert sizes[0] == sizes[1] == sum(4 * 2 * (n + 1) for n in (256, 64))
 
 
-# ---- when there is nothing to record -----------------------------------------------------------------------------------------------------
+# ---- when there is nothing to record ---------------------------------------------------------------------------------
 
 
 def test_a_model_that_did_not_sample(lab, sd15):
@@ -278,11 +289,17 @@ def test_no_apply_node(lab, sd15):
 
 def test_no_names(lab, sd15):
     references = sd15.references(2)
-    unnamed = replace(references, uncond_name_tokens=None, subjects=tuple(replace(s, name_tokens=None) for s in references.subjects))
+    unnamed = replace(
+        references, uncond_name_tokens=None, subjects=tuple(replace(s, name_tokens=None) for s in references.subjects)
+    )
     plain, _ = lab.sampled(sd15, unnamed, lab.settings("uniform"), record=False)
     found, record = lab.sampled(sd15, unnamed, lab.settings("uniform"))
     assert torch.equal(found, plain)
-    assert report(record.run) == f"Connect 'clip' to Encode Subject References: the subjects of {unnamed.adapter.spec.file} have no names, so their relevance is unknown."
+    assert (
+        report(record.run)
+        == f"Connect 'clip' to Encode Subject References: the subjects of {unnamed.adapter.spec.file} have no "
+        "names, so their relevance is unknown."
+    )
 
 
 def test_no_blocks_of_that_kind(lab, sd15):
@@ -325,7 +342,7 @@ def test_the_last_run_wins(lab, sd15):
     assert record.run is not None
 
 
-# ---- graphs on the host's executor -------------------------------------------------------------------------------------------------------
+# ---- graphs on the host's executor -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -361,7 +378,9 @@ def test_another_seed_shows_new_maps(lab, studio):
     assert "subject 1" in report_2 and " overlap " in report_2 and OTHER_LATENT not in report_2
     assert shown(studio, "preview") == (1, [report_2])
     messages = studio.messages("preview")
-    assert [*messages["done"], *messages["warnings"]] == [line for line in report_2.split("\n") if line], "facts first, then what to do"
+    assert [*messages["done"], *messages["warnings"]] == [line for line in report_2.split("\n") if line], (
+        "facts first, then what to do"
+    )
 
 
 def test_a_cached_sampler_shows_the_last_maps(lab, studio):

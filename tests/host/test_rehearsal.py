@@ -1,4 +1,7 @@
-"""Load Rehearsal Models on a real host: its outputs work with the core's nodes and with ours, and both engines paint the same picture."""
+"""Load Rehearsal Models on a real host: its outputs work with the core's nodes and with ours, and both engines paint
+the same picture.
+"""
+
 from __future__ import annotations
 
 import gc
@@ -92,13 +95,26 @@ def host_picture(models, merge, references, **widgets):
 
     model, clip, vae, *_ = models
     positive, negative = prompts(clip)
-    values = {"weight": 1.0, "merge": merge, "start_percent": 0.0, "end_percent": 1.0, "box_strength": 1.0, "box_end_percent": 1.0, "box_feather": 0.05, "sharpness": 1.0,
-              "background": 1.0, **widgets}
-    applied = run(ApplyImageAttention, model=model, references=references, positive=positive, negative=negative, **values)
+    values = {
+        "weight": 1.0,
+        "merge": merge,
+        "start_percent": 0.0,
+        "end_percent": 1.0,
+        "box_strength": 1.0,
+        "box_end_percent": 1.0,
+        "box_feather": 0.05,
+        "sharpness": 1.0,
+        "background": 1.0,
+        **widgets,
+    }
+    applied = run(
+        ApplyImageAttention, model=model, references=references, positive=positive, negative=negative, **values
+    )
     return nodes.VAEDecode().decode(vae, ksample(*applied[:3]))[0][0].movedim(-1, 0)
 
 
-# ---- outputs -----------------------------------------------------------------------------------------------------------------------------
+# ---- outputs ---------------------------------------------------------------------------------------------------------
+
 
 def test_sampling_decoding_and_encoding_with_the_core_s_nodes(models):
     import nodes
@@ -128,7 +144,9 @@ def test_any_sampler_a_batch_and_an_image_to_image_run(models):
         made = nodes.common_ksampler(model, 1, 2, 1.5, sampler, scheduler, positive, negative, latent)[0]["samples"]
         assert made.shape == (2, 12, 20, 12) and made.isfinite().all()
     start = nodes.VAEEncode().encode(vae, torch.rand(1, 128, 128, 3))[0]
-    again = nodes.common_ksampler(model, 1, 4, 1.5, "euler", "simple", positive, negative, start, denoise=0.5)[0]["samples"]
+    again = nodes.common_ksampler(model, 1, 4, 1.5, "euler", "simple", positive, negative, start, denoise=0.5)[0][
+        "samples"
+    ]
     assert again.shape == (1, 12, 16, 16) and (again - start["samples"]).abs().max() > 0.1
 
 
@@ -147,11 +165,19 @@ def test_the_preview_is_the_average_colour_of_a_cell(models):
     from latent_preview import Latent2RGBPreviewer
     from troupe.rehearsal import codec
 
-    latent_format, latent = models[0].model.latent_format, torch.randn(1, 12, 5, 7, generator=torch.Generator().manual_seed(0)) * 0.5
-    shown = Latent2RGBPreviewer(latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias).decode_latent_to_preview(latent)
+    latent_format, latent = (
+        models[0].model.latent_format,
+        torch.randn(1, 12, 5, 7, generator=torch.Generator().manual_seed(0)) * 0.5,
+    )
+    shown = Latent2RGBPreviewer(
+        latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias
+    ).decode_latent_to_preview(latent)
     expected = torch.nn.functional.avg_pool2d(codec.decode(latent), 8)[0].movedim(0, -1)
     assert shown.size == (7, 5)
-    assert torch.equal(torch.tensor(list(shown.getdata())).view(5, 7, 3), (((expected + 1) / 2).clamp(0, 1) * 255).to(torch.uint8).long())
+    assert torch.equal(
+        torch.tensor(list(shown.getdata())).view(5, 7, 3),
+        (((expected + 1) / 2).clamp(0, 1) * 255).to(torch.uint8).long(),
+    )
 
 
 def test_clip_skip_is_harmless(models):
@@ -178,7 +204,8 @@ def test_the_words_of_the_world_have_meaning_and_others_have_none(models):
     assert torch.equal(encoded("a horse"), encoded("a lion"))
 
 
-# ---- reference pictures ------------------------------------------------------------------------------------------------------------------
+# ---- reference pictures ----------------------------------------------------------------------------------------------
+
 
 def test_reference_pictures(models):
     from troupe.rehearsal.cast import CAST, SECOND
@@ -187,14 +214,23 @@ def test_reference_pictures(models):
     def drawn(figure):
         return torch.from_numpy(reference(figure))[None].float() / 255
 
-    assert all(torch.equal(found, drawn(CAST[kind])) for found, kind in zip(models[5:], ("cat", "robot", "bird"), strict=True))
+    assert all(
+        torch.equal(found, drawn(CAST[kind])) for found, kind in zip(models[5:], ("cat", "robot", "bird"), strict=True)
+    )
     first, second, tree = load(subjects=("cat", "cat", "tree"))[5:]
-    assert torch.equal(first, drawn(CAST["cat"])) and torch.equal(second, drawn(Figure("cat", SECOND["cat"]))) and torch.equal(tree, drawn(CAST["tree"]))
+    assert (
+        torch.equal(first, drawn(CAST["cat"]))
+        and torch.equal(second, drawn(Figure("cat", SECOND["cat"])))
+        and torch.equal(tree, drawn(CAST["tree"]))
+    )
     assert not torch.equal(first, second)
-    assert all(look.held_out for look in (*(figure.look for figure in CAST.values()), *SECOND.values())), "an adapter may have been trained on it"
+    assert all(look.held_out for look in (*(figure.look for figure in CAST.values()), *SECOND.values())), (
+        "an adapter may have been trained on it"
+    )
 
 
-# ---- both engines ------------------------------------------------------------------------------------------------------------------------
+# ---- both engines ----------------------------------------------------------------------------------------------------
+
 
 def embedded_picture(folder, kind, names, pictures, merge):
     """[3, 128, 128] of the embedded engine."""
@@ -225,11 +261,15 @@ def test_both_engines_paint_the_same_picture_with_the_shipped_files(host, monkey
     assert (found - embedded_picture(SHIPPED, "mip", ["cat", "robot"], models[5:7], merge)).abs().max() < TOLERANCE
 
 
-# ---- with our other nodes ----------------------------------------------------------------------------------------------------------------
+# ---- with our other nodes --------------------------------------------------------------------------------------------
+
 
 def test_place_subjects_moves_the_subjects(models):
     plain = host_picture(models, "relevance", references_of(models))
-    boxes = '[{"label": "cat", "x": 0.0, "y": 0.0, "w": 0.5, "h": 1.0}, {"label": "robot", "x": 0.5, "y": 0.0, "w": 0.5, "h": 1.0}]'
+    boxes = (
+        '[{"label": "cat", "x": 0.0, "y": 0.0, "w": 0.5, "h": 1.0}, {"label": "robot", "x": 0.5, "y": 0.0, "w": '
+        '0.5, "h": 1.0}]'
+    )
     left_right = host_picture(models, "relevance", references_of(models, boxes=boxes))
     assert (left_right - plain).abs().max() > 0.05
 
@@ -245,7 +285,9 @@ def test_relevance_is_recorded_and_shown(models):
 
     model, clip, vae, *_ = models
     references = references_of(models)
-    model, positive, negative, _ = apply_image_attention(model, references, ImageAttentionSettings(1.0, mixing_for(references, "auto")), *prompts(clip))
+    model, positive, negative, _ = apply_image_attention(
+        model, references, ImageAttentionSettings(1.0, mixing_for(references, "auto")), *prompts(clip)
+    )
     model, record = run(RecordRelevance, model=model, blocks="all")
     latent = ksample(model, positive, negative)
     maps, report = run(PreviewRelevance, record=record, latent=latent, image=nodes.VAEDecode().decode(vae, latent)[0])
@@ -262,15 +304,32 @@ def test_both_engines_record_the_same_relevance(folder, models, merge):
 
     model, clip, *_ = models
     references, theirs = references_of(models), []
-    model, positive, negative, _ = apply_image_attention(model, references, ImageAttentionSettings(1.0, mixing_for(references, merge)), *prompts(clip))
+    model, positive, negative, _ = apply_image_attention(
+        model, references, ImageAttentionSettings(1.0, mixing_for(references, merge)), *prompts(clip)
+    )
     model, record = run(RecordRelevance, model=model, blocks="all")
     ksample(model, positive, negative)
     rehearsal = load_rehearsal(folder)
-    paint(rehearsal, PROMPT, SEED, encode(rehearsal, "mip", models[5:7], ["cat", "robot"]), merge, steps=STEPS, cfg=CFG, record=theirs)
+    paint(
+        rehearsal,
+        PROMPT,
+        SEED,
+        encode(rehearsal, "mip", models[5:7], ["cat", "robot"]),
+        merge,
+        steps=STEPS,
+        cfg=CFG,
+        record=theirs,
+    )
     (ours,), (embedded,) = record.run.applied, theirs
-    assert (ours.merge, ours.file) == (embedded.merge, embedded.file) and [s.name for s in ours.subjects] == [s.name for s in embedded.subjects]
+    assert (ours.merge, ours.file) == (embedded.merge, embedded.file) and [s.name for s in ours.subjects] == [
+        s.name for s in embedded.subjects
+    ]
     for mine, other in zip(ours.subjects, embedded.subjects, strict=True):
-        assert mine.values.shape == (16, 16) and mine.values.std() > 1e-3 and (mine.values - other.values).abs().max() < TOLERANCE
+        assert (
+            mine.values.shape == (16, 16)
+            and mine.values.std() > 1e-3
+            and (mine.values - other.values).abs().max() < TOLERANCE
+        )
 
 
 @pytest.mark.parametrize("wired", [True, False], ids=["encoder wired", "encoder found"])
@@ -284,8 +343,20 @@ def test_quick_subjects(models, wired):
 
     model, clip, vae, clip_vision, _, first, second, _ = models
     positive, negative = prompts(clip)
-    made = run(QuickSubjects, model=model, clip=clip, adapter_name=f"rehearsal/{files.ADAPTERS['mip']}", weight=1.0, image_1=first, name_1="cat", image_2=second,
-               name_2="robot", positive=positive, negative=negative, clip_vision=clip_vision if wired else None)
+    made = run(
+        QuickSubjects,
+        model=model,
+        clip=clip,
+        adapter_name=f"rehearsal/{files.ADAPTERS['mip']}",
+        weight=1.0,
+        image_1=first,
+        name_1="cat",
+        image_2=second,
+        name_2="robot",
+        positive=positive,
+        negative=negative,
+        clip_vision=clip_vision if wired else None,
+    )
     picture = nodes.VAEDecode().decode(vae, ksample(*made[:3]))[0][0].movedim(-1, 0)
     assert torch.equal(picture, host_picture(models, "auto", references_of(models)))
 
@@ -307,8 +378,20 @@ def test_quick_subjects_shows_the_maps_after_every_run(models, watched, monkeypa
     monkeypatch.setattr(server.PromptServer, "instance", stand_in, raising=False)
     model, clip, _, _, _, first, second, _ = models
     positive, negative = prompts(clip)
-    made = run(QuickSubjects, model=model, clip=clip, adapter_name=f"rehearsal/{files.ADAPTERS['mip']}", weight=1.0, image_1=first, name_1="cat", image_2=second,
-               name_2="robot", positive=positive, negative=negative, show_relevance=False)
+    made = run(
+        QuickSubjects,
+        model=model,
+        clip=clip,
+        adapter_name=f"rehearsal/{files.ADAPTERS['mip']}",
+        weight=1.0,
+        image_1=first,
+        name_1="cat",
+        image_2=second,
+        name_2="robot",
+        positive=positive,
+        negative=negative,
+        show_relevance=False,
+    )
     plain = ksample(*made[:3])["samples"]
     shown = (quick.with_relevance_shown(made[0], "7"), *made[1:3])
     for _ in range(2):
@@ -316,10 +399,11 @@ def test_quick_subjects_shows_the_maps_after_every_run(models, watched, monkeypa
     pictures = [data for event, data in stand_in.events if event == "troupe.picture"]
     assert [data["node"] for data in pictures] == ["7", "7"] * watched
     for data in pictures:
-        with Image.open(f"{folder_paths.get_temp_directory()}/{data['picture']['subfolder']}/{data['picture']['filename']}") as picture:
+        with Image.open(
+            f"{folder_paths.get_temp_directory()}/{data['picture']['subfolder']}/{data['picture']['filename']}"
+        ) as picture:
             assert picture.width == 512 and len(picture.getcolors(1 << 20)) > 50, "two maps below each other"
     assert len({data["picture"]["filename"] for data in pictures}) == 2 * watched
-
 
 
 def test_the_adapter_of_another_base_model_is_refused(models):
@@ -335,7 +419,8 @@ def test_the_adapter_of_another_base_model_is_refused(models):
         apply_image_attention(models[0], other.references(2), stage.settings())
 
 
-# ---- lists of files ----------------------------------------------------------------------------------------------------------------------
+# ---- lists of files --------------------------------------------------------------------------------------------------
+
 
 def test_the_adapters_come_last_in_the_lists_and_other_packs_do_not_see_them(folder, base_folder):
     import folder_paths
@@ -354,8 +439,18 @@ def test_the_adapters_come_last_in_the_lists_and_other_packs_do_not_see_them(fol
             assert next(entry for entry in node.define_schema().inputs if entry.id == "adapter_name").options == names
     finally:
         theirs.unlink()
-    listed = {name for key in folder_paths.folder_names_and_paths if key != "custom_nodes" for name in folder_paths.get_filename_list(key)}
-    assert not {name for name in listed if "rehearsal" in name or name.endswith(("unet.safetensors", "text_encoder.safetensors", "image_encoder.safetensors"))}
+    listed = {
+        name
+        for key in folder_paths.folder_names_and_paths
+        if key != "custom_nodes"
+        for name in folder_paths.get_filename_list(key)
+    }
+    assert not {
+        name
+        for name in listed
+        if "rehearsal" in name
+        or name.endswith(("unet.safetensors", "text_encoder.safetensors", "image_encoder.safetensors"))
+    }
     assert LoadAdapter.validate_inputs(own[0], "auto") is True
     assert LoadAdapter.validate_inputs(own[0].replace("/", "\\"), "auto") is True
 
@@ -381,13 +476,20 @@ def test_without_the_encoder_a_message_says_what_is_missing(models):
         references_of((*models[:4], adapter, *models[5:]))
 
 
-# ---- bad days ----------------------------------------------------------------------------------------------------------------------------
+# ---- bad days --------------------------------------------------------------------------------------------------------
 
-NAMES = ["unet.safetensors", "text_encoder.safetensors", "image_encoder.safetensors", "rehearsal_mip_adapter.safetensors"]
+NAMES = [
+    "unet.safetensors",
+    "text_encoder.safetensors",
+    "image_encoder.safetensors",
+    "rehearsal_mip_adapter.safetensors",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("harm", ["missing", "cut off", "empty", "another file", "one tensor short", "one tensor of another shape"])
+@pytest.mark.parametrize(
+    "harm", ["missing", "cut off", "empty", "another file", "one tensor short", "one tensor of another shape"]
+)
 def test_a_damaged_file_gets_its_sentence(copy, name, harm):
     import safetensors.torch
     from troupe.model_patches.errors import CheckpointError
@@ -398,7 +500,7 @@ def test_a_damaged_file_gets_its_sentence(copy, name, harm):
     if harm == "missing":
         path.unlink()
     elif harm == "cut off":
-        path.write_bytes(whole[:len(whole) // 2])
+        path.write_bytes(whole[: len(whole) // 2])
     elif harm == "empty":
         path.write_bytes(b"")
     elif harm == "another file":
@@ -410,7 +512,12 @@ def test_a_damaged_file_gets_its_sentence(copy, name, harm):
     with pytest.raises(CheckpointError) as caught:
         load()
     sentence = str(caught.value)
-    assert name in sentence and sentence.startswith("Expected ") and sentence.endswith(" It comes with Troupe: reinstall or update the pack.") and "\n" not in sentence
+    assert (
+        name in sentence
+        and sentence.startswith("Expected ")
+        and sentence.endswith(" It comes with Troupe: reinstall or update the pack.")
+        and "\n" not in sentence
+    )
     path.write_bytes(whole)
     load()
 
@@ -437,6 +544,7 @@ def test_a_new_file_is_another_fingerprint(copy):
 
 def test_nothing_reaches_for_the_network(copy, monkeypatch):
     """From an empty memory; also not while it samples."""
+
     def refuse(*args, **kwargs):
         raise AssertionError("a connection was opened")
 
@@ -447,7 +555,8 @@ def test_nothing_reaches_for_the_network(copy, monkeypatch):
     host_picture(models, "relevance", references_of(models))
 
 
-# ---- memory ------------------------------------------------------------------------------------------------------------------------------
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
 
 def test_two_nodes_share_their_models(models):
     again, other = load(), load("ip_adapter")
@@ -460,7 +569,16 @@ def test_models_that_no_node_holds_are_freed(copy):
 
     models = load()
     host_picture(models, "relevance", references_of(models))
-    watched = [weakref.ref(part) for part in (models[0].model, models[1].cond_stage_model, models[2].first_stage_model, models[3].model, models[4].layers_patcher.model)]
+    watched = [
+        weakref.ref(part)
+        for part in (
+            models[0].model,
+            models[1].cond_stage_model,
+            models[2].first_stage_model,
+            models[3].model,
+            models[4].layers_patcher.model,
+        )
+    ]
     del models
     gc.collect()
     comfy.model_management.cleanup_models()

@@ -1,4 +1,7 @@
-"""An adapter's file is exchanged, deleted or overwritten with something else between two runs of one graph that samples, and put back. See the list in test_bad_days.py."""
+"""An adapter's file is exchanged, deleted or overwritten with something else between two runs of one graph that
+samples, and put back. See the list in test_bad_days.py.
+"""
+
 from __future__ import annotations
 
 import os
@@ -12,7 +15,11 @@ from support import published_layouts as published
 from test_bad_runs import MECHANISMS, alive, lab, sets, studio_of  # noqa: F401  (fixtures)
 
 POOLED = {"image": 16, "prompt": 768}  # of the tiny encoder
-FILES = {"image": "ipadapter/replaced.safetensors", "gated": "gligen/replaced.safetensors", "prompt": "subject_adapters/replaced.safetensors"}
+FILES = {
+    "image": "ipadapter/replaced.safetensors",
+    "gated": "gligen/replaced.safetensors",
+    "prompt": "subject_adapters/replaced.safetensors",
+}
 UMM = {"format": "umm_diffusion", "activation": "silu", "normalize": "true"}
 
 
@@ -39,13 +46,20 @@ def nothing_left(base_folder):
 
 
 def state_of(kind, set_, factor=1.0):
-    """Tensors of a file of this kind for the set's model; `factor` on all that are not gates or norms makes another file of the same shape."""
+    """Tensors of a file of this kind for the set's model; `factor` on all that are not gates or norms makes another
+    file of the same shape.
+    """
     from support.host.small_casts import adapter_state
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
-    blocks = {block.path.removesuffix(".attn2"): block.width for block in attention_blocks(set_.patcher.model.diffusion_model)}
-    made = {"image": lambda: adapter_state(set_.patcher), "gated": lambda: published.gligen_state("text", blocks),
-            "prompt": lambda: published.umm_state((POOLED["prompt"], 32, 768))}
+    blocks = {
+        block.path.removesuffix(".attn2"): block.width for block in attention_blocks(set_.patcher.model.diffusion_model)
+    }
+    made = {
+        "image": lambda: adapter_state(set_.patcher),
+        "gated": lambda: published.gligen_state("text", blocks),
+        "prompt": lambda: published.umm_state((POOLED["prompt"], 32, 768)),
+    }
     state = made[kind]()
     return {name: tensor * factor if tensor.ndim > 1 else tensor for name, tensor in state.items()}
 
@@ -53,14 +67,34 @@ def state_of(kind, set_, factor=1.0):
 def graph(lab, kind):  # noqa: F811
     """From the file to the latent."""
     made = lab.graph(kind)
-    made["load"] = {"class_type": "TroupeLoadAdapter", "inputs": {"adapter_name": FILES[kind], "clip_vision_name": "none"}}
+    made["load"] = {
+        "class_type": "TroupeLoadAdapter",
+        "inputs": {"adapter_name": FILES[kind], "clip_vision_name": "none"},
+    }
     made["photo"] = {"class_type": "Pixels", "inputs": {"kind": "photo"}}
     for i, name in enumerate(("cat", "red fox"), 1):
-        given = {"image": ["photo", 0], "name": name, "weight": 1.0, "start_percent": 0.0, "end_percent": 1.0, **({"cast": ["add1", 0]} if i == 2 else {})}
+        given = {
+            "image": ["photo", 0],
+            "name": name,
+            "weight": 1.0,
+            "start_percent": 0.0,
+            "end_percent": 1.0,
+            **({"cast": ["add1", 0]} if i == 2 else {}),
+        }
         made[f"add{i}"] = {"class_type": "TroupeAddSubject", "inputs": given}
-    made["place"] = {"class_type": "TroupePlaceSubjects", "inputs": {"cast": ["add2", 0], "width": 64, "height": 64, "boxes": "[]", "layout": "row"}}
-    made["encode"] = {"class_type": "TroupeEncodeSubjects", "inputs": {
-        "adapter": ["load", 0], "cast": ["place" if kind == "gated" else "add2", 0], "framing": "auto", "clip": ["cast", 4]}}
+    made["place"] = {
+        "class_type": "TroupePlaceSubjects",
+        "inputs": {"cast": ["add2", 0], "width": 64, "height": 64, "boxes": "[]", "layout": "row"},
+    }
+    made["encode"] = {
+        "class_type": "TroupeEncodeSubjects",
+        "inputs": {
+            "adapter": ["load", 0],
+            "cast": ["place" if kind == "gated" else "add2", 0],
+            "framing": "auto",
+            "clip": ["cast", 4],
+        },
+    }
     if kind in POOLED:
         made["vision"] = {"class_type": "TinyVision", "inputs": {"hidden": 32, "pooled": POOLED[kind]}}
         made["encode"]["inputs"]["clip_vision"] = ["vision", 0]
@@ -73,7 +107,10 @@ def graph(lab, kind):  # noqa: F811
 
 @MECHANISMS
 def test_an_adapter_file_comes_and_goes_between_runs(kind, lab, sets, studio_of, monkeypatch):  # noqa: F811
-    """Exchanged: the latent of the new file, and the old weights are gone. Deleted, or another thing: a sentence. Put back: the first latent again."""
+    """Exchanged: the latent of the new file, and the old weights are gone.
+
+    Deleted, or another thing: a sentence. Put back: the first latent again.
+    """
     from test_bad_days import sentence
     from troupe.model_patches.hosts.comfyui.loading import adapters
 
@@ -81,7 +118,14 @@ def test_an_adapter_file_comes_and_goes_between_runs(kind, lab, sets, studio_of,
 
     def watched(adapter, *rest):
         found = original(adapter, *rest)
-        made.append([weakref.ref(t) for p in (found.projection_patcher, found.layers_patcher, found.gated_patcher, found.fusion_patcher) if p for t in p.model.parameters()])
+        made.append(
+            [
+                weakref.ref(t)
+                for p in (found.projection_patcher, found.layers_patcher, found.gated_patcher, found.fusion_patcher)
+                if p
+                for t in p.model.parameters()
+            ]
+        )
         return found
 
     studio, (folder, name) = studio_of(kind), FILES[kind].split("/")

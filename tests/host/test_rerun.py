@@ -1,4 +1,5 @@
 """A picture depends on its prompt alone, not on what was run before it."""
+
 import shutil
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 
 def test_ten_edits_and_re_runs_are_bit_for_bit_those_of_a_fresh_start(host, tmp_path):
-    """Through the host's own server, two Apply nodes on one MODEL; newer hosts no longer copy what hangs on a MODEL when it is cloned."""
+    """Through the host's own server, two Apply nodes on one MODEL; newer hosts no longer copy what hangs on a MODEL
+    when it is cloned.
+    """
     import rerun
     from troupe_tools.engine.comfyui import usable_host
     from troupe_tools.errors import RunError

@@ -1,4 +1,7 @@
-"""The sample photos of the templates: in the host's input folder after the start, and never over a file that is there."""
+"""The sample photos of the templates: in the host's input folder after the start, and never over a file that is
+there.
+"""
+
 import asyncio
 
 import pytest
@@ -28,7 +31,11 @@ def test_the_photos_are_there_after_the_start_and_the_host_lists_them(inputs):
     from nodes import LoadImage
 
     start()
-    assert sorted(path.name for path in inputs.iterdir()) == SAMPLES == sorted(path.name for path in (ROOT / "samples").glob("*.jpg"))
+    assert (
+        sorted(path.name for path in inputs.iterdir())
+        == SAMPLES
+        == sorted(path.name for path in (ROOT / "samples").glob("*.jpg"))
+    )
     assert LoadImage.INPUT_TYPES()["required"]["image"][0] == SAMPLES
     for name in SAMPLES:
         assert (inputs / name).read_bytes() == (ROOT / "samples" / name).read_bytes()

@@ -1,4 +1,7 @@
-"""Sampled latents on the real host against an independent evaluation of the formula (support.host.independent_evaluation)."""
+"""Sampled latents on the real host against an independent evaluation of the formula
+(support.host.independent_evaluation).
+"""
+
 import pytest
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -10,7 +13,9 @@ def check(st, references, chosen, size=(16, 16), batch=1, cfg=5.0, steps=2, wire
     from support.host.small_casts import error, ksample, noise_of
 
     noise = noise_of(size, batch)
-    expected = independent.sample(st.patcher, st.truth(references, chosen, **truth), st.positive, st.negative, noise, steps, cfg)
+    expected = independent.sample(
+        st.patcher, st.truth(references, chosen, **truth), st.positive, st.negative, noise, steps, cfg
+    )
     without = independent.sample(st.patcher, None, st.positive, st.negative, noise, steps, cfg)
     found = ksample(*st.apply(references, chosen, wired), size, batch, steps, cfg)
     assert error(found, expected, without) < TOLERANCE
@@ -109,7 +114,13 @@ def test_background_with_regions_and_boxes(merge):
     check(st, st.references(3, regions=[left, None, None]), settings(merge, background=0.2), (13, 21))
     inside = torch.zeros(12, 16)
     inside[:9, 4:12] = 1
-    check(st, st.references(3, boxes=[None, Box(0.25, 0.0, 0.5, 0.75), None]), settings(merge, background=0.2, box_feather=0.0), (12, 16), boxes=[None, inside, None])
+    check(
+        st,
+        st.references(3, boxes=[None, Box(0.25, 0.0, 0.5, 0.75), None]),
+        settings(merge, background=0.2, box_feather=0.0),
+        (12, 16),
+        boxes=[None, inside, None],
+    )
 
 
 def test_subject_ranges_act_step_by_step():
@@ -127,7 +138,10 @@ def test_checkpoints_that_the_host_loads(kind):
     from support.host import tiny_models
     from support.host.small_casts import settings, stage
 
-    state = {k.removeprefix("model.diffusion_model."): v for k, v in tiny_models.build_unet_sd(kind, dtype=torch.float32).items()}
+    state = {
+        k.removeprefix("model.diffusion_model."): v
+        for k, v in tiny_models.build_unet_sd(kind, dtype=torch.float32).items()
+    }
     patcher = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
     st = stage(patcher=patcher, text_gain=True)
     check(st, st.references(2), settings(), steps=1)
@@ -135,7 +149,9 @@ def test_checkpoints_that_the_host_loads(kind):
 
 @pytest.mark.parametrize("base", ["SD15", "SD20", "SDXL"])
 def test_cond_and_uncond_in_separate_calls(base):
-    """Where the host cannot batch cond with uncond (here: 77 against 81 tokens of no common multiple), each half still gets its own tokens."""
+    """Where the host cannot batch cond with uncond (here: 77 against 81 tokens of no common multiple), each half still
+    gets its own tokens.
+    """
     from support.host import tiny_models
     from support.host.small_casts import settings, stage
 

@@ -1,4 +1,7 @@
-"""Several model calls at the same time: two runs, or the parts of one prediction on clones with UNets and adapters of their own (see support.host.threaded_predictions)."""
+"""Several model calls at the same time: two runs, or the parts of one prediction on clones with UNets and adapters of
+their own (see support.host.threaded_predictions).
+"""
+
 import logging
 import threading
 import time
@@ -37,7 +40,9 @@ def sample(model, positive, negative, seed=1, steps=2, size=(16, 16)):
     guider.set_cfg(5.0)
     noise = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(seed))
     sigmas = comfy.samplers.calculate_sigmas(model.model.model_sampling, "normal", steps)
-    return guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+    return guider.sample(
+        noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True
+    )
 
 
 @pytest.mark.parametrize("what", ["layers", "gated"])
@@ -57,19 +62,29 @@ def test_an_adapter_can_be_made_again_for_another_device(what):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_of_a_prediction_in_threads(kind, monkeypatch):
-    """Twenty times with other delays: every picture is that of one thread bit for bit, and every thread uses the adapter of its own patcher."""
+    """Twenty times with other delays: every picture is that of one thread bit for bit, and every thread uses the
+    adapter of its own patcher.
+    """
     from support.host.small_casts import error
     from support.host.threaded_predictions import Meeting, loaded, split
     from troupe.model_patches.hosts.comfyui.sampling.hook import Hook
 
     model, positive, negative, twin = scene(kind)
-    (key, (adapter,)), = model.additional_models.items()
+    ((key, (adapter,)),) = model.additional_models.items()
     modules = [adapter.model, twin.additional_models[key][0].model]
     whole = sample(model, positive, negative)
     used, original = [], Hook.module
-    monkeypatch.setattr(Hook, "module", lambda self, base: (used.append((threading.current_thread().name, base, original(self, base))), used[-1][2])[1])
+    monkeypatch.setattr(
+        Hook,
+        "module",
+        lambda self, base: (used.append((threading.current_thread().name, base, original(self, base))), used[-1][2])[1],
+    )
     callers = [set(), set()]
-    hooks = [part.register_forward_hook(lambda *_, i=i: callers[i].add(threading.current_thread().name)) for i, module in enumerate(modules) for part in module.modules()]
+    hooks = [
+        part.register_forward_hook(lambda *_, i=i: callers[i].add(threading.current_thread().name))
+        for i, module in enumerate(modules)
+        for part in module.modules()
+    ]
     with loaded(twin), split([model, twin], at_once=False):
         in_turn = sample(model, positive, negative)
     assert error(in_turn, whole, torch.zeros_like(whole)) < 1e-4
@@ -79,8 +94,12 @@ def test_parts_of_a_prediction_in_threads(kind, monkeypatch):
             assert torch.equal(sample(model, positive, negative), in_turn)
         assert meeting.met == 4, "two steps, two meetings each"
         names = {name: (base, module) for name, base, module in used}
-        expected = {f"device {i}": (patcher.model, module) for i, (patcher, module) in enumerate(zip((model, twin), modules, strict=True))}
-        assert names == expected or kind == "mm_diff" and names == {"device 0": expected["device 0"]}  # whose negative prompt gets nothing
+        expected = {
+            f"device {i}": (patcher.model, module)
+            for i, (patcher, module) in enumerate(zip((model, twin), modules, strict=True))
+        }
+        # whose negative prompt gets nothing
+        assert names == expected or kind == "mm_diff" and names == {"device 0": expected["device 0"]}
     for hook in hooks:
         hook.remove()
     assert all(names <= {f"device {i}"} for i, names in enumerate(callers))
@@ -120,11 +139,15 @@ def test_two_runs_at_the_same_time(kind, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["relevance", "patches"])
 def test_a_run_in_threads_tells_its_line_once(kind, monkeypatch, caplog):
-    """Two positive prompts, both with the subjects, each in a thread: both come at the same time to where it is told, with other seconds to tell of."""
+    """Two positive prompts, both with the subjects, each in a thread: both come at the same time to where it is told,
+    with other seconds to tell of.
+    """
     from support.host.threaded_predictions import PATIENCE, loaded, split
     from troupe.model_patches.hosts.comfyui.sampling import gated, image_attention
 
-    module, hook = (gated, gated.GatedAdapter) if kind == "patches" else (image_attention, image_attention.ImageAttention)
+    module, hook = (
+        (gated, gated.GatedAdapter) if kind == "patches" else (image_attention, image_attention.ImageAttention)
+    )
     barrier, asked, report = threading.Barrier(2), module.with_subjects, hook._report
     monkeypatch.setattr(module, "with_subjects", lambda chunks: (asked(chunks), barrier.wait(PATIENCE))[0])
 

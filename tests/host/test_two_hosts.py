@@ -1,4 +1,5 @@
 """ComfyUI and the embedded engine check each other: the same weights, references and inputs give the same numbers."""
+
 import random
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,15 +19,41 @@ def twin_unet(patcher, base):
     from diffusers import UNet2DConditionModel
 
     config = patcher.model.model_config.unet_config
-    names = comfy.utils.unet_to_diffusers({**config, **{k: list(config[k]) for k in ("transformer_depth", "transformer_depth_output")}})
+    names = comfy.utils.unet_to_diffusers(
+        {**config, **{k: list(config[k]) for k in ("transformer_depth", "transformer_depth_output")}}
+    )
     width, context = config["model_channels"], config["context_dim"]
-    more = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": config["adm_in_channels"]} if base == "SDXL" else {}
-    unet = UNet2DConditionModel(sample_size=16, block_out_channels=(width, width), layers_per_block=1, cross_attention_dim=context,
-                                attention_head_dim=config["num_heads"], use_linear_projection=config["use_linear_in_transformer"],
-                                down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2, **more)
+    more = (
+        {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": config["adm_in_channels"],
+        }
+        if base == "SDXL"
+        else {}
+    )
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(width, width),
+        layers_per_block=1,
+        cross_attention_dim=context,
+        attention_head_dim=config["num_heads"],
+        use_linear_projection=config["use_linear_in_transformer"],
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        **more,
+    )
     host = patcher.model.diffusion_model.state_dict()
     renamed = {name: host[names[name]].view(value.shape) for name, value in unet.state_dict().items() if name in names}
-    embedding = {f"add_embedding.linear_{i + 1}.{k}": host[f"label_emb.0.{2 * i}.{k}"] for i in (0, 1) for k in ("weight", "bias")} if more else {}
+    embedding = (
+        {
+            f"add_embedding.linear_{i + 1}.{k}": host[f"label_emb.0.{2 * i}.{k}"]
+            for i in (0, 1)
+            for k in ("weight", "bias")
+        }
+        if more
+        else {}
+    )
     unet.load_state_dict({**renamed, **embedding})
     return unet.eval().requires_grad_(False)
 
@@ -46,7 +73,9 @@ def embedded(references, state):
 
 
 def both(base, text_gain=False):
-    """A stage and the twin of its UNet; 64 channels, since group norm over single channels would hide the time and size embeddings."""
+    """A stage and the twin of its UNet; 64 channels, since group norm over single channels would hide the time and size
+    embeddings.
+    """
     from support.host.small_casts import CONTEXT, stage
     from support.host.tiny_models import micro_model
 
@@ -57,7 +86,9 @@ def both(base, text_gain=False):
 
 
 def host_calls(unet, wired, **sampling):
-    """Inputs and outputs of every call of the UNet in a run of the host's KSampler. wired: (model, positive, negative) after the Apply nodes."""
+    """Inputs and outputs of every call of the UNet in a run of the host's KSampler. wired: (model, positive, negative)
+    after the Apply nodes.
+    """
     from support.host.small_casts import ksample
 
     calls = []
@@ -84,7 +115,9 @@ def compare(base, references_of, settings, text_gain=False, **sampling):
 
 
 def same_predictions(unet, applied, calls, st):
-    """Each of the host's calls once more in the embedded engine, with the references and without; see `compare`. applied: apply_... of that engine."""
+    """Each of the host's calls once more in the embedded engine, with the references and without; see `compare`.
+    applied: apply_... of that engine.
+    """
     from troupe.model_patches.binding.layer_tokens import COND, UNCOND
     from troupe.model_patches.hosts.diffusers.encoders import Prompt
     from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, percent_of, size_condition
@@ -95,8 +128,15 @@ def same_predictions(unet, applied, calls, st):
         for (x, t, *_), kwargs, expected in calls:
             order = kwargs["transformer_options"]["cond_or_uncond"]
             percent = percent_of(float(t[0]), schedule())
-            prompts = [Prompt(kwargs["context"][:1], (st.negative if i else st.positive)[0][1]["pooled_output"]) for i in order]
-            given = {"encoder_hidden_states": kwargs["context"], "added_cond_kwargs": size_condition(unet, prompts, SamplingSettings(**PIXELS, batch=len(x) // len(order)))}
+            prompts = [
+                Prompt(kwargs["context"][:1], (st.negative if i else st.positive)[0][1]["pooled_output"]) for i in order
+            ]
+            given = {
+                "encoder_hidden_states": kwargs["context"],
+                "added_cond_kwargs": size_condition(
+                    unet, prompts, SamplingSettings(**PIXELS, batch=len(x) // len(order))
+                ),
+            }
             for apply in bound:
                 apply.roles = tuple(UNCOND if i else COND for i in order)
                 apply.at(percent)
@@ -128,9 +168,16 @@ def test_predictions_with_everything_on(merge):
     from troupe.model_patches.subjects import Box
 
     def references(st):
-        return st.references(3, weights=[1.0, 0.5, 1.5], regions=[None, torch.eye(40)[:, :33], None], boxes=[Box(0.1, 0.2, 0.5, 0.6), None, None])
+        return st.references(
+            3,
+            weights=[1.0, 0.5, 1.5],
+            regions=[None, torch.eye(40)[:, :33], None],
+            boxes=[Box(0.1, 0.2, 0.5, 0.6), None, None],
+        )
 
-    assert compare("SDXL", references, settings(merge, 1.0, 2.0, 0.5, box_feather=0.1, box_strength=0.8), True, batch=2) == [0.0, 0.5, 1.0]
+    assert compare(
+        "SDXL", references, settings(merge, 1.0, 2.0, 0.5, box_feather=0.1, box_strength=0.8), True, batch=2
+    ) == [0.0, 0.5, 1.0]
 
 
 def test_ranges_begin_and_end_in_the_same_steps():
@@ -150,10 +197,12 @@ def test_boxes_hold_image_attention_alike():
         return st.references(2, boxes=[Box(0.05, 0.1, 0.45, 0.8), Box(0.5, 0.3, 0.37, 0.7)])
 
     assert compare("SDXL", references, settings(weight=1.0)) == [0.0, 0.5, 1.0]
-    assert compare("SD15", references, settings("uniform", 1.0, box_strength=0.7, box_end_percent=0.6, box_feather=0.2), batch=2) == [0.0, 0.5, 1.0]
+    assert compare(
+        "SD15", references, settings("uniform", 1.0, box_strength=0.7, box_end_percent=0.6, box_feather=0.2), batch=2
+    ) == [0.0, 0.5, 1.0]
 
 
-# ---- gated adapters -----------------------------------------------------------------------------------------------------------------------
+# ---- gated adapters --------------------------------------------------------------------------------------------------
 
 
 def embedded_gated(references):
@@ -166,13 +215,20 @@ def embedded_gated(references):
     spec, module = references.adapter.spec, references.adapter.gated_patcher.model
     net = {"text": TextPositionNet, "text_image": TextImagePositionNet, "patches": GroundingNet}[spec.gated.kind]
     mask_width = None if module.mask_conv is None else module.mask_conv.out_channels
-    layers = GatedLayers(net(**net.widths(published(module.net.state_dict()))), list(spec.gated.places.values()), spec.gated.object_dim, mask_width)
+    layers = GatedLayers(
+        net(**net.widths(published(module.net.state_dict()))),
+        list(spec.gated.places.values()),
+        spec.gated.object_dim,
+        mask_width,
+    )
     layers.load_state_dict(module.state_dict())
     return replace(references, adapter=Adapter(spec, None, None, layers.eval().requires_grad_(False)))
 
 
 def compare_gated(kind, base, count, settings, attention=None, **changed):
-    """Every call's prediction in both hosts, with boxes that hold the image attention of one more Apply node where its settings are given."""
+    """Every call's prediction in both hosts, with boxes that hold the image attention of one more Apply node where its
+    settings are given.
+    """
     from support.host.small_casts import CONTEXT, Stage, adapter_state, host_adapter
     from support.host.small_gated_casts import BOXES, gated_stage
     from support.host.tiny_models import micro_model
@@ -189,7 +245,9 @@ def compare_gated(kind, base, count, settings, attention=None, **changed):
     wired, applied = gated.apply(references, settings), [apply_gated(unet, embedded_gated(references), settings)]
     if attention is not None:
         state = adapter_state(patcher)
-        photos = Stage(patcher, host_adapter(state), state, gated.positive, gated.negative).references(count, boxes=[Box(*box) for box in BOXES[:count]])
+        photos = Stage(patcher, host_adapter(state), state, gated.positive, gated.negative).references(
+            count, boxes=[Box(*box) for box in BOXES[:count]]
+        )
         wired = host_attention(wired[0], photos, attention, *wired[1:])[:3]
         applied.append(apply_image_attention(unet, embedded(photos, state), attention))
     return same_predictions(unet, applied, host_calls(patcher.model.diffusion_model, wired, cfg=5.0, batch=2), gated)
@@ -209,8 +267,14 @@ def test_gated_schedules_weights_and_ranges_are_alike():
     """tau and its decay by step, a subject's weight, and one that is out of its range in the last step."""
     from troupe.model_patches.binding.settings import GatedSettings
 
-    assert compare_gated("text_image", "SD15", 2, GatedSettings(0.7, 0.25, 0.5), weights=[0.5, 1.5], ranges=[(0.0, 1.0), (0.0, 0.4)]) == [0.0, 0.5]
-    assert compare_gated("patches", "SD15", 2, GatedSettings(use_bbox="off"), ranges=[(0.0, 0.3), (0.3, 1.0)]) == [0.0, 0.5, 1.0]
+    assert compare_gated(
+        "text_image", "SD15", 2, GatedSettings(0.7, 0.25, 0.5), weights=[0.5, 1.5], ranges=[(0.0, 1.0), (0.0, 0.4)]
+    ) == [0.0, 0.5]
+    assert compare_gated("patches", "SD15", 2, GatedSettings(use_bbox="off"), ranges=[(0.0, 0.3), (0.3, 1.0)]) == [
+        0.0,
+        0.5,
+        1.0,
+    ]
 
 
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
@@ -235,8 +299,10 @@ def test_whole_gated_runs():
     references = st.references(2)
     expected = patcher.model.process_latent_in(ksample(*st.apply(references, settings), SIZE, 2, 4, 5.0, seed=6))
     prompts = [Prompt(entries[0][0], None) for entries in (st.positive, st.negative)]
-    plain, found = (sample(unet, schedule(), *prompts, SamplingSettings(**PIXELS, steps=4, cfg=5.0, seed=6, batch=2), applied)
-                    for applied in ((), [(embedded_gated(references), settings)]))
+    plain, found = (
+        sample(unet, schedule(), *prompts, SamplingSettings(**PIXELS, steps=4, cfg=5.0, seed=6, batch=2), applied)
+        for applied in ((), [(embedded_gated(references), settings)])
+    )
     assert (plain - expected).abs().max() > 100 * TOLERANCE * expected.abs().max()
     assert (found - expected).abs().max() < TOLERANCE * expected.abs().max()
 
@@ -253,11 +319,17 @@ def test_whole_runs(base, cfg):
     expected = ksample(*st.apply(references, chosen), SIZE, 2, 4, cfg, seed=6)
     expected = st.patcher.model.process_latent_in(expected)  # the host hands latents on without the VAE's factor
     prompts = [Prompt(entries[0][0], entries[0][1]["pooled_output"]) for entries in (st.positive, st.negative)]
-    found = sample(unet, schedule(), *prompts, SamplingSettings(**PIXELS, steps=4, cfg=cfg, seed=6, batch=2), [(embedded(references, st.state), chosen)])
+    found = sample(
+        unet,
+        schedule(),
+        *prompts,
+        SamplingSettings(**PIXELS, steps=4, cfg=cfg, seed=6, batch=2),
+        [(embedded(references, st.state), chosen)],
+    )
     assert (found - expected).abs().max() < TOLERANCE * expected.abs().max()
 
 
-# ---- encoders -----------------------------------------------------------------------------------------------------------------------------
+# ---- encoders --------------------------------------------------------------------------------------------------------
 
 
 def text_twin(tower, hidden_act, projection):
@@ -266,11 +338,21 @@ def text_twin(tower, hidden_act, projection):
 
     state = {name: value.float() for name, value in tower.transformer.state_dict().items()}
     width = state["text_model.final_layer_norm.weight"].shape[0]
-    config = CLIPTextConfig(hidden_size=width, intermediate_size=64, num_hidden_layers=3, num_attention_heads=width // 64,
-                            hidden_act=hidden_act, projection_dim=width, eos_token_id=49407)
+    config = CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=width // 64,
+        hidden_act=hidden_act,
+        projection_dim=width,
+        eos_token_id=49407,
+    )
     if projection:
         return loaded(CLIPTextModelWithProjection(config), state)
-    return loaded(CLIPTextModel(config), {name.removeprefix("text_model."): value for name, value in state.items() if "text_projection" not in name})
+    return loaded(
+        CLIPTextModel(config),
+        {name.removeprefix("text_model."): value for name, value in state.items() if "text_projection" not in name},
+    )
 
 
 def loaded(model, state):
@@ -307,7 +389,12 @@ def test_names_and_prompts(kind):
     names = ["cat", "Red  Fox", "(plush toy:1.3)", r"robot \(old\)", "garçon's 2nd bicycle!", ""]
     for found, expected in zip(ours.encode(names), HostNameEncoder(clip).encode(names), strict=True):
         close(found, expected)
-    for prompt in ["", "a photo of a cat and a dog", "a (very (red:1.4)) fox, (low) light \\(dusk\\)", "one two three, " * 30 + "(a bright end:0.6)"]:
+    for prompt in [
+        "",
+        "a photo of a cat and a dog",
+        "a (very (red:1.4)) fox, (low) light \\(dusk\\)",
+        "one two three, " * 30 + "(a bright end:0.6)",
+    ]:
         embeds, pooled = clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True)
         found = ours.encode_prompt(prompt)
         close(found.embeds, embeds)
@@ -321,8 +408,12 @@ def test_prompt_notation_at_random():
 
     dice = random.Random(1)
     for _ in range(5000):
-        prompt = "".join(dice.choice(["(", ")", ":", "1.2", "cat", "\\(", "\\)", " ", "a:2"]) for _ in range(dice.randint(0, 10)))
-        expected = [(unescape_important(text), weight) for text, weight in token_weights(escape_important(prompt), 1.0) if text]
+        prompt = "".join(
+            dice.choice(["(", ")", ":", "1.2", "cat", "\\(", "\\)", " ", "a:2"]) for _ in range(dice.randint(0, 10))
+        )
+        expected = [
+            (unescape_important(text), weight) for text, weight in token_weights(escape_important(prompt), 1.0) if text
+        ]
         assert weighted_parts(prompt) == expected, prompt
 
 
@@ -333,8 +424,25 @@ def test_photos(tmp_path):
     from troupe.model_patches.hosts.diffusers.encoders import ClipImages
 
     vision = tiny_models.tiny_clip_vision(tmp=str(tmp_path / "vision.json"))
-    config = CLIPVisionConfig(hidden_size=32, image_size=32, intermediate_size=64, num_attention_heads=4, num_hidden_layers=3, patch_size=8, projection_dim=16, hidden_act="gelu")
-    host, ours = HostImageEncoder(vision), ClipImages(loaded(CLIPVisionModelWithProjection(config), {name: value.float() for name, value in vision.model.state_dict().items()}))
+    config = CLIPVisionConfig(
+        hidden_size=32,
+        image_size=32,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_hidden_layers=3,
+        patch_size=8,
+        projection_dim=16,
+        hidden_act="gelu",
+    )
+    host, ours = (
+        HostImageEncoder(vision),
+        ClipImages(
+            loaded(
+                CLIPVisionModelWithProjection(config),
+                {name: value.float() for name, value in vision.model.state_dict().items()},
+            )
+        ),
+    )
     assert (host.size, host.hidden, host.pooled) == (ours.size, ours.hidden, ours.pooled) == (32, 32, 16)
     pictures = torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(1))
     for kind in ("pooled", "penultimate"):

@@ -1,4 +1,7 @@
-"""ComfyUI and the embedded engine check each other where subjects are in the prompt: the same prompts, and the same whole jobs."""
+"""ComfyUI and the embedded engine check each other where subjects are in the prompt: the same prompts, and the same
+whole jobs.
+"""
+
 from dataclasses import replace
 
 import pytest
@@ -33,7 +36,18 @@ def prompt_adapter(kind, base, tokens=1, layers=None, weights=None, merge="relev
     fusion = torch.nn.ModuleDict({s: made(w) for s, w in STREAMS[base].items()}).requires_grad_(False) if made else None
     context = sum(STREAMS[base].values())
     prompt = PromptSpec(FUSIONS[kind], STREAMS[base], tokens)
-    spec = AdapterSpec("mm_diff", "", f"{kind}.bin", context, 0, None, () if layers is None else layers.widths, False, merge=merge, prompt=prompt)
+    spec = AdapterSpec(
+        "mm_diff",
+        "",
+        f"{kind}.bin",
+        context,
+        0,
+        None,
+        () if layers is None else layers.widths,
+        False,
+        merge=merge,
+        prompt=prompt,
+    )
     return Adapter(spec, None, layers, weights=weights or Weights(), fusion=fusion)
 
 
@@ -45,7 +59,9 @@ def references_of(adapter, count, photos=(), tokens=1, **each):
     for i in range(count):
         words = {s: draw(tokens, w, seed=70 + 10 * i + w % 7, gain=0.3) for s, w in spec.prompt.streams.items()}
         image = draw(4 * photos[i], spec.context_dim, seed=90 + i) if photos else None
-        made.append(ReferenceSubject(NAMES[i], image, None, words=words, **{key: values[i] for key, values in each.items()}))
+        made.append(
+            ReferenceSubject(NAMES[i], image, None, words=words, **{key: values[i] for key, values in each.items()})
+        )
     return References(adapter, tuple(made), None)
 
 
@@ -56,10 +72,19 @@ def on_host(references):
     return replace(references, adapter=host_adapter(references.adapter))
 
 
-# ---- prompts ------------------------------------------------------------------------------------------------------------------------------
+# ---- prompts ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind, base, tokens", [("word", "sdxl", 1), ("pseudo", "sd15", 1), ("pseudo", "sd15", 3), ("placeholder", "sd20", 1), ("postfuse", "sd15", 1)])
+@pytest.mark.parametrize(
+    "kind, base, tokens",
+    [
+        ("word", "sdxl", 1),
+        ("pseudo", "sd15", 1),
+        ("pseudo", "sd15", 3),
+        ("placeholder", "sd20", 1),
+        ("postfuse", "sd15", 1),
+    ],
+)
 def test_prompts(kind, base, tokens):
     """Emphasis on a subject and elsewhere, weights between 0 and 1, one subject and two, both in the second chunk."""
     from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt as host_prompt
@@ -76,7 +101,9 @@ def test_prompts(kind, base, tokens):
             close(mine.embeds, states)
             if base == "sdxl":
                 close(mine.pooled, rest["pooled_output"])
-        assert (found.embeds - alone.embeds).abs().max() > 100 * TOLERANCE * found.embeds.abs().max() and found.before is None
+        assert (
+            found.embeds - alone.embeds
+        ).abs().max() > 100 * TOLERANCE * found.embeds.abs().max() and found.before is None
 
 
 def test_a_prompt_with_a_delay_carries_the_plain_one():
@@ -89,11 +116,14 @@ def test_a_prompt_with_a_delay_carries_the_plain_one():
         assert (found.before is alone) == ("start_step" not in delay or delay["start_step"] > 0)
 
 
-# ---- whole jobs ---------------------------------------------------------------------------------------------------------------------------
+# ---- whole jobs ------------------------------------------------------------------------------------------------------
 
 
 def jobs(base):
-    """The host's model and CLIP and their twins here, of one size of text. The UNet attends sharply, so that a word that changes shows."""
+    """The host's model and CLIP and their twins here, of one size of text.
+
+    The UNet attends sharply, so that a word that changes shows.
+    """
     from support.host.tiny_models import micro_model
 
     clip, ours = texts(base)
@@ -130,7 +160,9 @@ def guided(model, positive, negative, middle, method, **widgets):
     guider = subject_guider(model, positive, negative, middle, method, GuidanceSettings(**widgets))
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", STEPS)
     noise = noise_of(SIZE, 2, SEED)
-    return guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+    return guider.sample(
+        noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True
+    )
 
 
 def alike(patcher, expected, found, without):
@@ -150,7 +182,10 @@ def test_umms_job(count, delay, second, second_end):
     from troupe.model_patches.hosts.diffusers.sampling import sample
 
     patcher, clip, unet, ours = jobs("sd15")
-    references, widgets = references_of(prompt_adapter("pseudo", "sd15"), count), {"second": second, "second_end": second_end, "end_percent": 0.8}
+    references, widgets = (
+        references_of(prompt_adapter("pseudo", "sd15"), count),
+        {"second": second, "second_end": second_end, "end_percent": 0.8},
+    )
     positive, middle = host_prompt(clip, on_host(references), TEXT, **delay)
     expected = guided(patcher, positive, conditioned(clip, NEGATIVE), middle, "umm", cfg=CFG, **widgets)
     positive, middle = encode_prompt(ours, references, TEXT, **delay)
@@ -160,7 +195,9 @@ def test_umms_job(count, delay, second, second_end):
 
 
 def subject_diffusion(patcher, count):
-    """(the host's references, the same for the embedded engine): fusers, mask channel, prompt, UNet and text encoder weights."""
+    """(the host's references, the same for the embedded engine): fusers, mask channel, prompt, UNet and text encoder
+    weights.
+    """
     from support.host.small_gated_casts import GatedStage, gated_adapter
     from support.prompt_fusions import FUSIONS
     from test_two_hosts import embedded_gated
@@ -168,14 +205,34 @@ def subject_diffusion(patcher, count):
 
     made = gated_adapter(patcher, "patches")
     state = patcher.model.diffusion_model.state_dict()
-    names = [f"{place}.attn2.to_{kv}.weight" for place in made.spec.gated.places for kv in "kv"] + ["input_blocks.0.0.weight", "input_blocks.0.0.bias"]
-    text = {f"text_model.encoder.layers.{i}.self_attn.v_proj.weight": draw(1024, 1024, seed=300 + i, gain=0.03) for i in range(2)}
-    weights = Weights({name: state[name] + draw(*state[name].shape, seed=200 + i, gain=0.3 * state[name].std().item() + 0.05) for i, name in enumerate(names)},
-                      {**text, "text_model.final_layer_norm.bias": draw(1024, seed=310, gain=0.2)})
-    adapter = replace(made, spec=replace(made.spec, family="subject_diffusion", prompt=PromptSpec(FUSIONS["placeholder"], STREAMS["sd20"])), weights=weights)
+    names = [f"{place}.attn2.to_{kv}.weight" for place in made.spec.gated.places for kv in "kv"] + [
+        "input_blocks.0.0.weight",
+        "input_blocks.0.0.bias",
+    ]
+    text = {
+        f"text_model.encoder.layers.{i}.self_attn.v_proj.weight": draw(1024, 1024, seed=300 + i, gain=0.03)
+        for i in range(2)
+    }
+    weights = Weights(
+        {
+            name: state[name] + draw(*state[name].shape, seed=200 + i, gain=0.3 * state[name].std().item() + 0.05)
+            for i, name in enumerate(names)
+        },
+        {**text, "text_model.final_layer_norm.bias": draw(1024, seed=310, gain=0.2)},
+    )
+    adapter = replace(
+        made,
+        spec=replace(made.spec, family="subject_diffusion", prompt=PromptSpec(FUSIONS["placeholder"], STREAMS["sd20"])),
+        weights=weights,
+    )
     host = GatedStage(patcher, adapter, None, None).references(count)
     words = [{"h": draw(1, 1024, seed=80 + i, gain=0.3)} for i in range(count)]
-    host = replace(host, subjects=tuple(replace(s, name=name, words=w) for s, name, w in zip(host.subjects, NAMES[:count], words, strict=True)))
+    host = replace(
+        host,
+        subjects=tuple(
+            replace(s, name=name, words=w) for s, name, w in zip(host.subjects, NAMES[:count], words, strict=True)
+        ),
+    )
     ours = embedded_gated(host)
     return host, replace(ours, adapter=replace(ours.adapter, weights=weights))
 
@@ -203,10 +260,29 @@ def test_subject_diffusions_job(count, delay):
         positive, plain = encode_prompt(ours, references, TEXT, **delay)
         negative = ours.encode_prompt(NEGATIVE)
     guidance, weights = Guidance("subject_diffusion", **widgets), [(references.adapter, 1.0)]
-    found = sample(unet, schedule(), positive, negative, settings(), [(references, gated)], guidance=guidance, weights=weights)
-    alike(patcher, expected, found, sample(unet, schedule(), plain, negative, settings(), [(references, gated)], guidance=guidance, weights=weights))
-    alike(patcher, expected, found, sample(unet, schedule(), positive, negative, settings(), guidance=guidance, weights=weights))
-    alike(patcher, expected, found, sample(unet, schedule(), positive, negative, settings(), [(references, gated)], guidance=guidance))
+    found = sample(
+        unet, schedule(), positive, negative, settings(), [(references, gated)], guidance=guidance, weights=weights
+    )
+    alike(
+        patcher,
+        expected,
+        found,
+        sample(
+            unet, schedule(), plain, negative, settings(), [(references, gated)], guidance=guidance, weights=weights
+        ),
+    )
+    alike(
+        patcher,
+        expected,
+        found,
+        sample(unet, schedule(), positive, negative, settings(), guidance=guidance, weights=weights),
+    )
+    alike(
+        patcher,
+        expected,
+        found,
+        sample(unet, schedule(), positive, negative, settings(), [(references, gated)], guidance=guidance),
+    )
 
 
 def mm_diff(patcher, merge="joint"):
@@ -218,30 +294,61 @@ def mm_diff(patcher, merge="joint"):
     unet, blocks, pairs = patcher.model.diffusion_model, attention_blocks(patcher.model.diffusion_model), {}
 
     def pair(out, into, seed, rank=5):
-        return LoraPair(draw(rank, into, seed=seed, gain=0.4 * into ** -0.5), draw(out, rank, seed=seed + 1, gain=0.4 * rank ** -0.5), None if seed % 4 else 10.0)
+        return LoraPair(
+            draw(rank, into, seed=seed, gain=0.4 * into**-0.5),
+            draw(out, rank, seed=seed + 1, gain=0.4 * rank**-0.5),
+            None if seed % 4 else 10.0,
+        )
 
     for i, block in enumerate(blocks):
-        for j, name in enumerate(f"{attn}.{part}.weight" for attn in ("attn1", "attn2") for part in ("to_q", "to_k", "to_v", "to_out.0")):
+        for j, name in enumerate(
+            f"{attn}.{part}.weight" for attn in ("attn1", "attn2") for part in ("to_q", "to_k", "to_v", "to_out.0")
+        ):
             path = f"{block.path.removesuffix('attn2')}{name}"
-            pairs[path] = pair(*unet.get_submodule(path.removesuffix(".weight")).weight.shape, seed=1001 + 20 * i + 2 * j if "attn2.to_" in path else 1000 + 20 * i + 2 * j)
-    layers = LoraLayers(blocks[0].context_dim, [b.width for b in blocks], [6] * len(blocks), [5] * len(blocks)).requires_grad_(False)
+            pairs[path] = pair(
+                *unet.get_submodule(path.removesuffix(".weight")).weight.shape,
+                seed=1001 + 20 * i + 2 * j if "attn2.to_" in path else 1000 + 20 * i + 2 * j,
+            )
+    layers = LoraLayers(
+        blocks[0].context_dim, [b.width for b in blocks], [6] * len(blocks), [5] * len(blocks)
+    ).requires_grad_(False)
     for i, (layer, block) in enumerate(zip(layers.layers, blocks, strict=True)):
         for kv in "kv":
             text, image = getattr(layer, f"to_{kv}_lora"), getattr(layer, f"to_{kv}_lora_image")
             text.down.weight.copy_(pairs[f"{block.path}.to_{kv}.weight"].down)
             text.up.weight.copy_(pairs[f"{block.path}.to_{kv}.weight"].up)
             for part in (image.down, image.up):
-                part.weight.copy_(draw(*part.weight.shape, seed=3000 + 10 * i + ord(kv) + len(part.weight), gain=1.5 * part.weight.shape[1] ** -0.5))
-    loras = {s: {f"text_model.encoder.layers.{i}.self_attn.{m}_proj.weight": pair(w, w, 5000 + w + 10 * i + j) for i in range(2) for j, m in enumerate(("q", "k", "v", "out"))}
-             for s, w in STREAMS["sdxl"].items()}
+                part.weight.copy_(
+                    draw(
+                        *part.weight.shape,
+                        seed=3000 + 10 * i + ord(kv) + len(part.weight),
+                        gain=1.5 * part.weight.shape[1] ** -0.5,
+                    )
+                )
+    loras = {
+        s: {
+            f"text_model.encoder.layers.{i}.self_attn.{m}_proj.weight": pair(w, w, 5000 + w + 10 * i + j)
+            for i in range(2)
+            for j, m in enumerate(("q", "k", "v", "out"))
+        }
+        for s, w in STREAMS["sdxl"].items()
+    }
     return prompt_adapter("word", "sdxl", layers=layers, weights=Weights(unet_lora=pairs, text_lora=loras), merge=merge)
 
 
-@pytest.mark.parametrize("photos, delay, strength, each", [
-    ((1,), {}, 1.0, {}), ((2, 1), {"start_step": 1}, 1.0, {}), ((1, 1), {"start_percent": 0.3}, 0.6, {"weight": (0.5, 1.0)}), ((3, 1), {}, 0.0, {"weight": (1.0, 0.0)}),
-])
+@pytest.mark.parametrize(
+    "photos, delay, strength, each",
+    [
+        ((1,), {}, 1.0, {}),
+        ((2, 1), {"start_step": 1}, 1.0, {}),
+        ((1, 1), {"start_percent": 0.3}, 0.6, {"weight": (0.5, 1.0)}),
+        ((3, 1), {}, 0.0, {"weight": (1.0, 0.0)}),
+    ],
+)
 def test_mm_diffs_job(photos, delay, strength, each):
-    """LoRAs of UNet and text encoders, words, image tokens of several photos, a delay of the words and of the tokens; one subject and two."""
+    """LoRAs of UNet and text encoders, words, image tokens of several photos, a delay of the words and of the tokens;
+    one subject and two.
+    """
     from support.host.small_casts import ksample
     from troupe.model_patches.attention.decoupled import Mixing
     from troupe.model_patches.binding.settings import ImageAttentionSettings
@@ -254,16 +361,36 @@ def test_mm_diffs_job(photos, delay, strength, each):
 
     patcher, clip, unet, ours = jobs("sdxl")
     references = references_of(mm_diff(patcher), len(photos), photos, **each)
-    adapter, host, chosen = references.adapter, on_host(references), ImageAttentionSettings(0.8, Mixing("joint"), start_percent=0.3 if delay else 0.0)
+    adapter, host, chosen = (
+        references.adapter,
+        on_host(references),
+        ImageAttentionSettings(0.8, Mixing("joint"), start_percent=0.3 if delay else 0.0),
+    )
     model, patched = apply_weights(patcher, host.adapter, strength, strength, clip)
     positive, _ = host_prompt(patched, host, TEXT, **delay)
-    model, positive, negative, _ = apply_image_attention(model, host, chosen, sized(positive), conditioned(patched, NEGATIVE))
+    model, positive, negative, _ = apply_image_attention(
+        model, host, chosen, sized(positive), conditioned(patched, NEGATIVE)
+    )
     expected = ksample(model, positive, negative, SIZE, 2, STEPS, CFG, SEED)
     with text_weights(ours, adapter.weights, strength):
         positive, plain = encode_prompt(ours, references, TEXT, **delay)
         negative = ours.encode_prompt(NEGATIVE)
-    found = sample(unet, schedule(), positive, negative, settings(), [(references, chosen)], weights=[(adapter, strength)])
-    alike(patcher, expected, found, sample(unet, schedule(), plain, negative, settings(), [(references, chosen)], weights=[(adapter, strength)]))
-    alike(patcher, expected, found, sample(unet, schedule(), positive, negative, settings(), weights=[(adapter, strength)]))
+    found = sample(
+        unet, schedule(), positive, negative, settings(), [(references, chosen)], weights=[(adapter, strength)]
+    )
+    alike(
+        patcher,
+        expected,
+        found,
+        sample(unet, schedule(), plain, negative, settings(), [(references, chosen)], weights=[(adapter, strength)]),
+    )
+    alike(
+        patcher,
+        expected,
+        found,
+        sample(unet, schedule(), positive, negative, settings(), weights=[(adapter, strength)]),
+    )
     if strength:
-        alike(patcher, expected, found, sample(unet, schedule(), positive, negative, settings(), [(references, chosen)]))
+        alike(
+            patcher, expected, found, sample(unet, schedule(), positive, negative, settings(), [(references, chosen)])
+        )

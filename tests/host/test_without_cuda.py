@@ -1,4 +1,5 @@
 """Machines without CUDA, also those with a driver that must not be woken: nothing of ours asks for it."""
+
 import pytest
 import torch
 

@@ -1,4 +1,5 @@
 """The stored outputs of the official MIP-Adapter modules, and the deterministic weights they were made with."""
+
 from __future__ import annotations
 
 import json

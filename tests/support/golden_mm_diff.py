@@ -1,4 +1,7 @@
-"""The stored outputs of the official MM-Diff and FastComposer modules and of UMM-Diffusion's formulas, and the deterministic weights behind them."""
+"""The stored outputs of the official MM-Diff and FastComposer modules and of UMM-Diffusion's formulas, and the
+deterministic weights behind them.
+"""
+
 from __future__ import annotations
 
 import json
@@ -40,7 +43,11 @@ def parameter(name: str, shape: list[int], mode: str) -> torch.Tensor:
 
 def state(prefix: str, mode: str) -> dict[str, torch.Tensor]:
     """The published state dict under a prefix, which its names have no more."""
-    return {name.removeprefix(f"{prefix}."): parameter(name, shape, mode) for name, shape in SHAPES.items() if name.startswith(f"{prefix}.")}
+    return {
+        name.removeprefix(f"{prefix}."): parameter(name, shape, mode)
+        for name, shape in SHAPES.items()
+        if name.startswith(f"{prefix}.")
+    }
 
 
 def loaded(module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> torch.nn.Module:

@@ -1,4 +1,7 @@
-"""Stored prompts through `fuse.fuse_prompt`, which both engines run: an encoder whose words stand at known places and whose results are given."""
+"""Stored prompts through `fuse.fuse_prompt`, which both engines run: an encoder whose words stand at known places and
+whose results are given.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -22,10 +25,15 @@ def word(place: int) -> str:
 
 
 class StoredEncoder:
-    """One text encoder 'l'. states: (tokens, ids or vectors, BOS first) -> (states [1, n, D], pooled or None); table: [places, d] word embeddings; fusion: the
-    adapter's module."""
+    """One text encoder 'l'. states: (tokens, ids or vectors, BOS first) -> (states [1, n, D], pooled or None); table:
+    [places, d] word embeddings; fusion: the adapter's module."""
 
-    def __init__(self, states: Callable[[list[Any]], tuple[torch.Tensor, torch.Tensor | None]], table: torch.Tensor | None = None, fusion: Any = None):
+    def __init__(
+        self,
+        states: Callable[[list[Any]], tuple[torch.Tensor, torch.Tensor | None]],
+        table: torch.Tensor | None = None,
+        fusion: Any = None,
+    ):
         self.states, self.table, self.fusion = states, table, fusion
 
     def tokenize(self, text: str) -> dict[str, list[list[tuple[Any, float]]]]:
@@ -42,11 +50,23 @@ class StoredEncoder:
         return self.fusion(words, vectors)
 
 
-def fused(kind: str, encoder: StoredEncoder, length: int, places: Sequence[int], vectors: Sequence[torch.Tensor], weights: Sequence[float] | None = None,
-          text: str | None = None, places_of: str = "", width: int = 24) -> FusedText:
+def fused(
+    kind: str,
+    encoder: StoredEncoder,
+    length: int,
+    places: Sequence[int],
+    vectors: Sequence[torch.Tensor],
+    weights: Sequence[float] | None = None,
+    text: str | None = None,
+    places_of: str = "",
+    width: int = 24,
+) -> FusedText:
     """A prompt of `length` words after BOS with subjects at these places; vectors: of each, [1, e]."""
     weights = weights or [1.0] * len(places)
-    subjects = tuple(ReferenceSubject(word(p), None, None, w, words={"l": v}) for p, v, w in zip(places, vectors, weights, strict=True))
+    subjects = tuple(
+        ReferenceSubject(word(p), None, None, w, words={"l": v})
+        for p, v, w in zip(places, vectors, weights, strict=True)
+    )
     spec = SimpleNamespace(prompt=PromptSpec(FUSIONS[kind], {"l": width}), base="SD1.5", file="stored")
     references = References(SimpleNamespace(spec=spec), subjects, None)
     (found,), _ = fuse_prompt(references, text or " ".join(map(word, range(1, length + 1))), encoder, places_of)

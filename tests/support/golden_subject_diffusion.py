@@ -1,4 +1,7 @@
-"""The stored outputs of the official Subject-Diffusion and GLIGEN modules, and the deterministic weights they were made with."""
+"""The stored outputs of the official Subject-Diffusion and GLIGEN modules, and the deterministic weights they were made
+with.
+"""
+
 from __future__ import annotations
 
 import zlib
@@ -22,7 +25,9 @@ def golden(name: str) -> dict[str, torch.Tensor]:
 
 
 def parameter(name: str, shape: tuple[int, ...], kind: str) -> torch.Tensor:
-    """The generator's weights, seeded by the published name: `plain` is weak noise, `sharp` keeps the signal alive through the layers."""
+    """The generator's weights, seeded by the published name: `plain` is weak noise, `sharp` keeps the signal alive
+    through the layers.
+    """
     z = np.asarray(np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape))
     if kind == "plain":
         values = 0.05 * z
@@ -48,5 +53,10 @@ def published_name(ours: str) -> str:
 
 def filled(module: torch.nn.Module, kind: str, prefix: str = "") -> torch.nn.Module:
     """The module with the generator's weights, named as published, after `prefix`."""
-    module.load_state_dict({name: parameter(prefix + published_name(name), tuple(tensor.shape), kind) for name, tensor in module.state_dict().items()})
+    module.load_state_dict(
+        {
+            name: parameter(prefix + published_name(name), tuple(tensor.shape), kind)
+            for name, tensor in module.state_dict().items()
+        }
+    )
     return module.requires_grad_(False).eval()

@@ -1,7 +1,9 @@
 """A family of adapters that the pack does not have: its image tokens are made of nothing but each photo's mean colour.
 
-It is one module with the names that `families.family.Family` asks for. Tests add it to the list of families, and nothing else.
+It is one module with the names that `families.family.Family` asks for. Tests add it to the list of families, and
+nothing else.
 """
+
 from __future__ import annotations
 
 import torch
@@ -40,12 +42,29 @@ def load(file, operations=nn):
         raise CheckpointError(f"attention layers in '{file.label}'", "none", "Choose a whole file.")
     context_dim = layers["0.to_k_ip.weight"].shape[1]
     with torch.device("meta"):
-        projection, attention = Projection(context_dim, operations), DecoupledLayers(context_dim, widths, False, operations)
+        projection, attention = (
+            Projection(context_dim, operations),
+            DecoupledLayers(context_dim, widths, False, operations),
+        )
     own = {name: tensor for name, tensor in file.state.items() if name.startswith((PROJECTION, LAYERS))}
     modules = nn.ModuleDict({"projection": projection, "attention": attention})
-    names = {name: name.replace("projection.", PROJECTION, 1).replace("attention.layers.", LAYERS, 1) for name in modules.state_dict()}
+    names = {
+        name: name.replace("projection.", PROJECTION, 1).replace("attention.layers.", LAYERS, 1)
+        for name in modules.state_dict()
+    }
     assign(modules, own, names, file.label, "a Mean Colour file")
-    spec = AdapterSpec("mean_colour", "Colour", file.label, context_dim, TOKENS, None, tuple(widths), False, merge="uniform", label=LABELS["mean_colour"])
+    spec = AdapterSpec(
+        "mean_colour",
+        "Colour",
+        file.label,
+        context_dim,
+        TOKENS,
+        None,
+        tuple(widths),
+        False,
+        merge="uniform",
+        label=LABELS["mean_colour"],
+    )
     return Adapter(spec, projection, attention)
 
 
@@ -63,7 +82,13 @@ def companions(path):
 def state_for(widths, context_dim):
     """A random file's tensors for a UNet with cross-attention layers of these widths."""
     g = torch.Generator().manual_seed(3)
-    state = {f"{PROJECTION}linear.weight": torch.randn(TOKENS * context_dim, 3, generator=g), f"{PROJECTION}linear.bias": torch.randn(TOKENS * context_dim, generator=g)}
+    state = {
+        f"{PROJECTION}linear.weight": torch.randn(TOKENS * context_dim, 3, generator=g),
+        f"{PROJECTION}linear.bias": torch.randn(TOKENS * context_dim, generator=g),
+    }
     for j, width in enumerate(widths):
-        state |= {f"{LAYERS}{j}.{name}.weight": torch.randn(width, context_dim, generator=g) * context_dim**-0.5 for name in ("to_k_ip", "to_v_ip")}
+        state |= {
+            f"{LAYERS}{j}.{name}.weight": torch.randn(width, context_dim, generator=g) * context_dim**-0.5
+            for name in ("to_k_ip", "to_v_ip")
+        }
     return state

@@ -1,4 +1,5 @@
 """For tests of many drawn examples: nearly all refused, or nearly all accepted, would prove little."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -7,7 +8,10 @@ ACCEPTED: list[bool] = []  # of the test that runs: whether each example was acc
 
 
 def both_ways(accepted: float, refused: float) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """A test that fails too where less than these shares of its examples were accepted, or refused. The test appends to ACCEPTED."""
+    """A test that fails too where less than these shares of its examples were accepted, or refused.
+
+    The test appends to ACCEPTED.
+    """
 
     def decorate(test: Callable[[], None]) -> Callable[[], None]:
         def checked() -> None:

@@ -1,4 +1,5 @@
 """The shipped templates by name, and one as its note says for another adapter."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -7,9 +8,11 @@ from troupe_tools.pack import WORKFLOWS
 from troupe_tools.workflow.graph import Graph
 from troupe_tools.workflow.workflow_files import read_workflow
 
-READS_PHOTOS = "7_place_subjects with photos"  # the template, with the adapter and settings that its note has for photos
+# the template, with the adapter and settings that its note has for photos
+READS_PHOTOS = "7_place_subjects with photos"
 SETTINGS = (
-    ("TroupeLoadAdapter", "adapter_name", "gligen-generation-text-image-box.bin"), ("TroupeLoadAdapter", "clip_vision_name", "clip-vit-large-patch14.safetensors"),
+    ("TroupeLoadAdapter", "adapter_name", "gligen-generation-text-image-box.bin"),
+    ("TroupeLoadAdapter", "clip_vision_name", "clip-vit-large-patch14.safetensors"),
     ("TroupeApplyGated", "end_percent", 1.0),
 )
 

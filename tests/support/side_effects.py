@@ -1,4 +1,7 @@
-"""Watching what a call does: how long it takes, how much memory it reserves, and whether anything runs or is written."""
+"""Watching what a call does: how long it takes, how much memory it reserves, and whether anything runs or is
+written.
+"""
+
 from __future__ import annotations
 
 import codecs
@@ -21,10 +24,37 @@ except ImportError:  # Windows
 
 SECONDS = 5.0
 SLACK = 64 << 20  # bytes that a call may reserve whatever it reads: stacks of threads, small tables
-FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.chmod",
-    "os.truncate", "os.putenv", "os.startfile",
-             "subprocess.Popen", "socket.", "shutil.", "urllib.", "ftplib.", "smtplib.", "webbrowser.", "ctypes.", "pty.", "tempfile.", "marshal.", "code.__new__",
-             "builtins.input", "import")
+FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.mkdir",
+    "os.link",
+    "os.symlink",
+    "os.chmod",
+    "os.truncate",
+    "os.putenv",
+    "os.startfile",
+    "subprocess.Popen",
+    "socket.",
+    "shutil.",
+    "urllib.",
+    "ftplib.",
+    "smtplib.",
+    "webbrowser.",
+    "ctypes.",
+    "pty.",
+    "tempfile.",
+    "marshal.",
+    "code.__new__",
+    "builtins.input",
+    "import",
+)
 _watching: list[str] | None = None
 _installed = False
 
@@ -38,7 +68,9 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         return
     if event == "open":
         _, mode, flags = arguments
-        if (isinstance(mode, str) and set(mode) & set("wax+")) or (mode is None and isinstance(flags, int) and flags & 3):
+        if (isinstance(mode, str) and set(mode) & set("wax+")) or (
+            mode is None and isinstance(flags, int) and flags & 3
+        ):
             _watching.append(f"open {arguments}")
     elif event in ("exec", "compile"):
         name = getattr(arguments[0], "co_filename", None) if event == "exec" else arguments[1]
@@ -50,7 +82,8 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 @contextmanager
 def watched(seconds: float = SECONDS, reserve: int | None = SLACK) -> Iterator[list[str]]:
-    """Yields a list that afterwards says what was run, written, sent or imported in between; more memory than `reserve` is not to be had.
+    """Yields a list that afterwards says what was run, written, sent or imported in between; more memory than `reserve`
+    is not to be had.
 
     Raises:
         Hang: it took longer than `seconds`.
@@ -102,7 +135,12 @@ def _limited(reserve: int | None) -> Iterator[None]:
 def starved(error: BaseException | None) -> bool:
     """Whether an exception, or one that it came from, is about memory that was not to be had."""
     while error is not None:
-        if isinstance(error, MemoryError) or "allocate" in str(error) or "out of memory" in str(error).lower() or "Cannot allocate" in str(error):
+        if (
+            isinstance(error, MemoryError)
+            or "allocate" in str(error)
+            or "out of memory" in str(error).lower()
+            or "Cannot allocate" in str(error)
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False

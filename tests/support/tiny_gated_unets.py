@@ -1,4 +1,5 @@
 """Tiny random UNets with gated layers, adapters that hold the same layers, and references for them."""
+
 from __future__ import annotations
 
 import torch
@@ -16,16 +17,32 @@ SLOTS = 30  # of published files
 KINDS = {"text": "gated", "text_image": "gated-text-image"}  # ours -> diffusers'
 BASES = {
     "sd15": {"cross_attention_dim": 768, "block_out_channels": (32, 64), "attention_head_dim": 8},
-    "sd2": {"cross_attention_dim": 64, "block_out_channels": (64, 128), "attention_head_dim": (1, 2), "use_linear_projection": True},
+    "sd2": {
+        "cross_attention_dim": 64,
+        "block_out_channels": (64, 128),
+        "attention_head_dim": (1, 2),
+        "use_linear_projection": True,
+    },
 }
 PATCH_SLOTS, PATCHES, PATCH_WIDTH = 2, 5, 24  # a small Subject-Diffusion: slots, patch tokens a slot, their width
 
 
 def unet(base: str = "sd15", **settings) -> UNet2DConditionModel:
-    """A UNet of two levels with heads as in the published bases; gates and null features are random too, and attention to objects is sharp."""
+    """A UNet of two levels with heads as in the published bases; gates and null features are random too, and attention
+    to objects is sharp.
+    """
     torch.manual_seed(0)
-    levels = {"layers_per_block": 1, "norm_num_groups": 8, "down_block_types": ("CrossAttnDownBlock2D",) * 2, "up_block_types": ("CrossAttnUpBlock2D",) * 2}
-    found = UNet2DConditionModel(**{"sample_size": 16, "in_channels": 4, **levels, **BASES[base], **settings}).eval().requires_grad_(False)
+    levels = {
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "down_block_types": ("CrossAttnDownBlock2D",) * 2,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 2,
+    }
+    found = (
+        UNet2DConditionModel(**{"sample_size": 16, "in_channels": 4, **levels, **BASES[base], **settings})
+        .eval()
+        .requires_grad_(False)
+    )
     for name, parameter in found.named_parameters():
         if name.rpartition(".")[2].startswith(("alpha_", "null_")):
             nn.init.normal_(parameter)
@@ -42,26 +59,43 @@ def native_unet(kind: str, base: str = "sd15") -> UNet2DConditionModel:
 def plain_unet(native: UNet2DConditionModel) -> UNet2DConditionModel:
     """The same UNet without gated layers."""
     config = {**native.config, "attention_type": "default"}
-    plain = UNet2DConditionModel(**{name: value for name, value in config.items() if not name.startswith("_")}).eval().requires_grad_(False)
+    plain = (
+        UNet2DConditionModel(**{name: value for name, value in config.items() if not name.startswith("_")})
+        .eval()
+        .requires_grad_(False)
+    )
     plain.load_state_dict({name: native.state_dict()[name] for name in plain.state_dict()})
     return plain
 
 
 def gligen_adapter(native: UNet2DConditionModel) -> Adapter:
     """diffusers' own GLIGEN as a file of it would be read."""
-    return build({name: tensor.clone() for name, tensor in native.state_dict().items()}, "tiny.safetensors", image_project=torch.eye(native.config.cross_attention_dim))
+    return build(
+        {name: tensor.clone() for name, tensor in native.state_dict().items()},
+        "tiny.safetensors",
+        image_project=torch.eye(native.config.cross_attention_dim),
+    )
 
 
 def patches_adapter(model: UNet2DConditionModel, mask: bool = True) -> Adapter:
     """A small Subject-Diffusion for a UNet: random layers, with the convolution of its mask channel."""
     torch.manual_seed(5)
     blocks, width = transformer_blocks(model), model.config.cross_attention_dim
-    layers = GatedLayers(GroundingNet(PATCH_WIDTH, width, width, PATCHES), [block.dim for block in blocks.values()], width, model.conv_in.out_channels if mask else None)
+    layers = GatedLayers(
+        GroundingNet(PATCH_WIDTH, width, width, PATCHES),
+        [block.dim for block in blocks.values()],
+        width,
+        model.conv_in.out_channels if mask else None,
+    )
     for parameter in layers.parameters():
         if not parameter.ndim or parameter.ndim == 4:
             nn.init.normal_(parameter)
-    gated = GatedSpec("patches", {path: block.dim for path, block in blocks.items()}, width, PATCH_WIDTH, PATCH_SLOTS, PATCHES)
-    spec = AdapterSpec("subject_diffusion", "", "tiny.safetensors", width, 0, EncoderNeed("last", PATCH_WIDTH), (), False, gated=gated)
+    gated = GatedSpec(
+        "patches", {path: block.dim for path, block in blocks.items()}, width, PATCH_WIDTH, PATCH_SLOTS, PATCHES
+    )
+    spec = AdapterSpec(
+        "subject_diffusion", "", "tiny.safetensors", width, 0, EncoderNeed("last", PATCH_WIDTH), (), False, gated=gated
+    )
     return Adapter(spec, None, None, layers.requires_grad_(False).eval())
 
 
@@ -78,7 +112,14 @@ def gated_references(adapter: Adapter, boxes: list[Box | None], **each: list) ->
         return ObjectFeatures(None if i == 1 else text, None if i == 2 else image)
 
     fields = [{field: values[i] for field, values in each.items()} for i in range(len(boxes))]
-    return References(adapter, tuple(ReferenceSubject(f"subject {i}", None, None, box=box, features=features(i), **fields[i]) for i, box in enumerate(boxes)), None)
+    return References(
+        adapter,
+        tuple(
+            ReferenceSubject(f"subject {i}", None, None, box=box, features=features(i), **fields[i])
+            for i, box in enumerate(boxes)
+        ),
+        None,
+    )
 
 
 def native_fusers(model: UNet2DConditionModel) -> int:

@@ -1,4 +1,5 @@
 """Prompts, subjects' names, and what the tokens at the places found must say; for the tokenizers of both hosts."""
+
 from __future__ import annotations
 
 from open_clip.tokenizer import SimpleTokenizer
@@ -9,9 +10,11 @@ BYTES = {letter: byte for byte, letter in VOCABULARY.byte_encoder.items()}
 
 
 def rendered(chunks, places) -> str:
-    """The prompt as its tokens say it: each subject's tokens in brackets with its number, `|` between chunks, `*` for a vector.
+    """The prompt as its tokens say it: each subject's tokens in brackets with its number, `|` between chunks, `*` for a
+    vector.
 
-    chunks: tokens, BOS first, then EOS and padding. A place whose row is not the last of its rows shows no closing bracket.
+    chunks: tokens, BOS first, then EOS and padding. A place whose row is not the last of its rows shows no closing
+    bracket.
     """
     told = []
     for number, chunk in enumerate(chunks):
@@ -25,10 +28,14 @@ def rendered(chunks, places) -> str:
             said = b"*" if written is None else bytes(BYTES[letter] for letter in written.removesuffix("</w>"))
             row = number * 77 + position
             opening = "".join(f"[{n}:" for n, place in enumerate(places, 1) if row == place.rows[0]).encode()
-            closing = b"]" * sum(row == place.rows[-1] == place.row and (place.chunk, place.position) == (number, position) for place in places)
+            closing = b"]" * sum(
+                row == place.rows[-1] == place.row and (place.chunk, place.position) == (number, position)
+                for place in places
+            )
             text += opening + said + closing + b" " * (written is None or written.endswith("</w>"))
         told.append(text.decode().strip())
     return " | ".join(told)
+
 
 # prompt, names, what `rendered` must say
 CASES = [
@@ -94,7 +101,11 @@ CASES = [
     (r"1girl, rem \(re:zero\), maid", [r"rem \(re:zero\)"], "1 girl , [1:rem ( re : zero] ), maid"),
     (r"(rem \(re:zero\):1.2), maid", [r"rem \(re:zero\)"], "[1:rem ( re : zero] ) , maid"),
     ("girl, girl", ["girl", "girl"], "[1:girl] , [2:girl]"),
-    ("a girl, a dog, (girl:1.1), a dog", ["dog", "girl", "dog", "girl"], "a [2:girl] , a [1:dog] , [4:girl] , a [3:dog]"),
+    (
+        "a girl, a dog, (girl:1.1), a dog",
+        ["dog", "girl", "dog", "girl"],
+        "a [2:girl] , a [1:dog] , [4:girl] , a [3:dog]",
+    ),
     ("a red girl and a girl", ["girl", "red girl"], "a [2:red girl] and a [1:girl]"),
     ("a concatenation, a cat", ["cat"], "a concatenation , a [1:cat]"),
     ("a foxman and a man", ["man"], "a foxman and a [1:man]"),

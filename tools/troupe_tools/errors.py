@@ -1,4 +1,5 @@
 """What the tools raise for a user's mistake."""
+
 from __future__ import annotations
 
 

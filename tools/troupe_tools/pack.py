@@ -1,4 +1,7 @@
-"""Where the pack lies, and loading its folder once as package `troupe`, without putting it on sys.path (its `nodes/` would hide the host's `nodes.py`)."""
+"""Where the pack lies, and loading its folder once as package `troupe`, without putting it on sys.path (its `nodes/`
+would hide the host's `nodes.py`).
+"""
+
 from __future__ import annotations
 
 import importlib.machinery
@@ -14,7 +17,9 @@ WORKFLOWS = ROOT / "workflows"
 def load_pack() -> ModuleType:
     """The package `troupe`; afterwards `import troupe.model_patches...` works."""
     if "troupe" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("troupe", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+        spec = importlib.util.spec_from_file_location(
+            "troupe", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
         module = importlib.util.module_from_spec(spec)
         sys.modules["troupe"] = module
         spec.loader.exec_module(module)
@@ -24,8 +29,8 @@ def load_pack() -> ModuleType:
 def hide_broken_torchaudio() -> None:
     """Where torchaudio is installed but cannot be imported, put an empty module in its place for this process.
 
-    pip readily pairs torch with a torchaudio built for another CUDA (ComfyUI's requirements name it); transformers imports it wherever it lies
-    and would fail with it, though nothing here needs sound.
+    pip readily pairs torch with a torchaudio built for another CUDA (ComfyUI's requirements name it); transformers
+    imports it wherever it lies and would fail with it, though nothing here needs sound.
     """
     if "torchaudio" in sys.modules or importlib.util.find_spec("torchaudio") is None:
         return

@@ -1,4 +1,5 @@
 """GLIGEN (arXiv 2301.07093): text boxes and text-image boxes."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable

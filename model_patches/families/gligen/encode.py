@@ -1,4 +1,5 @@
 """Subjects for GLIGEN's gated layers: their phrases and photos as features. Host-free."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from ...subjects import Cast, ObjectFeatures, References
 
 
 def encode(given: EncodeInputs) -> tuple[References, list[str]]:
-    """Encode phrases [E], and photos [E] for a text-image file: mean photo embeddings projected into the space of the phrases.
+    """Encode phrases [E], and photos [E] for a text-image file: mean photo embeddings projected into the space of the
+    phrases.
 
     Raises:
         SubjectError: a file of phrases and boxes has a subject without a name, or a name encodes to nothing.
@@ -27,7 +29,9 @@ def encode(given: EncodeInputs) -> tuple[References, list[str]]:
     texts = _phrases(spec, cast, given.names, needed=not reads_photos) if cast.subjects else []
     photos = _photos(given, previews) if reads_photos and cast.subjects else [None] * len(texts)
     features = [ObjectFeatures(*pair) for pair in zip(texts, photos, strict=True)]
-    subjects = tuple(reference_subject(i, s, features=f) for i, (s, f) in enumerate(zip(cast.subjects, features, strict=True), 1))
+    subjects = tuple(
+        reference_subject(i, s, features=f) for i, (s, f) in enumerate(zip(cast.subjects, features, strict=True), 1)
+    )
     return References(given.adapter, subjects, None, None, previews), _warnings(given, reads_photos, texts)
 
 
@@ -37,16 +41,22 @@ def _warnings(given: EncodeInputs, reads_photos: bool, texts: Sequence[torch.Ten
         sentences.append(f"To use the photos, load a GLIGEN text-image file: {file} only uses names and boxes.")
     elif given.names is None and any(s.name for s in given.cast.subjects):
         do = f"{OWN_CLIP} into 'clip'"
-        sentences.append(f"{do}: without it {file} gets no names, and a photo without a box sets the style of the picture.")
+        sentences.append(
+            f"{do}: without it {file} gets no names, and a photo without a box sets the style of the picture."
+        )
     style = [reads_photos and text is None for text in texts]  # published: a photo with neither phrase nor box
     return sentences + box_warnings(given.cast, style)
 
 
 def _phrases(spec: AdapterSpec, cast: Cast, names: NameEncoder | None, needed: bool) -> list[torch.Tensor | None]:
-    """[E] of each subject's name; None where it has none and its photo can stand alone, or no text encoder was given and photos can."""
+    """[E] of each subject's name; None where it has none and its photo can stand alone, or no text encoder was given
+    and photos can.
+    """
     if names is None:
         if needed:
-            raise MismatchError(f"a CLIP for {spec.base}, which encodes the names for {spec.file}", "none", f"{OWN_CLIP} into 'clip'.")
+            raise MismatchError(
+                f"a CLIP for {spec.base}, which encodes the names for {spec.file}", "none", f"{OWN_CLIP} into 'clip'."
+            )
         return [None] * len(cast.subjects)
     for number, subject in enumerate(cast.subjects, 1):
         if needed:
@@ -62,8 +72,10 @@ def _phrases(spec: AdapterSpec, cast: Cast, names: NameEncoder | None, needed: b
 
 
 def _photos(given: EncodeInputs, previews: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """[E] of each subject, projected from the mean of its photos' embeddings, each of length 1 (the published form), so that every
-    photo counts the same; the projection then gives every subject the same length."""
+    """[E] of each subject, projected from the mean of its photos' embeddings, each of length 1 (the published form), so
+    that every photo counts the same; the projection then gives every subject the same length."""
     counts = [len(s.photos) for s in given.cast.subjects]
-    unit = torch.nn.functional.normalize(given.images.encode(torch.stack(list(previews)), "pooled", blank=False).float(), dim=-1)
+    unit = torch.nn.functional.normalize(
+        given.images.encode(torch.stack(list(previews)), "pooled", blank=False).float(), dim=-1
+    )
     return list(given.project(torch.stack([embeds.mean(0) for embeds in unit.split(counts)])).float())

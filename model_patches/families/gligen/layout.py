@@ -1,9 +1,12 @@
-"""GLIGEN files (arXiv 2301.07093): text boxes and text-image boxes, from whole UNets or pruned to the gated layers, in LDM's or diffusers' names.
+"""GLIGEN files (arXiv 2301.07093): text boxes and text-image boxes, from whole UNets or pruned to the gated layers, in
+LDM's or diffusers' names.
 
-Only the fusers and the position net are read; whatever else a file holds (UNet, autoencoder, text encoder, training settings) is passed over.
-Inpainting files are refused: their fusers were trained together with a convolution of nine channels that sees the picture to be filled, and
-without it they never were used. Pruned, they do not show it, and are then taken for the others.
+Only the fusers and the position net are read; whatever else a file holds (UNet, autoencoder, text encoder, training
+settings) is passed over. Inpainting files are refused: their fusers were trained together with a convolution of nine
+channels that sees the picture to be filled, and without it they never were used. Pruned, they do not show it, and are
+then taken for the others.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -28,14 +31,22 @@ FIRST = "input_blocks.1.1.transformer_blocks.0"
 SLOTS = 30  # objects in training
 KINDS = {"null_positive_feature": "text", "null_text_feature": "text_image"}
 OTHERS = {  # a name in other position nets -> what they read
-    "null_person_feature": "keypoints", "keypoint_embeddings": "keypoints", "in_conv": "semantic maps",
-    "convnext_tiny_backbone": "maps of the whole picture (canny, HED, depth or normals)", "null_feature": "maps of the whole picture",
+    "null_person_feature": "keypoints",
+    "keypoint_embeddings": "keypoints",
+    "in_conv": "semantic maps",
+    "convnext_tiny_backbone": "maps of the whole picture (canny, HED, depth or normals)",
+    "null_feature": "maps of the whole picture",
 }
-CHOOSE = "Choose a GLIGEN text-box or text-image-box file made for generation, such as gligen_sd14_textbox_pruned.safetensors."
+CHOOSE = (
+    "Choose a GLIGEN text-box or text-image-box file made for generation, such as "
+    "gligen_sd14_textbox_pruned.safetensors."
+)
 
 
 def recognised(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are a GLIGEN file's, of any modality: a position net, or fusers without Subject-Diffusion's first convolution."""
+    """Whether tensors of these names are a GLIGEN file's, of any modality: a position net, or fusers without
+    Subject-Diffusion's first convolution.
+    """
     names = list(names)
     return _prefix(names) is not None or (any(FUSER in name for name in names) and "conv_in.weight" not in names)
 
@@ -54,7 +65,8 @@ def build(state: State, file: str, operations: Any = nn, image_project: torch.Te
         operations: namespace with Linear and LayerNorm.
         image_project: P [E, E] of a text-image file, with which its image features are `e P`.
     Raises:
-        CheckpointError: another modality, an inpainting file, no P where it is needed, or a tensor that is missing, misshapen or unknown.
+        CheckpointError: another modality, an inpainting file, no P where it is needed, or a tensor that is missing,
+            misshapen or unknown.
     """
     prefix = _prefix(state)
     if prefix is None:
@@ -70,22 +82,41 @@ def build(state: State, file: str, operations: Any = nn, image_project: torch.Te
         net = (TextPositionNet if kind == "text" else TextImagePositionNet)(**widths, operations=operations)
         channels = fuser_widths(unet, paths, widths["out_dim"], file, prefix)
         gated = GatedLayers(net, list(channels.values()), widths["out_dim"], operations=operations)
-    known = {f"{prefix}{name}": tensor for name, tensor in unet.items() if name.startswith(NET) or any(name.startswith(f"{path}{FUSER}") for path in paths.values())}
+    known = {
+        f"{prefix}{name}": tensor
+        for name, tensor in unet.items()
+        if name.startswith(NET) or any(name.startswith(f"{path}{FUSER}") for path in paths.values())
+    }
     assign(gated, known, gated_names(gated, list(paths.values()), prefix, f"{prefix}{NET}"), file, "a GLIGEN file")
     slots = GatedSpec(kind, channels, widths["out_dim"], widths["feature_dim"], SLOTS, 1 if kind == "text" else 2)
     projection = None if kind == "text" else _text_space(image_project, widths["feature_dim"], file)
     need = None if projection is None else EncoderNeed("pooled", widths["feature_dim"])
-    spec = AdapterSpec("gligen", "" if projection is None else "TextSpace", file, widths["out_dim"], 0, need, (), False, framing="center", gated=slots,
-                       label="GLIGEN text boxes" if kind == "text" else "GLIGEN text-image boxes")
+    spec = AdapterSpec(
+        "gligen",
+        "" if projection is None else "TextSpace",
+        file,
+        widths["out_dim"],
+        0,
+        need,
+        (),
+        False,
+        framing="center",
+        gated=slots,
+        label="GLIGEN text boxes" if kind == "text" else "GLIGEN text-image boxes",
+    )
     return Adapter(spec, projection, None, gated)
 
 
 def fuser_widths(unet: State, paths: Mapping[str, str], object_dim: int, file: str, prefix: str = "") -> dict[str, int]:
-    """Channels of every place, read off its fuser. paths: from `unet_names.places`; object_dim: D that they all must take."""
+    """Channels of every place, read off its fuser. paths: from `unet_names.places`; object_dim: D that they all must
+    take.
+    """
     channels = {}
     for place, path in paths.items():
         with reading(file, f"{prefix}{path}{FUSER}"):
-            widths = GatedFuser.widths({"linear.weight": unet[f"{path}{FUSER}linear.weight"]} if f"{path}{FUSER}linear.weight" in unet else {})
+            widths = GatedFuser.widths(
+                {"linear.weight": unet[f"{path}{FUSER}linear.weight"]} if f"{path}{FUSER}linear.weight" in unet else {}
+            )
         if widths["context_dim"] != object_dim:
             found = f"size {widths['context_dim']} at '{prefix}{path}'"
             raise CheckpointError(f"gated layers for object tokens of size {object_dim} in '{file}'", found, AGAIN)
@@ -94,7 +125,9 @@ def fuser_widths(unet: State, paths: Mapping[str, str], object_dim: int, file: s
 
 
 def gated_names(gated: GatedLayers, paths: list[str], prefix: str, net_prefix: str) -> dict[str, str]:
-    """The published name of every tensor of the layers and their net; paths: of the transformer blocks in the file, in order."""
+    """The published name of every tensor of the layers and their net; paths: of the transformer blocks in the file, in
+    order.
+    """
     names = {}
     for ours in gated.state_dict():
         room, _, rest = ours.partition(".")
@@ -127,7 +160,11 @@ def _paths(unet: State, prefix: str, file: str) -> dict[str, str]:
     """Every place of a fuser; in a whole UNet every transformer block has one."""
     paths = places(unet, "fuser")
     if paths and not any(f"{path}{FUSER}linear.weight" in unet for path in paths.values()):
-        raise CheckpointError(f"gated self-attention layers in '{file}'", "gated cross-attention, which GLIGEN uses for other inputs than boxes", CHOOSE)
+        raise CheckpointError(
+            f"gated self-attention layers in '{file}'",
+            "gated cross-attention, which GLIGEN uses for other inputs than boxes",
+            CHOOSE,
+        )
     absent = [path for place, path in places(unet, "attn2").items() if place not in paths]
     if absent or not paths:
         raise missing(f"{prefix}{[*absent, FIRST][0]}{FUSER}linear.weight", file)
@@ -136,7 +173,9 @@ def _paths(unet: State, prefix: str, file: str) -> dict[str, str]:
 
 def _refuse_inpainting(unet: State, file: str) -> None:
     """Raise CheckpointError where the file shows that its UNet reads more than a noisy latent image."""
-    channels = next((unet[name].shape[1] for pair in CONV_IN.items() for name in pair if name in unet and unet[name].ndim == 4), 4)
+    channels = next(
+        (unet[name].shape[1] for pair in CONV_IN.items() for name in pair if name in unet and unet[name].ndim == 4), 4
+    )
     if channels != 4:
         found = f"one for inpainting: its gated layers need a first convolution with {channels} channels"
         raise CheckpointError(f"a GLIGEN file for whole pictures in '{file}'", found, CHOOSE)
@@ -144,11 +183,18 @@ def _refuse_inpainting(unet: State, file: str) -> None:
 
 def _text_space(matrix: torch.Tensor | None, width: int, file: str) -> TextSpace:
     if matrix is None:
-        do = f"Download {PROJECTION_MATRIX.link} and save it beside that file, as '{PROJECTION_MATRIX.name}'; a diffusers folder has it in 'image_project'."
+        do = (
+            f"Download {PROJECTION_MATRIX.link} and save it beside that file, as '{PROJECTION_MATRIX.name}'; a "
+            "diffusers folder has it in 'image_project'."
+        )
         raise CheckpointError(f"the projection matrix for the photos of '{file}' beside it", "none", do)
     if tuple(matrix.shape) != (width, width) or not matrix.is_floating_point():
         do = f"Use the matrix from the adapter's publisher; GLIGEN's own is {PROJECTION_MATRIX.link}."
-        raise CheckpointError(f"a projection matrix of {width} x {width} numbers beside '{file}'", f"one of the shape {list(matrix.shape)}", do)
+        raise CheckpointError(
+            f"a projection matrix of {width} x {width} numbers beside '{file}'",
+            f"one of the shape {list(matrix.shape)}",
+            do,
+        )
     with torch.device("meta"):
         module = TextSpace(width)
     module.load_state_dict({"matrix.weight": matrix}, assign=True)

@@ -1,4 +1,5 @@
 """MM-Diff (arXiv 2403.15059): three files that belong together, or all in one bundle."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -36,12 +37,17 @@ def companions(path: Path) -> Iterable[Path]:
 
 
 def which_member(path: Path, state: State) -> str | None:
-    """Return which of the three files a file is, by its tensors; a text encoder's LoRA, which could be anybody's, by its name or by both others beside it too."""
+    """Return which of the three files a file is, by its tensors; a text encoder's LoRA, which could be anybody's, by
+    its name or by both others beside it too.
+    """
     member = member_of(state)
     others = set(beside(path, MEMBERS)) - {TEXT}
     return None if member == TEXT and path.stem != member and len(others) < 2 else member
 
 
 def read_members(path: Path, member: str, state: State) -> dict[str, State]:
-    """Read the three files in the folder, by their usual names, of which the chosen one, read already, is `member`. Raises CheckpointError."""
+    """Read the three files in the folder, by their usual names, of which the chosen one, read already, is `member`.
+
+    Raises CheckpointError.
+    """
     return {name: read_state(file) for name, file in beside(path, MEMBERS).items() if name != member} | {member: state}

@@ -1,4 +1,5 @@
 """Subjects for MM-Diff: vectors for their words in the prompt, and image tokens. Host-free."""
+
 from __future__ import annotations
 
 import torch
@@ -12,11 +13,13 @@ from ...encoding.warnings import region_warnings
 from ...errors import SubjectError
 from ...subjects import References, Subject, called
 
-OBJECTS = {"ObjectHead": "pooled", "CLSHead": "unprojected"}  # heads that make image tokens of photos -> what they read; others read faces
+# heads that make image tokens of photos -> what they read; others read faces
+OBJECTS = {"ObjectHead": "pooled", "CLSHead": "unprojected"}
 
 
 def encode(given: EncodeInputs) -> tuple[References, list[str]]:
-    """Encode the first photo for the word, as published, and the faces of all photos for the image tokens, one photo's behind another's.
+    """Encode the first photo for the word, as published, and the faces of all photos for the image tokens, one photo's
+    behind another's.
 
     With a head for objects, which is our reconstruction, the photos themselves take the place of the faces.
     Raises:
@@ -29,11 +32,15 @@ def encode(given: EncodeInputs) -> tuple[References, list[str]]:
     found = _words_and_tokens(given, previews) if cast.subjects else []
     name_tokens, empty = encode_names(spec, cast, given.names if spec.widths else None)
     both = zip(cast.subjects, found, name_tokens, strict=True)
-    subjects = (reference_subject(i, s, tokens, names, words=words) for i, (s, (words, tokens), names) in enumerate(both, 1))
+    subjects = (
+        reference_subject(i, s, tokens, names, words=words) for i, (s, (words, tokens), names) in enumerate(both, 1)
+    )
     return References(given.adapter, tuple(subjects), None, empty, previews), region_warnings(cast)
 
 
-def _words_and_tokens(given: EncodeInputs, previews: tuple[torch.Tensor, ...]) -> list[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+def _words_and_tokens(
+    given: EncodeInputs, previews: tuple[torch.Tensor, ...]
+) -> list[tuple[dict[str, torch.Tensor], torch.Tensor]]:
     """Of each subject: vectors [1, D] by text encoder, and image tokens [T, C]."""
     spec, cast = given.adapter.spec, given.cast
     counts = [len(s.photos) for s in cast.subjects]

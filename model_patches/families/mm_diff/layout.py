@@ -1,12 +1,13 @@
 """MM-Diff (arXiv 2403.15059): three files that belong together, each a pickle, or all in one bundle.
 
-`unet_adapter_weights`: see unet.py; `text_encoder_adapter_weights`: LoRAs of the text encoders; `custom_weights`: the heads, what fuses
-photos with words, and the retrained part of the image encoder.
+`unet_adapter_weights`: see unet.py; `text_encoder_adapter_weights`: LoRAs of the text encoders; `custom_weights`: the
+heads, what fuses photos with words, and the retrained part of the image encoder.
 
-A bundle is a safetensors file of our own: the first file's tensors below `unet.`, the others' as they are, which begin with `text_encoder.`,
-`text_encoder_2.`, `image_encoder.`, `obj_embeds_proj.`, `face_embeds_proj.`, `mm_fuse_one.` and `mm_fuse_two.`; metadata `format` mm_diff,
-`version` 1. tools/convert_mm_diff.py makes one.
+A bundle is a safetensors file of our own: the first file's tensors below `unet.`, the others' as they are, which begin
+with `text_encoder.`, `text_encoder_2.`, `image_encoder.`, `obj_embeds_proj.`, `face_embeds_proj.`, `mm_fuse_one.` and
+`mm_fuse_two.`; metadata `format` mm_diff, `version` 1. tools/convert_mm_diff.py makes one.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +28,8 @@ from . import unet as unet_layout
 from .unet import KIND
 
 FORMAT, VERSION = "mm_diff", 1
-MEMBERS = UNET, TEXT, CUSTOM = "unet_adapter_weights", "text_encoder_adapter_weights", "custom_weights"  # the files' usual names
+# the files' usual names
+MEMBERS = UNET, TEXT, CUSTOM = "unet_adapter_weights", "text_encoder_adapter_weights", "custom_weights"
 FUSION = PromptFusion("word", learned=True, starts_image_attention=True)
 BELOW, VISION, LORAS = "unet.", "image_encoder.", tuple(f"{name}." for name in text_lora.STREAMS)
 WORDS, HEAD = "obj_embeds_proj.", "face_embeds_proj."
@@ -49,21 +51,31 @@ def is_bundle(names: Iterable[str]) -> bool:
     """Whether tensors of these names are a bundle, whole or not."""
     names = list(names)
     unet = [name.removeprefix(BELOW) for name in names if name.startswith(BELOW)]
-    return unet_layout.recognised(unet) or (any(name.startswith(OWN) for name in names) and any(name.startswith((BELOW, *LORAS)) for name in names))
+    return unet_layout.recognised(unet) or (
+        any(name.startswith(OWN) for name in names) and any(name.startswith((BELOW, *LORAS)) for name in names)
+    )
 
 
 def bundled(members: Mapping[str, State]) -> State:
     """The tensors of a bundle of those members, by MEMBERS."""
     unet = {f"{BELOW}{name}": tensor for name, tensor in members.get(UNET, {}).items()}
-    return unet | {name: tensor for member in (TEXT, CUSTOM) for name, tensor in members.get(member, {}).items() if not name.endswith("position_ids")}
+    return unet | {
+        name: tensor
+        for member in (TEXT, CUSTOM)
+        for name, tensor in members.get(member, {}).items()
+        if not name.endswith("position_ids")
+    }
 
 
-def build(state: State, file: str, operations: Any = nn, metadata: Mapping[str, str] | None = None, beside: str = "in it") -> Adapter:
+def build(
+    state: State, file: str, operations: Any = nn, metadata: Mapping[str, str] | None = None, beside: str = "in it"
+) -> Adapter:
     """Modules of an MM-Diff, weights in the files' own dtypes, and the LoRAs that it brings.
 
     Arguments:
         state: a bundle's tensors; file: name of the chosen file, for messages.
-        operations: namespace with Linear and LayerNorm; metadata: of the bundle; beside: where the parts were looked for, in words.
+        operations: namespace with Linear and LayerNorm; metadata: of the bundle; beside: where the parts were looked
+            for, in words.
     Raises:
         CheckpointError: a part is missing or of another model than SDXL, or a tensor is missing, misshapen or unknown.
     """
@@ -71,15 +83,34 @@ def build(state: State, file: str, operations: Any = nn, metadata: Mapping[str, 
     _check_parts(state, file, beside)
     heads, fusion = _heads(state, f"{CUSTOM} of {file}", operations)
     widths = {stream: module.fc2.out_features for stream, module in fusion.items()}
-    loras = text_lora.text_lora({name: tensor for name, tensor in state.items() if name.startswith(LORAS)}, widths, f"{TEXT} of {file}")
+    loras = text_lora.text_lora(
+        {name: tensor for name, tensor in state.items() if name.startswith(LORAS)}, widths, f"{TEXT} of {file}"
+    )
     layers, unet_lora = unet_layout.read(part(state, BELOW), f"{UNET} of {file}", operations)
     if heads.head.context_dim != layers.context_dim:
-        raise CheckpointError(f"tokens of size {layers.context_dim} for the UNet from '{CUSTOM} of {file}'", f"{heads.head.context_dim}", AGAIN)
+        raise CheckpointError(
+            f"tokens of size {layers.context_dim} for the UNet from '{CUSTOM} of {file}'",
+            f"{heads.head.context_dim}",
+            AGAIN,
+        )
     weights = Weights(vision=overlay(part(state, VISION), f"{CUSTOM} of {file}"), unet_lora=unet_lora, text_lora=loras)
     reads_projected = heads.head.vector_dim == heads.words.fc.in_features
-    kind = "FaceHead" if heads.head.reads_faces else "ObjectHead" if reads_projected else "CLSHead"  # of the photo's projected embedding, or CLS before it
-    spec = AdapterSpec("mm_diff", kind, file, layers.context_dim, heads.head.tokens,
-                       EncoderNeed("pooled", heads.words.fc.in_features), layers.widths, False, framing="black", merge="joint", prompt=PromptSpec(FUSION, widths), label="MM-Diff")
+    # of the photo's projected embedding, or CLS before it
+    kind = "FaceHead" if heads.head.reads_faces else "ObjectHead" if reads_projected else "CLSHead"
+    spec = AdapterSpec(
+        "mm_diff",
+        kind,
+        file,
+        layers.context_dim,
+        heads.head.tokens,
+        EncoderNeed("pooled", heads.words.fc.in_features),
+        layers.widths,
+        False,
+        framing="black",
+        merge="joint",
+        prompt=PromptSpec(FUSION, widths),
+        label="MM-Diff",
+    )
     return Adapter(spec, heads, layers, weights=weights, fusion=fusion)
 
 
@@ -88,8 +119,14 @@ def _check_parts(state: State, file: str, beside: str) -> None:
     there = {UNET: BELOW, TEXT: LORAS, CUSTOM: OWN}
     absent = [name for name, prefixes in there.items() if not any(key.startswith(prefixes) for key in state)]
     if absent:
-        expected = f"MM-Diff's three files together ({', '.join(f'{name}.bin' for name in MEMBERS)}), of which '{file}' is one"
-        raise CheckpointError(expected, f"no {' and no '.join(absent)} {beside}", "Put all three into one folder, under these names, and choose any of them.")
+        expected = (
+            f"MM-Diff's three files together ({', '.join(f'{name}.bin' for name in MEMBERS)}), of which '{file}' is one"
+        )
+        raise CheckpointError(
+            expected,
+            f"no {' and no '.join(absent)} {beside}",
+            "Put all three into one folder, under these names, and choose any of them.",
+        )
 
 
 def _heads(state: State, file: str, operations: Any) -> tuple[MMDiffHeads, nn.ModuleDict]:
@@ -105,25 +142,44 @@ def _heads(state: State, file: str, operations: Any) -> tuple[MMDiffHeads, nn.Mo
         for stream, prefix in FUSIONS.items():
             with reading(file, prefix):
                 fusions[stream] = WordFusion.widths(part(state, prefix))
-        modules = nn.ModuleDict({
-            "heads": MMDiffHeads(words, head, operations),
-            "fusion": nn.ModuleDict({stream: WordFusion(**widths, operations=operations) for stream, widths in fusions.items()}),
-        })
+        modules = nn.ModuleDict(
+            {
+                "heads": MMDiffHeads(words, head, operations),
+                "fusion": nn.ModuleDict(
+                    {stream: WordFusion(**widths, operations=operations) for stream, widths in fusions.items()}
+                ),
+            }
+        )
     _check_widths(words, head, {stream: widths["out_dim"] for stream, widths in fusions.items()}, file)
     own = {name: tensor for name, tensor in state.items() if not name.startswith((BELOW, VISION, *LORAS))}
-    rooms = {"heads.words.": WORDS, "heads.head.": HEAD} | {f"fusion.{stream}.": prefix for stream, prefix in FUSIONS.items()}
-    names = {ours: next(f"{prefix}{ours.removeprefix(room)}" for room, prefix in rooms.items() if ours.startswith(room)) for ours in modules.state_dict()}
+    rooms = {"heads.words.": WORDS, "heads.head.": HEAD} | {
+        f"fusion.{stream}.": prefix for stream, prefix in FUSIONS.items()
+    }
+    names = {
+        ours: next(f"{prefix}{ours.removeprefix(room)}" for room, prefix in rooms.items() if ours.startswith(room))
+        for ours in modules.state_dict()
+    }
     assign(modules, own, names, file, KIND)
     return modules["heads"], modules["fusion"]
 
 
 def _check_widths(words: Mapping[str, int], head: Mapping[str, Any], text: Mapping[str, int], file: str) -> None:
     """Raise CheckpointError where the sections do not fit each other, or the head reads vectors of an unknown kind."""
-    pairs = {"photos for CLIP-L": (words["one_dim"], text["l"]), "photos for OpenCLIP-bigG": (words["two_dim"], text["g"])}
+    pairs = {
+        "photos for CLIP-L": (words["one_dim"], text["l"]),
+        "photos for OpenCLIP-bigG": (words["two_dim"], text["g"]),
+    }
     for what, (found, wanted) in pairs.items():
         if found != wanted:
             raise CheckpointError(f"{what} of size {wanted} from '{file}'", f"{found}", AGAIN)
     known = {FACE_WIDTH: "ArcFace vectors", words["embed_dim"]: "projected CLS", head["refiner"]["embed_dim"]: "CLS"}
     if head["vector_dim"] not in known:
-        expected = f"'{HEAD}proj.0.weight' of '{file}' to read {' or '.join(f'{what} ({width})' for width, what in known.items())}"
-        raise CheckpointError(expected, f"vectors of size {head['vector_dim']}", "This variant is not supported yet: please report it with a link to the file.")
+        expected = (
+            f"'{HEAD}proj.0.weight' of '{file}' to read "
+            f"{' or '.join(f'{what} ({width})' for width, what in known.items())}"
+        )
+        raise CheckpointError(
+            expected,
+            f"vectors of size {head['vector_dim']}",
+            "This variant is not supported yet: please report it with a link to the file.",
+        )

@@ -1,4 +1,5 @@
 """LoRAs of SDXL's text encoders as diffusers writes them, in either of its spellings."""
+
 from __future__ import annotations
 
 import re
@@ -13,7 +14,8 @@ STREAMS = {"text_encoder": "l", "text_encoder_2": "g"}  # diffusers' names of SD
 TENSOR = re.compile(
     r"(?P<module>(?P<encoder>text_encoder(?:_2)?)\.(?:text_model\.)?encoder\.layers\.(?P<layer>\d+)\.(?:"
     r"self_attn\.(?:to_(?P<old>q|k|v|out)_lora|(?P<new>q|k|v|out)_proj(?:\.lora_linear_layer)?)|mlp\.(?P<mlp>fc[12])(?:\.lora_linear_layer)?"
-    r"))\.(?P<part>down\.weight|up\.weight|alpha)$")
+    r"))\.(?P<part>down\.weight|up\.weight|alpha)$"
+)
 KIND = "LoRAs of text encoders"
 
 
@@ -27,8 +29,9 @@ def text_lora(state: State, widths: Mapping[str, int], file: str) -> dict[str, d
     """The pairs for each text encoder, by the names that transformers gives the weights they change.
 
     Arguments:
-        state: `text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.down.weight` [r, d] and `.up.weight` [d, r], or
-            `….self_attn.to_q_lora.down.weight`; `.alpha` beside them where there is one; `text_encoder_2` likewise.
+        state: `text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.down.weight` [r, d] and
+            `.up.weight` [d, r], or `….self_attn.to_q_lora.down.weight`; `.alpha` beside them where there is one;
+            `text_encoder_2` likewise.
         widths: d by stream ('l', 'g'); file: its name, for messages.
     Raises:
         CheckpointError: a tensor is missing, misshapen or of something else.
@@ -39,7 +42,9 @@ def text_lora(state: State, widths: Mapping[str, int], file: str) -> dict[str, d
         if not match:
             raise CheckpointError(f"{KIND} in '{file}'", f"a tensor called '{name}'", AGAIN)
         projection = match["old"] or match["new"]
-        weight = f"text_model.encoder.layers.{match['layer']}." + (f"self_attn.{projection}_proj.weight" if projection else f"mlp.{match['mlp']}.weight")
+        weight = f"text_model.encoder.layers.{match['layer']}." + (
+            f"self_attn.{projection}_proj.weight" if projection else f"mlp.{match['mlp']}.weight"
+        )
         parts = pairs.setdefault((STREAMS[match["encoder"]], weight), {"module": match["module"]})
         parts[match["part"]] = name
     shapes: dict[str, tuple[int, ...]] = {}

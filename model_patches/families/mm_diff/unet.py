@@ -1,8 +1,10 @@
-"""The UNet's part of MM-Diff: low-rank pairs of every attention of SDXL, by number, to image attention and LoRAs with LDM names.
+"""The UNet's part of MM-Diff: low-rank pairs of every attention of SDXL, by number, to image attention and LoRAs with
+LDM names.
 
-Entry 2 j is the self-attention and 2 j + 1 the cross-attention of transformer block j, in the order down, up, middle. No tensor tells an
-entry's place: the number of entries must be SDXL's, and a level's widths alike.
+Entry 2 j is the self-attention and 2 j + 1 the cross-attention of transformer block j, in the order down, up, middle.
+No tensor tells an entry's place: the number of entries must be SDXL's, and a level's widths alike.
 """
+
 from __future__ import annotations
 
 import re
@@ -22,7 +24,8 @@ from ...errors import CheckpointError
 
 BLOCKS = transformer_blocks(SDXL)
 ENTRY = re.compile(r"([0-9]{1,4})\.to_(?:q|k|v|out)_lora(_image)?\.")
-PROJECTIONS = {"to_q_lora": "to_q", "to_k_lora": "to_k", "to_v_lora": "to_v", "to_out_lora": "to_out.0"}  # a pair -> the weight it changes
+# a pair -> the weight it changes
+PROJECTIONS = {"to_q_lora": "to_q", "to_k_lora": "to_k", "to_v_lora": "to_v", "to_out_lora": "to_out.0"}
 IMAGE = ("to_k_lora_image", "to_v_lora_image")
 KIND = "an MM-Diff file"
 
@@ -34,7 +37,8 @@ def recognised(names: Iterable[str]) -> bool:
 
 
 def read(state: State, file: str, operations: Any = nn) -> tuple[LoraLayers, dict[str, LoraPair]]:
-    """Image attention, and the pairs for text and self-attention by LDM names of the weights that they change; both share tensors.
+    """Image attention, and the pairs for text and self-attention by LDM names of the weights that they change; both
+    share tensors.
 
     Raises:
         CheckpointError: of another model than SDXL, or a tensor is missing, misshapen or unknown.
@@ -45,14 +49,20 @@ def read(state: State, file: str, operations: Any = nn) -> tuple[LoraLayers, dic
     pairs = _check_all(state, layers, file)
     names = {ours: f"{2 * int(ours.split('.')[1]) + 1}.{ours.split('.', 2)[2]}" for ours in layers.state_dict()}
     assign(layers, {name: state[name] for name in names.values()}, names, file, KIND)
-    return layers, {weight: LoraPair(state[f"{name}.down.weight"], state[f"{name}.up.weight"]) for weight, name in pairs.items()}
+    return layers, {
+        weight: LoraPair(state[f"{name}.down.weight"], state[f"{name}.up.weight"]) for weight, name in pairs.items()
+    }
 
 
 def _check_count(state: State, file: str) -> None:
     found = {int(match[1]) for match in map(ENTRY.match, state) if match}
     if found != set(range(2 * len(BLOCKS))):
         do = "Only MM-Diff for SDXL is known; please report a file for another model with a link to it."
-        raise CheckpointError(f"{2 * len(BLOCKS)} attentions in '{file}', two in each of SDXL's {len(BLOCKS)} transformer blocks", f"{len(found)}", do)
+        raise CheckpointError(
+            f"{2 * len(BLOCKS)} attentions in '{file}', two in each of SDXL's {len(BLOCKS)} transformer blocks",
+            f"{len(found)}",
+            do,
+        )
 
 
 def _layers(state: State, file: str, operations: Any) -> LoraLayers:
@@ -71,8 +81,18 @@ def _layers(state: State, file: str, operations: Any) -> LoraLayers:
         wanted = width_of.setdefault(_level(path), size["width"]), sizes[0]["context_dim"]
         if wanted != (size["width"], size["context_dim"]):
             found = f"{size['context_dim']} -> {size['width']} at number {2 * j + 1}"
-            raise CheckpointError(f"attentions in the order of SDXL's in '{file}', with pairs of {wanted[1]} -> {wanted[0]} for {path}", found, AGAIN)
-    return LoraLayers(sizes[0]["context_dim"], [s["width"] for s in sizes], [s["rank"] for s in sizes], [s["text_rank"] for s in sizes], operations)
+            raise CheckpointError(
+                f"attentions in the order of SDXL's in '{file}', with pairs of {wanted[1]} -> {wanted[0]} for {path}",
+                found,
+                AGAIN,
+            )
+    return LoraLayers(
+        sizes[0]["context_dim"],
+        [s["width"] for s in sizes],
+        [s["rank"] for s in sizes],
+        [s["text_rank"] for s in sizes],
+        operations,
+    )
 
 
 def _level(path: str) -> int:
@@ -82,7 +102,10 @@ def _level(path: str) -> int:
 
 
 def _check_all(state: State, layers: LoraLayers, file: str) -> dict[str, str]:
-    """LDM name of every weight that a pair changes -> the pair's name in the file. Raises CheckpointError unless the file is whole and no more."""
+    """LDM name of every weight that a pair changes -> the pair's name in the file.
+
+    Raises CheckpointError unless the file is whole and no more.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     pairs: dict[str, str] = {}
     for j, (path, width) in enumerate(zip(BLOCKS, layers.widths, strict=True)):
@@ -91,7 +114,10 @@ def _check_all(state: State, layers: LoraLayers, file: str) -> dict[str, str]:
                 name = f"{index}.{pair}"
                 with reading(file, ""):
                     rank = shape_of(state, f"{name}.down.weight", 2)[0]
-                shapes |= {f"{name}.down.weight": (rank, context if pair.startswith(("to_k", "to_v")) else width), f"{name}.up.weight": (width, rank)}
+                shapes |= {
+                    f"{name}.down.weight": (rank, context if pair.startswith(("to_k", "to_v")) else width),
+                    f"{name}.up.weight": (width, rank),
+                }
                 if pair in PROJECTIONS:
                     pairs[f"{path}.{attention}.{PROJECTIONS[pair]}.weight"] = name
     check(state, shapes, file, KIND)

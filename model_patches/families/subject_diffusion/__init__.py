@@ -1,4 +1,5 @@
 """Subject-Diffusion (arXiv 2307.11410): four modules that belong together, or all in one bundle."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable

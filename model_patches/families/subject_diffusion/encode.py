@@ -1,4 +1,8 @@
-"""Subjects for Subject-Diffusion: patch tokens for its gated layers, and a vector for the placeholder in the prompt. Host-free."""
+"""Subjects for Subject-Diffusion: patch tokens for its gated layers, and a vector for the placeholder in the prompt.
+
+Host-free.
+"""
+
 from __future__ import annotations
 
 import torch
@@ -15,8 +19,8 @@ INSIDE = 1  # rows and columns left away at the right and bottom of a cut-out's 
 
 
 def encode(given: EncodeInputs) -> tuple[References, list[str]]:
-    """Encode patch tokens [T, E] and the vector for the prompt [1, D], each the mean over a subject's photos, the vector after the
-    projection, as image tokens are. Published is one photo a subject.
+    """Encode patch tokens [T, E] and the vector for the prompt [1, D], each the mean over a subject's photos, the
+    vector after the projection, as image tokens are. Published is one photo a subject.
 
     Raises MismatchError: an image encoder with another number of patches.
     """
@@ -27,11 +31,17 @@ def encode(given: EncodeInputs) -> tuple[References, list[str]]:
         patches, pooled = given.images.encode_patches(torch.stack(list(previews)))
         if patches.shape[1] != spec.gated.tokens:
             found, do = f"one with {patches.shape[1]}", "Disconnect 'clip_vision' and set 'clip_vision_name' to auto."
-            raise MismatchError(f"{spec.encoder.describe()} with {spec.gated.tokens} patches for {spec.file}", found, do)
+            raise MismatchError(
+                f"{spec.encoder.describe()} with {spec.gated.tokens} patches for {spec.file}", found, do
+            )
         counts = [len(s.photos) for s in cast.subjects]
-        both = zip(cast.subjects, patches.float().split(counts), given.project(pooled).float().split(counts), strict=True)
+        both = zip(
+            cast.subjects, patches.float().split(counts), given.project(pooled).float().split(counts), strict=True
+        )
         for number, (s, tokens, vectors) in enumerate(both, 1):
             features, words = ObjectFeatures(image=tokens.mean(0)), {TEXT_ENCODER: vectors.mean(0, keepdim=True)}
             subjects.append(reference_subject(number, s, features=features, words=words))
     alone = len(cast.subjects) == 1  # published: one subject has no position
-    return References(given.adapter, tuple(subjects), None, None, previews), box_warnings(cast, [alone] * len(cast.subjects))
+    return References(given.adapter, tuple(subjects), None, None, previews), box_warnings(
+        cast, [alone] * len(cast.subjects)
+    )

@@ -1,12 +1,16 @@
-"""Subject-Diffusion (arXiv 2307.11410): four modules that belong together, each a state dict of its own, or all in one bundle.
+"""Subject-Diffusion (arXiv 2307.11410): four modules that belong together, each a state dict of its own, or all in one
+bundle.
 
-`unet`: a whole diffusers UNet of SD2 with fusers and a fifth input channel; `clip_text`: the retrained text encoder; `mlp`: photos into the
-prompt; `proj`: photos into the gated layers; optional `clip_visual`: the last blocks of the image encoder, where they were trained too.
+`unet`: a whole diffusers UNet of SD2 with fusers and a fifth input channel; `clip_text`: the retrained text encoder;
+`mlp`: photos into the prompt; `proj`: photos into the gated layers; optional `clip_visual`: the last blocks of the
+image encoder, where they were trained too.
 
-A bundle is a safetensors file of our own: the members' tensors below `unet.`, `clip_text.`, `mlp.`, `proj.` and `clip_visual.`, of the UNet only
-what is read here, with the metadata `format` subject_diffusion, `version` 1 and `slots`, the number of subjects trained with (2 where it is not
-said: no tensor tells). tools/convert_subject_diffusion.py makes one.
+A bundle is a safetensors file of our own: the members' tensors below `unet.`, `clip_text.`, `mlp.`, `proj.` and
+`clip_visual.`, of the UNet only what is read here, with the metadata `format` subject_diffusion, `version` 1 and
+`slots`, the number of subjects trained with (2 where it is not said: no tensor tells).
+tools/convert_subject_diffusion.py makes one.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -36,7 +40,9 @@ KIND = "a Subject-Diffusion file"
 def is_bundle(names: Iterable[str]) -> bool:
     """Whether tensors of these names are a bundle, whole or not."""
     names = list(names)
-    return any(name.startswith("unet.") and FUSER in name for name in names) and any(name.startswith(("mlp.", "proj.", "clip_text.")) for name in names)
+    return any(name.startswith("unet.") and FUSER in name for name in names) and any(
+        name.startswith(("mlp.", "proj.", "clip_text.")) for name in names
+    )
 
 
 def unbundled(state: State) -> dict[str, State]:
@@ -53,13 +59,25 @@ def slots_of(metadata: Mapping[str, str], file: str) -> int:
 
 
 def needed(members: Mapping[str, State]) -> State:
-    """The tensors of a bundle: of the UNet the fusers, the keys and values of the text and the first convolution, all of the others."""
-    bundle = {f"{name}.{key}": tensor for name, state in members.items() if name != "unet" for key, tensor in state.items() if not key.endswith("position_ids")}
+    """The tensors of a bundle: of the UNet the fusers, the keys and values of the text and the first convolution, all
+    of the others.
+    """
+    bundle = {
+        f"{name}.{key}": tensor
+        for name, state in members.items()
+        if name != "unet"
+        for key, tensor in state.items()
+        if not key.endswith("position_ids")
+    }
     unet = members.get("unet", {})
-    return {f"unet.{key}": tensor for key, tensor in unet.items() if FUSER in key or key.endswith(KEYS) or key in CONV_IN} | bundle
+    return {
+        f"unet.{key}": tensor for key, tensor in unet.items() if FUSER in key or key.endswith(KEYS) or key in CONV_IN
+    } | bundle
 
 
-def build(members: Mapping[str, State], file: str, operations: Any = nn, beside: str = "", slots: int = SLOTS) -> Adapter:
+def build(
+    members: Mapping[str, State], file: str, operations: Any = nn, beside: str = "", slots: int = SLOTS
+) -> Adapter:
     """Modules of the members, weights in their own dtypes, and the weights of the base model that they bring.
 
     Arguments:
@@ -67,7 +85,8 @@ def build(members: Mapping[str, State], file: str, operations: Any = nn, beside:
         operations: namespace with Linear, LayerNorm and Conv2d.
         beside: where the others were looked for, in words; slots: subjects in training.
     Raises:
-        CheckpointError: a member is missing or of another variant, the members are of different widths, or a tensor is missing or misshapen.
+        CheckpointError: a member is missing or of another variant, the members are of different widths, or a tensor is
+            missing or misshapen.
     """
     _check_members(members, file, beside)
     unet, unet_file = members["unet"], f"unet of {file}"
@@ -86,10 +105,24 @@ def build(members: Mapping[str, State], file: str, operations: Any = nn, beside:
         raise CheckpointError(f"members of one Subject-Diffusion in '{file}'", found, AGAIN)
     assign(mlp, members["mlp"], {name: name for name in mlp.state_dict()}, f"mlp of {file}", KIND)
     _assign_gated(gated, unet, members["proj"], list(paths.values()), file)
-    text, vision = text_weights(members["clip_text"], dim, f"clip_text of {file}", KIND), overlay(members.get(OPTIONAL, {}), f"{OPTIONAL} of {file}")
+    text, vision = (
+        text_weights(members["clip_text"], dim, f"clip_text of {file}", KIND),
+        overlay(members.get(OPTIONAL, {}), f"{OPTIONAL} of {file}"),
+    )
     weights = Weights(_unet_weights(unet, paths, channels, dim, unet_file), text, vision)
-    spec = AdapterSpec("subject_diffusion", "MLP", file, dim, 0, EncoderNeed("last", widths["feature_dim"]), (), False,
-                       gated=GatedSpec("patches", channels, dim, widths["feature_dim"], slots, widths["tokens"]), prompt=PromptSpec(FUSION, {"h": dim}), label="Subject-Diffusion")
+    spec = AdapterSpec(
+        "subject_diffusion",
+        "MLP",
+        file,
+        dim,
+        0,
+        EncoderNeed("last", widths["feature_dim"]),
+        (),
+        False,
+        gated=GatedSpec("patches", channels, dim, widths["feature_dim"], slots, widths["tokens"]),
+        prompt=PromptSpec(FUSION, {"h": dim}),
+        label="Subject-Diffusion",
+    )
     return Adapter(spec, mlp, None, gated, weights)
 
 
@@ -97,12 +130,25 @@ def _check_members(members: Mapping[str, State], file: str, beside: str) -> None
     """Raise CheckpointError for a member that is not there, or of the variant that was never released."""
     absent = [name for name in MEMBERS if name not in members and name != OPTIONAL]
     if absent:
-        expected = f"Subject-Diffusion's four modules together ({', '.join(name for name in MEMBERS if name != OPTIONAL)}), of which '{file}' is one"
-        do = "Put folders such as 'unet_0_449999', 'clip_text_0_449999', 'mlp_0_449999' and 'proj_0_449999' of one training step beside each other."
+        expected = (
+            "Subject-Diffusion's four modules together "
+            f"({', '.join(name for name in MEMBERS if name != OPTIONAL)}), of which '{file}' is one"
+        )
+        do = (
+            "Put folders such as 'unet_0_449999', 'clip_text_0_449999', 'mlp_0_449999' and 'proj_0_449999' of "
+            "one training step beside each other."
+        )
         raise CheckpointError(expected, f"no {' and no '.join(absent)}{f' {beside}' if beside else ''}", do)
     if "fc1.weight" in members["proj"]:
-        found = f"an MLP over the two subjects' patches together ('fc1.weight' {list(members['proj']['fc1.weight'].shape)}), of a variant that was never released"
-        raise CheckpointError(f"a GroundingNet as the module 'proj' of '{file}'", found, "Use modules of the released Subject-Diffusion code with patch_512.")
+        found = (
+            "an MLP over the two subjects' patches together ('fc1.weight' "
+            f"{list(members['proj']['fc1.weight'].shape)}), of a variant that was never released"
+        )
+        raise CheckpointError(
+            f"a GroundingNet as the module 'proj' of '{file}'",
+            found,
+            "Use modules of the released Subject-Diffusion code with patch_512.",
+        )
 
 
 def _input_width(unet: State, file: str) -> int:
@@ -110,7 +156,11 @@ def _input_width(unet: State, file: str) -> int:
     shape = tuple(unet["conv_in.weight"].shape) if "conv_in.weight" in unet else None
     if shape is None or len(shape) != 4 or shape[1:] != (INPUTS, 3, 3):
         found = "no such tensor" if shape is None else f"the shape {list(shape)}"
-        raise CheckpointError(f"'conv_in.weight' of '{file}' to read {INPUTS} channels, latent and mask", found, "Choose the UNet that Subject-Diffusion's training saved.")
+        raise CheckpointError(
+            f"'conv_in.weight' of '{file}' to read {INPUTS} channels, latent and mask",
+            found,
+            "Choose the UNet that Subject-Diffusion's training saved.",
+        )
     return shape[0]
 
 
@@ -126,16 +176,27 @@ def _paths(unet: State, file: str) -> dict[str, str]:
 
 def _assign_gated(gated: GatedLayers, unet: State, proj: State, paths: list[str], file: str) -> None:
     fusers = {name: tensor for name, tensor in unet.items() if FUSER in name}
-    mask = {"mask_conv.weight": unet["conv_in.weight"][:, INPUTS - 1:].contiguous()}
-    assign(gated, fusers | mask | {f"proj.{name}": tensor for name, tensor in proj.items()}, gated_names(gated, paths, "", "proj."), file, KIND)
+    mask = {"mask_conv.weight": unet["conv_in.weight"][:, INPUTS - 1 :].contiguous()}
+    assign(
+        gated,
+        fusers | mask | {f"proj.{name}": tensor for name, tensor in proj.items()},
+        gated_names(gated, paths, "", "proj."),
+        file,
+        KIND,
+    )
 
 
 def _unet_weights(unet: State, paths: Mapping[str, str], channels: Mapping[str, int], dim: int, file: str) -> State:
-    """What replaces the base model's: keys and values of the text, and the first convolution without its mask channel, by LDM names."""
+    """What replaces the base model's: keys and values of the text, and the first convolution without its mask channel,
+    by LDM names.
+    """
     shapes = {f"{path}.{key}": (channels[place], dim) for place, path in paths.items() for key in KEYS}
-    shapes |= {"conv_in.weight": tuple(unet["conv_in.weight"].shape), "conv_in.bias": tuple(unet["conv_in.weight"].shape[:1])}
+    shapes |= {
+        "conv_in.weight": tuple(unet["conv_in.weight"].shape),
+        "conv_in.bias": tuple(unet["conv_in.weight"].shape[:1]),
+    }
     found = {name: tensor for name, tensor in unet.items() if name in shapes}
     check(found, shapes, file, KIND)
-    found["conv_in.weight"] = found["conv_in.weight"][:, :INPUTS - 1].contiguous()
+    found["conv_in.weight"] = found["conv_in.weight"][:, : INPUTS - 1].contiguous()
     depth = resblocks(found)
     return {ldm_name(name, depth): found[name] for name in shapes}

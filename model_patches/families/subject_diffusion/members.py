@@ -1,4 +1,5 @@
 """Subject-Diffusion's modules, each a file of its own, found beside the one that was chosen."""
+
 from __future__ import annotations
 
 import re
@@ -40,7 +41,10 @@ def member_of(path: Path, state: State) -> str | None:
 
 
 def read_members(path: Path, member: str, state: State) -> dict[str, State]:
-    """The tensors of all members beside the chosen one, whose tensors `state` are read already. Raises CheckpointError."""
+    """The tensors of all members beside the chosen one, whose tensors `state` are read already.
+
+    Raises CheckpointError.
+    """
     found = {name: read_state(file) for name, file in members(path).items() if file != path}
     return {**found, member: state}
 
@@ -48,8 +52,8 @@ def read_members(path: Path, member: str, state: State) -> dict[str, State]:
 def members(path: Path) -> dict[str, Path]:
     """Subject-Diffusion's modules that lie beside the chosen one, itself among them, by their names in MEMBERS.
 
-    Either folders `unet_0_449999/pytorch_model.bin` or files `unet_0_449999.bin`. Of several steps it is the chosen file's, or else the only one
-    that there is. {} where the chosen file is not called like a member.
+    Either folders `unet_0_449999/pytorch_model.bin` or files `unet_0_449999.bin`. Of several steps it is the chosen
+    file's, or else the only one that there is. {} where the chosen file is not called like a member.
     """
     in_folders = MEMBER.match(path.stem) is None
     chosen = MEMBER.match(path.parent.name if in_folders else path.stem)

@@ -1,4 +1,5 @@
 """What the nodes call: encode a cast and apply references, on the host's objects."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -22,10 +23,17 @@ from .sampling.weights import check_input_channels
 Wired = tuple[Any, Conditioning | None, Conditioning | None, Conditioning | None]
 
 
-def encode_references(adapter: HostAdapter, cast: Cast, framing: str = "auto", clip: Any = None, clip_vision: Any = None,
-                      prompts: Sequence[str] = (), warn: Callable[[str], None] = lambda sentence: None) -> References:
-    """`model_patches.families.encode.encode_subjects` with the host's encoders; clip_vision overrides the adapter's own choice. An adapter that reads no
-    photos loads none."""
+def encode_references(
+    adapter: HostAdapter,
+    cast: Cast,
+    framing: str = "auto",
+    clip: Any = None,
+    clip_vision: Any = None,
+    prompts: Sequence[str] = (),
+    warn: Callable[[str], None] = lambda sentence: None,
+) -> References:
+    """`model_patches.families.encode.encode_subjects` with the host's encoders; clip_vision overrides the adapter's own
+    choice. An adapter that reads no photos loads none."""
     images = None
     if adapter.spec.encoder is not None:
         vision = clip_vision if clip_vision is not None else adapter.clip_vision()
@@ -34,15 +42,23 @@ def encode_references(adapter: HostAdapter, cast: Cast, framing: str = "auto", c
     return encode_subjects(adapter, cast, images, adapter.project, names, framing, prompts, warn)
 
 
-def apply_image_attention(model: Any, references: References, settings: ImageAttentionSettings,
-                          positive: Conditioning | None = None, negative: Conditioning | None = None, middle: Conditioning | None = None,
-                          node_id: str | None = None) -> Wired:
+def apply_image_attention(
+    model: Any,
+    references: References,
+    settings: ImageAttentionSettings,
+    positive: Conditioning | None = None,
+    negative: Conditioning | None = None,
+    middle: Conditioning | None = None,
+    node_id: str | None = None,
+) -> Wired:
     """The MODEL with the references' attention bound to it, and the conditionings that carry them.
 
-    With neither positive nor negative the references act on the sampler's positive list. Weight 0 and an empty cast return what came in.
+    With neither positive nor negative the references act on the sampler's positive list. Weight 0 and an empty cast
+    return what came in.
     node_id: of the node that shows messages of the sampling run, or None.
     Raises:
-        MismatchError: the adapter is for another base model, or relevance is asked for and the references carry no names, or a number is not finite.
+        MismatchError: the adapter is for another base model, or relevance is asked for and the references carry no
+            names, or a number is not finite.
     """
     _check_kind(references, not references.adapter.spec.widths, "Apply Image Attention")
     check_finite(settings, "Apply Image Attention")
@@ -51,15 +67,25 @@ def apply_image_attention(model: Any, references: References, settings: ImageAtt
     blocks = attention_blocks(model.get_model_object("diffusion_model"))
     check_widths(references.adapter.spec, [block.width for block in blocks], blocks[0].context_dim)
     check_names(references, settings)
-    hook = ImageAttention(references, settings, blocks, positive is not None or middle is not None, negative is not None, node_id)
+    hook = ImageAttention(
+        references, settings, blocks, positive is not None or middle is not None, negative is not None, node_id
+    )
     return _wired(model, hook, positive, negative, middle)
 
 
-def apply_gated(model: Any, references: References, settings: GatedSettings,
-                positive: Conditioning, negative: Conditioning | None = None, middle: Conditioning | None = None, node_id: str | None = None) -> Wired:
+def apply_gated(
+    model: Any,
+    references: References,
+    settings: GatedSettings,
+    positive: Conditioning,
+    negative: Conditioning | None = None,
+    middle: Conditioning | None = None,
+    node_id: str | None = None,
+) -> Wired:
     """The MODEL with the adapter's gated layers bound to it, and the conditionings that carry the references.
 
-    Rows of the negative get the publisher's own uncond objects, whether it is wired or not. Strength 0 and an empty cast return what came in.
+    Rows of the negative get the publisher's own uncond objects, whether it is wired or not. Strength 0 and an empty
+    cast return what came in.
     node_id: of the node that shows messages of the sampling run, or None.
     Raises:
         MismatchError: the adapter has no gated layers, or is for another base model, or a number is not finite.
@@ -70,18 +96,30 @@ def apply_gated(model: Any, references: References, settings: GatedSettings,
     if settings.strength == 0.0 or not references.subjects:
         return model, positive, negative, middle
     check_input_channels(model)
-    blocks = {block.path.removesuffix(".attn2"): block for block in attention_blocks(model.get_model_object("diffusion_model"))}
-    check_places(adapter.spec, {path: block.width for path, block in blocks.items()}, next(iter(blocks.values())).context_dim)
+    blocks = {
+        block.path.removesuffix(".attn2"): block
+        for block in attention_blocks(model.get_model_object("diffusion_model"))
+    }
+    check_places(
+        adapter.spec, {path: block.width for path, block in blocks.items()}, next(iter(blocks.values())).context_dim
+    )
     keys = [blocks[path].key for path in adapter.spec.gated.places]
-    return _wired(model, GatedAdapter(references, settings, keys, negative is not None, node_id), positive, negative, middle)
+    return _wired(
+        model, GatedAdapter(references, settings, keys, negative is not None, node_id), positive, negative, middle
+    )
 
 
-def _wired(model: Any, hook: Hook, positive: Conditioning | None, negative: Conditioning | None, middle: Conditioning | None) -> Wired:
+def _wired(
+    model: Any, hook: Hook, positive: Conditioning | None, negative: Conditioning | None, middle: Conditioning | None
+) -> Wired:
     """A clone of the MODEL with the hook on it, and copies of the conditionings with its records."""
     patched = model.clone()
     hook.attach(patched)
     roles = ((positive, COND), (negative, UNCOND), (middle, COND))
-    wired = [None if given is None else attach(given, ConditioningRecord(hook.id, role, hook.references)) for given, role in roles]
+    wired = [
+        None if given is None else attach(given, ConditioningRecord(hook.id, role, hook.references))
+        for given, role in roles
+    ]
     return patched, wired[0], wired[1], wired[2]
 
 

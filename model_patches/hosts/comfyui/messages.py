@@ -1,4 +1,5 @@
 """Messages of the nodes: in the log, and on the node in the front end (web/messages.js)."""
+
 from __future__ import annotations
 
 import json
@@ -51,7 +52,9 @@ def tell(node_id: str | None, sentence: str, warning: bool, first: bool) -> None
     """Show a message on a node while its MODEL samples. first: it replaces those of the last sampling run."""
     server = None if node_id is None else _server()
     if server is not None:
-        server.send_sync(EVENT, {"node": node_id, "text": sentence, "warning": warning, "first": first}, server.client_id)
+        server.send_sync(
+            EVENT, {"node": node_id, "text": sentence, "warning": warning, "first": first}, server.client_id
+        )
 
 
 def is_watched(node_id: str | None) -> bool:
@@ -61,11 +64,17 @@ def is_watched(node_id: str | None) -> bool:
 
 def show(node_id: str, picture: torch.Tensor) -> None:
     """Show a picture [1, H, W, 3] (0..1) on a node, as a file in the host's temporary folder."""
-    folder, name, count, subfolder, _ = folder_paths.get_save_image_path("Troupe_relevance", folder_paths.get_temp_directory())
+    folder, name, count, subfolder, _ = folder_paths.get_save_image_path(
+        "Troupe_relevance", folder_paths.get_temp_directory()
+    )
     file = f"{name}_{count:05}_.png"
     Image.fromarray((picture[0].clamp(0, 1) * 255).byte().cpu().numpy()).save(Path(folder) / file, compress_level=1)
     server = _server()
-    server.send_sync(PICTURE, {"node": node_id, "picture": {"filename": file, "subfolder": subfolder, "type": "temp"}}, server.client_id)
+    server.send_sync(
+        PICTURE,
+        {"node": node_id, "picture": {"filename": file, "subfolder": subfolder, "type": "temp"}},
+        server.client_id,
+    )
 
 
 def _server() -> Any:

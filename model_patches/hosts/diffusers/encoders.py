@@ -1,4 +1,7 @@
-"""transformers' CLIP models behind the interfaces of `model_patches.encoding.interfaces`, reading photos, names and prompts as ComfyUI does."""
+"""transformers' CLIP models behind the interfaces of `model_patches.encoding.interfaces`, reading photos, names and
+prompts as ComfyUI does.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +31,8 @@ BOS = 49406
 SPLIT_FROM = 8  # a part of at least so many tokens is cut where a chunk is full; a shorter one moves to the next chunk
 SD2_LAYERS = 23  # of the published diffusers folders: the last layer, which SD2 does not read, is left out there
 
-TokenChunk = list[tuple[int, float]]  # tokens and their weights, BOS first, LENGTH of them with EOS; padding is not in it
+# tokens and their weights, BOS first, LENGTH of them with EOS; padding is not in it
+TokenChunk = list[tuple[int, float]]
 
 
 def load_adapter(path: str | Path) -> Adapter:
@@ -40,9 +44,17 @@ def load_adapter(path: str | Path) -> Adapter:
     return adapter
 
 
-def encode_references(adapter: Adapter, cast: Cast, images: ImageEncoder | None, names: NameEncoder | None, framing: str = "auto",
-                      prompts: Sequence[str] = (), warn: Callable[[str], None] = lambda sentence: None) -> References:
+def encode_references(
+    adapter: Adapter,
+    cast: Cast,
+    images: ImageEncoder | None,
+    names: NameEncoder | None,
+    framing: str = "auto",
+    prompts: Sequence[str] = (),
+    warn: Callable[[str], None] = lambda sentence: None,
+) -> References:
     """`model_patches.families.encode.encode_subjects` with the adapter's own projection, results on the CPU."""
+
     def project(*features: torch.Tensor) -> Any:
         weight = next(adapter.projection.parameters())
         found = adapter.projection(*(f.to(weight) for f in features))
@@ -53,7 +65,9 @@ def encode_references(adapter: Adapter, cast: Cast, images: ImageEncoder | None,
 
 
 class ClipImages:
-    """A `readers.ImageEncoder` on CLIP ViT-H, ViT-bigG or ViT-L. weights: tensors that stand in for the model's own, which stays as it is."""
+    """A `readers.ImageEncoder` on CLIP ViT-H, ViT-bigG or ViT-L. weights: tensors that stand in for the model's own,
+    which stays as it is.
+    """
 
     def __init__(self, model: CLIPVisionModelWithProjection, weights: Mapping[str, torch.Tensor] | None = None):
         self._model, config = model.eval(), model.config
@@ -74,7 +88,9 @@ class ClipImages:
     def encode_patches(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `readers.ImageEncoder`; float32 on the CPU."""
         found = [self._run(part) for part in pixel_values(pictures).split(BATCH)]
-        return torch.cat([f.last_hidden_state[:, 1:].float().cpu() for f in found]), torch.cat([f.image_embeds.float().cpu() for f in found])
+        return torch.cat([f.last_hidden_state[:, 1:].float().cpu() for f in found]), torch.cat(
+            [f.image_embeds.float().cpu() for f in found]
+        )
 
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> ClipImages:
         """See `readers.ImageEncoder`."""
@@ -88,7 +104,11 @@ class ClipImages:
         if kind == "pooled":
             return found.image_embeds.float().cpu()
         norm = self._model.vision_model.post_layernorm
-        weights = {name.rpartition(".")[2]: value for name, value in self._weights.items() if name.startswith("vision_model.post_layernorm.")}
+        weights = {
+            name.rpartition(".")[2]: value
+            for name, value in self._weights.items()
+            if name.startswith("vision_model.post_layernorm.")
+        }
         return functional_call(norm, weights, (found.last_hidden_state[:, 0],)).float().cpu()
 
     def _run(self, pixels: torch.Tensor, **options: bool) -> Any:
@@ -105,8 +125,8 @@ def pixel_values(pictures: torch.Tensor) -> torch.Tensor:
 class TextTower:
     """One text encoder and the output that the base model reads.
 
-    stream: ComfyUI's name of it, 'l', 'g' or 'h'; layer: index into the hidden states, -1 last, -2 penultimate; final_norm: whether the final
-    LayerNorm follows; padding: token after EOS.
+    stream: ComfyUI's name of it, 'l', 'g' or 'h'; layer: index into the hidden states, -1 last, -2 penultimate;
+    final_norm: whether the final LayerNorm follows; padding: token after EOS.
     """
 
     stream: str
@@ -121,8 +141,8 @@ class TextTower:
         return word_embeddings(tokens, lambda ids: table(torch.tensor(ids, device=self.model.device)).float().cpu())
 
     def encode(self, chunks: Sequence[Sequence[Any]]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Chunks of tokens (ids, or vectors [d] in their place) -> [n, LENGTH, D] states and [n, E] projected pooled outputs (None where the model
-        has no projection), float32, CPU."""
+        """Chunks of tokens (ids, or vectors [d] in their place) -> [n, LENGTH, D] states and [n, E] projected pooled
+        outputs (None where the model has no projection), float32, CPU."""
         found = self._run(chunks, output_hidden_states=True)
         states = found.hidden_states[self.layer]
         if self.final_norm:
@@ -139,15 +159,27 @@ class TextTower:
         return found.last_hidden_state[torch.arange(len(chunks), device=ends.device), ends].float().cpu()
 
     def _run(self, chunks: Sequence[Sequence[Any]], **options: bool) -> Any:
-        vectors = {(n, i): token for n, chunk in enumerate(chunks) for i, token in enumerate(chunk) if not isinstance(token, int)}
-        rows = [[0 if (n, i) in vectors else token for i, token in enumerate(chunk)] + [self.padding] * (LENGTH - len(chunk)) for n, chunk in enumerate(chunks)]
+        vectors = {
+            (n, i): token
+            for n, chunk in enumerate(chunks)
+            for i, token in enumerate(chunk)
+            if not isinstance(token, int)
+        }
+        rows = [
+            [0 if (n, i) in vectors else token for i, token in enumerate(chunk)]
+            + [self.padding] * (LENGTH - len(chunk))
+            for n, chunk in enumerate(chunks)
+        ]
         with embeddings_replaced(self.model, vectors):
             return self.model(torch.tensor(rows, device=self.model.device), **options)
 
 
 @contextmanager
 def embeddings_replaced(model: Any, vectors: Mapping[tuple[int, int], torch.Tensor]) -> Iterator[None]:
-    """A text model whose word embeddings at (row, position) are these vectors [d] while it is open, before positions are added."""
+    """A text model whose word embeddings at (row, position) are these vectors [d] while it is open, before positions
+    are added.
+    """
+
     def put(table: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         output = output.clone()
         for place, vector in vectors.items():
@@ -166,7 +198,8 @@ def embeddings_replaced(model: Any, vectors: Mapping[tuple[int, int], torch.Tens
 class Prompt:
     """An encoded prompt: embeds [1, chunks * LENGTH, D]; pooled [1, E], or None where the base model has none.
 
-    before: what is sampled with in its place until `start_percent` of the run (ComfyUI's) or, unless -1, until `start_step`; None: nothing.
+    before: what is sampled with in its place until `start_percent` of the run (ComfyUI's) or, unless -1, until
+    `start_step`; None: nothing.
     """
 
     embeds: torch.Tensor
@@ -191,7 +224,9 @@ class ClipTexts:
 
     @classmethod
     def sd2(cls, model: CLIPTextModel) -> ClipTexts:
-        """OpenCLIP-H: penultimate layer with the final norm; published folders hold the model without its last layer."""
+        """OpenCLIP-H: penultimate layer with the final norm; published folders hold the model without its last
+        layer.
+        """
         return cls(TextTower("h", model, -1 if model.config.num_hidden_layers == SD2_LAYERS else -2, True, PADDING))
 
     @classmethod
@@ -204,7 +239,10 @@ class ClipTexts:
         """See `readers.NameEncoder`."""
         chunks = _name_chunks(names)
         states = torch.cat([tower.encode(chunks)[0] for tower in self.towers], -1)
-        return [row[1:] if not name.strip() else row[1:1 + chunk[1:].index(EOS)] for name, chunk, row in zip(names, chunks, states, strict=True)]
+        return [
+            row[1:] if not name.strip() else row[1 : 1 + chunk[1:].index(EOS)]
+            for name, chunk, row in zip(names, chunks, states, strict=True)
+        ]
 
     @torch.no_grad()
     def pooled(self, names: Sequence[str]) -> list[torch.Tensor | None]:
@@ -216,11 +254,16 @@ class ClipTexts:
     def tokenize(self, prompt: str) -> Streams:
         """The prompt's chunks for each text encoder, padded to LENGTH."""
         chunks = prompt_chunks(prompt)
-        return {tower.stream: [[*chunk, *[(tower.padding, PLAIN)] * (LENGTH - len(chunk))] for chunk in chunks] for tower in self.towers}
+        return {
+            tower.stream: [[*chunk, *[(tower.padding, PLAIN)] * (LENGTH - len(chunk))] for chunk in chunks]
+            for tower in self.towers
+        }
 
     @torch.no_grad()
     def encode_tokens(self, streams: Streams) -> Prompt:
-        """Tokens for the UNet; one of weight w becomes `empty + w * (token - empty)`, `empty` the same place of the empty prompt."""
+        """Tokens for the UNet; one of weight w becomes `empty + w * (token - empty)`, `empty` the same place of the
+        empty prompt.
+        """
         states = []
         for tower in self.towers:
             chunks = streams[tower.stream]

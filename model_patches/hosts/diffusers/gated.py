@@ -1,4 +1,7 @@
-"""Gated adapters (GLIGEN, Subject-Diffusion) on a diffusers UNet, in its blocks' own fuser place, there only while a run lasts."""
+"""Gated adapters (GLIGEN, Subject-Diffusion) on a diffusers UNet, in its blocks' own fuser place, there only while a
+run lasts.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -28,12 +31,18 @@ OBJECTS = "gligen"  # diffusers' key in cross_attention_kwargs; without it a blo
 class GatedAdapter:
     """The references of one Apply Gated Adapter node on a UNet for one run; a context manager, and the run's state.
 
-    Entering puts the fusers in place, leaving takes away what was added; several may be nested, also with image attention. Those entered
-    first act first. Before each model call say where the run is with `at`, and with `roles` what the parts of the batch are, where that
-    changes.
+    Entering puts the fusers in place, leaving takes away what was added; several may be nested, also with image
+    attention. Those entered first act first. Before each model call say where the run is with `at`, and with `roles`
+    what the parts of the batch are, where that changes.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, references: References, settings: GatedSettings, roles: Sequence[str | None] = (UNCOND, COND)):
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        references: References,
+        settings: GatedSettings,
+        roles: Sequence[str | None] = (UNCOND, COND),
+    ):
         self.references, self.settings, self.roles = references, settings, tuple(roles)
         self._unet, self._blocks = unet, transformer_blocks(unet)
         self._run = RunCache()
@@ -42,7 +51,11 @@ class GatedAdapter:
         self._now: GatedStrengths | None = None
         spec = references.adapter.spec
         if spec.gated is None:
-            raise MismatchError("an adapter with gated layers (GLIGEN, Subject-Diffusion)", f"{spec.file}, {spec.describe()}", "Bind these references with apply_image_attention.")
+            raise MismatchError(
+                "an adapter with gated layers (GLIGEN, Subject-Diffusion)",
+                f"{spec.file}, {spec.describe()}",
+                "Bind these references with apply_image_attention.",
+            )
         if self._idle:
             return
         check_places(spec, {path: block.dim for path, block in self._blocks.items()}, unet.config.cross_attention_dim)
@@ -52,7 +65,8 @@ class GatedAdapter:
         if self._idle:
             return self
         gated, spec = self.references.adapter.gated, self.references.adapter.spec.gated
-        gated.net.to(self._unet.device, torch.float32)  # it runs once, and in half precision the boxes would lose two digits
+        # it runs once, and in half precision the boxes would lose two digits
+        gated.net.to(self._unet.device, torch.float32)
         gated.fusers.to(self._unet.device, self._unet.dtype)
         for index, (path, fuser) in enumerate(zip(spec.places, gated.fusers, strict=True)):
             block = self._blocks[path]
@@ -77,7 +91,9 @@ class GatedAdapter:
         self._run.clear()
 
     def at(self, percent: float) -> None:
-        """Say where the run is: ComfyUI's percent of the next model call (0 = the first step's noise, 1 = none; see `sampling.percent_of`)."""
+        """Say where the run is: ComfyUI's percent of the next model call (0 = the first step's noise, 1 = none; see
+        `sampling.percent_of`).
+        """
         self._now = gated_strengths(self.settings, self.references.subjects, spans_at(percent), lambda: percent)
 
     @property
@@ -86,12 +102,16 @@ class GatedAdapter:
         return self._now is not None and any(self.roles)
 
     def objects(self, index: int) -> ObjectTokens:
-        """Keys and values of one layer for the parts of the batch that have a role, [G, M, C]; everything is projected once for each set of strengths."""
+        """Keys and values of one layer for the parts of the batch that have a role, [G, M, C]; everything is projected
+        once for each set of strengths.
+        """
         roles, weights = tuple(role for role in self.roles if role), self._now.weights
 
         def project() -> list[ObjectTokens]:
             groups = [Group(role, weights) for role in roles]
-            return layer_objects(self.references.adapter.gated, self.references, groups, self.settings.use_bbox, self._unet.dtype)
+            return layer_objects(
+                self.references.adapter.gated, self.references, groups, self.settings.use_bbox, self._unet.dtype
+            )
 
         return self._run.once(("objects", roles, weights), project)[index]
 
@@ -104,7 +124,9 @@ class GatedAdapter:
     def _idle(self) -> bool:
         return is_idle(self.settings.strength, self.references.subjects)
 
-    def _announce(self, block: BasicTransformerBlock, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    def _announce(
+        self, block: BasicTransformerBlock, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]] | None:
         """Makes a block call its fuser; objects that the caller gives for diffusers' own fuser stay as they are."""
         given = kwargs.get("cross_attention_kwargs") or {}
         if not self.active or given.get(OBJECTS) is not None:
@@ -112,7 +134,9 @@ class GatedAdapter:
         return args, {**kwargs, "cross_attention_kwargs": {**given, OBJECTS: {"objs": None}}}
 
     def _add_mask(self, conv: nn.Conv2d, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
-        """Subject-Diffusion's fifth input channel, which adds to the first convolution; rows without the subjects have a mask of zeros."""
+        """Subject-Diffusion's fifth input channel, which adds to the first convolution; rows without the subjects have
+        a mask of zeros.
+        """
         if not self.active or COND not in self.roles:
             return None
         size, weights, mask_conv = tuple(args[0].shape[-2:]), self._now.weights, self.references.adapter.gated.mask_conv
@@ -125,8 +149,14 @@ class GatedAdapter:
         return torch.cat([part + mask if role == COND else part for part, role in zip(parts, self.roles, strict=True)])
 
 
-def apply_gated(unet: UNet2DConditionModel, references: References, settings: GatedSettings, roles: Sequence[str | None] = (UNCOND, COND)) -> GatedAdapter:
-    """`with apply_gated(...) as gated:` binds the references to the UNet; strength 0 and a cast that is empty or all at weight 0 leave it untouched.
+def apply_gated(
+    unet: UNet2DConditionModel,
+    references: References,
+    settings: GatedSettings,
+    roles: Sequence[str | None] = (UNCOND, COND),
+) -> GatedAdapter:
+    """`with apply_gated(...) as gated:` binds the references to the UNet; strength 0 and a cast that is empty or all at
+    weight 0 leave it untouched.
 
     Raises:
         MismatchError: the adapter has no gated layers, or is for another base model.
@@ -152,7 +182,11 @@ class FuserPlace(nn.Module):
         parts = in_parts(x, roles)
         if all(roles):
             return fuser(x, tokens, owner.scale)
-        acted = iter(fuser(torch.cat([part for part, role in zip(parts, roles, strict=True) if role]), tokens, owner.scale).chunk(sum(map(bool, roles))))
+        acted = iter(
+            fuser(
+                torch.cat([part for part, role in zip(parts, roles, strict=True) if role]), tokens, owner.scale
+            ).chunk(sum(map(bool, roles)))
+        )
         return torch.cat([next(acted) if role else part for part, role in zip(parts, roles, strict=True)])
 
 

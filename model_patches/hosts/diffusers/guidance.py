@@ -1,4 +1,5 @@
 """Which branches a step of a run has, and by which factors they become one prediction."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -18,7 +19,9 @@ SUBJECT_DIFFUSION, UMM = "subject_diffusion", "umm"
 
 @dataclass(frozen=True)
 class Guidance(SecondStrength):
-    """Widgets of Two-Strength Guider beside cfg. method: 'subject_diffusion' or 'umm'; second goes in a straight line to second_end between the percents, which are ComfyUI's."""
+    """Widgets of Two-Strength Guider beside cfg. method: 'subject_diffusion' or 'umm'; second goes in a straight line
+    to second_end between the percents, which are ComfyUI's.
+    """
 
     method: str
     second: float = 1.5
@@ -34,9 +37,11 @@ class Guidance(SecondStrength):
 
 
 def factors(guidance: Guidance | None, cfg: float, percent: float) -> dict[str, float]:
-    """Factor of each branch's prediction in a model call, summing to 1; a branch that is not in it need not be computed.
+    """Factor of each branch's prediction in a model call, summing to 1; a branch that is not in it need not be
+    computed.
 
-    subject_diffusion, umm: see `attention.guidance`; None, and subject_diffusion outside its range: `e_n + cfg (e_p - e_n)`.
+    subject_diffusion, umm: see `attention.guidance`; None, and subject_diffusion outside its range: `e_n + cfg (e_p -
+    e_n)`.
     """
     second = guidance.second_at(percent) if guidance else None
     if guidance and guidance.method == UMM:
@@ -45,14 +50,22 @@ def factors(guidance: Guidance | None, cfg: float, percent: float) -> dict[str, 
         found = 1.0 - second, second - cfg, cfg
     else:
         found = 1.0 - cfg, 0.0, cfg
-    return {name: factor for name, factor in zip((NEGATIVE, MIDDLE, POSITIVE), found, strict=True) if abs(factor) > 1e-9}
+    return {
+        name: factor for name, factor in zip((NEGATIVE, MIDDLE, POSITIVE), found, strict=True) if abs(factor) > 1e-9
+    }
 
 
-def branches(guidance: Guidance | None, positive: Prompt, negative: Prompt, middle: Prompt | None) -> Mapping[str, Prompt]:
+def branches(
+    guidance: Guidance | None, positive: Prompt, negative: Prompt, middle: Prompt | None
+) -> Mapping[str, Prompt]:
     """The prompt of each branch. Raises MismatchError where method umm has no middle, or a second that is no alpha."""
     if guidance and guidance.method == UMM:
         if middle is None:
-            raise MismatchError("the prompt without its subjects as the middle for method umm", "none", "Give the second of what encode_prompt returns.")
+            raise MismatchError(
+                "the prompt without its subjects as the middle for method umm",
+                "none",
+                "Give the second of what encode_prompt returns.",
+            )
         guidance.check_shares()
     return {NEGATIVE: negative, MIDDLE: negative if middle is None else middle, POSITIVE: positive}
 

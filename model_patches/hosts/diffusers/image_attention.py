@@ -1,4 +1,7 @@
-"""Relevance-weighted image attention on a diffusers UNet, as attention processors that are there only while a run lasts."""
+"""Relevance-weighted image attention on a diffusers UNet, as attention processors that are there only while a run
+lasts.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -23,7 +26,8 @@ from ...errors import MismatchError
 from ...relevance.maps import AppliedMaps, add_owned, applied_maps, empty_sums, part_of
 from ...subjects import References
 
-BatchRoles = tuple[str | None, ...]  # what the equal parts of a batch get, in order: UNCOND, COND, or None (no references)
+# what the equal parts of a batch get, in order: UNCOND, COND, or None (no references)
+BatchRoles = tuple[str | None, ...]
 PARTS = ("down_blocks", "up_blocks", "mid_block")  # order of published adapters
 PLAIN = (AttnProcessor, AttnProcessor2_0)
 PERCENT_ROUNDING = 1e-6  # a step that lies on the end of a range belongs to it, whatever float32 made of its timestep
@@ -44,22 +48,36 @@ def cross_layers(unet: UNet2DConditionModel) -> tuple[CrossLayer, ...]:
         MismatchError: the model has none.
     """
     transformers = (m for part in PARTS for m in getattr(unet, part).modules() if isinstance(m, Transformer2DModel))
-    found = tuple(CrossLayer(block.attn2, t) for t in transformers for block in t.transformer_blocks if block.attn2 is not None)
+    found = tuple(
+        CrossLayer(block.attn2, t) for t in transformers for block in t.transformer_blocks if block.attn2 is not None
+    )
     if not found:
-        raise MismatchError("a UNet of the SD1.5, SD2 or SDXL family", f"a {type(unet).__name__} without text cross-attention", "Load the 'unet' folder of such a model.")
+        raise MismatchError(
+            "a UNet of the SD1.5, SD2 or SDXL family",
+            f"a {type(unet).__name__} without text cross-attention",
+            "Load the 'unet' folder of such a model.",
+        )
     return found
 
 
 class ImageAttention:
     """The references of one Apply node on a UNet for one run; a context manager, and the run's state.
 
-    Entering sets processors on the attn2 layers, leaving restores what was there; several may be nested, their deltas never feed each other.
-    Before each model call say where the run is with `at`, and with `roles` what the parts of the batch are, where that changes. merged: strength at
-    which `base_weights` has the adapter's own weights on the UNet; recording: whether `maps` can tell afterwards who owned which positions.
+    Entering sets processors on the attn2 layers, leaving restores what was there; several may be nested, their deltas
+    never feed each other. Before each model call say where the run is with `at`, and with `roles` what the parts of the
+    batch are, where that changes. merged: strength at which `base_weights` has the adapter's own weights on the UNet;
+    recording: whether `maps` can tell afterwards who owned which positions.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, references: References, settings: ImageAttentionSettings, roles: Sequence[str | None] = (UNCOND, COND), merged: float = 0.0,
-                 recording: bool = False):
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        references: References,
+        settings: ImageAttentionSettings,
+        roles: Sequence[str | None] = (UNCOND, COND),
+        merged: float = 0.0,
+        recording: bool = False,
+    ):
         self.references, self.settings, self.roles, self.merged = references, settings, tuple(roles), merged
         self.recording, self._seen = recording, {}
         self._unet, self._layers = unet, cross_layers(unet)
@@ -70,7 +88,11 @@ class ImageAttention:
         self._now: ImageStrengths | None = None
         if self._idle:
             return
-        check_widths(references.adapter.spec, [layer.attention.to_q.out_features for layer in self._layers], self._layers[0].attention.to_k.in_features)
+        check_widths(
+            references.adapter.spec,
+            [layer.attention.to_q.out_features for layer in self._layers],
+            self._layers[0].attention.to_k.in_features,
+        )
         check_names(references, settings)
         self.at(0.0)
 
@@ -80,7 +102,9 @@ class ImageAttention:
         self.references.adapter.layers.to(self._unet.device, torch.float32 if self._through_base else self._unet.dtype)
         for index, layer in enumerate(self._layers):
             self._before.append((layer.attention, layer.attention.processor))
-            layer.attention.set_processor(CrossAttentionProcessor.on(layer.attention.processor, LayerDelta(self, index, layer)))
+            layer.attention.set_processor(
+                CrossAttentionProcessor.on(layer.attention.processor, LayerDelta(self, index, layer))
+            )
         for transformer in dict.fromkeys(layer.transformer for layer in self._layers):
             self._hooks.append(transformer.register_forward_pre_hook(self._see_grid, with_kwargs=True))
         return self
@@ -94,7 +118,9 @@ class ImageAttention:
         self._run.clear()
 
     def at(self, percent: float) -> None:
-        """Say where the run is: ComfyUI's percent of the next model call (0 = the first step's noise, 1 = none; see `sampling.percent_of`)."""
+        """Say where the run is: ComfyUI's percent of the next model call (0 = the first step's noise, 1 = none; see
+        `sampling.percent_of`).
+        """
         self._now = image_strengths(self.settings, self.references.subjects, spans_at(percent))
 
     @property
@@ -104,7 +130,9 @@ class ImageAttention:
 
     @property
     def acting(self) -> BatchRoles:
-        """The roles, with None for parts that get nothing: those of role UNCOND where the adapter has no empty tokens."""
+        """The roles, with None for parts that get nothing: those of role UNCOND where the adapter has no empty
+        tokens.
+        """
         return tuple(role if takes_part(self.references, role) else None for role in self.roles)
 
     @property
@@ -114,30 +142,51 @@ class ImageAttention:
         return self._run.once(("strengths", weights), lambda: torch.tensor(weights, device=self._place[0]))
 
     def tokens(self, index: int) -> LayerTokens:
-        """Keys, values and name keys of one layer for the parts of the batch that have a role, [G, ...]; everything is projected once a run."""
+        """Keys, values and name keys of one layer for the parts of the batch that have a role, [G, ...]; everything is
+        projected once a run.
+        """
         (device, dtype), references, once = self._place, self.references, self._run.once
         bases = [(layer.attention.to_k, layer.attention.to_v) for layer in self._layers] if self._through_base else None
-        images, names = once(("images",), lambda: project_images(references.adapter.layers, references, device, dtype, bases, self.merged)), None
+        images, names = (
+            once(
+                ("images",),
+                lambda: project_images(references.adapter.layers, references, device, dtype, bases, self.merged),
+            ),
+            None,
+        )
         if needs_names(references, self.settings, self.recording):
-            names = once(("names",), lambda: project_names((layer.attention.to_k for layer in self._layers), references, device, dtype))
+            names = once(
+                ("names",),
+                lambda: project_names((layer.attention.to_k for layer in self._layers), references, device, dtype),
+            )
         roles, heads = tuple(role for role in self.acting if role), [layer.attention.heads for layer in self._layers]
-        return once(("tokens", roles), lambda: call_tokens(references, self.settings, images, names, roles, heads, device))[index]
+        return once(
+            ("tokens", roles), lambda: call_tokens(references, self.settings, images, names, roles, heads, device)
+        )[index]
 
     def gain_weights(self, index: int) -> torch.Tensor | None:
         """[C], what the text gain of one layer is made with, or None where the adapter has none."""
         return self._run.once(("gains",), lambda: gain_weights(self.references.adapter.layers, *self._place))[index]
 
     def limits(self, transformer: Transformer2DModel, positions: int, pictures: int) -> torch.Tensor | None:
-        """m of every subject, [1, 1 or B, M, N], or None where nothing limits or the layer's positions are not its transformer's grid."""
+        """m of every subject, [1, 1 or B, M, N], or None where nothing limits or the layer's positions are not its
+        transformer's grid.
+        """
         grid, boxed = self._grids.get(transformer), self._now.boxed
         if grid is None or grid[0] * grid[1] != positions or not limited(self.references.subjects, boxed):
             return None
-        found = self._run.once(("pictures", pictures), lambda: pictured(self.references.subjects, range(pictures), True))
-        return self._run.once(("limits", grid, boxed, found.pictures),
-                              lambda: group_limits(found.subjects, self.settings, grid, boxed, self._place[0], pictures=found.pictures))
+        found = self._run.once(
+            ("pictures", pictures), lambda: pictured(self.references.subjects, range(pictures), True)
+        )
+        return self._run.once(
+            ("limits", grid, boxed, found.pictures),
+            lambda: group_limits(found.subjects, self.settings, grid, boxed, self._place[0], pictures=found.pictures),
+        )
 
     def observer(self, transformer: Transformer2DModel, roles: Sequence[str]) -> Callable[[torch.Tensor], None] | None:
-        """What a layer of this transformer is to tell who owns its positions, [G, B, M, N] for groups of these roles; None unless recording."""
+        """What a layer of this transformer is to tell who owns its positions, [G, B, M, N] for groups of these roles;
+        None unless recording.
+        """
         grid = self._grids.get(transformer)
         if not self.recording or grid is None or COND not in roles:
             return None
@@ -152,8 +201,12 @@ class ImageAttention:
         return observe
 
     def maps(self) -> AppliedMaps | None:
-        """Who owned which positions, averaged over what the run saw; None where nobody acted or nothing was recorded."""
-        return applied_maps(self.references, self.settings.mixing.merge, [part_of(sums, grid) for grid, sums in self._seen.items()])
+        """Who owned which positions, averaged over what the run saw; None where nobody acted or nothing was
+        recorded.
+        """
+        return applied_maps(
+            self.references, self.settings.mixing.merge, [part_of(sums, grid) for grid, sums in self._seen.items()]
+        )
 
     @property
     def _place(self) -> tuple[torch.device, torch.dtype]:
@@ -174,9 +227,16 @@ class ImageAttention:
         self._grids[transformer] = tuple(hidden.shape[-2:])
 
 
-def apply_image_attention(unet: UNet2DConditionModel, references: References, settings: ImageAttentionSettings, roles: Sequence[str | None] = (UNCOND, COND),
-                          merged: float = 0.0, recording: bool = False) -> ImageAttention:
-    """`with apply_image_attention(...) as attention:` binds the references to the UNet; weight 0 and an empty cast leave it untouched.
+def apply_image_attention(
+    unet: UNet2DConditionModel,
+    references: References,
+    settings: ImageAttentionSettings,
+    roles: Sequence[str | None] = (UNCOND, COND),
+    merged: float = 0.0,
+    recording: bool = False,
+) -> ImageAttention:
+    """`with apply_image_attention(...) as attention:` binds the references to the UNet; weight 0 and an empty cast
+    leave it untouched.
 
     Raises:
         MismatchError: the adapter is for another base model, or the merge needs names and the references carry none.
@@ -185,7 +245,9 @@ def apply_image_attention(unet: UNet2DConditionModel, references: References, se
 
 
 def inside(percent: float, start: float, end: float) -> bool:
-    """Whether a model call at `percent` lies in [start, end] as the ComfyUI host reads it: 0 and 1 are open ends, start >= end is empty."""
+    """Whether a model call at `percent` lies in [start, end] as the ComfyUI host reads it: 0 and 1 are open ends, start
+    >= end is empty.
+    """
     if start >= end:
         return False
     return (start <= 0.0 or percent >= start - PERCENT_ROUNDING) and (end >= 1.0 or percent <= end + PERCENT_ROUNDING)
@@ -194,7 +256,11 @@ def inside(percent: float, start: float, end: float) -> bool:
 def check_parts(rows: int, roles: Sequence[str | None]) -> None:
     """Raise MismatchError unless a batch of so many rows has an equal part for each role."""
     if rows % len(roles):
-        raise MismatchError(f"a batch of {len(roles)} equal parts (roles {tuple(roles)})", f"{rows} rows", "Give 'roles' as the batch is made up.")
+        raise MismatchError(
+            f"a batch of {len(roles)} equal parts (roles {tuple(roles)})",
+            f"{rows} rows",
+            "Give 'roles' as the batch is made up.",
+        )
 
 
 def spans_at(percent: float) -> Inside:
@@ -216,7 +282,9 @@ class LayerDelta:
         return self.owner.active
 
     def __call__(self, query: torch.Tensor, text: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """query [B, N, C] -> what is added to plain text attention, [B, N, C], 0 in rows without a role; text() gives that attention."""
+        """query [B, N, C] -> what is added to plain text attention, [B, N, C], 0 in rows without a role; text() gives
+        that attention.
+        """
         owner, roles = self.owner, self.owner.acting
         check_parts(query.shape[0], owner.roles)
         q, taking = query.unflatten(0, (len(roles), -1)), [g for g, role in enumerate(roles) if role]
@@ -226,7 +294,17 @@ class LayerDelta:
             q, plain = (None if x is None else torch.stack([x[g] for g in taking]) for x in (q, plain))
         limits = owner.limits(self.place.transformer, query.shape[1], q.shape[1])
         observe = owner.observer(self.place.transformer, [role for role in roles if role])
-        delta = layer_delta(q, owner.tokens(self.index), owner.strengths, self.place.attention.heads, owner.settings.mixing, limits, gain, plain, observe)
+        delta = layer_delta(
+            q,
+            owner.tokens(self.index),
+            owner.strengths,
+            self.place.attention.heads,
+            owner.settings.mixing,
+            limits,
+            gain,
+            plain,
+            observe,
+        )
         if len(taking) < len(roles):
             rest = torch.zeros_like(delta[0])
             delta = torch.stack([delta[taking.index(g)] if g in taking else rest for g in range(len(roles))])
@@ -236,8 +314,15 @@ class LayerDelta:
 class CrossAttentionProcessor(DeltaStack[LayerDelta]):
     """Plain text attention plus deltas, or, where a foreign processor was there before, its result plus the deltas."""
 
-    def __call__(self, attention: Attention, hidden_states: torch.Tensor, encoder_hidden_states: Any = None,
-                 attention_mask: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(
+        self,
+        attention: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: Any = None,
+        attention_mask: torch.Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
         """hidden_states [B, N, C], encoder_hidden_states [B, text tokens, D] -> [B, N, C], after `to_out`."""
         deltas = [delta for delta in self.deltas if delta.active]
         if not deltas:
@@ -252,10 +337,19 @@ class CrossAttentionProcessor(DeltaStack[LayerDelta]):
         return before + dropout(to_out(added) - to_out.bias)
 
 
-def text_attention(attention: Attention, query: torch.Tensor, states: torch.Tensor | tuple, mask: torch.Tensor | None) -> torch.Tensor:
-    """Z_text: query [B, N, C], text states [B, text tokens, D] (a tuple that begins with them, where diffusers' own IP-Adapter is loaded) -> [B, N, C]."""
+def text_attention(
+    attention: Attention, query: torch.Tensor, states: torch.Tensor | tuple, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Z_text: query [B, N, C], text states [B, text tokens, D] (a tuple that begins with them, where diffusers' own
+    IP-Adapter is loaded) -> [B, N, C].
+    """
     states = states[0] if isinstance(states, tuple) else states
-    q, k, v = (x.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for x in (query, attention.to_k(states), attention.to_v(states)))
+    q, k, v = (
+        x.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+        for x in (query, attention.to_k(states), attention.to_v(states))
+    )
     if mask is not None:  # B, 1, text tokens (added to the logits)
-        mask = attention.prepare_attention_mask(mask, states.shape[1], len(states)).unflatten(0, (len(states), attention.heads))
+        mask = attention.prepare_attention_mask(mask, states.shape[1], len(states)).unflatten(
+            0, (len(states), attention.heads)
+        )
     return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)

@@ -1,4 +1,5 @@
 """transformers' text encoders behind `model_patches.prompt.fusion`: prompts with subjects in them."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -41,8 +42,15 @@ class TextsPromptEncoder:
 
 
 @torch.no_grad()
-def encode_prompt(texts: ClipTexts, references: References, text: str, start_percent: float = 0.0, start_step: int = -1, places_of: str = "",
-                  warn: Callable[[str], None] = lambda sentence: None) -> tuple[Prompt, Prompt]:
+def encode_prompt(
+    texts: ClipTexts,
+    references: References,
+    text: str,
+    start_percent: float = 0.0,
+    start_step: int = -1,
+    places_of: str = "",
+    warn: Callable[[str], None] = lambda sentence: None,
+) -> tuple[Prompt, Prompt]:
     """The prompt with the subjects in it, which carries the plain one where it begins later, and the plain one.
 
     Arguments:
@@ -54,7 +62,9 @@ def encode_prompt(texts: ClipTexts, references: References, text: str, start_per
     adapter = references.adapter
     if adapter.spec.prompt is None:
         found = f"{adapter.spec.file}, {adapter.spec.describe()}"
-        raise MismatchError("references of an adapter that acts in the prompt", found, "Encode the prompt with ClipTexts.encode_prompt.")
+        raise MismatchError(
+            "references of an adapter that acts in the prompt", found, "Encode the prompt with ClipTexts.encode_prompt."
+        )
     (found,), _ = fuse_prompt(references, text, TextsPromptEncoder(texts, adapter.fusion), places_of, warn)
     plain = Prompt(found.plain.states, found.plain.pooled)
     if found.fused is found.plain or not is_delayed(start_percent, start_step):

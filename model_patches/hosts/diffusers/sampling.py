@@ -1,4 +1,7 @@
-"""One sampling run on a diffusers UNet with references; everything else (VAE, text encoders, base models) is diffusers' own."""
+"""One sampling run on a diffusers UNet with references; everything else (VAE, text encoders, base models) is diffusers'
+own.
+"""
+
 from __future__ import annotations
 
 import math
@@ -29,7 +32,9 @@ Settings = ImageAttentionSettings | GatedSettings
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """width, height in pixels; steps; cfg, 1 leaves the negative prompt out; seed of the noise, as ComfyUI draws it; batch: pictures."""
+    """width, height in pixels; steps; cfg, 1 leaves the negative prompt out; seed of the noise, as ComfyUI draws it;
+    batch: pictures.
+    """
 
     width: int = 1024
     height: int = 1024
@@ -39,34 +44,51 @@ class SamplingSettings:
     batch: int = 1
 
 
-def sample(unet: UNet2DConditionModel, scheduler: EulerDiscreteScheduler, positive: Prompt, negative: Prompt, settings: SamplingSettings,
-           applied: Sequence[tuple[References, Settings]] = (), callback: Progress | None = None, *, middle: Prompt | None = None, guidance: Guidance | None = None,
-           weights: Sequence[tuple[Adapter, float]] = (), record: list[AppliedMaps] | None = None,
-           attention: type[ImageAttention] = ImageAttention) -> torch.Tensor:
+def sample(
+    unet: UNet2DConditionModel,
+    scheduler: EulerDiscreteScheduler,
+    positive: Prompt,
+    negative: Prompt,
+    settings: SamplingSettings,
+    applied: Sequence[tuple[References, Settings]] = (),
+    callback: Progress | None = None,
+    *,
+    middle: Prompt | None = None,
+    guidance: Guidance | None = None,
+    weights: Sequence[tuple[Adapter, float]] = (),
+    record: list[AppliedMaps] | None = None,
+    attention: type[ImageAttention] = ImageAttention,
+) -> torch.Tensor:
     """From noise to a latent.
 
     Arguments:
-        applied: references and widgets of each Apply node, in the order of the MODEL wire; positive and middle rows get the subjects, negative
-            rows the adapter's empty tokens.
+        applied: references and widgets of each Apply node, in the order of the MODEL wire; positive and middle rows get
+            the subjects, negative rows the adapter's empty tokens.
         callback: gets (steps done, steps, latent) after each step.
         middle: of `guidance`'s third branch, None: the negative's text; guidance: None is classifier-free guidance.
-        record: gets the relevance maps of each image attention that acted, when the run is over; its references need names.
+        record: gets the relevance maps of each image attention that acted, when the run is over; its references need
+            names.
         attention: what puts image attention on the UNet; measurements give another class.
         weights: adapters whose weights for the UNet are on it while the run lasts, with their strengths.
     Returns:
         [batch, 4, height / 8, width / 8] float32, before the VAE's scaling factor is divided out.
     Raises:
-        MismatchError: an adapter for another base model, missing names, or prompts without the pooled output that the UNet reads.
+        MismatchError: an adapter for another base model, missing names, or prompts without the pooled output that the
+            UNet reads.
     """
     device, dtype, prompts = unet.device, unet.dtype, branches(guidance, positive, negative, middle)
     scheduler.set_timesteps(settings.steps, device=device)
-    latent = noise(unet, settings).to(device) * (scheduler.sigmas[0].item() ** 2 + 1) ** 0.5  # ComfyUI's scale; diffusers' own depends on the spacing
+    # ComfyUI's scale; diffusers' own depends on the spacing
+    latent = noise(unet, settings).to(device) * (scheduler.sigmas[0].item() ** 2 + 1) ** 0.5
     merged = {adapter.id: strength for adapter, strength in weights}
     conditions: dict[tuple[int, ...], tuple[torch.Tensor, Any]] = {}  # by the prompts in it
     with ExitStack() as stack, torch.no_grad():
         for adapter, strength in weights:
             stack.enter_context(base_weights(unet, adapter.weights, strength))
-        bound = [stack.enter_context(_apply(unet, references, widgets, merged, record is not None, attention)) for references, widgets in applied]
+        bound = [
+            stack.enter_context(_apply(unet, references, widgets, merged, record is not None, attention))
+            for references, widgets in applied
+        ]
         for step, t in enumerate(scheduler.timesteps):
             percent = percent_of(t.item(), scheduler)
             shares = factors(guidance, settings.cfg, percent)
@@ -75,32 +97,49 @@ def sample(unet: UNet2DConditionModel, scheduler: EulerDiscreteScheduler, positi
             if key not in conditions:
                 conditions[key] = _condition(unet, now, settings)
             context, extra = conditions[key]
-            waiting = [prompt is not prompts[name] for name, prompt in zip(shares, now, strict=True)]  # for their subjects
+            # for their subjects
+            waiting = [prompt is not prompts[name] for name, prompt in zip(shares, now, strict=True)]
             for apply in bound:
                 waits = waits_for_prompt(apply.references)
-                apply.roles = tuple(None if waits and wait else ROLES[name] for name, wait in zip(shares, waiting, strict=True))
+                apply.roles = tuple(
+                    None if waits and wait else ROLES[name] for name, wait in zip(shares, waiting, strict=True)
+                )
                 apply.at(percent)
             rows = scheduler.scale_model_input(latent, t).to(dtype).repeat(len(now), 1, 1, 1)
-            predictions = unet(rows, t, encoder_hidden_states=context, added_cond_kwargs=extra).sample.float().chunk(len(now))
+            predictions = (
+                unet(rows, t, encoder_hidden_states=context, added_cond_kwargs=extra).sample.float().chunk(len(now))
+            )
             guided = sum(share * prediction for share, prediction in zip(shares.values(), predictions, strict=True))
             latent = scheduler.step(guided, t, latent).prev_sample
             if callback is not None:
                 callback(step + 1, settings.steps, latent)
         if record is not None:
-            record += [maps for apply in bound if isinstance(apply, ImageAttention) and (maps := apply.maps()) is not None]
+            record += [
+                maps for apply in bound if isinstance(apply, ImageAttention) and (maps := apply.maps()) is not None
+            ]
     return latent
 
 
-def _apply(unet: UNet2DConditionModel, references: References, settings: Settings, merged: Mapping[str, float], recording: bool,
-           attention: type[ImageAttention]) -> ImageAttention | GatedAdapter:
+def _apply(
+    unet: UNet2DConditionModel,
+    references: References,
+    settings: Settings,
+    merged: Mapping[str, float],
+    recording: bool,
+    attention: type[ImageAttention],
+) -> ImageAttention | GatedAdapter:
     if isinstance(settings, GatedSettings):
         return apply_gated(unet, references, settings)
     return attention(unet, references, settings, merged=merged.get(references.adapter.id, 0.0), recording=recording)
 
 
-def _condition(unet: UNet2DConditionModel, prompts: Sequence[Prompt], settings: SamplingSettings) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
+def _condition(
+    unet: UNet2DConditionModel, prompts: Sequence[Prompt], settings: SamplingSettings
+) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
     """What the UNet reads beside the latent."""
-    return join_prompts([p.embeds for p in prompts], settings.batch).to(unet.device, unet.dtype), size_condition(unet, prompts, settings)
+    return join_prompts([p.embeds for p in prompts], settings.batch).to(unet.device, unet.dtype), size_condition(
+        unet, prompts, settings
+    )
 
 
 def noise(unet: UNet2DConditionModel, settings: SamplingSettings) -> torch.Tensor:
@@ -115,17 +154,27 @@ def percent_of(timestep: float, scheduler: Any) -> float:
 
 
 def join_prompts(embeds: Sequence[torch.Tensor], batch: int) -> torch.Tensor:
-    """[1, T_i, D] each -> [len * batch, T, D]; shorter ones are repeated to a common length, which leaves attention to them as it is."""
+    """[1, T_i, D] each -> [len * batch, T, D]; shorter ones are repeated to a common length, which leaves attention to
+    them as it is.
+    """
     length = math.lcm(*(e.shape[1] for e in embeds))
     return torch.cat([e.repeat(batch, length // e.shape[1], 1) for e in embeds])
 
 
-def size_condition(unet: UNet2DConditionModel, prompts: Sequence[Prompt], settings: SamplingSettings) -> dict[str, torch.Tensor] | None:
-    """SDXL's pooled text and sizes (original, crop 0 0, target), one row a picture and prompt; None for a UNet without them."""
+def size_condition(
+    unet: UNet2DConditionModel, prompts: Sequence[Prompt], settings: SamplingSettings
+) -> dict[str, torch.Tensor] | None:
+    """SDXL's pooled text and sizes (original, crop 0 0, target), one row a picture and prompt; None for a UNet without
+    them.
+    """
     if unet.config.addition_embed_type != "text_time":
         return None
     if any(p.pooled is None for p in prompts):
-        raise MismatchError("prompts with the pooled output of SDXL's second text encoder", "prompts without it", "Encode them with ClipTexts.sdxl.")
+        raise MismatchError(
+            "prompts with the pooled output of SDXL's second text encoder",
+            "prompts without it",
+            "Encode them with ClipTexts.sdxl.",
+        )
     pooled = torch.cat([p.pooled.expand(settings.batch, -1) for p in prompts]).to(unet.device, unet.dtype)
     size = (settings.height, settings.width)
     times = torch.tensor([[*size, 0, 0, *size]], device=unet.device, dtype=unet.dtype)

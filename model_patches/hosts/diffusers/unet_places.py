@@ -1,4 +1,5 @@
 """A diffusers UNet by the names that published files use."""
+
 from __future__ import annotations
 
 from diffusers import UNet2DConditionModel

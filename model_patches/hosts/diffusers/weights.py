@@ -1,4 +1,7 @@
-"""Weights of the base model that an adapter brings, in the places of the base's own on diffusers' UNet and transformers' text encoders."""
+"""Weights of the base model that an adapter brings, in the places of the base's own on diffusers' UNet and
+transformers' text encoders.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
@@ -15,7 +18,8 @@ from ...errors import MismatchError
 from .encoders import ClipTexts
 
 TRAINED_ON = "Use the base model that the adapter was trained on."
-PREFIX = "text_model."  # which some versions of transformers' text models have before their tensors' names, and some not
+# which some versions of transformers' text models have before their tensors' names, and some not
+PREFIX = "text_model."
 
 
 @contextmanager
@@ -27,36 +31,59 @@ def base_weights(unet: UNet2DConditionModel, weights: Weights, strength: float =
         MismatchError: the UNet has no tensor of such a name or shape, or whole tensors at another strength.
     """
     own = dict(unet.named_parameters())
-    with exchanged({ldm: own[name] for name, ldm in ldm_names(own).items()}, weights.unet, weights.unet_lora, strength, "a UNet"):
+    with exchanged(
+        {ldm: own[name] for name, ldm in ldm_names(own).items()}, weights.unet, weights.unet_lora, strength, "a UNet"
+    ):
         yield
 
 
 @contextmanager
-def text_weights(texts: ClipTexts, weights: Weights, strength: float = 1.0, without: Collection[str] = ()) -> Iterator[None]:
+def text_weights(
+    texts: ClipTexts, weights: Weights, strength: float = 1.0, without: Collection[str] = ()
+) -> Iterator[None]:
     """The text encoders with the adapter's weights for them while it is open; strength as in `base_weights`.
 
-    without: text encoders that go without their low-rank changes, as MM-Diff's second one does in the published pipeline.
-    Raises:
+    without: text encoders that go without their low-rank changes, as MM-Diff's second one does in the published
+    pipeline. Raises:
         MismatchError: see `base_weights`; also text encoders of another base model.
     """
     known = {tower.stream: tower.model for tower in texts.towers}
-    strangers = sorted(weights.text_lora.keys() - known) or (["the only one"] if weights.text and len(known) > 1 else [])
+    strangers = sorted(weights.text_lora.keys() - known) or (
+        ["the only one"] if weights.text and len(known) > 1 else []
+    )
     if strangers:
-        raise MismatchError(f"text encoders '{', '.join(strangers)}', for which the adapter has weights", f"{', '.join(known)}", TRAINED_ON)
+        raise MismatchError(
+            f"text encoders '{', '.join(strangers)}', for which the adapter has weights",
+            f"{', '.join(known)}",
+            TRAINED_ON,
+        )
     with ExitStack() as stack:
         for stream, model in known.items():
-            places = {name if name.startswith(PREFIX) else f"{PREFIX}{name}": parameter for name, parameter in model.named_parameters()}
+            places = {
+                name if name.startswith(PREFIX) else f"{PREFIX}{name}": parameter
+                for name, parameter in model.named_parameters()
+            }
             pairs = {} if stream in without else weights.text_lora.get(stream, {})
             stack.enter_context(exchanged(places, weights.text, pairs, strength, f"a text encoder '{stream}'"))
         yield
 
 
 @contextmanager
-def exchanged(places: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Tensor], pairs: Mapping[str, LoraPair], strength: float, what: str) -> Iterator[None]:
-    """Parameters with whole tensors in their place, or with low-rank changes added to them, while it is open. what: whose they are, for messages."""
+def exchanged(
+    places: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, torch.Tensor],
+    pairs: Mapping[str, LoraPair],
+    strength: float,
+    what: str,
+) -> Iterator[None]:
+    """Parameters with whole tensors in their place, or with low-rank changes added to them, while it is open. what:
+    whose they are, for messages.
+    """
     if tensors:
         check_whole_weights(strength)
-    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()} | {name: [len(pair.up), pair.down.shape[1]] for name, pair in pairs.items()}
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()} | {
+        name: [len(pair.up), pair.down.shape[1]] for name, pair in pairs.items()
+    }
     for name, shape in shapes.items():
         here = list(places[name].shape) if name in places else "no such tensor"
         if here != shape:
@@ -67,7 +94,9 @@ def exchanged(places: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Te
             if name in tensors:
                 places[name].data = tensors[name].to(places[name])
             if name in pairs:
-                places[name].data = (places[name].float() + strength * change(pairs[name]).to(places[name].device)).to(places[name].dtype)
+                places[name].data = (places[name].float() + strength * change(pairs[name]).to(places[name].device)).to(
+                    places[name].dtype
+                )
         yield
     finally:
         for name, tensor in before.items():

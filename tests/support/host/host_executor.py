@@ -1,4 +1,5 @@
 """The host's own executor in this process: graphs in the form of its API are validated and run, one after the other."""
+
 from __future__ import annotations
 
 import asyncio
@@ -71,7 +72,12 @@ class Studio:
         for found in node_errors.values():
             return "validation: " + found["errors"][0]["details"].partition(" - ")[2]  # after the input's name
         assert valid, error
-        self.executor.execute(graph, str(self.count), {"client_id": "a browser"}, outputs)  # newer hosts tell nobody, and keep nothing, of a kept result without one
-        failures = [data.get("exception_message", "interrupted") for event, data in self.executor.status_messages if event in ("execution_error", "execution_interrupted")]
+        # newer hosts tell nobody, and keep nothing, of a kept result without one
+        self.executor.execute(graph, str(self.count), {"client_id": "a browser"}, outputs)
+        failures = [
+            data.get("exception_message", "interrupted")
+            for event, data in self.executor.status_messages
+            if event in ("execution_error", "execution_interrupted")
+        ]
         assert bool(failures) != self.executor.success
         return failures[0].strip() if failures else None

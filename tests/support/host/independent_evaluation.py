@@ -1,8 +1,9 @@
 """A second evaluation of the method, written from the formulas alone: no wrapper, no patch point, no code of the pack.
 
-Every cross-attention layer of the host's UNet gets a slow forward in float64, one row and one subject at a time, and the sampler is a plain
-Euler loop that calls the model for cond and for uncond apart.
+Every cross-attention layer of the host's UNet gets a slow forward in float64, one row and one subject at a time, and
+the sampler is a plain Euler loop that calls the model for cond and for uncond apart.
 """
+
 from __future__ import annotations
 
 import math
@@ -15,9 +16,11 @@ import torch
 
 @dataclass
 class Truth:
-    """What the method is told: per subject tokens [T, D], name tokens [L, D], weight w_i, limit mask [H, W] or None; the node's settings.
+    """What the method is told: per subject tokens [T, D], name tokens [L, D], weight w_i, limit mask [H, W] or None;
+    the node's settings.
 
-    kv: per layer (to_k_ip, to_v_ip, text_to_weight or None) weight matrices; empty: tokens of "" after BOS [K, D]; uncond: [T, D].
+    kv: per layer (to_k_ip, to_v_ip, text_to_weight or None) weight matrices; empty: tokens of "" after BOS [K, D];
+    uncond: [T, D].
     """
 
     tokens: list
@@ -73,7 +76,10 @@ def cell_means(mask, h, w):
 
 
 def layer_result(x, context, attn, layer, role, truth, grid):
-    """One row through one cross-attention layer, before to_out. x [N, C], context [S, D]. Without uncond tokens, uncond rows are plain."""
+    """One row through one cross-attention layer, before to_out. x [N, C], context [S, D].
+
+    Without uncond tokens, uncond rows are plain.
+    """
     q, k, v = (m.weight.double() for m in (attn.to_q, attn.to_k, attn.to_v))
     q, heads = x @ q.T, attn.heads
     text = attention(q, context @ k.T, context @ v.T, heads)
@@ -86,9 +92,18 @@ def layer_result(x, context, attn, layer, role, truth, grid):
         g = torch.sigmoid(text @ gain[0])
         f = g / g.mean()
     tokens = [(truth.tokens[i] if role == "cond" else truth.uncond).double() for i in range(m)]
-    names = [(truth.names[i] if role == "cond" else truth.empty[:len(truth.names[i])]).double() for i in range(m)] if truth.names else None
+    names = (
+        [(truth.names[i] if role == "cond" else truth.empty[: len(truth.names[i])]).double() for i in range(m)]
+        if truth.names
+        else None
+    )
     a = [relevance_of(q, name @ k.T, heads) ** truth.sharpness for name in names] if names else None
-    limit = [torch.ones(n, dtype=torch.float64) if truth.regions is None or truth.regions[i] is None else cell_means(truth.regions[i], *grid) for i in range(m)]
+    limit = [
+        torch.ones(n, dtype=torch.float64)
+        if truth.regions is None or truth.regions[i] is None
+        else cell_means(truth.regions[i], *grid)
+        for i in range(m)
+    ]
     if truth.boxes is not None and truth.boxed:
         limit = [m if box is None else m * cell_means(box, *grid) for m, box in zip(limit, truth.boxes, strict=True)]
     weights = [truth.scale * truth.weights[i] * (1.0 if truth.active is None else truth.active[i]) for i in range(m)]
@@ -108,7 +123,9 @@ def layer_result(x, context, attn, layer, role, truth, grid):
         return text + torch.cat(parts, -1)
     images = [attention(q, tok @ k_ip.T, tok @ v_ip.T, heads) for tok in tokens]
     if truth.merge == "paper":
-        return f[:, None] * text + sum((weights[i] * limit[i] * b * a[i] / a[i].mean())[:, None] * images[i] for i in range(m))
+        return f[:, None] * text + sum(
+            (weights[i] * limit[i] * b * a[i] / a[i].mean())[:, None] * images[i] for i in range(m)
+        )
     one = torch.ones(n, dtype=torch.float64)
     claims = [limit[i] * (a[i] if truth.merge == "relevance" and a else one) for i in range(m)]
     total = sum(claims)
@@ -126,7 +143,9 @@ def cross_attentions(unet):
 
 @contextmanager
 def replaced(unet, truths, role, size):
-    """The UNet with every cross-attention evaluated here. size: latent (h, w); the grid is found from the position count by halving."""
+    """The UNet with every cross-attention evaluated here. size: latent (h, w); the grid is found from the position
+    count by halving.
+    """
     layers = cross_attentions(unet)
     grids = {}
     h, w = size
@@ -138,10 +157,17 @@ def replaced(unet, truths, role, size):
         def forward(x, context=None, value=None, mask=None, transformer_options=None):
             rows = []
             for row, text in zip(x.double(), context.double(), strict=True):
-                plain = attention(row @ attn.to_q.weight.double().T, text @ attn.to_k.weight.double().T, text @ attn.to_v.weight.double().T, attn.heads)
+                plain = attention(
+                    row @ attn.to_q.weight.double().T,
+                    text @ attn.to_k.weight.double().T,
+                    text @ attn.to_v.weight.double().T,
+                    attn.heads,
+                )
                 results = [layer_result(row, text, attn, index, role, truth, grids[len(row)]) for truth in truths]
-                rows.append(plain + sum(result - plain for result in results))  # Apply nodes add up and do not see each other
+                # Apply nodes add up and do not see each other
+                rows.append(plain + sum(result - plain for result in results))
             return attn.to_out(torch.stack(rows).to(x.dtype))
+
         return forward
 
     for i, attn in enumerate(layers):
@@ -154,7 +180,8 @@ def replaced(unet, truths, role, size):
 
 
 def sample(patcher, truth, positive, negative, noise, steps=2, cfg=5.0, sigmas=None, latent=None):
-    """Euler on the host's normal schedule; the latent as KSampler returns it. truth: one Truth, several (one an Apply node), or None.
+    """Euler on the host's normal schedule; the latent as KSampler returns it. truth: one Truth, several (one an Apply
+    node), or None.
 
     latent: the picture that a run with fewer sigmas begins from, as a LATENT holds it."""
     model = patcher.model
@@ -170,7 +197,9 @@ def sample(patcher, truth, positive, negative, noise, steps=2, cfg=5.0, sigmas=N
                 continue
             size = {"width": noise.shape[3] * 8, "height": noise.shape[2] * 8}
             kind = "positive" if role == "cond" else "negative"
-            conds = model.extra_conds(noise=noise, device=noise.device, cross_attn=cond[0][0], prompt_type=kind, **size, **cond[0][1])
+            conds = model.extra_conds(
+                noise=noise, device=noise.device, cross_attn=cond[0][0], prompt_type=kind, **size, **cond[0][1]
+            )
             context = conds["c_crossattn"].cond.expand(len(x), -1, -1)
             extra = {k: v.cond.expand(len(x), *v.cond.shape[1:]) for k, v in conds.items() if k == "y"}
             if truth is None:
@@ -182,7 +211,11 @@ def sample(patcher, truth, positive, negative, noise, steps=2, cfg=5.0, sigmas=N
                 t.boxed = bool(_inside(model.model_sampling, sigma[0], 0.0, t.box_end))
             with replaced(model.diffusion_model, truths, role, noise.shape[-2:]):
                 predictions[role] = model.apply_model(x, sigma, c_crossattn=context, **extra)
-        denoised = predictions["cond"] if cfg == 1.0 else predictions["uncond"] + cfg * (predictions["cond"] - predictions["uncond"])
+        denoised = (
+            predictions["cond"]
+            if cfg == 1.0
+            else predictions["uncond"] + cfg * (predictions["cond"] - predictions["uncond"])
+        )
         x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
     return model.process_latent_out(model.model_sampling.inverse_noise_scaling(sigmas[-1], x))
 

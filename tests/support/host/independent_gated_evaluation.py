@@ -1,8 +1,11 @@
-"""A second evaluation of gated adapters, written from the published formulas alone, in float64: no wrapper, no patch point, no code of the pack.
+"""A second evaluation of gated adapters, written from the published formulas alone, in float64: no wrapper, no patch
+point, no code of the pack.
 
-Every transformer block of the host's UNet gets a plain forward with the naive fuser in it (object tokens appended, all attend to all, their own
-results thrown away), evaluated anew for every row and block; the sampler is a plain Euler loop.
+Every transformer block of the host's UNet gets a plain forward with the naive fuser in it (object tokens appended, all
+attend to all, their own results thrown away), evaluated anew for every row and block; the sampler is a plain Euler
+loop.
 """
+
 from __future__ import annotations
 
 import math
@@ -20,8 +23,10 @@ from .independent_evaluation import replaced
 class GatedTruth:
     """What the method is told.
 
-    kind: 'text', 'text_image' or 'patches'; net, fusers: raw tensors by published name, fusers in the order input, output, middle blocks;
-    boxes: per subject (left, top, right, bottom) or None; text, image: per subject features or None; slots: how many objects in all.
+    kind: 'text', 'text_image' or 'patches'; net, fusers: raw tensors by published name, fusers in the order input,
+    output, middle blocks;
+    boxes: per subject (left, top, right, bottom) or None; text, image: per subject features or None; slots: how many
+    objects in all.
     """
 
     kind: str
@@ -78,13 +83,24 @@ def objects(truth, active, role):
             box = (truth.boxes[i] or (0.0, 0.0, 1.0, 1.0)) if here[i] else (0.0, 0.0, 0.0, 0.0)
             for t in range(tokens):
                 feature = truth.image[i][t].double() if here[i] else net["null_image_feature"][0, 0, t]
-                position = fourier(box) if (here[i] if truth.use_bbox else sum(here) > 1) else net["null_position_feature"][0, 0, t]
+                position = (
+                    fourier(box)
+                    if (here[i] if truth.use_bbox else sum(here) > 1)
+                    else net["null_position_feature"][0, 0, t]
+                )
                 rows.append(torch.cat((feature, position)))
         x = norm(torch.stack(rows), net, "linears_image.layernorm")
-        x = F.gelu(x @ net["linears_image.fc1.weight"].T + net["linears_image.fc1.bias"]) @ net["linears_image.fc2.weight"].T + net["linears_image.fc2.bias"]
+        x = (
+            F.gelu(x @ net["linears_image.fc1.weight"].T + net["linears_image.fc1.bias"])
+            @ net["linears_image.fc2.weight"].T
+            + net["linears_image.fc2.bias"]
+        )
         return x, torch.tensor([s for s in scale for _ in range(tokens)], dtype=torch.float64)
     halves = []
-    for which, features, null in (("text", truth.text, "null_text_feature"), ("image", truth.image, "null_image_feature")):
+    for which, features, null in (
+        ("text", truth.text, "null_text_feature"),
+        ("image", truth.image, "null_image_feature"),
+    ):
         if truth.kind == "text":
             if which == "image":
                 continue
@@ -93,10 +109,14 @@ def objects(truth, active, role):
             prefix = f"linears_{which}"
         for i in range(n):
             there = here[i] and features[i] is not None
-            style = truth.boxes[i] is None and truth.kind == "text_image" and truth.text[i] is None if here[i] else False
+            style = (
+                truth.boxes[i] is None and truth.kind == "text_image" and truth.text[i] is None if here[i] else False
+            )
             box = truth.boxes[i] or ((0.0, 1.0, 0.0, 1.0) if style else (0.0, 0.0, 1.0, 1.0)) if here[i] else None
             feature = features[i].double() if there else net[null]
-            halves.append(perceptron(net, prefix, torch.cat((feature, fourier(box) if here[i] else net["null_position_feature"]))))
+            halves.append(
+                perceptron(net, prefix, torch.cat((feature, fourier(box) if here[i] else net["null_position_feature"])))
+            )
     return torch.stack(halves), torch.tensor(scale * (1 if truth.kind == "text" else 2), dtype=torch.float64)
 
 
@@ -110,17 +130,31 @@ def fuse(x, state, tokens, factors, scale, heads=None):
     together = norm(torch.cat((x, tokens @ s["linear.weight"].T + s["linear.bias"])), s, "norm1")
     q, k, v = (together @ s[f"attn.to_{name}.weight"].T for name in "qkv")
     v = torch.cat((v[:n], v[n:] * factors[:, None]))
-    out = torch.cat([torch.softmax(q[:, i * d:(i + 1) * d] @ k[:, i * d:(i + 1) * d].T / math.sqrt(d), -1) @ v[:, i * d:(i + 1) * d] for i in range(heads)], -1)
+    out = torch.cat(
+        [
+            torch.softmax(q[:, i * d : (i + 1) * d] @ k[:, i * d : (i + 1) * d].T / math.sqrt(d), -1)
+            @ v[:, i * d : (i + 1) * d]
+            for i in range(heads)
+        ],
+        -1,
+    )
     out = out @ s["attn.to_out.0.weight"].T + s["attn.to_out.0.bias"]
     x = x + scale * torch.tanh(s["alpha_attn"]) * out[:n]
     y = norm(x, s, "norm2") @ s["ff.net.0.proj.weight"].T + s["ff.net.0.proj.bias"]
     value, gate = y.chunk(2, -1)
-    return x + scale * torch.tanh(s["alpha_dense"]) * ((value * F.gelu(gate)) @ s["ff.net.2.weight"].T + s["ff.net.2.bias"])
+    return x + scale * torch.tanh(s["alpha_dense"]) * (
+        (value * F.gelu(gate)) @ s["ff.net.2.weight"].T + s["ff.net.2.bias"]
+    )
 
 
 def transformer_blocks(unet):
     """Blocks in published order: input blocks, output blocks, middle."""
-    return [m for part in (unet.input_blocks, unet.output_blocks, unet.middle_block) for m in part.modules() if hasattr(m, "attn2")]
+    return [
+        m
+        for part in (unet.input_blocks, unet.output_blocks, unet.middle_block)
+        for m in part.modules()
+        if hasattr(m, "attn2")
+    ]
 
 
 def box_channel(truth, active, height, width):
@@ -132,7 +166,9 @@ def box_channel(truth, active, height, width):
         left, top, right, bottom = box or (0.0, 0.0, 1.0, 1.0)
         for i in range(height):
             for j in range(width):
-                if round(top * height * 8) <= 8 * i < round(bottom * height * 8) and round(left * width * 8) <= 8 * j < round(right * width * 8):
+                if round(top * height * 8) <= 8 * i < round(bottom * height * 8) and round(
+                    left * width * 8
+                ) <= 8 * j < round(right * width * 8):
                     mask[0, 0, i, j] = 0
     return mask
 
@@ -148,16 +184,26 @@ def gated(unet, truths, role, scales, actives):
             x = block.attn1(block.norm1(x), context=None) + x
             for truth, scale, (tokens, factors), active in zip(truths, scales, given, actives, strict=True):
                 if scale and any(on and w > 0 for on, w in zip(active, truth.weights, strict=True)):
-                    x = torch.stack([fuse(row, truth.fusers[index], tokens, factors, scale, truth.heads) for row in x.double()]).to(x.dtype)
+                    x = torch.stack(
+                        [fuse(row, truth.fusers[index], tokens, factors, scale, truth.heads) for row in x.double()]
+                    ).to(x.dtype)
             x = block.attn2(block.norm2(x), context=context) + x
             return block.ff(block.norm3(x)) + x
+
         return forward
 
     def conv(x, *args):
         out = type(first).forward(first, x)
         for truth, scale, active in zip(truths, scales, actives, strict=True):
-            if truth.mask_conv is not None and scale and role == "cond" and any(on and w > 0 for on, w in zip(active, truth.weights, strict=True)):
-                out = out + F.conv2d(box_channel(truth, active, *x.shape[-2:]), truth.mask_conv, padding=1).to(out.dtype)
+            if (
+                truth.mask_conv is not None
+                and scale
+                and role == "cond"
+                and any(on and w > 0 for on, w in zip(active, truth.weights, strict=True))
+            ):
+                out = out + F.conv2d(box_channel(truth, active, *x.shape[-2:]), truth.mask_conv, padding=1).to(
+                    out.dtype
+                )
         return out
 
     for i, block in enumerate(blocks):
@@ -188,10 +234,15 @@ def scale_of(truth, percent):
 
 
 def predict(model, truths, role, x, sigma, context, attention=(), extra=None):
-    """One model call for all rows with one role. attention: `independent.Truth`s of image attention in the same picture."""
+    """One model call for all rows with one role. attention: `independent.Truth`s of image attention in the same
+    picture.
+    """
     percent = share_of_run(model.model_sampling, float(sigma[0]))
     scales = [scale_of(t, percent) for t in truths]
-    actives = [[_inside(model.model_sampling, sigma[0], *r) for r in t.ranges] if t.ranges else [1] * len(t.boxes) for t in truths]
+    actives = [
+        [_inside(model.model_sampling, sigma[0], *r) for r in t.ranges] if t.ranges else [1] * len(t.boxes)
+        for t in truths
+    ]
     with gated(model.diffusion_model, truths, role, scales, actives):
         if attention:
             with replaced(model.diffusion_model, list(attention), role, x.shape[-2:]):
@@ -213,9 +264,18 @@ def sample(patcher, truths, positive, negative, noise, steps=2, cfg=5.0, attenti
             if role == "uncond" and cfg == 1.0:
                 continue
             size = {"width": noise.shape[3] * 8, "height": noise.shape[2] * 8}
-            conds = model.extra_conds(noise=noise, device=noise.device, cross_attn=cond[0][0], prompt_type="positive" if role == "cond" else "negative", **size, **cond[0][1])
+            conds = model.extra_conds(
+                noise=noise,
+                device=noise.device,
+                cross_attn=cond[0][0],
+                prompt_type="positive" if role == "cond" else "negative",
+                **size,
+                **cond[0][1],
+            )
             extra = {k: v.cond.expand(len(x), *v.cond.shape[1:]) for k, v in conds.items() if k == "y"}
-            found[role] = predict(model, truths, role, x, sigma, conds["c_crossattn"].cond.expand(len(x), -1, -1), attention, extra)
+            found[role] = predict(
+                model, truths, role, x, sigma, conds["c_crossattn"].cond.expand(len(x), -1, -1), attention, extra
+            )
         denoised = found["cond"] if cfg == 1.0 else found["uncond"] + cfg * (found["cond"] - found["uncond"])
         x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
     return model.process_latent_out(model.model_sampling.inverse_noise_scaling(sigmas[-1], x))

@@ -1,4 +1,7 @@
-"""What tests of whole node chains share: running a node, photos, sizes of the tiny encoder that conftest's `vision` is."""
+"""What tests of whole node chains share: running a node, photos, sizes of the tiny encoder that conftest's
+`vision` is.
+"""
+
 from __future__ import annotations
 
 import asyncio
@@ -25,7 +28,11 @@ def prompt_executor(server):
     import execution
 
     newer = "cache_args" in inspect.signature(execution.PromptExecutor).parameters
-    return execution.PromptExecutor(server, cache_args={"lru": 0, "ram": 0.0, "ram_inactive": 0.0}) if newer else execution.PromptExecutor(server)
+    return (
+        execution.PromptExecutor(server, cache_args={"lru": 0, "ram": 0.0, "ram_inactive": 0.0})
+        if newer
+        else execution.PromptExecutor(server)
+    )
 
 
 def photo(h, w, seed):

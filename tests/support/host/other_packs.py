@@ -1,4 +1,7 @@
-"""Other people's packs, loaded as the host does from a checkout that an environment variable names; without it their tests skip and say so."""
+"""Other people's packs, loaded as the host does from a checkout that an environment variable names; without it their
+tests skip and say so.
+"""
+
 from __future__ import annotations
 
 import importlib
@@ -29,7 +32,9 @@ def pack(variable: str, what: str) -> types.ModuleType:
 
 @cache
 def part(variable: str, what: str, inner: str, **given: str) -> types.ModuleType:
-    """A module inside a pack whose `__init__` imports more than the host or this machine has; given: names that it takes from there."""
+    """A module inside a pack whose `__init__` imports more than the host or this machine has; given: names that it
+    takes from there.
+    """
     place = folder_of(variable, what)
     name = str(place).replace(".", "_x_") + "_part"
     if name not in sys.modules:

@@ -1,4 +1,7 @@
-"""Other packs and core nodes beside Troupe: each kind of Troupe node, and the four pictures (neither, each alone, both) that show whether both act."""
+"""Other packs and core nodes beside Troupe: each kind of Troupe node, and the four pictures (neither, each alone, both)
+that show whether both act.
+"""
+
 from __future__ import annotations
 
 import importlib
@@ -18,7 +21,9 @@ SIZE, STEPS = (8, 12), 3
 
 
 def core(module: str, name: str, **inputs):
-    """Call a core node as the host's executor does, of either API; its one output, or a tuple of them. module: "nodes" or a file of comfy_extras."""
+    """Call a core node as the host's executor does, of either API; its one output, or a tuple of them. module: "nodes"
+    or a file of comfy_extras.
+    """
     cls = getattr(importlib.import_module(module if module == "nodes" else f"comfy_extras.{module}"), name)
     if hasattr(cls, "define_schema"):
         cls.GET_SCHEMA()
@@ -29,15 +34,23 @@ def core(module: str, name: str, **inputs):
 
 
 def fused(model, positive, negative):
-    """A prompt whose subjects enter it at step 1, as Encode Prompt with Subjects and any Troupe node on the MODEL leave it."""
+    """A prompt whose subjects enter it at step 1, as Encode Prompt with Subjects and any Troupe node on the MODEL leave
+    it.
+    """
     model = model.clone()
     PromptSwitch().attach(model)
     vectors = random(*positive[0][0].shape, seed=8, gain=6.0)
-    return model, [[vectors, {**options, PROMPT: FusedPrompt(vectors, text, None, start_step=1)}] for text, options in positive], negative
+    return (
+        model,
+        [[vectors, {**options, PROMPT: FusedPrompt(vectors, text, None, start_step=1)}] for text, options in positive],
+        negative,
+    )
 
 
 class Troupe:
-    """One model of two widths, and every kind of Troupe node to put on it: a function (model, positive, negative) -> the same three."""
+    """One model of two widths, and every kind of Troupe node to put on it: a function (model, positive, negative) ->
+    the same three.
+    """
 
     def __init__(self, patcher=None):
         self.patcher = patcher or tiny_models.micro_model("SD15", model_channels=64, context_dim=CONTEXT, mult=(1, 2))
@@ -62,7 +75,11 @@ class Troupe:
 @cache
 def troupe(channels: int = 4) -> Troupe:
     """Made once; nothing is ever changed on it."""
-    return Troupe(None if channels == 4 else tiny_models.micro_model("SD15", model_channels=64, context_dim=CONTEXT, mult=(1, 2), in_channels=channels))
+    return Troupe(
+        None
+        if channels == 4
+        else tiny_models.micro_model("SD15", model_channels=64, context_dim=CONTEXT, mult=(1, 2), in_channels=channels)
+    )
 
 
 def change(found: torch.Tensor, without: torch.Tensor) -> float:
@@ -72,7 +89,9 @@ def change(found: torch.Tensor, without: torch.Tensor) -> float:
 
 @dataclass(frozen=True)
 class Four:
-    """Pictures with neither, the partner alone, Troupe alone, both (the partner's node before Troupe's), both (after it)."""
+    """Pictures with neither, the partner alone, Troupe alone, both (the partner's node before Troupe's), both (after
+    it).
+    """
 
     neither: torch.Tensor
     partner: torch.Tensor
@@ -87,7 +106,9 @@ class Four:
 
     @property
     def partner_acts(self) -> float:
-        """What the partner changes in a picture with Troupe, in units of what it changes alone; the smaller of both orders."""
+        """What the partner changes in a picture with Troupe, in units of what it changes alone; the smaller of both
+        orders.
+        """
         return min(change(both, self.ours) for both in (self.before, self.after)) / self.effects[0]
 
     @property
@@ -108,11 +129,13 @@ def sampled(model, positive, negative, steps=STEPS, size=SIZE, batch=1) -> torch
 
 
 def four(place: Troupe, kind: str, partner, sample=sampled, without=sampled) -> Four:
-    """The four pictures of a kind of Troupe node and a partner, a function (model, positive, negative) -> the same three; sample and without: how to
-    sample with the partner and without it."""
+    """The four pictures of a kind of Troupe node and a partner, a function (model, positive, negative) -> the same
+    three; sample and without: how to sample with the partner and without it."""
     plain, ours = place.plain, place.kinds[kind]
     alone = place.alone(kind) if without is sampled else (without(*plain), without(*ours(*plain)))
-    return Four(alone[0], sample(*partner(*plain)), alone[1], sample(*ours(*partner(*plain))), sample(*partner(*ours(*plain))))
+    return Four(
+        alone[0], sample(*partner(*plain)), alone[1], sample(*ours(*partner(*plain))), sample(*partner(*ours(*plain)))
+    )
 
 
 def guided(guider) -> torch.Tensor:
@@ -120,7 +143,9 @@ def guided(guider) -> torch.Tensor:
     import comfy.samplers
 
     sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", STEPS)
-    return guider.sample(noise_of(SIZE), torch.zeros(1, 4, *SIZE), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+    return guider.sample(
+        noise_of(SIZE), torch.zeros(1, 4, *SIZE), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True
+    )
 
 
 def text_boxes(patcher):
@@ -142,7 +167,9 @@ def text_boxes(patcher):
         def encode_from_tokens(self, text, return_pooled=None):
             return None, random(1, CONTEXT, seed=3)
 
-    return comfy.model_patcher.ModelPatcher(gligen.load_gligen(state), load_device=torch.device("cpu"), offload_device=torch.device("cpu")), Clip()
+    return comfy.model_patcher.ModelPatcher(
+        gligen.load_gligen(state), load_device=torch.device("cpu"), offload_device=torch.device("cpu")
+    ), Clip()
 
 
 def control_net():
@@ -151,9 +178,22 @@ def control_net():
     import comfy.controlnet
     import comfy.ops
 
-    net = comfy.cldm.cldm.ControlNet(image_size=32, in_channels=4, model_channels=64, hint_channels=3, num_res_blocks=[1, 1], channel_mult=(1, 2), num_heads=4,
-                                     use_spatial_transformer=True, transformer_depth=[1, 1], transformer_depth_middle=1, context_dim=CONTEXT, legacy=False, dtype=torch.float32,
-                                     operations=comfy.ops.disable_weight_init)
+    net = comfy.cldm.cldm.ControlNet(
+        image_size=32,
+        in_channels=4,
+        model_channels=64,
+        hint_channels=3,
+        num_res_blocks=[1, 1],
+        channel_mult=(1, 2),
+        num_heads=4,
+        use_spatial_transformer=True,
+        transformer_depth=[1, 1],
+        transformer_depth_middle=1,
+        context_dim=CONTEXT,
+        legacy=False,
+        dtype=torch.float32,
+        operations=comfy.ops.disable_weight_init,
+    )
     return comfy.controlnet.ControlNet(tiny_models._init(net, seed=5), load_device=torch.device("cpu"))
 
 
@@ -165,7 +205,10 @@ def lora_file(patcher, path) -> None:
     for i, (name, weight) in enumerate(patcher.model.diffusion_model.state_dict().items()):
         if ".attn" in name and name.endswith(".weight"):
             key = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
-            up, down = random(weight.shape[0], 4, seed=i, gain=0.5), random(4, weight.shape[1], seed=1000 + i, gain=weight.shape[1]**-0.5)
+            up, down = (
+                random(weight.shape[0], 4, seed=i, gain=0.5),
+                random(4, weight.shape[1], seed=1000 + i, gain=weight.shape[1] ** -0.5),
+            )
             state |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down, f"{key}.alpha": torch.tensor(4.0)}
     path.parent.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file(state, path)

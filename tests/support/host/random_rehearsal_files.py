@@ -1,4 +1,5 @@
 """The rehearsal files with random weights, in the layouts of the shipped ones."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -17,9 +18,17 @@ def write_base(folder: Path) -> None:
     from troupe.rehearsal.engine import nets
     from troupe.rehearsal.vocabulary import known_ids
 
-    modules = {files.UNET: nets.unet(), files.TEXTS: nets.text_encoder(len(known_ids())), files.IMAGES: nets.image_encoder()}
+    modules = {
+        files.UNET: nets.unet(),
+        files.TEXTS: nets.text_encoder(len(known_ids())),
+        files.IMAGES: nets.image_encoder(),
+    }
     for name, module in modules.items():
-        state = {key: value for key, value in randomise(module, SEEDS[name]).state_dict().items() if not key.endswith("position_ids")}
+        state = {
+            key: value
+            for key, value in randomise(module, SEEDS[name]).state_dict().items()
+            if not key.endswith("position_ids")
+        }
         if name == files.TEXTS:
             state[files.IDS] = torch.tensor(known_ids(), dtype=torch.int32)
         save(state, folder / name)
@@ -34,4 +43,6 @@ def write_adapters(folder: Path, patcher) -> None:
 
 
 def save(state: dict[str, torch.Tensor], path: Path) -> None:
-    save_file({key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in state.items()}, path)
+    save_file(
+        {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in state.items()}, path
+    )

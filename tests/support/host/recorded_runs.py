@@ -1,4 +1,8 @@
-"""Recorded runs, their maps evaluated from the formulas alone, and graphs with Record Relevance: what its tests share. Needs the host."""
+"""Recorded runs, their maps evaluated from the formulas alone, and graphs with Record Relevance: what its tests share.
+
+Needs the host.
+"""
+
 from __future__ import annotations
 
 import torch
@@ -35,7 +39,9 @@ def close(found, expected):
 
 
 class Captured:
-    """Hidden states [rows, N, C] that enter every cross-attention layer, by the host's own patch list; evaluates maps from them in float64."""
+    """Hidden states [rows, N, C] that enter every cross-attention layer, by the host's own patch list; evaluates maps
+    from them in float64.
+    """
 
     def __init__(self, set_up):
         self.looks, self.unet, self.patcher = [], set_up.patcher.model.diffusion_model, set_up.patcher.clone()
@@ -46,10 +52,14 @@ class Captured:
 
     def see(self, n, context, value, options):
         rows = len(n) // len(options["cond_or_uncond"])
-        pictures = [n[i * rows:(i + 1) * rows] for i, which in enumerate(options["cond_or_uncond"]) if which == 0]
+        pictures = [n[i * rows : (i + 1) * rows] for i, which in enumerate(options["cond_or_uncond"]) if which == 0]
         if pictures:
             part, number = options["block"]
-            blocks = {"input": self.unet.input_blocks, "output": self.unet.output_blocks, "middle": [self.unet.middle_block]}[part][number]
+            blocks = {
+                "input": self.unet.input_blocks,
+                "output": self.unet.output_blocks,
+                "middle": [self.unet.middle_block],
+            }[part][number]
             transformer = next(layer for layer in blocks if hasattr(layer, "transformer_blocks"))
             attn = transformer.transformer_blocks[options["block_index"]].attn2
             step = float(options["sigmas"][0])
@@ -57,20 +67,35 @@ class Captured:
         return n, context, value
 
     def maps(self, references, limits=None, sharpness=1.0, grids=None, acting=None):
-        """Mean over looks and pictures of share times limit; limits: per subject a mask [H, W] or None; acting(subject, sigma) -> bool."""
+        """Mean over looks and pictures of share times limit; limits: per subject a mask [H, W] or None; acting(subject,
+        sigma) -> bool.
+        """
         count = len(references.subjects)
-        finest = max((grid for _, _, grid, _ in self.looks if grids is None or grid in grids), key=lambda grid: grid[0] * grid[1])
+        finest = max(
+            (grid for _, _, grid, _ in self.looks if grids is None or grid in grids), key=lambda grid: grid[0] * grid[1]
+        )
         total, looks = torch.zeros(count, *finest, dtype=torch.float64), [0] * count
         for attn, hidden, grid, sigma in self.looks:
             if grids is not None and grid not in grids:
                 continue
-            limit = [torch.ones(grid[0] * grid[1], dtype=torch.float64) if m is None else cell_means(m, *grid) for m in limits or [None] * count]
+            limit = [
+                torch.ones(grid[0] * grid[1], dtype=torch.float64) if m is None else cell_means(m, *grid)
+                for m in limits or [None] * count
+            ]
             mean = torch.zeros(count, grid[0] * grid[1], dtype=torch.float64)
             for row in hidden:
                 q = row @ attn.to_q.weight.double().T
-                a = [m * relevance_of(q, s.name_tokens.double() @ attn.to_k.weight.double().T, attn.heads)**sharpness for s, m in zip(references.subjects, limit, strict=True)]
+                a = [
+                    m * relevance_of(q, s.name_tokens.double() @ attn.to_k.weight.double().T, attn.heads) ** sharpness
+                    for s, m in zip(references.subjects, limit, strict=True)
+                ]
                 whole = sum(a) if count > 1 else a[0].max()
-                mean += torch.stack([torch.where(whole > 0, m * x / whole, 0 * x) if count > 1 else x / whole for x, m in zip(a, limit, strict=True)]) / len(hidden)
+                mean += torch.stack(
+                    [
+                        torch.where(whole > 0, m * x / whole, 0 * x) if count > 1 else x / whole
+                        for x, m in zip(a, limit, strict=True)
+                    ]
+                ) / len(hidden)
             large = interpolate(mean.view(1, count, *grid), finest, mode="bilinear")[0]
             for i in range(count):
                 if acting is None or acting(i, sigma):
@@ -90,7 +115,7 @@ def captured(set_up, references, given=None, **rest):
     return maps_of(record), seen
 
 
-# ---- graphs ---------------------------------------------------------------------------------------------------------------------------
+# ---- graphs ----------------------------------------------------------------------------------------------------------
 
 
 class Scene:
@@ -135,20 +160,50 @@ class Look:
         return {"ui": {}, "result": ()}
 
 
-WIDGETS = {"weight": 0.65, "merge": "relevance", "start_percent": 0.0, "end_percent": 1.0, "box_strength": 1.0, "box_end_percent": 1.0, "box_feather": 0.05,
-           "sharpness": 1.0, "background": 1.0}
+WIDGETS = {
+    "weight": 0.65,
+    "merge": "relevance",
+    "start_percent": 0.0,
+    "end_percent": 1.0,
+    "box_strength": 1.0,
+    "box_end_percent": 1.0,
+    "box_feather": 0.05,
+    "sharpness": 1.0,
+    "background": 1.0,
+}
 
 
 def branch(made, called="", seed=1, image=None, recorded=True, size=128):
     """Adds Record, sampler, preview and Look to a graph; names end in `called`."""
     made |= {
         f"record{called}": {"class_type": "TroupeRecordRelevance", "inputs": {"model": ["apply", 0], "blocks": "all"}},
-        f"latent{called}": {"class_type": "EmptyLatentImage", "inputs": {"width": size, "height": size, "batch_size": 1}},
-        f"sampler{called}": {"class_type": "KSampler", "inputs": {
-            "model": [f"record{called}" if recorded else "apply", 0], "seed": seed, "steps": 1, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal",
-            "positive": ["apply", 1], "negative": ["scene", 3], "latent_image": [f"latent{called}", 0], "denoise": 1.0}},
-        f"preview{called}": {"class_type": "TroupePreviewRelevance", "inputs": {"record": [f"record{called}", 1], "latent": [f"sampler{called}", 0]}},
-        f"look{called}": {"class_type": "Look", "inputs": {"maps": [f"preview{called}", 0], "report": [f"preview{called}", 1], "called": called}},
+        f"latent{called}": {
+            "class_type": "EmptyLatentImage",
+            "inputs": {"width": size, "height": size, "batch_size": 1},
+        },
+        f"sampler{called}": {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": [f"record{called}" if recorded else "apply", 0],
+                "seed": seed,
+                "steps": 1,
+                "cfg": 4.0,
+                "sampler_name": "euler",
+                "scheduler": "normal",
+                "positive": ["apply", 1],
+                "negative": ["scene", 3],
+                "latent_image": [f"latent{called}", 0],
+                "denoise": 1.0,
+            },
+        },
+        f"preview{called}": {
+            "class_type": "TroupePreviewRelevance",
+            "inputs": {"record": [f"record{called}", 1], "latent": [f"sampler{called}", 0]},
+        },
+        f"look{called}": {
+            "class_type": "Look",
+            "inputs": {"maps": [f"preview{called}", 0], "report": [f"preview{called}", 1], "called": called},
+        },
     }
     if image is not None:
         made[f"image{called}"] = {"class_type": "Plain", "inputs": {"grey": image}}
@@ -157,6 +212,11 @@ def branch(made, called="", seed=1, image=None, recorded=True, size=128):
 
 
 def graph(**rest):
-    scene = {"scene": {"class_type": "Scene", "inputs": {}}, "apply": {"class_type": "TroupeApplyImageAttention", "inputs": {
-        "model": ["scene", 0], "references": ["scene", 1], "positive": ["scene", 2], **WIDGETS}}}
+    scene = {
+        "scene": {"class_type": "Scene", "inputs": {}},
+        "apply": {
+            "class_type": "TroupeApplyImageAttention",
+            "inputs": {"model": ["scene", 0], "references": ["scene", 1], "positive": ["scene", 2], **WIDGETS},
+        },
+    }
     return branch(scene, **rest)

@@ -1,4 +1,7 @@
-"""Graphs that sample with subjects, one for each way in which they act, on the host's own executor; and faults in the middle of a run. Needs the host."""
+"""Graphs that sample with subjects, one for each way in which they act, on the host's own executor; and faults in the
+middle of a run. Needs the host.
+"""
+
 from __future__ import annotations
 
 from contextlib import contextmanager
@@ -36,22 +39,34 @@ class Set:
             whole = references_of("postfuse", NAMES, (1.0,) * 4)
             self.positive, self.negative = (tiny_models.random_cond(77, CONTEXT, seed=seed) for seed in (1, 2))
         else:
-            st = stage.stage(patcher=patcher, text_gain=True) if kind == "image" else gated_stage(patcher=patcher, context=CONTEXT)
+            st = (
+                stage.stage(patcher=patcher, text_gain=True)
+                if kind == "image"
+                else gated_stage(patcher=patcher, context=CONTEXT)
+            )
             whole, self.positive, self.negative = st.references(4), st.positive, st.negative
         self.whole = whole
         self.adapter = whole.adapter
-        self.module = {"image": self.adapter.layers_patcher, "gated": self.adapter.gated_patcher, "prompt": self.adapter.fusion_patcher}[kind].model
+        self.module = {
+            "image": self.adapter.layers_patcher,
+            "gated": self.adapter.gated_patcher,
+            "prompt": self.adapter.fusion_patcher,
+        }[kind].model
 
     def cast(self, who: int) -> References:
         """Subjects `who` and the one after it."""
         w = self.whole
-        return References(w.adapter, w.subjects[who:who + 2], w.uncond_tokens, w.uncond_name_tokens)
+        return References(w.adapter, w.subjects[who : who + 2], w.uncond_tokens, w.uncond_name_tokens)
 
 
 class Cast:
     """Test node: a MODEL, references of two subjects, prompts, and what else the kinds need."""
 
-    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL", "TROUPE_REFERENCES", "CONDITIONING", "CONDITIONING", "CLIP", "TROUPE_ADAPTER"), "make", "test"
+    RETURN_TYPES, FUNCTION, CATEGORY = (
+        ("MODEL", "TROUPE_REFERENCES", "CONDITIONING", "CONDITIONING", "CLIP", "TROUPE_ADAPTER"),
+        "make",
+        "test",
+    )
     set: Set
     made: list = []  # called with all references that were made
 
@@ -86,19 +101,49 @@ def graph(kind: str, who: int = 0, seed: int = 1, how: float | None = None) -> d
     cast = {"model": ["cast", 0], "references": ["cast", 1], "positive": ["cast", 2], "negative": ["cast", 3]}
     made = {"cast": {"class_type": "Cast", "inputs": {"who": who}}}
     if kind == "image":
-        made["apply"] = {"class_type": "TroupeApplyImageAttention", "inputs": {**cast, **WIDGETS, **({} if how is None else {"weight": how})}}
+        made["apply"] = {
+            "class_type": "TroupeApplyImageAttention",
+            "inputs": {**cast, **WIDGETS, **({} if how is None else {"weight": how})},
+        }
     elif kind == "gated":
-        made["apply"] = {"class_type": "TroupeApplyGated", "inputs": {**cast, "strength": how or 1.0, "end_percent": 0.7, "decay_percent": 0.2, "use_bbox": "auto"}}
+        made["apply"] = {
+            "class_type": "TroupeApplyGated",
+            "inputs": {**cast, "strength": how or 1.0, "end_percent": 0.7, "decay_percent": 0.2, "use_bbox": "auto"},
+        }
     else:
-        made["apply"] = {"class_type": "TroupeApplyWeights", "inputs": {"model": ["cast", 0], "adapter": ["cast", 5], "strength_model": 1.0, "strength_clip": 1.0}}
-        made["prompt"] = {"class_type": "TroupeEncodePrompt", "inputs": {"clip": ["cast", 4], "references": ["cast", 1], "text": TEXT, "quirks": "clean",
-                                                                         "fuse_start_percent": how or 0.0, "fuse_start_step": 1 if how is None else -1}}
+        made["apply"] = {
+            "class_type": "TroupeApplyWeights",
+            "inputs": {"model": ["cast", 0], "adapter": ["cast", 5], "strength_model": 1.0, "strength_clip": 1.0},
+        }
+        made["prompt"] = {
+            "class_type": "TroupeEncodePrompt",
+            "inputs": {
+                "clip": ["cast", 4],
+                "references": ["cast", 1],
+                "text": TEXT,
+                "quirks": "clean",
+                "fuse_start_percent": how or 0.0,
+                "fuse_start_step": 1 if how is None else -1,
+            },
+        }
     positive, negative = (["prompt", 0], ["cast", 3]) if kind == "prompt" else (["apply", 1], ["apply", 2])
     return made | {
         "latent": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
-        "sampler": {"class_type": "KSampler", "inputs": {
-            "model": ["apply", 0], "seed": seed, "steps": STEPS, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
-            "positive": positive, "negative": negative, "latent_image": ["latent", 0]}},
+        "sampler": {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": ["apply", 0],
+                "seed": seed,
+                "steps": STEPS,
+                "cfg": 4.0,
+                "sampler_name": "euler",
+                "scheduler": "normal",
+                "denoise": 1.0,
+                "positive": positive,
+                "negative": negative,
+                "latent_image": ["latent", 0],
+            },
+        },
         "keep": {"class_type": "KeepLatent", "inputs": {"latent": ["sampler", 0]}},
     }
 
@@ -107,7 +152,10 @@ def with_record(made: dict) -> dict:
     """The same with Record and Preview Relevance on its MODEL."""
     made["record"] = {"class_type": "TroupeRecordRelevance", "inputs": {"model": ["apply", 0], "blocks": "all"}}
     made["sampler"]["inputs"]["model"] = ["record", 0]
-    made["preview"] = {"class_type": "TroupePreviewRelevance", "inputs": {"record": ["record", 1], "latent": ["sampler", 0]}}
+    made["preview"] = {
+        "class_type": "TroupePreviewRelevance",
+        "inputs": {"record": ["record", 1], "latent": ["sampler", 0]},
+    }
     made["look"] = {"class_type": "Look", "inputs": {"maps": ["preview", 0], "report": ["preview", 1], "called": ""}}
     return made
 
@@ -145,9 +193,13 @@ def register(patch) -> None:
 
 @contextmanager
 def at_call(patcher, number: int, do):
-    """Runs `do` deep in the UNet, behind its last cross-attention, in the model call of this number (1 is the first)."""
+    """Runs `do` deep in the UNet, behind its last cross-attention, in the model call of this number (1 is the
+    first).
+    """
     calls = []
-    last = [module for name, module in patcher.model.diffusion_model.named_modules() if name.endswith("attn2.to_out.0")][-1]
+    last = [
+        module for name, module in patcher.model.diffusion_model.named_modules() if name.endswith("attn2.to_out.0")
+    ][-1]
 
     def hook(module, inputs):
         calls.append(1)

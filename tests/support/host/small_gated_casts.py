@@ -1,4 +1,7 @@
-"""Small gated adapters with random weights on the host's micro models, and the same told to the independent evaluation."""
+"""Small gated adapters with random weights on the host's micro models, and the same told to the independent
+evaluation.
+"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -35,45 +38,92 @@ class GatedStage:
         """Subjects 0, 1, ... with random features; a False in texts or images leaves that feature out."""
         spec, found = self.adapter.spec.gated, []
         for i in range(count):
-            text = random(spec.feature_dim, seed=4000 + i) if spec.kind != "patches" and (texts is None or texts[i]) else None
+            text = (
+                random(spec.feature_dim, seed=4000 + i)
+                if spec.kind != "patches" and (texts is None or texts[i])
+                else None
+            )
             shape = (spec.tokens, spec.feature_dim) if spec.kind == "patches" else (spec.feature_dim,)
             image = random(*shape, seed=5000 + i) if spec.kind != "text" and (images is None or images[i]) else None
             box = BOXES[i % 3] if boxes is None else boxes[i]
             start, end = (ranges or [(0.0, 1.0)] * count)[i]
             place = None if box is None else Box(*box)
-            found.append(ReferenceSubject(f"subject {i}", None, None, (weights or [1.0] * count)[i], start, end, box=place, features=ObjectFeatures(text, image)))
+            found.append(
+                ReferenceSubject(
+                    f"subject {i}",
+                    None,
+                    None,
+                    (weights or [1.0] * count)[i],
+                    start,
+                    end,
+                    box=place,
+                    features=ObjectFeatures(text, image),
+                )
+            )
         return References(self.adapter, tuple(found), None)
 
     def truth(self, references: References, settings: GatedSettings) -> GatedTruth:
         """The same for the independent evaluation."""
         module, spec = self.adapter.gated_patcher.model, self.adapter.spec.gated
         net, fusers = (published(m.state_dict()) for m in (module.net, module.fusers))
-        per_layer = [{k.split(".", 1)[1]: v for k, v in fusers.items() if k.split(".", 1)[0] == str(i)} for i in range(len(spec.places))]
+        per_layer = [
+            {k.split(".", 1)[1]: v for k, v in fusers.items() if k.split(".", 1)[0] == str(i)}
+            for i in range(len(spec.places))
+        ]
         s = references.subjects
         boxes = [None if x.box is None else (x.box.x, x.box.y, x.box.x + x.box.w, x.box.y + x.box.h) for x in s]
         bbox = settings.use_bbox == "on" or (settings.use_bbox == "auto" and sum(x.weight > 0 for x in s) > 1)
-        return GatedTruth(spec.kind, net, per_layer, boxes, [x.features.text for x in s], [x.features.image for x in s], [x.weight for x in s], max(spec.slots, len(s)),
-                          strength=settings.strength, end=settings.end_percent, decay=settings.decay_percent, ranges=[(x.start_percent, x.end_percent) for x in s],
-                          mask_conv=None if module.mask_conv is None else module.mask_conv.weight, use_bbox=bbox)
+        return GatedTruth(
+            spec.kind,
+            net,
+            per_layer,
+            boxes,
+            [x.features.text for x in s],
+            [x.features.image for x in s],
+            [x.weight for x in s],
+            max(spec.slots, len(s)),
+            strength=settings.strength,
+            end=settings.end_percent,
+            decay=settings.decay_percent,
+            ranges=[(x.start_percent, x.end_percent) for x in s],
+            mask_conv=None if module.mask_conv is None else module.mask_conv.weight,
+            use_bbox=bbox,
+        )
 
     def apply(self, references, settings, negative=True):
         """(model, positive, negative) after Apply Gated Adapter."""
-        model, positive, wired, _ = apply_gated(self.patcher, references, settings, self.positive, self.negative if negative else None)
+        model, positive, wired, _ = apply_gated(
+            self.patcher, references, settings, self.positive, self.negative if negative else None
+        )
         return model, positive, wired if negative else self.negative
 
 
 def published(state: dict) -> dict:
     """Tensors of our modules by the names that published files give them."""
-    return {bare if module_name(bare := name.removesuffix(".weight")) == name else name: tensor for name, tensor in state.items()}
+    return {
+        bare if module_name(bare := name.removesuffix(".weight")) == name else name: tensor
+        for name, tensor in state.items()
+    }
 
 
-def gated_adapter(patcher, kind: str = "text_image", seed: int = 21, slots: int | None = None, zero_gates: bool = False, hidden: int = 32,
-                  features: int = FEATURES) -> adapters.HostAdapter:
+def gated_adapter(
+    patcher,
+    kind: str = "text_image",
+    seed: int = 21,
+    slots: int | None = None,
+    zero_gates: bool = False,
+    hidden: int = 32,
+    features: int = FEATURES,
+) -> adapters.HostAdapter:
     """Random gated layers for every transformer block of the model."""
     import comfy.ops
 
     blocks = attention_blocks(patcher.model.diffusion_model)
-    places, context, ops = {b.path.removesuffix(".attn2"): b.width for b in blocks}, blocks[0].context_dim, comfy.ops.manual_cast
+    places, context, ops = (
+        {b.path.removesuffix(".attn2"): b.width for b in blocks},
+        blocks[0].context_dim,
+        comfy.ops.manual_cast,
+    )
     tokens = {"text": 1, "text_image": 2, "patches": PATCHES}[kind]
     spec = GatedSpec(kind, places, context, features, slots or (2 if kind == "patches" else 30), tokens)
     if kind == "patches":
@@ -89,15 +139,25 @@ def gated_adapter(patcher, kind: str = "text_image", seed: int = 21, slots: int 
             elif "alpha" in name:
                 parameter.fill_(0.0 if zero_gates else 0.8 + 0.1 * (i % 3))
             else:
-                parameter.copy_(random(*parameter.shape, seed=seed + i, gain=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1))
+                parameter.copy_(
+                    random(
+                        *parameter.shape,
+                        seed=seed + i,
+                        gain=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1,
+                    )
+                )
     encoder = None if kind == "text" else EncoderNeed("last" if kind == "patches" else "pooled", features)
     family = "subject_diffusion" if kind == "patches" else "gligen"
     whole = AdapterSpec(family, "", "boxes.safetensors", context, 0, encoder, (), False, gated=spec)
     return adapters.host_adapter(Adapter(whole, None, None, layers.eval().requires_grad_(False)))
 
 
-def gated_stage(kind: str = "text_image", base: str = "SD15", context: int = CONTEXT, patcher=None, **rest) -> GatedStage:
+def gated_stage(
+    kind: str = "text_image", base: str = "SD15", context: int = CONTEXT, patcher=None, **rest
+) -> GatedStage:
     """A micro model of a family with a random gated adapter."""
     patcher = patcher or tiny_models.micro_model(base, model_channels=64, context_dim=context)
     adapter = gated_adapter(patcher, kind, **rest)
-    return GatedStage(patcher, adapter, tiny_models.random_cond(77, context, seed=1), tiny_models.random_cond(77, context, seed=2))
+    return GatedStage(
+        patcher, adapter, tiny_models.random_cond(77, context, seed=1), tiny_models.random_cond(77, context, seed=2)
+    )

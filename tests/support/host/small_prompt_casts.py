@@ -1,9 +1,13 @@
 """Small adapters that act in the prompt, and references for them, on the host's tiny text encoders."""
+
 import torch
 
 KINDS = {  # kind -> CLIP, widths of its streams, tokens of a subject
-    "word": ("sdxl", {"l": 768, "g": 1280}, 1), "pseudo": ("sd15", {"l": 768}, 1),
-    "pseudo of three": ("sd15", {"l": 768}, 3), "placeholder": ("sd20", {"h": 1024}, 1), "postfuse": ("sd15", {"l": 768}, 1),
+    "word": ("sdxl", {"l": 768, "g": 1280}, 1),
+    "pseudo": ("sd15", {"l": 768}, 1),
+    "pseudo of three": ("sd15", {"l": 768}, 3),
+    "placeholder": ("sd20", {"h": 1024}, 1),
+    "postfuse": ("sd15", {"l": 768}, 1),
 }
 
 
@@ -23,7 +27,14 @@ def adapter_of(kind, streams, tokens=1):
         fusion = torch.nn.ModuleDict({s: Postfuse(w, w, 32, 32) for s, w in streams.items()}).requires_grad_(False)
     context = {"l": 768, "h": 1024, "gl": 2048}["".join(sorted(streams))]
     prompt = PromptSpec(FUSIONS[kind], streams, tokens)
-    return host_adapter(Adapter(AdapterSpec("mm_diff", "", f"{kind}.bin", context, 0, None, (), False, prompt=prompt), None, None, fusion=fusion))
+    return host_adapter(
+        Adapter(
+            AdapterSpec("mm_diff", "", f"{kind}.bin", context, 0, None, (), False, prompt=prompt),
+            None,
+            None,
+            fusion=fusion,
+        )
+    )
 
 
 def references_of(kind, names=("cat", "red fox"), weights=(1.0, 1.0)):
@@ -33,6 +44,8 @@ def references_of(kind, names=("cat", "red fox"), weights=(1.0, 1.0)):
     _, streams, tokens = KINDS[kind]
     made = []
     for i, (name, weight) in enumerate(zip(names, weights, strict=True)):
-        words = {s: torch.randn(tokens, w, generator=torch.Generator().manual_seed(70 + i)) * 0.3 for s, w in streams.items()}
+        words = {
+            s: torch.randn(tokens, w, generator=torch.Generator().manual_seed(70 + i)) * 0.3 for s, w in streams.items()
+        }
         made.append(ReferenceSubject(name, None, None, weight, words=words))
     return References(adapter_of(kind.split()[0], streams, tokens), tuple(made), None)

@@ -1,5 +1,7 @@
-"""Newer hosts run the conditioning entries of a prediction in threads, each on a clone of the MODEL with modules of its own. Here the same is done
-to the host that is there, on one device: its own `_calc_cond_batch` runs in every thread. Needs the host."""
+"""Newer hosts run the conditioning entries of a prediction in threads, each on a clone of the MODEL with modules of its
+own. Here the same is done to the host that is there, on one device: its own `_calc_cond_batch` runs in every thread.
+Needs the host."""
+
 from __future__ import annotations
 
 import random
@@ -13,8 +15,8 @@ PATIENCE = 30.0  # seconds that one thread waits for the other
 
 
 def twin_of(model, make):
-    """A clone of a sampled MODEL as the host makes one for another device: the UNet loaded anew (`make()`), every attached model made anew by its
-    own `cached_patcher_init`."""
+    """A clone of a sampled MODEL as the host makes one for another device: the UNet loaded anew (`make()`), every
+    attached model made anew by its own `cached_patcher_init`."""
     twin = model.clone()
     twin.model, twin.backup, twin.object_patches_backup = make().model, {}, {}
     for key, patchers in model.additional_models.items():
@@ -23,7 +25,10 @@ def twin_of(model, make):
 
 
 def again(patcher):
-    """One more of an attached model. Hosts without multi-GPU do not copy how to make it when they clone, so the original is asked."""
+    """One more of an attached model.
+
+    Hosts without multi-GPU do not copy how to make it when they clone, so the original is asked.
+    """
     while patcher.cached_patcher_init is None:
         patcher = patcher.parent
     make, given = patcher.cached_patcher_init
@@ -45,13 +50,24 @@ def loaded(*twins):
 
 
 class Meeting:
-    """Forward hooks that make two UNets wait for each other in the middle of a call, and dawdle at random, so that their threads overlap."""
+    """Forward hooks that make two UNets wait for each other in the middle of a call, and dawdle at random, so that
+    their threads overlap.
+    """
 
     def __init__(self, *models, seed=0):
         self.barrier, self.random, self.met = threading.Barrier(len(models)), random.Random(seed), 0
         unets = [model.model.diffusion_model for model in models]
-        self._hooks = [module.register_forward_pre_hook(self._wait) for unet in unets for module in (unet.input_blocks[1][1], unet.middle_block[1])]
-        self._hooks += [module.register_forward_hook(self._dawdle) for unet in unets for name, module in unet.named_modules() if name.endswith(("attn1", "attn2"))]
+        self._hooks = [
+            module.register_forward_pre_hook(self._wait)
+            for unet in unets
+            for module in (unet.input_blocks[1][1], unet.middle_block[1])
+        ]
+        self._hooks += [
+            module.register_forward_hook(self._dawdle)
+            for unet in unets
+            for name, module in unet.named_modules()
+            if name.endswith(("attn1", "attn2"))
+        ]
 
     def _wait(self, *_):
         self.met += self.barrier.wait(PATIENCE) == 0
@@ -69,8 +85,9 @@ class Meeting:
 
 @contextmanager
 def split(models, at_once=True):
-    """While it holds, entry i of a prediction (all lists in a row) is run on model i, i + n, ... of n, each model in a thread of its own; one after
-    the other where not `at_once`. All entries have to have the same strength and no area."""
+    """While it holds, entry i of a prediction (all lists in a row) is run on model i, i + n, ... of n, each model in a
+    thread of its own; one after the other where not `at_once`. All entries have to have the same strength and no area.
+    """
     import comfy.samplers
 
     original = comfy.samplers._calc_cond_batch
@@ -81,7 +98,10 @@ def split(models, at_once=True):
         whose = [[next(places) % len(models) for _ in entries or ()] for entries in conds]
 
         def run(i):
-            mine = [[entry for entry, owner in zip(entries or (), owners, strict=True) if owner == i] for entries, owners in zip(conds, whose, strict=True)]
+            mine = [
+                [entry for entry, owner in zip(entries or (), owners, strict=True) if owner == i]
+                for entries, owners in zip(conds, whose, strict=True)
+            ]
             try:
                 with torch.no_grad():  # as the host does there, where inference mode does not reach
                     found[i] = original(models[i].model, mine, x_in, timestep, model_options)
@@ -99,7 +119,10 @@ def split(models, at_once=True):
         if problems:
             raise problems[0]
         shares = [torch.tensor([owners.count(i) / max(len(owners), 1) for i in range(len(models))]) for owners in whose]
-        return [sum(share * part[index] for share, part in zip(shares[index], found, strict=True)) for index in range(len(conds))]
+        return [
+            sum(share * part[index] for share, part in zip(shares[index], found, strict=True))
+            for index in range(len(conds))
+        ]
 
     comfy.samplers._calc_cond_batch = in_threads
     try:

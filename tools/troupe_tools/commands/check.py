@@ -1,4 +1,7 @@
-"""Will this workflow run here? Missing nodes, missing model files with their links, wires and values that do not fit."""
+"""Will this workflow run here? Missing nodes, missing model files with their links, wires and values that do
+not fit.
+"""
+
 from __future__ import annotations
 
 import argparse
@@ -19,7 +22,16 @@ from ..engine.host_server import HostServer, link
 from ..errors import RunError
 from ..pack import ROOT
 from ..workflow.any_workflow import flatten
-from ..workflow.findings import Finding, broken_links, browser_packs, missing_nodes, no_output, packs_named, wrong_values, wrong_wires
+from ..workflow.findings import (
+    Finding,
+    broken_links,
+    browser_packs,
+    missing_nodes,
+    no_output,
+    packs_named,
+    wrong_values,
+    wrong_wires,
+)
 from ..workflow.from_ipadapter import from_ipadapter
 from ..workflow.graph import ACTIVE, Graph
 from ..workflow.model_files import Listed, Places, missing, places_of, wanted_files
@@ -33,7 +45,9 @@ KINDS = {"node": "missing node type", "file": "missing model file", "wire": "wro
 
 @dataclass(frozen=True, eq=False)
 class Here:
-    """What is known of the place to run in: its /object_info (None: no host), its model folders, and what a running one lists in a folder."""
+    """What is known of the place to run in: its /object_info (None: no host), its model folders, and what a running one
+    lists in a folder.
+    """
 
     info: dict[str, Any] | None
     places: Places
@@ -52,7 +66,9 @@ class Report:
     def summary(self) -> str:
         """One line: what was checked, and whether it will run."""
         if not self.findings:
-            return f"checked {self.counts}: " + ("no problem found, as far as could be checked" if self.notes else "it will run here")
+            return f"checked {self.counts}: " + (
+                "no problem found, as far as could be checked" if self.notes else "it will run here"
+            )
         kinds = Counter(finding.kind for finding in self.findings)
         said = ", ".join(f"{n} {KINDS[kind]}{'s' if n > 1 else ''}" for kind, n in kinds.items())
         return f"checked {self.counts}: it will not run here ({said})"
@@ -73,14 +89,38 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(prog="check.py", description="Check whether a workflow will run here: nodes, model files (with links), links and values.")
-    parser.add_argument("workflow", nargs="?", metavar="WORKFLOW", help="a workflow file, saved or exported for the API, a picture with one in it, or a shipped template's name")
+    parser = argparse.ArgumentParser(
+        prog="check.py",
+        description="Check whether a workflow will run here: nodes, model files (with links), links and values.",
+    )
+    parser.add_argument(
+        "workflow",
+        nargs="?",
+        metavar="WORKFLOW",
+        help="a workflow file, saved or exported for the API, a picture with one in it, or a shipped template's name",
+    )
     host = parser.add_mutually_exclusive_group()
-    host.add_argument("--comfyui", type=Path, metavar="DIR", help="start this ComfyUI, with its nodes and models (default: a running one, otherwise the one that is found)")
+    host.add_argument(
+        "--comfyui",
+        type=Path,
+        metavar="DIR",
+        help="start this ComfyUI, with its nodes and models (default: a running one, otherwise the one that is found)",
+    )
     host.add_argument("--url", help=f"ask this running ComfyUI (default: {USUAL_URL} if it answers)")
     host.add_argument("--no-host", action="store_true", help="use no ComfyUI: check files and links only")
-    parser.add_argument("--from-ipadapter", type=Path, metavar="OLD", help="convert the stacked IPAdapter nodes of this workflow to Troupe's")
-    parser.add_argument("-o", "--output", type=Path, metavar="NEW", help="where to save the converted workflow (default: beside the old one, with _troupe in its name)")
+    parser.add_argument(
+        "--from-ipadapter",
+        type=Path,
+        metavar="OLD",
+        help="convert the stacked IPAdapter nodes of this workflow to Troupe's",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="NEW",
+        help="where to save the converted workflow (default: beside the old one, with _troupe in its name)",
+    )
     options = parser.parse_args(arguments)
     if (options.workflow is None) == (options.from_ipadapter is None):
         parser.error("give a workflow, or --from-ipadapter with one")
@@ -93,7 +133,15 @@ def run_check(options: argparse.Namespace) -> int:
     flatten(workflow)  # what is no workflow is told before a host starts
     with place(options) as here:
         report = check(workflow, here)
-    print("\n".join([*(finding.text for finding in report.findings), *report.notes, f"{Path(options.workflow).name}: {report.summary()}"]))
+    print(
+        "\n".join(
+            [
+                *(finding.text for finding in report.findings),
+                *report.notes,
+                f"{Path(options.workflow).name}: {report.summary()}",
+            ]
+        )
+    )
     return int(bool(report.findings))
 
 
@@ -104,9 +152,14 @@ def rewrite(options: argparse.Namespace) -> int:
     result = from_ipadapter(read_workflow(old))
     print("\n".join(result.said) if result.said else "everything was carried")
     if not result.carried:
-        raise RunError(f"{old.name}: expected IPAdapter or IPAdapter Advanced nodes that can be converted, found none; nothing was saved.")
+        raise RunError(
+            f"{old.name}: expected IPAdapter or IPAdapter Advanced nodes that can be converted, found none; "
+            "nothing was saved."
+        )
     if new.resolve() == old.resolve():
-        raise RunError(f"Expected another file for the rewritten workflow, found the old one ({new}). Name a new one with -o.")
+        raise RunError(
+            f"Expected another file for the rewritten workflow, found the old one ({new}). Name a new one with -o."
+        )
     new.write_text(json.dumps(result.workflow, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     print(f"{result.carried} IPAdapter node{'s' if result.carried > 1 else ''} rewritten, saved {new}")
     return 0
@@ -120,20 +173,38 @@ def check(workflow: dict[str, Any], here: Here) -> Report:
         files = wanted_files(graph, here.places, here.info)
     except ImportError as error:
         files = []
-        notes.append(f"not checked: model files, since {error.name or 'torch'} is not installed here, which is needed to read them; run this with ComfyUI's Python.")
+        notes.append(
+            f"not checked: model files, since {error.name or 'torch'} is not installed here, which is "
+            "needed to read them; run this with ComfyUI's Python."
+        )
     gone = [file for file in files if missing(file, here.listed)]
     findings += [Finding("file", _missing_file(file)) for file in gone]
     active = [node for node in graph.nodes.values() if node.mode == ACTIVE and not is_virtual(node.type)]
     if here.info is None:
         packs = packs_named(graph)
-        notes.append(f"not checked: node types, values and sockets of the nodes, since {here.without}" + (f"; the file names these packs: {', '.join(packs)}." if packs else "."))
+        notes.append(
+            f"not checked: node types, values and sockets of the nodes, since {here.without}"
+            + (f"; the file names these packs: {', '.join(packs)}." if packs else ".")
+        )
     else:
         told = {finding.text for finding in findings}
         wires = [finding for finding in wrong_wires(graph, here.info) if finding.text not in told]
-        notes += [f"not checked: nodes that work in the browser alone, of the pack {pack}, which this ComfyUI does not seem to have; install it there." for pack in
-                  browser_packs(graph, here.info)]
-        findings = [*missing_nodes(graph, here.info), *no_output(graph, here.info), *findings, *wires, *wrong_values(graph, here.info, gone)]
-    counts = f"{len(active)} node{'s' if len(active) != 1 else ''}, {len(graph.links)} links, {len(files)} model file{'s' if len(files) != 1 else ''}"
+        notes += [
+            f"not checked: nodes that work in the browser alone, of the pack {pack}, which this ComfyUI "
+            "does not seem to have; install it there."
+            for pack in browser_packs(graph, here.info)
+        ]
+        findings = [
+            *missing_nodes(graph, here.info),
+            *no_output(graph, here.info),
+            *findings,
+            *wires,
+            *wrong_values(graph, here.info, gone),
+        ]
+    counts = (
+        f"{len(active)} node{'s' if len(active) != 1 else ''}, {len(graph.links)} links, {len(files)} model "
+        f"file{'s' if len(files) != 1 else ''}"
+    )
     return Report(tuple(findings), tuple(notes), counts)
 
 
@@ -142,17 +213,22 @@ def _missing_file(file: Needed) -> str:
     fetch = "download {}" if "/resolve/" in file.link or file.link.endswith(EXTENSIONS) else "look on {} for it"
     get = fetch.format(file.link) if file.link else "no link is known, look at the page you have the workflow from"
     size = f" ({file.size})" if file.size and file.size[0].isdigit() else ""
-    return f"model file: expected {folder}/{file.name}{size}, found no such file; {get}" + (f" and save it under this name in {folder}." if file.link else ".")
+    return f"model file: expected {folder}/{file.name}{size}, found no such file; {get}" + (
+        f" and save it under this name in {folder}." if file.link else "."
+    )
 
 
-# ---- the host ----------------------------------------------------------------------------------------------------------------------------
+# ---- the host --------------------------------------------------------------------------------------------------------
+
 
 @contextmanager
 def place(options: argparse.Namespace) -> Iterator[Here]:
     """Where the workflow shall run. Raises RunError where the host that was asked for does not answer or start."""
     comfyui = options.comfyui or find_comfyui()
     if options.comfyui and not (options.comfyui / "main.py").is_file():
-        raise RunError(f"Expected a ComfyUI in {options.comfyui}, found no main.py there. Give --comfyui ComfyUI's own folder.")
+        raise RunError(
+            f"Expected a ComfyUI in {options.comfyui}, found no main.py there. Give --comfyui ComfyUI's own folder."
+        )
     places = places_of(comfyui)
     if options.no_host:
         yield Here(None, places, without="--no-host was given")
@@ -171,13 +247,19 @@ def place(options: argparse.Namespace) -> Iterator[Here]:
 def ask(url: str, path: str, must: bool = False) -> Any:
     """What a running ComfyUI answers; None where it does not, or RunError where it must."""
     if not url.startswith(("http://", "https://")):
-        raise RunError(f"Expected the address of a ComfyUI that begins with http:// or https://, found '{url}'. Write it so, as in {USUAL_URL}, or leave --url out.")
+        raise RunError(
+            f"Expected the address of a ComfyUI that begins with http:// or https://, found '{url}'. Write "
+            f"it so, as in {USUAL_URL}, or leave --url out."
+        )
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}{path}", timeout=60 if must else 5) as answer:  # noqa: S310 (looked at above)
             return json.load(answer)
     except (OSError, ValueError) as error:
         if must:
-            raise RunError(f"Expected a ComfyUI at {url}, found no answer ({getattr(error, 'reason', error)}). Start it, or leave --url out.") from None
+            raise RunError(
+                f"Expected a ComfyUI at {url}, found no answer ({getattr(error, 'reason', error)}). Start "
+                "it, or leave --url out."
+            ) from None
         return None
 
 
@@ -201,7 +283,12 @@ def _share(comfyui: Path, base: Path) -> None:
     """Link the user's packs and input folder into the server's base folder."""
     packs = comfyui / "custom_nodes"
     for pack in sorted(packs.iterdir()) if packs.is_dir() else []:
-        if pack.is_dir() and pack.resolve() != ROOT and pack.name != "__pycache__" and not pack.name.endswith(".disabled"):
+        if (
+            pack.is_dir()
+            and pack.resolve() != ROOT
+            and pack.name != "__pycache__"
+            and not pack.name.endswith(".disabled")
+        ):
             link(pack, base / "custom_nodes" / pack.name)
         elif pack.suffix == ".py":
             shutil.copy(pack, base / "custom_nodes" / pack.name)

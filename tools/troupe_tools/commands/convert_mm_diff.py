@@ -1,7 +1,9 @@
 """MM-Diff's three files made into one safetensors file.
 
-    python custom_nodes/comfyui-troupe/tools/convert_mm_diff.py models/subject_adapters/portrait_generation/custom_weights.bin models/subject_adapters/mm_diff.safetensors
+python custom_nodes/comfyui-troupe/tools/convert_mm_diff.py
+models/subject_adapters/portrait_generation/custom_weights.bin models/subject_adapters/mm_diff.safetensors
 """
+
 from __future__ import annotations
 
 import argparse
@@ -45,8 +47,13 @@ def bundle(path: Path, half: bool) -> tuple[dict[str, torch.Tensor], dict[str, s
     member = which_member(path, state)
     if member is None:
         do = "Give 'unet_adapter_weights.bin', 'text_encoder_adapter_weights.bin' or 'custom_weights.bin'."
-        raise CheckpointError(f"one of MM-Diff's three files in '{path.name}'", f"tensors such as '{next(iter(state))}'", do)
+        raise CheckpointError(
+            f"one of MM-Diff's three files in '{path.name}'", f"tensors such as '{next(iter(state))}'", do
+        )
     found = mm_diff.bundled(read_members(path, member, state))
     mm_diff.build(found, path.name, beside="beside it")
     metadata = {"format": mm_diff.FORMAT, "version": str(mm_diff.VERSION)}
-    return {name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous() for name, tensor in found.items()}, metadata
+    return {
+        name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in found.items()
+    }, metadata

@@ -1,7 +1,10 @@
-"""Subject-Diffusion's modules, as its training saves them, made into one safetensors file: what Troupe reads of them and no more.
+"""Subject-Diffusion's modules, as its training saves them, made into one safetensors file: what Troupe reads of them
+and no more.
 
-    python custom_nodes/comfyui-troupe/tools/convert_subject_diffusion.py models/subject_adapters/unet_0_449999/pytorch_model.bin models/subject_adapters/mine.safetensors --half
+    python custom_nodes/comfyui-troupe/tools/convert_subject_diffusion.py
+    models/subject_adapters/unet_0_449999/pytorch_model.bin models/subject_adapters/mine.safetensors --half
 """
+
 from __future__ import annotations
 
 import argparse
@@ -16,7 +19,9 @@ from ..pack import load_pack
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("member", type=Path, help="the weight file of any of the modules; the others are found beside it")
+    parser.add_argument(
+        "member", type=Path, help="the weight file of any of the modules; the others are found beside it"
+    )
     parser.add_argument("output", type=Path, help="the file to write, .safetensors")
     parser.add_argument("--half", action="store_true", help="numbers of 16 bits instead of the file's own")
     parser.add_argument("--slots", type=int, default=2, help="subjects that it was trained with (2)")
@@ -47,9 +52,14 @@ def bundle(path: Path, half: bool, slots: int) -> tuple[dict[str, torch.Tensor],
     member = member_of(path, state)
     if member is None:
         do = "Give the weight file in a folder such as 'unet_0_449999'."
-        raise CheckpointError(f"one of Subject-Diffusion's modules in '{label}'", f"tensors such as '{next(iter(state))}'", do)
+        raise CheckpointError(
+            f"one of Subject-Diffusion's modules in '{label}'", f"tensors such as '{next(iter(state))}'", do
+        )
     members = read_members(path, member, state)
     subject_diffusion.build(members, label, beside="beside it", slots=slots)
     found = subject_diffusion.needed(members)
     metadata = {"format": subject_diffusion.FORMAT, "version": str(subject_diffusion.VERSION), "slots": str(slots)}
-    return {name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous() for name, tensor in found.items()}, metadata
+    return {
+        name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in found.items()
+    }, metadata

@@ -1,4 +1,5 @@
 """Run a workflow headless: in ComfyUI where there is one, else on the embedded engine."""
+
 from __future__ import annotations
 
 import argparse
@@ -47,20 +48,60 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(prog="run.py", description="Run a workflow headless: in ComfyUI if one is found, otherwise on the embedded engine.")
-    parser.add_argument("--workflow", help="a shipped template's name or a workflow file (default: 4_two_subjects, or the rehearsal if its models are missing)")
-    parser.add_argument("--photo", action="append", type=Path, default=[], metavar="FILE", help="photo of the first subject; repeat for the next (default: two real photos)")
-    parser.add_argument("--name", action="append", default=[], help="name of the first subject as in the prompt; repeat for the next")
+    parser = argparse.ArgumentParser(
+        prog="run.py",
+        description="Run a workflow headless: in ComfyUI if one is found, otherwise on the embedded engine.",
+    )
+    parser.add_argument(
+        "--workflow",
+        help="a shipped template's name or a workflow file (default: 4_two_subjects, or the rehearsal if its "
+        "models are missing)",
+    )
+    parser.add_argument(
+        "--photo",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="photo of the first subject; repeat for the next (default: two real photos)",
+    )
+    parser.add_argument(
+        "--name", action="append", default=[], help="name of the first subject as in the prompt; repeat for the next"
+    )
     parser.add_argument("--prompt", help="the prompt (default: the workflow's)")
-    parser.add_argument("--size", type=_size, metavar="WxH", help="size of the picture in pixels, such as 1024x1024; one number is a square")
+    parser.add_argument(
+        "--size",
+        type=_size,
+        metavar="WxH",
+        help="size of the picture in pixels, such as 1024x1024; one number is a square",
+    )
     parser.add_argument("--steps", type=_positive, help="sampling steps")
     parser.add_argument("--seed", type=int, help="seed of the noise")
-    parser.add_argument("--models", type=Path, metavar="DIR", help="a folder with the layout of ComfyUI/models, searched first")
-    parser.add_argument("--output", type=Path, default=ROOT / "output", metavar="DIR", help="where everything is saved (default: output in the pack's folder)")
+    parser.add_argument(
+        "--models", type=Path, metavar="DIR", help="a folder with the layout of ComfyUI/models, searched first"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=ROOT / "output",
+        metavar="DIR",
+        help="where everything is saved (default: output in the pack's folder)",
+    )
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto: ComfyUI if one is found that can run")
-    parser.add_argument("--install-comfyui", action="store_true", help="install ComfyUI first with comfy-cli; the command is shown")
-    parser.add_argument("--list-missing", action="store_true", help="only list which model files were found and which are missing, with links")
-    parser.add_argument("--random-models", action="store_true", help="use small models with random weights instead of the model files, to test a workflow; the picture is noise")
+    parser.add_argument(
+        "--install-comfyui", action="store_true", help="install ComfyUI first with comfy-cli; the command is shown"
+    )
+    parser.add_argument(
+        "--list-missing",
+        action="store_true",
+        help="only list which model files were found and which are missing, with links",
+    )
+    parser.add_argument(
+        "--random-models",
+        action="store_true",
+        help="use small models with random weights instead of the model files, to test a workflow; the picture "
+        "is noise",
+    )
     options = parser.parse_args(arguments)
     options.rehearsal = options.workflow is None and not options.random_models
     options.workflow = options.workflow or "4_two_subjects"
@@ -93,7 +134,11 @@ def run(options: argparse.Namespace) -> None:
 
         check_options(options.photo, options.name, options.size)
         prompt, seed, steps = asked
-        options.prompt, options.seed, options.steps = options.prompt or prompt, seed if options.seed is None else options.seed, options.steps or steps
+        options.prompt, options.seed, options.steps = (
+            options.prompt or prompt,
+            seed if options.seed is None else options.seed,
+            options.steps or steps,
+        )
         rehearsal(options)
         print(f"done in {time.monotonic() - began:.0f} s")
         return
@@ -111,7 +156,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def choose_host(engine: str, comfyui: Path | None) -> Host | None:
-    """The ComfyUI to run in, or None for the embedded engine. Raises RunError where ComfyUI is asked for and cannot run."""
+    """The ComfyUI to run in, or None for the embedded engine.
+
+    Raises RunError where ComfyUI is asked for and cannot run.
+    """
     if engine == "embedded":
         return None
     if comfyui is None:
@@ -132,7 +180,10 @@ def choose_host(engine: str, comfyui: Path | None) -> Host | None:
 
 
 def report_models(files: list[Needed], options: argparse.Namespace) -> bool:
-    """Say which model files are missing; True where something must stand in for them. Raises RunError where nothing may."""
+    """Say which model files are missing; True where something must stand in for them.
+
+    Raises RunError where nothing may.
+    """
     missing = [file for file in files if file.path is None]
     if not missing:
         return False
@@ -140,21 +191,32 @@ def report_models(files: list[Needed], options: argparse.Namespace) -> bool:
         from ..engine.rehearsing import check_options
 
         check_options(options.photo, options.name, options.size)
-        print(f"{len(missing)} of {len(files)} model files of {options.workflow} are missing (--list-missing lists them with links).")
+        print(
+            f"{len(missing)} of {len(files)} model files of {options.workflow} are missing (--list-missing "
+            "lists them with links)."
+        )
         print("The rehearsal models that come with Troupe are used instead.")
         return True
     print(f"{len(missing)} of {len(files)} model files are missing:")
     print("\n".join(file.describe() for file in missing))
     if not options.random_models:
-        raise RunError("This workflow needs the files listed above. Download them, or run `python tools/run.py` without --workflow: it uses models that come with Troupe.")
+        raise RunError(
+            "This workflow needs the files listed above. Download them, or run `python tools/run.py` "
+            "without --workflow: it uses models that come with Troupe."
+        )
     print("Small models with RANDOM weights are used instead of every model file, including existing ones.\n" + NOISE)
     return True
 
 
 def rehearsal_of(workflow: dict[str, Any]) -> tuple[str, int, int] | None:
-    """Prompt, seed and steps of a workflow on the rehearsal models, which the embedded engine paints with every merge; None for other workflows."""
+    """Prompt, seed and steps of a workflow on the rehearsal models, which the embedded engine paints with every merge;
+    None for other workflows.
+    """
     graph = Graph(workflow)
-    samplers, prompts = graph.of_type("KSampler"), [text for node in graph.of_type("CLIPTextEncode") if (text := graph.value(node, "text"))]
+    samplers, prompts = (
+        graph.of_type("KSampler"),
+        [text for node in graph.of_type("CLIPTextEncode") if (text := graph.value(node, "text"))],
+    )
     if not graph.of_type(REHEARSAL_NODE) or not samplers or not prompts:
         return None
     return prompts[0], graph.value(samplers[0], "seed"), graph.value(samplers[0], "steps")
@@ -169,19 +231,29 @@ def rehearsal(options: argparse.Namespace) -> None:
     with room_for_temporary_files():
         made = rehearse(options.prompt, options.seed, options.steps, Progress())
     text = "\n".join(made.lines) + "\n"
-    files = {"picture.png": made.picture.save, "comparison.png": made.comparison.save, "report.txt": lambda path: path.write_text(text, encoding="utf-8")}
+    files = {
+        "picture.png": made.picture.save,
+        "comparison.png": made.comparison.save,
+        "report.txt": lambda path: path.write_text(text, encoding="utf-8"),
+    }
     saved = save_all(files, options.output)
     print("\n".join(f"saved {path}" for path in saved))
     print(text.rstrip())
 
 
 def ask_names(options: argparse.Namespace) -> None:
-    """Complete `options.name`: ask for the name of every photo that has none. Raises RunError where nobody can be asked."""
-    for path in options.photo[len(options.name):]:
+    """Complete `options.name`: ask for the name of every photo that has none.
+
+    Raises RunError where nobody can be asked.
+    """
+    for path in options.photo[len(options.name) :]:
         if not path.is_file():
             return
         if not sys.stdin.isatty():
-            raise RunError(f"--photo {path} has no name. Add --name with its noun in the prompt, such as --name cat, and --prompt with a prompt that has the noun.")
+            raise RunError(
+                f"--photo {path} has no name. Add --name with its noun in the prompt, such as --name cat, "
+                "and --prompt with a prompt that has the noun."
+            )
         name = ""
         while not name:
             name = input(f"Noun for {path.name} in the prompt: ").strip()
@@ -190,11 +262,16 @@ def ask_names(options: argparse.Namespace) -> None:
 
 def changes_of(options: argparse.Namespace, random: bool) -> Changes:
     """What the command line changes; random models run small and short unless asked otherwise."""
-    changes = Changes(tuple(options.photo), tuple(options.name), options.prompt, options.size, options.steps, options.seed)
+    changes = Changes(
+        tuple(options.photo), tuple(options.name), options.prompt, options.size, options.steps, options.seed
+    )
     if random and (changes.size is None or changes.steps is None):
         changes = replace(changes, size=changes.size or SMALL_SIZE, steps=changes.steps or SMALL_STEPS)
         size = f"{changes.size[0]}x{changes.size[1]}"
-        print(f"random models: {size} pixels and {changes.steps} steps instead of the workflow's, as only the plumbing can be seen (--size and --steps change it)")
+        print(
+            f"random models: {size} pixels and {changes.steps} steps instead of the workflow's, as only the "
+            "plumbing can be seen (--size and --steps change it)"
+        )
     return changes
 
 
@@ -218,10 +295,15 @@ def execute(host: Host | None, edited: Edited, folders: ModelFolders, files: lis
 
 
 def save(result: Result, folder: Path, random: bool) -> list[Path]:
-    """Write the pictures, the references as the encoder saw them, and report.txt, which comes last. See `saving.save_all`."""
+    """Write the pictures, the references as the encoder saw them, and report.txt, which comes last.
+
+    See `saving.save_all`.
+    """
     name, files = NOT_A_PICTURE if random else "picture.png", {}
     for number, picture in enumerate(result.pictures):
-        files[name if not number else name.replace(".png", f"_{number + 1}.png")] = (marked(picture) if random else picture).save
+        files[name if not number else name.replace(".png", f"_{number + 1}.png")] = (
+            marked(picture) if random else picture
+        ).save
     for number, preview in enumerate(result.previews, 1):
         files[f"reference_{number}_as_the_encoder_saw_it.png"] = preview.save
     text = report_text(list(result.facts), list(result.reached), list(result.lines), random)
@@ -265,13 +347,20 @@ def _check_converter() -> None:
     import importlib.util
 
     if importlib.util.find_spec("comfy_cli") is None:
-        raise RunError("ComfyUI is there, but comfy-cli, which converts saved workflows for it, is not installed. Run: pip install comfy-cli")
+        raise RunError(
+            "ComfyUI is there, but comfy-cli, which converts saved workflows for it, is not installed. Run: "
+            "pip install comfy-cli"
+        )
 
 
 def _check_extra() -> None:
     import importlib.util
 
-    missing = [name for name in ("torch", "diffusers", "transformers", "open_clip", "safetensors") if importlib.util.find_spec(name) is None]
+    missing = [
+        name
+        for name in ("torch", "diffusers", "transformers", "open_clip", "safetensors")
+        if importlib.util.find_spec(name) is None
+    ]
     if missing:
         raise RunError(f'The embedded engine needs {", ".join(missing)}. Run: pip install -e ".[run]"')
 

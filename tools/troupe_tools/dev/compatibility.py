@@ -1,4 +1,5 @@
 """The README's table of ComfyUI versions, from what the host tests did on each."""
+
 from __future__ import annotations
 
 import json
@@ -31,43 +32,65 @@ def facts_of_host() -> dict[str, str]:
     import torch
 
     front_end = pinned_frontend(Path(comfyui_version.__file__).parent)
-    return {"comfyui": comfyui_version.__version__, "frontend": front_end, "python": platform.python_version(), "torch": torch.__version__,
-            "system": platform.system(), "device": comfy.model_management.get_torch_device().type, "commit": commit()}
+    return {
+        "comfyui": comfyui_version.__version__,
+        "frontend": front_end,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": platform.system(),
+        "device": comfy.model_management.get_torch_device().type,
+        "commit": commit(),
+    }
 
 
 def pinned_frontend(host: Path) -> str:
     """The version of comfyui-frontend-package that a host's requirements.txt pins; 'none' without such a line."""
     path = host / "requirements.txt"
-    found = re.search(r"^comfyui-frontend-package==(\S+)", path.read_text(encoding="utf-8"), re.M) if path.is_file() else None
+    found = (
+        re.search(r"^comfyui-frontend-package==(\S+)", path.read_text(encoding="utf-8"), re.M)
+        if path.is_file()
+        else None
+    )
     return found[1] if found else "none"
 
 
 def commit() -> str:
     """The checked out commit, short, with `+` behind it where files have changed since; 'unknown' without git."""
     try:
-        found, changed = (subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603, S607 - git, with our own words
-                          for words in (("rev-parse", "--short=9", "HEAD"), ("status", "--porcelain", "--untracked-files=no")))
+        found, changed = (
+            subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603, S607 - git, with our own words
+            for words in (("rev-parse", "--short=9", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{found}+" if changed else found
 
 
 def read(path: Path) -> Record:
-    """The record that one results file gives: FACTS, the date and, for each test file, how many tests had which outcome. Raises ResultError."""
+    """The record that one results file gives: FACTS, the date and, for each test file, how many tests had which
+    outcome. Raises ResultError.
+    """
     try:
         suites = list(ElementTree.parse(path).getroot().iter("testsuite"))  # noqa: S314 - pytest's own, of a run that was started here
     except (OSError, ElementTree.ParseError) as error:
-        raise ResultError(f"{path}: expected the results of a pytest run with --junitxml, found nothing that can be read ({type(error).__name__}). Run the tests again.") from error
+        raise ResultError(
+            f"{path}: expected the results of a pytest run with --junitxml, found nothing that can be read "
+            f"({type(error).__name__}). Run the tests again."
+        ) from error
     told = {p.get("name"): p.get("value") for suite in suites for p in suite.iter("property")}
     lacking = [name for name in FACTS if name not in told]
     if lacking:
-        raise ResultError(f"{path}: expected the host's {', '.join(lacking)}, found no such property. Run tests of tests/host with a ComfyUI.")
+        raise ResultError(
+            f"{path}: expected the host's {', '.join(lacking)}, found no such property. Run tests of "
+            "tests/host with a ComfyUI."
+        )
     outcomes: dict[tuple[str, str], str] = {}
     for case in (case for suite in suites for case in suite.iter("testcase")):
         test = case.get("classname", ""), case.get("name", "")
         bad = case.find("failure") is not None or case.find("error") is not None
         outcome = "failed" if bad else "skipped" if case.find("skipped") is not None else "passed"
-        outcomes[test] = "failed" if outcomes.get(test) == "failed" else outcome  # a test that fails and cannot be cleared away is there twice
+        # a test that fails and cannot be cleared away is there twice
+        outcomes[test] = "failed" if outcomes.get(test) == "failed" else outcome
     files: dict[str, dict[str, int]] = {}
     for (file, _), outcome in sorted(outcomes.items()):
         files.setdefault(file.split(".")[-1], dict.fromkeys(OUTCOMES, 0))[outcome] += 1
@@ -75,8 +98,8 @@ def read(path: Path) -> Record:
 
 
 def merged(records: Sequence[Record], found: Iterable[Record]) -> list[Record]:
-    """The records with new ones: of the same host, the same commit is filled up and another one replaced, as is one with changes, of which nobody knows
-    whether they are the same. Newest ComfyUI first."""
+    """The records with new ones: of the same host, the same commit is filled up and another one replaced, as is one
+    with changes, of which nobody knows whether they are the same. Newest ComfyUI first."""
     kept = {tuple(record[name] for name in HOST): record for record in records}
     for record in found:
         key = tuple(record[name] for name in HOST)
@@ -84,7 +107,11 @@ def merged(records: Sequence[Record], found: Iterable[Record]) -> list[Record]:
         same = before and before["commit"] == record["commit"] and not record["commit"].endswith(("+", "unknown"))
         files = {**before["files"], **record["files"]} if same else record["files"]
         kept[key] = {**record, "files": dict(sorted(files.items()))}
-    return sorted(kept.values(), key=lambda record: ([int(n) for n in re.findall(r"\d+", record["comfyui"])], record["python"], record["torch"]), reverse=True)
+    return sorted(
+        kept.values(),
+        key=lambda record: ([int(n) for n in re.findall(r"\d+", record["comfyui"])], record["python"], record["torch"]),
+        reverse=True,
+    )
 
 
 def total(record: Record, outcome: str) -> int:
@@ -100,15 +127,33 @@ def table(records: Sequence[Record]) -> str:
         failed = str(total(r, "failed")) + (f" ({', '.join(where)})" if where else "")
         files = len(r["files"])
         run = f"{r['date']}, {files} test file{'' if files == 1 else 's'}, commit {r['commit']}"
-        rows.append((r["comfyui"], r["frontend"], f"{r['python']}, {r['torch']}", f"{r['system']}, {r['device']}", str(total(r, "passed")), failed, str(total(r, "skipped")), run))
+        rows.append(
+            (
+                r["comfyui"],
+                r["frontend"],
+                f"{r['python']}, {r['torch']}",
+                f"{r['system']}, {r['device']}",
+                str(total(r, "passed")),
+                failed,
+                str(total(r, "skipped")),
+                run,
+            )
+        )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def written(page: str, made: str) -> str:
     """The page with the table between its two marks."""
-    found, count = re.subn(r"(<!-- compatibility:.*?-->\n).*?(<!-- end of compatibility -->)", lambda m: f"{m[1]}{made}\n{m[2]}", page, flags=re.S)
+    found, count = re.subn(
+        r"(<!-- compatibility:.*?-->\n).*?(<!-- end of compatibility -->)",
+        lambda m: f"{m[1]}{made}\n{m[2]}",
+        page,
+        flags=re.S,
+    )
     if count != 1:
-        raise ResultError(f"README.md: expected one pair of marks 'compatibility', found {count}. Put them where the table belongs.")
+        raise ResultError(
+            f"README.md: expected one pair of marks 'compatibility', found {count}. Put them where the table belongs."
+        )
     return found
 
 

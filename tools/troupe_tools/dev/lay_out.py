@@ -1,4 +1,5 @@
 """Lay out the templates so that no node covers another, also where the front end draws nodes taller (Nodes 2.0)."""
+
 from __future__ import annotations
 
 import argparse
@@ -45,15 +46,23 @@ SPEAK = """([types, text]) => {
   for (const node of window.app.graph._nodes) if (types.includes(node.comfyClass ?? node.type)) node.onExecuted?.(output);
 }"""
 TALKING = (  # classes that have a message after every run, in the node
-    "TroupeApplyGated", "TroupeApplyImageAttention", "TroupeApplyWeights", "TroupeEncodePrompt", "TroupeEncodeSubjects", "TroupeFaces", "TroupePlaceSubjects",
-    "TroupePreviewRelevance", "TroupeQuickSubjects",
+    "TroupeApplyGated",
+    "TroupeApplyImageAttention",
+    "TroupeApplyWeights",
+    "TroupeEncodePrompt",
+    "TroupeEncodeSubjects",
+    "TroupeFaces",
+    "TroupePlaceSubjects",
+    "TroupePreviewRelevance",
+    "TroupeQuickSubjects",
 )
 MESSAGE = "2 subjects encoded: 'astronaut' (16 image tokens, 1 name token), 'cat' (16 image tokens, 1 name token)."
 SETTLE = 1500  # milliseconds until the front end has drawn a graph and its messages
 
 
 def restack(workflow: dict[str, Any], heights: Mapping[str, float]) -> None:
-    """Stack the nodes of each column of each group by their outer heights, and fit the groups; rows of groups stay rows.
+    """Stack the nodes of each column of each group by their outer heights, and fit the groups; rows of groups stay
+    rows.
 
     Arguments:
         workflow: a workflow in which every node lies in one group; changed in place.
@@ -67,7 +76,9 @@ def restack(workflow: dict[str, Any], heights: Mapping[str, float]) -> None:
     inside = {id(group): [node for node in workflow["nodes"] if _lies_in(node, group)] for group in workflow["groups"]}
     grouped = {node["id"] for nodes in inside.values() for node in nodes}
     if outside := [node.get("title") for node in workflow["nodes"] if node["id"] not in grouped]:
-        raise RunError(f"Expected every node in a group, found {', '.join(map(str, outside))} outside. Enlarge a group.")
+        raise RunError(
+            f"Expected every node in a group, found {', '.join(map(str, outside))} outside. Enlarge a group."
+        )
     top = min(rows, default=0)
     for groups in rows.values():
         bottom = max(_stack(inside[id(group)], top + GROUP_HEAD, heights) for group in groups) + GROUP_FOOT
@@ -99,15 +110,23 @@ def opened(host: Path, front_end: Path | None, nodes2: bool) -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     arguments = ["--front-end-root", str(front_end)] if front_end else []
-    with (tempfile.TemporaryDirectory() as folder, HostServer(Host(host, sys.executable, gpu=False), Path(folder), {}, print, arguments=arguments) as server,
-          sync_playwright() as playwright):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        HostServer(Host(host, sys.executable, gpu=False), Path(folder), {}, print, arguments=arguments) as server,
+        sync_playwright() as playwright,
+    ):
         for key, value in {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": nodes2}.items():
             url = f"{server.url}/api/settings/{key}"
             request = urllib.request.Request(url, json.dumps(value).encode(), {"Content-Type": "application/json"})  # noqa: S310 (our own server)
             urllib.request.urlopen(request, timeout=60).close()  # noqa: S310 (our own server)
         browser = playwright.chromium.launch(executable_path=find_browser(), headless=True, args=FLAGS)
         page = browser.new_page(viewport={"width": 1900, "height": 1100})
-        page.route("**/*", lambda route: route.continue_() if route.request.url.startswith((server.url, "data:", "blob:")) else route.abort())
+        page.route(
+            "**/*",
+            lambda route: (
+                route.continue_() if route.request.url.startswith((server.url, "data:", "blob:")) else route.abort()
+            ),
+        )
         page.goto(server.url, wait_until="domcontentloaded")
         page.wait_for_function(READY, timeout=90_000)
         yield page
@@ -131,12 +150,18 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     paths = [path for path in sorted(WORKFLOWS.glob("*.json")) if not given.names or path.stem in given.names]
     workflows = {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
-    heights: dict[Path, dict[str, float]] = {path: {str(node["id"]): node["size"][1] + TITLE for node in workflow["nodes"]} for path, workflow in workflows.items()}
+    heights: dict[Path, dict[str, float]] = {
+        path: {str(node["id"]): node["size"][1] + TITLE for node in workflow["nodes"]}
+        for path, workflow in workflows.items()
+    }
     try:
         host = given.comfyui or find_comfyui()
         if host is None:
             raise RunError("Expected a ComfyUI, found none. Give --comfyui.")
-        for front_end, nodes2 in [(None, False), *([(given.front_end, False), (given.front_end, True)] if given.front_end else [])]:
+        for front_end, nodes2 in [
+            (None, False),
+            *([(given.front_end, False), (given.front_end, True)] if given.front_end else []),
+        ]:
             with opened(Path(host), front_end, nodes2) as page:
                 for path, workflow in workflows.items():
                     for id_, height in measure(page, workflow).items():

@@ -1,4 +1,8 @@
-"""The small picture on each node's help page: the node with its sockets and widgets, and what is usually wired to it. A drawing, not a screenshot."""
+"""The small picture on each node's help page: the node with its sockets and widgets, and what is usually wired to it.
+
+A drawing, not a screenshot.
+"""
+
 from __future__ import annotations
 
 import json
@@ -12,15 +16,30 @@ CONTRACT = ROOT / "tests" / "golden" / "node_contract.json"
 DOCS = ROOT / "web" / "docs"
 WIDGETS = {"COMBO", "STRING", "FLOAT", "INT"}
 COLOURS = {
-    "MODEL": "#b39ddb", "CLIP": "#ffd500", "CONDITIONING": "#ffa931", "IMAGE": "#64b5f6", "LATENT": "#ff9cf9", "MASK": "#81c784", "CLIP_VISION": "#a8dadc", "GUIDER": "#66ffff",
+    "MODEL": "#b39ddb",
+    "CLIP": "#ffd500",
+    "CONDITIONING": "#ffa931",
+    "IMAGE": "#64b5f6",
+    "LATENT": "#ff9cf9",
+    "MASK": "#81c784",
+    "CLIP_VISION": "#a8dadc",
+    "GUIDER": "#66ffff",
     "VAE": "#ff6e6e",
 }
 OTHER = "#9a9a9a"  # the front end's colour of types that it does not know
-EACH = {"Load Image", "CLIP Text Encode", "Add Subject"}  # one for each socket; of all others one node for all sockets below each other
+# one for each socket; of all others one node for all sockets below each other
+EACH = {"Load Image", "CLIP Text Encode", "Add Subject"}
 ROW, HEAD, SIDE, NODE, WIRE, MARGIN = 22, 28, 176, 280, 36, 6  # pixels
 USUAL = {  # what each socket is usually wired to; a socket that is not named is usually free
     "TroupeQuickSubjects": (
-        {"model": "Load Checkpoint", "clip": "Load Checkpoint", "image_1": "Load Image", "image_2": "Load Image", "positive": "CLIP Text Encode", "negative": "CLIP Text Encode"},
+        {
+            "model": "Load Checkpoint",
+            "clip": "Load Checkpoint",
+            "image_1": "Load Image",
+            "image_2": "Load Image",
+            "positive": "CLIP Text Encode",
+            "negative": "CLIP Text Encode",
+        },
         {"model": "KSampler", "positive": "KSampler", "negative": "KSampler"},
     ),
     "TroupeLoadAdapter": ({}, {"adapter": "Encode Subject References"}),
@@ -30,28 +49,56 @@ USUAL = {  # what each socket is usually wired to; a socket that is not named is
     ),
     "TroupeFaces": ({"image": "Load Image", "analysis": "IPAdapter InsightFace Loader"}, {"faces": "Add Subject"}),
     "TroupeAddSubject": ({"image": "Load Image", "cast": "Add Subject"}, {"cast": "Encode Subject References"}),
-    "TroupePlaceSubjects": ({"cast": "Add Subject"}, {"cast": "Encode Subject References", "width": "Empty Latent Image", "height": "Empty Latent Image"}),
-    "TroupeEncodeSubjects": ({"adapter": "Load Subject Adapter", "cast": "Add Subject", "clip": "Load Checkpoint"}, {"references": "Apply Image Attention"}),
+    "TroupePlaceSubjects": (
+        {"cast": "Add Subject"},
+        {"cast": "Encode Subject References", "width": "Empty Latent Image", "height": "Empty Latent Image"},
+    ),
+    "TroupeEncodeSubjects": (
+        {"adapter": "Load Subject Adapter", "cast": "Add Subject", "clip": "Load Checkpoint"},
+        {"references": "Apply Image Attention"},
+    ),
     "TroupeEncodePrompt": (
         {"clip": "Apply Adapter Weights", "references": "Encode Subject References"},
         {"conditioning": "Apply Image Attention", "text_only": "Two-Strength Guider"},
     ),
     "TroupeApplyImageAttention": (
-        {"model": "Load Checkpoint", "references": "Encode Subject References", "positive": "CLIP Text Encode", "negative": "CLIP Text Encode"},
+        {
+            "model": "Load Checkpoint",
+            "references": "Encode Subject References",
+            "positive": "CLIP Text Encode",
+            "negative": "CLIP Text Encode",
+        },
         {"model": "KSampler", "positive": "KSampler", "negative": "KSampler"},
     ),
     "TroupeApplyGated": (
-        {"model": "Load Checkpoint", "references": "Encode Subject References", "positive": "CLIP Text Encode", "negative": "CLIP Text Encode"},
+        {
+            "model": "Load Checkpoint",
+            "references": "Encode Subject References",
+            "positive": "CLIP Text Encode",
+            "negative": "CLIP Text Encode",
+        },
         {"model": "KSampler", "positive": "KSampler", "negative": "KSampler"},
     ),
-    "TroupeSubjectGuider": ({"model": "Apply Gated Adapter", "positive": "Apply Gated Adapter", "negative": "Apply Gated Adapter"}, {"guider": "SamplerCustomAdvanced"}),
+    "TroupeSubjectGuider": (
+        {"model": "Apply Gated Adapter", "positive": "Apply Gated Adapter", "negative": "Apply Gated Adapter"},
+        {"guider": "SamplerCustomAdvanced"},
+    ),
     "TroupeRecordRelevance": ({"model": "Apply Image Attention"}, {"model": "KSampler", "record": "Preview Relevance"}),
     "TroupeRehearsal": (
         {},
-        {"model": "Apply Image Attention", "clip": "CLIP Text Encode", "vae": "VAE Decode", "adapter": "Encode Subject References", "image_1": "Add Subject",
-         "image_2": "Add Subject"},
+        {
+            "model": "Apply Image Attention",
+            "clip": "CLIP Text Encode",
+            "vae": "VAE Decode",
+            "adapter": "Encode Subject References",
+            "image_1": "Add Subject",
+            "image_2": "Add Subject",
+        },
     ),
-    "TroupePreviewRelevance": ({"record": "Record Relevance", "latent": "KSampler", "image": "VAE Decode"}, {"maps": "Save Image"}),
+    "TroupePreviewRelevance": (
+        {"record": "Record Relevance", "latent": "KSampler", "image": "VAE Decode"},
+        {"maps": "Save Image"},
+    ),
 }
 
 
@@ -81,7 +128,9 @@ def sockets(id: str, node: dict[str, Any]) -> tuple[list[Socket], list[Socket], 
 
 def text(x: float, y: float, words: str, anchor: str = "start", fill: str = "#dddddd", weight: str = "normal") -> str:
     """One line of words at x, on the line y."""
-    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" fill="{fill}" font-weight="{weight}">{escape(words)}</text>'
+    return (
+        f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" fill="{fill}" font-weight="{weight}">{escape(words)}</text>'
+    )
 
 
 def box(x: float, y: float, w: float, h: float, fill: str, radius: float) -> str:
@@ -90,7 +139,9 @@ def box(x: float, y: float, w: float, h: float, fill: str, radius: float) -> str
 
 
 def neighbours(found: list[Socket], top: float, x: float, end: float, edge: float) -> list[str]:
-    """The nodes that sockets are wired to, one card for each run of sockets (see `EACH`), with wires from `end` of the card to the node's `edge`."""
+    """The nodes that sockets are wired to, one card for each run of sockets (see `EACH`), with wires from `end` of the
+    card to the node's `edge`.
+    """
     drawn, row = [], 0
     while row < len(found):
         last = row
@@ -114,22 +165,36 @@ def picture(id: str, node: dict[str, Any]) -> str:
     tall = HEAD + ROW * (rows + len(widgets)) + 8
     drawn = [box(left, MARGIN, NODE, tall, "#35353b", 8), box(left, MARGIN, NODE, HEAD - 2, "#26272b", 8)]
     drawn.append(text(left + 12, MARGIN + 18, node["display_name"], weight="bold", fill="#ffffff"))
-    drawn += neighbours(inputs, top, MARGIN, MARGIN + SIDE, left) + neighbours(outputs, top, right + WIRE, right + WIRE, right)
+    drawn += neighbours(inputs, top, MARGIN, MARGIN + SIDE, left) + neighbours(
+        outputs, top, right + WIRE, right + WIRE, right
+    )
     for side, x, inward, anchor in ((inputs, left, 12, "start"), (outputs, right, -12, "end")):
         for i, socket in enumerate(side):
             y = top + ROW * (i + 0.5)
-            drawn += [f'<circle cx="{x:g}" cy="{y:g}" r="5" fill="{socket.colour}"/>', text(x + inward, y + 4, socket.label, anchor)]
+            drawn += [
+                f'<circle cx="{x:g}" cy="{y:g}" r="5" fill="{socket.colour}"/>',
+                text(x + inward, y + 4, socket.label, anchor),
+            ]
     for i, (name, value) in enumerate(widgets, rows):
         y = top + ROW * i
-        drawn += [box(left + 10, y + 2, NODE - 20, ROW - 4, "#1f2023", 9), text(left + 22, y + 15, name, fill="#a5a7b0"), text(right - 22, y + 15, value, "end")]
+        drawn += [
+            box(left + 10, y + 2, NODE - 20, ROW - 4, "#1f2023", 9),
+            text(left + 22, y + 15, name, fill="#a5a7b0"),
+            text(right - 22, y + 15, value, "end"),
+        ]
     wide, high = right + WIRE + SIDE + MARGIN, tall + 2 * MARGIN
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}" font-family="sans-serif" font-size="12" fill="none" role="img">'
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}" '
+        'font-family="sans-serif" font-size="12" fill="none" role="img">'
+    )
     return "\n".join([head, f"<title>{escape(node['display_name'])}</title>", *drawn, "</svg>"]) + "\n"
 
 
 def pictures() -> dict[str, str]:
     """{file name: SVG} of every node in the contract."""
-    return {f"{id}.svg": picture(id, node) for id, node in json.loads(CONTRACT.read_text(encoding="utf-8"))["nodes"].items()}
+    return {
+        f"{id}.svg": picture(id, node) for id, node in json.loads(CONTRACT.read_text(encoding="utf-8"))["nodes"].items()
+    }
 
 
 def main() -> None:

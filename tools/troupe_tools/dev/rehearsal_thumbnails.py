@@ -1,4 +1,5 @@
 """Thumbnails of the rehearsal templates: what their workflow paints with the models that come with the pack."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ class Painted:
 
 
 def paint_rehearsal(workflow: dict[str, Any]) -> tuple[list[tuple[str, Image.Image]], list[Painted]]:
-    """(name and reference picture of each subject, what each sampler paints), on the embedded engine with the shipped files."""
+    """(name and reference picture of each subject, what each sampler paints), on the embedded engine with the shipped
+    files.
+    """
     hide_broken_torchaudio()
     load_pack()
     from troupe.model_patches.relevance.maps import RecordedRun
@@ -42,15 +45,27 @@ def paint_rehearsal(workflow: dict[str, Any]) -> tuple[list[tuple[str, Image.Ima
         boxed, cast = _cast(graph, apply)
         prompt, maps = graph.value(_source(graph, apply, "positive"), "text"), []
         settings = {name: graph.value(apply, name) for name in ("merge", "weight", "sharpness")}
-        made = paint(models, prompt, graph.value(sampler, "seed"), _references(models, key, cast), **settings, record=maps,
-                     steps=graph.value(sampler, "steps"), cfg=float(graph.value(sampler, "cfg")))
+        made = paint(
+            models,
+            prompt,
+            graph.value(sampler, "seed"),
+            _references(models, key, cast),
+            **settings,
+            record=maps,
+            steps=graph.value(sampler, "steps"),
+            cfg=float(graph.value(sampler, "cfg")),
+        )
         drawn = draw_maps(RecordedRun("all", tuple(maps)), made.shape[-2:], made.movedim(1, -1))
-        painted.append(Painted(settings["merge"] + (" with boxes" if boxed else ""), _image(made.movedim(1, -1)), _image(drawn)))
+        painted.append(
+            Painted(settings["merge"] + (" with boxes" if boxed else ""), _image(made.movedim(1, -1)), _image(drawn))
+        )
     return [(subject.name, _image(subject.photos[0].image[None])) for subject in cast.subjects], painted
 
 
 def rehearsal_thumbnail(workflow: dict[str, Any], title: str) -> Image.Image:
-    """800x600: the title, the references, and the picture with its maps; for several samplers, all pictures in a row with their maps below."""
+    """800x600: the title, the references, and the picture with its maps; for several samplers, all pictures in a row
+    with their maps below.
+    """
     references, painted = paint_rehearsal(workflow)
     canvas = Image.new("RGB", (SIZE[0] * SCALE, SIZE[1] * SCALE), PAPER)
     draw = ImageDraw.Draw(canvas)
@@ -60,7 +75,13 @@ def rehearsal_thumbnail(workflow: dict[str, Any], title: str) -> Image.Image:
             _show(canvas, draw, picture, (MARGIN, 86 + 190 * i, 146), f"reference: {name}")
         _show(canvas, draw, painted[0].picture, (MARGIN + 162, 86, 426), "the picture", OURS)
         maps = painted[0].maps
-        _show(canvas, draw, maps.crop((maps.width // 2, 0, maps.width, maps.height)), (MARGIN + 604, 86, 140), "where each acted")
+        _show(
+            canvas,
+            draw,
+            maps.crop((maps.width // 2, 0, maps.width, maps.height)),
+            (MARGIN + 604, 86, 140),
+            "where each acted",
+        )
         foot = "nothing to download, seconds on a CPU"
     else:
         side = (SIZE[0] - 2 * MARGIN - GAP * (len(painted) - 1)) // len(painted)
@@ -74,14 +95,28 @@ def rehearsal_thumbnail(workflow: dict[str, Any], title: str) -> Image.Image:
     return canvas.resize(SIZE, Image.Resampling.LANCZOS)
 
 
-def _show(canvas: Image.Image, draw: ImageDraw.ImageDraw, picture: Image.Image, place: tuple[int, int, int], text: str, frame: Any = None) -> None:
+def _show(
+    canvas: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    picture: Image.Image,
+    place: tuple[int, int, int],
+    text: str,
+    frame: Any = None,
+) -> None:
     """A picture `side` pixels wide at x, y, its text below it; every pixel of a small one is a square."""
     x, y, side = place
     height = round(side * picture.height / picture.width)
     enlarged = side * SCALE > picture.width  # reduced pictures are smooth
-    canvas.paste(picture.resize((side * SCALE, height * SCALE), Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS), (x * SCALE, y * SCALE))
+    canvas.paste(
+        picture.resize(
+            (side * SCALE, height * SCALE), Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
+        ),
+        (x * SCALE, y * SCALE),
+    )
     if frame is not None:
-        draw.rectangle([value * SCALE for value in (x - 2, y - 2, x + side + 1, y + height + 1)], outline=frame, width=2 * SCALE)
+        draw.rectangle(
+            [value * SCALE for value in (x - 2, y - 2, x + side + 1, y + height + 1)], outline=frame, width=2 * SCALE
+        )
     draw.text((x * SCALE, (y + height + 4) * SCALE), text, INK, font(15))
 
 
@@ -105,7 +140,9 @@ def _cast(graph: Graph, apply: Node) -> tuple[bool, Any]:
     for number, subject in enumerate(subjects, 1):
         figure = figures[int(load.raw["outputs"][graph.source(subject, "image")[1]]["name"].removeprefix("image_")) - 1]
         picture = torch.from_numpy(reference(figure).copy())[None].float() / 255
-        cast = cast.add(make_subject(graph.value(subject, "name"), [picture], number=number, weight=graph.value(subject, "weight")))
+        cast = cast.add(
+            make_subject(graph.value(subject, "name"), [picture], number=number, weight=graph.value(subject, "weight"))
+        )
     if place is None:
         return False, cast
     return True, place_subjects(cast, *(graph.value(place, name) for name in ("width", "height", "boxes", "layout")))[0]

@@ -1,4 +1,5 @@
 """The README's pictures: templates as a running ComfyUI shows them in Chromium."""
+
 from __future__ import annotations
 
 import argparse
@@ -23,9 +24,16 @@ PICTURES = {  # file -> (workflow, type of the node that fills the picture or No
     "two_subjects_graph.jpg": ("4_two_subjects", None, (1920, 1080)),
     "box_editor.jpg": ("6_boxes_and_relevance", "TroupePlaceSubjects", (1400, 1000)),
 }
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.ColorPalette": "dark", "Comfy.Workflow.ShowMissingModelsWarning": False, "Comfy.UseNewMenu": "Disabled",
-            "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.1, "Comfy.Minimap.Visible": False}
-HIDDEN = ".comfy-menu, .comfy-menu-hamburger { display: none !important; }"  # the host's own menu, which lies over the graph
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.ColorPalette": "dark",
+    "Comfy.Workflow.ShowMissingModelsWarning": False,
+    "Comfy.UseNewMenu": "Disabled",
+    "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.1,
+    "Comfy.Minimap.Visible": False,
+}
+# the host's own menu, which lies over the graph
+HIDDEN = ".comfy-menu, .comfy-menu-hamburger { display: none !important; }"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 READY = "() => window.app?.graph && window.LiteGraph?.registered_node_types?.TroupePlaceSubjects"
 SHOW = """([type, margin]) => {
@@ -52,7 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
         if host is None:
             raise RunError("Expected a ComfyUI, found none. Give --comfyui.")
         browser = find_browser()
-        with tempfile.TemporaryDirectory() as folder, HostServer(Host(Path(host), sys.executable, gpu=False), Path(folder), {}, print) as server:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            HostServer(Host(Path(host), sys.executable, gpu=False), Path(folder), {}, print) as server,
+        ):
             take(server.url, browser, given.to)
     except RunError as error:
         print(error, file=sys.stderr)
@@ -74,13 +85,19 @@ def take(url: str, browser: str, to: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     for key, value in SETTINGS.items():
-        request = urllib.request.Request(f"{url}/api/settings/{key}", json.dumps(value).encode(), {"Content-Type": "application/json"})  # noqa: S310 (our own server)
+        body, headers = json.dumps(value).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{url}/api/settings/{key}", body, headers)  # noqa: S310 (our own server)
         urllib.request.urlopen(request, timeout=60).close()  # noqa: S310 (our own server)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, headless=True, args=FLAGS)
         for file, (workflow, kind, (width, height)) in PICTURES.items():
             page = chromium.new_page(viewport={"width": width, "height": height})
-            page.route("**/*", lambda route: route.continue_() if route.request.url.startswith((url, "data:", "blob:")) else route.abort())
+            page.route(
+                "**/*",
+                lambda route: (
+                    route.continue_() if route.request.url.startswith((url, "data:", "blob:")) else route.abort()
+                ),
+            )
             page.goto(url, wait_until="domcontentloaded")
             page.wait_for_function(READY, timeout=90_000)
             page.evaluate("async (graph) => { await window.app.loadGraphData(graph); }", without_models(workflow))
@@ -108,4 +125,11 @@ def cut(screenshot: bytes, shown: list[float], margin: int) -> Image.Image:
     width, height, area_width, area_height, left, top = shown
     x, y = left + (area_width - width) / 2 - margin, top + (area_height - height) / 2 - margin
     picture = Image.open(BytesIO(screenshot)).convert("RGB")
-    return picture.crop((max(0, round(x)), max(0, round(y)), min(picture.width, round(x + width + 2 * margin)), min(picture.height, round(y + height + 2 * margin))))
+    return picture.crop(
+        (
+            max(0, round(x)),
+            max(0, round(y)),
+            min(picture.width, round(x + width + 2 * margin)),
+            min(picture.height, round(y + height + 2 * margin)),
+        )
+    )

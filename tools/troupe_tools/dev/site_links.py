@@ -1,4 +1,5 @@
 """A hook of docs/mkdocs.yml: links to files of the repository that are no part of the site lead to GitHub."""
+
 from __future__ import annotations
 
 import posixpath
@@ -11,6 +12,7 @@ LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")  # of a relative path: 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """The page with its links changed; a link to a file that does not exist stays, so that the strict build fails."""
+
     def changed(match: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), match[2]))
         file, there = files.get_file_from_path(path), Path(config.docs_dir, path)

@@ -1,4 +1,5 @@
 """What the thumbnails share: their size, colours and letters."""
+
 from __future__ import annotations
 
 from typing import Any

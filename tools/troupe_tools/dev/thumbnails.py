@@ -1,4 +1,5 @@
 """Thumbnails of the template workflows: the references and the graph, drawn from the workflow's own node rectangles."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -13,13 +14,24 @@ from ..workflow.virtual import NOTES
 from ..workflow.workflow_files import read_workflow
 from .thumbnail_style import CARD, DIM, HEAD, INK, MARGIN, OURS, PAPER, SCALE, SIZE, font
 
-WIRES = {"MODEL": (178, 157, 219), "CLIP": (255, 213, 0), "CONDITIONING": (255, 169, 49), "IMAGE": (100, 181, 246), "LATENT": (255, 156, 249), "VAE": (255, 110, 110)}
+WIRES = {
+    "MODEL": (178, 157, 219),
+    "CLIP": (255, 213, 0),
+    "CONDITIONING": (255, 169, 49),
+    "IMAGE": (100, 181, 246),
+    "LATENT": (255, 156, 249),
+    "VAE": (255, 110, 110),
+}
 TALLEST = 560  # of a node in the drawing, in the canvas's units
 QUALITY = 88  # of the JPEG
 TITLES = {  # part of a file's name -> what a title says instead
-    "mm diff": "with MM-Diff", "Research umm": "Research: UMM", "Research subject diffusion": "Research: Subject-Diffusion",
-    "Start here rehearsal": "Start here: a rehearsal", "Rehearsal compare": "Compare the merges",
-    "illustrious": "on Illustrious", "Place subjects": "Place subjects: names in boxes",
+    "mm diff": "with MM-Diff",
+    "Research umm": "Research: UMM",
+    "Research subject diffusion": "Research: Subject-Diffusion",
+    "Start here rehearsal": "Start here: a rehearsal",
+    "Rehearsal compare": "Compare the merges",
+    "illustrious": "on Illustrious",
+    "Place subjects": "Place subjects: names in boxes",
 }
 
 
@@ -76,14 +88,25 @@ def placed(workflow: dict[str, Any]) -> Placed | None:
     cast = Cast(tuple(Subject(subject.name, ()) for subject in apply.subjects))
     place = apply.places[-1]
     subjects = place_subjects(cast, place.width, place.height, place.boxes, place.layout)[0].subjects
-    return Placed(place.width / place.height, tuple((s.name, (s.box.x, s.box.y, s.box.w, s.box.h)) for s in subjects if s.box))
+    return Placed(
+        place.width / place.height, tuple((s.name, (s.box.x, s.box.y, s.box.w, s.box.h)) for s in subjects if s.box)
+    )
 
 
-def _box(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], fill: Any, radius: float, outline: Any = None, width: int = 1) -> None:
+def _box(
+    draw: ImageDraw.ImageDraw,
+    box: tuple[float, float, float, float],
+    fill: Any,
+    radius: float,
+    outline: Any = None,
+    width: int = 1,
+) -> None:
     draw.rounded_rectangle([value * SCALE for value in box], radius * SCALE, fill, outline, width * SCALE)
 
 
-def _photo(canvas: Image.Image, draw: ImageDraw.ImageDraw, photo: Image.Image, name: str, place: tuple[int, int, int]) -> None:
+def _photo(
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, photo: Image.Image, name: str, place: tuple[int, int, int]
+) -> None:
     """A square crop with rounded corners and the subject's name on it."""
     x, y, side = place
     square = _square(photo, side)
@@ -100,16 +123,22 @@ def _square(photo: Image.Image, side: int) -> Image.Image:
     """The middle of a photo as a square of `side` pixels (times SCALE)."""
     short = min(photo.size)
     left, top = (photo.width - short) // 2, (photo.height - short) // 2
-    return photo.crop((left, top, left + short, top + short)).resize((side * SCALE, side * SCALE), Image.Resampling.LANCZOS)
+    return photo.crop((left, top, left + short, top + short)).resize(
+        (side * SCALE, side * SCALE), Image.Resampling.LANCZOS
+    )
 
 
 def _arrow(draw: ImageDraw.ImageDraw, at: tuple[float, float]) -> None:
     x, y = at
     _box(draw, (x, y - 5, x + 30, y + 5), OURS, 5)
-    draw.polygon([(value[0] * SCALE, value[1] * SCALE) for value in ((x + 26, y - 18), (x + 50, y), (x + 26, y + 18))], OURS)
+    draw.polygon(
+        [(value[0] * SCALE, value[1] * SCALE) for value in ((x + 26, y - 18), (x + 50, y), (x + 26, y + 18))], OURS
+    )
 
 
-def _promise(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], workflow: dict[str, Any], boxes: Placed | None) -> None:
+def _promise(
+    draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], workflow: dict[str, Any], boxes: Placed | None
+) -> None:
     """An empty picture frame with what will be in it, or with the boxes."""
     _box(draw, box, (30, 31, 36), 14, OURS, 3)
     middle = (box[0] + box[2]) / 2 * SCALE
@@ -118,14 +147,20 @@ def _promise(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], 
         draw.text((middle, (box[3] - 42) * SCALE), "one picture", INK, font(20), anchor="mm")
         draw.text((middle, (box[3] - 18) * SCALE), base_model(workflow), DIM, font(15), anchor="mm")
         return
-    lines = [("one picture", 26, INK), *[(name, 22, OURS) for name in subject_names(workflow)], (base_model(workflow), 16, DIM)]
+    lines = [
+        ("one picture", 26, INK),
+        *[(name, 22, OURS) for name in subject_names(workflow)],
+        (base_model(workflow), 16, DIM),
+    ]
     step = (box[3] - box[1] - 40) / len(lines)
     for i, (line, size, colour) in enumerate(lines):
         draw.text((middle, (box[1] + 20 + step * (i + 0.5)) * SCALE), line, colour, font(size), anchor="mm")
 
 
 def _boxes(draw: ImageDraw.ImageDraw, placed: Placed, box: tuple[float, float, float, float], size: int = 0) -> None:
-    """The picture with its boxes, in their colours of the editor, as large as it can be in the middle of `box`; names where `size` is not 0."""
+    """The picture with its boxes, in their colours of the editor, as large as it can be in the middle of `box`; names
+    where `size` is not 0.
+    """
     from troupe.model_patches.placement.palette import colour_of, ink_on
 
     wide = min(box[2] - box[0], (box[3] - box[1]) * placed.shape)
@@ -137,30 +172,59 @@ def _boxes(draw: ImageDraw.ImageDraw, placed: Placed, box: tuple[float, float, f
         _box(draw, (*corner, corner[0] + w * wide, corner[1] + h * high), colour_of(i), 3)
         fits = next((s for s in range(size, 8, -1) if draw.textlength(name, font(s)) < (w * wide - 4) * SCALE), 0)
         if fits:
-            draw.text(((corner[0] + w * wide / 2) * SCALE, (corner[1] + h * high / 2) * SCALE), name, ink_on(colour_of(i)), font(fits), anchor="mm")
+            draw.text(
+                ((corner[0] + w * wide / 2) * SCALE, (corner[1] + h * high / 2) * SCALE),
+                name,
+                ink_on(colour_of(i)),
+                font(fits),
+                anchor="mm",
+            )
 
 
 def base_model(workflow: dict[str, Any]) -> str:
     """'SDXL', 'SD1.5', 'SD2' or 'Illustrious', from the checkpoint's name."""
     name = next(str(n["widgets_values"][0]) for n in workflow["nodes"] if n["type"] == "CheckpointLoaderSimple")
-    return next((base for part, base in (("illustrious", "Illustrious"), ("v1-5", "SD1.5"), ("v2-1", "SD2")) if part in name.lower()), "SDXL")
+    return next(
+        (
+            base
+            for part, base in (("illustrious", "Illustrious"), ("v1-5", "SD1.5"), ("v2-1", "SD2"))
+            if part in name.lower()
+        ),
+        "SDXL",
+    )
 
 
-def _graph(canvas: Image.Image, draw: ImageDraw.ImageDraw, workflow: dict[str, Any], photos: list[Image.Image], boxes: Placed | None,
-           box: tuple[float, float, float, float]) -> None:
+def _graph(
+    canvas: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    workflow: dict[str, Any],
+    photos: list[Image.Image],
+    boxes: Placed | None,
+    box: tuple[float, float, float, float],
+) -> None:
     """The nodes and links, scaled into the box; notes are left out, and the tall preview of the result is cut short."""
-    nodes = {n["id"]: {**n, "size": (n["size"][0], min(n["size"][1], TALLEST))} for n in workflow["nodes"] if n["type"] not in NOTES}
+    nodes = {
+        n["id"]: {**n, "size": (n["size"][0], min(n["size"][1], TALLEST))}
+        for n in workflow["nodes"]
+        if n["type"] not in NOTES
+    }
     left, top = min(n["pos"][0] for n in nodes.values()), min(n["pos"][1] for n in nodes.values()) - 30
     right, bottom = (max(n["pos"][a] + n["size"][a] for n in nodes.values()) for a in (0, 1))
     scale = min((box[2] - box[0]) / (right - left), (box[3] - box[1]) / (bottom - top))
-    dx, dy = box[0] + (box[2] - box[0] - (right - left) * scale) / 2, box[1] + (box[3] - box[1] - (bottom - top) * scale) / 2
+    dx, dy = (
+        box[0] + (box[2] - box[0] - (right - left) * scale) / 2,
+        box[1] + (box[3] - box[1] - (bottom - top) * scale) / 2,
+    )
 
     def place(x: float, y: float) -> tuple[float, float]:
         return dx + (x - left) * scale, dy + (y - top) * scale
 
     for _, source, out, target, into, kind in workflow["links"]:
         a, b = nodes[source], nodes[target]
-        start, end = place(a["pos"][0] + a["size"][0], a["pos"][1] + 14 + 20 * out), place(b["pos"][0], b["pos"][1] + 14 + 20 * into)
+        start, end = (
+            place(a["pos"][0] + a["size"][0], a["pos"][1] + 14 + 20 * out),
+            place(b["pos"][0], b["pos"][1] + 14 + 20 * into),
+        )
         _wire(draw, start, end, WIRES.get(kind, OURS if kind.startswith("TROUPE") else DIM))
     for n in nodes.values():
         ours = n["type"].startswith("Troupe")
@@ -169,7 +233,10 @@ def _graph(canvas: Image.Image, draw: ImageDraw.ImageDraw, workflow: dict[str, A
         _box(draw, (x0, y0, x1, y1), (44, 74, 64) if ours else CARD, 4, OURS if ours else None, 2 if ours else 0)
         _label(draw, n.get("title") or n["type"], (x0, y0, x1, y1), INK if ours else DIM)
     for n, photo in zip((n for n in nodes.values() if n["type"] == "LoadImage"), photos, strict=False):
-        (x0, y0), (x1, y1) = place(n["pos"][0], n["pos"][1] + 90), place(n["pos"][0] + n["size"][0], n["pos"][1] + n["size"][1])
+        (x0, y0), (x1, y1) = (
+            place(n["pos"][0], n["pos"][1] + 90),
+            place(n["pos"][0] + n["size"][0], n["pos"][1] + n["size"][1]),
+        )
         small = _square(photo, int(min(x1 - x0, y1 - y0) - 6))
         canvas.paste(small, (int((x0 + x1) / 2 * SCALE - small.width / 2), int((y1 - 3) * SCALE - small.height)))
     for n in nodes.values():
@@ -201,7 +268,12 @@ def _wire(draw: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[floa
         t = i / 24
         weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3)
         xs, ys = (start[0], start[0] + bend, end[0] - bend, end[0]), (start[1], start[1], end[1], end[1])
-        points.append((sum(w * x for w, x in zip(weights, xs, strict=True)) * SCALE, sum(w * y for w, y in zip(weights, ys, strict=True)) * SCALE))
+        points.append(
+            (
+                sum(w * x for w, x in zip(weights, xs, strict=True)) * SCALE,
+                sum(w * y for w, y in zip(weights, ys, strict=True)) * SCALE,
+            )
+        )
     draw.line(points, colour, 2 * SCALE, joint="curve")
 
 
@@ -221,6 +293,8 @@ def main(names: list[str]) -> None:
     for path in sorted(WORKFLOWS.glob("*.json")):
         if not names or path.stem in names:
             target, workflow, title = path.with_suffix(".jpg"), read_workflow(path), title_of(path.stem)
-            picture = rehearsal_thumbnail(workflow, title) if "rehearsal" in path.stem else thumbnail(workflow, photos, title)
+            picture = (
+                rehearsal_thumbnail(workflow, title) if "rehearsal" in path.stem else thumbnail(workflow, photos, title)
+            )
             picture.save(target, quality=QUALITY)
             print(f"{target.relative_to(ROOT)}")

@@ -1,4 +1,5 @@
 """Train the rehearsal world's models and export them: the commands of rehearsal/files/MODEL_CARD.md."""
+
 from __future__ import annotations
 
 import argparse
@@ -32,15 +33,32 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(prog="train_rehearsal.py", description="Train the rehearsal world's models and export them.")
+    parser = argparse.ArgumentParser(
+        prog="train_rehearsal.py", description="Train the rehearsal world's models and export them."
+    )
     parser.add_argument("what", choices=(*MODELS, "sheet", "export"))
     parser.add_argument("--minutes", type=float, default=60.0, help="of this run (default: 60)")
-    parser.add_argument("--folder", type=Path, default=ROOT / "output" / "rehearsal", help="of checkpoints, logs and sheets (default: output/rehearsal)")
-    parser.add_argument("--base", type=Path, help="folder of base and image encoder for ip and mip (default: exported from --folder)")
-    parser.add_argument("--start", type=Path, help="folder of exported files, such as rehearsal/files, whose weights a new training begins with")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=ROOT / "output" / "rehearsal",
+        help="of checkpoints, logs and sheets (default: output/rehearsal)",
+    )
+    parser.add_argument(
+        "--base", type=Path, help="folder of base and image encoder for ip and mip (default: exported from --folder)"
+    )
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="folder of exported files, such as rehearsal/files, whose weights a new training begins with",
+    )
     parser.add_argument("--rate", type=float, help="learning rate (default: each model's own)")
     parser.add_argument("--batch", type=int, help="pictures a step (default: each model's own)")
-    parser.add_argument("--cooldown", type=float, help="last part of the minutes in which the learning rate falls to 0, 0..1 (default: each model's own)")
+    parser.add_argument(
+        "--cooldown",
+        type=float,
+        help="last part of the minutes in which the learning rate falls to 0, 0..1 (default: each model's own)",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
     return parser.parse_args(arguments)
@@ -51,13 +69,20 @@ def run(options: argparse.Namespace) -> None:
     from troupe.rehearsal import files
     from troupe.rehearsal.training import export
 
-    given = {name: value for name in ("rate", "batch", "cooldown", "start") if (value := getattr(options, name)) is not None}
+    given = {
+        name: value for name in ("rate", "batch", "cooldown", "start") if (value := getattr(options, name)) is not None
+    }
     common = {"minutes": options.minutes, "device": options.device, **given}
     checkpoints, exported = options.folder, options.folder / "files"
     if options.what == "export":
         from troupe.rehearsal.training.card import write_card
 
-        print("\n".join(f"wrote {path}" for path in [*export.export_all(checkpoints, files.FOLDER), write_card(checkpoints, files.FOLDER)]))
+        print(
+            "\n".join(
+                f"wrote {path}"
+                for path in [*export.export_all(checkpoints, files.FOLDER), write_card(checkpoints, files.FOLDER)]
+            )
+        )
     elif options.what == "sheet":
         from troupe.rehearsal.engine.sheet import sheet
 

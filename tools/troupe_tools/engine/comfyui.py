@@ -1,4 +1,5 @@
 """Finding a ComfyUI on this machine, asking whether it can run, and installing one with comfy-cli."""
+
 from __future__ import annotations
 
 import json
@@ -43,21 +44,30 @@ def find_comfyui() -> Path | None:
     """The folder of a ComfyUI. Raises RunError where COMFYUI_PATH is set and holds none."""
     named = os.environ.get("COMFYUI_PATH")
     if named and not _is_comfyui(Path(named)):
-        raise RunError(f"COMFYUI_PATH is {named}, where no ComfyUI lies (no comfy/model_patcher.py). Set it to ComfyUI's folder, or unset it.")
+        raise RunError(
+            f"COMFYUI_PATH is {named}, where no ComfyUI lies (no comfy/model_patcher.py). Set it to "
+            "ComfyUI's folder, or unset it."
+        )
     above = [ROOT.parent.parent] if ROOT.parent.name == "custom_nodes" else []
     places = [Path(named)] if named else [*above, Path.home() / "comfy" / "ComfyUI"]
     return next((place.resolve() for place in places if _is_comfyui(place)), None)
 
 
 def usable_host(path: Path) -> Host:
-    """The ComfyUI with a Python that has what its requirements.txt asks for. Raises RunError that names what is missing."""
+    """The ComfyUI with a Python that has what its requirements.txt asks for.
+
+    Raises RunError that names what is missing.
+    """
     first: list[str] = []
     for python in _pythons(path):
         answer = _probe(python, path / "requirements.txt")
         if answer is not None and not answer["missing"]:
             return Host(path, python, answer["gpu"])
         first = first or (answer or {}).get("missing", ["everything"])
-    raise RunError(f"ComfyUI at {path} lacks {len(first)} of the packages it needs ({', '.join(first[:4])}...). Install them: pip install -r {path / 'requirements.txt'}")
+    raise RunError(
+        f"ComfyUI at {path} lacks {len(first)} of the packages it needs ({', '.join(first[:4])}...). "
+        f"Install them: pip install -r {path / 'requirements.txt'}"
+    )
 
 
 def install_command(gpu: str) -> list[str]:
@@ -70,14 +80,18 @@ def install(say: Callable[[str], None]) -> Path:
     try:
         import comfy_cli  # noqa: F401
     except ImportError:
-        raise RunError("Installing ComfyUI is comfy-cli's work, and comfy-cli is not installed. Run: pip install comfy-cli") from None
+        raise RunError(
+            "Installing ComfyUI is comfy-cli's work, and comfy-cli is not installed. Run: pip install comfy-cli"
+        ) from None
     command = install_command(_kind_of_gpu())
     say(f"installing ComfyUI into {Path.home() / 'comfy' / 'ComfyUI'} (this needs GitHub):\n  {shlex.join(command)}")
     done = subprocess.run(command, env={**os.environ, "DO_NOT_TRACK": "1"}, check=False)  # noqa: S603 (comfy-cli, as shown)
     path = Path.home() / "comfy" / "ComfyUI"
     if done.returncode or not _is_comfyui(path):
         why = f"exit status {done.returncode}; its reasons are above, often no way to GitHub"
-        raise RunError(f"comfy-cli did not install ComfyUI ({why}). Without --install-comfyui the embedded engine runs.")
+        raise RunError(
+            f"comfy-cli did not install ComfyUI ({why}). Without --install-comfyui the embedded engine runs."
+        )
     return path
 
 
@@ -93,7 +107,9 @@ def _is_comfyui(place: Path) -> bool:
 
 def _pythons(path: Path) -> list[str]:
     """This Python, then those that ComfyUI installations bring."""
-    others = [base / "bin" / "python" for base in (path / ".venv", path / "venv")] + [base / "Scripts" / "python.exe" for base in (path / ".venv", path / "venv")]
+    others = [base / "bin" / "python" for base in (path / ".venv", path / "venv")] + [
+        base / "Scripts" / "python.exe" for base in (path / ".venv", path / "venv")
+    ]
     others.append(path.parent / "python_embeded" / "python.exe")
     return [sys.executable, *(str(python) for python in others if python.is_file())]
 

@@ -1,4 +1,5 @@
 """The embedded engine: a job on diffusers' UNet with the pack's own attention, for machines without ComfyUI."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -33,7 +34,8 @@ from troupe.model_patches.hosts.diffusers.weights import text_weights  # noqa: E
 from troupe.model_patches.placement.placing import place_subjects  # noqa: E402
 from troupe.model_patches.subjects import Cast, References, make_subject  # noqa: E402
 
-SAMPLERS = {"euler": "EulerDiscreteScheduler", "euler_ancestral": "EulerAncestralDiscreteScheduler"}  # ComfyUI's name -> diffusers'
+# ComfyUI's name -> diffusers'
+SAMPLERS = {"euler": "EulerDiscreteScheduler", "euler_ancestral": "EulerAncestralDiscreteScheduler"}
 SCHEDULES: dict[str, dict[str, Any]] = {"normal": {}, "sgm_uniform": {"timestep_spacing": "trailing"}}
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}  # of SD1.5, SD2 and SDXL
 SIDE = 8  # pixels a latent cell; sizes are multiples of it
@@ -41,8 +43,9 @@ SIDE = 8  # pixels a latent cell; sizes are multiples of it
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """What a job runs on: a UNet, its text encoders, a VAE, and for each adapter name of the job the adapter and its image encoder (None: it reads no
-    photos). random: whether all weights are; then faces are too, since no face analyser is here."""
+    """What a job runs on: a UNet, its text encoders, a VAE, and for each adapter name of the job the adapter and its
+    image encoder (None: it reads no photos). random: whether all weights are; then faces are too, since no face
+    analyser is here."""
 
     unet: Any
     texts: ClipTexts
@@ -72,20 +75,34 @@ def run_embedded(job: Job, photos: Mapping[str, Path], models: Models, say: Say,
                 references = {apply.encoded: _encode(apply, job, photos, models, warn) for apply in job.encoded}
                 positive, text_only = _positive(job, references, models.texts, warn)
                 negative = models.texts.encode_prompt(job.negative)
-            applied = [(references[apply.encoded], _settings(apply, references[apply.encoded])) for apply in job.applied]
+            applied = [
+                (references[apply.encoded], _settings(apply, references[apply.encoded])) for apply in job.applied
+            ]
             say("sampling")
             torch.manual_seed(job.seed)  # of the noise that an ancestral sampler adds
             settings = SamplingSettings(job.width, job.height, job.steps, job.cfg, job.seed, job.batch)
             scheduler, more = scheduler_for(job, models.prediction), _guidance(job, text_only)
             with counted(list(references.values())) as layers:
-                latent = sample(models.unet, scheduler, positive, negative, settings, applied, lambda done, of, _: progress(done, of),
-                                weights=[(adapter, w.strength_model) for adapter, w in weights], **more)
+                latent = sample(
+                    models.unet,
+                    scheduler,
+                    positive,
+                    negative,
+                    settings,
+                    applied,
+                    lambda done, of, _: progress(done, of),
+                    weights=[(adapter, w.strength_model) for adapter, w in weights],
+                    **more,
+                )
             pictures = _decode(models.vae, latent)
     except TroupeError as error:
         raise RunError(str(error)) from error
     encoded = tuple(references.values())
     previews = tuple(to_image(preview) for found in encoded for preview in found.previews)
-    reached = tuple(layers[id(found)] if layered(found) else int(job.words is not None) * len(found.adapter.spec.prompt.streams) for found in encoded)
+    reached = tuple(
+        layers[id(found)] if layered(found) else int(job.words is not None) * len(found.adapter.spec.prompt.streams)
+        for found in encoded
+    )
     return Result(pictures, previews, tuple(map(facts_of, encoded)), reached, tuple(lines))
 
 
@@ -100,8 +117,13 @@ def _positive(job: Job, references: Mapping[Any, References], texts: ClipTexts, 
         prompt = texts.encode_prompt(job.prompt)
         return prompt, prompt
     if job.words.quirks != "clean":
-        raise RunError("'quirks' of Encode Prompt with Subjects is official, which only ComfyUI does. Set it to clean, or run this workflow in ComfyUI.")
-    return encode_prompt(texts, references[job.words.encoded], job.prompt, job.words.start_percent, job.words.start_step, warn=warn)
+        raise RunError(
+            "'quirks' of Encode Prompt with Subjects is official, which only ComfyUI does. Set it to clean, "
+            "or run this workflow in ComfyUI."
+        )
+    return encode_prompt(
+        texts, references[job.words.encoded], job.prompt, job.words.start_percent, job.words.start_step, warn=warn
+    )
 
 
 def _guidance(job: Job, text_only: Prompt) -> dict[str, Any]:
@@ -109,13 +131,19 @@ def _guidance(job: Job, text_only: Prompt) -> dict[str, Any]:
     g = job.guidance
     if g is None:
         return {}
-    return {"guidance": Guidance(g.method, g.second, g.second_end, g.start_percent, g.end_percent), "middle": text_only if g.text_only else None}
+    return {
+        "guidance": Guidance(g.method, g.second, g.second_end, g.start_percent, g.end_percent),
+        "middle": text_only if g.text_only else None,
+    }
 
 
 def check_size(job: Job) -> None:
     """Raise RunError unless width and height are multiples of a latent cell's side."""
     if job.width % SIDE or job.height % SIDE or min(job.width, job.height) < 64:
-        raise RunError(f"Expected a size in multiples of {SIDE} pixels, at least 64, found {job.width}x{job.height}. Give another --size.")
+        raise RunError(
+            f"Expected a size in multiples of {SIDE} pixels, at least 64, found {job.width}x{job.height}. "
+            "Give another --size."
+        )
 
 
 def scheduler_for(job: Job, prediction: str = "epsilon") -> Any:
@@ -124,12 +152,18 @@ def scheduler_for(job: Job, prediction: str = "epsilon") -> Any:
 
     if job.sampler not in SAMPLERS or job.scheduler not in SCHEDULES:
         known = f"{' or '.join(SAMPLERS)} on {' or '.join(SCHEDULES)}"
-        raise RunError(f"The embedded engine samples with {known}, the workflow asks for {job.sampler} on {job.scheduler}. Change the KSampler, or run it in ComfyUI.")
+        raise RunError(
+            f"The embedded engine samples with {known}, the workflow asks for {job.sampler} on "
+            f"{job.scheduler}. Change the KSampler, or run it in ComfyUI."
+        )
     return getattr(diffusers, SAMPLERS[job.sampler])(**BETAS, prediction_type=prediction, **SCHEDULES[job.scheduler])
 
 
 def read_photo(path: Path) -> torch.Tensor:
-    """A picture file as ComfyUI's Load Image gives it: [1, H, W, 3] float 0..1, turned upright. Raises RunError where it is none."""
+    """A picture file as ComfyUI's Load Image gives it: [1, H, W, 3] float 0..1, turned upright.
+
+    Raises RunError where it is none.
+    """
     try:
         with Image.open(path) as picture:
             pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"), dtype=np.float32)
@@ -145,7 +179,11 @@ def counted(references: list[References]) -> Iterator[Counter]:
     hooks = []
     for found in filter(layered, references):
         adapter = found.adapter
-        image = [getattr(layer, "to_k_ip", None) or layer.to_k_lora_image for layer in adapter.layers.layers] if adapter.layers is not None else []
+        image = (
+            [getattr(layer, "to_k_ip", None) or layer.to_k_lora_image for layer in adapter.layers.layers]
+            if adapter.layers is not None
+            else []
+        )
         asked = image if adapter.gated is None else [fuser.linear for fuser in adapter.gated.fusers]
         for j, module in enumerate(asked):
             mine = seen.setdefault(id(found), set())
@@ -164,19 +202,41 @@ def _encode(apply: ApplyJob, job: Job, photos: Mapping[str, Path], models: Model
     for number, subject in enumerate(apply.subjects, 1):
         pictures = [read_photo(photos[name]) for name in subject.photos]
         numbers = {"weight": subject.weight, "start_percent": subject.start_percent, "end_percent": subject.end_percent}
-        cast = cast.add(make_subject(subject.name, pictures, number=number, faces=_faces(subject, pictures, number, models, warn), **numbers))
+        cast = cast.add(
+            make_subject(
+                subject.name, pictures, number=number, faces=_faces(subject, pictures, number, models, warn), **numbers
+            )
+        )
         cast = _placed(cast, apply, warn)
-    return encode_references(models.adapters[apply.adapter], cast, models.images[apply.adapter], models.texts if apply.named else None, apply.framing, [job.prompt], warn)
+    return encode_references(
+        models.adapters[apply.adapter],
+        cast,
+        models.images[apply.adapter],
+        models.texts if apply.named else None,
+        apply.framing,
+        [job.prompt],
+        warn,
+    )
 
 
 def _faces(subject: SubjectJob, pictures: list[torch.Tensor], number: int, models: Models, warn: Say) -> Faces | None:
-    """The faces of a subject's photos: there is no face analyser here, so only random ones. Raises RunError for real models."""
+    """The faces of a subject's photos: there is no face analyser here, so only random ones.
+
+    Raises RunError for real models.
+    """
     if not subject.faces:
         return None
     if not models.random:
-        raise RunError(f"The faces of '{subject.name}' are to be found by an analyser, and the embedded engine has none. Run this workflow in ComfyUI with the analyser's pack.")
+        raise RunError(
+            f"The faces of '{subject.name}' are to be found by an analyser, and the embedded engine has "
+            "none. Run this workflow in ComfyUI with the analyser's pack."
+        )
     warn(RANDOM_FACES)
-    return prepare_faces(list(pictures), embeds=random_vectors(len(pictures), number), crops=torch.stack([square(picture[0]) for picture in pictures]))
+    return prepare_faces(
+        list(pictures),
+        embeds=random_vectors(len(pictures), number),
+        crops=torch.stack([square(picture[0]) for picture in pictures]),
+    )
 
 
 def _placed(cast: Cast, apply: ApplyJob, warn: Say) -> Cast:
@@ -191,7 +251,15 @@ def _settings(apply: ApplyJob, references: References) -> ImageAttentionSettings
     if isinstance(apply, GatedJob):
         return GatedSettings(apply.strength, apply.end_percent, apply.decay_percent, apply.use_bbox)
     mixing = mixing_for(references, apply.merge, apply.sharpness, apply.background)
-    return ImageAttentionSettings(apply.weight, mixing, apply.start_percent, apply.end_percent, apply.box_strength, apply.box_end_percent, apply.box_feather)
+    return ImageAttentionSettings(
+        apply.weight,
+        mixing,
+        apply.start_percent,
+        apply.end_percent,
+        apply.box_strength,
+        apply.box_end_percent,
+        apply.box_feather,
+    )
 
 
 def _decode(vae: Any, latent: torch.Tensor) -> tuple[Image.Image, ...]:

@@ -1,4 +1,7 @@
-"""Models for the embedded engine: random ones of a size that a CPU runs in seconds, or the files of a ComfyUI models folder."""
+"""Models for the embedded engine: random ones of a size that a CPU runs in seconds, or the files of a ComfyUI models
+folder.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,7 +10,13 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from ..errors import RunError
 from ..pack import load_pack
@@ -35,20 +44,28 @@ OPENAI_L = 1024  # hidden width of the one that was trained with quick_gelu
 
 
 def random_models(job: Job, folder: Path) -> Models:
-    """Random models of the job's base family; each adapter is written into `folder` in the published layout and loaded from there."""
+    """Random models of the job's base family; each adapter is written into `folder` in the published layout and loaded
+    from there.
+    """
     base = base_of(job.adapters[0])
     texts, pooled = _random_texts(base, wide=any(kind_of(name) == UMM for name in job.adapters))
     context = sum(tower.model.config.hidden_size for tower in texts.towers)
     unet = _random_unet(base, context, pooled)
     adapters = {name: load_adapter(_write(name, folder, unet, texts)) for name in job.adapters}
-    images = {name: ClipImages(randomise(CLIPVisionModelWithProjection(CLIPVisionConfig(**vision_of(name, context))), seed=4)) for name in job.adapters}
+    images = {
+        name: ClipImages(randomise(CLIPVisionModelWithProjection(CLIPVisionConfig(**vision_of(name, context))), seed=4))
+        for name in job.adapters
+    }
     return Models(unet, texts, _random_vae(), adapters, images, random=True)
 
 
 def _write(name: str, folder: Path, unet: UNet2DConditionModel, texts: ClipTexts) -> Path:
     """A random file for these models under the adapter's name."""
     path, kind = folder.joinpath(*adapter_file(name)), kind_of(name)
-    widths, places = [layer.attention.to_q.out_features for layer in cross_layers(unet)], {path: block.dim for path, block in transformer_blocks(unet).items()}
+    widths, places = (
+        [layer.attention.to_q.out_features for layer in cross_layers(unet)],
+        {path: block.dim for path, block in transformer_blocks(unet).items()},
+    )
     text = {tower.stream: tower.model.config.hidden_size for tower in texts.towers}
     context = sum(text.values())
     if kind == GLIGEN:
@@ -58,36 +75,65 @@ def _write(name: str, folder: Path, unet: UNet2DConditionModel, texts: ClipTexts
     if kind == UMM:
         return write_umm(path, vision_of(name, context)["projection_dim"], context)
     if kind == SUBJECT_DIFFUSION:
-        return write_subject_diffusion(path, places, unet.conv_in.out_channels, clip_text(context, texts.towers[0].model.config.intermediate_size), context)
+        return write_subject_diffusion(
+            path,
+            places,
+            unet.conv_in.out_channels,
+            clip_text(context, texts.towers[0].model.config.intermediate_size),
+            context,
+        )
     return write_adapter(path, widths, context)
 
 
 def real_models(job: Job, needed: Sequence[Needed]) -> Models:
-    """The job's own files, on the GPU in half precision where there is one. Raises RunError where one of them cannot be read."""
+    """The job's own files, on the GPU in half precision where there is one.
+
+    Raises RunError where one of them cannot be read.
+    """
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
     paths = {(file.folder, file.name): file.path for file in needed}
     by_value = {value: path for (folder, name), path in paths.items() for value in (name, f"{folder}/{name}")}
     family = FAMILIES.get(base_of(job.adapters[0]).split(",")[0])
     if family is None:
-        raise RunError(f"The embedded engine reads {' and '.join(FAMILIES)} checkpoints, and '{job.adapters[0]}' is for {base_of(job.adapters[0])}. Run the workflow in ComfyUI.")
+        raise RunError(
+            f"The embedded engine reads {' and '.join(FAMILIES)} checkpoints, and '{job.adapters[0]}' is "
+            f"for {base_of(job.adapters[0])}. Run the workflow in ComfyUI."
+        )
     base = load_base(paths["checkpoints", job.checkpoint.replace("\\", "/")], family, device, dtype)
     adapters = {name: load_adapter(by_value[name.replace("\\", "/")]) for name in job.adapters}
-    images = {name: _images_for(name, adapter.spec.encoder, needed, device, dtype) for name, adapter in adapters.items()}
+    images = {
+        name: _images_for(name, adapter.spec.encoder, needed, device, dtype) for name, adapter in adapters.items()
+    }
     return Models(base.unet, base.texts, base.vae, adapters, images, base.prediction)
 
 
-def _images_for(name: str, need: EncoderNeed | None, needed: Sequence[Needed], device: str, dtype: torch.dtype) -> ClipImages | None:
+def _images_for(
+    name: str, need: EncoderNeed | None, needed: Sequence[Needed], device: str, dtype: torch.dtype
+) -> ClipImages | None:
     """The image encoder of an adapter, None for one that reads no photos."""
     if need is None:
         return None
-    encoder = next((file.path for file in needed if file.folder == VISION_FOLDER and need.fits(*(encoder_widths(file.path) or (0, 0)))), None)
+    encoder = next(
+        (
+            file.path
+            for file in needed
+            if file.folder == VISION_FOLDER and need.fits(*(encoder_widths(file.path) or (0, 0)))
+        ),
+        None,
+    )
     if encoder is None:
-        raise RunError(f"Which CLIP vision encoder '{name}' needs is not known for a file of this name. Run the workflow in ComfyUI, which finds it.")
+        raise RunError(
+            f"Which CLIP vision encoder '{name}' needs is not known for a file of this name. Run the "
+            "workflow in ComfyUI, which finds it."
+        )
     return ClipImages(load_vision(encoder).to(device, dtype))
 
 
 def load_vision(path: Path) -> CLIPVisionModelWithProjection:
-    """A CLIP vision file in the transformers or the open_clip layout, its sizes read off the tensors. Raises RunError for another one."""
+    """A CLIP vision file in the transformers or the open_clip layout, its sizes read off the tensors.
+
+    Raises RunError for another one.
+    """
     from troupe.model_patches.checkpoints.clip_vision import with_transformers_names
     from troupe.model_patches.checkpoints.files import read_state
 
@@ -95,12 +141,26 @@ def load_vision(path: Path) -> CLIPVisionModelWithProjection:
     try:
         hidden, _, patch, _ = state["vision_model.embeddings.patch_embedding.weight"].shape
         positions = len(state["vision_model.embeddings.position_embedding.weight"])
-        inner, projection = len(state["vision_model.encoder.layers.0.mlp.fc1.weight"]), len(state["visual_projection.weight"])
+        inner, projection = (
+            len(state["vision_model.encoder.layers.0.mlp.fc1.weight"]),
+            len(state["visual_projection.weight"]),
+        )
     except KeyError as missing:
-        raise RunError(f"{path.name} lacks {missing}: the embedded engine reads CLIP vision files as h94/IP-Adapter or open_clip publish them. Download one of those.") from None
+        raise RunError(
+            f"{path.name} lacks {missing}: the embedded engine reads CLIP vision files as h94/IP-Adapter or "
+            "open_clip publish them. Download one of those."
+        ) from None
     depth = len({name.split(".")[3] for name in state if name.startswith("vision_model.encoder.layers.")})
-    config = CLIPVisionConfig(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=depth, num_attention_heads=HEADS_OF.get(hidden, hidden // 64), patch_size=patch,
-                              image_size=round((positions - 1) ** 0.5) * patch, projection_dim=projection, hidden_act="quick_gelu" if hidden == OPENAI_L else "gelu")
+    config = CLIPVisionConfig(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=depth,
+        num_attention_heads=HEADS_OF.get(hidden, hidden // 64),
+        patch_size=patch,
+        image_size=round((positions - 1) ** 0.5) * patch,
+        projection_dim=projection,
+        hidden_act="quick_gelu" if hidden == OPENAI_L else "gelu",
+    )
     with torch.device("meta"):
         model = CLIPVisionModelWithProjection(config)
     return _filled(model, state, path)
@@ -113,14 +173,26 @@ def _filled(model: Any, state: dict[str, torch.Tensor], path: Path) -> Any:
     missing, _ = model.load_state_dict(ours, strict=False, assign=True)
     model.vision_model.embeddings.position_ids = positions
     if missing:
-        raise RunError(f"{path.name} lacks {len(missing)} tensors of a CLIP vision encoder, such as {missing[0]}. Download it again.")
+        raise RunError(
+            f"{path.name} lacks {len(missing)} tensors of a CLIP vision encoder, such as {missing[0]}. "
+            "Download it again."
+        )
     return model.eval()
 
 
 def _random_texts(base: str, wide: bool = False) -> tuple[ClipTexts, int]:
-    """Text encoders with the real vocabulary, and the width of the pooled text (0: none); wide: as CLIP-L's, for files that take no other."""
+    """Text encoders with the real vocabulary, and the width of the pooled text (0: none); wide: as CLIP-L's, for files
+    that take no other.
+    """
+
     def config(width: int) -> CLIPTextConfig:
-        sizes = {"hidden_size": width, "intermediate_size": 2 * width, "projection_dim": width, "num_hidden_layers": 3, "num_attention_heads": 4}
+        sizes = {
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "projection_dim": width,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+        }
         return CLIPTextConfig(vocab_size=49408, eos_token_id=49407, **sizes)
 
     small, large = TEXT_WIDTHS
@@ -133,19 +205,49 @@ def _random_texts(base: str, wide: bool = False) -> tuple[ClipTexts, int]:
 
 
 def _random_unet(base: str, context: int, pooled: int) -> UNet2DConditionModel:
-    """Two levels, cross-attention in the lower one and in the middle, or all of SDXL's blocks; with SDXL's pooled text and sizes where `pooled` is not 0."""
-    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 32, "projection_class_embeddings_input_dim": pooled + 6 * 32} if pooled else {}
-    blocks = {"block_out_channels": (64, 128), "layers_per_block": 1, "attention_head_dim": (2, 4),
-              "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
+    """Two levels, cross-attention in the lower one and in the middle, or all of SDXL's blocks; with SDXL's pooled text
+    and sizes where `pooled` is not 0.
+    """
+    added = (
+        {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 32,
+            "projection_class_embeddings_input_dim": pooled + 6 * 32,
+        }
+        if pooled
+        else {}
+    )
+    blocks = {
+        "block_out_channels": (64, 128),
+        "layers_per_block": 1,
+        "attention_head_dim": (2, 4),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
     if base == WHOLE:
-        blocks = {"block_out_channels": (32, 32, 64), "layers_per_block": 2, "attention_head_dim": (2, 2, 4), "transformer_layers_per_block": (1, 2, 10),
-                  "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")}
-    unet = UNet2DConditionModel(sample_size=32, cross_attention_dim=context, norm_num_groups=32, use_linear_projection=base != "SD1.5", **blocks, **added)
+        blocks = {
+            "block_out_channels": (32, 32, 64),
+            "layers_per_block": 2,
+            "attention_head_dim": (2, 2, 4),
+            "transformer_layers_per_block": (1, 2, 10),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        }
+    unet = UNet2DConditionModel(
+        sample_size=32,
+        cross_attention_dim=context,
+        norm_num_groups=32,
+        use_linear_projection=base != "SD1.5",
+        **blocks,
+        **added,
+    )
     return randomise(unet, seed=0).eval()
 
 
 def _random_vae() -> AutoencoderKL:
     levels = (16, 16, 32, 32)
     down, up = ("DownEncoderBlock2D",) * len(levels), ("UpDecoderBlock2D",) * len(levels)
-    vae = AutoencoderKL(block_out_channels=levels, down_block_types=down, up_block_types=up, norm_num_groups=8, latent_channels=4)
+    vae = AutoencoderKL(
+        block_out_channels=levels, down_block_types=down, up_block_types=up, norm_num_groups=8, latent_channels=4
+    )
     return randomise(vae, seed=1).eval()

@@ -1,4 +1,7 @@
-"""A ComfyUI server of our own for one run: on the loopback, with a base folder of its own and the pack linked into it."""
+"""A ComfyUI server of our own for one run: on the loopback, with a base folder of its own and the pack linked
+into it.
+"""
+
 from __future__ import annotations
 
 import json
@@ -24,15 +27,33 @@ OURS = "TroupeToolReport"  # a node that only a server of ours has
 START_SECONDS = 180
 PROGRESS = re.compile(r"(\d+)/(\d+) \[")
 SAID = re.compile(r"Troupe: (.*)")
-BASE_FOLDERS = ("custom_nodes", "input", "output", "user", "temp", "models/checkpoints", "models/ipadapter", "models/gligen", "models/subject_adapters",
-                "models/clip_vision")
+BASE_FOLDERS = (
+    "custom_nodes",
+    "input",
+    "output",
+    "user",
+    "temp",
+    "models/checkpoints",
+    "models/ipadapter",
+    "models/gligen",
+    "models/subject_adapters",
+    "models/clip_vision",
+)
 
 
 class HostServer:
     """`with HostServer(...) as server:` starts ComfyUI and stops it; `run` executes an API prompt."""
 
-    def __init__(self, host: Host, base: Path, extra_paths: dict[str, Any], say: Callable[[str], None],
-                 progress: Callable[[int, int], None] = lambda done, of: None, environment: dict[str, str] | None = None, arguments: Sequence[str] = ()):
+    def __init__(
+        self,
+        host: Host,
+        base: Path,
+        extra_paths: dict[str, Any],
+        say: Callable[[str], None],
+        progress: Callable[[int, int], None] = lambda done, of: None,
+        environment: dict[str, str] | None = None,
+        arguments: Sequence[str] = (),
+    ):
         self.host, self.base, self._say, self._progress, self._arguments = host, base, say, progress, arguments
         self._environment = {**os.environ, "TROUPE_TOOLS": str(ROOT / "tools"), **(environment or {})}
         self._log: list[str] = []
@@ -46,11 +67,32 @@ class HostServer:
         (base / "extra_paths.yaml").write_text(json.dumps(extra_paths), encoding="utf-8")  # JSON is YAML
 
     def __enter__(self) -> HostServer:
-        command = [self.host.python, "main.py", *([] if self.host.gpu else ["--cpu"]), "--listen", "127.0.0.1", "--port", str(self._port),
-                   "--base-directory", str(self.base), "--extra-model-paths-config", str(self.base / "extra_paths.yaml"),
-                   "--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:", *self._arguments]
-        self._process = subprocess.Popen(command, cwd=self.host.path, env=self._environment, stdout=subprocess.PIPE,  # noqa: S603 (no shell; ComfyUI's own main.py)
-                                         stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        command = [
+            self.host.python,
+            "main.py",
+            *([] if self.host.gpu else ["--cpu"]),
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(self._port),
+            "--base-directory",
+            str(self.base),
+            "--extra-model-paths-config",
+            str(self.base / "extra_paths.yaml"),
+            "--disable-auto-launch",
+            "--disable-api-nodes",
+            "--database-url",
+            "sqlite:///:memory:",
+            *self._arguments,
+        ]
+        self._process = subprocess.Popen(  # noqa: S603 (no shell; ComfyUI's own main.py)
+            command,
+            cwd=self.host.path,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
@@ -75,9 +117,13 @@ class HostServer:
         return self._get("/object_info")
 
     def run(self, prompt: dict[str, Any]) -> list[Path]:
-        """Execute and return the picture files, in the order of their nodes. Raises RunError with the host's own words."""
+        """Execute and return the picture files, in the order of their nodes.
+
+        Raises RunError with the host's own words.
+        """
         answer = self._post("/prompt", {"prompt": prompt})
-        if answer.get("node_errors"):  # the host takes a prompt of which some outputs are sound, and leaves the others out
+        # the host takes a prompt of which some outputs are sound, and leaves the others out
+        if answer.get("node_errors"):
             raise RunError(refusal(answer, prompt))
         id_ = answer["prompt_id"]
         while id_ not in (history := self._get(f"/history/{id_}")):
@@ -87,11 +133,18 @@ class HostServer:
         self.cached = [id_ for m in entry["status"]["messages"] if m[0] == "execution_cached" for id_ in m[1]["nodes"]]
         failed = next((m[1] for m in entry["status"]["messages"] if m[0] == "execution_error"), None)
         if failed:
-            raise RunError(f"{failed['node_type']} (node {failed['node_id']}) failed: {failed['exception_message'].strip()}")
-        images = [image for outputs in entry["outputs"].values() for image in outputs.get("images", ()) if image["type"] == "output"]
+            raise RunError(
+                f"{failed['node_type']} (node {failed['node_id']}) failed: {failed['exception_message'].strip()}"
+            )
+        images = [
+            image
+            for outputs in entry["outputs"].values()
+            for image in outputs.get("images", ())
+            if image["type"] == "output"
+        ]
         return [self.base / "output" / image["subfolder"] / image["filename"] for image in images]
 
-    # ---- its parts -------------------------------------------------------------------------------------------------------------------------
+    # ---- its parts ---------------------------------------------------------------------------------------------------
 
     def _read(self) -> None:
         """Follow the server's output: progress, and what Troupe says."""
@@ -119,15 +172,25 @@ class HostServer:
             try:
                 if OURS in self._get(f"/object_info/{OURS}"):
                     return
-                raise RunError(f"ComfyUI started without the pack: {self._last('IMPORT FAILED') or self._last('Traceback') or 'see its log'}.")
+                raise RunError(
+                    "ComfyUI started without the pack: "
+                    f"{self._last('IMPORT FAILED') or self._last('Traceback') or 'see its log'}."
+                )
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.3)
-        raise RunError(f"ComfyUI did not answer within {START_SECONDS} seconds. Its last line: {self._log[-1] if self._log else 'none'}")
+        raise RunError(
+            f"ComfyUI did not answer within {START_SECONDS} seconds. Its last line: "
+            f"{self._log[-1] if self._log else 'none'}"
+        )
 
     def _check_alive(self) -> None:
         if self._process.poll() is not None:
             self._reader.join(2)
-            raise RunError("ComfyUI ended (exit status {}). Its last lines:\n  {}".format(self._process.returncode, "\n  ".join(self._log[-6:])))
+            raise RunError(
+                "ComfyUI ended (exit status {}). Its last lines:\n  {}".format(
+                    self._process.returncode, "\n  ".join(self._log[-6:])
+                )
+            )
 
     def _last(self, words: str) -> str:
         return next((line for line in reversed(self._log) if words in line), "")
@@ -137,7 +200,8 @@ class HostServer:
             return json.load(answer)
 
     def _post(self, path: str, body: Any) -> Any:
-        request = urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310 (our own server)
+        data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}{path}", data, headers)  # noqa: S310 (our own server)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 (our own server)
                 return json.load(answer)
@@ -147,8 +211,17 @@ class HostServer:
 
 def refusal(answer: dict[str, Any], prompt: dict[str, Any]) -> str:
     """The host's reasons for not taking a prompt, one line a node."""
-    lines = [f"  {entry['class_type']} (node {id_}): {e['message']}: {e['details']}" for id_, entry in answer.get("node_errors", {}).items() for e in entry["errors"]]
-    return "\n".join([f"ComfyUI refuses the workflow: {answer.get('error', {}).get('message', 'some of its nodes cannot run')}.", *lines])
+    lines = [
+        f"  {entry['class_type']} (node {id_}): {e['message']}: {e['details']}"
+        for id_, entry in answer.get("node_errors", {}).items()
+        for e in entry["errors"]
+    ]
+    return "\n".join(
+        [
+            f"ComfyUI refuses the workflow: {answer.get('error', {}).get('message', 'some of its nodes cannot run')}.",
+            *lines,
+        ]
+    )
 
 
 def link(source: Path, target: Path) -> None:

@@ -1,8 +1,9 @@
 """The ComfyUI engine: a saved workflow through the host's own server, with real model files or with random ones.
 
-The conversion from the save format to an API prompt is comfy-cli's, fed with the server's own /object_info. The front end's graphToPrompt would be
-the only other one, and it needs a browser.
+The conversion from the save format to an API prompt is comfy-cli's, fed with the server's own /object_info. The front
+end's graphToPrompt would be the only other one, and it needs a browser.
 """
+
 from __future__ import annotations
 
 import json
@@ -35,32 +36,51 @@ CLIP_OUTPUT = 1  # of CheckpointLoaderSimple
 
 
 def convert(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
-    """A workflow -> API prompt. Raises RunError where comfy-cli is missing, a node is unknown, or the workflow cannot be converted."""
+    """A workflow -> API prompt.
+
+    Raises RunError where comfy-cli is missing, a node is unknown, or the workflow cannot be converted.
+    """
     workflow = for_the_host(flatten(workflow))
-    unknown = sorted({node.type for node in Graph(workflow).nodes.values() if node.mode == 0 and not is_virtual(node.type)} - object_info.keys())
+    unknown = sorted(
+        {node.type for node in Graph(workflow).nodes.values() if node.mode == 0 and not is_virtual(node.type)}
+        - object_info.keys()
+    )
     if unknown:
-        raise RunError(f"The workflow needs nodes that this ComfyUI run does not have: {', '.join(unknown)}. Only the host's own nodes and this pack's are loaded here.")
+        raise RunError(
+            f"The workflow needs nodes that this ComfyUI run does not have: {', '.join(unknown)}. Only the "
+            "host's own nodes and this pack's are loaded here."
+        )
     if workflow.get("api"):
         return as_prompt(workflow)
     try:
         from comfy_cli.workflow_to_api import WorkflowConversionError, convert_ui_to_api
     except ImportError:
-        raise RunError("A saved workflow is converted by comfy-cli for ComfyUI, and comfy-cli is not installed. Run: pip install comfy-cli (or use --engine embedded).") from None
+        raise RunError(
+            "A saved workflow is converted by comfy-cli for ComfyUI, and comfy-cli is not installed. Run: "
+            "pip install comfy-cli (or use --engine embedded)."
+        ) from None
     try:
         return convert_ui_to_api(workflow, object_info)
     except WorkflowConversionError as error:
-        raise RunError(f"comfy-cli could not convert the workflow: {error}. Open it in ComfyUI and save it again.") from error
+        raise RunError(
+            f"comfy-cli could not convert the workflow: {error}. Open it in ComfyUI and save it again."
+        ) from error
 
 
 def with_random_encoders(prompt: dict[str, Any], base: str) -> dict[str, Any]:
-    """The prompt with the helper pack's text and image encoders in the places of the checkpoint's CLIP and of the CLIP vision file.
+    """The prompt with the helper pack's text and image encoders in the places of the checkpoint's CLIP and of the CLIP
+    vision file.
 
-    GLIGEN's photos share a space with its phrases: where it is loaded, the image encoder gives vectors of the text's width.
+    GLIGEN's photos share a space with its phrases: where it is loaded, the image encoder gives vectors of the text's
+    width.
     """
     clips = [[id_, CLIP_OUTPUT] for id_, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple"]
     changed: dict[str, Any] = {}
     for id_, node in prompt.items():
-        changed[id_] = {**node, "inputs": {name: ["random_clip", 0] if value in clips else value for name, value in node["inputs"].items()}}
+        changed[id_] = {
+            **node,
+            "inputs": {name: ["random_clip", 0] if value in clips else value for name, value in node["inputs"].items()},
+        }
     for node in changed.values():
         if node["class_type"] in REFERENCES:
             node["inputs"]["clip_vision"] = ["random_clip_vision", 0]
@@ -70,7 +90,10 @@ def with_random_encoders(prompt: dict[str, Any], base: str) -> dict[str, Any]:
     changed["random_clip_vision"] = {"class_type": "TroupeToolRandomClipVision", "inputs": {"pooled": pooled}}
     for node in changed.values():
         if node["class_type"] == FACES:
-            node["class_type"], node["inputs"] = "TroupeToolRandomFaces", {name: value for name, value in node["inputs"].items() if name.startswith("image")}
+            node["class_type"], node["inputs"] = (
+                "TroupeToolRandomFaces",
+                {name: value for name, value in node["inputs"].items() if name.startswith("image")},
+            )
     return changed
 
 
@@ -88,11 +111,19 @@ def without_analysers(workflow: dict[str, Any]) -> dict[str, Any]:
 def with_reports(prompt: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """The prompt with a report node on every node that makes references, and how many there are."""
     sources = [id_ for id_, node in prompt.items() if node["class_type"] in REFERENCES]
-    reports = {f"report_{n}": {"class_type": OURS, "inputs": {"references": [id_, REFERENCES[prompt[id_]["class_type"]]], "number": n}} for n, id_ in enumerate(sources, 1)}
+    reports = {
+        f"report_{n}": {
+            "class_type": OURS,
+            "inputs": {"references": [id_, REFERENCES[prompt[id_]["class_type"]]], "number": n},
+        }
+        for n, id_ in enumerate(sources, 1)
+    }
     return {**prompt, **reports}, len(sources)
 
 
-def run_on_comfyui(host: Host, edited: Edited, folders: ModelFolders, random: bool, say: Say, progress: Progress) -> Result:
+def run_on_comfyui(
+    host: Host, edited: Edited, folders: ModelFolders, random: bool, say: Say, progress: Progress
+) -> Result:
     """Run an edited workflow on a server of our own. Raises RunError."""
     said: list[str] = []
     with tempfile.TemporaryDirectory(prefix="troupe_run_") as temporary:
@@ -125,7 +156,10 @@ def _write_random_files(workflow: dict[str, Any], base: Path) -> dict[str, str]:
     names = [str(graph.value(node, "adapter_name")) for node in graph.of_type(LOAD, QUICK)]
     loaders = graph.of_type("CheckpointLoaderSimple")
     if not names or not loaders:
-        raise RunError("Random models are made for workflows with a Load Checkpoint and a subject adapter; this one lacks one of them. Put the real files in place.")
+        raise RunError(
+            "Random models are made for workflows with a Load Checkpoint and a subject adapter; this one "
+            "lacks one of them. Put the real files in place."
+        )
     family = base_of(names[0])
     for name in names:
         write_random((base / "models").joinpath(*adapter_file(name)), name, family)
@@ -134,7 +168,9 @@ def _write_random_files(workflow: dict[str, Any], base: Path) -> dict[str, str]:
 
 
 def write_random(path: Path, name: str, family: str) -> Path:
-    """A random file of the kind that an adapter's name says, for the host's random model of a family (a key of BASES)."""
+    """A random file of the kind that an adapter's name says, for the host's random model of a family (a key of
+    BASES).
+    """
     from .random_prompt_files import clip_text, write_mm_diff, write_subject_diffusion, write_umm
 
     sizes, text, kind = BASES[family], BASES[family].context_dim, kind_of(name)
@@ -145,7 +181,9 @@ def write_random(path: Path, name: str, family: str) -> Path:
     if kind == UMM:
         return write_umm(path, vision_of(name, text)["projection_dim"], text)
     if kind == SUBJECT_DIFFUSION:
-        return write_subject_diffusion(path, sizes.host_places, sizes.host_unet["model_channels"], clip_text(text, 64), text)
+        return write_subject_diffusion(
+            path, sizes.host_places, sizes.host_unet["model_channels"], clip_text(text, 64), text
+        )
     return write_adapter(path, sizes.host_widths, text, vision=vision_of(name, text))
 
 
@@ -154,9 +192,18 @@ def _collect(pictures: list[Path], output: Path, reports: int, said: list[str]) 
         raise RunError("The workflow ran, but saved no picture. Add a Save Image node.")
     folders = [output / f"references_{number}" for number in range(1, reports + 1)]
     facts = tuple(json.loads((folder / "facts.json").read_text()) for folder in folders)
-    seen = [path for folder in folders for path in sorted(folder.glob("reference_*.png"), key=lambda path: int(path.stem.rpartition("_")[2]))]
+    seen = [
+        path
+        for folder in folders
+        for path in sorted(folder.glob("reference_*.png"), key=lambda path: int(path.stem.rpartition("_")[2]))
+    ]
     acted = [int(found[1]) for line in said if (found := LAYERS.search(line))]
-    acted += [fact["layers"] for fact in facts if fact["places"].startswith("text encoder") and any(f"{fact['adapter']}: '" in line and "at token" in line for line in said)]
+    acted += [
+        fact["layers"]
+        for fact in facts
+        if fact["places"].startswith("text encoder")
+        and any(f"{fact['adapter']}: '" in line and "at token" in line for line in said)
+    ]
     reached = [next((layers for layers in acted if layers == fact["layers"]), 0) for fact in facts]
     return Result(tuple(map(_open, pictures)), tuple(map(_open, seen)), facts, tuple(reached), tuple(said))
 

@@ -1,10 +1,13 @@
 """Faces for runs on random models: nobody looks for them, so that no face analyser is needed."""
+
 from __future__ import annotations
 
 import torch
 from torch.nn.functional import interpolate
 
-RANDOM_FACES = "no face analyser is loaded for random models: the faces are RANDOM vectors, and the middle of each photo."
+RANDOM_FACES = (
+    "no face analyser is loaded for random models: the faces are RANDOM vectors, and the middle of each photo."
+)
 WIDTH, SIDE = 512, 224  # of a face's vector, and of its crop in pixels
 
 
@@ -19,5 +22,5 @@ def square(photo: torch.Tensor) -> torch.Tensor:
     h, w = photo.shape[:2]
     side = min(h, w)
     top, left = (h - side) // 2, (w - side) // 2
-    pixels = photo[top:top + side, left:left + side].movedim(-1, 0).unsqueeze(0)
+    pixels = photo[top : top + side, left : left + side].movedim(-1, 0).unsqueeze(0)
     return interpolate(pixels, size=(SIDE, SIDE), mode="bilinear", antialias=True)[0].movedim(0, -1).clamp(0, 1)

@@ -1,4 +1,7 @@
-"""The first command on a machine without model files: a real picture from the small models that come with the pack, and the same seed with every merge."""
+"""The first command on a machine without model files: a real picture from the small models that come with the pack, and
+the same seed with every merge.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -18,12 +21,15 @@ SHOWN = 512  # pixels of the picture's side
 MERGES = ("uniform", "joint", "add", "relevance")
 LABEL, MARGIN, INK, PAPER = 26, 12, (30, 30, 34), (255, 255, 255)
 ABOUT = (
-    "This is Troupe's rehearsal world: a small model trained on drawn pictures of 128x128 pixels (shown enlarged, each pixel a square). It shows every "
-    "part at work, on subjects that were held out of training; benchmarks/CONFUSION.md counts how often each keeps its own look. It says nothing about how well "
+    "This is Troupe's rehearsal world: a small model trained on drawn pictures of 128x128 pixels (shown "
+    "enlarged, each pixel a square). It shows every "
+    "part at work, on subjects that were held out of training; benchmarks/CONFUSION.md counts how often "
+    "each keeps its own look. It says nothing about how well "
     "the real models reproduce a photo."
 )
 ONLY_ITS_CAST = (
-    "The rehearsal models only know their own drawn subjects and cannot use your photo. `python tools/run.py --list-missing` lists the model files that photos need, with links; "
+    "The rehearsal models only know their own drawn subjects and cannot use your photo. `python "
+    "tools/run.py --list-missing` lists the model files that photos need, with links; "
     "without --photo the rehearsal runs."
 )
 
@@ -37,8 +43,16 @@ class Rehearsed:
     lines: tuple[str, ...]
 
 
-def rehearse(prompt: str | None = None, seed: int | None = None, steps: int | None = None, progress: Callable[[int, int], None] = lambda done, of: None) -> Rehearsed:
-    """Paint the prompt's cast with every merge of `MERGES` at one seed. Raises RunError for a prompt that names nobody of the cast, or a shipped file that is damaged."""
+def rehearse(
+    prompt: str | None = None,
+    seed: int | None = None,
+    steps: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Rehearsed:
+    """Paint the prompt's cast with every merge of `MERGES` at one seed.
+
+    Raises RunError for a prompt that names nobody of the cast, or a shipped file that is damaged.
+    """
     hide_broken_torchaudio()
     load_pack()
     from troupe.model_patches.errors import TroupeError
@@ -47,10 +61,17 @@ def rehearse(prompt: str | None = None, seed: int | None = None, steps: int | No
     from troupe.rehearsal.engine.paint import encode, load_rehearsal, paint
     from troupe.rehearsal.world import MOST, reference
 
-    prompt, seed, steps = PROMPT if prompt is None else prompt, SEED if seed is None else seed, STEPS if steps is None else steps
+    prompt, seed, steps = (
+        PROMPT if prompt is None else prompt,
+        SEED if seed is None else seed,
+        STEPS if steps is None else steps,
+    )
     cast = called_for(prompt)
     if not 1 <= len(cast) <= MOST:
-        raise RunError(f"The rehearsal models paint one to {MOST} of their own cast, and '{prompt}' names {len(cast)}. They know: {words()}. For example: \"{PROMPT}\".")
+        raise RunError(
+            f"The rehearsal models paint one to {MOST} of their own cast, and '{prompt}' names {len(cast)}. "
+            f'They know: {words()}. For example: "{PROMPT}".'
+        )
     try:
         models = load_rehearsal()
         pictures = [torch.from_numpy(reference(figure).copy())[None].float() / 255 for figure in cast]
@@ -58,13 +79,25 @@ def rehearse(prompt: str | None = None, seed: int | None = None, steps: int | No
         maps: list[Any] = []
         made = {}
         for number, merge in enumerate(MERGES, 1):
-            made[merge] = _image(paint(models, prompt, seed, references, merge, steps=steps, record=maps if merge == "relevance" else None))
+            made[merge] = _image(
+                paint(
+                    models, prompt, seed, references, merge, steps=steps, record=maps if merge == "relevance" else None
+                )
+            )
             progress(number, len(MERGES))
     except TroupeError as error:
         raise RunError(str(error)) from error
     run = RecordedRun("all", tuple(maps))
-    sheet = _sheet([(figure.words, _image(picture.movedim(-1, 1))) for figure, picture in zip(cast, pictures, strict=True)], made, _maps(run, made["relevance"]))
-    return Rehearsed(made["relevance"].resize((SHOWN, SHOWN), Image.Resampling.NEAREST), sheet, (ABOUT, f"prompt: {prompt}, seed: {seed}, steps: {steps}", "", report(run)))
+    sheet = _sheet(
+        [(figure.words, _image(picture.movedim(-1, 1))) for figure, picture in zip(cast, pictures, strict=True)],
+        made,
+        _maps(run, made["relevance"]),
+    )
+    return Rehearsed(
+        made["relevance"].resize((SHOWN, SHOWN), Image.Resampling.NEAREST),
+        sheet,
+        (ABOUT, f"prompt: {prompt}, seed: {seed}, steps: {steps}", "", report(run)),
+    )
 
 
 def check_options(photos: Sequence[Path], names: Sequence[str], size: tuple[int, int] | None) -> None:
@@ -75,7 +108,9 @@ def check_options(photos: Sequence[Path], names: Sequence[str], size: tuple[int,
         raise RunError("The rehearsal takes its names from the prompt: leave --name out, or change --prompt.")
     if size is not None:
         larger = "`python tools/run.py --list-missing` lists the files of larger models."
-        raise RunError(f"The rehearsal models paint 128x128 pixels, shown at {SHOWN}x{SHOWN}: leave --size out. {larger}")
+        raise RunError(
+            f"The rehearsal models paint 128x128 pixels, shown at {SHOWN}x{SHOWN}: leave --size out. {larger}"
+        )
 
 
 def _image(picture: torch.Tensor) -> Image.Image:
@@ -93,16 +128,24 @@ def _maps(run: Any, picture: Image.Image) -> list[Image.Image]:
     pixels = torch.from_numpy(np.asarray(picture).copy())[None].float() / 255
     drawn = (draw_maps(run, picture.size, pixels)[0] * 255).byte().numpy()
     height = (drawn.shape[0] - GAP * (count - 1)) // count
-    return [Image.fromarray(drawn[i * (height + GAP):i * (height + GAP) + height]) for i in range(count)]
+    return [Image.fromarray(drawn[i * (height + GAP) : i * (height + GAP) + height]) for i in range(count)]
 
 
-def _sheet(references: list[tuple[str, Image.Image]], made: dict[str, Image.Image], maps: list[Image.Image]) -> Image.Image:
+def _sheet(
+    references: list[tuple[str, Image.Image]], made: dict[str, Image.Image], maps: list[Image.Image]
+) -> Image.Image:
     """References, the same seed with every merge, and who owned which part: three labelled rows."""
     side = 256
     rows = [
-        [(f"reference: {name}", picture.resize((side, side), Image.Resampling.NEAREST)) for name, picture in references],
+        [
+            (f"reference: {name}", picture.resize((side, side), Image.Resampling.NEAREST))
+            for name, picture in references
+        ],
         [(f"merge {merge}", picture.resize((side, side), Image.Resampling.NEAREST)) for merge, picture in made.items()],
-        [(f"relevance of {name}", picture.resize((2 * side, side))) for (name, _), picture in zip(references, maps, strict=bool(maps))],
+        [
+            (f"relevance of {name}", picture.resize((2 * side, side)))
+            for (name, _), picture in zip(references, maps, strict=bool(maps))
+        ],
     ]
     width = max(sum(picture.width + MARGIN for _, picture in row) for row in rows) + MARGIN
     sheet = Image.new("RGB", (width, (side + LABEL + MARGIN) * sum(map(bool, rows)) + MARGIN), PAPER)

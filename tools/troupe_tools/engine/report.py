@@ -1,4 +1,8 @@
-"""What a run leaves beside its picture: the references as the encoder saw them, and how far each subject reached. Also the mark on a picture that is none."""
+"""What a run leaves beside its picture: the references as the encoder saw them, and how far each subject reached.
+
+Also the mark on a picture that is none.
+"""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -8,7 +12,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 NOT_A_PICTURE = "NOT_A_PICTURE_random_weights.png"
-NOISE = "This picture is NOISE: the models have random weights. It only shows that every node ran (the plumbing), and says nothing about likeness."
+NOISE = (
+    "This picture is NOISE: the models have random weights. It only shows that every node ran (the plumbing), "
+    "and says nothing about likeness."
+)
 FACE = ("NOT A PICTURE", "random weights: this only", "proves the plumbing")
 SMALLEST = 512  # pixels; a smaller one is enlarged, so that the mark can be read
 
@@ -16,8 +23,13 @@ SMALLEST = 512  # pixels; a smaller one is enlarged, so that the mark can be rea
 def facts_of(references: Any) -> dict[str, Any]:
     """What can be told of References without weights, as plain data."""
     spec = references.adapter.spec
-    subjects = [{"name": s.name, "has": [*_what(s), *(["box"] if s.box else [])], "weight": s.weight} for s in references.subjects]
-    layers, places = (len(spec.widths), "cross-attention layers") if spec.gated is None else (len(spec.gated.places), "gated layers")
+    subjects = [
+        {"name": s.name, "has": [*_what(s), *(["box"] if s.box else [])], "weight": s.weight}
+        for s in references.subjects
+    ]
+    layers, places = (
+        (len(spec.widths), "cross-attention layers") if spec.gated is None else (len(spec.gated.places), "gated layers")
+    )
     if not layers:
         layers = len(spec.prompt.streams)
         places = "text encoder" if layers == 1 else "text encoders"
@@ -29,11 +41,19 @@ def _what(subject: Any) -> list[str]:
     count = len(next(iter(subject.words.values()))) if subject.words else 0
     words = [f"{count} word{'' if count == 1 else 's'} in the prompt"] if count else []
     if subject.features is not None:
-        return [name for name, feature in (("phrase", subject.features.text), ("photo", subject.features.image)) if feature is not None] + words
+        return [
+            name
+            for name, feature in (("phrase", subject.features.text), ("photo", subject.features.image))
+            if feature is not None
+        ] + words
     if subject.tokens is None:
         return words
     count = None if subject.name_tokens is None else len(subject.name_tokens)
-    return [f"{len(subject.tokens)} image tokens", "no name tokens (no CLIP wired)" if count is None else f"{count} name token{'' if count == 1 else 's'}", *words]
+    return [
+        f"{len(subject.tokens)} image tokens",
+        "no name tokens (no CLIP wired)" if count is None else f"{count} name token{'' if count == 1 else 's'}",
+        *words,
+    ]
 
 
 def save_previews(references: Any, folder: Path, first: int = 1) -> list[Path]:
@@ -62,7 +82,11 @@ def report_text(facts: list[dict[str, Any]], reached: list[int], lines: list[str
     for fact, layers in zip(facts, reached, strict=True):
         text.append(f"{fact['adapter']}: {fact['kind']}; it acted in {layers} of {fact['layers']} {fact['places']}")
         for number, s in enumerate(fact["subjects"], 1):
-            text.append(f"  subject {number} '{s['name']}': {layers} {'layers' if 'layers' in fact['places'] else fact['places']}, {', '.join(s['has'])}, weight {s['weight']:g}")
+            text.append(
+                f"  subject {number} '{s['name']}': {layers} "
+                f"{'layers' if 'layers' in fact['places'] else fact['places']}, {', '.join(s['has'])}, "
+                f"weight {s['weight']:g}"
+            )
     return "\n".join([*text, *([""] if lines else []), *lines]) + "\n"
 
 

@@ -1,4 +1,5 @@
 """What an engine hands back to run.py."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -13,7 +14,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """Pictures, the references as the encoder saw them, and for each Apply node its facts (`report.facts_of`) and the layers in which it acted; lines: what was said."""
+    """Pictures, the references as the encoder saw them, and for each Apply node its facts (`report.facts_of`) and the
+    layers in which it acted; lines: what was said.
+    """
 
     pictures: tuple[Image.Image, ...]
     previews: tuple[Image.Image, ...]

@@ -1,4 +1,5 @@
 """Writing what a run made: all of it or nothing, and never over what another run has written."""
+
 from __future__ import annotations
 
 import errno
@@ -11,14 +12,15 @@ from pathlib import Path
 from ..errors import RunError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FULL_WORDS = ("No space left", "Disk quota", "File too large", "unexpected pos")  # of safetensors, and of torch.save, which cannot say it better
+# of safetensors, and of torch.save, which cannot say it better
+FULL_WORDS = ("No space left", "Disk quota", "File too large", "unexpected pos")
 
 
 def save_all(files: Mapping[str, Callable[[Path], None]], folder: Path) -> list[Path]:
     """Write files by name, each with its own function of a path, and return where they are, in the order given.
 
-    They are written aside and moved when all are whole. Where one of the names is taken, by an earlier run or by one in another process, all of
-    them begin with run_2_, run_3_, ... The last name tells runs apart: every run has it.
+    They are written aside and moved when all are whole. Where one of the names is taken, by an earlier run or by one in
+    another process, all of them begin with run_2_, run_3_, ... The last name tells runs apart: every run has it.
     Raises:
         RunError: nothing can be written there, or the disk is full; no file is left then.
     """
@@ -30,7 +32,10 @@ def save_all(files: Mapping[str, Callable[[Path], None]], folder: Path) -> list[
             return _publish([Path(aside) / name for name in files], folder)
     except OSError as error:
         found = f"found '{error.strerror or error}': nothing was saved"
-        raise RunError(f"Expected to write this run's {len(files)} files into {folder}, {found}. Make room there, or choose another folder with --output.") from error
+        raise RunError(
+            f"Expected to write this run's {len(files)} files into {folder}, {found}. Make room there, or "
+            "choose another folder with --output."
+        ) from error
 
 
 @contextmanager
@@ -42,7 +47,10 @@ def room_for_temporary_files() -> Iterator[None]:
         if getattr(error, "errno", None) not in FULL and not any(words in str(error) for words in FULL_WORDS):
             raise
         found = f"found '{os.strerror(errno.ENOSPC)}'"
-        raise RunError(f"Expected room for this run's temporary files in {tempfile.gettempdir()}, {found}. Make room there, or set TMPDIR to another folder.") from error
+        raise RunError(
+            f"Expected room for this run's temporary files in {tempfile.gettempdir()}, {found}. Make room "
+            "there, or set TMPDIR to another folder."
+        ) from error
 
 
 def check_folder(folder: Path) -> None:

@@ -1,4 +1,5 @@
 """Which kind of adapter a file is, told by its folder and name alone."""
+
 from __future__ import annotations
 
 IP_ADAPTER, GLIGEN, MM_DIFF, UMM, SUBJECT_DIFFUSION = "ip_adapter", "gligen", "mm_diff", "umm", "subject_diffusion"
@@ -7,6 +8,10 @@ IP_ADAPTER, GLIGEN, MM_DIFF, UMM, SUBJECT_DIFFUSION = "ip_adapter", "gligen", "m
 def kind_of(adapter: str) -> str:
     """The kind that a combo value says: IP_ADAPTER where nothing says another."""
     name = adapter.replace("\\", "/").lower()
-    signs = {GLIGEN: ("gligen",), SUBJECT_DIFFUSION: ("subject_diffusion", "subject-diffusion"), UMM: ("umm",),
-             MM_DIFF: ("mm_diff", "mm-diff", "adapter_weights", "custom_weights")}
+    signs = {
+        GLIGEN: ("gligen",),
+        SUBJECT_DIFFUSION: ("subject_diffusion", "subject-diffusion"),
+        UMM: ("umm",),
+        MM_DIFF: ("mm_diff", "mm-diff", "adapter_weights", "custom_weights"),
+    }
     return next((kind for kind, parts in signs.items() if any(part in name for part in parts)), IP_ADAPTER)

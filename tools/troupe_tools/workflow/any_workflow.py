@@ -1,8 +1,11 @@
-"""Any saved workflow as one flat graph: the front end's save format with its subgraphs and group nodes laid open, and API prompts.
+"""Any saved workflow as one flat graph: the front end's save format with its subgraphs and group nodes laid open, and
+API prompts.
 
-comfy-cli reads workflows too, and converts them for the host (see on_comfyui.py); it needs the node list of a running host and leaves Use Everywhere's broadcasts,
-group nodes and Set nodes to the browser, so what it is given here has none of them any more.
+comfy-cli reads workflows too, and converts them for the host (see on_comfyui.py); it needs the node list of a running
+host and leaves Use Everywhere's broadcasts, group nodes and Set nodes to the browser, so what it is given here has none
+of them any more.
 """
+
 from __future__ import annotations
 
 import json
@@ -22,7 +25,8 @@ Origin = tuple[Any, int]  # node id, output slot
 def flatten(content: Any) -> dict[str, Any]:
     """The workflow in the save format (version 0.4) with every node on its own level, for graph.Graph.
 
-    A node inside a subgraph or group node gets the id 'outer:inner'. Raises RunError where the file is no workflow, or one from which nodes were lost.
+    A node inside a subgraph or group node gets the id 'outer:inner'. Raises RunError where the file is no workflow, or
+    one from which nodes were lost.
     """
     if isinstance(content, dict) and isinstance(content.get("prompt"), dict):  # as it is posted to the host
         content = content["prompt"]
@@ -32,7 +36,9 @@ def flatten(content: Any) -> dict[str, Any]:
         try:
             return _laid_open(content)
         except RecursionError:
-            raise RunError("The links of the workflow form a loop through its subgraphs. Open the workflow and remove one of them.") from None
+            raise RunError(
+                "The links of the workflow form a loop through its subgraphs. Open the workflow and remove one of them."
+            ) from None
     nodes = [node for node in content.values() if isinstance(node, dict) and ("class_type" in node or "inputs" in node)]
     if nodes and len(nodes) == len(content) and any("class_type" in node for node in nodes):
         return _from_prompt(content)
@@ -41,19 +47,35 @@ def flatten(content: Any) -> dict[str, Any]:
 
 def is_wire(value: Any) -> bool:
     """Whether an input of an API prompt is a link: [node id, output slot]."""
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], (str, int)) and isinstance(value[1], int) and not isinstance(value[1], bool)
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], (str, int))
+        and isinstance(value[1], int)
+        and not isinstance(value[1], bool)
+    )
 
 
 def _no_workflow(found: str) -> RunError:
-    return RunError(f"Expected a ComfyUI workflow (saved, or exported for the API), found {found}. Save it again with Workflow > Save and give that file.")
+    return RunError(
+        f"Expected a ComfyUI workflow (saved, or exported for the API), found {found}. Save it again with "
+        "Workflow > Save and give that file."
+    )
 
 
 def _from_prompt(prompt: dict[str, Any]) -> dict[str, Any]:
     """An API prompt in the save format, marked 'api'; its inputs have names and no types."""
-    lost = [f"'{(entry.get('_meta') or {}).get('title') or 'a node without a title'}' (node {id_})" for id_, entry in prompt.items() if not entry.get("class_type")]
+    lost = [
+        f"'{(entry.get('_meta') or {}).get('title') or 'a node without a title'}' (node {id_})"
+        for id_, entry in prompt.items()
+        if not entry.get("class_type")
+    ]
     if lost:
-        raise RunError(f"Expected a class_type for every node, found none for {', '.join(lost)}: its pack was missing when the file was exported. "
-                       "Install the pack, open the workflow in ComfyUI and export it again.")
+        raise RunError(
+            f"Expected a class_type for every node, found none for {', '.join(lost)}: its pack was missing "
+            "when the file was exported. "
+            "Install the pack, open the workflow in ComfyUI and export it again."
+        )
     nodes, links = [], []
     for id_, entry in prompt.items():
         slots, values = [], []
@@ -67,13 +89,26 @@ def _from_prompt(prompt: dict[str, Any]) -> dict[str, Any]:
                 slots.append({"name": name, "type": ANY, "widget": {"name": name}, "link": None})
                 values.append(value)
         title = (entry.get("_meta") or {}).get("title")
-        nodes.append({"id": id_, "type": entry["class_type"], "mode": 0, "title": title, "inputs": slots, "outputs": None, "properties": {}, "widgets_values": values})
+        nodes.append(
+            {
+                "id": id_,
+                "type": entry["class_type"],
+                "mode": 0,
+                "title": title,
+                "inputs": slots,
+                "outputs": None,
+                "properties": {},
+                "widgets_values": values,
+            }
+        )
     return {"nodes": nodes, "links": links, "api": True}
 
 
 @dataclass(eq=False)
 class Level:
-    """The nodes and links of one graph: the file's own, or a subgraph's for one node that stands for it; inputs: names of the subgraph's."""
+    """The nodes and links of one graph: the file's own, or a subgraph's for one node that stands for it; inputs: names
+    of the subgraph's.
+    """
 
     nodes: list[dict[str, Any]]
     links: list[Link]
@@ -93,16 +128,22 @@ class Level:
         return f"{self.prefix}{id_}" if self.prefix else id_
 
     def wired(self, slot: int) -> Any:
-        """The outer link at one of the subgraph's inputs, or None. The node that stands for it lists only some of them, so they go by name."""
+        """The outer link at one of the subgraph's inputs, or None.
+
+        The node that stands for it lists only some of them, so they go by name.
+        """
         name = self.inputs[slot] if slot < len(self.inputs) else None
         outer = self.stands_for.inputs
-        if name not in outer and self.group:  # a group's names depend on widgets that the file does not list; its sockets' order does not
+        # a group's names depend on widgets that the file does not list; its sockets' order does not
+        if name not in outer and self.group:
             sockets = [one for one in self.stands_for.raw.get("inputs") or [] if "widget" not in one]
             return sockets[slot].get("link") if slot < len(sockets) else None
         return (outer.get(name) or {}).get("link")
 
     def origin(self, source: Any, slot: int, kind: Any) -> Origin | None:
-        """The real node and slot behind a link's source, through the borders of subgraphs; None where nothing is wired there. kind: the type of the input that is fed."""
+        """The real node and slot behind a link's source, through the borders of subgraphs; None where nothing is wired
+        there. kind: the type of the input that is fed.
+        """
         if source == INSIDE and self.parent is not None:
             return self.parent.outer(self.wired(slot), kind)
         if source in self.inner:
@@ -121,7 +162,10 @@ class Level:
 
 def _laid_open(workflow: dict[str, Any]) -> dict[str, Any]:
     check_format(workflow)
-    subgraphs = {**group_nodes(workflow), **{graph.get("id"): graph for graph in (workflow.get("definitions") or {}).get("subgraphs") or []}}
+    subgraphs = {
+        **group_nodes(workflow),
+        **{graph.get("id"): graph for graph in (workflow.get("definitions") or {}).get("subgraphs") or []},
+    }
     workflow = with_broadcasts(workflow)
     top = Level(workflow["nodes"], workflow["links"])
     levels = [top]
@@ -129,29 +173,46 @@ def _laid_open(workflow: dict[str, Any]) -> dict[str, Any]:
         for raw in level.nodes:
             if raw["type"] in subgraphs:
                 if raw["type"] in level.within():
-                    raise RunError(f"The subgraph '{subgraphs[raw['type']].get('name')}' contains itself. Open the workflow in ComfyUI and save it again.")
+                    raise RunError(
+                        f"The subgraph '{subgraphs[raw['type']].get('name')}' contains itself. Open the "
+                        "workflow in ComfyUI and save it again."
+                    )
                 level.inner[raw["id"]] = _below(level, Node(raw), subgraphs[raw["type"]])
                 levels.append(level.inner[raw["id"]])
     nodes, links = [], []
     for level in levels:
         _take(level, nodes, links)
-    return {**{key: value for key, value in workflow.items() if key != "definitions"}, "nodes": nodes, "links": links, "version": 0.4}
+    return {
+        **{key: value for key, value in workflow.items() if key != "definitions"},
+        "nodes": nodes,
+        "links": links,
+        "version": 0.4,
+    }
 
 
 def _below(level: Level, node: Node, graph: dict[str, Any]) -> Level:
-    """A subgraph's level; its nodes are muted or bypassed where the node that stands for it is, and have the values of its widgets."""
+    """A subgraph's level; its nodes are muted or bypassed where the node that stands for it is, and have the values of
+    its widgets.
+    """
     graph = with_broadcasts(graph)
     inputs = tuple(slot.get("name") for slot in graph.get("inputs") or [])
-    below = Level(graph["nodes"], graph["links"], f"{level.name(node.id)}:", level, node, inputs, bool(graph.get("group")))
+    below = Level(
+        graph["nodes"], graph["links"], f"{level.name(node.id)}:", level, node, inputs, bool(graph.get("group"))
+    )
     for raw in below.nodes:
         raw["mode"] = node.mode or raw.get("mode", 0)
     if graph.get("group"):
         give_values(below.nodes, node.raw.get("widgets_values"))
         return below
     by_id = {raw["id"]: Node(raw) for raw in below.nodes}
-    shown: dict[int, list[tuple[Node, int]]] = {}  # slot of the subgraph -> inner nodes and the places of the values that it shows as a widget
+    # slot of the subgraph -> inner nodes and the places of the values that it shows as a widget
+    shown: dict[int, list[tuple[Node, int]]] = {}
     for _, source, slot, target, into, _ in below.links:
-        widget = (by_id[target].raw["inputs"][into].get("widget") or {}).get("name") if source == INSIDE and target in by_id else None
+        widget = (
+            (by_id[target].raw["inputs"][into].get("widget") or {}).get("name")
+            if source == INSIDE and target in by_id
+            else None
+        )
         place = by_id[target].widget_places().get(widget) if widget else None
         if place is not None:
             shown.setdefault(slot, []).append((by_id[target], place))
@@ -167,21 +228,28 @@ def _below(level: Level, node: Node, graph: dict[str, Any]) -> Level:
 def _shown_values(node: Node, inputs: Sequence[Any], shown: Sequence[int]) -> Iterator[tuple[int, Any]]:
     """(slot of the subgraph, value) of the widgets on the node that stands for it.
 
-    Files that say which widget is whose (`proxyWidgets`: node id and name, "-1" for an input of the subgraph) are taken at their word; in others the values
-    stand in the order of the slots.
+    Files that say which widget is whose (`proxyWidgets`: node id and name, "-1" for an input of the subgraph) are taken
+    at their word; in others the values stand in the order of the slots.
     """
     values, proxies = node.raw.get("widgets_values") or [], (node.raw.get("properties") or {}).get("proxyWidgets") or []
     proxies = json.loads(proxies) if isinstance(proxies, str) else proxies
     if isinstance(values, dict):
         yield from ((slot, values[name]) for slot, name in enumerate(inputs) if name in values)
     elif any(str(id_) == "-1" for id_, *_ in proxies):
-        yield from ((inputs.index(name), value) for (id_, name, *_), value in zip(proxies, values, strict=False) if str(id_) == "-1" and name in inputs and value is not None)
+        yield from (
+            (inputs.index(name), value)
+            for (id_, name, *_), value in zip(proxies, values, strict=False)
+            if str(id_) == "-1" and name in inputs and value is not None
+        )
     elif len(values) == len(shown):
         yield from zip(shown, values, strict=True)
 
 
 def _take(level: Level, nodes: list[dict[str, Any]], links: list[Link]) -> None:
-    """Move a level's real nodes and links into the flat graph, with new link ids. What an input says is wired into it counts, as in the front end."""
+    """Move a level's real nodes and links into the flat graph, with new link ids.
+
+    What an input says is wired into it counts, as in the front end.
+    """
     by_link = {link[0]: link for link in level.links}
     for raw in (raw for raw in level.nodes if raw["id"] not in level.inner):
         for into, slot in enumerate(raw.get("inputs") or []):
@@ -197,15 +265,21 @@ def _take(level: Level, nodes: list[dict[str, Any]], links: list[Link]) -> None:
         nodes.append(raw)
 
 
-# ---- for the host ------------------------------------------------------------------------------------------------------------------------
+# ---- for the host ----------------------------------------------------------------------------------------------------
+
 
 def for_the_host(workflow: dict[str, Any]) -> dict[str, Any]:
-    """A flat workflow without what exists only in the browser: every wire begins at the node that is behind it, and inactive nodes are gone.
+    """A flat workflow without what exists only in the browser: every wire begins at the node that is behind it, and
+    inactive nodes are gone.
 
     Primitives stay, whose values comfy-cli fills in.
     """
     graph = Graph(workflow)
-    acting = [node for node in graph.nodes.values() if node.mode not in (MUTED, BYPASSED) and (node.type == PRIMITIVE or not is_virtual(node.type))]
+    acting = [
+        node
+        for node in graph.nodes.values()
+        if node.mode not in (MUTED, BYPASSED) and (node.type == PRIMITIVE or not is_virtual(node.type))
+    ]
     links: list[Link] = []
     for node in acting:
         for into, slot in enumerate(node.raw.get("inputs") or []):
@@ -229,5 +303,8 @@ def as_prompt(workflow: dict[str, Any]) -> dict[str, Any]:
         wired = {name: graph.source(node, name) for name, slot in node.inputs.items() if slot.get("link") is not None}
         values = {name: graph.value(node, name) for name in node.widget_places() if name not in wired}
         inputs = {**values, **{name: [str(found[0].id), found[1]] for name, found in wired.items() if found}}
-        prompt[str(node.id)] = {"class_type": node.type, "inputs": {name: inputs[name] for name in node.inputs if name in inputs}}
+        prompt[str(node.id)] = {
+            "class_type": node.type,
+            "inputs": {name: inputs[name] for name in node.inputs if name in inputs},
+        }
     return prompt

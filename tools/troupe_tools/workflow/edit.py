@@ -1,4 +1,8 @@
-"""What the command line changes in a workflow: photos, names, prompt, size, steps, seed. Both engines then read the same edited workflow."""
+"""What the command line changes in a workflow: photos, names, prompt, size, steps, seed.
+
+Both engines then read the same edited workflow.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -43,7 +47,8 @@ class SubjectPlace:
 
 
 def edit(workflow: dict[str, Any], changes: Changes, folders: Sequence[Path] = ()) -> Edited:
-    """Apply the changes. ComfyUI's example picture becomes the two sample photos in turn; other names are looked up in `folders`, then among the samples.
+    """Apply the changes. ComfyUI's example picture becomes the two sample photos in turn; other names are looked up in
+    `folders`, then among the samples.
 
     Raises:
         RunError: more photos or names than subjects, or a photo that is not there.
@@ -70,22 +75,36 @@ def subject_places(graph: Graph) -> list[SubjectPlace]:
     adds = sorted(graph.of_type(ADD), key=lambda node: sum(before.type == ADD for before in upstream(graph, node)))
     places = [SubjectPlace(node, "name", tuple(photo_nodes(graph, node, PHOTO_INPUTS))) for node in adds]
     for node in graph.of_type(QUICK):
-        places += [SubjectPlace(node, f"name_{n}", tuple(photo_nodes(graph, node, (f"image_{n}",)))) for n in quick_numbers(graph, node)]
+        places += [
+            SubjectPlace(node, f"name_{n}", tuple(photo_nodes(graph, node, (f"image_{n}",))))
+            for n in quick_numbers(graph, node)
+        ]
     return places
 
 
 def _write_names(graph: Graph, places: list[SubjectPlace], names: Sequence[str]) -> None:
     if len(names) > len(places):
-        raise RunError(f"{len(names)} names were given for {len(places)} subjects in the workflow. Give at most {len(places)}, or add a subject to the workflow.")
+        raise RunError(
+            f"{len(names)} names were given for {len(places)} subjects in the workflow. Give at most "
+            f"{len(places)}, or add a subject to the workflow."
+        )
     for place, name in zip(places, names, strict=False):
         graph.write(place.node, place.widget, name)
 
 
-def _write_photos(graph: Graph, places: list[SubjectPlace], given: Sequence[Path], folders: Sequence[Path]) -> dict[str, Path]:
-    """Give every LoadImage a file name of its own, the given photos first. Two subjects on one LoadImage share its photo."""
+def _write_photos(
+    graph: Graph, places: list[SubjectPlace], given: Sequence[Path], folders: Sequence[Path]
+) -> dict[str, Path]:
+    """Give every LoadImage a file name of its own, the given photos first.
+
+    Two subjects on one LoadImage share its photo.
+    """
     loaders = list({node.id: node for place in places for node in place.photos}.values())
     if len(given) > len(loaders):
-        raise RunError(f"{len(given)} photos were given for {len(loaders)} Load Image nodes of subjects. Give at most {len(loaders)}, or add Load Image nodes to the workflow.")
+        raise RunError(
+            f"{len(given)} photos were given for {len(loaders)} Load Image nodes of subjects. Give at most "
+            f"{len(loaders)}, or add Load Image nodes to the workflow."
+        )
     files: dict[str, Path] = {}
     for i, node in enumerate(loaders):
         present = str(graph.value(node, "image"))
@@ -105,15 +124,23 @@ def _present(name: str, folders: Sequence[Path], number: int) -> Path:
         return real[number % len(real)]
     found = next((folder / name for folder in (*folders, SAMPLES) if (folder / name).is_file()), None)
     if found is None:
-        raise RunError(f"The workflow's photo '{name}' is not in {' or '.join(map(str, folders)) or 'any known input folder'}. Give it with --photo.")
+        raise RunError(
+            f"The workflow's photo '{name}' is not in "
+            f"{' or '.join(map(str, folders)) or 'any known input folder'}. Give it with --photo."
+        )
     return found
 
 
 def _write_size(graph: Graph, size: tuple[int, int]) -> None:
-    """Into the latent node, or the Place Subjects node that it has its size from; other Place Subjects nodes lay out the same picture."""
+    """Into the latent node, or the Place Subjects node that it has its size from; other Place Subjects nodes lay out
+    the same picture.
+    """
     found = graph.source(find_sampling(graph).node, "latent_image")
     if found is None or not {"width", "height"} <= found[0].widget_places().keys():
-        raise RunError("The size of this picture is not set by a latent node with 'width' and 'height', so --size has nothing to change. Leave it out.")
+        raise RunError(
+            "The size of this picture is not set by a latent node with 'width' and 'height', so --size has "
+            "nothing to change. Leave it out."
+        )
     for widget, value in zip(("width", "height"), size, strict=True):
         for node in (found[0], *graph.of_type(PLACE)):
             graph.write(*size_widget(graph, node, widget), value)

@@ -1,4 +1,7 @@
-"""What stands between a workflow and a run: nodes that are not there, wires that do not fit, values that are not allowed. One sentence each."""
+"""What stands between a workflow and a run: nodes that are not there, wires that do not fit, values that are not
+allowed. One sentence each.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -13,10 +16,14 @@ from .wires import INSIDE, as_list
 
 WIDGETS = ("COMBO", "INT", "FLOAT", "STRING", "BOOLEAN")
 NUMBERS = {"INT": "a whole number", "FLOAT": "a number"}
-UPLOADS = ("image_upload", "video_upload", "audio_upload", "animated_image_upload")  # options of a list of the user's own pictures, videos, sounds
-IPADAPTER = ("IPAdapter", "IPAdapterAdvanced", "IPAdapterApply")  # of IPAdapter_plus; the last one is in no version since March 2024
+# options of a list of the user's own pictures, videos, sounds
+UPLOADS = ("image_upload", "video_upload", "audio_upload", "animated_image_upload")
+# of IPAdapter_plus; the last one is in no version since March 2024
+IPADAPTER = ("IPAdapter", "IPAdapterAdvanced", "IPAdapterApply")
 ASKED_FOR = {  # sockets that our nodes cannot do without, though their schema says optional: see nodes/graph.py
-    "TroupeApplyImageAttention": ("references",), "TroupeApplyGated": ("references",), "TroupeQuickSubjects": ("clip", "image_1"),
+    "TroupeApplyImageAttention": ("references",),
+    "TroupeApplyGated": ("references",),
+    "TroupeQuickSubjects": ("clip", "image_1"),
 }
 Info = dict[str, Any]  # the host's /object_info
 
@@ -59,7 +66,9 @@ def inputs_of(entry: dict[str, Any]) -> dict[str, Input]:
 
 
 def named_values(node: Node, entry: dict[str, Any]) -> dict[str, Any]:
-    """The saved value of every widget that no wire overrides, by name; older files save no names, so their values go by the host's order."""
+    """The saved value of every widget that no wire overrides, by name; older files save no names, so their values go by
+    the host's order.
+    """
     values = node.raw.get("widgets_values") or []
     if isinstance(values, dict):
         named = dict(values)
@@ -86,20 +95,32 @@ def _places_by_order(entry: dict[str, Any], values: list[Any]) -> dict[str, int]
     return places
 
 
-# ---- nodes -------------------------------------------------------------------------------------------------------------------------------
+# ---- nodes -----------------------------------------------------------------------------------------------------------
+
 
 def missing_nodes(graph: Graph, info: Info) -> list[Finding]:
     """One finding for each class that the host does not have."""
     groups: dict[str, list[Node]] = {}
     for node in graph.nodes.values():
-        if node.mode == ACTIVE and node.type not in info and not is_virtual(node.type) and not _front_end_of_a_pack(node, info):
+        if (
+            node.mode == ACTIVE
+            and node.type not in info
+            and not is_virtual(node.type)
+            and not _front_end_of_a_pack(node, info)
+        ):
             groups.setdefault(node.type, []).append(node)
     return [_missing_node(kind, nodes) for kind, nodes in groups.items()]
 
 
 def packs_named(graph: Graph) -> list[str]:
     """The packs that the workflow says its nodes come from, without ComfyUI itself."""
-    return sorted({pack for node in graph.nodes.values() if node.mode == ACTIVE and (pack := _pack(node)) not in ("", "comfy-core")})
+    return sorted(
+        {
+            pack
+            for node in graph.nodes.values()
+            if node.mode == ACTIVE and (pack := _pack(node)) not in ("", "comfy-core")
+        }
+    )
 
 
 def _pack(node: Node) -> str:
@@ -115,10 +136,17 @@ def _missing_node(kind: str, nodes: list[Node]) -> Finding:
     elif kind.startswith("Troupe"):
         what, do = "a node of Troupe", "install or update Troupe"
     elif pack:
-        source = f"https://github.com/{pack}" if "/" in pack else f"'{pack}' in ComfyUI Manager, or run `comfy node install {pack}`,"
+        source = (
+            f"https://github.com/{pack}"
+            if "/" in pack
+            else f"'{pack}' in ComfyUI Manager, or run `comfy node install {pack}`,"
+        )
         what, do = f"a node of the pack {pack}", f"install {source} and restart ComfyUI"
     else:
-        what, do = f"the node {kind} of some pack", "search for this name in ComfyUI Manager (the file does not say which pack has it)"
+        what, do = (
+            f"the node {kind} of some pack",
+            "search for this name in ComfyUI Manager (the file does not say which pack has it)",
+        )
     if kind in IPADAPTER:
         do += ", or rewrite it with --from-ipadapter"
     return Finding("node", f"{where}: expected {what}, found no {kind} in this ComfyUI; {do}.")
@@ -126,7 +154,11 @@ def _missing_node(kind: str, nodes: list[Node]) -> Finding:
 
 def browser_packs(graph: Graph, info: Info) -> list[str]:
     """The packs whose nodes in the workflow work in the browser alone, and which this host does not seem to have."""
-    named = {PACKS[node.type] for node in graph.nodes.values() if node.mode == ACTIVE and node.type in PACKS and node.type not in info}
+    named = {
+        PACKS[node.type]
+        for node in graph.nodes.values()
+        if node.mode == ACTIVE and node.type in PACKS and node.type not in info
+    }
     modules = {_squeezed(str(entry.get("python_module", "")).rpartition(".")[2]) for entry in info.values()}
     return sorted(name for name, part in named if not any(part in module for module in modules))
 
@@ -134,7 +166,9 @@ def browser_packs(graph: Graph, info: Info) -> list[str]:
 def _front_end_of_a_pack(node: Node, info: Info) -> bool:
     """A node that only the browser has, of a pack that is installed."""
     name = _squeezed(_pack(node).rpartition("/")[2])
-    return bool(name) and any(name == _squeezed(str(entry.get("python_module", "")).rpartition(".")[2]) for entry in info.values())
+    return bool(name) and any(
+        name == _squeezed(str(entry.get("python_module", "")).rpartition(".")[2]) for entry in info.values()
+    )
 
 
 def _squeezed(name: str) -> str:
@@ -150,10 +184,13 @@ def no_output(graph: Graph, info: Info) -> list[Finding]:
     return [Finding("node", "the workflow: expected an active output node, found none; add one, such as Save Image.")]
 
 
-# ---- wires -------------------------------------------------------------------------------------------------------------------------------
+# ---- wires -----------------------------------------------------------------------------------------------------------
+
 
 def broken_links(workflow: dict[str, Any]) -> list[Finding]:
-    """Wires of a saved file that an input names, and that come from nothing, or join sockets whose types differ in the file itself."""
+    """Wires of a saved file that an input names, and that come from nothing, or join sockets whose types differ in the
+    file itself.
+    """
     if not isinstance(workflow.get("links"), list):
         return []
     links = {link[0]: link for link in map(as_list, filter(None, workflow["links"]))}
@@ -168,27 +205,47 @@ def broken_links(workflow: dict[str, Any]) -> list[Finding]:
             outputs = (source.raw.get("outputs") if source else None) or []
             if out >= len(outputs):
                 lost = f"expected output {out} of node {link[1]} at its end, found nothing there"
-                found.append(Finding("wire", f"link {link[0]} into '{slot.get('name')}' of {node.label}: {lost}; open the workflow, wire it again and save."))
+                found.append(
+                    Finding(
+                        "wire",
+                        f"link {link[0]} into '{slot.get('name')}' of {node.label}: {lost}; open the "
+                        "workflow, wire it again and save.",
+                    )
+                )
             elif not fits(outputs[out].get("type"), slot.get("type")):
                 found.append(_misfit(node, slot.get("name"), slot.get("type"), source, outputs[out].get("type")))
     return found
 
 
 def wrong_wires(graph: Graph, info: Info) -> Iterator[Finding]:
-    """Wires between sockets that do not fit, outputs that a class no longer has, and required sockets without a wire."""
+    """Wires between sockets that do not fit, outputs that a class no longer has, and required sockets without a
+    wire.
+    """
     sockets = {kind for entry in info.values() for kind in entry.get("output") or [] if isinstance(kind, str)}
     for node in _reached(graph, info):
         for one in inputs_of(info[node.type]).values():
             slot = node.inputs.get(one.name) or {}
             source = graph.source(node, one.name) if slot.get("link") is not None else None
             if source is None:
-                if (one.required or one.name in ASKED_FOR.get(node.type, ())) and not one.is_widget and one.type in sockets and "widget" not in slot:
+                if (
+                    (one.required or one.name in ASKED_FOR.get(node.type, ()))
+                    and not one.is_widget
+                    and one.type in sockets
+                    and "widget" not in slot
+                ):
                     found = "a wire from a muted node" if slot.get("link") is not None else "none"
-                    yield Finding("wire", f"{node.label}: expected a wire of type {one.type} in '{one.name}', found {found}; wire it.")
+                    yield Finding(
+                        "wire",
+                        f"{node.label}: expected a wire of type {one.type} in '{one.name}', found {found}; wire it.",
+                    )
                 continue
             given = _output(*source, info)
             if given is None:
-                yield Finding("wire", f"{node.label}: expected output {source[1]} of {source[0].label} in '{one.name}', found fewer; the node has changed, wire it again.")
+                yield Finding(
+                    "wire",
+                    f"{node.label}: expected output {source[1]} of {source[0].label} in '{one.name}', found "
+                    "fewer; the node has changed, wire it again.",
+                )
             elif not fits(given, one.type):
                 yield _misfit(node, one.name, one.type, source[0], given)
 
@@ -201,24 +258,40 @@ def _output(source: Node, slot: int, info: Info) -> str | None:
 
 
 def _misfit(node: Node, name: Any, wanted: Any, source: Node, given: Any) -> Finding:
-    return Finding("wire", f"{node.label}: expected {wanted} in '{name}', found {given} from {source.label}; wire an output of type {wanted} into it.")
+    return Finding(
+        "wire",
+        f"{node.label}: expected {wanted} in '{name}', found {given} from {source.label}; wire an output of "
+        f"type {wanted} into it.",
+    )
 
 
-# ---- values ------------------------------------------------------------------------------------------------------------------------------
+# ---- values ----------------------------------------------------------------------------------------------------------
+
 
 def wrong_values(graph: Graph, info: Info, files: list[Needed]) -> Iterator[Finding]:
-    """Widget values outside their options or range. Model files that are missing anyway (`files`) are not told twice."""
+    """Widget values outside their options or range.
+
+    Model files that are missing anyway (`files`) are not told twice.
+    """
     gone = {file.name for file in files}
     for node in _reached(graph, info):
         values = named_values(node, info[node.type])
         for one in (one for one in inputs_of(info[node.type]).values() if one.is_widget):
             if one.name not in values:
                 if one.required and one.name not in node.inputs and graph.workflow.get("api"):
-                    yield Finding("value", f"{node.label}: expected a value for '{one.name}', found none; open the workflow in ComfyUI and export it again.")
+                    yield Finding(
+                        "value",
+                        f"{node.label}: expected a value for '{one.name}', found none; open the workflow in "
+                        "ComfyUI and export it again.",
+                    )
                 continue
             wrong = _wrong(one, values[one.name], gone)
             if wrong:
-                yield Finding("value", f"{node.label}: expected {wrong[0]} in '{one.name}', found {_quoted(values[one.name])}; {wrong[1]}.")
+                yield Finding(
+                    "value",
+                    f"{node.label}: expected {wrong[0]} in '{one.name}', found {_quoted(values[one.name])}; "
+                    f"{wrong[1]}.",
+                )
 
 
 def _wrong(one: Input, value: Any, gone: set[str]) -> tuple[str, str] | None:
@@ -244,21 +317,39 @@ def _not_offered(one: Input, value: Any, gone: set[str]) -> tuple[str, str] | No
     if one.options is None or value in one.options or one.extra.get("multiselect") or one.extra.get("remote"):
         return None
     text = str(value).replace("\\", "/")
-    if any(text == name or text.endswith(f"/{name}") for name in gone) or text in (str(option).replace("\\", "/") for option in one.options):
+    if any(text == name or text.endswith(f"/{name}") for name in gone) or text in (
+        str(option).replace("\\", "/") for option in one.options
+    ):
         return None
     if any(one.extra.get(key) for key in UPLOADS):
-        return None if "/" in text or text.endswith("]") else ("a file in ComfyUI's input folder", "choose one of yours, or put it there")
+        return (
+            None
+            if "/" in text or text.endswith("]")
+            else ("a file in ComfyUI's input folder", "choose one of yours, or put it there")
+        )
     if text.lower().endswith(EXTENSIONS):
         if one.name in ("adapter_name", "clip_vision_name") and _found_otherwise(text, one.options):
             return None
-        same = next((option for option in one.options if str(option).replace("\\", "/").rpartition("/")[2] == text.rpartition("/")[2]), None)
-        return "a file that ComfyUI lists", f"choose '{same}'" if same else "put the file into its folder and press R, or choose another"
+        same = next(
+            (
+                option
+                for option in one.options
+                if str(option).replace("\\", "/").rpartition("/")[2] == text.rpartition("/")[2]
+            ),
+            None,
+        )
+        return (
+            "a file that ComfyUI lists",
+            f"choose '{same}'" if same else "put the file into its folder and press R, or choose another",
+        )
     offered = ", ".join(map(str, one.options[:8])) + (", ..." if len(one.options) > 8 else "")
     return f"one of {offered or 'nothing (the list is empty)'}", "choose one of them"
 
 
 def _found_otherwise(text: str, options: Sequence[Any]) -> bool:
-    """Whether our loaders find a file that is not listed under this value: an adapter's of an older workflow, with its folder, or an encoder under another name."""
+    """Whether our loaders find a file that is not listed under this value: an adapter's of an older workflow, with its
+    folder, or an encoder under another name.
+    """
     load_pack()
     from troupe.model_patches.checkpoints.catalogue import published
 

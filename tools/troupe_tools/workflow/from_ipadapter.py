@@ -1,4 +1,7 @@
-"""A workflow's stacked IPAdapter_plus nodes rewritten as Troupe nodes that do the same, and a sentence for everything that cannot be carried."""
+"""A workflow's stacked IPAdapter_plus nodes rewritten as Troupe nodes that do the same, and a sentence for everything
+that cannot be carried.
+"""
+
 from __future__ import annotations
 
 import copy
@@ -9,7 +12,20 @@ from typing import Any
 from .graph import ACTIVE, Graph, Node, check_format, said
 from .group_nodes import group_nodes
 from .guess_names import Guess
-from .ipadapter_nodes import AGAIN, APPLIES, COMBINE, KEEP, PREPARE, REGIONAL, UNIFIED, NotCarried, Stacked, read, reason, theirs
+from .ipadapter_nodes import (
+    AGAIN,
+    APPLIES,
+    COMBINE,
+    KEEP,
+    PREPARE,
+    REGIONAL,
+    UNIFIED,
+    NotCarried,
+    Stacked,
+    read,
+    reason,
+    theirs,
+)
 from .ipadapter_regions import keep_prompts, origin_of
 from .node_layout import GAP, HEAD, lowest, show_group
 from .replacement_nodes import TITLE, framing_of, write_chain
@@ -20,7 +36,9 @@ from .wires import with_broadcasts
 
 @dataclass(frozen=True, eq=False)
 class Rewritten:
-    """workflow: the new file; carried: how many photos with their settings; said: one line for each thing that is not as before."""
+    """workflow: the new file; carried: how many photos with their settings; said: one line for each thing that is not
+    as before.
+    """
 
     workflow: dict[str, Any]
     carried: int
@@ -49,7 +67,11 @@ def from_ipadapter(workflow: dict[str, Any]) -> Rewritten:
         show_group(wiring.workflow, TITLE, first)
     told = {one.prepared.id for one in photos if one.prepared is not None}
     remarks += _out_of_sight(workflow)
-    left = [Node(raw) for raw in wiring.workflow["nodes"] if theirs(Node(raw)) and raw["type"] not in APPLIES and raw["id"] not in told]
+    left = [
+        Node(raw)
+        for raw in wiring.workflow["nodes"]
+        if theirs(Node(raw)) and raw["type"] not in APPLIES and raw["id"] not in told
+    ]
     remarks += [f"{node.label} stays: {_why_left(wiring, node)}." for node in left]
     return Rewritten(wiring.saved(), len(photos), tuple(dict.fromkeys(remarks)))
 
@@ -59,8 +81,14 @@ def _out_of_sight(workflow: dict[str, Any]) -> list[str]:
     subgraphs = {graph.get("id"): graph for graph in (workflow.get("definitions") or {}).get("subgraphs") or []}
     folded = {**group_nodes(workflow), **subgraphs}
     used = {raw["type"] for graph in (workflow, *folded.values()) for raw in graph["nodes"]}
-    return [f"{node.label} stays: it lies inside '{graph.get('name')}'; unpack that (right click > Unpack Subgraph, or Convert to nodes), save the workflow and rewrite it again."
-            for kind, graph in folded.items() if kind in used for node in map(Node, graph["nodes"]) if node.type in APPLIES]
+    return [
+        f"{node.label} stays: it lies inside '{graph.get('name')}'; unpack that (right click > Unpack "
+        "Subgraph, or Convert to nodes), save the workflow and rewrite it again."
+        for kind, graph in folded.items()
+        if kind in used
+        for node in map(Node, graph["nodes"])
+        if node.type in APPLIES
+    ]
 
 
 def _readable(graph: Graph) -> tuple[dict[Any, list[Stacked]], list[str]]:
@@ -75,7 +103,9 @@ def _readable(graph: Graph) -> tuple[dict[Any, list[Stacked]], list[str]]:
 
 
 def _chains(graph: Graph, stacked: dict[Any, list[Stacked]]) -> list[list[Stacked]]:
-    """Nodes one after another on a MODEL wire that nothing else takes, with one adapter: each such row becomes one cast."""
+    """Nodes one after another on a MODEL wire that nothing else takes, with one adapter: each such row becomes one
+    cast.
+    """
     before = {id_: _previous(graph, photos[0], stacked) for id_, photos in stacked.items()}
     after = {previous: id_ for id_, previous in before.items() if previous is not None}
     chains = []
@@ -90,10 +120,17 @@ def _chains(graph: Graph, stacked: dict[Any, list[Stacked]]) -> list[list[Stacke
 def _previous(graph: Graph, one: Stacked, stacked: dict[Any, list[Stacked]]) -> Any:
     """The carried node straight before this one on the MODEL wire, with reroutes at most between, or None."""
     way, found = graph.way(one.node, "model")
-    previous = stacked[found[0].id][-1] if found and found[0].id in stacked and all(node.type in PASSING for node in way) else None
+    previous = (
+        stacked[found[0].id][-1]
+        if found and found[0].id in stacked and all(node.type in PASSING for node in way)
+        else None
+    )
     if previous is None or previous.choice != one.choice:
         return None
-    alone = all(sum(link[1] == id_ for link in graph.links.values()) == 1 for id_ in (previous.node.id, *(reroute.id for reroute in way)))
+    alone = all(
+        sum(link[1] == id_ for link in graph.links.values()) == 1
+        for id_ in (previous.node.id, *(reroute.id for reroute in way))
+    )
     return previous.node.id if alone else None
 
 
@@ -105,7 +142,9 @@ def _take_out(wiring: Wiring, graph: Graph, stacked: Sequence[Stacked], numbers:
     ways = {node.id for one in stacked for node in graph.way(one.node, "model")[0] if is_virtual(node.type)}
     spent = {id_ for one in stacked for id_ in one.spent}
     wiring.take_out(one.node.id for one in stacked)
-    while idle := [id_ for id_ in (*spent, *ways) if wiring.node(id_) is not None and _idle(wiring, Node(wiring.node(id_)))]:
+    while idle := [
+        id_ for id_ in (*spent, *ways) if wiring.node(id_) is not None and _idle(wiring, Node(wiring.node(id_)))
+    ]:
         for id_ in idle:
             if wiring.node(id_)["type"] == UNIFIED:
                 wiring.hand_over((id_, 0), origin_of(wiring, graph, Node(wiring.node(id_)), "model"))
@@ -115,11 +154,17 @@ def _take_out(wiring: Wiring, graph: Graph, stacked: Sequence[Stacked], numbers:
 
 
 def _idle(wiring: Wiring, node: Node) -> bool:
-    """Whether nothing takes a node's output; of the Unified Loader, which hands the model on, its adapter; of a region, which hands prompts on, its
-    parameters; of a Set node, whether no Get node has its name."""
+    """Whether nothing takes a node's output; of the Unified Loader, which hands the model on, its adapter; of a region,
+    which hands prompts on, its parameters; of a Set node, whether no Get node has its name."""
     if node.type in SETTERS:
-        levels = (wiring.workflow, *((wiring.workflow.get("definitions") or {}).get("subgraphs") or []), *group_nodes(wiring.workflow).values())
-        return not wiring.takers(node.id) and not any(raw["type"] in GETTERS and said(Node(raw)) == said(node) for level in levels for raw in level["nodes"])
+        levels = (
+            wiring.workflow,
+            *((wiring.workflow.get("definitions") or {}).get("subgraphs") or []),
+            *group_nodes(wiring.workflow).values(),
+        )
+        return not wiring.takers(node.id) and not any(
+            raw["type"] in GETTERS and said(Node(raw)) == said(node) for level in levels for raw in level["nodes"]
+        )
     return not wiring.takers(node.id, {UNIFIED: 1, REGIONAL: 0}.get(node.type))
 
 
@@ -128,16 +173,27 @@ def _remarks(chain: Sequence[Stacked]) -> list[str]:
     said = [f"{chain[0].node.label}: {chain[0].choice.remark}"] if chain[0].choice.remark else []
     said += [f"{one.photo_node.label}: {one.remark}" for one in chain if one.remark]
     if framing_of(chain) == "pad":
-        said.append(f"{chain[0].node.label}: the borders that {PREPARE} made were black and are white now (framing: pad).")
-    said += [f"{one.photo_node.label}: its photo still goes through {one.prepared.label}, which crops or sharpens as Troupe does not."
-             for one in chain if one.prepared is not None and one.framing != framing_of(chain)]
+        said.append(
+            f"{chain[0].node.label}: the borders that {PREPARE} made were black and are white now (framing: pad)."
+        )
+    said += [
+        f"{one.photo_node.label}: its photo still goes through {one.prepared.label}, which crops or "
+        "sharpens as Troupe does not."
+        for one in chain
+        if one.prepared is not None and one.framing != framing_of(chain)
+    ]
     return said
 
 
 def _names_wanted(chain: Sequence[Stacked], guesses: Sequence[Guess]) -> list[str]:
     """A sentence for each photo of several whose name could not be guessed."""
-    return [f"{one.photo_node.label}: no name was found for its photo; before you switch to relevance, replace '{guess.name}' in Add Subject with its "
-            "word in your prompt." for one, guess in zip(chain, guesses, strict=True) if not guess.source and len(chain) > 1]
+    return [
+        f"{one.photo_node.label}: no name was found for its photo; before you switch to relevance, replace "
+        f"'{guess.name}' in Add Subject with its "
+        "word in your prompt."
+        for one, guess in zip(chain, guesses, strict=True)
+        if not guess.source and len(chain) > 1
+    ]
 
 
 def _why_left(wiring: Wiring, node: Node) -> str:

@@ -1,4 +1,5 @@
 """A workflow in the front end's save format (version 0.4), read as a graph: what feeds an input, what a widget says."""
+
 from __future__ import annotations
 
 import copy
@@ -13,7 +14,12 @@ from ..pack import WORKFLOWS
 from .virtual import GETTERS, PASSING, PRIMITIVE, SETTERS
 from .wires import ANY, tidy
 
-LITERALS = {"PrimitiveString": "value", "PrimitiveStringMultiline": "value", "PrimitiveInt": "value", "PrimitiveFloat": "value"}
+LITERALS = {
+    "PrimitiveString": "value",
+    "PrimitiveStringMultiline": "value",
+    "PrimitiveInt": "value",
+    "PrimitiveFloat": "value",
+}
 SEEDS = ("seed", "noise_seed")
 CONTROLS = ("fixed", "increment", "decrement", "randomize")  # the extra widget after a seed
 ACTIVE, MUTED, BYPASSED = 0, 2, 4
@@ -52,7 +58,9 @@ class Node:
         return {slot["name"]: slot for slot in self.raw.get("inputs") or []}
 
     def widget_places(self) -> dict[str, Any]:
-        """Position in `widgets_values` of every widget, in the order in which the front end saves them; {} where the file does not say, of an unknown class."""
+        """Position in `widgets_values` of every widget, in the order in which the front end saves them; {} where the
+        file does not say, of an unknown class.
+        """
         values = self.raw.get("widgets_values") or []
         if isinstance(values, dict):
             return {name: name for name in values}
@@ -60,7 +68,8 @@ class Node:
             return {"value": 0} if values else {}
         listed = [slot["widget"]["name"] for slot in self.raw.get("inputs") or [] if "widget" in slot]
         places = _places(listed, values)
-        if not 0 <= len(values) - len(listed) <= sum(name in SEEDS for name in listed):  # exports and pictures list only the widgets that are wired
+        # exports and pictures list only the widgets that are wired
+        if not 0 <= len(values) - len(listed) <= sum(name in SEEDS for name in listed):
             places = _places(_orders().get(self.type, ()), values)
         return places
 
@@ -72,7 +81,14 @@ def _places(names: Iterable[str], values: list[Any]) -> dict[str, int]:
     at, more = 0, len(values) > len(names)
     for name in names:
         places[name] = at
-        at += 2 if name in SEEDS and more and at + 1 < len(values) and (values[at + 1] in CONTROLS or isinstance(values[at + 1], bool)) else 1
+        at += (
+            2
+            if name in SEEDS
+            and more
+            and at + 1 < len(values)
+            and (values[at + 1] in CONTROLS or isinstance(values[at + 1], bool))
+            else 1
+        )
     return places if at <= len(values) + 1 else {}
 
 
@@ -105,7 +121,8 @@ class Graph:
         return self.way(node, name)[1]
 
     def way(self, node: Node, name: str) -> tuple[list[Node], tuple[Node, int] | None]:
-        """The nodes that an input is seen through, nearest first (reroutes, Get and Set nodes, bypassed ones), and the node and output slot behind them.
+        """The nodes that an input is seen through, nearest first (reroutes, Get and Set nodes, bypassed ones), and the
+        node and output slot behind them.
 
         Raises RunError where the wires run in a circle.
         """
@@ -139,11 +156,14 @@ class Graph:
         level = str(getter.id).split(":")[:-1]
         fitting = [node for node in self.nodes.values() if node.type in SETTERS and said(node) == said(getter) != ""]
         levels = [(str(node.id).split(":")[:-1], node) for node in fitting]
-        above = [(len(own), node) for own, node in levels if level[:len(own)] == own]
+        above = [(len(own), node) for own, node in levels if level[: len(own)] == own]
         return max(above, key=lambda found: found[0])[1] if above else None
 
     def value(self, node: Node, widget: str) -> Any:
-        """What a widget says, also where a primitive or a text node is linked into it. Raises RunError where that is only known at run time."""
+        """What a widget says, also where a primitive or a text node is linked into it.
+
+        Raises RunError where that is only known at run time.
+        """
         owner, place = self._owner(node, widget)
         return owner.raw["widgets_values"][place]
 
@@ -157,18 +177,24 @@ class Graph:
         fed = self.source(node, widget) if linked else None
         if linked and (fed is None or fed[0].type not in (PRIMITIVE, *LITERALS)):
             source = fed[0].label if fed else "a muted node"
-            raise RunError(f"'{widget}' of {node.label} is linked from {source}, so its value is only known when ComfyUI runs. Run this workflow in ComfyUI, or type a value.")
+            raise RunError(
+                f"'{widget}' of {node.label} is linked from {source}, so its value is only known when "
+                "ComfyUI runs. Run this workflow in ComfyUI, or type a value."
+            )
         owner, name = (fed[0], "value") if fed else (node, widget)
         place = owner.widget_places().get(name)
         values = owner.raw.get("widgets_values") or []
         if place is None or isinstance(values, list) and place >= len(values):
-            raise RunError(f"{owner.label} has no saved value for '{name}'. Open the workflow in a current ComfyUI and save it again.")
+            raise RunError(
+                f"{owner.label} has no saved value for '{name}'. Open the workflow in a current ComfyUI and "
+                "save it again."
+            )
         return owner, place
 
 
 def passed_on(raw: dict[str, Any], slot: int, kind: Any) -> dict[str, Any] | None:
-    """The input slot that an output of a bypassed node hands on, by the front end's rule: that of the same number where the types fit, else the first of the
-    type that is wanted, else the first that fits. None where no input does.
+    """The input slot that an output of a bypassed node hands on, by the front end's rule: that of the same number where
+    the types fit, else the first of the type that is wanted, else the first that fits. None where no input does.
 
     raw: the saved node; slot: of the output; kind: the type of the input that is fed.
     """
@@ -184,7 +210,10 @@ def passed_on(raw: dict[str, Any], slot: int, kind: Any) -> dict[str, Any] | Non
 
 
 def fits(one: Any, other: Any) -> bool:
-    """Whether sockets of these types can be wired: '*' takes all, and 'A,B' each that has one of them. A list of choices and a type that is not saved fit too."""
+    """Whether sockets of these types can be wired: '*' takes all, and 'A,B' each that has one of them.
+
+    A list of choices and a type that is not saved fit too.
+    """
     if not isinstance(one, str) or not isinstance(other, str) or one in ANY_TYPE or other in ANY_TYPE:
         return True
     return bool({t.strip() for t in one.lower().split(",")} & {t.strip() for t in other.lower().split(",")})
@@ -192,13 +221,28 @@ def fits(one: Any, other: Any) -> bool:
 
 def check_format(workflow: Any) -> None:
     """Raise RunError unless this is a saved workflow."""
-    if not isinstance(workflow, dict) or not isinstance(workflow.get("nodes"), list) or not isinstance(workflow.get("links"), list):
+    if (
+        not isinstance(workflow, dict)
+        or not isinstance(workflow.get("nodes"), list)
+        or not isinstance(workflow.get("links"), list)
+    ):
         api = isinstance(workflow, dict) and any(isinstance(v, dict) and "class_type" in v for v in workflow.values())
         found = "an API prompt (Export API)" if api else "something else"
-        raise RunError(f"Expected a workflow as ComfyUI's Save writes it (with 'nodes' and 'links'), found {found}. Save the workflow with Workflow > Save and give that file.")
+        raise RunError(
+            f"Expected a workflow as ComfyUI's Save writes it (with 'nodes' and 'links'), found {found}. "
+            "Save the workflow with Workflow > Save and give that file."
+        )
     for raw in workflow["nodes"]:
-        if not isinstance(raw, dict) or "id" not in raw or not isinstance(raw.get("type"), str) or None in (raw.get("inputs") or []):
-            raise RunError(f"Expected nodes with an id and a type, found {str(raw)[:60]}. The file is damaged: save the workflow again with Workflow > Save.")
+        if (
+            not isinstance(raw, dict)
+            or "id" not in raw
+            or not isinstance(raw.get("type"), str)
+            or None in (raw.get("inputs") or [])
+        ):
+            raise RunError(
+                f"Expected nodes with an id and a type, found {str(raw)[:60]}. The file is damaged: save "
+                "the workflow again with Workflow > Save."
+            )
 
 
 def said(node: Node) -> str:

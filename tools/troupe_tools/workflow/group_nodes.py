@@ -1,4 +1,5 @@
 """Group nodes, the front end's older way to fold nodes into one, written as the subgraphs that took their place."""
+
 from __future__ import annotations
 
 import copy
@@ -10,15 +11,25 @@ PREFIXES = ("workflow/", "workflow>")  # how the class of a group node begins, i
 
 
 def group_nodes(workflow: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every group of the workflow (`extra.groupNodes`) as the definition of a subgraph, by the class of the nodes that stand for it."""
+    """Every group of the workflow (`extra.groupNodes`) as the definition of a subgraph, by the class of the nodes that
+    stand for it.
+    """
     groups = (workflow.get("extra") or {}).get("groupNodes") or {}
-    found = {name: _as_subgraph(name, group) for name, group in groups.items() if isinstance(group, dict) and isinstance(group.get("nodes"), list)}
+    found = {
+        name: _as_subgraph(name, group)
+        for name, group in groups.items()
+        if isinstance(group, dict) and isinstance(group.get("nodes"), list)
+    }
     return {f"{prefix}{name}": group for prefix in PREFIXES for name, group in found.items()}
 
 
 def _as_subgraph(name: str, group: dict[str, Any]) -> dict[str, Any]:
-    """One group: its nodes keep their place in it as their id, inputs without a link inside and outputs that the group shows are its own."""
-    nodes = [{**raw, "id": place, "mode": raw.get("mode") or 0} for place, raw in enumerate(copy.deepcopy(group["nodes"]))]
+    """One group: its nodes keep their place in it as their id, inputs without a link inside and outputs that the group
+    shows are its own.
+    """
+    nodes = [
+        {**raw, "id": place, "mode": raw.get("mode") or 0} for place, raw in enumerate(copy.deepcopy(group["nodes"]))
+    ]
     inner = [link for link in group.get("links") or [] if link and {link[0], link[2]} <= set(range(len(nodes)))]
     links: list[list[Any]] = [[n, *link[:4], link[5] if len(link) > 5 else "*"] for n, link in enumerate(inner, 1)]
     taken, given = {(link[3], link[4]) for link in links}, {(link[1], link[2]) for link in links}
@@ -42,13 +53,19 @@ def _as_subgraph(name: str, group: dict[str, Any]) -> dict[str, Any]:
 
 
 def give_values(nodes: list[dict[str, Any]], values: Any) -> None:
-    """Give the nodes of a group the values that the node that stands for it has saved, one node's after another's; left alone where their number differs."""
+    """Give the nodes of a group the values that the node that stands for it has saved, one node's after another's; left
+    alone where their number differs.
+    """
     own = [raw.get("widgets_values") or [] for raw in nodes]
-    if not isinstance(values, list) or not all(isinstance(of_one, list) for of_one in own) or len(values) != sum(map(len, own)):
+    if (
+        not isinstance(values, list)
+        or not all(isinstance(of_one, list) for of_one in own)
+        or len(values) != sum(map(len, own))
+    ):
         return
     at = 0
     for raw, of_one in zip(nodes, own, strict=True):
-        raw["widgets_values"] = values[at:at + len(of_one)]
+        raw["widgets_values"] = values[at : at + len(of_one)]
         at += len(of_one)
 
 
@@ -64,7 +81,9 @@ def _shown(group: dict[str, Any], place: int, side: str, key: Any, usual: bool) 
 
 
 def _name(group: dict[str, Any], raw: dict[str, Any], slot: dict[str, Any], before: list[dict[str, Any]]) -> str:
-    """An input's name on the node that stands for the group: its own, its label or the author's, with the inner node's title where another has it already."""
+    """An input's name on the node that stands for the group: its own, its label or the author's, with the inner node's
+    title where another has it already.
+    """
     own = str(slot.get("name"))
     taken = {one["name"] for one in before}
     name = str(_said(group, raw["id"], "input", own).get("name") or slot.get("label") or own)

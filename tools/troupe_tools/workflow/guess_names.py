@@ -1,4 +1,5 @@
 """A subject's likely name: a noun from its own prompt, or a word of its file's name that is in the prompt."""
+
 from __future__ import annotations
 
 import re
@@ -10,15 +11,67 @@ ARTICLE = re.compile(r"\b(?:a|an|the|one|my)\s+", re.IGNORECASE)
 TAG = re.compile(r"\b1(?:girl|boy|man|woman|other)\b", re.IGNORECASE)
 WEIGHT = re.compile(r":\s*-?\d*\.?\d+\s*(?=\))")  # of (word:1.2)
 WORD = re.compile(r"[^\W\d_][\w'-]*")
-ENDS = frozenset((  # words that end a noun phrase
-    "with", "in", "on", "at", "of", "and", "or", "to", "by", "from", "for", "as", "is", "are", "who", "that",
-    "which", "wearing", "holding", "standing", "sitting", "walking", "looking", "riding", "lying", "running",
-    "playing", "under", "over", "near", "next", "behind", "beside", "between", "against",
-))
-MEDIA = frozenset((  # what the picture is, not who is in it
-    "photo", "photograph", "picture", "image", "illustration", "drawing", "painting", "portrait", "closeup",
-    "close-up", "shot", "sketch", "render", "rendering", "style", "selfie", "scene", "view",
-))
+ENDS = frozenset(
+    (  # words that end a noun phrase
+        "with",
+        "in",
+        "on",
+        "at",
+        "of",
+        "and",
+        "or",
+        "to",
+        "by",
+        "from",
+        "for",
+        "as",
+        "is",
+        "are",
+        "who",
+        "that",
+        "which",
+        "wearing",
+        "holding",
+        "standing",
+        "sitting",
+        "walking",
+        "looking",
+        "riding",
+        "lying",
+        "running",
+        "playing",
+        "under",
+        "over",
+        "near",
+        "next",
+        "behind",
+        "beside",
+        "between",
+        "against",
+    )
+)
+MEDIA = frozenset(
+    (  # what the picture is, not who is in it
+        "photo",
+        "photograph",
+        "picture",
+        "image",
+        "illustration",
+        "drawing",
+        "painting",
+        "portrait",
+        "closeup",
+        "close-up",
+        "shot",
+        "sketch",
+        "render",
+        "rendering",
+        "style",
+        "selfie",
+        "scene",
+        "view",
+    )
+)
 LONGEST = 6  # words in a phrase
 
 
@@ -33,7 +86,8 @@ class Guess:
 def guess_names(own: Sequence[str], files: Sequence[str], prompts: Sequence[str]) -> list[Guess]:
     """Return one name for each subject; all are different, whatever their case.
 
-    own: each subject's own prompt, or ''; files: the file name of its photo, or ''; prompts: the texts for the whole picture.
+    own: each subject's own prompt, or ''; files: the file name of its photo, or ''; prompts: the texts for the whole
+    picture.
     """
     phrases = [_phrase(text) for text in own]
     heads = [phrase.split()[-1] if phrase else "" for phrase in phrases]
@@ -59,7 +113,7 @@ def _phrase(text: str) -> str:
     text = WEIGHT.sub("", text)
     plain = re.sub(r"[()\[\]{}]", " ", text)
     for article in ARTICLE.finditer(plain):
-        phrase = _until_end(plain[article.end():])
+        phrase = _until_end(plain[article.end() :])
         if phrase and phrase[-1].lower() not in MEDIA:
             return " ".join(phrase)
     tag = TAG.search(plain)

@@ -1,4 +1,7 @@
-"""What the nodes of the pack IPAdapter_plus say: which of them Troupe's can stand for, with their settings, and why not for the others."""
+"""What the nodes of the pack IPAdapter_plus say: which of them Troupe's can stand for, with their settings, and why not
+for the others.
+"""
+
 from __future__ import annotations
 
 import re
@@ -20,13 +23,28 @@ ORDER = {  # widgets as they are saved
     SIMPLE: ("weight", "start_at", "end_at", "weight_type"),
     ADVANCED: ("weight", "weight_type", "combine_embeds", "start_at", "end_at", "embeds_scaling"),
     BEFORE_2024: ("weight", "noise", "weight_type", "start_at", "end_at", "unfold_batch"),
-    FROM_PARAMS: ("combine_embeds", "embeds_scaling"), REGIONAL: ("image_weight", "prompt_weight", "weight_type", "start_at", "end_at"),
+    FROM_PARAMS: ("combine_embeds", "embeds_scaling"),
+    REGIONAL: ("image_weight", "prompt_weight", "weight_type", "start_at", "end_at"),
     PREPARE: ("interpolation", "crop_position", "sharpening"),
-    UNIFIED: ("preset",), MODEL_LOADER: ("ipadapter_file",), VISION_LOADER: ("clip_name",),
+    UNIFIED: ("preset",),
+    MODEL_LOADER: ("ipadapter_file",),
+    VISION_LOADER: ("clip_name",),
 }
-DEFAULTS = {"combine_embeds": "concat", "start_at": 0.0, "end_at": 1.0, "embeds_scaling": "V only", "crop_position": "center", "sharpening": 0.0,
-            "noise": 0.0, "unfold_batch": False, "weight": 1.0, "image_weight": 1.0, "prompt_weight": 1.0}
-PLAIN = {SIMPLE: ("standard", "linear"), ADVANCED: ("linear",), BEFORE_2024: ("original",), REGIONAL: ("linear",)}  # weight types that scale each layer's output alike
+DEFAULTS = {
+    "combine_embeds": "concat",
+    "start_at": 0.0,
+    "end_at": 1.0,
+    "embeds_scaling": "V only",
+    "crop_position": "center",
+    "sharpening": 0.0,
+    "noise": 0.0,
+    "unfold_batch": False,
+    "weight": 1.0,
+    "image_weight": 1.0,
+    "prompt_weight": 1.0,
+}
+# weight types that scale each layer's output alike
+PLAIN = {SIMPLE: ("standard", "linear"), ADVANCED: ("linear",), BEFORE_2024: ("original",), REGIONAL: ("linear",)}
 PRESETS = {  # how a preset begins: file for SD1.5, file for SDXL
     "light": ("ip-adapter_sd15_light.safetensors", None),
     "standard": ("ip-adapter_sd15.safetensors", "ip-adapter_sdxl_vit-h.safetensors"),
@@ -41,15 +59,24 @@ BATCHES = re.compile("Batch|Images|Video|Folder|Sequence|List")  # classes that 
 KEEP = "Keep IPAdapter_plus for it: both packs can patch the same MODEL"
 AGAIN = "and convert the old workflow again"
 REASONS = {  # how a class begins -> why it stays
-    "IPAdapterFaceID": "it uses InsightFace, which Apply Image Attention does not support", "IPAAdapterFaceID": "it uses InsightFace",
-    "IPAdapterUnifiedLoaderFaceID": "it loads a FaceID model", "IPAdapterInsightFaceLoader": "it loads InsightFace",
-    "IPAdapterUnifiedLoaderCommunity": "it loads a model for composition or Kolors", "IPAdapterTiled": "it cuts the photo into tiles",
-    "IPAdapterBatch": "it uses another photo for every picture of a batch", "IPAdapterStyleComposition": "it uses different photos for style and composition",
-    "IPAdapterPrecise": "it works on single layers (style, composition)", "IPAdapterMS": "it has a weight for every layer",
-    "IPAdapterClipVisionEnhancer": "it enhances the encoder's input by tiles", "IPAdapterEmbeds": "it works from saved embeds instead of photos",
-    "IPAdapterNoise": "it makes a negative image", "IPAdapterWeights": "it makes weights over frames",
-    "IPAdapterEncoder": "it encodes a photo for nodes that combine embeds", "IPAdapterCombineEmbeds": "it combines embeds instead of photos",
-    REGIONAL: "its photo does not reach an IPAdapter From Params node that can be converted", COMBINE: "its photos do not reach an IPAdapter From Params node",
+    "IPAdapterFaceID": "it uses InsightFace, which Apply Image Attention does not support",
+    "IPAAdapterFaceID": "it uses InsightFace",
+    "IPAdapterUnifiedLoaderFaceID": "it loads a FaceID model",
+    "IPAdapterInsightFaceLoader": "it loads InsightFace",
+    "IPAdapterUnifiedLoaderCommunity": "it loads a model for composition or Kolors",
+    "IPAdapterTiled": "it cuts the photo into tiles",
+    "IPAdapterBatch": "it uses another photo for every picture of a batch",
+    "IPAdapterStyleComposition": "it uses different photos for style and composition",
+    "IPAdapterPrecise": "it works on single layers (style, composition)",
+    "IPAdapterMS": "it has a weight for every layer",
+    "IPAdapterClipVisionEnhancer": "it enhances the encoder's input by tiles",
+    "IPAdapterEmbeds": "it works from saved embeds instead of photos",
+    "IPAdapterNoise": "it makes a negative image",
+    "IPAdapterWeights": "it makes weights over frames",
+    "IPAdapterEncoder": "it encodes a photo for nodes that combine embeds",
+    "IPAdapterCombineEmbeds": "it combines embeds instead of photos",
+    REGIONAL: "its photo does not reach an IPAdapter From Params node that can be converted",
+    COMBINE: "its photos do not reach an IPAdapter From Params node",
 }
 
 
@@ -63,7 +90,9 @@ class NotCarried(Exception):
 
 @dataclass(frozen=True)
 class Choice:
-    """An adapter: the value of Load Subject Adapter, the encoder's ('auto' where the preset chose it), or what feeds clip_vision; a remark or ''."""
+    """An adapter: the value of Load Subject Adapter, the encoder's ('auto' where the preset chose it), or what feeds
+    clip_vision; a remark or ''.
+    """
 
     adapter: str
     vision: str
@@ -73,10 +102,12 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Stacked:
-    """One photo that Troupe's nodes can stand for. framing: center, or pad for a photo with borders; spent: nodes that it alone may have needed.
+    """One photo that Troupe's nodes can stand for. framing: center, or pad for a photo with borders; spent: nodes that
+    it alone may have needed.
 
-    node: the one on the MODEL wire; photo_node: the one that has the photo, with its mask in the input `mask`; the same node unless the photo comes as
-    parameters. framing is '' where Prep Image For ClipVision does what Troupe does not; remark: what may differ, or ''.
+    node: the one on the MODEL wire; photo_node: the one that has the photo, with its mask in the input `mask`; the same
+    node unless the photo comes as parameters. framing is '' where Prep Image For ClipVision does what Troupe does not;
+    remark: what may differ, or ''.
     """
 
     node: Node
@@ -99,7 +130,9 @@ def theirs(node: Node) -> bool:
 
 def reason(kind: str) -> str:
     """Why a class that nothing stands for stays."""
-    return next((why for start, why in REASONS.items() if kind.startswith(start)), "Troupe has nothing that does the same")
+    return next(
+        (why for start, why in REASONS.items() if kind.startswith(start)), "Troupe has nothing that does the same"
+    )
 
 
 def read(graph: Graph, node: Node) -> list[Stacked]:
@@ -108,7 +141,9 @@ def read(graph: Graph, node: Node) -> list[Stacked]:
         raise NotCarried("it is muted or bypassed", f"Activate it {AGAIN}, or delete it")
     said = settings_of(graph, node)
     if said["embeds_scaling"] != "V only":
-        raise NotCarried(f"its embeds_scaling is '{said['embeds_scaling']}'; Troupe scales V only", f"Set it to 'V only' {AGAIN}")
+        raise NotCarried(
+            f"its embeds_scaling is '{said['embeds_scaling']}'; Troupe scales V only", f"Set it to 'V only' {AGAIN}"
+        )
     if (node.inputs.get("image_negative") or {}).get("link") is not None:
         raise NotCarried("it has a negative image", f"Unplug it {AGAIN}, or keep IPAdapter_plus for it")
     if node.type != FROM_PARAMS:
@@ -148,13 +183,27 @@ def _regions(graph: Graph, node: Node) -> tuple[list[Node], list[Any]]:
 
 
 def _read_photo(graph: Graph, node: Node, at: Node, mask: str, said: dict[str, Any], joints: Sequence[Any]) -> Stacked:
-    """One photo. at: the node that has it; said: its settings by name; joints: ids of nodes that were there for it. Raises NotCarried."""
+    """One photo. at: the node that has it; said: its settings by name; joints: ids of nodes that were there for it.
+
+    Raises NotCarried.
+    """
     kind = said["weight_type"]
     if kind not in PLAIN[at.type] and not (at.type == BEFORE_2024 and kind == "linear" and said["weight"] == 1):
-        how = "scales keys too; Troupe scales what comes out" if at.type == BEFORE_2024 else "weighs the layers differently; Troupe weighs all alike"
-        raise NotCarried(f"its weight_type is '{kind}', which {how}", f"Set it to '{PLAIN[at.type][0]}' {AGAIN}, or keep IPAdapter_plus for it")
+        how = (
+            "scales keys too; Troupe scales what comes out"
+            if at.type == BEFORE_2024
+            else "weighs the layers differently; Troupe weighs all alike"
+        )
+        raise NotCarried(
+            f"its weight_type is '{kind}', which {how}",
+            f"Set it to '{PLAIN[at.type][0]}' {AGAIN}, or keep IPAdapter_plus for it",
+        )
     if said["noise"] or said["unfold_batch"]:
-        raise NotCarried("it has noise in its negative image" if said["noise"] else "it uses another photo for every picture of a batch (unfold_batch)")
+        raise NotCarried(
+            "it has noise in its negative image"
+            if said["noise"]
+            else "it uses another photo for every picture of a batch (unfold_batch)"
+        )
     weight, start, end = (_number(said[name], name) for name in ("weight", "start_at", "end_at"))
     if weight < 0:
         raise NotCarried(f"its weight is {weight:g}; Troupe's weights begin at 0")
@@ -176,9 +225,16 @@ def _read_photo(graph: Graph, node: Node, at: Node, mask: str, said: dict[str, A
 
 
 def settings_of(graph: Graph, node: Node) -> dict[str, Any]:
-    """Widget values by name, with the pack's defaults where an older file has none. Raises NotCarried where one comes over a wire that is not a literal's."""
+    """Widget values by name, with the pack's defaults where an older file has none.
+
+    Raises NotCarried where one comes over a wire that is not a literal's.
+    """
     values = node.raw.get("widgets_values") or []
-    named = {**DEFAULTS, "weight_type": PLAIN.get(node.type, ("",))[0], **(values if isinstance(values, dict) else dict(zip(ORDER[node.type], values, strict=False)))}
+    named = {
+        **DEFAULTS,
+        "weight_type": PLAIN.get(node.type, ("",))[0],
+        **(values if isinstance(values, dict) else dict(zip(ORDER[node.type], values, strict=False))),
+    }
     for name in ORDER[node.type]:
         if (node.inputs.get(name) or {}).get("link") is not None:
             try:
@@ -189,15 +245,22 @@ def settings_of(graph: Graph, node: Node) -> dict[str, Any]:
 
 
 def _of_a_batch(graph: Graph, photo: Node, combined: str) -> str:
-    """A remark about a picture that may be a batch: Troupe averages several photos of one subject. Raises NotCarried where that is something else."""
+    """A remark about a picture that may be a batch: Troupe averages several photos of one subject.
+
+    Raises NotCarried where that is something else.
+    """
     if combined == "average":
         return ""
     batch = combined != "concat" or any(BATCHES.search(node.type) for node in (photo, *upstream(graph, photo)))
     if batch:
         raise NotCarried(
-            f"its combine_embeds is '{combined}' and its image may be a batch; Troupe averages several photos of one subject",
-            f"Set it to 'average' {AGAIN}, or give each photo an IPAdapter node of its own")
-    return f"If the image from {photo.label} is a batch, its photos are averaged now; before, they were put side by side."
+            f"its combine_embeds is '{combined}' and its image may be a batch; Troupe averages several "
+            "photos of one subject",
+            f"Set it to 'average' {AGAIN}, or give each photo an IPAdapter node of its own",
+        )
+    return (
+        f"If the image from {photo.label} is a batch, its photos are averaged now; before, they were put side by side."
+    )
 
 
 def _number(value: Any, name: str) -> float:
@@ -219,7 +282,9 @@ def _choice(graph: Graph, node: Node) -> tuple[Choice, list[Any]]:
     if loader is None or loader.type not in (UNIFIED, MODEL_LOADER):
         raise NotCarried(f"its adapter comes from {loader.label if loader else 'nowhere'}")
     spent = [loader.id, *passed]
-    file, remark = _preset(graph, loader) if loader.type == UNIFIED else (str(settings_of(graph, loader)["ipadapter_file"]), "")
+    file, remark = (
+        _preset(graph, loader) if loader.type == UNIFIED else (str(settings_of(graph, loader)["ipadapter_file"]), "")
+    )
     if re.search("faceid|portrait|kolors", file, re.IGNORECASE):
         raise NotCarried(f"its adapter {file} reads faces with InsightFace, or is for Kolors")
     if vision is not None and vision.type == VISION_LOADER:
@@ -246,7 +311,11 @@ def _preset(graph: Graph, loader: Node) -> tuple[str, str]:
         return files[0], ""
     is_xl, because = _base(graph, loader)
     base = "SDXL" if is_xl else "SD1.5"
-    return files[is_xl], f"The preset '{preset}' was taken as {files[is_xl]}, for {base}, since {because}; choose another file in Load Subject Adapter if that is wrong."
+    return (
+        files[is_xl],
+        f"The preset '{preset}' was taken as {files[is_xl]}, for {base}, since {because}; choose another "
+        "file in Load Subject Adapter if that is wrong.",
+    )
 
 
 def _base(graph: Graph, loader: Node) -> tuple[bool, str]:
@@ -256,7 +325,10 @@ def _base(graph: Graph, loader: Node) -> tuple[bool, str]:
         if XL.search(name) or SD15.search(name):
             return bool(XL.search(name)), f"the checkpoint is called {name}"
     sides = max(_latent_sides(graph), default=0)
-    return sides == 0 or sides >= 768, f"the picture is {sides} pixels wide" if sides else "nothing in the file says which it is"
+    return (
+        sides == 0 or sides >= 768,
+        f"the picture is {sides} pixels wide" if sides else "nothing in the file says which it is",
+    )
 
 
 def _latent_sides(graph: Graph) -> Iterator[int]:

@@ -1,4 +1,7 @@
-"""What a photo of IPAdapter_plus acts with: its region in the picture, and the prompts, the sampler's and its region's own."""
+"""What a photo of IPAdapter_plus acts with: its region in the picture, and the prompts, the sampler's and its region's
+own.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -23,18 +26,40 @@ def region_of(wiring: Wiring, graph: Graph, one: Stacked) -> Origin | None:
 
 
 def prompts_of(wiring: Wiring, graph: Graph, chain: Sequence[Stacked]) -> tuple[list[str], Origin | None]:
-    """The texts of the positive prompts that are sampled with this row's model, and the CLIP that encodes them (else that of its regions)."""
+    """The texts of the positive prompts that are sampled with this row's model, and the CLIP that encodes them (else
+    that of its regions).
+    """
     last = chain[-1].node
-    samplers = [node for node in graph.nodes.values() if node.mode == ACTIVE and "positive" in node.inputs
-                and any(above.id == last.id for above in _above(graph, node, ("model", "guider")))]
-    ends = [found[0] for node in (*samplers, *(one.photo_node for one in chain)) if (found := graph.source(node, "positive"))]
-    encoders = list({node.id: node for end in ends for node in (end, *_above(graph, end)) if "clip" in node.inputs}.values())
-    clip = next((origin for node in encoders if graph.source(node, "clip") and (origin := origin_of(wiring, graph, node, "clip"))), None)
+    samplers = [
+        node
+        for node in graph.nodes.values()
+        if node.mode == ACTIVE
+        and "positive" in node.inputs
+        and any(above.id == last.id for above in _above(graph, node, ("model", "guider")))
+    ]
+    ends = [
+        found[0]
+        for node in (*samplers, *(one.photo_node for one in chain))
+        if (found := graph.source(node, "positive"))
+    ]
+    encoders = list(
+        {node.id: node for end in ends for node in (end, *_above(graph, end)) if "clip" in node.inputs}.values()
+    )
+    clip = next(
+        (
+            origin
+            for node in encoders
+            if graph.source(node, "clip") and (origin := origin_of(wiring, graph, node, "clip"))
+        ),
+        None,
+    )
     return [text for node in encoders if (text := _text(graph, node))], clip
 
 
 def _above(graph: Graph, node: Node, names: Sequence[str] = ()) -> list[Node]:
-    """Every active node that feeds inputs of these names, or by default all but those that bring a negative prompt or a model."""
+    """Every active node that feeds inputs of these names, or by default all but those that bring a negative prompt or a
+    model.
+    """
     found: dict[Any, Node] = {}
     waiting = [node]
     while waiting:
@@ -65,14 +90,21 @@ def _text(graph: Graph, node: Node) -> str:
 
 
 def keep_prompts(wiring: Wiring, graph: Graph, region: Node, number: int) -> None:
-    """Limit the prompts of a region by ComfyUI's own node, in the region's place; without a mask they are passed on as they are."""
+    """Limit the prompts of a region by ComfyUI's own node, in the region's place; without a mask they are passed on as
+    they are.
+    """
     called = region.raw.get("title") or f"Region of subject {number}"
     mask = origin_of(wiring, graph, region, "mask")
     (x, y), height = pair(region.raw["pos"]), 0
     for slot, name in ((1, "positive"), (2, "negative")):
         prompt = origin_of(wiring, graph, region, name)
         if prompt is not None and mask is not None and wiring.takers(region.id, slot):
-            limited = wiring.add(SET_MASK, f"{called}: {name}", {"strength": settings_of(graph, region)["prompt_weight"]}, (x, y + height))
+            limited = wiring.add(
+                SET_MASK,
+                f"{called}: {name}",
+                {"strength": settings_of(graph, region)["prompt_weight"]},
+                (x, y + height),
+            )
             height += limited["size"][1] + GAP + 10
             wiring.connect(prompt, limited, "conditioning")
             wiring.connect(mask, limited, "mask")

@@ -1,4 +1,5 @@
 """A workflow as a job for the embedded engine, read off the saved graph by walking back from its sampler."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -8,7 +9,12 @@ from .graph import Graph, Node
 from .job_records import ApplyJob, AttentionJob, GatedJob, GuidanceJob, Job, PlaceJob, SubjectJob, WeightsJob, WordsJob
 from .sampling_nodes import ELSEWHERE, GUIDER, Sampling, feeding, find_sampling, source
 
-QUICK, APPLY, GATED, WEIGHTS = "TroupeQuickSubjects", "TroupeApplyImageAttention", "TroupeApplyGated", "TroupeApplyWeights"
+QUICK, APPLY, GATED, WEIGHTS = (
+    "TroupeQuickSubjects",
+    "TroupeApplyImageAttention",
+    "TroupeApplyGated",
+    "TroupeApplyWeights",
+)
 WORDS, FACES = "TroupeEncodePrompt", "TroupeFaces"
 RECORD = "TroupeRecordRelevance"  # hands the model on; the picture is the same
 REHEARSAL = "TroupeRehearsal"
@@ -30,26 +36,44 @@ def read_job(workflow: dict[str, Any]) -> Job:
         raise RunError(f"{prompts[1].label} makes the negative prompt. {ELSEWHERE}")
     words = _words(graph, prompts[0]) if prompts[0].type == WORDS else None
     if not applied and words is None:
-        raise RunError(f"There is no Troupe node on the model wire of {at.guided.label}. Wire the model through Apply Image Attention or Quick Subjects.")
+        raise RunError(
+            f"There is no Troupe node on the model wire of {at.guided.label}. Wire the model through Apply "
+            "Image Attention or Quick Subjects."
+        )
     _check_clips(graph, prompts, weights)
     return Job(
-        checkpoint=str(graph.value(checkpoint, "ckpt_name")), prompt=graph.value(prompts[0], "text"), negative=graph.value(prompts[1], "text"),
-        width=graph.value(*size_widget(graph, latent, "width")), height=graph.value(*size_widget(graph, latent, "height")),
+        checkpoint=str(graph.value(checkpoint, "ckpt_name")),
+        prompt=graph.value(prompts[0], "text"),
+        negative=graph.value(prompts[1], "text"),
+        width=graph.value(*size_widget(graph, latent, "width")),
+        height=graph.value(*size_widget(graph, latent, "height")),
         batch=1 if latent.type == PLACE else graph.value(latent, "batch_size"),
-        steps=graph.value(at.schedule, "steps"), cfg=float(graph.value(at.guided, "cfg")), seed=graph.value(*at.seed),
-        sampler=graph.value(at.choice, "sampler_name"), scheduler=graph.value(at.schedule, "scheduler"), applied=applied,
-        words=words, weights=weights, guidance=_guidance(graph, at, prompts[0]),
+        steps=graph.value(at.schedule, "steps"),
+        cfg=float(graph.value(at.guided, "cfg")),
+        seed=graph.value(*at.seed),
+        sampler=graph.value(at.choice, "sampler_name"),
+        scheduler=graph.value(at.schedule, "scheduler"),
+        applied=applied,
+        words=words,
+        weights=weights,
+        guidance=_guidance(graph, at, prompts[0]),
     )
 
 
 def _latent(graph: Graph, sampler: Node) -> Node:
     """The Empty Latent Image that is sampled, or the Place Subjects whose own empty latent is."""
     place = source(graph, sampler, "latent_image")[0]
-    return place if place.type == PLACE and graph.source(place, "latent") is None else feeding(graph, sampler, "latent_image", "EmptyLatentImage")
+    return (
+        place
+        if place.type == PLACE and graph.source(place, "latent") is None
+        else feeding(graph, sampler, "latent_image", "EmptyLatentImage")
+    )
 
 
 def text_node(graph: Graph, sampler: Node, name: str) -> Node:
-    """The node that encodes the prompt behind a conditioning input (CLIPTextEncode or Encode Prompt with Subjects), seen through our own nodes."""
+    """The node that encodes the prompt behind a conditioning input (CLIPTextEncode or Encode Prompt with Subjects),
+    seen through our own nodes.
+    """
     node: Node = sampler
     for _ in graph.nodes:
         node, slot = source(graph, node, name)
@@ -131,7 +155,10 @@ def _check_clips(graph: Graph, prompts: list[Node], weights: tuple[WeightsJob, .
     for prompt in prompts:
         clip = source(graph, prompt, "clip")[0]
         if any(w.strength_clip is not None for w in weights) != (clip.type == WEIGHTS):
-            raise RunError(f"{prompt.label} takes its CLIP from {clip.label}. Take both the model and the CLIP from Apply Adapter Weights, or neither. {ELSEWHERE}")
+            raise RunError(
+                f"{prompt.label} takes its CLIP from {clip.label}. Take both the model and the CLIP from "
+                f"Apply Adapter Weights, or neither. {ELSEWHERE}"
+            )
 
 
 def _words(graph: Graph, node: Node) -> WordsJob:
@@ -146,18 +173,38 @@ def _guidance(graph: Graph, at: Sampling, positive: Node) -> GuidanceJob | None:
     numbers = (float(graph.value(at.guided, name)) for name in ("second", "second_end", "start_percent", "end_percent"))
     middle = graph.source(at.guided, "middle")
     if middle is not None and (middle[0].id, middle[1]) != (positive.id, 1):
-        raise RunError(f"'middle' of {at.guided.label} comes from {middle[0].label}, where the embedded engine knows only 'text_only' of the positive prompt. {ELSEWHERE}")
+        raise RunError(
+            f"'middle' of {at.guided.label} comes from {middle[0].label}, where the embedded engine knows "
+            f"only 'text_only' of the positive prompt. {ELSEWHERE}"
+        )
     return GuidanceJob(graph.value(at.guided, "method"), *numbers, text_only=middle is not None)
 
 
 def _attention(graph: Graph, node: Node) -> AttentionJob:
-    numbers = ("weight", "start_percent", "end_percent", "box_strength", "box_end_percent", "box_feather", "sharpness", "background")
-    return AttentionJob(*_encoded(graph, node), merge=graph.value(node, "merge"), **{name: float(graph.value(node, name)) for name in numbers})
+    numbers = (
+        "weight",
+        "start_percent",
+        "end_percent",
+        "box_strength",
+        "box_end_percent",
+        "box_feather",
+        "sharpness",
+        "background",
+    )
+    return AttentionJob(
+        *_encoded(graph, node),
+        merge=graph.value(node, "merge"),
+        **{name: float(graph.value(node, name)) for name in numbers},
+    )
 
 
 def _gated(graph: Graph, node: Node) -> GatedJob:
     numbers = ("strength", "end_percent", "decay_percent")
-    return GatedJob(*_encoded(graph, node), use_bbox=graph.value(node, "use_bbox"), **{name: float(graph.value(node, name)) for name in numbers})
+    return GatedJob(
+        *_encoded(graph, node),
+        use_bbox=graph.value(node, "use_bbox"),
+        **{name: float(graph.value(node, name)) for name in numbers},
+    )
 
 
 def _encoded(graph: Graph, node: Node) -> tuple[Any, ...]:
@@ -167,8 +214,19 @@ def _encoded(graph: Graph, node: Node) -> tuple[Any, ...]:
     _refuse(graph, encode, "clip_vision")
     chain = cast_nodes(graph, encode)
     subjects = tuple(_subject(graph, one) for one in chain if one.type == ADD)
-    places = tuple(_place(graph, one, sum(before.type == ADD for before in chain[:i])) for i, one in enumerate(chain) if one.type == PLACE)
-    return graph.value(load, "adapter_name"), graph.value(load, "clip_vision_name"), graph.value(encode, "framing"), graph.source(encode, "clip") is not None, subjects, places
+    places = tuple(
+        _place(graph, one, sum(before.type == ADD for before in chain[:i]))
+        for i, one in enumerate(chain)
+        if one.type == PLACE
+    )
+    return (
+        graph.value(load, "adapter_name"),
+        graph.value(load, "clip_vision_name"),
+        graph.value(encode, "framing"),
+        graph.source(encode, "clip") is not None,
+        subjects,
+        places,
+    )
 
 
 def _place(graph: Graph, node: Node, subjects: int) -> PlaceJob:
@@ -182,17 +240,30 @@ def _subject(graph: Graph, node: Node) -> SubjectJob:
     for name in ("mask", "region"):
         _refuse(graph, node, name)
     loaders, faces = photo_nodes(graph, node), graph.source(node, "faces")
-    if faces is not None and (faces[0].type != FACES or [photo.id for photo in photo_nodes(graph, faces[0])] != [photo.id for photo in loaders]):
+    if faces is not None and (
+        faces[0].type != FACES
+        or [photo.id for photo in photo_nodes(graph, faces[0])] != [photo.id for photo in loaders]
+    ):
         raise RunError(f"The faces of {node.label} are not those of its own photos from Prepare Faces. {ELSEWHERE}")
     numbers = (float(graph.value(node, name)) for name in ("weight", "start_percent", "end_percent"))
-    return SubjectJob(graph.value(node, "name"), tuple(str(graph.value(photo, "image")) for photo in loaders), *numbers, faces=faces is not None)
+    return SubjectJob(
+        graph.value(node, "name"),
+        tuple(str(graph.value(photo, "image")) for photo in loaders),
+        *numbers,
+        faces=faces is not None,
+    )
 
 
 def _quick(graph: Graph, node: Node) -> AttentionJob:
     _refuse(graph, node, "clip_vision")
-    photos = {n: tuple(str(graph.value(p, "image")) for p in photo_nodes(graph, node, (f"image_{n}",))) for n in quick_numbers(graph, node)}
+    photos = {
+        n: tuple(str(graph.value(p, "image")) for p in photo_nodes(graph, node, (f"image_{n}",)))
+        for n in quick_numbers(graph, node)
+    }
     subjects = tuple(SubjectJob(graph.value(node, f"name_{n}"), files) for n, files in photos.items())
-    return AttentionJob(graph.value(node, "adapter_name"), "auto", "auto", True, subjects, weight=float(graph.value(node, "weight")))
+    return AttentionJob(
+        graph.value(node, "adapter_name"), "auto", "auto", True, subjects, weight=float(graph.value(node, "weight"))
+    )
 
 
 def _refuse(graph: Graph, node: Node, name: str) -> None:

@@ -1,4 +1,5 @@
 """What a workflow asks the embedded engine for, as plain frozen records."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -7,7 +8,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SubjectJob:
-    """One subject: its name, its photo files as LoadImage has them, weight 0..3 and its part of the run; faces: whether its faces are prepared."""
+    """One subject: its name, its photo files as LoadImage has them, weight 0..3 and its part of the run; faces: whether
+    its faces are prepared.
+    """
 
     name: str
     photos: tuple[str, ...]
@@ -102,8 +105,8 @@ class GuidanceJob:
 
 @dataclass(frozen=True)
 class Job:
-    """A whole run: checkpoint, prompts, size in pixels, sampling, the Apply nodes from the checkpoint on, and what is there of subjects in the
-    prompt, weights from adapters and guidance."""
+    """A whole run: checkpoint, prompts, size in pixels, sampling, the Apply nodes from the checkpoint on, and what is
+    there of subjects in the prompt, weights from adapters and guidance."""
 
     checkpoint: str
     prompt: str
@@ -124,12 +127,16 @@ class Job:
     @property
     def encoded(self) -> tuple[ApplyJob, ...]:
         """One job for each Encode node."""
-        return tuple({apply.encoded: apply for apply in (*self.applied, *([self.words] if self.words else ()))}.values())
+        return tuple(
+            {apply.encoded: apply for apply in (*self.applied, *([self.words] if self.words else ()))}.values()
+        )
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """Every adapter, once."""
-        return tuple(dict.fromkeys([*(apply.adapter for apply in self.encoded), *(weights.adapter for weights in self.weights)]))
+        return tuple(
+            dict.fromkeys([*(apply.adapter for apply in self.encoded), *(weights.adapter for weights in self.weights)])
+        )
 
     @property
     def subjects(self) -> tuple[SubjectJob, ...]:

@@ -1,4 +1,5 @@
 """The model files that any workflow names: where ComfyUI looks for them, which are missing, and where to get them."""
+
 from __future__ import annotations
 
 import os
@@ -17,41 +18,74 @@ from .needed import ADAPTERS, CHOICES, EXTENSIONS, VISION, ModelFolders, Needed,
 if TYPE_CHECKING:
     from troupe.model_patches.checkpoints.catalogue import PublishedFile
 
-ALIASES = {"diffusion_models": ("unet",), "text_encoders": ("clip",), "controlnet": ("t2i_adapter",)}  # older folders that ComfyUI reads too
+# older folders that ComfyUI reads too
+ALIASES = {"diffusion_models": ("unet",), "text_encoders": ("clip",), "controlnet": ("t2i_adapter",)}
 FOLDERS = {  # loaders of ComfyUI, and IPAdapter_plus's, whose files lie in one folder
     **{kind: folder for kind, _, folder in CHOICES},
-    "CheckpointLoader": "checkpoints", "unCLIPCheckpointLoader": "checkpoints", "ImageOnlyCheckpointLoader": "checkpoints", "VAELoader": "vae", "UNETLoader": "diffusion_models",
-    "CLIPLoader": "text_encoders", "DualCLIPLoader": "text_encoders", "TripleCLIPLoader": "text_encoders", "QuadrupleCLIPLoader": "text_encoders",
-    "CLIPVisionLoader": "clip_vision", "StyleModelLoader": "style_models", "ControlNetLoader": "controlnet", "DiffControlNetLoader": "controlnet", "GLIGENLoader": "gligen",
-    LOAD: "clip_vision", "UpscaleModelLoader": "upscale_models", "HypernetworkLoader": "hypernetworks", "PhotoMakerLoader": "photomaker", "IPAdapterModelLoader": "ipadapter",
+    "CheckpointLoader": "checkpoints",
+    "unCLIPCheckpointLoader": "checkpoints",
+    "ImageOnlyCheckpointLoader": "checkpoints",
+    "VAELoader": "vae",
+    "UNETLoader": "diffusion_models",
+    "CLIPLoader": "text_encoders",
+    "DualCLIPLoader": "text_encoders",
+    "TripleCLIPLoader": "text_encoders",
+    "QuadrupleCLIPLoader": "text_encoders",
+    "CLIPVisionLoader": "clip_vision",
+    "StyleModelLoader": "style_models",
+    "ControlNetLoader": "controlnet",
+    "DiffControlNetLoader": "controlnet",
+    "GLIGENLoader": "gligen",
+    LOAD: "clip_vision",
+    "UpscaleModelLoader": "upscale_models",
+    "HypernetworkLoader": "hypernetworks",
+    "PhotoMakerLoader": "photomaker",
+    "IPAdapterModelLoader": "ipadapter",
 }
 MOST_SPACES = 5  # of a file's name and folders; a text has more
-Listed = Callable[[str], list[str] | None]  # folder -> names that a running ComfyUI lists in it; None: it has no such folder
+# folder -> names that a running ComfyUI lists in it; None: it has no such folder
+Listed = Callable[[str], list[str] | None]
 
 
 @dataclass(frozen=True)
 class Places(ModelFolders):
-    """As ModelFolders, with the folders that ComfyUI reads under older names and those that extra_model_paths.yaml names one by one."""
+    """As ModelFolders, with the folders that ComfyUI reads under older names and those that extra_model_paths.yaml
+    names one by one.
+    """
 
     named: dict[str, tuple[Path, ...]] = field(default_factory=dict)
 
     def places(self, folder: str) -> list[Path]:
         """The existing folders of a kind, each once."""
         kinds = (folder, *ALIASES.get(folder, ()))
-        found = [place for kind in kinds for place in (*super(Places, self).places(kind), *(p for p in self.named.get(kind, ()) if p.is_dir()))]
+        found = [
+            place
+            for kind in kinds
+            for place in (*super(Places, self).places(kind), *(p for p in self.named.get(kind, ()) if p.is_dir()))
+        ]
         return list(dict.fromkeys(found))
 
     def find(self, folder: str, name: str) -> Path | None:
         """A file of a kind, or of any where the kind is not known ('')."""
-        return next((path for kind in ([folder] if folder else self.kinds()) if (path := super(Places, self).find(kind, name))), None)
+        return next(
+            (path for kind in ([folder] if folder else self.kinds()) if (path := super(Places, self).find(kind, name))),
+            None,
+        )
 
     def kinds(self) -> list[str]:
         """Every kind that has a folder."""
-        return sorted({*self.named, *(child.name for root in self.roots if root.is_dir() for child in root.iterdir() if child.is_dir())})
+        return sorted(
+            {
+                *self.named,
+                *(child.name for root in self.roots if root.is_dir() for child in root.iterdir() if child.is_dir()),
+            }
+        )
 
     def as_extra_paths(self) -> dict[str, dict[str, str]]:
         """All folders in the form of ComfyUI's extra_model_paths.yaml."""
-        return {"troupe_check": {kind: "\n".join(map(str, self.places(kind))) for kind in self.kinds() if self.places(kind)}}
+        return {
+            "troupe_check": {kind: "\n".join(map(str, self.places(kind))) for kind in self.kinds() if self.places(kind)}
+        }
 
 
 def places_of(comfyui: Path | None) -> Places:
@@ -73,14 +107,19 @@ def _named_folders(path: Path) -> dict[str, tuple[Path, ...]]:
         base = path.parent / os.path.expandvars(os.path.expanduser(str(section.get("base_path") or ".")))
         for kind, lines in section.items():
             if kind not in ("base_path", "is_default", "custom_nodes") and isinstance(lines, str):
-                found[kind] = (*found.get(kind, ()), *(base / line.strip() for line in lines.splitlines() if line.strip()))
+                found[kind] = (
+                    *found.get(kind, ()),
+                    *(base / line.strip() for line in lines.splitlines() if line.strip()),
+                )
     return found
 
 
 def wanted_files(graph: Graph, places: Places, info: dict[str, Any] | None = None) -> list[Needed]:
-    """Every model file that the active nodes name, or bring a link for; each once. Raises ImportError where torch is missing, which reads encoders.
+    """Every model file that the active nodes name, or bring a link for; each once. Raises ImportError where torch is
+    missing, which reads encoders.
 
-    info: the host's /object_info, whose node classes say which of their values are choices from a list; None where there is no host.
+    info: the host's /object_info, whose node classes say which of their values are choices from a list; None where
+    there is no host.
     """
     links = {(m["directory"], m["name"]): m["url"] for m in _records(graph)}
     found = {(file.folder, file.name): file for file in _ours(graph, places)}
@@ -96,15 +135,24 @@ def wanted_files(graph: Graph, places: Places, info: dict[str, Any] | None = Non
 
 
 def file_values(node: Node, entry: dict[str, Any] | None = None) -> Iterator[str]:
-    """The values of a node that name model files, with forward slashes. Our adapters, which have several folders, are not among them.
+    """The values of a node that name model files, with forward slashes. Our adapters, which have several folders, are
+    not among them.
 
-    entry: the host's description of the class, by which texts are told from choices; without one a text is known by its socket or by what no file name has.
+    entry: the host's description of the class, by which texts are told from choices; without one a text is known by its
+    socket or by what no file name has.
     """
     named = named_values(node, entry) if entry else _saved_values(node)
-    texts = {name for name, one in inputs_of(entry).items() if one.type == "STRING"} if entry else {name for name, slot in node.inputs.items() if slot.get("type") == "STRING"}
+    texts = (
+        {name for name, one in inputs_of(entry).items() if one.type == "STRING"}
+        if entry
+        else {name for name, slot in node.inputs.items() if slot.get("type") == "STRING"}
+    )
     for widget, value in named.items():
-        name = value.replace("\\", "/") if isinstance(value, str) and widget not in texts and not _is_text(value) else ""
-        adapter = node.type in dict(ADAPTERS) and (widget == dict(ADAPTERS)[node.type] or widget == 0)  # our loaders' first widget
+        name = (
+            value.replace("\\", "/") if isinstance(value, str) and widget not in texts and not _is_text(value) else ""
+        )
+        # our loaders' first widget
+        adapter = node.type in dict(ADAPTERS) and (widget == dict(ADAPTERS)[node.type] or widget == 0)
         if name.lower().endswith(EXTENSIONS) and not adapter:
             yield name
 
@@ -121,7 +169,12 @@ def _saved_values(node: Node) -> dict[Any, Any]:
 
 def _is_text(value: str) -> bool:
     """Whether a value is prose, or an address, that merely ends in a file's name."""
-    return "\n" in value or "://" in value or any(mark in value for mark in (", ", ". ", ": ", "; ")) or value.count(" ") > MOST_SPACES
+    return (
+        "\n" in value
+        or "://" in value
+        or any(mark in value for mark in (", ", ". ", ": ", "; "))
+        or value.count(" ") > MOST_SPACES
+    )
 
 
 def missing(file: Needed, listed: Listed | None) -> bool:
@@ -137,7 +190,13 @@ def _needed(folder: str, name: str, link: str, places: Places) -> Needed:
     known = published(name)
     known = known if known and folder in ("", known.folder) else None
     path = places.find(folder, name) or _encoder(known, places)
-    return Needed(name, folder or (known.folder if known else ""), link or (known.link if known else ""), known.size if known else "", path)
+    return Needed(
+        name,
+        folder or (known.folder if known else ""),
+        link or (known.link if known else ""),
+        known.size if known else "",
+        path,
+    )
 
 
 def _encoder(known: PublishedFile | None, places: Places) -> Path | None:
@@ -146,23 +205,38 @@ def _encoder(known: PublishedFile | None, places: Places) -> Path | None:
     from troupe.model_patches.checkpoints.clip_vision import best_encoder
 
     encoder = next((e for e in ENCODERS if e.file == known), None)
-    return best_encoder(places.files(VISION), lambda widths: widths == (encoder.hidden, encoder.pooled)) if encoder else None
+    return (
+        best_encoder(places.files(VISION), lambda widths: widths == (encoder.hidden, encoder.pooled))
+        if encoder
+        else None
+    )
 
 
 def _records(graph: Graph) -> list[dict[str, str]]:
     """The workflow's own records of models, of nodes that act."""
-    entries = [m for node in graph.nodes.values() if node.mode == ACTIVE for m in (node.raw.get("properties") or {}).get("models") or []]
+    entries = [
+        m
+        for node in graph.nodes.values()
+        if node.mode == ACTIVE
+        for m in (node.raw.get("properties") or {}).get("models") or []
+    ]
     return [m for m in [*(graph.workflow.get("models") or []), *entries] if {"directory", "name", "url"} <= set(m)]
 
 
 def _ours(graph: Graph, places: Places) -> list[Needed]:
     """What our own loaders need: adapters, encoders, what belongs beside a file."""
     kinds, others = dict(ADAPTERS), {kind for kind, _, _ in CHOICES}
-    unknown = {node.id for node in graph.nodes.values() if node.type in kinds and not _has_value(graph, node, kinds[node.type])}
+    unknown = {
+        node.id for node in graph.nodes.values() if node.type in kinds and not _has_value(graph, node, kinds[node.type])
+    }
     kept = [node.raw for node in graph.nodes.values() if node.type not in others and node.id not in unknown]
     ids = {raw["id"] for raw in kept}
     gone = {link[0] for link in graph.links.values() if not {link[1], link[3]} <= ids}
-    part: dict[str, Any] = {"nodes": kept, "links": [link for link in graph.links.values() if link[0] not in gone], "models": _records(graph)}
+    part: dict[str, Any] = {
+        "nodes": kept,
+        "links": [link for link in graph.links.values() if link[0] not in gone],
+        "models": _records(graph),
+    }
     return needed_models(Graph(part), places) if any(raw["type"] in kinds for raw in kept) else []
 
 

@@ -1,4 +1,5 @@
 """Which model files a workflow asks for, where they are, and where to get the ones that are missing."""
+
 from __future__ import annotations
 
 import os
@@ -11,7 +12,11 @@ from .adapter_kinds import GLIGEN, IP_ADAPTER, kind_of
 from .graph import MUTED, Graph
 from .job import LOAD, QUICK
 
-CHOICES = (("CheckpointLoaderSimple", "ckpt_name", "checkpoints"), ("LoraLoader", "lora_name", "loras"), ("LoraLoaderModelOnly", "lora_name", "loras"))
+CHOICES = (
+    ("CheckpointLoaderSimple", "ckpt_name", "checkpoints"),
+    ("LoraLoader", "lora_name", "loras"),
+    ("LoraLoaderModelOnly", "lora_name", "loras"),
+)
 ADAPTERS = ((LOAD, "adapter_name"), (QUICK, "adapter_name"))
 VISION = "clip_vision"
 SHIPPED = "rehearsal"  # in an adapter's value: it comes with the pack
@@ -21,7 +26,9 @@ EXTENSIONS = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 
 @dataclass(frozen=True)
 class Needed:
-    """One model file: name below `folder` of ComfyUI's models folder, what it is for, link and size where known, and its path where it was found."""
+    """One model file: name below `folder` of ComfyUI's models folder, what it is for, link and size where known, and
+    its path where it was found.
+    """
 
     name: str
     folder: str
@@ -35,7 +42,10 @@ class Needed:
             return f"  found    {self.folder}/{self.name}\n           {self.path}"
         get = f"download {self.link}" if self.link else "no link is known: look at the page you have the workflow from"
         size = f" ({self.size})" if self.size else ""
-        return f"  missing  {self.folder}/{self.name}{size}\n           {get}\n           and save it as models/{self.folder}/{self.name}"
+        return (
+            f"  missing  {self.folder}/{self.name}{size}\n           {get}\n           and save it as "
+            f"models/{self.folder}/{self.name}"
+        )
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,9 @@ class ModelFolders:
     def find(self, folder: str, name: str) -> Path | None:
         """A file by its relative name, or by its bare name in a subfolder."""
         exact = (place / name for place in self.places(folder))
-        return next((path for path in exact if path.is_file()), None) or next((p for p in self.files(folder) if p.name == name.rpartition("/")[2]), None)
+        return next((path for path in exact if path.is_file()), None) or next(
+            (p for p in self.files(folder) if p.name == name.rpartition("/")[2]), None
+        )
 
     def files(self, folder: str) -> Iterator[Path]:
         """All weight files of a kind."""
@@ -60,7 +72,9 @@ class ModelFolders:
 
     def as_extra_paths(self) -> dict[str, dict[str, str]]:
         """The roots in the form of ComfyUI's extra_model_paths.yaml."""
-        kinds = sorted({child.name for root in self.roots if root.is_dir() for child in root.iterdir() if child.is_dir()})
+        kinds = sorted(
+            {child.name for root in self.roots if root.is_dir() for child in root.iterdir() if child.is_dir()}
+        )
         return {"troupe_run": {kind: "\n".join(map(str, self.places(kind))) for kind in kinds}}
 
 
@@ -85,11 +99,13 @@ def needed_models(graph: Graph, folders: ModelFolders) -> list[Needed]:
     return list(found.values())
 
 
-def adapter_file(value: str, folders: ModelFolders | None = None, links: Iterable[tuple[str, str]] = ()) -> tuple[str, str]:
+def adapter_file(
+    value: str, folders: ModelFolders | None = None, links: Iterable[tuple[str, str]] = ()
+) -> tuple[str, str]:
     """Folder and path in it of an adapter's value, which is the path alone, or in older workflows both.
 
-    Of a path alone, the folder is that of `folders` which has the file, else the one in `links`, (folder, name) as a workflow records them, else the published one, else
-    what the name says.
+    Of a path alone, the folder is that of `folders` which has the file, else the one in `links`, (folder, name) as a
+    workflow records them, else the published one, else what the name says.
     """
     load_pack()
     from troupe.model_patches.checkpoints.catalogue import published
@@ -98,7 +114,12 @@ def adapter_file(value: str, folders: ModelFolders | None = None, links: Iterabl
     folder, _, name = value.partition("/")
     if name and folder in (*ADAPTER_FOLDERS, SHIPPED):
         return folder, name
-    holding = [kind for kind in ADAPTER_FOLDERS for place in (folders.places(kind) if folders else ()) if (place / value).is_file()]
+    holding = [
+        kind
+        for kind in ADAPTER_FOLDERS
+        for place in (folders.places(kind) if folders else ())
+        if (place / value).is_file()
+    ]
     holding += [kind for kind, name in links if name == value and kind in ADAPTER_FOLDERS]
     known = published(value)
     said = {IP_ADAPTER: "ipadapter", GLIGEN: "gligen"}.get(kind_of(value), "subject_adapters")
@@ -107,7 +128,12 @@ def adapter_file(value: str, folders: ModelFolders | None = None, links: Iterabl
 
 def _links(graph: Graph) -> dict[tuple[str, str], str]:
     """(folder, name) -> link, from the workflow's own records."""
-    entries = [m for node in graph.nodes.values() if node.mode != MUTED for m in (node.raw.get("properties") or {}).get("models") or []]
+    entries = [
+        m
+        for node in graph.nodes.values()
+        if node.mode != MUTED
+        for m in (node.raw.get("properties") or {}).get("models") or []
+    ]
     return {(m["directory"], m["name"]): m["url"] for m in [*(graph.workflow.get("models") or []), *entries]}
 
 
@@ -117,7 +143,9 @@ def _add(found: dict, links: dict, folders: ModelFolders, folder: str, name: str
     name = name.replace("\\", "/")
     known = published(name)
     link = links.get((folder, name)) or (known.link if known else "")
-    found.setdefault((folder, name), Needed(name, folder, link, known.size if known else "", folders.find(folder, name)))
+    found.setdefault(
+        (folder, name), Needed(name, folder, link, known.size if known else "", folders.find(folder, name))
+    )
 
 
 def _add_matrix(found: dict, folder: str, name: str) -> None:
@@ -131,7 +159,10 @@ def _add_matrix(found: dict, folder: str, name: str) -> None:
     if folder != PROJECTION_MATRIX.folder or not (known.encoder if known else path and reads_photos(read_shapes(path))):
         return
     matrix = "/".join([*name.split("/")[:-1], PROJECTION_MATRIX.name])
-    found.setdefault((folder, matrix), Needed(matrix, folder, PROJECTION_MATRIX.link, PROJECTION_MATRIX.size, path and matrix_file(path)))
+    found.setdefault(
+        (folder, matrix),
+        Needed(matrix, folder, PROJECTION_MATRIX.link, PROJECTION_MATRIX.size, path and matrix_file(path)),
+    )
 
 
 def _add_set(found: dict, links: dict, folders: ModelFolders, folder: str, name: str) -> None:
@@ -155,7 +186,9 @@ def _add_encoder(found: dict, links: dict, folders: ModelFolders, adapter: str) 
         return
     path = best_encoder(folders.files(VISION), lambda widths: widths == (encoder.hidden, encoder.pooled))
     file = encoder.file
-    found.setdefault((VISION, file.name), Needed(file.name, VISION, links.get((VISION, file.name), file.link), file.size, path))
+    found.setdefault(
+        (VISION, file.name), Needed(file.name, VISION, links.get((VISION, file.name), file.link), file.size, path)
+    )
 
 
 def model_roots(comfyui: Path | None, given: Path | None) -> ModelFolders:
@@ -174,5 +207,9 @@ def _extra_roots(path: Path) -> Sequence[Path]:
         sections = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (ImportError, OSError, ValueError):
         return []
-    bases = [Path(os.path.expandvars(os.path.expanduser(section["base_path"]))) for section in sections.values() if isinstance(section, dict) and section.get("base_path")]
+    bases = [
+        Path(os.path.expandvars(os.path.expanduser(section["base_path"])))
+        for section in sections.values()
+        if isinstance(section, dict) and section.get("base_path")
+    ]
     return [place for base in bases for place in (base, base / "models") if place.is_dir()]

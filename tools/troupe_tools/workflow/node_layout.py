@@ -1,4 +1,7 @@
-"""Where nodes lie on the canvas: the room that is free, a group box round new nodes, and the view that a file opens on."""
+"""Where nodes lie on the canvas: the room that is free, a group box round new nodes, and the view that a file
+opens on.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,13 +19,24 @@ def put_in_group(workflow: dict[str, Any], nodes: Sequence[dict[str, Any]], titl
     right, bottom = max(b[2] for b in boxes) + GAP / 2, max(b[3] for b in boxes) + GAP / 2
     groups = workflow["groups"] = workflow.get("groups") or []
     number = max((group.get("id") or 0 for group in groups), default=0) + 1
-    groups.append({"id": number, "title": title, "bounding": [x, y, right - x, bottom - y], "color": "#3f789e", "font_size": 24, "flags": {}})
+    groups.append(
+        {
+            "id": number,
+            "title": title,
+            "bounding": [x, y, right - x, bottom - y],
+            "color": "#3f789e",
+            "font_size": 24,
+            "flags": {},
+        }
+    )
     return bottom + HEAD + GAP
 
 
 def show_group(workflow: dict[str, Any], title: str, top: float) -> None:
     """Let the file open on the first group of this title below `top`, as large as fits."""
-    group = next(group for group in workflow["groups"] if group["title"] == title and group["bounding"][1] >= top - HEAD)
+    group = next(
+        group for group in workflow["groups"] if group["title"] == title and group["bounding"][1] >= top - HEAD
+    )
     x, y, width, height = group["bounding"]
     scale = int(1000 * min(1.0, (VIEW[0] - MARGIN) / width, (VIEW[1] - MARGIN) / height)) / 1000
     offset = [round(MARGIN / scale - x, 1), round(MARGIN / scale - y, 1)]
@@ -32,7 +46,17 @@ def show_group(workflow: dict[str, Any], title: str, top: float) -> None:
 def lowest(workflow: dict[str, Any]) -> float:
     """The y below all nodes and groups; 0 where there is none."""
     nodes = [pair(raw["pos"])[1] + pair(raw.get("size") or [0, 0])[1] for raw in workflow["nodes"] if raw.get("pos")]
-    return max([*nodes, *(group["bounding"][1] + group["bounding"][3] for group in workflow.get("groups") or [] if group.get("bounding"))], default=0)
+    return max(
+        [
+            *nodes,
+            *(
+                group["bounding"][1] + group["bounding"][3]
+                for group in workflow.get("groups") or []
+                if group.get("bounding")
+            ),
+        ],
+        default=0,
+    )
 
 
 def leftmost(workflow: dict[str, Any]) -> float:

@@ -1,4 +1,5 @@
 """Troupe's nodes in the place of one row of IPAdapter_plus's nodes, with a note that says what to do next."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -28,10 +29,15 @@ Names:
 {names}
 
 With relevance, weights of 0.5 to 0.65 work better than higher ones.{more}"""
-CHECK = "Check 'name' in every Add Subject node. It must be the word for this subject in your prompt, and no two may be the same."
+CHECK = (
+    "Check 'name' in every Add Subject node. It must be the word for this subject in your prompt, and no two "
+    "may be the same."
+)
 WIRE_CLIP = "Wire the checkpoint's CLIP into 'clip' of Encode Subject References."
 SWITCH = "Set 'merge' of Apply Image Attention to relevance."
-OVERLAP = "\n\nWhere regions do not overlap, relevance changes nothing: unplug 'region' of a subject to let its name decide."
+OVERLAP = (
+    "\n\nWhere regions do not overlap, relevance changes nothing: unplug 'region' of a subject to let its name decide."
+)
 
 
 class Columns:
@@ -41,7 +47,9 @@ class Columns:
         self.wiring, self.top, self.nodes = wiring, top, []
         self._x, self._y, self._width = leftmost(wiring.workflow), top, 0.0
 
-    def put(self, kind: str, title: str, values: dict[str, Any] | str, size: tuple[float, float] | None = None) -> dict[str, Any]:
+    def put(
+        self, kind: str, title: str, values: dict[str, Any] | str, size: tuple[float, float] | None = None
+    ) -> dict[str, Any]:
         """A new node; its class's usual size if none is given."""
         node = self.wiring.add(kind, title, values, (self._x, self._y))
         node["size"] = list(size or node["size"])
@@ -54,9 +62,11 @@ class Columns:
         self._x, self._y, self._width = self._x + self._width + GAP, self.top, 0.0
 
 
-def write_chain(wiring: Wiring, graph: Graph, chain: Sequence[Stacked], loaders: dict[tuple[str, str], dict[str, Any]],
-                top: float) -> tuple[float, list[Guess]]:
-    """Put in the nodes of one cast, in a group of their own below everything else: the note and the loader, the subjects, and what takes them.
+def write_chain(
+    wiring: Wiring, graph: Graph, chain: Sequence[Stacked], loaders: dict[tuple[str, str], dict[str, Any]], top: float
+) -> tuple[float, list[Guess]]:
+    """Put in the nodes of one cast, in a group of their own below everything else: the note and the loader, the
+    subjects, and what takes them.
 
     Returns where the next group may begin, and the subjects' names.
     """
@@ -64,7 +74,9 @@ def write_chain(wiring: Wiring, graph: Graph, chain: Sequence[Stacked], loaders:
     choice, framing = chain[0].choice, framing_of(chain)
     prompts, clip = prompts_of(wiring, graph, chain)
     photos = [_photo(wiring, graph, one, framing) for one in chain]
-    guesses = guess_names([own_prompt(graph, one) for one in chain], [_file_of(wiring, photo) for photo in photos], prompts)
+    guesses = guess_names(
+        [own_prompt(graph, one) for one in chain], [_file_of(wiring, photo) for photo in photos], prompts
+    )
     note = _note(guesses, [region_of(wiring, graph, one) is not None for one in chain], has_clip=clip is not None)
     columns.put("Note", "From IPAdapter to Troupe", note, (WIDE, _height_of(note)))
     loader = loaders.get((choice.adapter, choice.vision))
@@ -80,15 +92,27 @@ def write_chain(wiring: Wiring, graph: Graph, chain: Sequence[Stacked], loaders:
     apply = columns.put(APPLY, "Apply Image Attention", {"weight": round(strength, 4), "merge": "add"})
     model = origin_of(wiring, graph, chain[0].node, "model")
     wiring.hand_over((chain[-1].node.id, 0), (apply["id"], 0))
-    for origin, target, name in (((loader["id"], 0), encode, "adapter"), ((cast["id"], 0), encode, "cast"), (clip, encode, "clip"),
-                                 (choice.wired, encode, "clip_vision"), (model, apply, "model"), ((encode["id"], 0), apply, "references")):
+    for origin, target, name in (
+        ((loader["id"], 0), encode, "adapter"),
+        ((cast["id"], 0), encode, "cast"),
+        (clip, encode, "clip"),
+        (choice.wired, encode, "clip_vision"),
+        (model, apply, "model"),
+        ((encode["id"], 0), apply, "references"),
+    ):
         if origin is not None:
             wiring.connect(origin, target, name)
     return put_in_group(wiring.workflow, columns.nodes, TITLE), guesses
 
 
-def _write_subjects(columns: Columns, graph: Graph, chain: Sequence[Stacked], strength: float, photos: Sequence[Origin],
-                    guesses: Sequence[Guess]) -> dict[str, Any]:
+def _write_subjects(
+    columns: Columns,
+    graph: Graph,
+    chain: Sequence[Stacked],
+    strength: float,
+    photos: Sequence[Origin],
+    guesses: Sequence[Guess],
+) -> dict[str, Any]:
     """Put in an Add Subject for each photo, chained; returns the last. strength: Apply Image Attention's weight."""
     wiring, cast = columns.wiring, None
     for number, (one, photo, guess) in enumerate(zip(chain, photos, guesses, strict=True), 1):
@@ -97,9 +121,15 @@ def _write_subjects(columns: Columns, graph: Graph, chain: Sequence[Stacked], st
         file = _file_of(wiring, photo)
         title = f"Subject {number}{f' ({file})' if file else ''}" + ("" if guess.source else ": write its name")
         weight = round(one.weight / strength, 4) if strength else 1.0
-        subject = columns.put(ADD, title, {"name": guess.name, "weight": weight, "start_percent": one.start, "end_percent": one.end})
+        subject = columns.put(
+            ADD, title, {"name": guess.name, "weight": weight, "start_percent": one.start, "end_percent": one.end}
+        )
         subject.update({} if guess.source else TO_FILL_IN)
-        for origin, name in ((photo, "image"), (region_of(wiring, graph, one), "region"), (cast and (cast["id"], 0), "cast")):
+        for origin, name in (
+            (photo, "image"),
+            (region_of(wiring, graph, one), "region"),
+            (cast and (cast["id"], 0), "cast"),
+        ):
             if origin is not None:
                 wiring.connect(origin, subject, name)
         cast = subject
@@ -109,11 +139,26 @@ def _write_subjects(columns: Columns, graph: Graph, chain: Sequence[Stacked], st
 def _note(guesses: Sequence[Guess], has_region: Sequence[bool], has_clip: bool) -> str:
     """The text of the note: what to do to switch relevance on, and where each name comes from."""
     steps = [CHECK, *([] if has_clip else [WIRE_CLIP]), SWITCH]
-    where = "in its region" if all(has_region) else "in its region, or on the whole picture," if any(has_region) else "on the whole picture"
-    names = [f"- {guess.name}: " + (f"from {guess.source}" if guess.source else "only a placeholder, write the word in the yellow node") for guess in guesses]
-    return NOTE.format(n=len(guesses), s="s" if len(guesses) > 1 else "", where=where, names="\n".join(names),
-                       more=OVERLAP if sum(has_region) > 1 else "",
-                       steps="\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1)))
+    where = (
+        "in its region"
+        if all(has_region)
+        else "in its region, or on the whole picture,"
+        if any(has_region)
+        else "on the whole picture"
+    )
+    names = [
+        f"- {guess.name}: "
+        + (f"from {guess.source}" if guess.source else "only a placeholder, write the word in the yellow node")
+        for guess in guesses
+    ]
+    return NOTE.format(
+        n=len(guesses),
+        s="s" if len(guesses) > 1 else "",
+        where=where,
+        names="\n".join(names),
+        more=OVERLAP if sum(has_region) > 1 else "",
+        steps="\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1)),
+    )
 
 
 def _height_of(text: str) -> float:
@@ -123,7 +168,9 @@ def _height_of(text: str) -> float:
 
 def _photo(wiring: Wiring, graph: Graph, one: Stacked, framing: str) -> tuple[Any, int]:
     """What feeds the photo, seen through a Prep Image For ClipVision where the new nodes frame alike."""
-    before = origin_of(wiring, graph, one.prepared, "image") if one.prepared is not None and one.framing == framing else None
+    before = (
+        origin_of(wiring, graph, one.prepared, "image") if one.prepared is not None and one.framing == framing else None
+    )
     return before or origin_of(wiring, graph, one.photo_node, "image")
 
 
@@ -144,8 +191,19 @@ def _record_models(workflow: dict[str, Any], loader: dict[str, Any], choice: Cho
     from troupe.model_patches.checkpoints.catalogue import ENCODERS, published
 
     adapter = published(choice.adapter)
-    encoder = next((e.file for e in ENCODERS if adapter and e.name == adapter.encoder), None) if choice.vision == "auto" else None
-    models = [{"name": f.name, "url": f.link, "directory": f.folder} for f in (adapter, encoder) if f and f.name.endswith(".safetensors")]
+    encoder = (
+        next((e.file for e in ENCODERS if adapter and e.name == adapter.encoder), None)
+        if choice.vision == "auto"
+        else None
+    )
+    models = [
+        {"name": f.name, "url": f.link, "directory": f.folder}
+        for f in (adapter, encoder)
+        if f and f.name.endswith(".safetensors")
+    ]
     if models:
         loader["properties"]["models"] = models
-        workflow["models"] = [*(workflow.get("models") or []), *(m for m in models if m not in (workflow.get("models") or []))]
+        workflow["models"] = [
+            *(workflow.get("models") or []),
+            *(m for m in models if m not in (workflow.get("models") or [])),
+        ]

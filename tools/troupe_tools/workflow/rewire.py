@@ -1,4 +1,5 @@
 """Changing a saved workflow's graph: nodes put in and taken out, with every link known at both of its ends."""
+
 from __future__ import annotations
 
 import copy
@@ -18,12 +19,18 @@ PATTERN = "4_two_subjects"  # the template whose nodes new ones are copied from
 SET_MASK = "ConditioningSetMask"
 CORE: dict[str, dict[str, Any]] = {  # classes of ComfyUI itself that the template does not have
     SET_MASK: {
-        "type": SET_MASK, "size": [315, 102], "flags": {},
-        "inputs": [{"name": "conditioning", "type": "CONDITIONING"}, {"name": "mask", "type": "MASK"},
-                   {"name": "strength", "type": "FLOAT", "widget": {"name": "strength"}},
-                   {"name": "set_cond_area", "type": "COMBO", "widget": {"name": "set_cond_area"}}],
+        "type": SET_MASK,
+        "size": [315, 102],
+        "flags": {},
+        "inputs": [
+            {"name": "conditioning", "type": "CONDITIONING"},
+            {"name": "mask", "type": "MASK"},
+            {"name": "strength", "type": "FLOAT", "widget": {"name": "strength"}},
+            {"name": "set_cond_area", "type": "COMBO", "widget": {"name": "set_cond_area"}},
+        ],
         "outputs": [{"name": "CONDITIONING", "type": "CONDITIONING"}],
-        "properties": {"Node name for S&R": SET_MASK, "cnr_id": "comfy-core", "ver": "0.3.64"}, "widgets_values": [1.0, "default"],
+        "properties": {"Node name for S&R": SET_MASK, "cnr_id": "comfy-core", "ver": "0.3.64"},
+        "widgets_values": [1.0, "default"],
     },
 }
 
@@ -37,15 +44,31 @@ class Wiring:
         tidy(workflow)
         self._patterns = CORE | {raw["type"]: raw for raw in read_workflow(WORKFLOWS / f"{PATTERN}.json")["nodes"]}
         state = workflow.get("state") or {}
-        self._last_node = max([int(workflow.get("last_node_id") or 0), int(state.get("lastNodeId") or 0), *(raw["id"] for raw in workflow["nodes"] if isinstance(raw["id"], int))])
-        self._last_link = max([int(workflow.get("last_link_id") or 0), int(state.get("lastLinkId") or 0), *(link[0] for link in workflow["links"])])
+        self._last_node = max(
+            [
+                int(workflow.get("last_node_id") or 0),
+                int(state.get("lastNodeId") or 0),
+                *(raw["id"] for raw in workflow["nodes"] if isinstance(raw["id"], int)),
+            ]
+        )
+        self._last_link = max(
+            [
+                int(workflow.get("last_link_id") or 0),
+                int(state.get("lastLinkId") or 0),
+                *(link[0] for link in workflow["links"]),
+            ]
+        )
 
     def saved(self) -> dict[str, Any]:
         """The workflow as the file had it: its links are records again where they were."""
         links = self.workflow["links"]
         if self._records:
             links = [{**self._records.get(link[0], {}), **dict(zip(RECORD, link, strict=True))} for link in links]
-            self.workflow["state"] = {**(self.workflow.get("state") or {}), "lastNodeId": self._last_node, "lastLinkId": self._last_link}
+            self.workflow["state"] = {
+                **(self.workflow.get("state") or {}),
+                "lastNodeId": self._last_node,
+                "lastLinkId": self._last_link,
+            }
         return {**self.workflow, "links": links}
 
     def node(self, id_: Any) -> dict[str, Any] | None:
@@ -62,12 +85,15 @@ class Wiring:
         return [(link[3], link[4]) for link in self.workflow["links"] if link[1] == id_ and slot in (None, link[2])]
 
     def add(self, kind: str, title: str, values: dict[str, Any] | str, pos: tuple[float, float]) -> dict[str, Any]:
-        """A new node of a class in the template or CORE: nothing wired, the pattern's widget values but for `values` (or a note's text)."""
+        """A new node of a class in the template or CORE: nothing wired, the pattern's widget values but for `values`
+        (or a note's text).
+        """
         raw = copy.deepcopy(self._patterns[kind])
         self._last_node += 1
         raw.update(id=self._last_node, title=title, pos=list(pos), order=len(self.workflow["nodes"]), mode=0)
         raw["properties"].pop("models", None)
-        raw["properties"]["rejects_ue_links"] = True  # what IPAdapter did not get from Use Everywhere, these nodes shall not get
+        # what IPAdapter did not get from Use Everywhere, these nodes shall not get
+        raw["properties"]["rejects_ue_links"] = True
         for slot in raw["inputs"]:
             slot["link"] = None
         for slot in raw["outputs"]:
@@ -98,7 +124,11 @@ class Wiring:
     def _broadcast(self, old: Origin, new: Origin | None) -> None:
         """Let Use Everywhere's list, where the file has one, say the new source."""
         listed = (self.workflow.get("extra") or {}).get("ue_links") or []
-        for link in [link for link in listed if (str(link.get("upstream")), link.get("upstream_slot", 0)) == (str(old[0]), old[1])]:
+        for link in [
+            link
+            for link in listed
+            if (str(link.get("upstream")), link.get("upstream_slot", 0)) == (str(old[0]), old[1])
+        ]:
             if new is None:
                 listed.remove(link)
             else:
@@ -111,7 +141,11 @@ class Wiring:
             self._cut(link[3], link[4])
         self.workflow["nodes"][:] = [raw for raw in self.workflow["nodes"] if raw["id"] not in ids]
         listed = (self.workflow.get("extra") or {}).get("ue_links") or []
-        listed[:] = [link for link in listed if not {str(link.get(end)) for end in ("upstream", "downstream", "controller")} & set(map(str, ids))]
+        listed[:] = [
+            link
+            for link in listed
+            if not {str(link.get(end)) for end in ("upstream", "downstream", "controller")} & set(map(str, ids))
+        ]
 
     def _wire(self, source: Origin, target: Any, into: int) -> None:
         self._last_link += 1

@@ -1,4 +1,5 @@
 """The nodes around a workflow's sampler: KSampler, or SamplerCustomAdvanced with Two-Strength Guider."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ ELSEWHERE = "The embedded engine does not support this: run this workflow in Com
 class Sampling:
     """Which node says what.
 
-    node: the sampler, with `latent_image`; guided: has `model`, `positive`, `negative` and `cfg`; schedule: `steps`, `scheduler` and `denoise`;
+    node: the sampler, with `latent_image`; guided: has `model`, `positive`, `negative` and `cfg`; schedule: `steps`,
+    `scheduler` and `denoise`;
     choice: `sampler_name`; seed: the node and widget of the noise's seed. With KSampler all are the same node.
     """
 
@@ -29,7 +31,10 @@ def find_sampling(graph: Graph) -> Sampling:
     """The one sampler. Raises RunError where there is none or there are several, or its parts are others than these."""
     found = graph.of_type(SIMPLE, CUSTOM)
     if len(found) != 1:
-        raise RunError(f"Expected one active KSampler or SamplerCustomAdvanced in the workflow, found {len(found)}. Mute the others, or run it in ComfyUI.")
+        raise RunError(
+            f"Expected one active KSampler or SamplerCustomAdvanced in the workflow, found {len(found)}. "
+            "Mute the others, or run it in ComfyUI."
+        )
     (node,) = found
     if node.type == SIMPLE:
         return Sampling(node, node, node, node, (node, "seed"))
@@ -50,5 +55,8 @@ def feeding(graph: Graph, node: Node, name: str, kind: str) -> Node:
     """The node behind an input. Raises RunError where it is of another class."""
     found = source(graph, node, name)[0]
     if found.type != kind:
-        raise RunError(f"'{name}' of {node.label} comes from {found.label}, where the embedded engine knows only {kind}. Run this workflow in ComfyUI.")
+        raise RunError(
+            f"'{name}' of {node.label} comes from {found.label}, where the embedded engine knows only "
+            f"{kind}. Run this workflow in ComfyUI."
+        )
     return found

@@ -1,4 +1,7 @@
-"""A saved workflow's links in one form: lists with both of their ends, whether the file has lists, records, dead ends or broadcasts."""
+"""A saved workflow's links in one form: lists with both of their ends, whether the file has lists, records, dead ends
+or broadcasts.
+"""
+
 from __future__ import annotations
 
 import copy
@@ -13,13 +16,19 @@ Link = list[Any]  # id, source node, slot, target node, slot, type
 
 
 def tidy(graph: dict[str, Any]) -> None:
-    """Bring the links of one level into one form, in place, as the front end does when it loads them: a link is where an input names it.
+    """Bring the links of one level into one form, in place, as the front end does when it loads them: a link is where
+    an input names it.
 
-    Links that no input names, or that come from a node that is not there, are gone, and their inputs and outputs are free.
+    Links that no input names, or that come from a node that is not there, are gone, and their inputs and outputs are
+    free.
     graph: a saved workflow, or one of its subgraphs, with 'nodes' and 'links'.
     """
     ids = {str(raw["id"]): raw["id"] for raw in graph["nodes"]}
-    links = {link[0]: link for link in map(as_list, filter(None, graph.get("links") or [])) if str(link[1]) in ids or link[1] == INSIDE}
+    links = {
+        link[0]: link
+        for link in map(as_list, filter(None, graph.get("links") or []))
+        if str(link[1]) in ids or link[1] == INSIDE
+    }
     kept: dict[Any, Link] = {id_: link for id_, link in links.items() if link[3] == OUTSIDE}
     for raw in graph["nodes"]:
         for into, slot in enumerate(raw.get("inputs") or []):
@@ -36,12 +45,21 @@ def tidy(graph: dict[str, Any]) -> None:
 def as_list(link: Any) -> Link:
     """A link as a list, also where the file has it as a record."""
     if isinstance(link, dict):
-        link = [link["id"], link["origin_id"], link["origin_slot"], link["target_id"], link["target_slot"], link.get("type", ANY)]
+        link = [
+            link["id"],
+            link["origin_id"],
+            link["origin_slot"],
+            link["target_id"],
+            link["target_slot"],
+            link.get("type", ANY),
+        ]
     return [*link[:2], int(link[2]), link[3], int(link[4]), *(link[5:6] or [ANY])]
 
 
 def wire_broadcasts(graph: dict[str, Any]) -> None:
-    """Add the wires of Use Everywhere's nodes to one level, in place: those that the file lists, or, in a file without a list, those to every free input of the type."""
+    """Add the wires of Use Everywhere's nodes to one level, in place: those that the file lists, or, in a file without
+    a list, those to every free input of the type.
+    """
     listed = (graph.get("extra") or {}).get("ue_links")
     nodes = {str(raw["id"]): raw for raw in graph["nodes"]}
     links = {link[0]: link for link in graph["links"]}
@@ -54,7 +72,9 @@ def wire_broadcasts(graph: dict[str, Any]) -> None:
                 _new_link(graph, origin, slot, OUTSIDE, into, kind)
             continue
         inputs = (nodes.get(str(target)) or {}).get("inputs") or []
-        if into < len(inputs) and (inputs[into].get("link") is None or listed is not None and _idle(nodes, links.get(inputs[into]["link"]))):
+        if into < len(inputs) and (
+            inputs[into].get("link") is None or listed is not None and _idle(nodes, links.get(inputs[into]["link"]))
+        ):
             inputs[into]["link"] = _new_link(graph, origin, slot, nodes[str(target)]["id"], into, kind)
 
 
@@ -73,21 +93,40 @@ def with_broadcasts(workflow: dict[str, Any]) -> dict[str, Any]:
 
 def _listed(links: list[Any]) -> Iterator[Link]:
     for link in links:
-        yield [link.get("upstream"), link.get("upstream_slot", 0), link.get("downstream"), link.get("downstream_slot", 0), link.get("type", ANY)]
+        yield [
+            link.get("upstream"),
+            link.get("upstream_slot", 0),
+            link.get("downstream"),
+            link.get("downstream_slot", 0),
+            link.get("type", ANY),
+        ]
 
 
 def _free(graph: dict[str, Any]) -> Iterator[Link]:
-    """Wires from what the broadcasting nodes take to every free socket of its type; a prompt goes to the sockets called positive or negative."""
+    """Wires from what the broadcasting nodes take to every free socket of its type; a prompt goes to the sockets called
+    positive or negative.
+    """
     links = {link[0]: link for link in graph["links"]}
-    for raw in (raw for raw in graph["nodes"] if raw["type"] in (*EVERYWHERE, PROMPTS_EVERYWHERE) and not raw.get("mode")):
+    for raw in (
+        raw for raw in graph["nodes"] if raw["type"] in (*EVERYWHERE, PROMPTS_EVERYWHERE) and not raw.get("mode")
+    ):
         for slot in raw.get("inputs") or []:
             link = links.get(slot.get("link"))
             if link is None:
                 continue
             name = slot.get("name") if raw["type"] == PROMPTS_EVERYWHERE else None
-            for target in (target for target in graph["nodes"] if not is_virtual(target["type"]) and not (target.get("properties") or {}).get("rejects_ue_links")):
+            for target in (
+                target
+                for target in graph["nodes"]
+                if not is_virtual(target["type"]) and not (target.get("properties") or {}).get("rejects_ue_links")
+            ):
                 for into, socket in enumerate(target.get("inputs") or []):
-                    if socket.get("link") is None and "widget" not in socket and socket.get("type") == link[5] and name in (None, socket.get("name")):
+                    if (
+                        socket.get("link") is None
+                        and "widget" not in socket
+                        and socket.get("type") == link[5]
+                        and name in (None, socket.get("name"))
+                    ):
                         yield [link[1], link[2], target["id"], into, link[5]]
 
 

@@ -1,4 +1,5 @@
 """Workflow files: JSON as ComfyUI saves it, and the workflow inside a picture that it saved."""
+
 from __future__ import annotations
 
 import json
@@ -33,7 +34,14 @@ def find_workflow(name: str) -> Path:
     """A path, or the name of a shipped template with or without '.json' and its number."""
     given = Path(name)
     wanted = given.name if given.suffix else f"{given.name}.json"
-    shipped = next((path for path in sorted(WORKFLOWS.glob("*.json")) if wanted in (path.name, path.name.lstrip("0123456789").removeprefix("_"))), None)
+    shipped = next(
+        (
+            path
+            for path in sorted(WORKFLOWS.glob("*.json"))
+            if wanted in (path.name, path.name.lstrip("0123456789").removeprefix("_"))
+        ),
+        None,
+    )
     return given if given.is_file() or shipped is None else shipped
 
 
@@ -48,15 +56,20 @@ def _in_picture(path: Path, content: bytes) -> dict[str, Any]:
                 continue
             if isinstance(found, dict) and found:
                 return found
-    raise RunError(f"{path} is a picture without a workflow. Take the file that ComfyUI saved itself: messengers, editors and many sites take the workflow out.")
+    raise RunError(
+        f"{path} is a picture without a workflow. Take the file that ComfyUI saved itself: messengers, "
+        "editors and many sites take the workflow out."
+    )
 
 
 def _png_texts(content: bytes) -> Iterator[tuple[str, str]]:
-    """(key, text) of a PNG's text chunks, and of those that ComfyUI puts into animated ones; pixels are not looked at."""
+    """(key, text) of a PNG's text chunks, and of those that ComfyUI puts into animated ones; pixels are not
+    looked at.
+    """
     at = len(PNG)
     while at + 8 <= len(content):
-        length, kind = int.from_bytes(content[at:at + 4], "big"), content[at + 4:at + 8]
-        key, _, text = content[at + 8:at + 8 + length].partition(b"\0")
+        length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
+        key, _, text = content[at + 8 : at + 8 + length].partition(b"\0")
         if kind == b"iTXt":  # compressed or not, how, language, translated key
             text = b"" if text[:1] != b"\0" else text[2:].split(b"\0", 2)[-1]
         if kind in (b"tEXt", b"comf", b"iTXt"):
@@ -69,12 +82,16 @@ def _exif_texts(path: Path) -> Iterator[tuple[str, str]]:
     try:
         from PIL import Image
     except ImportError:
-        raise RunError(f"Reading the workflow in a picture ({path}) needs Pillow, which is not installed. Run: pip install pillow") from None
+        raise RunError(
+            f"Reading the workflow in a picture ({path}) needs Pillow, which is not installed. Run: pip install pillow"
+        ) from None
     try:
         with Image.open(path) as picture:
             entries = [text for text in picture.getexif().values() if isinstance(text, str)]
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RunError(f"{path} is no picture that can be read ({error}). Take the original file, as ComfyUI saved it.") from None
+        raise RunError(
+            f"{path} is no picture that can be read ({error}). Take the original file, as ComfyUI saved it."
+        ) from None
     for key, colon, text in (entry.partition(":") for entry in entries):
         if colon:
             yield key, text

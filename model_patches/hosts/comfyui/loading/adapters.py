@@ -1,4 +1,7 @@
-"""Adapter files on the host: which there are, loading them into the host's memory management, finding their image encoder."""
+"""Adapter files on the host: which there are, loading them into the host's memory management, finding their image
+encoder.
+"""
+
 from __future__ import annotations
 
 import logging
@@ -38,8 +41,9 @@ NO_FILES = "(no adapter file yet)"
 
 @dataclass(frozen=True, eq=False)
 class HostAdapter:
-    """An adapter whose modules the host moves: `projection_patcher` at Encode, `layers_patcher` (image attention) and `gated_patcher` with the
-    MODEL while it samples, `fusion_patcher` at Encode Prompt; None for what the file has not. weights: of the base model, on the CPU."""
+    """An adapter whose modules the host moves: `projection_patcher` at Encode, `layers_patcher` (image attention) and
+    `gated_patcher` with the MODEL while it samples, `fusion_patcher` at Encode Prompt; None for what the file has not.
+    weights: of the base model, on the CPU."""
 
     spec: AdapterSpec
     id: str
@@ -64,10 +68,11 @@ class HostAdapter:
         return found.to(done) if isinstance(found, torch.Tensor) else tuple(f.to(done) for f in found)
 
     def clip_vision(self) -> Any | None:
-        """Return the host's CLIP_VISION for this adapter, loaded at first use; None if there is none or the adapter reads no photos.
+        """Return the host's CLIP_VISION for this adapter, loaded at first use; None if there is none or the adapter
+        reads no photos.
 
-        It is the chosen file. For 'auto', and for a published name that is not in the folder, it is a file whose contents fit, or the rehearsal encoder
-        for adapters that were trained with it.
+        It is the chosen file. For 'auto', and for a published name that is not in the folder, it is a file whose
+        contents fit, or the rehearsal encoder for adapters that were trained with it.
 
         Raises:
             MismatchError, CheckpointError: the chosen file is of other widths, gone, damaged or no encoder.
@@ -94,7 +99,9 @@ class HostAdapter:
 
 
 def register_folders() -> None:
-    """Make the host list the adapter folders of `models`, beside whatever paths other packs have given them, and create them where it may."""
+    """Make the host list the adapter folders of `models`, beside whatever paths other packs have given them, and create
+    them where it may.
+    """
     for name in FOLDERS:
         usual = os.path.join(folder_paths.models_dir, name)
         folder_paths.folder_names_and_paths.setdefault(name, ([], set(EXTENSIONS)))
@@ -104,7 +111,8 @@ def register_folders() -> None:
 
 
 def adapter_names() -> list[str]:
-    """Choices of `adapter_name`: every weight file as it lies in its adapter folder, forward slashes on every system; last the adapters that come with the pack.
+    """Choices of `adapter_name`: every weight file as it lies in its adapter folder, forward slashes on every system;
+    last the adapters that come with the pack.
 
     Where there is no file yet, the first choice says so, and stands for none.
     """
@@ -113,13 +121,19 @@ def adapter_names() -> list[str]:
 
 
 def _listed() -> dict[str, tuple[str, str]]:
-    """Each choice with its folder and its path in there. A path that an earlier folder has too, or that begins as a folder's name, is listed as `<folder>/<path>`."""
+    """Each choice with its folder and its path in there.
+
+    A path that an earlier folder has too, or that begins as a folder's name, is listed as `<folder>/<path>`.
+    """
     found: dict[str, tuple[str, str]] = {}
     for folder in FOLDERS:
         for name in folder_paths.get_filename_list(folder):
             if name.lower().endswith(EXTENSIONS):
                 shown = name.replace("\\", "/")
-                found[f"{folder}/{shown}" if shown in found or shown.partition("/")[0] in FOLDERS else shown] = folder, name
+                found[f"{folder}/{shown}" if shown in found or shown.partition("/")[0] in FOLDERS else shown] = (
+                    folder,
+                    name,
+                )
     return found
 
 
@@ -129,9 +143,19 @@ def clip_vision_names() -> list[str]:
 
 
 def check_clip_vision_name(name: str) -> None:
-    """Raise CheckpointError unless the value is auto, none, a file of models/clip_vision (either slash), or a published encoder's: people save those under other names."""
-    if name not in (AUTO, NONE) and not _has_clip_vision(name) and published(name) not in [encoder.file for encoder in ENCODERS]:
-        raise CheckpointError("a file in models/clip_vision", f"no '{name}'", "Set 'clip_vision_name' to auto, or put the file there and press R.")
+    """Raise CheckpointError unless the value is auto, none, a file of models/clip_vision (either slash), or a published
+    encoder's: people save those under other names.
+    """
+    if (
+        name not in (AUTO, NONE)
+        and not _has_clip_vision(name)
+        and published(name) not in [encoder.file for encoder in ENCODERS]
+    ):
+        raise CheckpointError(
+            "a file in models/clip_vision",
+            f"no '{name}'",
+            "Set 'clip_vision_name' to auto, or put the file there and press R.",
+        )
 
 
 def _has_clip_vision(name: str) -> bool:
@@ -148,8 +172,12 @@ def adapter_path(name: str) -> str:
     if name == NO_FILES and _listed():
         raise CheckpointError("an adapter file", f"'{NO_FILES}'", "Choose one in 'adapter_name'.")
     if name == NO_FILES:
-        raise CheckpointError("an adapter file", "none in models/ipadapter, models/gligen or models/subject_adapters",
-                              f"{where_to_get(DEFAULT_ADAPTER)}, then press R to refresh the list, and choose it. Without a download: open template 1 (Start here).")
+        raise CheckpointError(
+            "an adapter file",
+            "none in models/ipadapter, models/gligen or models/subject_adapters",
+            f"{where_to_get(DEFAULT_ADAPTER)}, then press R to refresh the list, and choose it. Without a "
+            "download: open template 1 (Start here).",
+        )
     folder, _, rest = name.partition("/")
     if folder == REHEARSAL and rest in shipped.ADAPTERS.values():
         if not (shipped.FOLDER / rest).is_file():
@@ -160,7 +188,9 @@ def adapter_path(name: str) -> str:
         path = folder_paths.get_full_path(*place)
     if path is None:
         known = published(name) or (DEFAULT_ADAPTER if folder == FOLDERS[0] else None)
-        where = f"models/{folder}" if folder in FOLDERS else "models/ipadapter, models/gligen or models/subject_adapters"
+        where = (
+            f"models/{folder}" if folder in FOLDERS else "models/ipadapter, models/gligen or models/subject_adapters"
+        )
         get = where_to_get(known) if known else f"Put it into {where}, or choose another file"
         found = "no such file in models/ipadapter, models/gligen or models/subject_adapters"
         raise CheckpointError(f"the adapter file '{name}'", found, f"{get}, then press R to refresh the list.")
@@ -168,22 +198,34 @@ def adapter_path(name: str) -> str:
 
 
 def load_adapter(name: str, clip_vision_name: str = AUTO) -> HostAdapter:
-    """Load an adapter file, with those that belong to it, into modules that the host's memory management moves. Raises CheckpointError."""
+    """Load an adapter file, with those that belong to it, into modules that the host's memory management moves.
+
+    Raises CheckpointError.
+    """
     label = adapter_label(name)
     path = adapter_path(name)
-    adapter = replace(read_adapter(path, label, comfy.ops.manual_cast), id=sha1(fingerprint(name).encode(), usedforsecurity=False).hexdigest())  # the same file is the same adapter
+    # the same file is the same adapter
+    adapter = replace(
+        read_adapter(path, label, comfy.ops.manual_cast),
+        id=sha1(fingerprint(name).encode(), usedforsecurity=False).hexdigest(),
+    )
     log.info("Troupe: loaded %s: %s, %s.", label, adapter.spec.describe(), identity(path, adapter.spec.family))
     return host_adapter(adapter, clip_vision_name.replace("\\", "/"))
 
 
 def host_adapter(adapter: Adapter, clip_vision_name: str = AUTO) -> HostAdapter:
     """The adapter with its modules under the host's memory management."""
-    projection, layers, gated, fusion = (None if m is None else _patcher(m) for m in (adapter.projection, adapter.layers, adapter.gated, adapter.fusion))
+    projection, layers, gated, fusion = (
+        None if m is None else _patcher(m) for m in (adapter.projection, adapter.layers, adapter.gated, adapter.fusion)
+    )
     return HostAdapter(adapter.spec, adapter.id, projection, layers, clip_vision_name, gated, adapter.weights, fusion)
 
 
 def invalid_names(adapter_name: str | None, clip_vision_name: str | None = AUTO) -> str | None:
-    """The sentence about the first combo value that names no file, else None. A value that comes over a wire is None until the graph runs."""
+    """The sentence about the first combo value that names no file, else None.
+
+    A value that comes over a wire is None until the graph runs.
+    """
     try:
         if adapter_name is not None:
             adapter_path(adapter_name)
@@ -195,7 +237,9 @@ def invalid_names(adapter_name: str | None, clip_vision_name: str | None = AUTO)
 
 
 def fingerprint(name: str | None) -> str:
-    """Changes when the file behind a combo value does, or one that belongs to it, also where the new one has the size and time of the old."""
+    """Changes when the file behind a combo value does, or one that belongs to it, also where the new one has the size
+    and time of the old.
+    """
     try:
         stats = [(path, os.stat(path)) for path in belonging(Path(adapter_path(name or "")))]
     except (CheckpointError, OSError):
@@ -204,30 +248,52 @@ def fingerprint(name: str | None) -> str:
 
 
 def find_clip_vision(need: EncoderNeed) -> str | None:
-    """The file of models/clip_vision whose headers show an encoder of the needed widths, whatever it is called, a published name before others; see `best_encoder`."""
+    """The file of models/clip_vision whose headers show an encoder of the needed widths, whatever it is called, a
+    published name before others; see `best_encoder`.
+    """
     names = sorted(folder_paths.get_filename_list("clip_vision"), key=lambda name: published(name) is None)
-    return best_encoder(names, lambda widths: need.fits(*widths), lambda name: folder_paths.get_full_path("clip_vision", name))
+    return best_encoder(
+        names, lambda widths: need.fits(*widths), lambda name: folder_paths.get_full_path("clip_vision", name)
+    )
 
 
 def _load_clip_vision(path: str, name: str, need: EncoderNeed) -> Any:
     """The host's CLIP_VISION in a file. Raises CheckpointError where there is none."""
     known = encoder_of_width(need.kind, need.width)
-    fetch = f"{where_to_get(known.file)}, then set 'clip_vision_name' to auto." if known else "Set 'clip_vision_name' to auto."
+    fetch = (
+        f"{where_to_get(known.file)}, then set 'clip_vision_name' to auto."
+        if known
+        else "Set 'clip_vision_name' to auto."
+    )
     try:
         loaded = comfy.clip_vision.load(path)
     except Exception as error:  # every reader has exceptions of its own for a damaged file
         found = f"a file that could not be read ({type(error).__name__})"
-        raise CheckpointError(f"{need.describe()} in models/clip_vision/{name}", found, f"The download was probably cut off: delete the file. {fetch}") from error
+        raise CheckpointError(
+            f"{need.describe()} in models/clip_vision/{name}",
+            found,
+            f"The download was probably cut off: delete the file. {fetch}",
+        ) from error
     if loaded is None:
-        raise CheckpointError(f"{need.describe()} in models/clip_vision/{name}", "a file that ComfyUI does not recognise as a CLIP vision encoder", fetch)
+        raise CheckpointError(
+            f"{need.describe()} in models/clip_vision/{name}",
+            "a file that ComfyUI does not recognise as a CLIP vision encoder",
+            fetch,
+        )
     return loaded
 
 
 def _patcher(module: torch.nn.Module, disable_dynamic: bool = False) -> Any:
-    """The host's memory management around a module of ours (its dynamic kind where the host has one, unless disabled)."""
+    """The host's memory management around a module of ours (its dynamic kind where the host has one, unless
+    disabled).
+    """
     plain = comfy.model_patcher.ModelPatcher
     make: Callable[..., Any] = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
-    patcher = make(module, load_device=comfy.model_management.get_torch_device(), offload_device=comfy.model_management.unet_offload_device())
+    patcher = make(
+        module,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
     if hasattr(patcher, "cached_patcher_init"):  # by which newer hosts make one more of it, for another device
         patcher.cached_patcher_init = (_another, (module,))
     return patcher

@@ -1,4 +1,5 @@
 """The host's CLIP vision and CLIP behind the interfaces of `model_patches.encoding.interfaces`."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,10 @@ CLIP_STREAMS = ("l", "g", "h")  # the host's names of CLIP-L, OpenCLIP bigG and 
 
 
 class HostImageEncoder:
-    """A CLIP_VISION of the host. Pixels go through the host's own preprocessing; zero pixel values need the model itself."""
+    """A CLIP_VISION of the host.
+
+    Pixels go through the host's own preprocessing; zero pixel values need the model itself.
+    """
 
     def __init__(self, clip_vision: Any):
         try:
@@ -28,12 +32,19 @@ class HostImageEncoder:
             self.pooled = model.visual_projection.weight.shape[0]
         except AttributeError:
             found = f"an encoder of another kind ({type(getattr(clip_vision, 'model', clip_vision)).__name__})"
-            raise MismatchError("a CLIP vision encoder (ViT-H or ViT-bigG)", found, "Load a CLIP vision file with Load CLIP Vision, or leave the input unwired.") from None
+            raise MismatchError(
+                "a CLIP vision encoder (ViT-H or ViT-bigG)",
+                found,
+                "Load a CLIP vision file with Load CLIP Vision, or leave the input unwired.",
+            ) from None
         self._vision = clip_vision
 
     def encode(self, pictures: torch.Tensor, kind: str, blank: bool) -> torch.Tensor:
         """See `readers.ImageEncoder`; float32 on the host's intermediate device."""
-        found = [{"pooled": pooled, "penultimate": penultimate, "unprojected": last[:, 0]}[kind] for last, penultimate, pooled in self._passes(pictures, blank)]
+        found = [
+            {"pooled": pooled, "penultimate": penultimate, "unprojected": last[:, 0]}[kind]
+            for last, penultimate, pooled in self._passes(pictures, blank)
+        ]
         if not found:
             return torch.zeros(0, self.pooled)
         return self._normed(torch.cat(found)) if kind == "unprojected" else torch.cat(found)
@@ -44,7 +55,9 @@ class HostImageEncoder:
         return torch.cat(last)[:, CLS_LENGTH:], torch.cat(pooled)
 
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> HostImageEncoder:
-        """See `readers.ImageEncoder`: patches on a clone of the host's patcher, which the host takes off again when it loads the other one."""
+        """See `readers.ImageEncoder`: patches on a clone of the host's patcher, which the host takes off again when it
+        loads the other one.
+        """
         vision = copy(self._vision)
         check_vision_weights(weights, vision.model.state_dict())
         vision.patcher = self._vision.patcher.clone()
@@ -56,7 +69,9 @@ class HostImageEncoder:
         vision = self._vision
         comfy.model_management.load_model_gpu(vision.patcher)
         device, done = vision.load_device, comfy.model_management.intermediate_device()
-        pixels = comfy.clip_vision.clip_preprocess(pictures.to(device), size=self.size, mean=vision.image_mean, std=vision.image_std, crop=True).float()
+        pixels = comfy.clip_vision.clip_preprocess(
+            pictures.to(device), size=self.size, mean=vision.image_mean, std=vision.image_std, crop=True
+        ).float()
         if blank:
             pixels = torch.cat((pixels, pixels.new_zeros(1, 3, self.size, self.size)))
         for part in pixels.split(BATCH) if len(pixels) else ():
@@ -78,11 +93,16 @@ class HostNameEncoder:
         """See `readers.NameEncoder`; one pass for all names."""
         chunks = [self._tokenize(name) for name in names]
         rows = self._encode(chunks)
-        ends = [BOS_LENGTH + _length(chunk) if name.strip() else None for name, chunk in zip(names, chunks, strict=True)]
+        ends = [
+            BOS_LENGTH + _length(chunk) if name.strip() else None for name, chunk in zip(names, chunks, strict=True)
+        ]
         return [row[BOS_LENGTH:end] for row, end in zip(rows, ends, strict=True)]
 
     def pooled(self, names: Sequence[str]) -> list[torch.Tensor | None]:
-        """See `readers.NameEncoder`; one pass for all names. The host's own call gives one vector, of the first chunk and one encoder."""
+        """See `readers.NameEncoder`; one pass for all names.
+
+        The host's own call gives one vector, of the first chunk and one encoder.
+        """
         chunks = [self._tokenize(name) for name in names]
         model = self._clip.cond_stage_model
         self._clip.load_model()
@@ -102,7 +122,11 @@ class HostNameEncoder:
         streams = self._clip.tokenize(name)
         if not streams.keys() <= set(CLIP_STREAMS):
             found = f"a text encoder of another kind ({', '.join(streams)})"
-            raise MismatchError("the CLIP of an SD1.5, SD2 or SDXL checkpoint", found, "Wire the CLIP of the checkpoint that you sample with.")
+            raise MismatchError(
+                "the CLIP of an SD1.5, SD2 or SDXL checkpoint",
+                found,
+                "Wire the CLIP of the checkpoint that you sample with.",
+            )
         if any(len(chunks) != 1 for chunks in streams.values()):
             raise name_too_long(name)
         return {stream: [(token, 1.0) for token, *_ in chunks[0]] for stream, chunks in streams.items()}
@@ -115,6 +139,11 @@ class HostNameEncoder:
 
 
 def _length(chunk: dict[str, list]) -> int:
-    """Tokens of a name between BOS and EOS, counted in the CLIP-L stream where there is one (all streams share the vocabulary)."""
+    """Tokens of a name between BOS and EOS, counted in the CLIP-L stream where there is one (all streams share the
+    vocabulary).
+    """
     tokens = [token for token, _ in chunk.get("l") or next(iter(chunk.values()))]
-    return next((i for i, token in enumerate(tokens[BOS_LENGTH:]) if isinstance(token, int) and token == EOS), len(tokens) - BOS_LENGTH)
+    return next(
+        (i for i, token in enumerate(tokens[BOS_LENGTH:]) if isinstance(token, int) and token == EOS),
+        len(tokens) - BOS_LENGTH,
+    )

@@ -1,4 +1,7 @@
-"""What Load Rehearsal Models hands out: the small models that come with the pack, one of their adapters, and reference pictures of their cast."""
+"""What Load Rehearsal Models hands out: the small models that come with the pack, one of their adapters, and reference
+pictures of their cast.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -27,9 +30,18 @@ class Rehearsal(NamedTuple):
 
 
 def load_rehearsal(kind: str) -> Rehearsal:
-    """The rehearsal models with one adapter, a key of `files.ADAPTERS`. Several calls share one copy. Raises CheckpointError where a file is missing or damaged."""
+    """The rehearsal models with one adapter, a key of `files.ADAPTERS`.
+
+    Several calls share one copy. Raises CheckpointError where a file is missing or damaged.
+    """
     models = rehearsal_models
-    return Rehearsal(models.model(), models.clip(), models.vae(), models.clip_vision(), models.shared(_LOADERS[kind], files.ADAPTERS[kind]))
+    return Rehearsal(
+        models.model(),
+        models.clip(),
+        models.vae(),
+        models.clip_vision(),
+        models.shared(_LOADERS[kind], files.ADAPTERS[kind]),
+    )
 
 
 def fingerprint(kind: str) -> str:
@@ -38,8 +50,14 @@ def fingerprint(kind: str) -> str:
 
 
 def reference_pictures(kinds: Sequence[str]) -> list[torch.Tensor]:
-    """IMAGE [1, 128, 128, 3] of an individual of each class; a class named twice gives another individual. Their looks were kept out of all training."""
-    return [torch.from_numpy(reference(figure).copy())[None].float() / 255 for figure in called_for(", ".join(f"a {kind}" for kind in kinds))]
+    """IMAGE [1, 128, 128, 3] of an individual of each class; a class named twice gives another individual.
+
+    Their looks were kept out of all training.
+    """
+    return [
+        torch.from_numpy(reference(figure).copy())[None].float() / 255
+        for figure in called_for(", ".join(f"a {kind}" for kind in kinds))
+    ]
 
 
 def _adapter(kind: str, folder: Path) -> HostAdapter:

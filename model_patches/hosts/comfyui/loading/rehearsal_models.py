@@ -1,4 +1,7 @@
-"""The rehearsal models as the host's own objects, built in process: its checkpoint loader fixes the sizes of text encoders and VAEs, so no file can hold these."""
+"""The rehearsal models as the host's own objects, built in process: its checkpoint loader fixes the sizes of text
+encoders and VAEs, so no file can hold these.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -24,14 +27,36 @@ from .....rehearsal.sizes import CHANNELS, CONTEXT, HEAD, TEXT, VISION, VISION_F
 from ....adapter import AdapterSpec, EncoderNeed
 
 UNET = {
-    "model_channels": WIDTHS[0], "context_dim": CONTEXT, "in_channels": CHANNELS, "out_channels": CHANNELS, "image_size": 32, "use_spatial_transformer": True, "legacy": False,
-    "channel_mult": [width // WIDTHS[0] for width in WIDTHS], "num_res_blocks": [1, 1, 1], "transformer_depth": [1, 1, 0], "transformer_depth_output": [1, 1, 1, 1, 0, 0],
-    "transformer_depth_middle": 1, "use_linear_in_transformer": False, "adm_in_channels": None, "use_temporal_attention": False,
+    "model_channels": WIDTHS[0],
+    "context_dim": CONTEXT,
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "image_size": 32,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "channel_mult": [width // WIDTHS[0] for width in WIDTHS],
+    "num_res_blocks": [1, 1, 1],
+    "transformer_depth": [1, 1, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 0, 0],
+    "transformer_depth_middle": 1,
+    "use_linear_in_transformer": False,
+    "adm_in_channels": None,
+    "use_temporal_attention": False,
 }
 AUTOENCODER = {  # only what the host builds around it is used, its own weights are replaced by the codec
     "embed_dim": CHANNELS,
-    "ddconfig": {"double_z": True, "z_channels": CHANNELS, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": [],
-                 "dropout": 0.0},
+    "ddconfig": {
+        "double_z": True,
+        "z_channels": CHANNELS,
+        "resolution": 32,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 32,
+        "ch_mult": [1],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    },
 }
 BYTES = 16  # for a colour of a pixel while the codec works: a few copies of four bytes
 _made: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()  # what some node still holds
@@ -43,7 +68,10 @@ class Latents(comfy.latent_formats.LatentFormat):
     latent_channels = CHANNELS
 
     def __init__(self):
-        colours = codec.decode(torch.cat((torch.zeros(1, CHANNELS), torch.eye(CHANNELS)))[..., None, None]).mean((-1, -2))  # [13, 3]
+        # [13, 3]
+        colours = codec.decode(torch.cat((torch.zeros(1, CHANNELS), torch.eye(CHANNELS)))[..., None, None]).mean(
+            (-1, -2)
+        )
         self.latent_rgb_factors = (colours[1:] - colours[0]).tolist()
         self.latent_rgb_factors_bias = colours[0].tolist()
 
@@ -66,7 +94,8 @@ class Codec(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.place = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # the host moves modules that hold something
+        # the host moves modules that hold something
+        self.place = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """[b, 3, 8h, 8w] in -1..1 -> [b, 12, h, w]."""
@@ -103,7 +132,9 @@ def is_read_by(spec: AdapterSpec) -> bool:
 
 
 def shared(make: Callable[[Path], Any], *names: str) -> Any:
-    """Return what `make` builds from the files `names`, or the same object again if it is still in use and the files are unchanged."""
+    """Return what `make` builds from the files `names`, or the same object again if it is still in use and the files
+    are unchanged.
+    """
     folder = files.FOLDER
     key = (make, folder, files.state_of(*names))
     found = _made.get(key)
@@ -121,7 +152,11 @@ def _model(folder: Path, disable_dynamic: bool = False) -> Any:
     files.fill(inner.diffusion_model, {names.get(name, name): value for name, value in state.items()}, files.UNET)
     plain = comfy.model_patcher.ModelPatcher
     make = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
-    patcher = make(inner, load_device=comfy.model_management.get_torch_device(), offload_device=comfy.model_management.unet_offload_device())
+    patcher = make(
+        inner,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
     if hasattr(patcher, "cached_patcher_init"):  # by which newer hosts make one more of it, for another device
         patcher.cached_patcher_init = (_model, (folder,))
     return patcher
@@ -131,7 +166,12 @@ def _clip(folder: Path) -> Any:
     state = files.full_table(files.read(files.TEXTS, folder))
     target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
     options = {"clip_l_model_config": TEXT, "dtype": torch.float32}
-    built = comfy.sd.CLIP(target, embedding_directory=folder_paths.get_folder_paths("embeddings"), parameters=sum(value.numel() for value in state.values()), model_options=options)
+    built = comfy.sd.CLIP(
+        target,
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        parameters=sum(value.numel() for value in state.values()),
+        model_options=options,
+    )
     transformer = built.cond_stage_model.clip_l.transformer
     files.fill(transformer.text_model, state, files.TEXTS)
     transformer.text_projection.load_state_dict({"weight": torch.eye(CONTEXT)})
@@ -144,7 +184,9 @@ def _vae(folder: Path) -> Any:
     built.first_stage_model, built.latent_channels = Codec(), CHANNELS
     built.memory_used_encode = lambda shape, dtype: 3 * BYTES * shape[-1] * shape[-2]
     built.memory_used_decode = lambda shape, dtype: 3 * codec.FACTOR**2 * BYTES * shape[-1] * shape[-2]
-    built.patcher = comfy.model_patcher.ModelPatcher(built.first_stage_model, load_device=built.device, offload_device=comfy.model_management.vae_offload_device())
+    built.patcher = comfy.model_patcher.ModelPatcher(
+        built.first_stage_model, load_device=built.device, offload_device=comfy.model_management.vae_offload_device()
+    )
     return built
 
 

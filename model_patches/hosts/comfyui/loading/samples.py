@@ -1,4 +1,5 @@
 """The sample photos of the templates, in the host's input folder."""
+
 from __future__ import annotations
 
 import os
@@ -12,7 +13,9 @@ FOLDER = Path(__file__).parents[4] / "samples"
 
 
 def provide_photos() -> None:
-    """Copy each sample photo into the host's input folder, unless a file has its name there, so that templates run without an upload."""
+    """Copy each sample photo into the host's input folder, unless a file has its name there, so that templates run
+    without an upload.
+    """
     for photo in sorted(FOLDER.glob("*.jpg")):
         target = os.path.join(folder_paths.get_input_directory(), photo.name)
         if not os.path.lexists(target):

@@ -1,4 +1,5 @@
 """The host's CLIP behind `model_patches.prompt.fusion`, and conditioning with subjects in its prompt."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -53,30 +54,45 @@ class HostPromptEncoder:
         patcher = self._adapter.fusion_patcher
         comfy.model_management.load_models_gpu([patcher])
         device = patcher.load_device
-        return patcher.model[stream](words.to(device, torch.float32), vectors.to(device, torch.float32)).to(words.device)
+        return patcher.model[stream](words.to(device, torch.float32), vectors.to(device, torch.float32)).to(
+            words.device
+        )
 
 
-def encode_prompt(clip: Any, references: References, text: str, start_percent: float = 0.0, start_step: int = -1, quirks: str = "clean", places_of: str = "",
-                  warn: Callable[[str], None] = lambda sentence: None, on_model: bool = True,
-                  done: Callable[[str], None] = info) -> tuple[Conditioning, Conditioning]:
+def encode_prompt(
+    clip: Any,
+    references: References,
+    text: str,
+    start_percent: float = 0.0,
+    start_step: int = -1,
+    quirks: str = "clean",
+    places_of: str = "",
+    warn: Callable[[str], None] = lambda sentence: None,
+    on_model: bool = True,
+    done: Callable[[str], None] = info,
+) -> tuple[Conditioning, Conditioning]:
     """The prompt's conditioning with the subjects in it, and without them.
 
-    The first carries the second, so that the change between them at `start_percent` (ComfyUI's) or `start_step` (counted from the run's first
-    step; -1: the percent) happens while it is sampled. quirks: 'clean', or 'official': places_of counts, and MM-Diff's second text encoder
-    goes without its LoRA, as in the published pipeline. on_model: False where it is known that no weights of an adapter are put on a MODEL.
-    Raises:
+    The first carries the second, so that the change between them at `start_percent` (ComfyUI's) or `start_step`
+    (counted from the run's first step; -1: the percent) happens while it is sampled. quirks: 'clean', or 'official':
+    places_of counts, and MM-Diff's second text encoder goes without its LoRA, as in the published pipeline. on_model:
+    False where it is known that no weights of an adapter are put on a MODEL. Raises:
         MismatchError: the adapter puts nothing into prompts, or the CLIP is of another base model.
         SubjectError: see `fuse.fuse_prompt`.
     """
     adapter = references.adapter
     if adapter.spec.prompt is None:
         do = f"Encode the prompt with CLIP Text Encode, and wire these references into {adapter.spec.node}."
-        raise MismatchError("references of an adapter that works in the prompt", f"{adapter.spec.file}, {adapter.spec.describe()}", do)
+        raise MismatchError(
+            "references of an adapter that works in the prompt", f"{adapter.spec.file}, {adapter.spec.describe()}", do
+        )
     for sentence in _doubts(references, clip, on_model):
         warn(sentence)
     if quirks == OFFICIAL:
         clip = without_lora(clip, adapter, "g")
-    texts, said = fuse_prompt(references, text, HostPromptEncoder(clip, adapter), places_of if quirks == OFFICIAL else "", warn)
+    texts, said = fuse_prompt(
+        references, text, HostPromptEncoder(clip, adapter), places_of if quirks == OFFICIAL else "", warn
+    )
     if said:
         done(f"{adapter.spec.file}: {said}.")
     return [_entry(t, start_percent, start_step) for t in texts], [[t.plain.states, _rest(t.plain)] for t in texts]
@@ -86,28 +102,45 @@ def _doubts(references: References, clip: Any, on_model: bool) -> list[str]:
     """A sentence for each thing that is allowed but probably not meant."""
     spec, sentences, own = references.adapter.spec, [], references.adapter.weights
     alone = spec.acts_in_prompt_only  # what acts in the UNet too says so itself, in the run
-    missing = {"CLIP": bool(own.text or own.text_lora) and references.adapter.id not in weights_of(clip.patcher),
-               "MODEL": alone and bool(own.unet or own.unet_lora) and not on_model}
+    missing = {
+        "CLIP": bool(own.text or own.text_lora) and references.adapter.id not in weights_of(clip.patcher),
+        "MODEL": alone and bool(own.unet or own.unet_lora) and not on_model,
+    }
     if references.subjects and any(missing.values()):
         where = " and ".join(name for name, there in missing.items() if there)
         do = "Add Apply Adapter Weights after the checkpoint, and use its outputs 'model' and 'clip'"
-        sentences.append(f"{do}: {spec.file} needs its own weights on the {where}. Without them the subjects are hardly recognisable.")
+        sentences.append(
+            f"{do}: {spec.file} needs its own weights on the {where}. Without them the subjects are hardly "
+            "recognisable."
+        )
     usual = LAST if spec.context_dim == SD15 else LAST - 1
     if references.subjects and clip.layer_idx not in (None, usual):
-        sentence = f"{spec.file} was trained with that layer; with layer {clip.layer_idx} the subjects may not be recognisable."
+        sentence = (
+            f"{spec.file} was trained with that layer; with layer {clip.layer_idx} the subjects may not be "
+            "recognisable."
+        )
         sentences.append(f"Remove CLIP Set Last Layer, or set it to {usual}: {sentence}")
     if alone:
         for number, s in enumerate(references.subjects, 1):
-            given = {"a range of steps": (s.start_percent, s.end_percent) != (0.0, 1.0), "a region": s.region is not None, "a box": s.box is not None}
+            given = {
+                "a range of steps": (s.start_percent, s.end_percent) != (0.0, 1.0),
+                "a region": s.region is not None,
+                "a box": s.box is not None,
+            }
             if idle := " and ".join(what for what, there in given.items() if there):
-                sentences.append(f"{spec.file} only works in the prompt, from 'fuse_start_percent' on: it ignores {idle} of {called(number, s.name)}.")
+                sentences.append(
+                    f"{spec.file} only works in the prompt, from 'fuse_start_percent' on: it ignores {idle} "
+                    f"of {called(number, s.name)}."
+                )
     return sentences
 
 
 def _entry(text: FusedText, start_percent: float, start_step: int) -> list[Any]:
     """One conditioning entry of the fused prompt, with what it was made from where there is a change in the run."""
     rest = _rest(text.fused)
-    prompt = FusedPrompt(text.fused.states, text.plain.states, text.plain.pooled, start_percent, start_step, text.fused.pooled)
+    prompt = FusedPrompt(
+        text.fused.states, text.plain.states, text.plain.pooled, start_percent, start_step, text.fused.pooled
+    )
     return [text.fused.states, {**rest, PROMPT: prompt} if prompt.delayed and text.plain is not text.fused else rest]
 
 

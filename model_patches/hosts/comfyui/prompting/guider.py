@@ -1,4 +1,7 @@
-"""Guiders for SamplerCustomAdvanced that weigh the subjects apart from the text: one model call for all branches of a step."""
+"""Guiders for SamplerCustomAdvanced that weigh the subjects apart from the text: one model call for all branches of a
+step.
+"""
+
 from __future__ import annotations
 
 import logging
@@ -25,12 +28,15 @@ from ..sampling.prompt_switch import PROMPT, FusedPrompt, PromptSwitch
 
 log = logging.getLogger("troupe")
 PLACE = ("area", "mask", "mask_strength", "set_area_to_bounds", "strength")  # of a conditioning entry
-NEAR_ONE = 1e-4  # a cfg this near to 1 counts as 1 where a formula divides by cfg - 1: it would enlarge rounding errors to noise
+# a cfg this near to 1 counts as 1 where a formula divides by cfg - 1: it would enlarge rounding errors to noise
+NEAR_ONE = 1e-4
 
 
 @dataclass(frozen=True)
 class GuidanceSettings(SecondStrength):
-    """Widgets of Two-Strength Guider. cfg, second, second_end: 0..100; second goes in a straight line to second_end between the percents, which are ComfyUI's."""
+    """Widgets of Two-Strength Guider. cfg, second, second_end: 0..100; second goes in a straight line to second_end
+    between the percents, which are ComfyUI's.
+    """
 
     cfg: float = 7.5
     second: float = 1.5
@@ -54,7 +60,9 @@ class GuidanceSchedule:
         self._table: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def second(self, sigma: torch.Tensor) -> float | torch.Tensor | None:
-        """Its value at the call's sigma [rows]: a float where it is constant, else a tensor [rows] that stays on the device; None outside the range."""
+        """Its value at the call's sigma [rows]: a float where it is constant, else a tensor [rows] that stays on the
+        device; None outside the range.
+        """
         s = self.settings
         if not self.clock.inside([self._range], sigma)[0]:
             return None
@@ -85,40 +93,90 @@ class TwoScaleGuider(comfy.samplers.CFGGuider, ABC):
     def set_branches(self, positive: Conditioning, negative: Conditioning, middle: Conditioning | None) -> None:
         """Take the conditionings of the node."""
 
-    def branches(self, lists: Sequence[Conditioning | None], x: torch.Tensor, timestep: torch.Tensor, options: dict) -> list[torch.Tensor]:
-        """The denoised picture of each list, in one model call; None gives zeros. Another node's `sampler_calc_cond_batch_function` is asked as the host asks it."""
+    def branches(
+        self, lists: Sequence[Conditioning | None], x: torch.Tensor, timestep: torch.Tensor, options: dict
+    ) -> list[torch.Tensor]:
+        """The denoised picture of each list, in one model call; None gives zeros.
+
+        Another node's `sampler_calc_cond_batch_function` is asked as the host asks it.
+        """
         calculate = options.get("sampler_calc_cond_batch_function")
         if calculate is None:
             return comfy.samplers.calc_cond_batch(self.inner_model, list(lists), x, timestep, options)
-        return calculate({"conds": list(lists), "input": x, "sigma": timestep, "model": self.inner_model, "model_options": options})
+        return calculate(
+            {"conds": list(lists), "input": x, "sigma": timestep, "model": self.inner_model, "model_options": options}
+        )
 
-    def guided(self, predictions: list[torch.Tensor], lists: list[Conditioning | None], x: torch.Tensor, timestep: torch.Tensor, options: dict) -> torch.Tensor:
-        """`uncond + cfg (cond - uncond)` of two predictions [cond, uncond] of two lists, through the functions that other nodes put before, in place of and after it."""
+    def guided(
+        self,
+        predictions: list[torch.Tensor],
+        lists: list[Conditioning | None],
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        options: dict,
+    ) -> torch.Tensor:
+        """`uncond + cfg (cond - uncond)` of two predictions [cond, uncond] of two lists, through the functions that
+        other nodes put before, in place of and after it.
+        """
         for change in options.get("sampler_pre_cfg_function", ()):
-            predictions = change({"conds": lists, "conds_out": predictions, "cond_scale": self.cfg, "timestep": timestep, "input": x, "sigma": timestep,
-                                  "model": self.inner_model, "model_options": options})
-        return comfy.samplers.cfg_function(self.inner_model, *predictions[:2], self.cfg, x, timestep, model_options=options, cond=lists[0], uncond=lists[1])
+            predictions = change(
+                {
+                    "conds": lists,
+                    "conds_out": predictions,
+                    "cond_scale": self.cfg,
+                    "timestep": timestep,
+                    "input": x,
+                    "sigma": timestep,
+                    "model": self.inner_model,
+                    "model_options": options,
+                }
+            )
+        return comfy.samplers.cfg_function(
+            self.inner_model,
+            *predictions[:2],
+            self.cfg,
+            x,
+            timestep,
+            model_options=options,
+            cond=lists[0],
+            uncond=lists[1],
+        )
 
-    def outer_sample(self, noise: torch.Tensor, latent_image: Any, sampler: Any, sigmas: torch.Tensor, denoise_mask: Any = None, callback: Callable | None = None,
-                     *args: Any, **kwargs: Any) -> Any:
+    def outer_sample(
+        self,
+        noise: torch.Tensor,
+        latent_image: Any,
+        sampler: Any,
+        sigmas: torch.Tensor,
+        denoise_mask: Any = None,
+        callback: Callable | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """A run: as the host's, counting its steps."""
-        self.course = GuidanceSchedule(self.settings, self.model_patcher.get_model_object("model_sampling"), Clock(sigmas, sampler))
+        self.course = GuidanceSchedule(
+            self.settings, self.model_patcher.get_model_object("model_sampling"), Clock(sigmas, sampler)
+        )
         try:
-            return super().outer_sample(noise, latent_image, sampler, sigmas, denoise_mask, self.course.clock.wrap(callback), *args, **kwargs)
+            return super().outer_sample(
+                noise, latent_image, sampler, sigmas, denoise_mask, self.course.clock.wrap(callback), *args, **kwargs
+            )
         finally:
             self.course = None
 
 
 class SubjectDiffusionGuider(TwoScaleGuider):
-    """`e_u + cfg (e_t - e_i) + second (e_i - e_u)`: e_t of positive, e_i of middle, e_u of negative; outside the range ordinary guidance of positive
-    against negative. A branch whose factor is zero is not computed."""
+    """`e_u + cfg (e_t - e_i) + second (e_i - e_u)`: e_t of positive, e_i of middle, e_u of negative; outside the range
+    ordinary guidance of positive against negative. A branch whose factor is zero is not computed."""
 
     def set_branches(self, positive: Conditioning, negative: Conditioning, middle: Conditioning | None) -> None:
         """middle None: the negative's text with the positive's references."""
         middle = image_branch(negative, positive) if middle is None else middle
         for apply_id in drop_in_ids(self.model_patcher):
             middle = attach(middle, ConditioningRecord(apply_id, COND, None))
-        negative, middle = (node_helpers.conditioning_set_values(branch, {"prompt_type": "negative"}) for branch in (negative, middle))
+        negative, middle = (
+            node_helpers.conditioning_set_values(branch, {"prompt_type": "negative"}) for branch in (negative, middle)
+        )
         self.inner_set_conds({"positive": positive, "negative": negative, "middle": middle})
 
     def outer_sample(self, *args: Any, **kwargs: Any) -> Any:
@@ -126,7 +184,9 @@ class SubjectDiffusionGuider(TwoScaleGuider):
         log.info("Troupe: text guidance %g, image guidance %s.", self.cfg, self.settings.course)
         return super().outer_sample(*args, **kwargs)
 
-    def predict_noise(self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None, seed: int | None = None) -> torch.Tensor:
+    def predict_noise(
+        self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None, seed: int | None = None
+    ) -> torch.Tensor:
         """The denoised picture [B, C, ...] of one call."""
         options = model_options or {}
         second = self.course.second(timestep)
@@ -147,8 +207,9 @@ class SubjectDiffusionGuider(TwoScaleGuider):
 
 
 class UMMGuider(TwoScaleGuider):
-    """`e_0 + cfg (second e_u + (1 - second) e_y - e_0)`: e_u of positive (fused prompt), e_y of middle (the text alone), e_0 of negative; second is the
-    paper's alpha, 0 outside the range. A branch whose factor is zero is not computed."""
+    """`e_0 + cfg (second e_u + (1 - second) e_y - e_0)`: e_u of positive (fused prompt), e_y of middle (the text
+    alone), e_0 of negative; second is the paper's alpha, 0 outside the range. A branch whose factor is zero is not
+    computed."""
 
     def set_branches(self, positive: Conditioning, negative: Conditioning, middle: Conditioning | None) -> None:
         """Raise MismatchError where middle is None, or second is no alpha."""
@@ -166,32 +227,56 @@ class UMMGuider(TwoScaleGuider):
         log.info("Troupe: guidance %g, the subjects' share %s.", self.cfg, self.settings.course)
         return super().outer_sample(*args, **kwargs)
 
-    def predict_noise(self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None, seed: int | None = None) -> torch.Tensor:
+    def predict_noise(
+        self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None, seed: int | None = None
+    ) -> torch.Tensor:
         """The denoised picture [B, C, ...] of one call."""
         options, alpha = model_options or {}, self.course.second(timestep)
         alpha = 0.0 if alpha is None else alpha
         bare = _is(self.cfg, 1.0) and not options.get("disable_cfg1_optimization", False)
-        lists = [None if _is(alpha, 0.0) else self.conds["positive"], None if _is(alpha, 1.0) else self.conds["middle"], None if bare else self.conds["negative"]]
+        lists = [
+            None if _is(alpha, 0.0) else self.conds["positive"],
+            None if _is(alpha, 1.0) else self.conds["middle"],
+            None if bare else self.conds["negative"],
+        ]
         fused, text, null = self.branches(lists, x, timestep, options)
         if isinstance(alpha, torch.Tensor):
             alpha = alpha.view(-1, *[1] * (x.ndim - 1))
-        cond = umm_guidance(None, text, [fused], 1.0, [alpha]) if isinstance(alpha, float) else text + alpha * (fused - text)
+        cond = (
+            umm_guidance(None, text, [fused], 1.0, [alpha])
+            if isinstance(alpha, float)
+            else text + alpha * (fused - text)
+        )
         return self.guided([cond, null], [lists[0] or lists[1], lists[2]], x, timestep, options)
 
 
-METHODS: dict[str, type[TwoScaleGuider]] = {"subject_diffusion": SubjectDiffusionGuider, "umm": UMMGuider}  # choices of `method`
+# choices of `method`
+METHODS: dict[str, type[TwoScaleGuider]] = {"subject_diffusion": SubjectDiffusionGuider, "umm": UMMGuider}
 
 
-def subject_guider(model: Any, positive: Conditioning, negative: Conditioning, middle: Conditioning | None, method: str, settings: GuidanceSettings) -> TwoScaleGuider:
-    """The GUIDER of a method (a key of METHODS) for a MODEL and its conditionings; middle as the method's `set_branches` says.
+def subject_guider(
+    model: Any,
+    positive: Conditioning,
+    negative: Conditioning,
+    middle: Conditioning | None,
+    method: str,
+    settings: GuidanceSettings,
+) -> TwoScaleGuider:
+    """The GUIDER of a method (a key of METHODS) for a MODEL and its conditionings; middle as the method's
+    `set_branches` says.
 
-    Raises MismatchError: a number that is not finite or below 0, as only a wire can bring it, or what `set_branches` refuses.
+    Raises MismatchError: a number that is not finite or below 0, as only a wire can bring it, or what `set_branches`
+    refuses.
     """
     settings = GuidanceSettings(*map(float, astuple(settings)))  # a wire may bring whole numbers
     check_finite(settings, "Two-Strength Guider")
     for name in ("cfg", "second", "second_end"):
         if getattr(settings, name) < 0:
-            raise MismatchError(f"0 or more as '{name}' of Two-Strength Guider", f"{getattr(settings, name):g}", "Look at the node that makes this number, or type one in.")
+            raise MismatchError(
+                f"0 or more as '{name}' of Two-Strength Guider",
+                f"{getattr(settings, name):g}",
+                "Look at the node that makes this number, or type one in.",
+            )
     model = model.clone()
     PromptSwitch().attach(model)
     guider = METHODS[method](model, settings)
@@ -202,8 +287,9 @@ def subject_guider(model: Any, positive: Conditioning, negative: Conditioning, m
 def image_branch(texts: Conditioning, source: Conditioning) -> Conditioning:
     """The negative's texts with the positive's subjects, where and when the positive has them.
 
-    Every entry of `source` lends its records, its delay (an adapter that waits for its word waits here too) and its range of steps; where it has an
-    area or a mask, its place too, with the text that the host itself would give that area.
+    Every entry of `source` lends its records, its delay (an adapter that waits for its word waits here too) and its
+    range of steps; where it has an area or a mask, its place too, with the text that the host itself would give that
+    area.
     """
     if len({_place_and_time(options) for _, options in source}) == 1 and not _placed(source[0][1]):
         source = source[:1]
@@ -218,7 +304,9 @@ def image_branch(texts: Conditioning, source: Conditioning) -> Conditioning:
             if (start, end) != (0.0, 1.0):
                 part |= {"start_percent": start, "end_percent": end}
             if _placed(given):
-                part = {key: value for key, value in part.items() if key not in PLACE} | {key: given[key] for key in PLACE if key in given}
+                part = {key: value for key, value in part.items() if key not in PLACE} | {
+                    key: given[key] for key in PLACE if key in given
+                }
             elif len(source) > 1 and ("strength" in given or "strength" in options):
                 part["strength"] = options.get("strength", 1.0) * given.get("strength", 1.0)
             prompt = given.get(PROMPT)
@@ -235,8 +323,13 @@ def _placed(options: dict) -> bool:
 def _place_and_time(options: dict) -> tuple:
     """What tells the subjects of one entry from those of another: records, range, delay, and whether it has a place."""
     prompt = options.get(PROMPT)
-    return (tuple(record.apply_id for record in options.get(KEY, ())), options.get("start_percent", 0.0), options.get("end_percent", 1.0),
-            None if prompt is None else (prompt.start_percent, prompt.start_step), _placed(options))
+    return (
+        tuple(record.apply_id for record in options.get(KEY, ())),
+        options.get("start_percent", 0.0),
+        options.get("end_percent", 1.0),
+        None if prompt is None else (prompt.start_percent, prompt.start_step),
+        _placed(options),
+    )
 
 
 def _texts_there(texts: Conditioning, given: dict) -> Conditioning:
@@ -245,14 +338,23 @@ def _texts_there(texts: Conditioning, given: dict) -> Conditioning:
         return texts
     area = given.get("area")
     percent = area is not None and area[0] == "percentage"
-    comparable = [one for one in texts if (a := one[1].get("area")) is None or (area is not None and (a[0] == "percentage") == percent)] or texts[:1]
-    numbers = [None if a is None else a[1:] if a[0] == "percentage" else a for a in (area, *(one[1].get("area") for one in comparable))]
+    comparable = [
+        one
+        for one in texts
+        if (a := one[1].get("area")) is None or (area is not None and (a[0] == "percentage") == percent)
+    ] or texts[:1]
+    numbers = [
+        None if a is None else a[1:] if a[0] == "percentage" else a
+        for a in (area, *(one[1].get("area") for one in comparable))
+    ]
     chosen = comparable[text_source(numbers[0], numbers[1:])][1].get("area")
     return [one for one in comparable if one[1].get("area") == chosen]
 
 
 def drop_in_ids(model: Any) -> list[str]:
-    """Ids of the Apply nodes on the MODEL whose references act on the sampler's positive list, without a record there."""
+    """Ids of the Apply nodes on the MODEL whose references act on the sampler's positive list, without a record
+    there.
+    """
     hooks = [getattr(wrapper, "__self__", None) for wrapper in model.get_all_wrappers(WrappersMP.OUTER_SAMPLE)]
     return [hook.id for hook in hooks if isinstance(hook, Hook) and not hook.positive_wired]
 

@@ -1,4 +1,5 @@
 """What stands in a block's `attn2` replace slot during a model call: whoever was there before, plus our deltas."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -14,13 +15,16 @@ AddedRows = tuple[int, int, torch.Tensor]  # first row, number of rows, what is 
 
 
 class Delta(Protocol):
-    """Computes what one Apply node adds to a layer; `text()` gives plain text attention [rows, N, C], computed at most once a block."""
+    """Computes what one Apply node adds to a layer; `text()` gives plain text attention [rows, N, C], computed at most
+    once a block.
+    """
 
     def __call__(self, q: torch.Tensor, text: Callable[[], torch.Tensor], options: Options) -> list[AddedRows]: ...
 
 
 class CrossAttentionPatch(DeltaStack[Delta]):
-    """`out = previous + sum of deltas`. Deltas see the block's own queries and plain text attention, never each other's results.
+    """`out = previous + sum of deltas`. Deltas see the block's own queries and plain text attention, never each other's
+    results.
 
     own: the attention that the block's checkpoint asks for, see `blocks.own_attentions`, or None.
     """
@@ -31,6 +35,7 @@ class CrossAttentionPatch(DeltaStack[Delta]):
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -> torch.Tensor:
         """q [rows, N, C], k, v [rows, text tokens, C] -> [rows, N, C], before `to_out`."""
+
         def attend() -> torch.Tensor:
             how = {"attn_precision": options["attn_precision"], "transformer_options": options, **self._more}
             return attention.optimized_attention(q, k, v, options["n_heads"], **how)
@@ -44,7 +49,8 @@ class CrossAttentionPatch(DeltaStack[Delta]):
 
 
 def install(transformer_options: Options, deltas: Mapping[tuple, Delta], own: Mapping[tuple, Any]) -> Options:
-    """A copy of the options with a delta on each block key; what other packs put there (3-tuple key, else 2-tuple) is kept underneath.
+    """A copy of the options with a delta on each block key; what other packs put there (3-tuple key, else 2-tuple) is
+    kept underneath.
 
     own: the attention of blocks whose checkpoint asks for one.
     """
@@ -58,5 +64,5 @@ def install(transformer_options: Options, deltas: Mapping[tuple, Delta], own: Ma
 
 
 def _added(out: torch.Tensor, start: int, rows: int, part: torch.Tensor) -> torch.Tensor:
-    acting = (out[start:start + rows].unflatten(-1, part.shape[-2:]) + part).flatten(-2)
-    return acting if rows == out.shape[0] else torch.cat((out[:start], acting, out[start + rows:]))
+    acting = (out[start : start + rows].unflatten(-1, part.shape[-2:]) + part).flatten(-2)
+    return acting if rows == out.shape[0] else torch.cat((out[:start], acting, out[start + rows :]))

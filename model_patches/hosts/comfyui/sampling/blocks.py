@@ -1,4 +1,5 @@
 """The cross-attention layers of the host's UNet, found by walking its modules."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -13,13 +14,14 @@ from ....errors import MismatchError
 
 Grid = tuple[int, int]
 Key = tuple[str, int, int]  # the host's name of a transformer block: ("input" | "middle" | "output", block, depth)
-PARTS = (("input_blocks", "input"), ("output_blocks", "output"), ("middle_block", "middle"))  # order of published adapters: down, up, mid
+# order of published adapters: down, up, mid
+PARTS = (("input_blocks", "input"), ("output_blocks", "output"), ("middle_block", "middle"))
 
 
 @dataclass(frozen=True)
 class Block:
-    """One cross-attention layer: its key in `patches_replace`, width C, context width D, module path, heads, how often the picture is halved before it,
-    and the dtype it insists to attend in, or None."""
+    """One cross-attention layer: its key in `patches_replace`, width C, context width D, module path, heads, how often
+    the picture is halved before it, and the dtype it insists to attend in, or None."""
 
     key: Key
     width: int
@@ -45,17 +47,34 @@ def attention_blocks(unet: nn.Module) -> tuple[Block, ...]:
                 continue
             attention: Any = module.attn2
             block = 0 if name == "middle" else int(names[0])
-            widths, precision = (attention.to_q.out_features, attention.to_k.in_features), getattr(attention, "attn_precision", None)
-            found.append(Block((name, block, int(names[-1])), *widths, f"{part}.{path}.attn2", attention.heads, levels[name][block], precision))
+            widths, precision = (
+                (attention.to_q.out_features, attention.to_k.in_features),
+                getattr(attention, "attn_precision", None),
+            )
+            found.append(
+                Block(
+                    (name, block, int(names[-1])),
+                    *widths,
+                    f"{part}.{path}.attn2",
+                    attention.heads,
+                    levels[name][block],
+                    precision,
+                )
+            )
     if not found:
         what = f"{type(unet).__name__}, without text cross-attention"
-        do = "Load an SD1.5 or SDXL checkpoint (or one of their finetunes); for FLUX and Qwen use their own reference nodes."
+        do = (
+            "Load an SD1.5 or SDXL checkpoint (or one of their finetunes); for FLUX and Qwen use their own "
+            "reference nodes."
+        )
         raise MismatchError("a MODEL of the SD1.5, SD2 or SDXL family", what, do)
     return tuple(found)
 
 
 def grids_of(blocks: Iterable[Block], size: Grid) -> set[Grid]:
-    """(h, w) of the positions that the layers see, for rows of that size in latent cells: half the side each time, rounded up."""
+    """(h, w) of the positions that the layers see, for rows of that size in latent cells: half the side each time,
+    rounded up.
+    """
     return {(-(-size[0] // 2**level), -(-size[1] // 2**level)) for level in {block.level for block in blocks}}
 
 
@@ -70,15 +89,23 @@ def text_values(unet: nn.Module, block: Block) -> nn.Module:
 
 
 def own_attentions(unet: nn.Module, blocks: Iterable[Block]) -> dict[Key, Any]:
-    """What newer hosts call `preferred_attention`, of the layers whose checkpoint asks for an attention function of its own; their modules have it, in `comfy_attention`."""
+    """What newer hosts call `preferred_attention`, of the layers whose checkpoint asks for an attention function of its
+    own; their modules have it, in `comfy_attention`.
+    """
     found = {block.key: getattr(unet.get_submodule(block.path), "comfy_attention", None) for block in blocks}
     return {key: own for key, own in found.items() if getattr(own, "function", None) is not None}
 
 
 def _levels(unet: nn.Module, name: str) -> list[int]:
     """For each block of a part of the UNet, how often the picture is halved before it."""
-    down, up = ([any(isinstance(module, kind) for module in block.modules()) for block in getattr(unet, part, ())]
-                for part, kind in (("input_blocks", Downsample), ("output_blocks", Upsample)))
+    down, up = (
+        [any(isinstance(module, kind) for module in block.modules()) for block in getattr(unet, part, ())]
+        for part, kind in (("input_blocks", Downsample), ("output_blocks", Upsample))
+    )
     if name == "middle":
         return [sum(down)]
-    return [sum(down[:i]) for i in range(len(down))] if name == "input" else [sum(down) - sum(up[:i]) for i in range(len(up))]
+    return (
+        [sum(down[:i]) for i in range(len(down))]
+        if name == "input"
+        else [sum(down) - sum(up[:i]) for i in range(len(up))]
+    )

@@ -1,4 +1,5 @@
 """Which step a model call belongs to, without asking the GPU."""
+
 from __future__ import annotations
 
 import itertools
@@ -9,18 +10,40 @@ from typing import Any
 import numpy as np
 import torch
 
-OWN_PACE = ("dpm_fast_function", "dpm_adaptive_function", "sample_dpm_fast", "sample_dpm_adaptive")  # their sigmas are not the schedule's
+# their sigmas are not the schedule's
+OWN_PACE = ("dpm_fast_function", "dpm_adaptive_function", "sample_dpm_fast", "sample_dpm_adaptive")
 TIMESTEPS = 1000
 SAME_STEP = 1e-5  # of a sigma: a call this near before a step's own belongs to it
 KEEPING = {  # options of the host's samplers that move no call out of its step; others may
-    "s_noise", "s_noise_end", "s_tmin", "s_tmax", "noise_sampler", "noise_device", "noise_scaler", "noise_clip_std", "solver_type", "order", "max_order", "max_stage",
-    "deis_mode", "cfg_pp", "use_pece", "predictor_order", "corrector_order", "simple_order_2", "tau_func", "ge_gamma",
+    "s_noise",
+    "s_noise_end",
+    "s_tmin",
+    "s_tmax",
+    "noise_sampler",
+    "noise_device",
+    "noise_scaler",
+    "noise_clip_std",
+    "solver_type",
+    "order",
+    "max_order",
+    "max_stage",
+    "deis_mode",
+    "cfg_pp",
+    "use_pece",
+    "predictor_order",
+    "corrector_order",
+    "simple_order_2",
+    "tau_func",
+    "ge_gamma",
 }
-BETWEEN = {"eta", "r", "r_1", "r_2"}  # up to 1 within a step: where a call in it lies, or how far an ancestral step goes back
+# up to 1 within a step: where a call in it lies, or how far an ancestral step goes back
+BETWEEN = {"eta", "r", "r_1", "r_2"}
 
 
 def keeps_to_the_schedule(option: str, value: Any) -> bool:
-    """Whether a sampler with this option calls the model with no sigma beyond those of the step before and the step after."""
+    """Whether a sampler with this option calls the model with no sigma beyond those of the step before and the step
+    after.
+    """
     if option in BETWEEN:
         return isinstance(value, (int, float)) and 0.0 <= value <= 1.0
     return option in KEEPING or (option == "s_churn" and not value)
@@ -29,8 +52,8 @@ def keeps_to_the_schedule(option: str, value: Any) -> bool:
 class Clock:
     """Sampling progress of one run.
 
-    The sampler's callback counts finished steps; with the schedule that bounds the sigma of the next call. Only where a range begins or
-    ends between the bounds (or where nothing counts) the sigma itself is read, which makes a GPU wait.
+    The sampler's callback counts finished steps; with the schedule that bounds the sigma of the next call. Only where a
+    range begins or ends between the bounds (or where nothing counts) the sigma itself is read, which makes a GPU wait.
     """
 
     def __init__(self, sigmas: torch.Tensor | None, sampler: Any = None):
@@ -38,8 +61,13 @@ class Clock:
         self._schedule: list[float] | None = None
         self._finished = 0
         function = getattr(sampler, "sampler_function", None)
-        known = getattr(function, "__module__", "") == "comfy.k_diffusion.sampling" and getattr(function, "__name__", "") not in OWN_PACE
-        self._counts = known and all(keeps_to_the_schedule(*option) for option in getattr(sampler, "extra_options", {}).items())
+        known = (
+            getattr(function, "__module__", "") == "comfy.k_diffusion.sampling"
+            and getattr(function, "__name__", "") not in OWN_PACE
+        )
+        self._counts = known and all(
+            keeps_to_the_schedule(*option) for option in getattr(sampler, "extra_options", {}).items()
+        )
         self._callback = False
 
     def wrap(self, callback: Callable[..., Any] | None) -> Callable[..., Any] | None:
@@ -58,7 +86,8 @@ class Clock:
         """(lowest, highest) sigma the next model call can have, or None where that is not known."""
         if not (self._callback and self._counts) or self._sigmas is None or len(self._sigmas) < 2:
             return None
-        near = self._known_schedule()[max(self._finished - 1, 0):self._finished + 2]  # a schedule may rise, or turn in between
+        # a schedule may rise, or turn in between
+        near = self._known_schedule()[max(self._finished - 1, 0) : self._finished + 2]
         return (min(near), max(near)) if near else None
 
     def first_sigma(self) -> float:
@@ -72,14 +101,16 @@ class Clock:
 
     @cached_property
     def direction(self) -> int:
-        """-1 for a schedule that falls all the way, as sampling does; 1 for one that rises (unsampling); 0 for one that turns (restarts)."""
+        """-1 for a schedule that falls all the way, as sampling does; 1 for one that rises (unsampling); 0 for one that
+        turns (restarts).
+        """
         schedule = [] if self._sigmas is None else self._known_schedule()
         pairs = list(itertools.pairwise(schedule))
         return -1 if all(a >= b for a, b in pairs) else 1 if all(a <= b for a, b in pairs) else 0
 
     def step(self, sigma: torch.Tensor) -> int:
-        """The step that a call belongs to, by the steps that are finished and the call's own sigma, which is read: a call before the next step's sigma
-        is reached belongs to the one that has just been counted."""
+        """The step that a call belongs to, by the steps that are finished and the call's own sigma, which is read: a
+        call before the next step's sigma is reached belongs to the one that has just been counted."""
         schedule, at = self._known_schedule(), min(self._finished, len(self._known_schedule()) - 2)
         if at <= 0:
             return 0
@@ -95,7 +126,8 @@ class Clock:
         return self._schedule
 
     def inside(self, ranges: list[tuple[float, float]], sigma: torch.Tensor) -> list[bool]:
-        """For each (first sigma, last sigma) whether this call lies in it, ends included; a first below the last is an empty range.
+        """For each (first sigma, last sigma) whether this call lies in it, ends included; a first below the last is an
+        empty range.
 
         sigma: [rows], the call's own, read only if the bounds leave a range open.
         """
@@ -110,7 +142,8 @@ class Clock:
         return [last <= value <= first for first, last in ranges]
 
     def percent(self, percent_of: Callable[[float], float], sigma: torch.Tensor) -> float:
-        """ComfyUI's percent of the step that this call belongs to; a sampler's further calls within a step count as the next one.
+        """ComfyUI's percent of the step that this call belongs to; a sampler's further calls within a step count as the
+        next one.
 
         percent_of: from `percent_reader`; sigma: [rows], the call's own, read only where nothing counts the steps.
         """
@@ -125,7 +158,9 @@ EMPTY = (-1.0, 0.0)
 
 
 def sigma_range(model_sampling: Any, start_percent: float, end_percent: float) -> tuple[float, float]:
-    """ComfyUI's percents (0 = first step, 1 = last) as (first, last) sigma; EMPTY where the start is not before the end."""
+    """ComfyUI's percents (0 = first step, 1 = last) as (first, last) sigma; EMPTY where the start is not before the
+    end.
+    """
     if start_percent >= end_percent:
         return EMPTY
     if start_percent <= 0.0 and end_percent >= 1.0:
@@ -136,20 +171,26 @@ def sigma_range(model_sampling: Any, start_percent: float, end_percent: float) -
 
 
 def percent_table(model_sampling: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log sigma, rising; ComfyUI's percent there), both [1000] (LCM: [50]) float32 on the CPU: the host's `percent_to_sigma` at its own timesteps."""
+    """(log sigma, rising; ComfyUI's percent there), both [1000] (LCM: [50]) float32 on the CPU: the host's
+    `percent_to_sigma` at its own timesteps.
+    """
     if isinstance(logs := getattr(model_sampling, "log_sigmas", None), torch.Tensor):
-        logarithms, each = logs.double().cpu(), max(TIMESTEPS // len(logs), 1)  # a distilled model knows the last of every 20 timesteps
+        # a distilled model knows the last of every 20 timesteps
+        logarithms, each = logs.double().cpu(), max(TIMESTEPS // len(logs), 1)
         percents = 1.0 - (each * torch.arange(1, len(logs) + 1, dtype=torch.float64) - 1) / (TIMESTEPS - 1)
     else:
         inner = [float(model_sampling.percent_to_sigma(i / (TIMESTEPS - 1))) for i in range(1, TIMESTEPS - 1)]
-        sigmas = [float(model_sampling.sigma_max), *inner, float(model_sampling.sigma_min)]  # the host calls the ends infinite and zero
+        # the host calls the ends infinite and zero
+        sigmas = [float(model_sampling.sigma_max), *inner, float(model_sampling.sigma_min)]
         logarithms = torch.tensor(sigmas[::-1], dtype=torch.float64).clamp(min=1e-12).log()
         percents = torch.linspace(1.0, 0.0, TIMESTEPS, dtype=torch.float64)
     return logarithms.float(), percents.float()
 
 
 def percent_reader(model_sampling: Any) -> Callable[[float], float]:
-    """The host's `percent_to_sigma` backwards: sigma -> percent, 0 for the largest and 1 for none; exact between the host's own timesteps."""
+    """The host's `percent_to_sigma` backwards: sigma -> percent, 0 for the largest and 1 for none; exact between the
+    host's own timesteps.
+    """
     logarithms, percents = (t.double().numpy() for t in percent_table(model_sampling))
 
     def percent_of(sigma: float) -> float:

@@ -1,4 +1,7 @@
-"""Records on CONDITIONING, and which rows of a model call they are for: identity is (list, uuid), never the index alone."""
+"""Records on CONDITIONING, and which rows of a model call they are for: identity is (list, uuid), never the index
+alone.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +18,11 @@ Conditioning = list[list[Any]]
 
 @dataclass(frozen=True, eq=False)
 class ConditioningRecord:
-    """What an Apply node leaves on a conditioning entry: whose it is (`apply_id`), what its rows get (`role`), and the references.
+    """What an Apply node leaves on a conditioning entry: whose it is (`apply_id`), what its rows get (`role`), and the
+    references.
 
-    Nothing in it changes, and packs that copy conditionings deeply would copy the adapter's weights: a copy is the record itself."""
+    Nothing in it changes, and packs that copy conditionings deeply would copy the adapter's weights: a copy is the
+    record itself."""
 
     apply_id: str
     role: str
@@ -29,7 +34,9 @@ class ConditioningRecord:
 
 @dataclass(frozen=True)
 class ConditioningChunk:
-    """What one conditioning entry's rows get in a model call: the role, and the entry's area in latent cells (h, w, y, x) or None."""
+    """What one conditioning entry's rows get in a model call: the role, and the entry's area in latent cells (h, w, y,
+    x) or None.
+    """
 
     role: str
     area: tuple[int, ...] | None
@@ -48,10 +55,11 @@ def foreign_ids(conds: Sequence[Sequence[dict] | None], own: set[str]) -> set[st
 class Lists:
     """Which list of a guider each conditioning entry of a run was made for.
 
-    The host copies an entry with an area to the end of the other lists too, under the same uuid, with the text of an entry there: such a copy is borrowed.
+    The host copies an entry with an area to the end of the other lists too, under the same uuid, with the text of an
+    entry there: such a copy is borrowed.
 
-    names: uuid -> name of the guider's list ("positive", "negative", ...) before the run; now: the guider's lists at present, for entries that another
-    pack has put there since.
+    names: uuid -> name of the guider's list ("positive", "negative", ...) before the run; now: the guider's lists at
+    present, for entries that another pack has put there since.
     """
 
     def __init__(self, names: Mapping[Any, str] | None = None, now: Callable[[], Mapping[str, Sequence[dict]]] = dict):
@@ -60,27 +68,41 @@ class Lists:
     @classmethod
     def of(cls, guider: Any) -> Lists:
         """The lists of a guider whose run begins."""
-        return cls({entry["uuid"]: name for name, entries in guider.conds.items() for entry in entries}, lambda: guider.conds)
+        return cls(
+            {entry["uuid"]: name for name, entries in guider.conds.items() for entry in entries}, lambda: guider.conds
+        )
 
-    def split(self, conds: Sequence[Sequence[dict] | None]) -> list[tuple[list[dict], list[tuple[dict, dict]], list[str | None]]]:
-        """For each list of a prediction: its own entries, the borrowed ones as (entry, the own one whose text it has), and the names of the own ones'
-        lists. A name is None where nothing tells it; without a run the first list counts as positive, the others as negative."""
+    def split(
+        self, conds: Sequence[Sequence[dict] | None]
+    ) -> list[tuple[list[dict], list[tuple[dict, dict]], list[str | None]]]:
+        """For each list of a prediction: its own entries, the borrowed ones as (entry, the own one whose text it has),
+        and the names of the own ones' lists. A name is None where nothing tells it; without a run the first list counts
+        as positive, the others as negative."""
         homes = self._names
         if any(entry["uuid"] not in homes for entries in conds for entry in entries or ()):
             homes = {**_earliest(self._now()), **homes}
         if not homes:
             names = ["positive" if i == 0 else "negative" for i in range(len(conds))]
             at = _earliest(dict(enumerate(conds)))
-            return [self._split(entries or (), at, lambda _, name=name: name) for entries, name in zip(conds, names, strict=True)]
+            return [
+                self._split(entries or (), at, lambda _, name=name: name)
+                for entries, name in zip(conds, names, strict=True)
+            ]
         return [self._split(entries or (), homes, homes.get) for entries in conds]
 
     @staticmethod
-    def _split(entries: Sequence[dict], homes: Mapping[Any, Any], name: Callable[[Any], str | None]) -> tuple[list[dict], list[tuple[dict, dict]], list[str | None]]:
+    def _split(
+        entries: Sequence[dict], homes: Mapping[Any, Any], name: Callable[[Any], str | None]
+    ) -> tuple[list[dict], list[tuple[dict, dict]], list[str | None]]:
         home = next((homes[entry["uuid"]] for entry in entries if entry["uuid"] in homes), None)
         own = [entry for entry in entries if homes.get(entry["uuid"], home) == home]
         areas = [entry.get("area") for entry in own]
         lent = [entry for entry in entries if homes.get(entry["uuid"], home) != home]
-        return own, [(entry, own[text_source(entry.get("area"), areas)]) for entry in lent], [name(entry["uuid"]) for entry in own]
+        return (
+            own,
+            [(entry, own[text_source(entry.get("area"), areas)]) for entry in lent],
+            [name(entry["uuid"]) for entry in own],
+        )
 
 
 def _earliest(lists: Mapping[Any, Sequence[dict] | None]) -> dict[Any, Any]:
@@ -94,23 +116,33 @@ def _earliest(lists: Mapping[Any, Sequence[dict] | None]) -> dict[Any, Any]:
 
 
 def text_source(area: Any, areas: Sequence[Any]) -> int:
-    """Which of a list's own entries gives an area of another list its text: the host's own function is asked, with marks in place of texts.
+    """Which of a list's own entries gives an area of another list its text: the host's own function is asked, with
+    marks in place of texts.
 
-    area, areas: of the entry and of the list's own ones, (h, w, y, x) or None for the whole picture. Returns an index of `areas`.
+    area, areas: of the entry and of the list's own ones, (h, w, y, x) or None for the whole picture. Returns an index
+    of `areas`.
     """
     marked = [{**({} if a is None else {"area": a}), "model_conds": {"mark": i}} for i, a in enumerate(areas)]
     if area is not None:
         comfy.samplers.create_cond_with_same_area_if_none(marked, {"area": area})
     if len(marked) > len(areas):
         return marked[-1]["model_conds"]["mark"]
-    return next((i for i, a in enumerate(areas) if a == area), 0)  # the host makes no copy where the list has this area itself
+    # the host makes no copy where the list has this area itself
+    return next((i for i, a in enumerate(areas) if a == area), 0)
 
 
 class Roles:
-    """Decides the role of every conditioning entry of a run for one Apply node. positive_wired, negative_wired: whether that node's inputs were."""
+    """Decides the role of every conditioning entry of a run for one Apply node. positive_wired, negative_wired: whether
+    that node's inputs were.
+    """
 
     def __init__(self, apply_id: str, positive_wired: bool, negative_wired: bool, lists: Lists):
-        self.apply_id, self.positive_wired, self.negative_wired, self.lists = apply_id, positive_wired, negative_wired, lists
+        self.apply_id, self.positive_wired, self.negative_wired, self.lists = (
+            apply_id,
+            positive_wired,
+            negative_wired,
+            lists,
+        )
 
     def table(self, conds: Sequence[Sequence[dict] | None]) -> dict[tuple[int, Any], ConditioningChunk]:
         """(list index, uuid) -> ConditioningChunk for the entries that take part."""
@@ -120,11 +152,15 @@ class Roles:
             for entry, source in [(entry, entry) for entry in own] + lent:
                 role = roles[source["uuid"]]
                 if role is not None:
-                    found[(index, entry["uuid"])] = ConditioningChunk(role, tuple(entry["area"]) if "area" in entry else None)
+                    found[(index, entry["uuid"])] = ConditioningChunk(
+                        role, tuple(entry["area"]) if "area" in entry else None
+                    )
         return found
 
     def _role(self, entry: dict, name: str | None, own: Sequence[dict]) -> str | None:
-        """name: of the guider's list; None for an entry that another node made in the run, such as Perp-Neg's empty prompt: it shows no subject."""
+        """name: of the guider's list; None for an entry that another node made in the run, such as Perp-Neg's empty
+        prompt: it shows no subject.
+        """
         record = self._record(entry)
         if record is not None:  # a positive that was zeroed out to be the negative still has its record
             return UNCOND if name == "negative" else record.role

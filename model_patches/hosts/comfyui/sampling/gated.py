@@ -1,4 +1,7 @@
-"""Gated adapters (GLIGEN, Subject-Diffusion) on the host's UNet: one patch between self- and cross-attention, and Subject-Diffusion's mask."""
+"""Gated adapters (GLIGEN, Subject-Diffusion) on the host's UNet: one patch between self- and cross-attention, and
+Subject-Diffusion's mask.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -17,9 +20,10 @@ from ....encoding.summary import counted
 from ....subjects import References
 from .attention_patch import Options
 from .blocks import Key
+from .calls import Call, placed, window_of, with_subjects
 from .clock import percent_reader
 from .conditioning import ConditioningChunk
-from .hook import Call, Hook, model_dtype, placed, spans_of_run, window_of, with_subjects
+from .hook import Hook, model_dtype, spans_of_run
 from .other_packs import named, patches_of
 from .rows import rows_from_options, rows_of_chunks
 from .run import Run
@@ -29,11 +33,20 @@ FIRST = ("input", 0)  # the UNet's first convolution, as the host names it
 
 
 class GatedAdapter(Hook):
-    """Apply Gated Adapter's wrappers on a MODEL. keys: the host's key of each layer's transformer block, in the adapter's order."""
+    """Apply Gated Adapter's wrappers on a MODEL. keys: the host's key of each layer's transformer block, in the
+    adapter's order.
+    """
 
     node = "Apply Gated Adapter"
 
-    def __init__(self, references: References, settings: GatedSettings, keys: Sequence[Key], negative_wired: bool, node_id: str | None = None):
+    def __init__(
+        self,
+        references: References,
+        settings: GatedSettings,
+        keys: Sequence[Key],
+        negative_wired: bool,
+        node_id: str | None = None,
+    ):
         super().__init__(references, True, negative_wired, node_id)
         self.settings, self.keys = settings, tuple(keys)
 
@@ -54,46 +67,77 @@ class GatedAdapter(Hook):
 
     def located(self, now: GatedStrengths) -> bool:
         """Whether a subject that acts now has a box."""
-        return any(subject.box is not None for subject, weight in zip(self.references.subjects, now.weights, strict=True) if weight)
+        return any(
+            subject.box is not None
+            for subject, weight in zip(self.references.subjects, now.weights, strict=True)
+            if weight
+        )
 
     def strengths(self, run: Run, model_sampling: Any, sigma: torch.Tensor) -> GatedStrengths | None:
         """Weights and scale of this call, None where nothing acts."""
+
         def percent() -> float:
             return run.clock.percent(run.once(("percents",), lambda: percent_reader(model_sampling)), sigma)
 
-        return gated_strengths(self.settings, self.references.subjects, spans_of_run(run, model_sampling, sigma), percent)
+        return gated_strengths(
+            self.settings, self.references.subjects, spans_of_run(run, model_sampling, sigma), percent
+        )
 
-    def bind(self, call: Call, chunks: list[ConditioningChunk | None], model: Any, x: torch.Tensor, options: Options) -> Options:
+    def bind(
+        self, call: Call, chunks: list[ConditioningChunk | None], model: Any, x: torch.Tensor, options: Options
+    ) -> Options:
         """Appends our patches to the host's lists, so that everybody else's act too."""
         if not placed(chunks, call.size, x):
-            call.run.rest(f"{named([call.around])} samples the picture in tiles: boxes cannot be mapped to tiles, so {self.node} is skipped.")
+            call.run.rest(
+                f"{named([call.around])} samples the picture in tiles: boxes cannot be mapped to tiles, so "
+                f"{self.node} is skipped."
+            )
             return options
         module, dtype, groups = self.module(model), model_dtype(model), self._groups(call, chunks)
         bbox, device = self.settings.use_bbox, x.device
-        objects = call.run.once(("objects", groups, device, dtype), lambda: layer_objects(module, self.references, groups, bbox, dtype, device), KEPT)
-        layers = {key: GatedLayer(fuser, mine) for key, fuser, mine in zip(self.keys, module.fusers, objects, strict=True)}
+        objects = call.run.once(
+            ("objects", groups, device, dtype),
+            lambda: layer_objects(module, self.references, groups, bbox, dtype, device),
+            KEPT,
+        )
+        layers = {
+            key: GatedLayer(fuser, mine) for key, fuser, mine in zip(self.keys, module.fusers, objects, strict=True)
+        }
         others = [call.around, *patches_of(options, "attn1_patch", "attn1_output_patch", "middle_patch")]
         patches = {"middle_patch": GatedPatch(call.run, chunks, layers, self._scale(call, device), others)}
         if module.mask_conv is not None:
-            patches["input_block_patch"] = MaskPatch(chunks, [self._mask(module, call, chunk, x.device, dtype) for chunk in chunks])
+            patches["input_block_patch"] = MaskPatch(
+                chunks, [self._mask(module, call, chunk, x.device, dtype) for chunk in chunks]
+            )
         if with_subjects(chunks) and call.run.begins():
             self._report(call.run, objects)
         lists = options.get("patches", {})
-        return {**options, "patches": {**lists, **{name: [*lists.get(name, ()), patch] for name, patch in patches.items()}}}
+        return {
+            **options,
+            "patches": {**lists, **{name: [*lists.get(name, ()), patch] for name, patch in patches.items()}},
+        }
 
     def _scale(self, call: Call, device: torch.device) -> float | torch.Tensor:
         """Of this call; a tensor where it changes from step to step, see `gated_residual`."""
         if self.settings.end_percent >= 1.0 or self.settings.decay_percent <= 0.0:
             return call.now.scale
-        return call.run.once(("scale", call.now.scale, device), lambda: torch.tensor(call.now.scale, device=device), KEPT)
+        return call.run.once(
+            ("scale", call.now.scale, device), lambda: torch.tensor(call.now.scale, device=device), KEPT
+        )
 
     def _groups(self, call: Call, chunks: Sequence[ConditioningChunk | None]) -> tuple[Group, ...]:
         """What each chunk that takes part shows of the subjects."""
         windows = [(chunk.role, window_of(chunk.area, call.size)) for chunk in chunks if chunk]
-        return tuple(Group(role, call.now.weights, window) if role == COND else Group(role, ()) for role, window in windows)
+        return tuple(
+            Group(role, call.now.weights, window) if role == COND else Group(role, ()) for role, window in windows
+        )
 
-    def _mask(self, module: Any, call: Call, chunk: ConditioningChunk | None, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
-        """What the mask channel adds after the first convolution, [1, C, h, w]; None for rows without subjects, whose mask is zeros."""
+    def _mask(
+        self, module: Any, call: Call, chunk: ConditioningChunk | None, device: torch.device, dtype: torch.dtype
+    ) -> torch.Tensor | None:
+        """What the mask channel adds after the first convolution, [1, C, h, w]; None for rows without subjects, whose
+        mask is zeros.
+        """
         if chunk is None or chunk.role != COND:
             return None
 
@@ -101,7 +145,7 @@ class GatedAdapter(Hook):
             mask = mask_channel(self.references, call.now.weights, call.size)
             if chunk.area is not None:
                 h, w, y, x = chunk.area
-                mask = mask[:, y:y + h, x:x + w]
+                mask = mask[:, y : y + h, x : x + w]
             return module.mask_conv(mask.unsqueeze(0).to(device, dtype))
 
         return call.run.once(("mask", call.now.weights, chunk.area, call.size, device, dtype), make, KEPT)
@@ -111,7 +155,10 @@ class GatedAdapter(Hook):
         who = ", ".join(f"'{s.name}'" + ("" if s.box else " (no box)") for s in subjects)
         kept = sum(t.nbytes for o in objects for t in (o.keys, o.values)) / 2**20
         cost = f"keys and values {kept:.1f} MB in {run.seconds * 1000:.0f} ms, once for the run"
-        run.say(f"{counted(len(subjects), 'subject')}: {who}; {len(self.keys)} gated layers of {spec.file}, {objects[0].keys.shape[1]} object tokens, {cost}.")
+        run.say(
+            f"{counted(len(subjects), 'subject')}: {who}; {len(self.keys)} gated layers of {spec.file}, "
+            f"{objects[0].keys.shape[1]} object tokens, {cost}."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +171,8 @@ class GatedLayer:
 
 @dataclass(frozen=True, eq=False)
 class GatedPatch:
-    """A `middle_patch`: the fuser of whatever block calls it. chunks: of a call's rows, None for rows that take no part; scale: of both residuals;
+    """A `middle_patch`: the fuser of whatever block calls it. chunks: of a call's rows, None for rows that take no
+    part; scale: of both residuals;
     others: patches and wrappers of other packs that can change the rows."""
 
     run: Run
@@ -140,14 +188,17 @@ class GatedPatch:
             return x
         rows = rows_from_options(x.shape[0], options, len(self.chunks))
         if rows is None:
-            sentence = f"{named(self.others)} changed the batch size from {options['activations_shape'][0]} to {x.shape[0]}, so rows cannot be matched to prompts"
+            sentence = (
+                f"{named(self.others)} changed the batch size from {options['activations_shape'][0]} to "
+                f"{x.shape[0]}, so rows cannot be matched to prompts"
+            )
             self.run.rest(f"{sentence}: {GatedAdapter.node} skips those layers.")
             return x
         if all(self.chunks) and len({length for _, length in rows}) == 1:
             return layer.fuser(x, layer.objects, self.scale)
         group, parts = 0, []
         for (start, length), chunk in zip(rows, self.chunks, strict=True):
-            part = x[start:start + length]
+            part = x[start : start + length]
             if chunk is not None:
                 part = layer.fuser(part, layer.objects.group(group), self.scale)
                 group += 1
@@ -163,10 +214,19 @@ class MaskPatch:
     added: Sequence[torch.Tensor | None]
 
     def __call__(self, h: torch.Tensor, options: Options) -> torch.Tensor:
-        """h [rows, C, H, W] -> the same shape; only the first block is changed, and only where the rows are the chunks' (GatedPatch says if not)."""
+        """h [rows, C, H, W] -> the same shape; only the first block is changed, and only where the rows are the chunks'
+        (GatedPatch says if not).
+        """
         if options["block"] != FIRST or all(a is None for a in self.added):
             return h
-        each = rows_of_chunks(len(h), len(h), options["cond_or_uncond"] * (len(self.added) // len(options["cond_or_uncond"])))
+        each = rows_of_chunks(
+            len(h), len(h), options["cond_or_uncond"] * (len(self.added) // len(options["cond_or_uncond"]))
+        )
         if each is None:
             return h
-        return torch.cat([h[start:start + length] if a is None else h[start:start + length] + a for (start, length), a in zip(each, self.added, strict=True)])
+        return torch.cat(
+            [
+                h[start : start + length] if a is None else h[start : start + length] + a
+                for (start, length), a in zip(each, self.added, strict=True)
+            ]
+        )

@@ -1,26 +1,25 @@
-"""How an Apply node hangs on a MODEL: wrappers that find out, at every model call, whose rows are whose and how strong each subject is now.
+"""How an Apply node hangs on a MODEL: wrappers that find out, at every model call, whose rows are whose and how strong
+each subject is now.
 
 Nothing else is put on the MODEL; what acts in the UNet is bound anew at every model call. Subclasses say what that is.
 """
+
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ....attention.limits import WHOLE, Window
-from ....binding.layer_tokens import COND
 from ....binding.plan import Inside, Span, waits_for_prompt
 from ....prompt.graph_crops import samples_a_part
 from ....subjects import References
 from .attention_patch import Options
-from .blocks import Grid
+from .calls import Call, texts_of, whose, with_subjects
 from .clock import Clock, sigma_range
 from .conditioning import KEY, ConditioningChunk, Lists, Roles, foreign_ids
 from .execution import executing, first_time
@@ -32,22 +31,7 @@ from .weights import weights_of
 
 APPLY_IDS = "troupe_apply_ids"
 REFINING = 0.3  # a run that begins after this percent keeps the layout of its latent: upscaling is no mistake
-TEXTS = 16  # kinds of calls in tiles whose texts are remembered
 NATIVE = {128: 128, 768: 512, 1024: 640, 2048: 1024}  # context width -> side in pixels that the base was trained on
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One guided prediction: the run, what each entry's rows get, how strong everything is now (the hook's own record), the latents' number and full
-    size (h, w), the wrapper that another pack may have put around the model, and the entries' texts [1, T, D]."""
-
-    run: Run
-    table: dict[tuple[int, Any], ConditioningChunk]
-    now: Any
-    pictures: int
-    size: Grid
-    around: Any = None
-    texts: Mapping[tuple[int, Any], torch.Tensor] = field(default_factory=dict)
 
 
 class Hook(ABC):
@@ -57,9 +41,14 @@ class Hook(ABC):
 
     def __init__(self, references: References, positive_wired: bool, negative_wired: bool, node_id: str | None = None):
         self.id = uuid4().hex
-        self.references, self.positive_wired, self.negative_wired, self.node_id = references, positive_wired, negative_wired, node_id
+        self.references, self.positive_wired, self.negative_wired, self.node_id = (
+            references,
+            positive_wired,
+            negative_wired,
+            node_id,
+        )
 
-    # ---- what subclasses say -----------------------------------------------------------------------------------------------------------
+    # ---- what subclasses say -----------------------------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -85,21 +74,37 @@ class Hook(ABC):
         """How strong everything is in this call, None where nothing acts."""
 
     @abstractmethod
-    def bind(self, call: Call, chunks: list[ConditioningChunk | None], model: Any, x: torch.Tensor, options: Options) -> Options:
+    def bind(
+        self, call: Call, chunks: list[ConditioningChunk | None], model: Any, x: torch.Tensor, options: Options
+    ) -> Options:
         """A copy of the options with what acts in this model call. chunks: of the rows of x, in order."""
 
-    # ---- the three moments -------------------------------------------------------------------------------------------------------------
+    # ---- the three moments -------------------------------------------------------------------------------------------
 
     def attach(self, model: Any) -> None:
         """Put the wrappers and the adapter's memory on a clone of the MODEL (a host ModelPatcher)."""
         PromptSwitch().attach(model)  # before ours, which then see the entries of the present phase
-        for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, self.outer_sample), (WrappersMP.CALC_COND_BATCH, self.calc_cond_batch), (WrappersMP.APPLY_MODEL, self.apply_model)):
+        for kind, wrapper in (
+            (WrappersMP.OUTER_SAMPLE, self.outer_sample),
+            (WrappersMP.CALC_COND_BATCH, self.calc_cond_batch),
+            (WrappersMP.APPLY_MODEL, self.apply_model),
+        ):
             model.add_wrapper_with_key(kind, f"{KEY}.{self.id}", wrapper)
         model.set_additional_models(self.key, [self.patcher])
         model.model_options["transformer_options"][APPLY_IDS] = known_ids(model.model_options) + (self.id,)
 
-    def outer_sample(self, executor: Any, noise: torch.Tensor, latent_image: Any, sampler: Any, sigmas: torch.Tensor, denoise_mask: Any = None,
-                     callback: Callable | None = None, *args: Any, **kwargs: Any) -> Any:
+    def outer_sample(
+        self,
+        executor: Any,
+        noise: torch.Tensor,
+        latent_image: Any,
+        sampler: Any,
+        sigmas: torch.Tensor,
+        denoise_mask: Any = None,
+        callback: Callable | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """Begins and ends a run."""
         guider = executor.class_obj
         run = self._new_run(Lists.of(guider), sigmas, sampler)
@@ -107,21 +112,46 @@ class Hook(ABC):
         options[KEY] = {**options.get(KEY, {}), self.id: run}
         try:
             self._warn_without_weights(run, guider.model_patcher)
-            refining = run.clock.first_sigma() < float(guider.model_patcher.get_model_object("model_sampling").percent_to_sigma(REFINING))
+            refining = run.clock.first_sigma() < float(
+                guider.model_patcher.get_model_object("model_sampling").percent_to_sigma(REFINING)
+            )
             run.part = self._part(noise, latent_image, refining)
             if not refining:
                 self._warn_about_size(run, noise)
-            found = executor(noise, latent_image, sampler, sigmas, denoise_mask, run.clock.wrap(callback), *args, **kwargs)
-            if not run.acted and not run.explained and not self.idle and self.references.subjects and self.positive_wired:
+            found = executor(
+                noise, latent_image, sampler, sigmas, denoise_mask, run.clock.wrap(callback), *args, **kwargs
+            )
+            if (
+                not run.acted
+                and not run.explained
+                and not self.idle
+                and self.references.subjects
+                and self.positive_wired
+            ):
                 if run.due:
-                    run.say(f"connect 'positive' of {self.node} to the sampler: without it the node had no effect in this run.", logging.WARNING)
+                    run.say(
+                        f"connect 'positive' of {self.node} to the sampler: without it the node had no "
+                        "effect in this run.",
+                        logging.WARNING,
+                    )
                 else:  # as in the second of two samplers, after the layout is made
-                    run.say(f"{self.node} had no effect in this run: none of the steps is in the range of the node or of a subject.")
+                    run.say(
+                        f"{self.node} had no effect in this run: none of the steps is in the range of the "
+                        "node or of a subject."
+                    )
             return found
         finally:
             run.end()
 
-    def calc_cond_batch(self, executor: Any, model: Any, conds: Sequence[Sequence[dict] | None], x_in: torch.Tensor, timestep: torch.Tensor, model_options: dict) -> Any:
+    def calc_cond_batch(
+        self,
+        executor: Any,
+        model: Any,
+        conds: Sequence[Sequence[dict] | None],
+        x_in: torch.Tensor,
+        timestep: torch.Tensor,
+        model_options: dict,
+    ) -> Any:
         """Decides which entries take part in this prediction and how strong each subject is now."""
         options = dict(model_options.get("transformer_options", {}))
         own = dict(options.get(KEY, {}))
@@ -136,29 +166,53 @@ class Hook(ABC):
                 run.rest(run.part, again=first_time((self.id, run.part)))
         elif now is not None:
             table = {row: chunk for row, chunk in run.roles.table(conds).items() if row not in waiting}
-            own[self.id] = Call(run, table, now, x_in.shape[0], tuple(x_in.shape[-2:]), model_options.get("model_function_wrapper"), texts_of(conds))
+            own[self.id] = Call(
+                run,
+                table,
+                now,
+                x_in.shape[0],
+                tuple(x_in.shape[-2:]),
+                model_options.get("model_function_wrapper"),
+                texts_of(conds),
+            )
         options[KEY] = own
         for lost in foreign_ids(conds, set(known_ids(model_options))):
             do = "connect 'model' and 'positive' of the same Apply node to the sampler"
-            sentence = f"{do}: a prompt has references of an Apply node ({lost[:6]}) whose 'model' output is not sampled, so they have no effect."
+            sentence = (
+                f"{do}: a prompt has references of an Apply node ({lost[:6]}) whose 'model' output is not "
+                "sampled, so they have no effect."
+            )
             run.say(sentence, logging.WARNING)
         return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": options})
 
-    def apply_model(self, executor: Any, x: torch.Tensor, t: torch.Tensor, c_concat: Any = None, c_crossattn: Any = None, control: Any = None,
-                    transformer_options: Options | None = None, **kwargs: Any) -> Any:
+    def apply_model(
+        self,
+        executor: Any,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: Options | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Binds what acts in this model call."""
         options = transformer_options or {}
         call = options.get(KEY, {}).get(self.id)
         if isinstance(call, Call):
             chunks = whose(call, options, x, c_crossattn)
             if not chunks:
-                sentence = f"{named([call.around])} splits the batch of a model call, so rows cannot be matched to prompts"
+                sentence = (
+                    f"{named([call.around])} splits the batch of a model call, so rows cannot be matched to prompts"
+                )
                 call.run.rest(f"{sentence}: {self.node} is skipped for them.")
             if any(chunks):
-                options = self.bind(call, chunks * tiles_in(x.shape[0], call.pictures * len(chunks)), executor.class_obj, x, options)
+                options = self.bind(
+                    call, chunks * tiles_in(x.shape[0], call.pictures * len(chunks)), executor.class_obj, x, options
+                )
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
-    # ---- their parts -------------------------------------------------------------------------------------------------------------------
+    # ---- their parts -------------------------------------------------------------------------------------------------
 
     def module(self, model: Any) -> Any:
         """The adapter's modules, from the patcher that is sampling: right on clones and on other devices."""
@@ -167,25 +221,44 @@ class Hook(ABC):
         return (attached[-1] if attached else self.patcher).model
 
     def _waiting(self, conds: Sequence[Sequence[dict] | None]) -> set[tuple[int, Any]]:
-        """Entries whose subjects are not in the prompt yet, for an adapter that acts there too and begins with it, as MM-Diff was published."""
+        """Entries whose subjects are not in the prompt yet, for an adapter that acts there too and begins with it, as
+        MM-Diff was published.
+        """
         if not waits_for_prompt(self.references):
             return set()
-        return {(index, entry["uuid"]) for index, entries in enumerate(conds) for entry in entries or () if entry.get(PHASE, (None, AFTER))[1] is BEFORE}
+        return {
+            (index, entry["uuid"])
+            for index, entries in enumerate(conds)
+            for entry in entries or ()
+            if entry.get(PHASE, (None, AFTER))[1] is BEFORE
+        }
 
     def _new_run(self, lists: Lists, sigmas: torch.Tensor | None, sampler: Any) -> Run:
-        return Run(Clock(sigmas, sampler), Roles(self.id, self.positive_wired, self.negative_wired, lists), self.node_id)
+        return Run(
+            Clock(sigmas, sampler), Roles(self.id, self.positive_wired, self.negative_wired, lists), self.node_id
+        )
 
     def _warn_without_weights(self, run: Run, model: Any) -> None:
-        """Say so where the adapter was trained with weights in the UNet that are not on the MODEL, wherever on its wire they were to be put."""
+        """Say so where the adapter was trained with weights in the UNet that are not on the MODEL, wherever on its wire
+        they were to be put.
+        """
         adapter = self.references.adapter
-        if (adapter.weights.unet or adapter.weights.unet_lora) and not self.idle and adapter.id not in weights_of(model):
-            sentence = f"add Apply Adapter Weights to the MODEL wire: {adapter.spec.file} needs its own model weights, which this MODEL does not have."
+        if (
+            (adapter.weights.unet or adapter.weights.unet_lora)
+            and not self.idle
+            and adapter.id not in weights_of(model)
+        ):
+            sentence = (
+                f"add Apply Adapter Weights to the MODEL wire: {adapter.spec.file} needs its own model "
+                "weights, which this MODEL does not have."
+            )
             run.say(f"{sentence} Without them the subjects are hardly recognisable.", logging.WARNING)
 
     def _part(self, noise: torch.Tensor, latent_image: torch.Tensor, refining: bool) -> str:
         """Why regions and boxes would be stretched over a part of the picture in this run, '' where they are not.
 
-        A part is known by the graph. Where no graph is known, as in a script, every run that keeps the layout of a picture is taken for one.
+        A part is known by the graph. Where no graph is known, as in a script, every run that keeps the layout of a
+        picture is taken for one.
         """
         how = self.settings.in_crops
         if how == "apply" or self.idle or all(s.region is None and s.box is None for s in self.references.subjects):
@@ -196,11 +269,16 @@ class Hook(ABC):
         elif how == "skip" and _begins_from_a_picture(noise, latent_image):
             because = "this is an img2img run, and 'in_crops' is 'skip'"
         elif refining and graph is None and _begins_from_a_picture(noise, latent_image):
-            because = "this img2img run may sample a part of a larger picture, which cannot be checked without a workflow"
+            because = (
+                "this img2img run may sample a part of a larger picture, which cannot be checked without a workflow"
+            )
         else:
             return ""
         do = "Set 'in_crops' to 'apply' if you drew them for exactly this part."
-        return f"{because}: regions and boxes of {self.node} cannot be mapped to it, so {self.node} is skipped in this run. {do}"
+        return (
+            f"{because}: regions and boxes of {self.node} cannot be mapped to it, so {self.node} is skipped in "
+            f"this run. {do}"
+        )
 
     def _warn_about_size(self, run: Run, noise: torch.Tensor) -> None:
         spec = self.references.adapter.spec
@@ -211,77 +289,28 @@ class Hook(ABC):
 
 
 def spans_of_run(run: Run, model_sampling: Any, sigma: torch.Tensor) -> Inside:
-    """Return what tells which spans of the run a call with this sigma [rows] lies in; a run asks for the same spans at each of its calls."""
+    """Return what tells which spans of the run a call with this sigma [rows] lies in; a run asks for the same spans at
+    each of its calls.
+    """
+
     def inside(spans: Sequence[Span]) -> list[bool]:
-        return run.clock.inside(run.once(("ranges",), lambda: [sigma_range(model_sampling, *span) for span in spans]), sigma)
+        return run.clock.inside(
+            run.once(("ranges",), lambda: [sigma_range(model_sampling, *span) for span in spans]), sigma
+        )
 
     return inside
 
 
 def _begins_from_a_picture(noise: torch.Tensor, latent_image: torch.Tensor) -> bool:
-    """Whether a run begins from a picture and noise: not from an empty latent, nor from one that another sampler has begun, to which no noise is added."""
-    return bool(latent_image.any()) and bool(noise.any())
-
-
-def texts_of(conds: Sequence[Sequence[dict] | None]) -> dict[tuple[int, Any], torch.Tensor]:
-    """(list index, uuid) -> text [1, T, D] of the entries of a prediction."""
-    found = {(index, entry["uuid"]): entry.get("model_conds", {}).get("c_crossattn") for index, entries in enumerate(conds) for entry in entries or ()}
-    return {row: text.cond for row, text in found.items() if text is not None}
-
-
-def whose(call: Call, options: Options, x: torch.Tensor, text: torch.Tensor | None) -> list[ConditioningChunk | None]:
-    """What the rows of x get, one a chunk of the model call; empty where another pack has put other rows there than the host says.
-
-    Rows that are told by their number are not looked at. In tiles a chunk alone can have as many rows as all of the host's, so there the texts are
-    compared, once a run and kind of call.
+    """Whether a run begins from a picture and noise: not from an empty latent, nor from one that another sampler has
+    begun, to which no noise is added.
     """
-    indices, uuids = options["cond_or_uncond"], options["uuids"]
-    if len(indices) != len(uuids):
-        return []
-    rows = list(zip(indices, uuids, strict=True))
-    chunks = [call.table.get(row) for row in rows]
-    if len(set(chunks)) == 1:
-        return chunks
-    if x.shape[0] % (call.pictures * len(chunks)):
-        return []
-    if placed(chunks, call.size, x) or text is None or call.run.once(("texts", *rows, tuple(x.shape)), lambda: _texts_agree(call, rows, text), TEXTS):
-        return chunks
-    return []
-
-
-def _texts_agree(call: Call, rows: Sequence[tuple[int, Any]], text: torch.Tensor) -> bool:
-    """Whether the first picture of every chunk, in every tile, has the text of its entry; the host repeats texts of different lengths."""
-    first = text[::call.pictures]
-    wanted = [call.texts.get(rows[i % len(rows)]) for i in range(len(first))]
-    return all(entry is None or torch.equal(have[:entry.shape[1]], entry[0].to(have)) for have, entry in zip(first, wanted, strict=True))
+    return bool(latent_image.any()) and bool(noise.any())
 
 
 def model_dtype(model: Any) -> torch.dtype:
     """The dtype in which the host's model computes."""
     return model.manual_cast_dtype or model.get_dtype()
-
-
-def placed(chunks: Sequence[ConditioningChunk | None], size: Grid, x: torch.Tensor) -> bool:
-    """Whether the rows of x show what the host says, not tiles of it that another pack cut out."""
-    return all(shown_size(chunk.area, size) == tuple(x.shape[-2:]) for chunk in chunks if chunk)
-
-
-def with_subjects(chunks: Sequence[ConditioningChunk | None]) -> bool:
-    """Whether any rows of a model call have the subjects, not only the empty tokens of a negative prompt."""
-    return any(chunk.role == COND for chunk in chunks if chunk)
-
-
-def window_of(area: tuple[int, ...] | None, size: Grid) -> Window:
-    """A conditioning area (h, w, y, x in latent cells) as the part of the picture that its rows show."""
-    if area is None:
-        return WHOLE
-    (h, w, y, x), (height, width) = area, size
-    return y / height, x / width, min(y + h, height) / height, min(x + w, width) / width
-
-
-def shown_size(area: tuple[int, ...] | None, size: Grid) -> Grid:
-    """Latent cells (h, w) that an entry's rows show, as the host cuts them out."""
-    return size if area is None else (min(area[0], size[0] - area[2]), min(area[1], size[1] - area[3]))
 
 
 def known_ids(model_options: dict) -> tuple[str, ...]:

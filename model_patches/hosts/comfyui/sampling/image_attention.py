@@ -1,4 +1,5 @@
 """Relevance-weighted image attention on the host's UNet."""
+
 from __future__ import annotations
 
 import logging
@@ -17,8 +18,9 @@ from ....encoding.summary import counted, who
 from ....subjects import References, ReferenceSubject, called
 from .attention_patch import AddedRows, Options, install
 from .blocks import Block, grids_of, own_attentions, text_keys, text_values
+from .calls import Call, placed, window_of, with_subjects
 from .conditioning import ConditioningChunk
-from .hook import Call, Grid, Hook, model_dtype, placed, spans_of_run, window_of, with_subjects
+from .hook import Grid, Hook, model_dtype, spans_of_run
 from .other_packs import named, patches_of
 from .record import RECORDINGS, Observe, Recording, Tally, observer
 from .rows import rows_from_options
@@ -35,8 +37,15 @@ class ImageAttention(Hook):
 
     node = "Apply Image Attention"
 
-    def __init__(self, references: References, settings: ImageAttentionSettings, blocks: tuple[Block, ...], positive_wired: bool, negative_wired: bool,
-                 node_id: str | None = None):
+    def __init__(
+        self,
+        references: References,
+        settings: ImageAttentionSettings,
+        blocks: tuple[Block, ...],
+        positive_wired: bool,
+        negative_wired: bool,
+        node_id: str | None = None,
+    ):
         super().__init__(references, positive_wired, negative_wired, node_id)
         self.settings, self.blocks = settings, blocks
 
@@ -64,15 +73,23 @@ class ImageAttention(Hook):
         """Weight of each subject in this call, None where nobody acts."""
         return image_strengths(self.settings, self.references.subjects, spans_of_run(run, model_sampling, sigma))
 
-    def bind(self, call: Call, chunks: list[ConditioningChunk | None], model: Any, x: torch.Tensor, options: Options) -> Options:
-        """Puts a delta on every cross-attention layer; rows of role UNCOND are left alone by adapters that have no empty tokens."""
+    def bind(
+        self, call: Call, chunks: list[ConditioningChunk | None], model: Any, x: torch.Tensor, options: Options
+    ) -> Options:
+        """Puts a delta on every cross-attention layer; rows of role UNCOND are left alone by adapters that have no
+        empty tokens.
+        """
         chunks = [chunk if chunk and takes_part(self.references, chunk.role) else None for chunk in chunks]
         if not any(chunks):
             return options
-        own = call.run.once(("own attention", id(model.diffusion_model)), lambda: own_attentions(model.diffusion_model, self.blocks))
+        own = call.run.once(
+            ("own attention", id(model.diffusion_model)), lambda: own_attentions(model.diffusion_model, self.blocks)
+        )
         return install(options, self._deltas(call, chunks, model, x, options), own)
 
-    def _deltas(self, call: Call, chunks: list[ConditioningChunk | None], model: Any, x: torch.Tensor, options: Options) -> dict[tuple, LayerDelta]:
+    def _deltas(
+        self, call: Call, chunks: list[ConditioningChunk | None], model: Any, x: torch.Tensor, options: Options
+    ) -> dict[tuple, LayerDelta]:
         """One delta a block, sharing what does not differ between blocks. chunks: of the rows of x, in order."""
         run, dtype, module, device = call.run, model_dtype(model), self.module(model), x.device
         names, weights = None, hook_state(model)
@@ -81,18 +98,31 @@ class ImageAttention(Hook):
         tallies = tuple(tally for recording in recordings if (tally := recording.tally(self)) is not None)
         if needs_names(self.references, self.settings, bool(tallies)):
             keys = (text_keys(model.diffusion_model, block) for block in self.blocks)
-            names = run.once(("names", device, dtype, weights), lambda: project_names(keys, self.references, device, dtype), WEIGHT_STATES)
+            names = run.once(
+                ("names", device, dtype, weights),
+                lambda: project_names(keys, self.references, device, dtype),
+                WEIGHT_STATES,
+            )
         roles = tuple(chunk.role for chunk in chunks if chunk)
         gains = run.once(("gains", device, dtype), lambda: gain_weights(module, device, dtype))
-        tokens = run.once(("tokens", roles, device, dtype, weights), lambda: self._tokens(images, names, roles, device), 2 * WEIGHT_STATES)
-        strengths = run.once(("strengths", call.now.weights, device), lambda: torch.tensor(call.now.weights, device=device), KEPT)
-        acting = run.once(("acting", call.now.weights, device), lambda: (strengths != 0).float(), KEPT) if tallies else None
+        tokens = run.once(
+            ("tokens", roles, device, dtype, weights),
+            lambda: self._tokens(images, names, roles, device),
+            2 * WEIGHT_STATES,
+        )
+        strengths = run.once(
+            ("strengths", call.now.weights, device), lambda: torch.tensor(call.now.weights, device=device), KEPT
+        )
+        acting = (
+            run.once(("acting", call.now.weights, device), lambda: (strengths != 0).float(), KEPT) if tallies else None
+        )
         shown = placed(chunks, call.size, x)
         if not shown and limited(self.references.subjects, call.now.boxed):
             sentence = f"{named([call.around])} samples the picture in tiles"
             run.rest(f"{sentence}: regions and boxes of {self.node} cannot be mapped to tiles and are ignored.")
         subjects, pictures = self._pictured(call, options)
-        for grid in grids_of(self.blocks, tuple(x.shape[-2:])) if shown else ():  # before the layers ask: in them, making it would break a compiled graph
+        # before the layers ask: in them, making it would break a compiled graph
+        for grid in grids_of(self.blocks, tuple(x.shape[-2:])) if shown else ():
             self.limits(call, tuple(chunk.area for chunk in chunks if chunk), grid, device, subjects, pictures)
             for tally in tallies:
                 tally.prepare(chunks, grid, call.size, device)
@@ -102,39 +132,88 @@ class ImageAttention(Hook):
             self._report(run, images, names)
         return {block.key: LayerDelta(shared, *layer) for block, *layer in zip(self.blocks, tokens, gains, strict=True)}
 
-    def _images(self, run: Run, module: Any, model: Any, device: torch.device, dtype: torch.dtype, weights: Any) -> list[Projected]:
-        """Every layer's image keys and values; where they are made with the UNet's own projections, for this state of its weights."""
+    def _images(
+        self, run: Run, module: Any, model: Any, device: torch.device, dtype: torch.dtype, weights: Any
+    ) -> list[Projected]:
+        """Every layer's image keys and values; where they are made with the UNet's own projections, for this state of
+        its weights.
+        """
         if not module.layers[0].needs_base:
             return run.once(("images", device, dtype), lambda: project_images(module, self.references, device, dtype))
-        bases = ((text_keys(model.diffusion_model, block), text_values(model.diffusion_model, block)) for block in self.blocks)
+        bases = (
+            (text_keys(model.diffusion_model, block), text_values(model.diffusion_model, block))
+            for block in self.blocks
+        )
         merged = weights_of(model.current_patcher).get(self.references.adapter.id, 0.0)
-        return run.once(("images", device, dtype, weights), lambda: project_images(module, self.references, device, dtype, bases, merged), WEIGHT_STATES)
+        return run.once(
+            ("images", device, dtype, weights),
+            lambda: project_images(module, self.references, device, dtype, bases, merged),
+            WEIGHT_STATES,
+        )
 
-    def _tokens(self, images: Sequence[Projected], names: Sequence[torch.Tensor] | None, roles: Sequence[str], device: torch.device) -> list[LayerTokens]:
+    def _tokens(
+        self,
+        images: Sequence[Projected],
+        names: Sequence[torch.Tensor] | None,
+        roles: Sequence[str],
+        device: torch.device,
+    ) -> list[LayerTokens]:
         """Every layer's tokens for the roles of a call's chunks."""
-        found = call_tokens(self.references, self.settings, images, names, roles, [block.heads for block in self.blocks], device)
-        return [tokens.float() if block.precision == torch.float32 else tokens for block, tokens in zip(self.blocks, found, strict=True)]
+        found = call_tokens(
+            self.references, self.settings, images, names, roles, [block.heads for block in self.blocks], device
+        )
+        return [
+            tokens.float() if block.precision == torch.float32 else tokens
+            for block, tokens in zip(self.blocks, found, strict=True)
+        ]
 
     def _pictured(self, call: Call, options: Options) -> tuple[Sequence[ReferenceSubject], tuple[int, ...]]:
-        """The subjects as a call needs their regions, and the number of each of its pictures, () where no region differs between them."""
+        """The subjects as a call needs their regions, and the number of each of its pictures, () where no region
+        differs between them.
+        """
         subjects, window = self.references.subjects, pictures_of_window(options)
         pictures = tuple(range(call.pictures)) if window is None or len(window) != call.pictures else window
-        found: Pictured = call.run.once(("pictures", pictures), lambda: pictured(subjects, pictures, window is None), LIMITS)
+        found: Pictured = call.run.once(
+            ("pictures", pictures), lambda: pictured(subjects, pictures, window is None), LIMITS
+        )
         for i in found.wrong:
-            sentence = f"the region of {called(i + 1, subjects[i].name)} has {len(subjects[i].region)} masks for a batch of {counted(len(pictures), 'picture')}"
-            call.run.say(f"connect one mask for all pictures, or one for each: {sentence}, so every picture gets their union.", logging.WARNING)
+            sentence = (
+                f"the region of {called(i + 1, subjects[i].name)} has {len(subjects[i].region)} masks for a "
+                f"batch of {counted(len(pictures), 'picture')}"
+            )
+            call.run.say(
+                f"connect one mask for all pictures, or one for each: {sentence}, so every picture gets their union.",
+                logging.WARNING,
+            )
         return found.subjects, found.pictures
 
-    def limits(self, call: Call, areas: tuple[tuple[int, ...] | None, ...], grid: Grid, device: torch.device, subjects: Sequence[ReferenceSubject] | None = None,
-               pictures: tuple[int, ...] = ()) -> torch.Tensor | None:
-        """m of every subject for the chunks, [1 or G, 1 or B, M, N], or None where no region or box limits anybody. subjects, pictures: see `_pictured`."""
+    def limits(
+        self,
+        call: Call,
+        areas: tuple[tuple[int, ...] | None, ...],
+        grid: Grid,
+        device: torch.device,
+        subjects: Sequence[ReferenceSubject] | None = None,
+        pictures: tuple[int, ...] = (),
+    ) -> torch.Tensor | None:
+        """m of every subject for the chunks, [1 or G, 1 or B, M, N], or None where no region or box limits anybody.
+        subjects, pictures: see `_pictured`.
+        """
         subjects = self.references.subjects if subjects is None else subjects
         if not limited(subjects, call.now.boxed):
             return None
         areas = areas[:1] if len(set(areas)) == 1 else areas
 
         def maps() -> torch.Tensor:
-            return group_limits(subjects, self.settings, grid, call.now.boxed, device, [window_of(area, call.size) for area in areas], pictures)
+            return group_limits(
+                subjects,
+                self.settings,
+                grid,
+                call.now.boxed,
+                device,
+                [window_of(area, call.size) for area in areas],
+                pictures,
+            )
 
         return call.run.once(("limits", areas, call.size, grid, call.now.boxed, device, pictures), maps, LIMITS)
 
@@ -144,13 +223,18 @@ class ImageAttention(Hook):
         cost = f"keys and values {kept / 2**20:.1f} MB in {run.seconds * 1000:.0f} ms, once for the run"
         run.say(f"{who(self.references)}; merge {merge}, {len(self.blocks)} layers of {adapter.spec.file}, {cost}.")
         if not self.negative_wired:
-            run.say("'negative' of Apply Image Attention is not connected: the negative prompt gets the adapter's empty tokens, as in the published code.")
+            run.say(
+                "'negative' of Apply Image Attention is not connected: the negative prompt gets the "
+                "adapter's empty tokens, as in the published code."
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class SharedDelta:
-    """What the deltas of one model call have in common. placed: its rows show what the host says, not tiles of it; tallies: of those who record;
-    acting: [M], 1 for subjects that act now, or None where nobody records; others: patches and wrappers of other packs that can change rows and positions;
+    """What the deltas of one model call have in common. placed: its rows show what the host says, not tiles of it;
+    tallies: of those who record;
+    acting: [M], 1 for subjects that act now, or None where nobody records; others: patches and wrappers of other packs
+    that can change rows and positions;
     subjects, pictures: see `ImageAttention.limits`."""
 
     owner: ImageAttention
@@ -178,7 +262,10 @@ class LayerDelta:
         shared = self.shared
         rows = rows_from_options(q.shape[0], options, len(shared.chunks))
         if rows is None:
-            sentence = f"{named(shared.others)} changed the batch size from {options['activations_shape'][0]} to {q.shape[0]}, so rows cannot be matched to prompts"
+            sentence = (
+                f"{named(shared.others)} changed the batch size from {options['activations_shape'][0]} to "
+                f"{q.shape[0]}, so rows cannot be matched to prompts"
+            )
             shared.call.run.rest(f"{sentence}: {shared.owner.node} skips those layers.")
             return []
         active = [(place, chunk) for place, chunk in zip(rows, shared.chunks, strict=True) if chunk is not None]
@@ -187,7 +274,9 @@ class LayerDelta:
         pictures = shared.pictures if all(length == len(shared.pictures) for (_, length), _ in active) else ()
         if shared.pictures and not pictures:
             sentence = f"{named(shared.others)} repeated the pictures of the batch"
-            shared.call.run.rest(f"{sentence}: in those layers of {shared.owner.node} every picture gets the union of a region's masks.")
+            shared.call.run.rest(
+                f"{sentence}: in those layers of {shared.owner.node} every picture gets the union of a region's masks."
+            )
         areas = tuple(chunk.area for _, chunk in active)
         limits = shared.owner.limits(shared.call, areas, grid, q.device, shared.subjects, pictures) if whole else None
         if shared.placed and not whole and limited(shared.owner.references.subjects, shared.call.now.boxed):
@@ -197,13 +286,21 @@ class LayerDelta:
         if all(place[1] == length for place, _ in active) and len(active) * length == q.shape[0]:
             plain = None if self.gain_weights is None else text().unflatten(0, (-1, length))
             observe = self._observer([chunk for _, chunk in active], grid, whole)
-            return [(0, q.shape[0], self._delta(q.unflatten(0, (-1, length)), self.tokens, limits, plain, options, observe).flatten(0, 1))]
+            return [
+                (
+                    0,
+                    q.shape[0],
+                    self._delta(q.unflatten(0, (-1, length)), self.tokens, limits, plain, options, observe).flatten(
+                        0, 1
+                    ),
+                )
+            ]
         parts = []
         for g, ((start, length), chunk) in enumerate(active):
-            plain = None if self.gain_weights is None else text()[None, start:start + length]
-            limit = limits if limits is None or len(limits) == 1 else limits[g:g + 1]
+            plain = None if self.gain_weights is None else text()[None, start : start + length]
+            limit = limits if limits is None or len(limits) == 1 else limits[g : g + 1]
             observe = self._observer([chunk], grid, whole)
-            delta = self._delta(q[None, start:start + length], self.tokens.group(g), limit, plain, options, observe)
+            delta = self._delta(q[None, start : start + length], self.tokens.group(g), limit, plain, options, observe)
             parts.append((start, length, delta[0]))
         return parts
 
@@ -211,16 +308,27 @@ class LayerDelta:
         shared = self.shared
         return observer(shared.tallies, chunks, shared.acting, grid, shared.call.size, whole)
 
-    def _delta(self, q: torch.Tensor, tokens: LayerTokens, limits: torch.Tensor | None, plain: torch.Tensor | None, options: Options,
-               observe: Observe | None) -> torch.Tensor:
+    def _delta(
+        self,
+        q: torch.Tensor,
+        tokens: LayerTokens,
+        limits: torch.Tensor | None,
+        plain: torch.Tensor | None,
+        options: Options,
+        observe: Observe | None,
+    ) -> torch.Tensor:
         dtype, gain, mixing = q.dtype, self.gain_weights, self.shared.owner.settings.mixing
         if options["attn_precision"] == torch.float32:  # of models whose attention overflows in float16, such as SD2.x
             q, tokens = q.float(), tokens.float()
-        return layer_delta(q, tokens, self.shared.strengths, options["n_heads"], mixing, limits, gain, plain, observe).to(dtype)
+        return layer_delta(
+            q, tokens, self.shared.strengths, options["n_heads"], mixing, limits, gain, plain, observe
+        ).to(dtype)
 
 
 def pictures_of_window(options: Options) -> tuple[int, ...] | None:
-    """Numbers of the pictures in a call that has only a part of the batch, as the host's context windows and AnimateDiff-Evolved say; None: all."""
+    """Numbers of the pictures in a call that has only a part of the batch, as the host's context windows and
+    AnimateDiff-Evolved say; None: all.
+    """
     window = options.get("context_window")
     if window is not None and getattr(window, "dim", None) == 0:
         return tuple(window.index_list)
@@ -229,6 +337,8 @@ def pictures_of_window(options: Options) -> tuple[int, ...] | None:
 
 
 def hook_state(model: Any) -> Any:
-    """What tells one state of the UNet's weights from another within a run: the active hook group and its present strengths."""
+    """What tells one state of the UNet's weights from another within a run: the active hook group and its present
+    strengths.
+    """
     hooks = getattr(model.current_patcher, "current_hooks", None)
     return None if hooks is None else (hooks, tuple(getattr(hook, "strength", 1.0) for hook in hooks.hooks))

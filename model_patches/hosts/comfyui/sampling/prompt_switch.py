@@ -1,8 +1,10 @@
 """Delayed fusing: a prompt with subjects fused into it, and the same prompt without them until a step.
 
-The conditioning holds the fused prompt; a `FusedPrompt` beside it says what the plain one is and when to change. When a run begins an entry becomes
-two, so that the host itself prepares both, and at each prediction one of the two is there. Any Troupe node on the MODEL brings the wrappers.
+The conditioning holds the fused prompt; a `FusedPrompt` beside it says what the plain one is and when to change. When a
+run begins an entry becomes two, so that the host itself prepares both, and at each prediction one of the two is there.
+Any Troupe node on the MODEL brings the wrappers.
 """
+
 from __future__ import annotations
 
 import logging
@@ -29,7 +31,8 @@ BEFORE, AFTER = False, True
 class FusedPrompt:
     """What a fused conditioning entry was made from, and when it takes over.
 
-    fused, text: [1, T, D], with and without the subjects; pooled: of the text, [1, E], or None; start_percent: ComfyUI's; start_step: counted
+    fused, text: [1, T, D], with and without the subjects; pooled: of the text, [1, E], or None; start_percent:
+    ComfyUI's; start_step: counted
     from the run's first step, or -1: then the percent holds; fused_pooled: as pooled, with the subjects.
     """
 
@@ -51,8 +54,8 @@ class FusedPrompt:
     def text_for(self, now: torch.Tensor) -> torch.Tensor:
         """The plain counterpart of what other nodes have made of the fused tensor, [1, T', D].
 
-        Unchanged, and with rows added behind it (ConditioningConcat): exact. Zeroed out: zeros. Mixed with something else (ConditioningAverage):
-        moved by the whole difference of text and fused, since the share is not known.
+        Unchanged, and with rows added behind it (ConditioningConcat): exact. Zeroed out: zeros. Mixed with something
+        else (ConditioningAverage): moved by the whole difference of text and fused, since the share is not known.
         """
         rows = self.fused.shape[1]
         if now.shape[1] < rows or now.shape[2] != self.fused.shape[2] or not now.any():
@@ -80,14 +83,26 @@ class PromptSwitch:
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, PROMPT, self.outer_sample)
         model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, PROMPT, self.calc_cond_batch)
 
-    def outer_sample(self, executor: Any, noise: torch.Tensor, latent_image: Any, sampler: Any, sigmas: torch.Tensor, denoise_mask: Any = None,
-                     callback: Callable | None = None, *args: Any, **kwargs: Any) -> Any:
+    def outer_sample(
+        self,
+        executor: Any,
+        noise: torch.Tensor,
+        latent_image: Any,
+        sampler: Any,
+        sigmas: torch.Tensor,
+        denoise_mask: Any = None,
+        callback: Callable | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """Makes two entries of each delayed one, before the host prepares them."""
         guider = executor.class_obj
         lists = Lists.of(guider)
         if any(changes_in_run(entry) for entries in guider.conds.values() for entry in entries):
             guider.conds = mirrored(guider.conds)
-        guider.conds = {name: [part for entry in entries for part in phases(entry)] for name, entries in guider.conds.items()}
+        guider.conds = {
+            name: [part for entry in entries for part in phases(entry)] for name, entries in guider.conds.items()
+        }
         if any(PHASE in entry for entries in guider.conds.values() for entry in entries):
             clock = Clock(sigmas, sampler)
             guider.model_options["transformer_options"][RUN] = clock, lists
@@ -97,12 +112,23 @@ class PromptSwitch:
             announce(guider.conds, clock, len(sigmas) - 1, guider.model_patcher.get_model_object("model_sampling"))
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
 
-    def calc_cond_batch(self, executor: Any, model: Any, conds: Sequence[Sequence[dict] | None], x_in: torch.Tensor, timestep: torch.Tensor, model_options: dict) -> Any:
+    def calc_cond_batch(
+        self,
+        executor: Any,
+        model: Any,
+        conds: Sequence[Sequence[dict] | None],
+        x_in: torch.Tensor,
+        timestep: torch.Tensor,
+        model_options: dict,
+    ) -> Any:
         """Leaves the entries of the present phase."""
         if any(PHASE in entry for entries in conds for entry in entries or ()):
             clock, lists = model_options["transformer_options"].get(RUN) or (Clock(None), Lists())
             split = zip(conds, lists.split(conds), strict=True)
-            conds = [entries if entries is None else present(own, lent, clock, model.model_sampling, timestep) for entries, (own, lent, _) in split]
+            conds = [
+                entries if entries is None else present(own, lent, clock, model.model_sampling, timestep)
+                for entries, (own, lent, _) in split
+            ]
         return executor(model, conds, x_in, timestep, model_options)
 
 
@@ -122,9 +148,17 @@ def announce(conds: Mapping[str, Sequence[dict]], clock: Clock, steps: int, mode
         if step is not None:
             line = logging.INFO, f"the subjects enter the prompt at step {step} of {steps}, counted from 0."
         elif prompt.start_step >= 0:
-            line = logging.WARNING, f"lower 'fuse_start_step': it is {prompt.start_step}, and this run has {steps} steps, counted from 0, so the subjects never enter the prompt."
+            line = (
+                logging.WARNING,
+                f"lower 'fuse_start_step': it is {prompt.start_step}, and this run has {steps} steps, "
+                "counted from 0, so the subjects never enter the prompt.",
+            )
         else:
-            line = logging.INFO, f"the subjects do not enter the prompt in this run: it ends before {prompt.start_percent:g} of the schedule."
+            line = (
+                logging.INFO,
+                f"the subjects do not enter the prompt in this run: it ends before {prompt.start_percent:g} "
+                "of the schedule.",
+            )
         if line not in said:
             said.add(line)
             log.log(line[0], "Troupe: %s", line[1])
@@ -137,8 +171,9 @@ def changes_in_run(entry: dict) -> bool:
 
 
 def mirrored(conds: Mapping[str, Sequence[dict]]) -> dict[str, list[dict]]:
-    """The lists with the positive's ControlNets and GLIGEN boxes given to the others, as the host does when the run begins: entry by entry, so
-    it has to be before one of them becomes two. The host leaves lists alone that have theirs."""
+    """The lists with the positive's ControlNets and GLIGEN boxes given to the others, as the host does when the run
+    begins: entry by entry, so it has to be before one of them becomes two. The host leaves lists alone that have
+    theirs."""
     made = {name: list(entries) for name, entries in conds.items()}
     positive = [entry for entry in made.get("positive", ()) if not _becomes_area(entry)]
     controlled = [entry for entry in positive if entry.get("control_apply_to_uncond", False)]
@@ -152,25 +187,38 @@ def mirrored(conds: Mapping[str, Sequence[dict]]) -> dict[str, list[dict]]:
 
 
 def _becomes_area(entry: dict) -> bool:
-    """Whether the host will give an entry an area from the bounds of its mask; what has an area is passed over when things are mirrored."""
+    """Whether the host will give an entry an area from the bounds of its mask; what has an area is passed over when
+    things are mirrored.
+    """
     return "mask" in entry and bool(entry.get("set_area_to_bounds"))
 
 
 def phases(entry: dict) -> list[dict]:
-    """The entries of a run that one conditioning entry becomes: itself, or its text and its fused version, which share its uuid."""
+    """The entries of a run that one conditioning entry becomes: itself, or its text and its fused version, which share
+    its uuid.
+    """
     if not changes_in_run(entry):
         return [entry]
     prompt: FusedPrompt = entry[PROMPT]
     rest = {key: value for key, value in entry.items() if key != PROMPT}
     pooled = {"pooled_output": prompt.pooled_for(entry["pooled_output"])} if "pooled_output" in entry else {}
-    text = {**rest, **pooled, "cross_attn": prompt.text_for(entry["cross_attn"]), "model_conds": dict(entry.get("model_conds", {})), PHASE: (prompt, BEFORE)}
+    text = {
+        **rest,
+        **pooled,
+        "cross_attn": prompt.text_for(entry["cross_attn"]),
+        "model_conds": dict(entry.get("model_conds", {})),
+        PHASE: (prompt, BEFORE),
+    }
     return [text, {**rest, PHASE: (prompt, AFTER)}]
 
 
-def present(own: Sequence[dict], lent: Sequence[tuple[dict, dict]], clock: Clock, model_sampling: Any, sigma: torch.Tensor) -> list[dict]:
+def present(
+    own: Sequence[dict], lent: Sequence[tuple[dict, dict]], clock: Clock, model_sampling: Any, sigma: torch.Tensor
+) -> list[dict]:
     """Of a list with both versions of delayed entries, those of the phase that this call is in.
 
-    lent: areas of another list with the own entry whose text each has. The host gave them the text of one version; it is moved to the right one.
+    lent: areas of another list with the own entry whose text each has. The host gave them the text of one version; it
+    is moved to the right one.
     """
     prompts = list(dict.fromkeys(entry[PHASE][0] for entry in own if PHASE in entry))
     fused = are_fused(prompts, clock, model_sampling, sigma)
@@ -178,11 +226,18 @@ def present(own: Sequence[dict], lent: Sequence[tuple[dict, dict]], clock: Clock
     return here + [_in_phase(entry, source, here) for entry, source in lent]
 
 
-def are_fused(prompts: Sequence[FusedPrompt], clock: Clock, model_sampling: Any, sigma: torch.Tensor) -> dict[FusedPrompt, bool]:
-    """Whether each prompt has its subjects in this call. Where the schedule turns, its steps are told by their number, not by their sigma."""
+def are_fused(
+    prompts: Sequence[FusedPrompt], clock: Clock, model_sampling: Any, sigma: torch.Tensor
+) -> dict[FusedPrompt, bool]:
+    """Whether each prompt has its subjects in this call.
+
+    Where the schedule turns, its steps are told by their number, not by their sigma.
+    """
     counted = [prompt for prompt in prompts if prompt.start_step >= 0 and clock.direction == 0]
     ranged = [prompt for prompt in prompts if prompt not in counted]
-    found = dict(zip(ranged, clock.inside([fused_range(prompt, clock, model_sampling) for prompt in ranged], sigma), strict=True))
+    found = dict(
+        zip(ranged, clock.inside([fused_range(prompt, clock, model_sampling) for prompt in ranged], sigma), strict=True)
+    )
     return found | {prompt: clock.step(sigma) >= prompt.start_step for prompt in counted}
 
 
@@ -193,7 +248,10 @@ def _in_phase(entry: dict, source: dict, here: Sequence[dict]) -> dict:
 
 
 def fused_range(prompt: FusedPrompt, clock: Clock, model_sampling: Any) -> tuple[float, float]:
-    """(first, last) sigma of the fused phase. A step begins at its own sigma; calls that a sampler makes between two belong to the earlier one."""
+    """(first, last) sigma of the fused phase.
+
+    A step begins at its own sigma; calls that a sampler makes between two belong to the earlier one.
+    """
     if prompt.start_step < 0:
         first, last = sigma_range(model_sampling, prompt.start_percent, 1.0)
     elif clock.direction > 0:

@@ -2,6 +2,7 @@
 
 The blocks only add to sums on their own device; what they add up to is read once, when the run is over.
 """
+
 from __future__ import annotations
 
 import threading
@@ -13,14 +14,27 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ....binding.layer_tokens import COND
-from ....relevance.maps import AppliedMaps, RecordedRun, Sums, add_owned, applied_maps, empty_sums, mark_of, part_of, wanted
+from ....relevance.maps import (
+    AppliedMaps,
+    RecordedRun,
+    Sums,
+    add_owned,
+    applied_maps,
+    empty_sums,
+    mark_of,
+    part_of,
+    wanted,
+)
+from .calls import shown_size, window_of
 from .conditioning import KEY, ConditioningChunk
-from .hook import Grid, shown_size, window_of
+from .hook import Grid
 
 Observe = Callable[[torch.Tensor], None]
 RECORDINGS = "troupe_recordings"  # key in the transformer options of a run
 MOST_PARTS = 64  # grids and areas of one Apply node that are kept apart
-UNNAMED = "Connect 'clip' to Encode Subject References: the subjects of {} have no names, so their relevance is unknown."
+UNNAMED = (
+    "Connect 'clip' to Encode Subject References: the subjects of {} have no names, so their relevance is unknown."
+)
 REARRANGED = "Some layers were not recorded: another pack samples the picture in tiles or rearranges its positions."
 TOO_MANY = "Some layers were not recorded: the prompt has too many areas, or areas that change between steps."
 NO_BLOCKS = "Set 'blocks' of Record Relevance to all: this MODEL has no {} blocks at this size."
@@ -30,7 +44,10 @@ Finished = Callable[["RelevanceRecord", torch.Tensor], None]
 
 
 class RelevanceRecord:
-    """What Record Relevance hands on: the maps of its MODEL's last finished run. Emptied when a run begins; of several, the last begun wins."""
+    """What Record Relevance hands on: the maps of its MODEL's last finished run.
+
+    Emptied when a run begins; of several, the last begun wins.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -64,7 +81,9 @@ class RelevanceRecord:
 
 
 class Recorder:
-    """Record Relevance's wrapper on a MODEL. finished: called with the record and the latent after every run that ends."""
+    """Record Relevance's wrapper on a MODEL. finished: called with the record and the latent after every run
+    that ends.
+    """
 
     def __init__(self, record: RelevanceRecord, blocks: str, finished: Finished | None = None):
         self.id, self.record, self.blocks, self.finished = uuid4().hex, record, blocks, finished
@@ -115,9 +134,13 @@ class Recording:
     def result(self, latent: torch.Tensor) -> RecordedRun:
         """Everything on the CPU."""
         applied = [tally.maps() for tally in self._tallies.values()]
-        if any(tally.skipped for tally in self._tallies.values()) and not any(tally.seen for tally in self._tallies.values()):
+        if any(tally.skipped for tally in self._tallies.values()) and not any(
+            tally.seen for tally in self._tallies.values()
+        ):
             self.note(NO_BLOCKS.format(self.blocks))
-        return RecordedRun(self.blocks, tuple(maps for maps in applied if maps is not None), tuple(self._notes), mark_of(latent))
+        return RecordedRun(
+            self.blocks, tuple(maps for maps in applied if maps is not None), tuple(self._notes), mark_of(latent)
+        )
 
 
 class Tally:
@@ -135,8 +158,12 @@ class Tally:
             if chunk and chunk.role == COND and wanted(self.recording.blocks, grid, shown_size(chunk.area, size)):
                 self._room((grid, chunk.area, size, device), len(self.references.subjects))
 
-    def add(self, owned: torch.Tensor, chunks: Sequence[ConditioningChunk], acting: torch.Tensor, grid: Grid, size: Grid) -> None:
-        """Add what one layer tells. owned [G, B, M, N] of the chunks; acting [M], 1 for subjects that act in this step, else 0; size: of the latent."""
+    def add(
+        self, owned: torch.Tensor, chunks: Sequence[ConditioningChunk], acting: torch.Tensor, grid: Grid, size: Grid
+    ) -> None:
+        """Add what one layer tells. owned [G, B, M, N] of the chunks; acting [M], 1 for subjects that act in this step,
+        else 0; size: of the latent.
+        """
         self.seen = True
         for g, chunk in enumerate(chunks):
             if chunk.role == COND:
@@ -161,8 +188,17 @@ class Tally:
         return applied_maps(self.references, self.settings.mixing.merge, parts)
 
 
-def observer(tallies: Sequence[Tally], chunks: Sequence[ConditioningChunk], acting: torch.Tensor, grid: Grid, size: Grid, whole: bool) -> Observe | None:
-    """What a layer is to tell about rows of these chunks, or None where nobody records them. whole: whether its positions are the picture's."""
+def observer(
+    tallies: Sequence[Tally],
+    chunks: Sequence[ConditioningChunk],
+    acting: torch.Tensor,
+    grid: Grid,
+    size: Grid,
+    whole: bool,
+) -> Observe | None:
+    """What a layer is to tell about rows of these chunks, or None where nobody records them. whole: whether its
+    positions are the picture's.
+    """
     if not tallies or all(chunk.role != COND for chunk in chunks):
         return None
     if not whole:

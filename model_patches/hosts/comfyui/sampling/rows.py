@@ -1,4 +1,7 @@
-"""Which rows of a block's batch belong to which conditioning entry, also where another pack has repeated rows (attention couple, tiles)."""
+"""Which rows of a block's batch belong to which conditioning entry, also where another pack has repeated rows
+(attention couple, tiles).
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,14 +10,17 @@ from typing import Any
 Rows = tuple[int, int]  # start, length
 
 
-def rows_of_chunks(rows: int, batch: int, indices: Sequence[int], repeated: Sequence[int] | None = None) -> tuple[Rows, ...] | None:
+def rows_of_chunks(
+    rows: int, batch: int, indices: Sequence[int], repeated: Sequence[int] | None = None
+) -> tuple[Rows, ...] | None:
     """Rows of each chunk of a model call, in the call's order.
 
     Arguments:
         rows: of the block's query.
         batch: of the call's activations (chunks times pictures).
         indices: `cond_or_uncond`, one a chunk.
-        repeated: the same after another pack repeated rows, where it says so; otherwise repeats of non-uncond chunks are assumed.
+        repeated: the same after another pack repeated rows, where it says so; otherwise repeats of non-uncond chunks
+            are assumed.
     Returns:
         (start, length) for each chunk, or None where the rows fit no pattern.
     """
@@ -39,11 +45,20 @@ def rows_of_chunks(rows: int, batch: int, indices: Sequence[int], repeated: Sequ
 
 
 def tiles_in(rows: int, expected: int) -> int:
-    """How often a model call holds the rows that the host made: packs that sample in tiles put several in one call, each with all chunks."""
+    """How often a model call holds the rows that the host made: packs that sample in tiles put several in one call,
+    each with all chunks.
+    """
     return 1 if rows % expected else rows // expected
 
 
 def rows_from_options(rows: int, options: dict[str, Any], chunks: int) -> tuple[Rows, ...] | None:
-    """`rows_of_chunks` of the host's `extra_options`, for a call whose rows are that many chunks (the host's own, once for each tile)."""
+    """`rows_of_chunks` of the host's `extra_options`, for a call whose rows are that many chunks (the host's own, once
+    for each tile).
+    """
     indices = tuple(options["cond_or_uncond"])
-    return rows_of_chunks(rows, options["activations_shape"][0], indices * (chunks // len(indices)), options.get("cond_or_uncond_hook_couple"))
+    return rows_of_chunks(
+        rows,
+        options["activations_shape"][0],
+        indices * (chunks // len(indices)),
+        options.get("cond_or_uncond_hook_couple"),
+    )

@@ -1,4 +1,5 @@
 """State of one sampling run: who is who, how far it is, and everything that is computed once."""
+
 from __future__ import annotations
 
 import logging
@@ -10,7 +11,9 @@ from .conditioning import Roles
 
 
 class Run(RunCache):
-    """Lives from the start of a sampling run to its end; caches are dropped with it. node_id: of the Apply node that shows its messages."""
+    """Lives from the start of a sampling run to its end; caches are dropped with it. node_id: of the Apply node that
+    shows its messages.
+    """
 
     def __init__(self, clock: Clock, roles: Roles, node_id: str | None = None):
         super().__init__()
@@ -40,7 +43,9 @@ class Run(RunCache):
                 self._shown = True
 
     def rest(self, sentence: str, again: bool = True) -> None:
-        """Warn, once a run, that something rests; a run in which nothing acted is then explained. again: False for what the node's earlier runs have said."""
+        """Warn, once a run, that something rests; a run in which nothing acted is then explained. again: False for what
+        the node's earlier runs have said.
+        """
         self.explained = True
         self.say(sentence, logging.WARNING if again else logging.DEBUG)
 

@@ -1,4 +1,8 @@
-"""Weights of the base model that an adapter brings, put on the host's MODEL and CLIP. No other module of the pack patches weights."""
+"""Weights of the base model that an adapter brings, put on the host's MODEL and CLIP.
+
+No other module of the pack patches weights.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,15 +25,23 @@ STREAMS = {"l": "CLIP-L", "g": "OpenCLIP bigG", "h": "OpenCLIP H"}  # the host's
 INPUT = "input_blocks.0.0.weight"
 
 
-def apply_weights(model: Any, adapter: HostAdapter, strength_model: float = 1.0, strength_clip: float = 1.0, clip: Any = None,
-                  warn: Callable[[str], None] = lambda sentence: None, done: Callable[[str], None] = info) -> tuple[Any, Any]:
-    """Clones of MODEL and CLIP (None stays None) with the weights that the adapter brings; what it brings none for, or at strength 0, comes back as it was.
+def apply_weights(
+    model: Any,
+    adapter: HostAdapter,
+    strength_model: float = 1.0,
+    strength_clip: float = 1.0,
+    clip: Any = None,
+    warn: Callable[[str], None] = lambda sentence: None,
+    done: Callable[[str], None] = info,
+) -> tuple[Any, Any]:
+    """Clones of MODEL and CLIP (None stays None) with the weights that the adapter brings; what it brings none for, or
+    at strength 0, comes back as it was.
 
-    Whole tensors replace the base's own, below everything that other nodes patch there before or after. LoRAs are added, at any strength. For an
-    adapter that acts in the prompt the MODEL also learns to change delayed prompts; it is often the only node of ours on that wire.
-    Raises:
-        MismatchError: the weights are not of this base, the strength of whole tensors is neither 0 nor 1, or the UNet has the five input
-            channels of a subject UNet.
+    Whole tensors replace the base's own, below everything that other nodes patch there before or after. LoRAs are
+    added, at any strength. For an adapter that acts in the prompt the MODEL also learns to change delayed prompts; it
+    is often the only node of ours on that wire. Raises:
+        MismatchError: the weights are not of this base, the strength of whole tensors is neither 0 nor 1, or the UNet
+            has the five input channels of a subject UNet.
     """
     check_input_channels(model)
     own, file, put = adapter.weights, adapter.spec.file, []
@@ -40,17 +52,26 @@ def apply_weights(model: Any, adapter: HostAdapter, strength_model: float = 1.0,
         if adapter.spec.prompt is not None:
             done(f"{file} has no weights for the base model. Delayed prompts with its subjects work on this MODEL.")
             return model, clip
-        warn(f"You can remove Apply Adapter Weights: {file} has no weights for the base model, so the node changes nothing.")
+        warn(
+            f"You can remove Apply Adapter Weights: {file} has no weights for the base model, so the node "
+            "changes nothing."
+        )
         return model, clip
     if (own.text or own.text_lora) and clip is None and strength_clip:
         what = "a text encoder" if own.text else "LoRAs for the text encoders"
-        warn(f"Connect the checkpoint's CLIP to 'clip', and encode the prompts with this node's 'clip' output: {file} also has {what}.")
+        warn(
+            "Connect the checkpoint's CLIP to 'clip', and encode the prompts with this node's 'clip' "
+            f"output: {file} also has {what}."
+        )
     if (own.unet or own.unet_lora) and _on(strength_model, "strength_model", own.unet):
         whole, pairs = in_unet(model, own.unet, adapter), in_unet(model, own.unet_lora, adapter)
         model = model.clone()
         put += _put(model, whole, pairs, strength_model, adapter.id, "UNet")
     if (own.text or own.text_lora) and clip is not None and _on(strength_clip, "strength_clip", own.text):
-        whole, pairs = in_text_encoder(clip.patcher, own.text, adapter), in_streams(clip.patcher, own.text_lora, adapter)
+        whole, pairs = (
+            in_text_encoder(clip.patcher, own.text, adapter),
+            in_streams(clip.patcher, own.text_lora, adapter),
+        )
         clip = clip.clone()
         put += _put(clip.patcher, whole, pairs, strength_clip, adapter.id, "text encoder")
     if put:
@@ -59,7 +80,9 @@ def apply_weights(model: Any, adapter: HostAdapter, strength_model: float = 1.0,
 
 
 def without_lora(clip: Any, adapter: HostAdapter, stream: str) -> Any:
-    """A clone of the CLIP without the adapter's LoRA in one text encoder ('l', 'g', 'h'); the CLIP itself where there is none of it."""
+    """A clone of the CLIP without the adapter's LoRA in one text encoder ('l', 'g', 'h'); the CLIP itself where there
+    is none of it.
+    """
     pairs, strength = adapter.weights.text_lora.get(stream), weights_of(clip.patcher).get(adapter.id, 0.0)
     if not pairs or not strength:
         return clip
@@ -69,7 +92,9 @@ def without_lora(clip: Any, adapter: HostAdapter, stream: str) -> Any:
 
 
 def weights_of(patcher: Any) -> Mapping[str, float]:
-    """Ids of the adapters whose weights are on a MODEL, or on a CLIP's `patcher`, with the strength of their LoRAs (whole tensors: 1)."""
+    """Ids of the adapters whose weights are on a MODEL, or on a CLIP's `patcher`, with the strength of their LoRAs
+    (whole tensors: 1).
+    """
     return patcher.get_attachment(MARK) or {}
 
 
@@ -77,40 +102,86 @@ def check_input_channels(model: Any) -> None:
     """Raise MismatchError for a UNet with five input channels, which the host can load but not sample."""
     weight = model.model_state_dict().get(f"diffusion_model.{INPUT}")
     if weight is not None and weight.shape[1] == MASKED_CHANNELS:
-        do = "Load the SD2-base checkpoint it was trained on with Load Checkpoint, and this file with Load Subject Adapter and Apply Adapter Weights."
-        raise MismatchError("a UNet with 4 input channels", "5: a Subject-Diffusion UNet with a channel for box masks, loaded as a whole model", do)
+        do = (
+            "Load the SD2-base checkpoint it was trained on with Load Checkpoint, and this file with Load "
+            "Subject Adapter and Apply Adapter Weights."
+        )
+        raise MismatchError(
+            "a UNet with 4 input channels",
+            "5: a Subject-Diffusion UNet with a channel for box masks, loaded as a whole model",
+            do,
+        )
 
 
 def in_unet(model: Any, weights: Mapping[str, Weight], adapter: HostAdapter) -> dict[str, Weight]:
     """LDM names -> the MODEL's keys. Raises MismatchError unless every weight has its place and shape."""
     keys = {name: f"diffusion_model.{name}" for name in weights}
-    return _placed(model.model_state_dict(), [keys], weights, adapter, f"a MODEL of the {adapter.spec.base} family", f"this {type(model.model.diffusion_model).__name__}")
+    return _placed(
+        model.model_state_dict(),
+        [keys],
+        weights,
+        adapter,
+        f"a MODEL of the {adapter.spec.base} family",
+        f"this {type(model.model.diffusion_model).__name__}",
+    )
 
 
 def in_text_encoder(patcher: Any, tensors: Mapping[str, torch.Tensor], adapter: HostAdapter) -> dict[str, torch.Tensor]:
-    """Names in the file -> the CLIP's keys, in the text encoder where all shapes fit. Raises MismatchError where there is none."""
+    """Names in the file -> the CLIP's keys, in the text encoder where all shapes fit.
+
+    Raises MismatchError where there is none.
+    """
     state, first = patcher.model_state_dict(), next(iter(tensors), None)
     encoders = [key.removesuffix(first) for key in state if key.endswith(f".{first}")] if tensors else []
     choices = [{name: f"{encoder}{name}" for name in tensors} for encoder in encoders]
-    return _placed(state, choices, tensors, adapter, f"the CLIP of a {adapter.spec.base} checkpoint", f"this {type(patcher.model).__name__}")
+    return _placed(
+        state,
+        choices,
+        tensors,
+        adapter,
+        f"the CLIP of a {adapter.spec.base} checkpoint",
+        f"this {type(patcher.model).__name__}",
+    )
 
 
 def in_streams(patcher: Any, loras: Mapping[str, Mapping[str, LoraPair]], adapter: HostAdapter) -> dict[str, LoraPair]:
-    """Names in each text encoder ('l', 'g', 'h') -> the CLIP's keys. Raises MismatchError where the CLIP has not all of them."""
+    """Names in each text encoder ('l', 'g', 'h') -> the CLIP's keys.
+
+    Raises MismatchError where the CLIP has not all of them.
+    """
     state, placed = patcher.model_state_dict(), {}
     there = [stream for stream in STREAMS if any(key.startswith(f"clip_{stream}.") for key in state)]
     if not set(loras) <= set(there):
-        wanted, have = (" and ".join(STREAMS[stream] for stream in STREAMS if stream in streams) or "another text encoder" for streams in (loras, there))
-        do = f"Wire the CLIP of the {adapter.spec.base} checkpoint that {adapter.spec.file} was trained on, as Load Checkpoint gives it."
+        wanted, have = (
+            " and ".join(STREAMS[stream] for stream in STREAMS if stream in streams) or "another text encoder"
+            for streams in (loras, there)
+        )
+        do = (
+            f"Wire the CLIP of the {adapter.spec.base} checkpoint that {adapter.spec.file} was trained on, as "
+            "Load Checkpoint gives it."
+        )
         raise MismatchError(f"a CLIP with {wanted} for the LoRAs of {adapter.spec.file}", f"one with {have}", do)
     for stream, pairs in loras.items():
         choice = {name: f"clip_{stream}.transformer.{name}" for name in pairs}
-        placed |= _placed(state, [choice], pairs, adapter, f"the CLIP of a {adapter.spec.base} checkpoint", f"this {type(patcher.model).__name__}")
+        placed |= _placed(
+            state,
+            [choice],
+            pairs,
+            adapter,
+            f"the CLIP of a {adapter.spec.base} checkpoint",
+            f"this {type(patcher.model).__name__}",
+        )
     return placed
 
 
-def _placed(state: Mapping[str, torch.Tensor], choices: Iterable[dict[str, str]], weights: Mapping[str, Weight], adapter: HostAdapter,
-            wanted: str, found: str) -> dict[str, Weight]:
+def _placed(
+    state: Mapping[str, torch.Tensor],
+    choices: Iterable[dict[str, str]],
+    weights: Mapping[str, Weight],
+    adapter: HostAdapter,
+    wanted: str,
+    found: str,
+) -> dict[str, Weight]:
     """The weights at the choice of keys where all of them fit. Raises MismatchError where there is none."""
     shapes = {name: _shape(weight) for name, weight in weights.items()}
     if not shapes:
@@ -122,9 +193,16 @@ def _placed(state: Mapping[str, torch.Tensor], choices: Iterable[dict[str, str]]
             return {key: weights[name] for name, key in keys.items()}
         name = misfits[0]
         have = state.get(keys[name])
-        other = f"there is no weight named '{name}'" if have is None else f"'{name}' has the shape {list(have.shape)} instead of {list(shapes[name])}"
+        other = (
+            f"there is no weight named '{name}'"
+            if have is None
+            else f"'{name}' has the shape {list(have.shape)} instead of {list(shapes[name])}"
+        )
         misfit = f"where {len(misfits)} of {len(shapes)} tensors do not fit: {other}"
-    do = f"Wire the checkpoint that {adapter.spec.file} was trained on ({adapter.spec.base}), as Load Checkpoint gives it."
+    do = (
+        f"Wire the checkpoint that {adapter.spec.file} was trained on ({adapter.spec.base}), as Load Checkpoint "
+        "gives it."
+    )
     raise MismatchError(f"{wanted} for the weights of {adapter.spec.file}", f"{found} {misfit}", do)
 
 
@@ -134,13 +212,23 @@ def _shape(weight: Weight) -> tuple[int, ...]:
 
 
 def _on(strength: float, widget: str, whole: Mapping[str, torch.Tensor]) -> bool:
-    """Whether anything is put there: whole tensors at strength 1, LoRAs at any but 0. Raises MismatchError for whole tensors at another one."""
+    """Whether anything is put there: whole tensors at strength 1, LoRAs at any but 0.
+
+    Raises MismatchError for whole tensors at another one.
+    """
     if whole:
         check_whole_weights(strength, widget)
     return bool(strength)
 
 
-def _put(patcher: Any, whole: Mapping[str, torch.Tensor], pairs: Mapping[str, LoraPair], strength: float, adapter_id: str, part: str) -> list[str]:
+def _put(
+    patcher: Any,
+    whole: Mapping[str, torch.Tensor],
+    pairs: Mapping[str, LoraPair],
+    strength: float,
+    adapter_id: str,
+    part: str,
+) -> list[str]:
     """Put weights, by the host's keys, on a cloned ModelPatcher, and mark it. Returns what there is to tell.
 
     A LoRA that is put there again adds up, as the host's do, and so does its mark.
@@ -154,7 +242,11 @@ def _put(patcher: Any, whole: Mapping[str, torch.Tensor], pairs: Mapping[str, Lo
 
 def _add(patcher: Any, pairs: Mapping[str, LoraPair], strength: float) -> None:
     """Low-rank changes through the host's own LoRAs, which its other LoRA nodes know how to go along with."""
-    tensors = {f"{key}.{name}": tensor for key, pair in pairs.items() for name, tensor in (("lora_up.weight", pair.up), ("lora_down.weight", pair.down))}
+    tensors = {
+        f"{key}.{name}": tensor
+        for key, pair in pairs.items()
+        for name, tensor in (("lora_up.weight", pair.up), ("lora_down.weight", pair.down))
+    }
     tensors |= {f"{key}.alpha": torch.tensor(pair.alpha) for key, pair in pairs.items() if pair.alpha is not None}
     patcher.add_patches(comfy.lora.load_lora(tensors, {key: key for key in pairs}), strength)
 
@@ -162,7 +254,8 @@ def _add(patcher: Any, pairs: Mapping[str, LoraPair], strength: float) -> None:
 def _replace(patcher: Any, tensors: Mapping[str, torch.Tensor]) -> None:
     """Put whole tensors on a cloned ModelPatcher, where nothing that was patched before is lost to them.
 
-    A patch that sets the tensor hides those before it: ours comes behind the last of that kind, and before everything else.
+    A patch that sets the tensor hides those before it: ours comes behind the last of that kind, and before everything
+    else.
     """
     patcher.add_patches({key: ("set", (tensor,)) for key, tensor in tensors.items()})
     for key in tensors:

@@ -1,4 +1,7 @@
-"""Nodes that tools/run.py links into its own server for a run, beside the pack: a report of the references, and stand-ins for encoders whose files cannot be small."""
+"""Nodes that tools/run.py links into its own server for a run, beside the pack: a report of the references, and
+stand-ins for encoders whose files cannot be small.
+"""
+
 from __future__ import annotations
 
 import json
@@ -45,13 +48,27 @@ class RandomClip(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(node_id="TroupeToolRandomClip", category=CATEGORY, inputs=[io.Combo.Input("base", options=list(random_models.BASES))], outputs=[io.Clip.Output()])
+        return io.Schema(
+            node_id="TroupeToolRandomClip",
+            category=CATEGORY,
+            inputs=[io.Combo.Input("base", options=list(random_models.BASES))],
+            outputs=[io.Clip.Output()],
+        )
 
     @classmethod
     def execute(cls, base: str) -> io.NodeOutput:
-        kind = {"SDXL": comfy.supported_models.SDXL, "SD1.5": comfy.supported_models.SD15, "SD2.x": comfy.supported_models.SD20}[base.split(",")[0]]
-        small = {f"{name}_model_config": {"num_hidden_layers": 3, "intermediate_size": 64} for name in ("clip_l", "clip_g", "clip_h")}
-        clip = comfy.sd.CLIP(kind({"in_channels": 4}).clip_target(), embedding_directory=None, model_options=small, parameters=1)
+        kind = {
+            "SDXL": comfy.supported_models.SDXL,
+            "SD1.5": comfy.supported_models.SD15,
+            "SD2.x": comfy.supported_models.SD20,
+        }[base.split(",")[0]]
+        small = {
+            f"{name}_model_config": {"num_hidden_layers": 3, "intermediate_size": 64}
+            for name in ("clip_l", "clip_g", "clip_h")
+        }
+        clip = comfy.sd.CLIP(
+            kind({"in_channels": 4}).clip_target(), embedding_directory=None, model_options=small, parameters=1
+        )
         random_models.randomise(clip.cond_stage_model, seed=3)
         return io.NodeOutput(clip)
 
@@ -62,13 +79,21 @@ class RandomClipVision(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         inputs = [io.Int.Input("pooled", default=random_models.VISION["projection_dim"])]
-        return io.Schema(node_id="TroupeToolRandomClipVision", category=CATEGORY, inputs=inputs, outputs=[io.ClipVision.Output()])
+        return io.Schema(
+            node_id="TroupeToolRandomClipVision", category=CATEGORY, inputs=inputs, outputs=[io.ClipVision.Output()]
+        )
 
     @classmethod
     def execute(cls, pooled: int) -> io.NodeOutput:
         path = Path(folder_paths.get_temp_directory()) / "random_clip_vision.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        config = {"model_type": "clip_vision_model", "torch_dtype": "float32", "attention_dropout": 0.0, "dropout": 0.0, "num_channels": 3}
+        config = {
+            "model_type": "clip_vision_model",
+            "torch_dtype": "float32",
+            "attention_dropout": 0.0,
+            "dropout": 0.0,
+            "num_channels": 3,
+        }
         path.write_text(json.dumps({**config, **random_models.VISION, "projection_dim": pooled}))
         vision = comfy.clip_vision.ClipVisionModel(str(path))
         random_models.randomise(vision.model, seed=4)
@@ -76,15 +101,24 @@ class RandomClipVision(io.ComfyNode):
 
 
 class RandomFaces(io.ComfyNode):
-    """In the place of Prepare Faces, for runs without a face analyser: a random vector and the middle of the photo for each face."""
+    """In the place of Prepare Faces, for runs without a face analyser: a random vector and the middle of the photo for
+    each face.
+    """
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         inputs = [io.Image.Input("image"), *(io.Image.Input(f"image_{n}", optional=True) for n in (2, 3, 4))]
-        return io.Schema(node_id="TroupeToolRandomFaces", category=CATEGORY, inputs=inputs, outputs=[io.Custom("TROUPE_FACES").Output()])
+        return io.Schema(
+            node_id="TroupeToolRandomFaces",
+            category=CATEGORY,
+            inputs=inputs,
+            outputs=[io.Custom("TROUPE_FACES").Output()],
+        )
 
     @classmethod
-    def execute(cls, image: object, image_2: object = None, image_3: object = None, image_4: object = None) -> io.NodeOutput:
+    def execute(
+        cls, image: object, image_2: object = None, image_3: object = None, image_4: object = None
+    ) -> io.NodeOutput:
         photos = [photo for batch in (image, image_2, image_3, image_4) if batch is not None for photo in batch]
         crops = torch.stack([random_faces.square(photo[..., :3]) for photo in photos])
         return io.NodeOutput(SimpleNamespace(vectors=random_faces.random_vectors(len(photos), 1), crops=crops))
