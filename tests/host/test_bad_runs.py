@@ -46,10 +46,10 @@ def studio_of(lab, sets, base_folder):
 @pytest.fixture
 def kept(monkeypatch):
     """Weak references to every Run, Call and Recording that is made."""
-    from troupe.model_patches.hosts.comfyui.sampling import hook, record, run
+    from troupe.model_patches.hosts.comfyui.sampling import calls, record, run
 
     found = []
-    for cls in (run.Run, hook.Call, record.Recording):
+    for cls in (run.Run, calls.Call, record.Recording):
 
         def made(self, *args, original=cls.__init__, **kwargs):
             found.append(weakref.ref(self))
