@@ -3,11 +3,11 @@
 import pytest
 import torch
 from support.golden_mip import FOLDER, LAYERS, Layer, fill, layer, normal, projections
+from support.whole_heads import image_attention, relevance
 from torch.nn.functional import linear, scaled_dot_product_attention
 from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
 from troupe.model_patches.attention.relevance import shares, text_gain
 from troupe.model_patches.encoders.projections import FaceMLP, ImageProj, Resampler, module_name
-from whole_heads import image_attention, relevance
 
 HEADS = 3
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.golden_mm_diff import MODES, SHAPES, close, golden, loaded, normal, state
 from support.golden_prompts import StoredEncoder, fused, word
+from support.whole_heads import image_attention
 from torch import nn
 from torch.nn.functional import interpolate, linear, scaled_dot_product_attention
 from transformers import (
@@ -28,7 +29,6 @@ from troupe.model_patches.encoding import framing
 from troupe.model_patches.encoding.framing import black_square
 from troupe.model_patches.hosts.diffusers import encoders
 from troupe.model_patches.prompt.tokens import LENGTH
-from whole_heads import image_attention
 
 HEADS = 4  # of the attention and refiner goldens
 

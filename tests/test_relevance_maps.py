@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from support.whole_heads import relevance
 from troupe.model_patches.attention.decoupled import MERGES, LayerTokens, Mixing, image_delta
 from troupe.model_patches.attention.relevance import owned, relevance_of_heads, shares
 from troupe.model_patches.placement.palette import colour_of
@@ -27,7 +28,6 @@ from troupe.model_patches.relevance.maps import (
 )
 from troupe.model_patches.relevance.pictures import DARK, EMPTY, GAP, LONGEST, TALLEST, draw_maps
 from troupe.model_patches.subjects import Box
-from whole_heads import relevance
 
 
 def noise(*shape, seed=0):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from golden_mm_diff import golden, normal
+from support.golden_mm_diff import golden, normal
 from troupe.training.losses import localization_loss
 
 

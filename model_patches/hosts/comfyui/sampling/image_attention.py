@@ -17,10 +17,10 @@ from ....binding.settings import ImageAttentionSettings
 from ....encoding.summary import counted, who
 from ....subjects import References, ReferenceSubject, called
 from .attention_patch import AddedRows, Options, install
-from .blocks import Block, grids_of, own_attentions, text_keys, text_values
+from .blocks import Block, Grid, grids_of, own_attentions, text_keys, text_values
 from .calls import Call, placed, window_of, with_subjects
 from .conditioning import ConditioningChunk
-from .hook import Grid, Hook, model_dtype, spans_of_run
+from .hook import Hook, model_dtype, spans_of_run
 from .other_packs import named, patches_of
 from .record import RECORDINGS, Observe, Recording, Tally, observer
 from .rows import rows_from_options

@@ -25,9 +25,9 @@ from ....relevance.maps import (
     part_of,
     wanted,
 )
+from .blocks import Grid
 from .calls import shown_size, window_of
 from .conditioning import KEY, ConditioningChunk
-from .hook import Grid
 
 Observe = Callable[[torch.Tensor], None]
 RECORDINGS = "troupe_recordings"  # key in the transformer options of a run
