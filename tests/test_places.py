@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.token_position_cases import BOS, CASES, EOS, GLUED, rendered
 from troupe.model_patches.errors import SubjectError
 from troupe.model_patches.hosts.diffusers.encoders import prompt_chunks
-from troupe.model_patches.prompt.markers import read_markers
+from troupe.model_patches.prompt.markers import parse_prompt
 from troupe.model_patches.prompt.places import find_places
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -34,7 +34,7 @@ def ids(text):
 
 def error(text, *names):
     with pytest.raises(SubjectError) as caught:
-        find_places(text, names, tokenize)
+        find_places(parse_prompt(text), names, tokenize)
     return str(caught.value)
 
 
@@ -44,7 +44,7 @@ def error(text, *names):
 @pytest.mark.parametrize("text, names, expected", CASES)
 def test_the_rows_hold_the_subjects_words(text, names, expected):
     warnings = []
-    found = find_places(text, names, tokenize, warnings.append)
+    found = find_places(parse_prompt(text), names, tokenize, warnings.append)
     assert rendered(tokenize(found.text), found.places) == expected
     assert warnings == []
 
@@ -52,7 +52,7 @@ def test_the_rows_hold_the_subjects_words(text, names, expected):
 @pytest.mark.parametrize("text, names, expected", GLUED)
 def test_a_marker_inside_a_word_is_told_and_the_word_is_cut(text, names, expected):
     warnings = []
-    found = find_places(text, names, tokenize, warnings.append)
+    found = find_places(parse_prompt(text), names, tokenize, warnings.append)
     assert rendered(tokenize(found.text), found.places) == expected
     assert len(warnings) == 1
 
@@ -73,7 +73,7 @@ def test_the_official_positions(case):
     if 0 in case["token_index"]:
         assert "at the very start of the prompt" in error(case["prompt"], *names)
         return
-    found = find_places(case["prompt"], names, tokenize)
+    found = find_places(parse_prompt(case["prompt"]), names, tokenize)
     assert [place.row for place in found.places] == case["token_index"]
     assert [place.chunk for place in found.places] == [0] * len(names)
     assert tokenize(found.text) == [case["clean_ids"]]
@@ -81,7 +81,9 @@ def test_the_official_positions(case):
 
 def test_the_markers_do_not_reach_the_text_encoder():
     found = find_places(
-        "a man<|subj|>, an {old dog} and \\{more\\} cats <|subj|> (here:1.2)", ["", "old dog", ""], tokenize
+        parse_prompt("a man<|subj|>, an {old dog} and \\{more\\} cats <|subj|> (here:1.2)"),
+        ["", "old dog", ""],
+        tokenize,
     )
     assert found.text == "a man, an old dog and {more} cats (here:1.2)"
 
@@ -93,14 +95,16 @@ def test_the_markers_do_not_reach_the_text_encoder():
 @pytest.mark.parametrize("written", ["red fox", "{red fox}", "red fox<|subj|>"])
 def test_long_prompts(before, written):
     """75 words fill a chunk; a name that begins at its end goes on in the next one."""
-    (place,) = find_places("tall " * before + written + " tall" * (200 - before), ["red fox"], tokenize).places
+    (place,) = find_places(
+        parse_prompt("tall " * before + written + " tall" * (200 - before)), ["red fox"], tokenize
+    ).places
     assert (place.chunk, place.position) == ((before + 1) // 75, (before + 1) % 75 + 1)
     red = before // 75 * 77 + before % 75 + 1
     assert place.rows == ((place.row,) if written.endswith("|>") else (red, place.row))
 
 
 def test_a_name_over_the_border_of_two_chunks():
-    found = find_places("x " * 74 + "red fox", ["red fox"], tokenize)
+    found = find_places(parse_prompt("x " * 74 + "red fox"), ["red fox"], tokenize)
     assert found.places[0].rows == (75, 78) and found.places[0].words == "red fox"
     assert rendered(tokenize(found.text), found.places) == "x " * 74 + "[1:red | fox]"
 
@@ -108,9 +112,9 @@ def test_a_name_over_the_border_of_two_chunks():
 @pytest.mark.parametrize("written", ["(a red fox:1.2)", "(a {red fox}:1.2)", "(a red fox<|subj|>:1.2)"])
 def test_a_short_emphasis_moves_to_the_next_chunk_as_a_whole(written):
     """A marker is longer than the room it leaves: the host's own chunks of the prompt without it count."""
-    found = find_places("x " * 73 + written, ["red fox"], tokenize)
+    found = find_places(parse_prompt("x " * 73 + written), ["red fox"], tokenize)
     assert [(place.chunk, place.position) for place in found.places] == [(1, 3)]
-    found = find_places("x " * 72 + written, ["red fox"], tokenize)
+    found = find_places(parse_prompt("x " * 72 + written), ["red fox"], tokenize)
     assert [(place.chunk, place.position) for place in found.places] == [(0, 75)]
 
 
@@ -121,10 +125,10 @@ def test_exclamation_marks_are_no_padding():
         return [[*chunk, *[0] * (77 - len(chunk))] for chunk in tokenize(text)]
 
     assert (
-        rendered(padded("! a man ! a !"), find_places("! a man<|subj|>! a !", [""], padded).places)
+        rendered(padded("! a man ! a !"), find_places(parse_prompt("! a man<|subj|>! a !"), [""], padded).places)
         == "! a [1:man] ! a !"
     )
-    found = find_places("x " * 73 + "! (a red fox:1.2)", ["red fox"], padded)
+    found = find_places(parse_prompt("x " * 73 + "! (a red fox:1.2)"), ["red fox"], padded)
     assert [(place.chunk, place.position) for place in found.places] == [(1, 3)]
 
 
@@ -161,7 +165,7 @@ def side(parts):
 def test_the_right_row_whatever_stands_around(before, after, opening, closing, written, marked):
     (text_before, plain_before), (text_after, _) = side(before), side(after)
     text = f"{text_before} {opening}{written.replace('{}', marked)}{closing} {text_after}"
-    found = find_places(text, [NAME], tokenize)
+    found = find_places(parse_prompt(text), [NAME], tokenize)
     # up to the name, without emphasis
     read = f"{plain_before} {opening}{'b ' if 'b ' in written else ''}{NAME}".replace("(", "\\(").replace(")", "\\)")
     (place,) = found.places
@@ -174,7 +178,7 @@ def test_the_right_row_whatever_stands_around(before, after, opening, closing, w
 @given(gaps=st.lists(words.map(" ".join), min_size=1, max_size=5), marked=st.booleans())
 def test_the_nth_subject_of_a_name_has_its_nth_occurrence(gaps, marked):
     text = " ".join(f"{gap} girl{'<|subj|>' if marked else ''}," for gap in gaps)
-    found = find_places(text, ["girl"] * len(gaps), tokenize)
+    found = find_places(parse_prompt(text), ["girl"] * len(gaps), tokenize)
     every = [
         c * 77 + i
         for c, chunk in enumerate(tokenize(found.text))
@@ -193,13 +197,13 @@ pieces = st.sampled_from(
 @given(st.lists(pieces, max_size=14).map("".join))
 def test_any_text_with_markers_is_read_or_refused_in_a_sentence(text):
     try:
-        clean, markers = read_markers(text)
-        found = find_places(text, [""] * len(markers), tokenize)
+        parsed = parse_prompt(text)
+        found = find_places(parsed, [""] * len(parsed.markers), tokenize)
     except SubjectError as refused:
         assert str(refused).startswith("Expected ")
         return
     taken = rows(found.text)
-    assert "<|subj|>" not in clean and len(found.places) == len(markers)
+    assert "<|subj|>" not in parsed.text and len(found.places) == len(parsed.markers)
     assert all(place.row in taken for place in found.places) and len({place.row for place in found.places}) == len(
         markers
     )

@@ -16,7 +16,7 @@ import torch
 from ..adapter import PromptSpec
 from ..errors import MismatchError, SubjectError
 from ..subjects import References, ReferenceSubject, called
-from .markers import read_markers
+from .markers import ParsedPrompt, parse_prompt
 from .names import stands_in
 from .places import Place, find_places
 from .template import template_places
@@ -90,19 +90,20 @@ def fuse_prompt(
     """
     spec: PromptSpec = references.adapter.spec.prompt
     check_streams(references, encoder.tokenize(""))
+    prompt = parse_prompt(text)
+    places_in = parse_prompt(places_of) if places_of and not spec.fusion.in_suffix else prompt
     acting = [(s, min(s.weight, 1.0)) for s in references.subjects if s.weight > 0]
     if not acting:
-        return [FusedText(e, e) for e in encoder.encode(encoder.tokenize(read_markers(text)[0]))], ""
+        return [FusedText(e, e) for e in encoder.encode(encoder.tokenize(prompt.text))], ""
     first, *others = spec.streams
-    clean, places = _places(spec, references, text, encoder, first, places_of, warn)
+    clean, places = _places(spec, references, places_in, encoder, first, warn)
     by_stream = {
         first: places,
         **{
-            stream: _places(spec, references, text, encoder, stream, places_of, lambda sentence: None)[1]
-            for stream in others
+            stream: _places(spec, references, places_in, encoder, stream, lambda sentence: None)[1] for stream in others
         },
     }
-    streams = encoder.tokenize(clean)
+    streams = encoder.tokenize(clean if places_in is prompt else text)
     placed = {
         stream: [
             (s, place, w) for (s, w), place in zip(acting, places, strict=True) if place.chunk < len(streams[stream])
@@ -123,29 +124,27 @@ def fuse_prompt(
 def _places(
     spec: PromptSpec,
     references: References,
-    text: str,
+    prompt: ParsedPrompt,
     encoder: PromptEncoder,
     stream: str,
-    places_of: str,
     warn: Callable[[str], None],
 ) -> tuple[str, list[Place]]:
     """The text to encode and the place of each subject whose weight is not 0, in one text encoder: an embedding may be
     longer in another.
+
+    prompt: whose places count.
     """
 
-    def tokenize(prompt: str) -> list[list[Any]]:
-        return [[token for token, *_ in chunk] for chunk in encoder.tokenize(prompt)[stream]]
+    def tokenize(text: str) -> list[list[Any]]:
+        return [[token for token, *_ in chunk] for chunk in encoder.tokenize(text)[stream]]
 
-    read, marked = read_markers(places_of or text)
     # who is not in the picture need not be in the prompt
-    subjects = [s for s in references.subjects if s.weight > 0 or marked or stands_in(s.name, read)]
+    subjects = [s for s in references.subjects if s.weight > 0 or prompt.markers or stands_in(s.name, prompt.text)]
     if spec.fusion.in_suffix:
-        clean, places = template_places(text, [s.name for s in subjects if s.weight > 0], tokenize)
+        clean, places = template_places(prompt, [s.name for s in subjects if s.weight > 0], tokenize)
         return clean, list(places)
-    found = find_places(places_of or text, [s.name for s in subjects], tokenize, warn)
-    return text if places_of else found.text, [
-        place for place, s in zip(found.places, subjects, strict=True) if s.weight > 0
-    ]
+    found = find_places(prompt, [s.name for s in subjects], tokenize, warn)
+    return found.text, [place for place, s in zip(found.places, subjects, strict=True) if s.weight > 0]
 
 
 def check_streams(references: References, streams: Mapping[str, Any]) -> None:

@@ -28,12 +28,24 @@ class Marker:
     words: str | None = None
 
 
-def read_markers(text: str) -> tuple[str, list[Marker]]:
-    """The prompt without markers, and the markers in order. Braces that do not close are text, and of nested ones only
-    the innermost mark.
+@dataclass(frozen=True)
+class ParsedPrompt:
+    """A prompt in the host's notation without its markers, and the markers in order."""
+
+    text: str
+    markers: tuple[Marker, ...] = ()
+
+
+def parse_prompt(text: str) -> ParsedPrompt:
+    """Take the markers out of a prompt. Braces that do not close are text, and of nested ones only the innermost mark.
 
     Raises SubjectError for braces around nothing.
     """
+    clean, markers = _read(text)
+    return ParsedPrompt(clean, tuple(markers))
+
+
+def _read(text: str) -> tuple[str, list[Marker]]:
     clean, markers, read = "", [], 0
     for found in NOTATION.finditer(text):
         clean += text[read : found.start()]
@@ -43,7 +55,7 @@ def read_markers(text: str) -> tuple[str, list[Marker]]:
         elif found["trigger"]:
             markers.append(Marker(len(clean)))
         else:
-            inner, within = read_markers(found["words"])
+            inner, within = _read(found["words"])
             markers += [Marker(len(clean) + marker.end) for marker in within]
             if not (end := _words_end(inner)):
                 raise SubjectError(

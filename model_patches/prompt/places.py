@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..errors import SubjectError
-from .markers import TRIGGER, Marker, bare, escaped, read_markers, word_before
+from .markers import TRIGGER, Marker, ParsedPrompt, bare, escaped, word_before
 from .names import plain_words, stands_in
 from .tokens import LENGTH, Tokenize, Tokens, find_all, find_name, read_tokens
 
@@ -42,7 +42,10 @@ class FoundPlaces:
 
 
 def find_places(
-    text: str, names: Sequence[str], tokenize: Tokenize, warn: Callable[[str], None] = lambda sentence: None
+    prompt: ParsedPrompt,
+    names: Sequence[str],
+    tokenize: Tokenize,
+    warn: Callable[[str], None] = lambda sentence: None,
 ) -> FoundPlaces:
     """The prompt without markers, and each subject's place in it.
 
@@ -51,18 +54,15 @@ def find_places(
     a name that holds another one is looked for first.
 
     Arguments:
-        text: in the host's notation, with or without markers; names: one per subject; tokenize: the host's own, see
-            `tokens.Tokenize`.
+        prompt: see `markers.parse_prompt`; names: one per subject; tokenize: the host's own, see `tokens.Tokenize`.
         warn: takes one sentence for each marker inside a word, which is cut there, and for each `{words}` glued to a
             word before them.
     Raises SubjectError for a name that is not in the prompt (often enough), markers that are too many, too few, on one
     token or not after a word.
     """
-    clean, markers = read_markers(text)
-    owners = _owners(markers, names)
-    clean, tokens, lasts = _locate(
-        clean, [(marker, _titled(owner, names)) for marker, owner in zip(markers, owners, strict=True)], tokenize, warn
-    )
+    owners = _owners(prompt.markers, names)
+    titled = [(marker, _titled(owner, names)) for marker, owner in zip(prompt.markers, owners, strict=True)]
+    clean, tokens, lasts = _locate(prompt.text, titled, tokenize, warn)
     found = dict(zip(owners, lasts, strict=True))
     taken = {row for rows, _ in found.values() for row in rows}
     for group in _groups([i for i in range(len(names)) if i not in found], names, tokenize):

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import SubjectError
-from .markers import escaped, read_markers, without_emphasis
+from .markers import ParsedPrompt, escaped, without_emphasis
 from .places import Place, place_of
 from .tokens import LENGTH, Tokenize, read_tokens
 
@@ -15,13 +15,13 @@ PLACEHOLDER = "sks"
 PLACEHOLDER_ID = 48136  # in CLIP's vocabulary, a word of one token
 
 
-def subject_template(text: str, names: Sequence[str]) -> str:
+def subject_template(prompt: ParsedPrompt, names: Sequence[str]) -> str:
     """The prompt with ", the {name} is sks" for each subject in order; markers are taken out, the names' emphasis as
     well.
 
     Raises SubjectError for a subject without a name.
     """
-    clean = read_markers(text)[0].strip()
+    clean = prompt.text.strip()
     for number, name in enumerate(names, 1):
         words = " ".join(without_emphasis(name).split())
         if not words:
@@ -34,7 +34,7 @@ def subject_template(text: str, names: Sequence[str]) -> str:
     return clean
 
 
-def template_places(text: str, names: Sequence[str], tokenize: Tokenize) -> tuple[str, tuple[Place, ...]]:
+def template_places(prompt: ParsedPrompt, names: Sequence[str], tokenize: Tokenize) -> tuple[str, tuple[Place, ...]]:
     """`subject_template` and the place of each subject's placeholder in it.
 
     The published text encoder read 77 tokens and no more, BOS and EOS among them. The host goes on in a next chunk,
@@ -42,12 +42,12 @@ def template_places(text: str, names: Sequence[str], tokenize: Tokenize) -> tupl
     too, so that all of them stand in the first chunk.
 
     Arguments:
-        text, names: see `subject_template`; tokenize: the host's own, see `tokens.Tokenize`.
+        prompt, names: see `subject_template`; tokenize: the host's own, see `tokens.Tokenize`.
     Raises SubjectError for the placeholder's word in the user's own text or in a name, and for a placeholder that does
     not fit.
     """
     sources = [
-        ("the prompt", read_markers(text)[0]),
+        ("the prompt", prompt.text),
         *((f"the name of subject {n}", escaped(without_emphasis(name))) for n, name in enumerate(names, 1)),
     ]
     for source, words in sources:
@@ -57,7 +57,7 @@ def template_places(text: str, names: Sequence[str], tokenize: Tokenize) -> tupl
                 "its picture goes."
             )
             raise SubjectError(f"no '{PLACEHOLDER}' in {source}", f"'{' '.join(words.split())[:LENGTH]}'", do)
-    full = subject_template(text, names)
+    full = subject_template(prompt, names)
     tokens = read_tokens(full, tokenize)
     found = [i for i, token in enumerate(tokens.ids) if token == PLACEHOLDER_ID]
     for number, (i, name) in enumerate(zip(found, names, strict=True), 1):

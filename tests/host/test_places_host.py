@@ -5,6 +5,7 @@ import torch
 from support.host import tiny_models
 from support.token_position_cases import CASES, GLUED, rendered
 from troupe.model_patches.errors import SubjectError
+from troupe.model_patches.prompt.markers import parse_prompt
 from troupe.model_patches.prompt.places import find_places
 from troupe.model_patches.prompt.template import PLACEHOLDER_ID, template_places
 
@@ -48,14 +49,14 @@ def tokenize(tokenizers, request):
 def test_the_rows_hold_the_subjects_words(tokenize):
     for text, names, expected in CASES:
         warnings = []
-        found = find_places(text, names, tokenize, warnings.append)
+        found = find_places(parse_prompt(text), names, tokenize, warnings.append)
         assert (rendered(tokenize(found.text), found.places), warnings) == (expected, []), text
 
 
 def test_a_marker_inside_a_word_is_told_and_the_word_is_cut(tokenize):
     for text, names, expected in GLUED:
         warnings = []
-        found = find_places(text, names, tokenize, warnings.append)
+        found = find_places(parse_prompt(text), names, tokenize, warnings.append)
         assert (rendered(tokenize(found.text), found.places), len(warnings)) == (expected, 1), text
 
 
@@ -74,7 +75,7 @@ def test_a_marker_inside_a_word_is_told_and_the_word_is_cut(tokenize):
     ],
 )
 def test_embeddings_in_the_prompt(tokenize, text, names, expected):
-    found = find_places(text, names, tokenize)
+    found = find_places(parse_prompt(text), names, tokenize)
     assert rendered(tokenize(found.text), found.places) == expected
 
 
@@ -94,14 +95,16 @@ def test_embeddings_in_the_prompt(tokenize, text, names, expected):
 def test_embeddings_that_are_no_subjects(tokenize, text, told):
     names = ["here", "embedding:face"] if "face" in text else ["man"]
     with pytest.raises(SubjectError) as caught:
-        find_places(text, names, tokenize)
+        find_places(parse_prompt(text), names, tokenize)
     assert told in str(caught.value)
 
 
 @pytest.mark.parametrize("before", [0, 70, 71, 72, 73, 74, 75, 150, 199])
 def test_long_prompts_with_an_embedding(tokenize, before):
     found = find_places(
-        "x " * before + "embedding:style (old red fox<|subj|>:1.1) " + "x " * (200 - before), ["red fox"], tokenize
+        parse_prompt("x " * before + "embedding:style (old red fox<|subj|>:1.1) " + "x " * (200 - before)),
+        ["red fox"],
+        tokenize,
     )
     told = rendered(tokenize(found.text), found.places)
     assert told.replace(" |", "").split() == [
@@ -123,15 +126,17 @@ def test_both_encoders_of_sdxl_agree(tokenizers):
         ]
 
     for text, names, _ in CASES + GLUED + [("x " * 73 + "embedding:style (a man<|subj|>:1.2)", ["x"], "")]:
-        assert find_places(text, names, stream("l")) == find_places(text, names, stream("g"))
+        assert find_places(parse_prompt(text), names, stream("l")) == find_places(
+            parse_prompt(text), names, stream("g")
+        )
 
 
 def test_placeholders(tokenize):
-    prompt, places = template_places("a (dog:1.2) and a cat", ["(dog:1.2)", "cat"], tokenize)
+    prompt, places = template_places(parse_prompt("a (dog:1.2) and a cat"), ["(dog:1.2)", "cat"], tokenize)
     assert prompt == "a (dog:1.2) and a cat, the dog is sks, the cat is sks"
     assert [tokenize(prompt)[0][place.row] for place in places] == [PLACEHOLDER_ID] * 2
     with pytest.raises(SubjectError, match="found the placeholder of subject 1 'dog' at token 77"):
-        template_places("x " * 69 + "embedding:style", ["dog"], tokenize)
+        template_places(parse_prompt("x " * 69 + "embedding:style"), ["dog"], tokenize)
 
 
 @pytest.mark.parametrize("text", ["a red fox<|subj|> in the snow", "x " * 90 + "(a fox<|subj|>:1.3), night"])
@@ -142,7 +147,9 @@ def test_a_vector_at_the_place_changes_the_encoding_from_its_row_on(text):
     def tokens(prompt):
         return clip.tokenize(prompt)["l"]
 
-    found = find_places(text, ["fox"], lambda prompt: [[token for token, _ in chunk] for chunk in tokens(prompt)])
+    found = find_places(
+        parse_prompt(text), ["fox"], lambda prompt: [[token for token, _ in chunk] for chunk in tokens(prompt)]
+    )
     (place,) = found.places
     plain = clip.encode_from_tokens({"l": tokens(found.text)})
     edited = [list(chunk) for chunk in tokens(found.text)]
