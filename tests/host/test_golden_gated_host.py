@@ -172,14 +172,22 @@ def test_gligens_unet(grid):
 
 
 class Given(torch.nn.Module):
-    """In the place of a GroundingNet: the stored object tokens."""
+    """In the place of a GroundingNet with four tokens of one channel a slot: the stored object tokens."""
+
+    uncond_is_zero, feature_dim, image_shape = True, 1, (4, 1)
 
     def __init__(self, tokens):
         super().__init__()
         self.tokens = torch.nn.Parameter(tokens, requires_grad=False)
 
-    def forward(self, *args):
+    def tokens_of(self, objects):
         return self.tokens
+
+    def uncond(self, slots, device):
+        return torch.zeros_like(self.tokens)
+
+    def per_token(self, per_slot):
+        return per_slot.repeat_interleave(4)
 
 
 @pytest.mark.parametrize("grid", GRIDS)

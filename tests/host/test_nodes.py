@@ -313,11 +313,12 @@ def test_relevance_without_names_asks_for_clip_and_a_lone_subject_needs_none(vis
 
 
 def test_an_adapter_for_another_base_model_is_refused():
+    from support.host import tiny_models
     from support.host.small_casts import settings, stage
     from troupe.model_patches.errors import MismatchError
 
     sd15, sdxl = stage("SD15"), stage("SDXL")
-    sd15.patcher = __import__("tiny_models").micro_model("SD15", context_dim=96)
+    sd15.patcher = tiny_models.micro_model("SD15", context_dim=96)
     with pytest.raises(MismatchError, match="cross-attention layers and text embeddings of size 96"):
         sd15.apply(sdxl.references(1), settings())
 

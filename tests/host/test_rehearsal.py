@@ -275,7 +275,7 @@ def test_place_subjects_moves_the_subjects(models):
 
 
 def test_relevance_is_recorded_and_shown(models):
-    from parts import run
+    from support.host.node_chains import run
     from troupe.model_patches.binding.settings import ImageAttentionSettings, mixing_for
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
     from troupe.nodes.preview_relevance import PreviewRelevance
@@ -296,7 +296,7 @@ def test_relevance_is_recorded_and_shown(models):
 
 @pytest.mark.parametrize("merge", ["relevance", "add"])
 def test_both_engines_record_the_same_relevance(folder, models, merge):
-    from parts import run
+    from support.host.node_chains import run
     from troupe.model_patches.binding.settings import ImageAttentionSettings, mixing_for
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
     from troupe.nodes.record_relevance import RecordRelevance

@@ -21,6 +21,7 @@ from . import tiny_models
 from .independent_gated_evaluation import GatedTruth
 from .small_casts import random
 
+LABELS = {"text": "GLIGEN text boxes", "text_image": "GLIGEN text-image boxes", "patches": "Subject-Diffusion"}
 CONTEXT, FEATURES, PATCHES = 64, 24, 6
 BOXES = ((0.1, 0.2, 0.3, 0.6), (0.5, 0.25, 0.4, 0.5), (0.0, 0.7, 1.0, 0.3))
 
@@ -148,7 +149,7 @@ def gated_adapter(
                 )
     encoder = None if kind == "text" else EncoderNeed("last" if kind == "patches" else "pooled", features)
     family = "subject_diffusion" if kind == "patches" else "gligen"
-    whole = AdapterSpec(family, "", "boxes.safetensors", context, 0, encoder, (), False, gated=spec)
+    whole = AdapterSpec(family, "", "boxes.safetensors", context, 0, encoder, (), False, gated=spec, label=LABELS[kind])
     return adapters.host_adapter(Adapter(whole, None, None, layers.eval().requires_grad_(False)))
 
 
