@@ -12,11 +12,12 @@ from troupe_tools.pack import ROOT
 
 GIT = shutil.which("git")
 pytestmark = pytest.mark.skipif(GIT is None or not (ROOT / ".git").exists(), reason="no git checkout")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", *sorted(f"web/docs/{path.name}" for path in (ROOT / "web" / "docs").glob("*.md"))]
 
 
 def listed(*options: str) -> set[str]:
-    done = subprocess.run([GIT, "-c", "core.quotePath=false", "ls-files", "-z", *options], cwd=ROOT, capture_output=True, check=True)
+    command = [GIT, "-c", "core.quotePath=false", "ls-files", "-z", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     return {name for name in done.stdout.decode("utf-8").split("\0") if name and (ROOT / name).is_file()}
 
 
@@ -35,9 +36,12 @@ def under(names: set[str], *folders: str) -> set[str]:
 
 
 def test_everything_that_a_user_needs_is_shipped(tracked, published):
-    needed = under(tracked, "nodes", "model_patches", "web", "workflows", "subgraphs", "samples", "locales", "rehearsal", "tools/troupe_tools/commands",
-                   "tools/troupe_tools/engine", "tools/troupe_tools/workflow") - under(tracked, "rehearsal/training")
-    needed |= {"__init__.py", "pyproject.toml", "requirements.txt", "README.md", "CHANGELOG.md", "LICENSE", "SECURITY.md", "tools/run.py", "tools/check.py"}
+    tools = [f"tools/troupe_tools/{theme}" for theme in ("commands", "engine", "workflow")]
+    pack = ["nodes", "model_patches", "rehearsal", "web", "locales"]
+    folders = [*pack, "workflows", "subgraphs", "samples", *tools]
+    needed = under(tracked, *folders) - under(tracked, "rehearsal/training")
+    needed |= {"__init__.py", "pyproject.toml", "requirements.txt", "README.md", "CHANGELOG.md", "LICENSE", "SECURITY.md"}
+    needed |= {"tools/run.py", "tools/check.py"}
     assert len(needed) > 150 and needed - published == set()
     assert len(under(published, "rehearsal/files")) >= 7
 
@@ -56,12 +60,14 @@ def test_no_shipped_module_imports_one_that_is_not(published):
         source = (ROOT / name).read_text(encoding="utf-8")
         inside = {path for path in imports(ROOT / name)[1]}
         inside |= {found.replace(".", "/") for found in re.findall(r"\bfrom troupe\.([\w.]+) import", source)}
-        inside |= {f"tools/{found.replace('.', '/')}" for found in re.findall(r"\bfrom (troupe_tools[\w.]*) import", source)}
-        missing = {path for path in inside if not {f"{path}.py", f"{path}/__init__.py"} & published and not under(published, path)}
+        tools = re.findall(r"\bfrom (troupe_tools[\w.]*) import", source)
+        inside |= {f"tools/{found.replace('.', '/')}" for found in tools}
+        files = {path: {f"{path}.py", f"{path}/__init__.py"} for path in inside}
+        missing = {path for path, either in files.items() if not either & published and not under(published, path)}
         assert missing == set(), name
 
 
-@pytest.mark.parametrize("page", ["README.md", *sorted(f"web/docs/{path.name}" for path in (ROOT / "web" / "docs").glob("*.md"))])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_and_pictures_of_shipped_pages_are_shipped(page, published):
     path = ROOT / page
     for link in re.findall(r"\]\((?!https://|#)([^)\s#]+)", path.read_text(encoding="utf-8")):
@@ -72,8 +78,9 @@ def test_links_and_pictures_of_shipped_pages_are_shipped(page, published):
 def test_comfy_cli_reads_the_file_as_git_does(tracked, published):
     """comfy-cli matches with pathspec."""
     pathspec = pytest.importorskip("pathspec")
-    lines = [line.strip() for line in (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines() if line.strip() and not line.startswith("#")]
-    ignored = pathspec.PathSpec.from_lines("gitwildmatch", lines)
+    lines = [line.strip() for line in (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()]
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    ignored = pathspec.PathSpec.from_lines("gitwildmatch", patterns)
     assert {name for name in tracked if not ignored.match_file(name)} == published
 
 
@@ -107,9 +114,11 @@ for path in sorted([*(root / "model_patches").rglob("*.py"), *(root / "rehearsal
         count += 1
 for path in sorted((root / "tools" / "troupe_tools").rglob("*.py")):
     if "helper_pack" not in path.parts:
-        importlib.import_module(".".join(path.relative_to(root / "tools").with_suffix("").parts).removesuffix(".__init__"))
+        name = ".".join(path.relative_to(root / "tools").with_suffix("").parts).removesuffix(".__init__")
+        importlib.import_module(name)
         count += 1
 assert count > 100, count
-assert not [m for m in sys.modules.values() if str(getattr(m, "__file__", "") or "").startswith({str(ROOT)!r} + "/")]
+files = [str(getattr(module, "__file__", "") or "") for module in sys.modules.values()]
+assert not [file for file in files if file.startswith({str(ROOT)!r})]
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=copy, timeout=300)
