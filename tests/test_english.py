@@ -39,7 +39,7 @@ BANNED = {  # what it is -> pattern, without regard to case
     "before you expect wonders": r"\bwonders\b",
 }
 PAGES = [
-    *(ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/CONFUSION.md", "benchmarks/RESULTS.md", "rehearsal/files/MODEL_CARD.md")),
+    *(ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/CONFUSION.md", "benchmarks/RESULTS.md", "rehearsal/files/MODEL_CARD.md")),
     *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "web" / "docs").glob("*.md")),
 ]
 CODE = [path for folder in ("nodes", "model_patches", "rehearsal", "tools") for path in sorted((ROOT / folder).rglob("*.py"))]
