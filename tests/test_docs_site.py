@@ -17,7 +17,7 @@ from troupe_tools.dev.site_links import on_page_markdown
 from troupe_tools.pack import ROOT
 
 CONFIG = ROOT / "docs" / "mkdocs.yml"
-PAGES = ["README.md", "CHANGELOG.md", "SECURITY.md"] + [
+PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"] + [
     str(path.relative_to(ROOT))
     for folder in ("docs", "web/docs", "benchmarks")
     for path in sorted((ROOT / folder).glob("*.md"))

@@ -47,6 +47,7 @@ PAGES = [
             "README.md",
             "SECURITY.md",
             "CHANGELOG.md",
+            "CONTRIBUTING.md",
             "benchmarks/CONFUSION.md",
             "benchmarks/RESULTS.md",
             "rehearsal/files/MODEL_CARD.md",

@@ -1,0 +1,208 @@
+"""Workflows, forms and the guide for contributors on GitHub say what pyproject.toml and the code say."""
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from troupe_tools.pack import ROOT
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10; pytest brings tomli there
+    import tomli as tomllib
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+GITHUB = ROOT / ".github"
+WORKFLOWS = ["tests", "tests_with_comfyui", "publish"]
+FORMS = ["bug", "feature", "model_file"]
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def read(path: Path) -> dict[Any, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def workflow(name: str) -> dict[Any, Any]:
+    """A workflow; its `on` is the key True in YAML 1.1."""
+    return read(GITHUB / "workflows" / f"{name}.yml")
+
+
+def steps(name: str) -> list[dict[str, Any]]:
+    return [step for job in workflow(name)["jobs"].values() for step in job.get("steps", ())]
+
+
+def form(name: str) -> dict[str, Any]:
+    return read(GITHUB / "ISSUE_TEMPLATE" / f"{name}.yml")
+
+
+# ---- workflows -------------------------------------------------------------------------------------------------------
+
+def test_these_workflows_are_there():
+    assert sorted(path.stem for path in (GITHUB / "workflows").iterdir()) == sorted(WORKFLOWS)
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_workflow_may_only_read(name):
+    """Only the job that creates the release may write, and nothing but contents."""
+    found = workflow(name)
+    assert found["permissions"] == {"contents": "read"}
+    wider = {job: given["permissions"] for job, given in found["jobs"].items() if "permissions" in given}
+    assert wider == ({"release": {"contents": "write"}} if name == "publish" else {})
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_actions_are_pinned_to_a_major_version(name):
+    used = [step["uses"] for step in steps(name) if "uses" in step]
+    assert used and all(re.fullmatch(r"[\w-]+/[\w-]+@v\d+", action) for action in used), used
+
+
+def test_no_two_workflows_share_a_concurrency_group():
+    """`github.workflow` is the caller's name in a called workflow, which would then wait for itself."""
+    groups = [workflow(name)["concurrency"]["group"] for name in WORKFLOWS]
+    assert len(set(groups)) == len(groups) and not [group for group in groups if "github.workflow" in group]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_what_comes_from_outside_reaches_no_shell_as_code(name):
+    """Branch names, titles and the like belong into environment variables."""
+    assert not [step["run"] for step in steps(name) if re.search(r"\$\{\{\s*(github|inputs)\.", step.get("run", ""))]
+
+
+def test_the_tests_run_on_three_systems_from_the_smallest_python_on():
+    matrix = workflow("tests")["jobs"]["tests"]["strategy"]["matrix"]
+    assert {system.split("-")[0] for system in matrix["os"]} == {"ubuntu", "windows", "macos"}
+    assert f">={matrix['python'][0]}" == PYPROJECT["project"]["requires-python"]
+
+
+def test_the_tests_run_beside_the_oldest_supported_and_the_newest_comfyui():
+    matrix = workflow("tests_with_comfyui")["jobs"]["tests"]["strategy"]["matrix"]
+    oldest = PYPROJECT["tool"]["comfy"]["requires-comfyui"].removeprefix(">=")
+    assert matrix["comfyui"] == [f"v{oldest}", "master"]
+    assert workflow("tests_with_comfyui")["jobs"]["tests"]["env"]["TROUPE_REQUIRE_HOST"] == "1"
+
+
+@pytest.mark.parametrize("name", ["tests", "tests_with_comfyui"])
+def test_pip_is_cached(name):
+    pythons = [step for step in steps(name) if step.get("uses", "").startswith("actions/setup-python@")]
+    assert [step["with"]["cache"] for step in pythons] == ["pip"]
+
+
+def test_nothing_is_published_before_the_tests_are_green():
+    found = workflow("publish")
+    assert found[True] == {"push": {"tags": ["v*"]}}
+    jobs = found["jobs"]
+    for name in ("tests", "tests_with_comfyui"):
+        assert jobs[name] == {"uses": f"./.github/workflows/{name}.yml"}
+        assert "workflow_call" in workflow(name)[True]
+    assert jobs["registry"]["needs"] == ["tests", "tests_with_comfyui"] and jobs["release"]["needs"] == "registry"
+    assert not [job for job in ("registry", "release") if "always()" in str(jobs[job].get("if", ""))]
+
+
+def test_only_a_tag_that_is_the_version_is_published():
+    script = next(step["run"] for step in steps("publish") if step.get("name", "").startswith("The tag is"))
+    assert script == 'grep -qFx "version = \\"${TAG#v}\\"" pyproject.toml'
+    assert f'\nversion = "{PYPROJECT["project"]["version"]}"\n' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(sys.platform == "win32" or shutil.which("bash") is None, reason="the job runs on Ubuntu")
+@pytest.mark.parametrize(("tag", "works"), [(f"v{PYPROJECT['project']['version']}", True), ("v99.0.0", False)])
+def test_the_release_has_the_section_of_the_changelog(tag, works, tmp_path):
+    script = next(step["run"] for step in steps("publish") if "gh release create" in step.get("run", ""))
+    pretended = "set -e\ngh() { printf '%s\\n' \"$*\"; }\n"
+    environment = {"PATH": "/usr/bin:/bin", "RUNNER_TEMP": str(tmp_path), "TAG": tag}
+    bash = shutil.which("bash")
+    done = subprocess.run([bash, "-c", pretended + script], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode == 0) == works == done.stdout.startswith(f"release create {tag} ")
+    if works:
+        changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+        section = re.search(rf"^## \[{re.escape(tag[1:])}\].*?\n(.*?)(?=^## \[|\Z)", changelog, re.M | re.S).group(1)
+        assert (tmp_path / "notes.md").read_text(encoding="utf-8") == section
+
+
+# ---- forms -----------------------------------------------------------------------------------------------------------
+
+def test_these_forms_are_there():
+    assert {path.stem for path in (GITHUB / "ISSUE_TEMPLATE").iterdir()} == {*FORMS, "config"}
+    assert form("config")["blank_issues_enabled"] is False
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_form_is_one_that_github_takes(name):
+    found = form(name)
+    assert found["name"] and found["description"] and found["body"]
+    ids = [field["id"] for field in found["body"]]
+    assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[a-z_]+", id) for id in ids)
+    for field in found["body"]:
+        assert field["type"] in ("input", "textarea") and field["attributes"]["label"]
+        assert set(field["attributes"]) <= {"label", "description", "placeholder", "value", "render"}
+
+
+@pytest.mark.parametrize("name", ["bug", "model_file"])
+def test_what_a_report_needs_is_asked_for(name):
+    fields = form(name)["body"]
+    required = {field["id"] for field in fields if field.get("validations", {}).get("required")}
+    versions = {"comfyui", "frontend", "troupe", "gpu", "workflow"} if name == "bug" else {"versions", "link", "keys"}
+    assert {"log", *versions} <= required
+    text = yaml.safe_dump(fields)
+    assert "'Troupe:'" in text.replace("''", "'")
+    assert all(word in text for word in ("ComfyUI", "front end", "Troupe", "orkflow"))
+
+
+def test_links_of_the_forms_lead_into_the_repository():
+    base = f"{PYPROJECT['project']['urls']['Repository']}/blob/main/"
+    links = [link["url"] for link in form("config")["contact_links"]]
+    links += re.findall(r"\]\((https://[^)#]+)", (GITHUB / "PULL_REQUEST_TEMPLATE.md").read_text(encoding="utf-8"))
+    assert links and not [link for link in links if not (ROOT / link.removeprefix(base)).is_file()]
+
+
+# ---- pages for contributors ------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("name", "page"), [("CONTRIBUTING.md", CONTRIBUTING), ("docs/architecture.md", ARCHITECTURE)])
+def test_files_that_a_page_names_exist(name, page):
+    """Paths in backticks; <...> and * are place holders."""
+    text = re.sub(r"^```.*?^```", "", page, flags=re.S | re.M)
+    named = re.findall(r"`((?:[\w.-]+/)+[\w.-]*(?:::[\w.]+)?|[\w-]+\.(?:md|toml|py))`", text)
+    paths = {path.partition("::")[0] for path in named}
+    assert len(paths) > 20
+    missing = {path for path in paths if not any((ROOT / room / path).exists() for room in ("", "model_patches"))}
+    assert missing == set()
+
+
+@pytest.mark.parametrize(("name", "page"), [("CONTRIBUTING.md", CONTRIBUTING), ("docs/architecture.md", ARCHITECTURE)])
+def test_functions_that_a_page_names_exist(name, page):
+    """`path.py::name` and `path.py::Class.name`."""
+    named = re.findall(r"`((?:[\w.-]+/)*[\w-]+\.py)::([\w.]+)`", page)
+    assert named
+    for path, function in named:
+        file = next(place for room in ("", "model_patches") if (place := ROOT / room / path).is_file())
+        source = file.read_text(encoding="utf-8")
+        for part in function.split("."):
+            assert re.search(rf"^\s*(?:(?:async )?def |class )?{part}\b[\s:(=]", source, re.M), f"{path}::{function}"
+
+
+def test_the_guide_has_the_commands_of_the_readme():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "[CONTRIBUTING.md](CONTRIBUTING.md)" in readme and "(docs/architecture.md)" in readme
+    assert 'pip install -e ".[test]"' in CONTRIBUTING and "--cov" in CONTRIBUTING
+
+
+def test_hooks_before_a_commit_use_the_tools_of_the_environment():
+    hooks = [hook for repo in read(ROOT / ".pre-commit-config.yaml")["repos"] for hook in repo["hooks"]]
+    assert {hook["id"] for hook in hooks} == {"ruff-check", "ruff-format", "pyright"}
+    assert all(hook["language"] == "system" for hook in hooks)
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    assert "ruff" in extras["test"] and {"pre-commit", "pyright", "troupe[test]"} <= set(extras["dev"])
+
+
+def test_coverage_is_measured_only_when_asked_for():
+    assert "cov" not in PYPROJECT["tool"]["pytest"]["ini_options"]["addopts"]
+    assert "pytest-cov" in PYPROJECT["project"]["optional-dependencies"]["test"]
+    assert all((ROOT / source).is_dir() for source in PYPROJECT["tool"]["coverage"]["run"]["source"])
+    assert [step for step in steps("tests_with_comfyui") if "GITHUB_STEP_SUMMARY" in step.get("run", "")]
