@@ -1,4 +1,5 @@
 """Workflows, forms and the guide for contributors on GitHub say what pyproject.toml and the code say."""
+
 from __future__ import annotations
 
 import re
@@ -43,6 +44,7 @@ def form(name: str) -> dict[str, Any]:
 
 
 # ---- workflows -------------------------------------------------------------------------------------------------------
+
 
 def test_these_workflows_are_there():
     assert sorted(path.stem for path in (GITHUB / "workflows").iterdir()) == sorted(WORKFLOWS)
@@ -128,6 +130,7 @@ def test_the_release_has_the_section_of_the_changelog(tag, works, tmp_path):
 
 # ---- forms -----------------------------------------------------------------------------------------------------------
 
+
 def test_these_forms_are_there():
     assert {path.stem for path in (GITHUB / "ISSUE_TEMPLATE").iterdir()} == {*FORMS, "config"}
     assert form("config")["blank_issues_enabled"] is False
@@ -163,6 +166,7 @@ def test_links_of_the_forms_lead_into_the_repository():
 
 
 # ---- pages for contributors ------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize(("name", "page"), [("CONTRIBUTING.md", CONTRIBUTING), ("docs/architecture.md", ARCHITECTURE)])
 def test_files_that_a_page_names_exist(name, page):

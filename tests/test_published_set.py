@@ -1,4 +1,5 @@
 """The files that the Comfy registry ships: git's, minus those of .comfyignore."""
+
 from __future__ import annotations
 
 import re
