@@ -146,6 +146,13 @@ class AdapterSpec:
         """Whether nothing of it acts in the UNet."""
         return not self.widths and self.gated is None
 
+    @property
+    def gated_layers(self) -> GatedSpec:
+        """`gated` of a file that has gated layers. Raises ValueError for any other."""
+        if self.gated is None:
+            raise ValueError(f"{self.file}: expected a file with gated layers, found {self.describe()}")
+        return self.gated
+
     def describe(self) -> str:
         """One line for logs and errors."""
         if self.gated is not None:

@@ -51,13 +51,15 @@ class LayerTokens:
 
     def prepared(self, heads: int) -> LayerTokens:
         """The same with `split`, so that no step has to make it."""
+        return self if self.split is not None else replace(self, split=self.in_heads(heads))
+
+    def in_heads(self, heads: int) -> HeadTokens:
+        """Return `split`, made anew for tokens that are not `prepared`."""
         if self.split is not None:
-            return self
+            return self.split
         scale = (self.keys.shape[-1] // heads) ** -0.5
         names = None if self.name_keys is None else split_heads(self.name_keys * scale, heads)
-        return replace(
-            self, split=HeadTokens(split_heads(self.keys * scale, heads), split_heads(self.values, heads), names)
-        )
+        return HeadTokens(split_heads(self.keys * scale, heads), split_heads(self.values, heads), names)
 
     def group(self, index: int) -> LayerTokens:
         """The tokens of one group alone, G = 1."""
@@ -73,11 +75,14 @@ class LayerTokens:
         return self._map(torch.Tensor.float)
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> LayerTokens:
-        def each(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
-            return [None if t is None else change(t) for t in tensors]
+        def optional(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else change(tensor)
 
-        split = None if self.split is None else HeadTokens(*each(self.split.keys, self.split.values, self.split.names))
-        return LayerTokens(*each(self.keys, self.values, self.name_keys, self.segments), self.valid_tokens, split)
+        split = self.split
+        if split is not None:
+            split = HeadTokens(change(split.keys), change(split.values), optional(split.names))
+        names, segments = optional(self.name_keys), optional(self.segments)
+        return LayerTokens(change(self.keys), change(self.values), names, segments, self.valid_tokens, split)
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,9 @@ def attend(queries: torch.Tensor, tokens: LayerTokens, weights: torch.Tensor, jo
     Returns:
         [G, H, B*N, d] in the dtype of the queries, before `to_out`.
     """
-    mine, valid_tokens, (g, _, m, _) = tokens.split, tokens.valid_tokens, weights.shape
-    h, bn, s = queries.shape[1], queries.shape[2], mine.keys.shape[2]
+    valid_tokens, (g, _, m, _), h, bn = tokens.valid_tokens, weights.shape, queries.shape[1], queries.shape[2]
+    mine = tokens.in_heads(h)
+    s = mine.keys.shape[2]
     if valid_tokens is not None:
         weights = weights * _present(valid_tokens, m)
     if s // m > MANY_TOKENS and not joint:
@@ -194,7 +200,7 @@ def image_delta(
         mixing: see `Mixing`.
         limits: m, [1 or G, 1 or B, M, N] float32 in 0..1, or None.
         text: Z_text, [G, B, N, C], plain text attention (only merge `paper` with text_logits reads it).
-        text_logits: [G, B, N], `text_to_weight(Z_text)` of files that have it, else None (f = 1).
+        text_logits: [G, B, N], `text_to_weight(Z_text)` of files that have it, else None (f = 1); give text with them.
         observe: receives `owned`, [G, B, M, N] float32, by the names' relevance whatever the merge; the tokens must
             have names then. Changes nothing.
     Returns:
@@ -206,16 +212,16 @@ def image_delta(
         limits = _present(tokens.valid_tokens, m).float() * (1.0 if limits is None else limits)
     queries, tokens = split_heads(query.flatten(1, 2), heads), tokens.prepared(heads)
     needed = mixing.needs_relevance(m)
-    a = relevance_of_heads(queries, tokens.split.names, tokens.segments, b) if needed or observe is not None else None
-    weights = _position_weights(a, mixing, limits) if needed else None
+    a = _relevance(queries, tokens.in_heads(heads).names, tokens.segments, b) if needed or observe is not None else None
+    weights = _position_weights(a, mixing, limits) if a is not None and needed else None
     if weights is None:
         weights = _equal_weights(mixing, limits, strengths.new_ones((1, 1, m, 1)))
     if limits is not None:
         weights = weights * limits
-    if observe is not None:
+    if a is not None and observe is not None:
         observe(weights if mixing.merge == "relevance" and m > 1 else owned(a, limits, mixing.sharpness))
     weights = weights * strengths.view(1, 1, m, 1)
-    if needed and mixing.background < 1.0:
+    if a is not None and needed and mixing.background < 1.0:
         weights = weights * background_gain(a, mixing.background, mixing.sharpness).unsqueeze(2)
     gain = None if text_logits is None else text_gain(text_logits)
     if gain is not None and mixing.merge != "paper":
@@ -232,9 +238,18 @@ def image_delta(
     )
     if largest is not None:
         delta = delta.float() * largest.expand(g, b, 1, n).transpose(2, 3).unsqueeze(-1)
-    if gain is not None and mixing.merge == "paper":
+    if text is not None and gain is not None and mixing.merge == "paper":
         delta = delta + ((gain.unsqueeze(-1) - 1.0).to(delta.dtype) * text.to(delta.dtype)).unflatten(-1, (heads, -1))
     return delta if largest is None else delta.clamp(-HALF, HALF).half()
+
+
+def _relevance(
+    queries: torch.Tensor, names: torch.Tensor | None, segments: torch.Tensor | None, pictures: int
+) -> torch.Tensor:
+    """`relevance_of_heads`. Raises ValueError for tokens without names."""
+    if names is None or segments is None:
+        raise ValueError("layer tokens: expected keys of the subjects' names, found none")
+    return relevance_of_heads(queries, names, segments, pictures)
 
 
 def _position_weights(a: torch.Tensor, mixing: Mixing, limits: torch.Tensor | None) -> torch.Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 
@@ -58,5 +59,7 @@ def umm_guidance(
         cfg: guidance, 7.5 in Stable Diffusion; alphas: in 0..1, one for each of the subjects; the published value is
             unknown.
     """
-    branches = zip(umm_coefficients(cfg, alphas), (null, text, *subjects), strict=True)
-    return sum(coefficient * branch for coefficient, branch in branches if coefficient)
+    read = cast("tuple[torch.Tensor, ...]", (null, text, *subjects))  # a None has the coefficient 0
+    branches = zip(umm_coefficients(cfg, alphas), read, strict=True)
+    # at least one coefficient is not 0, since they sum to 1
+    return cast(torch.Tensor, sum(coefficient * branch for coefficient, branch in branches if coefficient))

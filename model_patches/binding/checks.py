@@ -32,16 +32,17 @@ def check_places(spec: AdapterSpec, widths: Mapping[str, int], context_dim: int)
 
     widths: LDM path of each transformer block of the model, as in `GatedSpec.places`, -> its width.
     """
-    places = spec.gated.places
+    gated = spec.gated_layers
+    places = gated.places
     fitting = sum(widths.get(path) == width for path, width in places.items())
-    if fitting == len(places) and context_dim == spec.gated.object_dim:
+    if fitting == len(places) and context_dim == gated.object_dim:
         return
     if (error := base_mismatch(spec, context_dim)) is not None:
         raise error
     found = f"a MODEL for {base_name(context_dim)}, with a matching block for {fitting} of the {len(places)} layers"
     do = f"Sample with a checkpoint of the {spec.base} family, or load a file made for this model."
     raise MismatchError(
-        f"a MODEL for {spec.file}: {spec.describe()}, text embeddings of size {spec.gated.object_dim}", found, do
+        f"a MODEL for {spec.file}: {spec.describe()}, text embeddings of size {gated.object_dim}", found, do
     )
 
 

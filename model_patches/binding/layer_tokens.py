@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import pad
 
 from ..attention.decoupled import LayerTokens, Mixing, image_delta
-from ..encoders.decoupled import DecoupledLayers
+from ..encoders.decoupled import DecoupledLayers, layers_of
 from ..encoders.mm_diff import LoraLayers
 from ..subjects import References
 from .settings import ImageAttentionSettings
@@ -42,14 +42,16 @@ def project_images(
     bases: the UNet's own (to_k, to_v) of each layer, and merged: how strongly the adapter's text LoRA is in them, for
     layers that need them. A subject with fewer tokens than another is filled up with zeros, see `valid_image_tokens`.
     """
-    longest = max(len(s.tokens) for s in references.subjects)
-    subjects = torch.stack([pad(s.tokens, (0, 0, 0, longest - len(s.tokens))) for s in references.subjects])  # M, T, D
+    each = _given((s.tokens for s in references.subjects), "image tokens")
+    longest = max(map(len, each))
+    subjects = torch.stack([pad(own, (0, 0, 0, longest - len(own))) for own in each])  # M, T, D
     kinds = [subjects] if references.uncond_tokens is None else [references.uncond_tokens.expand_as(subjects), subjects]
     tokens = torch.stack([kind.flatten(0, 1) for kind in kinds]).to(device, dtype)
-    pairs = bases if bases is not None else [(None, None)] * len(layers.layers)
+    found = layers_of(layers)
+    pairs = bases if bases is not None else [(None, None)] * len(found)
     return [
         Projected(layer.keys(tokens, to_k, merged), layer.values(tokens, to_v, merged))
-        for layer, (to_k, to_v) in zip(layers.layers, pairs, strict=True)
+        for layer, (to_k, to_v) in zip(found, pairs, strict=True)
     ]
 
 
@@ -57,8 +59,10 @@ def valid_image_tokens(references: References, without_absent: bool, device: tor
     """[1, S] bool: image tokens that are there, or None where all are. without_absent: those of subjects with weight 0
     are not.
     """
-    counts = [0 if without_absent and s.weight == 0 else len(s.tokens) for s in references.subjects]
-    longest = max(len(s.tokens) for s in references.subjects)
+    lengths = list(map(len, _given((s.tokens for s in references.subjects), "image tokens")))
+    each = zip(references.subjects, lengths, strict=True)
+    counts = [0 if without_absent and s.weight == 0 else length for s, length in each]
+    longest = max(lengths)
     if min(counts) == longest:
         return None
     return (torch.arange(longest) < torch.tensor(counts).unsqueeze(1)).flatten().unsqueeze(0).to(device)
@@ -73,10 +77,12 @@ def project_names(
     """The UNet's own `to_k` (one for each layer) of the name tokens, [2, L, C] each, LoRAs and hooks of the moment
     included.
     """
-    names = torch.cat([s.name_tokens for s in references.subjects])  # L, D
+    each = _given((s.name_tokens for s in references.subjects), "name tokens")
+    (uncond,) = _given([references.uncond_name_tokens], "name tokens of the empty prompt")
+    names = torch.cat(each)  # L, D
     empty = torch.zeros_like(names)
-    longest = max(len(s.name_tokens) for s in references.subjects)
-    empty[:longest] = references.uncond_name_tokens[:longest]
+    longest = max(map(len, each))
+    empty[:longest] = uncond[:longest]
     tokens = torch.stack((empty, names)).to(device, dtype)
     return [to_k(tokens) for to_k in text_keys]
 
@@ -85,7 +91,7 @@ def name_segments(references: References, device: torch.device) -> torch.Tensor:
     """[2, M, L] float32 averaging weights: subject i's own tokens in cond rows, the first L_i tokens of the empty
     prompt in uncond rows.
     """
-    lengths = [len(s.name_tokens) for s in references.subjects]
+    lengths = list(map(len, _given((s.name_tokens for s in references.subjects), "name tokens")))
     weights = torch.zeros(2, len(lengths), sum(lengths))
     for i, length in enumerate(lengths):
         start = sum(lengths[:i])
@@ -142,7 +148,7 @@ def gain_weights(
     layers: DecoupledLayers | LoraLayers, device: torch.device, dtype: torch.dtype
 ) -> list[torch.Tensor | None]:
     """Return what the text gain of each layer is made with, [C], None for layers without one."""
-    return [layer.gain_weights(device, dtype) for layer in layers.layers]
+    return [layer.gain_weights(device, dtype) for layer in layers_of(layers)]
 
 
 def layer_delta(
@@ -158,9 +164,18 @@ def layer_delta(
 ) -> torch.Tensor:
     """Return `image_delta` of a layer, [G, B, N, H, d].
 
-    gain: [C], what its text gain is made with, or None; text: plain text attention [G, B, N, C], read only for the
-    gain.
+    gain: [C], what its text gain is made with, or None; text: plain text attention [G, B, N, C], given and read only
+    with a gain.
     """
-    logits = None if gain is None else text @ gain
-    text = None if gain is None else text
-    return image_delta(query, tokens, strengths, heads, mixing, limits, text, logits, observe)
+    if gain is None or text is None:
+        return image_delta(query, tokens, strengths, heads, mixing, limits, observe=observe)
+    return image_delta(query, tokens, strengths, heads, mixing, limits, text, text @ gain, observe)
+
+
+def _given(tensors: Iterable[torch.Tensor | None], what: str) -> list[torch.Tensor]:
+    """The tensors. Raises ValueError where one was not encoded, which a host's own checks tell the artist first."""
+    every = list(tensors)
+    found = [tensor for tensor in every if tensor is not None]
+    if len(found) < len(every):
+        raise ValueError(f"references: expected {what}, found none")
+    return found

@@ -50,10 +50,13 @@ def with_masks_for(
     def fit(masks: int) -> bool:
         return masks == len(pictures) if whole else masks > max(pictures)
 
-    wrong = [
-        i for i, s in enumerate(subjects) if s.region is not None and s.region.ndim == 3 and not fit(len(s.region))
-    ]
-    return [replace(s, region=union(s.region)) if i in wrong else s for i, s in enumerate(subjects)], wrong
+    found, wrong = list(subjects), []
+    for i, subject in enumerate(subjects):
+        region = subject.region
+        if region is not None and region.ndim == 3 and not fit(len(region)):
+            found[i] = replace(subject, region=union(region))
+            wrong.append(i)
+    return found, wrong
 
 
 @dataclass(frozen=True, eq=False)

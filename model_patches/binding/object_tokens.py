@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 
 from ..attention.box_mask import box_mask
 from ..attention.gated import ObjectTokens, weighted
 from ..attention.limits import WHOLE, Window
+from ..encoders.fuser import GatedFuser
 from ..encoders.gated import GatedLayers
 from ..encoders.grounding import ObjectNet, Objects
-from ..subjects import Box, References, ReferenceSubject
+from ..subjects import Box, ObjectFeatures, References, ReferenceSubject
 from .layer_tokens import UNCOND
 
 Corners = tuple[float, float, float, float]  # left, top, right, bottom in 0..1
@@ -51,7 +53,7 @@ def object_tokens(
     or, where it also has no phrase, the published place of a style reference. Rows of role UNCOND get what the
     publisher gives them: null tokens (GLIGEN), zeros (Subject-Diffusion).
     """
-    net: ObjectNet = layers.net
+    net = _net_of(layers)
     slots, device = _slots(references), device or next(layers.net.parameters()).device
     if group.role == UNCOND:
         return net.uncond(slots, device)
@@ -61,8 +63,9 @@ def object_tokens(
     ]
     boxes = torch.tensor([[c or NOWHERE for c in corners] + [NOWHERE] * (slots - len(corners))], device=device)
     present = torch.tensor([[c is not None for c in corners] + [False] * (slots - len(corners))], device=device)
-    image, has_image = _stacked([s.features.image for s in references.subjects], slots, net.image_shape, device)
-    text, has_text = _stacked([s.features.text for s in references.subjects], slots, (net.feature_dim,), device)
+    features = [_features(s) for s in references.subjects]
+    image, has_image = _stacked([f.image for f in features], slots, net.image_shape, device)
+    text, has_text = _stacked([f.text for f in features], slots, (net.feature_dim,), device)
     boxed = use_bbox == "on" or (use_bbox == "auto" and sum(s.weight > 0 for s in references.subjects) > 1)
     return net.tokens_of(Objects(boxes, present, text, has_text, image, has_image, boxed))
 
@@ -81,10 +84,11 @@ def layer_objects(
     None: the net's own.
     """
     tokens = torch.cat([object_tokens(layers, references, group, use_bbox, device) for group in groups]).to(dtype)
-    weights = torch.stack([_token_weights(layers.net, references, group) for group in groups])
+    net, fusers = _net_of(layers), cast("Sequence[GatedFuser]", layers.fusers)  # torch: Modules
+    weights = torch.stack([_token_weights(net, references, group) for group in groups])
     plain = bool((weights == 1).all())
-    zeros = tuple(layers.net.uncond_is_zero and group.role == UNCOND for group in groups)
-    found = [replace(fuser.project(tokens), equal=zeros) for fuser in layers.fusers]
+    zeros = tuple(net.uncond_is_zero and group.role == UNCOND for group in groups)
+    found = [replace(fuser.project(tokens), equal=zeros) for fuser in fusers]
     return found if plain else [weighted(objects, weights.to(tokens.device)) for objects in found]
 
 
@@ -110,10 +114,9 @@ def corners_in(subject: ReferenceSubject, window: Window) -> Corners | None:
     it.
     """
     if subject.box is None:
+        features = _features(subject)
         return (
-            STYLE
-            if subject.features.text is None and subject.features.image is not None and subject.features.image.ndim == 1
-            else EVERYWHERE
+            STYLE if features.text is None and features.image is not None and features.image.ndim == 1 else EVERYWHERE
         )
     (left, top, right, bottom), (y0, x0, y1, x1) = corners_of(subject.box), window
     if window == WHOLE:
@@ -123,9 +126,20 @@ def corners_in(subject: ReferenceSubject, window: Window) -> Corners | None:
     return None if left >= right or top >= bottom else (left, top, right, bottom)
 
 
+def _net_of(layers: GatedLayers) -> ObjectNet:
+    return cast(ObjectNet, layers.net)  # a Module too, which no type can say
+
+
+def _features(subject: ReferenceSubject) -> ObjectFeatures:
+    """What the subject was encoded to. Raises ValueError where it was encoded for an adapter without gated layers."""
+    if subject.features is None:
+        raise ValueError(f"'{subject.name}': expected features for gated layers, found none")
+    return subject.features
+
+
 def _slots(references: References) -> int:
     """Slots that the net was trained with, or more where the cast is larger."""
-    return max(references.adapter.spec.gated.slots, len(references.subjects))
+    return max(references.adapter.spec.gated_layers.slots, len(references.subjects))
 
 
 def _stacked(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 
 from ..errors import MismatchError
@@ -17,6 +19,12 @@ class SecondStrength:
     second_end: float
     start_percent: float
     end_percent: float
+
+    @overload
+    def second_inside(self, percent: float) -> float: ...
+
+    @overload
+    def second_inside(self, percent: torch.Tensor) -> torch.Tensor: ...
 
     def second_inside(self, percent: float | torch.Tensor) -> float | torch.Tensor:
         """Return the second strength at a percent of the run, interpolated linearly and constant beyond the range.

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 
@@ -58,10 +58,14 @@ def encoder_widths(path: str | os.PathLike) -> EncoderWidths | None:
         return None
 
 
+def _itself(entry: object) -> str | os.PathLike:
+    return cast("str | os.PathLike", entry)  # who gives no `path_of` gives paths
+
+
 def best_encoder(
     paths: Iterable[T],
     fits: Callable[[EncoderWidths], bool],
-    path_of: Callable[[T], str | os.PathLike | None] = lambda path: path,
+    path_of: Callable[[T], str | os.PathLike | None] = _itself,
 ) -> T | None:
     """The first of these whose encoder fits; one for smaller pictures before one for larger: adapters were trained with
     the 224 pixel encoders, and OpenAI's ViT-L/14 has the same widths at 336. path_of: the file of an entry, None for

@@ -16,7 +16,7 @@ import struct
 import tarfile
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from math import prod
 from pathlib import Path
@@ -219,6 +219,11 @@ class _PickleScanner(pickle._Unpickler):
     """Goes through pickles of tensors and makes nothing but dicts of names. pickles: their bytes, what follows them or
     a part of it too; size: of the file. storages: as declared, by key; bytes, of all tensors together, as if none were
     shared; copies: bytes of texts and dicts that torch would make of others."""
+
+    # of pickle._Unpickler, whose types nobody has written down
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
 
     def __init__(self, pickles: bytes, size: int):
         super().__init__(io.BytesIO(pickles), encoding="latin1")

@@ -41,7 +41,10 @@ def ldm_name(name: str, resblocks: int) -> str:
 
 def order(path: str) -> tuple[int, int, int]:
     """Sorts LDM paths of transformer blocks: input, output, middle blocks; their number; depth."""
-    part, block, depth = LDM.match(path).groups()
+    match = LDM.match(path)
+    if match is None:
+        raise ValueError(f"expected the path of a transformer block in an LDM UNet, found '{path}'")
+    part, block, depth = match.groups()
     return PARTS.index(part), int(block), int(depth)
 
 

@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
+
+Projection = Callable[[torch.Tensor], torch.Tensor]
+
+
+class ImageLayer(Protocol):
+    """What a layer of any image attention can be asked. needs_base: whether keys and values are made with the UNet's
+    own projections, which it must then be given.
+    """
+
+    needs_base: bool
+
+    def keys(self, tokens: torch.Tensor, to_k: Projection | None, merged: float) -> torch.Tensor:
+        """[..., S, D] image tokens -> [..., S, C]; to_k: the UNet's own, merged: strength of the LoRA that is in it."""
+        ...
+
+    def values(self, tokens: torch.Tensor, to_v: Projection | None, merged: float) -> torch.Tensor:
+        """[..., S, D] image tokens -> [..., S, C], as `keys`."""
+        ...
+
+    def gain_weights(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
+        """[C], what the text gain is made with, or None where there is none."""
+        ...
 
 
 class DecoupledLayer(nn.Module):
@@ -22,18 +44,14 @@ class DecoupledLayer(nn.Module):
         self.to_v_ip = operations.Linear(context_dim, width, bias=False)
         self.text_to_weight = operations.Linear(width, 1, bias=False) if text_gain else None
 
-    def keys(
-        self, tokens: torch.Tensor, to_k: Callable[[torch.Tensor], torch.Tensor] | None = None, merged: float = 0.0
-    ) -> torch.Tensor:
+    def keys(self, tokens: torch.Tensor, to_k: Projection | None = None, merged: float = 0.0) -> torch.Tensor:
         """[..., S, D] image tokens -> [..., S, C].
 
         What layers with `needs_base` are given, the UNet's `to_k` and the LoRA in it, is not used.
         """
         return self.to_k_ip(tokens)
 
-    def values(
-        self, tokens: torch.Tensor, to_v: Callable[[torch.Tensor], torch.Tensor] | None = None, merged: float = 0.0
-    ) -> torch.Tensor:
+    def values(self, tokens: torch.Tensor, to_v: Projection | None = None, merged: float = 0.0) -> torch.Tensor:
         """[..., S, D] image tokens -> [..., S, C], as `keys`."""
         return self.to_v_ip(tokens)
 
@@ -54,3 +72,8 @@ class DecoupledLayers(nn.Module):
         super().__init__()
         self.context_dim, self.widths, self.text_gain = context_dim, tuple(widths), text_gain
         self.layers = nn.ModuleList(DecoupledLayer(context_dim, width, text_gain, operations) for width in widths)
+
+
+def layers_of(layers: nn.Module) -> Sequence[ImageLayer]:
+    """Return the layers of an image attention's module (`DecoupledLayers`, `LoraLayers`)."""
+    return cast("Sequence[ImageLayer]", layers.layers)  # torch types what a ModuleList holds as Module

@@ -104,8 +104,8 @@ class GatedFuser(nn.Module):
         timestep.
         """
         normed = self.norm1(self.linear(objects))
-        gates = (math.tanh(float(gate.weight)) for gate in (self.alpha_attn, self.alpha_dense))
-        return ObjectTokens(self.attn.to_k(normed), self.attn.to_v(normed), *gates)
+        attention, dense = (math.tanh(float(gate.weight)) for gate in (self.alpha_attn, self.alpha_dense))
+        return ObjectTokens(self.attn.to_k(normed), self.attn.to_v(normed), attention, dense)
 
     def forward(self, x: torch.Tensor, objects: ObjectTokens, scale: float | torch.Tensor = 1.0) -> torch.Tensor:
         """Visual tokens [B, N, C] -> [B, N, C].

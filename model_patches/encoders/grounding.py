@@ -87,8 +87,8 @@ class ObjectNet(Protocol):
         ...
 
 
-class MLP(nn.Module):
-    """LayerNorm, Linear, exact GELU, Linear; `residual` adds the input (then the widths in and out are equal)."""
+class MLPLayers(nn.Module):
+    """The layers of an `MLP`, without a forward."""
 
     def __init__(self, in_dim: int, out_dim: int, hidden_dim: int, residual: bool = False, operations: Any = nn):
         super().__init__()
@@ -105,10 +105,18 @@ class MLP(nn.Module):
         hidden_dim, in_dim = shape_of(state, "fc1.weight", 2)
         return {"in_dim": in_dim, "out_dim": shape_of(state, "fc2.weight", 2)[0], "hidden_dim": hidden_dim}
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def through(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out]."""
         y = self.fc2(nn.functional.gelu(self.fc1(self.layernorm(x))))
         return x + y if self.residual else y
+
+
+class MLP(MLPLayers):
+    """LayerNorm, Linear, exact GELU, Linear; `residual` adds the input (then the widths in and out are equal)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in] -> [..., out]."""
+        return self.through(x)
 
 
 class GroundingNet(nn.Module):

@@ -44,9 +44,8 @@ class LowRank(nn.Module):
         return y if self.factor == 1 else y * self.factor
 
 
-class ImageLora(nn.Module):
-    """What one cross-attention layer of the UNet needs to read image tokens: its pairs for them, and its pairs for
-    text, which are merged into the layer's weights and taken out again."""
+class ImagePairs(nn.Module):
+    """The pairs of one cross-attention layer of the UNet: for image tokens, and for text."""
 
     def __init__(
         self, context_dim: int, width: int, rank: int, text_rank: int, alpha: float | None = None, operations: Any = nn
@@ -84,6 +83,11 @@ class ImageLora(nn.Module):
             "rank": image["rank"],
             "text_rank": text["rank"],
         }
+
+
+class ImageLora(ImagePairs):
+    """What one cross-attention layer of the UNet needs to read image tokens: its pairs for them, and its pairs for
+    text, which are merged into the layer's weights and taken out again."""
 
     def keys(
         self,

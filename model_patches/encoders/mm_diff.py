@@ -4,17 +4,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from .lora import ImageLora
+from ..attention.lora import image_projection
+from .decoupled import Projection
+from .lora import ImagePairs
 from .refiner import SubjectHead
 from .words import PhotoToWords
-
-Projection = Callable[[torch.Tensor], torch.Tensor]
 
 
 class MMDiffHeads(nn.Module):
@@ -39,7 +39,7 @@ class MMDiffHeads(nn.Module):
         return *self.words(pooled), self.head(identity, dense)
 
 
-class LoraLayer(ImageLora):
+class LoraLayer(ImagePairs):
     """One cross-attention layer, with the calls of a DecoupledLayer.
 
     It reads image tokens through the UNet's own projections.
@@ -51,11 +51,11 @@ class LoraLayer(ImageLora):
         """[..., S, D] image tokens -> [..., S, C]; merged: strength of the text LoRA that is in `to_k`, the layer's own
         projection as it is now.
         """
-        return super().keys(to_k, tokens, merged)
+        return image_projection(to_k, tokens, self.to_k_lora_image, self.to_k_lora, merged)
 
     def values(self, tokens: torch.Tensor, to_v: Projection, merged: float = 1.0) -> torch.Tensor:
         """[..., S, D] image tokens -> [..., S, C]; the same with `to_v`."""
-        return super().values(to_v, tokens, merged)
+        return image_projection(to_v, tokens, self.to_v_lora_image, self.to_v_lora, merged)
 
     def gain_weights(self, device: torch.device, dtype: torch.dtype) -> None:
         """No gain: text attention stays as it is (f = 1)."""

@@ -7,7 +7,7 @@ reads its widths from a state dict in the published layout through `widths`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -189,7 +189,8 @@ class Resampler(nn.Module):
         """[n, P, E] penultimate hidden states (CLS first) -> [n, T, D]."""
         x = self.proj_in(hidden)
         latents = self.latents.weight.to(x).expand(x.shape[0], -1, -1)
-        for attention, feed_forward in self.layers:
+        for layer in self.layers:
+            attention, feed_forward = cast(nn.ModuleList, layer)
             latents = attention(x, latents) + latents
             latents = feed_forward(latents) + latents
         return self.norm_out(self.proj_out(latents))

@@ -7,7 +7,7 @@ among them where the encoder gives it), E their width, D width of the UNet's con
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -72,7 +72,8 @@ class SERefiner(nn.Module):
     def forward(self, query: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
         """query [n, T, dim], dense [n, P, E] patch tokens -> [n, T, out]."""
         dense = self.proj_in(dense)
-        for attention, feed_forward in self.layers:
+        for layer in self.layers:
+            attention, feed_forward = cast(nn.ModuleList, layer)
             query = query + attention(dense, query)
             query = query + feed_forward(query)
         return self.norm_out(self.proj_out(query))

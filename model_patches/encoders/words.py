@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .grounding import MLP
+from .grounding import MLP, MLPLayers
 from .projections import MisshapenTensor, StateDict, shape_of
 
 
-class WordFusion(MLP):
+class WordFusion(MLPLayers):
     """MM-Diff's `mm_fuse_one` and `mm_fuse_two`: a word and a photo through one MLP, the word first, no residual."""
 
     @classmethod
@@ -36,7 +36,7 @@ class WordFusion(MLP):
 
     def forward(self, words: torch.Tensor, photos: torch.Tensor) -> torch.Tensor:
         """words [..., d], photos [..., d] (from PhotoToWords) -> fused words [..., d]."""
-        return super().forward(torch.cat((words, photos), -1))
+        return self.through(torch.cat((words, photos), -1))
 
 
 class PhotoToWords(nn.Module):

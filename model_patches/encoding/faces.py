@@ -147,7 +147,7 @@ def _published_search(analyser: Any) -> Iterator[None]:
     """
     detector = getattr(analyser, "det_model", None)
     size = getattr(detector, "input_size", None)
-    if size is None:
+    if detector is None or size is None:
         yield
         return
     detector.input_size = (DETECTION_SIDE, DETECTION_SIDE)

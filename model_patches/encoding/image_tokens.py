@@ -81,6 +81,8 @@ def _encode_photos(
     """Tokens of each subject (mean over its photos, after projection) and uncond tokens. previews: all photos,
     prepared.
     """
+    if spec.encoder is None:
+        raise ValueError(f"{spec.file}: expected an adapter that reads photos, found {spec.describe()}")
     pooled = spec.encoder.kind == "pooled"
     pictures = torch.stack(list(previews)) if previews else torch.zeros(0, images.size, images.size, 3)
     features = images.encode(pictures, spec.encoder.kind, blank=not pooled)

@@ -15,8 +15,10 @@ from ..subjects import References
 class Family(Protocol):
     """Adapters that share a layout of files and a way of encoding subjects."""
 
-    LABELS: Mapping[str, str]
-    """Each value of `AdapterSpec.family` that it makes -> its name in messages."""
+    @property
+    def LABELS(self) -> Mapping[str, str]:
+        """Each value of `AdapterSpec.family` that it makes -> its name in messages; in a module, a constant."""
+        ...
 
     def matches(self, file: AdapterFile) -> bool:
         """Return whether the file is of this family, whole or not, by its tensors."""

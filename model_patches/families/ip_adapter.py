@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -130,7 +130,8 @@ def _layers(state: State, prefix: str, file: str, operations: Any) -> DecoupledL
 def _context_of(projection: nn.Module) -> int:
     if isinstance(projection, ImageProj):
         return projection.context_dim
-    return (projection.proj_out if isinstance(projection, Resampler) else projection.proj[2]).out_features
+    last = projection.proj_out if isinstance(projection, Resampler) else cast(nn.Sequential, projection.proj)[2]
+    return cast(nn.Linear, last).out_features
 
 
 def _load(module: nn.Module, published: State, prefix: str, file: str) -> None:

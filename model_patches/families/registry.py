@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -13,7 +13,10 @@ from . import fastcomposer, gligen, ip_adapter, mm_diff, subject_diffusion, umm
 from .family import Family
 
 # the last refuses what none of them takes
-FAMILIES: list[Family] = [subject_diffusion, gligen, mm_diff, fastcomposer, umm, ip_adapter]
+FAMILIES = cast(
+    "list[Family]",  # pyright takes a package's function `encode` for the module of that name
+    [subject_diffusion, gligen, mm_diff, fastcomposer, umm, ip_adapter],
+)
 
 
 def read_adapter(path: str | Path, label: str | None = None, operations: Any = nn) -> Adapter:

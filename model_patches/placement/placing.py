@@ -78,7 +78,7 @@ def _is_picture(image: Any) -> bool:
 
 def picture_size(latent: Any) -> tuple[int, int]:
     """(width, height) in pixels of the picture of a LATENT. Raises MismatchError where it is none."""
-    samples = latent.get("samples") if isinstance(latent, dict) else None
+    samples: Any = latent.get("samples") if isinstance(latent, dict) else None  # whatever the host puts there
     if getattr(samples, "ndim", 0) < 4 or not all(samples.shape[-2:]):
         found = (
             f"the shape {list(samples.shape)}" if isinstance(samples, torch.Tensor) else f"a {type(latent).__name__}"
@@ -129,10 +129,12 @@ def bind_wired(
     bound: dict[int, FoundBox] = {}
     rest = []
     for i, box in enumerate(found):
-        subject = None if box is None else _only_of_its_label(box, boxes, names)
+        if box is None:
+            continue
+        subject = _only_of_its_label(box, boxes, names)
         if subject is not None:
             bound[subject] = box
-        elif box is not None:
+        else:
             rest.append((i, box))
     free = [i for i in range(len(names)) if i not in bound and i not in drawn]
     by_place = not bound and len(found) == len(names)

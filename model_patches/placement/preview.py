@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import ImageFont
@@ -36,7 +36,8 @@ def draw_cast(cast: Cast, width: int, height: int, background: Image | None = No
     # large ones first, so that small ones stay visible
     order = sorted(places, key=lambda i: (places[i][0] - places[i][2]) * (places[i][3] - places[i][1]))
     if order:
-        corners, colours = torch.tensor([places[i] for i in order]), [colour_of(i) for i in order]
+        corners = torch.tensor([places[i] for i in order])
+        colours: list[str | tuple[int, int, int]] = [colour_of(i) for i in order]
         picture = draw_bounding_boxes(
             picture, corners, colors=colours, width=max(2, max(w, h) // 256), fill=background is None
         )
@@ -80,10 +81,14 @@ def fitting(number: str, name: str, width: int) -> tuple[str, ImageFont.FreeType
 
     The number is always whole.
     """
-    for size in FONT_SIZES:
+    whole, sizes = f"{number} {name}".strip(), iter(FONT_SIZES)
+    font = _font(next(sizes), name)
+    while font.getlength(whole) > width:
+        if (size := next(sizes, None)) is None:
+            break
         font = _font(size, name)
-        if font.getlength(f"{number} {name}".strip()) <= width:
-            return f"{number} {name}".strip(), font
+    else:
+        return whole, font
     for length in range(len(name) - 1, 0, -1):
         if font.getlength(text := f"{number} {name[:length].rstrip()}...") <= width:
             return text, font
@@ -97,7 +102,7 @@ def _font(size: int, text: str) -> ImageFont.FreeTypeFont:
             return ImageFont.truetype(file, size)
         except OSError:
             continue
-    return ImageFont.load_default(size)
+    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))  # with a size it is one
 
 
 def _file(font: ImageFont.FreeTypeFont) -> Any:

@@ -72,7 +72,7 @@ def samples_a_part(graph: Graph | None, node_id: str) -> str:
     # a loop repeats the nodes of its body under their own ids
     own = next((id_ for id_ in (node_id, last, root) if id_ in graph), None)
     cut, slot = next(_cuts(graph, own), (None, 0)) if own else (None, 0)
-    return _called(graph, cut) if cut is not None and _pasted_back(graph, own, cut, slot) else ""
+    return _called(graph, cut) if own is not None and cut is not None and _pasted_back(graph, own, cut, slot) else ""
 
 
 def _cuts(graph: Graph, own: str) -> Iterator[tuple[str, int]]:

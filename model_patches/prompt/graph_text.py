@@ -30,7 +30,8 @@ def literal_texts(graph: Mapping[str, Any] | None, node_id: str | None, inputs: 
         texts in order of distance; [] where any of them cannot be known (made by another node at run time), or there is
         no link.
     """
-    node = (graph or {}).get(str(node_id))
+    graph = graph or {}
+    node = graph.get(str(node_id))
     if not node:
         return []
     waiting = [node["inputs"][name] for name in inputs if is_link(node["inputs"].get(name))]

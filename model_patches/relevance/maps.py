@@ -86,7 +86,8 @@ class SubjectMap:
         """Its own box or region on the map's grid, [h, w] in 0..1, or None."""
         if self.values is None:
             return None
-        grid = tuple(self.values.shape)
+        h, w = self.values.shape
+        grid = (h, w)
         box = None if self.box is None else box_map((self.box.x, self.box.y, self.box.w, self.box.h), grid)
         return limit_map(None if self.region is None else region_map(self.region, grid), box, 1.0)
 
@@ -235,19 +236,19 @@ def findings(run: RecordedRun | None, latent: torch.Tensor | None = None) -> lis
 
 def _of_node(applied: AppliedMaps, blocks: str) -> list[Line]:
     subjects = list(enumerate(applied.subjects, 1))
-    seen = [(i, subject) for i, subject in subjects if subject.values is not None]
+    seen = [(i, subject, values) for i, subject in subjects if (values := subject.values) is not None]
     which = "all blocks" if blocks == "all" else f"{blocks} blocks"
     lines = [Line(f"{applied.file}, merge {applied.merge}, {which}")] + [
         _of_subject(i, subject, len(subjects)) for i, subject in subjects
     ]
     pairs = sorted(
-        ((overlap(a.values, b.values), (i, a), (j, b)) for (i, a), (j, b) in combinations(seen, 2)),
+        ((overlap(u, v), (i, a), (j, b)) for (i, a, u), (j, b, v) in combinations(seen, 2)),
         key=lambda pair: -pair[0],
     )
     lines += [_of_pair(value, first, second, len(subjects)) for value, first, second in pairs[:MOST_PAIRS]]
     if len(pairs) > MOST_PAIRS:
         lines.append(Line(f"The other {len(pairs) - MOST_PAIRS} pairs overlap less."))
-    return lines + [_warning(i, subject) for i, subject in seen if owns_next_to_nothing(subject, len(subjects))]
+    return lines + [_warning(i, subject) for i, subject, _ in seen if owns_next_to_nothing(subject, len(subjects))]
 
 
 def _of_subject(number: int, subject: SubjectMap, count: int) -> Line:

@@ -66,7 +66,7 @@ def _phrases(spec: AdapterSpec, cast: Cast, names: NameEncoder | None, needed: b
     for (number, name), vector in zip(named, names.pooled([name for _, name in named]) if named else [], strict=True):
         if vector is None:
             raise without_words(number + 1, name)
-        check_clip_width(spec, len(vector), spec.gated.feature_dim)
+        check_clip_width(spec, len(vector), spec.gated_layers.feature_dim)
         found[number] = vector.float()
     return found
 

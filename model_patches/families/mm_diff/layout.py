@@ -11,7 +11,7 @@ with `text_encoder.`, `text_encoder_2.`, `image_encoder.`, `obj_embeds_proj.`, `
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -82,7 +82,7 @@ def build(
     check_format(metadata or {}, FORMAT, VERSION, file)
     _check_parts(state, file, beside)
     heads, fusion = _heads(state, f"{CUSTOM} of {file}", operations)
-    widths = {stream: module.fc2.out_features for stream, module in fusion.items()}
+    widths = {stream: cast(WordFusion, module).fc2.out_features for stream, module in fusion.items()}
     loras = text_lora.text_lora(
         {name: tensor for name, tensor in state.items() if name.startswith(LORAS)}, widths, f"{TEXT} of {file}"
     )
@@ -142,14 +142,11 @@ def _heads(state: State, file: str, operations: Any) -> tuple[MMDiffHeads, nn.Mo
         for stream, prefix in FUSIONS.items():
             with reading(file, prefix):
                 fusions[stream] = WordFusion.widths(part(state, prefix))
-        modules = nn.ModuleDict(
-            {
-                "heads": MMDiffHeads(words, head, operations),
-                "fusion": nn.ModuleDict(
-                    {stream: WordFusion(**widths, operations=operations) for stream, widths in fusions.items()}
-                ),
-            }
+        heads = MMDiffHeads(words, head, operations)
+        fusion = nn.ModuleDict(
+            {stream: WordFusion(**widths, operations=operations) for stream, widths in fusions.items()}
         )
+        modules = nn.ModuleDict({"heads": heads, "fusion": fusion})
     _check_widths(words, head, {stream: widths["out_dim"] for stream, widths in fusions.items()}, file)
     own = {name: tensor for name, tensor in state.items() if not name.startswith((BELOW, VISION, *LORAS))}
     rooms = {"heads.words.": WORDS, "heads.head.": HEAD} | {
@@ -160,7 +157,7 @@ def _heads(state: State, file: str, operations: Any) -> tuple[MMDiffHeads, nn.Mo
         for ours in modules.state_dict()
     }
     assign(modules, own, names, file, KIND)
-    return modules["heads"], modules["fusion"]
+    return heads, fusion
 
 
 def _check_widths(words: Mapping[str, int], head: Mapping[str, Any], text: Mapping[str, int], file: str) -> None:

@@ -93,7 +93,8 @@ def build(
     width = _input_width(unet, unet_file)
     with torch.device("meta"):
         with reading(f"mlp of {file}", ""):
-            mlp = MLP(**MLP.widths(members["mlp"]), operations=operations)
+            sizes = MLP.widths(members["mlp"])
+            mlp = MLP(sizes["in_dim"], sizes["out_dim"], sizes["hidden_dim"], operations=operations)
         with reading(f"proj of {file}", ""):
             widths = GroundingNet.widths(members["proj"])
         net, dim = GroundingNet(**widths, operations=operations), widths["out_dim"]

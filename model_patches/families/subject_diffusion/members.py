@@ -35,8 +35,8 @@ def member_of(path: Path, state: State) -> str | None:
     """Which member a file is: a UNet by its tensors alone, the others by their place too."""
     if fits(state, "unet"):
         return "unet"
-    name = member_name(path)
-    member = MEMBER.match(name)[1] if name else None
+    match = MEMBER.match(member_name(path) or "")
+    member = match[1] if match else None
     return member if fits(state, member) else None
 
 

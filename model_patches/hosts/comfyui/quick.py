@@ -62,9 +62,12 @@ def quick_references(
     cast, said = Cast(), []
     for image, name in subjects:
         cast = cast.add(make_subject(name, [image], number=len(cast.subjects) + 1))
-    references = encode_references(
-        adapter, cast, clip=clip, clip_vision=clip_vision, warn=lambda sentence: (said.append(sentence), warn(sentence))
-    )
+
+    def note(sentence: str) -> None:
+        said.append(sentence)
+        warn(sentence)
+
+    references = encode_references(adapter, cast, clip=clip, clip_vision=clip_vision, warn=note)
     _last[clip] = Remembered(file, adapter, made_from, references, tuple(said))
     return references
 
@@ -80,7 +83,7 @@ def with_relevance_shown(model: Any, node_id: str | None) -> Any:
     """A clone of the MODEL that shows the relevance maps on a node after every run, if a browser waits for them."""
 
     def finished(record: RelevanceRecord, latent: torch.Tensor) -> None:
-        if is_watched(node_id):
-            show(node_id, draw_maps(record.run, tuple(latent.shape[-2:])))
+        if node_id is not None and is_watched(node_id):
+            show(node_id, draw_maps(record.run, (latent.shape[-2], latent.shape[-1])))
 
     return record_relevance(model, "all", finished)[0]

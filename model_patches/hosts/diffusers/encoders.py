@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from open_clip.tokenizer import SimpleTokenizer
@@ -56,8 +56,11 @@ def encode_references(
     """`model_patches.families.encode.encode_subjects` with the adapter's own projection, results on the CPU."""
 
     def project(*features: torch.Tensor) -> Any:
-        weight = next(adapter.projection.parameters())
-        found = adapter.projection(*(f.to(weight) for f in features))
+        projection = adapter.projection
+        if projection is None:
+            raise ValueError(f"{adapter.spec.file}: expected a projection, found none")
+        weight = next(projection.parameters())
+        found = projection(*(f.to(weight) for f in features))
         return found.float().cpu() if isinstance(found, torch.Tensor) else tuple(f.float().cpu() for f in found)
 
     with torch.no_grad():
@@ -72,7 +75,8 @@ class ClipImages:
     def __init__(self, model: CLIPVisionModelWithProjection, weights: Mapping[str, torch.Tensor] | None = None):
         self._model, config = model.eval(), model.config
         self._weights = {name: value.to(model.device, model.dtype) for name, value in (weights or {}).items()}
-        self.size, self.hidden, self.pooled = config.image_size, config.hidden_size, config.projection_dim
+        # CLIP's pictures are squares, of which transformers knows the side
+        self.size, self.hidden, self.pooled = cast(int, config.image_size), config.hidden_size, config.projection_dim
 
     @torch.no_grad()
     def encode(self, pictures: torch.Tensor, kind: str, blank: bool) -> torch.Tensor:
@@ -137,7 +141,7 @@ class TextTower:
 
     def embed(self, tokens: Sequence[Any]) -> torch.Tensor:
         """Word embeddings [n, d] of tokens (ids, or vectors as they are), before positions are added; float32, CPU."""
-        table = self.model.get_input_embeddings()
+        table = cast(torch.nn.Module, self.model.get_input_embeddings())
         return word_embeddings(tokens, lambda ids: table(torch.tensor(ids, device=self.model.device)).float().cpu())
 
     def encode(self, chunks: Sequence[Sequence[Any]]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -146,7 +150,8 @@ class TextTower:
         found = self._run(chunks, output_hidden_states=True)
         states = found.hidden_states[self.layer]
         if self.final_norm:
-            states = getattr(self.model, "text_model", self.model).final_layer_norm(states)
+            norm = getattr(self.model, "text_model", self.model).final_layer_norm
+            states = cast(torch.nn.LayerNorm, norm)(states)
         pooled = getattr(found, "text_embeds", None)
         return states.float().cpu(), None if pooled is None else pooled.float().cpu()
 
@@ -264,7 +269,7 @@ class ClipTexts:
         """Tokens for the UNet; one of weight w becomes `empty + w * (token - empty)`, `empty` the same place of the
         empty prompt.
         """
-        states = []
+        states, pooled = [], None
         for tower in self.towers:
             chunks = streams[tower.stream]
             weights = torch.tensor([[weight for _, weight in chunk] for chunk in chunks]).unsqueeze(-1)

@@ -5,13 +5,14 @@ run lasts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
+from ...adapter import Adapter
 from ...attention.gated import ObjectTokens
 from ...binding.checks import check_places
 from ...binding.layer_tokens import COND, UNCOND
@@ -49,30 +50,33 @@ class GatedAdapter:
         self._before: list[tuple[BasicTransformerBlock, nn.Module | None]] = []
         self._hooks: list[Any] = []
         self._now: GatedStrengths | None = None
-        spec = references.adapter.spec
-        if spec.gated is None:
+        spec, gated = references.adapter.spec, cast(Adapter, references.adapter).gated
+        if spec.gated is None or gated is None:
             raise MismatchError(
                 "an adapter with gated layers (GLIGEN, Subject-Diffusion)",
                 f"{spec.file}, {spec.describe()}",
                 "Bind these references with apply_image_attention.",
             )
+        self._gated, self._places = gated, spec.gated.places
         if self._idle:
             return
-        check_places(spec, {path: block.dim for path, block in self._blocks.items()}, unet.config.cross_attention_dim)
+        check_places(
+            spec, {path: block.dim for path, block in self._blocks.items()}, unet.config["cross_attention_dim"]
+        )
         self.at(0.0)
 
     def __enter__(self) -> GatedAdapter:
         if self._idle:
             return self
-        gated, spec = self.references.adapter.gated, self.references.adapter.spec.gated
+        gated = self._gated
         # it runs once, and in half precision the boxes would lose two digits
         gated.net.to(self._unet.device, torch.float32)
         gated.fusers.to(self._unet.device, self._unet.dtype)
-        for index, (path, fuser) in enumerate(zip(spec.places, gated.fusers, strict=True)):
+        for index, (path, fuser) in enumerate(zip(self._places, gated.fusers, strict=True)):
             block = self._blocks[path]
             previous = getattr(block, "fuser", None)
             self._before.append((block, previous))
-            block.fuser = FuserPlace(previous, self, index, fuser)
+            block.add_module("fuser", FuserPlace(previous, self, index, cast(GatedFuser, fuser)))
             self._hooks.append(block.register_forward_pre_hook(self._announce, with_kwargs=True))
         if gated.mask_conv is not None:
             gated.mask_conv.to(self._unet.device, self._unet.dtype)
@@ -84,7 +88,7 @@ class GatedAdapter:
             if previous is None:
                 del block.fuser
             else:
-                block.fuser = previous
+                block.add_module("fuser", previous)
         for hook in self._hooks:
             hook.remove()
         self._before, self._hooks = [], []
@@ -105,13 +109,12 @@ class GatedAdapter:
         """Keys and values of one layer for the parts of the batch that have a role, [G, M, C]; everything is projected
         once for each set of strengths.
         """
-        roles, weights = tuple(role for role in self.roles if role), self._now.weights
+        now, roles = self._now, tuple(role for role in self.roles if role)
+        weights = () if now is None else now.weights
 
         def project() -> list[ObjectTokens]:
             groups = [Group(role, weights) for role in roles]
-            return layer_objects(
-                self.references.adapter.gated, self.references, groups, self.settings.use_bbox, self._unet.dtype
-            )
+            return layer_objects(self._gated, self.references, groups, self.settings.use_bbox, self._unet.dtype)
 
         return self._run.once(("objects", roles, weights), project)[index]
 
@@ -137,9 +140,10 @@ class GatedAdapter:
         """Subject-Diffusion's fifth input channel, which adds to the first convolution; rows without the subjects have
         a mask of zeros.
         """
-        if not self.active or COND not in self.roles:
+        now, mask_conv = self._now, self._gated.mask_conv
+        if now is None or mask_conv is None or not self.active or COND not in self.roles:
             return None
-        size, weights, mask_conv = tuple(args[0].shape[-2:]), self._now.weights, self.references.adapter.gated.mask_conv
+        size, weights = (args[0].shape[-2], args[0].shape[-1]), now.weights
 
         def convolve() -> torch.Tensor:
             return mask_conv(mask_channel(self.references, weights, size).to(output).unsqueeze(0))

@@ -4,16 +4,19 @@ lasts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from ...adapter import Adapter
 from ...attention.decoupled import LayerTokens
 from ...binding.checks import check_names, check_widths
 from ...binding.layer_tokens import COND, UNCOND, call_tokens, gain_weights, layer_delta, project_images, project_names
@@ -22,6 +25,8 @@ from ...binding.plan import ImageStrengths, Inside, image_strengths, is_idle, ne
 from ...binding.run_cache import RunCache
 from ...binding.settings import ImageAttentionSettings
 from ...binding.stack import DeltaStack, at_first_call
+from ...encoders.decoupled import DecoupledLayers, layers_of
+from ...encoders.mm_diff import LoraLayers
 from ...errors import MismatchError
 from ...relevance.maps import AppliedMaps, add_owned, applied_maps, empty_sums, part_of
 from ...subjects import References
@@ -33,11 +38,30 @@ PLAIN = (AttnProcessor, AttnProcessor2_0)
 PERCENT_ROUNDING = 1e-6  # a step that lies on the end of a range belongs to it, whatever float32 made of its timestep
 
 
+class TextAttention(Protocol):
+    """diffusers' Attention as it is in a text cross-attention layer: with every projection."""
+
+    to_q: nn.Linear
+    to_k: nn.Linear
+    to_v: nn.Linear
+    to_out: nn.ModuleList
+    heads: int
+    processor: Any
+
+    def set_processor(self, processor: Any) -> None:
+        """Put a processor in place of the present one."""
+        ...
+
+    def prepare_attention_mask(self, attention_mask: torch.Tensor, target_length: int, batch_size: int) -> torch.Tensor:
+        """A mask [B, 1, T] for each head, [B*H, 1, T]."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class CrossLayer:
     """One text cross-attention layer (`attn2`) and the transformer it is in, which knows the grid."""
 
-    attention: Attention
+    attention: TextAttention
     transformer: Transformer2DModel
 
 
@@ -48,9 +72,10 @@ def cross_layers(unet: UNet2DConditionModel) -> tuple[CrossLayer, ...]:
         MismatchError: the model has none.
     """
     transformers = (m for part in PARTS for m in getattr(unet, part).modules() if isinstance(m, Transformer2DModel))
-    found = tuple(
-        CrossLayer(block.attn2, t) for t in transformers for block in t.transformer_blocks if block.attn2 is not None
+    blocks = (
+        (block, t) for t in transformers for block in cast("Iterable[BasicTransformerBlock]", t.transformer_blocks)
     )
+    found = tuple(CrossLayer(cast(TextAttention, block.attn2), t) for block, t in blocks if block.attn2 is not None)
     if not found:
         raise MismatchError(
             "a UNet of the SD1.5, SD2 or SDXL family",
@@ -83,9 +108,11 @@ class ImageAttention:
         self._unet, self._layers = unet, cross_layers(unet)
         self._run = RunCache()
         self._grids: dict[Transformer2DModel, tuple[int, int]] = {}
-        self._before: list[tuple[Attention, Any]] = []
+        self._before: list[tuple[TextAttention, Any]] = []
         self._hooks: list[Any] = []
         self._now: ImageStrengths | None = None
+        # whose file has them, as check_widths finds
+        self._image_layers = cast("DecoupledLayers | LoraLayers", cast(Adapter, references.adapter).layers)
         if self._idle:
             return
         check_widths(
@@ -99,7 +126,7 @@ class ImageAttention:
     def __enter__(self) -> ImageAttention:
         if self._idle:
             return self
-        self.references.adapter.layers.to(self._unet.device, torch.float32 if self._through_base else self._unet.dtype)
+        self._image_layers.to(self._unet.device, torch.float32 if self._through_base else self._unet.dtype)
         for index, layer in enumerate(self._layers):
             self._before.append((layer.attention, layer.attention.processor))
             layer.attention.set_processor(
@@ -138,7 +165,7 @@ class ImageAttention:
     @property
     def strengths(self) -> torch.Tensor:
         """[M] float32, weight of each subject in this step, in which somebody acts."""
-        weights = self._now.weights
+        weights = () if self._now is None else self._now.weights
         return self._run.once(("strengths", weights), lambda: torch.tensor(weights, device=self._place[0]))
 
     def tokens(self, index: int) -> LayerTokens:
@@ -150,7 +177,7 @@ class ImageAttention:
         images, names = (
             once(
                 ("images",),
-                lambda: project_images(references.adapter.layers, references, device, dtype, bases, self.merged),
+                lambda: project_images(self._image_layers, references, device, dtype, bases, self.merged),
             ),
             None,
         )
@@ -166,13 +193,13 @@ class ImageAttention:
 
     def gain_weights(self, index: int) -> torch.Tensor | None:
         """[C], what the text gain of one layer is made with, or None where the adapter has none."""
-        return self._run.once(("gains",), lambda: gain_weights(self.references.adapter.layers, *self._place))[index]
+        return self._run.once(("gains",), lambda: gain_weights(self._image_layers, *self._place))[index]
 
     def limits(self, transformer: Transformer2DModel, positions: int, pictures: int) -> torch.Tensor | None:
         """m of every subject, [1, 1 or B, M, N], or None where nothing limits or the layer's positions are not its
         transformer's grid.
         """
-        grid, boxed = self._grids.get(transformer), self._now.boxed
+        grid, boxed = self._grids.get(transformer), self._now is not None and self._now.boxed
         if grid is None or grid[0] * grid[1] != positions or not limited(self.references.subjects, boxed):
             return None
         found = self._run.once(
@@ -220,11 +247,11 @@ class ImageAttention:
     @property
     def _through_base(self) -> bool:
         """Whether the layers read image tokens through the UNet's own projections."""
-        return self.references.adapter.layers.layers[0].needs_base
+        return layers_of(self._image_layers)[0].needs_base
 
     def _see_grid(self, transformer: Transformer2DModel, args: tuple, kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]  # B, C, h, w
-        self._grids[transformer] = tuple(hidden.shape[-2:])
+        self._grids[transformer] = (hidden.shape[-2], hidden.shape[-1])
 
 
 def apply_image_attention(
@@ -291,7 +318,8 @@ class LayerDelta:
         gain = owner.gain_weights(self.index)
         plain = None if gain is None else text().unflatten(0, (len(roles), -1))
         if len(taking) < len(roles):
-            q, plain = (None if x is None else torch.stack([x[g] for g in taking]) for x in (q, plain))
+            q = torch.stack([q[g] for g in taking])
+            plain = None if plain is None else torch.stack([plain[g] for g in taking])
         limits = owner.limits(self.place.transformer, query.shape[1], q.shape[1])
         observe = owner.observer(self.place.transformer, [role for role in roles if role])
         delta = layer_delta(
@@ -316,7 +344,7 @@ class CrossAttentionProcessor(DeltaStack[LayerDelta]):
 
     def __call__(
         self,
-        attention: Attention,
+        attention: TextAttention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: Any = None,
         attention_mask: torch.Tensor | None = None,
@@ -338,7 +366,7 @@ class CrossAttentionProcessor(DeltaStack[LayerDelta]):
 
 
 def text_attention(
-    attention: Attention, query: torch.Tensor, states: torch.Tensor | tuple, mask: torch.Tensor | None
+    attention: TextAttention, query: torch.Tensor, states: torch.Tensor | tuple, mask: torch.Tensor | None
 ) -> torch.Tensor:
     """Z_text: query [B, N, C], text states [B, text tokens, D] (a tuple that begins with them, where diffusers' own
     IP-Adapter is loaded) -> [B, N, C].

@@ -36,6 +36,8 @@ class TextsPromptEncoder:
 
     def fuse(self, stream: str, words: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
         """See `fuse.PromptEncoder`; in the module's dtype, on the CPU."""
+        if self._fusion is None:
+            raise ValueError("adapter: expected modules that fuse photos with words, found none")
         module = self._fusion[stream]
         weight = next(module.parameters())
         return module(words.to(weight), vectors.to(weight)).float().cpu()

@@ -8,10 +8,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler, EulerDiscreteSchedulerOutput
 
 from ...adapter import Adapter
 from ...binding.plan import waits_for_prompt
@@ -109,8 +110,9 @@ def sample(
             predictions = (
                 unet(rows, t, encoder_hidden_states=context, added_cond_kwargs=extra).sample.float().chunk(len(now))
             )
-            guided = sum(share * prediction for share, prediction in zip(shares.values(), predictions, strict=True))
-            latent = scheduler.step(guided, t, latent).prev_sample
+            each = zip(shares.values(), predictions, strict=True)
+            guided = cast(torch.Tensor, sum(share * prediction for share, prediction in each))  # of one at least
+            latent = cast(EulerDiscreteSchedulerOutput, scheduler.step(guided, t, latent)).prev_sample
             if callback is not None:
                 callback(step + 1, settings.steps, latent)
         if record is not None:
@@ -144,7 +146,7 @@ def _condition(
 
 def noise(unet: UNet2DConditionModel, settings: SamplingSettings) -> torch.Tensor:
     """[batch, 4, h, w] standard normal on the CPU, the same numbers as ComfyUI's for a seed."""
-    shape = (settings.batch, unet.config.in_channels, settings.height // PIXELS, settings.width // PIXELS)
+    shape = (settings.batch, unet.config["in_channels"], settings.height // PIXELS, settings.width // PIXELS)
     return torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed))
 
 
@@ -167,15 +169,16 @@ def size_condition(
     """SDXL's pooled text and sizes (original, crop 0 0, target), one row a picture and prompt; None for a UNet without
     them.
     """
-    if unet.config.addition_embed_type != "text_time":
+    if unet.config["addition_embed_type"] != "text_time":
         return None
-    if any(p.pooled is None for p in prompts):
+    each = [prompt.pooled for prompt in prompts if prompt.pooled is not None]
+    if len(each) < len(prompts):
         raise MismatchError(
             "prompts with the pooled output of SDXL's second text encoder",
             "prompts without it",
             "Encode them with ClipTexts.sdxl.",
         )
-    pooled = torch.cat([p.pooled.expand(settings.batch, -1) for p in prompts]).to(unet.device, unet.dtype)
+    pooled = torch.cat([pooled.expand(settings.batch, -1) for pooled in each]).to(unet.device, unet.dtype)
     size = (settings.height, settings.width)
     times = torch.tensor([[*size, 0, 0, *size]], device=unet.device, dtype=unet.dtype)
     return {"text_embeds": pooled, "time_ids": times.expand(len(pooled), -1)}

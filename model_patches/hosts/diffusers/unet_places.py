@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from ...checkpoints.unet_names import ldm_name, resblocks
 

@@ -72,9 +72,11 @@ class GuidanceSchedule:
 
     def _percent(self, sigma: torch.Tensor) -> torch.Tensor:
         """The run's percent at each sigma, read from a table on the same device."""
-        if self._table is None or self._table[0].device != sigma.device:
-            self._table = tuple(t.to(sigma.device) for t in percent_table(self._sampling))
-        logs, percents = self._table
+        table = self._table
+        if table is None or table[0].device != sigma.device:
+            logs, percents = percent_table(self._sampling)
+            table = self._table = logs.to(sigma.device), percents.to(sigma.device)
+        logs, percents = table
         at = sigma.float().clamp(min=1e-12).log()
         i = torch.searchsorted(logs, at).clamp(1, len(logs) - 1)
         part = ((at - logs[i - 1]) / (logs[i] - logs[i - 1])).clamp(0.0, 1.0)
@@ -86,12 +88,19 @@ class TwoScaleGuider(comfy.samplers.CFGGuider, ABC):
 
     def __init__(self, model: Any, settings: GuidanceSettings):
         super().__init__(model)
-        self.settings, self.course = settings, None
+        self.settings = settings
+        self.course: GuidanceSchedule | None = None  # of the run that is on
         self.set_cfg(settings.cfg)
 
     @abstractmethod
     def set_branches(self, positive: Conditioning, negative: Conditioning, middle: Conditioning | None) -> None:
         """Take the conditionings of the node."""
+
+    def second(self, sigma: torch.Tensor) -> float | torch.Tensor | None:
+        """See `GuidanceSchedule.second`. Raises RuntimeError outside a run."""
+        if self.course is None:
+            raise RuntimeError("guider: expected a sampling run, found none")
+        return self.course.second(sigma)
 
     def branches(
         self, lists: Sequence[Conditioning | None], x: torch.Tensor, timestep: torch.Tensor, options: dict
@@ -189,7 +198,7 @@ class SubjectDiffusionGuider(TwoScaleGuider):
     ) -> torch.Tensor:
         """The denoised picture [B, C, ...] of one call."""
         options = model_options or {}
-        second = self.course.second(timestep)
+        second = self.second(timestep)
         if second is None or _is(second, self.cfg):
             return super().predict_noise(x, timestep, options, seed)
         positive, middle, negative = (self.conds[name] for name in ("positive", "middle", "negative"))
@@ -231,7 +240,7 @@ class UMMGuider(TwoScaleGuider):
         self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None, seed: int | None = None
     ) -> torch.Tensor:
         """The denoised picture [B, C, ...] of one call."""
-        options, alpha = model_options or {}, self.course.second(timestep)
+        options, alpha = model_options or {}, self.second(timestep)
         alpha = 0.0 if alpha is None else alpha
         bare = _is(self.cfg, 1.0) and not options.get("disable_cfg1_optimization", False)
         lists = [

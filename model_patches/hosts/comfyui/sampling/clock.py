@@ -122,7 +122,7 @@ class Clock:
     def _known_schedule(self) -> list[float]:
         """The run's sigmas, copied from the GPU once."""
         if self._schedule is None:
-            self._schedule = [float(s) for s in self._sigmas.cpu()]
+            self._schedule = [] if self._sigmas is None else [float(s) for s in self._sigmas.cpu()]
         return self._schedule
 
     def inside(self, ranges: list[tuple[float, float]], sigma: torch.Tensor) -> list[bool]:

@@ -53,17 +53,22 @@ class GatedAdapter(Hook):
     @property
     def patcher(self) -> Any:
         """The adapter's gated layers."""
-        return self.references.adapter.gated_patcher
+        return self.adapter.gated_patcher
 
     @property
     def key(self) -> str:
         """`troupe.<adapter id>.gated`."""
-        return f"{self.references.adapter.key}.gated"
+        return f"{self.adapter.key}.gated"
 
     @property
     def idle(self) -> bool:
         """Strength 0, or every subject at weight 0."""
         return is_idle(self.settings.strength, self.references.subjects)
+
+    @property
+    def in_crops(self) -> str:
+        """The widget of that name."""
+        return self.settings.in_crops
 
     def located(self, now: GatedStrengths) -> bool:
         """Whether a subject that acts now has a box."""
@@ -104,7 +109,9 @@ class GatedAdapter(Hook):
             key: GatedLayer(fuser, mine) for key, fuser, mine in zip(self.keys, module.fusers, objects, strict=True)
         }
         others = [call.around, *patches_of(options, "attn1_patch", "attn1_output_patch", "middle_patch")]
-        patches = {"middle_patch": GatedPatch(call.run, chunks, layers, self._scale(call, device), others)}
+        patches: dict[str, GatedPatch | MaskPatch] = {
+            "middle_patch": GatedPatch(call.run, chunks, layers, self._scale(call, device), others)
+        }
         if module.mask_conv is not None:
             patches["input_block_patch"] = MaskPatch(
                 chunks, [self._mask(module, call, chunk, x.device, dtype) for chunk in chunks]

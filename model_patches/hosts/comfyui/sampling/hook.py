@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import torch
@@ -18,6 +18,7 @@ from comfy.patcher_extension import WrappersMP
 from ....binding.plan import Inside, Span, waits_for_prompt
 from ....prompt.graph_crops import samples_a_part
 from ....subjects import References
+from ..loading.adapters import HostAdapter
 from .attention_patch import Options
 from .calls import Call, texts_of, whose, with_subjects
 from .clock import Clock, sigma_range
@@ -48,6 +49,11 @@ class Hook(ABC):
             node_id,
         )
 
+    @property
+    def adapter(self) -> HostAdapter:
+        """The references' adapter."""
+        return cast(HostAdapter, self.references.adapter)  # Load Subject Adapter of this host gives no other
+
     # ---- what subclasses say -----------------------------------------------------------------------------------------
 
     @property
@@ -64,6 +70,11 @@ class Hook(ABC):
     @abstractmethod
     def idle(self) -> bool:
         """Whether the settings leave nothing to do in any step."""
+
+    @property
+    @abstractmethod
+    def in_crops(self) -> str:
+        """The widget of that name, one of `binding.settings.IN_CROPS`."""
 
     @abstractmethod
     def located(self, now: Any) -> bool:
@@ -171,7 +182,7 @@ class Hook(ABC):
                 table,
                 now,
                 x_in.shape[0],
-                tuple(x_in.shape[-2:]),
+                (x_in.shape[-2], x_in.shape[-1]),
                 model_options.get("model_function_wrapper"),
                 texts_of(conds),
             )
@@ -260,7 +271,7 @@ class Hook(ABC):
         A part is known by the graph. Where no graph is known, as in a script, every run that keeps the layout of a
         picture is taken for one.
         """
-        how = self.settings.in_crops
+        how = self.in_crops
         if how == "apply" or self.idle or all(s.region is None and s.box is None for s in self.references.subjects):
             return ""
         graph, node = executing()

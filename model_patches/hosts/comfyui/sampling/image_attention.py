@@ -52,17 +52,22 @@ class ImageAttention(Hook):
     @property
     def patcher(self) -> Any:
         """The adapter's image attention layers."""
-        return self.references.adapter.layers_patcher
+        return self.adapter.layers_patcher
 
     @property
     def key(self) -> str:
         """`troupe.<adapter id>`."""
-        return self.references.adapter.key
+        return self.adapter.key
 
     @property
     def idle(self) -> bool:
         """Weight 0, or every subject at weight 0."""
         return is_idle(self.settings.weight, self.references.subjects)
+
+    @property
+    def in_crops(self) -> str:
+        """The widget of that name."""
+        return self.settings.in_crops
 
     def located(self, now: ImageStrengths) -> bool:
         """Whether a region, or a box that limits now, holds a subject back that acts now."""
@@ -122,7 +127,7 @@ class ImageAttention(Hook):
             run.rest(f"{sentence}: regions and boxes of {self.node} cannot be mapped to tiles and are ignored.")
         subjects, pictures = self._pictured(call, options)
         # before the layers ask: in them, making it would break a compiled graph
-        for grid in grids_of(self.blocks, tuple(x.shape[-2:])) if shown else ():
+        for grid in grids_of(self.blocks, (x.shape[-2], x.shape[-1])) if shown else ():
             self.limits(call, tuple(chunk.area for chunk in chunks if chunk), grid, device, subjects, pictures)
             for tally in tallies:
                 tally.prepare(chunks, grid, call.size, device)
@@ -130,7 +135,8 @@ class ImageAttention(Hook):
         shared = SharedDelta(self, call, chunks, strengths, shown, tallies, acting, others, subjects, pictures)
         if with_subjects(chunks) and run.begins():
             self._report(run, images, names)
-        return {block.key: LayerDelta(shared, *layer) for block, *layer in zip(self.blocks, tokens, gains, strict=True)}
+        layers = zip(self.blocks, tokens, gains, strict=True)
+        return {block.key: LayerDelta(shared, of_layer, gain) for block, of_layer, gain in layers}
 
     def _images(
         self, run: Run, module: Any, model: Any, device: torch.device, dtype: torch.dtype, weights: Any
@@ -177,8 +183,10 @@ class ImageAttention(Hook):
             ("pictures", pictures), lambda: pictured(subjects, pictures, window is None), LIMITS
         )
         for i in found.wrong:
+            region = subjects[i].region
+            masks = 0 if region is None else len(region)
             sentence = (
-                f"the region of {called(i + 1, subjects[i].name)} has {len(subjects[i].region)} masks for a "
+                f"the region of {called(i + 1, subjects[i].name)} has {masks} masks for a "
                 f"batch of {counted(len(pictures), 'picture')}"
             )
             call.run.say(

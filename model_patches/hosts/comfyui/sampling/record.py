@@ -191,7 +191,7 @@ class Tally:
 def observer(
     tallies: Sequence[Tally],
     chunks: Sequence[ConditioningChunk],
-    acting: torch.Tensor,
+    acting: torch.Tensor | None,
     grid: Grid,
     size: Grid,
     whole: bool,
@@ -199,7 +199,7 @@ def observer(
     """What a layer is to tell about rows of these chunks, or None where nobody records them. whole: whether its
     positions are the picture's.
     """
-    if not tallies or all(chunk.role != COND for chunk in chunks):
+    if not tallies or acting is None or all(chunk.role != COND for chunk in chunks):
         return None
     if not whole:
         for tally in tallies:

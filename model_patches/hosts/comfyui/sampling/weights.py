@@ -6,7 +6,7 @@ No other module of the pack patches weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import comfy.lora
 import torch
@@ -18,7 +18,7 @@ from ..loading.adapters import HostAdapter
 from ..messages import info
 from .prompt_switch import PromptSwitch
 
-Weight = torch.Tensor | LoraPair
+Weight = TypeVar("Weight", torch.Tensor, LoraPair)
 MARK = "troupe_weights"
 MASKED_CHANNELS = 5  # a UNet whose extra input is the box mask of Subject-Diffusion
 STREAMS = {"l": "CLIP-L", "g": "OpenCLIP bigG", "h": "OpenCLIP H"}  # the host's names of text encoders
@@ -149,7 +149,8 @@ def in_streams(patcher: Any, loras: Mapping[str, Mapping[str, LoraPair]], adapte
 
     Raises MismatchError where the CLIP has not all of them.
     """
-    state, placed = patcher.model_state_dict(), {}
+    state = patcher.model_state_dict()
+    placed: dict[str, LoraPair] = {}
     there = [stream for stream in STREAMS if any(key.startswith(f"clip_{stream}.") for key in state)]
     if not set(loras) <= set(there):
         wanted, have = (
@@ -206,7 +207,7 @@ def _placed(
     raise MismatchError(f"{wanted} for the weights of {adapter.spec.file}", f"{found} {misfit}", do)
 
 
-def _shape(weight: Weight) -> tuple[int, ...]:
+def _shape(weight: torch.Tensor | LoraPair) -> tuple[int, ...]:
     """Of the weight in the model."""
     return (weight.up.shape[0], weight.down.shape[1]) if isinstance(weight, LoraPair) else tuple(weight.shape)
 
