@@ -153,6 +153,20 @@ class AdapterSpec:
             raise ValueError(f"{self.file}: expected a file with gated layers, found {self.describe()}")
         return self.gated
 
+    @property
+    def photo_encoder(self) -> EncoderNeed:
+        """`encoder` of a file that reads photos. Raises ValueError for any other."""
+        if self.encoder is None:
+            raise ValueError(f"{self.file}: expected a file that reads photos, found {self.describe()}")
+        return self.encoder
+
+    @property
+    def in_prompt(self) -> PromptSpec:
+        """`prompt` of a file that acts in the prompt. Raises ValueError for any other."""
+        if self.prompt is None:
+            raise ValueError(f"{self.file}: expected a file that acts in the prompt, found {self.describe()}")
+        return self.prompt
+
     def describe(self) -> str:
         """One line for logs and errors."""
         if self.gated is not None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from .errors import SubjectError
+
+if TYPE_CHECKING:
+    from .adapter import AdapterSpec, Weights
 
 MAX_SUBJECTS = 30  # the slots that GLIGEN was trained with
 MIN_PHOTO_SIDE = 8  # pixels
@@ -17,6 +20,39 @@ WHITE_FROM = 0.5  # a mask's value above which a pixel belongs to the subject
 NUMBERS = ("weight", "start_percent", "end_percent")
 Image = torch.Tensor  # [n, H, W, C], float 0..1
 Mask = torch.Tensor  # [n, H, W], float 0..1
+
+
+class SubjectAdapter(Protocol):
+    """What every host's adapter has; each host adds what holds the modules."""
+
+    @property
+    def spec(self) -> AdapterSpec:
+        """What its file turned out to be."""
+        ...
+
+    @property
+    def weights(self) -> Weights:
+        """Weights of the base model that it brings."""
+        ...
+
+    @property
+    def id(self) -> str:
+        """Tells it from every other loaded adapter."""
+        ...
+
+
+class PreparedFaces(Protocol):
+    """The faces in a subject's photos, as `encoding.faces.prepare_faces` finds them."""
+
+    @property
+    def vectors(self) -> torch.Tensor:
+        """[n, V], who it is, one a photo."""
+        ...
+
+    @property
+    def crops(self) -> torch.Tensor:
+        """[n, S, S, 3], one a photo."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +89,7 @@ class Subject:
     end_percent: float = 1.0
     region: torch.Tensor | None = None
     box: Box | None = None
-    faces: Any = None
+    faces: PreparedFaces | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +148,7 @@ class References:
     pictures as the encoder saw them, one a photo.
     """
 
-    adapter: Any
+    adapter: SubjectAdapter
     subjects: tuple[ReferenceSubject, ...]
     uncond_tokens: torch.Tensor | None
     uncond_name_tokens: torch.Tensor | None = None
@@ -135,7 +171,7 @@ def make_subject(
     mask: Mask | None = None,
     region: Mask | None = None,
     number: int = 1,
-    faces: Any = None,
+    faces: PreparedFaces | None = None,
     **rest: Any,
 ) -> Subject:
     """A checked Subject from what the artist wired.

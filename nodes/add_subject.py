@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..model_patches.subjects import Cast, make_subject
+from ..model_patches.subjects import Cast, PreparedFaces, make_subject
 from .types import CATEGORY, FOLDED, CastType, Faces, found_by, percent
 
 
@@ -101,7 +101,7 @@ class AddSubject(io.ComfyNode):
         same_subject_2: Any = None,
         same_subject_3: Any = None,
         same_subject_4: Any = None,
-        faces: Any = None,
+        faces: PreparedFaces | None = None,
     ) -> io.NodeOutput:
         cast = cast or Cast()
         images = [image, same_subject_2, same_subject_3, same_subject_4]

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..model_patches.binding.settings import IN_CROPS, GatedSettings
 from ..model_patches.hosts.comfyui.apply import apply_gated
 from ..model_patches.hosts.comfyui.messages import Messages
+from ..model_patches.subjects import References
 from .graph import blocked_unless_wired, needed, warn_about_wires_past
 from .types import CATEGORY, FOLDED, ReferencesType, found_by, percent
 
@@ -119,7 +120,7 @@ class ApplyGated(io.ComfyNode):
         in_crops: str = IN_CROPS[0],
         negative: Any = None,
         middle: Any = None,
-        references: Any = None,
+        references: References | None = None,
     ) -> io.NodeOutput:
         references = needed(references, "Apply Gated Adapter", "references", "Encode Subject References")
         messages = Messages()

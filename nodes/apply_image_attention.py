@@ -8,6 +8,7 @@ from ..model_patches.attention.decoupled import MERGES
 from ..model_patches.binding.settings import IN_CROPS, ImageAttentionSettings, mixing_for
 from ..model_patches.hosts.comfyui.apply import apply_image_attention
 from ..model_patches.hosts.comfyui.messages import Messages
+from ..model_patches.subjects import References
 from .graph import blocked_unless_wired, needed, warn_about_missing_names, warn_about_wires_past
 from .types import CATEGORY, FOLDED, ReferencesType, found_by, percent
 
@@ -182,7 +183,7 @@ class ApplyImageAttention(io.ComfyNode):
         positive: Any = None,
         negative: Any = None,
         middle: Any = None,
-        references: Any = None,
+        references: References | None = None,
     ) -> io.NodeOutput:
         references = needed(references, "Apply Image Attention", "references", "Encode Subject References")
         messages = Messages()

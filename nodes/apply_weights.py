@@ -4,6 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..model_patches.hosts.comfyui.loading.adapters import HostAdapter
 from ..model_patches.hosts.comfyui.messages import Messages
 from ..model_patches.hosts.comfyui.sampling.weights import apply_weights
 from .graph import unless_wired
@@ -58,7 +59,7 @@ class ApplyAdapterWeights(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, adapter: Any, strength_model: float, strength_clip: float, clip: Any = None
+        cls, model: Any, adapter: HostAdapter, strength_model: float, strength_clip: float, clip: Any = None
     ) -> io.NodeOutput:
         messages = Messages()
         model, clip = apply_weights(model, adapter, strength_model, strength_clip, clip, messages.warn, messages.done)

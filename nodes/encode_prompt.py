@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..model_patches.hosts.comfyui.messages import Messages
 from ..model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt
+from ..model_patches.subjects import References
 from .graph import used_from
 from .types import CATEGORY, FOLDED, ReferencesType, found_by, percent
 
@@ -98,7 +99,7 @@ class EncodePrompt(io.ComfyNode):
     def execute(
         cls,
         clip: Any,
-        references: Any,
+        references: References,
         text: str,
         fuse_start_percent: float,
         fuse_start_step: int,

@@ -7,7 +7,9 @@ from comfy_api.latest import io
 from ..model_patches.encoding.framing import FRAMINGS
 from ..model_patches.encoding.summary import summary
 from ..model_patches.hosts.comfyui.apply import encode_references
+from ..model_patches.hosts.comfyui.loading.adapters import HostAdapter
 from ..model_patches.hosts.comfyui.messages import Messages
+from ..model_patches.subjects import Cast
 from .types import CATEGORY, FOLDED, Adapter, CastType, ReferencesType, found_by
 
 
@@ -72,7 +74,13 @@ class EncodeSubjects(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, adapter: Any, cast: Any, framing: str, clip: Any = None, clip_vision: Any = None, prompt: str | None = None
+        cls,
+        adapter: HostAdapter,
+        cast: Cast,
+        framing: str,
+        clip: Any = None,
+        clip_vision: Any = None,
+        prompt: str | None = None,
     ) -> io.NodeOutput:
         messages = Messages()
         references = encode_references(

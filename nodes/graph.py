@@ -5,7 +5,7 @@ for.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from comfy_execution.graph_utils import ExecutionBlocker
 
@@ -14,6 +14,8 @@ from ..model_patches.prompt.graph_text import literal_texts
 from ..model_patches.prompt.graph_wires import samplers_past
 from ..model_patches.prompt.names import missing_warnings
 from ..model_patches.subjects import References
+
+T = TypeVar("T")
 
 
 def warn_about_missing_names(
@@ -53,7 +55,7 @@ def blocked_unless_wired(node: str, model: Any, positive: Any, negative: Any, mi
     return (model, *(unless_wired(node, name, value, "prompt") for name, value in named))
 
 
-def needed(value: Any, node: str, name: str, source: str) -> Any:
+def needed(value: T | None, node: str, name: str, source: str) -> T:
     """An input that the node cannot do without. It is optional in the schema, so that the prompts stand before it: a
     bypassed node then hands on each by its own slot.
 

@@ -121,7 +121,7 @@ class PlaceSubjects(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        cast: Any,
+        cast: Cast,
         width: int,
         height: int,
         boxes: str,

@@ -5,6 +5,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..model_patches.hosts.comfyui.messages import Messages
+from ..model_patches.hosts.comfyui.sampling.record import RelevanceRecord
 from ..model_patches.relevance.maps import findings, report
 from ..model_patches.relevance.pictures import draw_maps
 from .types import CATEGORY, RecordType, found_by
@@ -45,9 +46,13 @@ class PreviewRelevance(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, record: Any, latent: Any, image: Any = None) -> io.NodeOutput:
+    def execute(cls, record: RelevanceRecord, latent: Any, image: Any = None) -> io.NodeOutput:
         run, samples = record.run, latent["samples"]
-        maps, text, messages = draw_maps(run, tuple(samples.shape[-2:]), image), report(run, samples), Messages()
+        maps, text, messages = (
+            draw_maps(run, (samples.shape[-2], samples.shape[-1]), image),
+            report(run, samples),
+            Messages(),
+        )
         for line in (line for paragraph in findings(run, samples) for line in paragraph):
             (messages.warn if line.warning else messages.done)(line.text)
         return io.NodeOutput(

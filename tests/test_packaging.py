@@ -51,7 +51,7 @@ VALUES = {"model_patches/errors", "model_patches/subjects", "model_patches/adapt
 ROOMS = {
     **{f"{package}/__init__": set() for package in ("model_patches", "model_patches/hosts")},
     "model_patches/errors": set(),
-    "model_patches/subjects": {"model_patches/errors"},
+    "model_patches/subjects": {"model_patches/errors", "model_patches/adapter"},  # of the adapter only types
     "model_patches/attention": {"model_patches/errors"},
     "model_patches/encoders": {"model_patches/errors", "model_patches/attention"},
     "model_patches/checkpoints": {"model_patches/errors", "model_patches/encoders"},

@@ -81,11 +81,10 @@ def _encode_photos(
     """Tokens of each subject (mean over its photos, after projection) and uncond tokens. previews: all photos,
     prepared.
     """
-    if spec.encoder is None:
-        raise ValueError(f"{spec.file}: expected an adapter that reads photos, found {spec.describe()}")
-    pooled = spec.encoder.kind == "pooled"
+    kind = spec.photo_encoder.kind
+    pooled = kind == "pooled"
     pictures = torch.stack(list(previews)) if previews else torch.zeros(0, images.size, images.size, 3)
-    features = images.encode(pictures, spec.encoder.kind, blank=not pooled)
+    features = images.encode(pictures, kind, blank=not pooled)
     if pooled:  # published: the projection of a zero embedding; the others project the encoding of zero pixel values
         features = torch.cat((features, features.new_zeros(1, images.pooled)))
     projected = project(features).float()

@@ -14,7 +14,7 @@ from ..adapter import AdapterSpec
 from ..base_mismatch import base_mismatch
 from ..checkpoints.catalogue import encoder_of_width, where_to_get
 from ..errors import MismatchError, SubjectError
-from ..subjects import Cast
+from ..subjects import Cast, SubjectAdapter
 
 Projector = Callable[..., Any]  # a projection, on one or several tensors, giving one or several
 OWN_CLIP = "Wire the CLIP of the checkpoint that you sample with"
@@ -69,13 +69,13 @@ class NameEncoder(Protocol):
 class EncodeInputs:
     """What a family encodes a cast with.
 
-    adapter: has `.spec` and `.weights`; images: the image encoder with the adapter's own weights in it, base_images:
+    images: the image encoder with the adapter's own weights in it, base_images:
     without them, both None for an adapter that reads no photos; project: the adapter's projection; names: the text
     encoder, or None;
     framing: 'pad', 'center', 'stretch' or 'black'; prompts: known prompt texts.
     """
 
-    adapter: Any
+    adapter: SubjectAdapter
     cast: Cast
     images: Any
     base_images: Any

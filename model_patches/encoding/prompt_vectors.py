@@ -31,8 +31,8 @@ def prompt_vectors(
     check_all_named(given)
     subjects = []
     if cast.subjects:
-        embeds = given.images.encode(torch.stack(list(previews)), spec.encoder.kind, blank=False)
-        (stream,) = spec.prompt.streams
+        embeds = given.images.encode(torch.stack(list(previews)), spec.photo_encoder.kind, blank=False)
+        (stream,) = spec.in_prompt.streams
         each = vectors_of(embeds).float().split([len(s.photos) for s in cast.subjects])
         subjects = [
             reference_subject(i, s, words={stream: mine.mean(0)})

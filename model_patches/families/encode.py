@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ..encoding.interfaces import EncodeInputs, ImageEncoder, NameEncoder, Projector, check_image_encoder
-from ..subjects import Cast, References
+from ..subjects import Cast, References, SubjectAdapter
 from .registry import family_of
 
 EMPTY = "Add a subject with Add Subject: the cast is empty, so the picture has no references."
 
 
 def encode_subjects(
-    adapter: Any,
+    adapter: SubjectAdapter,
     cast: Cast,
     images: ImageEncoder | None,
     project: Projector,

@@ -88,7 +88,7 @@ def fuse_prompt(
             further vectors.
         MismatchError: text encoders of another base model.
     """
-    spec: PromptSpec = references.adapter.spec.prompt
+    spec = references.adapter.spec.in_prompt
     check_streams(references, encoder.tokenize(""))
     prompt = parse_prompt(text)
     places_in = parse_prompt(places_of) if places_of and not spec.fusion.in_suffix else prompt
@@ -150,7 +150,7 @@ def _places(
 def check_streams(references: References, streams: Mapping[str, Any]) -> None:
     """Raise MismatchError unless the CLIP has the text encoders that the adapter acts in, and no others."""
     spec = references.adapter.spec
-    if set(streams) != set(spec.prompt.streams):
+    if set(streams) != set(spec.in_prompt.streams):
         kinds = {("l",): "SD1.5", ("h",): "SD2.x", ("g", "l"): "SDXL"}
         found = kinds.get(tuple(sorted(streams)), f"text encoders {', '.join(sorted(streams))}")
         do = "Wire the CLIP of the checkpoint that you sample with, through Apply Adapter Weights."

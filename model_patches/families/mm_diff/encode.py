@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from ...encoding.faces import Faces
 from ...encoding.image_tokens import encode_names, reference_subject
 from ...encoding.interfaces import EncodeInputs
 from ...encoding.photos import prepared_photos
 from ...encoding.prompt_vectors import check_all_named
 from ...encoding.warnings import region_warnings
 from ...errors import SubjectError
-from ...subjects import References, Subject, called
+from ...subjects import PreparedFaces, References, Subject, called
 
 # heads that make image tokens of photos -> what they read; others read faces
 OBJECTS = {"ObjectHead": "pooled", "CLSHead": "unprojected"}
@@ -45,7 +44,7 @@ def _words_and_tokens(
     spec, cast = given.adapter.spec, given.cast
     counts = [len(s.photos) for s in cast.subjects]
     firsts = torch.stack([previews[sum(counts[:i])] for i in range(len(counts))])
-    pooled = given.images.encode(firsts, spec.encoder.kind, blank=False)
+    pooled = given.images.encode(firsts, spec.photo_encoder.kind, blank=False)
     if spec.projection in OBJECTS:
         looks = torch.stack(list(prepared_photos(cast, given.base_images.size, "pad")))
         who = given.base_images.encode(looks, OBJECTS[spec.projection], blank=False)
@@ -53,12 +52,12 @@ def _words_and_tokens(
         faces = [_faces_of(number, subject) for number, subject in enumerate(cast.subjects, 1)]
         who, looks = torch.cat([f.vectors for f in faces]), torch.cat([f.crops for f in faces])
     one, two, tokens = given.project(pooled, who, given.base_images.encode(looks, "penultimate", blank=False))
-    first, second = spec.prompt.streams
+    first, second = spec.in_prompt.streams
     each = zip(one.float().split(1), two.float().split(1), tokens.float().split(counts), strict=True)
     return [({first: a, second: b}, mine.flatten(0, 1)) for a, b, mine in each]
 
 
-def _faces_of(number: int, subject: Subject) -> Faces:
+def _faces_of(number: int, subject: Subject) -> PreparedFaces:
     if subject.faces is None:
         do = "Connect its photos to Prepare Faces, and 'faces' of that node to 'faces' of Add Subject."
         raise SubjectError(f"prepared faces for {called(number, subject.name)}, which this adapter needs", "none", do)

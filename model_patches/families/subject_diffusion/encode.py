@@ -29,10 +29,11 @@ def encode(given: EncodeInputs) -> tuple[References, list[str]]:
     subjects = []
     if cast.subjects:
         patches, pooled = given.images.encode_patches(torch.stack(list(previews)))
-        if patches.shape[1] != spec.gated.tokens:
+        gated = spec.gated_layers
+        if patches.shape[1] != gated.tokens:
             found, do = f"one with {patches.shape[1]}", "Disconnect 'clip_vision' and set 'clip_vision_name' to auto."
             raise MismatchError(
-                f"{spec.encoder.describe()} with {spec.gated.tokens} patches for {spec.file}", found, do
+                f"{spec.photo_encoder.describe()} with {gated.tokens} patches for {spec.file}", found, do
             )
         counts = [len(s.photos) for s in cast.subjects]
         both = zip(

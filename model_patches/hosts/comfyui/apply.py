@@ -103,7 +103,7 @@ def apply_gated(
     check_places(
         adapter.spec, {path: block.width for path, block in blocks.items()}, next(iter(blocks.values())).context_dim
     )
-    keys = [blocks[path].key for path in adapter.spec.gated.places]
+    keys = [blocks[path].key for path in adapter.spec.gated_layers.places]
     return _wired(
         model, GatedAdapter(references, settings, keys, negative is not None, node_id), positive, negative, middle
     )

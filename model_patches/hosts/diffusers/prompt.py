@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from ...adapter import Adapter
 from ...binding.plan import is_delayed
 from ...errors import MismatchError
 from ...prompt.fusion import Encoded, Streams, fuse_prompt
@@ -61,7 +62,7 @@ def encode_prompt(
         MismatchError: the adapter puts nothing into prompts, or the text encoders are of another base model.
         SubjectError: see `fuse.fuse_prompt`.
     """
-    adapter = references.adapter
+    adapter = cast(Adapter, references.adapter)
     if adapter.spec.prompt is None:
         found = f"{adapter.spec.file}, {adapter.spec.describe()}"
         raise MismatchError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import comfy.model_management
 import torch
@@ -80,7 +80,7 @@ def encode_prompt(
         MismatchError: the adapter puts nothing into prompts, or the CLIP is of another base model.
         SubjectError: see `fuse.fuse_prompt`.
     """
-    adapter = references.adapter
+    adapter = cast(HostAdapter, references.adapter)  # Load Subject Adapter of this host gives no other
     if adapter.spec.prompt is None:
         do = f"Encode the prompt with CLIP Text Encode, and wire these references into {adapter.spec.node}."
         raise MismatchError(
