@@ -48,11 +48,13 @@ def found(page, query):
     """The list of the search box, from the top, as it is shown."""
     page.key("Escape", "Escape")
     page.settle()
-    page.page.mouse.dblclick(1000, 500)
-    page.settle(900)
-    page.page.locator("input[placeholder*='earch']:visible, input[role=combobox]:visible").last.fill(
-        query, timeout=15_000
-    )
+    field = page.page.locator("input[placeholder*='earch']:visible, input[role=combobox]:visible").last
+    for _ in range(3):  # a busy page may miss the first double click
+        page.page.mouse.dblclick(1000, 500)
+        page.settle(1500)
+        if field.count():
+            break
+    field.fill(query, timeout=15_000)
     page.settle(1500)
     names = page.page.evaluate(LISTED)
     page.key("Escape", "Escape")
