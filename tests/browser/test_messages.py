@@ -130,9 +130,7 @@ def test_messages_take_no_room_in_the_saved_graph(page, server):
         page.evaluate("async (graph) => { await window.app.loadGraphData(graph, true, true, null); }", graph)
         page.settle(900)  # the front end restores the view that was saved
         page.evaluate(CLOSE, watched[0])
-        page.page.wait_for_function(
-            f"(ids) => ids.every((id) => ({LINES})(id).length > 0)", arg=watched, timeout=20_000
-        )
+        assert all(settled(page, lambda: [lines(page, id_) for id_ in watched]))
     page.outside.clear()
     assert settled(page, lambda: [page.evaluate(HEIGHT, id_) for id_ in watched]) == heights
     assert {key: page.page.evaluate(sizes)[key] for key in map(str, watched)} == {
