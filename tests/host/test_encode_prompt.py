@@ -105,7 +105,9 @@ def test_mm_diffs_prompts_through_the_hosts_own_clip_classes(mode, monkeypatch):
     )
     positions = g["text.mask"][0].nonzero().flatten().tolist()
     monkeypatch.setattr(
-        fusion, "_places", lambda spec, references, text, *a: (text, [Place(0, p, (p,), "") for p in positions])
+        fusion,
+        "_places",
+        lambda spec, references, prompt, *a: (prompt.text, [Place(0, p, (p,), "") for p in positions]),
     )
     clip = TinyClip(mode, {"": g["text.ids"][0], "yes": g["text.ids"][0], "no": g["text.neg_ids"][0]})
     (fused,), (plain,) = encode_prompt(clip, References(adapter, subjects, None), "yes")
@@ -212,7 +214,9 @@ def test_subject_diffusions_prompts_through_the_hosts_own_clip_classes(row, mode
         ReferenceSubject(str(i), None, None, words={"h": vector.unsqueeze(0)}) for i, vector in enumerate(vectors)
     )
     monkeypatch.setattr(
-        fusion, "_places", lambda spec, references, text, *a: (text, [Place(0, p, (p,), "") for p in spots[row]])
+        fusion,
+        "_places",
+        lambda spec, references, prompt, *a: (prompt.text, [Place(0, p, (p,), "") for p in spots[row]]),
     )
     (fused,), (plain,) = encode_prompt(TinySD2(mode, g["ids"][row]), References(adapter, subjects, None), "")
     for found, name in ((plain, "out_unreplaced"), (fused, "out_replaced")):

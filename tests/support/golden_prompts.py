@@ -67,7 +67,8 @@ def fused(
         ReferenceSubject(word(p), None, None, w, words={"l": v})
         for p, v, w in zip(places, vectors, weights, strict=True)
     )
-    spec = SimpleNamespace(prompt=PromptSpec(FUSIONS[kind], {"l": width}), base="SD1.5", file="stored")
+    prompt = PromptSpec(FUSIONS[kind], {"l": width})
+    spec = SimpleNamespace(prompt=prompt, in_prompt=prompt, base="SD1.5", file="stored")
     references = References(SimpleNamespace(spec=spec), subjects, None)
     (found,), _ = fuse_prompt(references, text or " ".join(map(word, range(1, length + 1))), encoder, places_of)
     return found
