@@ -524,6 +524,12 @@ def test_odd_backgrounds(channels):
     assert (preview - 0.5).abs().min() < 0.1  # NaN is black and does not spread to the white beside it
 
 
+@pytest.mark.parametrize("control", ["\x85", "\x00", "\u200b", "\n", "\ue000"])
+def test_a_label_has_no_letters_that_cannot_be_drawn(control):
+    text, font = fitting("1", f"{control}0 cat{control}", 500)
+    assert text == "1 0 cat" and font.getlength(text) > 0
+
+
 @pytest.mark.parametrize("name", ["", "cat", "a girl with a very long name and red hair", "Ångström", "初音ミク"])
 @pytest.mark.parametrize("width", [1, 40, 120, 1000])
 def test_a_label_fits_and_keeps_its_number(name, width):

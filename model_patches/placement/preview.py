@@ -79,8 +79,9 @@ def label_on(picture: torch.Tensor, place: Rectangle, index: int, name: str, tak
 def fitting(number: str, name: str, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
     """'number name' in the largest font that fits the width in pixels, the name shortened where none does.
 
-    The number is always whole.
+    The number is always whole. Control characters, which some text layouts refuse to draw, become spaces.
     """
+    name = "".join(letter if letter.isprintable() else " " for letter in name).strip()
     whole, sizes = f"{number} {name}".strip(), iter(FONT_SIZES)
     font = _font(next(sizes), name)
     while font.getlength(whole) > width:
