@@ -77,10 +77,10 @@ def pictured(subjects: Sequence[ReferenceSubject], pictures: Sequence[int], whol
 
     pictures: numbers of the pictures that are computed, from 0; whole: whether these are all there are.
     """
-    if not any(_has_several_masks(s) for s in subjects):
+    if not any(has_several_masks(s) for s in subjects):
         return Pictured(subjects)
     found, wrong = with_masks_for(subjects, pictures, whole)
-    return Pictured(found, tuple(pictures) if any(_has_several_masks(s) for s in found) else (), wrong)
+    return Pictured(found, tuple(pictures) if any(has_several_masks(s) for s in found) else (), wrong)
 
 
 def group_limits(
@@ -126,5 +126,6 @@ def _limits(
     return torch.stack(maps).flatten(1)
 
 
-def _has_several_masks(subject: ReferenceSubject) -> bool:
+def has_several_masks(subject: ReferenceSubject) -> bool:
+    """Return whether the subject's region has a mask for each picture of a batch."""
     return subject.region is not None and subject.region.ndim == 3

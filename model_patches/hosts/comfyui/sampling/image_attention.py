@@ -11,7 +11,7 @@ import torch
 
 from ....attention.decoupled import LayerTokens
 from ....binding.layer_tokens import Projected, call_tokens, gain_weights, layer_delta, project_images, project_names
-from ....binding.limits import Pictured, group_limits, limited, pictured
+from ....binding.limits import Pictured, group_limits, has_several_masks, limited, pictured
 from ....binding.plan import ImageStrengths, image_strengths, is_idle, needs_names, takes_part
 from ....binding.settings import ImageAttentionSettings
 from ....encoding.summary import counted, who
@@ -178,6 +178,8 @@ class ImageAttention(Hook):
         differs between them.
         """
         subjects, window = self.references.subjects, pictures_of_window(options)
+        if not any(has_several_masks(s) for s in subjects):
+            return subjects, ()
         pictures = tuple(range(call.pictures)) if window is None or len(window) != call.pictures else window
         found: Pictured = call.run.once(
             ("pictures", pictures), lambda: pictured(subjects, pictures, window is None), LIMITS
