@@ -20,6 +20,8 @@ def load_pack() -> ModuleType:
         spec = importlib.util.spec_from_file_location(
             "troupe", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
         )
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{ROOT} cannot be loaded as a package", name="troupe")
         module = importlib.util.module_from_spec(spec)
         sys.modules["troupe"] = module
         spec.loader.exec_module(module)

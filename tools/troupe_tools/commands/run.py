@@ -266,10 +266,10 @@ def changes_of(options: argparse.Namespace, random: bool) -> Changes:
         tuple(options.photo), tuple(options.name), options.prompt, options.size, options.steps, options.seed
     )
     if random and (changes.size is None or changes.steps is None):
-        changes = replace(changes, size=changes.size or SMALL_SIZE, steps=changes.steps or SMALL_STEPS)
-        size = f"{changes.size[0]}x{changes.size[1]}"
+        size, steps = changes.size or SMALL_SIZE, changes.steps or SMALL_STEPS
+        changes = replace(changes, size=size, steps=steps)
         print(
-            f"random models: {size} pixels and {changes.steps} steps instead of the workflow's, as only the "
+            f"random models: {size[0]}x{size[1]} pixels and {steps} steps instead of the workflow's, as only the "
             "plumbing can be seen (--size and --steps change it)"
         )
     return changes

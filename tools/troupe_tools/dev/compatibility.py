@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import platform
 import re
@@ -31,7 +32,7 @@ def facts_of_host() -> dict[str, str]:
     import comfyui_version
     import torch
 
-    front_end = pinned_frontend(Path(comfyui_version.__file__).parent)
+    front_end = pinned_frontend(Path(inspect.getfile(comfyui_version)).parent)
     return {
         "comfyui": comfyui_version.__version__,
         "frontend": front_end,
@@ -104,8 +105,9 @@ def merged(records: Sequence[Record], found: Iterable[Record]) -> list[Record]:
     for record in found:
         key = tuple(record[name] for name in HOST)
         before = kept.get(key)
-        same = before and before["commit"] == record["commit"] and not record["commit"].endswith(("+", "unknown"))
-        files = {**before["files"], **record["files"]} if same else record["files"]
+        files = record["files"]
+        if before and before["commit"] == record["commit"] and not record["commit"].endswith(("+", "unknown")):
+            files = {**before["files"], **files}
         kept[key] = {**record, "files": dict(sorted(files.items()))}
     return sorted(
         kept.values(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from ..pack import hide_broken_torchaudio, load_pack
 from ..workflow.graph import Graph, Node
+from ..workflow.sampling_nodes import source
 from .thumbnail_style import DIM, INK, MARGIN, OURS, PAPER, SCALE, SIZE, font
 
 KEYS = {"mip_adapter": "mip", "ip_adapter": "ip"}
@@ -38,11 +40,13 @@ def paint_rehearsal(workflow: dict[str, Any]) -> tuple[list[tuple[str, Image.Ima
     graph = Graph(workflow)
     [load] = graph.of_type("TroupeRehearsal")
     models, key = load_rehearsal(), KEYS[graph.value(load, "adapter")]
-    painted = []
+    painted: list[Painted] = []
+    subjects: Sequence[Any] = ()
     for preview in graph.of_type("TroupePreviewRelevance"):
         record, sampler = (_source(graph, preview, name) for name in ("record", "latent"))
         apply = _source(graph, record, "model")
         boxed, cast = _cast(graph, apply)
+        subjects = cast.subjects
         prompt, maps = graph.value(_source(graph, apply, "positive"), "text"), []
         settings = {name: graph.value(apply, name) for name in ("merge", "weight", "sharpness")}
         made = paint(
@@ -59,7 +63,7 @@ def paint_rehearsal(workflow: dict[str, Any]) -> tuple[list[tuple[str, Image.Ima
         painted.append(
             Painted(settings["merge"] + (" with boxes" if boxed else ""), _image(made.movedim(1, -1)), _image(drawn))
         )
-    return [(subject.name, _image(subject.photos[0].image[None])) for subject in cast.subjects], painted
+    return [(subject.name, _image(subject.photos[0].image[None])) for subject in subjects], painted
 
 
 def rehearsal_thumbnail(workflow: dict[str, Any], title: str) -> Image.Image:
@@ -138,7 +142,8 @@ def _cast(graph: Graph, apply: Node) -> tuple[bool, Any]:
     figures = called_for(", ".join(f"a {graph.value(load, f'subject_{n}')}" for n in (1, 2, 3)))
     cast = Cast()
     for number, subject in enumerate(subjects, 1):
-        figure = figures[int(load.raw["outputs"][graph.source(subject, "image")[1]]["name"].removeprefix("image_")) - 1]
+        output = load.raw["outputs"][source(graph, subject, "image")[1]]["name"]
+        figure = figures[int(output.removeprefix("image_")) - 1]
         picture = torch.from_numpy(reference(figure).copy())[None].float() / 255
         cast = cast.add(
             make_subject(graph.value(subject, "name"), [picture], number=number, weight=graph.value(subject, "weight"))
@@ -155,7 +160,7 @@ def _references(models: Any, key: str, cast: Any) -> Any:
 
 
 def _source(graph: Graph, node: Node, name: str) -> Node:
-    return graph.source(node, name)[0]
+    return source(graph, node, name)[0]
 
 
 def _image(picture: torch.Tensor) -> Image.Image:

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage] - a public name
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ..errors import RunError
@@ -135,8 +135,8 @@ def load_base(path: Path, family: BaseFamily, device: str, dtype: torch.dtype) -
                 "Choose a checkpoint of that family."
             ) from error
     return BaseModel(
-        unet.to(device).eval(),
-        vae.to(device).eval(),
+        unet.to(device).eval(),  # pyright: ignore[reportArgumentType] - diffusers' wrapper of `to` loses self
+        vae.to(device).eval(),  # pyright: ignore[reportArgumentType] - the same
         ClipTexts.sdxl(*texts) if len(texts) == 2 else ClipTexts.sd15(*texts),
         prediction,
     )

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from ..errors import RunError
 from ..pack import hide_broken_torchaudio, load_pack
-from ..workflow.job_records import ApplyJob, GatedJob, Job, SubjectJob
+from ..workflow.job_records import AppliedJob, ApplyJob, GatedJob, Job, SubjectJob
 from .random_faces import RANDOM_FACES, random_vectors, square
 from .report import facts_of, to_image
 from .result import Progress, Result, Say
@@ -247,7 +247,7 @@ def _placed(cast: Cast, apply: ApplyJob, warn: Say) -> Cast:
     return cast
 
 
-def _settings(apply: ApplyJob, references: References) -> ImageAttentionSettings | GatedSettings:
+def _settings(apply: AppliedJob, references: References) -> ImageAttentionSettings | GatedSettings:
     if isinstance(apply, GatedJob):
         return GatedSettings(apply.strength, apply.end_percent, apply.decay_percent, apply.use_bbox)
     mixing = mixing_for(references, apply.merge, apply.sharpness, apply.background)

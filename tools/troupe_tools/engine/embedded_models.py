@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage] - a public name
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -91,7 +91,7 @@ def real_models(job: Job, needed: Sequence[Needed]) -> Models:
     Raises RunError where one of them cannot be read.
     """
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    paths = {(file.folder, file.name): file.path for file in needed}
+    paths = {(file.folder, file.name): file.path for file in needed if file.path is not None}
     by_value = {value: path for (folder, name), path in paths.items() for value in (name, f"{folder}/{name}")}
     family = FAMILIES.get(base_of(job.adapters[0]).split(",")[0])
     if family is None:
@@ -117,7 +117,9 @@ def _images_for(
         (
             file.path
             for file in needed
-            if file.folder == VISION_FOLDER and need.fits(*(encoder_widths(file.path) or (0, 0)))
+            if file.folder == VISION_FOLDER
+            and file.path is not None
+            and need.fits(*(encoder_widths(file.path) or (0, 0)))
         ),
         None,
     )
@@ -126,7 +128,10 @@ def _images_for(
             f"Which CLIP vision encoder '{name}' needs is not known for a file of this name. Run the "
             "workflow in ComfyUI, which finds it."
         )
-    return ClipImages(load_vision(encoder).to(device, dtype))
+    model = load_vision(encoder)
+    return ClipImages(
+        model.to(device, dtype)  # pyright: ignore[reportArgumentType] - transformers' wrapper of `to` loses self
+    )
 
 
 def load_vision(path: Path) -> CLIPVisionModelWithProjection:
@@ -137,7 +142,7 @@ def load_vision(path: Path) -> CLIPVisionModelWithProjection:
     from troupe.model_patches.checkpoints.clip_vision import with_transformers_names
     from troupe.model_patches.checkpoints.files import read_state
 
-    state = with_transformers_names(read_state(path))
+    state: dict[str, torch.Tensor] = with_transformers_names(read_state(path))
     try:
         hidden, _, patch, _ = state["vision_model.embeddings.patch_embedding.weight"].shape
         positions = len(state["vision_model.embeddings.position_embedding.weight"])
@@ -186,7 +191,7 @@ def _random_texts(base: str, wide: bool = False) -> tuple[ClipTexts, int]:
     """
 
     def config(width: int) -> CLIPTextConfig:
-        sizes = {
+        sizes: dict[str, Any] = {
             "hidden_size": width,
             "intermediate_size": 2 * width,
             "projection_dim": width,
@@ -248,6 +253,10 @@ def _random_vae() -> AutoencoderKL:
     levels = (16, 16, 32, 32)
     down, up = ("DownEncoderBlock2D",) * len(levels), ("UpDecoderBlock2D",) * len(levels)
     vae = AutoencoderKL(
-        block_out_channels=levels, down_block_types=down, up_block_types=up, norm_num_groups=8, latent_channels=4
+        block_out_channels=levels,  # pyright: ignore[reportArgumentType] - diffusers writes Tuple[int] for any length
+        down_block_types=down,  # pyright: ignore[reportArgumentType] - the same, Tuple[str]
+        up_block_types=up,  # pyright: ignore[reportArgumentType] - the same, Tuple[str]
+        norm_num_groups=8,
+        latent_channels=4,
     )
     return randomise(vae, seed=1).eval()

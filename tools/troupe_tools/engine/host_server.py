@@ -15,8 +15,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import RunError
 from ..pack import ROOT
@@ -93,6 +94,7 @@ class HostServer:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
         )
+        self._output = cast(BufferedReader, self._process.stdout)  # of a pipe without text mode
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
@@ -110,7 +112,7 @@ class HostServer:
             self._process.kill()
             self._process.wait()
         self._reader.join(5)
-        self._process.stdout.close()
+        self._output.close()
 
     def object_info(self) -> dict[str, Any]:
         """Every node's schema."""
@@ -149,7 +151,7 @@ class HostServer:
     def _read(self) -> None:
         """Follow the server's output: progress, and what Troupe says."""
         line = b""
-        while part := self._process.stdout.read1(4096):
+        while part := self._output.read1(4096):
             *lines, line = re.split(rb"[\r\n]", line + part)
             for text in (raw.decode(errors="replace").strip() for raw in lines):
                 if text:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from torch import nn
 from ..pack import load_pack
 from ..workflow.adapter_kinds import GLIGEN, MM_DIFF, SUBJECT_DIFFUSION, UMM, kind_of
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 VISION = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -159,7 +160,7 @@ def vision_of(adapter: str, context_dim: int) -> dict[str, Any]:
     return {**VISION, "projection_dim": widths.get(kind_of(adapter), VISION["projection_dim"])}
 
 
-def randomise(module: nn.Module, seed: int) -> nn.Module:
+def randomise(module: ModuleT, seed: int) -> ModuleT:
     """Fill matrices with noise that keeps activations in bounds, norms with ones, biases with zeros."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

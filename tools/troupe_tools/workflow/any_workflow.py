@@ -106,46 +106,25 @@ def _from_prompt(prompt: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(eq=False)
 class Level:
-    """The nodes and links of one graph: the file's own, or a subgraph's for one node that stands for it; inputs: names
-    of the subgraph's.
-    """
+    """The nodes and links of one graph, and the subgraphs in it by the id of the node that stands for each."""
 
     nodes: list[dict[str, Any]]
     links: list[Link]
     prefix: str = ""
-    parent: Level | None = None
-    stands_for: Node | None = None
-    inputs: tuple[str, ...] = ()
-    group: bool = False
-    inner: dict[Any, Level] = field(default_factory=dict)
+    inner: dict[Any, SubgraphLevel] = field(default_factory=dict)
 
     def within(self) -> set[str]:
         """The classes of the subgraphs that this level lies in."""
-        return {self.stands_for.type, *self.parent.within()} if self.parent else set()
+        return set()
 
     def name(self, id_: Any) -> Any:
         """A node's id in the flat graph."""
         return f"{self.prefix}{id_}" if self.prefix else id_
 
-    def wired(self, slot: int) -> Any:
-        """The outer link at one of the subgraph's inputs, or None.
-
-        The node that stands for it lists only some of them, so they go by name.
-        """
-        name = self.inputs[slot] if slot < len(self.inputs) else None
-        outer = self.stands_for.inputs
-        # a group's names depend on widgets that the file does not list; its sockets' order does not
-        if name not in outer and self.group:
-            sockets = [one for one in self.stands_for.raw.get("inputs") or [] if "widget" not in one]
-            return sockets[slot].get("link") if slot < len(sockets) else None
-        return (outer.get(name) or {}).get("link")
-
     def origin(self, source: Any, slot: int, kind: Any) -> Origin | None:
         """The real node and slot behind a link's source, through the borders of subgraphs; None where nothing is wired
         there. kind: the type of the input that is fed.
         """
-        if source == INSIDE and self.parent is not None:
-            return self.parent.outer(self.wired(slot), kind)
         if source in self.inner:
             below = self.inner[source]
             if below.stands_for.mode == BYPASSED:
@@ -160,6 +139,39 @@ class Level:
         return self.origin(link[1], link[2], kind) if link else None
 
 
+@dataclass(eq=False, kw_only=True)
+class SubgraphLevel(Level):
+    """A subgraph's level for one node that stands for it on level `parent`; inputs: names of the subgraph's."""
+
+    parent: Level
+    stands_for: Node
+    inputs: tuple[str | None, ...]
+    group: bool
+
+    def within(self) -> set[str]:
+        """The classes of the subgraphs that this level lies in, its own among them."""
+        return {self.stands_for.type, *self.parent.within()}
+
+    def wired(self, slot: int) -> Any:
+        """The outer link at one of the subgraph's inputs, or None.
+
+        The node that stands for it lists only some of them, so they go by name.
+        """
+        name = self.inputs[slot] if slot < len(self.inputs) else None
+        outer = self.stands_for.inputs
+        # a group's names depend on widgets that the file does not list; its sockets' order does not
+        if name not in outer and self.group:
+            sockets = [one for one in self.stands_for.raw.get("inputs") or [] if "widget" not in one]
+            return sockets[slot].get("link") if slot < len(sockets) else None
+        return (outer.get(name) or {}).get("link") if name is not None else None
+
+    def origin(self, source: Any, slot: int, kind: Any) -> Origin | None:
+        """As of a level, and through the subgraph's own inputs to what is wired into the node that stands for it."""
+        if source == INSIDE:
+            return self.parent.outer(self.wired(slot), kind)
+        return super().origin(source, slot, kind)
+
+
 def _laid_open(workflow: dict[str, Any]) -> dict[str, Any]:
     check_format(workflow)
     subgraphs = {
@@ -168,7 +180,7 @@ def _laid_open(workflow: dict[str, Any]) -> dict[str, Any]:
     }
     workflow = with_broadcasts(workflow)
     top = Level(workflow["nodes"], workflow["links"])
-    levels = [top]
+    levels: list[Level] = [top]
     for level in levels:  # grows
         for raw in level.nodes:
             if raw["type"] in subgraphs:
@@ -190,14 +202,20 @@ def _laid_open(workflow: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _below(level: Level, node: Node, graph: dict[str, Any]) -> Level:
+def _below(level: Level, node: Node, graph: dict[str, Any]) -> SubgraphLevel:
     """A subgraph's level; its nodes are muted or bypassed where the node that stands for it is, and have the values of
     its widgets.
     """
     graph = with_broadcasts(graph)
     inputs = tuple(slot.get("name") for slot in graph.get("inputs") or [])
-    below = Level(
-        graph["nodes"], graph["links"], f"{level.name(node.id)}:", level, node, inputs, bool(graph.get("group"))
+    below = SubgraphLevel(
+        graph["nodes"],
+        graph["links"],
+        f"{level.name(node.id)}:",
+        parent=level,
+        stands_for=node,
+        inputs=inputs,
+        group=bool(graph.get("group")),
     )
     for raw in below.nodes:
         raw["mode"] = node.mode or raw.get("mode", 0)
@@ -256,7 +274,7 @@ def _take(level: Level, nodes: list[dict[str, Any]], links: list[Link]) -> None:
             link = by_link.get(slot.get("link"))
             found = level.origin(link[1], link[2], slot.get("type", ANY)) if link else None
             slot["link"] = len(links) + 1 if found else None
-            if found:
+            if link and found:
                 links.append([len(links) + 1, *found, level.name(raw["id"]), into, link[5] if len(link) > 5 else ANY])
         for slot in raw.get("outputs") or []:
             slot["links"] = None  # nobody reads them in the flat graph

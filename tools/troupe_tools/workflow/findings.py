@@ -57,11 +57,13 @@ def inputs_of(entry: dict[str, Any]) -> dict[str, Input]:
     found = {}
     for group in ("required", "optional"):
         for name, spec in ((entry.get("input") or {}).get(group) or {}).items():
-            spec = spec if isinstance(spec, (list, tuple)) and spec else [spec]
-            extra = spec[1] if len(spec) > 1 and isinstance(spec[1], dict) else {}
-            listed = isinstance(spec[0], list)
-            options = spec[0] if listed else extra.get("options") if spec[0] == "COMBO" else None
-            found[name] = Input(name, "COMBO" if listed else str(spec[0]), group == "required", options, extra)
+            kind, *more = spec if isinstance(spec, (list, tuple)) and spec else [spec]
+            extra = more[0] if more and isinstance(more[0], dict) else {}
+            if isinstance(kind, list):
+                kind, options = "COMBO", kind
+            else:
+                options = extra.get("options") if kind == "COMBO" else None
+            found[name] = Input(name, str(kind), group == "required", options, extra)
     return found
 
 
@@ -203,7 +205,7 @@ def broken_links(workflow: dict[str, Any]) -> list[Finding]:
                 continue
             source, out = nodes.get(str(link[1])), link[2]
             outputs = (source.raw.get("outputs") if source else None) or []
-            if out >= len(outputs):
+            if source is None or out >= len(outputs):
                 lost = f"expected output {out} of node {link[1]} at its end, found nothing there"
                 found.append(
                     Finding(

@@ -142,9 +142,7 @@ def _take_out(wiring: Wiring, graph: Graph, stacked: Sequence[Stacked], numbers:
     ways = {node.id for one in stacked for node in graph.way(one.node, "model")[0] if is_virtual(node.type)}
     spent = {id_ for one in stacked for id_ in one.spent}
     wiring.take_out(one.node.id for one in stacked)
-    while idle := [
-        id_ for id_ in (*spent, *ways) if wiring.node(id_) is not None and _idle(wiring, Node(wiring.node(id_)))
-    ]:
+    while idle := [id_ for id_ in (*spent, *ways) if wiring.has(id_) and _idle(wiring, Node(wiring.node(id_)))]:
         for id_ in idle:
             if wiring.node(id_)["type"] == UNIFIED:
                 wiring.hand_over((id_, 0), origin_of(wiring, graph, Node(wiring.node(id_)), "model"))

@@ -296,9 +296,9 @@ def _choice(graph: Graph, node: Node) -> tuple[Choice, list[Any]]:
     return Choice(file, "auto", remark=remark), spent
 
 
-def _origin(graph: Graph, node: Node, name: str) -> tuple[Any, int]:
+def _origin(graph: Graph, node: Node, name: str) -> tuple[Any, int] | None:
     found = graph.source(node, name)
-    return found[0].id, found[1]
+    return (found[0].id, found[1]) if found else None
 
 
 def _preset(graph: Graph, loader: Node) -> tuple[str, str]:

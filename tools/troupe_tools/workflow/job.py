@@ -6,7 +6,17 @@ from typing import Any
 
 from ..errors import RunError
 from .graph import Graph, Node
-from .job_records import ApplyJob, AttentionJob, GatedJob, GuidanceJob, Job, PlaceJob, SubjectJob, WeightsJob, WordsJob
+from .job_records import (
+    AppliedJob,
+    AttentionJob,
+    GatedJob,
+    GuidanceJob,
+    Job,
+    PlaceJob,
+    SubjectJob,
+    WeightsJob,
+    WordsJob,
+)
 from .sampling_nodes import ELSEWHERE, GUIDER, Sampling, feeding, find_sampling, source
 
 QUICK, APPLY, GATED, WEIGHTS = (
@@ -123,9 +133,9 @@ def quick_numbers(graph: Graph, node: Node) -> list[int]:
     return [n for n in (1, 2, 3, 4) if graph.source(node, f"image_{n}")]
 
 
-def _model_chain(graph: Graph, guided: Node) -> tuple[Node, tuple[ApplyJob, ...], tuple[WeightsJob, ...]]:
+def _model_chain(graph: Graph, guided: Node) -> tuple[Node, tuple[AppliedJob, ...], tuple[WeightsJob, ...]]:
     """The checkpoint, and the Apply nodes and Apply Adapter Weights nodes on the way to the sampler, in that order."""
-    applied: list[ApplyJob] = []
+    applied: list[AppliedJob] = []
     weights: list[WeightsJob] = []
     node = guided
     for _ in graph.nodes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,9 @@ class GatedJob(ApplyJob):
     use_bbox: str = "auto"
 
 
+AppliedJob: TypeAlias = AttentionJob | GatedJob  # what stands on the model wire
+
+
 @dataclass(frozen=True)
 class WordsJob(ApplyJob):
     """Encode Prompt with Subjects, of the positive prompt, with its widgets."""
@@ -119,7 +122,7 @@ class Job:
     seed: int
     sampler: str
     scheduler: str
-    applied: tuple[ApplyJob, ...]
+    applied: tuple[AppliedJob, ...]
     words: WordsJob | None = None
     weights: tuple[WeightsJob, ...] = ()
     guidance: GuidanceJob | None = None
@@ -127,9 +130,8 @@ class Job:
     @property
     def encoded(self) -> tuple[ApplyJob, ...]:
         """One job for each Encode node."""
-        return tuple(
-            {apply.encoded: apply for apply in (*self.applied, *([self.words] if self.words else ()))}.values()
-        )
+        jobs: list[ApplyJob] = [*self.applied, *([self.words] if self.words else ())]
+        return tuple({apply.encoded: apply for apply in jobs}.values())
 
     @property
     def adapters(self) -> tuple[str, ...]:

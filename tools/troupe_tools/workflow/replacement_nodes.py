@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from ..pack import load_pack
 from .graph import Graph, values_of
@@ -86,7 +86,7 @@ def write_chain(
         _record_models(wiring.workflow, loader, choice)
     columns.next()
     strength = min(max(one.weight for one in chain), MOST)
-    cast = _write_subjects(columns, graph, chain, strength, photos, guesses)
+    last = _write_subjects(columns, graph, chain, strength, photos, guesses)
     columns.next()
     encode = columns.put(ENCODE, "Encode Subject References", {"framing": framing})
     apply = columns.put(APPLY, "Apply Image Attention", {"weight": round(strength, 4), "merge": "add"})
@@ -94,7 +94,7 @@ def write_chain(
     wiring.hand_over((chain[-1].node.id, 0), (apply["id"], 0))
     for origin, target, name in (
         ((loader["id"], 0), encode, "adapter"),
-        ((cast["id"], 0), encode, "cast"),
+        ((last["id"], 0), encode, "cast"),
         (clip, encode, "clip"),
         (choice.wired, encode, "clip_vision"),
         (model, apply, "model"),
@@ -114,7 +114,8 @@ def _write_subjects(
     guesses: Sequence[Guess],
 ) -> dict[str, Any]:
     """Put in an Add Subject for each photo, chained; returns the last. strength: Apply Image Attention's weight."""
-    wiring, cast = columns.wiring, None
+    wiring = columns.wiring
+    subjects: list[dict[str, Any]] = []
     for number, (one, photo, guess) in enumerate(zip(chain, photos, guesses, strict=True), 1):
         if number > 1 and number % COLUMN == 1:
             columns.next()
@@ -128,12 +129,12 @@ def _write_subjects(
         for origin, name in (
             (photo, "image"),
             (region_of(wiring, graph, one), "region"),
-            (cast and (cast["id"], 0), "cast"),
+            ((subjects[-1]["id"], 0) if subjects else None, "cast"),
         ):
             if origin is not None:
                 wiring.connect(origin, subject, name)
-        cast = subject
-    return cast
+        subjects.append(subject)
+    return subjects[-1]
 
 
 def _note(guesses: Sequence[Guess], has_region: Sequence[bool], has_clip: bool) -> str:
@@ -171,7 +172,8 @@ def _photo(wiring: Wiring, graph: Graph, one: Stacked, framing: str) -> tuple[An
     before = (
         origin_of(wiring, graph, one.prepared, "image") if one.prepared is not None and one.framing == framing else None
     )
-    return before or origin_of(wiring, graph, one.photo_node, "image")
+    # a photo node without an image was not carried
+    return before or cast(Origin, origin_of(wiring, graph, one.photo_node, "image"))
 
 
 def framing_of(chain: Sequence[Stacked]) -> str:

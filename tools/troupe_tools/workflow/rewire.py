@@ -71,9 +71,16 @@ class Wiring:
             }
         return {**self.workflow, "links": links}
 
-    def node(self, id_: Any) -> dict[str, Any] | None:
-        """A node's entry."""
-        return next((raw for raw in self.workflow["nodes"] if raw["id"] == id_), None)
+    def has(self, id_: Any) -> bool:
+        """Whether the workflow has a node of this id."""
+        return any(raw["id"] == id_ for raw in self.workflow["nodes"])
+
+    def node(self, id_: Any) -> dict[str, Any]:
+        """A node's entry. Raises KeyError where there is none."""
+        for raw in self.workflow["nodes"]:
+            if raw["id"] == id_:
+                return raw
+        raise KeyError(id_)
 
     def origin(self, id_: Any, name: str) -> Origin | None:
         """What is wired into an input."""

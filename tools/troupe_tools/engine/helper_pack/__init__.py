@@ -117,7 +117,11 @@ class RandomFaces(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: object, image_2: object = None, image_3: object = None, image_4: object = None
+        cls,
+        image: torch.Tensor,
+        image_2: torch.Tensor | None = None,
+        image_3: torch.Tensor | None = None,
+        image_4: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         photos = [photo for batch in (image, image_2, image_3, image_4) if batch is not None for photo in batch]
         crops = torch.stack([random_faces.square(photo[..., :3]) for photo in photos])
