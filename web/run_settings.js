@@ -2,7 +2,8 @@
 import { origin } from "./editor/graph.js";
 
 const MOST = 200; // nodes looked at
-const UNTOLD = ["seed", "noise_seed", "control_after_generate"]; // the front end changes them after each run
+const UNTOLD = ["seed", "noise_seed"];
+const CONTROL = "control_after_generate"; // after each run the front end changes the value above it
 
 /** The values and wires of a node and of every node upstream of it. */
 export function settingsUpstream(node, root) {
@@ -24,6 +25,8 @@ export function settingsUpstream(node, root) {
 }
 
 function values(node) {
-  const told = (node.widgets ?? []).filter((widget) => widget.serialize !== false && !UNTOLD.includes(widget.name));
+  const all = node.widgets ?? [];
+  const isControlled = (widget) => widget.linkedWidgets?.some(({ name }) => name === CONTROL) || all[all.indexOf(widget) + 1]?.name === CONTROL;
+  const told = all.filter((widget) => widget.serialize !== false && widget.name !== CONTROL && !UNTOLD.includes(widget.name) && !isControlled(widget));
   return told.filter(({ value }) => ["string", "number", "boolean"].includes(typeof value)).map(({ name, value }) => [name, value]);
 }

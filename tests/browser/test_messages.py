@@ -183,6 +183,19 @@ def test_messages_of_an_earlier_run_say_so_once_the_graph_has_changed(page, serv
     assert kinds()[0] == "earlier", "a wire"
 
 
+def test_a_seed_that_changes_after_each_run_makes_no_message_old(page, server):
+    """Also where it comes from a node of its own, as in the comparison of all merges."""
+    graph = json.loads(get(server, f"/api/workflow_templates/{pack_folder(server)}/2_rehearsal_compare.json"))
+    graph["id"] = str(uuid4())
+    page.evaluate("async (graph) => { await window.app.loadGraphData(graph, true, true, null); }", graph)
+    page.settle(900)
+    page.outside.clear()
+    previews = [node["id"] for node in graph["nodes"] if node["type"] == "TroupePreviewRelevance"]
+    page.queue()
+    kinds = [kind for id_ in previews for kind, _ in lines(page, id_)]
+    assert len(previews) > 1 and "done" in kinds and "earlier" not in kinds
+
+
 def test_what_the_host_refuses_to_run_is_on_the_node(page):
     page.build(
         [
