@@ -32,6 +32,11 @@ CALLED = re.compile(
 )
 
 
+def is_known(name: str) -> bool:
+    """Return whether a name has one of the classes that the models were trained on as a word, singular or plural."""
+    return re.search(rf"\b(?:{'|'.join(CLASSES)})s?\b", name.lower()) is not None
+
+
 def called_for(prompt: str) -> list[Figure]:
     """The individuals whose classes a prompt names, in its order: 'a small cat and a robot' -> the small cat, the
     robot. A class named twice brings a second individual.

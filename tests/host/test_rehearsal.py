@@ -596,3 +596,20 @@ def test_a_changed_file_is_loaded_again(copy):
     second = load()
     assert first[0] is not second[0] and first[1] is second[1]
     assert not torch.equal(first[0].model.diffusion_model.out[2].bias, second[0].model.diffusion_model.out[2].bias)
+
+
+def test_a_word_that_the_rehearsal_models_do_not_know_is_warned_of(models, caplog):
+    import logging
+
+    from support.host.node_chains import run
+    from troupe.nodes.add_subject import AddSubject
+    from troupe.nodes.encode_subjects import EncodeSubjects
+
+    model, clip, vae, vision, adapter, *pictures = models
+    cast = None
+    for name, picture in zip(("small cat", "girl"), pictures, strict=False):
+        (cast,) = run(AddSubject, image=picture, name=name, weight=1.0, start_percent=0.0, end_percent=1.0, cast=cast)
+    with caplog.at_level(logging.WARNING, "troupe"):
+        run(EncodeSubjects, adapter=adapter, cast=cast, framing="auto", clip=clip, clip_vision=vision)
+    told = [r.message for r in caplog.records if "rehearsal models only know" in r.message]
+    assert len(told) == 1 and "cat, " in told[0] and "not 'girl'" in told[0]

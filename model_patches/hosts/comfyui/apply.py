@@ -11,6 +11,7 @@ from ...binding.settings import GatedSettings, ImageAttentionSettings, check_fin
 from ...errors import MismatchError
 from ...families.encode import encode_subjects
 from ...subjects import Cast, References
+from .loading import rehearsal_models
 from .loading.adapters import HostAdapter
 from .loading.encoders import HostImageEncoder, HostNameEncoder
 from .sampling.blocks import attention_blocks
@@ -39,6 +40,8 @@ def encode_references(
         vision = clip_vision if clip_vision is not None else adapter.clip_vision()
         images = None if vision is None else HostImageEncoder(vision)
     names = None if clip is None else HostNameEncoder(clip)
+    for sentence in rehearsal_models.unknown_names(adapter.spec, [subject.name for subject in cast.subjects]):
+        warn(sentence)
     return encode_subjects(adapter, cast, images, adapter.project, names, framing, prompts, warn)
 
 

@@ -4,7 +4,7 @@ encoders and VAEs, so no file can hold these.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -23,7 +23,9 @@ import folder_paths
 import torch
 
 from .....rehearsal import codec, files
+from .....rehearsal.cast import is_known
 from .....rehearsal.sizes import CHANNELS, CONTEXT, HEAD, TEXT, VISION, VISION_FILE, WIDTHS
+from .....rehearsal.sprites import CLASSES
 from ....adapter import AdapterSpec, EncoderNeed
 
 UNET = {
@@ -129,6 +131,15 @@ def clip_vision() -> Any:
 def is_read_by(spec: AdapterSpec) -> bool:
     """Whether an adapter was made for the rehearsal models, their image encoder included."""
     return spec.context_dim == CONTEXT and spec.encoder == EncoderNeed("pooled", VISION["projection_dim"])
+
+
+def unknown_names(spec: AdapterSpec, names: Sequence[str]) -> list[str]:
+    """Return a sentence for each name that the rehearsal models were not trained on; none for other adapters."""
+    if not is_read_by(spec):
+        return []
+    own = "For your own photos, load a real checkpoint and adapter."
+    known = f"The rehearsal models only know drawings of {', '.join(CLASSES)}"
+    return [f"{known}, not '{name}'. {own}" for name in names if name and not is_known(name)]
 
 
 def shared(make: Callable[[Path], Any], *names: str) -> Any:
