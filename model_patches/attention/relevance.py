@@ -52,7 +52,7 @@ def shares(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpnes
 
 def owned(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpness: float = 1.0) -> torch.Tensor:
     """`share_i * m_i`: how much of each position is a subject's. A lone subject's share would be 1 wherever it may be,
-    so its own relevance is told instead, `m A^s / max_p(m A^s)`: 1 where it is looked at most.
+    so its own relevance is returned instead, `m A^s / max_p(m A^s)`: 1 where it is looked at most.
 
     Arguments: as `shares`. Returns [..., M, N] float32 in 0..1.
     """

@@ -68,7 +68,7 @@ def encode_references(
 
 
 class ClipImages:
-    """A `readers.ImageEncoder` on CLIP ViT-H, ViT-bigG or ViT-L. weights: tensors that stand in for the model's own,
+    """A `interfaces.ImageEncoder` on CLIP ViT-H, ViT-bigG or ViT-L. weights: tensors that stand in for the model's own,
     which stays as it is.
     """
 
@@ -80,7 +80,7 @@ class ClipImages:
 
     @torch.no_grad()
     def encode(self, pictures: torch.Tensor, kind: str, blank: bool) -> torch.Tensor:
-        """See `readers.ImageEncoder`; float32 on the CPU."""
+        """See `interfaces.ImageEncoder`; float32 on the CPU."""
         pixels = pixel_values(pictures)
         if blank:
             pixels = torch.cat((pixels, pixels.new_zeros(1, 3, self.size, self.size)))
@@ -90,14 +90,14 @@ class ClipImages:
 
     @torch.no_grad()
     def encode_patches(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `readers.ImageEncoder`; float32 on the CPU."""
+        """See `interfaces.ImageEncoder`; float32 on the CPU."""
         found = [self._run(part) for part in pixel_values(pictures).split(BATCH)]
         return torch.cat([f.last_hidden_state[:, 1:].float().cpu() for f in found]), torch.cat(
             [f.image_embeds.float().cpu() for f in found]
         )
 
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> ClipImages:
-        """See `readers.ImageEncoder`."""
+        """See `interfaces.ImageEncoder`."""
         check_vision_weights(weights, self._model.state_dict())
         return ClipImages(self._model, {**self._weights, **weights})
 
@@ -215,7 +215,7 @@ class Prompt:
 
 
 class ClipTexts:
-    """The text encoders of one base model: a `readers.NameEncoder`, and the prompt encoder for sampling."""
+    """The text encoders of one base model: a `interfaces.NameEncoder`, and the prompt encoder for sampling."""
 
     def __init__(self, *towers: TextTower):
         self.towers = towers
@@ -241,7 +241,7 @@ class ClipTexts:
 
     @torch.no_grad()
     def encode(self, names: Sequence[str]) -> list[torch.Tensor]:
-        """See `readers.NameEncoder`."""
+        """See `interfaces.NameEncoder`."""
         chunks = _name_chunks(names)
         states = torch.cat([tower.encode(chunks)[0] for tower in self.towers], -1)
         return [
@@ -251,7 +251,7 @@ class ClipTexts:
 
     @torch.no_grad()
     def pooled(self, names: Sequence[str]) -> list[torch.Tensor | None]:
-        """See `readers.NameEncoder`."""
+        """See `interfaces.NameEncoder`."""
         chunks = _name_chunks(names)
         vectors = torch.cat([tower.pooled(chunks, projected=tower is not self.towers[0]) for tower in self.towers], -1)
         return [None if chunk == [BOS, EOS] else vector for vector, chunk in zip(vectors, chunks, strict=True)]

@@ -17,26 +17,26 @@ from .encoders import ClipTexts, Prompt
 
 
 class TextsPromptEncoder:
-    """A `fuse.PromptEncoder` on the text encoders of a base model, with an adapter's fusion modules beside them."""
+    """A `fusion.PromptEncoder` on the text encoders of a base model, with an adapter's fusion modules beside them."""
 
     def __init__(self, texts: ClipTexts, fusion: nn.ModuleDict | None):
         self._towers, self._texts, self._fusion = {tower.stream: tower for tower in texts.towers}, texts, fusion
 
     def tokenize(self, text: str) -> Streams:
-        """See `fuse.PromptEncoder`."""
+        """See `fusion.PromptEncoder`."""
         return self._texts.tokenize(text)
 
     def embed(self, stream: str, tokens: Sequence[Any]) -> torch.Tensor:
-        """See `fuse.PromptEncoder`; on the CPU."""
+        """See `fusion.PromptEncoder`; on the CPU."""
         return self._towers[stream].embed(tokens)
 
     def encode(self, streams: Streams) -> list[Encoded]:
-        """See `fuse.PromptEncoder`; always one."""
+        """See `fusion.PromptEncoder`; always one."""
         prompt = self._texts.encode_tokens(streams)
         return [Encoded(prompt.embeds, prompt.pooled, {})]
 
     def fuse(self, stream: str, words: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-        """See `fuse.PromptEncoder`; in the module's dtype, on the CPU."""
+        """See `fusion.PromptEncoder`; in the module's dtype, on the CPU."""
         if self._fusion is None:
             raise ValueError("adapter: expected modules that fuse photos with words, found none")
         module = self._fusion[stream]
@@ -57,10 +57,10 @@ def encode_prompt(
     """The prompt with the subjects in it, which carries the plain one where it begins later, and the plain one.
 
     Arguments:
-        start_percent, start_step: see `Prompt`; places_of: see `fuse.fuse_prompt`.
+        start_percent, start_step: see `Prompt`; places_of: see `fusion.fuse_prompt`.
     Raises:
         MismatchError: the adapter puts nothing into prompts, or the text encoders are of another base model.
-        SubjectError: see `fuse.fuse_prompt`.
+        SubjectError: see `fusion.fuse_prompt`.
     """
     adapter = cast(Adapter, references.adapter)
     if adapter.spec.prompt is None:

@@ -40,7 +40,7 @@ class HostImageEncoder:
         self._vision = clip_vision
 
     def encode(self, pictures: torch.Tensor, kind: str, blank: bool) -> torch.Tensor:
-        """See `readers.ImageEncoder`; float32 on the host's intermediate device."""
+        """See `interfaces.ImageEncoder`; float32 on the host's intermediate device."""
         found = [
             {"pooled": pooled, "penultimate": penultimate, "unprojected": last[:, 0]}[kind]
             for last, penultimate, pooled in self._passes(pictures, blank)
@@ -50,13 +50,13 @@ class HostImageEncoder:
         return self._normed(torch.cat(found)) if kind == "unprojected" else torch.cat(found)
 
     def encode_patches(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `readers.ImageEncoder`; float32 on the host's intermediate device."""
+        """See `interfaces.ImageEncoder`; float32 on the host's intermediate device."""
         last, _, pooled = zip(*self._passes(pictures, blank=False), strict=True)
         return torch.cat(last)[:, CLS_LENGTH:], torch.cat(pooled)
 
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> HostImageEncoder:
-        """See `readers.ImageEncoder`: patches on a clone of the host's patcher, which the host takes off again when it
-        loads the other one.
+        """See `interfaces.ImageEncoder`: patches on a clone of the host's patcher, which the host takes off again when
+        it loads the other one.
         """
         vision = copy(self._vision)
         check_vision_weights(weights, vision.model.state_dict())
@@ -90,7 +90,7 @@ class HostNameEncoder:
         self._clip.layer_idx = None
 
     def encode(self, names: Sequence[str]) -> list[torch.Tensor]:
-        """See `readers.NameEncoder`; one pass for all names."""
+        """See `interfaces.NameEncoder`; one pass for all names."""
         chunks = [self._tokenize(name) for name in names]
         rows = self._encode(chunks)
         ends = [
@@ -99,7 +99,7 @@ class HostNameEncoder:
         return [row[BOS_LENGTH:end] for row, end in zip(rows, ends, strict=True)]
 
     def pooled(self, names: Sequence[str]) -> list[torch.Tensor | None]:
-        """See `readers.NameEncoder`; one pass for all names.
+        """See `interfaces.NameEncoder`; one pass for all names.
 
         The host's own call gives one vector, of the first chunk and one encoder.
         """

@@ -30,7 +30,7 @@ class HostPromptEncoder:
         self._clip, self._adapter = clip, adapter
 
     def tokenize(self, text: str) -> Streams:
-        """See `fuse.PromptEncoder`."""
+        """See `fusion.PromptEncoder`."""
         return self._clip.tokenize(text)
 
     def embed(self, stream: str, tokens: Sequence[Any]) -> torch.Tensor:
@@ -42,7 +42,7 @@ class HostPromptEncoder:
         return found.to(comfy.model_management.intermediate_device())
 
     def encode(self, streams: Streams) -> list[Encoded]:
-        """See `fuse.PromptEncoder`; one for each part of the CLIP's own schedule."""
+        """See `fusion.PromptEncoder`; one for each part of the CLIP's own schedule."""
         found = []
         for states, rest in self._clip.encode_from_tokens_scheduled(streams):
             others = {key: value for key, value in rest.items() if key != "pooled_output"}
@@ -50,7 +50,7 @@ class HostPromptEncoder:
         return found
 
     def fuse(self, stream: str, words: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-        """See `fuse.PromptEncoder`; on the device of the host's choice, float32."""
+        """See `fusion.PromptEncoder`; on the device of the host's choice, float32."""
         patcher = self._adapter.fusion_patcher
         comfy.model_management.load_models_gpu([patcher])
         device = patcher.load_device
@@ -78,7 +78,7 @@ def encode_prompt(
     places_of counts, and MM-Diff's second text encoder goes without its LoRA, as in the published pipeline. on_model:
     False where it is known that no weights of an adapter are put on a MODEL. Raises:
         MismatchError: the adapter puts nothing into prompts, or the CLIP is of another base model.
-        SubjectError: see `fuse.fuse_prompt`.
+        SubjectError: see `fusion.fuse_prompt`.
     """
     adapter = cast(HostAdapter, references.adapter)  # Load Subject Adapter of this host gives no other
     if adapter.spec.prompt is None:

@@ -1,0 +1,90 @@
+"""Figures and tables as the results page writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+NOT_MEASURED = "not measured"
+Table = Mapping[str, Any]
+
+
+def encode_seconds(tables: Sequence[Table], table: Table, run: str) -> float | None:
+    """What the photos of a run take on the same device, None where that was not measured; 0 for runs without photos."""
+    kind, _, size = run.partition(" ")
+    if kind not in ("relevance", "add", "ipadapter-plus"):
+        return 0.0
+    who = "ipadapter-plus" if kind == "ipadapter-plus" else "troupe"
+    photos = size.split("x")[0]
+    same = (t for t in tables if t["kind"] == "encode" and t["machine"]["device"] == table["machine"]["device"])
+    return next((t["seconds"].get(who, {}).get(photos) for t in same), None)
+
+
+def amounts(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The least arithmetic and the least traffic of a row, '' where they are not known."""
+    theory = row.get("theory")
+    return (f"{theory['flops'] / 1e9:.3g}", f"{theory['bytes'] / 1e6:.3g}") if theory else ("", "")
+
+
+def least(row: Mapping[str, Any], rates: Mapping[str, float]) -> str:
+    """The least possible time, what is added, and what share of that the least is, where the interval says that
+    anything is added.
+    """
+    if "theory" not in row:
+        return ""
+    theory = max(row["theory"]["flops"] / rates["flops"], row["theory"]["bytes"] / rates["bytes"])
+    spent = seconds_added(row)
+    # where noise is larger than what is added, a share says nothing
+    part = f" ({theory / spent:.0%})" if row["ratio"]["low"] > 1 and spent > theory else ""
+    return f"{theory * 1000:.3g} ms of {spent * 1000:.3g} ms{part}"
+
+
+def seconds_added(row: Mapping[str, Any]) -> float:
+    """Of a step, over text alone."""
+    return row["seconds"]["median"] * (1 - 1 / row["ratio"]["median"])
+
+
+def share(found: Mapping[str, float] | None, of: float = 0.0) -> str:
+    """An interval in percent, `of` taken away."""
+    return (
+        ""
+        if found is None
+        else f"{100 * (found['median'] - of):+.1f} % [{100 * (found['low'] - of):+.1f}, "
+        f"{100 * (found['high'] - of):+.1f}]"
+    )
+
+
+def width_of(found: Mapping[str, float]) -> float:
+    """How far apart an interval's ends are."""
+    return found["high"] - found["low"]
+
+
+def times(found: Mapping[str, float]) -> str:
+    """An interval of factors."""
+    return f"{found['median']:.2f} times [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def verdict(kept: bool | None) -> str:
+    """Yes, no, or not measured."""
+    return NOT_MEASURED if kept is None else "yes" if kept else "**no**"
+
+
+def machine_line(table: Table) -> str:
+    """On what, with what, when."""
+    m = table["machine"]
+    pairs = f"; {table['pairs']} pairs" if table["kind"] == "fusers" else ""
+    orders = (
+        "; text alone was always timed between its two neighbours"
+        if table["kind"] == "steps" and "orders" not in table
+        else ""
+    )
+    return (
+        f"{m['cpu']}; {m['device']}; ComfyUI {m['comfyui']}, torch {m['torch']}, Python {m['python']}; "
+        f"{m['date']}{pairs}{orders}.\n"
+    )
+
+
+def lines(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rows = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
