@@ -74,7 +74,6 @@ class GatedSpec:
 class PromptFusion:
     """How a photo's vectors get into an encoded prompt. The families combine these; `prompt.fusion` reads them.
 
-    name: for messages and tests; nothing is decided by it.
     after_encoder: on the text encoder's output; otherwise on the word embeddings before it.
     learned: `Adapter.fusion` combines the word's vector with the photo's; otherwise the photo's vectors replace it.
     keeps_other_rows: of the output only the subjects' rows change; all others are the plain prompt's.
@@ -82,7 +81,6 @@ class PromptFusion:
     starts_image_attention: the adapter's image attention begins with the fused prompt, not before it.
     """
 
-    name: str
     after_encoder: bool = False
     learned: bool = False
     keeps_other_rows: bool = False

@@ -114,6 +114,9 @@ THEMES = {  # theme of the tools -> themes that it may import
 }
 
 
+TEXT_NAME = re.compile(r"`([a-z_]+)\.([A-Z]\w*[a-z]\w*)`")
+
+
 def room_of(module: str, rooms: Mapping[str, set[str]] = ROOMS) -> str:
     """The room of a module path without suffix, such as 'model_patches/attention/relevance'."""
     return max((room for room in rooms if module == room or module.startswith(f"{room}/")), key=len)
@@ -282,6 +285,25 @@ ours = {{name for name, file in files.items() if file.startswith({str(ROOT / "to
 assert len(ours) > 20 and all(name.split(".")[0] == "troupe_tools" for name in ours), ours
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT / "tests")
+
+
+def test_classes_that_texts_name_are_where_they_say():
+    """`module.Class` in a docstring or comment, for modules of the pack."""
+    own = {}
+    for path in MODULES.values():
+        tree = ast.parse(path.read_text())
+        classes = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+        aliases = {
+            target.id
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        own.setdefault(path.stem, set()).update(classes | aliases)
+    named = [(path, *found) for path in MODULES.values() for found in TEXT_NAME.findall(path.read_text())]
+    assert len(named) > 10
+    assert [f"{path.name}: {module}.{name}" for path, module, name in named if name not in own.get(module, ())] == []
 
 
 @pytest.mark.parametrize("module", [*MODULES, *TOOLS])

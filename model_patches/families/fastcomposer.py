@@ -30,7 +30,7 @@ POSTFUSE, UNET, VISION = "postfuse_module.", "unet.", "image_encoder."
 KIND = "a FastComposer file"
 LEVELS = 4
 LABELS = {"fastcomposer": "FastComposer"}
-FUSION = PromptFusion("postfuse", after_encoder=True, learned=True, keeps_other_rows=True)
+FUSION = PromptFusion(after_encoder=True, learned=True, keeps_other_rows=True)
 
 
 def matches(file: AdapterFile) -> bool:

@@ -30,7 +30,7 @@ def read_adapter(path: str | Path, label: str | None = None, operations: Any = n
         CheckpointError: the file is unreadable, of another kind, incomplete, or what belongs to it is not beside it.
     """
     file = AdapterFile.read(path, label)
-    family = next((family for family in FAMILIES if family.matches(file)), FAMILIES[-1])
+    family = next(family for family in FAMILIES if family.matches(file))
     return family.load(file, operations)
 
 

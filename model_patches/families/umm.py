@@ -28,7 +28,7 @@ from ..subjects import References
 FORMAT, VERSION = "umm_diffusion", 1
 PREFIX = "mapping."
 LABELS = {"umm": "UMM-Diffusion"}
-FUSION = PromptFusion("pseudo", keeps_other_rows=True)
+FUSION = PromptFusion(keeps_other_rows=True)
 KIND = "a UMM-Diffusion mapping"
 TEXT = 768  # width of SD1.5's text encoder
 ENCODER = "openai/clip-vit-large-patch14"

@@ -239,11 +239,13 @@ def by_hand(kind, clip, references, text, rows, weights=(1.0, 1.0)):
     """(fused, plain) states and pooled, from the host's own CLIP: rows are (chunk, position) of each subject in the
     text's tokens.
     """
+    from support.prompt_fusions import FUSIONS
+
     spec = references.adapter.spec.prompt
     tokens = clip.tokenize(text)
     plain = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
     fusion = references.adapter.fusion_patcher.model if references.adapter.fusion_patcher else None
-    if spec.fusion.name == "postfuse":
+    if spec.fusion is FUSIONS["postfuse"]:
         states = plain[0].clone()
         bare = clip.encode_from_tokens({"l": [[(t, 1.0) for t, _ in chunk] for chunk in tokens["l"]]})
         empty = clip.encode_from_tokens(clip.tokenize(""))
@@ -261,10 +263,10 @@ def by_hand(kind, clip, references, text, rows, weights=(1.0, 1.0)):
             ).transformer.text_model.embeddings.token_embedding.weight.float()
             token, emphasis = exchanged[stream][chunk][position]
             word, vector = table[token], subject.words[stream][0]
-            wanted = fusion[stream](word[None], vector[None])[0] if spec.fusion.name == "word" else vector
+            wanted = fusion[stream](word[None], vector[None])[0] if spec.fusion is FUSIONS["word"] else vector
             exchanged[stream][chunk][position] = (word + weight * (wanted - word), emphasis)
     fused = clip.encode_from_tokens(exchanged, return_pooled=True)
-    if spec.fusion.name == "pseudo":
+    if spec.fusion is FUSIONS["pseudo"]:
         states = plain[0].clone()
         for chunk, position in rows:
             states[0, 77 * chunk + position] = fused[0][0, 77 * chunk + position]

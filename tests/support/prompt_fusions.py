@@ -4,4 +4,9 @@ from troupe.model_patches.families import fastcomposer, umm
 from troupe.model_patches.families.mm_diff import layout as mm_diff
 from troupe.model_patches.families.subject_diffusion import layout as subject_diffusion
 
-FUSIONS = {family.FUSION.name: family.FUSION for family in (mm_diff, umm, subject_diffusion, fastcomposer)}
+FUSIONS = {
+    "word": mm_diff.FUSION,
+    "pseudo": umm.FUSION,
+    "placeholder": subject_diffusion.FUSION,
+    "postfuse": fastcomposer.FUSION,
+}

@@ -30,7 +30,7 @@ from .unet import KIND
 FORMAT, VERSION = "mm_diff", 1
 # the files' usual names
 MEMBERS = UNET, TEXT, CUSTOM = "unet_adapter_weights", "text_encoder_adapter_weights", "custom_weights"
-FUSION = PromptFusion("word", learned=True, starts_image_attention=True)
+FUSION = PromptFusion(learned=True, starts_image_attention=True)
 BELOW, VISION, LORAS = "unet.", "image_encoder.", tuple(f"{name}." for name in text_lora.STREAMS)
 WORDS, HEAD = "obj_embeds_proj.", "face_embeds_proj."
 FUSIONS = {"l": "mm_fuse_one.", "g": "mm_fuse_two."}

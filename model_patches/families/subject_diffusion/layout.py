@@ -31,7 +31,7 @@ from ..gligen.layout import FUSER, fuser_widths, gated_names
 from .members import MEMBERS, OPTIONAL
 
 FORMAT, VERSION, SLOTS = "subject_diffusion", 1, 2
-FUSION = PromptFusion("placeholder", in_suffix=True)
+FUSION = PromptFusion(in_suffix=True)
 INPUTS = 5  # latent channels and the mask
 KEYS = ("attn2.to_k.weight", "attn2.to_v.weight")
 KIND = "a Subject-Diffusion file"
