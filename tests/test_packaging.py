@@ -82,6 +82,7 @@ ROOMS |= {
     "model_patches/hosts/diffusers": BELOW_THE_HOSTS,
     "rehearsal/engine": BELOW_THE_HOSTS | {"model_patches/hosts/diffusers", "rehearsal"},
     "training": {"model_patches/attention"},
+    "training/data": {"model_patches/errors", "model_patches/subjects"},
     "rehearsal/training": BELOW_THE_HOSTS
     | {"model_patches/hosts/diffusers", "training", "rehearsal", "rehearsal/engine"},
 }
