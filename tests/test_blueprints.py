@@ -75,11 +75,23 @@ def test_nodes_inside_are_the_contract_s(blueprint):
             assert (
                 published(model["name"]).link if model["name"] not in CHECKPOINTS else CHECKPOINTS[model["name"]]
             ) == model["url"]
+
+
+def test_the_widgets_outside_have_names_that_say_whose_they_are(blueprint):
+    """Names, prompt and negative prompt are inputs of the subgraph ("-1"), since a node's own widgets keep the names
+    that two nodes share.
+    """
+    [inside] = blueprint["definitions"]["subgraphs"]
     promoted = blueprint["nodes"][0]["properties"]["proxyWidgets"]
     by_id = {str(node["id"]): node for node in inside["nodes"]}
     wired = {(id_, slot["name"]) for id_, node in by_id.items() for slot in node["inputs"] if slot["link"] is not None}
-    assert all(name in WIDGETS[by_id[id_]["type"]] and (id_, name) not in wired for id_, name in promoted)
-    assert [by_id[id_]["title"][:9] for id_, name in promoted if name == "name"] == ["Subject 1", "Subject 2"]
+    own = [(id_, name) for id_, name in promoted if id_ != "-1"]
+    assert own and all(name in WIDGETS[by_id[id_]["type"]] and (id_, name) not in wired for id_, name in own)
+    named = {slot["name"]: slot["linkIds"] for slot in inside["inputs"]}
+    links = {link["id"]: link for link in inside["links"]}
+    ends = [by_id[str(links[id_]["target_id"])] for _, name in promoted if name in named for id_ in named[name]]
+    assert [node["title"] for node in ends] == ["Subject 1", "Subject 2", "Prompt", "Negative"]
+    assert len(blueprint["nodes"][0]["widgets_values"]) == len(promoted)
 
 
 def test_the_tools_lay_it_open(blueprint):
@@ -87,6 +99,8 @@ def test_the_tools_lay_it_open(blueprint):
     [apply] = graph.of_type("TroupeApplyImageAttention")
     encode = graph.source(apply, "references")[0]
     assert graph.source(encode, "adapter")[0].type == "TroupeLoadAdapter"
+    names = {node.raw["title"]: node.raw["widgets_values"][0] for node in graph.of_type("TroupeAddSubject")}
+    assert names == {"Subject 1": "astronaut", "Subject 2": "cat"}
     boxed = graph.source(encode, "cast")[0].type == "TroupePlaceSubjects"
     assert boxed == ("boxes" in blueprint["nodes"][0]["title"])
 

@@ -31,7 +31,7 @@ def workflow():
 
 def test_columns_are_stacked_by_the_measured_heights(workflow):
     restack(workflow, {"1": 156.4, "2": 130, "3": 500, "4": 90, "below": 101})
-    assert [n["pos"] for n in workflow["nodes"]] == [[0, 60], [0, 260], [340, 60], [700, 60], [0, 670]]
+    assert [n["pos"] for n in workflow["nodes"]] == [[0, 60], [0, 270], [340, 60], [700, 60], [0, 670]]
     assert [g["bounding"] for g in workflow["groups"]] == [
         [-20, -20, 680, 570],
         [680, -20, 340, 570],

@@ -157,9 +157,9 @@ def test_the_report_of_two_subjects():
     text = report(recorded(SubjectMap("red fox", first, box=Box(0.0, 0.0, 0.5, 1.0)), SubjectMap("cat", second * 0.5)))
     assert text.splitlines() == [
         "mine.safetensors, merge relevance, all blocks",
-        "1 red fox: 50 % of the picture; 75 % of that is inside its own box.",
-        "2 cat: 25 % of the picture.",
-        "1 red fox and 2 cat overlap 75 %.",
+        "1 red fox: gets 50 % of the picture; 75 % of that is inside its own box.",
+        "2 cat: gets 25 % of the picture.",
+        "1 red fox and 2 cat overlap 75 %; up to 97 % is normal.",
     ]
 
 
@@ -197,9 +197,13 @@ def test_many_overlaps_are_cut_to_the_largest():
     assert len(pairs) == 10 and pairs == sorted(pairs, reverse=True) and lines[-1] == "The other 18 pairs overlap less."
 
 
+def alike(first, second):
+    """Two subjects that overlap 98 %."""
+    return tuple(SubjectMap(name, values) for name, values in zip((first, second), halves(0.51), strict=True))
+
+
 def test_two_that_cannot_be_told_apart_get_advice():
-    first, second = halves(0.51)
-    text = report(recorded(SubjectMap("astronaut", first), SubjectMap("cat", second)))
+    text = report(recorded(*alike("astronaut", "cat")))
     assert text.endswith(
         "1 astronaut and 2 cat overlap 98 %: the model cannot tell them apart. Raise 'sharpness' to 3, or "
         "give each a box."
@@ -207,6 +211,10 @@ def test_two_that_cannot_be_told_apart_get_advice():
     assert "cannot tell" not in report(
         recorded(SubjectMap("astronaut", halves(0.52)[0]), SubjectMap("cat", halves(0.52)[1]))
     )
+    sharp = report(RecordedRun("all", (AppliedMaps("a", "relevance", alike("astronaut", "cat"), sharpness=3.0),)))
+    assert sharp.endswith("cannot tell them apart. Give each a box.")
+    equal = report(recorded(*alike("red  fox", "Red fox")))
+    assert equal.endswith("cannot tell them apart. Give each a name of its own, which the prompt has too, or a box.")
     little = report(recorded(SubjectMap("fox", torch.full((4, 4), 0.98)), SubjectMap("cat", torch.full((4, 4), 0.02))))
     assert "1 fox and 2 cat overlap 100 %." in little and "cannot tell" not in little, (
         "the warning about the cat says what to do"

@@ -1,7 +1,9 @@
 // What can be said about a node before it runs: whether its names are in the prompt, what its cast lacks, and why the host refused to run it.
 import { app } from "../../scripts/app.js";
 import { castOf, classOf, isWired, literal, targets } from "./editor/graph.js";
+import { idleLines, isActive, otherPhoto } from "./idle.js";
 import { namesOf, plainWords, SUBJECTS } from "./names.js";
+import { settingsUpstream } from "./run_settings.js";
 
 const missing = (text) => ({ kind: "missing", text });
 const alike = (name) => missing(`Another subject is called '${name.trim()}' too: give each a name of its own, or a region or box`);
@@ -9,7 +11,8 @@ const nameless = (photo) => missing(`The subject${photo} has no name yet: type i
 
 /** The lines of a node, {kind: "tick" | "missing" | "error", text}. nodeOf: the node of an execution id. */
 export function liveLines(node, root, nodeOf) {
-  return [...refusals(node, nodeOf), ...inCast(node, root), ...namesOf(node, root).map(ofName)];
+  if (!isActive(node)) return refusals(node, root, nodeOf);
+  return [...refusals(node, root, nodeOf), ...inCast(node, root), ...idleLines(node, root).map(missing), ...namesOf(node, root).map(ofName)];
 }
 
 function ofName({ name, found }) {
@@ -22,6 +25,7 @@ function inCast(node, root) {
   if (classOf(node) !== "TroupeQuickSubjects") return [];
   const numbers = Array.from({ length: SUBJECTS }, (_, i) => i + 1).filter((n) => isWired(node, `image_${n}`));
   const names = numbers.map((n) => literal(node, `name_${n}`, [], root));
+  if (!numbers.length) return [missing("Connect a photo to 'image_1', and type its word from your prompt in 'name_1'")];
   return [
     ...names.flatMap((name, i) => (isEmpty(name) ? [nameless(` in image_${numbers[i]}`)] : [])),
     ...names.filter((name, i) => names.slice(0, i).some((before) => isSame(before, name))).map(alike),
@@ -29,10 +33,12 @@ function inCast(node, root) {
 }
 
 function inChain(node, root) {
-  if (!isWired(node, "image")) return [];
   const name = literal(node, "name", [], root);
   const after = chainAfter(node, root);
+  if (!isWired(node, "image")) return after.length ? [missing("Connect this subject's photo to 'image'")] : [];
   const lines = [];
+  const kind = otherPhoto(node, name, root);
+  if (kind) lines.push(missing(`The photo shows a ${kind}: change the name, or the photo in Load Rehearsal Models`));
   if (after.length === 0) lines.push(missing("This subject is not in the picture: connect 'cast' to the next Add Subject or to Encode Subject References"));
   if (isEmpty(name) && after.some((next) => isWired(next, "clip"))) lines.push(nameless(""));
   const isPlaced = isWired(node, "region") || after.some((next) => classOf(next) === "TroupePlaceSubjects");
@@ -61,10 +67,20 @@ function chainAfter(node, root) {
 const isEmpty = (name) => typeof name === "string" && !name.trim();
 const isSame = (a, b) => typeof a === "string" && typeof b === "string" && plainWords(a) !== "" && plainWords(a) === plainWords(b);
 
-/** Why the host refused to run the graph, as far as this node is the reason. */
-function refusals(node, nodeOf) {
-  const found = Object.entries(app.lastNodeErrors ?? {}).filter(([id]) => nodeOf(id) === node).flatMap(([, each]) => each.errors ?? []);
-  return [...new Set(found.map(refusal))].map((text) => ({ kind: "error", text }));
+const refused = new WeakMap(); // settingsUpstream of each node when the host refused, by the host's answer
+
+/** Why the host refused to run the graph, as far as this node is the reason. Where the graph has changed since, the lines say so. */
+function refusals(node, root, nodeOf) {
+  const answer = app.lastNodeErrors ?? {};
+  const found = Object.entries(answer).filter(([id]) => nodeOf(id) === node).flatMap(([, each]) => each.errors ?? []);
+  if (!found.length) return [];
+  if (!refused.has(answer)) refused.set(answer, new Map());
+  const then = refused.get(answer);
+  const now = settingsUpstream(node, root);
+  if (!then.has(node)) then.set(node, now);
+  const isEarlier = then.get(node) !== now;
+  const lines = [...new Set(found.flatMap((each) => refusal(each).split("\n")))].map((text) => ({ kind: "error", text, isEarlier }));
+  return isEarlier ? [{ kind: "earlier", text: "From your last try, before you changed the graph:" }, ...lines] : lines;
 }
 
 function refusal({ type, message, details, extra_info: extra }) {

@@ -3,6 +3,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { classOf } from "./editor/graph.js";
 import { liveLines } from "./live.js";
+import { roomBelow } from "./room.js";
 import { settingsUpstream } from "./run_settings.js";
 
 const UI = "troupe_messages"; // see model_patches/hosts/comfyui/messages.py
@@ -81,6 +82,7 @@ class Panel {
     this.root.className = "troupe-messages";
     this.root.setAttribute("role", "status");
     this.list = document.createElement("ul");
+    this.list.dataset.captureWheel = "true"; // Nodes 2.0: the wheel scrolls a list that was clicked, and zooms the graph elsewhere
     this.picture = document.createElement("img");
     this.picture.addEventListener("load", () => this.fit());
     this.root.append(this.list, this.picture);
@@ -124,9 +126,12 @@ class Panel {
     widget.computeLayoutSize = () => ({ minHeight: this.height, maxHeight: this.height, minWidth: 0 });
   }
 
-  /** The node is as much taller as its messages are. */
+  /** The node is as much taller as its messages are, down to the next node; longer lists scroll. */
   fit() {
     const count = this.list.childElementCount + !this.picture.hidden;
+    const most = roomBelow(this.node, this.list, this.added - this.picture.offsetHeight);
+    this.list.style.maxHeight = Number.isFinite(most) ? `${most}px` : "none";
+    this.list.tabIndex = this.list.scrollHeight > this.list.clientHeight + 1 ? 0 : -1;
     const inside = this.list.offsetHeight + this.picture.offsetHeight;
     if (count && !inside) return; // not on the screen yet
     const height = count ? Math.ceil(inside) + 2 * (this.widget.margin ?? 10) : 0; // the canvas leaves a margin around elements

@@ -124,6 +124,30 @@ def test_move_resize_and_the_edge_of_the_picture(page):
     assert sides(page.boxes(place)[0]) == near((0.5, 0.1, 0.5, 0.8))
 
 
+def test_a_corner_of_a_box_that_is_not_chosen_resizes_it(page):
+    place = page.cast("red fox", "cat")
+    page.draw(place, *FOX)
+    page.click(place, 0.9, 0.9)
+    assert page.state(place)["selected"] == -1
+    page.drag(place, (FOX[0] + FOX[2], FOX[1] + FOX[3]), (0.6, 0.9))
+    assert sides(page.boxes(place)[0]) == near((*FOX[:2], 0.6 - FOX[0], 0.9 - FOX[1]))
+    assert page.state(place)["selected"] == 0
+
+
+def test_the_hint_is_readable_in_full(page):
+    place = page.cast("red fox")
+    page.draw(place, *FOX)
+    page.evaluate("(id) => { window.graphNode(id).widgets.find((w) => w.name === 'layout').value = 'row'; }", place)
+    page.settle()
+    page.click(place, 0.9, 0.9)
+    assert "every subject has one" in page.state(place)["hint"]
+    whole, visible = page.page.evaluate(
+        "() => { const hint = document.querySelector('.troupe-hint'); "
+        "return [[hint.scrollWidth, hint.scrollHeight], [hint.clientWidth, hint.clientHeight]]; }"
+    )
+    assert whole[0] <= visible[0] and whole[1] <= visible[1] + 1
+
+
 def test_a_click_chooses_and_draws_nothing(page):
     place = page.cast("red fox", "cat")
     page.draw(place, *FOX)

@@ -14,6 +14,9 @@ WORKFLOWS = ROOT / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 REHEARSALS = [name for name in NAMES if "rehearsal" in name]  # they run on a fresh host
 
+SCROLLED = """() => [...document.querySelectorAll(".troupe-messages ul")]
+  .filter((list) => list.scrollHeight > list.clientHeight + 1).map((list) => list.textContent)"""
+
 
 def opened(page, name):
     """Open a template, all of it in view; its rectangles."""
@@ -63,9 +66,10 @@ def test_no_node_of_a_template_covers_another(name, page):
     before = page.page.evaluate(RECTANGLES)
     page.evaluate(SPEAK, TALKING, MESSAGE)
     page.settle(SETTLE)
-    after = page.page.evaluate(RECTANGLES)
+    after, scrolled = page.page.evaluate(RECTANGLES), page.page.evaluate(SCROLLED)
     page.evaluate(SPEAK, TALKING, "")
     assert any(now["h"] > then["h"] + 20 for then, now in zip(before, after, strict=True)), "the messages are shown"
+    assert scrolled == [], "a message and a warning fit in without scrolling"
     assert overlaps(after) == []
 
 

@@ -37,7 +37,8 @@ def texts(page, id_, kind):
 
 
 def start(page, server):
-    """Open the first template as a graph that has not run yet; {class: ids}."""
+    """Open the first template as a graph that has not run yet, on a host that has no results of it; {class: ids}."""
+    page.post("/free", {"free_memory": True})
     saved = json.loads(get(server, f"/api/workflow_templates/{pack_folder(server)}/{START}.json")) | {
         "id": str(uuid4())
     }

@@ -164,6 +164,8 @@ def test_a_published_encoder_is_read_under_whatever_name_it_was_saved(folders):
     assert encoder(adapters, name) == encoder(adapters, "auto") == name, "a published name first"
     assert encoder(adapters, "a.safetensors") == "a.safetensors"
     assert "no 'gone.safetensors'" in adapters.invalid_names(None, "gone.safetensors")
+    adapter, encoder_line = adapters.invalid_names("lost.safetensors", "gone.safetensors").splitlines()
+    assert "adapter file 'lost.safetensors'" in adapter and "no 'gone.safetensors'" in encoder_line
 
 
 def test_quick_subjects_hands_on_its_encoder(folders, monkeypatch):

@@ -85,11 +85,11 @@ export function gridSnap(width, height, pixels) {
   };
 }
 
-/** The topmost box at a point by index, small ones being above large ones; -1 where there is none. */
-export function boxAt(boxes, x, y) {
+/** The topmost box at a point by index, small ones being above large ones; -1 where there is none. edge: how far outside counts too, [across, down]. */
+export function boxAt(boxes, x, y, [across, down] = [0, 0]) {
   return stacked(boxes).findLast((i) => {
     const box = boxes[i];
-    return x >= box.x && x <= box.x + box.w && y >= box.y && y <= box.y + box.h;
+    return x >= box.x - across && x <= box.x + box.w + across && y >= box.y - down && y <= box.y + box.h + down;
   }) ?? -1;
 }
 

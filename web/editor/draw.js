@@ -4,6 +4,7 @@ import { colourOf, inkOn } from "./palette.js";
 
 export const HANDLES = { nw: [0, 0], n: [0.5, 0], ne: [1, 0], e: [1, 0.5], se: [1, 1], s: [0.5, 1], sw: [0, 1], w: [0, 0.5] };
 const FONT = 12; // CSS pixels
+const HANDLE = 8; // CSS pixels: a handle's side
 const PHOTO = 48; // CSS pixels: a photo in a box is at most so large
 
 /**
@@ -106,7 +107,8 @@ function drawLabel(context, view, i, taken) {
   const text = fitted(context, i, view.names[i], Math.max(w, view.width / 5) - 8 - lock);
   const width = Math.min(context.measureText(text).width + 8 + lock, view.width);
   const height = FONT + 5;
-  const x = Math.max(Math.min(left, view.width - width), 0);
+  const beside = i === view.selected ? HANDLE : 0; // so that the corner's handle covers no number
+  const x = Math.max(Math.min(left + beside, view.width - width), 0);
   const meets = (y) => taken.some((other) => x < other.x + other.width && other.x < x + width && y < other.y + height && other.y < y + height);
   const start = Math.max(Math.min(top, view.height - height), 0);
   const rows = [];
@@ -141,9 +143,9 @@ function drawHandles(context, view) {
   for (const [name, [across, down]] of Object.entries(HANDLES)) {
     if (small && name.length === 1) continue;
     const at = [x + across * w, y + down * h];
-    const [left, top] = [Math.min(Math.max(at[0] - 4, 0), view.width - 8), Math.min(Math.max(at[1] - 4, 0), view.height - 8)];
-    context.fillRect(left, top, 8, 8);
-    context.strokeRect(left + 0.5, top + 0.5, 7, 7);
+    const [left, top] = [[at[0], view.width], [at[1], view.height]].map(([middle, most]) => Math.min(Math.max(middle - HANDLE / 2, 0), most - HANDLE));
+    context.fillRect(left, top, HANDLE, HANDLE);
+    context.strokeRect(left + 0.5, top + 0.5, HANDLE - 1, HANDLE - 1);
   }
 }
 

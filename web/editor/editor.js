@@ -274,7 +274,7 @@ export class BoxEditor {
   }
 
   sentence(box) {
-    const { fault, wired, connected, count, size, exact } = this.state;
+    const { fault, wired, connected, count, size, exact, layout } = this.state;
     if (fault) return `${fault} Show the text (the braces) and mend it.`;
     if (wired) return "The boxes come from the node wired into 'boxes'.";
     if (box) {
@@ -284,7 +284,7 @@ export class BoxEditor {
     }
     const target = this.target();
     if (!connected && !this.boxes.length) return "Wire the last Add Subject into 'cast'.";
-    if (target < 0) return "Click a box to change it.";
+    if (target < 0) return `Click a box to change it.${layout && layout !== "none" ? " 'layout' adds no boxes: every subject has one." : ""}`;
     return `Drag to draw ${target + 1} ${this.nameOf(target)}`.trimEnd() + (exact ? "" : " (proportions after a run)");
   }
 }

@@ -14,7 +14,7 @@ export function memoryOf(node) {
 
 /**
  * What the node holds and what is wired into it, as plain data:
- * {text, boxes, fault, wired: the boxes come from another node, connected: there is a cast, size, exact: the size is the run's, names, photos, count: subjects or null, ghosts,
+ * {text, boxes, fault, wired: the boxes come from another node, connected: there is a cast, size, exact: the size is the run's, names, photos, count: subjects or null, layout, ghosts,
  * background}
  */
 export function read(node, app) {
@@ -32,6 +32,7 @@ export function read(node, app) {
   const photos = names.map((_, i) => cast?.[i]?.photo ?? null);
   return {
     text, boxes, fault, wired, connected: isWired(node, "cast"), size, exact: Boolean(live || run), names, photos, count: cast ? cast.length : null,
+    layout: literal(node, "layout", [], root),
     ghosts: cast && !fault ? ghosts(node, boxes, cast.length, size, known, root) : [],
     background: isWired(node, "background") ? pictureInto(node, "background", [], root) ?? run?.background ?? null : null,
   };

@@ -2,6 +2,7 @@
 import { HANDLES } from "./draw.js";
 import { between, boxAt, moved, placed, resized } from "./boxes.js";
 
+const EDGE = 2; // CSS pixels outside of a box that still are its corner
 const REACH = { mouse: 7, pen: 10, touch: 18 }; // CSS pixels around a handle
 
 /** Listens on `canvas`. `editor` has: boxes, selected, editable, target(), snap(event), nameOf(i), draft, select(i), commit(boxes, i), repaint(), say(sentence). */
@@ -36,25 +37,36 @@ export class Pointer {
     this.canvas.setPointerCapture(event.pointerId);
     const at = this.place(event);
     this.drag = { id: event.pointerId, at, ...this.meant(at, event) };
-    if (this.drag.kind === "move" || this.drag.kind === "hold") this.editor.select(this.drag.index);
+    if (["move", "hold", "resize"].includes(this.drag.kind)) this.editor.select(this.drag.index);
   }
 
   /** What a press at this place begins: resize, move, draw, hold (of a locked box, which a drag draws over), or nothing. */
   meant(at, event) {
-    const { boxes, selected } = this.editor;
-    const handle = this.handleAt(at, event);
-    if (handle) return { kind: "resize", handle, index: selected, box: boxes[selected] };
+    const { boxes } = this.editor;
+    const { handle, index } = this.handleAt(at, event);
+    if (handle) return { kind: "resize", handle, index, box: boxes[index] };
     const target = this.editor.target();
-    const armed = selected >= 0 && !boxes[selected]; // a subject without a box has been chosen
     const hit = boxAt(boxes, at.x, at.y);
-    if (hit >= 0 && !(armed || event.ctrlKey || event.metaKey)) {
+    if (hit >= 0 && !(this.armed || event.ctrlKey || event.metaKey)) {
       return boxes[hit].locked ? { kind: "hold", index: hit, target } : { kind: "move", index: hit, box: boxes[hit] };
     }
     return { kind: "draw", index: target, target, hit };
   }
 
+  /** {handle, index} of the box that a press here resizes: the chosen box at its handles, another box at its corners; {} where there is none. */
   handleAt(at, event) {
-    const box = this.editor.boxes[this.editor.selected];
+    const { boxes, selected } = this.editor;
+    const handle = this.nearHandle(boxes[selected], at, event);
+    if (handle) return { handle, index: selected };
+    const hit = boxAt(boxes, at.x, at.y, at.pixel.map((pixel) => EDGE * pixel));
+    const corner = this.armed || event.ctrlKey || event.metaKey ? null : this.nearHandle(boxes[hit], at, event);
+    return corner?.length === 2 ? { handle: corner, index: hit } : {};
+  }
+
+  /** A subject without a box has been chosen: a press anywhere begins its box. */
+  get armed() { return this.editor.selected >= 0 && !this.editor.boxes[this.editor.selected]; }
+
+  nearHandle(box, at, event) {
     if (!box || box.locked) return null;
     const reach = REACH[event.pointerType] ?? REACH.mouse;
     const small = Math.min(box.w / at.pixel[0], box.h / at.pixel[1]) < 40;
@@ -120,13 +132,12 @@ export class Pointer {
   }
 
   hover(event) {
-    const { boxes, selected, editable } = this.editor;
+    const { boxes, editable } = this.editor;
     const at = this.place(event);
-    const handle = editable && this.handleAt(at, event);
+    const { handle } = editable ? this.handleAt(at, event) : {};
     const hit = boxAt(boxes, at.x, at.y);
-    const armed = selected >= 0 && !boxes[selected];
     const still = !editable || (this.editor.target() < 0 && hit < 0);
-    this.canvas.style.cursor = handle ? CURSORS[handle] : still ? "default" : hit >= 0 && !armed && !boxes[hit].locked ? "move" : "crosshair";
+    this.canvas.style.cursor = handle ? CURSORS[handle] : still ? "default" : hit >= 0 && !this.armed && !boxes[hit].locked ? "move" : "crosshair";
   }
 }
 

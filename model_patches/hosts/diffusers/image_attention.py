@@ -231,9 +231,8 @@ class ImageAttention:
         """Who owned which positions, averaged over what the run saw; None where nobody acted or nothing was
         recorded.
         """
-        return applied_maps(
-            self.references, self.settings.mixing.merge, [part_of(sums, grid) for grid, sums in self._seen.items()]
-        )
+        mixing, parts = self.settings.mixing, [part_of(sums, grid) for grid, sums in self._seen.items()]
+        return applied_maps(self.references, mixing.merge, mixing.sharpness, parts)
 
     @property
     def _place(self) -> tuple[torch.device, torch.dtype]:

@@ -19,7 +19,7 @@ from ..errors import RunError
 from ..pack import WORKFLOWS
 from .screenshots import FLAGS, READY, find_browser
 
-TITLE, GAP, ROW_GAP, GRID = 30, 40, 40, 10  # a title lies above its node's `pos`
+TITLE, GAP, ROW_GAP, GRID = 30, 50, 40, 10  # a title lies above its node's `pos`
 GROUP_HEAD, GROUP_FOOT = 50, 20  # of a group, above the first node's title and below the last node
 # Every node's outer rectangle in the canvas's units: of its element in Nodes 2.0, else of what the canvas draws.
 RECTANGLES = """() => {
@@ -42,7 +42,7 @@ OPEN = """async (graph) => {
   canvas.setDirty(true, true);
 }"""
 SPEAK = """([types, text]) => {
-  const output = {troupe_messages: [JSON.stringify(text ? {done: [text]} : {})]};
+  const output = {troupe_messages: [JSON.stringify(text ? {done: [text], warnings: [text.slice(0, 80)]} : {})]};
   for (const node of window.app.graph._nodes) if (types.includes(node.comfyClass ?? node.type)) node.onExecuted?.(output);
 }"""
 TALKING = (  # classes that have a message after every run, in the node
@@ -57,6 +57,7 @@ TALKING = (  # classes that have a message after every run, in the node
     "TroupeQuickSubjects",
 )
 MESSAGE = "2 subjects encoded: 'astronaut' (16 image tokens, 1 name token), 'cat' (16 image tokens, 1 name token)."
+SPREAD = 1.5  # how much further apart nodes lie while they are measured
 SETTLE = 1500  # milliseconds until the front end has drawn a graph and its messages
 
 
@@ -134,8 +135,9 @@ def opened(host: Path, front_end: Path | None, nodes2: bool) -> Iterator[Any]:
 
 
 def measure(page: Any, workflow: dict[str, Any]) -> dict[str, float]:
-    """Each node's outer height on the page."""
-    page.evaluate(OPEN, workflow)
+    """Each node's outer height on the page, where nothing below limits its messages."""
+    spread = [{**node, "pos": [node["pos"][0], SPREAD * node["pos"][1]]} for node in workflow["nodes"]]
+    page.evaluate(OPEN, {**workflow, "nodes": spread})
     page.evaluate(SPEAK, [TALKING, MESSAGE])
     page.wait_for_timeout(SETTLE)
     return {str(found["id"]): found["h"] for found in page.evaluate(RECTANGLES)}

@@ -222,18 +222,18 @@ def host_adapter(adapter: Adapter, clip_vision_name: str = AUTO) -> HostAdapter:
 
 
 def invalid_names(adapter_name: str | None, clip_vision_name: str | None = AUTO) -> str | None:
-    """The sentence about the first combo value that names no file, else None.
+    """Return a line for each combo value that names no file, else None.
 
     A value that comes over a wire is None until the graph runs.
     """
-    try:
-        if adapter_name is not None:
-            adapter_path(adapter_name)
-        if clip_vision_name is not None:
-            check_clip_vision_name(clip_vision_name)
-    except CheckpointError as error:
-        return str(error)
-    return None
+    lines = []
+    for check, name in ((adapter_path, adapter_name), (check_clip_vision_name, clip_vision_name)):
+        try:
+            if name is not None:
+                check(name)
+        except CheckpointError as error:
+            lines.append(str(error))
+    return "\n".join(lines) or None
 
 
 def fingerprint(name: str | None) -> str:

@@ -185,7 +185,8 @@ class Tally:
     def maps(self) -> AppliedMaps | None:
         """The mean maps on the CPU, or None where nobody acted."""
         parts = [part_of(sums, grid, window_of(area, size)) for (grid, area, size, _), sums in self._sums.items()]
-        return applied_maps(self.references, self.settings.mixing.merge, parts)
+        mixing = self.settings.mixing
+        return applied_maps(self.references, mixing.merge, mixing.sharpness, parts)
 
 
 def observer(

@@ -1,0 +1,106 @@
+"""What a node says before it runs about its own values and wires, and what its messages do about the nodes below."""
+
+import json
+
+from test_layout import overlaps
+from test_messages import CLOSE, HEIGHT, lines, put, texts
+from troupe_tools.dev.lay_out import RECTANGLES
+
+LIST = """(id) => {
+  const list = window.graphNode(id).widgets.find((w) => w.type === "troupe_messages").element.querySelector("ul");
+  return [list.clientHeight, list.scrollHeight, list.tabIndex];
+}"""
+SAY = "([id, output]) => window.graphNode(id).onExecuted(output)"
+
+
+def unplug(page, id_, name):
+    page.evaluate(
+        "([id, name]) => { const n = window.graphNode(id); n.disconnectInput(n.inputs.findIndex((x) => x.name === name)); }",
+        id_,
+        name,
+    )
+
+
+def small_graph(page):
+    """A photo that is a robot's, its subject, and an Apply node."""
+    page.build(
+        [
+            (1, "TroupeRehearsal", {}, (-900, 0)),
+            (2, "TroupeAddSubject", {"name": "a tall Robot"}, (-400, 0)),
+            (3, "TroupeEncodeSubjects", {}, (0, 0)),
+            (4, "TroupeApplyImageAttention", {}, (400, 0)),
+        ],
+        [(1, 6, 2, "image"), (2, 0, 3, "cast"), (1, 4, 3, "adapter"), (3, 0, 4, "references"), (1, 0, 4, "model")],
+    )
+
+
+def test_what_has_no_effect_says_so(page):
+    small_graph(page)
+    said = lambda id_: texts(page, id_, "missing")  # noqa: E731
+    assert said(2) == [] and said(4) == []
+    put(page, 2, "weight", 0)
+    put(page, 4, "start_percent", 0.6)
+    put(page, 4, "end_percent", 0.4)
+    assert said(2) == ["weight is 0, so this subject's photos have no effect"]
+    assert said(4) == ["start_percent (0.6) is not below end_percent (0.4), so the references have no effect"]
+    put(page, 2, "weight", 1)
+    put(page, 4, "end_percent", 1)
+    assert said(2) == [] and said(4) == []
+    unplug(page, 4, "references")
+    assert said(4) == ["Connect 'references' of Encode Subject References"]
+    page.evaluate("() => { window.graphNode(4).mode = 4; }")
+    assert said(4) == [], "a bypassed node has no effect on purpose"
+
+
+def test_a_subject_without_a_photo_or_with_another_ones(page):
+    small_graph(page)
+    said = lambda id_: texts(page, id_, "missing")  # noqa: E731
+    put(page, 1, "subject_2", "bird")
+    assert said(2) == ["The photo shows a bird: change the name, or the photo in Load Rehearsal Models"]
+    put(page, 2, "name", "bird")
+    assert said(2) == []
+    unplug(page, 2, "image")
+    assert said(2) == ["Connect this subject's photo to 'image'"]
+
+
+def test_a_fresh_quick_subjects_says_how_to_begin(page):
+    page.build([(1, "TroupeQuickSubjects", {}, (0, 0))])
+    assert texts(page, 1, "missing") == ["Connect a photo to 'image_1', and type its word from your prompt in 'name_1'"]
+
+
+def test_a_refusal_is_marked_once_the_graph_has_changed(page):
+    page.build(
+        [(1, "TroupeLoadAdapter", {"adapter_name": "gone.safetensors"}, (0, 0)), (2, "PreviewAny", {}, (500, 0))],
+        [(1, 0, 2, "source")],
+    )
+    page.evaluate("async () => { await window.app.queuePrompt(0, 1); }")
+    page.page.keyboard.press("Escape")
+    assert [kind for kind, _ in lines(page, 1)] == ["error"]
+    put(page, 1, "adapter_name", "other.safetensors")
+    assert lines(page, 1)[0] == ["earlier", "From your last try, before you changed the graph:"]
+    put(page, 1, "adapter_name", "gone.safetensors")
+    assert [kind for kind, _ in lines(page, 1)] == ["error"]
+
+
+def test_messages_never_cover_the_node_below(page):
+    page.build(
+        [(1, "TroupeRecordRelevance", {}, (0, 0)), (2, "PreviewAny", {}, (0, 900)), (3, "PreviewAny", {}, (900, 0))]
+    )
+    page.evaluate(CLOSE, 1)
+    page.settle(900)
+    top = page.evaluate(HEIGHT, 1) + 30 + 120
+    page.evaluate("(y) => { window.graphNode(2).pos = [0, y]; window.app.canvas.setDirty(true, true); }", top)
+    many = [f"Line {i}: a long sentence that needs more than one row in a node of this width." for i in range(12)]
+    page.evaluate(SAY, 1, {"troupe_messages": [_json({"done": many})]})
+    page.settle(1500)
+    assert overlaps(page.page.evaluate(RECTANGLES)) == []
+    visible, whole, reachable = page.evaluate(LIST, 1)
+    assert 60 < visible < whole and reachable == 0, "the rest is reached by scrolling"
+    page.evaluate(SAY, 1, {"troupe_messages": [_json({"done": many[:1]})]})
+    page.settle(1500)
+    visible, whole, reachable = page.evaluate(LIST, 1)
+    assert visible == whole and reachable == -1
+
+
+def _json(messages):
+    return json.dumps({"warnings": [], "done": [], "run": [], **messages})
