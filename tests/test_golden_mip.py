@@ -5,7 +5,8 @@ import torch
 from support.golden_mip import FOLDER, LAYERS, Layer, fill, layer, normal, projections
 from support.whole_heads import image_attention, relevance
 from torch.nn.functional import linear, scaled_dot_product_attention
-from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
+from troupe.model_patches.attention.decoupled import LayerTokens, image_delta
+from troupe.model_patches.attention.merges import Mixing
 from troupe.model_patches.attention.relevance import shares, text_gain
 from troupe.model_patches.encoders.projections import FaceMLP, ImageProj, Resampler, module_name
 
@@ -259,8 +260,6 @@ def test_prepared_tokens_are_split_into_heads_once(monkeypatch):
     for each in (lambda t: t, lambda t: t.float(), lambda t: t.group(1)):
         query = torch.randn(len(each(tokens).keys), 1, 10, 24)
         calls.clear()
-        found = decoupled.image_delta(query, each(prepared), torch.ones(2), HEADS, decoupled.Mixing())
+        found = decoupled.image_delta(query, each(prepared), torch.ones(2), HEADS, Mixing())
         assert calls == [(len(query), 10, 24)]
-        torch.testing.assert_close(
-            found, decoupled.image_delta(query, each(tokens), torch.ones(2), HEADS, decoupled.Mixing())
-        )
+        torch.testing.assert_close(found, decoupled.image_delta(query, each(tokens), torch.ones(2), HEADS, Mixing()))

@@ -18,8 +18,9 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
-from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
+from troupe.model_patches.attention.decoupled import LayerTokens, image_delta
 from troupe.model_patches.attention.lora import image_projection
+from troupe.model_patches.attention.merges import NAMELESS, Mixing
 from troupe.model_patches.encoders.grounding import MLP
 from troupe.model_patches.encoders.lora import PAIRS, ImageLora, LowRank
 from troupe.model_patches.encoders.projections import MisshapenTensor, PerceiverAttention
@@ -447,7 +448,7 @@ def test_absent_subjects_are_as_if_never_given(joint):
     torch.testing.assert_close(found[2:], image_attention(query[2:], keys[2:], values[2:], weights[2:], HEADS, joint))
 
 
-@pytest.mark.parametrize("merge", ["joint", "uniform", "add"])
+@pytest.mark.parametrize("merge", NAMELESS)
 @pytest.mark.parametrize("limited", [True, False], ids=["boxes", "free"])
 def test_an_absent_subject_leaves_its_share_to_the_others(merge, limited):
     query, keys, values, _ = random_subjects()

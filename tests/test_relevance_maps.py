@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from support.whole_heads import relevance
-from troupe.model_patches.attention.decoupled import MERGES, LayerTokens, Mixing, image_delta
+from troupe.model_patches.attention.decoupled import LayerTokens, image_delta
+from troupe.model_patches.attention.merges import MERGES, Mixing
 from troupe.model_patches.attention.relevance import owned, relevance_of_heads, shares
+from troupe.model_patches.errors import MismatchError
 from troupe.model_patches.placement.palette import colour_of
 from troupe.model_patches.relevance.maps import (
     NOBODY,
@@ -82,10 +85,12 @@ def test_the_published_merge_computes_nothing_twice(monkeypatch):
     from troupe.model_patches.attention import decoupled
 
     calls = []
-    for function in (relevance_of_heads, shares):
-        monkeypatch.setattr(
-            decoupled, function.__name__, lambda *args, made=function: calls.append(made.__name__) or made(*args)
-        )
+
+    def counted(function):
+        return lambda *args: calls.append(function.__name__) or function(*args)
+
+    monkeypatch.setattr(decoupled, "relevance_of_heads", counted(relevance_of_heads))
+    monkeypatch.setitem(MERGES, "relevance", replace(MERGES["relevance"], weights=counted(shares)))
     monkeypatch.setattr(decoupled, "owned", lambda *args: pytest.fail("shares computed a second time"))
     tokens = LayerTokens(noise(1, 4, 8), noise(1, 4, 8), noise(1, 2, 8), torch.eye(2)[None])
     image_delta(noise(1, 1, 6, 8), tokens, torch.ones(2), 2, Mixing(), observe=lambda told: None)
@@ -278,3 +283,44 @@ def test_no_record_is_a_small_dark_picture():
     for run in (None, RecordedRun("all")):
         sheet = draw_maps(run, (64, 64), torch.rand(1, 8, 8, 3))
         assert sheet.shape == (1, *EMPTY, 3) and (sheet == DARK / 255).all()
+
+
+# ---- the table of merges ---------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_merge_is_refused_where_the_settings_are_made():
+    with pytest.raises(MismatchError) as refused:
+        Mixing("sum")
+    assert str(refused.value) == (
+        "Expected one of relevance, paper, uniform, joint, add as 'merge', found 'sum'. Choose one of them."
+    )
+
+
+def test_who_needs_relevance():
+    needed = {
+        (merge, subjects, background): Mixing(merge, background=background).needs_relevance(subjects)
+        for merge in MERGES
+        for subjects in (1, 2)
+        for background in (0.5, 1.0)
+    }
+    assert [case for case, needs in needed.items() if case[1:] == (2, 1.0) and needs] == [
+        ("relevance", 2, 1.0),
+        ("paper", 2, 1.0),
+    ]
+    assert [case for case, needs in needed.items() if case[1:] == (1, 1.0) and needs] == [("paper", 1, 1.0)]
+    assert {case[0] for case, needs in needed.items() if case[2] < 1 and not needs} == {"uniform"}
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_weights_are_what_their_merge_promises(merge):
+    """Shares sum to 1 over the subjects, weights of `above_one` have mean 1 over the positions, others are 1 each."""
+    rule, a = MERGES[merge], uniform(2, 3, 4, 20)
+    ones = torch.ones(1, 1, 4, 1)
+    weights = rule.equal_weights(ones, None) if rule.weights is None else rule.weights(a, None, 2.0)
+    if rule.above_one:
+        torch.testing.assert_close(weights.mean(-1), torch.ones(2, 3, 4))
+    elif rule.share_one:
+        assert torch.equal(weights, ones)
+    else:
+        torch.testing.assert_close(weights.sum(2), torch.ones_like(weights[:, :, 0]))
+    assert rule.above_one or bool((weights <= 1).all())

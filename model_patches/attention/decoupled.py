@@ -13,12 +13,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from .heads import split_heads
-from .relevance import background_gain, mean_relevance, owned, relevance_of_heads, shares, text_gain
+from .merges import Mixing
+from .relevance import background_gain, owned, relevance_of_heads, text_gain
 
 MANY_TOKENS = 64  # a subject; full-face files have 257, for which the map of the fused form fills the memory
 MAP = 2**19  # entries of that map that a CPU computes at a time: they stay in its cache
 HALF = torch.finfo(torch.float16).max
-MERGES = ("relevance", "paper", "uniform", "joint", "add")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,28 +83,6 @@ class LayerTokens:
             split = HeadTokens(change(split.keys), change(split.values), optional(split.names))
         names, segments = optional(self.name_keys), optional(self.segments)
         return LayerTokens(change(self.keys), change(self.values), names, segments, self.valid_tokens, split)
-
-
-@dataclass(frozen=True)
-class Mixing:
-    """How several subjects share a position.
-
-    merge: `relevance` (published code), `paper`, `uniform` (1/M of each subject's own softmax), `joint` (one softmax
-    over all tokens) or `add` (share 1 each); sharpness: power on the relevance, > 0; background: 0..1, see
-    `background_gain`.
-    """
-
-    merge: str = "relevance"
-    sharpness: float = 1.0
-    background: float = 1.0
-
-    def needs_relevance(self, subjects: int) -> bool:
-        """Whether the names' attention must be known for that many subjects (a lone one's share is 1 without it)."""
-        if self.merge == "paper":
-            return True
-        if self.merge == "relevance":
-            return subjects > 1 or self.background < 1.0
-        return self.merge != "uniform" and self.background < 1.0
 
 
 def attend(queries: torch.Tensor, tokens: LayerTokens, weights: torch.Tensor, joint: bool = False) -> torch.Tensor:
@@ -199,7 +177,7 @@ def image_delta(
         strengths: [M] float32, weight of the node times weight of the subject (0 where a subject rests in this step).
         mixing: see `Mixing`.
         limits: m, [1 or G, 1 or B, M, N] float32 in 0..1, or None.
-        text: Z_text, [G, B, N, C], plain text attention (only merge `paper` with text_logits reads it).
+        text: Z_text, [G, B, N, C], plain text attention (read only by a merge with `gain_on_text`, with text_logits).
         text_logits: [G, B, N], `text_to_weight(Z_text)` of files that have it, else None (f = 1); give text with them.
         observe: receives `owned`, [G, B, M, N] float32, by the names' relevance whatever the merge; the tokens must
             have names then. Changes nothing.
@@ -211,34 +189,31 @@ def image_delta(
     if tokens.valid_tokens is not None:  # who is absent has no share
         limits = _present(tokens.valid_tokens, m).float() * (1.0 if limits is None else limits)
     queries, tokens = split_heads(query.flatten(1, 2), heads), tokens.prepared(heads)
-    needed = mixing.needs_relevance(m)
+    rule, needed = mixing.rule, mixing.needs_relevance(m)
     a = _relevance(queries, tokens.in_heads(heads).names, tokens.segments, b) if needed or observe is not None else None
-    weights = _position_weights(a, mixing, limits) if a is not None and needed else None
-    if weights is None:
-        weights = _equal_weights(mixing, limits, strengths.new_ones((1, 1, m, 1)))
+    if a is not None and needed and rule.weights is not None:
+        weights = rule.weights(a, limits, mixing.sharpness)
+    else:
+        weights = rule.equal_weights(strengths.new_ones((1, 1, m, 1)), limits)
     if limits is not None:
         weights = weights * limits
     if a is not None and observe is not None:
-        observe(weights if mixing.merge == "relevance" and m > 1 else owned(a, limits, mixing.sharpness))
+        observe(weights if rule.records_weights and m > 1 else owned(a, limits, mixing.sharpness))
     weights = weights * strengths.view(1, 1, m, 1)
     if a is not None and needed and mixing.background < 1.0:
         weights = weights * background_gain(a, mixing.background, mixing.sharpness).unsqueeze(2)
     gain = None if text_logits is None else text_gain(text_logits)
-    if gain is not None and mixing.merge != "paper":
+    if gain is not None and not rule.gain_on_text:
         weights = weights * gain.unsqueeze(2)
     largest = None
     # weights up to N would overflow: they meet the values as parts of 1
-    if query.dtype == torch.float16 and (mixing.merge == "paper" or gain is not None):
+    if query.dtype == torch.float16 and (rule.above_one or gain is not None):
         largest = weights.amax(2, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
         weights = weights / largest
-    delta = (
-        attend(queries, tokens, weights.expand(g, b, m, n), mixing.merge == "joint")
-        .transpose(1, 2)
-        .unflatten(1, (b, n))
-    )
+    delta = attend(queries, tokens, weights.expand(g, b, m, n), rule.one_softmax).transpose(1, 2).unflatten(1, (b, n))
     if largest is not None:
         delta = delta.float() * largest.expand(g, b, 1, n).transpose(2, 3).unsqueeze(-1)
-    if text is not None and gain is not None and mixing.merge == "paper":
+    if text is not None and gain is not None and rule.gain_on_text:
         delta = delta + ((gain.unsqueeze(-1) - 1.0).to(delta.dtype) * text.to(delta.dtype)).unflatten(-1, (heads, -1))
     return delta if largest is None else delta.clamp(-HALF, HALF).half()
 
@@ -250,17 +225,3 @@ def _relevance(
     if names is None or segments is None:
         raise ValueError("layer tokens: expected keys of the subjects' names, found none")
     return relevance_of_heads(queries, names, segments, pictures)
-
-
-def _position_weights(a: torch.Tensor, mixing: Mixing, limits: torch.Tensor | None) -> torch.Tensor | None:
-    """What the merge makes of the relevance A, [G, B, M, N], or None where it gives every position the same."""
-    if mixing.merge == "paper":
-        return mean_relevance(a, mixing.sharpness)
-    return shares(a, limits, mixing.sharpness) if mixing.merge == "relevance" else None
-
-
-def _equal_weights(mixing: Mixing, limits: torch.Tensor | None, ones: torch.Tensor) -> torch.Tensor:
-    """Weights without relevance: 1 for `add` and `joint`, equal shares for `uniform` and for a lone subject. ones: [1,
-    1, M, 1].
-    """
-    return ones if mixing.merge in ("add", "joint") else shares(ones, limits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..adapter import AdapterSpec, base_name
+from ..attention.merges import NAMELESS
 from ..base_mismatch import base_mismatch
 from ..errors import MismatchError
 from ..subjects import References
@@ -49,11 +50,12 @@ def check_places(spec: AdapterSpec, widths: Mapping[str, int], context_dim: int)
 def check_names(references: References, settings: ImageAttentionSettings) -> None:
     """Raise MismatchError where the merge needs the subjects' names and they were not encoded."""
     if needs_names(references, settings) and not references.named:
+        nameless = f"{', '.join(NAMELESS[:-1])} or {NAMELESS[-1]}"
         wanted = f"the subjects' names for merge '{settings.mixing.merge}'"
         raise MismatchError(
             wanted,
             "references without names",
-            "Wire 'clip' into Encode Subject References, or set 'merge' to uniform, joint or add.",
+            f"Wire 'clip' into Encode Subject References, or set 'merge' to {nameless}.",
         )
 
 

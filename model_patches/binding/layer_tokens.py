@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import pad
 
-from ..attention.decoupled import LayerTokens, Mixing, image_delta
+from ..attention.decoupled import LayerTokens, image_delta
+from ..attention.merges import Mixing
 from ..encoders.decoupled import DecoupledLayers, layers_of
 from ..encoders.mm_diff import LoraLayers
 from ..subjects import References
@@ -137,7 +138,8 @@ def call_tokens(
     images, names, heads: of each layer; names None where nothing asks for relevance; roles: COND or UNCOND, of each
     group. Subjects of weight 0 have no tokens in the joint softmax of an adapter that was published with it.
     """
-    without_absent = settings.mixing.merge == references.adapter.spec.merge == "joint"
+    mixing = settings.mixing
+    without_absent = mixing.rule.one_softmax and mixing.merge == references.adapter.spec.merge
     valid_tokens = valid_image_tokens(references, without_absent, device)
     segments = None if names is None else name_segments(references, device)
     each = zip(images, names or [None] * len(images), heads, strict=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..attention.decoupled import Mixing
+from ..attention.merges import Mixing
 from ..errors import MismatchError
 from ..subjects import References
 

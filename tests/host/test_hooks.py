@@ -96,7 +96,8 @@ def test_subjects_in_disjoint_regions_equal_lone_ones_there(deltas):
     there.
     """
     from support.host.small_casts import ksample, settings, stage
-    from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
+    from troupe.model_patches.attention.decoupled import LayerTokens, image_delta
+    from troupe.model_patches.attention.merges import Mixing
 
     left, right = torch.zeros(64, 64), torch.zeros(64, 64)
     left[:, :32], right[:, 32:] = 1, 1

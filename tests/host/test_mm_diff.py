@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from troupe.model_patches.attention.merges import MERGES
 
 pytestmark = pytest.mark.usefixtures("host")
 CONTEXT, RANK, TEXT_RANK = 64, 6, 5
@@ -102,7 +103,7 @@ CASTS = {
     "weights": ([3, 1], [0.6, 1.4]),
     "an absent one": ([1, 2, 1], [1.0, 0.0, 0.7]),
 }
-CASES = [(cast, merge, 1.0) for cast in CASTS for merge in ("joint", "relevance", "uniform", "add")] + [
+CASES = [(cast, merge, 1.0) for cast in CASTS for merge in MERGES] + [
     ("two", "joint", 0.0),
     ("two", "joint", 0.6),
 ]
@@ -125,7 +126,7 @@ def test_the_published_layer(cast, merge, strength):
     model, positive, negative, _ = apply_image_attention(model, references, chosen, *prompts)
     naive, kv = merged_by_hand(adapter, strength)
     s = references.subjects
-    absent = [i for i, x in enumerate(s) if x.weight == 0] if merge == "joint" else []
+    absent = [i for i, x in enumerate(s) if x.weight == 0] if MERGES[merge].one_softmax else []
     truth = Truth(
         [x.tokens for x in s],
         [x.name_tokens for x in s],

@@ -350,7 +350,7 @@ def test_mm_diffs_job(photos, delay, strength, each):
     one subject and two.
     """
     from support.host.small_casts import ksample
-    from troupe.model_patches.attention.decoupled import Mixing
+    from troupe.model_patches.attention.merges import Mixing
     from troupe.model_patches.binding.settings import ImageAttentionSettings
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
     from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt as host_prompt
