@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-LONGEST = 60
+LONGEST_QUOTE = 60
 
 
-def shown(text: object) -> str:
+def quoted(text: object) -> str:
     """A text from a file for a message: in quotes, on one line, cut where it is long."""
     plain = ascii(str(text)) if not str(text).isprintable() else f"'{text}'"
-    return plain if len(plain) <= LONGEST else f"{plain[: LONGEST - 4]}...'"
+    return plain if len(plain) <= LONGEST_QUOTE else f"{plain[: LONGEST_QUOTE - 4]}...'"
 
 
 class TroupeError(Exception):
@@ -24,9 +24,9 @@ class TroupeError(Exception):
         super().__init_subclass__(**kwargs)
         cls.__module__ = "builtins"
 
-    def __init__(self, expected: str, found: str, do: str):
-        self.expected, self.found, self.do = expected, found, do
-        super().__init__(f"Expected {expected}, found {found}. {do}")
+    def __init__(self, expected: str, found: str, remedy: str):
+        self.expected, self.found, self.remedy = expected, found, remedy
+        super().__init__(f"Expected {expected}, found {found}. {remedy}")
 
 
 class CheckpointError(TroupeError):

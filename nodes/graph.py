@@ -30,8 +30,8 @@ def warn_about_missing_names(
 def warn_about_wires_past(node: str, hidden: Any, warn: Callable[[str], None]) -> None:
     """Warn about samplers that take this node's prompts, and a MODEL that has not passed it. node: display name."""
     for id_, type in samplers_past(hidden.prompt, hidden.unique_id):
-        do = f"Connect 'model' of {node} to {type} (node {id_}), directly or through LoRA and other nodes"
-        warn(f"{do}: it uses a prompt of {node} with another MODEL, so the references have no effect.")
+        remedy = f"Connect 'model' of {node} to {type} (node {id_}), directly or through LoRA and other nodes"
+        warn(f"{remedy}: it uses a prompt of {node} with another MODEL, so the references have no effect.")
 
 
 def used_from(hidden: Any, type: str, output: int) -> bool:

@@ -88,7 +88,7 @@ class LoadRehearsalModels(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, adapter: str, **subjects: str) -> str:
-        return rehearsal.fingerprint(ADAPTERS[adapter])
+        return rehearsal.rehearsal_fingerprint(ADAPTERS[adapter])
 
     @classmethod
     def execute(cls, adapter: str, **subjects: str) -> io.NodeOutput:

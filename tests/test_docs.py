@@ -151,8 +151,8 @@ def messages() -> list[str]:
                     and len(node.args) == 3
                 ):
                     found += [
-                        f"Expected {expected}, found {got}. {do}"
-                        for expected, got, do in product(*(written(a, names) for a in node.args))
+                        f"Expected {expected}, found {got}. {remedy}"
+                        for expected, got, remedy in product(*(written(a, names) for a in node.args))
                     ]
     return [re.sub("…+", "…", message) for message in found]
 
@@ -173,10 +173,10 @@ def test_messages_are_quoted_at_all():
     assert len(QUOTED) >= 15
 
 
-@pytest.mark.parametrize("do", ["TroupeError", "CheckpointError", "SubjectError", "MismatchError"])
-def test_the_readme_shows_no_class_names(do):
+@pytest.mark.parametrize("name", ["TroupeError", "CheckpointError", "SubjectError", "MismatchError"])
+def test_the_readme_shows_no_class_names(name):
     """Artists search for the sentence, which is what ComfyUI shows."""
-    assert do not in TEXT
+    assert name not in TEXT
 
 
 # ---- help pages ------------------------------------------------------------------------------------------------------

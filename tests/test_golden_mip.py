@@ -8,7 +8,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from troupe.model_patches.attention.decoupled import LayerTokens, image_delta
 from troupe.model_patches.attention.merges import Mixing
 from troupe.model_patches.attention.relevance import shares, text_gain
-from troupe.model_patches.encoders.projections import FaceMLP, ImageProj, Resampler, module_name
+from troupe.model_patches.encoders.projections import FaceMLP, ImageProj, Resampler, resampler_module_name
 
 HEADS = 3
 
@@ -176,7 +176,7 @@ PROJECTIONS = {
 def test_projection_is_the_official_one(tag):
     make, shape, tolerance = PROJECTIONS[tag]
     golden, module = projections(), make()
-    published = {module_name(k): k for k in ["latents"]}
+    published = {resampler_module_name(k): k for k in ["latents"]}
     state = {}
     for name, parameter in module.state_dict().items():
         original = published.get(name, name)

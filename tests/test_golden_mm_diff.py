@@ -298,7 +298,7 @@ def test_a_black_square_has_no_moire():
 
 def test_a_black_square_of_a_long_strip_is_no_huge_one(monkeypatch):
     sides, pad = [], framing.pad
-    monkeypatch.setattr(framing, "LONGEST", 64)
+    monkeypatch.setattr(framing, "LONGEST_SIDE", 64)
     monkeypatch.setattr(framing, "pad", lambda *args: sides.append(pad(*args).shape[-2:]) or pad(*args))
     found = black_square(torch.ones(400, 100, 3), 28)
     assert sides == [(64, 64)] and found[..., 0].sum(1).allclose(torch.tensor(7.0), atol=0.1)

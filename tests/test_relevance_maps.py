@@ -22,14 +22,14 @@ from troupe.model_patches.relevance.maps import (
     RecordedRun,
     SubjectMap,
     averaged,
+    map_overlap,
     mark_of,
-    overlap,
     owns_next_to_nothing,
     report,
     share_inside,
     wanted,
 )
-from troupe.model_patches.relevance.pictures import DARK, EMPTY, GAP, LONGEST, TALLEST, draw_maps
+from troupe.model_patches.relevance.pictures import DARK, EMPTY_SHEET, GAP, ROW_LONGEST, SHEET_TALLEST, draw_maps
 from troupe.model_patches.subjects import Box
 
 
@@ -153,8 +153,12 @@ def recorded(*subjects, **rest):
 def test_numbers():
     first, second = halves(0.75)
     assert share_inside(first, torch.eye(2).repeat_interleave(4, 0).repeat_interleave(4, 1)) == pytest.approx(0.5)
-    assert overlap(first, second) == pytest.approx(0.5)
-    assert overlap(*halves(1.0)) == 0 and overlap(first, first) == 1 and overlap(first, first * 0.1) == pytest.approx(1)
+    assert map_overlap(first, second) == pytest.approx(0.5)
+    assert (
+        map_overlap(*halves(1.0)) == 0
+        and map_overlap(first, first) == 1
+        and map_overlap(first, first * 0.1) == pytest.approx(1)
+    )
 
 
 def test_the_report_of_two_subjects():
@@ -242,8 +246,8 @@ def rgb(index):
 def test_a_row_for_each_subject_in_its_colour():
     first, second = halves(1.0)
     sheet = draw_maps(recorded(SubjectMap("fox", first), SubjectMap("cat", second)), (64, 64))
-    assert sheet.shape == (1, 2 * LONGEST + GAP, LONGEST, 3)
-    upper, lower = sheet[0, :LONGEST], sheet[0, LONGEST + GAP :]
+    assert sheet.shape == (1, 2 * ROW_LONGEST + GAP, ROW_LONGEST, 3)
+    upper, lower = sheet[0, :ROW_LONGEST], sheet[0, ROW_LONGEST + GAP :]
     dark = torch.full((3,), DARK / 255)
     for row, index, owns, not_ in ((upper, 0, 100, 412), (lower, 1, 412, 100)):
         assert torch.allclose(row[400, owns], rgb(index), atol=0.01) and torch.allclose(row[400, not_], dark, atol=0.01)
@@ -256,7 +260,7 @@ def test_maps_have_one_scale():
     )
     dark = torch.full((3,), DARK / 255)
     assert torch.allclose(sheet[0, 400, 256], rgb(0), atol=0.01)
-    assert torch.allclose(sheet[0, LONGEST + GAP + 400, 256], torch.lerp(dark, rgb(1), 0.5), atol=0.01)
+    assert torch.allclose(sheet[0, ROW_LONGEST + GAP + 400, 256], torch.lerp(dark, rgb(1), 0.5), atol=0.01)
 
 
 def test_over_the_picture():
@@ -276,13 +280,13 @@ def test_sizes(count, size):
     maps = [SubjectMap(f"subject {i}", uniform(*size, seed=i)) for i in range(count)]
     sheet = draw_maps(recorded(*maps), size)
     assert sheet.min() >= 0 and sheet.max() <= 1 and sheet.isfinite().all()
-    assert 192 <= sheet.shape[2] <= 512 and sheet.shape[1] <= max(TALLEST, 30 * 192) + count * GAP
+    assert 192 <= sheet.shape[2] <= 512 and sheet.shape[1] <= max(SHEET_TALLEST, 30 * 192) + count * GAP
 
 
 def test_no_record_is_a_small_dark_picture():
     for run in (None, RecordedRun("all")):
         sheet = draw_maps(run, (64, 64), torch.rand(1, 8, 8, 3))
-        assert sheet.shape == (1, *EMPTY, 3) and (sheet == DARK / 255).all()
+        assert sheet.shape == (1, *EMPTY_SHEET, 3) and (sheet == DARK / 255).all()
 
 
 # ---- the table of merges ---------------------------------------------------------------------------------------------

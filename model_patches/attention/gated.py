@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-ROUNDING = 1e-5  # of a progress that was found from a float32 sigma
+PROGRESS_ROUNDING = 1e-5  # of a progress that was found from a float32 sigma
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +125,6 @@ def scale_at(progress: float, end: float, decay: float = 0.0) -> float:
     is past it. Published `alpha_type` is (end, decay, rest), end is the paper's tau: (0.3, 0, 0.7) for text boxes, (1,
     0, 0) for images; there a step takes the value that this line has at the step's end.
     """
-    if progress < end - ROUNDING or end >= 1:
+    if progress < end - PROGRESS_ROUNDING or end >= 1:
         return 1.0
     return min(1.0, max(0.0, 1.0 - (progress - end) / decay)) if decay > 0 else 0.0

@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 
-ROUNDING = 1e-9  # of a sum of weights
+WEIGHT_ROUNDING = 1e-9  # of a sum of weights
 
 
 def subject_guidance(
@@ -40,7 +40,7 @@ def umm_coefficients(cfg: float, alphas: Sequence[float]) -> tuple[float, ...]:
     A branch with factor 0 need not be evaluated.
     """
     text = 1.0 - math.fsum(alphas)
-    return 1.0 - cfg, 0.0 if abs(text) < ROUNDING else cfg * text, *(cfg * alpha for alpha in alphas)
+    return 1.0 - cfg, 0.0 if abs(text) < WEIGHT_ROUNDING else cfg * text, *(cfg * alpha for alpha in alphas)
 
 
 def umm_guidance(

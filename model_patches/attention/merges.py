@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import MismatchError, shown
+from ..errors import MismatchError, quoted
 from .relevance import mean_relevance, shares
 
-Weights = Callable[[torch.Tensor, torch.Tensor | None, float], torch.Tensor]
+WeightFunction = Callable[[torch.Tensor, torch.Tensor | None, float], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class MergeRule:
         above_one: weights can be as large as N, which float16 cannot hold.
     """
 
-    weights: Weights | None = None
+    weights: WeightFunction | None = None
     records_weights: bool = False
     lone_needs_names: bool = False
     share_one: bool = False
@@ -77,7 +77,7 @@ class Mixing:
 
     def __post_init__(self) -> None:
         if self.merge not in MERGES:
-            raise MismatchError(f"one of {', '.join(MERGES)} as 'merge'", shown(self.merge), "Choose one of them.")
+            raise MismatchError(f"one of {', '.join(MERGES)} as 'merge'", quoted(self.merge), "Choose one of them.")
 
     @property
     def rule(self) -> MergeRule:

@@ -41,9 +41,9 @@ def check_places(spec: AdapterSpec, widths: Mapping[str, int], context_dim: int)
     if (error := base_mismatch(spec, context_dim)) is not None:
         raise error
     found = f"a MODEL for {base_name(context_dim)}, with a matching block for {fitting} of the {len(places)} layers"
-    do = f"Sample with a checkpoint of the {spec.base} family, or load a file made for this model."
+    remedy = f"Sample with a checkpoint of the {spec.base} family, or load a file made for this model."
     raise MismatchError(
-        f"a MODEL for {spec.file}: {spec.describe()}, text embeddings of size {gated.object_dim}", found, do
+        f"a MODEL for {spec.file}: {spec.describe()}, text embeddings of size {gated.object_dim}", found, remedy
     )
 
 
@@ -63,5 +63,5 @@ def check_whole_weights(strength: float, widget: str = "") -> None:
     """Raise MismatchError unless whole weights have strength 0 or 1. widget: the one that sets it, for the message."""
     if strength not in (0.0, 1.0):
         found, name = (f"'{widget}' at {strength:g}", f"'{widget}'") if widget else (f"{strength:g}", "it")
-        do = f"Set {name} to 1, or to 0 to leave the model unchanged."
-        raise MismatchError("strength 1, since full weights replace the model's own", found, do)
+        remedy = f"Set {name} to 1, or to 0 to leave the model unchanged."
+        raise MismatchError("strength 1, since full weights replace the model's own", found, remedy)

@@ -135,16 +135,16 @@ def _repository(name: str, size: str = "see link", **more: str) -> PublishedFile
 
 
 PRUNED = "comfyanonymous/GLIGEN_pruned_safetensors/resolve/main"
-OFFICIAL = "resolve/main/diffusion_pytorch_model.bin"
+OFFICIAL_FILE = "resolve/main/diffusion_pytorch_model.bin"
 GATED = (  # official files are all called diffusion_pytorch_model.bin: the names are those of their repositories
     _gligen(
         "gligen_sd14_textbox_pruned_fp16.safetensors", f"{PRUNED}/gligen_sd14_textbox_pruned_fp16.safetensors", "418 MB"
     ),
     _gligen("gligen_sd14_textbox_pruned.safetensors", f"{PRUNED}/gligen_sd14_textbox_pruned.safetensors", "836 MB"),
-    _gligen("gligen-generation-text-box.bin", f"gligen/gligen-generation-text-box/{OFFICIAL}"),
+    _gligen("gligen-generation-text-box.bin", f"gligen/gligen-generation-text-box/{OFFICIAL_FILE}"),
     _gligen(
         "gligen-generation-text-image-box.bin",
-        f"gligen/gligen-generation-text-image-box/{OFFICIAL}",
+        f"gligen/gligen-generation-text-image-box/{OFFICIAL_FILE}",
         "6.79 GB",
         VIT_L.name,
     ),
@@ -193,7 +193,7 @@ def encoder_of_width(kind: str, width: int) -> Encoder | None:
     return next((e for e in ENCODERS if (e.pooled if kind == "pooled" else e.hidden) == width), None)
 
 
-def published(name: str) -> PublishedFile | None:
+def published_file(name: str) -> PublishedFile | None:
     """The table row of a file name (case and the folders before it ignored), or None."""
     path = "/" + name.replace("\\", "/").lower()
     return next(

@@ -28,11 +28,11 @@ def text_weights(state: Mapping[str, torch.Tensor], width: int, file: str, kind:
     }
     for name in (TOKENS, POSITIONS, f"{ROOT}encoder.layers.0.mlp.fc1.weight"):
         check_matrix(found, name, file)
-    check(found, _shapes(found, width), file, kind)
+    check(found, _layer_shapes(found, width), file, kind)
     return found
 
 
-def _shapes(found: Mapping[str, torch.Tensor], width: int) -> dict[str, tuple[int, ...]]:
+def _layer_shapes(found: Mapping[str, torch.Tensor], width: int) -> dict[str, tuple[int, ...]]:
     """The tensors that an encoder with these layers, this vocabulary and this inner width has."""
     # of a gap the check tells
     layers = len(

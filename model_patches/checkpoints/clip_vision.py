@@ -15,13 +15,16 @@ from ..errors import CheckpointError
 from .files import read_shapes
 from .tensors import AGAIN, State, check_numbers
 
-LAYOUTS = (  # hidden states, pooled projection, which axis of the latter is the pooled width
+WIDTH_TENSORS = (  # hidden states, pooled projection, which axis of the latter is the pooled width
     ("vision_model.embeddings.class_embedding", "visual_projection.weight", 0),  # transformers
     ("visual.class_embedding", "visual.proj", 1),  # open_clip
 )
-POSITIONS = ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding")  # in the same order
+POSITION_TENSORS = (
+    "vision_model.embeddings.position_embedding.weight",
+    "visual.positional_embedding",
+)  # in the same order
 OPEN_CLIP = "visual."  # before the vision tower's names in open_clip's files
-ONCE = {  # open_clip -> transformers
+OPEN_CLIP_NAMES = {  # open_clip -> transformers
     "class_embedding": "vision_model.embeddings.class_embedding",
     "conv1.weight": "vision_model.embeddings.patch_embedding.weight",
     "positional_embedding": "vision_model.embeddings.position_embedding.weight",
@@ -30,8 +33,8 @@ ONCE = {  # open_clip -> transformers
     "ln_post.weight": "vision_model.post_layernorm.weight",
     "ln_post.bias": "vision_model.post_layernorm.bias",
 }
-PROJECTIONS, IN_PROJ = ("proj", "visual_projection.weight"), ("in_proj_weight", "in_proj_bias")
-BLOCKS, LAYERS = "transformer.resblocks.", "vision_model.encoder.layers."
+PROJECTION_MATRICES, IN_PROJ = ("proj", "visual_projection.weight"), ("in_proj_weight", "in_proj_bias")
+OPEN_CLIP_BLOCKS, CLIP_LAYERS = "transformer.resblocks.", "vision_model.encoder.layers."
 IN_BLOCK = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -53,7 +56,7 @@ class EncoderWidths(NamedTuple):
 def encoder_widths(path: str | os.PathLike) -> EncoderWidths | None:
     """Widths of an encoder file, in the transformers or the open_clip layout; None where it is neither, or gone."""
     try:
-        return _read(os.fspath(path), os.stat(path).st_mtime_ns)[0]
+        return _read_widths(os.fspath(path), os.stat(path).st_mtime_ns)[0]
     except OSError:
         return None
 
@@ -74,7 +77,7 @@ def best_encoder(
     for entry in paths:
         path = path_of(entry)
         try:
-            widths, positions = _read(os.fspath(path), os.stat(path).st_mtime_ns) if path else (None, 0)
+            widths, positions = _read_widths(os.fspath(path), os.stat(path).st_mtime_ns) if path else (None, 0)
         except OSError:
             continue
         if widths and fits(widths):
@@ -83,10 +86,10 @@ def best_encoder(
 
 
 @lru_cache(maxsize=256)
-def _read(path: str, modified: int) -> tuple[EncoderWidths | None, int]:
+def _read_widths(path: str, modified: int) -> tuple[EncoderWidths | None, int]:
     """Widths of an encoder file, and its positions (patches and CLS), 0 where they cannot be read."""
     shapes = read_shapes(path)
-    for (hidden, pooled, axis), table in zip(LAYOUTS, POSITIONS, strict=True):
+    for (hidden, pooled, axis), table in zip(WIDTH_TENSORS, POSITION_TENSORS, strict=True):
         if len(shapes.get(hidden, ())) == 1 and len(shapes.get(pooled, ())) == 2:
             return EncoderWidths(shapes[hidden][0], shapes[pooled][axis]), next(iter(shapes.get(table, ())), 0)
     return None, 0
@@ -103,11 +106,11 @@ def with_transformers_names(state: Mapping[str, torch.Tensor], prefix: str = OPE
     for name, value in tower.items():
         if name == "proj":
             converted["visual_projection.weight"] = value.T.contiguous()
-        elif name in ONCE:
-            converted[ONCE[name]] = value
-        elif name.startswith(BLOCKS):
-            number, _, rest = name.removeprefix(BLOCKS).partition(".")
-            converted |= {f"{LAYERS}{number}.{there}": part for there, part in _in_block(rest, value).items()}
+        elif name in OPEN_CLIP_NAMES:
+            converted[OPEN_CLIP_NAMES[name]] = value
+        elif name.startswith(OPEN_CLIP_BLOCKS):
+            number, _, rest = name.removeprefix(OPEN_CLIP_BLOCKS).partition(".")
+            converted |= {f"{CLIP_LAYERS}{number}.{there}": part for there, part in _in_block(rest, value).items()}
     return converted or dict(state)
 
 
@@ -144,7 +147,7 @@ def _check_form(name: str, tensor: torch.Tensor, where: str) -> None:
     """Raise CheckpointError for a projection that is no matrix, and for an attention of open_clip that does not part in
     three.
     """
-    if name in PROJECTIONS and tensor.ndim != 2:
+    if name in PROJECTION_MATRICES and tensor.ndim != 2:
         raise CheckpointError(f"{where} to be a matrix", f"the shape {list(tensor.shape)}", AGAIN)
     if name.endswith(IN_PROJ) and (not tensor.ndim or not len(tensor) or len(tensor) % 3):
         raise CheckpointError(

@@ -14,7 +14,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, quoted
 from .pickles import ForeignArchive, unpickled
 
 EXTENSIONS = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt")
@@ -43,7 +43,7 @@ def read_state(path: str | os.PathLike, label: str | None = None) -> dict[str, t
     if odd is not None:
         raise CheckpointError(
             f"names of tensors in '{label}' to be words with dots between",
-            shown(odd),
+            quoted(odd),
             "It is damaged, or of an unknown kind: choose another file.",
         )
     if not state:
@@ -140,30 +140,30 @@ def _unreadable(path: Path, label: str, error: Exception) -> CheckpointError:
     ):
         code = CODE.search(str(error))
         found = f"something else, which was not run ({code[1] if code else type(error).__name__})"
-        do = (
+        remedy = (
             "It may be damaged or hostile: delete it and download it from its publisher, as .safetensors where "
             "there is one."
         )
-        return CheckpointError(f"'{label}' to hold nothing but tensors", found, do)
+        return CheckpointError(f"'{label}' to hold nothing but tensors", found, remedy)
     if isinstance(error, ForeignArchive):
         return CheckpointError(
             f"'{label}' to be a file of tensors as torch.save writes it",
             str(error),
             "Load it where it was made and save its tensors as .safetensors.",
         )
-    found, do = (
+    found, remedy = (
         f"{path.stat().st_size:,} bytes that could not be read",
         "The download was probably cut off: delete it and download it again.",
     )
     if start.lstrip().startswith(b"<"):
-        found, do = (
+        found, remedy = (
             "a web page",
             "The link was to a page instead of the file (some need a login): delete it and use the direct "
             "download link.",
         )
     elif start.startswith(b"version https://git-lfs"):
-        found, do = (
+        found, remedy = (
             "a Git LFS pointer instead of the file",
             "Delete it and download the file itself, or run 'git lfs pull' in the clone.",
         )
-    return CheckpointError(f"'{label}' to be a readable weight file", found, do)
+    return CheckpointError(f"'{label}' to be a readable weight file", found, remedy)

@@ -19,13 +19,13 @@ def refuse_known(state: dict[str, torch.Tensor], file: str) -> None:
         raise no_adapter(file, kind, USE_INSTEAD)
 
 
-def no_adapter(file: str, found: str, do: str) -> CheckpointError:
+def no_adapter(file: str, found: str, remedy: str) -> CheckpointError:
     """About a file of none of the kinds that this loader takes."""
     return CheckpointError(
         "an IP-Adapter, MIP-Adapter, GLIGEN, Subject-Diffusion, MM-Diff, UMM-Diffusion or FastComposer "
         f"file in '{file}'",
         found,
-        do,
+        remedy,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..encoders.projections import MisshapenTensor
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, quoted
 
 State = dict[str, torch.Tensor]
 SMALL_NUMBER = re.compile(r"[1-9][0-9]?")  # in a file's metadata
@@ -73,7 +73,7 @@ def check_format(metadata: Mapping[str, str], name: str, version: int, file: str
     if metadata.get("format", name) == name and found != str(version):
         raise CheckpointError(
             f"version {version} of the format {name} in '{file}'",
-            f"version {shown(found)[1:-1]}",
+            f"version {quoted(found)[1:-1]}",
             "Update Troupe, or make the file again with its own tool.",
         )
 
@@ -94,8 +94,8 @@ def check(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...
     unknown = [name for name in state if name not in shapes]
     if unknown:
         found = f"{len(unknown)} unknown ones, such as '{unknown[0]}'"
-        do = "This variant is not supported yet: please report it with a link to the file."
-        raise CheckpointError(f"only tensors of {kind} in '{file}'", found, do)
+        remedy = "This variant is not supported yet: please report it with a link to the file."
+        raise CheckpointError(f"only tensors of {kind} in '{file}'", found, remedy)
 
 
 def check_numbers(tensor: torch.Tensor, name: str, file: str) -> None:

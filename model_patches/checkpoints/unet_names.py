@@ -48,7 +48,7 @@ def order(path: str) -> tuple[int, int, int]:
     return PARTS.index(part), int(block), int(depth)
 
 
-def places(names: Iterable[str], module: str) -> dict[str, str]:
+def block_paths(names: Iterable[str], module: str) -> dict[str, str]:
     """LDM path of every transformer block that has a `module` ('fuser', 'attn2') -> its path in the file, in the order
     of the layers.
 

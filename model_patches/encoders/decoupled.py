@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 
-Projection = Callable[[torch.Tensor], torch.Tensor]
+from ..attention.lora import Projection
 
 
 class ImageLayer(Protocol):

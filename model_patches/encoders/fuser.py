@@ -17,7 +17,7 @@ from ..attention.gated import ObjectTokens, gated_residual, gated_self_attention
 from .leaf_parameter import LeafParameter
 from .projections import MisshapenTensor, StateDict, shape_of
 
-SD1_CONTEXT, SD1_HEADS, HEAD_WIDTH = 768, 8, 64
+SD1_CONTEXT, SD1_HEADS, FUSER_HEAD_WIDTH = 768, 8, 64
 SLICE = 256  # positions
 
 
@@ -25,7 +25,7 @@ def published_heads(width: int, context_dim: int) -> int:
     """Heads of a published fuser, which no tensor tells: 8 in SD 1 models (context 768), heads of 64 channels in all
     others.
     """
-    return SD1_HEADS if context_dim == SD1_CONTEXT else width // HEAD_WIDTH
+    return SD1_HEADS if context_dim == SD1_CONTEXT else width // FUSER_HEAD_WIDTH
 
 
 class FuserAttention(nn.Module):
@@ -91,7 +91,7 @@ class GatedFuser(nn.Module):
         Raises KeyError, MisshapenTensor.
         """
         width, context_dim = shape_of(state, "linear.weight", 2)
-        unit = SD1_HEADS if context_dim == SD1_CONTEXT else HEAD_WIDTH
+        unit = SD1_HEADS if context_dim == SD1_CONTEXT else FUSER_HEAD_WIDTH
         if width % unit:
             raise MisshapenTensor("linear.weight", f"rows in a multiple of {unit}", (width, context_dim))
         return {"width": width, "context_dim": context_dim, "heads": published_heads(width, context_dim)}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-PREFIXES = ("null_", "alpha_")
+LEAF_PREFIXES = ("null_", "alpha_")
 
 
 class LeafParameter(nn.Module):
@@ -21,7 +21,7 @@ def module_name(published: str) -> str:
     """The name a published tensor of a fuser, GroundingNet or PositionNet has in our modules: `fuser.alpha_attn` ->
     `fuser.alpha_attn.weight`.
     """
-    return f"{published}.weight" if published.rpartition(".")[2].startswith(PREFIXES) else published
+    return f"{published}.weight" if published.rpartition(".")[2].startswith(LEAF_PREFIXES) else published
 
 
 def published_name(ours: str) -> str:

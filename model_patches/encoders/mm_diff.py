@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..attention.lora import image_projection
-from .decoupled import Projection
+from ..attention.lora import Projection, image_projection
 from .lora import ImagePairs
 from .refiner import SubjectHead
 from .words import PhotoToWords

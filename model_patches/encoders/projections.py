@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 StateDict = dict[str, torch.Tensor]
-HEAD_WIDTH = 64  # of the Resampler's attention in every published file
+RESAMPLER_HEAD_WIDTH = 64  # of the Resampler's attention in every published file
 
 
 class MisshapenTensor(ValueError):
@@ -101,7 +101,7 @@ class Latents(nn.Module):
 
 
 class PerceiverAttention(nn.Module):
-    """Latents attend to image tokens and to themselves; heads of HEAD_WIDTH unless given, no biases."""
+    """Latents attend to image tokens and to themselves; heads of RESAMPLER_HEAD_WIDTH unless given, no biases."""
 
     def __init__(self, dim: int, inner: int, head_width: int, operations: Any):
         super().__init__()
@@ -148,7 +148,7 @@ class Resampler(nn.Module):
         embed_dim: int,
         context_dim: int,
         ff_inner: int,
-        head_width: int = HEAD_WIDTH,
+        head_width: int = RESAMPLER_HEAD_WIDTH,
         operations: Any = nn,
     ):
         super().__init__()
@@ -173,8 +173,8 @@ class Resampler(nn.Module):
         """
         _, tokens, dim = shape_of(state, "latents", 3)
         to_q = shape_of(state, "layers.0.0.to_q.weight", 2)
-        if to_q[0] % HEAD_WIDTH:
-            raise MisshapenTensor("layers.0.0.to_q.weight", f"rows in a multiple of {HEAD_WIDTH}", to_q)
+        if to_q[0] % RESAMPLER_HEAD_WIDTH:
+            raise MisshapenTensor("layers.0.0.to_q.weight", f"rows in a multiple of {RESAMPLER_HEAD_WIDTH}", to_q)
         return {
             "dim": dim,
             "tokens": tokens,
@@ -196,6 +196,6 @@ class Resampler(nn.Module):
         return self.norm_out(self.proj_out(latents))
 
 
-def module_name(published: str) -> str:
+def resampler_module_name(published: str) -> str:
     """The name a published tensor has in our modules (`latents` lives in a leaf module here)."""
     return "latents.weight" if published == "latents" else published

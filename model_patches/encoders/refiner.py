@@ -14,7 +14,7 @@ from torch import nn
 
 from .projections import MisshapenTensor, PerceiverAttention, PerceiverFeedForward, StateDict, layers_in, shape_of
 
-HEAD_WIDTH = 256  # of the refiner's attention in the published file; no tensor tells it
+REFINER_HEAD_WIDTH = 256  # of the refiner's attention in the published file; no tensor tells it
 FACE_WIDTH = 512  # of an ArcFace vector
 
 
@@ -33,7 +33,7 @@ class SERefiner(nn.Module):
         ff_inner: int,
         embed_dim: int,
         out_dim: int,
-        head_width: int = HEAD_WIDTH,
+        head_width: int = REFINER_HEAD_WIDTH,
         operations: Any = nn,
     ):
         super().__init__()
@@ -51,7 +51,7 @@ class SERefiner(nn.Module):
         self.norm_out = operations.LayerNorm(out_dim)
 
     @classmethod
-    def widths(cls, state: StateDict, head_width: int = HEAD_WIDTH) -> dict[str, int]:
+    def widths(cls, state: StateDict, head_width: int = REFINER_HEAD_WIDTH) -> dict[str, int]:
         """Constructor arguments read off `proj_in.weight` [dim, E], `proj_out.weight` [out, dim] and the layers.
 
         Raises KeyError or MisshapenTensor.
@@ -107,7 +107,7 @@ class SubjectHead(nn.Module):
         self.refiner = SERefiner(**refiner, operations=operations)
 
     @classmethod
-    def widths(cls, state: StateDict, head_width: int = HEAD_WIDTH) -> dict[str, Any]:
+    def widths(cls, state: StateDict, head_width: int = REFINER_HEAD_WIDTH) -> dict[str, Any]:
         """Constructor arguments read off `proj.0.weight` [h, V], `proj.2.weight` [T*D, h], `layer_norm.weight` [D] and
         the refiner's tensors.
 

@@ -9,7 +9,7 @@ from ..errors import SubjectError
 
 CROP = 224  # pixels, both sides
 TEMPLATE_SIDE = 112
-ALIKE = 1e-6
+LEAST_FIT = 1e-6
 # ArcFace's: x, y of the points in a crop of that side
 TEMPLATE = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
 
@@ -28,7 +28,7 @@ def similarity(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     size, wanted = (x * x + y * y).sum(), (u * u + v * v).sum()
     a, b = (x * u + y * v).sum() / size, (x * v - y * u).sum() / size  # of the complex factor a + ib
     alike = (a * a + b * b) * size / wanted  # 1 for an exact fit; near 0 no turn is better than any other
-    if not bool(alike > ALIKE):  # nor if it is NaN
+    if not bool(alike > LEAST_FIT):  # nor if it is NaN
         raise SubjectError(
             "five different points of a face",
             "points that give no position",

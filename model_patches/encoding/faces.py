@@ -176,8 +176,8 @@ def find_face(analyser: Any, photo: torch.Tensor, number: int, pick: str) -> tup
                     if pick == "largest" and len(faces) > 1
                     else faces[0]
                 ), border
-    do = "Use a photo that shows the face larger and from the front, or crop it to head and shoulders."
-    raise SubjectError(f"a face in photo {number}", "none", do)
+    remedy = "Use a photo that shows the face larger and from the front, or crop it to head and shoulders."
+    raise SubjectError(f"a face in photo {number}", "none", remedy)
 
 
 def _area(face: Any, number: int) -> float:
@@ -192,7 +192,7 @@ def _crop(photo: torch.Tensor, face: Any, border: int, number: int) -> torch.Ten
     try:
         return align_face(_rgb(photo).float().cpu(), points, CROP).clamp(0, 1)
     except SubjectError as problem:
-        raise SubjectError(f"{problem.expected} in photo {number}", problem.found, problem.do) from None
+        raise SubjectError(f"{problem.expected} in photo {number}", problem.found, problem.remedy) from None
 
 
 def _vector(face: Any, number: int) -> torch.Tensor:
@@ -302,7 +302,7 @@ def _numbers(value: Any) -> torch.Tensor:
 
 def _unit(vectors: torch.Tensor, names: list[str]) -> torch.Tensor:
     """vectors [n, W] float64 -> the same of length 1, float32; names: of the vectors, for messages."""
-    do = "Take another photo, or make the vectors again with an analyser that works (in fp32)."
+    remedy = "Take another photo, or make the vectors again with an analyser that works (in fp32)."
     for vector, name in zip(vectors, names, strict=True):
         if len(vector) != FACE_WIDTH:
             raise SubjectError(
@@ -311,9 +311,9 @@ def _unit(vectors: torch.Tensor, names: list[str]) -> torch.Tensor:
                 "Wire an analyser that makes ArcFace vectors, such as InsightFace's buffalo_l.",
             )
         if not bool(torch.isfinite(vector).all()):
-            raise SubjectError(f"{name} to be finite numbers", "NaN or infinite ones", do)
+            raise SubjectError(f"{name} to be finite numbers", "NaN or infinite ones", remedy)
         if not bool(vector.any()):
-            raise SubjectError(f"{name} to be the vector of a face", "zeros only", do)
+            raise SubjectError(f"{name} to be the vector of a face", "zeros only", remedy)
     return (vectors / vectors.norm(dim=-1, keepdim=True)).float()
 
 

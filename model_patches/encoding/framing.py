@@ -10,7 +10,9 @@ from torch.nn.functional import interpolate, pad
 
 FRAMINGS = ("pad", "center", "stretch")
 WHITE = 1.0
-LONGEST = 4096  # pixels: a longer photo is made smaller before it is padded to a square, which would fill the memory
+LONGEST_SIDE = (
+    4096  # pixels: a longer photo is made smaller before it is padded to a square, which would fill the memory
+)
 
 
 def flatten_alpha(image: torch.Tensor) -> torch.Tensor:
@@ -53,8 +55,8 @@ def frame(image: torch.Tensor, size: int, framing: str) -> torch.Tensor:
     pixels = image.movedim(-1, 0).unsqueeze(0)  # 1, 3, H, W
     h, w = image.shape[:2]
     if framing == "pad":  # before resizing, as the training photos were
-        if max(h, w) > LONGEST:
-            h, w = (max(1, round(side * LONGEST / max(h, w))) for side in (h, w))
+        if max(h, w) > LONGEST_SIDE:
+            h, w = (max(1, round(side * LONGEST_SIDE / max(h, w))) for side in (h, w))
             pixels = interpolate(pixels, size=(h, w), mode="bicubic", antialias=True)
         side = max(h, w)
         top, left = (side - h) // 2, (side - w) // 2
@@ -79,8 +81,8 @@ def black_square(image: torch.Tensor, size: int) -> torch.Tensor:
     """
     pixels = (image.movedim(-1, 0).unsqueeze(0).float() * 255).round()  # 1, 3, H, W
     h, w = image.shape[:2]
-    if max(h, w) > LONGEST:
-        h, w = (max(1, round(side * LONGEST / max(h, w))) for side in (h, w))
+    if max(h, w) > LONGEST_SIDE:
+        h, w = (max(1, round(side * LONGEST_SIDE / max(h, w))) for side in (h, w))
         pixels = interpolate(pixels, size=(h, w), mode="bilinear", antialias=True)
     x, y = (max(h, w) - w) // 2, (max(h, w) - h) // 2
     pixels = interpolate(pad(pixels, (x, x, y, y)), size=(size, size), mode="bilinear", antialias=True)

@@ -118,9 +118,9 @@ def check_clip_width(spec: AdapterSpec, width: int, needed: int) -> None:
     if width != needed:
         if (error := base_mismatch(spec, width, clip=True)) is not None:
             raise error
-        found, do = f"size {width}", f"{OWN_CLIP}, or choose an adapter for it."
+        found, remedy = f"size {width}", f"{OWN_CLIP}, or choose an adapter for it."
         raise MismatchError(
-            f"a CLIP with text embeddings of size {needed} ({spec.base}), as {spec.file} needs", found, do
+            f"a CLIP with text embeddings of size {needed} ({spec.base}), as {spec.file} needs", found, remedy
         )
 
 
@@ -147,9 +147,9 @@ def check_vision_weights(weights: Mapping[str, torch.Tensor], own: Mapping[str, 
     for name, value in weights.items():
         if name not in own or own[name].shape != value.shape:
             found = f"one whose '{name}' is {tuple(own[name].shape)}" if name in own else f"one without '{name}'"
-            do = "Connect the CLIP vision encoder that the adapter was trained with, or disconnect 'clip_vision'."
+            remedy = "Connect the CLIP vision encoder that the adapter was trained with, or disconnect 'clip_vision'."
             raise MismatchError(
-                f"a CLIP vision encoder that fits the adapter's own '{name}' {tuple(value.shape)}", found, do
+                f"a CLIP vision encoder that fits the adapter's own '{name}' {tuple(value.shape)}", found, remedy
             )
 
 

@@ -28,7 +28,8 @@ def fill(boxes: Sequence[Box | None], layout: str, aspect: float = 1.0) -> list[
     slots = places(layout, len(boxes), aspect)
     given = [box for box in boxes if box is not None]
     freest = sorted(
-        range(len(slots)), key=lambda j: (round(sum(overlap(slots[j], box) for box in given), 6), j not in lacking, j)
+        range(len(slots)),
+        key=lambda j: (round(sum(box_overlap(slots[j], box) for box in given), 6), j not in lacking, j),
     )
     chosen = iter(sorted(freest[: len(lacking)]))
     return [slots[next(chosen)] if box is None else box for box in boxes]
@@ -68,7 +69,7 @@ def grid_columns(count: int, aspect: float) -> int:
     return min(range(count, 0, -1), key=lambda columns: round(distortion(columns), 6))
 
 
-def overlap(a: Box, b: Box) -> float:
+def box_overlap(a: Box, b: Box) -> float:
     """Area that two boxes share, 1 being the whole picture."""
     w = min(a.x + a.w, b.x + b.w) - max(a.x, b.x)
     h = min(a.y + a.h, b.y + b.h) - max(a.y, b.y)

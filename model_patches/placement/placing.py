@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +11,11 @@ import torch
 
 from ..errors import MismatchError, SubjectError
 from ..subjects import Box, Cast, Image, called
-from .boxes import FoundBox, checked, read_text, read_wired
+from .boxes import FoundBox, Warn, checked, read_text, read_wired
 from .layouts import fill
 from .preview import draw_cast
 
 PIXELS_PER_CELL = 8
-Warn = Callable[[str], None]
 
 
 def place_subjects(

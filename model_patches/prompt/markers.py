@@ -41,11 +41,11 @@ def parse_prompt(text: str) -> ParsedPrompt:
 
     Raises SubjectError for braces around nothing.
     """
-    clean, markers = _read(text)
+    clean, markers = _read_markers(text)
     return ParsedPrompt(clean, tuple(markers))
 
 
-def _read(text: str) -> tuple[str, list[Marker]]:
+def _read_markers(text: str) -> tuple[str, list[Marker]]:
     clean, markers, read = "", [], 0
     for found in NOTATION.finditer(text):
         clean += text[read : found.start()]
@@ -55,7 +55,7 @@ def _read(text: str) -> tuple[str, list[Marker]]:
         elif found["trigger"]:
             markers.append(Marker(len(clean)))
         else:
-            inner, within = _read(found["words"])
+            inner, within = _read_markers(found["words"])
             markers += [Marker(len(clean) + marker.end) for marker in within]
             if not (end := _words_end(inner)):
                 raise SubjectError(

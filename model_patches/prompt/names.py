@@ -31,12 +31,12 @@ def stands_in(name: str, prompt: str) -> bool:
     words = plain_words(name)
     if not words:
         return False
-    before = rf"(?<!{_kind(words[0])})" if _bounded(words[0]) else ""
-    after = rf"(?:e?s)?(?!{_kind(words[-1])})" if _bounded(words[-1]) else ""
+    before = rf"(?<!{_letter_class(words[0])})" if _bounded(words[0]) else ""
+    after = rf"(?:e?s)?(?!{_letter_class(words[-1])})" if _bounded(words[-1]) else ""
     return re.search(before + re.escape(words) + after, plain_words(prompt)) is not None
 
 
-def _kind(letter: str) -> str:
+def _letter_class(letter: str) -> str:
     """What may not stand beside this letter at the edge of a word: digits beside a digit, letters beside a letter."""
     return r"\d" if letter.isdigit() else r"[^\W\d_]"
 

@@ -107,8 +107,10 @@ def _owners(markers: Sequence[Marker], names: Sequence[str]) -> list[int]:
             free.remove(own)
     unnamed = owners.count(None)
     if unnamed > len(free):
-        do = "Remove the extra markers, or add their subjects with Add Subject."
-        raise SubjectError(f"at most as many markers as subjects ({len(names)})", f"{len(markers)} in the prompt", do)
+        remedy = "Remove the extra markers, or add their subjects with Add Subject."
+        raise SubjectError(
+            f"at most as many markers as subjects ({len(names)})", f"{len(markers)} in the prompt", remedy
+        )
     if 0 < unnamed < len(free):
         found = f"{len(markers)} for {len(names)} subjects, so that {_titled(free[unnamed], names)} has none"
         raise SubjectError(
@@ -165,18 +167,20 @@ def _cut(
     shown, tokens, lasts, added = _shown(text), read_tokens(text, tokenize), [], 0
     for (marker, title), word in zip(markers, words, strict=True):
         end = marker.end + added
-        last = _before(text, end, tokens, tokenize)
+        last = _last_token(text, end, tokens, tokenize)
         if last is None:
             text, added = f"{text[:end]} {text[end:]}", added + 1
             tokens = read_tokens(text, tokenize)
-            last = _before(text, end, tokens, tokenize)
+            last = _last_token(text, end, tokens, tokenize)
             warn(
                 f"Write the marker after '{word}' at the end of the word: it is inside a word, so a space "
                 "is added there."
             )
         if last is None:
-            do = f"Write it before the number of an emphasis, as in (man{TRIGGER}:1.2)."
-            raise SubjectError(f"the marker of {title} right after a word", f"it inside other notation ({shown})", do)
+            remedy = f"Write it before the number of an emphasis, as in (man{TRIGGER}:1.2)."
+            raise SubjectError(
+                f"the marker of {title} right after a word", f"it inside other notation ({shown})", remedy
+            )
         lasts.append(last)
     return text, tokens, lasts
 
@@ -193,7 +197,7 @@ def _word(before: str, title: str) -> str:
     )
 
 
-def _before(text: str, end: int, tokens: Tokens, tokenize: Tokenize) -> int | None:
+def _last_token(text: str, end: int, tokens: Tokens, tokenize: Tokenize) -> int | None:
     """The index of the last token before this end; None where a word set there by itself changes the tokens
     around it.
     """
@@ -243,12 +247,12 @@ def _missing(group: Sequence[int], names: Sequence[str], there: int, text: str, 
             found,
             "Write it again, or give the subjects different names.",
         )
-    do = f"Write the name in the prompt exactly as in Add Subject, or write {TRIGGER} right after the word for it."
+    remedy = f"Write the name in the prompt exactly as in Add Subject, or write {TRIGGER} right after the word for it."
     if name.startswith("embedding:"):
-        do = f"Embeddings are not found by name: write {TRIGGER} right after it."
+        remedy = f"Embeddings are not found by name: write {TRIGGER} right after it."
     elif stands_in(name, text):
-        do = (
+        remedy = (
             f"Put spaces around the name, or write {TRIGGER} right after it: CLIP reads it as one word together "
             "with the text beside it."
         )
-    return SubjectError(f"{title} in the prompt", f"'{_shown(text)}'", do)
+    return SubjectError(f"{title} in the prompt", f"'{_shown(text)}'", remedy)

@@ -52,11 +52,11 @@ def template_places(prompt: ParsedPrompt, names: Sequence[str], tokenize: Tokeni
     ]
     for source, words in sources:
         if PLACEHOLDER_ID in read_tokens(words, tokenize).ids:
-            do = (
+            remedy = (
                 f"Take it out: this adapter puts '{PLACEHOLDER}' behind the prompt once for each subject, where "
                 "its picture goes."
             )
-            raise SubjectError(f"no '{PLACEHOLDER}' in {source}", f"'{' '.join(words.split())[:LENGTH]}'", do)
+            raise SubjectError(f"no '{PLACEHOLDER}' in {source}", f"'{' '.join(words.split())[:LENGTH]}'", remedy)
     full = subject_template(prompt, names)
     tokens = read_tokens(full, tokenize)
     found = [i for i, token in enumerate(tokens.ids) if token == PLACEHOLDER_ID]

@@ -185,7 +185,7 @@ def share_inside(values: torch.Tensor, place: torch.Tensor) -> float:
     return float((values * place).sum() / values.sum().clamp(min=1e-12))
 
 
-def overlap(first: torch.Tensor, second: torch.Tensor) -> float:
+def map_overlap(first: torch.Tensor, second: torch.Tensor) -> float:
     """`sum_p min(a, b) / min(sum_p a, sum_p b)`: 0 where the two share no position, 1 where the smaller one is nowhere
     alone.
     """
@@ -242,7 +242,7 @@ def _of_node(applied: AppliedMaps, blocks: str) -> list[Line]:
         _of_subject(i, subject, len(subjects)) for i, subject in subjects
     ]
     pairs = sorted(
-        ((overlap(u, v), (i, a), (j, b)) for (i, a, u), (j, b, v) in combinations(seen, 2)),
+        ((map_overlap(u, v), (i, a), (j, b)) for (i, a, u), (j, b, v) in combinations(seen, 2)),
         key=lambda pair: -pair[0],
     )
     lines += [_of_pair(value, first, second, len(subjects)) for value, first, second in pairs[:MOST_PAIRS]]
@@ -286,10 +286,10 @@ def _of_pair(value: float, first: tuple[int, SubjectMap], second: tuple[int, Sub
 
 def _warning(number: int, subject: SubjectMap) -> Line:
     where = "the picture" if subject.place is None else "its own box or region"
-    do = "Check that the prompt asks for it by this name, give it a box, or lower 'sharpness'."
+    remedy = "Check that the prompt asks for it by this name, give it a box, or lower 'sharpness'."
     return Line(
         f"Warning: subject {number} '{subject.name}' has almost no share of {where} (less than "
-        f"{NEXT_TO_NOTHING:.0%} of an equal share). {do}",
+        f"{NEXT_TO_NOTHING:.0%} of an equal share). {remedy}",
         warning=True,
     )
 

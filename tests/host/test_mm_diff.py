@@ -208,14 +208,14 @@ def test_image_attention_begins_with_the_prompt(sampler, scheduler):
     from troupe.model_patches.adapter import PromptSpec
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
     from troupe.model_patches.hosts.comfyui.sampling import image_attention
-    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt
+    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT_KEY, FusedPrompt
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 
     patcher, adapter = make()
     adapter = replace(adapter, spec=replace(adapter.spec, prompt=PromptSpec(FUSIONS["word"], {"l": 768, "g": 1280})))
     ((fused, options),) = tiny_models.random_cond(77, CONTEXT, seed=1)
     ((text, _),) = tiny_models.random_cond(77, CONTEXT, seed=3)
-    delayed = [[fused, {**options, PROMPT: FusedPrompt(fused, text, options["pooled_output"], start_step=2)}]]
+    delayed = [[fused, {**options, PROMPT_KEY: FusedPrompt(fused, text, options["pooled_output"], start_step=2)}]]
     model, _ = apply_weights(patcher, adapter)
     model, positive, negative, _ = apply_image_attention(
         model, references_of(adapter, [1, 1]), settings("joint"), delayed, tiny_models.random_cond(77, CONTEXT, seed=2)

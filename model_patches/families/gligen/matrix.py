@@ -13,7 +13,7 @@ from ...errors import CheckpointError
 
 MATRIX = "projection_matrix"
 IMAGE_PROJECT = "image_project"  # the same in a diffusers repository
-AGAIN = "Download it again from the publisher of the file that it belongs to."
+MATRIX_AGAIN = "Download it again from the publisher of the file that it belongs to."
 
 
 def matrix_file(path: Path) -> Path | None:
@@ -40,9 +40,11 @@ def read_matrix(path: Path) -> torch.Tensor | None:
         return None
     state = read_state(file)
     if len(state) != 1:
-        raise CheckpointError(f"one matrix in '{file.name}'", f"{len(state)} tensors", AGAIN)
+        raise CheckpointError(f"one matrix in '{file.name}'", f"{len(state)} tensors", MATRIX_AGAIN)
     ((name, matrix),) = state.items()
     if matrix.ndim != 2:
-        raise CheckpointError(f"'{name}' of '{file.name}' to be a matrix", f"the shape {list(matrix.shape)}", AGAIN)
+        raise CheckpointError(
+            f"'{name}' of '{file.name}' to be a matrix", f"the shape {list(matrix.shape)}", MATRIX_AGAIN
+        )
     check_numbers(matrix, name, file.name)
     return matrix.mT.contiguous() if name.endswith("project.weight") else matrix

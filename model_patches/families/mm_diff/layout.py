@@ -31,7 +31,7 @@ FORMAT, VERSION = "mm_diff", 1
 # the files' usual names
 MEMBERS = UNET, TEXT, CUSTOM = "unet_adapter_weights", "text_encoder_adapter_weights", "custom_weights"
 FUSION = PromptFusion(learned=True, starts_image_attention=True)
-BELOW, VISION, LORAS = "unet.", "image_encoder.", tuple(f"{name}." for name in text_lora.STREAMS)
+BELOW, VISION_PREFIX, LORAS = "unet.", "image_encoder.", tuple(f"{name}." for name in text_lora.STREAM_OF_ENCODER)
 WORDS, HEAD = "obj_embeds_proj.", "face_embeds_proj."
 FUSIONS = {"l": "mm_fuse_one.", "g": "mm_fuse_two."}
 OWN = (WORDS, HEAD, *FUSIONS.values())  # sections that only such files have
@@ -93,7 +93,9 @@ def build(
             f"{heads.head.context_dim}",
             AGAIN,
         )
-    weights = Weights(vision=overlay(part(state, VISION), f"{CUSTOM} of {file}"), unet_lora=unet_lora, text_lora=loras)
+    weights = Weights(
+        vision=overlay(part(state, VISION_PREFIX), f"{CUSTOM} of {file}"), unet_lora=unet_lora, text_lora=loras
+    )
     reads_projected = heads.head.vector_dim == heads.words.fc.in_features
     # of the photo's projected embedding, or CLS before it
     kind = "FaceHead" if heads.head.reads_faces else "ObjectHead" if reads_projected else "CLSHead"
@@ -147,8 +149,8 @@ def _heads(state: State, file: str, operations: Any) -> tuple[MMDiffHeads, nn.Mo
             {stream: WordFusion(**widths, operations=operations) for stream, widths in fusions.items()}
         )
         modules = nn.ModuleDict({"heads": heads, "fusion": fusion})
-    _check_widths(words, head, {stream: widths["out_dim"] for stream, widths in fusions.items()}, file)
-    own = {name: tensor for name, tensor in state.items() if not name.startswith((BELOW, VISION, *LORAS))}
+    _check_sizes(words, head, {stream: widths["out_dim"] for stream, widths in fusions.items()}, file)
+    own = {name: tensor for name, tensor in state.items() if not name.startswith((BELOW, VISION_PREFIX, *LORAS))}
     rooms = {"heads.words.": WORDS, "heads.head.": HEAD} | {
         f"fusion.{stream}.": prefix for stream, prefix in FUSIONS.items()
     }
@@ -160,7 +162,7 @@ def _heads(state: State, file: str, operations: Any) -> tuple[MMDiffHeads, nn.Mo
     return heads, fusion
 
 
-def _check_widths(words: Mapping[str, int], head: Mapping[str, Any], text: Mapping[str, int], file: str) -> None:
+def _check_sizes(words: Mapping[str, int], head: Mapping[str, Any], text: Mapping[str, int], file: str) -> None:
     """Raise CheckpointError where the sections do not fit each other, or the head reads vectors of an unknown kind."""
     pairs = {
         "photos for CLIP-L": (words["one_dim"], text["l"]),

@@ -73,7 +73,7 @@ def apply_image_attention(
     hook = ImageAttention(
         references, settings, blocks, positive is not None or middle is not None, negative is not None, node_id
     )
-    return _wired(model, hook, positive, negative, middle)
+    return _attached(model, hook, positive, negative, middle)
 
 
 def apply_gated(
@@ -107,12 +107,12 @@ def apply_gated(
         adapter.spec, {path: block.width for path, block in blocks.items()}, next(iter(blocks.values())).context_dim
     )
     keys = [blocks[path].key for path in adapter.spec.gated_layers.places]
-    return _wired(
+    return _attached(
         model, GatedAdapter(references, settings, keys, negative is not None, node_id), positive, negative, middle
     )
 
 
-def _wired(
+def _attached(
     model: Any, hook: Hook, positive: Conditioning | None, negative: Conditioning | None, middle: Conditioning | None
 ) -> Wired:
     """A clone of the MODEL with the hook on it, and copies of the conditionings with its records."""
@@ -130,5 +130,5 @@ def _check_kind(references: References, wrong: bool, node: str) -> None:
     """Raise MismatchError where the node is not for this kind of adapter, naming the one that is."""
     spec = references.adapter.spec
     if wrong:
-        found, do = f"{spec.file}, {spec.describe()}", f"Wire these references into {spec.node}."
-        raise MismatchError(f"references of another kind of adapter in {node}", found, do)
+        found, remedy = f"{spec.file}, {spec.describe()}", f"Wire these references into {spec.node}."
+        raise MismatchError(f"references of another kind of adapter in {node}", found, remedy)

@@ -26,7 +26,7 @@ from ...subjects import References
 from .image_attention import check_parts, spans_at
 from .unet_places import transformer_blocks
 
-OBJECTS = "gligen"  # diffusers' key in cross_attention_kwargs; without it a block does not call its fuser
+GLIGEN_KEY = "gligen"  # diffusers' key in cross_attention_kwargs; without it a block does not call its fuser
 
 
 class GatedAdapter:
@@ -132,9 +132,9 @@ class GatedAdapter:
     ) -> tuple[tuple, dict[str, Any]] | None:
         """Makes a block call its fuser; objects that the caller gives for diffusers' own fuser stay as they are."""
         given = kwargs.get("cross_attention_kwargs") or {}
-        if not self.active or given.get(OBJECTS) is not None:
+        if not self.active or given.get(GLIGEN_KEY) is not None:
             return None
-        return args, {**kwargs, "cross_attention_kwargs": {**given, OBJECTS: {"objs": None}}}
+        return args, {**kwargs, "cross_attention_kwargs": {**given, GLIGEN_KEY: {"objs": None}}}
 
     def _add_mask(self, conv: nn.Conv2d, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         """Subject-Diffusion's fifth input channel, which adds to the first convolution; rows without the subjects have

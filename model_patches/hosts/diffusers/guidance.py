@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from ...attention.guidance import umm_coefficients
 from ...binding.layer_tokens import COND, UNCOND
 from ...binding.two_strengths import SecondStrength
-from ...errors import MismatchError
 from .encoders import Prompt
 from .image_attention import inside
 
@@ -60,13 +59,7 @@ def branches(
 ) -> Mapping[str, Prompt]:
     """The prompt of each branch. Raises MismatchError where method umm has no middle, or a second that is no alpha."""
     if guidance and guidance.method == UMM:
-        if middle is None:
-            raise MismatchError(
-                "the prompt without its subjects as the middle for method umm",
-                "none",
-                "Give the second of what encode_prompt returns.",
-            )
-        guidance.check_shares()
+        middle = guidance.umm_middle(middle)
     return {NEGATIVE: negative, MIDDLE: negative if middle is None else middle, POSITIVE: positive}
 
 

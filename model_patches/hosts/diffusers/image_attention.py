@@ -25,6 +25,7 @@ from ...binding.plan import ImageStrengths, Inside, image_strengths, is_idle, ne
 from ...binding.run_cache import RunCache
 from ...binding.settings import ImageAttentionSettings
 from ...binding.stack import DeltaStack, at_first_call
+from ...checkpoints.trained_ip import UNET_PARTS
 from ...encoders.decoupled import DecoupledLayers, layers_of
 from ...encoders.mm_diff import LoraLayers
 from ...errors import MismatchError
@@ -33,8 +34,7 @@ from ...subjects import References
 
 # what the equal parts of a batch get, in order: UNCOND, COND, or None (no references)
 BatchRoles = tuple[str | None, ...]
-PARTS = ("down_blocks", "up_blocks", "mid_block")  # order of published adapters
-PLAIN = (AttnProcessor, AttnProcessor2_0)
+PLAIN_PROCESSORS = (AttnProcessor, AttnProcessor2_0)
 PERCENT_ROUNDING = 1e-6  # a step that lies on the end of a range belongs to it, whatever float32 made of its timestep
 
 
@@ -71,7 +71,9 @@ def cross_layers(unet: UNet2DConditionModel) -> tuple[CrossLayer, ...]:
     Raises:
         MismatchError: the model has none.
     """
-    transformers = (m for part in PARTS for m in getattr(unet, part).modules() if isinstance(m, Transformer2DModel))
+    transformers = (
+        m for part in UNET_PARTS for m in getattr(unet, part).modules() if isinstance(m, Transformer2DModel)
+    )
     blocks = (
         (block, t) for t in transformers for block in cast("Iterable[BasicTransformerBlock]", t.transformer_blocks)
     )
@@ -359,7 +361,7 @@ class CrossAttentionProcessor(DeltaStack[LayerDelta]):
         text = at_first_call(lambda: text_attention(attention, query, encoder_hidden_states, attention_mask))
         added = sum(delta(query, text) for delta in deltas)
         to_out, dropout = attention.to_out
-        if isinstance(self.previous, PLAIN):
+        if isinstance(self.previous, PLAIN_PROCESSORS):
             return dropout(to_out(text() + added))
         before = self.previous(attention, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
         return before + dropout(to_out(added) - to_out.bias)

@@ -19,7 +19,7 @@ from .encoders import ClipTexts
 
 TRAINED_ON = "Use the base model that the adapter was trained on."
 # which some versions of transformers' text models have before their tensors' names, and some not
-PREFIX = "text_model."
+TEXT_MODEL = "text_model."
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def base_weights(unet: UNet2DConditionModel, weights: Weights, strength: float =
 
 
 @contextmanager
-def text_weights(
+def text_encoder_weights(
     texts: ClipTexts, weights: Weights, strength: float = 1.0, without: Collection[str] = ()
 ) -> Iterator[None]:
     """The text encoders with the adapter's weights for them while it is open; strength as in `base_weights`.
@@ -60,7 +60,7 @@ def text_weights(
     with ExitStack() as stack:
         for stream, model in known.items():
             places = {
-                name if name.startswith(PREFIX) else f"{PREFIX}{name}": parameter
+                name if name.startswith(TEXT_MODEL) else f"{TEXT_MODEL}{name}": parameter
                 for name, parameter in model.named_parameters()
             }
             pairs = {} if stream in without else weights.text_lora.get(stream, {})

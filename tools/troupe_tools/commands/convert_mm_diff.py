@@ -46,9 +46,9 @@ def bundle(path: Path, half: bool) -> tuple[dict[str, torch.Tensor], dict[str, s
     state = read_state(path)
     member = which_member(path, state)
     if member is None:
-        do = "Give 'unet_adapter_weights.bin', 'text_encoder_adapter_weights.bin' or 'custom_weights.bin'."
+        remedy = "Give 'unet_adapter_weights.bin', 'text_encoder_adapter_weights.bin' or 'custom_weights.bin'."
         raise CheckpointError(
-            f"one of MM-Diff's three files in '{path.name}'", f"tensors such as '{next(iter(state))}'", do
+            f"one of MM-Diff's three files in '{path.name}'", f"tensors such as '{next(iter(state))}'", remedy
         )
     found = mm_diff.bundled(read_members(path, member, state))
     mm_diff.build(found, path.name, beside="beside it")

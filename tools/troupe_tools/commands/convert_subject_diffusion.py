@@ -51,9 +51,9 @@ def bundle(path: Path, half: bool, slots: int) -> tuple[dict[str, torch.Tensor],
     label, state = adapter_label(path), read_state(path, adapter_label(path))
     member = member_of(path, state)
     if member is None:
-        do = "Give the weight file in a folder such as 'unet_0_449999'."
+        remedy = "Give the weight file in a folder such as 'unet_0_449999'."
         raise CheckpointError(
-            f"one of Subject-Diffusion's modules in '{label}'", f"tensors such as '{next(iter(state))}'", do
+            f"one of Subject-Diffusion's modules in '{label}'", f"tensors such as '{next(iter(state))}'", remedy
         )
     members = read_members(path, member, state)
     subject_diffusion.build(members, label, beside="beside it", slots=slots)

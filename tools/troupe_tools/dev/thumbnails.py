@@ -70,9 +70,9 @@ def subject_names(workflow: dict[str, Any]) -> list[str]:
 def reads_photos(workflow: dict[str, Any]) -> bool:
     """Whether the adapter makes something of the photos: all but GLIGEN's text boxes."""
     load_pack()
-    from troupe.model_patches.checkpoints.catalogue import GATED, published
+    from troupe.model_patches.checkpoints.catalogue import GATED, published_file
 
-    known = published(read_job(workflow).encoded[0].adapter)
+    known = published_file(read_job(workflow).encoded[0].adapter)
     return known not in GATED or bool(known.encoder)
 
 

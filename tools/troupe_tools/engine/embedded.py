@@ -30,7 +30,7 @@ from troupe.model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts,
 from troupe.model_patches.hosts.diffusers.guidance import Guidance  # noqa: E402
 from troupe.model_patches.hosts.diffusers.prompt import encode_prompt  # noqa: E402
 from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample  # noqa: E402
-from troupe.model_patches.hosts.diffusers.weights import text_weights  # noqa: E402
+from troupe.model_patches.hosts.diffusers.weights import text_encoder_weights  # noqa: E402
 from troupe.model_patches.placement.placing import place_subjects  # noqa: E402
 from troupe.model_patches.subjects import Cast, References, make_subject  # noqa: E402
 
@@ -71,7 +71,7 @@ def run_embedded(job: Job, photos: Mapping[str, Path], models: Models, say: Say,
             weights = [(models.adapters[w.adapter], w) for w in job.weights]
             with ExitStack() as stack:
                 for adapter, w in weights:
-                    stack.enter_context(text_weights(models.texts, adapter.weights, w.strength_clip or 0.0))
+                    stack.enter_context(text_encoder_weights(models.texts, adapter.weights, w.strength_clip or 0.0))
                 references = {apply.encoded: _encode(apply, job, photos, models, warn) for apply in job.encoded}
                 positive, text_only = _positive(job, references, models.texts, warn)
                 negative = models.texts.encode_prompt(job.negative)

@@ -142,12 +142,12 @@ BASES["SD1.5, every block"] = Base(768, {**BASES["SD1.5"].host_unet, **SD15_BLOC
 def base_of(adapter: str) -> str:
     """Key of BASES for an adapter file: what the catalogue says, else what its name says."""
     load_pack()
-    from troupe.model_patches.checkpoints.catalogue import published
+    from troupe.model_patches.checkpoints.catalogue import published_file
 
     kind = kind_of(adapter)
     if kind in KINDS:
         return KINDS[kind]
-    known = published(adapter)
+    known = published_file(adapter)
     said = f"{known.base if known else ''} {adapter}".lower().replace(".", "")
     return "SD1.5" if "sd14" in said or "sd15" in said or (kind == GLIGEN and "xl" not in said) else "SDXL"
 

@@ -134,24 +134,24 @@ def _missing_node(kind: str, nodes: list[Node]) -> Finding:
     pack = next(filter(None, map(_pack, nodes)), "")
     where = f"{nodes[0].label}" + (f" and {len(nodes) - 1} more" if len(nodes) > 1 else "")
     if pack == "comfy-core":
-        what, do = "a node of ComfyUI itself", "update ComfyUI"
+        what, remedy = "a node of ComfyUI itself", "update ComfyUI"
     elif kind.startswith("Troupe"):
-        what, do = "a node of Troupe", "install or update Troupe"
+        what, remedy = "a node of Troupe", "install or update Troupe"
     elif pack:
         source = (
             f"https://github.com/{pack}"
             if "/" in pack
             else f"'{pack}' in ComfyUI Manager, or run `comfy node install {pack}`,"
         )
-        what, do = f"a node of the pack {pack}", f"install {source} and restart ComfyUI"
+        what, remedy = f"a node of the pack {pack}", f"install {source} and restart ComfyUI"
     else:
-        what, do = (
+        what, remedy = (
             f"the node {kind} of some pack",
             "search for this name in ComfyUI Manager (the file does not say which pack has it)",
         )
     if kind in IPADAPTER:
-        do += ", or rewrite it with --from-ipadapter"
-    return Finding("node", f"{where}: expected {what}, found no {kind} in this ComfyUI; {do}.")
+        remedy += ", or rewrite it with --from-ipadapter"
+    return Finding("node", f"{where}: expected {what}, found no {kind} in this ComfyUI; {remedy}.")
 
 
 def browser_packs(graph: Graph, info: Info) -> list[str]:
@@ -353,12 +353,12 @@ def _found_otherwise(text: str, options: Sequence[Any]) -> bool:
     folder, or an encoder under another name.
     """
     load_pack()
-    from troupe.model_patches.checkpoints.catalogue import published
+    from troupe.model_patches.checkpoints.catalogue import published_file
 
     folder, _, rest = text.partition("/")
     if folder in ADAPTER_FOLDERS:
         return rest in (str(option).replace("\\", "/") for option in options)
-    known = published(text)
+    known = published_file(text)
     return known is not None and known.folder == VISION  # a missing one is reported as a file
 
 

@@ -185,9 +185,9 @@ def missing(file: Needed, listed: Listed | None) -> bool:
 
 def _needed(folder: str, name: str, link: str, places: Places) -> Needed:
     load_pack()
-    from troupe.model_patches.checkpoints.catalogue import published
+    from troupe.model_patches.checkpoints.catalogue import published_file
 
-    known = published(name)
+    known = published_file(name)
     known = known if known and folder in ("", known.folder) else None
     path = places.find(folder, name) or _encoder(known, places)
     return Needed(

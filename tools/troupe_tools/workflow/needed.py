@@ -108,7 +108,7 @@ def adapter_file(
     workflow records them, else the published one, else what the name says.
     """
     load_pack()
-    from troupe.model_patches.checkpoints.catalogue import published
+    from troupe.model_patches.checkpoints.catalogue import published_file
 
     value = value.replace("\\", "/")
     folder, _, name = value.partition("/")
@@ -121,7 +121,7 @@ def adapter_file(
         if (place / value).is_file()
     ]
     holding += [kind for kind, name in links if name == value and kind in ADAPTER_FOLDERS]
-    known = published(value)
+    known = published_file(value)
     said = {IP_ADAPTER: "ipadapter", GLIGEN: "gligen"}.get(kind_of(value), "subject_adapters")
     return holding[0] if holding else known.folder if known else said, value
 
@@ -138,10 +138,10 @@ def _links(graph: Graph) -> dict[tuple[str, str], str]:
 
 
 def _add(found: dict, links: dict, folders: ModelFolders, folder: str, name: str) -> None:
-    from troupe.model_patches.checkpoints.catalogue import published
+    from troupe.model_patches.checkpoints.catalogue import published_file
 
     name = name.replace("\\", "/")
-    known = published(name)
+    known = published_file(name)
     link = links.get((folder, name)) or (known.link if known else "")
     found.setdefault(
         (folder, name), Needed(name, folder, link, known.size if known else "", folders.find(folder, name))
@@ -150,12 +150,12 @@ def _add(found: dict, links: dict, folders: ModelFolders, folder: str, name: str
 
 def _add_matrix(found: dict, folder: str, name: str) -> None:
     """The projection matrix beside a GLIGEN file that reads photos."""
-    from troupe.model_patches.checkpoints.catalogue import PROJECTION_MATRIX, published
+    from troupe.model_patches.checkpoints.catalogue import PROJECTION_MATRIX, published_file
     from troupe.model_patches.checkpoints.files import read_shapes
     from troupe.model_patches.families.gligen.layout import reads_photos
     from troupe.model_patches.families.gligen.matrix import matrix_file
 
-    path, known = found[folder, name].path, published(name)
+    path, known = found[folder, name].path, published_file(name)
     if folder != PROJECTION_MATRIX.folder or not (known.encoder if known else path and reads_photos(read_shapes(path))):
         return
     matrix = "/".join([*name.split("/")[:-1], PROJECTION_MATRIX.name])
@@ -177,10 +177,10 @@ def _add_set(found: dict, links: dict, folders: ModelFolders, folder: str, name:
 
 def _add_encoder(found: dict, links: dict, folders: ModelFolders, adapter: str) -> None:
     """The CLIP vision encoder of a known adapter, which may lie there under any name."""
-    from troupe.model_patches.checkpoints.catalogue import ENCODERS, published
+    from troupe.model_patches.checkpoints.catalogue import ENCODERS, published_file
     from troupe.model_patches.checkpoints.clip_vision import best_encoder
 
-    known = published(adapter)
+    known = published_file(adapter)
     encoder = next((e for e in ENCODERS if known and e.name == known.encoder), None)
     if encoder is None:
         return

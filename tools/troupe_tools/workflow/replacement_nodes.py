@@ -190,9 +190,9 @@ def _file_of(wiring: Wiring, photo: tuple[Any, int]) -> str:
 def _record_models(workflow: dict[str, Any], loader: dict[str, Any], choice: Choice) -> None:
     """Links of the files, where they are known, as the front end reads them: on the node and at the file's top."""
     load_pack()
-    from troupe.model_patches.checkpoints.catalogue import ENCODERS, published
+    from troupe.model_patches.checkpoints.catalogue import ENCODERS, published_file
 
-    adapter = published(choice.adapter)
+    adapter = published_file(choice.adapter)
     encoder = (
         next((e.file for e in ENCODERS if adapter and e.name == adapter.encoder), None)
         if choice.vision == "auto"

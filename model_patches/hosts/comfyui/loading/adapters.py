@@ -24,7 +24,14 @@ import torch
 from .....rehearsal import files as shipped
 from ....adapter import Adapter, AdapterSpec, EncoderNeed, Weights
 from ....checkpoints.adapter_file import adapter_label
-from ....checkpoints.catalogue import DEFAULT_ADAPTER, ENCODERS, encoder_of_width, identity, published, where_to_get
+from ....checkpoints.catalogue import (
+    DEFAULT_ADAPTER,
+    ENCODERS,
+    encoder_of_width,
+    identity,
+    published_file,
+    where_to_get,
+)
 from ....checkpoints.clip_vision import best_encoder, encoder_widths
 from ....checkpoints.files import EXTENSIONS
 from ....encoding.interfaces import check_image_encoder
@@ -117,10 +124,10 @@ def adapter_names() -> list[str]:
     Where there is no file yet, the first choice says so, and stands for none.
     """
     own = [f"{REHEARSAL}/{name}" for name in shipped.ADAPTERS.values() if (shipped.FOLDER / name).is_file()]
-    return [*(_listed() or [NO_FILES]), *own]
+    return [*(_files_by_label() or [NO_FILES]), *own]
 
 
-def _listed() -> dict[str, tuple[str, str]]:
+def _files_by_label() -> dict[str, tuple[str, str]]:
     """Each choice with its folder and its path in there.
 
     A path that an earlier folder has too, or that begins as a folder's name, is listed as `<folder>/<path>`.
@@ -149,7 +156,7 @@ def check_clip_vision_name(name: str) -> None:
     if (
         name not in (AUTO, NONE)
         and not _has_clip_vision(name)
-        and published(name) not in [encoder.file for encoder in ENCODERS]
+        and published_file(name) not in [encoder.file for encoder in ENCODERS]
     ):
         raise CheckpointError(
             "a file in models/clip_vision",
@@ -169,7 +176,7 @@ def adapter_path(name: str) -> str:
         CheckpointError: it is not there; the message has the download link where the file is a known one.
     """
     name = name.replace("\\", "/")
-    if name == NO_FILES and _listed():
+    if name == NO_FILES and _files_by_label():
         raise CheckpointError("an adapter file", f"'{NO_FILES}'", "Choose one in 'adapter_name'.")
     if name == NO_FILES:
         raise CheckpointError(
@@ -184,10 +191,10 @@ def adapter_path(name: str) -> str:
             raise CheckpointError(f"the file '{rest}'", f"nothing at {shipped.FOLDER / rest}", shipped.AGAIN)
         return str(shipped.FOLDER / rest)
     path = folder_paths.get_full_path(folder, rest) if folder in FOLDERS and rest else None
-    if path is None and (place := _listed().get(name)) is not None:
+    if path is None and (place := _files_by_label().get(name)) is not None:
         path = folder_paths.get_full_path(*place)
     if path is None:
-        known = published(name) or (DEFAULT_ADAPTER if folder == FOLDERS[0] else None)
+        known = published_file(name) or (DEFAULT_ADAPTER if folder == FOLDERS[0] else None)
         where = (
             f"models/{folder}" if folder in FOLDERS else "models/ipadapter, models/gligen or models/subject_adapters"
         )
@@ -251,7 +258,7 @@ def find_clip_vision(need: EncoderNeed) -> str | None:
     """The file of models/clip_vision whose headers show an encoder of the needed widths, whatever it is called, a
     published name before others; see `best_encoder`.
     """
-    names = sorted(folder_paths.get_filename_list("clip_vision"), key=lambda name: published(name) is None)
+    names = sorted(folder_paths.get_filename_list("clip_vision"), key=lambda name: published_file(name) is None)
     return best_encoder(
         names, lambda widths: need.fits(*widths), lambda name: folder_paths.get_full_path("clip_vision", name)
     )

@@ -44,7 +44,7 @@ def load_rehearsal(kind: str) -> Rehearsal:
     )
 
 
-def fingerprint(kind: str) -> str:
+def rehearsal_fingerprint(kind: str) -> str:
     """Changes when one of the files does."""
     return str(files.state_of(files.UNET, files.TEXTS, files.IMAGES, files.ADAPTERS[kind]))
 

@@ -15,10 +15,10 @@ from ....subjects import References, called
 from ..loading.adapters import HostAdapter
 from ..messages import info
 from ..sampling.conditioning import Conditioning
-from ..sampling.prompt_switch import PROMPT, FusedPrompt
+from ..sampling.prompt_switch import PROMPT_KEY, FusedPrompt
 from ..sampling.weights import weights_of, without_lora
 
-OFFICIAL = "official"
+OFFICIAL_QUIRKS = "official"
 SD15 = 768  # width of its text
 LAST = -1  # layer of CLIP
 
@@ -82,16 +82,18 @@ def encode_prompt(
     """
     adapter = cast(HostAdapter, references.adapter)  # Load Subject Adapter of this host gives no other
     if adapter.spec.prompt is None:
-        do = f"Encode the prompt with CLIP Text Encode, and wire these references into {adapter.spec.node}."
+        remedy = f"Encode the prompt with CLIP Text Encode, and wire these references into {adapter.spec.node}."
         raise MismatchError(
-            "references of an adapter that works in the prompt", f"{adapter.spec.file}, {adapter.spec.describe()}", do
+            "references of an adapter that works in the prompt",
+            f"{adapter.spec.file}, {adapter.spec.describe()}",
+            remedy,
         )
     for sentence in _doubts(references, clip, on_model):
         warn(sentence)
-    if quirks == OFFICIAL:
+    if quirks == OFFICIAL_QUIRKS:
         clip = without_lora(clip, adapter, "g")
     texts, said = fuse_prompt(
-        references, text, HostPromptEncoder(clip, adapter), places_of if quirks == OFFICIAL else "", warn
+        references, text, HostPromptEncoder(clip, adapter), places_of if quirks == OFFICIAL_QUIRKS else "", warn
     )
     if said:
         done(f"{adapter.spec.file}: {said}.")
@@ -108,9 +110,9 @@ def _doubts(references: References, clip: Any, on_model: bool) -> list[str]:
     }
     if references.subjects and any(missing.values()):
         where = " and ".join(name for name, there in missing.items() if there)
-        do = "Add Apply Adapter Weights after the checkpoint, and use its outputs 'model' and 'clip'"
+        remedy = "Add Apply Adapter Weights after the checkpoint, and use its outputs 'model' and 'clip'"
         sentences.append(
-            f"{do}: {spec.file} needs its own weights on the {where}. Without them the subjects are hardly "
+            f"{remedy}: {spec.file} needs its own weights on the {where}. Without them the subjects are hardly "
             "recognisable."
         )
     usual = LAST if spec.context_dim == SD15 else LAST - 1
@@ -141,7 +143,10 @@ def _entry(text: FusedText, start_percent: float, start_step: int) -> list[Any]:
     prompt = FusedPrompt(
         text.fused.states, text.plain.states, text.plain.pooled, start_percent, start_step, text.fused.pooled
     )
-    return [text.fused.states, {**rest, PROMPT: prompt} if prompt.delayed and text.plain is not text.fused else rest]
+    return [
+        text.fused.states,
+        {**rest, PROMPT_KEY: prompt} if prompt.delayed and text.plain is not text.fused else rest,
+    ]
 
 
 def _rest(encoded: Encoded) -> dict[str, Any]:

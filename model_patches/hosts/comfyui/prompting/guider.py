@@ -24,7 +24,7 @@ from ....errors import MismatchError
 from ..sampling.clock import Clock, percent_table, sigma_range
 from ..sampling.conditioning import KEY, Conditioning, ConditioningRecord, attach, text_source
 from ..sampling.hook import Hook
-from ..sampling.prompt_switch import PROMPT, FusedPrompt, PromptSwitch
+from ..sampling.prompt_switch import PROMPT_KEY, FusedPrompt, PromptSwitch
 
 log = logging.getLogger("troupe")
 PLACE = ("area", "mask", "mask_strength", "set_area_to_bounds", "strength")  # of a conditioning entry
@@ -222,10 +222,7 @@ class UMMGuider(TwoScaleGuider):
 
     def set_branches(self, positive: Conditioning, negative: Conditioning, middle: Conditioning | None) -> None:
         """Raise MismatchError where middle is None, or second is no alpha."""
-        if middle is None:
-            do = "Wire 'text_only' of Encode Prompt with Subjects into it."
-            raise MismatchError("the prompt without its subjects in 'middle' for method umm", "nothing wired", do)
-        self.settings.check_shares()
+        middle = self.settings.umm_middle(middle)
         for apply_id in drop_in_ids(self.model_patcher):
             middle = attach(middle, ConditioningRecord(apply_id, COND, None))
         negative = node_helpers.conditioning_set_values(negative, {"prompt_type": "negative"})
@@ -300,7 +297,7 @@ def image_branch(texts: Conditioning, source: Conditioning) -> Conditioning:
     range of steps; where it has an area or a mask, its place too, with the text that the host itself would give that
     area.
     """
-    if len({_place_and_time(options) for _, options in source}) == 1 and not _placed(source[0][1]):
+    if len({_place_and_time(options) for _, options in source}) == 1 and not _has_area(source[0][1]):
         source = source[:1]
     found = []
     for _, given in source:
@@ -312,38 +309,38 @@ def image_branch(texts: Conditioning, source: Conditioning) -> Conditioning:
             part = {**options, KEY: tuple({record.apply_id: record for record in given.get(KEY, ())}.values())}
             if (start, end) != (0.0, 1.0):
                 part |= {"start_percent": start, "end_percent": end}
-            if _placed(given):
+            if _has_area(given):
                 part = {key: value for key, value in part.items() if key not in PLACE} | {
                     key: given[key] for key in PLACE if key in given
                 }
             elif len(source) > 1 and ("strength" in given or "strength" in options):
                 part["strength"] = options.get("strength", 1.0) * given.get("strength", 1.0)
-            prompt = given.get(PROMPT)
+            prompt = given.get(PROMPT_KEY)
             if prompt is not None and prompt.delayed:
-                part.setdefault(PROMPT, FusedPrompt(tensor, tensor, None, prompt.start_percent, prompt.start_step))
+                part.setdefault(PROMPT_KEY, FusedPrompt(tensor, tensor, None, prompt.start_percent, prompt.start_step))
             found.append([tensor, part])
     return found or [[tensor, {**options, KEY: ()}] for tensor, options in texts]
 
 
-def _placed(options: dict) -> bool:
+def _has_area(options: dict) -> bool:
     return "area" in options or "mask" in options
 
 
 def _place_and_time(options: dict) -> tuple:
     """What tells the subjects of one entry from those of another: records, range, delay, and whether it has a place."""
-    prompt = options.get(PROMPT)
+    prompt = options.get(PROMPT_KEY)
     return (
         tuple(record.apply_id for record in options.get(KEY, ())),
         options.get("start_percent", 0.0),
         options.get("end_percent", 1.0),
         None if prompt is None else (prompt.start_percent, prompt.start_step),
-        _placed(options),
+        _has_area(options),
     )
 
 
 def _texts_there(texts: Conditioning, given: dict) -> Conditioning:
     """The entries of `texts` that hold where `given` has its place; all of them where it has none."""
-    if not _placed(given):
+    if not _has_area(given):
         return texts
     area = given.get("area")
     percent = area is not None and area[0] == "percentage"

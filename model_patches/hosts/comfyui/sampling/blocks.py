@@ -15,7 +15,7 @@ from ....errors import MismatchError
 Grid = tuple[int, int]
 Key = tuple[str, int, int]  # the host's name of a transformer block: ("input" | "middle" | "output", block, depth)
 # order of published adapters: down, up, mid
-PARTS = (("input_blocks", "input"), ("output_blocks", "output"), ("middle_block", "middle"))
+PATCHED_PARTS = (("input_blocks", "input"), ("output_blocks", "output"), ("middle_block", "middle"))
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def attention_blocks(unet: nn.Module) -> tuple[Block, ...]:
         MismatchError: the model has none (FLUX, SD3, Qwen and other transformers).
     """
     found: list[Block] = []
-    levels = {name: _levels(unet, name) for _, name in PARTS}
-    for part, name in PARTS:
+    levels = {name: _levels(unet, name) for _, name in PATCHED_PARTS}
+    for part, name in PATCHED_PARTS:
         for path, module in getattr(unet, part, nn.Module()).named_modules():
             names = path.split(".")
             if len(names) < 3 or names[-2] != "transformer_blocks" or getattr(module, "attn2", None) is None:
@@ -63,11 +63,11 @@ def attention_blocks(unet: nn.Module) -> tuple[Block, ...]:
             )
     if not found:
         what = f"{type(unet).__name__}, without text cross-attention"
-        do = (
+        remedy = (
             "Load an SD1.5 or SDXL checkpoint (or one of their finetunes); for FLUX and Qwen use their own "
             "reference nodes."
         )
-        raise MismatchError("a MODEL of the SD1.5, SD2 or SDXL family", what, do)
+        raise MismatchError("a MODEL of the SD1.5, SD2 or SDXL family", what, remedy)
     return tuple(found)
 
 

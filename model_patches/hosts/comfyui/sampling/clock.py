@@ -97,7 +97,7 @@ class Clock:
     def sigma_of(self, step: int) -> float:
         """The sigma at which a step of this run begins; below every sigma where the run has not so many steps."""
         schedule = [] if self._sigmas is None else self._known_schedule()
-        return schedule[step] if step < len(schedule) - 1 else EMPTY[0]
+        return schedule[step] if step < len(schedule) - 1 else NEVER[0]
 
     @cached_property
     def direction(self) -> int:
@@ -154,15 +154,15 @@ class Clock:
 
 
 FULL = (float("inf"), 0.0)
-EMPTY = (-1.0, 0.0)
+NEVER = (-1.0, 0.0)
 
 
 def sigma_range(model_sampling: Any, start_percent: float, end_percent: float) -> tuple[float, float]:
-    """ComfyUI's percents (0 = first step, 1 = last) as (first, last) sigma; EMPTY where the start is not before the
+    """ComfyUI's percents (0 = first step, 1 = last) as (first, last) sigma; NEVER where the start is not before the
     end.
     """
     if start_percent >= end_percent:
-        return EMPTY
+        return NEVER
     if start_percent <= 0.0 and end_percent >= 1.0:
         return FULL
     first = FULL[0] if start_percent <= 0.0 else float(model_sampling.percent_to_sigma(start_percent))

@@ -28,8 +28,8 @@ from .other_packs import named, patches_of
 from .rows import rows_from_options, rows_of_chunks
 from .run import Run
 
-KEPT = 8  # subjects that come and go, and areas, make several sets of objects in a run; so many are kept
-FIRST = ("input", 0)  # the UNet's first convolution, as the host names it
+KEPT_OBJECTS = 8  # subjects that come and go, and areas, make several sets of objects in a run; so many are kept
+FIRST_CONVOLUTION = ("input", 0)  # the UNet's first convolution, as the host names it
 
 
 class GatedAdapter(Hook):
@@ -103,7 +103,7 @@ class GatedAdapter(Hook):
         objects = call.run.once(
             ("objects", groups, device, dtype),
             lambda: layer_objects(module, self.references, groups, bbox, dtype, device),
-            KEPT,
+            KEPT_OBJECTS,
         )
         layers = {
             key: GatedLayer(fuser, mine) for key, fuser, mine in zip(self.keys, module.fusers, objects, strict=True)
@@ -129,7 +129,7 @@ class GatedAdapter(Hook):
         if self.settings.end_percent >= 1.0 or self.settings.decay_percent <= 0.0:
             return call.now.scale
         return call.run.once(
-            ("scale", call.now.scale, device), lambda: torch.tensor(call.now.scale, device=device), KEPT
+            ("scale", call.now.scale, device), lambda: torch.tensor(call.now.scale, device=device), KEPT_OBJECTS
         )
 
     def _groups(self, call: Call, chunks: Sequence[ConditioningChunk | None]) -> tuple[Group, ...]:
@@ -155,7 +155,7 @@ class GatedAdapter(Hook):
                 mask = mask[:, y : y + h, x : x + w]
             return module.mask_conv(mask.unsqueeze(0).to(device, dtype))
 
-        return call.run.once(("mask", call.now.weights, chunk.area, call.size, device, dtype), make, KEPT)
+        return call.run.once(("mask", call.now.weights, chunk.area, call.size, device, dtype), make, KEPT_OBJECTS)
 
     def _report(self, run: Run, objects: Sequence[ObjectTokens]) -> None:
         subjects, spec = self.references.subjects, self.references.adapter.spec
@@ -224,7 +224,7 @@ class MaskPatch:
         """h [rows, C, H, W] -> the same shape; only the first block is changed, and only where the rows are the chunks'
         (GatedPatch says if not).
         """
-        if options["block"] != FIRST or all(a is None for a in self.added):
+        if options["block"] != FIRST_CONVOLUTION or all(a is None for a in self.added):
             return h
         each = rows_of_chunks(
             len(h), len(h), options["cond_or_uncond"] * (len(self.added) // len(options["cond_or_uncond"]))

@@ -188,9 +188,9 @@ class Hook(ABC):
             )
         options[KEY] = own
         for lost in foreign_ids(conds, set(known_ids(model_options))):
-            do = "connect 'model' and 'positive' of the same Apply node to the sampler"
+            remedy = "connect 'model' and 'positive' of the same Apply node to the sampler"
             sentence = (
-                f"{do}: a prompt has references of an Apply node ({lost[:6]}) whose 'model' output is not "
+                f"{remedy}: a prompt has references of an Apply node ({lost[:6]}) whose 'model' output is not "
                 "sampled, so they have no effect."
             )
             run.say(sentence, logging.WARNING)
@@ -285,10 +285,10 @@ class Hook(ABC):
             )
         else:
             return ""
-        do = "Set 'in_crops' to 'apply' if you drew them for exactly this part."
+        remedy = "Set 'in_crops' to 'apply' if you drew them for exactly this part."
         return (
             f"{because}: regions and boxes of {self.node} cannot be mapped to it, so {self.node} is skipped in "
-            f"this run. {do}"
+            f"this run. {remedy}"
         )
 
     def _warn_about_size(self, run: Run, noise: torch.Tensor) -> None:

@@ -27,7 +27,7 @@ from .rows import rows_from_options
 from .run import Run
 from .weights import weights_of
 
-KEPT = 16  # sets of weights that subjects coming and going make in a run
+KEPT_WEIGHTS = 16  # sets of weights that subjects coming and going make in a run
 LIMITS = 192  # limits that areas, tiles and windows over the batch make: a UNet has up to seven grids
 WEIGHT_STATES = 8  # hook schedules change the UNet's weights within a run; the keys of so many states are kept
 
@@ -116,10 +116,12 @@ class ImageAttention(Hook):
             2 * WEIGHT_STATES,
         )
         strengths = run.once(
-            ("strengths", call.now.weights, device), lambda: torch.tensor(call.now.weights, device=device), KEPT
+            ("strengths", call.now.weights, device), lambda: torch.tensor(call.now.weights, device=device), KEPT_WEIGHTS
         )
         acting = (
-            run.once(("acting", call.now.weights, device), lambda: (strengths != 0).float(), KEPT) if tallies else None
+            run.once(("acting", call.now.weights, device), lambda: (strengths != 0).float(), KEPT_WEIGHTS)
+            if tallies
+            else None
         )
         shown = placed(chunks, call.size, x)
         if not shown and limited(self.references.subjects, call.now.boxed):

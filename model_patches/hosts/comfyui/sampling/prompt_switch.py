@@ -17,11 +17,11 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ....binding.plan import is_delayed
-from .clock import EMPTY, FULL, SAME_STEP, Clock, sigma_range
+from .clock import FULL, NEVER, SAME_STEP, Clock, sigma_range
 from .conditioning import Lists
 
 log = logging.getLogger("troupe")
-PROMPT = "troupe_prompt"  # key on a conditioning entry
+PROMPT_KEY = "troupe_prompt"  # key on a conditioning entry
 PHASE = "troupe_phase"  # on an entry of a run: (FusedPrompt, whether this one is the fused)
 RUN = "troupe_prompt_run"
 BEFORE, AFTER = False, True
@@ -78,10 +78,10 @@ class PromptSwitch:
 
     def attach(self, model: Any) -> None:
         """Put the wrappers on a clone of the MODEL, unless they are there."""
-        if model.get_wrappers(WrappersMP.OUTER_SAMPLE, PROMPT):
+        if model.get_wrappers(WrappersMP.OUTER_SAMPLE, PROMPT_KEY):
             return
-        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, PROMPT, self.outer_sample)
-        model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, PROMPT, self.calc_cond_batch)
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, PROMPT_KEY, self.outer_sample)
+        model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, PROMPT_KEY, self.calc_cond_batch)
 
     def outer_sample(
         self,
@@ -166,7 +166,7 @@ def announce(conds: Mapping[str, Sequence[dict]], clock: Clock, steps: int, mode
 
 def changes_in_run(entry: dict) -> bool:
     """Whether a conditioning entry is a prompt whose subjects come later."""
-    prompt: FusedPrompt | None = entry.get(PROMPT)
+    prompt: FusedPrompt | None = entry.get(PROMPT_KEY)
     return prompt is not None and prompt.delayed and "cross_attn" in entry
 
 
@@ -199,8 +199,8 @@ def phases(entry: dict) -> list[dict]:
     """
     if not changes_in_run(entry):
         return [entry]
-    prompt: FusedPrompt = entry[PROMPT]
-    rest = {key: value for key, value in entry.items() if key != PROMPT}
+    prompt: FusedPrompt = entry[PROMPT_KEY]
+    rest = {key: value for key, value in entry.items() if key != PROMPT_KEY}
     pooled = {"pooled_output": prompt.pooled_for(entry["pooled_output"])} if "pooled_output" in entry else {}
     text = {
         **rest,
@@ -256,7 +256,7 @@ def fused_range(prompt: FusedPrompt, clock: Clock, model_sampling: Any) -> tuple
         first, last = sigma_range(model_sampling, prompt.start_percent, 1.0)
     elif clock.direction > 0:
         begin = clock.sigma_of(prompt.start_step)
-        return (FULL[0], begin - SAME_STEP * max(1.0, begin)) if begin >= 0 else EMPTY
+        return (FULL[0], begin - SAME_STEP * max(1.0, begin)) if begin >= 0 else NEVER
     else:
         first, last = clock.sigma_of(prompt.start_step), 0.0
     return (first, last) if first == FULL[0] else (first + SAME_STEP * max(1.0, first), last)

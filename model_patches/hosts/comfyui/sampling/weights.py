@@ -21,7 +21,7 @@ from .prompt_switch import PromptSwitch
 Weight = TypeVar("Weight", torch.Tensor, LoraPair)
 MARK = "troupe_weights"
 MASKED_CHANNELS = 5  # a UNet whose extra input is the box mask of Subject-Diffusion
-STREAMS = {"l": "CLIP-L", "g": "OpenCLIP bigG", "h": "OpenCLIP H"}  # the host's names of text encoders
+STREAM_LABELS = {"l": "CLIP-L", "g": "OpenCLIP bigG", "h": "OpenCLIP H"}  # the host's names of text encoders
 INPUT = "input_blocks.0.0.weight"
 
 
@@ -102,21 +102,21 @@ def check_input_channels(model: Any) -> None:
     """Raise MismatchError for a UNet with five input channels, which the host can load but not sample."""
     weight = model.model_state_dict().get(f"diffusion_model.{INPUT}")
     if weight is not None and weight.shape[1] == MASKED_CHANNELS:
-        do = (
+        remedy = (
             "Load the SD2-base checkpoint it was trained on with Load Checkpoint, and this file with Load "
             "Subject Adapter and Apply Adapter Weights."
         )
         raise MismatchError(
             "a UNet with 4 input channels",
             "5: a Subject-Diffusion UNet with a channel for box masks, loaded as a whole model",
-            do,
+            remedy,
         )
 
 
 def in_unet(model: Any, weights: Mapping[str, Weight], adapter: HostAdapter) -> dict[str, Weight]:
     """LDM names -> the MODEL's keys. Raises MismatchError unless every weight has its place and shape."""
     keys = {name: f"diffusion_model.{name}" for name in weights}
-    return _placed(
+    return _placed_patches(
         model.model_state_dict(),
         [keys],
         weights,
@@ -134,7 +134,7 @@ def in_text_encoder(patcher: Any, tensors: Mapping[str, torch.Tensor], adapter: 
     state, first = patcher.model_state_dict(), next(iter(tensors), None)
     encoders = [key.removesuffix(first) for key in state if key.endswith(f".{first}")] if tensors else []
     choices = [{name: f"{encoder}{name}" for name in tensors} for encoder in encoders]
-    return _placed(
+    return _placed_patches(
         state,
         choices,
         tensors,
@@ -151,20 +151,21 @@ def in_streams(patcher: Any, loras: Mapping[str, Mapping[str, LoraPair]], adapte
     """
     state = patcher.model_state_dict()
     placed: dict[str, LoraPair] = {}
-    there = [stream for stream in STREAMS if any(key.startswith(f"clip_{stream}.") for key in state)]
+    there = [stream for stream in STREAM_LABELS if any(key.startswith(f"clip_{stream}.") for key in state)]
     if not set(loras) <= set(there):
         wanted, have = (
-            " and ".join(STREAMS[stream] for stream in STREAMS if stream in streams) or "another text encoder"
+            " and ".join(STREAM_LABELS[stream] for stream in STREAM_LABELS if stream in streams)
+            or "another text encoder"
             for streams in (loras, there)
         )
-        do = (
+        remedy = (
             f"Wire the CLIP of the {adapter.spec.base} checkpoint that {adapter.spec.file} was trained on, as "
             "Load Checkpoint gives it."
         )
-        raise MismatchError(f"a CLIP with {wanted} for the LoRAs of {adapter.spec.file}", f"one with {have}", do)
+        raise MismatchError(f"a CLIP with {wanted} for the LoRAs of {adapter.spec.file}", f"one with {have}", remedy)
     for stream, pairs in loras.items():
         choice = {name: f"clip_{stream}.transformer.{name}" for name in pairs}
-        placed |= _placed(
+        placed |= _placed_patches(
             state,
             [choice],
             pairs,
@@ -175,7 +176,7 @@ def in_streams(patcher: Any, loras: Mapping[str, Mapping[str, LoraPair]], adapte
     return placed
 
 
-def _placed(
+def _placed_patches(
     state: Mapping[str, torch.Tensor],
     choices: Iterable[dict[str, str]],
     weights: Mapping[str, Weight],
@@ -200,11 +201,11 @@ def _placed(
             else f"'{name}' has the shape {list(have.shape)} instead of {list(shapes[name])}"
         )
         misfit = f"where {len(misfits)} of {len(shapes)} tensors do not fit: {other}"
-    do = (
+    remedy = (
         f"Wire the checkpoint that {adapter.spec.file} was trained on ({adapter.spec.base}), as Load Checkpoint "
         "gives it."
     )
-    raise MismatchError(f"{wanted} for the weights of {adapter.spec.file}", f"{found} {misfit}", do)
+    raise MismatchError(f"{wanted} for the weights of {adapter.spec.file}", f"{found} {misfit}", remedy)
 
 
 def _shape(weight: torch.Tensor | LoraPair) -> tuple[int, ...]:
