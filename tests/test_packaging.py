@@ -116,7 +116,7 @@ THEMES = {  # theme of the tools -> themes that it may import
 
 INTERFACES = {  # names that several modules of model_patches define, each for its own family or host
     *("LABELS", "matches", "load", "encode", "companions", "build"),  # a family
-    *("KIND", "FORMAT", "VERSION", "FUSION", "MEMBERS"),  # what a family's files are called and hold
+    *("KIND", "FORMAT", "FUSION", "MEMBERS"),  # what a family's files are called and hold
     *("recognised", "is_bundle", "member_of", "read_members"),
     *("load_adapter", "encode_references", "encode_prompt", "apply_image_attention", "apply_gated"),  # a host
     *("ImageAttention", "GatedAdapter", "LayerDelta"),
