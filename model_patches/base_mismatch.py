@@ -24,8 +24,8 @@ class BaseMismatchError(MismatchError):
 
 
 def base_mismatch(spec: AdapterSpec, context_dim: int, clip: bool = False) -> BaseMismatchError | None:
-    """The error where the text width `context_dim` of a model, or of its CLIP, is that of another known base than the
-    adapter's; else None. clip: the width is the CLIP's.
+    """Return the error if the text width `context_dim` of a model, or of its CLIP, is that of another known base than
+    the adapter's, else None. clip: the width is the CLIP's.
     """
     needed = spec.gated.object_dim if spec.gated is not None else spec.context_dim
     if context_dim == needed or context_dim not in BASES or needed not in BASES:

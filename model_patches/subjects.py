@@ -23,7 +23,7 @@ Mask = torch.Tensor  # [n, H, W], float 0..1
 
 
 class SubjectAdapter(Protocol):
-    """What every host's adapter has; each host adds what holds the modules."""
+    """The interface of every host's adapter; each host adds what holds the modules."""
 
     @property
     def spec(self) -> AdapterSpec:
@@ -99,7 +99,7 @@ class Cast:
     subjects: tuple[Subject, ...] = ()
 
     def add(self, subject: Subject) -> Cast:
-        """A new cast with one more subject. Raises SubjectError beyond MAX_SUBJECTS."""
+        """Return a new cast with one more subject. Raises SubjectError beyond MAX_SUBJECTS."""
         if len(self.subjects) >= MAX_SUBJECTS:
             found = f"'{subject.name}' as number {len(self.subjects) + 1}"
             raise SubjectError(
@@ -124,7 +124,7 @@ class ObjectFeatures:
 @dataclass(frozen=True, eq=False)
 class ReferenceSubject:
     """One subject as an adapter sees it: `tokens` [T, D] float32 for image attention, `name_tokens` [L, D] float32
-    (None where no CLIP was given), `features` for gated layers (None for adapters without any), `words`: what stands
+    (None if no CLIP was given), `features` for gated layers (None for adapters without any), `words`: what stands
     for it in the prompt, by text encoder ('l', 'g', 'h'), [K, D] float32 each."""
 
     name: str
@@ -161,7 +161,7 @@ class References:
 
 
 def called(number: int, name: str = "") -> str:
-    """A subject in a message: "subject 2 ('cat')", counted from 1."""
+    """Return how messages call a subject: "subject 2 ('cat')", counted from 1."""
     return f"subject {number} ('{name.strip()}')" if name.strip() else f"subject {number}"
 
 
@@ -174,7 +174,7 @@ def make_subject(
     faces: PreparedFaces | None = None,
     **rest: Any,
 ) -> Subject:
-    """A checked Subject from what the artist wired.
+    """Return a checked Subject made of the node's inputs.
 
     Arguments:
         name: may be empty here; Encode asks for it where a name is needed.
@@ -221,9 +221,7 @@ def make_subject(
 
 
 def check_photo(photo: torch.Tensor, what: str) -> None:
-    """Raises SubjectError where a photo [H, W, C] is tiny, of whole numbers, no picture, or not finite; `what` names
-    it.
-    """
+    """Raise SubjectError if a photo [H, W, C] is tiny, of whole numbers, no picture, or not finite; `what` names it."""
     if photo.ndim != 3:
         remedy = "Wire an IMAGE output, not a mask, a latent or a video."
         raise SubjectError(
@@ -269,7 +267,7 @@ def _is_finite_number(number: Any) -> bool:
 def _mask_layers(mask: Mask, what: str) -> torch.Tensor:
     """The layers of a mask, [n, h, w] float32.
 
-    Raises SubjectError where it has none, no size, or numbers that are not finite; `what` names it.
+    Raises SubjectError if it has none, no size, or numbers that are not finite; `what` names it.
     """
     if mask.ndim < 2 or not mask.numel():
         raise SubjectError(

@@ -14,6 +14,8 @@ from .types import CATEGORY, FOLDED, ReferencesType, found_by, percent
 
 
 class ApplyImageAttention(io.ComfyNode):
+    """A node that binds the image attention of references to a MODEL."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

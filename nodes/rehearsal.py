@@ -13,6 +13,8 @@ SHOWN = ("cat", "robot", "bird")
 
 
 class LoadRehearsalModels(io.ComfyNode):
+    """A node that loads the small models that come with Troupe."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

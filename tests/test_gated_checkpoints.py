@@ -43,8 +43,9 @@ from troupe.model_patches.checkpoints.catalogue import ENCODERS, GATED, PROJECTI
 from troupe.model_patches.checkpoints.files import flatten, read_metadata, read_state
 from troupe.model_patches.checkpoints.unet_names import block_paths, ldm_name, order, resblocks
 from troupe.model_patches.encoders.fuser import GatedFuser, published_heads
-from troupe.model_patches.encoders.grounding import MLP, GroundingNet, TextImagePositionNet, TextPositionNet, TextSpace
+from troupe.model_patches.encoders.grounding import GroundingNet, TextImagePositionNet, TextPositionNet, TextSpace
 from troupe.model_patches.encoders.leaf_parameter import module_name, published_name
+from troupe.model_patches.encoders.mlp import MLP
 from troupe.model_patches.errors import CheckpointError
 from troupe.model_patches.families.gligen import layout as gligen
 from troupe.model_patches.families.gligen.matrix import read_matrix

@@ -21,8 +21,8 @@ from transformers import (
 from troupe.model_patches.attention.decoupled import LayerTokens, image_delta
 from troupe.model_patches.attention.lora import image_projection
 from troupe.model_patches.attention.merges import NAMELESS, Mixing
-from troupe.model_patches.encoders.grounding import MLP
 from troupe.model_patches.encoders.lora import PAIRS, ImageLora, LowRank
+from troupe.model_patches.encoders.mlp import MLP
 from troupe.model_patches.encoders.projections import MisshapenTensor, PerceiverAttention
 from troupe.model_patches.encoders.refiner import SERefiner, SubjectHead
 from troupe.model_patches.encoders.words import PhotoToWords, Postfuse, WordFusion

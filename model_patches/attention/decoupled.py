@@ -34,9 +34,9 @@ class HeadTokens:
 
 @dataclass(frozen=True, eq=False)
 class LayerTokens:
-    """What one cross-attention layer needs of the subjects; depends on no timestep, so it is made once a run.
+    """The subjects' tokens for one cross-attention layer. They depend on no timestep, so they are made once a run.
 
-    keys, values: [G, S, C] image keys and values; name_keys: [G, L, C] or None where nothing asks for relevance;
+    keys, values: [G, S, C] image keys and values; name_keys: [G, L, C] or None if nothing asks for relevance;
     segments: [G, M, L] float32 (see `relevance_of_heads`) or None; valid_tokens: [1 or G, S] bool, image tokens that
     are there, or None for all: a subject with fewer tokens than another has some that are not, an absent one has none;
     split: the same in heads, of tokens that are `prepared`.
@@ -50,7 +50,7 @@ class LayerTokens:
     split: HeadTokens | None = None
 
     def prepared(self, heads: int) -> LayerTokens:
-        """The same with `split`, so that no step has to make it."""
+        """Return the same with `split`, so that no step has to make it."""
         return self if self.split is not None else replace(self, split=self.in_heads(heads))
 
     def in_heads(self, heads: int) -> HeadTokens:
@@ -62,7 +62,7 @@ class LayerTokens:
         return HeadTokens(split_heads(self.keys * scale, heads), split_heads(self.values, heads), names)
 
     def group(self, index: int) -> LayerTokens:
-        """The tokens of one group alone, G = 1."""
+        """Return the tokens of one group alone, G = 1."""
         found = self._map(lambda t: t[index : index + 1])
         return (
             found
@@ -71,7 +71,7 @@ class LayerTokens:
         )
 
     def float(self) -> LayerTokens:
-        """The same in float32."""
+        """Return the same in float32."""
         return self._map(torch.Tensor.float)
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> LayerTokens:
@@ -167,14 +167,14 @@ def image_delta(
     text_logits: torch.Tensor | None = None,
     observe: Callable[[torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
-    """What the subjects add to a cross-attention layer's result, before `to_out`.
+    """Return what the subjects add to a cross-attention layer's result, before `to_out`.
 
     `sum_i strength_i * f(p) * b(p) * share_i(p) * m_i(p) * Z_i(p)`; with every m = 1, sharpness 1 and background 1 this
     is MIP-Adapter's published code (paper's form: `(f - 1) Z_text + sum_i strength_i * A_i/mean_p(A_i) * Z_i`).
 
     Arguments:
         query: [G, B, N, C]; tokens: of this layer, best `prepared`; heads: H.
-        strengths: [M] float32, weight of the node times weight of the subject (0 where a subject rests in this step).
+        strengths: [M] float32, weight of the node times weight of the subject (0 if a subject rests in this step).
         mixing: see `Mixing`.
         limits: m, [1 or G, 1 or B, M, N] float32 in 0..1, or None.
         text: Z_text, [G, B, N, C], plain text attention (read only by a merge with `gain_on_text`, with text_logits).

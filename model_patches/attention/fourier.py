@@ -11,12 +11,14 @@ TEMPERATURE = 100.0
 
 
 def box_frequencies(count: int = FREQUENCIES, device: torch.device | str | None = None) -> torch.Tensor:
-    """`f_k = 100^(k / count)` for k = 0 .. count - 1: [count] float32, radians per picture side (no pi in them)."""
+    """Return `f_k = 100^(k / count)` for k = 0 .. count - 1: [count] float32, radians per picture side (no pi
+    in them).
+    """
     return TEMPERATURE ** (torch.arange(count, dtype=torch.float32, device=device) / count)
 
 
 def box_fourier(boxes: torch.Tensor, count: int = FREQUENCIES) -> torch.Tensor:
-    """Sines and cosines of a box's corners.
+    """Return the sines and cosines of a box's corners.
 
     Arguments:
         boxes: [..., 4], left, top, right, bottom in 0..1 of the picture's width and height; any dtype. An absent box is

@@ -23,8 +23,9 @@ PROGRESS_ROUNDING = 1e-5  # of a progress that was found from a float32 sigma
 
 @dataclass(frozen=True, eq=False)
 class ObjectTokens:
-    """What one layer needs of the objects: keys, values [G, M, C], and its two gates, `tanh` of the trained scalars, in
-    -1..1; equal: of each group whether its M tokens are one and the same, () where none are."""
+    """The objects' tokens for one gated layer: keys, values [G, M, C], and its two gates, `tanh` of the trained
+    scalars, in -1..1; equal: of each group whether its M tokens are one and the same, () where none are.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -33,14 +34,14 @@ class ObjectTokens:
     equal: tuple[bool, ...] = ()
 
     def group(self, g: int) -> ObjectTokens:
-        """The tokens of group g alone, [1, M, C]."""
+        """Return the tokens of group g alone, [1, M, C]."""
         return replace(self, keys=self.keys[g : g + 1], values=self.values[g : g + 1], equal=self.equal[g : g + 1])
 
 
 def gated_self_attention(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, objects: ObjectTokens, heads: int
 ) -> torch.Tensor:
-    """`softmax(q [k; k_o]^T / sqrt d) [v; v_o]` for the visual tokens' queries.
+    """Return `softmax(q [k; k_o]^T / sqrt d) [v; v_o]` for the visual tokens' queries.
 
     Arguments:
         query, keys, values: [B, N, C], of the visual tokens; objects: [G, M, C] each; heads: H.
@@ -88,9 +89,9 @@ def _attention(
 
 
 def rows_of(grouped: torch.Tensor, b: int) -> torch.Tensor:
-    """[G, M, C] -> [B, M, C]: every group's tokens for each of its rows.
+    """Map [G, M, C] to [B, M, C]: every group's tokens for each of its rows.
 
-    Raises ValueError where B is not a multiple of G.
+    Raises ValueError if B is not a multiple of G.
     """
     g = grouped.shape[0]
     if b % g:
@@ -101,16 +102,17 @@ def rows_of(grouped: torch.Tensor, b: int) -> torch.Tensor:
 def gated_residual(
     x: torch.Tensor, branch: Callable[[torch.Tensor], torch.Tensor], gate: float, scale: float | torch.Tensor = 1.0
 ) -> torch.Tensor:
-    """`x + scale * gate * branch(x)`; x itself, with `branch` not called, where scale or gate is 0. x [B, N, C]; gate
-    -1..1; scale: strength times `scale_at`, as a number or as a tensor [] on the device of x, which is not looked at:
-    so it may change and a compiled graph stays."""
+    """Return `x + scale * gate * branch(x)`, or x unchanged, without calling `branch`, if scale or gate is 0. x [B, N,
+    C]; gate -1..1; scale: strength times `scale_at`, as a number or as a tensor [] on the device of x, which is not
+    read, so it may change without recompiling a graph.
+    """
     if gate == 0 or (not isinstance(scale, torch.Tensor) and scale == 0):
         return x
     return (branch(x) * (scale * gate)).add_(x)
 
 
 def weighted(objects: ObjectTokens, weights: torch.Tensor) -> ObjectTokens:
-    """Objects of weights other than 1: a weight scales its token's values. weights: [M] or [G, M].
+    """Return the objects with each token's values scaled by its weight. weights: [M] or [G, M].
 
     Tokens in the dtype of `objects`.
     """
@@ -118,8 +120,8 @@ def weighted(objects: ObjectTokens, weights: torch.Tensor) -> ObjectTokens:
 
 
 def scale_at(progress: float, end: float, decay: float = 0.0) -> float:
-    """GLIGEN's scheduled sampling where no step count is known: 1 before `end`, then linearly to 0 over `decay`, then
-    0.
+    """Return the scale of GLIGEN's scheduled sampling if no step count is known: 1 before `end`, then linearly to 0
+    over `decay`, then 0.
 
     Arguments: all 0..1 of the run; `end` of 1 or more never ends. A progress on the end, whatever rounding made of it,
     is past it. Published `alpha_type` is (end, decay, rest), end is the paper's tau: (0.3, 0, 0.7) for text boxes, (1,

@@ -9,10 +9,10 @@ import torch
 
 
 def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
-    """[G, T, H*d] -> [G, H, T, d], contiguous."""
+    """Map [G, T, H*d] to [G, H, T, d], contiguous."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2).contiguous()
 
 
 def join_heads(x: torch.Tensor) -> torch.Tensor:
-    """[G, H, T, d] -> [G, T, H*d]."""
+    """Map [G, H, T, d] to [G, T, H*d]."""
     return x.transpose(1, 2).flatten(2)

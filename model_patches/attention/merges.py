@@ -15,7 +15,7 @@ WeightFunction = Callable[[torch.Tensor, torch.Tensor | None, float], torch.Tens
 
 @dataclass(frozen=True)
 class MergeRule:
-    """What the code asks about a merge.
+    """The properties of a merge.
 
     Attributes:
         weights: (relevance [G, B, M, N], limits or None, sharpness) -> weights [G, B, M, N]; None if the weights do not
@@ -65,7 +65,7 @@ NAMELESS = tuple(name for name, rule in MERGES.items() if not rule.needs_names)
 
 @dataclass(frozen=True)
 class Mixing:
-    """How several subjects share a position.
+    """The settings by which several subjects share a position.
 
     merge: a name of `MERGES`; sharpness: power on the relevance, > 0; background: 0..1, see `background_gain`.
     Raises MismatchError for an unknown merge.

@@ -31,7 +31,8 @@ def relevance_of_heads(
 
 
 def shares(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpness: float = 1.0) -> torch.Tensor:
-    """`share_i = m_i A_i^s / sum_k m_k A_k^s`, 0 where the sum is 0 (the published code's normaliser: over subjects).
+    """Return `share_i = m_i A_i^s / sum_k m_k A_k^s`, or 0 if the sum is 0 (the published code's normaliser: over
+    subjects).
 
     Arguments:
         relevance: A, [..., M, N] float32.
@@ -51,8 +52,9 @@ def shares(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpnes
 
 
 def owned(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpness: float = 1.0) -> torch.Tensor:
-    """`share_i * m_i`: how much of each position is a subject's. A lone subject's share would be 1 wherever it may be,
-    so its own relevance is returned instead, `m A^s / max_p(m A^s)`: 1 where it is looked at most.
+    """Return `share_i * m_i`: how much of each position belongs to a subject. A lone subject's share would be 1
+    wherever its limit is, so its own relevance is returned instead, `m A^s / max_p(m A^s)`: 1 at its most relevant
+    position.
 
     Arguments: as `shares`. Returns [..., M, N] float32 in 0..1.
     """
@@ -66,7 +68,9 @@ def owned(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpness
 
 
 def mean_relevance(relevance: torch.Tensor, sharpness: float = 1.0) -> torch.Tensor:
-    """`A_i^s / mean_p A_i^s`: the paper's normaliser, over positions. [..., M, N] -> [..., M, N], mean 1 over N."""
+    """Return `A_i^s / mean_p A_i^s`, the paper's normaliser over positions: [..., M, N] -> [..., M, N], mean
+    1 over N.
+    """
     a = relevance
     if sharpness != 1.0:
         a = (a / a.amax(-1, keepdim=True)).pow(sharpness)
@@ -74,8 +78,8 @@ def mean_relevance(relevance: torch.Tensor, sharpness: float = 1.0) -> torch.Ten
 
 
 def background_gain(relevance: torch.Tensor, background: float, sharpness: float = 1.0) -> torch.Tensor:
-    """`b = background + (1 - background) * min(1, max_i A_i / mean_p A_i)`: holds references back where no subject is
-    relevant.
+    """Return `b = background + (1 - background) * min(1, max_i A_i / mean_p A_i)`, which weakens references where no
+    subject is relevant.
 
     Arguments: relevance [..., M, N]; background 0..1 (1 switches it off). Returns [..., N] in background..1.
     """
@@ -83,7 +87,8 @@ def background_gain(relevance: torch.Tensor, background: float, sharpness: float
 
 
 def text_gain(logits: torch.Tensor) -> torch.Tensor:
-    """`f = sigmoid(w .
+    """Return `f = sigmoid(w . Z_text) / mean_p(...)` of MIP-Adapter's trained files. logits [..., N] -> [..., N]
+    float32, mean 1 over N.
 
     Z_text) / mean_p(...)` of MIP-Adapter's trained files. logits [..., N] -> [..., N] float32, mean 1 over N.
     """

@@ -48,7 +48,7 @@ def check_places(spec: AdapterSpec, widths: Mapping[str, int], context_dim: int)
 
 
 def check_names(references: References, settings: ImageAttentionSettings) -> None:
-    """Raise MismatchError where the merge needs the subjects' names and they were not encoded."""
+    """Raise MismatchError if the merge needs the subjects' names and they were not encoded."""
     if needs_names(references, settings) and not references.named:
         nameless = f"{', '.join(NAMELESS[:-1])} or {NAMELESS[-1]}"
         wanted = f"the subjects' names for merge '{settings.mixing.merge}'"

@@ -1,4 +1,4 @@
-"""CLIP vision encoder files: told by the widths in their headers, whatever they are called; read in either published
+"""CLIP vision encoder files: recognised by the widths in their headers, whatever their names; read in either published
 layout.
 """
 
@@ -47,14 +47,16 @@ T = TypeVar("T")
 
 
 class EncoderWidths(NamedTuple):
-    """Of a CLIP vision encoder: its hidden states and its pooled, projected embedding."""
+    """The widths of a CLIP vision encoder: its hidden states and its pooled, projected embedding."""
 
     hidden: int
     pooled: int
 
 
 def encoder_widths(path: str | os.PathLike) -> EncoderWidths | None:
-    """Widths of an encoder file, in the transformers or the open_clip layout; None where it is neither, or gone."""
+    """Return the widths of an encoder file, in the transformers or the open_clip layout; None if it is neither, or
+    gone.
+    """
     try:
         return _read_widths(os.fspath(path), os.stat(path).st_mtime_ns)[0]
     except OSError:
@@ -70,9 +72,10 @@ def best_encoder(
     fits: Callable[[EncoderWidths], bool],
     path_of: Callable[[T], str | os.PathLike | None] = _itself,
 ) -> T | None:
-    """The first of these whose encoder fits; one for smaller pictures before one for larger: adapters were trained with
-    the 224 pixel encoders, and OpenAI's ViT-L/14 has the same widths at 336. path_of: the file of an entry, None for
-    none."""
+    """Return the first of these whose encoder fits; one for smaller pictures before one for larger: adapters were
+    trained with the 224 pixel encoders, and OpenAI's ViT-L/14 has the same widths at 336. path_of: the file of an
+    entry, None for none.
+    """
     found: list[tuple[int, T]] = []
     for entry in paths:
         path = path_of(entry)
@@ -87,7 +90,7 @@ def best_encoder(
 
 @lru_cache(maxsize=256)
 def _read_widths(path: str, modified: int) -> tuple[EncoderWidths | None, int]:
-    """Widths of an encoder file, and its positions (patches and CLS), 0 where they cannot be read."""
+    """Widths of an encoder file, and its positions (patches and CLS), 0 if they cannot be read."""
     shapes = read_shapes(path)
     for (hidden, pooled, axis), table in zip(WIDTH_TENSORS, POSITION_TENSORS, strict=True):
         if len(shapes.get(hidden, ())) == 1 and len(shapes.get(pooled, ())) == 2:
@@ -96,8 +99,8 @@ def _read_widths(path: str, modified: int) -> tuple[EncoderWidths | None, int]:
 
 
 def with_transformers_names(state: Mapping[str, torch.Tensor], prefix: str = OPEN_CLIP) -> dict[str, torch.Tensor]:
-    """The vision tower of an open_clip state dict under transformers' names; what is not of the tower is left out.
-    Works on parts of one.
+    """Return the vision tower of an open_clip state dict under transformers' names; what is not of the tower is left
+    out. Works on parts of one.
 
     prefix: before the tower's names. A state dict without a name of the tower comes back as it is.
     """
@@ -115,7 +118,7 @@ def with_transformers_names(state: Mapping[str, torch.Tensor], prefix: str = OPE
 
 
 def overlay(state: Mapping[str, torch.Tensor], file: str) -> State:
-    """The retrained part of a CLIP vision encoder, in either layout, by transformers' names; {} for no tensors.
+    """Return the retrained part of a CLIP vision encoder, in either layout, by transformers' names; {} for no tensors.
 
     Raises:
         CheckpointError: there are tensors, but none of such an encoder, or one of a form or with numbers that none has,

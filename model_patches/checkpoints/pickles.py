@@ -80,8 +80,8 @@ class ForeignArchive(pickle.UnpicklingError):
 
 
 def unpickled(path: Path) -> Any:
-    """What a file of tensors holds, on the CPU; of an archive that is not called .safetensors, mapped into memory
-    instead of read.
+    """Return the contents of a file of tensors, on the CPU; an archive that is not called .safetensors is mapped into
+    memory instead of read.
 
     Raises:
         ForeignArchive: an archive of another kind ("a tar archive").
@@ -174,7 +174,7 @@ def _members(archive: zipfile.ZipFile, size: int) -> tuple[zipfile.ZipInfo, Mapp
 
 
 def _raw_name(info: zipfile.ZipInfo) -> bytes:
-    """A member's name as it stands in the archive, which torch compares without reading its alphabet."""
+    """A member's name as it is in the archive, which torch compares without reading its alphabet."""
     return info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
 
 
@@ -297,7 +297,7 @@ class _PickleScanner(pickle._Unpickler):
         return _Tensor()
 
     def copy(self, size: int) -> None:
-        """Note bytes that torch would copy. Raises UnpicklingError where they are more than the file's."""
+        """Note bytes that torch would copy. Raises UnpicklingError if they are more than the file's."""
         self.copies += size
         if self.copies > self.size:
             raise pickle.UnpicklingError("copies larger than the file")

@@ -1,4 +1,4 @@
-"""From a file's tensors to modules: every name and shape is compared before anything is taken, and every doubt is a
+"""From a file's tensors to modules: every name and shape is compared first, and every difference is a
 sentence.
 """
 
@@ -29,12 +29,12 @@ QUANTISED = "Quantised adapters are not supported: download the file from its pu
 
 
 def part(state: Mapping[str, torch.Tensor], prefix: str) -> State:
-    """The tensors below `prefix`, without it."""
+    """Return the tensors below `prefix`, without it."""
     return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def missing(name: str, file: str) -> CheckpointError:
-    """About a tensor that is not there."""
+    """Return the error about a missing tensor."""
     return CheckpointError(f"the tensor '{name}' in '{file}'", "no such tensor", AGAIN)
 
 
@@ -52,8 +52,8 @@ def check_matrix(state: Mapping[str, torch.Tensor], name: str, file: str, prefix
 
 @contextmanager
 def reading(file: str, prefix: str) -> Iterator[None]:
-    """Turns the KeyError and MisshapenTensor of a module's `widths` into sentences; `prefix`: what stands before its
-    names in the file.
+    """Turn the KeyError and MisshapenTensor of a module's `widths` into CheckpointErrors; `prefix`: of its names in the
+    file.
     """
     try:
         yield
@@ -66,7 +66,7 @@ def reading(file: str, prefix: str) -> Iterator[None]:
 
 
 def check_format(metadata: Mapping[str, str], name: str, version: int, file: str) -> None:
-    """Raise CheckpointError where a file's metadata say that it is of this format in another version; no metadata: the
+    """Raise CheckpointError if a file's metadata say that it is of this format in another version; no metadata: the
     present one.
     """
     found = metadata.get("version", str(version))

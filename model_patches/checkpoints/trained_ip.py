@@ -1,4 +1,4 @@
-"""IP-Adapters as a training leaves them, before anybody has converted them to the published layout: the same tensors
+"""IP-Adapters as a training saves them, before they are converted to the published layout: the same tensors
 under other names.
 """
 
@@ -19,10 +19,10 @@ UNET_PARTS = ("down_blocks", "up_blocks", "mid_block")  # the order of diffusers
 
 
 def published_layout(state: State, file: str) -> State:
-    """The tensors under the published names, `image_proj.*` and `ip_adapter.{2j+1}.*`; other tensors of the training,
-    such as the UNet's, are left out.
+    """Return the tensors under the published names, `image_proj.*` and `ip_adapter.{2j+1}.*`; other tensors of the
+    training, such as the UNet's, are left out.
 
-    A state that is no training checkpoint comes back as it is. Raises CheckpointError where the layers' half was lost
+    A state that is no training checkpoint comes back as it is. Raises CheckpointError if the layers' half was lost
     in a conversion.
     """
     layers = _in_order(state)
@@ -50,7 +50,7 @@ def published_layout(state: State, file: str) -> State:
 
 
 def _in_order(state: State) -> State:
-    """Layers with a training's names, numbered as in published files; {} where there are none."""
+    """Layers with a training's names, numbered as in published files; {} if there are none."""
     if any(PROJECTION.fullmatch(name) for name in state):
         numbered = {
             f"ip_adapter.{found[1]}.{found[2]}": tensor
@@ -67,5 +67,5 @@ def _in_order(state: State) -> State:
 
 
 def _place(found: re.Match[str]) -> tuple[int, ...]:
-    """Where a layer stands in the order of the UNet's attention processors."""
+    """The position of a layer in the order of the UNet's attention processors."""
     return UNET_PARTS.index(found[1]), int(found[2] or 0), int(found[3]), int(found[4])

@@ -37,7 +37,7 @@ SAMPLER = re.compile(r"(down|up)_blocks\.(\d+)\.(?:down|up)samplers\.0\.conv\.")
 
 
 def transformer_paths(depths: Sequence[int], blocks: int = RESBLOCKS) -> list[str]:
-    """LDM paths of all transformer blocks of a UNet, in the order of published layers: down, up, middle.
+    """Return the LDM paths of all transformer blocks of a UNet, in the order of published layers: down, up, middle.
 
     depths: of each level, as SD and SDXL; blocks: residual blocks a level. The middle has the last level's depth that
     is not 0.
@@ -62,7 +62,7 @@ def transformer_paths(depths: Sequence[int], blocks: int = RESBLOCKS) -> list[st
 
 
 def ldm_names(names: Iterable[str]) -> dict[str, str]:
-    """LDM name of every tensor of a whole diffusers UNet; a name that is none of a UNet's stays as it is."""
+    """Return the LDM name of every tensor of a whole diffusers UNet; a name that is none of a UNet's stays as it is."""
     names = list(names)
     depth = resblocks(names)
     attending = {match[0] for match in (re.match(r"up_blocks\.\d+(?=\.attentions\.)", name) for name in names) if match}
@@ -92,7 +92,7 @@ def ldm_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def sd_shapes(channels: Sequence[int], context_dim: int, depths: Sequence[int] = SD, inputs: int = 4) -> Shapes:
-    """Every tensor of a UNet like SD1.5's in diffusers' names, with 1x1 convolutions around its transformers.
+    """Return every tensor of a UNet like SD1.5's in diffusers' names, with 1x1 convolutions around its transformers.
 
     channels: C_i of each level; context_dim: width of the text; inputs: latent channels.
     """

@@ -15,11 +15,11 @@ TEMPLATE = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493
 
 
 def similarity(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The turn, scale and shift that bring one set of points nearest to another, in least squares (Umeyama 1991), never
-    mirrored.
+    """Return the least-squares rotation, scale and shift from one set of points to another (Umeyama 1991), without
+    mirroring.
 
     Arguments: source, target: [N, 2], x and y. Returns [2, 3] float64, `[[a, -b, x], [b, a, y]]` on column vectors (x,
-    y, 1). Raises SubjectError where no such transform is found (all source points in one place, not finite, or nothing
+    y, 1). Raises SubjectError if no such transform is found (all source points in one place, not finite, or nothing
     like the target).
     """
     source, target = source.double(), target.double()
@@ -39,7 +39,7 @@ def similarity(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def align_face(photo: torch.Tensor, points: torch.Tensor, size: int = CROP) -> torch.Tensor:
-    """The face of a photo, turned and scaled to ArcFace's template.
+    """Return the face of a photo, turned and scaled to ArcFace's template.
 
     Arguments:
         photo: [H, W, 3] float, 0..1.
@@ -76,6 +76,6 @@ def align_face(photo: torch.Tensor, points: torch.Tensor, size: int = CROP) -> t
 
 
 def inverse(matrix: torch.Tensor) -> torch.Tensor:
-    """The way back of a [2, 3] transform, [2, 3]."""
+    """Return the inverse of a [2, 3] transform, [2, 3]."""
     back = torch.linalg.inv(matrix[:, :2])
     return torch.cat((back, -back @ matrix[:, 2:]), -1)

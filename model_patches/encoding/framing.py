@@ -16,7 +16,9 @@ LONGEST_SIDE = (
 
 
 def flatten_alpha(image: torch.Tensor) -> torch.Tensor:
-    """[n, H, W, 1, 3 or 4] -> [n, H, W, 3]; transparent parts of a 4-channel image become white, grey becomes RGB."""
+    """Convert photos [n, H, W, 1, 3 or 4] to [n, H, W, 3]; transparent parts of a 4-channel image become white, grey
+    becomes RGB.
+    """
     if image.shape[-1] == 1:
         return image.expand(*image.shape[:-1], 3)
     if image.shape[-1] < 4:
@@ -35,8 +37,8 @@ def on_white(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def bounding_box(mask: torch.Tensor, threshold: float = 0.5) -> tuple[int, int, int, int] | None:
-    """(top, left, bottom, right), ends exclusive, of the mask's pixels over the threshold; None where there is none.
-    mask [h, w].
+    """Return (top, left, bottom, right), ends exclusive, of the mask's pixels over the threshold; None if there is
+    none. mask [h, w].
     """
     rows, columns = (mask > threshold).any(1).nonzero(), (mask > threshold).any(0).nonzero()
     if not len(rows):
@@ -45,7 +47,7 @@ def bounding_box(mask: torch.Tensor, threshold: float = 0.5) -> tuple[int, int, 
 
 
 def frame(image: torch.Tensor, size: int, framing: str) -> torch.Tensor:
-    """One photo [H, W, 3] -> [size, size, 3], bicubic with antialias.
+    """Resize one photo [H, W, 3] to [size, size, 3], bicubic with antialias.
 
     framing: `pad` to a white square, `center` crop of the shorter side, `stretch`, or `black` (see `black_square`, not
     bicubic).
@@ -74,8 +76,8 @@ def frame(image: torch.Tensor, size: int, framing: str) -> torch.Tensor:
 
 
 def black_square(image: torch.Tensor, size: int) -> torch.Tensor:
-    """One photo [H, W, 3] -> [size, size, 3] as MM-Diff and FastComposer were published: padded with black, bilinear
-    with antialias, in 8-bit steps.
+    """Resize one photo [H, W, 3] to [size, size, 3] as MM-Diff and FastComposer were published: padded with black,
+    bilinear with antialias, in 8-bit steps.
 
     Both sides get half of the difference, rounded down: an odd one leaves a pixel, over which the photo is stretched.
     """

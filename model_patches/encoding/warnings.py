@@ -9,14 +9,14 @@ from ..subjects import Cast, called
 
 
 def name_warnings(cast: Cast, prompts: Sequence[str]) -> list[str]:
-    """About equal names, and names that are in none of the known prompts."""
+    """Return warnings about equal names, and names that are in none of the known prompts."""
     names = [s.name for s in cast.subjects]
     placed = [s.box is not None or s.region is not None for s in cast.subjects]
     return duplicate_warnings(names, placed) + missing_warnings(names, prompts)
 
 
 def region_warnings(cast: Cast) -> list[str]:
-    """About regions in which nobody can appear."""
+    """Return warnings about regions in which nobody can appear."""
     numbered = enumerate(cast.subjects, 1)
     nowhere = [
         f"{i} ('{s.name}')" if s.name else str(i)
@@ -31,8 +31,8 @@ def region_warnings(cast: Cast) -> list[str]:
 
 
 def box_warnings(cast: Cast, placeless: Sequence[bool]) -> list[str]:
-    """About regions, which gated layers do not use, and missing boxes. placeless: of each subject, whether it needs no
-    box.
+    """Return warnings about regions, which gated layers do not use, and missing boxes. placeless: of each subject,
+    whether it needs no box.
     """
     numbered, sentences = list(enumerate(cast.subjects, 1)), []
     regions = [called(i, s.name) for i, s in numbered if s.region is not None]

@@ -26,7 +26,7 @@ def encode_subjects(
 
     Arguments:
         adapter: has `.spec` (AdapterSpec) and `.weights` (Weights); it is kept in the result.
-        images: the image encoder, None where none was found. Weights for it that the adapter brings act in this call
+        images: the image encoder, None if none was found. Weights for it that the adapter brings act in this call
             alone.
         project: the adapter's projection on one or several tensors; what it takes and gives is the family's.
         names: the text encoder, or None: the references then carry no names.

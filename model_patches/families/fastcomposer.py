@@ -54,8 +54,8 @@ def companions(path: Path) -> Iterable[Path]:
 
 
 def build(state: State, file: str, operations: Any = nn) -> Adapter:
-    """What fuses photos with words, and the UNet and image encoder that were trained with it; weights in the file's own
-    dtypes.
+    """Build the net that fuses photos with words, and the UNet and image encoder that were trained with it; weights in
+    the file's own dtypes.
 
     Arguments:
         state: the file's tensors; file: its name, for messages; operations: namespace with Linear and LayerNorm.
@@ -110,7 +110,7 @@ def _unet(unet: State, context_dim: int, file: str) -> State:
 def _vision(state: State, width: int, file: str) -> State:
     """The image encoder's tensors.
 
-    Raises CheckpointError where its projection is of another width than the photos that are fused.
+    Raises CheckpointError if its projection is of another width than the photos that are fused.
     """
     found = overlay(state, file)
     projection = found.get("visual_projection.weight")

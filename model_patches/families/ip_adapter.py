@@ -52,7 +52,7 @@ def companions(path: Path) -> Iterable[Path]:
 
 
 def build(state: State, file: str, operations: Any = nn) -> Adapter:
-    """Modules of an IP-Adapter or MIP-Adapter, weights in the file's own dtypes.
+    """Build the modules of an IP-Adapter or MIP-Adapter, weights in the file's own dtypes.
 
     Arguments:
         state: flat tensors (`image_proj.*` and `ip_adapter.*` or `adapter_modules.*`), or those of a training's

@@ -57,7 +57,7 @@ def companions(path: Path) -> Iterable[Path]:
 
 
 def build(state: State, file: str, operations: Any = nn, metadata: Mapping[str, str] | None = None) -> Adapter:
-    """The mapping from a photo to pseudo words, weights in the file's own dtypes.
+    """Build the mapping from a photo to pseudo words, weights in the file's own dtypes.
 
     Arguments:
         state: the file's tensors; file: its name, for messages.

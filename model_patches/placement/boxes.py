@@ -16,7 +16,7 @@ from ..errors import SubjectError
 from ..subjects import Box, called
 
 SLACK = 0.01  # of the picture's side: how far a box may reach out of the picture and still be cut off at its edge
-EDGE_ROUNDING = 0.0005  # up to here without a word
+EDGE_ROUNDING = 0.0005  # a box this far beyond the picture is cut off without a warning
 MIN_SIDE = 0.001  # of the picture's side
 EXAMPLE = '[{"label": "red fox", "x": 0.1, "y": 0.2, "w": 0.3, "h": 0.5}, null]'
 DRAW_AGAIN = "Draw the box again, or write null for a subject without a box."
@@ -30,7 +30,7 @@ class FoundBox:
     """One box as it was found, unchecked.
 
     value: what stood there, for messages; sides: (x, y, w, h) or with `corners` (x1, y1, x2, y2), each a number or not,
-    or None where value is no box at all; picture: the (width, height) that the sides are measured in, (1, 1) for parts
+    or None if value is no box at all; picture: the (width, height) that the sides are measured in, (1, 1) for parts
     of the picture; label: the word that came with it.
     """
 
@@ -45,7 +45,7 @@ class FoundBox:
 
 
 def read_text(text: str) -> list[FoundBox | None]:
-    """The node's `boxes`: a JSON list of {"label", "x", "y", "w", "h"} in 0..1, or null. An empty text is an empty
+    """Read the node's `boxes`: a JSON list of {"label", "x", "y", "w", "h"} in 0..1, or null. An empty text is an empty
     list.
 
     Raises:
@@ -65,7 +65,7 @@ def read_text(text: str) -> list[FoundBox | None]:
 
 
 def fault_in(text: str) -> str | None:
-    """What is wrong with `boxes`, as far as can be said before the cast is known; None where nothing is."""
+    """Return what is wrong with `boxes`, as far as is known without the cast, or None."""
     try:
         for i, found in enumerate(read_text(text)):
             if found is not None:
@@ -76,7 +76,7 @@ def fault_in(text: str) -> str | None:
 
 
 def read_wired(value: Any, size: Size, warn: Warn = lambda sentence: None) -> list[FoundBox | None]:
-    """Boxes of another node, for a picture of `size` (width, height).
+    """Read the boxes of another node, for a picture of `size` (width, height).
 
     Arguments:
         value: core BOUNDING_BOX {x, y, width, height} in pixels, `metadata.desc` its label; BBOX (x, y, w, h) in
@@ -161,8 +161,8 @@ def _is_segs(value: Any) -> bool:
 
 
 def checked(found: FoundBox, who: str, warn: Warn = lambda sentence: None) -> Box:
-    """The box of the subject that messages call `who`. What reaches out of the picture by at most SLACK is cut off,
-    with a warning.
+    """Return the box of the subject that messages call `who`. What reaches out of the picture by at most SLACK is cut
+    off, with a warning.
 
     Raises:
         SubjectError: not four finite numbers, outside of the picture, or without a width or height.
@@ -199,7 +199,7 @@ def checked(found: FoundBox, who: str, warn: Warn = lambda sentence: None) -> Bo
 
 
 def as_json(value: Any) -> str:
-    """A value in a message, cut to one short line; a str is shown as it is written in JSON."""
+    """Return a value for a message, as JSON on one short line."""
     try:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):

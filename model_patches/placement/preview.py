@@ -22,9 +22,10 @@ Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 def draw_cast(cast: Cast, width: int, height: int, background: Image | None = None) -> torch.Tensor:
-    """The boxes of a cast on grey, or on `background` [n, H, W, C] stretched to the picture. Returns [1, h, w, 3],
+    """Draw the boxes of a cast on grey, or on `background` [n, H, W, C] stretched to the picture. Returns [1, h, w, 3],
     float 0..1, with the proportions of width and height and a longer side between 512 and 1024 pixels. Subjects without
-    a box are not in it."""
+    a box are not in it.
+    """
     scale = min(max(width, height, PREVIEW_SHORTEST), PREVIEW_LONGEST) / max(width, height)
     w, h = max(round(width * scale), 1), max(round(height * scale), 1)
     picture = torch.full((3, h, w), GREY, dtype=torch.uint8) if background is None else _stretched(background, w, h)
@@ -55,7 +56,7 @@ def _stretched(background: Image, w: int, h: int) -> torch.Tensor:
 
 
 def label_on(picture: torch.Tensor, place: Rectangle, index: int, name: str, taken: list[Rectangle]) -> None:
-    """Writes number and name at the box's corner, moved to where they stay in the picture and hide no label of `taken`,
+    """Write number and name at the box's corner, moved to where they stay in the picture and hide no label of `taken`,
     which grows by this one.
     """
     h, w = picture.shape[1:]
@@ -79,7 +80,7 @@ def label_on(picture: torch.Tensor, place: Rectangle, index: int, name: str, tak
 
 
 def fitting(number: str, name: str, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """'number name' in the largest font that fits the width in pixels, the name shortened where none does.
+    """Return 'number name' in the largest font that fits the width in pixels, the name shortened where none does.
 
     The number is always whole. Control characters, which some text layouts refuse to draw, become spaces.
     """

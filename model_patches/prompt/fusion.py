@@ -50,19 +50,19 @@ class PromptEncoder(Protocol):
     """A host's text encoders."""
 
     def tokenize(self, text: str) -> Streams:
-        """The prompt in the host's own chunks, for each text encoder."""
+        """Return the prompt in the host's own chunks, for each text encoder."""
         ...
 
     def embed(self, stream: str, tokens: Sequence[Any]) -> torch.Tensor:
-        """Word embeddings [n, d] float32 of tokens (ids, or vectors as they are), before positions are added."""
+        """Return word embeddings [n, d] float32 of tokens (ids, or vectors as they are), before positions are added."""
         ...
 
     def encode(self, streams: Streams) -> list[Encoded]:
-        """The encoding for sampling; several where the host schedules changes of the encoder over the run."""
+        """Return the encoding for sampling; several where the host schedules changes of the encoder over the run."""
         ...
 
     def fuse(self, stream: str, words: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-        """The adapter's fusion module of a text encoder: words [n, d], vectors [n, e] -> [n, d] float32."""
+        """Return the adapter's fusion module of a text encoder: words [n, d], vectors [n, e] -> [n, d] float32."""
         ...
 
 
@@ -81,7 +81,7 @@ def fuse_prompt(
             pipeline does so to the negative prompt. "" for the text's own.
         warn: receives one sentence for each thing that is allowed but probably not meant.
     Returns:
-        One FusedText for each encoding of the host, and a line that says which tokens each subject took ("" where
+        One FusedText for each encoding of the host, and a line that says which tokens each subject took ("" if
         nobody is in it).
     Raises:
         SubjectError: a subject whose place is not found, a placeholder lost beyond the encoder's reach, no room for

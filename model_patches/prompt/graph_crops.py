@@ -52,8 +52,8 @@ HOW = ("script", "upscaler")  # inputs that tell a sampler how it works
 
 
 def samples_a_part(graph: Graph | None, node_id: str) -> str:
-    """'UltimateSDUpscale (node 12)': what makes the run of this node one of a part of the picture; '' where nothing
-    does.
+    """Return which node makes this node's run sample a part of the picture, such as 'UltimateSDUpscale (node 12)', or
+    ''.
 
     graph: {node id: {"class_type", "inputs": {name: literal or [node id, output]}}}, or None; node_id: of the node that
     runs, also one that another has put there ('12.0.3'). A cut alone makes no part: a photo that is cropped before it

@@ -1,4 +1,4 @@
-"""Where each subject stands in a prompt: the row of the last token of its word in the host's encoding."""
+"""The place of each subject in a prompt: the row of the last token of its word in the host's encoding."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Place:
 
 @dataclass(frozen=True)
 class FoundPlaces:
-    """text: the prompt to encode, without markers; places: one per subject."""
+    """The places of the subjects in a prompt. text: the prompt to encode, without markers; places: one per subject."""
 
     text: str
     places: tuple[Place, ...]
@@ -47,7 +47,7 @@ def find_places(
     tokenize: Tokenize,
     warn: Callable[[str], None] = lambda sentence: None,
 ) -> FoundPlaces:
-    """The prompt without markers, and each subject's place in it.
+    """Return the prompt without markers, and each subject's place in it.
 
     `{words}` that are a subject's name belong to that subject, other markers to the remaining subjects in order.
     Without such other markers the remaining subjects are found by name: the nth of a name takes its nth occurrence, and
@@ -77,7 +77,7 @@ def find_places(
 
 
 def place_of(tokens: Tokens, indices: Sequence[int], words: str) -> Place:
-    """The place of the tokens at these indices, in order."""
+    """Return the place of the tokens at these indices, in order."""
     where = [tokens.where[i] for i in indices]
     return Place(*where[-1], tuple(chunk * LENGTH + position for chunk, position in where), words)
 
@@ -198,7 +198,7 @@ def _word(before: str, title: str) -> str:
 
 
 def _last_token(text: str, end: int, tokens: Tokens, tokenize: Tokenize) -> int | None:
-    """The index of the last token before this end; None where a word set there by itself changes the tokens
+    """The index of the last token before this end; None if a word set there by itself changes the tokens
     around it.
     """
     word = PRIVATE

@@ -22,8 +22,8 @@ EMPTY_SHEET = (256, 512)  # pixels (h, w) of the picture where nothing was recor
 
 
 def draw_maps(run: RecordedRun | None, size: tuple[int, int], picture: Image | None = None) -> torch.Tensor:
-    """The maps of a run below each other, and beside each the same over `picture` [n, H, W, C] (the first, stretched to
-    the size's proportions).
+    """Draw the maps of a run below each other, and beside each the same over `picture` [n, H, W, C] (the first,
+    stretched to the size's proportions).
 
     All maps have one scale: full colour is the largest value of any subject, dark is 0. A subject that was not active
     has a dark row. Arguments:

@@ -44,7 +44,7 @@ CHOOSE = (
 
 
 def recognised(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are a GLIGEN file's, of any modality: a position net, or fusers without
+    """Return whether tensors of these names are a GLIGEN file's, of any modality: a position net, or fusers without
     Subject-Diffusion's first convolution.
     """
     names = list(names)
@@ -52,12 +52,12 @@ def recognised(names: Iterable[str]) -> bool:
 
 
 def reads_photos(names: Iterable[str]) -> bool:
-    """Whether a GLIGEN file has text-image boxes, which need the projection matrix."""
+    """Return whether a GLIGEN file has text-image boxes, which need the projection matrix."""
     return any(name.endswith(f"{NET}null_text_feature") for name in names)
 
 
 def build(state: State, file: str, operations: Any = nn, image_project: torch.Tensor | None = None) -> Adapter:
-    """Modules of a GLIGEN file, weights in the file's own dtypes.
+    """Build the modules of a GLIGEN file, weights in the file's own dtypes.
 
     Arguments:
         state: flat tensors, with or without one of UNET_PREFIXES.
@@ -128,8 +128,8 @@ def fuser_widths(unet: State, paths: Mapping[str, str], object_dim: int, file: s
 
 
 def gated_names(gated: GatedLayers, paths: list[str], prefix: str, net_prefix: str) -> dict[str, str]:
-    """The published name of every tensor of the layers and their net; paths: of the transformer blocks in the file, in
-    order.
+    """Return the published name of every tensor of the layers and their net; paths: of the transformer blocks in the
+    file, in order.
     """
     names = {}
     for ours in gated.state_dict():
@@ -143,7 +143,7 @@ def gated_names(gated: GatedLayers, paths: list[str], prefix: str, net_prefix: s
 
 
 def _prefix(names: Iterable[str]) -> str | None:
-    """What stands before the UNet's names: where the position net is."""
+    """The prefix of the UNet's names, found by the position net."""
     names = list(names)
     return next((prefix for prefix in UNET_PREFIXES if any(name.startswith(f"{prefix}{NET}") for name in names)), None)
 
@@ -175,7 +175,7 @@ def _checked_paths(unet: State, prefix: str, file: str) -> dict[str, str]:
 
 
 def _refuse_inpainting(unet: State, file: str) -> None:
-    """Raise CheckpointError where the file shows that its UNet reads more than a noisy latent image."""
+    """Raise CheckpointError if the file shows that its UNet reads more than a noisy latent image."""
     channels = next(
         (unet[name].shape[1] for pair in CONV_IN.items() for name in pair if name in unet and unet[name].ndim == 4), 4
     )

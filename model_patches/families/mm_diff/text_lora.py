@@ -23,13 +23,13 @@ KIND = "LoRAs of text encoders"
 
 
 def recognised(names: Iterable[str]) -> bool:
-    """Whether all names are of such LoRAs."""
+    """Return whether all names are of such LoRAs."""
     names = list(names)
     return bool(names) and all(map(LORA_TENSOR.match, names))
 
 
 def text_lora(state: State, widths: Mapping[str, int], file: str) -> dict[str, dict[str, LoraPair]]:
-    """The pairs for each text encoder, by the names that transformers gives the weights they change.
+    """Return the pairs for each text encoder, by the names that transformers gives the weights they change.
 
     Arguments:
         state: `text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.down.weight` [r, d] and

@@ -2,7 +2,7 @@
 LDM names.
 
 Entry 2 j is the self-attention and 2 j + 1 the cross-attention of transformer block j, in the order down, up, middle.
-No tensor tells an entry's place: the number of entries must be SDXL's, and a level's widths alike.
+No tensor shows an entry's place: the number of entries must be SDXL's, and a level's widths alike.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ KIND = "an MM-Diff file"
 
 
 def recognised(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are such a file's: numbered pairs, some of them for image tokens."""
+    """Return whether tensors of these names are such a file's: numbered pairs, some of them for image tokens."""
     matches = [match for match in map(LAYER_TENSOR.match, names) if match]
     return any(match[2] for match in matches)
 
 
 def read(state: State, file: str, operations: Any = nn) -> tuple[LoraLayers, dict[str, LoraPair]]:
-    """Image attention, and the pairs for text and self-attention by LDM names of the weights that they change; both
-    share tensors.
+    """Read image attention, and the pairs for text and self-attention by LDM names of the weights that they change;
+    both share tensors.
 
     Raises:
         CheckpointError: of another model than SDXL, or a tensor is missing, misshapen or unknown.

@@ -25,7 +25,8 @@ from ...checkpoints.clip_vision import overlay
 from ...checkpoints.tensors import AGAIN, SMALL_NUMBER, State, assign, check, check_format, part, reading
 from ...checkpoints.unet_names import CONV_IN, block_paths, ldm_name, resblocks
 from ...encoders.gated import GatedLayers
-from ...encoders.grounding import MLP, GroundingNet
+from ...encoders.grounding import GroundingNet
+from ...encoders.mlp import MLP
 from ...errors import CheckpointError
 from ..gligen.layout import FUSER, fuser_widths, gated_names
 from .members import MEMBERS, OPTIONAL
@@ -38,7 +39,7 @@ KIND = "a Subject-Diffusion file"
 
 
 def is_bundle(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are a bundle, whole or not."""
+    """Return whether tensors of these names are a bundle, whole or not."""
     names = list(names)
     return any(name.startswith("unet.") and FUSER in name for name in names) and any(
         name.startswith(("mlp.", "proj.", "clip_text.")) for name in names
@@ -46,21 +47,23 @@ def is_bundle(names: Iterable[str]) -> bool:
 
 
 def unbundled(state: State) -> dict[str, State]:
-    """The members in a bundle."""
+    """Return the members in a bundle."""
     found = {member: part(state, f"{member}.") for member in MEMBERS}
     return {member: tensors for member, tensors in found.items() if tensors}
 
 
 def slots_of(metadata: Mapping[str, str], file: str) -> int:
-    """Subjects that a bundle was trained with. Raises CheckpointError for a bundle of a later version."""
+    """Return the number of subjects that a bundle was trained with. Raises CheckpointError for a bundle of a later
+    version.
+    """
     check_format(metadata, FORMAT, VERSION, file)
     slots = metadata.get("slots", "")
     return int(slots) if SMALL_NUMBER.fullmatch(slots) else SLOTS
 
 
 def needed(members: Mapping[str, State]) -> State:
-    """The tensors of a bundle: of the UNet the fusers, the keys and values of the text and the first convolution, all
-    of the others.
+    """Return the tensors that a bundle needs: of the UNet the fusers, text keys and values and the first convolution,
+    of the other members all.
     """
     bundle = {
         f"{name}.{key}": tensor
@@ -80,7 +83,7 @@ def needed(members: Mapping[str, State]) -> State:
 def build(
     members: Mapping[str, State], file: str, operations: Any = nn, beside: str = "", slots: int = SLOTS
 ) -> Adapter:
-    """Modules of the members, weights in their own dtypes, and the weights of the base model that they bring.
+    """Build the modules of the members, weights in their own dtypes, and the weights of the base model that they bring.
 
     Arguments:
         members: tensors by MEMBERS; file: name of the chosen one, for messages.

@@ -33,8 +33,9 @@ def encode_references(
     prompts: Sequence[str] = (),
     warn: Callable[[str], None] = lambda sentence: None,
 ) -> References:
-    """`model_patches.families.encode.encode_subjects` with the host's encoders; clip_vision overrides the adapter's own
-    choice. An adapter that reads no photos loads none."""
+    """Encode the references by `model_patches.families.encode.encode_subjects` with the host's encoders; clip_vision
+    overrides the adapter's own choice. An adapter that reads no photos loads none.
+    """
     images = None
     if adapter.spec.encoder is not None:
         vision = clip_vision if clip_vision is not None else adapter.clip_vision()
@@ -54,7 +55,7 @@ def apply_image_attention(
     middle: Conditioning | None = None,
     node_id: str | None = None,
 ) -> Wired:
-    """The MODEL with the references' attention bound to it, and the conditionings that carry them.
+    """Return the MODEL with the references' attention bound to it, and the conditionings that carry them.
 
     With neither positive nor negative the references act on the sampler's positive list. Weight 0 and an empty cast
     return what came in.
@@ -85,7 +86,7 @@ def apply_gated(
     middle: Conditioning | None = None,
     node_id: str | None = None,
 ) -> Wired:
-    """The MODEL with the adapter's gated layers bound to it, and the conditionings that carry the references.
+    """Return the MODEL with the adapter's gated layers bound to it, and the conditionings that carry the references.
 
     Rows of the negative get the publisher's own uncond objects, whether it is wired or not. Strength 0 and an empty
     cast return what came in.
@@ -127,7 +128,7 @@ def _attached(
 
 
 def _check_kind(references: References, wrong: bool, node: str) -> None:
-    """Raise MismatchError where the node is not for this kind of adapter, naming the one that is."""
+    """Raise MismatchError if the node is not for this kind of adapter, naming the one that is."""
     spec = references.adapter.spec
     if wrong:
         found, remedy = f"{spec.file}, {spec.describe()}", f"Wire these references into {spec.node}."

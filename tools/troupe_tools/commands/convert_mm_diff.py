@@ -17,6 +17,7 @@ from ..pack import load_pack
 
 
 def main() -> int:
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("member", type=Path, help="any of the three files; the others are found beside it")
     parser.add_argument("output", type=Path, help="the file to write, .safetensors")
@@ -37,7 +38,7 @@ def main() -> int:
 
 
 def bundle(path: Path, half: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of the bundle. Raises CheckpointError where the files are not whole."""
+    """Return the tensors and metadata of the bundle. Raises CheckpointError if the files are not whole."""
     from troupe.model_patches.checkpoints.files import read_state
     from troupe.model_patches.errors import CheckpointError
     from troupe.model_patches.families.mm_diff import layout as mm_diff

@@ -18,6 +18,7 @@ from ..pack import load_pack
 
 
 def main() -> int:
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "member", type=Path, help="the weight file of any of the modules; the others are found beside it"
@@ -41,7 +42,7 @@ def main() -> int:
 
 
 def bundle(path: Path, half: bool, slots: int) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of the bundle. Raises CheckpointError where the modules are not whole."""
+    """Return the tensors and metadata of the bundle. Raises CheckpointError if the modules are not whole."""
     from troupe.model_patches.checkpoints.adapter_file import adapter_label
     from troupe.model_patches.checkpoints.files import read_state
     from troupe.model_patches.errors import CheckpointError

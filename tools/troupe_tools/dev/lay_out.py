@@ -106,7 +106,7 @@ def _stack(nodes: list[dict[str, Any]], top: float, heights: Mapping[str, float]
 
 @contextmanager
 def opened(host: Path, front_end: Path | None, nodes2: bool) -> Iterator[Any]:
-    """A page of a local ComfyUI with the pack, in Nodes 2.0 or on the canvas."""
+    """Open a page of a local ComfyUI with the pack, in Nodes 2.0 or on the canvas."""
     from playwright.sync_api import sync_playwright
 
     arguments = ["--front-end-root", str(front_end)] if front_end else []
@@ -134,7 +134,7 @@ def opened(host: Path, front_end: Path | None, nodes2: bool) -> Iterator[Any]:
 
 
 def measure(page: Any, workflow: dict[str, Any]) -> dict[str, float]:
-    """Each node's outer height on the page."""
+    """Return each node's outer height on the page."""
     page.evaluate(OPEN, workflow)
     page.evaluate(SPEAK, [TALKING, MESSAGE])
     page.wait_for_timeout(SETTLE)
@@ -142,7 +142,7 @@ def measure(page: Any, workflow: dict[str, Any]) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Lay out the named templates, or all; 0 where that went well."""
+    """Lay out the named templates, or all; 0 if that went well."""
     parser = argparse.ArgumentParser(description="Lay out the templates by the heights that ComfyUI draws.")
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--comfyui", type=Path)

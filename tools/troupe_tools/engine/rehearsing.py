@@ -36,7 +36,7 @@ ONLY_ITS_CAST = (
 
 @dataclass(frozen=True, eq=False)
 class Rehearsed:
-    """What a rehearsal made: the picture, the comparison sheet, and sentences about them."""
+    """The result of a rehearsal: the picture, the comparison sheet, and sentences about them."""
 
     picture: Image.Image
     comparison: Image.Image

@@ -41,7 +41,7 @@ OVERLAP = (
 
 
 class Columns:
-    """Puts new nodes below one another, column by column; `nodes` are all of them."""
+    """A layout that puts new nodes below one another, column by column; `nodes` are all of them."""
 
     def __init__(self, wiring: Wiring, top: float):
         self.wiring, self.top, self.nodes = wiring, top, []
@@ -50,7 +50,7 @@ class Columns:
     def put(
         self, kind: str, title: str, values: dict[str, Any] | str, size: tuple[float, float] | None = None
     ) -> dict[str, Any]:
-        """A new node; its class's usual size if none is given."""
+        """Return a new node; its class's usual size if none is given."""
         node = self.wiring.add(kind, title, values, (self._x, self._y))
         node["size"] = list(size or node["size"])
         self.nodes.append(node)
@@ -177,7 +177,7 @@ def _photo(wiring: Wiring, graph: Graph, one: Stacked, framing: str) -> tuple[An
 
 
 def framing_of(chain: Sequence[Stacked]) -> str:
-    """pad where every photo got borders, else center, which leaves square pictures as they are."""
+    """Return 'pad' if every photo got borders, else 'center', which leaves square pictures as they are."""
     return "pad" if all(one.framing == "pad" for one in chain) else "center"
 
 

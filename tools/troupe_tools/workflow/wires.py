@@ -43,7 +43,7 @@ def tidy(graph: dict[str, Any]) -> None:
 
 
 def as_list(link: Any) -> Link:
-    """A link as a list, also where the file has it as a record."""
+    """Return a link as a list, also if the file has it as a record."""
     if isinstance(link, dict):
         link = [
             link["id"],
@@ -84,7 +84,9 @@ def _idle(nodes: dict[str, dict[str, Any]], link: Link | None) -> bool:
 
 
 def with_broadcasts(workflow: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a saved workflow with its links in one form and those of Use Everywhere's nodes on its own level."""
+    """Return a copy of a saved workflow with its links in one form and those of Use Everywhere's nodes on its own
+    level.
+    """
     changed = copy.deepcopy(workflow)
     tidy(changed)
     wire_broadcasts(changed)

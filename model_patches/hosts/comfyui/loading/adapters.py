@@ -68,7 +68,7 @@ class HostAdapter:
         return f"troupe.{self.id}"
 
     def project(self, *features: torch.Tensor) -> Any:
-        """Encoder output [n, ...] -> what the adapter's projection makes of it, float32: a tensor or several."""
+        """Project encoder output [n, ...] by the adapter's projection: one or several tensors, float32."""
         comfy.model_management.load_models_gpu([self.projection_patcher])
         patcher, done = self.projection_patcher, comfy.model_management.intermediate_device()
         found = patcher.model(*(f.to(patcher.load_device, torch.float32) for f in features))
@@ -118,10 +118,10 @@ def register_folders() -> None:
 
 
 def adapter_names() -> list[str]:
-    """Choices of `adapter_name`: every weight file as it lies in its adapter folder, forward slashes on every system;
-    last the adapters that come with the pack.
+    """Return the choices of `adapter_name`: every weight file by its path in its adapter folder, with forward slashes
+    on every system; last the adapters that come with the pack.
 
-    Where there is no file yet, the first choice says so, and stands for none.
+    Where there is no file yet, the first choice says so, and means no file.
     """
     own = [f"{REHEARSAL}/{name}" for name in shipped.ADAPTERS.values() if (shipped.FOLDER / name).is_file()]
     return [*(_files_by_label() or [NO_FILES]), *own]
@@ -145,7 +145,7 @@ def _files_by_label() -> dict[str, tuple[str, str]]:
 
 
 def clip_vision_names() -> list[str]:
-    """Choices of `clip_vision_name`."""
+    """Return the choices of `clip_vision_name`."""
     return [AUTO, NONE] + [name.replace("\\", "/") for name in folder_paths.get_filename_list("clip_vision")]
 
 
@@ -170,7 +170,8 @@ def _has_clip_vision(name: str) -> bool:
 
 
 def adapter_path(name: str) -> str:
-    """The file of a combo value (either slash), or of one that an older workflow saved, with the folder before it.
+    """Return the file of a combo value (either slash), or of one that an older workflow saved, with the folder before
+    it.
 
     Raises:
         CheckpointError: it is not there; the message has the download link where the file is a known one.
@@ -221,7 +222,7 @@ def load_adapter(name: str, clip_vision_name: str = AUTO) -> HostAdapter:
 
 
 def host_adapter(adapter: Adapter, clip_vision_name: str = AUTO) -> HostAdapter:
-    """The adapter with its modules under the host's memory management."""
+    """Return the adapter with its modules under the host's memory management."""
     projection, layers, gated, fusion = (
         None if m is None else _patcher(m) for m in (adapter.projection, adapter.layers, adapter.gated, adapter.fusion)
     )
@@ -229,7 +230,7 @@ def host_adapter(adapter: Adapter, clip_vision_name: str = AUTO) -> HostAdapter:
 
 
 def invalid_names(adapter_name: str | None, clip_vision_name: str | None = AUTO) -> str | None:
-    """The sentence about the first combo value that names no file, else None.
+    """Return the message about the first combo value that names no file, else None.
 
     A value that comes over a wire is None until the graph runs.
     """
@@ -244,8 +245,8 @@ def invalid_names(adapter_name: str | None, clip_vision_name: str | None = AUTO)
 
 
 def fingerprint(name: str | None) -> str:
-    """Changes when the file behind a combo value does, or one that belongs to it, also where the new one has the size
-    and time of the old.
+    """Return a value that changes when the file behind a combo value does, or one that belongs to it, also where the
+    new one has the size and time of the old.
     """
     try:
         stats = [(path, os.stat(path)) for path in belonging(Path(adapter_path(name or "")))]
@@ -255,8 +256,8 @@ def fingerprint(name: str | None) -> str:
 
 
 def find_clip_vision(need: EncoderNeed) -> str | None:
-    """The file of models/clip_vision whose headers show an encoder of the needed widths, whatever it is called, a
-    published name before others; see `best_encoder`.
+    """Return the file of models/clip_vision whose headers show an encoder of the needed widths, whatever it is called,
+    a published name before others; see `best_encoder`.
     """
     names = sorted(folder_paths.get_filename_list("clip_vision"), key=lambda name: published_file(name) is None)
     return best_encoder(
@@ -265,7 +266,7 @@ def find_clip_vision(need: EncoderNeed) -> str | None:
 
 
 def _load_clip_vision(path: str, name: str, need: EncoderNeed) -> Any:
-    """The host's CLIP_VISION in a file. Raises CheckpointError where there is none."""
+    """The host's CLIP_VISION in a file. Raises CheckpointError if there is none."""
     known = encoder_of_width(need.kind, need.width)
     fetch = (
         f"{where_to_get(known.file)}, then set 'clip_vision_name' to auto."

@@ -100,36 +100,36 @@ class Codec(torch.nn.Module):
         self.place = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[b, 3, 8h, 8w] in -1..1 -> [b, 12, h, w]."""
+        """Encode pictures [b, 3, 8h, 8w] in -1..1 as latents [b, 12, h, w]."""
         return codec.encode(pixels)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """[b, 12, h, w] -> [b, 3, 8h, 8w] in about -1..1."""
+        """Decode latents [b, 12, h, w] to pictures [b, 3, 8h, 8w] in about -1..1."""
         return codec.decode(latent)
 
 
 def model() -> Any:
-    """The MODEL. Raises CheckpointError where its file is missing or damaged."""
+    """Return the MODEL. Raises CheckpointError if its file is missing or damaged."""
     return shared(_model, files.UNET)
 
 
 def clip() -> Any:
-    """The CLIP. Raises CheckpointError where its file is missing or damaged."""
+    """Return the CLIP. Raises CheckpointError if its file is missing or damaged."""
     return shared(_clip, files.TEXTS)
 
 
 def vae() -> Any:
-    """The VAE."""
+    """Return the VAE."""
     return shared(_vae)
 
 
 def clip_vision() -> Any:
-    """The CLIP_VISION. Raises CheckpointError where its file is missing or damaged."""
+    """Return the CLIP_VISION. Raises CheckpointError if its file is missing or damaged."""
     return shared(_clip_vision, files.IMAGES)
 
 
 def is_read_by(spec: AdapterSpec) -> bool:
-    """Whether an adapter was made for the rehearsal models, their image encoder included."""
+    """Return whether an adapter was made for the rehearsal models, their image encoder included."""
     return spec.context_dim == CONTEXT and spec.encoder == EncoderNeed("pooled", VISION["projection_dim"])
 
 

@@ -34,7 +34,7 @@ class HostPromptEncoder:
         return self._clip.tokenize(text)
 
     def embed(self, stream: str, tokens: Sequence[Any]) -> torch.Tensor:
-        """Word embeddings [n, d] float32, LoRAs on them included; vectors of an embedding file as they are."""
+        """Return word embeddings [n, d] float32, LoRAs on them included; vectors of an embedding file as they are."""
         self._clip.load_model()
         table = getattr(self._clip.cond_stage_model, f"clip_{stream}").transformer.get_input_embeddings()
         device = self._clip.patcher.load_device
@@ -71,12 +71,12 @@ def encode_prompt(
     on_model: bool = True,
     done: Callable[[str], None] = info,
 ) -> tuple[Conditioning, Conditioning]:
-    """The prompt's conditioning with the subjects in it, and without them.
+    """Return the prompt's conditioning with the subjects in it, and without them.
 
     The first carries the second, so that the change between them at `start_percent` (ComfyUI's) or `start_step`
     (counted from the run's first step; -1: the percent) happens while it is sampled. quirks: 'clean', or 'official':
     places_of counts, and MM-Diff's second text encoder goes without its LoRA, as in the published pipeline. on_model:
-    False where it is known that no weights of an adapter are put on a MODEL. Raises:
+    False if it is known that no weights of an adapter are put on a MODEL. Raises:
         MismatchError: the adapter puts nothing into prompts, or the CLIP is of another base model.
         SubjectError: see `fusion.fuse_prompt`.
     """

@@ -33,7 +33,7 @@ class Block:
 
 
 def attention_blocks(unet: nn.Module) -> tuple[Block, ...]:
-    """All text cross-attention layers of an SD1.5, SD2 or SDXL UNet, in checkpoint order (down, up, mid).
+    """Return all text cross-attention layers of an SD1.5, SD2 or SDXL UNet, in checkpoint order (down, up, mid).
 
     Raises:
         MismatchError: the model has none (FLUX, SD3, Qwen and other transformers).
@@ -72,25 +72,27 @@ def attention_blocks(unet: nn.Module) -> tuple[Block, ...]:
 
 
 def grids_of(blocks: Iterable[Block], size: Grid) -> set[Grid]:
-    """(h, w) of the positions that the layers see, for rows of that size in latent cells: half the side each time,
-    rounded up.
+    """Return (h, w) of the positions that the layers see, for rows of that size in latent cells: half the side each
+    time, rounded up.
     """
     return {(-(-size[0] // 2**level), -(-size[1] // 2**level)) for level in {block.level for block in blocks}}
 
 
 def text_keys(unet: nn.Module, block: Block) -> nn.Module:
-    """The layer's own `to_k`, to be called, never read: the host may keep its weight elsewhere, cast or patched."""
+    """Return the layer's own `to_k`. Call it and do not read its weight, which the host may keep elsewhere, cast or
+    patched.
+    """
     return unet.get_submodule(f"{block.path}.to_k")
 
 
 def text_values(unet: nn.Module, block: Block) -> nn.Module:
-    """The layer's own `to_v`, likewise."""
+    """Return the layer's own `to_v`; see `text_keys`."""
     return unet.get_submodule(f"{block.path}.to_v")
 
 
 def own_attentions(unet: nn.Module, blocks: Iterable[Block]) -> dict[Key, Any]:
-    """What newer hosts call `preferred_attention`, of the layers whose checkpoint asks for an attention function of its
-    own; their modules have it, in `comfy_attention`.
+    """Return the `preferred_attention` of newer hosts, for the layers whose checkpoint asks for an attention function
+    of its own; their modules have it, in `comfy_attention`.
     """
     found = {block.key: getattr(unet.get_submodule(block.path), "comfy_attention", None) for block in blocks}
     return {key: own for key, own in found.items() if getattr(own, "function", None) is not None}

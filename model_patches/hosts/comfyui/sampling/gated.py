@@ -71,7 +71,7 @@ class GatedAdapter(Hook):
         return self.settings.in_crops
 
     def located(self, now: GatedStrengths) -> bool:
-        """Whether a subject that acts now has a box."""
+        """Return whether a subject that acts now has a box."""
         return any(
             subject.box is not None
             for subject, weight in zip(self.references.subjects, now.weights, strict=True)
@@ -79,7 +79,7 @@ class GatedAdapter(Hook):
         )
 
     def strengths(self, run: Run, model_sampling: Any, sigma: torch.Tensor) -> GatedStrengths | None:
-        """Weights and scale of this call, None where nothing acts."""
+        """Return the weights and scale of this call, or None if nothing acts."""
 
         def percent() -> float:
             return run.clock.percent(run.once(("percents",), lambda: percent_reader(model_sampling)), sigma)
@@ -91,7 +91,7 @@ class GatedAdapter(Hook):
     def bind(
         self, call: Call, chunks: list[ConditioningChunk | None], model: Any, x: torch.Tensor, options: Options
     ) -> Options:
-        """Appends our patches to the host's lists, so that everybody else's act too."""
+        """Append our patches to the host's lists, so that those of other packs act too."""
         if not placed(chunks, call.size, x):
             call.run.rest(
                 f"{named([call.around])} samples the picture in tiles: boxes cannot be mapped to tiles, so "

@@ -34,8 +34,8 @@ def apply_weights(
     warn: Callable[[str], None] = lambda sentence: None,
     done: Callable[[str], None] = info,
 ) -> tuple[Any, Any]:
-    """Clones of MODEL and CLIP (None stays None) with the weights that the adapter brings; what it brings none for, or
-    at strength 0, comes back as it was.
+    """Clone MODEL and CLIP (None stays None) and add the adapter's weights; one that it has no weights for, or at
+    strength 0, is returned unchanged.
 
     Whole tensors replace the base's own, below everything that other nodes patch there before or after. LoRAs are
     added, at any strength. For an adapter that acts in the prompt the MODEL also learns to change delayed prompts; it
@@ -80,8 +80,8 @@ def apply_weights(
 
 
 def without_lora(clip: Any, adapter: HostAdapter, stream: str) -> Any:
-    """A clone of the CLIP without the adapter's LoRA in one text encoder ('l', 'g', 'h'); the CLIP itself where there
-    is none of it.
+    """Return a clone of the CLIP without the adapter's LoRA in one text encoder ('l', 'g', 'h'); the CLIP itself where
+    there is none of it.
     """
     pairs, strength = adapter.weights.text_lora.get(stream), weights_of(clip.patcher).get(adapter.id, 0.0)
     if not pairs or not strength:
@@ -92,8 +92,8 @@ def without_lora(clip: Any, adapter: HostAdapter, stream: str) -> Any:
 
 
 def weights_of(patcher: Any) -> Mapping[str, float]:
-    """Ids of the adapters whose weights are on a MODEL, or on a CLIP's `patcher`, with the strength of their LoRAs
-    (whole tensors: 1).
+    """Return the ids of the adapters whose weights are on a MODEL, or on a CLIP's `patcher`, with the strength of their
+    LoRAs (whole tensors: 1).
     """
     return patcher.get_attachment(MARK) or {}
 
@@ -114,7 +114,7 @@ def check_input_channels(model: Any) -> None:
 
 
 def in_unet(model: Any, weights: Mapping[str, Weight], adapter: HostAdapter) -> dict[str, Weight]:
-    """LDM names -> the MODEL's keys. Raises MismatchError unless every weight has its place and shape."""
+    """Map LDM names to the MODEL's keys. Raises MismatchError unless every weight has its place and shape."""
     keys = {name: f"diffusion_model.{name}" for name in weights}
     return _placed_patches(
         model.model_state_dict(),
@@ -127,9 +127,9 @@ def in_unet(model: Any, weights: Mapping[str, Weight], adapter: HostAdapter) -> 
 
 
 def in_text_encoder(patcher: Any, tensors: Mapping[str, torch.Tensor], adapter: HostAdapter) -> dict[str, torch.Tensor]:
-    """Names in the file -> the CLIP's keys, in the text encoder where all shapes fit.
+    """Map names in the file to the CLIP's keys, in the text encoder where all shapes fit.
 
-    Raises MismatchError where there is none.
+    Raises MismatchError if there is none.
     """
     state, first = patcher.model_state_dict(), next(iter(tensors), None)
     encoders = [key.removesuffix(first) for key in state if key.endswith(f".{first}")] if tensors else []
@@ -145,9 +145,9 @@ def in_text_encoder(patcher: Any, tensors: Mapping[str, torch.Tensor], adapter: 
 
 
 def in_streams(patcher: Any, loras: Mapping[str, Mapping[str, LoraPair]], adapter: HostAdapter) -> dict[str, LoraPair]:
-    """Names in each text encoder ('l', 'g', 'h') -> the CLIP's keys.
+    """Map names in each text encoder ('l', 'g', 'h') to the CLIP's keys.
 
-    Raises MismatchError where the CLIP has not all of them.
+    Raises MismatchError if the CLIP has not all of them.
     """
     state = patcher.model_state_dict()
     placed: dict[str, LoraPair] = {}
@@ -184,7 +184,7 @@ def _placed_patches(
     wanted: str,
     found: str,
 ) -> dict[str, Weight]:
-    """The weights at the choice of keys where all of them fit. Raises MismatchError where there is none."""
+    """The weights at the choice of keys where all of them fit. Raises MismatchError if there is none."""
     shapes = {name: _shape(weight) for name, weight in weights.items()}
     if not shapes:
         return {}
