@@ -93,7 +93,11 @@ ROOMS |= {
     "__init__": {"nodes", *(room for room in ROOMS if room.startswith(COMFYUI))},
 }
 OUTSIDE = {  # room -> packages it may import beside the standard library; the other rooms: COMES_WITH_COMFYUI
-    "model_patches/attention": {"torch", "einops"},
+    "model_patches/attention": {
+        "torch",
+        "einops",
+        "jaxtyping",
+    },  # jaxtyping for type checkers only
     "model_patches/encoders": {"torch", "einops"},
     "training": {"torch"},
     **{room: COMES_WITH_COMFYUI | HOST_MODULES for room in ROOMS if room.startswith(COMFYUI)},
@@ -381,7 +385,7 @@ def test_everything_below_the_hosts_is_imported_without_a_host():
     script = f"""
 import importlib, sys
 sys.path.insert(0, {str(ROOT / "tools")!r})
-for name in {sorted(HOST_MODULES | {"diffusers", "open_clip"})!r}:
+for name in {sorted(HOST_MODULES | {"diffusers", "open_clip", "jaxtyping"})!r}:
     sys.modules[name] = None  # importing it raises
 from troupe_tools.pack import load_pack
 load_pack()

@@ -6,12 +6,20 @@ are never mixed, so any picture format works.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 CELL = 8  # pixels a latent cell is wide and high
 
 
-def box_mask(boxes: torch.Tensor, grid: tuple[int, int], cell: int = CELL) -> torch.Tensor:
+def box_mask(
+    boxes: Float[Tensor, "*any M 4"], grid: tuple[int, int], cell: int = CELL
+) -> Float[Tensor, "*any {grid[0]} {grid[1]}"]:
     """Return Subject-Diffusion's mask channel, drawn at pixel size, then resized with `nearest`, which samples pixel
     `cell * i` for cell i.
 

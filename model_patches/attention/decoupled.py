@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .heads import split_heads
 from .merges import Mixing
 from .relevance import background_gain, owned, relevance_of_heads, text_gain
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 MANY_TOKENS = 64  # a subject; full-face files have 257, for which the map of the fused form fills the memory
 MAP = 2**19  # entries of that map that a CPU computes at a time: they stay in its cache
@@ -27,9 +32,9 @@ class HeadTokens:
     / sqrt d.
     """
 
-    keys: torch.Tensor
-    values: torch.Tensor
-    names: torch.Tensor | None
+    keys: Float[Tensor, "G H S d"]
+    values: Float[Tensor, "G H S d"]
+    names: Float[Tensor, "G H L d"] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +47,11 @@ class LayerTokens:
     split: the same in heads, of tokens that are `prepared`.
     """
 
-    keys: torch.Tensor
-    values: torch.Tensor
-    name_keys: torch.Tensor | None = None
-    segments: torch.Tensor | None = None
-    valid_tokens: torch.Tensor | None = None
+    keys: Float[Tensor, "G S C"]
+    values: Float[Tensor, "G S C"]
+    name_keys: Float[Tensor, "G L C"] | None = None
+    segments: Float[Tensor, "G M L"] | None = None
+    valid_tokens: Bool[Tensor, "#G S"] | None = None
     split: HeadTokens | None = None
 
     def prepared(self, heads: int) -> LayerTokens:
@@ -85,7 +90,9 @@ class LayerTokens:
         return LayerTokens(change(self.keys), change(self.values), names, segments, self.valid_tokens, split)
 
 
-def attend(queries: torch.Tensor, tokens: LayerTokens, weights: torch.Tensor, joint: bool = False) -> torch.Tensor:
+def attend(
+    queries: Float[Tensor, "G H BN d"], tokens: LayerTokens, weights: Float[Tensor, "G B M N"], joint: bool = False
+) -> Float[Tensor, "G H BN d"]:
     """Return `sum_i weights_i(p) * softmax_T(q k_i^T / sqrt d) v_i`, all subjects in one pass, or one by one where
     their tokens are many.
 
@@ -157,16 +164,16 @@ def _subject_by_subject(
 
 
 def image_delta(
-    query: torch.Tensor,
+    query: Float[Tensor, "G B N C"],
     tokens: LayerTokens,
-    strengths: torch.Tensor,
+    strengths: Float[Tensor, " M"],
     heads: int,
     mixing: Mixing,
-    limits: torch.Tensor | None = None,
-    text: torch.Tensor | None = None,
-    text_logits: torch.Tensor | None = None,
-    observe: Callable[[torch.Tensor], None] | None = None,
-) -> torch.Tensor:
+    limits: Float[Tensor, "#G #B M N"] | None = None,
+    text: Float[Tensor, "G B N C"] | None = None,
+    text_logits: Float[Tensor, "G B N"] | None = None,
+    observe: Callable[[Tensor], None] | None = None,
+) -> Float[Tensor, "G B N {heads} d"]:
     """Return what the subjects add to a cross-attention layer's result, before `to_out`.
 
     `sum_i strength_i * f(p) * b(p) * share_i(p) * m_i(p) * Z_i(p)`; with every m = 1, sharpness 1 and background 1 this

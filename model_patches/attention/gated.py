@@ -14,9 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 PROGRESS_ROUNDING = 1e-5  # of a progress that was found from a float32 sigma
 
@@ -27,8 +32,8 @@ class ObjectTokens:
     scalars, in -1..1; equal: of each group whether its M tokens are one and the same, () where none are.
     """
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    keys: Float[Tensor, "G M C"]
+    values: Float[Tensor, "G M C"]
     attention_gate: float
     dense_gate: float
     equal: tuple[bool, ...] = ()
@@ -39,8 +44,12 @@ class ObjectTokens:
 
 
 def gated_self_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, objects: ObjectTokens, heads: int
-) -> torch.Tensor:
+    query: Float[Tensor, "B N C"],
+    keys: Float[Tensor, "B N C"],
+    values: Float[Tensor, "B N C"],
+    objects: ObjectTokens,
+    heads: int,
+) -> Float[Tensor, "B N C"]:
     """Return `softmax(q [k; k_o]^T / sqrt d) [v; v_o]` for the visual tokens' queries.
 
     Arguments:
@@ -88,7 +97,7 @@ def _attention(
     return scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).reshape(b, n, c)
 
 
-def rows_of(grouped: torch.Tensor, b: int) -> torch.Tensor:
+def rows_of(grouped: Float[Tensor, "G M C"], b: int) -> Float[Tensor, "{b} M C"]:
     """Map [G, M, C] to [B, M, C]: every group's tokens for each of its rows.
 
     Raises ValueError if B is not a multiple of G.
@@ -100,8 +109,11 @@ def rows_of(grouped: torch.Tensor, b: int) -> torch.Tensor:
 
 
 def gated_residual(
-    x: torch.Tensor, branch: Callable[[torch.Tensor], torch.Tensor], gate: float, scale: float | torch.Tensor = 1.0
-) -> torch.Tensor:
+    x: Float[Tensor, "*any C"],
+    branch: Callable[[Tensor], Tensor],
+    gate: float,
+    scale: float | Float[Tensor, ""] = 1.0,
+) -> Float[Tensor, "*any C"]:
     """Return `x + scale * gate * branch(x)`, or x unchanged, without calling `branch`, if scale or gate is 0. x [B, N,
     C]; gate -1..1; scale: strength times `scale_at`, as a number or as a tensor [] on the device of x, which is not
     read, so it may change without recompiling a graph.
@@ -111,7 +123,7 @@ def gated_residual(
     return (branch(x) * (scale * gate)).add_(x)
 
 
-def weighted(objects: ObjectTokens, weights: torch.Tensor) -> ObjectTokens:
+def weighted(objects: ObjectTokens, weights: Float[Tensor, "*G M"]) -> ObjectTokens:
     """Return the objects with each token's values scaled by its weight. weights: [M] or [G, M].
 
     Tokens in the dtype of `objects`.

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Window = tuple[float, float, float, float]  # top, left, bottom, right of the visible part of the picture, 0..1
 WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 
 
-def union(region: torch.Tensor) -> torch.Tensor:
+def union(region: Float[Tensor, "*n H W"]) -> Float[Tensor, "H W"]:
     """Return the union [H, W] of a region's masks: one for all pictures, [H, W], or one for each, [n, H, W]."""
     return region.amax(0) if region.ndim == 3 else region
 
 
-def region_map(region: torch.Tensor, grid: tuple[int, int], window: Window = WHOLE) -> torch.Tensor:
+def region_map(
+    region: Float[Tensor, "H W"], grid: tuple[int, int], window: Window = WHOLE
+) -> Float[Tensor, "{grid[0]} {grid[1]}"]:
     """Return the mean of the mask over each grid cell. region [H, W] 0..1 over the whole picture -> [h, w] over the
     window (whole pixels of the mask).
     """
@@ -27,7 +35,7 @@ def region_map(region: torch.Tensor, grid: tuple[int, int], window: Window = WHO
 
 def box_map(
     box: tuple[float, float, float, float], grid: tuple[int, int], feather: float = 0.0, window: Window = WHOLE
-) -> torch.Tensor:
+) -> Float[Tensor, "{grid[0]} {grid[1]}"]:
     """Return the cell coverage of a box (x, y, w, h in 0..1 of the picture), with a linear ramp of `feather` (0..1 of
     the picture's side) centred on its edge.
 
@@ -41,8 +49,10 @@ def box_map(
     return rows[:, None] * columns[None, :]
 
 
-def limit_map(region: torch.Tensor | None, box: torch.Tensor | None, box_strength: float) -> torch.Tensor | None:
-    """Return `m = region * (1 - box_strength * (1 - box))`, or None if nothing limits. Both maps [h, w]."""
+def limit_map(
+    region: Float[Tensor, "*grid"] | None, box: Float[Tensor, "*grid"] | None, box_strength: float
+) -> Float[Tensor, "*grid"] | None:
+    """Return `m = region * (1 - box_strength * (1 - box))`, or None if nothing limits."""
     if box is None or box_strength == 0.0:
         return region
     soft = 1.0 - box_strength * (1.0 - box)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ..errors import MismatchError, quoted
 from .relevance import mean_relevance, shares
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 WeightFunction = Callable[[torch.Tensor, torch.Tensor | None, float], torch.Tensor]
 
@@ -44,7 +49,9 @@ class MergeRule:
         """Whether several subjects need their names encoded."""
         return self.weights is not None
 
-    def equal_weights(self, subjects: torch.Tensor, limits: torch.Tensor | None) -> torch.Tensor:
+    def equal_weights(
+        self, subjects: Float[Tensor, "1 1 M 1"], limits: Float[Tensor, "#G #B M N"] | None
+    ) -> Float[Tensor, "#G #B M #N"]:
         """Return the weights without relevance. subjects: ones, [1, 1, M, 1]; result: broadcastable to [G, B, M, N]."""
         return subjects if self.share_one else shares(subjects, limits)
 

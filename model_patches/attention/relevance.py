@@ -7,12 +7,18 @@ H heads, d channels a head, L name tokens of all subjects together.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 def relevance_of_heads(
-    queries: torch.Tensor, names: torch.Tensor, segments: torch.Tensor, pictures: int
-) -> torch.Tensor:
+    queries: Float[Tensor, "G H BN d"], names: Float[Tensor, "G H L d"], segments: Float[Tensor, "G M L"], pictures: int
+) -> Float[Tensor, "G {pictures} M N"]:
     """Return the attention of the name tokens over picture positions: softmax over POSITIONS, mean over heads, mean
     over a subject's own tokens.
 
@@ -30,13 +36,15 @@ def relevance_of_heads(
     return torch.bmm(segments, attention.flatten(2)).unflatten(2, (pictures, -1)).transpose(1, 2)
 
 
-def shares(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpness: float = 1.0) -> torch.Tensor:
+def shares(
+    relevance: Float[Tensor, "*#any M #N"], limits: Float[Tensor, "..."] | None = None, sharpness: float = 1.0
+) -> Float[Tensor, "*#any M #N"]:
     """Return `share_i = m_i A_i^s / sum_k m_k A_k^s`, or 0 if the sum is 0 (the published code's normaliser: over
     subjects).
 
     Arguments:
         relevance: A, [..., M, N] float32.
-        limits: m, broadcastable to it, 0..1, or None for 1 everywhere.
+        limits: m, 0..1, or None for 1 everywhere. The two are broadcast.
         sharpness: s, 1 is the published form; larger gives a position more clearly to one subject.
     Returns:
         [..., M, N] float32 in 0..1, summing to 1 (or 0) over M.
@@ -51,7 +59,9 @@ def shares(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpnes
     return a / a.sum(-2, keepdim=True).clamp(min=torch.finfo(a.dtype).tiny)
 
 
-def owned(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpness: float = 1.0) -> torch.Tensor:
+def owned(
+    relevance: Float[Tensor, "*any M N"], limits: Float[Tensor, "..."] | None = None, sharpness: float = 1.0
+) -> Float[Tensor, "*any M N"]:
     """Return `share_i * m_i`: how much of each position belongs to a subject. A lone subject's share would be 1
     wherever its limit is, so its own relevance is returned instead, `m A^s / max_p(m A^s)`: 1 at its most relevant
     position.
@@ -67,7 +77,7 @@ def owned(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpness
     return torch.where(largest > 0, a / largest, torch.zeros_like(a))
 
 
-def mean_relevance(relevance: torch.Tensor, sharpness: float = 1.0) -> torch.Tensor:
+def mean_relevance(relevance: Float[Tensor, "*any M N"], sharpness: float = 1.0) -> Float[Tensor, "*any M N"]:
     """Return `A_i^s / mean_p A_i^s`, the paper's normaliser over positions: [..., M, N] -> [..., M, N], mean
     1 over N.
     """
@@ -77,7 +87,9 @@ def mean_relevance(relevance: torch.Tensor, sharpness: float = 1.0) -> torch.Ten
     return a / a.mean(-1, keepdim=True)
 
 
-def background_gain(relevance: torch.Tensor, background: float, sharpness: float = 1.0) -> torch.Tensor:
+def background_gain(
+    relevance: Float[Tensor, "*any M N"], background: float, sharpness: float = 1.0
+) -> Float[Tensor, "*any N"]:
     """Return `b = background + (1 - background) * min(1, max_i A_i / mean_p A_i)`, which weakens references where no
     subject is relevant.
 
@@ -86,7 +98,7 @@ def background_gain(relevance: torch.Tensor, background: float, sharpness: float
     return background + (1.0 - background) * mean_relevance(relevance, sharpness).amax(-2).clamp(max=1.0)
 
 
-def text_gain(logits: torch.Tensor) -> torch.Tensor:
+def text_gain(logits: Float[Tensor, "*any N"]) -> Float[Tensor, "*any N"]:
     """Return `f = sigmoid(w . Z_text) / mean_p(...)` of MIP-Adapter's trained files. logits [..., N] -> [..., N]
     float32, mean 1 over N.
 
