@@ -28,9 +28,7 @@ HALF = torch.finfo(torch.float16).max
 
 @dataclass(frozen=True, eq=False)
 class HeadTokens:
-    """A layer's tokens split into heads: keys, values [G, H, S, d], names [G, H, L, d] or None; keys and names times 1
-    / sqrt d.
-    """
+    """A layer's tokens split into heads; keys and names times 1 / sqrt d."""
 
     keys: Float[Tensor, "G H S d"]
     values: Float[Tensor, "G H S d"]
@@ -41,10 +39,9 @@ class HeadTokens:
 class LayerTokens:
     """The subjects' tokens for one cross-attention layer. They depend on no timestep, so they are made once a run.
 
-    keys, values: [G, S, C] image keys and values; name_keys: [G, L, C] or None if nothing asks for relevance;
-    segments: [G, M, L] float32 (see `relevance_of_heads`) or None; valid_tokens: [1 or G, S] bool, image tokens that
-    are there, or None for all: a subject with fewer tokens than another has some that are not, an absent one has none;
-    split: the same in heads, of tokens that are `prepared`.
+    keys, values: of the image tokens; name_keys: None if nothing asks for relevance; segments: float32, see
+    `relevance_of_heads`; valid_tokens: image tokens that are there, None for all: a subject with fewer tokens than
+    another has some that are not, an absent one has none; split: the same in heads, of tokens that are `prepared`.
     """
 
     keys: Float[Tensor, "G S C"]
@@ -97,12 +94,12 @@ def attend(
     their tokens are many.
 
     Arguments:
-        queries: [G, H, B*N, d]; tokens: prepared; those that are not in `valid_tokens` are excluded from the softmax,
-            and a subject without any weighs 0.
-        weights: [G, B, M, N], multiplied after the softmax.
+        queries: of all rows of a group; tokens: prepared; those that are not in `valid_tokens` are excluded from the
+            softmax, and a subject without any weighs 0.
+        weights: multiplied after the softmax.
         joint: one softmax over all S tokens instead of one per subject.
     Returns:
-        [G, H, B*N, d] in the dtype of the queries, before `to_out`.
+        In the dtype of the queries, before `to_out`.
     """
     valid_tokens, (g, _, m, _), h, bn = tokens.valid_tokens, weights.shape, queries.shape[1], queries.shape[2]
     mine = tokens.in_heads(h)
@@ -180,16 +177,16 @@ def image_delta(
     is MIP-Adapter's published code (paper's form: `(f - 1) Z_text + sum_i strength_i * A_i/mean_p(A_i) * Z_i`).
 
     Arguments:
-        query: [G, B, N, C]; tokens: of this layer, best `prepared`; heads: H.
-        strengths: [M] float32, weight of the node times weight of the subject (0 if a subject rests in this step).
+        query: of the visual tokens; tokens: of this layer, best `prepared`; heads: H.
+        strengths: float32, weight of the node times weight of the subject (0 if it is disabled in this step).
         mixing: see `Mixing`.
-        limits: m, [1 or G, 1 or B, M, N] float32 in 0..1, or None.
-        text: Z_text, [G, B, N, C], plain text attention (read only by a merge with `gain_on_text`, with text_logits).
-        text_logits: [G, B, N], `text_to_weight(Z_text)` of files that have it, else None (f = 1); give text with them.
+        limits: m, float32 in 0..1, or None.
+        text: Z_text, plain text attention (read only by a merge with `gain_on_text`, with text_logits).
+        text_logits: `text_to_weight(Z_text)` of files that have it, else None (f = 1); give text with them.
         observe: receives `owned`, [G, B, M, N] float32, by the names' relevance whatever the merge; the tokens must
             have names then. Changes nothing.
     Returns:
-        [G, B, N, H, d] in the query's dtype: whoever adds it to what has its heads joined joins these in the same pass.
+        In the query's dtype, heads apart: the caller joins them in the pass that adds the result.
     """
     g, b, n, _ = query.shape
     m = strengths.shape[0]

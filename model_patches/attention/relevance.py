@@ -23,13 +23,13 @@ def relevance_of_heads(
     over a subject's own tokens.
 
     Arguments:
-        queries: [G, H, B*N, d], the UNet layer's own queries, split into heads.
-        names: [G, H, L, d], the UNet layer's own `to_k` of the name tokens (no BOS, EOS or padding unless weighted 0)
-            times 1 / sqrt d.
-        segments: [G, M, L] float32, row i averages the tokens of subject i (its entries sum to 1).
+        queries: the UNet layer's own queries, split into heads.
+        names: the UNet layer's own `to_k` of the name tokens (no BOS, EOS or padding unless weighted 0) times 1 /
+            sqrt d.
+        segments: float32, row i averages the tokens of subject i (its entries sum to 1).
         pictures: B.
     Returns:
-        A, [G, B, M, N] float32, >= 0, sums to 1 over N.
+        A, float32, >= 0, sums to 1 over N.
     """
     logits = torch.matmul(names, queries.transpose(2, 3)).unflatten(-1, (pictures, -1))  # G, H, L, B, N
     attention = logits.softmax(-1, dtype=torch.float32).mean(1)  # G, L, B, N
@@ -43,11 +43,11 @@ def shares(
     subjects).
 
     Arguments:
-        relevance: A, [..., M, N] float32.
+        relevance: A, float32.
         limits: m, 0..1, or None for 1 everywhere. The two are broadcast.
         sharpness: s, 1 is the published form; larger gives a position more clearly to one subject.
     Returns:
-        [..., M, N] float32 in 0..1, summing to 1 (or 0) over M.
+        float32 in 0..1, summing to 1 (or 0) over M.
     """
     a = relevance if limits is None else torch.where(limits > 0, relevance, torch.zeros_like(relevance))
     if sharpness != 1.0:
@@ -66,7 +66,7 @@ def owned(
     wherever its limit is, so its own relevance is returned instead, `m A^s / max_p(m A^s)`: 1 at its most relevant
     position.
 
-    Arguments: as `shares`. Returns [..., M, N] float32 in 0..1.
+    Arguments: as `shares`. Returns float32 in 0..1.
     """
     if relevance.shape[-2] > 1:
         found = shares(relevance, limits, sharpness)
@@ -78,9 +78,7 @@ def owned(
 
 
 def mean_relevance(relevance: Float[Tensor, "*any M N"], sharpness: float = 1.0) -> Float[Tensor, "*any M N"]:
-    """Return `A_i^s / mean_p A_i^s`, the paper's normaliser over positions: [..., M, N] -> [..., M, N], mean
-    1 over N.
-    """
+    """Return `A_i^s / mean_p A_i^s`, the paper's normaliser over positions; its mean over N is 1."""
     a = relevance
     if sharpness != 1.0:
         a = (a / a.amax(-1, keepdim=True)).pow(sharpness)
@@ -93,16 +91,15 @@ def background_gain(
     """Return `b = background + (1 - background) * min(1, max_i A_i / mean_p A_i)`, which weakens references where no
     subject is relevant.
 
-    Arguments: relevance [..., M, N]; background 0..1 (1 switches it off). Returns [..., N] in background..1.
+    Arguments: relevance A; background 0..1 (1 switches it off). Returns numbers in background..1.
     """
     return background + (1.0 - background) * mean_relevance(relevance, sharpness).amax(-2).clamp(max=1.0)
 
 
 def text_gain(logits: Float[Tensor, "*any N"]) -> Float[Tensor, "*any N"]:
-    """Return `f = sigmoid(w . Z_text) / mean_p(...)` of MIP-Adapter's trained files. logits [..., N] -> [..., N]
-    float32, mean 1 over N.
+    """Return `f = sigmoid(w . Z_text) / mean_p(...)` of MIP-Adapter's trained files, float32.
 
-    Z_text) / mean_p(...)` of MIP-Adapter's trained files. logits [..., N] -> [..., N] float32, mean 1 over N.
+    logits: `w . Z_text`. The mean over N is 1.
     """
     gate = torch.sigmoid(logits.float())
     return gate / gate.mean(-1, keepdim=True)
