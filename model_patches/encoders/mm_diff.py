@@ -37,8 +37,8 @@ class MMDiffHeads(nn.Module):
     def forward(
         self, pooled: torch.Tensor, identity: torch.Tensor, dense: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Map pooled [m, E], identity [n, V], dense [n, P, D] to for CLIP-L [m, d1], for OpenCLIP-bigG [m, d2], image
-        tokens [n, T, C].
+        """Map pooled [m, E], identity [n, V], dense [n, P, D] to words for CLIP-L [m, d1] and OpenCLIP-bigG [m, d2],
+        and image tokens [n, T, C].
         """
         return *self.words(pooled), self.head(identity, dense)
 

@@ -148,8 +148,8 @@ class ImageAttention:
         self._run.clear()
 
     def at(self, percent: float) -> None:
-        """Say where the run is: ComfyUI's percent of the next model call (0 = the first step's noise, 1 = none; see
-        `sampling.percent_of`).
+        """Set the position in the run: ComfyUI's percent of the next model call (0 = the first step's noise, 1 = none;
+        see `sampling.percent_of`).
         """
         self._now = image_strengths(self.settings, self.references.subjects, spans_at(percent))
 

@@ -180,7 +180,7 @@ def choose_host(engine: str, comfyui: Path | None) -> Host | None:
 
 
 def report_models(files: list[Needed], options: argparse.Namespace) -> bool:
-    """Say which model files are missing; True if something must stand in for them.
+    """Print which model files are missing, and return whether something must replace them.
 
     Raises RunError if nothing may.
     """

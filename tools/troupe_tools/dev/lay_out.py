@@ -142,7 +142,7 @@ def measure(page: Any, workflow: dict[str, Any]) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Lay out the named templates, or all; 0 if that went well."""
+    """Lay out the named templates, or all, and return the exit status."""
     parser = argparse.ArgumentParser(description="Lay out the templates by the heights that ComfyUI draws.")
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--comfyui", type=Path)

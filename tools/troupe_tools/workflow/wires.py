@@ -16,7 +16,7 @@ Link = list[Any]  # id, source node, slot, target node, slot, type
 
 
 def tidy(graph: dict[str, Any]) -> None:
-    """Bring the links of one level into one form, in place, as the front end does when it loads them: a link is where
+    """Convert the links of one level to one form, in place, as the front end does when it loads them: a link is where
     an input names it.
 
     Links that no input names, or that come from a node that is not there, are gone, and their inputs and outputs are

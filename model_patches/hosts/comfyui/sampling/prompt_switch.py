@@ -137,7 +137,7 @@ def uncalled(*_: Any) -> None:
 
 
 def announce(conds: Mapping[str, Sequence[dict]], clock: Clock, steps: int, model_sampling: Any) -> None:
-    """Say once for a run when the subjects enter the prompt, and that they never do where their step is beyond it."""
+    """Log once for a run when the subjects enter the prompt, or that they never do because their step is beyond it."""
     said = set()
     for prompt in {entry[PHASE][0]: None for entries in conds.values() for entry in entries if PHASE in entry}:
         if prompt.start_step >= 0 and clock.direction >= 0:

@@ -74,7 +74,7 @@ class RelevanceRecord:
                 self._run, self._current = found, None
 
     def abandon(self, recording: Recording) -> None:
-        """Let go of what was recorded of a run that did not come to its end."""
+        """Drop the records of a run that did not finish."""
         with self._lock:
             if self._current is recording:
                 self._current = None
@@ -128,7 +128,7 @@ class Recording:
             return self._tallies.setdefault(hook.id, Tally(self, hook))
 
     def note(self, sentence: str) -> None:
-        """Tell something in the report."""
+        """Add a sentence to the report."""
         self._notes.setdefault(sentence)
 
     def result(self, latent: torch.Tensor) -> RecordedRun:

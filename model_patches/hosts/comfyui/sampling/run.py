@@ -26,7 +26,7 @@ class Run(RunCache):
         self._shown = False  # whether the node shows a message of this run
 
     def begins(self) -> bool:
-        """Note that something acts in this run; whether that is the first time."""
+        """Note that something acts in this run, and return whether that is the first time."""
         with self._lock:
             first, self.acted = not self.acted, True
         return first
