@@ -61,7 +61,7 @@ class Contenders:
         return self.patcher.clone(), self.positive, self.negative
 
     def _relevance(self, subjects: int, tokens: int, apart: bool = False, merge: str = "relevance") -> Wired:
-        from troupe.model_patches.attention.decoupled import Mixing
+        from troupe.model_patches.attention.merges import Mixing
         from troupe.model_patches.binding.settings import ImageAttentionSettings
         from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
         from troupe.model_patches.subjects import References, ReferenceSubject

@@ -18,14 +18,14 @@ BASES = {128: "the rehearsal world", 768: "SD1.5", 1024: "SD2.x", 2048: "SDXL"} 
 
 
 def base_name(context_dim: int) -> str:
-    """'SDXL', or the width in words where no known base has it."""
+    """Return 'SDXL', or the width in words where no known base has it."""
     return BASES.get(context_dim, f"a base model with text embeddings of size {context_dim}")
 
 
 @dataclass(frozen=True)
 class EncoderNeed:
-    """Which output of which CLIP vision encoder an adapter reads: kind 'pooled', 'penultimate', 'last' or
-    'unprojected', and its width.
+    """The output of a CLIP vision encoder that an adapter reads: kind 'pooled', 'penultimate', 'last' or 'unprojected',
+    and its width.
 
     'last' is the last hidden state before its norm, with the pooled vector beside it; 'unprojected' is CLS after the
     last norm, before the projection that makes it the pooled vector.
@@ -35,14 +35,14 @@ class EncoderNeed:
     width: int
 
     def fits(self, hidden: int, pooled: int) -> bool:
-        """Whether an encoder with these widths serves.
+        """Return whether an encoder with these widths serves.
 
-        ViT-H's hidden and bigG's pooled width are both 1280: the kind tells them apart.
+        ViT-H's hidden and bigG's pooled width are both 1280: the kind distinguishes them.
         """
         return self.width == (pooled if self.kind == "pooled" else hidden)
 
     def describe(self) -> str:
-        """'CLIP ViT-H/14 (...)', or the widths where no published encoder has them."""
+        """Return 'CLIP ViT-H/14 (...)', or the widths where no published encoder has them."""
         known = encoder_of_width(self.kind, self.width)
         return (
             known.name
@@ -53,7 +53,7 @@ class EncoderNeed:
 
 @dataclass(frozen=True)
 class GatedSpec:
-    """What a file's gated layers are.
+    """The description of a file's gated layers.
 
     kind: name of the net that makes their object tokens, for messages and tests; nothing is decided by it.
     places: path of each layer's transformer block in an LDM UNet -> its width C, as
@@ -72,7 +72,7 @@ class GatedSpec:
 
 @dataclass(frozen=True)
 class PromptFusion:
-    """How a photo's vectors get into an encoded prompt. The families combine these; `prompt.fusion` reads them.
+    """A way to put a photo's vectors into an encoded prompt. The families combine these; `prompt.fusion` reads them.
 
     after_encoder: on the text encoder's output; otherwise on the word embeddings before it.
     learned: `Adapter.fusion` combines the word's vector with the photo's; otherwise the photo's vectors replace it.
@@ -90,7 +90,7 @@ class PromptFusion:
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """How an adapter brings subjects into the prompt.
+    """The way an adapter adds subjects to the prompt.
 
     fusion: see `PromptFusion`; streams: the host's name of each text encoder it acts in ('l', 'g', 'h') -> its width;
     tokens: vectors a subject.
@@ -103,13 +103,13 @@ class PromptSpec:
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """What a file turned out to be.
+    """The description of an adapter file.
 
     family: a name in the LABELS of one of `families.registry.FAMILIES`; projection: 'ImageProj', 'Resampler',
-    'FaceMLP', ... or '' for none; file: label for messages; encoder: None where no photo is read; tokens: image tokens
+    'FaceMLP', ... or '' for none; file: label for messages; encoder: None if no photo is read; tokens: image tokens
     a subject (0: one per encoder token); widths: of the image attention's layers in checkpoint order, () where there is
     none; framing, merge: as published;
-    gated, prompt: None where there are no gated layers, and where nothing goes into the prompt; label: the family's
+    gated, prompt: None if there are no gated layers, and where nothing goes into the prompt; label: the family's
     name in messages, '' for `family`.
     """
 
@@ -166,7 +166,7 @@ class AdapterSpec:
         return self.prompt
 
     def describe(self) -> str:
-        """One line for logs and errors."""
+        """Return one line for logs and errors."""
         if self.gated is not None:
             what = f"({len(self.gated.places)} gated layers)"
         else:
@@ -205,7 +205,7 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """Modules of one file (or set of files), None where it has none of a kind.
+    """Modules of one file (or set of files), None if it has none of a kind.
 
     projection: encoder output to tokens; layers: image attention; gated: gated layers and the net that makes their
     object tokens; weights: of the base model; fusion: by text encoder ('l', 'g', 'h'), what fuses a subject with its

@@ -6,33 +6,33 @@ from .adapter import BASES, AdapterSpec, base_name
 from .checkpoints.catalogue import ADAPTERS, GATED
 from .errors import MismatchError
 
-REHEARSAL = BASES[128]
+REHEARSAL_BASE = BASES[128]
 MOST_LINKS = 2
 
 
 class BaseMismatchError(MismatchError):
     """An adapter for one base model beside a checkpoint of another."""
 
-    def __init__(self, file: str, adapter_base: str, model_base: str, do: str, clip: bool):
-        super().__init__(f"a checkpoint for {adapter_base}", f"one for {model_base}", do)
+    def __init__(self, file: str, adapter_base: str, model_base: str, remedy: str, clip: bool):
+        super().__init__(f"a checkpoint for {adapter_base}", f"one for {model_base}", remedy)
         yours = (
             f"the CLIP that is wired is from {_article(model_base)} checkpoint"
             if clip
             else f"your checkpoint is {model_base}"
         )
-        self.args = (f"The adapter {file} is for {adapter_base}, {yours}. {do}",)
+        self.args = (f"The adapter {file} is for {adapter_base}, {yours}. {remedy}",)
 
 
 def base_mismatch(spec: AdapterSpec, context_dim: int, clip: bool = False) -> BaseMismatchError | None:
-    """The error where the text width `context_dim` of a model, or of its CLIP, is that of another known base than the
-    adapter's; else None. clip: the width is the CLIP's.
+    """Return the error if the text width `context_dim` of a model, or of its CLIP, is that of another known base than
+    the adapter's, else None. clip: the width is the CLIP's.
     """
     needed = spec.gated.object_dim if spec.gated is not None else spec.context_dim
     if context_dim == needed or context_dim not in BASES or needed not in BASES:
         return None
     base = base_name(context_dim)
-    if base == REHEARSAL:
-        do = "The rehearsal models go with their own adapters only: choose one whose name begins with 'rehearsal/'."
+    if base == REHEARSAL_BASE:
+        remedy = "The rehearsal models go with their own adapters only: choose one whose name begins with 'rehearsal/'."
     else:
         links = [
             file.link
@@ -40,14 +40,14 @@ def base_mismatch(spec: AdapterSpec, context_dim: int, clip: bool = False) -> Ba
             if base in file.base and file.link.endswith(".safetensors")
         ][:MOST_LINKS]
         choose = f"Choose {_article(base)} adapter{': ' + ' or '.join(links) if links else ''}."
-        if base_name(needed) == REHEARSAL:
-            do = f"{choose} Or use Load Rehearsal Models."
+        if base_name(needed) == REHEARSAL_BASE:
+            remedy = f"{choose} Or use Load Rehearsal Models."
         elif clip:
-            do = f"{choose} Or, with {_article(base_name(needed))} checkpoint, wire its own CLIP."
+            remedy = f"{choose} Or, with {_article(base_name(needed))} checkpoint, wire its own CLIP."
         else:
-            do = f"{choose} Or load {_article(base_name(needed))} checkpoint."
-    return BaseMismatchError(spec.file, base_name(needed), base, do, clip)
+            remedy = f"{choose} Or load {_article(base_name(needed))} checkpoint."
+    return BaseMismatchError(spec.file, base_name(needed), base, remedy, clip)
 
 
 def _article(base: str) -> str:
-    return base if base == REHEARSAL else f"an {base}"
+    return base if base == REHEARSAL_BASE else f"an {base}"

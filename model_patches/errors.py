@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-LONGEST = 60
+LONGEST_QUOTE = 60
 
 
-def shown(text: object) -> str:
-    """A text from a file for a message: in quotes, on one line, cut where it is long."""
+def quoted(text: object) -> str:
+    """Return a text from a file for a message: in quotes, on one line, cut where it is long."""
     plain = ascii(str(text)) if not str(text).isprintable() else f"'{text}'"
-    return plain if len(plain) <= LONGEST else f"{plain[: LONGEST - 4]}...'"
+    return plain if len(plain) <= LONGEST_QUOTE else f"{plain[: LONGEST_QUOTE - 4]}...'"
 
 
 class TroupeError(Exception):
-    """Base class. `str(error)` is one paragraph that can be shown as it is.
+    """The base class of Troupe's errors. `str(error)` is one paragraph that can be shown as it is.
 
     The classes claim to be built in: hosts show an exception's type with its module's path, which means nothing to an
     artist.
@@ -24,18 +24,20 @@ class TroupeError(Exception):
         super().__init_subclass__(**kwargs)
         cls.__module__ = "builtins"
 
-    def __init__(self, expected: str, found: str, do: str):
-        self.expected, self.found, self.do = expected, found, do
-        super().__init__(f"Expected {expected}, found {found}. {do}")
+    def __init__(self, expected: str, found: str, remedy: str):
+        self.expected, self.found, self.remedy = expected, found, remedy
+        super().__init__(f"Expected {expected}, found {found}. {remedy}")
 
 
 class CheckpointError(TroupeError):
-    """A model file is missing, unreadable, of another kind, or incomplete."""
+    """An error about a model file that is missing, unreadable, of another kind, or incomplete."""
 
 
 class SubjectError(TroupeError):
-    """A subject's photo, mask, name or number is not usable."""
+    """An error about a subject's photo, mask, name or number that is not usable."""
 
 
 class MismatchError(TroupeError):
-    """Two things that were wired together do not belong together (encoder, CLIP, base model, adapter kind)."""
+    """An error about two things that were wired together and do not belong together (encoder, CLIP, base model, adapter
+    kind).
+    """

@@ -23,7 +23,7 @@ Mask = torch.Tensor  # [n, H, W], float 0..1
 
 
 class SubjectAdapter(Protocol):
-    """What every host's adapter has; each host adds what holds the modules."""
+    """The interface of every host's adapter; each host adds what holds the modules."""
 
     @property
     def spec(self) -> AdapterSpec:
@@ -99,7 +99,7 @@ class Cast:
     subjects: tuple[Subject, ...] = ()
 
     def add(self, subject: Subject) -> Cast:
-        """A new cast with one more subject. Raises SubjectError beyond MAX_SUBJECTS."""
+        """Return a new cast with one more subject. Raises SubjectError beyond MAX_SUBJECTS."""
         if len(self.subjects) >= MAX_SUBJECTS:
             found = f"'{subject.name}' as number {len(self.subjects) + 1}"
             raise SubjectError(
@@ -124,7 +124,7 @@ class ObjectFeatures:
 @dataclass(frozen=True, eq=False)
 class ReferenceSubject:
     """One subject as an adapter sees it: `tokens` [T, D] float32 for image attention, `name_tokens` [L, D] float32
-    (None where no CLIP was given), `features` for gated layers (None for adapters without any), `words`: what stands
+    (None if no CLIP was given), `features` for gated layers (None for adapters without any), `words`: what stands
     for it in the prompt, by text encoder ('l', 'g', 'h'), [K, D] float32 each."""
 
     name: str
@@ -161,7 +161,7 @@ class References:
 
 
 def called(number: int, name: str = "") -> str:
-    """A subject in a message: "subject 2 ('cat')", counted from 1."""
+    """Return how messages call a subject: "subject 2 ('cat')", counted from 1."""
     return f"subject {number} ('{name.strip()}')" if name.strip() else f"subject {number}"
 
 
@@ -174,7 +174,7 @@ def make_subject(
     faces: PreparedFaces | None = None,
     **rest: Any,
 ) -> Subject:
-    """A checked Subject from what the artist wired.
+    """Return a checked Subject made of the node's inputs.
 
     Arguments:
         name: may be empty here; Encode asks for it where a name is needed.
@@ -196,12 +196,12 @@ def make_subject(
     for i, photo in enumerate(photos, 1):
         check_photo(photo, f"photo {i} of {label}")
     if faces is not None and len(faces.vectors) != len(photos):
-        do = "Connect the same photos to Prepare Faces and Add Subject, in the same order."
+        remedy = "Connect the same photos to Prepare Faces and Add Subject, in the same order."
         raise SubjectError(
-            f"one prepared face for each of the {len(photos)} photos of {label}", f"{len(faces.vectors)}", do
+            f"one prepared face for each of the {len(photos)} photos of {label}", f"{len(faces.vectors)}", remedy
         )
     for what in NUMBERS:
-        if not _is_finite(rest.get(what, 0.0)):
+        if not _is_finite_number(rest.get(what, 0.0)):
             raise SubjectError(
                 f"a finite number as '{what}' of {label}",
                 f"{rest[what]!r:.40}",
@@ -209,7 +209,7 @@ def make_subject(
             )
     cutouts = _cutouts(mask, len(batches[0]), len(photos), label)
     if region is not None:
-        layers = _layers(region, f"the region mask of {label}").clamp(0, 1).cpu()
+        layers = _mask_layers(region, f"the region mask of {label}").clamp(0, 1).cpu()
         region = layers[0] if len(layers) == 1 else layers
     return Subject(
         name.strip(),
@@ -221,13 +221,11 @@ def make_subject(
 
 
 def check_photo(photo: torch.Tensor, what: str) -> None:
-    """Raises SubjectError where a photo [H, W, C] is tiny, of whole numbers, no picture, or not finite; `what` names
-    it.
-    """
+    """Raise SubjectError if a photo [H, W, C] is tiny, of whole numbers, no picture, or not finite; `what` names it."""
     if photo.ndim != 3:
-        do = "Wire an IMAGE output, not a mask, a latent or a video."
+        remedy = "Wire an IMAGE output, not a mask, a latent or a video."
         raise SubjectError(
-            f"{what} to be an IMAGE with height, width and colour channels", f"the shape {list(photo.shape)}", do
+            f"{what} to be an IMAGE with height, width and colour channels", f"the shape {list(photo.shape)}", remedy
         )
     h, w = photo.shape[:2]
     if min(h, w) < MIN_PHOTO_SIDE:
@@ -252,24 +250,24 @@ def check_photo(photo: torch.Tensor, what: str) -> None:
 
 def _check_finite(tensor: torch.Tensor, what: str) -> None:
     if not torch.isfinite(tensor).all():
-        do = (
+        remedy = (
             "Check the node before this one: its output is broken (often a VAE in fp16). Load the photo from a "
             "file, or decode it in fp32."
         )
-        raise SubjectError(f"{what} to be a picture of finite numbers", "NaN or infinite pixels", do)
+        raise SubjectError(f"{what} to be a picture of finite numbers", "NaN or infinite pixels", remedy)
 
 
-def _is_finite(number: Any) -> bool:
+def _is_finite_number(number: Any) -> bool:
     try:
         return math.isfinite(number)
     except (OverflowError, TypeError):  # an integer beyond every float, or no number
         return False
 
 
-def _layers(mask: Mask, what: str) -> torch.Tensor:
+def _mask_layers(mask: Mask, what: str) -> torch.Tensor:
     """The layers of a mask, [n, h, w] float32.
 
-    Raises SubjectError where it has none, no size, or numbers that are not finite; `what` names it.
+    Raises SubjectError if it has none, no size, or numbers that are not finite; `what` names it.
     """
     if mask.ndim < 2 or not mask.numel():
         raise SubjectError(
@@ -283,7 +281,7 @@ def _cutouts(mask: Mask | None, first_batch: int, total: int, label: str) -> lis
     """One cut-out (or None) for each photo."""
     if mask is None:
         return [None] * total
-    masks = list(_layers(mask, f"the mask of {label}"))
+    masks = list(_mask_layers(mask, f"the mask of {label}"))
     if len(masks) == 1:
         masks = masks * first_batch
     if len(masks) not in (first_batch, total):

@@ -45,5 +45,5 @@ class Troupe(ComfyExtension):
     """The pack, as the host sees it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """Every node of the pack."""
+        """Return every node of the pack."""
         return NODES

@@ -9,6 +9,8 @@ from .types import CATEGORY, FOLDED, CastType, Faces, found_by, percent
 
 
 class AddSubject(io.ComfyNode):
+    """A node that adds a subject to a cast."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         more = (

@@ -13,6 +13,8 @@ from .types import CATEGORY, FOLDED, ReferencesType, found_by, percent
 
 
 class ApplyGated(io.ComfyNode):
+    """A node that binds an adapter's gated layers to a MODEL."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..model_patches.attention.decoupled import MERGES
+from ..model_patches.attention.merges import MERGES
 from ..model_patches.binding.settings import IN_CROPS, ImageAttentionSettings, mixing_for
 from ..model_patches.hosts.comfyui.apply import apply_image_attention
 from ..model_patches.hosts.comfyui.messages import Messages
@@ -14,6 +14,8 @@ from .types import CATEGORY, FOLDED, ReferencesType, found_by, percent
 
 
 class ApplyImageAttention(io.ComfyNode):
+    """A node that binds the image attention of references to a MODEL."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

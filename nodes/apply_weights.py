@@ -12,6 +12,8 @@ from .types import CATEGORY, Adapter, found_by
 
 
 class ApplyAdapterWeights(io.ComfyNode):
+    """A node that adds an adapter's weights to a MODEL and a CLIP."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

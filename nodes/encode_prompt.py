@@ -12,6 +12,8 @@ from .types import CATEGORY, FOLDED, ReferencesType, found_by, percent
 
 
 class EncodePrompt(io.ComfyNode):
+    """A node that encodes a prompt with its subjects."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

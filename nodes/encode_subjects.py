@@ -14,6 +14,8 @@ from .types import CATEGORY, FOLDED, Adapter, CastType, ReferencesType, found_by
 
 
 class EncodeSubjects(io.ComfyNode):
+    """A node that encodes a cast as references."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

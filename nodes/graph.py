@@ -30,13 +30,13 @@ def warn_about_missing_names(
 def warn_about_wires_past(node: str, hidden: Any, warn: Callable[[str], None]) -> None:
     """Warn about samplers that take this node's prompts, and a MODEL that has not passed it. node: display name."""
     for id_, type in samplers_past(hidden.prompt, hidden.unique_id):
-        do = f"Connect 'model' of {node} to {type} (node {id_}), directly or through LoRA and other nodes"
-        warn(f"{do}: it uses a prompt of {node} with another MODEL, so the references have no effect.")
+        remedy = f"Connect 'model' of {node} to {type} (node {id_}), directly or through LoRA and other nodes"
+        warn(f"{remedy}: it uses a prompt of {node} with another MODEL, so the references have no effect.")
 
 
 def used_from(hidden: Any, type: str, output: int) -> bool:
-    """Whether anything in this node's graph is wired to that output of a node of that class; True where the graph is
-    not known.
+    """Return whether anything in this node's graph is wired to that output of a node of that class; True if the
+    graph is not known.
     """
     graph = hidden.prompt or {}
     ids = {id_ for id_, node in graph.items() if node.get("class_type") == type}
@@ -50,16 +50,16 @@ def used_from(hidden: Any, type: str, output: int) -> bool:
 
 
 def blocked_unless_wired(node: str, model: Any, positive: Any, negative: Any, middle: Any) -> tuple[Any, ...]:
-    """The outputs; one whose input is not wired tells whoever uses it so."""
+    """Return the outputs; one whose input is not wired is a blocker that says so."""
     named = (("positive", positive), ("negative", negative), ("second positive", middle))
     return (model, *(unless_wired(node, name, value, "prompt") for name, value in named))
 
 
 def needed(value: T | None, node: str, name: str, source: str) -> T:
-    """An input that the node cannot do without. It is optional in the schema, so that the prompts stand before it: a
-    bypassed node then hands on each by its own slot.
+    """Return a required input, or raise MismatchError if it is missing. It is optional in the schema, so that the
+    prompts stand before it: a bypassed node then hands on each by its own slot.
 
-    source: where its wire usually comes from. Raises MismatchError where nothing is wired in.
+    source: where its wire usually comes from. Raises MismatchError if nothing is wired in.
     """
     if value is None:
         raise MismatchError(f"a wire in '{name}' of {node}", "none", f"Wire '{name}' from {source}.")
@@ -67,8 +67,8 @@ def needed(value: T | None, node: str, name: str, source: str) -> T:
 
 
 def unless_wired(node: str, name: str, value: Any, what: str) -> Any:
-    """An output; where it is None, because its input is not wired, a blocker that says so. what: the thing to wire, in
-    a word.
+    """Return an output, or a blocker with a message if it is None, because its input is not wired. what: the thing to
+    wire, in a word.
     """
     if value is not None:
         return value

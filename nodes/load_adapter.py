@@ -7,6 +7,8 @@ from .types import CATEGORY, Adapter, found_by
 
 
 class LoadAdapter(io.ComfyNode):
+    """A node that loads a subject adapter."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -17,6 +17,8 @@ BOX_TYPES = [io.Custom(name) for name in ("BOUNDING_BOX", "BOUNDING_BOXES", "BBO
 
 
 class PlaceSubjects(io.ComfyNode):
+    """A node that gives each subject of a cast a box."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -12,6 +12,8 @@ ANALYSERS = [io.Custom(name) for name in ("INSIGHTFACE", "FACEANALYSIS", "ANALYS
 
 
 class PrepareFaces(io.ComfyNode):
+    """A node that prepares the faces of a subject's photos."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         more = "Another photo of the same subject, of any size, as in Add Subject."

@@ -12,6 +12,8 @@ from .types import CATEGORY, RecordType, found_by
 
 
 class PreviewRelevance(io.ComfyNode):
+    """A node that shows recorded relevance."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

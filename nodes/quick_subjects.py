@@ -14,6 +14,8 @@ from .types import CATEGORY, ReferencesType, found_by
 
 
 class QuickSubjects(io.ComfyNode):
+    """A node that makes references of up to four photos."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         photo, name = "Photo of subject {}.", "Name of subject {}, exactly as in the prompt."

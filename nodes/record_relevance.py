@@ -10,6 +10,8 @@ from .types import CATEGORY, RecordType, found_by
 
 
 class RecordRelevance(io.ComfyNode):
+    """A node that records relevance during sampling."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

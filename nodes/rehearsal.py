@@ -13,6 +13,8 @@ SHOWN = ("cat", "robot", "bird")
 
 
 class LoadRehearsalModels(io.ComfyNode):
+    """A node that loads the small models that come with Troupe."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -88,7 +90,7 @@ class LoadRehearsalModels(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, adapter: str, **subjects: str) -> str:
-        return rehearsal.fingerprint(ADAPTERS[adapter])
+        return rehearsal.rehearsal_fingerprint(ADAPTERS[adapter])
 
     @classmethod
     def execute(cls, adapter: str, **subjects: str) -> io.NodeOutput:

@@ -9,6 +9,8 @@ from .types import CATEGORY, found_by, percent
 
 
 class SubjectGuider(io.ComfyNode):
+    """A node that makes a guider with two strengths."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

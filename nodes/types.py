@@ -18,8 +18,8 @@ RecordType = io.Custom("TROUPE_RECORD")
 
 
 def found_by(*words: str) -> dict[str, list[str]]:
-    """Words by which the host's search finds a node besides its name, as an argument of io.Schema; nothing where the
-    host has no such argument.
+    """Return words by which the host's search finds a node besides its name, as an argument of io.Schema; nothing where
+    the host has no such argument.
     """
     return {"search_aliases": list(words)} if HAS_ALIASES else {}
 
@@ -29,5 +29,5 @@ FOLDED = {"advanced": True} if "advanced" in signature(io.Float.Input.__init__).
 
 
 def percent(id: str, default: float, tooltip: str, **kwargs: Any) -> Any:
-    """A FLOAT widget for a point of the sampling run, 0..1."""
+    """Return a FLOAT widget for a point of the sampling run, 0..1."""
     return io.Float.Input(id, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip, **kwargs)

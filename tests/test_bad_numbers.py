@@ -7,7 +7,8 @@ import safetensors.torch
 import torch
 from support.small_checkpoints import FORMATS
 from test_bad_pickles import STATE, refused
-from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
+from troupe.model_patches.attention.decoupled import LayerTokens, image_delta
+from troupe.model_patches.attention.merges import Mixing
 from troupe.model_patches.errors import CheckpointError
 from troupe.model_patches.families.registry import read_adapter
 

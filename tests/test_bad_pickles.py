@@ -20,7 +20,7 @@ from test_checkpoints import checked
 from troupe.model_patches.checkpoints import files, pickles
 from troupe.model_patches.checkpoints.files import read_metadata, read_shapes, read_state
 from troupe.model_patches.checkpoints.pickles import unpickled
-from troupe.model_patches.errors import CheckpointError, shown
+from troupe.model_patches.errors import CheckpointError, quoted
 from troupe.model_patches.families.registry import read_adapter
 
 STATE = flat(PLAIN, layers(16, (2, 4)))
@@ -203,7 +203,7 @@ def test_a_folder_with_bytes_is_refused(tmp_path, content, refusing):
     path = tmp_path / "x.bin"
     path.write_bytes(packed(archive(Bag(STATE, "zip").bytes())))
     with zipfile.ZipFile(path, "a") as file:
-        (folder := zipfile.ZipInfo("archive/data/more")).external_attr = pickles.FOLDER
+        (folder := zipfile.ZipInfo("archive/data/more")).external_attr = pickles.FOLDER_MARK
         file.writestr(folder, content)
     if not refusing:
         assert all(torch.equal(tensor, STATE[name]) for name, tensor in read_state(path).items())
@@ -292,10 +292,10 @@ def test_a_name_that_is_no_word_is_refused_in_a_short_sentence(tmp_path, name):
 
 def test_what_is_shown_is_one_short_line():
     assert (
-        shown("fox") == "'fox'"
-        and shown("a\nb") == r"'a\nb'"
-        and len(shown("x" * 999)) <= 60
-        and shown("x" * 999).endswith("...'")
+        quoted("fox") == "'fox'"
+        and quoted("a\nb") == r"'a\nb'"
+        and len(quoted("x" * 999)) <= 60
+        and quoted("x" * 999).endswith("...'")
     )
 
 

@@ -165,7 +165,8 @@ def test_the_peak_is_of_allocations_in_their_order():
 
 def test_the_least_arithmetic_is_what_torch_counts():
     """Of image attention and relevance as they are computed: nothing more is multiplied than must be."""
-    from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
+    from troupe.model_patches.attention.decoupled import LayerTokens, image_delta
+    from troupe.model_patches.attention.merges import Mixing
 
     n, c, m, t, names = 96, 32, 3, 4, 6
     tokens = LayerTokens(

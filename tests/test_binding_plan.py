@@ -226,10 +226,10 @@ def test_a_second_strength_is_interpolated_for_numbers_and_tensors():
 )
 def test_shares_are_between_0_and_1(ends, fine):
     if fine:
-        Settings(*ends).check_shares()
+        Settings(*ends).umm_middle("prompt")
     else:
         with pytest.raises(MismatchError, match="from 0 to 1 for method umm"):
-            Settings(*ends).check_shares()
+            Settings(*ends).umm_middle("prompt")
 
 
 @pytest.mark.parametrize(

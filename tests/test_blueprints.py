@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 from test_workflows import CHECKPOINTS, OUTPUTS, SOCKETS, WIDGETS
-from troupe.model_patches.checkpoints.catalogue import published
+from troupe.model_patches.checkpoints.catalogue import published_file
 from troupe_tools.pack import ROOT
 from troupe_tools.workflow.any_workflow import flatten
 from troupe_tools.workflow.graph import Graph
@@ -73,7 +73,7 @@ def test_nodes_inside_are_the_contract_s(blueprint):
             ) == OUTPUTS[node["type"]]
         for model in node["properties"].get("models", ()):
             assert (
-                published(model["name"]).link if model["name"] not in CHECKPOINTS else CHECKPOINTS[model["name"]]
+                published_file(model["name"]).link if model["name"] not in CHECKPOINTS else CHECKPOINTS[model["name"]]
             ) == model["url"]
 
 
@@ -114,6 +114,6 @@ def test_the_registry_gets_them():
         command = ["git", *options, "check-ignore", "--no-index", *names]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
 
-    published = ["-c", f"core.excludesFile={ROOT / '.comfyignore'}"]
-    assert kept_out([], files) == kept_out(published, files) == ""
-    assert kept_out(published, ["tests/conftest.py"]) == "tests/conftest.py\n"  # that is, the patterns are read
+    published_file = ["-c", f"core.excludesFile={ROOT / '.comfyignore'}"]
+    assert kept_out([], files) == kept_out(published_file, files) == ""
+    assert kept_out(published_file, ["tests/conftest.py"]) == "tests/conftest.py\n"  # that is, the patterns are read

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from troupe.model_patches.errors import MismatchError, SubjectError
-from troupe.model_patches.placement.boxes import ROUNDING, SLACK, fault_in, read_text, read_wired
+from troupe.model_patches.placement.boxes import EDGE_ROUNDING, SLACK, fault_in, read_text, read_wired
 from troupe.model_patches.placement.palette import PALETTE, colour_of, ink_on
 from troupe.model_patches.placement.placing import place_subjects
 from troupe.model_patches.placement.preview import GREY, fitting
@@ -207,7 +207,7 @@ def test_what_reaches_out_a_little_is_cut_off():
 def test_rounding_is_cut_off_without_a_word():
     said = []
     assert place([{"x": 0.0, "y": 0.6667, "w": 1.0, "h": 0.3334}], said=said)[0] == (0.0, 0.6667, 1.0, 0.3333)
-    assert said == [] and ROUNDING < SLACK
+    assert said == [] and EDGE_ROUNDING < SLACK
 
 
 unit = st.floats(0, 1)

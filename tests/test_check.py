@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.ipadapter_workflows import stacked_by_files, stacked_by_preset, with_subgraph
-from troupe.model_patches.checkpoints.catalogue import ENCODERS, published
+from troupe.model_patches.checkpoints.catalogue import ENCODERS, published_file
 from troupe_tools.commands import check as check_tool
 from troupe_tools.commands.check import Here, check
 from troupe_tools.errors import RunError
@@ -261,7 +261,7 @@ def test_links_come_from_the_file_or_the_catalogue():
         for line in found
         if "download https://example.org/sd.safetensors and save it under this name in models/checkpoints." in line
     ]
-    assert [line for line in found if f"download {published('ip-adapter-plus_sd15.safetensors').link} and" in line]
+    assert [line for line in found if f"download {published_file('ip-adapter-plus_sd15.safetensors').link} and" in line]
     assert [
         line
         for line in found

@@ -23,8 +23,7 @@ from support.published_layouts import (
     nested,
     resampler,
 )
-from troupe.model_patches.checkpoints.catalogue import ADAPTERS, ENCODERS, encoder_of_width
-from troupe.model_patches.checkpoints.catalogue import published as published_file
+from troupe.model_patches.checkpoints.catalogue import ADAPTERS, ENCODERS, encoder_of_width, published_file
 from troupe.model_patches.checkpoints.files import read_shapes, read_state
 from troupe.model_patches.errors import CheckpointError
 from troupe.model_patches.families.ip_adapter import build
@@ -68,7 +67,7 @@ def refusal(state, file="my_adapter.safetensors"):
 
 def checked(error, file):
     """The error's text, which must have its three parts and name the file."""
-    assert error.expected and error.found and error.do
+    assert error.expected and error.found and error.remedy
     text = str(error)
     assert (
         file in text and text.startswith("Expected ") and ", found " in text and text.rstrip().endswith((".", "name"))

@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from troupe.model_patches.hosts.comfyui.sampling.clock import EMPTY, FULL, Clock, sigma_range
+from troupe.model_patches.hosts.comfyui.sampling.clock import FULL, NEVER, Clock, sigma_range
 
 # exact in binary: ranges end on them
 SIGMAS = torch.tensor([14.5, 9.75, 6.5, 4.25, 2.875, 1.875, 1.25, 0.75, 0.25, 0.0])
 RANGES = [
     FULL,
-    EMPTY,
+    NEVER,
     (float("inf"), 4.25),
     (float("inf"), 14.5),
     (6.5, 1.25),
@@ -220,7 +220,7 @@ def test_the_whole_run_is_full():
 @pytest.mark.parametrize("start, end", [(0.5, 0.5), (0.7, 0.2), (1.0, 1.0), (0.0, 0.0), (1.0, 0.0)])
 def test_a_range_that_ends_before_it_begins_is_empty(start, end):
     range_ = sigma_range(Sampling(), start, end)
-    assert range_ == EMPTY and not any(compared([range_], s)[0] for s in (0.0, 0.1, 5.0, 14.6))
+    assert range_ == NEVER and not any(compared([range_], s)[0] for s in (0.0, 0.1, 5.0, 14.6))
 
 
 @pytest.mark.parametrize("start", [0.0, 0.2, 0.5, 0.9])

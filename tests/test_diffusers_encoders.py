@@ -15,7 +15,7 @@ from transformers import (
 )
 from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, Weights
 from troupe.model_patches.checkpoints.clip_vision import with_transformers_names
-from troupe.model_patches.encoders.grounding import MLP
+from troupe.model_patches.encoders.mlp import MLP
 from troupe.model_patches.errors import MismatchError, SubjectError
 from troupe.model_patches.hosts.diffusers.encoders import (
     BOS,

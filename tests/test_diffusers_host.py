@@ -10,7 +10,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
 from support import tiny_diffusers as tiny
 from support.golden_mip import LAYERS, fill, layer
-from troupe.model_patches.attention.decoupled import LayerTokens, Mixing
+from troupe.model_patches.attention.decoupled import LayerTokens
+from troupe.model_patches.attention.merges import MERGES, Mixing
 from troupe.model_patches.binding.layer_tokens import COND, UNCOND
 from troupe.model_patches.binding.settings import ImageAttentionSettings
 from troupe.model_patches.errors import MismatchError
@@ -525,7 +526,7 @@ def sampled(references, settings, record=None):
     )
 
 
-@pytest.mark.parametrize("merge", ["relevance", "add", "uniform"])
+@pytest.mark.parametrize("merge", MERGES)
 def test_recording_changes_no_latent_and_shares_add_up(merge):
     """Each subject's map is its mean share: they sum to 1 at every position, whatever the merge; who has weight 0 has
     none.

@@ -14,7 +14,7 @@ from troupe.model_patches.hosts.diffusers.encoders import EOS, ClipTexts, Prompt
 from troupe.model_patches.hosts.diffusers.guidance import Guidance, branches, factors, of_step
 from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
 from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample
-from troupe.model_patches.hosts.diffusers.weights import base_weights, text_weights
+from troupe.model_patches.hosts.diffusers.weights import base_weights, text_encoder_weights
 from troupe.model_patches.subjects import References, ReferenceSubject
 
 
@@ -135,9 +135,9 @@ def test_text_encoders_have_their_weights_while_it_is_open():
     name = "text_model.encoder.layers.0.self_attn.v_proj.weight"
     weights = Weights(text_lora={s: {name: LoraPair(drawn(2, w), drawn(w, 2))} for s, w in (("l", 32), ("g", 48))})
     plain = texts.encode_prompt("a cat").embeds
-    with text_weights(texts, weights, 0.5):
+    with text_encoder_weights(texts, weights, 0.5):
         both = texts.encode_prompt("a cat").embeds
-    with text_weights(texts, weights, 0.5, without=("g",)):
+    with text_encoder_weights(texts, weights, 0.5, without=("g",)):
         first = texts.encode_prompt("a cat").embeds
     assert torch.equal(plain, texts.encode_prompt("a cat").embeds)
     assert not torch.allclose(both[..., :32], plain[..., :32]) and not torch.allclose(both[..., 32:], plain[..., 32:])
@@ -148,9 +148,9 @@ def test_whole_text_weights_and_what_does_not_fit():
     texts = ClipTexts.sd15(text_model())
     name = "text_model.final_layer_norm.bias"
     plain = texts.encode_prompt("a cat").embeds
-    with text_weights(texts, Weights(text={name: drawn(32)})):
+    with text_encoder_weights(texts, Weights(text={name: drawn(32)})):
         changed = texts.encode_prompt("a cat").embeds
-    with text_weights(texts, Weights(text={name: drawn(32)}), 0.0):
+    with text_encoder_weights(texts, Weights(text={name: drawn(32)}), 0.0):
         assert torch.equal(texts.encode_prompt("a cat").embeds, plain)
     assert torch.equal(texts.encode_prompt("a cat").embeds, plain)
     torch.testing.assert_close(changed - plain, drawn(32).expand_as(changed), rtol=0, atol=1e-5)
@@ -159,7 +159,7 @@ def test_whole_text_weights_and_what_does_not_fit():
         (Weights(text={name: drawn(32)}), 0.5, "strength 1.*found 0.5"),
         (Weights(text_lora={"g": {}}), 1.0, "text encoders 'g'.*found l"),
     ):
-        with pytest.raises(MismatchError, match=message), text_weights(texts, weights, strength):
+        with pytest.raises(MismatchError, match=message), text_encoder_weights(texts, weights, strength):
             pass
 
 
@@ -203,7 +203,7 @@ def test_the_second_strength_moves_evenly_and_outside_its_range_guidance_is_ordi
 
 def test_umm_asks_for_its_middle_and_for_a_share():
     prompt = Prompt(drawn(1, 77, 32))
-    with pytest.raises(MismatchError, match="method umm"):
+    with pytest.raises(MismatchError, match="in 'middle' for method umm, found nothing wired"):
         branches(Guidance("umm", 0.5, 0.5), prompt, prompt, None)
     with pytest.raises(MismatchError, match="from 0 to 1"):
         branches(Guidance("umm", 0.5, 1.5), prompt, prompt, prompt)

@@ -8,6 +8,7 @@ import re
 from itertools import product
 
 import pytest
+from troupe.model_patches.attention.merges import MERGES, NAMELESS
 from troupe.model_patches.checkpoints.catalogue import (
     ADAPTERS,
     DEFAULT_ADAPTER,
@@ -150,8 +151,8 @@ def messages() -> list[str]:
                     and len(node.args) == 3
                 ):
                     found += [
-                        f"Expected {expected}, found {got}. {do}"
-                        for expected, got, do in product(*(written(a, names) for a in node.args))
+                        f"Expected {expected}, found {got}. {remedy}"
+                        for expected, got, remedy in product(*(written(a, names) for a in node.args))
                     ]
     return [re.sub("…+", "…", message) for message in found]
 
@@ -172,10 +173,10 @@ def test_messages_are_quoted_at_all():
     assert len(QUOTED) >= 15
 
 
-@pytest.mark.parametrize("do", ["TroupeError", "CheckpointError", "SubjectError", "MismatchError"])
-def test_the_readme_shows_no_class_names(do):
+@pytest.mark.parametrize("name", ["TroupeError", "CheckpointError", "SubjectError", "MismatchError"])
+def test_the_readme_shows_no_class_names(name):
     """Artists search for the sentence, which is what ComfyUI shows."""
-    assert do not in TEXT
+    assert name not in TEXT
 
 
 # ---- help pages ------------------------------------------------------------------------------------------------------
@@ -254,3 +255,20 @@ def test_the_readme_is_short():
 
 def test_the_readme_begins_with_a_picture():
     assert re.match(r"# Troupe\n\n!\[.+\]\(web/docs/two_subjects_graph\.jpg\)\n", README)
+
+
+def test_the_page_explains_every_merge_and_the_tooltip_names_it():
+    page = (ROOT / "web" / "docs" / "TroupeApplyImageAttention.md").read_text(encoding="utf-8")
+    explained = re.search(r"^### merge\n(.*?)^##", page, re.M | re.S).group(1)
+    assert re.findall(r"^- `(\w+)`: ", explained, re.M) == ["auto", *MERGES]
+    tooltips = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    tooltip = tooltips["TroupeApplyImageAttention"]["inputs"]["merge"]["tooltip"]
+    assert [name for name in ("auto", *MERGES) if f"{name}: " not in tooltip] == []
+
+
+@pytest.mark.parametrize(
+    "place", ["docs/troubleshooting.md", "web/docs/TroupeEncodeSubjects.md", "locales/en/nodeDefs.json"]
+)
+def test_pages_name_the_merges_without_names(place):
+    text = (ROOT / place).read_text(encoding="utf-8").replace("`", "")
+    assert f"merge {', '.join(NAMELESS[:-1])} or {NAMELESS[-1]}" in text

@@ -243,7 +243,7 @@ def test_only_the_encoder_of_the_right_widths_is_taken(kind, width, right):
             check_image_encoder(spec, encoder)
         assert NAMES[id(right)] in caught.value.expected and "plus_sdxl.safetensors" in caught.value.expected
         assert NAMES[id(encoder)] in caught.value.found and str(encoder.hidden) in caught.value.found
-        assert "https://huggingface.co/" in caught.value.do and "models/clip_vision/" in caught.value.do
+        assert "https://huggingface.co/" in caught.value.remedy and "models/clip_vision/" in caught.value.remedy
 
 
 def test_no_encoder_at_all_says_where_one_belongs():
@@ -252,7 +252,7 @@ def test_no_encoder_at_all_says_where_one_belongs():
     assert (
         "ViT-H" in caught.value.expected
         and "models/clip_vision" in caught.value.found
-        and "https://huggingface.co/h94/" in caught.value.do
+        and "https://huggingface.co/h94/" in caught.value.remedy
     )
 
 
@@ -262,7 +262,7 @@ def test_an_encoder_nobody_published_is_described_by_its_widths():
     assert (
         "999" in caught.value.expected
         and "hidden size 7 and projection size 8" in caught.value.found
-        and "publisher" in caught.value.do
+        and "publisher" in caught.value.remedy
     )
 
 

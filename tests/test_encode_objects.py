@@ -9,7 +9,8 @@ from torch.nn.functional import normalize
 from troupe.model_patches.adapter import AdapterSpec, EncoderNeed, GatedSpec, Weights
 from troupe.model_patches.binding.layer_tokens import COND, UNCOND
 from troupe.model_patches.binding.object_tokens import Group, object_tokens
-from troupe.model_patches.encoders.grounding import MLP, GroundingNet, to_text_space
+from troupe.model_patches.encoders.grounding import GroundingNet, to_text_space
+from troupe.model_patches.encoders.mlp import MLP
 from troupe.model_patches.encoding.photos import prepare_photo
 from troupe.model_patches.errors import MismatchError, SubjectError
 from troupe.model_patches.families.encode import encode_subjects

@@ -58,7 +58,7 @@ def wrong(*args, **kwargs):
     """The message of a refusal."""
     with pytest.raises(SubjectError) as caught:
         prepare_faces(*args, **kwargs)
-    assert caught.value.expected and caught.value.found and caught.value.do
+    assert caught.value.expected and caught.value.found and caught.value.remedy
     return str(caught.value)
 
 

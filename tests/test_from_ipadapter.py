@@ -20,7 +20,7 @@ from support.ipadapter_workflows import (
     stacked_by_files,
     stacked_by_preset,
 )
-from troupe.model_patches.checkpoints.catalogue import published
+from troupe.model_patches.checkpoints.catalogue import published_file
 from troupe_tools.commands import check as check_tool
 from troupe_tools.errors import RunError
 from troupe_tools.pack import ROOT
@@ -205,7 +205,9 @@ def test_the_file_brings_its_links():
     assert (
         load.raw["properties"]["models"]
         == new["models"]
-        == [{"name": name, "url": published(name).link, "directory": published(name).folder} for name in named]
+        == [
+            {"name": name, "url": published_file(name).link, "directory": published_file(name).folder} for name in named
+        ]
     )
 
 

@@ -247,7 +247,7 @@ class Stage:
 
 def checked_text(error: CheckpointError) -> str:
     """The message, which has three parts in one paragraph of bearable length."""
-    assert error.expected and error.found and error.do
+    assert error.expected and error.found and error.remedy
     text = str(error)
     assert text.startswith("Expected ") and ", found " in text and text.rstrip().endswith((".", "name"))
     assert len(text) < 2000 and "\n" not in text and "Traceback" not in text, f"{len(text)} characters: {text[:300]!r}"

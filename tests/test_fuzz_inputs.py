@@ -140,7 +140,7 @@ def spoken(call, *arguments, **more):
         return call(*arguments, **more)
     except TroupeError as error:
         ACCEPTED[-1] = False
-        assert error.expected and error.found and error.do and str(error).startswith("Expected ")
+        assert error.expected and error.found and error.remedy and str(error).startswith("Expected ")
         assert len(str(error)) < 8000 and "Traceback" not in str(error)
         return None
 

@@ -39,13 +39,13 @@ from test_checkpoints import Bomb, checked
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from troupe.model_patches.adapter import EncoderNeed, GatedSpec
 from troupe.model_patches.checkpoints.adapter_file import adapter_label
-from troupe.model_patches.checkpoints.catalogue import ENCODERS, GATED, PROJECTION_MATRIX
-from troupe.model_patches.checkpoints.catalogue import published as published_file
+from troupe.model_patches.checkpoints.catalogue import ENCODERS, GATED, PROJECTION_MATRIX, published_file
 from troupe.model_patches.checkpoints.files import flatten, read_metadata, read_state
-from troupe.model_patches.checkpoints.unet_names import ldm_name, order, places, resblocks
+from troupe.model_patches.checkpoints.unet_names import block_paths, ldm_name, order, resblocks
 from troupe.model_patches.encoders.fuser import GatedFuser, published_heads
-from troupe.model_patches.encoders.grounding import MLP, GroundingNet, TextImagePositionNet, TextPositionNet, TextSpace
+from troupe.model_patches.encoders.grounding import GroundingNet, TextImagePositionNet, TextPositionNet, TextSpace
 from troupe.model_patches.encoders.leaf_parameter import module_name, published_name
+from troupe.model_patches.encoders.mlp import MLP
 from troupe.model_patches.errors import CheckpointError
 from troupe.model_patches.families.gligen import layout as gligen
 from troupe.model_patches.families.gligen.matrix import read_matrix
@@ -107,9 +107,9 @@ def test_the_sixteen_transformers_of_sd_go_there_and_back():
     names = [f"{path}.fuser.linear.weight" for path in theirs]
     assert resblocks(names) == 2
     assert {name: ldm_name(name, 2) for name in theirs} == theirs
-    found = places(sorted(names), "fuser")
+    found = block_paths(sorted(names), "fuser")
     assert found == {ldm: path for path, ldm in theirs.items()} and list(found) == list(theirs.values())
-    assert places(reversed([f"{ldm}.fuser.linear.weight" for ldm in theirs.values()]), "fuser") == {
+    assert block_paths(reversed([f"{ldm}.fuser.linear.weight" for ldm in theirs.values()]), "fuser") == {
         ldm: ldm for ldm in theirs.values()
     }
 
@@ -149,7 +149,7 @@ def test_the_names_are_those_of_a_real_diffusers_unet(kind, paths, config):
     assert max(i for i, name in enumerate(names) if name.startswith("mid_block")) > max(
         i for i, name in enumerate(names) if name.startswith("up_blocks")
     ), "the trap is there"
-    found = places(names, "attn2")
+    found = block_paths(names, "attn2")
     assert {path: ldm for ldm, path in found.items()} == paths
     assert list(found) == list(paths.values()) == sorted(found, key=order)
     assert (
@@ -171,7 +171,7 @@ def test_residual_blocks_a_level_are_read_off_the_names(layers):
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         )
     assert resblocks(unet.state_dict()) == layers
-    found = list(places(unet.state_dict(), "attn2"))
+    found = list(block_paths(unet.state_dict(), "attn2"))
     down = [f"input_blocks.{j + 1}.1.transformer_blocks.0" for j in range(layers)]
     up = [f"output_blocks.{layers + 1 + j}.1.transformer_blocks.0" for j in range(layers + 1)]
     assert found == [*down, *up, "middle_block.1.transformer_blocks.0"]

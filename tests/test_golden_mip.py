@@ -5,9 +5,10 @@ import torch
 from support.golden_mip import FOLDER, LAYERS, Layer, fill, layer, normal, projections
 from support.whole_heads import image_attention, relevance
 from torch.nn.functional import linear, scaled_dot_product_attention
-from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
+from troupe.model_patches.attention.decoupled import LayerTokens, image_delta
+from troupe.model_patches.attention.merges import Mixing
 from troupe.model_patches.attention.relevance import shares, text_gain
-from troupe.model_patches.encoders.projections import FaceMLP, ImageProj, Resampler, module_name
+from troupe.model_patches.encoders.projections import FaceMLP, ImageProj, Resampler, resampler_module_name
 
 HEADS = 3
 
@@ -175,7 +176,7 @@ PROJECTIONS = {
 def test_projection_is_the_official_one(tag):
     make, shape, tolerance = PROJECTIONS[tag]
     golden, module = projections(), make()
-    published = {module_name(k): k for k in ["latents"]}
+    published = {resampler_module_name(k): k for k in ["latents"]}
     state = {}
     for name, parameter in module.state_dict().items():
         original = published.get(name, name)
@@ -259,8 +260,6 @@ def test_prepared_tokens_are_split_into_heads_once(monkeypatch):
     for each in (lambda t: t, lambda t: t.float(), lambda t: t.group(1)):
         query = torch.randn(len(each(tokens).keys), 1, 10, 24)
         calls.clear()
-        found = decoupled.image_delta(query, each(prepared), torch.ones(2), HEADS, decoupled.Mixing())
+        found = decoupled.image_delta(query, each(prepared), torch.ones(2), HEADS, Mixing())
         assert calls == [(len(query), 10, 24)]
-        torch.testing.assert_close(
-            found, decoupled.image_delta(query, each(tokens), torch.ones(2), HEADS, decoupled.Mixing())
-        )
+        torch.testing.assert_close(found, decoupled.image_delta(query, each(tokens), torch.ones(2), HEADS, Mixing()))

@@ -18,10 +18,11 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
-from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
+from troupe.model_patches.attention.decoupled import LayerTokens, image_delta
 from troupe.model_patches.attention.lora import image_projection
-from troupe.model_patches.encoders.grounding import MLP
+from troupe.model_patches.attention.merges import NAMELESS, Mixing
 from troupe.model_patches.encoders.lora import PAIRS, ImageLora, LowRank
+from troupe.model_patches.encoders.mlp import MLP
 from troupe.model_patches.encoders.projections import MisshapenTensor, PerceiverAttention
 from troupe.model_patches.encoders.refiner import SERefiner, SubjectHead
 from troupe.model_patches.encoders.words import PhotoToWords, Postfuse, WordFusion
@@ -297,7 +298,7 @@ def test_a_black_square_has_no_moire():
 
 def test_a_black_square_of_a_long_strip_is_no_huge_one(monkeypatch):
     sides, pad = [], framing.pad
-    monkeypatch.setattr(framing, "LONGEST", 64)
+    monkeypatch.setattr(framing, "LONGEST_SIDE", 64)
     monkeypatch.setattr(framing, "pad", lambda *args: sides.append(pad(*args).shape[-2:]) or pad(*args))
     found = black_square(torch.ones(400, 100, 3), 28)
     assert sides == [(64, 64)] and found[..., 0].sum(1).allclose(torch.tensor(7.0), atol=0.1)
@@ -447,7 +448,7 @@ def test_absent_subjects_are_as_if_never_given(joint):
     torch.testing.assert_close(found[2:], image_attention(query[2:], keys[2:], values[2:], weights[2:], HEADS, joint))
 
 
-@pytest.mark.parametrize("merge", ["joint", "uniform", "add"])
+@pytest.mark.parametrize("merge", NAMELESS)
 @pytest.mark.parametrize("limited", [True, False], ids=["boxes", "free"])
 def test_an_absent_subject_leaves_its_share_to_the_others(merge, limited):
     query, keys, values, _ = random_subjects()

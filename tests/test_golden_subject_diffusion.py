@@ -13,13 +13,13 @@ from troupe.model_patches.attention.gated import ObjectTokens, gated_residual, s
 from troupe.model_patches.attention.guidance import subject_guidance
 from troupe.model_patches.encoders.fuser import FuserFeedForward, GatedFuser, published_heads
 from troupe.model_patches.encoders.grounding import (
-    MLP,
     GroundingNet,
     TextImagePositionNet,
     TextPositionNet,
     to_text_space,
 )
 from troupe.model_patches.encoders.leaf_parameter import LeafParameter, module_name
+from troupe.model_patches.encoders.mlp import MLP
 from troupe.model_patches.encoders.projections import MisshapenTensor
 
 FUSERS = {"d64h1": (64, 32, 1), "d40h8": (40, 24, 8), "d128h2": (128, 48, 2)}  # width, context, heads

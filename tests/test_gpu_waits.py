@@ -12,8 +12,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from troupe.model_patches.attention.decoupled import MANY_TOKENS, LayerTokens, Mixing, image_delta
+from troupe.model_patches.attention.decoupled import MANY_TOKENS, LayerTokens, image_delta
 from troupe.model_patches.attention.gated import ObjectTokens
+from troupe.model_patches.attention.merges import MERGES, Mixing
 from troupe.model_patches.encoders.fuser import GatedFuser
 
 ops = torch.ops.aten
@@ -79,7 +80,7 @@ def test_the_watch_sees_what_waits(gpu):
 @pytest.mark.parametrize(
     "mixing",
     [
-        *map(Mixing, ("relevance", "paper", "uniform", "joint", "add")),
+        *map(Mixing, MERGES),
         Mixing("relevance", 3.0, 0.2),
         Mixing("add", 1.0, 0.5),
     ],

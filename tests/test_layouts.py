@@ -7,7 +7,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from troupe.model_patches.placement.layouts import LAYOUTS, MARGIN, fill, grid_columns, overlap, places
+from troupe.model_patches.placement.layouts import LAYOUTS, MARGIN, box_overlap, fill, grid_columns, places
 from troupe.model_patches.subjects import MAX_SUBJECTS, Box
 
 PRESETS = [name for name in LAYOUTS if name != "none"]
@@ -34,7 +34,7 @@ def test_places_lie_in_the_picture_and_apart(layout, count, aspect):
         assert min(box.w, box.h) > 0.012  # thirty side by side
         assert min(box.x, box.y) >= MARGIN - 1e-4 and max(box.x + box.w, box.y + box.h) <= 1 - MARGIN + 2e-4
     for a, b in itertools.combinations(found, 2):
-        assert overlap(a, b) == 0
+        assert box_overlap(a, b) == 0
         gap = max(a.x - b.x - b.w, b.x - a.x - a.w, a.y - b.y - b.h, b.y - a.y - a.h)
         assert gap >= MARGIN - 3e-4
 
@@ -52,7 +52,7 @@ def test_given_boxes_stay_and_the_others_get_places(given, layout, aspect):
     if layout == "none":
         assert new == [None] * len(new)
     else:
-        assert all(new) and all(overlap(a, b) == 0 for a, b in itertools.combinations(new, 2))
+        assert all(new) and all(box_overlap(a, b) == 0 for a, b in itertools.combinations(new, 2))
         slots = places(layout, len(given), aspect) if given else []
         assert [slot for slot in slots if slot in new] == new  # in the layout's order
 
@@ -69,10 +69,10 @@ def test_a_free_place_is_taken_before_a_covered_one(given, layout):
     """The chosen places are covered as little as any choice of as many."""
     found = fill(given, layout)
     own = [box for box in given if box is not None]
-    cover = [sum(overlap(slot, box) for box in own) for slot in places(layout, len(given))]
+    cover = [sum(box_overlap(slot, box) for box in own) for slot in places(layout, len(given))]
     lacking = sum(box is None for box in given)
     chosen = sum(
-        sum(overlap(box, other) for other in own) for box, was in zip(found, given, strict=True) if was is None
+        sum(box_overlap(box, other) for other in own) for box, was in zip(found, given, strict=True) if was is None
     )
     assert chosen == pytest.approx(sum(sorted(cover)[:lacking]), abs=1e-4)
 

@@ -4,7 +4,7 @@ import pytest
 import safetensors.torch
 import torch
 from support import mean_colour_family, tiny_diffusers
-from troupe.model_patches.attention.decoupled import Mixing
+from troupe.model_patches.attention.merges import Mixing
 from troupe.model_patches.binding.settings import ImageAttentionSettings
 from troupe.model_patches.errors import CheckpointError
 from troupe.model_patches.families import registry

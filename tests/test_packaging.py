@@ -7,7 +7,7 @@ import inspect
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -93,7 +93,11 @@ ROOMS |= {
     "__init__": {"nodes", *(room for room in ROOMS if room.startswith(COMFYUI))},
 }
 OUTSIDE = {  # room -> packages it may import beside the standard library; the other rooms: COMES_WITH_COMFYUI
-    "model_patches/attention": {"torch", "einops"},
+    "model_patches/attention": {
+        "torch",
+        "einops",
+        "jaxtyping",
+    },  # jaxtyping for type checkers only
     "model_patches/encoders": {"torch", "einops"},
     "training": {"torch"},
     **{room: COMES_WITH_COMFYUI | HOST_MODULES for room in ROOMS if room.startswith(COMFYUI)},
@@ -114,7 +118,13 @@ THEMES = {  # theme of the tools -> themes that it may import
     f"{PACKAGE}/dev": BASE | {f"{PACKAGE}/workflow", f"{PACKAGE}/engine"},
 }
 
-
+INTERFACES = {  # names that several modules of model_patches define, each for its own family or host
+    *("LABELS", "matches", "load", "encode", "companions", "build"),  # a family
+    *("KIND", "FORMAT", "FUSION", "MEMBERS"),  # what a family's files are called and hold
+    *("recognised", "is_bundle", "member_of", "read_members"),
+    *("load_adapter", "encode_references", "encode_prompt", "apply_image_attention", "apply_gated"),  # a host
+    *("ImageAttention", "GatedAdapter", "LayerDelta"),
+}
 TEXT_NAME = re.compile(r"`([a-z_]+)\.([A-Z]\w*[a-z]\w*)`")
 
 
@@ -307,6 +317,32 @@ def test_classes_that_texts_name_are_where_they_say():
     assert [f"{path.name}: {module}.{name}" for path, module, name in named if name not in own.get(module, ())] == []
 
 
+def names_of(module: str) -> Iterator[tuple[str, str]]:
+    """(name, its definition) of every constant, function and class at the top of a module."""
+    for node in ast.parse(MODULES[module].read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield node.name, ast.dump(node)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                values = getattr(node.value, "elts", ()) if isinstance(target, ast.Tuple) else ()
+                if isinstance(target, ast.Tuple) and len(values) == len(target.elts):
+                    pairs = zip(target.elts, values, strict=True)
+                else:
+                    pairs = [(element, node.value) for element in getattr(target, "elts", [target])]
+                yield from ((ast.unparse(element), ast.dump(value)) for element, value in pairs)
+
+
+def test_a_name_means_one_thing():
+    """No two modules of model_patches give a name at their top to different things, except the interfaces."""
+    meanings: dict[str, dict[str, list[str]]] = {}
+    for module in (name for name in MODULES if name.startswith("model_patches/")):
+        for name, definition in names_of(module):
+            meanings.setdefault(name, {}).setdefault(definition, []).append(module)
+    double = {name: modules for name, found in meanings.items() if len(modules := [*found.values()]) > 1}
+    assert {name: modules for name, modules in double.items() if name not in INTERFACES} == {}
+    assert sorted(INTERFACES - double.keys()) == [], "no longer defined twice: take them out of INTERFACES"
+
+
 @pytest.mark.parametrize("module", [*MODULES, *TOOLS])
 def test_a_module_has_one_idea(module):
     assert len((ROOT / module).read_text().splitlines()) <= 400
@@ -349,7 +385,7 @@ def test_everything_below_the_hosts_is_imported_without_a_host():
     script = f"""
 import importlib, sys
 sys.path.insert(0, {str(ROOT / "tools")!r})
-for name in {sorted(HOST_MODULES | {"diffusers", "open_clip"})!r}:
+for name in {sorted(HOST_MODULES | {"diffusers", "open_clip", "jaxtyping"})!r}:
     sys.modules[name] = None  # importing it raises
 from troupe_tools.pack import load_pack
 load_pack()

@@ -29,10 +29,9 @@ from support.published_layouts import (
 )
 from test_checkpoints import checked
 from troupe.model_patches.adapter import EncoderNeed, PromptSpec
-from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROMPT, where_to_get
-from troupe.model_patches.checkpoints.catalogue import published as published_file
+from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROMPT, published_file, where_to_get
 from troupe.model_patches.checkpoints.files import read_metadata, read_state
-from troupe.model_patches.checkpoints.unet_layout import SD, SDXL, ldm_names, sd_shapes, transformer_blocks
+from troupe.model_patches.checkpoints.unet_layout import SD, SDXL, ldm_names, sd_shapes, transformer_paths
 from troupe.model_patches.encoders.decoupled import DecoupledLayer
 from troupe.model_patches.encoders.lora import ImageLora
 from troupe.model_patches.encoders.mm_diff import LoraLayer
@@ -120,8 +119,8 @@ def test_layers_of_both_kinds_are_asked_in_one_way():
 
 
 def test_transformer_blocks_are_those_of_the_tables():
-    assert transformer_blocks(SD) == [f"{ldm}.transformer_blocks.0" for ldm in SD_PLACES.values()]
-    assert transformer_blocks(SDXL) == [
+    assert transformer_paths(SD) == [f"{ldm}.transformer_blocks.0" for ldm in SD_PLACES.values()]
+    assert transformer_paths(SDXL) == [
         f"{ldm}.transformer_blocks.{t}" for ldm, depth in SDXL_PLACES.values() for t in range(depth)
     ]
 
@@ -256,7 +255,7 @@ def test_the_places_are_those_of_diffusers_own_order():
     theirs = [name.removesuffix(".processor") for name in unet.attn_processors]
     down, up, middle = ([name for name in theirs if name.startswith(start)] for start in ("down", "up", "mid"))
     assert down + up + middle == [
-        f"{sdxl_path(path)}.{attention}" for path in transformer_blocks(SDXL) for attention in ("attn1", "attn2")
+        f"{sdxl_path(path)}.{attention}" for path in transformer_paths(SDXL) for attention in ("attn1", "attn2")
     ]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
-from troupe.model_patches.attention.decoupled import Mixing
+from troupe.model_patches.attention.merges import Mixing
 from troupe.model_patches.binding.settings import ImageAttentionSettings
 from troupe.model_patches.encoders.decoupled import DecoupledLayers
 from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention, cross_layers

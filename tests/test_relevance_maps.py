@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from support.whole_heads import relevance
-from troupe.model_patches.attention.decoupled import MERGES, LayerTokens, Mixing, image_delta
+from troupe.model_patches.attention.decoupled import LayerTokens, image_delta
+from troupe.model_patches.attention.merges import MERGES, Mixing
 from troupe.model_patches.attention.relevance import owned, relevance_of_heads, shares
+from troupe.model_patches.errors import MismatchError
 from troupe.model_patches.placement.palette import colour_of
 from troupe.model_patches.relevance.maps import (
     NOBODY,
@@ -19,14 +22,14 @@ from troupe.model_patches.relevance.maps import (
     RecordedRun,
     SubjectMap,
     averaged,
+    map_overlap,
     mark_of,
-    overlap,
     owns_next_to_nothing,
     report,
     share_inside,
     wanted,
 )
-from troupe.model_patches.relevance.pictures import DARK, EMPTY, GAP, LONGEST, TALLEST, draw_maps
+from troupe.model_patches.relevance.pictures import DARK, EMPTY_SHEET, GAP, ROW_LONGEST, SHEET_TALLEST, draw_maps
 from troupe.model_patches.subjects import Box
 
 
@@ -82,10 +85,12 @@ def test_the_published_merge_computes_nothing_twice(monkeypatch):
     from troupe.model_patches.attention import decoupled
 
     calls = []
-    for function in (relevance_of_heads, shares):
-        monkeypatch.setattr(
-            decoupled, function.__name__, lambda *args, made=function: calls.append(made.__name__) or made(*args)
-        )
+
+    def counted(function):
+        return lambda *args: calls.append(function.__name__) or function(*args)
+
+    monkeypatch.setattr(decoupled, "relevance_of_heads", counted(relevance_of_heads))
+    monkeypatch.setitem(MERGES, "relevance", replace(MERGES["relevance"], weights=counted(shares)))
     monkeypatch.setattr(decoupled, "owned", lambda *args: pytest.fail("shares computed a second time"))
     tokens = LayerTokens(noise(1, 4, 8), noise(1, 4, 8), noise(1, 2, 8), torch.eye(2)[None])
     image_delta(noise(1, 1, 6, 8), tokens, torch.ones(2), 2, Mixing(), observe=lambda told: None)
@@ -148,8 +153,12 @@ def recorded(*subjects, **rest):
 def test_numbers():
     first, second = halves(0.75)
     assert share_inside(first, torch.eye(2).repeat_interleave(4, 0).repeat_interleave(4, 1)) == pytest.approx(0.5)
-    assert overlap(first, second) == pytest.approx(0.5)
-    assert overlap(*halves(1.0)) == 0 and overlap(first, first) == 1 and overlap(first, first * 0.1) == pytest.approx(1)
+    assert map_overlap(first, second) == pytest.approx(0.5)
+    assert (
+        map_overlap(*halves(1.0)) == 0
+        and map_overlap(first, first) == 1
+        and map_overlap(first, first * 0.1) == pytest.approx(1)
+    )
 
 
 def test_the_report_of_two_subjects():
@@ -245,8 +254,8 @@ def rgb(index):
 def test_a_row_for_each_subject_in_its_colour():
     first, second = halves(1.0)
     sheet = draw_maps(recorded(SubjectMap("fox", first), SubjectMap("cat", second)), (64, 64))
-    assert sheet.shape == (1, 2 * LONGEST + GAP, LONGEST, 3)
-    upper, lower = sheet[0, :LONGEST], sheet[0, LONGEST + GAP :]
+    assert sheet.shape == (1, 2 * ROW_LONGEST + GAP, ROW_LONGEST, 3)
+    upper, lower = sheet[0, :ROW_LONGEST], sheet[0, ROW_LONGEST + GAP :]
     dark = torch.full((3,), DARK / 255)
     for row, index, owns, not_ in ((upper, 0, 100, 412), (lower, 1, 412, 100)):
         assert torch.allclose(row[400, owns], rgb(index), atol=0.01) and torch.allclose(row[400, not_], dark, atol=0.01)
@@ -259,7 +268,7 @@ def test_maps_have_one_scale():
     )
     dark = torch.full((3,), DARK / 255)
     assert torch.allclose(sheet[0, 400, 256], rgb(0), atol=0.01)
-    assert torch.allclose(sheet[0, LONGEST + GAP + 400, 256], torch.lerp(dark, rgb(1), 0.5), atol=0.01)
+    assert torch.allclose(sheet[0, ROW_LONGEST + GAP + 400, 256], torch.lerp(dark, rgb(1), 0.5), atol=0.01)
 
 
 def test_over_the_picture():
@@ -279,10 +288,51 @@ def test_sizes(count, size):
     maps = [SubjectMap(f"subject {i}", uniform(*size, seed=i)) for i in range(count)]
     sheet = draw_maps(recorded(*maps), size)
     assert sheet.min() >= 0 and sheet.max() <= 1 and sheet.isfinite().all()
-    assert 192 <= sheet.shape[2] <= 512 and sheet.shape[1] <= max(TALLEST, 30 * 192) + count * GAP
+    assert 192 <= sheet.shape[2] <= 512 and sheet.shape[1] <= max(SHEET_TALLEST, 30 * 192) + count * GAP
 
 
 def test_no_record_is_a_small_dark_picture():
     for run in (None, RecordedRun("all")):
         sheet = draw_maps(run, (64, 64), torch.rand(1, 8, 8, 3))
-        assert sheet.shape == (1, *EMPTY, 3) and (sheet == DARK / 255).all()
+        assert sheet.shape == (1, *EMPTY_SHEET, 3) and (sheet == DARK / 255).all()
+
+
+# ---- the table of merges ---------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_merge_is_refused_where_the_settings_are_made():
+    with pytest.raises(MismatchError) as refused:
+        Mixing("sum")
+    assert str(refused.value) == (
+        "Expected one of relevance, paper, uniform, joint, add as 'merge', found 'sum'. Choose one of them."
+    )
+
+
+def test_who_needs_relevance():
+    needed = {
+        (merge, subjects, background): Mixing(merge, background=background).needs_relevance(subjects)
+        for merge in MERGES
+        for subjects in (1, 2)
+        for background in (0.5, 1.0)
+    }
+    assert [case for case, needs in needed.items() if case[1:] == (2, 1.0) and needs] == [
+        ("relevance", 2, 1.0),
+        ("paper", 2, 1.0),
+    ]
+    assert [case for case, needs in needed.items() if case[1:] == (1, 1.0) and needs] == [("paper", 1, 1.0)]
+    assert {case[0] for case, needs in needed.items() if case[2] < 1 and not needs} == {"uniform"}
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_weights_are_what_their_merge_promises(merge):
+    """Shares sum to 1 over the subjects, weights of `above_one` have mean 1 over the positions, others are 1 each."""
+    rule, a = MERGES[merge], uniform(2, 3, 4, 20)
+    ones = torch.ones(1, 1, 4, 1)
+    weights = rule.equal_weights(ones, None) if rule.weights is None else rule.weights(a, None, 2.0)
+    if rule.above_one:
+        torch.testing.assert_close(weights.mean(-1), torch.ones(2, 3, 4))
+    elif rule.share_one:
+        assert torch.equal(weights, ones)
+    else:
+        torch.testing.assert_close(weights.sum(2), torch.ones_like(weights[:, :, 0]))
+    assert rule.above_one or bool((weights <= 1).all())

@@ -13,7 +13,7 @@ def wrong(*args, **kwargs):
     """The message of make_subject's refusal."""
     with pytest.raises(SubjectError) as caught:
         make_subject(*args, **kwargs)
-    assert caught.value.expected and caught.value.found and caught.value.do
+    assert caught.value.expected and caught.value.found and caught.value.remedy
     return str(caught.value)
 
 

@@ -98,7 +98,7 @@ def test_a_training_checkpoint_is_the_published_file(kind, way, tmp_path):
 
 def test_layers_are_in_the_order_of_the_unets_processors():
     """Down, up, mid, and numbers as numbers: block 10 comes after block 2."""
-    from troupe.model_patches.checkpoints.trained_ip import published
+    from troupe.model_patches.checkpoints.trained_ip import published_layout
 
     order = [
         "down_blocks.2.attentions.0",
@@ -112,7 +112,7 @@ def test_layers_are_in_the_order_of_the_unets_processors():
         for i, place in enumerate(order)
         for k in (0, 1)
     }
-    found = published(dict(sorted(given.items())), "x")
+    found = published_layout(dict(sorted(given.items())), "x")
     assert [found[f"ip_adapter.{2 * j + 1}.to_k_ip.weight"].item() for j in range(10)] == [
         10.0 * i + k for i in range(5) for k in (0, 1)
     ]
@@ -143,10 +143,10 @@ def test_a_layer_that_is_missing_is_named(way):
 
 
 def test_published_files_are_left_alone():
-    from troupe.model_patches.checkpoints.trained_ip import published
+    from troupe.model_patches.checkpoints.trained_ip import published_layout
 
     for state in (
         plain(),
         {name.replace("ip_adapter.", "adapter_modules."): tensor for name, tensor in plain().items()},
     ):
-        assert published(state, "x") is state
+        assert published_layout(state, "x") is state

@@ -12,7 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROJECTION_MATRIX, VIT_BIGG, VIT_H, VIT_L, published
+from troupe.model_patches.checkpoints.catalogue import (
+    ENCODERS,
+    PROJECTION_MATRIX,
+    VIT_BIGG,
+    VIT_H,
+    VIT_L,
+    published_file,
+)
 from troupe.model_patches.placement.boxes import read_text
 from troupe_tools.dev.rehearsal_thumbnails import rehearsal_thumbnail
 from troupe_tools.dev.thumbnails import QUALITY, thumbnail, title_of
@@ -316,7 +323,7 @@ def test_every_model_has_its_link(downloaded):
         if model["directory"] == "checkpoints":
             assert CHECKPOINTS[model["name"]] == model["url"]
         else:
-            known = published(model["name"])
+            known = published_file(model["name"])
             assert (known.name, known.link, known.folder) == (model["name"], model["url"], model["directory"])
         assert model["name"].endswith(".safetensors"), "the front end downloads nothing else"
     for node in downloaded["nodes"]:
@@ -326,7 +333,7 @@ def test_every_model_has_its_link(downloaded):
     graph = Graph(downloaded)
     [name] = {graph.value(node, "adapter_name") for node in graph.of_type("TroupeLoadAdapter", "TroupeQuickSubjects")}
     [checkpoint] = [graph.value(node, "ckpt_name") for node in graph.of_type("CheckpointLoaderSimple")]
-    adapter, encoders = published(name), {"": "", **{e.name: e.file.name for e in ENCODERS}}
+    adapter, encoders = published_file(name), {"": "", **{e.name: e.file.name for e in ENCODERS}}
     noted = "".join(node.raw["widgets_values"][0] for node in graph.of_type("MarkdownNote"))
     assert all(f"]({model['url']})" in noted for model in listed), "a note has the links too"
     if adapter is None:
@@ -351,7 +358,9 @@ def test_what_has_no_weights_says_so_first(name):
         and "trained their own" in first["widgets_values"][0]
     )
     assert first["pos"] == min((n["pos"] for n in workflow["nodes"]), key=lambda at: (at[0], at[1])), "at the top left"
-    assert published(Graph(workflow).value(Graph(workflow).of_type("TroupeLoadAdapter")[0], "adapter_name")) is None
+    assert (
+        published_file(Graph(workflow).value(Graph(workflow).of_type("TroupeLoadAdapter")[0], "adapter_name")) is None
+    )
 
 
 def test_boxes_are_for_the_subjects_in_their_order(downloaded):
@@ -573,8 +582,8 @@ def test_boxes_need_the_small_file_of_gligen():
     """Photos are read by the large one, which the note describes."""
     workflow = template("7_place_subjects")
     small, large = (
-        published("gligen_sd14_textbox_pruned_fp16.safetensors"),
-        published("gligen-generation-text-image-box.bin"),
+        published_file("gligen_sd14_textbox_pruned_fp16.safetensors"),
+        published_file("gligen-generation-text-image-box.bin"),
     )
     assert [model["name"] for model in workflow["models"]] == [
         "v1-5-pruned-emaonly-fp16.safetensors",

@@ -17,8 +17,8 @@ def localization_loss(
     present: torch.Tensor,
     normalize: bool = False,
 ) -> torch.Tensor:
-    """One layer's loss: mean attention to a subject's token outside of its mask less that inside, as published (signed,
-    so it may fall below 0).
+    """Return one layer's loss: mean attention to a subject's token outside of its mask less that inside, as published
+    (signed, so it may fall below 0).
 
     Arguments:
         probabilities: text attention after its softmax, [B * H, P, L], batch-major, positions of a square picture.

@@ -6,14 +6,22 @@ are never mixed, so any picture format works.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 CELL = 8  # pixels a latent cell is wide and high
 
 
-def box_mask(boxes: torch.Tensor, grid: tuple[int, int], cell: int = CELL) -> torch.Tensor:
-    """Subject-Diffusion's mask channel: drawn at pixel size, then resized with `nearest`, which samples pixel `cell *
-    i` for cell i.
+def box_mask(
+    boxes: Float[Tensor, "*any M 4"], grid: tuple[int, int], cell: int = CELL
+) -> Float[Tensor, "*any {grid[0]} {grid[1]}"]:
+    """Return Subject-Diffusion's mask channel, drawn at pixel size, then resized with `nearest`, which samples pixel
+    `cell * i` for cell i.
 
     A box's edges are whole pixels; cell i is inside iff `left <= cell * i < right`. The channel is not scaled by sigma;
     several subjects are the product of their masks.
@@ -36,6 +44,6 @@ def _between(low: torch.Tensor, high: torch.Tensor, cells: int, cell: int) -> to
 
 
 def _outside(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """[..., M, h] and [..., M, w] bool -> [..., h, w], 1 where no box has both."""
+    """[..., M, h] and [..., M, w] bool -> [..., h, w], 1 if no box has both."""
     inside = rows.unsqueeze(-1) & columns.unsqueeze(-2)  # ..., M, h, w
     return (~inside.any(-3)).float()

@@ -8,49 +8,51 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .heads import split_heads
-from .relevance import background_gain, mean_relevance, owned, relevance_of_heads, shares, text_gain
+from .merges import Mixing
+from .relevance import background_gain, owned, relevance_of_heads, text_gain
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 MANY_TOKENS = 64  # a subject; full-face files have 257, for which the map of the fused form fills the memory
 MAP = 2**19  # entries of that map that a CPU computes at a time: they stay in its cache
 HALF = torch.finfo(torch.float16).max
-MERGES = ("relevance", "paper", "uniform", "joint", "add")
 
 
 @dataclass(frozen=True, eq=False)
 class HeadTokens:
-    """A layer's tokens split into heads: keys, values [G, H, S, d], names [G, H, L, d] or None; keys and names times 1
-    / sqrt d.
-    """
+    """A layer's tokens split into heads; keys and names times 1 / sqrt d."""
 
-    keys: torch.Tensor
-    values: torch.Tensor
-    names: torch.Tensor | None
+    keys: Float[Tensor, "G H S d"]
+    values: Float[Tensor, "G H S d"]
+    names: Float[Tensor, "G H L d"] | None
 
 
 @dataclass(frozen=True, eq=False)
 class LayerTokens:
-    """What one cross-attention layer needs of the subjects; depends on no timestep, so it is made once a run.
+    """The subjects' tokens for one cross-attention layer. They depend on no timestep, so they are made once a run.
 
-    keys, values: [G, S, C] image keys and values; name_keys: [G, L, C] or None where nothing asks for relevance;
-    segments: [G, M, L] float32 (see `relevance_of_heads`) or None; valid_tokens: [1 or G, S] bool, image tokens that
-    are there, or None for all: a subject with fewer tokens than another has some that are not, an absent one has none;
-    split: the same in heads, of tokens that are `prepared`.
+    keys, values: of the image tokens; name_keys: None if nothing asks for relevance; segments: float32, see
+    `relevance_of_heads`; valid_tokens: image tokens that are there, None for all: a subject with fewer tokens than
+    another has some that are not, an absent one has none; split: the same in heads, of tokens that are `prepared`.
     """
 
-    keys: torch.Tensor
-    values: torch.Tensor
-    name_keys: torch.Tensor | None = None
-    segments: torch.Tensor | None = None
-    valid_tokens: torch.Tensor | None = None
+    keys: Float[Tensor, "G S C"]
+    values: Float[Tensor, "G S C"]
+    name_keys: Float[Tensor, "G L C"] | None = None
+    segments: Float[Tensor, "G M L"] | None = None
+    valid_tokens: Bool[Tensor, "#G S"] | None = None
     split: HeadTokens | None = None
 
     def prepared(self, heads: int) -> LayerTokens:
-        """The same with `split`, so that no step has to make it."""
+        """Return the same with `split`, so that no step has to make it."""
         return self if self.split is not None else replace(self, split=self.in_heads(heads))
 
     def in_heads(self, heads: int) -> HeadTokens:
@@ -62,7 +64,7 @@ class LayerTokens:
         return HeadTokens(split_heads(self.keys * scale, heads), split_heads(self.values, heads), names)
 
     def group(self, index: int) -> LayerTokens:
-        """The tokens of one group alone, G = 1."""
+        """Return the tokens of one group alone, G = 1."""
         found = self._map(lambda t: t[index : index + 1])
         return (
             found
@@ -71,7 +73,7 @@ class LayerTokens:
         )
 
     def float(self) -> LayerTokens:
-        """The same in float32."""
+        """Return the same in float32."""
         return self._map(torch.Tensor.float)
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> LayerTokens:
@@ -85,39 +87,19 @@ class LayerTokens:
         return LayerTokens(change(self.keys), change(self.values), names, segments, self.valid_tokens, split)
 
 
-@dataclass(frozen=True)
-class Mixing:
-    """How several subjects share a position.
-
-    merge: `relevance` (published code), `paper`, `uniform` (1/M of each subject's own softmax), `joint` (one softmax
-    over all tokens) or `add` (share 1 each); sharpness: power on the relevance, > 0; background: 0..1, see
-    `background_gain`.
-    """
-
-    merge: str = "relevance"
-    sharpness: float = 1.0
-    background: float = 1.0
-
-    def needs_relevance(self, subjects: int) -> bool:
-        """Whether the names' attention must be known for that many subjects (a lone one's share is 1 without it)."""
-        if self.merge == "paper":
-            return True
-        if self.merge == "relevance":
-            return subjects > 1 or self.background < 1.0
-        return self.merge != "uniform" and self.background < 1.0
-
-
-def attend(queries: torch.Tensor, tokens: LayerTokens, weights: torch.Tensor, joint: bool = False) -> torch.Tensor:
+def attend(
+    queries: Float[Tensor, "G H BN d"], tokens: LayerTokens, weights: Float[Tensor, "G B M N"], joint: bool = False
+) -> Float[Tensor, "G H BN d"]:
     """Return `sum_i weights_i(p) * softmax_T(q k_i^T / sqrt d) v_i`, all subjects in one pass, or one by one where
     their tokens are many.
 
     Arguments:
-        queries: [G, H, B*N, d]; tokens: prepared; those that are not in `valid_tokens` are excluded from the softmax,
-            and a subject without any weighs 0.
-        weights: [G, B, M, N], multiplied after the softmax.
+        queries: of all rows of a group; tokens: prepared; those that are not in `valid_tokens` are excluded from the
+            softmax, and a subject without any weighs 0.
+        weights: multiplied after the softmax.
         joint: one softmax over all S tokens instead of one per subject.
     Returns:
-        [G, H, B*N, d] in the dtype of the queries, before `to_out`.
+        In the dtype of the queries, before `to_out`.
     """
     valid_tokens, (g, _, m, _), h, bn = tokens.valid_tokens, weights.shape, queries.shape[1], queries.shape[2]
     mine = tokens.in_heads(h)
@@ -179,66 +161,63 @@ def _subject_by_subject(
 
 
 def image_delta(
-    query: torch.Tensor,
+    query: Float[Tensor, "G B N C"],
     tokens: LayerTokens,
-    strengths: torch.Tensor,
+    strengths: Float[Tensor, " M"],
     heads: int,
     mixing: Mixing,
-    limits: torch.Tensor | None = None,
-    text: torch.Tensor | None = None,
-    text_logits: torch.Tensor | None = None,
-    observe: Callable[[torch.Tensor], None] | None = None,
-) -> torch.Tensor:
-    """What the subjects add to a cross-attention layer's result, before `to_out`.
+    limits: Float[Tensor, "#G #B M N"] | None = None,
+    text: Float[Tensor, "G B N C"] | None = None,
+    text_logits: Float[Tensor, "G B N"] | None = None,
+    observe: Callable[[Tensor], None] | None = None,
+) -> Float[Tensor, "G B N {heads} d"]:
+    """Return what the subjects add to a cross-attention layer's result, before `to_out`.
 
     `sum_i strength_i * f(p) * b(p) * share_i(p) * m_i(p) * Z_i(p)`; with every m = 1, sharpness 1 and background 1 this
     is MIP-Adapter's published code (paper's form: `(f - 1) Z_text + sum_i strength_i * A_i/mean_p(A_i) * Z_i`).
 
     Arguments:
-        query: [G, B, N, C]; tokens: of this layer, best `prepared`; heads: H.
-        strengths: [M] float32, weight of the node times weight of the subject (0 where a subject rests in this step).
+        query: of the visual tokens; tokens: of this layer, best `prepared`; heads: H.
+        strengths: float32, weight of the node times weight of the subject (0 if it is disabled in this step).
         mixing: see `Mixing`.
-        limits: m, [1 or G, 1 or B, M, N] float32 in 0..1, or None.
-        text: Z_text, [G, B, N, C], plain text attention (only merge `paper` with text_logits reads it).
-        text_logits: [G, B, N], `text_to_weight(Z_text)` of files that have it, else None (f = 1); give text with them.
+        limits: m, float32 in 0..1, or None.
+        text: Z_text, plain text attention (read only by a merge with `gain_on_text`, with text_logits).
+        text_logits: `text_to_weight(Z_text)` of files that have it, else None (f = 1); give text with them.
         observe: receives `owned`, [G, B, M, N] float32, by the names' relevance whatever the merge; the tokens must
             have names then. Changes nothing.
     Returns:
-        [G, B, N, H, d] in the query's dtype: whoever adds it to what has its heads joined joins these in the same pass.
+        In the query's dtype, heads apart: the caller joins them in the pass that adds the result.
     """
     g, b, n, _ = query.shape
     m = strengths.shape[0]
     if tokens.valid_tokens is not None:  # who is absent has no share
         limits = _present(tokens.valid_tokens, m).float() * (1.0 if limits is None else limits)
     queries, tokens = split_heads(query.flatten(1, 2), heads), tokens.prepared(heads)
-    needed = mixing.needs_relevance(m)
+    rule, needed = mixing.rule, mixing.needs_relevance(m)
     a = _relevance(queries, tokens.in_heads(heads).names, tokens.segments, b) if needed or observe is not None else None
-    weights = _position_weights(a, mixing, limits) if a is not None and needed else None
-    if weights is None:
-        weights = _equal_weights(mixing, limits, strengths.new_ones((1, 1, m, 1)))
+    if a is not None and needed and rule.weights is not None:
+        weights = rule.weights(a, limits, mixing.sharpness)
+    else:
+        weights = rule.equal_weights(strengths.new_ones((1, 1, m, 1)), limits)
     if limits is not None:
         weights = weights * limits
     if a is not None and observe is not None:
-        observe(weights if mixing.merge == "relevance" and m > 1 else owned(a, limits, mixing.sharpness))
+        observe(weights if rule.records_weights and m > 1 else owned(a, limits, mixing.sharpness))
     weights = weights * strengths.view(1, 1, m, 1)
     if a is not None and needed and mixing.background < 1.0:
         weights = weights * background_gain(a, mixing.background, mixing.sharpness).unsqueeze(2)
     gain = None if text_logits is None else text_gain(text_logits)
-    if gain is not None and mixing.merge != "paper":
+    if gain is not None and not rule.gain_on_text:
         weights = weights * gain.unsqueeze(2)
     largest = None
     # weights up to N would overflow: they meet the values as parts of 1
-    if query.dtype == torch.float16 and (mixing.merge == "paper" or gain is not None):
+    if query.dtype == torch.float16 and (rule.above_one or gain is not None):
         largest = weights.amax(2, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
         weights = weights / largest
-    delta = (
-        attend(queries, tokens, weights.expand(g, b, m, n), mixing.merge == "joint")
-        .transpose(1, 2)
-        .unflatten(1, (b, n))
-    )
+    delta = attend(queries, tokens, weights.expand(g, b, m, n), rule.one_softmax).transpose(1, 2).unflatten(1, (b, n))
     if largest is not None:
         delta = delta.float() * largest.expand(g, b, 1, n).transpose(2, 3).unsqueeze(-1)
-    if text is not None and gain is not None and mixing.merge == "paper":
+    if text is not None and gain is not None and rule.gain_on_text:
         delta = delta + ((gain.unsqueeze(-1) - 1.0).to(delta.dtype) * text.to(delta.dtype)).unflatten(-1, (heads, -1))
     return delta if largest is None else delta.clamp(-HALF, HALF).half()
 
@@ -250,17 +229,3 @@ def _relevance(
     if names is None or segments is None:
         raise ValueError("layer tokens: expected keys of the subjects' names, found none")
     return relevance_of_heads(queries, names, segments, pictures)
-
-
-def _position_weights(a: torch.Tensor, mixing: Mixing, limits: torch.Tensor | None) -> torch.Tensor | None:
-    """What the merge makes of the relevance A, [G, B, M, N], or None where it gives every position the same."""
-    if mixing.merge == "paper":
-        return mean_relevance(a, mixing.sharpness)
-    return shares(a, limits, mixing.sharpness) if mixing.merge == "relevance" else None
-
-
-def _equal_weights(mixing: Mixing, limits: torch.Tensor | None, ones: torch.Tensor) -> torch.Tensor:
-    """Weights without relevance: 1 for `add` and `joint`, equal shares for `uniform` and for a lone subject. ones: [1,
-    1, M, 1].
-    """
-    return ones if mixing.merge in ("add", "joint") else shares(ones, limits)

@@ -4,19 +4,27 @@ arXiv 2307.11410).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Shaped
 
 FREQUENCIES = 8  # of every published file
 TEMPERATURE = 100.0
 
 
-def box_frequencies(count: int = FREQUENCIES, device: torch.device | str | None = None) -> torch.Tensor:
-    """`f_k = 100^(k / count)` for k = 0 .. count - 1: [count] float32, radians per picture side (no pi in them)."""
+def box_frequencies(count: int = FREQUENCIES, device: torch.device | str | None = None) -> Float[Tensor, "{count}"]:
+    """Return `f_k = 100^(k / count)` for k = 0 .. count - 1: [count] float32, radians per picture side (no pi
+    in them).
+    """
     return TEMPERATURE ** (torch.arange(count, dtype=torch.float32, device=device) / count)
 
 
-def box_fourier(boxes: torch.Tensor, count: int = FREQUENCIES) -> torch.Tensor:
-    """Sines and cosines of a box's corners.
+def box_fourier(boxes: Shaped[Tensor, "*any 4"], count: int = FREQUENCIES) -> Float[Tensor, "*any {count*8}"]:
+    """Return the sines and cosines of a box's corners.
 
     Arguments:
         boxes: [..., 4], left, top, right, bottom in 0..1 of the picture's width and height; any dtype. An absent box is

@@ -14,33 +14,43 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-ROUNDING = 1e-5  # of a progress that was found from a float32 sigma
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+PROGRESS_ROUNDING = 1e-5  # of a progress that was found from a float32 sigma
 
 
 @dataclass(frozen=True, eq=False)
 class ObjectTokens:
-    """What one layer needs of the objects: keys, values [G, M, C], and its two gates, `tanh` of the trained scalars, in
-    -1..1; equal: of each group whether its M tokens are one and the same, () where none are."""
+    """The objects' tokens for one gated layer: keys, values [G, M, C], and its two gates, `tanh` of the trained
+    scalars, in -1..1; equal: of each group whether its M tokens are one and the same, () where none are.
+    """
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    keys: Float[Tensor, "G M C"]
+    values: Float[Tensor, "G M C"]
     attention_gate: float
     dense_gate: float
     equal: tuple[bool, ...] = ()
 
     def group(self, g: int) -> ObjectTokens:
-        """The tokens of group g alone, [1, M, C]."""
+        """Return the tokens of group g alone, [1, M, C]."""
         return replace(self, keys=self.keys[g : g + 1], values=self.values[g : g + 1], equal=self.equal[g : g + 1])
 
 
 def gated_self_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, objects: ObjectTokens, heads: int
-) -> torch.Tensor:
-    """`softmax(q [k; k_o]^T / sqrt d) [v; v_o]` for the visual tokens' queries.
+    query: Float[Tensor, "B N C"],
+    keys: Float[Tensor, "B N C"],
+    values: Float[Tensor, "B N C"],
+    objects: ObjectTokens,
+    heads: int,
+) -> Float[Tensor, "B N C"]:
+    """Return `softmax(q [k; k_o]^T / sqrt d) [v; v_o]` for the visual tokens' queries.
 
     Arguments:
         query, keys, values: [B, N, C], of the visual tokens; objects: [G, M, C] each; heads: H.
@@ -87,10 +97,10 @@ def _attention(
     return scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).reshape(b, n, c)
 
 
-def rows_of(grouped: torch.Tensor, b: int) -> torch.Tensor:
-    """[G, M, C] -> [B, M, C]: every group's tokens for each of its rows.
+def rows_of(grouped: Float[Tensor, "G M C"], b: int) -> Float[Tensor, "{b} M C"]:
+    """Map [G, M, C] to [B, M, C]: every group's tokens for each of its rows.
 
-    Raises ValueError where B is not a multiple of G.
+    Raises ValueError if B is not a multiple of G.
     """
     g = grouped.shape[0]
     if b % g:
@@ -99,18 +109,22 @@ def rows_of(grouped: torch.Tensor, b: int) -> torch.Tensor:
 
 
 def gated_residual(
-    x: torch.Tensor, branch: Callable[[torch.Tensor], torch.Tensor], gate: float, scale: float | torch.Tensor = 1.0
-) -> torch.Tensor:
-    """`x + scale * gate * branch(x)`; x itself, with `branch` not called, where scale or gate is 0. x [B, N, C]; gate
-    -1..1; scale: strength times `scale_at`, as a number or as a tensor [] on the device of x, which is not looked at:
-    so it may change and a compiled graph stays."""
+    x: Float[Tensor, "*any C"],
+    branch: Callable[[Tensor], Tensor],
+    gate: float,
+    scale: float | Float[Tensor, ""] = 1.0,
+) -> Float[Tensor, "*any C"]:
+    """Return `x + scale * gate * branch(x)`, or x unchanged, without calling `branch`, if scale or gate is 0. x [B, N,
+    C]; gate -1..1; scale: strength times `scale_at`, as a number or as a tensor [] on the device of x, which is not
+    read, so it may change without recompiling a graph.
+    """
     if gate == 0 or (not isinstance(scale, torch.Tensor) and scale == 0):
         return x
     return (branch(x) * (scale * gate)).add_(x)
 
 
-def weighted(objects: ObjectTokens, weights: torch.Tensor) -> ObjectTokens:
-    """Objects of weights other than 1: a weight scales its token's values. weights: [M] or [G, M].
+def weighted(objects: ObjectTokens, weights: Float[Tensor, "*G M"]) -> ObjectTokens:
+    """Return the objects with each token's values scaled by its weight. weights: [M] or [G, M].
 
     Tokens in the dtype of `objects`.
     """
@@ -118,13 +132,13 @@ def weighted(objects: ObjectTokens, weights: torch.Tensor) -> ObjectTokens:
 
 
 def scale_at(progress: float, end: float, decay: float = 0.0) -> float:
-    """GLIGEN's scheduled sampling where no step count is known: 1 before `end`, then linearly to 0 over `decay`, then
-    0.
+    """Return the scale of GLIGEN's scheduled sampling if no step count is known: 1 before `end`, then linearly to 0
+    over `decay`, then 0.
 
     Arguments: all 0..1 of the run; `end` of 1 or more never ends. A progress on the end, whatever rounding made of it,
     is past it. Published `alpha_type` is (end, decay, rest), end is the paper's tau: (0.3, 0, 0.7) for text boxes, (1,
     0, 0) for images; there a step takes the value that this line has at the step's end.
     """
-    if progress < end - ROUNDING or end >= 1:
+    if progress < end - PROGRESS_ROUNDING or end >= 1:
         return 1.0
     return min(1.0, max(0.0, 1.0 - (progress - end) / decay)) if decay > 0 else 0.0

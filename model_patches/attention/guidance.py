@@ -9,13 +9,13 @@ from typing import cast
 
 import torch
 
-ROUNDING = 1e-9  # of a sum of weights
+WEIGHT_ROUNDING = 1e-9  # of a sum of weights
 
 
 def subject_guidance(
     text: torch.Tensor, image: torch.Tensor, uncond: torch.Tensor, cfg: float, image_cfg: float | torch.Tensor
 ) -> torch.Tensor:
-    """`e_u + cfg (e_t - e_i) + image_cfg (e_i - e_u)` (Subject-Diffusion, arXiv 2307.11410; published: cfg 7.5,
+    """Return `e_u + cfg (e_t - e_i) + image_cfg (e_i - e_u)` (Subject-Diffusion, arXiv 2307.11410; published: cfg 7.5,
     image_cfg 1.5).
 
     Arguments:
@@ -28,19 +28,19 @@ def subject_guidance(
 def equivalent_uncond(
     image: torch.Tensor, uncond: torch.Tensor, cfg: float, image_cfg: float | torch.Tensor
 ) -> torch.Tensor:
-    """X for which ordinary guidance, `X + cfg (e_t - X)`, is `subject_guidance` whatever e_t is; cfg must not be 1,
-    where there is none.
+    """Return X for which ordinary guidance, `X + cfg (e_t - X)`, is `subject_guidance` whatever e_t is; cfg must not be
+    1, where there is none.
     """
     return image + (1.0 - image_cfg) / (1.0 - cfg) * (uncond - image)
 
 
 def umm_coefficients(cfg: float, alphas: Sequence[float]) -> tuple[float, ...]:
-    """Factors of (null, text, subject 1, subject 2, ...) in `umm_guidance`, summing to 1.
+    """Return the factors of (null, text, subject 1, subject 2, ...) in `umm_guidance`, summing to 1.
 
     A branch with factor 0 need not be evaluated.
     """
     text = 1.0 - math.fsum(alphas)
-    return 1.0 - cfg, 0.0 if abs(text) < ROUNDING else cfg * text, *(cfg * alpha for alpha in alphas)
+    return 1.0 - cfg, 0.0 if abs(text) < WEIGHT_ROUNDING else cfg * text, *(cfg * alpha for alpha in alphas)
 
 
 def umm_guidance(
@@ -50,7 +50,7 @@ def umm_guidance(
     cfg: float,
     alphas: Sequence[float],
 ) -> torch.Tensor:
-    """`e_0 + cfg (sum_j alpha_j e_j + (1 - sum_j alpha_j) e_y - e_0)` (UMM-Diffusion, arXiv 2303.09319, with
+    """Return `e_0 + cfg (sum_j alpha_j e_j + (1 - sum_j alpha_j) e_y - e_0)` (UMM-Diffusion, arXiv 2303.09319, with
     classifier-free guidance).
 
     Arguments:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Window = tuple[float, float, float, float]  # top, left, bottom, right of the visible part of the picture, 0..1
 WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 
 
-def union(region: torch.Tensor) -> torch.Tensor:
-    """One mask [H, W] of a region that has one for all pictures, [H, W], or one for each, [n, H, W]."""
+def union(region: Float[Tensor, "*n H W"]) -> Float[Tensor, "H W"]:
+    """Return the union [H, W] of a region's masks: one for all pictures, [H, W], or one for each, [n, H, W]."""
     return region.amax(0) if region.ndim == 3 else region
 
 
-def region_map(region: torch.Tensor, grid: tuple[int, int], window: Window = WHOLE) -> torch.Tensor:
-    """Mean of the mask over each grid cell. region [H, W] 0..1 over the whole picture -> [h, w] over the window (whole
-    pixels of the mask).
+def region_map(
+    region: Float[Tensor, "H W"], grid: tuple[int, int], window: Window = WHOLE
+) -> Float[Tensor, "{grid[0]} {grid[1]}"]:
+    """Return the mean of the mask over each grid cell. region [H, W] 0..1 over the whole picture -> [h, w] over the
+    window (whole pixels of the mask).
     """
     h, w = region.shape
     top, left, bottom, right = window
@@ -27,9 +35,9 @@ def region_map(region: torch.Tensor, grid: tuple[int, int], window: Window = WHO
 
 def box_map(
     box: tuple[float, float, float, float], grid: tuple[int, int], feather: float = 0.0, window: Window = WHOLE
-) -> torch.Tensor:
-    """A box (x, y, w, h in 0..1 of the picture) as cell coverage, with a linear ramp of `feather` (0..1 of the
-    picture's side) centred on its edge.
+) -> Float[Tensor, "{grid[0]} {grid[1]}"]:
+    """Return the cell coverage of a box (x, y, w, h in 0..1 of the picture), with a linear ramp of `feather` (0..1 of
+    the picture's side) centred on its edge.
 
     An edge on the picture's border has no ramp. Returns [h, w] float32 in 0..1 over the window; with feather 0 each
     cell holds the part of it that the box covers.
@@ -41,8 +49,10 @@ def box_map(
     return rows[:, None] * columns[None, :]
 
 
-def limit_map(region: torch.Tensor | None, box: torch.Tensor | None, box_strength: float) -> torch.Tensor | None:
-    """`m = region * (1 - box_strength * (1 - box))`, None where nothing limits. Both maps [h, w]."""
+def limit_map(
+    region: Float[Tensor, "*grid"] | None, box: Float[Tensor, "*grid"] | None, box_strength: float
+) -> Float[Tensor, "*grid"] | None:
+    """Return `m = region * (1 - box_strength * (1 - box))`, or None if nothing limits."""
     if box is None or box_strength == 0.0:
         return region
     soft = 1.0 - box_strength * (1.0 - box)

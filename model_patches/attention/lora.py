@@ -19,13 +19,13 @@ def image_projection(
     merged: float = 1.0,
     scale: float = 1.0,
 ) -> torch.Tensor:
-    """`W c + scale * LoRA_image(c)`, W the layer's weights without the adapter's text LoRA, which may be merged into
-    them by now: `project(c) - merged * LoRA_text(c) + scale * LoRA_image(c)`. What else was merged stays in.
+    """Return `W c + scale * LoRA_image(c)`; W is the layer's weight without the adapter's text LoRA, which may be
+    merged into it: `project(c) - merged * LoRA_text(c) + scale * LoRA_image(c)`. What else was merged stays in.
 
     Arguments:
         project: the layer's `to_k` or `to_v` as it is; tokens: c, [..., S, D].
         image, text: low-rank pairs, [..., D] -> [..., C], called with float32 tokens.
-        merged: strength with which the text LoRA is in `project`, 0 where it was not merged.
+        merged: strength with which the text LoRA is in `project`, 0 if it was not merged.
         scale: of the image LoRA (published: 1). A pair with factor 0 is not called.
     Returns:
         [..., S, C] in the dtype of `project`, its corrections made in float32.

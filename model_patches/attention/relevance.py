@@ -7,38 +7,47 @@ H heads, d channels a head, L name tokens of all subjects together.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 def relevance_of_heads(
-    queries: torch.Tensor, names: torch.Tensor, segments: torch.Tensor, pictures: int
-) -> torch.Tensor:
+    queries: Float[Tensor, "G H BN d"], names: Float[Tensor, "G H L d"], segments: Float[Tensor, "G M L"], pictures: int
+) -> Float[Tensor, "G {pictures} M N"]:
     """Return the attention of the name tokens over picture positions: softmax over POSITIONS, mean over heads, mean
     over a subject's own tokens.
 
     Arguments:
-        queries: [G, H, B*N, d], the UNet layer's own queries, split into heads.
-        names: [G, H, L, d], the UNet layer's own `to_k` of the name tokens (no BOS, EOS or padding unless weighted 0)
-            times 1 / sqrt d.
-        segments: [G, M, L] float32, row i averages the tokens of subject i (its entries sum to 1).
+        queries: the UNet layer's own queries, split into heads.
+        names: the UNet layer's own `to_k` of the name tokens (no BOS, EOS or padding unless weighted 0) times 1 /
+            sqrt d.
+        segments: float32, row i averages the tokens of subject i (its entries sum to 1).
         pictures: B.
     Returns:
-        A, [G, B, M, N] float32, >= 0, sums to 1 over N.
+        A, float32, >= 0, sums to 1 over N.
     """
     logits = torch.matmul(names, queries.transpose(2, 3)).unflatten(-1, (pictures, -1))  # G, H, L, B, N
     attention = logits.softmax(-1, dtype=torch.float32).mean(1)  # G, L, B, N
     return torch.bmm(segments, attention.flatten(2)).unflatten(2, (pictures, -1)).transpose(1, 2)
 
 
-def shares(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpness: float = 1.0) -> torch.Tensor:
-    """`share_i = m_i A_i^s / sum_k m_k A_k^s`, 0 where the sum is 0 (the published code's normaliser: over subjects).
+def shares(
+    relevance: Float[Tensor, "*#any M #N"], limits: Float[Tensor, "..."] | None = None, sharpness: float = 1.0
+) -> Float[Tensor, "*#any M #N"]:
+    """Return `share_i = m_i A_i^s / sum_k m_k A_k^s`, or 0 if the sum is 0 (the published code's normaliser: over
+    subjects).
 
     Arguments:
-        relevance: A, [..., M, N] float32.
-        limits: m, broadcastable to it, 0..1, or None for 1 everywhere.
+        relevance: A, float32.
+        limits: m, 0..1, or None for 1 everywhere. The two are broadcast.
         sharpness: s, 1 is the published form; larger gives a position more clearly to one subject.
     Returns:
-        [..., M, N] float32 in 0..1, summing to 1 (or 0) over M.
+        float32 in 0..1, summing to 1 (or 0) over M.
     """
     a = relevance if limits is None else torch.where(limits > 0, relevance, torch.zeros_like(relevance))
     if sharpness != 1.0:
@@ -50,11 +59,14 @@ def shares(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpnes
     return a / a.sum(-2, keepdim=True).clamp(min=torch.finfo(a.dtype).tiny)
 
 
-def owned(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpness: float = 1.0) -> torch.Tensor:
-    """`share_i * m_i`: how much of each position is a subject's. A lone subject's share would be 1 wherever it may be,
-    so its own relevance is returned instead, `m A^s / max_p(m A^s)`: 1 where it is looked at most.
+def owned(
+    relevance: Float[Tensor, "*any M N"], limits: Float[Tensor, "..."] | None = None, sharpness: float = 1.0
+) -> Float[Tensor, "*any M N"]:
+    """Return `share_i * m_i`: how much of each position belongs to a subject. A lone subject's share would be 1
+    wherever its limit is, so its own relevance is returned instead, `m A^s / max_p(m A^s)`: 1 at its most relevant
+    position.
 
-    Arguments: as `shares`. Returns [..., M, N] float32 in 0..1.
+    Arguments: as `shares`. Returns float32 in 0..1.
     """
     if relevance.shape[-2] > 1:
         found = shares(relevance, limits, sharpness)
@@ -65,27 +77,29 @@ def owned(relevance: torch.Tensor, limits: torch.Tensor | None = None, sharpness
     return torch.where(largest > 0, a / largest, torch.zeros_like(a))
 
 
-def mean_relevance(relevance: torch.Tensor, sharpness: float = 1.0) -> torch.Tensor:
-    """`A_i^s / mean_p A_i^s`: the paper's normaliser, over positions. [..., M, N] -> [..., M, N], mean 1 over N."""
+def mean_relevance(relevance: Float[Tensor, "*any M N"], sharpness: float = 1.0) -> Float[Tensor, "*any M N"]:
+    """Return `A_i^s / mean_p A_i^s`, the paper's normaliser over positions; its mean over N is 1."""
     a = relevance
     if sharpness != 1.0:
         a = (a / a.amax(-1, keepdim=True)).pow(sharpness)
     return a / a.mean(-1, keepdim=True)
 
 
-def background_gain(relevance: torch.Tensor, background: float, sharpness: float = 1.0) -> torch.Tensor:
-    """`b = background + (1 - background) * min(1, max_i A_i / mean_p A_i)`: holds references back where no subject is
-    relevant.
+def background_gain(
+    relevance: Float[Tensor, "*any M N"], background: float, sharpness: float = 1.0
+) -> Float[Tensor, "*any N"]:
+    """Return `b = background + (1 - background) * min(1, max_i A_i / mean_p A_i)`, which weakens references where no
+    subject is relevant.
 
-    Arguments: relevance [..., M, N]; background 0..1 (1 switches it off). Returns [..., N] in background..1.
+    Arguments: relevance A; background 0..1 (1 switches it off). Returns numbers in background..1.
     """
     return background + (1.0 - background) * mean_relevance(relevance, sharpness).amax(-2).clamp(max=1.0)
 
 
-def text_gain(logits: torch.Tensor) -> torch.Tensor:
-    """`f = sigmoid(w .
+def text_gain(logits: Float[Tensor, "*any N"]) -> Float[Tensor, "*any N"]:
+    """Return `f = sigmoid(w . Z_text) / mean_p(...)` of MIP-Adapter's trained files, float32.
 
-    Z_text) / mean_p(...)` of MIP-Adapter's trained files. logits [..., N] -> [..., N] float32, mean 1 over N.
+    logits: `w . Z_text`. The mean over N is 1.
     """
     gate = torch.sigmoid(logits.float())
     return gate / gate.mean(-1, keepdim=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..adapter import AdapterSpec, base_name
+from ..attention.merges import NAMELESS
 from ..base_mismatch import base_mismatch
 from ..errors import MismatchError
 from ..subjects import References
@@ -40,20 +41,21 @@ def check_places(spec: AdapterSpec, widths: Mapping[str, int], context_dim: int)
     if (error := base_mismatch(spec, context_dim)) is not None:
         raise error
     found = f"a MODEL for {base_name(context_dim)}, with a matching block for {fitting} of the {len(places)} layers"
-    do = f"Sample with a checkpoint of the {spec.base} family, or load a file made for this model."
+    remedy = f"Sample with a checkpoint of the {spec.base} family, or load a file made for this model."
     raise MismatchError(
-        f"a MODEL for {spec.file}: {spec.describe()}, text embeddings of size {gated.object_dim}", found, do
+        f"a MODEL for {spec.file}: {spec.describe()}, text embeddings of size {gated.object_dim}", found, remedy
     )
 
 
 def check_names(references: References, settings: ImageAttentionSettings) -> None:
-    """Raise MismatchError where the merge needs the subjects' names and they were not encoded."""
+    """Raise MismatchError if the merge needs the subjects' names and they were not encoded."""
     if needs_names(references, settings) and not references.named:
+        nameless = f"{', '.join(NAMELESS[:-1])} or {NAMELESS[-1]}"
         wanted = f"the subjects' names for merge '{settings.mixing.merge}'"
         raise MismatchError(
             wanted,
             "references without names",
-            "Wire 'clip' into Encode Subject References, or set 'merge' to uniform, joint or add.",
+            f"Wire 'clip' into Encode Subject References, or set 'merge' to {nameless}.",
         )
 
 
@@ -61,5 +63,5 @@ def check_whole_weights(strength: float, widget: str = "") -> None:
     """Raise MismatchError unless whole weights have strength 0 or 1. widget: the one that sets it, for the message."""
     if strength not in (0.0, 1.0):
         found, name = (f"'{widget}' at {strength:g}", f"'{widget}'") if widget else (f"{strength:g}", "it")
-        do = f"Set {name} to 1, or to 0 to leave the model unchanged."
-        raise MismatchError("strength 1, since full weights replace the model's own", found, do)
+        remedy = f"Set {name} to 1, or to 0 to leave the model unchanged."
+        raise MismatchError("strength 1, since full weights replace the model's own", found, remedy)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import pad
 
-from ..attention.decoupled import LayerTokens, Mixing, image_delta
+from ..attention.decoupled import LayerTokens, image_delta
+from ..attention.merges import Mixing
 from ..encoders.decoupled import DecoupledLayers, layers_of
 from ..encoders.mm_diff import LoraLayers
 from ..subjects import References
@@ -23,7 +24,7 @@ ORDER = (UNCOND, COND)  # the order of the first axis of everything here; the ho
 
 @dataclass(frozen=True, eq=False)
 class Projected:
-    """[2, S, C] keys and values of one layer, uncond first; [1, S, C] where rows of role UNCOND get nothing."""
+    """The keys and values of one layer, [2, S, C], uncond first; [1, S, C] if rows of role UNCOND get nothing."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -37,7 +38,7 @@ def project_images(
     bases: Iterable[Base] | None = None,
     merged: float = 0.0,
 ) -> list[Projected]:
-    """Keys and values of all image tokens for every layer; the uncond tokens are the same for every subject.
+    """Return the keys and values of all image tokens for every layer; the uncond tokens are the same for every subject.
 
     bases: the UNet's own (to_k, to_v) of each layer, and merged: how strongly the adapter's text LoRA is in them, for
     layers that need them. A subject with fewer tokens than another is filled up with zeros, see `valid_image_tokens`.
@@ -56,8 +57,8 @@ def project_images(
 
 
 def valid_image_tokens(references: References, without_absent: bool, device: torch.device) -> torch.Tensor | None:
-    """[1, S] bool: image tokens that are there, or None where all are. without_absent: those of subjects with weight 0
-    are not.
+    """Return which image tokens are there, [1, S] bool, or None if all are. without_absent: those of subjects with
+    weight 0 are not.
     """
     lengths = list(map(len, _given((s.tokens for s in references.subjects), "image tokens")))
     each = zip(references.subjects, lengths, strict=True)
@@ -74,8 +75,8 @@ def project_names(
     device: torch.device,
     dtype: torch.dtype,
 ) -> list[torch.Tensor]:
-    """The UNet's own `to_k` (one for each layer) of the name tokens, [2, L, C] each, LoRAs and hooks of the moment
-    included.
+    """Return the name tokens projected by the UNet's own `to_k` of each layer, [2, L, C] each, with the LoRAs and hooks
+    that are active now.
     """
     each = _given((s.name_tokens for s in references.subjects), "name tokens")
     (uncond,) = _given([references.uncond_name_tokens], "name tokens of the empty prompt")
@@ -88,8 +89,8 @@ def project_names(
 
 
 def name_segments(references: References, device: torch.device) -> torch.Tensor:
-    """[2, M, L] float32 averaging weights: subject i's own tokens in cond rows, the first L_i tokens of the empty
-    prompt in uncond rows.
+    """Return the averaging weights, [2, M, L] float32: subject i's own tokens in cond rows, the first L_i tokens of the
+    empty prompt in uncond rows.
     """
     lengths = list(map(len, _given((s.name_tokens for s in references.subjects), "name tokens")))
     weights = torch.zeros(2, len(lengths), sum(lengths))
@@ -101,7 +102,9 @@ def name_segments(references: References, device: torch.device) -> torch.Tensor:
 
 
 def pick(stored: torch.Tensor, roles: Sequence[str]) -> torch.Tensor:
-    """Rows of the first axis for the roles of a call's chunks: a view where the order allows it. One row: of COND."""
+    """Return the rows of the first axis for the roles of a call's chunks: a view where the order allows it. One row: of
+    COND.
+    """
     wanted = [ORDER[-len(stored) :].index(role) for role in roles]
     if wanted == list(range(wanted[0], wanted[0] + len(wanted))):
         return stored[wanted[0] : wanted[0] + len(wanted)]
@@ -115,7 +118,7 @@ def layer_tokens(
     roles: Sequence[str],
     valid_tokens: torch.Tensor | None = None,
 ) -> LayerTokens:
-    """One layer's tokens for the chunks of a call."""
+    """Return one layer's tokens for the chunks of a call."""
     if names is None or segments is None:
         return LayerTokens(pick(images.keys, roles), pick(images.values, roles), valid_tokens=valid_tokens)
     return LayerTokens(
@@ -134,10 +137,11 @@ def call_tokens(
 ) -> list[LayerTokens]:
     """Return every layer's tokens for the groups of a call, prepared.
 
-    images, names, heads: of each layer; names None where nothing asks for relevance; roles: COND or UNCOND, of each
+    images, names, heads: of each layer; names None if nothing asks for relevance; roles: COND or UNCOND, of each
     group. Subjects of weight 0 have no tokens in the joint softmax of an adapter that was published with it.
     """
-    without_absent = settings.mixing.merge == references.adapter.spec.merge == "joint"
+    mixing = settings.mixing
+    without_absent = mixing.rule.one_softmax and mixing.merge == references.adapter.spec.merge
     valid_tokens = valid_image_tokens(references, without_absent, device)
     segments = None if names is None else name_segments(references, device)
     each = zip(images, names or [None] * len(images), heads, strict=True)
@@ -173,7 +177,7 @@ def layer_delta(
 
 
 def _given(tensors: Iterable[torch.Tensor | None], what: str) -> list[torch.Tensor]:
-    """The tensors. Raises ValueError where one was not encoded, which a host's own checks tell the artist first."""
+    """The tensors. Raises ValueError if one was not encoded, which a host's own checks tell the artist first."""
     every = list(tensors)
     found = [tensor for tensor in every if tensor is not None]
     if len(found) < len(every):

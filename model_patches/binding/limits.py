@@ -13,7 +13,7 @@ from .settings import ImageAttentionSettings
 
 
 def limited(subjects: Sequence[ReferenceSubject], boxed: bool) -> bool:
-    """Whether a region, or a box while boxes limit, holds anybody back."""
+    """Return whether a region limits a subject, or a box while boxes limit."""
     return any(s.region is not None or (s.box is not None and boxed) for s in subjects)
 
 
@@ -26,8 +26,8 @@ def limits_on_grid(
     window: Window = WHOLE,
     pictures: Sequence[int] = (),
 ) -> torch.Tensor:
-    """m of every subject on a layer's grid (h, w), row-major: [1, M, h*w] float32 in 0..1, 1 where nothing limits; [B,
-    M, h*w] with `pictures`.
+    """Return the m of every subject on a layer's grid (h, w), row-major: [1, M, h*w] float32 in 0..1, 1 if nothing
+    limits; [B, M, h*w] with `pictures`.
 
     boxed: whether boxes limit in this step; window: the part of the picture that the grid shows; pictures: which of its
     masks each of B pictures has, for subjects with several. Without it they have their union.
@@ -42,7 +42,8 @@ def limits_on_grid(
 def with_masks_for(
     subjects: Sequence[ReferenceSubject], pictures: Sequence[int], whole: bool
 ) -> tuple[list[ReferenceSubject], list[int]]:
-    """The subjects, with the union in place of masks that are not one for each picture; and which subjects those are.
+    """Return the subjects, with the union in place of masks that are not one for each picture; and which subjects those
+    are.
 
     pictures: numbers of the pictures that are computed; whole: whether these are all there are.
     """

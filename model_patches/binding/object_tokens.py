@@ -46,8 +46,8 @@ def object_tokens(
     use_bbox: str = "auto",
     device: torch.device | None = None,
 ) -> torch.Tensor:
-    """What the adapter's net makes of the subjects for one group of rows, [1, M, D] in the features' dtype, on the
-    device (None: the net's own).
+    """Return the object tokens that the adapter's net makes of the subjects for one group of rows, [1, M, D] in the
+    features' dtype, on the device (None: the net's own).
 
     A subject of strength 0, or without any part in the window, is a null slot. One without a box has the whole picture,
     or, where it also has no phrase, the published place of a style reference. Rows of role UNCOND get what the
@@ -78,7 +78,8 @@ def layer_objects(
     dtype: torch.dtype,
     device: torch.device | None = None,
 ) -> list[ObjectTokens]:
-    """Keys and values [G, M, C] of every layer for the groups of a model call. Nothing here depends on the timestep.
+    """Return the keys and values [G, M, C] of every layer for the groups of a model call. Nothing here depends on the
+    timestep.
 
     device: of the picture, which is not the net's where a host keeps weights elsewhere and casts them as they are used;
     None: the net's own.
@@ -93,8 +94,8 @@ def layer_objects(
 
 
 def mask_channel(references: References, strengths: Sequence[float], size: tuple[int, int]) -> torch.Tensor:
-    """Subject-Diffusion's mask of the whole picture, [1, h, w] float32 on latent cells: 0 inside the boxes of the
-    subjects that act, 1 elsewhere.
+    """Return Subject-Diffusion's mask of the whole picture, [1, h, w] float32 on latent cells: 0 inside the boxes of
+    the subjects that act, 1 elsewhere.
 
     A subject without a box has the whole picture: then the mask is 0 everywhere.
     """
@@ -105,14 +106,12 @@ def mask_channel(references: References, strengths: Sequence[float], size: tuple
 
 
 def corners_of(box: Box) -> Corners:
-    """x, y, w, h -> left, top, right, bottom."""
+    """Convert x, y, w, h to left, top, right, bottom."""
     return box.x, box.y, box.x + box.w, box.y + box.h
 
 
 def corners_in(subject: ReferenceSubject, window: Window) -> Corners | None:
-    """A subject's box as its net sees it where only the window of the picture is shown; None where it has no part in
-    it.
-    """
+    """Return a subject's box relative to the window of the picture that is shown, or None if it lies outside."""
     if subject.box is None:
         features = _features(subject)
         return (
@@ -131,7 +130,7 @@ def _net_of(layers: GatedLayers) -> ObjectNet:
 
 
 def _features(subject: ReferenceSubject) -> ObjectFeatures:
-    """What the subject was encoded to. Raises ValueError where it was encoded for an adapter without gated layers."""
+    """What the subject was encoded to. Raises ValueError if it was encoded for an adapter without gated layers."""
     if subject.features is None:
         raise ValueError(f"'{subject.name}': expected features for gated layers, found none")
     return subject.features

@@ -36,14 +36,16 @@ class GatedStrengths:
 
 
 def is_idle(strength: float, subjects: Sequence[ReferenceSubject]) -> bool:
-    """Whether an Apply node does nothing in any step: it or every subject has strength 0, or there is no subject."""
+    """Return whether an Apply node has no effect in any step: it or every subject has strength 0, or there is no
+    subject.
+    """
     return strength == 0.0 or not any(subject.weight for subject in subjects)
 
 
 def image_strengths(
     settings: ImageAttentionSettings, subjects: Sequence[ReferenceSubject], inside: Inside
 ) -> ImageStrengths | None:
-    """Return the strengths of image attention in a call, None where no subject acts.
+    """Return the strengths of image attention in a call, None if no subject acts.
 
     Where boxes limit nothing, their end is not looked up: that could make a GPU wait.
     """
@@ -60,7 +62,7 @@ def image_strengths(
 def gated_strengths(
     settings: GatedSettings, subjects: Sequence[ReferenceSubject], inside: Inside, percent: Callable[[], float]
 ) -> GatedStrengths | None:
-    """Return the strengths of a gated adapter in a call, None where no subject acts.
+    """Return the strengths of a gated adapter in a call, None if no subject acts.
 
     percent: gives ComfyUI's percent of the call, 0..1; called only where the scale changes within the run.
     """
@@ -75,25 +77,25 @@ def gated_strengths(
 
 
 def takes_part(references: References, role: str | None) -> bool:
-    """Whether image attention changes rows of a role: COND always, UNCOND if the adapter has empty tokens, None
+    """Return whether image attention changes rows of a role: COND always, UNCOND if the adapter has empty tokens, None
     never.
     """
     return role == COND or (role is not None and references.uncond_tokens is not None)
 
 
 def needs_names(references: References, settings: ImageAttentionSettings, recording: bool = False) -> bool:
-    """Whether the keys of the subjects' names are needed: for the merge, or to record relevance."""
+    """Return whether the keys of the subjects' names are needed: for the merge, or to record relevance."""
     return recording or settings.mixing.needs_relevance(len(references.subjects))
 
 
 def waits_for_prompt(references: References) -> bool:
-    """Whether the subjects act in the UNet only once they are in the prompt, as MM-Diff was published."""
+    """Return whether the subjects act in the UNet only once they are in the prompt, as MM-Diff was published."""
     prompt = references.adapter.spec.prompt
     return prompt is not None and prompt.fusion.starts_image_attention
 
 
 def is_delayed(start_percent: float, start_step: int) -> bool:
-    """Whether a prompt begins without its subjects. start_percent: 0..1; start_step: from 0, or -1: the percent
+    """Return whether a prompt begins without its subjects. start_percent: 0..1; start_step: from 0, or -1: the percent
     holds.
     """
     return start_step > 0 if start_step >= 0 else start_percent > 0.0

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..attention.decoupled import Mixing
+from ..attention.merges import Mixing
 from ..errors import MismatchError
 from ..subjects import References
 
@@ -46,7 +46,9 @@ class GatedSettings:
 
 
 def mixing_for(references: References, merge: str, sharpness: float = 1.0, background: float = 1.0) -> Mixing:
-    """The Apply node's merge widgets; 'auto' is what the adapter was published with."""
+    """Return the settings of the Apply node's merge widgets; 'auto' is the merge that the adapter was
+    published with.
+    """
     return Mixing(references.adapter.spec.merge if merge == "auto" else merge, sharpness, background)
 
 

@@ -11,7 +11,9 @@ S = TypeVar("S", bound="DeltaStack")
 
 
 class DeltaStack(Generic[D]):
-    """What was in the layer's place before, and the deltas on top of it, in the order of the Apply nodes."""
+    """The function that was in the layer's place before, and the deltas on top of it, in the order of the Apply
+    nodes.
+    """
 
     def __init__(self, previous: Any, deltas: tuple[D, ...]):
         self.previous, self.deltas = previous, deltas

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import overload
+from typing import TypeVar, overload
 
 import torch
 
 from ..errors import MismatchError
+
+T = TypeVar("T")
 
 
 class SecondStrength:
@@ -35,10 +37,19 @@ class SecondStrength:
         done = done.clamp(0.0, 1.0) if isinstance(done, torch.Tensor) else min(max(done, 0.0), 1.0)
         return self.second + (self.second_end - self.second) * done
 
-    def check_shares(self) -> None:
-        """Raise MismatchError unless the second strength is 0..1 over the whole range, as method umm needs it."""
+    def umm_middle(self, middle: T | None) -> T:
+        """Return the middle prompt of method umm. Raise MismatchError if there is none, or if the second strength is
+        not in 0..1 over the whole range.
+        """
+        if middle is None:
+            raise MismatchError(
+                "the prompt without its subjects in 'middle' for method umm",
+                "nothing wired",
+                "Wire 'text_only' of Encode Prompt with Subjects into it.",
+            )
         ends = self.second, self.second_end
         if not 0.0 <= min(ends) <= max(ends) <= 1.0:
-            do = "For umm they are alpha, the subjects' share of the guidance. Start with 0.5."
+            remedy = "For umm they are alpha, the subjects' share of the guidance. Start with 0.5."
             found = f"{ends[0]:g} and {ends[1]:g}"
-            raise MismatchError("'second' and 'second_end' from 0 to 1 for method umm", found, do)
+            raise MismatchError("'second' and 'second_end' from 0 to 1 for method umm", found, remedy)
+        return middle

@@ -30,7 +30,7 @@ class AdapterFile:
 
     @classmethod
     def read(cls, path: str | Path, label: str | None = None) -> AdapterFile:
-        """Read a file, or all its parts. Raises CheckpointError where it is unreadable or a part is missing."""
+        """Read a file, or all its parts. Raises CheckpointError if it is unreadable or a part is missing."""
         path = Path(path)
         label = label or adapter_label(path)
         return cls(path, label, read_whole(path, label))
@@ -42,7 +42,7 @@ class AdapterFile:
 
 
 def adapter_label(path: str | Path) -> str:
-    """What to call a file: its name, with the folder's where the name is one that every file has."""
+    """Return the label of a file: its name, with the folder's where the name is one that every file has."""
     path = Path(str(path).replace("\\", "/"))
     return (
         f"{path.parent.name}/{path.name}"
@@ -52,7 +52,7 @@ def adapter_label(path: str | Path) -> str:
 
 
 def parts(path: Path) -> tuple[Path, ...]:
-    """All parts of a file that was cut into several, or the file alone."""
+    """Return all parts of a file that was cut into several, or the file alone."""
     cut = PART.match(path.stem)
     return (
         tuple(sorted(path.parent.glob(f"{escape(cut[1])}-?????-of-{cut[2]}{escape(path.suffix)}"))) if cut else (path,)
@@ -60,7 +60,9 @@ def parts(path: Path) -> tuple[Path, ...]:
 
 
 def read_whole(path: Path, label: str) -> dict[str, torch.Tensor]:
-    """`read_state` of a file, or of all its parts. Raises CheckpointError where one is missing."""
+    """Return the tensors of a file, or of all its parts, as `read_state` does. Raises CheckpointError if one is
+    missing.
+    """
     cut, found = PART.match(path.stem), parts(path)
     if cut and len(found) != int(cut[2]):
         raise CheckpointError(
@@ -76,7 +78,7 @@ def read_whole(path: Path, label: str) -> dict[str, torch.Tensor]:
 
 
 def beside(path: Path, names: Iterable[str]) -> dict[str, Path]:
-    """The weight files in the folder of `path` that have these names, the one with its extension first."""
+    """Return the weight files in the folder of `path` that have these names, the one with its extension first."""
     files = {name: [path.parent / f"{name}{extension}" for extension in (path.suffix, *EXTENSIONS)] for name in names}
     return {
         name: next(filter(Path.is_file, candidates))

@@ -15,8 +15,8 @@ HUB = "https://huggingface.co"
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """name: as people save it; folder: below ComfyUI/models; link: direct; size: as published; encoder: key of
-    ENCODERS; sha256: or ''.
+    """A published file. name: as people save it; folder: below ComfyUI/models; link: direct; size: as published;
+    encoder: key of ENCODERS; sha256: or ''.
     """
 
     name: str
@@ -135,16 +135,16 @@ def _repository(name: str, size: str = "see link", **more: str) -> PublishedFile
 
 
 PRUNED = "comfyanonymous/GLIGEN_pruned_safetensors/resolve/main"
-OFFICIAL = "resolve/main/diffusion_pytorch_model.bin"
+OFFICIAL_FILE = "resolve/main/diffusion_pytorch_model.bin"
 GATED = (  # official files are all called diffusion_pytorch_model.bin: the names are those of their repositories
     _gligen(
         "gligen_sd14_textbox_pruned_fp16.safetensors", f"{PRUNED}/gligen_sd14_textbox_pruned_fp16.safetensors", "418 MB"
     ),
     _gligen("gligen_sd14_textbox_pruned.safetensors", f"{PRUNED}/gligen_sd14_textbox_pruned.safetensors", "836 MB"),
-    _gligen("gligen-generation-text-box.bin", f"gligen/gligen-generation-text-box/{OFFICIAL}"),
+    _gligen("gligen-generation-text-box.bin", f"gligen/gligen-generation-text-box/{OFFICIAL_FILE}"),
     _gligen(
         "gligen-generation-text-image-box.bin",
-        f"gligen/gligen-generation-text-image-box/{OFFICIAL}",
+        f"gligen/gligen-generation-text-image-box/{OFFICIAL_FILE}",
         "6.79 GB",
         VIT_L.name,
     ),
@@ -189,12 +189,12 @@ PROMPT = (  # subjects in the prompt
 
 
 def encoder_of_width(kind: str, width: int) -> Encoder | None:
-    """The published encoder whose `kind` of output ('pooled' or 'penultimate') has that width."""
+    """Return the published encoder whose `kind` of output ('pooled' or 'penultimate') has that width."""
     return next((e for e in ENCODERS if (e.pooled if kind == "pooled" else e.hidden) == width), None)
 
 
-def published(name: str) -> PublishedFile | None:
-    """The table row of a file name (case and the folders before it ignored), or None."""
+def published_file(name: str) -> PublishedFile | None:
+    """Return the table row of a file name (case and the folders before it ignored), or None."""
     path = "/" + name.replace("\\", "/").lower()
     return next(
         (
@@ -207,13 +207,16 @@ def published(name: str) -> PublishedFile | None:
 
 
 def where_to_get(file: PublishedFile) -> str:
-    """'Download <link> and save it as models/<folder>/<name>'; 'Look on <link> for it ...' where the link is a page."""
+    """Return 'Download <link> and save it as models/<folder>/<name>'; 'Look on <link> for it ...' where the link is a
+    page.
+    """
     fetch = f"Look on {file.link} for it" if file.link == MM_DIFF else f"Download {file.link}"
     return f"{fetch} and save it as models/{file.folder}/{file.name}"
 
 
 def identity(path: str | os.PathLike, family: str) -> str:
-    """What is known about a file's origin beyond its shapes: 'the published model_sdxl.bin', or that it is not known.
+    """Return what is known about a file's origin beyond its shapes: 'the published model_sdxl.bin', or that it is not
+    known.
 
     Only files of a family with a published sha256 are hashed, once for each state of the file.
     """

@@ -14,7 +14,8 @@ TOKENS, POSITIONS = f"{ROOT}embeddings.token_embedding.weight", f"{ROOT}embeddin
 
 
 def text_weights(state: Mapping[str, torch.Tensor], width: int, file: str, kind: str) -> State:
-    """A whole text encoder of that width, names from `text_model.` on; position ids and a projection are left out.
+    """Return a whole text encoder of that width, names from `text_model.` on; position ids and a projection are left
+    out.
 
     Raises:
         CheckpointError: a tensor is missing, misshapen or unknown. kind: what the file is, for messages.
@@ -28,13 +29,13 @@ def text_weights(state: Mapping[str, torch.Tensor], width: int, file: str, kind:
     }
     for name in (TOKENS, POSITIONS, f"{ROOT}encoder.layers.0.mlp.fc1.weight"):
         check_matrix(found, name, file)
-    check(found, _shapes(found, width), file, kind)
+    check(found, _layer_shapes(found, width), file, kind)
     return found
 
 
-def _shapes(found: Mapping[str, torch.Tensor], width: int) -> dict[str, tuple[int, ...]]:
+def _layer_shapes(found: Mapping[str, torch.Tensor], width: int) -> dict[str, tuple[int, ...]]:
     """The tensors that an encoder with these layers, this vocabulary and this inner width has."""
-    # of a gap the check tells
+    # `check` reports a gap
     layers = len(
         {
             number

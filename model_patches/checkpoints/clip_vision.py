@@ -1,4 +1,4 @@
-"""CLIP vision encoder files: told by the widths in their headers, whatever they are called; read in either published
+"""CLIP vision encoder files: recognised by the widths in their headers, whatever their names; read in either published
 layout.
 """
 
@@ -15,13 +15,16 @@ from ..errors import CheckpointError
 from .files import read_shapes
 from .tensors import AGAIN, State, check_numbers
 
-LAYOUTS = (  # hidden states, pooled projection, which axis of the latter is the pooled width
+WIDTH_TENSORS = (  # hidden states, pooled projection, which axis of the latter is the pooled width
     ("vision_model.embeddings.class_embedding", "visual_projection.weight", 0),  # transformers
     ("visual.class_embedding", "visual.proj", 1),  # open_clip
 )
-POSITIONS = ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding")  # in the same order
+POSITION_TENSORS = (
+    "vision_model.embeddings.position_embedding.weight",
+    "visual.positional_embedding",
+)  # in the same order
 OPEN_CLIP = "visual."  # before the vision tower's names in open_clip's files
-ONCE = {  # open_clip -> transformers
+OPEN_CLIP_NAMES = {  # open_clip -> transformers
     "class_embedding": "vision_model.embeddings.class_embedding",
     "conv1.weight": "vision_model.embeddings.patch_embedding.weight",
     "positional_embedding": "vision_model.embeddings.position_embedding.weight",
@@ -30,8 +33,8 @@ ONCE = {  # open_clip -> transformers
     "ln_post.weight": "vision_model.post_layernorm.weight",
     "ln_post.bias": "vision_model.post_layernorm.bias",
 }
-PROJECTIONS, IN_PROJ = ("proj", "visual_projection.weight"), ("in_proj_weight", "in_proj_bias")
-BLOCKS, LAYERS = "transformer.resblocks.", "vision_model.encoder.layers."
+PROJECTION_MATRICES, IN_PROJ = ("proj", "visual_projection.weight"), ("in_proj_weight", "in_proj_bias")
+OPEN_CLIP_BLOCKS, CLIP_LAYERS = "transformer.resblocks.", "vision_model.encoder.layers."
 IN_BLOCK = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -44,16 +47,18 @@ T = TypeVar("T")
 
 
 class EncoderWidths(NamedTuple):
-    """Of a CLIP vision encoder: its hidden states and its pooled, projected embedding."""
+    """The widths of a CLIP vision encoder: its hidden states and its pooled, projected embedding."""
 
     hidden: int
     pooled: int
 
 
 def encoder_widths(path: str | os.PathLike) -> EncoderWidths | None:
-    """Widths of an encoder file, in the transformers or the open_clip layout; None where it is neither, or gone."""
+    """Return the widths of an encoder file, in the transformers or the open_clip layout; None if it is neither, or
+    gone.
+    """
     try:
-        return _read(os.fspath(path), os.stat(path).st_mtime_ns)[0]
+        return _read_widths(os.fspath(path), os.stat(path).st_mtime_ns)[0]
     except OSError:
         return None
 
@@ -67,14 +72,15 @@ def best_encoder(
     fits: Callable[[EncoderWidths], bool],
     path_of: Callable[[T], str | os.PathLike | None] = _itself,
 ) -> T | None:
-    """The first of these whose encoder fits; one for smaller pictures before one for larger: adapters were trained with
-    the 224 pixel encoders, and OpenAI's ViT-L/14 has the same widths at 336. path_of: the file of an entry, None for
-    none."""
+    """Return the first of these whose encoder fits; one for smaller pictures before one for larger: adapters were
+    trained with the 224 pixel encoders, and OpenAI's ViT-L/14 has the same widths at 336. path_of: the file of an
+    entry, None for none.
+    """
     found: list[tuple[int, T]] = []
     for entry in paths:
         path = path_of(entry)
         try:
-            widths, positions = _read(os.fspath(path), os.stat(path).st_mtime_ns) if path else (None, 0)
+            widths, positions = _read_widths(os.fspath(path), os.stat(path).st_mtime_ns) if path else (None, 0)
         except OSError:
             continue
         if widths and fits(widths):
@@ -83,18 +89,18 @@ def best_encoder(
 
 
 @lru_cache(maxsize=256)
-def _read(path: str, modified: int) -> tuple[EncoderWidths | None, int]:
-    """Widths of an encoder file, and its positions (patches and CLS), 0 where they cannot be read."""
+def _read_widths(path: str, modified: int) -> tuple[EncoderWidths | None, int]:
+    """Widths of an encoder file, and its positions (patches and CLS), 0 if they cannot be read."""
     shapes = read_shapes(path)
-    for (hidden, pooled, axis), table in zip(LAYOUTS, POSITIONS, strict=True):
+    for (hidden, pooled, axis), table in zip(WIDTH_TENSORS, POSITION_TENSORS, strict=True):
         if len(shapes.get(hidden, ())) == 1 and len(shapes.get(pooled, ())) == 2:
             return EncoderWidths(shapes[hidden][0], shapes[pooled][axis]), next(iter(shapes.get(table, ())), 0)
     return None, 0
 
 
 def with_transformers_names(state: Mapping[str, torch.Tensor], prefix: str = OPEN_CLIP) -> dict[str, torch.Tensor]:
-    """The vision tower of an open_clip state dict under transformers' names; what is not of the tower is left out.
-    Works on parts of one.
+    """Return the vision tower of an open_clip state dict under transformers' names; what is not of the tower is left
+    out. Works on parts of one.
 
     prefix: before the tower's names. A state dict without a name of the tower comes back as it is.
     """
@@ -103,16 +109,16 @@ def with_transformers_names(state: Mapping[str, torch.Tensor], prefix: str = OPE
     for name, value in tower.items():
         if name == "proj":
             converted["visual_projection.weight"] = value.T.contiguous()
-        elif name in ONCE:
-            converted[ONCE[name]] = value
-        elif name.startswith(BLOCKS):
-            number, _, rest = name.removeprefix(BLOCKS).partition(".")
-            converted |= {f"{LAYERS}{number}.{there}": part for there, part in _in_block(rest, value).items()}
+        elif name in OPEN_CLIP_NAMES:
+            converted[OPEN_CLIP_NAMES[name]] = value
+        elif name.startswith(OPEN_CLIP_BLOCKS):
+            number, _, rest = name.removeprefix(OPEN_CLIP_BLOCKS).partition(".")
+            converted |= {f"{CLIP_LAYERS}{number}.{there}": part for there, part in _in_block(rest, value).items()}
     return converted or dict(state)
 
 
 def overlay(state: Mapping[str, torch.Tensor], file: str) -> State:
-    """The retrained part of a CLIP vision encoder, in either layout, by transformers' names; {} for no tensors.
+    """Return the retrained part of a CLIP vision encoder, in either layout, by transformers' names; {} for no tensors.
 
     Raises:
         CheckpointError: there are tensors, but none of such an encoder, or one of a form or with numbers that none has,
@@ -144,7 +150,7 @@ def _check_form(name: str, tensor: torch.Tensor, where: str) -> None:
     """Raise CheckpointError for a projection that is no matrix, and for an attention of open_clip that does not part in
     three.
     """
-    if name in PROJECTIONS and tensor.ndim != 2:
+    if name in PROJECTION_MATRICES and tensor.ndim != 2:
         raise CheckpointError(f"{where} to be a matrix", f"the shape {list(tensor.shape)}", AGAIN)
     if name.endswith(IN_PROJ) and (not tensor.ndim or not len(tensor) or len(tensor) % 3):
         raise CheckpointError(

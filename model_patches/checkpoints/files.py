@@ -14,7 +14,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, quoted
 from .pickles import ForeignArchive, unpickled
 
 EXTENSIONS = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt")
@@ -27,10 +27,10 @@ ENTRIES = 100_000  # in a file's dicts; a whole SDXL checkpoint has 2500
 
 
 def read_state(path: str | os.PathLike, label: str | None = None) -> dict[str, torch.Tensor]:
-    """All tensors of a weight file, nested dicts flattened with dots, on the CPU, dtypes as in the file.
+    """Read all tensors of a weight file, nested dicts flattened with dots, on the CPU, dtypes as in the file.
 
     Safetensors, or a pickle of plain tensors (`weights_only`: no code is run; training settings inside are passed
-    over), told apart by their first bytes. A file of one tensor without a name has it as 'tensor'. Raises:
+    over), distinguished by their first bytes. A file of one tensor without a name has it as 'tensor'. Raises:
         CheckpointError: the file is missing, truncated, holds code, or holds no tensors.
     """
     path, label = Path(path), label or Path(path).name
@@ -43,7 +43,7 @@ def read_state(path: str | os.PathLike, label: str | None = None) -> dict[str, t
     if odd is not None:
         raise CheckpointError(
             f"names of tensors in '{label}' to be words with dots between",
-            shown(odd),
+            quoted(odd),
             "It is damaged, or of an unknown kind: choose another file.",
         )
     if not state:
@@ -52,7 +52,7 @@ def read_state(path: str | os.PathLike, label: str | None = None) -> dict[str, t
 
 
 def read_shapes(path: str | os.PathLike) -> Shapes:
-    """Names and shapes of a file's tensors without reading the weights; {} where the file cannot be read."""
+    """Read the names and shapes of a file's tensors without reading the weights; {} if the file cannot be read."""
     path = Path(path)
     try:
         if not _is_safetensors(path):
@@ -63,7 +63,9 @@ def read_shapes(path: str | os.PathLike) -> Shapes:
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """The texts that a safetensors file carries beside its tensors; {} where there are none, or it is no such file."""
+    """Read the texts that a safetensors file carries beside its tensors; {} if there are none, or it is no such
+    file.
+    """
     try:
         texts = _header(Path(path)).get("__metadata__", {}) if _is_safetensors(Path(path)) else {}
         return {name: text for name, text in texts.items() if isinstance(text, str)}
@@ -72,7 +74,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 
 def flatten(tree: Any) -> dict[str, torch.Tensor]:
-    """Nested mappings of tensors -> one dict with dotted names; entries that are no tensors are dropped.
+    """Flatten nested mappings of tensors to one dict with dotted names; entries that are no tensors are dropped.
 
     Raises:
         ValueError: more than ENTRIES entries, as of a dict that is in itself many times; a name of more than
@@ -128,8 +130,8 @@ def _check_present(path: Path, label: str) -> None:
 
 
 def _unreadable(path: Path, label: str, error: Exception) -> CheckpointError:
-    """What is wrong with a file that no reader takes. torch's own text is not passed on: it tells how to run the code
-    in a file.
+    """What is wrong with a file that no reader takes. torch's own text is not passed on: it explains how to run the
+    code in a file.
     """
     with open(path, "rb") as file:
         start = file.read(64)
@@ -140,30 +142,30 @@ def _unreadable(path: Path, label: str, error: Exception) -> CheckpointError:
     ):
         code = CODE.search(str(error))
         found = f"something else, which was not run ({code[1] if code else type(error).__name__})"
-        do = (
+        remedy = (
             "It may be damaged or hostile: delete it and download it from its publisher, as .safetensors where "
             "there is one."
         )
-        return CheckpointError(f"'{label}' to hold nothing but tensors", found, do)
+        return CheckpointError(f"'{label}' to hold nothing but tensors", found, remedy)
     if isinstance(error, ForeignArchive):
         return CheckpointError(
             f"'{label}' to be a file of tensors as torch.save writes it",
             str(error),
             "Load it where it was made and save its tensors as .safetensors.",
         )
-    found, do = (
+    found, remedy = (
         f"{path.stat().st_size:,} bytes that could not be read",
         "The download was probably cut off: delete it and download it again.",
     )
     if start.lstrip().startswith(b"<"):
-        found, do = (
+        found, remedy = (
             "a web page",
             "The link was to a page instead of the file (some need a login): delete it and use the direct "
             "download link.",
         )
     elif start.startswith(b"version https://git-lfs"):
-        found, do = (
+        found, remedy = (
             "a Git LFS pointer instead of the file",
             "Delete it and download the file itself, or run 'git lfs pull' in the clone.",
         )
-    return CheckpointError(f"'{label}' to be a readable weight file", found, do)
+    return CheckpointError(f"'{label}' to be a readable weight file", found, remedy)

@@ -29,7 +29,7 @@ ZIP = b"PK\x03\x04"
 # storages
 OLD_PARTS = 5
 PICKLE = 2**24  # bytes of all pickles in a file; a whole SDXL checkpoint has under 1 MB
-ENTRY = 100  # bytes of a dict's entry, at least
+ENTRY_BYTES = 100  # bytes of a dict's entry, at least
 SHARED = 2  # a file's tensors together, in bytes for each of the file: some lie in it once and have two names
 SETTINGS = (  # what the training settings inside GLIGEN's official files are made of: names in their pickles
     *(
@@ -67,12 +67,12 @@ TENSOR, TYPED, PARAMETER, ORDERED = (
 )
 # of a zip archive; the last two of large ones
 END, LOCATOR, END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
-FOLDER = 0x10  # an archive's mark on a member
-TEXT = "_codecs.encode"  # bytes, as Python 3 writes them for Python 2
+FOLDER_MARK = 0x10  # an archive's mark on a member
+ENCODED_BYTES = "_codecs.encode"  # bytes, as Python 3 writes them for Python 2
 # of those that torch's reader knows, all that need no care
 OPCODES = b"()]}.acehjqrtGJKMNQUX\x80\x85\x86\x87\x88\x89\x8a"
 # what names something in a dict; a deep tuple would overflow the stack when it is hashed
-KEYS = (str, int, float, bool, bytes, type(None))
+KEY_TYPES = (str, int, float, bool, bytes, type(None))
 
 
 class ForeignArchive(pickle.UnpicklingError):
@@ -80,8 +80,8 @@ class ForeignArchive(pickle.UnpicklingError):
 
 
 def unpickled(path: Path) -> Any:
-    """What a file of tensors holds, on the CPU; of an archive that is not called .safetensors, mapped into memory
-    instead of read.
+    """Return the contents of a file of tensors, on the CPU; an archive that is not called .safetensors is mapped into
+    memory instead of read.
 
     Raises:
         ForeignArchive: an archive of another kind ("a tar archive").
@@ -150,7 +150,7 @@ def _members(archive: zipfile.ZipFile, size: int) -> tuple[zipfile.ZipInfo, Mapp
         for info in infos
     ):
         raise ForeignArchive("compressed or encrypted members")
-    if any(info.file_size and info.external_attr & FOLDER for info in infos):
+    if any(info.file_size and info.external_attr & FOLDER_MARK for info in infos):
         # which torch reads when it maps the archive, and otherwise takes whatever its memory holds
         raise zipfile.BadZipFile("a folder with bytes")
     names, raw = ({name(info).lower() for info in infos} for name in (lambda info: info.filename, _raw_name))
@@ -174,7 +174,7 @@ def _members(archive: zipfile.ZipFile, size: int) -> tuple[zipfile.ZipInfo, Mapp
 
 
 def _raw_name(info: zipfile.ZipInfo) -> bytes:
-    """A member's name as it stands in the archive, which torch compares without reading its alphabet."""
+    """A member's name as it is in the archive, which torch compares without reading its alphabet."""
     return info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
 
 
@@ -270,10 +270,10 @@ class _PickleScanner(pickle._Unpickler):
             return arguments[0]
         if path == ORDERED:
             pairs = (arguments or ((),))[0]
-            self.copy(len(pairs) * ENTRY)
-            if all(isinstance(key, KEYS) for key, _ in pairs):
+            self.copy(len(pairs) * ENTRY_BYTES)
+            if all(isinstance(key, KEY_TYPES) for key, _ in pairs):
                 return dict.fromkeys(key for key, _ in pairs)
-        if path == TEXT and type(arguments[0]) is str and arguments[1:] == ("latin1",):
+        if path == ENCODED_BYTES and type(arguments[0]) is str and arguments[1:] == ("latin1",):
             self.copy(len(arguments[0]))
             return _Nothing()
         if path in SETTINGS:
@@ -297,7 +297,7 @@ class _PickleScanner(pickle._Unpickler):
         return _Tensor()
 
     def copy(self, size: int) -> None:
-        """Note bytes that torch would copy. Raises UnpicklingError where they are more than the file's."""
+        """Note bytes that torch would copy. Raises UnpicklingError if they are more than the file's."""
         self.copies += size
         if self.copies > self.size:
             raise pickle.UnpicklingError("copies larger than the file")
@@ -311,7 +311,7 @@ class _PickleScanner(pickle._Unpickler):
         if type(what) is not _Nothing and not (type(what) is dict and type(state) is dict):
             raise pickle.UnpicklingError("a state for no object")
         if type(state) is dict:
-            self.copy(len(state) * ENTRY)
+            self.copy(len(state) * ENTRY_BYTES)
 
     def set_items(self) -> None:
         items = self.pop_mark()
@@ -322,7 +322,11 @@ class _PickleScanner(pickle._Unpickler):
         self.set_pairs(items[::-1])
 
     def set_pairs(self, items: list[Any]) -> None:
-        if type(self.stack[-1]) is not dict or len(items) % 2 or not all(isinstance(key, KEYS) for key in items[::2]):
+        if (
+            type(self.stack[-1]) is not dict
+            or len(items) % 2
+            or not all(isinstance(key, KEY_TYPES) for key in items[::2])
+        ):
             raise pickle.UnpicklingError("items of no dict")
         self.stack[-1].update(dict.fromkeys(items[::2]))
 
@@ -365,4 +369,4 @@ def _stand_in(path: str) -> type:
 
 
 STAND_INS = tuple(map(_stand_in, SETTINGS))
-HARMLESS = {TENSOR, TYPED, PARAMETER, ORDERED, TEXT, *SETTINGS}
+HARMLESS = {TENSOR, TYPED, PARAMETER, ORDERED, ENCODED_BYTES, *SETTINGS}

@@ -13,19 +13,19 @@ USE_INSTEAD = (
 
 
 def refuse_known(state: dict[str, torch.Tensor], file: str) -> None:
-    """Raise CheckpointError where the tensors are those of a known kind that is not for this loader."""
+    """Raise CheckpointError if the tensors are those of a known kind that is not for this loader."""
     kind = _known(state)
     if kind:
         raise no_adapter(file, kind, USE_INSTEAD)
 
 
-def no_adapter(file: str, found: str, do: str) -> CheckpointError:
-    """About a file of none of the kinds that this loader takes."""
+def no_adapter(file: str, found: str, remedy: str) -> CheckpointError:
+    """Return the error about a file that is none of the kinds that this loader takes."""
     return CheckpointError(
         "an IP-Adapter, MIP-Adapter, GLIGEN, Subject-Diffusion, MM-Diff, UMM-Diffusion or FastComposer "
         f"file in '{file}'",
         found,
-        do,
+        remedy,
     )
 
 

@@ -1,4 +1,4 @@
-"""From a file's tensors to modules: every name and shape is compared before anything is taken, and every doubt is a
+"""From a file's tensors to modules: every name and shape is compared first, and every difference is a
 sentence.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..encoders.projections import MisshapenTensor
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, quoted
 
 State = dict[str, torch.Tensor]
 SMALL_NUMBER = re.compile(r"[1-9][0-9]?")  # in a file's metadata
@@ -29,12 +29,12 @@ QUANTISED = "Quantised adapters are not supported: download the file from its pu
 
 
 def part(state: Mapping[str, torch.Tensor], prefix: str) -> State:
-    """The tensors below `prefix`, without it."""
+    """Return the tensors below `prefix`, without it."""
     return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def missing(name: str, file: str) -> CheckpointError:
-    """About a tensor that is not there."""
+    """Return the error about a missing tensor."""
     return CheckpointError(f"the tensor '{name}' in '{file}'", "no such tensor", AGAIN)
 
 
@@ -52,8 +52,8 @@ def check_matrix(state: Mapping[str, torch.Tensor], name: str, file: str, prefix
 
 @contextmanager
 def reading(file: str, prefix: str) -> Iterator[None]:
-    """Turns the KeyError and MisshapenTensor of a module's `widths` into sentences; `prefix`: what stands before its
-    names in the file.
+    """Turn the KeyError and MisshapenTensor of a module's `widths` into CheckpointErrors; `prefix`: of its names in the
+    file.
     """
     try:
         yield
@@ -66,14 +66,14 @@ def reading(file: str, prefix: str) -> Iterator[None]:
 
 
 def check_format(metadata: Mapping[str, str], name: str, version: int, file: str) -> None:
-    """Raise CheckpointError where a file's metadata say that it is of this format in another version; no metadata: the
+    """Raise CheckpointError if a file's metadata say that it is of this format in another version; no metadata: the
     present one.
     """
     found = metadata.get("version", str(version))
     if metadata.get("format", name) == name and found != str(version):
         raise CheckpointError(
             f"version {version} of the format {name} in '{file}'",
-            f"version {shown(found)[1:-1]}",
+            f"version {quoted(found)[1:-1]}",
             "Update Troupe, or make the file again with its own tool.",
         )
 
@@ -94,8 +94,8 @@ def check(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...
     unknown = [name for name in state if name not in shapes]
     if unknown:
         found = f"{len(unknown)} unknown ones, such as '{unknown[0]}'"
-        do = "This variant is not supported yet: please report it with a link to the file."
-        raise CheckpointError(f"only tensors of {kind} in '{file}'", found, do)
+        remedy = "This variant is not supported yet: please report it with a link to the file."
+        raise CheckpointError(f"only tensors of {kind} in '{file}'", found, remedy)
 
 
 def check_numbers(tensor: torch.Tensor, name: str, file: str) -> None:

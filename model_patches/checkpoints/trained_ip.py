@@ -1,4 +1,4 @@
-"""IP-Adapters as a training leaves them, before anybody has converted them to the published layout: the same tensors
+"""IP-Adapters as a training saves them, before they are converted to the published layout: the same tensors
 under other names.
 """
 
@@ -15,21 +15,21 @@ NAMED = re.compile(  # diffusers' name of a cross-attention layer of the UNet
     r"(?:module\.)?(?:unet|ip_adapter)\.(down_blocks|up_blocks|mid_block)\.(?:(\d{1,3})\.)?attentions\.(\d{1,3})\.transformer_blocks\.(\d{1,3})"
     r"\.attn2\.processor\.((?:to_[kv]_ip|text_to_weight)\.weight)"
 )
-BLOCKS = ("down_blocks", "up_blocks", "mid_block")  # the order of diffusers' attention processors
+UNET_PARTS = ("down_blocks", "up_blocks", "mid_block")  # the order of diffusers' attention processors
 
 
-def published(state: State, file: str) -> State:
-    """The tensors under the published names, `image_proj.*` and `ip_adapter.{2j+1}.*`; other tensors of the training,
-    such as the UNet's, are left out.
+def published_layout(state: State, file: str) -> State:
+    """Return the tensors under the published names, `image_proj.*` and `ip_adapter.{2j+1}.*`; other tensors of the
+    training, such as the UNet's, are left out.
 
-    A state that is no training checkpoint comes back as it is. Raises CheckpointError where the layers' half was lost
+    A state that is no training checkpoint comes back as it is. Raises CheckpointError if the layers' half was lost
     in a conversion.
     """
-    layers = _layers(state)
+    layers = _in_order(state)
     if not layers and not any(name.startswith(("ip_adapter.", "adapter_modules.")) for name in state):
         photos = {name for name in state if name.startswith("image_proj.") or PROJECTION.fullmatch(name)}
         if photos and len(photos) == len(state):
-            do = (
+            remedy = (
                 "The conversion of a training checkpoint lost it: convert it again, with the tensors that "
                 "end in 'to_k_ip.weight' and 'to_v_ip.weight', or choose "
                 "the training's own checkpoint file (model.safetensors or pytorch_model.bin), which loads as it is."
@@ -37,7 +37,7 @@ def published(state: State, file: str) -> State:
             raise CheckpointError(
                 f"the attention layers' half 'ip_adapter' in '{file}'",
                 f"only the photos' half, {len(photos)} tensors",
-                do,
+                remedy,
             )
         return state
     if not layers:
@@ -49,8 +49,8 @@ def published(state: State, file: str) -> State:
     return projection | layers
 
 
-def _layers(state: State) -> State:
-    """Layers with a training's names, numbered as in published files; {} where there are none."""
+def _in_order(state: State) -> State:
+    """Layers with a training's names, numbered as in published files; {} if there are none."""
     if any(PROJECTION.fullmatch(name) for name in state):
         numbered = {
             f"ip_adapter.{found[1]}.{found[2]}": tensor
@@ -67,5 +67,5 @@ def _layers(state: State) -> State:
 
 
 def _place(found: re.Match[str]) -> tuple[int, ...]:
-    """Where a layer stands in the order of the UNet's attention processors."""
-    return BLOCKS.index(found[1]), int(found[2] or 0), int(found[3]), int(found[4])
+    """The position of a layer in the order of the UNet's attention processors."""
+    return UNET_PARTS.index(found[1]), int(found[2] or 0), int(found[3]), int(found[4])

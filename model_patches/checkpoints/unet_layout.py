@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from .files import Shapes
 from .unet_names import ldm_name, resblocks
 
 SD = (1, 1, 1, 0)  # transformer blocks in each attention of a level down; up they are the same, backwards
@@ -23,7 +24,7 @@ WITHIN = {  # a residual block's parts, diffusers -> LDM
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-ONCE = {
+SINGLE_MODULES = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
     "add_embedding.linear_1": "label_emb.0.0",
@@ -33,11 +34,10 @@ ONCE = {
 }
 RESNET = re.compile(rf"(?:(down|up)_blocks\.(\d+)|mid_block)\.resnets\.(\d+)\.({'|'.join(WITHIN)})\.")
 SAMPLER = re.compile(r"(down|up)_blocks\.(\d+)\.(?:down|up)samplers\.0\.conv\.")
-Shapes = dict[str, tuple[int, ...]]
 
 
-def transformer_blocks(depths: Sequence[int], blocks: int = RESBLOCKS) -> list[str]:
-    """LDM paths of all transformer blocks of a UNet, in the order of published layers: down, up, middle.
+def transformer_paths(depths: Sequence[int], blocks: int = RESBLOCKS) -> list[str]:
+    """Return the LDM paths of all transformer blocks of a UNet, in the order of published layers: down, up, middle.
 
     depths: of each level, as SD and SDXL; blocks: residual blocks a level. The middle has the last level's depth that
     is not 0.
@@ -62,7 +62,7 @@ def transformer_blocks(depths: Sequence[int], blocks: int = RESBLOCKS) -> list[s
 
 
 def ldm_names(names: Iterable[str]) -> dict[str, str]:
-    """LDM name of every tensor of a whole diffusers UNet; a name that is none of a UNet's stays as it is."""
+    """Return the LDM name of every tensor of a whole diffusers UNet; a name that is none of a UNet's stays as it is."""
     names = list(names)
     depth = resblocks(names)
     attending = {match[0] for match in (re.match(r"up_blocks\.\d+(?=\.attentions\.)", name) for name in names) if match}
@@ -83,8 +83,8 @@ def ldm_names(names: Iterable[str]) -> dict[str, str]:
     def there(name: str) -> str:
         module, _, leaf = name.rpartition(".")
         return (
-            f"{ONCE[module]}.{leaf}"
-            if module in ONCE
+            f"{SINGLE_MODULES[module]}.{leaf}"
+            if module in SINGLE_MODULES
             else SAMPLER.sub(sampler, RESNET.sub(resnet, ldm_name(name, depth), count=1), count=1)
         )
 
@@ -92,7 +92,7 @@ def ldm_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def sd_shapes(channels: Sequence[int], context_dim: int, depths: Sequence[int] = SD, inputs: int = 4) -> Shapes:
-    """Every tensor of a UNet like SD1.5's in diffusers' names, with 1x1 convolutions around its transformers.
+    """Return every tensor of a UNet like SD1.5's in diffusers' names, with 1x1 convolutions around its transformers.
 
     channels: C_i of each level; context_dim: width of the text; inputs: latent channels.
     """

@@ -17,7 +17,8 @@ CONV_IN = {"conv_in.weight": "input_blocks.0.0.weight", "conv_in.bias": "input_b
 
 
 def resblocks(names: Iterable[str]) -> int:
-    """Residual blocks a level of the diffusers UNet that the names are from: r attentions in a level down, r + 1 up.
+    """Return the number of residual blocks in a level of the diffusers UNet that the names are from: r attentions in a
+    level down, r + 1 up.
 
     0 without any such name.
     """
@@ -26,8 +27,8 @@ def resblocks(names: Iterable[str]) -> int:
 
 
 def ldm_name(name: str, resblocks: int) -> str:
-    """The LDM name of a tensor or module in a diffusers transformer, or of its first convolution; any other name is
-    returned as it is.
+    """Return the LDM name of a tensor or module in a diffusers transformer, or of its first convolution, and any other
+    name unchanged.
     """
 
     def place(match: re.Match) -> str:
@@ -40,7 +41,7 @@ def ldm_name(name: str, resblocks: int) -> str:
 
 
 def order(path: str) -> tuple[int, int, int]:
-    """Sorts LDM paths of transformer blocks: input, output, middle blocks; their number; depth."""
+    """Return the sort key of LDM paths of transformer blocks: input, output, middle blocks; their number; depth."""
     match = LDM.match(path)
     if match is None:
         raise ValueError(f"expected the path of a transformer block in an LDM UNet, found '{path}'")
@@ -48,9 +49,9 @@ def order(path: str) -> tuple[int, int, int]:
     return PARTS.index(part), int(block), int(depth)
 
 
-def places(names: Iterable[str], module: str) -> dict[str, str]:
-    """LDM path of every transformer block that has a `module` ('fuser', 'attn2') -> its path in the file, in the order
-    of the layers.
+def block_paths(names: Iterable[str], module: str) -> dict[str, str]:
+    """Map the LDM path of every transformer block that has a `module` ('fuser', 'attn2') to its path in the file, in
+    the order of the layers.
 
     names: of tensors, in either layout, without a prefix; what lies elsewhere is passed over.
     """

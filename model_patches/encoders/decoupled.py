@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 
-Projection = Callable[[torch.Tensor], torch.Tensor]
+from ..attention.lora import Projection
 
 
 class ImageLayer(Protocol):
-    """What a layer of any image attention can be asked. needs_base: whether keys and values are made with the UNet's
-    own projections, which it must then be given.
+    """The interface of an image attention layer. needs_base: whether keys and values are made with the UNet's own
+    projections, which it must then be given.
     """
 
     needs_base: bool
 
     def keys(self, tokens: torch.Tensor, to_k: Projection | None, merged: float) -> torch.Tensor:
-        """[..., S, D] image tokens -> [..., S, C]; to_k: the UNet's own, merged: strength of the LoRA that is in it."""
+        """Map [..., S, D] image tokens to [..., S, C]; to_k: the UNet's own, merged: strength of the LoRA that is in
+        it.
+        """
         ...
 
     def values(self, tokens: torch.Tensor, to_v: Projection | None, merged: float) -> torch.Tensor:
-        """[..., S, D] image tokens -> [..., S, C], as `keys`."""
+        """Map [..., S, D] image tokens to [..., S, C], as `keys`."""
         ...
 
     def gain_weights(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
-        """[C], what the text gain is made with, or None where there is none."""
+        """Return the weights of the text gain, [C], or None if there is none."""
         ...
 
 
 class DecoupledLayer(nn.Module):
     """One cross-attention layer's `to_k_ip`, `to_v_ip` (no bias) and, in MIP-Adapter files, `text_to_weight` (C -> 1,
     no bias).
+
+    Arguments:
+        context_dim: D, size of the image tokens.
+        width: C, channels of the layer.
+        text_gain: whether the file has `text_to_weight`.
+        operations: `torch.nn`, or a host's module with the same classes.
     """
 
     needs_base = False  # whether keys and values are made with the UNet's own projections
@@ -45,20 +53,20 @@ class DecoupledLayer(nn.Module):
         self.text_to_weight = operations.Linear(width, 1, bias=False) if text_gain else None
 
     def keys(self, tokens: torch.Tensor, to_k: Projection | None = None, merged: float = 0.0) -> torch.Tensor:
-        """[..., S, D] image tokens -> [..., S, C].
+        """Map [..., S, D] image tokens to [..., S, C].
 
         What layers with `needs_base` are given, the UNet's `to_k` and the LoRA in it, is not used.
         """
         return self.to_k_ip(tokens)
 
     def values(self, tokens: torch.Tensor, to_v: Projection | None = None, merged: float = 0.0) -> torch.Tensor:
-        """[..., S, D] image tokens -> [..., S, C], as `keys`."""
+        """Map [..., S, D] image tokens to [..., S, C], as `keys`."""
         return self.to_v_ip(tokens)
 
     def gain_weights(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
-        """[C]: the logits of the gain f are plain text attention times this.
+        """Return the weights of the text gain, [C], or None: its logits are plain text attention times these.
 
-        None where the file has no such weights (f = 1).
+        None if the file has no such weights (f = 1).
         """
         if self.text_to_weight is None:
             return None
@@ -66,7 +74,14 @@ class DecoupledLayer(nn.Module):
 
 
 class DecoupledLayers(nn.Module):
-    """All layers in checkpoint order (down, up, then mid); layer j has the published index 2j + 1."""
+    """All layers in checkpoint order (down, up, then mid); layer j has the published index 2j + 1.
+
+    Arguments:
+        context_dim: D, size of the image tokens.
+        widths: C of each layer, in checkpoint order.
+        text_gain: whether the layers have `text_to_weight`.
+        operations: `torch.nn`, or a host's module with the same classes.
+    """
 
     def __init__(self, context_dim: int, widths: Sequence[int], text_gain: bool, operations: Any = nn):
         super().__init__()

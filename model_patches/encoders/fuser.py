@@ -17,19 +17,24 @@ from ..attention.gated import ObjectTokens, gated_residual, gated_self_attention
 from .leaf_parameter import LeafParameter
 from .projections import MisshapenTensor, StateDict, shape_of
 
-SD1_CONTEXT, SD1_HEADS, HEAD_WIDTH = 768, 8, 64
+SD1_CONTEXT, SD1_HEADS, FUSER_HEAD_WIDTH = 768, 8, 64
 SLICE = 256  # positions
 
 
 def published_heads(width: int, context_dim: int) -> int:
-    """Heads of a published fuser, which no tensor tells: 8 in SD 1 models (context 768), heads of 64 channels in all
-    others.
+    """Return the number of heads of a published fuser, which no tensor shows: 8 in SD 1 models (context 768), heads of
+    64 channels in all others.
     """
-    return SD1_HEADS if context_dim == SD1_CONTEXT else width // HEAD_WIDTH
+    return SD1_HEADS if context_dim == SD1_CONTEXT else width // FUSER_HEAD_WIDTH
 
 
 class FuserAttention(nn.Module):
-    """`to_q`, `to_k`, `to_v` (no bias) and `to_out.0`."""
+    """`to_q`, `to_k`, `to_v` (no bias) and `to_out.0`.
+
+    Arguments:
+        width: C, channels of the visual tokens.
+        operations: `torch.nn`, or a host's module with the same classes.
+    """
 
     def __init__(self, width: int, operations: Any = nn):
         super().__init__()
@@ -40,20 +45,31 @@ class FuserAttention(nn.Module):
 
 
 class GatedGELU(nn.Module):
-    """`proj`: C -> 2 * inner, the first half times the exact GELU of the second."""
+    """`proj`: C -> 2 * inner, the first half times the exact GELU of the second.
+
+    Arguments:
+        width: C.
+        inner: size of the result.
+        operations: `torch.nn`, or a host's module with the same classes.
+    """
 
     def __init__(self, width: int, inner: int, operations: Any = nn):
         super().__init__()
         self.proj = operations.Linear(width, inner * 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., C] -> [..., inner]."""
+        """Map [..., C] to [..., inner]."""
         value, gate = self.proj(x).chunk(2, -1)
         return value * nn.functional.gelu(gate)
 
 
 class FuserFeedForward(nn.Module):
-    """GEGLU to 4C and back; `net.1` is the published dropout, which does nothing here."""
+    """GEGLU to 4C and back; `net.1` is the published dropout, which does nothing here.
+
+    Arguments:
+        width: C.
+        operations: `torch.nn`, or a host's module with the same classes.
+    """
 
     def __init__(self, width: int, operations: Any = nn):
         super().__init__()
@@ -62,7 +78,7 @@ class FuserFeedForward(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., C] -> [..., C]."""
+        """Map [..., C] to [..., C]."""
         return self.net(x)
 
 
@@ -71,6 +87,12 @@ class GatedFuser(nn.Module):
 
     `x = x + scale tanh(alpha_attn) SelfAttn(LN1([x; linear(objects)]))[:N]`, then `x = x + scale tanh(alpha_dense)
     FF(LN2(x))`.
+
+    Arguments:
+        width: C, channels of the visual tokens.
+        context_dim: D, size of the object tokens.
+        heads: of the self-attention; C is a multiple of it.
+        operations: `torch.nn`, or a host's module with the same classes.
     """
 
     def __init__(self, width: int, context_dim: int, heads: int, operations: Any = nn):
@@ -86,19 +108,19 @@ class GatedFuser(nn.Module):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off `linear.weight` [C, D]; heads as published.
+        """Return the constructor arguments, read from `linear.weight` [C, D]; heads as published.
 
         Raises KeyError, MisshapenTensor.
         """
         width, context_dim = shape_of(state, "linear.weight", 2)
-        unit = SD1_HEADS if context_dim == SD1_CONTEXT else HEAD_WIDTH
+        unit = SD1_HEADS if context_dim == SD1_CONTEXT else FUSER_HEAD_WIDTH
         if width % unit:
             raise MisshapenTensor("linear.weight", f"rows in a multiple of {unit}", (width, context_dim))
         return {"width": width, "context_dim": context_dim, "heads": published_heads(width, context_dim)}
 
     def project(self, objects: torch.Tensor) -> ObjectTokens:
-        """Object tokens [G, M, D] -> their keys and values in this layer, and the gates as numbers (one read from the
-        device each).
+        """Project object tokens [G, M, D] to their keys and values in this layer; also return the gates as numbers (one
+        read from the device each).
 
         LayerNorm is per token, so normalising objects and visual tokens apart is exact. Nothing here depends on the
         timestep.
@@ -108,7 +130,7 @@ class GatedFuser(nn.Module):
         return ObjectTokens(self.attn.to_k(normed), self.attn.to_v(normed), attention, dense)
 
     def forward(self, x: torch.Tensor, objects: ObjectTokens, scale: float | torch.Tensor = 1.0) -> torch.Tensor:
-        """Visual tokens [B, N, C] -> [B, N, C].
+        """Map visual tokens [B, N, C] to [B, N, C].
 
         What x is where scale or both gates are 0. objects: from `project`, in any dtype; scale: see `gated_residual`.
         """

@@ -14,7 +14,15 @@ from .fuser import GatedFuser, published_heads
 
 class GatedLayers(nn.Module):
     """`net` (a position net or GroundingNet), `fusers` in the order of the spec's places, and `mask_conv`, the part of
-    the UNet's first convolution that reads Subject-Diffusion's mask channel (1 -> C, 3x3, no bias), or None."""
+    the UNet's first convolution that reads Subject-Diffusion's mask channel (1 -> C, 3x3, no bias), or None.
+
+    Arguments:
+        net: makes the object tokens.
+        widths: C of each fuser; each has the number of heads of a published one.
+        object_dim: D, size of the object tokens.
+        mask_width: channels of `mask_conv`, None for no such convolution.
+        operations: `torch.nn`, or a host's module with the same classes.
+    """
 
     def __init__(
         self,

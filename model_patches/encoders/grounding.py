@@ -17,6 +17,7 @@ from torch import nn
 
 from ..attention.fourier import FREQUENCIES, box_fourier
 from .leaf_parameter import LeafParameter
+from .mlp import MLP
 from .projections import MisshapenTensor, StateDict, shape_of
 
 TEXT_SPACE_NORM = 28.7  # length of CLIP ViT-L/14's pooled text vectors before their projection, on average
@@ -24,7 +25,7 @@ COORDINATES = 8  # sine and cosine of four
 
 
 def to_text_space(embeds: torch.Tensor, matrix: torch.Tensor, norm: float = TEXT_SPACE_NORM) -> torch.Tensor:
-    """GLIGEN's image features: `v = e P`, then `28.7 v / |v|`: CLIP's text projection used backwards.
+    """Return GLIGEN's image features: `v = e P`, then `28.7 v / |v|` (CLIP's text projection, inverted).
 
     Arguments: embeds: [..., E] projected CLIP image embeddings (several photos of one subject: their mean); matrix: P
     [E, E], the published `projection_matrix`. Returns [..., E] in the embeddings' dtype, zeros for zeros.
@@ -33,20 +34,24 @@ def to_text_space(embeds: torch.Tensor, matrix: torch.Tensor, norm: float = TEXT
 
 
 class TextSpace(nn.Module):
-    """`to_text_space` with its matrix: what GLIGEN's text-image files read photos through."""
+    """`to_text_space` with its matrix: what GLIGEN's text-image files read photos through.
+
+    Arguments:
+        width: E, size of the embeddings.
+    """
 
     def __init__(self, width: int):
         super().__init__()
         self.matrix = LeafParameter(width, width)
 
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
-        """[..., E] -> [..., E]."""
+        """Map [..., E] to [..., E]."""
         return to_text_space(embeds, self.matrix.weight)
 
 
 @dataclass(frozen=True, eq=False)
 class Objects:
-    """What a net may read of each slot.
+    """The inputs of each slot that a net may read.
 
     boxes: [1, N, 4]; present: [1, N] bool; text: [1, N, E], image: [1, N, *image_shape], zeros where absent, with
     has_text and has_image [1, N] bool; use_bbox: see `GroundingNet.forward`.
@@ -62,8 +67,8 @@ class Objects:
 
 
 class ObjectNet(Protocol):
-    """What every net for gated layers has. feature_dim: E; uncond_is_zero: whether the published uncond is tokens of
-    zeros.
+    """The interface of a net for gated layers. feature_dim: E; uncond_is_zero: whether the published uncond is tokens
+    of zeros.
     """
 
     feature_dim: int
@@ -87,42 +92,18 @@ class ObjectNet(Protocol):
         ...
 
 
-class MLPLayers(nn.Module):
-    """The layers of an `MLP`, without a forward."""
-
-    def __init__(self, in_dim: int, out_dim: int, hidden_dim: int, residual: bool = False, operations: Any = nn):
-        super().__init__()
-        self.residual = residual
-        self.layernorm = operations.LayerNorm(in_dim)
-        self.fc1 = operations.Linear(in_dim, hidden_dim)
-        self.fc2 = operations.Linear(hidden_dim, out_dim)
-
-    @classmethod
-    def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off `fc1.weight` [hidden, in] and `fc2.weight` [out, hidden]; whether there is a
-        residual no tensor tells.
-        """
-        hidden_dim, in_dim = shape_of(state, "fc1.weight", 2)
-        return {"in_dim": in_dim, "out_dim": shape_of(state, "fc2.weight", 2)[0], "hidden_dim": hidden_dim}
-
-    def through(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., in] -> [..., out]."""
-        y = self.fc2(nn.functional.gelu(self.fc1(self.layernorm(x))))
-        return x + y if self.residual else y
-
-
-class MLP(MLPLayers):
-    """LayerNorm, Linear, exact GELU, Linear; `residual` adds the input (then the widths in and out are equal)."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., in] -> [..., out]."""
-        return self.through(x)
-
-
 class GroundingNet(nn.Module):
     """Subject-Diffusion: an object's patch tokens, each with its box, through one MLP.
 
     Absent objects are learned null tokens.
+
+    Arguments:
+        feature_dim: E, size of a patch token.
+        out_dim: D, size of an object token.
+        hidden_dim: of the MLP.
+        tokens: T, patch tokens of an object.
+        frequencies: F of the box's sines and cosines.
+        operations: `torch.nn`, or a host's module with the same classes.
     """
 
     uncond_is_zero = True
@@ -145,8 +126,8 @@ class GroundingNet(nn.Module):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off `null_image_feature` [1, 1, T, E], `null_position_feature` [1, 1, T, 8 F] and
-        the MLP.
+        """Return the constructor arguments, read from `null_image_feature` [1, 1, T, E], `null_position_feature` [1, 1,
+        T, 8 F] and the MLP.
         """
         _, _, tokens, feature_dim = shape_of(state, "null_image_feature", 4)
         frequencies = _frequencies(state, shape_of(state, "null_position_feature", 4)[-1])
@@ -192,16 +173,24 @@ class GroundingNet(nn.Module):
         return self(objects.image, objects.present, objects.boxes, objects.use_bbox)
 
     def uncond(self, slots: int, device: torch.device) -> torch.Tensor:
-        """Zeros [1, N * T, D]."""
+        """Return zeros [1, N * T, D]."""
         return torch.zeros(1, slots * self.tokens, self.linears_image.fc2.out_features, device=device)
 
     def per_token(self, per_slot: torch.Tensor) -> torch.Tensor:
-        """[N] -> [N * T], object by object."""
+        """Repeat [N] to [N * T], object by object."""
         return per_slot.repeat_interleave(self.tokens)
 
 
 class PositionMLP(nn.Sequential):
-    """A feature with its box through three Linears with SiLU between."""
+    """A feature with its box through three Linears with SiLU between.
+
+    Arguments:
+        feature_dim: E, size of the feature.
+        position_dim: size of the encoded box.
+        out_dim: D, size of the result.
+        hidden_dim: size between the Linears.
+        operations: `torch.nn`, or a host's module with the same classes.
+    """
 
     def __init__(self, feature_dim: int, position_dim: int, out_dim: int, hidden_dim: int, operations: Any = nn):
         widths = (feature_dim + position_dim, hidden_dim, hidden_dim, out_dim)
@@ -210,7 +199,15 @@ class PositionMLP(nn.Sequential):
 
 
 class TextPositionNet(nn.Module):
-    """GLIGEN's text boxes: one token an object from its phrase and its box."""
+    """GLIGEN's text boxes: one token an object from its phrase and its box.
+
+    Arguments:
+        feature_dim: E, size of a phrase's embedding.
+        out_dim: D, size of an object token.
+        hidden_dim: of the MLP.
+        frequencies: F of the box's sines and cosines.
+        operations: `torch.nn`, or a host's module with the same classes.
+    """
 
     uncond_is_zero = False
 
@@ -231,11 +228,11 @@ class TextPositionNet(nn.Module):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off the published names, without `position_net.`."""
+        """Return the constructor arguments, read from the published names, without `position_net.`."""
         return _position_widths(state, "null_positive_feature", "linears")
 
     def forward(self, boxes: torch.Tensor, masks: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Phrases and boxes -> object tokens.
+        """Encode phrases and boxes as object tokens.
 
         Arguments: boxes: [B, N, 4]; masks: [B, N] bool, whether the object is there; text: [B, N, E], pooled CLIP text
         vectors before their projection. Returns [B, N, D].
@@ -244,8 +241,8 @@ class TextPositionNet(nn.Module):
         return self.linears(torch.cat((_or_null(masks, text, self.null_positive_feature), position), -1))
 
     def null(self, like: torch.Tensor) -> torch.Tensor:
-        """The tokens where every object is absent (the published uncond), [B, N, D]. like: [B, N, E], of which values
-        do not matter.
+        """Return the tokens where every object is absent (the published uncond), [B, N, D]. like: [B, N, E], of which
+        values do not matter.
         """
         absent = like.new_zeros(like.shape[:2], dtype=torch.bool)
         return self(like.new_zeros((*like.shape[:2], 4)), absent, like)
@@ -260,16 +257,24 @@ class TextPositionNet(nn.Module):
         return self(objects.boxes, objects.present, objects.text)
 
     def uncond(self, slots: int, device: torch.device) -> torch.Tensor:
-        """The null tokens of all slots, [1, M, D]."""
+        """Return the null tokens of all slots, [1, M, D]."""
         return self.null(torch.zeros(1, slots, self.feature_dim, device=device))
 
     def per_token(self, per_slot: torch.Tensor) -> torch.Tensor:
-        """[N] -> [N]."""
+        """Return [N] unchanged: one token per object."""
         return per_slot
 
 
 class TextImagePositionNet(nn.Module):
-    """GLIGEN's text-image boxes: two tokens an object, from its phrase and from its photo, each with its box."""
+    """GLIGEN's text-image boxes: two tokens an object, from its phrase and from its photo, each with its box.
+
+    Arguments:
+        feature_dim: E, size of a phrase's and a photo's embedding.
+        out_dim: D, size of an object token.
+        hidden_dim: of both MLPs.
+        frequencies: F of the box's sines and cosines.
+        operations: `torch.nn`, or a host's module with the same classes.
+    """
 
     uncond_is_zero = False
 
@@ -292,7 +297,7 @@ class TextImagePositionNet(nn.Module):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off the published names, without `position_net.`."""
+        """Return the constructor arguments, read from the published names, without `position_net.`."""
         return _position_widths(state, "null_text_feature", "linears_text")
 
     def forward(
@@ -304,7 +309,7 @@ class TextImagePositionNet(nn.Module):
         text: torch.Tensor,
         image: torch.Tensor,
     ) -> torch.Tensor:
-        """Phrases, photos and boxes -> object tokens.
+        """Encode phrases, photos and boxes as object tokens.
 
         Arguments:
             boxes: [B, N, 4]; masks: [B, N] bool, whether the box counts; text_masks, image_masks: [B, N] bool, which
@@ -324,8 +329,8 @@ class TextImagePositionNet(nn.Module):
         )
 
     def null(self, like: torch.Tensor) -> torch.Tensor:
-        """The tokens where every object is absent (the published uncond), [B, 2 N, D]. like: [B, N, E], of which values
-        do not matter.
+        """Return the tokens where every object is absent (the published uncond), [B, 2 N, D]. like: [B, N, E], of which
+        values do not matter.
         """
         absent = like.new_zeros(like.shape[:2], dtype=torch.bool)
         return self(like.new_zeros((*like.shape[:2], 4)), absent, absent, absent, like, like)
@@ -347,11 +352,11 @@ class TextImagePositionNet(nn.Module):
         )
 
     def uncond(self, slots: int, device: torch.device) -> torch.Tensor:
-        """The null tokens of all slots, [1, M, D]."""
+        """Return the null tokens of all slots, [1, M, D]."""
         return self.null(torch.zeros(1, slots, self.feature_dim, device=device))
 
     def per_token(self, per_slot: torch.Tensor) -> torch.Tensor:
-        """[N] -> [2 N], all objects' text tokens, then all objects' image tokens."""
+        """Repeat [N] to [2 N]: all objects' text tokens, then all objects' image tokens."""
         return per_slot.repeat(2)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-PREFIXES = ("null_", "alpha_")
+LEAF_PREFIXES = ("null_", "alpha_")
 
 
 class LeafParameter(nn.Module):
@@ -18,13 +18,13 @@ class LeafParameter(nn.Module):
 
 
 def module_name(published: str) -> str:
-    """The name a published tensor of a fuser, GroundingNet or PositionNet has in our modules: `fuser.alpha_attn` ->
-    `fuser.alpha_attn.weight`.
+    """Return the name a published tensor of a fuser, GroundingNet or PositionNet has in our modules: `fuser.alpha_attn`
+    -> `fuser.alpha_attn.weight`.
     """
-    return f"{published}.weight" if published.rpartition(".")[2].startswith(PREFIXES) else published
+    return f"{published}.weight" if published.rpartition(".")[2].startswith(LEAF_PREFIXES) else published
 
 
 def published_name(ours: str) -> str:
-    """The other way round: `fuser.alpha_attn.weight` -> `fuser.alpha_attn`."""
+    """Return the published name of a tensor in our modules: `fuser.alpha_attn.weight` -> `fuser.alpha_attn`."""
     bare = ours.removesuffix(".weight")
     return bare if module_name(bare) == ours else ours

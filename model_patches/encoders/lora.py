@@ -19,7 +19,15 @@ PAIRS = ("to_k_lora", "to_v_lora", "to_k_lora_image", "to_v_lora_image")
 
 
 class LowRank(nn.Module):
-    """`(alpha / r) up(down(x))`, r the rank; alpha None: factor 1."""
+    """`(alpha / r) up(down(x))`, r the rank; alpha None: factor 1.
+
+    Arguments:
+        in_dim: size of the input.
+        out_dim: size of the result.
+        rank: r.
+        alpha: scales the result by alpha / r; None for 1.
+        operations: `torch.nn`, or a host's module with the same classes.
+    """
 
     def __init__(self, in_dim: int, out_dim: int, rank: int, alpha: float | None = None, operations: Any = nn):
         super().__init__()
@@ -29,7 +37,7 @@ class LowRank(nn.Module):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off `down.weight` [r, in] and `up.weight` [out, r].
+        """Return the constructor arguments, read from `down.weight` [r, in] and `up.weight` [out, r].
 
         Raises KeyError or MisshapenTensor.
         """
@@ -39,13 +47,22 @@ class LowRank(nn.Module):
         return {"in_dim": in_dim, "out_dim": up[0], "rank": rank}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., in] -> [..., out]."""
+        """Map [..., in] to [..., out]."""
         y = self.up(self.down(x))
         return y if self.factor == 1 else y * self.factor
 
 
 class ImagePairs(nn.Module):
-    """The pairs of one cross-attention layer of the UNet: for image tokens, and for text."""
+    """The pairs of one cross-attention layer of the UNet: for image tokens, and for text.
+
+    Arguments:
+        context_dim: D, size of the text and image tokens.
+        width: C, channels of the layer.
+        rank: of the pairs for image tokens.
+        text_rank: of the pairs for text.
+        alpha: of all pairs, see `LowRank`.
+        operations: `torch.nn`, or a host's module with the same classes.
+    """
 
     def __init__(
         self, context_dim: int, width: int, rank: int, text_rank: int, alpha: float | None = None, operations: Any = nn
@@ -58,7 +75,8 @@ class ImagePairs(nn.Module):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off `to_{k,v}_lora{,_image}.{down,up}.weight` of one layer, others ignored.
+        """Return the constructor arguments, read from `to_{k,v}_lora{,_image}.{down,up}.weight` of one layer, others
+        ignored.
 
         Raises KeyError or MisshapenTensor.
         """
@@ -86,8 +104,9 @@ class ImagePairs(nn.Module):
 
 
 class ImageLora(ImagePairs):
-    """What one cross-attention layer of the UNet needs to read image tokens: its pairs for them, and its pairs for
-    text, which are merged into the layer's weights and taken out again."""
+    """The low-rank pairs with which one cross-attention layer of the UNet reads image tokens: its pairs for them, and
+    its pairs for text, which are merged into the layer's weights and taken out again.
+    """
 
     def keys(
         self,
@@ -96,7 +115,7 @@ class ImageLora(ImagePairs):
         merged: float = 1.0,
         scale: float = 1.0,
     ) -> torch.Tensor:
-        """[..., S, context] image tokens -> [..., S, width] keys; see `image_projection`."""
+        """Map [..., S, context] image tokens to [..., S, width] keys; see `image_projection`."""
         return image_projection(to_k, tokens, self.to_k_lora_image, self.to_k_lora, merged, scale)
 
     def values(
@@ -106,5 +125,5 @@ class ImageLora(ImagePairs):
         merged: float = 1.0,
         scale: float = 1.0,
     ) -> torch.Tensor:
-        """[..., S, context] image tokens -> [..., S, width] values; see `image_projection`."""
+        """Map [..., S, context] image tokens to [..., S, width] values; see `image_projection`."""
         return image_projection(to_v, tokens, self.to_v_lora_image, self.to_v_lora, merged, scale)

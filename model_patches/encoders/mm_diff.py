@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..attention.lora import image_projection
-from .decoupled import Projection
+from ..attention.lora import Projection, image_projection
 from .lora import ImagePairs
 from .refiner import SubjectHead
 from .words import PhotoToWords
@@ -23,6 +22,11 @@ class MMDiffHeads(nn.Module):
 
     Letters: m photos for words, n photos for tokens, E pooled width, V width of an identity vector, P patch tokens, D
     their width.
+
+    Arguments:
+        words: constructor arguments of PhotoToWords.
+        head: constructor arguments of SubjectHead.
+        operations: `torch.nn`, or a host's module with the same classes.
     """
 
     def __init__(self, words: dict[str, int], head: dict[str, Any], operations: Any = nn):
@@ -33,8 +37,8 @@ class MMDiffHeads(nn.Module):
     def forward(
         self, pooled: torch.Tensor, identity: torch.Tensor, dense: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """pooled [m, E], identity [n, V], dense [n, P, D] -> for CLIP-L [m, d1], for OpenCLIP-bigG [m, d2], image
-        tokens [n, T, C].
+        """Map pooled [m, E], identity [n, V], dense [n, P, D] to words for CLIP-L [m, d1] and OpenCLIP-bigG [m, d2],
+        and image tokens [n, T, C].
         """
         return *self.words(pooled), self.head(identity, dense)
 
@@ -48,17 +52,17 @@ class LoraLayer(ImagePairs):
     needs_base = True
 
     def keys(self, tokens: torch.Tensor, to_k: Projection, merged: float = 1.0) -> torch.Tensor:
-        """[..., S, D] image tokens -> [..., S, C]; merged: strength of the text LoRA that is in `to_k`, the layer's own
-        projection as it is now.
+        """Map [..., S, D] image tokens to [..., S, C]; merged: strength of the text LoRA that is in `to_k`, the layer's
+        own projection as it is now.
         """
         return image_projection(to_k, tokens, self.to_k_lora_image, self.to_k_lora, merged)
 
     def values(self, tokens: torch.Tensor, to_v: Projection, merged: float = 1.0) -> torch.Tensor:
-        """[..., S, D] image tokens -> [..., S, C]; the same with `to_v`."""
+        """Map [..., S, D] image tokens to [..., S, C]; the same with `to_v`."""
         return image_projection(to_v, tokens, self.to_v_lora_image, self.to_v_lora, merged)
 
     def gain_weights(self, device: torch.device, dtype: torch.dtype) -> None:
-        """No gain: text attention stays as it is (f = 1)."""
+        """Return None: MM-Diff has no text gain, so text attention is unchanged (f = 1)."""
 
 
 class LoraLayers(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 StateDict = dict[str, torch.Tensor]
-HEAD_WIDTH = 64  # of the Resampler's attention in every published file
+RESAMPLER_HEAD_WIDTH = 64  # of the Resampler's attention in every published file
 
 
 class MisshapenTensor(ValueError):
@@ -25,7 +25,7 @@ class MisshapenTensor(ValueError):
 
 
 def shape_of(state: StateDict, name: str, axes: int) -> tuple[int, ...]:
-    """Shape of a tensor that must have that many axes, none of them empty.
+    """Return the shape of a tensor that must have that many axes, none of them empty.
 
     Raises KeyError (no such tensor) or MisshapenTensor.
     """
@@ -36,7 +36,7 @@ def shape_of(state: StateDict, name: str, axes: int) -> tuple[int, ...]:
 
 
 def layers_in(names: Iterable[str]) -> int:
-    """How many layers `layers.{i}.…` there are, numbered from 0.
+    """Return how many layers `layers.{i}.…` there are, numbered from 0.
 
     Raises KeyError with a tensor of the first that is missing.
     """
@@ -49,7 +49,14 @@ def layers_in(names: Iterable[str]) -> int:
 
 
 class ImageProj(nn.Module):
-    """Pooled image embedding -> T tokens: one Linear, reshape, LayerNorm."""
+    """Pooled image embedding -> T tokens: one Linear, reshape, LayerNorm.
+
+    Arguments:
+        embed_dim: E, size of the pooled embedding.
+        context_dim: D, size of a token.
+        tokens: T.
+        operations: `torch.nn`, or a host's module with the same classes.
+    """
 
     def __init__(self, embed_dim: int, context_dim: int, tokens: int, operations: Any = nn):
         super().__init__()
@@ -59,18 +66,24 @@ class ImageProj(nn.Module):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off `proj.weight` [T*D, E] and `norm.weight` [D]."""
+        """Return the constructor arguments, read from `proj.weight` [T*D, E] and `norm.weight` [D]."""
         out, embed_dim = shape_of(state, "proj.weight", 2)
         (context_dim,) = shape_of(state, "norm.weight", 1)
         return {"embed_dim": embed_dim, "context_dim": context_dim, "tokens": max(1, out // context_dim)}
 
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
-        """[n, E] pooled embeddings -> [n, T, D]."""
+        """Map [n, E] pooled embeddings to [n, T, D]."""
         return self.norm(self.proj(embeds).view(-1, self.tokens, self.context_dim))
 
 
 class FaceMLP(nn.Module):
-    """The full-face projection: every token of the penultimate layer through a two-layer MLP."""
+    """The full-face projection: every token of the penultimate layer through a two-layer MLP.
+
+    Arguments:
+        embed_dim: E, size of a hidden state.
+        context_dim: D, size of a token.
+        operations: `torch.nn`, or a host's module with the same classes.
+    """
 
     def __init__(self, embed_dim: int, context_dim: int, operations: Any = nn):
         super().__init__()
@@ -83,17 +96,22 @@ class FaceMLP(nn.Module):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off `proj.2.weight` [D, E]."""
+        """Return the constructor arguments, read from `proj.2.weight` [D, E]."""
         context_dim, embed_dim = shape_of(state, "proj.2.weight", 2)
         return {"embed_dim": embed_dim, "context_dim": context_dim}
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[n, P, E] penultimate hidden states (CLS first) -> [n, P, D]."""
+        """Map [n, P, E] penultimate hidden states (CLS first) to [n, P, D]."""
         return self.proj(hidden)
 
 
 class Latents(nn.Module):
-    """The Resampler's learned queries, a leaf of its own so that a host can move it like any layer."""
+    """The Resampler's learned queries, a leaf of its own so that a host can move it like any layer.
+
+    Arguments:
+        tokens: T, the number of queries.
+        dim: d, their size.
+    """
 
     def __init__(self, tokens: int, dim: int):
         super().__init__()
@@ -101,7 +119,14 @@ class Latents(nn.Module):
 
 
 class PerceiverAttention(nn.Module):
-    """Latents attend to image tokens and to themselves; heads of HEAD_WIDTH unless given, no biases."""
+    """Attention of latents to image tokens and to themselves; heads of RESAMPLER_HEAD_WIDTH unless given, no biases.
+
+    Arguments:
+        dim: d, size of latents and image tokens.
+        inner: heads times channels of a head.
+        head_width: channels of a head.
+        operations: `torch.nn`, or a host's module with the same classes.
+    """
 
     def __init__(self, dim: int, inner: int, head_width: int, operations: Any):
         super().__init__()
@@ -113,7 +138,7 @@ class PerceiverAttention(nn.Module):
         self.to_out = operations.Linear(inner, dim, bias=False)
 
     def forward(self, x: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """x [n, P, d], latents [n, T, d] -> [n, T, d]."""
+        """Map x [n, P, d], latents [n, T, d] to [n, T, d]."""
         n, t, _ = latents.shape
         x, latents = self.norm1(x), self.norm2(latents)
         keys, values = self.to_kv(torch.cat((x, latents), 1)).chunk(2, -1)
@@ -125,7 +150,13 @@ class PerceiverAttention(nn.Module):
 
 
 class PerceiverFeedForward(nn.Sequential):
-    """LayerNorm, Linear to 4d, GELU, Linear back; no biases in the Linears."""
+    """LayerNorm, Linear to 4d, GELU, Linear back; no biases in the Linears.
+
+    Arguments:
+        dim: d.
+        inner: size between the two Linears.
+        operations: `torch.nn`, or a host's module with the same classes.
+    """
 
     def __init__(self, dim: int, inner: int, operations: Any):
         super().__init__(
@@ -137,7 +168,19 @@ class PerceiverFeedForward(nn.Sequential):
 
 
 class Resampler(nn.Module):
-    """The "plus" projection: T learned queries gather the penultimate tokens through a few perceiver layers."""
+    """The "plus" projection: T learned queries gather the penultimate tokens through a few perceiver layers.
+
+    Arguments:
+        dim: d, size of the queries.
+        depth: number of layers.
+        inner: heads times channels of a head.
+        tokens: T.
+        embed_dim: E, size of a hidden state.
+        context_dim: D, size of a token.
+        ff_inner: size within a feed-forward layer.
+        head_width: channels of a head.
+        operations: `torch.nn`, or a host's module with the same classes.
+    """
 
     def __init__(
         self,
@@ -148,7 +191,7 @@ class Resampler(nn.Module):
         embed_dim: int,
         context_dim: int,
         ff_inner: int,
-        head_width: int = HEAD_WIDTH,
+        head_width: int = RESAMPLER_HEAD_WIDTH,
         operations: Any = nn,
     ):
         super().__init__()
@@ -168,13 +211,13 @@ class Resampler(nn.Module):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off the published names (`latents` [1, T, d], `proj_in.weight` [d, E],
-        `proj_out.weight` [D, d], ...).
+        """Return the constructor arguments, read from the published names (`latents` [1, T, d], `proj_in.weight` [d,
+        E], `proj_out.weight` [D, d], ...).
         """
         _, tokens, dim = shape_of(state, "latents", 3)
         to_q = shape_of(state, "layers.0.0.to_q.weight", 2)
-        if to_q[0] % HEAD_WIDTH:
-            raise MisshapenTensor("layers.0.0.to_q.weight", f"rows in a multiple of {HEAD_WIDTH}", to_q)
+        if to_q[0] % RESAMPLER_HEAD_WIDTH:
+            raise MisshapenTensor("layers.0.0.to_q.weight", f"rows in a multiple of {RESAMPLER_HEAD_WIDTH}", to_q)
         return {
             "dim": dim,
             "tokens": tokens,
@@ -186,7 +229,7 @@ class Resampler(nn.Module):
         }
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[n, P, E] penultimate hidden states (CLS first) -> [n, T, D]."""
+        """Map [n, P, E] penultimate hidden states (CLS first) to [n, T, D]."""
         x = self.proj_in(hidden)
         latents = self.latents.weight.to(x).expand(x.shape[0], -1, -1)
         for layer in self.layers:
@@ -196,6 +239,6 @@ class Resampler(nn.Module):
         return self.norm_out(self.proj_out(latents))
 
 
-def module_name(published: str) -> str:
-    """The name a published tensor has in our modules (`latents` lives in a leaf module here)."""
+def resampler_module_name(published: str) -> str:
+    """Return the name a published tensor has in our modules (`latents` lives in a leaf module here)."""
     return "latents.weight" if published == "latents" else published

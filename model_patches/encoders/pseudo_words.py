@@ -60,8 +60,8 @@ class PseudoWords(nn.Module):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, Any]:
-        """Constructor arguments read off `layers.{i}.weight` [out, in], i from 0 without a gap, and the norms where
-        they are; the others no tensor tells.
+        """Return the constructor arguments, read from `layers.{i}.weight` [out, in], i from 0 without a gap, and the
+        norms where they are; no tensor shows the others.
 
         Raises KeyError or MisshapenTensor.
         """
@@ -80,7 +80,7 @@ class PseudoWords(nn.Module):
         }
 
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
-        """[n, E] -> [n, k, d]."""
+        """Map [n, E] to [n, k, d]."""
         x = nn.functional.normalize(embeds, dim=-1) if self.normalize else embeds
         x = x if self.input_norm is None else self.input_norm(x)
         for i, layer in enumerate(self.layers):

@@ -14,15 +14,25 @@ from torch import nn
 
 from .projections import MisshapenTensor, PerceiverAttention, PerceiverFeedForward, StateDict, layers_in, shape_of
 
-HEAD_WIDTH = 256  # of the refiner's attention in the published file; no tensor tells it
+REFINER_HEAD_WIDTH = 256  # of the refiner's attention in the published file; no tensor shows it
 FACE_WIDTH = 512  # of an ArcFace vector
 
 
 class SERefiner(nn.Module):
-    """Queries gather detail from patch tokens through a few layers of IP-Adapter's perceiver attention, with a residual
-    each.
+    """A net whose queries gather detail from patch tokens through a few layers of IP-Adapter's perceiver attention,
+    with a residual each.
 
     What the Resampler does with learned queries, here with given ones; `proj_in` reads the patches once for all layers.
+
+    Arguments:
+        dim: size of the queries.
+        depth: number of layers.
+        inner: heads times channels of a head.
+        ff_inner: size within a feed-forward layer.
+        embed_dim: E, size of a patch token.
+        out_dim: size of the result.
+        head_width: channels of a head.
+        operations: `torch.nn`, or a host's module with the same classes.
     """
 
     def __init__(
@@ -33,7 +43,7 @@ class SERefiner(nn.Module):
         ff_inner: int,
         embed_dim: int,
         out_dim: int,
-        head_width: int = HEAD_WIDTH,
+        head_width: int = REFINER_HEAD_WIDTH,
         operations: Any = nn,
     ):
         super().__init__()
@@ -51,8 +61,9 @@ class SERefiner(nn.Module):
         self.norm_out = operations.LayerNorm(out_dim)
 
     @classmethod
-    def widths(cls, state: StateDict, head_width: int = HEAD_WIDTH) -> dict[str, int]:
-        """Constructor arguments read off `proj_in.weight` [dim, E], `proj_out.weight` [out, dim] and the layers.
+    def widths(cls, state: StateDict, head_width: int = REFINER_HEAD_WIDTH) -> dict[str, int]:
+        """Return the constructor arguments, read from `proj_in.weight` [dim, E], `proj_out.weight` [out, dim] and the
+        layers.
 
         Raises KeyError or MisshapenTensor.
         """
@@ -70,7 +81,7 @@ class SERefiner(nn.Module):
         }
 
     def forward(self, query: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
-        """query [n, T, dim], dense [n, P, E] patch tokens -> [n, T, out]."""
+        """Map query [n, T, dim], dense [n, P, E] patch tokens to [n, T, out]."""
         dense = self.proj_in(dense)
         for layer in self.layers:
             attention, feed_forward = cast(nn.ModuleList, layer)
@@ -87,6 +98,14 @@ class SubjectHead(nn.Module):
     published `face_embeds_proj` (T = 4). The paper's head for any object was not published. The same layers reading a
     CLS embedding instead, with the patches of the subject cut out on white, are our reconstruction of it from the
     paper's figure: no file or code confirms it.
+
+    Arguments:
+        vector_dim: V, size of the identity vector.
+        hidden_dim: h of the MLP.
+        tokens: T.
+        context_dim: D, size of a token.
+        refiner: constructor arguments of SERefiner.
+        operations: `torch.nn`, or a host's module with the same classes.
     """
 
     def __init__(
@@ -107,9 +126,9 @@ class SubjectHead(nn.Module):
         self.refiner = SERefiner(**refiner, operations=operations)
 
     @classmethod
-    def widths(cls, state: StateDict, head_width: int = HEAD_WIDTH) -> dict[str, Any]:
-        """Constructor arguments read off `proj.0.weight` [h, V], `proj.2.weight` [T*D, h], `layer_norm.weight` [D] and
-        the refiner's tensors.
+    def widths(cls, state: StateDict, head_width: int = REFINER_HEAD_WIDTH) -> dict[str, Any]:
+        """Return the constructor arguments, read from `proj.0.weight` [h, V], `proj.2.weight` [T*D, h],
+        `layer_norm.weight` [D] and the refiner's tensors.
 
         Raises KeyError or MisshapenTensor.
         """
@@ -148,6 +167,6 @@ class SubjectHead(nn.Module):
         return self.vector_dim == FACE_WIDTH
 
     def forward(self, vectors: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """vectors [n, V] (ArcFace: of length 1), hidden [n, P, E] -> [n, T, D]."""
+        """Map vectors [n, V] (ArcFace: of length 1) and hidden states [n, P, E] to [n, T, D]."""
         x = self.layer_norm(self.proj(vectors).view(-1, self.tokens, self.context_dim))
         return x + self.refiner(x, hidden)

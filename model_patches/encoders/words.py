@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .grounding import MLP, MLPLayers
+from .mlp import MLP, MLPLayers
 from .projections import MisshapenTensor, StateDict, shape_of
 
 
@@ -21,7 +21,7 @@ class WordFusion(MLPLayers):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off `fc1.weight` [hidden, 2 d] and `fc2.weight` [d, hidden].
+        """Return the constructor arguments, read from `fc1.weight` [hidden, 2 d] and `fc2.weight` [d, hidden].
 
         Raises KeyError or MisshapenTensor.
         """
@@ -35,12 +35,20 @@ class WordFusion(MLPLayers):
         return widths
 
     def forward(self, words: torch.Tensor, photos: torch.Tensor) -> torch.Tensor:
-        """words [..., d], photos [..., d] (from PhotoToWords) -> fused words [..., d]."""
+        """Fuse words [..., d], photos [..., d] (from PhotoToWords) to fused words [..., d]."""
         return self.through(torch.cat((words, photos), -1))
 
 
 class PhotoToWords(nn.Module):
-    """MM-Diff's `obj_embeds_proj`: a photo's embedding in the word space of each of SDXL's text encoders."""
+    """MM-Diff's `obj_embeds_proj`: a photo's embedding in the word space of each of SDXL's text encoders.
+
+    Arguments:
+        embed_dim: E, size of the photo's embedding.
+        hidden_dim: of the first Linear.
+        one_dim: d1, size of CLIP-L's words.
+        two_dim: d2, size of OpenCLIP-bigG's words.
+        operations: `torch.nn`, or a host's module with the same classes.
+    """
 
     def __init__(self, embed_dim: int, hidden_dim: int, one_dim: int, two_dim: int, operations: Any = nn):
         super().__init__()
@@ -51,8 +59,8 @@ class PhotoToWords(nn.Module):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off `fc.weight` [hidden, E], `proj_1.weight` [d1, hidden] and `proj_2.weight` [d2,
-        hidden].
+        """Return the constructor arguments, read from `fc.weight` [hidden, E], `proj_1.weight` [d1, hidden] and
+        `proj_2.weight` [d2, hidden].
         """
         hidden_dim, embed_dim = shape_of(state, "fc.weight", 2)
         return {
@@ -63,13 +71,21 @@ class PhotoToWords(nn.Module):
         }
 
     def forward(self, embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[..., E] -> [..., d1] for CLIP-L, [..., d2] for OpenCLIP-bigG."""
+        """Map [..., E] to [..., d1] for CLIP-L, [..., d2] for OpenCLIP-bigG."""
         h = nn.functional.gelu(self.fc(self.layernorm(embeds)))
         return self.proj_1(h), self.proj_2(h)
 
 
 class Postfuse(nn.Module):
-    """FastComposer's `postfuse_module`: `LN(M2(M1([t, o]) + t))`, M2 with a residual of its own."""
+    """FastComposer's `postfuse_module`: `LN(M2(M1([t, o]) + t))`, M2 with a residual of its own.
+
+    Arguments:
+        dim: d, size of a word.
+        embed_dim: E, size of a photo's embedding.
+        hidden_dim: within M1.
+        hidden2_dim: within M2.
+        operations: `torch.nn`, or a host's module with the same classes.
+    """
 
     def __init__(self, dim: int, embed_dim: int, hidden_dim: int, hidden2_dim: int, operations: Any = nn):
         super().__init__()
@@ -79,7 +95,8 @@ class Postfuse(nn.Module):
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Constructor arguments read off `mlp1.fc1.weight` [hidden, d + E], `mlp2.fc1.weight` [hidden2, d].
+        """Return the constructor arguments, read from `mlp1.fc1.weight` [hidden, d + E], `mlp2.fc1.weight` [hidden2,
+        d].
 
         Raises KeyError or MisshapenTensor.
         """
@@ -92,5 +109,5 @@ class Postfuse(nn.Module):
         return {"dim": dim, "embed_dim": both - dim, "hidden_dim": hidden_dim, "hidden2_dim": hidden2_dim}
 
     def forward(self, words: torch.Tensor, photos: torch.Tensor) -> torch.Tensor:
-        """words [..., d] of the text encoder's output (final norm included), photos [..., E] -> [..., d]."""
+        """Fuse words [..., d], the text encoder's output with its final norm, with photos [..., E]: [..., d]."""
         return self.layer_norm(self.mlp2(self.mlp1(torch.cat((words, photos), -1)) + words))

@@ -9,17 +9,17 @@ from ..errors import SubjectError
 
 CROP = 224  # pixels, both sides
 TEMPLATE_SIDE = 112
-ALIKE = 1e-6
+LEAST_FIT = 1e-6
 # ArcFace's: x, y of the points in a crop of that side
 TEMPLATE = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
 
 
 def similarity(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The turn, scale and shift that bring one set of points nearest to another, in least squares (Umeyama 1991), never
-    mirrored.
+    """Return the least-squares rotation, scale and shift from one set of points to another (Umeyama 1991), without
+    mirroring.
 
     Arguments: source, target: [N, 2], x and y. Returns [2, 3] float64, `[[a, -b, x], [b, a, y]]` on column vectors (x,
-    y, 1). Raises SubjectError where no such transform is found (all source points in one place, not finite, or nothing
+    y, 1). Raises SubjectError if no such transform is found (all source points in one place, not finite, or nothing
     like the target).
     """
     source, target = source.double(), target.double()
@@ -28,7 +28,7 @@ def similarity(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     size, wanted = (x * x + y * y).sum(), (u * u + v * v).sum()
     a, b = (x * u + y * v).sum() / size, (x * v - y * u).sum() / size  # of the complex factor a + ib
     alike = (a * a + b * b) * size / wanted  # 1 for an exact fit; near 0 no turn is better than any other
-    if not bool(alike > ALIKE):  # nor if it is NaN
+    if not bool(alike > LEAST_FIT):  # nor if it is NaN
         raise SubjectError(
             "five different points of a face",
             "points that give no position",
@@ -39,7 +39,7 @@ def similarity(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def align_face(photo: torch.Tensor, points: torch.Tensor, size: int = CROP) -> torch.Tensor:
-    """The face of a photo, turned and scaled to ArcFace's template.
+    """Return the face of a photo, turned and scaled to ArcFace's template.
 
     Arguments:
         photo: [H, W, 3] float, 0..1.
@@ -76,6 +76,6 @@ def align_face(photo: torch.Tensor, points: torch.Tensor, size: int = CROP) -> t
 
 
 def inverse(matrix: torch.Tensor) -> torch.Tensor:
-    """The way back of a [2, 3] transform, [2, 3]."""
+    """Return the inverse of a [2, 3] transform, [2, 3]."""
     back = torch.linalg.inv(matrix[:, :2])
     return torch.cat((back, -back @ matrix[:, 2:]), -1)

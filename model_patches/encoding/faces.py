@@ -50,8 +50,7 @@ def prepare_faces(
     warn: Callable[[str], None] | None = None,
     done: Callable[[str], None] = lambda sentence: None,
 ) -> Faces:
-    """The faces of a subject's photos. What is given in `embeds` and `crops` is taken; the analyser is asked for the
-    rest only.
+    """Return the faces of a subject's photos: those given in `embeds` and `crops`, and the analyser's for the rest.
 
     Arguments:
         images: the photos as in `subjects.make_subject`: batches [n, H, W, 1, 3 or 4] of several sizes, None entries
@@ -100,8 +99,8 @@ def prepare_faces(
 
 
 def analyser_in(value: Any) -> Any | None:
-    """The first object with a callable `get` in what another pack made (the object, a dict, list or tuple with it, its
-    wrapper), or None.
+    """Return the first object with a callable `get` in what another pack made (the object, a dict, list or tuple with
+    it, its wrapper), or None.
     """
     if isinstance(value, (Mapping, list, tuple)):  # a dict has a `get` of its own
         inside = value.values() if isinstance(value, Mapping) else value
@@ -134,7 +133,7 @@ def _needed_analyser(analysis: Any, vectors: bool, crops: bool) -> Any:
 
 
 def recognition(analyser: Any) -> str:
-    """Name of the model that makes an analyser's vectors, '' where it does not tell."""
+    """Return the name of the model that makes an analyser's vectors, '' if the analyser does not provide it."""
     models = getattr(analyser, "models", None)
     model = models.get("recognition") if isinstance(models, Mapping) else None
     return PurePath(str(getattr(model, "model_file", None) or "").replace("\\", "/")).stem
@@ -158,7 +157,7 @@ def _published_search(analyser: Any) -> Iterator[None]:
 
 
 def find_face(analyser: Any, photo: torch.Tensor, number: int, pick: str) -> tuple[Any, int]:
-    """(a face as the analyser describes it, the black border in pixels around the photo in which it was seen).
+    """Find the face of a photo: return it as the analyser describes it, and the black border in pixels that was added.
 
     photo: [H, W, 1, 3 or 4]; number: of the photo, for messages. A face that fills the photo is often missed, so a
     photo in which none was found is searched once more within a border of half its longer side. Raises SubjectError
@@ -176,8 +175,8 @@ def find_face(analyser: Any, photo: torch.Tensor, number: int, pick: str) -> tup
                     if pick == "largest" and len(faces) > 1
                     else faces[0]
                 ), border
-    do = "Use a photo that shows the face larger and from the front, or crop it to head and shoulders."
-    raise SubjectError(f"a face in photo {number}", "none", do)
+    remedy = "Use a photo that shows the face larger and from the front, or crop it to head and shoulders."
+    raise SubjectError(f"a face in photo {number}", "none", remedy)
 
 
 def _area(face: Any, number: int) -> float:
@@ -192,7 +191,7 @@ def _crop(photo: torch.Tensor, face: Any, border: int, number: int) -> torch.Ten
     try:
         return align_face(_rgb(photo).float().cpu(), points, CROP).clamp(0, 1)
     except SubjectError as problem:
-        raise SubjectError(f"{problem.expected} in photo {number}", problem.found, problem.do) from None
+        raise SubjectError(f"{problem.expected} in photo {number}", problem.found, problem.remedy) from None
 
 
 def _vector(face: Any, number: int) -> torch.Tensor:
@@ -203,7 +202,7 @@ def _vector(face: Any, number: int) -> torch.Tensor:
 
 
 def _told(face: Any, name: str, what: str) -> torch.Tensor:
-    """A field of a face in numbers, float64. Raises SubjectError where the analyser does not tell it."""
+    """A field of a face in numbers, float64. Raises SubjectError if the analyser does not tell it."""
     value = getattr(face, name, None)
     if value is None:
         raise SubjectError(
@@ -218,8 +217,8 @@ def _told(face: Any, name: str, what: str) -> torch.Tensor:
 
 
 def given_vectors(embeds: Any, count: int) -> torch.Tensor:
-    """[count, 512] float32 of length 1 from a tensor or array [n, 512], [n, 1, 512] or [512], a list of such, or a dict
-    with one.
+    """Return vectors [count, 512] float32 of length 1 from a tensor or array [n, 512], [n, 1, 512] or [512], a list of
+    such, or a dict with one.
 
     Raises SubjectError: no numbers in it, another width or number, NaN, a vector of zeros.
     """
@@ -249,7 +248,7 @@ def given_vectors(embeds: Any, count: int) -> torch.Tensor:
 
 
 def given_crops(crops: Image, count: int) -> torch.Tensor:
-    """[count, 224, 224, 3] float32, 0..1, from squares of any size.
+    """Return crops [count, 224, 224, 3] float32, 0..1, from squares of any size.
 
     Raises SubjectError: not square, another number, not pictures.
     """
@@ -302,7 +301,7 @@ def _numbers(value: Any) -> torch.Tensor:
 
 def _unit(vectors: torch.Tensor, names: list[str]) -> torch.Tensor:
     """vectors [n, W] float64 -> the same of length 1, float32; names: of the vectors, for messages."""
-    do = "Take another photo, or make the vectors again with an analyser that works (in fp32)."
+    remedy = "Take another photo, or make the vectors again with an analyser that works (in fp32)."
     for vector, name in zip(vectors, names, strict=True):
         if len(vector) != FACE_WIDTH:
             raise SubjectError(
@@ -311,9 +310,9 @@ def _unit(vectors: torch.Tensor, names: list[str]) -> torch.Tensor:
                 "Wire an analyser that makes ArcFace vectors, such as InsightFace's buffalo_l.",
             )
         if not bool(torch.isfinite(vector).all()):
-            raise SubjectError(f"{name} to be finite numbers", "NaN or infinite ones", do)
+            raise SubjectError(f"{name} to be finite numbers", "NaN or infinite ones", remedy)
         if not bool(vector.any()):
-            raise SubjectError(f"{name} to be the vector of a face", "zeros only", do)
+            raise SubjectError(f"{name} to be the vector of a face", "zeros only", remedy)
     return (vectors / vectors.norm(dim=-1, keepdim=True)).float()
 
 

@@ -10,11 +10,15 @@ from torch.nn.functional import interpolate, pad
 
 FRAMINGS = ("pad", "center", "stretch")
 WHITE = 1.0
-LONGEST = 4096  # pixels: a longer photo is made smaller before it is padded to a square, which would fill the memory
+LONGEST_SIDE = (
+    4096  # pixels: a longer photo is made smaller before it is padded to a square, which would fill the memory
+)
 
 
 def flatten_alpha(image: torch.Tensor) -> torch.Tensor:
-    """[n, H, W, 1, 3 or 4] -> [n, H, W, 3]; transparent parts of a 4-channel image become white, grey becomes RGB."""
+    """Convert photos [n, H, W, 1, 3 or 4] to [n, H, W, 3]; transparent parts of a 4-channel image become white, grey
+    becomes RGB.
+    """
     if image.shape[-1] == 1:
         return image.expand(*image.shape[:-1], 3)
     if image.shape[-1] < 4:
@@ -33,8 +37,8 @@ def on_white(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def bounding_box(mask: torch.Tensor, threshold: float = 0.5) -> tuple[int, int, int, int] | None:
-    """(top, left, bottom, right), ends exclusive, of the mask's pixels over the threshold; None where there is none.
-    mask [h, w].
+    """Return (top, left, bottom, right), ends exclusive, of the mask's pixels over the threshold; None if there is
+    none. mask [h, w].
     """
     rows, columns = (mask > threshold).any(1).nonzero(), (mask > threshold).any(0).nonzero()
     if not len(rows):
@@ -43,7 +47,7 @@ def bounding_box(mask: torch.Tensor, threshold: float = 0.5) -> tuple[int, int, 
 
 
 def frame(image: torch.Tensor, size: int, framing: str) -> torch.Tensor:
-    """One photo [H, W, 3] -> [size, size, 3], bicubic with antialias.
+    """Resize one photo [H, W, 3] to [size, size, 3], bicubic with antialias.
 
     framing: `pad` to a white square, `center` crop of the shorter side, `stretch`, or `black` (see `black_square`, not
     bicubic).
@@ -53,8 +57,8 @@ def frame(image: torch.Tensor, size: int, framing: str) -> torch.Tensor:
     pixels = image.movedim(-1, 0).unsqueeze(0)  # 1, 3, H, W
     h, w = image.shape[:2]
     if framing == "pad":  # before resizing, as the training photos were
-        if max(h, w) > LONGEST:
-            h, w = (max(1, round(side * LONGEST / max(h, w))) for side in (h, w))
+        if max(h, w) > LONGEST_SIDE:
+            h, w = (max(1, round(side * LONGEST_SIDE / max(h, w))) for side in (h, w))
             pixels = interpolate(pixels, size=(h, w), mode="bicubic", antialias=True)
         side = max(h, w)
         top, left = (side - h) // 2, (side - w) // 2
@@ -72,15 +76,15 @@ def frame(image: torch.Tensor, size: int, framing: str) -> torch.Tensor:
 
 
 def black_square(image: torch.Tensor, size: int) -> torch.Tensor:
-    """One photo [H, W, 3] -> [size, size, 3] as MM-Diff and FastComposer were published: padded with black, bilinear
-    with antialias, in 8-bit steps.
+    """Resize one photo [H, W, 3] to [size, size, 3] as MM-Diff and FastComposer were published: padded with black,
+    bilinear with antialias, in 8-bit steps.
 
     Both sides get half of the difference, rounded down: an odd one leaves a pixel, over which the photo is stretched.
     """
     pixels = (image.movedim(-1, 0).unsqueeze(0).float() * 255).round()  # 1, 3, H, W
     h, w = image.shape[:2]
-    if max(h, w) > LONGEST:
-        h, w = (max(1, round(side * LONGEST / max(h, w))) for side in (h, w))
+    if max(h, w) > LONGEST_SIDE:
+        h, w = (max(1, round(side * LONGEST_SIDE / max(h, w))) for side in (h, w))
         pixels = interpolate(pixels, size=(h, w), mode="bilinear", antialias=True)
     x, y = (max(h, w) - w) // 2, (max(h, w) - h) // 2
     pixels = interpolate(pad(pixels, (x, x, y, y)), size=(size, size), mode="bilinear", antialias=True)

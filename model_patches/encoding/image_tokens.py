@@ -15,7 +15,7 @@ from .photos import prepared_photos
 
 
 def image_tokens(given: EncodeInputs) -> References:
-    """References with image tokens, and with name tokens where a text encoder is given.
+    """Return References with image tokens, and with name tokens where a text encoder is given.
 
     Raises:
         SubjectError: an empty name where names are encoded, or one that encodes to nothing.
@@ -37,8 +37,8 @@ def image_tokens(given: EncodeInputs) -> References:
 def reference_subject(
     number: int, s: Subject, tokens: torch.Tensor | None = None, name_tokens: torch.Tensor | None = None, **rest: Any
 ) -> ReferenceSubject:
-    """A subject of the cast with what an adapter made of it. number: in the cast, from 1; the name of one without a
-    name.
+    """Return a subject of the cast with the tokens that an adapter made of it. number: in the cast, from 1; the name of
+    one without a name.
     """
     return ReferenceSubject(
         s.name or f"subject {number}",
@@ -56,8 +56,8 @@ def reference_subject(
 def encode_names(
     spec: AdapterSpec, cast: Cast, names: NameEncoder | None
 ) -> tuple[list[torch.Tensor | None], torch.Tensor | None]:
-    """Name tokens [L, D] float32 of each subject and those of the empty prompt; None for all where no text encoder is
-    given.
+    """Encode the name tokens [L, D] float32 of each subject and those of the empty prompt; None for all if no text
+    encoder is given.
 
     Raises:
         SubjectError: an empty name, or one that encodes to nothing.

@@ -29,17 +29,20 @@ class ImageEncoder(Protocol):
     pooled: int
 
     def encode(self, pictures: torch.Tensor, kind: str, blank: bool) -> torch.Tensor:
-        """[n, size, size, 3] -> 'pooled' [n, E], 'unprojected' [n, hidden] (CLS after its norm) or 'penultimate' [n, P,
-        E]; with `blank` one row more, of all-zero pixel values."""
+        """Encode photos [n, size, size, 3] as 'pooled' [n, E], 'unprojected' [n, hidden] (CLS after its norm) or
+        'penultimate' [n, P, E]; with `blank` one row more, of all-zero pixel values.
+        """
         ...
 
     def encode_patches(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[n, size, size, 3], n >= 1 -> the last hidden states without CLS and before their norm [n, P, hidden], and
-        the pooled vectors [n, pooled], not normalised; one pass."""
+        """Encode photos [n, size, size, 3], n >= 1, as the last hidden states without CLS and before their norm [n, P,
+        hidden], and the pooled vectors [n, pooled], not normalised; one pass.
+        """
         ...
 
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> ImageEncoder:
-        """The encoder with these tensors, by transformers' names, in place of its own; it stays itself as it was.
+        """Return the encoder with these tensors, by transformers' names, in place of its own; it stays itself as it
+        was.
 
         Raises MismatchError.
         """
@@ -53,21 +56,21 @@ class NameEncoder(Protocol):
     """
 
     def encode(self, names: Sequence[str]) -> list[torch.Tensor]:
-        """Tokens [L, D] of each name, at the default layer, without BOS, EOS and padding; for "" the tokens after BOS,
-        [K, D].
+        """Return tokens [L, D] of each name, at the default layer, without BOS, EOS and padding; for "" the tokens
+        after BOS, [K, D].
         """
         ...
 
     def pooled(self, names: Sequence[str]) -> list[torch.Tensor | None]:
-        """The vector [E] at each name's EOS, before CLIP-L's projection, in SDXL with bigG's projected one behind it;
-        None for a name without tokens.
+        """Return the vector [E] at each name's EOS, before CLIP-L's projection, in SDXL with bigG's projected one
+        behind it; None for a name without tokens.
         """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class EncodeInputs:
-    """What a family encodes a cast with.
+    """The inputs with which a family encodes a cast.
 
     images: the image encoder with the adapter's own weights in it, base_images:
     without them, both None for an adapter that reads no photos; project: the adapter's projection; names: the text
@@ -118,9 +121,9 @@ def check_clip_width(spec: AdapterSpec, width: int, needed: int) -> None:
     if width != needed:
         if (error := base_mismatch(spec, width, clip=True)) is not None:
             raise error
-        found, do = f"size {width}", f"{OWN_CLIP}, or choose an adapter for it."
+        found, remedy = f"size {width}", f"{OWN_CLIP}, or choose an adapter for it."
         raise MismatchError(
-            f"a CLIP with text embeddings of size {needed} ({spec.base}), as {spec.file} needs", found, do
+            f"a CLIP with text embeddings of size {needed} ({spec.base}), as {spec.file} needs", found, remedy
         )
 
 
@@ -135,7 +138,7 @@ def check_named(number: int, name: str) -> None:
 
 
 def without_words(number: int, name: str) -> SubjectError:
-    """About a name of which the text encoder leaves nothing."""
+    """Return the error about a name of which the text encoder leaves no tokens."""
     found = f"'{name}', for which the text encoder has no tokens"
     return SubjectError(
         f"a name with words in it for subject {number}", found, "Type its name as in the prompt into 'name'."
@@ -147,9 +150,9 @@ def check_vision_weights(weights: Mapping[str, torch.Tensor], own: Mapping[str, 
     for name, value in weights.items():
         if name not in own or own[name].shape != value.shape:
             found = f"one whose '{name}' is {tuple(own[name].shape)}" if name in own else f"one without '{name}'"
-            do = "Connect the CLIP vision encoder that the adapter was trained with, or disconnect 'clip_vision'."
+            remedy = "Connect the CLIP vision encoder that the adapter was trained with, or disconnect 'clip_vision'."
             raise MismatchError(
-                f"a CLIP vision encoder that fits the adapter's own '{name}' {tuple(value.shape)}", found, do
+                f"a CLIP vision encoder that fits the adapter's own '{name}' {tuple(value.shape)}", found, remedy
             )
 
 

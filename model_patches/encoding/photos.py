@@ -11,13 +11,13 @@ from .framing import bounding_box, flatten_alpha, frame, on_white
 
 
 def prepared_photos(cast: Cast, size: int, framing: str, inside: int = 0) -> tuple[torch.Tensor, ...]:
-    """The photos of all subjects in order, [size, size, 3] each; see `prepare_photo`."""
+    """Return the photos of all subjects in order, [size, size, 3] each; see `prepare_photo`."""
     return tuple(prepare_photo(photo, size, framing, inside) for subject in cast.subjects for photo in subject.photos)
 
 
 def prepare_photo(photo: Photo, size: int, framing: str, inside: int = 0) -> torch.Tensor:
-    """One photo as the encoder sees it, [size, size, 3]: alpha and cut-out on white, cropped to the cut-out's box,
-    framed.
+    """Return one photo as the encoder sees it, [size, size, 3]: alpha and cut-out on white, cropped to the cut-out's
+    box, framed.
 
     inside: rows and columns of the photo to leave away at the box's bottom and right; 1 as Subject-Diffusion was
     published.

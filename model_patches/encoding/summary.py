@@ -21,7 +21,7 @@ def who(references: References) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """'1 subject', '2 subjects'."""
+    """Return '1 subject', '2 subjects'."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 

@@ -8,7 +8,7 @@ from ..encoding.interfaces import EncodeInputs, ImageEncoder, NameEncoder, Proje
 from ..subjects import Cast, References, SubjectAdapter
 from .registry import family_of
 
-EMPTY = "Add a subject with Add Subject: the cast is empty, so the picture has no references."
+EMPTY_CAST = "Add a subject with Add Subject: the cast is empty, so the picture has no references."
 
 
 def encode_subjects(
@@ -26,7 +26,7 @@ def encode_subjects(
 
     Arguments:
         adapter: has `.spec` (AdapterSpec) and `.weights` (Weights); it is kept in the result.
-        images: the image encoder, None where none was found. Weights for it that the adapter brings act in this call
+        images: the image encoder, None if none was found. Weights for it that the adapter brings act in this call
             alone.
         project: the adapter's projection on one or several tensors; what it takes and gives is the family's.
         names: the text encoder, or None: the references then carry no names.
@@ -44,6 +44,6 @@ def encode_subjects(
     references, warnings = family_of(spec).encode(
         EncodeInputs(adapter, cast, own, images, project, names, framing, prompts)
     )
-    for sentence in warnings if cast.subjects else [EMPTY]:
+    for sentence in warnings if cast.subjects else [EMPTY_CAST]:
         warn(sentence)
     return references

@@ -26,7 +26,7 @@ from ..encoding.prompt_vectors import prompt_vectors
 from ..errors import CheckpointError
 from ..subjects import References
 
-POSTFUSE, UNET, VISION = "postfuse_module.", "unet.", "image_encoder."
+POSTFUSE_PREFIX, UNET_PREFIX, VISION_PREFIX = "postfuse_module.", "unet.", "image_encoder."
 KIND = "a FastComposer file"
 LEVELS = 4
 LABELS = {"fastcomposer": "FastComposer"}
@@ -35,7 +35,7 @@ FUSION = PromptFusion(after_encoder=True, learned=True, keeps_other_rows=True)
 
 def matches(file: AdapterFile) -> bool:
     """Return whether the file's tensors are such a file's, whole or not."""
-    return any(name.startswith(POSTFUSE) for name in file.state)
+    return any(name.startswith(POSTFUSE_PREFIX) for name in file.state)
 
 
 def load(file: AdapterFile, operations: Any = nn) -> Adapter:
@@ -54,28 +54,29 @@ def companions(path: Path) -> Iterable[Path]:
 
 
 def build(state: State, file: str, operations: Any = nn) -> Adapter:
-    """What fuses photos with words, and the UNet and image encoder that were trained with it; weights in the file's own
-    dtypes.
+    """Build the net that fuses photos with words, and the UNet and image encoder that were trained with it; weights in
+    the file's own dtypes.
 
     Arguments:
         state: the file's tensors; file: its name, for messages; operations: namespace with Linear and LayerNorm.
     Raises:
         CheckpointError: a part is missing or of another model than SD1.5, or a tensor is missing, misshapen or unknown.
     """
-    postfuse = part(state, POSTFUSE)
+    postfuse = part(state, POSTFUSE_PREFIX)
     with torch.device("meta"):
-        with reading(file, POSTFUSE):
+        with reading(file, POSTFUSE_PREFIX):
             widths = Postfuse.widths(postfuse)
         fusion = nn.ModuleDict({"l": Postfuse(**widths, operations=operations)})
     assign(
         fusion,
-        {f"{POSTFUSE}{name}": tensor for name, tensor in postfuse.items()},
-        {name: f"{POSTFUSE}{name.removeprefix('l.')}" for name in fusion.state_dict()},
+        {f"{POSTFUSE_PREFIX}{name}": tensor for name, tensor in postfuse.items()},
+        {name: f"{POSTFUSE_PREFIX}{name.removeprefix('l.')}" for name in fusion.state_dict()},
         file,
         KIND,
     )
     weights = Weights(
-        _unet(part(state, UNET), widths["dim"], file), vision=_vision(part(state, VISION), widths["embed_dim"], file)
+        _unet(part(state, UNET_PREFIX), widths["dim"], file),
+        vision=_vision(part(state, VISION_PREFIX), widths["embed_dim"], file),
     )
     spec = AdapterSpec(
         "fastcomposer",
@@ -95,11 +96,11 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
 
 def _unet(unet: State, context_dim: int, file: str) -> State:
     """All tensors of the UNet by LDM names."""
-    with reading(file, UNET):
+    with reading(file, UNET_PREFIX):
         channels = [shape_of(unet, f"down_blocks.{level}.resnets.0.conv1.weight", 4)[0] for level in range(LEVELS)]
     check(
-        {f"{UNET}{name}": tensor for name, tensor in unet.items()},
-        {f"{UNET}{name}": shape for name, shape in sd_shapes(channels, context_dim).items()},
+        {f"{UNET_PREFIX}{name}": tensor for name, tensor in unet.items()},
+        {f"{UNET_PREFIX}{name}": shape for name, shape in sd_shapes(channels, context_dim).items()},
         file,
         KIND,
     )
@@ -109,13 +110,13 @@ def _unet(unet: State, context_dim: int, file: str) -> State:
 def _vision(state: State, width: int, file: str) -> State:
     """The image encoder's tensors.
 
-    Raises CheckpointError where its projection is of another width than the photos that are fused.
+    Raises CheckpointError if its projection is of another width than the photos that are fused.
     """
     found = overlay(state, file)
     projection = found.get("visual_projection.weight")
     if projection is not None and projection.shape[0] != width:
         raise CheckpointError(
-            f"'{VISION}visual_projection.weight' of '{file}' to give {width} numbers",
+            f"'{VISION_PREFIX}visual_projection.weight' of '{file}' to give {width} numbers",
             f"the shape {list(projection.shape)}",
             AGAIN,
         )

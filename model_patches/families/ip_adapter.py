@@ -14,9 +14,9 @@ from ..adapter import Adapter, AdapterSpec, EncoderNeed
 from ..checkpoints.adapter_file import AdapterFile
 from ..checkpoints.refused import no_adapter, refuse_known
 from ..checkpoints.tensors import AGAIN, State, assign, check_matrix, part, reading
-from ..checkpoints.trained_ip import published
+from ..checkpoints.trained_ip import published_layout
 from ..encoders.decoupled import DecoupledLayers
-from ..encoders.projections import FaceMLP, ImageProj, Resampler, module_name
+from ..encoders.projections import FaceMLP, ImageProj, Resampler, resampler_module_name
 from ..encoding.image_tokens import image_tokens
 from ..encoding.interfaces import EncodeInputs
 from ..encoding.warnings import name_warnings, region_warnings
@@ -52,7 +52,7 @@ def companions(path: Path) -> Iterable[Path]:
 
 
 def build(state: State, file: str, operations: Any = nn) -> Adapter:
-    """Modules of an IP-Adapter or MIP-Adapter, weights in the file's own dtypes.
+    """Build the modules of an IP-Adapter or MIP-Adapter, weights in the file's own dtypes.
 
     Arguments:
         state: flat tensors (`image_proj.*` and `ip_adapter.*` or `adapter_modules.*`), or those of a training's
@@ -63,7 +63,7 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
         CheckpointError: another kind of file, or a tensor that is missing, misshapen or unknown.
     """
     refuse_known(state, file)
-    state = published(state, file)
+    state = published_layout(state, file)
     prefix = next((prefix for prefix in LAYERS if part(state, prefix)), LAYERS[0])
     projection_state, layer_state = part(state, "image_proj."), part(state, prefix)
     if not projection_state or not layer_state:
@@ -73,7 +73,7 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
         )
     with torch.device("meta"):
         projection, tokens, need = _projection(projection_state, file, operations)
-        layers = _layers(layer_state, prefix, file, operations)
+        layers = _decoupled_layers(layer_state, prefix, file, operations)
     context_dim = _context_of(projection)
     if layers.context_dim != context_dim:
         raise CheckpointError(
@@ -115,7 +115,7 @@ def _projection(state: State, file: str, operations: Any) -> tuple[nn.Module, in
         return ImageProj(**widths, operations=operations), widths["tokens"], EncoderNeed("pooled", widths["embed_dim"])
 
 
-def _layers(state: State, prefix: str, file: str, operations: Any) -> DecoupledLayers:
+def _decoupled_layers(state: State, prefix: str, file: str, operations: Any) -> DecoupledLayers:
     """The cross-attention layers on the meta device, widths read off `{2j+1}.to_k_ip.weight` [C, D]."""
     indices = _indices(state)
     for index in range(1, max(indices, default=1) + 1, 2):
@@ -147,7 +147,7 @@ def _load(module: nn.Module, published: State, prefix: str, file: str) -> None:
 def _our_names(published: State, prefix: str) -> dict[str, str]:
     """Published name -> name in our module. Layers are numbered by order: the j-th odd index is layer j."""
     if prefix == "image_proj.":
-        return {name: module_name(name[len(prefix) :]) for name in published}
+        return {name: resampler_module_name(name[len(prefix) :]) for name in published}
     order = {str(index): j for j, index in enumerate(_indices(name[len(prefix) :] for name in published))}
     names = {}
     for name in published:

@@ -22,15 +22,15 @@ from ..checkpoints.tensors import SMALL_NUMBER, State, assign, check_format, mis
 from ..encoders.pseudo_words import ACTIVATIONS, PseudoWords
 from ..encoding.interfaces import EncodeInputs
 from ..encoding.prompt_vectors import prompt_vectors
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, quoted
 from ..subjects import References
 
 FORMAT, VERSION = "umm_diffusion", 1
-PREFIX = "mapping."
+MAPPING = "mapping."
 LABELS = {"umm": "UMM-Diffusion"}
 FUSION = PromptFusion(keeps_other_rows=True)
 KIND = "a UMM-Diffusion mapping"
-TEXT = 768  # width of SD1.5's text encoder
+TEXT_WIDTH = 768  # width of SD1.5's text encoder
 ENCODER = "openai/clip-vit-large-patch14"
 FEATURES = {"projected": EncoderNeed("pooled", 768), "pooled": EncoderNeed("unprojected", 1024)}
 CONVERT = "Save the mapping again with the metadata that it was trained with."
@@ -38,7 +38,7 @@ CONVERT = "Save the mapping again with the metadata that it was trained with."
 
 def matches(file: AdapterFile) -> bool:
     """Return whether the file's tensors are a mapping, whole or not."""
-    return any(name.startswith(f"{PREFIX}layers.") for name in file.state)
+    return any(name.startswith(f"{MAPPING}layers.") for name in file.state)
 
 
 def load(file: AdapterFile, operations: Any = nn) -> Adapter:
@@ -57,7 +57,7 @@ def companions(path: Path) -> Iterable[Path]:
 
 
 def build(state: State, file: str, operations: Any = nn, metadata: Mapping[str, str] | None = None) -> Adapter:
-    """The mapping from a photo to pseudo words, weights in the file's own dtypes.
+    """Build the mapping from a photo to pseudo words, weights in the file's own dtypes.
 
     Arguments:
         state: the file's tensors; file: its name, for messages.
@@ -75,12 +75,12 @@ def build(state: State, file: str, operations: Any = nn, metadata: Mapping[str, 
         "tokens": "1",
     } | dict(metadata or {})
     _check_texts(texts, file)
-    need, tokens, mapping_state = FEATURES[texts["image_feature"]], int(texts["tokens"]), part(state, PREFIX)
+    need, tokens, mapping_state = FEATURES[texts["image_feature"]], int(texts["tokens"]), part(state, MAPPING)
     _check_numbers(mapping_state, file)
     with torch.device("meta"):
-        with reading(file, PREFIX):
+        with reading(file, MAPPING):
             widths = PseudoWords.widths(mapping_state)
-        _check_widths(widths, need.width, tokens, file)
+        _check_mapping(widths, need.width, tokens, file)
         mapping = PseudoWords(
             **widths,
             tokens=tokens,
@@ -88,17 +88,17 @@ def build(state: State, file: str, operations: Any = nn, metadata: Mapping[str, 
             normalize=texts["normalize"] == "true",
             operations=operations,
         )
-    assign(mapping, state, {name: f"{PREFIX}{name}" for name in mapping.state_dict()}, file, KIND)
+    assign(mapping, state, {name: f"{MAPPING}{name}" for name in mapping.state_dict()}, file, KIND)
     spec = AdapterSpec(
         "umm",
         "Mapping",
         file,
-        TEXT,
+        TEXT_WIDTH,
         0,
         need,
         (),
         False,
-        prompt=PromptSpec(FUSION, {"l": TEXT}, tokens),
+        prompt=PromptSpec(FUSION, {"l": TEXT_WIDTH}, tokens),
         label=LABELS["umm"],
     )
     return Adapter(spec, mapping, None)
@@ -108,7 +108,7 @@ def _check_texts(texts: Mapping[str, str], file: str) -> None:
     """Raise CheckpointError for metadata that mean something else."""
     found = texts.get("format", FORMAT)
     if found != FORMAT:
-        raise CheckpointError(f"the format {FORMAT} in the metadata of '{file}'", shown(found), CONVERT)
+        raise CheckpointError(f"the format {FORMAT} in the metadata of '{file}'", quoted(found), CONVERT)
     check_format(texts, FORMAT, VERSION, file)
     allowed: dict[str, Collection[str]] = {
         "base": ("sd15",),
@@ -120,11 +120,11 @@ def _check_texts(texts: Mapping[str, str], file: str) -> None:
     for name, values in allowed.items():
         if texts[name] not in values:
             raise CheckpointError(
-                f"{' or '.join(values)} as '{name}' in the metadata of '{file}'", shown(texts[name]), CONVERT
+                f"{' or '.join(values)} as '{name}' in the metadata of '{file}'", quoted(texts[name]), CONVERT
             )
     if not SMALL_NUMBER.fullmatch(texts["tokens"]):
         raise CheckpointError(
-            f"a number from 1 to 99 as 'tokens' in the metadata of '{file}'", shown(texts["tokens"]), CONVERT
+            f"a number from 1 to 99 as 'tokens' in the metadata of '{file}'", quoted(texts["tokens"]), CONVERT
         )
 
 
@@ -133,20 +133,24 @@ def _check_numbers(state: State, file: str) -> None:
     numbers = {number for name in state if name.startswith("layers.") and (number := name.split(".")[1]).isdecimal()}
     absent = [name for name in (f"layers.{i}.weight" for i in range(len(numbers) or 1)) if name not in state]
     if absent:
-        raise missing(f"{PREFIX}{absent[0]}", file)
+        raise missing(f"{MAPPING}{absent[0]}", file)
 
 
-def _check_widths(widths: Mapping[str, Any], feature: int, tokens: int, file: str) -> None:
+def _check_mapping(widths: Mapping[str, Any], feature: int, tokens: int, file: str) -> None:
     """Raise CheckpointError unless the mapping leads from the encoder's width to `tokens` words."""
     first, last = widths["layer_widths"][0], widths["layer_widths"][-1]
     if first != feature:
         raise CheckpointError(
-            f"'{PREFIX}layers.0.weight' of '{file}' to read a photo's {feature} numbers", f"{first} columns", CONVERT
+            f"'{MAPPING}layers.0.weight' of '{file}' to read a photo's {feature} numbers", f"{first} columns", CONVERT
         )
-    if last != tokens * TEXT:
+    if last != tokens * TEXT_WIDTH:
         words = "one pseudo word" if tokens == 1 else f"{tokens} pseudo words"
-        raise CheckpointError(f"the last layer of '{file}' to return {words} of size {TEXT}", f"{last} rows", CONVERT)
-    if widths["output_norm"] not in (0, TEXT, last):
         raise CheckpointError(
-            f"'{PREFIX}output_norm.weight' of '{file}' to have {TEXT} numbers", f"{widths['output_norm']}", CONVERT
+            f"the last layer of '{file}' to return {words} of size {TEXT_WIDTH}", f"{last} rows", CONVERT
+        )
+    if widths["output_norm"] not in (0, TEXT_WIDTH, last):
+        raise CheckpointError(
+            f"'{MAPPING}output_norm.weight' of '{file}' to have {TEXT_WIDTH} numbers",
+            f"{widths['output_norm']}",
+            CONVERT,
         )

@@ -16,7 +16,7 @@ from ..errors import SubjectError
 from ..subjects import Box, called
 
 SLACK = 0.01  # of the picture's side: how far a box may reach out of the picture and still be cut off at its edge
-ROUNDING = 0.0005  # up to here without a word
+EDGE_ROUNDING = 0.0005  # a box this far beyond the picture is cut off without a warning
 MIN_SIDE = 0.001  # of the picture's side
 EXAMPLE = '[{"label": "red fox", "x": 0.1, "y": 0.2, "w": 0.3, "h": 0.5}, null]'
 DRAW_AGAIN = "Draw the box again, or write null for a subject without a box."
@@ -30,7 +30,7 @@ class FoundBox:
     """One box as it was found, unchecked.
 
     value: what stood there, for messages; sides: (x, y, w, h) or with `corners` (x1, y1, x2, y2), each a number or not,
-    or None where value is no box at all; picture: the (width, height) that the sides are measured in, (1, 1) for parts
+    or None if value is no box at all; picture: the (width, height) that the sides are measured in, (1, 1) for parts
     of the picture; label: the word that came with it.
     """
 
@@ -45,27 +45,27 @@ class FoundBox:
 
 
 def read_text(text: str) -> list[FoundBox | None]:
-    """The node's `boxes`: a JSON list of {"label", "x", "y", "w", "h"} in 0..1, or null. An empty text is an empty
+    """Read the node's `boxes`: a JSON list of {"label", "x", "y", "w", "h"} in 0..1, or null. An empty text is an empty
     list.
 
     Raises:
         SubjectError: no JSON, or no list.
     """
-    expected, do = f"'boxes' to be a JSON list such as {EXAMPLE}", "Draw the boxes again, or write [] for none."
+    expected, remedy = f"'boxes' to be a JSON list such as {EXAMPLE}", "Draw the boxes again, or write [] for none."
     if not isinstance(text, str):
-        raise SubjectError(expected, shown(text), do)
+        raise SubjectError(expected, as_json(text), remedy)
     try:
         value = json.loads(text) if text.strip() else []
     except (ValueError, RecursionError) as error:
         place = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise SubjectError(expected, f"text that is not JSON{place}: {shown(text)}", do) from None
+        raise SubjectError(expected, f"text that is not JSON{place}: {as_json(text)}", remedy) from None
     if not isinstance(value, list):
-        raise SubjectError(expected, shown(text), do)
+        raise SubjectError(expected, as_json(text), remedy)
     return [None if item is None else _normalised(item) for item in value]
 
 
 def fault_in(text: str) -> str | None:
-    """What is wrong with `boxes`, as far as can be said before the cast is known; None where nothing is."""
+    """Return what is wrong with `boxes`, as far as is known without the cast, or None."""
     try:
         for i, found in enumerate(read_text(text)):
             if found is not None:
@@ -76,7 +76,7 @@ def fault_in(text: str) -> str | None:
 
 
 def read_wired(value: Any, size: Size, warn: Warn = lambda sentence: None) -> list[FoundBox | None]:
-    """Boxes of another node, for a picture of `size` (width, height).
+    """Read the boxes of another node, for a picture of `size` (width, height).
 
     Arguments:
         value: core BOUNDING_BOX {x, y, width, height} in pixels, `metadata.desc` its label; BBOX (x, y, w, h) in
@@ -94,18 +94,18 @@ def read_wired(value: Any, size: Size, warn: Warn = lambda sentence: None) -> li
     if value is None:
         return []
     if isinstance(value, dict) or _is_numbers(value):
-        return [_wired(value, size)]
+        return [_wired_box(value, size)]
     if not isinstance(value, (list, tuple)):
         kinds = "'bounding_boxes' to be boxes (BOUNDING_BOX, BOUNDING_BOXES, BBOX or SEGS)"
         raise SubjectError(
-            kinds, shown(value), "Connect the output of a node that draws or detects boxes, or disconnect it."
+            kinds, as_json(value), "Connect the output of a node that draws or detects boxes, or disconnect it."
         )
     pictures = [item for item in map(_plain, value) if _is_list_of_boxes(item)]
     if pictures and len(pictures) == len(value):
         if len(pictures) > 1:
             warn(f"'bounding_boxes' has boxes for {len(pictures)} pictures; the boxes of the first are used.")
         value = pictures[0]
-    return [None if item is None else _wired(_plain(item), size) for item in value]
+    return [None if item is None else _wired_box(_plain(item), size) for item in value]
 
 
 def _normalised(item: Any) -> FoundBox:
@@ -114,7 +114,7 @@ def _normalised(item: Any) -> FoundBox:
     return FoundBox(item, tuple(item[k] for k in "xywh"), "" if item.get("label") is None else item["label"])
 
 
-def _wired(item: Any, size: Size) -> FoundBox:
+def _wired_box(item: Any, size: Size) -> FoundBox:
     if isinstance(item, dict) and {"x", "y", "width", "height"} <= item.keys():
         metadata = item.get("metadata")
         label = (metadata.get("desc") if isinstance(metadata, dict) else None) or item.get("label") or ""
@@ -161,21 +161,21 @@ def _is_segs(value: Any) -> bool:
 
 
 def checked(found: FoundBox, who: str, warn: Warn = lambda sentence: None) -> Box:
-    """The box of the subject that messages call `who`. What reaches out of the picture by at most SLACK is cut off,
-    with a warning.
+    """Return the box of the subject that messages call `who`. What reaches out of the picture by at most SLACK is cut
+    off, with a warning.
 
     Raises:
         SubjectError: not four finite numbers, outside of the picture, or without a width or height.
     """
     its = f"the box of {who}"
     if found.sides is None:
-        raise SubjectError(f'a box {{"x", "y", "w", "h"}} or null for {who}', shown(found.value), DRAW_AGAIN)
+        raise SubjectError(f'a box {{"x", "y", "w", "h"}} or null for {who}', as_json(found.value), DRAW_AGAIN)
     if not isinstance(found.label, str):
-        raise SubjectError(f"the label of {its} to be text", shown(found.label), DRAW_AGAIN)
+        raise SubjectError(f"the label of {its} to be text", as_json(found.label), DRAW_AGAIN)
     if not all(map(_is_number, found.sides)):
-        raise SubjectError(f"{its} to be four numbers", shown(found.value), DRAW_AGAIN)
-    if not all(map(_is_finite, found.sides)):
-        raise SubjectError(f"{its} to be four finite numbers", shown(found.value), DRAW_AGAIN)
+        raise SubjectError(f"{its} to be four numbers", as_json(found.value), DRAW_AGAIN)
+    if not all(map(_fits_float, found.sides)):
+        raise SubjectError(f"{its} to be four finite numbers", as_json(found.value), DRAW_AGAIN)
     left, top, right, bottom = map(float, found.sides)
     right, bottom = (right, bottom) if found.corners else (left + right, top + bottom)
     width, height = found.picture
@@ -188,7 +188,7 @@ def checked(found: FoundBox, who: str, warn: Warn = lambda sentence: None) -> Bo
     if out > SLACK + 1e-9:
         inside = f"in the picture of {width:g}x{height:g}" if pixels else "in the picture, from 0 to 1"
         raise SubjectError(f"{its} to lie {inside}", words, OTHER_SIZE if pixels else DRAW_AGAIN)
-    if out > ROUNDING:
+    if out > EDGE_ROUNDING:
         warn(f"The box of {who} extends beyond the picture ({words}) and is cropped to it.")
     left, top, right, bottom = (min(max(edge, 0.0), 1.0) for edge in edges)
     if min(right - left, bottom - top) < MIN_SIDE:
@@ -198,8 +198,8 @@ def checked(found: FoundBox, who: str, warn: Warn = lambda sentence: None) -> Bo
     return Box(left, top, right - left, bottom - top)
 
 
-def shown(value: Any) -> str:
-    """A value in a message, cut to one short line; a str is shown as it is written in JSON."""
+def as_json(value: Any) -> str:
+    """Return a value for a message, as JSON on one short line."""
     try:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
@@ -211,7 +211,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _is_finite(value: Any) -> bool:
+def _fits_float(value: Any) -> bool:
     try:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond every float

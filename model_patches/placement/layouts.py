@@ -12,13 +12,13 @@ LAYOUTS = ("none", "row", "column", "grid", "thirds")
 
 
 def fill(boxes: Sequence[Box | None], layout: str, aspect: float = 1.0) -> list[Box | None]:
-    """Boxes for the subjects without one; those that are there stay as they are.
+    """Return the boxes of the cast: the given ones, and places of the layout for subjects without one.
 
     The layout has a place for each subject of the cast. Subjects without a box take, in their order, the places that
     the given boxes cover least; where several are equally free, each its own.
 
     Arguments:
-        boxes: of every subject, None where it has none.
+        boxes: of every subject, None if it has none.
         layout: one of LAYOUTS; 'none' fills nothing.
         aspect: width of the picture by its height.
     """
@@ -28,14 +28,15 @@ def fill(boxes: Sequence[Box | None], layout: str, aspect: float = 1.0) -> list[
     slots = places(layout, len(boxes), aspect)
     given = [box for box in boxes if box is not None]
     freest = sorted(
-        range(len(slots)), key=lambda j: (round(sum(overlap(slots[j], box) for box in given), 6), j not in lacking, j)
+        range(len(slots)),
+        key=lambda j: (round(sum(box_overlap(slots[j], box) for box in given), 6), j not in lacking, j),
     )
     chosen = iter(sorted(freest[: len(lacking)]))
     return [slots[next(chosen)] if box is None else box for box in boxes]
 
 
 def places(layout: str, count: int, aspect: float = 1.0) -> list[Box]:
-    """The places of a layout, in the order of the subjects; none overlaps another.
+    """Return the places of a layout, in the order of the subjects; none overlaps another.
 
     row: side by side, all of the height. column: below each other, all of the width.
     grid: rows and columns whose cells come nearest to squares; a last row that is not full is centred.
@@ -60,7 +61,9 @@ def places(layout: str, count: int, aspect: float = 1.0) -> list[Box]:
 
 
 def grid_columns(count: int, aspect: float) -> int:
-    """Columns of a grid for `count` places that come nearest to squares; of two equally good numbers the larger."""
+    """Return the number of columns with which `count` places of a grid are nearest to squares; of two equally good
+    numbers the larger.
+    """
 
     def distortion(columns: int) -> float:
         return abs(math.log(aspect * math.ceil(count / columns) / columns))
@@ -68,8 +71,8 @@ def grid_columns(count: int, aspect: float) -> int:
     return min(range(count, 0, -1), key=lambda columns: round(distortion(columns), 6))
 
 
-def overlap(a: Box, b: Box) -> float:
-    """Area that two boxes share, 1 being the whole picture."""
+def box_overlap(a: Box, b: Box) -> float:
+    """Return the area that two boxes share, 1 being the whole picture."""
     w = min(a.x + a.w, b.x + b.w) - max(a.x, b.x)
     h = min(a.y + a.h, b.y + b.h) - max(a.y, b.y)
     return max(w, 0.0) * max(h, 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +11,11 @@ import torch
 
 from ..errors import MismatchError, SubjectError
 from ..subjects import Box, Cast, Image, called
-from .boxes import FoundBox, checked, read_text, read_wired
+from .boxes import FoundBox, Warn, checked, read_text, read_wired
 from .layouts import fill
 from .preview import draw_cast
 
 PIXELS_PER_CELL = 8
-Warn = Callable[[str], None]
 
 
 def place_subjects(
@@ -30,7 +29,8 @@ def place_subjects(
     latent: dict | None = None,
     warn: Warn = lambda sentence: None,
 ) -> tuple[Cast, torch.Tensor, int, int]:
-    """The cast with its boxes, a picture of them [1, h, w, 3], and the width and height of the picture to be made.
+    """Return the cast with its boxes, a picture of them [1, h, w, 3], and the width and height of the picture to be
+    made.
 
     Arguments:
         boxes: see `boxes.read_text`; element i is for subject i.
@@ -62,12 +62,12 @@ def place_subjects(
 
 
 def boxes_of(cast: Cast) -> list[dict[str, float] | None]:
-    """What the `boxes` widget would hold for the cast: x, y, w, h of each subject, 0..1, or None."""
+    """Return the cast's boxes as the `boxes` widget holds them: x, y, w, h of each subject, 0..1, or None."""
     return [None if s.box is None else {"x": s.box.x, "y": s.box.y, "w": s.box.w, "h": s.box.h} for s in cast.subjects]
 
 
 def empty_latent(width: int, height: int) -> dict[str, torch.Tensor]:
-    """A LATENT of one empty picture of that size in pixels, as ComfyUI's Empty Latent Image makes it."""
+    """Return a LATENT of one empty picture of that size in pixels, as ComfyUI's Empty Latent Image makes it."""
     return {"samples": torch.zeros(1, 4, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL)}
 
 
@@ -77,7 +77,7 @@ def _is_picture(image: Any) -> bool:
 
 
 def picture_size(latent: Any) -> tuple[int, int]:
-    """(width, height) in pixels of the picture of a LATENT. Raises MismatchError where it is none."""
+    """Return (width, height) in pixels of the picture of a LATENT. Raises MismatchError if it is none."""
     samples: Any = latent.get("samples") if isinstance(latent, dict) else None  # whatever the host puts there
     if getattr(samples, "ndim", 0) < 4 or not all(samples.shape[-2:]):
         found = (
@@ -92,8 +92,8 @@ def picture_size(latent: Any) -> tuple[int, int]:
 def bind_drawn(
     found: Sequence[FoundBox | None], names: Sequence[str], warn: Warn = lambda sentence: None
 ) -> dict[int, FoundBox]:
-    """{subject: box}, counted from 0: element i is for subject i; one beyond the last subject for the only subject of
-    its label, if that has no box.
+    """Return {subject: box}, subjects counted from 0: element i is for subject i; one beyond the last subject for the
+    only subject of its label, if that has no box.
 
     Raises:
         SubjectError: a box for no subject.
@@ -118,7 +118,7 @@ def bind_wired(
     drawn: dict[int, FoundBox],
     warn: Warn = lambda sentence: None,
 ) -> dict[int, FoundBox]:
-    """{subject: box} for subjects that are not in `drawn`.
+    """Return {subject: box} for subjects that are not in `drawn`.
 
     A box whose label only one subject has, and no other box of the list, is that subject's. The others go by place
     where the list has one element for each subject and none was bound by its label; else, in order, to the subjects
@@ -150,7 +150,7 @@ def bind_wired(
 
 
 def same_word(text: Any) -> str:
-    """A label or name for comparing: no difference in case, spaces, or the backslashes of a prompt."""
+    """Return a label or name for comparing, without case, extra spaces and the backslashes of a prompt."""
     return " ".join(text.replace("\\", "").casefold().split()) if isinstance(text, str) else ""
 
 

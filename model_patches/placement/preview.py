@@ -13,19 +13,20 @@ from torchvision.utils import draw_bounding_boxes
 from ..subjects import Cast, Image
 from .palette import colour_of, ink_on
 
-LONGEST, SHORTEST_LONGEST = 1024, 512  # pixels of the preview's longer side
+PREVIEW_LONGEST, PREVIEW_SHORTEST = 1024, 512  # pixels of the preview's longer side
 GREY = 48
 FONT_SIZES = range(28, 13, -2)
 WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msgothic.ttc", "DejaVuSans.ttf", "arial.ttf")
-MARGIN = 4  # pixels around a label's text
+LABEL_MARGIN = 4  # pixels around a label's text
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 def draw_cast(cast: Cast, width: int, height: int, background: Image | None = None) -> torch.Tensor:
-    """The boxes of a cast on grey, or on `background` [n, H, W, C] stretched to the picture. Returns [1, h, w, 3],
+    """Draw the boxes of a cast on grey, or on `background` [n, H, W, C] stretched to the picture. Returns [1, h, w, 3],
     float 0..1, with the proportions of width and height and a longer side between 512 and 1024 pixels. Subjects without
-    a box are not in it."""
-    scale = min(max(width, height, SHORTEST_LONGEST), LONGEST) / max(width, height)
+    a box are not in it.
+    """
+    scale = min(max(width, height, PREVIEW_SHORTEST), PREVIEW_LONGEST) / max(width, height)
     w, h = max(round(width * scale), 1), max(round(height * scale), 1)
     picture = torch.full((3, h, w), GREY, dtype=torch.uint8) if background is None else _stretched(background, w, h)
     places = {
@@ -55,13 +56,15 @@ def _stretched(background: Image, w: int, h: int) -> torch.Tensor:
 
 
 def label_on(picture: torch.Tensor, place: Rectangle, index: int, name: str, taken: list[Rectangle]) -> None:
-    """Writes number and name at the box's corner, moved to where they stay in the picture and hide no label of `taken`,
+    """Write number and name at the box's corner, moved to where they stay in the picture and hide no label of `taken`,
     which grows by this one.
     """
     h, w = picture.shape[1:]
-    text, font = fitting(f"{index + 1}", name.replace("\\", ""), min(max(place[2] - place[0], w // 6), w) - 2 * MARGIN)
+    text, font = fitting(
+        f"{index + 1}", name.replace("\\", ""), min(max(place[2] - place[0], w // 6), w) - 2 * LABEL_MARGIN
+    )
     left, top, right, bottom = (round(v) for v in font.getbbox(text))
-    width, height = right - left + 2 * MARGIN, bottom - top + 2 * MARGIN
+    width, height = right - left + 2 * LABEL_MARGIN, bottom - top + 2 * LABEL_MARGIN
     x, y = max(min(place[0], w - width), 0), max(min(place[1], h - height), 0)
     rows = [y, *range(y, h - height, height), *range(y, -1, -height)]
     y = next((row for row in rows if not any(_meet((x, row, x + width, row + height), other) for other in taken)), y)
@@ -70,14 +73,14 @@ def label_on(picture: torch.Tensor, place: Rectangle, index: int, name: str, tak
     label = picture[:, y : y + height, x : x + width]
     label[:] = torch.tensor(list(bytes.fromhex(colour[1:])), dtype=torch.uint8)[:, None, None]
     # torchvision writes 2 pixels inside of a box, here of a dot in the label's colour
-    at = torch.tensor([[MARGIN - left - 2, MARGIN - top - 2] * 2])
+    at = torch.tensor([[LABEL_MARGIN - left - 2, LABEL_MARGIN - top - 2] * 2])
     label[:] = draw_bounding_boxes(
         label, at, [text], colors=colour, label_colors=ink_on(colour), font=_file(font), font_size=round(font.size)
     )
 
 
 def fitting(number: str, name: str, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """'number name' in the largest font that fits the width in pixels, the name shortened where none does.
+    """Return 'number name' in the largest font that fits the width in pixels, the name shortened where none does.
 
     The number is always whole. Control characters, which some text layouts refuse to draw, become spaces.
     """

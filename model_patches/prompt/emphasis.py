@@ -13,7 +13,7 @@ ESCAPED = {"\\(": "\1", "\\)": "\2"}
 
 
 def weighted_parts(prompt: str, weight: float = PLAIN) -> list[tuple[str, float]]:
-    """The prompt as texts with their weights, in order, notation removed; no part is empty.
+    """Return the prompt as texts with their weights, in order, notation removed; no part is empty.
 
     Nested brackets multiply (1.1 * 1.1) unless the inner ones name a number, which then stands alone. Brackets that do
     not close are text.

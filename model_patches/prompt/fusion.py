@@ -50,19 +50,19 @@ class PromptEncoder(Protocol):
     """A host's text encoders."""
 
     def tokenize(self, text: str) -> Streams:
-        """The prompt in the host's own chunks, for each text encoder."""
+        """Return the prompt in the host's own chunks, for each text encoder."""
         ...
 
     def embed(self, stream: str, tokens: Sequence[Any]) -> torch.Tensor:
-        """Word embeddings [n, d] float32 of tokens (ids, or vectors as they are), before positions are added."""
+        """Return word embeddings [n, d] float32 of tokens (ids, or vectors as they are), before positions are added."""
         ...
 
     def encode(self, streams: Streams) -> list[Encoded]:
-        """The encoding for sampling; several where the host schedules changes of the encoder over the run."""
+        """Return the encoding for sampling; several where the host schedules changes of the encoder over the run."""
         ...
 
     def fuse(self, stream: str, words: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-        """The adapter's fusion module of a text encoder: words [n, d], vectors [n, e] -> [n, d] float32."""
+        """Return the adapter's fusion module of a text encoder: words [n, d], vectors [n, e] -> [n, d] float32."""
         ...
 
 
@@ -81,7 +81,7 @@ def fuse_prompt(
             pipeline does so to the negative prompt. "" for the text's own.
         warn: receives one sentence for each thing that is allowed but probably not meant.
     Returns:
-        One FusedText for each encoding of the host, and a line that says which tokens each subject took ("" where
+        One FusedText for each encoding of the host, and a line that says which tokens each subject took ("" if
         nobody is in it).
     Raises:
         SubjectError: a subject whose place is not found, a placeholder lost beyond the encoder's reach, no room for
@@ -117,8 +117,8 @@ def fuse_prompt(
         for s, place, _ in placed[first]
     )
     if spec.fusion.after_encoder:
-        return _after(streams, placed[first], encoder), said
-    return _before(spec, streams, placed, encoder), said
+        return _fused_after(streams, placed[first], encoder), said
+    return _fused_before(spec, streams, placed, encoder), said
 
 
 def _places(
@@ -153,11 +153,11 @@ def check_streams(references: References, streams: Mapping[str, Any]) -> None:
     if set(streams) != set(spec.in_prompt.streams):
         kinds = {("l",): "SD1.5", ("h",): "SD2.x", ("g", "l"): "SDXL"}
         found = kinds.get(tuple(sorted(streams)), f"text encoders {', '.join(sorted(streams))}")
-        do = "Wire the CLIP of the checkpoint that you sample with, through Apply Adapter Weights."
-        raise MismatchError(f"the CLIP of an {spec.base} checkpoint for {spec.file}", f"one of {found}", do)
+        remedy = "Wire the CLIP of the checkpoint that you sample with, through Apply Adapter Weights."
+        raise MismatchError(f"the CLIP of an {spec.base} checkpoint for {spec.file}", f"one of {found}", remedy)
 
 
-def _before(
+def _fused_before(
     spec: PromptSpec,
     streams: Streams,
     placed: Mapping[str, Sequence[tuple[ReferenceSubject, Place, float]]],
@@ -184,7 +184,7 @@ def _before(
     return [FusedText(p, _with_rows(p, rows, f.states[:, rows])) for p, f in zip(plain, fused, strict=True)]
 
 
-def _after(
+def _fused_after(
     streams: Streams, placed: Sequence[tuple[ReferenceSubject, Place, float]], encoder: PromptEncoder
 ) -> list[FusedText]:
     """Fused after the text encoder.
@@ -238,12 +238,14 @@ def _widened(
             )
             if end + tokens > LENGTH:
                 found = f"a prompt with room for {LENGTH - 1 - end} at '{subject.name}'"
-                do = (
+                remedy = (
                     "Shorten the prompt by a few words."
                     if place.chunk == len(chunks) - 1
                     else f"Shorten it to {LENGTH - 2} tokens, or name the subject near its end."
                 )
-                raise SubjectError(f"room for {tokens - 1} more tokens for {called(i + 1, subject.name)}", found, do)
+                raise SubjectError(
+                    f"room for {tokens - 1} more tokens for {called(i + 1, subject.name)}", found, remedy
+                )
             chunk[place.position + 1 : place.position + 1] = [chunk[place.position]] * (tokens - 1)
             del chunk[LENGTH:]
     for i, (subject, place, weight) in enumerate(moved):

@@ -27,8 +27,8 @@ TILES = re.compile(r"tile|_assy", re.IGNORECASE)
 CUTS = re.compile(
     r"crop|bounded image|(split|divide|select).*tile|image.?tile|tile.*(split|divide|list)|ForInpaint$", re.IGNORECASE
 )
-WHOLE = re.compile(r"vae.?(en|de)code", re.IGNORECASE)  # a VAE works in tiles on the whole picture
-OTHERS = (
+WHOLE_PICTURE = re.compile(r"vae.?(en|de)code", re.IGNORECASE)  # a VAE works in tiles on the whole picture
+NO_PICTURES = (
     "model",
     "clip",
     "vae",
@@ -52,8 +52,8 @@ HOW = ("script", "upscaler")  # inputs that tell a sampler how it works
 
 
 def samples_a_part(graph: Graph | None, node_id: str) -> str:
-    """'UltimateSDUpscale (node 12)': what makes the run of this node one of a part of the picture; '' where nothing
-    does.
+    """Return which node makes this node's run sample a part of the picture, such as 'UltimateSDUpscale (node 12)', or
+    ''.
 
     graph: {node id: {"class_type", "inputs": {name: literal or [node id, output]}}}, or None; node_id: of the node that
     runs, also one that another has put there ('12.0.3'). A cut alone makes no part: a photo that is cropped before it
@@ -66,7 +66,7 @@ def samples_a_part(graph: Graph | None, node_id: str) -> str:
         sources = (
             str(value[0]) for name, value in graph[own].get("inputs", {}).items() if name in HOW and is_link(value)
         )
-        parts = next((id_ for id_ in (own, *sources) if id_ in graph and IN_PARTS.search(_kind(graph, id_))), None)
+        parts = next((id_ for id_ in (own, *sources) if id_ in graph and IN_PARTS.search(_class_of(graph, id_))), None)
         if parts:
             return _called(graph, parts)
     # a loop repeats the nodes of its body under their own ids
@@ -83,14 +83,14 @@ def _cuts(graph: Graph, own: str) -> Iterator[tuple[str, int]]:
     while waiting:
         inputs = graph[waiting.popleft()].get("inputs", {})
         for name, value in inputs.items():
-            source = str(value[0]) if is_link(value) and name not in OTHERS else None
+            source = str(value[0]) if is_link(value) and name not in NO_PICTURES else None
             if source is None or source not in graph or source in seen:
                 continue
             seen.add(source)
-            kind = _kind(graph, source)
+            kind = _class_of(graph, source)
             if PASTES.search(kind) and kind not in SIDE_BY_SIDE:
                 continue
-            if CUTS.search(kind) and not WHOLE.search(kind):
+            if CUTS.search(kind) and not WHOLE_PICTURE.search(kind):
                 yield source, value[1]
             waiting.append(source)
 
@@ -100,11 +100,11 @@ def _pasted_back(graph: Graph, own: str, cut: str, slot: int) -> bool:
     cutting node that is not the picture's.
     """
     before = upstream(graph, cut) - {cut}
-    for paste in _after(graph, own):
-        kind = _kind(graph, paste)
+    for paste in _consumers(graph, own):
+        kind = _class_of(graph, paste)
         if not PASTES.search(kind) or kind in SIDE_BY_SIDE:
             continue
-        if TILES.search(kind) and TILES.search(_kind(graph, cut)):
+        if TILES.search(kind) and TILES.search(_class_of(graph, cut)):
             return True
         for source, output in (
             (str(value[0]), value[1]) for value in graph[paste].get("inputs", {}).values() if is_link(value)
@@ -116,7 +116,7 @@ def _pasted_back(graph: Graph, own: str, cut: str, slot: int) -> bool:
     return False
 
 
-def _after(graph: Graph, own: str) -> Iterator[str]:
+def _consumers(graph: Graph, own: str) -> Iterator[str]:
     """Everything that takes what a node makes, nearest first."""
     waiting, seen = deque([own]), {own}
     while waiting:
@@ -127,9 +127,9 @@ def _after(graph: Graph, own: str) -> Iterator[str]:
                 yield taker
 
 
-def _kind(graph: Graph, id_: str) -> str:
+def _class_of(graph: Graph, id_: str) -> str:
     return str(graph[id_].get("class_type", ""))
 
 
 def _called(graph: Graph, id_: str) -> str:
-    return f"{_kind(graph, id_)} (node {id_})"
+    return f"{_class_of(graph, id_)} (node {id_})"

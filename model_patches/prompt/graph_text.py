@@ -21,13 +21,13 @@ class Unknown(Exception):
 
 
 def literal_texts(graph: Mapping[str, Any] | None, node_id: str | None, inputs: Sequence[str]) -> list[str]:
-    """Texts of the encoders upstream of a node's inputs.
+    """Return the texts of the encoders upstream of a node's inputs.
 
     Arguments:
         graph: {node id: {"class_type", "inputs": {name: literal or [node id, output]}}}, or None.
         node_id: whose inputs are followed; inputs: their names.
     Returns:
-        texts in order of distance; [] where any of them cannot be known (made by another node at run time), or there is
+        texts in order of distance; [] if any of them cannot be known (made by another node at run time), or there is
         no link.
     """
     graph = graph or {}
@@ -79,7 +79,7 @@ def _text(graph: Mapping[str, Any], value: Any, depth: int, known: dict[str, str
 
 
 def is_link(value: Any) -> bool:
-    """Whether an input of an API-format graph is a link, [node id, output]."""
+    """Return whether an input of an API-format graph is a link, [node id, output]."""
     return (
         isinstance(value, list) and len(value) == 2 and isinstance(value[0], (str, int)) and isinstance(value[1], int)
     )

@@ -12,7 +12,8 @@ MODEL = "model"  # name of the input in the host's samplers and guiders, and in 
 
 
 def samplers_past(graph: Graph | None, node_id: str | None, model: int = 0) -> list[tuple[str, str]]:
-    """(id, class) of nodes that sample with one of this node's other outputs, and with a MODEL that has not passed it.
+    """Return (id, class) of nodes that sample with one of this node's other outputs, and with a MODEL that has not
+    passed it.
 
     graph: {node id: {"class_type", "inputs": {name: literal or [node id, output]}}}, or None; model: number of the
     node's own MODEL output. Conditionings are followed through nodes without a MODEL input, MODELs through all nodes.
@@ -36,7 +37,7 @@ def samplers_past(graph: Graph | None, node_id: str | None, model: int = 0) -> l
 
 
 def takers(graph: Graph, source: str) -> Iterator[tuple[str, int]]:
-    """(id, output) of every wire out of a node."""
+    """Yield (id, output) of every wire out of a node."""
     for id_, node in graph.items():
         for value in node.get("inputs", {}).values():
             if is_link(value) and str(value[0]) == source:
@@ -44,7 +45,7 @@ def takers(graph: Graph, source: str) -> Iterator[tuple[str, int]]:
 
 
 def upstream(graph: Graph, node_id: str, without: Collection[str] = ()) -> set[str]:
-    """A node and everything before it, without going through some nodes."""
+    """Return a node and everything before it, without going through some nodes."""
     seen, waiting = set(), [node_id]
     while waiting:
         id_ = waiting.pop()

@@ -20,8 +20,8 @@ EMBEDDING = re.compile(r"embedding:\S+$")
 
 @dataclass(frozen=True)
 class Marker:
-    """end: where in the prompt without markers the marked word ends; words: what stood in the braces, None for a
-    trigger.
+    """A marker in a prompt. end: where in the prompt without markers the marked word ends; words: what stood in the
+    braces, None for a trigger.
     """
 
     end: int
@@ -41,11 +41,11 @@ def parse_prompt(text: str) -> ParsedPrompt:
 
     Raises SubjectError for braces around nothing.
     """
-    clean, markers = _read(text)
+    clean, markers = _read_markers(text)
     return ParsedPrompt(clean, tuple(markers))
 
 
-def _read(text: str) -> tuple[str, list[Marker]]:
+def _read_markers(text: str) -> tuple[str, list[Marker]]:
     clean, markers, read = "", [], 0
     for found in NOTATION.finditer(text):
         clean += text[read : found.start()]
@@ -55,7 +55,7 @@ def _read(text: str) -> tuple[str, list[Marker]]:
         elif found["trigger"]:
             markers.append(Marker(len(clean)))
         else:
-            inner, within = _read(found["words"])
+            inner, within = _read_markers(found["words"])
             markers += [Marker(len(clean) + marker.end) for marker in within]
             if not (end := _words_end(inner)):
                 raise SubjectError(
@@ -69,8 +69,8 @@ def _read(text: str) -> tuple[str, list[Marker]]:
 
 
 def word_before(text: str) -> str:
-    """The last word of a text in the host's notation, its emphasis dropped; '' where the text is empty or ends with
-    punctuation.
+    """Return the last word of a text in the host's notation, its emphasis dropped; '' if the text is empty or ends
+    with punctuation.
     """
     plain = without_emphasis(text).rstrip()
     if not plain or not _in_a_word(plain[-1]):
@@ -84,17 +84,21 @@ def word_before(text: str) -> str:
 
 
 def without_emphasis(text: str) -> str:
-    """The text that the encoder reads: brackets of emphasis and their numbers gone, escaped brackets as brackets."""
+    """Return the text that the encoder reads: brackets of emphasis and their numbers gone, escaped brackets as
+    brackets.
+    """
     return "".join(part for part, _ in weighted_parts(text))
 
 
 def escaped(text: str) -> str:
-    """The text in the host's notation, its brackets to be read."""
+    """Return the text in the host's notation, its brackets to be read."""
     return text.replace("(", "\\(").replace(")", "\\)")
 
 
 def bare(name: str) -> str:
-    """A name without emphasis and without the punctuation around it; the name itself where there is nothing else."""
+    """Return a name without emphasis and without the punctuation around it; the name itself where there is nothing
+    else.
+    """
     plain = " ".join(without_emphasis(name).split())
     first, last = 0, len(plain)
     while last > first and not _in_a_word(plain[last - 1]):

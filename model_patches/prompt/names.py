@@ -1,4 +1,4 @@
-"""A subject's name as it stands in a prompt: comparing the two as an artist reads them."""
+"""Comparing a subject's name with a prompt, as an artist reads them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPACELESS = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u
 
 
 def plain_words(text: str) -> str:
-    """Lower case words with single spaces: emphasis and its numbers gone, escaped brackets kept as brackets,
+    """Return lower case words with single spaces: emphasis and its numbers gone, escaped brackets kept as brackets,
     underscores as spaces.
     """
     kept = unicodedata.normalize("NFC", text).replace("\\(", "\0").replace("\\)", "\1")
@@ -24,31 +24,31 @@ def plain_words(text: str) -> str:
 
 
 def stands_in(name: str, prompt: str) -> bool:
-    """Whether the prompt holds the name as whole words, a plural s or es allowed.
+    """Return whether the prompt holds the name as whole words, a plural s or es allowed.
 
     Digits and letters are words of their own, as for CLIP: 'girl' is in '1girl'.
     """
     words = plain_words(name)
     if not words:
         return False
-    before = rf"(?<!{_kind(words[0])})" if _bounded(words[0]) else ""
-    after = rf"(?:e?s)?(?!{_kind(words[-1])})" if _bounded(words[-1]) else ""
+    before = rf"(?<!{_letter_class(words[0])})" if _bounded(words[0]) else ""
+    after = rf"(?:e?s)?(?!{_letter_class(words[-1])})" if _bounded(words[-1]) else ""
     return re.search(before + re.escape(words) + after, plain_words(prompt)) is not None
 
 
-def _kind(letter: str) -> str:
+def _letter_class(letter: str) -> str:
     """What may not stand beside this letter at the edge of a word: digits beside a digit, letters beside a letter."""
     return r"\d" if letter.isdigit() else r"[^\W\d_]"
 
 
 def _bounded(letter: str) -> bool:
-    """Whether a word that begins or ends with this letter stands apart from the letters beside it."""
+    """Whether a word that begins or ends with this letter is separate from the letters beside it."""
     return re.match(r"\w", letter) is not None and SPACELESS.match(letter) is None
 
 
 def duplicate_warnings(names: Sequence[str], placed: Sequence[bool]) -> list[str]:
-    """One sentence for each group of subjects with the same name, where not all of them have a box or region of their
-    own.
+    """Return one sentence for each group of subjects with the same name, where not all of them have a box or region of
+    their own.
     """
     groups: dict[str, list[int]] = {}
     for number, name in enumerate(names, 1):
@@ -69,7 +69,7 @@ def duplicate_warnings(names: Sequence[str], placed: Sequence[bool]) -> list[str
 
 
 def missing_warnings(names: Sequence[str], prompts: Sequence[str]) -> list[str]:
-    """One sentence for each name that stands in none of the prompts; none where no prompt is known."""
+    """Return one sentence for each name that is in none of the prompts; none if no prompt is known."""
     if not any(p.strip() for p in prompts):
         return []
     shown = " / ".join(" ".join(p.split())[:120] for p in prompts if p.strip())

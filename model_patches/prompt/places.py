@@ -1,4 +1,4 @@
-"""Where each subject stands in a prompt: the row of the last token of its word in the host's encoding."""
+"""The place of each subject in a prompt: the row of the last token of its word in the host's encoding."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Place:
 
 @dataclass(frozen=True)
 class FoundPlaces:
-    """text: the prompt to encode, without markers; places: one per subject."""
+    """The places of the subjects in a prompt. text: the prompt to encode, without markers; places: one per subject."""
 
     text: str
     places: tuple[Place, ...]
@@ -47,7 +47,7 @@ def find_places(
     tokenize: Tokenize,
     warn: Callable[[str], None] = lambda sentence: None,
 ) -> FoundPlaces:
-    """The prompt without markers, and each subject's place in it.
+    """Return the prompt without markers, and each subject's place in it.
 
     `{words}` that are a subject's name belong to that subject, other markers to the remaining subjects in order.
     Without such other markers the remaining subjects are found by name: the nth of a name takes its nth occurrence, and
@@ -77,7 +77,7 @@ def find_places(
 
 
 def place_of(tokens: Tokens, indices: Sequence[int], words: str) -> Place:
-    """The place of the tokens at these indices, in order."""
+    """Return the place of the tokens at these indices, in order."""
     where = [tokens.where[i] for i in indices]
     return Place(*where[-1], tuple(chunk * LENGTH + position for chunk, position in where), words)
 
@@ -107,8 +107,10 @@ def _owners(markers: Sequence[Marker], names: Sequence[str]) -> list[int]:
             free.remove(own)
     unnamed = owners.count(None)
     if unnamed > len(free):
-        do = "Remove the extra markers, or add their subjects with Add Subject."
-        raise SubjectError(f"at most as many markers as subjects ({len(names)})", f"{len(markers)} in the prompt", do)
+        remedy = "Remove the extra markers, or add their subjects with Add Subject."
+        raise SubjectError(
+            f"at most as many markers as subjects ({len(names)})", f"{len(markers)} in the prompt", remedy
+        )
     if 0 < unnamed < len(free):
         found = f"{len(markers)} for {len(names)} subjects, so that {_titled(free[unnamed], names)} has none"
         raise SubjectError(
@@ -165,18 +167,20 @@ def _cut(
     shown, tokens, lasts, added = _shown(text), read_tokens(text, tokenize), [], 0
     for (marker, title), word in zip(markers, words, strict=True):
         end = marker.end + added
-        last = _before(text, end, tokens, tokenize)
+        last = _last_token(text, end, tokens, tokenize)
         if last is None:
             text, added = f"{text[:end]} {text[end:]}", added + 1
             tokens = read_tokens(text, tokenize)
-            last = _before(text, end, tokens, tokenize)
+            last = _last_token(text, end, tokens, tokenize)
             warn(
                 f"Write the marker after '{word}' at the end of the word: it is inside a word, so a space "
                 "is added there."
             )
         if last is None:
-            do = f"Write it before the number of an emphasis, as in (man{TRIGGER}:1.2)."
-            raise SubjectError(f"the marker of {title} right after a word", f"it inside other notation ({shown})", do)
+            remedy = f"Write it before the number of an emphasis, as in (man{TRIGGER}:1.2)."
+            raise SubjectError(
+                f"the marker of {title} right after a word", f"it inside other notation ({shown})", remedy
+            )
         lasts.append(last)
     return text, tokens, lasts
 
@@ -193,8 +197,8 @@ def _word(before: str, title: str) -> str:
     )
 
 
-def _before(text: str, end: int, tokens: Tokens, tokenize: Tokenize) -> int | None:
-    """The index of the last token before this end; None where a word set there by itself changes the tokens
+def _last_token(text: str, end: int, tokens: Tokens, tokenize: Tokenize) -> int | None:
+    """The index of the last token before this end; None if a word set there by itself changes the tokens
     around it.
     """
     word = PRIVATE
@@ -243,12 +247,12 @@ def _missing(group: Sequence[int], names: Sequence[str], there: int, text: str, 
             found,
             "Write it again, or give the subjects different names.",
         )
-    do = f"Write the name in the prompt exactly as in Add Subject, or write {TRIGGER} right after the word for it."
+    remedy = f"Write the name in the prompt exactly as in Add Subject, or write {TRIGGER} right after the word for it."
     if name.startswith("embedding:"):
-        do = f"Embeddings are not found by name: write {TRIGGER} right after it."
+        remedy = f"Embeddings are not found by name: write {TRIGGER} right after it."
     elif stands_in(name, text):
-        do = (
+        remedy = (
             f"Put spaces around the name, or write {TRIGGER} right after it: CLIP reads it as one word together "
             "with the text beside it."
         )
-    return SubjectError(f"{title} in the prompt", f"'{_shown(text)}'", do)
+    return SubjectError(f"{title} in the prompt", f"'{_shown(text)}'", remedy)

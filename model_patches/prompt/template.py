@@ -16,8 +16,8 @@ PLACEHOLDER_ID = 48136  # in CLIP's vocabulary, a word of one token
 
 
 def subject_template(prompt: ParsedPrompt, names: Sequence[str]) -> str:
-    """The prompt with ", the {name} is sks" for each subject in order; markers are taken out, the names' emphasis as
-    well.
+    """Return the prompt with ", the {name} is sks" for each subject in order; markers are taken out, the names'
+    emphasis as well.
 
     Raises SubjectError for a subject without a name.
     """
@@ -35,7 +35,7 @@ def subject_template(prompt: ParsedPrompt, names: Sequence[str]) -> str:
 
 
 def template_places(prompt: ParsedPrompt, names: Sequence[str], tokenize: Tokenize) -> tuple[str, tuple[Place, ...]]:
-    """`subject_template` and the place of each subject's placeholder in it.
+    """Return `subject_template` and the place of each subject's placeholder in it.
 
     The published text encoder read 77 tokens and no more, BOS and EOS among them. The host goes on in a next chunk,
     where the encoder has learned nothing about subjects: a placeholder that would have been cut off is an error here
@@ -52,11 +52,11 @@ def template_places(prompt: ParsedPrompt, names: Sequence[str], tokenize: Tokeni
     ]
     for source, words in sources:
         if PLACEHOLDER_ID in read_tokens(words, tokenize).ids:
-            do = (
+            remedy = (
                 f"Take it out: this adapter puts '{PLACEHOLDER}' behind the prompt once for each subject, where "
                 "its picture goes."
             )
-            raise SubjectError(f"no '{PLACEHOLDER}' in {source}", f"'{' '.join(words.split())[:LENGTH]}'", do)
+            raise SubjectError(f"no '{PLACEHOLDER}' in {source}", f"'{' '.join(words.split())[:LENGTH]}'", remedy)
     full = subject_template(prompt, names)
     tokens = read_tokens(full, tokenize)
     found = [i for i, token in enumerate(tokens.ids) if token == PLACEHOLDER_ID]

@@ -24,8 +24,8 @@ Tokenize = Callable[[str], Sequence[Sequence[Any]]]
 
 @dataclass(frozen=True)
 class Tokens:
-    """ids: the tokens without BOS, EOS and padding, None for a vector; where: for each its (chunk, position in the
-    chunk), BOS being position 0.
+    """The tokens of a prompt. ids: the tokens without BOS, EOS and padding, None for a vector; where: for each its
+    (chunk, position in the chunk), BOS being position 0.
     """
 
     ids: list[int | None]
@@ -33,7 +33,7 @@ class Tokens:
 
 
 def read_tokens(text: str, tokenize: Tokenize) -> Tokens:
-    """The prompt's tokens in one row, over all chunks."""
+    """Return the prompt's tokens in one row, over all chunks."""
     ids, where = [], []
     for number, chunk in enumerate(tokenize(text)):
         kept = [token if isinstance(token, int) else None for token in chunk]
@@ -46,15 +46,15 @@ def read_tokens(text: str, tokenize: Tokenize) -> Tokens:
 
 
 def find_all(ids: Sequence[int | None], wanted: Sequence[int | None]) -> list[int]:
-    """Where the wanted tokens begin, in order; nowhere if there are none or a vector is among them."""
+    """Return where the wanted tokens begin, in order; nowhere if there are none or a vector is among them."""
     if not wanted or None in wanted:
         return []
     return [i for i in range(len(ids) - len(wanted) + 1) if list(ids[i : i + len(wanted)]) == list(wanted)]
 
 
 def find_name(name: str, text: str, tokens: Tokens, tokenize: Tokenize, taken: Collection[int]) -> list[range]:
-    """Where the name stands among a prompt's tokens, in order: indices into `tokens.ids`, apart from each other and
-    from those taken.
+    """Return where the name is among a prompt's tokens, in order: indices into `tokens.ids`, apart from each other
+    and from those taken.
 
     Whole words, whatever their case, punctuation at the ends of the name left out; `_` and space are the same, and a
     plural counts where the name itself is nowhere.

@@ -17,7 +17,7 @@ from ..subjects import Box, References
 BLOCKS = ("all", "coarse", "fine")
 COARSE_FROM = 8  # latent cells to a cell of the grid, between 4 (half the latent's side) and 16 (a quarter)
 NEXT_TO_NOTHING = 0.05  # of an equal share
-MOST_PAIRS = 10  # overlaps told
+MOST_PAIRS = 10  # overlaps in the report
 # overlap from which on looks were right as often as by chance: 60 pairs in the rehearsal world, 73 % below 0.9, 50 %
 # above this
 ALIKE = 0.97
@@ -75,7 +75,7 @@ def part_of(sums: Sums, grid: tuple[int, int], window: Window = WHOLE) -> MapPar
 
 @dataclass(frozen=True, eq=False)
 class SubjectMap:
-    """One subject's map [h, w] float32 in 0..1, None where it never acted; box and region: where it was allowed."""
+    """One subject's map [h, w] float32 in 0..1, None if it never acted; box and region: where it was allowed."""
 
     name: str
     values: torch.Tensor | None
@@ -105,8 +105,8 @@ class AppliedMaps:
 
 @dataclass(frozen=True, eq=False)
 class RecordedRun:
-    """What one sampling run left: the maps of each Apply node, sentences about what could not be recorded, and the mark
-    of its latent.
+    """The record of one sampling run: the maps of each Apply node, sentences about what could not be recorded, and the
+    mark of its latent.
     """
 
     blocks: str
@@ -116,8 +116,8 @@ class RecordedRun:
 
 
 def wanted(blocks: str, grid: tuple[int, int], latent: tuple[int, int]) -> bool:
-    """Whether blocks of this grid are recorded: `fine` are those with the latent's own grid or half its side, `coarse`
-    those with a quarter or less.
+    """Return whether blocks of this grid are recorded: `fine` are those with the latent's own grid or half its side,
+    `coarse` those with a quarter or less.
 
     grid, latent: (h, w) in cells; a grid's odd sides are rounded up.
     """
@@ -126,8 +126,8 @@ def wanted(blocks: str, grid: tuple[int, int], latent: tuple[int, int]) -> bool:
 
 
 def averaged(parts: Sequence[MapPart]) -> torch.Tensor:
-    """The mean of everything seen at each position, on the finest grid among the parts: [M, h, w] float32; 0 where a
-    subject never acted.
+    """Return the mean of everything seen at each position, on the finest grid among the parts: [M, h, w] float32; 0
+    where a subject never acted.
 
     Every grid is brought to the finest one first (bilinear), so that each block and call counts the same.
     """
@@ -145,7 +145,7 @@ def averaged(parts: Sequence[MapPart]) -> torch.Tensor:
 
 
 def applied_maps(references: References, merge: str, sharpness: float, parts: Sequence[MapPart]) -> AppliedMaps | None:
-    """The mean maps of one Apply node's subjects, on the CPU; None where nobody acted."""
+    """Return the mean maps of one Apply node's subjects, on the CPU; None if nobody acted."""
     parts = [part for part in parts if part.count.any()]  # the others were prepared and never seen
     if not parts:
         return None
@@ -165,12 +165,12 @@ def _whole_grid(part: MapPart) -> tuple[int, int]:
 
 
 def mark_of(latent: torch.Tensor) -> torch.Tensor | None:
-    """By what a latent [B, C, h, w] is known again: means of its parts; None for other kinds of latents."""
+    """Return a fingerprint of a latent [B, C, h, w], the means of its parts; None for other kinds of latents."""
     return adaptive_avg_pool2d(latent.detach().float(), POOLED).cpu() if getattr(latent, "ndim", 0) == 4 else None
 
 
 def same_latent(mark: torch.Tensor | None, latent: torch.Tensor) -> bool:
-    """Whether the latent is the one of the mark; True where that cannot be known."""
+    """Return whether the latent is the one of the mark; True if that cannot be known."""
     found = mark_of(latent)
     return (
         mark is None
@@ -183,20 +183,20 @@ def same_latent(mark: torch.Tensor | None, latent: torch.Tensor) -> bool:
 
 
 def share_inside(values: torch.Tensor, place: torch.Tensor) -> float:
-    """Part of a map that lies in a place, both [h, w]; 0 where the map is empty."""
+    """Return the part of a map, 0..1, that lies in a place, both [h, w]; 0 if the map is empty."""
     return float((values * place).sum() / values.sum().clamp(min=1e-12))
 
 
-def overlap(first: torch.Tensor, second: torch.Tensor) -> float:
-    """`sum_p min(a, b) / min(sum_p a, sum_p b)`: 0 where the two share no position, 1 where the smaller one is nowhere
-    alone.
+def map_overlap(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Return `sum_p min(a, b) / min(sum_p a, sum_p b)`: 0 if the two share no position, 1 if the larger covers the
+    smaller.
     """
     return float(torch.minimum(first, second).sum() / torch.minimum(first.sum(), second.sum()).clamp(min=1e-12))
 
 
 def owns_next_to_nothing(subject: SubjectMap, count: int) -> bool:
-    """Whether its mean share, of its own box or region or else of the picture, is below 5 % of an equal share among
-    `count` subjects.
+    """Return whether a subject's mean share, of its own box or region or else of the picture, is below 5 % of an equal
+    share among `count` subjects.
     """
     if subject.values is None or count < 2:
         return False
@@ -217,13 +217,13 @@ class Line:
 
 
 def report(run: RecordedRun | None, latent: torch.Tensor | None = None) -> str:
-    """The text beside the maps: a paragraph for each Apply node, then the notes. latent: as in `findings`."""
+    """Return the text beside the maps: a paragraph for each Apply node, then the notes. latent: as in `findings`."""
     return "\n\n".join("\n".join(line.text for line in paragraph) for paragraph in findings(run, latent))
 
 
 def findings(run: RecordedRun | None, latent: torch.Tensor | None = None) -> list[list[Line]]:
-    """What the maps show, in paragraphs of lines. latent: what the preview was given, to warn if it is not of
-    this run.
+    """Return the findings about the maps, in paragraphs of lines. latent: what the preview was given, to warn if it is
+    not of this run.
     """
     if run is None:
         return [[Line(NOT_SAMPLED, warning=True)]]
@@ -244,7 +244,7 @@ def _of_node(applied: AppliedMaps, blocks: str) -> list[Line]:
         _of_subject(i, subject, len(subjects)) for i, subject in subjects
     ]
     pairs = sorted(
-        ((overlap(u, v), (i, a), (j, b)) for (i, a, u), (j, b, v) in combinations(seen, 2)),
+        ((map_overlap(u, v), (i, a), (j, b)) for (i, a, u), (j, b, v) in combinations(seen, 2)),
         key=lambda pair: -pair[0],
     )
     lines += [_of_pair(value, first, second, applied) for value, first, second in pairs[:MOST_PAIRS]]
@@ -294,10 +294,10 @@ def _remedy(pair: Sequence[SubjectMap], sharpness: float) -> str:
 
 def _warning(number: int, subject: SubjectMap) -> Line:
     where = "the picture" if subject.place is None else "its own box or region"
-    do = "Check that the prompt asks for it by this name, give it a box, or lower 'sharpness'."
+    remedy = "Check that the prompt asks for it by this name, give it a box, or lower 'sharpness'."
     return Line(
         f"Warning: subject {number} '{subject.name}' has almost no share of {where} (less than "
-        f"{NEXT_TO_NOTHING:.0%} of an equal share). {do}",
+        f"{NEXT_TO_NOTHING:.0%} of an equal share). {remedy}",
         warning=True,
     )
 

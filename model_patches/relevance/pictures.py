@@ -10,16 +10,20 @@ from ..placement.preview import label_on
 from ..subjects import Image
 from .maps import RecordedRun, SubjectMap
 
-TALLEST, LONGEST, SHORTEST = 3072, 512, 192  # pixels: of all rows together, and of the longer side of a row's picture
+SHEET_TALLEST, ROW_LONGEST, ROW_SHORTEST = (
+    3072,
+    512,
+    192,
+)  # pixels: of all rows together, and of the longer side of a row's picture
 DARK = 24  # where a subject owns nothing
 GAP = 4  # pixels between pictures
 COVER = 0.8  # opacity of a map's brightest place over the picture
-EMPTY = (256, 512)  # pixels (h, w) of the picture where nothing was recorded
+EMPTY_SHEET = (256, 512)  # pixels (h, w) of the picture where nothing was recorded
 
 
 def draw_maps(run: RecordedRun | None, size: tuple[int, int], picture: Image | None = None) -> torch.Tensor:
-    """The maps of a run below each other, and beside each the same over `picture` [n, H, W, C] (the first, stretched to
-    the size's proportions).
+    """Draw the maps of a run below each other, and beside each the same over `picture` [n, H, W, C] (the first,
+    stretched to the size's proportions).
 
     All maps have one scale: full colour is the largest value of any subject, dark is 0. A subject that was not active
     has a dark row. Arguments:
@@ -37,8 +41,8 @@ def draw_maps(run: RecordedRun | None, size: tuple[int, int], picture: Image | N
         ]
     )
     if not rows:
-        return torch.full((1, *EMPTY, 3), DARK / 255)
-    longest = max(min(LONGEST, TALLEST // len(rows)), SHORTEST)
+        return torch.full((1, *EMPTY_SHEET, 3), DARK / 255)
+    longest = max(min(ROW_LONGEST, SHEET_TALLEST // len(rows)), ROW_SHORTEST)
     h, w = (max(round(side * longest / max(size)), 1) for side in size)
     top = max((float(subject.values.max()) for _, subject, _ in rows if subject.values is not None), default=0.0) or 1.0
     ground = None if picture is None else _fitted(picture, h, w)

@@ -11,7 +11,7 @@ import torch
 from diffusers import EulerDiscreteScheduler
 
 from ...model_patches.adapter import Adapter
-from ...model_patches.attention.decoupled import Mixing
+from ...model_patches.attention.merges import Mixing
 from ...model_patches.binding.settings import ImageAttentionSettings
 from ...model_patches.errors import CheckpointError
 from ...model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts, encode_references, load_adapter

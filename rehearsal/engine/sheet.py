@@ -24,7 +24,7 @@ CAPTIONS = (
     "a car, a ghost and a rocket at night",
     "a small cat and a tall cat on sand",
 )
-MERGES = ("relevance", "uniform", "joint", "add")
+COMPARED = ("relevance", "uniform", "joint", "add")
 
 
 def sheet(folder: Path, path: Path, seed: int = 0, steps: int = STEPS) -> Path:
@@ -42,7 +42,7 @@ def sheet(folder: Path, path: Path, seed: int = 0, steps: int = STEPS) -> Path:
     ]
     for adapter in models.adapters:
         rows += [
-            [_together(models, adapter, cast, merge, i, steps) for i, cast in enumerate(casts)] for merge in MERGES
+            [_together(models, adapter, cast, merge, i, steps) for i, cast in enumerate(casts)] for merge in COMPARED
         ]
     picture = enlarge(np.concatenate([np.concatenate(row, 1) for row in rows]), 2)
     Image.fromarray(picture).save(path)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...model_patches.attention.decoupled import Mixing
+from ...model_patches.attention.merges import Mixing
 from ...model_patches.binding.settings import ImageAttentionSettings
 from ...model_patches.hosts.diffusers.encoders import encode_references
 from ...model_patches.hosts.diffusers.sampling import SamplingSettings, sample

@@ -485,7 +485,7 @@ def test_a_delayed_prompt_changes_on_its_model(weights, strength, clips):
     from support.prompt_fusions import FUSIONS
     from test_prompt_switch import prompt
     from troupe.model_patches.adapter import PromptSpec
-    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT
+    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT_KEY
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 
     st, said = stage(), []
@@ -493,7 +493,7 @@ def test_a_delayed_prompt_changes_on_its_model(weights, strength, clips):
     adapter = replace(adapter, spec=replace(adapter.spec, prompt=PromptSpec(FUSIONS["postfuse"], {"l": 768})))
     model, _ = apply_weights(st.patcher, adapter, strength, warn=said.append)
     (positive, negative), (later, _) = prompt(), prompt(start_step=2)
-    text = [[later[0][1][PROMPT].text, {}]]
+    text = [[later[0][1][PROMPT_KEY].text, {}]]
     found, fused, plain, never = (
         ksample(model, c, negative, size=(8, 8), steps=4) for c in (later, positive, text, prompt(start_step=9)[0])
     )

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from support.ipadapter_workflows import Regional, stacked_before_2024, stacked_by_files, stacked_by_preset
+from troupe.model_patches.attention.merges import MERGES
 from troupe.model_patches.checkpoints.catalogue import ENCODERS
 from troupe_tools.commands import check as check_tool
 from troupe_tools.commands.check import Here, check
@@ -149,7 +150,7 @@ MISTAKES = {  # what is done to the default template's prompt: words of the one 
     ),
     "merge": (
         _put("TroupeApplyImageAttention", "merge", "sum"),
-        "expected one of auto, relevance, paper, uniform, joint, add in 'merge', found 'sum'; choose one of them.",
+        f"expected one of auto, {', '.join(MERGES)} in 'merge', found 'sum'; choose one of them.",
     ),
     "framing": (
         _put("TroupeEncodeSubjects", "framing", "crop"),

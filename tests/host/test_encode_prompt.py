@@ -382,13 +382,13 @@ def test_nobody_in_it_is_the_hosts_own_encoding(kind, clips):
 
 
 def test_the_conditioning_carries_its_text_only_where_there_is_a_delay(clips):
-    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT
+    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT_KEY
 
     text = "a cat and a red fox"
     (now,), _ = encode("word", clips, text)
     (later,), (plain,) = encode("word", clips, text, start_percent=0.3, start_step=4)
-    assert PROMPT not in now[1] and torch.equal(now[0], later[0])
-    record = later[1][PROMPT]
+    assert PROMPT_KEY not in now[1] and torch.equal(now[0], later[0])
+    record = later[1][PROMPT_KEY]
     assert (
         (record.start_percent, record.start_step) == (0.3, 4)
         and torch.equal(record.text, plain[0])

@@ -12,7 +12,7 @@ from support import published_layouts as published
 from support import tiny_open_clip
 from support.host import tiny_models
 from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, Weights
-from troupe.model_patches.encoders.grounding import MLP
+from troupe.model_patches.encoders.mlp import MLP
 from troupe.model_patches.encoding.framing import frame
 from troupe.model_patches.errors import MismatchError, SubjectError
 from troupe.model_patches.subjects import Cast, make_subject

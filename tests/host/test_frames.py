@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from troupe.model_patches.attention.merges import MERGES
 
 pytestmark = pytest.mark.usefixtures("host")
 HALF = torch.zeros(32, 32)
@@ -21,7 +22,7 @@ def sampled(regions, batch, merge="uniform", change=None, seed=1):
     return ksample(model, positive, negative, batch=batch, seed=seed)
 
 
-@pytest.mark.parametrize("merge", ["uniform", "relevance", "add"])
+@pytest.mark.parametrize("merge", MERGES)
 def test_each_picture_keeps_to_its_own_mask(merge):
     """The same as the picture of that mask alone, beside a subject with one mask for all and one without."""
     others = [HALF, None]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from support.file_mutations import Bag, classes, mutated
 from support.outcome_balance import ACCEPTED, both_ways
 from support.published_layouts import vision_encoder
+from troupe.model_patches.attention.merges import MERGES
 from troupe.model_patches.errors import TroupeError
 from troupe.model_patches.subjects import MAX_SUBJECTS, Box
 
@@ -71,7 +72,7 @@ def studio():
 @given(
     people,
     widgets,
-    st.sampled_from(("relevance", "paper", "uniform", "joint", "add")),
+    st.sampled_from(tuple(MERGES)),
     st.sampled_from(((8, 8), (2, 3), (1, 32), (9, 7))),
     st.sampled_from((1, 2)),
     st.sampled_from((1.0, 5.0)),

@@ -259,7 +259,7 @@ def test_before_a_delay_or_a_range_begins_the_middle_has_no_subjects():
     from support.host.small_casts import noise_of, random, settings, stage
     from support.prompt_fusions import FUSIONS
     from troupe.model_patches.adapter import PromptSpec
-    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt
+    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT_KEY, FusedPrompt
 
     import nodes
 
@@ -269,7 +269,9 @@ def test_before_a_delay_or_a_range_begins_the_middle_has_no_subjects():
     )
     references = dataclasses.replace(st.references(2), uncond_tokens=None)
     fused = st.positive[0][0]
-    st.positive = [[fused, {**st.positive[0][1], PROMPT: FusedPrompt(fused, random(1, 77, 64, seed=77), None, 0.0, 2)}]]
+    st.positive = [
+        [fused, {**st.positive[0][1], PROMPT_KEY: FusedPrompt(fused, random(1, 77, 64, seed=77), None, 0.0, 2)}]
+    ]
     waiting = sample(make(*st.apply(references, settings(weight=1.0))), noise_of(), 4)
     late = dataclasses.replace(
         references, subjects=tuple(dataclasses.replace(s, start_percent=0.5) for s in references.subjects)

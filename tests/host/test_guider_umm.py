@@ -156,13 +156,13 @@ def test_post_cfg_functions_run():
 
 def test_a_delayed_prompt_changes_here_too():
     from support.host import tiny_models
-    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt
+    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT_KEY, FusedPrompt
 
     patcher, texts = tiny_models.micro_model("SD15", context_dim=64), prompts()
     ((tensor, options),) = texts["positive"]
     plain = texts["middle"][0][0]
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    delayed = {**texts, "positive": [[tensor, {**options, PROMPT: FusedPrompt(tensor, plain, None, start_step=2)}]]}
+    delayed = {**texts, "positive": [[tensor, {**options, PROMPT_KEY: FusedPrompt(tensor, plain, None, start_step=2)}]]}
     found = sampled(guider(patcher, delayed, cfg=6.0, second=0.5, second_end=0.5), noise, 4)
     wanted = expected(patcher, texts, noise, 6.0, [0.0, 0.0, 0.5, 0.5])
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))

@@ -96,7 +96,8 @@ def test_subjects_in_disjoint_regions_equal_lone_ones_there(deltas):
     there.
     """
     from support.host.small_casts import ksample, settings, stage
-    from troupe.model_patches.attention.decoupled import LayerTokens, Mixing, image_delta
+    from troupe.model_patches.attention.decoupled import LayerTokens, image_delta
+    from troupe.model_patches.attention.merges import Mixing
 
     left, right = torch.zeros(64, 64), torch.zeros(64, 64)
     left[:, :32], right[:, 32:] = 1, 1
@@ -637,7 +638,7 @@ def test_what_a_run_keeps_is_bounded():
     from troupe.model_patches.binding.plan import ImageStrengths
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks, grids_of
     from troupe.model_patches.hosts.comfyui.sampling.calls import Call
-    from troupe.model_patches.hosts.comfyui.sampling.image_attention import KEPT, LIMITS, ImageAttention
+    from troupe.model_patches.hosts.comfyui.sampling.image_attention import KEPT_WEIGHTS, LIMITS, ImageAttention
 
     region = torch.zeros(32, 32)
     region[:, :16] = 1
@@ -654,9 +655,9 @@ def test_what_a_run_keeps_is_bounded():
         call = Call(run, {}, ImageStrengths((1.0, i / 100), True), 1, (32, 128))
         for grid in grids_of(hook.blocks, (32, 32)):
             assert hook.limits(call, ((32, 32, 0, i),), grid, torch.device("cpu")) is not None
-        run.once(("strengths", call.now.weights), lambda call=call: call.now.weights, KEPT)
+        run.once(("strengths", call.now.weights), lambda call=call: call.now.weights, KEPT_WEIGHTS)
     kinds = [key[0] for key in run._cache]
-    assert kinds.count("limits") == LIMITS and kinds.count("strengths") == KEPT
+    assert kinds.count("limits") == LIMITS and kinds.count("strengths") == KEPT_WEIGHTS
 
 
 def test_limits_of_several_areas_are_each_areas_own():

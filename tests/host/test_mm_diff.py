@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from troupe.model_patches.attention.merges import MERGES
 
 pytestmark = pytest.mark.usefixtures("host")
 CONTEXT, RANK, TEXT_RANK = 64, 6, 5
@@ -102,7 +103,7 @@ CASTS = {
     "weights": ([3, 1], [0.6, 1.4]),
     "an absent one": ([1, 2, 1], [1.0, 0.0, 0.7]),
 }
-CASES = [(cast, merge, 1.0) for cast in CASTS for merge in ("joint", "relevance", "uniform", "add")] + [
+CASES = [(cast, merge, 1.0) for cast in CASTS for merge in MERGES] + [
     ("two", "joint", 0.0),
     ("two", "joint", 0.6),
 ]
@@ -125,7 +126,7 @@ def test_the_published_layer(cast, merge, strength):
     model, positive, negative, _ = apply_image_attention(model, references, chosen, *prompts)
     naive, kv = merged_by_hand(adapter, strength)
     s = references.subjects
-    absent = [i for i, x in enumerate(s) if x.weight == 0] if merge == "joint" else []
+    absent = [i for i, x in enumerate(s) if x.weight == 0] if MERGES[merge].one_softmax else []
     truth = Truth(
         [x.tokens for x in s],
         [x.name_tokens for x in s],
@@ -207,14 +208,14 @@ def test_image_attention_begins_with_the_prompt(sampler, scheduler):
     from troupe.model_patches.adapter import PromptSpec
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
     from troupe.model_patches.hosts.comfyui.sampling import image_attention
-    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt
+    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT_KEY, FusedPrompt
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 
     patcher, adapter = make()
     adapter = replace(adapter, spec=replace(adapter.spec, prompt=PromptSpec(FUSIONS["word"], {"l": 768, "g": 1280})))
     ((fused, options),) = tiny_models.random_cond(77, CONTEXT, seed=1)
     ((text, _),) = tiny_models.random_cond(77, CONTEXT, seed=3)
-    delayed = [[fused, {**options, PROMPT: FusedPrompt(fused, text, options["pooled_output"], start_step=2)}]]
+    delayed = [[fused, {**options, PROMPT_KEY: FusedPrompt(fused, text, options["pooled_output"], start_step=2)}]]
     model, _ = apply_weights(patcher, adapter)
     model, positive, negative, _ = apply_image_attention(
         model, references_of(adapter, [1, 1]), settings("joint"), delayed, tiny_models.random_cond(77, CONTEXT, seed=2)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from support.host.node_chains import HIDDEN, POOLED, photo, run
+from troupe.model_patches.attention.merges import MERGES, Mixing
 
 pytestmark = pytest.mark.usefixtures("host")
 KINDS = {"sd15": ("SD15", 768), "sd20": ("SD20", 1024), "sdxl": ("SDXL", 2048)}
@@ -301,8 +302,8 @@ def test_relevance_without_names_asks_for_clip_and_a_lone_subject_needs_none(vis
             cast=cast,
         )
         (references,) = run(pack.EncodeSubjects, adapter=st.adapter, cast=cast, framing="auto", clip_vision=vision)
-        for merge in ("relevance", "uniform", "joint", "add"):
-            if count == 2 and merge == "relevance":
+        for merge in MERGES:
+            if Mixing(merge).needs_relevance(count):
                 with pytest.raises(MismatchError, match="Wire 'clip'"):
                     run(pack.ApplyImageAttention, model=st.patcher, references=references, merge=merge, **given)
                 continue

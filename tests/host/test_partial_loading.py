@@ -36,14 +36,14 @@ def mm_diff_scene(delayed, patcher=None):
     from support.host.small_casts import settings
     from test_mm_diff import CONTEXT, make, references_of
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
-    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt
+    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT_KEY, FusedPrompt
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 
     own, adapter = make(operations=comfy.ops.manual_cast)
     patcher = patcher or own
     ((fused, options),), ((text, _),), negative = (tiny_models.random_cond(77, CONTEXT, seed=i) for i in (1, 3, 2))
     if delayed:
-        options = {**options, PROMPT: FusedPrompt(fused, text, None, start_step=1)}
+        options = {**options, PROMPT_KEY: FusedPrompt(fused, text, None, start_step=1)}
     model, _ = apply_weights(patcher, adapter)
     model, positive, negative, _ = apply_image_attention(
         model, references_of(adapter, [2, 1]), settings("joint"), [[fused, options]], negative

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.host.node_chains import prompt_executor
+from troupe.model_patches.attention.merges import MERGES
 
 pytestmark = pytest.mark.usefixtures("host")
 TOLERANCE = 1e-3  # of the references' effect
@@ -98,7 +99,7 @@ def test_boxes_limit_their_subjects(strength, feather):
     check(stage(), (LEFT, RIGHT), settings(box_strength=strength, box_feather=feather))
 
 
-@pytest.mark.parametrize("merge", ["paper", "uniform", "joint", "add"])
+@pytest.mark.parametrize("merge", MERGES)
 def test_in_every_merge(merge):
     from support.host.small_casts import settings, stage
 

@@ -103,13 +103,13 @@ def test_pairs_are_at_the_places_where_the_hosts_lora_loader_puts_them(mm_diff):
 
     adapter, members = mm_diff
     from troupe.model_patches.checkpoints.unet_layout import SDXL as DEPTHS
-    from troupe.model_patches.checkpoints.unet_layout import transformer_blocks
+    from troupe.model_patches.checkpoints.unet_layout import transformer_paths
 
     state = {f"diffusion_model.{name}": tensor for name, tensor in unet(SDXL).state_dict().items()}
     model = SimpleNamespace(state_dict=lambda: state, model_config=SimpleNamespace(unet_config=SDXL))
     attentions = [
         f"{sdxl_path(path)}.{attention}.processor"
-        for path in transformer_blocks(DEPTHS)
+        for path in transformer_paths(DEPTHS)
         for attention in ("attn1", "attn2")
     ]
     spelled = {

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.host.host_executor import Server, Studio
-from troupe.model_patches.attention.decoupled import MERGES
+from troupe.model_patches.attention.merges import MERGES
 from troupe.model_patches.relevance.maps import NOBODY, NOT_SAMPLED, OTHER_LATENT, report
 from troupe.model_patches.subjects import Box
 

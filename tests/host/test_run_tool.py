@@ -11,7 +11,7 @@ import sys
 import pytest
 from PIL import Image
 from support.shipped_templates import READS_PHOTOS, template
-from troupe.model_patches.checkpoints.catalogue import published, where_to_get
+from troupe.model_patches.checkpoints.catalogue import published_file, where_to_get
 from troupe_tools.commands import run as run_tool
 from troupe_tools.engine.comfyui import Host
 from troupe_tools.engine.host_server import HostServer
@@ -145,7 +145,7 @@ def test_a_fresh_host_complains_of_missing_models_only(name, server, info):
     [adapter] = [
         graph.value(node, "adapter_name") for node in graph.of_type("TroupeLoadAdapter", "TroupeQuickSubjects")
     ]
-    wanted = where_to_get(published(adapter)) if published(adapter) else f"the adapter file '{adapter}'"
+    wanted = where_to_get(published_file(adapter)) if published_file(adapter) else f"the adapter file '{adapter}'"
     about_checkpoint = [line for line in complaints if f"ckpt_name: '{checkpoint}' not in []" in line]
     about_adapter = [line for line in complaints if wanted in line]
     assert (

@@ -3,6 +3,7 @@
 """
 
 import pytest
+from troupe.model_patches.attention.merges import MERGES
 
 pytestmark = pytest.mark.usefixtures("host")
 TOLERANCE = 1e-3  # of the references' effect
@@ -42,7 +43,7 @@ def test_sizes_batches_and_guidance(base, size, batch, cfg):
     check(st, st.references(2), settings(), size, batch, cfg)
 
 
-@pytest.mark.parametrize("merge", ["relevance", "paper", "uniform", "joint", "add"])
+@pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("text_gain", [False, True], ids=["free", "trained"])
 def test_every_merge(merge, text_gain):
     from support.host.small_casts import settings, stage
@@ -51,7 +52,7 @@ def test_every_merge(merge, text_gain):
     check(st, st.references(3, weights=[1.0, 0.5, 1.5]), settings(merge), (13, 21))
 
 
-@pytest.mark.parametrize("merge", ["relevance", "paper", "uniform", "joint", "add"])
+@pytest.mark.parametrize("merge", MERGES)
 def test_eight_subjects_in_a_batch(merge):
     from support.host.small_casts import settings, stage
 
@@ -68,7 +69,7 @@ def test_long_prompts(base, tokens):
     check(st, st.references(2), settings())
 
 
-@pytest.mark.parametrize("merge", ["relevance", "paper", "uniform", "joint", "add"])
+@pytest.mark.parametrize("merge", MERGES)
 def test_sharpness_and_background(merge):
     from support.host.small_casts import settings, stage
 
@@ -90,7 +91,7 @@ def test_drop_in_on_the_model_wire():
     check(st, st.references(2), settings(), wired=False)
 
 
-@pytest.mark.parametrize("merge", ["relevance", "uniform", "joint", "add", "paper"])
+@pytest.mark.parametrize("merge", MERGES)
 def test_regions(merge):
     import torch
     from support.host.small_casts import settings, stage
@@ -101,7 +102,7 @@ def test_regions(merge):
     check(st, st.references(3, regions=[left, soft, None]), settings(merge), (13, 21))
 
 
-@pytest.mark.parametrize("merge", ["relevance", "paper", "joint", "add"])
+@pytest.mark.parametrize("merge", [name for name, rule in MERGES.items() if rule.background])
 def test_background_with_regions_and_boxes(merge):
     """What is held back is measured on the relevance itself, wherever a subject may be."""
     import torch

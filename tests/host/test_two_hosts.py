@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from troupe.model_patches.attention.merges import MERGES
 
 pytestmark = pytest.mark.usefixtures("host")
 TOLERANCE = 1e-4  # of the peak
@@ -161,7 +162,7 @@ def test_predictions(base, merge, count):
     assert compare(base, lambda st: st.references(count), settings(merge, 1.0)) == [0.0, 0.5, 1.0]
 
 
-@pytest.mark.parametrize("merge", ["relevance", "paper", "uniform", "add"])
+@pytest.mark.parametrize("merge", MERGES)
 def test_predictions_with_everything_on(merge):
     """Trained gain, weights, a region, a box, sharpness, background, a batch of two."""
     from support.host.small_casts import settings

@@ -247,7 +247,7 @@ def test_subject_diffusions_job(count, delay):
     from troupe.model_patches.hosts.diffusers.guidance import Guidance
     from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
     from troupe.model_patches.hosts.diffusers.sampling import sample
-    from troupe.model_patches.hosts.diffusers.weights import text_weights
+    from troupe.model_patches.hosts.diffusers.weights import text_encoder_weights
 
     patcher, clip, unet, ours = jobs("sd20")
     host, references = subject_diffusion(patcher, count)
@@ -256,7 +256,7 @@ def test_subject_diffusions_job(count, delay):
     positive, _ = host_prompt(patched, host, TEXT, **delay)
     model, positive, negative, _ = apply_gated(model, host, gated, positive, conditioned(patched, NEGATIVE))
     expected = guided(model, positive, negative, None, "subject_diffusion", cfg=CFG, **widgets)
-    with text_weights(ours, references.adapter.weights):
+    with text_encoder_weights(ours, references.adapter.weights):
         positive, plain = encode_prompt(ours, references, TEXT, **delay)
         negative = ours.encode_prompt(NEGATIVE)
     guidance, weights = Guidance("subject_diffusion", **widgets), [(references.adapter, 1.0)]
@@ -350,14 +350,14 @@ def test_mm_diffs_job(photos, delay, strength, each):
     one subject and two.
     """
     from support.host.small_casts import ksample
-    from troupe.model_patches.attention.decoupled import Mixing
+    from troupe.model_patches.attention.merges import Mixing
     from troupe.model_patches.binding.settings import ImageAttentionSettings
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
     from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt as host_prompt
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
     from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
     from troupe.model_patches.hosts.diffusers.sampling import sample
-    from troupe.model_patches.hosts.diffusers.weights import text_weights
+    from troupe.model_patches.hosts.diffusers.weights import text_encoder_weights
 
     patcher, clip, unet, ours = jobs("sdxl")
     references = references_of(mm_diff(patcher), len(photos), photos, **each)
@@ -372,7 +372,7 @@ def test_mm_diffs_job(photos, delay, strength, each):
         model, host, chosen, sized(positive), conditioned(patched, NEGATIVE)
     )
     expected = ksample(model, positive, negative, SIZE, 2, STEPS, CFG, SEED)
-    with text_weights(ours, adapter.weights, strength):
+    with text_encoder_weights(ours, adapter.weights, strength):
         positive, plain = encode_prompt(ours, references, TEXT, **delay)
         negative = ours.encode_prompt(NEGATIVE)
     found = sample(

@@ -15,7 +15,7 @@ WORKFLOWS = ROOT / "workflows"
 
 
 def load_pack() -> ModuleType:
-    """The package `troupe`; afterwards `import troupe.model_patches...` works."""
+    """Load the package `troupe`; afterwards `import troupe.model_patches...` works."""
     if "troupe" not in sys.modules:
         spec = importlib.util.spec_from_file_location(
             "troupe", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
@@ -29,7 +29,7 @@ def load_pack() -> ModuleType:
 
 
 def hide_broken_torchaudio() -> None:
-    """Where torchaudio is installed but cannot be imported, put an empty module in its place for this process.
+    """Put an empty module in place of a torchaudio that is installed but cannot be imported, for this process.
 
     pip readily pairs torch with a torchaudio built for another CUDA (ComfyUI's requirements name it); transformers
     imports it wherever it lies and would fail with it, though nothing here needs sound.

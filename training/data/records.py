@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...model_patches.errors import TroupeError, shown
+from ...model_patches.errors import TroupeError, quoted
 from ...model_patches.subjects import Box
 
 METADATA = "metadata.jsonl"
@@ -83,13 +83,13 @@ def _record(folder: Path, line: str, where: str) -> PictureRecord:
     try:
         entry = json.loads(line)
     except ValueError as error:
-        raise DatasetError(f"a JSON object in {where}", shown(line), "Correct or delete the line.") from error
+        raise DatasetError(f"a JSON object in {where}", quoted(line), "Correct or delete the line.") from error
     if not isinstance(entry, Mapping):
-        raise DatasetError(f"a JSON object in {where}", shown(line), "Correct or delete the line.")
+        raise DatasetError(f"a JSON object in {where}", quoted(line), "Correct or delete the line.")
     caption = _text(entry, "text", where)
     found = entry.get("subjects", [])
     if not isinstance(found, list) or not all(isinstance(subject, Mapping) for subject in found):
-        raise DatasetError(f"'subjects' in {where} to be a list of objects", shown(found), "Correct the line.")
+        raise DatasetError(f"'subjects' in {where} to be a list of objects", quoted(found), "Correct the line.")
     subjects = tuple(_subject(folder, subject, caption, where) for subject in found)
     return PictureRecord(_file(folder, _text(entry, "file_name", where), where), caption, subjects)
 
@@ -98,16 +98,16 @@ def _subject(folder: Path, entry: Mapping[str, Any], caption: str, where: str) -
     name = _text(entry, "name", where)
     if name.casefold() not in caption.casefold():
         raise DatasetError(
-            f"the caption in {where} to contain the subject's name {shown(name)}",
-            f"the caption {shown(caption)}",
+            f"the caption in {where} to contain the subject's name {quoted(name)}",
+            f"the caption {quoted(caption)}",
             "Add the name to the caption, or take the word that the caption uses as the name.",
         )
     box, mask, quality = entry.get("box"), entry.get("mask"), entry.get("quality")
     references = entry.get("references") or []
     if not isinstance(references, list):
-        raise DatasetError(f"'references' in {where} to be a list of files", shown(references), "Correct the line.")
+        raise DatasetError(f"'references' in {where} to be a list of files", quoted(references), "Correct the line.")
     if quality is not None and not _is_number(quality):
-        raise DatasetError(f"'quality' in {where} to be a number", shown(quality), "Correct the line.")
+        raise DatasetError(f"'quality' in {where} to be a number", quoted(quality), "Correct the line.")
     return SubjectRecord(
         name,
         None if box is None else _box(box, name, where),
@@ -118,20 +118,20 @@ def _subject(folder: Path, entry: Mapping[str, Any], caption: str, where: str) -
 
 
 def _box(value: Any, name: str, where: str) -> Box:
-    expected = f"{shown(name)} in {where} to have a box [x, y, width, height] inside the picture, in 0..1"
+    expected = f"{quoted(name)} in {where} to have a box [x, y, width, height] inside the picture, in 0..1"
     remedy = "Correct the box, or remove it."
     if not isinstance(value, list) or len(value) != 4 or not all(_is_number(side) for side in value):
-        raise DatasetError(expected, shown(value), remedy)
+        raise DatasetError(expected, quoted(value), remedy)
     x, y, w, h = (float(side) for side in value)
     if w <= 0 or h <= 0 or min(x, y) < -SLACK or x + w > 1 + SLACK or y + h > 1 + SLACK:
-        raise DatasetError(expected, shown(value), remedy)
+        raise DatasetError(expected, quoted(value), remedy)
     return Box(x, y, w, h)
 
 
 def _text(entry: Mapping[str, Any], key: str, where: str) -> str:
     value = entry.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise DatasetError(f"a text '{key}' in {where}", shown(value), "Add it, or delete the line.")
+        raise DatasetError(f"a text '{key}' in {where}", quoted(value), "Add it, or delete the line.")
     return value
 
 
@@ -139,7 +139,7 @@ def _file(folder: Path, name: Any, where: str) -> Path:
     path = folder / name if isinstance(name, str) and name else None
     if path is None or not path.is_file():
         raise DatasetError(
-            f"the files that {where} names to exist", f"no file {shown(name)}", "Add the file, or delete the line."
+            f"the files that {where} names to exist", f"no file {quoted(name)}", "Add the file, or delete the line."
         )
     return path
 

@@ -40,16 +40,16 @@ def _warnings(given: EncodeInputs, reads_photos: bool, texts: Sequence[torch.Ten
     if not reads_photos:
         sentences.append(f"To use the photos, load a GLIGEN text-image file: {file} only uses names and boxes.")
     elif given.names is None and any(s.name for s in given.cast.subjects):
-        do = f"{OWN_CLIP} into 'clip'"
+        remedy = f"{OWN_CLIP} into 'clip'"
         sentences.append(
-            f"{do}: without it {file} gets no names, and a photo without a box sets the style of the picture."
+            f"{remedy}: without it {file} gets no names, and a photo without a box sets the style of the picture."
         )
     style = [reads_photos and text is None for text in texts]  # published: a photo with neither phrase nor box
     return sentences + box_warnings(given.cast, style)
 
 
 def _phrases(spec: AdapterSpec, cast: Cast, names: NameEncoder | None, needed: bool) -> list[torch.Tensor | None]:
-    """[E] of each subject's name; None where it has none and its photo can stand alone, or no text encoder was given
+    """[E] of each subject's name; None if it has none and its photo can stand alone, or no text encoder was given
     and photos can.
     """
     if names is None:

@@ -18,19 +18,19 @@ from torch import nn
 from ...adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec
 from ...checkpoints.catalogue import PROJECTION_MATRIX
 from ...checkpoints.tensors import AGAIN, State, assign, missing, part, reading
-from ...checkpoints.unet_names import CONV_IN, places
+from ...checkpoints.unet_names import CONV_IN, block_paths
 from ...encoders.fuser import GatedFuser
 from ...encoders.gated import GatedLayers
 from ...encoders.grounding import TextImagePositionNet, TextPositionNet, TextSpace
 from ...encoders.leaf_parameter import published_name
 from ...errors import CheckpointError
 
-PREFIXES = ("", "model.", "model.diffusion_model.", "diffusion_model.", "unet.")  # of a UNet within a file
+UNET_PREFIXES = ("", "model.", "model.diffusion_model.", "diffusion_model.", "unet.")  # of a UNet within a file
 NET, FUSER = "position_net.", ".fuser."
-FIRST = "input_blocks.1.1.transformer_blocks.0"
-SLOTS = 30  # objects in training
+FIRST_BLOCK = "input_blocks.1.1.transformer_blocks.0"
+TRAINED_OBJECTS = 30  # objects in training
 KINDS = {"null_positive_feature": "text", "null_text_feature": "text_image"}
-OTHERS = {  # a name in other position nets -> what they read
+OTHER_INPUTS = {  # a name in other position nets -> what they read
     "null_person_feature": "keypoints",
     "keypoint_embeddings": "keypoints",
     "in_conv": "semantic maps",
@@ -44,7 +44,7 @@ CHOOSE = (
 
 
 def recognised(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are a GLIGEN file's, of any modality: a position net, or fusers without
+    """Return whether tensors of these names are a GLIGEN file's, of any modality: a position net, or fusers without
     Subject-Diffusion's first convolution.
     """
     names = list(names)
@@ -52,15 +52,15 @@ def recognised(names: Iterable[str]) -> bool:
 
 
 def reads_photos(names: Iterable[str]) -> bool:
-    """Whether a GLIGEN file has text-image boxes, which need the projection matrix."""
+    """Return whether a GLIGEN file has text-image boxes, which need the projection matrix."""
     return any(name.endswith(f"{NET}null_text_feature") for name in names)
 
 
 def build(state: State, file: str, operations: Any = nn, image_project: torch.Tensor | None = None) -> Adapter:
-    """Modules of a GLIGEN file, weights in the file's own dtypes.
+    """Build the modules of a GLIGEN file, weights in the file's own dtypes.
 
     Arguments:
-        state: flat tensors, with or without one of PREFIXES.
+        state: flat tensors, with or without one of UNET_PREFIXES.
         file: its name, for messages.
         operations: namespace with Linear and LayerNorm.
         image_project: P [E, E] of a text-image file, with which its image features are `e P`.
@@ -73,9 +73,9 @@ def build(state: State, file: str, operations: Any = nn, image_project: torch.Te
         raise missing(f"{NET}null_position_feature", file)
     unet = part(state, prefix)
     net_state = part(unet, NET)
-    kind = _kind(net_state, file)
+    kind = _net_kind(net_state, file)
     _refuse_inpainting(unet, file)
-    paths = _paths(unet, prefix, file)
+    paths = _checked_paths(unet, prefix, file)
     with torch.device("meta"):
         with reading(file, f"{prefix}{NET}"):
             widths = (TextPositionNet if kind == "text" else TextImagePositionNet).widths(net_state)
@@ -88,7 +88,9 @@ def build(state: State, file: str, operations: Any = nn, image_project: torch.Te
         if name.startswith(NET) or any(name.startswith(f"{path}{FUSER}") for path in paths.values())
     }
     assign(gated, known, gated_names(gated, list(paths.values()), prefix, f"{prefix}{NET}"), file, "a GLIGEN file")
-    slots = GatedSpec(kind, channels, widths["out_dim"], widths["feature_dim"], SLOTS, 1 if kind == "text" else 2)
+    slots = GatedSpec(
+        kind, channels, widths["out_dim"], widths["feature_dim"], TRAINED_OBJECTS, 1 if kind == "text" else 2
+    )
     projection = None if kind == "text" else _text_space(image_project, widths["feature_dim"], file)
     need = None if projection is None else EncoderNeed("pooled", widths["feature_dim"])
     spec = AdapterSpec(
@@ -108,8 +110,9 @@ def build(state: State, file: str, operations: Any = nn, image_project: torch.Te
 
 
 def fuser_widths(unet: State, paths: Mapping[str, str], object_dim: int, file: str, prefix: str = "") -> dict[str, int]:
-    """Channels of every place, read off its fuser. paths: from `unet_names.places`; object_dim: D that they all must
-    take.
+    """Return the channels of every place, read off its fuser.
+
+    paths: from `unet_names.block_paths`; object_dim: D that they all must take.
     """
     channels = {}
     for place, path in paths.items():
@@ -125,8 +128,8 @@ def fuser_widths(unet: State, paths: Mapping[str, str], object_dim: int, file: s
 
 
 def gated_names(gated: GatedLayers, paths: list[str], prefix: str, net_prefix: str) -> dict[str, str]:
-    """The published name of every tensor of the layers and their net; paths: of the transformer blocks in the file, in
-    order.
+    """Return the published name of every tensor of the layers and their net; paths: of the transformer blocks in the
+    file, in order.
     """
     names = {}
     for ours in gated.state_dict():
@@ -140,39 +143,39 @@ def gated_names(gated: GatedLayers, paths: list[str], prefix: str, net_prefix: s
 
 
 def _prefix(names: Iterable[str]) -> str | None:
-    """What stands before the UNet's names: where the position net is."""
+    """The prefix of the UNet's names, found by the position net."""
     names = list(names)
-    return next((prefix for prefix in PREFIXES if any(name.startswith(f"{prefix}{NET}") for name in names)), None)
+    return next((prefix for prefix in UNET_PREFIXES if any(name.startswith(f"{prefix}{NET}") for name in names)), None)
 
 
-def _kind(net: State, file: str) -> str:
+def _net_kind(net: State, file: str) -> str:
     """'text' or 'text_image'. Raises CheckpointError for everything else that GLIGEN was trained on."""
     found = [kind for name, kind in KINDS.items() if name in net]
     if found:
         return found[0]
-    other = next((what for name, what in OTHERS.items() if any(key.split(".")[0] == name for key in net)), None)
+    other = next((what for name, what in OTHER_INPUTS.items() if any(key.split(".")[0] == name for key in net)), None)
     if other:
         raise CheckpointError(f"a GLIGEN file for boxes in '{file}'", f"one for {other}", CHOOSE)
     raise missing(f"{NET}{next(iter(KINDS))}", file)
 
 
-def _paths(unet: State, prefix: str, file: str) -> dict[str, str]:
+def _checked_paths(unet: State, prefix: str, file: str) -> dict[str, str]:
     """Every place of a fuser; in a whole UNet every transformer block has one."""
-    paths = places(unet, "fuser")
+    paths = block_paths(unet, "fuser")
     if paths and not any(f"{path}{FUSER}linear.weight" in unet for path in paths.values()):
         raise CheckpointError(
             f"gated self-attention layers in '{file}'",
             "gated cross-attention, which GLIGEN uses for other inputs than boxes",
             CHOOSE,
         )
-    absent = [path for place, path in places(unet, "attn2").items() if place not in paths]
+    absent = [path for place, path in block_paths(unet, "attn2").items() if place not in paths]
     if absent or not paths:
-        raise missing(f"{prefix}{[*absent, FIRST][0]}{FUSER}linear.weight", file)
+        raise missing(f"{prefix}{[*absent, FIRST_BLOCK][0]}{FUSER}linear.weight", file)
     return paths
 
 
 def _refuse_inpainting(unet: State, file: str) -> None:
-    """Raise CheckpointError where the file shows that its UNet reads more than a noisy latent image."""
+    """Raise CheckpointError if the file shows that its UNet reads more than a noisy latent image."""
     channels = next(
         (unet[name].shape[1] for pair in CONV_IN.items() for name in pair if name in unet and unet[name].ndim == 4), 4
     )
@@ -183,17 +186,17 @@ def _refuse_inpainting(unet: State, file: str) -> None:
 
 def _text_space(matrix: torch.Tensor | None, width: int, file: str) -> TextSpace:
     if matrix is None:
-        do = (
+        remedy = (
             f"Download {PROJECTION_MATRIX.link} and save it beside that file, as '{PROJECTION_MATRIX.name}'; a "
             "diffusers folder has it in 'image_project'."
         )
-        raise CheckpointError(f"the projection matrix for the photos of '{file}' beside it", "none", do)
+        raise CheckpointError(f"the projection matrix for the photos of '{file}' beside it", "none", remedy)
     if tuple(matrix.shape) != (width, width) or not matrix.is_floating_point():
-        do = f"Use the matrix from the adapter's publisher; GLIGEN's own is {PROJECTION_MATRIX.link}."
+        remedy = f"Use the matrix from the adapter's publisher; GLIGEN's own is {PROJECTION_MATRIX.link}."
         raise CheckpointError(
             f"a projection matrix of {width} x {width} numbers beside '{file}'",
             f"one of the shape {list(matrix.shape)}",
-            do,
+            remedy,
         )
     with torch.device("meta"):
         module = TextSpace(width)

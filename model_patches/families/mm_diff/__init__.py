@@ -37,8 +37,8 @@ def companions(path: Path) -> Iterable[Path]:
 
 
 def which_member(path: Path, state: State) -> str | None:
-    """Return which of the three files a file is, by its tensors; a text encoder's LoRA, which could be anybody's, by
-    its name or by both others beside it too.
+    """Return which of the three files a file is, by its tensors; a text encoder's LoRA, which could belong to any
+    model, by its name or by both others beside it too.
     """
     member = member_of(state)
     others = set(beside(path, MEMBERS)) - {TEXT}

@@ -13,7 +13,7 @@ from ...errors import SubjectError
 from ...subjects import PreparedFaces, References, Subject, called
 
 # heads that make image tokens of photos -> what they read; others read faces
-OBJECTS = {"ObjectHead": "pooled", "CLSHead": "unprojected"}
+IDENTITY_FEATURES = {"ObjectHead": "pooled", "CLSHead": "unprojected"}
 
 
 def encode(given: EncodeInputs) -> tuple[References, list[str]]:
@@ -45,9 +45,9 @@ def _words_and_tokens(
     counts = [len(s.photos) for s in cast.subjects]
     firsts = torch.stack([previews[sum(counts[:i])] for i in range(len(counts))])
     pooled = given.images.encode(firsts, spec.photo_encoder.kind, blank=False)
-    if spec.projection in OBJECTS:
+    if spec.projection in IDENTITY_FEATURES:
         looks = torch.stack(list(prepared_photos(cast, given.base_images.size, "pad")))
-        who = given.base_images.encode(looks, OBJECTS[spec.projection], blank=False)
+        who = given.base_images.encode(looks, IDENTITY_FEATURES[spec.projection], blank=False)
     else:
         faces = [_faces_of(number, subject) for number, subject in enumerate(cast.subjects, 1)]
         who, looks = torch.cat([f.vectors for f in faces]), torch.cat([f.crops for f in faces])
@@ -59,6 +59,8 @@ def _words_and_tokens(
 
 def _faces_of(number: int, subject: Subject) -> PreparedFaces:
     if subject.faces is None:
-        do = "Connect its photos to Prepare Faces, and 'faces' of that node to 'faces' of Add Subject."
-        raise SubjectError(f"prepared faces for {called(number, subject.name)}, which this adapter needs", "none", do)
+        remedy = "Connect its photos to Prepare Faces, and 'faces' of that node to 'faces' of Add Subject."
+        raise SubjectError(
+            f"prepared faces for {called(number, subject.name)}, which this adapter needs", "none", remedy
+        )
     return subject.faces

@@ -31,14 +31,16 @@ FORMAT, VERSION = "mm_diff", 1
 # the files' usual names
 MEMBERS = UNET, TEXT, CUSTOM = "unet_adapter_weights", "text_encoder_adapter_weights", "custom_weights"
 FUSION = PromptFusion(learned=True, starts_image_attention=True)
-BELOW, VISION, LORAS = "unet.", "image_encoder.", tuple(f"{name}." for name in text_lora.STREAMS)
+BELOW, VISION_PREFIX, LORAS = "unet.", "image_encoder.", tuple(f"{name}." for name in text_lora.STREAM_OF_ENCODER)
 WORDS, HEAD = "obj_embeds_proj.", "face_embeds_proj."
 FUSIONS = {"l": "mm_fuse_one.", "g": "mm_fuse_two."}
 OWN = (WORDS, HEAD, *FUSIONS.values())  # sections that only such files have
 
 
 def member_of(names: Iterable[str]) -> str | None:
-    """Which of MEMBERS tensors of these names are, None for none of them. The text encoders' could be of any LoRA."""
+    """Return which of MEMBERS tensors of these names are, None for none of them. The text encoders' could be of any
+    LoRA.
+    """
     names = list(names)
     if unet_layout.recognised(names):
         return UNET
@@ -48,7 +50,7 @@ def member_of(names: Iterable[str]) -> str | None:
 
 
 def is_bundle(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are a bundle, whole or not."""
+    """Return whether tensors of these names are a bundle, whole or not."""
     names = list(names)
     unet = [name.removeprefix(BELOW) for name in names if name.startswith(BELOW)]
     return unet_layout.recognised(unet) or (
@@ -57,7 +59,7 @@ def is_bundle(names: Iterable[str]) -> bool:
 
 
 def bundled(members: Mapping[str, State]) -> State:
-    """The tensors of a bundle of those members, by MEMBERS."""
+    """Return the tensors of a bundle of those members, by MEMBERS."""
     unet = {f"{BELOW}{name}": tensor for name, tensor in members.get(UNET, {}).items()}
     return unet | {
         name: tensor
@@ -70,7 +72,7 @@ def bundled(members: Mapping[str, State]) -> State:
 def build(
     state: State, file: str, operations: Any = nn, metadata: Mapping[str, str] | None = None, beside: str = "in it"
 ) -> Adapter:
-    """Modules of an MM-Diff, weights in the files' own dtypes, and the LoRAs that it brings.
+    """Build the modules of an MM-Diff, weights in the files' own dtypes, and the LoRAs that it brings.
 
     Arguments:
         state: a bundle's tensors; file: name of the chosen file, for messages.
@@ -93,7 +95,9 @@ def build(
             f"{heads.head.context_dim}",
             AGAIN,
         )
-    weights = Weights(vision=overlay(part(state, VISION), f"{CUSTOM} of {file}"), unet_lora=unet_lora, text_lora=loras)
+    weights = Weights(
+        vision=overlay(part(state, VISION_PREFIX), f"{CUSTOM} of {file}"), unet_lora=unet_lora, text_lora=loras
+    )
     reads_projected = heads.head.vector_dim == heads.words.fc.in_features
     # of the photo's projected embedding, or CLS before it
     kind = "FaceHead" if heads.head.reads_faces else "ObjectHead" if reads_projected else "CLSHead"
@@ -115,7 +119,7 @@ def build(
 
 
 def _check_parts(state: State, file: str, beside: str) -> None:
-    """Raise CheckpointError where the tensors of one of the three files are not there."""
+    """Raise CheckpointError if the tensors of one of the three files are not there."""
     there = {UNET: BELOW, TEXT: LORAS, CUSTOM: OWN}
     absent = [name for name, prefixes in there.items() if not any(key.startswith(prefixes) for key in state)]
     if absent:
@@ -147,8 +151,8 @@ def _heads(state: State, file: str, operations: Any) -> tuple[MMDiffHeads, nn.Mo
             {stream: WordFusion(**widths, operations=operations) for stream, widths in fusions.items()}
         )
         modules = nn.ModuleDict({"heads": heads, "fusion": fusion})
-    _check_widths(words, head, {stream: widths["out_dim"] for stream, widths in fusions.items()}, file)
-    own = {name: tensor for name, tensor in state.items() if not name.startswith((BELOW, VISION, *LORAS))}
+    _check_sizes(words, head, {stream: widths["out_dim"] for stream, widths in fusions.items()}, file)
+    own = {name: tensor for name, tensor in state.items() if not name.startswith((BELOW, VISION_PREFIX, *LORAS))}
     rooms = {"heads.words.": WORDS, "heads.head.": HEAD} | {
         f"fusion.{stream}.": prefix for stream, prefix in FUSIONS.items()
     }
@@ -160,8 +164,8 @@ def _heads(state: State, file: str, operations: Any) -> tuple[MMDiffHeads, nn.Mo
     return heads, fusion
 
 
-def _check_widths(words: Mapping[str, int], head: Mapping[str, Any], text: Mapping[str, int], file: str) -> None:
-    """Raise CheckpointError where the sections do not fit each other, or the head reads vectors of an unknown kind."""
+def _check_sizes(words: Mapping[str, int], head: Mapping[str, Any], text: Mapping[str, int], file: str) -> None:
+    """Raise CheckpointError if the sections do not fit each other, or the head reads vectors of an unknown kind."""
     pairs = {
         "photos for CLIP-L": (words["one_dim"], text["l"]),
         "photos for OpenCLIP-bigG": (words["two_dim"], text["g"]),

@@ -10,8 +10,11 @@ from ...checkpoints.tensors import AGAIN, State, check, missing, reading
 from ...encoders.projections import shape_of
 from ...errors import CheckpointError
 
-STREAMS = {"text_encoder": "l", "text_encoder_2": "g"}  # diffusers' names of SDXL's text encoders -> the host's
-TENSOR = re.compile(
+STREAM_OF_ENCODER = {
+    "text_encoder": "l",
+    "text_encoder_2": "g",
+}  # diffusers' names of SDXL's text encoders -> the host's
+LORA_TENSOR = re.compile(
     r"(?P<module>(?P<encoder>text_encoder(?:_2)?)\.(?:text_model\.)?encoder\.layers\.(?P<layer>\d+)\.(?:"
     r"self_attn\.(?:to_(?P<old>q|k|v|out)_lora|(?P<new>q|k|v|out)_proj(?:\.lora_linear_layer)?)|mlp\.(?P<mlp>fc[12])(?:\.lora_linear_layer)?"
     r"))\.(?P<part>down\.weight|up\.weight|alpha)$"
@@ -20,13 +23,13 @@ KIND = "LoRAs of text encoders"
 
 
 def recognised(names: Iterable[str]) -> bool:
-    """Whether all names are of such LoRAs."""
+    """Return whether all names are of such LoRAs."""
     names = list(names)
-    return bool(names) and all(map(TENSOR.match, names))
+    return bool(names) and all(map(LORA_TENSOR.match, names))
 
 
 def text_lora(state: State, widths: Mapping[str, int], file: str) -> dict[str, dict[str, LoraPair]]:
-    """The pairs for each text encoder, by the names that transformers gives the weights they change.
+    """Return the pairs for each text encoder, by the names that transformers gives the weights they change.
 
     Arguments:
         state: `text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.down.weight` [r, d] and
@@ -38,18 +41,18 @@ def text_lora(state: State, widths: Mapping[str, int], file: str) -> dict[str, d
     """
     pairs: dict[tuple[str, str], dict[str, str]] = {}  # stream, weight -> part -> name in the file
     for name in state:
-        match = TENSOR.match(name)
+        match = LORA_TENSOR.match(name)
         if not match:
             raise CheckpointError(f"{KIND} in '{file}'", f"a tensor called '{name}'", AGAIN)
         projection = match["old"] or match["new"]
         weight = f"text_model.encoder.layers.{match['layer']}." + (
             f"self_attn.{projection}_proj.weight" if projection else f"mlp.{match['mlp']}.weight"
         )
-        parts = pairs.setdefault((STREAMS[match["encoder"]], weight), {"module": match["module"]})
+        parts = pairs.setdefault((STREAM_OF_ENCODER[match["encoder"]], weight), {"module": match["module"]})
         parts[match["part"]] = name
     shapes: dict[str, tuple[int, ...]] = {}
     for (stream, weight), parts in pairs.items():
-        shapes |= _shapes(state, parts, weight, widths[stream], file)
+        shapes |= _pair_shapes(state, parts, weight, widths[stream], file)
     check(state, shapes, file, KIND)
     found: dict[str, dict[str, LoraPair]] = {}
     for (stream, weight), parts in pairs.items():
@@ -58,7 +61,9 @@ def text_lora(state: State, widths: Mapping[str, int], file: str) -> dict[str, d
     return found
 
 
-def _shapes(state: State, parts: Mapping[str, str], weight: str, width: int, file: str) -> dict[str, tuple[int, ...]]:
+def _pair_shapes(
+    state: State, parts: Mapping[str, str], weight: str, width: int, file: str
+) -> dict[str, tuple[int, ...]]:
     """What the tensors of one pair have to be; only the inner width of an encoder's MLP is read off them."""
     for part in ("down.weight", "up.weight"):
         if part not in parts:

@@ -2,7 +2,7 @@
 LDM names.
 
 Entry 2 j is the self-attention and 2 j + 1 the cross-attention of transformer block j, in the order down, up, middle.
-No tensor tells an entry's place: the number of entries must be SDXL's, and a level's widths alike.
+No tensor shows an entry's place: the number of entries must be SDXL's, and a level's widths alike.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from torch import nn
 
 from ...adapter import LoraPair
 from ...checkpoints.tensors import AGAIN, State, assign, check, reading
-from ...checkpoints.unet_layout import SDXL, transformer_blocks
+from ...checkpoints.unet_layout import SDXL, transformer_paths
 from ...encoders.lora import ImageLora
 from ...encoders.mm_diff import LoraLayers
 from ...encoders.projections import shape_of
 from ...errors import CheckpointError
 
-BLOCKS = transformer_blocks(SDXL)
-ENTRY = re.compile(r"([0-9]{1,4})\.to_(?:q|k|v|out)_lora(_image)?\.")
+SDXL_BLOCKS = transformer_paths(SDXL)
+LAYER_TENSOR = re.compile(r"([0-9]{1,4})\.to_(?:q|k|v|out)_lora(_image)?\.")
 # a pair -> the weight it changes
-PROJECTIONS = {"to_q_lora": "to_q", "to_k_lora": "to_k", "to_v_lora": "to_v", "to_out_lora": "to_out.0"}
+LORA_TARGETS = {"to_q_lora": "to_q", "to_k_lora": "to_k", "to_v_lora": "to_v", "to_out_lora": "to_out.0"}
 IMAGE = ("to_k_lora_image", "to_v_lora_image")
 KIND = "an MM-Diff file"
 
 
 def recognised(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are such a file's: numbered pairs, some of them for image tokens."""
-    matches = [match for match in map(ENTRY.match, names) if match]
+    """Return whether tensors of these names are such a file's: numbered pairs, some of them for image tokens."""
+    matches = [match for match in map(LAYER_TENSOR.match, names) if match]
     return any(match[2] for match in matches)
 
 
 def read(state: State, file: str, operations: Any = nn) -> tuple[LoraLayers, dict[str, LoraPair]]:
-    """Image attention, and the pairs for text and self-attention by LDM names of the weights that they change; both
-    share tensors.
+    """Read image attention, and the pairs for text and self-attention by LDM names of the weights that they change;
+    both share tensors.
 
     Raises:
         CheckpointError: of another model than SDXL, or a tensor is missing, misshapen or unknown.
     """
     _check_count(state, file)
     with torch.device("meta"):
-        layers = _layers(state, file, operations)
+        layers = _lora_layers(state, file, operations)
     pairs = _check_all(state, layers, file)
     names = {ours: f"{2 * int(ours.split('.')[1]) + 1}.{ours.split('.', 2)[2]}" for ours in layers.state_dict()}
     assign(layers, {name: state[name] for name in names.values()}, names, file, KIND)
@@ -55,21 +55,22 @@ def read(state: State, file: str, operations: Any = nn) -> tuple[LoraLayers, dic
 
 
 def _check_count(state: State, file: str) -> None:
-    found = {int(match[1]) for match in map(ENTRY.match, state) if match}
-    if found != set(range(2 * len(BLOCKS))):
-        do = "Only MM-Diff for SDXL is known; please report a file for another model with a link to it."
+    found = {int(match[1]) for match in map(LAYER_TENSOR.match, state) if match}
+    if found != set(range(2 * len(SDXL_BLOCKS))):
+        count = len(SDXL_BLOCKS)
+        remedy = "Only MM-Diff for SDXL is known; please report a file for another model with a link to it."
         raise CheckpointError(
-            f"{2 * len(BLOCKS)} attentions in '{file}', two in each of SDXL's {len(BLOCKS)} transformer blocks",
+            f"{2 * count} attentions in '{file}', two in each of SDXL's {count} transformer blocks",
             f"{len(found)}",
-            do,
+            remedy,
         )
 
 
-def _layers(state: State, file: str, operations: Any) -> LoraLayers:
+def _lora_layers(state: State, file: str, operations: Any) -> LoraLayers:
     """The cross-attention layers on the meta device."""
-    entries: list[State] = [{} for _ in BLOCKS]
+    entries: list[State] = [{} for _ in SDXL_BLOCKS]
     for name, tensor in state.items():
-        match = ENTRY.match(name)
+        match = LAYER_TENSOR.match(name)
         if match and int(match[1]) % 2:
             entries[int(match[1]) // 2][name.partition(".")[2]] = tensor
     sizes = []
@@ -77,7 +78,7 @@ def _layers(state: State, file: str, operations: Any) -> LoraLayers:
         with reading(file, f"{2 * j + 1}."):
             sizes.append(ImageLora.widths(entry))
     width_of: dict[int, int] = {}
-    for j, (path, size) in enumerate(zip(BLOCKS, sizes, strict=True)):
+    for j, (path, size) in enumerate(zip(SDXL_BLOCKS, sizes, strict=True)):
         wanted = width_of.setdefault(_level(path), size["width"]), sizes[0]["context_dim"]
         if wanted != (size["width"], size["context_dim"]):
             found = f"{size['context_dim']} -> {size['width']} at number {2 * j + 1}"
@@ -108,9 +109,9 @@ def _check_all(state: State, layers: LoraLayers, file: str) -> dict[str, str]:
     """
     shapes: dict[str, tuple[int, ...]] = {}
     pairs: dict[str, str] = {}
-    for j, (path, width) in enumerate(zip(BLOCKS, layers.widths, strict=True)):
+    for j, (path, width) in enumerate(zip(SDXL_BLOCKS, layers.widths, strict=True)):
         for index, attention, context in ((2 * j, "attn1", width), (2 * j + 1, "attn2", layers.context_dim)):
-            for pair in (*PROJECTIONS, *(IMAGE if attention == "attn2" else ())):
+            for pair in (*LORA_TARGETS, *(IMAGE if attention == "attn2" else ())):
                 name = f"{index}.{pair}"
                 with reading(file, ""):
                     rank = shape_of(state, f"{name}.down.weight", 2)[0]
@@ -118,7 +119,7 @@ def _check_all(state: State, layers: LoraLayers, file: str) -> dict[str, str]:
                     f"{name}.down.weight": (rank, context if pair.startswith(("to_k", "to_v")) else width),
                     f"{name}.up.weight": (width, rank),
                 }
-                if pair in PROJECTIONS:
-                    pairs[f"{path}.{attention}.{PROJECTIONS[pair]}.weight"] = name
+                if pair in LORA_TARGETS:
+                    pairs[f"{path}.{attention}.{LORA_TARGETS[pair]}.weight"] = name
     check(state, shapes, file, KIND)
     return pairs

@@ -31,9 +31,12 @@ def encode(given: EncodeInputs) -> tuple[References, list[str]]:
         patches, pooled = given.images.encode_patches(torch.stack(list(previews)))
         gated = spec.gated_layers
         if patches.shape[1] != gated.tokens:
-            found, do = f"one with {patches.shape[1]}", "Disconnect 'clip_vision' and set 'clip_vision_name' to auto."
+            found, remedy = (
+                f"one with {patches.shape[1]}",
+                "Disconnect 'clip_vision' and set 'clip_vision_name' to auto.",
+            )
             raise MismatchError(
-                f"{spec.photo_encoder.describe()} with {gated.tokens} patches for {spec.file}", found, do
+                f"{spec.photo_encoder.describe()} with {gated.tokens} patches for {spec.file}", found, remedy
             )
         counts = [len(s.photos) for s in cast.subjects]
         both = zip(

@@ -23,9 +23,10 @@ from ...adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, PromptFusio
 from ...checkpoints.clip_text import text_weights
 from ...checkpoints.clip_vision import overlay
 from ...checkpoints.tensors import AGAIN, SMALL_NUMBER, State, assign, check, check_format, part, reading
-from ...checkpoints.unet_names import CONV_IN, ldm_name, places, resblocks
+from ...checkpoints.unet_names import CONV_IN, block_paths, ldm_name, resblocks
 from ...encoders.gated import GatedLayers
-from ...encoders.grounding import MLP, GroundingNet
+from ...encoders.grounding import GroundingNet
+from ...encoders.mlp import MLP
 from ...errors import CheckpointError
 from ..gligen.layout import FUSER, fuser_widths, gated_names
 from .members import MEMBERS, OPTIONAL
@@ -33,12 +34,12 @@ from .members import MEMBERS, OPTIONAL
 FORMAT, VERSION, SLOTS = "subject_diffusion", 1, 2
 FUSION = PromptFusion(in_suffix=True)
 INPUTS = 5  # latent channels and the mask
-KEYS = ("attn2.to_k.weight", "attn2.to_v.weight")
+TRAINED_KEYS = ("attn2.to_k.weight", "attn2.to_v.weight")
 KIND = "a Subject-Diffusion file"
 
 
 def is_bundle(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are a bundle, whole or not."""
+    """Return whether tensors of these names are a bundle, whole or not."""
     names = list(names)
     return any(name.startswith("unet.") and FUSER in name for name in names) and any(
         name.startswith(("mlp.", "proj.", "clip_text.")) for name in names
@@ -46,21 +47,23 @@ def is_bundle(names: Iterable[str]) -> bool:
 
 
 def unbundled(state: State) -> dict[str, State]:
-    """The members in a bundle."""
+    """Return the members in a bundle."""
     found = {member: part(state, f"{member}.") for member in MEMBERS}
     return {member: tensors for member, tensors in found.items() if tensors}
 
 
 def slots_of(metadata: Mapping[str, str], file: str) -> int:
-    """Subjects that a bundle was trained with. Raises CheckpointError for a bundle of a later version."""
+    """Return the number of subjects that a bundle was trained with. Raises CheckpointError for a bundle of a later
+    version.
+    """
     check_format(metadata, FORMAT, VERSION, file)
     slots = metadata.get("slots", "")
     return int(slots) if SMALL_NUMBER.fullmatch(slots) else SLOTS
 
 
 def needed(members: Mapping[str, State]) -> State:
-    """The tensors of a bundle: of the UNet the fusers, the keys and values of the text and the first convolution, all
-    of the others.
+    """Return the tensors that a bundle needs: of the UNet the fusers, text keys and values and the first convolution,
+    of the other members all.
     """
     bundle = {
         f"{name}.{key}": tensor
@@ -71,14 +74,16 @@ def needed(members: Mapping[str, State]) -> State:
     }
     unet = members.get("unet", {})
     return {
-        f"unet.{key}": tensor for key, tensor in unet.items() if FUSER in key or key.endswith(KEYS) or key in CONV_IN
+        f"unet.{key}": tensor
+        for key, tensor in unet.items()
+        if FUSER in key or key.endswith(TRAINED_KEYS) or key in CONV_IN
     } | bundle
 
 
 def build(
     members: Mapping[str, State], file: str, operations: Any = nn, beside: str = "", slots: int = SLOTS
 ) -> Adapter:
-    """Modules of the members, weights in their own dtypes, and the weights of the base model that they bring.
+    """Build the modules of the members, weights in their own dtypes, and the weights of the base model that they bring.
 
     Arguments:
         members: tensors by MEMBERS; file: name of the chosen one, for messages.
@@ -135,11 +140,11 @@ def _check_members(members: Mapping[str, State], file: str, beside: str) -> None
             "Subject-Diffusion's four modules together "
             f"({', '.join(name for name in MEMBERS if name != OPTIONAL)}), of which '{file}' is one"
         )
-        do = (
+        remedy = (
             "Put folders such as 'unet_0_449999', 'clip_text_0_449999', 'mlp_0_449999' and 'proj_0_449999' of "
             "one training step beside each other."
         )
-        raise CheckpointError(expected, f"no {' and no '.join(absent)}{f' {beside}' if beside else ''}", do)
+        raise CheckpointError(expected, f"no {' and no '.join(absent)}{f' {beside}' if beside else ''}", remedy)
     if "fc1.weight" in members["proj"]:
         found = (
             "an MLP over the two subjects' patches together ('fc1.weight' "
@@ -167,9 +172,9 @@ def _input_width(unet: State, file: str) -> int:
 
 def _paths(unet: State, file: str) -> dict[str, str]:
     """Every transformer block of the UNet; each must have its fuser."""
-    fusers, attentions = places(unet, "fuser"), places(unet, "attn2")
+    fusers, attentions = block_paths(unet, "fuser"), block_paths(unet, "attn2")
     for place, path in {**attentions, **fusers}.items():
-        for found, name in ((fusers, f"{path}{FUSER}linear.weight"), (attentions, f"{path}.{KEYS[0]}")):
+        for found, name in ((fusers, f"{path}{FUSER}linear.weight"), (attentions, f"{path}.{TRAINED_KEYS[0]}")):
             if place not in found:
                 raise CheckpointError(f"the tensor '{name}' in '{file}'", "no such tensor", AGAIN)
     return fusers
@@ -191,7 +196,7 @@ def _unet_weights(unet: State, paths: Mapping[str, str], channels: Mapping[str, 
     """What replaces the base model's: keys and values of the text, and the first convolution without its mask channel,
     by LDM names.
     """
-    shapes = {f"{path}.{key}": (channels[place], dim) for place, path in paths.items() for key in KEYS}
+    shapes = {f"{path}.{key}": (channels[place], dim) for place, path in paths.items() for key in TRAINED_KEYS}
     shapes |= {
         "conv_in.weight": tuple(unet["conv_in.weight"].shape),
         "conv_in.bias": tuple(unet["conv_in.weight"].shape[:1]),

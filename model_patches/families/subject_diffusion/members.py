@@ -24,7 +24,9 @@ SIGNS = {  # member -> names that it has
 
 
 def fits(names: Iterable[str], member: str | None) -> bool:
-    """Whether tensors of these names can be that member. GLIGEN's whole UNets have fusers too, and a position net."""
+    """Return whether tensors of these names can be that member. GLIGEN's whole UNets have fusers too, and a position
+    net.
+    """
     names = set(names)
     if member == "unet" and (not any(FUSER in name for name in names) or any(POSITION_NET in name for name in names)):
         return False
@@ -32,7 +34,7 @@ def fits(names: Iterable[str], member: str | None) -> bool:
 
 
 def member_of(path: Path, state: State) -> str | None:
-    """Which member a file is: a UNet by its tensors alone, the others by their place too."""
+    """Return which member a file is: a UNet by its tensors alone, the others by their place too."""
     if fits(state, "unet"):
         return "unet"
     match = MEMBER.match(member_name(path) or "")
@@ -41,7 +43,7 @@ def member_of(path: Path, state: State) -> str | None:
 
 
 def read_members(path: Path, member: str, state: State) -> dict[str, State]:
-    """The tensors of all members beside the chosen one, whose tensors `state` are read already.
+    """Read all members beside the chosen one, whose tensors `state` are read already.
 
     Raises CheckpointError.
     """
@@ -50,10 +52,10 @@ def read_members(path: Path, member: str, state: State) -> dict[str, State]:
 
 
 def members(path: Path) -> dict[str, Path]:
-    """Subject-Diffusion's modules that lie beside the chosen one, itself among them, by their names in MEMBERS.
+    """Return Subject-Diffusion's modules that lie beside the chosen one, itself among them, by their names in MEMBERS.
 
     Either folders `unet_0_449999/pytorch_model.bin` or files `unet_0_449999.bin`. Of several steps it is the chosen
-    file's, or else the only one that there is. {} where the chosen file is not called like a member.
+    file's, or else the only one that there is. {} if the chosen file is not called like a member.
     """
     in_folders = MEMBER.match(path.stem) is None
     chosen = MEMBER.match(path.parent.name if in_folders else path.stem)
@@ -70,7 +72,9 @@ def members(path: Path) -> dict[str, Path]:
 
 
 def member_name(path: Path) -> str | None:
-    """Which member a file is by its name or its folder's, with the epoch and step that follow: 'unet_0_449999'."""
+    """Return which member a file is by its name or its folder's, with the epoch and step that follow:
+    'unet_0_449999'.
+    """
     return next((name for name in (path.stem, path.parent.name) if MEMBER.match(name)), None)
 
 

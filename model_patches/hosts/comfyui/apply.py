@@ -33,8 +33,9 @@ def encode_references(
     prompts: Sequence[str] = (),
     warn: Callable[[str], None] = lambda sentence: None,
 ) -> References:
-    """`model_patches.families.encode.encode_subjects` with the host's encoders; clip_vision overrides the adapter's own
-    choice. An adapter that reads no photos loads none."""
+    """Encode the references by `model_patches.families.encode.encode_subjects` with the host's encoders; clip_vision
+    overrides the adapter's own choice. An adapter that reads no photos loads none.
+    """
     images = None
     if adapter.spec.encoder is not None:
         vision = clip_vision if clip_vision is not None else adapter.clip_vision()
@@ -54,7 +55,7 @@ def apply_image_attention(
     middle: Conditioning | None = None,
     node_id: str | None = None,
 ) -> Wired:
-    """The MODEL with the references' attention bound to it, and the conditionings that carry them.
+    """Return the MODEL with the references' attention bound to it, and the conditionings that carry them.
 
     With neither positive nor negative the references act on the sampler's positive list. Weight 0 and an empty cast
     return what came in.
@@ -73,7 +74,7 @@ def apply_image_attention(
     hook = ImageAttention(
         references, settings, blocks, positive is not None or middle is not None, negative is not None, node_id
     )
-    return _wired(model, hook, positive, negative, middle)
+    return _attached(model, hook, positive, negative, middle)
 
 
 def apply_gated(
@@ -85,7 +86,7 @@ def apply_gated(
     middle: Conditioning | None = None,
     node_id: str | None = None,
 ) -> Wired:
-    """The MODEL with the adapter's gated layers bound to it, and the conditionings that carry the references.
+    """Return the MODEL with the adapter's gated layers bound to it, and the conditionings that carry the references.
 
     Rows of the negative get the publisher's own uncond objects, whether it is wired or not. Strength 0 and an empty
     cast return what came in.
@@ -107,12 +108,12 @@ def apply_gated(
         adapter.spec, {path: block.width for path, block in blocks.items()}, next(iter(blocks.values())).context_dim
     )
     keys = [blocks[path].key for path in adapter.spec.gated_layers.places]
-    return _wired(
+    return _attached(
         model, GatedAdapter(references, settings, keys, negative is not None, node_id), positive, negative, middle
     )
 
 
-def _wired(
+def _attached(
     model: Any, hook: Hook, positive: Conditioning | None, negative: Conditioning | None, middle: Conditioning | None
 ) -> Wired:
     """A clone of the MODEL with the hook on it, and copies of the conditionings with its records."""
@@ -127,8 +128,8 @@ def _wired(
 
 
 def _check_kind(references: References, wrong: bool, node: str) -> None:
-    """Raise MismatchError where the node is not for this kind of adapter, naming the one that is."""
+    """Raise MismatchError if the node is not for this kind of adapter, naming the one that is."""
     spec = references.adapter.spec
     if wrong:
-        found, do = f"{spec.file}, {spec.describe()}", f"Wire these references into {spec.node}."
-        raise MismatchError(f"references of another kind of adapter in {node}", found, do)
+        found, remedy = f"{spec.file}, {spec.describe()}", f"Wire these references into {spec.node}."
+        raise MismatchError(f"references of another kind of adapter in {node}", found, remedy)

@@ -18,7 +18,7 @@ PICTURE = "troupe.picture"  # of the websocket: a picture for a node, after a ru
 
 
 class Messages:
-    """What one execution of a node has to say: warnings, and what was done."""
+    """The messages of one execution of a node: warnings, and what was done."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -36,7 +36,7 @@ class Messages:
             self.dones.append(sentence)
 
     def ui(self) -> dict[str, list[str]]:
-        """The node's `ui` output; it replaces the messages of the execution before.
+        """Return the node's `ui` output; it replaces the messages of the execution before.
 
         A string, not a dictionary: newer hosts count dictionaries as pictures of the job.
         """
@@ -58,7 +58,7 @@ def tell(node_id: str | None, sentence: str, warning: bool, first: bool) -> None
 
 
 def is_watched(node_id: str | None) -> bool:
-    """Whether a browser waits for what this run shows on the node."""
+    """Return whether a browser waits for what this run shows on the node."""
     return node_id is not None and getattr(_server(), "client_id", None) is not None
 
 

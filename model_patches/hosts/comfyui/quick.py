@@ -46,8 +46,8 @@ def quick_references(
     warn: Callable[[str], None],
     clip_vision_name: str = AUTO,
 ) -> References:
-    """References of (IMAGE, name) pairs for an adapter file: load, add, encode, as the three nodes do, or what is
-    remembered of it.
+    """Return the references of (IMAGE, name) pairs for an adapter file: load, add, encode, as the three nodes do, or
+    what is remembered of it.
     """
     file, last = (fingerprint(adapter_name), clip_vision_name), _last.get(clip)
     adapter = (
@@ -80,7 +80,9 @@ def _same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
 
 
 def with_relevance_shown(model: Any, node_id: str | None) -> Any:
-    """A clone of the MODEL that shows the relevance maps on a node after every run, if a browser waits for them."""
+    """Return a clone of the MODEL that shows the relevance maps on a node after every run, if a browser waits
+    for them.
+    """
 
     def finished(record: RelevanceRecord, latent: torch.Tensor) -> None:
         if node_id is not None and is_watched(node_id):

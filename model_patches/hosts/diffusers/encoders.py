@@ -36,7 +36,7 @@ TokenChunk = list[tuple[int, float]]
 
 
 def load_adapter(path: str | Path) -> Adapter:
-    """The adapter of a file, with those that belong to it, float32. Raises CheckpointError."""
+    """Load the adapter of a file, with the files that belong to it, in float32. Raises CheckpointError."""
     adapter = read_adapter(path)
     for module in (adapter.projection, adapter.layers, adapter.gated, adapter.fusion):
         if module is not None:
@@ -53,7 +53,9 @@ def encode_references(
     prompts: Sequence[str] = (),
     warn: Callable[[str], None] = lambda sentence: None,
 ) -> References:
-    """`model_patches.families.encode.encode_subjects` with the adapter's own projection, results on the CPU."""
+    """Encode the references by `model_patches.families.encode.encode_subjects` with the adapter's own projection,
+    results on the CPU.
+    """
 
     def project(*features: torch.Tensor) -> Any:
         projection = adapter.projection
@@ -120,7 +122,7 @@ class ClipImages:
 
 
 def pixel_values(pictures: torch.Tensor) -> torch.Tensor:
-    """[n, S, S, 3] 0..1 -> [n, 3, S, S], rounded to 8 bit and normalised as CLIP was trained."""
+    """Convert pictures [n, S, S, 3] in 0..1 to [n, 3, S, S], rounded to 8 bit and normalised as CLIP was trained."""
     steps = (pictures.float() * 255).clamp(0, 255).round() / 255
     return ((steps - torch.tensor(MEAN)) / torch.tensor(STD)).movedim(-1, 1).contiguous()
 
@@ -140,13 +142,16 @@ class TextTower:
     padding: int
 
     def embed(self, tokens: Sequence[Any]) -> torch.Tensor:
-        """Word embeddings [n, d] of tokens (ids, or vectors as they are), before positions are added; float32, CPU."""
+        """Return word embeddings [n, d] of tokens (ids, or vectors as they are), before positions are added; float32,
+        CPU.
+        """
         table = cast(torch.nn.Module, self.model.get_input_embeddings())
         return word_embeddings(tokens, lambda ids: table(torch.tensor(ids, device=self.model.device)).float().cpu())
 
     def encode(self, chunks: Sequence[Sequence[Any]]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Chunks of tokens (ids, or vectors [d] in their place) -> [n, LENGTH, D] states and [n, E] projected pooled
-        outputs (None where the model has no projection), float32, CPU."""
+        """Encode chunks of tokens (ids, or vectors [d] in their place) -> [n, LENGTH, D] states and [n, E] projected
+        pooled outputs (None if the model has no projection), float32, CPU.
+        """
         found = self._run(chunks, output_hidden_states=True)
         states = found.hidden_states[self.layer]
         if self.final_norm:
@@ -156,7 +161,9 @@ class TextTower:
         return states.float().cpu(), None if pooled is None else pooled.float().cpu()
 
     def pooled(self, chunks: Sequence[Sequence[int]], projected: bool) -> torch.Tensor:
-        """[n, E] at each chunk's EOS: after the final norm, or projected as well. float32, CPU."""
+        """Return the pooled outputs [n, E] at each chunk's EOS, after the final norm, or also projected;
+        float32, CPU.
+        """
         found = self._run(chunks)
         if projected:
             return found.text_embeds.float().cpu()
@@ -181,8 +188,8 @@ class TextTower:
 
 @contextmanager
 def embeddings_replaced(model: Any, vectors: Mapping[tuple[int, int], torch.Tensor]) -> Iterator[None]:
-    """A text model whose word embeddings at (row, position) are these vectors [d] while it is open, before positions
-    are added.
+    """Replace a text model's word embeddings at (row, position) by these vectors [d] while the context is open, before
+    positions are added.
     """
 
     def put(table: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
@@ -201,7 +208,7 @@ def embeddings_replaced(model: Any, vectors: Mapping[tuple[int, int], torch.Tens
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """An encoded prompt: embeds [1, chunks * LENGTH, D]; pooled [1, E], or None where the base model has none.
+    """An encoded prompt: embeds [1, chunks * LENGTH, D]; pooled [1, E], or None if the base model has none.
 
     before: what is sampled with in its place until `start_percent` of the run (ComfyUI's) or, unless -1, until
     `start_step`; None: nothing.
@@ -224,19 +231,21 @@ class ClipTexts:
 
     @classmethod
     def sd15(cls, model: CLIPTextModel) -> ClipTexts:
-        """CLIP-L: last layer with its norm."""
+        """Return the text encoder of SD1.5, CLIP-L: last layer with its norm."""
         return cls(TextTower("l", model, -1, True, EOS))
 
     @classmethod
     def sd2(cls, model: CLIPTextModel) -> ClipTexts:
-        """OpenCLIP-H: penultimate layer with the final norm; published folders hold the model without its last
-        layer.
+        """Return the text encoder of SD2, OpenCLIP-H: penultimate layer with the final norm; published folders hold the
+        model without its last layer.
         """
         return cls(TextTower("h", model, -1 if model.config.num_hidden_layers == SD2_LAYERS else -2, True, PADDING))
 
     @classmethod
     def sdxl(cls, clip_l: CLIPTextModel, clip_g: CLIPTextModelWithProjection) -> ClipTexts:
-        """CLIP-L beside OpenCLIP-bigG: penultimate layers as they are; pooled from bigG."""
+        """Return the text encoders of SDXL, CLIP-L and OpenCLIP-bigG: penultimate layers without a norm; pooled from
+        bigG.
+        """
         return cls(TextTower("l", clip_l, -2, False, EOS), TextTower("g", clip_g, -2, False, PADDING))
 
     @torch.no_grad()
@@ -257,7 +266,7 @@ class ClipTexts:
         return [None if chunk == [BOS, EOS] else vector for vector, chunk in zip(vectors, chunks, strict=True)]
 
     def tokenize(self, prompt: str) -> Streams:
-        """The prompt's chunks for each text encoder, padded to LENGTH."""
+        """Return the prompt's chunks for each text encoder, padded to LENGTH."""
         chunks = prompt_chunks(prompt)
         return {
             tower.stream: [[*chunk, *[(tower.padding, PLAIN)] * (LENGTH - len(chunk))] for chunk in chunks]
@@ -266,8 +275,8 @@ class ClipTexts:
 
     @torch.no_grad()
     def encode_tokens(self, streams: Streams) -> Prompt:
-        """Tokens for the UNet; one of weight w becomes `empty + w * (token - empty)`, `empty` the same place of the
-        empty prompt.
+        """Return tokens for the UNet; one of weight w becomes `empty + w * (token - empty)`, `empty` the same place of
+        the empty prompt.
         """
         states, pooled = [], None
         for tower in self.towers:
@@ -278,7 +287,7 @@ class ClipTexts:
         return Prompt(torch.cat(states, -1).flatten(0, 1).unsqueeze(0), None if pooled is None else pooled[:1])
 
     def encode_prompt(self, prompt: str) -> Prompt:
-        """The prompt for the UNet."""
+        """Return the prompt for the UNet."""
         return self.encode_tokens(self.tokenize(prompt))
 
 
@@ -294,7 +303,7 @@ def _name_chunks(names: Sequence[str]) -> list[list[int]]:
 
 
 def prompt_chunks(prompt: str) -> list[TokenChunk]:
-    """A prompt in ComfyUI's notation as chunks of at most LENGTH weighted tokens; there is always one."""
+    """Return a prompt in ComfyUI's notation as chunks of at most LENGTH weighted tokens; there is always one."""
     chunks: list[TokenChunk] = [[]]
     room = LENGTH - 2
     for text, weight in weighted_parts(prompt):

@@ -26,7 +26,7 @@ from ...subjects import References
 from .image_attention import check_parts, spans_at
 from .unet_places import transformer_blocks
 
-OBJECTS = "gligen"  # diffusers' key in cross_attention_kwargs; without it a block does not call its fuser
+GLIGEN_KEY = "gligen"  # diffusers' key in cross_attention_kwargs; without it a block does not call its fuser
 
 
 class GatedAdapter:
@@ -95,19 +95,19 @@ class GatedAdapter:
         self._run.clear()
 
     def at(self, percent: float) -> None:
-        """Say where the run is: ComfyUI's percent of the next model call (0 = the first step's noise, 1 = none; see
-        `sampling.percent_of`).
+        """Set the position in the run: ComfyUI's percent of the next model call (0 = the first step's noise, 1 = none;
+        see `sampling.percent_of`).
         """
         self._now = gated_strengths(self.settings, self.references.subjects, spans_at(percent), lambda: percent)
 
     @property
     def active(self) -> bool:
-        """Whether anybody acts in this step."""
+        """Whether any subject acts in this step."""
         return self._now is not None and any(self.roles)
 
     def objects(self, index: int) -> ObjectTokens:
-        """Keys and values of one layer for the parts of the batch that have a role, [G, M, C]; everything is projected
-        once for each set of strengths.
+        """Return the keys and values of one layer for the parts of the batch that have a role, [G, M, C]; everything is
+        projected once for each set of strengths.
         """
         now, roles = self._now, tuple(role for role in self.roles if role)
         weights = () if now is None else now.weights
@@ -120,7 +120,7 @@ class GatedAdapter:
 
     @property
     def scale(self) -> float:
-        """The scale of both gated residuals in this step, 0 where nobody acts."""
+        """The scale of both gated residuals in this step, 0 if nobody acts."""
         return 0.0 if self._now is None else self._now.scale
 
     @property
@@ -132,9 +132,9 @@ class GatedAdapter:
     ) -> tuple[tuple, dict[str, Any]] | None:
         """Makes a block call its fuser; objects that the caller gives for diffusers' own fuser stay as they are."""
         given = kwargs.get("cross_attention_kwargs") or {}
-        if not self.active or given.get(OBJECTS) is not None:
+        if not self.active or given.get(GLIGEN_KEY) is not None:
             return None
-        return args, {**kwargs, "cross_attention_kwargs": {**given, OBJECTS: {"objs": None}}}
+        return args, {**kwargs, "cross_attention_kwargs": {**given, GLIGEN_KEY: {"objs": None}}}
 
     def _add_mask(self, conv: nn.Conv2d, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         """Subject-Diffusion's fifth input channel, which adds to the first convolution; rows without the subjects have
@@ -159,8 +159,8 @@ def apply_gated(
     settings: GatedSettings,
     roles: Sequence[str | None] = (UNCOND, COND),
 ) -> GatedAdapter:
-    """`with apply_gated(...) as gated:` binds the references to the UNet; strength 0 and a cast that is empty or all at
-    weight 0 leave it untouched.
+    """Bind the references to the UNet: `with apply_gated(...) as gated:`. Strength 0, or a cast that is empty or all at
+    weight 0, leaves it unchanged.
 
     Raises:
         MismatchError: the adapter has no gated layers, or is for another base model.
@@ -169,14 +169,18 @@ def apply_gated(
 
 
 class FuserPlace(nn.Module):
-    """What a block calls between its self- and its cross-attention: the fuser that was there before, then ours."""
+    """The module that a block calls between its self- and its cross-attention: the fuser that was there before, then
+    ours.
+    """
 
     def __init__(self, previous: nn.Module | None, owner: GatedAdapter, index: int, fuser: GatedFuser):
         super().__init__()
         self._parts = (previous, owner, index, fuser)  # in a tuple, so that no weight is listed as the UNet's own
 
     def forward(self, x: torch.Tensor, objects: Any) -> torch.Tensor:
-        """Visual tokens [B, N, C] -> [B, N, C]. objects: for diffusers' own fuser, None where the caller gave none."""
+        """Map visual tokens [B, N, C] to [B, N, C]. objects: for diffusers' own fuser, None if the caller
+        gave none.
+        """
         previous, owner, index, fuser = self._parts
         if isinstance(previous, FuserPlace) or (previous is not None and objects is not None):
             x = previous(x, objects)
@@ -195,6 +199,6 @@ class FuserPlace(nn.Module):
 
 
 def in_parts(x: torch.Tensor, roles: Sequence[str | None]) -> tuple[torch.Tensor, ...]:
-    """The equal parts of a batch. Raises MismatchError where it has none of that number."""
+    """Return the equal parts of a batch. Raises MismatchError if it has none of that number."""
     check_parts(x.shape[0], roles)
     return x.chunk(len(roles))

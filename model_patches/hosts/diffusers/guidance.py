@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from ...attention.guidance import umm_coefficients
 from ...binding.layer_tokens import COND, UNCOND
 from ...binding.two_strengths import SecondStrength
-from ...errors import MismatchError
 from .encoders import Prompt
 from .image_attention import inside
 
@@ -19,7 +18,7 @@ SUBJECT_DIFFUSION, UMM = "subject_diffusion", "umm"
 
 @dataclass(frozen=True)
 class Guidance(SecondStrength):
-    """Widgets of Two-Strength Guider beside cfg. method: 'subject_diffusion' or 'umm'; second goes in a straight line
+    """Widgets of Two-Strength Guider beside cfg. method: 'subject_diffusion' or 'umm'; second is interpolated linearly
     to second_end between the percents, which are ComfyUI's.
     """
 
@@ -30,15 +29,15 @@ class Guidance(SecondStrength):
     end_percent: float = 1.0
 
     def second_at(self, percent: float) -> float | None:
-        """Its value in a model call, None outside the range."""
+        """Return the second strength in a model call, or None outside the range."""
         if not inside(percent, self.start_percent, self.end_percent):
             return None
         return self.second_inside(percent)
 
 
 def factors(guidance: Guidance | None, cfg: float, percent: float) -> dict[str, float]:
-    """Factor of each branch's prediction in a model call, summing to 1; a branch that is not in it need not be
-    computed.
+    """Return the factor of each branch's prediction in a model call, summing to 1; a branch that is not in it need not
+    be computed.
 
     subject_diffusion, umm: see `attention.guidance`; None, and subject_diffusion outside its range: `e_n + cfg (e_p -
     e_n)`.
@@ -58,20 +57,16 @@ def factors(guidance: Guidance | None, cfg: float, percent: float) -> dict[str, 
 def branches(
     guidance: Guidance | None, positive: Prompt, negative: Prompt, middle: Prompt | None
 ) -> Mapping[str, Prompt]:
-    """The prompt of each branch. Raises MismatchError where method umm has no middle, or a second that is no alpha."""
+    """Return the prompt of each branch. Raises MismatchError if method umm has no middle, or a second that is no
+    alpha.
+    """
     if guidance and guidance.method == UMM:
-        if middle is None:
-            raise MismatchError(
-                "the prompt without its subjects as the middle for method umm",
-                "none",
-                "Give the second of what encode_prompt returns.",
-            )
-        guidance.check_shares()
+        middle = guidance.umm_middle(middle)
     return {NEGATIVE: negative, MIDDLE: negative if middle is None else middle, POSITIVE: positive}
 
 
 def of_step(prompt: Prompt, step: int, percent: float) -> Prompt:
-    """The prompt as it is in a step (0 is the run's first), or what stands in its place until its start."""
+    """Return the prompt of a step (0 is the run's first), which is the one before it until its start."""
     if prompt.before is None:
         return prompt
     begun = step >= prompt.start_step if prompt.start_step >= 0 else inside(percent, prompt.start_percent, 1.0)

@@ -25,6 +25,7 @@ from ...binding.plan import ImageStrengths, Inside, image_strengths, is_idle, ne
 from ...binding.run_cache import RunCache
 from ...binding.settings import ImageAttentionSettings
 from ...binding.stack import DeltaStack, at_first_call
+from ...checkpoints.trained_ip import UNET_PARTS
 from ...encoders.decoupled import DecoupledLayers, layers_of
 from ...encoders.mm_diff import LoraLayers
 from ...errors import MismatchError
@@ -33,8 +34,7 @@ from ...subjects import References
 
 # what the equal parts of a batch get, in order: UNCOND, COND, or None (no references)
 BatchRoles = tuple[str | None, ...]
-PARTS = ("down_blocks", "up_blocks", "mid_block")  # order of published adapters
-PLAIN = (AttnProcessor, AttnProcessor2_0)
+PLAIN_PROCESSORS = (AttnProcessor, AttnProcessor2_0)
 PERCENT_ROUNDING = 1e-6  # a step that lies on the end of a range belongs to it, whatever float32 made of its timestep
 
 
@@ -53,7 +53,7 @@ class TextAttention(Protocol):
         ...
 
     def prepare_attention_mask(self, attention_mask: torch.Tensor, target_length: int, batch_size: int) -> torch.Tensor:
-        """A mask [B, 1, T] for each head, [B*H, 1, T]."""
+        """Return a mask [B, 1, T] for each head, [B*H, 1, T]."""
         ...
 
 
@@ -66,12 +66,15 @@ class CrossLayer:
 
 
 def cross_layers(unet: UNet2DConditionModel) -> tuple[CrossLayer, ...]:
-    """All text cross-attention layers in checkpoint order (down, up, mid): layer j has the published index 2j + 1.
+    """Return all text cross-attention layers in checkpoint order (down, up, mid): layer j has the published index 2j +
+    1.
 
     Raises:
         MismatchError: the model has none.
     """
-    transformers = (m for part in PARTS for m in getattr(unet, part).modules() if isinstance(m, Transformer2DModel))
+    transformers = (
+        m for part in UNET_PARTS for m in getattr(unet, part).modules() if isinstance(m, Transformer2DModel)
+    )
     blocks = (
         (block, t) for t in transformers for block in cast("Iterable[BasicTransformerBlock]", t.transformer_blocks)
     )
@@ -145,14 +148,14 @@ class ImageAttention:
         self._run.clear()
 
     def at(self, percent: float) -> None:
-        """Say where the run is: ComfyUI's percent of the next model call (0 = the first step's noise, 1 = none; see
-        `sampling.percent_of`).
+        """Set the position in the run: ComfyUI's percent of the next model call (0 = the first step's noise, 1 = none;
+        see `sampling.percent_of`).
         """
         self._now = image_strengths(self.settings, self.references.subjects, spans_at(percent))
 
     @property
     def active(self) -> bool:
-        """Whether anybody acts in this step."""
+        """Whether any subject acts in this step."""
         return self._now is not None and any(self.acting)
 
     @property
@@ -169,8 +172,8 @@ class ImageAttention:
         return self._run.once(("strengths", weights), lambda: torch.tensor(weights, device=self._place[0]))
 
     def tokens(self, index: int) -> LayerTokens:
-        """Keys, values and name keys of one layer for the parts of the batch that have a role, [G, ...]; everything is
-        projected once a run.
+        """Return the keys, values and name keys of one layer for the parts of the batch that have a role, [G, ...];
+        everything is projected once a run.
         """
         (device, dtype), references, once = self._place, self.references, self._run.once
         bases = [(layer.attention.to_k, layer.attention.to_v) for layer in self._layers] if self._through_base else None
@@ -192,12 +195,12 @@ class ImageAttention:
         )[index]
 
     def gain_weights(self, index: int) -> torch.Tensor | None:
-        """[C], what the text gain of one layer is made with, or None where the adapter has none."""
+        """Return the weights of one layer's text gain, [C], or None if the adapter has none."""
         return self._run.once(("gains",), lambda: gain_weights(self._image_layers, *self._place))[index]
 
     def limits(self, transformer: Transformer2DModel, positions: int, pictures: int) -> torch.Tensor | None:
-        """m of every subject, [1, 1 or B, M, N], or None where nothing limits or the layer's positions are not its
-        transformer's grid.
+        """Return the m of every subject, [1, 1 or B, M, N], or None if nothing limits or the layer's positions are
+        not its transformer's grid.
         """
         grid, boxed = self._grids.get(transformer), self._now is not None and self._now.boxed
         if grid is None or grid[0] * grid[1] != positions or not limited(self.references.subjects, boxed):
@@ -211,8 +214,8 @@ class ImageAttention:
         )
 
     def observer(self, transformer: Transformer2DModel, roles: Sequence[str]) -> Callable[[torch.Tensor], None] | None:
-        """What a layer of this transformer is to tell who owns its positions, [G, B, M, N] for groups of these roles;
-        None unless recording.
+        """Return what a layer of this transformer is to tell who owns its positions, [G, B, M, N] for groups of these
+        roles; None unless recording.
         """
         grid = self._grids.get(transformer)
         if not self.recording or grid is None or COND not in roles:
@@ -228,7 +231,7 @@ class ImageAttention:
         return observe
 
     def maps(self) -> AppliedMaps | None:
-        """Who owned which positions, averaged over what the run saw; None where nobody acted or nothing was
+        """Return each subject's share of the positions, averaged over the run; None if nobody acted or nothing was
         recorded.
         """
         mixing, parts = self.settings.mixing, [part_of(sums, grid) for grid, sums in self._seen.items()]
@@ -261,8 +264,8 @@ def apply_image_attention(
     merged: float = 0.0,
     recording: bool = False,
 ) -> ImageAttention:
-    """`with apply_image_attention(...) as attention:` binds the references to the UNet; weight 0 and an empty cast
-    leave it untouched.
+    """Bind the references to the UNet: `with apply_image_attention(...) as attention:`. Weight 0 or an empty cast
+    leaves it unchanged.
 
     Raises:
         MismatchError: the adapter is for another base model, or the merge needs names and the references carry none.
@@ -271,8 +274,8 @@ def apply_image_attention(
 
 
 def inside(percent: float, start: float, end: float) -> bool:
-    """Whether a model call at `percent` lies in [start, end] as the ComfyUI host reads it: 0 and 1 are open ends, start
-    >= end is empty.
+    """Return whether a model call at `percent` lies in [start, end] as the ComfyUI host reads it: 0 and 1 are open
+    ends, start >= end is empty.
     """
     if start >= end:
         return False
@@ -290,13 +293,13 @@ def check_parts(rows: int, roles: Sequence[str | None]) -> None:
 
 
 def spans_at(percent: float) -> Inside:
-    """Return what tells which spans of the run a model call at `percent` lies in."""
+    """Return a key of the spans of the run that a model call at `percent` lies in."""
     return lambda spans: [inside(percent, *span) for span in spans]
 
 
 @dataclass(frozen=True, eq=False)
 class LayerDelta:
-    """What one Apply node adds to one layer."""
+    """The part that one Apply node adds to one layer."""
 
     owner: ImageAttention
     index: int
@@ -358,7 +361,7 @@ class CrossAttentionProcessor(DeltaStack[LayerDelta]):
         text = at_first_call(lambda: text_attention(attention, query, encoder_hidden_states, attention_mask))
         added = sum(delta(query, text) for delta in deltas)
         to_out, dropout = attention.to_out
-        if isinstance(self.previous, PLAIN):
+        if isinstance(self.previous, PLAIN_PROCESSORS):
             return dropout(to_out(text() + added))
         before = self.previous(attention, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
         return before + dropout(to_out(added) - to_out.bias)
@@ -367,8 +370,8 @@ class CrossAttentionProcessor(DeltaStack[LayerDelta]):
 def text_attention(
     attention: TextAttention, query: torch.Tensor, states: torch.Tensor | tuple, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """Z_text: query [B, N, C], text states [B, text tokens, D] (a tuple that begins with them, where diffusers' own
-    IP-Adapter is loaded) -> [B, N, C].
+    """Return Z_text, given query [B, N, C], text states [B, text tokens, D] (a tuple that begins with them, where
+    diffusers' own IP-Adapter is loaded) -> [B, N, C].
     """
     states = states[0] if isinstance(states, tuple) else states
     q, k, v = (

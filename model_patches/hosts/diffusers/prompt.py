@@ -54,7 +54,7 @@ def encode_prompt(
     places_of: str = "",
     warn: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[Prompt, Prompt]:
-    """The prompt with the subjects in it, which carries the plain one where it begins later, and the plain one.
+    """Return the prompt with the subjects in it, which carries the plain one where it begins later, and the plain one.
 
     Arguments:
         start_percent, start_step: see `Prompt`; places_of: see `fusion.fuse_prompt`.

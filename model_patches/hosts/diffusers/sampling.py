@@ -33,8 +33,8 @@ Settings = ImageAttentionSettings | GatedSettings
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """width, height in pixels; steps; cfg, 1 leaves the negative prompt out; seed of the noise, as ComfyUI draws it;
-    batch: pictures.
+    """The settings of a run. width, height in pixels; steps; cfg, 1 leaves the negative prompt out; seed of the noise,
+    as ComfyUI draws it; batch: pictures.
     """
 
     width: int = 1024
@@ -60,7 +60,7 @@ def sample(
     record: list[AppliedMaps] | None = None,
     attention: type[ImageAttention] = ImageAttention,
 ) -> torch.Tensor:
-    """From noise to a latent.
+    """Sample a latent from noise.
 
     Arguments:
         applied: references and widgets of each Apply node, in the order of the MODEL wire; positive and middle rows get
@@ -145,19 +145,19 @@ def _condition(
 
 
 def noise(unet: UNet2DConditionModel, settings: SamplingSettings) -> torch.Tensor:
-    """[batch, 4, h, w] standard normal on the CPU, the same numbers as ComfyUI's for a seed."""
+    """Return standard normal noise [batch, 4, h, w] on the CPU, the same numbers as ComfyUI's for a seed."""
     shape = (settings.batch, unet.config["in_channels"], settings.height // PIXELS, settings.width // PIXELS)
     return torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed))
 
 
 def percent_of(timestep: float, scheduler: Any) -> float:
-    """ComfyUI's percent of a model call at a timestep: 0 at the noisiest one, 1 at the last."""
+    """Return ComfyUI's percent of a model call at a timestep: 0 at the noisiest one, 1 at the last."""
     return 1.0 - timestep / (scheduler.config.num_train_timesteps - 1)
 
 
 def join_prompts(embeds: Sequence[torch.Tensor], batch: int) -> torch.Tensor:
-    """[1, T_i, D] each -> [len * batch, T, D]; shorter ones are repeated to a common length, which leaves attention to
-    them as it is.
+    """Join prompts [1, T_i, D] to [len * batch, T, D]; shorter ones are repeated to a common length, which leaves
+    attention to them as it is.
     """
     length = math.lcm(*(e.shape[1] for e in embeds))
     return torch.cat([e.repeat(batch, length // e.shape[1], 1) for e in embeds])
@@ -166,8 +166,8 @@ def join_prompts(embeds: Sequence[torch.Tensor], batch: int) -> torch.Tensor:
 def size_condition(
     unet: UNet2DConditionModel, prompts: Sequence[Prompt], settings: SamplingSettings
 ) -> dict[str, torch.Tensor] | None:
-    """SDXL's pooled text and sizes (original, crop 0 0, target), one row a picture and prompt; None for a UNet without
-    them.
+    """Return SDXL's pooled text and sizes (original, crop 0 0, target), one row a picture and prompt; None for a UNet
+    without them.
     """
     if unet.config["addition_embed_type"] != "text_time":
         return None

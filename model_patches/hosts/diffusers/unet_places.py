@@ -9,7 +9,7 @@ from ...checkpoints.unet_names import ldm_name, resblocks
 
 
 def transformer_blocks(unet: UNet2DConditionModel) -> dict[str, BasicTransformerBlock]:
-    """Every transformer block by its path in an LDM UNet, as 'input_blocks.1.1.transformer_blocks.0'."""
+    """Return every transformer block by its path in an LDM UNet, as 'input_blocks.1.1.transformer_blocks.0'."""
     found = {name: module for name, module in unet.named_modules() if isinstance(module, BasicTransformerBlock)}
     depth = resblocks(found)
     return {ldm_name(name, depth): block for name, block in found.items()}

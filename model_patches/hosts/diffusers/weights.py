@@ -19,14 +19,15 @@ from .encoders import ClipTexts
 
 TRAINED_ON = "Use the base model that the adapter was trained on."
 # which some versions of transformers' text models have before their tensors' names, and some not
-PREFIX = "text_model."
+TEXT_MODEL = "text_model."
 
 
 @contextmanager
 def base_weights(unet: UNet2DConditionModel, weights: Weights, strength: float = 1.0) -> Iterator[None]:
-    """The UNet with the adapter's weights for it (LDM names) while it is open; afterwards it has its own again.
+    """Apply the adapter's weights (LDM names) to the UNet while the context is open, and restore the UNet's own
+    afterwards.
 
-    strength: of the low-rank changes; whole tensors are set at 1 and rest at 0.
+    strength: of the low-rank changes; whole tensors are set at 1 and left out at 0.
     Raises:
         MismatchError: the UNet has no tensor of such a name or shape, or whole tensors at another strength.
     """
@@ -38,10 +39,10 @@ def base_weights(unet: UNet2DConditionModel, weights: Weights, strength: float =
 
 
 @contextmanager
-def text_weights(
+def text_encoder_weights(
     texts: ClipTexts, weights: Weights, strength: float = 1.0, without: Collection[str] = ()
 ) -> Iterator[None]:
-    """The text encoders with the adapter's weights for them while it is open; strength as in `base_weights`.
+    """Apply the adapter's weights to the text encoders while the context is open; strength as in `base_weights`.
 
     without: text encoders that go without their low-rank changes, as MM-Diff's second one does in the published
     pipeline. Raises:
@@ -60,7 +61,7 @@ def text_weights(
     with ExitStack() as stack:
         for stream, model in known.items():
             places = {
-                name if name.startswith(PREFIX) else f"{PREFIX}{name}": parameter
+                name if name.startswith(TEXT_MODEL) else f"{TEXT_MODEL}{name}": parameter
                 for name, parameter in model.named_parameters()
             }
             pairs = {} if stream in without else weights.text_lora.get(stream, {})
@@ -76,8 +77,8 @@ def exchanged(
     strength: float,
     what: str,
 ) -> Iterator[None]:
-    """Parameters with whole tensors in their place, or with low-rank changes added to them, while it is open. what:
-    whose they are, for messages.
+    """Replace parameters by whole tensors, or add low-rank changes to them, while the context is open. what: whose
+    parameters they are, for messages.
     """
     if tensors:
         check_whole_weights(strength)
@@ -104,5 +105,5 @@ def exchanged(
 
 
 def change(pair: LoraPair) -> torch.Tensor:
-    """`(alpha / r) up down`, float32."""
+    """Return the change of a low-rank pair, `(alpha / r) up down`, float32."""
     return (1.0 if pair.alpha is None else pair.alpha / len(pair.down)) * (pair.up.float() @ pair.down.float())

@@ -127,6 +127,8 @@ def layer_result(x, context, attn, layer, role, truth, grid):
             (weights[i] * limit[i] * b * a[i] / a[i].mean())[:, None] * images[i] for i in range(m)
         )
     one = torch.ones(n, dtype=torch.float64)
+    if truth.merge not in ("relevance", "uniform", "add"):
+        raise ValueError(f"no formula for merge {truth.merge} here")
     claims = [limit[i] * (a[i] if truth.merge == "relevance" and a else one) for i in range(m)]
     total = sum(claims)
     shares = [one if truth.merge == "add" else torch.where(total > 0, c / total, 0 * c) for c in claims]

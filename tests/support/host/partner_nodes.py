@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from troupe.model_patches.binding.settings import GatedSettings
 from troupe.model_patches.hosts.comfyui.apply import apply_gated, apply_image_attention
-from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT, FusedPrompt, PromptSwitch
+from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT_KEY, FusedPrompt, PromptSwitch
 
 from . import tiny_models
 from .small_casts import CONTEXT, ksample, noise_of, random, settings, stage
@@ -42,7 +42,10 @@ def fused(model, positive, negative):
     vectors = random(*positive[0][0].shape, seed=8, gain=6.0)
     return (
         model,
-        [[vectors, {**options, PROMPT: FusedPrompt(vectors, text, None, start_step=1)}] for text, options in positive],
+        [
+            [vectors, {**options, PROMPT_KEY: FusedPrompt(vectors, text, None, start_step=1)}]
+            for text, options in positive
+        ],
         negative,
     )
 

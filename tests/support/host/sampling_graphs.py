@@ -192,7 +192,7 @@ def register(patch) -> None:
 
 
 @contextmanager
-def at_call(patcher, number: int, do):
+def at_call(patcher, number: int, remedy):
     """Runs `do` deep in the UNet, behind its last cross-attention, in the model call of this number (1 is the
     first).
     """
@@ -204,7 +204,7 @@ def at_call(patcher, number: int, do):
     def hook(module, inputs):
         calls.append(1)
         if len(calls) == number:
-            do()
+            remedy()
 
     handle = last.register_forward_pre_hook(hook)
     try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from troupe.model_patches.binding.settings import ImageAttentionSettings, Mixing
+from troupe.model_patches.attention.merges import Mixing
+from troupe.model_patches.binding.settings import ImageAttentionSettings
 from troupe.model_patches.families.ip_adapter import build
 from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
 from troupe.model_patches.hosts.comfyui.loading import adapters

@@ -45,7 +45,7 @@ KINDS = {"node": "missing node type", "file": "missing model file", "wire": "wro
 
 @dataclass(frozen=True, eq=False)
 class Here:
-    """What is known of the place to run in: its /object_info (None: no host), its model folders, and what a running one
+    """The facts about the place to run in: its /object_info (None: no host), its model folders, and what a running one
     lists in a folder.
     """
 
@@ -57,14 +57,14 @@ class Here:
 
 @dataclass(frozen=True)
 class Report:
-    """findings: what is in the way; notes: what could not be checked; counts: what was."""
+    """The result of a check. findings: what is in the way; notes: what could not be checked; counts: what was."""
 
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
     counts: str
 
     def summary(self) -> str:
-        """One line: what was checked, and whether it will run."""
+        """Return one line: what was checked, and whether it will run."""
         if not self.findings:
             return f"checked {self.counts}: " + (
                 "no problem found, as far as could be checked" if self.notes else "it will run here"
@@ -75,7 +75,7 @@ class Report:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit status: 0 where nothing is in the way."""
+    """Run the command and return its exit status: 0 if nothing is in the way."""
     try:
         options = parse(arguments)
         return rewrite(options) if options.from_ipadapter else run_check(options)
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(
         prog="check.py",
         description="Check whether a workflow will run here: nodes, model files (with links), links and values.",
@@ -130,7 +130,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def run_check(options: argparse.Namespace) -> int:
     """Check one workflow and print what was found."""
     workflow = read_workflow(find_workflow(options.workflow))
-    flatten(workflow)  # what is no workflow is told before a host starts
+    flatten(workflow)  # a file that is no workflow is reported before a host starts
     with place(options) as here:
         report = check(workflow, here)
     print(
@@ -166,7 +166,7 @@ def rewrite(options: argparse.Namespace) -> int:
 
 
 def check(workflow: dict[str, Any], here: Here) -> Report:
-    """All findings about a workflow at a place. Raises RunError where it is none."""
+    """Return all findings about a workflow at a place. Raises RunError if it is none."""
     graph = Graph(flatten(workflow))
     findings, notes = broken_links(workflow), []
     try:
@@ -223,7 +223,7 @@ def _missing_file(file: Needed) -> str:
 
 @contextmanager
 def place(options: argparse.Namespace) -> Iterator[Here]:
-    """Where the workflow shall run. Raises RunError where the host that was asked for does not answer or start."""
+    """Choose where to run the workflow. Raises RunError if the host that was asked for does not answer or start."""
     comfyui = options.comfyui or find_comfyui()
     if options.comfyui and not (options.comfyui / "main.py").is_file():
         raise RunError(
@@ -245,7 +245,7 @@ def place(options: argparse.Namespace) -> Iterator[Here]:
 
 
 def ask(url: str, path: str, must: bool = False) -> Any:
-    """What a running ComfyUI answers; None where it does not, or RunError where it must."""
+    """Return the answer of a running ComfyUI, or None. Raise RunError if it must answer and does not."""
     if not url.startswith(("http://", "https://")):
         raise RunError(
             f"Expected the address of a ComfyUI that begins with http:// or https://, found '{url}'. Write "

@@ -17,6 +17,7 @@ from ..pack import load_pack
 
 
 def main() -> int:
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("member", type=Path, help="any of the three files; the others are found beside it")
     parser.add_argument("output", type=Path, help="the file to write, .safetensors")
@@ -37,7 +38,7 @@ def main() -> int:
 
 
 def bundle(path: Path, half: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of the bundle. Raises CheckpointError where the files are not whole."""
+    """Return the tensors and metadata of the bundle. Raises CheckpointError if the files are not whole."""
     from troupe.model_patches.checkpoints.files import read_state
     from troupe.model_patches.errors import CheckpointError
     from troupe.model_patches.families.mm_diff import layout as mm_diff
@@ -46,9 +47,9 @@ def bundle(path: Path, half: bool) -> tuple[dict[str, torch.Tensor], dict[str, s
     state = read_state(path)
     member = which_member(path, state)
     if member is None:
-        do = "Give 'unet_adapter_weights.bin', 'text_encoder_adapter_weights.bin' or 'custom_weights.bin'."
+        remedy = "Give 'unet_adapter_weights.bin', 'text_encoder_adapter_weights.bin' or 'custom_weights.bin'."
         raise CheckpointError(
-            f"one of MM-Diff's three files in '{path.name}'", f"tensors such as '{next(iter(state))}'", do
+            f"one of MM-Diff's three files in '{path.name}'", f"tensors such as '{next(iter(state))}'", remedy
         )
     found = mm_diff.bundled(read_members(path, member, state))
     mm_diff.build(found, path.name, beside="beside it")

@@ -18,6 +18,7 @@ from ..pack import load_pack
 
 
 def main() -> int:
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "member", type=Path, help="the weight file of any of the modules; the others are found beside it"
@@ -41,7 +42,7 @@ def main() -> int:
 
 
 def bundle(path: Path, half: bool, slots: int) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of the bundle. Raises CheckpointError where the modules are not whole."""
+    """Return the tensors and metadata of the bundle. Raises CheckpointError if the modules are not whole."""
     from troupe.model_patches.checkpoints.adapter_file import adapter_label
     from troupe.model_patches.checkpoints.files import read_state
     from troupe.model_patches.errors import CheckpointError
@@ -51,9 +52,9 @@ def bundle(path: Path, half: bool, slots: int) -> tuple[dict[str, torch.Tensor],
     label, state = adapter_label(path), read_state(path, adapter_label(path))
     member = member_of(path, state)
     if member is None:
-        do = "Give the weight file in a folder such as 'unet_0_449999'."
+        remedy = "Give the weight file in a folder such as 'unet_0_449999'."
         raise CheckpointError(
-            f"one of Subject-Diffusion's modules in '{label}'", f"tensors such as '{next(iter(state))}'", do
+            f"one of Subject-Diffusion's modules in '{label}'", f"tensors such as '{next(iter(state))}'", remedy
         )
     members = read_members(path, member, state)
     subject_diffusion.build(members, label, beside="beside it", slots=slots)

@@ -31,7 +31,7 @@ ENGINES = ("auto", "comfyui", "embedded")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit status. A user's mistake is one sentence on stderr."""
+    """Run the command and return its exit status. A user's mistake is one sentence on stderr."""
     try:
         options = parse(arguments)
         if options.list_missing:
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(
         prog="run.py",
         description="Run a workflow headless: in ComfyUI if one is found, otherwise on the embedded engine.",
@@ -109,14 +109,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def list_missing(options: argparse.Namespace) -> int:
-    """Print every model file of the workflow; exit status 1 where one is missing."""
+    """Print every model file of the workflow; exit status 1 if one is missing."""
     files = _needed(options, find_comfyui())[1]
     print("\n".join(file.describe() for file in files) or "the workflow names no model files")
     return int(any(file.path is None for file in files))
 
 
 def run(options: argparse.Namespace) -> None:
-    """The whole run, telling what happens."""
+    """Run the command and print what happens."""
     began = time.monotonic()
     comfyui = install(print) if options.install_comfyui else find_comfyui()
     folders, files = _needed(options, comfyui)
@@ -156,9 +156,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def choose_host(engine: str, comfyui: Path | None) -> Host | None:
-    """The ComfyUI to run in, or None for the embedded engine.
+    """Return the ComfyUI to run in, or None for the embedded engine.
 
-    Raises RunError where ComfyUI is asked for and cannot run.
+    Raises RunError if ComfyUI is asked for and cannot run.
     """
     if engine == "embedded":
         return None
@@ -180,9 +180,9 @@ def choose_host(engine: str, comfyui: Path | None) -> Host | None:
 
 
 def report_models(files: list[Needed], options: argparse.Namespace) -> bool:
-    """Say which model files are missing; True where something must stand in for them.
+    """Print which model files are missing, and return whether something must replace them.
 
-    Raises RunError where nothing may.
+    Raises RunError if nothing may.
     """
     missing = [file for file in files if file.path is None]
     if not missing:
@@ -209,8 +209,8 @@ def report_models(files: list[Needed], options: argparse.Namespace) -> bool:
 
 
 def rehearsal_of(workflow: dict[str, Any]) -> tuple[str, int, int] | None:
-    """Prompt, seed and steps of a workflow on the rehearsal models, which the embedded engine paints with every merge;
-    None for other workflows.
+    """Return prompt, seed and steps of a workflow on the rehearsal models, which the embedded engine paints with every
+    merge; None for other workflows.
     """
     graph = Graph(workflow)
     samplers, prompts = (
@@ -244,7 +244,7 @@ def rehearsal(options: argparse.Namespace) -> None:
 def ask_names(options: argparse.Namespace) -> None:
     """Complete `options.name`: ask for the name of every photo that has none.
 
-    Raises RunError where nobody can be asked.
+    Raises RunError if nobody can be asked.
     """
     for path in options.photo[len(options.name) :]:
         if not path.is_file():
@@ -261,7 +261,7 @@ def ask_names(options: argparse.Namespace) -> None:
 
 
 def changes_of(options: argparse.Namespace, random: bool) -> Changes:
-    """What the command line changes; random models run small and short unless asked otherwise."""
+    """Return what the command line changes; random models run small and short unless asked otherwise."""
     changes = Changes(
         tuple(options.photo), tuple(options.name), options.prompt, options.size, options.steps, options.seed
     )
@@ -313,7 +313,7 @@ def save(result: Result, folder: Path, random: bool) -> list[Path]:
 
 @dataclass
 class Progress:
-    """Shows steps: on one line of a terminal, else a line now and then."""
+    """A display of steps: on one line of a terminal, else a line now and then."""
 
     last: int = -1
 

@@ -27,7 +27,7 @@ class ResultError(Exception):
 
 
 def facts_of_host() -> dict[str, str]:
-    """What the host in this process says of itself, and the pack's own commit. Needs the host to be started."""
+    """Return what the host in this process says of itself, and the pack's own commit. Needs the host to be started."""
     import comfy.model_management
     import comfyui_version
     import torch
@@ -45,7 +45,9 @@ def facts_of_host() -> dict[str, str]:
 
 
 def pinned_frontend(host: Path) -> str:
-    """The version of comfyui-frontend-package that a host's requirements.txt pins; 'none' without such a line."""
+    """Return the version of comfyui-frontend-package that a host's requirements.txt pins; 'none' without such
+    a line.
+    """
     path = host / "requirements.txt"
     found = (
         re.search(r"^comfyui-frontend-package==(\S+)", path.read_text(encoding="utf-8"), re.M)
@@ -56,7 +58,9 @@ def pinned_frontend(host: Path) -> str:
 
 
 def commit() -> str:
-    """The checked out commit, short, with `+` behind it where files have changed since; 'unknown' without git."""
+    """Return the checked out commit, short, with `+` behind it where files have changed since; 'unknown'
+    without git.
+    """
     try:
         found, changed = (
             subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603, S607 - git, with our own words
@@ -68,8 +72,8 @@ def commit() -> str:
 
 
 def read(path: Path) -> Record:
-    """The record that one results file gives: FACTS, the date and, for each test file, how many tests had which
-    outcome. Raises ResultError.
+    """Read the record of one results file: FACTS, the date and, for each test file, how many tests had which outcome.
+    Raises ResultError.
     """
     try:
         suites = list(ElementTree.parse(path).getroot().iter("testsuite"))  # noqa: S314 - pytest's own, of a run that was started here
@@ -99,8 +103,9 @@ def read(path: Path) -> Record:
 
 
 def merged(records: Sequence[Record], found: Iterable[Record]) -> list[Record]:
-    """The records with new ones: of the same host, the same commit is filled up and another one replaced, as is one
-    with changes, of which nobody knows whether they are the same. Newest ComfyUI first."""
+    """Return the records with new ones: of the same host, the same commit is filled up and another one replaced, as is
+    one with changes, of which nobody knows whether they are the same. Newest ComfyUI first.
+    """
     kept = {tuple(record[name] for name in HOST): record for record in records}
     for record in found:
         key = tuple(record[name] for name in HOST)
@@ -117,12 +122,12 @@ def merged(records: Sequence[Record], found: Iterable[Record]) -> list[Record]:
 
 
 def total(record: Record, outcome: str) -> int:
-    """Number of tests with that outcome."""
+    """Return the number of tests with that outcome."""
     return sum(counts[outcome] for counts in record["files"].values())
 
 
 def table(records: Sequence[Record]) -> str:
-    """The table in Markdown, a row a record."""
+    """Return the table in Markdown, a row a record."""
     rows = [HEAD, ("---",) * len(HEAD)]
     for r in records:
         where = [name for name, counts in r["files"].items() if counts["failed"]]
@@ -145,7 +150,7 @@ def table(records: Sequence[Record]) -> str:
 
 
 def written(page: str, made: str) -> str:
-    """The page with the table between its two marks."""
+    """Return the page with the table between its two marks."""
     found, count = re.subn(
         r"(<!-- compatibility:.*?-->\n).*?(<!-- end of compatibility -->)",
         lambda m: f"{m[1]}{made}\n{m[2]}",
@@ -160,6 +165,7 @@ def written(page: str, made: str) -> str:
 
 
 def main(paths: Sequence[str]) -> None:
+    """Add the results files to the records, and write the table into the page."""
     records = json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.exists() else []
     records = merged(records, [read(Path(path)) for path in paths])
     RECORDS.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")

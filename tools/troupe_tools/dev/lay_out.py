@@ -107,7 +107,7 @@ def _stack(nodes: list[dict[str, Any]], top: float, heights: Mapping[str, float]
 
 @contextmanager
 def opened(host: Path, front_end: Path | None, nodes2: bool) -> Iterator[Any]:
-    """A page of a local ComfyUI with the pack, in Nodes 2.0 or on the canvas."""
+    """Open a page of a local ComfyUI with the pack, in Nodes 2.0 or on the canvas."""
     from playwright.sync_api import sync_playwright
 
     arguments = ["--front-end-root", str(front_end)] if front_end else []
@@ -135,7 +135,7 @@ def opened(host: Path, front_end: Path | None, nodes2: bool) -> Iterator[Any]:
 
 
 def measure(page: Any, workflow: dict[str, Any]) -> dict[str, float]:
-    """Each node's outer height on the page, where nothing below limits its messages."""
+    """Return each node's outer height on the page, where nothing below limits its messages."""
     spread = [{**node, "pos": [node["pos"][0], SPREAD * node["pos"][1]]} for node in workflow["nodes"]]
     page.evaluate(OPEN, {**workflow, "nodes": spread})
     page.evaluate(SPEAK, [TALKING, MESSAGE])
@@ -144,7 +144,7 @@ def measure(page: Any, workflow: dict[str, Any]) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Lay out the named templates, or all; 0 where that went well."""
+    """Lay out the named templates, or all, and return the exit status."""
     parser = argparse.ArgumentParser(description="Lay out the templates by the heights that ComfyUI draws.")
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--comfyui", type=Path)

@@ -117,7 +117,7 @@ class Socket:
 
 
 def sockets(id: str, node: dict[str, Any]) -> tuple[list[Socket], list[Socket], list[tuple[str, str]]]:
-    """Inputs, outputs, and widgets with their defaults, of one node of the contract."""
+    """Return inputs, outputs, and widgets with their defaults, of one node of the contract."""
     before, after = USUAL[id]
     free = [e for e in node["inputs"] if e["type"] not in WIDGETS or e.get("forceInput")]
     inputs = [Socket(e.get("shown_as", e["id"]), e["type"], before.get(e["id"], "")) for e in free]
@@ -127,20 +127,20 @@ def sockets(id: str, node: dict[str, Any]) -> tuple[list[Socket], list[Socket], 
 
 
 def text(x: float, y: float, words: str, anchor: str = "start", fill: str = "#dddddd", weight: str = "normal") -> str:
-    """One line of words at x, on the line y."""
+    """Return one line of words at x, on the line y."""
     return (
         f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" fill="{fill}" font-weight="{weight}">{escape(words)}</text>'
     )
 
 
 def box(x: float, y: float, w: float, h: float, fill: str, radius: float) -> str:
-    """A rounded rectangle."""
+    """Return a rounded rectangle."""
     return f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="{radius:g}" fill="{fill}"/>'
 
 
 def neighbours(found: list[Socket], top: float, x: float, end: float, edge: float) -> list[str]:
-    """The nodes that sockets are wired to, one card for each run of sockets (see `EACH`), with wires from `end` of the
-    card to the node's `edge`.
+    """Return the nodes that sockets are wired to, one card for each run of sockets (see `EACH`), with wires from `end`
+    of the card to the node's `edge`.
     """
     drawn, row = [], 0
     while row < len(found):
@@ -158,7 +158,7 @@ def neighbours(found: list[Socket], top: float, x: float, end: float, edge: floa
 
 
 def picture(id: str, node: dict[str, Any]) -> str:
-    """The SVG of one node."""
+    """Draw the SVG of one node."""
     inputs, outputs, widgets = sockets(id, node)
     rows, left = max(len(inputs), len(outputs)), MARGIN + SIDE + WIRE
     right, top = left + NODE, MARGIN + HEAD
@@ -191,7 +191,7 @@ def picture(id: str, node: dict[str, Any]) -> str:
 
 
 def pictures() -> dict[str, str]:
-    """{file name: SVG} of every node in the contract."""
+    """Return {file name: SVG} of every node in the contract."""
     return {
         f"{id}.svg": picture(id, node) for id, node in json.loads(CONTRACT.read_text(encoding="utf-8"))["nodes"].items()
     }

@@ -28,8 +28,8 @@ class Painted:
 
 
 def paint_rehearsal(workflow: dict[str, Any]) -> tuple[list[tuple[str, Image.Image]], list[Painted]]:
-    """(name and reference picture of each subject, what each sampler paints), on the embedded engine with the shipped
-    files.
+    """Paint on the embedded engine with the shipped files: (name and reference picture of each subject, what each
+    sampler paints).
     """
     hide_broken_torchaudio()
     load_pack()
@@ -67,8 +67,8 @@ def paint_rehearsal(workflow: dict[str, Any]) -> tuple[list[tuple[str, Image.Ima
 
 
 def rehearsal_thumbnail(workflow: dict[str, Any], title: str) -> Image.Image:
-    """800x600: the title, the references, and the picture with its maps; for several samplers, all pictures in a row
-    with their maps below.
+    """Draw an 800x600 picture: the title, the references, and the picture with its maps; for several samplers, all
+    pictures in a row with their maps below.
     """
     references, painted = paint_rehearsal(workflow)
     canvas = Image.new("RGB", (SIZE[0] * SCALE, SIZE[1] * SCALE), PAPER)

@@ -50,7 +50,7 @@ SHOW = """([type, margin]) => {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Make every picture; 0 where that went well."""
+    """Make every picture; 0 if that went well."""
     parser = argparse.ArgumentParser(description="Make the README's pictures from a running ComfyUI.")
     parser.add_argument("--comfyui", type=Path)
     parser.add_argument("--to", type=Path, default=ROOT / "web" / "docs")
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def find_browser() -> str:
-    """Chromium's file. Raises RunError where there is none."""
+    """Return Chromium's file. Raises RunError if there is none."""
     names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
     browser = next((found for name in names if name and (found := shutil.which(name))), None)
     if browser is None:
@@ -81,7 +81,7 @@ def find_browser() -> str:
 
 
 def take(url: str, browser: str, to: Path) -> None:
-    """All pictures from the page at `url`."""
+    """Take all pictures from the page at `url`."""
     from playwright.sync_api import sync_playwright
 
     for key, value in SETTINGS.items():
@@ -113,7 +113,7 @@ def take(url: str, browser: str, to: Path) -> None:
 
 
 def without_models(name: str) -> dict[str, Any]:
-    """A template that asks for no missing file."""
+    """Return a template that asks for no missing file."""
     workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
     for node in workflow["nodes"]:
         node.get("properties", {}).pop("models", None)
@@ -121,7 +121,7 @@ def without_models(name: str) -> dict[str, Any]:
 
 
 def cut(screenshot: bytes, shown: list[float], margin: int) -> Image.Image:
-    """The part of the window where the nodes are, with a margin."""
+    """Cut out the part of the window where the nodes are, with a margin."""
     width, height, area_width, area_height, left, top = shown
     x, y = left + (area_width - width) / 2 - margin, top + (area_height - height) / 2 - margin
     picture = Image.open(BytesIO(screenshot)).convert("RGB")

@@ -11,7 +11,9 @@ LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")  # of a relative path: 
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """The page with its links changed; a link to a file that does not exist stays, so that the strict build fails."""
+    """Return the page with its links changed; a link to a file that does not exist stays, so that the strict build
+    fails.
+    """
 
     def changed(match: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), match[2]))

@@ -14,5 +14,5 @@ SCALE = 2  # drawn larger, then reduced
 
 
 def font(size: int) -> Any:
-    """Pillow's own font, so that no machine needs another."""
+    """Return Pillow's own font, so that no machine needs another."""
     return ImageFont.load_default(size * SCALE)

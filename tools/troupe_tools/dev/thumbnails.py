@@ -44,7 +44,7 @@ class Placed:
 
 
 def thumbnail(workflow: dict[str, Any], photos: list[Image.Image], title: str) -> Image.Image:
-    """An 800x600 picture: the title, the references with their names, and the graph below."""
+    """Draw an 800x600 picture: the title, the references with their names, and the graph below."""
     canvas = Image.new("RGB", (SIZE[0] * SCALE, SIZE[1] * SCALE), PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN * SCALE, 20 * SCALE), title, INK, font(34))
@@ -63,21 +63,21 @@ def thumbnail(workflow: dict[str, Any], photos: list[Image.Image], title: str) -
 
 
 def subject_names(workflow: dict[str, Any]) -> list[str]:
-    """Names of the subjects, in the order of the cast."""
+    """Return the names of the subjects, in the order of the cast."""
     return [subject.name for subject in read_job(workflow).subjects]
 
 
 def reads_photos(workflow: dict[str, Any]) -> bool:
-    """Whether the adapter makes something of the photos: all but GLIGEN's text boxes."""
+    """Return whether the adapter makes something of the photos: all but GLIGEN's text boxes."""
     load_pack()
-    from troupe.model_patches.checkpoints.catalogue import GATED, published
+    from troupe.model_patches.checkpoints.catalogue import GATED, published_file
 
-    known = published(read_job(workflow).encoded[0].adapter)
+    known = published_file(read_job(workflow).encoded[0].adapter)
     return known not in GATED or bool(known.encoder)
 
 
 def placed(workflow: dict[str, Any]) -> Placed | None:
-    """Where the workflow's Place Subjects puts the subjects; None where it has no such node."""
+    """Return where the workflow's Place Subjects puts the subjects; None if it has no such node."""
     load_pack()
     from troupe.model_patches.placement.placing import place_subjects
     from troupe.model_patches.subjects import Cast, Subject
@@ -182,7 +182,7 @@ def _boxes(draw: ImageDraw.ImageDraw, placed: Placed, box: tuple[float, float, f
 
 
 def base_model(workflow: dict[str, Any]) -> str:
-    """'SDXL', 'SD1.5', 'SD2' or 'Illustrious', from the checkpoint's name."""
+    """Return 'SDXL', 'SD1.5', 'SD2' or 'Illustrious', from the checkpoint's name."""
     name = next(str(n["widgets_values"][0]) for n in workflow["nodes"] if n["type"] == "CheckpointLoaderSimple")
     return next(
         (
@@ -278,7 +278,9 @@ def _wire(draw: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[floa
 
 
 def title_of(name: str) -> str:
-    """'Research: UMM fused guidance' for research_umm_fused_guidance, 'Place subjects' for 7_place_subjects."""
+    """Return the title of a template: 'Research: UMM fused guidance' for research_umm_fused_guidance, 'Place subjects'
+    for 7_place_subjects.
+    """
     title = name.lstrip("0123456789_").replace("_", " ").capitalize()
     for written, said in TITLES.items():
         title = title.replace(written, said)

@@ -16,7 +16,7 @@ MODELS = ("encoder", "base", "ip", "mip", "recogniser")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command and return its exit status."""
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(
         prog="train_rehearsal.py", description="Train the rehearsal world's models and export them."
     )
@@ -65,7 +65,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """One training, the sheet, or the export."""
+    """Run one training, paint the sheet, or export."""
     from troupe.rehearsal import files
     from troupe.rehearsal.training import export
 

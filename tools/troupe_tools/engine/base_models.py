@@ -115,7 +115,7 @@ class BaseModel:
 
 
 def load_base(path: Path, family: BaseFamily, device: str, dtype: torch.dtype) -> BaseModel:
-    """A checkpoint file in the original (single file) layout. Raises RunError where it is not of this family."""
+    """Load a checkpoint file in the original (single file) layout. Raises RunError if it is not of this family."""
     try:
         state = read_state(path)
     except TroupeError as error:

@@ -41,7 +41,7 @@ class Host:
 
 
 def find_comfyui() -> Path | None:
-    """The folder of a ComfyUI. Raises RunError where COMFYUI_PATH is set and holds none."""
+    """Return the folder of a ComfyUI. Raises RunError if COMFYUI_PATH is set and holds none."""
     named = os.environ.get("COMFYUI_PATH")
     if named and not _is_comfyui(Path(named)):
         raise RunError(
@@ -54,7 +54,7 @@ def find_comfyui() -> Path | None:
 
 
 def usable_host(path: Path) -> Host:
-    """The ComfyUI with a Python that has what its requirements.txt asks for.
+    """Return the ComfyUI with a Python that has what its requirements.txt asks for.
 
     Raises RunError that names what is missing.
     """
@@ -71,12 +71,12 @@ def usable_host(path: Path) -> Host:
 
 
 def install_command(gpu: str) -> list[str]:
-    """comfy-cli's own command; gpu is one of its flags without dashes ('cpu', 'nvidia', 'm-series')."""
+    """Return comfy-cli's own command; gpu is one of its flags without dashes ('cpu', 'nvidia', 'm-series')."""
     return [sys.executable, "-m", "comfy_cli", "--skip-prompt", "install", "--version", "latest", f"--{gpu}"]
 
 
 def install(say: Callable[[str], None]) -> Path:
-    """Show and run comfy-cli's command. Raises RunError where comfy-cli is missing or fails."""
+    """Show and run comfy-cli's command. Raises RunError if comfy-cli is missing or fails."""
     try:
         import comfy_cli  # noqa: F401
     except ImportError:

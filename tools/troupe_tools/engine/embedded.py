@@ -30,7 +30,7 @@ from troupe.model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts,
 from troupe.model_patches.hosts.diffusers.guidance import Guidance  # noqa: E402
 from troupe.model_patches.hosts.diffusers.prompt import encode_prompt  # noqa: E402
 from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample  # noqa: E402
-from troupe.model_patches.hosts.diffusers.weights import text_weights  # noqa: E402
+from troupe.model_patches.hosts.diffusers.weights import text_encoder_weights  # noqa: E402
 from troupe.model_patches.placement.placing import place_subjects  # noqa: E402
 from troupe.model_patches.subjects import Cast, References, make_subject  # noqa: E402
 
@@ -43,7 +43,7 @@ SIDE = 8  # pixels a latent cell; sizes are multiples of it
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """What a job runs on: a UNet, its text encoders, a VAE, and for each adapter name of the job the adapter and its
+    """The models of a job: a UNet, its text encoders, a VAE, and for each adapter name of the job the adapter and its
     image encoder (None: it reads no photos). random: whether all weights are; then faces are too, since no face
     analyser is here."""
 
@@ -71,7 +71,7 @@ def run_embedded(job: Job, photos: Mapping[str, Path], models: Models, say: Say,
             weights = [(models.adapters[w.adapter], w) for w in job.weights]
             with ExitStack() as stack:
                 for adapter, w in weights:
-                    stack.enter_context(text_weights(models.texts, adapter.weights, w.strength_clip or 0.0))
+                    stack.enter_context(text_encoder_weights(models.texts, adapter.weights, w.strength_clip or 0.0))
                 references = {apply.encoded: _encode(apply, job, photos, models, warn) for apply in job.encoded}
                 positive, text_only = _positive(job, references, models.texts, warn)
                 negative = models.texts.encode_prompt(job.negative)
@@ -107,7 +107,7 @@ def run_embedded(job: Job, photos: Mapping[str, Path], models: Models, say: Say,
 
 
 def layered(references: References) -> bool:
-    """Whether the adapter has layers in the UNet."""
+    """Return whether the adapter has layers in the UNet."""
     return references.adapter.layers is not None or references.adapter.gated is not None
 
 
@@ -147,7 +147,9 @@ def check_size(job: Job) -> None:
 
 
 def scheduler_for(job: Job, prediction: str = "epsilon") -> Any:
-    """diffusers' scheduler that takes the steps of the job's sampler. Raises RunError for one that has none here."""
+    """Return the diffusers scheduler that takes the steps of the job's sampler. Raises RunError for one that has none
+    here.
+    """
     import diffusers
 
     if job.sampler not in SAMPLERS or job.scheduler not in SCHEDULES:
@@ -160,9 +162,9 @@ def scheduler_for(job: Job, prediction: str = "epsilon") -> Any:
 
 
 def read_photo(path: Path) -> torch.Tensor:
-    """A picture file as ComfyUI's Load Image gives it: [1, H, W, 3] float 0..1, turned upright.
+    """Read a picture file as ComfyUI's Load Image gives it: [1, H, W, 3] float 0..1, turned upright.
 
-    Raises RunError where it is none.
+    Raises RunError if it is none.
     """
     try:
         with Image.open(path) as picture:
@@ -174,7 +176,7 @@ def read_photo(path: Path) -> torch.Tensor:
 
 @contextmanager
 def counted(references: list[References]) -> Iterator[Counter]:
-    """Counts, by id of the References, the layers whose image keys or objects are really asked for while it is open."""
+    """Count, by id of the References, the layers whose image keys or objects are used while the context is open."""
     seen: dict[int, set[int]] = {}
     hooks = []
     for found in filter(layered, references):

@@ -44,8 +44,8 @@ OPENAI_L = 1024  # hidden width of the one that was trained with quick_gelu
 
 
 def random_models(job: Job, folder: Path) -> Models:
-    """Random models of the job's base family; each adapter is written into `folder` in the published layout and loaded
-    from there.
+    """Make random models of the job's base family; each adapter is written into `folder` in the published layout and
+    loaded from there.
     """
     base = base_of(job.adapters[0])
     texts, pooled = _random_texts(base, wide=any(kind_of(name) == UMM for name in job.adapters))
@@ -86,9 +86,9 @@ def _write(name: str, folder: Path, unet: UNet2DConditionModel, texts: ClipTexts
 
 
 def real_models(job: Job, needed: Sequence[Needed]) -> Models:
-    """The job's own files, on the GPU in half precision where there is one.
+    """Load the job's own files, on the GPU in half precision where there is one.
 
-    Raises RunError where one of them cannot be read.
+    Raises RunError if one of them cannot be read.
     """
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
     paths = {(file.folder, file.name): file.path for file in needed if file.path is not None}
@@ -135,7 +135,7 @@ def _images_for(
 
 
 def load_vision(path: Path) -> CLIPVisionModelWithProjection:
-    """A CLIP vision file in the transformers or the open_clip layout, its sizes read off the tensors.
+    """Load a CLIP vision file in the transformers or the open_clip layout, its sizes read off the tensors.
 
     Raises RunError for another one.
     """

@@ -115,7 +115,7 @@ class HostServer:
         self._output.close()
 
     def object_info(self) -> dict[str, Any]:
-        """Every node's schema."""
+        """Return every node's schema."""
         return self._get("/object_info")
 
     def run(self, prompt: dict[str, Any]) -> list[Path]:
@@ -212,7 +212,7 @@ class HostServer:
 
 
 def refusal(answer: dict[str, Any], prompt: dict[str, Any]) -> str:
-    """The host's reasons for not taking a prompt, one line a node."""
+    """Return the host's reasons for not taking a prompt, one line a node."""
     lines = [
         f"  {entry['class_type']} (node {id_}): {e['message']}: {e['details']}"
         for id_, entry in answer.get("node_errors", {}).items()
@@ -227,7 +227,7 @@ def refusal(answer: dict[str, Any], prompt: dict[str, Any]) -> str:
 
 
 def link(source: Path, target: Path) -> None:
-    """A link to a folder, or a copy where the system gives no links."""
+    """Link to a folder, or copy it if the system has no links."""
     if target.exists():
         return
     try:

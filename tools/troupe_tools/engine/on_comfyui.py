@@ -36,9 +36,9 @@ CLIP_OUTPUT = 1  # of CheckpointLoaderSimple
 
 
 def convert(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
-    """A workflow -> API prompt.
+    """Convert a workflow to an API prompt.
 
-    Raises RunError where comfy-cli is missing, a node is unknown, or the workflow cannot be converted.
+    Raises RunError if comfy-cli is missing, a node is unknown, or the workflow cannot be converted.
     """
     workflow = for_the_host(flatten(workflow))
     unknown = sorted(
@@ -68,8 +68,8 @@ def convert(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, 
 
 
 def with_random_encoders(prompt: dict[str, Any], base: str) -> dict[str, Any]:
-    """The prompt with the helper pack's text and image encoders in the places of the checkpoint's CLIP and of the CLIP
-    vision file.
+    """Return the prompt with the helper pack's text and image encoders in the places of the checkpoint's CLIP and of
+    the CLIP vision file.
 
     GLIGEN's photos share a space with its phrases: where it is loaded, the image encoder gives vectors of the text's
     width.
@@ -98,7 +98,7 @@ def with_random_encoders(prompt: dict[str, Any], base: str) -> dict[str, Any]:
 
 
 def without_analysers(workflow: dict[str, Any]) -> dict[str, Any]:
-    """A copy in which the nodes of other packs that find faces are muted: random faces need none."""
+    """Return a copy in which the nodes of other packs that find faces are muted: random faces need none."""
     graph = Graph(workflow)
     for faces in graph.of_type(FACES):
         found = graph.source(faces, "analysis")
@@ -109,7 +109,7 @@ def without_analysers(workflow: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_reports(prompt: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """The prompt with a report node on every node that makes references, and how many there are."""
+    """Return the prompt with a report node on every node that makes references, and how many there are."""
     sources = [id_ for id_, node in prompt.items() if node["class_type"] in REFERENCES]
     reports = {
         f"report_{n}": {
@@ -168,7 +168,7 @@ def _write_random_files(workflow: dict[str, Any], base: Path) -> dict[str, str]:
 
 
 def write_random(path: Path, name: str, family: str) -> Path:
-    """A random file of the kind that an adapter's name says, for the host's random model of a family (a key of
+    """Write a random file of the kind that an adapter's name says, for the host's random model of a family (a key of
     BASES).
     """
     from .random_prompt_files import clip_text, write_mm_diff, write_subject_diffusion, write_umm

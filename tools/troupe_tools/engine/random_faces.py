@@ -12,13 +12,13 @@ WIDTH, SIDE = 512, 224  # of a face's vector, and of its crop in pixels
 
 
 def random_vectors(count: int, seed: int) -> torch.Tensor:
-    """[count, 512] random directions of length 1."""
+    """Return [count, 512] random directions of length 1."""
     vectors = torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
     return vectors / vectors.norm(dim=-1, keepdim=True)
 
 
 def square(photo: torch.Tensor) -> torch.Tensor:
-    """[H, W, 3] -> [224, 224, 3], its middle."""
+    """Cut the middle square out of [H, W, 3] and resize it to [224, 224, 3]."""
     h, w = photo.shape[:2]
     side = min(h, w)
     top, left = (h - side) // 2, (w - side) // 2

@@ -140,20 +140,20 @@ BASES["SD1.5, every block"] = Base(768, {**BASES["SD1.5"].host_unet, **SD15_BLOC
 
 
 def base_of(adapter: str) -> str:
-    """Key of BASES for an adapter file: what the catalogue says, else what its name says."""
+    """Return the key of BASES for an adapter file: what the catalogue says, else what its name says."""
     load_pack()
-    from troupe.model_patches.checkpoints.catalogue import published
+    from troupe.model_patches.checkpoints.catalogue import published_file
 
     kind = kind_of(adapter)
     if kind in KINDS:
         return KINDS[kind]
-    known = published(adapter)
+    known = published_file(adapter)
     said = f"{known.base if known else ''} {adapter}".lower().replace(".", "")
     return "SD1.5" if "sd14" in said or "sd15" in said or (kind == GLIGEN and "xl" not in said) else "SDXL"
 
 
 def vision_of(adapter: str, context_dim: int) -> dict[str, Any]:
-    """Sizes of the image encoder that a random file reads: GLIGEN's photos share a space with its phrases,
+    """Return the sizes of the image encoder that a random file reads: GLIGEN's photos share a space with its phrases,
     UMM-Diffusion reads CLIP-L's width.
     """
     widths = {GLIGEN: context_dim, UMM: 768}
@@ -175,7 +175,7 @@ def randomise(module: ModuleT, seed: int) -> ModuleT:
 def write_adapter(
     path: Path, widths: Sequence[int], context_dim: int, seed: int = 5, vision: Mapping[str, Any] = VISION
 ) -> Path:
-    """A random IP-Adapter in the published layout, 'plus' or plain as its name says, for an encoder of `vision`'s
+    """Write a random IP-Adapter in the published layout, 'plus' or plain as its name says, for an encoder of `vision`'s
     widths.
     """
     load_pack()
@@ -198,8 +198,8 @@ def write_adapter(
 
 
 def write_gligen(path: Path, places: Mapping[str, int], object_dim: int, feature_dim: int, seed: int = 7) -> Path:
-    """Random GLIGEN layers in the published layout, text-image boxes (then with a projection matrix beside) or text
-    boxes as its name says.
+    """Write random GLIGEN layers in the published layout, text-image boxes (then with a projection matrix beside) or
+    text boxes as its name says.
 
     places: as in `GatedSpec`; feature_dim: of the text encoder's pooled vectors and of the image encoder's.
     """
@@ -229,7 +229,7 @@ def write_gligen(path: Path, places: Mapping[str, int], object_dim: int, feature
 
 
 def save(tensors: dict[str, torch.Tensor], path: Path) -> Path:
-    """A safetensors file, or a pickle where its name says so."""
+    """Save a safetensors file, or a pickle if its name says so."""
     import safetensors.torch
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +241,9 @@ def save(tensors: dict[str, torch.Tensor], path: Path) -> Path:
 
 
 def write_host_checkpoint(path: Path, base: str) -> Path:
-    """A random checkpoint (UNet and VAE) that the host's own loader recognises; only inside the host's process."""
+    """Write a random checkpoint (UNet and VAE) that the host's own loader recognises; only inside the host's
+    process.
+    """
     import comfy.ops
     import safetensors.torch
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel

@@ -16,7 +16,8 @@ from .random_models import VISION, randomise, save
 load_pack()
 
 from troupe.model_patches.encoders.gated import GatedLayers  # noqa: E402
-from troupe.model_patches.encoders.grounding import MLP, GroundingNet  # noqa: E402
+from troupe.model_patches.encoders.grounding import GroundingNet  # noqa: E402
+from troupe.model_patches.encoders.mlp import MLP  # noqa: E402
 from troupe.model_patches.encoders.mm_diff import MMDiffHeads  # noqa: E402
 from troupe.model_patches.encoders.pseudo_words import PseudoWords  # noqa: E402
 from troupe.model_patches.encoders.words import WordFusion  # noqa: E402
@@ -31,7 +32,7 @@ PATCHES = (VISION["image_size"] // VISION["patch_size"]) ** 2
 
 
 def write_mm_diff(path: Path, widths: Sequence[int], text: Mapping[str, int], seed: int = 9) -> Path:
-    """The three files, of which `path` is one.
+    """Write the three files, of which `path` is one.
 
     widths: of SDXL's 70 cross-attention layers in the order down, up, middle; text: width of each text encoder, by
     stream.
@@ -84,7 +85,7 @@ def write_mm_diff(path: Path, widths: Sequence[int], text: Mapping[str, int], se
 
 
 def write_umm(path: Path, pooled: int, text: int, seed: int = 9) -> Path:
-    """A mapping of two layers from the image encoder's pooled vector to one word."""
+    """Write a mapping of two layers from the image encoder's pooled vector to one word."""
     mapping = randomise(PseudoWords((pooled, 32, text)), seed)
     return save({f"mapping.{name}": value.detach().contiguous() for name, value in mapping.state_dict().items()}, path)
 
@@ -92,7 +93,7 @@ def write_umm(path: Path, pooled: int, text: int, seed: int = 9) -> Path:
 def write_subject_diffusion(
     path: Path, places: Mapping[str, int], channels: int, text: Mapping[str, torch.Tensor], width: int, seed: int = 9
 ) -> Path:
-    """All modules in one file.
+    """Write all modules in one file.
 
     places: as in `GatedSpec`; channels: that the UNet's first convolution gives; text: a text encoder's tensors, of
     which the weights of the attention are changed; width: of the text.
@@ -120,7 +121,7 @@ def write_subject_diffusion(
 
 
 def clip_text(width: int, inner: int, vocabulary: int = 49408) -> State:
-    """A random text encoder, by transformers' names, of TEXT_LAYERS layers."""
+    """Return a random text encoder, by transformers' names, of TEXT_LAYERS layers."""
     embeddings = nn.ModuleDict(
         {"token_embedding": nn.Embedding(vocabulary, width), "position_embedding": nn.Embedding(77, width)}
     )

@@ -18,7 +18,7 @@ from ..pack import hide_broken_torchaudio, load_pack
 
 PROMPT, SEED, STEPS = "a cat and a robot on grass", 0, 20
 SHOWN = 512  # pixels of the picture's side
-MERGES = ("uniform", "joint", "add", "relevance")
+COMPARED = ("uniform", "joint", "add", "relevance")
 LABEL, MARGIN, INK, PAPER = 26, 12, (30, 30, 34), (255, 255, 255)
 ABOUT = (
     "This is Troupe's rehearsal world: a small model trained on drawn pictures of 128x128 pixels (shown "
@@ -36,7 +36,7 @@ ONLY_ITS_CAST = (
 
 @dataclass(frozen=True, eq=False)
 class Rehearsed:
-    """What a rehearsal made: the picture, the comparison sheet, and sentences about them."""
+    """The result of a rehearsal: the picture, the comparison sheet, and sentences about them."""
 
     picture: Image.Image
     comparison: Image.Image
@@ -49,7 +49,7 @@ def rehearse(
     steps: int | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Rehearsed:
-    """Paint the prompt's cast with every merge of `MERGES` at one seed.
+    """Paint the prompt's cast with every merge of `COMPARED` at one seed.
 
     Raises RunError for a prompt that names nobody of the cast, or a shipped file that is damaged.
     """
@@ -78,13 +78,13 @@ def rehearse(
         references = encode(models, "mip", pictures, [figure.words for figure in cast])
         maps: list[Any] = []
         made = {}
-        for number, merge in enumerate(MERGES, 1):
+        for number, merge in enumerate(COMPARED, 1):
             made[merge] = _image(
                 paint(
                     models, prompt, seed, references, merge, steps=steps, record=maps if merge == "relevance" else None
                 )
             )
-            progress(number, len(MERGES))
+            progress(number, len(COMPARED))
     except TroupeError as error:
         raise RunError(str(error)) from error
     run = RecordedRun("all", tuple(maps))

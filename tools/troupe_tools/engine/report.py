@@ -21,7 +21,7 @@ SMALLEST = 512  # pixels; a smaller one is enlarged, so that the mark can be rea
 
 
 def facts_of(references: Any) -> dict[str, Any]:
-    """What can be told of References without weights, as plain data."""
+    """Return the facts about References that do not depend on weights, as plain data."""
     spec = references.adapter.spec
     subjects = [
         {"name": s.name, "has": [*_what(s), *(["box"] if s.box else [])], "weight": s.weight}
@@ -66,16 +66,16 @@ def save_previews(references: Any, folder: Path, first: int = 1) -> list[Path]:
 
 
 def to_image(picture: Any) -> Image.Image:
-    """[H, W, 3] tensor 0..1 -> picture."""
+    """Convert a tensor [H, W, 3] in 0..1 to a picture."""
     return Image.fromarray((picture.detach().float().cpu().clamp(0, 1) * 255).round().numpy().astype(np.uint8))
 
 
 def report_text(facts: list[dict[str, Any]], reached: list[int], lines: list[str], random: bool) -> str:
-    """The report: for each Apply node its adapter and subjects.
+    """Return the report: for each Apply node its adapter and subjects.
 
     Arguments:
         facts: one entry an Apply node, from `facts_of`.
-        reached: layers in which each of them acted, 0 where it did nothing.
+        reached: layers in which each of them acted, 0 if it did nothing.
         lines: what the run said besides.
     """
     text = [NOISE, ""] if random else []
@@ -91,7 +91,7 @@ def report_text(facts: list[dict[str, Any]], reached: list[int], lines: list[str
 
 
 def marked(picture: Image.Image) -> Image.Image:
-    """The picture with NOT A PICTURE across its face."""
+    """Return the picture with NOT A PICTURE across its face."""
     factor = max(1, -(-SMALLEST // min(picture.size)))
     large = picture.convert("RGB").resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(large, "RGBA")

@@ -20,7 +20,7 @@ def save_all(files: Mapping[str, Callable[[Path], None]], folder: Path) -> list[
     """Write files by name, each with its own function of a path, and return where they are, in the order given.
 
     They are written aside and moved when all are whole. Where one of the names is taken, by an earlier run or by one in
-    another process, all of them begin with run_2_, run_3_, ... The last name tells runs apart: every run has it.
+    another process, all of them begin with run_2_, run_3_, ... The last name distinguishes runs: every run has it.
     Raises:
         RunError: nothing can be written there, or the disk is full; no file is left then.
     """
@@ -40,7 +40,7 @@ def save_all(files: Mapping[str, Callable[[Path], None]], folder: Path) -> list[
 
 @contextmanager
 def room_for_temporary_files() -> Iterator[None]:
-    """Turns a full disk under the system's folder for temporary files into a RunError."""
+    """Turn a full disk under the system's folder for temporary files into a RunError."""
     try:
         yield
     except Exception as error:  # every writer has exceptions of its own
@@ -54,7 +54,7 @@ def room_for_temporary_files() -> Iterator[None]:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise RunError where a folder is not there and cannot be made, before the time of a run is spent."""
+    """Raise RunError if a folder is not there and cannot be made, before the time of a run is spent."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         found = f"found {place}, {'which may not be written' if place.is_dir() else 'a file'}"

@@ -1,4 +1,4 @@
-"""Which kind of adapter a file is, told by its folder and name alone."""
+"""The kind of adapter of a file, by its folder and name alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ IP_ADAPTER, GLIGEN, MM_DIFF, UMM, SUBJECT_DIFFUSION = "ip_adapter", "gligen", "m
 
 
 def kind_of(adapter: str) -> str:
-    """The kind that a combo value says: IP_ADAPTER where nothing says another."""
+    """Return the kind that a combo value says: IP_ADAPTER where nothing says another."""
     name = adapter.replace("\\", "/").lower()
     signs = {
         GLIGEN: ("gligen",),

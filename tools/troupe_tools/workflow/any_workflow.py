@@ -23,9 +23,9 @@ Origin = tuple[Any, int]  # node id, output slot
 
 
 def flatten(content: Any) -> dict[str, Any]:
-    """The workflow in the save format (version 0.4) with every node on its own level, for graph.Graph.
+    """Return the workflow in the save format (version 0.4) with every node on its own level, for graph.Graph.
 
-    A node inside a subgraph or group node gets the id 'outer:inner'. Raises RunError where the file is no workflow, or
+    A node inside a subgraph or group node gets the id 'outer:inner'. Raises RunError if the file is no workflow, or
     one from which nodes were lost.
     """
     if isinstance(content, dict) and isinstance(content.get("prompt"), dict):  # as it is posted to the host
@@ -46,7 +46,7 @@ def flatten(content: Any) -> dict[str, Any]:
 
 
 def is_wire(value: Any) -> bool:
-    """Whether an input of an API prompt is a link: [node id, output slot]."""
+    """Return whether an input of an API prompt is a link: [node id, output slot]."""
     return (
         isinstance(value, list)
         and len(value) == 2
@@ -114,16 +114,16 @@ class Level:
     inner: dict[Any, SubgraphLevel] = field(default_factory=dict)
 
     def within(self) -> set[str]:
-        """The classes of the subgraphs that this level lies in."""
+        """Return the classes of the subgraphs that this level lies in."""
         return set()
 
     def name(self, id_: Any) -> Any:
-        """A node's id in the flat graph."""
+        """Return a node's id in the flat graph."""
         return f"{self.prefix}{id_}" if self.prefix else id_
 
     def origin(self, source: Any, slot: int, kind: Any) -> Origin | None:
-        """The real node and slot behind a link's source, through the borders of subgraphs; None where nothing is wired
-        there. kind: the type of the input that is fed.
+        """Return the real node and slot behind a link's source, through the borders of subgraphs; None if nothing is
+        wired there. kind: the type of the input that is fed.
         """
         if source in self.inner:
             below = self.inner[source]
@@ -134,7 +134,7 @@ class Level:
         return self.name(source), slot
 
     def outer(self, wired: Any, kind: Any) -> Origin | None:
-        """The real node and slot behind one of this level's links by its id."""
+        """Return the real node and slot behind one of this level's links by its id."""
         link = next((link for link in self.links if wired is not None and link[0] == wired), None)
         return self.origin(link[1], link[2], kind) if link else None
 
@@ -149,11 +149,11 @@ class SubgraphLevel(Level):
     group: bool
 
     def within(self) -> set[str]:
-        """The classes of the subgraphs that this level lies in, its own among them."""
+        """Return the classes of the subgraphs that this level lies in, its own among them."""
         return {self.stands_for.type, *self.parent.within()}
 
     def wired(self, slot: int) -> Any:
-        """The outer link at one of the subgraph's inputs, or None.
+        """Return the outer link at one of the subgraph's inputs, or None.
 
         The node that stands for it lists only some of them, so they go by name.
         """
@@ -166,7 +166,9 @@ class SubgraphLevel(Level):
         return (outer.get(name) or {}).get("link") if name is not None else None
 
     def origin(self, source: Any, slot: int, kind: Any) -> Origin | None:
-        """As of a level, and through the subgraph's own inputs to what is wired into the node that stands for it."""
+        """Return the same as a level does, and through the subgraph's own inputs to what is wired into the node that
+        stands for it.
+        """
         if source == INSIDE:
             return self.parent.outer(self.wired(slot), kind)
         return super().origin(source, slot, kind)
@@ -287,8 +289,8 @@ def _take(level: Level, nodes: list[dict[str, Any]], links: list[Link]) -> None:
 
 
 def for_the_host(workflow: dict[str, Any]) -> dict[str, Any]:
-    """A flat workflow without what exists only in the browser: every wire begins at the node that is behind it, and
-    inactive nodes are gone.
+    """Return a flat workflow without what exists only in the browser: every wire begins at the node that is behind it,
+    and inactive nodes are gone.
 
     Primitives stay, whose values comfy-cli fills in.
     """
@@ -315,7 +317,7 @@ def for_the_host(workflow: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_prompt(workflow: dict[str, Any]) -> dict[str, Any]:
-    """The API prompt that `flatten` was given, with the values that the graph has now."""
+    """Return the API prompt that `flatten` was given, with the values that the graph has now."""
     graph, prompt = Graph(workflow), {}
     for node in (node for node in graph.nodes.values() if not node.mode):
         wired = {name: graph.source(node, name) for name, slot in node.inputs.items() if slot.get("link") is not None}

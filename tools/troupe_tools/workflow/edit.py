@@ -39,7 +39,7 @@ class Edited:
 
 @dataclass(frozen=True, eq=False)
 class SubjectPlace:
-    """Where a workflow keeps one subject: the node and widget of its name, and its LoadImage nodes."""
+    """The place of one subject in a workflow: the node and widget of its name, and its LoadImage nodes."""
 
     node: Node
     widget: str
@@ -71,7 +71,7 @@ def edit(workflow: dict[str, Any], changes: Changes, folders: Sequence[Path] = (
 
 
 def subject_places(graph: Graph) -> list[SubjectPlace]:
-    """All subjects: the chain of Add Subject nodes first to last, and the used places of Quick Subjects."""
+    """Return all subjects: the chain of Add Subject nodes first to last, and the used places of Quick Subjects."""
     adds = sorted(graph.of_type(ADD), key=lambda node: sum(before.type == ADD for before in upstream(graph, node)))
     places = [SubjectPlace(node, "name", tuple(photo_nodes(graph, node, PHOTO_INPUTS))) for node in adds]
     for node in graph.of_type(QUICK):

@@ -30,7 +30,9 @@ Info = dict[str, Any]  # the host's /object_info
 
 @dataclass(frozen=True)
 class Finding:
-    """kind: node, file, wire, value; text: one sentence that says what was expected, what was found, and what to do."""
+    """A finding. kind: node, file, wire, value; text: one sentence that says what was expected, what was found, and
+    what to do.
+    """
 
     kind: str
     text: str
@@ -53,7 +55,7 @@ class Input:
 
 
 def inputs_of(entry: dict[str, Any]) -> dict[str, Input]:
-    """The inputs of a class by name, in the host's order."""
+    """Return the inputs of a class by name, in the host's order."""
     found = {}
     for group in ("required", "optional"):
         for name, spec in ((entry.get("input") or {}).get(group) or {}).items():
@@ -68,8 +70,8 @@ def inputs_of(entry: dict[str, Any]) -> dict[str, Input]:
 
 
 def named_values(node: Node, entry: dict[str, Any]) -> dict[str, Any]:
-    """The saved value of every widget that no wire overrides, by name; older files save no names, so their values go by
-    the host's order.
+    """Return the saved value of every widget that no wire overrides, by name; older files save no names, so their
+    values go by the host's order.
     """
     values = node.raw.get("widgets_values") or []
     if isinstance(values, dict):
@@ -101,7 +103,7 @@ def _places_by_order(entry: dict[str, Any], values: list[Any]) -> dict[str, int]
 
 
 def missing_nodes(graph: Graph, info: Info) -> list[Finding]:
-    """One finding for each class that the host does not have."""
+    """Return one finding for each class that the host does not have."""
     groups: dict[str, list[Node]] = {}
     for node in graph.nodes.values():
         if (
@@ -115,7 +117,7 @@ def missing_nodes(graph: Graph, info: Info) -> list[Finding]:
 
 
 def packs_named(graph: Graph) -> list[str]:
-    """The packs that the workflow says its nodes come from, without ComfyUI itself."""
+    """Return the packs that the workflow says its nodes come from, without ComfyUI itself."""
     return sorted(
         {
             pack
@@ -134,28 +136,30 @@ def _missing_node(kind: str, nodes: list[Node]) -> Finding:
     pack = next(filter(None, map(_pack, nodes)), "")
     where = f"{nodes[0].label}" + (f" and {len(nodes) - 1} more" if len(nodes) > 1 else "")
     if pack == "comfy-core":
-        what, do = "a node of ComfyUI itself", "update ComfyUI"
+        what, remedy = "a node of ComfyUI itself", "update ComfyUI"
     elif kind.startswith("Troupe"):
-        what, do = "a node of Troupe", "install or update Troupe"
+        what, remedy = "a node of Troupe", "install or update Troupe"
     elif pack:
         source = (
             f"https://github.com/{pack}"
             if "/" in pack
             else f"'{pack}' in ComfyUI Manager, or run `comfy node install {pack}`,"
         )
-        what, do = f"a node of the pack {pack}", f"install {source} and restart ComfyUI"
+        what, remedy = f"a node of the pack {pack}", f"install {source} and restart ComfyUI"
     else:
-        what, do = (
+        what, remedy = (
             f"the node {kind} of some pack",
             "search for this name in ComfyUI Manager (the file does not say which pack has it)",
         )
     if kind in IPADAPTER:
-        do += ", or rewrite it with --from-ipadapter"
-    return Finding("node", f"{where}: expected {what}, found no {kind} in this ComfyUI; {do}.")
+        remedy += ", or rewrite it with --from-ipadapter"
+    return Finding("node", f"{where}: expected {what}, found no {kind} in this ComfyUI; {remedy}.")
 
 
 def browser_packs(graph: Graph, info: Info) -> list[str]:
-    """The packs whose nodes in the workflow work in the browser alone, and which this host does not seem to have."""
+    """Return the packs whose nodes in the workflow work in the browser alone, and which this host does not seem to
+    have.
+    """
     named = {
         PACKS[node.type]
         for node in graph.nodes.values()
@@ -179,7 +183,7 @@ def _squeezed(name: str) -> str:
 
 
 def no_output(graph: Graph, info: Info) -> list[Finding]:
-    """The host runs nothing where nothing is saved or shown."""
+    """Return a finding if nothing is saved or shown, because the host then runs nothing."""
     acting = [node for node in graph.nodes.values() if node.mode == ACTIVE and not is_virtual(node.type)]
     if not acting or any(node.type not in info or info[node.type].get("output_node") for node in acting):
         return []
@@ -190,8 +194,8 @@ def no_output(graph: Graph, info: Info) -> list[Finding]:
 
 
 def broken_links(workflow: dict[str, Any]) -> list[Finding]:
-    """Wires of a saved file that an input names, and that come from nothing, or join sockets whose types differ in the
-    file itself.
+    """Return wires of a saved file that an input names, and that come from nothing, or join sockets whose types differ
+    in the file itself.
     """
     if not isinstance(workflow.get("links"), list):
         return []
@@ -220,7 +224,7 @@ def broken_links(workflow: dict[str, Any]) -> list[Finding]:
 
 
 def wrong_wires(graph: Graph, info: Info) -> Iterator[Finding]:
-    """Wires between sockets that do not fit, outputs that a class no longer has, and required sockets without a
+    """Yield wires between sockets that do not fit, outputs that a class no longer has, and required sockets without a
     wire.
     """
     sockets = {kind for entry in info.values() for kind in entry.get("output") or [] if isinstance(kind, str)}
@@ -271,7 +275,7 @@ def _misfit(node: Node, name: Any, wanted: Any, source: Node, given: Any) -> Fin
 
 
 def wrong_values(graph: Graph, info: Info, files: list[Needed]) -> Iterator[Finding]:
-    """Widget values outside their options or range.
+    """Yield the widget values outside their options or range.
 
     Model files that are missing anyway (`files`) are not told twice.
     """
@@ -353,12 +357,12 @@ def _found_otherwise(text: str, options: Sequence[Any]) -> bool:
     folder, or an encoder under another name.
     """
     load_pack()
-    from troupe.model_patches.checkpoints.catalogue import published
+    from troupe.model_patches.checkpoints.catalogue import published_file
 
     folder, _, rest = text.partition("/")
     if folder in ADAPTER_FOLDERS:
         return rest in (str(option).replace("\\", "/") for option in options)
-    known = published(text)
+    known = published_file(text)
     return known is not None and known.folder == VISION  # a missing one is reported as a file
 
 

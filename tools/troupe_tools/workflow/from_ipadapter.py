@@ -36,8 +36,8 @@ from .wires import with_broadcasts
 
 @dataclass(frozen=True, eq=False)
 class Rewritten:
-    """workflow: the new file; carried: how many photos with their settings; said: one line for each thing that is not
-    as before.
+    """A rewritten workflow. workflow: the new file; carried: how many photos with their settings; said: one line for
+    each thing that is not as before.
     """
 
     workflow: dict[str, Any]

@@ -58,8 +58,8 @@ class Node:
         return {slot["name"]: slot for slot in self.raw.get("inputs") or []}
 
     def widget_places(self) -> dict[str, Any]:
-        """Position in `widgets_values` of every widget, in the order in which the front end saves them; {} where the
-        file does not say, of an unknown class.
+        """Return the position in `widgets_values` of every widget, in the order in which the front end saves them; {}
+        where the file does not say, of an unknown class.
         """
         values = self.raw.get("widgets_values") or []
         if isinstance(values, dict):
@@ -113,18 +113,18 @@ class Graph:
         self.links = {link[0]: link for link in self.workflow["links"]}
 
     def of_type(self, *types: str) -> list[Node]:
-        """Active nodes of these classes, in the file's order."""
+        """Return active nodes of these classes, in the file's order."""
         return [node for node in self.nodes.values() if node.type in types and node.mode == ACTIVE]
 
     def source(self, node: Node, name: str) -> tuple[Node, int] | None:
-        """The node and output slot that feed an input, seen through `way`; None where nothing does."""
+        """Return the node and output slot that feed an input, seen through `way`; None if nothing does."""
         return self.way(node, name)[1]
 
     def way(self, node: Node, name: str) -> tuple[list[Node], tuple[Node, int] | None]:
-        """The nodes that an input is seen through, nearest first (reroutes, Get and Set nodes, bypassed ones), and the
-        node and output slot behind them.
+        """Return the nodes that an input is seen through, nearest first (reroutes, Get and Set nodes, bypassed ones),
+        and the node and output slot behind them.
 
-        Raises RunError where the wires run in a circle.
+        Raises RunError if the wires run in a circle.
         """
         onward = node.inputs.get(name)
         kind = (onward or {}).get("type")
@@ -160,9 +160,9 @@ class Graph:
         return max(above, key=lambda found: found[0])[1] if above else None
 
     def value(self, node: Node, widget: str) -> Any:
-        """What a widget says, also where a primitive or a text node is linked into it.
+        """Return the value of a widget, also if a primitive or a text node is linked into it.
 
-        Raises RunError where that is only known at run time.
+        Raises RunError if that is only known at run time.
         """
         owner, place = self._owner(node, widget)
         return owner.raw["widgets_values"][place]
@@ -193,8 +193,9 @@ class Graph:
 
 
 def passed_on(raw: dict[str, Any], slot: int, kind: Any) -> dict[str, Any] | None:
-    """The input slot that an output of a bypassed node hands on, by the front end's rule: that of the same number where
-    the types fit, else the first of the type that is wanted, else the first that fits. None where no input does.
+    """Return the input slot that an output of a bypassed node hands on, by the front end's rule: that of the same
+    number where the types fit, else the first of the type that is wanted, else the first that fits. None if no input
+    does.
 
     raw: the saved node; slot: of the output; kind: the type of the input that is fed.
     """
@@ -210,7 +211,7 @@ def passed_on(raw: dict[str, Any], slot: int, kind: Any) -> dict[str, Any] | Non
 
 
 def fits(one: Any, other: Any) -> bool:
-    """Whether sockets of these types can be wired: '*' takes all, and 'A,B' each that has one of them.
+    """Return whether sockets of these types can be wired: '*' takes all, and 'A,B' each that has one of them.
 
     A list of choices and a type that is not saved fit too.
     """
@@ -246,18 +247,18 @@ def check_format(workflow: Any) -> None:
 
 
 def said(node: Node) -> str:
-    """The name that a Set or Get node shows."""
+    """Return the name that a Set or Get node shows."""
     return str(next(iter(values_of(node.raw)), ""))
 
 
 def values_of(raw: dict[str, Any]) -> list[Any]:
-    """The saved widget values of a node in order, also where the file has them by name."""
+    """Return the saved widget values of a node in order, also where the file has them by name."""
     values = raw.get("widgets_values") or []
     return list(values.values()) if isinstance(values, dict) else values
 
 
 def upstream(graph: Graph, node: Node) -> Iterator[Node]:
-    """Every active node that feeds this one, nearest first."""
+    """Yield every active node that feeds this one, nearest first."""
     waiting, seen = [node], {node.id}
     while waiting:
         here = waiting.pop(0)

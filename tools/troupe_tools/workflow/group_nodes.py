@@ -11,8 +11,8 @@ PREFIXES = ("workflow/", "workflow>")  # how the class of a group node begins, i
 
 
 def group_nodes(workflow: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every group of the workflow (`extra.groupNodes`) as the definition of a subgraph, by the class of the nodes that
-    stand for it.
+    """Return every group of the workflow (`extra.groupNodes`) as the definition of a subgraph, by the class of the
+    nodes that stand for it.
     """
     groups = (workflow.get("extra") or {}).get("groupNodes") or {}
     found = {

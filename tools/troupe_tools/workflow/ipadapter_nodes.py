@@ -106,7 +106,7 @@ class Stacked:
     it alone may have needed.
 
     node: the one on the MODEL wire; photo_node: the one that has the photo, with its mask in the input `mask`; the same
-    node unless the photo comes as parameters. framing is '' where Prep Image For ClipVision does what Troupe does not;
+    node unless the photo comes as parameters. framing is '' if Prep Image For ClipVision does what Troupe does not;
     remark: what may differ, or ''.
     """
 
@@ -124,19 +124,19 @@ class Stacked:
 
 
 def theirs(node: Node) -> bool:
-    """Whether a node is of that pack."""
+    """Return whether a node is of that pack."""
     return node.type.startswith(("IPAdapter", "IPAAdapter")) or node.type == PREPARE
 
 
 def reason(kind: str) -> str:
-    """Why a class that nothing stands for stays."""
+    """Return why a class without a replacement stays."""
     return next(
         (why for start, why in REASONS.items() if kind.startswith(start)), "Troupe has nothing that does the same"
     )
 
 
 def read(graph: Graph, node: Node) -> list[Stacked]:
-    """The photos of one of APPLIES, with their settings. Raises NotCarried."""
+    """Read the photos of one of APPLIES, with their settings. Raises NotCarried."""
     if node.mode != ACTIVE:
         raise NotCarried("it is muted or bypassed", f"Activate it {AGAIN}, or delete it")
     said = settings_of(graph, node)
@@ -225,7 +225,7 @@ def _read_photo(graph: Graph, node: Node, at: Node, mask: str, said: dict[str, A
 
 
 def settings_of(graph: Graph, node: Node) -> dict[str, Any]:
-    """Widget values by name, with the pack's defaults where an older file has none.
+    """Return the widget values by name, with the pack's defaults where an older file has none.
 
     Raises NotCarried where one comes over a wire that is not a literal's.
     """

@@ -15,19 +15,19 @@ from .rewire import SET_MASK, Origin, Wiring
 
 
 def origin_of(wiring: Wiring, graph: Graph, node: Node, name: str) -> tuple[Any, int] | None:
-    """What feeds an input: its own wire, else one that Use Everywhere makes."""
+    """Return what feeds an input: its own wire, else one that Use Everywhere makes."""
     found = None if wiring.origin(node.id, name) else graph.source(node, name)
     return (found[0].id, found[1]) if found else wiring.origin(node.id, name)
 
 
 def region_of(wiring: Wiring, graph: Graph, one: Stacked) -> Origin | None:
-    """What feeds a photo's mask in the picture."""
+    """Return what feeds a photo's mask in the picture."""
     return origin_of(wiring, graph, one.photo_node, one.mask)
 
 
 def prompts_of(wiring: Wiring, graph: Graph, chain: Sequence[Stacked]) -> tuple[list[str], Origin | None]:
-    """The texts of the positive prompts that are sampled with this row's model, and the CLIP that encodes them (else
-    that of its regions).
+    """Return the texts of the positive prompts that are sampled with this row's model, and the CLIP that encodes them
+    (else that of its regions).
     """
     last = chain[-1].node
     samplers = [
@@ -73,13 +73,13 @@ def _above(graph: Graph, node: Node, names: Sequence[str] = ()) -> list[Node]:
 
 
 def own_prompt(graph: Graph, one: Stacked) -> str:
-    """The text of the prompt that a photo's own node takes, or ''."""
+    """Return the text of the prompt that a photo's own node takes, or ''."""
     source = graph.source(one.photo_node, "positive")
     return _text(graph, source[0]) if source else ""
 
 
 def _text(graph: Graph, node: Node) -> str:
-    """What a text encoder encodes, or '' where that is only known at run time."""
+    """What a text encoder encodes, or '' if that is only known at run time."""
     for name in ("text", "text_g"):
         try:
             if isinstance(text := graph.value(node, name), str):

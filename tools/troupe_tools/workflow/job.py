@@ -34,7 +34,7 @@ PLACE_SIZE = {4: "width", 5: "height"}  # outputs of Place Subjects that hand on
 
 
 def read_job(workflow: dict[str, Any]) -> Job:
-    """The job of a workflow. Raises RunError for what the embedded engine cannot run, naming the node."""
+    """Read the job of a workflow. Raises RunError for what the embedded engine cannot run, naming the node."""
     graph = Graph(workflow)
     at = find_sampling(graph)
     latent = _latent(graph, at.node)
@@ -81,8 +81,8 @@ def _latent(graph: Graph, sampler: Node) -> Node:
 
 
 def text_node(graph: Graph, sampler: Node, name: str) -> Node:
-    """The node that encodes the prompt behind a conditioning input (CLIPTextEncode or Encode Prompt with Subjects),
-    seen through our own nodes.
+    """Return the node that encodes the prompt behind a conditioning input (CLIPTextEncode or Encode Prompt with
+    Subjects), seen through our own nodes.
     """
     node: Node = sampler
     for _ in graph.nodes:
@@ -96,7 +96,7 @@ def text_node(graph: Graph, sampler: Node, name: str) -> Node:
 
 
 def size_widget(graph: Graph, node: Node, name: str) -> tuple[Node, str]:
-    """The node and widget that set a picture's width or height, seen through the outputs of Place Subjects."""
+    """Return the node and widget that set a picture's width or height, seen through the outputs of Place Subjects."""
     for _ in graph.nodes:
         found = graph.source(node, name)
         if found is None or found[0].type != PLACE or found[1] not in PLACE_SIZE:
@@ -106,7 +106,7 @@ def size_widget(graph: Graph, node: Node, name: str) -> tuple[Node, str]:
 
 
 def cast_nodes(graph: Graph, encode: Node) -> list[Node]:
-    """The chain of Add Subject and Place Subjects nodes behind an Encode node, first subject first."""
+    """Return the chain of Add Subject and Place Subjects nodes behind an Encode node, first subject first."""
     found: list[Node] = []
     here = source(graph, encode, "cast")[0]
     while True:
@@ -120,7 +120,9 @@ def cast_nodes(graph: Graph, encode: Node) -> list[Node]:
 
 
 def photo_nodes(graph: Graph, node: Node, names: tuple[str, ...] = PHOTO_INPUTS) -> list[Node]:
-    """The LoadImage nodes behind these inputs; unwired ones and the pictures of Load Rehearsal Models are skipped."""
+    """Return the LoadImage nodes behind these inputs; unwired ones and the pictures of Load Rehearsal Models are
+    skipped.
+    """
     wired = [found[0] for name in names if (found := graph.source(node, name)) and found[0].type != REHEARSAL]
     for photo in wired:
         if photo.type != "LoadImage":
@@ -129,7 +131,7 @@ def photo_nodes(graph: Graph, node: Node, names: tuple[str, ...] = PHOTO_INPUTS)
 
 
 def quick_numbers(graph: Graph, node: Node) -> list[int]:
-    """Which of Quick Subjects' four places have a photo."""
+    """Return which of Quick Subjects' four places have a photo."""
     return [n for n in (1, 2, 3, 4) if graph.source(node, f"image_{n}")]
 
 

@@ -73,7 +73,7 @@ class GatedJob(ApplyJob):
     use_bbox: str = "auto"
 
 
-AppliedJob: TypeAlias = AttentionJob | GatedJob  # what stands on the model wire
+AppliedJob: TypeAlias = AttentionJob | GatedJob  # what is on the model wire
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class WordsJob(ApplyJob):
 
 @dataclass(frozen=True)
 class WeightsJob:
-    """Apply Adapter Weights; strength_clip is None where no CLIP passes it."""
+    """Apply Adapter Weights; strength_clip is None if no CLIP passes it."""
 
     adapter: str
     strength_model: float = 1.0

@@ -56,7 +56,7 @@ class Places(ModelFolders):
     named: dict[str, tuple[Path, ...]] = field(default_factory=dict)
 
     def places(self, folder: str) -> list[Path]:
-        """The existing folders of a kind, each once."""
+        """Return the existing folders of a kind, each once."""
         kinds = (folder, *ALIASES.get(folder, ()))
         found = [
             place
@@ -66,14 +66,14 @@ class Places(ModelFolders):
         return list(dict.fromkeys(found))
 
     def find(self, folder: str, name: str) -> Path | None:
-        """A file of a kind, or of any where the kind is not known ('')."""
+        """Return a file of a kind, or of any where the kind is not known ('')."""
         return next(
             (path for kind in ([folder] if folder else self.kinds()) if (path := super(Places, self).find(kind, name))),
             None,
         )
 
     def kinds(self) -> list[str]:
-        """Every kind that has a folder."""
+        """Return every kind that has a folder."""
         return sorted(
             {
                 *self.named,
@@ -82,20 +82,20 @@ class Places(ModelFolders):
         )
 
     def as_extra_paths(self) -> dict[str, dict[str, str]]:
-        """All folders in the form of ComfyUI's extra_model_paths.yaml."""
+        """Return all folders in the form of ComfyUI's extra_model_paths.yaml."""
         return {
             "troupe_check": {kind: "\n".join(map(str, self.places(kind))) for kind in self.kinds() if self.places(kind)}
         }
 
 
 def places_of(comfyui: Path | None) -> Places:
-    """Where that ComfyUI looks for model files."""
+    """Return where that ComfyUI looks for model files."""
     roots = model_roots(comfyui, None).roots
     return Places(roots, _named_folders(comfyui / "extra_model_paths.yaml") if comfyui else {})
 
 
 def _named_folders(path: Path) -> dict[str, tuple[Path, ...]]:
-    """kind -> folders, as the user's extra_model_paths.yaml has them; {} where there is none."""
+    """kind -> folders, as the user's extra_model_paths.yaml has them; {} if there is none."""
     try:
         import yaml
 
@@ -115,10 +115,10 @@ def _named_folders(path: Path) -> dict[str, tuple[Path, ...]]:
 
 
 def wanted_files(graph: Graph, places: Places, info: dict[str, Any] | None = None) -> list[Needed]:
-    """Every model file that the active nodes name, or bring a link for; each once. Raises ImportError where torch is
-    missing, which reads encoders.
+    """Return every model file that the active nodes name, or bring a link for; each once. Raises ImportError if
+    torch is missing, which reads encoders.
 
-    info: the host's /object_info, whose node classes say which of their values are choices from a list; None where
+    info: the host's /object_info, whose node classes say which of their values are choices from a list; None if
     there is no host.
     """
     links = {(m["directory"], m["name"]): m["url"] for m in _records(graph)}
@@ -135,8 +135,8 @@ def wanted_files(graph: Graph, places: Places, info: dict[str, Any] | None = Non
 
 
 def file_values(node: Node, entry: dict[str, Any] | None = None) -> Iterator[str]:
-    """The values of a node that name model files, with forward slashes. Our adapters, which have several folders, are
-    not among them.
+    """Yield the values of a node that name model files, with forward slashes. Our adapters, which have several folders,
+    are not among them.
 
     entry: the host's description of the class, by which texts are told from choices; without one a text is known by its
     socket or by what no file name has.
@@ -178,16 +178,16 @@ def _is_text(value: str) -> bool:
 
 
 def missing(file: Needed, listed: Listed | None) -> bool:
-    """Whether neither this machine's folders nor the running ComfyUI have the file."""
+    """Return whether neither this machine's folders nor the running ComfyUI have the file."""
     names = [name.replace("\\", "/") for name in (listed(file.folder) or [])] if listed and file.folder else []
     return file.path is None and not any(name == file.name or name.endswith(f"/{file.name}") for name in names)
 
 
 def _needed(folder: str, name: str, link: str, places: Places) -> Needed:
     load_pack()
-    from troupe.model_patches.checkpoints.catalogue import published
+    from troupe.model_patches.checkpoints.catalogue import published_file
 
-    known = published(name)
+    known = published_file(name)
     known = known if known and folder in ("", known.folder) else None
     path = places.find(folder, name) or _encoder(known, places)
     return Needed(

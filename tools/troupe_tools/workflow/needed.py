@@ -37,7 +37,7 @@ class Needed:
     path: Path | None = None
 
     def describe(self) -> str:
-        """Two lines: what is missing and what to do, or where it is."""
+        """Return two lines: what is missing and what to do, or where it is."""
         if self.path is not None:
             return f"  found    {self.folder}/{self.name}\n           {self.path}"
         get = f"download {self.link}" if self.link else "no link is known: look at the page you have the workflow from"
@@ -50,28 +50,28 @@ class Needed:
 
 @dataclass(frozen=True)
 class ModelFolders:
-    """Where model files lie: roots with one folder a kind, as ComfyUI/models."""
+    """The places of model files: roots with one folder a kind, as ComfyUI/models."""
 
     roots: tuple[Path, ...]
 
     def places(self, folder: str) -> list[Path]:
-        """The existing folders of a kind."""
+        """Return the existing folders of a kind."""
         return [root / folder for root in self.roots if (root / folder).is_dir()]
 
     def find(self, folder: str, name: str) -> Path | None:
-        """A file by its relative name, or by its bare name in a subfolder."""
+        """Return a file by its relative name, or by its bare name in a subfolder."""
         exact = (place / name for place in self.places(folder))
         return next((path for path in exact if path.is_file()), None) or next(
             (p for p in self.files(folder) if p.name == name.rpartition("/")[2]), None
         )
 
     def files(self, folder: str) -> Iterator[Path]:
-        """All weight files of a kind."""
+        """Yield all weight files of a kind."""
         for place in self.places(folder):
             yield from sorted(path for path in place.rglob("*") if path.suffix.lower() in EXTENSIONS)
 
     def as_extra_paths(self) -> dict[str, dict[str, str]]:
-        """The roots in the form of ComfyUI's extra_model_paths.yaml."""
+        """Return the roots in the form of ComfyUI's extra_model_paths.yaml."""
         kinds = sorted(
             {child.name for root in self.roots if root.is_dir() for child in root.iterdir() if child.is_dir()}
         )
@@ -79,7 +79,7 @@ class ModelFolders:
 
 
 def needed_models(graph: Graph, folders: ModelFolders) -> list[Needed]:
-    """Every model file that the active nodes of a workflow name, with its encoder; each once."""
+    """Return every model file that the active nodes of a workflow name, with its encoder; each once."""
     load_pack()
     links = _links(graph)
     found: dict[tuple[str, str], Needed] = {}
@@ -102,13 +102,13 @@ def needed_models(graph: Graph, folders: ModelFolders) -> list[Needed]:
 def adapter_file(
     value: str, folders: ModelFolders | None = None, links: Iterable[tuple[str, str]] = ()
 ) -> tuple[str, str]:
-    """Folder and path in it of an adapter's value, which is the path alone, or in older workflows both.
+    """Return folder and path in it of an adapter's value, which is the path alone, or in older workflows both.
 
     Of a path alone, the folder is that of `folders` which has the file, else the one in `links`, (folder, name) as a
     workflow records them, else the published one, else what the name says.
     """
     load_pack()
-    from troupe.model_patches.checkpoints.catalogue import published
+    from troupe.model_patches.checkpoints.catalogue import published_file
 
     value = value.replace("\\", "/")
     folder, _, name = value.partition("/")
@@ -121,7 +121,7 @@ def adapter_file(
         if (place / value).is_file()
     ]
     holding += [kind for kind, name in links if name == value and kind in ADAPTER_FOLDERS]
-    known = published(value)
+    known = published_file(value)
     said = {IP_ADAPTER: "ipadapter", GLIGEN: "gligen"}.get(kind_of(value), "subject_adapters")
     return holding[0] if holding else known.folder if known else said, value
 
@@ -138,10 +138,10 @@ def _links(graph: Graph) -> dict[tuple[str, str], str]:
 
 
 def _add(found: dict, links: dict, folders: ModelFolders, folder: str, name: str) -> None:
-    from troupe.model_patches.checkpoints.catalogue import published
+    from troupe.model_patches.checkpoints.catalogue import published_file
 
     name = name.replace("\\", "/")
-    known = published(name)
+    known = published_file(name)
     link = links.get((folder, name)) or (known.link if known else "")
     found.setdefault(
         (folder, name), Needed(name, folder, link, known.size if known else "", folders.find(folder, name))
@@ -150,12 +150,12 @@ def _add(found: dict, links: dict, folders: ModelFolders, folder: str, name: str
 
 def _add_matrix(found: dict, folder: str, name: str) -> None:
     """The projection matrix beside a GLIGEN file that reads photos."""
-    from troupe.model_patches.checkpoints.catalogue import PROJECTION_MATRIX, published
+    from troupe.model_patches.checkpoints.catalogue import PROJECTION_MATRIX, published_file
     from troupe.model_patches.checkpoints.files import read_shapes
     from troupe.model_patches.families.gligen.layout import reads_photos
     from troupe.model_patches.families.gligen.matrix import matrix_file
 
-    path, known = found[folder, name].path, published(name)
+    path, known = found[folder, name].path, published_file(name)
     if folder != PROJECTION_MATRIX.folder or not (known.encoder if known else path and reads_photos(read_shapes(path))):
         return
     matrix = "/".join([*name.split("/")[:-1], PROJECTION_MATRIX.name])
@@ -177,10 +177,10 @@ def _add_set(found: dict, links: dict, folders: ModelFolders, folder: str, name:
 
 def _add_encoder(found: dict, links: dict, folders: ModelFolders, adapter: str) -> None:
     """The CLIP vision encoder of a known adapter, which may lie there under any name."""
-    from troupe.model_patches.checkpoints.catalogue import ENCODERS, published
+    from troupe.model_patches.checkpoints.catalogue import ENCODERS, published_file
     from troupe.model_patches.checkpoints.clip_vision import best_encoder
 
-    known = published(adapter)
+    known = published_file(adapter)
     encoder = next((e for e in ENCODERS if known and e.name == known.encoder), None)
     if encoder is None:
         return
@@ -192,7 +192,7 @@ def _add_encoder(found: dict, links: dict, folders: ModelFolders, adapter: str) 
 
 
 def model_roots(comfyui: Path | None, given: Path | None) -> ModelFolders:
-    """The given folder first, then ComfyUI's own and those of its extra_model_paths.yaml."""
+    """Return the given folder first, then ComfyUI's own and those of its extra_model_paths.yaml."""
     roots = [given] if given else []
     if comfyui is not None:
         roots += [comfyui / "models", *_extra_roots(comfyui / "extra_model_paths.yaml")]

@@ -13,7 +13,7 @@ MARGIN = 110  # pixels for the front end's menus
 
 
 def put_in_group(workflow: dict[str, Any], nodes: Sequence[dict[str, Any]], title: str) -> float:
-    """A group box round the nodes; returns the y below it."""
+    """Put a group box round the nodes, and return the y below it."""
     boxes = [(*node["pos"], node["pos"][0] + node["size"][0], node["pos"][1] + node["size"][1]) for node in nodes]
     x, y = min(b[0] for b in boxes) - GAP / 2, min(b[1] for b in boxes) - HEAD
     right, bottom = max(b[2] for b in boxes) + GAP / 2, max(b[3] for b in boxes) + GAP / 2
@@ -44,7 +44,7 @@ def show_group(workflow: dict[str, Any], title: str, top: float) -> None:
 
 
 def lowest(workflow: dict[str, Any]) -> float:
-    """The y below all nodes and groups; 0 where there is none."""
+    """Return the y below all nodes and groups; 0 if there is none."""
     nodes = [pair(raw["pos"])[1] + pair(raw.get("size") or [0, 0])[1] for raw in workflow["nodes"] if raw.get("pos")]
     return max(
         [
@@ -60,10 +60,10 @@ def lowest(workflow: dict[str, Any]) -> float:
 
 
 def leftmost(workflow: dict[str, Any]) -> float:
-    """The x where the leftmost node begins; 0 where there is none."""
+    """Return the x where the leftmost node begins; 0 if there is none."""
     return min((pair(raw["pos"])[0] for raw in workflow["nodes"] if raw.get("pos")), default=0)
 
 
 def pair(value: Any) -> tuple[float, float]:
-    """A position or size, which older files have as {'0': x, '1': y}."""
+    """Return a position or size as a pair; older files have {'0': x, '1': y}."""
     return (value["0"], value["1"]) if isinstance(value, dict) else (value[0], value[1])

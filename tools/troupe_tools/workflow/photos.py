@@ -15,7 +15,7 @@ PLACEHOLDER = "example.png"  # ComfyUI's own picture, in templates of older vers
 
 
 def real_photos() -> list[Path]:
-    """Paths of the astronaut and the cat. Raises RunError if one is missing."""
+    """Return the paths of the astronaut and the cat. Raises RunError if one is missing."""
     paths = [SAMPLES / name for name in NAMES]
     missing = [path for path in paths if not path.is_file()]
     if missing:

@@ -41,7 +41,7 @@ OVERLAP = (
 
 
 class Columns:
-    """Puts new nodes below one another, column by column; `nodes` are all of them."""
+    """A layout that puts new nodes below one another, column by column; `nodes` are all of them."""
 
     def __init__(self, wiring: Wiring, top: float):
         self.wiring, self.top, self.nodes = wiring, top, []
@@ -50,7 +50,7 @@ class Columns:
     def put(
         self, kind: str, title: str, values: dict[str, Any] | str, size: tuple[float, float] | None = None
     ) -> dict[str, Any]:
-        """A new node; its class's usual size if none is given."""
+        """Return a new node; its class's usual size if none is given."""
         node = self.wiring.add(kind, title, values, (self._x, self._y))
         node["size"] = list(size or node["size"])
         self.nodes.append(node)
@@ -177,7 +177,7 @@ def _photo(wiring: Wiring, graph: Graph, one: Stacked, framing: str) -> tuple[An
 
 
 def framing_of(chain: Sequence[Stacked]) -> str:
-    """pad where every photo got borders, else center, which leaves square pictures as they are."""
+    """Return 'pad' if every photo got borders, else 'center', which leaves square pictures as they are."""
     return "pad" if all(one.framing == "pad" for one in chain) else "center"
 
 
@@ -190,9 +190,9 @@ def _file_of(wiring: Wiring, photo: tuple[Any, int]) -> str:
 def _record_models(workflow: dict[str, Any], loader: dict[str, Any], choice: Choice) -> None:
     """Links of the files, where they are known, as the front end reads them: on the node and at the file's top."""
     load_pack()
-    from troupe.model_patches.checkpoints.catalogue import ENCODERS, published
+    from troupe.model_patches.checkpoints.catalogue import ENCODERS, published_file
 
-    adapter = published(choice.adapter)
+    adapter = published_file(choice.adapter)
     encoder = (
         next((e.file for e in ENCODERS if adapter and e.name == adapter.encoder), None)
         if choice.vision == "auto"

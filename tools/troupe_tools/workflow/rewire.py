@@ -60,7 +60,7 @@ class Wiring:
         )
 
     def saved(self) -> dict[str, Any]:
-        """The workflow as the file had it: its links are records again where they were."""
+        """Return the workflow as the file had it: its links are records again where they were."""
         links = self.workflow["links"]
         if self._records:
             links = [{**self._records.get(link[0], {}), **dict(zip(RECORD, link, strict=True))} for link in links]
@@ -72,28 +72,28 @@ class Wiring:
         return {**self.workflow, "links": links}
 
     def has(self, id_: Any) -> bool:
-        """Whether the workflow has a node of this id."""
+        """Return whether the workflow has a node of this id."""
         return any(raw["id"] == id_ for raw in self.workflow["nodes"])
 
     def node(self, id_: Any) -> dict[str, Any]:
-        """A node's entry. Raises KeyError where there is none."""
+        """Return a node's entry. Raises KeyError if there is none."""
         for raw in self.workflow["nodes"]:
             if raw["id"] == id_:
                 return raw
         raise KeyError(id_)
 
     def origin(self, id_: Any, name: str) -> Origin | None:
-        """What is wired into an input."""
+        """Return what is wired into an input."""
         link = self._link((Node(self.node(id_)).inputs.get(name) or {}).get("link"))
         return (link[1], link[2]) if link else None
 
     def takers(self, id_: Any, slot: int | None = None) -> list[tuple[Any, int]]:
-        """(node id, input slot) of everything that an output feeds, or all outputs of the node."""
+        """Return (node id, input slot) of everything that an output feeds, or all outputs of the node."""
         return [(link[3], link[4]) for link in self.workflow["links"] if link[1] == id_ and slot in (None, link[2])]
 
     def add(self, kind: str, title: str, values: dict[str, Any] | str, pos: tuple[float, float]) -> dict[str, Any]:
-        """A new node of a class in the template or CORE: nothing wired, the pattern's widget values but for `values`
-        (or a note's text).
+        """Add a node of a class in the template or CORE and return it: nothing wired, the pattern's widget values but
+        for `values` (or a note's text).
         """
         raw = copy.deepcopy(self._patterns[kind])
         self._last_node += 1
@@ -121,7 +121,7 @@ class Wiring:
         self._wire(source, target["id"], into)
 
     def hand_over(self, old: Origin, new: Origin | None) -> None:
-        """Everything that `old` feeds is fed by `new`; by nothing where that is None."""
+        """Rewire everything that `old` feeds to `new`, or disconnect it if that is None."""
         self._broadcast(old, new)
         for target, into in self.takers(*old):
             self._cut(target, into)

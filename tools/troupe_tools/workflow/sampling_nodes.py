@@ -13,7 +13,7 @@ ELSEWHERE = "The embedded engine does not support this: run this workflow in Com
 
 @dataclass(frozen=True, eq=False)
 class Sampling:
-    """Which node says what.
+    """The nodes that set the sampling.
 
     node: the sampler, with `latent_image`; guided: has `model`, `positive`, `negative` and `cfg`; schedule: `steps`,
     `scheduler` and `denoise`;
@@ -28,7 +28,9 @@ class Sampling:
 
 
 def find_sampling(graph: Graph) -> Sampling:
-    """The one sampler. Raises RunError where there is none or there are several, or its parts are others than these."""
+    """Return the one sampler. Raises RunError if there is none or there are several, or its parts are others than
+    these.
+    """
     found = graph.of_type(SIMPLE, CUSTOM)
     if len(found) != 1:
         raise RunError(
@@ -44,7 +46,7 @@ def find_sampling(graph: Graph) -> Sampling:
 
 
 def source(graph: Graph, node: Node, name: str) -> tuple[Node, int]:
-    """The node and output slot behind an input. Raises RunError where nothing is wired."""
+    """Return the node and output slot behind an input. Raises RunError if nothing is wired."""
     found = graph.source(node, name)
     if found is None:
         raise RunError(f"Nothing is wired into '{name}' of {node.label}. Wire it and save the workflow.")
@@ -52,7 +54,7 @@ def source(graph: Graph, node: Node, name: str) -> tuple[Node, int]:
 
 
 def feeding(graph: Graph, node: Node, name: str, kind: str) -> Node:
-    """The node behind an input. Raises RunError where it is of another class."""
+    """Return the node behind an input. Raises RunError if it is of another class."""
     found = source(graph, node, name)[0]
     if found.type != kind:
         raise RunError(

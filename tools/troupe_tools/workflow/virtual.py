@@ -35,5 +35,5 @@ PACKS = {  # class -> the pack that adds it, by its name in the registry, and a 
 
 
 def is_virtual(kind: str) -> bool:
-    """Whether a node class exists only in the browser, or does its work there."""
+    """Return whether a node class exists only in the browser, or does its work there."""
     return kind in OWN or kind in PACKS

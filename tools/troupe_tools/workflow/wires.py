@@ -16,7 +16,7 @@ Link = list[Any]  # id, source node, slot, target node, slot, type
 
 
 def tidy(graph: dict[str, Any]) -> None:
-    """Bring the links of one level into one form, in place, as the front end does when it loads them: a link is where
+    """Convert the links of one level to one form, in place, as the front end does when it loads them: a link is where
     an input names it.
 
     Links that no input names, or that come from a node that is not there, are gone, and their inputs and outputs are
@@ -43,7 +43,7 @@ def tidy(graph: dict[str, Any]) -> None:
 
 
 def as_list(link: Any) -> Link:
-    """A link as a list, also where the file has it as a record."""
+    """Return a link as a list, also if the file has it as a record."""
     if isinstance(link, dict):
         link = [
             link["id"],
@@ -84,7 +84,9 @@ def _idle(nodes: dict[str, dict[str, Any]], link: Link | None) -> bool:
 
 
 def with_broadcasts(workflow: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a saved workflow with its links in one form and those of Use Everywhere's nodes on its own level."""
+    """Return a copy of a saved workflow with its links in one form and those of Use Everywhere's nodes on its own
+    level.
+    """
     changed = copy.deepcopy(workflow)
     tidy(changed)
     wire_broadcasts(changed)

@@ -16,7 +16,7 @@ KEYS = ("workflow", "prompt")  # under which ComfyUI saves them, the better one 
 
 
 def read_workflow(path: Path) -> dict[str, Any]:
-    """A workflow file, or the workflow in a picture. Raises RunError where there is none."""
+    """Read a workflow file, or the workflow in a picture. Raises RunError if there is none."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -31,7 +31,9 @@ def read_workflow(path: Path) -> dict[str, Any]:
 
 
 def find_workflow(name: str) -> Path:
-    """A path, or the name of a shipped template with or without '.json' and its number."""
+    """Return the file of a workflow, given its path, or the name of a shipped template with or without '.json' and its
+    number.
+    """
     given = Path(name)
     wanted = given.name if given.suffix else f"{given.name}.json"
     shipped = next(

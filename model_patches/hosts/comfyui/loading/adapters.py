@@ -24,7 +24,14 @@ import torch
 from .....rehearsal import files as shipped
 from ....adapter import Adapter, AdapterSpec, EncoderNeed, Weights
 from ....checkpoints.adapter_file import adapter_label
-from ....checkpoints.catalogue import DEFAULT_ADAPTER, ENCODERS, encoder_of_width, identity, published, where_to_get
+from ....checkpoints.catalogue import (
+    DEFAULT_ADAPTER,
+    ENCODERS,
+    encoder_of_width,
+    identity,
+    published_file,
+    where_to_get,
+)
 from ....checkpoints.clip_vision import best_encoder, encoder_widths
 from ....checkpoints.files import EXTENSIONS
 from ....encoding.interfaces import check_image_encoder
@@ -61,7 +68,7 @@ class HostAdapter:
         return f"troupe.{self.id}"
 
     def project(self, *features: torch.Tensor) -> Any:
-        """Encoder output [n, ...] -> what the adapter's projection makes of it, float32: a tensor or several."""
+        """Project encoder output [n, ...] by the adapter's projection: one or several tensors, float32."""
         comfy.model_management.load_models_gpu([self.projection_patcher])
         patcher, done = self.projection_patcher, comfy.model_management.intermediate_device()
         found = patcher.model(*(f.to(patcher.load_device, torch.float32) for f in features))
@@ -111,16 +118,16 @@ def register_folders() -> None:
 
 
 def adapter_names() -> list[str]:
-    """Choices of `adapter_name`: every weight file as it lies in its adapter folder, forward slashes on every system;
-    last the adapters that come with the pack.
+    """Return the choices of `adapter_name`: every weight file by its path in its adapter folder, with forward slashes
+    on every system; last the adapters that come with the pack.
 
-    Where there is no file yet, the first choice says so, and stands for none.
+    Where there is no file yet, the first choice says so, and means no file.
     """
     own = [f"{REHEARSAL}/{name}" for name in shipped.ADAPTERS.values() if (shipped.FOLDER / name).is_file()]
-    return [*(_listed() or [NO_FILES]), *own]
+    return [*(_files_by_label() or [NO_FILES]), *own]
 
 
-def _listed() -> dict[str, tuple[str, str]]:
+def _files_by_label() -> dict[str, tuple[str, str]]:
     """Each choice with its folder and its path in there.
 
     A path that an earlier folder has too, or that begins as a folder's name, is listed as `<folder>/<path>`.
@@ -138,7 +145,7 @@ def _listed() -> dict[str, tuple[str, str]]:
 
 
 def clip_vision_names() -> list[str]:
-    """Choices of `clip_vision_name`."""
+    """Return the choices of `clip_vision_name`."""
     return [AUTO, NONE] + [name.replace("\\", "/") for name in folder_paths.get_filename_list("clip_vision")]
 
 
@@ -149,7 +156,7 @@ def check_clip_vision_name(name: str) -> None:
     if (
         name not in (AUTO, NONE)
         and not _has_clip_vision(name)
-        and published(name) not in [encoder.file for encoder in ENCODERS]
+        and published_file(name) not in [encoder.file for encoder in ENCODERS]
     ):
         raise CheckpointError(
             "a file in models/clip_vision",
@@ -163,13 +170,14 @@ def _has_clip_vision(name: str) -> bool:
 
 
 def adapter_path(name: str) -> str:
-    """The file of a combo value (either slash), or of one that an older workflow saved, with the folder before it.
+    """Return the file of a combo value (either slash), or of one that an older workflow saved, with the folder before
+    it.
 
     Raises:
         CheckpointError: it is not there; the message has the download link where the file is a known one.
     """
     name = name.replace("\\", "/")
-    if name == NO_FILES and _listed():
+    if name == NO_FILES and _files_by_label():
         raise CheckpointError("an adapter file", f"'{NO_FILES}'", "Choose one in 'adapter_name'.")
     if name == NO_FILES:
         raise CheckpointError(
@@ -184,10 +192,10 @@ def adapter_path(name: str) -> str:
             raise CheckpointError(f"the file '{rest}'", f"nothing at {shipped.FOLDER / rest}", shipped.AGAIN)
         return str(shipped.FOLDER / rest)
     path = folder_paths.get_full_path(folder, rest) if folder in FOLDERS and rest else None
-    if path is None and (place := _listed().get(name)) is not None:
+    if path is None and (place := _files_by_label().get(name)) is not None:
         path = folder_paths.get_full_path(*place)
     if path is None:
-        known = published(name) or (DEFAULT_ADAPTER if folder == FOLDERS[0] else None)
+        known = published_file(name) or (DEFAULT_ADAPTER if folder == FOLDERS[0] else None)
         where = (
             f"models/{folder}" if folder in FOLDERS else "models/ipadapter, models/gligen or models/subject_adapters"
         )
@@ -214,7 +222,7 @@ def load_adapter(name: str, clip_vision_name: str = AUTO) -> HostAdapter:
 
 
 def host_adapter(adapter: Adapter, clip_vision_name: str = AUTO) -> HostAdapter:
-    """The adapter with its modules under the host's memory management."""
+    """Return the adapter with its modules under the host's memory management."""
     projection, layers, gated, fusion = (
         None if m is None else _patcher(m) for m in (adapter.projection, adapter.layers, adapter.gated, adapter.fusion)
     )
@@ -237,8 +245,8 @@ def invalid_names(adapter_name: str | None, clip_vision_name: str | None = AUTO)
 
 
 def fingerprint(name: str | None) -> str:
-    """Changes when the file behind a combo value does, or one that belongs to it, also where the new one has the size
-    and time of the old.
+    """Return a value that changes when the file behind a combo value does, or one that belongs to it, also where the
+    new one has the size and time of the old.
     """
     try:
         stats = [(path, os.stat(path)) for path in belonging(Path(adapter_path(name or "")))]
@@ -248,17 +256,17 @@ def fingerprint(name: str | None) -> str:
 
 
 def find_clip_vision(need: EncoderNeed) -> str | None:
-    """The file of models/clip_vision whose headers show an encoder of the needed widths, whatever it is called, a
-    published name before others; see `best_encoder`.
+    """Return the file of models/clip_vision whose headers show an encoder of the needed widths, whatever it is called,
+    a published name before others; see `best_encoder`.
     """
-    names = sorted(folder_paths.get_filename_list("clip_vision"), key=lambda name: published(name) is None)
+    names = sorted(folder_paths.get_filename_list("clip_vision"), key=lambda name: published_file(name) is None)
     return best_encoder(
         names, lambda widths: need.fits(*widths), lambda name: folder_paths.get_full_path("clip_vision", name)
     )
 
 
 def _load_clip_vision(path: str, name: str, need: EncoderNeed) -> Any:
-    """The host's CLIP_VISION in a file. Raises CheckpointError where there is none."""
+    """The host's CLIP_VISION in a file. Raises CheckpointError if there is none."""
     known = encoder_of_width(need.kind, need.width)
     fetch = (
         f"{where_to_get(known.file)}, then set 'clip_vision_name' to auto."

@@ -30,9 +30,9 @@ class Rehearsal(NamedTuple):
 
 
 def load_rehearsal(kind: str) -> Rehearsal:
-    """The rehearsal models with one adapter, a key of `files.ADAPTERS`.
+    """Return the rehearsal models with one adapter, a key of `files.ADAPTERS`.
 
-    Several calls share one copy. Raises CheckpointError where a file is missing or damaged.
+    Several calls share one copy. Raises CheckpointError if a file is missing or damaged.
     """
     models = rehearsal_models
     return Rehearsal(
@@ -44,13 +44,13 @@ def load_rehearsal(kind: str) -> Rehearsal:
     )
 
 
-def fingerprint(kind: str) -> str:
-    """Changes when one of the files does."""
+def rehearsal_fingerprint(kind: str) -> str:
+    """Return a value that changes when one of the files does."""
     return str(files.state_of(files.UNET, files.TEXTS, files.IMAGES, files.ADAPTERS[kind]))
 
 
 def reference_pictures(kinds: Sequence[str]) -> list[torch.Tensor]:
-    """IMAGE [1, 128, 128, 3] of an individual of each class; a class named twice gives another individual.
+    """Return pictures [1, 128, 128, 3] of an individual of each class; a class named twice gives another individual.
 
     Their looks were kept out of all training.
     """

@@ -28,7 +28,7 @@ from .....rehearsal.sizes import CHANNELS, CONTEXT, HEAD, TEXT, VISION, VISION_F
 from .....rehearsal.sprites import CLASSES
 from ....adapter import AdapterSpec, EncoderNeed
 
-UNET = {
+UNET_CONFIG = {
     "model_channels": WIDTHS[0],
     "context_dim": CONTEXT,
     "in_channels": CHANNELS,
@@ -64,7 +64,7 @@ BYTES = 16  # for a colour of a pixel while the codec works: a few copies of fou
 _made: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()  # what some node still holds
 
 
-class Latents(comfy.latent_formats.LatentFormat):
+class RehearsalLatents(comfy.latent_formats.LatentFormat):
     """Twelve channels as the UNet was trained on; each step's preview is the average colour of a latent cell."""
 
     latent_channels = CHANNELS
@@ -78,11 +78,11 @@ class Latents(comfy.latent_formats.LatentFormat):
         self.latent_rgb_factors_bias = colours[0].tolist()
 
 
-class Rehearsal(comfy.supported_models.SD15):
+class RehearsalConfig(comfy.supported_models.SD15):
     """SD1.5 in small, with v-prediction."""
 
     unet_extra_config = {"num_heads": -1, "num_head_channels": HEAD}
-    latent_format = Latents
+    latent_format = RehearsalLatents
 
     def model_type(self, state_dict: Any, prefix: str = "") -> Any:
         return comfy.model_base.ModelType.V_PREDICTION
@@ -100,36 +100,36 @@ class Codec(torch.nn.Module):
         self.place = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[b, 3, 8h, 8w] in -1..1 -> [b, 12, h, w]."""
+        """Encode pictures [b, 3, 8h, 8w] in -1..1 as latents [b, 12, h, w]."""
         return codec.encode(pixels)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """[b, 12, h, w] -> [b, 3, 8h, 8w] in about -1..1."""
+        """Decode latents [b, 12, h, w] to pictures [b, 3, 8h, 8w] in about -1..1."""
         return codec.decode(latent)
 
 
 def model() -> Any:
-    """The MODEL. Raises CheckpointError where its file is missing or damaged."""
+    """Return the MODEL. Raises CheckpointError if its file is missing or damaged."""
     return shared(_model, files.UNET)
 
 
 def clip() -> Any:
-    """The CLIP. Raises CheckpointError where its file is missing or damaged."""
+    """Return the CLIP. Raises CheckpointError if its file is missing or damaged."""
     return shared(_clip, files.TEXTS)
 
 
 def vae() -> Any:
-    """The VAE."""
+    """Return the VAE."""
     return shared(_vae)
 
 
 def clip_vision() -> Any:
-    """The CLIP_VISION. Raises CheckpointError where its file is missing or damaged."""
+    """Return the CLIP_VISION. Raises CheckpointError if its file is missing or damaged."""
     return shared(_clip_vision, files.IMAGES)
 
 
 def is_read_by(spec: AdapterSpec) -> bool:
-    """Whether an adapter was made for the rehearsal models, their image encoder included."""
+    """Return whether an adapter was made for the rehearsal models, their image encoder included."""
     return spec.context_dim == CONTEXT and spec.encoder == EncoderNeed("pooled", VISION["projection_dim"])
 
 
@@ -156,8 +156,8 @@ def shared(make: Callable[[Path], Any], *names: str) -> Any:
 
 def _model(folder: Path, disable_dynamic: bool = False) -> Any:
     state = files.read(files.UNET, folder)
-    names = comfy.utils.unet_to_diffusers(UNET)
-    config = Rehearsal(UNET)
+    names = comfy.utils.unet_to_diffusers(UNET_CONFIG)
+    config = RehearsalConfig(UNET_CONFIG)
     config.set_inference_dtype(torch.float32, None)
     inner = config.get_model({}, "")
     files.fill(inner.diffusion_model, {names.get(name, name): value for name, value in state.items()}, files.UNET)

@@ -15,10 +15,10 @@ from ....subjects import References, called
 from ..loading.adapters import HostAdapter
 from ..messages import info
 from ..sampling.conditioning import Conditioning
-from ..sampling.prompt_switch import PROMPT, FusedPrompt
+from ..sampling.prompt_switch import PROMPT_KEY, FusedPrompt
 from ..sampling.weights import weights_of, without_lora
 
-OFFICIAL = "official"
+OFFICIAL_QUIRKS = "official"
 SD15 = 768  # width of its text
 LAST = -1  # layer of CLIP
 
@@ -34,7 +34,7 @@ class HostPromptEncoder:
         return self._clip.tokenize(text)
 
     def embed(self, stream: str, tokens: Sequence[Any]) -> torch.Tensor:
-        """Word embeddings [n, d] float32, LoRAs on them included; vectors of an embedding file as they are."""
+        """Return word embeddings [n, d] float32, LoRAs on them included; vectors of an embedding file as they are."""
         self._clip.load_model()
         table = getattr(self._clip.cond_stage_model, f"clip_{stream}").transformer.get_input_embeddings()
         device = self._clip.patcher.load_device
@@ -71,27 +71,29 @@ def encode_prompt(
     on_model: bool = True,
     done: Callable[[str], None] = info,
 ) -> tuple[Conditioning, Conditioning]:
-    """The prompt's conditioning with the subjects in it, and without them.
+    """Return the prompt's conditioning with the subjects in it, and without them.
 
     The first carries the second, so that the change between them at `start_percent` (ComfyUI's) or `start_step`
     (counted from the run's first step; -1: the percent) happens while it is sampled. quirks: 'clean', or 'official':
     places_of counts, and MM-Diff's second text encoder goes without its LoRA, as in the published pipeline. on_model:
-    False where it is known that no weights of an adapter are put on a MODEL. Raises:
+    False if it is known that no weights of an adapter are put on a MODEL. Raises:
         MismatchError: the adapter puts nothing into prompts, or the CLIP is of another base model.
         SubjectError: see `fusion.fuse_prompt`.
     """
     adapter = cast(HostAdapter, references.adapter)  # Load Subject Adapter of this host gives no other
     if adapter.spec.prompt is None:
-        do = f"Encode the prompt with CLIP Text Encode, and wire these references into {adapter.spec.node}."
+        remedy = f"Encode the prompt with CLIP Text Encode, and wire these references into {adapter.spec.node}."
         raise MismatchError(
-            "references of an adapter that works in the prompt", f"{adapter.spec.file}, {adapter.spec.describe()}", do
+            "references of an adapter that works in the prompt",
+            f"{adapter.spec.file}, {adapter.spec.describe()}",
+            remedy,
         )
     for sentence in _doubts(references, clip, on_model):
         warn(sentence)
-    if quirks == OFFICIAL:
+    if quirks == OFFICIAL_QUIRKS:
         clip = without_lora(clip, adapter, "g")
     texts, said = fuse_prompt(
-        references, text, HostPromptEncoder(clip, adapter), places_of if quirks == OFFICIAL else "", warn
+        references, text, HostPromptEncoder(clip, adapter), places_of if quirks == OFFICIAL_QUIRKS else "", warn
     )
     if said:
         done(f"{adapter.spec.file}: {said}.")
@@ -108,9 +110,9 @@ def _doubts(references: References, clip: Any, on_model: bool) -> list[str]:
     }
     if references.subjects and any(missing.values()):
         where = " and ".join(name for name, there in missing.items() if there)
-        do = "Add Apply Adapter Weights after the checkpoint, and use its outputs 'model' and 'clip'"
+        remedy = "Add Apply Adapter Weights after the checkpoint, and use its outputs 'model' and 'clip'"
         sentences.append(
-            f"{do}: {spec.file} needs its own weights on the {where}. Without them the subjects are hardly "
+            f"{remedy}: {spec.file} needs its own weights on the {where}. Without them the subjects are hardly "
             "recognisable."
         )
     usual = LAST if spec.context_dim == SD15 else LAST - 1
@@ -141,7 +143,10 @@ def _entry(text: FusedText, start_percent: float, start_step: int) -> list[Any]:
     prompt = FusedPrompt(
         text.fused.states, text.plain.states, text.plain.pooled, start_percent, start_step, text.fused.pooled
     )
-    return [text.fused.states, {**rest, PROMPT: prompt} if prompt.delayed and text.plain is not text.fused else rest]
+    return [
+        text.fused.states,
+        {**rest, PROMPT_KEY: prompt} if prompt.delayed and text.plain is not text.fused else rest,
+    ]
 
 
 def _rest(encoded: Encoded) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from ....errors import MismatchError
 from ..sampling.clock import Clock, percent_table, sigma_range
 from ..sampling.conditioning import KEY, Conditioning, ConditioningRecord, attach, text_source
 from ..sampling.hook import Hook
-from ..sampling.prompt_switch import PROMPT, FusedPrompt, PromptSwitch
+from ..sampling.prompt_switch import PROMPT_KEY, FusedPrompt, PromptSwitch
 
 log = logging.getLogger("troupe")
 PLACE = ("area", "mask", "mask_strength", "set_area_to_bounds", "strength")  # of a conditioning entry
@@ -34,7 +34,7 @@ NEAR_ONE = 1e-4
 
 @dataclass(frozen=True)
 class GuidanceSettings(SecondStrength):
-    """Widgets of Two-Strength Guider. cfg, second, second_end: 0..100; second goes in a straight line to second_end
+    """Widgets of Two-Strength Guider. cfg, second, second_end: 0..100; second is interpolated linearly to second_end
     between the percents, which are ComfyUI's.
     """
 
@@ -52,7 +52,7 @@ class GuidanceSettings(SecondStrength):
 
 
 class GuidanceSchedule:
-    """What the second guidance is in each call of one run."""
+    """The second strength in each call of one run."""
 
     def __init__(self, settings: GuidanceSettings, model_sampling: Any, clock: Clock):
         self.settings, self.clock, self._sampling = settings, clock, model_sampling
@@ -60,8 +60,8 @@ class GuidanceSchedule:
         self._table: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def second(self, sigma: torch.Tensor) -> float | torch.Tensor | None:
-        """Its value at the call's sigma [rows]: a float where it is constant, else a tensor [rows] that stays on the
-        device; None outside the range.
+        """Return the second strength at the call's sigma [rows]: a float where it is constant, else a tensor [rows]
+        that stays on the device; None outside the range.
         """
         s = self.settings
         if not self.clock.inside([self._range], sigma)[0]:
@@ -105,7 +105,7 @@ class TwoScaleGuider(comfy.samplers.CFGGuider, ABC):
     def branches(
         self, lists: Sequence[Conditioning | None], x: torch.Tensor, timestep: torch.Tensor, options: dict
     ) -> list[torch.Tensor]:
-        """The denoised picture of each list, in one model call; None gives zeros.
+        """Return the denoised picture of each list, in one model call; None gives zeros.
 
         Another node's `sampler_calc_cond_batch_function` is asked as the host asks it.
         """
@@ -124,8 +124,8 @@ class TwoScaleGuider(comfy.samplers.CFGGuider, ABC):
         timestep: torch.Tensor,
         options: dict,
     ) -> torch.Tensor:
-        """`uncond + cfg (cond - uncond)` of two predictions [cond, uncond] of two lists, through the functions that
-        other nodes put before, in place of and after it.
+        """Return `uncond + cfg (cond - uncond)` of two predictions [cond, uncond] of two lists, through the functions
+        that other nodes put before, in place of and after it.
         """
         for change in options.get("sampler_pre_cfg_function", ()):
             predictions = change(
@@ -162,7 +162,7 @@ class TwoScaleGuider(comfy.samplers.CFGGuider, ABC):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """A run: as the host's, counting its steps."""
+        """Run the sampler as the host does, and count its steps."""
         self.course = GuidanceSchedule(
             self.settings, self.model_patcher.get_model_object("model_sampling"), Clock(sigmas, sampler)
         )
@@ -179,7 +179,7 @@ class SubjectDiffusionGuider(TwoScaleGuider):
     ordinary guidance of positive against negative. A branch whose factor is zero is not computed."""
 
     def set_branches(self, positive: Conditioning, negative: Conditioning, middle: Conditioning | None) -> None:
-        """middle None: the negative's text with the positive's references."""
+        """Set the branches of the run; without middle, it is the negative's text with the positive's references."""
         middle = image_branch(negative, positive) if middle is None else middle
         for apply_id in drop_in_ids(self.model_patcher):
             middle = attach(middle, ConditioningRecord(apply_id, COND, None))
@@ -189,14 +189,14 @@ class SubjectDiffusionGuider(TwoScaleGuider):
         self.inner_set_conds({"positive": positive, "negative": negative, "middle": middle})
 
     def outer_sample(self, *args: Any, **kwargs: Any) -> Any:
-        """A run, announced."""
+        """Log what the run does, then run it."""
         log.info("Troupe: text guidance %g, image guidance %s.", self.cfg, self.settings.course)
         return super().outer_sample(*args, **kwargs)
 
     def predict_noise(
         self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None, seed: int | None = None
     ) -> torch.Tensor:
-        """The denoised picture [B, C, ...] of one call."""
+        """Return the denoised picture [B, C, ...] of one call."""
         options = model_options or {}
         second = self.second(timestep)
         if second is None or _is(second, self.cfg):
@@ -221,25 +221,22 @@ class UMMGuider(TwoScaleGuider):
     computed."""
 
     def set_branches(self, positive: Conditioning, negative: Conditioning, middle: Conditioning | None) -> None:
-        """Raise MismatchError where middle is None, or second is no alpha."""
-        if middle is None:
-            do = "Wire 'text_only' of Encode Prompt with Subjects into it."
-            raise MismatchError("the prompt without its subjects in 'middle' for method umm", "nothing wired", do)
-        self.settings.check_shares()
+        """Raise MismatchError if middle is None, or second is no alpha."""
+        middle = self.settings.umm_middle(middle)
         for apply_id in drop_in_ids(self.model_patcher):
             middle = attach(middle, ConditioningRecord(apply_id, COND, None))
         negative = node_helpers.conditioning_set_values(negative, {"prompt_type": "negative"})
         self.inner_set_conds({"positive": positive, "negative": negative, "middle": middle})
 
     def outer_sample(self, *args: Any, **kwargs: Any) -> Any:
-        """A run, announced."""
+        """Log what the run does, then run it."""
         log.info("Troupe: guidance %g, the subjects' share %s.", self.cfg, self.settings.course)
         return super().outer_sample(*args, **kwargs)
 
     def predict_noise(
         self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None, seed: int | None = None
     ) -> torch.Tensor:
-        """The denoised picture [B, C, ...] of one call."""
+        """Return the denoised picture [B, C, ...] of one call."""
         options, alpha = model_options or {}, self.second(timestep)
         alpha = 0.0 if alpha is None else alpha
         bare = _is(self.cfg, 1.0) and not options.get("disable_cfg1_optimization", False)
@@ -271,7 +268,7 @@ def subject_guider(
     method: str,
     settings: GuidanceSettings,
 ) -> TwoScaleGuider:
-    """The GUIDER of a method (a key of METHODS) for a MODEL and its conditionings; middle as the method's
+    """Return the GUIDER of a method (a key of METHODS) for a MODEL and its conditionings; middle as the method's
     `set_branches` says.
 
     Raises MismatchError: a number that is not finite or below 0, as only a wire can bring it, or what `set_branches`
@@ -294,13 +291,13 @@ def subject_guider(
 
 
 def image_branch(texts: Conditioning, source: Conditioning) -> Conditioning:
-    """The negative's texts with the positive's subjects, where and when the positive has them.
+    """Return the negative's texts with the positive's subjects, where and when the positive has them.
 
     Every entry of `source` lends its records, its delay (an adapter that waits for its word waits here too) and its
     range of steps; where it has an area or a mask, its place too, with the text that the host itself would give that
     area.
     """
-    if len({_place_and_time(options) for _, options in source}) == 1 and not _placed(source[0][1]):
+    if len({_place_and_time(options) for _, options in source}) == 1 and not _has_area(source[0][1]):
         source = source[:1]
     found = []
     for _, given in source:
@@ -312,38 +309,40 @@ def image_branch(texts: Conditioning, source: Conditioning) -> Conditioning:
             part = {**options, KEY: tuple({record.apply_id: record for record in given.get(KEY, ())}.values())}
             if (start, end) != (0.0, 1.0):
                 part |= {"start_percent": start, "end_percent": end}
-            if _placed(given):
+            if _has_area(given):
                 part = {key: value for key, value in part.items() if key not in PLACE} | {
                     key: given[key] for key in PLACE if key in given
                 }
             elif len(source) > 1 and ("strength" in given or "strength" in options):
                 part["strength"] = options.get("strength", 1.0) * given.get("strength", 1.0)
-            prompt = given.get(PROMPT)
+            prompt = given.get(PROMPT_KEY)
             if prompt is not None and prompt.delayed:
-                part.setdefault(PROMPT, FusedPrompt(tensor, tensor, None, prompt.start_percent, prompt.start_step))
+                part.setdefault(PROMPT_KEY, FusedPrompt(tensor, tensor, None, prompt.start_percent, prompt.start_step))
             found.append([tensor, part])
     return found or [[tensor, {**options, KEY: ()}] for tensor, options in texts]
 
 
-def _placed(options: dict) -> bool:
+def _has_area(options: dict) -> bool:
     return "area" in options or "mask" in options
 
 
 def _place_and_time(options: dict) -> tuple:
-    """What tells the subjects of one entry from those of another: records, range, delay, and whether it has a place."""
-    prompt = options.get(PROMPT)
+    """What distinguishes the subjects of one entry from those of another: records, range, delay, and whether it has a
+    place.
+    """
+    prompt = options.get(PROMPT_KEY)
     return (
         tuple(record.apply_id for record in options.get(KEY, ())),
         options.get("start_percent", 0.0),
         options.get("end_percent", 1.0),
         None if prompt is None else (prompt.start_percent, prompt.start_step),
-        _placed(options),
+        _has_area(options),
     )
 
 
 def _texts_there(texts: Conditioning, given: dict) -> Conditioning:
     """The entries of `texts` that hold where `given` has its place; all of them where it has none."""
-    if not _placed(given):
+    if not _has_area(given):
         return texts
     area = given.get("area")
     percent = area is not None and area[0] == "percentage"
@@ -361,8 +360,8 @@ def _texts_there(texts: Conditioning, given: dict) -> Conditioning:
 
 
 def drop_in_ids(model: Any) -> list[str]:
-    """Ids of the Apply nodes on the MODEL whose references act on the sampler's positive list, without a record
-    there.
+    """Return the ids of the Apply nodes on the MODEL whose references act on the sampler's positive list, without a
+    record there.
     """
     hooks = [getattr(wrapper, "__self__", None) for wrapper in model.get_all_wrappers(WrappersMP.OUTER_SAMPLE)]
     return [hook.id for hook in hooks if isinstance(hook, Hook) and not hook.positive_wired]

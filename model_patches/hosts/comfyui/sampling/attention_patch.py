@@ -1,4 +1,4 @@
-"""What stands in a block's `attn2` replace slot during a model call: whoever was there before, plus our deltas."""
+"""The function in a block's `attn2` replace slot during a model call: the one before it, plus our deltas."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ AddedRows = tuple[int, int, torch.Tensor]  # first row, number of rows, what is 
 
 
 class Delta(Protocol):
-    """Computes what one Apply node adds to a layer; `text()` gives plain text attention [rows, N, C], computed at most
-    once a block.
+    """A callable that computes what one Apply node adds to a layer; `text()` gives plain text attention [rows, N, C],
+    computed at most once a block.
     """
 
     def __call__(self, q: torch.Tensor, text: Callable[[], torch.Tensor], options: Options) -> list[AddedRows]: ...
@@ -49,8 +49,8 @@ class CrossAttentionPatch(DeltaStack[Delta]):
 
 
 def install(transformer_options: Options, deltas: Mapping[tuple, Delta], own: Mapping[tuple, Any]) -> Options:
-    """A copy of the options with a delta on each block key; what other packs put there (3-tuple key, else 2-tuple) is
-    kept underneath.
+    """Return a copy of the options with a delta on each block key; what other packs put there (3-tuple key, else
+    2-tuple) is kept underneath.
 
     own: the attention of blocks whose checkpoint asks for one.
     """

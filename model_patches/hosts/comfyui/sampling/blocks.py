@@ -15,7 +15,7 @@ from ....errors import MismatchError
 Grid = tuple[int, int]
 Key = tuple[str, int, int]  # the host's name of a transformer block: ("input" | "middle" | "output", block, depth)
 # order of published adapters: down, up, mid
-PARTS = (("input_blocks", "input"), ("output_blocks", "output"), ("middle_block", "middle"))
+PATCHED_PARTS = (("input_blocks", "input"), ("output_blocks", "output"), ("middle_block", "middle"))
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Block:
 
 
 def attention_blocks(unet: nn.Module) -> tuple[Block, ...]:
-    """All text cross-attention layers of an SD1.5, SD2 or SDXL UNet, in checkpoint order (down, up, mid).
+    """Return all text cross-attention layers of an SD1.5, SD2 or SDXL UNet, in checkpoint order (down, up, mid).
 
     Raises:
         MismatchError: the model has none (FLUX, SD3, Qwen and other transformers).
     """
     found: list[Block] = []
-    levels = {name: _levels(unet, name) for _, name in PARTS}
-    for part, name in PARTS:
+    levels = {name: _levels(unet, name) for _, name in PATCHED_PARTS}
+    for part, name in PATCHED_PARTS:
         for path, module in getattr(unet, part, nn.Module()).named_modules():
             names = path.split(".")
             if len(names) < 3 or names[-2] != "transformer_blocks" or getattr(module, "attn2", None) is None:
@@ -63,34 +63,36 @@ def attention_blocks(unet: nn.Module) -> tuple[Block, ...]:
             )
     if not found:
         what = f"{type(unet).__name__}, without text cross-attention"
-        do = (
+        remedy = (
             "Load an SD1.5 or SDXL checkpoint (or one of their finetunes); for FLUX and Qwen use their own "
             "reference nodes."
         )
-        raise MismatchError("a MODEL of the SD1.5, SD2 or SDXL family", what, do)
+        raise MismatchError("a MODEL of the SD1.5, SD2 or SDXL family", what, remedy)
     return tuple(found)
 
 
 def grids_of(blocks: Iterable[Block], size: Grid) -> set[Grid]:
-    """(h, w) of the positions that the layers see, for rows of that size in latent cells: half the side each time,
-    rounded up.
+    """Return (h, w) of the positions that the layers see, for rows of that size in latent cells: half the side each
+    time, rounded up.
     """
     return {(-(-size[0] // 2**level), -(-size[1] // 2**level)) for level in {block.level for block in blocks}}
 
 
 def text_keys(unet: nn.Module, block: Block) -> nn.Module:
-    """The layer's own `to_k`, to be called, never read: the host may keep its weight elsewhere, cast or patched."""
+    """Return the layer's own `to_k`. Call it and do not read its weight, which the host may keep elsewhere, cast or
+    patched.
+    """
     return unet.get_submodule(f"{block.path}.to_k")
 
 
 def text_values(unet: nn.Module, block: Block) -> nn.Module:
-    """The layer's own `to_v`, likewise."""
+    """Return the layer's own `to_v`; see `text_keys`."""
     return unet.get_submodule(f"{block.path}.to_v")
 
 
 def own_attentions(unet: nn.Module, blocks: Iterable[Block]) -> dict[Key, Any]:
-    """What newer hosts call `preferred_attention`, of the layers whose checkpoint asks for an attention function of its
-    own; their modules have it, in `comfy_attention`.
+    """Return the `preferred_attention` of newer hosts, for the layers whose checkpoint asks for an attention function
+    of its own; their modules have it, in `comfy_attention`.
     """
     found = {block.key: getattr(unet.get_submodule(block.path), "comfy_attention", None) for block in blocks}
     return {key: own for key, own in found.items() if getattr(own, "function", None) is not None}

@@ -34,7 +34,7 @@ class Call:
 
 
 def texts_of(conds: Sequence[Sequence[dict] | None]) -> dict[tuple[int, Any], torch.Tensor]:
-    """(list index, uuid) -> text [1, T, D] of the entries of a prediction."""
+    """Return the text [1, T, D] of each entry of a prediction, by (list index, uuid)."""
     found = {
         (index, entry["uuid"]): entry.get("model_conds", {}).get("c_crossattn")
         for index, entries in enumerate(conds)
@@ -44,11 +44,10 @@ def texts_of(conds: Sequence[Sequence[dict] | None]) -> dict[tuple[int, Any], to
 
 
 def whose(call: Call, options: Options, x: torch.Tensor, text: torch.Tensor | None) -> list[ConditioningChunk | None]:
-    """What the rows of x get, one a chunk of the model call; empty where another pack has put other rows there than the
-    host says.
+    """Return what the rows of x get, one entry per chunk of the model call; empty if another pack changed the rows.
 
-    Rows that are told by their number are not looked at. In tiles a chunk alone can have as many rows as all of the
-    host's, so there the texts are compared, once a run and kind of call.
+    Rows that are recognised by their number are not compared. In tiles a chunk alone can have as many rows as all of
+    the host's, so there the texts are compared, once a run and kind of call.
     """
     indices, uuids = options["cond_or_uncond"], options["uuids"]
     if len(indices) != len(uuids):
@@ -81,17 +80,17 @@ def _texts_agree(call: Call, rows: Sequence[tuple[int, Any]], text: torch.Tensor
 
 
 def placed(chunks: Sequence[ConditioningChunk | None], size: Grid, x: torch.Tensor) -> bool:
-    """Whether the rows of x show what the host says, not tiles of it that another pack cut out."""
+    """Return whether the rows of x show the area that the host says, not tiles that another pack cut out of it."""
     return all(shown_size(chunk.area, size) == tuple(x.shape[-2:]) for chunk in chunks if chunk)
 
 
 def with_subjects(chunks: Sequence[ConditioningChunk | None]) -> bool:
-    """Whether any rows of a model call have the subjects, not only the empty tokens of a negative prompt."""
+    """Return whether any rows of a model call have the subjects, not only the empty tokens of a negative prompt."""
     return any(chunk.role == COND for chunk in chunks if chunk)
 
 
 def window_of(area: tuple[int, ...] | None, size: Grid) -> Window:
-    """A conditioning area (h, w, y, x in latent cells) as the part of the picture that its rows show."""
+    """Convert a conditioning area (h, w, y, x in latent cells) to the part of the picture that its rows show."""
     if area is None:
         return WHOLE
     (h, w, y, x), (height, width) = area, size
@@ -99,5 +98,5 @@ def window_of(area: tuple[int, ...] | None, size: Grid) -> Window:
 
 
 def shown_size(area: tuple[int, ...] | None, size: Grid) -> Grid:
-    """Latent cells (h, w) that an entry's rows show, as the host cuts them out."""
+    """Return the size in latent cells (h, w) that an entry's rows show, as the host cuts them out."""
     return size if area is None else (min(area[0], size[0] - area[2]), min(area[1], size[1] - area[3]))

@@ -41,8 +41,8 @@ BETWEEN = {"eta", "r", "r_1", "r_2"}
 
 
 def keeps_to_the_schedule(option: str, value: Any) -> bool:
-    """Whether a sampler with this option calls the model with no sigma beyond those of the step before and the step
-    after.
+    """Return whether a sampler with this option calls the model with no sigma beyond those of the step before and the
+    step after.
     """
     if option in BETWEEN:
         return isinstance(value, (int, float)) and 0.0 <= value <= 1.0
@@ -71,7 +71,7 @@ class Clock:
         self._callback = False
 
     def wrap(self, callback: Callable[..., Any] | None) -> Callable[..., Any] | None:
-        """The sampler's callback (step, denoised, x, total), counting as it passes through."""
+        """Return the sampler's callback (step, denoised, x, total), counting as it passes through."""
         if callback is None:
             return None
         self._callback = True
@@ -83,7 +83,7 @@ class Clock:
         return counted
 
     def bounds(self) -> tuple[float, float] | None:
-        """(lowest, highest) sigma the next model call can have, or None where that is not known."""
+        """Return (lowest, highest) sigma the next model call can have, or None if that is not known."""
         if not (self._callback and self._counts) or self._sigmas is None or len(self._sigmas) < 2:
             return None
         # a schedule may rise, or turn in between
@@ -91,13 +91,15 @@ class Clock:
         return (min(near), max(near)) if near else None
 
     def first_sigma(self) -> float:
-        """Where the run begins; infinite where there is no schedule."""
+        """Return the sigma where the run begins; infinite if there is no schedule."""
         return FULL[0] if self._sigmas is None or not len(self._sigmas) else self._known_schedule()[0]
 
     def sigma_of(self, step: int) -> float:
-        """The sigma at which a step of this run begins; below every sigma where the run has not so many steps."""
+        """Return the sigma at which a step of this run begins; below every sigma where the run has not so
+        many steps.
+        """
         schedule = [] if self._sigmas is None else self._known_schedule()
-        return schedule[step] if step < len(schedule) - 1 else EMPTY[0]
+        return schedule[step] if step < len(schedule) - 1 else NEVER[0]
 
     @cached_property
     def direction(self) -> int:
@@ -109,8 +111,9 @@ class Clock:
         return -1 if all(a >= b for a, b in pairs) else 1 if all(a <= b for a, b in pairs) else 0
 
     def step(self, sigma: torch.Tensor) -> int:
-        """The step that a call belongs to, by the steps that are finished and the call's own sigma, which is read: a
-        call before the next step's sigma is reached belongs to the one that has just been counted."""
+        """Return the step that a call belongs to, by the steps that are finished and the call's own sigma, which is
+        read: a call before the next step's sigma is reached belongs to the one that has just been counted.
+        """
         schedule, at = self._known_schedule(), min(self._finished, len(self._known_schedule()) - 2)
         if at <= 0:
             return 0
@@ -126,7 +129,7 @@ class Clock:
         return self._schedule
 
     def inside(self, ranges: list[tuple[float, float]], sigma: torch.Tensor) -> list[bool]:
-        """For each (first sigma, last sigma) whether this call lies in it, ends included; a first below the last is an
+        """Return whether this call lies in each (first sigma, last sigma), ends included; a first below the last is an
         empty range.
 
         sigma: [rows], the call's own, read only if the bounds leave a range open.
@@ -142,8 +145,8 @@ class Clock:
         return [last <= value <= first for first, last in ranges]
 
     def percent(self, percent_of: Callable[[float], float], sigma: torch.Tensor) -> float:
-        """ComfyUI's percent of the step that this call belongs to; a sampler's further calls within a step count as the
-        next one.
+        """Return ComfyUI's percent of the step that this call belongs to; a sampler's further calls within a step count
+        as the next one.
 
         percent_of: from `percent_reader`; sigma: [rows], the call's own, read only where nothing counts the steps.
         """
@@ -154,15 +157,15 @@ class Clock:
 
 
 FULL = (float("inf"), 0.0)
-EMPTY = (-1.0, 0.0)
+NEVER = (-1.0, 0.0)
 
 
 def sigma_range(model_sampling: Any, start_percent: float, end_percent: float) -> tuple[float, float]:
-    """ComfyUI's percents (0 = first step, 1 = last) as (first, last) sigma; EMPTY where the start is not before the
-    end.
+    """Convert ComfyUI's percents (0 = first step, 1 = last) to (first, last) sigma; NEVER if the start is not before
+    the end.
     """
     if start_percent >= end_percent:
-        return EMPTY
+        return NEVER
     if start_percent <= 0.0 and end_percent >= 1.0:
         return FULL
     first = FULL[0] if start_percent <= 0.0 else float(model_sampling.percent_to_sigma(start_percent))
@@ -171,7 +174,7 @@ def sigma_range(model_sampling: Any, start_percent: float, end_percent: float) -
 
 
 def percent_table(model_sampling: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log sigma, rising; ComfyUI's percent there), both [1000] (LCM: [50]) float32 on the CPU: the host's
+    """Return (log sigma, rising; ComfyUI's percent there), both [1000] (LCM: [50]) float32 on the CPU: the host's
     `percent_to_sigma` at its own timesteps.
     """
     if isinstance(logs := getattr(model_sampling, "log_sigmas", None), torch.Tensor):
@@ -188,8 +191,8 @@ def percent_table(model_sampling: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def percent_reader(model_sampling: Any) -> Callable[[float], float]:
-    """The host's `percent_to_sigma` backwards: sigma -> percent, 0 for the largest and 1 for none; exact between the
-    host's own timesteps.
+    """Return the inverse of the host's `percent_to_sigma`: sigma -> percent, 0 for the largest and 1 for none; exact
+    between the host's own timesteps.
     """
     logarithms, percents = (t.double().numpy() for t in percent_table(model_sampling))
 

@@ -18,11 +18,12 @@ Conditioning = list[list[Any]]
 
 @dataclass(frozen=True, eq=False)
 class ConditioningRecord:
-    """What an Apply node leaves on a conditioning entry: whose it is (`apply_id`), what its rows get (`role`), and the
+    """The mark of an Apply node on a conditioning entry: whose it is (`apply_id`), what its rows get (`role`), and the
     references.
 
     Nothing in it changes, and packs that copy conditionings deeply would copy the adapter's weights: a copy is the
-    record itself."""
+    record itself.
+    """
 
     apply_id: str
     role: str
@@ -34,8 +35,8 @@ class ConditioningRecord:
 
 @dataclass(frozen=True)
 class ConditioningChunk:
-    """What one conditioning entry's rows get in a model call: the role, and the entry's area in latent cells (h, w, y,
-    x) or None.
+    """The rows of one conditioning entry in a model call: the role, and the entry's area in latent cells (h, w, y, x)
+    or None.
     """
 
     role: str
@@ -43,7 +44,7 @@ class ConditioningChunk:
 
 
 def attach(conditioning: Conditioning, record: ConditioningRecord) -> Conditioning:
-    """A copy of the conditioning with the record added to every entry; other keys and other records stay."""
+    """Return a copy of the conditioning with the record added to every entry; other keys and other records stay."""
     return [[entry[0], {**entry[1], KEY: entry[1].get(KEY, ()) + (record,)}] for entry in conditioning]
 
 
@@ -53,7 +54,7 @@ def foreign_ids(conds: Sequence[Sequence[dict] | None], own: set[str]) -> set[st
 
 
 class Lists:
-    """Which list of a guider each conditioning entry of a run was made for.
+    """The list of a guider that each conditioning entry of a run was made for.
 
     The host copies an entry with an area to the end of the other lists too, under the same uuid, with the text of an
     entry there: such a copy is borrowed.
@@ -67,7 +68,7 @@ class Lists:
 
     @classmethod
     def of(cls, guider: Any) -> Lists:
-        """The lists of a guider whose run begins."""
+        """Return the lists of a guider whose run begins."""
         return cls(
             {entry["uuid"]: name for name, entries in guider.conds.items() for entry in entries}, lambda: guider.conds
         )
@@ -75,9 +76,10 @@ class Lists:
     def split(
         self, conds: Sequence[Sequence[dict] | None]
     ) -> list[tuple[list[dict], list[tuple[dict, dict]], list[str | None]]]:
-        """For each list of a prediction: its own entries, the borrowed ones as (entry, the own one whose text it has),
-        and the names of the own ones' lists. A name is None where nothing tells it; without a run the first list counts
-        as positive, the others as negative."""
+        """Return, for each list of a prediction, its own entries, the borrowed ones as (entry, the own one whose text
+        it has), and the names of the own ones' lists. A name is None if it is unknown; without a run the first
+        list counts as positive, the others as negative.
+        """
         homes = self._names
         if any(entry["uuid"] not in homes for entries in conds for entry in entries or ()):
             homes = {**_earliest(self._now()), **homes}
@@ -106,7 +108,7 @@ class Lists:
 
 
 def _earliest(lists: Mapping[Any, Sequence[dict] | None]) -> dict[Any, Any]:
-    """uuid -> key of the list in which the entry stands earliest: copies of other lists' entries are appended."""
+    """uuid -> key of the list in which the entry comes first: copies of other lists' entries are appended."""
     places: dict[Any, tuple[int, Any]] = {}
     for key, entries in lists.items():
         for place, entry in enumerate(entries or ()):
@@ -116,8 +118,8 @@ def _earliest(lists: Mapping[Any, Sequence[dict] | None]) -> dict[Any, Any]:
 
 
 def text_source(area: Any, areas: Sequence[Any]) -> int:
-    """Which of a list's own entries gives an area of another list its text: the host's own function is asked, with
-    marks in place of texts.
+    """Return which of a list's own entries gives its text to an area of another list, found by calling the host's
+    function with marks in place of texts.
 
     area, areas: of the entry and of the list's own ones, (h, w, y, x) or None for the whole picture. Returns an index
     of `areas`.
@@ -132,8 +134,8 @@ def text_source(area: Any, areas: Sequence[Any]) -> int:
 
 
 class Roles:
-    """Decides the role of every conditioning entry of a run for one Apply node. positive_wired, negative_wired: whether
-    that node's inputs were.
+    """The roles of a run's conditioning entries for one Apply node. positive_wired, negative_wired: whether that node's
+    inputs were.
     """
 
     def __init__(self, apply_id: str, positive_wired: bool, negative_wired: bool, lists: Lists):
@@ -145,7 +147,7 @@ class Roles:
         )
 
     def table(self, conds: Sequence[Sequence[dict] | None]) -> dict[tuple[int, Any], ConditioningChunk]:
-        """(list index, uuid) -> ConditioningChunk for the entries that take part."""
+        """Return the ConditioningChunk of each entry that takes part, by (list index, uuid)."""
         found: dict[tuple[int, Any], ConditioningChunk] = {}
         for index, (own, lent, names) in enumerate(self.lists.split(conds)):
             roles = {entry["uuid"]: self._role(entry, name, own) for entry, name in zip(own, names, strict=True)}

@@ -13,8 +13,8 @@ _said: deque[Hashable] = deque(maxlen=64)
 
 
 def first_time(what: Hashable) -> bool:
-    """Whether the node that runs now has not asked this before in its prompt, as it does for each of an upscaler's
-    tiles; always True outside of one.
+    """Return whether the node that runs now has not asked this before in its prompt, as it does for each of an
+    upscaler's tiles; always True outside of one.
     """
     context = get_executing_context()
     if context is None:
@@ -27,8 +27,8 @@ def first_time(what: Hashable) -> bool:
 
 
 def executing() -> tuple[Mapping[str, Any] | None, str]:
-    """The API prompt that the host's queue is running and the id of the node that runs in it; (None, '') where either
-    is not known, as in scripts.
+    """Return the API prompt that the host's queue is running and the id of the node that runs in it; (None, '') where
+    either is not known, as in scripts.
     """
     context = get_executing_context()
     server = sys.modules.get("server")

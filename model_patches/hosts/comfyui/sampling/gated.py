@@ -28,8 +28,8 @@ from .other_packs import named, patches_of
 from .rows import rows_from_options, rows_of_chunks
 from .run import Run
 
-KEPT = 8  # subjects that come and go, and areas, make several sets of objects in a run; so many are kept
-FIRST = ("input", 0)  # the UNet's first convolution, as the host names it
+KEPT_OBJECTS = 8  # subjects that come and go, and areas, make several sets of objects in a run; so many are kept
+FIRST_CONVOLUTION = ("input", 0)  # the UNet's first convolution, as the host names it
 
 
 class GatedAdapter(Hook):
@@ -71,7 +71,7 @@ class GatedAdapter(Hook):
         return self.settings.in_crops
 
     def located(self, now: GatedStrengths) -> bool:
-        """Whether a subject that acts now has a box."""
+        """Return whether a subject that acts now has a box."""
         return any(
             subject.box is not None
             for subject, weight in zip(self.references.subjects, now.weights, strict=True)
@@ -79,7 +79,7 @@ class GatedAdapter(Hook):
         )
 
     def strengths(self, run: Run, model_sampling: Any, sigma: torch.Tensor) -> GatedStrengths | None:
-        """Weights and scale of this call, None where nothing acts."""
+        """Return the weights and scale of this call, or None if nothing acts."""
 
         def percent() -> float:
             return run.clock.percent(run.once(("percents",), lambda: percent_reader(model_sampling)), sigma)
@@ -91,7 +91,7 @@ class GatedAdapter(Hook):
     def bind(
         self, call: Call, chunks: list[ConditioningChunk | None], model: Any, x: torch.Tensor, options: Options
     ) -> Options:
-        """Appends our patches to the host's lists, so that everybody else's act too."""
+        """Append our patches to the host's lists, so that those of other packs act too."""
         if not placed(chunks, call.size, x):
             call.run.rest(
                 f"{named([call.around])} samples the picture in tiles: boxes cannot be mapped to tiles, so "
@@ -103,7 +103,7 @@ class GatedAdapter(Hook):
         objects = call.run.once(
             ("objects", groups, device, dtype),
             lambda: layer_objects(module, self.references, groups, bbox, dtype, device),
-            KEPT,
+            KEPT_OBJECTS,
         )
         layers = {
             key: GatedLayer(fuser, mine) for key, fuser, mine in zip(self.keys, module.fusers, objects, strict=True)
@@ -129,7 +129,7 @@ class GatedAdapter(Hook):
         if self.settings.end_percent >= 1.0 or self.settings.decay_percent <= 0.0:
             return call.now.scale
         return call.run.once(
-            ("scale", call.now.scale, device), lambda: torch.tensor(call.now.scale, device=device), KEPT
+            ("scale", call.now.scale, device), lambda: torch.tensor(call.now.scale, device=device), KEPT_OBJECTS
         )
 
     def _groups(self, call: Call, chunks: Sequence[ConditioningChunk | None]) -> tuple[Group, ...]:
@@ -155,7 +155,7 @@ class GatedAdapter(Hook):
                 mask = mask[:, y : y + h, x : x + w]
             return module.mask_conv(mask.unsqueeze(0).to(device, dtype))
 
-        return call.run.once(("mask", call.now.weights, chunk.area, call.size, device, dtype), make, KEPT)
+        return call.run.once(("mask", call.now.weights, chunk.area, call.size, device, dtype), make, KEPT_OBJECTS)
 
     def _report(self, run: Run, objects: Sequence[ObjectTokens]) -> None:
         subjects, spec = self.references.subjects, self.references.adapter.spec
@@ -224,7 +224,7 @@ class MaskPatch:
         """h [rows, C, H, W] -> the same shape; only the first block is changed, and only where the rows are the chunks'
         (GatedPatch says if not).
         """
-        if options["block"] != FIRST or all(a is None for a in self.added):
+        if options["block"] != FIRST_CONVOLUTION or all(a is None for a in self.added):
             return h
         each = rows_of_chunks(
             len(h), len(h), options["cond_or_uncond"] * (len(self.added) // len(options["cond_or_uncond"]))

@@ -78,17 +78,17 @@ class Hook(ABC):
 
     @abstractmethod
     def located(self, now: Any) -> bool:
-        """Whether regions or boxes say where a subject that acts in this call may act. now: what `strengths` gave."""
+        """Return whether a subject that acts in this call is limited by a region or box. now: what `strengths` gave."""
 
     @abstractmethod
     def strengths(self, run: Run, model_sampling: Any, sigma: torch.Tensor) -> Any | None:
-        """How strong everything is in this call, None where nothing acts."""
+        """Return the strengths in this call, or None if nothing acts."""
 
     @abstractmethod
     def bind(
         self, call: Call, chunks: list[ConditioningChunk | None], model: Any, x: torch.Tensor, options: Options
     ) -> Options:
-        """A copy of the options with what acts in this model call. chunks: of the rows of x, in order."""
+        """Return a copy of the options with what acts in this model call. chunks: of the rows of x, in order."""
 
     # ---- the three moments -------------------------------------------------------------------------------------------
 
@@ -116,7 +116,7 @@ class Hook(ABC):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Begins and ends a run."""
+        """Begin and end a run."""
         guider = executor.class_obj
         run = self._new_run(Lists.of(guider), sigmas, sampler)
         options = guider.model_options["transformer_options"]
@@ -163,7 +163,7 @@ class Hook(ABC):
         timestep: torch.Tensor,
         model_options: dict,
     ) -> Any:
-        """Decides which entries take part in this prediction and how strong each subject is now."""
+        """Decide which entries take part in this prediction and how strong each subject is now."""
         options = dict(model_options.get("transformer_options", {}))
         own = dict(options.get(KEY, {}))
         state = own.pop(self.id, None)
@@ -188,9 +188,9 @@ class Hook(ABC):
             )
         options[KEY] = own
         for lost in foreign_ids(conds, set(known_ids(model_options))):
-            do = "connect 'model' and 'positive' of the same Apply node to the sampler"
+            remedy = "connect 'model' and 'positive' of the same Apply node to the sampler"
             sentence = (
-                f"{do}: a prompt has references of an Apply node ({lost[:6]}) whose 'model' output is not "
+                f"{remedy}: a prompt has references of an Apply node ({lost[:6]}) whose 'model' output is not "
                 "sampled, so they have no effect."
             )
             run.say(sentence, logging.WARNING)
@@ -207,7 +207,7 @@ class Hook(ABC):
         transformer_options: Options | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Binds what acts in this model call."""
+        """Bind what acts in this model call."""
         options = transformer_options or {}
         call = options.get(KEY, {}).get(self.id)
         if isinstance(call, Call):
@@ -226,7 +226,7 @@ class Hook(ABC):
     # ---- their parts -------------------------------------------------------------------------------------------------
 
     def module(self, model: Any) -> Any:
-        """The adapter's modules, from the patcher that is sampling: right on clones and on other devices."""
+        """Return the adapter's modules, from the patcher that is sampling: right on clones and on other devices."""
         patcher = model.current_patcher
         attached = patcher.get_additional_models_with_key(self.key) if patcher is not None else []
         return (attached[-1] if attached else self.patcher).model
@@ -266,7 +266,7 @@ class Hook(ABC):
             run.say(f"{sentence} Without them the subjects are hardly recognisable.", logging.WARNING)
 
     def _part(self, noise: torch.Tensor, latent_image: torch.Tensor, refining: bool) -> str:
-        """Why regions and boxes would be stretched over a part of the picture in this run, '' where they are not.
+        """Why regions and boxes would be stretched over a part of the picture in this run, '' if they are not.
 
         A part is known by the graph. Where no graph is known, as in a script, every run that keeps the layout of a
         picture is taken for one.
@@ -285,10 +285,10 @@ class Hook(ABC):
             )
         else:
             return ""
-        do = "Set 'in_crops' to 'apply' if you drew them for exactly this part."
+        remedy = "Set 'in_crops' to 'apply' if you drew them for exactly this part."
         return (
             f"{because}: regions and boxes of {self.node} cannot be mapped to it, so {self.node} is skipped in "
-            f"this run. {do}"
+            f"this run. {remedy}"
         )
 
     def _warn_about_size(self, run: Run, noise: torch.Tensor) -> None:
@@ -320,10 +320,10 @@ def _begins_from_a_picture(noise: torch.Tensor, latent_image: torch.Tensor) -> b
 
 
 def model_dtype(model: Any) -> torch.dtype:
-    """The dtype in which the host's model computes."""
+    """Return the dtype in which the host's model computes."""
     return model.manual_cast_dtype or model.get_dtype()
 
 
 def known_ids(model_options: dict) -> tuple[str, ...]:
-    """Ids of the Apply nodes whose wrappers are on the model."""
+    """Return the ids of the Apply nodes whose wrappers are on the model."""
     return tuple(model_options.get("transformer_options", {}).get(APPLY_IDS, ()))

@@ -27,7 +27,7 @@ from .rows import rows_from_options
 from .run import Run
 from .weights import weights_of
 
-KEPT = 16  # sets of weights that subjects coming and going make in a run
+KEPT_WEIGHTS = 16  # sets of weights that subjects coming and going make in a run
 LIMITS = 192  # limits that areas, tiles and windows over the batch make: a UNet has up to seven grids
 WEIGHT_STATES = 8  # hook schedules change the UNet's weights within a run; the keys of so many states are kept
 
@@ -70,19 +70,19 @@ class ImageAttention(Hook):
         return self.settings.in_crops
 
     def located(self, now: ImageStrengths) -> bool:
-        """Whether a region, or a box that limits now, holds a subject back that acts now."""
+        """Return whether a subject that acts now is limited by a region, or by a box while boxes limit."""
         acting = [subject for subject, weight in zip(self.references.subjects, now.weights, strict=True) if weight]
         return limited(acting, now.boxed and self.settings.box_strength > 0.0)
 
     def strengths(self, run: Run, model_sampling: Any, sigma: torch.Tensor) -> ImageStrengths | None:
-        """Weight of each subject in this call, None where nobody acts."""
+        """Return the weight of each subject in this call, or None if nobody acts."""
         return image_strengths(self.settings, self.references.subjects, spans_of_run(run, model_sampling, sigma))
 
     def bind(
         self, call: Call, chunks: list[ConditioningChunk | None], model: Any, x: torch.Tensor, options: Options
     ) -> Options:
-        """Puts a delta on every cross-attention layer; rows of role UNCOND are left alone by adapters that have no
-        empty tokens.
+        """Put a delta on every cross-attention layer; rows of role UNCOND are left alone by adapters that have no empty
+        tokens.
         """
         chunks = [chunk if chunk and takes_part(self.references, chunk.role) else None for chunk in chunks]
         if not any(chunks):
@@ -116,10 +116,12 @@ class ImageAttention(Hook):
             2 * WEIGHT_STATES,
         )
         strengths = run.once(
-            ("strengths", call.now.weights, device), lambda: torch.tensor(call.now.weights, device=device), KEPT
+            ("strengths", call.now.weights, device), lambda: torch.tensor(call.now.weights, device=device), KEPT_WEIGHTS
         )
         acting = (
-            run.once(("acting", call.now.weights, device), lambda: (strengths != 0).float(), KEPT) if tallies else None
+            run.once(("acting", call.now.weights, device), lambda: (strengths != 0).float(), KEPT_WEIGHTS)
+            if tallies
+            else None
         )
         shown = placed(chunks, call.size, x)
         if not shown and limited(self.references.subjects, call.now.boxed):
@@ -206,8 +208,8 @@ class ImageAttention(Hook):
         subjects: Sequence[ReferenceSubject] | None = None,
         pictures: tuple[int, ...] = (),
     ) -> torch.Tensor | None:
-        """m of every subject for the chunks, [1 or G, 1 or B, M, N], or None where no region or box limits anybody.
-        subjects, pictures: see `_pictured`.
+        """Return the m of every subject for the chunks, [1 or G, 1 or B, M, N], or None if no region or box limits
+        anybody. subjects, pictures: see `_pictured`.
         """
         subjects = self.references.subjects if subjects is None else subjects
         if not limited(subjects, call.now.boxed):
@@ -241,11 +243,10 @@ class ImageAttention(Hook):
 
 @dataclass(frozen=True, eq=False)
 class SharedDelta:
-    """What the deltas of one model call have in common. placed: its rows show what the host says, not tiles of it;
-    tallies: of those who record;
-    acting: [M], 1 for subjects that act now, or None where nobody records; others: patches and wrappers of other packs
-    that can change rows and positions;
-    subjects, pictures: see `ImageAttention.limits`."""
+    """The state that the deltas of one model call share. placed: its rows show what the host says, not tiles of it;
+    tallies: of those who record; acting: [M], 1 for subjects that act now, or None if nobody records; others: patches
+    and wrappers of other packs that can change rows and positions; subjects, pictures: see `ImageAttention.limits`.
+    """
 
     owner: ImageAttention
     call: Call
@@ -261,7 +262,7 @@ class SharedDelta:
 
 @dataclass(frozen=True, eq=False)
 class LayerDelta:
-    """What the subjects add to one layer in one model call."""
+    """The part that the subjects add to one layer in one model call."""
 
     shared: SharedDelta
     tokens: LayerTokens
@@ -336,7 +337,7 @@ class LayerDelta:
 
 
 def pictures_of_window(options: Options) -> tuple[int, ...] | None:
-    """Numbers of the pictures in a call that has only a part of the batch, as the host's context windows and
+    """Return the numbers of the pictures in a call that has only a part of the batch, as the host's context windows and
     AnimateDiff-Evolved say; None: all.
     """
     window = options.get("context_window")
@@ -347,8 +348,6 @@ def pictures_of_window(options: Options) -> tuple[int, ...] | None:
 
 
 def hook_state(model: Any) -> Any:
-    """What tells one state of the UNet's weights from another within a run: the active hook group and its present
-    strengths.
-    """
+    """Return the state of the UNet's weights within a run: the active hook group and its present strengths."""
     hooks = getattr(model.current_patcher, "current_hooks", None)
     return None if hooks is None else (hooks, tuple(getattr(hook, "strength", 1.0) for hook in hooks.hooks))

@@ -13,8 +13,8 @@ PACK = re.compile(r"(?:.*[/\\]|(?:custom_nodes|comfy_extras)\.)([^/\\.]+)")
 
 
 def pack_of(patch: Any) -> str | None:
-    """Name of the custom node pack (or of the host's own module of extra nodes) that a patch or wrapper comes from;
-    None where that cannot be told.
+    """Return the name of the custom node pack (or of the host's own module of extra nodes) that a patch or wrapper
+    comes from, or None if unknown.
     """
     while isinstance(patch, functools.partial):
         patch = patch.func
@@ -23,8 +23,8 @@ def pack_of(patch: Any) -> str | None:
 
 
 def named(patches: Iterable[Any]) -> str:
-    """The subject of a sentence about whoever else left these patches: 'Some-Pack', 'one of Some-Pack and Other', or
-    'another pack'. Ours are passed over.
+    """Return the subject of a sentence about the packs that left these patches: 'Some-Pack', 'one of Some-Pack and
+    Other', or 'another pack'. Ours are passed over.
     """
     others = (patch for patch in patches if not (getattr(patch, "__module__", None) or "").startswith(OURS))
     names = sorted({name for patch in others if (name := pack_of(patch))})
@@ -38,6 +38,6 @@ def named(patches: Iterable[Any]) -> str:
 
 
 def patches_of(options: dict[str, Any], *kinds: str) -> list[Any]:
-    """All patches of these kinds in a call's `transformer_options`."""
+    """Return all patches of these kinds in a call's `transformer_options`."""
     lists = options.get("patches", {})
     return [patch for kind in kinds for patch in lists.get(kind, ())]

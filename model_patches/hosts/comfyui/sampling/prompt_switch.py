@@ -17,11 +17,11 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ....binding.plan import is_delayed
-from .clock import EMPTY, FULL, SAME_STEP, Clock, sigma_range
+from .clock import FULL, NEVER, SAME_STEP, Clock, sigma_range
 from .conditioning import Lists
 
 log = logging.getLogger("troupe")
-PROMPT = "troupe_prompt"  # key on a conditioning entry
+PROMPT_KEY = "troupe_prompt"  # key on a conditioning entry
 PHASE = "troupe_phase"  # on an entry of a run: (FusedPrompt, whether this one is the fused)
 RUN = "troupe_prompt_run"
 BEFORE, AFTER = False, True
@@ -29,7 +29,7 @@ BEFORE, AFTER = False, True
 
 @dataclass(frozen=True, eq=False)
 class FusedPrompt:
-    """What a fused conditioning entry was made from, and when it takes over.
+    """The texts of a fused conditioning entry, and when the fused one takes over.
 
     fused, text: [1, T, D], with and without the subjects; pooled: of the text, [1, E], or None; start_percent:
     ComfyUI's; start_step: counted
@@ -52,7 +52,7 @@ class FusedPrompt:
         return is_delayed(self.start_percent, self.start_step)
 
     def text_for(self, now: torch.Tensor) -> torch.Tensor:
-        """The plain counterpart of what other nodes have made of the fused tensor, [1, T', D].
+        """Return the plain counterpart of what other nodes have made of the fused tensor, [1, T', D].
 
         Unchanged, and with rows added behind it (ConditioningConcat): exact. Zeroed out: zeros. Mixed with something
         else (ConditioningAverage): moved by the whole difference of text and fused, since the share is not known.
@@ -65,7 +65,7 @@ class FusedPrompt:
         return torch.cat((text, now[:, rows:]), 1)
 
     def pooled_for(self, now: torch.Tensor | None) -> torch.Tensor | None:
-        """The same for what other nodes have made of the fused pooled output, [1, E]."""
+        """Return the plain counterpart of what other nodes have made of the fused pooled output, [1, E]."""
         if self.pooled is None or now is None or not now.any():
             return now
         if self.fused_pooled is None or torch.equal(now, self.fused_pooled.to(now)):
@@ -78,10 +78,10 @@ class PromptSwitch:
 
     def attach(self, model: Any) -> None:
         """Put the wrappers on a clone of the MODEL, unless they are there."""
-        if model.get_wrappers(WrappersMP.OUTER_SAMPLE, PROMPT):
+        if model.get_wrappers(WrappersMP.OUTER_SAMPLE, PROMPT_KEY):
             return
-        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, PROMPT, self.outer_sample)
-        model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, PROMPT, self.calc_cond_batch)
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, PROMPT_KEY, self.outer_sample)
+        model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, PROMPT_KEY, self.calc_cond_batch)
 
     def outer_sample(
         self,
@@ -95,7 +95,7 @@ class PromptSwitch:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Makes two entries of each delayed one, before the host prepares them."""
+        """Make two entries of each delayed one, before the host prepares them."""
         guider = executor.class_obj
         lists = Lists.of(guider)
         if any(changes_in_run(entry) for entries in guider.conds.values() for entry in entries):
@@ -121,7 +121,7 @@ class PromptSwitch:
         timestep: torch.Tensor,
         model_options: dict,
     ) -> Any:
-        """Leaves the entries of the present phase."""
+        """Keep only the entries of the present phase."""
         if any(PHASE in entry for entries in conds for entry in entries or ()):
             clock, lists = model_options["transformer_options"].get(RUN) or (Clock(None), Lists())
             split = zip(conds, lists.split(conds), strict=True)
@@ -133,11 +133,11 @@ class PromptSwitch:
 
 
 def uncalled(*_: Any) -> None:
-    """A callback for runs that were given none."""
+    """Do nothing: the callback of runs that were given none."""
 
 
 def announce(conds: Mapping[str, Sequence[dict]], clock: Clock, steps: int, model_sampling: Any) -> None:
-    """Say once for a run when the subjects enter the prompt, and that they never do where their step is beyond it."""
+    """Log once for a run when the subjects enter the prompt, or that they never do because their step is beyond it."""
     said = set()
     for prompt in {entry[PHASE][0]: None for entries in conds.values() for entry in entries if PHASE in entry}:
         if prompt.start_step >= 0 and clock.direction >= 0:
@@ -165,15 +165,16 @@ def announce(conds: Mapping[str, Sequence[dict]], clock: Clock, steps: int, mode
 
 
 def changes_in_run(entry: dict) -> bool:
-    """Whether a conditioning entry is a prompt whose subjects come later."""
-    prompt: FusedPrompt | None = entry.get(PROMPT)
+    """Return whether a conditioning entry is a prompt whose subjects come later."""
+    prompt: FusedPrompt | None = entry.get(PROMPT_KEY)
     return prompt is not None and prompt.delayed and "cross_attn" in entry
 
 
 def mirrored(conds: Mapping[str, Sequence[dict]]) -> dict[str, list[dict]]:
-    """The lists with the positive's ControlNets and GLIGEN boxes given to the others, as the host does when the run
-    begins: entry by entry, so it has to be before one of them becomes two. The host leaves lists alone that have
-    theirs."""
+    """Return the lists with the positive's ControlNets and GLIGEN boxes given to the others, as the host does when the
+    run begins: entry by entry, so it has to be before one of them becomes two. The host leaves lists alone that have
+    theirs.
+    """
     made = {name: list(entries) for name, entries in conds.items()}
     positive = [entry for entry in made.get("positive", ()) if not _becomes_area(entry)]
     controlled = [entry for entry in positive if entry.get("control_apply_to_uncond", False)]
@@ -194,13 +195,13 @@ def _becomes_area(entry: dict) -> bool:
 
 
 def phases(entry: dict) -> list[dict]:
-    """The entries of a run that one conditioning entry becomes: itself, or its text and its fused version, which share
-    its uuid.
+    """Return the entries of a run that one conditioning entry becomes: itself, or its text and its fused version, which
+    share its uuid.
     """
     if not changes_in_run(entry):
         return [entry]
-    prompt: FusedPrompt = entry[PROMPT]
-    rest = {key: value for key, value in entry.items() if key != PROMPT}
+    prompt: FusedPrompt = entry[PROMPT_KEY]
+    rest = {key: value for key, value in entry.items() if key != PROMPT_KEY}
     pooled = {"pooled_output": prompt.pooled_for(entry["pooled_output"])} if "pooled_output" in entry else {}
     text = {
         **rest,
@@ -215,7 +216,7 @@ def phases(entry: dict) -> list[dict]:
 def present(
     own: Sequence[dict], lent: Sequence[tuple[dict, dict]], clock: Clock, model_sampling: Any, sigma: torch.Tensor
 ) -> list[dict]:
-    """Of a list with both versions of delayed entries, those of the phase that this call is in.
+    """Return the entries of the phase that this call is in, from a list with both versions of delayed entries.
 
     lent: areas of another list with the own entry whose text each has. The host gave them the text of one version; it
     is moved to the right one.
@@ -229,9 +230,9 @@ def present(
 def are_fused(
     prompts: Sequence[FusedPrompt], clock: Clock, model_sampling: Any, sigma: torch.Tensor
 ) -> dict[FusedPrompt, bool]:
-    """Whether each prompt has its subjects in this call.
+    """Return whether each prompt has its subjects in this call.
 
-    Where the schedule turns, its steps are told by their number, not by their sigma.
+    Where the schedule turns, its steps are recognised by their number, not by their sigma.
     """
     counted = [prompt for prompt in prompts if prompt.start_step >= 0 and clock.direction == 0]
     ranged = [prompt for prompt in prompts if prompt not in counted]
@@ -248,7 +249,7 @@ def _in_phase(entry: dict, source: dict, here: Sequence[dict]) -> dict:
 
 
 def fused_range(prompt: FusedPrompt, clock: Clock, model_sampling: Any) -> tuple[float, float]:
-    """(first, last) sigma of the fused phase.
+    """Return (first, last) sigma of the fused phase.
 
     A step begins at its own sigma; calls that a sampler makes between two belong to the earlier one.
     """
@@ -256,7 +257,7 @@ def fused_range(prompt: FusedPrompt, clock: Clock, model_sampling: Any) -> tuple
         first, last = sigma_range(model_sampling, prompt.start_percent, 1.0)
     elif clock.direction > 0:
         begin = clock.sigma_of(prompt.start_step)
-        return (FULL[0], begin - SAME_STEP * max(1.0, begin)) if begin >= 0 else EMPTY
+        return (FULL[0], begin - SAME_STEP * max(1.0, begin)) if begin >= 0 else NEVER
     else:
         first, last = clock.sigma_of(prompt.start_step), 0.0
     return (first, last) if first == FULL[0] else (first + SAME_STEP * max(1.0, first), last)

@@ -44,7 +44,7 @@ Finished = Callable[["RelevanceRecord", torch.Tensor], None]
 
 
 class RelevanceRecord:
-    """What Record Relevance hands on: the maps of its MODEL's last finished run.
+    """The output of Record Relevance: the maps of its MODEL's last finished run.
 
     Emptied when a run begins; of several, the last begun wins.
     """
@@ -56,7 +56,7 @@ class RelevanceRecord:
 
     @property
     def run(self) -> RecordedRun | None:
-        """The last run, None where none has come to its end since it began."""
+        """The last run, None if none has come to its end since it began."""
         with self._lock:
             return self._run
 
@@ -74,7 +74,7 @@ class RelevanceRecord:
                 self._run, self._current = found, None
 
     def abandon(self, recording: Recording) -> None:
-        """Let go of what was recorded of a run that did not come to its end."""
+        """Drop the records of a run that did not finish."""
         with self._lock:
             if self._current is recording:
                 self._current = None
@@ -93,7 +93,7 @@ class Recorder:
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, f"{KEY}.record.{self.id}", self.outer_sample)
 
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        """Records a run."""
+        """Record a run."""
         recording = self.record.begin(self.blocks)
         options = executor.class_obj.model_options["transformer_options"]
         options[RECORDINGS] = options.get(RECORDINGS, ()) + (recording,)
@@ -117,7 +117,7 @@ class Recording:
         self._lock = threading.Lock()
 
     def tally(self, hook: Any) -> Tally | None:
-        """Where the layers of an Apply Image Attention add what they see, None where its subjects have no names."""
+        """Return the accumulator for the layers of an Apply Image Attention, or None if its subjects have no names."""
         found = self._tallies.get(hook.id)
         if found is not None:
             return found
@@ -128,11 +128,11 @@ class Recording:
             return self._tallies.setdefault(hook.id, Tally(self, hook))
 
     def note(self, sentence: str) -> None:
-        """Tell something in the report."""
+        """Add a sentence to the report."""
         self._notes.setdefault(sentence)
 
     def result(self, latent: torch.Tensor) -> RecordedRun:
-        """Everything on the CPU."""
+        """Return the recorded maps on the CPU."""
         applied = [tally.maps() for tally in self._tallies.values()]
         if any(tally.skipped for tally in self._tallies.values()) and not any(
             tally.seen for tally in self._tallies.values()
@@ -161,8 +161,8 @@ class Tally:
     def add(
         self, owned: torch.Tensor, chunks: Sequence[ConditioningChunk], acting: torch.Tensor, grid: Grid, size: Grid
     ) -> None:
-        """Add what one layer tells. owned [G, B, M, N] of the chunks; acting [M], 1 for subjects that act in this step,
-        else 0; size: of the latent.
+        """Add what one layer observes. owned [G, B, M, N] of the chunks; acting [M], 1 for subjects that act in this
+        step, else 0; size: of the latent.
         """
         self.seen = True
         for g, chunk in enumerate(chunks):
@@ -183,7 +183,7 @@ class Tally:
             return self._sums.setdefault(key, empty_sums(subjects, grid, device))
 
     def maps(self) -> AppliedMaps | None:
-        """The mean maps on the CPU, or None where nobody acted."""
+        """Return the mean maps on the CPU, or None if nobody acted."""
         parts = [part_of(sums, grid, window_of(area, size)) for (grid, area, size, _), sums in self._sums.items()]
         mixing = self.settings.mixing
         return applied_maps(self.references, mixing.merge, mixing.sharpness, parts)
@@ -197,7 +197,7 @@ def observer(
     size: Grid,
     whole: bool,
 ) -> Observe | None:
-    """What a layer is to tell about rows of these chunks, or None where nobody records them. whole: whether its
+    """Return what a layer is to tell about rows of these chunks, or None if nobody records them. whole: whether its
     positions are the picture's.
     """
     if not tallies or acting is None or all(chunk.role != COND for chunk in chunks):
@@ -221,7 +221,7 @@ def observer(
 
 
 def record_relevance(model: Any, blocks: str, finished: Finished | None = None) -> tuple[Any, RelevanceRecord]:
-    """A clone of the MODEL that fills the RelevanceRecord whenever it samples, and then calls `finished`."""
+    """Return a clone of the MODEL that fills the RelevanceRecord whenever it samples, and then calls `finished`."""
     record, patched = RelevanceRecord(), model.clone()
     Recorder(record, blocks, finished).attach(patched)
     return patched, record

@@ -13,7 +13,7 @@ Rows = tuple[int, int]  # start, length
 def rows_of_chunks(
     rows: int, batch: int, indices: Sequence[int], repeated: Sequence[int] | None = None
 ) -> tuple[Rows, ...] | None:
-    """Rows of each chunk of a model call, in the call's order.
+    """Return the rows of each chunk of a model call, in the call's order.
 
     Arguments:
         rows: of the block's query.
@@ -22,7 +22,7 @@ def rows_of_chunks(
         repeated: the same after another pack repeated rows, where it says so; otherwise repeats of non-uncond chunks
             are assumed.
     Returns:
-        (start, length) for each chunk, or None where the rows fit no pattern.
+        (start, length) for each chunk, or None if the rows fit no pattern.
     """
     chunks = len(indices)
     each, rest = divmod(batch, chunks)
@@ -45,15 +45,15 @@ def rows_of_chunks(
 
 
 def tiles_in(rows: int, expected: int) -> int:
-    """How often a model call holds the rows that the host made: packs that sample in tiles put several in one call,
-    each with all chunks.
+    """Return how many times a model call holds the rows that the host made: packs that sample in tiles put several in
+    one call, each with all chunks.
     """
     return 1 if rows % expected else rows // expected
 
 
 def rows_from_options(rows: int, options: dict[str, Any], chunks: int) -> tuple[Rows, ...] | None:
-    """`rows_of_chunks` of the host's `extra_options`, for a call whose rows are that many chunks (the host's own, once
-    for each tile).
+    """Return the `rows_of_chunks` of the host's `extra_options`, for a call whose rows are that many chunks (the host's
+    own, once for each tile).
     """
     indices = tuple(options["cond_or_uncond"])
     return rows_of_chunks(

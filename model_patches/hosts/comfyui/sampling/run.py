@@ -11,8 +11,8 @@ from .conditioning import Roles
 
 
 class Run(RunCache):
-    """Lives from the start of a sampling run to its end; caches are dropped with it. node_id: of the Apply node that
-    shows its messages.
+    """The state of one sampling run, from its start to its end; caches are dropped with it. node_id: of the Apply node
+    that shows its messages.
     """
 
     def __init__(self, clock: Clock, roles: Roles, node_id: str | None = None):
@@ -21,12 +21,12 @@ class Run(RunCache):
         self.due = False  # whether a call came in which something should act
         self.acted = False
         self.part = ""  # why nothing can be placed in what this run samples
-        self.explained = False  # whether it was told why nothing, or not everything, acts
+        self.explained = False  # whether the message was given why nothing, or not everything, acts
         self._said: set[str] = set()
         self._shown = False  # whether the node shows a message of this run
 
     def begins(self) -> bool:
-        """Note that something acts in this run; whether that is the first time."""
+        """Note that something acts in this run, and return whether that is the first time."""
         with self._lock:
             first, self.acted = not self.acted, True
         return first
@@ -43,8 +43,8 @@ class Run(RunCache):
                 self._shown = True
 
     def rest(self, sentence: str, again: bool = True) -> None:
-        """Warn, once a run, that something rests; a run in which nothing acted is then explained. again: False for what
-        the node's earlier runs have said.
+        """Warn, once a run, that something is disabled; a run in which nothing acted is then explained. again: False
+        for what the node's earlier runs have said.
         """
         self.explained = True
         self.say(sentence, logging.WARNING if again else logging.DEBUG)

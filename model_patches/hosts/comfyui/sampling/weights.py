@@ -21,7 +21,7 @@ from .prompt_switch import PromptSwitch
 Weight = TypeVar("Weight", torch.Tensor, LoraPair)
 MARK = "troupe_weights"
 MASKED_CHANNELS = 5  # a UNet whose extra input is the box mask of Subject-Diffusion
-STREAMS = {"l": "CLIP-L", "g": "OpenCLIP bigG", "h": "OpenCLIP H"}  # the host's names of text encoders
+STREAM_LABELS = {"l": "CLIP-L", "g": "OpenCLIP bigG", "h": "OpenCLIP H"}  # the host's names of text encoders
 INPUT = "input_blocks.0.0.weight"
 
 
@@ -34,8 +34,8 @@ def apply_weights(
     warn: Callable[[str], None] = lambda sentence: None,
     done: Callable[[str], None] = info,
 ) -> tuple[Any, Any]:
-    """Clones of MODEL and CLIP (None stays None) with the weights that the adapter brings; what it brings none for, or
-    at strength 0, comes back as it was.
+    """Clone MODEL and CLIP (None stays None) and add the adapter's weights; one that it has no weights for, or at
+    strength 0, is returned unchanged.
 
     Whole tensors replace the base's own, below everything that other nodes patch there before or after. LoRAs are
     added, at any strength. For an adapter that acts in the prompt the MODEL also learns to change delayed prompts; it
@@ -80,8 +80,8 @@ def apply_weights(
 
 
 def without_lora(clip: Any, adapter: HostAdapter, stream: str) -> Any:
-    """A clone of the CLIP without the adapter's LoRA in one text encoder ('l', 'g', 'h'); the CLIP itself where there
-    is none of it.
+    """Return a clone of the CLIP without the adapter's LoRA in one text encoder ('l', 'g', 'h'); the CLIP itself where
+    there is none of it.
     """
     pairs, strength = adapter.weights.text_lora.get(stream), weights_of(clip.patcher).get(adapter.id, 0.0)
     if not pairs or not strength:
@@ -92,8 +92,8 @@ def without_lora(clip: Any, adapter: HostAdapter, stream: str) -> Any:
 
 
 def weights_of(patcher: Any) -> Mapping[str, float]:
-    """Ids of the adapters whose weights are on a MODEL, or on a CLIP's `patcher`, with the strength of their LoRAs
-    (whole tensors: 1).
+    """Return the ids of the adapters whose weights are on a MODEL, or on a CLIP's `patcher`, with the strength of their
+    LoRAs (whole tensors: 1).
     """
     return patcher.get_attachment(MARK) or {}
 
@@ -102,21 +102,21 @@ def check_input_channels(model: Any) -> None:
     """Raise MismatchError for a UNet with five input channels, which the host can load but not sample."""
     weight = model.model_state_dict().get(f"diffusion_model.{INPUT}")
     if weight is not None and weight.shape[1] == MASKED_CHANNELS:
-        do = (
+        remedy = (
             "Load the SD2-base checkpoint it was trained on with Load Checkpoint, and this file with Load "
             "Subject Adapter and Apply Adapter Weights."
         )
         raise MismatchError(
             "a UNet with 4 input channels",
             "5: a Subject-Diffusion UNet with a channel for box masks, loaded as a whole model",
-            do,
+            remedy,
         )
 
 
 def in_unet(model: Any, weights: Mapping[str, Weight], adapter: HostAdapter) -> dict[str, Weight]:
-    """LDM names -> the MODEL's keys. Raises MismatchError unless every weight has its place and shape."""
+    """Map LDM names to the MODEL's keys. Raises MismatchError unless every weight has its place and shape."""
     keys = {name: f"diffusion_model.{name}" for name in weights}
-    return _placed(
+    return _placed_patches(
         model.model_state_dict(),
         [keys],
         weights,
@@ -127,14 +127,14 @@ def in_unet(model: Any, weights: Mapping[str, Weight], adapter: HostAdapter) -> 
 
 
 def in_text_encoder(patcher: Any, tensors: Mapping[str, torch.Tensor], adapter: HostAdapter) -> dict[str, torch.Tensor]:
-    """Names in the file -> the CLIP's keys, in the text encoder where all shapes fit.
+    """Map names in the file to the CLIP's keys, in the text encoder where all shapes fit.
 
-    Raises MismatchError where there is none.
+    Raises MismatchError if there is none.
     """
     state, first = patcher.model_state_dict(), next(iter(tensors), None)
     encoders = [key.removesuffix(first) for key in state if key.endswith(f".{first}")] if tensors else []
     choices = [{name: f"{encoder}{name}" for name in tensors} for encoder in encoders]
-    return _placed(
+    return _placed_patches(
         state,
         choices,
         tensors,
@@ -145,26 +145,27 @@ def in_text_encoder(patcher: Any, tensors: Mapping[str, torch.Tensor], adapter: 
 
 
 def in_streams(patcher: Any, loras: Mapping[str, Mapping[str, LoraPair]], adapter: HostAdapter) -> dict[str, LoraPair]:
-    """Names in each text encoder ('l', 'g', 'h') -> the CLIP's keys.
+    """Map names in each text encoder ('l', 'g', 'h') to the CLIP's keys.
 
-    Raises MismatchError where the CLIP has not all of them.
+    Raises MismatchError if the CLIP has not all of them.
     """
     state = patcher.model_state_dict()
     placed: dict[str, LoraPair] = {}
-    there = [stream for stream in STREAMS if any(key.startswith(f"clip_{stream}.") for key in state)]
+    there = [stream for stream in STREAM_LABELS if any(key.startswith(f"clip_{stream}.") for key in state)]
     if not set(loras) <= set(there):
         wanted, have = (
-            " and ".join(STREAMS[stream] for stream in STREAMS if stream in streams) or "another text encoder"
+            " and ".join(STREAM_LABELS[stream] for stream in STREAM_LABELS if stream in streams)
+            or "another text encoder"
             for streams in (loras, there)
         )
-        do = (
+        remedy = (
             f"Wire the CLIP of the {adapter.spec.base} checkpoint that {adapter.spec.file} was trained on, as "
             "Load Checkpoint gives it."
         )
-        raise MismatchError(f"a CLIP with {wanted} for the LoRAs of {adapter.spec.file}", f"one with {have}", do)
+        raise MismatchError(f"a CLIP with {wanted} for the LoRAs of {adapter.spec.file}", f"one with {have}", remedy)
     for stream, pairs in loras.items():
         choice = {name: f"clip_{stream}.transformer.{name}" for name in pairs}
-        placed |= _placed(
+        placed |= _placed_patches(
             state,
             [choice],
             pairs,
@@ -175,7 +176,7 @@ def in_streams(patcher: Any, loras: Mapping[str, Mapping[str, LoraPair]], adapte
     return placed
 
 
-def _placed(
+def _placed_patches(
     state: Mapping[str, torch.Tensor],
     choices: Iterable[dict[str, str]],
     weights: Mapping[str, Weight],
@@ -183,7 +184,7 @@ def _placed(
     wanted: str,
     found: str,
 ) -> dict[str, Weight]:
-    """The weights at the choice of keys where all of them fit. Raises MismatchError where there is none."""
+    """The weights at the choice of keys where all of them fit. Raises MismatchError if there is none."""
     shapes = {name: _shape(weight) for name, weight in weights.items()}
     if not shapes:
         return {}
@@ -200,11 +201,11 @@ def _placed(
             else f"'{name}' has the shape {list(have.shape)} instead of {list(shapes[name])}"
         )
         misfit = f"where {len(misfits)} of {len(shapes)} tensors do not fit: {other}"
-    do = (
+    remedy = (
         f"Wire the checkpoint that {adapter.spec.file} was trained on ({adapter.spec.base}), as Load Checkpoint "
         "gives it."
     )
-    raise MismatchError(f"{wanted} for the weights of {adapter.spec.file}", f"{found} {misfit}", do)
+    raise MismatchError(f"{wanted} for the weights of {adapter.spec.file}", f"{found} {misfit}", remedy)
 
 
 def _shape(weight: torch.Tensor | LoraPair) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ if CHECKPOINT:
 
 
 class Report(io.ComfyNode):
-    """Writes the references as the encoder saw them and what can be told of them into the output folder."""
+    """A node that writes the references as the encoder saw them, and facts about them, into the output folder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -136,5 +136,5 @@ class HelperPack(ComfyExtension):
 
 
 async def comfy_entrypoint() -> HelperPack:
-    """The host's way in."""
+    """Return the host's way in."""
     return HelperPack()

@@ -1,0 +1,81 @@
+"""Docstrings: what a function does in the imperative, what a class is as a noun phrase."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+import pytest
+from troupe_tools.pack import ROOT
+
+FOLDERS = ("nodes", "model_patches", "training", "tools/troupe_tools")
+MODULES = sorted(path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+# the words in use; ruff's D401 lets nouns pass, and takes some verbs for nouns
+VERBS = set(
+    re.findall(
+        r"\w+",
+        """
+        Add Append Apply Begin Bind Build Change Check Choose Clone Complete Convert Copy Count Cut Decide
+        Decode Do Draw Drop Encode Execute Fill Find Flatten Forget Fuse Give Join Keep Lay Let Limit Link Load
+        Log Make Map Note Open Paint Parse Patch Print Project Put Raise Read Record Remove Repeat Replace
+        Resize Return Rewire Rewrite Run Sample Save See Set Show Stack Start Take Turn Warn Wire Write Yield
+        """,
+    )
+)
+QUESTIONS = {"What", "How", "Which", "Who", "Whose", "Where", "When", "Whether"}
+# methods that ComfyUI calls, which says what they are for
+HOST_METHODS = {
+    *("define_schema", "execute", "validate_inputs", "fingerprint_inputs", "as_dict", "get_node_list"),
+    *("model_type", "inpaint_model"),
+}
+
+
+def public(
+    node: ast.AST, name: str = ""
+) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """(dotted name, node) of every public class and function in a module or class."""
+    for inner in getattr(node, "body", []):
+        if isinstance(inner, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and not inner.name.startswith("_"):
+            yield f"{name}{inner.name}", inner
+            if isinstance(inner, ast.ClassDef):
+                yield from public(inner, f"{name}{inner.name}.")
+
+
+def fault(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """What is wrong with a docstring, '' for nothing."""
+    text = ast.get_docstring(node)
+    marks = {ast.unparse(mark).rpartition(".")[2] for mark in node.decorator_list}
+    if "overload" in marks:
+        return ""
+    if text is None:
+        return "" if node.name in HOST_METHODS else "no docstring"
+    first = text.split()[0].strip(",.;:")
+    if isinstance(node, ast.ClassDef):
+        named = first[:1].isupper() or first[:1] in "`'[" or first.split("'")[0] == "diffusers"
+        asked = first in QUESTIONS or first in {"Return", "Raise"} or first in {f"{verb}s" for verb in VERBS - {"Map"}}
+        return "" if named and not asked else f"a class is a noun phrase: {first} ..."
+    if marks & {"property", "cached_property"}:
+        return f"a property is a noun phrase: {first} ..." if first in {"Return", "Returns", "Get"} else ""
+    return "" if first in VERBS else f"a function is an imperative: {first} ..."
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_docstrings_say_what_it_does_or_is(module):
+    found = {name: fault(node) for name, node in public(ast.parse((ROOT / module).read_text(encoding="utf-8")))}
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "wrong"),
+    [
+        ('def f(): """Return one."""', ""),
+        ('def f(): """The one."""', "a function is an imperative: The ..."),
+        ("def f(): pass", "no docstring"),
+        ('class C: """A thing."""', ""),
+        ('class C: """Makes a thing."""', "a class is a noun phrase: Makes ..."),
+        ('class C: """What makes a thing."""', "a class is a noun phrase: What ..."),
+    ],
+)
+def test_wrong_docstrings_are_found(source, wrong):
+    assert fault(ast.parse(source).body[0]) == wrong
