@@ -64,9 +64,9 @@ def work(
     done = read_journal(folder, journal).keys()
     mine = [item for item in items[plan.index :: plan.count] if item.key not in done]
     name = f"{plan.index:05}-of-{plan.count:05}"
-    if plan.processes <= 1:
+    if min(plan.processes, len(mine)) <= 1:
         _one_process(folder, mine, make, name, plan.batch, journal, report)
-    elif mine:
+    else:
         _processes(folder, mine, make, name, plan, journal)
     return len(mine)
 
