@@ -73,15 +73,25 @@ def test_of_boxes_at_one_place_the_best_stays(dino):
 def test_more_words_than_fit_into_one_question(dino, monkeypatch):
     monkeypatch.setattr("troupe.training.data.models.AT_ONCE", 2)
     detector = GroundingDino.load(dino, "cpu", threshold=0.0)
+    asked, ask = [], detector._ask
+    monkeypatch.setattr(
+        detector, "_ask", lambda pictures, words: asked.extend(map(list, words)) or ask(pictures, words)
+    )
     found = detector([picture(0)], [["cat", "dog", "robot", "fish", "tree"]])
+    assert asked == [["cat", "dog"], ["robot", "fish"], ["tree"]]
     assert len({one.word for one in found[0]}) >= 3  # one of each question at least
 
 
-@pytest.mark.parametrize("save", [tiny_annotators.save_sam2, tiny_annotators.save_sam])
-def test_a_mask_for_each_box(models, save):
+@pytest.mark.parametrize("save, size", [(tiny_annotators.save_sam2, (64, 64)), (tiny_annotators.save_sam, (64, 55))])
+def test_a_mask_for_each_box(models, save, size):
+    """The model gets the boxes in pixels of the resized picture, [left, top, right, bottom]."""
     sam = Sam.load(str(save(models / save.__name__)), "cpu")
+    given = []
+    sam.model.register_forward_pre_hook(lambda _, args, kwargs: given.append(kwargs["input_boxes"]), with_kwargs=True)
     boxes = [Box(0.0, 0.0, 0.5, 0.5), Box(0.3, 0.3, 0.6, 0.6), Box(0.1, 0.0, 0.2, 0.9)]
     masks = sam(picture(0), boxes)
+    corners = torch.tensor([[box.x, box.y, box.x + box.w, box.y + box.h] for box in boxes])
+    torch.testing.assert_close(given[0][0].float(), corners * torch.tensor([*size, *size]), atol=0.01, rtol=0)
     assert [(mask.shape, mask.dtype) for mask in masks] == [((60, 70), np.dtype(bool))] * 3
     (alone,) = sam(picture(0), boxes[1:2])
     assert (alone != masks[1]).mean() < 0.01

@@ -16,7 +16,7 @@ from .pictures import PictureFault, file_stem, open_picture, place_picture, writ
 from .records import PictureRecord, SubjectRecord
 from .selection import Note, Rules, Thing, best_caption, choose
 from .sources import Source
-from .words import candidate_words, template_caption
+from .words import candidate_words, english, template_caption
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Maker:
     vocabulary: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        english()
         self._made: dict[str, object] = {}
 
     def __call__(self, sources: Sequence[Source]) -> list[Outcome]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from .records import DatasetError
@@ -29,7 +29,12 @@ FUNCTION_WORDS = frozenset({*_FUNCTION_WORDS.split(), "standing"})
 
 
 @cache
-def _english() -> Any:
+def english() -> Any:
+    """Return inflect's engine. Its import takes seconds, so it is called before processes are forked.
+
+    Raises:
+        DatasetError: inflect is not installed.
+    """
     try:
         import inflect
     except ImportError as error:
@@ -39,11 +44,11 @@ def _english() -> Any:
     return inflect.engine()
 
 
-@cache
+@lru_cache(65536)
 def forms(name: str) -> tuple[str, ...]:
     """Return a name in lower case and its plural: 'wine glass' -> ('wine glass', 'wine glasses')."""
     name = " ".join(name.casefold().split())
-    return tuple(dict.fromkeys((name, _english().plural_noun(name) or name)))
+    return tuple(dict.fromkeys((name, english().plural_noun(name) or name)))
 
 
 def find_name(caption: str, words: Iterable[str]) -> str | None:
@@ -52,13 +57,18 @@ def find_name(caption: str, words: Iterable[str]) -> str | None:
     A word is found on word borders, in the singular or plural, without regard to case. The longest match is taken, and
     of equal ones the first in the caption. Return None if there is none.
     """
-    wanted = {form for word in words for form in forms(word)}
-    if not wanted:
+    pattern = _pattern(tuple(words))
+    if pattern is None:
         return None
-    longest_first = sorted(wanted, key=lambda form: (-len(form), form))
-    pattern = r"(?<!\w)(?:" + "|".join(re.escape(form).replace(r"\ ", r"\s+") for form in longest_first) + r")(?!\w)"
-    found = [match.group() for match in re.finditer(pattern, caption, re.IGNORECASE)]
+    found = [match.group() for match in pattern.finditer(caption)]
     return max(found, key=len) if found else None
+
+
+@lru_cache(4096)
+def _pattern(words: tuple[str, ...]) -> re.Pattern[str] | None:
+    longest_first = sorted({form for word in words for form in forms(word)}, key=lambda form: (-len(form), form))
+    texts = (re.escape(form).replace(r"\ ", r"\s+") for form in longest_first)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(texts)})(?!\w)", re.IGNORECASE) if longest_first else None
 
 
 def place_of(caption: str, name: str) -> int:
@@ -87,5 +97,5 @@ def candidate_words(caption: str, vocabulary: Sequence[str] | None = None) -> li
 
 def template_caption(names: Sequence[str]) -> str:
     """Return a caption for a picture that has none: 'a cat', 'a cat and an owl', 'a cat, a dog and an owl'."""
-    nouns = [_english().a(name) for name in names]
+    nouns = [english().a(name) for name in names]
     return nouns[0] if len(nouns) == 1 else f"{', '.join(nouns[:-1])} and {nouns[-1]}"
