@@ -1,6 +1,7 @@
 """Pictures with captions become records: with annotators that make no mistake, they are the known truth."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from support.dataset_scenes import Perfect, write_scenes
 from troupe.training.data import journal
 from troupe.training.data.engine import Plan, parse_shard, work
 from troupe.training.data.making import Maker
-from troupe.training.data.records import DatasetError, read_records
+from troupe.training.data.records import DatasetError, read_records, write_records
 from troupe.training.data.selection import Rules
 from troupe.training.data.sources import folder_sources, read_captions
 from troupe.training.data.words import FUNCTION_WORDS
@@ -158,6 +159,37 @@ def test_processes(tmp_path, scenes):
     assert len(list((out / "journal").glob("*.jsonl"))) == 2
     journal.finish(out)
     check(out, scenes)
+
+
+class Unpicklable(Exception):
+    def __init__(self, one, other):
+        super().__init__(one)
+
+
+def test_an_error_of_a_process_arrives(tmp_path):
+    """An exception that cannot be unpickled would let the pool wait for ever. DatasetError: see the command's tests."""
+    pytest.importorskip("datasets")
+    write_scenes(tmp_path / "in", 4)
+
+    def fail(batch):
+        raise Unpicklable("a fault", 2)
+
+    with pytest.raises(RuntimeError, match="a fault"):
+        work(tmp_path / "out", folder_sources(tmp_path / "in"), fail, Plan(processes=2))
+
+
+def test_a_later_run_keeps_references_and_undoes_a_filter(tmp_path, scenes):
+    out, _ = build(tmp_path, scenes)
+    journal.finish(out)
+    records = read_records(out)
+    first = replace(records[0].subjects[0], references=(records[1].picture,), quality=0.5)
+    changed = [replace(records[0], subjects=(first, *records[0].subjects[1:])), *records[1:]]
+    write_records(out, changed, journal.UNFILTERED)
+    write_records(out, records[2:4])  # the filter's
+    stale = replace(records[3], caption=f"{records[3].caption} again", subjects=())
+    write_records(out, [records[2], stale])
+    journal.finish(out)
+    assert read_records(out) == changed and not (out / journal.UNFILTERED).exists()
 
 
 def test_other_settings_are_not_mixed(tmp_path):

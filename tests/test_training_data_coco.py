@@ -124,6 +124,7 @@ def test_what_is_wrong_with_one_annotation_or_picture_stops_no_other(folder):
         annotation(1, 2, [10, 20, 30, 40], runs(np.zeros((H, W), bool))),
         annotation(1, 2, [10, 20, 30, 40], {"size": [9, 9], "counts": "04"}),
         annotation(1, 9, [10, 20, 30, 40], polygon(10, 20, 30, 40)),
+        annotation(1, 2, [10, 20, 30], polygon(10, 20, 30, 40)),
         annotation(2, 2, [10, 20, 30, 40], polygon(10, 20, 30, 40)),
     ]
     instances, captions = write_coco(folder, [good, *wrong], [(i, "a dog") for i in range(3)])
@@ -132,6 +133,7 @@ def test_what_is_wrong_with_one_annotation_or_picture_stops_no_other(folder):
     assert [record.picture.name[:1] for record in read_records(out)] == ["a"]
     notes = {key: sorted(reason for reason, _ in entry.notes) for key, entry in read_journal(out).items()}
     assert notes["b.jpg"] == [
+        "annotation not usable",
         "annotation not usable",
         "box outside of the picture",
         "empty mask",
@@ -169,7 +171,14 @@ def test_a_segmentation_that_is_none(segmentation):
 
 
 @pytest.mark.parametrize(
-    "text, said", [(None, "no file"), ("{", "JSON"), ("[]", "no images"), ('{"images": []}', "no annotations")]
+    "text, said",
+    [
+        (None, "no file"),
+        ("{", "JSON"),
+        ("[]", "no images"),
+        ('{"images": []}', "no annotations"),
+        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "'width'"),
+    ],
 )
 def test_an_annotation_file_that_is_none(folder, text, said):
     if text is not None:

@@ -10,7 +10,7 @@ from PIL import Image
 from support import tiny_annotators
 from support.dataset_scenes import write_scenes
 from troupe.training.data.records import read_records
-from troupe_tools.commands.make_dataset import main
+from troupe_tools.commands.make_dataset import COMMANDS, main
 from troupe_tools.pack import ROOT
 
 pytest.importorskip("inflect")
@@ -155,6 +155,26 @@ def test_processes_do_not_share_a_gpu(tmp_path, models, capsys):
     assert "one command per GPU" in capsys.readouterr().err
 
 
+def test_errors_of_processes(tmp_path, models, capsys):
+    pytest.importorskip("datasets")
+    write_scenes(tmp_path / "in", 4)
+    assert build(tmp_path, models, "--processes", "2", "--detector", f"{models}/gone") == 1
+    error = capsys.readouterr().err
+    assert "Expected the model " in error and "Traceback" not in error
+
+
+def test_a_gpu_that_is_too_small(tmp_path, monkeypatch, capsys):
+    def fail(options):
+        raise RuntimeError(message)
+
+    monkeypatch.setitem(COMMANDS, "report", fail)
+    message = "CUDA out of memory. Tried to allocate"
+    assert main(["report", f"{tmp_path}"]) == 1 and "--batch" in capsys.readouterr().err
+    message = "another"
+    with pytest.raises(RuntimeError, match="another"):
+        main(["report", f"{tmp_path}"])
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -164,6 +184,7 @@ def test_processes_do_not_share_a_gpu(tmp_path, models, capsys):
         (["build", "in", "--out", "set", "--vocabulary", "gone.txt"], "one noun per line"),
         (["build", "in", "--out", "set", "--vocabulary", "in/00.png.txt"], "without full stops"),
         (["build", "in", "--out", "set", "--shard", "2/2"], "shard i/n"),
+        (["open-images", "in", "--boxes", "latin.csv", "--classes", "latin.csv", "--out", "set"], "could not be read"),
         (["coco", "in", "--instances", "gone.json", "--out", "set"], "no file gone.json"),
         (["open-images", "in", "--boxes", "b.csv", "--classes", "gone.csv", "--out", "set"], "no file gone.csv"),
         (["references", "gone"], "metadata.jsonl"),
@@ -179,9 +200,10 @@ def test_a_sentence_for_what_is_wrong(tmp_path, monkeypatch, capsys, arguments, 
     (tmp_path / "empty").mkdir()
     write_scenes(tmp_path / "in", 1)
     (tmp_path / "in" / "00.png.txt").write_text("cat.")
+    (tmp_path / "latin.csv").write_bytes("/m/x,Bär".encode("latin-1"))
     assert main(arguments) == 1
     error = capsys.readouterr().err
-    assert error.startswith("Expected ") and said in error and "Traceback" not in error
+    assert error.startswith(("Expected ", "A file ")) and said in error and "Traceback" not in error
 
 
 @pytest.mark.parametrize(

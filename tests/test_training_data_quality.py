@@ -190,7 +190,6 @@ def test_the_report_counts_every_picture(folder, clip):
         "2 subjects: 3 pictures, ",
         "3 subjects: 3 pictures, ",
     ]
-    (folder / "report").mkdir()
     contact_sheet(quality_rows(done, columns=3), folder / "report" / "q.png")
     with Image.open(folder / "report" / "q.png") as sheet:
         assert sheet.width > 3 * 176 and sheet.height > 4 * 176

@@ -4,7 +4,7 @@ usage: python tools/make_dataset.py {coco,open-images,build,merge,references,qua
 
     python tools/make_dataset.py build photos --out set
     python tools/make_dataset.py references set
-    python tools/make_dataset.py quality set --threshold 0.1
+    python tools/make_dataset.py quality set --keep 10000
     python tools/make_dataset.py report set
 
 docs/training_data.md explains each command.

@@ -29,33 +29,39 @@ def coco_sources(pictures: Path, instances: Path, captions: Path | None = None) 
     check_folder(pictures)
     _mask_functions()
     table = _read(instances, ("images", "annotations", "categories"))
-    names = {category["id"]: str(category["name"]) for category in table["categories"]}
+    try:
+        names = {category["id"]: str(category["name"]) for category in table["categories"]}
+        sizes = {image["id"]: (image["width"], image["height"]) for image in table["images"]}
+        files = {image["id"]: str(image["file_name"]) for image in table["images"]}
+    except (KeyError, TypeError) as error:
+        raise DatasetError(
+            f"categories and images with all fields in {instances}", f"one without {error}", "Download it again."
+        ) from error
     texts: dict[Any, list[str]] = {}
     for entry in _read(captions, ("annotations",))["annotations"] if captions else ():
         if text := " ".join(str(entry.get("caption", "")).split()):
             texts.setdefault(entry.get("image_id"), []).append(text)
     things: dict[Any, list[Thing]] = {}
     notes: dict[Any, list[Note]] = {}
-    sizes = {image["id"]: (image["width"], image["height"]) for image in table["images"]}
     for entry in table["annotations"]:
         picture = entry.get("image_id")
         try:
             things.setdefault(picture, []).append(_thing(entry, sizes[picture], names))
-        except KeyError:
+        except (KeyError, ValueError, TypeError, ZeroDivisionError):
             notes.setdefault(picture, []).append(("annotation not usable", f"annotation {entry.get('id')}"))
         except PictureFault as fault:
             notes.setdefault(picture, []).append((fault.reason, fault.detail))
     return [
         Source(
-            str(image["file_name"]),
-            pictures / str(image["file_name"]),
-            tuple(texts.get(image["id"], ())),
-            tuple(things.get(image["id"], ())),
-            sizes[image["id"]],
+            file,
+            pictures / file,
+            tuple(texts.get(number, ())),
+            tuple(things.get(number, ())),
+            sizes[number],
             upright=False,
-            notes=tuple(notes.get(image["id"], ())),
+            notes=tuple(notes.get(number, ())),
         )
-        for image in table["images"]
+        for number, file in files.items()
     ]
 
 

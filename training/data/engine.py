@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,10 @@ def _processes(
         lines = Journal(folder, f"{name}-{rank:03}", journal)
         try:
             lines.append(make([items[number] for number in numbers]))
+        except DatasetError:
+            raise
+        except Exception as error:  # many cannot be pickled, and the parent would wait for ever
+            raise RuntimeError("".join(traceback.format_exception(error))) from None
         finally:
             lines.close()
         return {"number": numbers}

@@ -109,15 +109,37 @@ def read_journal(folder: Path, journal: str = FOLDER) -> dict[str, Entry]:
 def finish(folder: Path, journal: str = FOLDER) -> dict[str, Entry]:
     """Write `metadata.jsonl` from the journal, whole or not at all, and return the journal's entries.
 
-    Raises:
-        DatasetError: no picture was kept.
+    It then has all pictures again: a quality filter is undone. References and scores of unchanged subjects stay.
+    If no picture was kept, nothing is written.
     """
     entries = read_journal(folder, journal)
     records = [entry.record for entry in entries.values() if entry.record is not None]
     if records:
-        write_lines(folder / METADATA, records)
+        earlier = {**_lines(folder / METADATA), **_lines(folder / UNFILTERED)}
+        write_lines(folder / METADATA, [_with_earlier(record, earlier) for record in records])
         (folder / UNFILTERED).unlink(missing_ok=True)
     return entries
+
+
+def _lines(path: Path) -> dict[str, dict[str, Any]]:
+    """The lines of an earlier list by their pictures; without those that cannot be read."""
+    found = {}
+    for line in path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+            found[record["file_name"]] = record
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _with_earlier(record: dict[str, Any], earlier: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    def made(one: dict[str, Any]) -> Any:
+        subjects = one.get("subjects", ())
+        return one.get("text"), [(it.get("name"), it.get("box"), it.get("mask")) for it in subjects]
+
+    found = earlier.get(record["file_name"])
+    return found if found is not None and made(found) == made(record) else record
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:

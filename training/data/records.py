@@ -29,6 +29,16 @@ SLACK = 1e-3  # how far a box may reach out of its picture
 class DatasetError(TroupeError):
     """A training set's folder, line, picture, box, mask or caption is not usable."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process raise it: pickle would call the class with the message only."""
+        return _raised_elsewhere, (str(self),)
+
+
+def _raised_elsewhere(message: str) -> DatasetError:
+    error = DatasetError.__new__(DatasetError, message)
+    error.args = (message,)
+    return error
+
 
 @dataclass(frozen=True)
 class SubjectRecord:

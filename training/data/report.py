@@ -118,6 +118,7 @@ def contact_sheet(rows: Mapping[str, Sequence[PictureRecord]], path: Path) -> No
             sheet.paste(_thumb(record), (left, top + 22))
             for line, text in enumerate(_texts(record)):
                 draw.text((left, top + 24 + THUMB + 14 * line), text, "black", small)
+    path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, "PNG")
 
 

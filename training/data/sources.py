@@ -76,7 +76,7 @@ def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
     if not path.is_file():
         raise DatasetError("a file with captions", f"no file {path}", "Correct the path.")
     found: dict[str, list[str]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -12,7 +12,7 @@ CLIP = "openai/clip-vit-large-patch14"
 STEPS = """
   python tools/make_dataset.py build photos --out set
   python tools/make_dataset.py references set
-  python tools/make_dataset.py quality set --threshold 0.1
+  python tools/make_dataset.py quality set --keep 10000
   python tools/make_dataset.py report set
 
 A stopped command goes on where it stopped when it is started again. docs/training_data.md explains each command."""

@@ -25,8 +25,13 @@ def main(arguments: list[str] | None = None) -> int:
     except TroupeError as error:
         print(error, file=sys.stderr)
         return 1
-    except OSError as error:
-        print(f"The file system reported: {error}", file=sys.stderr)
+    except (OSError, UnicodeDecodeError) as error:
+        print(f"A file could not be read or written: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        print("The GPU's memory is too small. Use a smaller --batch; the command goes on from here.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
@@ -124,7 +129,6 @@ def report(options: Namespace) -> None:
 
     records = read_records(options.folder)
     entries = read_journal(options.folder)
-    (options.folder / "report").mkdir(exist_ok=True)
     step = max(len(records) // (options.rows * 6), 1)
     shown = records[::step][: options.rows * 6]
     rows = {"examples" if not i else f"{i + 1} ...": shown[i : i + 6] for i in range(0, len(shown), 6)}
