@@ -100,6 +100,7 @@ OUTSIDE = {  # room -> packages it may import beside the standard library; the o
     },  # jaxtyping for type checkers only
     "model_patches/encoders": {"torch", "einops"},
     "training": {"torch"},
+    "training/data": COMES_WITH_COMFYUI | {"inflect", "pycocotools", "datasets"},  # only where they are used
     **{room: COMES_WITH_COMFYUI | HOST_MODULES for room in ROOMS if room.startswith(COMFYUI)},
     "model_patches/hosts/diffusers": COMES_WITH_COMFYUI | {"diffusers", "open_clip", "accelerate"},
     "rehearsal": COMES_WITH_COMFYUI | {"open_clip"},  # for the tokenizer, and only inside the function that trains

@@ -29,6 +29,16 @@ SLACK = 1e-3  # how far a box may reach out of its picture
 class DatasetError(TroupeError):
     """A training set's folder, line, picture, box, mask or caption is not usable."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process raise it: pickle would call the class with the message only."""
+        return _raised_elsewhere, (str(self),)
+
+
+def _raised_elsewhere(message: str) -> DatasetError:
+    error = DatasetError.__new__(DatasetError, message)
+    error.args = (message,)
+    return error
+
 
 @dataclass(frozen=True)
 class SubjectRecord:
@@ -50,14 +60,14 @@ class PictureRecord:
     subjects: tuple[SubjectRecord, ...] = ()
 
 
-def read_records(folder: Path) -> list[PictureRecord]:
-    """Read and check every line of a training set. Pictures themselves are not opened.
+def read_records(folder: Path, name: str = METADATA) -> list[PictureRecord]:
+    """Read and check every line of a training set, or of another list in its folder. Pictures are not opened.
 
     Raises:
         DatasetError: the folder has no metadata, a line is no JSON object or lacks a field, a file is missing, a box
             reaches out of the picture, or a caption does not contain a subject's name. The message names the line.
     """
-    path = folder / METADATA
+    path = folder / name
     if not path.is_file():
         raise DatasetError(
             f"a file {METADATA} in the training set's folder",
@@ -71,11 +81,13 @@ def read_records(folder: Path) -> list[PictureRecord]:
     return records
 
 
-def write_records(folder: Path, records: Iterable[PictureRecord]) -> None:
-    """Write `metadata.jsonl`, whole or not at all: a line for each record. Its files must lie below the folder."""
-    path = folder / METADATA
+def write_records(folder: Path, records: Iterable[PictureRecord], name: str = METADATA) -> None:
+    """Write `metadata.jsonl` or another list, whole or not at all: a line for each record. Its files must lie below the
+    folder.
+    """
+    path = folder / name
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(f"{json.dumps(_as_json(folder, record))}\n" for record in records), encoding="utf-8")
+    temporary.write_text("".join(f"{json.dumps(as_json(folder, record))}\n" for record in records), encoding="utf-8")
     temporary.replace(path)
 
 
@@ -148,7 +160,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _as_json(folder: Path, record: PictureRecord) -> dict[str, Any]:
+def as_json(folder: Path, record: PictureRecord) -> dict[str, Any]:
+    """Return the line of `metadata.jsonl` for a record, as an object. Its files must lie below the folder."""
+
     def name(path: Path) -> str:
         return path.relative_to(folder).as_posix()
 
