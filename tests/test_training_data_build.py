@@ -184,10 +184,9 @@ def test_a_later_run_keeps_references_and_undoes_a_filter(tmp_path, scenes):
     records = read_records(out)
     first = replace(records[0].subjects[0], references=(records[1].picture,), quality=0.5)
     changed = [replace(records[0], subjects=(first, *records[0].subjects[1:])), *records[1:]]
-    write_records(out, changed, journal.UNFILTERED)
+    stale = replace(records[3], caption=f"{records[3].caption} again")  # of other settings
+    write_records(out, [*changed[:3], stale, *changed[4:]], journal.UNFILTERED)
     write_records(out, records[2:4])  # the filter's
-    stale = replace(records[3], caption=f"{records[3].caption} again", subjects=())
-    write_records(out, [records[2], stale])
     journal.finish(out)
     assert read_records(out) == changed and not (out / journal.UNFILTERED).exists()
 
