@@ -17,7 +17,9 @@ class Keyed(Protocol):
     """An item of work; `key` names it in the journal and is the same in every run."""
 
     @property
-    def key(self) -> str: ...
+    def key(self) -> str:
+        """Its name in the journal."""
+        ...
 
 
 Item = TypeVar("Item", bound=Keyed)
@@ -25,7 +27,7 @@ Item = TypeVar("Item", bound=Keyed)
 
 @dataclass(frozen=True)
 class Plan:
-    """Who does what: shard `index` (from 0) of `count`, in this many processes, this many items at once."""
+    """Division of the work: shard `index` (from 0) of `count`, in this many processes, this many items at once."""
 
     index: int = 0
     count: int = 1

@@ -23,7 +23,7 @@ UNFILTERED = "unfiltered.jsonl"  # what the quality filter was given; see qualit
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one picture: its key, its record if it was kept, and notes on what was dropped."""
+    """Result of one picture: its key, its record if it was kept, and notes on what was dropped."""
 
     key: str
     record: PictureRecord | None = None
@@ -82,6 +82,7 @@ class Journal:
         self.file.flush()
 
     def close(self) -> None:
+        """Close the file."""
         self.file.close()
 
 

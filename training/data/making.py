@@ -29,26 +29,26 @@ class Detection:
 
 
 class Captioner(Protocol):
-    """Writes a caption for each picture."""
+    """Source of a caption for each picture."""
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[str]: ...
 
 
 class Detector(Protocol):
-    """Finds the things that words name, for each picture those of its own words."""
+    """Source of the things that words name, for each picture those of its own words."""
 
     def __call__(self, pictures: Sequence[Image.Image], words: Sequence[Sequence[str]]) -> list[list[Detection]]: ...
 
 
 class Segmenter(Protocol):
-    """Makes a mask, [h, w] bool, for each box in one picture."""
+    """Source of a mask, [h, w] bool, for each box in one picture."""
 
     def __call__(self, picture: Image.Image, boxes: Sequence[Box]) -> list[np.ndarray]: ...
 
 
 @dataclass
 class Maker:
-    """Make records in a folder. Its `__call__` is what `engine.work` calls for each batch.
+    """Maker of records in a folder. Its `__call__` is what `engine.work` calls for each batch.
 
     captioner: for pictures without a caption; without it those with annotations get a template ('a cat and a dog') and
     the others are dropped. detector, segmenter: for pictures without annotations. vocabulary: see

@@ -45,7 +45,7 @@ def object_quality(texts: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 
 
 class ClipScorer:
-    """Score many pictures at once."""
+    """CLIP model that scores many pictures at once."""
 
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor = model.eval(), processor
@@ -90,6 +90,7 @@ class ScoredItem:
 
     @property
     def key(self) -> str:
+        """Hash of what is scored."""
         picture = self.record.picture.relative_to(self.folder).as_posix()
         subjects = [
             (one.name, one.box and [one.box.x, one.box.y, one.box.w, one.box.h], one.mask and one.mask.name)
@@ -100,7 +101,7 @@ class ScoredItem:
 
 @dataclass
 class Scoring:
-    """Score records; its `__call__` is what `engine.work` calls for each batch. scorer: makes the model."""
+    """Scorer of records; its `__call__` is what `engine.work` calls for each batch. scorer: makes the model."""
 
     scorer: Callable[[], Scorer]
     cut_outs: bool = False
@@ -171,7 +172,7 @@ def picture_quality(record: PictureRecord) -> float:
 
 @dataclass(frozen=True)
 class Filtered:
-    """What the filter did: records with S above `threshold`, the others, and those without a score."""
+    """Result of the filter: records with S above `threshold`, the others, and those without a score."""
 
     kept: list[PictureRecord]
     dropped: list[PictureRecord]

@@ -37,12 +37,13 @@ class Thing:
 
     @property
     def category(self) -> str:
+        """The first of its words."""
         return self.words[0]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Limits for subjects: area and aspect (width / height) of the box, from and to; score, fill, contained: limits in
+    """Bounds for subjects: area and aspect (width / height) of the box, from and to; score, fill, contained: limits in
     0..1; most, least: number of subjects in a picture.
     """
 
@@ -65,6 +66,7 @@ class Chosen:
 
     @cached_property
     def area(self) -> float:
+        """Part of the picture that the box covers, 0..1."""
         return self.box.w * self.box.h
 
 
