@@ -16,7 +16,8 @@ VERBS = set(
     re.findall(
         r"\w+",
         """
-        Add Annotate Append Apply Begin Bind Build Change Check Choose Clone Complete Convert Copy Count Cut Decide
+        Add Annotate Append Apply Begin Bind Build Change Check Choose Clone Close Complete Convert Copy Count Cut
+        Decide
         Decode Do Draw Drop Encode Execute Fill Find Flatten Forget Fuse Give Join Keep Lay Let Limit Link Load
         Log Make Map Note Open Paint Parse Patch Print Project Put Raise Read Record Remove Repeat Replace
         Resize Return Rewire Rewrite Run Sample Save Say Score See Set Show Stack Start Store Take Turn
