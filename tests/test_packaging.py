@@ -95,9 +95,9 @@ ROOMS["training/recipes"] = ROOMS["training/model"] | {"training/config", "train
 ROOMS["training"] = {room for room in ROOMS if room.startswith("training/")} | {
     "model_patches/errors",
     "model_patches/subjects",
-    "model_patches/attention",
+    "model_patches/adapter",
+    "model_patches/encoding",
     "model_patches/binding",
-    "model_patches/prompt",
     "model_patches/hosts/diffusers",
 }
 ROOMS |= {

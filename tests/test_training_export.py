@@ -12,6 +12,8 @@ from troupe.model_patches.binding.settings import ImageAttentionSettings
 from troupe.model_patches.families.registry import read_adapter
 from troupe.model_patches.hosts.diffusers.encoders import encode_references, load_adapter
 from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention
+from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
+from troupe.model_patches.hosts.diffusers.weights import base_weights
 from troupe.model_patches.subjects import Cast, make_subject
 from troupe.training.export import write_export
 from troupe.training.recipes.recipe import Exported
@@ -34,9 +36,9 @@ def changed(trainee):
     return trainee
 
 
-def cast_of(draw, trainee):
+def cast_of(draw, subjects=None):
     cast = Cast()
-    for number, subject in enumerate(trainee.chosen(draw), 1):
+    for number, subject in enumerate(draw.example.subjects if subjects is None else subjects, 1):
         cast = cast.add(make_subject(subject.name or "thing", [subject.photo.image[None]], number=number))
     return cast
 
@@ -55,7 +57,7 @@ def test_an_image_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe
     trainee.finish()
     models = trainee.base
     for b, draw in enumerate(draws):
-        references = encode_references(adapter, cast_of(draw, trainee), models.images, models.texts)
+        references = encode_references(adapter, cast_of(draw, trainee.chosen(draw)), models.images, models.texts)
         context = models.texts.encode_prompt(draw.example.caption).embeds
         settings = ImageAttentionSettings(1.0, Mixing("relevance"))
         latent, step = batch.noised.latents[b : b + 1], batch.noised.timesteps[b : b + 1]
@@ -65,6 +67,34 @@ def test_an_image_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe
             plain = models.unet(latent, step, context).sample
         torch.testing.assert_close(trained[b], sampled[0], rtol=0, atol=2e-5)
         assert (sampled - plain).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("recipe", ["umm_diffusion", "fastcomposer"])
+def test_a_prompt_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe, pictures, tmp_path):
+    options = {"tokens": 2, "depth": 3, "hidden": 8} if recipe == "umm_diffusion" else {}
+    trainee = changed(small.trainee(recipe, **small.no_drops(recipe), **options))
+    metadata = {"tokens": "2", "image_feature": "projected"} if options else {}
+    path = write_export(trainee.export(), tmp_path / "trained.safetensors", half=False)
+    adapter, models = load_adapter(path), trainee.base
+    assert (adapter.spec.family, adapter.spec.in_prompt.tokens) == (recipe.split("_")[0], 2 if metadata else 1)
+    draws = small.draws(pictures, 3)
+    batch = trainee.prepare(draws)
+    with torch.no_grad():
+        trained = trainee.predict(batch)
+    trainee.finish()
+    own = {name: value.clone() for name, value in models.unet.state_dict().items()}
+    with torch.no_grad():  # the file's UNet must come from the file
+        for parameter in models.unet.parameters() if recipe == "fastcomposer" else ():
+            parameter.zero_()
+    for b, draw in enumerate(draws):
+        references = encode_references(adapter, cast_of(draw), models.images, models.texts)
+        prompt, plain = encode_prompt(models.texts, references, draw.example.caption)
+        latent, step = batch.noised.latents[b : b + 1], batch.noised.timesteps[b : b + 1]
+        with torch.no_grad(), base_weights(models.unet, adapter.weights):
+            sampled = models.unet(latent, step, prompt.embeds).sample
+        torch.testing.assert_close(trained[b], sampled[0], rtol=0, atol=1e-4 * float(trained.abs().max()))
+        assert (prompt.embeds - plain.embeds).abs().max() > 1e-2
+    models.unet.load_state_dict(own)
 
 
 def test_the_copy_for_sheets_is_the_file(pictures, tmp_path):

@@ -62,7 +62,13 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-LEARNED = {"ip_adapter": 0.35, "mip_adapter": 0.35}  # what is left of the loss
+STEPS = 50
+LEARNED = {  # learning rate, and what part of the loss is left at most
+    "ip_adapter": (1e-2, 0.4),
+    "mip_adapter": (1e-2, 0.4),
+    "umm_diffusion": (3e-3, 0.3),
+    "fastcomposer": (1e-3, 0.01),
+}
 
 # ---- learning --------------------------------------------------------------------------------------------------------
 
@@ -73,18 +79,23 @@ def test_one_batch_is_learned_by_heart(recipe, pictures):
 
     It cannot reach 0, since the random UNet around it is frozen; steps of Adam go on until they find no more.
     """
-    options = {"drop_text": 0.0, "drop_images": 0.0, "drop_both": 0.0}
-    trainee = small.trainee(recipe, **options)
+    trainee = small.trainee(recipe, **small.no_drops(recipe))
     batch = trainee.prepare(small.draws(pictures, 2))
-    optimizer = torch.optim.Adam([p for p in trainee.parameters() if p.requires_grad], 1e-2)
+    if recipe == "umm_diffusion":  # a word changes little of the noise: it learns what another mapping predicts
+        other = small.trainee(recipe, trainee.base, **small.no_drops(recipe), activation="relu")
+        torch.nn.init.normal_(other.mapping.layers[1].weight)
+        with torch.no_grad():
+            batch.noised.target.copy_(other.predict(batch))
+    rate, part = LEARNED[recipe]
+    optimizer = torch.optim.Adam([p for p in trainee.parameters() if p.requires_grad], rate, eps=1e-15)
     losses = []
-    for _ in range(80):
+    for _ in range(STEPS):
         loss = trainee(batch)["diffusion"].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < LEARNED[recipe] * losses[0], losses[::10]
+    assert losses[-1] < part * losses[0], losses[::10]
 
 
 def test_accumulated_passes_are_one_large_one(pictures, tmp_path):

@@ -124,7 +124,8 @@ class Loop:
                 self.save()
             except TrainingError as error:  # a disk that is full now may have room at the next interval
                 self.say(f"{error} The training goes on.")
-        if self.paint is not None and sheet.every and self.step % sheet.every == 0:
+        last = self.step == self.config.training.steps
+        if self.paint is not None and (last or self.step % sheet.every == 0):
             if self.accelerator.is_main_process:
                 with self.averaged():
                     self.paint(self.trainee, self.step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
+from ..model_patches.errors import TroupeError
 from .config.reading import as_tables, read_config
 from .config.schema import Config, DataConfig
 from .examples.drawn import DrawnSet
@@ -17,11 +19,13 @@ from .examples.draws import Draws
 from .examples.example import ExampleSet
 from .examples.folder import FolderSet
 from .export import write_export
-from .loop import Ended, Loop
+from .loop import Ended, Loop, Painter
 from .model.base import Base, load_base
+from .model.captions import places
 from .model.features import Features
 from .recipes.recipe import PassSettings, Trainee
 from .recipes.registry import RECIPES, options
+from .sheet import paint_sheet
 from .stop import TrainingError
 
 LOGGERS = {"tensorboard": ("tensorboard", "tensorboardX")}  # tracker -> packages of which one is needed
@@ -55,7 +59,9 @@ def train(config: Config, say: Say = lambda sentence: None, cpu: bool = False, e
     move(base, trainee, accelerator)
     if config.training.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
-    loop = Loop(config, trainee, Draws(examples, config.training.seed), as_tables(config), accelerator, None, told)
+    draws = Draws(examples, config.training.seed)
+    painter = sheet_painter(config, draws) if config.sheet.every else None
+    loop = Loop(config, trainee, draws, as_tables(config), accelerator, painter, told)
     if export_only:
         loop.resume()
         ended = Ended(loop.step)
@@ -101,7 +107,35 @@ def example_set(config: DataConfig, base: Base, trainee: Trainee, say: Say = lam
             f"{config.resolution}",
             f"Set resolution = {nearest}.",
         )
-    return FolderSet(Path(config.folder), config.resolution, config.subjects, trainee.needs_subjects, say)
+    found = FolderSet(Path(config.folder), config.resolution, config.subjects, trainee.needs_subjects, say)
+    if trainee.in_prompt:
+        check_places(found, base)
+    return found
+
+
+def check_places(examples: FolderSet, base: Base) -> None:
+    """Raise TrainingError for a picture with a subject whose name is no word of its caption."""
+    for record in examples.records:
+        try:
+            places(base.texts, record.caption, [subject.name for subject in record.subjects[: examples.most]])
+        except TroupeError as error:
+            found = f"another caption for {record.picture} ({error})"
+            raise TrainingError(
+                "each subject's name as a word of its caption", found, "Correct that line of the metadata."
+            ) from error
+
+
+def sheet_painter(config: Config, draws: Draws) -> Painter:
+    """Return what paints the sheets of a training, always of the same pictures."""
+    sheet, count = config.sheet, len(draws.examples)
+    rows = min(sheet.rows, count) if count else sheet.rows
+    examples = [draws.examples.get(i, random.Random(f"sheet {i}")) for i in range(rows)]
+
+    def paint(trainee: Trainee, step: int) -> None:
+        path = Path(config.output.folder) / "sheets" / f"step-{step:08}.png"
+        paint_sheet(trainee, examples, sheet, sheet.size or examples[0].pixels.shape[-1], path)
+
+    return paint
 
 
 def check_count(examples: ExampleSet, per_step: int) -> None:

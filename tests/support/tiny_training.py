@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +67,7 @@ def _decode(latents: torch.Tensor) -> torch.Tensor:
 
 def trainee(recipe: str, models: Base | None = None, total: int = 1, cache: bool = False, **options) -> Trainee:
     """A recipe's adapter on micro models, the same at each call."""
-    models = base() if models is None else models
+    models = base_for(recipe) if models is None else models
     torch.manual_seed(0)
     module = RECIPES[recipe]
     return module.build(models, Features(models, cache), PassSettings(total), module.Options(**options))
@@ -108,6 +110,28 @@ def forget_accelerate() -> None:
     PartialState._reset_state()
 
 
+@cache
+def _sd15_encoders() -> tuple[ClipTexts, ClipImages]:
+    return texts(768), images(768)
+
+
 def base_for(recipe: str) -> Base:
-    """Micro models that a recipe can be trained on."""
-    return base()
+    """Micro models that a recipe can be trained on: of SD1.5's widths and levels if its files are for SD1.5 alone."""
+    if recipe not in ("umm_diffusion", "fastcomposer"):
+        return base()
+    torch.manual_seed(6)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 32, 32, 64),
+        norm_num_groups=8,  # of one value each, which 32 groups would have at the lowest level, all is lost
+        cross_attention_dim=768,
+        attention_head_dim=2,
+    )
+    found_texts, found_images = _sd15_encoders()
+    return base(unet.eval().requires_grad_(False), texts=found_texts, images=found_images)
+
+
+def no_drops(recipe: str) -> dict[str, float]:
+    """Options of a recipe with which nothing is left to chance."""
+    options = (field.name for field in fields(RECIPES[recipe].Options))
+    return {name: 0.0 for name in options if name.startswith("drop_") or name == "masked"}

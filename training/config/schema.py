@@ -84,6 +84,7 @@ class SheetConfig:
     steps: int = setting(20, least=1)
     cfg: float = setting(5.0, least=0.0)
     weight: float = setting(1.0, least=0.0)  # of the references, as in Apply Image Attention
+    start_percent: float = setting(0.0, least=0.0, most=1.0)  # of the run without subjects in the prompt
     seed: int = 0
 
 

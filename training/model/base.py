@@ -50,8 +50,8 @@ class Base:
 
     def sampler(self) -> EulerDiscreteScheduler:
         """Return a scheduler for validation sheets."""
-        config = {**self.noise.config, "timestep_spacing": "trailing"}
-        return cast(EulerDiscreteScheduler, EulerDiscreteScheduler.from_config(config))
+        config: Any = self.noise.config
+        return cast(EulerDiscreteScheduler, EulerDiscreteScheduler.from_config(config, timestep_spacing="trailing"))
 
     def to(self, device: torch.device, dtype: torch.dtype, trained: Collection[torch.nn.Module] = ()) -> None:
         """Move every model to a device, in a dtype; what is trained, and what encodes pictures, stays float32."""

@@ -12,6 +12,7 @@ from ...model_patches.errors import MismatchError
 from ...model_patches.hosts.diffusers.encoders import ClipImages, Prompt
 from ..examples.example import Example, ExampleSubject
 from .base import Base
+from .captions import plain
 
 T = TypeVar("T")
 
@@ -46,12 +47,16 @@ class Features:
         return self._every(
             captions,
             [("prompt", caption) for caption in captions],
-            lambda missing: [self.base.texts.encode_prompt(caption) for caption in missing],
+            lambda missing: [self.base.texts.encode_prompt(plain(caption)) for caption in missing],
         )
 
     def names(self, names: Sequence[str]) -> list[torch.Tensor]:
         """Return the states of names' own tokens, [L, D] each, on the CPU; for "" those after BOS."""
-        return self._every(names, [("name", name) for name in names], lambda missing: self.base.texts.encode(missing))
+        return self._every(
+            names,
+            [("name", name) for name in names],
+            lambda missing: self.base.texts.encode([plain(name) for name in missing]),
+        )
 
     @torch.no_grad()
     def photos(self, subjects: Sequence[ExampleSubject], kind: str, framing: str) -> list[torch.Tensor]:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import cast
 
-from . import ip_adapter, mip_adapter
+from . import fastcomposer, ip_adapter, mip_adapter, umm_diffusion
 from .recipe import Recipe
 
-RECIPES = cast("dict[str, Recipe]", {"ip_adapter": ip_adapter, "mip_adapter": mip_adapter})
+RECIPES = cast(
+    "dict[str, Recipe]",
+    {
+        "ip_adapter": ip_adapter,
+        "mip_adapter": mip_adapter,
+        "umm_diffusion": umm_diffusion,
+        "fastcomposer": fastcomposer,
+    },
+)
 
 
 def options() -> dict[str, type]:
