@@ -37,7 +37,7 @@ def own_accelerator():
     small.forget_accelerate()
 
 
-def loop_for(pictures, output, recipe="mip_adapter", options=None, say=lambda sentence: None, **training):
+def loop_for(pictures, output, recipe="mip_adapter", options=None, cache=False, **training):
     """A loop on micro models; training: of TrainingConfig, and save_every, keep, resume of OutputConfig."""
     own = {key: training.pop(key) for key in ("save_every", "keep", "resume") if key in training}
     training = {"batch": 2, "lr": 1e-2, **training}
@@ -49,9 +49,10 @@ def loop_for(pictures, output, recipe="mip_adapter", options=None, say=lambda se
         output=OutputConfig(folder=str(output), **{"save_every": 1000, **own}),
     )
     small.forget_accelerate()
-    trainee = small.trainee(recipe, total=config.training.batch * config.training.accumulation, **(options or {}))
+    total = config.training.batch * config.training.accumulation
+    trainee = small.trainee(recipe, total=total, cache=cache, **(options or {}))
     draws = Draws(FolderSet(pictures, small.SIDE, 4), config.training.seed)
-    return Loop(config, trainee, draws, as_tables(config), make_accelerator(config, cpu=True), None, say)
+    return Loop(config, trainee, draws, as_tables(config), make_accelerator(config, cpu=True))
 
 
 def weights(loop):
@@ -119,10 +120,11 @@ def test_accumulated_passes_are_one_large_one(pictures, tmp_path):
 WHOLE = {"steps": 6, "schedule": "cosine", "ema": True, "accumulation": 2, "max_grad_norm": 1.0}
 
 
-def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(pictures, tmp_path):
-    whole = loop_for(pictures, tmp_path / "whole", **WHOLE)
+@pytest.mark.parametrize("cache", [False, True], ids=["plain", "cached"])
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(cache, pictures, tmp_path):
+    whole = loop_for(pictures, tmp_path / "whole", cache=cache, **WHOLE)
     whole.run()
-    first = loop_for(pictures, tmp_path / "parts", save_every=3, **WHOLE)
+    first = loop_for(pictures, tmp_path / "parts", cache=cache, save_every=3, **WHOLE)
     calls = iter(range(100))
     update = first._update
 
@@ -134,7 +136,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(pictures, tmp_p
     assert (ended.step, ended.signal) == (3, signal.SIGTERM)
     assert not same(weights(first), weights(whole))
     torch.manual_seed(99)  # what an interruption leaves behind
-    second = loop_for(pictures, tmp_path / "parts", **WHOLE)
+    second = loop_for(pictures, tmp_path / "parts", cache=cache, **WHOLE)
     torch.nn.init.normal_(second.parameters[0])
     assert second.run().step == 6
     assert same(weights(second), weights(whole))

@@ -88,9 +88,14 @@ class Features:
         keys: Sequence[tuple[str, ...]],
         make: Callable[[Sequence[T]], Sequence[torch.Tensor | Prompt]],
     ) -> list:
-        """Values of items in order, made together where they are not kept. keys: () for items that never come back."""
+        """Values of items in order. keys: () for items that never come back.
+
+        With a cache they are made one by one: rounding depends on what else is in a batch, and a training that goes on
+        with an empty cache is to get the same values.
+        """
         missing = [i for i, key in enumerate(keys) if not key or key not in self._kept]
-        made = dict(zip(missing, make([items[i] for i in missing]) if missing else [], strict=True))
+        parts = [[i] for i in missing] if self.cache else [missing] if missing else []
+        made = {i: value for part in parts for i, value in zip(part, make([items[i] for i in part]), strict=True)}
         if self.cache:
             self._kept |= {keys[i]: value for i, value in made.items() if keys[i]}
         return [made[i] if i in made else self._kept[keys[i]] for i in range(len(items))]
