@@ -81,10 +81,24 @@ ROOMS |= {
     | {f"{COMFYUI}/messages", f"{COMFYUI}/loading", f"{COMFYUI}/sampling", f"{COMFYUI}/prompting"},
     "model_patches/hosts/diffusers": BELOW_THE_HOSTS,
     "rehearsal/engine": BELOW_THE_HOSTS | {"model_patches/hosts/diffusers", "rehearsal"},
-    "training": {"model_patches/attention"},
+    "training/__init__": set(),
+    "training/losses": {"model_patches/attention"},
     "training/data": {"model_patches/errors", "model_patches/subjects"},
+    "training/config": {"model_patches/errors"},
+    "training/examples": {"model_patches/subjects", "training/data", "rehearsal"},
+    "training/model": BELOW_THE_HOSTS
+    | {"model_patches/hosts/diffusers", "training/examples", "rehearsal", "rehearsal/engine"},
     "rehearsal/training": BELOW_THE_HOSTS
-    | {"model_patches/hosts/diffusers", "training", "rehearsal", "rehearsal/engine"},
+    | {"model_patches/hosts/diffusers", "training/losses", "rehearsal", "rehearsal/engine"},
+}
+ROOMS["training/recipes"] = ROOMS["training/model"] | {"training/config", "training/model", "training/losses"}
+ROOMS["training"] = {room for room in ROOMS if room.startswith("training/")} | {
+    "model_patches/errors",
+    "model_patches/subjects",
+    "model_patches/adapter",
+    "model_patches/encoding",
+    "model_patches/binding",
+    "model_patches/hosts/diffusers",
 }
 ROOMS |= {
     "nodes": {
@@ -99,8 +113,12 @@ OUTSIDE = {  # room -> packages it may import beside the standard library; the o
         "jaxtyping",
     },  # jaxtyping for type checkers only
     "model_patches/encoders": {"torch", "einops"},
-    "training": {"torch"},
+    "training/losses": {"torch"},
+    "training/config": {"tomli"},
+    "training/model": COMES_WITH_COMFYUI | {"diffusers"},
+    "training/recipes": {"torch", "diffusers"},
     "training/data": COMES_WITH_COMFYUI | {"inflect", "pycocotools", "datasets"},  # only where they are used
+    "training": {"torch", "PIL", "numpy", "safetensors", "diffusers", "accelerate", "tqdm"},
     **{room: COMES_WITH_COMFYUI | HOST_MODULES for room in ROOMS if room.startswith(COMFYUI)},
     "model_patches/hosts/diffusers": COMES_WITH_COMFYUI | {"diffusers", "open_clip", "accelerate"},
     "rehearsal": COMES_WITH_COMFYUI | {"open_clip"},  # for the tokenizer, and only inside the function that trains

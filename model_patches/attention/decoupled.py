@@ -225,7 +225,9 @@ def image_delta(
 def _relevance(
     queries: torch.Tensor, names: torch.Tensor | None, segments: torch.Tensor | None, pictures: int
 ) -> torch.Tensor:
-    """`relevance_of_heads`. Raises ValueError for tokens without names."""
+    """`relevance_of_heads`, without gradients: the published training detaches it. Raises ValueError for tokens without
+    names.
+    """
     if names is None or segments is None:
         raise ValueError("layer tokens: expected keys of the subjects' names, found none")
-    return relevance_of_heads(queries, names, segments, pictures)
+    return relevance_of_heads(queries.detach(), names.detach(), segments, pictures)

@@ -273,10 +273,9 @@ class ClipTexts:
             for tower in self.towers
         }
 
-    @torch.no_grad()
     def encode_tokens(self, streams: Streams) -> Prompt:
         """Return tokens for the UNet; one of weight w becomes `empty + w * (token - empty)`, `empty` the same place of
-        the empty prompt.
+        the empty prompt. Gradients reach vectors among the tokens.
         """
         states, pooled = [], None
         for tower in self.towers:
@@ -286,6 +285,7 @@ class ClipTexts:
             states.append(torch.where(weights == PLAIN, found[:-1], found[-1:] + weights * (found[:-1] - found[-1:])))
         return Prompt(torch.cat(states, -1).flatten(0, 1).unsqueeze(0), None if pooled is None else pooled[:1])
 
+    @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Prompt:
         """Return the prompt for the UNet."""
         return self.encode_tokens(self.tokenize(prompt))

@@ -1,0 +1,51 @@
+"""The gradients of a training's first step, in this process or in one of several.
+
+usage: python step_gradients.py RECIPE PICTURES OUTPUT BATCH ACCUMULATION; OUTPUT gets `gradients.pt`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def main(recipe: str, pictures: str, output: str, batch: str, accumulation: str) -> None:
+    """Train one step without an update, and let the main process write what it would be made with."""
+    root = Path(__file__).resolve().parents[2]
+    sys.path[:0] = [str(root / "tools"), str(root / "tests")]
+    from troupe_tools.pack import hide_broken_torchaudio, load_pack
+
+    hide_broken_torchaudio()
+    load_pack()
+    import torch
+    from troupe.training.config.reading import as_tables
+    from troupe.training.config.schema import Config, OutputConfig, TrainingConfig
+    from troupe.training.examples.draws import Draws
+    from troupe.training.examples.folder import FolderSet
+    from troupe.training.loop import Loop
+    from troupe.training.recipes.registry import RECIPES
+    from troupe.training.run import make_accelerator
+
+    from support import tiny_training as small
+
+    torch.set_num_threads(1)
+    training = TrainingConfig(steps=1, batch=int(batch), accumulation=int(accumulation), lr=1e-3)
+    config = Config(recipe, RECIPES[recipe].Options(), training=training, output=OutputConfig(folder=output))
+    accelerator = make_accelerator(config, cpu=True)
+    total = training.batch * training.accumulation * accelerator.num_processes
+    trainee = small.trainee(recipe, small.base_for(recipe), total=total)
+    loop = Loop(config, trainee, Draws(FolderSet(Path(pictures), small.SIDE, 4), 0), as_tables(config), accelerator)
+    state = {}
+
+    def keep() -> None:
+        state.update({name: p.grad for name, p in trainee.named_parameters() if p.grad is not None})
+
+    loop.optimizer.step = keep
+    loop.run()
+    if accelerator.is_main_process:
+        torch.save({"gradients": state, "processes": accelerator.num_processes}, Path(output) / "gradients.pt")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,137 @@
+"""Micro models, pictures and settings for trainings: seconds on a CPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from PIL import Image
+from torch.nn.functional import avg_pool2d, interpolate
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+from troupe.model_patches.hosts.diffusers.encoders import EOS, ClipImages, ClipTexts
+from troupe.training.examples.draws import Draw, Draws
+from troupe.training.examples.folder import FolderSet
+from troupe.training.model.base import Base
+from troupe.training.model.features import Features
+from troupe.training.recipes.recipe import PassSettings, Trainee
+from troupe.training.recipes.registry import RECIPES
+
+from . import tiny_diffusers as tiny
+
+SIDE = 64  # pixels
+NAMES = (("cat", "red robot"), ("dog",), ("bird", "small cat", "mug"), ("robot", "car"))
+
+
+def texts(width: int = tiny.CONTEXT) -> ClipTexts:
+    """A text encoder of two layers with CLIP's vocabulary."""
+    torch.manual_seed(3)
+    sizes = {"hidden_size": width, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = CLIPTextModel(CLIPTextConfig(vocab_size=49408, eos_token_id=EOS, projection_dim=width, **sizes))
+    return ClipTexts.sd15(model.requires_grad_(False))
+
+
+def images(projection: int = tiny.EMBED, width: int = 32) -> ClipImages:
+    """An image encoder of two layers."""
+    torch.manual_seed(4)
+    sizes = {"hidden_size": width, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(image_size=32, patch_size=16, projection_dim=projection, **sizes)
+    )
+    return ClipImages(model.requires_grad_(False))
+
+
+def base(unet: UNet2DConditionModel | None = None, prediction: str = "epsilon", **encoders) -> Base:
+    """SD1.5 in micro; latents are four averages of a picture's colours."""
+    unet = tiny.unet() if unet is None else unet
+    found_texts, found_images = encoders.get("texts") or texts(), encoders.get("images") or images()
+    noise = DDPMScheduler(**tiny.SCHEDULE, prediction_type=prediction)
+    modules = (unet, *(tower.model for tower in found_texts.towers), found_images._model)
+    return Base(unet, found_texts, found_images, noise, _encode, _decode, modules)
+
+
+def _encode(pixels: torch.Tensor) -> torch.Tensor:
+    small = avg_pool2d(pixels, 8)
+    return torch.cat((small, small.mean(1, keepdim=True)), 1)
+
+
+def _decode(latents: torch.Tensor) -> torch.Tensor:
+    return interpolate(latents[:, :3].float(), scale_factor=8.0)
+
+
+def trainee(recipe: str, models: Base | None = None, total: int = 1, cache: bool = False, **options) -> Trainee:
+    """A recipe's adapter on micro models, the same at each call."""
+    models = base_for(recipe) if models is None else models
+    torch.manual_seed(0)
+    module = RECIPES[recipe]
+    return module.build(models, Features(models, cache), PassSettings(total), module.Options(**options))
+
+
+def write_set(folder: Path, names: Sequence[Sequence[str]] = NAMES, masks: bool = True) -> Path:
+    """A training set of random pictures: two blocks of colour for each subject's reference and place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chance, lines = np.random.default_rng(0), []
+    for i, each in enumerate(names):
+        picture = chance.integers(0, 255, (4, 6, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+        subjects = []
+        for j, name in enumerate(each):
+            look = chance.integers(0, 255, (2, 2, 3), np.uint8).repeat(20, 0).repeat(20, 1)
+            Image.fromarray(look).save(folder / f"r{i}_{j}.png")
+            subject = {"name": name, "references": [f"r{i}_{j}.png"], "box": [0.2 + 0.2 * j, 0.3, 0.2, 0.4]}
+            if masks:
+                mask = np.zeros((64, 96), np.uint8)
+                mask[8:40, 20 + 20 * j : 36 + 20 * j] = 255
+                Image.fromarray(mask).save(folder / f"m{i}_{j}.png")
+                subject["mask"] = f"m{i}_{j}.png"
+            subjects.append(subject)
+        Image.fromarray(picture).save(folder / f"p{i}.png")
+        caption = f"a photo of a {' and a '.join(each)} outside"
+        lines.append({"file_name": f"p{i}.png", "text": caption, "subjects": subjects})
+    (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return folder
+
+
+def draws(folder: Path, count: int, most: int = 4, seed: int = 0) -> list[Draw]:
+    """The first draws of a training set."""
+    every = Draws(FolderSet(folder, SIDE, most), seed)
+    return [every[n] for n in range(count)]
+
+
+def forget_accelerate() -> None:
+    """Let the next Accelerator of this process choose its own settings."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+
+
+@cache
+def _sd15_encoders() -> tuple[ClipTexts, ClipImages]:
+    return texts(768), images(768)
+
+
+def base_for(recipe: str) -> Base:
+    """Micro models that a recipe can be trained on: of SD1.5's widths and levels if its files are for SD1.5 alone."""
+    if recipe not in ("umm_diffusion", "fastcomposer"):
+        return base()
+    torch.manual_seed(6)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 32, 32, 64),
+        norm_num_groups=8,  # of one value each, which 32 groups would have at the lowest level, all is lost
+        cross_attention_dim=768,
+        attention_head_dim=2,
+    )
+    found_texts, found_images = _sd15_encoders()
+    return base(unet.eval().requires_grad_(False), texts=found_texts, images=found_images)
+
+
+def no_drops(recipe: str) -> dict[str, float]:
+    """Options of a recipe with which nothing is left to chance."""
+    options = (field.name for field in fields(RECIPES[recipe].Options))
+    return {name: 0.0 for name in options if name.startswith("drop_") or name == "masked"}

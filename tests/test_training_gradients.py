@@ -1,0 +1,201 @@
+"""Every recipe's gradients against an evaluation of its own: written from the papers and specifications in float64, one
+picture and one subject at a time, with plain torch.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from support import tiny_diffusers as tiny
+from support import tiny_training as small
+from torch.nn.functional import layer_norm
+from troupe.model_patches.hosts.diffusers.image_attention import cross_layers
+from troupe.training.recipes.drops import dropped
+
+TOLERANCE = 2e-4  # of the largest gradient of a tensor: float32 against float64
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return small.write_set(tmp_path_factory.mktemp("pictures"))
+
+
+def softmax_attention(q, k, v):
+    """q [n, d], k and v [t, d] of one head."""
+    return ((q @ k.T) / q.shape[-1] ** 0.5).softmax(-1) @ v
+
+
+class PaperAttention:
+    """IP-Adapter's and MIP-Adapter's layer in float64, head by head. references: for each picture a list of (image
+    tokens [T, D], name tokens [L, D]).
+    """
+
+    def __init__(self, weights, references):
+        self.weights, self.references = weights, references
+
+    def __call__(self, attention, hidden, encoder_hidden_states=None, attention_mask=None):
+        query, heads = attention.to_q(hidden), attention.heads
+        rows = []
+        for b, subjects in enumerate(self.references):
+            qs = query[b].chunk(heads, -1)
+            ks = attention.to_k(encoder_hidden_states[b]).chunk(heads, -1)
+            vs = attention.to_v(encoder_hidden_states[b]).chunk(heads, -1)
+            text = torch.cat([softmax_attention(q, k, v) for q, k, v in zip(qs, ks, vs, strict=True)], -1)
+            images, relevance = [], []
+            for tokens, name in subjects:
+                ik = (tokens @ self.weights["to_k_ip.weight"].T).chunk(heads, -1)
+                iv = (tokens @ self.weights["to_v_ip.weight"].T).chunk(heads, -1)
+                images.append(torch.cat([softmax_attention(q, k, v) for q, k, v in zip(qs, ik, iv, strict=True)], -1))
+                nk = attention.to_k(name).chunk(heads, -1)
+                maps = [((k @ q.T) / q.shape[-1] ** 0.5).softmax(-1) for q, k in zip(qs, nk, strict=True)]
+                relevance.append(torch.stack(maps).mean((0, 1)).detach())  # over heads and the name's tokens
+            whole = sum(relevance)
+            added = sum((a / whole).unsqueeze(-1) * z for a, z in zip(relevance, images, strict=True))
+            if "text_to_weight.weight" in self.weights:
+                gate = torch.sigmoid(text @ self.weights["text_to_weight.weight"].T)
+                added = added * gate / gate.mean()
+            rows.append(text + added)
+        return attention.to_out[0](torch.stack(rows))
+
+
+def noisy_and_target(models, batch, draws):
+    """Latents, noise and steps as the paper has them, from the draws' own random numbers."""
+    clean = torch.stack([small._encode(draw.example.pixels[None])[0] for draw in draws]).double()
+    noise = torch.stack([draw.noise(tuple(clean.shape[1:])) for draw in draws]).double()
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    signal = (1 - betas).cumprod(0)[batch.noised.timesteps].view(-1, 1, 1, 1)
+    return signal.sqrt() * clean + (1 - signal).sqrt() * noise, noise
+
+
+def states(models, texts):
+    """Last hidden states of texts in float64, and how many tokens each has between BOS and EOS."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    tokenizer = SimpleTokenizer()
+    ids = [[49406, *tokenizer.encode(text)] for text in texts]
+    rows = torch.tensor([row + [49407] * (77 - len(row)) for row in ids])
+    model = copy.deepcopy(models.texts.towers[0].model).double()
+    with torch.no_grad():
+        return model(rows).last_hidden_state, [len(row) - 1 for row in ids]
+
+
+def expected_gradients(trainee, draws, batch, dropped_text, dropped_images):
+    """Gradients of projection and layers by the paper's formulas."""
+    models = trainee.base
+    projection = {n: v.detach().double().requires_grad_() for n, v in trainee.projection.named_parameters()}
+    layers = {n: v.detach().double().requires_grad_() for n, v in trainee.layers.named_parameters()}
+    unet = copy.deepcopy(models.unet).double()
+    encoder = copy.deepcopy(models.images._model).double()
+    references = []
+    for draw, photos in zip(draws, dropped_images, strict=True):
+        subjects = []
+        for subject in trainee.chosen(draw):
+            look = interpolated(subject.photo.image, 32)
+            with torch.no_grad():
+                embed = encoder(look).image_embeds if not photos else torch.zeros(1, tiny.EMBED, dtype=torch.float64)
+            tokens = embed @ projection["proj.weight"].T + projection["proj.bias"]
+            tokens = layer_norm(
+                tokens.view(4, tiny.CONTEXT), (tiny.CONTEXT,), projection["norm.weight"], projection["norm.bias"]
+            )
+            name, (length,) = states(models, [subject.name or "nothing"])
+            subjects.append((tokens, name[0, 1 : 1 + length]))
+        references.append(subjects)
+    for j, place in enumerate(cross_layers(unet)):
+        weights = {n.split(".", 2)[2]: v for n, v in layers.items() if n.startswith(f"layers.{j}.")}
+        place.attention.set_processor(PaperAttention(weights, references))
+    noisy, noise = noisy_and_target(models, batch, draws)
+    context, _ = states(models, ["" if no else d.example.caption for d, no in zip(draws, dropped_text, strict=True)])
+    prediction = unet(noisy, batch.noised.timesteps, context).sample
+    (prediction - noise).square().mean().backward()
+    return {
+        **{f"projection.{n}": v.grad for n, v in projection.items()},
+        **{f"layers.{n}": v.grad for n, v in layers.items()},
+    }
+
+
+def interpolated(image, side):
+    """A reference [40, 40, 3] as the image encoder reads it, [1, 3, side, side] float64."""
+    picture = torch.nn.functional.interpolate(
+        image.permute(2, 0, 1)[None], size=(side, side), mode="bicubic", antialias=True, align_corners=False
+    )
+    picture = (picture.clamp(0, 1) * 255).round() / 255
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
+    return ((picture - mean) / std).double()
+
+
+def assert_equal_gradients(trainee, expected):
+    found = {name: p.grad for name, p in trainee.named_parameters() if p.requires_grad}
+    assert found.keys() <= expected.keys() and len(found) > 2
+    whole = max(gradient.abs().max() for gradient in expected.values())
+    for name, gradient in found.items():
+        largest = expected[name].abs().max()
+        assert largest > 0, name
+        error = (gradient.double() - expected[name]).abs().max()
+        assert error <= TOLERANCE * largest + 1e-6 * whole, f"{name}: {error / largest:.1e} of the largest"
+
+
+@pytest.mark.parametrize(
+    "recipe, options",
+    [
+        ("ip_adapter", {}),
+        ("mip_adapter", {"train_projection": True}),
+        ("mip_adapter", {"text_gain": False}),
+        ("mip_adapter", {"drop_text": 0.4, "drop_images": 0.4, "drop_both": 0.1}),
+    ],
+    ids=["ip", "mip", "mip without gain", "mip with drops"],
+)
+def test_the_gradients_are_the_papers(recipe, options, pictures):
+    """Four pictures with one, two and three subjects in one batch."""
+    options = {"drop_text": 0.0, "drop_images": 0.0, "drop_both": 0.0, **options}
+    trainee = small.trainee(recipe, **options)
+    if recipe == "mip_adapter" and options.get("text_gain", True):
+        for layer in trainee.layers.layers:  # away from a gain of 1
+            torch.nn.init.normal_(layer.text_to_weight.weight)
+    draws = small.draws(pictures, 4, seed=3)
+    assert {len(draw.example.subjects) for draw in draws} == {1, 2, 3}
+    drops = [dropped(draw, trainee.options) for draw in draws]
+    if options["drop_text"]:
+        assert {(d.text, d.images) for d in drops} >= {(True, False), (False, True)}
+    batch = trainee.prepare(draws)
+    trainee(batch)["diffusion"].mean().backward()
+    trainee.finish()  # its references are not copied with the UNet
+    expected = expected_gradients(trainee, draws, batch, [d.text for d in drops], [d.images for d in drops])
+    assert_equal_gradients(trainee, expected)
+
+
+def test_a_frozen_projection_gets_no_gradient(pictures):
+    trainee = small.trainee("mip_adapter")
+    trainee(trainee.prepare(small.draws(pictures, 2)))["diffusion"].mean().backward()
+    assert all(p.grad is None for p in trainee.projection.parameters())
+    assert all(p.grad.abs().max() > 0 for p in trainee.layers.parameters())
+
+
+def test_names_that_are_dropped_are_the_empty_prompts(pictures):
+    """Subjects with as many tokens then get equal shares, as in rows of the negative prompt."""
+    draws = small.draws(pictures, 4)
+    names = {}
+    for part in (0.0, 1.0):
+        trainee = small.trainee("mip_adapter", drop_names=part)
+        names[part] = trainee.prepare(draws).extra.names
+    empty = trainee.base.texts.encode([""])[0]
+    for b, draw in enumerate(draws):
+        for i, subject in enumerate(draw.example.subjects):
+            count = len(trainee.base.texts.encode([subject.name])[0])
+            rows = names[1.0][b].unflatten(0, (3, -1))[i, :count]
+            assert torch.equal(rows, empty[:count])
+            assert not torch.equal(names[0.0][b].unflatten(0, (3, -1))[i, :count], rows)
+
+
+def test_gradient_checkpointing_changes_no_gradient(pictures):
+    draws, found = small.draws(pictures, 2), []
+    for on in (False, True):
+        trainee = small.trainee("mip_adapter")
+        if on:
+            trainee.base.unet.enable_gradient_checkpointing()
+            trainee.base.unet.train()
+        trainee(trainee.prepare(draws))["diffusion"].mean().backward()
+        found.append([p.grad for p in trainee.layers.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -1,0 +1,203 @@
+"""A whole training: settings, a folder in diffusers' layout, cached features, sheets, the exported file."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler
+from PIL import Image
+from support import tiny_diffusers as tiny
+from support import tiny_training as small
+from troupe.model_patches.errors import CheckpointError, MismatchError
+from troupe.model_patches.families.registry import read_adapter
+from troupe.training import run
+from troupe.training.checkpoints import checkpoints
+from troupe.training.model.base import diffusers_base, load_base
+from troupe.training.model.features import Features
+from troupe.training.model.noise import noised
+from troupe.training.run import settings_of, train
+from troupe.training.stop import TrainingError
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator():
+    small.forget_accelerate()
+    yield
+    small.forget_accelerate()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Micro SD1.5 and an image encoder, as diffusers and transformers save them."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny.unet().save_pretrained(folder / "base" / "unet")
+    small.texts().towers[0].model.save_pretrained(folder / "base" / "text_encoder")
+    torch.manual_seed(1)
+    levels = 4
+    AutoencoderKL(
+        block_out_channels=(8,) * levels,
+        norm_num_groups=4,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        scaling_factor=0.5,
+    ).save_pretrained(folder / "base" / "vae")
+    DDPMScheduler(**tiny.SCHEDULE).save_pretrained(folder / "base" / "scheduler")
+    small.images()._model.save_pretrained(folder / "vision")
+    return folder
+
+
+@pytest.fixture
+def settings(models, tmp_path):
+    def read(*overrides):
+        path = tmp_path / "recipe.toml"
+        path.write_text(f"""
+            [recipe]
+            name = "mip_adapter"
+            [base]
+            kind = "diffusers"
+            folder = "{models / "base"}"
+            image_encoder = "{models / "vision"}"
+            [data]
+            folder = "{small.write_set(tmp_path / "pictures")}"
+            resolution = {small.SIDE}
+            [training]
+            steps = 3
+            batch = 2
+            [output]
+            folder = "{tmp_path / "out"}"
+            name = "mine"
+            half = false
+            [sheet]
+            every = 2
+            rows = 2
+            steps = 2
+        """)
+        return settings_of(path, overrides)
+
+    return read
+
+
+def test_from_settings_to_a_file(settings, tmp_path):
+    said: list[str] = []
+    ended = train(settings(), said.append, cpu=True)
+    assert (ended.step, ended.signal) == (3, 0)
+    adapter = read_adapter(tmp_path / "out" / "mine.safetensors")
+    assert adapter.spec.family == "mip_adapter" and len(adapter.layers.layers) == 7
+    assert said[-1].endswith("mine.safetensors, the weights of step 3")
+    assert sorted(path.name for path in (tmp_path / "out" / "sheets").iterdir()) == [
+        "step-00000002.png",
+        "step-00000003.png",
+    ]
+    assert Image.open(tmp_path / "out" / "sheets" / "step-00000003.png").width > 5 * 128
+    assert [step for step, _ in checkpoints(tmp_path / "out")] == [3]
+
+
+def exported(settings, tmp_path, *overrides):
+    small.forget_accelerate()
+    out = tmp_path / "-".join(overrides).replace("=", "-")
+    train(settings(f"output.folder={out}", "every=0", *overrides), cpu=True)
+    return read_adapter(out / "mine.safetensors")
+
+
+def same(a, b):
+    pairs = zip(a.layers.state_dict().values(), b.layers.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_a_cache_and_workers_change_nothing(settings, tmp_path):
+    plain = exported(settings, tmp_path, "training.steps=5")
+    assert same(plain, exported(settings, tmp_path, "training.steps=5", "workers=1"))
+    cached = exported(settings, tmp_path, "training.steps=5", "cache=true")  # made one by one: other rounding
+    for a, b in zip(plain.layers.parameters(), cached.layers.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    assert not same(plain, exported(settings, tmp_path, "training.steps=5", "training.seed=1"))
+
+
+def test_cached_features_are_made_once(models, tmp_path):
+    base = diffusers_base(models / "base", models / "vision")
+    draws = small.draws(small.write_set(tmp_path), 8)
+    calls: list[int] = []
+    encode = base.encode
+    object.__setattr__(base, "encode", lambda pixels: calls.append(len(pixels)) or encode(pixels))
+    for cache, expected in ((True, [1] * 4), (False, [4, 4])):
+        features, calls[:] = Features(base, cache), []
+        first = features.latents([draw.example for draw in draws[:4]])
+        again = features.latents([draw.example for draw in sorted(draws[4:], key=lambda d: d.example.label)])
+        assert calls == expected
+        labels = sorted(range(4), key=lambda i: draws[i].example.label)
+        torch.testing.assert_close(first[labels], again, rtol=0, atol=1e-6)
+
+
+def test_latents_are_scaled_and_decoded_back(models):
+    base = diffusers_base(models / "base")
+    vae = base.modules[-1]
+    pixels = torch.rand(2, 3, small.SIDE, small.SIDE) * 2 - 1
+    with torch.no_grad():
+        latents = base.encode(pixels)
+        torch.testing.assert_close(latents, vae.encode(pixels).latent_dist.mode() * 0.5)
+        torch.testing.assert_close(base.decode(latents), vae.decode(latents / 0.5).sample)
+    assert base.cell == 8 and not any(p.requires_grad for module in base.modules for p in module.parameters())
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("gamma", [0.0, 5.0])
+def test_noise_is_the_schedulers(prediction, gamma, tmp_path):
+    """Noisy latents and targets as DDPMScheduler makes them; min-SNR weights by their formula."""
+    schedule = DDPMScheduler(**tiny.SCHEDULE, prediction_type=prediction)
+    draws = small.draws(small.write_set(tmp_path), 8)
+    clean = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = noised(schedule, clean, draws, 8, min_snr=gamma)
+    noise = torch.stack([draw.noise((4, 8, 8)) for draw in draws])
+    torch.testing.assert_close(found.latents, schedule.add_noise(clean, noise, found.timesteps))
+    velocity = schedule.get_velocity(clean, noise, found.timesteps)
+    torch.testing.assert_close(found.target, {"epsilon": noise, "v_prediction": velocity, "sample": clean}[prediction])
+    assert [step // 125 for step in found.timesteps.tolist()] == list(range(8)), "one in each eighth"
+    signal = schedule.alphas_cumprod[found.timesteps]
+    snr = signal / (1 - signal)
+    capped = snr.clamp(max=5)
+    expected = {"epsilon": capped / snr, "v_prediction": capped / (snr + 1), "sample": capped}[prediction]
+    torch.testing.assert_close(found.weights, expected if gamma else torch.ones(8))
+
+
+def test_noisier_steps_are_drawn_more_often(tmp_path):
+    draws = small.draws(small.write_set(tmp_path), 64)
+    clean, schedule = torch.zeros(64, 4, 2, 2), DDPMScheduler(**tiny.SCHEDULE)
+    for noisier, mean in ((0.0, 500), (1.0, 667)):
+        steps = noised(schedule, clean, draws, 64, noisier).timesteps.float()
+        assert abs(steps.mean() - mean) < 8
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
+
+
+def test_a_resolution_that_the_unet_cannot_halve_is_a_sentence(settings):
+    with pytest.raises(TrainingError, match="a multiple of 16 as data.resolution .*found 72. Set resolution = 64"):
+        train(settings("resolution=72"), cpu=True)
+
+
+def test_a_logger_that_is_not_installed_is_a_sentence(settings, monkeypatch):
+    monkeypatch.setattr(run, "find_spec", lambda name: None)
+    with pytest.raises(TrainingError, match="pip install tensorboard"):
+        train(settings('log="tensorboard"'), cpu=True)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae", "scheduler"])
+def test_a_base_without_a_part_is_a_sentence(models, tmp_path, part):
+    for path in (models / "base").iterdir():
+        if path.name != part:
+            (tmp_path / path.name).symlink_to(path)
+    with pytest.raises(CheckpointError, match=f"config.json in .*{part}, found none.*nothing is downloaded"):
+        load_base("diffusers", str(tmp_path), "")
+
+
+def test_no_image_encoder_is_a_sentence(settings):
+    with pytest.raises(MismatchError, match="Set image_encoder in .base."):
+        train(settings("image_encoder="), cpu=True)
+
+
+def test_a_set_of_one_picture_is_a_sentence(settings, tmp_path):
+    config = settings()
+    small.write_set(tmp_path / "pictures", [("cat",)])
+    with pytest.raises(TrainingError, match="a step takes, 2, found 1 in the training set"):
+        train(config, cpu=True)

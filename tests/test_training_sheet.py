@@ -1,0 +1,84 @@
+"""The validation sheet is painted as users paint, at fixed seeds, and leaves the training as it was."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import tiny_training as small
+from troupe.model_patches.subjects import Photo
+from troupe.rehearsal import files
+from troupe.rehearsal.engine.paint import encode, load_rehearsal
+from troupe.rehearsal.engine.paint import paint as rehearse
+from troupe.training.config.schema import SheetConfig
+from troupe.training.examples.drawn import DrawnSet
+from troupe.training.examples.example import Example, ExampleSubject
+from troupe.training.model.base import rehearsal_base
+from troupe.training.sheet import COLUMNS, LEAST, LINE, MARGIN, cast_of, exchanged, paint, paint_sheet
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return small.write_set(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """The shipped MIP-Adapter as a trainee."""
+    return small.trainee("mip_adapter", rehearsal_base(), start=str(files.FOLDER / files.ADAPTERS["mip"]))
+
+
+def test_a_sheets_picture_is_what_the_engine_paints(trained):
+    """The shipped adapter, through the trainee's export, against the rehearsal's own painting."""
+    example, models = DrawnSet(3).get(0, random.Random(2)), load_rehearsal()
+    assert len(example.subjects) > 1
+    settings = SheetConfig(steps=4, seed=3)
+    photos, names = [s.photo.image[None] for s in example.subjects], [s.name for s in example.subjects]
+    painted = {}
+    for kind, cast in (("with", cast_of(example)), ("without", None)):
+        references = None if cast is None else encode(models, "mip", photos, names)
+        painted[kind] = paint(trained.base, trained.adapter(), example.caption, cast, settings, 128)
+        expected = rehearse(models, example.caption, 3, references, steps=4)
+        torch.testing.assert_close(painted[kind], expected[0].permute(1, 2, 0), rtol=0, atol=1e-3)
+    assert (painted["with"] - painted["without"]).abs().max() > 0.1
+
+
+def subject(name, value):
+    return ExampleSubject(name, Photo(torch.full((8, 8, 3), value)))
+
+
+def test_references_are_exchanged():
+    picture = torch.zeros(3, 8, 8)
+    two = Example("a", picture, "a cat and a dog", (subject("cat", 0.1), subject("dog", 0.2)))
+    one = Example("b", picture, "a cat", (subject("cat", 0.3),))
+
+    def looks(cast):
+        return [(s.name, round(s.photos[0].image.mean().item(), 2)) for s in cast.subjects]
+
+    assert looks(exchanged(two, one)) == [("cat", 0.2), ("dog", 0.1)]
+    assert looks(exchanged(one, two)) == [("cat", 0.1)]
+    assert looks(cast_of(Example("c", picture, "nothing"))) == [("picture", 0.5)]
+
+
+def test_the_sheet_shows_every_column_and_changes_nothing(pictures, tmp_path):
+    trainee = small.trainee("mip_adapter")
+    draws = small.draws(pictures, 2)
+    batch = trainee.prepare(draws)
+    with torch.no_grad():
+        before = trainee.predict(batch)
+    settings, examples = SheetConfig(steps=2), [draw.example for draw in draws]
+    paths = [paint_sheet(trainee, examples, settings, small.SIDE, tmp_path / f"{i}" / "sheet.png") for i in range(2)]
+    sheets = [np.asarray(Image.open(path)) for path in paths]
+    assert np.array_equal(*sheets)
+    step = LEAST + MARGIN
+    cells = [
+        sheets[0][2 * LINE + MARGIN : 2 * LINE + MARGIN + LEAST, MARGIN + j * step : MARGIN + j * step + LEAST]
+        for j in range(len(COLUMNS))
+    ]
+    assert all(cell.std() > 1 for cell in cells)
+    assert all(not np.array_equal(a, b) for i, a in enumerate(cells) for b in cells[:i])
+    with torch.no_grad():
+        assert torch.equal(trainee.predict(batch), before)

@@ -1,0 +1,60 @@
+"""Train a subject adapter from a TOML file of settings."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..pack import hide_broken_torchaudio, load_pack
+
+NEEDED = 'Training needs more packages than ComfyUI has. Run: pip install -e ".[train]"'
+SIGNALLED = 128  # plus the signal's number is the exit status
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; its exit status."""
+    options = parse(arguments)
+    hide_broken_torchaudio()
+    load_pack()
+    from troupe.model_patches.errors import TroupeError
+
+    try:
+        from troupe.training.run import settings_of, train
+    except ModuleNotFoundError as error:
+        print(f"{NEEDED} ({error.name} is missing)", file=sys.stderr)
+        return 1
+    try:
+        config = settings_of(options.settings, options.set)
+        ended = train(config, say, options.cpu, options.export)
+    except TroupeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    if ended.signal:
+        say(f"stopped at step {ended.step}; the same command goes on from there")
+        return SIGNALLED + ended.signal
+    return 0
+
+
+def say(sentence: str) -> None:
+    """Print a sentence for the user."""
+    print(sentence, file=sys.stderr)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the options."""
+    parser = argparse.ArgumentParser(prog="train.py", description="Train a subject adapter: docs/training.md.")
+    parser.add_argument("settings", type=Path, help="TOML file; training/recipes has examples")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value for a setting, such as lr=1e-5 or data.folder=pictures; may be repeated",
+    )
+    parser.add_argument("--cpu", action="store_true", help="use no GPU")
+    parser.add_argument("--export", action="store_true", help="only export the adapter of the newest checkpoint")
+    return parser.parse_args(arguments)

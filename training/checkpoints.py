@@ -1,0 +1,87 @@
+"""Checkpoints: everything that a training needs to go on as if it had not been interrupted.
+
+A folder `checkpoints/step-00000500` holds what `Accelerator.save_state` writes (trained weights, optimiser, learning
+rate, average, random states) and `training.json` with the step and the settings. The step says which pictures come next
+(`examples.draws`). It is written under another name and renamed, so a folder with that name is always whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+from .stop import TrainingError
+
+FOLDER, ABOUT, WRITING = "checkpoints", "training.json", ".writing"
+FAULTS = (OSError, RuntimeError, SafetensorError)  # torch and safetensors report a full disk in their own ways
+
+
+def checkpoints(output: Path) -> list[tuple[int, Path]]:
+    """Return the steps and folders of whole checkpoints, oldest first."""
+    found = [
+        (int(path.name.removeprefix("step-")), path)
+        for path in (output / FOLDER).glob("step-*")
+        if (path / ABOUT).is_file() and path.name.removeprefix("step-").isdecimal()
+    ]
+    return sorted(found)
+
+
+def save_checkpoint(accelerator: Accelerator, output: Path, step: int, settings: dict[str, Any], keep: int) -> Path:
+    """Write a checkpoint and delete the oldest ones beyond `keep`. Called in every process.
+
+    Raises TrainingError if it cannot be written: the earlier ones are unchanged.
+    """
+    path = output / FOLDER / f"step-{step:08}"
+    writing = path.with_name(f"{path.name}{WRITING}")
+    try:
+        writing.mkdir(parents=True, exist_ok=True)
+        accelerator.save_state(str(writing))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            (writing / ABOUT).write_text(json.dumps({"step": step, "settings": settings}, indent=1), encoding="utf-8")
+            shutil.rmtree(path, ignore_errors=True)
+            writing.rename(path)
+            for _, old in checkpoints(output)[:-keep]:
+                shutil.rmtree(old)
+    except FAULTS as error:
+        shutil.rmtree(writing, ignore_errors=True)
+        earlier = checkpoints(output)
+        left = f"The checkpoint of step {earlier[-1][0]} is unchanged." if earlier else "There is no earlier one."
+        raise TrainingError(
+            f"to write a checkpoint of step {step} into {path.parent}",
+            str(error).splitlines()[0],
+            f"{left} Free space, or choose another 'folder' in [output].",
+        ) from error
+    accelerator.wait_for_everyone()
+    return path
+
+
+def load_checkpoint(accelerator: Accelerator, path: Path, settings: dict[str, Any]) -> int:
+    """Load a checkpoint into what `accelerator` has prepared. Returns its step.
+
+    Raises TrainingError if it is of another recipe, base or data, or cannot be read.
+    """
+    try:
+        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+        before: dict[str, Any] = about["settings"]
+        for section, key in (("recipe", "name"), ("base", "kind"), ("data", "kind"), ("training", "ema")):
+            was, now = before[section][key], settings[section][key]
+            if was != now:
+                raise TrainingError(
+                    f"to go on with {section}.{key} = {was!r} from {path}",
+                    repr(now),
+                    "Use the same settings, choose another 'folder' in [output], or set resume = false.",
+                )
+        accelerator.load_state(str(path))
+        return int(about["step"])
+    except (*FAULTS, KeyError, ValueError) as error:
+        raise TrainingError(
+            f"a checkpoint of this training in {path}",
+            str(error).splitlines()[0],
+            "Delete that folder to go on from an earlier checkpoint, or set resume = false.",
+        ) from error

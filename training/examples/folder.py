@@ -1,0 +1,139 @@
+"""Training pictures from a folder with `metadata.jsonl` (`data.records`)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ...model_patches.subjects import Box, Photo
+from ..data.records import DatasetError, PictureRecord, SubjectRecord, read_records
+from .example import Example, ExampleSubject
+
+REFERENCE = 512  # pixels: longer sides of references are made smaller when they are read
+
+
+class FolderSet:
+    """The pictures of a training set, cut to squares.
+
+    Arguments:
+        folder: of the training set; resolution: S, side of the square in pixels.
+        most: subjects of a picture that are taken, from the first on.
+        needs_subjects: leave out pictures without any.
+        warn: gets one sentence for what is allowed but probably not meant.
+    Raises:
+        DatasetError: see `read_records`; or no picture is left.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        resolution: int,
+        most: int,
+        needs_subjects: bool = False,
+        warn: Callable[[str], None] = lambda sentence: None,
+    ):
+        every = read_records(folder)
+        self.records = [record for record in every if record.subjects or not needs_subjects]
+        self.resolution, self.most = resolution, most
+        if not self.records:
+            raise DatasetError(
+                f"pictures with subjects in {folder}",
+                f"{len(every)} pictures without any",
+                "Add 'subjects' to the lines of its metadata; docs/training.md has the format.",
+            )
+        if len(self.records) < len(every):
+            warn(f"{len(every) - len(self.records)} of {len(every)} pictures have no subjects and are left out.")
+        own = sum(not subject.references for record in self.records for subject in record.subjects[:most])
+        if own:
+            warn(f"{own} subjects have no reference picture: they are cut out of their training picture.")
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.records)
+
+    def get(self, index: int, chance: random.Random) -> Example:
+        """Return a picture, its subjects with one of their references each.
+
+        Raises DatasetError for a file that is no picture.
+        """
+        record, side = self.records[index], self.resolution
+        whole = _open(record.picture)
+        resized, (top, left) = _resized(whole, side)
+        pixels = torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).float() / 127.5 - 1
+        subjects = tuple(self._subject(record, subject, whole, chance) for subject in record.subjects[: self.most])
+        return Example(
+            str(record.picture),
+            pixels,
+            record.caption,
+            subjects,
+            f"{record.picture}|{side}",
+            (whole.height, whole.width),
+            (top, left),
+        )
+
+    def _subject(
+        self, record: PictureRecord, subject: SubjectRecord, whole: Image.Image, chance: random.Random
+    ) -> ExampleSubject:
+        where = _whole_mask(subject, whole.size)
+        mask = None if where is None else _to_tensor(_resized(where, self.resolution)[0])
+        if subject.references:
+            path = chance.choice(subject.references)
+            return ExampleSubject(subject.name, Photo(_to_tensor(_small(_open(path)))), str(path), mask)
+        cutout = None if where is None else _to_tensor(_small(where))
+        return ExampleSubject(
+            subject.name,
+            Photo(_to_tensor(_small(whole)), cutout),
+            f"{record.picture}|{subject.mask or subject.box}",
+            mask,
+        )
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DatasetError(
+            f"a picture in {path}", f"a file that cannot be read ({error})", "Replace it, or delete its line."
+        ) from error
+
+
+def _whole_mask(subject: SubjectRecord, size: tuple[int, int]) -> Image.Image | None:
+    """Where the subject is in the whole picture, white: its mask, else its box; None without either."""
+    if subject.mask is not None:
+        mask = _open(subject.mask).convert("L")
+        return mask if mask.size == size else mask.resize(size)
+    return None if subject.box is None else _box_mask(subject.box, size)
+
+
+def _box_mask(box: Box, size: tuple[int, int]) -> Image.Image:
+    mask, (w, h) = Image.new("L", size), size
+    left, top = max(round(box.x * w), 0), max(round(box.y * h), 0)
+    right, bottom = max(round((box.x + box.w) * w), left + 1), max(round((box.y + box.h) * h), top + 1)
+    mask.paste(255, (left, top, right, bottom))
+    return mask
+
+
+def _resized(picture: Image.Image, side: int) -> tuple[Image.Image, tuple[int, int]]:
+    """The square in the middle of the picture whose shorter side is `side`, and its top and left."""
+    factor = side / min(picture.size)
+    w, h = (max(round(length * factor), side) for length in picture.size)
+    left, top = (w - side) // 2, (h - side) // 2
+    resized = picture.resize((w, h), Image.Resampling.BICUBIC if picture.mode == "RGB" else Image.Resampling.BILINEAR)
+    return resized.crop((left, top, left + side, top + side)), (top, left)
+
+
+def _small(picture: Image.Image) -> Image.Image:
+    """The picture with no side over `REFERENCE`."""
+    factor = REFERENCE / max(picture.size)
+    return picture if factor >= 1 else picture.resize((round(picture.width * factor), round(picture.height * factor)))
+
+
+def _to_tensor(picture: Image.Image) -> torch.Tensor:
+    """[h, w, 3] or [h, w] in 0..1."""
+    return torch.from_numpy(np.asarray(picture).copy()).float() / 255

@@ -1,0 +1,66 @@
+"""Text attention whose probabilities are kept, for losses on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+from ...model_patches.attention.heads import join_heads, split_heads
+from ...model_patches.hosts.diffusers.image_attention import TextAttention
+
+
+class TextMaps:
+    """The text attention of a UNet's middle blocks in one pass: all blocks with text attention but the first and last.
+
+    maps: [B * H, N, L] of each layer, batch-major, after the softmax; on: whether they are kept.
+    """
+
+    def __init__(self) -> None:
+        self.maps: dict[int, torch.Tensor] = {}
+        self.on = False
+
+    def install(self, unet: UNet2DConditionModel) -> None:
+        """Put processors on the layers, for good; they are the ones before unless `on`."""
+        blocks = [block for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks) if _layers(block)]
+        for index, attention in enumerate(layer for block in blocks[1:-1] for layer in _layers(block)):
+            attention.set_processor(MapProcessor(self, index, attention.processor))
+
+
+class MapProcessor:
+    """One layer's text attention with its probabilities."""
+
+    def __init__(self, owner: TextMaps, index: int, previous: Any):
+        self.owner, self.index, self.previous = owner, index, previous
+
+    def __call__(
+        self,
+        attention: TextAttention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: Any = None,
+        *more: Any,
+        **named: Any,
+    ) -> torch.Tensor:
+        """hidden_states [B, N, C], encoder_hidden_states [B, L, D] -> [B, N, C], after `to_out`."""
+        if not self.owner.on:
+            return self.previous(attention, hidden_states, encoder_hidden_states, *more, **named)
+        heads = attention.heads
+        query, keys, values = (
+            split_heads(x, heads)
+            for x in (
+                attention.to_q(hidden_states),
+                attention.to_k(encoder_hidden_states),
+                attention.to_v(encoder_hidden_states),
+            )
+        )
+        logits = query @ keys.transpose(2, 3) * query.shape[-1] ** -0.5  # B, H, N, L
+        shares = logits.softmax(-1, dtype=torch.float32)
+        self.owner.maps[self.index] = shares.flatten(0, 1)
+        to_out, dropout = attention.to_out
+        return dropout(to_out(join_heads(shares.to(values.dtype) @ values)))
+
+
+def _layers(block: Any) -> list[TextAttention]:
+    transformers = getattr(block, "attentions", None) or ()
+    return [inner.attn2 for transformer in transformers for inner in transformer.transformer_blocks]

@@ -1,0 +1,23 @@
+"""Every recipe by its name."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from . import fastcomposer, ip_adapter, mip_adapter, umm_diffusion
+from .recipe import Recipe
+
+RECIPES = cast(
+    "dict[str, Recipe]",
+    {
+        "ip_adapter": ip_adapter,
+        "mip_adapter": mip_adapter,
+        "umm_diffusion": umm_diffusion,
+        "fastcomposer": fastcomposer,
+    },
+)
+
+
+def options() -> dict[str, type]:
+    """Return the dataclass of each recipe's options."""
+    return {name: recipe.Options for name, recipe in RECIPES.items()}

@@ -1,0 +1,155 @@
+"""From settings to an exported adapter: what the command does."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+
+from ..model_patches.errors import TroupeError
+from .config.reading import as_tables, read_config
+from .config.schema import Config, DataConfig
+from .examples.drawn import DrawnSet
+from .examples.draws import Draws
+from .examples.example import ExampleSet
+from .examples.folder import FolderSet
+from .export import write_export
+from .loop import Ended, Loop, Painter
+from .model.base import Base, load_base
+from .model.captions import places
+from .model.features import Features
+from .recipes.recipe import PassSettings, Trainee
+from .recipes.registry import RECIPES, options
+from .sheet import paint_sheet
+from .stop import TrainingError
+
+LOGGERS = {"tensorboard": ("tensorboard", "tensorboardX")}  # tracker -> packages of which one is needed
+Say = Callable[[str], None]
+
+
+def settings_of(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read the settings of a training. Raises ConfigError."""
+    return read_config(path, overrides, recipes=options())
+
+
+def train(config: Config, say: Say = lambda sentence: None, cpu: bool = False, export_only: bool = False) -> Ended:
+    """Train an adapter and export it; if a signal stops it, what there is.
+
+    Arguments:
+        say: takes sentences for the user, in the main process; cpu: use no GPU; export_only: only export the newest
+            checkpoint.
+    Raises:
+        TroupeError: settings, models or pictures do not fit, or the training cannot go on.
+    """
+    recipe = RECIPES[config.name]
+    accelerator = make_accelerator(config, cpu)
+    told: Say = say if accelerator.is_main_process else lambda sentence: None
+    set_seed(config.training.seed)  # of weights that begin with chance
+    base = load_base(config.base.kind, config.base.folder, config.base.image_encoder)
+    per_step = config.training.batch * config.training.accumulation * accelerator.num_processes
+    passes = PassSettings(per_step, config.training.noisier, config.training.min_snr)
+    trainee = recipe.build(base, Features(base, config.data.cache), passes, config.recipe)
+    examples = example_set(config.data, base, trainee, told)
+    check_count(examples, per_step)
+    move(base, trainee, accelerator)
+    if config.training.gradient_checkpointing:
+        base.unet.enable_gradient_checkpointing()
+    draws = Draws(examples, config.training.seed)
+    painter = sheet_painter(config, draws) if config.sheet.every else None
+    loop = Loop(config, trainee, draws, as_tables(config), accelerator, painter, told)
+    if export_only:
+        loop.resume()
+        ended = Ended(loop.step)
+    else:
+        if config.output.log != "none":
+            accelerator.init_trackers("troupe")
+        ended = loop.run()
+        accelerator.end_training()
+    if accelerator.is_main_process:
+        with loop.averaged():
+            exported = trainee.export()
+        path = Path(config.output.folder) / f"{config.output.name or config.name}.safetensors"
+        told(f"wrote {write_export(exported, path, config.output.half)}, the weights of step {ended.step}")
+    return ended
+
+
+def make_accelerator(config: Config, cpu: bool = False) -> Accelerator:
+    """Return accelerate's part of a training. Raises TrainingError if the chosen logger's package is missing."""
+    log, unused = config.output.log, not RECIPES[config.name].uses_every_parameter
+    needed = LOGGERS.get(log, ())
+    if needed and not any(find_spec(package) for package in needed):
+        do = f'Run pip install {needed[0]}, or set log = "none" in [output].'
+        raise TrainingError(f'the package {needed[0]} for log = "{log}"', "none", do)
+    return Accelerator(
+        gradient_accumulation_steps=config.training.accumulation,
+        mixed_precision=config.training.precision,
+        log_with=None if log == "none" else log,
+        project_dir=config.output.folder,
+        cpu=cpu,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)] if unused else None,
+    )
+
+
+def example_set(config: DataConfig, base: Base, trainee: Trainee, say: Say = lambda sentence: None) -> ExampleSet:
+    """Return the training pictures. Raises DatasetError."""
+    if config.kind == "rehearsal":
+        return DrawnSet(config.subjects)
+    multiple = base.cell * 2 ** (len(base.unet.config["block_out_channels"]) - 1)
+    if config.resolution % multiple:
+        nearest = max(round(config.resolution / multiple), 1) * multiple
+        raise TrainingError(
+            f"a multiple of {multiple} as data.resolution for this base model",
+            f"{config.resolution}",
+            f"Set resolution = {nearest}.",
+        )
+    found = FolderSet(Path(config.folder), config.resolution, config.subjects, trainee.needs_subjects, say)
+    if trainee.in_prompt:
+        check_places(found, base)
+    return found
+
+
+def check_places(examples: FolderSet, base: Base) -> None:
+    """Raise TrainingError for a picture with a subject whose name is no word of its caption."""
+    for record in examples.records:
+        try:
+            places(base.texts, record.caption, [subject.name for subject in record.subjects[: examples.most]])
+        except TroupeError as error:
+            found = f"another caption for {record.picture} ({error})"
+            raise TrainingError(
+                "each subject's name as a word of its caption", found, "Correct that line of the metadata."
+            ) from error
+
+
+def sheet_painter(config: Config, draws: Draws) -> Painter:
+    """Return what paints the sheets of a training, always of the same pictures."""
+    sheet, count = config.sheet, len(draws.examples)
+    rows = min(sheet.rows, count) if count else sheet.rows
+    examples = [draws.examples.get(i, random.Random(f"sheet {i}")) for i in range(rows)]
+
+    def paint(trainee: Trainee, step: int) -> None:
+        path = Path(config.output.folder) / "sheets" / f"step-{step:08}.png"
+        paint_sheet(trainee, examples, sheet, sheet.size or examples[0].pixels.shape[-1], path)
+
+    return paint
+
+
+def check_count(examples: ExampleSet, per_step: int) -> None:
+    """Raise TrainingError for a finite set with fewer pictures than a step takes."""
+    count = len(examples)
+    if 0 < count < per_step:
+        raise TrainingError(
+            f"at least as many pictures as a step takes, {per_step}",
+            f"{count} in the training set",
+            "Add pictures, or lower batch and accumulation in [training].",
+        )
+
+
+def move(base: Base, trainee: Trainee, accelerator: Accelerator) -> None:
+    """Put the frozen models on the device, in the precision of the passes."""
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+    base.to(accelerator.device, dtype, trainee.modules_of_base())

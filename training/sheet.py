@@ -1,0 +1,121 @@
+"""The validation sheet: training captions painted without, with and with exchanged references, on the embedded engine.
+
+It is painted as users paint: the adapter in its published layout, encoded and sampled by `hosts.diffusers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from ..model_patches.adapter import Adapter
+from ..model_patches.binding.settings import ImageAttentionSettings, mixing_for
+from ..model_patches.encoding.framing import flatten_alpha
+from ..model_patches.hosts.diffusers.encoders import encode_references
+from ..model_patches.hosts.diffusers.prompt import encode_prompt
+from ..model_patches.hosts.diffusers.sampling import SamplingSettings, sample
+from ..model_patches.subjects import Cast, Photo, Subject
+from .config.schema import SheetConfig
+from .examples.example import Example
+from .model.base import Base
+from .model.captions import plain, unmarked
+from .recipes.recipe import Trainee
+
+COLUMNS = ("training picture", "references", "without", "with", "exchanged")
+LEAST, LINE, MARGIN = 128, 18, 4  # pixels: side of a shown picture, height of a text line, distance
+PAPER, INK = (255, 255, 255), (30, 30, 34)
+
+
+def paint_sheet(trainee: Trainee, examples: Sequence[Example], settings: SheetConfig, size: int, path: Path) -> Path:
+    """Paint one row for each picture into a PNG file. size: S, side of the painted pictures in pixels.
+
+    Exchanged: each subject gets the next one's reference; a lone subject that of another row.
+    """
+    trainee.finish()
+    adapter, rows = trainee.adapter(), []
+    for i, example in enumerate(examples):
+        cast, other = cast_of(example), exchanged(example, examples[(i + 1) % len(examples)])
+        painted = [
+            paint(trainee.base, adapter, example.caption, given, settings, size) for given in (None, cast, other)
+        ]
+        rows.append([(example.pixels.permute(1, 2, 0) + 1) / 2, _photos(cast, size), *painted])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _drawn(rows, [example.caption for example in examples]).save(path)
+    return path
+
+
+def paint(
+    base: Base, adapter: Adapter, caption: str, cast: Cast | None, settings: SheetConfig, size: int
+) -> torch.Tensor:
+    """Paint one picture, [S, S, 3] in 0..1. cast: None for none."""
+    positive, applied = base.texts.encode_prompt(plain(caption)), []
+    if cast is not None:
+        references = encode_references(adapter, cast, base.images, base.texts)
+        if adapter.spec.prompt is not None:
+            positive, _ = encode_prompt(base.texts, references, unmarked(caption), settings.start_percent)
+        if adapter.spec.widths:
+            applied = [(references, ImageAttentionSettings(settings.weight, mixing_for(references, "auto")))]
+    weights = [(adapter, 1.0)] if adapter.weights.unet or adapter.weights.unet_lora else []
+    latent = sample(
+        base.unet,
+        base.sampler(),
+        positive,
+        base.texts.encode_prompt(""),
+        SamplingSettings(size, size, settings.steps, settings.cfg, settings.seed),
+        applied,
+        weights=weights,
+    )
+    with torch.no_grad():
+        return (base.decode(latent)[0].float().cpu().permute(1, 2, 0) / 2 + 0.5).clamp(0, 1)
+
+
+def cast_of(example: Example) -> Cast:
+    """Return a picture's subjects as an artist would give them; the picture itself for one without subjects."""
+    if not example.subjects:
+        return Cast((Subject("picture", (Photo((example.pixels.permute(1, 2, 0) + 1) / 2),)),))
+    return Cast(tuple(Subject(subject.name, (subject.photo,)) for subject in example.subjects))
+
+
+def exchanged(example: Example, other: Example) -> Cast:
+    """Return the cast with each subject's photo from the next one; a lone subject's from the other picture."""
+    cast = cast_of(example)
+    donors = cast.subjects if len(cast.subjects) > 1 else (*cast.subjects, *cast_of(other).subjects[:1])
+    each = zip(cast.subjects, donors[1:] + donors[:1], strict=False)
+    return Cast(tuple(replace(subject, photos=donor.photos) for subject, donor in each))
+
+
+def _photos(cast: Cast, size: int) -> torch.Tensor:
+    """The first photo of each of up to four subjects in a square, [S, S, 3]."""
+    count = 1 if len(cast.subjects) == 1 else 2
+    side, square = size // count, np.full((size, size, 3), 255, np.uint8)
+    for i, subject in enumerate(cast.subjects[: count * count]):
+        photo = _to_image(flatten_alpha(subject.photos[0].image[None])[0])
+        photo.thumbnail((side, side))
+        top, left = side * (i // count), side * (i % count)
+        square[top : top + photo.height, left : left + photo.width] = np.asarray(photo)
+    return torch.from_numpy(square).float() / 255
+
+
+def _drawn(rows: Sequence[Sequence[torch.Tensor]], captions: Sequence[str]) -> Image.Image:
+    side = max(rows[0][2].shape[0], LEAST)
+    step, height = side + MARGIN, side + LINE + MARGIN
+    sheet = Image.new("RGB", (len(COLUMNS) * step + MARGIN, LINE + len(rows) * height + MARGIN), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for j, title in enumerate(COLUMNS):
+        draw.text((MARGIN + j * step, MARGIN), title, INK)
+    for i, (row, caption) in enumerate(zip(rows, captions, strict=True)):
+        top = LINE + MARGIN + i * height
+        draw.text((MARGIN, top), caption[:side], INK)
+        for j, picture in enumerate(row):
+            shown = _to_image(picture).resize((side, side), Image.Resampling.NEAREST)
+            sheet.paste(shown, (MARGIN + j * step, top + LINE))
+    return sheet
+
+
+def _to_image(picture: torch.Tensor) -> Image.Image:
+    return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().numpy())

@@ -1,0 +1,44 @@
+"""What ends a training early: a request from outside, or a fault that is told in a sentence."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from ..model_patches.errors import TroupeError
+
+
+class TrainingError(TroupeError):
+    """A training cannot go on."""
+
+
+@dataclass
+class StopRequest:
+    """Request to stop. signal: the number of the first SIGINT or SIGTERM, 0 before."""
+
+    signal: int = 0
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Note SIGINT and SIGTERM while it is open, so that a step is finished and saved; a second SIGINT interrupts."""
+    request = StopRequest()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if request.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.signal = request.signal or number
+
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+        yield request
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
