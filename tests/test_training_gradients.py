@@ -11,6 +11,7 @@ import torch
 from support import tiny_diffusers as tiny
 from support import tiny_training as small
 from torch.nn.functional import layer_norm
+from troupe.model_patches.attention.decoupled import Mixing
 from troupe.model_patches.hosts.diffusers.image_attention import cross_layers
 from troupe.training.recipes.drops import dropped
 
@@ -187,6 +188,19 @@ def test_names_that_are_dropped_are_the_empty_prompts(pictures):
             rows = names[1.0][b].unflatten(0, (3, -1))[i, :count]
             assert torch.equal(rows, empty[:count])
             assert not torch.equal(names[0.0][b].unflatten(0, (3, -1))[i, :count], rows)
+
+
+@pytest.mark.parametrize("merge", ["relevance", "uniform", "joint", "add"])
+def test_a_place_without_a_subject_takes_no_share(merge, pictures):
+    """A picture of one subject in a batch with pictures of three predicts as it does alone."""
+    trainee = small.trainee("mip_adapter", **small.no_drops("mip_adapter"))
+    trainee.attention.mixing = Mixing(merge)
+    draws = small.draws(pictures, 4)
+    alone = next(i for i, draw in enumerate(draws) if len(draw.example.subjects) == 1)
+    with torch.no_grad():
+        together = trainee.predict(trainee.prepare(draws))[alone]
+        by_itself = trainee.predict(trainee.prepare(draws[alone : alone + 1]))[0]
+    torch.testing.assert_close(together, by_itself, rtol=0, atol=2e-5)
 
 
 def test_gradient_checkpointing_changes_no_gradient(pictures):

@@ -20,7 +20,7 @@ from troupe.training.examples.draws import Draws
 from troupe.training.examples.folder import FolderSet
 from troupe.training.loop import Loop
 from troupe.training.recipes.registry import RECIPES
-from troupe.training.run import make_accelerator
+from troupe.training.run import make_accelerator, move
 from troupe.training.stop import TrainingError
 from troupe_tools.pack import ROOT
 
@@ -97,6 +97,26 @@ def test_one_batch_is_learned_by_heart(recipe, pictures):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < part * losses[0], losses[::10]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_half_precision_gives_about_the_same_gradients(recipe, pictures, tmp_path):
+    """Frozen models in bfloat16, passes under autocast, trained weights and gradients in float32."""
+    found, options = {}, small.no_drops(recipe)
+    for precision in ("no", "bf16"):
+        loop = loop_for(pictures, tmp_path / precision, recipe, options, steps=1, precision=precision)
+        base, keep = loop.trainee.base, {}
+        move(base, loop.trainee, loop.accelerator)
+        loop.optimizer.step = lambda keep=keep, loop=loop: keep.update(
+            {n: p.grad.flatten() for n, p in loop.trainee.named_parameters() if p.grad is not None}
+        )
+        loop.run()
+        assert base.unet.dtype == (torch.float32 if "no" in precision or recipe == "fastcomposer" else torch.bfloat16)
+        for module in base.modules:  # shared by tests
+            module.float()
+        found[precision] = torch.cat(list(keep.values()))
+    assert found["bf16"].dtype == torch.float32 and not torch.equal(*found.values())
+    assert torch.nn.functional.cosine_similarity(*found.values(), dim=0) > 0.999
 
 
 def test_accumulated_passes_are_one_large_one(pictures, tmp_path):

@@ -11,9 +11,9 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from support import tiny_training as small
 from torch.nn.functional import gelu, interpolate, layer_norm
-from troupe.training.examples.folder import FolderSet
+from troupe.training.config.schema import DataConfig
 from troupe.training.model.captions import places
-from troupe.training.run import check_places
+from troupe.training.run import example_set
 from troupe.training.stop import TrainingError
 
 TOLERANCE = 2e-4  # of the largest gradient of a tensor: float32 against float64
@@ -231,12 +231,12 @@ def test_subjects_that_are_left_out_are_in_neither_prompt_nor_loss(pictures):
 
 def test_a_name_that_is_only_part_of_a_word_is_a_sentence(tmp_path):
     trainee = small.trainee("umm_diffusion")
-    pictures = FolderSet(small.write_set(tmp_path, [("cat",), ("dog",)]), small.SIDE, 4)
-    check_places(pictures, trainee.base)
+    config = DataConfig(folder=str(small.write_set(tmp_path, [("cat",), ("dog",)])), resolution=small.SIDE)
+    assert len(example_set(config, trainee.base, trainee)) == 2
     lines = (tmp_path / "metadata.jsonl").read_text().replace("of a dog", "of hotdogs")
     (tmp_path / "metadata.jsonl").write_text(lines)
     with pytest.raises(TrainingError, match=r"found another caption for .*p1.png .*Correct that line"):
-        check_places(FolderSet(tmp_path, small.SIDE, 4), trainee.base)
+        example_set(config, trainee.base, trainee)
 
 
 def test_brackets_in_a_caption_are_text(pictures):

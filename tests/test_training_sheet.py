@@ -67,11 +67,12 @@ def test_the_sheet_shows_every_column_and_changes_nothing(pictures, tmp_path):
     trainee = small.trainee("mip_adapter")
     draws = small.draws(pictures, 2)
     batch = trainee.prepare(draws)
-    with torch.no_grad():
-        before = trainee.predict(batch)
-    settings, examples = SheetConfig(steps=2), [draw.example for draw in draws]
-    paths = [paint_sheet(trainee, examples, settings, small.SIDE, tmp_path / f"{i}" / "sheet.png") for i in range(2)]
-    sheets = [np.asarray(Image.open(path)) for path in paths]
+    settings, examples, sheets = SheetConfig(steps=2), [draw.example for draw in draws], []
+    for i in range(2):
+        path = paint_sheet(trainee, examples, settings, small.SIDE, tmp_path / f"{i}" / "sheet.png")
+        sheets.append(np.asarray(Image.open(path)))
+        with torch.no_grad():  # leaves references of the batch on the UNet, which the next sheet must not see
+            before = trainee.predict(batch)
     assert np.array_equal(*sheets)
     step = LEAST + MARGIN
     cells = [
