@@ -1,7 +1,8 @@
 // What keeps a node from having an effect, as far as its own widgets and wires show it before a run.
 import { classOf, isWired, literal, origin, widgetOf } from "./editor/graph.js";
 
-const BYPASSED_OR_MUTED = [2, 4];
+const MUTED = 2;
+const INACTIVE = [MUTED, 4];
 const STRENGTHS = { // class -> its weight, and whose it is
   TroupeAddSubject: ["weight", "this subject's photos have"],
   TroupeApplyImageAttention: ["weight", "the references have"],
@@ -10,14 +11,25 @@ const STRENGTHS = { // class -> its weight, and whose it is
 };
 const APPLY = ["TroupeApplyImageAttention", "TroupeApplyGated"];
 
-export const isActive = (node) => !BYPASSED_OR_MUTED.includes(node.mode);
+const NO_EFFECT = "the references have no effect";
+const BYPASSED = {
+  TroupeAddSubject: "this subject is left out", TroupeQuickSubjects: "its subjects are left out", TroupeApplyImageAttention: NO_EFFECT, TroupeApplyGated: NO_EFFECT,
+};
+
+/** What it means that a node is bypassed or muted; [] where that is plain. */
+export function inactiveLines(node) {
+  const means = BYPASSED[classOf(node)];
+  return means ? [{ kind: "earlier", text: `${node.mode === MUTED ? "Muted" : "Bypassed"}: ${means}` }] : [];
+}
+
+export const isActive = (node) => !INACTIVE.includes(node.mode);
 
 /** Sentences about a node that changes nothing as it is set. */
 export function idleLines(node, root) {
   const [strength, whose] = STRENGTHS[classOf(node)] ?? [];
   if (!strength) return [];
   const lines = [];
-  if (literal(node, strength, [], root) === 0) lines.push(`${strength} is 0, so ${whose} no effect`);
+  if (literal(node, strength, [], root) === 0) lines.push(`${strength} is 0, so ${whose} no effect: raise it, or bypass the node`);
   const [start, end] = ["start_percent", "end_percent"].map((name) => literal(node, name, [], root));
   if (typeof start === "number" && typeof end === "number" && start >= end) {
     lines.push(`start_percent (${short(start)}) is not below end_percent (${short(end)}), so ${whose} no effect`);
@@ -28,9 +40,15 @@ export function idleLines(node, root) {
 
 const short = (number) => String(Number(number.toFixed(3)));
 
-/** The class that a photo of Load Rehearsal Models shows, where its name is another one; null elsewhere. */
+const MOST = 20; // nodes that hand a picture on
+
+/** The class that a photo of Load Rehearsal Models shows, where its name is another one; null elsewhere. Nodes that take one picture, as previews, hand it on. */
 export function otherPhoto(node, name, root) {
-  const from = origin(node, "image", [], root);
+  let from = origin(node, "image", [], root);
+  for (let left = MOST; left > 0 && from?.node && classOf(from.node) !== "TroupeRehearsal"; left--) {
+    const pictures = (from.node.inputs ?? []).filter((input) => input.type === "IMAGE" && isWired(from.node, input.name));
+    from = pictures.length === 1 ? origin(from.node, pictures[0].name, from.path, root) : null;
+  }
   if (typeof name !== "string" || !from?.node || classOf(from.node) !== "TroupeRehearsal") return null;
   const output = from.node.outputs?.[from.slot]?.name ?? "";
   const kind = widgetOf(from.node, output.replace("image", "subject"))?.value;

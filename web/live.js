@@ -1,7 +1,7 @@
 // What can be said about a node before it runs: whether its names are in the prompt, what its cast lacks, and why the host refused to run it.
 import { app } from "../../scripts/app.js";
-import { castOf, classOf, isWired, literal, targets } from "./editor/graph.js";
-import { idleLines, isActive, otherPhoto } from "./idle.js";
+import { castOf, classOf, isWired, literal, targets, widgetOf } from "./editor/graph.js";
+import { idleLines, inactiveLines, isActive, otherPhoto } from "./idle.js";
 import { namesOf, plainWords, SUBJECTS } from "./names.js";
 import { settingsUpstream } from "./run_settings.js";
 
@@ -11,8 +11,10 @@ const nameless = (photo) => missing(`The subject${photo} has no name yet: type i
 
 /** The lines of a node, {kind: "tick" | "missing" | "error", text}. nodeOf: the node of an execution id. */
 export function liveLines(node, root, nodeOf) {
-  if (!isActive(node)) return refusals(node, root, nodeOf);
-  return [...refusals(node, root, nodeOf), ...inCast(node, root), ...idleLines(node, root).map(missing), ...namesOf(node, root).map(ofName)];
+  const refused = refusals(node, root, nodeOf);
+  if (!isActive(node)) return [...refused, ...inactiveLines(node)];
+  const wires = refused.some(({ kind, isEarlier }) => kind === "error" && !isEarlier) ? [] : inCast(node, root); // the host has said it
+  return [...refused, ...wires, ...idleLines(node, root).map(missing), ...namesOf(node, root).map(ofName)];
 }
 
 function ofName({ name, found }) {
@@ -26,7 +28,9 @@ function inCast(node, root) {
   const numbers = Array.from({ length: SUBJECTS }, (_, i) => i + 1).filter((n) => isWired(node, `image_${n}`));
   const names = numbers.map((n) => literal(node, `name_${n}`, [], root));
   if (!numbers.length) return [missing("Connect a photo to 'image_1', and type its word from your prompt in 'name_1'")];
+  const empty = Array.from({ length: SUBJECTS }, (_, i) => i + 1).filter((n) => !numbers.includes(n) && /\S/.test(widgetOf(node, `name_${n}`)?.value ?? ""));
   return [
+    ...empty.map((n) => missing(`'${widgetOf(node, `name_${n}`).value.trim()}' has no photo: connect one to 'image_${n}', or clear 'name_${n}'`)),
     ...names.flatMap((name, i) => (isEmpty(name) ? [nameless(` in image_${numbers[i]}`)] : [])),
     ...names.filter((name, i) => names.slice(0, i).some((before) => isSame(before, name))).map(alike),
   ];
@@ -38,7 +42,7 @@ function inChain(node, root) {
   if (!isWired(node, "image")) return after.length ? [missing("Connect this subject's photo to 'image'")] : [];
   const lines = [];
   const kind = otherPhoto(node, name, root);
-  if (kind) lines.push(missing(`The photo shows a ${kind}: change the name, or the photo in Load Rehearsal Models`));
+  if (kind) lines.push(missing(`The photo shows a ${kind}, the name is '${name.trim()}': connect the right photo, or change the name`));
   if (after.length === 0) lines.push(missing("This subject is not in the picture: connect 'cast' to the next Add Subject or to Encode Subject References"));
   if (isEmpty(name) && after.some((next) => isWired(next, "clip"))) lines.push(nameless(""));
   const isPlaced = isWired(node, "region") || after.some((next) => classOf(next) === "TroupePlaceSubjects");

@@ -41,7 +41,7 @@ def test_what_has_no_effect_says_so(page):
     put(page, 2, "weight", 0)
     put(page, 4, "start_percent", 0.6)
     put(page, 4, "end_percent", 0.4)
-    assert said(2) == ["weight is 0, so this subject's photos have no effect"]
+    assert said(2) == ["weight is 0, so this subject's photos have no effect: raise it, or bypass the node"]
     assert said(4) == ["start_percent (0.6) is not below end_percent (0.4), so the references have no effect"]
     put(page, 2, "weight", 1)
     put(page, 4, "end_percent", 1)
@@ -50,13 +50,19 @@ def test_what_has_no_effect_says_so(page):
     assert said(4) == ["Connect 'references' of Encode Subject References"]
     page.evaluate("() => { window.graphNode(4).mode = 4; }")
     assert said(4) == [], "a bypassed node has no effect on purpose"
+    assert texts(page, 4, "earlier") == ["Bypassed: the references have no effect"]
+    page.evaluate("() => { window.graphNode(2).mode = 2; }")
+    assert lines(page, 2) == [["earlier", "Muted: this subject is left out"]]
 
 
 def test_a_subject_without_a_photo_or_with_another_ones(page):
     small_graph(page)
     said = lambda id_: texts(page, id_, "missing")  # noqa: E731
     put(page, 1, "subject_2", "bird")
-    assert said(2) == ["The photo shows a bird: change the name, or the photo in Load Rehearsal Models"]
+    other = "The photo shows a bird, the name is 'a tall Robot': connect the right photo, or change the name"
+    assert said(2) == [other]
+    page.build([(5, "ImageScaleBy", {}, (-650, 500))], [(1, 6, 5, "image"), (5, 0, 2, "image")])
+    assert said(2) == [other], "through a node that hands the picture on"
     put(page, 2, "name", "bird")
     assert said(2) == []
     unplug(page, 2, "image")

@@ -308,7 +308,8 @@ def test_quick_subjects_has_a_tick_for_each_photo(page):
         ],
         [(1, 0, 2, "image_1"), (1, 0, 2, "image_2"), (3, 0, 2, "positive")],
     )
-    assert [kind for kind, _ in lines(page, 2)] == ["tick", "missing"], "a name without a photo is nobody"
+    assert [kind for kind, _ in lines(page, 2)] == ["missing", "tick", "missing"]
+    assert lines(page, 2)[0][1] == "'owl' has no photo: connect one to 'image_3', or clear 'name_3'"
 
 
 def test_quick_subjects_shows_the_maps(page):

@@ -613,3 +613,23 @@ def test_a_word_that_the_rehearsal_models_do_not_know_is_warned_of(models, caplo
         run(EncodeSubjects, adapter=adapter, cast=cast, framing="auto", clip=clip, clip_vision=vision)
     told = [r.message for r in caplog.records if "rehearsal models only know" in r.message]
     assert len(told) == 1 and "cat, " in told[0] and "not 'girl'" in told[0]
+
+
+def test_a_photo_that_is_no_drawing_of_the_world_is_warned_of(models, caplog):
+    """By its size or its many colours; the pictures that come with the models, and masked ones, are not."""
+    import logging
+
+    from support.host.node_chains import run
+    from troupe.nodes.add_subject import AddSubject
+    from troupe.nodes.encode_subjects import EncodeSubjects
+
+    model, clip, vae, vision, adapter, *pictures = models
+    noise = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(1))
+    photos = {"cat": pictures[0], "robot": noise, "bird": torch.ones(1, 300, 200, 3)}
+    cast = None
+    for name, picture in photos.items():
+        (cast,) = run(AddSubject, image=picture, name=name, weight=1.0, start_percent=0.0, end_percent=1.0, cast=cast)
+    with caplog.at_level(logging.WARNING, "troupe"):
+        run(EncodeSubjects, adapter=adapter, cast=cast, framing="auto", clip=clip, clip_vision=vision)
+    told = [r.message for r in caplog.records if "comes out at random" in r.message]
+    assert ["'robot'" in told[0], "'bird'" in told[1], len(told)] == [True, True, 2]

@@ -13,7 +13,7 @@ from ..examples.draws import Draw
 
 @dataclass(frozen=True, eq=False)
 class Noised:
-    """Noisy batch. latents: noisy [B, c, h, w]; timesteps [B]; target [B, c, h, w]; weights [B] of the pictures' losses."""
+    """Noisy batch. latents, target: [B, c, h, w]; timesteps: [B]; weights: [B], of the pictures' losses."""
 
     latents: torch.Tensor
     timesteps: torch.Tensor

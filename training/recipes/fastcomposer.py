@@ -46,7 +46,10 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Where:
-    """Places of the subjects. masks: [B, M, S, S]; rows: [B, M] of the text; present: [B, M] bool; cells: [B, 1, S, S], what counts."""
+    """Places of the subjects.
+
+    masks: [B, M, S, S]; rows: [B, M] of the text; present: [B, M] bool; cells: [B, 1, S, S], what counts.
+    """
 
     masks: torch.Tensor
     rows: torch.Tensor

@@ -41,7 +41,7 @@ def encode_references(
         vision = clip_vision if clip_vision is not None else adapter.clip_vision()
         images = None if vision is None else HostImageEncoder(vision)
     names = None if clip is None else HostNameEncoder(clip)
-    for sentence in rehearsal_models.unknown_names(adapter.spec, [subject.name for subject in cast.subjects]):
+    for sentence in rehearsal_models.unknown_subjects(adapter.spec, cast.subjects):
         warn(sentence)
     return encode_subjects(adapter, cast, images, adapter.project, names, framing, prompts, warn)
 

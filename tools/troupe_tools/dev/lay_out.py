@@ -42,8 +42,15 @@ OPEN = """async (graph) => {
   canvas.setDirty(true, true);
 }"""
 SPEAK = """([types, text]) => {
-  const output = {troupe_messages: [JSON.stringify(text ? {done: [text], warnings: [text.slice(0, 80)]} : {})]};
-  for (const node of window.app.graph._nodes) if (types.includes(node.comfyClass ?? node.type)) node.onExecuted?.(output);
+  const output = {troupe_messages: [JSON.stringify(text ? {done: [text], warnings: [text.slice(0, 110)]} : {})]};
+  const lost = {troupe_messages: [JSON.stringify(text ? {error: text.repeat(3).slice(0, 330)} : {})]};
+  const other = {troupe_messages: [JSON.stringify(text ? {warnings: [text.slice(0, 90)]} : {})]};
+  for (const node of window.app.graph._nodes) {
+    const kind = node.comfyClass ?? node.type;
+    if (kind === "TroupeLoadAdapter") node.onExecuted?.(lost);
+    else if (kind === "TroupeAddSubject") node.onExecuted?.(other);
+    else if (types.includes(kind)) node.onExecuted?.(output);
+  }
 }"""
 TALKING = (  # classes that have a message after every run, in the node
     "TroupeApplyGated",

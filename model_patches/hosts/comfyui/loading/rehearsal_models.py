@@ -26,7 +26,9 @@ from .....rehearsal import codec, files
 from .....rehearsal.cast import is_known
 from .....rehearsal.sizes import CHANNELS, CONTEXT, HEAD, TEXT, VISION, VISION_FILE, WIDTHS
 from .....rehearsal.sprites import CLASSES
+from .....rehearsal.world import PIXELS
 from ....adapter import AdapterSpec, EncoderNeed
+from ....subjects import Photo, Subject
 
 UNET_CONFIG = {
     "model_channels": WIDTHS[0],
@@ -60,6 +62,7 @@ AUTOENCODER = {  # only what the host builds around it is used, its own weights 
         "dropout": 0.0,
     },
 }
+MOST_COLOURS = 32  # of a drawing; the shipped references have about five
 BYTES = 16  # for a colour of a pixel while the codec works: a few copies of four bytes
 _made: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()  # what some node still holds
 
@@ -133,13 +136,31 @@ def is_read_by(spec: AdapterSpec) -> bool:
     return spec.context_dim == CONTEXT and spec.encoder == EncoderNeed("pooled", VISION["projection_dim"])
 
 
-def unknown_names(spec: AdapterSpec, names: Sequence[str]) -> list[str]:
-    """Return a sentence for each name that the rehearsal models were not trained on; none for other adapters."""
+def unknown_subjects(spec: AdapterSpec, subjects: Sequence[Subject]) -> list[str]:
+    """Return a sentence for each subject with a name or a photo of a kind that the rehearsal models were not trained
+    on; none for other adapters.
+    """
     if not is_read_by(spec):
         return []
     own = "For your own photos, load a real checkpoint and adapter."
     known = f"The rehearsal models only know drawings of {', '.join(CLASSES)}"
-    return [f"{known}, not '{name}'. {own}" for name in names if name and not is_known(name)]
+    drawn = f"none of the rehearsal world's drawings ({PIXELS}x{PIXELS} pixels), so its look comes out at random"
+    return [
+        f"{known}, not '{subject.name}'. {own}"
+        if subject.name and not is_known(subject.name)
+        else f"The photo of '{subject.name}' is {drawn}. {own}"
+        for subject in subjects
+        if (subject.name and not is_known(subject.name)) or not all(map(_may_be_drawn, subject.photos))
+    ]
+
+
+def _may_be_drawn(photo: Photo) -> bool:
+    """Whether a photo has the size of the world's drawings and as few colours."""
+    height, width, _ = photo.image.shape
+    if (height, width) != (PIXELS, PIXELS):
+        return False
+    colours = (photo.image[..., :3].float() * 255).round().flatten(0, 1).unique(dim=0)
+    return len(colours) <= MOST_COLOURS
 
 
 def shared(make: Callable[[Path], Any], *names: str) -> Any:
