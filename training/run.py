@@ -20,6 +20,7 @@ from .examples.example import ExampleSet
 from .examples.folder import FolderSet
 from .export import write_export
 from .loop import Ended, Loop, Painter
+from .memory import memory_of
 from .model.base import Base, load_base
 from .model.captions import places
 from .model.features import Features
@@ -57,6 +58,7 @@ def train(config: Config, say: Say = lambda sentence: None, cpu: bool = False, e
     examples = example_set(config.data, base, trainee, told)
     check_count(examples, per_step)
     move(base, trainee, accelerator)
+    told(memory_of(trainee, base.modules, config.training).sentence())
     if config.training.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
     draws = Draws(examples, config.training.seed)
