@@ -68,6 +68,12 @@ ROOMS = {
         "model_patches/encoding",
     },
     "model_patches/binding": {*VALUES, *MATHS},
+    "model_patches/scores": {
+        *VALUES,
+        "model_patches/encoding",
+        "model_patches/placement",
+        "model_patches/relevance",
+    },
 }
 BELOW_THE_HOSTS = set(ROOMS)
 COMFYUI = "model_patches/hosts/comfyui"
@@ -95,6 +101,7 @@ ROOMS |= {
 OUTSIDE = {  # room -> packages it may import beside the standard library; the other rooms: COMES_WITH_COMFYUI
     "model_patches/attention": {"torch", "einops"},
     "model_patches/encoders": {"torch", "einops"},
+    "model_patches/scores": {"torch"},
     "training": {"torch"},
     **{room: COMES_WITH_COMFYUI | HOST_MODULES for room in ROOMS if room.startswith(COMFYUI)},
     "model_patches/hosts/diffusers": COMES_WITH_COMFYUI | {"diffusers", "open_clip", "accelerate"},
