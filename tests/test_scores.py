@@ -297,16 +297,18 @@ def run_of(*maps):
     return RecordedRun("all", (AppliedMaps("a", "relevance", subjects),))
 
 
-def test_a_record_decides_before_boxes_and_says_that_a_batch_has_one_map():
+def test_a_record_is_for_subjects_without_a_box_and_has_one_map_for_a_batch():
     values = torch.zeros(4, 4)
     values[:2, :2] = 1
     said = []
-    run = run_of(("robot", values), ("dog", values.T))
-    found = places_in(NAMES, Found(run, True), 2, (8, 8), said.append)
-    assert [boxes_of(p) for p in found] == [[None, (0, 0, 0.5, 0.5)]] * 2 and "mean of its pictures" in said[0]
+    found = places_in(NAMES[:1] + [Wanted("robot")], Found(run_of(("robot", values)), True), 2, (8, 8), said.append)
+    assert [boxes_of(p) for p in found] == [[(0, 0, 0.5, 1), (0, 0, 0.5, 0.5)]] * 2 and len(said) == 1
+    assert "mean of its pictures" in said[0]
     twins = [Wanted("cat"), Wanted("cat")]
     apart = places_in(twins, Found(run_of(("cat", values), ("cat", values.flip(0))), True), 1, (8, 8))[0]
     assert boxes_of(apart) == [(0, 0, 0.5, 0.5), (0, 0.5, 0.5, 0.5)]
+    inactive = places_in([Wanted("cat")], Found(run_of(("cat", None)), True), 1, (8, 8))[0]
+    assert inactive == [None]
 
 
 def test_without_anything_the_subjects_own_boxes_and_regions_are_used():

@@ -1,4 +1,4 @@
-"""Which place each subject has in each picture: what other nodes found first, then the record, its own box, its region,
+"""Which place each subject has in each picture: what other nodes found first, then its own box, its region, the record,
 and the whole picture where nothing is known.
 """
 
@@ -13,7 +13,7 @@ import torch
 from ..errors import SubjectError
 from ..placement.boxes import FoundBox, checked, read_wired
 from ..placement.placing import same_word
-from ..relevance.maps import NOBODY, NOT_SAMPLED, RecordedRun
+from ..relevance.maps import NOBODY, NOT_SAMPLED, RecordedRun, SubjectMap
 from ..subjects import Box, called
 from .places import Place, place_of_map, place_of_mask
 
@@ -55,9 +55,9 @@ def places_in(
 ) -> list[Places]:
     """Return the place of every subject in each of `count` pictures of `size` (width, height); None: not in it.
 
-    The first of these that is connected decides for all subjects: masks, segs, bounding_boxes, record. A subject that
-    it does not have is not in the picture. Without any, each subject has its box, else its region, else the whole
-    picture.
+    The first of these that is connected decides for all subjects: masks, segs, bounding_boxes. A subject that it does
+    not have is not in the picture. Without them each subject has its box, else its region, else the place of its
+    recorded map (a rectangle that is much less exact than a box), else the whole picture.
     Raises:
         SubjectError: masks, segments or boxes that cannot be read or counted.
     """
@@ -69,14 +69,19 @@ def places_in(
         return [
             _of_boxes(wanted, one, size, warn) for one in _each_picture(found.bounding_boxes, count, _is_list_of_boxes)
         ]
-    if found.recorded and (recorded := _of_record(wanted, found.run, warn)) is not None:
-        if count > 1:
-            warn(ONE_MAP)
-        return [recorded] * count
-    alone = [] if len(wanted) == 1 else [i for i, w in enumerate(wanted) if w.box is None and w.region is None]
-    if alone:
-        warn(NOWHERE.format(", ".join(called(i + 1, wanted[i].name) for i in alone)))
-    return [[_own(subject, picture) for subject in wanted] for picture in range(count)]
+    recorded = _of_record(wanted, found.run, warn) if found.recorded else {}
+    placeless = [i for i, subject in enumerate(wanted) if subject.box is None and subject.region is None]
+    if count > 1 and any(i in recorded for i in placeless):
+        warn(ONE_MAP)
+    if len(wanted) > 1 and (nowhere := [i for i in placeless if i not in recorded]):
+        warn(NOWHERE.format(", ".join(called(i + 1, wanted[i].name) for i in nowhere)))
+    return [
+        [
+            recorded[i] if i in recorded and i in placeless else _own(subject, picture)
+            for i, subject in enumerate(wanted)
+        ]
+        for picture in range(count)
+    ]
 
 
 def _own(subject: Wanted, picture: int) -> Place | None:
@@ -88,15 +93,15 @@ def _own(subject: Wanted, picture: int) -> Place | None:
     return Place(WHOLE, "whole picture")
 
 
-def _of_record(wanted: Sequence[Wanted], run: RecordedRun | None, warn: Warn) -> Places | None:
+def _of_record(wanted: Sequence[Wanted], run: RecordedRun | None, warn: Warn) -> dict[int, Place | None]:
+    """{subject: its place, None where it was not active or its map is flat}, of the subjects that were recorded."""
     maps = [] if run is None else [subject for applied in run.applied for subject in applied.subjects]
     if not maps:
         warn(NOT_SAMPLED if run is None else NOBODY)
-        return None
     by_order = [same_word(m.name) for m in maps] == [same_word(w.name) for w in wanted]
-    named: Mapping[str, Any] = {same_word(m.name): m for m in maps}
-    values = [(maps[i] if by_order else named.get(same_word(w.name))) for i, w in enumerate(wanted)]
-    return [None if m is None or m.values is None else place_of_map(m.values) for m in values]
+    named: Mapping[str, SubjectMap] = {same_word(m.name): m for m in maps}
+    found = {i: (maps[i] if by_order else named.get(same_word(w.name))) for i, w in enumerate(wanted)}
+    return {i: None if one.values is None else place_of_map(one.values) for i, one in found.items() if one is not None}
 
 
 def _of_masks(wanted: Sequence[Wanted], masks: torch.Tensor, count: int) -> list[Places]:

@@ -88,11 +88,11 @@ def _owned(i: int, row: Sequence[float], references: Sequence[Sequence[float]], 
 
 
 def _judged(i: int, verdict: Verdict, every: Sequence[Verdict]) -> Verdict:
-    if not verdict.owners:
-        return Verdict(MISSING)
     if len(verdict.owners) > 1:
         return Verdict(MIXED, verdict.owners, verdict.lead)
-    owner = verdict.owners[0]
+    owner = next(iter(verdict.owners), None)
+    if owner is None:
+        return verdict
     theirs = every[owner].owners
     word = RIGHT if owner == i else SWAPPED if theirs and owner not in theirs else CLONED
     return Verdict(word, verdict.owners, verdict.lead)
