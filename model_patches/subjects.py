@@ -145,7 +145,7 @@ class References:
 
     uncond_tokens: [T, D] float32, what rows without the subjects get, None for adapters without image attention;
     uncond_name_tokens: [>= max L, D], the tokens of the empty prompt after its BOS, or None; previews: [S, S, 3]
-    pictures as the encoder saw them, one a photo.
+    pictures as the encoder saw them, one a photo; photo_counts: how many of them each subject has.
     """
 
     adapter: SubjectAdapter
@@ -153,6 +153,7 @@ class References:
     uncond_tokens: torch.Tensor | None
     uncond_name_tokens: torch.Tensor | None = None
     previews: tuple[torch.Tensor, ...] = field(default=(), repr=False)
+    photo_counts: tuple[int, ...] = ()
 
     @property
     def named(self) -> bool:

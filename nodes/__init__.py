@@ -5,7 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from ..model_patches.hosts.comfyui.loading.adapters import register_folders
+from ..model_patches.hosts.comfyui.loading.dino import register_folder
 
+register_folder()
 register_folders()  # before the schemas list files; the minimum host does not call on_load
 
 from .add_subject import AddSubject  # noqa: E402
@@ -14,6 +16,7 @@ from .apply_image_attention import ApplyImageAttention  # noqa: E402
 from .apply_weights import ApplyAdapterWeights  # noqa: E402
 from .encode_prompt import EncodePrompt  # noqa: E402
 from .encode_subjects import EncodeSubjects  # noqa: E402
+from .keep_best import KeepBest  # noqa: E402
 from .load_adapter import LoadAdapter  # noqa: E402
 from .place_subjects import PlaceSubjects  # noqa: E402
 from .prepare_faces import PrepareFaces  # noqa: E402
@@ -21,6 +24,7 @@ from .preview_relevance import PreviewRelevance  # noqa: E402
 from .quick_subjects import QuickSubjects  # noqa: E402
 from .record_relevance import RecordRelevance  # noqa: E402
 from .rehearsal import LoadRehearsalModels  # noqa: E402
+from .score_subjects import ScoreSubjects  # noqa: E402
 from .subject_guider import SubjectGuider  # noqa: E402
 
 NODES: list[type[io.ComfyNode]] = [
@@ -37,6 +41,8 @@ NODES: list[type[io.ComfyNode]] = [
     SubjectGuider,
     RecordRelevance,
     PreviewRelevance,
+    ScoreSubjects,
+    KeepBest,
     LoadRehearsalModels,
 ]
 

@@ -18,7 +18,7 @@ VERBS = set(
         """
         Add Annotate Append Apply Begin Bind Build Change Check Choose Clone Close Complete Convert Copy Count
         Cut Decide Decode Disable Do Draw Drop Encode End Execute Fill Find Flatten Forget Fuse Give Go Join
-        Keep Lay Let Limit Link Load Log Make Map Move Note Open Paint Parse Patch Print Project Put Raise
+        Keep Lay Let Limit Link Load Log Make Map Move Note Open Paint Parse Patch Prepare Print Project Put Raise
         Read Record Remove Repeat Replace Resize Return Rewire Rewrite Run Sample Save Say Score See Set Show
         Stack Start Store Take Train Turn Use Warn Wire Write Yield
         """,

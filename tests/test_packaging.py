@@ -68,6 +68,12 @@ ROOMS = {
         "model_patches/encoding",
     },
     "model_patches/binding": {*VALUES, *MATHS},
+    "model_patches/scores": {
+        *VALUES,
+        "model_patches/encoding",
+        "model_patches/placement",
+        "model_patches/relevance",
+    },
 }
 BELOW_THE_HOSTS = set(ROOMS)
 COMFYUI = "model_patches/hosts/comfyui"
@@ -113,6 +119,7 @@ OUTSIDE = {  # room -> packages it may import beside the standard library; the o
         "jaxtyping",
     },  # jaxtyping for type checkers only
     "model_patches/encoders": {"torch", "einops"},
+    "model_patches/scores": {"torch"},
     "training/losses": {"torch"},
     "training/config": {"tomli"},
     "training/model": COMES_WITH_COMFYUI | {"diffusers"},

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-MISSING: Any = object()
+NOT_CACHED: Any = object()
 
 
 class RunCache:
@@ -23,8 +23,8 @@ class RunCache:
         """Return the value of `key`, made at its first use; with `most`, keep only the newest so many of a kind
         (`key[0]`).
         """
-        found = self._cache.get(key, MISSING)  # without the lock, which would break a compiled graph in every step
-        if found is not MISSING:
+        found = self._cache.get(key, NOT_CACHED)  # without the lock, which would break a compiled graph in every step
+        if found is not NOT_CACHED:
             return found
         with self._lock:
             if key not in self._cache:

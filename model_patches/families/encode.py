@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ..encoding.interfaces import EncodeInputs, ImageEncoder, NameEncoder, Projector, check_image_encoder
 from ..subjects import Cast, References, SubjectAdapter
@@ -46,4 +47,4 @@ def encode_subjects(
     )
     for sentence in warnings if cast.subjects else [EMPTY_CAST]:
         warn(sentence)
-    return references
+    return replace(references, photo_counts=tuple(len(subject.photos) for subject in cast.subjects))

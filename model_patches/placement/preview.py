@@ -59,17 +59,29 @@ def label_on(picture: torch.Tensor, place: Rectangle, index: int, name: str, tak
     """Write number and name at the box's corner, moved to where they stay in the picture and hide no label of `taken`,
     which grows by this one.
     """
-    h, w = picture.shape[1:]
+    w = picture.shape[2]
     text, font = fitting(
         f"{index + 1}", name.replace("\\", ""), min(max(place[2] - place[0], w // 6), w) - 2 * LABEL_MARGIN
     )
+    write(picture, place, text, font, colour_of(index), taken)
+
+
+def write(
+    picture: torch.Tensor,
+    place: Rectangle,
+    text: str,
+    font: ImageFont.FreeTypeFont,
+    colour: str,
+    taken: list[Rectangle],
+) -> None:
+    """Write a text on a patch of a colour '#rrggbb' at the box's corner; see `label_on`."""
+    h, w = picture.shape[1:]
     left, top, right, bottom = (round(v) for v in font.getbbox(text))
     width, height = right - left + 2 * LABEL_MARGIN, bottom - top + 2 * LABEL_MARGIN
     x, y = max(min(place[0], w - width), 0), max(min(place[1], h - height), 0)
     rows = [y, *range(y, h - height, height), *range(y, -1, -height)]
     y = next((row for row in rows if not any(_meet((x, row, x + width, row + height), other) for other in taken)), y)
     taken.append((x, y, x + width, y + height))
-    colour = colour_of(index)
     label = picture[:, y : y + height, x : x + width]
     label[:] = torch.tensor(list(bytes.fromhex(colour[1:])), dtype=torch.uint8)[:, None, None]
     # torchvision writes 2 pixels inside of a box, here of a dot in the label's colour

@@ -99,6 +99,19 @@ USUAL = {  # what each socket is usually wired to; a socket that is not named is
         {"record": "Record Relevance", "latent": "KSampler", "image": "VAE Decode"},
         {"maps": "Save Image"},
     ),
+    "TroupeScoreSubjects": (
+        {
+            "image": "VAE Decode",
+            "references": "Encode Subject References",
+            "cast": "Place Subjects",
+            "bounding_boxes": "a detector",
+        },
+        {"scores": "Keep Best", "matrix": "Save Image"},
+    ),
+    "TroupeKeepBest": (
+        {"image": "VAE Decode", "scores": "Score Subjects", "latent": "KSampler"},
+        {"image": "Save Image"},
+    ),
 }
 
 

@@ -1,0 +1,128 @@
+"""Compare the verdicts of Score Subjects with the truth of the rehearsal world, and print the figures of its help page.
+
+usage: python benchmarks/scores.py [--drawn N] [--painted N]
+
+Drawn pictures: the truth is known. Painted ones: what `rehearsal/engine/verdict.py` says, where its two reads agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
+
+from troupe_tools.pack import hide_broken_torchaudio, load_pack  # noqa: E402
+
+THRESHOLD = 0.2  # the node's default
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Compare verdicts of Score Subjects with the truth.")
+    parser.add_argument("--drawn", type=int, default=30, help="drawings of each kind and cast (default: 30)")
+    parser.add_argument("--painted", type=int, default=40, help="pictures of each merge and cast (default: 40)")
+    arguments = parser.parse_args()
+    hide_broken_torchaudio()
+    load_pack()
+    drawn(arguments.drawn)
+    if arguments.painted:
+        painted(arguments.painted)
+
+
+def drawn(count: int) -> None:
+    """Print the agreement on drawn pictures, by case, cast, and what the places come from."""
+    from troupe.rehearsal.engine.drawn import CASES, drawn_case
+
+    encoder = encoder_of_rehearsal()
+    for one_class in (True, False):
+        for by in ("masks", "boxes"):
+            found = []
+            for case in CASES:
+                tally: Counter[bool] = Counter()
+                for seed in range(count):
+                    one = drawn_case(case, one_class, seed)
+                    places = places_of_masks(one.masks, by == "masks")
+                    for verdict, truth in zip(
+                        judged(encoder, one.figures, one.picture, places), one.verdicts, strict=True
+                    ):
+                        tally[verdict == truth] += 1
+                found.append(f"{case} {tally[True]}/{tally.total()}")
+            print(f"drawn, {'one class' if one_class else 'two classes'}, {by}: {', '.join(found)}", flush=True)
+
+
+def painted(count: int) -> None:
+    """Print the agreement on pictures that `relevance` and `add` painted, by merge, cast, and what the places come
+    from.
+    """
+    import torch
+    from troupe.model_patches.hosts.diffusers.encoders import encode_references
+    from troupe.model_patches.scores.places import place_of_map
+    from troupe.rehearsal.engine.paint import load_rehearsal, paint
+    from troupe.rehearsal.engine.recogniser import load_recogniser, recognise
+    from troupe.rehearsal.engine.trials import cast_of, judge, trial
+    from troupe.rehearsal.engine.verdict import sighting_of
+
+    models, recogniser, encoder = load_rehearsal(), load_recogniser(), encoder_of_rehearsal()
+    agreed: Counter[tuple[str, str, str]] = Counter()
+    asked: Counter[tuple[str, str, str]] = Counter()
+    for cast in ("one class", "two classes"):
+        for merge in ("relevance", "add"):
+            for seed in range(1000, 1000 + count):
+                one, record = trial(cast, seed), []
+                references = encode_references(
+                    models.adapters["mip"], cast_of(one.figures), models.images, models.texts
+                )
+                picture = paint(models, one.scene.caption, one.seed, references, merge, record=record)[0]
+                read = judge(recogniser, one, picture)
+                seen = sighting_of(one.figures, recognise(recogniser, picture[None])[0])
+                masks = torch.stack(
+                    [torch.zeros(16, 16) if s is None else torch.from_numpy(s.mask).float() for s in seen]
+                )
+                maps = [m.values for m in record[0].subjects]
+                for by, places in (
+                    ("segments", places_of_masks(masks, True)),
+                    ("boxes", places_of_masks(masks, False)),
+                    ("maps", [None if m is None else place_of_map(m) for m in maps]),
+                ):
+                    words = judged(encoder, one.figures, picture.movedim(0, -1), places)
+                    for word, first, second in zip(words, read.by_recogniser, read.by_colours, strict=True):
+                        if first == second:
+                            asked[cast, merge, by] += 1
+                            agreed[cast, merge, by] += word == first
+            for by in ("segments", "boxes", "maps"):
+                key = (cast, merge, by)
+                print(f"painted, {', '.join(key)}: {agreed[key]}/{asked[key]}", flush=True)
+
+
+def encoder_of_rehearsal() -> Any:
+    """The rehearsal image encoder as a PictureEncoder."""
+    from troupe.model_patches.hosts.diffusers.encoders import ClipImages
+    from troupe.model_patches.scores.scoring import ClipPictures
+    from troupe.rehearsal.engine.load import load_image_encoder
+
+    return ClipPictures(ClipImages(load_image_encoder()))
+
+
+def places_of_masks(masks: Any, cut_out: bool) -> list[Any]:
+    """A place for each mask; with cut_out what is outside does not count."""
+    from troupe.model_patches.scores.places import place_of_mask
+
+    return [place_of_mask(mask, "mask", cut_out) for mask in masks]
+
+
+def judged(encoder: Any, figures: Any, picture: Any, places: list[Any]) -> list[str]:
+    """The verdicts on a picture [128, 128, 3] of a cast."""
+    from troupe.model_patches.scores.scoring import looks_of_cast, score_pictures
+    from troupe.rehearsal.engine.trials import cast_of
+
+    looks = looks_of_cast(cast_of(figures), encoder)
+    scores = score_pictures(picture[None], looks, [places], encoder, THRESHOLD)
+    return [verdict.word for verdict in scores.pictures[0].verdicts]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The matrix of likeness as a picture: a row for each subject's crop, a column for each subject's reference, in the
+subjects' colours.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn.functional import interpolate
+
+from ..placement.palette import colour_of
+from ..placement.preview import fitting, label_on, write
+from .scoring import PictureScore, Scores
+from .verdicts import MISSING
+
+SMALLEST, LARGEST, SIDE = 64, 160, 1024  # pixels: of a cell, and about of the picture
+DARK, CELL_GAP = 24, 2  # where nothing is alike; pixels between cells
+
+
+def draw_matrices(scores: Scores) -> torch.Tensor:
+    """Return the matrix of each picture, [n, h, w, 3] float 0..1.
+
+    The first row has the references, the first column the crops with their verdicts. The other cells have the likeness,
+    the more alike the brighter, in the colour of the reference.
+    """
+    return torch.stack([_matrix(scores, picture) for picture in scores.pictures]).permute(0, 2, 3, 1).float() / 255
+
+
+def _matrix(scores: Scores, picture: PictureScore) -> torch.Tensor:
+    count = len(scores.names)
+    cell = min(max(SIDE // (count + 1), SMALLEST), LARGEST)
+    sheet = torch.full(
+        (3, (count + 1) * (cell + CELL_GAP) - CELL_GAP, (count + 1) * (cell + CELL_GAP) - CELL_GAP),
+        255,
+        dtype=torch.uint8,
+    )
+
+    def room(row: int, column: int) -> torch.Tensor:
+        y, x = row * (cell + CELL_GAP), column * (cell + CELL_GAP)
+        return sheet[:, y : y + cell, x : x + cell]
+
+    room(0, 0)[:] = DARK
+    whole = (0, 0, cell, cell)
+    for i, name in enumerate(scores.names):
+        verdict = picture.verdicts[i].word
+        for place, photo, text in (
+            (room(0, i + 1), scores.photos[i], name),
+            (room(i + 1, 0), picture.crops[i], verdict),
+        ):
+            place[:] = DARK if photo is None else _scaled(photo, cell)
+            label_on(place, whole, i, text, [])
+        for j, value in enumerate(picture.likeness[i].tolist()):
+            place = room(i + 1, j + 1)
+            shown = 0.0 if math.isnan(value) or verdict == MISSING else min(max(value, 0.0), 1.0)
+            colour = torch.tensor(list(bytes.fromhex(colour_of(j)[1:]))).float()
+            place[:] = torch.lerp(torch.full((3,), float(DARK)), colour, shown).round().to(torch.uint8)[:, None, None]
+            if not math.isnan(value):
+                owner = j in picture.verdicts[i].owners
+                text, font = fitting(f"{value:.2f}", "", cell)
+                write(place, whole, text, font, colour_of(j) if owner else f"#{DARK:02x}{DARK:02x}{DARK:02x}", [])
+    return sheet
+
+
+def _scaled(photo: torch.Tensor, side: int) -> torch.Tensor:
+    """A picture [S, S, 3] in 0..1 as uint8 [3, side, side]."""
+    image = interpolate(photo.movedim(-1, 0)[None].float(), (side, side), mode="bilinear", antialias=True)[0]
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu()

@@ -1,0 +1,116 @@
+"""Where each subject stands in a picture: from its relevance map, its box, its region, or what another node found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, floor
+
+import torch
+from torch.nn.functional import max_pool2d, pad
+
+from ..encoding.framing import WHITE, bounding_box, flatten_alpha, frame, on_white
+from ..subjects import Box, Image
+
+MAP_CUT = 0.5  # between a map's smallest and largest value: cells above it are the subject's
+FLAT = 0.02  # of a map's largest value: a map that varies less shows nothing
+SAME_PLACE = 0.5  # intersection over union from which on two places are one
+PAPER = 0.05  # how far from white a pixel of a reference's empty border may be
+
+
+@dataclass(frozen=True, eq=False)
+class SubjectPlace:
+    """A rectangle of the picture, and what in it is the subject, [h, w] in 0..1 over the whole picture, or None: all of
+    it. source: where it comes from, for the report.
+    """
+
+    box: Box
+    source: str
+    mask: torch.Tensor | None = None
+
+
+def place_of_map(values: torch.Tensor, source: str = "relevance map", cut: float = MAP_CUT) -> SubjectPlace | None:
+    """Return the rectangle around a relevance map [h, w]: of the cells over `min + cut * (max - min)` the connected
+    part (by sides) with the largest sum. None for a map that is flat.
+    """
+    low, high = values.amin(), values.amax()
+    if not bool(high - low > FLAT * high):
+        return None
+    return place_of_mask(largest_part(values, values > low + cut * (high - low)), source)
+
+
+def place_of_mask(mask: torch.Tensor, source: str, cut_out: bool = False) -> SubjectPlace | None:
+    """Return the rectangle around a mask's pixels over 0.5, [h, w] in 0..1; None where there is none. cut_out: what is
+    outside of the mask is not the subject.
+    """
+    found = bounding_box(mask)
+    if found is None:
+        return None
+    (top, left, bottom, right), (h, w) = found, mask.shape
+    return SubjectPlace(
+        Box(left / w, top / h, (right - left) / w, (bottom - top) / h), source, mask if cut_out else None
+    )
+
+
+def largest_part(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the connected part (cells that touch by a side) of a mask whose values have the largest sum, [h, w] float
+    0 or 1.
+    """
+    h, w = mask.shape
+    labels = torch.where(mask, torch.arange(1, h * w + 1, dtype=torch.float32).view(h, w), 0.0)
+    while True:  # every cell takes the largest number of its part
+        rows = max_pool2d(labels[None, None], (3, 1), 1, (1, 0))
+        grown = torch.where(mask, torch.maximum(rows, max_pool2d(labels[None, None], (1, 3), 1, (0, 1)))[0, 0], 0.0)
+        if torch.equal(grown, labels):
+            break
+        labels = grown
+    sums = torch.zeros(h * w + 1).index_add_(0, labels.flatten().long(), values.flatten().float())
+    sums[0] = -torch.inf
+    return (labels == sums.argmax()).float()
+
+
+def filled(reference: torch.Tensor) -> float:
+    """Return the part of a reference's side that its subject takes, 0..1: of the rectangle around everything that is
+    not white, the longer side. 1 where there is no white border. reference: [S, S, 3].
+    """
+    found = bounding_box((reference < 1 - PAPER).any(-1).float())
+    if found is None:
+        return 1.0
+    top, left, bottom, right = found
+    return max(bottom - top, right - left) / len(reference)
+
+
+def crop(picture: Image, place: SubjectPlace, size: int, share: float = 1.0) -> torch.Tensor:
+    """Return a subject as the encoder sees it, [size, size, 3]: the place's rectangle, what the mask leaves out on
+    white, on a white square of which it takes `share` of a side, as the subject does in its references.
+
+    picture: [H, W, C].
+    """
+    image = flatten_alpha(picture.unsqueeze(0).float())
+    if place.mask is not None:
+        image = on_white(image, place.mask.unsqueeze(0).to(image))
+    h, w = image.shape[1:3]
+    left, top = min(floor(place.box.x * w), w - 1), min(floor(place.box.y * h), h - 1)
+    right, bottom = ceil(min(place.box.x + place.box.w, 1.0) * w), ceil(min(place.box.y + place.box.h, 1.0) * h)
+    cut = image[0, top : max(bottom, top + 1), left : max(right, left + 1)]
+    h, w = cut.shape[:2]
+    side = max(round(max(h, w) / min(max(share, size**-1), 1.0)), h, w)
+    y, x = (side - h) // 2, (side - w) // 2
+    return frame(pad(cut, (0, 0, x, side - w - x, y, side - h - y), value=WHITE), size, "pad")
+
+
+def same_places(places: list[SubjectPlace | None]) -> list[tuple[int, int]]:
+    """Return the pairs of subjects whose rectangles are one, by their intersection over union."""
+    return [
+        (i, j)
+        for j, second in enumerate(places)
+        for i, first in enumerate(places[:j])
+        if first is not None and second is not None and _meeting(first.box, second.box) >= SAME_PLACE
+    ]
+
+
+def _meeting(a: Box, b: Box) -> float:
+    """Intersection over union."""
+    width = min(a.x + a.w, b.x + b.w) - max(a.x, b.x)
+    height = min(a.y + a.h, b.y + b.h) - max(a.y, b.y)
+    inside = max(width, 0.0) * max(height, 0.0)
+    return inside / max(a.w * a.h + b.w * b.h - inside, 1e-12)

@@ -1,0 +1,125 @@
+"""Scores in words, and as JSON for other nodes and programs."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from ..relevance.maps import Line
+from .likeness import CLIP_T_FACTOR
+from .scoring import PictureScore, Scores
+from .verdicts import CLONED, MISSING, MIXED, RIGHT, SWAPPED, Verdict, alike
+
+DO = {
+    SWAPPED: "Give each subject a box, or raise 'sharpness' to 3, or try another seed.",
+    MIXED: "Give each subject a box, or raise 'sharpness' to 3. If the likeness is low too, raise its weight.",
+    CLONED: "Say in the prompt that there are two, give each subject a box, or try another seed.",
+    MISSING: "Move its name to the front of the prompt, give it a box, or raise its weight.",
+}
+CHECK_PLACE = "Look at its crop in 'matrix' first: if it does not show the subject, connect a detector's boxes."
+TWINS = "The encoder cannot tell the references of {} and {} apart ({:.2f}): a mix-up of the two would not be noticed."
+
+
+def to_json(scores: Scores) -> str:
+    """Return the scores as JSON: encoder, threshold, names, and of each picture score, all_right, clip_i, clip_t
+    (cosine or null) and its subjects (name, verdict, looks_of, lead, likeness with every subject, place).
+    """
+    return json.dumps(
+        {
+            "encoder": scores.encoder,
+            "threshold": scores.threshold,
+            "names": list(scores.names),
+            "pictures": [_as_plain(scores, picture) for picture in scores.pictures],
+        },
+        ensure_ascii=False,
+    )
+
+
+def score_report(scores: Scores, without_clip_t: str = "") -> list[Line]:
+    """Return the lines of the report: a line for each picture, one for each of its subjects, then CLIP-I and CLIP-T.
+
+    without_clip_t: why there is no CLIP-T.
+    """
+    lines = []
+    for number, picture in enumerate(scores.pictures, 1):
+        count = len(picture.verdicts)
+        lines.append(Line(f"Picture {number}: {picture.right} of {count} subjects right, score {picture.score:.2f}."))
+        lines += [_subject_line(scores, picture, i) for i in range(count)]
+        figures = f"Whole picture: likeness {picture.clip_i:.2f}"
+        if picture.clip_t is not None:
+            times = CLIP_T_FACTOR * max(picture.clip_t, 0.0)
+            figures += f", CLIP-T {picture.clip_t:.3f} ({times:.3f} where papers multiply it by {CLIP_T_FACTOR})"
+        lines.append(Line(f"{figures}."))
+    pairs = scores.references.tolist()
+    lines += [
+        Line(TWINS.format(_name_of(scores, i), _name_of(scores, j), pairs[i][j]), warning=True)
+        for j in range(len(pairs))
+        for i in range(j)
+        if alike(pairs, i, j)
+    ]
+    return lines + ([Line(without_clip_t)] if without_clip_t else [])
+
+
+def _subject_line(scores: Scores, picture: PictureScore, i: int) -> Line:
+    verdict, row, place = picture.verdicts[i], picture.likeness[i].tolist(), picture.places[i]
+    name = _name_of(scores, i)
+    if verdict.word == MISSING:
+        why = (
+            "nothing found in the picture"
+            if place is None
+            else f"its {place.source} shows none of the subjects (likeness {max(row):.2f}, threshold "
+            f"{scores.threshold:.2f})"
+            if max(row) < scores.threshold
+            else f"its {place.source} is the place of another subject"
+        )
+        return Line(f"{name}: {MISSING}, {why}. {DO[MISSING]}", warning=True)
+    nearest = max((j for j in range(len(row)) if j != i), key=row.__getitem__, default=None)
+    beside = "" if nearest is None else f", with {_name_of(scores, nearest)} {row[nearest]:.2f}"
+    likeness = f"likeness {row[i]:.2f}{beside}"
+    if verdict.word == RIGHT:
+        return Line(f"{name}: {RIGHT}, {likeness}.")
+    where = CHECK_PLACE if place is not None and place.source == "relevance map" else ""
+    return Line(
+        f"{name}: {_what(scores, verdict)} ({likeness}). {f'{where} ' if where else ''}{DO[verdict.word]}", True
+    )
+
+
+def _what(scores: Scores, verdict: Verdict) -> str:
+    first = _name_of(scores, verdict.owners[0])
+    if verdict.word == MIXED:
+        return f"{MIXED}, it has the looks of {' and '.join(_name_of(scores, owner) for owner in verdict.owners)}"
+    both = "which has other looks itself" if verdict.word == SWAPPED else "which has them too or is missing"
+    return f"{verdict.word}, it has the looks of {first}, {both}"
+
+
+def _name_of(scores: Scores, index: int) -> str:
+    return f"{index + 1} {scores.names[index]}"
+
+
+def _as_plain(scores: Scores, picture: PictureScore) -> dict[str, object]:
+    subjects = zip(scores.names, picture.verdicts, picture.likeness.tolist(), picture.places, strict=True)
+    return {
+        "score": round(picture.score, 4),
+        "all_right": picture.all_right,
+        "clip_i": round(picture.clip_i, 4),
+        "clip_t": None if picture.clip_t is None else round(picture.clip_t, 4),
+        "subjects": [
+            {
+                "name": name,
+                "verdict": verdict.word,
+                "looks_of": [scores.names[owner] for owner in verdict.owners],
+                "lead": None if verdict.lead is None else round(verdict.lead, 4),
+                "likeness": [None if math.isnan(value) else round(value, 4) for value in row],
+                "place": None
+                if place is None
+                else {
+                    "from": place.source,
+                    "x": round(place.box.x, 4),
+                    "y": round(place.box.y, 4),
+                    "w": round(place.box.w, 4),
+                    "h": round(place.box.h, 4),
+                },
+            }
+            for name, verdict, row, place in subjects
+        ],
+    }

@@ -1,0 +1,98 @@
+"""Whose looks each subject has: one verdict for each, from the likeness of its crop to every subject's references.
+
+L[i, j] is the likeness of subject i's crop to the references of j, R[j, k] that of the references of j and k. The lead
+of j over k in crop i is
+
+    lead_i(j, k) = (L[i, j] - L[i, k]) / ((R[j, j] + R[k, k]) / 2 - R[j, k])
+
+which is 1 where the crop is a photo of j, -1 where it is one of k, and 0 half-way, whatever the encoder. The owner of a
+crop is the reference with the largest L[i, j]; every reference over which it leads by less than the margin is an owner
+too. References that the encoder cannot tell apart (R >= ALIKE) count as one.
+
+missing: the subject has no place in the picture, or its largest L is below the threshold, or its place is that of
+another subject, whose looks are there. right: it owns its crop alone. mixed: its crop has several owners. swapped: its
+only owner is another subject, whose own crop is not its own. cloned: its only owner is another subject, which owns its
+own crop too or is missing. swapped and cloned are what `rehearsal/engine/verdict.py` means by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+RIGHT, SWAPPED, MIXED, CLONED, MISSING = VERDICTS = ("right", "swapped", "mixed", "cloned", "missing")
+LEAD_MARGIN = 0.1  # of the way from one reference to another
+ALIKE = 0.97  # cosine of two references from which on they count as one
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One subject's verdict. owners: whose references its crop is like, counted from 0, the likeliest first; empty
+    where it is missing. lead: of the likeliest over the nearest other reference, None with a single subject.
+    """
+
+    word: str
+    owners: tuple[int, ...] = ()
+    lead: float | None = None
+
+
+def verdicts(
+    likeness: torch.Tensor,
+    references: torch.Tensor,
+    found: Sequence[bool],
+    threshold: float,
+    margin: float = LEAD_MARGIN,
+    same_place: Sequence[tuple[int, int]] = (),
+) -> list[Verdict]:
+    """Return the verdict on each of m subjects.
+
+    Arguments:
+        likeness: [m, m], see the module; rows of subjects that are not found are ignored.
+        references: [m, m], see `likeness.reference_likeness`.
+        found: whether each subject has a place in the picture.
+        threshold: likeness below which a crop shows none of the subjects.
+        margin: of the lead, 0..1.
+        same_place: pairs of subjects whose places are one.
+    """
+    rows, alike = likeness.tolist(), references.tolist()
+    own = [
+        _owned(i, row, alike, margin) if there and max(row) >= threshold else Verdict(MISSING)
+        for i, (row, there) in enumerate(zip(rows, found, strict=True))
+    ]
+    for i, j in (*same_place, *((j, i) for i, j in same_place)):
+        if own[i].owners == (j,) == own[j].owners:
+            own[i] = Verdict(MISSING)
+    return [_judged(i, verdict, own) for i, verdict in enumerate(own)]
+
+
+def lead(row: Sequence[float], references: Sequence[Sequence[float]], j: int, k: int) -> float:
+    """Return the lead of reference j over k in a crop, see the module."""
+    way = (references[j][j] + references[k][k]) / 2 - references[j][k]
+    return (row[j] - row[k]) / max(way, 1 - ALIKE)
+
+
+def alike(references: Sequence[Sequence[float]], j: int, k: int) -> bool:
+    """Return whether two subjects' references count as one."""
+    return j != k and references[j][k] >= ALIKE
+
+
+def _owned(i: int, row: Sequence[float], references: Sequence[Sequence[float]], margin: float) -> Verdict:
+    """Who owns a crop, the verdict still open."""
+    top = max(range(len(row)), key=row.__getitem__)
+    top = i if alike(references, i, top) else top
+    leads = {k: lead(row, references, top, k) for k in range(len(row)) if k != top and not alike(references, top, k)}
+    rivals = sorted((k for k in leads if leads[k] < margin), key=leads.__getitem__)
+    return Verdict("", (top, *rivals), min(leads.values(), default=None))
+
+
+def _judged(i: int, verdict: Verdict, every: Sequence[Verdict]) -> Verdict:
+    if len(verdict.owners) > 1:
+        return Verdict(MIXED, verdict.owners, verdict.lead)
+    owner = next(iter(verdict.owners), None)
+    if owner is None:
+        return verdict
+    theirs = every[owner].owners
+    word = RIGHT if owner == i else SWAPPED if theirs and owner not in theirs else CLONED
+    return Verdict(word, verdict.owners, verdict.lead)

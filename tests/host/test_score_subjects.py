@@ -1,0 +1,288 @@
+"""Score Subjects and Keep Best on a real host: with the rehearsal models, with a text tower, with a DINO."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+PICTURES = ("right", "swapped", "cloned", "missing")
+
+
+@pytest.fixture(scope="module")
+def cases(host):
+    """Drawn pictures of one cast each, whose verdicts are known."""
+    from troupe.rehearsal.engine.drawn import drawn_case
+
+    return {case: drawn_case(case, True, 0) for case in PICTURES}
+
+
+@pytest.fixture(scope="module")
+def models(host):
+    from support.host.node_chains import run
+    from troupe.nodes.rehearsal import LoadRehearsalModels
+
+    with torch.inference_mode():
+        return run(LoadRehearsalModels, adapter="mip_adapter", subject_1="cat", subject_2="robot", subject_3="bird")
+
+
+def cast_of(case):
+    from troupe.rehearsal.engine.trials import cast_of
+
+    return cast_of(case.figures)
+
+
+def references_of(models, cast):
+    from support.host.node_chains import run
+    from troupe.nodes.encode_subjects import EncodeSubjects
+
+    return run(EncodeSubjects, adapter=models[4], cast=cast, framing="auto", clip=models[1])[0]
+
+
+def score(image, **wired):
+    from support.host.node_chains import run
+    from troupe.nodes.score_subjects import ScoreSubjects
+
+    return run(ScoreSubjects, image=image, **{"encoder": "clip_vision", "threshold": 0.2, "prompt": "", **wired})
+
+
+def words(scores):
+    return [[subject["verdict"] for subject in picture["subjects"]] for picture in json.loads(scores)["pictures"]]
+
+
+@pytest.mark.parametrize("case", PICTURES)
+@pytest.mark.parametrize("wired", ["references", "cast", "both"])
+def test_the_node_says_the_truth_about_a_drawn_picture(models, cases, case, wired):
+    """References alone bring the adapter's encoder and the photos as it saw them."""
+    one = cases[case]
+    cast = cast_of(one)
+    given = {"references": references_of(models, cast)} if wired != "cast" else {"clip_vision": models[3]}
+    given |= {} if wired == "references" else {"cast": cast}
+    scores, numbers, right, matrix, report = score(one.picture[None], masks=one.masks, **given)
+    assert words(scores) == [list(one.verdicts)] and right == [case == "right"] and len(numbers) == 1
+    assert matrix.shape[0] == 1 and matrix.shape[1] == matrix.shape[2] and matrix.min() >= 0 and matrix.max() <= 1
+    assert all(word in report for word in one.verdicts) and "No CLIP-T" in report
+
+
+def test_the_adapter_s_encoder_is_not_loaded_again(models, cases, monkeypatch):
+    import comfy.clip_vision
+
+    references = references_of(models, cast_of(cases["right"]))
+
+    def refuse(*args):
+        raise AssertionError("an encoder was loaded again")
+
+    monkeypatch.setattr(comfy.clip_vision, "load", refuse)
+    monkeypatch.setattr(comfy.clip_vision, "ClipVisionModel", refuse)
+    score(cases["right"].picture[None], references=references, masks=cases["right"].masks)
+
+
+def test_the_matrix_shows_the_subjects_colours(models, cases):
+    from troupe.model_patches.placement.palette import colour_of
+
+    one = cases["right"]
+    scores, _, _, matrix, _ = score(one.picture[None], cast=cast_of(one), clip_vision=models[3], masks=one.masks)
+    side, dark = matrix.shape[1] // 3, torch.full((3,), 24 / 255)
+    for i, subject in enumerate(json.loads(scores)["pictures"][0]["subjects"]):
+        for j, value in enumerate(subject["likeness"]):
+            corner = matrix[0, (i + 2) * side - 8, (j + 2) * side - 8]
+            colour = torch.tensor(list(bytes.fromhex(colour_of(j)[1:]))) / 255
+            assert torch.allclose(corner, torch.lerp(dark, colour, max(value, 0.0)), atol=0.01), (i, j)
+
+
+def test_the_best_of_a_batch_with_its_latent(models, cases):
+    from support.host.node_chains import run
+    from troupe.nodes.keep_best import KeepBest
+
+    cast, one = cast_of(cases["right"]), cases["right"]
+    pictures = torch.stack([torch.rand(128, 128, 3), one.picture, one.picture * 0.5])
+    scores, numbers, *_ = score(pictures, cast=cast, clip_vision=models[3], masks=one.masks)
+    latent = {"samples": torch.arange(3.0).view(3, 1, 1, 1), "batch_index": [4, 5, 6]}
+    image, kept, index, best = run(KeepBest, image=[pictures], scores=[scores], keep=[1], latent=[latent])
+    assert index == 1 and best == pytest.approx(max(numbers), abs=1e-4) and torch.equal(image, pictures[1:2])
+    assert kept["samples"].flatten().tolist() == [1] and kept["batch_index"] == [5]
+    image, kept, index, _ = run(KeepBest, image=list(pictures.split(1)), scores=numbers, keep=[2])
+    assert kept is None and index == 1 and torch.equal(image[0], pictures[1]) and len(image) == 2
+
+
+def test_keep_best_takes_any_numbers_and_refuses_what_does_not_fit(host):
+    from support.host.node_chains import run
+    from troupe.model_patches.errors import MismatchError, SubjectError
+    from troupe.nodes.keep_best import KeepBest
+
+    pictures = [torch.rand(2, 8, 8, 3), torch.rand(1, 16, 8, 3)]
+    keep = [1]
+    assert run(KeepBest, image=pictures, scores=[0.1, 0.2, 3], keep=keep)[0].shape == (1, 16, 8, 3)
+    assert run(KeepBest, image=pictures, scores=[[0.4, 0.4], 0.1], keep=keep)[2] == 0, "of equal ones the first"
+    for scores, kept, latent, error, sentence in (
+        ([0.1], keep, None, MismatchError, "a score for each of the 3 pictures, found 1"),
+        (["cat"], keep, None, SubjectError, "scores in 'scores', found 'cat'"),
+        ([float("nan")] * 3, keep, None, SubjectError, "scores in 'scores'"),
+        ([1, 2, 3], [2], None, MismatchError, "pictures of one size, found 8x8 and 8x16"),
+        ([1, 2, 3], keep, [{"samples": torch.zeros(2, 4, 8, 8)}], MismatchError, "a latent for each of the 3 pictures"),
+    ):
+        with pytest.raises(error, match=sentence):
+            run(KeepBest, image=pictures, scores=scores, keep=kept, latent=latent)
+
+
+def test_a_noise_mask_goes_with_its_latent(host):
+    from troupe.model_patches.scores.choice import chosen_latents
+
+    latents = [{"samples": torch.zeros(2, 4, 8, 8), "noise_mask": torch.arange(2.0).view(2, 1, 1)}]
+    assert chosen_latents(latents, [1], 2)["noise_mask"].flatten().tolist() == [1]
+
+
+def test_what_is_missing_is_said(models, cases):
+    from troupe.model_patches.errors import CheckpointError, MismatchError, SubjectError
+    from troupe.model_patches.subjects import Cast
+
+    picture, cast = cases["right"].picture[None], cast_of(cases["right"])
+    with pytest.raises(MismatchError, match="an image encoder to compare with, found no CLIP vision encoder"):
+        score(picture, cast=cast)
+    with pytest.raises(SubjectError, match="subjects to compare the picture with, found none"):
+        score(picture, clip_vision=models[3])
+    with pytest.raises(SubjectError, match="subjects to compare the picture with, found none"):
+        score(picture, clip_vision=models[3], cast=Cast())
+    with pytest.raises(CheckpointError, match="a folder 'gone' in models/dino with a DINO, found none"):
+        score(picture, cast=cast, encoder="gone")
+
+
+def test_references_without_photo_counts_ask_for_the_cast(models, cases):
+    from dataclasses import replace
+
+    from troupe.model_patches.errors import SubjectError
+
+    references = references_of(models, cast_of(cases["right"]))
+    assert references.photo_counts == (1, 1)
+    with pytest.raises(SubjectError, match="Connect 'cast' from Add Subject too"):
+        score(cases["right"].picture[None], references=replace(references, photo_counts=()))
+
+
+def test_a_record_is_used_where_there_is_no_box(models, cases):
+    from troupe.model_patches.relevance.maps import AppliedMaps, RecordedRun, SubjectMap
+
+    one = cases["right"]
+    cast = cast_of(one)
+    maps = [mask[::8, ::8] * 0.5 + 0.25 for mask in one.masks]
+    subjects = tuple(SubjectMap(s.name, m) for s, m in zip(cast.subjects, maps, strict=True))
+    record = SimpleNamespace(run=RecordedRun("all", (AppliedMaps("a", "relevance", subjects),)))
+    scores, *_ = score(one.picture[None], cast=cast, clip_vision=models[3], record=record)
+    (picture,) = json.loads(scores)["pictures"]
+    assert [subject["place"]["from"] for subject in picture["subjects"]] == ["relevance map"] * 2
+    empty = SimpleNamespace(run=None)
+    report = score(one.picture[None], cast=cast, clip_vision=models[3], record=empty)[4]
+    assert "whole picture" in report or "right" in report
+
+
+# ---- CLIP-T ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "stream"), [("sd15", "l"), ("sd20", "h"), ("sdxl", "g"), ("sdxl", "l")])
+def test_the_prompt_is_what_transformers_projects(clips, kind, stream):
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+    from troupe.model_patches.hosts.comfyui.scoring import FIRST_PART, text_vector
+
+    clip = clips(kind).clone()
+    tower = getattr(clip.cond_stage_model, f"clip_{stream}")
+    state = {name: value.float() for name, value in tower.transformer.state_dict().items()}
+    width = len(state["text_projection.weight"])
+    layers = 1 + max(int(name.split(".")[3]) for name in state if ".layers." in name)
+    config = CLIPTextConfig(
+        hidden_size=width,
+        projection_dim=width,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads={768: 12, 1024: 16, 1280: 20}[width],
+        hidden_act="quick_gelu" if stream == "l" else "gelu",
+        eos_token_id=49407,
+    )
+    model = CLIPTextModelWithProjection(config).eval()
+    missing = model.load_state_dict(state, strict=False)
+    assert not missing.missing_keys
+    prompt = "a cat and a robot on grass"
+    ids = [token for token, *_ in clip.tokenize(prompt)[stream][0]]
+    truth = model(input_ids=torch.tensor([ids])).text_embeds[0]
+    found, said = text_vector(clip, prompt, stream, tower)
+    assert torch.cosine_similarity(found, truth, dim=0) > 0.9999 and said == ""
+    assert torch.allclose(found, truth, rtol=1e-3, atol=1e-3 * float(truth.abs().max()))
+    assert text_vector(clip, "cat " * 100, stream, tower)[1] == FIRST_PART
+
+
+def test_clip_t_is_never_made_up(clips, vision):
+    """Only where the sizes are those of a pair that was trained together, and the projection is in the file."""
+    from troupe.model_patches.hosts.comfyui import scoring
+    from troupe.model_patches.scores.scoring import ClipPictures
+
+    def asked(clip, hidden, pooled, size=224, prompt="a cat"):
+        return scoring.prompt_vector(
+            clip, prompt, ClipPictures(SimpleNamespace(hidden=hidden, pooled=pooled, size=size))
+        )
+
+    clip = clips("sd15")
+    assert asked(clip, 1024, 768)[0].shape == (768,)
+    assert asked(clip, 1024, 768, 336) == asked(clip, 1280, 1024) == asked(clip, 32, 16) == (None, scoring.NO_TOWER)
+    assert asked(clips("sdxl"), 1664, 1280)[0].shape == (1280,) and asked(clips("sd20"), 1280, 1024)[0].shape == (1024,)
+    assert asked(clip, 1024, 768, prompt=" ") == asked(None, 1024, 768) == (None, scoring.NO_PROMPT)
+    projection = clip.cond_stage_model.clip_l.transformer.text_projection
+    before = projection.weight.clone()
+    try:
+        projection.weight.copy_(torch.eye(768))
+        assert asked(clip, 1024, 768) == (None, scoring.NO_PROJECTION)
+    finally:
+        projection.weight.copy_(before)
+
+
+# ---- DINO ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["vit", "dinov2"])
+def dino(request, host, base_folder):
+    """A tiny random DINO in models/dino, and the model itself."""
+    import shutil
+
+    from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 16, "image_size": 224}
+    with torch.inference_mode(False):
+        torch.manual_seed(0)
+        model = (
+            ViTModel(ViTConfig(intermediate_size=64, **sizes), add_pooling_layer=False)
+            if request.param == "vit"
+            else Dinov2Model(Dinov2Config(mlp_ratio=2, **{**sizes, "patch_size": 14}))
+        )
+        folder = base_folder / "models" / "dino" / request.param
+        model.save_pretrained(folder)
+    yield request.param, model.eval()
+    shutil.rmtree(folder)
+
+
+def test_a_dino_in_a_folder_is_listed_and_read(dino, models, cases):
+    from troupe.model_patches.hosts.comfyui.loading.dino import encoder_names, load_dino
+    from troupe.model_patches.scores.dino import dino_pixels
+
+    name, model = dino
+    assert encoder_names() == ["clip_vision", name]
+    found = load_dino(name)
+    assert load_dino(name) is found
+    picture = torch.rand(1, 300, 260, 3, generator=torch.Generator().manual_seed(0))
+    prepared = found.whole(picture[0])[None]
+    truth = model(pixel_values=dino_pixels(prepared)).last_hidden_state[:, 0]
+    assert torch.allclose(found.vectors(prepared), truth, atol=1e-5)
+    one = cases["right"]
+    scores, *_, report = score(one.picture[None], cast=cast_of(one), encoder=name, masks=one.masks)
+    assert json.loads(scores)["encoder"] == name and "DINO has no text encoder" in report
+
+
+def test_a_damaged_dino_gets_its_sentence(dino, base_folder):
+    from troupe.model_patches.errors import CheckpointError
+    from troupe.model_patches.hosts.comfyui.loading.dino import encoder_names, load_dino
+
+    name, _ = dino
+    folder = base_folder / "models" / "dino" / name
+    (folder / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(CheckpointError, match="a folder that could not be read"):
+        load_dino(name)
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    assert encoder_names() == ["clip_vision"]

@@ -1,0 +1,114 @@
+"""Verdicts of Score Subjects on drawn pictures in which the truth is known, by the functions that the node calls."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from troupe.model_patches.scores.choice import best, numbers_of
+from troupe.model_patches.scores.finding import Found, Wanted, places_in
+from troupe.model_patches.scores.report import score_report, to_json
+from troupe.model_patches.scores.scoring import ClipPictures, looks_of_cast, score_pictures
+
+CASES = 30  # drawings of each kind
+THRESHOLD = 0.2  # the node's default
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    from troupe.model_patches.hosts.diffusers.encoders import ClipImages
+    from troupe.rehearsal.engine.load import load_image_encoder
+
+    return ClipPictures(ClipImages(load_image_encoder()))
+
+
+def scored(encoder, cases, by):
+    """The scores of drawn cases, each a picture of its own. by: masks or boxes, as a detector gives them."""
+    from troupe.rehearsal.engine.trials import cast_of
+    from troupe.rehearsal.world import PIXELS
+
+    found = []
+    for case in cases:
+        names = [figure.kind if i == 0 else f"other {figure.kind}" for i, figure in enumerate(case.figures)]
+        boxes = [
+            None if box is None else dict(zip(("x", "y", "width", "height"), (v * PIXELS for v in box), strict=True))
+            for box in case.boxes
+        ]
+        where = Found(masks=case.masks) if by == "masks" else Found(bounding_boxes=boxes)
+        places = places_in([Wanted(name) for name in names], where, 1, (PIXELS, PIXELS))
+        looks = looks_of_cast(cast_of(case.figures), encoder)
+        found.append(score_pictures(case.picture[None], looks, places, encoder, THRESHOLD))
+    return found
+
+
+def agreement(encoder, case, one_class, by):
+    """The part of subjects whose verdict is the truth."""
+    from troupe.rehearsal.engine.drawn import drawn_case
+
+    cases = [drawn_case(case, one_class, seed) for seed in range(CASES)]
+    pairs = [
+        (verdict.word, truth)
+        for scores, one in zip(scored(encoder, cases, by), cases, strict=True)
+        for verdict, truth in zip(scores.pictures[0].verdicts, one.verdicts, strict=True)
+    ]
+    return sum(found == truth for found, truth in pairs) / len(pairs)
+
+
+@pytest.mark.parametrize("one_class", [True, False], ids=["one class", "two classes"])
+@pytest.mark.parametrize("case", ["right", "swapped", "cloned", "missing"])
+def test_clear_cases_get_the_true_verdict(encoder, case, one_class):
+    assert agreement(encoder, case, one_class, "masks") >= 0.95
+
+
+@pytest.mark.parametrize("one_class", [True, False], ids=["one class", "two classes"])
+def test_with_boxes_the_background_costs_some(encoder, one_class):
+    """What the help page says."""
+    cases = ("right", "swapped", "cloned", "missing")
+    assert sum(agreement(encoder, case, one_class, "boxes") for case in cases) / len(cases) >= 0.85
+
+
+def test_a_right_picture_is_the_best_of_a_batch(encoder):
+    from troupe.rehearsal.engine.drawn import CLEAR, drawn_case
+
+    for seed in range(5):
+        one = drawn_case("right", True, seed)
+        others = [drawn_case(case, True, seed) for case in CLEAR[1:]]
+        numbers = numbers_of([to_json(scores) for scores in scored(encoder, [*others, one], "masks")])
+        assert best(numbers, 2)[0] == 3 and all(0 <= number <= 1 for number in numbers)
+
+
+def test_the_report_names_the_subject_and_says_what_to_do(encoder):
+    from troupe.rehearsal.engine.drawn import drawn_case
+
+    case = drawn_case("swapped", True, 0)
+    (scores,) = scored(encoder, [case], "masks")
+    name = case.figures[0].kind
+    lines = score_report(scores)
+    assert lines[0].text == f"Picture 1: 0 of 2 subjects right, score {scores.pictures[0].score:.2f}."
+    assert lines[1].warning and lines[1].text.startswith(f"1 {name}: swapped, it has the looks of 2 {name}, which has")
+    assert lines[1].text.endswith("try another seed.")
+    plain = json.loads(to_json(scores))
+    assert plain["pictures"][0]["subjects"][1]["verdict"] == "swapped" and not plain["pictures"][0]["all_right"]
+    assert plain["pictures"][0]["subjects"][0]["place"]["from"] == "mask"
+    (gone,) = scored(encoder, [drawn_case("missing", True, 0)], "boxes")
+    assert "missing, nothing found in the picture. Move its name" in score_report(gone)[2].text
+    assert json.loads(to_json(gone))["pictures"][0]["subjects"][1]["likeness"] == [None, None]
+
+
+def test_a_batch_is_scored_as_its_pictures_are_alone(encoder):
+    from troupe.rehearsal.engine.drawn import drawn_case
+    from troupe.rehearsal.engine.trials import cast_of
+
+    cases = [drawn_case(case, False, 1) for case in ("right", "swapped")]
+    looks = looks_of_cast(cast_of(cases[0].figures), encoder)
+    wanted = [Wanted(figure.kind) for figure in cases[0].figures]
+    masks, pictures = torch.cat([case.masks for case in cases]), torch.stack([case.picture for case in cases])
+    places = places_in(wanted, Found(masks=masks), 2, (128, 128))
+    both = score_pictures(pictures, looks, places, encoder, THRESHOLD)
+    for i, one in enumerate(both.pictures):
+        alone = score_pictures(pictures[i : i + 1], looks, places[i : i + 1], encoder, THRESHOLD).pictures[0]
+        assert (
+            torch.allclose(one.likeness, alone.likeness, atol=1e-5) and one.verdicts[0].word == alone.verdicts[0].word
+        )
+        assert abs(one.clip_i - alone.clip_i) < 1e-5
