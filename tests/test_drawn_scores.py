@@ -89,8 +89,13 @@ def test_the_report_names_the_subject_and_says_what_to_do(encoder):
     assert lines[1].warning and lines[1].text.startswith(f"1 {name}: swapped, it has the looks of 2 {name}, which has")
     assert lines[1].text.endswith("try another seed.")
     plain = json.loads(to_json(scores))
+    own = scores.pictures[0].likeness.diagonal().clamp(0, 1)
+    assert scores.pictures[0].score == pytest.approx(float(own.mean()) / 3, abs=1e-5)
     assert plain["pictures"][0]["subjects"][1]["verdict"] == "swapped" and not plain["pictures"][0]["all_right"]
     assert plain["pictures"][0]["subjects"][0]["place"]["from"] == "mask"
+    (right,) = scored(encoder, [drawn_case("right", True, 0)], "masks")
+    own = right.pictures[0].likeness.diagonal().clamp(0, 1)
+    assert right.pictures[0].score == pytest.approx((2 + float(own.mean())) / 3, abs=1e-5)
     (gone,) = scored(encoder, [drawn_case("missing", True, 0)], "boxes")
     assert "missing, nothing found in the picture. Move its name" in report(gone)[2].text
     assert json.loads(to_json(gone))["pictures"][0]["subjects"][1]["likeness"] == [None, None]

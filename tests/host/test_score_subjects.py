@@ -242,8 +242,10 @@ def dino(request, host, base_folder):
     """A tiny random DINO in models/dino, and the model itself."""
     import shutil
 
+    import troupe.nodes  # registers the folder
     from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
+    assert troupe.nodes
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 16, "image_size": 224}
     with torch.inference_mode(False):
         torch.manual_seed(0)
@@ -273,6 +275,20 @@ def test_a_dino_in_a_folder_is_listed_and_read(dino, models, cases):
     one = cases["right"]
     scores, *_, report = score(one.picture[None], cast=cast_of(one), encoder=name, masks=one.masks)
     assert json.loads(scores)["encoder"] == name and "DINO has no text encoder" in report
+
+
+def test_no_network_is_asked_for_a_dino(dino, monkeypatch):
+    import socket
+
+    from troupe.model_patches.hosts.comfyui.loading.dino import load_dino
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a connection was opened")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert load_dino(dino[0]).vectors(torch.rand(1, 224, 224, 3)).shape == (1, 32)
 
 
 def test_a_damaged_dino_gets_its_sentence(dino, base_folder):

@@ -5,8 +5,6 @@ is downloaded.
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +66,6 @@ class DinoPictures:
     def whole(self, picture: torch.Tensor) -> torch.Tensor:
         """See `scoring.PictureEncoder`."""
         return dino.centre_crop(picture)
-
-
-def register_folder() -> None:
-    """Make the host know models/dino, and create it where it may."""
-    usual = os.path.join(folder_paths.models_dir, FOLDER)
-    folder_paths.folder_names_and_paths.setdefault(FOLDER, ([], {".safetensors"}))
-    folder_paths.add_model_folder_path(FOLDER, usual)
-    with suppress(OSError):
-        os.makedirs(usual, exist_ok=True)
 
 
 def encoder_names() -> list[str]:
