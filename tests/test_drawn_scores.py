@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from troupe.model_patches.scores.choice import best, numbers_of
+from troupe.model_patches.scores.colours import ColourPictures
 from troupe.model_patches.scores.finding import Found, Wanted, places_in
 from troupe.model_patches.scores.report import report, to_json
 from troupe.model_patches.scores.scoring import ClipPictures, looks_of_cast, score_pictures
@@ -57,8 +58,9 @@ def agreement(encoder, case, one_class, by):
 
 @pytest.mark.parametrize("one_class", [True, False], ids=["one class", "two classes"])
 @pytest.mark.parametrize("case", ["right", "swapped", "cloned", "missing"])
-def test_clear_cases_get_the_true_verdict(encoder, case, one_class):
-    assert agreement(encoder, case, one_class, "masks") >= 0.95
+@pytest.mark.parametrize("by", ["encoder", "colours"])
+def test_clear_cases_get_the_true_verdict(encoder, by, case, one_class):
+    assert agreement(ColourPictures() if by == "colours" else encoder, case, one_class, "masks") >= 0.95
 
 
 @pytest.mark.parametrize("one_class", [True, False], ids=["one class", "two classes"])

@@ -15,7 +15,7 @@ import torch
 
 from ....encoding.interfaces import BATCH
 from ....errors import CheckpointError
-from ....scores import dino
+from ....scores import colours, dino
 
 FOLDER = "dino"  # in models
 KINDS = ("vit", "dinov2", "dinov2_with_registers")  # model_type of config.json
@@ -69,8 +69,8 @@ class DinoPictures:
 
 
 def encoder_names() -> list[str]:
-    """Return the choices of `encoder`: clip_vision, then every folder in models/dino that has a DINO."""
-    return [CLIP_VISION, *sorted(_folders())]
+    """Return the choices of `encoder`: clip_vision, colours, then every folder in models/dino that has a DINO."""
+    return [CLIP_VISION, colours.NAME, *sorted(_folders())]
 
 
 def load_dino(name: str) -> DinoPictures:
