@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,29 +35,26 @@ def main() -> None:
 
 
 def drawn(count: int) -> None:
-    """Print the agreement on drawn pictures, by case, cast, and what the places come from."""
+    """Print the agreement on drawn pictures, by encoder, cast, and what the places come from."""
     from troupe.rehearsal.engine.drawn import CASES, drawn_case
 
-    encoder = encoder_of_rehearsal()
-    for one_class in (True, False):
-        for by in ("masks", "boxes"):
-            found = []
-            for case in CASES:
-                tally: Counter[bool] = Counter()
-                for seed in range(count):
-                    one = drawn_case(case, one_class, seed)
-                    places = places_of_masks(one.masks, by == "masks")
-                    for verdict, truth in zip(
-                        judged(encoder, one.figures, one.picture, places), one.verdicts, strict=True
-                    ):
-                        tally[verdict == truth] += 1
-                found.append(f"{case} {tally[True]}/{tally.total()}")
-            print(f"drawn, {'one class' if one_class else 'two classes'}, {by}: {', '.join(found)}", flush=True)
+    for encoder, one_class, by in product(encoders(), (True, False), ("masks", "boxes")):
+        found = []
+        for case in CASES:
+            tally: Counter[bool] = Counter()
+            for seed in range(count):
+                one = drawn_case(case, one_class, seed)
+                places = places_of_masks(one.masks, by == "masks")
+                words = judged(encoder, one.figures, one.picture, places)
+                tally.update(word == truth for word, truth in zip(words, one.verdicts, strict=True))
+            found.append(f"{case} {tally[True]}/{tally.total()}")
+        cast = "one class" if one_class else "two classes"
+        print(f"drawn, {encoder.name}, {cast}, {by}: {', '.join(found)}", flush=True)
 
 
 def painted(count: int) -> None:
-    """Print the agreement on pictures that `relevance` and `add` painted, by merge, cast, and what the places come
-    from.
+    """Print the agreement on pictures that `relevance` and `add` painted, by encoder, merge, and what the places
+    come from.
     """
     import torch
     from troupe.model_patches.hosts.diffusers.encoders import encode_references
@@ -66,7 +64,7 @@ def painted(count: int) -> None:
     from troupe.rehearsal.engine.trials import cast_of, judge, trial
     from troupe.rehearsal.engine.verdict import sighting_of
 
-    models, recogniser, encoder = load_rehearsal(), load_recogniser(), encoder_of_rehearsal()
+    models, recogniser, both = load_rehearsal(), load_recogniser(), encoders()
     agreed: Counter[tuple[str, str, str]] = Counter()
     asked: Counter[tuple[str, str, str]] = Counter()
     for cast in ("one class", "two classes"):
@@ -83,28 +81,29 @@ def painted(count: int) -> None:
                     [torch.zeros(16, 16) if s is None else torch.from_numpy(s.mask).float() for s in seen]
                 )
                 maps = [m.values for m in record[0].subjects]
-                for by, places in (
-                    ("segments", places_of_masks(masks, True)),
-                    ("boxes", places_of_masks(masks, False)),
-                    ("maps", [None if m is None else place_of_map(m) for m in maps]),
-                ):
-                    words = judged(encoder, one.figures, picture.movedim(0, -1), places)
+                found = {
+                    "segments": places_of_masks(masks, True),
+                    "boxes": places_of_masks(masks, False),
+                    "maps": [None if m is None else place_of_map(m) for m in maps],
+                }
+                for encoder, by in product(both, found):
+                    words = judged(encoder, one.figures, picture.movedim(0, -1), found[by])
                     for word, first, second in zip(words, read.by_recogniser, read.by_colours, strict=True):
                         if first == second:
-                            asked[cast, merge, by] += 1
-                            agreed[cast, merge, by] += word == first
-            for by in ("segments", "boxes", "maps"):
-                key = (cast, merge, by)
-                print(f"painted, {', '.join(key)}: {agreed[key]}/{asked[key]}", flush=True)
+                            asked[encoder.name, merge, by] += 1
+                            agreed[encoder.name, merge, by] += word == first
+    for key in asked:
+        print(f"painted, {', '.join(key)}: {agreed[key]}/{asked[key]}", flush=True)
 
 
-def encoder_of_rehearsal() -> Any:
-    """The rehearsal image encoder as a PictureEncoder."""
+def encoders() -> list[Any]:
+    """The rehearsal image encoder and the colours, as PictureEncoders."""
     from troupe.model_patches.hosts.diffusers.encoders import ClipImages
+    from troupe.model_patches.scores.colours import ColourPictures
     from troupe.model_patches.scores.scoring import ClipPictures
     from troupe.rehearsal.engine.load import load_image_encoder
 
-    return ClipPictures(ClipImages(load_image_encoder()))
+    return [ClipPictures(ClipImages(load_image_encoder())), ColourPictures()]
 
 
 def places_of_masks(masks: Any, cut_out: bool) -> list[Any]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..model_patches.hosts.comfyui.loading.adapters import register_folders
-from ..model_patches.hosts.comfyui.loading.dino import register_folder
+from ..model_patches.hosts.comfyui.loading import dino
+from ..model_patches.hosts.comfyui.loading.adapters import FOLDERS, register_folders
 
-register_folder()
-register_folders()  # before the schemas list files; the minimum host does not call on_load
+register_folders((*FOLDERS, dino.FOLDER))  # before the schemas list files; the minimum host does not call on_load
 
 from .add_subject import AddSubject  # noqa: E402
 from .apply_gated import ApplyGated  # noqa: E402

@@ -37,7 +37,8 @@ class ScoreSubjects(io.ComfyNode):
                     options=encoder_names(),
                     default="clip_vision",
                     tooltip="What compares the pictures. clip_vision: the connected encoder, or the one that the "
-                    "adapter uses. The others are folders in models/dino.",
+                    "adapter uses. colours: the colours alone, which needs no model. The others are folders in "
+                    "models/dino.",
                 ),
                 io.Float.Input(
                     "threshold",

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from troupe.model_patches.scores.choice import best, numbers_of
+from troupe.model_patches.scores.colours import ColourPictures
 from troupe.model_patches.scores.finding import Found, Wanted, places_in
 from troupe.model_patches.scores.report import score_report, to_json
 from troupe.model_patches.scores.scoring import ClipPictures, looks_of_cast, score_pictures
@@ -57,8 +58,9 @@ def agreement(encoder, case, one_class, by):
 
 @pytest.mark.parametrize("one_class", [True, False], ids=["one class", "two classes"])
 @pytest.mark.parametrize("case", ["right", "swapped", "cloned", "missing"])
-def test_clear_cases_get_the_true_verdict(encoder, case, one_class):
-    assert agreement(encoder, case, one_class, "masks") >= 0.95
+@pytest.mark.parametrize("by", ["encoder", "colours"])
+def test_clear_cases_get_the_true_verdict(encoder, by, case, one_class):
+    assert agreement(ColourPictures() if by == "colours" else encoder, case, one_class, "masks") >= 0.95
 
 
 @pytest.mark.parametrize("one_class", [True, False], ids=["one class", "two classes"])
@@ -89,8 +91,13 @@ def test_the_report_names_the_subject_and_says_what_to_do(encoder):
     assert lines[1].warning and lines[1].text.startswith(f"1 {name}: swapped, it has the looks of 2 {name}, which has")
     assert lines[1].text.endswith("try another seed.")
     plain = json.loads(to_json(scores))
+    own = scores.pictures[0].likeness.diagonal().clamp(0, 1)
+    assert scores.pictures[0].score == pytest.approx(float(own.mean()) / 3, abs=1e-5)
     assert plain["pictures"][0]["subjects"][1]["verdict"] == "swapped" and not plain["pictures"][0]["all_right"]
     assert plain["pictures"][0]["subjects"][0]["place"]["from"] == "mask"
+    (right,) = scored(encoder, [drawn_case("right", True, 0)], "masks")
+    own = right.pictures[0].likeness.diagonal().clamp(0, 1)
+    assert right.pictures[0].score == pytest.approx((2 + float(own.mean())) / 3, abs=1e-5)
     (gone,) = scored(encoder, [drawn_case("missing", True, 0)], "boxes")
     assert "missing, nothing found in the picture. Move its name" in score_report(gone)[2].text
     assert json.loads(to_json(gone))["pictures"][0]["subjects"][1]["likeness"] == [None, None]

@@ -141,6 +141,20 @@ def test_dino_reads_what_torchvision_prepares(size):
     assert torch.allclose(dino_pixels(centre_crop(picture)[None])[0], truth, atol=1e-4)
 
 
+def test_colours_are_shares_wherever_they_are():
+    from troupe.model_patches.scores.colours import ColourPictures
+
+    half, turned, quarter = torch.ones(3, 64, 64, 3)
+    half[:32], half[32:] = torch.tensor([0.9, 0.1, 0.1]), torch.tensor([0.1, 0.1, 0.9])
+    turned[:, :16], turned[:, 16:32] = torch.tensor([0.1, 0.1, 0.9]), torch.tensor([0.9, 0.1, 0.1])
+    quarter[:48], quarter[48:] = torch.tensor([0.9, 0.1, 0.1]), torch.tensor([0.1, 0.1, 0.9])
+    vectors = ColourPictures().vectors(torch.stack([half, turned, quarter, torch.ones(64, 64, 3)]))
+    found = likeness_matrix(vectors[:3], [one[None] for one in vectors])
+    assert torch.allclose(found[0], torch.tensor([1.0, 1.0, 0.375**0.5 + 0.125**0.5, 0.0]), atol=1e-5), (
+        "white paper does not count"
+    )
+
+
 # ---- verdicts --------------------------------------------------------------------------------------------------------
 
 

@@ -46,6 +46,13 @@ WRITTEN = {
     ("adapters.py", "os.makedirs(usual, exist_ok=True)"),
     ("samples.py", "shutil.copyfile(photo, target)"),
 }
+# as SECURITY.md says: a DINO from a folder on this machine; tests/host/test_score_subjects.py refuses it a network
+LOCAL = {
+    (
+        "dino.py",
+        "AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False)",
+    )
+}
 BUILT_IN = {"eval", "exec", "compile", "__import__"}
 CALLS = {
     "system",
@@ -95,7 +102,7 @@ def test_the_pack_reaches_for_no_network_program_or_code(path):
         if isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             plain = isinstance(node.func, ast.Name)
-            assert called not in (BUILT_IN if plain else CALLS) or (path.name, ast.unparse(node)) in WRITTEN, (
+            assert called not in (BUILT_IN if plain else CALLS) or (path.name, ast.unparse(node)) in WRITTEN | LOCAL, (
                 ast.unparse(node)
             )
             if called == "open":

@@ -176,6 +176,13 @@ def test_a_record_is_used_where_there_is_no_box(models, cases):
     assert "whole picture" in report or "right" in report
 
 
+@pytest.mark.parametrize("case", PICTURES)
+def test_colours_need_no_model(cases, case):
+    one = cases[case]
+    scores, *_, report = score(one.picture[None], cast=cast_of(one), encoder="colours", masks=one.masks)
+    assert words(scores) == [list(one.verdicts)] and "only CLIP has a text encoder" in report
+
+
 # ---- CLIP-T ----------------------------------------------------------------------------------------------------------
 
 
@@ -242,8 +249,10 @@ def dino(request, host, base_folder):
     """A tiny random DINO in models/dino, and the model itself."""
     import shutil
 
+    import troupe.nodes  # registers the folder
     from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
+    assert troupe.nodes
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 16, "image_size": 224}
     with torch.inference_mode(False):
         torch.manual_seed(0)
@@ -263,7 +272,7 @@ def test_a_dino_in_a_folder_is_listed_and_read(dino, models, cases):
     from troupe.model_patches.scores.dino import dino_pixels
 
     name, model = dino
-    assert encoder_names() == ["clip_vision", name]
+    assert encoder_names() == ["clip_vision", "colours", name]
     found = load_dino(name)
     assert load_dino(name) is found
     picture = torch.rand(1, 300, 260, 3, generator=torch.Generator().manual_seed(0))
@@ -272,7 +281,21 @@ def test_a_dino_in_a_folder_is_listed_and_read(dino, models, cases):
     assert torch.allclose(found.vectors(prepared), truth, atol=1e-5)
     one = cases["right"]
     scores, *_, report = score(one.picture[None], cast=cast_of(one), encoder=name, masks=one.masks)
-    assert json.loads(scores)["encoder"] == name and "DINO has no text encoder" in report
+    assert json.loads(scores)["encoder"] == name and "only CLIP has a text encoder" in report
+
+
+def test_no_network_is_asked_for_a_dino(dino, monkeypatch):
+    import socket
+
+    from troupe.model_patches.hosts.comfyui.loading.dino import load_dino
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a connection was opened")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert load_dino(dino[0]).vectors(torch.rand(1, 224, 224, 3)).shape == (1, 32)
 
 
 def test_a_damaged_dino_gets_its_sentence(dino, base_folder):
@@ -285,4 +308,4 @@ def test_a_damaged_dino_gets_its_sentence(dino, base_folder):
     with pytest.raises(CheckpointError, match="a folder that could not be read"):
         load_dino(name)
     (folder / "config.json").write_text('{"model_type": "bert"}')
-    assert encoder_names() == ["clip_vision"]
+    assert encoder_names() == ["clip_vision", "colours"]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ...errors import MismatchError, SubjectError
+from ...scores import colours
 from ...scores.finding import Found, Wanted, places_in
 from ...scores.scoring import (
     ClipPictures,
@@ -31,7 +32,7 @@ NO_TOWER = (
     "belongs to CLIP-L, ViT-H to the CLIP of SD2, ViT-bigG to CLIP-G of SDXL."
 )
 NO_PROJECTION = "No CLIP-T: this checkpoint's text encoder comes without its projection. Load a CLIP-L file with it."
-NO_CLIP_T_OF_DINO = "No CLIP-T: DINO has no text encoder. Set 'encoder' to clip_vision."
+ONLY_CLIP = "No CLIP-T: only CLIP has a text encoder. Set 'encoder' to clip_vision for it."
 NO_PROMPT = "No CLIP-T: connect 'clip' and type the prompt into 'prompt'."
 FIRST_PART = "CLIP-T reads the first 75 tokens of the prompt only."
 
@@ -90,19 +91,22 @@ def score(
 
 
 def picture_encoder(encoder: str, clip_vision: Any, references: References | None) -> PictureEncoder:
-    """Return the chosen DINO, or the connected CLIP vision encoder, or the one that the references' adapter uses.
+    """Return the colours or the chosen DINO, or the connected CLIP vision encoder, or the one that the references'
+    adapter uses.
 
     Raises:
         MismatchError: none of these.
         CheckpointError: the DINO, or the adapter's encoder, is not there or damaged.
     """
+    if encoder == colours.NAME:
+        return colours.ColourPictures()
     if encoder != CLIP_VISION:
         return load_dino(encoder)
     vision: Any = clip_vision
     if vision is None and references is not None:
         vision = getattr(references.adapter, "clip_vision", lambda: None)()
     if vision is None:
-        do = "Connect Load CLIP Vision to 'clip_vision', or choose a DINO in 'encoder'."
+        do = "Connect Load CLIP Vision to 'clip_vision', or set 'encoder' to colours or a DINO."
         raise MismatchError("an image encoder to compare with", "no CLIP vision encoder", do)
     return ClipPictures(HostImageEncoder(vision))
 
@@ -114,7 +118,7 @@ def prompt_vector(clip: Any, prompt: str, encoder: PictureEncoder) -> tuple[torc
     An encoder is matched by its sizes only; a projection that is the identity stands for one that the file left out.
     """
     if not isinstance(encoder, ClipPictures):
-        return None, NO_CLIP_T_OF_DINO
+        return None, ONLY_CLIP
     if clip is None or not prompt.strip():
         return None, NO_PROMPT
     images = encoder.images

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -105,11 +105,11 @@ class HostAdapter:
         return self._vision[file]
 
 
-def register_folders() -> None:
-    """Make the host list the adapter folders of `models`, beside whatever paths other packs have given them, and create
-    them where it may.
+def register_folders(names: Sequence[str] = FOLDERS) -> None:
+    """Make the host list folders of `models`, beside whatever paths other packs have given them, and create them where
+    it may.
     """
-    for name in FOLDERS:
+    for name in names:
         usual = os.path.join(folder_paths.models_dir, name)
         folder_paths.folder_names_and_paths.setdefault(name, ([], set(EXTENSIONS)))
         folder_paths.add_model_folder_path(name, usual)

@@ -5,8 +5,6 @@ is downloaded.
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import torch
 
 from ....encoding.interfaces import BATCH
 from ....errors import CheckpointError
-from ....scores import dino
+from ....scores import colours, dino
 
 FOLDER = "dino"  # in models
 MODEL_TYPES = ("vit", "dinov2", "dinov2_with_registers")  # model_type of config.json
@@ -70,18 +68,9 @@ class DinoPictures:
         return dino.centre_crop(picture)
 
 
-def register_folder() -> None:
-    """Make the host know models/dino, and create it where it may."""
-    usual = os.path.join(folder_paths.models_dir, FOLDER)
-    folder_paths.folder_names_and_paths.setdefault(FOLDER, ([], {".safetensors"}))
-    folder_paths.add_model_folder_path(FOLDER, usual)
-    with suppress(OSError):
-        os.makedirs(usual, exist_ok=True)
-
-
 def encoder_names() -> list[str]:
-    """Return the choices of `encoder`: clip_vision, then every folder in models/dino that has a DINO."""
-    return [CLIP_VISION, *sorted(_folders())]
+    """Return the choices of `encoder`: clip_vision, colours, then every folder in models/dino that has a DINO."""
+    return [CLIP_VISION, colours.NAME, *sorted(_folders())]
 
 
 def load_dino(name: str) -> DinoPictures:
