@@ -19,7 +19,7 @@ from .places import SubjectPlace, place_of_map, place_of_mask
 
 Warn = Callable[[str], None]
 Places = list[SubjectPlace | None]  # of every subject of one picture
-WHOLE_PICTURE = Box(0.0, 0.0, 1.0, 1.0)
+ALL_OF_IT = Box(0.0, 0.0, 1.0, 1.0)
 ONE_MAP = (
     "The record has one map for the whole batch, the mean of its pictures: its places fit each picture only roughly. "
     "Sample one picture at a time, or connect 'bounding_boxes', 'segs' or 'masks'."
@@ -88,7 +88,7 @@ def _own(subject: Wanted, picture: int) -> SubjectPlace | None:
     if subject.region is not None:
         region = subject.region if subject.region.ndim == 2 else subject.region[min(picture, len(subject.region) - 1)]
         return place_of_mask(region, "region")
-    return SubjectPlace(WHOLE_PICTURE, "whole picture")
+    return SubjectPlace(ALL_OF_IT, "whole picture")
 
 
 def _of_record(wanted: Sequence[Wanted], run: RecordedRun | None, warn: Warn) -> dict[int, SubjectPlace | None]:

@@ -14,7 +14,7 @@ from ..subjects import Box, Image
 MAP_CUT = 0.5  # between a map's smallest and largest value: cells above it are the subject's
 FLAT = 0.02  # of a map's largest value: a map that varies less shows nothing
 SAME_PLACE = 0.5  # intersection over union from which on two places are one
-PAPER = 0.05  # how far from white a pixel of a reference's empty border may be
+NEAR_WHITE = 0.05  # how far from white a pixel of a reference's empty border may be
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ def filled(reference: torch.Tensor) -> float:
     """Return the part of a reference's side that its subject takes, 0..1: of the rectangle around everything that is
     not white, the longer side. 1 where there is no white border. reference: [S, S, 3].
     """
-    found = bounding_box((reference < 1 - PAPER).any(-1).float())
+    found = bounding_box((reference < 1 - NEAR_WHITE).any(-1).float())
     if found is None:
         return 1.0
     top, left, bottom, right = found
