@@ -39,7 +39,7 @@ class Network(torch.nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the CLS token after the last norm: [n, 3, S, S] -> [n, E]."""
         weight = next(self.inner.parameters())
-        return self.inner(dino_pixels=pixels.to(weight.dtype), **self.options).last_hidden_state[:, 0].float()
+        return self.inner(pixel_values=pixels.to(weight.dtype), **self.options).last_hidden_state[:, 0].float()
 
 
 class DinoPictures:
