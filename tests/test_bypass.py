@@ -44,6 +44,7 @@ def test_every_node_hands_on_its_own_inputs():
     assert {id: n for id, n in found.items() if n} == {
         "TroupeApplyWeights": 2,
         "TroupeAddSubject": 1,
+        "TroupeKeepBest": 1,
         "TroupePlaceSubjects": 5,
         "TroupeApplyImageAttention": 4,
         "TroupeApplyGated": 4,

@@ -59,9 +59,11 @@ TALKING = (  # classes that have a message after every run, in the node
     "TroupeEncodePrompt",
     "TroupeEncodeSubjects",
     "TroupeFaces",
+    "TroupeKeepBest",
     "TroupePlaceSubjects",
     "TroupePreviewRelevance",
     "TroupeQuickSubjects",
+    "TroupeScoreSubjects",
 )
 MESSAGE = "2 subjects encoded: 'astronaut' (16 image tokens, 1 name token), 'cat' (16 image tokens, 1 name token)."
 SPREAD = 1.5  # how much further apart nodes lie while they are measured
