@@ -45,7 +45,7 @@ class Progress:
 
 def memory() -> int:
     """Return the most memory that was used, in bytes: the GPU's, else this process's (0 if that is not known)."""
-    device = getattr(torch, "accelerator", None)  # PyTorch 2.6; its memory is told since 2.9
+    device = getattr(torch, "accelerator", None)  # since PyTorch 2.6, its memory since 2.9
     if device is not None and device.is_available() and hasattr(device, "max_memory_allocated"):
         return device.max_memory_allocated()
     try:

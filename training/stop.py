@@ -1,4 +1,4 @@
-"""What ends a training early: a request from outside, or a fault that is told in a sentence."""
+"""What ends a training early: a request from outside, or a fault with a sentence for the user."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def read_wired(value: Any, size: Size, warn: Warn = lambda sentence: None) -> li
         SubjectError: none of these.
     """
     value = _plain(value)
-    if _is_segs(value):
+    if is_segs(value):
         (h, w), segments = value[0][:2], value[1]
         return [
             FoundBox(s.bbox, _four(s.bbox), getattr(s, "label", None) or "", (w, h), corners=True) for s in segments
@@ -144,8 +144,10 @@ def _is_list_of_boxes(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and not _is_numbers(value)
 
 
-def _is_segs(value: Any) -> bool:
-    """Impact Pack's SEGS: ((height, width), [SEG, ...]), a SEG having `bbox` (x1, y1, x2, y2) and `label`."""
+def is_segs(value: Any) -> bool:
+    """Return whether a value is Impact Pack's SEGS: ((height, width), [SEG, ...]), a SEG having `bbox` (x1, y1, x2, y2)
+    and `label`.
+    """
     if not isinstance(value, (list, tuple)) or len(value) != 2 or not isinstance(value[1], (list, tuple)):
         return False
     shape = _plain(value[0])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import SubjectError
-from ..placement.boxes import FoundBox, checked, read_wired
+from ..placement.boxes import FoundBox, checked, is_segs, read_wired
 from ..placement.placing import same_word
 from ..relevance.maps import NOBODY, NOT_SAMPLED, RecordedRun, SubjectMap
 from ..subjects import Box, called
@@ -19,7 +19,7 @@ from .places import SubjectPlace, place_of_map, place_of_mask
 
 Warn = Callable[[str], None]
 Places = list[SubjectPlace | None]  # of every subject of one picture
-ALL_OF_IT = Box(0.0, 0.0, 1.0, 1.0)
+FULL_BOX = Box(0.0, 0.0, 1.0, 1.0)
 ONE_MAP = (
     "The record has one map for the whole batch, the mean of its pictures: its places fit each picture only roughly. "
     "Sample one picture at a time, or connect 'bounding_boxes', 'segs' or 'masks'."
@@ -41,7 +41,7 @@ class Wanted:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """Inputs to find the subjects by; None for what is not."""
+    """Inputs to find the subjects by; None where nothing is connected."""
 
     run: RecordedRun | None = None
     recorded: bool = False
@@ -64,7 +64,7 @@ def places_in(
     if found.masks is not None:
         return _of_masks(wanted, found.masks, count)
     if found.segs is not None:
-        return [_of_segs(wanted, one, size, warn) for one in _each_picture(found.segs, count, _are_segs)]
+        return [_of_segs(wanted, one, size, warn) for one in _each_picture(found.segs, count, is_segs)]
     if found.bounding_boxes is not None:
         return [_of_boxes(wanted, one, size, warn) for one in _each_picture(found.bounding_boxes, count, _are_boxes)]
     recorded = _of_record(wanted, found.run, warn) if found.recorded else {}
@@ -88,7 +88,7 @@ def _own(subject: Wanted, picture: int) -> SubjectPlace | None:
     if subject.region is not None:
         region = subject.region if subject.region.ndim == 2 else subject.region[min(picture, len(subject.region) - 1)]
         return place_of_mask(region, "region")
-    return SubjectPlace(ALL_OF_IT, "whole picture")
+    return SubjectPlace(FULL_BOX, "whole picture")
 
 
 def _of_record(wanted: Sequence[Wanted], run: RecordedRun | None, warn: Warn) -> dict[int, SubjectPlace | None]:
@@ -194,16 +194,6 @@ def _each_picture(value: Any, count: int, is_one: Callable[[Any], bool]) -> list
     """The value for each picture: its own where it is a list of as many, else the same for all."""
     several = isinstance(value, (list, tuple)) and len(value) == count and all(map(is_one, value))
     return list(value) if several and not is_one(value) else [value] * count
-
-
-def _are_segs(value: Any) -> bool:
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) == 2
-        and isinstance(value[1], (list, tuple))
-        and all(hasattr(segment, "bbox") for segment in value[1])
-        and not _are_segs(value[0])
-    )
 
 
 def _are_boxes(value: Any) -> bool:

@@ -15,7 +15,8 @@ SAY = "([id, output]) => window.graphNode(id).onExecuted(output)"
 
 def unplug(page, id_, name):
     page.evaluate(
-        "([id, name]) => { const n = window.graphNode(id); n.disconnectInput(n.inputs.findIndex((x) => x.name === name)); }",
+        "([id, name]) => { const n = window.graphNode(id); "
+        "n.disconnectInput(n.inputs.findIndex((x) => x.name === name)); }",
         id_,
         name,
     )

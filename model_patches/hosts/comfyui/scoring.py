@@ -39,7 +39,7 @@ FIRST_PART = "CLIP-T reads the first 75 tokens of the prompt only."
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """Inputs of Score Subjects; None for what is not."""
+    """Inputs of Score Subjects; None where nothing is connected."""
 
     references: References | None = None
     cast: Cast | None = None
