@@ -14,8 +14,8 @@ export function memoryOf(node) {
 
 /**
  * What the node holds and what is wired into it, as plain data:
- * {text, boxes, fault, wired: the boxes come from another node, connected: there is a cast, size, exact: the size is the run's, names, photos, count: subjects or null, layout, ghosts,
- * background}
+ * {text, boxes, fault, wired: the boxes come from another node, connected: there is a cast, size, exact: the size is the run's, names, photos,
+ * count: subjects or null, layout, ghosts, background}
  */
 export function read(node, app) {
   const root = app.rootGraph ?? app.graph?.rootGraph ?? app.graph;
