@@ -119,7 +119,9 @@ for path in sorted((root / "tools" / "troupe_tools").rglob("*.py")):
         importlib.import_module(name)
         count += 1
 assert count > 100, count
-files = [str(getattr(module, "__file__", "") or "") for module in sys.modules.values()]
-assert not [file for file in files if file.startswith({str(ROOT)!r})]
+here = pathlib.Path({str(ROOT)!r})
+files = [pathlib.Path(getattr(module, "__file__", None) or "/") for module in sys.modules.values()]
+own = [file for file in files if file.is_relative_to(here) and not file.is_relative_to(sys.prefix)]
+assert not own, own
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=copy, timeout=300)
