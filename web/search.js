@@ -1,5 +1,6 @@
 // Lets artists find the nodes by the words they type, where the host is too old to send such words itself (search_aliases, see nodes/types.py).
 // The search of older front ends reads only names, and hardly more than the first 30 letters of a name: there a few words are added to it.
+// Newer ones show the name of the locale instead, and read the aliases: they get the same words as an alias.
 import { app } from "../../scripts/app.js";
 
 const NAMES = {
@@ -15,6 +16,10 @@ const NAMES = {
 app.registerExtension({
   name: "troupe.search",
   beforeRegisterVueAppNodeDefs(defs) {
-    for (const def of defs) if (NAMES[def.name] && !def.search_aliases?.length) def.display_name = NAMES[def.name];
+    for (const def of defs) {
+      if (!NAMES[def.name] || def.search_aliases?.length) continue;
+      def.display_name = NAMES[def.name];
+      def.search_aliases = [NAMES[def.name]];
+    }
   },
 });
