@@ -58,7 +58,7 @@ PAGES = [
 ]
 CODE = [
     path
-    for folder in ("nodes", "model_patches", "training", "rehearsal", "tools")
+    for folder in ("nodes", "model_patches", "training", "evaluation", "rehearsal", "tools")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 SCRIPTS = sorted((ROOT / "web").rglob("*.js"))

@@ -9,7 +9,7 @@ from troupe_tools.pack import ROOT
 
 MODULES = sorted(
     path.relative_to(ROOT).as_posix()
-    for room in ("nodes", "model_patches", "training")
+    for room in ("nodes", "model_patches", "training", "evaluation")
     for path in (ROOT / room).rglob("*.py")
 )
 BACKENDS = {"cuda", "cudnn", "mps", "xpu", "npu", "hip"}  # parts of torch that are there on some machines only

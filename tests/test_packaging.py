@@ -25,7 +25,11 @@ PROJECT = PYPROJECT["project"]
 PACK = sorted(
     [
         ROOT / "__init__.py",
-        *(path for room in ("nodes", "model_patches", "training", "rehearsal") for path in (ROOT / room).rglob("*.py")),
+        *(
+            path
+            for room in ("nodes", "model_patches", "training", "rehearsal", "evaluation")
+            for path in (ROOT / room).rglob("*.py")
+        ),
     ]
 )
 MODULES = {path.relative_to(ROOT).as_posix(): path for path in PACK}
@@ -106,9 +110,19 @@ ROOMS["training"] = {room for room in ROOMS if room.startswith("training/")} | {
     "model_patches/binding",
     "model_patches/hosts/diffusers",
 }
+EVALUATION_ENGINES = "evaluation/engines"
+ROOMS |= {
+    "evaluation/__init__": set(),
+    "evaluation/tasks": set(),
+    EVALUATION_ENGINES: BELOW_THE_HOSTS
+    | {"model_patches/hosts/diffusers", "rehearsal", "rehearsal/engine", "evaluation/tasks"},
+}
+ROOMS["evaluation"] = ROOMS[EVALUATION_ENGINES] | {EVALUATION_ENGINES}
 ROOMS |= {
     "nodes": {
-        room for room in ROOMS if not room.startswith(("model_patches/hosts/diffusers", "training", "rehearsal/"))
+        room
+        for room in ROOMS
+        if not room.startswith(("model_patches/hosts/diffusers", "training", "evaluation", "rehearsal/"))
     },
     "__init__": {"nodes", *(room for room in ROOMS if room.startswith(COMFYUI))},
 }
@@ -126,6 +140,7 @@ OUTSIDE = {  # room -> packages it may import beside the standard library; the o
     "training/recipes": {"torch", "diffusers"},
     "training/data": COMES_WITH_COMFYUI | {"inflect", "pycocotools", "datasets"},  # only where they are used
     "training": {"torch", "PIL", "numpy", "safetensors", "diffusers", "accelerate", "tqdm"},
+    "evaluation/tasks": set(),
     **{room: COMES_WITH_COMFYUI | HOST_MODULES for room in ROOMS if room.startswith(COMFYUI)},
     "model_patches/hosts/diffusers": COMES_WITH_COMFYUI | {"diffusers", "open_clip", "accelerate"},
     "rehearsal": COMES_WITH_COMFYUI | {"open_clip"},  # for the tokenizer, and only inside the function that trains
