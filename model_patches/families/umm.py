@@ -1,15 +1,18 @@
-"""UMM-Diffusion (arXiv 2303.09319), of which nothing was published, in a safetensors format of our own, for SD1.5.
+"""UMM-Diffusion (arXiv 2303.09319), of which nothing was published, in a safetensors format of our own, for SD1.5 and
+the rehearsal world.
 
 Tensors `mapping.layers.{i}.weight` [out, in] and `.bias` [out], i from 0 without a gap, and optional LayerNorms
-`mapping.input_norm` and `mapping.output_norm`. Metadata, all texts: `format` umm_diffusion; `version` 1; `base` sd15;
-`image_encoder` openai/clip-vit-large-patch14; `image_feature` projected, or pooled (CLS after the last norm, before the
-projection); `normalize` true or false; `activation` gelu, relu, leaky_relu or silu; `tokens`, pseudo words a subject.
+`mapping.input_norm` and `mapping.output_norm`. Metadata, all texts: `format` umm_diffusion; `version` 1; `base` sd15 or
+rehearsal; `image_encoder` openai/clip-vit-large-patch14 or rehearsal; `image_feature` projected, or pooled (CLS after
+the last norm, before the projection); `normalize` true or false; `activation` gelu, relu, leaky_relu or silu; `tokens`,
+pseudo words a subject.
 Without metadata: version 1, sd15, projected, false, gelu, 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +33,31 @@ MAPPING = "mapping."
 LABELS = {"umm": "UMM-Diffusion"}
 FUSION = PromptFusion(keeps_other_rows=True)
 KIND = "a UMM-Diffusion mapping"
-TEXT_WIDTH = 768  # width of SD1.5's text encoder
-ENCODER = "openai/clip-vit-large-patch14"
-FEATURES = {"projected": EncoderNeed("pooled", 768), "pooled": EncoderNeed("unprojected", 1024)}
+FEATURES = {"projected": "pooled", "pooled": "unprojected"}  # `image_feature` -> kind of an EncoderNeed
 CONVERT = "Save the mapping again with the metadata that it was trained with."
+
+
+@dataclass(frozen=True)
+class MappingBase:
+    """What mappings are made for. text: hidden size of the text encoder; image_encoder: its name in the metadata;
+    features: what is read of it, by `image_feature`.
+    """
+
+    text: int
+    image_encoder: str
+    features: Mapping[str, EncoderNeed]
+
+
+def _base(text: int, image_encoder: str, projected: int, pooled: int) -> MappingBase:
+    widths = {"projected": projected, "pooled": pooled}
+    needs = {name: EncoderNeed(kind, widths[name]) for name, kind in FEATURES.items()}
+    return MappingBase(text, image_encoder, needs)
+
+
+MAPPING_BASES = {
+    "sd15": _base(768, "openai/clip-vit-large-patch14", 768, 1024),
+    "rehearsal": _base(128, "rehearsal", 256, 128),
+}
 
 
 def matches(file: AdapterFile) -> bool:
@@ -68,19 +92,19 @@ def build(state: State, file: str, operations: Any = nn, metadata: Mapping[str, 
     """
     texts = {
         "base": "sd15",
-        "image_encoder": ENCODER,
         "image_feature": "projected",
         "normalize": "false",
         "activation": "gelu",
         "tokens": "1",
     } | dict(metadata or {})
     _check_texts(texts, file)
-    need, tokens, mapping_state = FEATURES[texts["image_feature"]], int(texts["tokens"]), part(state, MAPPING)
+    target, tokens, mapping_state = MAPPING_BASES[texts["base"]], int(texts["tokens"]), part(state, MAPPING)
+    need = target.features[texts["image_feature"]]
     _check_numbers(mapping_state, file)
     with torch.device("meta"):
         with reading(file, MAPPING):
             widths = PseudoWords.widths(mapping_state)
-        _check_mapping(widths, need.width, tokens, file)
+        _check_mapping(widths, need.width, target.text, tokens, file)
         mapping = PseudoWords(
             **widths,
             tokens=tokens,
@@ -93,12 +117,12 @@ def build(state: State, file: str, operations: Any = nn, metadata: Mapping[str, 
         "umm",
         "Mapping",
         file,
-        TEXT_WIDTH,
+        target.text,
         0,
         need,
         (),
         False,
-        prompt=PromptSpec(FUSION, {"l": TEXT_WIDTH}, tokens),
+        prompt=PromptSpec(FUSION, {"l": target.text}, tokens),
         label=LABELS["umm"],
     )
     return Adapter(spec, mapping, None)
@@ -110,15 +134,16 @@ def _check_texts(texts: Mapping[str, str], file: str) -> None:
     if found != FORMAT:
         raise CheckpointError(f"the format {FORMAT} in the metadata of '{file}'", quoted(found), CONVERT)
     check_format(texts, FORMAT, VERSION, file)
+    target = MAPPING_BASES.get(texts["base"])
     allowed: dict[str, Collection[str]] = {
-        "base": ("sd15",),
-        "image_encoder": (ENCODER,),
+        "base": MAPPING_BASES,
+        "image_encoder": () if target is None else (target.image_encoder,),
         "image_feature": FEATURES,
         "normalize": ("true", "false"),
         "activation": ACTIVATIONS,
     }
     for name, values in allowed.items():
-        if texts[name] not in values:
+        if name in texts and texts[name] not in values:
             raise CheckpointError(
                 f"{' or '.join(values)} as '{name}' in the metadata of '{file}'", quoted(texts[name]), CONVERT
             )
@@ -136,21 +161,19 @@ def _check_numbers(state: State, file: str) -> None:
         raise missing(f"{MAPPING}{absent[0]}", file)
 
 
-def _check_mapping(widths: Mapping[str, Any], feature: int, tokens: int, file: str) -> None:
+def _check_mapping(widths: Mapping[str, Any], feature: int, text: int, tokens: int, file: str) -> None:
     """Raise CheckpointError unless the mapping leads from the encoder's width to `tokens` words."""
     first, last = widths["layer_widths"][0], widths["layer_widths"][-1]
     if first != feature:
         raise CheckpointError(
             f"'{MAPPING}layers.0.weight' of '{file}' to read a photo's {feature} numbers", f"{first} columns", CONVERT
         )
-    if last != tokens * TEXT_WIDTH:
+    if last != tokens * text:
         words = "one pseudo word" if tokens == 1 else f"{tokens} pseudo words"
+        raise CheckpointError(f"the last layer of '{file}' to return {words} of size {text}", f"{last} rows", CONVERT)
+    if widths["output_norm"] not in (0, text, last):
         raise CheckpointError(
-            f"the last layer of '{file}' to return {words} of size {TEXT_WIDTH}", f"{last} rows", CONVERT
-        )
-    if widths["output_norm"] not in (0, TEXT_WIDTH, last):
-        raise CheckpointError(
-            f"'{MAPPING}output_norm.weight' of '{file}' to have {TEXT_WIDTH} numbers",
+            f"'{MAPPING}output_norm.weight' of '{file}' to have {text} numbers",
             f"{widths['output_norm']}",
             CONVERT,
         )

@@ -28,7 +28,7 @@ from ..model.base import Base
 from ..model.captions import places
 from ..model.features import Features
 from ..model.text_maps import TextMaps
-from .prompt import PromptTrainee, check_sd15
+from .prompt import PromptTrainee, check_small_base
 from .recipe import Batch, Exported, Losses, PassSettings, Trainee
 
 uses_every_parameter = True
@@ -161,7 +161,7 @@ class FastComposerTrainee(PromptTrainee):
 
 def build(base: Base, features: Features, settings: PassSettings, options: Any) -> Trainee:
     """Return a FastComposer model to train. Raises MismatchError for a base other than SD1.5."""
-    check_sd15(base, "FastComposer")
+    check_small_base(base, "FastComposer")
     levels = len(base.unet.config["block_out_channels"])
     if levels != LEVELS:
         do = "Set the folder of SD1.5 in [base]."

@@ -23,7 +23,7 @@ from ..model.captions import unmarked
 from ..model.features import Features
 from .recipe import Batch, PassSettings, Trainee
 
-SD15 = 768  # size of its text embeddings
+SD15, REHEARSAL = 768, 128  # sizes of their text embeddings
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +103,9 @@ class PromptTrainee(Trainee):
         return torch.stack([0.0 * p.sum() for p in parameters]).sum()
 
 
-def check_sd15(base: Base, method: str) -> None:
-    """Raise MismatchError unless the base has SD1.5's one text encoder."""
-    if base.context != SD15 or len(base.texts.towers) != 1:
+def check_small_base(base: Base, method: str) -> None:
+    """Raise MismatchError unless the base has one text encoder, SD1.5's or the rehearsal world's."""
+    if base.context not in (SD15, REHEARSAL) or len(base.texts.towers) != 1:
         found = f"text embeddings of size {base.context} from {len(base.texts.towers)} text encoders"
-        do = 'Set kind = "diffusers" and the folder of SD1.5 in [base].'
+        do = 'Set kind = "diffusers" and the folder of SD1.5 in [base], or kind = "rehearsal".'
         raise MismatchError(f"SD1.5 as the base of {method}, whose files are for it alone", found, do)

@@ -16,12 +16,12 @@ from ...model_patches.encoders.pseudo_words import ACTIVATIONS, PseudoWords
 from ...model_patches.encoding.interfaces import check_image_encoder
 from ...model_patches.errors import MismatchError
 from ...model_patches.families.registry import read_adapter
-from ...model_patches.families.umm import ENCODER, FEATURES
+from ...model_patches.families.umm import FEATURES, MAPPING_BASES
 from ...model_patches.families.umm import build as build_adapter
 from ..config.setting import chance, setting
 from ..model.base import Base
 from ..model.features import Features
-from .prompt import SD15, PromptTrainee, check_sd15
+from .prompt import REHEARSAL, PromptTrainee, check_small_base
 from .recipe import Exported, PassSettings, Trainee
 
 uses_every_parameter = True
@@ -47,11 +47,12 @@ class UmmTrainee(PromptTrainee):
     """A mapping in training."""
 
     def __init__(self, base: Base, features: Features, settings: PassSettings, options: Options, mapping: PseudoWords):
+        target = base_of_mappings(base)
         metadata = {
             "format": "umm_diffusion",
             "version": "1",
-            "base": "sd15",
-            "image_encoder": ENCODER,
+            "base": target,
+            "image_encoder": MAPPING_BASES[target].image_encoder,
             "image_feature": options.feature,
             "normalize": str(mapping.normalize).lower(),
             "activation": mapping.activation,
@@ -76,23 +77,29 @@ class UmmTrainee(PromptTrainee):
 
 def build(base: Base, features: Features, settings: PassSettings, options: Any) -> Trainee:
     """Return a mapping to train. Raises TroupeError if base, image encoder or start do not fit."""
-    check_sd15(base, "UMM-Diffusion")
+    check_small_base(base, "UMM-Diffusion")
+    target = MAPPING_BASES[base_of_mappings(base)]
     if options.start:
         start = read_adapter(Path(options.start))
         if not isinstance(start.projection, PseudoWords):
             do = "Choose a UMM-Diffusion mapping as 'start', or leave it out."
             raise MismatchError("a UMM-Diffusion mapping to start from", start.spec.describe(), do)
         mapping = start.projection.float()
-        if start.spec.photo_encoder != FEATURES[options.feature]:
+        if start.spec.photo_encoder != target.features[options.feature]:
             do = "Set 'feature' as in the start's metadata."
             raise MismatchError(f"a start that reads the feature '{options.feature}'", "one that reads another", do)
     else:
-        width = FEATURES[options.feature].width
-        widths = (width, *[options.hidden] * (options.depth - 1), options.tokens * SD15)
+        width = target.features[options.feature].width
+        widths = (width, *[options.hidden] * (options.depth - 1), options.tokens * target.text)
         mapping = PseudoWords(widths, options.tokens, options.activation, options.normalize)
     trainee = UmmTrainee(base, features, settings, options, mapping)
     check_image_encoder(trainee.spec, features.images)
     return trainee
+
+
+def base_of_mappings(base: Base) -> str:
+    """Return which of MAPPING_BASES a base is."""
+    return "rehearsal" if base.context == REHEARSAL else "sd15"
 
 
 def _state(mapping: PseudoWords) -> dict[str, torch.Tensor]:
