@@ -74,11 +74,18 @@ def test_telling_changes_nothing_and_tells_the_names_attention(merge, count):
     )
     limits, strengths = uniform(1, 1, count, n, seed=4), torch.linspace(0.2, 1.0, count)
     told = []
+
+    def tell(*seen):
+        told.append(seen)
+
     mixing = Mixing(merge, sharpness=1.5, background=0.6)
     quiet = image_delta(query, tokens, strengths, heads, mixing, limits)
-    assert torch.equal(image_delta(query, tokens, strengths, heads, mixing, limits, observe=told.append), quiet)
-    torch.testing.assert_close(told[0], owned(relevance(query, tokens.name_keys, segments, heads), limits, 1.5))
-    assert len(told) == 1 and told[0].shape == (g, b, count, n)
+    assert torch.equal(image_delta(query, tokens, strengths, heads, mixing, limits, observe=tell), quiet)
+    [(shares_seen, relevance_seen)] = told
+    expected = relevance(query, tokens.name_keys, segments, heads)
+    torch.testing.assert_close(relevance_seen, expected)
+    torch.testing.assert_close(shares_seen, owned(expected, limits, 1.5))
+    assert shares_seen.shape == (g, b, count, n)
 
 
 def test_the_published_merge_computes_nothing_twice(monkeypatch):
@@ -93,7 +100,7 @@ def test_the_published_merge_computes_nothing_twice(monkeypatch):
     monkeypatch.setitem(MERGES, "relevance", replace(MERGES["relevance"], weights=counted(shares)))
     monkeypatch.setattr(decoupled, "owned", lambda *args: pytest.fail("shares computed a second time"))
     tokens = LayerTokens(noise(1, 4, 8), noise(1, 4, 8), noise(1, 2, 8), torch.eye(2)[None])
-    image_delta(noise(1, 1, 6, 8), tokens, torch.ones(2), 2, Mixing(), observe=lambda told: None)
+    image_delta(noise(1, 1, 6, 8), tokens, torch.ones(2), 2, Mixing(), observe=lambda *told: None)
     assert calls == ["relevance_of_heads", "shares"]
 
 

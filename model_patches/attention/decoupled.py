@@ -169,7 +169,7 @@ def image_delta(
     limits: Float[Tensor, "#G #B M N"] | None = None,
     text: Float[Tensor, "G B N C"] | None = None,
     text_logits: Float[Tensor, "G B N"] | None = None,
-    observe: Callable[[Tensor], None] | None = None,
+    observe: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Float[Tensor, "G B N {heads} d"]:
     """Return what the subjects add to a cross-attention layer's result, before `to_out`.
 
@@ -183,8 +183,8 @@ def image_delta(
         limits: m, float32 in 0..1, or None.
         text: Z_text, plain text attention (read only by a merge with `gain_on_text`, with text_logits).
         text_logits: `text_to_weight(Z_text)` of files that have it, else None (f = 1); give text with them.
-        observe: receives `owned`, [G, B, M, N] float32, by the names' relevance whatever the merge; the tokens must
-            have names then. Changes nothing.
+        observe: receives `owned` and the names' relevance, [G, B, M, N] float32 each, whatever the merge; the tokens
+            must have names then. Changes nothing.
     Returns:
         In the query's dtype, heads apart: the caller joins them in the pass that adds the result.
     """
@@ -202,7 +202,7 @@ def image_delta(
     if limits is not None:
         weights = weights * limits
     if a is not None and observe is not None:
-        observe(weights if rule.records_weights and m > 1 else owned(a, limits, mixing.sharpness))
+        observe(weights if rule.records_weights and m > 1 else owned(a, limits, mixing.sharpness), a)
     weights = weights * strengths.view(1, 1, m, 1)
     if a is not None and needed and mixing.background < 1.0:
         weights = weights * background_gain(a, mixing.background, mixing.sharpness).unsqueeze(2)

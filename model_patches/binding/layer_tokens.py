@@ -164,7 +164,7 @@ def layer_delta(
     limits: torch.Tensor | None,
     gain: torch.Tensor | None,
     text: torch.Tensor | None,
-    observe: Callable[[torch.Tensor], None] | None,
+    observe: Callable[[torch.Tensor, torch.Tensor], None] | None,
 ) -> torch.Tensor:
     """Return `image_delta` of a layer, [G, B, N, H, d].
 

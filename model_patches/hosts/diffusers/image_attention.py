@@ -4,16 +4,14 @@ lasts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from ...adapter import Adapter
@@ -25,67 +23,18 @@ from ...binding.plan import ImageStrengths, Inside, image_strengths, is_idle, ne
 from ...binding.run_cache import RunCache
 from ...binding.settings import ImageAttentionSettings
 from ...binding.stack import DeltaStack, at_first_call
-from ...checkpoints.trained_ip import UNET_PARTS
 from ...encoders.decoupled import DecoupledLayers, layers_of
 from ...encoders.mm_diff import LoraLayers
 from ...errors import MismatchError
 from ...relevance.maps import AppliedMaps, add_owned, applied_maps, empty_sums, part_of
+from ...relevance.place_check import PlaceCheck, checked_grid, place_warnings
 from ...subjects import References
+from .cross_layers import CrossLayer, TextAttention, cross_layers
 
 # what the equal parts of a batch get, in order: UNCOND, COND, or None (no references)
 BatchRoles = tuple[str | None, ...]
 PLAIN_PROCESSORS = (AttnProcessor, AttnProcessor2_0)
 PERCENT_ROUNDING = 1e-6  # a step that lies on the end of a range belongs to it, whatever float32 made of its timestep
-
-
-class TextAttention(Protocol):
-    """diffusers' Attention as it is in a text cross-attention layer: with every projection."""
-
-    to_q: nn.Linear
-    to_k: nn.Linear
-    to_v: nn.Linear
-    to_out: nn.ModuleList
-    heads: int
-    processor: Any
-
-    def set_processor(self, processor: Any) -> None:
-        """Put a processor in place of the present one."""
-        ...
-
-    def prepare_attention_mask(self, attention_mask: torch.Tensor, target_length: int, batch_size: int) -> torch.Tensor:
-        """Return a mask [B, 1, T] for each head, [B*H, 1, T]."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class CrossLayer:
-    """One text cross-attention layer (`attn2`) and the transformer it is in, which knows the grid."""
-
-    attention: TextAttention
-    transformer: Transformer2DModel
-
-
-def cross_layers(unet: UNet2DConditionModel) -> tuple[CrossLayer, ...]:
-    """Return all text cross-attention layers in checkpoint order (down, up, mid): layer j has the published index 2j +
-    1.
-
-    Raises:
-        MismatchError: the model has none.
-    """
-    transformers = (
-        m for part in UNET_PARTS for m in getattr(unet, part).modules() if isinstance(m, Transformer2DModel)
-    )
-    blocks = (
-        (block, t) for t in transformers for block in cast("Iterable[BasicTransformerBlock]", t.transformer_blocks)
-    )
-    found = tuple(CrossLayer(cast(TextAttention, block.attn2), t) for block, t in blocks if block.attn2 is not None)
-    if not found:
-        raise MismatchError(
-            "a UNet of the SD1.5, SD2 or SDXL family",
-            f"a {type(unet).__name__} without text cross-attention",
-            "Load the 'unet' folder of such a model.",
-        )
-    return found
 
 
 class ImageAttention:
@@ -108,6 +57,7 @@ class ImageAttention:
     ):
         self.references, self.settings, self.roles, self.merged = references, settings, tuple(roles), merged
         self.recording, self._seen = recording, {}
+        self._check: PlaceCheck | None = None
         self._unet, self._layers = unet, cross_layers(unet)
         self._run = RunCache()
         self._grids: dict[Transformer2DModel, tuple[int, int]] = {}
@@ -213,15 +163,22 @@ class ImageAttention:
             lambda: group_limits(found.subjects, self.settings, grid, boxed, self._place[0], pictures=found.pictures),
         )
 
-    def observer(self, transformer: Transformer2DModel, roles: Sequence[str]) -> Callable[[torch.Tensor], None] | None:
-        """Return what a layer of this transformer is to tell who owns its positions, [G, B, M, N] for groups of these
-        roles; None unless recording.
+    def observer(
+        self, transformer: Transformer2DModel, roles: Sequence[str]
+    ) -> Callable[[torch.Tensor, torch.Tensor], None] | None:
+        """Return what a layer of this transformer is to tell who owns its positions and the relevance, [G, B, M, N] for
+        groups of these roles; None unless somebody listens.
         """
         grid = self._grids.get(transformer)
-        if not self.recording or grid is None or COND not in roles:
+        check = self._check if self._check is not None and grid == self._check.grid else None
+        if grid is None or COND not in roles or not (self.recording or check is not None):
             return None
 
-        def observe(owned: torch.Tensor) -> None:
+        def observe(owned: torch.Tensor, relevance: torch.Tensor) -> None:
+            if check is not None:
+                check.add(relevance[roles.index(COND)])
+            if not self.recording:
+                return
             acting = (self.strengths != 0).float()
             sums = self._seen.setdefault(grid, empty_sums(len(acting), grid, owned.device))
             for group, role in enumerate(roles):
@@ -229,6 +186,20 @@ class ImageAttention:
                     add_owned(sums, owned[group], acting)
 
         return observe
+
+    def look(self, pictures: int, latent: tuple[int, int]) -> None:
+        """Add up the relevance of the next model call, if several subjects act and the merge computes it. latent: (h,
+        w).
+        """
+        count = len(self.references.subjects)
+        if not self._idle and self.active and count > 1 and self.settings.mixing.needs_relevance(count):
+            self._check = PlaceCheck(count, pictures, checked_grid(latent), self._unet.device)
+
+    def places_seen(self) -> list[str]:
+        """Return a warning for each picture in which `look` found two subjects in one place."""
+        check, self._check = self._check, None
+        acting = () if self._now is None else tuple(weight != 0 for weight in self._now.weights)
+        return [] if check is None else place_warnings(check.overlaps(), self.references.subjects, acting)
 
     def maps(self) -> AppliedMaps | None:
         """Return each subject's share of the positions, averaged over the run; None if nobody acted or nothing was

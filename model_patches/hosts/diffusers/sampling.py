@@ -19,6 +19,7 @@ from ...binding.plan import waits_for_prompt
 from ...binding.settings import GatedSettings, ImageAttentionSettings
 from ...errors import MismatchError
 from ...relevance.maps import AppliedMaps
+from ...relevance.place_check import checked_step
 from ...subjects import References
 from .encoders import Prompt
 from .gated import GatedAdapter, apply_gated
@@ -59,6 +60,7 @@ def sample(
     weights: Sequence[tuple[Adapter, float]] = (),
     record: list[AppliedMaps] | None = None,
     attention: type[ImageAttention] = ImageAttention,
+    warn: Callable[[str], None] | None = None,
 ) -> torch.Tensor:
     """Sample a latent from noise.
 
@@ -70,6 +72,7 @@ def sample(
         record: gets the relevance maps of each image attention that acted, when the run is over; its references need
             names.
         attention: what puts image attention on the UNet; measurements give another class.
+        warn: gets a sentence if two subjects lie in the same place after a third of the steps.
         weights: adapters whose weights for the UNet are on it while the run lasts, with their strengths.
     Returns:
         [batch, 4, height / 8, width / 8] float32, before the VAE's scaling factor is divided out.
@@ -90,6 +93,7 @@ def sample(
             stack.enter_context(_apply(unet, references, widgets, merged, record is not None, attention))
             for references, widgets in applied
         ]
+        looking = [apply for apply in bound if isinstance(apply, ImageAttention)] if warn is not None else []
         for step, t in enumerate(scheduler.timesteps):
             percent = percent_of(t.item(), scheduler)
             shares = factors(guidance, settings.cfg, percent)
@@ -106,10 +110,16 @@ def sample(
                     None if waits and wait else ROLES[name] for name, wait in zip(shares, waiting, strict=True)
                 )
                 apply.at(percent)
+            if step == checked_step(settings.steps):
+                for apply in looking:
+                    apply.look(settings.batch, (latent.shape[-2], latent.shape[-1]))
             rows = scheduler.scale_model_input(latent, t).to(dtype).repeat(len(now), 1, 1, 1)
             predictions = (
                 unet(rows, t, encoder_hidden_states=context, added_cond_kwargs=extra).sample.float().chunk(len(now))
             )
+            if warn is not None:
+                for sentence in (sentence for apply in looking for sentence in apply.places_seen()):
+                    warn(sentence)
             each = zip(shares.values(), predictions, strict=True)
             guided = cast(torch.Tensor, sum(share * prediction for share, prediction in each))  # of one at least
             latent = cast(EulerDiscreteSchedulerOutput, scheduler.step(guided, t, latent)).prev_sample

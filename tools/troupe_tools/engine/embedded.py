@@ -92,6 +92,7 @@ def run_embedded(job: Job, photos: Mapping[str, Path], models: Models, say: Say,
                     applied,
                     lambda done, of, _: progress(done, of),
                     weights=[(adapter, w.strength_model) for adapter, w in weights],
+                    warn=warn,
                     **more,
                 )
             pictures = _decode(models.vae, latent)

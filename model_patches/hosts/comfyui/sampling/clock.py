@@ -82,6 +82,16 @@ class Clock:
 
         return counted
 
+    @property
+    def finished(self) -> int:
+        """Steps that the sampler's callback has counted."""
+        return self._finished
+
+    @property
+    def steps(self) -> int:
+        """Steps of the schedule; 0 without one."""
+        return 0 if self._sigmas is None else max(len(self._sigmas) - 1, 0)
+
     def bounds(self) -> tuple[float, float] | None:
         """Return (lowest, highest) sigma the next model call can have, or None if that is not known."""
         if not (self._callback and self._counts) or self._sigmas is None or len(self._sigmas) < 2:

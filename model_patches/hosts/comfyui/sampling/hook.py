@@ -25,6 +25,7 @@ from .clock import Clock, sigma_range
 from .conditioning import KEY, ConditioningChunk, Lists, Roles, foreign_ids
 from .execution import executing, first_time
 from .other_packs import named
+from .places import tell_places
 from .prompt_switch import AFTER, BEFORE, PHASE, PromptSwitch
 from .rows import tiles_in
 from .run import Run
@@ -127,6 +128,7 @@ class Hook(ABC):
                 guider.model_patcher.get_model_object("model_sampling").percent_to_sigma(REFINING)
             )
             run.part = self._part(noise, latent_image, refining)
+            run.from_noise = not refining and run.clock.direction < 0
             if not refining:
                 self._warn_about_size(run, noise)
             found = executor(
@@ -168,6 +170,7 @@ class Hook(ABC):
         own = dict(options.get(KEY, {}))
         state = own.pop(self.id, None)
         run = state.run if isinstance(state, Call) else state or self._new_run(Lists(), None, None)
+        tell_places(run, self.references.subjects)
         now = self.strengths(run, model.model_sampling, timestep)
         waiting = self._waiting(conds)
         if now is not None:

@@ -15,6 +15,7 @@ from ....binding.limits import Pictured, group_limits, has_several_masks, limite
 from ....binding.plan import ImageStrengths, image_strengths, is_idle, needs_names, takes_part
 from ....binding.settings import ImageAttentionSettings
 from ....encoding.summary import counted, who
+from ....relevance.place_check import PlaceCheck
 from ....subjects import References, ReferenceSubject, called
 from .attention_patch import AddedRows, Options, install
 from .blocks import Block, Grid, grids_of, own_attentions, text_keys, text_values
@@ -22,6 +23,7 @@ from .calls import Call, placed, window_of, with_subjects
 from .conditioning import ConditioningChunk
 from .hook import Hook, model_dtype, spans_of_run
 from .other_packs import named, patches_of
+from .places import check_of_call, with_check
 from .record import RECORDINGS, Observe, Recording, Tally, observer
 from .rows import rows_from_options
 from .run import Run
@@ -134,7 +136,8 @@ class ImageAttention(Hook):
             for tally in tallies:
                 tally.prepare(chunks, grid, call.size, device)
         others = [call.around, *patches_of(options, "attn2_patch")]
-        shared = SharedDelta(self, call, chunks, strengths, shown, tallies, acting, others, subjects, pictures)
+        check = check_of_call(call, self.references, self.settings, chunks, x) if shown else None
+        shared = SharedDelta(self, call, chunks, strengths, shown, tallies, acting, others, subjects, pictures, check)
         if with_subjects(chunks) and run.begins():
             self._report(run, images, names)
         layers = zip(self.blocks, tokens, gains, strict=True)
@@ -245,7 +248,8 @@ class ImageAttention(Hook):
 class SharedDelta:
     """The state that the deltas of one model call share. placed: its rows show what the host says, not tiles of it;
     tallies: of those who record; acting: [M], 1 for subjects that act now, or None if nobody records; others: patches
-    and wrappers of other packs that can change rows and positions; subjects, pictures: see `ImageAttention.limits`.
+    and wrappers of other packs that can change rows and positions; subjects, pictures: see `ImageAttention.limits`;
+    check: where this call's relevance is added up, or None.
     """
 
     owner: ImageAttention
@@ -258,6 +262,7 @@ class SharedDelta:
     others: Sequence[Any]
     subjects: Sequence[ReferenceSubject]
     pictures: tuple[int, ...]
+    check: PlaceCheck | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,7 +322,10 @@ class LayerDelta:
 
     def _observer(self, chunks: Sequence[ConditioningChunk], grid: Grid, whole: bool) -> Observe | None:
         shared = self.shared
-        return observer(shared.tallies, chunks, shared.acting, grid, shared.call.size, whole)
+        told = observer(shared.tallies, chunks, shared.acting, grid, shared.call.size, whole)
+        if not whole or torch.compiler.is_compiling():  # another graph for the one step that is looked at is too dear
+            return told
+        return with_check(told, shared.check, chunks, grid)
 
     def _delta(
         self,

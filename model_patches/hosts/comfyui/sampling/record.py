@@ -29,7 +29,7 @@ from .blocks import Grid
 from .calls import shown_size, window_of
 from .conditioning import KEY, ConditioningChunk
 
-Observe = Callable[[torch.Tensor], None]
+Observe = Callable[[torch.Tensor, torch.Tensor], None]  # `owned` and relevance, see `image_delta`
 RECORDINGS = "troupe_recordings"  # key in the transformer options of a run
 MOST_PARTS = 64  # grids and areas of one Apply node that are kept apart
 UNNAMED = (
@@ -213,7 +213,7 @@ def observer(
         else:
             tally.skipped = True
 
-    def observe(owned: torch.Tensor) -> None:
+    def observe(owned: torch.Tensor, relevance: torch.Tensor) -> None:
         for tally in asked:
             tally.add(owned, chunks, acting, grid, size)
 

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 from ....binding.run_cache import RunCache
+from ....relevance.place_check import PlaceCheck
 from ..messages import log, tell
 from .clock import Clock
 from .conditioning import Roles
+
+
+@dataclass(frozen=True, eq=False)
+class PendingCheck:
+    """A look at the places of the subjects in this step. acting: which subjects act in it."""
+
+    check: PlaceCheck
+    step: int
+    acting: tuple[bool, ...]
 
 
 class Run(RunCache):
@@ -20,6 +31,8 @@ class Run(RunCache):
         self.clock, self.roles, self.node_id = clock, roles, node_id
         self.due = False  # whether a call came in which something should act
         self.acted = False
+        self.from_noise = False  # whether the run makes the layout of the picture
+        self.place_check: PendingCheck | None = None
         self.part = ""  # why nothing can be placed in what this run samples
         self.explained = False  # whether the message was given why nothing, or not everything, acts
         self._said: set[str] = set()

@@ -1,0 +1,71 @@
+"""The look at the subjects' places after a third of the steps, in a run of the host."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from ....binding.layer_tokens import COND
+from ....binding.settings import ImageAttentionSettings
+from ....relevance.place_check import PlaceCheck, checked_grid, checked_step, place_warnings
+from ....subjects import References, ReferenceSubject
+from .blocks import Grid
+from .calls import Call
+from .conditioning import ConditioningChunk
+from .record import Observe
+from .run import PendingCheck, Run
+
+
+def check_of_call(
+    call: Call,
+    references: References,
+    settings: ImageAttentionSettings,
+    chunks: Sequence[ConditioningChunk | None],
+    x: torch.Tensor,
+) -> PlaceCheck | None:
+    """Return where the relevance of this call is added up, or None if it is not looked at: only the step after a third
+    of a run from noise is, of several subjects whose relevance is computed anyway.
+    """
+    run, subjects = call.run, references.subjects
+    if not run.from_noise or len(subjects) < 2 or not settings.mixing.needs_relevance(len(subjects)):
+        return None
+    if run.clock.finished != checked_step(run.clock.steps) or _first(chunks) is None:
+        return None
+    if run.place_check is None:
+        grid, acting = checked_grid((x.shape[-2], x.shape[-1])), tuple(weight != 0 for weight in call.now.weights)
+        check = PlaceCheck(len(subjects), call.pictures, grid, x.device)
+        run.place_check = PendingCheck(check, run.clock.finished, acting)
+    return run.place_check.check
+
+
+def with_check(
+    told: Observe | None, check: PlaceCheck | None, chunks: Sequence[ConditioningChunk], grid: Grid
+) -> Observe | None:
+    """Return what a layer is to tell, with the check where the layer is of its grid and has rows of the prompt."""
+    group = _first(chunks)
+    if check is None or grid != check.grid or group is None:
+        return told
+
+    def observe(owned: torch.Tensor, relevance: torch.Tensor) -> None:
+        check.add(relevance[group])
+        if told is not None:
+            told(owned, relevance)
+
+    return observe
+
+
+def tell_places(run: Run, subjects: Sequence[ReferenceSubject]) -> None:
+    """Warn of subjects in the same place, once, when the step that was looked at is over."""
+    pending = run.place_check
+    if pending is not None and run.clock.finished > pending.step:
+        run.place_check = None
+        for sentence in place_warnings(pending.check.overlaps(), subjects, pending.acting):
+            run.say(sentence, logging.WARNING)
+
+
+def _first(chunks: Sequence[ConditioningChunk | None]) -> int | None:
+    """Which of the chunks is the first of the positive prompt that shows the whole picture."""
+    found = (i for i, chunk in enumerate(chunks) if chunk and chunk.role == COND and chunk.area is None)
+    return next(found, None)
