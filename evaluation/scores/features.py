@@ -56,11 +56,7 @@ class DinoFeatures:
             )
         if kind == DINO_V2:
             return cls(loaded(AutoModel, name).to(device), loaded(AutoImageProcessor, name), name)
-        try:
-            model = ViTModel.from_pretrained(name, add_pooling_layer=False)
-        except (OSError, ValueError) as error:
-            raise SuiteError(f"the model {name}", str(error).splitlines()[0], "Download it again.") from error
-        return cls(model.to(device), None, name)
+        return cls(loaded(ViTModel, name, add_pooling_layer=False).to(device), None, name)
 
     @torch.inference_mode()
     def pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:

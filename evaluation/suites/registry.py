@@ -7,11 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...training.config.setting import setting
-from .rehearsal import Models, rehearsal_suite
-from .suite import Suite
+from . import concept101, dreambench, dreambench_plus, rehearsal, xverse
+from .rehearsal import Models
+from .suite import Suite, SuiteError
 
 SUITES: Mapping[str, str] = {  # name -> what its folder is
-    "rehearsal": "nothing: its casts are drawn",
+    rehearsal.NAME: "not needed: its casts are drawn",
+    dreambench.SINGLE: "the folder `dataset` of google/dreambooth",
+    dreambench.PAIRS: "the same",
+    concept101.NAME: "CustomConcept101: `dataset_multiconcept.json`, `prompts`, `benchmark_dataset`",
+    dreambench_plus.NAME: "DreamBench++: `images`, `captions`",
+    xverse.SINGLE: "the repository bytedance/XVerse with the pictures of XVerseBench",
+    xverse.MULTI: "the same",
 }
 
 
@@ -25,6 +32,8 @@ class SuiteSettings:
     first_seed: int = setting(0, least=0)
     cases: int = setting(0, least=0)  # only the first so many; 0: all
     casts: str = "two classes, one class"  # rehearsal: kinds of casts, with commas
+    pairs: str = ""  # dreambench_pairs: a text file with two subjects a line; "": pairs that Troupe chooses
+    keep_wrong_sofa: bool = True  # concept101: the pair that calls a chair's photos a sofa, as in published figures
 
     @property
     def numbers(self) -> range:
@@ -41,8 +50,26 @@ def read_suite(settings: SuiteSettings, drawn: Path, boxed: bool, models: Models
     Raises:
         SuiteError: the benchmark's folder is missing, empty, or has another layout.
     """
-    suite = rehearsal_suite(drawn, _listed(settings.casts), settings.numbers, boxed, models)
+    suite = _read(settings, drawn, boxed, models)
     return replace(suite, cases=suite.cases[: settings.cases]) if settings.cases else suite
+
+
+def _read(settings: SuiteSettings, drawn: Path, boxed: bool, models: Models | None) -> Suite:
+    name = settings.name
+    if name == rehearsal.NAME:
+        return rehearsal.rehearsal_suite(drawn, _listed(settings.casts), settings.numbers, boxed, models)
+    if not settings.folder:
+        raise SuiteError(f"'folder' in [suite] for {name}", "none", f"It is {SUITES[name]}.")
+    folder = Path(settings.folder)
+    if name == dreambench.SINGLE:
+        return dreambench.dreambench(folder)
+    if name == dreambench.PAIRS:
+        return dreambench.dreambench_pairs(folder, Path(settings.pairs) if settings.pairs else None)
+    if name == concept101.NAME:
+        return concept101.concept101(folder, settings.keep_wrong_sofa)
+    if name == dreambench_plus.NAME:
+        return dreambench_plus.dreambench_plus(folder)
+    return xverse.xverse(folder, name)
 
 
 def _listed(text: str) -> Sequence[str]:

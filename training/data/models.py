@@ -201,14 +201,14 @@ class Blip:
         return [" ".join(text.split()) for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
 
 
-def loaded(kind: Any, name: str) -> Any:
-    """Return `kind.from_pretrained(name)`; name: a folder, or a name on the Hugging Face hub.
+def loaded(kind: Any, name: str, **options: Any) -> Any:
+    """Return `kind.from_pretrained(name, **options)`; name: a folder, or a name on the Hugging Face hub.
 
     Raises:
         DatasetError: there is no such model. transformers' long message is shortened to its first line.
     """
     try:
-        return kind.from_pretrained(name)
+        return kind.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
         raise DatasetError(
