@@ -64,14 +64,14 @@ def report_text(outcome: Outcome) -> str:
     return "\n".join(parts)
 
 
-def tables_text(rows: Sequence[Row], suite: str) -> str:
+def tables_text(rows: Sequence[Row], suite: str, heading: str = "##") -> str:
     """Return the tables as Markdown: scores by method, for the rehearsal suite by kind of cast, and agreement with the
-    truth where that is known.
+    truth where that is known. heading: of the parts.
     """
     if not rows:
         return "No picture is scored.\n"
     columns = numeric_columns(rows)
-    parts = ["## Scores\n"]
+    parts = [f"{heading} Scores\n"]
     parts.append(
         "Means over the cases of each group, then over the groups, with 95 % bootstrap intervals over the groups "
         "(none with fewer than five). A count in parentheses is that of the pictures with a value, if some have none.\n"
@@ -83,7 +83,7 @@ def tables_text(rows: Sequence[Row], suite: str) -> str:
     agreement = agreement_table(rows, columns)
     if agreement:
         parts += [
-            "## How far each score can be trusted\n",
+            f"{heading} How far each score can be trusted\n",
             "Against the known truth: how well a score separates pictures whose subjects are all right from the others "
             "(0.5 is chance), its rank correlation with the share of right subjects (0 is chance), and how often it "
             "prefers the better of two pictures of one case (0.5 is chance).\n",

@@ -23,14 +23,14 @@ METHODS = "methods"
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """Where it is painted: `[engine]`."""
+    """The engine: `[engine]`."""
 
     kind: str = setting("embedded", choices=("embedded",))  # the rehearsal models in this process
 
 
 @dataclass(frozen=True)
 class OutputSettings:
-    """What is written: `[output]`."""
+    """Files that are written: `[output]`."""
 
     folder: str = "output/evaluation"
     zip: bool = False  # also a .zip of everything but the painted pictures, to attach to an issue

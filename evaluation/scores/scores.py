@@ -101,7 +101,7 @@ def collapse_rate(likeness: torch.Tensor, threshold: float) -> float:
 
 
 class PlacedSubjects:
-    """Scores of the subjects that a detector finds.
+    """Scorer of the subjects that a detector finds.
 
     ip_sim: XVerseBench's, for each subject the largest cosine of its references with up to three found instances, cut
     out and padded to a square (with a white border as wide as its references'), 0 where none is found; the mean over
@@ -176,7 +176,7 @@ class FoundQuality:
 
 
 class KnownTruth:
-    """What is true of a picture of the rehearsal suite, as `rehearsal/engine/verdict.py` reads it.
+    """The truth about a picture of the rehearsal suite, as `rehearsal/engine/verdict.py` reads it.
 
     truth_right: share of subjects with the looks of their own reference; truth_exact: with exactly its two colours;
     truth_verdicts, truth_by_colours: a letter for each subject, by the recogniser and by colours alone.

@@ -36,7 +36,7 @@ CHOSEN = (
 
 @dataclass(frozen=True)
 class Subjects:
-    """What the file says: class of each subject, templates for objects and for live subjects."""
+    """Contents of the file: class of each subject, templates for objects and for live subjects."""
 
     classes: dict[str, str]
     objects: tuple[str, ...]

@@ -24,7 +24,7 @@ SUITES: Mapping[str, str] = {  # name -> what its folder is
 
 @dataclass(frozen=True)
 class SuiteSettings:
-    """What is painted: `[suite]`."""
+    """The pictures to paint: `[suite]`."""
 
     name: str = setting("rehearsal", choices=tuple(SUITES))
     folder: str = ""  # of the benchmark as it was published; unused for rehearsal

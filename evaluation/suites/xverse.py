@@ -36,14 +36,14 @@ def xverse(folder: Path, name: str) -> Suite:
 
 def _case(folder: Path, path: Path, entry: Any, number: int) -> Case:
     try:
-        prompt, modulation = entry["prompt"], entry["modulation"][0]
+        prompt, modulation = entry["prompt"].strip(), entry["modulation"][0]
         labels = [words[1] for words in modulation.get("use_words", [])]
         inputs = [(one["image_path"], one.get("caption", "")) for one in modulation["src_inputs"]]
         subjects = tuple(
             Subject(_name(prompt, labels[i : i + 1], caption), (PurePosixPath(photo).as_posix(),))
             for i, (photo, caption) in enumerate(inputs)
         )
-        if not isinstance(prompt, str) or not subjects or not all(subject.name for subject in subjects):
+        if not prompt or not subjects or not all(subject.name for subject in subjects):
             raise ValueError("no prompt, or a subject without a name")
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise SuiteError(

@@ -91,7 +91,7 @@ def xverse(folder: Path) -> Path:
     entries = [
         {
             "index": 4,
-            "prompt": "A woman with red hair holds a teapot beside a dog.",
+            "prompt": "A woman with red hair holds a teapot beside a dog.\n",
             "modulation": [
                 {
                     "use_words": [["x", "woman", 0], ["x", "tea set", 0], ["x", "dog", 0]],
