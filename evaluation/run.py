@@ -42,7 +42,8 @@ def evaluate(settings: EvaluationSettings, say: Say = lambda sentence: None, pai
     suite = read_suite(settings.suite, folder / SUITE, boxed, lambda: (load_rehearsal(), load_recogniser()))
     engine = EmbeddedEngine({suite.name: suite.folder})
     engine.check(settings.methods)
-    scorers = make_scorers(settings.scores, suite.name, suite.folder)
+    noised = any(method.settings.get("noise") for method in settings.methods)
+    scorers = make_scorers(settings.scores, suite.name, suite.folder, noised)
     check_origin(folder, origin_of(settings, suite, scorers))
     tasks = tasks_of(suite, settings.methods, settings.suite.numbers)
     faults: dict[str, str] = {}
@@ -95,6 +96,9 @@ def score_tasks(
     stored, faults = stored_scores(results), {}
     cases = {case.name: case for case in suite.cases}
     painted = [task for task in tasks if (results / task.file).is_file()]
+    beside: dict[tuple[str, int], dict[str, Path]] = {}
+    for task in painted:
+        beside.setdefault((task.case, task.seed), {})[task.method.name] = results / task.file
     for count, task in enumerate(painted, 1):
         known = stored.get(task.key, {})
         waiting = [one for one in scorers if not set(one.columns) <= known.keys()]
@@ -106,10 +110,10 @@ def score_tasks(
             faults[task.key] = f"'{task.file}' does not open: delete it and run the same command again."
             continue
         try:
-            one = Painted(task, cases[task.case], picture)
+            one = Painted(task, cases[task.case], picture, beside[task.case, task.seed])
             found = {column: value for scorer in waiting for column, value in scorer(one).items()}
         except PictureFault as fault:
-            faults[task.key] = f"{fault.reason}: {fault.detail} (a reference photo). Download it again."
+            faults[task.key] = f"{fault.reason}: {fault.detail}. Correct it and run the same command again."
             continue
         append_scores(results, task.key, found)
         progress(count, len(painted))

@@ -24,6 +24,7 @@ MEANING = {  # of each column, for the report
     "ip_sim_colours": "IP-Sim by colours instead of a model",
     "subjects_right_colours": "share of subjects that Score Subjects calls right by their colours",
     "object_quality": "object quality score of MIP-Adapter",
+    "object_relevance": "object relevance score of MIP-Adapter (noise inside over outside a subject's box)",
     "truth_right": "truth: share of subjects with the looks of their own reference",
     "truth_exact": "truth: share of subjects with exactly the colours of their reference",
 }

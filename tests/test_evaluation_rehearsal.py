@@ -7,8 +7,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from troupe.evaluation.engines.embedded import EmbeddedEngine
+from troupe.evaluation.scores.detectors import RehearsalDetector
+from troupe.evaluation.scores.features import as_picture
+from troupe.evaluation.scores.scores import object_relevance
 from troupe.evaluation.suites.rehearsal import rehearsal_suite, trial_of
 from troupe.evaluation.suites.suite import SuiteError, tasks_of
 from troupe.evaluation.tasks import Method
@@ -129,3 +133,35 @@ def test_a_stopped_search_for_boxes_keeps_what_it_found(tmp_path, models):
     with pytest.raises(KeyboardInterrupt):
         rehearsal_suite(tmp_path, CASTS[:1], range(2), True, stopped)
     assert list(json.loads((tmp_path / "boxes.json").read_text())) == ["two classes 0000"] and asked == [1]
+
+
+def test_noise_by_relevance_acts_where_the_subject_is(suite, models):
+    """Three pictures of a case: without noise, with noise where the first name is relevant, and with as much of it
+    everywhere.
+    """
+    noise = {"noise": 0.5, "beside": "plain"}
+    methods = [Method("plain"), Method("relevance", noise), Method("evenly", {**noise, "noise_by": "evenly"})]
+    methods = [Method(one.name, {"steps": 8, **one.settings}) for one in methods]
+    engine = EmbeddedEngine({"rehearsal": suite.folder}, models)
+    engine.check(methods)
+    found = {"relevance": [], "evenly": []}
+    detector = RehearsalDetector(load_recogniser())
+    for case in suite.cases:
+        plain, *noised = (
+            torch.from_numpy(engine.paint(task)).float() / 255
+            for task in tasks_of(dataclasses.replace(suite, cases=(case,)), methods, [])
+        )
+        places = detector.places(as_picture(plain), [subject.name for subject in case.subjects])[0]
+        for method, picture in zip(found, noised, strict=True):
+            if places:
+                found[method].append(object_relevance(plain, picture, places[0].box))
+    assert len(found["evenly"]) >= 3
+    assert sum(found["relevance"]) > 1.2 * sum(found["evenly"]), found
+
+
+def test_noise_needs_a_method_to_compare_with():
+    engine = EmbeddedEngine({})
+    with pytest.raises(TroupeError, match="another method as 'beside' of 'noised', found 'plan'. Did you mean 'plain'"):
+        engine.check([Method("plain"), Method("noised", {"noise": 1.0, "beside": "plan"})])
+    with pytest.raises(TroupeError, match="references and every layer's map for the noise"):
+        engine.check([Method("plain"), Method("noised", {"noise": 1.0, "beside": "plain", "merge": "none"})])

@@ -4,6 +4,7 @@ torchmetrics.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -18,11 +19,13 @@ from troupe.evaluation.scores.making import PRESETS, ScoreSettings, make_scorers
 from troupe.evaluation.scores.scores import (
     COLLAPSE,
     FoundQuality,
+    ObjectRelevance,
     Painted,
     PlacedSubjects,
     WholePicture,
     collapse_rate,
     columns_of,
+    object_relevance,
 )
 from troupe.evaluation.suites.suite import Case, SuiteError
 from troupe.evaluation.tasks import Method, Subject, Task
@@ -302,6 +305,34 @@ def test_object_quality_of_found_subjects(models, folder, painted):
     expected = np.mean([cosine(*pair) for pair in zip(texts, images, strict=True)]) - cosine(*images)
     assert found == pytest.approx(float(expected), abs=1e-5)
     assert FoundQuality(Found([LEFT], []), clip)(painted) == {"object_quality": None}
+
+
+def test_object_relevance():
+    chance = np.random.default_rng(3)
+    plain, noised = chance.random((2, 30, 40, 3))
+    noised[6:21, 4:24] = plain[6:21, 4:24] + 3 * (noised[6:21, 4:24] - plain[6:21, 4:24])
+    difference, inside = np.abs(plain - noised).mean(-1), np.zeros((30, 40), bool)
+    inside[6:21, 4:24] = True
+    box = Box(0.1, 0.2, 0.5, 0.5)
+    found = object_relevance(torch.from_numpy(plain), torch.from_numpy(noised), box)
+    assert found == pytest.approx(difference[inside].mean() / difference[~inside].mean()) and found > 2
+    assert object_relevance(torch.from_numpy(plain), torch.from_numpy(plain), box) is None
+    assert object_relevance(torch.from_numpy(plain), torch.from_numpy(noised), Box(0.0, 0.0, 1.0, 1.0)) is None
+
+
+def test_object_relevance_of_a_pair_of_pictures(painted, tmp_path):
+    noised = dataclasses.replace(painted.task, method=Method("noised", {"noise": 1.0, "beside": "m"}))
+    plain = fake.save_photo(tmp_path / "plain.png", 7, painted.picture.size)
+    scorer = ObjectRelevance(Found([LEFT], []))
+    found = scorer(dataclasses.replace(painted, task=noised, others={"m": plain}))["object_relevance"]
+    first, second = (np.asarray(one, np.float64) for one in (Image.open(plain), painted.picture))
+    difference = np.abs(first - second).mean(-1)
+    assert found == pytest.approx(difference[:, :160].mean() / difference[:, 160:].mean(), abs=1e-5)
+    assert scorer(painted) == {"object_relevance": None}, "painted without noise"
+    missing = ObjectRelevance(Found([], [LEFT]))
+    assert missing(dataclasses.replace(painted, task=noised, others={"m": plain})) == {"object_relevance": None}
+    with pytest.raises(PictureFault, match="not painted yet: the picture by 'm'"):
+        scorer(dataclasses.replace(painted, task=noised))
 
 
 def test_settings_choose_the_models(models, folder):

@@ -16,16 +16,18 @@ from ...model_patches.hosts.diffusers.encoders import encode_references
 from ...model_patches.hosts.diffusers.image_attention import ImageAttention
 from ...model_patches.placement.placing import place_subjects
 from ...model_patches.subjects import Cast, make_subject
+from ...rehearsal.engine.noised_text import noised_text
 from ...rehearsal.engine.one_map import OneMap
 from ...rehearsal.engine.paint import CFG, STEPS, Rehearsal, load_rehearsal, paint
 from ...rehearsal.world import PIXELS
 from ...training.config.setting import setting
-from ...training.config.tables import checked
+from ...training.config.tables import ConfigError, checked, meant
 from ...training.data.pictures import PictureFault, open_picture
 from ..tasks import Method, Subject, Task
 
 NO_REFERENCES = "none"
 EVERY, ONE = "every layer", "one layer"
+BY_RELEVANCE, EVENLY = "relevance", "evenly"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class PaintSettings:
     sharpness: float = setting(1.0, above=0.0)
     boxes: bool = False  # use the subjects' boxes
     map_from: str = setting(EVERY, choices=(EVERY, ONE))  # one layer: as Conceptrol (arXiv 2503.06568)
+    noise: float = setting(0.0, least=0.0)  # on text attention, for the object relevance score
+    noise_by: str = setting(BY_RELEVANCE, choices=(BY_RELEVANCE, EVENLY))  # of the first subject's name
+    beside: str = ""  # the method without noise that this one is compared with
     steps: int = setting(STEPS, least=1)
     cfg: float = setting(CFG, least=0.0)
 
@@ -49,6 +54,13 @@ def settings_of(method: Method) -> PaintSettings:
         key: checked({"methods": PaintSettings}, "methods", key, value, where) for key, value in method.settings.items()
     }
     return PaintSettings(**values)
+
+
+def attention_of(settings: PaintSettings) -> type[ImageAttention]:
+    """Return the image attention that a method asks for."""
+    if settings.noise:
+        return noised_text(settings.noise, settings.noise_by == BY_RELEVANCE)
+    return OneMap if settings.map_from == ONE else ImageAttention
 
 
 class EmbeddedEngine:
@@ -64,9 +76,22 @@ class EmbeddedEngine:
         return self._loaded
 
     def check(self, methods: Sequence[Method]) -> None:
-        """Raise ConfigError for a method that this engine cannot paint."""
+        """Raise ConfigError for a method that this engine cannot paint, or whose `beside` is no other method."""
+        names = [method.name for method in methods]
         for method in methods:
-            settings_of(method)
+            settings = settings_of(method)
+            if settings.noise and (settings.beside not in names or settings.beside == method.name):
+                raise ConfigError(
+                    f"another method as 'beside' of '{method.name}'",
+                    f"'{settings.beside}'",
+                    meant(settings.beside, names),
+                )
+            if settings.noise and (settings.merge == NO_REFERENCES or settings.map_from == ONE):
+                raise ConfigError(
+                    f"references and every layer's map for the noise of '{method.name}'",
+                    f"merge {settings.merge}, map_from {settings.map_from}",
+                    'Set merge = "relevance", for example.',
+                )
 
     def paint(self, task: Task) -> np.ndarray:
         """Paint a task, see `engine.Engine`.
@@ -90,7 +115,7 @@ class EmbeddedEngine:
             settings.sharpness,
             steps=settings.steps,
             cfg=settings.cfg,
-            attention=OneMap if settings.map_from == ONE else ImageAttention,
+            attention=attention_of(settings),
         )
         return (picture[0].permute(1, 2, 0) * 255).round().byte().numpy()
 

@@ -17,7 +17,7 @@ from ..suites.rehearsal import NAME as REHEARSAL
 from ..suites.suite import SuiteError
 from .detectors import Detector, GroundingDetector, RehearsalDetector
 from .features import DinoFeatures, EncoderFeatures, PictureFeatures
-from .scores import FoundQuality, KnownTruth, PlacedSubjects, Scorer, WholePicture
+from .scores import FoundQuality, KnownTruth, ObjectRelevance, PlacedSubjects, Scorer, WholePicture
 
 CLIP_B32 = "openai/clip-vit-base-patch32"
 PRESETS: Mapping[str, Mapping[str, str]] = {  # models by the names of those who published figures with them
@@ -58,8 +58,11 @@ def model_names(settings: ScoreSettings) -> dict[str, str]:
     return {part: name for part, name in names.items() if name not in ("", "off")}
 
 
-def make_scorers(settings: ScoreSettings, suite: str, folder: Path) -> list[Scorer]:
-    """Load the models and return the scorers. suite: its name; folder: the photos' paths are relative to it.
+def make_scorers(settings: ScoreSettings, suite: str, folder: Path, noised: bool = False) -> list[Scorer]:
+    """Load the models and return the scorers.
+
+    suite: its name; folder: the photos' paths are relative to it; noised: whether a method is painted with noise, for
+    the object relevance score.
 
     Raises:
         TroupeError: a model is missing or of another kind.
@@ -83,6 +86,8 @@ def make_scorers(settings: ScoreSettings, suite: str, folder: Path) -> list[Scor
         clip = features.get("clip")
         if isinstance(clip, ClipFeatures):
             scorers.append(FoundQuality(detector, clip))
+        if noised:
+            scorers.append(ObjectRelevance(detector))
     if suite == REHEARSAL:
         scorers.append(KnownTruth(load_recogniser()))
     if not scorers:

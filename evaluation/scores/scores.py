@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -14,12 +14,13 @@ from ...model_patches.encoding.framing import frame
 from ...model_patches.scores.likeness import clip_i, clip_t, clip_t_times_2_5, likeness_matrix
 from ...model_patches.scores.places import SubjectPlace, crop, filled
 from ...model_patches.scores.scoring import Looks, score_pictures
+from ...model_patches.subjects import Box
 from ...rehearsal.engine.recogniser import Recogniser
 from ...rehearsal.engine.trials import judge
 from ...rehearsal.engine.verdict import LETTERS
 from ...training.data.models import ClipFeatures
+from ...training.data.pictures import PictureFault, open_picture, pixels_of
 from ...training.data.pictures import crop as crop_of
-from ...training.data.pictures import open_picture
 from ...training.data.quality import object_quality
 from ..suites.rehearsal import trial_of
 from ..suites.suite import Case
@@ -34,11 +35,14 @@ Values = Mapping[str, float | str | None]  # of each column; None where it canno
 
 @dataclass(frozen=True, eq=False)
 class Painted:
-    """A picture to score: its task, its case, itself as RGB."""
+    """A picture to score: its task, its case, itself as RGB. others: files of the other methods' pictures of this case
+    and seed, by method.
+    """
 
     task: Task
     case: Case
     picture: Image.Image
+    others: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Scorer(Protocol):
@@ -173,6 +177,45 @@ class FoundQuality:
             return {"object_quality": None}
         crops = [crop_of(painted.picture, places[0].box) for places in found]
         return {"object_quality": object_quality(self.clip.texts(names), self.clip.pictures(crops)).mean().item()}
+
+
+class ObjectRelevance:
+    """MIP-Adapter's object relevance score, for methods with `noise` on text attention: how much more the noise changes
+    the picture inside the first subject's box than outside. The box is where a detector finds it without noise; none
+    where it does not.
+    """
+
+    columns = ("object_relevance",)
+
+    def __init__(self, detector: Detector):
+        self.detector, self.model = detector, detector.name
+
+    def __call__(self, painted: Painted) -> Values:
+        """See Scorer."""
+        settings = painted.task.method.settings
+        if not settings.get("noise"):
+            return {"object_relevance": None}
+        name = str(settings.get("beside", ""))
+        if name not in painted.others:
+            raise PictureFault("not painted yet", f"the picture by '{name}'")
+        plain = open_picture(painted.others[name])
+        places = self.detector.places(plain, [subject.name for subject in painted.task.subjects])[0]
+        if not places:
+            return {"object_relevance": None}
+        return {"object_relevance": object_relevance(as_tensor(plain), as_tensor(painted.picture), places[0].box)}
+
+
+def object_relevance(plain: torch.Tensor, noised: torch.Tensor, box: Box) -> float | None:
+    """Return the mean absolute difference of two pictures [H, W, 3] inside a box over that outside of it; None where
+    one of these is empty or nothing outside differs.
+    """
+    difference = (plain.double() - noised.double()).abs().mean(-1)
+    left, top, right, bottom = pixels_of(box, (difference.shape[1], difference.shape[0]))
+    inside = torch.zeros_like(difference, dtype=torch.bool)
+    inside[top:bottom, left:right] = True
+    if not inside.any() or inside.all() or not difference[~inside].any():
+        return None
+    return (difference[inside].mean() / difference[~inside].mean()).item()
 
 
 class KnownTruth:
