@@ -110,14 +110,22 @@ ROOMS["training"] = {room for room in ROOMS if room.startswith("training/")} | {
     "model_patches/binding",
     "model_patches/hosts/diffusers",
 }
-EVALUATION_ENGINES = "evaluation/engines"
+EVALUATION = BELOW_THE_HOSTS | {
+    "model_patches/hosts/diffusers",
+    "rehearsal",
+    "rehearsal/engine",
+    "training/config",  # tables of settings
+    "training/data",  # pictures on disk, and models that annotate them
+    "evaluation/tasks",
+}
 ROOMS |= {
     "evaluation/__init__": set(),
     "evaluation/tasks": set(),
-    EVALUATION_ENGINES: BELOW_THE_HOSTS
-    | {"model_patches/hosts/diffusers", "rehearsal", "rehearsal/engine", "evaluation/tasks"},
+    "evaluation/engines": EVALUATION,
+    "evaluation/suites": EVALUATION,
+    "evaluation/scores": EVALUATION | {"evaluation/suites"},
 }
-ROOMS["evaluation"] = ROOMS[EVALUATION_ENGINES] | {EVALUATION_ENGINES}
+ROOMS["evaluation"] = EVALUATION | {room for room in ROOMS if room.startswith("evaluation/")}
 ROOMS |= {
     "nodes": {
         room
@@ -141,6 +149,7 @@ OUTSIDE = {  # room -> packages it may import beside the standard library; the o
     "training/data": COMES_WITH_COMFYUI | {"inflect", "pycocotools", "datasets"},  # only where they are used
     "training": {"torch", "PIL", "numpy", "safetensors", "diffusers", "accelerate", "tqdm"},
     "evaluation/tasks": set(),
+    "evaluation": COMES_WITH_COMFYUI | {"scipy"},
     **{room: COMES_WITH_COMFYUI | HOST_MODULES for room in ROOMS if room.startswith(COMFYUI)},
     "model_patches/hosts/diffusers": COMES_WITH_COMFYUI | {"diffusers", "open_clip", "accelerate"},
     "rehearsal": COMES_WITH_COMFYUI | {"open_clip"},  # for the tokenizer, and only inside the function that trains

@@ -38,10 +38,17 @@ def under(names: set[str], *folders: str) -> set[str]:
 
 def test_everything_that_a_user_needs_is_shipped(tracked, published):
     tools = [f"tools/troupe_tools/{theme}" for theme in ("commands", "engine", "workflow")]
-    pack = ["nodes", "model_patches", "rehearsal", "web", "locales"]
+    pack = ["nodes", "model_patches", "rehearsal", "training", "evaluation", "web", "locales"]
     folders = [*pack, "workflows", "subgraphs", "samples", *tools]
     needed = under(tracked, *folders) - under(tracked, "rehearsal/training")
-    needed |= {"__init__.py", "pyproject.toml", "requirements.txt", "tools/run.py", "tools/check.py"}
+    needed |= {
+        "__init__.py",
+        "pyproject.toml",
+        "requirements.txt",
+        "tools/run.py",
+        "tools/check.py",
+        "tools/evaluate.py",
+    }
     needed |= {"README.md", "CHANGELOG.md", "LICENSE", "SECURITY.md"}
     assert len(needed) > 150 and needed - published == set()
     assert len(under(published, "rehearsal/files")) >= 7

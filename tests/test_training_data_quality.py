@@ -58,7 +58,7 @@ def cosine(one, other):
 def independent(record, clip):
     """S from its definition, in float64, picture by picture."""
     scorer = ClipScorer.load(clip, "cpu")
-    model, processor = scorer.model.double(), scorer.processor
+    model, processor = scorer.clip.model.double(), scorer.clip.processor
     picture = Image.open(record.picture).convert("RGB")
     w, h = picture.size
     images, texts = [], []

@@ -15,6 +15,7 @@ from ...model_patches.attention.merges import Mixing
 from ...model_patches.binding.settings import ImageAttentionSettings
 from ...model_patches.errors import CheckpointError
 from ...model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts, encode_references, load_adapter
+from ...model_patches.hosts.diffusers.image_attention import ImageAttention
 from ...model_patches.hosts.diffusers.sampling import SamplingSettings, sample
 from ...model_patches.relevance.maps import AppliedMaps
 from ...model_patches.subjects import Cast, References, make_subject
@@ -95,9 +96,12 @@ def paint(
     steps: int = STEPS,
     cfg: float = CFG,
     record: list[AppliedMaps] | None = None,
+    attention: type[ImageAttention] = ImageAttention,
     **widgets: Any,
 ) -> torch.Tensor:
-    """[batch, 3, 128, 128] in 0..1. record: gets the relevance maps; widgets: more of ImageAttentionSettings."""
+    """[batch, 3, 128, 128] in 0..1. record: gets the relevance maps; attention: another image attention; widgets:
+    more of ImageAttentionSettings.
+    """
     applied = (
         []
         if references is None
@@ -112,5 +116,6 @@ def paint(
         SamplingSettings(PIXELS, PIXELS, steps, cfg, seed, batch),
         applied,
         record=record,
+        attention=attention,
     )
     return (codec.decode(latent) / 2 + 0.5).clamp(0, 1)

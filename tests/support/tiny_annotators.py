@@ -193,3 +193,25 @@ def save_clip(folder: Path) -> Path:
     images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     CLIPProcessor(images, tokenizer).save_pretrained(folder)
     return folder
+
+
+def save_dino(folder: Path) -> Path:
+    """DINO's architecture, which transformers calls ViT."""
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(1)
+    tower = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(**tower, image_size=224, patch_size=56), add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+def save_dinov2(folder: Path) -> Path:
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    torch.manual_seed(2)
+    tower = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    Dinov2Model(Dinov2Config(**tower, image_size=224, patch_size=56)).save_pretrained(folder)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    size = {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}
+    BitImageProcessor(**size, resample=3, image_mean=mean, image_std=std).save_pretrained(folder)
+    return folder

@@ -1,4 +1,4 @@
-"""Models that annotate pictures, as transformers has them: Grounding DINO, SAM 2 or SAM, BLIP."""
+"""Models that annotate pictures, as transformers has them: Grounding DINO, SAM 2 or SAM, BLIP, CLIP."""
 
 from __future__ import annotations
 
@@ -146,6 +146,40 @@ class Sam:
         return [mask[0].numpy().astype(bool) for mask in masks]
 
 
+class ClipFeatures:
+    """CLIP's projected embeddings of pictures and texts. name: where the model was loaded from."""
+
+    def __init__(self, model: Any, processor: Any, name: str = "CLIP"):
+        self.model, self.processor, self.name = model.eval(), processor, name
+
+    @classmethod
+    def load(cls, name: str, device: str) -> ClipFeatures:
+        """Load a CLIP model by its folder or its name on the Hugging Face hub."""
+        from transformers import CLIPModel, CLIPProcessor
+
+        return cls(loaded(CLIPModel, name).to(device), loaded(CLIPProcessor, name), name)
+
+    @torch.inference_mode()
+    def pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """Return the embeddings of pictures, [n, E]."""
+        inputs = self.processor(images=list(pictures), return_tensors="pt").to(self.model.device)
+        return _embedding(self.model.get_image_features(pixel_values=inputs["pixel_values"]))
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return the embeddings of texts, [n, E]; what does not fit into the model is cut off."""
+        inputs = self.processor(text=list(texts), return_tensors="pt", padding=True, truncation=True)
+        inputs = inputs.to(self.model.device)
+        return _embedding(
+            self.model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        )
+
+
+def _embedding(output: Any) -> torch.Tensor:
+    """Newer versions of transformers return it in an object."""
+    return output if isinstance(output, torch.Tensor) else output.pooler_output
+
+
 class Blip:
     """Captions."""
 
@@ -167,14 +201,14 @@ class Blip:
         return [" ".join(text.split()) for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
 
 
-def loaded(kind: Any, name: str) -> Any:
-    """Return `kind.from_pretrained(name)`; name: a folder, or a name on the Hugging Face hub.
+def loaded(kind: Any, name: str, **options: Any) -> Any:
+    """Return `kind.from_pretrained(name, **options)`; name: a folder, or a name on the Hugging Face hub.
 
     Raises:
         DatasetError: there is no such model. transformers' long message is shortened to its first line.
     """
     try:
-        return kind.from_pretrained(name)
+        return kind.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
         raise DatasetError(

@@ -16,13 +16,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 
 from .journal import UNFILTERED, Outcome, read_journal
-from .models import loaded
+from .models import ClipFeatures
 from .pictures import PictureFault, crop, cut_out, open_picture, read_mask
 from .records import METADATA, DatasetError, PictureRecord, read_records, write_records
 
@@ -47,38 +46,24 @@ def object_quality(texts: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 class ClipScorer:
     """CLIP model that scores many pictures at once."""
 
-    def __init__(self, model: Any, processor: Any):
-        self.model, self.processor = model.eval(), processor
+    def __init__(self, clip: ClipFeatures):
+        self.clip = clip
 
     @classmethod
     def load(cls, name: str, device: str) -> ClipScorer:
         """Load a CLIP model by its folder or its name on the Hugging Face hub."""
-        from transformers import CLIPModel, CLIPProcessor
+        return cls(ClipFeatures.load(name, device))
 
-        return cls(loaded(CLIPModel, name).to(device), loaded(CLIPProcessor, name))
-
-    @torch.inference_mode()
     def __call__(self, crops: Sequence[Sequence[Image.Image]], names: Sequence[Sequence[str]]) -> list[list[float]]:
         """Return each subject's part of its picture's score. crops, names: of each picture's subjects, at least one."""
-        flat = [one for picture in crops for one in picture]
         words = sorted({name for picture in names for name in picture})
-        inputs = self.processor(images=flat, text=words, return_tensors="pt", padding=True, truncation=True)
-        inputs = inputs.to(self.model.device)
-        images = _embedding(self.model.get_image_features(pixel_values=inputs["pixel_values"]))
-        texts = _embedding(
-            self.model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        )
-        rows = {word: row for word, row in zip(words, texts, strict=True)}
+        images = self.clip.pictures([one for picture in crops for one in picture])
+        rows = dict(zip(words, self.clip.texts(words), strict=True))
         parts = images.split([len(picture) for picture in crops])
         return [
             object_quality(torch.stack([rows[name] for name in picture]), part).tolist()
             for picture, part in zip(names, parts, strict=True)
         ]
-
-
-def _embedding(output: Any) -> torch.Tensor:
-    """Newer versions of transformers return it in an object."""
-    return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,88 @@
+"""What results depend on beside the tasks: photos, models, versions of packages."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ..rehearsal.files import FOLDER as REHEARSAL_FILES
+from .scores.scores import Scorer
+from .settings import EvaluationSettings
+from .suites.suite import Case, Suite
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "numpy", "scipy", "pillow")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+DIGITS = 16  # of a sha256
+
+
+def origin_of(settings: EvaluationSettings, suite: Suite, scorers: Sequence[Scorer]) -> dict[str, str]:
+    """Return what the results of these settings depend on, by name. Photos that are missing are left out."""
+    photos = sorted({photo for case in suite.cases for part in photos_of(case) for photo in part})
+    files = {photo: suite.folder / photo for photo in photos}
+    return {
+        "suite": suite.name,
+        "engine": f"{settings.engine.kind}, rehearsal models {rehearsal_models()}",
+        **{f"score {column}": fingerprint(one.model) for one in scorers for column in one.columns},
+        **{f"photo {photo}": _sha256(path) for photo, path in files.items() if path.is_file()},
+    }
+
+
+def photos_of(case: Case) -> list[tuple[str, ...]]:
+    """Return all photos of a case, those that are painted from and those that scores compare with."""
+    return [*(subject.photos for subject in case.subjects), *case.references]
+
+
+def fingerprint(model: str) -> str:
+    """Return a model's name, with the sha256 of its weights where it is a folder or comes with the pack.
+
+    model: several models with commas.
+    """
+    names = []
+    for name in model.split(", "):
+        folder = Path(name)
+        if name.startswith("rehearsal"):
+            name += f" {rehearsal_models()}"
+        elif folder.is_dir():
+            weights = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS)
+            name = f"{folder.name} {' '.join(_sha256(path) for path in weights)}"
+        names.append(name)
+    return ", ".join(names)
+
+
+def rehearsal_models() -> str:
+    """Return a hash of all rehearsal models."""
+    found = hashlib.sha256()
+    for path in sorted(REHEARSAL_FILES.glob("*.safetensors")):
+        found.update(_sha256(path).encode())
+    return found.hexdigest()[:DIGITS]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Troupe, Python and the packages, and the machine."""
+    found = re.search(r'^version = "(.+?)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    return {
+        "troupe": found[1] if found else "unknown",
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        **{package: _version(package) for package in PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _sha256(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()[:DIGITS]

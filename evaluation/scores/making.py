@@ -1,0 +1,111 @@
+"""From the settings to scorers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...model_patches.hosts.diffusers.encoders import ClipImages
+from ...model_patches.scores.colours import ColourPictures
+from ...model_patches.scores.scoring import ClipPictures
+from ...rehearsal.engine.load import load_image_encoder
+from ...rehearsal.engine.recogniser import load_recogniser
+from ...training.config.setting import setting
+from ...training.data.models import ClipFeatures, GroundingDino
+from ..suites.rehearsal import NAME as REHEARSAL
+from ..suites.suite import SuiteError
+from .detectors import Detector, GroundingDetector, RehearsalDetector
+from .features import DinoFeatures, EncoderFeatures, PictureFeatures
+from .scores import FoundQuality, KnownTruth, ObjectRelevance, PlacedSubjects, Scorer, WholePicture
+
+CLIP_B32 = "openai/clip-vit-base-patch32"
+PRESETS: Mapping[str, Mapping[str, str]] = {  # models by the names of those who published figures with them
+    "none": {},
+    "rehearsal": {"clip": REHEARSAL, "colours": "yes", "detector": REHEARSAL},
+    "dreambooth": {"clip": CLIP_B32, "dino": "facebook/dino-vits16"},
+    "mip_adapter": {"clip": CLIP_B32, "dino": "facebook/dino-vits16"},  # its CLIP-T is clip_t_times_2_5
+    "dreambench++": {"clip": CLIP_B32, "dino": "facebook/dino-vits8", "dinov2": "facebook/dinov2-small"},
+    "xverse": {
+        "clip": CLIP_B32,
+        "dino": "facebook/dino-vits16",
+        "detector": "IDEA-Research/grounding-dino-tiny",
+    },
+}
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """Models that count: `[scores]`. Each is a folder in transformers' layout, a name on the Hugging Face hub,
+    "rehearsal" for the small ones that come with the pack, or "" for what the preset says. "off" turns one off.
+    """
+
+    preset: str = setting("rehearsal", choices=tuple(PRESETS))
+    clip: str = ""  # CLIP-I and CLIP-T; rehearsal: CLIP-I only, for that encoder has no text side
+    dino: str = ""  # DINO; ViT-S/16 in most papers
+    dinov2: str = ""  # DINOv2, with the subject collapse rate
+    colours: str = setting("", choices=("", "yes", "off"))  # likeness of colours, without a model
+    detector: str = ""  # finds the subjects by name: Grounding DINO
+    compare: str = setting("", choices=("", "clip", "dino", "dinov2"))  # model for found subjects; "": the last of them
+    device: str = "cpu"
+
+
+def model_names(settings: ScoreSettings) -> dict[str, str]:
+    """Return the model of each part, without those that are off."""
+    preset = PRESETS[settings.preset]
+    parts = ("clip", "dino", "dinov2", "colours", "detector")
+    names = {part: getattr(settings, part) or preset.get(part, "") for part in parts}
+    return {part: name for part, name in names.items() if name not in ("", "off")}
+
+
+def make_scorers(settings: ScoreSettings, suite: str, folder: Path, noised: bool = False) -> list[Scorer]:
+    """Load the models and return the scorers.
+
+    suite: its name; folder: the photos' paths are relative to it; noised: whether a method is painted with noise, for
+    the object relevance score.
+
+    Raises:
+        TroupeError: a model is missing or of another kind.
+    """
+    names = model_names(settings)
+    features = {part: _features(part, name, settings.device) for part, name in names.items() if part != "detector"}
+    scorers: list[Scorer] = []
+    for part, one in features.items():
+        column = "clip_i" if part == "clip" else part
+        scorers.append(WholePicture(column, one, folder, texts=part == "clip", collapse=part == "dinov2"))
+    if "detector" in names:
+        detector = _detector(names["detector"], settings.device)
+        compared = settings.compare or next((part for part in ("dinov2", "dino", "clip") if part in features), "")
+        if compared not in features:
+            raise SuiteError(
+                "a model that compares what the detector finds", "none", "Name a clip, dino or dinov2 in [scores]."
+            )
+        scorers.append(PlacedSubjects(detector, features[compared], folder))
+        if "colours" in features:
+            scorers.append(PlacedSubjects(detector, features["colours"], folder, "_colours"))
+        clip = features.get("clip")
+        if isinstance(clip, ClipFeatures):
+            scorers.append(FoundQuality(detector, clip))
+        if noised:
+            scorers.append(ObjectRelevance(detector))
+    if suite == REHEARSAL:
+        scorers.append(KnownTruth(load_recogniser()))
+    if not scorers:
+        raise SuiteError("a score", "no model in [scores]", "Choose a preset, or name a clip or dino.")
+    return scorers
+
+
+def _features(part: str, name: str, device: str) -> PictureFeatures:
+    if part == "colours":
+        return EncoderFeatures(ColourPictures())
+    if part != "clip":
+        return DinoFeatures.load(name, device)
+    if name == REHEARSAL:
+        return EncoderFeatures(ClipPictures(ClipImages(load_image_encoder()), "rehearsal image encoder"))
+    return ClipFeatures.load(name, device)
+
+
+def _detector(name: str, device: str) -> Detector:
+    if name == REHEARSAL:
+        return RehearsalDetector(load_recogniser())
+    return GroundingDetector(GroundingDino.load(name, device), name)

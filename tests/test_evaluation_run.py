@@ -1,0 +1,326 @@
+"""A whole evaluation: interrupted, resumed, damaged, reported; the command and its sentences."""
+
+from __future__ import annotations
+
+import csv
+import json
+import zipfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import fake_benchmarks as fake
+from troupe.evaluation import run
+from troupe.evaluation.engines import embedded
+from troupe.evaluation.engines.embedded import EmbeddedEngine
+from troupe.evaluation.engines.engine import EngineLostError
+from troupe.evaluation.results import ResultsError, append_scores, stored_scores
+from troupe.evaluation.settings import read_settings
+from troupe.evaluation.tasks import Method, Subject, Task
+from troupe.model_patches.errors import SubjectError, TroupeError
+from troupe_tools.commands import evaluate as command
+from troupe_tools.pack import ROOT
+
+TEXT = """
+[suite]
+casts = "two classes"
+seeds = 3
+[output]
+folder = "{folder}"
+[[methods]]
+name = "none"
+merge = "none"
+steps = 1
+[[methods]]
+name = "relevance"
+steps = 1
+"""
+COUNT = 6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def loaded_once():
+    """The models are loaded once for all evaluations of this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded, "load_rehearsal", cache(embedded.load_rehearsal))
+        patch.setattr(run, "load_rehearsal", embedded.load_rehearsal)
+        yield
+
+
+@pytest.fixture
+def settings(tmp_path):
+    def read(*overrides, text=TEXT):
+        path = tmp_path / "evaluation.toml"
+        path.write_text(text.format(folder=(tmp_path / "results").as_posix()))
+        return read_settings(path, overrides)
+
+    return read
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "scores.csv").open(encoding="utf-8")))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished evaluation: its folder and settings."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = folder / "evaluation.toml"
+    path.write_text(TEXT.format(folder=(folder / "results").as_posix()) + "boxes = true\n")
+    settings = read_settings(path, ["output.zip=true"])
+    run.evaluate(settings)
+    return folder / "results", settings
+
+
+def test_every_picture_has_one_row(finished):
+    folder, _ = finished
+    rows = table(folder)
+    assert len(rows) == len({row["key"] for row in rows}) == COUNT
+    assert [row["method"] for row in rows] == ["none", "relevance"] * 3
+    assert [row["seed"] for row in rows] == ["0", "0", "1", "1", "2", "2"]
+    for row in rows:
+        assert (folder / row["file"]).is_file() and row["truth_right"] in ("0", "0.5", "1")
+        assert len(row["truth_verdicts"]) == len(row["verdicts"]) == 2
+        assert -1 <= float(row["clip_i"]) <= 1 and 0 <= float(row["colours"]) <= 1
+
+
+def test_the_report(finished):
+    folder, _ = finished
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert f"{COUNT} of {COUNT} pictures are painted and scored." in text and "not painted yet" not in text
+    for part in (
+        "| relevance | 3 |",
+        "prefers the better of two",
+        '"seeds": 3',
+        "| torch | ",
+        "rehearsal image encoder ",
+    ):
+        assert part in text
+    sheet = Image.open(folder / "sheet.png")
+    assert sheet.width > 3 * 128 and np.array(sheet).std() > 20
+    with zipfile.ZipFile(folder / "results.zip") as archive:
+        assert sorted(archive.namelist()) == ["report.md", "scores.csv", "settings.json", "sheet.png"]
+        assert archive.read("scores.csv") == (folder / "scores.csv").read_bytes()
+
+
+def test_a_second_run_paints_nothing_and_changes_nothing(finished, monkeypatch):
+    folder, settings = finished
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(EmbeddedEngine, "paint", lambda self, task: pytest.fail("painted again"))
+    monkeypatch.setattr(run, "load_rehearsal", lambda: pytest.fail("boxes searched again"))
+    run.evaluate(settings)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+class Stop(BaseException):
+    """As Ctrl-C at some point."""
+
+
+def stopping(monkeypatch, place, name, after):
+    """Make a function stop at its call number `after`."""
+    calls, inner = [], getattr(place, name)
+
+    def stopped(*args, **options):
+        calls.append(1)
+        if len(calls) == after:
+            raise Stop
+        return inner(*args, **options)
+
+    monkeypatch.setattr(place, name, stopped)
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "after"), [(EmbeddedEngine, "paint", 4), (run, "append_scores", 3), (run, "write_whole", 2)]
+)
+def test_interrupted_and_resumed(place, name, after, settings, monkeypatch):
+    chosen = settings()
+    folder = Path(chosen.output.folder)
+    with monkeypatch.context() as patched:
+        stopping(patched, place, name, after)
+        with pytest.raises(Stop):
+            run.evaluate(chosen)
+    left = {path: path.stat().st_mtime_ns for path in (folder / "pictures").glob("*.png")}
+    run.evaluate(chosen)
+    rows = table(folder)
+    assert len(rows) == len({row["key"] for row in rows}) == COUNT
+    assert {path: path.stat().st_mtime_ns for path in left} == left, "what was painted stays"
+
+
+def test_lines_of_a_killed_process(tmp_path):
+    append_scores(tmp_path, "a", {"clip_i": 0.5})
+    with (tmp_path / "scores.jsonl").open("a") as file:
+        file.write('{"key": "b", "sco')
+    assert stored_scores(tmp_path) == {"a": {"clip_i": 0.5}}
+    append_scores(tmp_path, "b", {"clip_i": 0.25})
+    append_scores(tmp_path, "a", {"dino": 1.0})
+    assert stored_scores(tmp_path) == {"a": {"clip_i": 0.5, "dino": 1.0}, "b": {"clip_i": 0.25}}
+
+
+def test_more_seeds_and_methods_are_added(settings):
+    run.evaluate(settings("suite.seeds=1"))
+    folder = Path(settings().output.folder)
+    first = table(folder)
+    run.evaluate(settings(text=TEXT + '[[methods]]\nname = "add"\nmerge = "add"\nsteps = 1\n'))
+    rows = table(folder)
+    assert len(rows) == 9 and [row for row in rows if row["seed"] == "0" and row["method"] != "add"] == first
+
+
+def test_other_models_are_not_mixed(settings):
+    run.evaluate(settings("suite.seeds=1"), paint=False)
+    folder = Path(settings().output.folder)
+    origin = json.loads((folder / "origin.json").read_text())
+    before = (folder / "origin.json").read_text()
+    assert "score clip_i" in origin and any(name.startswith("photo ") for name in origin)
+    changed = {**origin, "engine": "embedded, other models"}
+    (folder / "origin.json").write_text(json.dumps(changed))
+    with pytest.raises(
+        ResultsError, match="same suite, photos and models .* engine: embedded, other models instead of"
+    ):
+        run.evaluate(settings("suite.seeds=1"))
+    assert not (folder / "pictures").exists() and (folder / "origin.json").read_text() == json.dumps(changed)
+    (folder / "origin.json").write_text("{")
+    with pytest.raises(ResultsError, match="JSON in"):
+        run.evaluate(settings("suite.seeds=1"))
+    (folder / "origin.json").write_text(before)
+    with pytest.raises(ResultsError, match="suite: rehearsal instead of dreambench"):
+        name = fake.dreambench(folder.parent / "dreambench").as_posix()
+        run.evaluate(
+            settings("suite.name=dreambench", f"suite.folder={name}", "scores.preset=none", "scores.colours=yes")
+        )
+
+
+def test_a_damaged_picture_is_named_and_the_others_are_scored(settings):
+    chosen = settings("suite.seeds=2")
+    folder = Path(chosen.output.folder)
+    run.evaluate(chosen)
+    (folder / "scores.jsonl").unlink()
+    damaged = folder / table(folder)[1]["file"]
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:100])
+    run.evaluate(chosen)
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert len(table(folder)) == 3 and "3 of 4 pictures" in text
+    assert f"'pictures/{damaged.name}' does not open: delete it" in text
+    damaged.unlink()
+    run.evaluate(chosen)
+    assert len(table(folder)) == 4 and damaged.read_bytes() == whole
+
+
+def test_a_task_that_cannot_be_painted_is_in_the_report(settings, monkeypatch):
+    inner = EmbeddedEngine.paint
+
+    def paint(self, task):
+        if task.seed == 1 and task.method.name == "none":
+            raise SubjectError("a photo", "none", "Take one.")
+        return inner(self, task)
+
+    monkeypatch.setattr(EmbeddedEngine, "paint", paint)
+    chosen = settings()
+    run.evaluate(chosen)
+    folder = Path(chosen.output.folder)
+    assert len(table(folder)) == COUNT - 1
+    assert "Expected a photo, found none. Take one." in (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_report_of_what_is_there(settings):
+    chosen = settings()
+    run.evaluate(settings("suite.seeds=1"))
+    run.evaluate(chosen, paint=False)
+    text = (Path(chosen.output.folder) / "report.md").read_text(encoding="utf-8")
+    assert "2 of 6 pictures are painted" in text and "4 are not painted yet: run the same command again." in text
+
+
+class Lost:
+    name = "lost"
+
+    def paint(self, task):
+        raise EngineLostError("an engine", "none", "Start it.")
+
+
+class White:
+    name = "white"
+
+    def paint(self, task):
+        return np.full((4, 4, 3), 255, np.uint8)
+
+
+def test_a_lost_engine_is_left_out(tmp_path):
+    tasks = [Task("s", f"{i}", Method("m"), "p", (Subject("a", ()),), i) for i in range(3)]
+    assert run.run_tasks(tasks, [Lost(), White()], tmp_path, lambda count, total: None) == {}
+    assert all((tmp_path / task.file).is_file() for task in tasks)
+    more = [*tasks, Task("s", "3", Method("m"), "p", (), 3)]
+    with pytest.raises(EngineLostError):
+        run.run_tasks(more, [Lost()], tmp_path, lambda count, total: None)
+
+
+def test_a_folder_of_photos_end_to_end(settings, tmp_path):
+    """A benchmark's folder through painting, scores and report; the rehearsal models know no backpacks."""
+    name = fake.dreambench(tmp_path / "dreambench").as_posix()
+    options = ["suite.name=dreambench", f"suite.folder={name}", "suite.cases=3", "suite.seeds=2"]
+    chosen = settings(*options, "scores.preset=none", "scores.colours=yes")
+    run.evaluate(chosen)
+    folder = Path(chosen.output.folder)
+    rows = table(folder)
+    assert len(rows) == 12 and {row["group"] for row in rows} == {"backpack", "cat"}
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "Painted from the first photo" in text and "How far each score" not in text
+    photo = tmp_path / "dreambench" / "cat" / "02.jpg"
+    photo.write_bytes(photo.read_bytes()[:-50] + bytes(50))
+    with pytest.raises(ResultsError, match="photo cat/02.jpg"):
+        run.evaluate(chosen)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "sentence"),
+    [
+        ("[suite\n", [], "to be a TOML file"),
+        ("[suit]\n", [], r"a \[\[methods\]\] table with a name for each method .* found none"),
+        (TEXT + "[suit]\n", [], "found 'suit'. Did you mean 'suite'"),
+        (TEXT.replace("seeds", "seds"), [], "found 'seds'. Did you mean 'seeds'"),
+        (TEXT.replace('name = "none"', ""), [], "found one without a name"),
+        (TEXT.replace('name = "none"', 'name = "relevance"'), [], "found 'relevance' twice"),
+        (TEXT + "sizes = [1, 2]\n", [], r"plain values in the method 'relevance', found sizes = \[1, 2\]"),
+        (TEXT, ["seeds=3"], "table.key=value"),
+        (TEXT, ["suite.seeds=0"], "at least 1"),
+        (TEXT, ["suite.name=dreambnch"], "Did you mean 'dreambench'"),
+    ],
+)
+def test_bad_settings_are_one_sentence(text, overrides, sentence, settings):
+    with pytest.raises(TroupeError, match=sentence):
+        settings(*overrides, text=text)
+
+
+def test_an_unknown_setting_of_a_method_stops_before_anything_is_painted(settings):
+    chosen = settings(text=TEXT + "sharp = 3\n")
+    with pytest.raises(TroupeError, match="the method 'relevance', found 'sharp'. Did you mean 'sharpness'"):
+        run.evaluate(chosen)
+    assert not (Path(chosen.output.folder) / "pictures").exists()
+
+
+def test_the_command(tmp_path, capsys):
+    path = tmp_path / "evaluation.toml"
+    path.write_text(TEXT.format(folder=(tmp_path / "results").as_posix()))
+    assert command.main([str(path), "--set", "suite.seeds=1"]) == 0
+    assert "2 of 2 pictures painted" in capsys.readouterr().err
+    assert command.main([str(path), "--set", "suite.seed=1"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert command.main([str(tmp_path / "nowhere.toml")]) == 1
+    assert "evaluation/rehearsal.toml is an example." in capsys.readouterr().err
+
+
+def test_the_command_can_be_interrupted(tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "evaluate", interrupted)
+    path = tmp_path / "evaluation.toml"
+    path.write_text(TEXT.format(folder=tmp_path.as_posix()))
+    assert command.main([str(path)]) == 130 and "goes on where it stopped" in capsys.readouterr().err
+
+
+def test_the_example(tmp_path):
+    settings = read_settings(ROOT / "evaluation" / "rehearsal.toml")
+    EmbeddedEngine({}).check(settings.methods)
+    assert len(settings.methods) == 5 and settings.suite.name == "rehearsal"
