@@ -141,6 +141,7 @@ OUTSIDE = {  # room -> packages it may import beside the standard library; the o
     "training/data": COMES_WITH_COMFYUI | {"inflect", "pycocotools", "datasets"},  # only where they are used
     "training": {"torch", "PIL", "numpy", "safetensors", "diffusers", "accelerate", "tqdm"},
     "evaluation/tasks": set(),
+    "evaluation": COMES_WITH_COMFYUI | {"filelock"},
     **{room: COMES_WITH_COMFYUI | HOST_MODULES for room in ROOMS if room.startswith(COMFYUI)},
     "model_patches/hosts/diffusers": COMES_WITH_COMFYUI | {"diffusers", "open_clip", "accelerate"},
     "rehearsal": COMES_WITH_COMFYUI | {"open_clip"},  # for the tokenizer, and only inside the function that trains
