@@ -117,7 +117,9 @@ ROOMS |= {
     EVALUATION_ENGINES: BELOW_THE_HOSTS
     | {"model_patches/hosts/diffusers", "rehearsal", "rehearsal/engine", "evaluation/tasks"},
 }
-ROOMS["evaluation"] = ROOMS[EVALUATION_ENGINES] | {EVALUATION_ENGINES}
+RAY = f"{EVALUATION_ENGINES}/ray_tasks"
+ROOMS[RAY] = {"model_patches/errors", "evaluation/tasks", EVALUATION_ENGINES}
+ROOMS["evaluation"] = ROOMS[EVALUATION_ENGINES] | {EVALUATION_ENGINES, RAY}
 ROOMS |= {
     "nodes": {
         room
@@ -143,6 +145,7 @@ OUTSIDE = {  # room -> packages it may import beside the standard library; the o
     "evaluation/tasks": set(),
     "evaluation": COMES_WITH_COMFYUI | {"filelock"},
     **{room: COMES_WITH_COMFYUI | {"httpx"} for room in ROOMS if room.startswith(EVALUATION_ENGINES)},
+    RAY: {"numpy", "ray", "troupe_tools", "troupe"},  # the last two in the actor, which begins with no package
     **{room: COMES_WITH_COMFYUI | HOST_MODULES for room in ROOMS if room.startswith(COMFYUI)},
     "model_patches/hosts/diffusers": COMES_WITH_COMFYUI | {"diffusers", "open_clip", "accelerate"},
     "rehearsal": COMES_WITH_COMFYUI | {"open_clip"},  # for the tokenizer, and only inside the function that trains
