@@ -36,10 +36,13 @@ def factory(end_at: int = -1, hang_at: int = -1):
                 import time
 
                 import numpy as np
+                from troupe.evaluation.engines.engine import EngineLostError
                 from troupe.model_patches.errors import TroupeError
 
                 if task.seed == 100:
                     raise TroupeError("a photo", "none", "Choose one.")
+                if task.seed == 102:
+                    raise EngineLostError("a host", "no answer", "Start it.")
                 if task.seed == 101:
                     raise KeyError("weight")
                 if task.seed == end_at:
@@ -104,6 +107,14 @@ def test_an_error_in_an_actor_is_the_engine_s_own_sentence(cluster, tmp_path, se
     task = Task("suite", "case", Method("plain"), "a cat", (), seed)
     [row] = run_tasks([task], ray_engines(factory(), 1), tmp_path, retries=0).values()
     assert sentence in row.error
+
+
+@needs_ray
+@pytest.mark.slow
+def test_an_engine_that_is_lost_in_an_actor_is_lost(cluster):
+    [engine] = ray_engines(factory(), 1)
+    with pytest.raises(EngineLostError, match="no answer"):
+        engine.paint(Task("suite", "case", Method("plain"), "a cat", (), 102))
 
 
 def test_without_ray_it_is_refused_with_one_sentence(monkeypatch):
