@@ -1,0 +1,144 @@
+"""An evaluation on two real servers, one of which is killed in the middle; and one host's graphs on another."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.shipped_templates import template
+from troupe.evaluation.engines.comfyui import ComfyUIEngine, HostError
+from troupe.evaluation.engines.engine import EngineLostError
+from troupe.evaluation.journal import read_journal
+from troupe.evaluation.pool import run_tasks
+from troupe.evaluation.tasks import Method, Subject, Task
+from troupe.rehearsal.cast import CAST
+from troupe.rehearsal.world import reference
+from troupe_tools.engine.comfyui import Host
+from troupe_tools.engine.host_server import HostServer
+from troupe_tools.engine.on_comfyui import convert
+
+pytestmark = pytest.mark.slow
+KINDS = ("cat", "robot", "bird")
+SETTINGS = {"checkpoint": "rehearsal", "steps": 6}
+METHODS = (Method("relevance", {"merge": "relevance"}), Method("add", {"merge": "add", "weight": 0.5}))
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("suite")
+    for kind in KINDS:
+        Image.fromarray(reference(CAST[kind])).save(folder / f"{kind}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tasks() -> list[Task]:
+    """Two subjects, the first with a box in every other task: 3 pairs, 2 methods, 2 seeds."""
+    boxes = ((0.0, 0.2, 0.5, 0.7), None)
+    return [
+        Task(
+            "rehearsal",
+            f"{a} and {b} {seed}",
+            method,
+            f"a {a} and a {b} on grass",
+            (Subject(a, (f"{a}.png",), boxes[seed % 2]), Subject(b, (f"{b}.png",))),
+            seed,
+        )
+        for a, b in zip(KINDS, (*KINDS[1:], KINDS[0]), strict=True)
+        for method in METHODS
+        for seed in (0, 1)
+    ]
+
+
+def start(host, base: Path) -> HostServer:
+    environment = {"OMP_NUM_THREADS": "1"}
+    return HostServer(Host(host, sys.executable, gpu=False), base, {}, lambda text: None, environment=environment)
+
+
+@pytest.fixture(scope="module")
+def servers(host, tmp_path_factory):
+    """Two servers with folders of their own, which share nothing but the pack's code."""
+    both = [start(host, tmp_path_factory.mktemp(f"host_{name}")) for name in "ab"]
+    with ThreadPoolExecutor(2) as pool:
+        started = [pool.submit(server.__enter__) for server in both]
+    try:
+        yield [future.result() for future in started]
+    finally:
+        for server, future in zip(both, started, strict=True):
+            if future.exception() is None:
+                server.__exit__()
+
+
+class Mortal(ComfyUIEngine):
+    """An engine whose server is killed while it samples its third picture."""
+
+    server: HostServer
+    asked = 0
+
+    def paint(self, task: Task) -> np.ndarray:
+        self.asked += 1
+        if self.asked == 3:
+            threading.Timer(0.3, self.server._process.kill).start()
+        return super().paint(task)
+
+
+def engine_of(server: HostServer, suite: Path, kind=ComfyUIEngine, **options) -> ComfyUIEngine:
+    return kind(server.url, suite, settings={**SETTINGS, **options})
+
+
+def pictures(results: Path, tasks: list[Task]) -> dict[str, np.ndarray]:
+    return {task.key: np.asarray(Image.open(results / task.file)) for task in tasks}
+
+
+def test_a_graph_made_for_one_host_runs_on_another_with_only_its_inputs(servers, suite):
+    """As ComfyUI-Distributed does it: the same prompt goes to a worker that has seen nothing else, with a seed of its
+    own; the worker's picture is what the first host paints at that seed, after other prompts.
+    """
+    first, worker = servers
+    prompt = convert(template("1_start_here_rehearsal"), first.object_info())
+    made = {}
+    for seed, hosts in ((1, (first,)), (2, (worker, first))):
+        sent = json.loads(json.dumps(prompt))
+        for node in sent.values():
+            if node["class_type"] == "KSampler":
+                node["inputs"].update(seed=seed, steps=4)
+        for server in hosts:
+            made[seed, server.url] = [np.asarray(Image.open(path)).tobytes() for path in server.run(sent)]
+    assert made[2, worker.url] == made[2, first.url] != made[1, first.url]
+
+
+def test_errors_of_a_real_host_are_its_own_sentences(servers, suite, tasks):
+    task = tasks[0]
+    with pytest.raises(HostError, match="CheckpointLoaderSimple .*not in"):
+        engine_of(servers[0], suite, checkpoint="none.safetensors", adapter="none").paint(task)
+    nameless = Task("rehearsal", "x", METHODS[0], task.prompt, (Subject("", ("cat.png",)),) * 2, 0)
+    with pytest.raises(HostError, match=r"TroupeAddSubject|TroupeEncodeSubjects|TroupeApplyImageAttention") as caught:
+        engine_of(servers[0], suite, merge="relevance").paint(nameless)
+    assert "Expected" in str(caught.value).removeprefix("Expected")
+    with pytest.raises(EngineLostError, match="no picture after 0.2 seconds"):
+        ComfyUIEngine(servers[0].url, suite, settings={**SETTINGS, "steps": 400}, timeout=0.2).paint(task)
+    assert engine_of(servers[0], suite).paint(task).shape == (128, 128, 3)  # the long one was cancelled
+
+
+def test_one_of_two_hosts_is_killed_and_every_row_is_there_once(servers, suite, tasks, tmp_path):
+    first, mortal = servers
+    alone = run_tasks(tasks, [engine_of(first, suite)], tmp_path / "one")
+    assert all(row.error is None for row in alone.values())
+    engines = [engine_of(first, suite), engine_of(mortal, suite, Mortal)]
+    engines[1].server = mortal
+    rows = run_tasks(tasks, engines, tmp_path / "two", pauses=(0.2, 0.4))
+    lines = [json.loads(line)["key"] for line in (tmp_path / "two" / "journal.jsonl").read_text().splitlines()]
+    assert Counter(lines) == Counter(task.key for task in tasks) and read_journal(tmp_path / "two") == rows
+    assert all(row.error is None for row in rows.values())
+    assert Counter(row.engine for row in rows.values()) == {first.url: len(tasks) - 2, mortal.url: 2}
+    assert mortal._process.poll() is not None and engines[1].asked > 3
+    one, two = pictures(tmp_path / "one", tasks), pictures(tmp_path / "two", tasks)
+    assert len({picture.tobytes() for picture in one.values()}) == len(tasks)
+    assert [key for key in one if not np.array_equal(one[key], two[key])] == []
