@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..rehearsal.files import FOLDER as REHEARSAL_FILES
 from .scores.scores import Scorer
-from .settings import EvaluationSettings
+from .settings import EngineSettings, EvaluationSettings
 from .suites.suite import Case, Suite
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,10 +26,17 @@ def origin_of(settings: EvaluationSettings, suite: Suite, scorers: Sequence[Scor
     files = {photo: suite.folder / photo for photo in photos}
     return {
         "suite": suite.name,
-        "engine": f"{settings.engine.kind}, rehearsal models {rehearsal_models()}",
+        "engine": _engine(settings.engine),
         **{f"score {column}": fingerprint(one.model) for one in scorers for column in one.columns},
         **{f"photo {photo}": _sha256(path) for photo, path in files.items() if path.is_file()},
     }
+
+
+def _engine(chosen: EngineSettings) -> str:
+    """What paints. Ray's actors paint what the embedded engine paints; which models a server has is not known."""
+    if chosen.kind == "comfyui":
+        return f"comfyui, {Path(chosen.workflow).name if chosen.workflow else 'the graph of Troupe'}"
+    return f"embedded, rehearsal models {rehearsal_models()}"
 
 
 def photos_of(case: Case) -> list[tuple[str, ...]]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from PIL import Image
-
-from ..model_patches.errors import TroupeError
 from ..rehearsal.engine.paint import load_rehearsal
 from ..rehearsal.engine.recogniser import load_recogniser
-from ..training.data.pictures import PictureFault, open_picture, write_whole
-from .engines.embedded import EmbeddedEngine
-from .engines.engine import Engine, EngineLostError
+from ..training.data.pictures import PictureFault, open_picture
+from .making import make_engines
 from .origin import origin_of
+from .pool import run_tasks
 from .report import Outcome, write_report
 from .results import append_scores, check_origin, rows_of, stored_scores
 from .scores.making import make_scorers
@@ -40,15 +37,15 @@ def evaluate(settings: EvaluationSettings, say: Say = lambda sentence: None, pai
     folder = Path(settings.output.folder)
     boxed = any(method.settings.get(BOXES) for method in settings.methods)
     suite = read_suite(settings.suite, folder / SUITE, boxed, lambda: (load_rehearsal(), load_recogniser()))
-    engine = EmbeddedEngine({suite.name: suite.folder})
-    engine.check(settings.methods)
+    engines = make_engines(settings.engine, {suite.name: suite.folder}, settings.methods)
     noised = any(method.settings.get("noise") for method in settings.methods)
     scorers = make_scorers(settings.scores, suite.name, suite.folder, noised)
     check_origin(folder, origin_of(settings, suite, scorers))
     tasks = tasks_of(suite, settings.methods, settings.suite.numbers)
     faults: dict[str, str] = {}
     if paint:
-        faults |= run_tasks(tasks, [engine], folder, _progress(say, "painted"))
+        painted = run_tasks(tasks, engines, folder, retries=settings.engine.retries, progress=_progress(say, "painted"))
+        faults |= {key: row.error for key, row in painted.items() if row.error}
     faults |= score_tasks(tasks, suite, scorers, folder, _progress(say, "scored"))
     cases = {case.name: case for case in suite.cases}
     scores = stored_scores(folder)
@@ -56,35 +53,6 @@ def evaluate(settings: EvaluationSettings, say: Say = lambda sentence: None, pai
     whole = {key: found for key, found in scores.items() if key not in faults and found.keys() >= set(columns)}
     rows = rows_of(tasks, cases, whole, columns)
     return write_report(Outcome(settings, suite, tasks, rows, scorers, faults), folder)
-
-
-def run_tasks(tasks: Sequence[Task], engines: Sequence[Engine], results: Path, progress: Progress) -> dict[str, str]:
-    """Paint each task that has no picture yet, and return why a task could not be painted, by its key.
-
-    Arguments:
-        engines: used in their order; a lost one is left out.
-        results: folder into which each picture is written as soon as it is there.
-    Raises:
-        EngineLostError: no engine is left.
-    """
-    left, faults = list(engines), {}
-    missing = [task for task in tasks if not (results / task.file).is_file()]
-    for count, task in enumerate(missing, len(tasks) - len(missing) + 1):
-        while True:
-            try:
-                picture = left[0].paint(task)
-            except EngineLostError:
-                left.pop(0)
-                if not left:
-                    raise
-                continue
-            except TroupeError as error:
-                faults[task.key] = str(error)
-            else:
-                write_whole(Image.fromarray(picture), results / task.file)
-            break
-        progress(count, len(tasks))
-    return faults
 
 
 def score_tasks(

@@ -15,11 +15,13 @@ from support import fake_benchmarks as fake
 from troupe.evaluation import run
 from troupe.evaluation.engines import embedded
 from troupe.evaluation.engines.embedded import EmbeddedEngine
-from troupe.evaluation.engines.engine import EngineLostError
+from troupe.evaluation.journal import Journal, read_journal
+from troupe.evaluation.making import make_engines
 from troupe.evaluation.results import ResultsError, append_scores, stored_scores
-from troupe.evaluation.settings import read_settings
-from troupe.evaluation.tasks import Method, Subject, Task
+from troupe.evaluation.settings import EngineSettings, read_settings
+from troupe.evaluation.tasks import Method
 from troupe.model_patches.errors import SubjectError, TroupeError
+from troupe.training.config.tables import ConfigError
 from troupe_tools.commands import evaluate as command
 from troupe_tools.pack import ROOT
 
@@ -132,7 +134,7 @@ def stopping(monkeypatch, place, name, after):
 
 
 @pytest.mark.parametrize(
-    ("place", "name", "after"), [(EmbeddedEngine, "paint", 4), (run, "append_scores", 3), (run, "write_whole", 2)]
+    ("place", "name", "after"), [(EmbeddedEngine, "paint", 4), (run, "append_scores", 3), (Journal, "write_picture", 2)]
 )
 def test_interrupted_and_resumed(place, name, after, settings, monkeypatch):
     chosen = settings()
@@ -191,7 +193,7 @@ def test_other_models_are_not_mixed(settings):
         )
 
 
-def test_a_damaged_picture_is_named_and_the_others_are_scored(settings):
+def test_a_damaged_picture_is_named_in_a_report_and_painted_again_by_a_run(settings):
     chosen = settings("suite.seeds=2")
     folder = Path(chosen.output.folder)
     run.evaluate(chosen)
@@ -199,11 +201,10 @@ def test_a_damaged_picture_is_named_and_the_others_are_scored(settings):
     damaged = folder / table(folder)[1]["file"]
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[:100])
-    run.evaluate(chosen)
+    run.evaluate(chosen, paint=False)
     text = (folder / "report.md").read_text(encoding="utf-8")
     assert len(table(folder)) == 3 and "3 of 4 pictures" in text
     assert f"'pictures/{damaged.name}' does not open: delete it" in text
-    damaged.unlink()
     run.evaluate(chosen)
     assert len(table(folder)) == 4 and damaged.read_bytes() == whole
 
@@ -232,27 +233,26 @@ def test_a_report_of_what_is_there(settings):
     assert "2 of 6 pictures are painted" in text and "4 are not painted yet: run the same command again." in text
 
 
-class Lost:
-    name = "lost"
-
-    def paint(self, task):
-        raise EngineLostError("an engine", "none", "Start it.")
-
-
-class White:
-    name = "white"
-
-    def paint(self, task):
-        return np.full((4, 4, 3), 255, np.uint8)
+def test_every_picture_has_one_line_in_the_journal(settings):
+    chosen = settings()
+    run.evaluate(chosen)
+    folder = Path(chosen.output.folder)
+    rows = read_journal(folder)
+    assert len((folder / "journal.jsonl").read_text().splitlines()) == len(rows) == COUNT
+    assert {row.error for row in rows.values()} == {None} and {row.engine for row in rows.values()} == {"embedded"}
 
 
-def test_a_lost_engine_is_left_out(tmp_path):
-    tasks = [Task("s", f"{i}", Method("m"), "p", (Subject("a", ()),), i) for i in range(3)]
-    assert run.run_tasks(tasks, [Lost(), White()], tmp_path, lambda count, total: None) == {}
-    assert all((tmp_path / task.file).is_file() for task in tasks)
-    more = [*tasks, Task("s", "3", Method("m"), "p", (), 3)]
-    with pytest.raises(EngineLostError):
-        run.run_tasks(more, [Lost()], tmp_path, lambda count, total: None)
+def test_the_engines_of_the_settings(tmp_path):
+    methods = [Method("m", {"merge": "add"})]
+    servers = EngineSettings("comfyui", "http://127.0.0.1:1 , http://127.0.0.1:2,", slots=2)
+    made = make_engines(servers, {"s": tmp_path}, methods)
+    assert [(one.name, one.slots) for one in made] == [("http://127.0.0.1:1", 2), ("http://127.0.0.1:2", 2)]
+    [embedded] = make_engines(EngineSettings(), {"s": tmp_path}, methods)
+    assert isinstance(embedded, EmbeddedEngine)
+    with pytest.raises(ConfigError, match="the address of a ComfyUI server"):
+        make_engines(EngineSettings("comfyui", " , "), {"s": tmp_path}, methods)
+    with pytest.raises(TroupeError, match="twice"):
+        make_engines(EngineSettings(), {"s": tmp_path}, [Method("m", {"merge": "twice"})])
 
 
 def test_a_folder_of_photos_end_to_end(settings, tmp_path):

@@ -39,8 +39,10 @@ CONVERT = "Save the mapping again with the metadata that it was trained with."
 
 @dataclass(frozen=True)
 class MappingBase:
-    """What mappings are made for. text: hidden size of the text encoder; image_encoder: its name in the metadata;
-    features: what is read of it, by `image_feature`.
+    """A base model that mappings are made for.
+
+    text: hidden size of the text encoder; image_encoder: its name in the metadata; features: what is read of it, by
+    `image_feature`.
     """
 
     text: int
