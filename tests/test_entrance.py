@@ -21,7 +21,7 @@ except ModuleNotFoundError:  # Python 3.10; pytest brings tomli there
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 GITHUB = ROOT / ".github"
 WORKFLOWS = ["tests", "tests_with_comfyui", "publish"]
-FORMS = ["bug", "feature", "model_file"]
+FORMS = ["bug", "evaluation", "feature", "model_file"]
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 

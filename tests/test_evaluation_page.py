@@ -37,6 +37,16 @@ def test_every_cell_is_there(rows):
     assert {case.rpartition(" ")[0] for case in cases} == {"two classes", "one class"}
 
 
+def test_the_noise_is_compared_with_its_own_picture():
+    rows = read_table(evaluation.NOISE_RESULTS)
+    methods = [method.name for method in read_settings(evaluation.NOISE_EXAMPLE).methods]
+    assert methods_of(rows) == methods and len(rows) == len({row["case"] for row in rows}) * len(methods)
+    assert not [row for row in rows if row["method"] == "relevance" and row["object_relevance"]]
+    found = {row["case"] for row in rows if row["object_relevance"]}
+    assert len(found) > 20
+    assert all(bool(row["object_relevance"]) == (row["case"] in found) for row in rows if row["method"] != "relevance")
+
+
 @pytest.mark.slow
 def test_the_first_case_again(rows, tmp_path):
     """The same pictures on this machine: the same truth in all but one of ten, and scores that are close."""
