@@ -20,6 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import psutil
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,8 +40,10 @@ def tasks(seeds: Any, amount: int) -> list[Any]:
     return [Task("hosts", "pair", method, "a cat and a robot on grass", subjects, next(seeds)) for _ in range(amount)]
 
 
-def measure(rounds: int) -> tuple[dict[str, list[float]], float]:
-    """Return the pictures a minute of each round, for each arrangement, and the machine's median load average."""
+def measure(rounds: int) -> tuple[dict[str, list[tuple[float, float]]], float]:
+    """Return for each arrangement (seconds, CPU seconds of the servers) of each round, and the machine's median load
+    average.
+    """
     from troupe.evaluation.engines.comfyui import ComfyUIEngine
     from troupe.evaluation.pool import run_tasks
     from troupe.rehearsal.cast import CAST
@@ -75,40 +78,55 @@ def measure(rounds: int) -> tuple[dict[str, list[float]], float]:
             "two servers": engines(2, 1),
         }
         run_tasks(tasks(seeds, 8), arrangements["two servers"], folder / "results")  # loads the models
-        found: dict[str, list[float]] = {name: [] for name in arrangements}
+        processes = [psutil.Process(server._process.pid) for server in servers]
+
+        def used() -> float:
+            return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
+
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in arrangements}
         loads: list[float] = []
         for _ in range(rounds):
             for name, chosen in arrangements.items():
-                todo, started = tasks(seeds, PICTURES), time.monotonic()
+                todo, started, before = tasks(seeds, PICTURES), time.monotonic(), used()
                 loads.append(os.getloadavg()[0])
                 rows = run_tasks(todo, chosen, folder / "results")
-                found[name].append(60 * PICTURES / (time.monotonic() - started))
+                found[name].append((time.monotonic() - started, used() - before))
                 if any(row.error for row in rows.values()):
                     sys.exit(f"A picture failed: {[row.error for row in rows.values() if row.error][0]}")
-                print(f"{name}: {found[name][-1]:.1f} pictures a minute", flush=True)
+                print(f"{name}: {found[name][-1][0]:.1f} s, {found[name][-1][1]:.1f} s of CPU", flush=True)
         return found, statistics.median(loads)
 
 
-def table(found: dict[str, list[float]], load: float) -> str:
-    """Return the rows in Markdown: median and range of the pictures a minute, and how that compares with one server in
-    the same round.
-    """
-    lines = ["| arrangement | pictures a minute | against one server |", "| --- | --- | --- |"]
+def table(found: dict[str, list[tuple[float, float]]], load: float) -> str:
+    """Return the rows in Markdown: medians with ranges, and the conditions."""
     alone = found["one server"]
-    for name, rates in found.items():
-        ratios = [rate / one for rate, one in zip(rates, alone, strict=True)]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        against = "" if rates is alone else f"{statistics.median(ratios):.2f} times ({spread})"
-        rate = f"{statistics.median(rates):.1f} ({min(rates):.1f} to {max(rates):.1f})"
-        lines.append(f"| {name} | {rate} | {against} |")
+    lines = [
+        "| arrangement | pictures a minute | against one server | cores used | CPU seconds for a picture |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, measured in found.items():
+        ratios = [one / seconds for (seconds, _), (one, _) in zip(measured, alone, strict=True)]
+        columns = (
+            spread([60 * PICTURES / seconds for seconds, _ in measured], 1),
+            "" if measured is alone else spread(ratios, 2),
+            spread([cpu / seconds for seconds, cpu in measured], 2),
+            spread([cpu / PICTURES for _, cpu in measured], 2),
+        )
+        lines.append(f"| {name} | {' | '.join(columns)} |")
     lines += [
         "",
         f"Median of {len(alone)} rounds of {PICTURES} pictures, with the range in brackets: rehearsal models, 128x128, "
         f"{STEPS} steps, two subjects; {os.cpu_count()} CPU cores, no GPU, one torch thread for each server, servers "
-        f"and evaluation on one machine with a load average of {load:.1f}. Where the load average is above the "
-        "number of cores, other programs took part of them, and two servers together get a larger share than one.",
+        f"and evaluation on one machine with a load average of {load:.1f}. Cores used: CPU time of the servers divided "
+        "by the time of the round. If the load average is above the number of cores, other programs took the rest.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Return 'median (least to most)'."""
+    least, most = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+    return f"{statistics.median(values):.{digits}f} ({least} to {most})"
 
 
 def main() -> None:
