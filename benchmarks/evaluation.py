@@ -74,8 +74,8 @@ def with_tables(page: str) -> str:
     relevance = (
         "### Object relevance\n\n"
         f"Noise of half the deviation of text attention, by merge relevance ({NOISE_EXAMPLE.name}), spread by the "
-        "relevance of the first subject's name, or evenly. Even noise also changes figures more than the background, so "
-        "compare the rows. Pictures in which the subject is not found without noise are left out.\n\n"
+        "relevance of the first subject's name, or evenly. Even noise also changes figures more than the background, "
+        "so compare the rows. Pictures in which the subject is not found without noise are left out.\n\n"
         f"{score_table(noised, ['object_relevance'])}"
     )
     return f"{before}{MARKS[0]}\n{said}\n\n{tables_text(rows, 'rehearsal', '###')}\n{relevance}\n{MARKS[1]}{after}"
