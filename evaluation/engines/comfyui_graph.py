@@ -29,6 +29,8 @@ ATTENTION = {
     "sharpness": 1.0,
     "background": 1.0,
 }
+NO_REFERENCES = {"weight": 0.0, "merge": "auto"}  # of the merge "none"
+OF_TASKS = "boxes"  # a setting that has done its work when the task was made
 KNOWN = {"negative", *LOADING, *SAMPLING, *ATTENTION}
 PHOTO_INPUTS = ("image", "same_subject_2", "same_subject_3", "same_subject_4")
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
@@ -43,16 +45,20 @@ def build_graph(task: Task, photos: Mapping[str, str], settings: Mapping[str, Va
 
     photos: the task's photos -> their names for Load Image. settings: `checkpoint` (a file, or "rehearsal") and
     `adapter`, and if wanted the widgets of Load Subject Adapter, Encode Subject References, Apply Image Attention and
-    KSampler by the names in LOADING, SAMPLING and ATTENTION, and `negative`.
+    KSampler by the names in LOADING, SAMPLING and ATTENTION, and `negative`. The merge "none" leaves the references
+    without effect.
     Raises:
         GraphError: an unknown setting, no checkpoint, or more photos of a subject than Add Subject takes.
     """
+    settings = {name: value for name, value in settings.items() if name != OF_TASKS}
     unknown = sorted(settings.keys() - KNOWN)
     if unknown or not settings.get("checkpoint"):
         found = f"the unknown setting '{unknown[0]}'" if unknown else "none"
         raise GraphError("a checkpoint and settings that exist", found, f"Known: {', '.join(sorted(KNOWN))}.")
     small = settings["checkpoint"] == REHEARSAL
     given: dict[str, Any] = {**LOADING, **(SMALL if small else SAMPLING), **ATTENTION, "negative": "", **settings}
+    if given["merge"] == "none":
+        given |= NO_REFERENCES
     graph = _loaders(given, small)
     cast = _cast(graph, task, photos, given)
     graph |= {
@@ -122,7 +128,9 @@ def fill_template(template: Graph, task: Task, photos: Mapping[str, str], settin
     """
     values: dict[str, Value] = {**settings, "prompt": task.prompt, "seed": task.seed, "key": task.key}
     values["boxes"] = _boxes(task)
-    needed = {"prompt", "seed", *task.method.settings} | {"boxes" for subject in task.subjects if subject.box}
+    needed = {"prompt", "seed", *task.method.settings} - {OF_TASKS} | {
+        "boxes" for subject in task.subjects if subject.box
+    }
     for i, subject in enumerate(task.subjects, 1):
         values[f"name_{i}"] = subject.name
         for n, photo in enumerate(subject.photos, 1):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ from troupe.evaluation.engines.comfyui import ComfyUIEngine, HostError
 from troupe.evaluation.engines.engine import EngineLostError
 from troupe.evaluation.journal import read_journal
 from troupe.evaluation.pool import run_tasks
+from troupe.evaluation.run import evaluate
+from troupe.evaluation.settings import read_settings
 from troupe.evaluation.tasks import Method, Subject, Task
 from troupe.rehearsal.cast import CAST
 from troupe.rehearsal.world import reference
@@ -125,6 +129,59 @@ def test_errors_of_a_real_host_are_its_own_sentences(servers, suite, tasks):
     with pytest.raises(EngineLostError, match="no picture after 0.2 seconds"):
         ComfyUIEngine(servers[0].url, suite, settings={**SETTINGS, "steps": 400}, timeout=0.2).paint(task)
     assert engine_of(servers[0], suite).paint(task).shape == (128, 128, 3)  # the long one was cancelled
+
+
+TOML = """
+[suite]
+name = "rehearsal"
+casts = "two classes"
+seeds = 2
+[engine]
+kind = "{kind}"
+servers = "{url}"
+[scores]
+preset = "none"
+colours = "yes"
+[output]
+folder = "{folder}"
+[[methods]]
+name = "relevance"
+merge = "relevance"
+weight = 1.0
+steps = 5
+{more}
+[[methods]]
+name = "boxes"
+merge = "relevance"
+weight = 1.0
+steps = 5
+boxes = true
+{more}
+[[methods]]
+name = "without"
+merge = "none"
+steps = 5
+{more}
+"""
+
+
+def test_an_evaluation_on_a_server_paints_what_the_embedded_engine_paints(servers, tmp_path):
+    """From the settings to the report, by method and seed."""
+    painted = {}
+    for kind, more in (("embedded", ""), ("comfyui", 'checkpoint = "rehearsal"')):
+        file, folder = tmp_path / f"{kind}.toml", tmp_path / kind
+        file.write_text(TOML.format(kind=kind, url=servers[0].url, folder=folder.as_posix(), more=more))
+        evaluate(read_settings(file))
+        rows = list(csv.DictReader((folder / "scores.csv").open()))
+        painted[kind] = {
+            (row["method"], row["seed"]): np.asarray(Image.open(folder / row["file"])).astype(float) for row in rows
+        }
+    assert painted["embedded"].keys() == painted["comfyui"].keys() and len(painted["comfyui"]) == 6
+    for key, picture in painted["embedded"].items():
+        assert np.abs(picture - painted["comfyui"][key]).max() <= 1, key  # Save Image cuts what the other one rounds
+    for seed in ("0", "1"):
+        apart = [painted["comfyui"][method, seed] for method in ("relevance", "boxes", "without")]
+        assert min(np.abs(a - b).mean() for a, b in combinations(apart, 2)) > 1, "all methods paint the same"
 
 
 def test_one_of_two_hosts_is_killed_and_every_row_is_there_once(servers, suite, tasks, tmp_path):
