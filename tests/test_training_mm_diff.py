@@ -17,6 +17,7 @@ from troupe.model_patches.attention.decoupled import Mixing
 from troupe.model_patches.binding.layer_tokens import COND
 from troupe.model_patches.binding.settings import ImageAttentionSettings
 from troupe.model_patches.errors import MismatchError
+from troupe.model_patches.families.registry import read_adapter
 from troupe.model_patches.hosts.diffusers.encoders import ClipTexts, encode_references, load_adapter
 from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention
 from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
@@ -25,6 +26,7 @@ from troupe.model_patches.hosts.diffusers.weights import base_weights, text_enco
 from troupe.training.config.schema import SheetConfig
 from troupe.training.export import write_export
 from troupe.training.recipes.drops import dropped
+from troupe.training.run import settings_of, train
 from troupe.training.sheet import cast_of, paint
 
 CONSTRAINTS = {"text_constraint": 0.5, "image_constraint": 0.7}
@@ -252,6 +254,48 @@ def test_a_training_begins_with_the_base_itself(pictures):
     with torch.no_grad():
         expected = trainee.base.unet(noisy.latents, noisy.timesteps, plain, added_cond_kwargs=extra).sample
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_from_settings_to_a_file(tmp_path):
+    """A folder in diffusers' layout, with a sheet in the middle of the training."""
+    models, folder = small.sdxl_base(), tmp_path / "base"
+    models.unet.save_pretrained(folder / "unet")
+    for tower, name in zip(models.texts.towers, ("text_encoder", "text_encoder_2"), strict=True):
+        tower.model.save_pretrained(folder / name)
+    small.vae().save_pretrained(folder / "vae")
+    models.noise.save_pretrained(folder / "scheduler")
+    models.images._model.save_pretrained(tmp_path / "vision")
+    options = "\n".join(f"{name} = {value}" for name, value in small.MM_DIFF.items())
+    (tmp_path / "mine.toml").write_text(f"""
+        [recipe]
+        name = "mm_diff"
+        {options}
+        [base]
+        kind = "diffusers"
+        folder = "{folder}"
+        image_encoder = "{tmp_path / "vision"}"
+        [data]
+        folder = "{small.write_set(tmp_path / "pictures")}"
+        resolution = {small.SIDE}
+        [training]
+        steps = 3
+        batch = 2
+        [output]
+        folder = "{tmp_path / "out"}"
+        [sheet]
+        every = 2
+        rows = 1
+        steps = 1
+    """)
+    small.forget_accelerate()
+    try:
+        ended = train(settings_of(tmp_path / "mine.toml"), cpu=True)
+    finally:
+        small.forget_accelerate()
+    adapter = read_adapter(tmp_path / "out" / "mm_diff.safetensors")
+    assert ended.step == 3 and (adapter.spec.family, adapter.spec.projection) == ("mm_diff", "ObjectHead")
+    assert any(pair.up.any() for pair in adapter.weights.unet_lora.values())
+    assert len(list((tmp_path / "out" / "sheets").iterdir())) == 2
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------------

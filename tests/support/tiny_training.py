@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from torch.nn.functional import avg_pool2d, interpolate
 from transformers import (
@@ -70,6 +70,19 @@ def _encode(pixels: torch.Tensor) -> torch.Tensor:
 
 def _decode(latents: torch.Tensor) -> torch.Tensor:
     return interpolate(latents[:, :3].float(), scale_factor=8.0)
+
+
+def vae() -> AutoencoderKL:
+    """A VAE of Stable Diffusion's levels."""
+    torch.manual_seed(1)
+    return AutoencoderKL(
+        block_out_channels=(8,) * 4,
+        norm_num_groups=4,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        scaling_factor=0.5,
+    )
 
 
 def trainee(recipe: str, models: Base | None = None, total: int = 1, cache: bool = False, **options) -> Trainee:
