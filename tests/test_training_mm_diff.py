@@ -256,6 +256,26 @@ def test_a_training_begins_with_the_base_itself(pictures):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+def test_a_training_begins_with_a_file(tmp_path):
+    made = changed(small_one())
+    path = write_export(made.export(), tmp_path / "start.safetensors", half=False)
+    begun, expected = small_one(start=str(path)).state_dict(), made.state_dict()
+    assert begun.keys() == expected.keys() and all(torch.equal(begun[name], expected[name]) for name in begun)
+
+
+def test_a_start_of_another_kind_or_size_is_a_sentence(tmp_path):
+    path = write_export(small_one().export(), tmp_path / "start.safetensors")
+    with pytest.raises(MismatchError, match="CLSHead, 70 layers.* to start from, found .*ObjectHead, 70 layers"):
+        small_one(start=str(path), identity="unprojected")
+    with pytest.raises(MismatchError, match=r"whose 'unet.0.to_k_lora.down.weight' is \[4, 16\], found \[2, 16\]"):
+        small_one(start=str(path), rank=4)
+    with pytest.raises(MismatchError, match="refiner.layers.2.* is .*, found no such tensor"):
+        small_one(start=str(path), depth=3)
+    other = write_export(small.trainee("ip_adapter").export(), tmp_path / "ip.safetensors")
+    with pytest.raises(MismatchError, match="MM-Diff for .* to start from, found IP-Adapter"):
+        small_one(start=str(other))
+
+
 def test_from_settings_to_a_file(tmp_path):
     """A folder in diffusers' layout, with a sheet in the middle of the training."""
     models, folder = small.sdxl_base(), tmp_path / "base"

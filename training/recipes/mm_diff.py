@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 
 from ...model_patches.adapter import Adapter
 from ...model_patches.attention.decoupled import Mixing
+from ...model_patches.checkpoints.files import read_state
 from ...model_patches.encoders.decoupled import layers_of
 from ...model_patches.encoders.lora import LowRank
 from ...model_patches.encoders.mm_diff import LoraLayer, LoraLayers, MMDiffHeads
@@ -25,6 +27,7 @@ from ...model_patches.errors import MismatchError
 from ...model_patches.families.mm_diff import layout
 from ...model_patches.families.mm_diff.encode import IDENTITY_FEATURES
 from ...model_patches.families.mm_diff.unet import LORA_TARGETS, SDXL_BLOCKS
+from ...model_patches.families.registry import read_adapter
 from ...model_patches.hosts.diffusers.encoders import Prompt
 from ...model_patches.hosts.diffusers.prompt import TextsPromptEncoder
 from ...model_patches.hosts.diffusers.sampling import join_prompts
@@ -57,6 +60,7 @@ uses_every_parameter = True
 class Options:
     """`[recipe]` of mm_diff. drop_text, drop_images and drop_both exclude each other."""
 
+    start: str = ""  # a file of this recipe that the training begins with, of the sizes set here
     # what image tokens are made of beside the patches: CLIP's projected embedding, or CLS before the projection
     identity: str = setting("pooled", choices=tuple(HEAD_OF))
     tokens: int = setting(4, least=1)  # image tokens of a subject
@@ -190,6 +194,11 @@ class MMDiffTrainee(Trainee):
 
     def export(self) -> Exported:
         """Return the three published files as one bundle."""
+        metadata = {"format": layout.FORMAT, "version": str(layout.VERSION)}
+        return Exported({name: value.float().cpu().clone() for name, value in self.published().items()}, metadata)
+
+    def published(self) -> dict[str, torch.Tensor]:
+        """Return the trained weights by the bundle's names, sharing memory."""
         modules = nn.ModuleDict({"heads": self.heads, "fusion": self.fusion})
         state = {layout.file_name(name): value for name, value in modules.state_dict().items()}
         for name, value in self.layers.state_dict().items():
@@ -200,8 +209,7 @@ class MMDiffTrainee(Trainee):
             n, target, rest = name.split(".", 2)
             where = f"text_encoder.text_model.encoder.layers.{n}.self_attn.{target}"
             state[f"{where}.lora_linear_layer.{rest}"] = value
-        metadata = {"format": layout.FORMAT, "version": str(layout.VERSION)}
-        return Exported({name: value.detach().float().cpu().clone() for name, value in state.items()}, metadata)
+        return state
 
     def adapter(self) -> Adapter:
         """Return the adapter as the loader reads it."""
@@ -253,7 +261,25 @@ def build(base: Base, features: Features, settings: PassSettings, options: Optio
         found = f"sizes with which it would be read as {trainee.spec.projection}"
         do = "Set image_encoder in [base] to CLIP ViT-L/14, as published."
         raise MismatchError(f"an image encoder whose {options.identity} output tells what the file reads", found, do)
+    if options.start:
+        _begin_with(trainee, Path(options.start))
     return trainee
+
+
+@torch.no_grad()
+def _begin_with(trainee: MMDiffTrainee, start: Path) -> None:
+    """Copy a file's weights. Raises CheckpointError for none of a known adapter, MismatchError for one of others."""
+    spec, own = read_adapter(start).spec, trainee.published()
+    do = "Choose a file of this recipe as 'start' and its sizes in [recipe], or leave 'start' out."
+    if (spec.family, spec.projection) != (trainee.spec.family, trainee.spec.projection):
+        raise MismatchError(f"{trainee.spec.describe()} to start from", spec.describe(), do)
+    state = read_state(start)
+    for name in sorted(own.keys() | state.keys()):
+        expected, found = (str(list(s[name].shape)) if name in s else "no such tensor" for s in (own, state))
+        if expected != found:
+            raise MismatchError(f"a start whose '{name}' is {expected}", found, do)
+    for name, value in own.items():
+        value.copy_(state[name])
 
 
 def _heads(base: Base, features: Features, options: Options) -> tuple[MMDiffHeads, nn.ModuleDict]:
