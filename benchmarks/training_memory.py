@@ -49,6 +49,7 @@ ROWS = (  # recipe, base, image encoder, options
     ("fastcomposer", "SD1.5", "vit_l", {}),
     ("ip_adapter", "SDXL", "vit_h", {"projection": "Resampler", "tokens": 16}),
     ("mip_adapter", "SDXL", "vit_h", {"projection": "Resampler", "tokens": 16}),
+    ("mm_diff", "SDXL", "vit_l", {}),
 )
 
 
@@ -99,8 +100,8 @@ def row(recipe: str, base: str, encoder: str, options: dict[str, Any]) -> str:
     from troupe.training.recipes.registry import RECIPES
 
     found = models(base, encoder)
-    copies = recipe in ("ip_adapter", "mip_adapter")  # they begin with copies of the UNet's weights
-    with torch.device("meta") if copies else nullcontext():
+    numberless = recipe in ("ip_adapter", "mip_adapter", "mm_diff")  # large, or copies of the UNet's weights
+    with torch.device("meta") if numberless else nullcontext():
         trainee = RECIPES[recipe].build(found, Features(found), PassSettings(), RECIPES[recipe].Options(**options))
     plain, small = (
         memory_of(trainee, found.modules, TrainingConfig(optimizer=name)) for name in ("adamw", "adamw8bit")

@@ -229,8 +229,9 @@ def test_subjects_that_are_left_out_are_in_neither_prompt_nor_loss(pictures):
     assert not any(p.grad.any() for p in no_caption.parameters())
 
 
-def test_a_name_that_is_only_part_of_a_word_is_a_sentence(tmp_path):
-    trainee = small.trainee("umm_diffusion")
+@pytest.mark.parametrize("recipe", ["umm_diffusion", "mm_diff"])
+def test_a_name_that_is_only_part_of_a_word_is_a_sentence(recipe, tmp_path):
+    trainee = small.trainee(recipe)
     config = DataConfig(folder=str(small.write_set(tmp_path, [("cat",), ("dog",)])), resolution=small.SIDE)
     assert len(example_set(config, trainee.base, trainee)) == 2
     lines = (tmp_path / "metadata.jsonl").read_text().replace("of a dog", "of hotdogs")

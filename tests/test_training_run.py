@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers import DDPMScheduler
 from PIL import Image
 from support import tiny_diffusers as tiny
 from support import tiny_training as small
@@ -32,16 +32,7 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     tiny.unet().save_pretrained(folder / "base" / "unet")
     small.texts().towers[0].model.save_pretrained(folder / "base" / "text_encoder")
-    torch.manual_seed(1)
-    levels = 4
-    AutoencoderKL(
-        block_out_channels=(8,) * levels,
-        norm_num_groups=4,
-        latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        scaling_factor=0.5,
-    ).save_pretrained(folder / "base" / "vae")
+    small.vae().save_pretrained(folder / "base" / "vae")
     DDPMScheduler(**tiny.SCHEDULE).save_pretrained(folder / "base" / "scheduler")
     small.images()._model.save_pretrained(folder / "vision")
     return folder

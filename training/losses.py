@@ -4,6 +4,8 @@ MM-Diff train with it too).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn.functional import interpolate
 
@@ -38,3 +40,33 @@ def localization_loss(
     outer, inner = ((maps * where).sum(-1) / (where.sum(-1) + EPSILON) for where in (1 - inside, inside))
     here = present.unsqueeze(1).to(maps)  # B, 1, M
     return (((outer - inner) * here).sum(-1) / (here.sum(-1) + EPSILON)).mean()
+
+
+def layers_losses(
+    layers: Sequence[torch.Tensor], masks: torch.Tensor, tokens: torch.Tensor, present: torch.Tensor
+) -> torch.Tensor:
+    """Return each picture's `localization_loss`, [B], the mean over layers.
+
+    layers: probabilities [B * H, P, L] of each, batch-major; the others as there.
+    """
+    rows = [(masks[b : b + 1], tokens[b : b + 1], present[b : b + 1]) for b in range(len(masks))]
+    each = [
+        torch.stack(
+            [localization_loss(p, *row) for p, row in zip(layer.unflatten(0, (len(rows), -1)), rows, strict=True)]
+        )
+        for layer in layers
+    ]
+    return torch.stack(each).mean(0)
+
+
+def image_constraint(layers: Sequence[torch.Tensor], masks: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """Return each picture's constraint on image attention, [B]: `localization_loss` of every image token of a subject
+    with the subject's mask, the mean over tokens and layers (MM-Diff, arXiv 2403.15059).
+
+    Arguments:
+        layers: probabilities [B * H, P, M * T] of each layer, batch-major, subject by subject.
+        masks: [B, M, h, w] in 0..1; present: [B, M] bool.
+    """
+    (b, m), count = present.shape, layers[0].shape[-1]
+    first = torch.arange(0, count, count // m, device=masks.device).expand(b, m)  # of each subject
+    return torch.stack([layers_losses(layers, masks, first + t, present) for t in range(count // m)]).mean(0)

@@ -16,10 +16,11 @@ from PIL import Image, ImageDraw
 from ..model_patches.adapter import Adapter
 from ..model_patches.binding.settings import ImageAttentionSettings, mixing_for
 from ..model_patches.encoding.framing import flatten_alpha
-from ..model_patches.hosts.diffusers.encoders import encode_references
+from ..model_patches.hosts.diffusers.encoders import Prompt, encode_references
 from ..model_patches.hosts.diffusers.prompt import encode_prompt
 from ..model_patches.hosts.diffusers.sampling import SamplingSettings, sample
-from ..model_patches.subjects import Cast, Photo, Subject
+from ..model_patches.hosts.diffusers.weights import text_encoder_weights
+from ..model_patches.subjects import Cast, Photo, References, Subject
 from .config.schema import SheetConfig
 from .examples.example import Example
 from .model.base import Base
@@ -52,7 +53,27 @@ def paint_sheet(trainee: Trainee, examples: Sequence[Example], settings: SheetCo
 def paint(
     base: Base, adapter: Adapter, caption: str, cast: Cast | None, settings: SheetConfig, size: int
 ) -> torch.Tensor:
-    """Paint one picture, [S, S, 3] in 0..1. cast: None for none."""
+    """Paint one picture, [S, S, 3] in 0..1, with the adapter's weights of the base. cast: None for none."""
+    with text_encoder_weights(base.texts, adapter.weights):
+        positive, negative, applied = _encoded(base, adapter, caption, cast, settings)
+    weights = [(adapter, 1.0)] if adapter.weights.unet or adapter.weights.unet_lora else []
+    latent = sample(
+        base.unet,
+        base.sampler(),
+        positive,
+        negative,
+        SamplingSettings(size, size, settings.steps, settings.cfg, settings.seed),
+        applied,
+        weights=weights,
+    )
+    with torch.no_grad():
+        return (base.decode(latent)[0].float().cpu().permute(1, 2, 0) / 2 + 0.5).clamp(0, 1)
+
+
+def _encoded(
+    base: Base, adapter: Adapter, caption: str, cast: Cast | None, settings: SheetConfig
+) -> tuple[Prompt, Prompt, list[tuple[References, ImageAttentionSettings]]]:
+    """Positive and negative prompt, and what is applied to the UNet."""
     positive, applied = base.texts.encode_prompt(plain(caption)), []
     if cast is not None:
         references = encode_references(adapter, cast, base.images, base.texts)
@@ -60,18 +81,7 @@ def paint(
             positive, _ = encode_prompt(base.texts, references, unmarked(caption), settings.start_percent)
         if adapter.spec.widths:
             applied = [(references, ImageAttentionSettings(settings.weight, mixing_for(references, "auto")))]
-    weights = [(adapter, 1.0)] if adapter.weights.unet or adapter.weights.unet_lora else []
-    latent = sample(
-        base.unet,
-        base.sampler(),
-        positive,
-        base.texts.encode_prompt(""),
-        SamplingSettings(size, size, settings.steps, settings.cfg, settings.seed),
-        applied,
-        weights=weights,
-    )
-    with torch.no_grad():
-        return (base.decode(latent)[0].float().cpu().permute(1, 2, 0) / 2 + 0.5).clamp(0, 1)
+    return positive, base.texts.encode_prompt(""), applied
 
 
 def cast_of(example: Example) -> Cast:

@@ -116,20 +116,31 @@ def attend(
     return torch.cat([_fused(*part, mine, valid_tokens, joint) for part in parts], 2)
 
 
+def token_shares(
+    queries: Float[Tensor, "G H P d"],
+    tokens: HeadTokens,
+    subjects: int,
+    valid_tokens: Bool[Tensor, "#G S"] | None = None,
+    joint: bool = False,
+) -> Float[Tensor, "G H M T P"]:
+    """Return what share of each position's image attention each token has: the softmax over one subject's tokens, or
+    with `joint` over all. subjects: M; tokens that are not in `valid_tokens` are excluded.
+    """
+    logits = torch.matmul(tokens.keys, queries.transpose(2, 3))  # G, H, S, P
+    if valid_tokens is not None:
+        # finite: a softmax over nothing weighs 0, and is not NaN
+        logits = logits.masked_fill(~valid_tokens[:, None, :, None], torch.finfo(logits.dtype).min)
+    if joint:
+        return logits.softmax(2).unflatten(2, (subjects, -1))
+    return logits.unflatten(2, (subjects, -1)).softmax(3)
+
+
 def _fused(
     queries: torch.Tensor, weights: torch.Tensor, tokens: HeadTokens, valid_tokens: torch.Tensor | None, joint: bool
 ) -> torch.Tensor:
     """All subjects in one pass. queries [G, H, P, d], weights [G, M, P] -> [G, H, P, d]. Positions lie innermost in the
     map: subjects have few tokens, and what runs along them would be mostly overhead."""
-    logits = torch.matmul(tokens.keys, queries.transpose(2, 3))  # G, H, S, P
-    if valid_tokens is not None:
-        # finite: a softmax over nothing weighs 0, and is not NaN
-        logits = logits.masked_fill(~valid_tokens[:, None, :, None], torch.finfo(logits.dtype).min)
-    p = (
-        logits.softmax(2).unflatten(2, (weights.shape[1], -1))
-        if joint
-        else logits.unflatten(2, (weights.shape[1], -1)).softmax(3)
-    )
+    p = token_shares(queries, tokens, weights.shape[1], valid_tokens, joint)
     p = (p * weights[:, None, :, None].to(p.dtype)).flatten(2, 3)
     return torch.matmul(p.transpose(2, 3), tokens.values)
 

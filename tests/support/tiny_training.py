@@ -11,10 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from torch.nn.functional import avg_pool2d, interpolate
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 from troupe.model_patches.hosts.diffusers.encoders import EOS, ClipImages, ClipTexts
 from troupe.training.examples.draws import Draw, Draws
 from troupe.training.examples.folder import FolderSet
@@ -26,6 +32,7 @@ from troupe.training.recipes.registry import RECIPES
 from . import tiny_diffusers as tiny
 
 SIDE = 64  # pixels
+MM_DIFF = {"hidden": 8, "depth": 2, "rank": 2, "text_rank": 3, "tokens": 3}  # sizes that micro models leave open
 NAMES = (("cat", "red robot"), ("dog",), ("bird", "small cat", "mug"), ("robot", "car"))
 
 
@@ -63,6 +70,19 @@ def _encode(pixels: torch.Tensor) -> torch.Tensor:
 
 def _decode(latents: torch.Tensor) -> torch.Tensor:
     return interpolate(latents[:, :3].float(), scale_factor=8.0)
+
+
+def vae() -> AutoencoderKL:
+    """A VAE of Stable Diffusion's levels."""
+    torch.manual_seed(1)
+    return AutoencoderKL(
+        block_out_channels=(8,) * 4,
+        norm_num_groups=4,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        scaling_factor=0.5,
+    )
 
 
 def trainee(recipe: str, models: Base | None = None, total: int = 1, cache: bool = False, **options) -> Trainee:
@@ -115,8 +135,38 @@ def _sd15_encoders() -> tuple[ClipTexts, ClipImages]:
     return texts(768), images(768)
 
 
+def sdxl_base() -> Base:
+    """SDXL with all of its 70 transformer blocks and both text encoders, each as narrow as can be."""
+    torch.manual_seed(7)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16, 16),
+        down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 2),
+        up_block_types=(*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=2,
+        norm_num_groups=4,
+        cross_attention_dim=32,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=12 + 6 * 8,
+    )
+    sizes = {"vocab_size": 49408, "eos_token_id": EOS, "intermediate_size": 32, "num_attention_heads": 2}
+    first = CLIPTextModel(CLIPTextConfig(hidden_size=12, num_hidden_layers=3, projection_dim=12, **sizes))
+    second = CLIPTextModelWithProjection(
+        CLIPTextConfig(hidden_size=20, num_hidden_layers=2, projection_dim=12, hidden_act="gelu", **sizes)
+    )
+    found_texts = ClipTexts.sdxl(first.requires_grad_(False), second.requires_grad_(False))
+    return base(unet.eval().requires_grad_(False), texts=found_texts)
+
+
 def base_for(recipe: str) -> Base:
-    """Micro models that a recipe can be trained on: of SD1.5's widths and levels if its files are for SD1.5 alone."""
+    """Micro models that a recipe can be trained on: of SD1.5's widths and levels if its files are for SD1.5 alone, of
+    SDXL's blocks if they are for SDXL.
+    """
+    if recipe == "mm_diff":
+        return sdxl_base()
     if recipe not in ("umm_diffusion", "fastcomposer"):
         return base()
     torch.manual_seed(6)

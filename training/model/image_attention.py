@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from ...model_patches.attention.decoupled import LayerTokens, Mixing
+from ...model_patches.attention.decoupled import LayerTokens, Mixing, token_shares
+from ...model_patches.attention.heads import split_heads
 from ...model_patches.binding.layer_tokens import layer_delta
 from ...model_patches.encoders.decoupled import ImageLayer
 from ...model_patches.hosts.diffusers.image_attention import CrossAttentionProcessor, TextAttention, cross_layers
@@ -33,10 +34,14 @@ class BatchReferences:
 
 
 class BatchAttention:
-    """The references of the present batch, and what puts them on a UNet. mixing: how subjects share a position."""
+    """The references of the present batch, and what puts them on a UNet.
 
-    def __init__(self, mixing: Mixing):
-        self.mixing, self.references = mixing, None
+    mixing: how subjects share a position; merged: strength at which the adapter's own text LoRA is on the UNet, for
+    layers that read image tokens through the UNet's projections.
+    """
+
+    def __init__(self, mixing: Mixing, merged: float = 0.0):
+        self.mixing, self.merged, self.references = mixing, merged, None
 
     references: BatchReferences | None
 
@@ -63,15 +68,8 @@ class BatchDelta:
 
     def __call__(self, query: torch.Tensor, text: Callable[[], torch.Tensor]) -> torch.Tensor:
         """query [B, N, C] -> [B, N, C]; text() gives plain text attention."""
-        given = self.owner.references
-        if given is None:
-            raise ValueError("image attention: expected references, found none")
-        to_k, to_v = (self.attention.to_k, self.attention.to_v) if self.layer.needs_base else (None, None)
-        tokens = LayerTokens(
-            self.layer.keys(given.tokens, to_k, 0.0),
-            self.layer.values(given.tokens, to_v, 0.0),
-            valid_tokens=given.valid,
-        )
+        given = self._given
+        tokens = self._tokens(given)
         if given.names is not None:
             tokens = replace(tokens, name_keys=self.attention.to_k(given.names), segments=given.segments)
         gain = self.layer.gain_weights(query.device, given.tokens.dtype)
@@ -87,3 +85,26 @@ class BatchDelta:
             None,
         )
         return delta.flatten(0, 1).flatten(-2)
+
+    def shares(self, query: torch.Tensor) -> torch.Tensor:
+        """Return the share of every image token in the attention of query [B, N, C], [B * H, N, M * T], batch-major."""
+        given, heads = self._given, self.attention.heads
+        tokens = self._tokens(given).in_heads(heads)
+        found = token_shares(
+            split_heads(query, heads), tokens, given.subjects, given.valid, self.owner.mixing.rule.one_softmax
+        )
+        return found.flatten(2, 3).transpose(2, 3).flatten(0, 1)
+
+    @property
+    def _given(self) -> BatchReferences:
+        if self.owner.references is None:
+            raise ValueError("image attention: expected references, found none")
+        return self.owner.references
+
+    def _tokens(self, given: BatchReferences) -> LayerTokens:
+        to_k, to_v = (self.attention.to_k, self.attention.to_v) if self.layer.needs_base else (None, None)
+        return LayerTokens(
+            self.layer.keys(given.tokens, to_k, self.owner.merged),
+            self.layer.values(given.tokens, to_v, self.owner.merged),
+            valid_tokens=given.valid,
+        )

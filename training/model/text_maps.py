@@ -1,4 +1,4 @@
-"""Text attention whose probabilities are kept, for losses on them."""
+"""Text attention, and image attention beside it, whose probabilities are kept for losses on them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from ...model_patches.attention.heads import join_heads, split_heads
-from ...model_patches.hosts.diffusers.image_attention import TextAttention
+from ...model_patches.hosts.diffusers.image_attention import CrossAttentionProcessor, TextAttention
+from .image_attention import BatchDelta
 
 
 class TextMaps:
     """The text attention of a UNet's middle blocks in one pass: all blocks with text attention but the first and last.
 
-    maps: [B * H, N, L] of each layer, batch-major, after the softmax; on: whether they are kept.
+    maps: [B * H, N, L] of each layer, batch-major, after the softmax; image_maps: [B * H, N, S] over S image tokens, of
+    layers with a `BatchDelta`, which is installed first; on: whether they are kept.
     """
 
     def __init__(self) -> None:
         self.maps: dict[int, torch.Tensor] = {}
+        self.image_maps: dict[int, torch.Tensor] = {}
         self.on = False
+
+    def begin(self, on: bool) -> None:
+        """Forget the maps of the pass before, and keep those of the next one if `on`."""
+        self.maps, self.image_maps, self.on = {}, {}, on
 
     def install(self, unet: UNet2DConditionModel) -> None:
         """Put processors on the layers, for good; they are the ones before unless `on`."""
@@ -45,20 +52,21 @@ class MapProcessor:
         """hidden_states [B, N, C], encoder_hidden_states [B, L, D] -> [B, N, C], after `to_out`."""
         if not self.owner.on:
             return self.previous(attention, hidden_states, encoder_hidden_states, *more, **named)
-        heads = attention.heads
+        heads, visual = attention.heads, attention.to_q(hidden_states)
         query, keys, values = (
             split_heads(x, heads)
-            for x in (
-                attention.to_q(hidden_states),
-                attention.to_k(encoder_hidden_states),
-                attention.to_v(encoder_hidden_states),
-            )
+            for x in (visual, attention.to_k(encoder_hidden_states), attention.to_v(encoder_hidden_states))
         )
         logits = query @ keys.transpose(2, 3) * query.shape[-1] ** -0.5  # B, H, N, L
         shares = logits.softmax(-1, dtype=torch.float32)
         self.owner.maps[self.index] = shares.flatten(0, 1)
+        text = join_heads(shares.to(values.dtype) @ values)
+        deltas = self.previous.deltas if isinstance(self.previous, CrossAttentionProcessor) else ()
+        acting = [delta for delta in deltas if isinstance(delta, BatchDelta) and delta.active]
+        for delta in acting:
+            self.owner.image_maps[self.index] = delta.shares(visual).float()
         to_out, dropout = attention.to_out
-        return dropout(to_out(join_heads(shares.to(values.dtype) @ values)))
+        return dropout(to_out(sum((delta(visual, lambda: text) for delta in acting), text)))
 
 
 def _layers(block: Any) -> list[TextAttention]:

@@ -38,8 +38,8 @@ class PassSettings:
 class Batch:
     """A pass's pictures with their frozen features, on the UNet's device.
 
-    examples: B; noised: B; prompts: of each picture's caption, "" where it is dropped; sizes: [B, 6] original height
-    and width, crop, size (SDXL); extra: what the recipe adds.
+    examples: B; noised: B; prompts: of each picture's caption, "" where it is dropped (see `Trainee.prompts`); sizes:
+    [B, 6] original height and width, crop, size (SDXL); extra: what the recipe adds.
     """
 
     examples: tuple[Example, ...]
@@ -77,7 +77,7 @@ class Trainee(nn.Module, ABC):
         examples, settings = [draw.example for draw in draws], self.settings
         clean = self.features.latents(examples)
         noisy = noised(self.base.noise, clean, draws, settings.total, settings.noisier, settings.min_snr)
-        prompts = self.features.prompts(self.captions(draws))
+        prompts = self.prompts(draws)
         sizes = torch.tensor([[*e.original, *e.crop, *e.pixels.shape[1:]] for e in examples], device=clean.device)
         batch = Batch(tuple(examples), noisy, tuple(prompts), sizes)
         return Batch(batch.examples, noisy, batch.prompts, sizes, self.add(draws))
@@ -101,6 +101,14 @@ class Trainee(nn.Module, ABC):
     @abstractmethod
     def adapter(self) -> Adapter:
         """Return a copy of the adapter, as the loader makes it of `export`."""
+
+    def prompts(self, draws: Sequence[Draw]) -> Sequence[Prompt]:
+        """Return the frozen text states of each picture's caption; none for a recipe that changes a text encoder."""
+        return self.features.prompts(self.captions(draws))
+
+    def pooled(self, batch: Batch) -> torch.Tensor:
+        """Return SDXL's pooled texts, [B, E], after `context`."""
+        return torch.cat([prompt.pooled for prompt in batch.prompts if prompt.pooled is not None])
 
     def modules_of_base(self) -> tuple[nn.Module, ...]:
         """Return the base's models that are trained."""
@@ -141,9 +149,8 @@ class Trainee(nn.Module, ABC):
         unet = self.base.unet
         if unet.config["addition_embed_type"] != "text_time":
             return None
-        pooled = [prompt.pooled for prompt in batch.prompts if prompt.pooled is not None]
         return {
-            "text_embeds": torch.cat(pooled).to(unet.device, unet.dtype),
+            "text_embeds": self.pooled(batch).to(unet.device, unet.dtype),
             "time_ids": batch.sizes.to(unet.device, unet.dtype),
         }
 

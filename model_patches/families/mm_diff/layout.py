@@ -19,7 +19,7 @@ from torch import nn
 from ...adapter import Adapter, AdapterSpec, EncoderNeed, PromptFusion, PromptSpec, Weights
 from ...checkpoints.clip_vision import overlay
 from ...checkpoints.tensors import AGAIN, State, assign, check_format, part, reading
-from ...encoders.mm_diff import MMDiffHeads
+from ...encoders.mm_diff import LoraLayers, MMDiffHeads
 from ...encoders.refiner import FACE_WIDTH, SERefiner, SubjectHead
 from ...encoders.words import PhotoToWords, WordFusion
 from ...errors import CheckpointError
@@ -35,6 +35,8 @@ BELOW, VISION_PREFIX, LORAS = "unet.", "image_encoder.", tuple(f"{name}." for na
 WORDS, HEAD = "obj_embeds_proj.", "face_embeds_proj."
 FUSIONS = {"l": "mm_fuse_one.", "g": "mm_fuse_two."}
 OWN = (WORDS, HEAD, *FUSIONS.values())  # sections that only such files have
+# the beginning of our modules' names -> of the file's
+SECTIONS = {"heads.words.": WORDS, "heads.head.": HEAD} | {f"fusion.{stream}.": p for stream, p in FUSIONS.items()}
 
 
 def member_of(names: Iterable[str]) -> str | None:
@@ -84,7 +86,7 @@ def build(
     check_format(metadata or {}, FORMAT, VERSION, file)
     _check_parts(state, file, beside)
     heads, fusion = _heads(state, f"{CUSTOM} of {file}", operations)
-    widths = {stream: cast(WordFusion, module).fc2.out_features for stream, module in fusion.items()}
+    widths = _text_widths(fusion)
     loras = text_lora.text_lora(
         {name: tensor for name, tensor in state.items() if name.startswith(LORAS)}, widths, f"{TEXT} of {file}"
     )
@@ -98,10 +100,15 @@ def build(
     weights = Weights(
         vision=overlay(part(state, VISION_PREFIX), f"{CUSTOM} of {file}"), unet_lora=unet_lora, text_lora=loras
     )
+    return Adapter(describe(heads, fusion, layers, file), heads, layers, weights=weights, fusion=fusion)
+
+
+def describe(heads: MMDiffHeads, fusion: nn.ModuleDict, layers: LoraLayers, file: str) -> AdapterSpec:
+    """Return what an MM-Diff of these modules is. file: its name, for messages."""
     reads_projected = heads.head.vector_dim == heads.words.fc.in_features
     # of the photo's projected embedding, or CLS before it
     kind = "FaceHead" if heads.head.reads_faces else "ObjectHead" if reads_projected else "CLSHead"
-    spec = AdapterSpec(
+    return AdapterSpec(
         "mm_diff",
         kind,
         file,
@@ -112,10 +119,13 @@ def build(
         False,
         framing="black",
         merge="joint",
-        prompt=PromptSpec(FUSION, widths),
+        prompt=PromptSpec(FUSION, _text_widths(fusion)),
         label="MM-Diff",
     )
-    return Adapter(spec, heads, layers, weights=weights, fusion=fusion)
+
+
+def _text_widths(fusion: nn.ModuleDict) -> dict[str, int]:
+    return {stream: cast(WordFusion, module).fc2.out_features for stream, module in fusion.items()}
 
 
 def _check_parts(state: State, file: str, beside: str) -> None:
@@ -153,15 +163,13 @@ def _heads(state: State, file: str, operations: Any) -> tuple[MMDiffHeads, nn.Mo
         modules = nn.ModuleDict({"heads": heads, "fusion": fusion})
     _check_sizes(words, head, {stream: widths["out_dim"] for stream, widths in fusions.items()}, file)
     own = {name: tensor for name, tensor in state.items() if not name.startswith((BELOW, VISION_PREFIX, *LORAS))}
-    rooms = {"heads.words.": WORDS, "heads.head.": HEAD} | {
-        f"fusion.{stream}.": prefix for stream, prefix in FUSIONS.items()
-    }
-    names = {
-        ours: next(f"{prefix}{ours.removeprefix(room)}" for room, prefix in rooms.items() if ours.startswith(room))
-        for ours in modules.state_dict()
-    }
-    assign(modules, own, names, file, KIND)
+    assign(modules, own, {ours: file_name(ours) for ours in modules.state_dict()}, file, KIND)
     return heads, fusion
+
+
+def file_name(name: str) -> str:
+    """Return the file's name of a tensor that is called `heads.…` or `fusion.…` here."""
+    return next(f"{there}{name.removeprefix(here)}" for here, there in SECTIONS.items() if name.startswith(here))
 
 
 def _check_sizes(words: Mapping[str, int], head: Mapping[str, Any], text: Mapping[str, int], file: str) -> None:
