@@ -7,6 +7,7 @@ import torch
 from support import tiny_training as small
 from troupe.training.config.schema import TrainingConfig
 from troupe.training.memory import memory_of
+from troupe.training.recipes.registry import RECIPES
 from troupe_tools.pack import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -16,7 +17,7 @@ def size(tensors):
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-@pytest.mark.parametrize("recipe", ["ip_adapter", "mip_adapter", "umm_diffusion", "fastcomposer"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_it_is_what_a_step_leaves_in_memory(recipe, tmp_path):
     trainee = small.trainee(recipe)
     found = memory_of(trainee, trainee.base.modules, TrainingConfig(ema=True))

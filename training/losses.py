@@ -4,10 +4,13 @@ MM-Diff train with it too).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch.nn.functional import interpolate
 
 EPSILON = 1e-5
+LOCALIZATIONS = ("signed", "absolute")
 
 
 def localization_loss(
@@ -16,15 +19,18 @@ def localization_loss(
     tokens: torch.Tensor,
     present: torch.Tensor,
     normalize: bool = False,
+    form: str = LOCALIZATIONS[0],
 ) -> torch.Tensor:
-    """Return one layer's loss: mean attention to a subject's token outside of its mask less that inside, as published
-    (signed, so it may fall below 0).
+    """Return one layer's loss.
+
+    signed: mean attention to a subject's token outside of its mask less that inside, as in the published code; it may
+    fall below 0. absolute: the mean distance between attention and mask, as Subject-Diffusion's paper has it, 0..1.
 
     Arguments:
         probabilities: text attention after its softmax, [B * H, P, L], batch-major, positions of a square picture.
         masks: [B, M, h, w] in 0..1, where each subject stands; tokens: [B, M] its row of the text; present: [B, M]
             bool.
-        normalize: divide each map by its largest value first.
+        normalize: divide each map by its largest value first; form: one of LOCALIZATIONS.
     Returns:
         [], the mean over pictures and heads of the mean over their subjects.
     """
@@ -35,6 +41,31 @@ def localization_loss(
     maps = maps.gather(2, tokens[:, None, :, None].expand(b, maps.shape[1], m, maps.shape[3]))  # B, H, M, P
     if normalize:
         maps = maps / (maps.amax(-1, keepdim=True) + EPSILON)
-    outer, inner = ((maps * where).sum(-1) / (where.sum(-1) + EPSILON) for where in (1 - inside, inside))
+    if form == "absolute":
+        each = (maps - inside).abs().mean(-1)  # B, H, M
+    else:
+        outer, inner = ((maps * where).sum(-1) / (where.sum(-1) + EPSILON) for where in (1 - inside, inside))
+        each = outer - inner
     here = present.unsqueeze(1).to(maps)  # B, 1, M
-    return (((outer - inner) * here).sum(-1) / (here.sum(-1) + EPSILON)).mean()
+    return ((each * here).sum(-1) / (here.sum(-1) + EPSILON)).mean()
+
+
+def localization_losses(
+    layers: Iterable[torch.Tensor],
+    masks: torch.Tensor,
+    tokens: torch.Tensor,
+    present: torch.Tensor,
+    form: str = LOCALIZATIONS[0],
+) -> torch.Tensor:
+    """Return each picture's `localization_loss` [B], the mean over layers; arguments as there."""
+    rows = [slice(b, b + 1) for b in range(len(tokens))]
+    each = [
+        torch.stack(
+            [
+                localization_loss(maps, masks[row], tokens[row], present[row], form=form)
+                for row, maps in zip(rows, probabilities.unflatten(0, (len(rows), -1)), strict=True)
+            ]
+        )
+        for probabilities in layers
+    ]
+    return torch.stack(each).mean(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from . import fastcomposer, ip_adapter, mip_adapter, umm_diffusion
+from . import fastcomposer, ip_adapter, mip_adapter, subject_diffusion, umm_diffusion
 from .recipe import Recipe
 
 RECIPES = cast(
@@ -14,6 +14,7 @@ RECIPES = cast(
         "mip_adapter": mip_adapter,
         "umm_diffusion": umm_diffusion,
         "fastcomposer": fastcomposer,
+        "subject_diffusion": subject_diffusion,
     },
 )
 
