@@ -27,12 +27,13 @@ from troupe.model_patches.hosts.diffusers.gated import apply_gated
 from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
 from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample
 from troupe.model_patches.hosts.diffusers.weights import base_weights, text_encoder_weights
-from troupe.model_patches.subjects import Cast, Photo, Subject
+from troupe.model_patches.subjects import Box, Cast, Photo, Subject
 from troupe.training.config.schema import DataConfig, SheetConfig
 from troupe.training.data.records import DatasetError
 from troupe.training.examples.example import Example, ExampleSubject
 from troupe.training.export import write_export
-from troupe.training.recipes.subject_diffusion import box_in
+from troupe.training.model.base import rehearsal_base
+from troupe.training.recipes.subject_diffusion import box_in, dropped_parts
 from troupe.training.run import example_set
 from troupe.training.sheet import boxed_as, cast_of, paint, paint_sheet
 from troupe.training.stop import TrainingError
@@ -249,6 +250,33 @@ def test_the_gradients_are_the_papers(options, pictures):
         assert unread or gradients[name].abs().max() > 1e-6 * whole, f"nothing of {name} is tested"
 
 
+@pytest.mark.parametrize("drop, text, mask", [("drop_text", 0, 1), ("drop_mask", 1, 0), ("drop_both", 0, 0)])
+def test_what_is_dropped_is_the_text_or_the_mask_and_never_an_object(drop, text, mask, pictures):
+    draws = small.draws(pictures, 4)
+    kept, trainee = (changed(small.trainee(RECIPE, **{**NO_DROPS, drop: part})) for part in (0.0, 1.0))
+    full, batch = kept.prepare(draws), trainee.prepare(draws)
+    shown = batch.extra
+    assert set(map(bool, shown.captions)) == {bool(text)} and set(shown.masked) == {bool(mask)}
+    assert [len(row) for row in shown.subjects] == [len(row) for row in full.extra.subjects]
+    with torch.no_grad():
+        assert trainee(batch)["localization"].any() == bool(text)
+        found = trainee.context(batch)
+        empty = trainee.base.texts.encode_prompt("").embeds
+        assert torch.equal(found, empty.expand_as(found)) != bool(text)
+        tokens, masks = trainee.objects._tokens, trainee.objects._masks
+        kept.context(full)
+    assert torch.equal(tokens, kept.objects._tokens) and kept.objects._masks.any()
+    assert masks.any() == bool(mask)
+
+
+def test_drops_exclude_each_other_and_come_as_often_as_told(pictures):
+    trainee = small.trainee(RECIPE, drop_text=0.2, drop_mask=0.1, drop_both=0.3)
+    draws = [replace(draw, number=n) for n, draw in enumerate(small.draws(pictures, 4) * 250)]
+    drops = [dropped_parts(draw, trainee.options) for draw in draws]
+    for which, part in (((True, False), 0.2), ((False, True), 0.1), ((True, True), 0.3), ((False, False), 0.4)):
+        assert abs(drops.count(which) / 1000 - part) < 0.05
+
+
 def test_a_training_begins_with_the_base(pictures):
     """Gates are closed and the mask has no weight, so that only the prompt differs; the gates learn all the same."""
     trainee = small.trainee(RECIPE, **NO_DROPS, localization=0.0)
@@ -316,6 +344,8 @@ def bases(kind):
     """Two equal base models: one to train, one to sample with."""
     if kind == "sd2":
         return small.base_for(RECIPE), small.base_for(RECIPE)
+    if kind == "rehearsal":
+        return rehearsal_base(), rehearsal_base()
     found = small.base_for("umm_diffusion")
     other = small.base_for("umm_diffusion")
     return tuple(
@@ -335,7 +365,7 @@ def as_trained(example):
     return Cast(tuple(replace(subject, box=box) for subject, box in zip(cast.subjects, boxes, strict=True)))
 
 
-@pytest.mark.parametrize("kind, boxed", [("sd2", True), ("sd2", False), ("sd15", True)])
+@pytest.mark.parametrize("kind, boxed", [("sd2", True), ("sd2", False), ("sd15", True), ("rehearsal", True)])
 def test_it_predicts_in_the_sampler_what_it_did_in_training(kind, boxed, pictures, tmp_path):
     """The file on a base that was not trained: every weight must come from the file."""
     trained, fresh = bases(kind)
@@ -399,10 +429,12 @@ def test_layers_that_the_base_does_not_read_are_neither_trained_nor_exported(pic
 # ---- the sheet -------------------------------------------------------------------------------------------------------
 
 
-def test_a_sheets_picture_has_the_gated_layers_of_the_sampler(pictures):
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_sheets_picture_has_the_gated_layers_of_the_sampler(count, pictures):
+    """A lone subject has its box too, as in training."""
     trainee = changed(small.trainee(RECIPE, **NO_DROPS))
     draws = small.draws(pictures, 4)
-    example = next(draw.example for draw in draws if len(draw.example.subjects) == 2)
+    example = next(draw.example for draw in draws if len(draw.example.subjects) == count)
     models, adapter, settings = trainee.base, trainee.adapter(), SheetConfig(steps=2, seed=3)
     cast = cast_in(example)
     painted = paint(models, adapter, example.caption, cast, settings, small.SIDE)
@@ -417,7 +449,7 @@ def test_a_sheets_picture_has_the_gated_layers_of_the_sampler(pictures):
 
     torch.testing.assert_close(painted, by_hand([(references, GatedSettings(use_bbox="on"))]), rtol=0, atol=1e-6)
     assert (painted - by_hand([])).abs().max() > 1e-2
-    elsewhere = Cast(tuple(replace(s, box=o.box) for s, o in zip(cast.subjects, cast.subjects[::-1], strict=True)))
+    elsewhere = Cast(tuple(replace(s, box=Box(0.5, 0.5, 0.4, 0.4)) for s in cast.subjects))
     assert (painted - paint(models, adapter, example.caption, elsewhere, settings, small.SIDE)).abs().max() > 1e-3
 
 

@@ -127,7 +127,7 @@ class SubjectDiffusionTrainee(Trainee):
         """Return the image encoder's view of every subject, and where it is."""
         subjects = tuple(tuple(_seen(draw)[: self.options.subjects]) for draw in draws)
         patches = self.features.patches([subject for row in subjects for subject, _ in row], self.spec.framing, INSIDE)
-        drops = [_dropped(draw, self.options) for draw in draws]
+        drops = [dropped_parts(draw, self.options) for draw in draws]
         captions = tuple("" if text else draw.example.caption for draw, (text, _) in zip(draws, drops, strict=True))
         words = [() if text else row for row, (text, _) in zip(subjects, drops, strict=True)]
         side, k = draws[0].example.pixels.shape[-1], self.options.subjects
@@ -243,7 +243,7 @@ def build(base: Base, features: Features, settings: PassSettings, options: Any) 
     """Return a Subject-Diffusion model to train. Raises MismatchError for a base that its files cannot be for."""
     wanted, streams = layout.stream_of(base.context), [tower.stream for tower in base.texts.towers]
     inputs = base.unet.conv_in.in_channels
-    if streams != [wanted] or inputs != layout.INPUTS - 1:
+    if streams != [wanted] or inputs + 1 not in layout.INPUTS:
         found = f"text encoders {', '.join(streams)} and a UNet with {inputs} input channels"
         do = 'Set kind = "diffusers" and the folder of SD1.5 or SD2 in [base].'
         raise MismatchError("SD1.5, SD2 or the rehearsal world as the base of Subject-Diffusion", found, do)
@@ -274,8 +274,8 @@ def _mask(subject: ExampleSubject) -> torch.Tensor:
     return subject.mask
 
 
-def _dropped(draw: Draw, options: Options) -> tuple[bool, bool]:
-    """Whether a picture's text, and its mask channel, are left out."""
+def dropped_parts(draw: Draw, options: Options) -> tuple[bool, bool]:
+    """Return whether a picture's text, and its mask channel, are left out."""
     number = draw.chance("drop").random()
     both, text = options.drop_both, options.drop_both + options.drop_text
     return number < text, number < both or text <= number < text + options.drop_mask

@@ -35,7 +35,7 @@ from .members import MEMBERS, OPTIONAL
 FORMAT, VERSION, SLOTS = "subject_diffusion", 1, 2
 BOX_EMBEDDING = "box_embedding"
 FUSION = PromptFusion(in_suffix=True)
-INPUTS = 5  # latent channels and the mask
+INPUTS = (5, 13)  # latent channels, of SD or the rehearsal world, and the mask
 TRAINED_KEYS = ("attn2.to_k.weight", "attn2.to_v.weight")
 KIND = "a Subject-Diffusion file"
 
@@ -183,10 +183,10 @@ def _check_members(members: Mapping[str, State], file: str, beside: str) -> None
 def _input_width(unet: State, file: str) -> int:
     """Channels that the UNet's first convolution gives. Raises CheckpointError unless it reads the mask."""
     shape = tuple(unet["conv_in.weight"].shape) if "conv_in.weight" in unet else None
-    if shape is None or len(shape) != 4 or shape[1:] != (INPUTS, 3, 3):
+    if shape is None or len(shape) != 4 or shape[1] not in INPUTS or shape[2:] != (3, 3):
         found = "no such tensor" if shape is None else f"the shape {list(shape)}"
         raise CheckpointError(
-            f"'conv_in.weight' of '{file}' to read {INPUTS} channels, latent and mask",
+            f"'conv_in.weight' of '{file}' to read {INPUTS[0]} channels, latent and mask",
             found,
             "Choose the UNet that Subject-Diffusion's training saved.",
         )
@@ -205,7 +205,7 @@ def _paths(unet: State, file: str) -> dict[str, str]:
 
 def _assign_gated(gated: GatedLayers, unet: State, proj: State, paths: list[str], file: str) -> None:
     fusers = {name: tensor for name, tensor in unet.items() if FUSER in name}
-    mask = {"mask_conv.weight": unet["conv_in.weight"][:, INPUTS - 1 :].contiguous()}
+    mask = {"mask_conv.weight": unet["conv_in.weight"][:, -1:].contiguous()}
     assign(
         gated,
         fusers | mask | {f"proj.{name}": tensor for name, tensor in proj.items()},
@@ -226,6 +226,6 @@ def _unet_weights(unet: State, paths: Mapping[str, str], channels: Mapping[str, 
     }
     found = {name: tensor for name, tensor in unet.items() if name in shapes}
     check(found, shapes, file, KIND)
-    found["conv_in.weight"] = found["conv_in.weight"][:, : INPUTS - 1].contiguous()
+    found["conv_in.weight"] = found["conv_in.weight"][:, :-1].contiguous()
     depth = resblocks(found)
     return {ldm_name(name, depth): found[name] for name in shapes}
