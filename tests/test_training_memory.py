@@ -39,14 +39,17 @@ def test_it_is_what_a_step_leaves_in_memory(recipe, tmp_path):
 @pytest.mark.slow
 def test_the_page_has_the_published_sizes():
     """22 million weights of SD1.5's IP-Adapter and 860 million of its UNet are the published numbers; the "plus" file
-    for SDXL has 848 MB at two bytes a weight.
+    for SDXL has 848 MB at two bytes a weight. Of Subject-Diffusion's, 208 million (SD1.5) and 211 (SD2) are gated
+    layers, 123 and 341 a text encoder, 19.2 and 25.6 keys and values; the rest is two small nets.
     """
     from training_memory import MARKS, ROWS, row
 
     lines = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition(MARKS[0])[2].partition(MARKS[1])[0]
     written = dict(zip([each[:2] for each in ROWS], lines.splitlines()[2:], strict=True))
-    for each in ROWS[:4]:
+    for each in ROWS[:6]:
         assert row(*each) == f"{written[each[:2]]}\n"
     trained = {key: float(line.split("|")[3]) for key, line in written.items()}
     assert round(trained["ip_adapter", "SD1.5"]) == 22 and abs(trained["fastcomposer", "SD1.5"] - 860) < 5
     assert abs(trained["ip_adapter", "SDXL"] - 848 / 2) < 0.5
+    assert 1 < trained["subject_diffusion", "SD1.5"] - (208.0 + 123.1 + 19.2) < 4
+    assert 1 < trained["subject_diffusion", "SD2"] - (211.2 + 340.4 + 25.6) < 6
