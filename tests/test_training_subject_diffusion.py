@@ -521,6 +521,21 @@ def test_what_does_not_fit_is_a_sentence_before_the_training(own_set):
         examples("a sks cat")
     with pytest.raises(TrainingError, match=r"p0.png \(.*at most 75 tokens.*Correct that line"):
         examples(f"a cat{' and grass' * 36}")
+    assert len(examples(f"a cat{' and grass' * 30}")) == 2
+
+
+def test_any_two_of_many_subjects_must_fit_behind_the_caption(tmp_path):
+    """Which of them are in the picture is known only when it is cut."""
+    long = "very small and very round red robot with a big hat"
+    config = DataConfig(folder=str(small.write_set(tmp_path, [("cat", "dog", long)])), resolution=small.SIDE)
+    trainee = small.trainee(RECIPE)
+    assert len(example_set(config, trainee.base, trainee)) == 1
+    lines = (tmp_path / "metadata.jsonl").read_text().replace("outside", f"outside{' and grass' * 19}")
+    (tmp_path / "metadata.jsonl").write_text(lines)
+    with pytest.raises(TrainingError, match="at most 75 tokens"):
+        example_set(config, trainee.base, trainee)
+    trainee = small.trainee(RECIPE, slots=1)
+    assert len(example_set(config, trainee.base, trainee)) == 1
 
 
 def test_a_mask_without_white_is_a_sentence(own_set, tmp_path):

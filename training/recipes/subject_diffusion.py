@@ -59,7 +59,7 @@ class Options:
     Published are localization 0.01, and the drops as they are here.
     """
 
-    subjects: int = setting(2, least=1)  # of a picture at most; the gated layers have so many slots
+    slots: int = setting(2, least=1)  # subjects of a picture at most; a picture with fewer has null tokens for the rest
     box_embedding: bool = True  # false: object tokens without boxes, in the exported file too
     localization: float = setting(0.01, least=0.0)  # factor of the localization loss
     localization_form: str = setting("signed", choices=LOCALIZATIONS)  # the published code's, or the paper's |CA - M|
@@ -101,7 +101,7 @@ class SubjectDiffusionTrainee(Trainee):
         net = GroundingNet(images.hidden, dim, dim, images.patches, boxed=options.box_embedding)
         self.gated = GatedLayers(net, list(channels.values()), dim, base.unet.conv_in.out_channels)
         nn.init.zeros_(self._mask_weight)
-        self.spec: AdapterSpec = layout.spec_of(IN_TRAINING, channels, net, dim, options.subjects)
+        self.spec: AdapterSpec = layout.spec_of(IN_TRAINING, channels, net, dim, options.slots)
         self.text, self.text_layers = trained_text(base.texts.towers[0])
         names = [f"{path}.{key.removesuffix('.weight')}" for path in self.paths.values() for key in layout.TRAINED_KEYS]
         trained = {name.replace(".", "/"): base.unet.get_submodule(name) for name in (*names, "conv_in")}
@@ -120,17 +120,22 @@ class SubjectDiffusionTrainee(Trainee):
         return []
 
     def places(self, caption: str, names: Sequence[str]) -> Sequence[Place]:
-        """Return the placeholders' places. Raises SubjectError for a caption that has one itself, or leaves no room."""
-        return placeholders(self.base.texts, caption, names[: self.options.subjects])
+        """Return the placeholders' places; of more names than slots, those of the longest ones.
+
+        Raises SubjectError for a caption that has a placeholder itself, or leaves no room.
+        """
+        slots = self.options.slots
+        shown = names if len(names) <= slots else sorted(names, key=len, reverse=True)[:slots]
+        return placeholders(self.base.texts, caption, shown)
 
     def add(self, draws: Sequence[Draw]) -> Shown:
         """Return the image encoder's view of every subject, and where it is."""
-        subjects = tuple(tuple(_seen(draw)[: self.options.subjects]) for draw in draws)
+        subjects = tuple(tuple(_seen(draw)[: self.options.slots]) for draw in draws)
         patches = self.features.patches([subject for row in subjects for subject, _ in row], self.spec.framing, INSIDE)
         drops = [dropped_parts(draw, self.options) for draw in draws]
         captions = tuple("" if text else draw.example.caption for draw, (text, _) in zip(draws, drops, strict=True))
         words = [() if text else row for row, (text, _) in zip(subjects, drops, strict=True)]
-        side, k = draws[0].example.pixels.shape[-1], self.options.subjects
+        side, k = draws[0].example.pixels.shape[-1], self.options.slots
         masks, rows = torch.zeros(len(draws), 2 * k, side, side), torch.zeros(len(draws), 2 * k, dtype=torch.long)
         present = torch.zeros(len(draws), 2 * k, dtype=torch.bool)
         for b, (caption, row) in enumerate(zip(captions, words, strict=True)):
@@ -208,7 +213,7 @@ class SubjectDiffusionTrainee(Trainee):
         return {
             "format": layout.FORMAT,
             "version": str(layout.VERSION),
-            "slots": str(self.options.subjects),
+            "slots": str(self.options.slots),
             layout.BOX_EMBEDDING: str(self.options.box_embedding).lower(),
         }
 
