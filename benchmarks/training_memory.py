@@ -21,9 +21,11 @@ HEAD = (
     "| recipe | base | trained, million weights | AdamW, GB | 8-bit AdamW, GB | frozen part, GB |\n"
     "| --- | --- | --- | --- | --- | --- |\n"
 )
+CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 BIGG = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
 SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8}
+SD2 = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
 SDXL = {
     "block_out_channels": (320, 640, 1280),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -47,6 +49,8 @@ ROWS = (  # recipe, base, image encoder, options
     ("mip_adapter", "SD1.5", "vit_h", {}),
     ("umm_diffusion", "SD1.5", "vit_l", {}),
     ("fastcomposer", "SD1.5", "vit_l", {}),
+    ("subject_diffusion", "SD1.5", "vit_h", {}),
+    ("subject_diffusion", "SD2", "vit_h", {}),
     ("ip_adapter", "SDXL", "vit_h", {"projection": "Resampler", "tokens": 16}),
     ("mip_adapter", "SDXL", "vit_h", {"projection": "Resampler", "tokens": 16}),
     ("mm_diff", "SDXL", "vit_l", {}),
@@ -68,9 +72,9 @@ def models(base: str, encoder: str) -> Any:
     from troupe.training.model.base import Base
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**(SD15 if base == "SD1.5" else SDXL))
-        first = CLIPTextModel(CLIPTextConfig(**CLIP_L))
-        texts, others = ClipTexts.sd15(first), [first]
+        unet = UNet2DConditionModel(**{"SD1.5": SD15, "SD2": SD2, "SDXL": SDXL}[base])
+        first = CLIPTextModel(CLIPTextConfig(**(CLIP_H if base == "SD2" else CLIP_L)))
+        texts, others = ClipTexts.sd2(first) if base == "SD2" else ClipTexts.sd15(first), [first]
         if base == "SDXL":
             second = CLIPTextModelWithProjection(CLIPTextConfig(**BIGG, projection_dim=1280))
             texts, others = ClipTexts.sdxl(first, second), [first, second]
@@ -100,9 +104,11 @@ def row(recipe: str, base: str, encoder: str, options: dict[str, Any]) -> str:
     from troupe.training.recipes.registry import RECIPES
 
     found = models(base, encoder)
-    numberless = recipe in ("ip_adapter", "mip_adapter", "mm_diff")  # large, or copies of the UNet's weights
-    with torch.device("meta") if numberless else nullcontext():
+    hollow = recipe in ("ip_adapter", "mip_adapter", "mm_diff", "subject_diffusion")  # large, or copies of the UNet
+    with torch.device("meta") if hollow else nullcontext():
         trainee = RECIPES[recipe].build(found, Features(found), PassSettings(), RECIPES[recipe].Options(**options))
+    for module in trainee.modules_of_base():
+        module.float()
     plain, small = (
         memory_of(trainee, found.modules, TrainingConfig(optimizer=name)) for name in ("adamw", "adamw8bit")
     )

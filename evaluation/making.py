@@ -5,28 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from ..training.config.tables import ConfigError
 from .engines.comfyui import ComfyUIEngine
 from .engines.embedded import EmbeddedEngine
 from .engines.engine import Engine
 from .engines.ray_tasks import ray_engines
+from .settings import EngineSettings
 from .tasks import Method
 
 
-class EngineChoice(Protocol):
-    """The settings in `[engine]`, see `evaluation.settings`."""
-
-    kind: str
-    servers: str
-    workflow: str
-    slots: int
-    timeout: float
-    actors: int
-
-
-def make_engines(chosen: EngineChoice, folders: Mapping[str, Path], methods: Sequence[Method]) -> Sequence[Engine]:
+def make_engines(chosen: EngineSettings, folders: Mapping[str, Path], methods: Sequence[Method]) -> Sequence[Engine]:
     """Return the engines that paint. folders: of each suite, by its name.
 
     Raises:
@@ -43,7 +32,7 @@ def make_engines(chosen: EngineChoice, folders: Mapping[str, Path], methods: Seq
     return [embedded]
 
 
-def _servers(chosen: EngineChoice, folders: Mapping[str, Path]) -> list[Engine]:
+def _servers(chosen: EngineSettings, folders: Mapping[str, Path]) -> list[Engine]:
     addresses = [address for part in chosen.servers.split(",") if (address := part.strip())]
     if not addresses:
         do = 'Write for example servers = "http://127.0.0.1:8188, http://127.0.0.1:8189".'

@@ -291,6 +291,33 @@ def test_a_branch_is_not_called_in_vain():
     close(gated_residual(x, torch.sin, 0.5, 0.5), x + 0.25 * x.sin())
 
 
+def test_gates_that_are_trained_have_gradients_also_at_0():
+    """Trainings begin with closed gates: a closed one must learn from what its branch would add. As numbers, gates have
+    no gradients, and nothing else changes.
+    """
+    g, layer = golden("fuser"), fuser("d40h8").double()
+    x, objects = g["d40h8.x"].double(), g["d40h8.objs"].double()
+    for values in ((0.0, 0.0), (0.7, -0.4)):
+        gates = (layer.alpha_attn.weight, layer.alpha_dense.weight)
+        for gate, value in zip(gates, values, strict=True):
+            gate.fill_(value)
+        with torch.enable_grad():
+            for gate in gates:
+                gate.requires_grad_(True)
+            (trained,) = torch.autograd.grad(layer(x, layer.project(objects)).square().sum(), gates[:1])
+            (dense,) = torch.autograd.grad(layer(x, layer.project(objects)).square().sum(), gates[1:])
+        for gate in gates:
+            gate.requires_grad_(False)
+        for gate, gradient in zip(gates, (trained, dense), strict=True):
+            ends = []
+            for step in (1e-5, -2e-5):  # there, and to the other side
+                gate.add_(step)
+                ends.append(naive(layer, x, objects).square().sum())
+            gate.add_(1e-5)
+            torch.testing.assert_close(gradient, (ends[0] - ends[1]) / 2e-5, rtol=1e-6, atol=1e-6)
+            assert gradient.abs() > 1e-3
+
+
 def test_the_order_of_objects_does_not_matter():
     g, layer = golden("fuser"), fuser("d64h1")
     x, objects = g["d64h1.x"].double(), g["d64h1.objs"].double()

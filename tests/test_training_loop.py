@@ -70,6 +70,7 @@ LEARNED = {  # learning rate, and what part of the loss is left at most
     "umm_diffusion": (3e-3, 0.3),
     "fastcomposer": (1e-3, 0.01),
     "mm_diff": (3e-3, 0.05),
+    "subject_diffusion": (3e-3, 0.02),
 }
 
 # ---- learning --------------------------------------------------------------------------------------------------------
@@ -118,7 +119,8 @@ def test_half_precision_gives_about_the_same_gradients(recipe, pictures, tmp_pat
             {n: p.grad.flatten() for n, p in loop.trainee.named_parameters() if p.grad is not None}
         )
         loop.run()
-        assert base.unet.dtype == (torch.float32 if "no" in precision or recipe == "fastcomposer" else torch.bfloat16)
+        whole = "no" in precision or base.unet in loop.trainee.modules_of_base()
+        assert base.unet.dtype == (torch.float32 if whole else torch.bfloat16)
         for module in base.modules:  # shared by tests
             module.float()
         found[precision] = torch.cat(list(keep.values()))
@@ -149,8 +151,13 @@ WHOLE = {"steps": 6, "schedule": "cosine", "ema": True, "accumulation": 2, "max_
 
 @pytest.mark.parametrize(
     "recipe, options, cache",
-    [("mip_adapter", {}, False), ("mip_adapter", {}, True), ("mm_diff", small.MM_DIFF, False)],
-    ids=["plain", "cached", "low-rank pairs"],
+    [
+        ("mip_adapter", {}, False),
+        ("mip_adapter", {}, True),
+        ("mm_diff", small.MM_DIFF, False),
+        ("subject_diffusion", {}, False),
+        ("subject_diffusion", {}, True),
+    ],
 )
 def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(recipe, options, cache, pictures, tmp_path):
     given = {"recipe": recipe, "options": options, "cache": cache, **WHOLE}

@@ -40,7 +40,7 @@ def gradients(recipe, pictures, output, processes, batch, accumulation):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["mip_adapter", "umm_diffusion", "fastcomposer", "mm_diff"])
+@pytest.mark.parametrize("recipe", ["mip_adapter", "umm_diffusion", "fastcomposer", "mm_diff", "subject_diffusion"])
 def test_two_processes_give_the_gradients_of_one(recipe, tmp_path):
     """Two gloo processes with two passes of one picture each, and one process with one pass of four."""
     pictures = small.write_set(tmp_path / "pictures")

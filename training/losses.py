@@ -4,12 +4,13 @@ MM-Diff train with it too).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch.nn.functional import interpolate
 
 EPSILON = 1e-5
+LOCALIZATIONS = ("signed", "absolute")
 
 
 def localization_loss(
@@ -18,15 +19,18 @@ def localization_loss(
     tokens: torch.Tensor,
     present: torch.Tensor,
     normalize: bool = False,
+    form: str = LOCALIZATIONS[0],
 ) -> torch.Tensor:
-    """Return one layer's loss: mean attention to a subject's token outside of its mask less that inside, as published
-    (signed, so it may fall below 0).
+    """Return one layer's loss.
+
+    signed: mean attention to a subject's token outside of its mask less that inside, as in the published code; it may
+    fall below 0. absolute: the mean distance between attention and mask, as Subject-Diffusion's paper has it, 0..1.
 
     Arguments:
         probabilities: text attention after its softmax, [B * H, P, L], batch-major, positions of a square picture.
         masks: [B, M, h, w] in 0..1, where each subject stands; tokens: [B, M] its row of the text; present: [B, M]
             bool.
-        normalize: divide each map by its largest value first.
+        normalize: divide each map by its largest value first; form: one of LOCALIZATIONS.
     Returns:
         [], the mean over pictures and heads of the mean over their subjects.
     """
@@ -37,24 +41,32 @@ def localization_loss(
     maps = maps.gather(2, tokens[:, None, :, None].expand(b, maps.shape[1], m, maps.shape[3]))  # B, H, M, P
     if normalize:
         maps = maps / (maps.amax(-1, keepdim=True) + EPSILON)
-    outer, inner = ((maps * where).sum(-1) / (where.sum(-1) + EPSILON) for where in (1 - inside, inside))
+    if form == "absolute":
+        each = (maps - inside).abs().mean(-1)  # B, H, M
+    else:
+        outer, inner = ((maps * where).sum(-1) / (where.sum(-1) + EPSILON) for where in (1 - inside, inside))
+        each = outer - inner
     here = present.unsqueeze(1).to(maps)  # B, 1, M
-    return (((outer - inner) * here).sum(-1) / (here.sum(-1) + EPSILON)).mean()
+    return ((each * here).sum(-1) / (here.sum(-1) + EPSILON)).mean()
 
 
-def layers_losses(
-    layers: Sequence[torch.Tensor], masks: torch.Tensor, tokens: torch.Tensor, present: torch.Tensor
+def localization_losses(
+    layers: Iterable[torch.Tensor],
+    masks: torch.Tensor,
+    tokens: torch.Tensor,
+    present: torch.Tensor,
+    form: str = LOCALIZATIONS[0],
 ) -> torch.Tensor:
-    """Return each picture's `localization_loss`, [B], the mean over layers.
-
-    layers: probabilities [B * H, P, L] of each, batch-major; the others as there.
-    """
-    rows = [(masks[b : b + 1], tokens[b : b + 1], present[b : b + 1]) for b in range(len(masks))]
+    """Return each picture's `localization_loss` [B], the mean over layers; arguments as there."""
+    rows = [slice(b, b + 1) for b in range(len(tokens))]
     each = [
         torch.stack(
-            [localization_loss(p, *row) for p, row in zip(layer.unflatten(0, (len(rows), -1)), rows, strict=True)]
+            [
+                localization_loss(maps, masks[row], tokens[row], present[row], form=form)
+                for row, maps in zip(rows, probabilities.unflatten(0, (len(rows), -1)), strict=True)
+            ]
         )
-        for layer in layers
+        for probabilities in layers
     ]
     return torch.stack(each).mean(0)
 
@@ -69,4 +81,4 @@ def image_constraint(layers: Sequence[torch.Tensor], masks: torch.Tensor, presen
     """
     (b, m), count = present.shape, layers[0].shape[-1]
     first = torch.arange(0, count, count // m, device=masks.device).expand(b, m)  # of each subject
-    return torch.stack([layers_losses(layers, masks, first + t, present) for t in range(count // m)]).mean(0)
+    return torch.stack([localization_losses(layers, masks, first + t, present) for t in range(count // m)]).mean(0)

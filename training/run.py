@@ -22,7 +22,6 @@ from .export import write_export
 from .loop import Ended, Loop, Painter
 from .memory import memory_of
 from .model.base import Base, load_base
-from .model.captions import places
 from .model.features import Features
 from .recipes.recipe import PassSettings, Trainee
 from .recipes.registry import RECIPES, options
@@ -110,16 +109,28 @@ def example_set(config: DataConfig, base: Base, trainee: Trainee, say: Say = lam
             f"Set resolution = {nearest}.",
         )
     found = FolderSet(Path(config.folder), config.resolution, config.subjects, trainee.needs_subjects, say)
+    if trainee.needs_boxes:
+        check_boxes(found)
     if trainee.in_prompt:
-        check_places(found, base)
+        check_places(found, trainee)
     return found
 
 
-def check_places(examples: FolderSet, base: Base) -> None:
-    """Raise TrainingError for a picture with a subject whose name is no word of its caption."""
+def check_boxes(examples: FolderSet) -> None:
+    """Raise TrainingError for a subject with neither mask nor box."""
+    for record in examples.records:
+        for subject in record.subjects[: examples.most]:
+            if subject.box is None and subject.mask is None:
+                found = f"'{subject.name}' in {record.picture} without either"
+                do = "Add one to that line of the metadata, or take the subject out of it."
+                raise TrainingError("a mask or a box for every subject, which this recipe needs", found, do)
+
+
+def check_places(examples: FolderSet, trainee: Trainee) -> None:
+    """Raise TrainingError for a picture with a subject that has no place in its caption."""
     for record in examples.records:
         try:
-            places(base.texts, record.caption, [subject.name for subject in record.subjects[: examples.most]])
+            trainee.places(record.caption, [subject.name for subject in record.subjects[: examples.most]])
         except TroupeError as error:
             found = f"another caption for {record.picture} ({error})"
             raise TrainingError(

@@ -8,19 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
 from ..model_patches.adapter import Adapter
-from ..model_patches.binding.settings import ImageAttentionSettings, mixing_for
-from ..model_patches.encoding.framing import flatten_alpha
-from ..model_patches.hosts.diffusers.encoders import Prompt, encode_references
+from ..model_patches.binding.settings import GatedSettings, ImageAttentionSettings, mixing_for
+from ..model_patches.encoding.framing import bounding_box, flatten_alpha
+from ..model_patches.hosts.diffusers.encoders import encode_references
 from ..model_patches.hosts.diffusers.prompt import encode_prompt
 from ..model_patches.hosts.diffusers.sampling import SamplingSettings, sample
 from ..model_patches.hosts.diffusers.weights import text_encoder_weights
-from ..model_patches.subjects import Cast, Photo, References, Subject
+from ..model_patches.subjects import Box, Cast, Photo, References, Subject
 from .config.schema import SheetConfig
 from .examples.example import Example
 from .model.base import Base
@@ -40,7 +41,10 @@ def paint_sheet(trainee: Trainee, examples: Sequence[Example], settings: SheetCo
     trainee.finish()
     adapter, rows = trainee.adapter(), []
     for i, example in enumerate(examples):
-        cast, other = cast_of(example), exchanged(example, examples[(i + 1) % len(examples)])
+        cast, other = (
+            boxed_as(example, given) if adapter.spec.gated is not None else given
+            for given in (cast_of(example), exchanged(example, examples[(i + 1) % len(examples)]))
+        )
         painted = [
             paint(trainee.base, adapter, example.caption, given, settings, size) for given in (None, cast, other)
         ]
@@ -54,8 +58,17 @@ def paint(
     base: Base, adapter: Adapter, caption: str, cast: Cast | None, settings: SheetConfig, size: int
 ) -> torch.Tensor:
     """Paint one picture, [S, S, 3] in 0..1, with the adapter's weights of the base. cast: None for none."""
+    applied: list[tuple[References, Any]] = []
     with text_encoder_weights(base.texts, adapter.weights):
-        positive, negative, applied = _encoded(base, adapter, caption, cast, settings)
+        positive, negative = base.texts.encode_prompt(plain(caption)), base.texts.encode_prompt("")
+        if cast is not None:
+            references = encode_references(adapter, cast, base.images, base.texts)
+            if adapter.spec.prompt is not None:
+                positive, _ = encode_prompt(base.texts, references, unmarked(caption), settings.start_percent)
+            if adapter.spec.widths:
+                applied = [(references, ImageAttentionSettings(settings.weight, mixing_for(references, "auto")))]
+            if adapter.spec.gated is not None:
+                applied = [(references, GatedSettings(settings.weight, use_bbox="on"))]
     weights = [(adapter, 1.0)] if adapter.weights.unet or adapter.weights.unet_lora else []
     latent = sample(
         base.unet,
@@ -68,20 +81,6 @@ def paint(
     )
     with torch.no_grad():
         return (base.decode(latent)[0].float().cpu().permute(1, 2, 0) / 2 + 0.5).clamp(0, 1)
-
-
-def _encoded(
-    base: Base, adapter: Adapter, caption: str, cast: Cast | None, settings: SheetConfig
-) -> tuple[Prompt, Prompt, list[tuple[References, ImageAttentionSettings]]]:
-    """Positive and negative prompt, and what is applied to the UNet."""
-    positive, applied = base.texts.encode_prompt(plain(caption)), []
-    if cast is not None:
-        references = encode_references(adapter, cast, base.images, base.texts)
-        if adapter.spec.prompt is not None:
-            positive, _ = encode_prompt(base.texts, references, unmarked(caption), settings.start_percent)
-        if adapter.spec.widths:
-            applied = [(references, ImageAttentionSettings(settings.weight, mixing_for(references, "auto")))]
-    return positive, base.texts.encode_prompt(""), applied
 
 
 def cast_of(example: Example) -> Cast:
@@ -97,6 +96,23 @@ def exchanged(example: Example, other: Example) -> Cast:
     donors = cast.subjects if len(cast.subjects) > 1 else (*cast.subjects, *cast_of(other).subjects[:1])
     each = zip(cast.subjects, donors[1:] + donors[:1], strict=False)
     return Cast(tuple(replace(subject, photos=donor.photos) for subject, donor in each))
+
+
+def boxed_as(example: Example, cast: Cast) -> Cast:
+    """Return the cast with each subject in the box of its mask in the picture; at weight 0 if it is outside, without a
+    box if it has no mask.
+    """
+    masks = [subject.mask for subject in example.subjects] or [None] * len(cast.subjects)
+    each = zip(cast.subjects, masks, strict=True)
+    return Cast(tuple(subject if mask is None else _boxed(subject, mask) for subject, mask in each))
+
+
+def _boxed(subject: Subject, mask: torch.Tensor) -> Subject:
+    found, (h, w) = bounding_box(mask), mask.shape
+    if found is None:
+        return replace(subject, weight=0.0)
+    top, left, bottom, right = found
+    return replace(subject, box=Box(left / w, top / h, (right - left) / w, (bottom - top) / h))
 
 
 def _photos(cast: Cast, size: int) -> torch.Tensor:

@@ -29,13 +29,14 @@ PROGRESS_ROUNDING = 1e-5  # of a progress that was found from a float32 sigma
 @dataclass(frozen=True, eq=False)
 class ObjectTokens:
     """The objects' tokens for one gated layer: keys, values [G, M, C], and its two gates, `tanh` of the trained
-    scalars, in -1..1; equal: of each group whether its M tokens are one and the same, () where none are.
+    scalars, in -1..1, as numbers, or as tensors [] while they are trained; equal: of each group whether its M tokens
+    are one and the same, () where none are.
     """
 
     keys: Float[Tensor, "G M C"]
     values: Float[Tensor, "G M C"]
-    attention_gate: float
-    dense_gate: float
+    attention_gate: float | Float[Tensor, ""]
+    dense_gate: float | Float[Tensor, ""]
     equal: tuple[bool, ...] = ()
 
     def group(self, g: int) -> ObjectTokens:
@@ -111,14 +112,15 @@ def rows_of(grouped: Float[Tensor, "G M C"], b: int) -> Float[Tensor, "{b} M C"]
 def gated_residual(
     x: Float[Tensor, "*any C"],
     branch: Callable[[Tensor], Tensor],
-    gate: float,
+    gate: float | Float[Tensor, ""],
     scale: float | Float[Tensor, ""] = 1.0,
 ) -> Float[Tensor, "*any C"]:
     """Return `x + scale * gate * branch(x)`, or x unchanged, without calling `branch`, if scale or gate is 0. x [B, N,
-    C]; gate -1..1; scale: strength times `scale_at`, as a number or as a tensor [] on the device of x, which is not
-    read, so it may change without recompiling a graph.
+    C]; gate -1..1, as a tensor [] with gradients, which are also there at 0; scale: strength times `scale_at`, as a
+    number or as a tensor [] on the device of x, which is not read, so it may change without recompiling a graph.
     """
-    if gate == 0 or (not isinstance(scale, torch.Tensor) and scale == 0):
+    never = not isinstance(gate, torch.Tensor) and gate == 0
+    if never or (not isinstance(scale, torch.Tensor) and scale == 0):
         return x
     return (branch(x) * (scale * gate)).add_(x)
 

@@ -119,14 +119,14 @@ class GatedFuser(nn.Module):
         return {"width": width, "context_dim": context_dim, "heads": published_heads(width, context_dim)}
 
     def project(self, objects: torch.Tensor) -> ObjectTokens:
-        """Project object tokens [G, M, D] to their keys and values in this layer; also return the gates as numbers (one
-        read from the device each).
+        """Project object tokens [G, M, D] to their keys and values in this layer; also return the gates, as numbers
+        (one read from the device each) unless they are trained.
 
         LayerNorm is per token, so normalising objects and visual tokens apart is exact. Nothing here depends on the
         timestep.
         """
         normed = self.norm1(self.linear(objects))
-        attention, dense = (math.tanh(float(gate.weight)) for gate in (self.alpha_attn, self.alpha_dense))
+        attention, dense = (_gate(alpha.weight) for alpha in (self.alpha_attn, self.alpha_dense))
         return ObjectTokens(self.attn.to_k(normed), self.attn.to_v(normed), attention, dense)
 
     def forward(self, x: torch.Tensor, objects: ObjectTokens, scale: float | torch.Tensor = 1.0) -> torch.Tensor:
@@ -148,3 +148,8 @@ class GatedFuser(nn.Module):
         return attn.to_out[0](
             gated_self_attention(attn.to_q(normed), attn.to_k(normed), attn.to_v(normed), objects, self.heads)
         )
+
+
+def _gate(alpha: torch.Tensor) -> float | torch.Tensor:
+    """`tanh` of a trained scalar; a tensor only where it gets a gradient."""
+    return alpha.tanh() if alpha.requires_grad and torch.is_grad_enabled() else math.tanh(float(alpha))

@@ -103,6 +103,7 @@ class GroundingNet(nn.Module):
         hidden_dim: of the MLP.
         tokens: T, patch tokens of an object.
         frequencies: F of the box's sines and cosines.
+        boxed: False for a net that was trained without boxes: every object has the null position.
         operations: `torch.nn`, or a host's module with the same classes.
     """
 
@@ -115,10 +116,11 @@ class GroundingNet(nn.Module):
         hidden_dim: int,
         tokens: int,
         frequencies: int = FREQUENCIES,
+        boxed: bool = True,
         operations: Any = nn,
     ):
         super().__init__()
-        self.tokens, self.feature_dim, self.frequencies = tokens, feature_dim, frequencies
+        self.tokens, self.feature_dim, self.frequencies, self.boxed = tokens, feature_dim, frequencies, boxed
         position_dim = frequencies * COORDINATES
         self.linears_image = MLP(feature_dim + position_dim, out_dim, hidden_dim, operations=operations)
         self.null_image_feature = LeafParameter(1, 1, tokens, feature_dim)
@@ -158,7 +160,7 @@ class GroundingNet(nn.Module):
         """
         present = present.bool()[..., None, None]  # B, N, 1, 1
         features = torch.where(present, patches, self.null_image_feature.weight.to(patches))
-        placed = present if use_bbox else present.sum(1, keepdim=True) > 1
+        placed = self.boxed & (present if use_bbox else present.sum(1, keepdim=True) > 1)
         position = box_fourier(boxes, self.frequencies).unsqueeze(2).to(patches)  # B, N, 1, 8 F
         position = torch.where(placed, position, self.null_position_feature.weight.to(patches))  # B, N, T, 8 F
         return self.linears_image(torch.cat((features, position), -1).flatten(1, 2))

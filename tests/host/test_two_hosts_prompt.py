@@ -82,6 +82,7 @@ def on_host(references):
         ("pseudo", "sd15", 1),
         ("pseudo", "sd15", 3),
         ("placeholder", "sd20", 1),
+        ("placeholder", "sd15", 1),
         ("postfuse", "sd15", 1),
     ],
 )
@@ -194,7 +195,7 @@ def test_umms_job(count, delay, second, second_end):
     alike(patcher, expected, found, sample(unet, schedule(), middle, negative, settings()))
 
 
-def subject_diffusion(patcher, count):
+def subject_diffusion(patcher, base, count):
     """(the host's references, the same for the embedded engine): fusers, mask channel, prompt, UNet and text encoder
     weights.
     """
@@ -203,6 +204,7 @@ def subject_diffusion(patcher, count):
     from test_two_hosts import embedded_gated
     from troupe.model_patches.adapter import PromptSpec, Weights
 
+    ((stream, width),) = STREAMS[base].items()
     made = gated_adapter(patcher, "patches")
     state = patcher.model.diffusion_model.state_dict()
     names = [f"{place}.attn2.to_{kv}.weight" for place in made.spec.gated.places for kv in "kv"] + [
@@ -210,7 +212,7 @@ def subject_diffusion(patcher, count):
         "input_blocks.0.0.bias",
     ]
     text = {
-        f"text_model.encoder.layers.{i}.self_attn.v_proj.weight": draw(1024, 1024, seed=300 + i, gain=0.03)
+        f"text_model.encoder.layers.{i}.self_attn.v_proj.weight": draw(width, width, seed=300 + i, gain=0.03)
         for i in range(2)
     }
     weights = Weights(
@@ -218,15 +220,15 @@ def subject_diffusion(patcher, count):
             name: state[name] + draw(*state[name].shape, seed=200 + i, gain=0.3 * state[name].std().item() + 0.05)
             for i, name in enumerate(names)
         },
-        {**text, "text_model.final_layer_norm.bias": draw(1024, seed=310, gain=0.2)},
+        {**text, "text_model.final_layer_norm.bias": draw(width, seed=310, gain=0.2)},
     )
     adapter = replace(
         made,
-        spec=replace(made.spec, family="subject_diffusion", prompt=PromptSpec(FUSIONS["placeholder"], STREAMS["sd20"])),
+        spec=replace(made.spec, family="subject_diffusion", prompt=PromptSpec(FUSIONS["placeholder"], STREAMS[base])),
         weights=weights,
     )
     host = GatedStage(patcher, adapter, None, None).references(count)
-    words = [{"h": draw(1, 1024, seed=80 + i, gain=0.3)} for i in range(count)]
+    words = [{stream: draw(1, width, seed=80 + i, gain=0.3)} for i in range(count)]
     host = replace(
         host,
         subjects=tuple(
@@ -237,8 +239,8 @@ def subject_diffusion(patcher, count):
     return host, replace(ours, adapter=replace(ours.adapter, weights=weights))
 
 
-@pytest.mark.parametrize("count, delay", [(1, {}), (2, {"start_step": 1})])
-def test_subject_diffusions_job(count, delay):
+@pytest.mark.parametrize("base, count, delay", [("sd20", 1, {}), ("sd20", 2, {"start_step": 1}), ("sd15", 2, {})])
+def test_subject_diffusions_job(base, count, delay):
     """Retrained UNet and text encoder, prompt, fusers, mask channel, and image guidance that ends early."""
     from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.apply import apply_gated
@@ -249,8 +251,8 @@ def test_subject_diffusions_job(count, delay):
     from troupe.model_patches.hosts.diffusers.sampling import sample
     from troupe.model_patches.hosts.diffusers.weights import text_encoder_weights
 
-    patcher, clip, unet, ours = jobs("sd20")
-    host, references = subject_diffusion(patcher, count)
+    patcher, clip, unet, ours = jobs(base)
+    host, references = subject_diffusion(patcher, base, count)
     widgets, gated = {"second": 1.5, "second_end": 2.5, "end_percent": 0.8}, GatedSettings(0.9)
     model, patched = apply_weights(patcher, host.adapter, clip=clip)
     positive, _ = host_prompt(patched, host, TEXT, **delay)

@@ -30,6 +30,7 @@ from troupe.training.recipes.recipe import PassSettings, Trainee
 from troupe.training.recipes.registry import RECIPES
 
 from . import tiny_diffusers as tiny
+from . import tiny_gated_unets as gated
 
 SIDE = 64  # pixels
 MM_DIFF = {"hidden": 8, "depth": 2, "rank": 2, "text_rank": 3, "tokens": 3}  # sizes that micro models leave open
@@ -38,10 +39,15 @@ NAMES = (("cat", "red robot"), ("dog",), ("bird", "small cat", "mug"), ("robot",
 
 def texts(width: int = tiny.CONTEXT) -> ClipTexts:
     """A text encoder of two layers with CLIP's vocabulary."""
+    return ClipTexts.sd15(text_model(width))
+
+
+def text_model(width: int = tiny.CONTEXT, layers: int = 2) -> CLIPTextModel:
+    """A text encoder with CLIP's vocabulary."""
     torch.manual_seed(3)
-    sizes = {"hidden_size": width, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {"hidden_size": width, "intermediate_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2}
     model = CLIPTextModel(CLIPTextConfig(vocab_size=49408, eos_token_id=EOS, projection_dim=width, **sizes))
-    return ClipTexts.sd15(model.requires_grad_(False))
+    return model.requires_grad_(False)
 
 
 def images(projection: int = tiny.EMBED, width: int = 32) -> ClipImages:
@@ -167,6 +173,8 @@ def base_for(recipe: str) -> Base:
     """
     if recipe == "mm_diff":
         return sdxl_base()
+    if recipe == "subject_diffusion":
+        return sd2_base()
     if recipe not in ("umm_diffusion", "fastcomposer"):
         return base()
     torch.manual_seed(6)
@@ -179,6 +187,11 @@ def base_for(recipe: str) -> Base:
     )
     found_texts, found_images = _sd15_encoders()
     return base(unet.eval().requires_grad_(False), texts=found_texts, images=found_images)
+
+
+def sd2_base() -> Base:
+    """SD2 in micro, with a text encoder of three layers of which two are read."""
+    return base(gated.unet("sd2"), texts=ClipTexts.sd2(text_model(layers=3)), images=images(40))
 
 
 def no_drops(recipe: str) -> dict[str, float]:

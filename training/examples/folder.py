@@ -14,6 +14,7 @@ from ...model_patches.subjects import Box, Photo
 from ..data.records import DatasetError, PictureRecord, SubjectRecord, read_records
 from .example import Example, ExampleSubject
 
+HALF = 128  # of a mask's values up to 255: from here on a pixel is the subject's
 REFERENCE = 512  # pixels: longer sides of references are made smaller when they are read
 
 
@@ -107,6 +108,9 @@ def _whole_mask(subject: SubjectRecord, size: tuple[int, int]) -> Image.Image | 
     """Where the subject is in the whole picture, white: its mask, else its box; None without either."""
     if subject.mask is not None:
         mask = _open(subject.mask).convert("L")
+        if np.asarray(mask).max() < HALF:
+            do = "Replace the mask, or remove it from its line."
+            raise DatasetError(f"'{subject.name}' in white in {subject.mask}", "a mask that is black everywhere", do)
         return mask if mask.size == size else mask.resize(size)
     return None if subject.box is None else _box_mask(subject.box, size)
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from ...model_patches.hosts.diffusers.encoders import ClipTexts
 from ...model_patches.prompt.markers import TRIGGER, escaped, parse_prompt
 from ...model_patches.prompt.places import Place, find_places
+from ...model_patches.prompt.template import template_places
+from ...model_patches.prompt.tokens import Tokenize
 
 
 def plain(caption: str) -> str:
@@ -24,9 +26,18 @@ def places(texts: ClipTexts, caption: str, names: Sequence[str]) -> tuple[Place,
 
     Raises SubjectError for a name that is not a word of the caption.
     """
+    return find_places(parse_prompt(unmarked(caption)), names, _tokenizer_of(texts)).places
+
+
+def placeholders(texts: ClipTexts, caption: str, names: Sequence[str]) -> tuple[Place, ...]:
+    """Return the place of each subject's placeholder behind the caption, see `prompt.template`.
+
+    Raises SubjectError for a caption that has the placeholder's word itself, or is too long.
+    """
+    return template_places(parse_prompt(unmarked(caption)), names, _tokenizer_of(texts))[1]
+
+
+def _tokenizer_of(texts: ClipTexts) -> Tokenize:
+    """Tokens as the first text encoder reads them."""
     stream = texts.towers[0].stream
-
-    def tokenize(text: str) -> list[list[int]]:
-        return [[token for token, *_ in chunk] for chunk in texts.tokenize(text)[stream]]
-
-    return find_places(parse_prompt(unmarked(caption)), names, tokenize).places
+    return lambda text: [[token for token, *_ in chunk] for chunk in texts.tokenize(text)[stream]]

@@ -14,6 +14,7 @@ from ..examples.example import Example, ExampleSubject
 from .base import Base
 from .captions import plain
 
+Patches = tuple[torch.Tensor, torch.Tensor]  # of a photo: [P, E] patch tokens before the last norm, [E'] pooled
 T = TypeVar("T")
 
 
@@ -22,7 +23,7 @@ class Features:
 
     def __init__(self, base: Base, cache: bool = False):
         self.base, self.cache = base, cache
-        self._kept: dict[tuple[str, ...], torch.Tensor | Prompt] = {}
+        self._kept: dict[tuple[str, ...], torch.Tensor | Prompt | Patches] = {}
 
     @property
     def images(self) -> ClipImages:
@@ -71,6 +72,17 @@ class Features:
         keys = [("photo", kind, framing, subject.key) if subject.key else () for subject in subjects]
         return self._every(subjects, keys, encode)
 
+    @torch.no_grad()
+    def patches(self, subjects: Sequence[ExampleSubject], framing: str, inside: int) -> list[Patches]:
+        """Return patch tokens and pooled vectors of references, on the CPU. framing, inside: see `prepare_photo`."""
+
+        def encode(missing: Sequence[ExampleSubject]) -> list[Patches]:
+            pictures = [prepare_photo(subject.photo, self.images.size, framing, inside) for subject in missing]
+            return list(zip(*self.images.encode_patches(torch.stack(pictures)), strict=True))
+
+        keys = [("patches", framing, str(inside), subject.key) if subject.key else () for subject in subjects]
+        return self._every(subjects, keys, encode)
+
     def no_photo(self, kind: str) -> torch.Tensor:
         """Return what stands for a reference that is left out: zeros, or the encoding of zero pixel values for kinds
         with patch tokens.
@@ -86,7 +98,7 @@ class Features:
         self,
         items: Sequence[T],
         keys: Sequence[tuple[str, ...]],
-        make: Callable[[Sequence[T]], Sequence[torch.Tensor | Prompt]],
+        make: Callable[[Sequence[T]], Sequence[torch.Tensor | Prompt | Patches]],
     ) -> list:
         """Values of items in order. keys: () for items that never come back.
 

@@ -23,7 +23,7 @@ from ...model_patches.families.fastcomposer import build as build_adapter
 from ..config.setting import chance, setting
 from ..examples.draws import Draw
 from ..examples.example import ExampleSubject
-from ..losses import localization_loss
+from ..losses import localization_losses
 from ..model.base import Base
 from ..model.captions import places
 from ..model.features import Features
@@ -133,18 +133,8 @@ class FastComposerTrainee(PromptTrainee):
         where: Where = batch.extra.more
         if not self.maps.on:
             return {"localization": batch.noised.weights.new_zeros(len(where.rows))}
-        each = [
-            torch.stack(
-                [
-                    localization_loss(
-                        probabilities, where.masks[b : b + 1], where.rows[b : b + 1], where.present[b : b + 1]
-                    )
-                    for b, probabilities in enumerate(maps.unflatten(0, (len(where.rows), -1)))
-                ]
-            )
-            for maps in self.maps.maps.values()
-        ]
-        return {"localization": torch.stack(each).mean(0)}
+        found = localization_losses(self.maps.maps.values(), where.masks, where.rows, where.present)
+        return {"localization": found}
 
     def export(self) -> Exported:
         """Return `postfuse_module.*` and `unet.*`."""

@@ -37,7 +37,7 @@ from ...model_patches.subjects import References, ReferenceSubject
 from ..config.setting import chance, setting
 from ..examples.draws import Draw
 from ..examples.example import ExampleSubject
-from ..losses import image_constraint, layers_losses
+from ..losses import image_constraint, localization_losses
 from ..model.base import Base
 from ..model.captions import places, plain, unmarked
 from ..model.features import Features
@@ -188,7 +188,7 @@ class MMDiffTrainee(Trainee):
             return {"text_constraint": none, "image_constraint": none}
         text, images = (list(maps.values()) for maps in (self.maps.maps, self.maps.image_maps))
         return {
-            "text_constraint": layers_losses(text, sights.masks, sights.rows, sights.in_text),
+            "text_constraint": localization_losses(text, sights.masks, sights.rows, sights.in_text),
             "image_constraint": image_constraint(images, sights.masks, sights.in_picture),
         }
 

@@ -16,9 +16,11 @@ from torch import nn
 from ...model_patches.adapter import Adapter
 from ...model_patches.hosts.diffusers.encoders import Prompt
 from ...model_patches.hosts.diffusers.sampling import join_prompts
+from ...model_patches.prompt.places import Place
 from ..examples.draws import Draw
 from ..examples.example import Example
 from ..model.base import Base
+from ..model.captions import places
 from ..model.features import Features
 from ..model.noise import Noised, noised
 
@@ -38,8 +40,8 @@ class PassSettings:
 class Batch:
     """A pass's pictures with their frozen features, on the UNet's device.
 
-    examples: B; noised: B; prompts: of each picture's caption, "" where it is dropped (see `Trainee.prompts`); sizes:
-    [B, 6] original height and width, crop, size (SDXL); extra: what the recipe adds.
+    examples: B; noised: B; prompts: of each picture's caption, "" where it is dropped, or none (see `Trainee.prompts`);
+    sizes: [B, 6] original height and width, crop, size (SDXL); extra: what the recipe adds.
     """
 
     examples: tuple[Example, ...]
@@ -60,13 +62,15 @@ class Exported:
 class Trainee(nn.Module, ABC):
     """An adapter in training. Its registered modules are the adapter; parameters that need gradients are trained.
 
-    weights: factor of each loss; in_prompt: whether every subject's name must be found among its caption's tokens;
-    needs_subjects: whether pictures without subjects are left out.
+    weights: factor of each loss; in_prompt: whether every subject must be found among its caption's tokens, see
+    `places`; needs_subjects: whether pictures without subjects are left out; needs_boxes: whether every subject needs a
+    mask or a box.
     """
 
     weights: Mapping[str, float] = {"diffusion": 1.0}
     in_prompt = False
     needs_subjects = True
+    needs_boxes = False
 
     def __init__(self, base: Base, features: Features, settings: PassSettings):
         super().__init__()
@@ -84,7 +88,9 @@ class Trainee(nn.Module, ABC):
 
     @abstractmethod
     def captions(self, draws: Sequence[Draw]) -> list[str]:
-        """Return each picture's caption, "" where it is dropped."""
+        """Return each picture's caption, "" where it is dropped; none if the text encoder is trained, whose states are
+        not frozen features.
+        """
 
     @abstractmethod
     def add(self, draws: Sequence[Draw]) -> Any:
@@ -110,8 +116,12 @@ class Trainee(nn.Module, ABC):
         """Return SDXL's pooled texts, [B, E], after `context`."""
         return torch.cat([prompt.pooled for prompt in batch.prompts if prompt.pooled is not None])
 
+    def places(self, caption: str, names: Sequence[str]) -> Sequence[Place]:
+        """Return each subject's place among the tokens of the first text encoder. Raises SubjectError."""
+        return places(self.base.texts, caption, names)
+
     def modules_of_base(self) -> tuple[nn.Module, ...]:
-        """Return the base's models that are trained."""
+        """Return the base's models of which any weight is trained."""
         return ()
 
     def finish(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from . import fastcomposer, ip_adapter, mip_adapter, mm_diff, umm_diffusion
+from . import fastcomposer, ip_adapter, mip_adapter, mm_diff, subject_diffusion, umm_diffusion
 from .recipe import Recipe
 
 RECIPES = cast(
@@ -15,6 +15,7 @@ RECIPES = cast(
         "umm_diffusion": umm_diffusion,
         "fastcomposer": fastcomposer,
         "mm_diff": mm_diff,
+        "subject_diffusion": subject_diffusion,
     },
 )
 

@@ -11,7 +11,7 @@ from torch import nn
 from ...adapter import Adapter
 from ...checkpoints.adapter_file import AdapterFile
 from .encode import encode as encode
-from .layout import build, is_bundle, slots_of, unbundled
+from .layout import boxed_of, build, is_bundle, slots_of, unbundled
 from .members import member_name, member_of, members, read_members
 
 LABELS = {"subject_diffusion": "Subject-Diffusion"}
@@ -25,7 +25,8 @@ def matches(file: AdapterFile) -> bool:
 def load(file: AdapterFile, operations: Any = nn) -> Adapter:
     """See `layout.build`; the other modules are read from beside the chosen one."""
     if is_bundle(file.state):
-        return build(unbundled(file.state), file.label, operations, "in it", slots_of(file.metadata, file.label))
+        slots = slots_of(file.metadata, file.label)
+        return build(unbundled(file.state), file.label, operations, "in it", slots, boxed_of(file.metadata))
     found = read_members(file.path, member_of(file.path, file.state) or "", file.state)
     return build(found, file.label, operations, f"that fits '{member_name(file.path) or file.label}' beside it")
 

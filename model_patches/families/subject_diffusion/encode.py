@@ -13,8 +13,8 @@ from ...encoding.photos import prepared_photos
 from ...encoding.warnings import box_warnings
 from ...errors import MismatchError
 from ...subjects import ObjectFeatures, References
+from .layout import stream_of
 
-TEXT_ENCODER = "h"  # the host's name of SD2's, OpenCLIP-H
 INSIDE = 1  # rows and columns left away at the right and bottom of a cut-out's box, as published
 
 
@@ -26,7 +26,7 @@ def encode(given: EncodeInputs) -> tuple[References, list[str]]:
     """
     cast, spec = given.cast, given.adapter.spec
     previews = prepared_photos(cast, given.images.size, given.framing, INSIDE)
-    subjects = []
+    stream, subjects = stream_of(spec.context_dim), []
     if cast.subjects:
         patches, pooled = given.images.encode_patches(torch.stack(list(previews)))
         gated = spec.gated_layers
@@ -43,7 +43,7 @@ def encode(given: EncodeInputs) -> tuple[References, list[str]]:
             cast.subjects, patches.float().split(counts), given.project(pooled).float().split(counts), strict=True
         )
         for number, (s, tokens, vectors) in enumerate(both, 1):
-            features, words = ObjectFeatures(image=tokens.mean(0)), {TEXT_ENCODER: vectors.mean(0, keepdim=True)}
+            features, words = ObjectFeatures(image=tokens.mean(0)), {stream: vectors.mean(0, keepdim=True)}
             subjects.append(reference_subject(number, s, features=features, words=words))
     alone = len(cast.subjects) == 1  # published: one subject has no position
     return References(given.adapter, tuple(subjects), None, None, previews), box_warnings(

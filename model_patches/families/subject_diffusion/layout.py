@@ -6,9 +6,10 @@ bundle.
 image encoder, where they were trained too.
 
 A bundle is a safetensors file of our own: the members' tensors below `unet.`, `clip_text.`, `mlp.`, `proj.` and
-`clip_visual.`, of the UNet only what is read here, with the metadata `format` subject_diffusion, `version` 1 and
-`slots`, the number of subjects trained with (2 where it is not said: no tensor tells).
-tools/convert_subject_diffusion.py makes one.
+`clip_visual.`, of the UNet only what is read here, with the metadata `format` subject_diffusion, `version` 1,
+`slots`, the number of subjects trained with (2 where it is not said: no tensor tells), and `box_embedding` false where
+the training had none. tools/convert_subject_diffusion.py makes one; tools/train.py too, also for SD1.5 and the
+rehearsal world, for which none was published.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from ..gligen.layout import FUSER, fuser_widths, gated_names
 from .members import MEMBERS, OPTIONAL
 
 FORMAT, VERSION, SLOTS = "subject_diffusion", 1, 2
+BOX_EMBEDDING = "box_embedding"
 FUSION = PromptFusion(in_suffix=True)
-INPUTS = 5  # latent channels and the mask
+INPUTS = (5, 13)  # latent channels, of SD or the rehearsal world, and the mask
 TRAINED_KEYS = ("attn2.to_k.weight", "attn2.to_v.weight")
 KIND = "a Subject-Diffusion file"
 
@@ -61,6 +63,11 @@ def slots_of(metadata: Mapping[str, str], file: str) -> int:
     return int(slots) if SMALL_NUMBER.fullmatch(slots) else SLOTS
 
 
+def boxed_of(metadata: Mapping[str, str]) -> bool:
+    """Return whether a bundle was trained with boxes in its object tokens."""
+    return metadata.get(BOX_EMBEDDING) != "false"
+
+
 def needed(members: Mapping[str, State]) -> State:
     """Return the tensors that a bundle needs: of the UNet the fusers, text keys and values and the first convolution,
     of the other members all.
@@ -81,14 +88,19 @@ def needed(members: Mapping[str, State]) -> State:
 
 
 def build(
-    members: Mapping[str, State], file: str, operations: Any = nn, beside: str = "", slots: int = SLOTS
+    members: Mapping[str, State],
+    file: str,
+    operations: Any = nn,
+    beside: str = "",
+    slots: int = SLOTS,
+    boxed: bool = True,
 ) -> Adapter:
     """Build the modules of the members, weights in their own dtypes, and the weights of the base model that they bring.
 
     Arguments:
         members: tensors by MEMBERS; file: name of the chosen one, for messages.
         operations: namespace with Linear, LayerNorm and Conv2d.
-        beside: where the others were looked for, in words; slots: subjects in training.
+        beside: where the others were looked for, in words; slots: subjects in training; boxed: see `GroundingNet`.
     Raises:
         CheckpointError: a member is missing or of another variant, the members are of different widths, or a tensor is
             missing or misshapen.
@@ -102,7 +114,7 @@ def build(
             mlp = MLP(sizes["in_dim"], sizes["out_dim"], sizes["hidden_dim"], operations=operations)
         with reading(f"proj of {file}", ""):
             widths = GroundingNet.widths(members["proj"])
-        net, dim = GroundingNet(**widths, operations=operations), widths["out_dim"]
+        net, dim = GroundingNet(**widths, boxed=boxed, operations=operations), widths["out_dim"]
         paths = _paths(unet, unet_file)
         channels = fuser_widths(unet, paths, dim, unet_file)
         gated = GatedLayers(net, list(channels.values()), dim, width, operations)
@@ -116,20 +128,31 @@ def build(
         overlay(members.get(OPTIONAL, {}), f"{OPTIONAL} of {file}"),
     )
     weights = Weights(_unet_weights(unet, paths, channels, dim, unet_file), text, vision)
-    spec = AdapterSpec(
+    return Adapter(spec_of(file, channels, net, dim, slots), mlp, None, gated, weights)
+
+
+def stream_of(dim: int) -> str:
+    """Return the host's name of the text encoder that gives embeddings of that size: CLIP-L for SD1.5 and the rehearsal
+    world, else SD2's OpenCLIP-H.
+    """
+    return "l" if dim in (128, 768) else "h"
+
+
+def spec_of(file: str, channels: Mapping[str, int], net: GroundingNet, dim: int, slots: int) -> AdapterSpec:
+    """Return the description of an adapter. channels: of each place's fuser; dim: size of the text embeddings."""
+    return AdapterSpec(
         "subject_diffusion",
         "MLP",
         file,
         dim,
         0,
-        EncoderNeed("last", widths["feature_dim"]),
+        EncoderNeed("last", net.feature_dim),
         (),
         False,
-        gated=GatedSpec("patches", channels, dim, widths["feature_dim"], slots, widths["tokens"]),
-        prompt=PromptSpec(FUSION, {"h": dim}),
+        gated=GatedSpec("patches", channels, dim, net.feature_dim, slots, net.tokens),
+        prompt=PromptSpec(FUSION, {stream_of(dim): dim}),
         label="Subject-Diffusion",
     )
-    return Adapter(spec, mlp, None, gated, weights)
 
 
 def _check_members(members: Mapping[str, State], file: str, beside: str) -> None:
@@ -160,10 +183,10 @@ def _check_members(members: Mapping[str, State], file: str, beside: str) -> None
 def _input_width(unet: State, file: str) -> int:
     """Channels that the UNet's first convolution gives. Raises CheckpointError unless it reads the mask."""
     shape = tuple(unet["conv_in.weight"].shape) if "conv_in.weight" in unet else None
-    if shape is None or len(shape) != 4 or shape[1:] != (INPUTS, 3, 3):
+    if shape is None or len(shape) != 4 or shape[1] not in INPUTS or shape[2:] != (3, 3):
         found = "no such tensor" if shape is None else f"the shape {list(shape)}"
         raise CheckpointError(
-            f"'conv_in.weight' of '{file}' to read {INPUTS} channels, latent and mask",
+            f"'conv_in.weight' of '{file}' to read {INPUTS[0]} channels, latent and mask",
             found,
             "Choose the UNet that Subject-Diffusion's training saved.",
         )
@@ -182,7 +205,7 @@ def _paths(unet: State, file: str) -> dict[str, str]:
 
 def _assign_gated(gated: GatedLayers, unet: State, proj: State, paths: list[str], file: str) -> None:
     fusers = {name: tensor for name, tensor in unet.items() if FUSER in name}
-    mask = {"mask_conv.weight": unet["conv_in.weight"][:, INPUTS - 1 :].contiguous()}
+    mask = {"mask_conv.weight": unet["conv_in.weight"][:, -1:].contiguous()}
     assign(
         gated,
         fusers | mask | {f"proj.{name}": tensor for name, tensor in proj.items()},
@@ -203,6 +226,6 @@ def _unet_weights(unet: State, paths: Mapping[str, str], channels: Mapping[str, 
     }
     found = {name: tensor for name, tensor in unet.items() if name in shapes}
     check(found, shapes, file, KIND)
-    found["conv_in.weight"] = found["conv_in.weight"][:, : INPUTS - 1].contiguous()
+    found["conv_in.weight"] = found["conv_in.weight"][:, :-1].contiguous()
     depth = resblocks(found)
     return {ldm_name(name, depth): found[name] for name in shapes}

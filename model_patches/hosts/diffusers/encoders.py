@@ -79,6 +79,7 @@ class ClipImages:
         self._weights = {name: value.to(model.device, model.dtype) for name, value in (weights or {}).items()}
         # CLIP's pictures are squares, of which transformers knows the side
         self.size, self.hidden, self.pooled = cast(int, config.image_size), config.hidden_size, config.projection_dim
+        self.patches = (self.size // cast(int, config.patch_size)) ** 2
 
     @torch.no_grad()
     def encode(self, pictures: torch.Tensor, kind: str, blank: bool) -> torch.Tensor:
