@@ -16,6 +16,7 @@ from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
 from troupe.model_patches.hosts.diffusers.weights import base_weights
 from troupe.model_patches.subjects import Cast, make_subject
 from troupe.training.export import write_export
+from troupe.training.model.base import rehearsal_base
 from troupe.training.recipes.recipe import Exported
 from troupe.training.stop import TrainingError
 
@@ -69,13 +70,16 @@ def test_an_image_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe
         assert (sampled - plain).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("base", ["sd15", "rehearsal"])
 @pytest.mark.parametrize("recipe", ["umm_diffusion", "fastcomposer"])
-def test_a_prompt_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe, pictures, tmp_path):
+def test_a_prompt_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe, base, pictures, tmp_path):
     options = {"tokens": 2, "depth": 3, "hidden": 8} if recipe == "umm_diffusion" else {}
-    trainee = changed(small.trainee(recipe, **small.no_drops(recipe), **options))
+    models = rehearsal_base() if base == "rehearsal" else None
+    trainee = changed(small.trainee(recipe, models, **small.no_drops(recipe), **options))
     metadata = {"tokens": "2", "image_feature": "projected"} if options else {}
     path = write_export(trainee.export(), tmp_path / "trained.safetensors", half=False)
     adapter, models = load_adapter(path), trainee.base
+    assert adapter.spec.base == ("SD1.5" if base == "sd15" else "the rehearsal world")
     assert (adapter.spec.family, adapter.spec.in_prompt.tokens) == (recipe.split("_")[0], 2 if metadata else 1)
     draws = small.draws(pictures, 3)
     batch = trainee.prepare(draws)

@@ -15,6 +15,7 @@ from .unet_names import ldm_name, resblocks
 
 SD = (1, 1, 1, 0)  # transformer blocks in each attention of a level down; up they are the same, backwards
 SDXL = (0, 2, 10)
+REHEARSAL = (1, 1, 0)
 RESBLOCKS = 2
 WITHIN = {  # a residual block's parts, diffusers -> LDM
     "norm1": "in_layers.0",
@@ -91,10 +92,13 @@ def ldm_names(names: Iterable[str]) -> dict[str, str]:
     return {name: there(name) for name in names}
 
 
-def sd_shapes(channels: Sequence[int], context_dim: int, depths: Sequence[int] = SD, inputs: int = 4) -> Shapes:
+def sd_shapes(
+    channels: Sequence[int], context_dim: int, depths: Sequence[int] = SD, inputs: int = 4, blocks: int = RESBLOCKS
+) -> Shapes:
     """Return every tensor of a UNet like SD1.5's in diffusers' names, with 1x1 convolutions around its transformers.
 
-    channels: C_i of each level; context_dim: width of the text; inputs: latent channels.
+    channels: C_i of each level; context_dim: width of the text; inputs: latent channels; blocks: residual blocks a
+    level.
     """
     time, last = 4 * channels[0], len(channels) - 1
     shapes = (
@@ -104,7 +108,7 @@ def sd_shapes(channels: Sequence[int], context_dim: int, depths: Sequence[int] =
     )
     skips, width = [channels[0]], channels[0]
     for i, (out, depth) in enumerate(zip(channels, depths, strict=True)):
-        for j in range(RESBLOCKS):
+        for j in range(blocks):
             shapes |= _resnet(f"down_blocks.{i}.resnets.{j}.", width, out, time) | _transformer(
                 f"down_blocks.{i}.attentions.{j}.", out, context_dim, depth
             )
@@ -119,7 +123,7 @@ def sd_shapes(channels: Sequence[int], context_dim: int, depths: Sequence[int] =
         "mid_block.attentions.0.", width, context_dim, next(depth for depth in reversed(depths) if depth)
     )
     for i, (out, depth) in enumerate(zip(reversed(channels), reversed(depths), strict=True)):
-        for j in range(RESBLOCKS + 1):
+        for j in range(blocks + 1):
             shapes |= _resnet(f"up_blocks.{i}.resnets.{j}.", width + skips.pop(), out, time) | _transformer(
                 f"up_blocks.{i}.attentions.{j}.", out, context_dim, depth
             )

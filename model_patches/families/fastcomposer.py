@@ -2,7 +2,7 @@
 `unet`, `image_encoder`.
 
 Its UNet, diffusers' names of SD1.5, was trained as a whole and replaces the base's. Text encoder and VAE are SD1.5's
-own and are passed over.
+own and are passed over. A file for the rehearsal world has that world's UNet instead.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..adapter import Adapter, AdapterSpec, EncoderNeed, PromptFusion, PromptSpe
 from ..checkpoints.adapter_file import AdapterFile
 from ..checkpoints.clip_vision import overlay
 from ..checkpoints.tensors import AGAIN, State, assign, check, part, reading
-from ..checkpoints.unet_layout import ldm_names, sd_shapes
+from ..checkpoints.unet_layout import REHEARSAL, RESBLOCKS, SD, ldm_names, sd_shapes
 from ..encoders.projections import shape_of
 from ..encoders.words import Postfuse
 from ..encoding.interfaces import EncodeInputs
@@ -28,7 +28,7 @@ from ..subjects import References
 
 POSTFUSE_PREFIX, UNET_PREFIX, VISION_PREFIX = "postfuse_module.", "unet.", "image_encoder."
 KIND = "a FastComposer file"
-LEVELS = 4
+SMALL_TEXT = 128  # size of the rehearsal world's text embeddings
 LABELS = {"fastcomposer": "FastComposer"}
 FUSION = PromptFusion(after_encoder=True, learned=True, keeps_other_rows=True)
 
@@ -96,11 +96,13 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
 
 def _unet(unet: State, context_dim: int, file: str) -> State:
     """All tensors of the UNet by LDM names."""
+    depths, blocks, inputs = (REHEARSAL, 1, 12) if context_dim == SMALL_TEXT else (SD, RESBLOCKS, 4)
     with reading(file, UNET_PREFIX):
-        channels = [shape_of(unet, f"down_blocks.{level}.resnets.0.conv1.weight", 4)[0] for level in range(LEVELS)]
+        channels = [shape_of(unet, f"down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in range(len(depths))]
+    shapes = sd_shapes(channels, context_dim, depths, inputs, blocks)
     check(
         {f"{UNET_PREFIX}{name}": tensor for name, tensor in unet.items()},
-        {f"{UNET_PREFIX}{name}": shape for name, shape in sd_shapes(channels, context_dim).items()},
+        {f"{UNET_PREFIX}{name}": shape for name, shape in shapes.items()},
         file,
         KIND,
     )

@@ -16,9 +16,11 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from ...model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec
+from ...model_patches.checkpoints.unet_layout import REHEARSAL as REHEARSAL_UNET
+from ...model_patches.checkpoints.unet_layout import SD
 from ...model_patches.encoders.words import Postfuse
 from ...model_patches.errors import MismatchError
-from ...model_patches.families.fastcomposer import FUSION, LABELS, LEVELS
+from ...model_patches.families.fastcomposer import FUSION, LABELS
 from ...model_patches.families.fastcomposer import build as build_adapter
 from ..config.setting import chance, setting
 from ..examples.draws import Draw
@@ -28,7 +30,7 @@ from ..model.base import Base
 from ..model.captions import places
 from ..model.features import Features
 from ..model.text_maps import TextMaps
-from .prompt import PromptTrainee, check_small_base
+from .prompt import REHEARSAL, PromptTrainee, check_small_base
 from .recipe import Batch, Exported, Losses, PassSettings, Trainee
 
 uses_every_parameter = True
@@ -152,8 +154,11 @@ class FastComposerTrainee(PromptTrainee):
 def build(base: Base, features: Features, settings: PassSettings, options: Any) -> Trainee:
     """Return a FastComposer model to train. Raises MismatchError for a base other than SD1.5."""
     check_small_base(base, "FastComposer")
-    levels = len(base.unet.config["block_out_channels"])
-    if levels != LEVELS:
+    levels, wanted = (
+        len(base.unet.config["block_out_channels"]),
+        len(REHEARSAL_UNET if base.context == REHEARSAL else SD),
+    )
+    if levels != wanted:
         do = "Set the folder of SD1.5 in [base]."
-        raise MismatchError(f"a UNet of {LEVELS} levels, as SD1.5's", f"{levels} levels", do)
+        raise MismatchError(f"a UNet of {wanted} levels, as SD1.5's", f"{levels} levels", do)
     return FastComposerTrainee(base, features, settings, options)

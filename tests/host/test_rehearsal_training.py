@@ -1,0 +1,105 @@
+"""Adapters of the prompt that were trained for the rehearsal world: the real host paints the trainer's own validation
+picture.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import tiny_training as small
+from troupe_tools.pack import ROOT
+
+TOLERANCE = 1e-3  # of a decoded picture in 0..1
+STEPS, CFG, SEED, CAPTION = 4, 3.0, 5, "a cat and a robot on grass"
+
+pytestmark = [pytest.mark.usefixtures("host"), pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def models(host):
+    """(MODEL, CLIP, VAE, image encoder, -, cat, robot, -) of the shipped files."""
+    from support.host.node_chains import run
+    from troupe.nodes.rehearsal import LoadRehearsalModels
+    from troupe.rehearsal import files
+
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(files, "FOLDER", ROOT / "rehearsal" / "files")
+        kinds = {"subject_1": "cat", "subject_2": "robot", "subject_3": "bird"}
+        return run(LoadRehearsalModels, adapter="mip_adapter", **kinds)
+
+
+def trained(recipe, **options):
+    """A trainee of the rehearsal world with weights of no training."""
+    from troupe.training.model.base import rehearsal_base
+
+    trainee = small.trainee(recipe, rehearsal_base(), **options)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in trainee.named_parameters():
+            if parameter.requires_grad:
+                size = 0.02 * parameter.std().nan_to_num(0.02) if name.startswith("unet.") else 0.1
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
+    trainee.finish()
+    return trainee
+
+
+def host_picture(models, path, names):
+    """[128, 128, 3] of Encode Prompt with Subjects, Apply Adapter Weights and KSampler, without subjects for no
+    names.
+    """
+    import comfy.ops
+    from support.host.node_chains import run
+    from troupe.model_patches.families.registry import read_adapter
+    from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
+    from troupe.nodes.add_subject import AddSubject
+    from troupe.nodes.apply_weights import ApplyAdapterWeights
+    from troupe.nodes.encode_prompt import EncodePrompt
+    from troupe.nodes.encode_subjects import EncodeSubjects
+
+    import nodes
+
+    model, clip, vae, clip_vision, _, *pictures = models
+    adapter = host_adapter(read_adapter(path, path.name, comfy.ops.manual_cast))
+    model = run(ApplyAdapterWeights, model=model, adapter=adapter, strength_model=1.0, strength_clip=1.0)[0]
+    positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in (CAPTION, ""))
+    if names:
+        cast = None
+        for name, picture in zip(names, pictures, strict=False):
+            node = {"image": picture, "name": name, "weight": 1.0, "start_percent": 0.0, "end_percent": 1.0}
+            cast = run(AddSubject, cast=cast, **node)[0]
+        references = run(
+            EncodeSubjects, adapter=adapter, cast=cast, framing="auto", clip=clip, clip_vision=clip_vision
+        )[0]
+        positive = run(
+            EncodePrompt,
+            clip=clip,
+            references=references,
+            text=CAPTION,
+            fuse_start_percent=0.0,
+            fuse_start_step=0,
+            quirks="none",
+        )[0]
+    latent = nodes.EmptyLatentImage().generate(128, 128)[0]
+    latent = nodes.common_ksampler(model, SEED, STEPS, CFG, "euler", "simple", positive, negative, latent)[0]
+    return nodes.VAEDecode().decode(vae, latent)[0][0]
+
+
+@pytest.mark.parametrize("recipe", ["umm_diffusion", "fastcomposer"])
+def test_the_host_paints_the_validation_picture_of_the_trainer(recipe, models, tmp_path):
+    from troupe.model_patches.subjects import Cast, Photo, Subject
+    from troupe.training.config.schema import SheetConfig
+    from troupe.training.export import write_export
+    from troupe.training.sheet import paint
+
+    trainee = trained(recipe)
+    path = write_export(trainee.export(), tmp_path / "trained.safetensors", half=False)
+    sheet = SheetConfig(steps=STEPS, cfg=CFG, seed=SEED)
+    cast = Cast(tuple(Subject(name, (Photo(models[5 + i][0]),)) for i, name in enumerate(("cat", "robot"))))
+    with torch.no_grad():
+        expected = paint(trainee.base, trainee.adapter(), CAPTION, cast, sheet, 128)
+        without = paint(trainee.base, trainee.adapter(), CAPTION, None, sheet, 128)
+    with torch.inference_mode():
+        found, plain = (host_picture(models, path, names) for names in (("cat", "robot"), ()))
+    assert (expected - without).abs().max() > 0.1, "the references have no effect, so nothing is tested"
+    assert (found - expected).abs().max() < TOLERANCE
+    assert (plain - without).abs().max() < TOLERANCE
