@@ -15,7 +15,7 @@ from .unet_names import ldm_name, resblocks
 
 SD = (1, 1, 1, 0)  # transformer blocks in each attention of a level down; up they are the same, backwards
 SDXL = (0, 2, 10)
-REHEARSAL = (1, 1, 0)
+REHEARSAL_UNET = (1, 1, 0)
 RESBLOCKS = 2
 WITHIN = {  # a residual block's parts, diffusers -> LDM
     "norm1": "in_layers.0",

@@ -18,7 +18,7 @@ from ..adapter import Adapter, AdapterSpec, EncoderNeed, PromptFusion, PromptSpe
 from ..checkpoints.adapter_file import AdapterFile
 from ..checkpoints.clip_vision import overlay
 from ..checkpoints.tensors import AGAIN, State, assign, check, part, reading
-from ..checkpoints.unet_layout import REHEARSAL, RESBLOCKS, SD, ldm_names, sd_shapes
+from ..checkpoints.unet_layout import REHEARSAL_UNET, RESBLOCKS, SD, ldm_names, sd_shapes
 from ..encoders.projections import shape_of
 from ..encoders.words import Postfuse
 from ..encoding.interfaces import EncodeInputs
@@ -96,7 +96,7 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
 
 def _unet(unet: State, context_dim: int, file: str) -> State:
     """All tensors of the UNet by LDM names."""
-    depths, blocks, inputs = (REHEARSAL, 1, 12) if context_dim == SMALL_TEXT else (SD, RESBLOCKS, 4)
+    depths, blocks, inputs = (REHEARSAL_UNET, 1, 12) if context_dim == SMALL_TEXT else (SD, RESBLOCKS, 4)
     with reading(file, UNET_PREFIX):
         channels = [shape_of(unet, f"down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in range(len(depths))]
     shapes = sd_shapes(channels, context_dim, depths, inputs, blocks)

@@ -16,8 +16,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from ...model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec
-from ...model_patches.checkpoints.unet_layout import REHEARSAL as REHEARSAL_UNET
-from ...model_patches.checkpoints.unet_layout import SD
+from ...model_patches.checkpoints.unet_layout import REHEARSAL_UNET, SD
 from ...model_patches.encoders.words import Postfuse
 from ...model_patches.errors import MismatchError
 from ...model_patches.families.fastcomposer import FUSION, LABELS
