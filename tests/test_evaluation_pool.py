@@ -343,7 +343,8 @@ def test_leftovers_of_a_crash_are_removed(tmp_path):
 
 
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background inherit one that ignores it
 sys.path[:0] = [{tests!r}]
 import conftest
 from test_evaluation_pool import Fake, make_tasks, run_tasks, Path

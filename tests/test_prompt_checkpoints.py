@@ -678,7 +678,7 @@ def test_a_pickle_of_a_mapping_has_no_metadata(tmp_path):
         ({"activation": "tanh"}, "gelu or relu or leaky_relu or silu as 'activation'", "'tanh'"),
         ({"tokens": "0"}, "a number from 1 to 99 as 'tokens'", "'0'"),
         ({"tokens": "two"}, "a number from 1", "'two'"),
-        ({"base": "sd21"}, "sd15 as 'base'", "'sd21'"),
+        ({"base": "sd21"}, "sd15 or rehearsal as 'base'", "'sd21'"),
         ({"image_encoder": "laion/H"}, "clip-vit-large-patch14 as 'image_encoder'", "laion/H"),
         ({"format": "other"}, "the format umm_diffusion", "'other'"),
         ({"version": "2"}, "version 1 of the format umm_diffusion", "version 2"),
