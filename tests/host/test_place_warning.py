@@ -78,8 +78,9 @@ def test_two_apart_are_not(models, said):
     assert said() == []
 
 
-def test_the_warning_comes_as_soon_as_the_next_step_begins(models, said, monkeypatch):
-    """While there is time to stop the run."""
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_the_warning_comes_as_soon_as_the_next_step_begins(sampler, models, said, monkeypatch):
+    """While there is time to stop the run, and not between two calls of one step."""
     from troupe.model_patches.hosts.comfyui.sampling.run import Run
 
     steps, original = [], Run.say
@@ -90,7 +91,7 @@ def test_the_warning_comes_as_soon_as_the_next_step_begins(models, said, monkeyp
         original(self, sentence, *args)
 
     monkeypatch.setattr(Run, "say", say)
-    sampled(models, ON_BOTH)
+    sampled(models, ON_BOTH, sampler)
     assert steps == [7]
 
 
