@@ -1,4 +1,4 @@
-"""The engine behind ComfyUI's API, against a host that answers as ComfyUI does and fails where it is told to."""
+"""The engine behind ComfyUI's API, against a host that answers as ComfyUI does and fails where a test asks for it."""
 
 from __future__ import annotations
 

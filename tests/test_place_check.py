@@ -24,7 +24,7 @@ def subject(name: str, **place) -> ReferenceSubject:
 
 
 def warnings(*pictures: list[torch.Tensor], subjects=None, acting=None) -> list[str]:
-    """The sentences for pictures of relevance maps, told in two layers."""
+    """The sentences for pictures of relevance maps, each seen by two layers."""
     count = len(pictures[0])
     check = PlaceCheck(count, len(pictures), GRID, torch.device("cpu"))
     for _ in range(2):

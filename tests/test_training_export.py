@@ -28,15 +28,6 @@ def pictures(tmp_path_factory):
     return small.write_set(tmp_path_factory.mktemp("pictures"))
 
 
-def changed(trainee):
-    """The trainee with weights that no training began with."""
-    generator = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for parameter in trainee.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return trainee
-
-
 def cast_of(draw, subjects=None):
     cast = Cast()
     for number, subject in enumerate(draw.example.subjects if subjects is None else subjects, 1):
@@ -47,7 +38,7 @@ def cast_of(draw, subjects=None):
 @pytest.mark.parametrize("projection", ["ImageProj", "Resampler"])
 @pytest.mark.parametrize("recipe", ["ip_adapter", "mip_adapter"])
 def test_an_image_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe, projection, pictures, tmp_path):
-    trainee = changed(small.trainee(recipe, projection=projection, **NO_DROPS))
+    trainee = small.changed(small.trainee(recipe, projection=projection, **NO_DROPS))
     path = write_export(trainee.export(), tmp_path / "trained.safetensors", half=False)
     adapter = load_adapter(path)
     assert adapter.spec.family == recipe and adapter.spec.projection == projection
@@ -75,7 +66,7 @@ def test_an_image_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe
 def test_a_prompt_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe, base, pictures, tmp_path):
     options = {"tokens": 2, "depth": 3, "hidden": 8} if recipe == "umm_diffusion" else {}
     models = rehearsal_base() if base == "rehearsal" else None
-    trainee = changed(small.trainee(recipe, models, **small.no_drops(recipe), **options))
+    trainee = small.changed(small.trainee(recipe, models, **small.no_drops(recipe), **options))
     metadata = {"tokens": "2", "image_feature": "projected"} if options else {}
     path = write_export(trainee.export(), tmp_path / "trained.safetensors", half=False)
     adapter, models = load_adapter(path), trainee.base
@@ -102,7 +93,7 @@ def test_a_prompt_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe
 
 
 def test_the_copy_for_sheets_is_the_file(pictures, tmp_path):
-    trainee = changed(small.trainee("mip_adapter"))
+    trainee = small.changed(small.trainee("mip_adapter"))
     path = write_export(trainee.export(), tmp_path / "trained.safetensors", half=False)
     copy, read = trainee.adapter(), read_adapter(path)
     for kind in ("projection", "layers"):
@@ -112,14 +103,14 @@ def test_the_copy_for_sheets_is_the_file(pictures, tmp_path):
 
 def test_a_training_begins_with_a_file(tmp_path):
     """An IP-Adapter's weights, and a gain of 1 that the file does not have; a MIP-Adapter's own gain is kept."""
-    ip = write_export(changed(small.trainee("ip_adapter")).export(), tmp_path / "ip.safetensors")
+    ip = write_export(small.changed(small.trainee("ip_adapter")).export(), tmp_path / "ip.safetensors")
     state = small.trainee("mip_adapter", start=str(ip)).state_dict()
     read = read_adapter(ip)
     assert torch.equal(state["projection.proj.weight"], read.projection.proj.weight.float())
     assert torch.equal(state["layers.layers.3.to_v_ip.weight"], read.layers.layers[3].to_v_ip.weight.float())
     gains = [name for name in state if name.endswith("text_to_weight.weight")]
     assert len(gains) == 7 and not any(state[name].any() for name in gains)
-    mip = write_export(changed(small.trainee("mip_adapter")).export(), tmp_path / "mip.safetensors")
+    mip = write_export(small.changed(small.trainee("mip_adapter")).export(), tmp_path / "mip.safetensors")
     again = small.trainee("mip_adapter", start=str(mip)).state_dict()
     assert torch.equal(again[gains[0]], read_adapter(mip).layers.layers[0].text_to_weight.weight.float())
     assert again[gains[0]].any()

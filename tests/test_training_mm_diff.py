@@ -37,15 +37,6 @@ def pictures(tmp_path_factory):
     return small.write_set(tmp_path_factory.mktemp("pictures"))
 
 
-def changed(trainee):
-    """The trainee with weights that no training began with: every pair changes something."""
-    generator = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for parameter in trainee.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return trainee
-
-
 def small_one(models=None, **options):
     return small.trainee("mm_diff", models, **{**small.no_drops("mm_diff"), **small.MM_DIFF, **options})
 
@@ -138,7 +129,7 @@ DROPS = {"drop_text": 0.3, "drop_images": 0.3, "drop_both": 0.1}
 @pytest.mark.parametrize("options", [{}, {"identity": "unprojected"}, DROPS], ids=["projected", "unprojected", "drops"])
 def test_the_gradients_are_the_papers(options, pictures):
     """Four pictures with one, two and three subjects in one batch; every part is trained."""
-    trainee = changed(small_one(sharp(small.sdxl_base()), **{**CONSTRAINTS, **options}))
+    trainee = small.changed(small_one(sharp(small.sdxl_base()), **{**CONSTRAINTS, **options}))
     draws = small.draws(pictures, 4, seed=10)
     assert {len(draw.example.subjects) for draw in draws} == {1, 2, 3}
     drops = [dropped(draw, trainee.options) for draw in draws]
@@ -177,7 +168,7 @@ def by_own_names(trainee, published):
 @pytest.mark.parametrize("identity, kind", [("pooled", "ObjectHead"), ("unprojected", "CLSHead")])
 def test_it_predicts_in_the_sampler_what_it_did_in_training(identity, kind, pictures, tmp_path):
     """Through the exported file: LoRAs merged into the weights, prompts and tokens encoded as for painting."""
-    trainee = changed(small_one(identity=identity))
+    trainee = small.changed(small_one(identity=identity))
     adapter = load_adapter(write_export(trainee.export(), tmp_path / "trained.safetensors", half=False))
     spec, models = adapter.spec, trainee.base
     assert (spec.family, spec.projection, spec.tokens, len(adapter.weights.unet_lora)) == ("mm_diff", kind, 3, 560)
@@ -214,7 +205,7 @@ def test_it_predicts_in_the_sampler_what_it_did_in_training(identity, kind, pict
 
 def test_a_sheet_is_painted_with_the_text_encoders_weights(pictures):
     """As by hand with everything that the file brings; without them it is another picture."""
-    trainee, example = changed(small_one()), small.draws(pictures, 1)[0].example
+    trainee, example = small.changed(small_one()), small.draws(pictures, 1)[0].example
     trainee.finish()
     models, adapter, settings = trainee.base, trainee.adapter(), SheetConfig(steps=2, cfg=2.0, seed=3)
     painted = paint(models, adapter, example.caption, cast_of(example), settings, small.SIDE)
@@ -257,7 +248,7 @@ def test_a_training_begins_with_the_base_itself(pictures):
 
 
 def test_a_training_begins_with_a_file(tmp_path):
-    made = changed(small_one())
+    made = small.changed(small_one())
     path = write_export(made.export(), tmp_path / "start.safetensors", half=False)
     begun, expected = small_one(start=str(path)).state_dict(), made.state_dict()
     assert begun.keys() == expected.keys() and all(torch.equal(begun[name], expected[name]) for name in begun)
@@ -323,7 +314,7 @@ def test_from_settings_to_a_file(tmp_path):
 
 def test_a_place_without_a_subject_takes_no_share(pictures):
     """A picture of one subject in a batch with pictures of three has the prediction and losses that it has alone."""
-    trainee = changed(small_one(**CONSTRAINTS))
+    trainee = small.changed(small_one(**CONSTRAINTS))
     draws = small.draws(pictures, 4)
     alone = next(i for i, draw in enumerate(draws) if len(draw.example.subjects) == 1)
     with torch.no_grad():
@@ -348,7 +339,7 @@ def test_pictures_without_masks_have_no_constraints(tmp_path):
 
 
 def test_a_batch_without_subjects_has_gradients_of_0_for_what_makes_them(pictures):
-    trainee = changed(small_one(drop_images=1.0, **CONSTRAINTS))
+    trainee = small.changed(small_one(drop_images=1.0, **CONSTRAINTS))
     losses = trainee(trainee.prepare(small.draws(pictures, 2)))
     sum(trainee.weights[name] * loss.mean() for name, loss in losses.items()).backward()
     for part, moved in (("heads", False), ("fusion", False), ("unet_pairs", True), ("text_pairs", True)):
@@ -359,7 +350,7 @@ def test_a_batch_without_subjects_has_gradients_of_0_for_what_makes_them(picture
 def test_gradient_checkpointing_changes_no_gradient(pictures):
     draws, found = small.draws(pictures, 2), []
     for on in (False, True):
-        trainee = changed(small_one(**CONSTRAINTS))
+        trainee = small.changed(small_one(**CONSTRAINTS))
         if on:
             trainee.base.unet.enable_gradient_checkpointing()
             trainee.base.unet.train()

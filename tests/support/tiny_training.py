@@ -99,6 +99,15 @@ def trainee(recipe: str, models: Base | None = None, total: int = 1, cache: bool
     return module.build(models, Features(models, cache), PassSettings(total), module.Options(**options))
 
 
+def changed(trainee: Trainee) -> Trainee:
+    """The trainee with weights that no training began with: every parameter changes something."""
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for parameter in trainee.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return trainee
+
+
 def write_set(folder: Path, names: Sequence[Sequence[str]] = NAMES, masks: bool = True) -> Path:
     """A training set of random pictures: two blocks of colour for each subject's reference and place."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -322,10 +322,10 @@ class LayerDelta:
 
     def _observer(self, chunks: Sequence[ConditioningChunk], grid: Grid, whole: bool) -> Observe | None:
         shared = self.shared
-        told = observer(shared.tallies, chunks, shared.acting, grid, shared.call.size, whole)
+        recorder = observer(shared.tallies, chunks, shared.acting, grid, shared.call.size, whole)
         if not whole or torch.compiler.is_compiling():  # another graph for the one step that is looked at is too dear
-            return told
-        return with_check(told, shared.check, chunks, grid)
+            return recorder
+        return with_check(recorder, shared.check, chunks, grid)
 
     def _delta(
         self,

@@ -41,17 +41,17 @@ def check_of_call(
 
 
 def with_check(
-    told: Observe | None, check: PlaceCheck | None, chunks: Sequence[ConditioningChunk], grid: Grid
+    recorder: Observe | None, check: PlaceCheck | None, chunks: Sequence[ConditioningChunk], grid: Grid
 ) -> Observe | None:
-    """Return what a layer is to tell, with the check where the layer is of its grid and has rows of the prompt."""
+    """Return what observes a layer: the recorder, and the check if the layer has its grid and rows of the prompt."""
     group = _first(chunks)
     if check is None or grid != check.grid or group is None:
-        return told
+        return recorder
 
     def observe(owned: torch.Tensor, relevance: torch.Tensor) -> None:
         check.add(relevance[group])
-        if told is not None:
-            told(owned, relevance)
+        if recorder is not None:
+            recorder(owned, relevance)
 
     return observe
 
