@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -101,6 +102,16 @@ def test_the_report_names_the_subject_and_says_what_to_do(encoder):
     (gone,) = scored(encoder, [drawn_case("missing", True, 0)], "boxes")
     assert "missing, nothing found in the picture. Move its name" in score_report(gone)[2].text
     assert json.loads(to_json(gone))["pictures"][0]["subjects"][1]["likeness"] == [None, None]
+
+
+def test_who_has_a_box_is_not_told_to_get_one(encoder):
+    from troupe.rehearsal.engine.drawn import drawn_case
+
+    (found,) = scored(encoder, [drawn_case("swapped", True, 0)], "boxes")
+    for source, told in (("bounding box", True), ("box", False), ("region", False)):
+        places = tuple(replace(place, source=source) for place in found.pictures[0].places)
+        lines = score_report(replace(found, pictures=(replace(found.pictures[0], places=places),)))[1:3]
+        assert all("swapped" in line.text and ("a box" in line.text) is told for line in lines)
 
 
 def test_a_batch_is_scored_as_its_pictures_are_alone(encoder):

@@ -21,8 +21,8 @@ from troupe.model_patches.checkpoints.catalogue import (
     published_file,
 )
 from troupe.model_patches.placement.boxes import read_text
-from troupe_tools.dev.rehearsal_thumbnails import rehearsal_thumbnail
-from troupe_tools.dev.thumbnails import QUALITY, thumbnail, title_of
+from troupe_tools.dev.best_thumbnail import paint_scored
+from troupe_tools.dev.thumbnails import QUALITY, draw_thumbnail
 from troupe_tools.errors import RunError
 from troupe_tools.pack import ROOT
 from troupe_tools.workflow.graph import Graph
@@ -43,7 +43,8 @@ from troupe_tools.workflow.workflow_files import find_workflow
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 NAMES = [path.stem for path in FILES]
-REHEARSALS = ["1_start_here_rehearsal", "2_rehearsal_compare"]  # their models come with the pack
+MAPPED = ["1_start_here_rehearsal", "2_rehearsal_compare"]  # with relevance maps
+REHEARSALS = [*MAPPED, "9_rehearsal_keep_best"]  # their models come with the pack
 DOWNLOADED = [name for name in NAMES if name not in REHEARSALS]
 CHECKPOINTS = {
     "sd_xl_base_1.0.safetensors": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
@@ -86,6 +87,8 @@ WIDGETS = {
     "TroupeRehearsal": ["adapter", "subject_1", "subject_2", "subject_3"],
     "TroupeRecordRelevance": ["blocks"],
     "TroupePreviewRelevance": [],
+    "TroupeScoreSubjects": ["encoder", "threshold", "prompt"],
+    "TroupeKeepBest": ["keep"],
     "TroupeSubjectGuider": ["method", "cfg", "second", "second_end", "start_percent", "end_percent"],
     "IPAdapterInsightFaceLoader": ["provider", "model_name"],
     "RandomNoise": ["noise_seed"],
@@ -109,6 +112,18 @@ SOCKETS = {
     "TroupeRehearsal": [],
     "TroupeRecordRelevance": ["model"],
     "TroupePreviewRelevance": ["record", "latent", "image"],
+    "TroupeScoreSubjects": [
+        "image",
+        "references",
+        "cast",
+        "record",
+        "clip_vision",
+        "clip",
+        "bounding_boxes",
+        "segs",
+        "masks",
+    ],
+    "TroupeKeepBest": ["image", "scores", "latent"],
     "TroupeAddSubject": [
         "image",
         "cast",
@@ -154,6 +169,8 @@ OUTPUTS = {
     "TroupeRehearsal": 8,
     "TroupeRecordRelevance": 2,
     "TroupePreviewRelevance": 2,
+    "TroupeScoreSubjects": 5,
+    "TroupeKeepBest": 4,
 }
 RESEARCH = ("research_subject_diffusion", "research_umm_fused_guidance")  # without published weights
 PROMPT = "photo of an astronaut and a cat sitting side by side on a park bench, golden hour, detailed"
@@ -187,13 +204,14 @@ def template(name: str) -> dict:
 
 def test_the_folder_holds_templates_and_thumbnails_and_nothing_else():
     assert [
-        *REHEARSALS,
+        *MAPPED,
         "3_quick_two_subjects",
         "4_two_subjects",
         "5_two_characters_illustrious",
         "6_boxes_and_relevance",
         "7_place_subjects",
         "8_portrait_mm_diff",
+        "9_rehearsal_keep_best",
         *RESEARCH,
     ] == NAMES
     assert sorted(p.name for p in (ROOT / "workflows").iterdir()) == sorted(
@@ -223,12 +241,7 @@ def test_thumbnails_are_small_jpegs(name):
 
 def drawn(name: str, workflow: dict) -> np.ndarray:
     """A template's thumbnail, made and saved anew."""
-    photos = [Image.open(path).convert("RGB") for path in real_photos()]
-    picture = (
-        rehearsal_thumbnail(workflow, title_of(name))
-        if name in REHEARSALS
-        else thumbnail(workflow, photos, title_of(name))
-    )
+    picture = draw_thumbnail(name, workflow, [Image.open(path).convert("RGB") for path in real_photos()])
     saved = io.BytesIO()
     picture.save(saved, "JPEG", quality=QUALITY)
     return np.asarray(Image.open(saved)).astype(float)
@@ -566,7 +579,7 @@ def test_two_characters_are_asked_for_in_tags():
     assert job.width * job.height <= 1024 * 1024 and job.width < job.height, "a native size of SDXL, taller than wide"
 
 
-@pytest.mark.parametrize("name", ["4_two_subjects", "6_boxes_and_relevance", *REHEARSALS])
+@pytest.mark.parametrize("name", ["4_two_subjects", "6_boxes_and_relevance", *MAPPED])
 def test_relevance_is_recorded_and_shown(name):
     """The recorded MODEL is the sampler's, and the preview has the picture."""
     graph = Graph(template(name))
@@ -627,7 +640,9 @@ def test_a_rehearsal_is_the_one_that_run_py_paints(rehearsal):
     settings = {tuple(node.raw["widgets_values"][2:]) for node in graph.of_type("KSampler")}
     assert seeds == {SEED} and settings == {(STEPS, CFG, "euler", "simple", 1.0)}
     assert [graph.value(node, "text") for node in graph.of_type("CLIPTextEncode")] == [PROMPT, ""]
-    assert {tuple(node.raw["widgets_values"]) for node in graph.of_type("EmptyLatentImage")} == {(PIXELS, PIXELS, 1)}
+    assert {tuple(node.raw["widgets_values"]) for node in graph.of_type("EmptyLatentImage")} == {
+        (PIXELS, PIXELS, 6 if graph.of_type("TroupeKeepBest") else 1)
+    }
     assert {tuple(node.raw["widgets_values"]) for node in graph.of_type("ImageScaleBy")} == {
         ("nearest-exact", SHOWN / PIXELS)
     }
@@ -662,6 +677,25 @@ def test_the_comparison_has_every_way_on_one_seed():
     assert [box.label for box in read_text(graph.value(place, "boxes"))] == ["cat", "robot"] and place.raw[
         "widgets_values"
     ][:2] == [128, 128]
+
+
+def test_the_best_of_a_batch_is_chosen_by_the_scores_of_what_is_saved():
+    graph = Graph(template("9_rehearsal_keep_best"))
+    [keep], [score], [place] = (
+        graph.of_type(kind) for kind in ("TroupeKeepBest", "TroupeScoreSubjects", "TroupePlaceSubjects")
+    )
+    assert graph.source(keep, "image") == graph.source(score, "image")
+    assert graph.source(keep, "scores") == (score, 0) and graph.source(score, "cast") == (place, 0)
+    [save] = graph.of_type("SaveImage")
+    assert graph.source(graph.source(save, "images")[0], "image") == (keep, 0)
+
+
+@pytest.mark.slow
+def test_the_saved_best_has_every_subject_right():
+    """On the embedded engine; in the thumbnail it has the frame."""
+    found = paint_scored(template("9_rehearsal_keep_best"))
+    right = [one.right for one in found.scores.pictures]
+    assert len(right) == 6 and right[found.best] == 2 and min(right) < 2, "and not every picture is right"
 
 
 @pytest.mark.parametrize("name", REHEARSALS)

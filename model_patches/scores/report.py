@@ -16,6 +16,12 @@ DO = {
     CLONED: "Say in the prompt that there are two, give each subject a box, or try another seed.",
     MISSING: "Move its name to the front of the prompt, give it a box, or raise its weight.",
 }
+DO_WITH_PLACES = {  # where the subject has a box or a region of its own
+    SWAPPED: "Raise 'sharpness' to 3, or try another seed.",
+    MIXED: "Raise 'sharpness' to 3, or try another seed. If the likeness is low too, raise its weight.",
+    CLONED: "Say in the prompt that there are two, or try another seed.",
+    MISSING: "Move its name to the front of the prompt, raise its weight, or try another seed.",
+}
 CHECK_PLACE = "Look at its crop in 'matrix' first: if it does not show the subject, connect a detector's boxes."
 TWINS = "The encoder cannot tell the references of {} and {} apart ({:.2f}): a mix-up of the two would not be noticed."
 
@@ -62,7 +68,8 @@ def score_report(scores: Scores, without_clip_t: str = "") -> list[Line]:
 
 def _subject_line(scores: Scores, picture: PictureScore, i: int) -> Line:
     verdict, row, place = picture.verdicts[i], picture.likeness[i].tolist(), picture.places[i]
-    name = _name_of(scores, i)
+    name, own = _name_of(scores, i), place is not None and place.source in ("box", "region")
+    do = (DO_WITH_PLACES if own else DO).get(verdict.word, "")
     if verdict.word == MISSING:
         why = (
             "nothing found in the picture"
@@ -72,16 +79,14 @@ def _subject_line(scores: Scores, picture: PictureScore, i: int) -> Line:
             if max(row) < scores.threshold
             else f"its {place.source} is the place of another subject"
         )
-        return Line(f"{name}: {MISSING}, {why}. {DO[MISSING]}", warning=True)
+        return Line(f"{name}: {MISSING}, {why}. {do}", warning=True)
     nearest = max((j for j in range(len(row)) if j != i), key=row.__getitem__, default=None)
     beside = "" if nearest is None else f", with {_name_of(scores, nearest)} {row[nearest]:.2f}"
     likeness = f"likeness {row[i]:.2f}{beside}"
     if verdict.word == RIGHT:
         return Line(f"{name}: {RIGHT}, {likeness}.")
     where = CHECK_PLACE if place is not None and place.source == "relevance map" else ""
-    return Line(
-        f"{name}: {_what(scores, verdict)} ({likeness}). {f'{where} ' if where else ''}{DO[verdict.word]}", True
-    )
+    return Line(f"{name}: {_what(scores, verdict)} ({likeness}). {f'{where} ' if where else ''}{do}", True)
 
 
 def _what(scores: Scores, verdict: Verdict) -> str:

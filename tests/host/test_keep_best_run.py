@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
 from support.host.host_executor import Server, Studio
+from troupe_tools.dev.best_thumbnail import paint_scored
+from troupe_tools.pack import ROOT
+from troupe_tools.workflow.any_workflow import as_prompt, flatten, for_the_host
 
 PROMPT = "a cat and a robot on grass"
 
@@ -94,6 +98,29 @@ def test_the_best_of_what_was_sampled(studio, batch, slot):
     best = max(float(line.split("score ")[1].rstrip(".")) for line in text.splitlines() if "subjects right" in line)
     assert done.endswith(f"({best:.2f}).")
     json.dumps(studio.server.executed)
+
+
+def test_the_template_keeps_the_picture_that_its_thumbnail_frames(studio, monkeypatch):
+    """As it is saved, in the host's executor; both engines choose the same one."""
+    from comfy_extras.nodes_primitive import StringMultiline
+    from troupe.rehearsal import files
+
+    import nodes
+
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "PrimitiveStringMultiline", StringMultiline)
+    monkeypatch.setattr(files, "FOLDER", ROOT / "rehearsal" / "files")
+    workflow = json.loads((ROOT / "workflows" / "9_rehearsal_keep_best.json").read_text(encoding="utf-8"))
+    ids = {node["type"]: str(node["id"]) for node in workflow["nodes"]}
+    assert studio.run(as_prompt(for_the_host(flatten(copy.deepcopy(workflow))))) is None
+    expected = paint_scored(workflow)
+    [done] = studio.messages(ids["TroupeKeepBest"])["done"]
+    best = expected.scores.pictures[expected.best]
+    assert done == f"Kept picture {expected.best + 1} ({best.score:.2f})."
+    said = studio.messages(ids["TroupeScoreSubjects"])
+    assert sum("2 of 2 subjects right" in line for line in said["done"]) == sum(
+        one.all_right for one in expected.scores.pictures
+    )
+    assert len(studio.server.executed[ids["SaveImage"]]["images"]) == 1
 
 
 def test_a_run_without_subjects_ends_with_a_sentence(studio):

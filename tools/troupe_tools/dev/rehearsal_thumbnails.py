@@ -45,7 +45,7 @@ def paint_rehearsal(workflow: dict[str, Any]) -> tuple[list[tuple[str, Image.Ima
     for preview in graph.of_type("TroupePreviewRelevance"):
         record, sampler = (_source(graph, preview, name) for name in ("record", "latent"))
         apply = _source(graph, record, "model")
-        boxed, cast = _cast(graph, apply)
+        boxed, cast = cast_of(graph, apply)
         subjects = cast.subjects
         prompt, maps = graph.value(_source(graph, apply, "positive"), "text"), []
         settings = {name: graph.value(apply, name) for name in ("merge", "weight", "sharpness")}
@@ -53,7 +53,7 @@ def paint_rehearsal(workflow: dict[str, Any]) -> tuple[list[tuple[str, Image.Ima
             models,
             prompt,
             graph.value(sampler, "seed"),
-            _references(models, key, cast),
+            encoded(models, key, cast),
             **settings,
             record=maps,
             steps=graph.value(sampler, "steps"),
@@ -61,9 +61,11 @@ def paint_rehearsal(workflow: dict[str, Any]) -> tuple[list[tuple[str, Image.Ima
         )
         drawn = draw_maps(RecordedRun("all", tuple(maps)), made.shape[-2:], made.movedim(1, -1))
         painted.append(
-            Painted(settings["merge"] + (" with boxes" if boxed else ""), _image(made.movedim(1, -1)), _image(drawn))
+            Painted(
+                settings["merge"] + (" with boxes" if boxed else ""), image_of(made.movedim(1, -1)), image_of(drawn)
+            )
         )
-    return [(subject.name, _image(subject.photos[0].image[None])) for subject in subjects], painted
+    return [(subject.name, image_of(subject.photos[0].image[None])) for subject in subjects], painted
 
 
 def rehearsal_thumbnail(workflow: dict[str, Any], title: str) -> Image.Image:
@@ -76,10 +78,10 @@ def rehearsal_thumbnail(workflow: dict[str, Any], title: str) -> Image.Image:
     draw.text((MARGIN * SCALE, 20 * SCALE), title, INK, font(34))
     if len(painted) == 1:
         for i, (name, picture) in enumerate(references):
-            _show(canvas, draw, picture, (MARGIN, 86 + 190 * i, 146), f"reference: {name}")
-        _show(canvas, draw, painted[0].picture, (MARGIN + 162, 86, 426), "the picture", OURS)
+            show(canvas, draw, picture, (MARGIN, 86 + 190 * i, 146), f"reference: {name}")
+        show(canvas, draw, painted[0].picture, (MARGIN + 162, 86, 426), "the picture", OURS)
         maps = painted[0].maps
-        _show(
+        show(
             canvas,
             draw,
             maps.crop((maps.width // 2, 0, maps.width, maps.height)),
@@ -90,16 +92,16 @@ def rehearsal_thumbnail(workflow: dict[str, Any], title: str) -> Image.Image:
     else:
         side = (SIZE[0] - 2 * MARGIN - GAP * (len(painted) - 1)) // len(painted)
         for i, (name, picture) in enumerate(references):
-            _show(canvas, draw, picture, (MARGIN + (side + GAP) * i, 82, 120), f"reference: {name}")
+            show(canvas, draw, picture, (MARGIN + (side + GAP) * i, 82, 120), f"reference: {name}")
         for i, lane in enumerate(painted):
-            _show(canvas, draw, lane.picture, (MARGIN + (side + GAP) * i, 240, side), lane.name, OURS)
-            _show(canvas, draw, lane.maps, (MARGIN + (side + GAP) * i, 408, side), "")
+            show(canvas, draw, lane.picture, (MARGIN + (side + GAP) * i, 240, side), lane.name, OURS)
+            show(canvas, draw, lane.maps, (MARGIN + (side + GAP) * i, 408, side), "")
         foot = "one seed, five ways to share the picture; below: where each name is relevant"
     draw.text((MARGIN * SCALE, (SIZE[1] - 34) * SCALE), foot, DIM, font(16))
     return canvas.resize(SIZE, Image.Resampling.LANCZOS)
 
 
-def _show(
+def show(
     canvas: Image.Image,
     draw: ImageDraw.ImageDraw,
     picture: Image.Image,
@@ -124,7 +126,7 @@ def _show(
     draw.text((x * SCALE, (y + height + 4) * SCALE), text, INK, font(15))
 
 
-def _cast(graph: Graph, apply: Node) -> tuple[bool, Any]:
+def cast_of(graph: Graph, apply: Node) -> tuple[bool, Any]:
     """Whether the subjects have boxes, and the cast that an Apply node's references were encoded from."""
     from troupe.model_patches.placement.placing import place_subjects
     from troupe.model_patches.subjects import Cast, make_subject
@@ -153,7 +155,7 @@ def _cast(graph: Graph, apply: Node) -> tuple[bool, Any]:
     return True, place_subjects(cast, *(graph.value(place, name) for name in ("width", "height", "boxes", "layout")))[0]
 
 
-def _references(models: Any, key: str, cast: Any) -> Any:
+def encoded(models: Any, key: str, cast: Any) -> Any:
     from troupe.model_patches.hosts.diffusers.encoders import encode_references
 
     return encode_references(models.adapters[key], cast, models.images, models.texts)
@@ -163,6 +165,6 @@ def _source(graph: Graph, node: Node, name: str) -> Node:
     return source(graph, node, name)[0]
 
 
-def _image(picture: torch.Tensor) -> Image.Image:
+def image_of(picture: torch.Tensor) -> Image.Image:
     """[1, h, w, 3] in 0..1 -> picture."""
     return Image.fromarray((picture[0] * 255).round().byte().numpy())

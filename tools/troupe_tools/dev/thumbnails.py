@@ -30,6 +30,7 @@ TITLES = {  # part of a file's name -> what a title says instead
     "Research subject diffusion": "Research: Subject-Diffusion",
     "Start here rehearsal": "Start here: a rehearsal",
     "Rehearsal compare": "Compare the merges",
+    "Rehearsal keep best": "Keep the best of a batch",
     "illustrious": "on Illustrious",
     "Place subjects": "Place subjects: names in boxes",
 }
@@ -287,16 +288,23 @@ def title_of(name: str) -> str:
     return title
 
 
-def main(names: list[str]) -> None:
-    """Write workflows/<name>.jpg for the named templates, or for all."""
+def draw_thumbnail(name: str, workflow: dict[str, Any], photos: list[Image.Image]) -> Image.Image:
+    """Draw the thumbnail of a template by its name."""
+    from .best_thumbnail import best_thumbnail
     from .rehearsal_thumbnails import rehearsal_thumbnail
 
+    title = title_of(name)
+    if "rehearsal" not in name:
+        return thumbnail(workflow, photos, title)
+    scored = any(node["type"] == "TroupeScoreSubjects" for node in workflow["nodes"])
+    return (best_thumbnail if scored else rehearsal_thumbnail)(workflow, title)
+
+
+def main(names: list[str]) -> None:
+    """Write workflows/<name>.jpg for the named templates, or for all."""
     photos = [Image.open(path).convert("RGB") for path in real_photos()]
     for path in sorted(WORKFLOWS.glob("*.json")):
         if not names or path.stem in names:
-            target, workflow, title = path.with_suffix(".jpg"), read_workflow(path), title_of(path.stem)
-            picture = (
-                rehearsal_thumbnail(workflow, title) if "rehearsal" in path.stem else thumbnail(workflow, photos, title)
-            )
-            picture.save(target, quality=QUALITY)
+            target = path.with_suffix(".jpg")
+            draw_thumbnail(path.stem, read_workflow(path), photos).save(target, quality=QUALITY)
             print(f"{target.relative_to(ROOT)}")
