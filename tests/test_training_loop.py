@@ -352,3 +352,14 @@ def test_the_command_trains_exports_and_says_what_is_wrong(tmp_path):
     assert run("--export").returncode == 0 and exported.is_file()
     wrong = run("--set", "lrr=1")
     assert wrong.returncode == 1 and wrong.stderr.strip().endswith("Did you mean 'lr'?")
+
+
+def test_the_shown_loss_is_the_one_that_is_trained():
+    """Each loss with its factor; logs have each without."""
+    from troupe.training.progress import Progress
+
+    progress = Progress(10, 0, 4, {"diffusion": 1.0, "localization": 0.001}, shown=False)
+    shown = progress.update(1, {"diffusion": 0.2, "localization": -0.5})
+    progress.close()
+    assert shown["loss"] == pytest.approx(0.1995)
+    assert (shown["loss/diffusion"], shown["loss/localization"]) == (0.2, -0.5)

@@ -78,7 +78,9 @@ class Loop:
         self.resume()
         training, accelerator = self.config.training, self.accelerator
         per_step = training.batch * training.accumulation * accelerator.num_processes
-        progress = Progress(training.steps, self.step, per_step, accelerator.is_local_main_process)
+        progress = Progress(
+            training.steps, self.step, per_step, self.trainee.weights, accelerator.is_local_main_process
+        )
         say, self.say = self.say, progress.say
         try:
             with stop_requests() as request:

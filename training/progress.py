@@ -13,16 +13,19 @@ SMOOTH = 0.98  # of the shown loss
 
 
 class Progress:
-    """A bar with loss, pictures a second, time left and memory, in one process. shown: whether it is this one."""
+    """A bar with loss, pictures a second, time left and memory, in one process.
 
-    def __init__(self, steps: int, done: int, pictures: int, shown: bool):
+    pictures: of a step; weights: factor of each loss in the shown one; shown: whether it is this process.
+    """
+
+    def __init__(self, steps: int, done: int, pictures: int, weights: Mapping[str, float], shown: bool):
         self._bar = tqdm(total=steps, initial=done, desc="training", unit="step", disable=not shown, file=sys.stderr)
-        self._pictures, self._begun, self._first = pictures, time.perf_counter(), done
+        self._pictures, self._weights, self._begun, self._first = pictures, weights, time.perf_counter(), done
         self._loss: float | None = None
 
     def update(self, step: int, losses: Mapping[str, float]) -> dict[str, float]:
-        """Show a finished step. pictures: of a step. Returns what was shown, for logs."""
-        loss = sum(losses.values())
+        """Show a finished step, by its losses before they are weighted. Returns what was shown, for logs."""
+        loss = sum(self._weights[name] * value for name, value in losses.items())
         self._loss = loss if self._loss is None else SMOOTH * self._loss + (1 - SMOOTH) * loss
         seconds = max(time.perf_counter() - self._begun, 1e-9)
         speed = (step - self._first) * self._pictures / seconds
