@@ -1,4 +1,4 @@
-"""One prompt on a master and a worker of ComfyUI-Distributed, which TROUPE_DISTRIBUTED names; two servers on loopback."""
+"""One prompt on a master and a worker of ComfyUI-Distributed, which TROUPE_DISTRIBUTED names."""
 
 from __future__ import annotations
 
