@@ -16,8 +16,9 @@ from troupe.model_patches.binding.layer_tokens import COND, UNCOND
 from troupe.model_patches.binding.settings import ImageAttentionSettings
 from troupe.model_patches.errors import MismatchError
 from troupe.model_patches.families.ip_adapter import build
+from troupe.model_patches.hosts.diffusers.cross_layers import cross_layers
 from troupe.model_patches.hosts.diffusers.encoders import Prompt
-from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention, cross_layers, inside
+from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention, inside
 from troupe.model_patches.hosts.diffusers.sampling import (
     SamplingSettings,
     join_prompts,

@@ -8,8 +8,8 @@ from troupe.model_patches.attention.merges import Mixing
 from troupe.model_patches.binding.settings import ImageAttentionSettings
 from troupe.model_patches.errors import CheckpointError
 from troupe.model_patches.families import registry
+from troupe.model_patches.hosts.diffusers.cross_layers import cross_layers
 from troupe.model_patches.hosts.diffusers.encoders import Prompt, encode_references, load_adapter
-from troupe.model_patches.hosts.diffusers.image_attention import cross_layers
 from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample
 from troupe.model_patches.subjects import Cast, make_subject
 

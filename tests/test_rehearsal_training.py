@@ -13,7 +13,8 @@ from torch import nn
 from troupe.model_patches.attention.merges import Mixing
 from troupe.model_patches.binding.settings import ImageAttentionSettings
 from troupe.model_patches.encoders.decoupled import DecoupledLayers
-from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention, cross_layers
+from troupe.model_patches.hosts.diffusers.cross_layers import cross_layers
+from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention
 from troupe.rehearsal import files
 from troupe.rehearsal.engine import nets
 from troupe.rehearsal.engine.load import load_image_encoder, load_texts, load_unet

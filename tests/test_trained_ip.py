@@ -12,7 +12,7 @@ from support.published_layouts import flat, image_proj, layers, resampler
 from troupe.model_patches.errors import CheckpointError
 from troupe.model_patches.families.ip_adapter import build
 from troupe.model_patches.families.registry import read_adapter
-from troupe.model_patches.hosts.diffusers.image_attention import cross_layers
+from troupe.model_patches.hosts.diffusers.cross_layers import cross_layers
 
 CONTEXT = 64
 

@@ -12,7 +12,7 @@ from support import tiny_diffusers as tiny
 from support import tiny_training as small
 from torch.nn.functional import layer_norm
 from troupe.model_patches.attention.decoupled import Mixing
-from troupe.model_patches.hosts.diffusers.image_attention import cross_layers
+from troupe.model_patches.hosts.diffusers.cross_layers import cross_layers
 from troupe.training.recipes.drops import dropped
 
 TOLERANCE = 2e-4  # of the largest gradient of a tensor: float32 against float64

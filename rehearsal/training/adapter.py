@@ -21,7 +21,7 @@ from ...model_patches.attention.relevance import relevance_of_heads, shares, tex
 from ...model_patches.encoders.decoupled import DecoupledLayer, DecoupledLayers
 from ...model_patches.encoders.projections import ImageProj
 from ...model_patches.families.registry import read_adapter
-from ...model_patches.hosts.diffusers.image_attention import cross_layers
+from ...model_patches.hosts.diffusers.cross_layers import cross_layers
 from .. import files
 from ..engine import load, nets
 from ..vocabulary import EOS, LONGEST, tokens

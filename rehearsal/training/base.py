@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from ...model_patches.errors import CheckpointError
-from ...model_patches.hosts.diffusers.image_attention import cross_layers
+from ...model_patches.hosts.diffusers.cross_layers import cross_layers
 from ...training.losses import localization_loss
 from .. import files
 from ..engine import nets

@@ -8,7 +8,7 @@ import torch
 from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 from troupe.model_patches.adapter import Adapter
 from troupe.model_patches.families.ip_adapter import build
-from troupe.model_patches.hosts.diffusers.image_attention import cross_layers
+from troupe.model_patches.hosts.diffusers.cross_layers import cross_layers
 from troupe.model_patches.subjects import References, ReferenceSubject
 
 CONTEXT = 64

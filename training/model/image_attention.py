@@ -15,7 +15,8 @@ from ...model_patches.attention.decoupled import LayerTokens, Mixing, token_shar
 from ...model_patches.attention.heads import split_heads
 from ...model_patches.binding.layer_tokens import layer_delta
 from ...model_patches.encoders.decoupled import ImageLayer
-from ...model_patches.hosts.diffusers.image_attention import CrossAttentionProcessor, TextAttention, cross_layers
+from ...model_patches.hosts.diffusers.cross_layers import TextAttention, cross_layers
+from ...model_patches.hosts.diffusers.image_attention import CrossAttentionProcessor
 
 
 @dataclass(frozen=True, eq=False)

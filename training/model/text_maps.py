@@ -8,7 +8,8 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from ...model_patches.attention.heads import join_heads, split_heads
-from ...model_patches.hosts.diffusers.image_attention import CrossAttentionProcessor, TextAttention
+from ...model_patches.hosts.diffusers.cross_layers import TextAttention
+from ...model_patches.hosts.diffusers.image_attention import CrossAttentionProcessor
 from .image_attention import BatchDelta
 
 

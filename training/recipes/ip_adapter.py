@@ -21,7 +21,7 @@ from ...model_patches.encoding.interfaces import check_image_encoder
 from ...model_patches.errors import MismatchError
 from ...model_patches.families.ip_adapter import build as build_adapter
 from ...model_patches.families.registry import read_adapter
-from ...model_patches.hosts.diffusers.image_attention import cross_layers
+from ...model_patches.hosts.diffusers.cross_layers import cross_layers
 from ...model_patches.subjects import Photo
 from ..config.setting import chance, setting
 from ..examples.draws import Draw
