@@ -46,7 +46,8 @@ function inChain(node, root) {
   if (after.length === 0) lines.push(missing("This subject is not in the picture: connect 'cast' to the next Add Subject or to Encode Subject References"));
   if (isEmpty(name) && after.some((next) => isWired(next, "clip"))) lines.push(nameless(""));
   const isPlaced = isWired(node, "region") || after.some((next) => classOf(next) === "TroupePlaceSubjects");
-  if (!isPlaced && (castOf(node, root) ?? []).some((before) => isSame(before.name, name))) lines.push(alike(name));
+  const others = [...(castOf(node, root) ?? []).map((before) => before.name), ...after.filter((next) => classOf(next) === "TroupeAddSubject").map((next) => literal(next, "name", [], root))];
+  if (!isPlaced && others.some((other) => isSame(other, name))) lines.push(alike(name));
   return lines;
 }
 
