@@ -44,14 +44,16 @@ function inChain(node, root) {
   const kind = otherPhoto(node, name, root);
   if (kind) lines.push(missing(`The photo shows a ${kind}, the name is '${name.trim()}': connect the right photo, or change the name`));
   if (after.length === 0) lines.push(missing("This subject is not in the picture: connect 'cast' to the next Add Subject or to Encode Subject References"));
-  if (isEmpty(name) && after.some((next) => isWired(next, "clip"))) lines.push(nameless(""));
-  const isPlaced = isWired(node, "region") || after.some((next) => classOf(next) === "TroupePlaceSubjects");
-  const others = [...(castOf(node, root) ?? []).map((before) => before.name), ...after.filter((next) => classOf(next) === "TroupeAddSubject").map((next) => literal(next, "name", [], root))];
+  if (isEmpty(name) && after.some(({ node: next }) => isWired(next, "clip"))) lines.push(nameless(""));
+  const isPlaced = isWired(node, "region") || after.some(({ node: next }) => classOf(next) === "TroupePlaceSubjects");
+  const before = (castOf(node, root) ?? []).map((one) => one.name);
+  const behind = after.filter((next) => next.node !== node && classOf(next.node) === "TroupeAddSubject");
+  const others = [...before, ...behind.map((next) => literal(next.node, "name", next.path, root))];
   if (!isPlaced && others.some((other) => isSame(other, name))) lines.push(alike(name));
   return lines;
 }
 
-/** The nodes that get a subject over its cast, each once. */
+/** The nodes that get a subject over its cast, each use once: {node, path}, path being the subgraph nodes around it. */
 function chainAfter(node, root) {
   const found = new Map();
   const waiting = [{ node, path: [] }];
@@ -60,13 +62,14 @@ function chainAfter(node, root) {
     for (const slot of at.node.outputs?.keys() ?? []) {
       if (at.node.outputs[slot].type !== "TROUPE_CAST") continue;
       for (const next of targets(at.node, slot, at.path, root)) {
-        if (found.has(next.node)) continue;
-        found.set(next.node, next);
+        const use = [...next.path, next.node].map(({ id }) => id).join(":"); // a node in a subgraph is there once for each use
+        if (found.has(use)) continue;
+        found.set(use, next);
         waiting.push(next);
       }
     }
   }
-  return [...found.keys()];
+  return [...found.values()];
 }
 
 const isEmpty = (name) => typeof name === "string" && !name.trim();

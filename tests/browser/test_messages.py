@@ -387,3 +387,37 @@ def test_quick_subjects_asks_for_a_name_where_a_photo_is(page):
     assert saved[2:6] == ["", "", "cat", ""]
     sent = page.prompt()["2"]["inputs"]
     assert [sent[f"name_{n}"] for n in (1, 2, 3, 4)] == ["", "", "cat", ""], "hidden names are sent too"
+
+
+def test_one_subgraph_used_for_two_subjects_does_not_share_its_own_name(page):
+    """The node inside is one node with two names, one for each use."""
+    page.build(
+        [
+            (1, "LoadImage", {"image": "half_red.png"}, (-600, 0)),
+            (2, "TroupeAddSubject", {"name": "owl"}, (-200, 0)),
+            (3, "PrimitiveString", {"value": "cat"}, (-200, 400)),
+            (4, "PrimitiveString", {"value": "dog"}, (200, 400)),
+            (5, "TroupeAddSubject", {}, (200, 0)),
+            (6, "TroupeEncodeSubjects", {}, (1000, 0)),
+        ],
+        [(1, 0, 2, "image"), (1, 0, 5, "image"), (2, 0, 5, "cast"), (3, 0, 5, "name"), (5, 0, 6, "cast")],
+    )
+    names = page.evaluate("""() => {
+      const { graph } = window.app, at = (node, name) => node.inputs.findIndex((slot) => slot.name === name);
+      graph.convertToSubgraph(new Set([window.graphNode(5)]));
+      const first = graph._nodes.find((node) => node.subgraph), second = first.clone();
+      graph.add(second);
+      window.graphNode(1).connect(0, second, at(second, "image"));
+      window.graphNode(4).connect(0, second, at(second, "name"));
+      first.connect(0, second, at(second, "cast"));
+      second.connect(0, window.graphNode(6), at(window.graphNode(6), "cast"));
+      return second.inputs.map((slot) => slot.name);
+    }""")
+    assert {"image", "name", "cast"} <= set(names)
+    page.settle()
+    inside = """() => [...window.app.graph._nodes.find((node) => node.subgraph).subgraph._nodes[0].widgets
+      .find((widget) => widget.name === "messages").element.querySelectorAll("li")].map((line) => line.textContent)"""
+    assert [line for line in page.evaluate(inside) if "too" in line] == []
+    page.evaluate("() => { window.graphNode(2).widgets.find((widget) => widget.name === 'name').value = 'dog'; }")
+    page.settle()
+    assert [text.partition(":")[0] for text in texts(page, 2, "missing")] == ["Another subject is called 'dog' too"]
