@@ -44,8 +44,10 @@ def main() -> None:
     end = time.monotonic() + 60 * options.minutes
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     load_pack()
-    if results.get("models") != (models := fingerprint()):
-        results = {"models": models, "verdicts": {}}
+    results = of_models(results, fingerprint())
+    from troupe.rehearsal.engine.paint import load_rehearsal
+
+    load_rehearsal(in_prompt=True)  # a missing file ends the command here, not its workers again and again
     todo = [task for task in tasks(options.seeds, options.curve_seeds) if not done(results, task)]
     print(f"{len(todo) * PER_TASK} pictures to paint")
     with get_context("spawn").Pool(options.workers, prepare) as pool:
@@ -66,13 +68,14 @@ def tasks(seeds: int, curve_seeds: int) -> Iterator[Task]:
     """All of the table at weight 1, small shares of every cell first, so that a stopped run has something of each; then
     the curve.
     """
-    from troupe.rehearsal.engine.trials import CASTS, METHODS, WITHOUT
+    from troupe.rehearsal.engine.trials import CASTS, METHODS, PROMPT_METHODS, WITHOUT
 
+    ways = {"mip": METHODS, "ip": METHODS, "umm": PROMPT_METHODS, "fastcomposer": PROMPT_METHODS}
     for first in range(0, seeds, PER_TASK):
-        for adapter in ("mip", "ip"):
+        for adapter, methods in ways.items():
             for cast in CASTS:
-                for method in METHODS:
-                    if method != WITHOUT or adapter == "mip":
+                for method in methods:
+                    if method != WITHOUT or adapter in ("mip", "fastcomposer"):  # who have a UNet of their own
                         yield adapter, method, cast, 1.0, first
     for first in range(0, curve_seeds, PER_TASK):
         for weight in WEIGHTS:
@@ -87,6 +90,20 @@ def fingerprint() -> dict[str, str]:
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(MODEL_FILES.glob("*.safetensors"))
     }
+
+
+def of_models(results: dict, models: dict[str, str]) -> dict:
+    """Return the results that are still those of these models: all but the cells of an adapter whose own file has
+    changed, and none if another file has.
+    """
+    from troupe.rehearsal.files import EVERY_ADAPTER
+
+    before, verdicts = results.get("models", {}), results.get("verdicts", {})
+    changed = {name for name in before.keys() | models.keys() if before.get(name) != models.get(name)}
+    own = {name: kind for kind, name in EVERY_ADAPTER.items()}
+    redone = {own.get(name) for name in changed}
+    kept = {} if None in redone else {cell: found for cell, found in verdicts.items() if cell.split()[0] not in redone}
+    return {"models": models, "verdicts": kept}
 
 
 def key(task: Task) -> str:
@@ -126,22 +143,23 @@ def prepare() -> None:
     from troupe.rehearsal.engine.recogniser import load_recogniser
 
     global MODELS, RECOGNISER
-    MODELS, RECOGNISER = load_rehearsal(), load_recogniser()
+    MODELS, RECOGNISER = load_rehearsal(in_prompt=True), load_recogniser()
 
 
 def work(task: Task) -> tuple[Task, dict[str, list[str]]]:
     """Verdicts of a task's pictures by seed, a letter a subject: by the recogniser, by colours, and x where both
     colours are exact.
     """
-    from troupe.rehearsal.engine.trials import METHODS, judge, paint_trial, trial
+    from troupe.rehearsal.engine.trials import METHODS, PROMPT_METHODS, judge, paint_trial, trial
     from troupe.rehearsal.engine.verdict import LETTERS
 
     adapter, method, cast, weight, first = task
     found = {}
     for seed in range(first, first + PER_TASK):
         one = trial(cast, seed)
-        places = places_of(cast, seed) if METHODS[method].boxes else None
-        judgement = judge(RECOGNISER, one, paint_trial(MODELS, adapter, METHODS[method], one, weight, places=places))
+        way = METHODS.get(method) or PROMPT_METHODS[method]
+        places = places_of(cast, seed) if way.boxes else None
+        judgement = judge(RECOGNISER, one, paint_trial(MODELS, adapter, way, one, weight, places=places))
         reads = (
             "".join(LETTERS[verdict] for verdict in read) for read in (judgement.by_recogniser, judgement.by_colours)
         )

@@ -8,7 +8,12 @@ from ..model_patches.hosts.comfyui.loading import rehearsal
 from ..rehearsal.sprites import CLASSES
 from .types import CATEGORY, Adapter, found_by
 
-ADAPTERS = {"mip_adapter": "mip", "ip_adapter": "ip"}  # values of the combo -> keys of rehearsal.files.ADAPTERS
+ADAPTERS = {  # values of the combo -> keys of rehearsal.files.EVERY_ADAPTER
+    "mip_adapter": "mip",
+    "ip_adapter": "ip",
+    "fastcomposer": "fastcomposer",
+    "umm_diffusion": "umm",
+}
 SHOWN = ("cat", "robot", "bird")
 
 
@@ -36,7 +41,8 @@ class LoadRehearsalModels(io.ComfyNode):
                     tooltip=(
                         "Which adapter to load. mip_adapter: trained on pictures of several subjects, with "
                         "relevance (MIP-Adapter). ip_adapter: trained on one "
-                        "reference at a time, like most published IP-Adapters."
+                        "reference at a time, like most published IP-Adapters. fastcomposer and umm_diffusion put "
+                        "the subjects into the prompt: see the template research_fastcomposer_rehearsal."
                     ),
                 ),
                 *(

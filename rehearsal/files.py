@@ -11,7 +11,13 @@ from ..model_patches.errors import CheckpointError
 
 FOLDER = Path(__file__).parent / "files"
 UNET, TEXTS, IMAGES = "unet.safetensors", "text_encoder.safetensors", "image_encoder.safetensors"
+# what acts beside the text attention, and what puts subjects into the prompt
 ADAPTERS = {"ip": "rehearsal_ip_adapter.safetensors", "mip": "rehearsal_mip_adapter.safetensors"}
+PROMPT_ADAPTERS = {
+    "umm": "rehearsal_umm_diffusion.safetensors",
+    "fastcomposer": "rehearsal_fastcomposer.safetensors",
+}
+EVERY_ADAPTER = ADAPTERS | PROMPT_ADAPTERS
 VOCABULARY = 49408
 # in the text encoder's file: rows of the words that the world knows, and their ids
 TABLE, IDS = "embeddings.token_embedding.weight", "token_ids"

@@ -78,7 +78,7 @@ def test_every_row_of_a_table_has_the_cells_of_its_head():
         seed: [reads[0], "ss", reads[2]] for seed, reads in found["mip | relevance | two classes | 1"].items()
     }
     tables = re.findall(r"(?:^\|.*\|\n)+", confusion_page.render(found), re.M)
-    assert len(tables) == 8 and "| mip, relevance, two classes | 75 % [69, 80] | 0 % [0, 2] | -75.0 |" in "".join(
+    assert len(tables) == 12 and "| mip, relevance, two classes | 75 % [69, 80] | 0 % [0, 2] | -75.0 |" in "".join(
         tables
     )
     for table in tables:
@@ -87,7 +87,7 @@ def test_every_row_of_a_table_has_the_cells_of_its_head():
 
 def test_tasks_are_what_the_page_shows():
     tasks = list(confusion.tasks(20, 10))
-    assert len(tasks) == 2 * 3 * (2 * len(METHODS) - 1) + len(confusion.WEIGHTS) * len(confusion.CURVE) and len(
+    assert len(tasks) == 2 * 3 * (2 * len(METHODS) - 1 + 3) + len(confusion.WEIGHTS) * len(confusion.CURVE) and len(
         set(tasks)
     ) == len(tasks)
     found = {"verdicts": {confusion.key(tasks[0]): {str(seed): ["rr", "rr", "x."] for seed in range(9)}}}
@@ -95,6 +95,33 @@ def test_tasks_are_what_the_page_shows():
     found["verdicts"][confusion.key(tasks[0])]["9"] = ["rr", "rr", "x."]
     assert confusion.done(found, tasks[0])
     assert all(re.fullmatch(r"[rsmc-]", letter) for letter in LETTERS.values())
+
+
+def test_results_of_other_models_are_counted_again():
+    """All of them if the base has changed; else those of the adapter that has."""
+    cells = {f"{kind} | relevance | two classes | 1": {"0": []} for kind in ("mip", "ip", "umm")}
+    before = {"unet.safetensors": "a", "rehearsal_mip_adapter.safetensors": "b"}
+    results = {"models": before, "verdicts": cells}
+    assert confusion.of_models(results, before) == results
+    changed = {**before, "rehearsal_mip_adapter.safetensors": "c", "rehearsal_umm_diffusion.safetensors": "d"}
+    assert confusion.of_models(results, changed) == {
+        "models": changed,
+        "verdicts": {"ip | relevance | two classes | 1": {"0": []}},
+    }
+    assert confusion.of_models(results, {**before, "unet.safetensors": "z"})["verdicts"] == {}
+    assert confusion.of_models({}, before) == {"models": before, "verdicts": {}}
+
+
+def test_who_puts_subjects_into_the_prompt_has_rows_of_its_own():
+    found = cells(relevance=150)
+    found["mip | without references | two classes | 1"] = found["mip | relevance | two classes | 1"]
+    found["umm | in the prompt | two classes | 1"] = found["mip | relevance | two classes | 1"]
+    page = confusion_page.render(found)
+    umm = page.split("## UMM-Diffusion")[1].split("## ")[0]
+    assert "| in the prompt | 75 %" in umm and "| without references | 75 %" in umm and "| relevance |" not in umm
+    fast = page.split("## FastComposer")[1].split("## ")[0]
+    assert "| without references | not measured" in fast, "it has a UNet of its own"
+    assert "in the prompt |" not in page.split("## MIP-Adapter")[1].split("## ")[0]
 
 
 def test_the_readme_gets_its_sentence():
@@ -157,7 +184,7 @@ def models():
     from troupe.rehearsal.engine.paint import load_rehearsal
     from troupe.rehearsal.engine.recogniser import load_recogniser
 
-    return load_rehearsal(), load_recogniser()
+    return load_rehearsal(in_prompt=True), load_recogniser()
 
 
 @pytest.mark.slow
@@ -176,6 +203,36 @@ def test_every_method_paints_and_is_read(method, adapter, models):
         *found.by_recogniser,
         *found.by_colours,
     } <= set(LETTERS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["umm", "fastcomposer"])
+def test_subjects_in_the_prompt_are_painted_and_read(adapter, models):
+    """The references change the picture, and a UNet of its own changes the one without them."""
+    import torch
+    from troupe.rehearsal.engine.trials import IN_PROMPT, PROMPT_METHODS, WITHOUT, judge, paint_trial, trial
+
+    one = trial("three subjects", 0)
+    paint = lambda kind, method: paint_trial(models[0], kind, PROMPT_METHODS[method], one, steps=3)  # noqa: E731
+    with_them, without, base = paint(adapter, IN_PROMPT), paint(adapter, WITHOUT), paint("mip", WITHOUT)
+    assert (with_them - without).abs().max() > 0.05
+    assert torch.equal(without, base) is (adapter == "umm")
+    assert len(judge(models[1], one, with_them).by_recogniser) == 3
+
+
+@pytest.mark.slow
+def test_subjects_in_the_prompt_still_have_the_looks_that_were_counted(models, results):
+    """FastComposer's first pictures, painted anew."""
+    from troupe.rehearsal.engine.trials import IN_PROMPT, PROMPT_METHODS, judge, paint_trial, trial
+
+    counted = results["verdicts"]["fastcomposer | in the prompt | two classes | 1"]
+    differing = 0
+    for seed in range(8):
+        one = trial("two classes", seed)
+        found = judge(models[1], one, paint_trial(models[0], "fastcomposer", PROMPT_METHODS[IN_PROMPT], one))
+        letters = "".join(LETTERS[verdict] for verdict in found.by_recogniser)
+        differing += sum(a != b for a, b in zip(letters, counted[str(seed)][0], strict=True))
+    assert differing <= DIFFERING / 3, "of 16 verdicts"
 
 
 @pytest.mark.slow

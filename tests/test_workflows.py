@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +45,8 @@ from troupe_tools.workflow.workflow_files import find_workflow
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 NAMES = [path.stem for path in FILES]
 MAPPED = ["1_start_here_rehearsal", "2_rehearsal_compare"]  # with relevance maps
-REHEARSALS = [*MAPPED, "9_rehearsal_keep_best"]  # their models come with the pack
+IN_PROMPT = "research_fastcomposer_rehearsal"
+REHEARSALS = [*MAPPED, "9_rehearsal_keep_best", IN_PROMPT]  # their models come with the pack
 DOWNLOADED = [name for name in NAMES if name not in REHEARSALS]
 CHECKPOINTS = {
     "sd_xl_base_1.0.safetensors": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
@@ -212,6 +214,7 @@ def test_the_folder_holds_templates_and_thumbnails_and_nothing_else():
         "7_place_subjects",
         "8_portrait_mm_diff",
         "9_rehearsal_keep_best",
+        IN_PROMPT,
         *RESEARCH,
     ] == NAMES
     assert sorted(p.name for p in (ROOT / "workflows").iterdir()) == sorted(
@@ -359,6 +362,20 @@ def test_every_model_has_its_link(downloaded):
     }
     assert f"]({adapter.link})" in noted, "also to what front ends do not download"
     assert (f"]({PROJECTION_MATRIX.link})" in noted) == (adapter.folder == "gligen")
+
+
+def test_a_link_says_how_large_its_file_is(downloaded):
+    """In its line of the note; noob-ipa's page is the one that does not say it."""
+    lines = [line for node in downloaded["nodes"] if node["type"] == "MarkdownNote" for line in lines_of(node)]
+    for model in downloaded["models"]:
+        if model["name"] != "noobIPAMARK1_mark1.safetensors":
+            [line] = [line for line in lines if f"]({model['url']})" in line]
+            assert re.search(r"\(\d[\d.]* [GM]B\)", line), line
+
+
+def lines_of(node: dict) -> list[str]:
+    """The lines of a note."""
+    return node["widgets_values"][0].split("\n")
 
 
 @pytest.mark.parametrize("name", RESEARCH)
@@ -636,10 +653,11 @@ def test_a_rehearsal_is_the_one_that_run_py_paints(rehearsal):
     from troupe_tools.engine.rehearsing import PROMPT, SEED, SHOWN, STEPS
 
     graph = Graph(rehearsal)
+    texts = ["CLIPTextEncode"] if not graph.of_type("TroupeEncodePrompt") else ["TroupeEncodePrompt", "CLIPTextEncode"]
     seeds = {graph.value(node, "seed") for node in graph.of_type("KSampler")}
     settings = {tuple(node.raw["widgets_values"][2:]) for node in graph.of_type("KSampler")}
     assert seeds == {SEED} and settings == {(STEPS, CFG, "euler", "simple", 1.0)}
-    assert [graph.value(node, "text") for node in graph.of_type("CLIPTextEncode")] == [PROMPT, ""]
+    assert [graph.value(node, "text") for kind in texts for node in graph.of_type(kind)] == [PROMPT, ""]
     assert {tuple(node.raw["widgets_values"]) for node in graph.of_type("EmptyLatentImage")} == {
         (PIXELS, PIXELS, 6 if graph.of_type("TroupeKeepBest") else 1)
     }
@@ -657,7 +675,7 @@ def test_a_rehearsal_names_whom_its_references_show(rehearsal):
         assert (
             graph.value(subject, "name")
             == graph.value(load, f"subject_{n}")
-            in graph.value(graph.of_type("CLIPTextEncode")[0], "text").split()
+            in graph.value(graph.of_type("PrimitiveStringMultiline")[0], "value").split()
         )
 
 
@@ -677,6 +695,16 @@ def test_the_comparison_has_every_way_on_one_seed():
     assert [box.label for box in read_text(graph.value(place, "boxes"))] == ["cat", "robot"] and place.raw[
         "widgets_values"
     ][:2] == [128, 128]
+
+
+def test_subjects_in_the_prompt_are_the_only_difference():
+    graph = Graph(template(IN_PROMPT))
+    [apply], [prompt] = (graph.of_type(kind) for kind in ("TroupeApplyWeights", "TroupeEncodePrompt"))
+    samplers = graph.of_type("KSampler")
+    assert [graph.source(node, "positive") for node in samplers] == [(prompt, 0), (prompt, 1)]
+    for name in ("model", "negative", "latent_image", "seed"):
+        assert len({(graph.source(node, name)[0].id, graph.source(node, name)[1]) for node in samplers}) == 1
+    assert graph.source(samplers[0], "model") == (apply, 0) and graph.source(prompt, "clip") == (apply, 1)
 
 
 def test_the_best_of_a_batch_is_chosen_by_the_scores_of_what_is_saved():
@@ -700,7 +728,7 @@ def test_the_saved_best_has_every_subject_right():
 
 @pytest.mark.parametrize("name", REHEARSALS)
 def test_run_py_says_that_a_rehearsal_template_needs_comfyui(name):
-    with pytest.raises(RunError, match="[Rr]un this workflow in ComfyUI|found [05]"):
+    with pytest.raises(RunError, match="[Rr]un this workflow in ComfyUI|found [025]"):
         read_job(template(name))
 
 

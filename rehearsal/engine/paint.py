@@ -29,7 +29,9 @@ SCHEDULE = {key: value for key, value in nets.BETAS.items() if key != "num_train
 
 @dataclass(frozen=True, eq=False)
 class Rehearsal:
-    """The models of the rehearsal world. adapters: by 'ip' and 'mip', as far as their files are there."""
+    """The models of the rehearsal world. adapters: by the keys of `files.ADAPTERS`, as far as their files are there,
+    and of `files.PROMPT_ADAPTERS`, if they were asked for.
+    """
 
     unet: Any
     texts: ClipTexts
@@ -37,10 +39,11 @@ class Rehearsal:
     adapters: dict[str, Any] = field(default_factory=dict)
 
 
-def load_rehearsal(folder: Path | None = None, unfinished: bool = False) -> Rehearsal:
+def load_rehearsal(folder: Path | None = None, unfinished: bool = False, in_prompt: bool = False) -> Rehearsal:
     """The models in a folder, else the shipped ones.
 
-    unfinished: leave out image encoder and adapters that are not there, as while they are trained.
+    unfinished: leave out image encoder and adapters that are not there, as while they are trained; in_prompt: load the
+    adapters that put subjects into the prompt too.
     Raises:
         CheckpointError: a file is missing or damaged.
     """
@@ -50,7 +53,7 @@ def load_rehearsal(folder: Path | None = None, unfinished: bool = False) -> Rehe
     )
     adapters = {
         kind: _adapter(folder / name)
-        for kind, name in files.ADAPTERS.items()
+        for kind, name in (files.EVERY_ADAPTER if in_prompt else files.ADAPTERS).items()
         if not unfinished or (folder / name).exists()
     }
     return Rehearsal(load.load_unet(folder), ClipTexts.sd15(load.load_texts(folder)), images, adapters)

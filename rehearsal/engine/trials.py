@@ -16,6 +16,7 @@ import torch
 from ...model_patches.attention.merges import Mixing
 from ...model_patches.binding.settings import ImageAttentionSettings
 from ...model_patches.hosts.diffusers.encoders import encode_references
+from ...model_patches.hosts.diffusers.prompt import encode_prompt
 from ...model_patches.hosts.diffusers.sampling import SamplingSettings, sample
 from ...model_patches.placement.placing import place_subjects
 from ...model_patches.subjects import Cast, make_subject
@@ -35,14 +36,15 @@ Box = tuple[float, float, float, float]  # x, y, w, h in 0..1
 
 @dataclass(frozen=True)
 class Method:
-    """How references are merged; merge None: they are not used. one_map: positions of every layer come from one layer's
-    map (Conceptrol, arXiv 2503.06568).
+    """How references are used. merge: in image attention, None for none; one_map: positions of every layer come from
+    one layer's map (Conceptrol, arXiv 2503.06568); in_prompt: they are put into the prompt.
     """
 
     merge: str | None
     sharpness: float = 1.0
     boxes: bool = False
     one_map: bool = False
+    in_prompt: bool = False
 
 
 METHODS: Mapping[str, Method] = {
@@ -57,6 +59,8 @@ METHODS: Mapping[str, Method] = {
     "add with boxes": Method("add", boxes=True),
     "one layer's map": Method("add", one_map=True),
 }
+IN_PROMPT = "in the prompt"
+PROMPT_METHODS: Mapping[str, Method] = {WITHOUT: METHODS[WITHOUT], IN_PROMPT: Method(None, in_prompt=True)}
 
 
 @dataclass(frozen=True)
@@ -128,21 +132,22 @@ def paint_trial(
     steps: int = STEPS,
     places: Sequence[Box] | None = None,
 ) -> torch.Tensor:
-    """[3, 128, 128] in 0..1. adapter: 'ip' or 'mip'; places: a box for each figure, where the method works with
-    boxes.
+    """[3, 128, 128] in 0..1. adapter: of `Rehearsal.adapters`, its own weights for the UNet included; weight: of the
+    image attention; places: a box for each figure, where the method works with boxes.
     """
-    applied = []
-    if method.merge is not None:
-        references = encode_references(
-            models.adapters[adapter],
-            cast_of(one.figures, places if method.boxes else None),
-            models.images,
-            models.texts,
-        )
-        applied = [(references, ImageAttentionSettings(weight, Mixing(method.merge, method.sharpness)))]
+    applied, acting = [], models.adapters[adapter]
     positive, negative = models.texts.encode_prompt(one.scene.caption), models.texts.encode_prompt("")
+    if method.merge is not None or method.in_prompt:
+        cast = cast_of(one.figures, places if method.boxes else None)
+        references = encode_references(acting, cast, models.images, models.texts)
+        if method.in_prompt:
+            positive, _ = encode_prompt(models.texts, references, one.scene.caption)
+        if method.merge is not None:
+            applied = [(references, ImageAttentionSettings(weight, Mixing(method.merge, method.sharpness)))]
     settings = SamplingSettings(PIXELS, PIXELS, steps, CFG, one.seed)
     more: dict[str, Any] = {"attention": OneMap} if method.one_map else {}
+    if acting.weights.unet:
+        more["weights"] = [(acting, 1.0)]
     latent = sample(models.unet, scheduler(), positive, negative, settings, applied, **more)
     return (codec.decode(latent)[0] / 2 + 0.5).clamp(0, 1)
 

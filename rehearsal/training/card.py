@@ -54,11 +54,12 @@ Small models of a small world, trained from scratch on pictures that `rehearsal/
 look (two of {colours} colours, pattern, accessory) is in no caption: it comes from a reference picture. They show what the method does, within seconds on a CPU. They
 cannot paint anything else, and say nothing about how well large models reproduce a photo. No picture, photo or text of other people was used.
 
-**State.** A single subject mostly gets its reference's colours; `benchmarks/CONFUSION.md` has the counts for several. The adapters' error on held-out pictures was still
-falling slowly when the training ended: the last hour made it 3 % smaller. The base began with fewer pictures of one subject, its first tenth had no held-out
-looks, and its first half no localization loss; the adapters began from adapters of an earlier base; the recogniser knew only the training looks in its first three quarters.
+**State.** A single subject mostly gets its reference's colours; `benchmarks/CONFUSION.md` has the counts for several. The error of IP-Adapter and MIP-Adapter on held-out
+pictures was still falling slowly when their training ended: the last hour made it 3 % smaller. The base began with fewer pictures of one subject, its first tenth had no held-out
+looks, and its first half no localization loss; these two adapters began from adapters of an earlier base; the recogniser knew only the training looks in its first three quarters. FastComposer was
+trained in three runs, the first two of which were planned for 4200 and 3400 steps, so that its learning rate fell a little later than in its recipe.
 
-**Held out.** Pairs of colours are split: one in five, in either order, is for tests only, with every pattern and accessory. The image encoder and both
+**Held out.** Pairs of colours are split: one in five, in either order, is for tests only, with every pattern and accessory. The image encoder and the
 adapters never saw one. The base model saw drawings of all pairs, without references, as base models have seen much of the world; the recogniser, which only measures,
 has seen all of them.
 
@@ -82,10 +83,8 @@ def write_card(checkpoints: Path, folder: Path, count: int = 600) -> Path:
                 f"| {file} | {(folder / file).stat().st_size / 1e6:.1f} MB | {what} | {data} | "
                 f"{numbers['samples']:,} | {numbers['seconds'] / 60:.0f} |"
             )
+    rows += kept_rows(folder / CARD)
     device = f"{platform.machine()} CPU" if not torch.cuda.is_available() else torch.cuda.get_device_name()
-    hashes = [
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in sorted(folder.glob("*.safetensors"))
-    ]
     text = [
         HEAD.format(
             classes=", ".join(CLASSES),
@@ -96,17 +95,32 @@ def write_card(checkpoints: Path, folder: Path, count: int = 600) -> Path:
         "\n".join(rows),
         f"\nMinutes are of one core ({device}). Made by `python tools/train_rehearsal.py WHAT --threads 1 "
         f"--minutes M` for WHAT = {', '.join(WHAT)},\n"
-        "in several runs, the last of each with a cool-down, then `python tools/train_rehearsal.py export`.\n",
+        "in several runs, the last of each with a cool-down, then `python tools/train_rehearsal.py export`. The adapters "
+        "of the prompt are made by\n`python tools/train.py training/recipes/rehearsal_NAME.toml --cpu`, then "
+        "`python tools/train_rehearsal.py adopt --folder OUTPUT --minutes M`.\n",
         *_accuracies(checkpoints, folder, count),
         "## sha256\n",
         "```",
-        *hashes,
+        *hash_lines(folder),
         "```",
         "",
     ]
     path = folder / CARD
     path.write_text("\n".join(text), encoding="utf-8")
     return path
+
+
+def hash_lines(folder: Path) -> list[str]:
+    """Return a line of sha256sum for every file in a folder."""
+    return [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in sorted(folder.glob("*.safetensors"))
+    ]
+
+
+def kept_rows(card: Path) -> list[str]:
+    """Return the rows that `adopt` wrote into the present card."""
+    lines = card.read_text(encoding="utf-8").split("\n") if card.exists() else []
+    return [line for name in files.PROMPT_ADAPTERS.values() for line in lines if line.startswith(f"| {name} |")]
 
 
 def _accuracies(checkpoints: Path, folder: Path, count: int) -> list[str]:

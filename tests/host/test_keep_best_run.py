@@ -6,7 +6,7 @@ import copy
 import json
 
 import pytest
-from support.host.host_executor import Server, Studio
+from support.host.host_executor import studio_with_our_nodes
 from troupe_tools.dev.best_thumbnail import paint_scored
 from troupe_tools.pack import ROOT
 from troupe_tools.workflow.any_workflow import as_prompt, flatten, for_the_host
@@ -16,16 +16,7 @@ PROMPT = "a cat and a robot on grass"
 
 @pytest.fixture
 def studio(host, base_folder, monkeypatch):
-    import server
-    from troupe.nodes import NODES
-
-    import nodes
-
-    stand_in = Server()
-    monkeypatch.setattr(server.PromptServer, "instance", stand_in, raising=False)
-    for node in NODES:
-        monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, node.GET_SCHEMA().node_id, node)
-    return Studio(base_folder, stand_in)
+    return studio_with_our_nodes(base_folder, monkeypatch)
 
 
 def graph(batch: int, scores: tuple[str, int] = ("12", 0)) -> dict:
@@ -102,12 +93,8 @@ def test_the_best_of_what_was_sampled(studio, batch, slot):
 
 def test_the_template_keeps_the_picture_that_its_thumbnail_frames(studio, monkeypatch):
     """As it is saved, in the host's executor; both engines choose the same one."""
-    from comfy_extras.nodes_primitive import StringMultiline
     from troupe.rehearsal import files
 
-    import nodes
-
-    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "PrimitiveStringMultiline", StringMultiline)
     monkeypatch.setattr(files, "FOLDER", ROOT / "rehearsal" / "files")
     workflow = json.loads((ROOT / "workflows" / "9_rehearsal_keep_best.json").read_text(encoding="utf-8"))
     ids = {node["type"]: str(node["id"]) for node in workflow["nodes"]}

@@ -4,8 +4,14 @@ picture.
 
 from __future__ import annotations
 
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support import tiny_training as small
 from troupe_tools.pack import ROOT
 
@@ -82,6 +88,44 @@ def host_picture(models, path, names):
     latent = nodes.EmptyLatentImage().generate(128, 128)[0]
     latent = nodes.common_ksampler(model, SEED, STEPS, CFG, "euler", "simple", positive, negative, latent)[0]
     return nodes.VAEDecode().decode(vae, latent)[0][0]
+
+
+def test_the_shipped_template_paints_in_the_host_what_the_embedded_engine_paints(base_folder, monkeypatch):
+    """research_fastcomposer_rehearsal as it is saved, in the host's executor: both of its pictures, by the trained file
+    that comes with the pack.
+    """
+    import folder_paths
+    from support.host.host_executor import studio_with_our_nodes
+    from troupe.rehearsal import files
+    from troupe_tools.dev.prompt_thumbnail import paint_with_and_without
+    from troupe_tools.workflow.any_workflow import as_prompt, flatten, for_the_host
+
+    monkeypatch.setattr(files, "FOLDER", ROOT / "rehearsal" / "files")
+    workflow = json.loads((ROOT / "workflows" / "research_fastcomposer_rehearsal.json").read_text(encoding="utf-8"))
+    _, expected = paint_with_and_without(copy.deepcopy(workflow))
+    studio = studio_with_our_nodes(base_folder, monkeypatch)
+    assert studio.run(as_prompt(for_the_host(flatten(copy.deepcopy(workflow))))) is None
+    found = {}
+    for with_them, title in ((True, "With references"), (False, "Without references")):
+        [id_] = [str(node["id"]) for node in workflow["nodes"] if node.get("title") == title]
+        [image] = studio.server.executed[id_]["images"]
+        folder = folder_paths.get_directory_by_type(image["type"])
+        pixels = np.asarray(Image.open(Path(folder) / image["subfolder"] / image["filename"]).convert("RGB"))
+        found[with_them] = torch.from_numpy(pixels[::4, ::4].astype("float32") / 255)  # it is enlarged
+        assert (found[with_them] - expected[with_them][0]).abs().max() < TOLERANCE + 1 / 255
+    assert (found[True] - found[False]).abs().max() > 0.3, "the references have no effect, so nothing is tested"
+
+
+@pytest.mark.parametrize("kind", ["fastcomposer", "umm_diffusion"])
+def test_load_rehearsal_models_offers_the_adapters_of_the_prompt(kind, monkeypatch):
+    from support.host.node_chains import run
+    from troupe.nodes.rehearsal import LoadRehearsalModels
+    from troupe.rehearsal import files
+
+    monkeypatch.setattr(files, "FOLDER", ROOT / "rehearsal" / "files")
+    kinds = {"subject_1": "cat", "subject_2": "robot", "subject_3": "bird"}
+    adapter = run(LoadRehearsalModels, adapter=kind, **kinds)[4]
+    assert adapter.spec.family == kind and adapter.spec.prompt is not None
 
 
 @pytest.mark.parametrize("recipe", ["umm_diffusion", "fastcomposer"])

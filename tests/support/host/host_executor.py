@@ -32,6 +32,23 @@ class Server:
         pass
 
 
+def studio_with_our_nodes(base, monkeypatch) -> Studio:
+    """A host with the pack's nodes and the primitives that the templates use."""
+    import server
+    from comfy_extras.nodes_primitive import Int, StringMultiline
+    from troupe.nodes import NODES
+
+    import nodes
+
+    stand_in = Server()
+    monkeypatch.setattr(server.PromptServer, "instance", stand_in, raising=False)
+    for node in NODES:
+        monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, node.GET_SCHEMA().node_id, node)
+    for node in (Int, StringMultiline):
+        monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, node.GET_SCHEMA().node_id, node)
+    return Studio(base, stand_in)
+
+
 class Studio:
     """One host that stays up: files come and go, graphs run one after the other."""
 

@@ -211,14 +211,21 @@ def report_models(files: list[Needed], options: argparse.Namespace) -> bool:
 def rehearsal_of(workflow: dict[str, Any]) -> tuple[str, int, int] | None:
     """Return prompt, seed and steps of a workflow on the rehearsal models, which the embedded engine paints with every
     merge; None for other workflows.
+
+    Raises RunError if the workflow does something else with these models.
     """
     graph = Graph(workflow)
     samplers, prompts = (
         graph.of_type("KSampler"),
         [text for node in graph.of_type("CLIPTextEncode") if (text := graph.value(node, "text"))],
     )
-    if not graph.of_type(REHEARSAL_NODE) or not samplers or not prompts:
+    if not graph.of_type(REHEARSAL_NODE) or not samplers:
         return None
+    if graph.of_type("TroupeEncodePrompt", "TroupeScoreSubjects") or not prompts:
+        raise RunError(
+            "Without ComfyUI the rehearsal models only paint a prompt with every merge. Run this workflow in ComfyUI, "
+            "or leave --workflow out."
+        )
     return prompts[0], graph.value(samplers[0], "seed"), graph.value(samplers[0], "steps")
 
 

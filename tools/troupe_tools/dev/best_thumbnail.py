@@ -19,7 +19,7 @@ COLUMNS, SIDE, SPACE = 3, 150, 14  # pictures in a row, and pixels of one and be
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """What a template with Score Subjects makes. pictures [n, h, w, 3] in 0..1; scores: a `scoring.Scores`; best: the
+    """Result of a template with Score Subjects. pictures [n, h, w, 3] in 0..1; scores: a `scoring.Scores`; best: the
     number of the best picture.
     """
 

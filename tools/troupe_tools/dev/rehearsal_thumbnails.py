@@ -14,7 +14,7 @@ from ..workflow.graph import Graph, Node
 from ..workflow.sampling_nodes import source
 from .thumbnail_style import DIM, INK, MARGIN, OURS, PAPER, SCALE, SIZE, font
 
-KEYS = {"mip_adapter": "mip", "ip_adapter": "ip"}
+KEYS = {"mip_adapter": "mip", "ip_adapter": "ip", "fastcomposer": "fastcomposer"}
 GAP = 12
 
 
@@ -109,7 +109,7 @@ def show(
     text: str,
     frame: Any = None,
 ) -> None:
-    """A picture `side` pixels wide at x, y, its text below it; every pixel of a small one is a square."""
+    """Draw a picture `side` pixels wide at x, y, its text below it; every pixel of a small one is a square."""
     x, y, side = place
     height = round(side * picture.height / picture.width)
     enlarged = side * SCALE > picture.width  # reduced pictures are smooth
@@ -127,13 +127,18 @@ def show(
 
 
 def cast_of(graph: Graph, apply: Node) -> tuple[bool, Any]:
-    """Whether the subjects have boxes, and the cast that an Apply node's references were encoded from."""
+    """Return whether the subjects have boxes, and the cast that an Apply node's references were encoded from."""
+    return cast_behind(graph, _source(graph, apply, "references"))
+
+
+def cast_behind(graph: Graph, encode: Node) -> tuple[bool, Any]:
+    """Return whether the subjects have boxes, and the cast that references were encoded from."""
     from troupe.model_patches.placement.placing import place_subjects
     from troupe.model_patches.subjects import Cast, make_subject
     from troupe.rehearsal.cast import called_for
     from troupe.rehearsal.world import reference
 
-    node = _source(graph, _source(graph, apply, "references"), "cast")
+    node = _source(graph, encode, "cast")
     place = node if node.type == "TroupePlaceSubjects" else None
     node, subjects = _source(graph, node, "cast") if place else node, []
     while node is not None:
@@ -156,6 +161,7 @@ def cast_of(graph: Graph, apply: Node) -> tuple[bool, Any]:
 
 
 def encoded(models: Any, key: str, cast: Any) -> Any:
+    """Return the references of a cast for the adapter of a key."""
     from troupe.model_patches.hosts.diffusers.encoders import encode_references
 
     return encode_references(models.adapters[key], cast, models.images, models.texts)
@@ -166,5 +172,5 @@ def _source(graph: Graph, node: Node, name: str) -> Node:
 
 
 def image_of(picture: torch.Tensor) -> Image.Image:
-    """[1, h, w, 3] in 0..1 -> picture."""
+    """Convert [1, h, w, 3] in 0..1 to a picture."""
     return Image.fromarray((picture[0] * 255).round().byte().numpy())

@@ -26,6 +26,7 @@ TALLEST = 560  # of a node in the drawing, in the canvas's units
 QUALITY = 88  # of the JPEG
 TITLES = {  # part of a file's name -> what a title says instead
     "mm diff": "with MM-Diff",
+    "Research fastcomposer rehearsal": "Research: FastComposer, a rehearsal",
     "Research umm": "Research: UMM",
     "Research subject diffusion": "Research: Subject-Diffusion",
     "Start here rehearsal": "Start here: a rehearsal",
@@ -291,13 +292,16 @@ def title_of(name: str) -> str:
 def draw_thumbnail(name: str, workflow: dict[str, Any], photos: list[Image.Image]) -> Image.Image:
     """Draw the thumbnail of a template by its name."""
     from .best_thumbnail import best_thumbnail
+    from .prompt_thumbnail import prompt_thumbnail
     from .rehearsal_thumbnails import rehearsal_thumbnail
 
     title = title_of(name)
     if "rehearsal" not in name:
         return thumbnail(workflow, photos, title)
-    scored = any(node["type"] == "TroupeScoreSubjects" for node in workflow["nodes"])
-    return (best_thumbnail if scored else rehearsal_thumbnail)(workflow, title)
+    types = {node["type"] for node in workflow["nodes"]}
+    if "TroupeEncodePrompt" in types:
+        return prompt_thumbnail(workflow, title)
+    return (best_thumbnail if "TroupeScoreSubjects" in types else rehearsal_thumbnail)(workflow, title)
 
 
 def main(names: list[str]) -> None:

@@ -36,13 +36,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="train_rehearsal.py", description="Train the rehearsal world's models and export them."
     )
-    parser.add_argument("what", choices=(*MODELS, "sheet", "export"))
-    parser.add_argument("--minutes", type=float, default=60.0, help="of this run (default: 60)")
+    parser.add_argument("what", choices=(*MODELS, "sheet", "export", "adopt"))
+    parser.add_argument("--minutes", type=float, help="of this run (default: 60); adopt: that the training took")
     parser.add_argument(
         "--folder",
         type=Path,
         default=ROOT / "output" / "rehearsal",
-        help="of checkpoints, logs and sheets (default: output/rehearsal)",
+        help="of checkpoints, logs and sheets (default: output/rehearsal); of tools/train.py's output for adopt",
     )
     parser.add_argument(
         "--base", type=Path, help="folder of base and image encoder for ip and mip (default: exported from --folder)"
@@ -61,18 +61,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.what == "adopt" and options.minutes is None:
+        parser.error("adopt needs --minutes, which the training took")
+    return options
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run one training, paint the sheet, or export."""
+    """Run one training, paint the sheet, export, or take over what tools/train.py has trained."""
     from troupe.rehearsal import files
     from troupe.rehearsal.training import export
 
     given = {
         name: value for name in ("rate", "batch", "cooldown", "start") if (value := getattr(options, name)) is not None
     }
-    common = {"minutes": options.minutes, "device": options.device, **given}
+    common = {"minutes": 60.0 if options.minutes is None else options.minutes, "device": options.device, **given}
     checkpoints, exported = options.folder, options.folder / "files"
     if options.what == "export":
         from troupe.rehearsal.training.card import write_card
@@ -83,6 +86,10 @@ def run(options: argparse.Namespace) -> None:
                 for path in [*export.export_all(checkpoints, files.FOLDER), write_card(checkpoints, files.FOLDER)]
             )
         )
+    elif options.what == "adopt":
+        from troupe.rehearsal.training.adopt import adopt
+
+        print("\n".join(f"wrote {path}" for path in adopt(options.folder, options.minutes)))
     elif options.what == "sheet":
         from troupe.rehearsal.engine.sheet import sheet
 

@@ -123,7 +123,7 @@ def adapter_names() -> list[str]:
 
     Where there is no file yet, the first choice says so, and means no file.
     """
-    own = [f"{REHEARSAL}/{name}" for name in shipped.ADAPTERS.values() if (shipped.FOLDER / name).is_file()]
+    own = [f"{REHEARSAL}/{name}" for name in shipped.EVERY_ADAPTER.values() if (shipped.FOLDER / name).is_file()]
     return [*(_files_by_label() or [NO_FILES]), *own]
 
 
@@ -187,7 +187,7 @@ def adapter_path(name: str) -> str:
             "download: open template 1 (Start here).",
         )
     folder, _, rest = name.partition("/")
-    if folder == REHEARSAL and rest in shipped.ADAPTERS.values():
+    if folder == REHEARSAL and rest in shipped.EVERY_ADAPTER.values():
         if not (shipped.FOLDER / rest).is_file():
             raise CheckpointError(f"the file '{rest}'", f"nothing at {shipped.FOLDER / rest}", shipped.AGAIN)
         return str(shipped.FOLDER / rest)

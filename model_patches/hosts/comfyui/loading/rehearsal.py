@@ -30,7 +30,7 @@ class Rehearsal(NamedTuple):
 
 
 def load_rehearsal(kind: str) -> Rehearsal:
-    """Return the rehearsal models with one adapter, a key of `files.ADAPTERS`.
+    """Return the rehearsal models with one adapter, a key of `files.EVERY_ADAPTER`.
 
     Several calls share one copy. Raises CheckpointError if a file is missing or damaged.
     """
@@ -40,13 +40,13 @@ def load_rehearsal(kind: str) -> Rehearsal:
         models.clip(),
         models.vae(),
         models.clip_vision(),
-        models.shared(_LOADERS[kind], files.ADAPTERS[kind]),
+        models.shared(_LOADERS[kind], files.EVERY_ADAPTER[kind]),
     )
 
 
 def rehearsal_fingerprint(kind: str) -> str:
     """Return a value that changes when one of the files does."""
-    return str(files.state_of(files.UNET, files.TEXTS, files.IMAGES, files.ADAPTERS[kind]))
+    return str(files.state_of(files.UNET, files.TEXTS, files.IMAGES, files.EVERY_ADAPTER[kind]))
 
 
 def reference_pictures(kinds: Sequence[str]) -> list[torch.Tensor]:
@@ -62,9 +62,9 @@ def reference_pictures(kinds: Sequence[str]) -> list[torch.Tensor]:
 
 def _adapter(kind: str, folder: Path) -> HostAdapter:
     try:
-        return adapters.load_adapter(f"{adapters.REHEARSAL}/{files.ADAPTERS[kind]}")
+        return adapters.load_adapter(f"{adapters.REHEARSAL}/{files.EVERY_ADAPTER[kind]}")
     except CheckpointError as error:
         raise CheckpointError(error.expected, error.found, files.AGAIN) from error
 
 
-_LOADERS = {kind: partial(_adapter, kind) for kind in files.ADAPTERS}
+_LOADERS = {kind: partial(_adapter, kind) for kind in files.EVERY_ADAPTER}
