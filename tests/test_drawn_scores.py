@@ -108,10 +108,10 @@ def test_who_has_a_box_is_not_told_to_get_one(encoder):
     from troupe.rehearsal.engine.drawn import drawn_case
 
     (found,) = scored(encoder, [drawn_case("swapped", True, 0)], "boxes")
-    for source, told in (("bounding box", True), ("box", False), ("region", False)):
+    for source, advised in (("bounding box", True), ("box", False), ("region", False)):
         places = tuple(replace(place, source=source) for place in found.pictures[0].places)
         lines = score_report(replace(found, pictures=(replace(found.pictures[0], places=places),)))[1:3]
-        assert all("swapped" in line.text and ("a box" in line.text) is told for line in lines)
+        assert all("swapped" in line.text and ("a box" in line.text) is advised for line in lines)
 
 
 def test_a_batch_is_scored_as_its_pictures_are_alone(encoder):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from support.host.other_packs import folder_of
+from support.host.two_servers import server_in, started_together
 from support.shipped_templates import template
-from troupe_tools.engine.comfyui import Host
 from troupe_tools.engine.host_server import HostServer
 from troupe_tools.engine.on_comfyui import convert
 
@@ -31,16 +29,9 @@ def servers(host, tmp_path_factory):
     for name in ("master", "worker"):
         base = tmp_path_factory.mktemp(name)
         shutil.copytree(place, base / "custom_nodes" / "ComfyUI-Distributed", ignore=shutil.ignore_patterns(".git"))
-        environment = {"OMP_NUM_THREADS": "1"}
-        both.append(HostServer(Host(host, sys.executable, gpu=False), base, {}, print, environment=environment))
-    with ThreadPoolExecutor(2) as pool:
-        started = [pool.submit(server.__enter__) for server in both]
-    try:
-        yield [future.result() for future in started]
-    finally:
-        for server, future in zip(both, started, strict=True):
-            if future.exception() is None:
-                server.__exit__()
+        both.append(server_in(host, base))
+    with started_together(both) as servers:
+        yield servers
 
 
 def post(server: HostServer, path: str, body: dict) -> dict:

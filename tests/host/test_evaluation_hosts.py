@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.host.two_servers import server_in, started_together
 from support.shipped_templates import template
 from troupe.evaluation.engines.comfyui import ComfyUIEngine, HostError
 from troupe.evaluation.engines.engine import EngineLostError
@@ -24,7 +23,6 @@ from troupe.evaluation.settings import read_settings
 from troupe.evaluation.tasks import Method, Subject, Task
 from troupe.rehearsal.cast import CAST
 from troupe.rehearsal.world import reference
-from troupe_tools.engine.comfyui import Host
 from troupe_tools.engine.host_server import HostServer
 from troupe_tools.engine.on_comfyui import convert
 
@@ -61,23 +59,12 @@ def tasks() -> list[Task]:
     ]
 
 
-def start(host, base: Path) -> HostServer:
-    environment = {"OMP_NUM_THREADS": "1"}
-    return HostServer(Host(host, sys.executable, gpu=False), base, {}, lambda text: None, environment=environment)
-
-
 @pytest.fixture(scope="module")
 def servers(host, tmp_path_factory):
     """Two servers with folders of their own, which share nothing but the pack's code."""
-    both = [start(host, tmp_path_factory.mktemp(f"host_{name}")) for name in "ab"]
-    with ThreadPoolExecutor(2) as pool:
-        started = [pool.submit(server.__enter__) for server in both]
-    try:
-        yield [future.result() for future in started]
-    finally:
-        for server, future in zip(both, started, strict=True):
-            if future.exception() is None:
-                server.__exit__()
+    both = [server_in(host, tmp_path_factory.mktemp(f"host_{name}")) for name in "ab"]
+    with started_together(both) as servers:
+        yield servers
 
 
 class Mortal(ComfyUIEngine):
