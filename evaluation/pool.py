@@ -73,11 +73,12 @@ class _Work:
 
 @dataclass(eq=False)
 class _Worker:
-    """One slot of an engine. losses: since its last picture; left: why it gave up, or None."""
+    """One slot of an engine. losses: since its last picture; left: why it gave up, or None; ended: its thread."""
 
     engine: Engine
     losses: int = 0
     left: str | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 class _Pool:
@@ -107,13 +108,13 @@ class _Pool:
         for thread in threads:
             thread.start()
         try:
-            self._join(threads)
+            self._wait()
         except KeyboardInterrupt:
             with self._turn:
                 self._stopping = True
                 self._turn.notify_all()
             log.warning("Stopping after the pictures in hand. Press Ctrl-C again to stop at once.")
-            self._join(threads)
+            self._wait()
             raise
         finally:
             with self._turn:  # a thread that is still painting writes no more
@@ -124,11 +125,11 @@ class _Pool:
         if self._left:
             raise self._all_lost()
 
-    @staticmethod
-    def _join(threads: Sequence[threading.Thread]) -> None:
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(TICK)
+    def _wait(self) -> None:
+        """Return when every thread has ended. Thread.join (3.11) takes a living thread for ended after Ctrl-C."""
+        for worker in self._workers:
+            while not worker.ended.wait(TICK):
+                pass
 
     # ---- a thread --------------------------------------------------------------------------------------------------
 
@@ -142,6 +143,7 @@ class _Pool:
         finally:
             with self._turn:
                 self._turn.notify_all()
+            worker.ended.set()
 
     def _paint(self, worker: _Worker, work: _Work) -> None:
         name, started = worker.engine.name, time.monotonic()

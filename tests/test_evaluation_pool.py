@@ -349,13 +349,13 @@ sys.path[:0] = [{tests!r}]
 import conftest
 from test_evaluation_pool import Fake, make_tasks, run_tasks, Path
 print("ready", flush=True)
-run_tasks(make_tasks({count}), [Fake(name, seconds={seconds}) for name in "abc"], Path({results!r}),
+run_tasks(make_tasks({count}), [Fake(name, seconds=s) for name, s in zip("abc", {seconds!r})], Path({results!r}),
           progress=lambda done, of: print(done, flush=True))
 """
 
 
-def start(results: Path, count: int = 60, seconds: float = 0.03) -> subprocess.Popen:
-    """Paint in another process, on three engines. It prints how many are done."""
+def start(results: Path, count: int = 60, seconds: tuple[float, float, float] = (0.03,) * 3) -> subprocess.Popen:
+    """Paint in another process, on three engines of these speeds. It prints how many are done."""
     program = PROGRAM.format(tests=str(ROOT / "tests"), results=str(results), count=count, seconds=seconds)
     return subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT / "tests", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -387,7 +387,7 @@ def test_a_process_that_is_stopped_is_gone_on_with(tmp_path, how):
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize(("times", "kept"), [(1, 6), (2, 3)])
 def test_ctrl_c_waits_for_the_pictures_in_hand_and_twice_does_not(tmp_path, times, kept):
-    process = start(tmp_path, count=9, seconds=2)
+    process = start(tmp_path, count=9, seconds=(2, 2, 2))
     wait_for(process, "3")
     time.sleep(0.7)  # the next three have begun
     process.send_signal(signal.SIGINT)
@@ -397,6 +397,17 @@ def test_ctrl_c_waits_for_the_pictures_in_hand_and_twice_does_not(tmp_path, time
     _, errors = process.communicate(timeout=20)
     assert errors.rstrip().endswith("KeyboardInterrupt") and process.returncode == -signal.SIGINT
     assert len(read_journal(tmp_path)) == len(list((tmp_path / "pictures").glob("*.png"))) == kept
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_ctrl_c_waits_for_the_slowest_engine(tmp_path):
+    process = start(tmp_path, count=300, seconds=(3, 0.03, 0.03))
+    wait_for(process, "10")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    rows = read_journal(tmp_path).values()
+    assert [row.engine for row in rows].count("a") == 1 and process.returncode == -signal.SIGINT
+    assert len(rows) == len(list((tmp_path / "pictures").glob("*.png"))) < 300
 
 
 def test_a_second_run_in_the_folder_is_refused(tmp_path):
