@@ -2,6 +2,8 @@
 random models.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support import tiny_diffusers as tiny
@@ -12,9 +14,10 @@ from troupe.model_patches.attention.guidance import subject_guidance, umm_guidan
 from troupe.model_patches.errors import MismatchError
 from troupe.model_patches.hosts.diffusers.encoders import EOS, ClipTexts, Prompt, embeddings_replaced
 from troupe.model_patches.hosts.diffusers.guidance import Guidance, branches, factors, of_step
-from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
+from troupe.model_patches.hosts.diffusers.prompt import TextsPromptEncoder, encode_prompt
 from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample
 from troupe.model_patches.hosts.diffusers.weights import base_weights, text_encoder_weights
+from troupe.model_patches.prompt.fusion import fuse_prompt, fuse_prompts
 from troupe.model_patches.subjects import References, ReferenceSubject
 
 
@@ -39,6 +42,17 @@ def text_model(width=32, projection=False, seed=0):
 
 def drawn(*shape, seed=1):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Sum(torch.nn.Module):
+    """A fusion of a word and a photo."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, words, vectors):
+        return words + self.scale * vectors
 
 
 def subject(stream="l", width=32, name="cat", kind="pseudo", **rest):
@@ -96,6 +110,34 @@ def test_only_the_subjects_row_is_kept_of_pseudo_words():
     fused, plain = encode_prompt(ClipTexts.sd15(text_model()), subject(), "a cat in the snow")
     differs = (fused.embeds - plain.embeds).abs().amax(-1)[0] > 1e-4
     assert differs.nonzero().flatten().tolist() == [2] and fused.before is None
+
+
+def test_prompts_together_are_the_prompts_one_by_one_from_one_pass():
+    """Short and long, with emphasis, with and without subjects, one and two text encoders."""
+    single, two = ClipTexts.sd15(text_model()), ClipTexts.sdxl(text_model(), text_model(48, True, seed=2))
+    captions = ["a (cat:1.3) in the snow", "a cat, " + "very " * 90 + "far away", "", "a (red:0.7) barn"]
+    for texts in (single, two):
+        streams = [texts.tokenize(caption) for caption in captions]
+        for one, each in zip(map(texts.encode_tokens, streams), texts.encode_each(streams), strict=True):
+            torch.testing.assert_close(each.embeds, one.embeds, rtol=0, atol=1e-5)
+            assert texts is single or torch.allclose(each.pooled, one.pooled, rtol=0, atol=1e-5)
+    passes = []
+    hook = single.towers[0].model.register_forward_hook(lambda *_: passes.append(1))
+    for kind in ("pseudo", "postfuse"):
+        passes.clear()
+        shown = subject(kind=kind)
+        adapter = replace(shown.adapter, fusion=torch.nn.ModuleDict({"l": Sum()}))
+        given = [(References(adapter, shown.subjects if "cat" in text else (), None), text) for text in captions]
+        encoder = TextsPromptEncoder(single, adapter.fusion)
+        together = fuse_prompts(given, encoder)
+        assert len(passes) == 1
+        for (references, text), ((found,), said) in zip(given, together, strict=True):
+            (alone,), alone_said = fuse_prompt(references, text, encoder)
+            assert said == alone_said and bool(said) == ("cat" in text)
+            torch.testing.assert_close(found.plain.states, alone.plain.states, rtol=0, atol=1e-5)
+            torch.testing.assert_close(found.fused.states, alone.fused.states, rtol=0, atol=1e-5)
+            assert torch.equal(found.plain.states, found.fused.states) == (not said)
+    hook.remove()
 
 
 def test_an_adapter_without_words_is_refused():

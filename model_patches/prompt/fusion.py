@@ -57,8 +57,10 @@ class PromptEncoder(Protocol):
         """Return word embeddings [n, d] float32 of tokens (ids, or vectors as they are), before positions are added."""
         ...
 
-    def encode(self, streams: Streams) -> list[Encoded]:
-        """Return the encoding for sampling; several where the host schedules changes of the encoder over the run."""
+    def encode(self, prompts: Sequence[Streams]) -> list[list[Encoded]]:
+        """Return the encoding of each prompt for sampling; several where the host schedules changes of the encoder over
+        the run.
+        """
         ...
 
     def fuse(self, stream: str, words: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
@@ -88,13 +90,42 @@ def fuse_prompt(
             further vectors.
         MismatchError: text encoders of another base model.
     """
+    return fuse_prompts([(references, text)], encoder, places_of, warn)[0]
+
+
+def fuse_prompts(
+    prompts: Sequence[tuple[References, str]],
+    encoder: PromptEncoder,
+    places_of: str = "",
+    warn: Callable[[str], None] = lambda sentence: None,
+) -> list[tuple[list[FusedText], str]]:
+    """Encode several prompts, each as `fuse_prompt` does, and give all of them to the text encoders at once."""
+    plans = [_planned(references, text, encoder, places_of, warn) for references, text in prompts]
+    encoded = iter(encoder.encode([streams for plan in plans for streams in plan.encoded]))
+    return [(plan.finish(*[next(encoded) for _ in plan.encoded]), plan.said) for plan in plans]
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """A prompt whose subjects have their places. encoded: what the text encoders are to read; finish: makes of their
+    answers, in this order, what fuse_prompt returns; said: which tokens each subject took.
+    """
+
+    encoded: tuple[Streams, ...]
+    finish: Callable[..., list[FusedText]]
+    said: str = ""
+
+
+def _planned(
+    references: References, text: str, encoder: PromptEncoder, places_of: str, warn: Callable[[str], None]
+) -> _Plan:
     spec = references.adapter.spec.in_prompt
     check_streams(references, encoder.tokenize(""))
     prompt = parse_prompt(text)
     places_in = parse_prompt(places_of) if places_of and not spec.fusion.in_suffix else prompt
     acting = [(s, min(s.weight, 1.0)) for s in references.subjects if s.weight > 0]
     if not acting:
-        return [FusedText(e, e) for e in encoder.encode(encoder.tokenize(prompt.text))], ""
+        return _Plan((encoder.tokenize(prompt.text),), lambda plain: [FusedText(p, p) for p in plain])
     first, *others = spec.streams
     clean, places = _places(spec, references, places_in, encoder, first, warn)
     by_stream = {
@@ -117,8 +148,8 @@ def fuse_prompt(
         for s, place, _ in placed[first]
     )
     if spec.fusion.after_encoder:
-        return _fused_after(streams, placed[first], encoder), said
-    return _fused_before(spec, streams, placed, encoder), said
+        return _fused_after(streams, placed[first], encoder, said)
+    return _fused_before(spec, streams, placed, encoder, said)
 
 
 def _places(
@@ -162,31 +193,37 @@ def _fused_before(
     streams: Streams,
     placed: Mapping[str, Sequence[tuple[ReferenceSubject, Place, float]]],
     encoder: PromptEncoder,
-) -> list[FusedText]:
+    said: str,
+) -> _Plan:
     """Fused before the text encoder: the words' embeddings are exchanged."""
-    plain, exchanged = encoder.encode(streams), {}
+    exchanged = {}
     for stream, chunks in streams.items():
         chunks = [list(chunk) for chunk in chunks]
         for subject, place, weight in placed[stream]:
             spots = range(place.position, place.position + spec.tokens)
             tokens = [chunks[place.chunk][p][0] for p in spots]
             words, vectors = encoder.embed(stream, tokens), subject.words[stream].float()
+            if weight == 1 and not spec.fusion.learned:
+                words = words.detach()  # nothing of them is left: no gradient for the whole table
             if vectors.shape[-1] != words.shape[-1] and not spec.fusion.learned:
                 raise _other_width(subject, stream, vectors, words)
             wanted = encoder.fuse(stream, words, vectors.to(words)) if spec.fusion.learned else vectors.to(words)
             for p, vector in zip(spots, torch.lerp(words, wanted, weight), strict=True):
                 chunks[place.chunk][p] = (vector, *chunks[place.chunk][p][1:])
         exchanged[stream] = chunks
-    fused = encoder.encode(exchanged)
-    if not spec.fusion.keeps_other_rows:
-        return [FusedText(p, f) for p, f in zip(plain, fused, strict=True)]
     rows = [place.row + k for _, place, _ in next(iter(placed.values())) for k in range(spec.tokens)]
-    return [FusedText(p, _with_rows(p, rows, f.states[:, rows])) for p, f in zip(plain, fused, strict=True)]
+
+    def finish(plain: list[Encoded], fused: list[Encoded]) -> list[FusedText]:
+        if not spec.fusion.keeps_other_rows:
+            return [FusedText(p, f) for p, f in zip(plain, fused, strict=True)]
+        return [FusedText(p, _with_rows(p, rows, f.states[:, rows])) for p, f in zip(plain, fused, strict=True)]
+
+    return _Plan((streams, exchanged), finish, said)
 
 
 def _fused_after(
-    streams: Streams, placed: Sequence[tuple[ReferenceSubject, Place, float]], encoder: PromptEncoder
-) -> list[FusedText]:
+    streams: Streams, placed: Sequence[tuple[ReferenceSubject, Place, float]], encoder: PromptEncoder, said: str
+) -> _Plan:
     """Fused after the text encoder.
 
     Emphasis is set aside before and applied after: it moves a row away from the empty prompt's.
@@ -194,23 +231,26 @@ def _fused_after(
     ((stream, chunks),) = streams.items()
     rows = [place.row for _, place, _ in placed]
     emphasis = torch.tensor([chunks[place.chunk][place.position][1] for _, place, _ in placed])
-    plain = encoder.encode(streams)
-    bare, empty = plain, plain
+    bare_and_empty: tuple[Streams, ...] = ()
     if any(weight != 1.0 for chunk in chunks for _, weight, *_ in chunk):
-        bare = encoder.encode({stream: [[(token, 1.0) for token, *_ in chunk] for chunk in chunks]})
-        empty = encoder.encode(encoder.tokenize(""))
+        bare: Streams = {stream: [[(token, 1.0) for token, *_ in chunk] for chunk in chunks]}
+        bare_and_empty = (bare, encoder.tokenize(""))
     vectors, weights = torch.cat([s.words[stream] for s, _, _ in placed]).float(), torch.tensor([w for *_, w in placed])
-    found = []
-    for p, b, e in zip(plain, bare, empty, strict=True):
+
+    def finish(plain: list[Encoded], *others: list[Encoded]) -> list[FusedText]:
+        return [fused(p, *found) for p, *found in zip(plain, *(others or (plain, plain)), strict=True)]
+
+    def fused(p: Encoded, b: Encoded, e: Encoded) -> FusedText:
         words = b.states[0, rows].float()
-        fused = torch.lerp(
+        new = torch.lerp(
             words, encoder.fuse(stream, words, vectors.to(words)).to(words), weights.to(words).unsqueeze(-1)
         )
         if (emphasis != 1).any():
             nothing = e.states[0, [row % LENGTH for row in rows]].float()
-            fused = nothing + (fused - nothing) * emphasis.to(words).unsqueeze(-1)
-        found.append(FusedText(p, _with_rows(p, rows, fused.unsqueeze(0))))
-    return found
+            new = nothing + (new - nothing) * emphasis.to(words).unsqueeze(-1)
+        return FusedText(p, _with_rows(p, rows, new.unsqueeze(0)))
+
+    return _Plan((streams, *bare_and_empty), finish, said)
 
 
 def _with_rows(encoded: Encoded, rows: Sequence[int], new: torch.Tensor) -> Encoded:

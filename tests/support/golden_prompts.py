@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from troupe.model_patches.adapter import PromptSpec
-from troupe.model_patches.prompt.fusion import Encoded, FusedText, fuse_prompt
+from troupe.model_patches.prompt.fusion import Encoded, FusedText, Streams, fuse_prompt
 from troupe.model_patches.prompt.tokens import EOS, LENGTH
 from troupe.model_patches.subjects import References, ReferenceSubject
 
@@ -43,8 +43,8 @@ class StoredEncoder:
     def embed(self, stream: str, tokens: Sequence[Any]) -> torch.Tensor:
         return self.table[[token - FIRST for token in tokens]].clone()
 
-    def encode(self, streams: dict[str, list[list[tuple[Any, float]]]]) -> list[Encoded]:
-        return [Encoded(*self.states([token for token, _ in streams["l"][0]]), {})]
+    def encode(self, prompts: Sequence[Streams]) -> list[list[Encoded]]:
+        return [[Encoded(*self.states([token for token, _ in streams["l"][0]]), {})] for streams in prompts]
 
     def fuse(self, stream: str, words: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
         return self.fusion(words, vectors)

@@ -32,14 +32,14 @@ from ...model_patches.hosts.diffusers.encoders import Prompt
 from ...model_patches.hosts.diffusers.prompt import TextsPromptEncoder
 from ...model_patches.hosts.diffusers.sampling import join_prompts
 from ...model_patches.hosts.diffusers.unet_places import transformer_blocks
-from ...model_patches.prompt.fusion import fuse_prompt
+from ...model_patches.prompt.fusion import fuse_prompts
 from ...model_patches.subjects import References, ReferenceSubject
 from ..config.setting import chance, setting
 from ..examples.draws import Draw
 from ..examples.example import ExampleSubject
 from ..losses import image_constraint, localization_losses
 from ..model.base import Base
-from ..model.captions import places, plain, unmarked
+from ..model.captions import places, unmarked
 from ..model.features import Features
 from ..model.image_attention import BatchAttention, BatchReferences
 from ..model.low_rank import PairSwitch, begin, new_pair
@@ -159,15 +159,18 @@ class MMDiffTrainee(Trainee):
         sights: Sights = batch.extra
         b, m = sights.valid.shape
         *words, tokens = self.heads(sights.words, sights.identity, sights.dense)
-        each = tokens.unflatten(0, (b, m))  # B, M, T, C
-        valid = sights.valid.unsqueeze(-1).expand(-1, -1, each.shape[2]).flatten(1)
-        self.attention.references = BatchReferences(each.flatten(1, 2), None if valid.all() else valid, m)
+        shown = tokens.unflatten(0, (b, m))  # B, M, T, C
+        valid = sights.valid.unsqueeze(-1).expand(-1, -1, shown.shape[2]).flatten(1)
+        self.attention.references = BatchReferences(shown.flatten(1, 2), None if valid.all() else valid, m)
         self.in_unet.on = True
         self.maps.begin(self.options.text_constraint > 0 or self.options.image_constraint > 0)
         with self.in_text.acting():
-            found = [self._prompt(sights, i, [w[i * m : (i + 1) * m] for w in words]) for i in range(b)]
-        self._pooled = torch.cat([pooled for _, pooled in found])
-        return join_prompts([states for states, _ in found], 1).to(self.base.unet.device) + self._unused()
+            each = [w.unflatten(0, (b, m)) for w in words]
+            prompts = [self._prompt(sights, i, [w[i] for w in each]) for i in range(b)]
+            encoded = fuse_prompts(prompts, TextsPromptEncoder(self.base.texts, self.fusion))
+        found = [text.fused for (text,), _ in encoded]
+        self._pooled = torch.cat([cast(torch.Tensor, text.pooled) for text in found])
+        return join_prompts([text.states for text in found], 1).to(self.base.unet.device) + self._unused()
 
     def pooled(self, batch: Batch) -> torch.Tensor:
         """Return the pooled texts of the present pass, with the subjects in them."""
@@ -222,23 +225,17 @@ class MMDiffTrainee(Trainee):
         nothing = self.features.no_photo(kind)
         return torch.stack([next(found) if i < len(row) else nothing for row in subjects for i in range(m)])
 
-    def _prompt(
-        self, sights: Sights, number: int, vectors: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """States [1, L, D] and pooled [1, E] of one picture. vectors: [M, d] for each text encoder."""
-        caption, subjects = sights.captions[number], sights.subjects[number]
-        texts = self.base.texts
-        if not caption or not subjects:
-            prompt = texts.encode_tokens(texts.tokenize(plain(caption)))
-            return prompt.embeds, cast(torch.Tensor, prompt.pooled)
+    def _prompt(self, sights: Sights, number: int, vectors: Sequence[torch.Tensor]) -> tuple[References, str]:
+        """One picture's subjects and its caption for `fuse_prompts`. vectors: [M, d] for each text encoder."""
+        caption = sights.captions[number]
+        subjects = sights.subjects[number] if caption else ()
         each = [dict(zip(self.spec.in_prompt.streams, pair, strict=True)) for pair in zip(*vectors, strict=True)]
         made = [
             ReferenceSubject(s.name, None, None, words={stream: v.unsqueeze(0) for stream, v in words.items()})
             for s, words in zip(subjects, each, strict=False)
         ]
-        references = References(Adapter(self.spec, None, None, fusion=self.fusion), tuple(made), None)
-        (text,), _ = fuse_prompt(references, unmarked(caption), TextsPromptEncoder(texts, self.fusion))
-        return text.fused.states, cast(torch.Tensor, text.fused.pooled)
+        shell = Adapter(self.spec, None, None, fusion=self.fusion)
+        return References(shell, tuple(made), None), unmarked(caption)
 
     def _unused(self) -> torch.Tensor:
         """0, with gradients of 0 for what makes words: in a batch without subjects it has no others."""

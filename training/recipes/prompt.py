@@ -14,7 +14,7 @@ from ...model_patches.adapter import Adapter, AdapterSpec
 from ...model_patches.errors import MismatchError
 from ...model_patches.hosts.diffusers.prompt import TextsPromptEncoder
 from ...model_patches.hosts.diffusers.sampling import join_prompts
-from ...model_patches.prompt.fusion import fuse_prompt
+from ...model_patches.prompt.fusion import fuse_prompts
 from ...model_patches.subjects import References, ReferenceSubject
 from ..examples.draws import Draw
 from ..examples.example import ExampleSubject
@@ -83,15 +83,16 @@ class PromptTrainee(Trainee):
         """Return text states with the subjects in them, [B, L, D]."""
         words: Words = batch.extra
         shell = Adapter(self.spec, None, None, fusion=self.fusion())
-        encoder, found = TextsPromptEncoder(self.base.texts, shell.fusion), []
-        each = iter(self.vectors(words.photos))
-        for caption, subjects, prompt in zip(words.captions, words.subjects, batch.prompts, strict=True):
-            made = [ReferenceSubject(s.name, None, None, words={"l": next(each)}) for s in subjects]
+        found, each = [prompt.embeds for prompt in batch.prompts], iter(self.vectors(words.photos))
+        fused = {}
+        for i, (caption, subjects) in enumerate(zip(words.captions, words.subjects, strict=True)):
+            made = tuple(ReferenceSubject(s.name, None, None, words={"l": next(each)}) for s in subjects)
             if made:
-                (fused,), _ = fuse_prompt(References(shell, tuple(made), None), unmarked(caption), encoder)
-                found.append(fused.fused.states)
-            else:
-                found.append(prompt.embeds)
+                fused[i] = (References(shell, made, None), unmarked(caption))
+        if fused:
+            encoder = TextsPromptEncoder(self.base.texts, shell.fusion)
+            for i, ((text,), _) in zip(fused, fuse_prompts(list(fused.values()), encoder), strict=True):
+                found[i] = text.fused.states
         return join_prompts(found, 1).to(self.base.unet.device) + self._unused()
 
     def _dropped(self, draw: Draw) -> bool:

@@ -31,7 +31,7 @@ from ...model_patches.hosts.diffusers.encoders import TextTower
 from ...model_patches.hosts.diffusers.prompt import TextsPromptEncoder
 from ...model_patches.hosts.diffusers.sampling import join_prompts
 from ...model_patches.hosts.diffusers.unet_places import transformer_blocks
-from ...model_patches.prompt.fusion import fuse_prompt
+from ...model_patches.prompt.fusion import fuse_prompts
 from ...model_patches.prompt.places import Place
 from ...model_patches.subjects import Box, ObjectFeatures, References, ReferenceSubject
 from ..config.setting import chance, setting
@@ -153,11 +153,12 @@ class SubjectDiffusionTrainee(Trainee):
         self.maps.on, self.maps.maps = self.options.localization > 0, {}
         pictures, (h, w) = self._references(shown), batch.noised.latents.shape[-2:]
         self.objects.begin(pictures, shown.masked, (h, w))
-        encoder, found = TextsPromptEncoder(self.base.texts, None), []
-        for caption, references in zip(shown.captions, pictures, strict=True):
-            given = references if caption else replace(references, subjects=())
-            (fused,), _ = fuse_prompt(given, unmarked(caption), encoder)
-            found.append(fused.fused.states)
+        prompts = [
+            (references if caption else replace(references, subjects=()), unmarked(caption))
+            for caption, references in zip(shown.captions, pictures, strict=True)
+        ]
+        encoded = fuse_prompts(prompts, TextsPromptEncoder(self.base.texts, None))
+        found = [text.fused.states for (text,), _ in encoded]
         unused = torch.stack([0.0 * p.sum() for p in self.mlp.parameters()]).sum()  # in a batch without any placeholder
         return join_prompts(found, 1).to(self.base.unet.device) + unused
 

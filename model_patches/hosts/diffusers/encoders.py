@@ -275,16 +275,25 @@ class ClipTexts:
         }
 
     def encode_tokens(self, streams: Streams) -> Prompt:
-        """Return tokens for the UNet; one of weight w becomes `empty + w * (token - empty)`, `empty` the same place of
-        the empty prompt. Gradients reach vectors among the tokens.
+        """Return tokens for the UNet, see `encode_each`."""
+        return self.encode_each([streams])[0]
+
+    def encode_each(self, prompts: Sequence[Streams]) -> list[Prompt]:
+        """Return each prompt's tokens for the UNet, all of them from one pass of each text encoder.
+
+        A token of weight w becomes `empty + w * (token - empty)`, `empty` the same place of the empty prompt. Gradients
+        reach vectors among the tokens.
         """
         states, pooled = [], None
         for tower in self.towers:
-            chunks = streams[tower.stream]
+            chunks = [chunk for prompt in prompts for chunk in prompt[tower.stream]]
             weights = torch.tensor([[weight for _, weight in chunk] for chunk in chunks]).unsqueeze(-1)
             found, pooled = tower.encode([*([token for token, _ in chunk] for chunk in chunks), [BOS, EOS]])
             states.append(torch.where(weights == PLAIN, found[:-1], found[-1:] + weights * (found[:-1] - found[-1:])))
-        return Prompt(torch.cat(states, -1).flatten(0, 1).unsqueeze(0), None if pooled is None else pooled[:1])
+        lengths = [len(prompt[self.towers[0].stream]) for prompt in prompts]
+        firsts = [None] * len(prompts) if pooled is None else [rows[:1] for rows in pooled[:-1].split(lengths)]
+        each = torch.cat(states, -1).split(lengths)
+        return [Prompt(rows.flatten(0, 1).unsqueeze(0), first) for rows, first in zip(each, firsts, strict=True)]
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Prompt:

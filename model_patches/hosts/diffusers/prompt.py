@@ -30,10 +30,9 @@ class TextsPromptEncoder:
         """See `fusion.PromptEncoder`; on the CPU."""
         return self._towers[stream].embed(tokens)
 
-    def encode(self, streams: Streams) -> list[Encoded]:
-        """See `fusion.PromptEncoder`; always one."""
-        prompt = self._texts.encode_tokens(streams)
-        return [Encoded(prompt.embeds, prompt.pooled, {})]
+    def encode(self, prompts: Sequence[Streams]) -> list[list[Encoded]]:
+        """See `fusion.PromptEncoder`; one each, all from one pass of each text encoder."""
+        return [[Encoded(prompt.embeds, prompt.pooled, {})] for prompt in self._texts.encode_each(prompts)]
 
     def fuse(self, stream: str, words: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
         """See `fusion.PromptEncoder`; in the module's dtype, on the CPU."""

@@ -41,8 +41,11 @@ class HostPromptEncoder:
         found = word_embeddings(tokens, lambda ids: table(torch.tensor(ids, device=device), out_dtype=torch.float32))
         return found.to(comfy.model_management.intermediate_device())
 
-    def encode(self, streams: Streams) -> list[Encoded]:
+    def encode(self, prompts: Sequence[Streams]) -> list[list[Encoded]]:
         """See `fusion.PromptEncoder`; one for each part of the CLIP's own schedule."""
+        return [self._encode(streams) for streams in prompts]
+
+    def _encode(self, streams: Streams) -> list[Encoded]:
         found = []
         for states, rest in self._clip.encode_from_tokens_scheduled(streams):
             others = {key: value for key, value in rest.items() if key != "pooled_output"}
