@@ -49,6 +49,7 @@ ROWS = (  # recipe, base, image encoder, options
     ("mip_adapter", "SD1.5", "vit_h", {}),
     ("umm_diffusion", "SD1.5", "vit_l", {}),
     ("fastcomposer", "SD1.5", "vit_l", {}),
+    ("mm_diff", "SD1.5", "vit_l", {}),
     ("subject_diffusion", "SD1.5", "vit_h", {}),
     ("subject_diffusion", "SD2", "vit_h", {}),
     ("ip_adapter", "SDXL", "vit_h", {"projection": "Resampler", "tokens": 16}),

@@ -403,14 +403,20 @@ def test_quantised_files_are_refused():
         assert "int8" in refusal(lambda members, file: built(members, file), damaged)
 
 
-@pytest.mark.parametrize("entries", [32, 138, 142])
+@pytest.mark.parametrize("entries", [34, 138, 142])
 def test_a_file_for_another_unet_is_refused(entries):
     members = thin() | {"unet_adapter_weights": published.mm_diff_unet(32, (8, 16), entries=entries)}
     text = refusal(lambda members, file: built(members, file), members)
     assert (
-        "140 attentions in 'unet_adapter_weights of my.bin', two in each of SDXL's 70 transformer blocks, "
-        f"found {entries}." in text
+        "the attentions of a known UNet in 'unet_adapter_weights of my.bin': 140 (SDXL), 32 (SD1.5), 14 (the rehearsal "
+        f"world), found {entries}." in text
     )
+
+
+def test_parts_for_two_base_models_are_refused():
+    members = thin() | {"unet_adapter_weights": published.mm_diff_unet(32, (16, 16), entries=32)}
+    text = refusal(lambda members, file: built(members, file), members)
+    assert "low-rank pairs for the UNet of SD1.5 and words for text encoders l, g" in text
 
 
 def test_entries_in_another_order_are_refused():

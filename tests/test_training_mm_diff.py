@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from support import paper_mm_diff as paper
 from support import tiny_training as small
 from test_training_prompt_gradients import assert_equal_gradients, noisy_and_noise
@@ -41,6 +42,19 @@ def small_one(models=None, **options):
     return small.trainee("mm_diff", models, **{**small.no_drops("mm_diff"), **small.MM_DIFF, **options})
 
 
+def sd15_base():
+    """SD1.5 with all of its 16 transformer blocks and one text encoder, each as narrow as can be."""
+    torch.manual_seed(8)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 8, 16, 16),
+        attention_head_dim=2,
+        norm_num_groups=4,
+        cross_attention_dim=12,
+    )
+    return small.base(unet.eval().requires_grad_(False), texts=small.texts(12))
+
+
 def sharp(models):
     """The models with cross-attention that differs from place to place, which random weights hardly give."""
     for name, weight in models.unet.named_parameters():
@@ -60,10 +74,10 @@ def seen(models, image, mode):
 
 
 def conditions(models, weights, caption, subjects, words):
-    """SDXL's text states [77, D] and pooled text [E] of one caption. words: of each subject, for both encoders."""
+    """Text states [77, D] of one caption, and SDXL's pooled text [E]. words: of each subject, for each encoder."""
     states = []
     for i, (tower, padding, act) in enumerate(
-        zip(models.texts.towers, (49407, 0), (lambda x: x * torch.sigmoid(1.702 * x), gelu), strict=True)
+        zip(models.texts.towers, (49407, 0), (lambda x: x * torch.sigmoid(1.702 * x), gelu), strict=False)
     ):
         model = copy.deepcopy(tower.model).double()
         ids = paper.ids_of(caption, padding)
@@ -72,8 +86,10 @@ def conditions(models, weights, caption, subjects, words):
             place = paper.last_token(caption, subject.name)
             embeddings[place] = paper.fused(weights, ("mm_fuse_one", "mm_fuse_two")[i], embeddings[place], own[i])
         states.append(paper.text_states(model, torch.stack(embeddings), act, weights if i == 0 else None))
-    last = states[1][-1][ids.index(49407)]
     text = getattr(model, "text_model", model)
+    if len(states) == 1:  # SD1.5
+        return text.final_layer_norm(states[0][-1]), None
+    last = states[1][-1][ids.index(49407)]
     return torch.cat([s[-2] for s in states], -1), model.text_projection(text.final_layer_norm(last))
 
 
@@ -101,7 +117,7 @@ def expected(trainee, weights, draws, batch, drops):
     unet, kept = paper.paper_unet(models.unet, weights, tokens)
     noisy, noise = noisy_and_noise(batch, draws)
     sizes = torch.tensor([[64.0, 96.0, 0.0, 16.0, 64.0, 64.0]] * len(draws), dtype=torch.float64)
-    extra = {"text_embeds": torch.stack(pooled), "time_ids": sizes}
+    extra = None if pooled[0] is None else {"text_embeds": torch.stack(pooled), "time_ids": sizes}
     prediction = unet(noisy, batch.noised.timesteps, torch.stack(contexts), added_cond_kwargs=extra).sample
     text, image = [], []
     for b, (caption, subjects) in enumerate(cast):
@@ -117,7 +133,7 @@ def expected(trainee, weights, draws, batch, drops):
                     looks.append(sum(paper.outside_less_inside(row, subject.mask) for row in each) / 3)
                 layers["text"].append(sum(words) / (len(words) + 1e-5))
                 layers["image"].append(sum(looks) / (len(looks) + 1e-5))
-        assert len(layers["text"]) == 60 * len(layer.text_maps[b])
+        assert len(layers["text"]) == (11 if extra is None else 60) * len(layer.text_maps[b])
         text.append(torch.as_tensor(sum(layers["text"]) / len(layers["text"])))
         image.append(torch.as_tensor(sum(layers["image"]) / len(layers["image"])))
     return (prediction - noise).square().mean((1, 2, 3)), torch.stack(text), torch.stack(image)
@@ -126,10 +142,20 @@ def expected(trainee, weights, draws, batch, drops):
 DROPS = {"drop_text": 0.3, "drop_images": 0.3, "drop_both": 0.1}
 
 
-@pytest.mark.parametrize("options", [{}, {"identity": "unprojected"}, DROPS], ids=["projected", "unprojected", "drops"])
-def test_the_gradients_are_the_papers(options, pictures):
+@pytest.mark.parametrize(
+    "options, base",
+    [
+        ({}, small.sdxl_base),
+        ({"identity": "unprojected"}, small.sdxl_base),
+        (DROPS, small.sdxl_base),
+        ({}, sd15_base),
+        (DROPS, sd15_base),
+    ],
+    ids=["projected", "unprojected", "drops", "SD1.5", "SD1.5, drops"],
+)
+def test_the_gradients_are_the_papers(options, base, pictures):
     """Four pictures with one, two and three subjects in one batch; every part is trained."""
-    trainee = small.changed(small_one(sharp(small.sdxl_base()), **{**CONSTRAINTS, **options}))
+    trainee = small.changed(small_one(sharp(base()), **{**CONSTRAINTS, **options}))
     draws = small.draws(pictures, 4, seed=10)
     assert {len(draw.example.subjects) for draw in draws} == {1, 2, 3}
     drops = [dropped(draw, trainee.options) for draw in draws]
@@ -148,7 +174,9 @@ def test_the_gradients_are_the_papers(options, pictures):
         torch.testing.assert_close(losses[name].double(), loss, rtol=0, atol=1e-4 * largest, msg=name)
     gradients = by_own_names(trainee, {name: value.grad for name, value in weights.items()})
     assert_equal_gradients(trainee, gradients)
-    assert all(gradient.abs().max() > 0 for gradient in gradients.values())
+    idle = {name.rsplit("_lora", 1)[0] for name, value in weights.items() if not value.grad.abs().max() > 0}
+    # in SD1.5's middle block the picture is one cell, and a softmax over one cell is 1
+    assert idle == ({"unet.30.to_q", "unet.30.to_k"} if base is sd15_base else set())
 
 
 def by_own_names(trainee, published):
@@ -252,6 +280,38 @@ def test_a_training_begins_with_a_file(tmp_path):
     path = write_export(made.export(), tmp_path / "start.safetensors", half=False)
     begun, expected = small_one(start=str(path)).state_dict(), made.state_dict()
     assert begun.keys() == expected.keys() and all(torch.equal(begun[name], expected[name]) for name in begun)
+
+
+def test_a_file_for_one_text_encoder_predicts_in_the_sampler_what_it_did_in_training(pictures, tmp_path):
+    """The shipped loader makes of it an adapter for SD1.5's 16 blocks, with LoRAs of all layers of CLIP-L."""
+    trainee = small.changed(small_one(sd15_base()))
+    adapter = load_adapter(write_export(trainee.export(), tmp_path / "trained.safetensors", half=False))
+    spec, models = adapter.spec, trainee.base
+    assert list(spec.in_prompt.streams) == ["l"] and len(spec.widths) == 16 and len(adapter.weights.unet_lora) == 128
+    assert len(adapter.weights.text_lora["l"]) == 2 * 4
+    draws = small.draws(pictures, 2)
+    batch = trainee.prepare(draws)
+    with torch.no_grad():
+        trained = trainee.predict(batch)
+    trainee.finish()
+    for b, draw in enumerate(draws):
+        with torch.no_grad(), text_encoder_weights(models.texts, adapter.weights):
+            references = encode_references(adapter, cast_of(draw.example), models.images, models.texts)
+            prompt, plain = encode_prompt(models.texts, references, draw.example.caption)
+        settings, noisy = ImageAttentionSettings(1.0, Mixing("joint")), batch.noised
+
+        def predicted(prompt, noisy=noisy, b=b):
+            return models.unet(noisy.latents[b : b + 1], noisy.timesteps[b : b + 1], prompt.embeds).sample[0]
+
+        with (
+            torch.no_grad(),
+            base_weights(models.unet, adapter.weights),
+            apply_image_attention(models.unet, references, settings, (COND,), merged=1.0),
+        ):
+            found, unnamed = predicted(prompt), predicted(plain)
+        largest = float(trained[b].abs().max())
+        torch.testing.assert_close(trained[b], found, rtol=0, atol=1e-4 * largest)
+        assert (found - unnamed).abs().max() > 1e-3 * largest
 
 
 def test_a_start_of_another_kind_or_size_is_a_sentence(tmp_path):
@@ -364,11 +424,19 @@ def test_gradient_checkpointing_changes_no_gradient(pictures):
 
 
 def test_another_base_is_a_sentence():
-    with pytest.raises(
-        MismatchError, match="SDXL as the base of MM-Diff.*found 7 transformer blocks and text encoders l"
-    ):
-        small_one(small.base())
     towers, models = small.base().texts.towers, small.sdxl_base()
+    with pytest.raises(MismatchError, match="SDXL, SD1.5 or .* MM-Diff, found 16 transformer blocks and .* l, g"):
+        small_one(small.base(sd15_base().unet, texts=models.texts))
+    unknown = UNet2DConditionModel(
+        block_out_channels=(8, 8),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        attention_head_dim=2,
+        norm_num_groups=4,
+        cross_attention_dim=32,
+    )
+    with pytest.raises(MismatchError, match="found 11 transformer blocks and text encoders l. Set kind"):
+        small_one(small.base(unknown))
     with pytest.raises(MismatchError, match="found 70 transformer blocks and text encoders l"):
         small_one(small.base(models.unet, texts=ClipTexts(*towers)))
 

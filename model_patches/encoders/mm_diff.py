@@ -17,7 +17,7 @@ from .words import PhotoToWords
 
 
 class MMDiffHeads(nn.Module):
-    """`words` (PhotoToWords): a photo in the word spaces of both text encoders; `head` (SubjectHead): its tokens for
+    """`words` (PhotoToWords): a photo in the word space of each text encoder; `head` (SubjectHead): its tokens for
     image attention.
 
     Letters: m photos for words, n photos for tokens, E pooled width, V width of an identity vector, P patch tokens, D
@@ -34,11 +34,9 @@ class MMDiffHeads(nn.Module):
         self.words = PhotoToWords(**words, operations=operations)
         self.head = SubjectHead(**head, operations=operations)
 
-    def forward(
-        self, pooled: torch.Tensor, identity: torch.Tensor, dense: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Map pooled [m, E], identity [n, V], dense [n, P, D] to words for CLIP-L [m, d1] and OpenCLIP-bigG [m, d2],
-        and image tokens [n, T, C].
+    def forward(self, pooled: torch.Tensor, identity: torch.Tensor, dense: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Map pooled [m, E], identity [n, V], dense [n, P, D] to words for CLIP-L [m, d1] and, where there is one,
+        OpenCLIP-bigG [m, d2], and image tokens [n, T, C].
         """
         return *self.words(pooled), self.head(identity, dense)
 

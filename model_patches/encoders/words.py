@@ -40,40 +40,41 @@ class WordFusion(MLPLayers):
 
 
 class PhotoToWords(nn.Module):
-    """MM-Diff's `obj_embeds_proj`: a photo's embedding in the word space of each of SDXL's text encoders.
+    """MM-Diff's `obj_embeds_proj`: a photo's embedding in the word space of each of SDXL's text encoders, or of CLIP-L
+    alone.
 
     Arguments:
         embed_dim: E, size of the photo's embedding.
         hidden_dim: of the first Linear.
         one_dim: d1, size of CLIP-L's words.
-        two_dim: d2, size of OpenCLIP-bigG's words.
+        two_dim: d2, size of OpenCLIP-bigG's words; 0 for a base model without it.
         operations: `torch.nn`, or a host's module with the same classes.
     """
 
-    def __init__(self, embed_dim: int, hidden_dim: int, one_dim: int, two_dim: int, operations: Any = nn):
+    def __init__(self, embed_dim: int, hidden_dim: int, one_dim: int, two_dim: int = 0, operations: Any = nn):
         super().__init__()
         self.layernorm = operations.LayerNorm(embed_dim)
         self.fc = operations.Linear(embed_dim, hidden_dim)
         self.proj_1 = operations.Linear(hidden_dim, one_dim)
-        self.proj_2 = operations.Linear(hidden_dim, two_dim)
+        self.proj_2 = operations.Linear(hidden_dim, two_dim) if two_dim else None
 
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
-        """Return the constructor arguments, read from `fc.weight` [hidden, E], `proj_1.weight` [d1, hidden] and
-        `proj_2.weight` [d2, hidden].
+        """Return the constructor arguments, read from `fc.weight` [hidden, E], `proj_1.weight` [d1, hidden] and, where
+        it is there, `proj_2.weight` [d2, hidden].
         """
         hidden_dim, embed_dim = shape_of(state, "fc.weight", 2)
         return {
             "embed_dim": embed_dim,
             "hidden_dim": hidden_dim,
             "one_dim": shape_of(state, "proj_1.weight", 2)[0],
-            "two_dim": shape_of(state, "proj_2.weight", 2)[0],
+            "two_dim": shape_of(state, "proj_2.weight", 2)[0] if "proj_2.weight" in state else 0,
         }
 
-    def forward(self, embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map [..., E] to [..., d1] for CLIP-L, [..., d2] for OpenCLIP-bigG."""
+    def forward(self, embeds: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Map [..., E] to [..., d1] for CLIP-L and, where there is one, [..., d2] for OpenCLIP-bigG."""
         h = nn.functional.gelu(self.fc(self.layernorm(embeds)))
-        return self.proj_1(h), self.proj_2(h)
+        return (self.proj_1(h),) if self.proj_2 is None else (self.proj_1(h), self.proj_2(h))
 
 
 class Postfuse(nn.Module):

@@ -15,6 +15,7 @@ from PIL import Image
 from support import tiny_training as small
 from troupe_tools.pack import ROOT
 
+BOXES = [{"x": 0.0, "y": 0.3, "w": 0.5, "h": 0.6}, {"x": 0.5, "y": 0.25, "w": 0.4, "h": 0.7}]
 TOLERANCE = 1e-3  # of a decoded picture in 0..1
 STEPS, CFG, SEED, CAPTION = 4, 3.0, 5, "a cat and a robot on grass"
 
@@ -50,29 +51,35 @@ def trained(recipe, **options):
 
 
 def host_picture(models, path, names):
-    """[128, 128, 3] of Encode Prompt with Subjects, Apply Adapter Weights and KSampler, without subjects for no
-    names.
+    """[128, 128, 3] of Apply Adapter Weights, Encode Prompt with Subjects, the adapter's own Apply node and KSampler,
+    without subjects for no names.
     """
     import comfy.ops
     from support.host.node_chains import run
     from troupe.model_patches.families.registry import read_adapter
     from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
     from troupe.nodes.add_subject import AddSubject
+    from troupe.nodes.apply_gated import ApplyGated
+    from troupe.nodes.apply_image_attention import ApplyImageAttention
     from troupe.nodes.apply_weights import ApplyAdapterWeights
     from troupe.nodes.encode_prompt import EncodePrompt
     from troupe.nodes.encode_subjects import EncodeSubjects
+    from troupe.nodes.place_subjects import PlaceSubjects
 
     import nodes
 
     model, clip, vae, clip_vision, _, *pictures = models
     adapter = host_adapter(read_adapter(path, path.name, comfy.ops.manual_cast))
-    model = run(ApplyAdapterWeights, model=model, adapter=adapter, strength_model=1.0, strength_clip=1.0)[0]
+    own = {"strength_model": 1.0, "strength_clip": 1.0}
+    model, clip = run(ApplyAdapterWeights, model=model, adapter=adapter, clip=clip, **own)[:2]
     positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in (CAPTION, ""))
     if names:
         cast = None
         for name, picture in zip(names, pictures, strict=False):
             node = {"image": picture, "name": name, "weight": 1.0, "start_percent": 0.0, "end_percent": 1.0}
             cast = run(AddSubject, cast=cast, **node)[0]
+        size = {"width": 128, "height": 128, "layout": "none"}
+        cast = run(PlaceSubjects, cast=cast, boxes=json.dumps(BOXES), **size)[0]
         references = run(
             EncodeSubjects, adapter=adapter, cast=cast, framing="auto", clip=clip, clip_vision=clip_vision
         )[0]
@@ -85,6 +92,14 @@ def host_picture(models, path, names):
             fuse_start_step=0,
             quirks="clean",
         )[0]
+        wires = {"model": model, "positive": positive, "negative": negative, "references": references}
+        if adapter.spec.gated is not None:
+            widgets = {"strength": 1.0, "end_percent": 1.0, "decay_percent": 0.0, "use_bbox": "on"}
+            model, positive, negative, _ = run(ApplyGated, **wires, **widgets)
+        if adapter.spec.widths:
+            widgets = {"weight": 1.0, "merge": "auto", "start_percent": 0.0, "end_percent": 1.0, "box_strength": 0.0}
+            more = {"box_end_percent": 1.0, "box_feather": 0.0, "sharpness": 1.0, "background": 1.0}
+            model, positive, negative, _ = run(ApplyImageAttention, **wires, **widgets, **more)
     latent = nodes.EmptyLatentImage().generate(128, 128)[0]
     latent = nodes.common_ksampler(model, SEED, STEPS, CFG, "euler", "simple", positive, negative, latent)[0]
     return nodes.VAEDecode().decode(vae, latent)[0][0]
@@ -128,9 +143,9 @@ def test_load_rehearsal_models_offers_the_adapters_of_the_prompt(kind, family, m
     assert adapter.spec.family == family and adapter.spec.prompt is not None
 
 
-@pytest.mark.parametrize("recipe", ["umm_diffusion", "fastcomposer"])
+@pytest.mark.parametrize("recipe", ["umm_diffusion", "fastcomposer", "mm_diff", "subject_diffusion"])
 def test_the_host_paints_the_validation_picture_of_the_trainer(recipe, models, tmp_path):
-    from troupe.model_patches.subjects import Cast, Photo, Subject
+    from troupe.model_patches.subjects import Box, Cast, Photo, Subject
     from troupe.training.config.schema import SheetConfig
     from troupe.training.export import write_export
     from troupe.training.sheet import paint
@@ -138,7 +153,9 @@ def test_the_host_paints_the_validation_picture_of_the_trainer(recipe, models, t
     trainee = trained(recipe)
     path = write_export(trainee.export(), tmp_path / "trained.safetensors", half=False)
     sheet = SheetConfig(steps=STEPS, cfg=CFG, seed=SEED)
-    cast = Cast(tuple(Subject(name, (Photo(models[5 + i][0]),)) for i, name in enumerate(("cat", "robot"))))
+    boxes = [Box(**box) for box in BOXES] if recipe == "subject_diffusion" else [None, None]
+    names = enumerate(("cat", "robot"))
+    cast = Cast(tuple(Subject(name, (Photo(models[5 + i][0]),), box=boxes[i]) for i, name in names))
     with torch.no_grad():
         expected = paint(trainee.base, trainee.adapter(), CAPTION, cast, sheet, 128)
         without = paint(trainee.base, trainee.adapter(), CAPTION, None, sheet, 128)

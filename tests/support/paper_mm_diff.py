@@ -12,14 +12,21 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch.nn.functional import gelu, interpolate, layer_norm
 
-BLOCKS = (  # the published numbers run through them in this order, two for each transformer block
+SDXL_BLOCKS = (  # the published numbers run through them in this order, two for each transformer block
     *(("down_blocks.1.attentions.0", 2), ("down_blocks.1.attentions.1", 2)),
     *(("down_blocks.2.attentions.0", 10), ("down_blocks.2.attentions.1", 10)),
     *(("up_blocks.0.attentions.0", 10), ("up_blocks.0.attentions.1", 10), ("up_blocks.0.attentions.2", 10)),
     *(("up_blocks.1.attentions.0", 2), ("up_blocks.1.attentions.1", 2), ("up_blocks.1.attentions.2", 2)),
     ("mid_block.attentions.0", 10),
 )
-MIDDLE = ("down_blocks.2.", "mid_block.", "up_blocks.0.")  # whose maps the constraints read
+SD15_BLOCKS = (
+    *((f"down_blocks.{i}.attentions.{j}", 1) for i in range(3) for j in range(2)),
+    *((f"up_blocks.{i}.attentions.{j}", 1) for i in range(1, 4) for j in range(3)),
+    ("mid_block.attentions.0", 1),
+)
+# whose maps the constraints read
+SDXL_MIDDLE = ("down_blocks.2.", "mid_block.", "up_blocks.0.")
+SD15_MIDDLE = ("down_blocks.1.", "down_blocks.2.", "mid_block.", "up_blocks.1.", "up_blocks.2.")
 HEAD = 256  # channels of a head of the SE-Refiner
 BOS, EOS = 49406, 49407
 
@@ -77,9 +84,10 @@ def image_tokens(weights, vector, patches, depth):
 
 
 def photo_words(weights, embed):
-    """A photo in the word spaces of both text encoders."""
+    """A photo in the word space of each text encoder."""
     h = gelu(linear(weights, "obj_embeds_proj.fc", norm(weights, "obj_embeds_proj.layernorm", embed)))
-    return linear(weights, "obj_embeds_proj.proj_1", h), linear(weights, "obj_embeds_proj.proj_2", h)
+    names = [name for name in ("proj_1", "proj_2") if f"obj_embeds_proj.{name}.weight" in weights]
+    return [linear(weights, f"obj_embeds_proj.{name}", h) for name in names]
 
 
 def fused(weights, name, word, photo):
@@ -151,10 +159,12 @@ class PaperAttention:
 def paper_unet(unet, weights, tokens):
     """A copy of a UNet with these attentions everywhere, and those whose maps are kept."""
     unet, kept, number = copy.deepcopy(unet).double(), [], 0
-    for path, depth in BLOCKS:
+    sdxl = unet.config.addition_embed_type == "text_time"
+    blocks, middle = (SDXL_BLOCKS, SDXL_MIDDLE) if sdxl else (SD15_BLOCKS, SD15_MIDDLE)
+    for path, depth in blocks:
         for t in range(depth):
             for name in ("attn1", "attn2"):
-                keeps = name == "attn2" and path.startswith(MIDDLE)
+                keeps = name == "attn2" and path.startswith(middle)
                 processor = PaperAttention(weights, number, tokens, keeps)
                 unet.get_submodule(f"{path}.transformer_blocks.{t}.{name}").set_processor(processor)
                 kept += [processor] if keeps else []

@@ -1,5 +1,6 @@
-"""MM-Diff (arXiv 2403.15059): subjects in SDXL's prompt and in its image attention, both bound to the subjects' places.
+"""MM-Diff (arXiv 2403.15059): subjects in the prompt and in image attention, both bound to the subjects' places.
 
+The published files are for SDXL; those for SD1.5 and the rehearsal world, with one text encoder, have the same layout.
 No training code was published. Our choices: image tokens come from a head for any object (the published one reads
 faces), both constraints have FastComposer's factor and layers, the image encoder is frozen, and of the text encoders
 only CLIP-L has a LoRA (the published pipeline does not load bigG's).
@@ -26,7 +27,7 @@ from ...model_patches.encoders.words import WordFusion
 from ...model_patches.errors import MismatchError
 from ...model_patches.families.mm_diff import layout
 from ...model_patches.families.mm_diff.encode import IDENTITY_FEATURES
-from ...model_patches.families.mm_diff.unet import LORA_TARGETS, SDXL_BLOCKS
+from ...model_patches.families.mm_diff.unet import BLOCKS_OF, LORA_TARGETS
 from ...model_patches.families.registry import read_adapter
 from ...model_patches.hosts.diffusers.encoders import Prompt
 from ...model_patches.hosts.diffusers.prompt import TextsPromptEncoder
@@ -169,7 +170,8 @@ class MMDiffTrainee(Trainee):
             prompts = [self._prompt(sights, i, [w[i] for w in each]) for i in range(b)]
             encoded = fuse_prompts(prompts, TextsPromptEncoder(self.base.texts, self.fusion))
         found = [text.fused for (text,), _ in encoded]
-        self._pooled = torch.cat([cast(torch.Tensor, text.pooled) for text in found])
+        pooled = [text.pooled for text in found if text.pooled is not None]
+        self._pooled = torch.cat(pooled) if pooled else None
         return join_prompts([text.states for text in found], 1).to(self.base.unet.device) + self._unused()
 
     def pooled(self, batch: Batch) -> torch.Tensor:
@@ -245,14 +247,14 @@ class MMDiffTrainee(Trainee):
 
 
 def build(base: Base, features: Features, settings: PassSettings, options: Options) -> Trainee:
-    """Return an MM-Diff to train. Raises MismatchError for another base than SDXL, and for an image encoder whose sizes
-    make a file that is read as of another kind.
+    """Return an MM-Diff to train. Raises MismatchError for a base that its files cannot be for, and for an image
+    encoder whose sizes make a file that is read as of another kind.
     """
-    blocks, streams = transformer_blocks(base.unet), [tower.stream for tower in base.texts.towers]
-    if blocks.keys() != set(SDXL_BLOCKS) or streams != list(layout.FUSIONS):
-        found = f"{len(blocks)} transformer blocks and text encoders {', '.join(streams)}"
-        do = 'Set kind = "diffusers" and the folder of SDXL in [base].'
-        raise MismatchError("SDXL as the base of MM-Diff, whose files are for it alone", found, do)
+    streams, wanted = [tower.stream for tower in base.texts.towers], list(layout.FUSIONS)
+    if _blocks(base) is None or streams != (wanted if _blocks(base) == BLOCKS_OF["SDXL"] else wanted[:1]):
+        found = f"{len(transformer_blocks(base.unet))} transformer blocks and text encoders {', '.join(streams)}"
+        do = 'Set kind = "diffusers" and the folder of SDXL or SD1.5 in [base], or kind = "rehearsal".'
+        raise MismatchError("SDXL, SD1.5 or the rehearsal world as the base of MM-Diff", found, do)
     trainee = MMDiffTrainee(base, features, settings, options)
     if trainee.spec.projection != HEAD_OF[options.identity]:
         found = f"sizes with which it would be read as {trainee.spec.projection}"
@@ -287,7 +289,7 @@ def _heads(base: Base, features: Features, options: Options) -> tuple[MMDiffHead
         "embed_dim": images.pooled,
         "hidden_dim": images.pooled,
         "one_dim": widths["l"],
-        "two_dim": widths["g"],
+        "two_dim": widths.get("g", 0),
     }
     head = {
         "vector_dim": images.pooled if options.identity == "pooled" else images.hidden,
@@ -307,16 +309,22 @@ def _heads(base: Base, features: Features, options: Options) -> tuple[MMDiffHead
     return MMDiffHeads(words, head), fusion
 
 
+def _blocks(base: Base) -> list[str] | None:
+    """LDM paths of the base's transformer blocks in the order of the files; None for an unknown UNet."""
+    there = transformer_blocks(base.unet).keys()
+    return next((blocks for blocks in BLOCKS_OF.values() if there == set(blocks)), None)
+
+
 def _unet_pairs(base: Base, rank: int) -> tuple[LoraLayers, nn.ModuleList]:
     """Pairs that image attention knows, and all others: of each self- and cross-attention by its published number."""
-    blocks = transformer_blocks(base.unet)
-    widths = [blocks[path].attn1.to_q.out_features for path in SDXL_BLOCKS]
+    blocks, paths = transformer_blocks(base.unet), _blocks(base) or []
+    widths = [blocks[path].attn1.to_q.out_features for path in paths]
     layers = LoraLayers(base.context, widths, [rank] * len(widths), [rank] * len(widths))
     for pair in layers.modules():
         if isinstance(pair, LowRank):
             begin(pair)
     pairs = []
-    for path in SDXL_BLOCKS:
+    for path in paths:
         for attention, names in (
             (blocks[path].attn1, LORA_TARGETS),
             (blocks[path].attn2, LORA_TARGETS.keys() - SHARED),
@@ -328,7 +336,7 @@ def _unet_pairs(base: Base, rank: int) -> tuple[LoraLayers, nn.ModuleList]:
 def _unet_places(base: Base, layers: LoraLayers, pairs: nn.ModuleList) -> Iterable[tuple[nn.Module, LowRank]]:
     """Every linear layer of the UNet's attention with its pair; those for image tokens are no layer's."""
     blocks = transformer_blocks(base.unet)
-    for j, path in enumerate(SDXL_BLOCKS):
+    for j, path in enumerate(_blocks(base) or []):
         shared = cast(LoraLayer, layers.layers[j])
         for attention, own in ((blocks[path].attn1, pairs[2 * j]), (blocks[path].attn2, pairs[2 * j + 1])):
             for name in LORA_TARGETS:
@@ -341,7 +349,7 @@ def _target(attention: Any, name: str) -> nn.Linear:
 
 
 def _text_pairs(base: Base, rank: int) -> nn.ModuleList:
-    """Pairs of CLIP-L's self-attention, without its last layer, whose output SDXL does not read."""
+    """Pairs of CLIP-L's self-attention, as far as the base model reads it: SDXL does not read the last layer."""
     return nn.ModuleList(
         nn.ModuleDict({name: new_pair(cast(nn.Linear, layer.get_submodule(name)), rank) for name in TEXT_TARGETS})
         for layer in _text_layers(base)
@@ -355,7 +363,7 @@ def _text_places(base: Base, pairs: nn.ModuleList) -> Iterable[tuple[nn.Module, 
 
 
 def _text_layers(base: Base) -> list[nn.Module]:
-    """Self-attention of CLIP-L's layers that SDXL reads."""
+    """Self-attention of CLIP-L's layers that the base model reads."""
     tower = base.texts.towers[0]
     model: Any = getattr(tower.model, "text_model", tower.model)
     attentions = [layer.self_attn for layer in model.encoder.layers]

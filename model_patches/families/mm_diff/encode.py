@@ -51,10 +51,10 @@ def _words_and_tokens(
     else:
         faces = [_faces_of(number, subject) for number, subject in enumerate(cast.subjects, 1)]
         who, looks = torch.cat([f.vectors for f in faces]), torch.cat([f.crops for f in faces])
-    one, two, tokens = given.project(pooled, who, given.base_images.encode(looks, "penultimate", blank=False))
-    first, second = spec.in_prompt.streams
-    each = zip(one.float().split(1), two.float().split(1), tokens.float().split(counts), strict=True)
-    return [({first: a, second: b}, mine.flatten(0, 1)) for a, b, mine in each]
+    *words, tokens = given.project(pooled, who, given.base_images.encode(looks, "penultimate", blank=False))
+    by_stream = dict(zip(spec.in_prompt.streams, (vectors.float().split(1) for vectors in words), strict=True))
+    each = enumerate(tokens.float().split(counts))
+    return [({stream: found[i] for stream, found in by_stream.items()}, mine.flatten(0, 1)) for i, mine in each]
 
 
 def _faces_of(number: int, subject: Subject) -> PreparedFaces:

@@ -5,7 +5,8 @@ heads, what fuses photos with words, and the retrained part of the image encoder
 
 A bundle is a safetensors file of our own: the first file's tensors below `unet.`, the others' as they are, which begin
 with `text_encoder.`, `text_encoder_2.`, `image_encoder.`, `obj_embeds_proj.`, `face_embeds_proj.`, `mm_fuse_one.` and
-`mm_fuse_two.`; metadata `format` mm_diff, `version` 1. tools/convert_mm_diff.py makes one.
+`mm_fuse_two.`; metadata `format` mm_diff, `version` 1. tools/convert_mm_diff.py makes one; tools/train.py too, also for
+SD1.5 and the rehearsal world, which have one text encoder and for which none was published.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import nn
 
 from ...adapter import Adapter, AdapterSpec, EncoderNeed, PromptFusion, PromptSpec, Weights
 from ...checkpoints.clip_vision import overlay
-from ...checkpoints.tensors import AGAIN, State, assign, check_format, part, reading
+from ...checkpoints.tensors import AGAIN, State, assign, check_format, check_matrix, part, reading
 from ...encoders.mm_diff import LoraLayers, MMDiffHeads
 from ...encoders.refiner import FACE_WIDTH, SERefiner, SubjectHead
 from ...encoders.words import PhotoToWords, WordFusion
@@ -81,7 +82,7 @@ def build(
         operations: namespace with Linear and LayerNorm; metadata: of the bundle; beside: where the parts were looked
             for, in words.
     Raises:
-        CheckpointError: a part is missing or of another model than SDXL, or a tensor is missing, misshapen or unknown.
+        CheckpointError: a part is missing or of an unknown base model, or a tensor is missing, misshapen or unknown.
     """
     check_format(metadata or {}, FORMAT, VERSION, file)
     _check_parts(state, file, beside)
@@ -91,6 +92,10 @@ def build(
         {name: tensor for name, tensor in state.items() if name.startswith(LORAS)}, widths, f"{TEXT} of {file}"
     )
     layers, unet_lora = unet_layout.read(part(state, BELOW), f"{UNET} of {file}", operations)
+    base = unet_layout.base_of(part(state, BELOW), f"{UNET} of {file}")
+    if (base == "SDXL") is not (len(fusion) == 2):
+        found = f"low-rank pairs for the UNet of {base} and words for text encoders {', '.join(fusion)}"
+        raise CheckpointError(f"parts for one base model in '{file}'", found, AGAIN)
     if heads.head.context_dim != layers.context_dim:
         raise CheckpointError(
             f"tokens of size {layers.context_dim} for the UNet from '{CUSTOM} of {file}'",
@@ -144,7 +149,14 @@ def _check_parts(state: State, file: str, beside: str) -> None:
 
 
 def _heads(state: State, file: str, operations: Any) -> tuple[MMDiffHeads, nn.ModuleDict]:
-    """The heads, and the word fusion of each text encoder, with their weights."""
+    """The heads, and the word fusion of each text encoder, with their weights. A file without a part for the second
+    text encoder is for a base model with one.
+    """
+    own = {name: tensor for name, tensor in state.items() if not name.startswith((BELOW, VISION_PREFIX, *LORAS))}
+    two = any(name.startswith(FUSIONS["g"]) for name in own) or f"{WORDS}proj_2.weight" in own
+    streams = {stream: prefix for stream, prefix in FUSIONS.items() if two or stream == "l"}
+    if two:
+        check_matrix(own, f"{WORDS}proj_2.weight", file)
     with torch.device("meta"):
         with reading(file, WORDS):
             words = PhotoToWords.widths(part(state, WORDS))
@@ -153,7 +165,7 @@ def _heads(state: State, file: str, operations: Any) -> tuple[MMDiffHeads, nn.Mo
         with reading(file, HEAD):
             head = SubjectHead.widths(part(state, HEAD))
         fusions = {}
-        for stream, prefix in FUSIONS.items():
+        for stream, prefix in streams.items():
             with reading(file, prefix):
                 fusions[stream] = WordFusion.widths(part(state, prefix))
         heads = MMDiffHeads(words, head, operations)
@@ -162,7 +174,6 @@ def _heads(state: State, file: str, operations: Any) -> tuple[MMDiffHeads, nn.Mo
         )
         modules = nn.ModuleDict({"heads": heads, "fusion": fusion})
     _check_sizes(words, head, {stream: widths["out_dim"] for stream, widths in fusions.items()}, file)
-    own = {name: tensor for name, tensor in state.items() if not name.startswith((BELOW, VISION_PREFIX, *LORAS))}
     assign(modules, own, {ours: file_name(ours) for ours in modules.state_dict()}, file, KIND)
     return heads, fusion
 
@@ -176,7 +187,7 @@ def _check_sizes(words: Mapping[str, int], head: Mapping[str, Any], text: Mappin
     """Raise CheckpointError if the sections do not fit each other, or the head reads vectors of an unknown kind."""
     pairs = {
         "photos for CLIP-L": (words["one_dim"], text["l"]),
-        "photos for OpenCLIP-bigG": (words["two_dim"], text["g"]),
+        "photos for OpenCLIP-bigG": (words["two_dim"], text.get("g", 0)),
     }
     for what, (found, wanted) in pairs.items():
         if found != wanted:

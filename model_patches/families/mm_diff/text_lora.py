@@ -1,4 +1,4 @@
-"""LoRAs of SDXL's text encoders as diffusers writes them, in either of its spellings."""
+"""LoRAs of SDXL's text encoders, or of one, as diffusers writes them, in either of its spellings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def text_lora(state: State, widths: Mapping[str, int], file: str) -> dict[str, d
     pairs: dict[tuple[str, str], dict[str, str]] = {}  # stream, weight -> part -> name in the file
     for name in state:
         match = LORA_TENSOR.match(name)
-        if not match:
+        if not match or STREAM_OF_ENCODER[match["encoder"]] not in widths:
             raise CheckpointError(f"{KIND} in '{file}'", f"a tensor called '{name}'", AGAIN)
         projection = match["old"] or match["new"]
         weight = f"text_model.encoder.layers.{match['layer']}." + (
