@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from troupe.model_patches.checkpoints.files import read_state
 from troupe.model_patches.errors import CheckpointError
 from troupe.rehearsal import files
 from troupe.rehearsal.training.adopt import ABOUT, adopt
@@ -55,6 +56,22 @@ def test_the_file_is_copied_in_half_precision_with_its_metadata(output, folder):
     with safe_open(path, "pt") as file:
         about = file.metadata()
     assert about["base"] == "x" and about["licence"] == "CC0-1.0" and "UMM-Diffusion" in about["about"]
+
+
+def test_a_whole_unet_is_stored_as_int8_and_a_table_without_its_empty_rows(output, folder):
+    (output / "umm_diffusion.safetensors").rename(output / "fastcomposer.safetensors")
+    state = {"unet.conv_in.weight": torch.randn(4, 3, 3, 3), "postfuse_module.mlp.weight": torch.randn(4, 4)}
+    table = f"clip_text.{files.TABLE}"
+    save_file(state | {table: torch.eye(8, 5)}, output / "fastcomposer.safetensors")
+    about = output / "checkpoints" / "step-00000500" / "training.json"
+    about.write_text(about.read_text().replace("umm_diffusion", "fastcomposer"))
+    (output / "fastcomposer.safetensors").touch()
+    path, _ = adopt(output, 12.0, folder)
+    stored, found = load_file(path), read_state(path)
+    assert stored["unet.conv_in.weight"].dtype == torch.int8 and stored[table].shape == (5, 5)
+    assert stored["postfuse_module.mlp.weight"].dtype == torch.float16
+    assert torch.equal(found[table], torch.eye(8, 5).half())
+    torch.testing.assert_close(found["unet.conv_in.weight"].float(), state["unet.conv_in.weight"], rtol=0, atol=0.02)
 
 
 def test_the_card_lists_it_once_and_has_todays_hashes(output, folder):

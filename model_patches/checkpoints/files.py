@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from ..errors import CheckpointError, quoted
+from .compact import expanded
 from .pickles import ForeignArchive, unpickled
 
 EXTENSIONS = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt")
@@ -27,7 +28,8 @@ ENTRIES = 100_000  # in a file's dicts; a whole SDXL checkpoint has 2500
 
 
 def read_state(path: str | os.PathLike, label: str | None = None) -> dict[str, torch.Tensor]:
-    """Read all tensors of a weight file, nested dicts flattened with dots, on the CPU, dtypes as in the file.
+    """Read all tensors of a weight file, nested dicts flattened with dots, on the CPU, dtypes as in the file, and those
+    in full that it stores in less room (`compact`).
 
     Safetensors, or a pickle of plain tensors (`weights_only`: no code is run; training settings inside are passed
     over), distinguished by their first bytes. A file of one tensor without a name has it as 'tensor'. Raises:
@@ -36,7 +38,7 @@ def read_state(path: str | os.PathLike, label: str | None = None) -> dict[str, t
     path, label = Path(path), label or Path(path).name
     _check_present(path, label)
     try:
-        state = flatten(safetensors.torch.load_file(path) if _is_safetensors(path) else unpickled(path))
+        state = expanded(flatten(safetensors.torch.load_file(path) if _is_safetensors(path) else unpickled(path)))
     except Exception as error:  # every reader has exceptions of its own for a damaged file
         raise _unreadable(path, label, error) from error
     odd = next((name for name in state if len(name) > LONGEST_NAME or not name.isprintable()), None)

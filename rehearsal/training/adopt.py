@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from ...model_patches.checkpoints.compact import compacted
 from ...model_patches.errors import CheckpointError
 from .. import files
 from .card import CARD, hash_lines
@@ -25,6 +26,7 @@ ABOUT = {  # recipe -> key of `files.PROMPT_ADAPTERS`, what it is, what it was t
         "from the base: the references of all subjects in each picture and their masks, training looks",
     ),
 }
+IN_INT8 = ("fastcomposer",)  # whose UNet is a whole one, twice as large as all other adapters together
 
 
 def adopt(output: Path, minutes: float, folder: Path = files.FOLDER) -> list[Path]:
@@ -53,8 +55,10 @@ def adopt(output: Path, minutes: float, folder: Path = files.FOLDER) -> list[Pat
     kind, what, data = ABOUT[recipe]
     path = folder / files.PROMPT_ADAPTERS[kind]
     state = load_file(source)
-    halves = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    save_file(halves, path, {**_metadata(source), "about": f"Troupe's rehearsal world: {what}", "licence": "CC0-1.0"})
+    small = compacted(
+        state, lambda key: kind in IN_INT8 and key.startswith("unet."), lambda key: key.endswith(files.TABLE)
+    )
+    save_file(small, path, {**_metadata(source), "about": f"Troupe's rehearsal world: {what}", "licence": "CC0-1.0"})
     path.chmod(0o644)
     pictures = about["step"] * settings["training"]["batch"]
     row = f"| {path.name} | {path.stat().st_size / 1e6:.1f} MB | {what} | {data} | {pictures:,} | {minutes:.0f} |"
