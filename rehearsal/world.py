@@ -271,6 +271,7 @@ def all_looks(held_out: bool) -> list[Look]:
     return [look for look in every if look.held_out == held_out]
 
 
+ALONE = 0.3  # part of the drawn pictures with one subject
 TRAINING_LOOKS, TEST_LOOKS = all_looks(False), all_looks(True)
 ALL_LOOKS = TRAINING_LOOKS + TEST_LOOKS
 
@@ -316,7 +317,7 @@ def place_figures(chance: random.Random, figures: Sequence[Figure], place: str |
     )
 
 
-def random_scene(chance: random.Random, choice: Sequence[Look] = TRAINING_LOOKS, alone: float = 0.3) -> Scene:
+def random_scene(chance: random.Random, choice: Sequence[Look] = TRAINING_LOOKS, alone: float = ALONE) -> Scene:
     """One subject in a part `alone` of the pictures; of the others half have two of different classes, three in ten two
     of one class, two in ten three.
     """

@@ -35,13 +35,21 @@ def cast_of(draw, subjects=None):
     return cast
 
 
-@pytest.mark.parametrize("projection", ["ImageProj", "Resampler"])
-@pytest.mark.parametrize("recipe", ["ip_adapter", "mip_adapter"])
-def test_an_image_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe, projection, pictures, tmp_path):
-    trainee = small.changed(small.trainee(recipe, projection=projection, **NO_DROPS))
+@pytest.mark.parametrize(
+    "recipe, options",
+    [
+        ("ip_adapter", {}),
+        ("ip_adapter", {"projection": "Resampler"}),
+        ("mip_adapter", {}),
+        ("mip_adapter", {"projection": "Resampler"}),
+        ("mip_adapter", {"merge": "uniform"}),
+    ],
+)
+def test_an_image_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe, options, pictures, tmp_path):
+    trainee = small.changed(small.trainee(recipe, **NO_DROPS, **options))
     path = write_export(trainee.export(), tmp_path / "trained.safetensors", half=False)
     adapter = load_adapter(path)
-    assert adapter.spec.family == recipe and adapter.spec.projection == projection
+    assert adapter.spec.family == recipe and adapter.spec.projection == options.get("projection", "ImageProj")
     draws = small.draws(pictures, 4)
     batch = trainee.prepare(draws)
     with torch.no_grad():
@@ -51,7 +59,7 @@ def test_an_image_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe
     for b, draw in enumerate(draws):
         references = encode_references(adapter, cast_of(draw, trainee.chosen(draw)), models.images, models.texts)
         context = models.texts.encode_prompt(draw.example.caption).embeds
-        settings = ImageAttentionSettings(1.0, Mixing("relevance"))
+        settings = ImageAttentionSettings(1.0, Mixing(options.get("merge", "relevance")))
         latent, step = batch.noised.latents[b : b + 1], batch.noised.timesteps[b : b + 1]
         with torch.no_grad(), apply_image_attention(models.unet, references, settings, (COND,)):
             sampled = models.unet(latent, step, context).sample

@@ -46,6 +46,26 @@ def train(config: Config, say: Say = lambda sentence: None, cpu: bool = False, e
     Raises:
         TroupeError: settings, models or pictures do not fit, or the training cannot go on.
     """
+    loop = make_loop(config, say, cpu)
+    accelerator = loop.accelerator
+    if export_only:
+        loop.resume()
+        ended = Ended(loop.step)
+    else:
+        if config.output.log != "none":
+            accelerator.init_trackers("troupe")
+        ended = loop.run()
+        accelerator.end_training()
+    if accelerator.is_main_process:
+        with loop.averaged():
+            exported = loop.trainee.export()
+        path = Path(config.output.folder) / f"{config.output.name or config.name}.safetensors"
+        say(f"wrote {write_export(exported, path, config.output.half)}, the weights of step {ended.step}")
+    return ended
+
+
+def make_loop(config: Config, say: Say = lambda sentence: None, cpu: bool = False) -> Loop:
+    """Return a training that has not begun, with its models, pictures and an adapter on the device; see `train`."""
     recipe = RECIPES[config.name]
     accelerator = make_accelerator(config, cpu)
     told: Say = say if accelerator.is_main_process else lambda sentence: None
@@ -62,21 +82,7 @@ def train(config: Config, say: Say = lambda sentence: None, cpu: bool = False, e
         base.unet.enable_gradient_checkpointing()
     draws = Draws(examples, config.training.seed)
     painter = sheet_painter(config, draws) if config.sheet.every else None
-    loop = Loop(config, trainee, draws, as_tables(config), accelerator, painter, told)
-    if export_only:
-        loop.resume()
-        ended = Ended(loop.step)
-    else:
-        if config.output.log != "none":
-            accelerator.init_trackers("troupe")
-        ended = loop.run()
-        accelerator.end_training()
-    if accelerator.is_main_process:
-        with loop.averaged():
-            exported = trainee.export()
-        path = Path(config.output.folder) / f"{config.output.name or config.name}.safetensors"
-        told(f"wrote {write_export(exported, path, config.output.half)}, the weights of step {ended.step}")
-    return ended
+    return Loop(config, trainee, draws, as_tables(config), accelerator, painter, told)
 
 
 def make_accelerator(config: Config, cpu: bool = False) -> Accelerator:

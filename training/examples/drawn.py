@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from ...model_patches.subjects import Photo
-from ...rehearsal.world import MOST, PIXELS, VARIANTS, Figure, draw, enlarge, masks, random_scene, reference_cells
+from ...rehearsal.world import (
+    ALONE,
+    MOST,
+    PIXELS,
+    TRAINING_LOOKS,
+    VARIANTS,
+    Figure,
+    Look,
+    draw,
+    enlarge,
+    masks,
+    random_scene,
+    reference_cells,
+)
 from .example import Example, ExampleSubject
 
 SHIFT = 3  # cells that a reference is moved from the middle at most
 
 
 class DrawnSet:
-    """An endless set of drawn scenes. most: subjects of a picture that are taken."""
+    """An endless set of drawn scenes.
+
+    most: subjects of a picture that are taken; looks: of the subjects; alone: part of the pictures with one subject.
+    """
 
     resolution = PIXELS
 
-    def __init__(self, most: int = MOST):
-        self.most = most
+    def __init__(self, most: int = MOST, looks: Sequence[Look] = TRAINING_LOOKS, alone: float = ALONE):
+        self.most, self.looks, self.alone = most, looks, alone
 
     def __len__(self) -> int:
         """Return 0: the set is endless."""
@@ -28,7 +45,7 @@ class DrawnSet:
 
     def get(self, index: int, chance: random.Random) -> Example:
         """Return a scene of chance; each reference is another picture of the individual."""
-        scene = random_scene(chance)
+        scene = random_scene(chance, self.looks, self.alone)
         pixels = torch.from_numpy(draw(scene)).permute(2, 0, 1).float() / 127.5 - 1
         where = enlarge(np.moveaxis(masks(scene), 0, -1))
         subjects = tuple(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...model_patches.attention.merges import Mixing
 from ..config.setting import chance, setting
 from ..examples.draws import Draw
 from ..examples.example import ExampleSubject
@@ -17,6 +18,8 @@ from ..model.base import Base
 from ..model.features import Features
 from .ip_adapter import ImageAttentionTrainee
 from .recipe import PassSettings, Trainee
+
+MERGES = ("relevance", "uniform")
 
 uses_every_parameter = True
 
@@ -29,6 +32,7 @@ class Options:
     projection: str = setting("ImageProj", choices=("ImageProj", "Resampler"))  # without a start; Resampler is "plus"
     tokens: int = setting(4, least=1)  # image tokens of a reference, without a start
     train_projection: bool = False
+    merge: str = setting("relevance", choices=MERGES)  # how subjects share a position in training
     text_gain: bool = True  # train text_to_weight; it begins with a gain of 1 everywhere
     drop_text: float = chance(0.05)  # part of the pictures whose caption is empty
     drop_images: float = chance(0.05)  # ... whose references are replaced by none
@@ -40,6 +44,10 @@ class MipTrainee(ImageAttentionTrainee):
     """A MIP-Adapter in training."""
 
     needs_subjects = True
+
+    def __init__(self, base: Base, features: Features, settings: PassSettings, options: Options):
+        super().__init__(base, features, settings, options, options.text_gain)
+        self.attention.mixing = Mixing(options.merge)
 
     def chosen(self, draw: Draw) -> Sequence[ExampleSubject]:
         """Return all subjects of a picture."""
@@ -70,4 +78,4 @@ class MipTrainee(ImageAttentionTrainee):
 
 def build(base: Base, features: Features, settings: PassSettings, options: Options) -> Trainee:
     """Return a MIP-Adapter to train. Raises TroupeError if the start or the image encoder does not fit."""
-    return MipTrainee(base, features, settings, options, options.text_gain)
+    return MipTrainee(base, features, settings, options)
