@@ -1,6 +1,4 @@
-"""The trainings of the rehearsal models: they learn, go on where they ended, export what the loaders read, and their
-image attention is the sampler's.
-"""
+"""The trainings of the rehearsal models: they learn, go on where they ended, and export what the loaders read."""
 
 from __future__ import annotations
 
@@ -8,19 +6,12 @@ import random
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch import nn
-from troupe.model_patches.attention.merges import Mixing
-from troupe.model_patches.binding.settings import ImageAttentionSettings
-from troupe.model_patches.encoders.decoupled import DecoupledLayers
-from troupe.model_patches.hosts.diffusers.cross_layers import cross_layers
-from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention
 from troupe.rehearsal import files
 from troupe.rehearsal.engine import nets
 from troupe.rehearsal.engine.load import load_image_encoder, load_texts, load_unet
 from troupe.rehearsal.engine.recogniser import ANSWERS
 from troupe.rehearsal.training import export
-from troupe.rehearsal.training.adapter import References, TrainingProcessor, train_adapter
 from troupe.rehearsal.training.base import LocalizedUNet, places_of_words, train_base
 from troupe.rehearsal.training.encoder import colours_of, nearest, painted, train_encoder
 from troupe.rehearsal.training.loop import Average, Diffusion, PlainAttention, Trainer, plain_attention, weighted_loss
@@ -38,8 +29,6 @@ def trained(tmp_path_factory):
     train_encoder(folder / "encoder", SHORT, batch=4)
     train_base(folder / "base", SHORT, batch=4, compiled=False)
     export.export_all(folder, folder / "files")
-    for kind in files.ADAPTERS:
-        train_adapter(kind, folder / kind, SHORT, folder / "files", batch=4)
     train_recogniser(folder / "recogniser", SHORT, batch=4)
     export.export_all(folder, folder / "files")
     return folder
@@ -160,53 +149,11 @@ def test_plain_attention_is_attention():
         assert torch.allclose(model(*given).sample, before, atol=1e-5)
 
 
-@pytest.mark.parametrize("gain", [False, True], ids=["relevance", "relevance and gain"])
-def test_the_training_attention_is_what_the_sampler_does(gain):
-    """Two subjects in one picture, one of a second picture absent: the trained UNet's output equals the sampler's image
-    attention on the same tokens.
-    """
-    from support import tiny_diffusers as tiny
-
-    with torch.no_grad():
-        model: UNet2DConditionModel = tiny.unet()
-        references = tiny.references(model, 2, text_gain=gain)
-        g = torch.Generator().manual_seed(3)
-        given = (
-            torch.randn(1, 4, 18, 11, generator=g),
-            torch.tensor([500]),
-            torch.randn(1, 77, tiny.CONTEXT, generator=g),
-        )
-        with apply_image_attention(model, references, ImageAttentionSettings(1.0, Mixing("relevance")), ("cond",)):
-            expected = model(*given).sample
-        names = torch.zeros(2, 6, tiny.CONTEXT)
-        segments = torch.zeros(2, 2, 6)
-        for i, subject in enumerate(references.subjects):
-            count = len(subject.name_tokens)
-            names[0, 3 * i : 3 * i + count] = subject.name_tokens
-            segments[0, i, 3 * i : 3 * i + count] = 1 / count
-        names[1], segments[1, 0] = names[0], segments[0, 0]
-        tokens = torch.cat([s.tokens for s in references.subjects])[None].expand(2, -1, -1)
-        layers: DecoupledLayers = references.adapter.layers
-        found = References(tokens, torch.tensor([[True, True], [True, False]]), names, segments)
-        for layer, place in zip(layers.layers, cross_layers(model), strict=True):
-            processor = TrainingProcessor(layer)
-            processor.references = found
-            place.attention.set_processor(processor)
-        both = model(*(x.expand(2, *x.shape[1:]) for x in given)).sample
-        assert torch.allclose(both[0], expected[0], atol=1e-5)
-        model_alone = tiny.unet()
-        with apply_image_attention(
-            model_alone, tiny.alone(references, 0), ImageAttentionSettings(1.0, Mixing("relevance")), ("cond",)
-        ):
-            assert torch.allclose(both[1], model_alone(*given).sample[0], atol=1e-5), "an absent subject takes no share"
-
-
-def test_steps_are_drawn_evenly_or_in_proportion_to_their_noise():
+def test_steps_are_drawn_evenly():
     torch.manual_seed(0)
     diffusion = Diffusion(torch.device("cpu"))
-    for noisier, mean in ((0.0, 500), (1.0, 667)):
-        steps = torch.cat([diffusion.noised(torch.zeros(32, 1, 1, 1), noisier)[1] for _ in range(50)]).float()
-        assert abs(steps.mean() - mean) < 15 and steps.min() >= 0 and steps.max() <= 999 and (steps > 900).any()
+    steps = torch.cat([diffusion.noised(torch.zeros(32, 1, 1, 1))[1] for _ in range(50)]).float()
+    assert abs(steps.mean() - 500) < 15 and steps.min() >= 0 and steps.max() <= 999 and (steps > 900).any()
 
 
 def test_every_token_of_a_name_is_bound_to_its_subject():
@@ -309,35 +256,13 @@ def test_a_word_that_the_world_does_not_know_stays_zero_in_training(trained):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", files.ADAPTERS)
-def test_a_trained_adapter_is_read_by_the_pack(kind, trained):
-    """In IP-Adapter's published layout, with text_to_weight where it was trained with it, and it moved away from where
-    it began.
-    """
-    from troupe.model_patches.families.registry import read_adapter
-
-    adapter = read_adapter(trained / "files" / files.ADAPTERS[kind])
-    assert (
-        adapter.spec.family == f"{kind}_adapter"
-        and adapter.spec.text_gain == (kind == "mip")
-        and len(adapter.spec.widths) == 7
-    )
-    unet = load_unet(trained / "files")
-    moved = [
-        (layer.to_v_ip.weight.float() - place.attention.to_v.weight).abs().max()
-        for layer, place in zip(adapter.layers.layers, cross_layers(unet), strict=True)
-    ]
-    assert min(moved) > 1e-5
-
-
-@pytest.mark.slow
 def test_a_whole_picture_is_painted_from_the_exported_files(trained):
     from troupe.rehearsal.engine.sheet import sheet
 
     path = sheet(trained / "files", trained / "sheet.png", steps=1)
     from PIL import Image
 
-    assert Image.open(path).size == (8 * 256, 10 * 256)
+    assert Image.open(path).size == (8 * 256, 2 * 256)
 
 
 @pytest.mark.slow
@@ -347,7 +272,6 @@ def test_a_training_begins_with_exported_weights(trained, tmp_path):
     train_base(tmp_path / "base", compiled=False, **begin)
     train_encoder(tmp_path / "encoder", **begin)
     train_recogniser(tmp_path / "recogniser", **begin)
-    train_adapter("mip", tmp_path / "mip", base=trained / "files", **begin)
     for path in export.export_all(tmp_path, tmp_path / "files"):
         ours, theirs = files.read(path.name, tmp_path / "files"), files.read(path.name, trained / "files")
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], value) for name, value in theirs.items()), (

@@ -14,7 +14,17 @@ from ...model_patches.errors import CheckpointError
 from .. import files
 from .card import CARD, hash_lines
 
-ABOUT = {  # recipe -> key of `files.PROMPT_ADAPTERS`, what it is, what it was trained on
+ABOUT = {  # recipe -> key of `files.EVERY_ADAPTER`, what it is, what it was trained on
+    "ip_adapter": (
+        "ip",
+        "IP-Adapter, 4 tokens",
+        "on the frozen base: one reference of one subject in each picture, training looks",
+    ),
+    "mip_adapter": (
+        "mip",
+        "MIP-Adapter, 4 tokens, with text_to_weight",
+        "on the frozen base: the references of all subjects in each picture, merged by relevance, training looks",
+    ),
     "umm_diffusion": (
         "umm",
         "UMM-Diffusion, one pseudo word",
@@ -53,7 +63,7 @@ def adopt(output: Path, minutes: float, folder: Path = files.FOLDER) -> list[Pat
             "Run tools/train.py to its end first.",
         )
     kind, what, data = ABOUT[recipe]
-    path = folder / files.PROMPT_ADAPTERS[kind]
+    path = folder / files.EVERY_ADAPTER[kind]
     state = load_file(source)
     small = compacted(
         state, lambda key: kind in IN_INT8 and key.startswith("unet."), lambda key: key.endswith(files.TABLE)

@@ -30,16 +30,6 @@ WHAT = {  # training -> its files, what they are, what they were trained on
         "drawings of all looks with captions that mention none, and the masks of the subjects "
         "(FastComposer's localization loss)",
     ),
-    "ip": (
-        (files.ADAPTERS["ip"],),
-        "IP-Adapter, 4 tokens",
-        "on the frozen base: one reference of one subject in each picture, training looks",
-    ),
-    "mip": (
-        (files.ADAPTERS["mip"],),
-        "MIP-Adapter, 4 tokens, with text_to_weight",
-        "on the frozen base: the references of all subjects in each picture, merged by relevance, training looks",
-    ),
     "recogniser": (
         (RECOGNISER,),
         "recogniser of the subjects in a picture, for measurements",
@@ -95,9 +85,10 @@ def write_card(checkpoints: Path, folder: Path, count: int = 600) -> Path:
         "\n".join(rows),
         f"\nMinutes are of one core ({device}). Made by `python tools/train_rehearsal.py WHAT --threads 1 "
         f"--minutes M` for WHAT = {', '.join(WHAT)},\n"
-        "in several runs, the last of each with a cool-down, then `python tools/train_rehearsal.py export`. The adapters "
-        "of the prompt are made by\n`python tools/train.py training/recipes/rehearsal_NAME.toml --cpu`, then "
-        "`python tools/train_rehearsal.py adopt --folder OUTPUT --minutes M`.\n",
+        "in several runs, the last of each with a cool-down, then `python tools/train_rehearsal.py export`. Adapters are "
+        "made by\n`python tools/train.py training/recipes/rehearsal_NAME.toml --cpu`, then "
+        "`python tools/train_rehearsal.py adopt --folder OUTPUT --minutes M`;\nIP-Adapter and MIP-Adapter were made by "
+        "an earlier script, with the losses and settings of these recipes.\n",
         *_accuracies(checkpoints, folder, count),
         "## sha256\n",
         "```",
@@ -120,7 +111,7 @@ def hash_lines(folder: Path) -> list[str]:
 def kept_rows(card: Path) -> list[str]:
     """Return the rows that `adopt` wrote into the present card."""
     lines = card.read_text(encoding="utf-8").split("\n") if card.exists() else []
-    return [line for name in files.PROMPT_ADAPTERS.values() for line in lines if line.startswith(f"| {name} |")]
+    return [line for name in files.EVERY_ADAPTER.values() for line in lines if line.startswith(f"| {name} |")]
 
 
 def _accuracies(checkpoints: Path, folder: Path, count: int) -> list[str]:

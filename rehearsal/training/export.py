@@ -1,9 +1,8 @@
-"""From trainers' checkpoints to the shipped files: averaged weights, half precision, published layouts."""
+"""From trainers' checkpoints to the shipped files: averaged weights in half precision."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +58,6 @@ def export_encoder(checkpoint: Path, folder: Path = files.FOLDER) -> None:
     )
 
 
-def export_adapter(checkpoint: Path, kind: str, folder: Path = files.FOLDER) -> None:
-    """An adapter in the layout of IP-Adapter's published files. kind: of `files.ADAPTERS`."""
-    modules = averaged(checkpoint)
-    state = {f"image_proj.{name}": value for name, value in modules["projection"].items()}
-    for name, value in modules["layers"].items():
-        _, j, rest = name.split(".", 2)
-        state[f"ip_adapter.{2 * int(j) + 1}.{rest}"] = value
-    write(state, folder / files.ADAPTERS[kind], f"Troupe's rehearsal world: {kind.upper()}-Adapter")
-
-
 def export_recogniser(checkpoint: Path, folder: Path = files.FOLDER) -> None:
     """The network that counts who is in a picture."""
     write(averaged(checkpoint)["recogniser"], folder / RECOGNISER, "Troupe's rehearsal world: recogniser")
@@ -80,8 +69,6 @@ def export_all(checkpoints: Path, folder: Path) -> list[Path]:
         "encoder": export_encoder,
         "base": export_base,
         "recogniser": export_recogniser,
-        "ip": partial(export_adapter, kind="ip"),
-        "mip": partial(export_adapter, kind="mip"),
     }
     for name, way in ways.items():
         if (checkpoints / name / "checkpoint.pt").exists():

@@ -55,17 +55,14 @@ class Diffusion:
         )
         self.signal = torch.cumprod(1 - betas, 0).float().to(device)  # alpha bar
 
-    def noised(
-        self, clean: torch.Tensor, noisier: float = 0.0
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def noised(self, clean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Noisy latents [b, c, h, w], steps [b], the v to be predicted [b, c, h, w], and the loss weight of each [b].
 
-        Steps are spread over the batch, evenly where noisier is 0; a step t of T is drawn in proportion to (t / T) **
-        noisier.
+        Steps are spread evenly over the batch.
         """
         b = len(clean)
         even = (torch.arange(b, device=clean.device) + torch.rand(b, device=clean.device)) / b
-        steps = (even ** (1 / (1 + noisier)) * len(self.signal)).long().clamp(max=len(self.signal) - 1)
+        steps = (even * len(self.signal)).long().clamp(max=len(self.signal) - 1)
         signal = self.signal[steps].view(-1, 1, 1, 1)
         noise = torch.randn_like(clean)
         snr = signal / (1 - signal)

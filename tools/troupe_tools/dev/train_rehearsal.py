@@ -1,4 +1,6 @@
-"""Train the rehearsal world's models and export them: the commands of rehearsal/files/MODEL_CARD.md."""
+"""Train the rehearsal world's models and export them, and add adapters that tools/train.py has trained for it: the
+commands of rehearsal/files/MODEL_CARD.md.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import torch
 
 from ..pack import ROOT, hide_broken_torchaudio, load_pack
 
-MODELS = ("encoder", "base", "ip", "mip", "recogniser")
+MODELS = ("encoder", "base", "recogniser")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,9 +47,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="of checkpoints, logs and sheets (default: output/rehearsal); of tools/train.py's output for adopt",
     )
     parser.add_argument(
-        "--base", type=Path, help="folder of base and image encoder for ip and mip (default: exported from --folder)"
-    )
-    parser.add_argument(
         "--start",
         type=Path,
         help="folder of exported files, such as rehearsal/files, whose weights a new training begins with",
@@ -68,7 +67,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run one training, paint the sheet, export, or take over what tools/train.py has trained."""
+    """Run one training, paint the sheet, export, or add what tools/train.py has trained."""
     from troupe.rehearsal import files
     from troupe.rehearsal.training import export
 
@@ -103,14 +102,7 @@ def run(options: argparse.Namespace) -> None:
         from troupe.rehearsal.training.recogniser import train_recogniser
 
         print(json.dumps({"accuracy": train_recogniser(checkpoints / "recogniser", **common)}))
-    elif options.what == "base":
+    else:
         from troupe.rehearsal.training.base import train_base
 
         train_base(checkpoints / "base", **common)
-    else:
-        from troupe.rehearsal.training.adapter import train_adapter
-
-        base = options.base
-        if base is None:
-            export.export_all(checkpoints, base := exported)
-        train_adapter(options.what, checkpoints / options.what, base=base, **common)
