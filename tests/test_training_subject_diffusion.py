@@ -416,6 +416,33 @@ def test_a_file_without_boxes_takes_none(pictures, tmp_path):
         assert torch.equal(*tokens) != boxed
 
 
+@pytest.mark.parametrize("in_prompt", [True, False])
+def test_a_photo_that_is_not_in_the_prompt_changes_no_text(in_prompt, pictures, tmp_path):
+    """The text is that of the caption with its placeholders as words; photos still change the prediction."""
+    trainee = small.trainee(RECIPE, **NO_DROPS, photo_in_prompt=in_prompt, localization=0.0)
+    texts, begun = trainee.base.texts, copy.deepcopy(trainee.mlp.state_dict())
+    changed(trainee)
+    if not in_prompt:  # `changed` moves what no training would
+        assert not any(parameter.requires_grad for parameter in trainee.mlp.parameters())
+        trainee.mlp.load_state_dict(begun)
+        texts.towers[0].model.get_input_embeddings().weight.data[SKS] = begun["fc2.bias"]
+    draws = small.draws(pictures, 1, most=1)
+    [subject] = draws[0].example.subjects
+    other = replace(subject, photo=Photo(1 - subject.photo.image), key="")
+    exchanged = replace(draws[0], example=replace(draws[0].example, subjects=(other,)))
+    batches = [trainee.prepare([draw]) for draw in (draws[0], exchanged)]
+    with torch.no_grad():
+        contexts, predictions = zip(*((trainee.context(b), trainee.predict(b)) for b in batches), strict=True)
+        words = texts.encode_prompt(f"{draws[0].example.caption}, the {subject.name} is sks").embeds
+    trainee.finish()
+    assert torch.equal(*contexts) is not in_prompt
+    assert torch.allclose(contexts[0], words, atol=1e-5) is not in_prompt
+    assert (predictions[0] - predictions[1]).abs().max() > 1e-3
+    adapter = load_adapter(write_export(trainee.export(), tmp_path / "trained.safetensors", half=False))
+    found = adapter.projection(torch.randn(2, trainee.mlp.fc1.in_features, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(found[0], found[1]) is not in_prompt
+
+
 def test_layers_that_the_base_does_not_read_are_neither_trained_nor_exported(pictures):
     trainee = small.trainee(RECIPE)
     trained = {name for name, p in trainee.named_parameters() if p.requires_grad}

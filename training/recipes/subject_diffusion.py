@@ -33,6 +33,7 @@ from ...model_patches.hosts.diffusers.sampling import join_prompts
 from ...model_patches.hosts.diffusers.unet_places import transformer_blocks
 from ...model_patches.prompt.fusion import fuse_prompts
 from ...model_patches.prompt.places import Place
+from ...model_patches.prompt.template import PLACEHOLDER_ID
 from ...model_patches.subjects import Box, ObjectFeatures, References, ReferenceSubject
 from ..config.setting import chance, setting
 from ..examples.draws import Draw
@@ -61,6 +62,7 @@ class Options:
 
     slots: int = setting(2, least=1)  # subjects of a picture at most; a picture with fewer has null tokens for the rest
     box_embedding: bool = True  # false: object tokens without boxes, in the exported file too
+    photo_in_prompt: bool = True  # false: the placeholder's own embedding stays in the prompt, in the exported file too
     localization: float = setting(0.01, least=0.0)  # factor of the localization loss
     localization_form: str = setting("signed", choices=LOCALIZATIONS)  # the published code's, or the paper's |CA - M|
     drop_text: float = chance(0.05)  # part of the pictures whose prompt is empty
@@ -98,6 +100,8 @@ class SubjectDiffusionTrainee(Trainee):
         self.paths, blocks = block_paths(base.unet.state_dict(), "attn2"), transformer_blocks(base.unet)
         channels = {place: blocks[place].dim for place in self.paths}
         self.mlp = MLP(images.pooled, dim, dim)
+        if not options.photo_in_prompt:
+            _make_constant(self.mlp, base.texts.towers[0].embed([PLACEHOLDER_ID])[0])
         net = GroundingNet(images.hidden, dim, dim, images.patches, boxed=options.box_embedding)
         self.gated = GatedLayers(net, list(channels.values()), dim, base.unet.conv_in.out_channels)
         nn.init.zeros_(self._mask_weight)
@@ -232,6 +236,14 @@ class SubjectDiffusionTrainee(Trainee):
                 made.append(ReferenceSubject(subject.name, None, None, box=box, features=features, words=words))
             pictures.append(References(shell, tuple(made), None))
         return pictures
+
+
+@torch.no_grad()
+def _make_constant(mlp: MLP, value: torch.Tensor) -> None:
+    """Let an MLP give one vector whatever it reads, for good."""
+    mlp.fc2.weight.zero_()
+    mlp.fc2.bias.copy_(value)
+    mlp.requires_grad_(False)
 
 
 def trained_text(tower: TextTower) -> tuple[nn.Module, int]:
