@@ -95,21 +95,39 @@ def bind_drawn(
     """Return {subject: box}, subjects counted from 0: element i is for subject i; one beyond the last subject for the
     only subject of its label, if that has no box.
 
+    Where subjects were taken out of the cast, as by bypassing them, the list is longer than the cast: then each subject
+    gets the box with its label if there is one for each. A box whose label is nobody's name waits for its subject.
     Raises:
-        SubjectError: a box for no subject.
+        SubjectError: a box for no subject that has no label, or the name of a subject with a box.
     """
-    bound: dict[int, FoundBox] = {}
-    for i, box in enumerate(found[: len(names)]):
-        if box is not None:
-            _warn_if_stale(box, i, names, warn)
-            bound[i] = box
-    beyond = [(i, box) for i, box in enumerate(found) if box is not None and i >= len(names)]
-    for i, box in beyond:
-        subject = _only_of_its_label(box, [b for _, b in beyond], names)
-        if subject is None or subject in bound:
-            raise _for_nobody("boxes", i, box, names, taken=subject)
-        bound[subject] = box
+    there = [(i, box) for i, box in enumerate(found) if box is not None]
+    beyond = [(i, box) for i, box in there if i >= len(names)]
+    bound = _each_by_its_label([box for _, box in there], names) if beyond else None
+    if bound is None:
+        bound = {i: box for i, box in there if i < len(names)}
+        for i, box in bound.items():
+            if same_word(box.label) in map(same_word, names):
+                _warn_if_stale(box, i, names, warn)
+        for i, box in beyond:
+            subject = _only_of_its_label(box, [b for _, b in beyond], names)
+            if subject is not None and subject not in bound:
+                bound[subject] = box
+            elif not same_word(box.label) or same_word(box.label) in map(same_word, names):
+                raise _for_nobody("boxes", i, box, names, taken=subject)
+    for i, box in there:
+        if not any(box is other for other in bound.values()):
+            warn(f"Box {i + 1} is not used: no subject of the cast is called '{box.label}'.")
     return bound
+
+
+def _each_by_its_label(boxes: Sequence[FoundBox], names: Sequence[str]) -> dict[int, FoundBox] | None:
+    """{subject: box} by labels, None unless every subject has a name and a box of its own by it."""
+    bound = {}
+    for box in boxes:
+        subject = _only_of_its_label(box, boxes, names)
+        if subject is not None:
+            bound[subject] = box
+    return bound if len(bound) == len(names) > 0 else None
 
 
 def bind_wired(
