@@ -104,6 +104,26 @@ def test_the_report_names_the_subject_and_says_what_to_do(encoder):
     assert json.loads(to_json(gone))["pictures"][0]["subjects"][1]["likeness"] == [None, None]
 
 
+def test_a_batch_has_a_line_for_each_picture_and_says_what_to_do_once(encoder):
+    from troupe.rehearsal.engine.drawn import drawn_case
+
+    cases = [drawn_case(case, False, 1) for case in ("right", "swapped", "swapped", "missing")]
+    found = [one.pictures[0] for one in scored(encoder, cases, "boxes")]
+    (scores,) = scored(encoder, cases[:1], "boxes")
+    lines = [line for line in score_report(replace(scores, pictures=tuple(found))) if "cannot tell" not in line.text]
+    assert [line.text.split(" subjects")[0] for line in lines[:4]] == [
+        f"Picture {n}: {picture.right} of 2" for n, picture in enumerate(found, 1)
+    ]
+    assert [line.warning for line in lines[:4]] == [picture.right < 2 for picture in found]
+    for line, picture in zip(lines, found, strict=False):
+        wrong = [(i, v) for i, v in enumerate(picture.verdicts) if v.word != "right"]
+        assert all(f"{i + 1} {scores.names[i]} {verdict.word}" in line.text for i, verdict in wrong)
+        assert all(f"{owner + 1} {scores.names[owner]}" in line.text for _, v in wrong for owner in v.owners)
+    wrong = dict.fromkeys(v.word for picture in found for v in picture.verdicts if v.word != "right")
+    assert len(wrong) > 1 and [line.text.split(":")[0] for line in lines[4:]] == [f"If a subject is {w}" for w in wrong]
+    assert not any(line.warning for line in lines[4:])
+
+
 def test_who_has_a_box_is_not_told_to_get_one(encoder):
     from troupe.rehearsal.engine.drawn import drawn_case
 

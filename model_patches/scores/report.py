@@ -42,20 +42,12 @@ def to_json(scores: Scores) -> str:
 
 
 def score_report(scores: Scores, without_clip_t: str = "") -> list[Line]:
-    """Return the lines of the report: a line for each picture, one for each of its subjects, then CLIP-I and CLIP-T.
+    """Return the lines of the report: of one picture a line for it, one for each subject, then CLIP-I and CLIP-T; of a
+    batch a line for each picture, then what to do, once each.
 
     without_clip_t: why there is no CLIP-T.
     """
-    lines = []
-    for number, picture in enumerate(scores.pictures, 1):
-        count = len(picture.verdicts)
-        lines.append(Line(f"Picture {number}: {picture.right} of {count} subjects right, score {picture.score:.2f}."))
-        lines += [_subject_line(scores, picture, i) for i in range(count)]
-        figures = f"Whole picture: likeness {picture.clip_i:.2f}"
-        if picture.clip_t is not None:
-            times = CLIP_T_FACTOR * max(picture.clip_t, 0.0)
-            figures += f", CLIP-T {picture.clip_t:.3f} ({times:.3f} where papers multiply it by {CLIP_T_FACTOR})"
-        lines.append(Line(f"{figures}."))
+    lines = _of_one(scores, scores.pictures[0]) if len(scores.pictures) == 1 else _of_batch(scores)
     pairs = scores.references.tolist()
     lines += [
         Line(TWINS.format(_name_of(scores, i), _name_of(scores, j), pairs[i][j]), warning=True)
@@ -66,10 +58,48 @@ def score_report(scores: Scores, without_clip_t: str = "") -> list[Line]:
     return lines + ([Line(without_clip_t)] if without_clip_t else [])
 
 
+def _of_one(scores: Scores, picture: PictureScore) -> list[Line]:
+    count = len(picture.verdicts)
+    told = f"Picture 1: {picture.right} of {count} subjects right, score {picture.score:.2f}."
+    figures = f"Whole picture: likeness {picture.clip_i:.2f}"
+    if picture.clip_t is not None:
+        times = CLIP_T_FACTOR * max(picture.clip_t, 0.0)
+        figures += f", CLIP-T {picture.clip_t:.3f} ({times:.3f} where papers multiply it by {CLIP_T_FACTOR})"
+    subjects = [_subject_line(scores, picture, i) for i in range(count)]
+    return [Line(told, picture.right < count), *subjects, Line(f"{figures}.")]
+
+
+def _of_batch(scores: Scores) -> list[Line]:
+    lines, remedies = [], {}
+    for number, picture in enumerate(scores.pictures, 1):
+        count, wrong = len(picture.verdicts), []
+        for i, verdict in enumerate(picture.verdicts):
+            if verdict.word != RIGHT:
+                others = [_name_of(scores, owner) for owner in verdict.owners]
+                wrong.append(_in_short(_name_of(scores, i), verdict.word, others))
+                remedies.setdefault(verdict.word, _remedy(picture, i))
+        told = f"Picture {number}: {picture.right} of {count} subjects right, score {picture.score:.2f}"
+        text = "" if picture.clip_t is None else f", CLIP-T {picture.clip_t:.3f}"
+        listed = f": {'; '.join(wrong)}" if wrong else ""
+        lines.append(Line(f"{told}{text}{listed}.", bool(wrong)))
+    return lines + [Line(f"If a subject is {word}: {do}") for word, do in remedies.items()]
+
+
+def _in_short(name: str, verdict: str, looks_of: list[str]) -> str:
+    """'2 robot mixed, with the looks of 1 cat and 2 robot'."""
+    looks = f", with the looks of {' and '.join(looks_of)}" if looks_of else ""
+    return f"{name} {verdict}{looks}"
+
+
+def _remedy(picture: PictureScore, i: int) -> str:
+    place = picture.places[i]
+    own = place is not None and place.source in ("box", "region")
+    return (DO_WITH_PLACES if own else DO).get(picture.verdicts[i].word, "")
+
+
 def _subject_line(scores: Scores, picture: PictureScore, i: int) -> Line:
     verdict, row, place = picture.verdicts[i], picture.likeness[i].tolist(), picture.places[i]
-    name, own = _name_of(scores, i), place is not None and place.source in ("box", "region")
-    do = (DO_WITH_PLACES if own else DO).get(verdict.word, "")
+    name, do = _name_of(scores, i), _remedy(picture, i)
     if verdict.word == MISSING:
         why = (
             "nothing found in the picture"

@@ -178,9 +178,16 @@ def test_a_record_is_used_where_there_is_no_box(models, cases):
 
 @pytest.mark.parametrize("case", PICTURES)
 def test_colours_need_no_model(cases, case):
+    """Without a CLIP nobody asks for CLIP-T."""
     one = cases[case]
     scores, *_, report = score(one.picture[None], cast=cast_of(one), encoder="colours", masks=one.masks)
-    assert words(scores) == [list(one.verdicts)] and "only CLIP has a text encoder" in report
+    assert words(scores) == [list(one.verdicts)] and "CLIP-T" not in report
+
+
+def test_a_clip_beside_another_encoder_is_of_no_use(models, cases):
+    one = cases["right"]
+    report = score(one.picture[None], cast=cast_of(one), encoder="colours", clip=models[1], masks=one.masks)[4]
+    assert "only CLIP has a text encoder" in report
 
 
 # ---- CLIP-T ----------------------------------------------------------------------------------------------------------
@@ -281,7 +288,7 @@ def test_a_dino_in_a_folder_is_listed_and_read(dino, models, cases):
     assert torch.allclose(found.vectors(prepared), truth, atol=1e-5)
     one = cases["right"]
     scores, *_, report = score(one.picture[None], cast=cast_of(one), encoder=name, masks=one.masks)
-    assert json.loads(scores)["encoder"] == name and "only CLIP has a text encoder" in report
+    assert json.loads(scores)["encoder"] == name and "CLIP-T" not in report
 
 
 def test_no_network_is_asked_for_a_dino(dino, monkeypatch):

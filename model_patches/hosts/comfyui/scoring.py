@@ -118,7 +118,7 @@ def prompt_vector(clip: Any, prompt: str, encoder: PictureEncoder) -> tuple[torc
     An encoder is matched by its sizes only; a projection that is the identity stands for one that the file left out.
     """
     if not isinstance(encoder, ClipPictures):
-        return None, ONLY_CLIP
+        return None, ONLY_CLIP if clip is not None else ""
     if clip is None or not prompt.strip():
         return None, NO_PROMPT
     images = encoder.images
