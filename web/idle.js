@@ -14,6 +14,7 @@ const APPLY = ["TroupeApplyImageAttention", "TroupeApplyGated"];
 const NO_EFFECT = "the references have no effect";
 const BYPASSED = {
   TroupeAddSubject: "this subject is left out", TroupeQuickSubjects: "its subjects are left out", TroupeApplyImageAttention: NO_EFFECT, TroupeApplyGated: NO_EFFECT,
+  TroupeEncodeSubjects: "the subjects are not encoded, so the Apply node after it has no 'references'",
 };
 
 /** What it means that a node is bypassed or muted; [] where that is plain. */

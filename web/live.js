@@ -14,19 +14,44 @@ export function liveLines(node, root, nodeOf) {
   const refused = refusals(node, root, nodeOf);
   if (!isActive(node)) return [...refused, ...inactiveLines(node)];
   const wires = refused.some(({ kind, isEarlier }) => kind === "error" && !isEarlier) ? [] : inCast(node, root); // the host has said it
-  return [...refused, ...wires, ...idleLines(node, root).map(missing), ...namesOf(node, root).map(ofName)];
+  return [...refused, ...wires, ...idleLines(node, root).map(missing), ...namesOf(node, root).map((one) => ofName(one, node, root))];
 }
 
-function ofName({ name, found }) {
-  return found ? { kind: "tick", text: `'${name}' is in your prompt` } : missing(`'${name}' is not in your prompt: add it, or change the name`);
+const NUMBERS = ["No", "One", "Two", "Three", "Four"];
+const inWords = (number) => NUMBERS[number] ?? String(number);
+
+function ofName({ name, count }, node, root) {
+  if (!count) return missing(`'${name}' is not in your prompt: add it, or change the name`);
+  const alike = subjectsOf(node, root).filter((other) => isSame(other, name)).length;
+  if (alike > count) {
+    const often = count === 1 ? "once" : `${inWords(count).toLowerCase()} times`;
+    return missing(`${inWords(alike)} subjects are called '${name}', but it is only ${often} in your prompt: write 'a ${name} and another ${name}'`);
+  }
+  return { kind: "tick", text: `'${name}' is in your prompt` };
+}
+
+/** The names of all subjects of a node's cast, its own among them. */
+function subjectsOf(node, root) {
+  if (classOf(node) === "TroupeQuickSubjects") return quickNames(node, root).map(({ name }) => name);
+  return [literal(node, "name", [], root), ...othersOf(node, root)];
+}
+
+/** The names of Quick Subjects whose photos are connected: {n, name}. */
+function quickNames(node, root) {
+  return Array.from({ length: SUBJECTS }, (_, i) => i + 1).filter((n) => isWired(node, `image_${n}`)).map((n) => ({ n, name: literal(node, `name_${n}`, [], root) }));
+}
+
+/** The names of the other subjects that an Add Subject is chained with. */
+function othersOf(node, root) {
+  const behind = chainAfter(node, root).filter((next) => next.node !== node && classOf(next.node) === "TroupeAddSubject");
+  return [...(castOf(node, root) ?? []).map((one) => one.name), ...behind.map((next) => literal(next.node, "name", next.path, root))];
 }
 
 /** What is missing in the cast for a subject of Add Subject or Quick Subjects to come out as meant. */
 function inCast(node, root) {
   if (classOf(node) === "TroupeAddSubject") return inChain(node, root);
   if (classOf(node) !== "TroupeQuickSubjects") return [];
-  const numbers = Array.from({ length: SUBJECTS }, (_, i) => i + 1).filter((n) => isWired(node, `image_${n}`));
-  const names = numbers.map((n) => literal(node, `name_${n}`, [], root));
+  const [numbers, names] = [quickNames(node, root).map(({ n }) => n), quickNames(node, root).map(({ name }) => name)];
   if (!numbers.length) return [missing("Connect a photo to 'image_1', and type its word from your prompt in 'name_1'")];
   const empty = Array.from({ length: SUBJECTS }, (_, i) => i + 1).filter((n) => !numbers.includes(n) && /\S/.test(widgetOf(node, `name_${n}`)?.value ?? ""));
   return [
@@ -39,17 +64,17 @@ function inCast(node, root) {
 function inChain(node, root) {
   const name = literal(node, "name", [], root);
   const after = chainAfter(node, root);
-  if (!isWired(node, "image")) return after.length ? [missing("Connect this subject's photo to 'image'")] : [];
+  if (!isWired(node, "image")) {
+    const more = after.length ? "" : ", and 'cast' to the next Add Subject or to Encode Subject References";
+    return [missing(`Connect this subject's photo to 'image'${more}`)];
+  }
   const lines = [];
   const kind = otherPhoto(node, name, root);
   if (kind) lines.push(missing(`The photo shows a ${kind}, the name is '${name.trim()}': connect the right photo, or change the name`));
   if (after.length === 0) lines.push(missing("This subject is not in the picture: connect 'cast' to the next Add Subject or to Encode Subject References"));
   if (isEmpty(name) && after.some(({ node: next }) => isWired(next, "clip"))) lines.push(nameless(""));
   const isPlaced = isWired(node, "region") || after.some(({ node: next }) => classOf(next) === "TroupePlaceSubjects");
-  const before = (castOf(node, root) ?? []).map((one) => one.name);
-  const behind = after.filter((next) => next.node !== node && classOf(next.node) === "TroupeAddSubject");
-  const others = [...before, ...behind.map((next) => literal(next.node, "name", next.path, root))];
-  if (!isPlaced && others.some((other) => isSame(other, name))) lines.push(alike(name));
+  if (!isPlaced && othersOf(node, root).some((other) => isSame(other, name))) lines.push(alike(name));
   return lines;
 }
 

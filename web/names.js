@@ -26,22 +26,24 @@ const kind = (letter) => (/\p{Nd}/u.test(letter) ? "\\p{Nd}" : "[\\p{L}\\p{Nl}\\
 const bounded = (letter) => /[\p{L}\p{N}_]/u.test(letter) && !SPACELESS.test(letter);
 
 /** Whether the prompt has the name as whole words, as `stands_in`. */
-export function isIn(name, prompt) {
+export const isIn = (name, prompt) => timesIn(name, prompt) > 0;
+
+function timesIn(name, prompt) {
   const words = plainWords(name);
-  if (!words) return false;
+  if (!words) return 0;
   const letters = [...words];
   const [first, last] = [letters[0], letters.at(-1)];
   const before = bounded(first) ? `(?<!${kind(first)})` : "";
   const after = bounded(last) ? `(?:e?s)?(?!${kind(last)})` : "";
-  return new RegExp(before + words.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&") + after, "u").test(plainWords(prompt));
+  return plainWords(prompt).match(new RegExp(before + words.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&") + after, "gu"))?.length ?? 0;
 }
 
-/** The names of a node and whether each is in its prompt: [{name, found}]; [] where there is no name, or no prompt can be known. */
+/** The names of a node and how often each is in its prompt: [{name, count}]; [] where there is no name, or no prompt can be known. */
 export function namesOf(node, root) {
   const names = namedBy(node, root).filter((name) => typeof name === "string" && name.trim());
   if (!names.length) return [];
   const texts = promptsOf(node, root).filter((text) => text.trim());
-  return texts.length ? names.map((name) => ({ name, found: texts.some((text) => isIn(name, text)) })) : [];
+  return texts.length ? names.map((name) => ({ name, count: Math.max(...texts.map((text) => timesIn(name, text))) })) : [];
 }
 
 function namedBy(node, root) {

@@ -70,6 +70,54 @@ def test_a_subject_without_a_photo_or_with_another_ones(page):
     assert said(2) == ["Connect this subject's photo to 'image'"]
 
 
+def test_a_bypassed_encode_says_what_follows(page):
+    small_graph(page)
+    page.evaluate("() => { window.graphNode(3).mode = 4; }")
+    assert lines(page, 3) == [
+        ["earlier", "Bypassed: the subjects are not encoded, so the Apply node after it has no 'references'"]
+    ]
+
+
+def test_a_fresh_subject_says_how_to_begin(page):
+    page.build([(1, "TroupeAddSubject", {}, (0, 0))])
+    begin = (
+        "Connect this subject's photo to 'image', and 'cast' to the next Add Subject or to Encode Subject References"
+    )
+    assert texts(page, 1, "missing") == [begin]
+
+
+def test_one_word_for_two_subjects_is_not_enough(page):
+    """Also where both have boxes, and in Quick Subjects."""
+    small_graph(page)
+    page.build(
+        [
+            (5, "TroupeAddSubject", {"name": "robot"}, (-200, 300)),
+            (6, "TroupePlaceSubjects", {}, (0, 600)),
+            (7, "PrimitiveStringMultiline", {"value": "two robots on grass"}, (-900, 500)),
+            (8, "TroupeQuickSubjects", {"name_1": "robot", "name_2": "Robot"}, (0, 1400)),
+            (9, "CLIPTextEncode", {}, (-400, 1400)),
+        ],
+        [
+            (2, 0, 5, "cast"),
+            (1, 6, 5, "image"),
+            (5, 0, 6, "cast"),
+            (6, 0, 3, "cast"),
+            (7, 0, 3, "prompt"),
+            (7, 0, 9, "text"),
+            (1, 6, 8, "image_1"),
+            (1, 6, 8, "image_2"),
+            (9, 0, 8, "positive"),
+        ],
+    )
+    put(page, 2, "name", "robot")
+    told = "Two subjects are called 'robot', but it is only once in your prompt: write 'a robot and another robot'"
+    said = lambda id_: [text for text in texts(page, id_, "missing") if "subjects are called" in text]  # noqa: E731
+    assert said(2) == said(5) == [told] and said(8) == [told, told.replace("robot", "Robot")]
+    put(page, 7, "value", "a robot and another robot on grass")
+    assert said(2) == said(5) == said(8) == []
+    assert "'robot' is in your prompt" in texts(page, 2, "tick")
+
+
 def test_a_fresh_quick_subjects_says_how_to_begin(page):
     page.build([(1, "TroupeQuickSubjects", {}, (0, 0))])
     assert texts(page, 1, "missing") == ["Connect a photo to 'image_1', and type its word from your prompt in 'name_1'"]
