@@ -68,14 +68,13 @@ def tasks(seeds: int, curve_seeds: int) -> Iterator[Task]:
     """All of the table at weight 1, small shares of every cell first, so that a stopped run has something of each; then
     the curve.
     """
-    from troupe.rehearsal.engine.trials import CASTS, METHODS, PROMPT_METHODS, WITHOUT
+    from troupe.rehearsal.engine.trials import CASTS, METHODS_OF, OWN_BASE, WITHOUT
 
-    ways = {"mip": METHODS, "ip": METHODS, "umm": PROMPT_METHODS, "fastcomposer": PROMPT_METHODS}
     for first in range(0, seeds, PER_TASK):
-        for adapter, methods in ways.items():
+        for adapter, methods in METHODS_OF.items():
             for cast in CASTS:
                 for method in methods:
-                    if method != WITHOUT or adapter in ("mip", "fastcomposer"):  # who have a UNet of their own
+                    if method != WITHOUT or adapter in OWN_BASE:
                         yield adapter, method, cast, 1.0, first
     for first in range(0, curve_seeds, PER_TASK):
         for weight in WEIGHTS:
@@ -150,15 +149,15 @@ def work(task: Task) -> tuple[Task, dict[str, list[str]]]:
     """Verdicts of a task's pictures by seed, a letter a subject: by the recogniser, by colours, and x where both
     colours are exact.
     """
-    from troupe.rehearsal.engine.trials import METHODS, PROMPT_METHODS, judge, paint_trial, trial
+    from troupe.rehearsal.engine.trials import METHODS_OF, judge, paint_trial, places_drawn, trial
     from troupe.rehearsal.engine.verdict import LETTERS
 
     adapter, method, cast, weight, first = task
     found = {}
     for seed in range(first, first + PER_TASK):
         one = trial(cast, seed)
-        way = METHODS.get(method) or PROMPT_METHODS[method]
-        places = places_of(cast, seed) if way.boxes else None
+        way = METHODS_OF[adapter][method]
+        places = None if not way.boxes else places_drawn(one) if way.drawn else places_of(cast, seed)
         judgement = judge(RECOGNISER, one, paint_trial(MODELS, adapter, way, one, weight, places=places))
         reads = (
             "".join(LETTERS[verdict] for verdict in read) for read in (judgement.by_recogniser, judgement.by_colours)

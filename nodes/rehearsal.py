@@ -13,6 +13,7 @@ ADAPTERS = {  # values of the combo -> keys of rehearsal.files.EVERY_ADAPTER
     "ip_adapter": "ip",
     "fastcomposer": "fastcomposer",
     "umm_diffusion": "umm",
+    "subject_diffusion": "subject",
 }
 SHOWN = ("cat", "robot", "bird")
 
@@ -41,8 +42,9 @@ class LoadRehearsalModels(io.ComfyNode):
                     tooltip=(
                         "Which adapter to load. mip_adapter: trained on pictures of several subjects, with "
                         "relevance (MIP-Adapter). ip_adapter: trained on one "
-                        "reference at a time, like most published IP-Adapters. fastcomposer and umm_diffusion put "
-                        "the subjects into the prompt: see the template research_fastcomposer_rehearsal."
+                        "reference at a time, like most published IP-Adapters. fastcomposer, umm_diffusion and "
+                        "subject_diffusion put the subjects into the prompt: see the templates "
+                        "research_fastcomposer_rehearsal and research_subject_diffusion_rehearsal."
                     ),
                 ),
                 *(

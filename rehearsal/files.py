@@ -16,6 +16,7 @@ ADAPTERS = {"ip": "rehearsal_ip_adapter.safetensors", "mip": "rehearsal_mip_adap
 PROMPT_ADAPTERS = {
     "umm": "rehearsal_umm_diffusion.safetensors",
     "fastcomposer": "rehearsal_fastcomposer.safetensors",
+    "subject": "rehearsal_subject_diffusion.safetensors",
 }
 EVERY_ADAPTER = ADAPTERS | PROMPT_ADAPTERS
 VOCABULARY = 49408

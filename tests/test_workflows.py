@@ -45,8 +45,8 @@ from troupe_tools.workflow.workflow_files import find_workflow
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 NAMES = [path.stem for path in FILES]
 MAPPED = ["1_start_here_rehearsal", "2_rehearsal_compare"]  # with relevance maps
-IN_PROMPT = "research_fastcomposer_rehearsal"
-REHEARSALS = [*MAPPED, "9_rehearsal_keep_best", IN_PROMPT]  # their models come with the pack
+IN_PROMPT = ["research_fastcomposer_rehearsal", "research_subject_diffusion_rehearsal"]
+REHEARSALS = [*MAPPED, "9_rehearsal_keep_best", *IN_PROMPT]  # their models come with the pack
 DOWNLOADED = [name for name in NAMES if name not in REHEARSALS]
 CHECKPOINTS = {
     "sd_xl_base_1.0.safetensors": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
@@ -214,8 +214,7 @@ def test_the_folder_holds_templates_and_thumbnails_and_nothing_else():
         "7_place_subjects",
         "8_portrait_mm_diff",
         "9_rehearsal_keep_best",
-        IN_PROMPT,
-        *RESEARCH,
+        *sorted((*IN_PROMPT, *RESEARCH)),
     ] == NAMES
     assert sorted(p.name for p in (ROOT / "workflows").iterdir()) == sorted(
         f"{name}.{kind}" for name in NAMES for kind in ("json", "jpg")
@@ -697,14 +696,22 @@ def test_the_comparison_has_every_way_on_one_seed():
     ][:2] == [128, 128]
 
 
-def test_subjects_in_the_prompt_are_the_only_difference():
-    graph = Graph(template(IN_PROMPT))
-    [apply], [prompt] = (graph.of_type(kind) for kind in ("TroupeApplyWeights", "TroupeEncodePrompt"))
-    samplers = graph.of_type("KSampler")
-    assert [graph.source(node, "positive") for node in samplers] == [(prompt, 0), (prompt, 1)]
+@pytest.mark.parametrize("name", IN_PROMPT)
+def test_subjects_are_the_only_difference(name):
+    """In the prompt, and in gated layers where there are some."""
+    graph = Graph(template(name))
+    [weights], [prompt] = (graph.of_type(kind) for kind in ("TroupeApplyWeights", "TroupeEncodePrompt"))
+    samplers, gated = graph.of_type("KSampler"), graph.of_type("TroupeApplyGated")
+
+    def behind(node, name):
+        before, output = graph.source(node, name)
+        return graph.source(before, name) if before in gated else (before, output)
+
+    assert [behind(node, "positive") for node in samplers] == [(prompt, 0), (prompt, 1)]
     for name in ("model", "negative", "latent_image", "seed"):
-        assert len({(graph.source(node, name)[0].id, graph.source(node, name)[1]) for node in samplers}) == 1
-    assert graph.source(samplers[0], "model") == (apply, 0) and graph.source(prompt, "clip") == (apply, 1)
+        assert len({(behind(node, name)[0].id, behind(node, name)[1]) for node in samplers}) == 1
+    assert behind(samplers[0], "model") == (weights, 0) and graph.source(prompt, "clip") == (weights, 1)
+    assert [graph.source(node, "model")[0] in gated for node in samplers] == [bool(gated), False]
 
 
 def test_the_best_of_a_batch_is_chosen_by_the_scores_of_what_is_saved():

@@ -51,10 +51,10 @@ def check_names(references: References, settings: ImageAttentionSettings) -> Non
     """Raise MismatchError if the merge needs the subjects' names and they were not encoded."""
     if needs_names(references, settings) and not references.named:
         nameless = f"{', '.join(NAMELESS[:-1])} or {NAMELESS[-1]}"
-        wanted = f"the subjects' names for merge '{settings.mixing.merge}'"
+        wanted = f"the subjects' names read by a text encoder, for merge '{settings.mixing.merge}'"
         raise MismatchError(
             wanted,
-            "references without names",
+            "references that were encoded without 'clip'",
             f"Wire 'clip' into Encode Subject References, or set 'merge' to {nameless}.",
         )
 

@@ -77,7 +77,7 @@ def _of_batch(scores: Scores) -> list[Line]:
             if verdict.word != RIGHT:
                 others = [_name_of(scores, owner) for owner in verdict.owners]
                 wrong.append(_in_short(_name_of(scores, i), verdict.word, others))
-                remedies.setdefault(verdict.word, _remedy(picture, i))
+                remedies.setdefault(verdict.word, _what_to_do(picture, i))
         told = f"Picture {number}: {picture.right} of {count} subjects right, score {picture.score:.2f}"
         text = "" if picture.clip_t is None else f", CLIP-T {picture.clip_t:.3f}"
         listed = f": {'; '.join(wrong)}" if wrong else ""
@@ -91,7 +91,7 @@ def _in_short(name: str, verdict: str, looks_of: list[str]) -> str:
     return f"{name} {verdict}{looks}"
 
 
-def _remedy(picture: PictureScore, i: int) -> str:
+def _what_to_do(picture: PictureScore, i: int) -> str:
     place = picture.places[i]
     own = place is not None and place.source in ("box", "region")
     return (DO_WITH_PLACES if own else DO).get(picture.verdicts[i].word, "")
@@ -99,7 +99,7 @@ def _remedy(picture: PictureScore, i: int) -> str:
 
 def _subject_line(scores: Scores, picture: PictureScore, i: int) -> Line:
     verdict, row, place = picture.verdicts[i], picture.likeness[i].tolist(), picture.places[i]
-    name, do = _name_of(scores, i), _remedy(picture, i)
+    name, do = _name_of(scores, i), _what_to_do(picture, i)
     if verdict.word == MISSING:
         why = (
             "nothing found in the picture"

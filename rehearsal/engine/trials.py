@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from ...model_patches.attention.merges import Mixing
-from ...model_patches.binding.settings import ImageAttentionSettings
+from ...model_patches.binding.settings import GatedSettings, ImageAttentionSettings
 from ...model_patches.hosts.diffusers.encoders import encode_references
 from ...model_patches.hosts.diffusers.prompt import encode_prompt
 from ...model_patches.hosts.diffusers.sampling import SamplingSettings, sample
+from ...model_patches.hosts.diffusers.weights import text_encoder_weights
 from ...model_patches.placement.placing import place_subjects
-from ...model_patches.subjects import Cast, make_subject
+from ...model_patches.subjects import Cast, References, make_subject
 from .. import codec
 from ..world import PIXELS, TEST_LOOKS, Figure, Scene, boxes, place_figures, random_figures, reference
 from .one_map import OneMap
@@ -37,7 +38,8 @@ Box = tuple[float, float, float, float]  # x, y, w, h in 0..1
 @dataclass(frozen=True)
 class Method:
     """How references are used. merge: in image attention, None for none; one_map: positions of every layer come from
-    one layer's map (Conceptrol, arXiv 2503.06568); in_prompt: they are put into the prompt.
+    one layer's map (Conceptrol, arXiv 2503.06568); in_prompt: they are put into the prompt; gated: into gated layers;
+    drawn: boxes are those of the drawing, since the method puts the subjects there, and not where the seed paints them.
     """
 
     merge: str | None
@@ -45,6 +47,8 @@ class Method:
     boxes: bool = False
     one_map: bool = False
     in_prompt: bool = False
+    gated: bool = False
+    drawn: bool = False
 
 
 METHODS: Mapping[str, Method] = {
@@ -61,6 +65,23 @@ METHODS: Mapping[str, Method] = {
 }
 IN_PROMPT = "in the prompt"
 PROMPT_METHODS: Mapping[str, Method] = {WITHOUT: METHODS[WITHOUT], IN_PROMPT: Method(None, in_prompt=True)}
+GATED = "in the prompt and gated layers, with boxes"
+GATED_METHODS: Mapping[str, Method] = {
+    WITHOUT: METHODS[WITHOUT],
+    GATED: Method(None, boxes=True, in_prompt=True, gated=True, drawn=True),
+}
+METHODS_OF: Mapping[str, Mapping[str, Method]] = {
+    "mip": METHODS,
+    "ip": METHODS,
+    "umm": PROMPT_METHODS,
+    "fastcomposer": PROMPT_METHODS,
+    "subject": GATED_METHODS,
+}
+OWN_BASE = (
+    "mip",
+    "fastcomposer",
+    "subject",
+)  # whose pictures without references are counted: the first's are the base's
 
 
 @dataclass(frozen=True)
@@ -99,6 +120,12 @@ def cast_of(figures: tuple[Figure, ...], places: Sequence[Box] | None = None) ->
     return place_subjects(cast, PIXELS, PIXELS, json.dumps(entries), "none")[0]
 
 
+def places_drawn(one: Trial) -> list[Box]:
+    """Each figure's box in the drawing."""
+    drawn = boxes(one.scene)
+    return [drawn[i] for i in one.scene.mentioned]
+
+
 def places_painted(models: Rehearsal, recogniser: Recogniser, one: Trial) -> list[Box]:
     """A box around each figure as this seed paints it without references, a latent cell wider on every side; the
     drawing's where it is not found.
@@ -132,18 +159,22 @@ def paint_trial(
     steps: int = STEPS,
     places: Sequence[Box] | None = None,
 ) -> torch.Tensor:
-    """[3, 128, 128] in 0..1. adapter: of `Rehearsal.adapters`, its own weights for the UNet included; weight: of the
-    image attention; places: a box for each figure, where the method works with boxes.
+    """[3, 128, 128] in 0..1. adapter: of `Rehearsal.adapters`, its own weights for UNet and text encoder included;
+    weight: of image attention and gated layers; places: a box for each figure, where the method works with boxes.
     """
-    applied, acting = [], models.adapters[adapter]
-    positive, negative = models.texts.encode_prompt(one.scene.caption), models.texts.encode_prompt("")
-    if method.merge is not None or method.in_prompt:
-        cast = cast_of(one.figures, places if method.boxes else None)
-        references = encode_references(acting, cast, models.images, models.texts)
-        if method.in_prompt:
-            positive, _ = encode_prompt(models.texts, references, one.scene.caption)
-        if method.merge is not None:
-            applied = [(references, ImageAttentionSettings(weight, Mixing(method.merge, method.sharpness)))]
+    applied: list[tuple[References, Any]] = []
+    acting = models.adapters[adapter]
+    with text_encoder_weights(models.texts, acting.weights):
+        positive, negative = models.texts.encode_prompt(one.scene.caption), models.texts.encode_prompt("")
+        if method.merge is not None or method.in_prompt:
+            cast = cast_of(one.figures, places if method.boxes else None)
+            references = encode_references(acting, cast, models.images, models.texts)
+            if method.in_prompt:
+                positive, _ = encode_prompt(models.texts, references, one.scene.caption)
+            if method.merge is not None:
+                applied = [(references, ImageAttentionSettings(weight, Mixing(method.merge, method.sharpness)))]
+            if method.gated:
+                applied = [(references, GatedSettings(weight, use_bbox="on"))]
     settings = SamplingSettings(PIXELS, PIXELS, steps, CFG, one.seed)
     more: dict[str, Any] = {"attention": OneMap} if method.one_map else {}
     if acting.weights.unet:

@@ -35,6 +35,11 @@ ABOUT = {  # recipe -> key of `files.EVERY_ADAPTER`, what it is, what it was tra
         "FastComposer, with a UNet of its own",
         "from the base: the references of all subjects in each picture and their masks, training looks",
     ),
+    "subject_diffusion": (
+        "subject",
+        "Subject-Diffusion, with a text encoder and text keys and values of its own",
+        "from the base: the references of all subjects in each picture, their boxes and masks, training looks",
+    ),
 }
 IN_INT8 = ("fastcomposer",)  # whose UNet is a whole one, twice as large as all other adapters together
 

@@ -70,7 +70,9 @@ def test_the_comparison_runs(page, server):
     assert all((a != b).any() for i, a in enumerate(pictures) for b in pictures[:i]), "two ways gave the same picture"
 
 
-@pytest.mark.parametrize("name", [START, COMPARE, BEST, "research_fastcomposer_rehearsal"])
+@pytest.mark.parametrize(
+    "name", [START, COMPARE, BEST, "research_fastcomposer_rehearsal", "research_subject_diffusion_rehearsal"]
+)
 def test_no_node_outgrows_its_place(name, page, server):
     """Sizes in the file are what the front end needs, so that nothing overlaps after a run."""
     with urllib.request.urlopen(

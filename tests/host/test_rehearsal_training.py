@@ -105,10 +105,9 @@ def host_picture(models, path, names):
     return nodes.VAEDecode().decode(vae, latent)[0][0]
 
 
-def test_the_shipped_template_paints_in_the_host_what_the_embedded_engine_paints(base_folder, monkeypatch):
-    """research_fastcomposer_rehearsal as it is saved, in the host's executor: both of its pictures, by the trained file
-    that comes with the pack.
-    """
+@pytest.mark.parametrize("name", ["research_fastcomposer_rehearsal", "research_subject_diffusion_rehearsal"])
+def test_the_shipped_template_paints_in_the_host_what_the_embedded_engine_paints(name, base_folder, monkeypatch):
+    """As it is saved, in the host's executor: both of its pictures, by the trained file that comes with the pack."""
     import folder_paths
     from support.host.host_executor import studio_with_our_nodes
     from troupe.rehearsal import files
@@ -116,7 +115,7 @@ def test_the_shipped_template_paints_in_the_host_what_the_embedded_engine_paints
     from troupe_tools.workflow.any_workflow import as_prompt, flatten, for_the_host
 
     monkeypatch.setattr(files, "FOLDER", ROOT / "rehearsal" / "files")
-    workflow = json.loads((ROOT / "workflows" / "research_fastcomposer_rehearsal.json").read_text(encoding="utf-8"))
+    workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     _, expected = paint_with_and_without(copy.deepcopy(workflow))
     studio = studio_with_our_nodes(base_folder, monkeypatch)
     assert studio.run(as_prompt(for_the_host(flatten(copy.deepcopy(workflow))))) is None
@@ -131,7 +130,10 @@ def test_the_shipped_template_paints_in_the_host_what_the_embedded_engine_paints
     assert (found[True] - found[False]).abs().max() > 0.3, "the references have no effect, so nothing is tested"
 
 
-@pytest.mark.parametrize(("kind", "family"), [("fastcomposer", "fastcomposer"), ("umm_diffusion", "umm")])
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [("fastcomposer", "fastcomposer"), ("umm_diffusion", "umm"), ("subject_diffusion", "subject_diffusion")],
+)
 def test_load_rehearsal_models_offers_the_adapters_of_the_prompt(kind, family, monkeypatch):
     from support.host.node_chains import run
     from troupe.nodes.rehearsal import LoadRehearsalModels

@@ -131,5 +131,8 @@ def _check_kind(references: References, wrong: bool, node: str) -> None:
     """Raise MismatchError if the node is not for this kind of adapter, naming the one that is."""
     spec = references.adapter.spec
     if wrong:
-        found, remedy = f"{spec.file}, {spec.describe()}", f"Wire these references into {spec.node}."
+        found, remedy = (
+            f"{spec.file}, {spec.describe()}",
+            f"Wire these references into {spec.node}, or choose an adapter for {node}.",
+        )
         raise MismatchError(f"references of another kind of adapter in {node}", found, remedy)

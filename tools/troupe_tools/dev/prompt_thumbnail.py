@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from ..pack import hide_broken_torchaudio, load_pack
-from ..workflow.graph import Graph
+from ..workflow.graph import Graph, Node
 from ..workflow.sampling_nodes import source
 from .rehearsal_thumbnails import KEYS, cast_behind, encoded, image_of, show
 from .thumbnail_style import DIM, INK, MARGIN, OURS, PAPER, SCALE, SIZE, font
@@ -20,8 +20,10 @@ def paint_with_and_without(workflow: dict[str, Any]) -> tuple[Any, dict[bool, to
     """Paint on the embedded engine with the shipped files: (the cast, {with references: [1, 128, 128, 3] in 0..1})."""
     hide_broken_torchaudio()
     load_pack()
+    from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
     from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample
+    from troupe.model_patches.hosts.diffusers.weights import text_encoder_weights
     from troupe.rehearsal import codec
     from troupe.rehearsal.engine.paint import load_rehearsal, scheduler
 
@@ -31,10 +33,20 @@ def paint_with_and_without(workflow: dict[str, Any]) -> tuple[Any, dict[bool, to
     key = KEYS[graph.value(load, "adapter")]
     cast = cast_behind(graph, source(graph, node, "references")[0])[1]
     text, start = graph.value(node, "text"), graph.value(node, "fuse_start_percent")
-    fused, plain = encode_prompt(models.texts, encoded(models, key, cast), text, start)
-    weights = [(models.adapters[key], graph.value(graph.of_type("TroupeApplyWeights")[0], "strength_model"))]
+    samplers, [own] = graph.of_type("KSampler"), graph.of_type("TroupeApplyWeights")
+    adapter = models.adapters[key]
+    with text_encoder_weights(models.texts, adapter.weights, graph.value(own, "strength_clip")):
+        references = encoded(models, key, cast)
+        fused, plain = encode_prompt(models.texts, references, text, start)
+        negatives = [models.texts.encode_prompt(graph.value(_text_of(graph, sampler), "text")) for sampler in samplers]
+    weights = [(adapter, graph.value(own, "strength_model"))]
+    widgets = ("strength", "end_percent", "decay_percent", "use_bbox", "in_crops")
+    gated = [
+        (references, GatedSettings(*(graph.value(apply, name) for name in widgets)))
+        for apply in graph.of_type("TroupeApplyGated")
+    ]
     found = {}
-    for sampler in graph.of_type("KSampler"):
+    for sampler, negative in zip(samplers, negatives, strict=True):
         size = source(graph, sampler, "latent_image")[0]
         settings = SamplingSettings(
             *(graph.value(size, name) for name in ("width", "height")),
@@ -42,12 +54,21 @@ def paint_with_and_without(workflow: dict[str, Any]) -> tuple[Any, dict[bool, to
             float(graph.value(sampler, "cfg")),
             graph.value(sampler, "seed"),
         )
-        with_them = source(graph, sampler, "positive")[1] == FUSED
-        negative = models.texts.encode_prompt(graph.value(source(graph, sampler, "negative")[0], "text"))
-        positive = fused if with_them else plain
-        latent = sample(models.unet, scheduler(), positive, negative, settings, weights=weights)
+        with_them = _behind_gated(graph, sampler, "positive")[1] == FUSED
+        positive, applied = (fused, gated) if with_them else (plain, [])
+        latent = sample(models.unet, scheduler(), positive, negative, settings, applied, weights=weights)
         found[with_them] = (codec.decode(latent) / 2 + 0.5).clamp(0, 1).movedim(1, -1)
     return cast, found
+
+
+def _behind_gated(graph: Graph, node: Node, name: str) -> tuple[Node, int]:
+    """The node and output that an input comes from, through Apply Gated Adapter."""
+    before, output = source(graph, node, name)
+    return source(graph, before, name) if before.type == "TroupeApplyGated" else (before, output)
+
+
+def _text_of(graph: Graph, sampler: Node) -> Node:
+    return _behind_gated(graph, sampler, "negative")[0]
 
 
 def prompt_thumbnail(workflow: dict[str, Any], title: str) -> Image.Image:
@@ -61,6 +82,7 @@ def prompt_thumbnail(workflow: dict[str, Any], title: str) -> Image.Image:
         show(canvas, draw, picture, (MARGIN, 86 + 190 * i, 146), f"reference: {subject.name}")
     show(canvas, draw, image_of(painted[True]), (MARGIN + 162, 86, 280), "with the references", OURS)
     show(canvas, draw, image_of(painted[False]), (MARGIN + 460, 86, 280), "without, same seed")
-    foot = "photos as words of the prompt; nothing to download, seconds on a CPU"
+    boxed = any(subject.box for subject in cast.subjects)
+    foot = f"photos as words of the prompt{' and in boxes' if boxed else ''}; nothing to download, seconds on a CPU"
     draw.text((MARGIN * SCALE, (SIZE[1] - 34) * SCALE), foot, DIM, font(16))
     return canvas.resize(SIZE, Image.Resampling.LANCZOS)

@@ -14,7 +14,7 @@ from ..workflow.graph import Graph, Node
 from ..workflow.sampling_nodes import source
 from .thumbnail_style import DIM, INK, MARGIN, OURS, PAPER, SCALE, SIZE, font
 
-KEYS = {"mip_adapter": "mip", "ip_adapter": "ip", "fastcomposer": "fastcomposer"}
+KEYS = {"mip_adapter": "mip", "ip_adapter": "ip", "fastcomposer": "fastcomposer", "subject_diffusion": "subject"}
 GAP = 12
 
 

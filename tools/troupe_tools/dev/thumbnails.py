@@ -27,6 +27,7 @@ QUALITY = 88  # of the JPEG
 TITLES = {  # part of a file's name -> what a title says instead
     "mm diff": "with MM-Diff",
     "Research fastcomposer rehearsal": "Research: FastComposer, a rehearsal",
+    "Research subject diffusion rehearsal": "Research: Subject-Diffusion, a rehearsal",
     "Research umm": "Research: UMM",
     "Research subject diffusion": "Research: Subject-Diffusion",
     "Start here rehearsal": "Start here: a rehearsal",

@@ -30,7 +30,7 @@ from .random_models import BASES, base_of, vision_of, write_adapter, write_glige
 from .result import Progress, Result, Say
 
 REFERENCES = {ENCODE: 0, QUICK: 3}  # class -> the output slot with the references
-FAR_FROM_NATIVE = "generate near "  # how the pack's warning about the size begins; random models are small on purpose
+FAR_FROM_NATIVE = "Generate near "  # how the pack's warning about the size begins; random models are small on purpose
 LAYERS = re.compile(r"(\d+) (?:gated )?layers of ")
 CLIP_OUTPUT = 1  # of CheckpointLoaderSimple
 

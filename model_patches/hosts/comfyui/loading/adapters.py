@@ -184,7 +184,8 @@ def adapter_path(name: str) -> str:
             "an adapter file",
             "none in models/ipadapter, models/gligen or models/subject_adapters",
             f"{where_to_get(DEFAULT_ADAPTER)}, then press R to refresh the list, and choose it. Without a "
-            "download: open template 1 (Start here).",
+            f"download: open template 1 (Start here), or choose '{REHEARSAL}/{shipped.ADAPTERS['mip']}' for the models "
+            "of Load Rehearsal Models.",
         )
     folder, _, rest = name.partition("/")
     if folder == REHEARSAL and rest in shipped.EVERY_ADAPTER.values():

@@ -133,7 +133,8 @@ def clip_vision() -> Any:
 
 def is_read_by(spec: AdapterSpec) -> bool:
     """Return whether an adapter was made for the rehearsal models, their image encoder included."""
-    return spec.context_dim == CONTEXT and spec.encoder == EncoderNeed("pooled", VISION["projection_dim"])
+    own = (EncoderNeed("pooled", VISION["projection_dim"]), EncoderNeed("last", VISION["hidden_size"]))
+    return spec.context_dim == CONTEXT and spec.encoder in own
 
 
 def unknown_subjects(spec: AdapterSpec, subjects: Sequence[Subject]) -> list[str]:
@@ -144,7 +145,7 @@ def unknown_subjects(spec: AdapterSpec, subjects: Sequence[Subject]) -> list[str
         return []
     own = "For your own photos, load a real checkpoint and adapter."
     known = f"The rehearsal models only know drawings of {', '.join(CLASSES)}"
-    drawn = f"none of the rehearsal world's drawings ({PIXELS}x{PIXELS} pixels), so its look comes out at random"
+    drawn = f"not one of the rehearsal world's drawings ({PIXELS}x{PIXELS} pixels), so its look comes out at random"
     return [
         f"{known}, not '{subject.name}'. {own}"
         if subject.name and not is_known(subject.name)

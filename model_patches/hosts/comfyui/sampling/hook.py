@@ -298,7 +298,7 @@ class Hook(ABC):
         spec = self.references.adapter.spec
         native, h, w = NATIVE.get(spec.context_dim), noise.shape[-2] * 8, noise.shape[-1] * 8
         if native and not 0.5 <= (w * h) / native**2 <= 3.0:
-            sentence = f"generate near {native}x{native}, which {spec.base} was made for, and upscale afterwards"
+            sentence = f"Generate near {native}x{native}, which {spec.base} was made for, and upscale afterwards"
             run.say(f"{sentence}: at {w}x{h} subjects are often missing or doubled.", logging.WARNING)
 
 
