@@ -349,7 +349,7 @@ def test_refusals_name_what_is_wrong():
     with pytest.raises(MismatchError, match="11 cross-attention layers"):
         apply_image_attention(tiny.unet("sdxl"), tiny.references(unet, 1), PLAIN)
     nameless = tiny.references(unet, 2, name_tokens=[None, None])
-    with pytest.raises(MismatchError, match="names for merge 'relevance'"):
+    with pytest.raises(MismatchError, match="for merge 'relevance', found references that were encoded without 'clip'"):
         apply_image_attention(unet, nameless, PLAIN)
     apply_image_attention(unet, nameless, ImageAttentionSettings(mixing=Mixing("uniform")))
 

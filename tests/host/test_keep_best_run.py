@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import pytest
 from support.host.host_executor import studio_with_our_nodes
@@ -86,7 +87,7 @@ def test_the_best_of_what_was_sampled(studio, batch, slot):
     assert len(studio.server.executed["14"]["images"]) == 1
     [done] = studio.messages("13")["done"]
     assert done.startswith("Kept picture ")
-    best = max(float(line.split("score ")[1].rstrip(".")) for line in text.splitlines() if "subjects right" in line)
+    best = max(float(re.search(r"score (\d\.\d+)", line)[1]) for line in text.splitlines() if "subjects right" in line)
     assert done.endswith(f"({best:.2f}).")
     json.dumps(studio.server.executed)
 
