@@ -13,6 +13,16 @@ LIST = """(id) => {
 SAY = "([id, output]) => window.graphNode(id).onExecuted(output)"
 
 
+def shown_list(page, id_):
+    """LIST, once the front end has drawn the node's messages."""
+    for _ in range(20):
+        found = page.evaluate(LIST, id_)
+        if found[0]:
+            return found
+        page.settle(300)
+    raise AssertionError("the messages are not shown")
+
+
 def unplug(page, id_, name):
     page.evaluate(
         "([id, name]) => { const n = window.graphNode(id); "
@@ -149,11 +159,11 @@ def test_messages_never_cover_the_node_below(page):
     page.evaluate(SAY, 1, {"troupe_messages": [_json({"done": many})]})
     page.settle(1500)
     assert overlaps(page.page.evaluate(RECTANGLES)) == []
-    visible, whole, reachable = page.evaluate(LIST, 1)
+    visible, whole, reachable = shown_list(page, 1)
     assert 60 < visible < whole and reachable == 0, "the rest is reached by scrolling"
     page.evaluate(SAY, 1, {"troupe_messages": [_json({"done": many[:1]})]})
     page.settle(1500)
-    visible, whole, reachable = page.evaluate(LIST, 1)
+    visible, whole, reachable = shown_list(page, 1)
     assert visible == whole and reachable == -1
 
 
