@@ -152,6 +152,7 @@ def test_a_label_matches_a_name_that_is_escaped_for_the_prompt():
             "found box 3 labelled 'cat' without a subject.",
         ),
         ([FOX], (), "found box 1 without a subject."),
+        ([{"label": "cat", **CAT}, FOX], ("cat",), "found box 2 without a subject."),
     ],
 )
 def test_a_box_for_no_subject(boxes, names, found):

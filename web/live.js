@@ -51,7 +51,8 @@ function othersOf(node, root) {
 function inCast(node, root) {
   if (classOf(node) === "TroupeAddSubject") return inChain(node, root);
   if (classOf(node) !== "TroupeQuickSubjects") return [];
-  const [numbers, names] = [quickNames(node, root).map(({ n }) => n), quickNames(node, root).map(({ name }) => name)];
+  const given = quickNames(node, root);
+  const [numbers, names] = [given.map(({ n }) => n), given.map(({ name }) => name)];
   if (!numbers.length) return [missing("Connect a photo to 'image_1', and type its word from your prompt in 'name_1'")];
   const empty = Array.from({ length: SUBJECTS }, (_, i) => i + 1).filter((n) => !numbers.includes(n) && /\S/.test(widgetOf(node, `name_${n}`)?.value ?? ""));
   return [

@@ -121,13 +121,13 @@ def bind_drawn(
 
 
 def _each_by_its_label(boxes: Sequence[FoundBox], names: Sequence[str]) -> dict[int, FoundBox] | None:
-    """{subject: box} by labels, None unless every subject has a name and a box of its own by it."""
+    """{subject: box} by labels, None unless every box has one and every subject has a box of its own by it."""
     bound = {}
     for box in boxes:
         subject = _only_of_its_label(box, boxes, names)
         if subject is not None:
             bound[subject] = box
-    return bound if len(bound) == len(names) > 0 else None
+    return bound if len(bound) == len(names) > 0 and all(same_word(box.label) for box in boxes) else None
 
 
 def bind_wired(

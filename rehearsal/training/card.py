@@ -86,8 +86,8 @@ def write_card(checkpoints: Path, folder: Path, count: int = 600) -> Path:
         "\n".join(rows),
         f"\nMinutes are of one core ({device}). Made by `python tools/train_rehearsal.py WHAT --threads 1 "
         f"--minutes M` for WHAT = {', '.join(WHAT)},\n"
-        "in several runs, the last of each with a cool-down, then `python tools/train_rehearsal.py export`. Adapters are "
-        "made by\n`python tools/train.py training/recipes/rehearsal_NAME.toml --cpu`, then "
+        "in several runs, the last of each with a cool-down, then `python tools/train_rehearsal.py export`. Adapters "
+        "are made by\n`python tools/train.py training/recipes/rehearsal_NAME.toml --cpu`, then "
         "`python tools/train_rehearsal.py adopt --folder OUTPUT --minutes M`;\nIP-Adapter and MIP-Adapter were made by "
         "an earlier script, with the losses and settings of these recipes.\n",
         *_accuracies(checkpoints, folder, count),
