@@ -193,13 +193,21 @@ def by_own_names(trainee, published):
 # ---- the file --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("identity, kind", [("pooled", "ObjectHead"), ("unprojected", "CLSHead")])
-def test_it_predicts_in_the_sampler_what_it_did_in_training(identity, kind, pictures, tmp_path):
+@pytest.mark.parametrize(
+    "base, identity, kind, streams, pairs",
+    [
+        (small.sdxl_base, "pooled", "ObjectHead", ["l", "g"], 560),
+        (small.sdxl_base, "unprojected", "CLSHead", ["l", "g"], 560),
+        (sd15_base, "pooled", "ObjectHead", ["l"], 128),
+    ],
+)
+def test_it_predicts_in_the_sampler_what_it_did_in_training(base, identity, kind, streams, pairs, pictures, tmp_path):
     """Through the exported file: LoRAs merged into the weights, prompts and tokens encoded as for painting."""
-    trainee = small.changed(small_one(identity=identity))
+    trainee = small.changed(small_one(base(), identity=identity))
     adapter = load_adapter(write_export(trainee.export(), tmp_path / "trained.safetensors", half=False))
     spec, models = adapter.spec, trainee.base
-    assert (spec.family, spec.projection, spec.tokens, len(adapter.weights.unet_lora)) == ("mm_diff", kind, 3, 560)
+    assert (spec.family, spec.projection, spec.tokens, len(adapter.weights.unet_lora)) == ("mm_diff", kind, 3, pairs)
+    assert sorted(spec.in_prompt.streams) == sorted(streams)
     assert set(adapter.weights.text_lora) == {"l"} and len(adapter.weights.text_lora["l"]) == 2 * 4
     draws = small.draws(pictures, 4)
     batch = trainee.prepare(draws)
@@ -218,7 +226,7 @@ def test_it_predicts_in_the_sampler_what_it_did_in_training(identity, kind, pict
                 noisy.latents[b : b + 1],
                 noisy.timesteps[b : b + 1],
                 prompt.embeds,
-                added_cond_kwargs={"text_embeds": prompt.pooled, "time_ids": sizes},
+                added_cond_kwargs=None if prompt.pooled is None else {"text_embeds": prompt.pooled, "time_ids": sizes},
             ).sample[0]
 
         with torch.no_grad(), base_weights(models.unet, adapter.weights):
@@ -280,38 +288,6 @@ def test_a_training_begins_with_a_file(tmp_path):
     path = write_export(made.export(), tmp_path / "start.safetensors", half=False)
     begun, expected = small_one(start=str(path)).state_dict(), made.state_dict()
     assert begun.keys() == expected.keys() and all(torch.equal(begun[name], expected[name]) for name in begun)
-
-
-def test_a_file_for_one_text_encoder_predicts_in_the_sampler_what_it_did_in_training(pictures, tmp_path):
-    """The shipped loader makes of it an adapter for SD1.5's 16 blocks, with LoRAs of all layers of CLIP-L."""
-    trainee = small.changed(small_one(sd15_base()))
-    adapter = load_adapter(write_export(trainee.export(), tmp_path / "trained.safetensors", half=False))
-    spec, models = adapter.spec, trainee.base
-    assert list(spec.in_prompt.streams) == ["l"] and len(spec.widths) == 16 and len(adapter.weights.unet_lora) == 128
-    assert len(adapter.weights.text_lora["l"]) == 2 * 4
-    draws = small.draws(pictures, 2)
-    batch = trainee.prepare(draws)
-    with torch.no_grad():
-        trained = trainee.predict(batch)
-    trainee.finish()
-    for b, draw in enumerate(draws):
-        with torch.no_grad(), text_encoder_weights(models.texts, adapter.weights):
-            references = encode_references(adapter, cast_of(draw.example), models.images, models.texts)
-            prompt, plain = encode_prompt(models.texts, references, draw.example.caption)
-        settings, noisy = ImageAttentionSettings(1.0, Mixing("joint")), batch.noised
-
-        def predicted(prompt, noisy=noisy, b=b):
-            return models.unet(noisy.latents[b : b + 1], noisy.timesteps[b : b + 1], prompt.embeds).sample[0]
-
-        with (
-            torch.no_grad(),
-            base_weights(models.unet, adapter.weights),
-            apply_image_attention(models.unet, references, settings, (COND,), merged=1.0),
-        ):
-            found, unnamed = predicted(prompt), predicted(plain)
-        largest = float(trained[b].abs().max())
-        torch.testing.assert_close(trained[b], found, rtol=0, atol=1e-4 * largest)
-        assert (found - unnamed).abs().max() > 1e-3 * largest
 
 
 def test_a_start_of_another_kind_or_size_is_a_sentence(tmp_path):
