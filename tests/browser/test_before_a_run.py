@@ -13,16 +13,6 @@ LIST = """(id) => {
 SAY = "([id, output]) => window.graphNode(id).onExecuted(output)"
 
 
-def shown_list(page, id_):
-    """LIST, once the front end has drawn the node's messages."""
-    for _ in range(20):
-        found = page.evaluate(LIST, id_)
-        if found[0]:
-            return found
-        page.settle(300)
-    raise AssertionError("the messages are not shown")
-
-
 def unplug(page, id_, name):
     page.evaluate(
         "([id, name]) => { const n = window.graphNode(id); "
@@ -147,6 +137,20 @@ def test_a_refusal_is_marked_once_the_graph_has_changed(page):
     assert [kind for kind, _ in lines(page, 1)] == ["error"]
 
 
+def test_messages_are_drawn_when_nothing_else_changes(page):
+    """The page is still when they come, so nobody else asks the canvas to draw."""
+    page.build([(1, "TroupeRecordRelevance", {}, (0, 0))])
+    page.evaluate(CLOSE, 1)
+    page.settle(2500)
+    said = {"troupe_messages": [_json({"done": ["A sentence."]})]}
+    page.evaluate(f"([id, output]) => {{ ({SAY})([id, output]); window.app.canvas.setDirty = () => {{}}; }}", 1, said)
+    try:
+        page.settle(1500)
+        assert page.evaluate(LIST, 1)[0] > 0
+    finally:
+        page.evaluate("() => { delete window.app.canvas.setDirty; }")
+
+
 def test_messages_never_cover_the_node_below(page):
     page.build(
         [(1, "TroupeRecordRelevance", {}, (0, 0)), (2, "PreviewAny", {}, (0, 900)), (3, "PreviewAny", {}, (900, 0))]
@@ -159,11 +163,11 @@ def test_messages_never_cover_the_node_below(page):
     page.evaluate(SAY, 1, {"troupe_messages": [_json({"done": many})]})
     page.settle(1500)
     assert overlaps(page.page.evaluate(RECTANGLES)) == []
-    visible, whole, reachable = shown_list(page, 1)
+    visible, whole, reachable = page.evaluate(LIST, 1)
     assert 60 < visible < whole and reachable == 0, "the rest is reached by scrolling"
     page.evaluate(SAY, 1, {"troupe_messages": [_json({"done": many[:1]})]})
     page.settle(1500)
-    visible, whole, reachable = shown_list(page, 1)
+    visible, whole, reachable = page.evaluate(LIST, 1)
     assert visible == whole and reachable == -1
 
 
