@@ -1,6 +1,6 @@
-"""The gradients of a training's first step, in this process or in one of several.
+"""The gradients of the first step of each recipe's training, in this process or in one of several.
 
-usage: python step_gradients.py RECIPE PICTURES OUTPUT BATCH ACCUMULATION; OUTPUT gets `gradients.pt`.
+usage: python step_gradients.py PICTURES OUTPUT BATCH ACCUMULATION RECIPE ...; OUTPUT gets `RECIPE.pt`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 
-def main(recipe: str, pictures: str, output: str, batch: str, accumulation: str) -> None:
-    """Train one step without an update, and let the main process write what it would be made with."""
+def main(pictures: str, output: str, batch: str, accumulation: str, *recipes: str) -> None:
+    """Train one step of each recipe without an update, and let the main process write what it would be made with."""
     root = Path(__file__).resolve().parents[2]
     sys.path[:0] = [str(root / "tools"), str(root / "tests")]
     from troupe_tools.pack import hide_broken_torchaudio, load_pack
@@ -30,20 +30,23 @@ def main(recipe: str, pictures: str, output: str, batch: str, accumulation: str)
 
     torch.set_num_threads(1)
     training = TrainingConfig(steps=1, batch=int(batch), accumulation=int(accumulation), lr=1e-3)
-    config = Config(recipe, RECIPES[recipe].Options(), training=training, output=OutputConfig(folder=output))
-    accelerator = make_accelerator(config, cpu=True)
-    total = training.batch * training.accumulation * accelerator.num_processes
-    trainee = small.trainee(recipe, small.base_for(recipe), total=total)
-    loop = Loop(config, trainee, Draws(FolderSet(Path(pictures), small.SIDE, 4), 0), as_tables(config), accelerator)
-    state = {}
+    for recipe in recipes:
+        folder = Path(output) / recipe
+        config = Config(recipe, RECIPES[recipe].Options(), training=training, output=OutputConfig(folder=str(folder)))
+        accelerator = make_accelerator(config, cpu=True)
+        total = training.batch * training.accumulation * accelerator.num_processes
+        trainee = small.trainee(recipe, small.base_for(recipe), total=total)
+        loop = Loop(config, trainee, Draws(FolderSet(Path(pictures), small.SIDE, 4), 0), as_tables(config), accelerator)
+        state = {}
 
-    def keep() -> None:
-        state.update({name: p.grad for name, p in trainee.named_parameters() if p.grad is not None})
+        def keep(state: dict = state, trainee: torch.nn.Module = trainee) -> None:
+            state.update({name: p.grad for name, p in trainee.named_parameters() if p.grad is not None})
 
-    loop.optimizer.step = keep
-    loop.run()
-    if accelerator.is_main_process:
-        torch.save({"gradients": state, "processes": accelerator.num_processes}, Path(output) / "gradients.pt")
+        loop.optimizer.step = keep
+        loop.run()
+        if accelerator.is_main_process:
+            found = {"gradients": state, "processes": accelerator.num_processes}
+            torch.save(found, Path(output) / f"{recipe}.pt")
     accelerator.end_training()
 
 
