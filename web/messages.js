@@ -117,7 +117,7 @@ class Panel {
     this.picture.alt = "Which part of the picture each subject affected";
     this.show(lines.length > 0 || Boolean(picture));
     this.fit();
-    node.graph.setDirtyCanvas?.(true, true); // the canvas places elements where it draws, and draws only what it is told has changed
+    node.graph.setDirtyCanvas?.(true, true); // elements move only when the canvas is redrawn
   }
 
   show(on) {
