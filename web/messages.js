@@ -3,6 +3,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { classOf } from "./editor/graph.js";
 import { liveLines } from "./live.js";
+import { notify } from "./notices.js";
 import { roomBelow } from "./room.js";
 import { settingsUpstream } from "./run_settings.js";
 
@@ -38,6 +39,8 @@ const atStart = new Map(); // settingsUpstream of each node when the present run
 
 function keep(node, messages) {
   const key = keyOf(node);
+  const before = new Set(warningsOf(kept.get(key) ?? NOTHING));
+  notify(node, warningsOf(messages).filter((text) => !before.has(text)));
   kept.delete(key);
   kept.set(key, { ...messages, settings: settingsOf(node), upstream: atStart.get(node) ?? settingsUpstream(node, rootGraph()) });
   while (kept.size > MOST) kept.delete(kept.keys().next().value);
@@ -50,6 +53,8 @@ function keep(node, messages) {
 }
 
 const messagesOf = (node) => kept.get(keyOf(node)) ?? NOTHING;
+
+const warningsOf = ({ warnings, run }) => [...warnings, ...run.filter(({ warning }) => warning).map(({ text }) => text)];
 
 /** The messages in the order in which they are shown: {kind: "error" | "warning" | "done", text}. */
 function linesOf({ warnings, done, run, error }) {

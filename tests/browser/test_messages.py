@@ -421,3 +421,30 @@ def test_one_subgraph_used_for_two_subjects_does_not_share_its_own_name(page):
     page.evaluate("() => { window.graphNode(2).widgets.find((widget) => widget.name === 'name').value = 'dog'; }")
     page.settle()
     assert [text.partition(":")[0] for text in texts(page, 2, "missing")] == ["Another subject is called 'dog' too"]
+
+
+NOTICES = """() => [...document.querySelectorAll('.p-toast-message, [data-toast-kind]')].map((notice) => notice.textContent)"""
+
+
+def test_a_warning_inside_of_a_subgraph_is_a_notice(page, server):
+    """Once, as long as it stays the same; a node on the screen shows its own."""
+    ids = start(page, server)
+    [apply] = ids["TroupeApplyImageAttention"]
+    put(page, ids["TroupeAddSubject"][0], "name", "knight")
+    page.queue()
+    assert any("'knight'" in text for text in texts(page, apply, "warning"))
+    assert not any("'knight'" in notice for notice in page.evaluate(NOTICES))
+    page.evaluate(
+        "(id) => { const { graph } = window.app; graph.convertToSubgraph(new Set([window.graphNode(id)])); }", apply
+    )
+    put(page, ids["TroupeAddSubject"][0], "name", "wizard")
+    page.queue()
+    page.settle()
+    found = [notice for notice in page.evaluate(NOTICES) if "'wizard'" in notice]
+    assert len(found) == 1 and "change the name" in found[0]
+    page.queue()
+    page.settle()
+    assert len([notice for notice in page.evaluate(NOTICES) if "'wizard'" in notice]) == 1
+    page.evaluate(
+        "() => document.querySelectorAll('.p-toast-close-button, [data-toast-kind] button').forEach((it) => it.click())"
+    )
