@@ -19,6 +19,7 @@ from troupe.model_patches.binding.layer_tokens import COND
 from troupe.model_patches.binding.settings import ImageAttentionSettings
 from troupe.model_patches.errors import MismatchError
 from troupe.model_patches.families.registry import read_adapter
+from troupe.model_patches.hosts.diffusers.cross_layers import cross_layers
 from troupe.model_patches.hosts.diffusers.encoders import ClipTexts, encode_references, load_adapter
 from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention
 from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
@@ -301,6 +302,47 @@ def test_a_start_of_another_kind_or_size_is_a_sentence(tmp_path):
     other = write_export(small.trainee("ip_adapter").export(), tmp_path / "ip.safetensors")
     with pytest.raises(MismatchError, match="MM-Diff for .* to start from, found IP-Adapter"):
         small_one(start=str(other))
+
+
+def ip_file(folder, **options):
+    """An IP-Adapter for the same models, with weights that no training began with."""
+    made = small.changed(small.trainee("ip_adapter", small.base_for("mm_diff"), tokens=3, **options))
+    return write_export(made.export(), folder / "ip.safetensors", half=False)
+
+
+@torch.no_grad()
+def test_image_attention_begins_as_that_of_an_ip_adapter(tmp_path):
+    """Its tokens, keys and values, whatever the patches are; with too small a rank, the nearest of this rank."""
+    path = ip_file(tmp_path)
+    theirs, begun = read_adapter(path), small_one(start_images=str(path), hidden=64, image_rank=16)
+    rounded = small_one(start_images=str(path), hidden=64)
+    generator = torch.Generator().manual_seed(5)
+    head = begun.heads.head
+    vectors = torch.randn(2, head.vector_dim, generator=generator)
+    patches = torch.randn(2, 5, head.refiner.proj_in.in_features, generator=generator)
+    tokens = head(vectors, patches)
+    torch.testing.assert_close(tokens, theirs.projection(vectors), rtol=0, atol=1e-5)
+    attentions = [layer.attention for layer in cross_layers(begun.base.unet)]
+    each = zip(begun.layers.layers, theirs.layers.layers, rounded.layers.layers, attentions, strict=True)
+    for layer, other, near, attention in each:
+        for name in ("k", "v"):
+            own, wanted = getattr(attention, f"to_{name}"), getattr(other, f"to_{name}_ip").weight
+            read = getattr(layer, {"k": "keys", "v": "values"}[name])(tokens, own, merged=0.0)
+            torch.testing.assert_close(read, tokens @ wanted.T, rtol=0, atol=1e-4)
+            change, pair = wanted - own.weight, getattr(near, f"to_{name}_lora_image")
+            left = torch.linalg.matrix_norm(change - pair.up.weight @ pair.down.weight, 2)
+            torch.testing.assert_close(left, torch.linalg.svdvals(change)[2], rtol=1e-3, atol=1e-5)
+
+
+def test_a_start_of_images_that_does_not_fit_is_a_sentence(tmp_path):
+    path = str(ip_file(tmp_path))
+    with pytest.raises(MismatchError, match="a 'hidden' of at least .* to start from an IP-Adapter, found 8"):
+        small_one(start_images=path)
+    with pytest.raises(MismatchError, match="image tokens 2 in 'start_images', found 3"):
+        small_one(start_images=path, hidden=64, tokens=2)
+    own = write_export(small_one().export(), tmp_path / "own.safetensors", half=False)
+    with pytest.raises(MismatchError, match="with a linear projection to start from, found MM-Diff"):
+        small_one(start_images=str(own), hidden=64)
 
 
 def test_from_settings_to_a_file(tmp_path):

@@ -18,7 +18,6 @@ from torch import nn
 
 from ...model_patches.adapter import Adapter
 from ...model_patches.attention.decoupled import Mixing
-from ...model_patches.checkpoints.files import read_state
 from ...model_patches.encoders.decoupled import layers_of
 from ...model_patches.encoders.lora import LowRank
 from ...model_patches.encoders.mm_diff import LoraLayer, LoraLayers, MMDiffHeads
@@ -28,7 +27,6 @@ from ...model_patches.errors import MismatchError
 from ...model_patches.families.mm_diff import layout
 from ...model_patches.families.mm_diff.encode import IDENTITY_FEATURES
 from ...model_patches.families.mm_diff.unet import BLOCKS_OF, LORA_TARGETS
-from ...model_patches.families.registry import read_adapter
 from ...model_patches.hosts.diffusers.encoders import Prompt
 from ...model_patches.hosts.diffusers.prompt import TextsPromptEncoder
 from ...model_patches.hosts.diffusers.sampling import join_prompts
@@ -46,6 +44,7 @@ from ..model.image_attention import BatchAttention, BatchReferences
 from ..model.low_rank import PairSwitch, begin, new_pair
 from ..model.text_maps import TextMaps
 from .drops import dropped
+from .mm_diff_start import begin_with_file, begin_with_images
 from .recipe import Batch, Exported, Losses, PassSettings, Trainee
 
 HEAD_OF = {
@@ -62,12 +61,16 @@ class Options:
     """`[recipe]` of mm_diff. drop_text, drop_images and drop_both exclude each other."""
 
     start: str = ""  # a file of this recipe that the training begins with, of the sizes set here
+    start_images: str = (
+        ""  # an IP-Adapter file whose image attention the training begins with, as near as image_rank allows
+    )
     # what image tokens are made of beside the patches: CLIP's projected embedding, or CLS before the projection
     identity: str = setting("pooled", choices=tuple(HEAD_OF))
     tokens: int = setting(4, least=1)  # image tokens of a subject
     hidden: int = setting(1024, least=1)  # size between the head's two linear layers
     depth: int = setting(4, least=1)  # layers of the SE-Refiner
-    rank: int = setting(64, least=1)  # of the UNet's LoRAs, for text and for image tokens
+    rank: int = setting(64, least=1)  # of the UNet's LoRAs
+    image_rank: int = setting(0, least=0)  # of those for image tokens, 0 for `rank`; a small one rounds start_images
     text_rank: int = setting(64, least=1)  # of the text encoder's LoRA; the published rank is not known
     text_constraint: float = setting(1e-3, least=0.0)  # factor of the localization loss; it needs masks or boxes
     image_constraint: float = setting(1e-3, least=0.0)  # the same, of image attention
@@ -106,7 +109,7 @@ class MMDiffTrainee(Trainee):
         super().__init__(base, features, settings)
         self.options = options
         self.heads, self.fusion = _heads(base, features, options)
-        self.layers, self.unet_pairs = _unet_pairs(base, options.rank)
+        self.layers, self.unet_pairs = _unet_pairs(base, options.rank, options.image_rank or options.rank)
         self.text_pairs = _text_pairs(base, options.text_rank)
         self.spec = layout.describe(self.heads, self.fusion, self.layers, "the adapter in training")
         self.attention, self.in_unet, self.in_text = BatchAttention(Mixing("joint"), 1.0), PairSwitch(), PairSwitch()
@@ -261,24 +264,12 @@ def build(base: Base, features: Features, settings: PassSettings, options: Optio
         do = "Set image_encoder in [base] to CLIP ViT-L/14, as published."
         raise MismatchError(f"an image encoder whose {options.identity} output tells what the file reads", found, do)
     if options.start:
-        _begin_with(trainee, Path(options.start))
+        begin_with_file(trainee.published(), trainee.spec, Path(options.start))
+    if options.start_images:
+        blocks, layers = transformer_blocks(base.unet), cast("list[LoraLayer]", list(trainee.layers.layers))
+        attentions = [blocks[path].attn2 for path in _blocks(base) or []]
+        begin_with_images(trainee.heads.head, layers, attentions, Path(options.start_images))
     return trainee
-
-
-@torch.no_grad()
-def _begin_with(trainee: MMDiffTrainee, start: Path) -> None:
-    """Copy a file's weights. Raises CheckpointError for none of a known adapter, MismatchError for one of others."""
-    spec, own = read_adapter(start).spec, trainee.published()
-    do = "Choose a file of this recipe as 'start' and its sizes in [recipe], or leave 'start' out."
-    if (spec.family, spec.projection) != (trainee.spec.family, trainee.spec.projection):
-        raise MismatchError(f"{trainee.spec.describe()} to start from", spec.describe(), do)
-    state = read_state(start)
-    for name in sorted(own.keys() | state.keys()):
-        expected, found = (str(list(s[name].shape)) if name in s else "no such tensor" for s in (own, state))
-        if expected != found:
-            raise MismatchError(f"a start whose '{name}' is {expected}", found, do)
-    for name, value in own.items():
-        value.copy_(state[name])
 
 
 def _heads(base: Base, features: Features, options: Options) -> tuple[MMDiffHeads, nn.ModuleDict]:
@@ -315,11 +306,11 @@ def _blocks(base: Base) -> list[str] | None:
     return next((blocks for blocks in BLOCKS_OF.values() if there == set(blocks)), None)
 
 
-def _unet_pairs(base: Base, rank: int) -> tuple[LoraLayers, nn.ModuleList]:
+def _unet_pairs(base: Base, rank: int, image_rank: int) -> tuple[LoraLayers, nn.ModuleList]:
     """Pairs that image attention knows, and all others: of each self- and cross-attention by its published number."""
     blocks, paths = transformer_blocks(base.unet), _blocks(base) or []
     widths = [blocks[path].attn1.to_q.out_features for path in paths]
-    layers = LoraLayers(base.context, widths, [rank] * len(widths), [rank] * len(widths))
+    layers = LoraLayers(base.context, widths, [image_rank] * len(widths), [rank] * len(widths))
     for pair in layers.modules():
         if isinstance(pair, LowRank):
             begin(pair)
