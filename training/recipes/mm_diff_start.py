@@ -81,7 +81,7 @@ def begin_with_images(head: SubjectHead, layers: Sequence[LoraLayer], attentions
 
 def _project(head: SubjectHead, projection: ImageProj) -> None:
     """Make the head's tokens those of a linear projection."""
-    first, last, v = head.proj[0], head.proj[2], head.vector_dim
+    first, last, v = cast(nn.Linear, head.proj[0]), cast(nn.Linear, head.proj[2]), head.vector_dim
     if first.out_features < 2 * v:
         do = f"Set hidden to {2 * v} or more, or leave 'start_images' out."
         raise MismatchError(f"a 'hidden' of at least {2 * v} to start from an IP-Adapter", str(first.out_features), do)
