@@ -338,7 +338,7 @@ def test_a_start_of_images_that_does_not_fit_is_a_sentence(tmp_path):
     path = str(ip_file(tmp_path))
     with pytest.raises(MismatchError, match="a 'hidden' of at least .* to start from an IP-Adapter, found 8"):
         small_one(start_images=path)
-    with pytest.raises(MismatchError, match="image tokens 2 in 'start_images', found 3"):
+    with pytest.raises(MismatchError, match="2 image tokens in 'start_images', found 3"):
         small_one(start_images=path, hidden=64, tokens=2)
     own = write_export(small_one().export(), tmp_path / "own.safetensors", half=False)
     with pytest.raises(MismatchError, match="with a linear projection to start from, found MM-Diff"):

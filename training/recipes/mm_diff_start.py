@@ -63,15 +63,15 @@ def begin_with_images(head: SubjectHead, layers: Sequence[LoraLayer], attentions
     if not isinstance(there, DecoupledLayers) or not isinstance(projection, ImageProj):
         what = "an IP-Adapter or MIP-Adapter file with a linear projection to start from"
         raise MismatchError(what, found.spec.describe(), do)
-    sizes = {
-        "layers of sizes": ([layer.to_k_lora_image.up.out_features for layer in layers], list(there.widths)),
-        "image embedding": (head.vector_dim, projection.proj.in_features),
-        "image tokens": (head.tokens, projection.tokens),
-        "size of a token": (head.context_dim, projection.context_dim),
+    own = {
+        "layers of sizes {}": ([layer.to_k_lora_image.up.out_features for layer in layers], list(there.widths)),
+        "an image embedding of {} numbers": (head.vector_dim, projection.proj.in_features),
+        "{} image tokens": (head.tokens, projection.tokens),
+        "image tokens of {} numbers": (head.context_dim, projection.context_dim),
     }
-    for what, (expected, given) in sizes.items():
+    for what, (expected, given) in own.items():
         if expected != given:
-            raise MismatchError(f"{what} {expected} in 'start_images'", str(given), do)
+            raise MismatchError(f"{what.format(expected)} in 'start_images'", str(given), do)
     _project(head, projection)
     for layer, other, attention in zip(layers, there.layers, attentions, strict=True):
         theirs = cast(DecoupledLayer, other)
