@@ -1,0 +1,199 @@
+"""Train variants of a recipe in the rehearsal world on the same pictures, measure them on held-out looks, and write
+benchmarks/ABLATIONS.md.
+
+usage: python benchmarks/ablations.py --folder FOLDER [--only NAME ...]
+
+One variant at a time, on one thread. A training that was stopped goes on where it ended; a measured variant is kept in
+benchmarks/ablations.json, unless its settings have changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+sys.path.append(str(FOLDER.parent / "tools"))
+
+from ablations_page import write_page  # noqa: E402
+from troupe_tools.pack import hide_broken_torchaudio, load_pack  # noqa: E402
+
+RESULTS, PAGE = FOLDER / "ablations.json", FOLDER / "ABLATIONS.md"
+START = FOLDER.parent / "rehearsal" / "files" / "rehearsal_ip_adapter.safetensors"
+PICTURES, TRIALS, BATCH = 1920, 100, 32  # held-out: of the loss, of the verdicts; pictures of a pass
+SEED = 20261129  # of the held-out pictures
+CAST = "two classes"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A training. recipe: file in training/recipes; adapter: key of `trials.METHODS_OF`; changed: what differs from the
+    group's first; method: name of `METHODS_OF[adapter]` that its trials are painted with; trained: False measures what
+    the training begins with.
+    """
+
+    recipe: str
+    adapter: str
+    method: str
+    changed: tuple[str, ...] = ()
+    trained: bool = True
+
+
+@dataclass(frozen=True)
+class Group:
+    """Variants that are compared. settings: common to all."""
+
+    settings: tuple[str, ...]
+    variants: dict[str, Variant]
+
+
+MIP = "rehearsal_mip.toml"
+MIP_START = (f"recipe.start={START}", "training.steps=400", "training.warmup=40", "training.lr=5e-4")
+GROUPS = {
+    "MIP-Adapter": Group(
+        (*MIP_START, "training.ema_decay=0.98", "output.save_every=100", "sheet.every=0"),
+        {
+            "as published": Variant(MIP, "mip", "relevance"),
+            "not trained: the IP-Adapter it begins with": Variant(MIP, "mip", "relevance", trained=False),
+            "without text gain": Variant(MIP, "mip", "relevance", ("recipe.text_gain=false",)),
+            "trained with merge uniform": Variant(MIP, "mip", "relevance", ("recipe.merge=uniform",)),
+            "trained and painted with merge uniform": Variant(MIP, "mip", "uniform", ("recipe.merge=uniform",)),
+        },
+    ),
+}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Train and measure variants of a recipe in the rehearsal world.")
+    parser.add_argument("--folder", type=Path, required=True, help="of the trainings")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of these variants")
+    options = parser.parse_args()
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    for group, name, variant in every():
+        if options.only and name not in options.only:
+            continue
+        settings = settings_of(group, variant)
+        if results.get(key(group, name), {}).get("settings") != settings:
+            results[key(group, name)] = {"settings": settings, **in_a_process(group, variant, options.folder)}
+            RESULTS.write_text(json.dumps(results, indent=1), encoding="utf-8")
+            write_page(RESULTS, PAGE)
+            print(f"measured: {key(group, name)}", flush=True)
+
+
+def in_a_process(group: str, variant: Variant, folder: Path) -> dict[str, Any]:
+    """Return `measured` of a process of its own: a process can train in one precision only."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(measured, group, variant, folder).result()
+
+
+def every() -> Iterator[tuple[str, str, Variant]]:
+    """Yield every variant with its group."""
+    for group, found in GROUPS.items():
+        for name, variant in found.variants.items():
+            yield group, name, variant
+
+
+def key(group: str, name: str) -> str:
+    """The name of a variant in the results."""
+    return f"{group} | {name}"
+
+
+def settings_of(group: str, variant: Variant) -> list[str]:
+    """What a variant was trained and measured with, without paths."""
+    given = (*GROUPS[group].settings, *variant.changed)
+    return [
+        variant.recipe,
+        variant.method,
+        "trained" if variant.trained else "not trained",
+        *(text.replace(str(START), START.name) for text in given),
+    ]
+
+
+def measured(group: str, variant: Variant, folder: Path) -> dict[str, Any]:
+    """Train a variant in a folder of its own, and measure it."""
+    hide_broken_torchaudio()
+    load_pack()
+    import torch
+    from troupe.model_patches.families.registry import read_adapter
+    from troupe.rehearsal.engine.trials import METHODS_OF
+    from troupe.training.export import write_export
+    from troupe.training.run import make_loop, settings_of
+
+    torch.set_num_threads(1)
+    # of the training: variants that only paint in another way share one
+    place = folder / "_".join([group, *variant.changed]).replace("=", "_").replace(" ", "_")
+    overrides = [*GROUPS[group].settings, *variant.changed, f"output.folder={place}"]
+    config = settings_of(FOLDER.parent / "training" / "recipes" / variant.recipe, overrides)
+    loop = make_loop(config, print, cpu=True)
+    if variant.trained:
+        loop.run()
+    with loop.averaged():
+        losses = held_out_losses(loop.trainee, METHODS_OF[variant.adapter][variant.method].merge)
+        path = write_export(loop.trainee.export(), place / "adapter.safetensors", half=False)
+    pictures = loop.step * config.training.batch
+    return {"pictures": pictures, "losses": losses, "verdicts": verdicts(read_adapter(path), variant)}
+
+
+def held_out_losses(trainee: Any, merge: str | None) -> list[list[float]]:
+    """Return each held-out picture's diffusion loss [own, exchanged]: with its subjects' references, and with each
+    subject's from the next one, at the same noise. The trainee cannot be trained on afterwards.
+
+    merge: of an image attention.
+    """
+    import torch
+    from troupe.model_patches.attention.merges import Mixing
+    from troupe.rehearsal.world import MOST, TEST_LOOKS
+    from troupe.training.examples.drawn import DrawnSet
+    from troupe.training.examples.draws import Draws
+
+    drops = [field.name for field in fields(trainee.options) if field.name.startswith("drop_")]
+    trainee.options = replace(trainee.options, **dict.fromkeys(drops, 0.0))
+    trainee.settings = replace(trainee.settings, total=BATCH, noisier=0.0, min_snr=0.0)  # all noise levels alike
+    if merge is not None:
+        trainee.attention.mixing = Mixing(merge)
+    draws, found = Draws(DrawnSet(MOST, TEST_LOOKS, alone=0.0), SEED), []
+    with torch.no_grad():
+        for first in range(0, PICTURES, BATCH):
+            own = [draws[number] for number in range(first, first + BATCH)]
+            exchanged = [replace(draw, example=exchanged_in(draw.example)) for draw in own]
+            losses = [trainee(trainee.prepare(given))["diffusion"] for given in (own, exchanged)]
+            trainee.finish()
+            found += torch.stack(losses, 1).tolist()
+    return [[round(value, 6) for value in row] for row in found]
+
+
+def exchanged_in(example: Any) -> Any:
+    """The picture with each subject's reference from the next one."""
+    photos = [subject.photo for subject in example.subjects]
+    pairs = zip(example.subjects, photos[1:] + photos[:1], strict=True)
+    return replace(example, subjects=tuple(replace(subject, photo=photo) for subject, photo in pairs))
+
+
+def verdicts(adapter: Any, variant: Variant) -> dict[str, str]:
+    """Return the verdicts of trials by seed, a letter a subject, as in confusion.json."""
+    from troupe.rehearsal.engine.paint import load_rehearsal
+    from troupe.rehearsal.engine.recogniser import load_recogniser
+    from troupe.rehearsal.engine.trials import METHODS_OF, judge, paint_trial, places_drawn, trial
+    from troupe.rehearsal.engine.verdict import LETTERS
+
+    models, recogniser, way = load_rehearsal(), load_recogniser(), METHODS_OF[variant.adapter][variant.method]
+    models.adapters["measured"] = adapter
+    found = {}
+    for seed in range(TRIALS):
+        one = trial(CAST, seed)
+        places = places_drawn(one) if way.drawn else None
+        judgement = judge(recogniser, one, paint_trial(models, "measured", way, one, places=places))
+        found[str(seed)] = "".join(LETTERS[verdict] for verdict in judgement.by_recogniser)
+    return found
+
+
+if __name__ == "__main__":
+    main()
