@@ -40,20 +40,8 @@ def pictures(tmp_path_factory):
 
 
 def small_one(models=None, **options):
+    models = small.sdxl_base() if models is None else models
     return small.trainee("mm_diff", models, **{**small.no_drops("mm_diff"), **small.MM_DIFF, **options})
-
-
-def sd15_base():
-    """SD1.5 with all of its 16 transformer blocks and one text encoder, each as narrow as can be."""
-    torch.manual_seed(8)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 8, 16, 16),
-        attention_head_dim=2,
-        norm_num_groups=4,
-        cross_attention_dim=12,
-    )
-    return small.base(unet.eval().requires_grad_(False), texts=small.texts(12))
 
 
 def sharp(models):
@@ -149,8 +137,8 @@ DROPS = {"drop_text": 0.3, "drop_images": 0.3, "drop_both": 0.1}
         ({}, small.sdxl_base),
         ({"identity": "unprojected"}, small.sdxl_base),
         (DROPS, small.sdxl_base),
-        ({}, sd15_base),
-        (DROPS, sd15_base),
+        ({}, small.narrow_sd15_base),
+        (DROPS, small.narrow_sd15_base),
     ],
     ids=["projected", "unprojected", "drops", "SD1.5", "SD1.5, drops"],
 )
@@ -177,7 +165,7 @@ def test_the_gradients_are_the_papers(options, base, pictures):
     assert_equal_gradients(trainee, gradients)
     idle = {name.rsplit("_lora", 1)[0] for name, value in weights.items() if not value.grad.abs().max() > 0}
     # in SD1.5's middle block the picture is one cell, and a softmax over one cell is 1
-    assert idle == ({"unet.30.to_q", "unet.30.to_k"} if base is sd15_base else set())
+    assert idle == ({"unet.30.to_q", "unet.30.to_k"} if base is small.narrow_sd15_base else set())
 
 
 def by_own_names(trainee, published):
@@ -199,7 +187,7 @@ def by_own_names(trainee, published):
     [
         (small.sdxl_base, "pooled", "ObjectHead", ["l", "g"], 560),
         (small.sdxl_base, "unprojected", "CLSHead", ["l", "g"], 560),
-        (sd15_base, "pooled", "ObjectHead", ["l"], 128),
+        (small.narrow_sd15_base, "pooled", "ObjectHead", ["l"], 128),
     ],
 )
 def test_it_predicts_in_the_sampler_what_it_did_in_training(base, identity, kind, streams, pairs, pictures, tmp_path):
@@ -306,7 +294,7 @@ def test_a_start_of_another_kind_or_size_is_a_sentence(tmp_path):
 
 def ip_file(folder, **options):
     """An IP-Adapter for the same models, with weights that no training began with."""
-    made = small.changed(small.trainee("ip_adapter", small.base_for("mm_diff"), tokens=3, **options))
+    made = small.changed(small.trainee("ip_adapter", small.sdxl_base(), tokens=3, **options))
     return write_export(made.export(), folder / "ip.safetensors", half=False)
 
 
@@ -444,7 +432,7 @@ def test_gradient_checkpointing_changes_no_gradient(pictures):
 def test_another_base_is_a_sentence():
     towers, models = small.base().texts.towers, small.sdxl_base()
     with pytest.raises(MismatchError, match="SDXL, SD1.5 or .* MM-Diff, found 16 transformer blocks and .* l, g"):
-        small_one(small.base(sd15_base().unet, texts=models.texts))
+        small_one(small.base(small.narrow_sd15_base().unet, texts=models.texts))
     unknown = UNet2DConditionModel(
         block_out_channels=(8, 8),
         down_block_types=("CrossAttnDownBlock2D",) * 2,

@@ -176,12 +176,25 @@ def sdxl_base() -> Base:
     return base(unet.eval().requires_grad_(False), texts=found_texts)
 
 
+def narrow_sd15_base() -> Base:
+    """SD1.5 with all of its 16 transformer blocks and one text encoder, each as narrow as can be."""
+    torch.manual_seed(8)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 8, 16, 16),
+        attention_head_dim=2,
+        norm_num_groups=4,
+        cross_attention_dim=12,
+    )
+    return base(unet.eval().requires_grad_(False), texts=texts(12))
+
+
 def base_for(recipe: str) -> Base:
     """Micro models that a recipe can be trained on: of SD1.5's widths and levels if its files are for SD1.5 alone, of
-    SDXL's blocks if they are for SDXL.
+    SD1.5's blocks if they are for known blocks.
     """
     if recipe == "mm_diff":
-        return sdxl_base()
+        return narrow_sd15_base()
     if recipe == "subject_diffusion":
         return sd2_base()
     if recipe not in ("umm_diffusion", "fastcomposer"):
