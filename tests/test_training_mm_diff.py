@@ -329,8 +329,14 @@ def test_a_start_of_images_that_does_not_fit_is_a_sentence(tmp_path):
     with pytest.raises(MismatchError, match="2 image tokens in 'start_images', found 3"):
         small_one(start_images=path, hidden=64, tokens=2)
     own = write_export(small_one().export(), tmp_path / "own.safetensors", half=False)
-    with pytest.raises(MismatchError, match="with a linear projection to start from, found MM-Diff"):
+    with pytest.raises(MismatchError, match="without text gain to start from, found MM-Diff"):
         small_one(start_images=str(own), hidden=64)
+    made = small.trainee("mip_adapter", small.sdxl_base(), tokens=3)
+    mip = write_export(made.export(), tmp_path / "mip.safetensors", half=False)
+    with pytest.raises(MismatchError, match="without text gain to start from, found MIP-Adapter"):
+        small_one(start_images=str(mip), hidden=64)
+    with pytest.raises(MismatchError, match="either 'start' or 'start_images', found both"):
+        small_one(start=str(own), start_images=path)
 
 
 def test_from_settings_to_a_file(tmp_path):

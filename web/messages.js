@@ -39,8 +39,6 @@ const atStart = new Map(); // settingsUpstream of each node when the present run
 
 function keep(node, messages) {
   const key = keyOf(node);
-  const before = new Set(warningsOf(kept.get(key) ?? NOTHING));
-  notify(node, warningsOf(messages).filter((text) => !before.has(text)));
   kept.delete(key);
   kept.set(key, { ...messages, settings: settingsOf(node), upstream: atStart.get(node) ?? settingsUpstream(node, rootGraph()) });
   while (kept.size > MOST) kept.delete(kept.keys().next().value);
@@ -53,8 +51,6 @@ function keep(node, messages) {
 }
 
 const messagesOf = (node) => kept.get(keyOf(node)) ?? NOTHING;
-
-const warningsOf = ({ warnings, run }) => [...warnings, ...run.filter(({ warning }) => warning).map(({ text }) => text)];
 
 /** The messages in the order in which they are shown: {kind: "error" | "warning" | "done", text}. */
 function linesOf({ warnings, done, run, error }) {
@@ -180,7 +176,10 @@ function attach(node) {
     shown.set(node, panel);
     chain(node, "onExecuted", (output) => {
       const [text] = output?.[UI] ?? [];
-      if (text) keep(node, { ...NOTHING, ...JSON.parse(text) });
+      if (!text) return;
+      const messages = { ...NOTHING, ...JSON.parse(text) };
+      notify(node, messages.warnings);
+      keep(node, messages);
     });
     chain(node, "onConfigure", () => panel.reset());
     chain(node, "onSerialize", (saved) => {
@@ -208,6 +207,7 @@ const ours = (node) => shown.has(node);
 api.addEventListener(EVENT, ({ detail }) => {
   const node = nodeOf(detail.node);
   if (!ours(node)) return;
+  notify(node, detail.warning ? [detail.text] : []);
   const before = messagesOf(node);
   keep(node, { ...before, run: [...(detail.first ? [] : before.run), { warning: detail.warning, text: detail.text }] });
 });

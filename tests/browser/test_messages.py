@@ -426,6 +426,16 @@ def test_one_subgraph_used_for_two_subjects_does_not_share_its_own_name(page):
 NOTICES = """() => [...document.querySelectorAll('.p-toast-message, [data-toast-kind]')].map((notice) => notice.textContent)"""
 
 
+TWO_WARNINGS = """async (id) => {
+  const { api } = window.comfyAPI.api, outer = window.app.graph._nodes.find((node) => node.subgraph);
+  const send = (type, detail) => api.dispatchEvent(new CustomEvent(type, { detail }));
+  send("execution_start", {});
+  send("troupe.message", { node: `${outer.id}:${id}`, warning: true, text: "First warning of a step", first: true });
+  send("troupe.message", { node: `${outer.id}:${id}`, warning: true, text: "Second warning of a step", first: false });
+  await new Promise((done) => setTimeout(done, 300));
+}"""
+
+
 def test_a_warning_inside_of_a_subgraph_is_a_notice(page, server):
     """Once, as long as it stays the same; a node on the screen shows its own."""
     ids = start(page, server)
@@ -442,9 +452,14 @@ def test_a_warning_inside_of_a_subgraph_is_a_notice(page, server):
     page.settle()
     found = [notice for notice in page.evaluate(NOTICES) if "'wizard'" in notice]
     assert len(found) == 1 and "change the name" in found[0]
+    put(page, apply, "weight", 0.5)  # it runs again, and warns again
     page.queue()
     page.settle()
     assert len([notice for notice in page.evaluate(NOTICES) if "'wizard'" in notice]) == 1
+    for _ in range(2):  # two runs
+        page.evaluate(TWO_WARNINGS, apply)
+    found = [notice for notice in page.evaluate(NOTICES) if "warning of a step" in notice]
+    assert len(found) == 2, "each once"
     page.evaluate(
         "() => document.querySelectorAll('.p-toast-close-button, [data-toast-kind] button').forEach((it) => it.click())"
     )

@@ -263,6 +263,9 @@ def build(base: Base, features: Features, settings: PassSettings, options: Optio
         found = f"sizes with which it would be read as {trainee.spec.projection}"
         do = "Set image_encoder in [base] to CLIP ViT-L/14, as published."
         raise MismatchError(f"an image encoder whose {options.identity} output tells what the file reads", found, do)
+    if options.start and options.start_images:
+        do = 'Leave one of them out; to leave out that of a recipe\'s file, set it to "".'
+        raise MismatchError("either 'start' or 'start_images'", "both", do)
     if options.start:
         begin_with_file(trainee.published(), trainee.spec, Path(options.start))
     if options.start_images:

@@ -60,8 +60,8 @@ def begin_with_images(head: SubjectHead, layers: Sequence[LoraLayer], attentions
     found = read_adapter(start)
     do = "Choose an IP-Adapter made with this image encoder as 'start_images', or leave 'start_images' out."
     projection, there = found.projection, found.layers
-    if not isinstance(there, DecoupledLayers) or not isinstance(projection, ImageProj):
-        what = "an IP-Adapter or MIP-Adapter file with a linear projection to start from"
+    if not isinstance(there, DecoupledLayers) or not isinstance(projection, ImageProj) or there.text_gain:
+        what = "an IP-Adapter file with a linear projection and without text gain to start from"
         raise MismatchError(what, found.spec.describe(), do)
     own = {
         "layers of sizes {}": ([layer.to_k_lora_image.up.out_features for layer in layers], list(there.widths)),
