@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
+from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ GROUPS = {
     "MIP-Adapter": Group(
         (*MIP_START, "training.ema_decay=0.98", "output.save_every=100", "sheet.every=0"),
         {
-            "as published": Variant(MIP, "mip", "relevance"),
+            "as in the recipe": Variant(MIP, "mip", "relevance"),
             "not trained: the IP-Adapter it begins with": Variant(MIP, "mip", "relevance", trained=False),
             "without text gain": Variant(MIP, "mip", "relevance", ("recipe.text_gain=false",)),
             "trained with merge uniform": Variant(MIP, "mip", "relevance", ("recipe.merge=uniform",)),
@@ -76,16 +77,25 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="of the trainings")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of these variants")
     options = parser.parse_args()
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    unknown = set(options.only) - {name for _, name, _ in every()}
+    if unknown:
+        parser.error(f"no variant is called {', '.join(sorted(unknown))}")
+    hide_broken_torchaudio()
+    load_pack()
+    before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    wanted = {key(group, name): settings_of(group, variant) for group, name, variant in every()}
+    results = {name: cell for name, cell in before.items() if cell["settings"] == wanted.get(name)}
     for group, name, variant in every():
-        if options.only and name not in options.only:
+        is_first = name == next(iter(GROUPS[group].variants))  # which the others are compared with
+        if options.only and name not in options.only and not is_first:
             continue
-        settings = settings_of(group, variant)
-        if results.get(key(group, name), {}).get("settings") != settings:
-            results[key(group, name)] = {"settings": settings, **in_a_process(group, variant, options.folder)}
+        this = key(group, name)
+        if this not in results:
+            results[this] = {"settings": wanted[this], **in_a_process(group, variant, options.folder)}
+            results = {name: results[name] for name in wanted if name in results}
             RESULTS.write_text(json.dumps(results, indent=1), encoding="utf-8")
             write_page(RESULTS, PAGE)
-            print(f"measured: {key(group, name)}", flush=True)
+            print(f"measured: {this}", flush=True)
 
 
 def in_a_process(group: str, variant: Variant, folder: Path) -> dict[str, Any]:
@@ -106,15 +116,23 @@ def key(group: str, name: str) -> str:
     return f"{group} | {name}"
 
 
-def settings_of(group: str, variant: Variant) -> list[str]:
-    """What a variant was trained and measured with, without paths."""
-    given = (*GROUPS[group].settings, *variant.changed)
-    return [
-        variant.recipe,
-        variant.method,
-        "trained" if variant.trained else "not trained",
-        *(text.replace(str(START), START.name) for text in given),
-    ]
+def config_of(group: str, variant: Variant, folder: Path) -> Any:
+    """Return the settings of a variant's training."""
+    from troupe.training.run import settings_of as read_settings
+
+    overrides = [*GROUPS[group].settings, *variant.changed, f"output.folder={folder}"]
+    return read_settings(FOLDER.parent / "training" / "recipes" / variant.recipe, overrides)
+
+
+def settings_of(group: str, variant: Variant) -> dict[str, Any]:
+    """What a variant is trained and measured with, without paths: other settings mean another result."""
+    from troupe.training.config.reading import as_tables
+
+    tables = json.loads(json.dumps(as_tables(config_of(group, variant, Path()))))
+    del tables["output"]
+    tables["recipe"]["start"] = sha256(START.read_bytes()).hexdigest() if tables["recipe"].get("start") else ""
+    measures = {"method": variant.method, "cast": CAST, "seed": SEED, "pictures": PICTURES, "trials": TRIALS}
+    return {"trained": variant.trained, "training": tables, "measured with": measures}
 
 
 def measured(group: str, variant: Variant, folder: Path) -> dict[str, Any]:
@@ -125,13 +143,14 @@ def measured(group: str, variant: Variant, folder: Path) -> dict[str, Any]:
     from troupe.model_patches.families.registry import read_adapter
     from troupe.rehearsal.engine.trials import METHODS_OF
     from troupe.training.export import write_export
-    from troupe.training.run import make_loop, settings_of
+    from troupe.training.run import make_loop
 
     torch.set_num_threads(1)
-    # of the training: variants that only paint in another way share one
-    place = folder / "_".join([group, *variant.changed]).replace("=", "_").replace(" ", "_")
-    overrides = [*GROUPS[group].settings, *variant.changed, f"output.folder={place}"]
-    config = settings_of(FOLDER.parent / "training" / "recipes" / variant.recipe, overrides)
+    given = settings_of(group, variant)
+    # of the training: variants that are only painted in another way share one
+    training = json.dumps([given["training"], variant.trained], sort_keys=True)
+    place = folder / sha256(training.encode()).hexdigest()[:12]
+    config = config_of(group, variant, place)
     loop = make_loop(config, print, cpu=True)
     if variant.trained:
         loop.run()
