@@ -56,6 +56,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
         whole = max(float(gradient.abs().max()) for gradient in expected.values())
         assert whole > 1e-6, recipe
         for name, gradient in expected.items():
+            assert found[name].shape == gradient.shape, (recipe, name)
             tolerance = 2e-5 * float(gradient.abs().max()) + 1e-7 * whole
             difference = float((found[name] - gradient).abs().max())
             assert difference <= tolerance, (recipe, name, difference)
