@@ -423,7 +423,8 @@ def test_one_subgraph_used_for_two_subjects_does_not_share_its_own_name(page):
     assert [text.partition(":")[0] for text in texts(page, 2, "missing")] == ["Another subject is called 'dog' too"]
 
 
-NOTICES = """() => [...document.querySelectorAll('.p-toast-message, [data-toast-kind]')].map((notice) => notice.textContent)"""
+NOTICES = """() => [...document.querySelectorAll('.p-toast-message, [data-toast-kind]')]
+  .map((notice) => notice.textContent)"""
 
 
 TWO_WARNINGS = """async (id) => {
