@@ -128,12 +128,14 @@ class Panel {
     widget.computeLayoutSize = () => ({ minHeight: this.height, maxHeight: this.height, minWidth: 0 });
   }
 
-  /** The node is as much taller as its messages are, down to the next node; longer lists scroll. */
+  /** The node is as much taller as its messages are, down to the next node; longer lists scroll, and show all lines as a tooltip. */
   fit() {
     const count = this.list.childElementCount + !this.picture.hidden;
     const most = roomBelow(this.node, this.list, this.added - this.picture.offsetHeight);
     this.list.style.maxHeight = Number.isFinite(most) ? `${most}px` : "none";
-    this.list.tabIndex = this.list.scrollHeight > this.list.clientHeight + 1 ? 0 : -1;
+    const isCut = this.list.scrollHeight > this.list.clientHeight + 1;
+    this.list.tabIndex = isCut ? 0 : -1;
+    this.list.title = isCut ? Array.from(this.list.children, (line) => line.textContent).join("\n") : ""; // all of it, where the mouse rests on it
     const inside = this.list.offsetHeight + this.picture.offsetHeight;
     if (count && !inside) return; // not on the screen yet
     const height = count ? Math.ceil(inside) + 2 * (this.widget.margin ?? 10) : 0; // the canvas leaves a margin around elements

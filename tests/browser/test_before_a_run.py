@@ -8,7 +8,7 @@ from troupe_tools.dev.lay_out import RECTANGLES
 
 LIST = """(id) => {
   const list = window.graphNode(id).widgets.find((w) => w.type === "troupe_messages").element.querySelector("ul");
-  return [list.clientHeight, list.scrollHeight, list.tabIndex];
+  return [list.clientHeight, list.scrollHeight, list.tabIndex, list.title];
 }"""
 SAY = "([id, output]) => window.graphNode(id).onExecuted(output)"
 
@@ -163,12 +163,13 @@ def test_messages_never_cover_the_node_below(page):
     page.evaluate(SAY, 1, {"troupe_messages": [_json({"done": many})]})
     page.settle(1500)
     assert overlaps(page.page.evaluate(RECTANGLES)) == []
-    visible, whole, reachable = page.evaluate(LIST, 1)
+    visible, whole, reachable, tooltip = page.evaluate(LIST, 1)
     assert 60 < visible < whole and reachable == 0, "the rest is reached by scrolling"
+    assert tooltip == "\n".join(many), "and by resting on the list"
     page.evaluate(SAY, 1, {"troupe_messages": [_json({"done": many[:1]})]})
     page.settle(1500)
-    visible, whole, reachable = page.evaluate(LIST, 1)
-    assert visible == whole and reachable == -1
+    visible, whole, reachable, tooltip = page.evaluate(LIST, 1)
+    assert visible == whole and reachable == -1 and not tooltip
 
 
 def _json(messages):
