@@ -464,6 +464,13 @@ def test_the_linter_finds_nothing():
     assert found.returncode == 0, found.stdout
 
 
+@pytest.mark.slow
+def test_the_type_checker_finds_nothing():
+    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+
+
 def test_everything_is_formatted():
     found = subprocess.run(
         [sys.executable, "-m", "ruff", "format", "--no-cache", "--check", "."], cwd=ROOT, capture_output=True, text=True
