@@ -71,25 +71,30 @@ def test_image_attention_acts_in_the_range_of_the_node_and_of_the_subject(refere
     found = {percent: image_strengths(settings, subjects, at(percent)) for percent in (0.05, 0.2, 0.45, 0.6, 0.95)}
     assert found == {
         0.05: None,
-        0.2: ImageStrengths((0.0, 0.5), True),
-        0.45: ImageStrengths((0.75, 0.5), True),
-        0.6: ImageStrengths((0.75, 0.0), True),
+        0.2: ImageStrengths((0.0, 0.5), False),
+        0.45: ImageStrengths((0.75, 0.5), False),
+        0.6: ImageStrengths((0.75, 0.0), False),
         0.95: None,
     }
     assert image_strengths(replace(settings, weight=0.0), subjects, at(0.45)) is None
 
 
 @pytest.mark.parametrize(
-    ("box", "strength", "span"),
-    [(None, 1.0, WHOLE_RUN), (Box(0, 0, 0.5, 1), 0.0, WHOLE_RUN), (Box(0, 0, 0.5, 1), 1.0, (0.0, 0.3))],
+    ("box", "strength", "span", "percent", "boxed"),
+    [
+        (None, 1.0, WHOLE_RUN, 0.2, False),
+        (Box(0, 0, 0.5, 1), 0.0, WHOLE_RUN, 0.2, False),
+        (Box(0, 0, 0.5, 1), 1.0, (0.0, 0.3), 0.2, True),
+        (Box(0, 0, 0.5, 1), 1.0, (0.0, 0.3), 0.5, False),
+    ],
 )
-def test_the_end_of_boxes_is_asked_for_only_where_boxes_limit(references, box, strength, span):
+def test_the_end_of_boxes_is_asked_for_only_where_boxes_limit(references, box, strength, span, percent, boxed):
     asked = []
     subjects = subjects_of(references, {"box": box}, {})
     found = image_strengths(
-        ImageAttentionSettings(box_strength=strength, box_end_percent=0.3), subjects, at(0.5, asked)
+        ImageAttentionSettings(box_strength=strength, box_end_percent=0.3), subjects, at(percent, asked)
     )
-    assert asked[0][1] == span and found.boxed == (span == WHOLE_RUN)
+    assert asked[0][1] == span and found.boxed is boxed
 
 
 def test_a_gated_adapter_holds_and_then_fades(references):

@@ -21,7 +21,9 @@ WHOLE_RUN: Span = (0.0, 1.0)
 
 @dataclass(frozen=True)
 class ImageStrengths:
-    """Weight of each subject in a call (0..6; 0 outside its steps), and whether boxes limit subjects in it."""
+    """Weight of each subject in a call (0..6; 0 outside its steps), and whether boxes limit subjects in it: there
+    are some, their strength is not 0, and their end is not reached.
+    """
 
     weights: tuple[float, ...]
     boxed: bool
@@ -56,7 +58,7 @@ def image_strengths(
     on, boxed, *active = inside([(settings.start_percent, settings.end_percent), box_span, *_spans(subjects)])
     each = zip(subjects, active, strict=True)
     weights = tuple(settings.weight * subject.weight if on and acts else 0.0 for subject, acts in each)
-    return ImageStrengths(weights, boxed) if any(weights) else None
+    return ImageStrengths(weights, boxes and boxed) if any(weights) else None
 
 
 def gated_strengths(

@@ -74,7 +74,7 @@ class ImageAttention(Hook):
     def located(self, now: ImageStrengths) -> bool:
         """Return whether a subject that acts now is limited by a region, or by a box while boxes limit."""
         acting = [subject for subject, weight in zip(self.references.subjects, now.weights, strict=True) if weight]
-        return limited(acting, now.boxed and self.settings.box_strength > 0.0)
+        return limited(acting, now.boxed)
 
     def strengths(self, run: Run, model_sampling: Any, sigma: torch.Tensor) -> ImageStrengths | None:
         """Return the weight of each subject in this call, or None if nobody acts."""
