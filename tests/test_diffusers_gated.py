@@ -31,7 +31,7 @@ from troupe.model_patches.encoders.fuser import GatedFuser
 from troupe.model_patches.errors import MismatchError
 from troupe.model_patches.hosts.diffusers.encoders import Prompt
 from troupe.model_patches.hosts.diffusers.gated import apply_gated
-from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention
+from troupe.model_patches.hosts.diffusers.image_attention import ImageAttention
 from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample
 from troupe.model_patches.hosts.diffusers.unet_places import transformer_blocks
 from troupe.model_patches.hosts.diffusers.weights import base_weights
@@ -297,7 +297,7 @@ def test_two_adapters_act_one_after_the_other_beside_image_attention(order):
     with ExitStack() as stack:
         for which in order:
             ours = (
-                apply_image_attention(plain, attention, ImageAttentionSettings(1.0))
+                ImageAttention(plain, attention, ImageAttentionSettings(1.0))
                 if which == "a"
                 else apply_gated(plain, given[which], GatedSettings(scales[which]))
             )
@@ -321,7 +321,7 @@ def test_two_adapters_act_one_after_the_other_beside_image_attention(order):
     by_hand.double().position_net = Given()
     for i, block in enumerate(transformer_blocks(by_hand).values()):
         block.fuser = Chain(*((given[which].adapter.gated.fusers[i], scales[which]) for which in gated))
-    with apply_image_attention(by_hand, attention, ImageAttentionSettings(1.0)):
+    with ImageAttention(by_hand, attention, ImageAttentionSettings(1.0)):
         expected = by_hand(**doubled(inputs(64)), cross_attention_kwargs={"gligen": {"objects": objects}}).sample
     assert_same(found, expected, plain(**doubled(inputs(64))).sample)
 
@@ -423,7 +423,7 @@ def test_refusals_name_what_is_wrong():
     with pytest.raises(MismatchError, match="a MODEL for SD2|text embeddings of size 64"):
         apply_gated(unet("sd15"), gated_references(patches_adapter(unet("sd2")), BOXES[:1]), PLAIN)
     plain = unet("sd2")
-    with pytest.raises(MismatchError, match="apply_image_attention"):
+    with pytest.raises(MismatchError, match="with ImageAttention"):
         apply_gated(plain, tiny.references(plain, 1), PLAIN)
 
 

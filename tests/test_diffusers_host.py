@@ -18,7 +18,7 @@ from troupe.model_patches.errors import MismatchError
 from troupe.model_patches.families.ip_adapter import build
 from troupe.model_patches.hosts.diffusers.cross_layers import cross_layers
 from troupe.model_patches.hosts.diffusers.encoders import Prompt
-from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention, inside
+from troupe.model_patches.hosts.diffusers.image_attention import ImageAttention, inside
 from troupe.model_patches.hosts.diffusers.sampling import (
     SamplingSettings,
     join_prompts,
@@ -56,7 +56,7 @@ def predict(unet, references=None, settings=PLAIN, roles=(UNCOND, COND), percent
     given = {**inputs("sdxl" if unet.config.addition_embed_type else "sd15"), **changed}
     if references is None:
         return unet(**given).sample
-    with apply_image_attention(unet, references, settings, roles) as attention:
+    with ImageAttention(unet, references, settings, roles) as attention:
         attention.at(percent)
         return unet(**given).sample
 
@@ -104,9 +104,7 @@ def test_layer_output_is_the_official_one(name, trained, monkeypatch):
     entity = g["entity"].repeat_interleave(rows // 2, 0)
     names = torch.cat([entity[:, i, 1 : 1 + n] for i, n in enumerate(lengths)], 1)
     segments = torch.block_diag(*[torch.full((1, n), 1 / n) for n in lengths]).expand(rows, -1, -1)
-    with apply_image_attention(
-        unet, references, ImageAttentionSettings(weight=g.meta["scale"]), (COND,) * rows
-    ) as bound:
+    with ImageAttention(unet, references, ImageAttentionSettings(weight=g.meta["scale"]), (COND,) * rows) as bound:
         tokens = LayerTokens(
             adapter.layers.layers[0].to_k_ip(g["ip"]),
             adapter.layers.layers[0].to_v_ip(g["ip"]),
@@ -155,14 +153,14 @@ def test_references_on_top_of_diffusers_own_ip_adapter():
     g = torch.Generator().manual_seed(9)
     hidden, text = torch.randn(2, 12, 32, generator=g), torch.randn(2, 77, tiny.CONTEXT, generator=g)
     plain = place(hidden, text)
-    with apply_image_attention(unet, other, PLAIN):
+    with ImageAttention(unet, other, PLAIN):
         ours = place(hidden, text) - plain
     processor = IPAdapterAttnProcessor2_0(32, tiny.CONTEXT)
     place.processor = processor
     foreign_states = (text, [references.subjects[0].tokens.expand(2, -1, -1)])
     foreign = place(hidden, foreign_states)
     assert (foreign - plain).abs().max() > 1e-3
-    with apply_image_attention(unet, other, PLAIN):
+    with ImageAttention(unet, other, PLAIN):
         torch.testing.assert_close(place(hidden, foreign_states), foreign + ours, rtol=1e-5, atol=1e-5)
     assert place.processor is processor
 
@@ -208,7 +206,7 @@ def test_an_empty_cast_and_the_end_of_a_run_are_bit_identical():
     unet = tiny.unet()
     before, plain = unet.attn_processors, predict(unet)
     assert torch.equal(predict(unet, replace(tiny.references(unet, 1), subjects=())), plain)
-    with pytest.raises(RuntimeError), apply_image_attention(unet, tiny.references(unet, 2), PLAIN):
+    with pytest.raises(RuntimeError), ImageAttention(unet, tiny.references(unet, 2), PLAIN):
         assert not torch.equal(unet(**inputs()).sample, plain)
         raise RuntimeError
     assert torch.equal(predict(unet), plain)
@@ -267,7 +265,7 @@ def deltas(unet, references, settings=PLAIN, index=1, roles=(UNCOND, COND)):
         return caught.pop("z")
 
     plain = run()
-    with apply_image_attention(unet, references, settings, roles):
+    with ImageAttention(unet, references, settings, roles):
         return run() - plain
 
 
@@ -337,7 +335,7 @@ def test_two_apply_nodes_add_up_in_either_order():
     )
     for outer, inner in ((first, second), (second, first)):
         alone = deltas(unet, inner)
-        with apply_image_attention(unet, outer, PLAIN):
+        with ImageAttention(unet, outer, PLAIN):
             torch.testing.assert_close(deltas(unet, inner), alone, rtol=1e-4, atol=1e-5)
 
 
@@ -347,11 +345,11 @@ def test_two_apply_nodes_add_up_in_either_order():
 def test_refusals_name_what_is_wrong():
     unet = tiny.unet()
     with pytest.raises(MismatchError, match="11 cross-attention layers"):
-        apply_image_attention(tiny.unet("sdxl"), tiny.references(unet, 1), PLAIN)
+        ImageAttention(tiny.unet("sdxl"), tiny.references(unet, 1), PLAIN)
     nameless = tiny.references(unet, 2, name_tokens=[None, None])
     with pytest.raises(MismatchError, match="for merge 'relevance', found references that were encoded without 'clip'"):
-        apply_image_attention(unet, nameless, PLAIN)
-    apply_image_attention(unet, nameless, ImageAttentionSettings(mixing=Mixing("uniform")))
+        ImageAttention(unet, nameless, PLAIN)
+    ImageAttention(unet, nameless, ImageAttentionSettings(mixing=Mixing("uniform")))
 
 
 # ---- whole runs ------------------------------------------------------------------------------------------------------
@@ -474,7 +472,7 @@ def test_the_next_run_sees_new_weights():
     """What was projected is dropped at the end of a run: a LoRA merged between two runs counts."""
     unet = tiny.unet()
     references = tiny.references(unet, 2)
-    attention = apply_image_attention(unet, references, PLAIN)
+    attention = ImageAttention(unet, references, PLAIN)
     with attention:
         unet(**inputs())
     cross_layers(unet)[0].attention.to_k.weight.mul_(3.0)

@@ -72,11 +72,11 @@ def test_with_boxes_the_background_costs_some(encoder, one_class):
 
 
 def test_a_right_picture_is_the_best_of_a_batch(encoder):
-    from troupe.rehearsal.engine.drawn import CLEAR, drawn_case
+    from troupe.rehearsal.engine.drawn import CASES, drawn_case
 
     for seed in range(5):
         one = drawn_case("right", True, seed)
-        others = [drawn_case(case, True, seed) for case in CLEAR[1:]]
+        others = [drawn_case(case, True, seed) for case in CASES[1:4]]
         numbers = numbers_of([to_json(scores) for scores in scored(encoder, [*others, one], "masks")])
         assert best(numbers, 2)[0] == 3 and all(0 <= number <= 1 for number in numbers)
 

@@ -11,7 +11,7 @@ from troupe.model_patches.binding.layer_tokens import COND
 from troupe.model_patches.binding.settings import ImageAttentionSettings
 from troupe.model_patches.families.registry import read_adapter
 from troupe.model_patches.hosts.diffusers.encoders import encode_references, load_adapter
-from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention
+from troupe.model_patches.hosts.diffusers.image_attention import ImageAttention
 from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
 from troupe.model_patches.hosts.diffusers.weights import base_weights
 from troupe.model_patches.subjects import Cast, make_subject
@@ -61,7 +61,7 @@ def test_an_image_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe
         context = models.texts.encode_prompt(draw.example.caption).embeds
         settings = ImageAttentionSettings(1.0, Mixing(options.get("merge", "relevance")))
         latent, step = batch.noised.latents[b : b + 1], batch.noised.timesteps[b : b + 1]
-        with torch.no_grad(), apply_image_attention(models.unet, references, settings, (COND,)):
+        with torch.no_grad(), ImageAttention(models.unet, references, settings, (COND,)):
             sampled = models.unet(latent, step, context).sample
         with torch.no_grad():
             plain = models.unet(latent, step, context).sample

@@ -21,7 +21,7 @@ from troupe.model_patches.errors import MismatchError
 from troupe.model_patches.families.registry import read_adapter
 from troupe.model_patches.hosts.diffusers.cross_layers import cross_layers
 from troupe.model_patches.hosts.diffusers.encoders import ClipTexts, encode_references, load_adapter
-from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention
+from troupe.model_patches.hosts.diffusers.image_attention import ImageAttention
 from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
 from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample
 from troupe.model_patches.hosts.diffusers.weights import base_weights, text_encoder_weights
@@ -219,7 +219,7 @@ def test_it_predicts_in_the_sampler_what_it_did_in_training(base, identity, kind
             ).sample[0]
 
         with torch.no_grad(), base_weights(models.unet, adapter.weights):
-            with apply_image_attention(models.unet, references, settings, (COND,), merged=1.0):
+            with ImageAttention(models.unet, references, settings, (COND,), merged=1.0):
                 found, unnamed = predicted(prompt), predicted(plain)
             wordy = predicted(prompt)
         largest = float(trained[b].abs().max())

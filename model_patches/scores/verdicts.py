@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
-RIGHT, SWAPPED, MIXED, CLONED, MISSING = VERDICTS = ("right", "swapped", "mixed", "cloned", "missing")
+RIGHT, SWAPPED, MIXED, CLONED, MISSING = ("right", "swapped", "mixed", "cloned", "missing")
 LEAD_MARGIN = 0.1  # of the way from one reference to another
 ALIKE = 0.97  # cosine of two references from which on they count as one
 

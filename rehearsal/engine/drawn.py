@@ -11,7 +11,6 @@ import torch
 from ..world import PIXELS, TEST_LOOKS, Figure, Look, boxes, draw, enlarge, masks, place_figures, random_figures
 
 RIGHT, SWAPPED, CLONED, MISSING, MIXED = CASES = ("right", "swapped", "cloned", "missing", "mixed")
-CLEAR = CASES[:4]
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,9 @@ from skimage.measure import label
 from torch import nn
 
 from .. import files
-from ..world import ACCESSORIES, CELLS, CLASSES, COLOURS, PATTERNS, VARIANTS, Look
+from ..world import ACCESSORIES, CLASSES, COLOURS, PATTERNS, VARIANTS, Look
 
 FILE = "recogniser.safetensors"
-GRID = CELLS // 2  # latent cells of a picture's side
 ANSWERS: dict[str, Sequence[str]] = {
     "kind": ("nobody", *CLASSES),
     "variant": VARIANTS,

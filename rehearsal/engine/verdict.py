@@ -15,7 +15,7 @@ import torch
 from ..world import ACCESSORIES, CELL, CELLS, COLOURS, PATTERNS, Figure, Look, figure_cells
 from .recogniser import Sighting
 
-RIGHT, SWAPPED, MIXED, CLONED, MISSING = VERDICTS = ("right", "swapped", "mixed", "cloned", "missing")
+RIGHT, SWAPPED, MIXED, CLONED, MISSING = ("right", "swapped", "mixed", "cloned", "missing")
 LETTERS = {RIGHT: "r", SWAPPED: "s", MIXED: "m", CLONED: "c", MISSING: "-"}
 # squared distance of RGB in 0..1 that counts for a cell at most: one stray cell must not outvote the others
 FARTHEST = 0.35

@@ -67,11 +67,11 @@ def test_both_engines_predict_the_same(path):
     from support.host.small_casts import settings
     from test_two_hosts import both, host_calls, same_predictions
     from troupe.model_patches.hosts.diffusers.encoders import load_adapter
-    from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention
+    from troupe.model_patches.hosts.diffusers.image_attention import ImageAttention
 
     st, unet = both("SD15")
     write(path, st.patcher)
     references, widgets = references_of((0.2, 0.9, 0.4)), settings("uniform", 1.0)
     calls = host_calls(st.patcher.model.diffusion_model, st.apply(references, widgets))
     own = replace(references, adapter=load_adapter(path))
-    assert len(same_predictions(unet, [apply_image_attention(unet, own, widgets)], calls, st)) == 3
+    assert len(same_predictions(unet, [ImageAttention(unet, own, widgets)], calls, st)) == 3

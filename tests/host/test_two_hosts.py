@@ -107,12 +107,12 @@ def host_calls(unet, wired, **sampling):
 
 def compare(base, references_of, settings, text_gain=False, **sampling):
     """Every call's prediction in both hosts; returns the percents of the calls in which the references acted."""
-    from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention
+    from troupe.model_patches.hosts.diffusers.image_attention import ImageAttention
 
     st, unet = both(base, text_gain)
     references = references_of(st)
     calls = host_calls(st.patcher.model.diffusion_model, st.apply(references, settings), **sampling)
-    return same_predictions(unet, [apply_image_attention(unet, embedded(references, st.state), settings)], calls, st)
+    return same_predictions(unet, [ImageAttention(unet, embedded(references, st.state), settings)], calls, st)
 
 
 def same_predictions(unet, applied, calls, st):
@@ -235,7 +235,7 @@ def compare_gated(kind, base, count, settings, attention=None, **changed):
     from support.host.tiny_models import micro_model
     from troupe.model_patches.hosts.comfyui.apply import apply_image_attention as host_attention
     from troupe.model_patches.hosts.diffusers.gated import apply_gated
-    from troupe.model_patches.hosts.diffusers.image_attention import apply_image_attention
+    from troupe.model_patches.hosts.diffusers.image_attention import ImageAttention
     from troupe.model_patches.subjects import Box
 
     patcher = micro_model(base, model_channels=64, context_dim=CONTEXT)
@@ -250,7 +250,7 @@ def compare_gated(kind, base, count, settings, attention=None, **changed):
             count, boxes=[Box(*box) for box in BOXES[:count]]
         )
         wired = host_attention(wired[0], photos, attention, *wired[1:])[:3]
-        applied.append(apply_image_attention(unet, embedded(photos, state), attention))
+        applied.append(ImageAttention(unet, embedded(photos, state), attention))
     return same_predictions(unet, applied, host_calls(patcher.model.diffusion_model, wired, cfg=5.0, batch=2), gated)
 
 

@@ -55,7 +55,7 @@ class GatedAdapter:
             raise MismatchError(
                 "an adapter with gated layers (GLIGEN, Subject-Diffusion)",
                 f"{spec.file}, {spec.describe()}",
-                "Bind these references with apply_image_attention.",
+                "Bind these references with ImageAttention.",
             )
         self._gated, self._places = gated, spec.gated.places
         if self._idle:

@@ -13,7 +13,7 @@ from .image_attention import inside
 
 NEGATIVE, MIDDLE, POSITIVE = "negative", "middle", "positive"
 ROLES = {NEGATIVE: UNCOND, MIDDLE: COND, POSITIVE: COND}  # what the references give each branch
-SUBJECT_DIFFUSION, UMM = "subject_diffusion", "umm"
+UMM = "umm"
 
 
 @dataclass(frozen=True)

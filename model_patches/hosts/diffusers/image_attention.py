@@ -41,9 +41,13 @@ class ImageAttention:
     """The references of one Apply node on a UNet for one run; a context manager, and the run's state.
 
     Entering sets processors on the attn2 layers, leaving restores what was there; several may be nested, their deltas
-    never feed each other. Before each model call say where the run is with `at`, and with `roles` what the parts of the
-    batch are, where that changes. merged: strength at which `base_weights` has the adapter's own weights on the UNet;
-    recording: whether `maps` can tell afterwards who owned which positions.
+    never feed each other. Weight 0 or an empty cast leaves the UNet unchanged. Before each model call say where the run
+    is with `at`, and with `roles` what the parts of the batch are, where that changes. merged: strength at which
+    `base_weights` has the adapter's own weights on the UNet; recording: whether `maps` can say afterwards which
+    positions each subject affected.
+
+    Raises:
+        MismatchError: the adapter is for another base model, or the merge needs names and the references carry none.
     """
 
     def __init__(
@@ -225,23 +229,6 @@ class ImageAttention:
     def _see_grid(self, transformer: Transformer2DModel, args: tuple, kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]  # B, C, h, w
         self._grids[transformer] = (hidden.shape[-2], hidden.shape[-1])
-
-
-def apply_image_attention(
-    unet: UNet2DConditionModel,
-    references: References,
-    settings: ImageAttentionSettings,
-    roles: Sequence[str | None] = (UNCOND, COND),
-    merged: float = 0.0,
-    recording: bool = False,
-) -> ImageAttention:
-    """Bind the references to the UNet: `with apply_image_attention(...) as attention:`. Weight 0 or an empty cast
-    leaves it unchanged.
-
-    Raises:
-        MismatchError: the adapter is for another base model, or the merge needs names and the references carry none.
-    """
-    return ImageAttention(unet, references, settings, roles, merged, recording)
 
 
 def inside(percent: float, start: float, end: float) -> bool:
