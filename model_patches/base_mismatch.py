@@ -16,7 +16,7 @@ class BaseMismatchError(MismatchError):
     def __init__(self, file: str, adapter_base: str, model_base: str, remedy: str, clip: bool):
         super().__init__(f"a checkpoint for {adapter_base}", f"one for {model_base}", remedy)
         yours = (
-            f"the CLIP that is wired is from {_article(model_base)} checkpoint"
+            f"the connected CLIP is from {_article(model_base)} checkpoint"
             if clip
             else f"your checkpoint is {model_base}"
         )

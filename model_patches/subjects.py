@@ -296,6 +296,6 @@ def _cutouts(mask: Mask | None, first_batch: int, total: int, label: str) -> lis
             raise SubjectError(
                 f"the mask of {label} to be white where the subject is",
                 f"nothing brighter than {float(m.max()):.0%}",
-                "Paint the subject white, or unwire 'mask'.",
+                "Paint the subject white, or disconnect 'mask'.",
             )
     return [m if bool(m.any()) else None for m in masks] + [None] * (total - len(masks))

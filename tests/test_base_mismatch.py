@@ -33,7 +33,7 @@ def test_an_sdxl_adapter_on_sd15():
 
 def test_the_clip_is_blamed_where_only_the_clip_is_known():
     words = (
-        r"is for SDXL, the CLIP that is wired is from an SD1\.5 checkpoint\. Choose an SD1\.5 adapter: http.* "
+        r"is for SDXL, the connected CLIP is from an SD1\.5 checkpoint\. Choose an SD1\.5 adapter: http.* "
         r"Or, with an SDXL checkpoint, wire its own CLIP\."
     )
     with pytest.raises(MismatchError, match=words):

@@ -207,7 +207,7 @@ def test_a_clip_of_another_base_model_is_refused(width, base):
     words = (
         f"found size {width}. Wire the CLIP"
         if width == 4096
-        else f"is for SDXL, the CLIP that is wired is from an {base} checkpoint. Choose an {base} adapter"
+        else f"is for SDXL, the connected CLIP is from an {base} checkpoint. Choose an {base} adapter"
     )
     with pytest.raises(MismatchError, match=f"plus_sdxl.safetensors .*{words}"):
         encode_subjects(adapter(), PAIR, Images(), project, Names(width))

@@ -143,7 +143,7 @@ def test_a_name_without_words_and_the_clip_of_another_base_are_refused(kind):
         encode(kind, subject("cat"), subject("()"), names=Names())
     with pytest.raises(
         MismatchError,
-        match=rf"{kind}.safetensors is for SD1.5, the CLIP that is wired is from an SDXL checkpoint. Choose an "
+        match=rf"{kind}.safetensors is for SD1.5, the connected CLIP is from an SDXL checkpoint. Choose an "
         rf"SDXL adapter",
     ):
         encode(kind, subject("cat"), names=Names(2048))

@@ -230,7 +230,7 @@ def test_two_that_cannot_be_told_apart_get_advice():
     sharp = report(RecordedRun("all", (AppliedMaps("a", "relevance", alike("astronaut", "cat"), sharpness=3.0),)))
     assert sharp.endswith("cannot tell them apart. Give each a box.")
     equal = report(recorded(*alike("red  fox", "Red fox")))
-    assert equal.endswith("cannot tell them apart. Give each a name of its own, which the prompt has too, or a box.")
+    assert equal.endswith("cannot tell them apart. Give each a different name that is in the prompt, or a box.")
     little = report(recorded(SubjectMap("fox", torch.full((4, 4), 0.98)), SubjectMap("cat", torch.full((4, 4), 0.02))))
     assert "1 fox and 2 cat overlap 100 %." in little and "cannot tell" not in little, (
         "the warning about the cat says what to do"

@@ -288,7 +288,7 @@ def _remedy(pair: Sequence[SubjectMap], sharpness: float) -> str:
     """What separates two subjects that own the same places."""
     first, second = (" ".join(subject.name.split()).casefold() for subject in pair)
     if first == second:
-        return "Give each a name of its own, which the prompt has too, or a box."
+        return "Give each a different name that is in the prompt, or a box."
     return "Give each a box." if sharpness >= SHARP else f"Raise 'sharpness' to {SHARP}, or give each a box."
 
 

@@ -454,7 +454,7 @@ def test_a_clip_of_another_base_model(studio):
     text = studio.run(graph())
     assert (
         text.startswith(
-            f"The adapter {ADAPTER} is for SDXL, the CLIP that is wired is from an SD1.5 checkpoint. Choose "
+            f"The adapter {ADAPTER} is for SDXL, the connected CLIP is from an SD1.5 checkpoint. Choose "
             "an SD1.5 adapter: https://"
         )
         and "Traceback" not in text

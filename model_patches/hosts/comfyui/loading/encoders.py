@@ -35,7 +35,7 @@ class HostImageEncoder:
             raise MismatchError(
                 "a CLIP vision encoder (ViT-H or ViT-bigG)",
                 found,
-                "Load a CLIP vision file with Load CLIP Vision, or leave the input unwired.",
+                "Load a CLIP vision file with Load CLIP Vision, or leave the input unconnected.",
             ) from None
         self._vision = clip_vision
 
