@@ -49,6 +49,7 @@ def run_tasks(
     not.
     Raises:
         EngineLostError: no engine is left. What was painted is kept, and the same call goes on from there.
+        EnginesError: there is no engine, or two have one name.
         ResultsError: another run uses the folder, or it cannot be written.
     """
     wanted = {task.key: task for task in tasks}

@@ -67,6 +67,46 @@ def test_docstrings_say_what_it_does_or_is(module):
     assert {name: wrong for name, wrong in found.items() if wrong} == {}
 
 
+def raised(node: ast.AST) -> Iterator[str]:
+    """Names of the classes that a function's own statements raise and do not handle."""
+    for inner in ast.iter_child_nodes(node):
+        if isinstance(inner, ast.Raise) and isinstance(inner.exc, ast.Call) and isinstance(inner.exc.func, ast.Name):
+            if inner.exc.func.id[0].isupper():
+                yield inner.exc.func.id
+        elif isinstance(inner, ast.Try) and inner.handlers:
+            for part in (*inner.handlers, *inner.orelse, *inner.finalbody):
+                yield from raised(part)
+        elif not isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
+            yield from raised(inner)
+
+
+def unnamed(node: ast.AST) -> set[str]:
+    """Errors that a public function raises and its docstring does not name."""
+    text = (ast.get_docstring(node) or "") if isinstance(node, ast.FunctionDef) else ""
+    return {name for name in raised(node) if name not in text} if text and not text.startswith("See ") else set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_docstrings_name_the_errors(module):
+    found = {name: unnamed(node) for name, node in public(ast.parse((ROOT / module).read_text(encoding="utf-8")))}
+    assert {name: errors for name, errors in found.items() if errors} == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "errors"),
+    [
+        ("raise ValueError('no')", {"ValueError"}),
+        ("if x: raise KeyError(x)", {"KeyError"}),
+        ("try: raise ValueError(x)\n  except ValueError: pass", set()),
+        ("def inner(): raise ValueError(x)", set()),
+        ("raise MyError(x)", set()),
+    ],
+)
+def test_errors_without_a_name_are_found(body, errors):
+    function = ast.parse(f'def f(x):\n  """Do it. Raises MyError."""\n  {body}').body[0]
+    assert unnamed(function) == errors
+
+
 @pytest.mark.parametrize(
     ("source", "wrong"),
     [

@@ -103,7 +103,10 @@ def make_accelerator(config: Config, cpu: bool = False) -> Accelerator:
 
 
 def example_set(config: DataConfig, base: Base, trainee: Trainee, say: Say = lambda sentence: None) -> ExampleSet:
-    """Return the training pictures. Raises DatasetError."""
+    """Return the training pictures.
+
+    Raises DatasetError, and TrainingError where the resolution does not fit the base.
+    """
     if config.kind == "rehearsal":
         return DrawnSet(config.subjects)
     multiple = base.cell * 2 ** (len(base.unet.config["block_out_channels"]) - 1)

@@ -65,6 +65,7 @@ def make_scorers(settings: ScoreSettings, suite: str, folder: Path, noised: bool
     the object relevance score.
 
     Raises:
+        SuiteError: no score is chosen, or a detector without a model that compares what it finds.
         TroupeError: a model is missing or of another kind.
     """
     names = model_names(settings)

@@ -41,7 +41,9 @@ def ldm_name(name: str, resblocks: int) -> str:
 
 
 def order(path: str) -> tuple[int, int, int]:
-    """Return the sort key of LDM paths of transformer blocks: input, output, middle blocks; their number; depth."""
+    """Return the sort key of LDM paths of transformer blocks: input, output, middle blocks; their number; depth. Raises
+    ValueError for another path.
+    """
     match = LDM.match(path)
     if match is None:
         raise ValueError(f"expected the path of a transformer block in an LDM UNet, found '{path}'")

@@ -212,7 +212,7 @@ class Resampler(nn.Module):
     @classmethod
     def widths(cls, state: StateDict) -> dict[str, int]:
         """Return the constructor arguments, read from the published names (`latents` [1, T, d], `proj_in.weight` [d,
-        E], `proj_out.weight` [D, d], ...).
+        E], `proj_out.weight` [D, d], ...). Raises MisshapenTensor where the heads do not divide the queries.
         """
         _, tokens, dim = shape_of(state, "latents", 3)
         to_q = shape_of(state, "layers.0.0.to_q.weight", 2)

@@ -131,6 +131,7 @@ def train_base(
     start: folder of exported files whose weights a new training begins with.
     folder: of checkpoints; batch: pictures a step; rate: learning rate; cooldown: last part of the minutes in which it
     falls to 0.
+    Raises CheckpointError where the start has another vocabulary.
     """
     unet, texts = nets.unet().to(device), nets.text_encoder(len(known_ids()) + 1).to(device)
     if start is not None:

@@ -205,7 +205,7 @@ class Trainer:
             self.report()
 
     def descend(self, loss: torch.Tensor) -> None:
-        """One step of the optimizer."""
+        """Take one step of the optimizer. Raises FloatingPointError where the loss is not finite."""
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"Expected a finite loss, found {loss.item()} at step {self.step}. Continue from the last "

@@ -15,7 +15,10 @@ WORKFLOWS = ROOT / "workflows"
 
 
 def load_pack() -> ModuleType:
-    """Load the package `troupe`; afterwards `import troupe.model_patches...` works."""
+    """Load the package `troupe`; afterwards `import troupe.model_patches...` works.
+
+    Raises ImportError if the folder is no package.
+    """
     if "troupe" not in sys.modules:
         spec = importlib.util.spec_from_file_location(
             "troupe", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]

@@ -112,7 +112,10 @@ class Sam:
 
     @classmethod
     def load(cls, name: str, device: str) -> Sam:
-        """Load SAM 2 or SAM by its folder or its name on the Hugging Face hub."""
+        """Load SAM 2 or SAM by its folder or its name on the Hugging Face hub.
+
+        Raises DatasetError for another model.
+        """
         import transformers
 
         kind = loaded(transformers.AutoConfig, name).model_type

@@ -111,7 +111,10 @@ def write_mask(mask: np.ndarray, path: Path) -> None:
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Return a mask file as [h, w] bool of a picture's size (width, height); another size is resized to it."""
+    """Return a mask file as [h, w] bool of a picture's size (width, height); another size is resized to it.
+
+    Raises PictureFault where it does not open.
+    """
     try:
         with Image.open(path) as found:
             mask = found.convert("L")

@@ -79,7 +79,7 @@ class BatchGated:
         return self._tokens is not None
 
     def objects(self, index: int) -> ObjectTokens:
-        """Return the keys and values of one layer, [B, M, C]."""
+        """Return the keys and values of one layer, [B, M, C]. Raises ValueError outside of a pass."""
         if self._tokens is None:
             raise ValueError("gated layers: expected the objects of a batch, found none")
         return cast(GatedFuser, self.gated.fusers[index]).project(self._tokens)

@@ -178,7 +178,7 @@ class MMDiffTrainee(Trainee):
         return join_prompts([text.states for text in found], 1).to(self.base.unet.device) + self._unused()
 
     def pooled(self, batch: Batch) -> torch.Tensor:
-        """Return the pooled texts of the present pass, with the subjects in them."""
+        """Return the pooled texts of the present pass, with the subjects in them. Raises ValueError outside of one."""
         if self._pooled is None:
             raise ValueError("pooled texts: expected those of a pass, found none")
         return self._pooled

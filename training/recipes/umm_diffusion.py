@@ -76,7 +76,9 @@ class UmmTrainee(PromptTrainee):
 
 
 def build(base: Base, features: Features, settings: PassSettings, options: Any) -> Trainee:
-    """Return a mapping to train. Raises TroupeError if base, image encoder or start do not fit."""
+    """Return a mapping to train. Raises TroupeError if the base or the image encoder does not
+    fit, and MismatchError if the start does not.
+    """
     check_small_base(base, "UMM-Diffusion")
     target = MAPPING_BASES[base_of_mappings(base)]
     if options.start:

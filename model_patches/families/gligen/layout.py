@@ -113,6 +113,7 @@ def fuser_widths(unet: State, paths: Mapping[str, str], object_dim: int, file: s
     """Return the channels of every place, read off its fuser.
 
     paths: from `unet_names.block_paths`; object_dim: D that they all must take.
+    Raises CheckpointError where one takes another size.
     """
     channels = {}
     for place, path in paths.items():

@@ -177,7 +177,7 @@ def size_condition(
     unet: UNet2DConditionModel, prompts: Sequence[Prompt], settings: SamplingSettings
 ) -> dict[str, torch.Tensor] | None:
     """Return SDXL's pooled text and sizes (original, crop 0 0, target), one row a picture and prompt; None for a UNet
-    without them.
+    without them. Raises MismatchError where it has them and the prompts have no pooled text.
     """
     if unet.config["addition_embed_type"] != "text_time":
         return None

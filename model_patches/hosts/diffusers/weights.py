@@ -78,7 +78,7 @@ def exchanged(
     what: str,
 ) -> Iterator[None]:
     """Replace parameters by whole tensors, or add low-rank changes to them, while the context is open. what: whose
-    parameters they are, for messages.
+    parameters they are, for messages. Raises MismatchError: a tensor has no place, or another shape.
     """
     if tensors:
         check_whole_weights(strength)

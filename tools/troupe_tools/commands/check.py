@@ -146,7 +146,10 @@ def run_check(options: argparse.Namespace) -> int:
 
 
 def rewrite(options: argparse.Namespace) -> int:
-    """Rewrite one workflow, save it, and print what could not be carried."""
+    """Rewrite one workflow, save it, and print what could not be converted.
+
+    Raises RunError if there is nothing to convert, or the new file is the old one.
+    """
     old = options.from_ipadapter
     new = options.output or old.with_name(f"{old.stem}_troupe.json")
     result = from_ipadapter(read_workflow(old))

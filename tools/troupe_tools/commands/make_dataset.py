@@ -72,7 +72,7 @@ def merge(options: Namespace) -> None:
 
 
 def references(options: Namespace) -> None:
-    """Give subjects references from other pictures of the same individual."""
+    """Give subjects references from other pictures of the same individual. Raises DatasetError for a filtered set."""
     from troupe.training.data import references as data
     from troupe.training.data.journal import UNFILTERED
     from troupe.training.data.records import METADATA, DatasetError, read_records, write_records

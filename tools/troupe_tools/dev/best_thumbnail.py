@@ -29,7 +29,10 @@ class Scored:
 
 
 def paint_scored(workflow: dict[str, Any]) -> Scored:
-    """Paint and score on the embedded engine with the shipped files. The template scores by colours."""
+    """Paint and score on the embedded engine with the shipped files. The template scores by colours.
+
+    Raises ValueError for another way of scoring.
+    """
     hide_broken_torchaudio()
     load_pack()
     from troupe.model_patches.scores.choice import best

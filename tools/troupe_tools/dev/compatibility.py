@@ -150,7 +150,7 @@ def table(records: Sequence[Record]) -> str:
 
 
 def written(page: str, made: str) -> str:
-    """Return the page with the table between its two marks."""
+    """Return the page with the table between its two marks. Raises ResultError where they are missing or repeated."""
     found, count = re.subn(
         r"(<!-- compatibility:.*?-->\n).*?(<!-- end of compatibility -->)",
         lambda m: f"{m[1]}{made}\n{m[2]}",

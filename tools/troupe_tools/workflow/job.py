@@ -82,7 +82,7 @@ def _latent(graph: Graph, sampler: Node) -> Node:
 
 def text_node(graph: Graph, sampler: Node, name: str) -> Node:
     """Return the node that encodes the prompt behind a conditioning input (CLIPTextEncode or Encode Prompt with
-    Subjects), seen through our own nodes.
+    Subjects), seen through our own nodes. Raises RunError where there is another one.
     """
     node: Node = sampler
     for _ in graph.nodes:
@@ -96,7 +96,10 @@ def text_node(graph: Graph, sampler: Node, name: str) -> Node:
 
 
 def size_widget(graph: Graph, node: Node, name: str) -> tuple[Node, str]:
-    """Return the node and widget that set a picture's width or height, seen through the outputs of Place Subjects."""
+    """Return the node and widget that set a picture's width or height, seen through the outputs of Place Subjects.
+
+    Raises RunError where the links form a loop.
+    """
     for _ in graph.nodes:
         found = graph.source(node, name)
         if found is None or found[0].type != PLACE or found[1] not in PLACE_SIZE:
@@ -106,7 +109,10 @@ def size_widget(graph: Graph, node: Node, name: str) -> tuple[Node, str]:
 
 
 def cast_nodes(graph: Graph, encode: Node) -> list[Node]:
-    """Return the chain of Add Subject and Place Subjects nodes behind an Encode node, first subject first."""
+    """Return the chain of Add Subject and Place Subjects nodes behind an Encode node, first subject first.
+
+    Raises RunError where another node is among them.
+    """
     found: list[Node] = []
     here = source(graph, encode, "cast")[0]
     while True:
@@ -121,7 +127,7 @@ def cast_nodes(graph: Graph, encode: Node) -> list[Node]:
 
 def photo_nodes(graph: Graph, node: Node, names: tuple[str, ...] = PHOTO_INPUTS) -> list[Node]:
     """Return the LoadImage nodes behind these inputs; unwired ones and the pictures of Load Rehearsal Models are
-    skipped.
+    skipped. Raises RunError where a photo comes from another node.
     """
     wired = [found[0] for name in names if (found := graph.source(node, name)) and found[0].type != REHEARSAL]
     for photo in wired:
