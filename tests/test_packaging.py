@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from graphlib import TopologicalSorter
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -283,6 +284,20 @@ def test_the_run_extra_brings_what_the_embedded_engine_and_the_tools_import(modu
 
 
 # ---- who imports whom ------------------------------------------------------------------------------------------------
+
+
+def test_the_drawn_rooms_are_in_the_order_of_their_imports():
+    """The drawing of docs/architecture.md, read line by line from left to right."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    words = [line.split() for line in page.split("```text")[1].split("```")[0].split("\n")]
+    drawn = [
+        f"model_patches/{name.rstrip('/')}"
+        for line in words
+        for name in takewhile(lambda word: f"model_patches/{word.rstrip('/')}" in ROOMS, line)
+    ]
+    below = [room for room in drawn if not room.startswith("model_patches/hosts/")]
+    assert sorted(below) == sorted(room for room in BELOW_THE_HOSTS if not room.endswith("__init__"))
+    assert [(a, b) for i, a in enumerate(drawn) for b in drawn[:i] if b in ROOMS[a]] == []
 
 
 def test_rooms_are_a_staircase():
