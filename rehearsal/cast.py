@@ -38,8 +38,8 @@ def is_known(name: str) -> bool:
 
 
 def called_for(prompt: str) -> list[Figure]:
-    """The individuals whose classes a prompt names, in its order: 'a small cat and a robot' -> the small cat, the
-    robot. A class named twice brings a second individual.
+    """Return the individuals whose classes a prompt names, in its order: 'a small cat and a robot' -> the small cat,
+    the robot. A class named twice brings a second individual.
     """
     found: list[Figure] = []
     for variant, kind, hat in CALLED.findall(prompt.lower()):
@@ -49,5 +49,5 @@ def called_for(prompt: str) -> list[Figure]:
 
 
 def words() -> str:
-    """What the world knows, for a message."""
+    """Return what the world knows, for a message."""
     return f"{', '.join(CLASSES)}; {', '.join(variant for variant in VARIANTS if variant)}; {', '.join(PLACES)}"

@@ -23,25 +23,25 @@ SCALE = torch.tensor([0.499, 0.206, 0.218, 0.165, 0.328, 0.157, 0.179, 0.136, 0.
 
 
 def encode(pixels: torch.Tensor) -> torch.Tensor:
-    """[b, 3, 8h, 8w] in -1..1 -> [b, 12, h, w]. Each drawn cell is the average of its pixels."""
+    """Encode pictures [b, 3, 8h, 8w] in -1..1 as latents [b, 12, h, w]; a drawn cell is the average of its pixels."""
     cells = torch.nn.functional.avg_pool2d(pixels.float(), CELL)
     return (cells_to_coefficients(cells) - MEAN.to(cells).view(-1, 1, 1)) / SCALE.to(cells).view(-1, 1, 1)
 
 
 def decode(latent: torch.Tensor) -> torch.Tensor:
-    """[b, 12, h, w] -> [b, 3, 8h, 8w] in about -1..1, every drawn cell a square of one colour."""
+    """Decode latents [b, 12, h, w] to pictures [b, 3, 8h, 8w] in about -1..1; a cell is a square of one colour."""
     coefficients = latent.float() * SCALE.to(latent.device).view(-1, 1, 1) + MEAN.to(latent.device).view(-1, 1, 1)
     return coefficients_to_cells(coefficients).repeat_interleave(CELL, -1).repeat_interleave(CELL, -2)
 
 
 def cells_to_coefficients(cells: torch.Tensor) -> torch.Tensor:
-    """[b, 3, 2h, 2w] RGB -> [b, 12, h, w]: colour-major, then Haar coefficients."""
+    """Return RGB cells [b, 3, 2h, 2w] as coefficients [b, 12, h, w]: colour-major, then those of Haar."""
     blocks = torch.nn.functional.pixel_unshuffle(cells, 2).unflatten(1, (3, 4))  # b, rgb, 4 cells, h, w
     return torch.einsum("yc,kq,bcqhw->bykhw", _COLOUR.to(cells), _HAAR.to(cells), blocks).flatten(1, 2)
 
 
 def coefficients_to_cells(coefficients: torch.Tensor) -> torch.Tensor:
-    """The inverse of `cells_to_coefficients`."""
+    """Return the cells of coefficients: the inverse of `cells_to_coefficients`."""
     colours = torch.linalg.inv(_COLOUR).to(coefficients)
     blocks = torch.einsum("cy,qk,bykhw->bcqhw", colours, _HAAR.to(coefficients), coefficients.unflatten(1, (3, 4)))
     return torch.nn.functional.pixel_shuffle(blocks.flatten(1, 2), 2)

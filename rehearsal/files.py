@@ -26,13 +26,13 @@ AGAIN = "It comes with Troupe: reinstall or update the pack."
 
 
 def state_of(*names: str) -> tuple[tuple[int, int] | None, ...]:
-    """Size and time of files in `FOLDER`, None for one that is missing: other values mean another file."""
+    """Return size and time of files in `FOLDER`, None for one that is missing: other values mean another file."""
     stats = [(FOLDER / name).stat() if (FOLDER / name).is_file() else None for name in names]
     return tuple(None if stat is None else (stat.st_size, stat.st_mtime_ns) for stat in stats)
 
 
 def read(name: str, folder: Path = FOLDER) -> dict[str, torch.Tensor]:
-    """Tensors of a shipped file, float32 where they are numbers.
+    """Read the tensors of a shipped file, float32 where they are numbers.
 
     Raises CheckpointError where it is missing or damaged.
     """
@@ -44,8 +44,8 @@ def read(name: str, folder: Path = FOLDER) -> dict[str, torch.Tensor]:
 
 
 def full_table(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The text encoder's tensors with all of CLIP's vocabulary: words that the world does not know are zeros, as they
-    were in training.
+    """Return the text encoder's tensors with all of CLIP's vocabulary: words that the world does not know are zeros, as
+    they were in training.
 
     Raises CheckpointError where the file lacks its table.
     """
@@ -60,7 +60,7 @@ def full_table(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def fill(module: torch.nn.Module, state: dict[str, torch.Tensor], name: str) -> torch.nn.Module:
-    """The module with a file's tensors, ready to run. Raises CheckpointError where names or shapes differ."""
+    """Fill a module with a file's tensors, ready to run. Raises CheckpointError where names or shapes differ."""
     own = module.state_dict()
     odd = [key for key, value in state.items() if key in own and own[key].shape != value.shape]
     if not odd:

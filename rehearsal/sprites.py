@@ -14,8 +14,8 @@ SIDE = 10
 
 @dataclass(frozen=True)
 class Sprite:
-    """rows: the drawing; dropped_rows, dropped_columns: left out by `small`; repeated: rows doubled by `tall`; band:
-    the row of a ribbon; badge: top left cell of a 2 x 2 badge.
+    """Drawing of a class. rows: the drawing; dropped_rows, dropped_columns: left out by `small`; repeated: rows doubled
+    by `tall`; band: the row of a ribbon; badge: top left cell of a 2 x 2 badge.
     """
 
     rows: tuple[str, ...]

@@ -16,19 +16,19 @@ PIECES = (*CLASSES, *VARIANTS, *PLACES, "a picture of", "and", ",")
 
 @lru_cache(maxsize=1)
 def known_ids() -> tuple[int, ...]:
-    """Ids of every token that a caption can contain, ascending, with BOS and EOS."""
+    """Return the ids of every token that a caption can contain, ascending, with BOS and EOS."""
     return tuple(sorted({BOS, EOS, *(token for piece in PIECES for token in _tokenizer().encode(piece))}))
 
 
 def tokens(text: str) -> list[int]:
-    """BOS, the text's tokens, and EOS up to 77, as ComfyUI and diffusers give them to SD1.5's text encoder."""
+    """Return BOS, the text's tokens, and EOS up to 77, as ComfyUI and diffusers give them to SD1.5's text encoder."""
     ids = [BOS, *_tokenizer().encode(text)[: LENGTH - 2]]
     return ids + [EOS] * (LENGTH - len(ids))
 
 
 def rows(texts: Sequence[str]) -> list[list[int]]:
-    """Tokens as rows of the trained table: the position in `known_ids`, or the row after the last one for a word that
-    the world does not know.
+    """Return tokens as rows of the trained table: the position in `known_ids`, or the row after the last one for a word
+    that the world does not know.
     """
     place = {token: row for row, token in enumerate(known_ids())}
     return [[place.get(token, len(place)) for token in tokens(text)] for text in texts]

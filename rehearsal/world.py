@@ -45,8 +45,8 @@ PAPER: Colour = (255, 255, 255)  # behind a reference
 
 @dataclass(frozen=True)
 class Look:
-    """What no caption mentions: body and accent (keys of COLOURS), pattern (of PATTERNS), accessory (of
-    ACCESSORIES).
+    """Look of an individual, which no caption mentions: body and accent (keys of COLOURS), pattern (of PATTERNS),
+    accessory (of ACCESSORIES).
     """
 
     body: str
@@ -90,8 +90,8 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """place: of PLACES; subjects from left to right; mentioned: their order in the caption; decoration: seed of clouds,
-    stars and the like.
+    """Drawn scene. place: of PLACES; subjects from left to right; mentioned: their order in the caption; decoration:
+    seed of clouds, stars and the like.
     """
 
     place: str
@@ -107,7 +107,7 @@ class Scene:
 
 
 def caption(names: Sequence[str], place: str, plain: bool = True) -> str:
-    """names: noun phrases without article.
+    """Return the caption. names: noun phrases without article.
 
     'a cat and a robot on grass', 'a cat, a fish and a robot on grass'; with 'a picture of' where not plain.
     """
@@ -120,7 +120,7 @@ def caption(names: Sequence[str], place: str, plain: bool = True) -> str:
 
 
 def figure_cells(figure: Figure, colours: Mapping[str, Colour] = COLOURS) -> tuple[np.ndarray, np.ndarray]:
-    """([h, w, 3] uint8 colours, [h, w] bool of cells that are drawn).
+    """Return ([h, w, 3] uint8 colours, [h, w] bool of cells that are drawn).
 
     Sides are even: 10 x 10, small 8 x 8, tall 14 x 10, with a hat 14 x 10.
     """
@@ -163,7 +163,9 @@ def figure_cells(figure: Figure, colours: Mapping[str, Colour] = COLOURS) -> tup
 
 
 def background_cells(place: str, decoration: int = 0) -> np.ndarray:
-    """[32, 32, 3] uint8. The horizon lies at row 18; `decoration` moves clouds, stars, window and sails."""
+    """Draw the background, [32, 32, 3] uint8. The horizon lies at row 18; `decoration` moves clouds, stars, window and
+    sails.
+    """
     upper, lower = {
         "on grass": ((150, 205, 255), (95, 175, 75)),
         "on sand": ((255, 225, 180), (225, 190, 120)),
@@ -194,12 +196,12 @@ def background_cells(place: str, decoration: int = 0) -> np.ndarray:
 
 
 def enlarge(cells: np.ndarray, size: int = CELL) -> np.ndarray:
-    """[h, w, ...] -> [h * size, w * size, ...], every cell a square of pixels."""
+    """Enlarge [h, w, ...] to [h * size, w * size, ...], every cell a square of pixels."""
     return cells.repeat(size, 0).repeat(size, 1)
 
 
 def draw_cells(scene: Scene) -> np.ndarray:
-    """[32, 32, 3] uint8."""
+    """Draw a scene as cells, [32, 32, 3] uint8."""
     picture = background_cells(scene.place, scene.decoration)
     for subject in scene.subjects:
         cells, drawn = figure_cells(subject.figure)
@@ -209,12 +211,12 @@ def draw_cells(scene: Scene) -> np.ndarray:
 
 
 def draw(scene: Scene) -> np.ndarray:
-    """[128, 128, 3] uint8."""
+    """Draw a scene as pixels, [128, 128, 3] uint8."""
     return enlarge(draw_cells(scene))
 
 
 def masks(scene: Scene) -> np.ndarray:
-    """[subjects, 32, 32] bool: the cells each subject covers. Nobody hides anybody."""
+    """Return [subjects, 32, 32] bool: the cells that each subject covers. No subject hides another."""
     found = np.zeros((len(scene.subjects), CELLS, CELLS), bool)
     for mask, subject in zip(found, scene.subjects, strict=True):
         _, drawn = figure_cells(subject.figure)
@@ -224,7 +226,7 @@ def masks(scene: Scene) -> np.ndarray:
 
 
 def boxes(scene: Scene) -> list[tuple[float, float, float, float]]:
-    """x, y, w, h of each subject, 0..1, origin top left."""
+    """Return x, y, w, h of each subject, 0..1, origin top left."""
     found = []
     for subject in scene.subjects:
         h, w = figure_cells(subject.figure)[1].shape
@@ -235,7 +237,7 @@ def boxes(scene: Scene) -> list[tuple[float, float, float, float]]:
 def reference_cells(
     figure: Figure, shift: tuple[int, int] = (0, 0), flip: bool = False, colours: Mapping[str, Colour] = COLOURS
 ) -> np.ndarray:
-    """[32, 32, 3] uint8: the figure at twice its size on white paper, moved by `shift` (rows, columns) from the
+    """Draw [32, 32, 3] uint8: the figure at twice its size on white paper, moved by `shift` (rows, columns) from the
     middle.
     """
     cells, drawn = figure_cells(figure, colours)
@@ -251,7 +253,7 @@ def reference_cells(
 
 
 def reference(figure: Figure) -> np.ndarray:
-    """[128, 128, 3] uint8: the picture of a figure that an artist would hand in."""
+    """Draw [128, 128, 3] uint8: the picture of a figure that an artist would choose as reference."""
     return enlarge(reference_cells(replace(figure, variant="")))
 
 
@@ -259,7 +261,7 @@ def reference(figure: Figure) -> np.ndarray:
 
 
 def all_looks(held_out: bool) -> list[Look]:
-    """Every look of one half of the split."""
+    """Return every look of one half of the split."""
     every = [
         Look(body, accent, pattern, accessory)
         for body in COLOURS
@@ -279,8 +281,8 @@ ALL_LOOKS = TRAINING_LOOKS + TEST_LOOKS
 def random_figures(
     chance: random.Random, count: int, same_class: bool = False, choice: Sequence[Look] = TRAINING_LOOKS
 ) -> tuple[Figure, ...]:
-    """`count` figures of different looks and bodies; of one class they differ in their variant, which the words then
-    say.
+    """Draw `count` figures of different looks and bodies; of one class they differ in their variant, which the words
+    then say.
     """
     looks: list[Look] = []
     while len(looks) < count:
@@ -298,7 +300,7 @@ def random_figures(
 
 
 def place_figures(chance: random.Random, figures: Sequence[Figure], place: str | None = None) -> Scene:
-    """A scene with the figures in an order and at places of chance, on even cells."""
+    """Make a scene with the figures in an order and at places of chance, on even cells."""
     order = list(range(len(figures)))
     chance.shuffle(order)
     widths = [figure_cells(figures[i])[1].shape[1] for i in order]
@@ -318,8 +320,8 @@ def place_figures(chance: random.Random, figures: Sequence[Figure], place: str |
 
 
 def random_scene(chance: random.Random, choice: Sequence[Look] = TRAINING_LOOKS, alone: float = ALONE) -> Scene:
-    """One subject in a part `alone` of the pictures; of the others half have two of different classes, three in ten two
-    of one class, two in ten three.
+    """Draw a scene: one subject in a part `alone` of the pictures; of the others half have two of different classes,
+    three in ten two of one class, two in ten three.
     """
     number = (chance.random() - alone) / (1 - alone)
     count, same = (

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from troupe_tools.pack import ROOT
 
-FOLDERS = ("nodes", "model_patches", "training", "evaluation", "tools/troupe_tools")
+FOLDERS = ("nodes", "model_patches", "training", "evaluation", "rehearsal", "tools/troupe_tools")
 MODULES = sorted(path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 # the words in use; ruff's D401 lets nouns pass, and takes some verbs for nouns
 VERBS = set(
@@ -17,7 +17,7 @@ VERBS = set(
         r"\w+",
         """
         Add Annotate Append Apply Begin Bind Build Change Check Choose Clone Close Complete Convert Copy Count
-        Cut Decide Decode Disable Do Draw Drop Encode End Execute Fill Find Flatten Forget Fuse Give Go Join
+        Cut Decide Decode Disable Do Draw Drop Encode End Enlarge Execute Fill Find Flatten Forget Fuse Give Go Join
         Keep Lay Let Limit Link Load Log Make Map Move Note Open Paint Parse Patch Prepare Print Project Put Raise
         Read Record Remove Repeat Replace Resize Return Rewire Rewrite Run Sample Save Say Score See Set Show
         Stack Start Store Take Train Turn Use Warn Wire Write Yield

@@ -12,15 +12,15 @@ from . import nets
 
 
 def load_unet(folder: Path = FOLDER) -> UNet2DConditionModel:
-    """The UNet, float32."""
+    """Load the UNet, float32."""
     return fill(nets.unet(), read(UNET, folder), UNET)
 
 
 def load_texts(folder: Path = FOLDER) -> CLIPTextModel:
-    """The text encoder with CLIP's whole vocabulary, float32."""
+    """Load the text encoder with CLIP's whole vocabulary, float32."""
     return fill(nets.text_encoder(VOCABULARY), full_table(read(TEXTS, folder)), TEXTS)
 
 
 def load_image_encoder(folder: Path = FOLDER) -> CLIPVisionModelWithProjection:
-    """The image encoder, float32."""
+    """Load the image encoder, float32."""
     return fill(nets.image_encoder(), read(IMAGES, folder), IMAGES)

@@ -11,7 +11,7 @@ __all__ = ["BETAS", "CONTEXT", "HEAD", "TEXT", "TOKENS", "VISION", "WIDTHS", "im
 
 
 def unet() -> UNet2DConditionModel:
-    """Three levels, one residual block each; attention in the upper two and in the middle."""
+    """Build the UNet: three levels, one residual block each; attention in the upper two and in the middle."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=CHANNELS,
@@ -28,10 +28,10 @@ def unet() -> UNet2DConditionModel:
 
 
 def text_encoder(vocabulary: int) -> CLIPTextModel:
-    """SD1.5's text encoder in small, with `vocabulary` rows in its embedding table."""
+    """Build SD1.5's text encoder in small, with `vocabulary` rows in its embedding table."""
     return CLIPTextModel(CLIPTextConfig(vocab_size=vocabulary, bos_token_id=0, eos_token_id=vocabulary - 1, **TEXT))
 
 
 def image_encoder() -> CLIPVisionModelWithProjection:
-    """A CLIP vision transformer in small: 64 x 64 pixels, patches of 8."""
+    """Build a CLIP vision transformer in small: 64 x 64 pixels, patches of 8."""
     return CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION))

@@ -63,5 +63,5 @@ class NoisedText(ImageAttention):
 
 
 def noised_text(noise: float, relevance: bool) -> type[NoisedText]:
-    """A NoisedText of a level."""
+    """Return a NoisedText of a level."""
     return type("NoisedText", (NoisedText,), {"level": noise, "by_relevance": relevance})

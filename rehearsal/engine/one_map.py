@@ -43,7 +43,7 @@ class OneMap(ImageAttention):
         return self
 
     def limits(self, transformer: Transformer2DModel, positions: int, pictures: int) -> torch.Tensor | None:
-        """The map at this transformer's grid, [1, B, M, N], for a batch of `pictures`."""
+        """Return the map at this transformer's grid, [1, B, M, N], for a batch of `pictures`."""
         if self._map is None:
             return None
         return interpolate(self._map, self._grids[transformer], mode="bilinear").flatten(2)[None]

@@ -40,7 +40,7 @@ class Rehearsal:
 
 
 def load_rehearsal(folder: Path | None = None, unfinished: bool = False, in_prompt: bool = False) -> Rehearsal:
-    """The models in a folder, else the shipped ones.
+    """Load the models in a folder, else the shipped ones.
 
     unfinished: leave out image encoder and adapters that are not there, as while they are trained; in_prompt: load the
     adapters that put subjects into the prompt too.
@@ -73,7 +73,7 @@ def encode(
     names: Sequence[str],
     weights: Sequence[float] | None = None,
 ) -> References:
-    """References of subjects. pictures: [1, H, W, 3] 0..1 each; names: as in the prompt."""
+    """Encode the references of subjects. pictures: [1, H, W, 3] 0..1 each; names: as in the prompt."""
     cast = Cast()
     for number, (picture, name) in enumerate(zip(pictures, names, strict=True), 1):
         cast = cast.add(
@@ -83,7 +83,7 @@ def encode(
 
 
 def scheduler() -> EulerDiscreteScheduler:
-    """ComfyUI's euler on the schedule `simple`."""
+    """Return ComfyUI's euler on the schedule `simple`."""
     return EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing")
 
 
@@ -102,8 +102,8 @@ def paint(
     attention: type[ImageAttention] = ImageAttention,
     **widgets: Any,
 ) -> torch.Tensor:
-    """[batch, 3, 128, 128] in 0..1. record: gets the relevance maps; attention: another image attention; widgets:
-    more of ImageAttentionSettings.
+    """Paint pictures [batch, 3, 128, 128] in 0..1. record: gets the relevance maps; attention: another image attention;
+    widgets: more of ImageAttentionSettings.
     """
     applied = (
         []

@@ -44,7 +44,7 @@ class Sighting:
 
 
 class Block(nn.Module):
-    """x + convolution(silu(norm(convolution(silu(norm(x)))))) at one dilation."""
+    """Residual block: x + convolution(silu(norm(convolution(silu(norm(x)))))) at one dilation."""
 
     def __init__(self, width: int, dilation: int):
         super().__init__()
@@ -53,6 +53,7 @@ class Block(nn.Module):
         self.convolution2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x with the residual added, same shape."""
         x = x + self.convolution2(nn.functional.silu(self.norm2(self.convolution1(nn.functional.silu(self.norm1(x))))))
         return x
 
@@ -69,18 +70,21 @@ class Recogniser(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Conv2d(width, len(answers), 1) for name, answers in ANSWERS.items()})
 
     def forward(self, cells: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the logits of each question at every latent cell."""
         features = self.blocks(self.stem(cells))
         return {name: head(features) for name, head in self.heads.items()}
 
 
 def load_recogniser(folder: Path = files.FOLDER) -> Recogniser:
-    """The shipped one. Raises CheckpointError where its file is missing or damaged."""
+    """Load the shipped recogniser. Raises CheckpointError where its file is missing or damaged."""
     return files.fill(Recogniser(), files.read(FILE, folder), FILE)
 
 
 @torch.no_grad()
 def recognise(recogniser: Recogniser, pictures: torch.Tensor) -> list[list[Sighting]]:
-    """Who is in each picture, [b, 3, 128, 128] in 0..1: connected cells of one class, and what they say on average."""
+    """Find who is in each picture, [b, 3, 128, 128] in 0..1: connected cells of one class, and what they say on
+    average.
+    """
     logits = recogniser(nn.functional.avg_pool2d(pictures.float(), 4) * 2 - 1)
     logs = {name: values.log_softmax(1) for name, values in logits.items()}
     return [_sightings({name: values[b] for name, values in logs.items()}) for b in range(len(pictures))]

@@ -50,7 +50,7 @@ def sheet(folder: Path, path: Path, seed: int = 0, steps: int = STEPS) -> Path:
 
 
 def picture_of(figure: Figure) -> torch.Tensor:
-    """A reference as IMAGE, [1, 128, 128, 3] in 0..1."""
+    """Return A reference as IMAGE, [1, 128, 128, 3] in 0..1."""
     return torch.from_numpy(reference(figure).copy())[None].float() / 255
 
 

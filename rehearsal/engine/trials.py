@@ -37,8 +37,9 @@ Box = tuple[float, float, float, float]  # x, y, w, h in 0..1
 
 @dataclass(frozen=True)
 class Method:
-    """How references are used. merge: in image attention, None for none; one_map: positions of every layer come from
-    one layer's map (Conceptrol, arXiv 2503.06568); in_prompt: they are put into the prompt; gated: into gated layers;
+    """Way of using references. merge: in image attention, None for none; one_map: positions of every layer come from
+    one layer's map (Conceptrol, arXiv 2503.06568); in_prompt: they are put into the prompt; gated: into gated
+    layers;
     drawn: boxes are those of the drawing, since the method puts the subjects there, and not where the seed paints them.
     """
 
@@ -99,7 +100,7 @@ class Trial:
 
 
 def trial(cast: str, seed: int) -> Trial:
-    """The trial of a number: the same for every method. cast: of CASTS."""
+    """Make the trial of a number: the same for every method. cast: of CASTS."""
     chance = random.Random(f"{cast} {seed}")
     count, alike = CASTS[cast]
     while True:
@@ -109,7 +110,7 @@ def trial(cast: str, seed: int) -> Trial:
 
 
 def cast_of(figures: tuple[Figure, ...], places: Sequence[Box] | None = None) -> Cast:
-    """The figures as a Cast with their drawn references; places: x, y, w, h of each, 0..1."""
+    """Return the figures as a Cast with their drawn references; places: x, y, w, h of each, 0..1."""
     cast = Cast()
     for number, figure in enumerate(figures, 1):
         picture = torch.from_numpy(reference(figure).copy())[None].float() / 255
@@ -121,13 +122,13 @@ def cast_of(figures: tuple[Figure, ...], places: Sequence[Box] | None = None) ->
 
 
 def places_drawn(one: Trial) -> list[Box]:
-    """Each figure's box in the drawing."""
+    """Return each figure's box in the drawing."""
     drawn = boxes(one.scene)
     return [drawn[i] for i in one.scene.mentioned]
 
 
 def places_painted(models: Rehearsal, recogniser: Recogniser, one: Trial) -> list[Box]:
-    """A box around each figure as this seed paints it without references, a latent cell wider on every side; the
+    """Return A box around each figure as this seed paints it without references, a latent cell wider on every side; the
     drawing's where it is not found.
 
     This is how an artist draws boxes: onto a first picture. What a drawing would look like is nothing that a seed
@@ -159,7 +160,8 @@ def paint_trial(
     steps: int = STEPS,
     places: Sequence[Box] | None = None,
 ) -> torch.Tensor:
-    """[3, 128, 128] in 0..1. adapter: of `Rehearsal.adapters`, its own weights for UNet and text encoder included;
+    """Paint the picture of a trial, [3, 128, 128] in 0..1. adapter: of `Rehearsal.adapters`, its own weights for UNet
+    and text encoder included;
     weight: of image attention and gated layers; places: a box for each figure, where the method works with boxes.
     """
     applied: list[tuple[References, Any]] = []

@@ -24,8 +24,8 @@ Owners = Sequence[frozenset[int] | None]  # of each expected figure: whose colou
 
 
 def sighting_of(expected: Sequence[Figure], found: Sequence[Sighting]) -> list[Sighting | None]:
-    """The sighting that stands for each expected figure: of its class, and where several figures are of one class, of
-    its variant. The largest where there are several.
+    """Return the sighting that stands for each expected figure: of its class, and where several figures are of one
+    class, of its variant. The largest where there are several.
     """
     taken: list[Sighting | None] = []
     for figure in expected:
@@ -40,7 +40,7 @@ def sighting_of(expected: Sequence[Figure], found: Sequence[Sighting]) -> list[S
 
 
 def verdicts(expected: Sequence[Figure], found: Sequence[Sighting]) -> list[str]:
-    """By the recogniser. The figures' colours must all differ."""
+    """Return the verdicts by the recogniser. The figures' colours must all differ."""
     return of_owners(
         [
             None if s is None else _owners(expected, s.colours["body"], s.colours["accent"])
@@ -50,7 +50,8 @@ def verdicts(expected: Sequence[Figure], found: Sequence[Sighting]) -> list[str]
 
 
 def verdicts_by_colour(expected: Sequence[Figure], found: Sequence[Sighting], picture: torch.Tensor) -> list[str]:
-    """By colours alone: of all drawings of the figure, the one that is nearest to the cells where it stands.
+    """Return the verdicts by colours alone: of all drawings of the figure, the one that is nearest to the cells where
+    it stands.
 
     picture: [3, 128, 128] in 0..1. The sightings say where to look and nothing else.
     """
@@ -65,8 +66,8 @@ def verdicts_by_colour(expected: Sequence[Figure], found: Sequence[Sighting], pi
 
 
 def exact(expected: Sequence[Figure], found: Sequence[Sighting]) -> list[bool]:
-    """Whether each figure is there and the recogniser reads its own body and its own accent among all colours of the
-    world, not among the references' only.
+    """Return whether each figure is there and the recogniser reads its own body and its own accent among all colours of
+    the world, not among the references' only.
     """
     return [
         s is not None and (s.look.body, s.look.accent) == (figure.look.body, figure.look.accent)
@@ -75,7 +76,7 @@ def exact(expected: Sequence[Figure], found: Sequence[Sighting]) -> list[bool]:
 
 
 def of_owners(owners: Owners) -> list[str]:
-    """The verdict on each figure.
+    """Return the verdict on each figure.
 
     right: its colours are its own reference's; mixed: two references have one of them each; cloned: they are another
     one's, whose own figure has them too or is missing; swapped: they are another one's, whose figure has other colours;
@@ -106,7 +107,8 @@ def _owners(expected: Sequence[Figure], body: Mapping[str, float], accent: Mappi
 
 
 def nearness(figure: Figure, mask: np.ndarray, cells: torch.Tensor) -> tuple[dict[str, float], dict[str, float]]:
-    """Of every colour, how near the best drawing with this body, and the best with this accent, comes to cells [32, 32,
+    """Return, of every colour, how near the best drawing with this body, and the best with this accent, comes to cells
+    [32, 32,
     3]: minus the mean squared distance.
 
     Pattern, accessory and a small shift are free.

@@ -73,7 +73,10 @@ class LocalizedUNet(nn.Module):
         words: torch.Tensor,
         present: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """where [B, S, h, w], words [B, S] and present [B, S] as `places_of_words` makes them."""
+        """Return the prediction and the localization loss.
+
+        where [B, S, h, w], words [B, S] and present [B, S] are as `places_of_words` makes them.
+        """
         prediction = self.unet(noisy, steps, context).sample
         maps = [recorder.probabilities for recorder in self.recorders]
         losses = [
@@ -87,8 +90,8 @@ class LocalizedUNet(nn.Module):
 def places_of_words(
     scenes: Sequence[Scene], captions: Sequence[str]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """For every token of every name in the captions: its subject's mask [B, S, 32, 32], its row in the text [B, S], and
-    whether there is one [B, S], S = 3 * LONGEST.
+    """Return, for every token of every name in the captions, its subject's mask [B, S, 32, 32], its row in the text [B,
+    S], and whether there is one [B, S], S = 3 * LONGEST.
 
     An empty caption has none.
     """

@@ -50,18 +50,20 @@ class Questions(nn.ModuleDict):
         )
 
     def forward(self, embeds: torch.Tensor) -> dict[str, torch.Tensor]:
-        """[b, 256] -> logits [b, answers] of each question, and `colours` [b, 6]: body and accent, RGB in 0..1."""
+        """Return from features [b, 256] the logits [b, answers] of each question, and `colours` [b, 6]: body and
+        accent, RGB in 0..1.
+        """
         return {name: layer(embeds) for name, layer in self.items()}
 
 
 def random_figure(chance: random.Random, choice: Sequence[Look] = TRAINING_LOOKS) -> Figure:
-    """Any class; half of the figures have no variant."""
+    """Draw a figure of any class; half of the figures have no variant."""
     return Figure(chance.choice(CLASSES), chance.choice(choice), chance.choice(("", "", "", *VARIANTS[1:])))
 
 
 def painted(chance: random.Random, look: Look) -> Palette:
-    """The palette, mostly with two colours of chance in place of the look's own; the nearest palette colours of the two
-    are never a pair that is held out.
+    """Return the palette, mostly with two colours of chance in place of the look's own; the nearest palette colours of
+    the two are never a pair that is held out.
     """
     if chance.random() > PAINTED:
         return COLOURS
@@ -73,12 +75,12 @@ def painted(chance: random.Random, look: Look) -> Palette:
 
 
 def nearest(colour: Sequence[float]) -> str:
-    """The palette colour with the least distance, 0..255."""
+    """Return the palette colour with the least distance, 0..255."""
     return min(COLOURS, key=lambda name: sum((a - b) ** 2 for a, b in zip(colour, COLOURS[name], strict=True)))
 
 
 def answers_of(figures: Sequence[Figure]) -> dict[str, torch.Tensor]:
-    """Right answers as indices, [b] each."""
+    """Return the right answers as indices, [b] each."""
     parts = [
         {"kind": f.kind, "pattern": f.look.pattern, "accessory": f.look.accessory, "variant": f.variant}
         for f in figures
@@ -87,7 +89,7 @@ def answers_of(figures: Sequence[Figure]) -> dict[str, torch.Tensor]:
 
 
 def colours_of(figures: Sequence[Figure], palettes: Sequence[Palette]) -> torch.Tensor:
-    """[b, 6] body and accent, 0..1."""
+    """Return [b, 6]: body and accent, 0..1."""
     return (
         torch.tensor(
             [[*palette[f.look.body], *palette[f.look.accent]] for f, palette in zip(figures, palettes, strict=True)]
@@ -99,8 +101,8 @@ def colours_of(figures: Sequence[Figure], palettes: Sequence[Palette]) -> torch.
 def reference_pixels(
     chance: random.Random, figures: Sequence[Figure], palettes: Sequence[Palette] | None = None
 ) -> torch.Tensor:
-    """[b, 3, 64, 64] as the encoder reads them, CLIP's mean and deviation applied; at places of chance, half of them
-    mirrored.
+    """Return [b, 3, 64, 64] as the encoder reads them, CLIP's mean and deviation applied; at places of chance, half of
+    them mirrored.
     """
     palettes = [COLOURS] * len(figures) if palettes is None else palettes
     drawn = [
@@ -111,7 +113,7 @@ def reference_pixels(
 
 
 def normalised(cells: torch.Tensor) -> torch.Tensor:
-    """[b, 3, 32, 32] in -1..1 -> [b, 3, 64, 64] as CLIP's encoders are given pictures."""
+    """Return pictures [b, 3, 32, 32] in -1..1 as CLIP's encoders take them, [b, 3, 64, 64]."""
     pixels = interpolate((cells + 1) / 2, scale_factor=2, mode="nearest")
     return (pixels - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)
 
@@ -152,8 +154,8 @@ def train_encoder(
 
 @torch.no_grad()
 def accuracy(encoder: nn.Module, questions: Questions, device: str = "cpu", count: int = 512) -> dict[str, float]:
-    """Part of right answers to each question, on references of held-out looks; a colour is right where the nearest one
-    of the palette is.
+    """Return part of right answers to each question, on references of held-out looks; a colour is right where the
+    nearest one of the palette is.
     """
     chance = random.Random(99)
     figures = [random_figure(chance, TEST_LOOKS) for _ in range(count)]

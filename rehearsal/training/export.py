@@ -15,7 +15,7 @@ from ..vocabulary import known_ids
 
 
 def averaged(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """State dicts of a checkpoint's modules, with the averaged in place of the last parameters."""
+    """Return the state dicts of a checkpoint's modules, with the averaged in place of the last parameters."""
     state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
     values = iter(state["average"])
     return {
@@ -25,7 +25,7 @@ def averaged(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def write(tensors: Mapping[str, torch.Tensor], path: Path, about: str) -> None:
-    """A safetensors file, numbers as float16."""
+    """Write a safetensors file, numbers as float16."""
     path.parent.mkdir(parents=True, exist_ok=True)
     halves = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
@@ -37,7 +37,7 @@ def write(tensors: Mapping[str, torch.Tensor], path: Path, about: str) -> None:
 
 
 def export_base(checkpoint: Path, folder: Path = files.FOLDER) -> None:
-    """The UNet, and the text encoder with the rows of the words that the world knows."""
+    """Write the UNet, and the text encoder with the rows of the words that the world knows."""
     modules = averaged(checkpoint)
     write(modules["unet"], folder / files.UNET, "Troupe's rehearsal world: UNet, v-prediction, diffusers' names")
     texts = dict(modules["texts"])
@@ -50,7 +50,7 @@ def export_base(checkpoint: Path, folder: Path = files.FOLDER) -> None:
 
 
 def export_encoder(checkpoint: Path, folder: Path = files.FOLDER) -> None:
-    """The image encoder."""
+    """Write the image encoder."""
     write(
         averaged(checkpoint)["encoder"],
         folder / files.IMAGES,
@@ -59,12 +59,12 @@ def export_encoder(checkpoint: Path, folder: Path = files.FOLDER) -> None:
 
 
 def export_recogniser(checkpoint: Path, folder: Path = files.FOLDER) -> None:
-    """The network that counts who is in a picture."""
+    """Write the network that counts who is in a picture."""
     write(averaged(checkpoint)["recogniser"], folder / RECOGNISER, "Troupe's rehearsal world: recogniser")
 
 
 def export_all(checkpoints: Path, folder: Path) -> list[Path]:
-    """Export every model that has a checkpoint in `checkpoints`. Returns the files in `folder`."""
+    """Write every model that has a checkpoint in `checkpoints`. Returns the files in `folder`."""
     ways = {
         "encoder": export_encoder,
         "base": export_base,

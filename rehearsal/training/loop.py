@@ -23,12 +23,12 @@ from ..world import TRAINING_LOOKS, Look, Scene, draw_cells, random_scene
 
 
 def pixels_of(cells: Sequence[np.ndarray]) -> torch.Tensor:
-    """Drawings [h, w, 3] uint8 -> [b, 3, h, w] in -1..1."""
+    """Return drawings [h, w, 3] uint8 as pixels [b, 3, h, w] in -1..1."""
     return torch.from_numpy(np.stack(cells)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def latents_of(scenes: Sequence[Scene]) -> torch.Tensor:
-    """[b, 12, 16, 16]: what the codec makes of the drawn scenes, without the detour by pixels."""
+    """Return [b, 12, 16, 16]: what the codec makes of the drawn scenes, without the detour by pixels."""
     coefficients = codec.cells_to_coefficients(pixels_of([draw_cells(scene) for scene in scenes]))
     return (coefficients - codec.MEAN.view(-1, 1, 1)) / codec.SCALE.view(-1, 1, 1)
 
@@ -36,12 +36,12 @@ def latents_of(scenes: Sequence[Scene]) -> torch.Tensor:
 def random_scenes(
     chance: random.Random, count: int, choice: Sequence[Look] = TRAINING_LOOKS, alone: float = 0.3
 ) -> list[Scene]:
-    """Scenes of individuals with these looks; alone: part of them with one subject."""
+    """Draw scenes of individuals with these looks; alone: part of them with one subject."""
     return [random_scene(chance, choice, alone) for _ in range(count)]
 
 
 class Diffusion:
-    """v-prediction on SD's schedule, weighted by min-SNR (arXiv 2303.09556, gamma 5)."""
+    """V-prediction on SD's schedule, weighted by min-SNR (arXiv 2303.09556, gamma 5)."""
 
     def __init__(self, device: torch.device):
         betas = (
@@ -56,7 +56,8 @@ class Diffusion:
         self.signal = torch.cumprod(1 - betas, 0).float().to(device)  # alpha bar
 
     def noised(self, clean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Noisy latents [b, c, h, w], steps [b], the v to be predicted [b, c, h, w], and the loss weight of each [b].
+        """Return noisy latents [b, c, h, w], steps [b], the v to be predicted [b, c, h, w], and the loss weight of each
+        [b].
 
         Steps are spread evenly over the batch.
         """
@@ -76,7 +77,7 @@ class Diffusion:
 
 
 def weighted_loss(prediction: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Mean over pictures of weight * mean square error, divided by the mean weight."""
+    """Return the mean over pictures of weight * mean square error, divided by the mean weight."""
     return (weight * (prediction.float() - target).square().mean((1, 2, 3))).mean() / weight.mean()
 
 
@@ -100,14 +101,14 @@ class PlainAttention:
 
 
 def plain_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, heads: int) -> torch.Tensor:
-    """query [b, n, c], keys and values [b, t, c] -> [b, n, c], heads joined."""
+    """Return attention [b, n, c], heads joined, of a query [b, n, c], keys and values [b, t, c]."""
     return attention_shares(query, keys, values, heads)[1]
 
 
 def attention_shares(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, heads: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `plain_attention`, with the probabilities [b * heads, n, t] before it."""
+    """Return the result of `plain_attention`, with the probabilities [b * heads, n, t] before it."""
     q, k, v = (
         x.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1)
         for x in (query * (query.shape[-1] // heads) ** -0.5, keys, values)
@@ -125,12 +126,13 @@ class Average:
         self.values = [parameter.detach().clone() for parameter in self.parameters]
 
     def update(self) -> None:
+        """Move the averages towards the present parameters."""
         self.steps += 1
         decay = min(self.most, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(self.values, [parameter.detach() for parameter in self.parameters], 1 - decay)
 
     def swap(self) -> None:
-        """Exchange the parameters with their averages."""
+        """Change places of the parameters with their averages."""
         with torch.no_grad():
             for parameter, value in zip(self.parameters, self.values, strict=True):
                 kept = parameter.detach().clone()
@@ -185,7 +187,7 @@ class Trainer:
         return (time.monotonic() - self.begin) / (60 * self.minutes)
 
     def steps(self, batch: int) -> Iterable[int]:
-        """Numbers of the steps until the minutes are over; saves and reports on the way."""
+        """Yield the numbers of the steps until the minutes are over; save and report on the way."""
         try:
             while self.progress < 1:
                 rest = (1 - self.progress) / self.cooldown if self.cooldown else 1.0
@@ -220,6 +222,7 @@ class Trainer:
         self.loss = value if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * value
 
     def report(self) -> None:
+        """Print the mean losses since the last report."""
         seconds = self.seconds + time.monotonic() - self.begin
         line = {
             "step": self.step,

@@ -20,8 +20,8 @@ from .loop import Trainer, pixels_of, random_scenes
 
 
 def labels_of(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
-    """Right answer at every latent cell, [b, 16, 16]; 0 ('nobody') for `kind` and -100 (not asked) for the others where
-    nobody is.
+    """Return the right answer at every latent cell, [b, 16, 16]; 0 ('nobody') for `kind` and -100 (not asked) for the
+    others where nobody is.
     """
     answers = {name: torch.full((len(scenes), 32, 32), 0 if name == "kind" else -100) for name in ANSWERS}
     for b, scene in enumerate(scenes):
@@ -42,8 +42,8 @@ def labels_of(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
 
 
 def disturbed(cells: torch.Tensor) -> torch.Tensor:
-    """[b, 3, 32, 32] with noise, blur, faded contrast and wrong colours of chance: errors of a latent are as wide as
-    its cells and wider.
+    """Return [b, 3, 32, 32] with noise, blur, faded contrast and wrong colours of chance: errors of a latent are as
+    wide as its cells and wider.
     """
 
     def strength(most: float) -> torch.Tensor:
@@ -86,8 +86,8 @@ def train_recogniser(
 
 
 def accuracy(recogniser: Recogniser, count: int = 400) -> dict[str, float]:
-    """On new drawings of the held-out looks: part of pictures whose classes are all found and nothing else, and of the
-    subjects in them part of right answers.
+    """Return, on new drawings of the held-out looks, the part of pictures whose classes are all found and nothing else,
+    and of the subjects in them part of right answers.
     """
     chance = random.Random(77)
     scenes = [random_scene(chance, TEST_LOOKS) for _ in range(count)]
