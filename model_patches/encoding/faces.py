@@ -181,13 +181,13 @@ def find_face(analyser: Any, photo: torch.Tensor, number: int, pick: str) -> tup
 
 def _area(face: Any, number: int) -> float:
     left, top, right, bottom, *_ = (
-        _told(face, "bbox", f"a rectangle around each face of photo {number}").flatten().tolist()
+        _reported(face, "bbox", f"a rectangle around each face of photo {number}").flatten().tolist()
     )
     return (right - left) * (bottom - top)
 
 
 def _crop(photo: torch.Tensor, face: Any, border: int, number: int) -> torch.Tensor:
-    points = _told(face, "kps", f"five points (eyes, nose, mouth) of the face in photo {number}") - border
+    points = _reported(face, "kps", f"five points (eyes, nose, mouth) of the face in photo {number}") - border
     try:
         return align_face(_rgb(photo).float().cpu(), points, CROP).clamp(0, 1)
     except SubjectError as problem:
@@ -198,10 +198,10 @@ def _vector(face: Any, number: int) -> torch.Tensor:
     """[1, 512]"""
     what = f"a face vector of photo {number}"
     name = "normed_embedding" if getattr(face, "normed_embedding", None) is not None else "embedding"
-    return _unit(_told(face, name, what).reshape(1, -1), [what])
+    return _unit(_reported(face, name, what).reshape(1, -1), [what])
 
 
-def _told(face: Any, name: str, what: str) -> torch.Tensor:
+def _reported(face: Any, name: str, what: str) -> torch.Tensor:
     """A field of a face in numbers, float64. Raises SubjectError if the analyser does not tell it."""
     value = getattr(face, name, None)
     if value is None:

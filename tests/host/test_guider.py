@@ -504,7 +504,7 @@ def test_a_guider_runs_again(plain):
     st, middle, noise = plain
     guider = make(st.patcher, st.positive, st.negative, middle, second_end=3.0)
     first = sample(guider, noise)
-    assert guider.course is None and torch.equal(sample(guider, noise), first)
+    assert guider.schedule is None and torch.equal(sample(guider, noise), first)
 
 
 # ---- other patches of the MODEL --------------------------------------------------------------------------------------

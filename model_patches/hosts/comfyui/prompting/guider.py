@@ -45,7 +45,7 @@ class GuidanceSettings(SecondStrength):
     end_percent: float = 1.0
 
     @property
-    def course(self) -> str:
+    def described(self) -> str:
         """What second does, in words."""
         second = f"{self.second:g}" if self.second == self.second_end else f"{self.second:g} to {self.second_end:g}"
         return f"{second} from {self.start_percent:g} to {self.end_percent:g} of the run"
@@ -89,7 +89,7 @@ class TwoScaleGuider(comfy.samplers.CFGGuider, ABC):
     def __init__(self, model: Any, settings: GuidanceSettings):
         super().__init__(model)
         self.settings = settings
-        self.course: GuidanceSchedule | None = None  # of the run that is on
+        self.schedule: GuidanceSchedule | None = None  # of the run that is on
         self.set_cfg(settings.cfg)
 
     @abstractmethod
@@ -98,9 +98,9 @@ class TwoScaleGuider(comfy.samplers.CFGGuider, ABC):
 
     def second(self, sigma: torch.Tensor) -> float | torch.Tensor | None:
         """See `GuidanceSchedule.second`. Raises RuntimeError outside a run."""
-        if self.course is None:
+        if self.schedule is None:
             raise RuntimeError("guider: expected a sampling run, found none")
-        return self.course.second(sigma)
+        return self.schedule.second(sigma)
 
     def branches(
         self, lists: Sequence[Conditioning | None], x: torch.Tensor, timestep: torch.Tensor, options: dict
@@ -163,15 +163,15 @@ class TwoScaleGuider(comfy.samplers.CFGGuider, ABC):
         **kwargs: Any,
     ) -> Any:
         """Run the sampler as the host does, and count its steps."""
-        self.course = GuidanceSchedule(
+        self.schedule = GuidanceSchedule(
             self.settings, self.model_patcher.get_model_object("model_sampling"), Clock(sigmas, sampler)
         )
         try:
             return super().outer_sample(
-                noise, latent_image, sampler, sigmas, denoise_mask, self.course.clock.wrap(callback), *args, **kwargs
+                noise, latent_image, sampler, sigmas, denoise_mask, self.schedule.clock.wrap(callback), *args, **kwargs
             )
         finally:
-            self.course = None
+            self.schedule = None
 
 
 class SubjectDiffusionGuider(TwoScaleGuider):
@@ -190,7 +190,7 @@ class SubjectDiffusionGuider(TwoScaleGuider):
 
     def outer_sample(self, *args: Any, **kwargs: Any) -> Any:
         """Log what the run does, then run it."""
-        log.info("Troupe: text guidance %g, image guidance %s.", self.cfg, self.settings.course)
+        log.info("Troupe: text guidance %g, image guidance %s.", self.cfg, self.settings.described)
         return super().outer_sample(*args, **kwargs)
 
     def predict_noise(
@@ -230,7 +230,7 @@ class UMMGuider(TwoScaleGuider):
 
     def outer_sample(self, *args: Any, **kwargs: Any) -> Any:
         """Log what the run does, then run it."""
-        log.info("Troupe: guidance %g, the subjects' share %s.", self.cfg, self.settings.course)
+        log.info("Troupe: guidance %g, the subjects' share %s.", self.cfg, self.settings.described)
         return super().outer_sample(*args, **kwargs)
 
     def predict_noise(

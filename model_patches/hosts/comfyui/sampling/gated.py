@@ -93,7 +93,7 @@ class GatedAdapter(Hook):
     ) -> Options:
         """Append our patches to the host's lists, so that those of other packs act too."""
         if not placed(chunks, call.size, x):
-            call.run.rest(
+            call.run.explain(
                 f"{named([call.around])} samples the picture in tiles: boxes cannot be mapped to tiles, so "
                 f"{self.node} is skipped."
             )
@@ -199,7 +199,7 @@ class GatedPatch:
                 f"{named(self.others)} changed the batch size from {options['activations_shape'][0]} to "
                 f"{x.shape[0]}, so rows cannot be matched to prompts"
             )
-            self.run.rest(f"{sentence}: {GatedAdapter.node} skips those layers.")
+            self.run.explain(f"{sentence}: {GatedAdapter.node} skips those layers.")
             return x
         if all(self.chunks) and len({length for _, length in rows}) == 1:
             return layer.fuser(x, layer.objects, self.scale)

@@ -177,7 +177,7 @@ class Hook(ABC):
             run.due = run.due or not waiting
         if now is not None and run.part and self.located(now):
             if with_subjects(list(run.roles.table(conds).values())):
-                run.rest(run.part, again=first_time((self.id, run.part)))
+                run.explain(run.part, again=first_time((self.id, run.part)))
         elif now is not None:
             table = {row: chunk for row, chunk in run.roles.table(conds).items() if row not in waiting}
             own[self.id] = Call(
@@ -219,7 +219,7 @@ class Hook(ABC):
                 sentence = (
                     f"{named([call.around])} splits the batch of a model call, so rows cannot be matched to prompts"
                 )
-                call.run.rest(f"{sentence}: {self.node} is skipped for them.")
+                call.run.explain(f"{sentence}: {self.node} is skipped for them.")
             if any(chunks):
                 options = self.bind(
                     call, chunks * tiles_in(x.shape[0], call.pictures * len(chunks)), executor.class_obj, x, options

@@ -128,7 +128,7 @@ class ImageAttention(Hook):
         shown = placed(chunks, call.size, x)
         if not shown and limited(self.references.subjects, call.now.boxed):
             sentence = f"{named([call.around])} samples the picture in tiles"
-            run.rest(f"{sentence}: regions and boxes of {self.node} cannot be mapped to tiles and are ignored.")
+            run.explain(f"{sentence}: regions and boxes of {self.node} cannot be mapped to tiles and are ignored.")
         subjects, pictures = self._pictured(call, options)
         # before the layers ask: in them, making it would break a compiled graph
         for grid in grids_of(self.blocks, (x.shape[-2], x.shape[-1])) if shown else ():
@@ -282,7 +282,7 @@ class LayerDelta:
                 f"{named(shared.others)} changed the batch size from {options['activations_shape'][0]} to "
                 f"{q.shape[0]}, so rows cannot be matched to prompts"
             )
-            shared.call.run.rest(f"{sentence}: {shared.owner.node} skips those layers.")
+            shared.call.run.explain(f"{sentence}: {shared.owner.node} skips those layers.")
             return []
         active = [(place, chunk) for place, chunk in zip(rows, shared.chunks, strict=True) if chunk is not None]
         grid = tuple(options["activations_shape"][-2:])
@@ -290,14 +290,16 @@ class LayerDelta:
         pictures = shared.pictures if all(length == len(shared.pictures) for (_, length), _ in active) else ()
         if shared.pictures and not pictures:
             sentence = f"{named(shared.others)} repeated the pictures of the batch"
-            shared.call.run.rest(
+            shared.call.run.explain(
                 f"{sentence}: in those layers of {shared.owner.node} every picture gets the union of a region's masks."
             )
         areas = tuple(chunk.area for _, chunk in active)
         limits = shared.owner.limits(shared.call, areas, grid, q.device, shared.subjects, pictures) if whole else None
         if shared.placed and not whole and limited(shared.owner.references.subjects, shared.call.now.boxed):
             sentence = f"{named(shared.others)} rearranged the positions of the picture"
-            shared.call.run.rest(f"{sentence}: regions and boxes of {shared.owner.node} are ignored in those layers.")
+            shared.call.run.explain(
+                f"{sentence}: regions and boxes of {shared.owner.node} are ignored in those layers."
+            )
         length = active[0][0][1]
         if all(place[1] == length for place, _ in active) and len(active) * length == q.shape[0]:
             plain = None if self.gain_weights is None else text().unflatten(0, (-1, length))

@@ -55,7 +55,7 @@ class Run(RunCache):
                 tell(self.node_id, sentence, level >= logging.WARNING, first=not self._shown)
                 self._shown = True
 
-    def rest(self, sentence: str, again: bool = True) -> None:
+    def explain(self, sentence: str, again: bool = True) -> None:
         """Warn, once a run, that something is disabled; a run in which nothing acted is then explained. again: False
         for what the node's earlier runs have said.
         """
