@@ -1,7 +1,7 @@
 """What a user reads is plain technical English: words and phrases that give away another style stay out.
 
 Read are the nodes' texts, the help pages, README, docs, SECURITY, CHANGELOG, the pages beside the models and
-measurements, and the strings of the code.
+measurements, the notes of templates, and the strings of the code.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from troupe_tools.pack import ROOT
@@ -50,7 +52,10 @@ PAGES = [
             "CONTRIBUTING.md",
             "benchmarks/CONFUSION.md",
             "benchmarks/RESULTS.md",
+            "benchmarks/ABLATIONS.md",
             "rehearsal/files/MODEL_CARD.md",
+            "locales/README.md",
+            "samples/LICENSES.md",
         )
     ),
     *sorted((ROOT / "docs").glob("*.md")),
@@ -62,6 +67,7 @@ CODE = [
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 SCRIPTS = sorted((ROOT / "web").rglob("*.js"))
+GRAPHS = sorted((*(ROOT / "workflows").glob("*.json"), *(ROOT / "subgraphs").glob("*.json")))
 
 
 def faults(text: str) -> dict[str, list[str]]:
@@ -122,6 +128,24 @@ def test_a_page(page):
 @pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_strings_of_a_module(path):
     assert {text: found for text in strings(path) if (found := faults(text))} == {}
+
+
+def notes(graph: Any) -> Iterator[str]:
+    """What a saved graph says: titles, notes, and descriptions of subgraphs."""
+    for key, value in graph.items() if isinstance(graph, dict) else enumerate(graph):
+        if isinstance(value, (dict, list)):
+            yield from notes(value)
+        elif isinstance(value, str) and key in ("title", "name", "label", "description"):
+            yield value
+    if isinstance(graph, dict) and graph.get("type") in ("Note", "MarkdownNote"):
+        yield from (text for text in graph["widgets_values"] if isinstance(text, str))
+
+
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.name)
+def test_the_notes_of_a_graph(path):
+    texts = list(notes(json.loads(path.read_text(encoding="utf-8"))))
+    assert len(texts) > 5 and {text: found for text in texts if (found := faults(without_code(text)))} == {}
+    assert not [text for text in texts if "@" in text], "a place that was to be filled in"
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
