@@ -14,6 +14,7 @@ ADAPTERS = {  # values of the combo -> keys of rehearsal.files.EVERY_ADAPTER
     "fastcomposer": "fastcomposer",
     "umm_diffusion": "umm",
     "subject_diffusion": "subject",
+    "mm_diff": "mm",
 }
 SHOWN = ("cat", "robot", "bird")
 
@@ -42,9 +43,9 @@ class LoadRehearsalModels(io.ComfyNode):
                     tooltip=(
                         "Which adapter to load. mip_adapter: trained on pictures of several subjects, with "
                         "relevance (MIP-Adapter). ip_adapter: trained on one "
-                        "reference at a time, like most published IP-Adapters. fastcomposer, umm_diffusion and "
-                        "subject_diffusion put the subjects into the prompt: see the templates "
-                        "research_fastcomposer_rehearsal and research_subject_diffusion_rehearsal."
+                        "reference at a time, like most published IP-Adapters. fastcomposer, umm_diffusion, "
+                        "subject_diffusion and mm_diff put the subjects into the prompt: see the templates "
+                        "research_*_rehearsal."
                     ),
                 ),
                 *(

@@ -17,6 +17,7 @@ PROMPT_ADAPTERS = {
     "umm": "rehearsal_umm_diffusion.safetensors",
     "fastcomposer": "rehearsal_fastcomposer.safetensors",
     "subject": "rehearsal_subject_diffusion.safetensors",
+    "mm": "rehearsal_mm_diff.safetensors",
 }
 EVERY_ADAPTER = ADAPTERS | PROMPT_ADAPTERS
 VOCABULARY = 49408

@@ -13,7 +13,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import confusion
 import confusion_page
-from troupe.rehearsal.engine.trials import GATED, IN_PROMPT, METHODS, METHODS_OF, WITHOUT
+from troupe.rehearsal.engine.trials import GATED, IN_PROMPT, METHODS, METHODS_OF, RELEVANCE, WITHOUT
 from troupe.rehearsal.engine.verdict import LETTERS
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def test_every_row_of_a_table_has_the_cells_of_its_head():
         seed: [reads[0], "ss", reads[2]] for seed, reads in found["mip | relevance | two classes | 1"].items()
     }
     tables = re.findall(r"(?:^\|.*\|\n)+", confusion_page.render(found), re.M)
-    assert len(tables) == 14 and "| mip, relevance, two classes | 75 % [69, 80] | 0 % [0, 2] | -75.0 |" in "".join(
+    assert len(tables) == 16 and "| mip, relevance, two classes | 75 % [69, 80] | 0 % [0, 2] | -75.0 |" in "".join(
         tables
     )
     for table in tables:
@@ -87,7 +87,7 @@ def test_every_row_of_a_table_has_the_cells_of_its_head():
 
 def test_tasks_are_what_the_page_shows():
     tasks = list(confusion.tasks(20, 10))
-    assert len(tasks) == 2 * 3 * (2 * len(METHODS) - 1 + 5) + len(confusion.WEIGHTS) * len(confusion.CURVE) and len(
+    assert len(tasks) == 2 * 3 * (2 * len(METHODS) - 1 + 8) + len(confusion.WEIGHTS) * len(confusion.CURVE) and len(
         set(tasks)
     ) == len(tasks)
     found = {"verdicts": {confusion.key(tasks[0]): {str(seed): ["rr", "rr", "x."] for seed in range(9)}}}
@@ -172,6 +172,7 @@ def test_both_reads_of_every_row_agree(results):
         ), row
 
 
+PROMPT_CELLS = [("umm", IN_PROMPT), ("fastcomposer", IN_PROMPT), ("subject", GATED), ("mm", RELEVANCE)]
 DIFFERING = 5  # of 48 verdicts that another processor's rounding may change
 
 
@@ -206,7 +207,7 @@ def test_every_method_paints_and_is_read(method, adapter, models):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("adapter", "method"), [("umm", IN_PROMPT), ("fastcomposer", IN_PROMPT), ("subject", GATED)])
+@pytest.mark.parametrize(("adapter", "method"), PROMPT_CELLS)
 def test_subjects_in_the_prompt_are_painted_and_read(adapter, method, models):
     """The references change the picture, and weights of the base model's own the one without them."""
     import torch
@@ -224,7 +225,7 @@ def test_subjects_in_the_prompt_are_painted_and_read(adapter, method, models):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("adapter", "method"), [("umm", IN_PROMPT), ("fastcomposer", IN_PROMPT), ("subject", GATED)])
+@pytest.mark.parametrize(("adapter", "method"), PROMPT_CELLS)
 def test_subjects_in_the_prompt_still_have_the_looks_that_were_counted(adapter, method, models, results, monkeypatch):
     """The first pictures, painted anew."""
     monkeypatch.setattr(confusion, "MODELS", models[0], raising=False)

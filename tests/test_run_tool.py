@@ -994,7 +994,14 @@ def test_a_harmed_rehearsal_file_is_named(name, harm, shipped, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
-    "name", ["9_rehearsal_keep_best", "research_fastcomposer_rehearsal", "research_subject_diffusion_rehearsal"]
+    "name",
+    [
+        "9_rehearsal_keep_best",
+        "research_fastcomposer_rehearsal",
+        "research_subject_diffusion_rehearsal",
+        "research_mm_diff_rehearsal",
+        "research_umm_rehearsal",
+    ],
 )
 def test_a_rehearsal_template_that_does_more_is_sent_to_comfyui(name, tmp_path, capsys):
     assert run_tool.main(["--workflow", name, "--output", str(tmp_path / "out")]) == 1

@@ -45,7 +45,12 @@ from troupe_tools.workflow.workflow_files import find_workflow
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 NAMES = [path.stem for path in FILES]
 MAPPED = ["1_start_here_rehearsal", "2_rehearsal_compare"]  # with relevance maps
-IN_PROMPT = ["research_fastcomposer_rehearsal", "research_subject_diffusion_rehearsal"]
+IN_PROMPT = [
+    "research_fastcomposer_rehearsal",
+    "research_mm_diff_rehearsal",
+    "research_subject_diffusion_rehearsal",
+    "research_umm_rehearsal",
+]
 REHEARSALS = [*MAPPED, "9_rehearsal_keep_best", *IN_PROMPT]  # their models come with the pack
 DOWNLOADED = [name for name in NAMES if name not in REHEARSALS]
 CHECKPOINTS = {
@@ -646,7 +651,9 @@ def test_a_rehearsal_downloads_and_uploads_nothing(rehearsal):
 
 
 def test_a_rehearsal_is_the_one_that_run_py_paints(rehearsal):
-    """Prompt, seed, steps and sampler of `python tools/run.py` without model files."""
+    """Prompt, seed, steps and sampler of `python tools/run.py` without model files. Only MM-Diff has another seed: with
+    that one it paints both subjects like their references.
+    """
     from troupe.rehearsal.engine.paint import CFG
     from troupe.rehearsal.world import PIXELS
     from troupe_tools.engine.rehearsing import PROMPT, SEED, SHOWN, STEPS
@@ -655,7 +662,9 @@ def test_a_rehearsal_is_the_one_that_run_py_paints(rehearsal):
     texts = ["CLIPTextEncode"] if not graph.of_type("TroupeEncodePrompt") else ["TroupeEncodePrompt", "CLIPTextEncode"]
     seeds = {graph.value(node, "seed") for node in graph.of_type("KSampler")}
     settings = {tuple(node.raw["widgets_values"][2:]) for node in graph.of_type("KSampler")}
-    assert seeds == {SEED} and settings == {(STEPS, CFG, "euler", "simple", 1.0)}
+    [load] = graph.of_type("TroupeRehearsal")
+    assert seeds == {4 if graph.value(load, "adapter") == "mm_diff" else SEED}
+    assert settings == {(STEPS, CFG, "euler", "simple", 1.0)}
     assert [graph.value(node, "text") for kind in texts for node in graph.of_type(kind)] == [PROMPT, ""]
     assert {tuple(node.raw["widgets_values"]) for node in graph.of_type("EmptyLatentImage")} == {
         (PIXELS, PIXELS, 6 if graph.of_type("TroupeKeepBest") else 1)
@@ -698,20 +707,22 @@ def test_the_comparison_has_every_way_on_one_seed():
 
 @pytest.mark.parametrize("name", IN_PROMPT)
 def test_subjects_are_the_only_difference(name):
-    """In the prompt, and in gated layers where there are some."""
+    """In the prompt, and in layers where they act there too."""
     graph = Graph(template(name))
-    [weights], [prompt] = (graph.of_type(kind) for kind in ("TroupeApplyWeights", "TroupeEncodePrompt"))
-    samplers, gated = graph.of_type("KSampler"), graph.of_type("TroupeApplyGated")
+    [load], [prompt] = (graph.of_type(kind) for kind in ("TroupeRehearsal", "TroupeEncodePrompt"))
+    [weights] = graph.of_type("TroupeApplyWeights") or [load]
+    samplers = graph.of_type("KSampler")
+    layered = [*graph.of_type("TroupeApplyGated"), *graph.of_type("TroupeApplyImageAttention")]
 
     def behind(node, name):
         before, output = graph.source(node, name)
-        return graph.source(before, name) if before in gated else (before, output)
+        return graph.source(before, name) if before in layered else (before, output)
 
     assert [behind(node, "positive") for node in samplers] == [(prompt, 0), (prompt, 1)]
     for name in ("model", "negative", "latent_image", "seed"):
         assert len({(behind(node, name)[0].id, behind(node, name)[1]) for node in samplers}) == 1
     assert behind(samplers[0], "model") == (weights, 0) and graph.source(prompt, "clip") == (weights, 1)
-    assert [graph.source(node, "model")[0] in gated for node in samplers] == [bool(gated), False]
+    assert [graph.source(node, "model")[0] in layered for node in samplers] == [bool(layered), False]
 
 
 def test_the_best_of_a_batch_is_chosen_by_the_scores_of_what_is_saved():

@@ -71,18 +71,22 @@ GATED_METHODS: Mapping[str, Method] = {
     WITHOUT: METHODS[WITHOUT],
     GATED: Method(None, boxes=True, in_prompt=True, gated=True, drawn=True),
 }
+JOINT, RELEVANCE = "joint, and in the prompt", "relevance, and in the prompt"
+BOTH_METHODS: Mapping[str, Method] = {
+    WITHOUT: METHODS[WITHOUT],
+    JOINT: Method("joint", in_prompt=True),
+    RELEVANCE: Method("relevance", in_prompt=True),
+}
 METHODS_OF: Mapping[str, Mapping[str, Method]] = {
     "mip": METHODS,
     "ip": METHODS,
     "umm": PROMPT_METHODS,
     "fastcomposer": PROMPT_METHODS,
     "subject": GATED_METHODS,
+    "mm": BOTH_METHODS,
 }
-OWN_BASE = (
-    "mip",
-    "fastcomposer",
-    "subject",
-)  # whose pictures without references are counted: the first's are the base's
+# whose pictures without references are counted: the first's are the base's
+OWN_BASE = ("mip", "fastcomposer", "subject", "mm")
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,7 @@ def paint_trial(
                 applied = [(references, GatedSettings(weight, use_bbox="on"))]
     settings = SamplingSettings(PIXELS, PIXELS, steps, CFG, one.seed)
     more: dict[str, Any] = {"attention": OneMap} if method.one_map else {}
-    if acting.weights.unet:
+    if acting.weights.unet or acting.weights.unet_lora:
         more["weights"] = [(acting, 1.0)]
     latent = sample(models.unet, scheduler(), positive, negative, settings, applied, **more)
     return (codec.decode(latent)[0] / 2 + 0.5).clamp(0, 1)

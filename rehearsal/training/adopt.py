@@ -40,6 +40,11 @@ ABOUT = {  # recipe -> key of `files.EVERY_ADAPTER`, what it is, what it was tra
         "Subject-Diffusion, with a text encoder and text keys and values of its own",
         "from the base: the references of all subjects in each picture, their boxes and masks, training looks",
     ),
+    "mm_diff": (
+        "mm",
+        "MM-Diff, with LoRAs for the UNet and the text encoder",
+        "from the base and the IP-Adapter: the references of all subjects in each picture, training looks",
+    ),
 }
 IN_INT8 = ("fastcomposer",)  # whose UNet is a whole one, twice as large as all other adapters together
 

@@ -48,7 +48,7 @@ cannot paint anything else, and say nothing about how well large models reproduc
 pictures was still falling slowly when their training ended: the last hour made it 3 % smaller. The base began with fewer pictures of one subject, its first tenth had no held-out
 looks, and its first half no localization loss; these two adapters began from adapters of an earlier base; the recogniser knew only the training looks in its first three quarters. FastComposer was
 trained in three runs, the first two of which were planned for 4200 and 3400 steps, so that its learning rate fell a little later than in its recipe. Of Subject-Diffusion, the first
-70 of 2600 steps were planned for 3500.
+70 of 2600 steps were planned for 3500; of MM-Diff, the first 1353 of 2000 were planned for 2600.
 
 **Held out.** Pairs of colours are split: one in five, in either order, is for tests only, with every pattern and accessory. The image encoder and the
 adapters never saw one. The base model saw drawings of all pairs, without references, as base models have seen much of the world; the recogniser, which only measures,

@@ -71,7 +71,16 @@ def test_the_comparison_runs(page, server):
 
 
 @pytest.mark.parametrize(
-    "name", [START, COMPARE, BEST, "research_fastcomposer_rehearsal", "research_subject_diffusion_rehearsal"]
+    "name",
+    [
+        START,
+        COMPARE,
+        BEST,
+        "research_fastcomposer_rehearsal",
+        "research_subject_diffusion_rehearsal",
+        "research_mm_diff_rehearsal",
+        "research_umm_rehearsal",
+    ],
 )
 def test_no_node_outgrows_its_place(name, page, server):
     """Sizes in the file are what the front end needs, so that nothing overlaps after a run."""

@@ -105,7 +105,15 @@ def host_picture(models, path, names):
     return nodes.VAEDecode().decode(vae, latent)[0][0]
 
 
-@pytest.mark.parametrize("name", ["research_fastcomposer_rehearsal", "research_subject_diffusion_rehearsal"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "research_fastcomposer_rehearsal",
+        "research_mm_diff_rehearsal",
+        "research_subject_diffusion_rehearsal",
+        "research_umm_rehearsal",
+    ],
+)
 def test_the_shipped_template_paints_in_the_host_what_the_embedded_engine_paints(name, base_folder, monkeypatch):
     """As it is saved, in the host's executor: both of its pictures, by the trained file that comes with the pack."""
     import folder_paths
@@ -132,7 +140,12 @@ def test_the_shipped_template_paints_in_the_host_what_the_embedded_engine_paints
 
 @pytest.mark.parametrize(
     ("kind", "family"),
-    [("fastcomposer", "fastcomposer"), ("umm_diffusion", "umm"), ("subject_diffusion", "subject_diffusion")],
+    [
+        ("fastcomposer", "fastcomposer"),
+        ("umm_diffusion", "umm"),
+        ("subject_diffusion", "subject_diffusion"),
+        ("mm_diff", "mm_diff"),
+    ],
 )
 def test_load_rehearsal_models_offers_the_adapters_of_the_prompt(kind, family, monkeypatch):
     from support.host.node_chains import run

@@ -14,7 +14,14 @@ from ..workflow.graph import Graph, Node
 from ..workflow.sampling_nodes import source
 from .thumbnail_style import DIM, INK, MARGIN, OURS, PAPER, SCALE, SIZE, font
 
-KEYS = {"mip_adapter": "mip", "ip_adapter": "ip", "fastcomposer": "fastcomposer", "subject_diffusion": "subject"}
+KEYS = {  # values of Load Rehearsal Models' combo -> keys of the embedded engine's adapters
+    "mip_adapter": "mip",
+    "ip_adapter": "ip",
+    "fastcomposer": "fastcomposer",
+    "umm_diffusion": "umm",
+    "subject_diffusion": "subject",
+    "mm_diff": "mm",
+}
 GAP = 12
 
 

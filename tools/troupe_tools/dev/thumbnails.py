@@ -25,9 +25,11 @@ WIRES = {
 TALLEST = 560  # of a node in the drawing, in the canvas's units
 QUALITY = 88  # of the JPEG
 TITLES = {  # part of a file's name -> what a title says instead
+    "Research mm diff rehearsal": "Research: MM-Diff, a rehearsal",
     "mm diff": "with MM-Diff",
     "Research fastcomposer rehearsal": "Research: FastComposer, a rehearsal",
     "Research subject diffusion rehearsal": "Research: Subject-Diffusion, a rehearsal",
+    "Research umm rehearsal": "Research: UMM-Diffusion, a rehearsal",
     "Research umm": "Research: UMM",
     "Research subject diffusion": "Research: Subject-Diffusion",
     "Start here rehearsal": "Start here: a rehearsal",
