@@ -55,7 +55,8 @@ class Group:
     variants: dict[str, Variant]
 
 
-MIP = "rehearsal_mip.toml"
+MIP, SUBJECT = "rehearsal_mip.toml", "rehearsal_subject_diffusion.toml"
+GATED = "in the prompt and gated layers, with boxes"
 MIP_START = (f"recipe.start={START}", "training.steps=400", "training.warmup=40", "training.lr=5e-4")
 GROUPS = {
     "MIP-Adapter": Group(
@@ -66,6 +67,19 @@ GROUPS = {
             "without text gain": Variant(MIP, "mip", "relevance", ("recipe.text_gain=false",)),
             "trained with merge uniform": Variant(MIP, "mip", "relevance", ("recipe.merge=uniform",)),
             "trained and painted with merge uniform": Variant(MIP, "mip", "uniform", ("recipe.merge=uniform",)),
+        },
+    ),
+    "Subject-Diffusion": Group(
+        (
+            "training.steps=800",
+            "training.warmup=100",
+            "training.ema_decay=0.99",
+            "output.save_every=100",
+            "sheet.every=0",
+        ),
+        {
+            "as in the recipe": Variant(SUBJECT, "subject", GATED),
+            "without box embedding": Variant(SUBJECT, "subject", GATED, ("recipe.box_embedding=false",)),
         },
     ),
 }

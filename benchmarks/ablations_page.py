@@ -32,9 +32,17 @@ individuals whose looks neither the adapters nor the image encoder were trained 
 
 Each variant was trained once, and shortly. The intervals are those of other pictures, not of another training: a
 difference near 0 may be noise of the training.
+"""
+NOTES = {  # of a group, below its table
+    "MIP-Adapter": """\
 The recipe trains the IP-Adapter's projection too, on up to three subjects; published was a projection as it is, and
 two subjects in every picture.
-"""
+""",
+    "Subject-Diffusion": """\
+Boxes are those of the drawings, in training and in the pictures. A training from nothing as short as this one leaves
+the subjects further from their references than the [shipped file](CONFUSION.md) does.
+""",
+}
 
 
 def write_page(results: Path, page: Path) -> None:
@@ -54,7 +62,7 @@ def render(results: Mapping[str, Mapping[str, Any]]) -> str:
         )
         rows = [row(name, cell, first) for name, cell in found.items()]
         table = lines(("variant", "loss", "against the first", "exchange", "right", "against the first"), rows)
-        parts.append(f"## {group}\n\n{told}.\n\n{table}")
+        parts += [f"## {group}\n\n{told}.\n\n{table}", *filter(None, [NOTES.get(group)])]
     return "\n".join(parts)
 
 
