@@ -55,12 +55,13 @@ def sentence(records: Records) -> str:
     ours, theirs = (sum(one["difference"] == 0 for one in both[kind].values()) for kind in (OURS, THEIRS))
     alike = all(one["difference"] == 0 for kinds in records.values() for one in kinds.get(OURS, {}).values())
     older = len(records) - 1
-    others = f", and on {older} older one{'s' if older > 1 else ''}" if alike and older else ""
+    others = f", as on {older} older version{'s' if older > 1 else ''}" if alike and older else ""
     return (
         f"Edit and run again: after ten edits in a running ComfyUI {newest}, **{ours} of 10** pictures with "
         "two Troupe nodes are bit-identical "
         f"to those of a fresh start{others}; "
-        f"with two stacked IPAdapter nodes, {theirs} of 10 are, and they differ on {worse} of {len(records)} versions "
+        f"with two stacked IPAdapter nodes {theirs} of 10 are, and pictures differ on {worse} of {len(records)} "
+        "versions "
         "([how, and the others](benchmarks/RESULTS.md#edit-run-again))."
     )
 

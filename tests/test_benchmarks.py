@@ -429,7 +429,7 @@ def test_the_reruns_count_what_differs_on_the_newest_host():
         and "| two Apply Image Attention | 10 of 10 as after a fresh start | 9 of 10" in text
     )
     assert text.count("| 1. edit | 1 | 2 |") == 2 and "| 4. edit | 1 | 2 |" in text and "5. edit" not in text
-    assert "and on 1 older one;" in rerun_page.sentence(
+    assert "as on 1 older version;" in rerun_page.sentence(
         {**records, "0.33.0": {rerun_page.OURS: ten(0), rerun_page.THEIRS: ten(4)}}
     )
     assert rerun_page.sentence({"0.9.0": {rerun_page.OURS: ten(0)}}) == rerun_page.section({}) == ""

@@ -177,7 +177,7 @@ INTERFACES = {  # names that several modules of model_patches define, each for i
     *("LABELS", "matches", "load", "encode", "companions", "build"),  # a family
     *("KIND", "FORMAT", "FUSION", "MEMBERS"),  # what a family's files are called and hold
     *("recognised", "is_bundle", "member_of", "read_members"),
-    *("load_adapter", "encode_references", "encode_prompt", "apply_image_attention", "apply_gated"),  # a host
+    *("load_adapter", "encode_references", "encode_prompt", "apply_gated"),  # a host
     *("ImageAttention", "GatedAdapter", "LayerDelta"),
 }
 # The evaluation, which ComfyUI never imports, asks servers that its user names. Nothing else of the pack talks.

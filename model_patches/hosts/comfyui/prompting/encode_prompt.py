@@ -91,7 +91,7 @@ def encode_prompt(
             f"{adapter.spec.file}, {adapter.spec.describe()}",
             remedy,
         )
-    for sentence in _warnings(references, clip, on_model):
+    for sentence in _prompt_warnings(references, clip, on_model):
         warn(sentence)
     if quirks == OFFICIAL_QUIRKS:
         clip = without_lora(clip, adapter, "g")
@@ -103,7 +103,7 @@ def encode_prompt(
     return [_entry(t, start_percent, start_step) for t in texts], [[t.plain.states, _rest(t.plain)] for t in texts]
 
 
-def _warnings(references: References, clip: Any, on_model: bool) -> list[str]:
+def _prompt_warnings(references: References, clip: Any, on_model: bool) -> list[str]:
     """A sentence for each thing that is allowed but probably not meant."""
     spec, sentences, own = references.adapter.spec, [], references.adapter.weights
     alone = spec.acts_in_prompt_only  # what acts in the UNet too says so itself, in the run
