@@ -5,17 +5,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..model_patches.hosts.comfyui.loading import rehearsal
+from ..rehearsal.files import OFFERED
 from ..rehearsal.sprites import CLASSES
 from .types import CATEGORY, Adapter, found_by
 
-ADAPTERS = {  # values of the combo -> keys of rehearsal.files.EVERY_ADAPTER
-    "mip_adapter": "mip",
-    "ip_adapter": "ip",
-    "fastcomposer": "fastcomposer",
-    "umm_diffusion": "umm",
-    "subject_diffusion": "subject",
-    "mm_diff": "mm",
-}
 SHOWN = ("cat", "robot", "bird")
 
 
@@ -38,7 +31,7 @@ class LoadRehearsalModels(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "adapter",
-                    options=list(ADAPTERS),
+                    options=list(OFFERED),
                     default="mip_adapter",
                     tooltip=(
                         "Which adapter to load. mip_adapter: trained on pictures of several subjects, with "
@@ -99,9 +92,9 @@ class LoadRehearsalModels(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, adapter: str, **subjects: str) -> str:
-        return rehearsal.rehearsal_fingerprint(ADAPTERS[adapter])
+        return rehearsal.rehearsal_fingerprint(OFFERED[adapter])
 
     @classmethod
     def execute(cls, adapter: str, **subjects: str) -> io.NodeOutput:
-        models: Any = rehearsal.load_rehearsal(ADAPTERS[adapter])
+        models: Any = rehearsal.load_rehearsal(OFFERED[adapter])
         return io.NodeOutput(*models, *rehearsal.reference_pictures(list(subjects.values())))

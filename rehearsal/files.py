@@ -20,6 +20,14 @@ PROMPT_ADAPTERS = {
     "mm": "rehearsal_mm_diff.safetensors",
 }
 EVERY_ADAPTER = ADAPTERS | PROMPT_ADAPTERS
+OFFERED = {  # values of the combo of Load Rehearsal Models -> keys of EVERY_ADAPTER
+    "mip_adapter": "mip",
+    "ip_adapter": "ip",
+    "fastcomposer": "fastcomposer",
+    "umm_diffusion": "umm",
+    "subject_diffusion": "subject",
+    "mm_diff": "mm",
+}
 VOCABULARY = 49408
 # in the text encoder's file: rows of the words that the world knows, and their ids
 TABLE, IDS = "embeddings.token_embedding.weight", "token_ids"

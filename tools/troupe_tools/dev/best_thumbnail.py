@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from ..pack import hide_broken_torchaudio, load_pack
 from ..workflow.graph import Graph
 from ..workflow.sampling_nodes import source
-from .rehearsal_thumbnails import KEYS, cast_of, encoded, image_of, show
+from .rehearsal_thumbnails import cast_of, encoded, image_of, show
 from .thumbnail_style import DIM, INK, MARGIN, OURS, PAPER, SCALE, SIZE, font
 
 COLUMNS, SIDE, SPACE = 3, 150, 14  # pictures in a row, and pixels of one and between two
@@ -40,6 +40,7 @@ def paint_scored(workflow: dict[str, Any]) -> Scored:
     from troupe.model_patches.scores.finding import Found, Wanted, places_in
     from troupe.model_patches.scores.scoring import looks_of_cast, score_pictures
     from troupe.rehearsal.engine.paint import load_rehearsal, paint
+    from troupe.rehearsal.files import OFFERED
 
     graph = Graph(workflow)
     [load], [node], [sampler] = (graph.of_type(t) for t in ("TroupeRehearsal", "TroupeScoreSubjects", "KSampler"))
@@ -50,7 +51,7 @@ def paint_scored(workflow: dict[str, Any]) -> Scored:
         models,
         graph.value(source(graph, apply, "positive")[0], "text"),
         graph.value(sampler, "seed"),
-        encoded(models, KEYS[graph.value(load, "adapter")], cast),
+        encoded(models, OFFERED[graph.value(load, "adapter")], cast),
         **{name: graph.value(apply, name) for name in ("merge", "weight", "sharpness", "box_feather")},
         batch=graph.value(source(graph, sampler, "latent_image")[0], "batch_size"),
         steps=graph.value(sampler, "steps"),

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from ..pack import hide_broken_torchaudio, load_pack
 from ..workflow.graph import Graph, Node
 from ..workflow.sampling_nodes import source
-from .rehearsal_thumbnails import KEYS, cast_behind, encoded, image_of, show
+from .rehearsal_thumbnails import cast_behind, encoded, image_of, show
 from .thumbnail_style import DIM, INK, MARGIN, OURS, PAPER, SCALE, SIZE, font
 
 LAYERED = ("TroupeApplyGated", "TroupeApplyImageAttention")
@@ -27,11 +27,12 @@ def paint_with_and_without(workflow: dict[str, Any]) -> tuple[Any, dict[bool, to
     from troupe.model_patches.hosts.diffusers.weights import text_encoder_weights
     from troupe.rehearsal import codec
     from troupe.rehearsal.engine.paint import load_rehearsal, scheduler
+    from troupe.rehearsal.files import OFFERED
 
     graph = Graph(workflow)
     [load], [node] = (graph.of_type(kind) for kind in ("TroupeRehearsal", "TroupeEncodePrompt"))
     models = load_rehearsal(in_prompt=True)
-    key = KEYS[graph.value(load, "adapter")]
+    key = OFFERED[graph.value(load, "adapter")]
     cast = cast_behind(graph, source(graph, node, "references")[0])[1]
     text, start = graph.value(node, "text"), graph.value(node, "fuse_start_percent")
     samplers, own = graph.of_type("KSampler"), graph.of_type("TroupeApplyWeights")

@@ -14,14 +14,6 @@ from ..workflow.graph import Graph, Node
 from ..workflow.sampling_nodes import source
 from .thumbnail_style import DIM, INK, MARGIN, OURS, PAPER, SCALE, SIZE, font
 
-KEYS = {  # values of Load Rehearsal Models' combo -> keys of the embedded engine's adapters
-    "mip_adapter": "mip",
-    "ip_adapter": "ip",
-    "fastcomposer": "fastcomposer",
-    "umm_diffusion": "umm",
-    "subject_diffusion": "subject",
-    "mm_diff": "mm",
-}
 GAP = 12
 
 
@@ -43,10 +35,11 @@ def paint_rehearsal(workflow: dict[str, Any]) -> tuple[list[tuple[str, Image.Ima
     from troupe.model_patches.relevance.maps import RecordedRun
     from troupe.model_patches.relevance.pictures import draw_maps
     from troupe.rehearsal.engine.paint import load_rehearsal, paint
+    from troupe.rehearsal.files import OFFERED
 
     graph = Graph(workflow)
     [load] = graph.of_type("TroupeRehearsal")
-    models, key = load_rehearsal(), KEYS[graph.value(load, "adapter")]
+    models, key = load_rehearsal(), OFFERED[graph.value(load, "adapter")]
     painted: list[Painted] = []
     subjects: Sequence[Any] = ()
     for preview in graph.of_type("TroupePreviewRelevance"):
