@@ -13,6 +13,7 @@ const PICTURE = "troupe.picture";
 const LOOK = 500; // milliseconds between two looks at the names
 const STORE = "troupe.messages"; // in the tab's session storage: messages survive a reload of the page
 const MOST = 100; // nodes whose messages are stored
+const ADDRESS = /(https:\/\/\S*[^\s.,;:)])/; // without the mark that ends a sentence
 const NOTHING = { warnings: [], done: [], run: [], error: "", picture: null };
 const EARLIER = { kind: "earlier", text: "From an earlier run, before you changed the graph:" };
 
@@ -71,6 +72,18 @@ function lastRunOf(node) {
   return isEarlier ? [EARLIER, ...lines.map((line) => ({ ...line, isEarlier }))] : lines;
 }
 
+/** A sentence as what a line holds: each address in it is a link with the name of what is there. */
+function withLinks(text) {
+  return text.split(ADDRESS).map((piece, i) => {
+    if (i % 2 === 0) return piece;
+    const link = document.createElement("a");
+    const { pathname, host } = new URL(piece);
+    Object.assign(link, { href: piece, title: piece, target: "_blank", rel: "noopener" });
+    link.textContent = pathname.split("/").filter(Boolean).pop() ?? host;
+    return link;
+  });
+}
+
 /** The messages of one node. */
 class Panel {
   constructor(node) {
@@ -110,7 +123,7 @@ class Panel {
       const line = document.createElement("li");
       line.className = `troupe-${kind}`;
       line.classList.toggle("troupe-before", Boolean(isEarlier));
-      line.textContent = text;
+      line.append(...withLinks(text));
       return line;
     }));
     this.picture.hidden = !picture;

@@ -1,7 +1,7 @@
 """What a beginner meets first: lists without a file of their own, and nodes with more settings than they need."""
 
 import pytest
-from test_messages import texts
+from test_messages import links, texts
 
 VALUE = "([id, name]) => window.graphNode(id).widgets.find((widget) => widget.name === name).value"
 FOLDED = """(id) => {
@@ -23,7 +23,9 @@ def test_a_list_without_files_says_what_is_missing(page):
     page.settle(1500)
     page.page.keyboard.press("Escape")
     [refused] = texts(page, 1, "error")
-    assert refused.startswith("Expected an adapter file, found none in models/ipadapter") and "https://" in refused
+    assert refused.startswith("Expected an adapter file, found none in models/ipadapter")
+    [link] = links(page, 1)
+    assert link.startswith("https://huggingface.co/") and link.rsplit("/", 1)[1] in refused
     assert "undefined" not in refused and "Traceback" not in refused
 
 

@@ -13,6 +13,10 @@ LINES = """(id) => {
   const widget = window.graphNode(id).widgets.find((w) => w.type === "troupe_messages");
   return widget.hidden ? [] : [...widget.element.querySelectorAll("li")].map((li) => [li.classList[0].replace("troupe-", ""), li.textContent]);
 }"""
+LINKS = """(id) => {
+  const widget = window.graphNode(id).widgets.find((w) => w.type === "troupe_messages");
+  return [...widget.element.querySelectorAll("a")].map((link) => link.href);
+}"""
 SEEN = """(id) => {
   const widget = window.graphNode(id).widgets.find((w) => w.type === "troupe_messages"), around = widget.element.getBoundingClientRect();
   const lines = [...widget.element.querySelectorAll("li")].map((li) => li.getBoundingClientRect());
@@ -34,6 +38,11 @@ def lines(page, id_):
 
 def texts(page, id_, kind):
     return [text for each, text in lines(page, id_) if each == kind]
+
+
+def links(page, id_):
+    """The addresses that stand on a node as links."""
+    return page.evaluate(LINKS, id_)
 
 
 def start(page, server):

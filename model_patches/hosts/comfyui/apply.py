@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...base_mismatch import base_mismatch
 from ...binding.checks import check_names, check_places, check_widths
 from ...binding.layer_tokens import COND, UNCOND
 from ...binding.settings import GatedSettings, ImageAttentionSettings, check_finite
@@ -36,11 +37,13 @@ def encode_references(
     """Encode the references by `model_patches.families.encode.encode_subjects` with the host's encoders; clip_vision
     overrides the adapter's own choice. An adapter that reads no photos loads none.
     """
+    names = None if clip is None else HostNameEncoder(clip)
+    if names is not None and (error := base_mismatch(adapter.spec, names.width, clip=True)) is not None:
+        raise error  # before an image encoder is asked for, which an adapter for the right base may not need
     images = None
     if adapter.spec.encoder is not None:
         vision = clip_vision if clip_vision is not None else adapter.clip_vision()
         images = None if vision is None else HostImageEncoder(vision)
-    names = None if clip is None else HostNameEncoder(clip)
     for sentence in rehearsal_models.unknown_subjects(adapter.spec, cast.subjects):
         warn(sentence)
     return encode_subjects(adapter, cast, images, adapter.project, names, framing, prompts, warn)

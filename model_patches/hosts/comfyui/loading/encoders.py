@@ -89,6 +89,12 @@ class HostNameEncoder:
         self._clip = clip.clone()
         self._clip.layer_idx = None
 
+    @property
+    def width(self) -> int:
+        """Channels of the tokens that `encode` returns, without a pass. Raises MismatchError as `encode` does."""
+        towers = [getattr(self._clip.cond_stage_model, f"clip_{stream}") for stream in self._tokenize("")]
+        return sum(tower.transformer.get_input_embeddings().weight.shape[1] for tower in towers)
+
     def encode(self, names: Sequence[str]) -> list[torch.Tensor]:
         """See `interfaces.NameEncoder`; one pass for all names."""
         chunks = [self._tokenize(name) for name in names]
