@@ -691,6 +691,12 @@ def test_the_pack_s_regional_example_is_converted(examples):
     )
     assert all(feeds(new, one, "region") for one in of(new, ADD)) and kinds(new)["ConditioningSetMask"] == 4
     assert feeds(new, of(new, ENCODE)[0], "clip") == ("CheckpointLoaderSimple", 1)
+    # ready for relevance: one note has the switch and every name with where it is from
+    [note] = [text for one in of(new, "Note") if "relevance" in (text := one.raw["widgets_values"][0])]
+    assert "Set 'merge' of Apply Image Attention to relevance." in note and widgets(of(new, APPLY)[0])["merge"] == "add"
+    assert [line.partition(":")[0] for line in note.split("\n") if line.startswith("- ")] == [
+        f"- {name}" for name in names
+    ]
 
 
 # ---- what is not carried ---------------------------------------------------------------------------------------------

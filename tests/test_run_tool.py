@@ -614,7 +614,11 @@ def test_a_photo_of_the_workflow_s_own_is_looked_up(tmp_path):
         (["--name", " "], "a name for subject 1"),
     ],
 )
-def test_mistakes_are_sentences(arguments, said, capsys, tmp_path):
+def test_mistakes_are_sentences(arguments, said, capsys, tmp_path, monkeypatch):
+    """Each before a model is made or read."""
+    from troupe_tools.engine import embedded_models
+
+    monkeypatch.setattr(embedded_models, "random_models", lambda *given: pytest.fail("models were made"))
     assert run_tool.main([RANDOM, *arguments, "--output", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and re.search(said, error, re.S) and "Traceback" not in error

@@ -49,6 +49,8 @@ def test_the_first_picture_takes_less_than_a_minute(front_end, browser, tmp_path
     assert entry["status"]["status_str"] == "success"
     saved = [node for node, out in entry["outputs"].items() if out.get("images", [{}])[0].get("type") == "output"]
     assert len(saved) == 1 and seconds < MINUTE and not list(tmp_path.rglob("*.safetensors"))
+    # for the commands of the README
+    assert {"ipadapter", "gligen", "subject_adapters"} <= {path.name for path in (tmp_path / "models").iterdir()}
 
 
 def finished(server, end):

@@ -1,4 +1,6 @@
-"""On a fresh host, every file that a template needs is offered by the front end, with its folder and a download."""
+"""On a fresh host, every file that a template needs is offered by the front end, with its folder and a download from
+its link.
+"""
 
 import json
 
@@ -8,6 +10,19 @@ from test_templates import NAMES, REGISTRY, REHEARSALS, get, pack_folder
 TEXTS = "(selector) => [...document.querySelectorAll(selector)].map((found) => found.innerText).join('\\n')"
 # older front ends list missing models in a dialog, newer ones in a panel behind a button
 DIALOG = ".p-dialog, [role=dialog]"
+DOWNLOADS = """() => {
+  const asked = [], {click} = HTMLAnchorElement.prototype, {open} = window;
+  HTMLAnchorElement.prototype.click = function () { asked.push(this.href); };
+  window.open = (url) => { asked.push(String(url)); };
+  for (const button of document.querySelectorAll("button"))
+    if (/^Download(?! all)/.test(button.innerText.trim())) {
+      asked.push(button.title); // an older front end's; without the hub it goes to the page of the repository instead
+      button.click();
+    }
+  Object.assign(HTMLAnchorElement.prototype, {click});
+  window.open = open;
+  return asked;
+}"""
 
 
 def offered(page) -> str:
@@ -30,6 +45,7 @@ def test_every_missing_file_is_offered(name, page, server):
     saved = json.loads(get(server, f"/api/workflow_templates/{pack_folder(server)}/{name}.json"))
     page.page.evaluate("async (graph) => { await window.app.loadGraphData(graph, true, true, null); }", saved)
     text = offered(page)
+    downloads = set(page.page.evaluate(DOWNLOADS))
     page.page.keyboard.press("Escape")
     page.settle(700)
     # the links are asked how large the files are; test_templates.py looks at what else is asked for
@@ -42,3 +58,4 @@ def test_every_missing_file_is_offered(name, page, server):
         assert place is not None, f"{model['name']} is not offered: {text}"
         entry = "\n".join(lines[place : place + 3])
         assert model["directory"] in entry and "Download" in entry, entry
+    assert {model["url"] for model in saved["models"]} <= downloads
