@@ -611,7 +611,7 @@ def test_a_photo_of_the_workflow_s_own_is_looked_up(tmp_path):
             ["--photo", str(real_photos()[1]), "--name", "cat", "--photo", str(real_photos()[0])],
             "--photo .*troupe_astronaut.jpg has no name",
         ),
-        (["--name", " "], "a name for subject 1"),
+        (["--name", " "], "A --name is blank.*--name cat"),
     ],
 )
 def test_mistakes_are_sentences(arguments, said, capsys, tmp_path, monkeypatch):

@@ -251,8 +251,10 @@ def rehearsal(options: argparse.Namespace) -> None:
 def ask_names(options: argparse.Namespace) -> None:
     """Complete `options.name`: ask for the name of every photo that has none.
 
-    Raises RunError if nobody can be asked.
+    Raises RunError if nobody can be asked, or a name is blank.
     """
+    if not all(name.strip() for name in options.name):
+        raise RunError("A --name is blank. Give the subject's noun in the prompt, such as --name cat.")
     for path in options.photo[len(options.name) :]:
         if not path.is_file():
             return
