@@ -9,17 +9,11 @@ from uuid import uuid4
 import torch
 from torch import nn
 
+from .bases import base_name
 from .checkpoints.catalogue import encoder_of_width
 from .encoders.decoupled import DecoupledLayers
 from .encoders.gated import GatedLayers
 from .encoders.mm_diff import LoraLayers
-
-BASES = {128: "the rehearsal world", 768: "SD1.5", 1024: "SD2.x", 2048: "SDXL"}  # context width -> base model
-
-
-def base_name(context_dim: int) -> str:
-    """Return 'SDXL', or the width in words where no known base has it."""
-    return BASES.get(context_dim, f"a base model with text embeddings of size {context_dim}")
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .adapter import BASES, AdapterSpec, base_name
+from .adapter import AdapterSpec
+from .bases import BASES, REHEARSAL_BASE, base_name
 from .checkpoints.catalogue import ADAPTERS, GATED
 from .errors import MismatchError
 
-REHEARSAL_BASE = BASES[128]
 MOST_LINKS = 2
 
 
@@ -31,7 +31,7 @@ def base_mismatch(spec: AdapterSpec, context_dim: int, clip: bool = False) -> Ba
     if context_dim == needed or context_dim not in BASES or needed not in BASES:
         return None
     base = base_name(context_dim)
-    if base == REHEARSAL_BASE:
+    if base == REHEARSAL_BASE.name:
         remedy = "The rehearsal models go with their own adapters only: choose one whose name begins with 'rehearsal/'."
     else:
         links = [
@@ -40,7 +40,7 @@ def base_mismatch(spec: AdapterSpec, context_dim: int, clip: bool = False) -> Ba
             if base in file.base and file.link.endswith(".safetensors")
         ][:MOST_LINKS]
         choose = f"Choose {_article(base)} adapter{': ' + ' or '.join(links) if links else ''}."
-        if base_name(needed) == REHEARSAL_BASE:
+        if base_name(needed) == REHEARSAL_BASE.name:
             remedy = f"{choose} Or use Load Rehearsal Models."
         elif clip:
             remedy = f"{choose} Or, with {_article(base_name(needed))} checkpoint, wire its own CLIP."
@@ -50,4 +50,4 @@ def base_mismatch(spec: AdapterSpec, context_dim: int, clip: bool = False) -> Ba
 
 
 def _article(base: str) -> str:
-    return base if base == REHEARSAL_BASE else f"an {base}"
+    return base if base == REHEARSAL_BASE.name else f"an {base}"

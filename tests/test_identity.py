@@ -9,7 +9,13 @@ def test_a_file_is_the_published_one_by_its_sha256_only(tmp_path, monkeypatch):
     file = tmp_path / "renamed.bin"
     file.write_bytes(b"weights" * 1000)
     row = catalogue.PublishedFile(
-        "model_sdxl.bin", "ipadapter", "link", "7 kB", "SDXL", sha256=hashlib.sha256(file.read_bytes()).hexdigest()
+        "model_sdxl.bin",
+        "ipadapter",
+        "link",
+        "7 kB",
+        "SDXL",
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        family="mip_adapter",
     )
     monkeypatch.setattr(catalogue, "ADAPTERS", (row,))
     assert catalogue.identity(file, "mip_adapter") == "the published model_sdxl.bin"

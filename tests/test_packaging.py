@@ -52,16 +52,22 @@ HOST_MODULES = {
 
 # room -> rooms it may import; a room is the longest of these paths that a module lies under
 MATHS = {"model_patches/errors", "model_patches/attention", "model_patches/encoders"}
-VALUES = {"model_patches/errors", "model_patches/subjects", "model_patches/adapter", "model_patches/base_mismatch"}
+VALUES = {
+    *("model_patches/errors", "model_patches/bases", "model_patches/subjects"),
+    *("model_patches/adapter", "model_patches/base_mismatch"),
+}
 ROOMS = {
     **{f"{package}/__init__": set() for package in ("model_patches", "model_patches/hosts")},
     "model_patches/errors": set(),
+    "model_patches/bases": set(),
     "model_patches/subjects": {"model_patches/errors", "model_patches/adapter"},  # of the adapter only types
     "model_patches/attention": {"model_patches/errors"},
     "model_patches/encoders": {"model_patches/errors", "model_patches/attention"},
     "model_patches/checkpoints": {"model_patches/errors", "model_patches/encoders"},
-    "model_patches/adapter": {"model_patches/encoders", "model_patches/checkpoints"},
-    "model_patches/base_mismatch": {"model_patches/errors", "model_patches/adapter", "model_patches/checkpoints"},
+    "model_patches/adapter": {"model_patches/bases", "model_patches/encoders", "model_patches/checkpoints"},
+    "model_patches/base_mismatch": {
+        *("model_patches/errors", "model_patches/bases", "model_patches/adapter", "model_patches/checkpoints"),
+    },
     "model_patches/placement": {"model_patches/errors", "model_patches/subjects"},
     "model_patches/relevance": {"model_patches/subjects", "model_patches/attention", "model_patches/placement"},
     "model_patches/prompt": VALUES,

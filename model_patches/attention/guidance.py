@@ -25,6 +25,11 @@ def subject_guidance(
     return uncond + cfg * (text - image) + image_cfg * (image - uncond)
 
 
+def subject_coefficients(cfg: float, image_cfg: float) -> tuple[float, float, float]:
+    """Return the factors of (uncond, image, text) in `subject_guidance`, summing to 1."""
+    return 1.0 - image_cfg, image_cfg - cfg, cfg
+
+
 def equivalent_uncond(
     image: torch.Tensor, uncond: torch.Tensor, cfg: float, image_cfg: float | torch.Tensor
 ) -> torch.Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..adapter import AdapterSpec, base_name
+from ..adapter import AdapterSpec
 from ..attention.merges import NAMELESS
 from ..base_mismatch import base_mismatch
+from ..bases import base_name
 from ..errors import MismatchError
 from ..subjects import References
 from .plan import needs_names

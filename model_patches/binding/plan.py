@@ -19,6 +19,18 @@ Inside = Callable[[Sequence[Span]], Sequence[bool]]
 WHOLE_RUN: Span = (0.0, 1.0)
 
 
+def ends_of(span: Span) -> tuple[float | None, float | None] | None:
+    """Return the percents at which a span of the run begins and ends, None for an open end; None for an empty span.
+
+    As the ComfyUI host reads them: 0 and 1 are open ends, which no rounding of a step can miss, and a start that is not
+    before the end is empty.
+    """
+    start, end = span
+    if start >= end:
+        return None
+    return (None if start <= 0.0 else start), (None if end >= 1.0 else end)
+
+
 @dataclass(frozen=True)
 class ImageStrengths:
     """Weight of each subject in a call (0..6; 0 outside its steps), and whether boxes limit subjects in it: there

@@ -1,4 +1,6 @@
-"""Guidance with a second strength: its values over a run, and what is checked of them, alike in every host."""
+"""Guidance with a second strength: its branches and their factors, its values over a run, and what is checked of them,
+alike in every host.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,31 @@ from typing import TypeVar, overload
 
 import torch
 
+from ..attention.guidance import subject_coefficients, umm_coefficients
 from ..errors import MismatchError
+from .layer_tokens import COND, UNCOND
 
 T = TypeVar("T")
+NEGATIVE, MIDDLE, POSITIVE = "negative", "middle", "positive"
+ROLES = {NEGATIVE: UNCOND, MIDDLE: COND, POSITIVE: COND}  # what the references give each branch
+SUBJECT_DIFFUSION, UMM = "subject_diffusion", "umm"
+NO_FACTOR = 1e-9  # so small a factor is 0, but for rounding
+
+
+def branch_factors(method: str | None, cfg: float, second: float | None) -> dict[str, float]:
+    """Return the factor of each branch's prediction, summing to 1; a branch that is not in it need not be computed.
+
+    method: SUBJECT_DIFFUSION or UMM, see `attention.guidance`, or None: `e_n + cfg (e_p - e_n)`, as Subject-Diffusion
+    has it outside its range. second: the second strength, None outside the range, where UMM's is 0.
+    """
+    if method == UMM:
+        found = umm_coefficients(cfg, [second or 0.0])
+    elif method == SUBJECT_DIFFUSION and second is not None:
+        found = subject_coefficients(cfg, second)
+    else:
+        found = 1.0 - cfg, 0.0, cfg
+    each = zip((NEGATIVE, MIDDLE, POSITIVE), found, strict=True)
+    return {branch: factor for branch, factor in each if abs(factor) > NO_FACTOR}
 
 
 class SecondStrength:

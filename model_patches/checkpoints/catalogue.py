@@ -16,7 +16,7 @@ HUB = "https://huggingface.co"
 @dataclass(frozen=True)
 class PublishedFile:
     """A published file. name: as people save it; folder: below ComfyUI/models; link: direct; size: as published;
-    encoder: key of ENCODERS; sha256: or ''.
+    encoder: key of ENCODERS; sha256: or '', with family: the one whose files are hashed to be compared with it.
     """
 
     name: str
@@ -26,6 +26,7 @@ class PublishedFile:
     base: str
     encoder: str = ""
     sha256: str = ""
+    family: str = ""
     licence: str = "Apache-2.0"
 
 
@@ -101,6 +102,7 @@ ADAPTERS = (
         "SDXL",
         VIT_BIGG.name,
         "1e0adf1661a382a7023db5fbe0bdeda05b2c1357d57c049a61e13ba83032ea75",
+        "mip_adapter",
     ),
     PublishedFile(
         "noobIPAMARK1_mark1.safetensors",
@@ -220,7 +222,7 @@ def identity(path: str | os.PathLike, family: str) -> str:
 
     Only files of a family with a published sha256 are hashed, once for each state of the file.
     """
-    hashed = [f for f in ADAPTERS if f.sha256] if family == "mip_adapter" else []
+    hashed = [file for file in ADAPTERS if file.sha256 and file.family == family]
     digest = _sha256(str(path), os.stat(path).st_mtime_ns) if hashed else ""
     match = next((f for f in hashed if f.sha256 == digest), None)
     return f"the published {match.name}" if match else "known by its shapes only"

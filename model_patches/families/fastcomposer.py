@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..adapter import Adapter, AdapterSpec, EncoderNeed, PromptFusion, PromptSpec, Weights
+from ..bases import REHEARSAL_BASE
 from ..checkpoints.adapter_file import AdapterFile
 from ..checkpoints.clip_vision import overlay
 from ..checkpoints.tensors import AGAIN, State, assign, check, part, reading
@@ -28,7 +29,6 @@ from ..subjects import References
 
 POSTFUSE_PREFIX, UNET_PREFIX, VISION_PREFIX = "postfuse_module.", "unet.", "image_encoder."
 KIND = "a FastComposer file"
-SMALL_TEXT = 128  # size of the rehearsal world's text embeddings
 LABELS = {"fastcomposer": "FastComposer"}
 FUSION = PromptFusion(after_encoder=True, learned=True, keeps_other_rows=True)
 
@@ -96,7 +96,7 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
 
 def _unet(unet: State, context_dim: int, file: str) -> State:
     """All tensors of the UNet by LDM names."""
-    depths, blocks, inputs = (REHEARSAL_UNET, 1, 12) if context_dim == SMALL_TEXT else (SD, RESBLOCKS, 4)
+    depths, blocks, inputs = (REHEARSAL_UNET, 1, 12) if context_dim == REHEARSAL_BASE.width else (SD, RESBLOCKS, 4)
     with reading(file, UNET_PREFIX):
         channels = [shape_of(unet, f"down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in range(len(depths))]
     shapes = sd_shapes(channels, context_dim, depths, inputs, blocks)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ..adapter import Adapter, AdapterSpec, EncoderNeed, PromptFusion, PromptSpec
+from ..bases import REHEARSAL_BASE, SD15_BASE
 from ..checkpoints.adapter_file import AdapterFile
 from ..checkpoints.tensors import SMALL_NUMBER, State, assign, check_format, missing, part, reading
 from ..encoders.pseudo_words import ACTIVATIONS, PseudoWords
@@ -57,8 +58,8 @@ def _base(text: int, image_encoder: str, projected: int, pooled: int) -> Mapping
 
 
 MAPPING_BASES = {
-    "sd15": _base(768, "openai/clip-vit-large-patch14", 768, 1024),
-    "rehearsal": _base(128, "rehearsal", 256, 128),
+    "sd15": _base(SD15_BASE.width, "openai/clip-vit-large-patch14", 768, 1024),
+    "rehearsal": _base(REHEARSAL_BASE.width, "rehearsal", 256, 128),
 }
 
 

@@ -123,16 +123,16 @@ def test_out_of_memory_in_a_step(kind, call, lab, studio_of, sets, kept):
 
 
 OURS = [  # kind, module, function of ours that takes memory, calls of it that go well
-    ("image", "sampling.image_attention", "project_images", 0),
-    ("image", "sampling.image_attention", "project_names", 0),
-    ("image", "sampling.image_attention", "layer_delta", 0),
-    ("image", "sampling.image_attention", "layer_delta", 12),
-    ("gated", "sampling.gated", "layer_objects", 0),
-    ("gated", "sampling.gated", "rows_from_options", 0),
-    ("gated", "sampling.gated", "rows_from_options", 12),
-    ("prompt", "prompting.encode_prompt", "fuse_prompt", 0),
-    ("prompt", "sampling.prompt_switch", "phases", 0),
-    ("prompt", "sampling.prompt_switch", "present", 3),
+    ("image", "binding.run_tokens", "project_images", 0),
+    ("image", "binding.run_tokens", "project_names", 0),
+    ("image", "hosts.comfyui.sampling.image_attention", "layer_delta", 0),
+    ("image", "hosts.comfyui.sampling.image_attention", "layer_delta", 12),
+    ("gated", "hosts.comfyui.sampling.gated", "layer_objects", 0),
+    ("gated", "hosts.comfyui.sampling.gated", "rows_from_options", 0),
+    ("gated", "hosts.comfyui.sampling.gated", "rows_from_options", 12),
+    ("prompt", "hosts.comfyui.prompting.encode_prompt", "fuse_prompt", 0),
+    ("prompt", "hosts.comfyui.sampling.prompt_switch", "phases", 0),
+    ("prompt", "hosts.comfyui.sampling.prompt_switch", "present", 3),
 ]
 
 
@@ -143,7 +143,7 @@ def test_out_of_memory_in_a_function_of_ours(kind, module, name, well, lab, stud
 
     undisturbed = studio_of(kind).latent(lab.graph(kind))
     studio, calls = studio_of(kind), []
-    within = importlib.import_module(f"troupe.model_patches.hosts.comfyui.{module}")
+    within = importlib.import_module(f"troupe.model_patches.{module}")
     original = getattr(within, name)
 
     def short(*args, **kwargs):
@@ -249,7 +249,7 @@ def test_what_is_made_once_a_run_and_failed_is_made_when_the_call_is_tried_again
     from comfy.patcher_extension import WrappersMP
 
     undisturbed = studio_of(kind).latent(lab.graph(kind))
-    within = importlib.import_module(f"troupe.model_patches.hosts.comfyui.{module}")
+    within = importlib.import_module(f"troupe.model_patches.{module}")
     original, calls = getattr(within, name), []
     monkeypatch.setattr(
         within,

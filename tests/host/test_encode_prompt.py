@@ -2,10 +2,15 @@
 around them.
 """
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from support.golden_mm_diff import golden, state
 from support.host.small_prompt_casts import KINDS, references_of
+from troupe.model_patches.adapter import Weights
+from troupe.model_patches.bases import BASES
 
 pytestmark = pytest.mark.usefixtures("host")
 LENGTH, START, END = 12, 98, 99
@@ -496,6 +501,19 @@ def test_clip_skip_is_told(kind, layer, usual, clips):
         f"Remove CLIP Set Last Layer, or set it to {usual}: {kind}.bin was trained with that layer; "
         f"with layer {layer} the subjects may not be recognisable."
     ]
+
+
+@pytest.mark.parametrize("base", BASES.values(), ids=lambda base: base.name)
+def test_each_base_has_its_own_layer(base):
+    """In the rehearsal world it is the last."""
+    from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import _prompt_warnings
+
+    references = references_of("word")
+    spec = replace(references.adapter.spec, context_dim=base.width)
+    references = replace(references, adapter=SimpleNamespace(spec=spec, weights=Weights(), id="a"))
+    layers = SimpleNamespace(patcher=None, layer_idx=base.clip_layer), SimpleNamespace(patcher=None, layer_idx=-5)
+    usual, other = (_prompt_warnings(references, clip, True) for clip in layers)
+    assert not usual and f"or set it to {base.clip_layer}: " in other[0]
 
 
 @pytest.mark.parametrize("kind", ["postfuse", "pseudo", "word"])

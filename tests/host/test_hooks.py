@@ -43,11 +43,12 @@ def idle_cases():
 @pytest.mark.parametrize("wired", [True, False], ids=["wired", "drop-in"])
 def test_nothing_asked_for_is_bit_identical_and_costs_no_attention(case, wired, monkeypatch):
     from support.host.small_casts import ksample, stage
+    from troupe.model_patches.binding import run_tokens
     from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
     worked = []
     monkeypatch.setattr(image_attention, "layer_delta", lambda *a, **k: worked.append(1))
-    monkeypatch.setattr(image_attention, "project_images", lambda *a, **k: worked.append(1))
+    monkeypatch.setattr(run_tokens, "project_images", lambda *a, **k: worked.append(1))
     what, chosen = idle_cases()[case]
     st = stage("SD15", text_gain=True)
     plain = ksample(st.patcher, st.positive, st.negative, steps=3)
@@ -171,22 +172,21 @@ def test_another_owner_of_the_slot_keeps_acting_and_f_sees_plain_text():
 
 def test_projections_run_once_a_run_and_are_dropped_after_it(monkeypatch):
     from support.host.small_casts import ksample, settings, stage
-    from troupe.model_patches.binding import layer_tokens
-    from troupe.model_patches.hosts.comfyui.sampling import image_attention
+    from troupe.model_patches.binding import run_tokens
 
     st = stage("SD15", text_gain=True)
     calls, kept = [], []
     for layer in st.adapter.layers_patcher.model.layers:
         layer.to_k_ip.register_forward_hook(lambda *a: calls.append("k"))
         layer.to_v_ip.register_forward_hook(lambda *a: calls.append("v"))
-    original = layer_tokens.project_images
+    original = run_tokens.project_images
 
     def remembered(*arguments):
         found = original(*arguments)
         kept.extend(weakref.ref(p) for p in found)
         return found
 
-    monkeypatch.setattr(image_attention, "project_images", remembered)
+    monkeypatch.setattr(run_tokens, "project_images", remembered)
     names = []
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
 
@@ -344,7 +344,7 @@ def test_a_run_that_failed_keeps_no_keys_though_its_error_is_kept(monkeypatch):
     import weakref
 
     from support.host.small_casts import ksample, settings, stage
-    from troupe.model_patches.hosts.comfyui.sampling import image_attention
+    from troupe.model_patches.binding import run_tokens
 
     def fails(apply, arguments):
         calls.append(1)
@@ -357,8 +357,8 @@ def test_a_run_that_failed_keeps_no_keys_though_its_error_is_kept(monkeypatch):
         kept.extend(weakref.ref(part.keys) for part in made)
         return made
 
-    st, calls, kept, original = stage("SD15"), [], [], image_attention.project_images
-    monkeypatch.setattr(image_attention, "project_images", watched)
+    st, calls, kept, original = stage("SD15"), [], [], run_tokens.project_images
+    monkeypatch.setattr(run_tokens, "project_images", watched)
     model, positive, negative = st.apply(st.references(2), settings())
     model.set_model_unet_function_wrapper(fails)
     with pytest.raises(ZeroDivisionError) as error:

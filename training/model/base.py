@@ -16,13 +16,13 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
+from ...model_patches.bases import SD2_BASE
 from ...model_patches.errors import CheckpointError
 from ...model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts
 from ...rehearsal import codec
 from ...rehearsal.engine import load, nets
 from ...rehearsal.files import FOLDER
 
-SD2 = 1024  # size of its text embeddings
 Pixels = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -95,7 +95,7 @@ def diffusers_base(folder: Path, image_encoder: Path | None = None) -> Base:
         second = _part(folder, "text_encoder_2", CLIPTextModelWithProjection)
         texts = ClipTexts.sdxl(first, second)
         modules.append(second)
-    elif unet.config["cross_attention_dim"] == SD2:
+    elif unet.config["cross_attention_dim"] == SD2_BASE.width:
         texts = ClipTexts.sd2(first)
     vae = _part(folder, "vae", AutoencoderKL)
     modules.append(vae)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from ...model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec
+from ...model_patches.bases import REHEARSAL_BASE
 from ...model_patches.checkpoints.unet_layout import REHEARSAL_UNET, SD
 from ...model_patches.encoders.words import Postfuse
 from ...model_patches.errors import MismatchError
@@ -29,7 +30,7 @@ from ..model.base import Base
 from ..model.captions import places
 from ..model.features import Features
 from ..model.text_maps import TextMaps
-from .prompt import REHEARSAL, PromptTrainee, check_small_base
+from .prompt import PromptTrainee, check_small_base
 from .recipe import Batch, Exported, Losses, PassSettings, Trainee
 
 uses_every_parameter = True
@@ -155,7 +156,7 @@ def build(base: Base, features: Features, settings: PassSettings, options: Any) 
     check_small_base(base, "FastComposer")
     levels, wanted = (
         len(base.unet.config["block_out_channels"]),
-        len(REHEARSAL_UNET if base.context == REHEARSAL else SD),
+        len(REHEARSAL_UNET if base.context == REHEARSAL_BASE.width else SD),
     )
     if levels != wanted:
         do = "Set the folder of SD1.5 in [base]."

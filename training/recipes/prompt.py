@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...model_patches.adapter import Adapter, AdapterSpec
+from ...model_patches.bases import REHEARSAL_BASE, SD15_BASE
 from ...model_patches.errors import MismatchError
 from ...model_patches.hosts.diffusers.prompt import TextsPromptEncoder
 from ...model_patches.hosts.diffusers.sampling import join_prompts
@@ -22,8 +23,6 @@ from ..model.base import Base
 from ..model.captions import unmarked
 from ..model.features import Features
 from .recipe import Batch, PassSettings, Trainee
-
-SD15, REHEARSAL = 768, 128  # sizes of their text embeddings
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +105,7 @@ class PromptTrainee(Trainee):
 
 def check_small_base(base: Base, method: str) -> None:
     """Raise MismatchError unless the base has one text encoder, SD1.5's or the rehearsal world's."""
-    if base.context not in (SD15, REHEARSAL) or len(base.texts.towers) != 1:
+    if base.context not in (SD15_BASE.width, REHEARSAL_BASE.width) or len(base.texts.towers) != 1:
         found = f"text embeddings of size {base.context} from {len(base.texts.towers)} text encoders"
         do = 'Set kind = "diffusers" and the folder of SD1.5 in [base], or kind = "rehearsal".'
         raise MismatchError(f"SD1.5 as the base of {method}, whose files are for it alone", found, do)

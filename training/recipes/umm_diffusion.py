@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ...model_patches.adapter import Adapter
+from ...model_patches.bases import REHEARSAL_BASE
 from ...model_patches.encoders.pseudo_words import ACTIVATIONS, PseudoWords
 from ...model_patches.encoding.interfaces import check_image_encoder
 from ...model_patches.errors import MismatchError
@@ -21,7 +22,7 @@ from ...model_patches.families.umm import build as build_adapter
 from ..config.setting import chance, setting
 from ..model.base import Base
 from ..model.features import Features
-from .prompt import REHEARSAL, PromptTrainee, check_small_base
+from .prompt import PromptTrainee, check_small_base
 from .recipe import Exported, PassSettings, Trainee
 
 uses_every_parameter = True
@@ -101,7 +102,7 @@ def build(base: Base, features: Features, settings: PassSettings, options: Any) 
 
 def base_of_mappings(base: Base) -> str:
     """Return which of MAPPING_BASES a base is."""
-    return "rehearsal" if base.context == REHEARSAL else "sd15"
+    return "rehearsal" if base.context == REHEARSAL_BASE.width else "sd15"
 
 
 def _state(mapping: PseudoWords) -> dict[str, torch.Tensor]:

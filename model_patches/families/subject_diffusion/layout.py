@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from ...adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, PromptFusion, PromptSpec, Weights
+from ...bases import BASES, SD2_BASE
 from ...checkpoints.clip_text import text_weights
 from ...checkpoints.clip_vision import overlay
 from ...checkpoints.tensors import AGAIN, SMALL_NUMBER, State, assign, check, check_format, part, reading
@@ -132,10 +133,11 @@ def build(
 
 
 def stream_of(dim: int) -> str:
-    """Return the host's name of the text encoder that gives embeddings of that size: CLIP-L for SD1.5 and the rehearsal
-    world, else SD2's OpenCLIP-H.
+    """Return ComfyUI's name of the text encoder that gives embeddings of that size; SD2's, as published, for a base
+    that is unknown or has several.
     """
-    return "l" if dim in (128, 768) else "h"
+    streams = BASES.get(dim, SD2_BASE).streams
+    return streams[0] if len(streams) == 1 else SD2_BASE.streams[0]
 
 
 def spec_of(file: str, channels: Mapping[str, int], net: GroundingNet, dim: int, slots: int) -> AdapterSpec:

@@ -7,8 +7,9 @@ from typing import Any
 
 from ...base_mismatch import base_mismatch
 from ...binding.checks import check_names, check_places, check_widths
-from ...binding.layer_tokens import COND, UNCOND
+from ...binding.plan import is_idle
 from ...binding.settings import GatedSettings, ImageAttentionSettings, check_finite
+from ...binding.two_strengths import MIDDLE, NEGATIVE, POSITIVE, ROLES
 from ...errors import MismatchError
 from ...families.encode import encode_subjects
 from ...subjects import Cast, References
@@ -60,8 +61,8 @@ def apply_image_attention(
 ) -> Wired:
     """Return the MODEL with the references' attention bound to it, and the conditionings that carry them.
 
-    With neither positive nor negative the references act on the sampler's positive list. Weight 0 and an empty cast
-    return what came in.
+    With neither positive nor negative the references act on the sampler's positive list. Weight 0, and a cast
+    that is empty or all at weight 0, return what came in.
     node_id: of the node that shows messages of the sampling run, or None.
     Raises:
         MismatchError: the adapter is for another base model, or relevance is asked for and the references carry no
@@ -69,7 +70,7 @@ def apply_image_attention(
     """
     _check_kind(references, not references.adapter.spec.widths, "Apply Image Attention")
     check_finite(settings, "Apply Image Attention")
-    if settings.weight == 0.0 or not references.subjects:
+    if is_idle(settings.weight, references.subjects):
         return model, positive, negative, middle
     blocks = attention_blocks(model.get_model_object("diffusion_model"))
     check_widths(references.adapter.spec, [block.width for block in blocks], blocks[0].context_dim)
@@ -91,8 +92,8 @@ def apply_gated(
 ) -> Wired:
     """Return the MODEL with the adapter's gated layers bound to it, and the conditionings that carry the references.
 
-    Rows of the negative get the publisher's own uncond objects, whether it is wired or not. Strength 0 and an empty
-    cast return what came in.
+    Rows of the negative get the publisher's own uncond objects, whether it is wired or not. Strength 0, and a
+    cast that is empty or all at weight 0, return what came in.
     node_id: of the node that shows messages of the sampling run, or None.
     Raises:
         MismatchError: the adapter has no gated layers, or is for another base model, or a number is not finite.
@@ -100,7 +101,7 @@ def apply_gated(
     adapter = references.adapter
     _check_kind(references, adapter.spec.gated is None, "Apply Gated Adapter")
     check_finite(settings, "Apply Gated Adapter")
-    if settings.strength == 0.0 or not references.subjects:
+    if is_idle(settings.strength, references.subjects):
         return model, positive, negative, middle
     check_input_channels(model)
     blocks = {
@@ -122,10 +123,10 @@ def _attached(
     """A clone of the MODEL with the hook on it, and copies of the conditionings with its records."""
     patched = model.clone()
     hook.attach(patched)
-    roles = ((positive, COND), (negative, UNCOND), (middle, COND))
+    branches = ((positive, POSITIVE), (negative, NEGATIVE), (middle, MIDDLE))
     wired = [
-        None if given is None else attach(given, ConditioningRecord(hook.id, role, hook.references))
-        for given, role in roles
+        None if given is None else attach(given, ConditioningRecord(hook.id, ROLES[branch], hook.references))
+        for given, branch in branches
     ]
     return patched, wired[0], wired[1], wired[2]
 

@@ -1,24 +1,18 @@
-"""Which branches a step of a run has, and by which factors they become one prediction."""
+"""Which prompt each branch of a step has, and by which factors they become one prediction."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ...attention.guidance import umm_coefficients
-from ...binding.layer_tokens import COND, UNCOND
-from ...binding.two_strengths import SecondStrength
+from ...binding.two_strengths import MIDDLE, NEGATIVE, POSITIVE, UMM, SecondStrength, branch_factors
 from .encoders import Prompt
 from .image_attention import inside
-
-NEGATIVE, MIDDLE, POSITIVE = "negative", "middle", "positive"
-ROLES = {NEGATIVE: UNCOND, MIDDLE: COND, POSITIVE: COND}  # what the references give each branch
-UMM = "umm"
 
 
 @dataclass(frozen=True)
 class Guidance(SecondStrength):
-    """Widgets of Two-Strength Guider beside cfg. method: 'subject_diffusion' or 'umm'; second is interpolated linearly
+    """Widgets of Two-Strength Guider beside cfg. method: of `two_strengths`; second is interpolated linearly
     to second_end between the percents, which are ComfyUI's.
     """
 
@@ -36,22 +30,12 @@ class Guidance(SecondStrength):
 
 
 def factors(guidance: Guidance | None, cfg: float, percent: float) -> dict[str, float]:
-    """Return the factor of each branch's prediction in a model call, summing to 1; a branch that is not in it need not
-    be computed.
-
-    subject_diffusion, umm: see `attention.guidance`; None, and subject_diffusion outside its range: `e_n + cfg (e_p -
-    e_n)`.
+    """Return the factor of each branch's prediction in a model call, see `branch_factors`. guidance: None is
+    classifier-free guidance.
     """
-    second = guidance.second_at(percent) if guidance else None
-    if guidance and guidance.method == UMM:
-        found = umm_coefficients(cfg, [second or 0.0])
-    elif second is not None:
-        found = 1.0 - second, second - cfg, cfg
-    else:
-        found = 1.0 - cfg, 0.0, cfg
-    return {
-        name: factor for name, factor in zip((NEGATIVE, MIDDLE, POSITIVE), found, strict=True) if abs(factor) > 1e-9
-    }
+    if guidance is None:
+        return branch_factors(None, cfg, None)
+    return branch_factors(guidance.method, cfg, guidance.second_at(percent))
 
 
 def branches(

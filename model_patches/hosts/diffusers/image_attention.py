@@ -17,13 +17,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from ...adapter import Adapter
 from ...attention.decoupled import LayerTokens
 from ...binding.checks import check_names, check_widths
-from ...binding.layer_tokens import COND, UNCOND, call_tokens, gain_weights, layer_delta, project_images, project_names
+from ...binding.layer_tokens import COND, UNCOND, layer_delta
 from ...binding.limits import group_limits, limited, pictured
-from ...binding.plan import ImageStrengths, Inside, image_strengths, is_idle, needs_names, takes_part
+from ...binding.plan import ImageStrengths, Inside, ends_of, image_strengths, is_idle, needs_names, takes_part
 from ...binding.run_cache import RunCache
+from ...binding.run_tokens import RunTokens, TextLayers, through_base
 from ...binding.settings import ImageAttentionSettings
 from ...binding.stack import DeltaStack, at_first_call
-from ...encoders.decoupled import DecoupledLayers, layers_of
+from ...encoders.decoupled import DecoupledLayers
 from ...encoders.mm_diff import LoraLayers
 from ...errors import MismatchError
 from ...relevance.maps import AppliedMaps, add_owned, applied_maps, empty_sums, part_of
@@ -83,7 +84,9 @@ class ImageAttention:
     def __enter__(self) -> ImageAttention:
         if self._idle:
             return self
-        self._image_layers.to(self._unet.device, torch.float32 if self._through_base else self._unet.dtype)
+        self._image_layers.to(
+            self._unet.device, torch.float32 if through_base(self._image_layers) else self._unet.dtype
+        )
         for index, layer in enumerate(self._layers):
             self._before.append((layer.attention, layer.attention.processor))
             layer.attention.set_processor(
@@ -122,35 +125,16 @@ class ImageAttention:
     @property
     def strengths(self) -> torch.Tensor:
         """[M] float32, weight of each subject in this step, in which somebody acts."""
-        weights = () if self._now is None else self._now.weights
-        return self._run.once(("strengths", weights), lambda: torch.tensor(weights, device=self._place[0]))
+        return self._tokens.strengths(() if self._now is None else self._now.weights)
 
     def tokens(self, index: int) -> LayerTokens:
-        """Return the keys, values and name keys of one layer for the parts of the batch that have a role, [G, ...];
-        everything is projected once a run.
-        """
-        (device, dtype), references, once = self._place, self.references, self._run.once
-        bases = [(layer.attention.to_k, layer.attention.to_v) for layer in self._layers] if self._through_base else None
-        images, names = (
-            once(
-                ("images",),
-                lambda: project_images(self._image_layers, references, device, dtype, bases, self.merged),
-            ),
-            None,
-        )
-        if needs_names(references, self.settings, self.recording):
-            names = once(
-                ("names",),
-                lambda: project_names((layer.attention.to_k for layer in self._layers), references, device, dtype),
-            )
-        roles, heads = tuple(role for role in self.acting if role), [layer.attention.heads for layer in self._layers]
-        return once(
-            ("tokens", roles), lambda: call_tokens(references, self.settings, images, names, roles, heads, device)
-        )[index]
+        """Return the keys, values and name keys of one layer for the parts of the batch that have a role, [G, ...]."""
+        roles = tuple(role for role in self.acting if role)
+        return self._tokens.groups(roles, needs_names(self.references, self.settings, self.recording))[index]
 
     def gain_weights(self, index: int) -> torch.Tensor | None:
         """Return the weights of one layer's text gain, [C], or None if the adapter has none."""
-        return self._run.once(("gains",), lambda: gain_weights(self._image_layers, *self._place))[index]
+        return self._tokens.gains()[index]
 
     def limits(self, transformer: Transformer2DModel, positions: int, pictures: int) -> torch.Tensor | None:
         """Return the m of every subject, [1, 1 or B, M, N], or None if nothing limits or the layer's positions are
@@ -164,7 +148,9 @@ class ImageAttention:
         )
         return self._run.once(
             ("limits", grid, boxed, found.pictures),
-            lambda: group_limits(found.subjects, self.settings, grid, boxed, self._place[0], pictures=found.pictures),
+            lambda: group_limits(
+                found.subjects, self.settings, grid, boxed, self._tokens.device, pictures=found.pictures
+            ),
         )
 
     def observer(
@@ -213,18 +199,24 @@ class ImageAttention:
         return applied_maps(self.references, mixing.merge, mixing.sharpness, parts)
 
     @property
-    def _place(self) -> tuple[torch.device, torch.dtype]:
-        """The UNet's device and dtype, looked up once a run: the UNet walks through all of its modules for each."""
-        return self._run.once(("place",), lambda: (self._unet.device, self._unet.dtype))
+    def _tokens(self) -> RunTokens:
+        """What is projected once a run. The UNet walks through all of its modules to say its device and its dtype."""
+
+        def make() -> RunTokens:
+            each = [layer.attention for layer in self._layers]
+            text = TextLayers(
+                [attention.heads for attention in each],
+                lambda: ((attention.to_k, attention.to_v) for attention in each),
+                self.merged,
+            )
+            there = (self._unet.device, self._unet.dtype)
+            return RunTokens(self._run, self.references, self.settings, self._image_layers, text, *there)
+
+        return self._run.once(("run tokens",), make)
 
     @property
     def _idle(self) -> bool:
         return is_idle(self.settings.weight, self.references.subjects)
-
-    @property
-    def _through_base(self) -> bool:
-        """Whether the layers read image tokens through the UNet's own projections."""
-        return layers_of(self._image_layers)[0].needs_base
 
     def _see_grid(self, transformer: Transformer2DModel, args: tuple, kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]  # B, C, h, w
@@ -232,12 +224,12 @@ class ImageAttention:
 
 
 def inside(percent: float, start: float, end: float) -> bool:
-    """Return whether a model call at `percent` lies in [start, end] as the ComfyUI host reads it: 0 and 1 are open
-    ends, start >= end is empty.
-    """
-    if start >= end:
+    """Return whether a model call at `percent` lies in a span of the run, see `plan.ends_of`, both ends included."""
+    if (ends := ends_of((start, end))) is None:
         return False
-    return (start <= 0.0 or percent >= start - PERCENT_ROUNDING) and (end >= 1.0 or percent <= end + PERCENT_ROUNDING)
+    first, last = ends
+    after = first is None or percent >= first - PERCENT_ROUNDING
+    return after and (last is None or percent <= last + PERCENT_ROUNDING)
 
 
 def check_parts(rows: int, roles: Sequence[str | None]) -> None:

@@ -17,13 +17,14 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from ...adapter import Adapter
 from ...binding.plan import waits_for_prompt
 from ...binding.settings import GatedSettings, ImageAttentionSettings
+from ...binding.two_strengths import ROLES
 from ...errors import MismatchError
 from ...relevance.maps import AppliedMaps
 from ...relevance.place_check import checked_step
 from ...subjects import References
 from .encoders import Prompt
 from .gated import GatedAdapter, apply_gated
-from .guidance import ROLES, Guidance, branches, factors, of_step
+from .guidance import Guidance, branches, factors, of_step
 from .image_attention import ImageAttention
 from .weights import base_weights
 

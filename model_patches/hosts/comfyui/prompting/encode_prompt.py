@@ -8,6 +8,7 @@ from typing import Any, cast
 import comfy.model_management
 import torch
 
+from ....bases import BASES
 from ....errors import MismatchError
 from ....prompt.fusion import Encoded, FusedText, Streams, fuse_prompt
 from ....prompt.tokens import word_embeddings
@@ -19,8 +20,6 @@ from ..sampling.prompt_switch import PROMPT_KEY, FusedPrompt
 from ..sampling.weights import weights_of, without_lora
 
 OFFICIAL_QUIRKS = "official"
-SD15 = 768  # width of its text
-LAST = -1  # layer of CLIP
 
 
 class HostPromptEncoder:
@@ -118,13 +117,13 @@ def _prompt_warnings(references: References, clip: Any, on_model: bool) -> list[
             f"{remedy}: {spec.file} needs its own weights on the {where}. Without them the subjects are hardly "
             "recognisable."
         )
-    usual = LAST if spec.context_dim == SD15 else LAST - 1
-    if references.subjects and clip.layer_idx not in (None, usual):
+    base = BASES.get(spec.context_dim)
+    if references.subjects and base is not None and clip.layer_idx not in (None, base.clip_layer):
         sentence = (
             f"{spec.file} was trained with that layer; with layer {clip.layer_idx} the subjects may not be "
             "recognisable."
         )
-        sentences.append(f"Remove CLIP Set Last Layer, or set it to {usual}: {sentence}")
+        sentences.append(f"Remove CLIP Set Last Layer, or set it to {base.clip_layer}: {sentence}")
     if alone:
         for number, s in enumerate(references.subjects, 1):
             given = {

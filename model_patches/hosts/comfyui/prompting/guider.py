@@ -5,7 +5,6 @@ step.
 from __future__ import annotations
 
 import logging
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
@@ -19,7 +18,16 @@ from comfy.patcher_extension import WrappersMP
 from ....attention.guidance import equivalent_uncond, subject_guidance, umm_guidance
 from ....binding.layer_tokens import COND
 from ....binding.settings import check_finite
-from ....binding.two_strengths import SecondStrength
+from ....binding.two_strengths import (
+    MIDDLE,
+    NEGATIVE,
+    POSITIVE,
+    ROLES,
+    SUBJECT_DIFFUSION,
+    UMM,
+    SecondStrength,
+    branch_factors,
+)
 from ....errors import MismatchError
 from ..sampling.clock import Clock, percent_table, sigma_range
 from ..sampling.conditioning import KEY, Conditioning, ConditioningRecord, attach, text_source
@@ -101,6 +109,15 @@ class TwoScaleGuider(comfy.samplers.CFGGuider, ABC):
         if self.schedule is None:
             raise RuntimeError("guider: expected a sampling run, found none")
         return self.schedule.second(sigma)
+
+    def needed(self, method: str, second: float | torch.Tensor | None, options: dict) -> set[str]:
+        """Return the branches to compute: all where the factors are only known on the device; the negative also where
+        another node wants it at cfg 1.
+        """
+        if isinstance(second, torch.Tensor):
+            return set(ROLES)
+        wanted = {NEGATIVE} if options.get("disable_cfg1_optimization", False) else set()
+        return branch_factors(method, self.cfg, second).keys() | wanted
 
     def branches(
         self, lists: Sequence[Conditioning | None], x: torch.Tensor, timestep: torch.Tensor, options: dict
@@ -186,7 +203,7 @@ class SubjectDiffusionGuider(TwoScaleGuider):
         negative, middle = (
             node_helpers.conditioning_set_values(branch, {"prompt_type": "negative"}) for branch in (negative, middle)
         )
-        self.inner_set_conds({"positive": positive, "negative": negative, "middle": middle})
+        self.inner_set_conds({POSITIVE: positive, NEGATIVE: negative, MIDDLE: middle})
 
     def outer_sample(self, *args: Any, **kwargs: Any) -> Any:
         """Log what the run does, then run it."""
@@ -199,10 +216,11 @@ class SubjectDiffusionGuider(TwoScaleGuider):
         """Return the denoised picture [B, C, ...] of one call."""
         options = model_options or {}
         second = self.second(timestep)
-        if second is None or _is(second, self.cfg):
+        needed = self.needed(SUBJECT_DIFFUSION, second, options)
+        if second is None or MIDDLE not in needed:
             return super().predict_noise(x, timestep, options, seed)
-        positive, middle, negative = (self.conds[name] for name in ("positive", "middle", "negative"))
-        bare = _is(second, 1.0) and not options.get("disable_cfg1_optimization", False)
+        positive, middle, negative = (self.conds[branch] for branch in (POSITIVE, MIDDLE, NEGATIVE))
+        bare = NEGATIVE not in needed
         text, image, uncond = self.branches([positive, middle, None if bare else negative], x, timestep, options)
         if bare:
             uncond, negative = image, middle
@@ -226,7 +244,7 @@ class UMMGuider(TwoScaleGuider):
         for apply_id in drop_in_ids(self.model_patcher):
             middle = attach(middle, ConditioningRecord(apply_id, COND, None))
         negative = node_helpers.conditioning_set_values(negative, {"prompt_type": "negative"})
-        self.inner_set_conds({"positive": positive, "negative": negative, "middle": middle})
+        self.inner_set_conds({POSITIVE: positive, NEGATIVE: negative, MIDDLE: middle})
 
     def outer_sample(self, *args: Any, **kwargs: Any) -> Any:
         """Log what the run does, then run it."""
@@ -238,13 +256,9 @@ class UMMGuider(TwoScaleGuider):
     ) -> torch.Tensor:
         """Return the denoised picture [B, C, ...] of one call."""
         options, alpha = model_options or {}, self.second(timestep)
+        needed = self.needed(UMM, alpha, options)
         alpha = 0.0 if alpha is None else alpha
-        bare = _is(self.cfg, 1.0) and not options.get("disable_cfg1_optimization", False)
-        lists = [
-            None if _is(alpha, 0.0) else self.conds["positive"],
-            None if _is(alpha, 1.0) else self.conds["middle"],
-            None if bare else self.conds["negative"],
-        ]
+        lists = [self.conds[branch] if branch in needed else None for branch in (POSITIVE, MIDDLE, NEGATIVE)]
         fused, text, null = self.branches(lists, x, timestep, options)
         if isinstance(alpha, torch.Tensor):
             alpha = alpha.view(-1, *[1] * (x.ndim - 1))
@@ -253,11 +267,11 @@ class UMMGuider(TwoScaleGuider):
             if isinstance(alpha, float)
             else text + alpha * (fused - text)
         )
-        return self.guided([cond, null], [lists[0] or lists[1], lists[2]], x, timestep, options)
+        return self.guided([cond, null], [lists[0] or lists[1] or self.conds[POSITIVE], lists[2]], x, timestep, options)
 
 
 # choices of `method`
-METHODS: dict[str, type[TwoScaleGuider]] = {"subject_diffusion": SubjectDiffusionGuider, "umm": UMMGuider}
+METHODS: dict[str, type[TwoScaleGuider]] = {SUBJECT_DIFFUSION: SubjectDiffusionGuider, UMM: UMMGuider}
 
 
 def subject_guider(
@@ -365,8 +379,3 @@ def drop_in_ids(model: Any) -> list[str]:
     """
     hooks = [getattr(wrapper, "__self__", None) for wrapper in model.get_all_wrappers(WrappersMP.OUTER_SAMPLE)]
     return [hook.id for hook in hooks if isinstance(hook, Hook) and not hook.positive_wired]
-
-
-def _is(value: float | torch.Tensor, number: float) -> bool:
-    """Whether a value that the CPU knows is this number."""
-    return isinstance(value, float) and math.isclose(value, number)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ....binding.plan import ends_of
+
 # their sigmas are not the schedule's
 OWN_PACE = ("dpm_fast_function", "dpm_adaptive_function", "sample_dpm_fast", "sample_dpm_adaptive")
 TIMESTEPS = 1000
@@ -174,12 +176,10 @@ def sigma_range(model_sampling: Any, start_percent: float, end_percent: float) -
     """Convert ComfyUI's percents (0 = first step, 1 = last) to (first, last) sigma; NEVER if the start is not before
     the end.
     """
-    if start_percent >= end_percent:
+    if (ends := ends_of((start_percent, end_percent))) is None:
         return NEVER
-    if start_percent <= 0.0 and end_percent >= 1.0:
-        return FULL
-    first = FULL[0] if start_percent <= 0.0 else float(model_sampling.percent_to_sigma(start_percent))
-    last = 0.0 if end_percent >= 1.0 else float(model_sampling.percent_to_sigma(end_percent))
+    each = zip(ends, FULL, strict=True)
+    first, last = (open_end if end is None else float(model_sampling.percent_to_sigma(end)) for end, open_end in each)
     return first, last
 
 

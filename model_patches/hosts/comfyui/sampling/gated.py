@@ -13,7 +13,7 @@ import torch
 from ....attention.gated import ObjectTokens
 from ....binding.layer_tokens import COND
 from ....binding.object_tokens import Group, layer_objects, mask_channel
-from ....binding.plan import GatedStrengths, gated_strengths, is_idle
+from ....binding.plan import GatedStrengths, gated_strengths
 from ....binding.settings import GatedSettings
 from ....encoders.fuser import GatedFuser
 from ....encoding.summary import counted
@@ -59,11 +59,6 @@ class GatedAdapter(Hook):
     def key(self) -> str:
         """`troupe.<adapter id>.gated`."""
         return f"{self.adapter.key}.gated"
-
-    @property
-    def idle(self) -> bool:
-        """Strength 0, or every subject at weight 0."""
-        return is_idle(self.settings.strength, self.references.subjects)
 
     @property
     def in_crops(self) -> str:

@@ -15,6 +15,7 @@ from uuid import uuid4
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from ....bases import BASES
 from ....binding.plan import Inside, Span, waits_for_prompt
 from ....prompt.graph_crops import samples_a_part
 from ....subjects import References
@@ -33,7 +34,6 @@ from .weights import weights_of
 
 APPLY_IDS = "troupe_apply_ids"
 REFINING = 0.3  # a run that begins after this percent keeps the layout of its latent: upscaling is no mistake
-NATIVE = {128: 128, 768: 512, 1024: 640, 2048: 1024}  # context width -> side in pixels that the base was trained on
 
 
 class Hook(ABC):
@@ -66,11 +66,6 @@ class Hook(ABC):
     @abstractmethod
     def key(self) -> str:
         """Name under which they are attached to the MODEL."""
-
-    @property
-    @abstractmethod
-    def idle(self) -> bool:
-        """Whether the settings leave nothing to do in any step."""
 
     @property
     @abstractmethod
@@ -134,13 +129,7 @@ class Hook(ABC):
             found = executor(
                 noise, latent_image, sampler, sigmas, denoise_mask, run.clock.wrap(callback), *args, **kwargs
             )
-            if (
-                not run.acted
-                and not run.explained
-                and not self.idle
-                and self.references.subjects
-                and self.positive_wired
-            ):
+            if not run.acted and not run.explained and self.references.subjects and self.positive_wired:
                 if run.due:
                     run.say(
                         f"connect 'positive' of {self.node} to the sampler: without it the node had no "
@@ -257,11 +246,7 @@ class Hook(ABC):
         they were to be put.
         """
         adapter = self.references.adapter
-        if (
-            (adapter.weights.unet or adapter.weights.unet_lora)
-            and not self.idle
-            and adapter.id not in weights_of(model)
-        ):
+        if (adapter.weights.unet or adapter.weights.unet_lora) and adapter.id not in weights_of(model):
             sentence = (
                 f"add Apply Adapter Weights to the MODEL wire: {adapter.spec.file} needs its own model "
                 "weights, which this MODEL does not have."
@@ -275,7 +260,7 @@ class Hook(ABC):
         picture is taken for one.
         """
         how = self.in_crops
-        if how == "apply" or self.idle or all(s.region is None and s.box is None for s in self.references.subjects):
+        if how == "apply" or all(s.region is None and s.box is None for s in self.references.subjects):
             return ""
         graph, node = executing()
         if part := samples_a_part(graph, node):
@@ -296,9 +281,9 @@ class Hook(ABC):
 
     def _warn_about_size(self, run: Run, noise: torch.Tensor) -> None:
         spec = self.references.adapter.spec
-        native, h, w = NATIVE.get(spec.context_dim), noise.shape[-2] * 8, noise.shape[-1] * 8
-        if native and not 0.5 <= (w * h) / native**2 <= 3.0:
-            sentence = f"Generate near {native}x{native}, which {spec.base} was made for, and upscale afterwards"
+        base, h, w = BASES.get(spec.context_dim), noise.shape[-2] * 8, noise.shape[-1] * 8
+        if base and not 0.5 <= (w * h) / base.side**2 <= 3.0:
+            sentence = f"Generate near {base.side}x{base.side}, which {spec.base} was made for, and upscale afterwards"
             run.say(f"{sentence}: at {w}x{h} subjects are often missing or doubled.", logging.WARNING)
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from ....attention.decoupled import LayerTokens
-from ....binding.layer_tokens import Projected, call_tokens, gain_weights, layer_delta, project_images, project_names
+from ....binding.layer_tokens import layer_delta
 from ....binding.limits import Pictured, group_limits, has_several_masks, limited, pictured
-from ....binding.plan import ImageStrengths, image_strengths, is_idle, needs_names, takes_part
+from ....binding.plan import ImageStrengths, image_strengths, needs_names, takes_part
+from ....binding.run_tokens import KEPT_WEIGHTS, RunTokens, TextLayers
 from ....binding.settings import ImageAttentionSettings
 from ....encoding.summary import counted, who
 from ....relevance.place_check import PlaceCheck
@@ -29,9 +30,7 @@ from .rows import rows_from_options
 from .run import Run
 from .weights import weights_of
 
-KEPT_WEIGHTS = 16  # sets of weights that subjects coming and going make in a run
 LIMITS = 192  # limits that areas, tiles and windows over the batch make: a UNet has up to seven grids
-WEIGHT_STATES = 8  # hook schedules change the UNet's weights within a run; the keys of so many states are kept
 
 
 class ImageAttention(Hook):
@@ -60,11 +59,6 @@ class ImageAttention(Hook):
     def key(self) -> str:
         """`troupe.<adapter id>`."""
         return self.adapter.key
-
-    @property
-    def idle(self) -> bool:
-        """Weight 0, or every subject at weight 0."""
-        return is_idle(self.settings.weight, self.references.subjects)
 
     @property
     def in_crops(self) -> str:
@@ -98,28 +92,13 @@ class ImageAttention(Hook):
         self, call: Call, chunks: list[ConditioningChunk | None], model: Any, x: torch.Tensor, options: Options
     ) -> dict[tuple, LayerDelta]:
         """One delta a block, sharing what does not differ between blocks. chunks: of the rows of x, in order."""
-        run, dtype, module, device = call.run, model_dtype(model), self.module(model), x.device
-        names, weights = None, hook_state(model)
-        images = self._images(run, module, model, device, dtype, weights)
+        run, device = call.run, x.device
+        kept = self._kept(run, model, device)
         recordings: Sequence[Recording] = options.get(RECORDINGS, ())
         tallies = tuple(tally for recording in recordings if (tally := recording.tally(self)) is not None)
-        if needs_names(self.references, self.settings, bool(tallies)):
-            keys = (text_keys(model.diffusion_model, block) for block in self.blocks)
-            names = run.once(
-                ("names", device, dtype, weights),
-                lambda: project_names(keys, self.references, device, dtype),
-                WEIGHT_STATES,
-            )
-        roles = tuple(chunk.role for chunk in chunks if chunk)
-        gains = run.once(("gains", device, dtype), lambda: gain_weights(module, device, dtype))
-        tokens = run.once(
-            ("tokens", roles, device, dtype, weights),
-            lambda: self._tokens(images, names, roles, device),
-            2 * WEIGHT_STATES,
-        )
-        strengths = run.once(
-            ("strengths", call.now.weights, device), lambda: torch.tensor(call.now.weights, device=device), KEPT_WEIGHTS
-        )
+        with_names = needs_names(self.references, self.settings, bool(tallies))
+        tokens = kept.groups(tuple(chunk.role for chunk in chunks if chunk), with_names)
+        strengths = kept.strengths(call.now.weights)
         acting = (
             run.once(("acting", call.now.weights, device), lambda: (strengths != 0).float(), KEPT_WEIGHTS)
             if tallies
@@ -139,44 +118,21 @@ class ImageAttention(Hook):
         check = check_of_call(call, self.references, self.settings, chunks, x) if shown else None
         shared = SharedDelta(self, call, chunks, strengths, shown, tallies, acting, others, subjects, pictures, check)
         if with_subjects(chunks) and run.begins():
-            self._report(run, images, names)
-        layers = zip(self.blocks, tokens, gains, strict=True)
+            self._report(run, kept.images(), kept.names() if with_names else None)
+        layers = zip(self.blocks, tokens, kept.gains(), strict=True)
         return {block.key: LayerDelta(shared, of_layer, gain) for block, of_layer, gain in layers}
 
-    def _images(
-        self, run: Run, module: Any, model: Any, device: torch.device, dtype: torch.dtype, weights: Any
-    ) -> list[Projected]:
-        """Every layer's image keys and values; where they are made with the UNet's own projections, for this state of
-        its weights.
-        """
-        if not module.layers[0].needs_base:
-            return run.once(("images", device, dtype), lambda: project_images(module, self.references, device, dtype))
-        bases = (
-            (text_keys(model.diffusion_model, block), text_values(model.diffusion_model, block))
-            for block in self.blocks
+    def _kept(self, run: Run, model: Any, device: torch.device) -> RunTokens:
+        """What the run keeps for a UNet on a device, in the present state of its weights."""
+        unet = model.diffusion_model
+        text = TextLayers(
+            [block.heads for block in self.blocks],
+            lambda: ((text_keys(unet, block), text_values(unet, block)) for block in self.blocks),
+            weights_of(model.current_patcher).get(self.references.adapter.id, 0.0),
+            hook_state(model),
+            {i for i, block in enumerate(self.blocks) if block.precision == torch.float32},
         )
-        merged = weights_of(model.current_patcher).get(self.references.adapter.id, 0.0)
-        return run.once(
-            ("images", device, dtype, weights),
-            lambda: project_images(module, self.references, device, dtype, bases, merged),
-            WEIGHT_STATES,
-        )
-
-    def _tokens(
-        self,
-        images: Sequence[Projected],
-        names: Sequence[torch.Tensor] | None,
-        roles: Sequence[str],
-        device: torch.device,
-    ) -> list[LayerTokens]:
-        """Every layer's tokens for the roles of a call's chunks."""
-        found = call_tokens(
-            self.references, self.settings, images, names, roles, [block.heads for block in self.blocks], device
-        )
-        return [
-            tokens.float() if block.precision == torch.float32 else tokens
-            for block, tokens in zip(self.blocks, found, strict=True)
-        ]
+        return RunTokens(run, self.references, self.settings, self.module(model), text, device, model_dtype(model))
 
     def _pictured(self, call: Call, options: Options) -> tuple[Sequence[ReferenceSubject], tuple[int, ...]]:
         """The subjects as a call needs their regions, and the number of each of its pictures, () where no region

@@ -1,0 +1,35 @@
+"""The base models that adapters are made for, known by the size of their text embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model, or several that adapters do not distinguish.
+
+    name: in messages; width: size of its text embeddings; side: pixels of a side of the pictures that it was trained
+    on; streams: ComfyUI's names of its text encoders; clip_layer: of them that its UNet reads, -1 is the last.
+    """
+
+    name: str
+    width: int
+    side: int
+    streams: tuple[str, ...]
+    clip_layer: int
+
+
+REHEARSAL_BASE = BaseModel("the rehearsal world", 128, 128, ("l",), -1)
+SD15_BASE = BaseModel("SD1.5", 768, 512, ("l",), -1)
+SD2_BASE = BaseModel("SD2.x", 1024, 640, ("h",), -2)
+SDXL_BASE = BaseModel("SDXL", 2048, 1024, ("l", "g"), -2)
+BASES: Mapping[int, BaseModel] = {
+    base.width: base for base in (REHEARSAL_BASE, SD15_BASE, SD2_BASE, SDXL_BASE)
+}  # by width
+
+
+def base_name(width: int) -> str:
+    """Return 'SDXL', or the size in words where no known base has it."""
+    return BASES[width].name if width in BASES else f"a base model with text embeddings of size {width}"
