@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class BaseModel:
     """A base model, or several that adapters do not distinguish.
 
-    name: in messages; width: size of its text embeddings; side: pixels of a side of the pictures that it was trained
-    on; streams: ComfyUI's names of its text encoders; clip_layer: of them that its UNet reads, -1 is the last.
+    name: in messages; width: size of its text embeddings; side: of its training pictures, in pixels; streams: ComfyUI's
+    names of its text encoders; clip_layer: the layer of its text encoders that the UNet reads, -1: the last.
     """
 
     name: str
@@ -23,11 +23,10 @@ class BaseModel:
 
 REHEARSAL_BASE = BaseModel("the rehearsal world", 128, 128, ("l",), -1)
 SD15_BASE = BaseModel("SD1.5", 768, 512, ("l",), -1)
-SD2_BASE = BaseModel("SD2.x", 1024, 640, ("h",), -2)
+SD2_BASE = BaseModel("SD2.x", 1024, 640, ("h",), -2)  # between SD2-base's 512 and SD2's 768 pixels
 SDXL_BASE = BaseModel("SDXL", 2048, 1024, ("l", "g"), -2)
-BASES: Mapping[int, BaseModel] = {
-    base.width: base for base in (REHEARSAL_BASE, SD15_BASE, SD2_BASE, SDXL_BASE)
-}  # by width
+# by width
+BASES: Mapping[int, BaseModel] = {base.width: base for base in (REHEARSAL_BASE, SD15_BASE, SD2_BASE, SDXL_BASE)}
 
 
 def base_name(width: int) -> str:

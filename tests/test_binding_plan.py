@@ -3,6 +3,7 @@ second strengths.
 """
 
 from dataclasses import replace
+from time import perf_counter, sleep
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from troupe.model_patches.binding.plan import (
 from troupe.model_patches.binding.run_cache import RunCache
 from troupe.model_patches.binding.settings import GatedSettings, ImageAttentionSettings, mixing_for
 from troupe.model_patches.binding.stack import DeltaStack, at_first_call
-from troupe.model_patches.binding.two_strengths import SecondStrength
+from troupe.model_patches.binding.two_strengths import SecondStrength, branch_factors
 from troupe.model_patches.errors import MismatchError
 from troupe.model_patches.prompt.tokens import name_too_long, word_embeddings
 from troupe.model_patches.subjects import Box
@@ -257,3 +258,19 @@ def test_vectors_stay_as_they_are_between_the_words():
 
 def test_a_long_name_is_shown_cut():
     assert str(name_too_long("cat " * 80)).startswith("Expected a name of at most 75 tokens, found 'cat cat")
+
+
+def test_what_is_made_of_other_kept_values_takes_its_time_once():
+    run, began = RunCache(), perf_counter()
+
+    def slow(seconds, found):
+        sleep(seconds)
+        return found
+
+    outer = run.once(("outer",), lambda: slow(0.02, 1) + run.once(("inner",), lambda: slow(0.03, 2)))
+    assert outer == 3 and 0.05 <= run.seconds <= perf_counter() - began
+
+
+def test_a_method_of_guidance_that_nobody_knows_is_an_error():
+    with pytest.raises(ValueError, match="expected subject_diffusion, umm or None, found 'um'"):
+        branch_factors("um", 7.5, 1.5)

@@ -28,9 +28,9 @@ class RunCache:
             return found
         with self._lock:
             if key not in self._cache:
-                began = time.perf_counter()
+                before, began = self.seconds, time.perf_counter()
                 self._cache[key] = make()
-                self.seconds += time.perf_counter() - began
+                self.seconds = before + time.perf_counter() - began  # with what it was made of
                 kin = [k for k in self._cache if k[0] == key[0]]
                 for oldest in kin[: max(len(kin) - most, 0)] if most else ():
                     del self._cache[oldest]

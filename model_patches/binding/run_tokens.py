@@ -1,4 +1,4 @@
-"""What image attention projects once in a run and reads in all of its calls, alike in every host."""
+"""What image attention projects once in a run and reads in all of its calls, the same in every host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .run_cache import RunCache
 from .settings import ImageAttentionSettings
 
 KEPT_WEIGHTS = 16  # sets of weights that subjects coming and going make in a run
-WEIGHT_STATES = 8  # the UNet's weights may change within a run; what so many states of them gave is kept
+WEIGHT_STATES = 8  # the UNet's weights may change within a run: keys and values are kept for so many states
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +25,9 @@ class TextLayers:
     """The UNet's cross-attention layers, in the adapter's order, as a run finds them.
 
     heads: of each; projections: gives each one's own (to_k, to_v), with the LoRAs and hooks that are active now;
-    merged: strength at which the adapter's own weights are in them; state: what differs whenever they do, None if they
-    stay; exact: numbers of the layers that attend in float32, as their models overflow in float16.
+    merged: strength at which the adapter's own weights are in them; state: a key that changes whenever the UNet's
+    weights change, None if they never do; exact: indices of the layers that attend in float32, since their models
+    overflow in float16.
     """
 
     heads: Sequence[int]

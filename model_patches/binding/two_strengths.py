@@ -1,5 +1,5 @@
 """Guidance with a second strength: its branches and their factors, its values over a run, and what is checked of them,
-alike in every host.
+the same in every host.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 NEGATIVE, MIDDLE, POSITIVE = "negative", "middle", "positive"
 ROLES = {NEGATIVE: UNCOND, MIDDLE: COND, POSITIVE: COND}  # what the references give each branch
 SUBJECT_DIFFUSION, UMM = "subject_diffusion", "umm"
-NO_FACTOR = 1e-9  # so small a factor is 0, but for rounding
+NO_FACTOR = 1e-9  # a smaller factor counts as 0: it is rounding error
 
 
 def branch_factors(method: str | None, cfg: float, second: float | None) -> dict[str, float]:
@@ -24,13 +24,16 @@ def branch_factors(method: str | None, cfg: float, second: float | None) -> dict
 
     method: SUBJECT_DIFFUSION or UMM, see `attention.guidance`, or None: `e_n + cfg (e_p - e_n)`, as Subject-Diffusion
     has it outside its range. second: the second strength, None outside the range, where UMM's is 0.
+    Raises ValueError: another method.
     """
     if method == UMM:
         found = umm_coefficients(cfg, [second or 0.0])
     elif method == SUBJECT_DIFFUSION and second is not None:
         found = subject_coefficients(cfg, second)
-    else:
+    elif method in (SUBJECT_DIFFUSION, None):
         found = 1.0 - cfg, 0.0, cfg
+    else:
+        raise ValueError(f"method: expected {SUBJECT_DIFFUSION}, {UMM} or None, found {method!r}")
     each = zip((NEGATIVE, MIDDLE, POSITIVE), found, strict=True)
     return {branch: factor for branch, factor in each if abs(factor) > NO_FACTOR}
 

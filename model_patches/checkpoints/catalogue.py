@@ -16,7 +16,7 @@ HUB = "https://huggingface.co"
 @dataclass(frozen=True)
 class PublishedFile:
     """A published file. name: as people save it; folder: below ComfyUI/models; link: direct; size: as published;
-    encoder: key of ENCODERS; sha256: or '', with family: the one whose files are hashed to be compared with it.
+    encoder: key of ENCODERS; sha256: '' if unknown; family: adapters of this family are hashed and compared with it.
     """
 
     name: str

@@ -70,7 +70,16 @@ def calls_of(model):
 @pytest.mark.parametrize("base", ["SD15", "SDXL"])
 @pytest.mark.parametrize(
     ("cfg", "alpha", "branches"),
-    [(7.5, 0.5, 3), (7.5, 0.0, 2), (7.5, 1.0, 2), (1.0, 0.3, 2), (1.0, 1.0, 1), (1.0, 0.0, 1), (5.0, 0.8, 3)],
+    [
+        (7.5, 0.5, 3),
+        (7.5, 0.0, 2),
+        (7.5, 1.0, 2),
+        (1.0, 0.3, 2),
+        (1.0, 1.0, 1),
+        (1.0, 0.0, 1),
+        (5.0, 0.8, 3),
+        (0.0, 0.4, 3),
+    ],
 )
 def test_the_formula_in_one_call_with_no_branch_too_many(base, cfg, alpha, branches):
     from support.host import tiny_models
@@ -84,20 +93,21 @@ def test_the_formula_in_one_call_with_no_branch_too_many(base, cfg, alpha, branc
     assert calls == [2 * branches] * 3
 
 
-def test_alpha_changes_within_its_range_and_is_0_outside():
+@pytest.mark.parametrize(("cfg", "branches"), [(6.0, 3), (1.0, 2)])
+def test_alpha_changes_within_its_range_and_is_0_outside(cfg, branches):
     from support.host import tiny_models
 
     patcher, texts = tiny_models.micro_model("SD15", context_dim=64), prompts()
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     model, calls = calls_of(patcher)
     found = sampled(
-        guider(model, texts, cfg=6.0, second=0.9, second_end=0.2, start_percent=0.2, end_percent=0.7), noise, 8
+        guider(model, texts, cfg=cfg, second=0.9, second_end=0.2, start_percent=0.2, end_percent=0.7), noise, 8
     )
     percents = [percent_of(patcher, float(s)) for s in schedule(patcher, 8)[:-1]]
     alphas = [0.9 + (0.2 - 0.9) * (p - 0.2) / 0.5 if 0.2 <= p <= 0.7 else 0.0 for p in percents]
-    wanted = expected(patcher, texts, noise, 6.0, alphas)
+    wanted = expected(patcher, texts, noise, cfg, alphas)
     torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5 * float(wanted.abs().max()))
-    assert calls == [3 if a else 2 for a in alphas] and 0 < sum(map(bool, alphas)) < 8
+    assert calls == [branches if a else branches - 1 for a in alphas] and 0 < sum(map(bool, alphas)) < 8
 
 
 def test_a_run_is_announced(caplog):

@@ -12,8 +12,8 @@ from .image_attention import inside
 
 @dataclass(frozen=True)
 class Guidance(SecondStrength):
-    """Widgets of Two-Strength Guider beside cfg. method: of `two_strengths`; second is interpolated linearly
-    to second_end between the percents, which are ComfyUI's.
+    """Widgets of Two-Strength Guider beside cfg. method: SUBJECT_DIFFUSION or UMM of `two_strengths`; second is
+    interpolated linearly to second_end between the percents, which are ComfyUI's.
     """
 
     method: str

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -22,7 +22,6 @@ from ....binding.two_strengths import (
     MIDDLE,
     NEGATIVE,
     POSITIVE,
-    ROLES,
     SUBJECT_DIFFUSION,
     UMM,
     SecondStrength,
@@ -38,6 +37,7 @@ log = logging.getLogger("troupe")
 PLACE = ("area", "mask", "mask_strength", "set_area_to_bounds", "strength")  # of a conditioning entry
 # a cfg this near to 1 counts as 1 where a formula divides by cfg - 1: it would enlarge rounding errors to noise
 NEAR_ONE = 1e-4
+ANY = 0.5  # a second strength that leaves no branch out, for one that only the device knows
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,11 @@ class TwoScaleGuider(comfy.samplers.CFGGuider, ABC):
             raise RuntimeError("guider: expected a sampling run, found none")
         return self.schedule.second(sigma)
 
-    def needed(self, method: str, second: float | torch.Tensor | None, options: dict) -> set[str]:
-        """Return the branches to compute: all where the factors are only known on the device; the negative also where
-        another node wants it at cfg 1.
+    def is_bare(self, factors: Mapping[str, float], options: dict) -> bool:
+        """Return whether the negative need not be computed: it has no factor, and no other node wants it all the
+        same.
         """
-        if isinstance(second, torch.Tensor):
-            return set(ROLES)
-        wanted = {NEGATIVE} if options.get("disable_cfg1_optimization", False) else set()
-        return branch_factors(method, self.cfg, second).keys() | wanted
+        return NEGATIVE not in factors and not options.get("disable_cfg1_optimization", False)
 
     def branches(
         self, lists: Sequence[Conditioning | None], x: torch.Tensor, timestep: torch.Tensor, options: dict
@@ -216,11 +213,11 @@ class SubjectDiffusionGuider(TwoScaleGuider):
         """Return the denoised picture [B, C, ...] of one call."""
         options = model_options or {}
         second = self.second(timestep)
-        needed = self.needed(SUBJECT_DIFFUSION, second, options)
-        if second is None or MIDDLE not in needed:
+        factors = branch_factors(SUBJECT_DIFFUSION, self.cfg, ANY if isinstance(second, torch.Tensor) else second)
+        if second is None or (isinstance(second, float) and MIDDLE not in factors):
             return super().predict_noise(x, timestep, options, seed)
         positive, middle, negative = (self.conds[branch] for branch in (POSITIVE, MIDDLE, NEGATIVE))
-        bare = NEGATIVE not in needed
+        bare = isinstance(second, float) and self.is_bare(factors, options)
         text, image, uncond = self.branches([positive, middle, None if bare else negative], x, timestep, options)
         if bare:
             uncond, negative = image, middle
@@ -256,9 +253,11 @@ class UMMGuider(TwoScaleGuider):
     ) -> torch.Tensor:
         """Return the denoised picture [B, C, ...] of one call."""
         options, alpha = model_options or {}, self.second(timestep)
-        needed = self.needed(UMM, alpha, options)
         alpha = 0.0 if alpha is None else alpha
-        lists = [self.conds[branch] if branch in needed else None for branch in (POSITIVE, MIDDLE, NEGATIVE)]
+        # of the prompt's two branches, whatever cfg: other nodes read what they give
+        shares = branch_factors(UMM, 1.0, ANY if isinstance(alpha, torch.Tensor) else alpha)
+        lists = [self.conds[branch] if branch in shares else None for branch in (POSITIVE, MIDDLE)]
+        lists.append(None if self.is_bare(branch_factors(None, self.cfg, None), options) else self.conds[NEGATIVE])
         fused, text, null = self.branches(lists, x, timestep, options)
         if isinstance(alpha, torch.Tensor):
             alpha = alpha.view(-1, *[1] * (x.ndim - 1))
@@ -267,7 +266,7 @@ class UMMGuider(TwoScaleGuider):
             if isinstance(alpha, float)
             else text + alpha * (fused - text)
         )
-        return self.guided([cond, null], [lists[0] or lists[1] or self.conds[POSITIVE], lists[2]], x, timestep, options)
+        return self.guided([cond, null], [lists[0] or lists[1], lists[2]], x, timestep, options)
 
 
 # choices of `method`

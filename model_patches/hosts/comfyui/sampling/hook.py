@@ -129,7 +129,7 @@ class Hook(ABC):
             found = executor(
                 noise, latent_image, sampler, sigmas, denoise_mask, run.clock.wrap(callback), *args, **kwargs
             )
-            if not run.acted and not run.explained and self.references.subjects and self.positive_wired:
+            if not run.acted and not run.explained and self.positive_wired:
                 if run.due:
                     run.say(
                         f"connect 'positive' of {self.node} to the sampler: without it the node had no "

@@ -13,7 +13,7 @@ from ....attention.decoupled import LayerTokens
 from ....binding.layer_tokens import layer_delta
 from ....binding.limits import Pictured, group_limits, has_several_masks, limited, pictured
 from ....binding.plan import ImageStrengths, image_strengths, needs_names, takes_part
-from ....binding.run_tokens import KEPT_WEIGHTS, RunTokens, TextLayers
+from ....binding.run_tokens import KEPT_WEIGHTS, RunTokens, TextLayers, through_base
 from ....binding.settings import ImageAttentionSettings
 from ....encoding.summary import counted, who
 from ....relevance.place_check import PlaceCheck
@@ -98,7 +98,7 @@ class ImageAttention(Hook):
         tallies = tuple(tally for recording in recordings if (tally := recording.tally(self)) is not None)
         with_names = needs_names(self.references, self.settings, bool(tallies))
         tokens = kept.groups(tuple(chunk.role for chunk in chunks if chunk), with_names)
-        strengths = kept.strengths(call.now.weights)
+        strengths, gains = kept.strengths(call.now.weights), kept.gains()
         acting = (
             run.once(("acting", call.now.weights, device), lambda: (strengths != 0).float(), KEPT_WEIGHTS)
             if tallies
@@ -119,20 +119,22 @@ class ImageAttention(Hook):
         shared = SharedDelta(self, call, chunks, strengths, shown, tallies, acting, others, subjects, pictures, check)
         if with_subjects(chunks) and run.begins():
             self._report(run, kept.images(), kept.names() if with_names else None)
-        layers = zip(self.blocks, tokens, kept.gains(), strict=True)
+        layers = zip(self.blocks, tokens, gains, strict=True)
         return {block.key: LayerDelta(shared, of_layer, gain) for block, of_layer, gain in layers}
 
     def _kept(self, run: Run, model: Any, device: torch.device) -> RunTokens:
         """What the run keeps for a UNet on a device, in the present state of its weights."""
-        unet = model.diffusion_model
+        unet, module, merged = model.diffusion_model, self.module(model), 0.0
+        if through_base(module):
+            merged = weights_of(model.current_patcher).get(self.references.adapter.id, 0.0)
         text = TextLayers(
             [block.heads for block in self.blocks],
             lambda: ((text_keys(unet, block), text_values(unet, block)) for block in self.blocks),
-            weights_of(model.current_patcher).get(self.references.adapter.id, 0.0),
+            merged,
             hook_state(model),
             {i for i, block in enumerate(self.blocks) if block.precision == torch.float32},
         )
-        return RunTokens(run, self.references, self.settings, self.module(model), text, device, model_dtype(model))
+        return RunTokens(run, self.references, self.settings, module, text, device, model_dtype(model))
 
     def _pictured(self, call: Call, options: Options) -> tuple[Sequence[ReferenceSubject], tuple[int, ...]]:
         """The subjects as a call needs their regions, and the number of each of its pictures, () where no region

@@ -2,7 +2,7 @@
 
 The conditioning holds the fused prompt; a `FusedPrompt` beside it says what the plain one is and when to change. When a
 run begins an entry becomes two, so that the host itself prepares both, and at each prediction one of the two is there.
-Any Troupe node on the MODEL brings the wrappers.
+Any Troupe node that acts on the MODEL brings the wrappers.
 """
 
 from __future__ import annotations
