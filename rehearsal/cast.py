@@ -5,6 +5,7 @@ prompt calls for them.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from .world import CLASSES, PLACES, VARIANTS, Figure, Look
@@ -46,6 +47,13 @@ def called_for(prompt: str) -> list[Figure]:
         look = SECOND[kind] if any(figure.kind == kind for figure in found) else CAST[kind].look
         found.append(replace(CAST[kind], look=look, variant=hat.strip() or variant))
     return found
+
+
+def shown_as_references(kinds: Sequence[str]) -> list[Figure]:
+    """Return an individual of each class for the reference pictures of Load Rehearsal Models; a class named twice gives
+    another individual.
+    """
+    return called_for(", ".join(f"a {kind}" for kind in kinds))
 
 
 def words() -> str:

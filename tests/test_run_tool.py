@@ -997,20 +997,49 @@ def test_a_harmed_rehearsal_file_is_named(name, harm, shipped, tmp_path, capsys)
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "9_rehearsal_keep_best",
-        "research_fastcomposer_rehearsal",
-        "research_subject_diffusion_rehearsal",
-        "research_mm_diff_rehearsal",
-        "research_umm_rehearsal",
-    ],
-)
-def test_a_rehearsal_template_that_does_more_is_sent_to_comfyui(name, tmp_path, capsys):
-    assert run_tool.main(["--workflow", name, "--output", str(tmp_path / "out")]) == 1
-    assert "every merge. Run this workflow in ComfyUI, or leave --workflow out." in capsys.readouterr().err
+def test_a_rehearsal_template_that_scores_is_sent_to_comfyui(tmp_path, capsys):
+    assert run_tool.main(["--workflow", "9_rehearsal_keep_best", "--output", str(tmp_path / "out")]) == 1
+    assert "Score Subjects needs ComfyUI. Run this workflow there, or leave --workflow out." in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+RESEARCH = {
+    "research_fastcomposer_rehearsal": "1 of 1 text encoder",
+    "research_subject_diffusion_rehearsal": "7 of 7 gated layers",
+    "research_mm_diff_rehearsal": "7 of 7 cross-attention layers",
+    "research_umm_rehearsal": "1 of 1 text encoder",
+}
+
+
+@pytest.mark.parametrize(("name", "acted"), RESEARCH.items())
+def test_a_research_template_on_the_rehearsal_models_runs_without_a_host(name, acted, tmp_path):
+    """tests/host/test_run_tool.py compares its picture with ComfyUI's."""
+    assert run_tool.main(["--workflow", name, "--steps", "2", "--output", str(tmp_path)]) == 0
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.size == (512, 512)
+    report = (tmp_path / "report.txt").read_text(encoding="utf-8")
+    assert f"it acted in {acted}\n" in report and "subject 2 'robot'" in report
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(["--photo", str(real_photos()[1])], "cannot use your photo"), (["--size", "256x256"], "leave --size out")],
+)
+def test_a_research_template_on_the_rehearsal_models_takes_no_photo_and_no_size(given, said, tmp_path, capsys):
+    arguments = ["--workflow", "research_umm_rehearsal", *given, "--output", str(tmp_path / "out")]
+    assert run_tool.main(arguments) == 1
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_rehearsal_models_are_sampled_as_the_templates_do(tmp_path, capsys):
+    workflow = json.loads((WORKFLOWS / "research_umm_rehearsal.json").read_text(encoding="utf-8"))
+    for node in workflow["nodes"]:
+        if node["type"] == "KSampler":
+            node["widgets_values"][5] = "karras"
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(workflow), encoding="utf-8")
+    assert run_tool.main(["--workflow", str(path), "--output", str(tmp_path / "out")]) == 1
+    assert "with euler on simple, the workflow asks for euler on karras" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["1_start_here_rehearsal", "2_rehearsal_compare"])

@@ -20,6 +20,7 @@ from ..pack import ROOT
 from ..workflow.any_workflow import flatten
 from ..workflow.edit import Changes, Edited, edit
 from ..workflow.graph import Graph
+from ..workflow.job import GATED, WORDS
 from ..workflow.job import REHEARSAL as REHEARSAL_NODE
 from ..workflow.needed import ModelFolders, Needed, model_roots, needed_models
 from ..workflow.photos import check_photos
@@ -143,6 +144,10 @@ def run(options: argparse.Namespace) -> None:
         print(f"done in {time.monotonic() - began:.0f} s")
         return
     print(f"workflow: {find_workflow(options.workflow).name}, engine: {'ComfyUI' if host else 'embedded (diffusers)'}")
+    if host is None and Graph(_read(options)).of_type(REHEARSAL_NODE):
+        from ..engine.rehearsing import check_options
+
+        check_options(options.photo, (), options.size)
     check_photos(options.photo)
     ask_names(options)
     edited = edit(_read(options), changes_of(options, random), _photo_folders(options, comfyui))
@@ -212,7 +217,8 @@ def rehearsal_of(workflow: dict[str, Any]) -> tuple[str, int, int] | None:
     """Return prompt, seed and steps of a workflow on the rehearsal models, which the embedded engine paints with every
     merge; None for other workflows.
 
-    Raises RunError if the workflow does something else with these models.
+    None also for those that `read_job` reads: with subjects in the prompt, or gated layers. Raises RunError if the
+    workflow does something else with these models.
     """
     graph = Graph(workflow)
     samplers, prompts = (
@@ -221,11 +227,12 @@ def rehearsal_of(workflow: dict[str, Any]) -> tuple[str, int, int] | None:
     )
     if not graph.of_type(REHEARSAL_NODE) or not samplers:
         return None
-    if graph.of_type("TroupeEncodePrompt", "TroupeScoreSubjects") or not prompts:
-        raise RunError(
-            "Without ComfyUI the rehearsal models only paint a prompt with every merge. Run this workflow in ComfyUI, "
-            "or leave --workflow out."
-        )
+    if graph.of_type("TroupeScoreSubjects"):
+        raise RunError("Score Subjects needs ComfyUI. Run this workflow there, or leave --workflow out.")
+    if graph.of_type(WORDS, GATED):
+        return None
+    if not prompts:
+        raise RunError("This workflow has no prompt. Type one into CLIP Text Encode, or leave --workflow out.")
     return prompts[0], graph.value(samplers[0], "seed"), graph.value(samplers[0], "steps")
 
 
@@ -298,6 +305,11 @@ def execute(host: Host | None, edited: Edited, folders: ModelFolders, files: lis
     from ..engine import embedded, embedded_models
 
     embedded.check_size(job)
+    if job.checkpoint == REHEARSAL_NODE:
+        from ..engine.rehearsal_models import enlarged, rehearsal_models
+
+        result = embedded.run_embedded(job, edited.photos, rehearsal_models(job), print, progress)
+        return replace(result, pictures=tuple(map(enlarged, result.pictures)))
     with tempfile.TemporaryDirectory(prefix="troupe_run_") as folder:
         models = embedded_models.random_models(job, Path(folder)) if random else embedded_models.real_models(job, files)
         return embedded.run_embedded(job, edited.photos, models, print, progress)

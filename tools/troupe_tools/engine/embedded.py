@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from ..errors import RunError
 from ..pack import hide_broken_torchaudio, load_pack
 from ..workflow.job_records import AppliedJob, ApplyJob, GatedJob, Job, SubjectJob
+from .drawn_references import drawn_reference
 from .random_faces import RANDOM_FACES, random_vectors, square
 from .report import facts_of, to_image
 from .result import Progress, Result, Say
@@ -45,7 +46,7 @@ SIDE = 8  # pixels a latent cell; sizes are multiples of it
 class Models:
     """The models of a job: a UNet, its text encoders, a VAE, and for each adapter name of the job the adapter and its
     image encoder (None: it reads no photos). random: whether all weights are; then faces are too, since no face
-    analyser is here."""
+    analyser is here; scheduler: makes the diffusers scheduler for a job and a prediction type."""
 
     unet: Any
     texts: ClipTexts
@@ -54,6 +55,7 @@ class Models:
     images: Mapping[str, ClipImages | None]
     prediction: str = "epsilon"
     random: bool = False
+    scheduler: Callable[[Job, str], Any] = lambda job, prediction: scheduler_for(job, prediction)
 
 
 def run_embedded(job: Job, photos: Mapping[str, Path], models: Models, say: Say, progress: Progress) -> Result:
@@ -81,7 +83,7 @@ def run_embedded(job: Job, photos: Mapping[str, Path], models: Models, say: Say,
             say("sampling")
             torch.manual_seed(job.seed)  # of the noise that an ancestral sampler adds
             settings = SamplingSettings(job.width, job.height, job.steps, job.cfg, job.seed, job.batch)
-            scheduler, more = scheduler_for(job, models.prediction), _guidance(job, text_only)
+            scheduler, more = models.scheduler(job, models.prediction), _guidance(job, text_only)
             with counted(list(references.values())) as layers:
                 latent = sample(
                     models.unet,
@@ -203,7 +205,7 @@ def counted(references: list[References]) -> Iterator[Counter]:
 def _encode(apply: ApplyJob, job: Job, photos: Mapping[str, Path], models: Models, warn: Say) -> References:
     cast = _placed(Cast(), apply, warn)
     for number, subject in enumerate(apply.subjects, 1):
-        pictures = [read_photo(photos[name]) for name in subject.photos]
+        pictures = [*(read_photo(photos[name]) for name in subject.photos), *map(drawn_reference, subject.drawn)]
         numbers = {"weight": subject.weight, "start_percent": subject.start_percent, "end_percent": subject.end_percent}
         cast = cast.add(
             make_subject(

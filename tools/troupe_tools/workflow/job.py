@@ -13,6 +13,7 @@ from .job_records import (
     GuidanceJob,
     Job,
     PlaceJob,
+    ReferenceJob,
     SubjectJob,
     WeightsJob,
     WordsJob,
@@ -29,6 +30,7 @@ WORDS, FACES = "TroupeEncodePrompt", "TroupeFaces"
 RECORD = "TroupeRecordRelevance"  # hands the model on; the picture is the same
 REHEARSAL = "TroupeRehearsal"
 ENCODE, LOAD, ADD, PLACE = "TroupeEncodeSubjects", "TroupeLoadAdapter", "TroupeAddSubject", "TroupePlaceSubjects"
+REFERENCE_SLOTS = range(5, 8)  # outputs of Load Rehearsal Models that are reference pictures
 PHOTO_INPUTS = ("image", "same_subject_2", "same_subject_3", "same_subject_4")
 PLACE_SIZE = {4: "width", 5: "height"}  # outputs of Place Subjects that hand on a widget of its own
 
@@ -52,7 +54,7 @@ def read_job(workflow: dict[str, Any]) -> Job:
         )
     _check_clips(graph, prompts, weights)
     return Job(
-        checkpoint=str(graph.value(checkpoint, "ckpt_name")),
+        checkpoint=REHEARSAL if checkpoint.type == REHEARSAL else str(graph.value(checkpoint, "ckpt_name")),
         prompt=graph.value(prompts[0], "text"),
         negative=graph.value(prompts[1], "text"),
         width=graph.value(*size_widget(graph, latent, "width")),
@@ -148,7 +150,7 @@ def _model_chain(graph: Graph, guided: Node) -> tuple[Node, tuple[AppliedJob, ..
     node = guided
     for _ in graph.nodes:
         node = source(graph, node, "model")[0]
-        if node.type == "CheckpointLoaderSimple":
+        if node.type in ("CheckpointLoaderSimple", REHEARSAL):
             return node, tuple(applied), tuple(weights)
         if node.type == WEIGHTS:
             weights.insert(0, _weights(graph, node))
@@ -163,9 +165,9 @@ def _model_chain(graph: Graph, guided: Node) -> tuple[Node, tuple[AppliedJob, ..
 
 
 def _weights(graph: Graph, node: Node) -> WeightsJob:
-    load = feeding(graph, node, "adapter", LOAD)
+    load = feeding(graph, node, "adapter", LOAD, REHEARSAL)
     clip = float(graph.value(node, "strength_clip")) if graph.source(node, "clip") else None
-    return WeightsJob(graph.value(load, "adapter_name"), float(graph.value(node, "strength_model")), clip)
+    return WeightsJob(_adapter_name(graph, load), float(graph.value(node, "strength_model")), clip)
 
 
 def _check_clips(graph: Graph, prompts: list[Node], weights: tuple[WeightsJob, ...]) -> None:
@@ -228,7 +230,7 @@ def _gated(graph: Graph, node: Node) -> GatedJob:
 def _encoded(graph: Graph, node: Node) -> tuple[Any, ...]:
     """The fields that every ApplyJob has, from the Encode node before an Apply node or Encode Prompt."""
     encode = feeding(graph, node, "references", ENCODE)
-    load = feeding(graph, encode, "adapter", LOAD)
+    load = feeding(graph, encode, "adapter", LOAD, REHEARSAL)
     _refuse(graph, encode, "clip_vision")
     chain = cast_nodes(graph, encode)
     subjects = tuple(_subject(graph, one) for one in chain if one.type == ADD)
@@ -238,13 +240,26 @@ def _encoded(graph: Graph, node: Node) -> tuple[Any, ...]:
         if one.type == PLACE
     )
     return (
-        graph.value(load, "adapter_name"),
-        graph.value(load, "clip_vision_name"),
+        _adapter_name(graph, load),
+        "auto" if load.type == REHEARSAL else graph.value(load, "clip_vision_name"),
         graph.value(encode, "framing"),
         graph.source(encode, "clip") is not None,
         subjects,
         places,
     )
+
+
+def _adapter_name(graph: Graph, load: Node) -> str:
+    return str(graph.value(load, "adapter" if load.type == REHEARSAL else "adapter_name"))
+
+
+def _reference(graph: Graph, node: Node, name: str) -> tuple[ReferenceJob, ...]:
+    """The picture that Load Rehearsal Models gives to an input, () if another node does."""
+    found = graph.source(node, name)
+    if found is None or found[0].type != REHEARSAL or found[1] not in REFERENCE_SLOTS:
+        return ()
+    kinds = tuple(str(graph.value(found[0], f"subject_{n}")) for n in range(1, len(REFERENCE_SLOTS) + 1))
+    return (ReferenceJob(kinds, REFERENCE_SLOTS.index(found[1])),)
 
 
 def _place(graph: Graph, node: Node, subjects: int) -> PlaceJob:
@@ -269,6 +284,7 @@ def _subject(graph: Graph, node: Node) -> SubjectJob:
         tuple(str(graph.value(photo, "image")) for photo in loaders),
         *numbers,
         faces=faces is not None,
+        drawn=tuple(one for name in PHOTO_INPUTS for one in _reference(graph, node, name)),
     )
 
 

@@ -7,9 +7,17 @@ from typing import Any, TypeAlias
 
 
 @dataclass(frozen=True)
+class ReferenceJob:
+    """A reference picture of Load Rehearsal Models: the classes that it is asked for, and which of them, from 0."""
+
+    kinds: tuple[str, ...]
+    index: int
+
+
+@dataclass(frozen=True)
 class SubjectJob:
     """One subject: its name, its photo files as LoadImage has them, weight 0..3 and its part of the run; faces: whether
-    its faces are prepared.
+    its faces are prepared; drawn: its references from Load Rehearsal Models.
     """
 
     name: str
@@ -18,6 +26,7 @@ class SubjectJob:
     start_percent: float = 0.0
     end_percent: float = 1.0
     faces: bool = False
+    drawn: tuple[ReferenceJob, ...] = ()
 
 
 @dataclass(frozen=True)

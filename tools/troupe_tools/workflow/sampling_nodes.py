@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import RunError
-from .graph import Graph, Node
+from .graph import Graph, Node, upstream
 
 SIMPLE, CUSTOM, GUIDER = "KSampler", "SamplerCustomAdvanced", "TroupeSubjectGuider"
+SAVE = "SaveImage"
 ELSEWHERE = "The embedded engine does not support this: run this workflow in ComfyUI."
 
 
@@ -28,13 +29,16 @@ class Sampling:
 
 
 def find_sampling(graph: Graph) -> Sampling:
-    """Return the one sampler. Raises RunError if there is none or there are several, or its parts are others than
-    these.
+    """Return the sampler; where there are several, the one whose picture is saved. Raises RunError if there is none or
+    there are several such, or its parts are others than these.
     """
     found = graph.of_type(SIMPLE, CUSTOM)
+    if len(found) > 1:
+        saved = {one.id for save in graph.of_type(SAVE) for one in upstream(graph, save)}
+        found = [node for node in found if node.id in saved] or found
     if len(found) != 1:
         raise RunError(
-            f"Expected one active KSampler or SamplerCustomAdvanced in the workflow, found {len(found)}. "
+            f"Expected one active KSampler or SamplerCustomAdvanced behind Save Image, found {len(found)}. "
             "Mute the others, or run it in ComfyUI."
         )
     (node,) = found
@@ -53,12 +57,12 @@ def source(graph: Graph, node: Node, name: str) -> tuple[Node, int]:
     return found
 
 
-def feeding(graph: Graph, node: Node, name: str, kind: str) -> Node:
-    """Return the node behind an input. Raises RunError if it is of another class."""
+def feeding(graph: Graph, node: Node, name: str, *kinds: str) -> Node:
+    """Return the node behind an input. Raises RunError if it is of none of these classes."""
     found = source(graph, node, name)[0]
-    if found.type != kind:
+    if found.type not in kinds:
         raise RunError(
             f"'{name}' of {node.label} comes from {found.label}, where the embedded engine knows only "
-            f"{kind}. Run this workflow in ComfyUI."
+            f"{' or '.join(kinds)}. Run this workflow in ComfyUI."
         )
     return found

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .....rehearsal import files
-from .....rehearsal.cast import called_for
+from .....rehearsal.cast import shown_as_references
 from .....rehearsal.world import reference
 from ....errors import CheckpointError
 from . import adapters, rehearsal_models
@@ -54,10 +54,7 @@ def reference_pictures(kinds: Sequence[str]) -> list[torch.Tensor]:
 
     Their looks were kept out of all training.
     """
-    return [
-        torch.from_numpy(reference(figure).copy())[None].float() / 255
-        for figure in called_for(", ".join(f"a {kind}" for kind in kinds))
-    ]
+    return [torch.from_numpy(reference(figure).copy())[None].float() / 255 for figure in shown_as_references(kinds)]
 
 
 def _adapter(kind: str, folder: Path) -> HostAdapter:
