@@ -66,3 +66,9 @@ def test_with_its_line_it_runs_from_file_to_latent(path, registered):
     assert torch.equal(with_red, again)
     effects = [float((a - b).abs().max()) for a, b in ((with_red, plain), (with_blue, plain), (with_red, with_blue))]
     assert min(effects) > 1e-2, effects
+
+
+def test_with_its_line_it_is_named_among_the_files_that_are_taken(tmp_path, registered):
+    safetensors.torch.save_file({"something": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match=r"an IP-Adapter, MIP-Adapter, Mean Colour, .* or UMM-Diffusion file in"):
+        load_adapter(tmp_path / "other.safetensors")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ..errors import CheckpointError
@@ -12,21 +14,20 @@ USE_INSTEAD = (
 )
 
 
-def refuse_known(state: dict[str, torch.Tensor], file: str) -> None:
-    """Raise CheckpointError if the tensors are those of a known kind that is not for this loader."""
+def refuse_known(state: dict[str, torch.Tensor], file: str, families: Sequence[str]) -> None:
+    """Raise CheckpointError if the tensors are those of a known kind that is not for this loader.
+
+    families: labels of those that it takes.
+    """
     kind = _known(state)
     if kind:
-        raise no_adapter(file, kind, USE_INSTEAD)
+        raise no_adapter(file, kind, USE_INSTEAD, families)
 
 
-def no_adapter(file: str, found: str, remedy: str) -> CheckpointError:
-    """Return the error about a file that is none of the kinds that this loader takes."""
-    return CheckpointError(
-        "an IP-Adapter, MIP-Adapter, GLIGEN, Subject-Diffusion, MM-Diff, UMM-Diffusion or FastComposer "
-        f"file in '{file}'",
-        found,
-        remedy,
-    )
+def no_adapter(file: str, found: str, remedy: str, families: Sequence[str]) -> CheckpointError:
+    """Return the error about a file of none of the families that this loader takes, given their labels."""
+    *most, last = families
+    return CheckpointError(f"an {', '.join(most)} or {last} file in '{file}'", found, remedy)
 
 
 def _known(state: dict[str, torch.Tensor]) -> str | None:

@@ -62,15 +62,16 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
     Raises:
         CheckpointError: another kind of file, or a tensor that is missing, misshapen or unknown.
     """
-    refuse_known(state, file)
+    from .registry import labels  # of all families, this one among them
+
+    refuse_known(state, file, labels())
     state = published_layout(state, file)
     prefix = next((prefix for prefix in LAYERS if part(state, prefix)), LAYERS[0])
     projection_state, layer_state = part(state, "image_proj."), part(state, prefix)
     if not projection_state or not layer_state:
         found = f"{len(state)} tensors such as '{next(iter(state))}'"
-        raise no_adapter(
-            file, found, "Choose an adapter file from 'models/ipadapter', 'models/gligen' or 'models/subject_adapters'."
-        )
+        folders = "'models/ipadapter', 'models/gligen' or 'models/subject_adapters'"
+        raise no_adapter(file, found, f"Choose an adapter file from {folders}.", labels())
     with torch.device("meta"):
         projection, tokens, need = _projection(projection_state, file, operations)
         layers = _decoupled_layers(layer_state, prefix, file, operations)

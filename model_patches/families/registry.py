@@ -34,6 +34,11 @@ def read_adapter(path: str | Path, label: str | None = None, operations: Any = n
     return family.load(file, operations)
 
 
+def labels() -> list[str]:
+    """Return the name of every family in messages, the one that most files are of first."""
+    return [label for family in [FAMILIES[-1], *FAMILIES[:-1]] for label in family.LABELS.values()]
+
+
 def family_of(spec: AdapterSpec) -> Family:
     """Return the family of a loaded adapter."""
     return next(family for family in FAMILIES if spec.family in family.LABELS)
