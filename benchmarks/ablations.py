@@ -26,18 +26,24 @@ sys.path.append(str(FOLDER.parent / "tools"))
 from ablations_page import write_page  # noqa: E402
 from troupe_tools.pack import hide_broken_torchaudio, load_pack  # noqa: E402
 
+hide_broken_torchaudio()
+load_pack()
+
+from wrong_references import FITTED, KEPT, WRONG, QualityFiltered, WrongReferences, share_of_wrong  # noqa: E402
+
 RESULTS, PAGE = FOLDER / "ablations.json", FOLDER / "ABLATIONS.md"
 START = FOLDER.parent / "rehearsal" / "files" / "rehearsal_ip_adapter.safetensors"
 PICTURES, TRIALS, BATCH = 1920, 100, 32  # held-out: of the loss, of the verdicts; pictures of a pass
 SEED = 20261129  # of the held-out pictures
 CAST = "two classes"
+REFERENCES = {"wrong": {"wrong": WRONG}, "filtered": {"wrong": WRONG, "kept": KEPT, "fitted": FITTED}}
 
 
 @dataclass(frozen=True)
 class Variant:
     """A training. recipe: file in training/recipes; adapter: key of `trials.METHODS_OF`; changed: what differs from the
     group's first; method: name of `METHODS_OF[adapter]` that its trials are painted with; trained: False measures what
-    the training begins with.
+    the training begins with; references: of `REFERENCES`.
     """
 
     recipe: str
@@ -45,6 +51,7 @@ class Variant:
     method: str
     changed: tuple[str, ...] = ()
     trained: bool = True
+    references: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ GROUPS = {
             "without text gain": Variant(MIP, "mip", "relevance", ("recipe.text_gain=false",)),
             "trained with merge uniform": Variant(MIP, "mip", "relevance", ("recipe.merge=uniform",)),
             "trained and painted with merge uniform": Variant(MIP, "mip", "uniform", ("recipe.merge=uniform",)),
+            "with wrong references in half of the pictures": Variant(MIP, "mip", "relevance", references="wrong"),
+            "the same with the object quality filter": Variant(MIP, "mip", "relevance", references="filtered"),
         },
     ),
     "Subject-Diffusion": Group(
@@ -80,13 +89,15 @@ GROUPS = {
         {
             "as in the recipe": Variant(SUBJECT, "subject", GATED),
             "without box embedding": Variant(SUBJECT, "subject", GATED, ("recipe.box_embedding=false",)),
+            "without localization loss": Variant(SUBJECT, "subject", GATED, ("recipe.localization=0",)),
+            "without photos in the prompt": Variant(SUBJECT, "subject", GATED, ("recipe.photo_in_prompt=false",)),
         },
     ),
 }
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description="Train and measure variants of a recipe in the rehearsal world.")
     parser.add_argument("--folder", type=Path, required=True, help="of the trainings")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of these variants")
@@ -94,8 +105,6 @@ def main() -> None:
     unknown = set(options.only) - {name for _, name, _ in every()}
     if unknown:
         parser.error(f"no variant is called {', '.join(sorted(unknown))}")
-    hide_broken_torchaudio()
-    load_pack()
     before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     wanted = {key(group, name): settings_of(group, variant) for group, name, variant in every()}
     results = {name: cell for name, cell in before.items() if cell["settings"] == wanted.get(name)}
@@ -126,7 +135,7 @@ def every() -> Iterator[tuple[str, str, Variant]]:
 
 
 def key(group: str, name: str) -> str:
-    """The name of a variant in the results."""
+    """Return the key of a variant in the results, 'group | name'."""
     return f"{group} | {name}"
 
 
@@ -139,20 +148,21 @@ def config_of(group: str, variant: Variant, folder: Path) -> Any:
 
 
 def settings_of(group: str, variant: Variant) -> dict[str, Any]:
-    """What a variant is trained and measured with, without paths: other settings mean another result."""
+    """Return the settings that a variant is trained and measured with, without paths, as JSON data. If they change, an
+    earlier result of the variant is no longer valid.
+    """
     from troupe.training.config.reading import as_tables
 
     tables = json.loads(json.dumps(as_tables(config_of(group, variant, Path()))))
     del tables["output"]
     tables["recipe"]["start"] = sha256(START.read_bytes()).hexdigest() if tables["recipe"].get("start") else ""
     measures = {"method": variant.method, "cast": CAST, "seed": SEED, "pictures": PICTURES, "trials": TRIALS}
-    return {"trained": variant.trained, "training": tables, "measured with": measures}
+    settings = {"trained": variant.trained, "training": tables, "measured with": measures}
+    return settings | ({"references": REFERENCES[variant.references]} if variant.references else {})
 
 
 def measured(group: str, variant: Variant, folder: Path) -> dict[str, Any]:
     """Train a variant in a folder of its own, and measure it."""
-    hide_broken_torchaudio()
-    load_pack()
     import torch
     from troupe.model_patches.families.registry import read_adapter
     from troupe.rehearsal.engine.trials import METHODS_OF
@@ -162,17 +172,28 @@ def measured(group: str, variant: Variant, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     given = settings_of(group, variant)
     # of the training: variants that are only painted in another way share one
-    training = json.dumps([given["training"], variant.trained], sort_keys=True)
+    training = json.dumps([given["training"], variant.trained, *given.get("references", {}).items()], sort_keys=True)
     place = folder / sha256(training.encode()).hexdigest()[:12]
     config = config_of(group, variant, place)
-    loop = make_loop(config, print, cpu=True)
+    loop, told = make_loop(config, print, cpu=True), {}
+    if variant.references:
+        loop.draws.examples = examples = with_mistakes(loop.draws.examples, variant.references)
+        told["wrong"] = share_of_wrong(examples)
     if variant.trained:
         loop.run()
     with loop.averaged():
         losses = held_out_losses(loop.trainee, METHODS_OF[variant.adapter][variant.method].merge)
         path = write_export(loop.trainee.export(), place / "adapter.safetensors", half=False)
     pictures = loop.step * config.training.batch
-    return {"pictures": pictures, "losses": losses, "verdicts": verdicts(read_adapter(path), variant)}
+    return {"pictures": pictures, **told, "losses": losses, "verdicts": verdicts(read_adapter(path), variant)}
+
+
+def with_mistakes(examples: Any, references: str) -> Any:
+    """Return the drawn pictures with wrong references among them, and filtered if that is asked for."""
+    from troupe.rehearsal.engine.paint import load_rehearsal
+
+    wrong = WrongReferences(examples)
+    return wrong if references == "wrong" else QualityFiltered(wrong, load_rehearsal())
 
 
 def held_out_losses(trainee: Any, merge: str | None) -> list[list[float]]:
@@ -204,7 +225,7 @@ def held_out_losses(trainee: Any, merge: str | None) -> list[list[float]]:
 
 
 def exchanged_in(example: Any) -> Any:
-    """The picture with each subject's reference from the next one."""
+    """Return the picture with each subject's reference replaced by that of the next subject."""
     photos = [subject.photo for subject in example.subjects]
     pairs = zip(example.subjects, photos[1:] + photos[:1], strict=True)
     return replace(example, subjects=tuple(replace(subject, photo=photo) for subject, photo in pairs))

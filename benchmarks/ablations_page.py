@@ -37,6 +37,11 @@ NOTES = {  # of a group, below its table
     "MIP-Adapter": """\
 The recipe trains the IP-Adapter's projection too, on up to three subjects; published was a projection as it is, and
 two subjects in every picture.
+
+A wrong reference is that of another subject of the picture or of an individual of another class, as when a detector
+takes one thing for another. The filter keeps the quarter of the pictures with the highest object quality score, for
+each number of subjects; the training still gets as many pictures as the others. CLIP in it is replaced by the world's own encoders with a linear map between them, fitted on
+right references.
 """,
     "Subject-Diffusion": """\
 Boxes are those of the drawings, in training and in the pictures. A training from nothing as short as this one leaves
@@ -51,7 +56,7 @@ def write_page(results: Path, page: Path) -> None:
 
 
 def render(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The whole page."""
+    """Return the whole page as Markdown."""
     parts, groups = [HEAD], list(dict.fromkeys(key.split(" | ")[0] for key in results))
     for group in groups:
         found = {key.split(" | ")[1]: cell for key, cell in results.items() if key.split(" | ")[0] == group}
@@ -62,12 +67,14 @@ def render(results: Mapping[str, Mapping[str, Any]]) -> str:
         )
         rows = [row(name, cell, first) for name, cell in found.items()]
         table = lines(("variant", "loss", "against the first", "exchange", "right", "against the first"), rows)
-        parts += [f"## {group}\n\n{told}.\n\n{table}", *filter(None, [NOTES.get(group)])]
+        mistakes = [f"- {name}: {100 * cell['wrong']:.0f} %" for name, cell in found.items() if "wrong" in cell]
+        wrong = "\n".join(["Training pictures with a wrong reference:\n", *mistakes, ""]) if mistakes else None
+        parts += [f"## {group}\n\n{told}.\n\n{table}", *filter(None, [wrong, NOTES.get(group)])]
     return "\n".join(parts)
 
 
 def row(name: str, cell: Mapping[str, Any], first: Mapping[str, Any]) -> tuple[str, ...]:
-    """A variant's row. first: what it is compared with."""
+    """Return the table row of a variant. first: results of the group's first variant, which it is compared with."""
     own, exchanged = zip(*cell["losses"], strict=True)
     letters = "".join(cell["verdicts"].values())
     against = "" if cell is first else difference(own, [losses[0] for losses in first["losses"]])
@@ -77,13 +84,13 @@ def row(name: str, cell: Mapping[str, Any], first: Mapping[str, Any]) -> tuple[s
 
 
 def shares(cell: Mapping[str, Any]) -> list[float]:
-    """Part of each painted picture's subjects that are right, in percent, in the order of the seeds."""
+    """Return the share of subjects that are right in each painted picture, in percent, in the order of the seeds."""
     letters = (cell["verdicts"][seed] for seed in sorted(cell["verdicts"], key=int))
     return [100 * found.count("r") / len(found) for found in letters]
 
 
 def difference(losses: Sequence[float], others: Sequence[float], form: str = "{:+.4f}") -> str:
-    """Mean difference of values of the same pictures, with its 95 % interval."""
+    """Return the mean difference of paired values of the same pictures, with its 95 % interval, as text."""
     each = [a - b for a, b in zip(losses, others, strict=True)]
     mean, half = fmean(each), Z * stdev(each) / sqrt(len(each))
     low, middle, high = (form.format(value) for value in (mean - half, mean, mean + half))

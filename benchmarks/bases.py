@@ -48,7 +48,7 @@ UNETS = {  # name -> (family of the host, sizes)
 
 
 def base(name: str, dtype: torch.dtype) -> Any:
-    """A ModelPatcher of the host around its own UNet. name: a key of UNETS."""
+    """Return a ModelPatcher of the host around its own UNet with random weights. name: a key of UNETS."""
     import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models
@@ -79,7 +79,9 @@ def base(name: str, dtype: torch.dtype) -> Any:
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> None:
-    """Noise that keeps activations in bounds, in place on the module's own device; norms stay ones, biases zeros."""
+    """Fill a module with random weights in place, on its own device, scaled so that activations stay bounded. Weights
+    of norms are set to 1, biases to 0.
+    """
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -90,7 +92,7 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> None:
 
 
 def prompts(patcher: Any) -> tuple[list, list]:
-    """A random positive and negative conditioning of 77 tokens."""
+    """Return random positive and negative conditioning, 77 tokens each, as the host's nodes exchange it."""
     context = next(
         m.to_k.in_features for name, m in patcher.model.diffusion_model.named_modules() if name.endswith("attn2")
     )

@@ -32,7 +32,7 @@ Task = tuple[str, str, str, float, int]  # adapter, method, cast, weight, first 
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description="Count who is confused with whom in the rehearsal world.")
     parser.add_argument("--seeds", type=int, default=300, help="pictures for each method and cast (default: 300)")
     parser.add_argument(
@@ -65,8 +65,8 @@ def main() -> None:
 
 
 def tasks(seeds: int, curve_seeds: int) -> Iterator[Task]:
-    """All of the table at weight 1, small shares of every cell first, so that a stopped run has something of each; then
-    the curve.
+    """Yield all tasks of the table at weight 1, then those of the curve. Each round covers a few seeds of every cell,
+    so an interrupted run has some pictures of each.
     """
     from troupe.rehearsal.engine.trials import CASTS, METHODS_OF, OWN_BASE, WITHOUT
 
@@ -83,7 +83,7 @@ def tasks(seeds: int, curve_seeds: int) -> Iterator[Task]:
 
 
 def fingerprint() -> dict[str, str]:
-    """sha256 of every shipped model file, by name: results of other models are thrown away."""
+    """Return the sha256 of every shipped model file by name. Results of other models are discarded."""
     from troupe.rehearsal.files import FOLDER as MODEL_FILES
 
     return {
@@ -106,13 +106,13 @@ def of_models(results: dict, models: dict[str, str]) -> dict:
 
 
 def key(task: Task) -> str:
-    """A cell of the table."""
+    """Return the key of a task's cell in the results."""
     adapter, method, cast, weight, _ = task
     return f"{adapter} | {method} | {cast} | {weight:g}"
 
 
 def done(results: dict, task: Task) -> bool:
-    """Whether all pictures of a task are there."""
+    """Return whether the results include every picture of a task."""
     found = results["verdicts"].get(key(task), {})
     return all(str(seed) in found for seed in range(task[-1], task[-1] + PER_TASK))
 
@@ -146,8 +146,8 @@ def prepare() -> None:
 
 
 def work(task: Task) -> tuple[Task, dict[str, list[str]]]:
-    """Verdicts of a task's pictures by seed, a letter a subject: by the recogniser, by colours, and x where both
-    colours are exact.
+    """Paint a task's pictures and return the task with their verdicts by seed. Each verdict is three strings with one
+    letter per subject: by the recogniser, by colours, and 'x' if both colours are exact, else '.'.
     """
     from troupe.rehearsal.engine.trials import METHODS_OF, judge, paint_trial, places_drawn, trial
     from troupe.rehearsal.engine.verdict import LETTERS
@@ -168,7 +168,7 @@ def work(task: Task) -> tuple[Task, dict[str, list[str]]]:
 
 @lru_cache(maxsize=64)
 def places_of(cast: str, seed: int) -> list[tuple[float, float, float, float]]:
-    """Boxes of a trial, once for all methods with boxes that a worker paints soon after each other."""
+    """Return the boxes of a trial, cached so that a worker's next methods with boxes can reuse them."""
     from troupe.rehearsal.engine.trials import places_painted, trial
 
     return places_painted(MODELS, RECOGNISER, trial(cast, seed))

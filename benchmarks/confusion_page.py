@@ -99,7 +99,7 @@ class Share:
 
 
 def wilson(hits: int, count: int) -> Share:
-    """The Wilson score interval (Wilson 1927). Raises ValueError without cases."""
+    """Return the share of hits with its Wilson score interval (Wilson 1927). Raises ValueError if count is 0."""
     if count <= 0:
         raise ValueError("a share: expected at least one case, found none")
     part, z2 = hits / count, Z * Z
@@ -111,13 +111,13 @@ def wilson(hits: int, count: int) -> Share:
 
 
 def right(verdicts: Verdicts, read: int = 0) -> Share:
-    """Part of subjects that are right. read: 0 by the recogniser, 1 by colours."""
+    """Return the share of subjects that are right. read: 0 by the recogniser, 1 by colours."""
     letters = "".join(reads[read] for reads in verdicts.values())
     return wilson(letters.count("r"), len(letters))
 
 
 def exact(verdicts: Verdicts) -> Share:
-    """Part of subjects whose colours are exactly their reference's."""
+    """Return the share of subjects that have exactly the colours of their reference."""
     letters = "".join(reads[2] for reads in verdicts.values())
     return wilson(letters.count("x"), len(letters))
 
@@ -128,7 +128,7 @@ def write_page(results: Path, page: Path) -> None:
 
 
 def sentence(cells: Mapping[str, Verdicts]) -> str:
-    """The README's: two subjects of two classes and of one, by relevance, by its rivals and by chance."""
+    """Return the README's passage: two subjects of two classes and of one, by relevance, its rivals and chance."""
     rows = []
     for method, label in IN_README.items():
         found = [cells.get(f"mip | {method} | {cast} | 1") for cast in CASTS[:2]]
@@ -153,7 +153,7 @@ def _in_readme(verdicts: Verdicts | None, ours: bool) -> str:
 
 
 def in_readme(readme: str, cells: Mapping[str, Verdicts]) -> str:
-    """The README with today's sentence between its marks; as it is where it has none."""
+    """Return the README with the current passage between its marks, or unchanged if it has no marks."""
     if MARKS[0] not in readme:
         return readme
     before, _, rest = readme.partition(MARKS[0])
@@ -162,7 +162,7 @@ def in_readme(readme: str, cells: Mapping[str, Verdicts]) -> str:
 
 
 def render(cells: Mapping[str, Verdicts]) -> str:
-    """The whole page."""
+    """Return the whole page as Markdown."""
     parts = [HEAD]
     for adapter, title in ADAPTERS.items():
         parts.append(f"## {title}\n")
@@ -190,7 +190,7 @@ def render(cells: Mapping[str, Verdicts]) -> str:
 
 
 def lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)) + "\n"
 
 

@@ -21,7 +21,7 @@ POOLED, HIDDEN = 1024, 1280  # of CLIP ViT-H
 
 
 class Contenders:
-    """Makes the runs for one base model. folder: where adapter files are written; rival: a checkout of
+    """Factory of the runs for one base model. folder: where adapter files are written; rival: a checkout of
     ComfyUI_IPAdapter_plus, or None.
     """
 
@@ -35,7 +35,7 @@ class Contenders:
         self._made: dict[Any, Any] = {}
 
     def wired(self, name: str) -> Wired:
-        """The run of a name. Raises ValueError for a name that says nothing."""
+        """Return the run with this name: MODEL, positive and negative. Raises ValueError for an unknown kind of run."""
         kind, _, rest = name.partition(" ")
         sizes, _, extra = rest.partition("+")
         numbers = [int(n) for n in sizes.split("x") if n]
@@ -103,7 +103,7 @@ class Contenders:
         return model, positive, negative
 
     def image_adapter(self, tokens: int, text_gain: bool) -> Any:
-        """A random IP-Adapter for the base, with MIP-Adapter's text gain or without, under the host's memory
+        """Return a random IP-Adapter for the base, with or without MIP-Adapter's text gain, under the host's memory
         management.
         """
         import comfy.ops
@@ -147,7 +147,7 @@ class Contenders:
         return model, self.positive, self.negative
 
     def rival_adapter(self, tokens: int) -> dict[str, dict[str, torch.Tensor]]:
-        """A random adapter as its loader gives it."""
+        """Return a random adapter in the format of the other pack's loader."""
         state = self._image_state(tokens, text_gain=False)
         return {
             part: {name.split(".", 1)[1]: t for name, t in state.items() if name.startswith(part)}
@@ -155,7 +155,7 @@ class Contenders:
         }
 
     def rival_pack(self) -> ModuleType:
-        """Its module of nodes, loaded as the host loads packs, once a process."""
+        """Return the module with the other pack's nodes, loaded as the host loads packs, once per process."""
         if "ipadapter_plus" not in sys.modules:
             spec = spec_from_file_location(
                 "ipadapter_plus", self.rival_folder / "__init__.py", submodule_search_locations=[str(self.rival_folder)]
@@ -202,7 +202,7 @@ class Contenders:
 
 
 def strip(i: int, parts: int, side: int = 64) -> torch.Tensor:
-    """The i-th of equal upright strips of the picture, [side, side], 1 inside."""
+    """Return a mask of the i-th of `parts` equal vertical strips of the picture, [side, side]: 1 inside, 0 outside."""
     mask = torch.zeros(side, side)
     mask[:, side * i // parts : side * (i + 1) // parts] = 1
     return mask

@@ -17,9 +17,9 @@ REPEATS = 3
 
 
 def seconds(photos: Sequence[int], dtype: torch.dtype, folder: Path, rival: Path | None) -> dict[str, dict[str, float]]:
-    """By pack and number of photos, the median of a few.
+    """Return the median encoding time in seconds, by pack and number of photos.
 
-    The thin SD1.5 stands in for the model, which does nothing here but receive patches.
+    The thin SD1.5 serves as the model, which is only patched here and never sampled.
     """
     from troupe.model_patches.hosts.comfyui.apply import encode_references
     from troupe.model_patches.subjects import Cast, make_subject
@@ -57,7 +57,7 @@ def seconds(photos: Sequence[int], dtype: torch.dtype, folder: Path, rival: Path
 
 
 def full_encoder() -> Any:
-    """The host's CLIP_VISION around its own ViT-H, random."""
+    """Return a CLIP_VISION of the host with its own ViT-H configuration and random weights."""
     import comfy.clip_vision
 
     found = comfy.clip_vision.ClipVisionModel(

@@ -28,7 +28,7 @@ MARKS = (
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description="Evaluate five methods in the rehearsal world.")
     parser.add_argument("--folder", default="output/evaluation", help="of the results (default: %(default)s)")
     options = parser.parse_args()
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def with_tables(page: str) -> str:
-    """The page with the tables of RESULTS between its marks."""
+    """Return the page with the tables of RESULTS and NOISE_RESULTS between its marks."""
     from troupe.evaluation.report import tables_text
     from troupe.evaluation.results import read_table
     from troupe.evaluation.tables import score_table

@@ -30,8 +30,11 @@ SUBJECT_DIFFUSION, GLIGEN = 512, 60  # tokens of two subjects, 256 each, and of 
 
 
 def published(fuser: Any, x: torch.Tensor, objects: torch.Tensor) -> torch.Tensor:
-    """The layer in the form of the papers: object tokens are projected in every step and appended to the visual ones,
-    all attend to all, and the objects' own results are thrown away. x [B, N, C], objects [B, M, D] -> [B, N, C]."""
+    """Return the layer's output computed as in the papers: object tokens are projected in every step and appended to
+    the visual ones, all tokens attend to all, and the outputs of the objects are discarded.
+
+    x [B, N, C], objects [B, M, D] -> [B, N, C].
+    """
     tokens = fuser.norm1(torch.cat((x, fuser.linear(objects)), 1))
     q, k, v = (
         part(tokens).unflatten(-1, (fuser.heads, -1)).transpose(1, 2)
@@ -45,8 +48,8 @@ def published(fuser: Any, x: torch.Tensor, objects: torch.Tensor) -> torch.Tenso
 def layers(
     pixels: int, tokens: int, context: int, dtype: torch.dtype, device: torch.device, zeros: bool = False
 ) -> list[tuple[Any, torch.Tensor, torch.Tensor]]:
-    """(fuser, visual tokens, object tokens) of every layer of SD1.5 at a size, random; zeros: the negative's objects
-    are zeros, as Subject-Diffusion's.
+    """Return (fuser, visual tokens [ROWS, N, C], object tokens [ROWS, M, D]) of every gated layer of SD1.5 at a picture
+    size, with random values. zeros: the object tokens of the negative row are 0, as in Subject-Diffusion.
     """
     from bases import randomise
     from troupe.model_patches.encoders.fuser import GatedFuser, published_heads
@@ -69,8 +72,8 @@ def layers(
 def speedup(
     pixels: int, tokens: int, pairs: int, dtype: torch.dtype, device: torch.device, context: int = 768
 ) -> dict[str, Any]:
-    """Seconds of all layers in both forms, one directly after the other in an order that turns around, and how many
-    times faster ours is.
+    """Return the seconds that all layers take in both forms, and how many times faster ours is, as intervals. Both
+    forms are timed in pairs, in alternating order.
     """
     zeros = tokens == SUBJECT_DIFFUSION
     work = layers(pixels, tokens, context, dtype, device, zeros)
@@ -97,7 +100,7 @@ def speedup(
 
 
 def alternately(a: Callable[[], None], b: Callable[[], None], pairs: int) -> Sequence[tuple[float, float]]:
-    """Seconds of a and of b, `pairs` times, after one of each that does not count."""
+    """Return the seconds of a and of b of each pair of calls, in alternating order, after one untimed call of each."""
     a()
     b()
     found = []

@@ -130,7 +130,7 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def main() -> None:
-    """Measure, and write the table into the page."""
+    """Run the measurement and write its table into the page."""
     from troupe_tools.pack import load_pack
 
     load_pack()

@@ -20,15 +20,15 @@ class Interval:
     count: int
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
+        """Return the fields as a dict for JSON."""
         return asdict(self)
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """The exact interval of the median by order statistics: the k-th smallest and k-th largest value, k as large as 95
-    % allow.
+    """Return the median with its exact interval by order statistics: the k-th smallest and k-th largest value, with the
+    largest k that still gives 95 % confidence.
 
-    Raises ValueError with fewer than 6 values, of which even the whole span has less than 95 %.
+    Raises ValueError with fewer than 6 values, because even their whole range has less than 95 %.
     """
     ordered, n = sorted(values), len(values)
     k = coverage_rank(n)
@@ -38,10 +38,10 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def coverage_rank(n: int) -> int:
-    """The largest k for which the k-th smallest and k-th largest of n values enclose the true median with 95 % or more;
-    0 where none does.
+    """Return the largest k for which the k-th smallest and k-th largest of n values enclose the true median with a
+    probability of at least 95 %, or 0 if there is none.
 
-    The chance that the median lies outside is 2 * P(Binomial(n, 1/2) < k).
+    The probability that the median lies outside is 2 * P(Binomial(n, 1/2) < k).
     """
     outside, k = 0.0, 0
     while 2 * (outside := outside + comb(n, k) / 2**n) <= 1 - CONFIDENCE:

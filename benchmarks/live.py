@@ -55,7 +55,7 @@ def hold(
 
 
 def first_step(wired: Wired, latent: Sequence[int], steps: int = 1, cfg: float = 7.0) -> torch.Tensor:
-    """A whole run of a few steps from the beginning: with 1, all that is done once a run and a step."""
+    """Sample a whole run of `steps` steps and return the latent. With one step, the run is its set-up and that step."""
     import comfy.samplers
 
     model, positive, negative = wired

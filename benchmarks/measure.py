@@ -24,9 +24,10 @@ LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaun
 
 @dataclass(frozen=True)
 class Counts:
-    """What one step does. operators: calls that reach torch's dispatcher, from Python and within others; scalars:
-    numbers read from a tensor, for which a GPU waits; launches and waits: of a GPU, None on a CPU; peak: bytes above
-    what was there before the step."""
+    """Work and memory of one step. operators: calls that reach torch's dispatcher, from Python and from other
+    operators; scalars: numbers read from a tensor, for which a GPU waits; launches and waits: of a GPU, None on a CPU;
+    peak: bytes above those allocated before the step.
+    """
 
     operators: int
     scalars: int
@@ -36,7 +37,7 @@ class Counts:
 
 
 def timed(step: Callable[[], object]) -> float:
-    """Seconds of one call: CUDA events where there is a GPU, else the wall clock."""
+    """Return the seconds of one call, by CUDA events if there is a GPU, else by the wall clock."""
     if not torch.cuda.is_available():
         begin = time.perf_counter()
         step()
@@ -57,12 +58,12 @@ def rounds(
     say: Callable[[str], None] = lambda line: None,
     often: Collection[str] = (),
 ) -> list[dict[str, tuple[float, float]]]:
-    """Seconds of (text alone, run) by run, once a round; runs of `often`, with their neighbour, OFTEN times, each time
-    as an entry of its own.
+    """Return entries of run -> (seconds of text alone, seconds of the run), one for each round. Couples with a run of
+    `often` are timed OFTEN times per round; the further times are separate entries.
 
-    The one or two of a couple share a step of text alone. The three take turns in each of their six orders, so that
-    each is as often the first, the second and the last, and comes as often after each other: what a step leaves behind
-    for the next (caches, memory) favours none of them.
+    The one or two runs of a couple share a step of text alone. Their steps are timed in every order in turn (six orders
+    for two runs), so that each step comes first, second and last, and after each other step, equally often. What a step
+    leaves behind for the next one (caches, memory) then favours none of them.
     """
     for step in steps.values():
         step()
@@ -82,7 +83,7 @@ def rounds(
 
 
 def text_seconds(found: Sequence[Mapping[str, tuple[float, float]]]) -> list[float]:
-    """Of every step of text alone, also where it served two runs, once."""
+    """Return the seconds of every step of text alone. A step that two runs share is counted once."""
     return [text for seconds in found for text in dict.fromkeys(text for text, _ in seconds.values())]
 
 
@@ -92,15 +93,15 @@ def ratios(found: Sequence[Mapping[str, tuple[float, float]]], name: str) -> lis
 
 
 def growth(found: Sequence[Mapping[str, tuple[float, float]]], few: str, many: str, more: int) -> list[float]:
-    """What each of the `more` further subjects of `many` adds over `few`, as a share of a step of text alone, of every
-    round.
+    """Return, for every round, what each of the `more` additional subjects of `many` adds over `few`, as a share of a
+    step of text alone.
     """
     both = [seconds for seconds in found if few in seconds and many in seconds]
     return [(b - a) / more for a, b in zip(ratios(both, few), ratios(both, many), strict=True)]
 
 
 def counts(step: Step) -> Counts:
-    """Operators, waits and memory of one step, by torch's own profiler."""
+    """Return the operators, waits and memory of one step, by torch's own profiler."""
     gpu = torch.cuda.is_available()
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * gpu
     step()
@@ -128,7 +129,7 @@ def counts(step: Step) -> Counts:
 
 
 def peak_of(events: Sequence[Mapping]) -> int:
-    """The most bytes at once that a trace's allocations and releases add up to, above the begin."""
+    """Return the peak of a trace's allocated bytes, relative to its start."""
     memory = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
     now = peak = 0
     for _, size in memory:
@@ -138,7 +139,7 @@ def peak_of(events: Sequence[Mapping]) -> int:
 
 
 def kept_by(step: Step, times: int = GROWTH) -> int:
-    """Bytes of tensors alive after the next `times` steps of the schedule more than after the first."""
+    """Return by how many bytes the tensors in memory grow from the first step to the end of the next `times` steps."""
     step()
     before = tensor_bytes()
     for further in range(1, times + 1):
@@ -147,7 +148,7 @@ def kept_by(step: Step, times: int = GROWTH) -> int:
 
 
 def tensor_bytes() -> int:
-    """Bytes of all tensors alive; a compiler's, which have no numbers, are none."""
+    """Return the bytes of all tensors in memory. A compiler's fake tensors have no data and are not counted."""
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
@@ -158,7 +159,9 @@ def tensor_bytes() -> int:
 
 
 def machine_rates(dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
-    """(floating point operations a second of a large matrix product, bytes a second of a large copy), the best of 6."""
+    """Return (floating point operations per second of a large matrix product, bytes per second of a large copy), each
+    the best of 6.
+    """
     side = 2048 if device.type == "cpu" else 8192
     a = torch.randn(side, side, dtype=dtype, device=device)
     product = min(timed(lambda: a @ a) for _ in range(6))

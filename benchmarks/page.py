@@ -67,7 +67,7 @@ def write_page(results: Path, page: Path) -> None:
 
 
 def render(tables: Sequence[Table], records: Records | None = None) -> str:
-    """The whole page."""
+    """Return the whole page as Markdown."""
     parts = [
         HEAD,
         "## Targets\n",
@@ -83,7 +83,7 @@ def render(tables: Sequence[Table], records: Records | None = None) -> str:
 
 
 def in_readme(tables: Sequence[Table]) -> str:
-    """The two figures that matter most, as a sentence for the README; '' where they were not measured together, on a
+    """Return a sentence for the README with the two most important figures, '' if they were not measured together on a
     CPU in float32.
     """
     names = [f"{who} {size}" for who in ("relevance", "ipadapter-plus") for size in ("2x4", "8x16")]
@@ -112,7 +112,7 @@ def in_readme(tables: Sequence[Table]) -> str:
 
 
 def written_into(readme: str, sentence: str) -> str:
-    """The README with the sentence between its two marks. Raises ValueError where they are not there once."""
+    """Return the README with the sentence between its two marks. Raises ValueError unless there is one pair of them."""
     found, count = re.subn(
         r"(<!-- speed: .*?-->\n).*?(<!-- end of speed -->)", lambda m: f"{m[1]}{sentence}\n{m[2]}", readme, flags=re.S
     )
@@ -122,7 +122,7 @@ def written_into(readme: str, sentence: str) -> str:
 
 
 def heading(table: Table) -> str:
-    """What a table is of."""
+    """Return the heading of a table's section."""
     what = {
         "steps": "{base}, {pixels} px, {dtype}",
         "encode": "Encoding photos, {dtype}",
@@ -137,7 +137,7 @@ def heading(table: Table) -> str:
 
 
 def step_section(table: Table, tables: Sequence[Table]) -> list[str]:
-    """Costs of one base at one size."""
+    """Return the section on the costs of one base at one size."""
     rows, rates = table["rows"], table["rates"]
     columns = (
         "run",
@@ -197,7 +197,7 @@ def step_section(table: Table, tables: Sequence[Table]) -> list[str]:
 
 
 def encode_section(table: Table, tables: Sequence[Table]) -> list[str]:
-    """Seconds of looking at the photos."""
+    """Return the section on the seconds of encoding photos."""
     body = [
         (name, *(f"{table['seconds'][name].get(str(n), float('nan')):.1f}" for n in table["photos"]))
         for name in table["seconds"]
@@ -210,7 +210,7 @@ def encode_section(table: Table, tables: Sequence[Table]) -> list[str]:
 
 
 def fuser_section(table: Table, tables: Sequence[Table]) -> list[str]:
-    """The gated layers in both forms."""
+    """Return the section on the gated layers, as in the published code and in Troupe."""
     body = [
         (
             f"{row['tokens']} object tokens",
@@ -228,8 +228,9 @@ def fuser_section(table: Table, tables: Sequence[Table]) -> list[str]:
 
 
 def size_section(tables: Sequence[Table]) -> list[str]:
-    """How cost grows with the picture: the runs of a base that were measured at several sizes on the same device, of
-    each the surest.
+    """Return the section on how costs grow with the picture size, for runs of a base that were measured at several
+    sizes on the same device. If a size was measured repeatedly, the narrowest interval is used. Empty without such
+    runs.
     """
     found: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
     for table in tables:
@@ -253,7 +254,7 @@ def size_section(tables: Sequence[Table]) -> list[str]:
 
 
 def asked_section(tables: Sequence[Table]) -> list[str]:
-    """Every base, size and dtype that belongs here, and whether it was measured."""
+    """Return the section that lists every planned base, size and dtype, and whether it was measured."""
     there = {
         (t["base"], t["pixels"], t["dtype"], "CPU" if t["machine"]["device"].startswith("CPU") else GPU)
         for t in tables

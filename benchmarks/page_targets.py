@@ -14,7 +14,7 @@ OURS = ("relevance", "gated", "add")
 
 @dataclass(frozen=True)
 class Target:
-    """What was promised, the figure that decides, and whether it is kept; None where nothing was measured."""
+    """Promised limit, the figure that decides it, and whether it is kept: None if nothing was measured."""
 
     promise: str
     figure: str
@@ -22,7 +22,7 @@ class Target:
 
 
 def targets(tables: Sequence[Table]) -> list[Target]:
-    """Every promise, with what decides it."""
+    """Return every target with the figure that decides it."""
     cpu = on_cpu(tables)
     gpu = [t for t in tables if not t["machine"]["device"].startswith("CPU")]
     found = [
@@ -125,7 +125,7 @@ def targets(tables: Sequence[Table]) -> list[Target]:
 
 
 def below(promise: str, tables: Iterable[Table], base: str, pixels: int, run: str, bound: float) -> Target:
-    """A promise that a run adds no more than a share of a step."""
+    """Return the target that a run adds at most `bound`, a share of a step of text alone."""
     ratio = surest(tables, base, pixels, run, "ratio")
     return Target(
         promise,
@@ -135,7 +135,7 @@ def below(promise: str, tables: Iterable[Table], base: str, pixels: int, run: st
 
 
 def on_cpu(tables: Iterable[Table]) -> list[Table]:
-    """Those of steps and layers in float32 on a CPU."""
+    """Return the tables of steps and of gated layers measured in float32 on a CPU."""
     return [
         t
         for t in tables
@@ -144,8 +144,8 @@ def on_cpu(tables: Iterable[Table]) -> list[Table]:
 
 
 def surest(tables: Iterable[Table], base: str, pixels: int, run: str, *what: str) -> Mapping[str, Any] | None:
-    """An interval of a run, by its keys; where several were measured the narrowest, whatever it says; None where nobody
-    measured it.
+    """Return an interval of a run, found by the keys `what`. If there are several measurements, take the narrowest,
+    whatever its values. None if there is none.
     """
     same = [
         t["rows"][run]

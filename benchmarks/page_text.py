@@ -10,7 +10,9 @@ Table = Mapping[str, Any]
 
 
 def encode_seconds(tables: Sequence[Table], table: Table, run: str) -> float | None:
-    """What the photos of a run take on the same device, None where that was not measured; 0 for runs without photos."""
+    """Return the seconds that encoding a run's photos takes on the same device: None if not measured, 0 for runs
+    without photos.
+    """
     kind, _, size = run.partition(" ")
     if kind not in ("relevance", "add", "ipadapter-plus"):
         return 0.0
@@ -21,14 +23,15 @@ def encode_seconds(tables: Sequence[Table], table: Table, run: str) -> float | N
 
 
 def amounts(row: Mapping[str, Any]) -> tuple[str, str]:
-    """The least arithmetic and the least traffic of a row, '' where they are not known."""
+    """Return the least arithmetic (GFLOP) and the least traffic (MB) of a row as text, '' if they are unknown."""
     theory = row.get("theory")
     return (f"{theory['flops'] / 1e9:.3g}", f"{theory['bytes'] / 1e6:.3g}") if theory else ("", "")
 
 
 def least(row: Mapping[str, Any], rates: Mapping[str, float]) -> str:
-    """The least possible time, what is added, and what share of that the least is, where the interval says that
-    anything is added.
+    """Return as text the least possible time and the measured time that a run adds to a step, in ms. Their ratio is
+    included only if the interval shows that the run adds time and the measured time is the longer one. '' if the least
+    possible time is unknown.
     """
     if "theory" not in row:
         return ""
@@ -40,12 +43,12 @@ def least(row: Mapping[str, Any], rates: Mapping[str, float]) -> str:
 
 
 def seconds_added(row: Mapping[str, Any]) -> float:
-    """Of a step, over text alone."""
+    """Return the seconds that a run adds to a step of text alone."""
     return row["seconds"]["median"] * (1 - 1 / row["ratio"]["median"])
 
 
 def share(found: Mapping[str, float] | None, of: float = 0.0) -> str:
-    """An interval in percent, `of` taken away."""
+    """Return an interval in percent as text, after subtracting `of`; '' for None."""
     return (
         ""
         if found is None
@@ -55,22 +58,22 @@ def share(found: Mapping[str, float] | None, of: float = 0.0) -> str:
 
 
 def width_of(found: Mapping[str, float]) -> float:
-    """How far apart an interval's ends are."""
+    """Return the width of an interval."""
     return found["high"] - found["low"]
 
 
 def times(found: Mapping[str, float]) -> str:
-    """An interval of factors."""
+    """Return an interval of factors as text."""
     return f"{found['median']:.2f} times [{found['low']:.2f}, {found['high']:.2f}]"
 
 
 def verdict(kept: bool | None) -> str:
-    """Yes, no, or not measured."""
+    """Return 'yes', 'no' in bold, or that it was not measured."""
     return NOT_MEASURED if kept is None else "yes" if kept else "**no**"
 
 
 def machine_line(table: Table) -> str:
-    """On what, with what, when."""
+    """Return a line with the hardware, the software versions and the date of a measurement."""
     m = table["machine"]
     pairs = f"; {table['pairs']} pairs" if table["kind"] == "fusers" else ""
     orders = (
@@ -85,6 +88,6 @@ def machine_line(table: Table) -> str:
 
 
 def lines(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     rows = [head, ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"

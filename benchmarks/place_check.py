@@ -27,7 +27,7 @@ GROUPS = (0.0, 0.65, 0.75)  # lowest overlap of a group of pictures
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description="Measure what the look at the subjects' places is worth.")
     parser.add_argument("--seeds", type=int, default=400, help="trials of a cast, from seed 6000 on (default: 400)")
     parser.add_argument("--calm", type=int, default=120, help="calm trials that are painted (default: 120)")

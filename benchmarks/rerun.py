@@ -40,7 +40,7 @@ Edit = Callable[[Prompt], None]
 
 
 def ours() -> Prompt:
-    """Two of our Apply nodes on one MODEL, a subject each."""
+    """Return a prompt with two of our Apply nodes on one MODEL, one subject each."""
     nodes = _common()
     nodes["adapter"] = _node("TroupeLoadAdapter", adapter_name=f"ipadapter/{ADAPTER}", clip_vision_name="none")
     for n, weight in ((1, 0.5), (2, 0.6)):
@@ -78,7 +78,9 @@ def ours() -> Prompt:
 
 
 def theirs() -> Prompt:
-    """Two of IPAdapter_plus's Advanced nodes on one MODEL, as its users stack them for two subjects."""
+    """Return a prompt with two of IPAdapter_plus's Advanced nodes on one MODEL, as its users stack them for two
+    subjects.
+    """
     nodes = _common()
     nodes["adapter"] = _node("IPAdapterModelLoader", ipadapter_file=ADAPTER)
     for n, weight in ((1, 0.5), (2, 0.6)):
@@ -172,7 +174,7 @@ class Stage:
         (base / "input" / PHOTO).write_bytes((host.path / "input" / PHOTO).read_bytes())
 
     def server(self) -> HostServer:
-        """A newly started one; the first of them makes the checkpoint."""
+        """Return a new server, to be started by `with`. The first one creates the checkpoint."""
         checkpoint = self.base / "models" / "checkpoints" / CHECKPOINT
         made = {} if checkpoint.exists() else {"TROUPE_RANDOM_CHECKPOINT": str(checkpoint), "TROUPE_RANDOM_BASE": BASE}
         return HostServer(
@@ -185,9 +187,9 @@ class Stage:
         )
 
     def latent(self, server: HostServer, prompt: Prompt) -> torch.Tensor:
-        """What the prompt saves, of a sampler that has run for it.
+        """Run the prompt and return the latent that it saves.
 
-        Raises RunError where the host kept an earlier result instead.
+        Raises RunError if the host reused an earlier result of the sampler.
         """
         server.run(prompt)
         if "sampler" in server.cached:
@@ -236,7 +238,7 @@ def _key(prompt: Prompt) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="rerun.py",
         description="Ten edits and re-runs through a ComfyUI's server, each compared with a fresh start.",

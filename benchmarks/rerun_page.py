@@ -21,7 +21,7 @@ machine's CPU computes the same bits each time. A difference means that the pict
 
 
 def section(records: Records) -> str:
-    """The section, with each edit whose result differs on some ComfyUI; '' without records."""
+    """Return the section with each edit whose result differs on some ComfyUI, '' without records."""
     if not records:
         return ""
     versions = sorted(records, key=_number)
@@ -46,7 +46,7 @@ def section(records: Records) -> str:
 
 
 def sentence(records: Records) -> str:
-    """The figure for the README's first screen; '' where the newest host has not both."""
+    """Return the figure for the README's first screen, '' unless both packs were measured on the newest ComfyUI."""
     newest = max(records, key=_number, default="")
     both = records.get(newest, {})
     if not {OURS, THEIRS} <= both.keys():
@@ -67,7 +67,7 @@ def sentence(records: Records) -> str:
 
 
 def written_into(readme: str, said: str) -> str:
-    """The README with the sentence between its two marks. Raises ValueError where they are not there once."""
+    """Return the README with the sentence between its two marks. Raises ValueError unless there is one pair of them."""
     found, count = re.subn(
         rf"({re.escape(MARKS[0])}\n).*?({re.escape(MARKS[1])})", lambda m: f"{m[1]}{said}\n{m[2]}", readme, flags=re.S
     )

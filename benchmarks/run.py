@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def begin_host(threads: int | None) -> None:
-    """Import the host's modules, on its CPU where there is no GPU. Raises RunError where there is no host."""
+    """Load the host's modules, on the CPU if there is no GPU. Raises RunError if no host is found."""
     host = find_comfyui()
     if host is None:
         raise RunError(
@@ -102,7 +102,7 @@ def begin_host(threads: int | None) -> None:
 
 
 def measure_base(name: str, pixels: int, dtype: str, runs: list[str], pairs: int, rival: Path | None) -> dict[str, Any]:
-    """Everything about one base at one size, as it goes into results.json."""
+    """Return the table of one base at one size, as stored in results.json."""
     import torch
     from bases import base
     from contenders import Contenders
@@ -152,8 +152,8 @@ def measure_base(name: str, pixels: int, dtype: str, runs: list[str], pairs: int
 
 
 def measure_fusers(pixels: int, dtype: str, pairs: int) -> dict[str, Any]:
-    """The gated layers for two subjects of Subject-Diffusion (256 tokens each), and for GLIGEN's 30 text-image
-    slots.
+    """Return the table of the gated layers, for two subjects of Subject-Diffusion (256 tokens each) and for GLIGEN's 30
+    text-image slots.
     """
     import torch
     from comfy.model_management import get_torch_device
@@ -168,8 +168,8 @@ def measure_fusers(pixels: int, dtype: str, pairs: int) -> dict[str, Any]:
 
 
 def measure_encode(dtype: str, rival: Path | None) -> dict[str, Any]:
-    """Photos through a CLIP ViT-H of full size and a plain adapter, by Encode Subject References and by the other
-    pack's Apply nodes.
+    """Return the table of encoding photos with a full-size CLIP ViT-H and a plain adapter, by Encode Subject References
+    and by the other pack's Apply nodes.
     """
     import torch
     from encode import ENCODER, seconds
@@ -187,7 +187,7 @@ def measure_encode(dtype: str, rival: Path | None) -> dict[str, Any]:
 
 
 def bytes_held(contenders: Any, run: str) -> int:
-    """Bytes of the tensors that stay for a run wired from nothing: weights of the adapter, tokens of the subjects."""
+    """Return the bytes of the tensors that a newly wired run keeps: adapter weights and the subjects' tokens."""
     from measure import tensor_bytes
 
     before = tensor_bytes()
@@ -199,7 +199,7 @@ def bytes_held(contenders: Any, run: str) -> int:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return the hardware, the software versions and the date of the measurement."""
     import comfyui_version
     import torch
 
@@ -215,7 +215,7 @@ def machine() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor as the system calls it."""
+    """Return the name of the processor as the system reports it."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     return next(
@@ -243,7 +243,7 @@ def keep(table: dict[str, Any], file: Path) -> None:
 
 
 def say(line: str) -> None:
-    """Progress."""
+    """Print a line of progress to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -16,7 +16,9 @@ THEIRS = [f"ipadapter-plus {n}x{t}" for t in (4, 16) for n in SUBJECTS] + ["ipad
 
 
 def beside(ours: list[str], theirs: list[str]) -> list[str]:
-    """Ours, each followed by theirs of the same subjects and tokens."""
+    """Return our runs, each followed by the other pack's run with the same subjects and tokens, then the rest of
+    theirs.
+    """
     order: list[str] = []
     for run in ours:
         order += [run, rival_of(run)] if rival_of(run) in theirs else [run]
@@ -24,20 +26,22 @@ def beside(ours: list[str], theirs: list[str]) -> list[str]:
 
 
 def couples(runs: list[str]) -> list[tuple[str, ...]]:
-    """Who shares a step of text alone: ours and theirs of the same subjects and tokens, the others two by two."""
+    """Return the groups of runs that share a step of text alone: ours and theirs with the same subjects and tokens,
+    then the others two by two.
+    """
     rivals = [(run, rival_of(run)) for run in runs if rival_of(run) != run and rival_of(run) in runs]
     others = [run for run in runs if not any(run in pair for pair in rivals)]
     return rivals + [tuple(others[i : i + 2]) for i in range(0, len(others), 2)]
 
 
 def rival_of(run: str) -> str:
-    """The other pack's run that does the same as one of ours, itself where nothing does."""
+    """Return the name of the other pack's equivalent of one of our runs, or the same name if it has none."""
     return run.replace("relevance", "ipadapter-plus").replace("regions", "masks")
 
 
 def pairs_of_growth(runs: list[str]) -> list[tuple[str, str]]:
-    """(a run, one with more subjects) of each kind and number of tokens: every step from one number of subjects to the
-    next, and from the least to the most.
+    """Return pairs (run, run with more subjects) of the same kind and number of tokens: each number of subjects with
+    the next larger one, and the smallest with the largest.
     """
     groups: dict[str, list[str]] = {}
     for run in runs:
@@ -53,5 +57,5 @@ def pairs_of_growth(runs: list[str]) -> list[tuple[str, str]]:
 
 
 def subjects_of(run: str) -> int:
-    """How many subjects a run's name tells."""
+    """Return the number of subjects in a run's name."""
     return int(run.split(" ")[1].split("+")[0].split("x")[0])

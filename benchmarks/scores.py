@@ -22,7 +22,7 @@ THRESHOLD = 0.2  # the node's default
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description="Compare verdicts of Score Subjects with the truth.")
     parser.add_argument("--drawn", type=int, default=30, help="drawings of each kind and cast (default: 30)")
     parser.add_argument("--painted", type=int, default=40, help="pictures of each merge and cast (default: 40)")
@@ -97,7 +97,7 @@ def painted(count: int) -> None:
 
 
 def encoders() -> list[Any]:
-    """The rehearsal image encoder and the colours, as PictureEncoders."""
+    """Return the PictureEncoders to compare: the rehearsal image encoder and the colours."""
     from troupe.model_patches.hosts.diffusers.encoders import ClipImages
     from troupe.model_patches.scores.colours import ColourPictures
     from troupe.model_patches.scores.scoring import ClipPictures
@@ -107,14 +107,14 @@ def encoders() -> list[Any]:
 
 
 def places_of_masks(masks: Any, cut_out: bool) -> list[Any]:
-    """A place for each mask; with cut_out what is outside does not count."""
+    """Return a place for each mask, None for an empty mask. cut_out: pixels outside the mask do not count."""
     from troupe.model_patches.scores.places import place_of_mask
 
     return [place_of_mask(mask, "mask", cut_out) for mask in masks]
 
 
 def judged(encoder: Any, figures: Any, picture: Any, places: list[Any]) -> list[str]:
-    """The verdicts on a picture [128, 128, 3] of a cast."""
+    """Return the verdict on each subject of a cast in a picture [128, 128, 3]."""
     from troupe.model_patches.scores.scoring import looks_of_cast, score_pictures
     from troupe.rehearsal.engine.trials import cast_of
 

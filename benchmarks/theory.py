@@ -24,11 +24,12 @@ class Added:
 
 
 def layer(positions: int, width: int, tokens: int, names: int, text_gain: bool, itemsize: int) -> Added:
-    """One layer, one row. Image attention q K^T and p V, 2 N S C operations each; names' attention 2 N L C; f one
-    product of N C with C.
+    """Return the least work of one layer for one row.
 
-    Traffic: the query and Z_text read once (Z_text is the result that is added to), the result written once; keys and
-    values read.
+    Operations: 2 N S C each for q K^T and p V of image attention, 2 N L C for the names' attention, 2 N C for the gain.
+
+    Traffic: the query and Z_text are read once (the result is added to Z_text), the result is written once, and keys
+    and values are read.
     """
     flops = 4 * positions * tokens * width + 2 * positions * names * width + (2 * positions * width if text_gain else 0)
     moved = 3 * positions * width + (2 * tokens + names) * width
@@ -36,24 +37,27 @@ def layer(positions: int, width: int, tokens: int, names: int, text_gain: bool, 
 
 
 def gated_layer(positions: int, width: int, objects: int, itemsize: int) -> Added:
-    """One gated layer, one row, its objects' keys and values made once a run: q, k, v and output 8 N C^2 operations,
-    all positions looking at all and at M objects 4 N (N + M) C, the feed-forward part with its gate 24 N C^2.
+    """Return the least work of one gated layer for one row, with the objects' keys and values computed once per run.
+    Operations: 8 N C^2 for q, k, v and output, 4 N (N + M) C for the attention of N positions to themselves and M
+    objects, 24 N C^2 for the feed-forward part with its gate.
 
-    Traffic: each of its two halves reads the row and writes the result; keys and values of the objects read.
+    Traffic: each of the two halves reads the row and writes the result; the objects' keys and values are read.
     """
     flops = 32 * positions * width**2 + 4 * positions * (positions + objects) * width
     return Added(flops, (4 * positions + 2 * objects) * width * itemsize)
 
 
 def gated_weights(width: int, itemsize: int) -> int:
-    """Bytes of one gated layer's weights, read once a step for all rows: 4 C^2 of the attention, 12 C^2 of the
-    feed-forward part.
+    """Return the bytes of one gated layer's weights, which are read once per step for all rows: 4 C^2 weights in
+    attention, 12 C^2 in the feed-forward part.
     """
     return 16 * width**2 * itemsize
 
 
 def added(blocks: Sequence[Any], latent: Sequence[int], run: str, itemsize: int) -> Added:
-    """All layers of a model for a run named as in contenders.py, of a kind in COUNTED."""
+    """Return the least work that a run adds to a step in all layers of a model. run: a name as in contenders.py, of a
+    kind in COUNTED; latent: its shape, [..., H, W].
+    """
     kind, sizes = run.split("+")[0].split(" ")
     subjects, *tokens = (int(n) for n in sizes.split("x"))
     flops = moved = 0

@@ -59,7 +59,7 @@ ROWS = (  # recipe, base, image encoder, options
 
 
 def models(base: str, encoder: str) -> Any:
-    """A `Base` of published sizes without numbers, in bfloat16."""
+    """Return a `Base` with the published sizes and no weight data, in bfloat16 (the VAE in float32)."""
     import torch
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import (
@@ -96,7 +96,7 @@ def models(base: str, encoder: str) -> Any:
 
 
 def row(recipe: str, base: str, encoder: str, options: dict[str, Any]) -> str:
-    """One line of the table."""
+    """Return one row of the table."""
     import torch
     from troupe.training.config.schema import TrainingConfig
     from troupe.training.memory import memory_of
@@ -121,7 +121,7 @@ def row(recipe: str, base: str, encoder: str, options: dict[str, Any]) -> str:
 
 
 def table() -> str:
-    """The whole table."""
+    """Return the whole table as Markdown."""
     return HEAD + "".join(row(*each) for each in ROWS)
 
 

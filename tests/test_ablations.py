@@ -14,6 +14,8 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import ablations
 import ablations_page
+import wrong_references
+from troupe.rehearsal.engine.paint import load_rehearsal
 from troupe.training.examples.drawn import DrawnSet
 
 RESULTS = json.loads(ablations.RESULTS.read_text(encoding="utf-8"))
@@ -77,3 +79,25 @@ def test_a_variant_is_trained_and_measured(tmp_path, monkeypatch):
     rises = [sum(exchanged - own for own, exchanged in cell["losses"]) / len(cell["losses"]) for cell in found.values()]
     assert rises[0] > 1e-3 and abs(rises[1]) < 1e-5
     assert all(cell["pictures"] == 8 and len(cell["verdicts"]["0"]) == 2 for cell in found.values())
+
+
+def test_a_wrong_reference_is_of_somebody_else_and_the_only_one_in_its_picture():
+    right, found = DrawnSet(), wrong_references.WrongReferences(DrawnSet())
+    changed = 0
+    for n in range(200):
+        before, (after, is_wrong) = right.get(n, random.Random(n)), found.marked(n, random.Random(n))
+        pairs = list(zip(before.subjects, after.subjects, strict=True))
+        others = [new for old, new in pairs if not torch.equal(old.photo.image, new.photo.image)]
+        assert len(others) == is_wrong and [old.name for old, _ in pairs] == [new.name for _, new in pairs]
+        assert torch.equal(before.pixels, after.pixels)
+        changed += is_wrong
+    assert 70 < changed < 130
+
+
+def test_the_object_quality_filter_leaves_fewer_wrong_references(monkeypatch):
+    monkeypatch.setattr(wrong_references, "FITTED", 400)
+    monkeypatch.setattr(wrong_references, "COMPARED", 400)
+    found = wrong_references.WrongReferences(DrawnSet())
+    filtered = wrong_references.QualityFiltered(found, load_rehearsal())
+    assert wrong_references.share_of_wrong(found, 200) > 0.4
+    assert wrong_references.share_of_wrong(filtered, 100) < 0.3

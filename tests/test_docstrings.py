@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from troupe_tools.pack import ROOT
 
-FOLDERS = ("nodes", "model_patches", "training", "evaluation", "rehearsal", "tools/troupe_tools")
+FOLDERS = ("nodes", "model_patches", "training", "evaluation", "rehearsal", "tools/troupe_tools", "benchmarks")
 MODULES = sorted(path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 # the words in use; ruff's D401 lets nouns pass, and takes some verbs for nouns
 VERBS = set(
