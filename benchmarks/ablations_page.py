@@ -40,8 +40,8 @@ two subjects in every picture.
 
 A wrong reference is that of another subject of the picture or of an individual of another class, as when a detector
 takes one thing for another. The filter keeps the quarter of the pictures with the highest object quality score, for
-each number of subjects; the training still gets as many pictures as the others. CLIP in it is replaced by the world's own encoders with a linear map between them, fitted on
-right references.
+each number of subjects; the training still gets as many pictures as the others. CLIP in it is replaced by the world's
+own encoders with a linear map between them, fitted on right references.
 """,
     "Subject-Diffusion": """\
 Boxes are those of the drawings, in training and in the pictures. A training from nothing as short as this one leaves

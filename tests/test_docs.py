@@ -18,6 +18,8 @@ from troupe.model_patches.checkpoints.catalogue import (
     PROMPT,
     VIT_H,
 )
+from troupe.model_patches.checkpoints.refused import no_adapter
+from troupe.model_patches.families.registry import labels
 from troupe_tools.pack import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -157,7 +159,7 @@ def messages() -> list[str]:
     return [re.sub("…+", "…", message) for message in found]
 
 
-MESSAGES = messages()
+MESSAGES = [*messages(), str(no_adapter("…", "…", "…", labels()))]
 QUOTED = re.findall(r"^## `(.+)`$", DOCS["troubleshooting"], re.M)
 
 
