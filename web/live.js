@@ -1,12 +1,12 @@
 // What can be said about a node before it runs: whether its names are in the prompt, what its cast lacks, and why the host refused to run it.
 import { app } from "../../scripts/app.js";
 import { castOf, classOf, isWired, literal, targets, widgetOf } from "./editor/graph.js";
-import { idleLines, inactiveLines, isActive, otherPhoto } from "./idle.js";
+import { idleLines, inactiveLines, isActive, isBeforeMuted, otherPhoto } from "./idle.js";
 import { namesOf, plainWords, SUBJECTS } from "./names.js";
 import { settingsUpstream } from "./run_settings.js";
 
 const missing = (text) => ({ kind: "missing", text });
-const alike = (name) => missing(`Another subject is called '${name.trim()}' too: give each a name of its own, or a region or box`);
+const alike = (name) => missing(`Another subject is called '${name.trim()}' too: give each a name of its own, or a box with Place Subjects`);
 const nameless = (photo) => missing(`The subject${photo} has no name yet: type its word from your prompt`);
 
 /** The lines of a node, {kind: "tick" | "missing" | "error", text}. nodeOf: the node of an execution id. */
@@ -17,10 +17,16 @@ export function liveLines(node, root, nodeOf) {
   return [...refused, ...wires, ...idleLines(node, root).map(missing), ...namesOf(node, root).map((one) => ofName(one, node, root))];
 }
 
+/** kind: what the photo shows, null where it fits the name; where: of Quick Subjects' photos. */
+function wrongPhoto(kind, name, where = "") {
+  return kind ? [missing(`The photo${where} shows a ${kind}, the name is '${name.trim()}': connect the right photo, or change the name`)] : [];
+}
+
 const NUMBERS = ["No", "One", "Two", "Three", "Four"];
 const inWords = (number) => NUMBERS[number] ?? String(number);
 
-function ofName({ name, count }, node, root) {
+function ofName({ name, count, isPromptEmpty }, node, root) {
+  if (isPromptEmpty) return missing(`Your prompt is empty: write one with '${name}' in it`);
   if (!count) return missing(`'${name}' is not in your prompt: add it, or change the name`);
   const alike = subjectsOf(node, root).filter((other) => isSame(other, name)).length;
   if (alike > count) {
@@ -58,7 +64,8 @@ function inCast(node, root) {
   return [
     ...empty.map((n) => missing(`'${widgetOf(node, `name_${n}`).value.trim()}' has no photo: connect one to 'image_${n}', or clear 'name_${n}'`)),
     ...names.flatMap((name, i) => (isEmpty(name) ? [nameless(` in image_${numbers[i]}`)] : [])),
-    ...names.filter((name, i) => names.slice(0, i).some((before) => isSame(before, name))).map(alike),
+    ...given.flatMap(({ n, name }) => wrongPhoto(otherPhoto(node, name, root, `image_${n}`), name, ` in image_${n}`)),
+    ...names.filter((name, i) => names.slice(0, i).some((before) => isSame(before, name))).map((name) => missing(`Another subject is called '${name.trim()}' too: give each a name of its own`)),
   ];
 }
 
@@ -69,10 +76,11 @@ function inChain(node, root) {
     const more = after.length ? "" : ", and 'cast' to the next Add Subject or to Encode Subject References";
     return [missing(`Connect this subject's photo to 'image'${more}`)];
   }
-  const lines = [];
-  const kind = otherPhoto(node, name, root);
-  if (kind) lines.push(missing(`The photo shows a ${kind}, the name is '${name.trim()}': connect the right photo, or change the name`));
-  if (after.length === 0) lines.push(missing("This subject is not in the picture: connect 'cast' to the next Add Subject or to Encode Subject References"));
+  const lines = wrongPhoto(otherPhoto(node, name, root), name);
+  if (after.length === 0) {
+    const remedy = isBeforeMuted(node) ? "the node after it is muted" : "connect 'cast' to the next Add Subject or to Encode Subject References";
+    lines.push(missing(`This subject is not in the picture: ${remedy}`));
+  }
   if (isEmpty(name) && after.some(({ node: next }) => isWired(next, "clip"))) lines.push(nameless(""));
   const isPlaced = isWired(node, "region") || after.some(({ node: next }) => classOf(next) === "TroupePlaceSubjects");
   if (!isPlaced && othersOf(node, root).some((other) => isSame(other, name))) lines.push(alike(name));

@@ -38,11 +38,13 @@ function timesIn(name, prompt) {
   return plainWords(prompt).match(new RegExp(before + words.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&") + after, "gu"))?.length ?? 0;
 }
 
-/** The names of a node and how often each is in its prompt: [{name, count}]; [] where there is no name, or no prompt can be known. */
+/** The names of a node and how often each is in its prompt: [{name, count, isPromptEmpty}]; [] where there is no name, or no prompt can be known. */
 export function namesOf(node, root) {
   const names = namedBy(node, root).filter((name) => typeof name === "string" && name.trim());
   if (!names.length) return [];
-  const texts = promptsOf(node, root).filter((text) => text.trim());
+  const found = promptsOf(node, root);
+  const texts = found.filter((text) => text.trim());
+  if (found.length && !texts.length) return names.map((name) => ({ name, count: 0, isPromptEmpty: true }));
   return texts.length ? names.map((name) => ({ name, count: Math.max(...texts.map((text) => timesIn(name, text))) })) : [];
 }
 

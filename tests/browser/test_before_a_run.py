@@ -174,3 +174,45 @@ def test_messages_never_cover_the_node_below(page):
 
 def _json(messages):
     return json.dumps({"warnings": [], "done": [], "run": [], **messages})
+
+
+def test_a_prompt_that_the_sampler_takes_from_a_node_without_one(page):
+    small_graph(page)
+    page.build(
+        [(5, "KSampler", {}, (800, 0)), (6, "TroupeQuickSubjects", {}, (400, 700)), (7, "KSampler", {}, (800, 700))],
+        [(4, 0, 5, "model"), (6, 0, 7, "model"), (6, 1, 7, "positive")],
+    )
+    told = "Connect a prompt to '{}': the next node takes it from here, and does not run without it"
+    said = lambda id_: [text for text in texts(page, id_, "missing") if "a prompt to" in text]  # noqa: E731
+    assert said(4) == [] and said(6) == [told.format("positive")]
+    page.build([(8, "CLIPTextEncode", {"text": "a robot"}, (0, 400))], [(4, 1, 5, "positive"), (4, 2, 5, "negative")])
+    assert said(4) == [told.format("positive"), told.format("negative")]
+    page.build([], [(8, 0, 4, "positive"), (8, 0, 6, "positive")])
+    assert said(4) == [told.format("negative")] and said(6) == []
+
+
+def test_an_empty_prompt_and_a_muted_neighbour(page):
+    small_graph(page)
+    page.build(
+        [
+            (5, "TroupeAddSubject", {"name": "cat"}, (-200, 300)),
+            (7, "PrimitiveStringMultiline", {"value": " "}, (-900, 500)),
+        ],
+        [(2, 0, 5, "cast"), (1, 5, 5, "image"), (5, 0, 3, "cast"), (7, 0, 3, "prompt")],
+    )
+    assert texts(page, 5, "missing") == ["Your prompt is empty: write one with 'cat' in it"]
+    put(page, 7, "value", "a cat and a tall robot")
+    assert texts(page, 5, "missing") == []
+    page.evaluate("() => { window.graphNode(5).mode = 2; }")
+    assert "This subject is not in the picture: the node after it is muted" in texts(page, 2, "missing")
+
+
+def test_quick_subjects_knows_what_the_rehearsal_photos_show(page):
+    page.build(
+        [(1, "TroupeRehearsal", {}, (-500, 0)), (2, "TroupeQuickSubjects", {"name_1": "cat", "name_2": "dog"}, (0, 0))],
+        [(1, 5, 2, "image_1"), (1, 6, 2, "image_2")],
+    )
+    wrong = "The photo in image_2 shows a robot, the name is 'dog': connect the right photo, or change the name"
+    assert texts(page, 2, "missing") == [wrong]
+    put(page, 2, "name_2", "")
+    assert [text for text in texts(page, 2, "missing") if "shows" in text] == [], "an empty name has its own line"
