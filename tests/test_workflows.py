@@ -22,6 +22,7 @@ from troupe.model_patches.checkpoints.catalogue import (
     published_file,
 )
 from troupe.model_patches.placement.boxes import read_text
+from troupe.rehearsal.files import OFFERED
 from troupe_tools.dev.best_thumbnail import paint_scored
 from troupe_tools.dev.thumbnails import QUALITY, draw_thumbnail
 from troupe_tools.errors import RunError
@@ -745,9 +746,16 @@ def test_the_saved_best_has_every_subject_right():
 
 
 @pytest.mark.parametrize("name", REHEARSALS)
-def test_run_py_says_that_a_rehearsal_template_needs_comfyui(name):
-    with pytest.raises(RunError, match="[Rr]un this workflow in ComfyUI|found [025]"):
-        read_job(template(name))
+def test_a_rehearsal_template_with_one_saved_picture_is_a_job_without_comfyui(name):
+    """Of those that run.py paints otherwise, or sends to ComfyUI, tests/test_run_tool.py tells."""
+    if name == "2_rehearsal_compare":
+        with pytest.raises(RunError, match="behind Save Image, found 5. Mute the others, or run it in ComfyUI"):
+            read_job(template(name))
+        return
+    job = read_job(template(name))
+    assert (job.checkpoint, job.width, job.height, job.steps) == ("TroupeRehearsal", 128, 128, 20)
+    assert [one.drawn[0].index for one in job.subjects] == [0, 1] and not any(one.photos for one in job.subjects)
+    assert set(job.adapters) <= set(OFFERED)
 
 
 # ---- reading other people's graphs -----------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ const PICTURE = "troupe.picture";
 const LOOK = 500; // milliseconds between two looks at the names
 const STORE = "troupe.messages"; // in the tab's session storage: messages survive a reload of the page
 const MOST = 100; // nodes whose messages are stored
-const ADDRESS = /(https:\/\/\S*[^\s.,;:)])/; // without the mark that ends a sentence
+// where model files are published: a name that an artist or a workflow brings is never a link; without the mark that ends a sentence
+const ADDRESS = /(https:\/\/(?:huggingface\.co|github\.com)\/\S*[^\s.,;:)])/;
 const NOTHING = { warnings: [], done: [], run: [], error: "", picture: null };
 const EARLIER = { kind: "earlier", text: "From an earlier run, before you changed the graph:" };
 

@@ -305,14 +305,14 @@ def test_a_scheduled_lora_hook_refreshes_the_name_keys(monkeypatch):
     """Keyframes of a hook change the UNet's keys within a run: names are projected again when they do, images never."""
     import comfy.hooks
     from support.host.small_casts import ksample, random, settings, stage
-    from troupe.model_patches.hosts.comfyui.sampling import image_attention
+    from troupe.model_patches.binding import run_tokens
 
     st = stage()
     counted, original = {"names": 0, "images": 0}, {}
     for kind in counted:
-        original[kind] = getattr(image_attention, f"project_{kind}")
+        original[kind] = getattr(run_tokens, f"project_{kind}")
         monkeypatch.setattr(
-            image_attention,
+            run_tokens,
             f"project_{kind}",
             lambda *a, kind=kind: (counted.__setitem__(kind, counted[kind] + 1), original[kind](*a))[1],
         )
