@@ -50,6 +50,7 @@ HOST_MODULES = {
     "node_helpers",
 }
 
+STDLIB = {*sys.stdlib_module_names, "tomllib"}  # of the newest Python: 3.10 has tomli in its place
 # room -> rooms it may import; a room is the longest of these paths that a module lies under
 MATHS = {"model_patches/errors", "model_patches/attention", "model_patches/encoders"}
 VALUES = {
@@ -285,7 +286,7 @@ def test_the_run_extra_brings_what_the_embedded_engine_and_the_tools_import(modu
     ours = {"troupe", "troupe_tools"}
     # only where a ComfyUI is, which brings them; screenshots.py asks for playwright
     optional = {"yaml", "torchaudio", "playwright", "comfyui_version"} | HOST_MODULES
-    needed = {DISTRIBUTIONS.get(name, name) for name in outside - set(sys.stdlib_module_names) - ours - optional}
+    needed = {DISTRIBUTIONS.get(name, name) for name in outside - STDLIB - ours - optional}
     assert needed <= set(PROJECT["optional-dependencies"]["run"])
 
 
@@ -317,7 +318,7 @@ def test_imports_go_one_way(module):
     room = room_of(module.removesuffix(".py"))
     outside, inside = imports(MODULES[module])
     # not comfyui_version: what differs between hosts is asked of them by feature
-    allowed = OUTSIDE.get(room, COMES_WITH_COMFYUI) | set(sys.stdlib_module_names)
+    allowed = OUTSIDE.get(room, COMES_WITH_COMFYUI) | STDLIB
     assert outside <= allowed, f"{module} ({room}) may not import {sorted(outside - allowed)}"
     wrong = {path for path in inside if (place := room_of(path)) != room and place not in ROOMS[room]}
     assert not wrong, f"{module} ({room}) may not import {sorted(wrong)}"
