@@ -65,23 +65,10 @@ class WrongReferences:
 
 
 @dataclass(frozen=True, eq=False)
-class QualityFiltered:
+class QualityFiltered(WrongReferences):
     """The best pictures of such a set by their object quality score. models: a `Rehearsal`."""
 
-    examples: WrongReferences
     models: Any
-
-    @property
-    def resolution(self) -> int:
-        """Pixels of a side."""
-        return self.examples.resolution
-
-    def __len__(self) -> int:
-        return 0
-
-    def get(self, index: int, chance: random.Random) -> Example:
-        """See `ExampleSet`."""
-        return self.marked(index, chance)[0]
 
     def marked(self, index: int, chance: random.Random) -> tuple[Example, bool]:
         """Return a picture that the filter keeps, and whether one of its references is wrong."""
@@ -140,7 +127,7 @@ class QualityFiltered:
         return {count: float(torch.tensor(found).quantile(1.0 - KEPT)) for count, found in scores.items()}
 
 
-def share_of_wrong(examples: WrongReferences | QualityFiltered, count: int = 1000) -> float:
+def share_of_wrong(examples: WrongReferences, count: int = 1000) -> float:
     """Return the part of the pictures that has a wrong reference."""
     chance = random.Random("share of wrong")
     return sum(examples.marked(i, chance)[1] for i in range(count)) / count

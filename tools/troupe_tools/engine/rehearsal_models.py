@@ -8,16 +8,21 @@ from typing import Any
 
 import torch
 from PIL import Image
-from troupe.model_patches.errors import CheckpointError  # noqa: E402, I001 - the engine has made the pack known
+
+from ..errors import RunError
+from ..pack import hide_broken_torchaudio, load_pack
+from ..workflow.job_records import Job
+from .embedded import Models
+from .rehearsing import SHOWN
+
+hide_broken_torchaudio()
+load_pack()
+
+from troupe.model_patches.errors import CheckpointError  # noqa: E402
 from troupe.rehearsal import codec  # noqa: E402
 from troupe.rehearsal.engine.paint import load_rehearsal  # noqa: E402
 from troupe.rehearsal.engine.paint import scheduler as rehearsal_scheduler  # noqa: E402
 from troupe.rehearsal.files import OFFERED  # noqa: E402
-
-from ..errors import RunError
-from ..workflow.job_records import Job
-from .embedded import Models
-from .rehearsing import SHOWN
 
 
 class CodecVae:
