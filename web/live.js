@@ -60,12 +60,15 @@ function inCast(node, root) {
   const given = quickNames(node, root);
   const [numbers, names] = [given.map(({ n }) => n), given.map(({ name }) => name)];
   if (!numbers.length) return [missing("Connect a photo to 'image_1', and type its word from your prompt in 'name_1'")];
-  const empty = Array.from({ length: SUBJECTS }, (_, i) => i + 1).filter((n) => !numbers.includes(n) && /\S/.test(widgetOf(node, `name_${n}`)?.value ?? ""));
+  const namedWithout = (n) => !numbers.includes(n) && /\S/.test(widgetOf(node, `name_${n}`)?.value ?? "");
+  const empty = Array.from({ length: SUBJECTS }, (_, i) => i + 1).filter(namedWithout);
   return [
     ...empty.map((n) => missing(`'${widgetOf(node, `name_${n}`).value.trim()}' has no photo: connect one to 'image_${n}', or clear 'name_${n}'`)),
     ...names.flatMap((name, i) => (isEmpty(name) ? [nameless(` in image_${numbers[i]}`)] : [])),
     ...given.flatMap(({ n, name }) => wrongPhoto(otherPhoto(node, name, root, `image_${n}`), name, ` in image_${n}`)),
-    ...names.filter((name, i) => names.slice(0, i).some((before) => isSame(before, name))).map((name) => missing(`Another subject is called '${name.trim()}' too: give each a name of its own`)),
+    ...names
+      .filter((name, i) => names.slice(0, i).some((before) => isSame(before, name)))
+      .map((name) => missing(`Another subject is called '${name.trim()}' too: give each a name of its own`)),
   ];
 }
 
