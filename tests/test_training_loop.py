@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -258,6 +257,7 @@ def test_a_loss_that_is_no_number_stops_with_the_pictures_and_keeps_the_last_che
 
 def test_a_full_disk_is_a_sentence_and_keeps_the_checkpoint_before(pictures, tmp_path):
     """Files may not grow beyond 20 kB from the second checkpoint on; the training goes on and fails only at its end."""
+    resource = pytest.importorskip("resource")
     said: list[str] = []
     loop = loop_for(pictures, tmp_path, steps=4, save_every=1)
     update, limits = loop._update, resource.getrlimit(resource.RLIMIT_FSIZE)
