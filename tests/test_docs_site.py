@@ -18,7 +18,7 @@ from troupe_tools.pack import ROOT
 
 CONFIG = ROOT / "docs" / "mkdocs.yml"
 PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"] + [
-    str(path.relative_to(ROOT))
+    path.relative_to(ROOT).as_posix()
     for folder in ("docs", "web/docs", "benchmarks")
     for path in sorted((ROOT / folder).glob("*.md"))
 ]

@@ -92,6 +92,15 @@ def test_the_tests_run_beside_the_oldest_supported_and_the_newest_comfyui():
     assert browser["env"]["TROUPE_REQUIRE_BROWSER"] == "1" and "TROUPE_FRONTEND_ROOT" in browser["run"]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there they are imported as they are")
+def test_windows_can_import_the_tests():
+    """One that cannot be imported there stops the whole run of its job, before any mark is read."""
+    script = ROOT / "tests" / "support" / "imports_on_windows.py"
+    done = subprocess.run([sys.executable, str(script)], cwd=ROOT / "tests", capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("", 0), done.stderr
+
+
 @pytest.mark.parametrize("name", ["tests", "tests_with_comfyui"])
 def test_pip_is_cached(name):
     pythons = [step for step in steps(name) if step.get("uses", "").startswith("actions/setup-python@")]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -713,9 +714,8 @@ def tiny_disk(tmp_path):
     """A disk of 64 kB, where this system lets a test have one."""
     place = tmp_path / "disk"
     place.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, check=False
-    ).returncode:
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("NO RIGHT TO MOUNT A SMALL DISK: a full one was only played")
     yield place
     subprocess.run(["umount", "--lazy", str(place)], check=True)
@@ -945,8 +945,6 @@ def test_what_the_rehearsal_cannot_do(arguments, said, capsys, tmp_path):
 @pytest.fixture
 def shipped(tmp_path, monkeypatch):
     """A copy of the shipped rehearsal files, which a test may harm."""
-    import shutil
-
     from troupe.rehearsal import files
 
     folder = tmp_path / "files"

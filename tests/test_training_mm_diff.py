@@ -355,16 +355,16 @@ def test_from_settings_to_a_file(tmp_path):
         {options}
         [base]
         kind = "diffusers"
-        folder = "{folder}"
-        image_encoder = "{tmp_path / "vision"}"
+        folder = "{folder.as_posix()}"
+        image_encoder = "{(tmp_path / "vision").as_posix()}"
         [data]
-        folder = "{small.write_set(tmp_path / "pictures")}"
+        folder = "{small.write_set(tmp_path / "pictures").as_posix()}"
         resolution = {small.SIDE}
         [training]
         steps = 3
         batch = 2
         [output]
-        folder = "{tmp_path / "out"}"
+        folder = "{(tmp_path / "out").as_posix()}"
         [sheet]
         every = 2
         rows = 1
