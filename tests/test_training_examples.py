@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from troupe.training.examples.draws import Draws, Share
 from troupe.training.examples.folder import FolderSet
 from troupe.training.run import check_count
 from troupe.training.stop import TrainingError
+from troupe_tools.pack import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +125,20 @@ def test_drawn_pictures():
             assert subject.mask.shape == (128, 128) and 0.01 < subject.mask.mean() < 0.2
             assert subject.photo.image.shape == (128, 128, 3) and subject.photo.image.max() <= 1
     assert counts == {1, 2} and not any(look.held_out for look in TRAINING_LOOKS)
+
+
+def test_a_process_that_is_started_anew_can_draw(folder):
+    """On Windows and macOS each of data.workers is a new Python that imports tools/train.py, not as the main module,
+    and then receives the pictures.
+    """
+    script = """
+import pickle, runpy, sys
+sys.path.insert(0, sys.argv[1])
+runpy.run_path(f"{sys.argv[1]}/train.py", run_name="__mp_main__")
+draw = pickle.load(sys.stdin.buffer)[1]
+print(draw.number, draw.example.pixels.double().sum().item())
+"""
+    draws = Draws(FolderSet(folder, 32, 4), 0)
+    command = [sys.executable, "-c", script, str(ROOT / "tools")]
+    done = subprocess.run(command, input=pickle.dumps(draws), capture_output=True)
+    assert done.stdout.decode().split() == ["1", str(draws[1].example.pixels.double().sum().item())], done.stderr

@@ -11,12 +11,13 @@ from ..pack import hide_broken_torchaudio, load_pack
 NEEDED = 'Training needs more packages than ComfyUI has. Run: pip install -e ".[train]"'
 SIGNALLED = 128  # plus the signal's number is the exit status
 
+load_pack()  # not in main: processes of data.workers import this module, and then receive objects of the pack
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; its exit status."""
     options = parse(arguments)
     hide_broken_torchaudio()
-    load_pack()
     from troupe.model_patches.errors import TroupeError
 
     try:
