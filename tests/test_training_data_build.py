@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.dataset_scenes import Perfect, write_scenes
+from support.start_methods import needs_fork
 from troupe.training.data import journal
 from troupe.training.data.engine import Plan, parse_shard, work
 from troupe.training.data.making import Maker
@@ -152,6 +153,7 @@ def test_shards_on_disks_of_their_own_are_merged(tmp_path, scenes):
         journal.merge(tmp_path / "all", parts[:1])
 
 
+@needs_fork
 def test_processes(tmp_path, scenes):
     pytest.importorskip("datasets")
     out, perfect = build(tmp_path, scenes, Plan(processes=2, batch=2))
@@ -161,11 +163,21 @@ def test_processes(tmp_path, scenes):
     check(out, scenes)
 
 
+def test_processes_without_fork_are_a_sentence(tmp_path, monkeypatch):
+    """macOS can fork, but starts processes anew unless it is told otherwise."""
+    pytest.importorskip("datasets")
+    write_scenes(tmp_path / "in", 4)
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn", "fork", "forkserver"])
+    with pytest.raises(DatasetError, match="a system that forks processes .* with --shard instead"):
+        work(tmp_path / "out", folder_sources(tmp_path / "in"), lambda batch: [], Plan(processes=2))
+
+
 class Unpicklable(Exception):
     def __init__(self, one, other):
         super().__init__(one)
 
 
+@needs_fork
 def test_an_error_of_a_process_arrives(tmp_path):
     """An exception that cannot be unpickled would let the pool wait for ever. DatasetError: see the command's tests."""
     pytest.importorskip("datasets")

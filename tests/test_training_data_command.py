@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from support import tiny_annotators
 from support.dataset_scenes import write_scenes
+from support.start_methods import needs_fork
 from troupe.training.data.records import read_records
 from troupe_tools.commands.make_dataset import COMMANDS, main
 from troupe_tools.pack import ROOT
@@ -135,6 +136,7 @@ def test_a_set_of_nothing(tmp_path, capsys):
     assert "a picture with a usable subject" in error and "1 x caption without the name: dog in a.jpg" in error
 
 
+@needs_fork
 def test_processes_without_models(tmp_path, capsys):
     pytest.importorskip("pycocotools")
     pytest.importorskip("datasets")
@@ -155,6 +157,7 @@ def test_processes_do_not_share_a_gpu(tmp_path, models, capsys):
     assert "one command per GPU" in capsys.readouterr().err
 
 
+@needs_fork
 def test_errors_of_processes(tmp_path, models, capsys):
     pytest.importorskip("datasets")
     write_scenes(tmp_path / "in", 4)

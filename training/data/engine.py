@@ -111,10 +111,10 @@ def _processes(
             "none installed",
             "Run: pip install datasets. Or use --shard in several terminals.",
         ) from error
-    if "fork" not in multiprocessing.get_all_start_methods():
+    if multiprocessing.get_all_start_methods()[0] != "fork":  # the first is the one that is used
         raise DatasetError(
-            "a system that can fork processes for --processes",
-            "one that cannot",
+            "a system that forks processes for --processes",
+            "one that starts them anew",
             "Start several commands with --shard instead.",
         )
 
