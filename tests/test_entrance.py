@@ -101,6 +101,18 @@ def test_windows_can_import_the_tests():
     assert (done.stdout, done.returncode) == ("", 0), done.stderr
 
 
+@pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="no git checkout")
+def test_a_checkout_has_the_same_bytes_on_every_system():
+    """Git for Windows writes carriage returns otherwise, and hashes of files would differ."""
+    command = [shutil.which("git"), "ls-files", "--eol"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode("utf-8").splitlines()
+    files = [re.fullmatch(r"i/(\S+) +w/\S* +attr/(.*?) *\t(.+)", line).groups() for line in listed]
+    binary = {name for kind, _, name in files if kind == "-text"}
+    assert len(binary) > 40 and binary == {name for _, attributes, name in files if attributes == "-text"}
+    text = {(kind, attributes) for kind, attributes, name in files if name not in binary}
+    assert text == {("lf", "text=auto eol=lf"), ("none", "text=auto eol=lf")}
+
+
 @pytest.mark.parametrize("name", ["tests", "tests_with_comfyui"])
 def test_pip_is_cached(name):
     pythons = [step for step in steps(name) if step.get("uses", "").startswith("actions/setup-python@")]

@@ -57,6 +57,7 @@ def test_everything_that_a_user_needs_is_shipped(tracked, published):
 def test_what_only_developers_use_is_not_shipped(tracked, published):
     assert under(published, "tests", ".github", ".ci", "tools/troupe_tools/dev", "rehearsal/training") == set()
     assert {name for name in under(published, "benchmarks") if not name.endswith(".md")} == set()
+    assert {name for name in published if name.startswith(".")} == set()
     assert len(under(tracked, "tests")) > 100  # that is, they are known to git
 
 
