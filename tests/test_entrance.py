@@ -26,6 +26,9 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
+on_ubuntu = pytest.mark.skipif(sys.platform == "win32" or not shutil.which("bash"), reason="the job runs on Ubuntu")
+
+
 def read(path: Path) -> dict[Any, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
@@ -60,9 +63,11 @@ def test_a_workflow_may_only_read(name):
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_actions_are_pinned_to_a_major_version(name):
+def test_actions_are_pinned(name):
+    """GitHub's to a major version, others to a commit."""
     used = [step["uses"] for step in steps(name) if "uses" in step]
-    assert used and all(re.fullmatch(r"[\w-]+/[\w-]+@v\d+", action) for action in used), used
+    pinned = r"actions/[\w-]+@v\d+|[\w-]+/[\w-]+@[0-9a-f]{40}"
+    assert used and all(re.fullmatch(pinned, action) for action in used), used
 
 
 def test_no_two_workflows_share_a_concurrency_group():
@@ -136,19 +141,47 @@ def test_only_a_tag_that_is_the_version_is_published():
     assert f'\nversion = "{PYPROJECT["project"]["version"]}"\n' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(sys.platform == "win32" or shutil.which("bash") is None, reason="the job runs on Ubuntu")
+def shell(script: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a step's script as GitHub does."""
+    command = [shutil.which("bash"), "-e", "-c", script]
+    variables = {"PATH": "/usr/bin:/bin", **environment}
+    return subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True)
+
+
+@on_ubuntu
+@pytest.mark.parametrize(
+    ("changelog", "works"),
+    [
+        ("## [Unreleased]\n\n## [1.2.0] - 2026-03-31\n\n### Added\n\n- one\n", True),
+        ("## [1.2.0] - 2026-03-31\n\n- one\n", True),
+        ("## [Unreleased]\n\n## [1.2.0] - not released yet\n\n- one\n", False),
+        ("## [Unreleased]\n\n### Added\n\n- two\n\n## [1.2.0] - 2026-03-31\n\n- one\n", False),
+        ("## [Unreleased]\n\n## [1.2.1] - 2026-03-31\n\n- one\n", False),
+    ],
+    ids=["a date", "no unreleased", "no date", "unreleased lines", "another version"],
+)
+def test_only_a_dated_version_with_nothing_unreleased_is_published(changelog, works, tmp_path):
+    [script] = [
+        step["run"] for step in workflow("publish")["jobs"]["registry"]["steps"] if "awk" in step.get("run", "")
+    ]
+    (tmp_path / "CHANGELOG.md").write_text(changelog)
+    assert (shell(script, tmp_path, TAG="v1.2.0").returncode == 0) == works
+
+
+@on_ubuntu
 @pytest.mark.parametrize(("tag", "works"), [(f"v{PYPROJECT['project']['version']}", True), ("v99.0.0", False)])
 def test_the_release_has_the_section_of_the_changelog(tag, works, tmp_path):
+    """Its links lead to the files of the tag."""
     script = next(step["run"] for step in steps("publish") if "gh release create" in step.get("run", ""))
-    pretended = "set -e\ngh() { printf '%s\\n' \"$*\"; }\n"
-    environment = {"PATH": "/usr/bin:/bin", "RUNNER_TEMP": str(tmp_path), "TAG": tag}
-    bash = shutil.which("bash")
-    done = subprocess.run([bash, "-c", pretended + script], env=environment, cwd=ROOT, capture_output=True, text=True)
+    pretended = "gh() { printf '%s\\n' \"$*\"; }\n"
+    done = shell(pretended + script, ROOT, RUNNER_TEMP=str(tmp_path), TAG=tag, GITHUB_REPOSITORY="troupe-comfy/troupe")
     assert (done.returncode == 0) == works == done.stdout.startswith(f"release create {tag} ")
     if works:
         changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
         section = re.search(rf"^## \[{re.escape(tag[1:])}\].*?\n(.*?)(?=^## \[|\Z)", changelog, re.M | re.S).group(1)
-        assert (tmp_path / "notes.md").read_text(encoding="utf-8") == section
+        base = f"](https://github.com/troupe-comfy/troupe/blob/{tag}/"
+        assert f"{base}docs/training.md)" in (notes := (tmp_path / "notes.md").read_text(encoding="utf-8"))
+        assert notes.replace(base, "](") == section
 
 
 # ---- forms -----------------------------------------------------------------------------------------------------------
