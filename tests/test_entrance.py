@@ -214,6 +214,14 @@ def test_what_a_report_needs_is_asked_for(name):
     assert all(word in text for word in ("ComfyUI", "front end", "Troupe", "orkflow"))
 
 
+def test_a_pull_request_about_a_run_has_what_a_report_has():
+    template = (GITHUB / "PULL_REQUEST_TEMPLATE.md").read_text(encoding="utf-8")
+    _, begin, rest = template.partition("If it changes what a run does or says")
+    asked = re.findall(r"^- (?!\[ \])(.+):$", rest.partition("Checked:")[0], re.M)
+    assert begin and [line.split()[0] for line in asked] == ["Workflow,", "Versions", "Log"]
+    assert all(word in asked[1] for word in ("ComfyUI", "front end", "Troupe", "GPU")) and "'Troupe:'" in asked[2]
+
+
 def test_links_of_the_forms_lead_into_the_repository():
     base = f"{PYPROJECT['project']['urls']['Repository']}/blob/main/"
     links = [link["url"] for link in form("config")["contact_links"]]
