@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import shutil
 import subprocess
@@ -253,6 +254,35 @@ def test_functions_that_a_page_names_exist(name, page):
         source = file.read_text(encoding="utf-8")
         for part in function.split("."):
             assert re.search(rf"^\s*(?:(?:async )?def |class )?{part}\b[\s:(=]", source, re.M), f"{path}::{function}"
+
+
+def table_of_tests() -> tuple[set[str], dict[str, set[str]]]:
+    """(what changes, {folder of tests: its files or patterns}) of the table in the guide."""
+    table = CONTRIBUTING.partition("### Which tests after which change")[2].partition("\n## ")[0]
+    head, _, *rows = [line[1:-1].split("|") for line in table.splitlines() if line.startswith("|")]
+    columns = [set(re.findall(r"`([^`]+)`", " ".join(cells))) for cells in zip(*rows, strict=True)]
+    return columns[0], {folder.strip(" `"): names for folder, names in zip(head[1:], columns[1:], strict=True)}
+
+
+def test_every_room_has_its_tests():
+    from test_packaging import ROOMS, THEMES
+
+    changes, _ = table_of_tests()
+    assert [path for path in changes if not (ROOT / path).exists()] == []
+    folders = {"web", "locales", "samples", "workflows", "subgraphs", "benchmarks", ".github"}
+    named = {path.removesuffix(".py") for path in changes}
+    rooms = {room.removesuffix("/__init__") for room in (*ROOMS, *THEMES)} - {"model_patches", "model_patches/hosts"}
+    lost = {room for room in rooms | folders if not any(f"{room}/".startswith(f"{path}/") for path in named)}
+    assert lost == set()
+
+
+@pytest.mark.parametrize("folder", ["tests", "tests/host", "tests/browser"])
+def test_every_test_is_found_from_a_change(folder):
+    files = {path.stem for path in (ROOT / folder).glob("test_*.py")}
+    named = table_of_tests()[1][folder]
+    assert [name for name in named if not fnmatch.filter(files, name)] == []
+    assert folder == "tests/browser" or "test_*" not in named, "that says nothing"
+    assert {file for file in files if not any(fnmatch.fnmatch(file, name) for name in named)} == set()
 
 
 def test_the_guide_has_the_commands_of_the_readme():
