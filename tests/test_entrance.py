@@ -304,4 +304,15 @@ def test_coverage_is_measured_only_when_asked_for():
     assert "cov" not in PYPROJECT["tool"]["pytest"]["ini_options"]["addopts"]
     assert "pytest-cov" in PYPROJECT["project"]["optional-dependencies"]["test"]
     assert all((ROOT / source).is_dir() for source in PYPROJECT["tool"]["coverage"]["run"]["source"])
-    assert [step for step in steps("tests_with_comfyui") if "GITHUB_STEP_SUMMARY" in step.get("run", "")]
+    assert [step["run"] for step in steps("tests_with_comfyui") if "--cov " in step.get("run", "")]
+
+
+@on_ubuntu
+def test_coverage_is_shown_on_the_page_of_a_run(tmp_path):
+    [step] = [step for step in steps("tests_with_comfyui") if "GITHUB_STEP_SUMMARY" in step.get("run", "")]
+    pretended = 'python() { case "$*" in *total) echo 87;; *markdown) echo "| nodes | 91% |";; esac; }\n'
+    summary = tmp_path / "summary.md"
+    done = shell(pretended + step["run"], tmp_path, TITLE="Coverage", GITHUB_STEP_SUMMARY=str(summary))
+    assert done.stdout == "::notice title=Coverage::87 %\n"
+    assert summary.read_text() == "### Coverage: 87 %\n\n| nodes | 91% |\n"
+    assert "*Tests with ComfyUI*" in CONTRIBUTING and workflow("tests_with_comfyui")["name"] == "Tests with ComfyUI"
