@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import troupe
+from troupe_tools.dev.structure import imported
 from troupe_tools.pack import ROOT
 
 try:
@@ -201,25 +202,17 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
     """(top-level packages that a file imports from outside, modules of the pack that it imports as paths without
     suffix).
     """
-    outside, inside = set(), set()
-    package = path.relative_to(ROOT).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
+    outside, source = set(), path.read_text()
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             outside |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             outside.add((node.module or "").split(".")[0])
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level <= len(package) + 1, f"{path}: an import reaches out of the pack"
-            base = (*package[: len(package) - node.level + 1], *(node.module or "").split("."))
-            parts = tuple(part for part in base if part)
-            inside |= {
-                "/".join(found) for found in ([*parts, alias.name] for alias in node.names) if _is_module(found)
-            } or {"/".join(parts)}
-    return outside, inside
+    return outside, imported(path.relative_to(ROOT).as_posix(), source, _is_module)
 
 
-def _is_module(parts: list[str]) -> bool:
-    place = ROOT.joinpath(*parts)
+def _is_module(path: str) -> bool:
+    place = ROOT / path
     return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
 
 
