@@ -149,17 +149,20 @@ WHOLE = {"steps": 6, "schedule": "cosine", "ema": True, "accumulation": 2, "max_
 
 
 @pytest.mark.parametrize(
-    "recipe, options, cache",
+    "recipe, options, more",
     [
-        ("mip_adapter", {}, False),
-        ("mip_adapter", {}, True),
-        ("mm_diff", small.MM_DIFF, False),
-        ("subject_diffusion", {}, False),
-        ("subject_diffusion", {}, True),
+        ("ip_adapter", {}, {}),
+        ("mip_adapter", {}, {}),
+        ("mip_adapter", {}, {"cache": True}),
+        ("umm_diffusion", {"hidden": 8}, {"batch": 1}),
+        ("fastcomposer", {}, {"batch": 1}),
+        ("mm_diff", small.MM_DIFF, {}),
+        ("subject_diffusion", {}, {}),
+        ("subject_diffusion", {}, {"cache": True}),
     ],
 )
-def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(recipe, options, cache, pictures, tmp_path):
-    given = {"recipe": recipe, "options": options, "cache": cache, **WHOLE}
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(recipe, options, more, pictures, tmp_path):
+    given = {"recipe": recipe, "options": options, **WHOLE, **more}
     whole = loop_for(pictures, tmp_path / "whole", **given)
     whole.run()
     first = loop_for(pictures, tmp_path / "parts", save_every=3, **given)
