@@ -8,9 +8,11 @@ import copy
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from open_clip.tokenizer import SimpleTokenizer
 from support import tiny_diffusers as tiny
 from support import tiny_training as small
-from torch.nn.functional import layer_norm
+from torch.nn.functional import gelu, layer_norm
 from troupe.model_patches.attention.decoupled import Mixing
 from troupe.model_patches.hosts.diffusers.cross_layers import cross_layers
 from troupe.training.recipes.drops import dropped
@@ -20,7 +22,9 @@ TOLERANCE = 2e-4  # of the largest gradient of a tensor: float32 against float64
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    return small.write_set(tmp_path_factory.mktemp("pictures"))
+    """Five pictures: with one, two, three and four subjects."""
+    names = (*small.NAMES, ("cup", "cat", "old dog", "bus"))
+    return small.write_set(tmp_path_factory.mktemp("pictures"), names)
 
 
 def softmax_attention(q, k, v):
@@ -71,15 +75,53 @@ def noisy_and_target(models, batch, draws):
 
 
 def states(models, texts):
-    """Last hidden states of texts in float64, and how many tokens each has between BOS and EOS."""
-    from open_clip.tokenizer import SimpleTokenizer
+    """Of texts in float64: what the UNet reads [n, 77, D], how many tokens each has between BOS and EOS, and SDXL's
+    pooled texts [n, E].
+    """
+    ids, found = [[49406, *SimpleTokenizer().encode(text)] for text in texts], []
+    for tower, padding in zip(models.texts.towers, (49407, 0), strict=False):
+        rows = torch.tensor([[*row, 49407, *[padding] * (76 - len(row))] for row in ids])
+        model = copy.deepcopy(tower.model).double()
+        with torch.no_grad():
+            found.append(model(rows, output_hidden_states=True))
+    counts = [len(row) - 1 for row in ids]
+    if len(found) == 1:
+        return found[0].last_hidden_state, counts, None
+    return torch.cat([each.hidden_states[-2] for each in found], -1), counts, found[1].text_embeds
 
-    tokenizer = SimpleTokenizer()
-    ids = [[49406, *tokenizer.encode(text)] for text in texts]
-    rows = torch.tensor([row + [49407] * (77 - len(row)) for row in ids])
-    model = copy.deepcopy(models.texts.towers[0].model).double()
+
+def perceiver(weights, patches):
+    """The "plus" projection in float64, head by head: patches [P, E] of one photo -> image tokens [T, D]."""
+
+    def normed(x, name):
+        return layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    x = patches @ weights["proj_in.weight"].T + weights["proj_in.bias"]
+    latents = weights["latents.weight"][0]
+    for i in range(4):
+        look, own = normed(x, f"layers.{i}.0.norm1"), normed(latents, f"layers.{i}.0.norm2")
+        to_k, to_v = weights[f"layers.{i}.0.to_kv.weight"].chunk(2)
+        both = torch.cat((look, own))
+        each = (own @ weights[f"layers.{i}.0.to_q.weight"].T, both @ to_k.T, both @ to_v.T)
+        heads = [softmax_attention(q, k, v) for q, k, v in zip(*(y.split(64, -1) for y in each), strict=True)]
+        latents = latents + torch.cat(heads, -1) @ weights[f"layers.{i}.0.to_out.weight"].T
+        wide = gelu(normed(latents, f"layers.{i}.1.0") @ weights[f"layers.{i}.1.1.weight"].T)
+        latents = latents + wide @ weights[f"layers.{i}.1.3.weight"].T
+    return normed(latents @ weights["proj_out.weight"].T + weights["proj_out.bias"], "norm_out")
+
+
+def image_tokens(encoder, projection, image, left_out):
+    """A reference's image tokens [T, D]; left_out: of no reference."""
+    look = interpolated(image, 32)
+    if "latents.weight" in projection:
+        with torch.no_grad():
+            found = encoder(torch.zeros_like(look) if left_out else look, output_hidden_states=True)
+        return perceiver(projection, found.hidden_states[-2][0])
     with torch.no_grad():
-        return model(rows).last_hidden_state, [len(row) - 1 for row in ids]
+        embed = encoder(look).image_embeds[0]
+    tokens = (torch.zeros_like(embed) if left_out else embed) @ projection["proj.weight"].T + projection["proj.bias"]
+    tokens = tokens.view(4, -1)
+    return layer_norm(tokens, tokens.shape[1:], projection["norm.weight"], projection["norm.bias"])
 
 
 def expected_gradients(trainee, draws, batch, dropped_text, dropped_images):
@@ -90,25 +132,20 @@ def expected_gradients(trainee, draws, batch, dropped_text, dropped_images):
     unet = copy.deepcopy(models.unet).double()
     encoder = copy.deepcopy(models.images._model).double()
     references = []
-    for draw, photos in zip(draws, dropped_images, strict=True):
-        subjects = []
-        for subject in trainee.chosen(draw):
-            look = interpolated(subject.photo.image, 32)
-            with torch.no_grad():
-                embed = encoder(look).image_embeds if not photos else torch.zeros(1, tiny.EMBED, dtype=torch.float64)
-            tokens = embed @ projection["proj.weight"].T + projection["proj.bias"]
-            tokens = layer_norm(
-                tokens.view(4, tiny.CONTEXT), (tiny.CONTEXT,), projection["norm.weight"], projection["norm.bias"]
-            )
-            name, (length,) = states(models, [subject.name or "nothing"])
-            subjects.append((tokens, name[0, 1 : 1 + length]))
-        references.append(subjects)
+    for draw, left_out in zip(draws, dropped_images, strict=True):
+        chosen = trainee.chosen(draw)
+        names, lengths, _ = states(models, [subject.name for subject in chosen])
+        photos = [image_tokens(encoder, projection, subject.photo.image, left_out) for subject in chosen]
+        references.append([(t, n[1 : 1 + length]) for t, n, length in zip(photos, names, lengths, strict=True)])
     for j, place in enumerate(cross_layers(unet)):
         weights = {n.split(".", 2)[2]: v for n, v in layers.items() if n.startswith(f"layers.{j}.")}
         place.attention.set_processor(PaperAttention(weights, references))
     noisy, noise = noisy_and_target(models, batch, draws)
-    context, _ = states(models, ["" if no else d.example.caption for d, no in zip(draws, dropped_text, strict=True)])
-    prediction = unet(noisy, batch.noised.timesteps, context).sample
+    captions = ["" if no else d.example.caption for d, no in zip(draws, dropped_text, strict=True)]
+    context, _, pooled = states(models, captions)
+    sizes = torch.tensor([[64.0, 96.0, 0.0, 16.0, 64.0, 64.0]] * len(draws), dtype=torch.float64)
+    more = None if pooled is None else {"text_embeds": pooled, "time_ids": sizes}
+    prediction = unet(noisy, batch.noised.timesteps, context, added_cond_kwargs=more).sample
     (prediction - noise).square().mean().backward()
     return {
         **{f"projection.{n}": v.grad for n, v in projection.items()},
@@ -138,25 +175,40 @@ def assert_equal_gradients(trainee, expected):
         assert error <= TOLERANCE * largest + 1e-6 * whole, f"{name}: {error / largest:.1e} of the largest"
 
 
+def two_heads():
+    """Text embeddings of size 128, with which the "plus" projection has two heads."""
+    torch.manual_seed(5)
+    unet = UNet2DConditionModel.from_config(tiny.unet().config, cross_attention_dim=128)
+    return small.base(unet.eval().requires_grad_(False), texts=small.texts(128))
+
+
+PLUS = {"projection": "Resampler"}
+DROPS = {"drop_text": 0.4, "drop_images": 0.4, "drop_both": 0.1}
+
+
 @pytest.mark.parametrize(
-    "recipe, options",
+    "recipe, options, base",
     [
-        ("ip_adapter", {}),
-        ("mip_adapter", {"train_projection": True}),
-        ("mip_adapter", {"text_gain": False}),
-        ("mip_adapter", {"drop_text": 0.4, "drop_images": 0.4, "drop_both": 0.1}),
+        ("ip_adapter", {}, small.base),
+        ("ip_adapter", {**PLUS, **DROPS}, two_heads),
+        ("ip_adapter", {}, small.sdxl_base),
+        ("mip_adapter", {"train_projection": True}, small.base),
+        ("mip_adapter", {"text_gain": False}, small.base),
+        ("mip_adapter", DROPS, small.base),
+        ("mip_adapter", {**PLUS, "train_projection": True}, two_heads),
+        ("mip_adapter", {**PLUS, **DROPS, "train_projection": True}, small.sdxl_base),
     ],
-    ids=["ip", "mip", "mip without gain", "mip with drops"],
+    ids=["ip", "ip plus", "ip SDXL", "mip", "mip without gain", "mip with drops", "mip plus", "mip plus SDXL"],
 )
-def test_the_gradients_are_the_papers(recipe, options, pictures):
-    """Four pictures with one, two and three subjects in one batch."""
+def test_the_gradients_are_the_papers(recipe, options, base, pictures):
+    """Five pictures with one, two, three and four subjects in one batch."""
     options = {"drop_text": 0.0, "drop_images": 0.0, "drop_both": 0.0, **options}
-    trainee = small.trainee(recipe, **options)
+    trainee = small.changed(small.trainee(recipe, base(), **options))
     if recipe == "mip_adapter" and options.get("text_gain", True):
         for layer in trainee.layers.layers:  # away from a gain of 1
             torch.nn.init.normal_(layer.text_to_weight.weight)
-    draws = small.draws(pictures, 4, seed=3)
-    assert {len(draw.example.subjects) for draw in draws} == {1, 2, 3}
+    draws = small.draws(pictures, 5, seed=3)
+    assert {len(draw.example.subjects) for draw in draws} == {1, 2, 3, 4}
     drops = [dropped(draw, trainee.options) for draw in draws]
     if options["drop_text"]:
         assert {(d.text, d.images) for d in drops} >= {(True, False), (False, True)}
@@ -203,13 +255,20 @@ def test_a_place_without_a_subject_takes_no_share(merge, pictures):
     torch.testing.assert_close(together, by_itself, rtol=0, atol=2e-5)
 
 
-def test_gradient_checkpointing_changes_no_gradient(pictures):
+@pytest.mark.parametrize("recipe", ["ip_adapter", "mip_adapter", "umm_diffusion", "fastcomposer"])
+def test_gradient_checkpointing_changes_no_gradient(recipe, pictures):
+    """The UNet in evaluation mode, as in a training; its blocks are computed twice."""
     draws, found = small.draws(pictures, 2), []
     for on in (False, True):
-        trainee = small.trainee("mip_adapter")
+        trainee, computed = small.changed(small.trainee(recipe)), []
         if on:
             trainee.base.unet.enable_gradient_checkpointing()
-            trainee.base.unet.train()
-        trainee(trainee.prepare(draws))["diffusion"].mean().backward()
-        found.append([p.grad for p in trainee.layers.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        attention = trainee.base.unet.up_blocks[-1].attentions[0].transformer_blocks[0].attn2
+        hook = attention.register_forward_pre_hook(lambda *given, computed=computed: computed.append(given))
+        losses = trainee(trainee.prepare(draws))
+        sum(trainee.weights[name] * loss.mean() for name, loss in losses.items()).backward()
+        hook.remove()
+        assert len(computed) == 1 + on
+        found.append({name: p.grad for name, p in trainee.named_parameters() if p.requires_grad})
+    assert len(found[0]) > 2 and any(gradient.any() for gradient in found[0].values())
+    assert all(torch.equal(found[1][name], gradient) for name, gradient in found[0].items())
