@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from support import tiny_diffusers as tiny
 from support import tiny_training as small
+from test_training_gradients import interpolated, two_heads
 from troupe.model_patches.attention.decoupled import Mixing
 from troupe.model_patches.binding.layer_tokens import COND
 from troupe.model_patches.binding.settings import ImageAttentionSettings
@@ -35,18 +37,29 @@ def cast_of(draw, subjects=None):
     return cast
 
 
+def sizes_of(batch, texts):
+    """What the UNet of SDXL reads beside the prompt, of pictures of the training set; None for another base."""
+    pooled = [text.pooled for text in texts]
+    if None in pooled:
+        return None
+    assert batch.sizes[0].tolist() == [64, 96, 0, 16, 64, 64]
+    return {"text_embeds": torch.cat(pooled), "time_ids": batch.sizes[: len(texts)].float()}
+
+
 @pytest.mark.parametrize(
-    "recipe, options",
+    "recipe, options, base",
     [
-        ("ip_adapter", {}),
-        ("ip_adapter", {"projection": "Resampler"}),
-        ("mip_adapter", {}),
-        ("mip_adapter", {"projection": "Resampler"}),
-        ("mip_adapter", {"merge": "uniform"}),
+        ("ip_adapter", {}, small.base),
+        ("ip_adapter", {"projection": "Resampler"}, small.base),
+        ("ip_adapter", {}, small.sdxl_base),
+        ("mip_adapter", {}, small.base),
+        ("mip_adapter", {"projection": "Resampler"}, small.base),
+        ("mip_adapter", {"merge": "uniform"}, small.base),
+        ("mip_adapter", {"projection": "Resampler"}, small.sdxl_base),
     ],
 )
-def test_an_image_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe, options, pictures, tmp_path):
-    trainee = small.changed(small.trainee(recipe, **NO_DROPS, **options))
+def test_an_image_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe, options, base, pictures, tmp_path):
+    trainee = small.changed(small.trainee(recipe, base(), **NO_DROPS, **options))
     path = write_export(trainee.export(), tmp_path / "trained.safetensors", half=False)
     adapter = load_adapter(path)
     assert adapter.spec.family == recipe and adapter.spec.projection == options.get("projection", "ImageProj")
@@ -58,15 +71,52 @@ def test_an_image_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe
     models = trainee.base
     for b, draw in enumerate(draws):
         references = encode_references(adapter, cast_of(draw, trainee.chosen(draw)), models.images, models.texts)
-        context = models.texts.encode_prompt(draw.example.caption).embeds
+        prompt = models.texts.encode_prompt(draw.example.caption)
+        given = {"encoder_hidden_states": prompt.embeds, "added_cond_kwargs": sizes_of(batch, [prompt])}
         settings = ImageAttentionSettings(1.0, Mixing(options.get("merge", "relevance")))
         latent, step = batch.noised.latents[b : b + 1], batch.noised.timesteps[b : b + 1]
         with torch.no_grad(), ImageAttention(models.unet, references, settings, (COND,)):
-            sampled = models.unet(latent, step, context).sample
+            sampled = models.unet(latent, step, **given).sample
         with torch.no_grad():
-            plain = models.unet(latent, step, context).sample
+            plain = models.unet(latent, step, **given).sample
         torch.testing.assert_close(trained[b], sampled[0], rtol=0, atol=2e-5)
         assert (sampled - plain).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "projection, base",
+    [("ImageProj", small.base), ("Resampler", two_heads), ("Resampler", small.sdxl_base)],
+    ids=["SD1.5", "SD1.5 plus", "SDXL plus"],
+)
+def test_a_pipeline_of_diffusers_predicts_with_the_file_what_the_training_did(projection, base, pictures, tmp_path):
+    """Through diffusers' own loader, projection and attention, on a UNet of its own."""
+    trainee = small.changed(small.trainee("ip_adapter", base(), **NO_DROPS, projection=projection))
+    write_export(trainee.export(), tmp_path / "trained.safetensors", half=False)
+    draws = small.draws(pictures, 4)
+    batch = trainee.prepare(draws)
+    with torch.no_grad():
+        trained = trainee.predict(batch)
+    unet, encoder, sizes = base().unet, trainee.base.images._model, sizes_of(batch, batch.prompts)
+    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer"))
+    parts |= {"unet": unet, "scheduler": tiny.EulerDiscreteScheduler(**tiny.SCHEDULE, steps_offset=1)}
+    if sizes is None:
+        more = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipeline = StableDiffusionPipeline(**parts, **more)
+    else:
+        pipeline = StableDiffusionXLPipeline(**parts, text_encoder_2=None, tokenizer_2=None)
+    looks = [interpolated(trainee.chosen(draw)[0].photo.image, 32).float() for draw in draws]
+    seen = [encoder(look, output_hidden_states=True) for look in looks]
+    photos = torch.stack([each.image_embeds if projection == "ImageProj" else each.hidden_states[-2] for each in seen])
+    given = {"timestep": batch.noised.timesteps, "encoder_hidden_states": torch.cat([p.embeds for p in batch.prompts])}
+    with torch.no_grad():
+        plain = unet(batch.noised.latents, **given, added_cond_kwargs=sizes).sample
+        file = {"subfolder": "", "weight_name": "trained.safetensors", "image_encoder_folder": None}
+        pipeline.load_ip_adapter(str(tmp_path), **file)
+        pipeline.set_ip_adapter_scale(1.0)
+        given["added_cond_kwargs"] = {**(sizes or {}), "image_embeds": [photos]}
+        sampled = unet(batch.noised.latents, **given).sample
+    torch.testing.assert_close(sampled, trained, rtol=0, atol=2e-5)
+    assert (sampled - plain).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("base", ["sd15", "rehearsal"])
