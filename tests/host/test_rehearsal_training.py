@@ -1,6 +1,4 @@
-"""Adapters of the prompt that were trained for the rehearsal world: the real host paints the trainer's own validation
-picture.
-"""
+"""Adapters that were trained for the rehearsal world: the real host paints the trainer's own validation picture."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from support import tiny_training as small
 from troupe_tools.pack import ROOT
 
@@ -35,8 +34,8 @@ def models(host):
         return run(LoadRehearsalModels, adapter="mip_adapter", **kinds)
 
 
-def trained(recipe, **options):
-    """A trainee of the rehearsal world with weights of no training."""
+def trained(recipe, half=False, **options):
+    """A trainee of the rehearsal world with weights of no training; half: that float16 has exactly."""
     from troupe.training.model.base import rehearsal_base
 
     trainee = small.trainee(recipe, rehearsal_base(), **options)
@@ -46,13 +45,15 @@ def trained(recipe, **options):
             if parameter.requires_grad:
                 size = 0.02 * parameter.std().nan_to_num(0.02) if name.startswith("unet.") else 0.1
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
+            if half:
+                parameter.copy_(parameter.half())
     trainee.finish()
     return trainee
 
 
 def host_picture(models, path, names):
-    """[128, 128, 3] of Apply Adapter Weights, Encode Prompt with Subjects, the adapter's own Apply node and KSampler,
-    without subjects for no names.
+    """[128, 128, 3] of the nodes that the adapter needs (Apply Adapter Weights and Encode Prompt with Subjects if it
+    acts in the prompt, its own Apply node) and KSampler, without subjects for no names.
     """
     import comfy.ops
     from support.host.node_chains import run
@@ -70,8 +71,9 @@ def host_picture(models, path, names):
 
     model, clip, vae, clip_vision, _, *pictures = models
     adapter = host_adapter(read_adapter(path, path.name, comfy.ops.manual_cast))
-    own = {"strength_model": 1.0, "strength_clip": 1.0}
-    model, clip = run(ApplyAdapterWeights, model=model, adapter=adapter, clip=clip, **own)[:2]
+    if adapter.spec.prompt is not None:
+        own = {"strength_model": 1.0, "strength_clip": 1.0}
+        model, clip = run(ApplyAdapterWeights, model=model, adapter=adapter, clip=clip, **own)[:2]
     positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in (CAPTION, ""))
     if names:
         cast = None
@@ -83,15 +85,9 @@ def host_picture(models, path, names):
         references = run(
             EncodeSubjects, adapter=adapter, cast=cast, framing="auto", clip=clip, clip_vision=clip_vision
         )[0]
-        positive = run(
-            EncodePrompt,
-            clip=clip,
-            references=references,
-            text=CAPTION,
-            fuse_start_percent=0.0,
-            fuse_start_step=0,
-            quirks="clean",
-        )[0]
+        if adapter.spec.prompt is not None:
+            widgets = {"text": CAPTION, "fuse_start_percent": 0.0, "fuse_start_step": 0, "quirks": "clean"}
+            positive = run(EncodePrompt, clip=clip, references=references, **widgets)[0]
         wires = {"model": model, "positive": positive, "negative": negative, "references": references}
         if adapter.spec.gated is not None:
             widgets = {"strength": 1.0, "end_percent": 1.0, "decay_percent": 0.0, "use_bbox": "on"}
@@ -158,15 +154,40 @@ def test_load_rehearsal_models_offers_the_adapters_of_the_prompt(kind, family, m
     assert adapter.spec.family == family and adapter.spec.prompt is not None
 
 
-@pytest.mark.parametrize("recipe", ["umm_diffusion", "fastcomposer", "mm_diff", "subject_diffusion"])
-def test_the_host_paints_the_validation_picture_of_the_trainer(recipe, models, tmp_path):
+@pytest.mark.parametrize(
+    "recipe, options, half",
+    [
+        ("ip_adapter", {}, False),
+        ("ip_adapter", {"projection": "Resampler"}, False),
+        ("mip_adapter", {}, False),
+        ("mip_adapter", {}, True),
+        ("umm_diffusion", {}, False),
+        ("fastcomposer", {}, False),
+        ("fastcomposer", {}, True),
+        ("mm_diff", {}, False),
+        ("subject_diffusion", {}, False),
+    ],
+    ids=[
+        "ip",
+        "ip plus",
+        "mip",
+        "mip half",
+        "umm",
+        "fastcomposer",
+        "fastcomposer half",
+        "mm_diff",
+        "subject_diffusion",
+    ],
+)
+def test_the_host_paints_the_validation_picture_of_the_trainer(recipe, options, half, models, tmp_path):
     from troupe.model_patches.subjects import Box, Cast, Photo, Subject
     from troupe.training.config.schema import SheetConfig
     from troupe.training.export import write_export
     from troupe.training.sheet import paint
 
-    trainee = trained(recipe)
-    path = write_export(trainee.export(), tmp_path / "trained.safetensors", half=False)
+    trainee = trained(recipe, half, **options)
+    path = write_export(trainee.export(), tmp_path / "trained.safetensors", half=half)
+    assert {value.dtype for value in load_file(path).values()} == {torch.float16 if half else torch.float32}
     sheet = SheetConfig(steps=STEPS, cfg=CFG, seed=SEED)
     boxes = [Box(**box) for box in BOXES] if recipe == "subject_diffusion" else [None, None]
     names = enumerate(("cat", "robot"))
