@@ -2,7 +2,8 @@
 nodes.
 """
 
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 
 import pytest
 import torch
@@ -123,6 +124,83 @@ def test_ip_adapter_plus_and_image_attention_add_up(ip_adapter):
     for wires in (place.kinds["attention"](*partner(*place.plain)), partner(*place.kinds["attention"](*place.plain))):
         found = sampled(*wires, steps=2)
         assert max(error(found, expected, alone) for alone in without) < 1e-3
+
+
+@pytest.fixture(scope="module")
+def twins(host):
+    """`twins("SD15")`: a model with the published blocks, and a UNet of diffusers with its weights."""
+    from support.host import tiny_models
+    from test_two_hosts import twin_unet
+
+    @cache
+    def made(base):
+        context = {"SD15": 768, "SDXL": 2048}[base]
+        patcher = tiny_models.micro_model(base, model_channels=64, context_dim=context, whole=True)
+        return patcher, twin_unet(patcher, base)
+
+    return made
+
+
+@pytest.mark.parametrize(
+    "recipe, options, base",
+    [
+        ("ip_adapter", {}, "SD15"),
+        ("ip_adapter", {"projection": "Resampler", "tokens": 16}, "SD15"),
+        ("mip_adapter", {}, "SD15"),
+        ("ip_adapter", {}, "SDXL"),
+    ],
+)
+def test_ip_adapter_plus_predicts_with_a_trained_file_what_the_training_did(
+    recipe, options, base, twins, large_vision, base_folder
+):
+    """In every call of a run, with its loader, projection and attention; of a MIP-Adapter as with a gain of 1, which
+    the pack does not know. Nothing of the middle block acts in it (see `their_truth`), so the file has zeros there.
+    """
+    from support import tiny_training as small
+    from support.host import tiny_models
+    from support.host.node_chains import HIDDEN, POOLED, photo
+    from test_two_hosts import PIXELS, TOLERANCE, host_calls
+    from troupe.model_patches.hosts.diffusers.encoders import Prompt
+    from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, size_condition
+    from troupe.training.export import write_export
+    from troupe.training.recipes.ip_adapter import Photos
+
+    nodes, (patcher, unet) = pack(*IPADAPTER).NODE_CLASS_MAPPINGS, twins(base)
+    models = small.base(unet, images=small.images(POOLED, HIDDEN))
+    trainee = small.changed(small.trainee(recipe, models, **options))
+    for layer in trainee.layers.layers[-len(unet.mid_block.attentions[0].transformer_blocks) :]:
+        layer.to_v_ip.weight.zero_()
+    file = base_folder / "models" / "ipadapter" / f"trained_{recipe}_{base}.safetensors"
+    write_export(trainee.export(), file, half=False)
+    gains = [layer.text_to_weight.weight for layer in trainee.layers.layers if layer.text_to_weight is not None]
+    assert bool(gains) == (recipe == "mip_adapter")
+    for gain in gains:
+        gain.zero_()
+
+    picture, loaded = photo(224, 224, seed=5), nodes["IPAdapterModelLoader"]().load_ipadapter_model(file.name)[0]
+    widgets = {"weight": 1.0, "weight_type": "linear", "combine_embeds": "concat", "embeds_scaling": "V only"}
+    apply, given = nodes["IPAdapterAdvanced"]().apply_ipadapter, {"image": picture, "clip_vision": large_vision}
+    model = apply(patcher, loaded, **given, start_at=0.0, end_at=1.0, **widgets)[0]
+    texts = [tiny_models.random_cond(dim=models.context, seed=n, **PIXELS) for n in (1, 2)]
+    calls = host_calls(patcher.model.diffusion_model, (model, *texts))
+    prompts = [Prompt(states, more["pooled_output"]) for [[states, more]] in texts]
+    seen, black = (large_vision.encode_image(x) for x in (picture, torch.zeros_like(picture)))
+    rows = [seen["image_embeds"][0], torch.zeros(POOLED)]
+    if options:  # "plus": what stands for no reference is a black picture in the pack
+        rows = [each["penultimate_hidden_states"][0] for each in (seen, black)]
+    references = trainee.references(Photos(torch.stack(rows), torch.ones(2, 1).bool(), True))
+    for (x, t, *_), kwargs, expected in calls:
+        order = kwargs["transformer_options"]["cond_or_uncond"]
+        sizes = size_condition(unet, [prompts[i] for i in order], SamplingSettings(**PIXELS))
+        text = {"encoder_hidden_states": kwargs["context"], "added_cond_kwargs": sizes}
+        plain = unet(x, t, **text).sample
+        trainee.attention.references = replace(references, tokens=references.tokens[order])
+        found = unet(x, t, **text).sample
+        trainee.finish()
+        peak = expected.abs().max()
+        assert (found - expected).abs().max() < TOLERANCE * peak
+        assert (plain - expected).abs().max() > 100 * TOLERANCE * peak, "the file has no effect, so nothing is tested"
+    assert len(calls) == 3
 
 
 OTHER_WAYS = {

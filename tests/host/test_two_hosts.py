@@ -33,15 +33,19 @@ def twin_unet(patcher, base):
         if base == "SDXL"
         else {}
     )
+    blocks = config["num_res_blocks"][0]
+    depths = config["transformer_depth"][::blocks]  # of each level
+    attends = ["CrossAttn" if depth else "" for depth in depths]
     unet = UNet2DConditionModel(
         sample_size=16,
-        block_out_channels=(width, width),
-        layers_per_block=1,
+        block_out_channels=[width * factor for factor in config["channel_mult"]],
+        layers_per_block=blocks,
+        transformer_layers_per_block=[depth or 1 for depth in depths],
         cross_attention_dim=context,
         attention_head_dim=config["num_heads"],
         use_linear_projection=config["use_linear_in_transformer"],
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        down_block_types=[f"{kind}DownBlock2D" for kind in attends],
+        up_block_types=[f"{kind}UpBlock2D" for kind in reversed(attends)],
         **more,
     )
     host = patcher.model.diffusion_model.state_dict()
