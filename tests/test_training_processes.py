@@ -1,8 +1,9 @@
-"""A training in several processes computes what one process does."""
+"""A training in several processes computes what one process does, and goes on where it was stopped."""
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from support import tiny_training as small
+from support.stopped_training import STEPS, STOPPED
 
-RECIPES = ("mip_adapter", "umm_diffusion", "fastcomposer", "mm_diff", "subject_diffusion")
+RECIPES = ("ip_adapter", "mip_adapter", "umm_diffusion", "fastcomposer", "mm_diff", "subject_diffusion")
 SCRIPT = Path(__file__).parent / "support" / "step_gradients.py"
 
 
@@ -41,14 +43,30 @@ def gradients(pictures, output, processes, batch, accumulation):
     return {recipe: torch.load(output / f"{recipe}.pt") for recipe in RECIPES}
 
 
+def assert_resumed(output, processes):
+    """The training of which a signal to one process ended the first part is the uninterrupted one, bit for bit, in
+    every process; so are the sheets.
+    """
+    each = [torch.load(output / f"stopped-{rank}.pt") for rank in range(processes)]
+    assert [found["ended"] for found in each] == [(STOPPED, signal.SIGTERM)] * processes
+    expected = each[0]["whole"]
+    assert len(expected) > 20
+    for state in (found[part] for found in each for part in ("whole", "parts")):
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[name], value) for name, value in expected.items())
+    sheets = [{path.name: path.read_bytes() for path in (output / p / "sheets").iterdir()} for p in ("whole", "parts")]
+    assert sheets[0] == sheets[1] and sorted(sheets[0]) == [f"step-{n:08}.png" for n in (STEPS - 1, STEPS)]
+
+
 @pytest.mark.slow
-def test_two_processes_give_the_gradients_of_one(tmp_path):
+def test_two_processes_give_the_gradients_of_one_and_go_on_where_they_stopped(tmp_path):
     """Two gloo processes with two passes of one picture each, and one process with one pass of four.
 
-    One test for all recipes: most of its time goes to starting processes.
+    One test for all recipes, and for what follows: most of its time goes to starting processes.
     """
     pictures = small.write_set(tmp_path / "pictures")
     two, one = gradients(pictures, tmp_path / "two", 2, 1, 2), gradients(pictures, tmp_path / "one", 1, 4, 1)
+    assert_resumed(tmp_path / "two", 2)
     for recipe in RECIPES:
         assert (two[recipe]["processes"], one[recipe]["processes"]) == (2, 1)
         found, expected = two[recipe]["gradients"], one[recipe]["gradients"]

@@ -1,6 +1,7 @@
 """The gradients of the first step of each recipe's training, in this process or in one of several.
 
-usage: python step_gradients.py PICTURES OUTPUT BATCH ACCUMULATION RECIPE ...; OUTPUT gets `RECIPE.pt`.
+usage: python step_gradients.py PICTURES OUTPUT BATCH ACCUMULATION RECIPE ...; OUTPUT gets `RECIPE.pt`. Several
+processes then stop a training and go on with it, see `stopped_training.py`: most of the time goes to starting them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def main(pictures: str, output: str, batch: str, accumulation: str, *recipes: st
     from troupe.training.run import make_accelerator
 
     from support import tiny_training as small
+    from support.stopped_training import stop_and_resume
 
     torch.set_num_threads(1)
     training = TrainingConfig(steps=1, batch=int(batch), accumulation=int(accumulation), lr=1e-3)
@@ -47,6 +49,8 @@ def main(pictures: str, output: str, batch: str, accumulation: str, *recipes: st
         if accelerator.is_main_process:
             found = {"gradients": state, "processes": accelerator.num_processes}
             torch.save(found, Path(output) / f"{recipe}.pt")
+    if accelerator.num_processes > 1:
+        stop_and_resume(Path(pictures), Path(output))
     accelerator.end_training()
 
 
