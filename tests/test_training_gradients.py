@@ -9,9 +9,9 @@ import copy
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from open_clip.tokenizer import SimpleTokenizer
 from support import tiny_diffusers as tiny
 from support import tiny_training as small
+from support.paper_mm_diff import tokenizer
 from torch.nn.functional import gelu, layer_norm
 from troupe.model_patches.attention.decoupled import Mixing
 from troupe.model_patches.hosts.diffusers.cross_layers import cross_layers
@@ -74,14 +74,13 @@ def noisy_and_target(models, batch, draws):
     return signal.sqrt() * clean + (1 - signal).sqrt() * noise, noise
 
 
-def states(models, texts):
+def states(towers, texts):
     """Of texts in float64: what the UNet reads [n, 77, D], how many tokens each has between BOS and EOS, and SDXL's
     pooled texts [n, E].
     """
-    ids, found = [[49406, *SimpleTokenizer().encode(text)] for text in texts], []
-    for tower, padding in zip(models.texts.towers, (49407, 0), strict=False):
+    ids, found = [[49406, *tokenizer().encode(text)] for text in texts], []
+    for model, padding in zip(towers, (49407, 0), strict=False):
         rows = torch.tensor([[*row, 49407, *[padding] * (76 - len(row))] for row in ids])
-        model = copy.deepcopy(tower.model).double()
         with torch.no_grad():
             found.append(model(rows, output_hidden_states=True))
     counts = [len(row) - 1 for row in ids]
@@ -131,10 +130,11 @@ def expected_gradients(trainee, draws, batch, dropped_text, dropped_images):
     layers = {n: v.detach().double().requires_grad_() for n, v in trainee.layers.named_parameters()}
     unet = copy.deepcopy(models.unet).double()
     encoder = copy.deepcopy(models.images._model).double()
+    towers = [copy.deepcopy(tower.model).double() for tower in models.texts.towers]
     references = []
     for draw, left_out in zip(draws, dropped_images, strict=True):
         chosen = trainee.chosen(draw)
-        names, lengths, _ = states(models, [subject.name for subject in chosen])
+        names, lengths, _ = states(towers, [subject.name for subject in chosen])
         photos = [image_tokens(encoder, projection, subject.photo.image, left_out) for subject in chosen]
         references.append([(t, n[1 : 1 + length]) for t, n, length in zip(photos, names, lengths, strict=True)])
     for j, place in enumerate(cross_layers(unet)):
@@ -142,7 +142,7 @@ def expected_gradients(trainee, draws, batch, dropped_text, dropped_images):
         place.attention.set_processor(PaperAttention(weights, references))
     noisy, noise = noisy_and_target(models, batch, draws)
     captions = ["" if no else d.example.caption for d, no in zip(draws, dropped_text, strict=True)]
-    context, _, pooled = states(models, captions)
+    context, _, pooled = states(towers, captions)
     sizes = torch.tensor([[64.0, 96.0, 0.0, 16.0, 64.0, 64.0]] * len(draws), dtype=torch.float64)
     more = None if pooled is None else {"text_embeds": pooled, "time_ids": sizes}
     prediction = unet(noisy, batch.noised.timesteps, context, added_cond_kwargs=more).sample
@@ -229,7 +229,7 @@ def test_a_frozen_projection_gets_no_gradient(pictures):
 def test_names_that_are_dropped_are_the_empty_prompts(pictures):
     """Subjects with as many tokens then get equal shares, as in rows of the negative prompt."""
     draws = small.draws(pictures, 4)
-    names = {}
+    names, most = {}, max(len(draw.example.subjects) for draw in draws)
     for part in (0.0, 1.0):
         trainee = small.trainee("mip_adapter", drop_names=part)
         names[part] = trainee.prepare(draws).extra.names
@@ -237,9 +237,9 @@ def test_names_that_are_dropped_are_the_empty_prompts(pictures):
     for b, draw in enumerate(draws):
         for i, subject in enumerate(draw.example.subjects):
             count = len(trainee.base.texts.encode([subject.name])[0])
-            rows = names[1.0][b].unflatten(0, (3, -1))[i, :count]
+            rows = names[1.0][b].unflatten(0, (most, -1))[i, :count]
             assert torch.equal(rows, empty[:count])
-            assert not torch.equal(names[0.0][b].unflatten(0, (3, -1))[i, :count], rows)
+            assert not torch.equal(names[0.0][b].unflatten(0, (most, -1))[i, :count], rows)
 
 
 @pytest.mark.parametrize("merge", ["relevance", "uniform", "joint", "add"])

@@ -8,8 +8,8 @@ import copy
 
 import pytest
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from support import tiny_training as small
+from support.paper_mm_diff import tokenizer
 from torch.nn.functional import gelu, interpolate, layer_norm
 from troupe.training.config.schema import DataConfig
 from troupe.training.model.captions import places
@@ -25,13 +25,13 @@ def pictures(tmp_path_factory):
 
 
 def ids_of(caption):
-    ids = [49406, *SimpleTokenizer().encode(caption), 49407]
+    ids = [49406, *tokenizer().encode(caption), 49407]
     return ids + [49407] * (77 - len(ids))
 
 
 def last_token(caption, name):
     """The position of a name's last token in a caption's 77 tokens."""
-    ids, own = ids_of(caption), SimpleTokenizer().encode(name)
+    ids, own = ids_of(caption), tokenizer().encode(name)
     (start,) = [i for i in range(77) if ids[i : i + len(own)] == own]
     return start + len(own) - 1
 
@@ -246,7 +246,7 @@ def test_brackets_in_a_caption_are_text(pictures):
     caption = "a (red:1.5) cat {on} grass"
     (place,) = places(texts, caption, ["cat"])
     ids = ids_of(caption)
-    assert place.position == ids.index(SimpleTokenizer().encode("cat")[0])
+    assert place.position == ids.index(tokenizer().encode("cat")[0])
 
 
 @pytest.mark.parametrize("recipe", ["umm_diffusion", "fastcomposer"])

@@ -13,9 +13,9 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from support import tiny_training as small
+from support.paper_mm_diff import tokenizer
 from test_training_prompt_gradients import WithMaps, noisy_and_noise, through
 from torch import nn
 from torch.nn.functional import gelu, interpolate, layer_norm
@@ -97,7 +97,7 @@ def gated_unet(trainee):
 
 def as_published(caption, names):
     """77 tokens of a prompt with its placeholders, and where these are."""
-    ids = SimpleTokenizer().encode(caption.strip() + "".join(f", the {name} is sks" for name in names))
+    ids = tokenizer().encode(caption.strip() + "".join(f", the {name} is sks" for name in names))
     ids = [49406, *ids, 49407] + [0] * (75 - len(ids))
     return ids, [i for i, token in enumerate(ids) if token == SKS]
 
