@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import ClassVar, TypeAlias, TypeVar
 from uuid import uuid4
 
 import torch
@@ -46,6 +48,35 @@ class EncoderNeed:
 
 
 @dataclass(frozen=True)
+class PhotoSpec:
+    """The way an adapter reads photos.
+
+    encoder: the image encoder's output that it reads; framing: as published: 'pad', 'center', 'stretch' or 'black'.
+    """
+
+    EXPECTED: ClassVar[str] = "a file that reads photos"
+    encoder: EncoderNeed
+    framing: str = "pad"
+
+
+@dataclass(frozen=True)
+class ImageAttentionSpec:
+    """The description of a file's image attention.
+
+    projection: name of the net that makes the image tokens: 'ImageProj', 'Resampler', 'FaceMLP', ...; widths: of the
+    layers in checkpoint order; tokens: image tokens a subject, 0: one per encoder token; text_gain: whether the layers
+    have `text_to_weight`; merge: as published.
+    """
+
+    EXPECTED: ClassVar[str] = "a file with image attention"
+    projection: str
+    widths: tuple[int, ...]
+    tokens: int
+    text_gain: bool
+    merge: str = "relevance"
+
+
+@dataclass(frozen=True)
 class GatedSpec:
     """The description of a file's gated layers.
 
@@ -56,6 +87,7 @@ class GatedSpec:
         tokens: object tokens a slot.
     """
 
+    EXPECTED: ClassVar[str] = "a file with gated layers"
     kind: str
     places: Mapping[str, int]
     object_dim: int
@@ -90,36 +122,49 @@ class PromptSpec:
     tokens: vectors a subject.
     """
 
+    EXPECTED: ClassVar[str] = "a file that acts in the prompt"
     fusion: PromptFusion
     streams: Mapping[str, int]
     tokens: int = 1
 
 
+PartSpec: TypeAlias = PhotoSpec | ImageAttentionSpec | GatedSpec | PromptSpec
+AnyPart = TypeVar("AnyPart", bound=PartSpec)
+
+
 @dataclass(frozen=True)
 class AdapterSpec:
-    """The description of an adapter file.
+    """The description of an adapter file, composed of typed parts.
 
-    family: a name in the LABELS of one of `families.registry.FAMILIES`; projection: 'ImageProj', 'Resampler',
-    'FaceMLP', ... or '' for none; file: label for messages; encoder: None if no photo is read; tokens: image tokens
-    a subject (0: one per encoder token); widths: of the image attention's layers in checkpoint order, () where there is
-    none; framing, merge: as published;
-    gated, prompt: None if there are no gated layers, and where nothing goes into the prompt; label: the family's
-    name in messages, '' for `family`.
+    family: a name in the LABELS of one of `families.registry.FAMILIES`; file: label for messages; context_dim: size of
+    the base model's text embeddings; parts: what the adapter has, at most one of a type, in any order; label: the
+    family's name in messages, '' for `family`. Raises ValueError for two parts of one type.
     """
 
     family: str
-    projection: str
     file: str
     context_dim: int
-    tokens: int
-    encoder: EncoderNeed | None
-    widths: tuple[int, ...]
-    text_gain: bool
-    framing: str = "pad"
-    merge: str = "relevance"
-    gated: GatedSpec | None = None
-    prompt: PromptSpec | None = None
+    parts: tuple[PartSpec, ...]
     label: str = ""
+
+    def __post_init__(self) -> None:
+        # in one order, so that the given order makes no two specs differ
+        parts = sorted(self.parts, key=lambda part: type(part).__name__)
+        for one, following in pairwise(parts):
+            if type(one) is type(following):
+                raise ValueError(f"{self.file}: expected one part of a type, found two of {type(one).__name__}")
+        object.__setattr__(self, "parts", tuple(parts))
+
+    def has(self, kind: type[PartSpec]) -> bool:
+        """Return whether the adapter has a part of that type."""
+        return any(isinstance(part, kind) for part in self.parts)
+
+    def part(self, kind: type[AnyPart]) -> AnyPart:
+        """Return the part of that type. Raises ValueError if the adapter has none."""
+        for part in self.parts:
+            if isinstance(part, kind):
+                return part
+        raise ValueError(f"{self.file}: expected {kind.EXPECTED}, found {self.describe()}")
 
     @property
     def base(self) -> str:
@@ -129,42 +174,34 @@ class AdapterSpec:
     @property
     def node(self) -> str:
         """Display name of the node that applies the references."""
-        if self.gated is not None:
+        if self.has(GatedSpec):
             return "Apply Gated Adapter"
-        return "Apply Image Attention" if self.widths else "Encode Prompt with Subjects"
+        return "Encode Prompt with Subjects" if self.acts_in_prompt_only else "Apply Image Attention"
 
     @property
     def acts_in_prompt_only(self) -> bool:
         """Whether nothing of it acts in the UNet."""
-        return not self.widths and self.gated is None
+        return not self.has(ImageAttentionSpec) and not self.has(GatedSpec)
 
     @property
-    def gated_layers(self) -> GatedSpec:
-        """`gated` of a file that has gated layers. Raises ValueError for any other."""
-        if self.gated is None:
-            raise ValueError(f"{self.file}: expected a file with gated layers, found {self.describe()}")
-        return self.gated
-
-    @property
-    def photo_encoder(self) -> EncoderNeed:
-        """`encoder` of a file that reads photos. Raises ValueError for any other."""
-        if self.encoder is None:
-            raise ValueError(f"{self.file}: expected a file that reads photos, found {self.describe()}")
-        return self.encoder
-
-    @property
-    def in_prompt(self) -> PromptSpec:
-        """`prompt` of a file that acts in the prompt. Raises ValueError for any other."""
-        if self.prompt is None:
-            raise ValueError(f"{self.file}: expected a file that acts in the prompt, found {self.describe()}")
-        return self.prompt
+    def acts_in(self) -> tuple[int, str]:
+        """Number and name of the layers, or text encoders, that it acts in: (16, 'gated layers')."""
+        if self.has(GatedSpec):
+            return len(self.part(GatedSpec).places), "gated layers"
+        if self.has(ImageAttentionSpec):
+            return len(self.part(ImageAttentionSpec).widths), "cross-attention layers"
+        streams = len(self.part(PromptSpec).streams)
+        return streams, "text encoder" if streams == 1 else "text encoders"
 
     def describe(self) -> str:
         """Return one line for logs and errors."""
-        if self.gated is not None:
-            what = f"({len(self.gated.places)} gated layers)"
+        if self.has(GatedSpec):
+            what = f"({len(self.part(GatedSpec).places)} gated layers)"
+        elif self.has(ImageAttentionSpec):
+            attention = self.part(ImageAttentionSpec)
+            what = f"({attention.projection}, {len(attention.widths)} layers)"
         else:
-            what = f"({self.projection}, {len(self.widths)} layers)" if self.widths else "(subjects in the prompt)"
+            what = "(subjects in the prompt)"
         return f"{self.label or self.family} for {self.base} {what}"
 
 

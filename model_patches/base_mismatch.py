@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .adapter import AdapterSpec
+from .adapter import AdapterSpec, GatedSpec
 from .bases import BASES, REHEARSAL_BASE, base_name
 from .checkpoints.catalogue import ADAPTERS, GATED
 from .errors import MismatchError
@@ -27,7 +27,7 @@ def base_mismatch(spec: AdapterSpec, context_dim: int, clip: bool = False) -> Ba
     """Return the error if the text width `context_dim` of a model, or of its CLIP, is that of another known base than
     the adapter's, else None. clip: the width is the CLIP's.
     """
-    needed = spec.gated.object_dim if spec.gated is not None else spec.context_dim
+    needed = spec.part(GatedSpec).object_dim if spec.has(GatedSpec) else spec.context_dim
     if context_dim == needed or context_dim not in BASES or needed not in BASES:
         return None
     base = base_name(context_dim)
@@ -36,7 +36,7 @@ def base_mismatch(spec: AdapterSpec, context_dim: int, clip: bool = False) -> Ba
     else:
         links = [
             file.link
-            for file in (GATED if spec.gated is not None else ADAPTERS)
+            for file in (GATED if spec.has(GatedSpec) else ADAPTERS)
             if base in file.base and file.link.endswith(".safetensors")
         ][:MOST_LINKS]
         choose = f"Choose {_article(base)} adapter{': ' + ' or '.join(links) if links else ''}."

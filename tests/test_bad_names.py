@@ -14,6 +14,7 @@ from support.small_checkpoints import FORMATS, PLUS
 from test_bad_pickles import STATE, refused
 from test_checkpoints import checked
 from test_gated_checkpoints import FEW
+from troupe.model_patches.adapter import GatedSpec
 from troupe.model_patches.checkpoints import clip_vision
 from troupe.model_patches.checkpoints.clip_text import text_weights
 from troupe.model_patches.errors import CheckpointError
@@ -94,7 +95,7 @@ def test_metadata_are_shown_short_and_never_taken_for_a_huge_number(tmp_path, te
 def test_a_bundle_for_a_huge_number_of_subjects_has_the_usual(tmp_path, slots):
     bag = FORMATS["Subject-Diffusion bundle"]().files["bundle.safetensors"]
     (tmp_path / "x.safetensors").write_bytes(Bag(bag.state, metadata=bag.metadata | {"slots": slots}).bytes())
-    assert read_adapter(tmp_path / "x.safetensors").spec.gated.slots == 2
+    assert read_adapter(tmp_path / "x.safetensors").spec.part(GatedSpec).slots == 2
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (2,), (4, 3)])

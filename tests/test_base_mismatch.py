@@ -5,7 +5,7 @@ fits is.
 from __future__ import annotations
 
 import pytest
-from troupe.model_patches.adapter import AdapterSpec, EncoderNeed
+from troupe.model_patches.adapter import AdapterSpec, EncoderNeed, ImageAttentionSpec, PhotoSpec
 from troupe.model_patches.base_mismatch import base_mismatch
 from troupe.model_patches.binding.checks import check_widths
 from troupe.model_patches.encoding.interfaces import check_clip_width
@@ -16,9 +16,11 @@ SD15, SD2, SDXL, REHEARSAL = 768, 1024, 2048, 128
 
 
 def spec(context_dim: int, file: str = "ip-adapter-plus_sdxl_vit-h.safetensors") -> AdapterSpec:
-    return AdapterSpec(
-        "ip_adapter", "Resampler", file, context_dim, 16, EncoderNeed("penultimate", 1280), (320,) * 16, False
+    parts = (
+        PhotoSpec(EncoderNeed("penultimate", 1280)),
+        ImageAttentionSpec("Resampler", (320,) * 16, 16, text_gain=False),
     )
+    return AdapterSpec("ip_adapter", file, context_dim, parts)
 
 
 def test_an_sdxl_adapter_on_sd15():

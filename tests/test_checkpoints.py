@@ -23,6 +23,7 @@ from support.published_layouts import (
     nested,
     resampler,
 )
+from troupe.model_patches.adapter import GatedSpec, ImageAttentionSpec, PhotoSpec, PromptSpec
 from troupe.model_patches.checkpoints.catalogue import ADAPTERS, ENCODERS, encoder_of_width, published_file
 from troupe.model_patches.checkpoints.files import read_shapes, read_state
 from troupe.model_patches.errors import CheckpointError
@@ -83,17 +84,19 @@ def checked(error, file):
 def test_every_published_family_is_recognised_by_its_tensors(name):
     family = FAMILIES[name]
     spec = build(family.state, "renamed by its owner.safetensors").spec
-    assert (spec.family, spec.projection, spec.base, spec.tokens) == (
+    photos, attention = spec.part(PhotoSpec), spec.part(ImageAttentionSpec)
+    assert not spec.has(GatedSpec) and not spec.has(PromptSpec)
+    assert (spec.family, attention.projection, spec.base, attention.tokens) == (
         family.family,
         family.projection,
         family.base,
         family.tokens,
     )
-    assert (spec.encoder.kind, spec.encoder.width) == family.encoder
-    assert family.encoder_name in spec.encoder.describe()
-    assert spec.widths == NARROW
-    assert spec.text_gain == (family.family == "mip_adapter")
-    assert (spec.framing, spec.merge) == ("pad", "relevance")
+    assert (photos.encoder.kind, photos.encoder.width) == family.encoder
+    assert family.encoder_name in photos.encoder.describe()
+    assert attention.widths == NARROW
+    assert attention.text_gain == (family.family == "mip_adapter")
+    assert (photos.framing, attention.merge) == ("pad", "relevance")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -120,14 +123,14 @@ def test_the_layers_of_the_real_models_are_all_there(context, count):
         )
     }
     spec = build(flat(image_proj(context, 1024), thin), "x").spec
-    assert len(widths) == count and spec.widths == widths
+    assert len(widths) == count and spec.part(ImageAttentionSpec).widths == widths
 
 
 def test_layers_are_ordered_by_number_not_by_text():
     kv = layers(SD15, tuple(range(8, 8 + 12)))
     shuffled = dict(sorted(kv.items()))  # 1, 11, 13, 15, ..., 3, 5
     adapter = build(flat(image_proj(SD15, 1024), shuffled), "x")
-    assert adapter.spec.widths == tuple(range(8, 20))
+    assert adapter.spec.part(ImageAttentionSpec).widths == tuple(range(8, 20))
     for j, layer in enumerate(adapter.layers.layers):
         assert torch.equal(layer.to_k_ip.weight, kv[f"{2 * j + 1}.to_k_ip.weight"])
         assert torch.equal(layer.to_v_ip.weight, kv[f"{2 * j + 1}.to_v_ip.weight"])

@@ -13,7 +13,7 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
-from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, Weights
+from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, PhotoSpec, Weights
 from troupe.model_patches.checkpoints.clip_vision import with_transformers_names
 from troupe.model_patches.encoders.mlp import MLP
 from troupe.model_patches.errors import MismatchError, SubjectError
@@ -309,7 +309,7 @@ def test_features_of_subject_diffusion_from_photos():
     model = vision_model()
     weights = tuned(model)
     gated = GatedSpec("patches", {"middle_block.1.transformer_blocks.0": 64}, 24, 32, 2, 16)
-    spec = AdapterSpec("subject_diffusion", "MLP", "tiny.bin", 24, 0, EncoderNeed("last", 32), (), False, gated=gated)
+    spec = AdapterSpec("subject_diffusion", "tiny.bin", 24, (PhotoSpec(EncoderNeed("last", 32)), gated))
     torch.manual_seed(5)
     adapter = Adapter(spec, MLP(tiny.EMBED, 24, 24), None, weights=Weights(vision=weights))
     photos = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(4))
@@ -361,7 +361,7 @@ def test_parts_of_an_open_clip_tower_get_their_names():
 
 def test_phrases_need_no_projection_and_no_photos():
     gated = GatedSpec("text", {"middle_block.1.transformer_blocks.0": 64}, 32, 32, 30, 1)
-    adapter = Adapter(AdapterSpec("gligen", "", "tiny.safetensors", 32, 0, None, (), False, gated=gated), None, None)
+    adapter = Adapter(AdapterSpec("gligen", "tiny.safetensors", 32, (gated,)), None, None)
     texts = ClipTexts.sd15(text_model())
     references = encode_references(adapter, Cast((make_subject("cat", [torch.rand(1, 32, 32, 3)]),)), None, texts)
     torch.testing.assert_close(references.subjects[0].features.text, texts.pooled(["cat"])[0])

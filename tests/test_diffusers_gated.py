@@ -22,7 +22,7 @@ from support.tiny_gated_unets import (
     unet,
 )
 from torch import nn
-from troupe.model_patches.adapter import Weights
+from troupe.model_patches.adapter import GatedSpec, Weights
 from troupe.model_patches.attention.box_mask import box_mask
 from troupe.model_patches.binding.layer_tokens import COND, UNCOND
 from troupe.model_patches.binding.object_tokens import Group, corners_of, object_tokens
@@ -118,7 +118,9 @@ def test_it_is_diffusers_own_gligen(kind, base, count):
     """
     native = native_unet(kind, base)
     plain, references = plain_unet(native), gated_references(gligen_adapter(native), BOXES[:count])
-    assert native_fusers(native) == len(references.adapter.spec.gated.places) == 7 and not native_fusers(plain)
+    assert native_fusers(native) == len(references.adapter.spec.part(GatedSpec).places) == 7 and not native_fusers(
+        plain
+    )
     found, expected, without = predict(plain, references), natively(native, kind, references), predict(plain)
     for row in (0, 1):
         assert_same(found[row], expected[row], without[row])
@@ -425,6 +427,8 @@ def test_refusals_name_what_is_wrong():
     plain = unet("sd2")
     with pytest.raises(MismatchError, match="with ImageAttention"):
         apply_gated(plain, tiny.references(plain, 1), PLAIN)
+    with pytest.raises(MismatchError, match=r"a MODEL for tiny.safetensors: .*gated layers\).*cross-attention layers"):
+        ImageAttention(plain, gated_references(patches_adapter(plain), BOXES[:1]), ImageAttentionSettings(1.0))
 
 
 # ---- weights that an adapter brings ----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
 from support import tiny_diffusers as tiny
 from support.golden_mip import LAYERS, fill, layer
+from troupe.model_patches.adapter import ImageAttentionSpec
 from troupe.model_patches.attention.decoupled import LayerTokens
 from troupe.model_patches.attention.merges import MERGES, Mixing
 from troupe.model_patches.binding.layer_tokens import COND, UNCOND
@@ -126,7 +127,7 @@ def test_one_subject_is_diffusers_own_ip_adapter(kind):
     unet = tiny.unet(kind)
     references = tiny.references(unet, 1)
     found = predict(unet, references, ImageAttentionSettings(weight=0.7))
-    state = tiny.adapter_state(list(references.adapter.spec.widths))
+    state = tiny.adapter_state(list(references.adapter.spec.part(ImageAttentionSpec).widths))
     parts = {
         part: {k[len(part) + 1 :]: v for k, v in state.items() if k.startswith(part)}
         for part in ("image_proj", "ip_adapter")

@@ -56,9 +56,7 @@ class Sum(torch.nn.Module):
 
 
 def subject(stream="l", width=32, name="cat", kind="pseudo", **rest):
-    spec = AdapterSpec(
-        "umm", "", "umm.safetensors", width, 0, None, (), False, prompt=PromptSpec(FUSIONS[kind], {stream: width})
-    )
+    spec = AdapterSpec("umm", "umm.safetensors", width, (PromptSpec(FUSIONS[kind], {stream: width}),))
     return References(
         Adapter(spec, None, None), (ReferenceSubject(name, None, None, words={stream: drawn(1, width)}, **rest),), None
     )

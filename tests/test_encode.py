@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from troupe.model_patches.adapter import AdapterSpec, EncoderNeed, Weights
+from troupe.model_patches.adapter import AdapterSpec, EncoderNeed, ImageAttentionSpec, PhotoSpec, Weights
 from troupe.model_patches.encoding.interfaces import check_image_encoder
 from troupe.model_patches.encoding.photos import prepare_photo
 from troupe.model_patches.errors import MismatchError, SubjectError
@@ -16,10 +16,8 @@ POOLED, PENULTIMATE = EncoderNeed("pooled", 1024), EncoderNeed("penultimate", 12
 
 
 def adapter(need=POOLED, tokens=4, context=D):
-    return SimpleNamespace(
-        spec=AdapterSpec("ip_adapter", "ImageProj", "plus_sdxl.safetensors", context, tokens, need, (8,), False),
-        weights=Weights(),
-    )
+    parts = PhotoSpec(need), ImageAttentionSpec("ImageProj", (8,), tokens, text_gain=False)
+    return SimpleNamespace(spec=AdapterSpec("ip_adapter", "plus_sdxl.safetensors", context, parts), weights=Weights())
 
 
 class Images:

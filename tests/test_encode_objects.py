@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.golden_subject_diffusion import filled, golden, normal
 from torch.nn.functional import normalize
-from troupe.model_patches.adapter import AdapterSpec, EncoderNeed, GatedSpec, Weights
+from troupe.model_patches.adapter import AdapterSpec, EncoderNeed, GatedSpec, PhotoSpec, Weights
 from troupe.model_patches.binding.layer_tokens import COND, UNCOND
 from troupe.model_patches.binding.object_tokens import Group, object_tokens
 from troupe.model_patches.encoders.grounding import GroundingNet, to_text_space
@@ -18,7 +18,7 @@ from troupe.model_patches.subjects import Box, Cast, Photo, make_subject
 
 SIZE, PATCHES, HIDDEN, POOLED = 16, 4, 12, 6
 E, WORD = 6, 10
-NEEDS = {"text": None, "text_image": EncoderNeed("pooled", POOLED), "patches": EncoderNeed("last", HIDDEN)}
+NEEDS = {"text_image": EncoderNeed("pooled", POOLED), "patches": EncoderNeed("last", HIDDEN)}
 WIDTHS = {"text": (768, E, 1), "text_image": (768, E, 2), "patches": (WORD, HIDDEN, PATCHES)}
 FAMILY = {"text": "gligen", "text_image": "gligen", "patches": "subject_diffusion"}
 HALF = Box(0, 0, 0.5, 1)
@@ -27,9 +27,8 @@ HALF = Box(0, 0, 0.5, 1)
 def adapter(kind, vision=None, framing="center"):
     context, feature, tokens = WIDTHS[kind]
     gated = GatedSpec(kind, {"middle_block.1.transformer_blocks.0": 8}, context, feature, 30, tokens)
-    spec = AdapterSpec(
-        FAMILY[kind], "", f"{kind}.safetensors", context, 0, NEEDS[kind], (), False, framing, gated=gated
-    )
+    photos = (PhotoSpec(NEEDS[kind], framing),) if kind in NEEDS else ()
+    spec = AdapterSpec(FAMILY[kind], f"{kind}.safetensors", context, (gated, *photos))
     return SimpleNamespace(spec=spec, weights=Weights(vision=vision or {}))
 
 
@@ -268,9 +267,7 @@ def test_object_tokens_are_those_of_the_official_run(count, boxes):
     reads one subject without its box. The stored tokens are in half precision."""
     g = golden("pipeline")
     gated = GatedSpec("patches", {}, 32, 40, 2, 4)
-    spec = AdapterSpec(
-        "subject_diffusion", "MLP", "golden", 32, 0, EncoderNeed("last", 40), (), False, "center", gated=gated
-    )
+    spec = AdapterSpec("subject_diffusion", "golden", 32, (PhotoSpec(EncoderNeed("last", 40), "center"), gated))
     placed = [
         None if box is None else Box(box[0] / 512, box[1] / 512, (box[2] - box[0]) / 512, (box[3] - box[1]) / 512)
         for box in boxes

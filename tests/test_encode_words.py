@@ -8,7 +8,15 @@ import pytest
 import torch
 from support.prompt_fusions import FUSIONS
 from support.published_layouts import mm_diff_members
-from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec, Weights
+from troupe.model_patches.adapter import (
+    Adapter,
+    AdapterSpec,
+    EncoderNeed,
+    ImageAttentionSpec,
+    PhotoSpec,
+    PromptSpec,
+    Weights,
+)
 from troupe.model_patches.encoding.faces import Faces
 from troupe.model_patches.errors import SubjectError
 from troupe.model_patches.families.encode import encode_subjects
@@ -47,36 +55,19 @@ def read(pictures):
 
 
 def mm_diff(projection="FaceHead", own=100.0):
-    need, prompt = EncoderNeed("pooled", POOLED), PromptSpec(FUSIONS["word"], STREAMS)
-    spec = AdapterSpec(
-        "mm_diff",
-        projection,
-        "mm_diff.bin",
-        2048,
-        TOKENS,
-        need,
-        (8,),
-        False,
-        framing="black",
-        merge="joint",
-        prompt=prompt,
+    parts = (
+        PhotoSpec(EncoderNeed("pooled", POOLED), framing="black"),
+        ImageAttentionSpec(projection, (8,), TOKENS, text_gain=False, merge="joint"),
+        PromptSpec(FUSIONS["word"], STREAMS),
     )
+    spec = AdapterSpec("mm_diff", "mm_diff.bin", 2048, parts)
     return SimpleNamespace(spec=spec, weights=Weights(vision={"own": torch.tensor(own)}))
 
 
 def simple(kind, tokens=1, need="pooled"):
     family = {"pseudo": "umm", "postfuse": "fastcomposer"}[kind]
-    spec = AdapterSpec(
-        family,
-        "PseudoWords",
-        "umm.safetensors",
-        768,
-        0,
-        EncoderNeed(need, WIDTH if need == "unprojected" else POOLED),
-        (),
-        False,
-        prompt=PromptSpec(FUSIONS[kind], {"l": 8}, tokens),
-    )
+    photos = PhotoSpec(EncoderNeed(need, WIDTH if need == "unprojected" else POOLED))
+    spec = AdapterSpec(family, "umm.safetensors", 768, (photos, PromptSpec(FUSIONS[kind], {"l": 8}, tokens)))
     return SimpleNamespace(spec=spec, weights=Weights())
 
 
@@ -236,20 +227,12 @@ def test_mm_diff_on_tiny_real_modules():
         {name: tensor for name, tensor in state.items() if name.startswith(("proj.", "layer_norm.", "refiner."))}
     )
     modules = MMDiffHeads({"embed_dim": 24, "hidden_dim": 16, "one_dim": 8, "two_dim": 12}, head).requires_grad_(False)
-    prompt = PromptSpec(FUSIONS["word"], STREAMS)
-    spec = AdapterSpec(
-        "mm_diff",
-        "FaceHead",
-        "mm_diff.bin",
-        40,
-        4,
-        EncoderNeed("pooled", 24),
-        (8,),
-        False,
-        framing="black",
-        merge="joint",
-        prompt=prompt,
+    parts = (
+        PhotoSpec(EncoderNeed("pooled", 24), framing="black"),
+        ImageAttentionSpec("FaceHead", (8,), 4, text_gain=False, merge="joint"),
+        PromptSpec(FUSIONS["word"], STREAMS),
     )
+    spec = AdapterSpec("mm_diff", "mm_diff.bin", 40, parts)
     adapter = Adapter(spec, modules, None, weights=Weights(vision={name: changed.state_dict()[name]}))
     with torch.no_grad():
         found = encode_references(adapter, cast_of(ALICE, BOB), ClipImages(model), None)

@@ -24,7 +24,7 @@ from safetensors.torch import load as read_safetensors
 from support.file_mutations import CANARY, Bag, classes, mutated
 from support.side_effects import SLACK, outcome, starved, watched
 from support.small_checkpoints import FORMATS, Folder
-from troupe.model_patches.adapter import Adapter
+from troupe.model_patches.adapter import Adapter, GatedSpec
 from troupe.model_patches.checkpoints.files import read_metadata, read_shapes
 from troupe.model_patches.errors import CheckpointError
 from troupe.model_patches.families.registry import read_adapter
@@ -74,7 +74,7 @@ def prints(tensor: torch.Tensor) -> tuple:
 
 def held(adapter: Adapter) -> State:
     """Every tensor of a loaded adapter."""
-    places = list(adapter.spec.gated.places) if adapter.spec.gated else []
+    places = list(adapter.spec.part(GatedSpec).places) if adapter.spec.has(GatedSpec) else []
     rooms = {
         "projection": adapter.projection,
         "layers": adapter.layers,

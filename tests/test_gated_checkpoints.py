@@ -17,6 +17,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.clip_image_project_model import CLIPImageProjection
 from support import published_layouts as published
+from support.prompt_fusions import FUSIONS
 from support.published_layouts import (
     SD2,
     SD15,
@@ -37,7 +38,7 @@ from support.published_layouts import (
 )
 from test_checkpoints import Bomb, checked
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-from troupe.model_patches.adapter import EncoderNeed, GatedSpec
+from troupe.model_patches.adapter import AdapterSpec, EncoderNeed, GatedSpec, PhotoSpec, PromptSpec
 from troupe.model_patches.checkpoints.adapter_file import adapter_label
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, GATED, PROJECTION_MATRIX, published_file
 from troupe.model_patches.checkpoints.files import flatten, read_metadata, read_state
@@ -202,10 +203,11 @@ def test_a_tensors_name_goes_there_and_back():
 def test_every_layout_is_the_same_adapter(layout, kind, whole):
     adapter = gligen.build(gligen_state(kind, layout=layout, whole=whole), "any.bin", image_project=MATRIX)
     spec = adapter.spec
-    assert (spec.family, spec.context_dim, spec.widths, spec.framing) == ("gligen", SD15, (), "center")
-    assert spec.gated == GatedSpec(kind, SD_WIDTHS, SD15, SD15, 30, 1 if kind == "text" else 2)
-    assert list(spec.gated.places) == list(SD_WIDTHS)
-    assert spec.encoder == (None if kind == "text" else EncoderNeed("pooled", SD15))
+    photos = () if kind == "text" else (PhotoSpec(EncoderNeed("pooled", SD15), framing="center"),)
+    gated = GatedSpec(kind, SD_WIDTHS, SD15, SD15, 30, 1 if kind == "text" else 2)
+    label = "GLIGEN text boxes" if kind == "text" else "GLIGEN text-image boxes"
+    assert spec == AdapterSpec("gligen", "any.bin", SD15, (gated, *photos), label)
+    assert list(spec.part(GatedSpec).places) == list(SD_WIDTHS)
     assert (adapter.projection is None) == (kind == "text") and adapter.layers is None and not adapter.weights.unet
     assert "GLIGEN" in spec.describe() and "16" in spec.describe() and "SD1.5" in spec.describe()
     for number, place in enumerate(SD_WIDTHS):
@@ -222,7 +224,7 @@ def test_every_layout_is_the_same_adapter(layout, kind, whole):
 def test_an_sdxl_file_has_seventy_layers(layout):
     state = gligen_state(sdxl=True, layout=layout, context=SDXL, feature=SDXL)
     adapter = gligen.build(state, "x")
-    spec = adapter.spec.gated
+    spec = adapter.spec.part(GatedSpec)
     assert list(spec.places) == list(SDXL_WIDTHS) and (spec.object_dim, spec.feature_dim, adapter.spec.base) == (
         SDXL,
         SDXL,
@@ -245,7 +247,7 @@ def test_the_layers_of_the_real_models_are_all_there(context, millions):
     }
     net = {f"position_net.{name}": tensor.to("meta") for name, tensor in position_net("text", SD15, context).items()}
     adapter = gligen.build(fusers | net, "x")
-    assert adapter.spec.gated.places == widths
+    assert adapter.spec.part(GatedSpec).places == widths
     assert round(sum(p.numel() for p in adapter.gated.fusers.parameters()) / 1e6, 1) == millions
     assert [f.heads for f in adapter.gated.fusers] == [
         8 if context == SD15 else width // 64 for width in widths.values()
@@ -322,7 +324,7 @@ def test_a_file_cut_into_parts_is_one(tmp_path):
         safetensors.torch.save_file(tensors, path)
     for path in paths:
         assert (
-            read_adapter(path).spec.gated.places == FEW
+            read_adapter(path).spec.part(GatedSpec).places == FEW
             and set(belonging(path)) == set(paths)
             and belonging(path)[0] == path
         )
@@ -375,7 +377,7 @@ def test_the_projection_matrix_is_found_beside_the_file(tmp_path, name):
     else:
         torch.save(state if in_diffusers else MATRIX, there)
     adapter = read_adapter(path)
-    assert isinstance(adapter.projection, TextSpace) and adapter.spec.projection == "TextSpace"
+    assert isinstance(adapter.projection, TextSpace)
     e = random(3, SD15)
     found = adapter.projection(e)
     v = e @ MATRIX
@@ -587,7 +589,7 @@ def test_training_settings_in_a_file_are_passed_over(tmp_path, form):
         torch.equal(read[f"model.{name}"], tensor) for name, tensor in state.items()
     )
     assert set(torch.serialization.get_safe_globals()) == before and "omegaconf" not in sys.modules
-    assert read_adapter(tmp_path / "official.bin").spec.gated.kind == "text"
+    assert read_adapter(tmp_path / "official.bin").spec.part(GatedSpec).kind == "text"
 
 
 class Forged:
@@ -635,17 +637,12 @@ def test_the_four_modules_become_one_adapter():
     parts = subject_diffusion_members()
     adapter = subject_diffusion.build(parts, "unet_0_449999/pytorch_model.bin")
     spec = adapter.spec
-    assert (spec.family, spec.projection, spec.context_dim, spec.framing, spec.base) == (
-        "subject_diffusion",
-        "MLP",
-        SD2,
-        "pad",
-        "SD2.x",
-    )
-    assert spec.encoder == EncoderNeed("last", 1280) and "ViT-H" in spec.encoder.describe()
-    assert spec.gated == GatedSpec("patches", SD_WIDTHS, SD2, 1280, 2, 256) and list(spec.gated.places) == list(
-        SD_WIDTHS
-    )
+    assert (spec.family, spec.context_dim, spec.base) == ("subject_diffusion", SD2, "SD2.x")
+    assert isinstance(adapter.projection, MLP)
+    photos, layers = spec.part(PhotoSpec), spec.part(GatedSpec)
+    assert photos == PhotoSpec(EncoderNeed("last", 1280), framing="pad") and "ViT-H" in photos.encoder.describe()
+    assert layers == GatedSpec("patches", SD_WIDTHS, SD2, 1280, 2, 256) and list(layers.places) == list(SD_WIDTHS)
+    assert spec.part(PromptSpec) == PromptSpec(FUSIONS["placeholder"], {"h": SD2}) and len(spec.parts) == 3
     for number, width in enumerate(SD_WIDTHS.values()):
         ours = adapter.gated.fusers[number].state_dict()
         assert all(
@@ -886,7 +883,7 @@ def test_the_tool_makes_a_bundle_that_is_the_same_adapter(tmp_path, half):
     dtype = torch.float16 if half else torch.float32
     assert {tensor.dtype for tensor in names.values()} == {dtype}
     found, expected = read_adapter(out), read_adapter(paths["proj"])
-    assert found.spec.gated == expected.spec.gated and found.spec.encoder == expected.spec.encoder
+    assert found.spec.parts == expected.spec.parts
     pairs = [
         (found.gated.state_dict(), expected.gated.state_dict()),
         (found.projection.state_dict(), expected.projection.state_dict()),
@@ -913,7 +910,7 @@ def test_a_bundle_says_how_many_subjects_it_was_trained_with(tmp_path):
     out, tensors = tmp_path / "b.safetensors", subject_diffusion.needed(small())
     for metadata, slots in (({"slots": "4"}, 4), ({}, 2), ({"slots": "many"}, 2), ({"slots": "0"}, 2)):
         safetensors.torch.save_file(tensors, out, metadata)
-        assert read_adapter(out).spec.gated.slots == slots
+        assert read_adapter(out).spec.part(GatedSpec).slots == slots
 
 
 def test_a_bundle_of_a_later_version_is_refused(tmp_path):

@@ -28,7 +28,7 @@ from support.published_layouts import (
     umm_state,
 )
 from test_checkpoints import checked
-from troupe.model_patches.adapter import EncoderNeed, PromptSpec
+from troupe.model_patches.adapter import AdapterSpec, EncoderNeed, ImageAttentionSpec, PhotoSpec, PromptSpec
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROMPT, published_file, where_to_get
 from troupe.model_patches.checkpoints.files import read_metadata, read_state
 from troupe.model_patches.checkpoints.unet_layout import SD, SDXL, ldm_names, sd_shapes, transformer_paths
@@ -163,21 +163,19 @@ def test_the_three_files_become_one_adapter():
     members = thin()
     adapter = built(members)
     spec, custom = adapter.spec, members["custom_weights"]
-    assert (spec.family, spec.projection, spec.context_dim, spec.tokens, spec.framing, spec.merge, spec.text_gain) == (
+    widths = (8,) * 4 + (16,) * 50 + (8,) * 6 + (16,) * 10
+    assert spec == AdapterSpec(
         "mm_diff",
-        "FaceHead",
+        spec.file,
         32,
-        4,
-        "black",
-        "joint",
-        False,
+        (
+            PhotoSpec(EncoderNeed("pooled", 24), framing="black"),
+            ImageAttentionSpec("FaceHead", widths, 4, text_gain=False, merge="joint"),
+            PromptSpec(FUSIONS["word"], {"l": 12, "g": 20}),
+        ),
+        "MM-Diff",
     )
-    assert (
-        spec.encoder == EncoderNeed("pooled", 24)
-        and spec.prompt == PromptSpec(FUSIONS["word"], {"l": 12, "g": 20})
-        and spec.gated is None
-    )
-    assert spec.widths == adapter.layers.widths == (8,) * 4 + (16,) * 50 + (8,) * 6 + (16,) * 10
+    assert adapter.layers.widths == widths
     assert spec.describe().startswith("MM-Diff for ") and "FaceHead, 70 layers" in spec.describe()
     pooled, faces, dense = random(2, 24), random(3, 512), random(3, 5, 40)
     one, two, tokens = adapter.projection(pooled, faces, dense)
@@ -211,8 +209,10 @@ def test_the_real_ones_widths_are_read_as_published():
     assert round(sum(tensor.numel() for tensor in real.values()) / 1e6, 1) == 121.9 and len(pairs) == 560
     assert layers.widths == published.UNET_WIDTHS[2048] and layers.context_dim == 2048
     adapter = built(mm_diff_members())
-    assert (adapter.spec.base, adapter.spec.encoder, adapter.spec.tokens) == ("SDXL", EncoderNeed("pooled", 768), 4)
-    assert adapter.spec.prompt.streams == {"l": 768, "g": 1280} and "ViT-L" in adapter.spec.encoder.describe()
+    need = adapter.spec.part(PhotoSpec).encoder
+    assert (adapter.spec.base, need) == ("SDXL", EncoderNeed("pooled", 768)) and "ViT-L" in need.describe()
+    assert adapter.spec.part(ImageAttentionSpec).tokens == 4
+    assert adapter.spec.part(PromptSpec).streams == {"l": 768, "g": 1280}
 
 
 def test_an_entrys_number_says_its_place():
@@ -267,7 +267,7 @@ def test_text_and_image_attention_share_their_tensors():
 
 @pytest.mark.parametrize("vector, kind", [(512, "FaceHead"), (24, "ObjectHead"), (40, "CLSHead")])
 def test_a_head_that_reads_photos_is_another_kind(vector, kind):
-    assert built(thin(vector=vector)).spec.projection == kind
+    assert built(thin(vector=vector)).spec.part(ImageAttentionSpec).projection == kind
 
 
 def test_a_head_that_reads_something_else_is_refused():
@@ -277,7 +277,7 @@ def test_a_head_that_reads_something_else_is_refused():
 
 @pytest.mark.parametrize("tokens", [1, 4, 6])
 def test_the_number_of_tokens_is_read(tokens):
-    assert built(thin(tokens=tokens)).spec.tokens == tokens
+    assert built(thin(tokens=tokens)).spec.part(ImageAttentionSpec).tokens == tokens
 
 
 @pytest.mark.parametrize("spelling", ["new", "old"])
@@ -553,11 +553,7 @@ def test_the_tool_makes_a_bundle_that_is_the_same_adapter(tmp_path, half):
     dtype, names = torch.float16 if half else torch.float32, read_state(out)
     assert {tensor.dtype for tensor in names.values()} == {dtype} and not any("position_ids" in name for name in names)
     found, expected = read_adapter(out), read_adapter(paths["unet_adapter_weights"])
-    assert (
-        found.spec.file == "bundle.safetensors"
-        and found.spec.widths == expected.spec.widths
-        and found.spec.prompt == expected.spec.prompt
-    )
+    assert found.spec.file == "bundle.safetensors" and found.spec.parts == expected.spec.parts
     for room in ("projection", "layers", "fusion"):
         mine, theirs = getattr(found, room).state_dict(), getattr(expected, room).state_dict()
         assert mine.keys() == theirs.keys() and all(
@@ -640,17 +636,11 @@ def test_a_mapping_is_what_its_metadata_say(tmp_path, metadata, features, more):
     safetensors.torch.save_file(state, tmp_path / "my.safetensors", texts)
     adapter = read_adapter(tmp_path / "my.safetensors")
     spec = adapter.spec
-    assert (spec.family, spec.projection, spec.base, spec.widths, spec.framing, spec.tokens) == (
-        "umm",
-        "Mapping",
-        "SD1.5",
-        (),
-        "pad",
-        0,
-    )
-    assert spec.encoder == EncoderNeed(*features) and spec.prompt == PromptSpec(FUSIONS["pseudo"], {"l": 768}, tokens)
+    need = EncoderNeed(*features)
+    parts = PhotoSpec(need, "pad"), PromptSpec(FUSIONS["pseudo"], {"l": 768}, tokens)
+    assert spec == AdapterSpec("umm", "my.safetensors", 768, parts, "UMM-Diffusion") and spec.base == "SD1.5"
     assert spec.describe() == "UMM-Diffusion for SD1.5 (subjects in the prompt)"
-    assert "ViT-L" in spec.encoder.describe() and spec.encoder.fits(1024, 768) and not spec.encoder.fits(1280, 1024)
+    assert "ViT-L" in need.describe() and need.fits(1024, 768) and not need.fits(1280, 1024)
     direct = PseudoWords((features[1], 32, 24, 768 * tokens), **more)
     direct.load_state_dict(below(state, "mapping."))
     photos = random(2, features[1])
@@ -737,14 +727,9 @@ def test_the_whole_model_is_an_adapter(tmp_path, whole, kind):
     (safetensors.torch.save_file if kind == "safetensors" else torch.save)(whole, path)
     adapter = read_adapter(path)
     spec = adapter.spec
-    assert (spec.family, spec.projection, spec.base, spec.widths, spec.framing) == (
-        "fastcomposer",
-        "",
-        "SD1.5",
-        (),
-        "black",
-    )
-    assert spec.encoder == EncoderNeed("pooled", 768) and spec.prompt == PromptSpec(FUSIONS["postfuse"], {"l": 768})
+    parts = PhotoSpec(EncoderNeed("pooled", 768), "black"), PromptSpec(FUSIONS["postfuse"], {"l": 768})
+    assert spec == AdapterSpec("fastcomposer", spec.file, 768, parts, "FastComposer") and spec.base == "SD1.5"
+    assert adapter.projection is None
     assert spec.describe() == "FastComposer for SD1.5 (subjects in the prompt)"
     given = random(2, 768), random(2, 768, seed=1)
     assert torch.equal(

@@ -8,6 +8,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from support import tiny_diffusers as tiny
 from support import tiny_training as small
 from test_training_gradients import interpolated, two_heads
+from troupe.model_patches.adapter import ImageAttentionSpec, PromptSpec
 from troupe.model_patches.attention.decoupled import Mixing
 from troupe.model_patches.binding.layer_tokens import COND
 from troupe.model_patches.binding.settings import ImageAttentionSettings
@@ -62,7 +63,9 @@ def test_an_image_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe
     trainee = small.changed(small.trainee(recipe, base(), **NO_DROPS, **options))
     path = write_export(trainee.export(), tmp_path / "trained.safetensors", half=False)
     adapter = load_adapter(path)
-    assert adapter.spec.family == recipe and adapter.spec.projection == options.get("projection", "ImageProj")
+    assert adapter.spec.family == recipe and adapter.spec.part(ImageAttentionSpec).projection == options.get(
+        "projection", "ImageProj"
+    )
     draws = small.draws(pictures, 4)
     batch = trainee.prepare(draws)
     with torch.no_grad():
@@ -129,7 +132,7 @@ def test_a_prompt_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe
     path = write_export(trainee.export(), tmp_path / "trained.safetensors", half=False)
     adapter, models = load_adapter(path), trainee.base
     assert adapter.spec.base == ("SD1.5" if base == "sd15" else "the rehearsal world")
-    assert (adapter.spec.family, adapter.spec.in_prompt.tokens) == (recipe.split("_")[0], 2 if metadata else 1)
+    assert (adapter.spec.family, adapter.spec.part(PromptSpec).tokens) == (recipe.split("_")[0], 2 if metadata else 1)
     draws = small.draws(pictures, 3)
     batch = trainee.prepare(draws)
     with torch.no_grad():

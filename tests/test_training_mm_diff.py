@@ -13,7 +13,7 @@ from support import paper_mm_diff as paper
 from support import tiny_training as small
 from test_training_prompt_gradients import assert_equal_gradients, noisy_and_noise
 from torch.nn.functional import gelu, interpolate
-from troupe.model_patches.adapter import Weights
+from troupe.model_patches.adapter import ImageAttentionSpec, PromptSpec, Weights
 from troupe.model_patches.attention.decoupled import Mixing
 from troupe.model_patches.binding.layer_tokens import COND
 from troupe.model_patches.binding.settings import ImageAttentionSettings
@@ -195,8 +195,10 @@ def test_it_predicts_in_the_sampler_what_it_did_in_training(base, identity, kind
     trainee = small.changed(small_one(base(), identity=identity))
     adapter = load_adapter(write_export(trainee.export(), tmp_path / "trained.safetensors", half=False))
     spec, models = adapter.spec, trainee.base
-    assert (spec.family, spec.projection, spec.tokens, len(adapter.weights.unet_lora)) == ("mm_diff", kind, 3, pairs)
-    assert sorted(spec.in_prompt.streams) == sorted(streams)
+    attention = spec.part(ImageAttentionSpec)
+    assert (spec.family, attention.projection, attention.tokens) == ("mm_diff", kind, 3)
+    assert len(adapter.weights.unet_lora) == pairs
+    assert sorted(spec.part(PromptSpec).streams) == sorted(streams)
     assert set(adapter.weights.text_lora) == {"l"} and len(adapter.weights.text_lora["l"]) == 2 * 4
     draws = small.draws(pictures, 4)
     batch = trainee.prepare(draws)
@@ -376,7 +378,10 @@ def test_from_settings_to_a_file(tmp_path):
     finally:
         small.forget_accelerate()
     adapter = read_adapter(tmp_path / "out" / "mm_diff.safetensors")
-    assert ended.step == 3 and (adapter.spec.family, adapter.spec.projection) == ("mm_diff", "ObjectHead")
+    assert ended.step == 3 and (adapter.spec.family, adapter.spec.part(ImageAttentionSpec).projection) == (
+        "mm_diff",
+        "ObjectHead",
+    )
     assert any(pair.up.any() for pair in adapter.weights.unet_lora.values())
     assert len(list((tmp_path / "out" / "sheets").iterdir())) == 2
 

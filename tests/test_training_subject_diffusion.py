@@ -19,6 +19,7 @@ from support.paper_mm_diff import tokenizer
 from test_training_prompt_gradients import WithMaps, noisy_and_noise, through
 from torch import nn
 from torch.nn.functional import gelu, interpolate, layer_norm
+from troupe.model_patches.adapter import GatedSpec, PromptSpec
 from troupe.model_patches.binding.layer_tokens import COND
 from troupe.model_patches.binding.settings import GatedSettings
 from troupe.model_patches.errors import MismatchError
@@ -83,7 +84,7 @@ def gated_unet(trainee):
     state["conv_in.weight"] = torch.cat((state["conv_in.weight"], trainee.gated.mask_conv.weight), 1)
     names = {}
     for place, path in trainee.paths.items():
-        number = list(trainee.spec.gated.places).index(place)
+        number = list(trainee.spec.part(GatedSpec).places).index(place)
         for name, value in trainee.gated.fusers[number].state_dict().items():
             theirs = name.removesuffix(".weight") if name.startswith("alpha_") else name
             state[f"{path}.fuser.{theirs}"] = value
@@ -372,8 +373,8 @@ def test_it_predicts_in_the_sampler_what_it_did_in_training(kind, boxed, picture
     trainee = changed(small.trainee(RECIPE, trained, **NO_DROPS, box_embedding=boxed))
     path = write_export(trainee.export(), tmp_path / "trained.safetensors", half=False)
     adapter = load_adapter(path)
-    assert (adapter.spec.family, adapter.spec.gated.slots) == (RECIPE, SLOTS)
-    assert list(adapter.spec.in_prompt.streams) == ["h" if kind == "sd2" else "l"]
+    assert (adapter.spec.family, adapter.spec.part(GatedSpec).slots) == (RECIPE, SLOTS)
+    assert list(adapter.spec.part(PromptSpec).streams) == ["h" if kind == "sd2" else "l"]
     draws = small.draws(pictures, 3)
     batch = trainee.prepare(draws)
     with torch.no_grad():

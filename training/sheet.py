@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from ..model_patches.adapter import Adapter
+from ..model_patches.adapter import Adapter, GatedSpec, ImageAttentionSpec, PromptSpec
 from ..model_patches.binding.settings import GatedSettings, ImageAttentionSettings, mixing_for
 from ..model_patches.encoding.framing import bounding_box, flatten_alpha
 from ..model_patches.hosts.diffusers.encoders import encode_references
@@ -42,7 +42,7 @@ def paint_sheet(trainee: Trainee, examples: Sequence[Example], settings: SheetCo
     adapter, rows = trainee.adapter(), []
     for i, example in enumerate(examples):
         cast, other = (
-            boxed_as(example, given) if adapter.spec.gated is not None else given
+            boxed_as(example, given) if adapter.spec.has(GatedSpec) else given
             for given in (cast_of(example), exchanged(example, examples[(i + 1) % len(examples)]))
         )
         painted = [
@@ -63,11 +63,11 @@ def paint(
         positive, negative = base.texts.encode_prompt(plain(caption)), base.texts.encode_prompt("")
         if cast is not None:
             references = encode_references(adapter, cast, base.images, base.texts)
-            if adapter.spec.prompt is not None:
+            if adapter.spec.has(PromptSpec):
                 positive, _ = encode_prompt(base.texts, references, unmarked(caption), settings.start_percent)
-            if adapter.spec.widths:
+            if adapter.spec.has(ImageAttentionSpec):
                 applied = [(references, ImageAttentionSettings(settings.weight, mixing_for(references, "auto")))]
-            if adapter.spec.gated is not None:
+            if adapter.spec.has(GatedSpec):
                 applied = [(references, GatedSettings(settings.weight, use_bbox="on"))]
     weights = [(adapter, 1.0)] if adapter.weights.unet or adapter.weights.unet_lora else []
     latent = sample(

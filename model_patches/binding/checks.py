@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..adapter import AdapterSpec
+from ..adapter import AdapterSpec, GatedSpec, ImageAttentionSpec
 from ..attention.merges import NAMELESS
 from ..base_mismatch import base_mismatch
 from ..bases import base_name
@@ -20,7 +20,8 @@ def check_widths(spec: AdapterSpec, widths: Sequence[int], context_dim: int) -> 
     """
     if (error := base_mismatch(spec, context_dim)) is not None:
         raise error
-    if context_dim != spec.context_dim or tuple(widths) != spec.widths:
+    own = spec.part(ImageAttentionSpec).widths if spec.has(ImageAttentionSpec) else ()
+    if context_dim != spec.context_dim or tuple(widths) != own:
         what = f"{len(widths)} cross-attention layers and text embeddings of size {context_dim}"
         wanted = f"a MODEL for {spec.file}: {spec.describe()}, text embeddings of size {spec.context_dim}"
         raise MismatchError(
@@ -34,7 +35,7 @@ def check_places(spec: AdapterSpec, widths: Mapping[str, int], context_dim: int)
 
     widths: LDM path of each transformer block of the model, as in `GatedSpec.places`, -> its width.
     """
-    gated = spec.gated_layers
+    gated = spec.part(GatedSpec)
     places = gated.places
     fitting = sum(widths.get(path) == width for path, width in places.items())
     if fitting == len(places) and context_dim == gated.object_dim:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import pad
 
+from ..adapter import ImageAttentionSpec
 from ..attention.decoupled import LayerTokens, image_delta
 from ..attention.merges import Mixing
 from ..encoders.decoupled import DecoupledLayers, layers_of
@@ -141,7 +142,7 @@ def call_tokens(
     group. Subjects of weight 0 have no tokens in the joint softmax of an adapter that was published with it.
     """
     mixing = settings.mixing
-    without_absent = mixing.rule.one_softmax and mixing.merge == references.adapter.spec.merge
+    without_absent = mixing.rule.one_softmax and mixing.merge == references.adapter.spec.part(ImageAttentionSpec).merge
     valid_tokens = valid_image_tokens(references, without_absent, device)
     segments = None if names is None else name_segments(references, device)
     each = zip(images, names or [None] * len(images), heads, strict=True)

@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 
+from ..adapter import GatedSpec
 from ..attention.box_mask import box_mask
 from ..attention.gated import ObjectTokens, weighted
 from ..attention.limits import WHOLE, Window
@@ -138,7 +139,7 @@ def _features(subject: ReferenceSubject) -> ObjectFeatures:
 
 def _slots(references: References) -> int:
     """Slots that the net was trained with, or more where the cast is larger."""
-    return max(references.adapter.spec.gated_layers.slots, len(references.subjects))
+    return max(references.adapter.spec.part(GatedSpec).slots, len(references.subjects))
 
 
 def _stacked(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ..adapter import PromptSpec
 from ..attention.gated import scale_at
 from ..subjects import References, ReferenceSubject
 from .layer_tokens import COND
@@ -104,8 +105,8 @@ def needs_names(references: References, settings: ImageAttentionSettings, record
 
 def waits_for_prompt(references: References) -> bool:
     """Return whether the subjects act in the UNet only once they are in the prompt, as MM-Diff was published."""
-    prompt = references.adapter.spec.prompt
-    return prompt is not None and prompt.fusion.starts_image_attention
+    spec = references.adapter.spec
+    return spec.has(PromptSpec) and spec.part(PromptSpec).fusion.starts_image_attention
 
 
 def is_delayed(start_percent: float, start_step: int) -> bool:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..adapter import ImageAttentionSpec
 from ..attention.merges import Mixing
 from ..errors import MismatchError
 from ..subjects import References
@@ -47,9 +48,12 @@ class GatedSettings:
 
 def mixing_for(references: References, merge: str, sharpness: float = 1.0, background: float = 1.0) -> Mixing:
     """Return the settings of the Apply node's merge widgets; 'auto' is the merge that the adapter was
-    published with.
+    published with, and `Mixing`'s default for one without image attention, which the Apply node refuses.
     """
-    return Mixing(references.adapter.spec.merge if merge == "auto" else merge, sharpness, background)
+    spec = references.adapter.spec
+    if merge == "auto":
+        merge = spec.part(ImageAttentionSpec).merge if spec.has(ImageAttentionSpec) else Mixing.merge
+    return Mixing(merge, sharpness, background)
 
 
 def check_finite(settings: Any, node: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..adapter import AdapterSpec
+from ..adapter import AdapterSpec, PhotoSpec
 from ..subjects import Cast, References, ReferenceSubject, Subject
 from .interfaces import EncodeInputs, ImageEncoder, NameEncoder, Projector, check_clip_width, check_named, without_words
 from .photos import prepared_photos
@@ -81,7 +81,7 @@ def _encode_photos(
     """Tokens of each subject (mean over its photos, after projection) and uncond tokens. previews: all photos,
     prepared.
     """
-    kind = spec.photo_encoder.kind
+    kind = spec.part(PhotoSpec).encoder.kind
     pooled = kind == "pooled"
     pictures = torch.stack(list(previews)) if previews else torch.zeros(0, images.size, images.size, 3)
     features = images.encode(pictures, kind, blank=not pooled)

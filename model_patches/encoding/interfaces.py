@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..adapter import AdapterSpec
+from ..adapter import AdapterSpec, PhotoSpec
 from ..base_mismatch import base_mismatch
 from ..checkpoints.catalogue import encoder_of_width, where_to_get
 from ..errors import MismatchError, SubjectError
@@ -93,9 +93,9 @@ def check_image_encoder(spec: AdapterSpec, images: Any) -> None:
 
     An adapter that reads no photos takes any.
     """
-    need = spec.encoder
-    if need is None:
+    if not spec.has(PhotoSpec):
         return
+    need = spec.part(PhotoSpec).encoder
     known = encoder_of_width(need.kind, need.width)
     fetch = (
         f"{where_to_get(known.file)}, then leave 'clip_vision_name' on auto."

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..adapter import PhotoSpec, PromptSpec
 from ..subjects import References
 from .image_tokens import reference_subject
 from .interfaces import EncodeInputs, check_named
@@ -31,8 +32,8 @@ def prompt_vectors(
     check_all_named(given)
     subjects = []
     if cast.subjects:
-        embeds = given.images.encode(torch.stack(list(previews)), spec.photo_encoder.kind, blank=False)
-        (stream,) = spec.in_prompt.streams
+        embeds = given.images.encode(torch.stack(list(previews)), spec.part(PhotoSpec).encoder.kind, blank=False)
+        (stream,) = spec.part(PromptSpec).streams
         each = vectors_of(embeds).float().split([len(s.photos) for s in cast.subjects])
         subjects = [
             reference_subject(i, s, words={stream: mine.mean(0)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from ..adapter import PhotoSpec
 from ..encoding.interfaces import EncodeInputs, ImageEncoder, NameEncoder, Projector, check_image_encoder
 from ..subjects import Cast, References, SubjectAdapter
 from .registry import family_of
@@ -41,7 +42,8 @@ def encode_subjects(
     spec = adapter.spec
     check_image_encoder(spec, images)
     own = images.with_weights(adapter.weights.vision) if images is not None and adapter.weights.vision else images
-    framing = spec.framing if framing == "auto" else framing
+    if framing == "auto":
+        framing = spec.part(PhotoSpec).framing if spec.has(PhotoSpec) else PhotoSpec.framing
     references, warnings = family_of(spec).encode(
         EncodeInputs(adapter, cast, own, images, project, names, framing, prompts)
     )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapter import Adapter, AdapterSpec, EncoderNeed, PromptFusion, PromptSpec, Weights
+from ..adapter import Adapter, AdapterSpec, EncoderNeed, PhotoSpec, PromptFusion, PromptSpec, Weights
 from ..bases import REHEARSAL_BASE
 from ..checkpoints.adapter_file import AdapterFile
 from ..checkpoints.clip_vision import overlay
@@ -80,16 +80,13 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
     )
     spec = AdapterSpec(
         "fastcomposer",
-        "",
         file,
         widths["dim"],
-        0,
-        EncoderNeed("pooled", widths["embed_dim"]),
-        (),
-        False,
-        framing="black",
-        prompt=PromptSpec(FUSION, {"l": widths["dim"]}),
-        label=LABELS["fastcomposer"],
+        (
+            PhotoSpec(EncoderNeed("pooled", widths["embed_dim"]), framing="black"),
+            PromptSpec(FUSION, {"l": widths["dim"]}),
+        ),
+        LABELS["fastcomposer"],
     )
     return Adapter(spec, None, None, weights=weights, fusion=fusion)
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..adapter import Adapter, AdapterSpec, EncoderNeed
+from ..adapter import Adapter, AdapterSpec, EncoderNeed, ImageAttentionSpec, PhotoSpec
 from ..checkpoints.adapter_file import AdapterFile
 from ..checkpoints.refused import no_adapter, refuse_known
 from ..checkpoints.tensors import AGAIN, State, assign, check_matrix, part, reading
@@ -87,14 +87,13 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
     family = "mip_adapter" if layers.text_gain else "ip_adapter"
     spec = AdapterSpec(
         family,
-        type(projection).__name__,
         file,
         context_dim,
-        tokens,
-        need,
-        layers.widths,
-        layers.text_gain,
-        label=LABELS[family],
+        (
+            PhotoSpec(need),
+            ImageAttentionSpec(type(projection).__name__, layers.widths, tokens, layers.text_gain),
+        ),
+        LABELS[family],
     )
     return Adapter(spec, projection, layers)
 

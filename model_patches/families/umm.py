@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapter import Adapter, AdapterSpec, EncoderNeed, PromptFusion, PromptSpec
+from ..adapter import Adapter, AdapterSpec, EncoderNeed, PhotoSpec, PromptFusion, PromptSpec
 from ..bases import REHEARSAL_BASE, SD15_BASE
 from ..checkpoints.adapter_file import AdapterFile
 from ..checkpoints.tensors import SMALL_NUMBER, State, assign, check_format, missing, part, reading
@@ -118,15 +118,10 @@ def build(state: State, file: str, operations: Any = nn, metadata: Mapping[str, 
     assign(mapping, state, {name: f"{MAPPING}{name}" for name in mapping.state_dict()}, file, KIND)
     spec = AdapterSpec(
         "umm",
-        "Mapping",
         file,
         target.text,
-        0,
-        need,
-        (),
-        False,
-        prompt=PromptSpec(FUSION, {"l": target.text}, tokens),
-        label=LABELS["umm"],
+        (PhotoSpec(need), PromptSpec(FUSION, {"l": target.text}, tokens)),
+        LABELS["umm"],
     )
     return Adapter(spec, mapping, None)
 

@@ -119,7 +119,7 @@ class _Plan:
 def _planned(
     references: References, text: str, encoder: PromptEncoder, places_of: str, warn: Callable[[str], None]
 ) -> _Plan:
-    spec = references.adapter.spec.in_prompt
+    spec = references.adapter.spec.part(PromptSpec)
     check_streams(references, encoder.tokenize(""))
     prompt = parse_prompt(text)
     places_in = parse_prompt(places_of) if places_of and not spec.fusion.in_suffix else prompt
@@ -181,7 +181,7 @@ def _places(
 def check_streams(references: References, streams: Mapping[str, Any]) -> None:
     """Raise MismatchError unless the CLIP has the text encoders that the adapter acts in, and no others."""
     spec = references.adapter.spec
-    if set(streams) != set(spec.in_prompt.streams):
+    if set(streams) != set(spec.part(PromptSpec).streams):
         kinds = {("l",): "SD1.5", ("h",): "SD2.x", ("g", "l"): "SDXL"}
         found = kinds.get(tuple(sorted(streams)), f"text encoders {', '.join(sorted(streams))}")
         remedy = "Wire the CLIP of the checkpoint that you sample with, through Apply Adapter Weights."

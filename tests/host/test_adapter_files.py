@@ -137,9 +137,9 @@ def encoder(adapters, name):
     """The file that an adapter for ViT-H's penultimate states would read with this choice."""
     from unittest import mock
 
-    from troupe.model_patches.adapter import EncoderNeed
+    from troupe.model_patches.adapter import AdapterSpec, EncoderNeed, PhotoSpec
 
-    read = mock.Mock(spec=["encoder"], encoder=EncoderNeed("penultimate", 1280))
+    read = AdapterSpec("ip_adapter", "x", 768, (PhotoSpec(EncoderNeed("penultimate", 1280)),))
     with (
         mock.patch.object(adapters.rehearsal_models, "is_read_by", lambda spec: False),
         mock.patch.object(adapters, "check_image_encoder"),

@@ -51,7 +51,7 @@ def adapter_of(unet=None, text=None, context=64, id="an adapter", unet_lora=None
     from troupe.model_patches.adapter import AdapterSpec, Weights
     from troupe.model_patches.hosts.comfyui.loading.adapters import HostAdapter
 
-    spec = AdapterSpec("subject_diffusion", "", "subjects.safetensors", context, 0, None, (), False)
+    spec = AdapterSpec("subject_diffusion", "subjects.safetensors", context, ())
     return HostAdapter(
         spec,
         id,
@@ -490,7 +490,7 @@ def test_a_delayed_prompt_changes_on_its_model(weights, strength, clips):
 
     st, said = stage(), []
     adapter = adapter_of(unet_tensors(st.patcher) if weights else None)
-    adapter = replace(adapter, spec=replace(adapter.spec, prompt=PromptSpec(FUSIONS["postfuse"], {"l": 768})))
+    adapter = replace(adapter, spec=replace(adapter.spec, parts=(PromptSpec(FUSIONS["postfuse"], {"l": 768}),)))
     model, _ = apply_weights(st.patcher, adapter, strength, warn=said.append)
     (positive, negative), (later, _) = prompt(), prompt(start_step=2)
     text = [[later[0][1][PROMPT_KEY].text, {}]]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.golden_mm_diff import golden, state
 from support.host.small_prompt_casts import KINDS, references_of
-from troupe.model_patches.adapter import Weights
+from troupe.model_patches.adapter import PromptSpec, Weights
 from troupe.model_patches.bases import BASES
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -95,9 +95,7 @@ def test_mm_diffs_prompts_through_the_hosts_own_clip_classes(mode, monkeypatch):
         weights = state(f"mm_fuse_{which}", mode)
         modules[stream] = WordFusion(**WordFusion.widths(weights))
         modules[stream].load_state_dict(weights)
-    spec = AdapterSpec(
-        "mm_diff", "", "mm_diff.bin", 64, 0, None, (), False, prompt=PromptSpec(FUSIONS["word"], {"l": 24, "g": 40})
-    )
+    spec = AdapterSpec("mm_diff", "mm_diff.bin", 64, (PromptSpec(FUSIONS["word"], {"l": 24, "g": 40}),))
     adapter = host_adapter(Adapter(spec, None, None, fusion=torch.nn.ModuleDict(modules)))
     subjects = tuple(
         ReferenceSubject(
@@ -200,17 +198,7 @@ def test_subject_diffusions_prompts_through_the_hosts_own_clip_classes(row, mode
     vectors = g["cls"].split([len(s) for s in spots])[row]  # one for each placeholder, in reading order
     adapter = host_adapter(
         Adapter(
-            AdapterSpec(
-                "subject_diffusion",
-                "",
-                "sd.bin",
-                32,
-                0,
-                None,
-                (),
-                False,
-                prompt=PromptSpec(FUSIONS["placeholder"], {"h": 32}),
-            ),
+            AdapterSpec("subject_diffusion", "sd.bin", 32, (PromptSpec(FUSIONS["placeholder"], {"h": 32}),)),
             None,
             None,
         )
@@ -246,7 +234,7 @@ def by_hand(kind, clip, references, text, rows, weights=(1.0, 1.0)):
     """
     from support.prompt_fusions import FUSIONS
 
-    spec = references.adapter.spec.prompt
+    spec = references.adapter.spec.part(PromptSpec)
     tokens = clip.tokenize(text)
     plain = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
     fusion = references.adapter.fusion_patcher.model if references.adapter.fusion_patcher else None
@@ -526,14 +514,14 @@ def test_weights_of_the_adapter_that_are_not_there_are_told_in_one_sentence(kind
     from dataclasses import replace
 
     from support.host import tiny_models
-    from troupe.model_patches.adapter import Weights
+    from troupe.model_patches.adapter import ImageAttentionSpec, Weights
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 
     references, clip = references_of(kind), clips(KINDS[kind][0])
     if kind == "word":
-        references = replace(
-            references, adapter=replace(references.adapter, spec=replace(references.adapter.spec, widths=(64,)))
-        )
+        spec = references.adapter.spec
+        spec = replace(spec, parts=(*spec.parts, ImageAttentionSpec("", (64,), 4, text_gain=False)))
+        references = replace(references, adapter=replace(references.adapter, spec=spec))
     name = next(key for key in clip.patcher.model_state_dict() if key.endswith("self_attn.q_proj.weight"))
     text = {name.split("transformer.", 1)[1]: clip.patcher.model_state_dict()[name] + 1}
 

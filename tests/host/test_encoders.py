@@ -11,7 +11,7 @@ import torch
 from support import published_layouts as published
 from support import tiny_open_clip
 from support.host import tiny_models
-from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, Weights
+from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, PhotoSpec, Weights
 from troupe.model_patches.encoders.mlp import MLP
 from troupe.model_patches.encoding.framing import frame
 from troupe.model_patches.errors import MismatchError, SubjectError
@@ -300,9 +300,7 @@ def test_features_of_subject_diffusion_through_the_host(vision, tmp_path):
 
     weights, pictures = tuned(vision), photos(2)
     gated = GatedSpec("patches", {"middle_block.1.transformer_blocks.0": 64}, 24, 32, 2, 16)
-    spec = AdapterSpec(
-        "subject_diffusion", "MLP", "tiny.bin", 24, 0, EncoderNeed("last", 32), (), False, "center", gated=gated
-    )
+    spec = AdapterSpec("subject_diffusion", "tiny.bin", 24, (PhotoSpec(EncoderNeed("last", 32), "center"), gated))
     mlp = MLP(16, 24, 24).requires_grad_(False)
     adapter = host_adapter(Adapter(spec, mlp, None, weights=Weights(vision=weights)))
     cast = Cast((make_subject("cat", [pictures[:1]]), make_subject("red fox", [pictures[1:]])))
@@ -350,9 +348,7 @@ def test_phrases_through_the_host_load_no_encoder_of_photos(host, monkeypatch):
     monkeypatch.setattr(HostAdapter, "clip_vision", lambda self: pytest.fail("looked for an encoder of photos"))
     clip = tiny_models.tiny_clip("sd15")
     gated = GatedSpec("text", {"middle_block.1.transformer_blocks.0": 64}, 768, 768, 30, 1)
-    adapter = host_adapter(
-        Adapter(AdapterSpec("gligen", "", "tiny.safetensors", 768, 0, None, (), False, gated=gated), None, None)
-    )
+    adapter = host_adapter(Adapter(AdapterSpec("gligen", "tiny.safetensors", 768, (gated,)), None, None))
     (found,) = encode_references(adapter, Cast((make_subject("cat", [photos(1)]),)), clip=clip).subjects
     torch.testing.assert_close(found.features.text, unprojected(clip, "cat"), rtol=1e-4, atol=1e-5)
 

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from troupe.model_patches.adapter import GatedSpec
 
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -376,7 +377,7 @@ def test_beside_the_hosts_own_text_boxes():
         {},
         gated_stage("text", context=768, seed=900, hidden=512, features=768).adapter.gated_patcher.model,
     )
-    places = list(st.adapter.spec.gated.places)
+    places = list(st.adapter.spec.part(GatedSpec).places)
     for i, path in enumerate(places):
         core_state |= {
             f"{path}.fuser.{k.split('.', 1)[1]}": v
@@ -464,13 +465,17 @@ def test_other_middle_patches_keep_their_place():
 def test_refusals():
     from support.host.small_casts import settings, stage
     from support.host.small_gated_casts import gated_stage
-    from troupe.model_patches.binding.settings import GatedSettings
+    from troupe.model_patches.binding.settings import GatedSettings, ImageAttentionSettings, mixing_for
     from troupe.model_patches.errors import MismatchError
     from troupe.model_patches.hosts.comfyui.apply import apply_gated, apply_image_attention
 
     st, plain = gated_stage(), stage("SD15")
-    with pytest.raises(MismatchError, match="Apply Image Attention.*Wire these references into Apply Gated Adapter"):
-        apply_image_attention(st.patcher, st.references(1), settings(), st.positive)
+    as_the_node = ImageAttentionSettings(mixing=mixing_for(st.references(1), "auto"))
+    for given in (settings(), as_the_node):
+        with pytest.raises(
+            MismatchError, match="Apply Image Attention.*Wire these references into Apply Gated Adapter"
+        ):
+            apply_image_attention(st.patcher, st.references(1), given, st.positive)
     with pytest.raises(MismatchError, match="Apply Gated Adapter.*Wire these references into Apply Image Attention"):
         apply_gated(plain.patcher, plain.references(1), GatedSettings(), plain.positive)
     wide = gated_stage(context=768)
@@ -481,7 +486,7 @@ def test_refusals():
     with pytest.raises(MismatchError, match=words):
         apply_gated(st.patcher, wide.references(1), GatedSettings(), st.positive)
     other = gated_stage(base="SDXL")
-    other.adapter.spec.gated.places["output_blocks.7.1.transformer_blocks.0"] = 64
+    other.adapter.spec.part(GatedSpec).places["output_blocks.7.1.transformer_blocks.0"] = 64
     with pytest.raises(MismatchError, match="with a matching block for 7 of the 8 layers"):
         apply_gated(other.patcher, other.references(1), GatedSettings(), other.positive)
 

@@ -72,17 +72,7 @@ def adapter_with(patcher, kind, net, fuser_names, heads, mask=None, feature_dim=
         fuser.heads = heads(width)
     if mask is not None:
         layers.mask_conv.weight.data.copy_(mask)
-    spec = AdapterSpec(
-        "gligen",
-        "",
-        "golden",
-        CONTEXT,
-        0,
-        None,
-        (),
-        False,
-        gated=GatedSpec(kind, places, CONTEXT, feature_dim, slots, tokens),
-    )
+    spec = AdapterSpec("gligen", "golden", CONTEXT, (GatedSpec(kind, places, CONTEXT, feature_dim, slots, tokens),))
     return host_adapter(Adapter(spec, None, None, layers.eval().requires_grad_(False)))
 
 

@@ -264,9 +264,8 @@ def test_before_a_delay_or_a_range_begins_the_middle_has_no_subjects():
     import nodes
 
     st = stage()
-    st.adapter = dataclasses.replace(
-        st.adapter, spec=dataclasses.replace(st.adapter.spec, prompt=PromptSpec(FUSIONS["word"], {"l": 64}))
-    )
+    parts = *st.adapter.spec.parts, PromptSpec(FUSIONS["word"], {"l": 64})
+    st.adapter = dataclasses.replace(st.adapter, spec=dataclasses.replace(st.adapter.spec, parts=parts))
     references = dataclasses.replace(st.references(2), uncond_tokens=None)
     fused = st.positive[0][0]
     st.positive = [

@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+from troupe.model_patches.adapter import ImageAttentionSpec
 
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -194,7 +195,7 @@ def test_projections_run_once_a_run_and_are_dropped_after_it(monkeypatch):
         to_k = st.patcher.model.diffusion_model.get_submodule(f"{block.path}.to_k")
         to_k.register_forward_hook(lambda m, inputs, out: names.append(1) if inputs[0].shape[1] < 77 else None)
     model = st.apply(st.references(3), settings())
-    layers = len(st.adapter.spec.widths)
+    layers = len(st.adapter.spec.part(ImageAttentionSpec).widths)
     for run in (1, 2):
         ksample(*model, steps=5)
         assert (calls.count("k"), calls.count("v"), len(names)) == (layers * run,) * 3
@@ -577,7 +578,7 @@ def test_no_tokens_are_rearranged_in_a_step(monkeypatch):
         sigmas,
         disable_pbar=True,
     )
-    assert len(made) == len(st.adapter.spec.widths)
+    assert len(made) == len(st.adapter.spec.part(ImageAttentionSpec).widths)
 
 
 @pytest.mark.parametrize("precision", [None, torch.float32])

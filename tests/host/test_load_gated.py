@@ -6,6 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 from support.published_layouts import SD15, SDXL, gligen_state, position_net, save_members, subject_diffusion_members
+from troupe.model_patches.adapter import PhotoSpec
 from troupe.model_patches.errors import CheckpointError
 
 FEW = {
@@ -77,7 +78,7 @@ def test_a_text_file_needs_no_image_encoder(folder, context, sdxl):
         folder["gligen"] / "t.safetensors",
     )
     adapter = node().execute("gligen\\mine\\t.safetensors", "auto").args[0]
-    assert adapter.clip_vision() is None and adapter.projection_patcher is None and adapter.spec.encoder is None
+    assert adapter.clip_vision() is None and adapter.projection_patcher is None and not adapter.spec.has(PhotoSpec)
     assert len(adapter.gated_patcher.model.fusers) == (70 if sdxl else 3)
 
 

@@ -13,7 +13,15 @@ def make(merge="joint", seed=40, operations=torch.nn):
     """(patcher, adapter): a tiny SDXL model and random pairs for every attention of it."""
     from support.host import tiny_models
     from support.host.small_casts import random
-    from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, LoraPair, Weights
+    from troupe.model_patches.adapter import (
+        Adapter,
+        AdapterSpec,
+        EncoderNeed,
+        ImageAttentionSpec,
+        LoraPair,
+        PhotoSpec,
+        Weights,
+    )
     from troupe.model_patches.encoders.mm_diff import LoraLayers
     from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
@@ -47,17 +55,8 @@ def make(merge="joint", seed=40, operations=torch.nn):
                             gain=1.5 * part.weight.shape[1] ** -0.5,
                         )
                     )
-    spec = AdapterSpec(
-        "mm_diff",
-        "FaceHead",
-        "mm_diff.bin",
-        CONTEXT,
-        4,
-        EncoderNeed("pooled", 768),
-        tuple(b.width for b in blocks),
-        False,
-        merge=merge,
-    )
+    attention = ImageAttentionSpec("FaceHead", tuple(b.width for b in blocks), 4, text_gain=False, merge=merge)
+    spec = AdapterSpec("mm_diff", "mm_diff.bin", CONTEXT, (PhotoSpec(EncoderNeed("pooled", 768)), attention))
     return patcher, host_adapter(Adapter(spec, None, layers.requires_grad_(False), weights=Weights(unet_lora=pairs)))
 
 
@@ -212,7 +211,8 @@ def test_image_attention_begins_with_the_prompt(sampler, scheduler):
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
 
     patcher, adapter = make()
-    adapter = replace(adapter, spec=replace(adapter.spec, prompt=PromptSpec(FUSIONS["word"], {"l": 768, "g": 1280})))
+    parts = *adapter.spec.parts, PromptSpec(FUSIONS["word"], {"l": 768, "g": 1280})
+    adapter = replace(adapter, spec=replace(adapter.spec, parts=parts))
     ((fused, options),) = tiny_models.random_cond(77, CONTEXT, seed=1)
     ((text, _),) = tiny_models.random_cond(77, CONTEXT, seed=3)
     delayed = [[fused, {**options, PROMPT_KEY: FusedPrompt(fused, text, options["pooled_output"], start_step=2)}]]

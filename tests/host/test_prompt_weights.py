@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support.published_layouts import fastcomposer_state, mm_diff_members, save_mm_diff, sdxl_path, umm_state
+from troupe.model_patches.adapter import PromptSpec
 
 pytestmark = pytest.mark.usefixtures("host")
 COMMON = dict(in_channels=4, out_channels=4, use_spatial_transformer=True, legacy=False)
@@ -224,7 +225,7 @@ def test_the_node_runs_again_when_any_of_mm_diffs_files_changes(folder, caplog):
         adapter = LoadAdapter.execute(name, "none").args[0]
     assert (
         "Troupe: loaded custom_weights.bin: MM-Diff for" in caplog.text
-        and adapter.spec.prompt.streams == {"l": 12, "g": 20}
+        and adapter.spec.part(PromptSpec).streams == {"l": 12, "g": 20}
         and len(adapter.weights.unet_lora) == 560
     )
     assert adapter.layers_patcher.model.layers[69].to_v_lora_image.up.weight.shape == (16, 3)

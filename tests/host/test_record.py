@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.host.host_executor import Server, Studio
+from troupe.model_patches.adapter import ImageAttentionSpec
 from troupe.model_patches.attention.merges import MERGES
 from troupe.model_patches.relevance.maps import NOBODY, NOT_SAMPLED, OTHER_LATENT, report
 from troupe.model_patches.subjects import Box
@@ -240,7 +241,7 @@ def test_recording_adds_a_handful_of_small_operations(lab, sd15):
                 done.append((str(func), found.numel() if isinstance(found, torch.Tensor) else 0))
             return found
 
-    references, layers = sd15.references(4), len(sd15.adapter.spec.widths)
+    references, layers = sd15.references(4), len(sd15.adapter.spec.part(ImageAttentionSpec).widths)
     counted = {}
     for record in (False, True):
         model, positive, negative = sd15.apply(references, lab.settings())

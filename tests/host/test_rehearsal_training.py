@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from support import tiny_training as small
+from troupe.model_patches.adapter import GatedSpec, ImageAttentionSpec, PromptSpec
 from troupe_tools.pack import ROOT
 
 BOXES = [{"x": 0.0, "y": 0.3, "w": 0.5, "h": 0.6}, {"x": 0.5, "y": 0.25, "w": 0.4, "h": 0.7}]
@@ -89,10 +90,10 @@ def host_picture(models, path, names):
             widgets = {"text": CAPTION, "fuse_start_percent": 0.0, "fuse_start_step": 0, "quirks": "clean"}
             positive = run(EncodePrompt, clip=clip, references=references, **widgets)[0]
         wires = {"model": model, "positive": positive, "negative": negative, "references": references}
-        if adapter.spec.gated is not None:
+        if adapter.spec.has(GatedSpec):
             widgets = {"strength": 1.0, "end_percent": 1.0, "decay_percent": 0.0, "use_bbox": "on"}
             model, positive, negative, _ = run(ApplyGated, **wires, **widgets)
-        if adapter.spec.widths:
+        if adapter.spec.has(ImageAttentionSpec):
             widgets = {"weight": 1.0, "merge": "auto", "start_percent": 0.0, "end_percent": 1.0, "box_strength": 0.0}
             more = {"box_end_percent": 1.0, "box_feather": 0.0, "sharpness": 1.0, "background": 1.0}
             model, positive, negative, _ = run(ApplyImageAttention, **wires, **widgets, **more)
@@ -151,7 +152,7 @@ def test_load_rehearsal_models_offers_the_adapters_of_the_prompt(kind, family, m
     monkeypatch.setattr(files, "FOLDER", ROOT / "rehearsal" / "files")
     kinds = {"subject_1": "cat", "subject_2": "robot", "subject_3": "bird"}
     adapter = run(LoadRehearsalModels, adapter=kind, **kinds)[4]
-    assert adapter.spec.family == family and adapter.spec.prompt is not None
+    assert adapter.spec.family == family and adapter.spec.has(PromptSpec)
 
 
 @pytest.mark.parametrize(

@@ -213,17 +213,18 @@ def test_boxes_hold_image_attention_alike():
 def embedded_gated(references):
     """The same references with the gated layers on plain torch."""
     from support.host.small_gated_casts import published
-    from troupe.model_patches.adapter import Adapter
+    from troupe.model_patches.adapter import Adapter, GatedSpec
     from troupe.model_patches.encoders.gated import GatedLayers
     from troupe.model_patches.encoders.grounding import GroundingNet, TextImagePositionNet, TextPositionNet
 
     spec, module = references.adapter.spec, references.adapter.gated_patcher.model
-    net = {"text": TextPositionNet, "text_image": TextImagePositionNet, "patches": GroundingNet}[spec.gated.kind]
+    described = spec.part(GatedSpec)
+    net = {"text": TextPositionNet, "text_image": TextImagePositionNet, "patches": GroundingNet}[described.kind]
     mask_width = None if module.mask_conv is None else module.mask_conv.out_channels
     layers = GatedLayers(
         net(**net.widths(published(module.net.state_dict()))),
-        list(spec.gated.places.values()),
-        spec.gated.object_dim,
+        list(described.places.values()),
+        described.object_dim,
         mask_width,
     )
     layers.load_state_dict(module.state_dict())

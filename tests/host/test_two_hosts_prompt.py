@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from test_two_hosts import PIXELS, SIZE, TOLERANCE, close, schedule, texts, twin_unet
+from troupe.model_patches.adapter import PromptSpec
 
 pytestmark = pytest.mark.usefixtures("host")
 STREAMS = {"sdxl": {"l": 768, "g": 1280}, "sd15": {"l": 768}, "sd20": {"h": 1024}}
@@ -28,26 +29,16 @@ def draw(*shape, seed, gain=1.0):
 def prompt_adapter(kind, base, tokens=1, layers=None, weights=None, merge="relevance"):
     """An adapter that acts in the prompt, with random fusion modules, on plain torch."""
     from support.prompt_fusions import FUSIONS
-    from troupe.model_patches.adapter import Adapter, AdapterSpec, PromptSpec, Weights
+    from troupe.model_patches.adapter import Adapter, AdapterSpec, ImageAttentionSpec, PromptSpec, Weights
     from troupe.model_patches.encoders.words import Postfuse, WordFusion
 
     torch.manual_seed(5)
     made = {"word": lambda w: WordFusion(2 * w, w, w), "postfuse": lambda w: Postfuse(w, w, 32, 32)}.get(kind)
     fusion = torch.nn.ModuleDict({s: made(w) for s, w in STREAMS[base].items()}).requires_grad_(False) if made else None
     context = sum(STREAMS[base].values())
-    prompt = PromptSpec(FUSIONS[kind], STREAMS[base], tokens)
-    spec = AdapterSpec(
-        "mm_diff",
-        "",
-        f"{kind}.bin",
-        context,
-        0,
-        None,
-        () if layers is None else layers.widths,
-        False,
-        merge=merge,
-        prompt=prompt,
-    )
+    attention = () if layers is None else (ImageAttentionSpec("", layers.widths, 4, text_gain=False, merge=merge),)
+    parts = PromptSpec(FUSIONS[kind], STREAMS[base], tokens), *attention
+    spec = AdapterSpec("mm_diff", f"{kind}.bin", context, parts)
     return Adapter(spec, None, layers, weights=weights or Weights(), fusion=fusion)
 
 
@@ -57,7 +48,9 @@ def references_of(adapter, count, photos=(), tokens=1, **each):
 
     spec, made = adapter.spec, []
     for i in range(count):
-        words = {s: draw(tokens, w, seed=70 + 10 * i + w % 7, gain=0.3) for s, w in spec.prompt.streams.items()}
+        words = {
+            s: draw(tokens, w, seed=70 + 10 * i + w % 7, gain=0.3) for s, w in spec.part(PromptSpec).streams.items()
+        }
         image = draw(4 * photos[i], spec.context_dim, seed=90 + i) if photos else None
         made.append(
             ReferenceSubject(NAMES[i], image, None, words=words, **{key: values[i] for key, values in each.items()})
@@ -202,12 +195,12 @@ def subject_diffusion(patcher, base, count):
     from support.host.small_gated_casts import GatedStage, gated_adapter
     from support.prompt_fusions import FUSIONS
     from test_two_hosts import embedded_gated
-    from troupe.model_patches.adapter import PromptSpec, Weights
+    from troupe.model_patches.adapter import GatedSpec, PromptSpec, Weights
 
     ((stream, width),) = STREAMS[base].items()
     made = gated_adapter(patcher, "patches")
     state = patcher.model.diffusion_model.state_dict()
-    names = [f"{place}.attn2.to_{kv}.weight" for place in made.spec.gated.places for kv in "kv"] + [
+    names = [f"{place}.attn2.to_{kv}.weight" for place in made.spec.part(GatedSpec).places for kv in "kv"] + [
         "input_blocks.0.0.weight",
         "input_blocks.0.0.bias",
     ]
@@ -222,11 +215,8 @@ def subject_diffusion(patcher, base, count):
         },
         {**text, "text_model.final_layer_norm.bias": draw(width, seed=310, gain=0.2)},
     )
-    adapter = replace(
-        made,
-        spec=replace(made.spec, family="subject_diffusion", prompt=PromptSpec(FUSIONS["placeholder"], STREAMS[base])),
-        weights=weights,
-    )
+    parts = *made.spec.parts, PromptSpec(FUSIONS["placeholder"], STREAMS[base])
+    adapter = replace(made, spec=replace(made.spec, family="subject_diffusion", parts=parts), weights=weights)
     host = GatedStage(patcher, adapter, None, None).references(count)
     words = [{stream: draw(1, width, seed=80 + i, gain=0.3)} for i in range(count)]
     host = replace(

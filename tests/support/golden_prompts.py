@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from troupe.model_patches.adapter import PromptSpec
+from troupe.model_patches.adapter import AdapterSpec, PromptSpec
 from troupe.model_patches.prompt.fusion import Encoded, FusedText, Streams, fuse_prompt
 from troupe.model_patches.prompt.tokens import EOS, LENGTH
 from troupe.model_patches.subjects import References, ReferenceSubject
@@ -67,8 +67,7 @@ def fused(
         ReferenceSubject(word(p), None, None, w, words={"l": v})
         for p, v, w in zip(places, vectors, weights, strict=True)
     )
-    prompt = PromptSpec(FUSIONS[kind], {"l": width})
-    spec = SimpleNamespace(prompt=prompt, in_prompt=prompt, base="SD1.5", file="stored")
+    spec = AdapterSpec("stored", "stored", 768, (PromptSpec(FUSIONS[kind], {"l": width}),))
     references = References(SimpleNamespace(spec=spec), subjects, None)
     (found,), _ = fuse_prompt(references, text or " ".join(map(word, range(1, length + 1))), encoder, places_of)
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from troupe.model_patches.adapter import Adapter, AdapterSpec
+from troupe.model_patches.adapter import Adapter, AdapterSpec, ImageAttentionSpec
 from troupe.model_patches.checkpoints.tensors import assign, part
 from troupe.model_patches.encoders.decoupled import DecoupledLayers
 from troupe.model_patches.encoding.image_tokens import reference_subject
@@ -53,18 +53,8 @@ def load(file, operations=nn):
         for name in modules.state_dict()
     }
     assign(modules, own, names, file.label, "a Mean Colour file")
-    spec = AdapterSpec(
-        "mean_colour",
-        "Colour",
-        file.label,
-        context_dim,
-        TOKENS,
-        None,
-        tuple(widths),
-        False,
-        merge="uniform",
-        label=LABELS["mean_colour"],
-    )
+    parts = (ImageAttentionSpec("Colour", tuple(widths), TOKENS, text_gain=False, merge="uniform"),)
+    spec = AdapterSpec("mean_colour", file.label, context_dim, parts, LABELS["mean_colour"])
     return Adapter(spec, projection, attention)
 
 

@@ -6,7 +6,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import GatedSelfAttentionDense
 from torch import nn
-from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec
+from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, PhotoSpec
 from troupe.model_patches.encoders.gated import GatedLayers
 from troupe.model_patches.encoders.grounding import GroundingNet
 from troupe.model_patches.families.gligen.layout import build
@@ -93,15 +93,14 @@ def patches_adapter(model: UNet2DConditionModel, mask: bool = True) -> Adapter:
     gated = GatedSpec(
         "patches", {path: block.dim for path, block in blocks.items()}, width, PATCH_WIDTH, PATCH_SLOTS, PATCHES
     )
-    spec = AdapterSpec(
-        "subject_diffusion", "", "tiny.safetensors", width, 0, EncoderNeed("last", PATCH_WIDTH), (), False, gated=gated
-    )
+    photos = PhotoSpec(EncoderNeed("last", PATCH_WIDTH))
+    spec = AdapterSpec("subject_diffusion", "tiny.safetensors", width, (photos, gated))
     return Adapter(spec, None, None, layers.requires_grad_(False).eval())
 
 
 def gated_references(adapter: Adapter, boxes: list[Box | None], **each: list) -> References:
     """A subject for every box; of text-image adapters the second has only a photo, the third only a phrase."""
-    spec, g = adapter.spec.gated, torch.Generator().manual_seed(7)
+    spec, g = adapter.spec.part(GatedSpec), torch.Generator().manual_seed(7)
 
     def features(i: int) -> ObjectFeatures:
         text, image = torch.randn(spec.feature_dim, generator=g), torch.randn(spec.feature_dim, generator=g)

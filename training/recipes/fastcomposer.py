@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from ...model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, PromptSpec
+from ...model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, PhotoSpec, PromptSpec
 from ...model_patches.bases import REHEARSAL_BASE
 from ...model_patches.checkpoints.unet_layout import REHEARSAL_UNET, SD
 from ...model_patches.encoders.words import Postfuse
@@ -66,16 +66,10 @@ class FastComposerTrainee(PromptTrainee):
         dim, photo = base.context, features.images.pooled
         spec = AdapterSpec(
             "fastcomposer",
-            "",
             "the model in training",
             dim,
-            0,
-            EncoderNeed("pooled", photo),
-            (),
-            False,
-            framing="black",
-            prompt=PromptSpec(FUSION, {"l": dim}),
-            label=LABELS["fastcomposer"],
+            (PhotoSpec(EncoderNeed("pooled", photo), framing="black"), PromptSpec(FUSION, {"l": dim})),
+            LABELS["fastcomposer"],
         )
         super().__init__(base, features, settings, options, spec)
         self.postfuse = Postfuse(dim, photo, dim, dim)

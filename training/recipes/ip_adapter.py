@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ...model_patches.adapter import Adapter, EncoderNeed
+from ...model_patches.adapter import Adapter, EncoderNeed, PhotoSpec
 from ...model_patches.attention.decoupled import Mixing
 from ...model_patches.binding.checks import check_widths
 from ...model_patches.encoders.decoupled import DecoupledLayer, DecoupledLayers, layers_of
@@ -181,7 +181,7 @@ def _modules(
         check_image_encoder(spec, features.images)
         state = {name: value.float() for name, value in start.layers.state_dict().items()}
         layers.load_state_dict(state if text_gain else _without_gain(state), strict=False)
-        return start.projection.float(), layers, spec.photo_encoder
+        return start.projection.float(), layers, spec.part(PhotoSpec).encoder
     if options.projection == "Resampler":
         dim = base.context if base.context < 1024 else 1280  # as in the published files
         heads = max(dim // RESAMPLER["head_width"], 1)

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ...model_patches.adapter import Adapter
+from ...model_patches.adapter import Adapter, ImageAttentionSpec, PromptSpec
 from ...model_patches.attention.decoupled import Mixing
 from ...model_patches.encoders.decoupled import layers_of
 from ...model_patches.encoders.lora import LowRank
@@ -234,7 +234,7 @@ class MMDiffTrainee(Trainee):
         """One picture's subjects and its caption for `fuse_prompts`. vectors: [M, d] for each text encoder."""
         caption = sights.captions[number]
         subjects = sights.subjects[number] if caption else ()
-        each = [dict(zip(self.spec.in_prompt.streams, pair, strict=True)) for pair in zip(*vectors, strict=True)]
+        each = [dict(zip(self.spec.part(PromptSpec).streams, pair, strict=True)) for pair in zip(*vectors, strict=True)]
         made = [
             ReferenceSubject(s.name, None, None, words={stream: v.unsqueeze(0) for stream, v in words.items()})
             for s, words in zip(subjects, each, strict=False)
@@ -259,8 +259,9 @@ def build(base: Base, features: Features, settings: PassSettings, options: Optio
         do = 'Set kind = "diffusers" and the folder of SDXL or SD1.5 in [base], or kind = "rehearsal".'
         raise MismatchError("SDXL, SD1.5 or the rehearsal world as the base of MM-Diff", found, do)
     trainee = MMDiffTrainee(base, features, settings, options)
-    if trainee.spec.projection != HEAD_OF[options.identity]:
-        found = f"sizes with which it would be read as {trainee.spec.projection}"
+    head = trainee.spec.part(ImageAttentionSpec).projection
+    if head != HEAD_OF[options.identity]:
+        found = f"sizes with which it would be read as {head}"
         do = "Set image_encoder in [base] to CLIP ViT-L/14, as published."
         raise MismatchError(f"an image encoder whose {options.identity} output tells what the file reads", found, do)
     if options.start and options.start_images:

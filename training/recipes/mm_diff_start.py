@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ...model_patches.adapter import AdapterSpec
+from ...model_patches.adapter import AdapterSpec, ImageAttentionSpec
 from ...model_patches.checkpoints.files import read_state
 from ...model_patches.encoders.decoupled import DecoupledLayer, DecoupledLayers
 from ...model_patches.encoders.lora import LowRank
@@ -32,7 +32,7 @@ def begin_with_file(own: Mapping[str, torch.Tensor], own_spec: AdapterSpec, star
     """
     spec = read_adapter(start).spec
     do = "Choose a file of this recipe as 'start' and its sizes in [recipe], or leave 'start' out."
-    if (spec.family, spec.projection) != (own_spec.family, own_spec.projection):
+    if spec.family != own_spec.family or _head(spec) != _head(own_spec):
         raise MismatchError(f"{own_spec.describe()} to start from", spec.describe(), do)
     state = read_state(start)
     for name in sorted(own.keys() | state.keys()):
@@ -41,6 +41,10 @@ def begin_with_file(own: Mapping[str, torch.Tensor], own_spec: AdapterSpec, star
             raise MismatchError(f"a start whose '{name}' is {expected}", found, do)
     for name, value in own.items():
         value.copy_(state[name])
+
+
+def _head(spec: AdapterSpec) -> str:
+    return spec.part(ImageAttentionSpec).projection
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...model_patches.adapter import Adapter, AdapterSpec
+from ...model_patches.adapter import Adapter, AdapterSpec, PhotoSpec
 from ...model_patches.bases import REHEARSAL_BASE, SD15_BASE
 from ...model_patches.errors import MismatchError
 from ...model_patches.hosts.diffusers.prompt import TextsPromptEncoder
@@ -67,9 +67,9 @@ class PromptTrainee(Trainee):
     def add(self, draws: Sequence[Draw]) -> Words:
         """Return the image encoder's view of every subject that is put into a prompt."""
         subjects = tuple(() if self._dropped(draw) else tuple(self.kept(draw)) for draw in draws)
-        need = self.spec.photo_encoder
-        found = self.features.photos([s for row in subjects for s in row], need.kind, self.spec.framing)
-        photos = torch.stack(found) if found else torch.zeros(0, need.width)
+        read = self.spec.part(PhotoSpec)
+        found = self.features.photos([s for row in subjects for s in row], read.encoder.kind, read.framing)
+        photos = torch.stack(found) if found else torch.zeros(0, read.encoder.width)
         return Words(
             tuple(self.captions(draws)), subjects, photos.to(self.base.unet.device), self.add_more(draws, subjects)
         )

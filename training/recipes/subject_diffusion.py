@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ...model_patches.adapter import Adapter, AdapterSpec
+from ...model_patches.adapter import Adapter, AdapterSpec, PhotoSpec, PromptSpec
 from ...model_patches.checkpoints.clip_text import ROOT, text_weights
 from ...model_patches.checkpoints.tensors import part
 from ...model_patches.checkpoints.unet_names import block_paths
@@ -135,7 +135,9 @@ class SubjectDiffusionTrainee(Trainee):
     def add(self, draws: Sequence[Draw]) -> Shown:
         """Return the image encoder's view of every subject, and where it is."""
         subjects = tuple(tuple(_seen(draw)[: self.options.slots]) for draw in draws)
-        patches = self.features.patches([subject for row in subjects for subject, _ in row], self.spec.framing, INSIDE)
+        patches = self.features.patches(
+            [subject for row in subjects for subject, _ in row], self.spec.part(PhotoSpec).framing, INSIDE
+        )
         drops = [dropped_parts(draw, self.options) for draw in draws]
         captions = tuple("" if text else draw.example.caption for draw, (text, _) in zip(draws, drops, strict=True))
         words = [() if text else row for row, (text, _) in zip(subjects, drops, strict=True)]
@@ -225,7 +227,7 @@ class SubjectDiffusionTrainee(Trainee):
     def _references(self, shown: Shown) -> list[References]:
         """Each picture's subjects as the sampler has them."""
         shell, device = Adapter(self.spec, self.mlp, None, self.gated), self.base.unet.device
-        (stream,), each = self.spec.in_prompt.streams, iter(shown.patches)
+        (stream,), each = self.spec.part(PromptSpec).streams, iter(shown.patches)
         pictures = []
         for row in shown.subjects:
             made = []

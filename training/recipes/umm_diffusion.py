@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ...model_patches.adapter import Adapter
+from ...model_patches.adapter import Adapter, PhotoSpec
 from ...model_patches.bases import REHEARSAL_BASE
 from ...model_patches.encoders.pseudo_words import ACTIVATIONS, PseudoWords
 from ...model_patches.encoding.interfaces import check_image_encoder
@@ -88,7 +88,7 @@ def build(base: Base, features: Features, settings: PassSettings, options: Any) 
             do = "Choose a UMM-Diffusion mapping as 'start', or leave it out."
             raise MismatchError("a UMM-Diffusion mapping to start from", start.spec.describe(), do)
         mapping = start.projection.float()
-        if start.spec.photo_encoder != target.features[options.feature]:
+        if start.spec.part(PhotoSpec).encoder != target.features[options.feature]:
             do = "Set 'feature' as in the start's metadata."
             raise MismatchError(f"a start that reads the feature '{options.feature}'", "one that reads another", do)
     else:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ...adapter import AdapterSpec
+from ...adapter import AdapterSpec, GatedSpec, PhotoSpec
 from ...encoding.image_tokens import reference_subject
 from ...encoding.interfaces import OWN_CLIP, EncodeInputs, NameEncoder, check_clip_width, check_named, without_words
 from ...encoding.photos import prepared_photos
@@ -24,7 +24,7 @@ def encode(given: EncodeInputs) -> tuple[References, list[str]]:
         MismatchError: such a file without a text encoder, or one of another base model.
     """
     spec, cast = given.adapter.spec, given.cast
-    reads_photos = spec.encoder is not None
+    reads_photos = spec.has(PhotoSpec)
     previews = prepared_photos(cast, given.images.size, given.framing) if reads_photos else ()
     texts = _phrases(spec, cast, given.names, needed=not reads_photos) if cast.subjects else []
     photos = _photos(given, previews) if reads_photos and cast.subjects else [None] * len(texts)
@@ -66,7 +66,7 @@ def _phrases(spec: AdapterSpec, cast: Cast, names: NameEncoder | None, needed: b
     for (number, name), vector in zip(named, names.pooled([name for _, name in named]) if named else [], strict=True):
         if vector is None:
             raise without_words(number + 1, name)
-        check_clip_width(spec, len(vector), spec.gated_layers.feature_dim)
+        check_clip_width(spec, len(vector), spec.part(GatedSpec).feature_dim)
         found[number] = vector.float()
     return found
 

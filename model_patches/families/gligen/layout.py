@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec
+from ...adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, PhotoSpec
 from ...checkpoints.catalogue import PROJECTION_MATRIX
 from ...checkpoints.tensors import AGAIN, State, assign, missing, part, reading
 from ...checkpoints.unet_names import CONV_IN, block_paths
@@ -88,23 +88,17 @@ def build(state: State, file: str, operations: Any = nn, image_project: torch.Te
         if name.startswith(NET) or any(name.startswith(f"{path}{FUSER}") for path in paths.values())
     }
     assign(gated, known, gated_names(gated, list(paths.values()), prefix, f"{prefix}{NET}"), file, "a GLIGEN file")
-    slots = GatedSpec(
+    layers = GatedSpec(
         kind, channels, widths["out_dim"], widths["feature_dim"], TRAINED_OBJECTS, 1 if kind == "text" else 2
     )
     projection = None if kind == "text" else _text_space(image_project, widths["feature_dim"], file)
-    need = None if projection is None else EncoderNeed("pooled", widths["feature_dim"])
+    photos = () if projection is None else (PhotoSpec(EncoderNeed("pooled", widths["feature_dim"]), framing="center"),)
     spec = AdapterSpec(
         "gligen",
-        "" if projection is None else "TextSpace",
         file,
         widths["out_dim"],
-        0,
-        need,
-        (),
-        False,
-        framing="center",
-        gated=slots,
-        label="GLIGEN text boxes" if kind == "text" else "GLIGEN text-image boxes",
+        (layers, *photos),
+        "GLIGEN text boxes" if kind == "text" else "GLIGEN text-image boxes",
     )
     return Adapter(spec, projection, None, gated)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ...adapter import ImageAttentionSpec, PhotoSpec, PromptSpec
 from ...encoding.image_tokens import encode_names, reference_subject
 from ...encoding.interfaces import EncodeInputs
 from ...encoding.photos import prepared_photos
@@ -29,7 +30,7 @@ def encode(given: EncodeInputs) -> tuple[References, list[str]]:
     previews = prepared_photos(cast, given.images.size, given.framing)
     check_all_named(given)
     found = _words_and_tokens(given, previews) if cast.subjects else []
-    name_tokens, empty = encode_names(spec, cast, given.names if spec.widths else None)
+    name_tokens, empty = encode_names(spec, cast, given.names if spec.has(ImageAttentionSpec) else None)
     both = zip(cast.subjects, found, name_tokens, strict=True)
     subjects = (
         reference_subject(i, s, tokens, names, words=words) for i, (s, (words, tokens), names) in enumerate(both, 1)
@@ -44,15 +45,16 @@ def _words_and_tokens(
     spec, cast = given.adapter.spec, given.cast
     counts = [len(s.photos) for s in cast.subjects]
     firsts = torch.stack([previews[sum(counts[:i])] for i in range(len(counts))])
-    pooled = given.images.encode(firsts, spec.photo_encoder.kind, blank=False)
-    if spec.projection in IDENTITY_FEATURES:
+    pooled = given.images.encode(firsts, spec.part(PhotoSpec).encoder.kind, blank=False)
+    head = spec.part(ImageAttentionSpec).projection
+    if head in IDENTITY_FEATURES:
         looks = torch.stack(list(prepared_photos(cast, given.base_images.size, "pad")))
-        who = given.base_images.encode(looks, IDENTITY_FEATURES[spec.projection], blank=False)
+        who = given.base_images.encode(looks, IDENTITY_FEATURES[head], blank=False)
     else:
         faces = [_faces_of(number, subject) for number, subject in enumerate(cast.subjects, 1)]
         who, looks = torch.cat([f.vectors for f in faces]), torch.cat([f.crops for f in faces])
     *words, tokens = given.project(pooled, who, given.base_images.encode(looks, "penultimate", blank=False))
-    by_stream = dict(zip(spec.in_prompt.streams, (vectors.float().split(1) for vectors in words), strict=True))
+    by_stream = dict(zip(spec.part(PromptSpec).streams, (vectors.float().split(1) for vectors in words), strict=True))
     each = enumerate(tokens.float().split(counts))
     return [({stream: found[i] for stream, found in by_stream.items()}, mine.flatten(0, 1)) for i, mine in each]
 

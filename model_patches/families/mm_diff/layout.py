@@ -17,7 +17,16 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ...adapter import Adapter, AdapterSpec, EncoderNeed, PromptFusion, PromptSpec, Weights
+from ...adapter import (
+    Adapter,
+    AdapterSpec,
+    EncoderNeed,
+    ImageAttentionSpec,
+    PhotoSpec,
+    PromptFusion,
+    PromptSpec,
+    Weights,
+)
 from ...checkpoints.clip_vision import overlay
 from ...checkpoints.tensors import AGAIN, State, assign, check_format, check_matrix, part, reading
 from ...encoders.mm_diff import LoraLayers, MMDiffHeads
@@ -115,17 +124,14 @@ def describe(heads: MMDiffHeads, fusion: nn.ModuleDict, layers: LoraLayers, file
     kind = "FaceHead" if heads.head.reads_faces else "ObjectHead" if reads_projected else "CLSHead"
     return AdapterSpec(
         "mm_diff",
-        kind,
         file,
         layers.context_dim,
-        heads.head.tokens,
-        EncoderNeed("pooled", heads.words.fc.in_features),
-        layers.widths,
-        False,
-        framing="black",
-        merge="joint",
-        prompt=PromptSpec(FUSION, _text_widths(fusion)),
-        label="MM-Diff",
+        (
+            PhotoSpec(EncoderNeed("pooled", heads.words.fc.in_features), framing="black"),
+            ImageAttentionSpec(kind, layers.widths, heads.head.tokens, text_gain=False, merge="joint"),
+            PromptSpec(FUSION, _text_widths(fusion)),
+        ),
+        "MM-Diff",
     )
 
 

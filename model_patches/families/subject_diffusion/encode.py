@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from ...adapter import GatedSpec, PhotoSpec
 from ...encoding.image_tokens import reference_subject
 from ...encoding.interfaces import EncodeInputs
 from ...encoding.photos import prepared_photos
@@ -29,14 +30,14 @@ def encode(given: EncodeInputs) -> tuple[References, list[str]]:
     stream, subjects = stream_of(spec.context_dim), []
     if cast.subjects:
         patches, pooled = given.images.encode_patches(torch.stack(list(previews)))
-        gated = spec.gated_layers
+        gated = spec.part(GatedSpec)
         if patches.shape[1] != gated.tokens:
             found, remedy = (
                 f"one with {patches.shape[1]}",
                 "Disconnect 'clip_vision' and set 'clip_vision_name' to auto.",
             )
             raise MismatchError(
-                f"{spec.photo_encoder.describe()} with {gated.tokens} patches for {spec.file}", found, remedy
+                f"{spec.part(PhotoSpec).encoder.describe()} with {gated.tokens} patches for {spec.file}", found, remedy
             )
         counts = [len(s.photos) for s in cast.subjects]
         both = zip(

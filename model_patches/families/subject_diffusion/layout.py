@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, PromptFusion, PromptSpec, Weights
+from ...adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, PhotoSpec, PromptFusion, PromptSpec, Weights
 from ...bases import BASES, SD2_BASE
 from ...checkpoints.clip_text import text_weights
 from ...checkpoints.clip_vision import overlay
@@ -144,16 +144,14 @@ def spec_of(file: str, channels: Mapping[str, int], net: GroundingNet, dim: int,
     """Return the description of an adapter. channels: of each place's fuser; dim: size of the text embeddings."""
     return AdapterSpec(
         "subject_diffusion",
-        "MLP",
         file,
         dim,
-        0,
-        EncoderNeed("last", net.feature_dim),
-        (),
-        False,
-        gated=GatedSpec("patches", channels, dim, net.feature_dim, slots, net.tokens),
-        prompt=PromptSpec(FUSION, {stream_of(dim): dim}),
-        label="Subject-Diffusion",
+        (
+            PhotoSpec(EncoderNeed("last", net.feature_dim)),
+            GatedSpec("patches", channels, dim, net.feature_dim, slots, net.tokens),
+            PromptSpec(FUSION, {stream_of(dim): dim}),
+        ),
+        "Subject-Diffusion",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...adapter import GatedSpec, ImageAttentionSpec, PhotoSpec
 from ...base_mismatch import base_mismatch
 from ...binding.checks import check_names, check_places, check_widths
 from ...binding.plan import is_idle
@@ -42,7 +43,7 @@ def encode_references(
     if names is not None and (error := base_mismatch(adapter.spec, names.width, clip=True)) is not None:
         raise error  # before an image encoder is asked for, which an adapter for the right base may not need
     images = None
-    if adapter.spec.encoder is not None:
+    if adapter.spec.has(PhotoSpec):
         vision = clip_vision if clip_vision is not None else adapter.clip_vision()
         images = None if vision is None else HostImageEncoder(vision)
     for sentence in rehearsal_models.unknown_subjects(adapter.spec, cast.subjects):
@@ -68,7 +69,7 @@ def apply_image_attention(
         MismatchError: the adapter is for another base model, or relevance is asked for and the references carry no
             names, or a number is not finite.
     """
-    _check_kind(references, not references.adapter.spec.widths, "Apply Image Attention")
+    _check_kind(references, not references.adapter.spec.has(ImageAttentionSpec), "Apply Image Attention")
     check_finite(settings, "Apply Image Attention")
     if is_idle(settings.weight, references.subjects):
         return model, positive, negative, middle
@@ -99,7 +100,7 @@ def apply_gated(
         MismatchError: the adapter has no gated layers, or is for another base model, or a number is not finite.
     """
     adapter = references.adapter
-    _check_kind(references, adapter.spec.gated is None, "Apply Gated Adapter")
+    _check_kind(references, not adapter.spec.has(GatedSpec), "Apply Gated Adapter")
     check_finite(settings, "Apply Gated Adapter")
     if is_idle(settings.strength, references.subjects):
         return model, positive, negative, middle
@@ -111,7 +112,7 @@ def apply_gated(
     check_places(
         adapter.spec, {path: block.width for path, block in blocks.items()}, next(iter(blocks.values())).context_dim
     )
-    keys = [blocks[path].key for path in adapter.spec.gated_layers.places]
+    keys = [blocks[path].key for path in adapter.spec.part(GatedSpec).places]
     return _attached(
         model, GatedAdapter(references, settings, keys, negative is not None, node_id), positive, negative, middle
     )

@@ -12,7 +12,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
-from ...adapter import Adapter
+from ...adapter import Adapter, GatedSpec
 from ...attention.gated import ObjectTokens
 from ...binding.checks import check_places
 from ...binding.layer_tokens import COND, UNCOND
@@ -51,13 +51,13 @@ class GatedAdapter:
         self._hooks: list[Any] = []
         self._now: GatedStrengths | None = None
         spec, gated = references.adapter.spec, cast(Adapter, references.adapter).gated
-        if spec.gated is None or gated is None:
+        if not spec.has(GatedSpec) or gated is None:
             raise MismatchError(
                 "an adapter with gated layers (GLIGEN, Subject-Diffusion)",
                 f"{spec.file}, {spec.describe()}",
                 "Bind these references with ImageAttention.",
             )
-        self._gated, self._places = gated, spec.gated.places
+        self._gated, self._places = gated, spec.part(GatedSpec).places
         if self._idle:
             return
         check_places(

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ...adapter import Adapter
+from ...adapter import Adapter, PromptSpec
 from ...binding.plan import is_delayed
 from ...errors import MismatchError
 from ...prompt.fusion import Encoded, Streams, fuse_prompt
@@ -62,7 +62,7 @@ def encode_prompt(
         SubjectError: see `fusion.fuse_prompt`.
     """
     adapter = cast(Adapter, references.adapter)
-    if adapter.spec.prompt is None:
+    if not adapter.spec.has(PromptSpec):
         found = f"{adapter.spec.file}, {adapter.spec.describe()}"
         raise MismatchError(
             "references of an adapter that acts in the prompt", found, "Encode the prompt with ClipTexts.encode_prompt."

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from troupe.model_patches.adapter import GatedSpec
 from troupe.model_patches.binding.settings import GatedSettings
 from troupe.model_patches.hosts.comfyui.apply import apply_gated, apply_image_attention
 from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT_KEY, FusedPrompt, PromptSwitch
@@ -160,7 +161,7 @@ def text_boxes(patcher):
     layers, state = adapter.gated_patcher.model, {}
     for name, tensor in published(layers.fusers.state_dict()).items():
         i, rest = name.split(".", 1)
-        state[f"{list(adapter.spec.gated.places)[int(i)]}.fuser.{rest}"] = tensor
+        state[f"{list(adapter.spec.part(GatedSpec).places)[int(i)]}.fuser.{rest}"] = tensor
     state |= {f"position_net.{name}": tensor for name, tensor in published(layers.net.state_dict()).items()}
 
     class Clip:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from troupe.model_patches.adapter import ImageAttentionSpec
 from troupe.model_patches.attention.merges import Mixing
 from troupe.model_patches.binding.settings import ImageAttentionSettings
 from troupe.model_patches.families.ip_adapter import build
@@ -89,7 +90,7 @@ class Stage:
             tuple(
                 self.state.get(f"ip_adapter.{2 * j + 1}.{n}.weight") for n in ("to_k_ip", "to_v_ip", "text_to_weight")
             )
-            for j in range(len(self.adapter.spec.widths))
+            for j in range(len(self.adapter.spec.part(ImageAttentionSpec).widths))
         ]
         s = references.subjects
         return Truth(

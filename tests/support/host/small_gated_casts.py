@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec
+from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, PhotoSpec
 from troupe.model_patches.binding.settings import GatedSettings
 from troupe.model_patches.encoders.gated import GatedLayers
 from troupe.model_patches.encoders.grounding import GroundingNet, TextImagePositionNet, TextPositionNet
@@ -37,7 +37,7 @@ class GatedStage:
 
     def references(self, count, boxes=None, weights=None, ranges=None, texts=None, images=None) -> References:
         """Subjects 0, 1, ... with random features; a False in texts or images leaves that feature out."""
-        spec, found = self.adapter.spec.gated, []
+        spec, found = self.adapter.spec.part(GatedSpec), []
         for i in range(count):
             text = (
                 random(spec.feature_dim, seed=4000 + i)
@@ -65,7 +65,7 @@ class GatedStage:
 
     def truth(self, references: References, settings: GatedSettings) -> GatedTruth:
         """The same for the independent evaluation."""
-        module, spec = self.adapter.gated_patcher.model, self.adapter.spec.gated
+        module, spec = self.adapter.gated_patcher.model, self.adapter.spec.part(GatedSpec)
         net, fusers = (published(m.state_dict()) for m in (module.net, module.fusers))
         per_layer = [
             {k.split(".", 1)[1]: v for k, v in fusers.items() if k.split(".", 1)[0] == str(i)}
@@ -147,9 +147,10 @@ def gated_adapter(
                         gain=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1,
                     )
                 )
-    encoder = None if kind == "text" else EncoderNeed("last" if kind == "patches" else "pooled", features)
+    need = EncoderNeed("last" if kind == "patches" else "pooled", features)
+    photos = () if kind == "text" else (PhotoSpec(need),)
     family = "subject_diffusion" if kind == "patches" else "gligen"
-    whole = AdapterSpec(family, "", "boxes.safetensors", context, 0, encoder, (), False, gated=spec, label=LABELS[kind])
+    whole = AdapterSpec(family, "boxes.safetensors", context, (spec, *photos), LABELS[kind])
     return adapters.host_adapter(Adapter(whole, None, None, layers.eval().requires_grad_(False)))
 
 

@@ -29,7 +29,7 @@ def adapter_of(kind, streams, tokens=1):
     prompt = PromptSpec(FUSIONS[kind], streams, tokens)
     return host_adapter(
         Adapter(
-            AdapterSpec("mm_diff", "", f"{kind}.bin", context, 0, None, (), False, prompt=prompt),
+            AdapterSpec("mm_diff", f"{kind}.bin", context, (prompt,)),
             None,
             None,
             fusion=fusion,

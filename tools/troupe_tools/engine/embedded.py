@@ -103,7 +103,7 @@ def run_embedded(job: Job, photos: Mapping[str, Path], models: Models, say: Say,
     encoded = tuple(references.values())
     previews = tuple(to_image(preview) for found in encoded for preview in found.previews)
     reached = tuple(
-        layers[id(found)] if layered(found) else int(job.words is not None) * len(found.adapter.spec.prompt.streams)
+        layers[id(found)] if layered(found) else int(job.words is not None) * found.adapter.spec.acts_in[0]
         for found in encoded
     )
     return Result(pictures, previews, tuple(map(facts_of, encoded)), reached, tuple(lines))

@@ -31,7 +31,7 @@ from .random_prompt_files import clip_text, write_mm_diff, write_subject_diffusi
 
 load_pack()
 
-from troupe.model_patches.adapter import EncoderNeed  # noqa: E402
+from troupe.model_patches.adapter import AdapterSpec, PhotoSpec  # noqa: E402
 from troupe.model_patches.checkpoints.clip_vision import encoder_widths  # noqa: E402
 from troupe.model_patches.hosts.diffusers.cross_layers import cross_layers  # noqa: E402
 from troupe.model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts, load_adapter  # noqa: E402
@@ -101,18 +101,17 @@ def real_models(job: Job, needed: Sequence[Needed]) -> Models:
         )
     base = load_base(paths["checkpoints", job.checkpoint.replace("\\", "/")], family, device, dtype)
     adapters = {name: load_adapter(by_value[name.replace("\\", "/")]) for name in job.adapters}
-    images = {
-        name: _images_for(name, adapter.spec.encoder, needed, device, dtype) for name, adapter in adapters.items()
-    }
+    images = {name: _images_for(name, adapter.spec, needed, device, dtype) for name, adapter in adapters.items()}
     return Models(base.unet, base.texts, base.vae, adapters, images, base.prediction)
 
 
 def _images_for(
-    name: str, need: EncoderNeed | None, needed: Sequence[Needed], device: str, dtype: torch.dtype
+    name: str, spec: AdapterSpec, needed: Sequence[Needed], device: str, dtype: torch.dtype
 ) -> ClipImages | None:
     """The image encoder of an adapter, None for one that reads no photos."""
-    if need is None:
+    if not spec.has(PhotoSpec):
         return None
+    need = spec.part(PhotoSpec).encoder
     encoder = next(
         (
             file.path

@@ -27,12 +27,7 @@ def facts_of(references: Any) -> dict[str, Any]:
         {"name": s.name, "has": [*_what(s), *(["box"] if s.box else [])], "weight": s.weight}
         for s in references.subjects
     ]
-    layers, places = (
-        (len(spec.widths), "cross-attention layers") if spec.gated is None else (len(spec.gated.places), "gated layers")
-    )
-    if not layers:
-        layers = len(spec.prompt.streams)
-        places = "text encoder" if layers == 1 else "text encoders"
+    layers, places = spec.acts_in
     return {"adapter": spec.file, "kind": spec.describe(), "layers": layers, "places": places, "subjects": subjects}
 
 

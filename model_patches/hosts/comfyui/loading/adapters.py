@@ -22,7 +22,7 @@ import folder_paths
 import torch
 
 from .....rehearsal import files as shipped
-from ....adapter import Adapter, AdapterSpec, EncoderNeed, Weights
+from ....adapter import Adapter, AdapterSpec, EncoderNeed, PhotoSpec, Weights
 from ....checkpoints.adapter_file import adapter_label
 from ....checkpoints.catalogue import (
     DEFAULT_ADAPTER,
@@ -84,14 +84,15 @@ class HostAdapter:
         Raises:
             MismatchError, CheckpointError: the chosen file is of other widths, gone, damaged or no encoder.
         """
-        if self.spec.encoder is None:
+        if not self.spec.has(PhotoSpec):
             return None
+        need = self.spec.part(PhotoSpec).encoder
         if self.clip_vision_name == AUTO and rehearsal_models.is_read_by(self.spec):
             return rehearsal_models.clip_vision()
         check_clip_vision_name(self.clip_vision_name)
         name = self.clip_vision_name
         if name == AUTO or name != NONE and not _has_clip_vision(name):
-            name = find_clip_vision(self.spec.encoder)
+            name = find_clip_vision(need)
         if name in (None, NONE):
             return None
         path = folder_paths.get_full_path("clip_vision", name)
@@ -101,7 +102,7 @@ class HostAdapter:
             if widths is not None:
                 check_image_encoder(self.spec, widths)  # from the file's headers, before gigabytes are read
             self._vision.clear()
-            self._vision[file] = _load_clip_vision(path, name, self.spec.encoder)
+            self._vision[file] = _load_clip_vision(path, name, need)
         return self._vision[file]
 
 

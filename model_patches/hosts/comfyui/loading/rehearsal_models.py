@@ -27,7 +27,7 @@ from .....rehearsal.cast import is_known
 from .....rehearsal.sizes import CHANNELS, CONTEXT, HEAD, TEXT, VISION, VISION_FILE, WIDTHS
 from .....rehearsal.sprites import CLASSES
 from .....rehearsal.world import PIXELS
-from ....adapter import AdapterSpec, EncoderNeed
+from ....adapter import AdapterSpec, EncoderNeed, PhotoSpec
 from ....subjects import Photo, Subject
 
 UNET_CONFIG = {
@@ -134,7 +134,7 @@ def clip_vision() -> Any:
 def is_read_by(spec: AdapterSpec) -> bool:
     """Return whether an adapter was made for the rehearsal models, their image encoder included."""
     own = (EncoderNeed("pooled", VISION["projection_dim"]), EncoderNeed("last", VISION["hidden_size"]))
-    return spec.context_dim == CONTEXT and spec.encoder in own
+    return spec.context_dim == CONTEXT and spec.has(PhotoSpec) and spec.part(PhotoSpec).encoder in own
 
 
 def unknown_subjects(spec: AdapterSpec, subjects: Sequence[Subject]) -> list[str]:

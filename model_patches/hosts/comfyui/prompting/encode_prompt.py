@@ -8,6 +8,7 @@ from typing import Any, cast
 import comfy.model_management
 import torch
 
+from ....adapter import PromptSpec
 from ....bases import BASES
 from ....errors import MismatchError
 from ....prompt.fusion import Encoded, FusedText, Streams, fuse_prompt
@@ -83,7 +84,7 @@ def encode_prompt(
         SubjectError: see `fusion.fuse_prompt`.
     """
     adapter = cast(HostAdapter, references.adapter)  # Load Subject Adapter of this host gives no other
-    if adapter.spec.prompt is None:
+    if not adapter.spec.has(PromptSpec):
         remedy = f"Encode the prompt with CLIP Text Encode, and wire these references into {adapter.spec.node}."
         raise MismatchError(
             "references of an adapter that works in the prompt",

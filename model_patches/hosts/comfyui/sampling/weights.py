@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import comfy.lora
 import torch
 
-from ....adapter import LoraPair
+from ....adapter import LoraPair, PromptSpec
 from ....binding.checks import check_whole_weights
 from ....errors import MismatchError
 from ..loading.adapters import HostAdapter
@@ -45,11 +45,11 @@ def apply_weights(
     """
     check_input_channels(model)
     own, file, put = adapter.weights, adapter.spec.file, []
-    if adapter.spec.prompt is not None:
+    if adapter.spec.has(PromptSpec):
         model = model.clone()
         PromptSwitch().attach(model)
     if not (own.unet or own.unet_lora or own.text or own.text_lora):
-        if adapter.spec.prompt is not None:
+        if adapter.spec.has(PromptSpec):
             done(f"{file} has no weights for the base model. Delayed prompts with its subjects work on this MODEL.")
             return model, clip
         warn(
