@@ -72,7 +72,7 @@ def host_picture(models, path, names):
 
     model, clip, vae, clip_vision, _, *pictures = models
     adapter = host_adapter(read_adapter(path, path.name, comfy.ops.manual_cast))
-    if adapter.spec.prompt is not None:
+    if adapter.spec.has(PromptSpec):
         own = {"strength_model": 1.0, "strength_clip": 1.0}
         model, clip = run(ApplyAdapterWeights, model=model, adapter=adapter, clip=clip, **own)[:2]
     positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in (CAPTION, ""))
@@ -86,7 +86,7 @@ def host_picture(models, path, names):
         references = run(
             EncodeSubjects, adapter=adapter, cast=cast, framing="auto", clip=clip, clip_vision=clip_vision
         )[0]
-        if adapter.spec.prompt is not None:
+        if adapter.spec.has(PromptSpec):
             widgets = {"text": CAPTION, "fuse_start_percent": 0.0, "fuse_start_step": 0, "quirks": "clean"}
             positive = run(EncodePrompt, clip=clip, references=references, **widgets)[0]
         wires = {"model": model, "positive": positive, "negative": negative, "references": references}
