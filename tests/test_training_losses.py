@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from support import golden_subject_diffusion
 from support.golden_mm_diff import golden, normal
-from troupe.training.losses import localization_loss
+from troupe.training.losses import localization_loss, localization_losses
 
 
 @pytest.mark.parametrize("kind", ["plain", "norm"])
@@ -19,3 +20,25 @@ def test_the_localization_loss_is_the_official_one(kind):
     for side, loss in losses.items():
         torch.testing.assert_close(loss, g[f"fc.loss.{kind}.{side}"][0], rtol=0, atol=1e-6)
     torch.testing.assert_close(sum(losses.values()) / 3, g[f"fc.loss.{kind}.all"][0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_it_is_subject_diffusions_too(normalize):
+    """Two layers of 8 x 8 and 4 x 4 positions; of the second picture one subject is absent."""
+    g = golden_subject_diffusion.golden("localization")
+    given = g["segmaps"], g["token_idx"], g["token_mask"].bool()
+    assert given[2].tolist() == [[True, True], [True, False]]
+    losses = [localization_loss(g[f"scores.{layer}"], *given, normalize) for layer in "ab"]
+    for layer, loss in zip("ab", losses, strict=True):
+        torch.testing.assert_close(loss, g[f"loss.layer_{layer}.norm{normalize:d}"][0], rtol=0, atol=1e-7)
+    torch.testing.assert_close(sum(losses) / 2, g[f"loss.mean.norm{normalize:d}"][0], rtol=0, atol=1e-7)
+
+
+def test_a_pictures_loss_counts_both_words_of_a_subject():
+    """Subject-Diffusion's training takes the maps of a placeholder and of the word before it, each with the mask."""
+    g = golden_subject_diffusion.golden("localization")
+    masks, tokens, present = g["segmaps"].repeat(1, 2, 1, 1), g["doubled.token_idx"], g["doubled.token_mask"].bool()
+    each = localization_losses([g["scores.a"], g["scores.b"]], masks, tokens, present)
+    torch.testing.assert_close(each.mean(), g["doubled.loss.mean"][0], rtol=0, atol=1e-7)
+    absolute = localization_losses([g["scores.a"], g["scores.b"]], masks, tokens, present, form="absolute")
+    assert (each - absolute).abs().min() > 1e-2
