@@ -1,6 +1,7 @@
 """The training set's folder: what is written is read back, and each fault of a line is a sentence that names it."""
 
 import json
+import pickle
 
 import pytest
 from troupe.model_patches.subjects import Box
@@ -67,3 +68,23 @@ def test_a_folder_without_usable_metadata(folder, text, said):
     with pytest.raises(DatasetError) as error:
         read_records(folder)
     assert said in str(error.value)
+
+
+def test_metadata_in_another_encoding_is_a_sentence(folder):
+    (folder / "metadata.jsonl").write_bytes(json.dumps(LINE).encode("utf-16"))
+    with pytest.raises(DatasetError, match="metadata.jsonl to be a text file in UTF-8, found .*Save it as UTF-8"):
+        read_records(folder)
+
+
+def test_a_fault_in_another_process_has_all_its_parts(folder):
+    """Processes that read pictures hand it on as a pickle."""
+    write(folder, LINE | {"text": " "})
+    with pytest.raises(DatasetError) as error:
+        read_records(folder)
+    found = pickle.loads(pickle.dumps(error.value))  # noqa: S301
+    assert type(found) is DatasetError and str(found) == str(error.value)
+    assert (found.expected, found.found, found.remedy) == (
+        f"a text 'text' in line 1 of {folder / 'metadata.jsonl'}",
+        "' '",
+        "Add it, or delete the line.",
+    )

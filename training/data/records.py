@@ -31,13 +31,11 @@ class DatasetError(TroupeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let another process raise it: pickle would call the class with the message only."""
-        return _raised_elsewhere, (str(self),)
+        return _raised_elsewhere, (self.expected, self.found, self.remedy)
 
 
-def _raised_elsewhere(message: str) -> DatasetError:
-    error = DatasetError.__new__(DatasetError, message)
-    error.args = (message,)
-    return error
+def _raised_elsewhere(expected: str, found: str, remedy: str) -> DatasetError:
+    return DatasetError(expected, found, remedy)
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,10 @@ def read_records(folder: Path, name: str = METADATA) -> list[PictureRecord]:
             f"none in {folder}",
             f"Write one line of JSON per picture into {path}; docs/training.md has the format.",
         )
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} to be a text file in UTF-8", str(error), "Save it as UTF-8.") from error
     records = [_record(folder, line, f"line {i} of {path}") for i, line in enumerate(lines, 1) if line.strip()]
     if not records:
         raise DatasetError("at least one picture in the training set", f"an empty {path}", "Add pictures to it.")
