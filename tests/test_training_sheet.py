@@ -17,7 +17,7 @@ from troupe.training.config.schema import SheetConfig
 from troupe.training.examples.drawn import DrawnSet
 from troupe.training.examples.example import Example, ExampleSubject
 from troupe.training.model.base import rehearsal_base
-from troupe.training.sheet import COLUMNS, LEAST, LINE, MARGIN, cast_of, exchanged, paint, paint_sheet
+from troupe.training.sheet import COLUMNS, INK, LEAST, LINE, MARGIN, PAPER, cast_of, exchanged, paint, paint_sheet
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,17 @@ def test_references_are_exchanged():
     assert looks(cast_of(Example("c", picture, "nothing"))) == [("picture", 0.5)]
 
 
+def cells_of(path, rows=1):
+    """The sheet's pictures, row by row."""
+    sheet, step, height = np.asarray(Image.open(path)), LEAST + MARGIN, LEAST + LINE + MARGIN
+    assert sheet.shape == (LINE + rows * height + MARGIN, len(COLUMNS) * step + MARGIN, 3)
+    tops = [2 * LINE + MARGIN + i * height for i in range(rows)]
+    return [
+        [sheet[top : top + LEAST, MARGIN + j * step : MARGIN + j * step + LEAST] for j in range(len(COLUMNS))]
+        for top in tops
+    ]
+
+
 def test_the_sheet_shows_every_column_and_changes_nothing(pictures, tmp_path):
     trainee = small.trainee("mip_adapter")
     draws = small.draws(pictures, 2)
@@ -74,12 +85,43 @@ def test_the_sheet_shows_every_column_and_changes_nothing(pictures, tmp_path):
         with torch.no_grad():  # leaves references of the batch on the UNet, which the next sheet must not see
             before = trainee.predict(batch)
     assert np.array_equal(*sheets)
-    step = LEAST + MARGIN
-    cells = [
-        sheets[0][2 * LINE + MARGIN : 2 * LINE + MARGIN + LEAST, MARGIN + j * step : MARGIN + j * step + LEAST]
-        for j in range(len(COLUMNS))
-    ]
+    cells = cells_of(path, 2)[0]
     assert all(cell.std() > 1 for cell in cells)
     assert all(not np.array_equal(a, b) for i, a in enumerate(cells) for b in cells[:i])
     with torch.no_grad():
         assert torch.equal(trainee.predict(batch), before)
+
+
+def test_a_set_of_one_subject_has_nothing_to_exchange(tmp_path):
+    """The last column would be the one before; the sheet says that there is no other reference instead."""
+    trainee, path = small.trainee("mip_adapter"), tmp_path / "sheet.png"
+    [alone] = [draw.example for draw in small.draws(small.write_set(tmp_path / "one", [("cat",)]), 1)]
+    assert exchanged(alone, alone).subjects[0].photos == cast_of(alone).subjects[0].photos
+    paint_sheet(trainee, [alone], SheetConfig(steps=1), small.SIDE, path)
+    *pictures, last = cells_of(path)[0]
+    assert all(cell.std() > 1 for cell in pictures)
+    assert last.min() < 2 * max(INK)
+    rows = np.flatnonzero((last != PAPER).any((1, 2)))
+    assert LEAST // 2 <= rows[0] < rows[-1] < LEAST // 2 + LINE, "one line of text"
+    [pair] = [draw.example for draw in small.draws(small.write_set(tmp_path / "two", [("cat", "dog")]), 1)]
+    paint_sheet(trainee, [pair], SheetConfig(steps=1), small.SIDE, path)
+    *pictures, last = cells_of(path)[0]
+    assert last.std() > 1 and not any(np.array_equal(last, cell) for cell in pictures)
+    assert (last != PAPER).any((1, 2)).all(), "a picture, not a line of text"
+
+
+def test_subjects_in_the_prompt_wait_as_the_settings_say(pictures):
+    """FastComposer's sheet: from the first step on, from the half on, or not before the end."""
+    trainee = small.changed(small.trainee("fastcomposer"))
+    [example] = [draw.example for draw in small.draws(pictures, 1)]
+    trainee.finish()
+    adapter, cast = trainee.adapter(), cast_of(example)
+
+    def painted(start, given=cast):
+        settings = SheetConfig(steps=4, start_percent=start)
+        return paint(trainee.base, adapter, example.caption, given, settings, small.SIDE)
+
+    without, whole, half, never = painted(0.0, None), painted(0.0), painted(0.5), painted(1.0)
+    assert torch.equal(never, without)
+    apart = [float((a - b).abs().max()) for a, b in ((whole, without), (half, without), (half, whole))]
+    assert min(apart) > 1e-3, apart

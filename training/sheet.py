@@ -23,12 +23,14 @@ from ..model_patches.hosts.diffusers.sampling import SamplingSettings, sample
 from ..model_patches.hosts.diffusers.weights import text_encoder_weights
 from ..model_patches.subjects import Box, Cast, Photo, References, Subject
 from .config.schema import SheetConfig
+from .data.pictures import write_whole
 from .examples.example import Example
 from .model.base import Base
 from .model.captions import plain, unmarked
 from .recipes.recipe import Trainee
 
 COLUMNS = ("training picture", "references", "without", "with", "exchanged")
+NO_OTHER = "no other reference"  # in the last column of a set with one subject
 LEAST, LINE, MARGIN = 128, 18, 4  # pixels: side of a shown picture, height of a text line, distance
 PAPER, INK = (255, 255, 255), (30, 30, 34)
 
@@ -36,21 +38,21 @@ PAPER, INK = (255, 255, 255), (30, 30, 34)
 def paint_sheet(trainee: Trainee, examples: Sequence[Example], settings: SheetConfig, size: int, path: Path) -> Path:
     """Paint one row for each picture into a PNG file. size: S, side of the painted pictures in pixels.
 
-    Exchanged: each subject gets the next one's reference; a lone subject that of another row.
+    Exchanged: each subject gets the next one's reference; a lone subject that of another row. With one row of one
+    subject there is none, and the sheet says so.
     """
     trainee.finish()
     adapter, rows = trainee.adapter(), []
     for i, example in enumerate(examples):
-        cast, other = (
-            boxed_as(example, given) if adapter.spec.has(GatedSpec) else given
-            for given in (cast_of(example), exchanged(example, examples[(i + 1) % len(examples)]))
-        )
-        painted = [
-            paint(trainee.base, adapter, example.caption, given, settings, size) for given in (None, cast, other)
-        ]
+        cast = cast_of(example)
+        given = [None, cast]
+        if len(examples) > 1 or len(cast.subjects) > 1:
+            given.append(exchanged(example, examples[(i + 1) % len(examples)]))
+        if adapter.spec.has(GatedSpec):
+            given = [each if each is None else boxed_as(example, each) for each in given]
+        painted = [paint(trainee.base, adapter, example.caption, each, settings, size) for each in given]
         rows.append([(example.pixels.permute(1, 2, 0) + 1) / 2, _photos(cast, size), *painted])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _drawn(rows, [example.caption for example in examples]).save(path)
+    write_whole(_drawn(rows, [example.caption for example in examples]), path)
     return path
 
 
@@ -140,6 +142,8 @@ def _drawn(rows: Sequence[Sequence[torch.Tensor]], captions: Sequence[str]) -> I
         for j, picture in enumerate(row):
             shown = _to_image(picture).resize((side, side), Image.Resampling.NEAREST)
             sheet.paste(shown, (MARGIN + j * step, top + LINE))
+        if len(row) < len(COLUMNS):
+            draw.text((MARGIN + len(row) * step, top + LINE + side // 2), NO_OTHER, INK)
     return sheet
 
 
