@@ -15,6 +15,7 @@ from PIL import Image
 from support import tiny_training as small
 from troupe.rehearsal.world import TRAINING_LOOKS
 from troupe.training.data.records import DatasetError
+from troupe.training.examples import folder as folder_module
 from troupe.training.examples.drawn import DrawnSet
 from troupe.training.examples.draws import Draws, Share
 from troupe.training.examples.folder import FolderSet
@@ -76,6 +77,63 @@ def test_a_broken_picture_is_a_sentence(folder, tmp_path):
     (tmp_path / "p1.png").write_bytes(b"no picture")
     with pytest.raises(DatasetError, match="a picture in .*p1.png, found a file that cannot be read"):
         FolderSet(tmp_path, 32, 4).get(1, random.Random(0))
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def black(path):
+    Image.new("L", (96, 64)).save(path)
+
+
+def text(path):
+    path.write_text("no picture")
+
+
+@pytest.mark.parametrize(
+    "name, spoil, found_by",
+    [
+        ("p3.png", text, ("headers", "masks", "pictures")),
+        ("m2_1.png", text, ("headers", "masks", "pictures")),
+        ("r2_2.png", text, ("headers", "masks", "pictures")),
+        ("m2_1.png", black, ("masks", "pictures")),
+        ("m2_1.png", cut_off, ("masks", "pictures")),
+        ("p3.png", cut_off, ("pictures",)),
+        ("r2_2.png", cut_off, ("pictures",)),
+    ],
+)
+def test_a_set_is_checked_before_a_training_comes_to_the_fault(tmp_path, name, spoil, found_by):
+    pictures = FolderSet(small.write_set(tmp_path), 32, 4)
+    for what in ("headers", "masks", "pictures"):
+        pictures.check(what)
+    spoil(tmp_path / name)
+    for what in ("headers", "masks", "pictures"):
+        if what in found_by:
+            with pytest.raises(DatasetError, match=name):
+                pictures.check(what)
+        else:
+            pictures.check(what)
+    if spoil is text:  # not in the part of a process, or of a subject that is not taken
+        others = FolderSet(tmp_path, 32, 1) if name != "p3.png" else FolderSet(tmp_path, 32, 4)
+        others.check("headers", 0, 2)
+
+
+def test_every_fault_of_a_set_is_named(tmp_path, monkeypatch):
+    said: list[str] = []
+    pictures = FolderSet(small.write_set(tmp_path), 32, 4)
+    for name in ("p1.png", "p2.png", "m0_1.png"):
+        text(tmp_path / name)
+    with pytest.raises(DatasetError) as error:
+        pictures.check(say=said.append)
+    assert str(error.value).startswith(f"Expected a picture in {tmp_path / 'p1.png'}, found a file that cannot be read")
+    others = f"{tmp_path / 'p2.png'}, {tmp_path / 'm0_1.png'}"
+    assert str(error.value).endswith(f"delete its line. 2 more files have such a fault: {others}.") and not said
+    monkeypatch.setattr(folder_module, "LISTED", 1)
+    monkeypatch.setattr(folder_module, "MANY", 7)
+    with pytest.raises(DatasetError, match=r"2 more files have such a fault: .*p2.png, \.\.\.\.$"):
+        pictures.check(say=said.append)
+    assert said == ['Reads 8 files before the first step. check = "headers" in [data] takes less time.']
 
 
 def test_a_set_smaller_than_a_step_is_a_sentence(folder):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from ...model_patches.subjects import Box, Photo
 from ..data.records import DatasetError, PictureRecord, SubjectRecord, read_records
 from .example import Example, ExampleSubject
 
+MANY = 2000  # files: reading more of them before the first step is announced
+LISTED = 5  # files with a fault in one sentence
 HALF = 128  # of a mask's values up to 255: from here on a pixel is the subject's
 REFERENCE = 512  # pixels: longer sides of references are made smaller when they are read
 
@@ -77,6 +80,44 @@ class FolderSet:
             (top, left),
         )
 
+    def check(
+        self,
+        what: str = "masks",
+        process: int = 0,
+        processes: int = 1,
+        say: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        """Open the files of the set, as far as they are used, before a training comes to them.
+
+        Arguments:
+            what: "headers" of all files, also "masks" to their last pixel, or also "pictures".
+            process, processes: which part of the set is checked.
+        Raises:
+            DatasetError: a file is no picture, or a mask black everywhere; it names several if there are.
+        """
+        records = self.records[process::processes]
+        subjects = [subject for record in records for subject in record.subjects[: self.most]]
+        masks = {subject.mask: subject for subject in subjects if subject.mask is not None}
+        pictures = dict.fromkeys([record.picture for record in records])
+        pictures |= dict.fromkeys(path for subject in subjects for path in subject.references)
+        whole = {"headers": 0, "masks": len(masks), "pictures": len(masks) + len(pictures)}[what]
+        if whole > MANY:
+            say(f'Reads {whole} files before the first step. check = "headers" in [data] takes less time.')
+        opened: list[tuple[Path, Callable[[], object]]] = []
+        opened += [(path, partial(_open, path, what == "pictures")) for path in pictures]
+        opened += [
+            (path, partial(_open, path, False) if what == "headers" else partial(_mask, subject, path))
+            for path, subject in masks.items()
+        ]
+        faults: dict[Path, DatasetError] = {}
+        for path, attempt in opened:
+            try:
+                attempt()
+            except DatasetError as error:
+                faults[path] = error
+        if faults:
+            raise _all_of(faults)
+
     def _subject(
         self, record: PictureRecord, subject: SubjectRecord, whole: Image.Image, chance: random.Random
     ) -> ExampleSubject:
@@ -94,10 +135,22 @@ class FolderSet:
         )
 
 
-def _open(path: Path) -> Image.Image:
+def _all_of(faults: Mapping[Path, DatasetError]) -> DatasetError:
+    """The first fault, and the names of other files."""
+    first, *others = faults
+    error = faults[first]
+    if not others:
+        return error
+    names = ", ".join(map(str, others[:LISTED])) + (", ..." if len(others) > LISTED else "")
+    do = f"{error.remedy} {len(others)} more {'files have' if len(others) > 1 else 'file has'} such a fault: {names}."
+    return DatasetError(error.expected, error.found, do)
+
+
+def _open(path: Path, whole: bool = True) -> Image.Image:
+    """A picture. whole: to its last pixel; False: only its header."""
     try:
         with Image.open(path) as picture:
-            return picture.convert("RGB")
+            return picture.convert("RGB") if whole else picture
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DatasetError(
             f"a picture in {path}", f"a file that cannot be read ({error})", "Replace it, or delete its line."
@@ -107,12 +160,17 @@ def _open(path: Path) -> Image.Image:
 def _whole_mask(subject: SubjectRecord, size: tuple[int, int]) -> Image.Image | None:
     """Where the subject is in the whole picture, white: its mask, else its box; None without either."""
     if subject.mask is not None:
-        mask = _open(subject.mask).convert("L")
-        if np.asarray(mask).max() < HALF:
-            do = "Replace the mask, or remove it from its line."
-            raise DatasetError(f"'{subject.name}' in white in {subject.mask}", "a mask that is black everywhere", do)
+        mask = _mask(subject, subject.mask)
         return mask if mask.size == size else mask.resize(size)
     return None if subject.box is None else _box_mask(subject.box, size)
+
+
+def _mask(subject: SubjectRecord, path: Path) -> Image.Image:
+    mask = _open(path).convert("L")
+    if np.asarray(mask).max() < HALF:
+        do = "Replace the mask, or remove it from its line."
+        raise DatasetError(f"'{subject.name}' in white in {path}", "a mask that is black everywhere", do)
+    return mask
 
 
 def _box_mask(box: Box, size: tuple[int, int]) -> Image.Image:
