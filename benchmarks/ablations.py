@@ -154,7 +154,7 @@ def settings_of(group: str, variant: Variant) -> dict[str, Any]:
     from troupe.training.config.reading import as_tables
 
     tables = json.loads(json.dumps(as_tables(config_of(group, variant, Path()))))
-    del tables["output"]
+    del tables["output"], tables["data"]["check"]  # which change no training
     tables["recipe"]["start"] = sha256(START.read_bytes()).hexdigest() if tables["recipe"].get("start") else ""
     measures = {"method": variant.method, "cast": CAST, "seed": SEED, "pictures": PICTURES, "trials": TRIALS}
     settings = {"trained": variant.trained, "training": tables, "measured with": measures}
@@ -167,7 +167,7 @@ def measured(group: str, variant: Variant, folder: Path) -> dict[str, Any]:
     from troupe.model_patches.families.registry import read_adapter
     from troupe.rehearsal.engine.trials import METHODS_OF
     from troupe.training.export import write_export
-    from troupe.training.run import make_loop
+    from troupe.training.run import make_accelerator, make_loop
 
     torch.set_num_threads(1)
     given = settings_of(group, variant)
@@ -175,7 +175,7 @@ def measured(group: str, variant: Variant, folder: Path) -> dict[str, Any]:
     training = json.dumps([given["training"], variant.trained, *given.get("references", {}).items()], sort_keys=True)
     place = folder / sha256(training.encode()).hexdigest()[:12]
     config = config_of(group, variant, place)
-    loop, told = make_loop(config, print, cpu=True), {}
+    loop, told = make_loop(config, make_accelerator(config, cpu=True), print), {}
     if variant.references:
         loop.draws.examples = examples = with_mistakes(loop.draws.examples, variant.references)
         told["wrong"] = share_of_wrong(examples)

@@ -11,15 +11,12 @@ import time
 import pytest
 import torch
 from support import tiny_training as small
+from support.tiny_training import loop_for, same, weights
 from troupe.training import optimizers
 from troupe.training.checkpoints import checkpoints
-from troupe.training.config.reading import as_tables
-from troupe.training.config.schema import Config, OutputConfig, TrainingConfig
-from troupe.training.examples.draws import Draws
-from troupe.training.examples.folder import FolderSet
-from troupe.training.loop import Loop
+from troupe.training.config.schema import TrainingConfig
 from troupe.training.recipes.registry import RECIPES
-from troupe.training.run import make_accelerator, move
+from troupe.training.run import move
 from troupe.training.stop import TrainingError
 from troupe_tools.pack import ROOT
 
@@ -34,32 +31,6 @@ def own_accelerator():
     small.forget_accelerate()
     yield
     small.forget_accelerate()
-
-
-def loop_for(pictures, output, recipe="mip_adapter", options=None, cache=False, **training):
-    """A loop on micro models; training: of TrainingConfig, and save_every, keep, resume of OutputConfig."""
-    own = {key: training.pop(key) for key in ("save_every", "keep", "resume") if key in training}
-    training = {"batch": 2, "lr": 1e-2, **training}
-    chosen = RECIPES[recipe].Options(**(options or {}))
-    config = Config(
-        recipe,
-        chosen,
-        training=TrainingConfig(**training),
-        output=OutputConfig(folder=str(output), **{"save_every": 1000, **own}),
-    )
-    small.forget_accelerate()
-    total = config.training.batch * config.training.accumulation
-    trainee = small.trainee(recipe, total=total, cache=cache, **(options or {}))
-    draws = Draws(FolderSet(pictures, small.SIDE, 4), config.training.seed)
-    return Loop(config, trainee, draws, as_tables(config), make_accelerator(config, cpu=True))
-
-
-def weights(loop):
-    return {name: value.clone() for name, value in loop.trainee.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 STEPS = 50
@@ -234,61 +205,7 @@ def test_sheets_and_exports_use_the_average(pictures, tmp_path):
     assert all(torch.equal(averaged[name], value) for name, value in shadow.items())
 
 
-# ---- faults ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_loss_that_is_no_number_stops_with_the_pictures_and_keeps_the_last_checkpoint(pictures, tmp_path):
-    loop = loop_for(pictures, tmp_path, steps=9, save_every=1)
-    prepare, bad = loop.trainee.prepare, []
-
-    def broken(draws):
-        batch = prepare(draws)
-        if draws[0].number >= 4:  # the third step
-            bad.append(draws[1].example.label)
-            batch.noised.target[1, 0, 0, 0] = torch.nan
-        return batch
-
-    loop.trainee.prepare = broken
-    with pytest.raises(TrainingError) as error:
-        loop.run()
-    assert f"in step 3, found NaN or infinite values with {bad[0]}." in str(error.value)
-    assert "The weights of step 2 are saved." in str(error.value)
-    assert all(value.isfinite().all() for value in weights(loop).values())
-    again = loop_for(pictures, tmp_path, steps=3)
-    assert again.run().step == 3
-
-
-def test_a_full_disk_is_a_sentence_and_keeps_the_checkpoint_before(pictures, tmp_path):
-    """Files may not grow beyond 20 kB from the second checkpoint on; the training goes on and fails only at its end."""
-    resource = pytest.importorskip("resource")
-    said: list[str] = []
-    loop = loop_for(pictures, tmp_path, steps=4, save_every=1)
-    update, limits = loop._update, resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def full(*given):
-        if loop.step == 1:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-        return update(*given)
-
-    loop._update = full
-    import troupe.training.loop as module
-
-    class Bar(module.Progress):
-        def say(self, sentence):
-            said.append(sentence)
-
-    original, module.Progress = module.Progress, Bar
-    try:
-        with pytest.raises(TrainingError) as error:
-            loop.run()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        module.Progress = original
-    assert "to write a checkpoint of step 4" in str(error.value)
-    assert "The checkpoint of step 1 is unchanged. Free space" in str(error.value)
-    assert [sentence[-22:] for sentence in said] == [" The training goes on."] * 3
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
-    assert loop_for(pictures, tmp_path, steps=2).run().step == 2
+# ---- mistakes -------------------------------------------------------------------------------------------------------
 
 
 def test_a_warm_up_that_the_schedule_does_not_have_is_a_sentence():
@@ -355,14 +272,3 @@ def test_the_command_trains_exports_and_says_what_is_wrong(tmp_path):
     assert run("--export").returncode == 0 and exported.is_file()
     wrong = run("--set", "lrr=1")
     assert wrong.returncode == 1 and wrong.stderr.strip().endswith("Did you mean 'lr'?")
-
-
-def test_the_shown_loss_is_the_one_that_is_trained():
-    """Each loss with its factor; logs have each without."""
-    from troupe.training.progress import Progress
-
-    progress = Progress(10, 0, 4, {"diffusion": 1.0, "localization": 0.001}, shown=False)
-    shown = progress.update(1, {"diffusion": 0.2, "localization": -0.5})
-    progress.close()
-    assert shown["loss"] == pytest.approx(0.1995)
-    assert (shown["loss/diffusion"], shown["loss/localization"]) == (0.2, -0.5)

@@ -11,10 +11,11 @@ from PIL import Image
 from support import tiny_diffusers as tiny
 from support import tiny_training as small
 from support.start_methods import needs_fork
-from troupe.model_patches.errors import CheckpointError, MismatchError
+from troupe.model_patches.errors import CheckpointError, MismatchError, TroupeError
 from troupe.model_patches.families.registry import read_adapter
 from troupe.training import run
 from troupe.training.checkpoints import checkpoints
+from troupe.training.data.records import DatasetError
 from troupe.training.model.base import diffusers_base, load_base
 from troupe.training.model.features import Features
 from troupe.training.model.noise import noised
@@ -198,3 +199,38 @@ def test_a_set_of_one_picture_is_a_sentence(settings, tmp_path):
     small.write_set(tmp_path / "pictures", [("cat",)])
     with pytest.raises(TrainingError, match="a step takes, 2, found 1 in the training set"):
         train(config, cpu=True)
+
+
+def test_one_picture_can_be_trained_on_with_a_sheet(settings, tmp_path):
+    config = settings("batch=1", "rows=4")
+    small.write_set(tmp_path / "pictures", [("cat",)])
+    said: list[str] = []
+    assert train(config, said.append, cpu=True).step == 3
+    assert read_adapter(tmp_path / "out" / "mine.safetensors").spec.family == "mip_adapter"
+    assert Image.open(tmp_path / "out" / "sheets" / "step-00000003.png").height < 2 * 128, "one row"
+    assert [step for step, _ in checkpoints(tmp_path / "out")] == [3]
+
+
+@pytest.mark.parametrize("check, loaded", [("masks", False), ("headers", True)])
+def test_a_black_mask_is_a_sentence_before_the_first_step(settings, tmp_path, check, loaded):
+    """Where only headers are checked, it is one when the picture is read."""
+    config = settings(f'check="{check}"', "every=0", "training.steps=9")
+    Image.new("L", (96, 64)).save(tmp_path / "pictures" / "m1_0.png")
+    with pytest.raises(TroupeError, match="m1_0.png, found a mask that is black everywhere") as error:
+        train(config, cpu=True)
+    assert isinstance(error.value, TrainingError if loaded else DatasetError)
+
+
+def test_export_alone_leaves_the_checkpoints(settings, tmp_path):
+    """Also where the settings say that a training begins anew."""
+    train(settings("every=0", "training.steps=1"), cpu=True)
+    exported = tmp_path / "out" / "mine.safetensors"
+    first = exported.read_bytes()
+    exported.unlink()
+    small.forget_accelerate()
+    said: list[str] = []
+    assert (
+        train(settings("every=0", "resume=false", "training.seed=7"), said.append, cpu=True, export_only=True).step == 1
+    )
+    assert exported.read_bytes() == first and said[-1].endswith("the weights of step 1")
+    assert [step for step, _ in checkpoints(tmp_path / "out")] == [1]

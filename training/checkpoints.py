@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from .stop import TrainingError
+from .stop import TrainingError, first_line
+from .together import together
 
 FOLDER, ABOUT, WRITING = "checkpoints", "training.json", ".writing"
 FAULTS = (OSError, RuntimeError, SafetensorError)  # torch and safetensors report a full disk in their own ways
@@ -31,34 +35,71 @@ def checkpoints(output: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
+def path_of(output: Path, step: int) -> Path:
+    """Return the folder of a step's checkpoint."""
+    return output / FOLDER / f"step-{step:08}"
+
+
 def save_checkpoint(accelerator: Accelerator, output: Path, step: int, settings: dict[str, Any], keep: int) -> Path:
     """Write a checkpoint and delete the oldest ones beyond `keep`. Called in every process.
 
-    Raises TrainingError if it cannot be written: the earlier ones are unchanged.
+    Raises TrainingError in every process if it cannot be written in one: the earlier ones are unchanged.
     """
-    path = output / FOLDER / f"step-{step:08}"
+    path = path_of(output, step)
     writing = path.with_name(f"{path.name}{WRITING}")
-    try:
-        writing.mkdir(parents=True, exist_ok=True)
-        accelerator.save_state(str(writing))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
+
+    @contextmanager
+    def faults() -> Iterator[None]:
+        try:
+            yield
+        except FAULTS as error:
+            shutil.rmtree(writing, ignore_errors=True)
+            raise TrainingError(
+                f"to write a checkpoint of step {step} into {path.parent}",
+                first_line(error),
+                f"{left_in(output)} Free space, or choose another 'folder' in [output].",
+            ) from error
+
+    def write() -> None:
+        with faults():
+            writing.mkdir(parents=True, exist_ok=True)
+            accelerator.save_state(str(writing))
+
+    def finish() -> None:
+        if not accelerator.is_main_process:
+            return
+        with faults():
             (writing / ABOUT).write_text(json.dumps({"step": step, "settings": settings}, indent=1), encoding="utf-8")
             shutil.rmtree(path, ignore_errors=True)
             writing.rename(path)
             for _, old in checkpoints(output)[:-keep]:
                 shutil.rmtree(old)
-    except FAULTS as error:
-        shutil.rmtree(writing, ignore_errors=True)
-        earlier = checkpoints(output)
-        left = f"The checkpoint of step {earlier[-1][0]} is unchanged." if earlier else "There is no earlier one."
-        raise TrainingError(
-            f"to write a checkpoint of step {step} into {path.parent}",
-            str(error).splitlines()[0],
-            f"{left} Free space, or choose another 'folder' in [output].",
-        ) from error
-    accelerator.wait_for_everyone()
+
+    together(accelerator, write)  # all of it, before it gets its name
+    together(accelerator, finish)
     return path
+
+
+def left_in(output: Path) -> str:
+    """Return a sentence about the newest checkpoint."""
+    earlier = checkpoints(output)
+    return f"The checkpoint of step {earlier[-1][0]} is unchanged." if earlier else "There is no earlier one."
+
+
+def set_aside(output: Path) -> Path:
+    """Move an earlier training's checkpoints aside, so that a new one neither deletes them nor goes on from them.
+
+    Return their folder's new path.
+
+    Raises TrainingError if it cannot be renamed.
+    """
+    path = output / FOLDER
+    target = next(found for n in count(1) if not (found := output / f"{FOLDER}_{n}").exists())
+    try:
+        return path.rename(target)
+    except OSError as error:
+        do = "Choose another 'folder' in [output]."
+        raise TrainingError(f"to rename {path} to {target.name}", str(error), do) from error
 
 
 def load_checkpoint(accelerator: Accelerator, path: Path, settings: dict[str, Any]) -> int:
@@ -82,6 +123,6 @@ def load_checkpoint(accelerator: Accelerator, path: Path, settings: dict[str, An
     except (*FAULTS, KeyError, ValueError) as error:
         raise TrainingError(
             f"a checkpoint of this training in {path}",
-            str(error).splitlines()[0],
+            first_line(error),
             "Delete that folder to go on from an earlier checkpoint, or set resume = false.",
         ) from error

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from .checkpoints import FAULTS
 from .recipes.recipe import Exported
-from .stop import TrainingError
+from .stop import TrainingError, first_line
 
 
 def write_export(exported: Exported, path: Path, half: bool = True) -> Path:
@@ -34,6 +34,7 @@ def write_export(exported: Exported, path: Path, half: bool = True) -> Path:
     except FAULTS as error:
         with suppress(OSError):
             writing.unlink()
-        found = str(error).splitlines()[0]
-        raise TrainingError(f"to write {path}", found, "Free space, or choose another 'folder' in [output].") from error
+        raise TrainingError(
+            f"to write {path}", first_line(error), "Free space, or choose another 'folder' in [output]."
+        ) from error
     return path

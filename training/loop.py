@@ -15,13 +15,17 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
-from .checkpoints import checkpoints, load_checkpoint, save_checkpoint
+from ..model_patches.errors import TroupeError
+from .checkpoints import checkpoints, left_in, load_checkpoint, path_of, save_checkpoint, set_aside
 from .config.schema import Config
-from .examples.draws import Draw, Draws, Share
+from .curves import Curves
+from .data.records import DatasetError
+from .examples.draws import Draw, Draws, DrawsOrFaults, Share
 from .optimizers import make_optimizer
 from .progress import Progress
-from .recipes.recipe import Losses, Trainee
-from .stop import TrainingError, stop_requests
+from .recipes.recipe import Batch, Losses, Trainee
+from .stop import TrainingError, first_line, how_to_go_on, ignore_interrupts, stop_requests
+from .together import together
 
 Painter = Callable[[Trainee, int], None]
 
@@ -68,14 +72,19 @@ class Loop:
             self.average = EMAModel(self.parameters, decay=training.ema_decay)
             self.average.to(accelerator.device)
             accelerator.register_for_checkpointing(self.average)
+        self.curves = Curves(accelerator, lambda sentence: self.say(sentence))
         self.step = self.saved = 0
 
     def run(self) -> Ended:
         """Train to the last step, or until a signal. Either way there is a checkpoint of the last step.
 
-        Raises TrainingError: a loss is not finite, or the last checkpoint cannot be written.
+        Raises TrainingError, in every process: a picture cannot be read, a loss is not finite, or the last checkpoint
+        cannot be written. The first two leave a checkpoint of the last step too.
         """
-        self.resume()
+        if self.config.output.resume:
+            self.resume()
+        else:
+            self._begin_anew()
         training, accelerator = self.config.training, self.accelerator
         per_step = training.batch * training.accumulation * accelerator.num_processes
         progress = Progress(
@@ -89,29 +98,47 @@ class Loop:
                     losses, stop = self._update(batches, request.signal)
                     shown = progress.update(self.step, losses)
                     if self.step % self.config.output.log_every == 0:
-                        accelerator.log({**shown, "lr": self.scheduler.get_last_lr()[0]}, step=self.step)
-                    if stop:
+                        self.curves.add({**shown, "lr": float(self.scheduler.get_last_lr()[0])}, self.step)
+                    if stop or self.step == training.steps:
                         self.save()
+                    elif self.step % self.config.output.save_every == 0:
+                        self._save_if_possible()
+                    if stop:
                         return Ended(self.step, stop)
-                    self._at_intervals()
-            if self.saved != self.step:
-                self.save()
+                    self._sheet()
             return Ended(self.step)
         finally:
             progress.close()
             self.say = say
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one and the settings ask for it."""
-        found = checkpoints(self.output) if self.config.output.resume else []
-        if found:
+        """Go on from the newest checkpoint, if there is one. Raises TrainingError, in every process."""
+
+        def load() -> Path | None:
+            found = checkpoints(self.output)
+            if not found:
+                return None
             self.step = self.saved = load_checkpoint(self.accelerator, found[-1][1], self.settings)
+            return found[-1][1]
+
+        path = together(self.accelerator, load)
+        if path is not None:
             if self.average is not None:
                 self.average.to(self.accelerator.device)
-            self.say(f"goes on from step {self.step}, {found[-1][1]}")
+            self.say(f"goes on from step {self.step}, {path}")
 
     def save(self) -> None:
-        """Write a checkpoint. Raises TrainingError."""
+        """Write a checkpoint.
+
+        Raises TrainingError if it cannot be written or the weights are not finite: the earlier ones are unchanged.
+        """
+        kept = [*self.parameters, *(self.average.shadow_params if self.average is not None else ())]
+        if not all(bool(tensor.isfinite().all()) for tensor in kept):
+            raise TrainingError(
+                "finite weights for a checkpoint",
+                f"NaN or infinite ones after step {self.step}",
+                f"{left_in(self.output)} Lower lr, or set max_grad_norm = 1.0.",
+            )
         save_checkpoint(self.accelerator, self.output, self.step, self.settings, self.config.output.keep)
         self.saved = self.step
 
@@ -119,21 +146,37 @@ class Loop:
         """Return a context in which the trainee has the averaged weights, if there are any."""
         return _Averaged(self.average, self.parameters)
 
-    def _at_intervals(self) -> None:
-        output, sheet = self.config.output, self.config.sheet
-        if self.step % output.save_every == 0:
-            try:
-                self.save()
-            except TrainingError as error:  # a disk that is full now may have room at the next interval
-                self.say(f"{error} The training goes on.")
+    def _begin_anew(self) -> None:
+        """Set the checkpoints of an earlier training aside."""
+
+        def rename() -> Path | None:
+            here = self.accelerator.is_main_process and checkpoints(self.output)
+            return set_aside(self.output) if here else None
+
+        path = together(self.accelerator, rename)
+        if path is not None:
+            self.say(f"begins anew; the checkpoints that were there are in {path} now")
+
+    def _save_if_possible(self) -> None:
+        try:
+            self.save()
+        except TrainingError as error:  # a disk that is full now may have room at the next interval
+            self.say(f"{error} The training goes on.")
+
+    def _sheet(self) -> None:
         last = self.step == self.config.training.steps
-        if self.paint is not None and (last or self.step % sheet.every == 0):
-            if self.accelerator.is_main_process:
+        if self.paint is None or not (last or self.step % self.config.sheet.every == 0):
+            return
+        if self.accelerator.is_main_process:
+            try:
                 with self.averaged():
                     self.paint(self.trainee, self.step)
-            self.accelerator.wait_for_everyone()
+            except (OSError, TroupeError, torch.cuda.OutOfMemoryError) as error:
+                why = first_line(error).rstrip(".")
+                self.say(f"The sheet of step {self.step} was not written: {why}. The training goes on.")
+        self.accelerator.wait_for_everyone()
 
-    def _batches(self) -> Iterator[list[Draw]]:
+    def _batches(self) -> Iterator[list[Draw | DatasetError]]:
         training, accelerator = self.config.training, self.accelerator
         share = Share(
             self.step,
@@ -145,23 +188,42 @@ class Loop:
         )
         return iter(
             DataLoader(
-                self.draws,
+                DrawsOrFaults(self.draws),
                 batch_sampler=share,  # pyright: ignore[reportArgumentType] - any iterable of lists with a length
                 collate_fn=list,
                 num_workers=self.config.data.workers,
+                worker_init_fn=ignore_interrupts,
             )
         )
 
-    def _update(self, batches: Iterator[list[Draw]], signal: int) -> tuple[dict[str, float], int]:
+    def _update(self, batches: Iterator[list[Draw | DatasetError]], signal: int) -> tuple[dict[str, float], int]:
         """One step. Returns its mean losses over all processes, and the signal of any process."""
+        try:
+            losses, stop = self._gradients(batches, signal)
+        except TroupeError as error:  # in all processes alike, with the weights of the last step
+            raise TrainingError(error.expected, error.found, f"{error.remedy} {self._kept()}") from error
+        except (RuntimeError, OSError, MemoryError):  # such as no memory, or the end of a process that reads pictures
+            if self.accelerator.num_processes == 1:  # others would wait for this one
+                self.say(self._kept())
+            raise
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        if self.average is not None:
+            self.average.step(self.parameters)
+        return losses, stop
+
+    def _gradients(self, batches: Iterator[list[Draw | DatasetError]], signal: int) -> tuple[dict[str, float], int]:
+        """All passes of a step."""
         training, accelerator = self.config.training, self.accelerator
         collected: list[torch.Tensor] = []
         names: list[str] = []
         suspects: list[str] = []
         for _ in range(training.accumulation):
-            draws = next(batches)
+            draws, batch = together(accelerator, lambda: self._next(batches))
             with accelerator.accumulate(self.model):
-                losses: Losses = self.model(self.trainee.prepare(draws))
+                losses: Losses = self.model(batch)
                 names = list(losses)
                 total = sum(self.trainee.weights[name] * loss.mean() for name, loss in losses.items())
                 accelerator.backward(total)
@@ -173,32 +235,44 @@ class Loop:
         mean = torch.stack(collected).mean(0)
         told = accelerator.gather(torch.cat((mean, mean.new_tensor([float(signal)]))).unsqueeze(0))
         values, stop = told[:, :-1].mean(0).tolist(), int(told[:, -1].max())
-        self._check(values, suspects)
+        if not all(map(math.isfinite, values)):  # in all processes alike
+            raise self._broken("loss", gather_object(list(suspects)))
         norm = accelerator.clip_grad_norm_(self.parameters, training.max_grad_norm or float("inf"))
         if (
             training.precision != "fp16" and norm is not None and not norm.isfinite()
         ):  # fp16's scaler skips such a step by itself
             raise self._broken("length of the gradients", [])
-        self.optimizer.step()
-        self.scheduler.step()
-        self.optimizer.zero_grad()
-        self.step += 1
-        if self.average is not None:
-            self.average.step(self.parameters)
         return dict(zip(names, values, strict=True)), stop
 
-    def _check(self, values: Sequence[float], suspects: Sequence[str]) -> None:
-        if not all(map(math.isfinite, values)):  # in all processes alike
-            raise self._broken("loss", gather_object(list(suspects)))
+    def _next(self, batches: Iterator[list[Draw | DatasetError]]) -> tuple[list[Draw], Batch]:
+        draws: list[Draw] = []
+        for draw in next(batches):
+            if isinstance(draw, DatasetError):
+                raise draw
+            draws.append(draw)
+        return draws, self.trainee.prepare(draws)
 
     def _broken(self, what: str, suspects: Sequence[str]) -> TrainingError:
         pictures = f" with {', '.join(dict.fromkeys(suspects))}" if suspects else ""
-        left = f"The weights of step {self.saved} are saved." if self.saved else "Nothing was saved yet."
         return TrainingError(
             f"a finite {what} in step {self.step + 1}",
             f"NaN or infinite values{pictures}",
-            f"{left} Look at these pictures, lower lr, or set max_grad_norm = 1.0.",
+            "Look at these pictures, lower lr, or set max_grad_norm = 1.0.",
         )
+
+    def _kept(self) -> str:
+        """What is saved, as a sentence. A step that was not saved yet is saved first."""
+        kept = "Nothing was trained yet."
+        try:
+            if self.saved < self.step:
+                self.save()
+            if self.saved:
+                path = path_of(self.output, self.saved)
+                how = how_to_go_on(self.config.output.resume)
+                kept = f"The weights of step {self.saved} are saved in {path}: {how} goes on from there."
+        except TrainingError as fault:
+            kept = str(fault)
+        return kept
 
 
 class _Averaged:

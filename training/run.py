@@ -27,6 +27,7 @@ from .recipes.recipe import PassSettings, Trainee
 from .recipes.registry import RECIPES, options
 from .sheet import paint_sheet
 from .stop import TrainingError
+from .together import said_once, together
 
 LOGGERS = {"tensorboard": ("tensorboard", "tensorboardX")}  # tracker -> packages of which one is needed
 Say = Callable[[str], None]
@@ -45,30 +46,62 @@ def train(config: Config, say: Say = lambda sentence: None, cpu: bool = False, e
             checkpoint.
     Raises:
         TroupeError: settings, models or pictures do not fit, or the training cannot go on.
+        OtherProcessError: the same, in all processes but the main one.
     """
-    loop = make_loop(config, say, cpu)
-    accelerator = loop.accelerator
-    if export_only:
-        loop.resume()
-        ended = Ended(loop.step)
-    else:
-        if config.output.log != "none":
-            accelerator.init_trackers("troupe")
-        ended = loop.run()
-        accelerator.end_training()
-    if accelerator.is_main_process:
-        with loop.averaged():
-            exported = loop.trainee.export()
-        path = Path(config.output.folder) / f"{config.output.name or config.name}.safetensors"
-        say(f"wrote {write_export(exported, path, config.output.half)}, the weights of step {ended.step}")
+    accelerator = make_accelerator(config, cpu)
+    with said_once(accelerator):
+        loop = make_loop(config, accelerator, say)
+        if export_only:
+            loop.resume()
+            ended = Ended(loop.step)
+        else:
+            ended = _run(loop)
+        if accelerator.is_main_process:
+            say(f"wrote {_export(loop)}, the weights of step {ended.step}")
     return ended
 
 
-def make_loop(config: Config, say: Say = lambda sentence: None, cpu: bool = False) -> Loop:
+def _run(loop: Loop) -> Ended:
+    loop.curves.start()
+    try:
+        ended = loop.run()
+    except TroupeError as error:  # in all processes
+        loop.curves.close()
+        raise _with_adapter(loop, error) from error
+    loop.curves.close()
+    return ended
+
+
+def _with_adapter(loop: Loop, error: TroupeError) -> TroupeError:
+    """The error that ended a training. If its last steps have no checkpoint, it may still have an adapter: that file is
+    much smaller.
+    """
+    if loop.saved == loop.step or not loop.accelerator.is_main_process:
+        return error
+    try:
+        path = _export(loop)
+    except TroupeError:
+        return error
+    return TrainingError(error.expected, error.found, f"{error.remedy} The adapter of step {loop.step} is in {path}.")
+
+
+def _export(loop: Loop) -> Path:
+    output = loop.config.output
+    with loop.averaged():
+        exported = loop.trainee.export()
+    return write_export(exported, loop.output / f"{output.name or loop.config.name}.safetensors", output.half)
+
+
+def make_loop(config: Config, accelerator: Accelerator, say: Say = lambda sentence: None) -> Loop:
     """Return a training that has not begun, with its models, pictures and an adapter on the device; see `train`."""
-    recipe = RECIPES[config.name]
-    accelerator = make_accelerator(config, cpu)
     told: Say = say if accelerator.is_main_process else lambda sentence: None
+    trainee, draws, painter = together(accelerator, lambda: _prepare(config, accelerator, told))
+    return Loop(config, trainee, draws, as_tables(config), accelerator, painter, told)
+
+
+def _prepare(config: Config, accelerator: Accelerator, told: Say) -> tuple[Trainee, Draws, Painter | None]:
+    recipe = RECIPES[config.name]
+    check_logger(config.output.log)
     set_seed(config.training.seed)  # of weights that begin with chance
     base = load_base(config.base.kind, config.base.folder, config.base.image_encoder)
     per_step = config.training.batch * config.training.accumulation * accelerator.num_processes
@@ -76,22 +109,27 @@ def make_loop(config: Config, say: Say = lambda sentence: None, cpu: bool = Fals
     trainee = recipe.build(base, Features(base, config.data.cache), passes, config.recipe)
     examples = example_set(config.data, base, trainee, told)
     check_count(examples, per_step)
+    if isinstance(examples, FolderSet):
+        examples.check(config.data.check, accelerator.process_index, accelerator.num_processes, told)
     move(base, trainee, accelerator)
     told(memory_of(trainee, base.modules, config.training).sentence())
     if config.training.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
     draws = Draws(examples, config.training.seed)
-    painter = sheet_painter(config, draws) if config.sheet.every else None
-    return Loop(config, trainee, draws, as_tables(config), accelerator, painter, told)
+    return trainee, draws, sheet_painter(config, draws) if config.sheet.every else None
 
 
-def make_accelerator(config: Config, cpu: bool = False) -> Accelerator:
-    """Return accelerate's part of a training. Raises TrainingError if the chosen logger's package is missing."""
-    log, unused = config.output.log, not RECIPES[config.name].uses_every_parameter
+def check_logger(log: str) -> None:
+    """Raise TrainingError if the package of a logger is missing."""
     needed = LOGGERS.get(log, ())
     if needed and not any(find_spec(package) for package in needed):
         do = f'Run pip install {needed[0]}, or set log = "none" in [output].'
         raise TrainingError(f'the package {needed[0]} for log = "{log}"', "none", do)
+
+
+def make_accelerator(config: Config, cpu: bool = False) -> Accelerator:
+    """Return accelerate's part of a training."""
+    log, unused = config.output.log, not RECIPES[config.name].uses_every_parameter
     return Accelerator(
         gradient_accumulation_steps=config.training.accumulation,
         mixed_precision=config.training.precision,

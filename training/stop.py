@@ -16,6 +16,16 @@ class TrainingError(TroupeError):
     """A training cannot go on."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; the error's kind if it has none."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def how_to_go_on(resume: bool) -> str:
+    """Return which command goes on from the newest checkpoint. resume: of the settings."""
+    return "the same command" if resume else "the same command with --set resume=true"
+
+
 @dataclass
 class StopRequest:
     """Request to stop. signal: the number of the first SIGINT or SIGTERM, 0 before."""
@@ -42,3 +52,8 @@ def stop_requests() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Let Ctrl-C stop the training alone, which still needs this process's pictures for the step that it finishes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,16 +1,18 @@
 """The gradients of the first step of each recipe's training, in this process or in one of several.
 
-usage: python step_gradients.py PICTURES OUTPUT BATCH ACCUMULATION RECIPE ...; OUTPUT gets `RECIPE.pt`. Several
+usage: python step_gradients.py PICTURES OUTPUT BATCH ACCUMULATION FAULTY RECIPE ...; OUTPUT gets `RECIPE.pt`. Several
 processes then stop a training and go on with it, see `stopped_training.py`: most of the time goes to starting them.
+FAULTY: then there are trainings with faults, see `faulty_training`, whose arguments these are in JSON; "null": none.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 
-def main(pictures: str, output: str, batch: str, accumulation: str, *recipes: str) -> None:
+def main(pictures: str, output: str, batch: str, accumulation: str, faulty: str, *recipes: str) -> None:
     """Train one step of each recipe without an update, and let the main process write what it would be made with."""
     root = Path(__file__).resolve().parents[2]
     sys.path[:0] = [str(root / "tools"), str(root / "tests")]
@@ -52,6 +54,10 @@ def main(pictures: str, output: str, batch: str, accumulation: str, *recipes: st
     if accelerator.num_processes > 1:
         stop_and_resume(Path(pictures), Path(output))
     accelerator.end_training()
+    if json.loads(faulty) is not None:
+        from support.faulty_training import train_twice
+
+        train_twice(*json.loads(faulty))
 
 
 if __name__ == "__main__":

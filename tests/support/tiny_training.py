@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +23,16 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 from troupe.model_patches.hosts.diffusers.encoders import EOS, ClipImages, ClipTexts
+from troupe.training.config.reading import as_tables
+from troupe.training.config.schema import Config, DataConfig, OutputConfig, TrainingConfig
 from troupe.training.examples.draws import Draw, Draws
 from troupe.training.examples.folder import FolderSet
+from troupe.training.loop import Loop
 from troupe.training.model.base import Base
 from troupe.training.model.features import Features
 from troupe.training.recipes.recipe import PassSettings, Trainee
 from troupe.training.recipes.registry import RECIPES
+from troupe.training.run import make_accelerator
 
 from . import tiny_diffusers as tiny
 from . import tiny_gated_unets as gated
@@ -220,3 +225,40 @@ def no_drops(recipe: str) -> dict[str, float]:
     """Options of a recipe with which nothing is left to chance."""
     options = (field.name for field in fields(RECIPES[recipe].Options))
     return {name: 0.0 for name in options if name.startswith("drop_") or name == "masked"}
+
+
+def loop_for(
+    pictures: Path,
+    output: Path,
+    recipe: str = "mip_adapter",
+    options: dict[str, Any] | None = None,
+    cache: bool = False,
+    workers: int = 0,
+    **training: Any,
+) -> Loop:
+    """A loop on micro models; training: of TrainingConfig and OutputConfig."""
+    own = {field.name: training.pop(field.name) for field in fields(OutputConfig) if field.name in training}
+    training = {"batch": 2, "lr": 1e-2, **training}
+    chosen = RECIPES[recipe].Options(**(options or {}))
+    config = Config(
+        recipe,
+        chosen,
+        data=DataConfig(workers=workers),
+        training=TrainingConfig(**training),
+        output=OutputConfig(folder=str(output), **{"save_every": 1000, "log_every": 1, **own}),
+    )
+    forget_accelerate()
+    total = config.training.batch * config.training.accumulation
+    module = trainee(recipe, total=total, cache=cache, **(options or {}))
+    draws = Draws(FolderSet(pictures, SIDE, 4), config.training.seed)
+    return Loop(config, module, draws, as_tables(config), make_accelerator(config, cpu=True))
+
+
+def weights(loop: Loop) -> dict[str, torch.Tensor]:
+    """A copy of the trainee's state."""
+    return {name: value.clone() for name, value in loop.trainee.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two states are equal, bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

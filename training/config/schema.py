@@ -30,6 +30,8 @@ class DataConfig:
     resolution: int = setting(512, least=8)  # pixels of the square that is cut from the middle of each picture
     subjects: int = setting(4, least=1)  # at most so many of a picture's subjects get a reference
     cache: bool = False  # keep latents, text states and image embeddings in memory: the encoders see each input once
+    check: str = setting("masks", choices=("headers", "masks", "pictures"))  # before the first step: that every file is
+    # a picture, or also that no mask is black, or also that every picture can be read to its end
     workers: int = setting(0, least=0)  # processes that read pictures; 0: the training's own
 
 
@@ -69,7 +71,9 @@ class OutputConfig:
     half: bool = True  # export numbers as float16, as published files are
     save_every: int = setting(500, least=1)  # steps between checkpoints; there is always one at the end
     keep: int = setting(2, least=1)  # checkpoints that are kept, the newest
-    resume: bool = True  # go on from the newest checkpoint in the folder, if there is one
+    resume: bool = (
+        True  # go on from the newest checkpoint in the folder; false: begin anew, and rename the old ones' folder
+    )
     log: str = setting("none", choices=("none", "tensorboard"))
     log_every: int = setting(10, least=1)  # steps
 

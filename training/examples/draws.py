@@ -14,6 +14,7 @@ from functools import lru_cache
 import torch
 from torch.utils.data import Dataset
 
+from ..data.records import DatasetError
 from .example import Example, ExampleSet
 
 
@@ -47,6 +48,22 @@ class Draws(Dataset):
         index = number if not count else _order(count, self.seed, number // count)[number % count]
         example = self.examples.get(index, random.Random(f"{self.seed} {number} example"))
         return Draw(number, self.seed, example)
+
+
+class DrawsOrFaults(Dataset):
+    """Every drawn picture by its number; for one that cannot be read, the DatasetError. torch's worker processes can
+    return it, but when one is raised in them the training waits for ever.
+    """
+
+    def __init__(self, draws: Draws):
+        self.draws = draws
+
+    def __getitem__(self, number: int) -> Draw | DatasetError:
+        """Return the draw of a number, or why there is none."""
+        try:
+            return self.draws[number]
+        except DatasetError as error:
+            return error
 
 
 @dataclass(frozen=True)
