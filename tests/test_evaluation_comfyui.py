@@ -10,12 +10,14 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from troupe.evaluation.engines import comfyui
 from troupe.evaluation.engines.comfyui import ComfyUIEngine, HostError
 from troupe.evaluation.engines.comfyui_graph import GraphError, build_graph, fill_template, read_template
 from troupe.evaluation.engines.engine import EngineLostError
 from troupe.evaluation.tasks import Method, Subject, Task
+from troupe.model_patches.encoding.framing import frame
 
 CAT, DOG = Subject("cat", ("cat/1.png", "cat/2.JPG")), Subject("dog", ("dog.png",), (0.5, 0.0, 0.25, 1.0))
 TASK = Task("suite", "cat and dog", Method("paper", {"merge": "paper"}), "a cat and a dog", (CAT, DOG), 7)
@@ -345,11 +347,72 @@ def test_a_misspelt_setting_is_refused(settings):
         build_graph(TASK, NAMES, settings)
 
 
-def test_five_photos_of_a_subject_are_refused():
-    many = Subject("cat", tuple(f"{i}.png" for i in range(5)))
-    task = Task("s", "c", Method("m"), "a cat", (many,), 1)
-    with pytest.raises(GraphError, match="5 of 'cat'"):
-        build_graph(task, {name: name for name in many.photos}, SETTINGS)
+def joined(graph, wire):
+    """The Load Image names behind a wire, in the order of the batch."""
+    node = graph[wire[0]]
+    if node["class_type"] == "LoadImage":
+        return [node["inputs"]["image"]]
+    assert node["class_type"] == "ImageBatch"
+    return [*joined(graph, node["inputs"]["image1"]), *joined(graph, node["inputs"]["image2"])]
+
+
+@pytest.mark.parametrize("count", [5, 13])
+def test_more_photos_than_add_subject_has_inputs_go_through_one_batch(count):
+    many = Subject("cat", tuple(f"{i}.png" for i in range(count)))
+    task = Task("s", "c", Method("m"), "a cat", (many, DOG), 1)
+    graph = build_graph(task, {name: name for name in (*many.photos, "dog.png")}, SETTINGS)
+    inputs = graph["subject_1"]["inputs"]
+    assert joined(graph, inputs["image"]) == list(many.photos) and "same_subject_2" not in inputs
+    assert joined(graph, graph["subject_2"]["inputs"]["image"]) == ["dog.png"]
+    with pytest.raises(GraphError, match="a photo of 'cat', found none"):
+        build_graph(Task("s", "c", Method("m"), "a cat", (Subject("cat", ()),), 1), {}, SETTINGS)
+
+
+def many_photos(folder: Path, sizes) -> Subject:
+    """A subject with a photo of each size (width, height)."""
+    chance = np.random.default_rng(1)
+    for i, (w, h) in enumerate(sizes):
+        (folder / f"many_{i}.png").write_bytes(png(chance.integers(0, 256, (h, w, 3), np.uint8)))
+    return Subject("cat", tuple(f"many_{i}.png" for i in range(len(sizes))))
+
+
+def sent(host: Host) -> list[bytes]:
+    return [upload[upload.index(b"\x89PNG") :] for upload in host.uploads]
+
+
+def test_photos_of_one_size_are_joined_as_they_are(photos):
+    many, host = many_photos(photos, [(30, 20)] * 5), Host()
+    engine_of(host, photos).paint(Task("s", "c", Method("m"), "a cat", (many,), 1))
+    for content, name in zip(sent(host), many.photos, strict=True):
+        assert content.startswith((photos / name).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("settings", "side", "framing"), [({}, 224, "pad"), ({"framing": "center", "photo_side": 40}, 40, "center")]
+)
+def test_photos_of_different_sizes_are_joined_as_squares(photos, settings, side, framing):
+    """As the image encoder sees them; four of them or fewer are sent as they are."""
+    many, host = many_photos(photos, [(30, 20), (20, 30), (300, 200), (25, 25), (20, 30)]), Host()
+    engine = engine_of(host, photos)
+    engine.paint(Task("s", "c", Method("m", settings), "a cat and a dog", (many, DOG), 1))
+    assert len(host.uploads) == 6 and sent(host)[5].startswith((photos / "dog.png").read_bytes())
+    for content, name in zip(sent(host)[:5], many.photos, strict=True):
+        found = np.asarray(Image.open(io.BytesIO(content))).astype(float)
+        photo = torch.from_numpy(np.array(Image.open(photos / name))).float() / 255
+        assert found.shape == (side, side, 3)
+        assert np.abs(found - frame(photo, side, framing).numpy() * 255).max() <= 0.5 + 1e-3
+    few = Subject("cat", many.photos[:4])
+    engine.paint(Task("s", "c", Method("m", settings), "a cat", (few,), 1))
+    assert sent(host)[6].startswith((photos / "many_0.png").read_bytes())
+
+
+def test_a_photo_that_does_not_open_costs_one_task(photos):
+    many = many_photos(photos, [(30, 20)] * 5)
+    (photos / "many_3.png").write_bytes(b"text")
+    with pytest.raises(HostError, match="photos that open, found picture does not open: many_3.png"):
+        engine_of(Host(), photos).paint(Task("s", "c", Method("m"), "a cat", (many,), 1))
+    with pytest.raises(GraphError, match="a number of pixels as 'photo_side', found 'wide'"):
+        engine_of(Host(), photos).paint(Task("s", "c", Method("m", {"photo_side": "wide"}), "a cat", (DOG,), 1))
 
 
 TEMPLATE = {
@@ -373,6 +436,19 @@ def test_a_template_is_filled(tmp_path):
     assert json.loads(graph["2"]["inputs"]["boxes"])[1]["w"] == 0.25
     assert [graph[n]["inputs"]["image"] for n in "345"] == ["in/a.png", "in/b.jpg", "in/c.png"]
     assert graph["4"]["inputs"]["name"] == "cat"
+
+
+def test_a_template_takes_any_number_of_photos():
+    """`photos_1` is a wire to all of them."""
+    template = {**TEMPLATE, "3": {"class_type": "TroupeAddSubject", "inputs": {"image": "${photos_1}"}}}
+    del template["4"]
+    many = Subject("cat", tuple(f"{i}.png" for i in range(6)))
+    task = Task("suite", "c", Method("paper", {"merge": "paper", "photo_side": 224}), "a cat and a dog", (many, DOG), 7)
+    graph = fill_template(
+        template, task, {name: name for name in (*many.photos, "dog.png")}, {"cfg": 4.5, "merge": "paper"}
+    )
+    assert joined(graph, graph["3"]["inputs"]["image"]) == list(many.photos)
+    assert graph["5"]["inputs"]["image"] == "dog.png"
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ import numpy as np
 from PIL import Image
 
 from ...model_patches.errors import TroupeError
-from ..tasks import Task
-from .comfyui_graph import Graph, Value, build_graph, fill_template, read_template
+from ...training.data.pictures import PictureFault
+from ..tasks import Subject, Task
+from .comfyui_graph import Graph, Value, batched, build_graph, fill_template, photo_side, read_template
 from .engine import EngineLostError
+from .photos import framed_png, one_size
 
 FOLDER = "troupe_evaluation"  # of uploaded photos, in the host's input folder
 REQUEST_SECONDS = 60.0
@@ -25,6 +27,7 @@ POLL = (0.05, 0.5)  # seconds between questions, growing from the first to the s
 BLIPS = 3  # questions in a row without an answer before the host counts as lost
 QUEUES = ("queue_running", "queue_pending")
 NOT_COMFYUI = (401, 403, 404, 405, 407, 429)
+Square = tuple[int, str] | None  # side and framing; None: a photo is uploaded as it is
 
 
 class HostError(TroupeError):
@@ -62,7 +65,8 @@ class ComfyUIEngine:
         self._photos, self._settings, self._timeout = photos, dict(settings or {}), timeout
         self._template = None if template is None else read_template(template)
         self._client = httpx.Client(base_url=address, timeout=REQUEST_SECONDS, transport=transport)
-        self._uploaded: dict[Path, str] = {}
+        self._uploaded: dict[tuple[Path, Square], str] = {}
+        self._squares: dict[tuple[Path, ...], bool] = {}  # whether photos of one batch have different sizes
         self._uploading = threading.Lock()
 
     def paint(self, task: Task) -> np.ndarray:
@@ -74,8 +78,8 @@ class ComfyUIEngine:
             GraphError: no graph can be made for the task.
         """
         try:
-            photos = {photo: self._upload(self._photos / photo) for one in task.subjects for photo in one.photos}
-            prompt_id = self._queue(self._graph(task, photos))
+            settings = {**self._settings, **task.method.settings}
+            prompt_id = self._queue(self._graph(task, self._names(task, settings), settings))
             return self._download(self._wait(prompt_id))
         except (httpx.RequestError, EngineLostError) as error:
             with self._uploading:  # it may come back with an empty input folder
@@ -86,29 +90,51 @@ class ComfyUIEngine:
 
     # ---- the steps ---------------------------------------------------------------------------------------------------
 
-    def _graph(self, task: Task, photos: Mapping[str, str]) -> Graph:
-        settings = {**self._settings, **task.method.settings}
+    def _graph(self, task: Task, photos: Mapping[str, str], settings: Mapping[str, Value]) -> Graph:
         if self._template is None:
             return build_graph(task, photos, settings)
         return fill_template(self._template, task, photos, settings)
 
-    def _upload(self, path: Path) -> str:
+    def _names(self, task: Task, settings: Mapping[str, Value]) -> dict[str, str]:
+        """The names of a task's photos for Load Image."""
+        names = {}
+        joined = batched(task, self._template)
+        square = photo_side(settings), str(settings.get("framing", "auto"))
+        for one in task.subjects:
+            how = square if one in joined and self._differ(one) else None
+            names |= {photo: self._upload(self._photos / photo, how) for photo in one.photos}
+        return names
+
+    def _differ(self, subject: Subject) -> bool:
+        """Whether a subject's photos have different sizes."""
+        photos = tuple(self._photos / photo for photo in subject.photos)
+        if photos not in self._squares:
+            try:
+                self._squares[photos] = not one_size(photos)
+            except PictureFault as fault:
+                raise _unreadable(fault) from fault
+        return self._squares[photos]
+
+    def _upload(self, path: Path, square: Square) -> str:
         """The name of a photo for Load Image. Its content is in the name, so that no other upload can replace it."""
         with self._uploading:
-            if path not in self._uploaded:
-                content = self._photo(path)
-                name = f"{hashlib.sha256(content).hexdigest()[:16]}{path.suffix.lower()}"
+            if (path, square) not in self._uploaded:
+                content = self._content(path, square)
+                suffix = ".png" if square else path.suffix.lower()
+                name = f"{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
                 files, fields = {"image": (name, content)}, {"type": "input", "subfolder": FOLDER}
                 answer = self._json("POST", "/upload/image", ("name", "subfolder"), files=files, data=fields)
-                self._uploaded[path] = f"{answer['subfolder']}/{answer['name']}"
-            return self._uploaded[path]
+                self._uploaded[path, square] = f"{answer['subfolder']}/{answer['name']}"
+            return self._uploaded[path, square]
 
     @staticmethod
-    def _photo(path: Path) -> bytes:
+    def _content(path: Path, square: Square) -> bytes:
         try:
-            return path.read_bytes()
+            return path.read_bytes() if square is None else framed_png(path, *square)
         except OSError as error:
             raise HostError(f"a photo at {path}", f"'{error.strerror}'", "Give the suite's own folder.") from error
+        except PictureFault as fault:
+            raise _unreadable(fault) from fault
 
     def _queue(self, graph: Graph) -> str:
         answer = self._json("POST", "/prompt", ("prompt_id",), json={"prompt": graph})
@@ -203,6 +229,10 @@ class ComfyUIEngine:
 
     def _failed(self, found: str) -> HostError:
         return HostError(f"a picture from {self.name}", found, "Its log may say more.")
+
+
+def _unreadable(fault: PictureFault) -> HostError:
+    return HostError("photos that open", f"{fault.reason}: {fault.detail}", "Download them again.")
 
 
 def _raise_error(engine: ComfyUIEngine, entry: Mapping[str, Any]) -> None:

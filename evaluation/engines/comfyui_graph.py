@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...model_patches.errors import TroupeError
-from ..tasks import Task
+from ...rehearsal.sizes import VISION
+from ..tasks import Subject, Task
 
 Value = str | int | float | bool
 Graph = dict[str, dict[str, Any]]  # node id -> class_type and inputs
 
 REHEARSAL = "rehearsal"  # as checkpoint: Load Rehearsal Models
 LOADING = {"checkpoint": "", "adapter": "mip_adapter", "clip_vision": "auto", "framing": "auto"}
+PHOTO_SIDE = "photo_side"  # a square of so many pixels for photos of different sizes that go through one batch
+SIDE = 224  # of the image encoders that adapters were published with
 SAMPLING = {"width": 1024, "height": 1024, "steps": 30, "cfg": 5.0, "sampler": "euler", "scheduler": "normal"}
 SMALL = {"width": 128, "height": 128, "steps": 20, "cfg": 5.0, "sampler": "euler", "scheduler": "simple"}
 ATTENTION = {
@@ -30,7 +33,7 @@ ATTENTION = {
     "background": 1.0,
 }
 NO_REFERENCES = {"weight": 0.0, "merge": "auto"}  # of the merge "none"
-OF_TASKS = "boxes"  # a setting that has done its work when the task was made
+BEFORE = {"boxes", PHOTO_SIDE}  # settings that have done their work before the graph is made
 KNOWN = {"negative", *LOADING, *SAMPLING, *ATTENTION}
 PHOTO_INPUTS = ("image", "same_subject_2", "same_subject_3", "same_subject_4")
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
@@ -46,11 +49,11 @@ def build_graph(task: Task, photos: Mapping[str, str], settings: Mapping[str, Va
     photos: the task's photos -> their names for Load Image. settings: `checkpoint` (a file, or "rehearsal") and
     `adapter`, and if wanted the widgets of Load Subject Adapter, Encode Subject References, Apply Image Attention and
     KSampler by the names in LOADING, SAMPLING and ATTENTION, and `negative`. The merge "none" leaves the references
-    without effect.
+    without effect. More photos of a subject than Add Subject has inputs for go through Image Batch.
     Raises:
-        GraphError: an unknown setting, no checkpoint, or more photos of a subject than Add Subject takes.
+        GraphError: an unknown setting, no checkpoint, or a subject without a photo.
     """
-    settings = {name: value for name, value in settings.items() if name != OF_TASKS}
+    settings = {name: value for name, value in settings.items() if name not in BEFORE}
     unknown = sorted(settings.keys() - KNOWN)
     if unknown or not settings.get("checkpoint"):
         found = f"the unknown setting '{unknown[0]}'" if unknown else "none"
@@ -120,25 +123,26 @@ def fill_template(template: Graph, task: Task, photos: Mapping[str, str], settin
     """Return a template with the values of a task in the places of its placeholders.
 
     `prompt`, `seed`, `key` (the task's), `boxes` (for Place Subjects); for subject 1, 2, ... `name_1`, `photo_1` and of
-    further photos `photo_1_2`, ...; every setting by its name. A widget that is nothing but a placeholder gets a value
-    of its type.
+    further photos `photo_1_2`, ..., or `photos_1`, a wire to a batch of all of them; every setting by its name. A
+    widget that is nothing but a placeholder gets a value of its type.
     Raises:
         GraphError: a placeholder has no value, or there is none for the seed, the prompt, a photo, a box or a setting
             of the method, without which different tasks would have one picture.
     """
-    values: dict[str, Value] = {**settings, "prompt": task.prompt, "seed": task.seed, "key": task.key}
+    values: dict[str, Any] = {**settings, "prompt": task.prompt, "seed": task.seed, "key": task.key}
     values["boxes"] = _boxes(task)
-    needed = {"prompt", "seed", *task.method.settings} - {OF_TASKS} | {
-        "boxes" for subject in task.subjects if subject.box
-    }
+    used, batches = placeholders(template), Graph()
+    needed = {"prompt", "seed", *task.method.settings} - BEFORE | {"boxes" for subject in task.subjects if subject.box}
     for i, subject in enumerate(task.subjects, 1):
         values[f"name_{i}"] = subject.name
+        if batch_name(i) in used:
+            values[batch_name(i)] = _batch(batches, f"troupe_{batch_name(i)}", [photos[one] for one in subject.photos])
+            continue
         for n, photo in enumerate(subject.photos, 1):
             name = f"photo_{i}" if n == 1 else f"photo_{i}_{n}"
             values[name] = photos[photo]
             needed.add(name)
-    used: set[str] = set()
-    graph: Graph = _filled(template, values, used)
+    graph: Graph = _filled(template, values) | batches
     wrong = sorted(used - values.keys()) or sorted(needed - used)
     if wrong:
         raise GraphError(
@@ -149,14 +153,45 @@ def fill_template(template: Graph, task: Task, photos: Mapping[str, str], settin
     return graph
 
 
-def _filled(part: Any, values: Mapping[str, Value], used: set[str]) -> Any:
+def placeholders(part: Any) -> set[str]:
+    """Return the names of all placeholders in a template or a part of it."""
     if isinstance(part, dict):
-        return {name: _filled(value, values, used) for name, value in part.items()}
+        part = list(part.values())
     if isinstance(part, list):
-        return [_filled(value, values, used) for value in part]
+        return set().union(*map(placeholders, part))
+    return set(PLACEHOLDER.findall(part)) if isinstance(part, str) else set()
+
+
+def batched(task: Task, template: Graph | None) -> list[Subject]:
+    """Return the subjects of a task whose photos go through one batch, and so have to be of one size."""
+    if template is None:
+        return [subject for subject in task.subjects if len(subject.photos) > len(PHOTO_INPUTS)]
+    used = placeholders(template)
+    return [subject for i, subject in enumerate(task.subjects, 1) if batch_name(i) in used]
+
+
+def photo_side(settings: Mapping[str, Value]) -> int:
+    """Return the side in pixels of the squares in which photos of different sizes are joined: the setting, or the size
+    of the image encoder. Raises GraphError for a setting that is no number of pixels.
+    """
+    side = settings.get(PHOTO_SIDE, VISION["image_size"] if settings.get("checkpoint") == REHEARSAL else SIDE)
+    if type(side) is not int or side < 1:
+        raise GraphError(f"a number of pixels as '{PHOTO_SIDE}'", f"{side!r}", f"Write for example {SIDE}.")
+    return side
+
+
+def batch_name(number: int) -> str:
+    """Return the placeholder for all photos of a subject, counted from 1."""
+    return f"photos_{number}"
+
+
+def _filled(part: Any, values: Mapping[str, Any]) -> Any:
+    if isinstance(part, dict):
+        return {name: _filled(value, values) for name, value in part.items()}
+    if isinstance(part, list):
+        return [_filled(value, values) for value in part]
     if not isinstance(part, str):
         return part
-    used.update(PLACEHOLDER.findall(part))
     whole = PLACEHOLDER.fullmatch(part)
     if whole:
         return values.get(whole[1], part)
@@ -177,13 +212,15 @@ def _cast(graph: Graph, task: Task, photos: Mapping[str, str], given: Mapping[st
     """Add the subjects to a graph, and return the wire of the whole cast."""
     cast: list[Any] | None = None
     for i, subject in enumerate(task.subjects, 1):
-        if not 1 <= len(subject.photos) <= len(PHOTO_INPUTS):
-            found = f"{len(subject.photos)} of '{subject.name}'"
-            raise GraphError("one to four photos of each subject", found, "Change the suite.")
+        if not subject.photos:
+            raise GraphError(f"a photo of '{subject.name}'", "none", "Change the suite.")
         inputs: dict[str, Any] = {"name": subject.name, "weight": 1.0, "start_percent": 0.0, "end_percent": 1.0}
-        for n, (name, photo) in enumerate(zip(PHOTO_INPUTS, subject.photos, strict=False), 1):
-            graph[f"photo_{i}_{n}"] = _node("LoadImage", image=photos[photo])
-            inputs[name] = [f"photo_{i}_{n}", 0]
+        names = [photos[photo] for photo in subject.photos]
+        if len(names) > len(PHOTO_INPUTS):
+            inputs[PHOTO_INPUTS[0]] = _batch(graph, f"photo_{i}", names)
+        else:
+            wires = [_loaded(graph, f"photo_{i}_{n}", name) for n, name in enumerate(names, 1)]
+            inputs |= dict(zip(PHOTO_INPUTS, wires, strict=False))
         graph[f"subject_{i}"] = _node("TroupeAddSubject", **inputs, **({"cast": cast} if cast else {}))
         cast = [f"subject_{i}", 0]
     if not any(subject.box for subject in task.subjects):
@@ -191,6 +228,20 @@ def _cast(graph: Graph, task: Task, photos: Mapping[str, str], given: Mapping[st
     size = {"width": given["width"], "height": given["height"]}
     graph["place"] = _node("TroupePlaceSubjects", cast=cast, boxes=_boxes(task), layout="none", **size)
     return ["place", 0]
+
+
+def _batch(graph: Graph, name: str, photos: Sequence[str]) -> list[Any]:
+    """Add photos of one size to a graph, and return the wire of a batch of them. Image Batch joins two at a time."""
+    wire = _loaded(graph, f"{name}_1", photos[0])
+    for n, photo in enumerate(photos[1:], 2):
+        graph[f"{name}_to_{n}"] = _node("ImageBatch", image1=wire, image2=_loaded(graph, f"{name}_{n}", photo))
+        wire = [f"{name}_to_{n}", 0]
+    return wire
+
+
+def _loaded(graph: Graph, name: str, photo: str) -> list[Any]:
+    graph[name] = _node("LoadImage", image=photo)
+    return [name, 0]
 
 
 def _boxes(task: Task) -> str:

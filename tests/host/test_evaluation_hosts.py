@@ -15,6 +15,7 @@ from PIL import Image
 from support.host.two_servers import server_in, started_together
 from support.shipped_templates import template
 from troupe.evaluation.engines.comfyui import ComfyUIEngine, HostError
+from troupe.evaluation.engines.embedded import EmbeddedEngine
 from troupe.evaluation.engines.engine import EngineLostError
 from troupe.evaluation.journal import read_journal
 from troupe.evaluation.pool import run_tasks
@@ -169,6 +170,32 @@ def test_an_evaluation_on_a_server_paints_what_the_embedded_engine_paints(server
     for seed in ("0", "1"):
         apart = [painted["comfyui"][method, seed] for method in ("relevance", "boxes", "without")]
         assert min(np.abs(a - b).mean() for a, b in combinations(apart, 2)) > 1, "all methods paint the same"
+
+
+@pytest.mark.parametrize("sizes", ["one size", "different sizes"])
+def test_a_subject_with_thirteen_photos_is_painted_as_the_embedded_engine_paints_it(servers, tmp_path, sizes):
+    """More photos than Add Subject has inputs: as the concepts of CustomConcept101 have."""
+    chance = np.random.default_rng(3)
+    for i in range(13):
+        photo = Image.fromarray(reference(CAST["cat"] if i < 10 else CAST["bird"]))
+        side = (60 + 7 * i, 120 - 5 * i) if sizes == "different sizes" else (70, 70)
+        whole = Image.fromarray(chance.integers(200, 256, (side[1], side[0], 3), np.uint8))
+        whole.paste(photo.resize((48, 48)), (3, 5))
+        whole.save(tmp_path / f"{i}.png")
+    Image.fromarray(reference(CAST["robot"])).save(tmp_path / "robot.png")
+    cat = Subject("cat", tuple(f"{i}.png" for i in range(13)))
+    few, robot = Subject("cat", cat.photos[:1]), Subject("robot", ("robot.png",))
+    method = Method("relevance", {"merge": "relevance", "weight": 1.0, "steps": 5})
+    tasks = [
+        Task("s", f"{len(one.photos)}", method, "a cat and a robot on grass", (one, robot), 1) for one in (cat, few)
+    ]
+    embedded = EmbeddedEngine({"s": tmp_path})
+    painted, truth, other = (
+        picture.astype(float)
+        for picture in (engine_of(servers[0], tmp_path).paint(tasks[0]), *map(embedded.paint, tasks))
+    )
+    assert np.abs(painted - truth).max() <= 1
+    assert np.abs(truth - other).max() > 10, "thirteen photos paint what one of them paints"
 
 
 def test_one_of_two_hosts_is_killed_and_every_row_is_there_once(servers, suite, tasks, tmp_path):
