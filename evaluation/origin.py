@@ -12,7 +12,7 @@ from pathlib import Path
 from ..rehearsal.files import FOLDER as REHEARSAL_FILES
 from .scores.scores import Scorer
 from .settings import EngineSettings, EvaluationSettings
-from .suites.suite import Case, Suite
+from .suites.suite import Suite
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "numpy", "scipy", "pillow")
@@ -22,13 +22,15 @@ DIGITS = 16  # of a sha256
 
 def origin_of(settings: EvaluationSettings, suite: Suite, scorers: Sequence[Scorer]) -> dict[str, str]:
     """Return what the results of these settings depend on, by name. Photos that are missing are left out."""
-    photos = sorted({photo for case in suite.cases for part in photos_of(case) for photo in part})
-    files = {photo: suite.folder / photo for photo in photos}
+    files = {}
+    for case in suite.cases:
+        files |= {photo: suite.folder / photo for photos in case.references for photo in photos}
+        files |= {photo: suite.painted_from / photo for subject in case.subjects for photo in subject.photos}
     return {
         "suite": suite.name,
         "engine": _engine(settings.engine),
         **{f"score {column}": fingerprint(one.model) for one in scorers for column in one.columns},
-        **{f"photo {photo}": _sha256(path) for photo, path in files.items() if path.is_file()},
+        **{f"photo {photo}": _sha256(path) for photo, path in sorted(files.items()) if path.is_file()},
     }
 
 
@@ -37,11 +39,6 @@ def _engine(chosen: EngineSettings) -> str:
     if chosen.kind == "comfyui":
         return f"comfyui, {Path(chosen.workflow).name if chosen.workflow else 'the graph of Troupe'}"
     return f"embedded, rehearsal models {rehearsal_models()}"
-
-
-def photos_of(case: Case) -> list[tuple[str, ...]]:
-    """Return all photos of a case, those that are painted from and those that scores compare with."""
-    return [*(subject.photos for subject in case.subjects), *case.references]
 
 
 def fingerprint(model: str) -> str:

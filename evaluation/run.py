@@ -37,7 +37,7 @@ def evaluate(settings: EvaluationSettings, say: Say = lambda sentence: None, pai
     folder = Path(settings.output.folder)
     boxed = any(method.settings.get(BOXES) for method in settings.methods)
     suite = read_suite(settings.suite, folder / SUITE, boxed, lambda: (load_rehearsal(), load_recogniser()))
-    engines = make_engines(settings.engine, {suite.name: suite.folder}, settings.methods)
+    engines = make_engines(settings.engine, {suite.name: suite.painted_from}, settings.methods)
     noised = any(method.settings.get("noise") for method in settings.methods)
     scorers = make_scorers(settings.scores, suite.name, suite.folder, noised)
     check_origin(folder, origin_of(settings, suite, scorers))

@@ -33,7 +33,7 @@ def contact_sheet(suite: Suite, rows: Sequence[Row], methods: Sequence[str], fol
         top = LINE + 2 * MARGIN + i * height
         case = cases[name]
         draw.text((MARGIN, top), f"{case.prompt[:110]} (seed {seed})", INK)
-        photos = [suite.folder / subject.photos[0] for subject in case.subjects]
+        photos = [suite.painted_from / subject.photos[0] for subject in case.subjects]
         sheet.paste(_together(photos), (MARGIN, top + LINE))
         for j, method in enumerate(methods, 1):
             row = found.get((name, seed, method))

@@ -7,9 +7,13 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 from support import fake_benchmarks as fake
+from torchvision.transforms import functional
 from troupe.evaluation.suites.concept101 import concept101
+from troupe.evaluation.suites.crops import cropped
 from troupe.evaluation.suites.dreambench import dreambench, dreambench_pairs
 from troupe.evaluation.suites.dreambench_plus import dreambench_plus
 from troupe.evaluation.suites.registry import SUITES, SuiteSettings, read_suite
@@ -85,6 +89,82 @@ def test_the_wrong_sofa_can_be_left_out(tmp_path):
     suite = concept101(fake.concept101(tmp_path), keep_wrong=False)
     assert {case.group for case in suite.cases} == {"001 sofa + chair"}
     assert any(note.startswith("Left out, unlike in published figures: 002 chair + sofa") for note in suite.notes)
+
+
+@pytest.mark.parametrize("size", [(40, 30), (30, 40), (1200, 900), (800, 1201)])
+@pytest.mark.parametrize("box", [(99, 0, 730, 300), (400, 20, 600, 790), (-5, 7, 500, 512), (3, 5, 4, 600)])
+def test_crops_are_those_of_torchvision(size, box, tmp_path):
+    """Shorter side to 800, the box, fitted into 224 with a white border that is rounded down at the left and top."""
+    picture = Image.open(fake.save_photo(tmp_path / "photo.png", 3, size))
+    crop = functional.resize(picture, [800]).crop(box)
+    ratio = (box[2] - box[0]) / (box[3] - box[1])
+    w, h = (224, int(224 / ratio)) if ratio > 1 else (int(224 * ratio), 224)
+    w = max(w, 1)
+    left, top = (224 - w) // 2, (224 - h) // 2
+    borders = [left, top, 224 - w - left, 224 - h - top]
+    expected = functional.pad(functional.resize(crop, [h, w]), borders, fill=255)
+    assert np.array_equal(np.asarray(cropped(picture, box)), np.asarray(expected))
+
+
+def test_concept101_painted_from_crops(tmp_path):
+    folder = fake.concept101(tmp_path / "set")
+    boxes, made = fake.concept_boxes(tmp_path / "json_data", folder), tmp_path / "made"
+    settings = SuiteSettings("concept101", str(folder), crops=str(boxes), cases=4)
+    suite = read_suite(settings, made, False, None)
+    plain = read_suite(SuiteSettings("concept101", str(folder), cases=4), made, False, None)
+    assert [case.references for case in suite.cases] == [case.references for case in plain.cases], "the whole photos"
+    assert [(case.name, case.prompt) for case in suite.cases] == [(case.name, case.prompt) for case in plain.cases]
+    assert suite.folder == folder and suite.painted_from == made and plain.painted_from == folder
+    crop = "crops/furniture_sofa1/0.jpeg.99_0_730_300.png"
+    assert suite.cases[0].subjects[0].photos == (crop, "crops/furniture_sofa1/1.jpeg.400_20_600_790.png")
+    photo = Image.open(folder / "benchmark_dataset" / "furniture_sofa1" / "0.jpeg")
+    assert np.array_equal(np.asarray(Image.open(made / crop)), np.asarray(cropped(photo, (99, 0, 730, 300))))
+    assert len(list(made.rglob("*.png"))) == 6 and not list(folder.rglob("*.png"))
+    assert any("Painted from crops" in note for note in suite.notes)
+    assert any("here the photos are whole" in note for note in plain.notes) and len(plain.notes) == len(suite.notes)
+
+
+def test_boxes_belong_to_photos_as_they_are_stored(tmp_path):
+    """Without the turn that EXIF data ask for."""
+    folder = fake.concept101(tmp_path / "set")
+    photo = folder / "benchmark_dataset" / "furniture_sofa1" / "0.jpeg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.open(photo)
+    picture.save(photo, exif=exif)
+    settings = SuiteSettings(
+        "concept101", str(folder), crops=str(fake.concept_boxes(tmp_path / "boxes", folder)), cases=1
+    )
+    crop = tmp_path / "made" / read_suite(settings, tmp_path / "made", False, None).cases[0].subjects[0].photos[0]
+    stored = Image.open(photo)
+    assert np.array_equal(np.asarray(Image.open(crop)), np.asarray(cropped(stored, (99, 0, 730, 300))))
+
+
+def test_strange_boxes(tmp_path):
+    folder = fake.concept101(tmp_path / "set")
+    boxes = fake.concept_boxes(tmp_path / "boxes", folder)
+
+    def read(**changes):
+        read_suite(SuiteSettings("concept101", str(folder), **{"crops": str(boxes), **changes}), tmp_path, False, None)
+
+    with pytest.raises(SuiteError, match="json_data at '.*nowhere', found no such folder. Correct 'crops' in"):
+        read(crops=str(tmp_path / "nowhere"))
+    with pytest.raises(SuiteError, match="'crops' in .suite. for concept101 only, found 'crops' for dreambench"):
+        read_suite(SuiteSettings("dreambench", str(folder), crops=str(boxes)), tmp_path, False, None)
+    damaged = boxes / "furniture_chair1" / "1.json"
+    for text, words in (
+        ("{}", "KeyError"),
+        ('{"mask": [{"box": [0, 0, 9, 9]}]}', "IndexError"),
+        ('{"mask": [{}, {"box": [5, 5, 5, 9]}]}', "from 5, 5 to 5, 9"),
+        ('{"mask": [{}, {"box": [5, 5, "x", 9]}]}', "ValueError"),
+        ("[", "JSON in"),
+    ):
+        damaged.write_text(text)
+        with pytest.raises(SuiteError, match=words):
+            read()
+    damaged.unlink()
+    with pytest.raises(SuiteError, match=r"the file '.*furniture_chair1.1.json' of MIP-Adapter's json_data"):
+        read()
 
 
 def test_dreambench_plus(tmp_path):

@@ -4,7 +4,7 @@ The folder holds `dataset_multiconcept.json`, `prompts/` and `benchmark_dataset/
 concepts (`class_prompt`, `instance_data_dir`) and `prompt_filename_compose`, a file of prompts with {0} and {1}.
 Published: 101 pairs x 12 prompts, one picture each; names are the bare class_prompt; all photos of a concept are its
 references, for painting and for the scores; averaged by pair. Some lines lack {1}: the second subject is not in those
-prompts. MIP-Adapter paints from crops of the photos, whose boxes come with its repository; here they are whole.
+prompts. MIP-Adapter paints from crops of the photos, whose boxes come with its repository: see `crops`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ KEPT = (
     "(hqhQAQ/MIP-Adapter, issue 12): {}."
 )
 DROPPED = "Left out, unlike in published figures: {}, which calls the photos of furniture_chair3 a sofa."
-COUNT = (
-    "CLIP-T of MIP-Adapter's table is the column clip_t_times_2_5. Its pictures were painted from crops of the photos; "
-    "here the photos are whole."
-)
+COUNT = "CLIP-T of MIP-Adapter's table is the column clip_t_times_2_5."
+WHOLE = "MIP-Adapter's pictures were painted from crops of the photos; here the photos are whole ('crops' in [suite])."
 
 
 def concept101(folder: Path, keep_wrong: bool = True) -> Suite:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...training.config.setting import setting
 from . import concept101, dreambench, dreambench_plus, rehearsal, xverse
+from .crops import with_crops
 from .rehearsal import Models
 from .suite import Suite, SuiteError
 
@@ -33,6 +34,7 @@ class SuiteSettings:
     cases: int = setting(0, least=0)  # only the first so many; 0: all
     casts: str = "two classes, one class"  # rehearsal: kinds of casts, with commas
     pairs: str = ""  # dreambench_pairs: a text file with two subjects a line; "": pairs that Troupe chooses
+    crops: str = ""  # concept101: the folder json_data of hqhQAQ/MIP-Adapter, to paint from crops as it does
     keep_wrong_sofa: bool = True  # concept101: the pair that calls a chair's photos a sofa, as in published figures
 
     @property
@@ -45,13 +47,23 @@ def read_suite(settings: SuiteSettings, drawn: Path, boxed: bool, models: Models
     """Read the benchmark of the settings.
 
     Arguments:
-        drawn: folder into which the rehearsal suite draws its references.
+        drawn: folder into which the rehearsal suite draws its references, and into which crops are written.
         boxed: whether a method works with boxes; models: makes the models that find them in the rehearsal suite.
     Raises:
-        SuiteError: the benchmark's folder is missing, empty, or has another layout.
+        SuiteError: the benchmark's folder is missing, empty, or has another layout, or crops are asked for that are
+            not published.
     """
+    if settings.crops and settings.name != concept101.NAME:
+        found = f"'crops' for {settings.name}"
+        raise SuiteError(f"'crops' in [suite] for {concept101.NAME} only", found, "Remove it.")
     suite = _read(settings, drawn, boxed, models)
-    return replace(suite, cases=suite.cases[: settings.cases]) if settings.cases else suite
+    if settings.cases:
+        suite = replace(suite, cases=suite.cases[: settings.cases])
+    if suite.name == concept101.NAME:
+        if settings.crops:
+            return with_crops(suite, Path(settings.crops), drawn)
+        return replace(suite, notes=(*suite.notes, concept101.WHOLE))
+    return suite
 
 
 def _read(settings: SuiteSettings, drawn: Path, boxed: bool, models: Models | None) -> Suite:

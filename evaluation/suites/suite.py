@@ -42,12 +42,20 @@ class Case:
 
 @dataclass(frozen=True)
 class Suite:
-    """Cases of a benchmark. folder: the photos' paths are relative to it; notes: what the report says about it."""
+    """Cases of a benchmark. folder: the photos' paths are relative to it; notes: what the report says about it;
+    paint_folder: those of the subjects' photos are relative to this one, None for `folder`.
+    """
 
     name: str
     folder: Path
     cases: tuple[Case, ...]
     notes: tuple[str, ...] = ()
+    paint_folder: Path | None = None
+
+    @property
+    def painted_from(self) -> Path:
+        """Folder to which the photos are relative that pictures are painted from."""
+        return self.paint_folder or self.folder
 
 
 def tasks_of(suite: Suite, methods: Sequence[Method], seeds: Sequence[int]) -> list[Task]:
@@ -69,11 +77,13 @@ def _subjects(case: Case, method: Method) -> tuple[Subject, ...]:
 # ---- reading folders -------------------------------------------------------------------------------------------------
 
 
-def existing_folder(path: Path, what: str) -> Path:
-    """Return the folder. what: which benchmark's, for the message. Raises SuiteError where it is none."""
+def existing_folder(path: Path, what: str, key: str = "folder") -> Path:
+    """Return the folder. what: which benchmark's, key: in [suite], for the message. Raises SuiteError where it is
+    none.
+    """
     if not path.is_dir():
         found = "no such folder" if not path.exists() else "a file"
-        raise SuiteError(f"the folder of {what} at '{path}'", found, "Correct 'folder' in [suite] of the settings.")
+        raise SuiteError(f"the folder of {what} at '{path}'", found, f"Correct '{key}' in [suite] of the settings.")
     return path
 
 

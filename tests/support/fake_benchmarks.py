@@ -78,6 +78,21 @@ def concept101(folder: Path) -> Path:
     return folder
 
 
+def concept_boxes(folder: Path, benchmark: Path) -> Path:
+    """MIP-Adapter's json_data: a box for each photo of a Concept101, in pixels of a photo with a shorter side of 800.
+
+    The first photo of a concept has a wide box that begins above the photo, the others a high one.
+    """
+    for photo in (path for path in (benchmark / "benchmark_dataset").rglob("*") if path.is_file()):
+        first = photo.stem == "0"
+        box = [99.9, -0.7, 730.2, 300.5] if first else [400.5, 20.25, 600.75, 790.0]
+        path = folder / photo.parent.name / f"{photo.name.split('.')[0]}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        masks = [{"value": 0, "label": "background"}, {"value": 1, "label": "x", "logit": 0.9, "box": box}]
+        path.write_text(json.dumps({"caption": "x", "mask": masks}))
+    return folder
+
+
 def dreambench_plus(folder: Path) -> Path:
     for i, (name, subject) in enumerate((("animal/00", "Kitten"), ("object/07", "vintage camera"))):
         save_photo(folder / "images" / f"{name}.jpg", i)
