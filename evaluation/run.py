@@ -39,7 +39,7 @@ def evaluate(settings: EvaluationSettings, say: Say = lambda sentence: None, pai
     suite = read_suite(settings.suite, folder / SUITE, boxed, lambda: (load_rehearsal(), load_recogniser()))
     engines = make_engines(settings.engine, {suite.name: suite.painted_from}, settings.methods)
     noised = any(method.settings.get("noise") for method in settings.methods)
-    scorers = make_scorers(settings.scores, suite.name, suite.folder, noised)
+    scorers = make_scorers(settings.scores, suite.name, suite.folder, noised, suite.upright)
     check_origin(folder, origin_of(settings, suite, scorers))
     tasks = tasks_of(suite, settings.methods, settings.suite.numbers)
     faults: dict[str, str] = {}

@@ -14,8 +14,9 @@ from PIL import Image
 from support import fake_benchmarks as fake
 from support import tiny_annotators as tiny
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
-from troupe.evaluation.scores.features import DinoFeatures, EncoderFeatures, dino_pixels_of
+from troupe.evaluation.scores.features import DinoFeatures, EncoderFeatures, PilClip
 from troupe.evaluation.scores.making import PRESETS, ScoreSettings, make_scorers, model_names
+from troupe.evaluation.scores.pixels import DINO_READING, Reading, read_picture, reading_of
 from troupe.evaluation.scores.scores import (
     COLLAPSE,
     FoundQuality,
@@ -39,13 +40,23 @@ from troupe.training.data.pictures import PictureFault
 PROMPT = "a cat beside a dog"
 PHOTOS = (("a/0.png", "a/1.png"), ("b/0.png",))
 IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+ODD = (310, 280)  # pixels: with a shorter side of 32 the border of the middle is 3, with 256 it is 59
+
+
+def save_coarse(path, seed, size):
+    """Save a picture of large spots of strong colours, that networks tell apart, and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    spots = np.random.default_rng(seed).integers(0, 2, (7, 6, 3)).astype(np.uint8) * 255
+    Image.fromarray(spots).resize(size, Image.Resampling.BICUBIC).save(path)
+    return path
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("photos")
     for i, photo in enumerate(photo for photos in PHOTOS for photo in photos):
-        fake.save_photo(place / photo, i, (300 + 20 * i, 280))
+        save_coarse(place / photo, i, (ODD[0] + 20 * i, ODD[1]))
     return place
 
 
@@ -59,7 +70,7 @@ def models(tmp_path_factory):
 @pytest.fixture
 def painted(tmp_path):
     subjects = tuple(Subject(name, photos[:1]) for name, photos in zip(("cat", "dog"), PHOTOS, strict=True))
-    picture = Image.open(fake.save_photo(tmp_path / "picture.png", 99, (320, 290))).convert("RGB")
+    picture = Image.open(save_coarse(tmp_path / "picture.png", 99, (320, 290))).convert("RGB")
     task = Task("suite", "case", Method("m"), PROMPT, subjects, 0)
     return Painted(task, Case("case", PROMPT, subjects, "case", PHOTOS), picture)
 
@@ -79,29 +90,102 @@ def mean_over_subjects(vector, folder, encode):
     return float(np.mean(each)), each
 
 
-def clip_in_double(model, processor, picture=None, text=None):
+def as_torchvision(picture, resized, size, normalize):
+    """The transforms of DreamBooth's, MIP-Adapter's and OpenAI's evaluations, on the PIL picture."""
+    resize = Resize(resized, interpolation=InterpolationMode.BICUBIC)
+    return Compose([resize, CenterCrop(size), ToTensor(), normalize])(picture)
+
+
+def as_transformers(picture, kind, folder):
+    """The processor in a model's folder as it was when DreamBench++ was published: with PIL."""
+    import transformers
+
+    by_pil = getattr(transformers, f"{kind}Pil", None) or getattr(transformers, kind)
+    return by_pil.from_pretrained(folder)(images=picture, return_tensors="pt")["pixel_values"][0]
+
+
+def clip_in_double(model, processor, pixels=None, text=None):
     with torch.no_grad():
         if text is not None:
             inputs = processor(text=[text], return_tensors="pt", padding=True, truncation=True)
             output = model.text_model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
             return model.text_projection(output.pooler_output)[0].numpy()
-        pixels = processor(images=picture, return_tensors="pt")["pixel_values"].double()
-        return model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)[0].numpy()
+        return model.visual_projection(model.vision_model(pixel_values=pixels[None].double()).pooler_output)[0].numpy()
 
 
-def test_clip(models, folder, painted):
+@pytest.mark.parametrize(("preset", "cut_down"), [("mip_adapter", False), ("dreambench++", True)])
+def test_clip(models, folder, painted, preset, cut_down):
+    """On pictures as that benchmark's own evaluation reads them."""
     from transformers import CLIPModel, CLIPProcessor
 
-    scorer = WholePicture("clip_i", ClipFeatures.load(models["clip"], "cpu"), folder, texts=True)
+    off = {"dino": "off", "dinov2": "off", "detector": "off"}
+    [scorer] = make_scorers(ScoreSettings(preset, clip=models["clip"], **off), "other", folder)
     found = scorer(painted)
     assert scorer.columns == tuple(found) == ("clip_i", "clip_t", "clip_t_times_2_5")
+    assert isinstance(scorer.features, PilClip)
     model, processor = CLIPModel.from_pretrained(models["clip"]).double(), CLIPProcessor.from_pretrained(models["clip"])
-    vector = clip_in_double(model, processor, painted.picture)
-    expected, _ = mean_over_subjects(vector, folder, lambda picture: clip_in_double(model, processor, picture))
+
+    def encode(picture):
+        if cut_down:
+            return clip_in_double(model, processor, as_transformers(picture, "CLIPImageProcessor", models["clip"]))
+        return clip_in_double(model, processor, as_torchvision(picture, 32, 32, Normalize(*OPENAI)))
+
+    vector = encode(painted.picture)
+    expected, _ = mean_over_subjects(vector, folder, encode)
     assert found["clip_i"] == pytest.approx(expected, abs=1e-5)
     text = cosine(vector, clip_in_double(model, processor, text=PROMPT))
     assert found["clip_t"] == pytest.approx(text, abs=1e-5)
     assert found["clip_t_times_2_5"] == pytest.approx(2.5 * max(text, 0), abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (640, 427), (427, 640), (200, 181), (224, 224), (225, 224)])
+def test_pictures_are_read_as_torchvision_and_as_transformers_read_them(size):
+    from transformers import CLIPImageProcessor
+
+    coarse = np.random.default_rng(0).integers(0, 256, (size[1] // 8, size[0] // 8, 3), np.uint8)
+    picture = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+    clip = Reading(224, 224, *OPENAI)
+    by_torchvision = as_torchvision(picture, 224, 224, Normalize(*OPENAI))
+    torch.testing.assert_close(read_picture(picture, clip), by_torchvision, atol=1e-6, rtol=0)
+    expected = as_torchvision(picture, 256, 224, IMAGENET)
+    torch.testing.assert_close(read_picture(picture, DINO_READING), expected, atol=1e-6, rtol=0)
+    transformers = getattr(__import__("transformers"), "CLIPImageProcessorPil", CLIPImageProcessor)()
+    by_transformers = transformers(images=picture, return_tensors="pt")["pixel_values"][0]
+    cut_down = dataclasses.replace(clip, cut_down=True)
+    torch.testing.assert_close(read_picture(picture, cut_down), by_transformers, atol=1e-6, rtol=0)
+    if size == (640, 427):
+        assert (by_torchvision - by_transformers).abs().mean() > 0.1, "a border of 111 pixels: 56 or 55 at the left"
+
+
+def test_a_processor_that_asks_for_something_else_reads_by_itself(models):
+    from transformers import CLIPImageProcessor
+
+    usual = CLIPImageProcessor()
+    assert reading_of(usual, True) == Reading(224, 224, *OPENAI, True)
+    for changes in ({"do_center_crop": False}, {"resample": 2}, {"size": {"height": 8, "width": 8}}):
+        assert reading_of(CLIPImageProcessor(**changes), False) is None
+    strange = PilClip.load(models["clip"], "cpu")
+    expected = strange.pictures([Image.new("RGB", (40, 40), (9, 80, 200))])
+    strange.reading = None
+    torch.testing.assert_close(strange.pictures([Image.new("RGB", (40, 40), (9, 80, 200))]), expected)
+
+
+def test_photos_as_they_are_stored(models, folder, painted, tmp_path):
+    """MIP-Adapter's evaluation does not turn them as their EXIF data ask for."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(folder / PHOTOS[0][0]).save(tmp_path / "turned.png", exif=exif)
+    Image.open(folder / PHOTOS[0][0]).save(tmp_path / "plain.png")
+    found = {}
+    for name in ("turned", "plain"):
+        subjects = (Subject("cat", (f"{name}.png",)),)
+        one = dataclasses.replace(painted, case=Case("case", PROMPT, subjects, "case"))
+        for upright in (True, False):
+            settings = ScoreSettings("none", clip=models["clip"])
+            [scorer] = make_scorers(settings, "other", tmp_path, upright=upright)
+            found[name, upright] = scorer(one)["clip_i"]
+    assert found["turned", False] == found["plain", False] == found["plain", True]
+    assert abs(found["turned", True] - found["plain", True]) > 1e-4
 
 
 def test_clip_is_that_of_torchmetrics(models, folder, painted):
@@ -139,15 +223,12 @@ def test_dino(models, folder, painted):
     scorer = WholePicture("dino", DinoFeatures.load(models["dino"], "cpu"), folder)
     assert scorer.columns == ("dino",)
     model = ViTModel.from_pretrained(models["dino"], add_pooling_layer=False).double()
-    # as in DreamBooth's and MIP-Adapter's evaluations
-    bicubic = InterpolationMode.BICUBIC
-    prepare = Compose([Resize(256, interpolation=bicubic), CenterCrop(224), ToTensor(), IMAGENET])
 
     def encode(picture):
         with torch.no_grad():
-            return model(pixel_values=prepare(picture)[None].double()).last_hidden_state[0, 0].numpy()
+            pixels = as_torchvision(picture, 256, 224, IMAGENET)[None].double()
+            return model(pixel_values=pixels).last_hidden_state[0, 0].numpy()
 
-    torch.testing.assert_close(dino_pixels_of(painted.picture), prepare(painted.picture), atol=1e-6, rtol=0)
     expected, _ = mean_over_subjects(encode(painted.picture), folder, encode)
     assert scorer(painted)["dino"] == pytest.approx(expected, abs=1e-5)
 
@@ -190,7 +271,7 @@ def test_dino_is_that_of_timm(models, painted):
         if isinstance(module, torch.nn.LayerNorm):
             module.eps = 1e-12
     with torch.no_grad():
-        expected = model(dino_pixels_of(painted.picture)[None])[0]
+        expected = model(as_torchvision(painted.picture, 256, 224, IMAGENET)[None])[0]
     found = DinoFeatures.load(models["dino"], "cpu").pictures([painted.picture])[0]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
@@ -208,16 +289,15 @@ def MLP(names):
 
 
 def test_dinov2_and_the_collapse_rate(models, folder, painted):
-    from transformers import BitImageProcessor, Dinov2Model
+    from transformers import Dinov2Model
 
     scorer = WholePicture("dinov2", DinoFeatures.load(models["dinov2"], "cpu"), folder, collapse=True)
     found = scorer(painted)
     assert scorer.columns == tuple(found) == ("dinov2", "scr_0.4", "scr_0.5", "scr_0.6")
     model = Dinov2Model.from_pretrained(models["dinov2"]).double()
-    processor = BitImageProcessor.from_pretrained(models["dinov2"])
 
     def encode(picture):
-        pixels = processor(images=picture, return_tensors="pt")["pixel_values"].double()
+        pixels = as_transformers(picture, "BitImageProcessor", models["dinov2"])[None].double()
         with torch.no_grad():
             return model(pixel_values=pixels).last_hidden_state[0, 0].numpy()
 
@@ -296,11 +376,11 @@ def test_subjects_right_sees_exchanged_subjects(folder, painted):
 def test_object_quality_of_found_subjects(models, folder, painted):
     from transformers import CLIPModel, CLIPProcessor
 
-    clip = ClipFeatures.load(models["clip"], "cpu")
+    clip = PilClip.load(models["clip"], "cpu")
     found = FoundQuality(Found([LEFT], [SMALL]), clip)(painted)["object_quality"]
     model, processor = CLIPModel.from_pretrained(models["clip"]).double(), CLIPProcessor.from_pretrained(models["clip"])
     crops = [painted.picture.crop((0, 0, 160, 290)), painted.picture.crop((32, 29, 128, 116))]
-    images = [clip_in_double(model, processor, one) for one in crops]
+    images = [clip_in_double(model, processor, as_torchvision(one, 32, 32, Normalize(*OPENAI))) for one in crops]
     texts = [clip_in_double(model, processor, text=name) for name in ("cat", "dog")]
     expected = np.mean([cosine(*pair) for pair in zip(texts, images, strict=True)]) - cosine(*images)
     assert found == pytest.approx(float(expected), abs=1e-5)

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...model_patches.scores.dino import IMAGENET_MEAN, IMAGENET_STD, RESIZED, SIZE
+from ...model_patches.scores.dino import SIZE
 from ...model_patches.scores.scoring import PictureEncoder
-from ...training.data.models import loaded
+from ...training.data.models import ClipFeatures, loaded
 from ...training.data.pictures import open_picture
 from ..suites.suite import SuiteError
+from .pixels import DINO_READING, read_pictures, reading_of
 
 DINO, DINO_V2 = "vit", "dinov2"  # types of model as transformers calls them
 
@@ -29,15 +30,38 @@ class PictureFeatures(Protocol):
         ...
 
 
+class PilClip(ClipFeatures):
+    """CLIP on pictures that PIL resizes, as published figures were counted. cut_down: see `pixels.Reading`."""
+
+    def __init__(self, model: Any, processor: Any, name: str = "CLIP", cut_down: bool = False):
+        super().__init__(model, processor, name)
+        self.reading = reading_of(processor.image_processor, cut_down)
+
+    @classmethod
+    def load(cls, name: str, device: str, cut_down: bool = False) -> PilClip:
+        """Load a CLIP model by its folder or its name on the Hugging Face hub."""
+        from transformers import CLIPModel, CLIPProcessor
+
+        return cls(loaded(CLIPModel, name).to(device), loaded(CLIPProcessor, name), name, cut_down)
+
+    @torch.inference_mode()
+    def pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """See PictureFeatures."""
+        if self.reading is None:
+            return super().pictures(pictures)
+        return self.embedded(read_pictures(pictures, self.reading))
+
+
 class DinoFeatures:
     """DINO or DINOv2: the CLS token after the last norm.
 
     DINO reads pictures as DreamBooth's and MIP-Adapter's evaluations give them: shorter side to 256 (bicubic), the
-    middle 224, ImageNet's mean and deviation. DINOv2 reads them by the processor in its own folder.
+    middle 224, ImageNet's mean and deviation. DINOv2 reads them as the processor in its own folder says.
     """
 
     def __init__(self, model: Any, processor: Any, name: str = "DINO"):
         self.model, self.processor, self.name = model.eval(), processor, name
+        self.reading = DINO_READING if processor is None else reading_of(processor, cut_down=True)
 
     @classmethod
     def load(cls, name: str, device: str) -> DinoFeatures:
@@ -61,26 +85,12 @@ class DinoFeatures:
     @torch.inference_mode()
     def pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """See PictureFeatures."""
-        if self.processor is None:
-            pixels = torch.stack([dino_pixels_of(picture) for picture in pictures])
-        else:
+        if self.reading is None:
             pixels = self.processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+        else:
+            pixels = read_pictures(pictures, self.reading)
         weight = next(self.model.parameters())
         return self.model(pixel_values=pixels.to(weight)).last_hidden_state[:, 0].float().cpu()
-
-
-def dino_pixels_of(picture: Image.Image) -> torch.Tensor:
-    """Return a picture as DINO reads it, [3, 224, 224], by torchvision's transforms on the PIL picture."""
-    from torchvision.transforms import v2
-
-    steps = [
-        v2.Resize(RESIZED, interpolation=v2.InterpolationMode.BICUBIC),
-        v2.CenterCrop(SIZE),
-        v2.PILToTensor(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-    ]
-    return v2.Compose(steps)(picture)
 
 
 class EncoderFeatures:
@@ -120,17 +130,19 @@ def encoder_of(features: PictureFeatures) -> PictureEncoder:
 
 
 class Photos:
-    """Vectors of a suite's reference photos, each made once. folder: the photos' paths are relative to it."""
+    """Vectors of a suite's reference photos, each made once. folder: the photos' paths are relative to it; upright:
+    turn them as their EXIF data say.
+    """
 
-    def __init__(self, features: PictureFeatures, folder: Path):
-        self.features, self.folder = features, folder
+    def __init__(self, features: PictureFeatures, folder: Path, upright: bool = True):
+        self.features, self.folder, self.upright = features, folder, upright
         self._vectors: dict[str, torch.Tensor] = {}
 
     def vectors(self, photos: Sequence[str]) -> torch.Tensor:
         """Return the vectors of photos, [p, E]. Raises PictureFault for one that does not open."""
         for photo in photos:
             if photo not in self._vectors:
-                self._vectors[photo] = self.features.pictures([open_picture(self.folder / photo)])[0]
+                self._vectors[photo] = self.features.pictures([open_picture(self.folder / photo, self.upright)])[0]
         return torch.stack([self._vectors[photo] for photo in photos])
 
 

@@ -16,7 +16,7 @@ from ...training.data.models import ClipFeatures, GroundingDino
 from ..suites.rehearsal import NAME as REHEARSAL
 from ..suites.suite import SuiteError
 from .detectors import Detector, GroundingDetector, RehearsalDetector
-from .features import DinoFeatures, EncoderFeatures, PictureFeatures
+from .features import DinoFeatures, EncoderFeatures, PictureFeatures, PilClip
 from .scores import FoundQuality, KnownTruth, ObjectRelevance, PlacedSubjects, Scorer, WholePicture
 
 CLIP_B32 = "openai/clip-vit-base-patch32"
@@ -32,6 +32,9 @@ PRESETS: Mapping[str, Mapping[str, str]] = {  # models by the names of those who
         "detector": "IDEA-Research/grounding-dino-tiny",
     },
 }
+
+
+CUT_DOWN = {"dreambench++"}  # presets whose CLIP reads pictures as transformers cuts them, see `pixels.Reading`
 
 
 @dataclass(frozen=True)
@@ -58,22 +61,25 @@ def model_names(settings: ScoreSettings) -> dict[str, str]:
     return {part: name for part, name in names.items() if name not in ("", "off")}
 
 
-def make_scorers(settings: ScoreSettings, suite: str, folder: Path, noised: bool = False) -> list[Scorer]:
+def make_scorers(
+    settings: ScoreSettings, suite: str, folder: Path, noised: bool = False, upright: bool = True
+) -> list[Scorer]:
     """Load the models and return the scorers.
 
     suite: its name; folder: the photos' paths are relative to it; noised: whether a method is painted with noise, for
-    the object relevance score.
+    the object relevance score; upright: whether whole photos are turned as their EXIF data say.
 
     Raises:
         SuiteError: no score is chosen, or a detector without a model that compares what it finds.
         TroupeError: a model is missing or of another kind.
     """
     names = model_names(settings)
-    features = {part: _features(part, name, settings.device) for part, name in names.items() if part != "detector"}
+    down, device = settings.preset in CUT_DOWN, settings.device
+    features = {part: _features(part, name, device, down) for part, name in names.items() if part != "detector"}
     scorers: list[Scorer] = []
     for part, one in features.items():
         column = "clip_i" if part == "clip" else part
-        scorers.append(WholePicture(column, one, folder, texts=part == "clip", collapse=part == "dinov2"))
+        scorers.append(WholePicture(column, one, folder, part == "clip", part == "dinov2", upright))
     if "detector" in names:
         detector = _detector(names["detector"], settings.device)
         compared = settings.compare or next((part for part in ("dinov2", "dino", "clip") if part in features), "")
@@ -96,14 +102,14 @@ def make_scorers(settings: ScoreSettings, suite: str, folder: Path, noised: bool
     return scorers
 
 
-def _features(part: str, name: str, device: str) -> PictureFeatures:
+def _features(part: str, name: str, device: str, cut_down: bool) -> PictureFeatures:
     if part == "colours":
         return EncoderFeatures(ColourPictures())
     if part != "clip":
         return DinoFeatures.load(name, device)
     if name == REHEARSAL:
         return EncoderFeatures(ClipPictures(ClipImages(load_image_encoder()), "rehearsal image encoder"))
-    return ClipFeatures.load(name, device)
+    return PilClip.load(name, device, cut_down)
 
 
 def _detector(name: str, device: str) -> Detector:

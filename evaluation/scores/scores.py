@@ -68,13 +68,19 @@ class WholePicture:
 
     column: clip_i, dino, dinov2 or colours. With `texts`, CLIP-T as the raw cosine and as MIP-Adapter counts it, 2.5
     times that. With `collapse`, the subject collapse rate at each of COLLAPSE: the share of subjects whose cosine is
-    below it.
+    below it. upright: of the photos, see `Photos`.
     """
 
     def __init__(
-        self, column: str, features: PictureFeatures, folder: Path, texts: bool = False, collapse: bool = False
+        self,
+        column: str,
+        features: PictureFeatures,
+        folder: Path,
+        texts: bool = False,
+        collapse: bool = False,
+        upright: bool = True,
     ):
-        self.column, self.features, self.photos = column, features, Photos(features, folder)
+        self.column, self.features, self.photos = column, features, Photos(features, folder, upright)
         self.texts = features if texts and isinstance(features, ClipFeatures) else None
         self.thresholds, self.model = COLLAPSE if collapse else (), features.name
         more = ("clip_t", "clip_t_times_2_5") if self.texts else ()

@@ -4,7 +4,10 @@ The folder holds `dataset_multiconcept.json`, `prompts/` and `benchmark_dataset/
 concepts (`class_prompt`, `instance_data_dir`) and `prompt_filename_compose`, a file of prompts with {0} and {1}.
 Published: 101 pairs x 12 prompts, one picture each; names are the bare class_prompt; all photos of a concept are its
 references, for painting and for the scores; averaged by pair. Some lines lack {1}: the second subject is not in those
-prompts. MIP-Adapter paints from crops of the photos, whose boxes come with its repository: see `crops`.
+prompts. MIP-Adapter paints from crops of the photos, whose boxes come with its repository: see `crops`. Its scores read
+the photos as they are stored, without the turn that EXIF data ask for. Two details are not repeated here: its CLIP-T
+reads the prompt from the picture's file name, which adds '_gen' to the three prompts without a full stop, and a prompt
+that two lines of a pair share counts once.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ def concept101(folder: Path, keep_wrong: bool = True) -> Suite:
     notes = [COUNT]
     if wrong:
         notes.append((KEPT if keep_wrong else DROPPED).format(", ".join(wrong)))
-    return Suite(NAME, folder, tuple(cases), tuple(notes))
+    return Suite(NAME, folder, tuple(cases), tuple(notes), upright=False)
 
 
 def _entry(folder: Path, entry: Any, number: int) -> tuple[tuple[Subject, Subject], list[str], bool]:

@@ -42,8 +42,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Suite:
-    """Cases of a benchmark. folder: the photos' paths are relative to it; notes: what the report says about it;
-    paint_folder: those of the subjects' photos are relative to this one, None for `folder`.
+    """Cases of a benchmark.
+
+    folder: the photos' paths are relative to it; notes: what the report says about it; paint_folder: those of the
+    subjects' photos are relative to this one, None for `folder`; upright: whether scores turn photos as their EXIF data
+    say.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Suite:
     cases: tuple[Case, ...]
     notes: tuple[str, ...] = ()
     paint_folder: Path | None = None
+    upright: bool = True
 
     @property
     def painted_from(self) -> Path:

@@ -248,6 +248,86 @@ def test_clip_t_is_never_made_up(clips, vision):
         projection.weight.copy_(before)
 
 
+@pytest.fixture(scope="module")
+def pair(clips, tmp_path_factory):
+    """A CLIP vision encoder and a CLIP of ViT-L's sizes with few layers, and the CLIPModel of transformers with the
+    same weights.
+    """
+    from support.host import tiny_models
+    from transformers import CLIPConfig, CLIPModel
+
+    with torch.inference_mode():
+        file = str(tmp_path_factory.mktemp("vit_l") / "config.json")
+        sizes = {"image_size": 224, "hidden": 1024, "layers": 2, "projection": 768, "patch": 56}
+        vision, clip = tiny_models.tiny_clip_vision(tmp=file, **sizes), clips("sd15")
+    tower = clip.cond_stage_model.clip_l.transformer.state_dict()
+    config = CLIPConfig(
+        text_config={
+            **{"hidden_size": 768, "num_hidden_layers": 3, "num_attention_heads": 12, "intermediate_size": 64},
+            **{"hidden_act": "quick_gelu", "eos_token_id": 49407},
+        },
+        vision_config={
+            **{"hidden_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 2048},
+            **{"image_size": 224, "patch_size": 56, "hidden_act": "gelu"},
+        },
+        projection_dim=768,
+    )
+    with torch.inference_mode(False):
+        model = CLIPModel(config).eval()
+        state = {name: value.float().clone() for name, value in {**tower, **vision.model.state_dict()}.items()}
+        found = model.load_state_dict(state, strict=False)
+    assert {name for name in found.missing_keys if "position_ids" not in name} == {"logit_scale"}
+    return vision, clip, model
+
+
+@pytest.mark.parametrize("size", [(224, 224), (300, 280)])
+def test_clip_i_and_clip_t_are_those_of_transformers(host, pair, size):
+    """Two subjects with one photo and two, two pictures. Pictures of another size are resized by torch in the node and
+    by PIL in transformers.
+    """
+    import numpy as np
+    from PIL import Image
+    from transformers import CLIPImageProcessor, CLIPTokenizer
+    from troupe.model_patches.subjects import Cast, make_subject
+
+    vision, clip, model = pair
+    chance = np.random.default_rng(0)
+
+    def coarse():
+        spots = chance.integers(0, 2, (5, 6, 3)).astype(np.uint8) * 255
+        return Image.fromarray(spots).resize(size, Image.Resampling.BICUBIC)
+
+    def as_image(picture):
+        return torch.from_numpy(np.array(picture))[None].float() / 255
+
+    def unit(vectors):
+        vectors = getattr(vectors, "pooler_output", vectors)
+        return vectors / vectors.norm(dim=-1, keepdim=True)
+
+    painted, photos = [coarse(), coarse()], [[coarse()], [coarse(), coarse()]]
+    cast = Cast()
+    for number, own in enumerate(photos, 1):
+        cast = cast.add(make_subject(f"subject {number}", [as_image(one) for one in own], number=number))
+    prompt = "a cat and a robot on grass"
+    given = {"cast": cast, "clip_vision": vision, "clip": clip, "prompt": prompt}
+    scores, *_, report = score(torch.cat([as_image(one) for one in painted]), **given)
+    assert "No CLIP-T" not in report
+
+    def images(pictures):
+        pixels = CLIPImageProcessor()(images=pictures, return_tensors="pt")["pixel_values"]
+        return unit(model.get_image_features(pixel_values=pixels))
+
+    ids = CLIPTokenizer.from_pretrained(host / "comfy" / "sd1_tokenizer")(prompt, return_tensors="pt")["input_ids"]
+    vectors, text = images(painted), unit(model.get_text_features(input_ids=ids))
+    clip_i = torch.stack([(vectors @ images(own).T).mean(1) for own in photos]).mean(0)
+    clip_t = (vectors @ text.T)[:, 0]
+    assert (clip_i[0] - clip_i[1]).abs() > 0.01 and (clip_t[0] - clip_t[1]).abs() > 0.001
+    near = 6e-5 if size == (224, 224) else 1e-3  # the node writes four digits
+    for i, picture in enumerate(json.loads(scores)["pictures"]):
+        assert picture["clip_i"] == pytest.approx(clip_i[i].item(), abs=near)
+        assert picture["clip_t"] == pytest.approx(clip_t[i].item(), abs=near)
+
+
 # ---- DINO ------------------------------------------------------------------------------------------------------------
 
 

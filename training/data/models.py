@@ -165,8 +165,12 @@ class ClipFeatures:
     @torch.inference_mode()
     def pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Return the embeddings of pictures, [n, E]."""
-        inputs = self.processor(images=list(pictures), return_tensors="pt").to(self.model.device)
-        return _embedding(self.model.get_image_features(pixel_values=inputs["pixel_values"]))
+        return self.embedded(self.processor(images=list(pictures), return_tensors="pt")["pixel_values"])
+
+    def embedded(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings of pictures as the network reads them, [n, 3, S, S] -> [n, E]."""
+        weight = next(self.model.parameters())
+        return _embedding(self.model.get_image_features(pixel_values=pixels.to(weight)))
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> torch.Tensor:

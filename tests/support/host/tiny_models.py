@@ -168,7 +168,7 @@ def tiny_clip(kind="sd15", layers=3, ffn=64, seed=3):
     return clip
 
 
-def tiny_clip_vision(seed=4, image_size=32, hidden=32, layers=3, projection=16, tmp="tiny_clipvision.json"):
+def tiny_clip_vision(seed=4, image_size=32, hidden=32, layers=3, projection=16, tmp="tiny_clipvision.json", patch=8):
     import json
 
     import comfy.clip_vision
@@ -185,7 +185,7 @@ def tiny_clip_vision(seed=4, image_size=32, hidden=32, layers=3, projection=16, 
         num_attention_heads=4,
         num_channels=3,
         num_hidden_layers=layers,
-        patch_size=8,
+        patch_size=patch,
         projection_dim=projection,
         torch_dtype="float32",
     )
