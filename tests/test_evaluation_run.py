@@ -5,23 +5,26 @@ from __future__ import annotations
 import csv
 import json
 import zipfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from support import fake_benchmarks as fake
+from support import tiny_annotators as tiny
 from troupe.evaluation import run
 from troupe.evaluation.engines import embedded
 from troupe.evaluation.engines.embedded import EmbeddedEngine
 from troupe.evaluation.journal import Journal, read_journal
 from troupe.evaluation.making import make_engines
 from troupe.evaluation.results import ResultsError, append_scores, stored_scores
+from troupe.evaluation.scores import making
 from troupe.evaluation.settings import EngineSettings, read_settings
 from troupe.evaluation.tasks import Method
 from troupe.model_patches.errors import SubjectError, TroupeError
 from troupe.training.config.tables import ConfigError
+from troupe.training.data.models import GroundingDino
 from troupe_tools.commands import evaluate as command
 from troupe_tools.pack import ROOT
 
@@ -255,17 +258,94 @@ def test_the_engines_of_the_settings(tmp_path):
         make_engines(EngineSettings(), {"s": tmp_path}, [Method("m", {"merge": "twice"})])
 
 
-def test_a_folder_of_photos_end_to_end(settings, tmp_path):
-    """A benchmark's folder through painting, scores and report; the rehearsal models know no backpacks."""
-    name = fake.dreambench(tmp_path / "dreambench").as_posix()
-    options = ["suite.name=dreambench", f"suite.folder={name}", "suite.cases=3", "suite.seeds=2"]
-    chosen = settings(*options, "scores.preset=none", "scores.colours=yes")
+@pytest.fixture(scope="module")
+def scoring(tmp_path_factory):
+    """Settings of small random models in place of those that papers use."""
+    place = tmp_path_factory.mktemp("models")
+    makers = {"clip": tiny.save_clip, "dino": tiny.save_dino, "dinov2": tiny.save_dinov2}
+    makers["detector"] = partial(tiny.save_grounding_dino, side=96)
+    return [f'scores.{name}="{make(place / name).as_posix()}"' for name, make in makers.items()]
+
+
+class EachWordFound(GroundingDino):
+    """A random detector prefers one word to the others: here it is asked for each alone, and sure of every box."""
+
+    @classmethod
+    def load(cls, name, device):
+        return super().load(name, device, 0.0)
+
+    def __call__(self, pictures, words):
+        each = [super(EachWordFound, self).__call__(pictures, [[word]])[0] for word in words[0]]
+        return [[found for one in each for found in one]]
+
+
+LAYOUTS = {  # name -> maker, cases, groups, subjects of a picture, what the report says
+    "dreambench": (fake.dreambench, 3, {"backpack", "cat"}, 1, "Painted from the first photo"),
+    "dreambench_pairs": (fake.dreambench, 2, None, 2, "Troupe's choice"),
+    "concept101": (fake.concept101, 6, {"001 sofa + chair", "002 chair + sofa"}, 2, "furniture_chair3 a sofa is kept"),
+    "concept101 from crops": (fake.concept101, 4, {"001 sofa + chair", "002 chair + sofa"}, 2, "Painted from crops"),
+    "dreambench_plus": (fake.dreambench_plus, 4, {"animal/00", "object/07"}, 1, "GPT-4o scores are not counted"),
+    "xverse_multi": (fake.xverse, 1, {"4"}, 3, "Not the published protocol"),
+}
+SCORED = (
+    *("clip_i", "clip_t", "clip_t_times_2_5", "dino", "dinov2", "scr_0.4", "scr_0.5", "scr_0.6"),
+    *("colours", "ip_sim", "subjects_right", "verdicts"),
+    *("ip_sim_colours", "subjects_right_colours", "verdicts_colours", "object_quality"),
+)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_folder_of_photos_end_to_end(layout, settings, tmp_path, scoring, monkeypatch):
+    """A benchmark's folder through painting, all scores and report; the rehearsal models know no backpacks."""
+    make, cases, groups, subjects, note = LAYOUTS[layout]
+    monkeypatch.setattr(making, "GroundingDino", EachWordFound)
+    name, benchmark = layout.split()[0], make(tmp_path / "benchmark")
+    options = [f"suite.name={name}", f"suite.folder={benchmark.as_posix()}", f"suite.cases={cases}", "suite.seeds=1"]
+    if "crops" in layout:
+        options.append(f"suite.crops={fake.concept_boxes(tmp_path / 'boxes', benchmark).as_posix()}")
+    chosen = settings(*options, "scores.preset=none", "scores.colours=yes", *scoring)
     run.evaluate(chosen)
     folder = Path(chosen.output.folder)
     rows = table(folder)
-    assert len(rows) == 12 and {row["group"] for row in rows} == {"backpack", "cat"}
+    assert len(rows) == 2 * cases and {row["file"] for row in rows} == {
+        f"pictures/{path.name}" for path in (folder / "pictures").iterdir()
+    }
+    assert groups is None or {row["group"] for row in rows} == groups
+    assert list(rows[0])[-len(SCORED) :] == list(SCORED)
+    for row in rows:
+        assert [column for column in SCORED if not row[column]] == [], row
+        assert len(row["verdicts"]) == subjects == len(row["subjects"].split("; "))
     text = (folder / "report.md").read_text(encoding="utf-8")
-    assert "Painted from the first photo" in text and "How far each score" not in text
+    assert f"{2 * cases} of {2 * cases} pictures are painted and scored." in text
+    assert note in text and "How far each score" not in text
+    assert_group_means(text, rows)
+    if name == "concept101":
+        lacking = [row for row in rows if "at dawn" in row["prompt"]]
+        assert [row["prompt"] for row in lacking][::2] == ["A photo of sofa at dawn with sofa."] + (
+            ["A photo of chair at dawn with chair."] if cases == 6 else []
+        )
+
+
+def assert_group_means(text: str, rows: list[dict[str, str]]) -> None:
+    """Each number of the report is the mean over the groups of the means over their pictures."""
+    head, _, *lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")][:4]
+    assert head[:2] == ["method", "pictures"] and [line[0] for line in lines] == ["none", "relevance"]
+    columns = [column for column in SCORED if not column.startswith("verdicts")]
+    assert head[2:] == columns
+    for method, _, *cells in lines:
+        for column, cell in zip(columns, cells, strict=True):
+            groups: dict[str, list[float]] = {}
+            for row in rows:
+                if row["method"] == method:
+                    groups.setdefault(row["group"], []).append(float(row[column]))
+            assert float(cell) == pytest.approx(np.mean([np.mean(own) for own in groups.values()]), abs=6e-4), column
+
+
+def test_other_photos_are_refused(settings, tmp_path):
+    name = fake.dreambench(tmp_path / "dreambench").as_posix()
+    options = ["suite.name=dreambench", f"suite.folder={name}", "suite.cases=3", "suite.seeds=1"]
+    chosen = settings(*options, "scores.preset=none", "scores.colours=yes")
+    run.evaluate(chosen)
     photo = tmp_path / "dreambench" / "cat" / "02.jpg"
     photo.write_bytes(photo.read_bytes()[:-50] + bytes(50))
     with pytest.raises(ResultsError, match="photo cat/02.jpg"):

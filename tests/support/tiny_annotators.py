@@ -40,7 +40,8 @@ def bert_tokenizer(folder: Path) -> BertTokenizerFast:
     return BertTokenizerFast(vocab=vocabulary, do_lower_case=True, additional_special_tokens=["[DEC]", "[ENC]"])
 
 
-def save_grounding_dino(folder: Path) -> Path:
+def save_grounding_dino(folder: Path, side: int = 64) -> Path:
+    """side: pixels of a picture's shorter side; a square needs 96, or its smallest features are one value."""
     torch.manual_seed(0)
     tokenizer = bert_tokenizer(folder)
     config = GroundingDinoConfig(
@@ -75,7 +76,7 @@ def save_grounding_dino(folder: Path) -> Path:
         disable_custom_kernels=True,
     )
     GroundingDinoForObjectDetection(config).save_pretrained(folder)
-    size = {"shortest_edge": 64, "longest_edge": 96}
+    size = {"shortest_edge": side, "longest_edge": 3 * side // 2}
     GroundingDinoProcessor(GroundingDinoImageProcessor(size=size), tokenizer).save_pretrained(folder)
     return folder
 

@@ -175,7 +175,8 @@ class ClipFeatures:
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Return the embeddings of texts, [n, E]; what does not fit into the model is cut off."""
-        inputs = self.processor(text=list(texts), return_tensors="pt", padding=True, truncation=True)
+        most = self.model.config.text_config.max_position_embeddings
+        inputs = self.processor(text=list(texts), return_tensors="pt", padding=True, truncation=True, max_length=most)
         inputs = inputs.to(self.model.device)
         return _embedding(
             self.model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
