@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support import fake_benchmarks as fake
 from support.host.two_servers import server_in, started_together
 from support.shipped_templates import template
 from troupe.evaluation.engines.comfyui import ComfyUIEngine, HostError
@@ -170,6 +171,55 @@ def test_an_evaluation_on_a_server_paints_what_the_embedded_engine_paints(server
     for seed in ("0", "1"):
         apart = [painted["comfyui"][method, seed] for method in ("relevance", "boxes", "without")]
         assert min(np.abs(a - b).mean() for a, b in combinations(apart, 2)) > 1, "all methods paint the same"
+
+
+LAYOUT = """
+[suite]
+name = "concept101"
+folder = "{benchmark}"
+crops = "{boxes}"
+cases = 2
+seeds = 1
+first_seed = 420
+[engine]
+kind = "{kind}"
+servers = "{url}"
+[scores]
+preset = "none"
+colours = "yes"
+[output]
+folder = "{folder}"
+zip = true
+[[methods]]
+name = "relevance"
+merge = "relevance"
+weight = 1.0
+steps = 4
+{more}
+"""
+
+
+def test_a_published_layout_on_a_server(servers, tmp_path):
+    """Concepts with six photos each, painted from crops and scored with the whole photos."""
+    benchmark = fake.concept101(tmp_path / "concept101", photos=6)
+    boxes = fake.concept_boxes(tmp_path / "json_data", benchmark)
+    rows = {}
+    for kind, more in (("embedded", ""), ("comfyui", 'checkpoint = "rehearsal"')):
+        file, folder = tmp_path / f"{kind}.toml", tmp_path / kind
+        places = {"benchmark": benchmark.as_posix(), "boxes": boxes.as_posix(), "folder": folder.as_posix()}
+        file.write_text(LAYOUT.format(kind=kind, url=servers[0].url, more=more, **places))
+        report = evaluate(read_settings(file)).read_text(encoding="utf-8")
+        assert "2 of 2 pictures are painted and scored." in report and "Painted from crops" in report
+        assert (folder / "results.zip").is_file()
+        rows[kind] = list(csv.DictReader((folder / "scores.csv").open()))
+    for one, other in zip(rows["embedded"], rows["comfyui"], strict=True):
+        assert one["prompt"] == other["prompt"] and one["seed"] == other["seed"] == "420"
+        pictures = [
+            np.asarray(Image.open(tmp_path / kind / row["file"])).astype(float)
+            for kind, row in (("embedded", one), ("comfyui", other))
+        ]
+        assert np.abs(pictures[0] - pictures[1]).max() <= 1
+        assert float(one["colours"]) == pytest.approx(float(other["colours"]), abs=0.02)
 
 
 @pytest.mark.parametrize("sizes", ["one size", "different sizes"])

@@ -61,14 +61,14 @@ def concept(name: str, photos: str) -> dict[str, str]:
     }
 
 
-def concept101(folder: Path) -> Path:
+def concept101(folder: Path, photos: int = 2) -> Path:
     compose = {"prompt_filename_compose": "prompts/furniture_furniture.txt"}
     pairs = [
         [concept("sofa", "furniture_sofa1"), concept("chair", "furniture_chair1"), compose],
         [concept("chair", "furniture_chair1"), concept("sofa", "furniture_chair3"), compose],
     ]
     for i, name in enumerate(("furniture_sofa1", "furniture_chair1", "furniture_chair3")):
-        for number in range(2):
+        for number in range(photos):
             save_photo(folder / "benchmark_dataset" / name / f"{number}.jpeg", 10 * i + number)
     (folder / "prompts").mkdir()
     (folder / "prompts" / "furniture_furniture.txt").write_text(
