@@ -20,8 +20,12 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 DIGITS = 16  # of a sha256
 
 
-def origin_of(settings: EvaluationSettings, suite: Suite, scorers: Sequence[Scorer]) -> dict[str, str]:
-    """Return what the results of these settings depend on, by name. Photos that are missing are left out."""
+def origin_of(
+    settings: EvaluationSettings, suite: Suite, scorers: Sequence[Scorer], workflows: Sequence[Path] = ()
+) -> dict[str, str]:
+    """Return what the results of these settings depend on, by name. Photos that are missing are left out. workflows:
+    the files that servers get.
+    """
     files = {}
     for case in suite.cases:
         files |= {photo: suite.folder / photo for photos in case.references for photo in photos}
@@ -30,6 +34,7 @@ def origin_of(settings: EvaluationSettings, suite: Suite, scorers: Sequence[Scor
         "suite": suite.name,
         "engine": _engine(settings.engine),
         **{f"score {column}": fingerprint(one.model) for one in scorers for column in one.columns},
+        **{f"workflow {path.as_posix()}": _sha256(path) for path in workflows},
         **{f"photo {photo}": _sha256(path) for photo, path in sorted(files.items()) if path.is_file()},
     }
 
@@ -37,7 +42,7 @@ def origin_of(settings: EvaluationSettings, suite: Suite, scorers: Sequence[Scor
 def _engine(chosen: EngineSettings) -> str:
     """What paints. Ray's actors paint what the embedded engine paints; which models a server has is not known."""
     if chosen.kind == "comfyui":
-        return f"comfyui, {Path(chosen.workflow).name if chosen.workflow else 'the graph of Troupe'}"
+        return "comfyui"
     return f"embedded, rehearsal models {rehearsal_models()}"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..rehearsal.engine.paint import load_rehearsal
 from ..rehearsal.engine.recogniser import load_recogniser
 from ..training.data.pictures import PictureFault, open_picture
-from .making import make_engines
+from .making import make_engines, workflows
 from .origin import origin_of
 from .pool import run_tasks
 from .report import Outcome, write_report
@@ -37,10 +37,11 @@ def evaluate(settings: EvaluationSettings, say: Say = lambda sentence: None, pai
     folder = Path(settings.output.folder)
     boxed = any(method.settings.get(BOXES) for method in settings.methods)
     suite = read_suite(settings.suite, folder / SUITE, boxed, lambda: (load_rehearsal(), load_recogniser()))
-    engines = make_engines(settings.engine, {suite.name: suite.painted_from}, settings.methods)
+    counts = {len(case.subjects) for case in suite.cases}
+    engines = make_engines(settings.engine, {suite.name: suite.painted_from}, settings.methods, counts)
     noised = any(method.settings.get("noise") for method in settings.methods)
     scorers = make_scorers(settings.scores, suite.name, suite.folder, noised, suite.upright)
-    check_origin(folder, origin_of(settings, suite, scorers))
+    check_origin(folder, origin_of(settings, suite, scorers, workflows(settings.engine, settings.methods, counts)))
     tasks = tasks_of(suite, settings.methods, settings.suite.numbers)
     faults: dict[str, str] = {}
     if paint:

@@ -28,7 +28,9 @@ class EngineSettings:
     # embedded: the rehearsal models in this process; comfyui: servers; ray: the embedded engine in Ray actors
     kind: str = setting("embedded", choices=("embedded", "comfyui", "ray"))
     servers: str = "http://127.0.0.1:8188"  # comfyui: addresses, separated by commas
-    workflow: str = ""  # comfyui: a workflow in API format with placeholders, in place of the pack's graph
+    # comfyui: a workflow in API format with placeholders, in place of the pack's graph, for methods without their own;
+    # in its name {subjects} is the number of subjects
+    workflow: str = ""
     slots: int = setting(1, least=1)  # comfyui: tasks that a server gets at once
     timeout: float = setting(600.0, above=0.0)  # seconds for one picture
     actors: int = setting(2, least=1)  # ray: how many

@@ -468,16 +468,24 @@ def test_a_template_that_does_not_fit_the_task_is_refused(change, words):
         fill_template({**TEMPLATE, **change}, TASK, NAMES, {"cfg": 4.5, "merge": "paper"})
 
 
-def test_the_engine_uses_its_template(photos, tmp_path):
-    path = tmp_path / "workflow.json"
-    path.write_text(json.dumps(TEMPLATE))
+def test_a_method_has_its_own_workflow_for_each_number_of_subjects(photos, tmp_path):
+    """Beside a method with the pack's graph."""
+    alone = {"1": TEMPLATE["1"], "2": TEMPLATE["2"], "3": TEMPLATE["3"], "4": TEMPLATE["4"]}
+    (tmp_path / "own_1.json").write_text(json.dumps(alone))
+    (tmp_path / "own_2.json").write_text(json.dumps(TEMPLATE))
+    own = Method("own", {"merge": "paper", "workflow": f"{tmp_path.as_posix()}/own_{{subjects}}.json"})
     host = Host()
-    engine_of(host, photos, template=path, settings={"cfg": 3}).paint(TASK)
-    assert host.graphs[0]["1"]["inputs"]["cfg"] == 3 and host.graphs[0].keys() == TEMPLATE.keys()
+    engine = engine_of(host, photos, settings={"cfg": 3, **SETTINGS})
+    one = Task("suite", "cat", own, "a cat", (CAT,), 7)
+    for task in (one, Task("suite", "cat and dog", own, "a cat and a dog", (CAT, DOG), 7), TASK):
+        engine.paint(task)
+    assert [graph.keys() for graph in host.graphs[:2]] == [alone.keys(), TEMPLATE.keys()]
+    assert host.graphs[0]["1"]["inputs"]["cfg"] == 3 and host.graphs[2]["apply"]["inputs"]["merge"] == "paper"
+    assert one.key != Task("suite", "cat", Method("own", {"merge": "paper"}), "a cat", (CAT,), 7).key
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"nodes": [], "links": []}', '{"1": {"inputs": {}}}'])
 def test_what_is_no_template_is_refused(tmp_path, text):
     (tmp_path / "w.json").write_text(text)
     with pytest.raises(GraphError, match=r"Export \(API\)"):
-        ComfyUIEngine("http://host:1", tmp_path, template=tmp_path / "w.json")
+        read_template(tmp_path / "w.json")

@@ -17,7 +17,7 @@ from troupe.evaluation import run
 from troupe.evaluation.engines import embedded
 from troupe.evaluation.engines.embedded import EmbeddedEngine
 from troupe.evaluation.journal import Journal, read_journal
-from troupe.evaluation.making import make_engines
+from troupe.evaluation.making import make_engines, workflows
 from troupe.evaluation.results import ResultsError, append_scores, stored_scores
 from troupe.evaluation.scores import making
 from troupe.evaluation.settings import EngineSettings, read_settings
@@ -196,6 +196,19 @@ def test_other_models_are_not_mixed(settings):
         )
 
 
+def test_another_workflow_is_not_mixed(settings, tmp_path, monkeypatch):
+    """Its pictures would differ, under the same names."""
+    monkeypatch.setattr(run, "run_tasks", lambda *args, **options: {})
+    graph = '{"1": {"class_type": "KSampler", "inputs": {}}}'
+    (tmp_path / "own_2.json").write_text(graph)
+    path = f"{tmp_path.as_posix()}/own_{{subjects}}.json"
+    chosen = settings("suite.seeds=1", "engine.kind=comfyui", f"engine.workflow={path}")
+    run.evaluate(chosen)
+    (tmp_path / "own_2.json").write_text(graph.replace("KSampler", "Other"))
+    with pytest.raises(ResultsError, match="workflow .*own_2.json: .* instead of"):
+        run.evaluate(chosen)
+
+
 def test_a_damaged_picture_is_named_in_a_report_and_painted_again_by_a_run(settings):
     chosen = settings("suite.seeds=2")
     folder = Path(chosen.output.folder)
@@ -250,6 +263,16 @@ def test_the_engines_of_the_settings(tmp_path):
     servers = EngineSettings("comfyui", "http://127.0.0.1:1 , http://127.0.0.1:2,", slots=2)
     made = make_engines(servers, {"s": tmp_path}, methods)
     assert [(one.name, one.slots) for one in made] == [("http://127.0.0.1:1", 2), ("http://127.0.0.1:2", 2)]
+    own = [Method("m"), Method("own", {"workflow": f"{tmp_path.as_posix()}/own_{{subjects}}.json"})]
+    graph = '{"1": {"class_type": "KSampler", "inputs": {}}}'
+    (tmp_path / "own_1.json").write_text(graph)
+    make_engines(servers, {"s": tmp_path}, own, {1})
+    with pytest.raises(TroupeError, match="a workflow in API format, found .*own_3.json"):
+        make_engines(servers, {"s": tmp_path}, own, {1, 3})
+    (tmp_path / "every.json").write_text(graph)
+    every = EngineSettings("comfyui", workflow=str(tmp_path / "every.json"))
+    assert workflows(every, own, {1}) == [tmp_path / "every.json", tmp_path / "own_1.json"]
+    assert workflows(EngineSettings(), own, {1}) == []
     [embedded] = make_engines(EngineSettings(), {"s": tmp_path}, methods)
     assert isinstance(embedded, EmbeddedEngine)
     with pytest.raises(ConfigError, match="the address of a ComfyUI server"):

@@ -17,7 +17,7 @@ from PIL import Image
 from ...model_patches.errors import TroupeError
 from ...training.data.pictures import PictureFault
 from ..tasks import Subject, Task
-from .comfyui_graph import Graph, Value, batched, build_graph, fill_template, photo_side, read_template
+from .comfyui_graph import Graph, Value, batched, build_graph, fill_template, photo_side, read_template, workflow_of
 from .engine import EngineLostError
 from .photos import framed_png, one_size
 
@@ -43,7 +43,6 @@ class ComfyUIEngine:
         photos: Path,
         *,
         settings: Mapping[str, Value] | None = None,
-        template: Path | None = None,
         timeout: float = 600.0,
         slots: int = 1,
         transport: httpx.BaseTransport | None = None,
@@ -51,19 +50,19 @@ class ComfyUIEngine:
         """Remember where the server is; nothing is asked yet.
 
         url: e.g. "http://10.0.0.2:8188", with user:password@ if a proxy asks for them. photos: the folder to which the
-        photos of tasks are relative. settings: for every method; a method's own count more. template: a workflow in API
-        format with placeholders, in place of the pack's graph. timeout: seconds that the server may work at one prompt;
+        photos of tasks are relative. settings: for every method; a method's own count more; `workflow`: a workflow in
+        API format with placeholders, in place of the pack's graph, with the number of subjects for "{subjects}" in its
+        name. timeout: seconds that the server may work at one prompt;
         waiting behind others' prompts does not count. slots: how many tasks it gets at once; the second waits in its
         queue, which hides the transfer of pictures.
         Raises:
-            GraphError: the template cannot be used.
             HostError: the url is no address of a server.
         """
         address = _address(url)
         self.name = str(address.copy_with(username=None, password=None)).rstrip("/")
         self.slots = slots
         self._photos, self._settings, self._timeout = photos, dict(settings or {}), timeout
-        self._template = None if template is None else read_template(template)
+        self._templates: dict[Path, Graph] = {}
         self._client = httpx.Client(base_url=address, timeout=REQUEST_SECONDS, transport=transport)
         self._uploaded: dict[tuple[Path, Square], str] = {}
         self._squares: dict[tuple[Path, ...], bool] = {}  # whether photos of one batch have different sizes
@@ -79,7 +78,7 @@ class ComfyUIEngine:
         """
         try:
             settings = {**self._settings, **task.method.settings}
-            prompt_id = self._queue(self._graph(task, self._names(task, settings), settings))
+            prompt_id = self._queue(self._graph(task, settings))
             return self._download(self._wait(prompt_id))
         except (httpx.RequestError, EngineLostError) as error:
             with self._uploading:  # it may come back with an empty input folder
@@ -90,15 +89,23 @@ class ComfyUIEngine:
 
     # ---- the steps ---------------------------------------------------------------------------------------------------
 
-    def _graph(self, task: Task, photos: Mapping[str, str], settings: Mapping[str, Value]) -> Graph:
-        if self._template is None:
+    def _graph(self, task: Task, settings: Mapping[str, Value]) -> Graph:
+        template = self._template(workflow_of(settings, len(task.subjects)))
+        photos = self._names(task, settings, batched(task, template))
+        if template is None:
             return build_graph(task, photos, settings)
-        return fill_template(self._template, task, photos, settings)
+        return fill_template(template, task, photos, settings)
 
-    def _names(self, task: Task, settings: Mapping[str, Value]) -> dict[str, str]:
-        """The names of a task's photos for Load Image."""
+    def _template(self, path: Path | None) -> Graph | None:
+        if path is None:
+            return None
+        if path not in self._templates:
+            self._templates[path] = read_template(path)
+        return self._templates[path]
+
+    def _names(self, task: Task, settings: Mapping[str, Value], joined: Sequence[Subject]) -> dict[str, str]:
+        """The names of a task's photos for Load Image. joined: the subjects whose photos go through a batch."""
         names = {}
-        joined = batched(task, self._template)
         square = photo_side(settings), str(settings.get("framing", "auto"))
         for one in task.subjects:
             how = square if one in joined and self._differ(one) else None

@@ -33,7 +33,8 @@ ATTENTION = {
     "background": 1.0,
 }
 NO_REFERENCES = {"weight": 0.0, "merge": "auto"}  # of the merge "none"
-BEFORE = {"boxes", PHOTO_SIDE}  # settings that have done their work before the graph is made
+WORKFLOW, COUNT = "workflow", "{subjects}"  # a method's own workflow; in its name the number of subjects
+BEFORE = {"boxes", PHOTO_SIDE, WORKFLOW}  # settings that have done their work before the graph is made
 KNOWN = {"negative", *LOADING, *SAMPLING, *ATTENTION}
 PHOTO_INPUTS = ("image", "same_subject_2", "same_subject_3", "same_subject_4")
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
@@ -100,6 +101,12 @@ def build_graph(task: Task, photos: Mapping[str, str], settings: Mapping[str, Va
         "save": _node("SaveImage", images=["decode", 0], filename_prefix=f"troupe_evaluation/{task.key}"),
     }
     return graph
+
+
+def workflow_of(settings: Mapping[str, Value], subjects: int) -> Path | None:
+    """Return the file of a method's workflow for a number of subjects; None: the method has none."""
+    name = str(settings.get(WORKFLOW, ""))
+    return Path(name.replace(COUNT, str(subjects))) if name else None
 
 
 def read_template(path: Path) -> Graph:
