@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from troupe.evaluation.engines import embedded
 from troupe.evaluation.engines.embedded import EmbeddedEngine
 from troupe.evaluation.scores.detectors import RehearsalDetector
 from troupe.evaluation.scores.features import as_picture
@@ -17,9 +18,11 @@ from troupe.evaluation.suites.rehearsal import rehearsal_suite, trial_of
 from troupe.evaluation.suites.suite import SuiteError, tasks_of
 from troupe.evaluation.tasks import Method
 from troupe.model_patches.errors import TroupeError
+from troupe.model_patches.placement.layouts import places
+from troupe.model_patches.subjects import Box
 from troupe.rehearsal.engine.paint import load_rehearsal
 from troupe.rehearsal.engine.recogniser import load_recogniser
-from troupe.rehearsal.engine.trials import METHODS, paint_trial, places_painted
+from troupe.rehearsal.engine.trials import GATED, IN_PROMPT, METHODS, METHODS_OF, RELEVANCE, paint_trial, places_painted
 from troupe.rehearsal.world import reference
 
 CASTS, STEPS = ["two classes", "one class"], 2
@@ -35,7 +38,7 @@ SAME = {
 
 @pytest.fixture(scope="module")
 def models():
-    return load_rehearsal()
+    return load_rehearsal(in_prompt=True)
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +89,49 @@ def test_the_engine_paints_the_trial(name, suite, models):
     assert np.array_equal(found, (expected.permute(1, 2, 0) * 255).round().byte().numpy())
 
 
+OTHERS = {"umm": IN_PROMPT, "fastcomposer": IN_PROMPT, "subject": GATED, "mm": RELEVANCE}
+
+
+@pytest.mark.parametrize("adapter", OTHERS)
+def test_the_engine_paints_with_the_other_adapters(adapter, suite, models):
+    """In the prompt, and in gated layers or image attention; without references, their own weights act."""
+    case, boxed = suite.cases[0], adapter == "subject"
+    engine = EmbeddedEngine({"rehearsal": suite.folder}, models)
+    settings = {"adapter": adapter, "steps": STEPS, **({"boxes": True} if boxed else {})}
+    methods = [Method("with", settings), Method("without", {**settings, "merge": "none"})]
+    engine.check(methods)
+    found = [engine.paint(task) for task in tasks_of(dataclasses.replace(suite, cases=(case,)), methods, [])]
+    own = [subject.box for subject in case.subjects]
+    for picture, name in zip(found, (OTHERS[adapter], "without references"), strict=True):
+        method = METHODS_OF[adapter][name]
+        expected = paint_trial(models, adapter, method, trial_of(case.name), steps=STEPS, places=own)
+        assert np.array_equal(picture, (expected.permute(1, 2, 0) * 255).round().byte().numpy())
+    assert np.abs(found[0].astype(float) - found[1]).max() > 10
+
+
+def test_a_layout_gives_boxes_to_subjects_without_one(suite, models, monkeypatch):
+    engine = EmbeddedEngine({"rehearsal": suite.folder}, models)
+    casts = []
+    monkeypatch.setattr(embedded, "paint_cast", lambda *args: casts.append(args[4]) or torch.zeros(3, 8, 8))
+    subject = {"adapter": "subject", "layout": "row"}
+    methods = [Method("row", subject), Method("own boxes", {**subject, "boxes": True})]
+    engine.check(methods)
+    for task in tasks_of(dataclasses.replace(suite, cases=suite.cases[:1]), methods, []):
+        engine.paint(task)
+    row, own = ([one.box for one in cast.subjects] for cast in casts)
+    assert row == places("row", 2)
+    assert own == [pytest.approx(Box(*subject.box)) for subject in suite.cases[0].subjects]
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
+        ({"adapter": "umm", "merge": "add"}, "the adapter umm has, for 'm', found merge = add"),
+        ({"adapter": "fastcomposer", "sharpness": 3.0}, "found sharpness = 3.0, of image attention. Remove it"),
+        ({"adapter": "umm", "weight": 0.5}, "found weight = 0.5"),
+        ({"adapter": "subject"}, "boxes for the gated layers of 'm', found none. Set boxes = true"),
+        ({"adapter": "subject", "layout": "row", "map_from": "one layer"}, "found map_from = one layer"),
+        ({"adapter": "umm", "merge": "none", "sharpness": 3.0}, "found sharpness = 3.0"),
         ({"merges": "add"}, "known keys in .* the method 'm', found 'merges'. Did you mean 'merge'"),
         ({"merge": "relevanse"}, "found 'relevanse'. Did you mean 'relevance'"),
         ({"weight": "much"}, "a number as 'methods.weight'"),

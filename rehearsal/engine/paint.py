@@ -12,11 +12,13 @@ from diffusers import EulerDiscreteScheduler
 
 from ...model_patches.adapter import Adapter
 from ...model_patches.attention.merges import Mixing
-from ...model_patches.binding.settings import ImageAttentionSettings
+from ...model_patches.binding.settings import GatedSettings, ImageAttentionSettings
 from ...model_patches.errors import CheckpointError
 from ...model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts, encode_references, load_adapter
 from ...model_patches.hosts.diffusers.image_attention import ImageAttention
+from ...model_patches.hosts.diffusers.prompt import encode_prompt
 from ...model_patches.hosts.diffusers.sampling import SamplingSettings, sample
+from ...model_patches.hosts.diffusers.weights import text_encoder_weights
 from ...model_patches.relevance.maps import AppliedMaps
 from ...model_patches.subjects import Cast, References, make_subject
 from .. import codec, files
@@ -122,3 +124,52 @@ def paint(
         attention=attention,
     )
     return (codec.decode(latent) / 2 + 0.5).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Acting:
+    """How references act. merge: of image attention, None for none; weight: of image attention and gated layers;
+    in_prompt: they are put into the prompt; gated: into gated layers, in their boxes; attention: another image
+    attention.
+    """
+
+    merge: str | None = None
+    sharpness: float = 1.0
+    weight: float = 1.0
+    in_prompt: bool = False
+    gated: bool = False
+    attention: type[ImageAttention] = ImageAttention
+
+
+def paint_cast(
+    models: Rehearsal,
+    adapter: str,
+    prompt: str,
+    seed: int,
+    cast: Cast | None,
+    acting: Acting,
+    steps: int = STEPS,
+    cfg: float = CFG,
+) -> torch.Tensor:
+    """Paint a cast with any adapter, [3, 128, 128] in 0..1. adapter: of `Rehearsal.adapters`; its own weights for UNet
+    and text encoder are used even without a cast.
+    """
+    applied: list[tuple[References, Any]] = []
+    chosen = models.adapters[adapter]
+    with text_encoder_weights(models.texts, chosen.weights):
+        positive, negative = models.texts.encode_prompt(prompt), models.texts.encode_prompt("")
+        if cast is not None:
+            references = encode_references(chosen, cast, models.images, models.texts)
+            if acting.in_prompt:
+                positive, _ = encode_prompt(models.texts, references, prompt)
+            if acting.merge is not None:
+                settings = ImageAttentionSettings(acting.weight, Mixing(acting.merge, acting.sharpness))
+                applied = [(references, settings)]
+            if acting.gated:
+                applied = [(references, GatedSettings(acting.weight, use_bbox="on"))]
+    more: dict[str, Any] = {}
+    if chosen.weights.unet or chosen.weights.unet_lora:
+        more["weights"] = [(chosen, 1.0)]
+    sampling = SamplingSettings(PIXELS, PIXELS, steps, cfg, seed)
+    latent = sample(models.unet, scheduler(), positive, negative, sampling, applied, attention=acting.attention, **more)
+    return (codec.decode(latent)[0] / 2 + 0.5).clamp(0, 1)

@@ -8,23 +8,16 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 
-from ...model_patches.attention.merges import Mixing
-from ...model_patches.binding.settings import GatedSettings, ImageAttentionSettings
-from ...model_patches.hosts.diffusers.encoders import encode_references
-from ...model_patches.hosts.diffusers.prompt import encode_prompt
-from ...model_patches.hosts.diffusers.sampling import SamplingSettings, sample
-from ...model_patches.hosts.diffusers.weights import text_encoder_weights
+from ...model_patches.hosts.diffusers.image_attention import ImageAttention
 from ...model_patches.placement.placing import place_subjects
-from ...model_patches.subjects import Cast, References, make_subject
-from .. import codec
+from ...model_patches.subjects import Cast, make_subject
 from ..world import PIXELS, TEST_LOOKS, Figure, Scene, boxes, place_figures, random_figures, reference
 from .one_map import OneMap
-from .paint import CFG, STEPS, Rehearsal, scheduler
+from .paint import STEPS, Acting, Rehearsal, paint_cast
 from .recogniser import Recogniser, recognise
 from .verdict import exact, sighting_of, verdicts, verdicts_by_colour
 
@@ -168,25 +161,17 @@ def paint_trial(
     and text encoder included;
     weight: of image attention and gated layers; places: a box for each figure, where the method works with boxes.
     """
-    applied: list[tuple[References, Any]] = []
-    acting = models.adapters[adapter]
-    with text_encoder_weights(models.texts, acting.weights):
-        positive, negative = models.texts.encode_prompt(one.scene.caption), models.texts.encode_prompt("")
-        if method.merge is not None or method.in_prompt:
-            cast = cast_of(one.figures, places if method.boxes else None)
-            references = encode_references(acting, cast, models.images, models.texts)
-            if method.in_prompt:
-                positive, _ = encode_prompt(models.texts, references, one.scene.caption)
-            if method.merge is not None:
-                applied = [(references, ImageAttentionSettings(weight, Mixing(method.merge, method.sharpness)))]
-            if method.gated:
-                applied = [(references, GatedSettings(weight, use_bbox="on"))]
-    settings = SamplingSettings(PIXELS, PIXELS, steps, CFG, one.seed)
-    more: dict[str, Any] = {"attention": OneMap} if method.one_map else {}
-    if acting.weights.unet or acting.weights.unet_lora:
-        more["weights"] = [(acting, 1.0)]
-    latent = sample(models.unet, scheduler(), positive, negative, settings, applied, **more)
-    return (codec.decode(latent)[0] / 2 + 0.5).clamp(0, 1)
+    used = method.merge is not None or method.in_prompt
+    cast = cast_of(one.figures, places if method.boxes else None) if used else None
+    acting = Acting(
+        method.merge,
+        method.sharpness,
+        weight,
+        method.in_prompt,
+        method.gated,
+        OneMap if method.one_map else ImageAttention,
+    )
+    return paint_cast(models, adapter, one.scene.caption, one.seed, cast, acting, steps)
 
 
 @dataclass(frozen=True)
