@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.fake_comfyui import PICTURE, Host, png
 from troupe.evaluation.engines import comfyui
 from troupe.evaluation.engines.comfyui import ComfyUIEngine, HostError
 from troupe.evaluation.engines.comfyui_graph import GraphError, build_graph, fill_template, read_template
@@ -23,55 +24,6 @@ CAT, DOG = Subject("cat", ("cat/1.png", "cat/2.JPG")), Subject("dog", ("dog.png"
 TASK = Task("suite", "cat and dog", Method("paper", {"merge": "paper"}), "a cat and a dog", (CAT, DOG), 7)
 SETTINGS = {"checkpoint": "sdxl.safetensors", "adapter": "mip.bin"}
 NAMES = {"cat/1.png": "in/a.png", "cat/2.JPG": "in/b.jpg", "dog.png": "in/c.png"}
-PICTURE = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
-
-
-def png(picture: np.ndarray = PICTURE) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-class Host:
-    """ComfyUI as far as the engine asks it. `waits`: questions before a prompt ends, each with the queue to show."""
-
-    def __init__(self, waits=(), history=None, content=None, answers=None):
-        self.waits, self.content = list(waits), png() if content is None else content
-        self.answers = answers or {}  # path -> function of the request, or exception, asked first
-        self.history = history or {"status": {"messages": []}, "outputs": {"9": {"images": [self.image()]}}}
-        self.asked: list[tuple[str, str]] = []
-        self.uploads: list[bytes] = []
-        self.graphs: list[dict] = []
-        self.bodies: dict[str, dict] = {}
-
-    @staticmethod
-    def image(name="x_00001_.png", kind="output"):
-        return {"filename": name, "subfolder": "troupe_evaluation", "type": kind}
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        path = request.url.path
-        self.asked.append((request.method, path))
-        special = self.answers.get(path)
-        if special is not None and (answer := special(request)) is not None:
-            return answer
-        if path == "/upload/image":
-            self.uploads.append(request.read())
-            name = request.read().split(b'filename="')[1].split(b'"')[0].decode()
-            return httpx.Response(200, json={"name": name, "subfolder": "troupe_evaluation", "type": "input"})
-        if path == "/prompt":
-            self.graphs.append(json.loads(request.read())["prompt"])
-            return httpx.Response(200, json={"prompt_id": "mine", "number": 1, "node_errors": {}})
-        if path == "/history/mine":
-            return httpx.Response(200, json={} if self.waits else {"mine": self.history})
-        if path == "/queue" and request.method == "GET":
-            running, pending = self.waits.pop(0)
-            places = ([[0, name, {}, {}, []] for name in names] for names in (running, pending))
-            return httpx.Response(200, json=dict(zip(("queue_running", "queue_pending"), places, strict=True)))
-        if path == "/view":
-            assert dict(request.url.params) == {k: self.image()[k] for k in ("filename", "subfolder", "type")}
-            return httpx.Response(200, content=self.content)
-        self.bodies[path] = json.loads(request.read())
-        return httpx.Response(200)
 
 
 @pytest.fixture(autouse=True)
@@ -339,6 +291,9 @@ def test_without_boxes_there_is_no_place_subjects():
     task = Task("s", "c", Method("m"), "a cat", (CAT,), 1)
     graph = build_graph(task, NAMES, SETTINGS)
     assert "place" not in graph and graph["encode"]["inputs"]["cast"] == ["subject_1", 0]
+    placed = build_graph(task, NAMES, {**SETTINGS, "layout": "row"})
+    assert placed["encode"]["inputs"]["cast"] == ["place", 0]
+    assert (placed["place"]["inputs"]["layout"], placed["place"]["inputs"]["boxes"]) == ("row", "[null]")
 
 
 @pytest.mark.parametrize("settings", [{}, {"adapter": "x"}, {**SETTINGS, "wieght": 1.0}])

@@ -16,7 +16,7 @@ Value = str | int | float | bool
 Graph = dict[str, dict[str, Any]]  # node id -> class_type and inputs
 
 REHEARSAL = "rehearsal"  # as checkpoint: Load Rehearsal Models
-LOADING = {"checkpoint": "", "adapter": "mip_adapter", "clip_vision": "auto", "framing": "auto"}
+LOADING = {"checkpoint": "", "adapter": "mip_adapter", "clip_vision": "auto", "framing": "auto", "layout": "none"}
 PHOTO_SIDE = "photo_side"  # a square of so many pixels for photos of different sizes that go through one batch
 SIDE = 224  # of the image encoders that adapters were published with
 SAMPLING = {"width": 1024, "height": 1024, "steps": 30, "cfg": 5.0, "sampler": "euler", "scheduler": "normal"}
@@ -48,9 +48,9 @@ def build_graph(task: Task, photos: Mapping[str, str], settings: Mapping[str, Va
     """Return the graph of a task from a checkpoint to Save Image, with Apply Image Attention between.
 
     photos: the task's photos -> their names for Load Image. settings: `checkpoint` (a file, or "rehearsal") and
-    `adapter`, and if wanted the widgets of Load Subject Adapter, Encode Subject References, Apply Image Attention and
-    KSampler by the names in LOADING, SAMPLING and ATTENTION, and `negative`. The merge "none" leaves the references
-    without effect. More photos of a subject than Add Subject has inputs for go through Image Batch.
+    `adapter`, and if wanted the widgets of Load Subject Adapter, Place Subjects, Encode Subject References, Apply Image
+    Attention and KSampler by the names in LOADING, SAMPLING and ATTENTION, and `negative`. The merge "none" leaves the
+    references without effect. More photos of a subject than Add Subject has inputs for go through Image Batch.
     Raises:
         GraphError: an unknown setting, no checkpoint, or a subject without a photo.
     """
@@ -230,10 +230,10 @@ def _cast(graph: Graph, task: Task, photos: Mapping[str, str], given: Mapping[st
             inputs |= dict(zip(PHOTO_INPUTS, wires, strict=False))
         graph[f"subject_{i}"] = _node("TroupeAddSubject", **inputs, **({"cast": cast} if cast else {}))
         cast = [f"subject_{i}", 0]
-    if not any(subject.box for subject in task.subjects):
+    if not any(subject.box for subject in task.subjects) and given["layout"] == "none":
         return cast
     size = {"width": given["width"], "height": given["height"]}
-    graph["place"] = _node("TroupePlaceSubjects", cast=cast, boxes=_boxes(task), layout="none", **size)
+    graph["place"] = _node("TroupePlaceSubjects", cast=cast, boxes=_boxes(task), layout=given["layout"], **size)
     return ["place", 0]
 
 

@@ -128,9 +128,10 @@ def paint(
 
 @dataclass(frozen=True)
 class Acting:
-    """How references act. merge: of image attention, None for none; weight: of image attention and gated layers;
-    in_prompt: they are put into the prompt; gated: into gated layers, in their boxes; attention: another image
-    attention.
+    """The way in which references act.
+
+    merge: of image attention, None for none; weight: of image attention and gated layers; in_prompt: they are put into
+    the prompt; gated: into gated layers, in their boxes; attention: another image attention.
     """
 
     merge: str | None = None

@@ -27,6 +27,7 @@ from troupe.rehearsal.cast import CAST
 from troupe.rehearsal.world import reference
 from troupe_tools.engine.host_server import HostServer
 from troupe_tools.engine.on_comfyui import convert
+from troupe_tools.pack import ROOT
 
 pytestmark = pytest.mark.slow
 KINDS = ("cat", "robot", "bird")
@@ -171,6 +172,101 @@ def test_an_evaluation_on_a_server_paints_what_the_embedded_engine_paints(server
     for seed in ("0", "1"):
         apart = [painted["comfyui"][method, seed] for method in ("relevance", "boxes", "without")]
         assert min(np.abs(a - b).mean() for a, b in combinations(apart, 2)) > 1, "all methods paint the same"
+
+
+OTHERS = """
+[suite]
+name = "rehearsal"
+casts = "two classes"
+seeds = 1
+[engine]
+kind = "{kind}"
+servers = "{url}"
+[scores]
+preset = "none"
+colours = "yes"
+[output]
+folder = "{folder}"
+"""
+EMBEDDED = {  # method -> settings on the embedded engine
+    "umm": {"adapter": "umm"},
+    "fastcomposer": {"adapter": "fastcomposer"},
+    "subject": {"adapter": "subject", "layout": "row"},
+    "mm": {"adapter": "mm", "merge": "relevance"},
+    "mip": {"merge": "relevance"},
+}
+
+
+def of_the_kits(name: str) -> dict:
+    """A workflow of the kits, with the rehearsal models and their size."""
+    graph = json.loads((ROOT / "evaluation" / "workflows" / f"{name}.json").read_text())
+    shown = {"subject_1": "cat", "subject_2": "robot", "subject_3": "bird"}
+    graph["checkpoint"] = {"class_type": "TroupeRehearsal", "inputs": {"adapter": "${adapter}", **shown}}
+    del graph["adapter"]
+    for node in graph.values():
+        inputs = node["inputs"]
+        inputs.update({key: ["checkpoint", 4] for key, value in inputs.items() if value == ["adapter", 0]})
+        inputs.update({key: 128 for key, value in inputs.items() if value == 512})
+        inputs.update({key: "simple" for key, value in inputs.items() if (key, value) == ("scheduler", "normal")})
+    return graph
+
+
+def of_a_template(name: str, server: HostServer) -> dict:
+    """A shipped template as somebody would export it and write the placeholders into it."""
+    graph = convert(template(name), server.object_info())
+    number = 0
+    for node in list(graph.values()):
+        kind, inputs = node["class_type"], node["inputs"]
+        if kind == "TroupeAddSubject":
+            number = 2 if "cast" in inputs else 1
+            inputs.update(image=f"${{photos_{number}}}", name=f"${{name_{number}}}")
+        elif kind == "PrimitiveStringMultiline":
+            inputs["value"] = "${prompt}"
+        elif kind == "PrimitiveInt":
+            inputs["value"] = "${seed}"
+        elif kind == "KSampler":
+            inputs["steps"] = "${steps}"
+        elif kind == "SaveImage":
+            inputs["images"] = graph[inputs["images"][0]]["inputs"]["image"]  # without the enlargement
+    assert number == 2
+    return graph
+
+
+def test_methods_with_their_own_workflows_are_painted_as_the_embedded_engine_paints_them(servers, tmp_path):
+    """The kits' workflows and a template, beside a method with the pack's graph."""
+    graphs = {name: of_the_kits(name) for name in ("in_prompt_2", "subject_diffusion_2")}
+    graphs["mm_diff_2"] = of_a_template("research_mm_diff_rehearsal", servers[0])
+    for name, graph in graphs.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(graph))
+
+    def own(name, **settings):
+        return {"workflow": f"{tmp_path.as_posix()}/{name}_{{subjects}}.json", **settings}
+
+    in_prompt = {"fuse_start_step": -1, "cfg": 5.0, "negative": ""}
+    on_server = {
+        "umm": own("in_prompt", adapter="umm_diffusion", **in_prompt),
+        "fastcomposer": own("in_prompt", adapter="fastcomposer", **in_prompt),
+        # with equal strengths the guider is classifier-free guidance
+        "subject": own("subject_diffusion", adapter="subject_diffusion", cfg=5.0, second=5.0, negative=""),
+        "mm": own("mm_diff"),
+        "mip": {"checkpoint": "rehearsal", "merge": "relevance", "weight": 1.0},
+    }
+    pictures = {}
+    for kind, methods in (("embedded", EMBEDDED), ("comfyui", on_server)):
+        text = OTHERS.format(kind=kind, url=servers[0].url, folder=(tmp_path / kind).as_posix())
+        for name, settings in methods.items():
+            lines = [f"{key} = {json.dumps(value)}" for key, value in {"name": name, "steps": 4, **settings}.items()]
+            text += "\n".join(["[[methods]]", *lines, ""])
+        (tmp_path / f"{kind}.toml").write_text(text)
+        report = evaluate(read_settings(tmp_path / f"{kind}.toml")).read_text(encoding="utf-8")
+        assert "5 of 5 pictures are painted and scored." in report, report
+        rows = list(csv.DictReader((tmp_path / kind / "scores.csv").open()))
+        pictures[kind] = {
+            row["method"]: np.asarray(Image.open(tmp_path / kind / row["file"])).astype(float) for row in rows
+        }
+    apart = {name: np.abs(pictures["embedded"][name] - pictures["comfyui"][name]).max() for name in EMBEDDED}
+    assert max(apart.values()) <= 1, apart
+    assert min(np.abs(a - b).mean() for a, b in combinations(pictures["comfyui"].values(), 2)) > 1
 
 
 LAYOUT = """
