@@ -167,7 +167,7 @@ def paint_cast(
                 settings = ImageAttentionSettings(acting.weight, Mixing(acting.merge, acting.sharpness))
                 applied = [(references, settings)]
             if acting.gated:
-                applied = [(references, GatedSettings(acting.weight, use_bbox="on"))]
+                applied = [(references, GatedSettings(acting.weight))]
     more: dict[str, Any] = {}
     if chosen.weights.unet or chosen.weights.unet_lora:
         more["weights"] = [(chosen, 1.0)]

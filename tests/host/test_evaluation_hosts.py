@@ -269,6 +269,30 @@ def test_methods_with_their_own_workflows_are_painted_as_the_embedded_engine_pai
     assert min(np.abs(a - b).mean() for a, b in combinations(pictures["comfyui"].values(), 2)) > 1
 
 
+@pytest.mark.parametrize(("name", "count"), [("in_prompt", 1), ("in_prompt", 3), ("subject_diffusion", 1)])
+def test_the_kits_workflows_for_other_numbers_of_subjects(servers, suite, tmp_path, name, count):
+    """In four steps: they divide the schedule of 1000, so that both engines have the same ones."""
+    (tmp_path / f"{name}_{count}.json").write_text(json.dumps(of_the_kits(f"{name}_{count}")))
+    gated = name == "subject_diffusion"
+    own = (
+        {"adapter": "subject_diffusion", "second": 5.0}
+        if gated
+        else {"adapter": "umm_diffusion", "fuse_start_step": -1}
+    )
+    own |= {"workflow": f"{tmp_path.as_posix()}/{name}_{{subjects}}.json", "steps": 4, "cfg": 5.0, "negative": ""}
+    embedded = {"steps": 4, **EMBEDDED["subject" if gated else "umm"]}
+    prompt = f"{' and '.join(f'a {kind}' for kind in KINDS[:count])} on grass"
+    subjects = tuple(Subject(kind, (f"{kind}.png",)) for kind in KINDS[:count])
+    found, truth = (
+        engine.paint(Task("s", "c", Method("m", settings), prompt, subjects, 5)).astype(float)
+        for engine, settings in (
+            (ComfyUIEngine(servers[0].url, suite), own),
+            (EmbeddedEngine({"s": suite}), embedded),
+        )
+    )
+    assert np.abs(found - truth).max() <= 1
+
+
 LAYOUT = """
 [suite]
 name = "concept101"
