@@ -247,6 +247,31 @@ def test_a_crop_is_what_a_reference_is():
     assert crop(picture, SubjectPlace(Box(0.9999, 0.9999, 1e-4, 1e-4), "box"), 8).shape == (8, 8, 3)
 
 
+def test_the_corners_of_a_box_are_left_out():
+    """They are mostly background; a mask or a user's region says itself what is the subject."""
+    picture = torch.zeros(40, 80, 3)
+    picture[10:30, 20:40] = torch.tensor([1.0, 0.0, 0.0])
+    place = SubjectPlace(Box(0.25, 0.25, 0.25, 0.5), "box", oval=True)
+    cut = crop(picture, place, 20)
+    green = cut[..., 1]
+    assert green[[0, 0, 19, 19], [0, 19, 0, 19]].min() > 0.99
+    assert green[[10, 10, 0, 19], [0, 19, 10, 10]].max() < 0.01, "the middles of the sides stay"
+    assert 0.82 < (green < 0.5).float().mean() < 0.87
+    segment = ((40, 80), [SEG(None, (0, 0, 20, 20), "cat"), SEG(torch.ones(20, 20), (20, 0, 40, 20), "robot")])
+    values = torch.zeros(4, 4)
+    values[:2, :2] = 1
+    found = [
+        *places_in(NAMES, Found(bounding_boxes=[[0, 0, 20, 20]] * 2), 1, (80, 40))[0],
+        *places_in(NAMES, Found(segs=segment), 1, (80, 40))[0],
+        *places_in(NAMES, Found(), 1, (80, 40))[0],
+        place_of_map(values),
+    ]
+    assert [(one.source, one.oval) for one in found] == [
+        *(("bounding box", True), ("bounding box", True), ("segment", True), ("segment", False)),
+        *(("box", True), ("region", False), ("relevance map", True)),
+    ]
+
+
 def test_two_rectangles_are_one_place_where_they_share_half():
     first, apart = SubjectPlace(Box(0, 0, 0.5, 1), ""), SubjectPlace(Box(0.3, 0, 0.5, 1), "")
     assert same_places([first, SubjectPlace(Box(0.1, 0, 0.5, 1), ""), apart, None]) == [(0, 1)]

@@ -84,7 +84,7 @@ def places_in(
 
 def _own(subject: Wanted, picture: int) -> SubjectPlace | None:
     if subject.box is not None:
-        return SubjectPlace(subject.box, "box")
+        return SubjectPlace(subject.box, "box", oval=True)
     if subject.region is not None:
         region = subject.region if subject.region.ndim == 2 else subject.region[min(picture, len(subject.region) - 1)]
         return place_of_mask(region, "region")
@@ -118,7 +118,7 @@ def _of_masks(wanted: Sequence[Wanted], masks: torch.Tensor, count: int) -> list
 def _of_boxes(wanted: Sequence[Wanted], value: Any, size: tuple[int, int], warn: Warn) -> Places:
     places: Places = [None] * len(wanted)
     for i, box in bind(read_wired(value, size), [w.name for w in wanted], warn).items():
-        places[i] = SubjectPlace(checked(box, called(i + 1, wanted[i].name), warn), "bounding box")
+        places[i] = SubjectPlace(checked(box, called(i + 1, wanted[i].name), warn), "bounding box", oval=True)
     return places
 
 
@@ -130,11 +130,9 @@ def _of_segs(wanted: Sequence[Wanted], segs: Any, size: tuple[int, int], warn: W
     for i, box in bind(boxes, [w.name for w in wanted], warn).items():
         segment = by_box[id(box)]
         mask = whole_mask(segment, int(h), int(w))
-        places[i] = SubjectPlace(
-            checked(box, called(i + 1, wanted[i].name), warn),
-            "segment",
-            mask if mask is not None and bool(mask.any()) else None,
-        )
+        mask = mask if mask is not None and bool(mask.any()) else None
+        box = checked(box, called(i + 1, wanted[i].name), warn)
+        places[i] = SubjectPlace(box, "segment", mask, oval=mask is None)
     return places
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor
 
 import torch
@@ -17,15 +17,19 @@ SAME_PLACE = 0.5  # intersection over union from which on two places are one
 NEAR_WHITE = 0.05  # how far from white a pixel of a reference's empty border may be
 
 
+OVAL = 1.1  # square of the ellipse's size, 1 being the one that touches the rectangle's sides
+
+
 @dataclass(frozen=True, eq=False)
 class SubjectPlace:
     """A rectangle of the picture, and what in it is the subject, [h, w] in 0..1 over the whole picture, or None: all of
-    it. source: where it comes from, for the report.
+    it. source: where it comes from, for the report; oval: leave out the corners, which are mostly background.
     """
 
     box: Box
     source: str
     mask: torch.Tensor | None = None
+    oval: bool = False
 
 
 def place_of_map(values: torch.Tensor, source: str = "relevance map", cut: float = MAP_CUT) -> SubjectPlace | None:
@@ -35,7 +39,8 @@ def place_of_map(values: torch.Tensor, source: str = "relevance map", cut: float
     low, high = values.amin(), values.amax()
     if not bool(high - low > FLAT * high):
         return None
-    return place_of_mask(largest_part(values, values > low + cut * (high - low)), source)
+    place = place_of_mask(largest_part(values, values > low + cut * (high - low)), source)
+    return place and replace(place, oval=True)
 
 
 def place_of_mask(mask: torch.Tensor, source: str, cut_out: bool = False) -> SubjectPlace | None:
@@ -80,8 +85,8 @@ def filled(reference: torch.Tensor) -> float:
 
 
 def crop(picture: Image, place: SubjectPlace, size: int, share: float = 1.0) -> torch.Tensor:
-    """Return a subject as the encoder sees it, [size, size, 3]: the place's rectangle, what the mask leaves out on
-    white, on a white square of which it takes `share` of a side, as the subject does in its references.
+    """Return a subject as the encoder sees it, [size, size, 3]: the place's rectangle, what the mask and the oval leave
+    out on white, on a white square of which it takes `share` of a side, as the subject does in its references.
 
     picture: [H, W, C].
     """
@@ -93,9 +98,17 @@ def crop(picture: Image, place: SubjectPlace, size: int, share: float = 1.0) -> 
     right, bottom = ceil(min(place.box.x + place.box.w, 1.0) * w), ceil(min(place.box.y + place.box.h, 1.0) * h)
     cut = image[0, top : max(bottom, top + 1), left : max(right, left + 1)]
     h, w = cut.shape[:2]
+    if place.oval:
+        cut = on_white(cut[None], _ellipse(h, w)[None].to(cut))[0]
     side = max(round(max(h, w) / min(max(share, size**-1), 1.0)), h, w)
     y, x = (side - h) // 2, (side - w) // 2
     return frame(pad(cut, (0, 0, x, side - w - x, y, side - h - y), value=WHITE), size, "pad")
+
+
+def _ellipse(h: int, w: int) -> torch.Tensor:
+    """[h, w] of 1 in the ellipse around the middle, 0 in the corners."""
+    y, x = ((torch.arange(side) * 2 + 1) / side - 1 for side in (h, w))
+    return (y[:, None].square() + x.square() <= OVAL).float()
 
 
 def same_places(places: list[SubjectPlace | None]) -> list[tuple[int, int]]:
