@@ -20,7 +20,7 @@ from troupe.model_patches.scores.likeness import (
     reference_likeness,
 )
 from troupe.model_patches.scores.places import SubjectPlace, crop, filled, place_of_map, place_of_mask, same_places
-from troupe.model_patches.scores.verdicts import verdicts
+from troupe.model_patches.scores.verdicts import verdicts, with_further
 from troupe.model_patches.subjects import Box
 
 PAIR = torch.tensor([[1.0, 0.5], [0.5, 1.0]])  # likeness of two subjects' references
@@ -210,6 +210,41 @@ def test_a_single_subject_is_right_or_missing():
     assert words([[0.1]], torch.ones(1, 1), [True]) == ["missing"]
 
 
+def counted(rows, further, beside, references=PAIR):
+    """The words of the subjects and of further places."""
+    likeness = torch.tensor(rows)
+    found = [not row[0].isnan() for row in likeness]
+    own = verdicts(likeness, references, found, 0.2)
+    table = torch.cat([likeness, torch.tensor(further).view(-1, len(references))])
+    subjects, more = with_further(own, table, torch.tensor(beside).view(-1, len(references)), references, 0.2)
+    return [v.word for v in subjects], [(v.word, v.owners) for v in more]
+
+
+def test_a_second_figure_with_the_same_looks_is_a_clone():
+    both = [[0.8, 0.5], [0.4, 0.7]]
+    assert counted(both, [[0.7, 0.3]], [[0.9, 0.3]]) == (["cloned", "right"], [("cloned", (0,))])
+    assert counted(both, [[0.3, 0.7]], [[0.3, 0.6]]) == (["right", "cloned"], [("cloned", (1,))])
+    assert counted(both, [[0.7, 0.3]] * 2, [[0.9, 0.3]] * 2)[1] == [("cloned", (0,))] * 2
+    assert counted(both, [], []) == (["right", "right"], [])
+    alone = torch.ones(1, 1)
+    assert counted([[0.8]], [[0.7]], [[0.9]], alone) == (["cloned"], [("cloned", (0,))])
+
+
+def test_a_further_place_that_is_less_like_a_subject_is_nobody():
+    both, nobody = [[0.8, 0.5], [0.4, 0.7]], (["right", "right"], [("missing", ())])
+    assert counted(both, [[0.63, 0.3]], [[0.9, 0.3]]) == nobody, "less than 0.8 of its likeness with the photos"
+    assert counted(both, [[0.7, 0.3]], [[0.63, 0.3]]) == nobody, "less than 0.8 of it with the subject's crop"
+    assert counted(both, [[0.7, 0.67]], [[0.9, 0.9]]) == nobody, "a tie"
+    assert counted([[0.22, 0.1], [0.4, 0.7]], [[0.19, 0.1]], [[0.9, 0.3]]) == nobody, "below the threshold"
+
+
+def test_looks_that_no_subject_has_are_not_counted_twice():
+    swapped = [[0.5, 0.8], [0.7, 0.4]]
+    assert counted(swapped, [[0.3, 0.7]], [[0.9, 0.3]]) == (["swapped", "swapped"], [("cloned", (1,))])
+    gone = [[0.8, 0.5], [float("nan")] * 2]
+    assert counted(gone, [[0.3, 0.7]], [[0.3, float("nan")]]) == (["right", "missing"], [("missing", ())])
+
+
 # ---- places ----------------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +332,45 @@ def test_boxes_go_by_label_then_in_order():
     assert [boxes_of(p) for p in one] == [[(0.1, 0.0, 0.2, 0.5)]] * 2
     large = {**cat, "width": 40}
     assert boxes_of(places_in(NAMES, Found(bounding_boxes=[cat, large]), 1, (100, 100))[0])[0] == (0.1, 0.0, 0.4, 0.5)
+
+
+def test_what_is_left_over_comes_after_the_subjects():
+    cat = {"x": 10, "y": 0, "width": 20, "height": 50, "label": "cat"}
+    second, robot = {**cat, "x": 60, "height": 40}, {**cat, "x": 35, "label": "robot"}
+    tree = [0, 60, 30, 30]
+    said = []
+    found = places_in(NAMES, Found(bounding_boxes=[second, cat, tree, robot]), 1, (100, 100), said.append)[0]
+    assert boxes_of(found) == [
+        *((0.1, 0.0, 0.2, 0.5), (0.35, 0.0, 0.2, 0.5)),
+        *((0.0, 0.6, 0.3, 0.3), (0.6, 0.0, 0.2, 0.4)),
+    ]
+    assert [place.source for place in found] == ["bounding box"] * 4 and not said
+    face = {**cat, "width": 10, "height": 10}
+    room = [0, 0, 100, 100]
+    again = {**second, "x": 62}
+    found = places_in(NAMES, Found(bounding_boxes=[cat, robot, face, room, second, again]), 1, (100, 100))[0]
+    assert boxes_of(found)[2:] == [(0.6, 0.0, 0.2, 0.4)], "parts of a figure, and what is around one, are no figures"
+
+
+def test_few_further_places_are_compared_and_none_stops_the_run():
+    said = []
+    small = [[x, 90, 4, 5] for x in range(0, 100, 5)]
+    found = places_in(NAMES, Found(bounding_boxes=[*small, [10, 0, 20, -3]]), 1, (100, 100), said.append)[0]
+    assert len(found) == 2 + 8 and said[0].startswith("A box is left out: Expected")
+    assert said[1].startswith("18 places more than subjects were found in a picture: the 8 largest are compared.")
+
+
+def test_further_masks_and_segments():
+    masks = torch.zeros(3, 8, 8)
+    masks[0, :2, :2], masks[1, 4:, :2], masks[2, 4:, 5:] = 1, 1, 1
+    for given, count in ((masks, 1), (torch.cat([masks, masks]), 2)):
+        for places in places_in(NAMES, Found(masks=given), count, (8, 8)):
+            assert boxes_of(places) == [(0, 0, 0.25, 0.25), (0, 0.5, 0.25, 0.5), (0.625, 0.5, 0.375, 0.5)]
+            assert places[2].mask is not None
+    parts = [SEG(torch.ones(10, 10).numpy(), (x, 0, x + 10, 10), "cat", None) for x in (0, 20)]
+    found = places_in(NAMES, Found(segs=((50, 100), parts)), 1, (100, 50))[0]
+    assert found[1] is None and [place.source for place in found if place] == ["segment"] * 2
+    assert found[2].mask[:10, 20:30].all() and found[2].mask.sum() == 100
 
 
 def test_a_strangers_label_is_said():

@@ -15,10 +15,10 @@ from ..placement.boxes import FoundBox, checked, is_segs, read_wired
 from ..placement.placing import same_word
 from ..relevance.maps import NOBODY, NOT_SAMPLED, RecordedRun, SubjectMap
 from ..subjects import Box, called
-from .places import SubjectPlace, place_of_map, place_of_mask
+from .places import MOST_FURTHER, SubjectPlace, apart, place_of_map, place_of_mask
 
 Warn = Callable[[str], None]
-Places = list[SubjectPlace | None]  # of every subject of one picture
+Places = list[SubjectPlace | None]  # of every subject of one picture, then what else was found in it
 FULL_BOX = Box(0.0, 0.0, 1.0, 1.0)
 ONE_MAP = (
     "The record has one map for the whole batch, the mean of its pictures: its places fit each picture only roughly. "
@@ -27,6 +27,12 @@ ONE_MAP = (
 NO_PLACE = (
     "No place is known for {}, so the whole picture is compared, in which the subjects cannot be told apart. Connect "
     "'record', 'bounding_boxes', 'segs' or 'masks', or give each subject a box with Place Subjects."
+)
+
+
+MANY_PLACES = (
+    f"{{}} places more than subjects were found in a picture: the {MOST_FURTHER} largest are compared. Set the "
+    "detector to the subjects' words, or raise its threshold."
 )
 
 
@@ -53,7 +59,8 @@ class Found:
 def places_in(
     wanted: Sequence[Wanted], found: Found, count: int, size: tuple[int, int], warn: Warn = lambda sentence: None
 ) -> list[Places]:
-    """Return the place of every subject in each of `count` pictures of `size` (width, height); None: not in it.
+    """Return the place of every subject in each of `count` pictures of `size` (width, height); None: not in it. After
+    them come up to MOST_FURTHER places that are left over, see `places.apart`.
 
     The first of these that is connected decides for all subjects: masks, segs, bounding_boxes. A subject that it does
     not have is not in the picture. Without them each subject has its box, else its region, else the place of its
@@ -62,7 +69,7 @@ def places_in(
         SubjectError: masks, segments or boxes that cannot be read or counted.
     """
     if found.masks is not None:
-        return _of_masks(wanted, found.masks, count)
+        return _of_masks(wanted, found.masks, count, warn)
     if found.segs is not None:
         return [_of_segs(wanted, one, size, warn) for one in _each_picture(found.segs, count, is_segs)]
     if found.bounding_boxes is not None:
@@ -102,38 +109,65 @@ def _of_record(wanted: Sequence[Wanted], run: RecordedRun | None, warn: Warn) ->
     return {i: None if one.values is None else place_of_map(one.values) for i, one in found.items() if one is not None}
 
 
-def _of_masks(wanted: Sequence[Wanted], masks: torch.Tensor, count: int) -> list[Places]:
+def _of_masks(wanted: Sequence[Wanted], masks: torch.Tensor, count: int, warn: Warn) -> list[Places]:
     layers = masks.reshape(-1, *masks.shape[-2:]).float().cpu()
-    if len(layers) not in (len(wanted), len(wanted) * count):
+    each = len(layers) // count
+    if len(layers) != len(wanted) and (len(layers) != each * count or each < len(wanted)):
         raise SubjectError(
             f"a mask in 'masks' for each of the {len(wanted)} subjects, in their order, or that for each of the "
             f"{count} pictures",
             f"{len(layers)}",
             "Connect one mask for each subject, empty where it is not in the picture.",
         )
-    groups = layers.split(len(wanted)) if len(layers) == len(wanted) * count else [layers] * count
-    return [[place_of_mask(mask, "mask", cut_out=True) for mask in group] for group in groups]
+    groups = [layers] * count if len(layers) == len(wanted) else layers.split(each)
+    found = [[place_of_mask(mask, "mask", cut_out=True) for mask in group] for group in groups]
+    return [_with_further(places[: len(wanted)], places[len(wanted) :], warn) for places in found]
 
 
 def _of_boxes(wanted: Sequence[Wanted], value: Any, size: tuple[int, int], warn: Warn) -> Places:
-    places: Places = [None] * len(wanted)
-    for i, box in bind(read_wired(value, size), [w.name for w in wanted], warn).items():
-        places[i] = SubjectPlace(checked(box, called(i + 1, wanted[i].name), warn), "bounding box", oval=True)
-    return places
+    return _bound(
+        wanted, read_wired(value, size), lambda found, box: SubjectPlace(box, "bounding box", oval=True), warn
+    )
 
 
 def _of_segs(wanted: Sequence[Wanted], segs: Any, size: tuple[int, int], warn: Warn) -> Places:
     (h, w), segments = segs[0][:2], list(segs[1])
     boxes = read_wired(segs, size)
     by_box = {id(box): segment for box, segment in zip(boxes, segments, strict=True)}
-    places: Places = [None] * len(wanted)
-    for i, box in bind(boxes, [w.name for w in wanted], warn).items():
-        segment = by_box[id(box)]
-        mask = whole_mask(segment, int(h), int(w))
+
+    def place(found: FoundBox, box: Box) -> SubjectPlace:
+        mask = whole_mask(by_box[id(found)], int(h), int(w))
         mask = mask if mask is not None and bool(mask.any()) else None
-        box = checked(box, called(i + 1, wanted[i].name), warn)
-        places[i] = SubjectPlace(box, "segment", mask, oval=mask is None)
-    return places
+        return SubjectPlace(box, "segment", mask, oval=mask is None)
+
+    return _bound(wanted, boxes, place, warn)
+
+
+def _bound(
+    wanted: Sequence[Wanted],
+    found: Sequence[FoundBox | None],
+    place: Callable[[FoundBox, Box], SubjectPlace],
+    warn: Warn,
+) -> Places:
+    """The subjects' places, then the others. place: makes a place of a box as it was found and as it was checked."""
+    bound, left = bind(found, [w.name for w in wanted], warn)
+    places: Places = [None] * len(wanted)
+    for i, box in bound.items():
+        places[i] = place(box, checked(box, called(i + 1, wanted[i].name), warn))
+    further: Places = []
+    for box in left:
+        try:
+            further.append(place(box, checked(box, "a further place")))
+        except SubjectError as error:
+            warn(f"A box is left out: {error}")
+    return _with_further(places, further, warn)
+
+
+def _with_further(places: Places, further: Places, warn: Warn) -> Places:
+    left = apart(places, [place for place in further if place is not None])
+    if len(left) > MOST_FURTHER:
+        warn(MANY_PLACES.format(len(left)))
+    return [*places, *left[:MOST_FURTHER]]
 
 
 def whole_mask(segment: Any, h: int, w: int) -> torch.Tensor | None:
@@ -156,10 +190,10 @@ def whole_mask(segment: Any, h: int, w: int) -> torch.Tensor | None:
 
 def bind(
     found: Sequence[FoundBox | None], names: Sequence[str], warn: Warn = lambda sentence: None
-) -> dict[int, FoundBox]:
-    """Return {subject: box}. A box labelled with a subject's name is that subject's, of several the largest. A list
-    with an element for each subject and no such label goes by place; else boxes with other labels, or none, go in order
-    to the subjects that have none. What is left over is not used.
+) -> tuple[dict[int, FoundBox], list[FoundBox]]:
+    """Return {subject: box}, and the boxes that are left over. A box labelled with a subject's name is that subject's,
+    of several the largest. A list with an element for each subject and no such label goes by place; else boxes with
+    other labels, or none, go in order to the subjects that have none.
     """
     bound: dict[int, FoundBox] = {}
     left = [box for box in found if box is not None]
@@ -170,14 +204,14 @@ def bind(
             bound[i] = max(mine, key=_box_area)
             left = [box for box in left if box is not bound[i]]
     if not bound and len(found) == len(names):
-        return {i: box for i, box in enumerate(found) if box is not None}
+        return {i: box for i, box in enumerate(found) if box is not None}, []
     strangers = iter([box for box in left if same_word(box.label) not in {word for word in words if word}])
     for i in range(len(names)):
         if i not in bound and (box := next(strangers, None)) is not None:
             if same_word(box.label):
                 warn(f"No box is labelled '{names[i]}': the one labelled '{box.label}' is used for it.")
             bound[i] = box
-    return bound
+    return bound, [box for box in left if not any(box is one for one in bound.values())]
 
 
 def _box_area(box: FoundBox) -> float:

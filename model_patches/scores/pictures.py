@@ -1,5 +1,5 @@
-"""The matrix of likeness as a picture: a row for each subject's crop, a column for each subject's reference, in the
-subjects' colours.
+"""The matrix of likeness as a picture: a row for each subject's crop and each further place, a column for each
+subject's reference, in the subjects' colours.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ from .scoring import PictureScore, Scores
 from .verdicts import MISSING
 
 SMALLEST, LARGEST, SIDE = 64, 160, 1024  # pixels: of a cell, and about of the picture
+NO_SUBJECT = "nobody"  # verdict on a further place that shows none of the subjects
 DARK, CELL_GAP = 24, 2  # where nothing is alike; pixels between cells
 
 
 def draw_matrices(scores: Scores) -> torch.Tensor:
     """Return the matrix of each picture, [n, h, w, 3] float 0..1.
 
-    The first row has the references, the first column the crops with their verdicts. The other cells have the likeness,
-    the more alike the brighter, in the colour of the reference.
+    The first row has the references, the first column the crops with their verdicts; further places come after the
+    subjects, and pictures with fewer of them have empty rows. The other cells have the likeness, the more alike the
+    brighter, in the colour of the reference.
     """
-    return torch.stack([_matrix(scores, picture) for picture in scores.pictures]).permute(0, 2, 3, 1).float() / 255
+    rows = len(scores.names) + max(len(picture.further) for picture in scores.pictures)
+    matrices = torch.stack([_matrix(scores, picture, rows) for picture in scores.pictures])
+    return matrices.permute(0, 2, 3, 1).float() / 255
 
 
-def _matrix(scores: Scores, picture: PictureScore) -> torch.Tensor:
+def _matrix(scores: Scores, picture: PictureScore, rows: int) -> torch.Tensor:
     count = len(scores.names)
     cell = min(max(SIDE // (count + 1), SMALLEST), LARGEST)
-    sheet = torch.full(
-        (3, (count + 1) * (cell + CELL_GAP) - CELL_GAP, (count + 1) * (cell + CELL_GAP) - CELL_GAP),
-        255,
-        dtype=torch.uint8,
-    )
+    h, w = ((cells + 1) * (cell + CELL_GAP) - CELL_GAP for cells in (rows, count))
+    sheet = torch.full((3, h, w), 255, dtype=torch.uint8)
 
     def room(row: int, column: int) -> torch.Tensor:
         y, x = row * (cell + CELL_GAP), column * (cell + CELL_GAP)
@@ -42,21 +43,23 @@ def _matrix(scores: Scores, picture: PictureScore) -> torch.Tensor:
 
     room(0, 0)[:] = DARK
     whole = (0, 0, cell, cell)
-    for i, name in enumerate(scores.names):
-        verdict = picture.verdicts[i].word
-        for place, photo, text in (
-            (room(0, i + 1), scores.photos[i], name),
-            (room(i + 1, 0), picture.crops[i], verdict),
-        ):
-            place[:] = DARK if photo is None else _scaled(photo, cell)
-            label_on(place, whole, i, text, [])
-        for j, value in enumerate(picture.likeness[i].tolist()):
+    for i, (name, photo) in enumerate(zip(scores.names, scores.photos, strict=True)):
+        place = room(0, i + 1)
+        place[:] = _scaled(photo, cell)
+        label_on(place, whole, i, name, [])
+    subjects = zip(picture.verdicts, picture.crops, picture.likeness.tolist(), strict=True)
+    further = ((one.verdict, one.crop, one.likeness) for one in picture.further)
+    for i, (verdict, crop, likeness) in enumerate((*subjects, *further)):
+        place = room(i + 1, 0)
+        place[:] = DARK if crop is None else _scaled(crop, cell)
+        label_on(place, whole, i, NO_SUBJECT if i >= count and verdict.word == MISSING else verdict.word, [])
+        for j, value in enumerate(likeness):
             place = room(i + 1, j + 1)
-            shown = 0.0 if math.isnan(value) or verdict == MISSING else min(max(value, 0.0), 1.0)
+            shown = 0.0 if math.isnan(value) or verdict.word == MISSING else min(max(value, 0.0), 1.0)
             colour = torch.tensor(list(bytes.fromhex(colour_of(j)[1:]))).float()
             place[:] = torch.lerp(torch.full((3,), float(DARK)), colour, shown).round().to(torch.uint8)[:, None, None]
             if not math.isnan(value):
-                owner = j in picture.verdicts[i].owners
+                owner = j in verdict.owners
                 text, font = fitting(f"{value:.2f}", "", cell)
                 write(place, whole, text, font, colour_of(j) if owner else f"#{DARK:02x}{DARK:02x}{DARK:02x}", [])
     return sheet

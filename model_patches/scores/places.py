@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor
 
@@ -14,6 +15,8 @@ from ..subjects import Box, Image
 MAP_CUT = 0.5  # between a map's smallest and largest value: cells above it are the subject's
 FLAT = 0.02  # of a map's largest value: a map that varies less shows nothing
 SAME_PLACE = 0.5  # intersection over union from which on two places are one
+MOST_SHARED = 0.5  # of the smaller place: two that share more are one figure, or a part of it
+MOST_FURTHER = 8  # further places that are compared in a picture
 NEAR_WHITE = 0.05  # how far from white a pixel of a reference's empty border may be
 
 
@@ -121,9 +124,30 @@ def same_places(places: list[SubjectPlace | None]) -> list[tuple[int, int]]:
     ]
 
 
+def apart(places: Sequence[SubjectPlace | None], further: Iterable[SubjectPlace]) -> list[SubjectPlace]:
+    """Return the places of `further` that are no part of a subject's place, of each other, or round one; the largest
+    first.
+    """
+    taken = [place for place in places if place is not None]
+    found: list[SubjectPlace] = []
+    for place in sorted(further, key=lambda one: -one.box.w * one.box.h):
+        if all(_shared(place.box, other.box) <= MOST_SHARED for other in (*taken, *found)):
+            found.append(place)
+    return found
+
+
 def _meeting(a: Box, b: Box) -> float:
     """Intersection over union."""
+    inside = _intersection(a, b)
+    return inside / max(a.w * a.h + b.w * b.h - inside, 1e-12)
+
+
+def _shared(a: Box, b: Box) -> float:
+    """Intersection over the smaller one."""
+    return _intersection(a, b) / max(min(a.w * a.h, b.w * b.h), 1e-12)
+
+
+def _intersection(a: Box, b: Box) -> float:
     width = min(a.x + a.w, b.x + b.w) - max(a.x, b.x)
     height = min(a.y + a.h, b.y + b.h) - max(a.y, b.y)
-    inside = max(width, 0.0) * max(height, 0.0)
-    return inside / max(a.w * a.h + b.w * b.h - inside, 1e-12)
+    return max(width, 0.0) * max(height, 0.0)

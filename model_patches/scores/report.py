@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 
 from ..relevance.maps import Line
 from .likeness import CLIP_T_FACTOR
+from .places import SubjectPlace
 from .scoring import PictureScore, Scores
 from .verdicts import CLONED, MISSING, MIXED, RIGHT, SWAPPED, Verdict, alike
 
@@ -22,13 +24,15 @@ DO_WITH_PLACES = {  # where the subject has a box or a region of its own
     CLONED: "Say in the prompt that there are two, or try another seed.",
     MISSING: "Move its name to the front of the prompt, raise its weight, or try another seed.",
 }
+TWICE = "Give each subject a box, or try another seed."  # where a subject's looks are in another place too
 CHECK_PLACE = "Look at its crop in 'matrix' first: if it does not show the subject, connect a detector's boxes."
 TWINS = "The encoder cannot tell the references of {} and {} apart ({:.2f}): a mix-up of the two would not be noticed."
 
 
 def to_json(scores: Scores) -> str:
     """Return the scores as JSON: encoder, threshold, names, and of each picture score, all_right, clip_i, clip_t
-    (cosine or null) and its subjects (name, verdict, looks_of, lead, likeness with every subject, place).
+    (cosine or null), its subjects (name, verdict, looks_of, lead, likeness with every subject, place) and its further
+    places (the same without name; verdict null where no subject is seen).
     """
     return json.dumps(
         {
@@ -42,8 +46,9 @@ def to_json(scores: Scores) -> str:
 
 
 def score_report(scores: Scores, without_clip_t: str = "") -> list[Line]:
-    """Return the lines of the report: of one picture a line for it, one for each subject, then CLIP-I and CLIP-T; of a
-    batch a line for each picture, then what to do, once each.
+    """Return the lines of the report: of one picture a line for it, one for each subject, one for each further place
+    that shows a subject, one for the others, then CLIP-I and CLIP-T; of a batch a line for each picture, then what to
+    do, once each.
 
     without_clip_t: why there is no CLIP-T.
     """
@@ -66,7 +71,7 @@ def _of_one(scores: Scores, picture: PictureScore) -> list[Line]:
         times = CLIP_T_FACTOR * max(picture.clip_t, 0.0)
         figures += f", CLIP-T {picture.clip_t:.3f} ({times:.3f} where papers multiply it by {CLIP_T_FACTOR})"
     subjects = [_subject_line(scores, picture, i) for i in range(count)]
-    return [Line(told, picture.right < count), *subjects, Line(f"{figures}.")]
+    return [Line(told, picture.right < count), *subjects, *_further_lines(scores, picture), Line(f"{figures}.")]
 
 
 def _of_batch(scores: Scores) -> list[Line]:
@@ -76,8 +81,10 @@ def _of_batch(scores: Scores) -> list[Line]:
         for i, verdict in enumerate(picture.verdicts):
             if verdict.word != RIGHT:
                 others = [_name_of(scores, owner) for owner in verdict.owners]
-                wrong.append(_in_short(_name_of(scores, i), verdict.word, others))
-                remedies.setdefault(verdict.word, _what_to_do(picture, i))
+                twice = _is_twice(picture, i)
+                short = f"{_name_of(scores, i)} {verdict.word}, it is there twice" if twice else ""
+                wrong.append(short or _in_short(_name_of(scores, i), verdict.word, others))
+                remedies.setdefault("there twice" if twice else verdict.word, _what_to_do(picture, i))
         told = f"Picture {number}: {picture.right} of {count} subjects right, score {picture.score:.2f}"
         text = "" if picture.clip_t is None else f", CLIP-T {picture.clip_t:.3f}"
         listed = f": {'; '.join(wrong)}" if wrong else ""
@@ -91,7 +98,14 @@ def _in_short(name: str, verdict: str, looks_of: list[str]) -> str:
     return f"{name} {verdict}{looks}"
 
 
+def _is_twice(picture: PictureScore, i: int) -> bool:
+    """Whether a subject is cloned because a further place has its looks too."""
+    return picture.verdicts[i].word == CLONED and picture.verdicts[i].owners == (i,)
+
+
 def _what_to_do(picture: PictureScore, i: int) -> str:
+    if _is_twice(picture, i):
+        return TWICE
     place = picture.places[i]
     own = place is not None and place.source in ("box", "region")
     return (DO_WITH_PLACES if own else DO).get(picture.verdicts[i].word, "")
@@ -115,8 +129,33 @@ def _subject_line(scores: Scores, picture: PictureScore, i: int) -> Line:
     likeness = f"likeness {row[i]:.2f}{beside}"
     if verdict.word == RIGHT:
         return Line(f"{name}: {RIGHT}, {likeness}.")
+    if _is_twice(picture, i):
+        return Line(f"{name}: {CLONED}, it is in the picture twice ({likeness}). {do}", True)
     where = CHECK_PLACE if place is not None and place.source == "relevance map" else ""
     return Line(f"{name}: {_what(scores, verdict)} ({likeness}). {f'{where} ' if where else ''}{do}", True)
+
+
+def _further_lines(scores: Scores, picture: PictureScore) -> list[Line]:
+    lines, others = [], 0
+    for further in picture.further:
+        if further.verdict.word == MISSING:
+            others += 1
+            continue
+        [owner] = further.verdict.owners
+        likeness = f"likeness {further.likeness[owner]:.2f}"
+        text = (
+            f"Another {further.place.source}: {CLONED}, it has the looks of {_name_of(scores, owner)} too ({likeness})."
+        )
+        lines.append(Line(text, warning=True))
+    if others:
+        source = picture.further[0].place.source
+        which = f"Another {source} shows" if others == 1 else f"{others} other {_plural(source)} show"
+        lines.append(Line(f"{which} none of the subjects clearly."))
+    return lines
+
+
+def _plural(source: str) -> str:
+    return f"{source}es" if source.endswith("x") else f"{source}s"
 
 
 def _what(scores: Scores, verdict: Verdict) -> str:
@@ -138,23 +177,31 @@ def _as_plain(scores: Scores, picture: PictureScore) -> dict[str, object]:
         "all_right": picture.all_right,
         "clip_i": round(picture.clip_i, 4),
         "clip_t": None if picture.clip_t is None else round(picture.clip_t, 4),
-        "subjects": [
-            {
-                "name": name,
-                "verdict": verdict.word,
-                "looks_of": [scores.names[owner] for owner in verdict.owners],
-                "lead": None if verdict.lead is None else round(verdict.lead, 4),
-                "likeness": [None if math.isnan(value) else round(value, 4) for value in row],
-                "place": None
-                if place is None
-                else {
-                    "from": place.source,
-                    "x": round(place.box.x, 4),
-                    "y": round(place.box.y, 4),
-                    "w": round(place.box.w, 4),
-                    "h": round(place.box.h, 4),
-                },
-            }
-            for name, verdict, row, place in subjects
+        "subjects": [{"name": name, **_as_row(scores, verdict, row, place)} for name, verdict, row, place in subjects],
+        "further": [
+            _as_row(scores, further.verdict, further.likeness, further.place)
+            | ({"verdict": None} if further.verdict.word == MISSING else {})
+            for further in picture.further
         ],
+    }
+
+
+def _as_row(
+    scores: Scores, verdict: Verdict, likeness: Sequence[float], place: SubjectPlace | None
+) -> dict[str, object]:
+    box = None if place is None else place.box
+    return {
+        "verdict": verdict.word,
+        "looks_of": [scores.names[owner] for owner in verdict.owners],
+        "lead": None if verdict.lead is None else round(verdict.lead, 4),
+        "likeness": [None if math.isnan(value) else round(value, 4) for value in likeness],
+        "place": None
+        if place is None or box is None
+        else {
+            "from": place.source,
+            "x": round(box.x, 4),
+            "y": round(box.y, 4),
+            "w": round(box.w, 4),
+            "h": round(box.h, 4),
+        },
     }

@@ -13,9 +13,9 @@ from ..encoding.interfaces import ImageEncoder
 from ..encoding.photos import prepare_photo
 from ..errors import SubjectError
 from ..subjects import Cast, Image, References
-from .likeness import clip_i, clip_t, likeness_matrix, reference_likeness
+from .likeness import clip_i, clip_t, cosines, likeness_matrix, reference_likeness
 from .places import SubjectPlace, crop, filled, same_places
-from .verdicts import LEAD_MARGIN, MISSING, RIGHT, Verdict, verdicts
+from .verdicts import LEAD_MARGIN, MISSING, RIGHT, Verdict, verdicts, with_further
 
 CAST_TOO = "Connect 'cast' from Add Subject too: these references do not hold a photo for each subject."
 
@@ -88,12 +88,24 @@ def looks_of_references(references: References, encoder: PictureEncoder) -> list
 
 
 @dataclass(frozen=True, eq=False)
+class FurtherPlace:
+    """A place that no subject has: the verdict on it (cloned or missing, see `verdicts.with_further`), its likeness
+    with the m references, its crop [S, S, 3].
+    """
+
+    verdict: Verdict
+    place: SubjectPlace
+    likeness: tuple[float, ...]
+    crop: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class PictureScore:
     """One picture's scores.
 
     verdicts, places: of each of m subjects; likeness: [m, m] of crops with references, NaN in the rows of subjects
     without a place; crops: [S, S, 3] each, None without a place; clip_i: mean over the subjects; clip_t: raw cosine of
-    picture and prompt, or None.
+    picture and prompt, or None; further: what else was found in the picture.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -102,6 +114,7 @@ class PictureScore:
     crops: tuple[torch.Tensor | None, ...]
     clip_i: float
     clip_t: float | None = None
+    further: tuple[FurtherPlace, ...] = ()
 
     @property
     def right(self) -> int:
@@ -153,7 +166,7 @@ def score_pictures(
 
     Arguments:
         looks: of each of m subjects, m >= 1.
-        places: of every subject in each picture.
+        places: of every subject in each picture, then further ones, which are not None.
         threshold: likeness below which a crop shows none of the subjects.
         text: [E] the prompt by the encoder's own text tower, for CLIP-T, or None.
     """
@@ -174,14 +187,32 @@ def score_pictures(
     references = reference_likeness(photos)
     means = clip_i(vectors[2], vectors[1].split([len(one.whole) for one in looks])).tolist()
     texts = [None] * len(whole) if text is None else clip_t(vectors[2], text.to(vectors[2])).tolist()
-    rows = likeness_matrix(vectors[3], photos) if len(parts[3]) else torch.zeros(0, len(looks))
     counts = [sum(one is not None for one in own) for own in cut]
     scored = []
-    for own, crops, found, mean, cosine in zip(places, cut, rows.split(counts), means, texts, strict=True):
-        likeness = torch.full((len(looks), len(looks)), torch.nan)
-        there = [place is not None for place in own]
-        likeness[torch.tensor(there)] = found.cpu()
-        judged = verdicts(likeness, references, there, threshold, margin, same_places(list(own)))
-        scored.append(PictureScore(tuple(judged), tuple(own), likeness, tuple(crops), mean, cosine))
+    for own, crops, found, mean, cosine in zip(places, cut, vectors[3].split(counts), means, texts, strict=True):
+        m, there = len(looks), [place is not None for place in own]
+        likeness, beside = _spread(likeness_matrix(found, photos), there), _beside(found, there, m)
+        judged = verdicts(likeness[:m], references, there[:m], threshold, margin, same_places(list(own[:m])))
+        judged, more = with_further(judged, likeness, beside, references, threshold, margin)
+        further = [
+            FurtherPlace(verdict, place, tuple(row), seen)
+            for verdict, place, row, seen in zip(more, own[m:], likeness[m:].tolist(), crops[m:], strict=True)
+            if place is not None and seen is not None
+        ]
+        subjects = tuple(judged), tuple(own[:m]), likeness[:m], tuple(crops[:m])
+        scored.append(PictureScore(*subjects, mean, cosine, tuple(further)))
     names, first = tuple(one.name for one in looks), tuple(one.photos[0] for one in looks)
     return Scores(names, references, first, tuple(scored), encoder.name, threshold)
+
+
+def _spread(rows: torch.Tensor, there: Sequence[bool]) -> torch.Tensor:
+    """Rows of the places that are there in a table of all, NaN for the others."""
+    table = torch.full((len(there), rows.shape[1]), torch.nan)
+    table[torch.tensor(there)] = rows.cpu()
+    return table
+
+
+def _beside(vectors: torch.Tensor, there: Sequence[bool], m: int) -> torch.Tensor:
+    """[e, m]: cosine of the further crops with the subjects', of `vectors` of the places that are there."""
+    subjects = sum(there[:m])
+    return _spread(cosines(vectors[:subjects], vectors[subjects:]), there[:m]).T

@@ -12,19 +12,25 @@ too. References that the encoder cannot tell apart (R >= ALIKE) count as one.
 missing: the subject has no place in the picture, or its largest L is below the threshold, or its place is that of
 another subject, whose looks are there. right: it owns its crop alone. mixed: its crop has several owners. swapped: its
 only owner is another subject, whose own crop is not its own. cloned: its only owner is another subject, which owns its
-own crop too or is missing. swapped and cloned are what `rehearsal/engine/verdict.py` means by them.
+own crop too or is missing; or it owns its crop alone and a further place has its looks too. swapped and the first
+meaning of cloned are those of `rehearsal/engine/verdict.py`.
+
+A further place is one that is left over when the subjects have theirs. A detector also gives background, which may be
+like a reference by chance. So a further crop has the looks of j only if j owns it alone and also owns a subject's crop
+i, and if its likeness both with the references of j and with crop i itself is at least NEAR * L[i, j].
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 RIGHT, SWAPPED, MIXED, CLONED, MISSING = ("right", "swapped", "mixed", "cloned", "missing")
 LEAD_MARGIN = 0.1  # of the way from one reference to another
 ALIKE = 0.97  # cosine of two references from which on they count as one
+NEAR = 0.8  # of the likeness of a subject's crop: what a second figure with the same looks must reach
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,35 @@ def verdicts(
         if own[i].owners == (j,) == own[j].owners:
             own[i] = Verdict(MISSING)
     return [_judged(i, verdict, own) for i, verdict in enumerate(own)]
+
+
+def with_further(
+    own: Sequence[Verdict],
+    likeness: torch.Tensor,
+    beside: torch.Tensor,
+    references: torch.Tensor,
+    threshold: float,
+    margin: float = LEAD_MARGIN,
+) -> tuple[list[Verdict], list[Verdict]]:
+    """Return the subjects' verdicts, cloned for right where a further place has the same looks, and the verdict on each
+    of e further places: cloned where it has the looks of a subject's crop, missing where it shows none clearly.
+
+    Arguments:
+        own: of each of m subjects, from `verdicts`.
+        likeness: [m + e, m], of the subjects' and the further crops with the references.
+        beside: [e, m], cosine of the further crops with the subjects' crops, NaN where a subject has none.
+        references, threshold, margin: see `verdicts`.
+    """
+    rows, alike = likeness.tolist(), references.tolist()
+    further = []
+    for row, near in zip(rows[len(own) :], beside.tolist(), strict=True):
+        top = max(range(len(row)), key=row.__getitem__)
+        found = _owned(top, row, alike, margin)
+        same = [i for i, verdict in enumerate(own) if verdict.owners == found.owners == (top,)]
+        second = row[top] >= threshold and any(min(row[top], near[i]) >= NEAR * rows[i][top] for i in same)
+        further.append(replace(found, word=CLONED) if second else Verdict(MISSING))
+    again = {owner for verdict in further for owner in verdict.owners}
+    return [replace(v, word=CLONED) if v.word == RIGHT and i in again else v for i, v in enumerate(own)], further
 
 
 def lead(row: Sequence[float], references: Sequence[Sequence[float]], j: int, k: int) -> float:
