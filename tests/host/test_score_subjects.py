@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from troupe_tools.pack import ROOT
 
+sys.path.append(str(ROOT / "benchmarks"))
+
+import scores as scores_script
+import scores_page
+
+SEEDS = 2  # drawings of each kind and cast
 PICTURES = ("right", "swapped", "cloned", "missing")
 
 
@@ -188,6 +196,68 @@ def test_a_clip_beside_another_encoder_is_of_no_use(models, cases):
     one = cases["right"]
     report = score(one.picture[None], cast=cast_of(one), encoder="colours", clip=models[1], masks=one.masks)[4]
     assert "only CLIP has a text encoder" in report
+
+
+# ---- once each -------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_figure_is_said_and_shown(host):
+    from troupe.rehearsal.engine.drawn import drawn_case
+
+    twice, background = (drawn_case(case, False, 0) for case in ("twice", "background"))
+    assert twice.figures != background.figures
+    for one, right, verdicts, further in (
+        (twice, False, ["cloned", "right"], ["cloned"]),
+        (background, True, ["right", "right"], [None, None]),
+    ):
+        wired = scores_script.wired_places(one.masks, "bounding_boxes")
+        scores, numbers, all_right, matrix, report = score(
+            one.picture[None], cast=cast_of(one), encoder="colours", **wired
+        )
+        [picture] = json.loads(scores)["pictures"]
+        assert all_right == [right] == [picture["all_right"]] and words(scores) == [verdicts]
+        assert [place["verdict"] for place in picture["further"]] == further
+        assert all(len(place["likeness"]) == 2 and place["place"]["w"] > 0 for place in picture["further"])
+        cell = matrix.shape[2] // 3
+        assert matrix.shape[1] // cell == 3 + len(further)
+        assert (matrix[0, 3 * cell + 10 :, :cell] < 0.99).any(), "the further crop is in the picture"
+        first = one.figures[0].words
+        assert (f"1 {first}: cloned, it is in the picture twice" in report) is not right
+        assert (f"Another bounding box: cloned, it has the looks of 1 {first} too" in report) is not right
+        assert ("2 other bounding boxes show none of the subjects clearly." in report) is right
+        assert numbers == [pytest.approx(picture["score"], abs=1e-4)]
+
+
+def test_the_best_picture_has_each_subject_once(host):
+    """In a batch the boxes of each picture; the matrices have as many rows as the largest."""
+    from troupe.model_patches.scores.choice import best
+    from troupe.rehearsal.engine.drawn import drawn_case
+
+    one = drawn_case("twice", True, 1)
+    boxes = scores_script.wired_places(one.masks, "bounding_boxes")["bounding_boxes"]
+    pictures = one.picture[None].expand(2, -1, -1, -1)
+    scores, numbers, right, matrix, report = score(
+        pictures, cast=cast_of(one), encoder="colours", bounding_boxes=[boxes, boxes[:2]]
+    )
+    assert right == [False, True] and best(numbers, 1) == [1]
+    assert matrix.shape[0] == 2 and matrix.shape[1] > matrix.shape[2]
+    assert torch.equal(matrix[1, -20:], torch.ones_like(matrix[1, -20:])) and (matrix[0, -20:] < 0.99).any()
+    assert f"1 {one.figures[0].words} cloned, it is there twice" in report
+    assert "If a subject is there twice: Give each subject a box, or try another seed." in report
+
+
+@pytest.mark.parametrize("by", scores_script.INPUTS)
+@pytest.mark.parametrize("encoder", scores_script.ENCODERS)
+def test_clear_cases_get_the_true_verdict_through_every_input(host, encoder, by):
+    """As `benchmarks/scores.py` counts them; 48 verdicts each."""
+    kinds = (*PICTURES, "twice", "background")
+    counts = [
+        count
+        for cast in scores_script.CASTS
+        for count in scores_script.drawn(encoder, cast, by, range(SEEDS), kinds).values()
+    ]
+    true, asked = scores_page.summed(counts)
+    assert asked == 2 * len(kinds) * 2 * SEEDS and true / asked >= 0.95, counts
 
 
 # ---- CLIP-T ----------------------------------------------------------------------------------------------------------
