@@ -6,15 +6,17 @@ Each case was found by test_fuzz_files.py or in reading for it.
 from __future__ import annotations
 
 import pickle
+import signal
 import struct
 import tarfile
+import time
 import zipfile
 
 import pytest
 import torch
 from support.file_mutations import Bag, archive, bomb, call, evil, packed, value, with_code
 from support.published_layouts import flat, layers
-from support.side_effects import SLACK, outcome, starved, watched
+from support.side_effects import SLACK, Hang, outcome, starved, watched
 from support.small_checkpoints import PLAIN
 from test_checkpoints import checked
 from troupe.model_patches.checkpoints import files, pickles
@@ -315,3 +317,16 @@ def test_entries_are_counted_to_a_bound(monkeypatch):
     assert files.flatten({"a": {"b": torch.ones(1)}, "c": 1}).keys() == {"a.b"}
     with pytest.raises(ValueError):
         files.flatten({"a": {"b": torch.ones(1)}, "c": 1, "d": 2})
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="a system without timers")
+@pytest.mark.parametrize("is_busy", [True, False])
+def test_a_call_that_does_not_end_is_stopped(is_busy):
+    """A check of the tests' own watch: a slow machine is allowed for, a loop and a long wait are not."""
+    with watched(0.2):
+        time.sleep(0.4)
+    with pytest.raises(Hang), watched(0.1):
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            if not is_busy:
+                time.sleep(20)

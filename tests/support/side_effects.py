@@ -8,6 +8,7 @@ import codecs
 import signal
 import sys
 import threading
+import tracemalloc  # noqa: F401 warnings imports it to show a ResourceWarning, which may come at any time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,8 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-SECONDS = 5.0
+SECONDS = 5.0  # of processor time
+WAITS = 12  # times as long may a call take where other processes run
 SLACK = 64 << 20  # bytes that a call may reserve whatever it reads: stacks of threads, small tables
 FORBIDDEN = (
     "os.system",
@@ -86,7 +88,7 @@ def watched(seconds: float = SECONDS, reserve: int | None = SLACK) -> Iterator[l
     is not to be had.
 
     Raises:
-        Hang: it took longer than `seconds`.
+        Hang: it took more than `seconds` of processor time, or `WAITS` times as long.
     """
     global _watching, _installed
     if not _installed:
@@ -109,13 +111,18 @@ def _timed(seconds: float) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise Hang(f"more than {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # of this process, since others may slow it down; and a call that only waits ends too
+    timers = ((signal.ITIMER_PROF, signal.SIGPROF, seconds), (signal.ITIMER_REAL, signal.SIGALRM, WAITS * seconds))
+    before = [(number, signal.signal(number, stop)) for _, number, _ in timers]
+    for timer, _, limit in timers:
+        signal.setitimer(timer, limit)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for timer, _, _ in timers:
+            signal.setitimer(timer, 0)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 @contextmanager
