@@ -237,11 +237,12 @@ folder = "{folder}"
 
 def command(tmp_path, *more, steps=100_000):
     path = tmp_path / "settings.toml"
-    path.write_text(SETTINGS.format(steps=steps, folder=tmp_path / "out"))
+    path.write_text(SETTINGS.format(steps=steps, folder=(tmp_path / "out").as_posix()))
     return [sys.executable, str(ROOT / "tools" / "train.py"), str(path), "--cpu", *more]
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to a process")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_checkpoint_and_an_adapter(tmp_path, number):
     process = subprocess.Popen(
