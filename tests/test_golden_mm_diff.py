@@ -21,8 +21,9 @@ from transformers import (
 from troupe.model_patches.attention.decoupled import LayerTokens, image_delta
 from troupe.model_patches.attention.lora import image_projection
 from troupe.model_patches.attention.merges import NAMELESS, Mixing
-from troupe.model_patches.encoders.lora import PAIRS, ImageLora, LowRank
+from troupe.model_patches.encoders.lora import PAIRS, ImagePairs, LowRank
 from troupe.model_patches.encoders.mlp import MLP
+from troupe.model_patches.encoders.mm_diff import LoraLayer
 from troupe.model_patches.encoders.projections import MisshapenTensor, PerceiverAttention
 from troupe.model_patches.encoders.refiner import SERefiner, SubjectHead
 from troupe.model_patches.encoders.words import PhotoToWords, Postfuse, WordFusion
@@ -351,9 +352,11 @@ class Layer:
         }
         if name == "attn2":
             self.image = loaded(
-                ImageLora(**ImageLora.widths(tensors), alpha=alpha),
+                LoraLayer(**LoraLayer.widths(tensors), alpha=alpha),
                 {n: t for n, t in tensors.items() if n.split(".")[0] in PAIRS},
             )
+            for pair in (self.image.to_k_lora_image, self.image.to_v_lora_image):
+                pair.factor *= scale
 
     @staticmethod
     def pair(tensors, alpha):
@@ -373,8 +376,8 @@ class Layer:
 
     def image_tokens(self, tokens):
         """Keys and values by the identity that takes the text pairs out of the merged weights again."""
-        keys = self.image.keys(lambda c: self.project("k", c), tokens, self.scale, self.scale)
-        return LayerTokens(keys, self.image.values(lambda c: self.project("v", c), tokens, self.scale, self.scale))
+        keys = self.image.keys(tokens, lambda c: self.project("k", c), self.scale)
+        return LayerTokens(keys, self.image.values(tokens, lambda c: self.project("v", c), self.scale))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -515,13 +518,10 @@ def test_without_a_merged_text_pair_only_the_image_pair_is_added():
     image = normal("i", 6, 8).float()
 
     def untouched(x):
-        raise AssertionError("a pair with factor 0 was called")
+        raise AssertionError("a text pair that is not merged was called")
 
     found = image_projection(lambda c: linear(c, weight), tokens, lambda c: linear(c, image), untouched, merged=0.0)
     torch.testing.assert_close(found, linear(tokens, weight + image))
-    assert torch.equal(
-        image_projection(lambda c: linear(c, weight), tokens, untouched, untouched, 0.0, 0.0), linear(tokens, weight)
-    )
 
 
 def test_corrections_are_made_in_float32():
@@ -551,13 +551,13 @@ def test_corrections_are_made_in_float32():
 def test_pairs_of_the_wrong_shape_are_told_by_the_tensor(pair, name, shape):
     tensors = {**state("cross_proc", "std"), f"{pair}.{name}": torch.zeros(shape)}
     with pytest.raises(MisshapenTensor) as error:
-        ImageLora.widths(tensors)
+        ImagePairs.widths(tensors)
     assert error.value.name.startswith("to_") and error.value.name.split(".", 1)[1] in ("up.weight", "down.weight")
 
 
 def test_ranks_of_text_and_image_pairs_may_differ():
-    layer = ImageLora(24, 16, rank=3, text_rank=5)
-    assert ImageLora.widths(layer.state_dict()) == {"context_dim": 24, "width": 16, "rank": 3, "text_rank": 5}
+    layer = ImagePairs(24, 16, rank=3, text_rank=5)
+    assert ImagePairs.widths(layer.state_dict()) == {"context_dim": 24, "width": 16, "rank": 3, "text_rank": 5}
 
 
 def test_every_published_name_has_a_module_here():

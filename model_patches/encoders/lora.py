@@ -6,13 +6,11 @@ once a run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..attention.lora import image_projection
 from .projections import MisshapenTensor, StateDict, shape_of
 
 PAIRS = ("to_k_lora", "to_v_lora", "to_k_lora_image", "to_v_lora_image")
@@ -101,29 +99,3 @@ class ImagePairs(nn.Module):
             "rank": image["rank"],
             "text_rank": text["rank"],
         }
-
-
-class ImageLora(ImagePairs):
-    """The low-rank pairs with which one cross-attention layer of the UNet reads image tokens: its pairs for them, and
-    its pairs for text, which are merged into the layer's weights and taken out again.
-    """
-
-    def keys(
-        self,
-        to_k: Callable[[torch.Tensor], torch.Tensor],
-        tokens: torch.Tensor,
-        merged: float = 1.0,
-        scale: float = 1.0,
-    ) -> torch.Tensor:
-        """Map [..., S, context] image tokens to [..., S, width] keys; see `image_projection`."""
-        return image_projection(to_k, tokens, self.to_k_lora_image, self.to_k_lora, merged, scale)
-
-    def values(
-        self,
-        to_v: Callable[[torch.Tensor], torch.Tensor],
-        tokens: torch.Tensor,
-        merged: float = 1.0,
-        scale: float = 1.0,
-    ) -> torch.Tensor:
-        """Map [..., S, context] image tokens to [..., S, width] values; see `image_projection`."""
-        return image_projection(to_v, tokens, self.to_v_lora_image, self.to_v_lora, merged, scale)

@@ -17,7 +17,7 @@ from torch import nn
 from ...adapter import LoraPair
 from ...checkpoints.tensors import AGAIN, State, assign, check, reading
 from ...checkpoints.unet_layout import REHEARSAL_UNET, RESBLOCKS, SD, SDXL, transformer_paths
-from ...encoders.lora import ImageLora
+from ...encoders.lora import ImagePairs
 from ...encoders.mm_diff import LoraLayers
 from ...encoders.projections import shape_of
 from ...errors import CheckpointError
@@ -82,7 +82,7 @@ def _lora_layers(state: State, base: str, file: str, operations: Any) -> LoraLay
     sizes = []
     for j, entry in enumerate(entries):
         with reading(file, f"{2 * j + 1}."):
-            sizes.append(ImageLora.widths(entry))
+            sizes.append(ImagePairs.widths(entry))
     width_of: dict[int, int] = {}
     for j, (path, size) in enumerate(zip(BLOCKS_OF[base], sizes, strict=True)):
         level = _level(path, base)
