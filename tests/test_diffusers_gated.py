@@ -427,7 +427,9 @@ def test_refusals_name_what_is_wrong():
     plain = unet("sd2")
     with pytest.raises(MismatchError, match="with ImageAttention"):
         apply_gated(plain, tiny.references(plain, 1), PLAIN)
-    with pytest.raises(MismatchError, match=r"a MODEL for tiny.safetensors: .*gated layers\).*cross-attention layers"):
+    with pytest.raises(
+        MismatchError, match=r"with image attention, found tiny.safetensors.*gated layers\).*GatedAdapter"
+    ):
         ImageAttention(plain, gated_references(patches_adapter(plain), BOXES[:1]), ImageAttentionSettings(1.0))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..adapter import AdapterSpec, GatedSpec, ImageAttentionSpec
+from ..adapter import AdapterSpec, GatedSpec, ImageAttentionSpec, PartSpec
 from ..attention.merges import NAMELESS
 from ..base_mismatch import base_mismatch
 from ..bases import base_name
@@ -12,6 +12,12 @@ from ..errors import MismatchError
 from ..subjects import References
 from .plan import needs_names
 from .settings import ImageAttentionSettings
+
+
+def check_kind(spec: AdapterSpec, kind: type[PartSpec], remedy: str) -> None:
+    """Raise MismatchError if the adapter has no part of that type. remedy: what to do with its references."""
+    if not spec.has(kind):
+        raise MismatchError(f"references of {kind.EXPECTED}", f"{spec.file}, {spec.describe()}", remedy)
 
 
 def check_widths(spec: AdapterSpec, widths: Sequence[int], context_dim: int) -> None:

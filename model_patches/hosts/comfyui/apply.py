@@ -7,11 +7,10 @@ from typing import Any
 
 from ...adapter import GatedSpec, ImageAttentionSpec, PhotoSpec
 from ...base_mismatch import base_mismatch
-from ...binding.checks import check_names, check_places, check_widths
+from ...binding.checks import check_kind, check_names, check_places, check_widths
 from ...binding.plan import is_idle
 from ...binding.settings import GatedSettings, ImageAttentionSettings, check_finite
 from ...binding.two_strengths import MIDDLE, NEGATIVE, POSITIVE, ROLES
-from ...errors import MismatchError
 from ...families.encode import encode_subjects
 from ...subjects import Cast, References
 from .loading import rehearsal_models
@@ -69,7 +68,7 @@ def apply_image_attention(
         MismatchError: the adapter is for another base model, or relevance is asked for and the references carry no
             names, or a number is not finite.
     """
-    _check_kind(references, not references.adapter.spec.has(ImageAttentionSpec), "Apply Image Attention")
+    check_kind(references.adapter.spec, ImageAttentionSpec, _use_instead(references, "Apply Image Attention"))
     check_finite(settings, "Apply Image Attention")
     if is_idle(settings.weight, references.subjects):
         return model, positive, negative, middle
@@ -100,7 +99,7 @@ def apply_gated(
         MismatchError: the adapter has no gated layers, or is for another base model, or a number is not finite.
     """
     adapter = references.adapter
-    _check_kind(references, not adapter.spec.has(GatedSpec), "Apply Gated Adapter")
+    check_kind(adapter.spec, GatedSpec, _use_instead(references, "Apply Gated Adapter"))
     check_finite(settings, "Apply Gated Adapter")
     if is_idle(settings.strength, references.subjects):
         return model, positive, negative, middle
@@ -132,12 +131,6 @@ def _attached(
     return patched, wired[0], wired[1], wired[2]
 
 
-def _check_kind(references: References, wrong: bool, node: str) -> None:
-    """Raise MismatchError if the node is not for this kind of adapter, naming the one that is."""
-    spec = references.adapter.spec
-    if wrong:
-        found, remedy = (
-            f"{spec.file}, {spec.describe()}",
-            f"Wire these references into {spec.node}, or choose an adapter for {node}.",
-        )
-        raise MismatchError(f"references of another kind of adapter in {node}", found, remedy)
+def _use_instead(references: References, node: str) -> str:
+    """The remedy where the node is not for this kind of adapter, naming the one that is."""
+    return f"Wire these references into {references.adapter.spec.node}, or choose an adapter for {node}."

@@ -14,14 +14,14 @@ from torch import nn
 
 from ...adapter import Adapter, GatedSpec
 from ...attention.gated import ObjectTokens
-from ...binding.checks import check_places
+from ...binding.checks import check_kind, check_places
 from ...binding.layer_tokens import COND, UNCOND
 from ...binding.object_tokens import Group, layer_objects, mask_channel
 from ...binding.plan import GatedStrengths, gated_strengths, is_idle
 from ...binding.run_cache import RunCache
 from ...binding.settings import GatedSettings
 from ...encoders.fuser import GatedFuser
-from ...errors import MismatchError
+from ...encoders.gated import GatedLayers
 from ...subjects import References
 from .image_attention import check_parts, spans_at
 from .unet_places import transformer_blocks
@@ -50,14 +50,10 @@ class GatedAdapter:
         self._before: list[tuple[BasicTransformerBlock, nn.Module | None]] = []
         self._hooks: list[Any] = []
         self._now: GatedStrengths | None = None
-        spec, gated = references.adapter.spec, cast(Adapter, references.adapter).gated
-        if not spec.has(GatedSpec) or gated is None:
-            raise MismatchError(
-                "an adapter with gated layers (GLIGEN, Subject-Diffusion)",
-                f"{spec.file}, {spec.describe()}",
-                "Bind these references with ImageAttention.",
-            )
-        self._gated, self._places = gated, spec.part(GatedSpec).places
+        spec = references.adapter.spec
+        check_kind(spec, GatedSpec, "Bind these references with ImageAttention.")
+        self._gated = cast(GatedLayers, cast(Adapter, references.adapter).gated)
+        self._places = spec.part(GatedSpec).places
         if self._idle:
             return
         check_places(

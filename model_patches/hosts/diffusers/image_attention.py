@@ -14,9 +14,9 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch.nn.functional import scaled_dot_product_attention
 
-from ...adapter import Adapter
+from ...adapter import Adapter, ImageAttentionSpec
 from ...attention.decoupled import LayerTokens
-from ...binding.checks import check_names, check_widths
+from ...binding.checks import check_kind, check_names, check_widths
 from ...binding.layer_tokens import COND, UNCOND, layer_delta
 from ...binding.limits import group_limits, limited, pictured
 from ...binding.plan import ImageStrengths, Inside, ends_of, image_strengths, is_idle, needs_names, takes_part
@@ -72,6 +72,7 @@ class ImageAttention:
         self._now: ImageStrengths | None = None
         # whose file has them, as check_widths finds
         self._image_layers = cast("DecoupledLayers | LoraLayers", cast(Adapter, references.adapter).layers)
+        check_kind(references.adapter.spec, ImageAttentionSpec, "Bind these references with GatedAdapter.")
         if self._idle:
             return
         check_widths(

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ...adapter import Adapter, PromptSpec
+from ...binding.checks import check_kind
 from ...binding.plan import is_delayed
-from ...errors import MismatchError
 from ...prompt.fusion import Encoded, Streams, fuse_prompt
 from ...subjects import References
 from .encoders import ClipTexts, Prompt
@@ -62,11 +62,7 @@ def encode_prompt(
         SubjectError: see `fusion.fuse_prompt`.
     """
     adapter = cast(Adapter, references.adapter)
-    if not adapter.spec.has(PromptSpec):
-        found = f"{adapter.spec.file}, {adapter.spec.describe()}"
-        raise MismatchError(
-            "references of an adapter that acts in the prompt", found, "Encode the prompt with ClipTexts.encode_prompt."
-        )
+    check_kind(adapter.spec, PromptSpec, "Encode the prompt with ClipTexts.encode_prompt.")
     (found,), _ = fuse_prompt(references, text, TextsPromptEncoder(texts, adapter.fusion), places_of, warn)
     plain = Prompt(found.plain.states, found.plain.pooled)
     if found.fused is found.plain or not is_delayed(start_percent, start_step):

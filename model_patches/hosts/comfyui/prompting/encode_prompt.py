@@ -10,7 +10,7 @@ import torch
 
 from ....adapter import PromptSpec
 from ....bases import BASES
-from ....errors import MismatchError
+from ....binding.checks import check_kind
 from ....prompt.fusion import Encoded, FusedText, Streams, fuse_prompt
 from ....prompt.tokens import word_embeddings
 from ....subjects import References, called
@@ -84,13 +84,8 @@ def encode_prompt(
         SubjectError: see `fusion.fuse_prompt`.
     """
     adapter = cast(HostAdapter, references.adapter)  # Load Subject Adapter of this host gives no other
-    if not adapter.spec.has(PromptSpec):
-        remedy = f"Encode the prompt with CLIP Text Encode, and wire these references into {adapter.spec.node}."
-        raise MismatchError(
-            "references of an adapter that works in the prompt",
-            f"{adapter.spec.file}, {adapter.spec.describe()}",
-            remedy,
-        )
+    remedy = f"Encode the prompt with CLIP Text Encode, and wire these references into {adapter.spec.node}."
+    check_kind(adapter.spec, PromptSpec, remedy)
     for sentence in _prompt_warnings(references, clip, on_model):
         warn(sentence)
     if quirks == OFFICIAL_QUIRKS:
