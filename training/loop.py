@@ -171,7 +171,7 @@ class Loop:
             try:
                 with self.averaged():
                     self.paint(self.trainee, self.step)
-            except (OSError, TroupeError, torch.cuda.OutOfMemoryError) as error:
+            except (OSError, TroupeError, torch.OutOfMemoryError) as error:
                 why = first_line(error).rstrip(".")
                 self.say(f"The sheet of step {self.step} was not written: {why}. The training goes on.")
         self.accelerator.wait_for_everyone()
