@@ -84,8 +84,8 @@ class Sights:
     """Subjects of a batch on the UNet's device, M of each picture at most.
 
     captions: "" where dropped; subjects: () where dropped; words, identity: [B * M, E] and dense: [B * M, P, D] of the
-    image encoder; valid: [B, M] bool; masks: [B, M, S, S]; rows: [B, M] of the text; in_text, in_picture: [B, M] bool,
-    subjects with a mask whose word, or whose image tokens, are there.
+    image encoder; valid: [B, M] bool, whole if all are; masks: [B, M, S, S]; rows: [B, M] of the text; in_text,
+    in_picture: [B, M] bool, subjects with a mask whose word, or whose image tokens, are there.
     """
 
     captions: tuple[str, ...]
@@ -98,6 +98,7 @@ class Sights:
     rows: torch.Tensor
     in_text: torch.Tensor
     in_picture: torch.Tensor
+    whole: bool
 
 
 class MMDiffTrainee(Trainee):
@@ -156,7 +157,8 @@ class MMDiffTrainee(Trainee):
                 rows[b, i] = place.row
         device = self.base.unet.device
         tensors = (words, identity, dense, valid, masks, rows, in_text, in_picture)
-        return Sights(tuple(captions), tuple(map(tuple, subjects)), *(tensor.to(device) for tensor in tensors))
+        on_device = (tensor.to(device) for tensor in tensors)
+        return Sights(tuple(captions), tuple(map(tuple, subjects)), *on_device, whole=bool(valid.all()))
 
     def context(self, batch: Batch) -> torch.Tensor:
         """Return text states with the subjects in them, through the LoRA; image tokens go to the layers."""
@@ -165,7 +167,7 @@ class MMDiffTrainee(Trainee):
         *words, tokens = self.heads(sights.words, sights.identity, sights.dense)
         shown = tokens.unflatten(0, (b, m))  # B, M, T, C
         valid = sights.valid.unsqueeze(-1).expand(-1, -1, shown.shape[2]).flatten(1)
-        self.attention.references = BatchReferences(shown.flatten(1, 2), None if valid.all() else valid, m)
+        self.attention.references = BatchReferences(shown.flatten(1, 2), None if sights.whole else valid, m)
         self.in_unet.on = True
         self.maps.begin(self.options.text_constraint > 0 or self.options.image_constraint > 0)
         with self.in_text.acting():
