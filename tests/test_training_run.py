@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import AutoencoderKL, DDPMScheduler
 from PIL import Image
 from support import tiny_diffusers as tiny
 from support import tiny_training as small
@@ -14,11 +15,15 @@ from support.start_methods import needs_fork
 from troupe.model_patches.errors import CheckpointError, MismatchError, TroupeError
 from troupe.model_patches.families.registry import read_adapter
 from troupe.training import run
+from troupe.training.caching import keep_features, unneeded_encoders
 from troupe.training.checkpoints import checkpoints
 from troupe.training.data.records import DatasetError
+from troupe.training.examples.draws import Draws
+from troupe.training.examples.folder import FolderSet
 from troupe.training.model.base import diffusers_base, load_base
 from troupe.training.model.features import Features
 from troupe.training.model.noise import noised
+from troupe.training.recipes.registry import RECIPES
 from troupe.training.run import settings_of, train
 from troupe.training.stop import TrainingError
 
@@ -127,6 +132,66 @@ def test_cached_features_are_made_once(models, tmp_path):
         assert calls == expected
         labels = sorted(range(4), key=lambda i: draws[i].example.label)
         torch.testing.assert_close(first[labels], again, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted(RECIPES.keys() - {"umm_diffusion"})
+)  # which asks for what fastcomposer asks for
+def test_kept_features_are_all_that_steps_need(recipe, tmp_path):
+    """The encoders lose their numbers when everything is kept. Gradients are those of a training that has them."""
+    folder = small.write_set(tmp_path)
+    Image.new("RGB", (40, 40), "navy").save(folder / "more.png")
+    metadata = folder / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace('_1.png"]', '_1.png", "more.png"]'))
+    examples = FolderSet(folder, small.SIDE, 4)
+    drops = {name: 0.3 for name in small.no_drops(recipe) if name != "masked"}
+    draws = Draws(examples, 0)
+
+    def gradients(trainee):
+        for first in (0, 3, 6):
+            trainee.zero_grad()
+            batch = trainee.prepare([draws[n] for n in range(first, first + 3)])
+            sum(losses.sum() for losses in trainee(batch).values()).backward()
+            yield [p.grad for p in trainee.parameters() if p.requires_grad]
+
+    expected = list(gradients(small.trainee(recipe, cache=True, **drops)))
+    kept = small.trainee(recipe, cache=True, **drops)
+    keep_features(kept, examples)
+    encoders = unneeded_encoders(kept, sheets=False)
+    assert kept.base.images._model in encoders and kept.base.unet not in encoders
+    assert (kept.base.texts.towers[0].model in encoders) == (recipe in ("ip_adapter", "mip_adapter"))
+    shared = kept.base.images._model  # by micro models of SD1.5's width
+    object.__setattr__(kept.base, "images", copy.deepcopy(kept.base.images))
+    for encoder in {*encoders, kept.base.images._model} - {shared}:
+        encoder.to("meta")
+    object.__setattr__(kept.base, "encode", None)  # of the micro models no module
+    for found, wanted in zip(gradients(kept), expected, strict=True):
+        assert all(map(torch.equal, found, wanted))
+
+
+def test_encoders_leave_the_device_when_everything_is_kept(settings, monkeypatch):
+    moved: list[tuple[str, torch.dtype]] = []
+    config = settings("cache=true", "precision=bf16")
+    monkeypatch.setattr(run, "keep_features", lambda trainee, *more: moved.append(types(trainee.base)))
+    said: list[str] = []
+    loop = run.make_loop(config, run.make_accelerator(config, cpu=True), said.append)
+    half, whole = torch.bfloat16, torch.float32
+    names = ["unet", "texts", "images", "vae"]
+    assert moved == [dict(zip(names, [whole, half, half, whole], strict=True))], "the UNet waits on the CPU"
+    assert types(loop.trainee.base) == dict(zip(names, [half, whole, whole, whole], strict=True))
+    vae = next(module for module in loop.trainee.base.modules if isinstance(module, AutoencoderKL))
+    assert vae not in unneeded_encoders(loop.trainee, sheets=True)
+    assert vae in unneeded_encoders(loop.trainee, sheets=False)
+    assert said[0].startswith("4 pictures are encoded and kept in memory")
+    small.forget_accelerate()
+    run.make_loop(config, run.make_accelerator(config, cpu=True), encode=False)
+    assert len(moved) == 1, "an export encodes nothing"
+
+
+def types(base):
+    parts = {"unet": base.unet, "texts": base.texts.towers[0].model, "images": base.images._model}
+    vae = next(module for module in base.modules if isinstance(module, AutoencoderKL))
+    return {name: next(module.parameters()).dtype for name, module in {**parts, "vae": vae}.items()}
 
 
 def test_latents_are_scaled_and_decoded_back(models):

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, release_memory, set_seed
+from torch.nn import Module
 
 from ..model_patches.errors import TroupeError
+from .caching import keep_features, unneeded_encoders
 from .config.reading import as_tables, read_config
 from .config.schema import Config, DataConfig
 from .examples.drawn import DrawnSet
@@ -50,7 +52,7 @@ def train(config: Config, say: Say = lambda sentence: None, cpu: bool = False, e
     """
     accelerator = make_accelerator(config, cpu)
     with said_once(accelerator):
-        loop = make_loop(config, accelerator, say)
+        loop = make_loop(config, accelerator, say, encode=not export_only)
         if export_only:
             loop.resume()
             ended = Ended(loop.step)
@@ -92,14 +94,19 @@ def _export(loop: Loop) -> Path:
     return write_export(exported, loop.output / f"{output.name or loop.config.name}.safetensors", output.half)
 
 
-def make_loop(config: Config, accelerator: Accelerator, say: Say = lambda sentence: None) -> Loop:
-    """Return a training that has not begun, with its models, pictures and an adapter on the device; see `train`."""
+def make_loop(config: Config, accelerator: Accelerator, say: Say = lambda sentence: None, encode: bool = True) -> Loop:
+    """Return a training that has not begun, with its models, pictures and an adapter on the device; see `train`.
+
+    encode: whether pictures are encoded now if all are kept.
+    """
     told: Say = say if accelerator.is_main_process else lambda sentence: None
-    trainee, draws, painter = together(accelerator, lambda: _prepare(config, accelerator, told))
+    trainee, draws, painter = together(accelerator, lambda: _prepare(config, accelerator, told, encode))
     return Loop(config, trainee, draws, as_tables(config), accelerator, painter, told)
 
 
-def _prepare(config: Config, accelerator: Accelerator, told: Say) -> tuple[Trainee, Draws, Painter | None]:
+def _prepare(
+    config: Config, accelerator: Accelerator, told: Say, encode: bool
+) -> tuple[Trainee, Draws, Painter | None]:
     recipe = RECIPES[config.name]
     check_logger(config.output.log)
     set_seed(config.training.seed)  # of weights that begin with chance
@@ -111,8 +118,15 @@ def _prepare(config: Config, accelerator: Accelerator, told: Say) -> tuple[Train
     check_count(examples, per_step)
     if isinstance(examples, FolderSet):
         examples.check(config.data.check, accelerator.process_index, accelerator.num_processes, told)
-    move(base, trainee, accelerator)
-    told(memory_of(trainee, base.modules, config.training).sentence())
+    encoders: Sequence[Module] = ()
+    if config.data.cache and isinstance(examples, FolderSet):
+        encoders = unneeded_encoders(trainee, config.sheet.every > 0)
+        if encode:
+            keep_all(base, trainee, examples, accelerator)
+            told(f"{len(examples)} pictures are encoded and kept in memory; the GPU keeps only what steps need.")
+    resident = [module for module in base.modules if module not in encoders]
+    move(base, trainee, accelerator, resident)
+    told(memory_of(trainee, resident, config.training).sentence())
     if config.training.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
     draws = Draws(examples, config.training.seed)
@@ -209,7 +223,17 @@ def check_count(examples: ExampleSet, per_step: int) -> None:
         )
 
 
-def move(base: Base, trainee: Trainee, accelerator: Accelerator) -> None:
-    """Put the frozen models on the device, in the precision of the passes."""
+def keep_all(base: Base, trainee: Trainee, examples: FolderSet, accelerator: Accelerator) -> None:
+    """Encode a training set with the encoders on the device, without the UNet, and take them back to the CPU."""
+    encoders = [module for module in base.modules if module is not base.unet]
+    move(base, trainee, accelerator, encoders)
+    keep_features(trainee, examples, accelerator.is_local_main_process)
+    for module in encoders:
+        module.to(torch.device("cpu"), torch.float32)  # in which sheets use those that stay there
+    release_memory()
+
+
+def move(base: Base, trainee: Trainee, accelerator: Accelerator, modules: Sequence[Module] | None = None) -> None:
+    """Put frozen models, None for all, on the device, in the precision of the passes."""
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
-    base.to(accelerator.device, dtype, trainee.modules_of_base())
+    base.to(accelerator.device, dtype, trainee.modules_of_base(), modules)

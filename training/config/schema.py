@@ -29,7 +29,9 @@ class DataConfig:
     folder: str = ""  # of a training set (docs/training.md has the format); unused for drawn pictures
     resolution: int = setting(512, least=8)  # pixels of the square that is cut from the middle of each picture
     subjects: int = setting(4, least=1)  # at most so many of a picture's subjects get a reference
-    cache: bool = False  # keep latents, text states and image embeddings in memory: the encoders see each input once
+    # keep latents, text states and image embeddings in main memory: the encoders see each input once, those of a folder
+    # before the first step, and what is not trained of them then leaves the GPU (the VAE stays for sheets)
+    cache: bool = False
     check: str = setting("masks", choices=("headers", "masks", "pictures"))  # before the first step: that every file is
     # a picture, or also that no mask is black, or also that every picture can be read to its end
     workers: int = setting(0, least=0)  # processes that read pictures; 0: the training's own

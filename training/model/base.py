@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -53,9 +53,17 @@ class Base:
         config: Any = self.noise.config
         return cast(EulerDiscreteScheduler, EulerDiscreteScheduler.from_config(config, timestep_spacing="trailing"))
 
-    def to(self, device: torch.device, dtype: torch.dtype, trained: Collection[torch.nn.Module] = ()) -> None:
-        """Move every model to a device, in a dtype; what is trained, and what encodes pictures, stays float32."""
-        for module in self.modules:
+    def to(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        trained: Collection[torch.nn.Module] = (),
+        modules: Sequence[torch.nn.Module] | None = None,
+    ) -> None:
+        """Move models, None for all, to a device, in a dtype; what is trained, and what encodes pictures, stays
+        float32.
+        """
+        for module in self.modules if modules is None else modules:
             module.to(device)
             if dtype != torch.float32 and module not in trained and not isinstance(module, AutoencoderKL):
                 module.to(dtype)
