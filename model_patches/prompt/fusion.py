@@ -230,7 +230,7 @@ def _fused_after(
     """
     ((stream, chunks),) = streams.items()
     rows = [place.row for _, place, _ in placed]
-    emphasis = torch.tensor([chunks[place.chunk][place.position][1] for _, place, _ in placed])
+    emphasis = [chunks[place.chunk][place.position][1] for _, place, _ in placed]
     bare_and_empty: tuple[Streams, ...] = ()
     if any(weight != 1.0 for chunk in chunks for _, weight, *_ in chunk):
         bare: Streams = {stream: [[(token, 1.0) for token, *_ in chunk] for chunk in chunks]}
@@ -245,9 +245,9 @@ def _fused_after(
         new = torch.lerp(
             words, encoder.fuse(stream, words, vectors.to(words)).to(words), weights.to(words).unsqueeze(-1)
         )
-        if (emphasis != 1).any():
+        if any(weight != 1 for weight in emphasis):
             nothing = e.states[0, [row % LENGTH for row in rows]].float()
-            new = nothing + (new - nothing) * emphasis.to(words).unsqueeze(-1)
+            new = nothing + (new - nothing) * torch.tensor(emphasis).to(words).unsqueeze(-1)
         return FusedText(p, _with_rows(p, rows, new.unsqueeze(0)))
 
     return _Plan((streams, *bare_and_empty), finish, said)
