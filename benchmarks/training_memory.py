@@ -1,138 +1,156 @@
-"""Computes the table of docs/training.md: trained weights and memory of each recipe on published sizes.
+"""Computes docs/training_hardware.md: memory, operations and settings of the recipes for published models.
 
-usage: python benchmarks/training_memory.py
+usage: python benchmarks/training_memory.py [NAME ...] [--page]
 
-The models are built without numbers (PyTorch's meta device), so no weights are needed and nothing is measured.
+Counts the passes of the files in training/recipes for SD1.5, SD2 and SDXL, of all or of those named, on tensors that
+have sizes and no numbers: no weights and no GPU are needed, and nothing is measured. It takes about an hour on one slow
+core. The numbers go to training_passes.json after each pass, and what is there is not counted again unless it is named.
+--page only writes the page.
 """
 
 from __future__ import annotations
 
-import re
+import argparse
+import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
-PAGE = ROOT / "docs" / "training.md"
-MARKS = ("<!-- memory: computed by benchmarks/training_memory.py -->\n", "<!-- end of memory -->\n")
-HEAD = (
-    "| recipe | base | trained, million weights | AdamW, GB | 8-bit AdamW, GB | frozen part, GB |\n"
-    "| --- | --- | --- | --- | --- | --- |\n"
-)
-CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
-CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-BIGG = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
-SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8}
-SD2 = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
-SDXL = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-VISION = {  # image encoder -> sizes
-    "vit_l": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
-    "vit_h": {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16},
-}
-PATCH = {"vit_l": 14, "vit_h": 14}
-PROJECTION = {"vit_l": 768, "vit_h": 1024}
-ROWS = (  # recipe, base, image encoder, options
-    ("ip_adapter", "SD1.5", "vit_h", {}),
-    ("mip_adapter", "SD1.5", "vit_h", {}),
-    ("umm_diffusion", "SD1.5", "vit_l", {}),
-    ("fastcomposer", "SD1.5", "vit_l", {}),
-    ("mm_diff", "SD1.5", "vit_l", {}),
-    ("subject_diffusion", "SD1.5", "vit_h", {}),
-    ("subject_diffusion", "SD2", "vit_h", {}),
-    ("ip_adapter", "SDXL", "vit_h", {"projection": "Resampler", "tokens": 16}),
-    ("mip_adapter", "SDXL", "vit_h", {"projection": "Resampler", "tokens": 16}),
-    ("mm_diff", "SDXL", "vit_l", {}),
-)
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "tools")]
+NUMBERS = HERE / "training_passes.json"
+BATCHES = (1, 4)
+RESOLUTIONS = {"SD1.5": (512,), "SD2": (512,), "SDXL": (512, 1024)}
+Numbers = dict[str, dict[str, Any]]
 
 
-def models(base: str, encoder: str) -> Any:
-    """Return a `Base` with the published sizes and no weight data, in bfloat16 (the VAE in float32)."""
-    import torch
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import (
-        CLIPTextConfig,
-        CLIPTextModel,
-        CLIPTextModelWithProjection,
-        CLIPVisionConfig,
-        CLIPVisionModelWithProjection,
-    )
-    from troupe.model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts
-    from troupe.training.model.base import Base
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**{"SD1.5": SD15, "SD2": SD2, "SDXL": SDXL}[base])
-        first = CLIPTextModel(CLIPTextConfig(**(CLIP_H if base == "SD2" else CLIP_L)))
-        texts, others = ClipTexts.sd2(first) if base == "SD2" else ClipTexts.sd15(first), [first]
-        if base == "SDXL":
-            second = CLIPTextModelWithProjection(CLIPTextConfig(**BIGG, projection_dim=1280))
-            texts, others = ClipTexts.sdxl(first, second), [first, second]
-        size = {**VISION[encoder], "patch_size": PATCH[encoder], "projection_dim": PROJECTION[encoder]}
-        vision = CLIPVisionModelWithProjection(CLIPVisionConfig(**size))
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-        )
-    frozen = [unet, *others, vision]
-    for module in frozen:
-        module.eval().requires_grad_(False).to(torch.bfloat16)
-    vae.eval().requires_grad_(False)  # stays float32
-    nothing: Any = lambda pixels: pixels  # noqa: E731 - is not called
-    return Base(unet, texts, ClipImages(vision), DDPMScheduler(), nothing, nothing, (*frozen, vae))
-
-
-def row(recipe: str, base: str, encoder: str, options: dict[str, Any]) -> str:
-    """Return one row of the table."""
-    import torch
-    from troupe.training.config.schema import TrainingConfig
+def sizes(made: Any) -> dict[str, Any]:
+    """Return the sizes of a `training_models.Training`: trained weights, bytes of frozen models, and of those that stay
+    on the GPU with `cache = true`, where encoding needs `encoding` bytes before.
+    """
+    from troupe.training.caching import unneeded_encoders
     from troupe.training.memory import memory_of
-    from troupe.training.model.features import Features
-    from troupe.training.recipes.recipe import PassSettings
-    from troupe.training.recipes.registry import RECIPES
 
-    found = models(base, encoder)
-    hollow = recipe in ("ip_adapter", "mip_adapter", "mm_diff", "subject_diffusion")  # large, or copies of the UNet
-    with torch.device("meta") if hollow else nullcontext():
-        trainee = RECIPES[recipe].build(found, Features(found), PassSettings(), RECIPES[recipe].Options(**options))
-    for module in trainee.modules_of_base():
-        module.float()
-    plain, small = (
-        memory_of(trainee, found.modules, TrainingConfig(optimizer=name)) for name in ("adamw", "adamw8bit")
-    )
-    what = f"`{recipe}`" + (" (plus)" if options.get("projection") == "Resampler" else "")
-    return (
-        f"| {what} | {base} | {plain.weights / 4e6:.1f} | {plain.total / 1e9:.1f} | {small.total / 1e9:.1f} | "
-        f"{plain.frozen / 1e9:.1f} |\n"
-    )
+    trainee, training = made.trainee, made.config.training
+    modules, encoders = trainee.base.modules, unneeded_encoders(trainee, sheets=True)
+    resident = [module for module in modules if module not in encoders]
+    parameters = {id(p): p for m in modules if m is not trainee.base.unet for p in m.parameters()}
+    return {
+        "base": made.base,
+        "trained": sum(p.numel() for p in trainee.parameters() if p.requires_grad),
+        "frozen": memory_of(trainee, modules, training).frozen,
+        "resident": memory_of(trainee, resident, training).frozen,
+        "encoding": sum(p.numel() * p.element_size() for p in parameters.values()),
+    }
 
 
-def table() -> str:
-    """Return the whole table as Markdown."""
-    return HEAD + "".join(row(*each) for each in ROWS)
+def features(made: Any, resolution: int) -> dict[str, int]:
+    """Return what the frozen encoders compute for one picture: bytes of their results (kept), peak, and operations of
+    the VAE and of the others; and the peak of a sheet's picture in the VAE's decoder.
+    """
+    import torch
+    from training_models import NAMES, batch_of, encode_all
+    from training_passes import count_without_gradients
+
+    asked = made.features
+    asked.forget()
+    batch_of(made, 1, resolution)
+    kept = asked.kept(min(len(NAMES), made.config.data.subjects))
+    with made.mode:
+        peak, vae = count_without_gradients(encode_all(made.trainee, asked.asked, only=True))
+        other, encoders = count_without_gradients(encode_all(made.trainee, asked.asked, only=False))
+        base, side = made.trainee.base, resolution // made.trainee.base.cell
+        decode, _ = count_without_gradients(lambda: base.decode(torch.zeros(1, 4, side, side)))
+    return {"kept": kept, "peak": max(peak, other), "vae": vae, "encoders": encoders, "decode": decode}
 
 
-def main() -> None:
-    """Write the table into the page."""
+def a_pass(made: Any, resolution: int, batch: int, checkpointing: bool) -> tuple[Any, list[Any]]:
+    """Return what computes the loss of a batch, and every parameter that it uses."""
+    from training_models import batch_of, loss_of
+
+    trainee = made.trainee
+    if checkpointing:
+        trainee.base.unet.enable_gradient_checkpointing()
+    else:
+        trainee.base.unet.disable_gradient_checkpointing()
+    given = batch_of(made, batch, resolution)
+    parameters = {id(p): p for module in (trainee, *trainee.base.modules) for p in module.parameters()}
+    return loss_of(trainee, given), list(parameters.values())
+
+
+def memory(made: Any, resolution: int, batch: int, checkpointing: bool) -> dict[str, int]:
+    """Return the bytes of one pass in bfloat16, see `training_passes.Memory`."""
+    import torch
+    from training_passes import count_memory
+
+    forward, parameters = a_pass(made, resolution, batch, checkpointing)
+    with made.mode:
+        return vars(count_memory(forward, parameters, torch.bfloat16))
+
+
+def operations(made: Any, resolution: int, checkpointing: bool) -> dict[str, int]:
+    """Return the floating point operations of one picture's pass."""
+    import torch
+    from training_passes import count_operations
+
+    compute, _ = a_pass(made, resolution, 1, checkpointing)
+    with made.mode:
+        forward, backward = count_operations(compute, torch.bfloat16)
+    return {"forward": forward, "backward": backward}
+
+
+def count(name: str, numbers: Numbers) -> None:
+    """Count everything about one file in training/recipes that is not in `numbers` yet, and save it."""
+    from training_models import training
+
+    made = training(name)
+    for key, value in sizes(made).items():
+        found = numbers.setdefault(name, {})
+        found[key] = value
+    for resolution in RESOLUTIONS[made.base]:
+        entry = found.setdefault(str(resolution), {})
+        if "decode" not in entry.get("features", {}):
+            entry["features"] = features(made, resolution)
+        for checkpointing in (False, True):
+            kind = entry.setdefault("checkpointing" if checkpointing else "plain", {})
+            if "operations" not in kind:
+                kind["operations"] = operations(made, resolution, checkpointing)
+            for batch in map(str, BATCHES):
+                if batch not in kind:
+                    kind[batch] = memory(made, resolution, int(batch), checkpointing)
+                    save(numbers)
+            print(name, resolution, kind, flush=True)
+
+
+def read() -> Numbers:
+    """Return the numbers that are counted already."""
+    return json.loads(NUMBERS.read_text(encoding="utf-8")) if NUMBERS.exists() else {}
+
+
+def save(numbers: Numbers) -> None:
+    """Write the numbers."""
+    ordered = {name: numbers[name] for name in sorted(numbers)}
+    NUMBERS.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Count what is missing or named, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="files in training/recipes without .toml, to be counted again")
+    parser.add_argument("--page", action="store_true", help="only write the page")
+    options = parser.parse_args(arguments)
     from troupe_tools.pack import load_pack
 
     load_pack()
-    begin, end = MARKS
-    text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(re.sub(f"{begin}.*?{end}", lambda _: begin + table() + end, text, flags=re.S), encoding="utf-8")
+    from training_models import recipe_files
+    from training_tables import write_page
+
+    numbers = read()
+    for name in options.names:
+        numbers.pop(name, None)
+    for name in () if options.page else options.names or recipe_files():
+        count(name, numbers)
+    write_page(numbers)
 
 
 if __name__ == "__main__":

@@ -112,6 +112,13 @@ def diffusers_base(folder: Path, image_encoder: Path | None = None) -> Base:
         vision = _part(image_encoder.parent, image_encoder.name, CLIPVisionModelWithProjection)
         images = ClipImages(vision)
         modules.append(vision)
+    cell = 2 ** (len(vae.config["block_out_channels"]) - 1)
+    noise = _part(folder, "scheduler", DDPMScheduler, ("scheduler_config.json",))
+    return Base(unet, texts, images, noise, *pixels_of(vae), tuple(modules), cell)
+
+
+def pixels_of(vae: Any) -> tuple[Pixels, Pixels]:
+    """Return `encode` and `decode`, see `Base`, of a VAE as diffusers has it."""
     factor, shift = vae.config["scaling_factor"], vae.config.get("shift_factor") or 0.0
 
     def encode(pixels: torch.Tensor) -> torch.Tensor:
@@ -120,9 +127,7 @@ def diffusers_base(folder: Path, image_encoder: Path | None = None) -> Base:
     def decode(latents: torch.Tensor) -> torch.Tensor:
         return vae.decode(latents.to(vae.device, vae.dtype) / factor + shift).sample
 
-    cell = 2 ** (len(vae.config["block_out_channels"]) - 1)
-    noise = _part(folder, "scheduler", DDPMScheduler, ("scheduler_config.json",))
-    return Base(unet, texts, images, noise, encode, decode, tuple(modules), cell)
+    return encode, decode
 
 
 def _part(folder: Path, name: str, kind: Any, files: tuple[str, ...] = ("config.json",)) -> Any:
