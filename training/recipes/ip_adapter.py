@@ -43,7 +43,8 @@ class Options:
 
     start: str = ""  # an IP-Adapter file that the training begins with; "" begins with the UNet's own keys and values
     projection: str = setting("ImageProj", choices=("ImageProj", "Resampler"))  # without a start; Resampler is "plus"
-    tokens: int = setting(4, least=1)  # image tokens of a reference, without a start
+    # image tokens of a reference, without a start; IPAdapter_plus loads 4 of ImageProj and 16 of Resampler
+    tokens: int = setting(4, least=1)
     train_projection: bool = True
     drop_text: float = chance(0.05)  # part of the pictures whose caption is empty
     drop_images: float = chance(0.05)  # ... whose references are replaced by none
