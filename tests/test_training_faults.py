@@ -181,6 +181,47 @@ def test_a_loss_that_is_no_number_names_the_pictures_and_leaves_a_checkpoint(
     assert again.run().step == STEPS and same(weights(again), undisturbed)
 
 
+def test_a_fault_in_the_second_pass_of_a_step_changes_nothing(pictures, tmp_path):
+    """Passes are counted from the step's first, also after a checkpoint that was written in the middle of a step."""
+    whole = loop_for(pictures, tmp_path / "whole", steps=STEPS, batch=1, accumulation=2)
+    whole.run()
+    loop = loop_for(pictures, tmp_path / "parts", steps=STEPS, batch=1, accumulation=2)
+    prepare, passes = loop.trainee.prepare, []
+
+    def broken(draws):
+        passes.append(draws)
+        if len(passes) == 6:  # the second of the third step
+            raise RuntimeError("a fault")
+        return prepare(draws)
+
+    loop.trainee.prepare = broken
+    with pytest.raises(RuntimeError, match="a fault"):
+        loop.run()
+    again = loop_for(pictures, tmp_path / "parts", steps=STEPS, batch=1, accumulation=2)
+    assert again.run().step == STEPS and same(weights(again), weights(whole))
+
+
+def test_a_fault_that_breaks_the_saving_too_is_the_one_that_is_raised(pictures, tmp_path, said, monkeypatch):
+    """As where a GPU no longer answers."""
+    loop = loop_for(pictures, tmp_path, steps=STEPS, save_every=1)
+    prepare = loop.trainee.prepare
+
+    def unanswered():
+        raise RuntimeError("no answer")
+
+    def broken(draws):
+        if loop.step == 2:
+            monkeypatch.setattr(loop, "save", unanswered)
+            loop.saved = 1  # as if step 2 had not been saved yet
+            raise RuntimeError("a fault")
+        return prepare(draws)
+
+    loop.trainee.prepare = broken
+    with pytest.raises(RuntimeError, match="^a fault$"):
+        loop.run()
+    assert said[-1] == "The checkpoint of step 2 is unchanged."
+
+
 @pytest.mark.parametrize("spoiled", ["weights", "average"])
 def test_weights_that_are_no_numbers_replace_no_checkpoint(spoiled, pictures, tmp_path, said):
     loop = loop_for(pictures, tmp_path, steps=STEPS, save_every=1, keep=1, ema=True)

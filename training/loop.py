@@ -220,6 +220,7 @@ class Loop:
         collected: list[torch.Tensor] = []
         names: list[str] = []
         suspects: list[str] = []
+        accelerator.step = 0  # it counts passes: a checkpoint of a step that ended in the middle has another count
         for _ in range(training.accumulation):
             draws, batch = together(accelerator, lambda: self._next(batches))
             with accelerator.accumulate(self.model):
@@ -272,6 +273,8 @@ class Loop:
                 kept = f"The weights of step {self.saved} are saved in {path}: {how} goes on from there."
         except TrainingError as fault:
             kept = str(fault)
+        except RuntimeError:  # what broke the step may break this too, as an error of a GPU does
+            kept = left_in(self.output)
         return kept
 
 
