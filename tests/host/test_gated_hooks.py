@@ -473,10 +473,14 @@ def test_refusals():
     as_the_node = ImageAttentionSettings(mixing=mixing_for(st.references(1), "auto"))
     for given in (settings(), as_the_node):
         with pytest.raises(
-            MismatchError, match="Apply Image Attention.*Wire these references into Apply Gated Adapter"
+            MismatchError,
+            match="with image attention, found.*Wire these references into Apply Gated Adapter",
         ):
             apply_image_attention(st.patcher, st.references(1), given, st.positive)
-    with pytest.raises(MismatchError, match="Apply Gated Adapter.*Wire these references into Apply Image Attention"):
+    with pytest.raises(
+        MismatchError,
+        match="with gated layers, found.*Wire these references into Apply Image Attention",
+    ):
         apply_gated(plain.patcher, plain.references(1), GatedSettings(), plain.positive)
     wide = gated_stage(context=768)
     words = (
