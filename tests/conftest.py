@@ -33,3 +33,13 @@ def pytest_xdist_make_scheduler(config, log):
 
     config.option.loadscopereorder = False
     return LoadFileScheduling(config, log)
+
+
+@pytest.fixture
+def own_accelerator():
+    """accelerate's state of this process is this test's alone: settings of another training would stay in it."""
+    from support import tiny_training
+
+    tiny_training.forget_accelerate()
+    yield
+    tiny_training.forget_accelerate()

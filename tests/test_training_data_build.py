@@ -164,7 +164,7 @@ def test_processes(tmp_path, scenes):
 
 
 def test_processes_without_fork_are_a_sentence(tmp_path, monkeypatch):
-    """macOS can fork, but starts processes anew unless it is told otherwise."""
+    """macOS can fork, but starts processes anew by default."""
     pytest.importorskip("datasets")
     write_scenes(tmp_path / "in", 4)
     monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn", "fork", "forkserver"])

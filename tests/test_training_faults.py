@@ -24,19 +24,14 @@ from troupe.training.config.schema import SheetConfig
 from troupe.training.sheet import paint_sheet
 from troupe.training.stop import TrainingError
 
+pytestmark = pytest.mark.usefixtures("own_accelerator")
+
 STEPS = 6
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     return small.write_set(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture(autouse=True)
-def own_accelerator():
-    small.forget_accelerate()
-    yield
-    small.forget_accelerate()
 
 
 @pytest.fixture(scope="module")

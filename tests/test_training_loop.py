@@ -21,17 +21,12 @@ from troupe.training.stop import TrainingError
 from troupe_tools.commands.train import main
 from troupe_tools.pack import ROOT
 
+pytestmark = pytest.mark.usefixtures("own_accelerator")
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     return small.write_set(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture(autouse=True)
-def own_accelerator():
-    small.forget_accelerate()
-    yield
-    small.forget_accelerate()
 
 
 STEPS = 50

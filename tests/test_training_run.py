@@ -27,12 +27,7 @@ from troupe.training.recipes.registry import RECIPES
 from troupe.training.run import settings_of, train
 from troupe.training.stop import TrainingError
 
-
-@pytest.fixture(autouse=True)
-def own_accelerator():
-    small.forget_accelerate()
-    yield
-    small.forget_accelerate()
+pytestmark = pytest.mark.usefixtures("own_accelerator")
 
 
 @pytest.fixture(scope="module")

@@ -121,11 +121,11 @@ def test_errors_of_a_real_host_are_its_own_sentences(servers, suite, tasks):
     assert engine_of(servers[0], suite).paint(task).shape == (128, 128, 3)  # the long one was cancelled
 
 
-TOML = """
+HEAD = """
 [suite]
 name = "rehearsal"
 casts = "two classes"
-seeds = 2
+seeds = {seeds}
 [engine]
 kind = "{kind}"
 servers = "{url}"
@@ -134,6 +134,8 @@ preset = "none"
 colours = "yes"
 [output]
 folder = "{folder}"
+"""
+METHODS = """
 [[methods]]
 name = "relevance"
 merge = "relevance"
@@ -155,12 +157,17 @@ steps = 5
 """
 
 
+def head(kind, servers, folder, seeds) -> str:
+    """The settings of an evaluation, without its methods."""
+    return HEAD.format(kind=kind, url=servers[0].url, folder=folder.as_posix(), seeds=seeds)
+
+
 def test_an_evaluation_on_a_server_paints_what_the_embedded_engine_paints(servers, tmp_path):
     """From the settings to the report, by method and seed."""
     painted = {}
     for kind, more in (("embedded", ""), ("comfyui", 'checkpoint = "rehearsal"')):
         file, folder = tmp_path / f"{kind}.toml", tmp_path / kind
-        file.write_text(TOML.format(kind=kind, url=servers[0].url, folder=folder.as_posix(), more=more))
+        file.write_text(head(kind, servers, folder, seeds=2) + METHODS.format(more=more))
         evaluate(read_settings(file))
         rows = list(csv.DictReader((folder / "scores.csv").open()))
         painted[kind] = {
@@ -174,20 +181,6 @@ def test_an_evaluation_on_a_server_paints_what_the_embedded_engine_paints(server
         assert min(np.abs(a - b).mean() for a, b in combinations(apart, 2)) > 1, "all methods paint the same"
 
 
-OTHERS = """
-[suite]
-name = "rehearsal"
-casts = "two classes"
-seeds = 1
-[engine]
-kind = "{kind}"
-servers = "{url}"
-[scores]
-preset = "none"
-colours = "yes"
-[output]
-folder = "{folder}"
-"""
 EMBEDDED = {  # method -> settings on the embedded engine
     "umm": {"adapter": "umm"},
     "fastcomposer": {"adapter": "fastcomposer"},
@@ -253,7 +246,7 @@ def test_methods_with_their_own_workflows_are_painted_as_the_embedded_engine_pai
     }
     pictures = {}
     for kind, methods in (("embedded", EMBEDDED), ("comfyui", on_server)):
-        text = OTHERS.format(kind=kind, url=servers[0].url, folder=(tmp_path / kind).as_posix())
+        text = head(kind, servers, tmp_path / kind, seeds=1)
         for name, settings in methods.items():
             lines = [f"{key} = {json.dumps(value)}" for key, value in {"name": name, "steps": 4, **settings}.items()]
             text += "\n".join(["[[methods]]", *lines, ""])
