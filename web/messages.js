@@ -1,6 +1,7 @@
 // Shows on every Troupe node what can be said before it runs (live.js) and what its last run has to say (`ui` output "troupe_messages" and the event "troupe.message").
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { chain } from "./chain.js";
 import { classOf } from "./editor/graph.js";
 import { liveLines } from "./live.js";
 import { notify } from "./notices.js";
@@ -174,15 +175,6 @@ class Panel {
     shown.delete(this.node);
     atStart.delete(this.node);
   }
-}
-
-function chain(node, name, added) {
-  const before = node[name];
-  node[name] = function (...given) {
-    const result = before?.apply(this, given);
-    added(...given);
-    return result;
-  };
 }
 
 function attach(node) {

@@ -1,6 +1,7 @@
 // Adds the box editor to Place Subjects. The node's text 'boxes' stays what is saved and sent; without this script it is what one writes into.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { chain } from "./chain.js";
 import { BoxEditor } from "./editor/editor.js";
 import { widgetOf } from "./editor/graph.js";
 import { keepRun, memoryOf, read, snapshot, writeText } from "./editor/host.js";
@@ -51,25 +52,15 @@ class Binding {
     for (const [type, name] of Object.entries({ pointerdown: "processMouseDown", pointermove: "processMouseMove", pointerup: "processMouseUp" })) {
       root.addEventListener(type, guarded((event) => (event.button === 1 || event.buttons & 4) && this.passOn(event, name)));
     }
-    this.chain("onConfigure", guarded(() => this.restore()));
-    this.chain("onExecuted", guarded((output) => keepRun(node, output)));
-    this.chain("onRemoved", () => this.end());
+    chain(node, "onConfigure", guarded(() => this.restore()));
+    chain(node, "onExecuted", guarded((output) => keepRun(node, output)));
+    chain(node, "onRemoved", () => this.end());
     this.look = guarded(this.look.bind(this));
     this.timer = setInterval(this.look, LOOK);
     this.showText(false);
     this.showPreview(false);
     node.setSize?.([Math.max(node.size[0], SMALLEST[0]), Math.max(node.size[1], SMALLEST[1])]);
     this.look();
-  }
-
-  chain(name, added) {
-    const { node } = this;
-    const before = node[name];
-    node[name] = function (...given) {
-      const result = before?.apply(this, given);
-      added(...given);
-      return result;
-    };
   }
 
   /** Panning and zooming the graph goes on over the editor. Nodes 2.0 sees to that itself. */

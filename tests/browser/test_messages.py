@@ -372,32 +372,6 @@ def test_quick_subjects_shows_the_maps(page):
     assert shown == [512, 512 * 2 + 4, True, False]
 
 
-def test_quick_subjects_asks_for_a_name_where_a_photo_is(page):
-    names = (
-        "(id) => window.graphNode(id).widgets.filter((w) => w.name.startsWith('name_') && !w.hidden).map((w) => w.name)"
-    )
-    page.build([(1, "LoadImage", {"image": "half_red.png"}, (-600, 0)), (2, "TroupeQuickSubjects", {}, (0, 0))])
-    page.settle(700)
-    assert page.evaluate(names, 2) == ["name_1"]
-    height = page.evaluate(HEIGHT, 2)
-    page.evaluate(
-        "() => { const n = window.graphNode(2); window.graphNode(1).connect(0, n, n.inputs.findIndex((x) => "
-        "x.name === 'image_3')); }"
-    )
-    page.settle(700)
-    assert page.evaluate(names, 2) == ["name_1", "name_3"] and page.evaluate(HEIGHT, 2) > height
-    put(page, 2, "name_3", "cat")
-    page.evaluate(
-        "() => { const n = window.graphNode(2); n.disconnectInput(n.inputs.findIndex((x) => x.name === 'image_3')); }"
-    )
-    page.settle(700)
-    assert page.evaluate(names, 2) == ["name_1", "name_3"], "what was typed is not hidden"
-    saved = page.evaluate("() => window.app.graph.serialize().nodes.find((node) => node.id === 2).widgets_values")
-    assert saved[2:6] == ["", "", "cat", ""]
-    sent = page.prompt()["2"]["inputs"]
-    assert [sent[f"name_{n}"] for n in (1, 2, 3, 4)] == ["", "", "cat", ""], "hidden names are sent too"
-
-
 def test_one_subgraph_used_for_two_subjects_does_not_share_its_own_name(page):
     """The node inside is one node with two names, one for each use."""
     page.build(

@@ -135,7 +135,7 @@ colours = "yes"
 [output]
 folder = "{folder}"
 """
-METHODS = """
+METHODS_TOML = """
 [[methods]]
 name = "relevance"
 merge = "relevance"
@@ -167,7 +167,7 @@ def test_an_evaluation_on_a_server_paints_what_the_embedded_engine_paints(server
     painted = {}
     for kind, more in (("embedded", ""), ("comfyui", 'checkpoint = "rehearsal"')):
         file, folder = tmp_path / f"{kind}.toml", tmp_path / kind
-        file.write_text(head(kind, servers, folder, seeds=2) + METHODS.format(more=more))
+        file.write_text(head(kind, servers, folder, seeds=2) + METHODS_TOML.format(more=more))
         evaluate(read_settings(file))
         rows = list(csv.DictReader((folder / "scores.csv").open()))
         painted[kind] = {

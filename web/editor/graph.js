@@ -23,7 +23,7 @@ function isConnected(node, index) {
 }
 
 /** The link into an input. A subgraph's node has a getInputLink of another meaning, so the one of all nodes is asked. */
-function linkInto(node, index) {
+export function linkInto(node, index) {
   const read = globalThis.LiteGraph?.LGraphNode?.prototype?.getInputLink;
   return read && node.graph ? (read.call(node, index) ?? null) : linkOf(node.graph, node.inputs?.[index]?.link);
 }
