@@ -103,7 +103,9 @@ def test_the_tests_run_beside_the_oldest_supported_and_the_newest_comfyui():
 def test_windows_can_import_the_tests():
     """One that cannot be imported there stops the whole run of its job, before any mark is read."""
     script = ROOT / "tests" / "support" / "imports_on_windows.py"
-    done = subprocess.run([sys.executable, "-X", "faulthandler", str(script)], cwd=ROOT / "tests", capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", str(script)], cwd=ROOT / "tests", capture_output=True, text=True
+    )
     assert (done.stdout, done.returncode) == ("", 0), done.stderr
 
 

@@ -1003,6 +1003,7 @@ def test_a_rehearsal_template_that_scores_is_sent_to_comfyui(tmp_path, capsys):
 
 RESEARCH = {
     "research_fastcomposer_rehearsal": "1 of 1 text encoder",
+    "research_ip_adapter_rehearsal": "7 of 7 cross-attention layers",
     "research_subject_diffusion_rehearsal": "7 of 7 gated layers",
     "research_mm_diff_rehearsal": "7 of 7 cross-attention layers",
     "research_umm_rehearsal": "1 of 1 text encoder",

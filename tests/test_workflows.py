@@ -52,7 +52,8 @@ IN_PROMPT = [
     "research_subject_diffusion_rehearsal",
     "research_umm_rehearsal",
 ]
-REHEARSALS = [*MAPPED, "9_rehearsal_keep_best", *IN_PROMPT]  # their models come with the pack
+RESEARCH_BY_PHOTOS = "research_ip_adapter_rehearsal"
+REHEARSALS = [*MAPPED, "9_rehearsal_keep_best", RESEARCH_BY_PHOTOS, *IN_PROMPT]  # their models come with the pack
 DOWNLOADED = [name for name in NAMES if name not in REHEARSALS]
 CHECKPOINTS = {
     "sd_xl_base_1.0.safetensors": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
@@ -220,7 +221,7 @@ def test_the_folder_holds_templates_and_thumbnails_and_nothing_else():
         "7_place_subjects",
         "8_portrait_mm_diff",
         "9_rehearsal_keep_best",
-        *sorted((*IN_PROMPT, *RESEARCH)),
+        *sorted((RESEARCH_BY_PHOTOS, *IN_PROMPT, *RESEARCH)),
     ] == NAMES
     assert sorted(p.name for p in (ROOT / "workflows").iterdir()) == sorted(
         f"{name}.{kind}" for name in NAMES for kind in ("json", "jpg")
@@ -652,8 +653,8 @@ def test_a_rehearsal_downloads_and_uploads_nothing(rehearsal):
 
 
 def test_a_rehearsal_is_the_one_that_run_py_paints(rehearsal):
-    """Prompt, seed, steps and sampler of `python tools/run.py` without model files. Only MM-Diff has another seed: with
-    that one it paints both subjects like their references.
+    """Prompt, seed, steps and sampler of `python tools/run.py` without model files. MM-Diff and IP-Adapter have another
+    seed: with that one they paint both subjects like their references.
     """
     from troupe.rehearsal.engine.paint import CFG
     from troupe.rehearsal.world import PIXELS
@@ -664,7 +665,7 @@ def test_a_rehearsal_is_the_one_that_run_py_paints(rehearsal):
     seeds = {graph.value(node, "seed") for node in graph.of_type("KSampler")}
     settings = {tuple(node.raw["widgets_values"][2:]) for node in graph.of_type("KSampler")}
     [load] = graph.of_type("TroupeRehearsal")
-    assert seeds == {4 if graph.value(load, "adapter") == "mm_diff" else SEED}
+    assert seeds == {4 if graph.value(load, "adapter") in ("mm_diff", "ip_adapter") else SEED}
     assert settings == {(STEPS, CFG, "euler", "simple", 1.0)}
     assert [graph.value(node, "text") for kind in texts for node in graph.of_type(kind)] == [PROMPT, ""]
     assert {tuple(node.raw["widgets_values"]) for node in graph.of_type("EmptyLatentImage")} == {

@@ -77,6 +77,7 @@ def test_the_comparison_runs(page, server):
         COMPARE,
         BEST,
         "research_fastcomposer_rehearsal",
+        "research_ip_adapter_rehearsal",
         "research_subject_diffusion_rehearsal",
         "research_mm_diff_rehearsal",
         "research_umm_rehearsal",

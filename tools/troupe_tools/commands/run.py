@@ -217,8 +217,8 @@ def rehearsal_of(workflow: dict[str, Any]) -> tuple[str, int, int] | None:
     """Return prompt, seed and steps of a workflow on the rehearsal models, which the embedded engine paints with every
     merge; None for other workflows.
 
-    None also for those that `read_job` reads: with subjects in the prompt, or gated layers. Raises RunError if the
-    workflow does something else with these models.
+    None also for those that `read_job` reads: with subjects in the prompt, gated layers or another adapter.
+    Raises RunError if the workflow does something else with these models.
     """
     graph = Graph(workflow)
     samplers, prompts = (
@@ -229,7 +229,7 @@ def rehearsal_of(workflow: dict[str, Any]) -> tuple[str, int, int] | None:
         return None
     if graph.of_type("TroupeScoreSubjects"):
         raise RunError("Score Subjects needs ComfyUI. Run this workflow there, or leave --workflow out.")
-    if graph.of_type(WORDS, GATED):
+    if graph.of_type(WORDS, GATED) or graph.value(graph.of_type(REHEARSAL_NODE)[0], "adapter") != "mip_adapter":
         return None
     if not prompts:
         raise RunError("This workflow has no prompt. Type one into CLIP Text Encode, or leave --workflow out.")

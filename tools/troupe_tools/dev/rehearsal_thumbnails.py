@@ -89,6 +89,14 @@ def rehearsal_thumbnail(workflow: dict[str, Any], title: str) -> Image.Image:
             "where each acted",
         )
         foot = "nothing to download, seconds on a CPU"
+    elif len(painted) == 2:
+        for i, (name, picture) in enumerate(references):
+            show(canvas, draw, picture, (MARGIN, 86 + 190 * i, 146), f"reference: {name}")
+        for i, lane in enumerate(painted):
+            left = MARGIN + 172 + 300 * i
+            show(canvas, draw, lane.picture, (left, 86, 288), lane.name, OURS)
+            show(canvas, draw, lane.maps, (left, 412, 144), "")
+        foot = "one adapter, one seed, two ways to share the picture; below: where each name is relevant"
     else:
         side = (SIZE[0] - 2 * MARGIN - GAP * (len(painted) - 1)) // len(painted)
         for i, (name, picture) in enumerate(references):

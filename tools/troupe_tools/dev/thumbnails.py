@@ -27,6 +27,7 @@ QUALITY = 88  # of the JPEG
 TITLES = {  # part of a file's name -> what a title says instead
     "Research mm diff rehearsal": "Research: MM-Diff, a rehearsal",
     "mm diff": "with MM-Diff",
+    "Research ip adapter rehearsal": "Research: IP-Adapter, a rehearsal",
     "Research fastcomposer rehearsal": "Research: FastComposer, a rehearsal",
     "Research subject diffusion rehearsal": "Research: Subject-Diffusion, a rehearsal",
     "Research umm rehearsal": "Research: UMM-Diffusion, a rehearsal",
