@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import os
 import sys
@@ -12,7 +13,10 @@ import pytest
 from PIL import Image
 from troupe.evaluation.engines.engine import EngineLostError
 from troupe.evaluation.engines.ray_tasks import RayMissingError, ray_engines
+from troupe.evaluation.journal import read_journal
 from troupe.evaluation.pool import run_tasks
+from troupe.evaluation.run import evaluate
+from troupe.evaluation.settings import read_settings
 from troupe.evaluation.tasks import Method, Subject, Task
 from troupe.rehearsal.cast import CAST
 from troupe.rehearsal.world import reference
@@ -121,3 +125,40 @@ def test_without_ray_it_is_refused_with_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RayMissingError, match="pip install ray"):
         ray_engines(factory(), 1)
+
+
+SETTINGS = """
+[suite]
+name = "rehearsal"
+casts = "two classes"
+seeds = 2
+[engine]
+{engine}
+[scores]
+preset = "none"
+colours = "yes"
+[output]
+folder = "{folder}"
+[[methods]]
+name = "relevance"
+merge = "relevance"
+steps = 2
+"""
+
+
+@needs_ray
+@pytest.mark.slow
+def test_an_evaluation_in_actors_paints_and_scores_what_one_in_this_process_does(cluster, tmp_path):
+    """From the settings to the table: the rehearsal models are loaded in each actor."""
+    found = {}
+    for kind, engine in (("embedded", 'kind = "embedded"'), ("ray", 'kind = "ray"\nactors = 2')):
+        file, folder = tmp_path / f"{kind}.toml", tmp_path / kind
+        file.write_text(SETTINGS.format(engine=engine, folder=folder.as_posix()))
+        evaluate(read_settings(file))
+        rows = list(csv.DictReader((folder / "scores.csv").open()))
+        pictures = [np.asarray(Image.open(folder / row["file"])) for row in rows]
+        found[kind] = [(row["seed"], row["colours"], row["truth_right"]) for row in rows], pictures
+    assert found["ray"][0] == found["embedded"][0] and [seed for seed, *_ in found["ray"][0]] == ["0", "1"]
+    assert all(np.array_equal(*pair) for pair in zip(found["ray"][1], found["embedded"][1], strict=True))
+    assert not np.array_equal(*found["ray"][1])
+    assert {row.engine for row in read_journal(tmp_path / "ray").values()} <= {"ray 1", "ray 2"}
