@@ -227,8 +227,8 @@ def of_a_template(name: str, server: HostServer) -> dict:
 
 def test_methods_with_their_own_workflows_are_painted_as_the_embedded_engine_paints_them(servers, tmp_path):
     """The kits' workflows and a template, beside a method with the pack's graph."""
-    graphs = {name: of_the_kits(name) for name in ("in_prompt_2", "subject_diffusion_2")}
-    graphs["mm_diff_2"] = of_a_template("research_mm_diff_rehearsal", servers[0])
+    graphs = {name: of_the_kits(name) for name in ("in_prompt_2", "mm_diff_2", "subject_diffusion_2")}
+    graphs["mm_diff_template_2"] = of_a_template("research_mm_diff_rehearsal", servers[0])
     for name, graph in graphs.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(graph))
 
@@ -241,7 +241,8 @@ def test_methods_with_their_own_workflows_are_painted_as_the_embedded_engine_pai
         "fastcomposer": own("in_prompt", adapter="fastcomposer", **in_prompt),
         # with equal strengths the guider is classifier-free guidance
         "subject": own("subject_diffusion", adapter="subject_diffusion", cfg=5.0, second=5.0, negative=""),
-        "mm": own("mm_diff"),
+        "mm": own("mm_diff", adapter="mm_diff", merge="relevance", weight=1.0, **in_prompt),
+        "mm of the template": own("mm_diff_template"),
         "mip": {"checkpoint": "rehearsal", "merge": "relevance", "weight": 1.0},
     }
     pictures = {}
@@ -252,13 +253,15 @@ def test_methods_with_their_own_workflows_are_painted_as_the_embedded_engine_pai
             text += "\n".join(["[[methods]]", *lines, ""])
         (tmp_path / f"{kind}.toml").write_text(text)
         report = evaluate(read_settings(tmp_path / f"{kind}.toml")).read_text(encoding="utf-8")
-        assert "5 of 5 pictures are painted and scored." in report, report
+        assert f"{len(methods)} of {len(methods)} pictures are painted and scored." in report, report
         rows = list(csv.DictReader((tmp_path / kind / "scores.csv").open()))
         pictures[kind] = {
             row["method"]: np.asarray(Image.open(tmp_path / kind / row["file"])).astype(float) for row in rows
         }
     apart = {name: np.abs(pictures["embedded"][name] - pictures["comfyui"][name]).max() for name in EMBEDDED}
     assert max(apart.values()) <= 1, apart
+    of_the_template = pictures["comfyui"].pop("mm of the template")
+    assert np.array_equal(pictures["comfyui"]["mm"], of_the_template)
     assert min(np.abs(a - b).mean() for a, b in combinations(pictures["comfyui"].values(), 2)) > 1
 
 
