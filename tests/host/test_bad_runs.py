@@ -127,7 +127,7 @@ OURS = [  # kind, module, function of ours that takes memory, calls of it that g
     ("image", "binding.run_tokens", "project_names", 0),
     ("image", "hosts.comfyui.sampling.image_attention", "layer_delta", 0),
     ("image", "hosts.comfyui.sampling.image_attention", "layer_delta", 12),
-    ("gated", "hosts.comfyui.sampling.gated", "layer_objects", 0),
+    ("gated", "binding.run_objects", "layer_objects", 0),
     ("gated", "hosts.comfyui.sampling.gated", "rows_from_options", 0),
     ("gated", "hosts.comfyui.sampling.gated", "rows_from_options", 12),
     ("prompt", "hosts.comfyui.prompting.encode_prompt", "fuse_prompt", 0),

@@ -30,10 +30,10 @@ def idle_cases():
 def test_nothing_asked_for_is_bit_identical_and_costs_nothing(case, kind, monkeypatch):
     from support.host.small_casts import ksample
     from support.host.small_gated_casts import gated_stage
-    from troupe.model_patches.hosts.comfyui.sampling import gated
+    from troupe.model_patches.binding import run_objects
 
     worked = []
-    monkeypatch.setattr(gated, "layer_objects", lambda *a, **k: worked.append(1))
+    monkeypatch.setattr(run_objects, "layer_objects", lambda *a, **k: worked.append(1))
     what, chosen = idle_cases()[case]
     st = gated_stage(kind)
     plain = ksample(st.patcher, st.positive, st.negative, steps=3)
@@ -84,11 +84,11 @@ def test_objects_live_where_the_picture_is_wherever_the_weights_wait(kind, monke
     """
     from support.host.small_casts import ksample
     from support.host.small_gated_casts import gated_stage
+    from troupe.model_patches.binding import run_objects
     from troupe.model_patches.binding.settings import GatedSettings
-    from troupe.model_patches.hosts.comfyui.sampling import gated
 
-    st, seen, original = gated_stage(kind), [], gated.layer_objects
-    monkeypatch.setattr(gated, "layer_objects", lambda *args: (seen.append(args), original(*args))[1])
+    st, seen, original = gated_stage(kind), [], run_objects.layer_objects
+    monkeypatch.setattr(run_objects, "layer_objects", lambda *args: (seen.append(args), original(*args))[1])
     ksample(*st.apply(st.references(2, weights=[1.0, 0.5]), GatedSettings()), steps=1)
     layers, references, groups, use_bbox, dtype, device = seen[0]
     assert device == torch.device("cpu") and all(p.device == device for p in layers.parameters())
@@ -123,11 +123,11 @@ def test_areas_have_their_objects_once_a_run(monkeypatch):
     """Four prompts for parts of different sizes: four sets of objects, and one for the rest of the negative prompt."""
     from support.host.small_casts import ksample
     from support.host.small_gated_casts import gated_stage
+    from troupe.model_patches.binding import run_objects
     from troupe.model_patches.binding.settings import GatedSettings
-    from troupe.model_patches.hosts.comfyui.sampling import gated
 
-    st, seen, original = gated_stage(), [], gated.layer_objects
-    monkeypatch.setattr(gated, "layer_objects", lambda *args: (seen.append(args[2]), original(*args))[1])
+    st, seen, original = gated_stage(), [], run_objects.layer_objects
+    monkeypatch.setattr(run_objects, "layer_objects", lambda *args: (seen.append(args[2]), original(*args))[1])
     model, positive, negative = st.apply(st.references(2), GatedSettings())
     prompts = [
         [text, {**options, "area": (4 + 2 * i, 16, 0, 0), "strength": 1.0}]
@@ -145,10 +145,10 @@ def test_nothing_is_kept_after_a_run(kind):
 
     from support.host.small_casts import ksample
     from support.host.small_gated_casts import gated_stage
+    from troupe.model_patches.binding import run_objects
     from troupe.model_patches.binding.settings import GatedSettings
-    from troupe.model_patches.hosts.comfyui.sampling import gated
 
-    st, kept, original = gated_stage(kind), [], gated.layer_objects
+    st, kept, original = gated_stage(kind), [], run_objects.layer_objects
 
     def spy(*args):
         found = original(*args)
@@ -156,7 +156,7 @@ def test_nothing_is_kept_after_a_run(kind):
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gated, "layer_objects", spy)
+        patch.setattr(run_objects, "layer_objects", spy)
         ksample(*st.apply(st.references(2), GatedSettings()))
     gc.collect()
     assert kept and all(ref() is None for ref in kept)
@@ -300,8 +300,8 @@ def test_an_area_sees_its_part_of_the_boxes(kind):
     from support.host import independent_gated_evaluation as independent_gated
     from support.host.small_casts import ksample, noise_of
     from support.host.small_gated_casts import gated_stage
+    from troupe.model_patches.binding import run_objects
     from troupe.model_patches.binding.settings import GatedSettings
-    from troupe.model_patches.hosts.comfyui.sampling import gated
 
     st, seen = gated_stage(kind), []
     # the first lies across the border, the second outside of the half
@@ -309,9 +309,9 @@ def test_an_area_sees_its_part_of_the_boxes(kind):
     references = st.references(2, boxes=boxes)
     model, positive, negative = st.apply(references, GatedSettings())
     positive = [[positive[0][0], {**positive[0][1], "area": (16, 8, 0, 8), "strength": 1.0}]]
-    original = gated.layer_objects
+    original = run_objects.layer_objects
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gated, "layer_objects", lambda *a: (seen.append(a[2]), original(*a))[1])
+        patch.setattr(run_objects, "layer_objects", lambda *a: (seen.append(a[2]), original(*a))[1])
         found = ksample(model, positive, negative, size=(16, 16), steps=1, cfg=1.0)
     assert {g.window for groups in seen for g in groups if g.role == "cond"} == {(0.0, 0.5, 1.0, 1.0)}
     noise = noise_of((16, 16))
@@ -581,11 +581,11 @@ def test_four_steps_on_a_tiny_model_take_seconds():
 def test_zeros_of_subject_diffusions_negative_are_told_to_be_equal(kind, monkeypatch):
     from support.host.small_casts import ksample
     from support.host.small_gated_casts import gated_stage
+    from troupe.model_patches.binding import run_objects
     from troupe.model_patches.binding.settings import GatedSettings
-    from troupe.model_patches.hosts.comfyui.sampling import gated
 
-    st, made, original = gated_stage(kind), [], gated.layer_objects
-    monkeypatch.setattr(gated, "layer_objects", lambda *args: (made.append(original(*args)), made[-1])[1])
+    st, made, original = gated_stage(kind), [], run_objects.layer_objects
+    monkeypatch.setattr(run_objects, "layer_objects", lambda *args: (made.append(original(*args)), made[-1])[1])
     ksample(*st.apply(st.references(2), GatedSettings()), steps=1)
     for objects in made[0]:
         assert objects.equal == (kind == "patches", False)  # negative, positive

@@ -183,7 +183,7 @@ class Given(torch.nn.Module):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_subject_diffusions_unet(grid, monkeypatch):
     import comfy.utils
-    from troupe.model_patches.hosts.comfyui.sampling import gated
+    from troupe.model_patches.binding import run_objects
     from troupe.model_patches.subjects import Box, ObjectFeatures, References, ReferenceSubject
 
     g = golden("unet")
@@ -215,7 +215,9 @@ def test_subject_diffusions_unet(grid, monkeypatch):
             slots=2,
             tokens=4,
         )
-        monkeypatch.setattr(gated, "mask_channel", lambda references, strengths, size, row=row: x[row : row + 1, 4])
+        monkeypatch.setattr(
+            run_objects, "mask_channel", lambda references, strengths, size, row=row: x[row : row + 1, 4]
+        )
         subjects = tuple(
             ReferenceSubject(str(i), None, None, box=Box(0, 0, 1, 1), features=ObjectFeatures(image=torch.zeros(4, 1)))
             for i in range(2)

@@ -16,9 +16,9 @@ from ...adapter import Adapter, GatedSpec
 from ...attention.gated import ObjectTokens
 from ...binding.checks import check_kind, check_places
 from ...binding.layer_tokens import COND, UNCOND
-from ...binding.object_tokens import Group, layer_objects, mask_channel
 from ...binding.plan import GatedStrengths, gated_strengths, is_idle
 from ...binding.run_cache import RunCache
+from ...binding.run_objects import RunObjects, groups_of
 from ...binding.settings import GatedSettings
 from ...encoders.fuser import GatedFuser
 from ...encoders.gated import GatedLayers
@@ -105,19 +105,23 @@ class GatedAdapter:
         """Return the keys and values of one layer for the parts of the batch that have a role, [G, M, C]; everything is
         projected once for each set of strengths.
         """
-        now, roles = self._now, tuple(role for role in self.roles if role)
-        weights = () if now is None else now.weights
-
-        def project() -> list[ObjectTokens]:
-            groups = [Group(role, weights) for role in roles]
-            return layer_objects(self._gated, self.references, groups, self.settings.use_bbox, self._unet.dtype)
-
-        return self._run.once(("objects", roles, weights), project)[index]
+        weights = () if self._now is None else self._now.weights
+        return self._objects.objects(groups_of([role for role in self.roles if role], weights))[index]
 
     @property
-    def scale(self) -> float:
+    def scale(self) -> float | torch.Tensor:
         """The scale of both gated residuals in this step, 0 if nobody acts."""
-        return 0.0 if self._now is None else self._now.scale
+        return 0.0 if self._now is None else self._objects.scale(self._now)
+
+    @property
+    def _objects(self) -> RunObjects:
+        """What is projected once a run. The UNet walks through all of its modules to say its device and its dtype."""
+
+        def make() -> RunObjects:
+            there = (self._unet.device, self._unet.dtype)
+            return RunObjects(self._run, self.references, self.settings, self._gated, *there)
+
+        return self._run.once(("run objects",), make)
 
     @property
     def _idle(self) -> bool:
@@ -136,15 +140,11 @@ class GatedAdapter:
         """Subject-Diffusion's fifth input channel, which adds to the first convolution; rows without the subjects have
         a mask of zeros.
         """
-        now, mask_conv = self._now, self._gated.mask_conv
-        if now is None or mask_conv is None or not self.active or COND not in self.roles:
+        if self._now is None or not self.active or COND not in self.roles:
             return None
-        size, weights = (args[0].shape[-2], args[0].shape[-1]), now.weights
-
-        def convolve() -> torch.Tensor:
-            return mask_conv(mask_channel(self.references, weights, size).to(output).unsqueeze(0))
-
-        mask = self._run.once(("mask", weights, size), convolve)  # 1, C, h, w
+        mask = self._objects.mask(self._now.weights, (args[0].shape[-2], args[0].shape[-1]))
+        if mask is None:
+            return None
         parts = in_parts(output, self.roles)
         return torch.cat([part + mask if role == COND else part for part, role in zip(parts, self.roles, strict=True)])
 

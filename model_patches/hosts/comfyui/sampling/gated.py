@@ -12,8 +12,8 @@ import torch
 
 from ....attention.gated import ObjectTokens
 from ....binding.layer_tokens import COND
-from ....binding.object_tokens import Group, layer_objects, mask_channel
 from ....binding.plan import GatedStrengths, gated_strengths
+from ....binding.run_objects import RunObjects, groups_of
 from ....binding.settings import GatedSettings
 from ....encoders.fuser import GatedFuser
 from ....encoding.summary import counted
@@ -28,7 +28,6 @@ from .other_packs import named, patches_of
 from .rows import rows_from_options, rows_of_chunks
 from .run import Run
 
-KEPT_OBJECTS = 8  # subjects that come and go, and areas, make several sets of objects in a run; so many are kept
 FIRST_CONVOLUTION = ("input", 0)  # the UNet's first convolution, as the host names it
 
 
@@ -93,23 +92,24 @@ class GatedAdapter(Hook):
                 f"{self.node} is skipped."
             )
             return options
-        module, dtype, groups = self.module(model), model_dtype(model), self._groups(call, chunks)
-        bbox, device = self.settings.use_bbox, x.device
-        objects = call.run.once(
-            ("objects", groups, device, dtype),
-            lambda: layer_objects(module, self.references, groups, bbox, dtype, device),
-            KEPT_OBJECTS,
-        )
+        module, weights = self.module(model), call.now.weights
+        kept = RunObjects(call.run, self.references, self.settings, module, x.device, model_dtype(model))
+        shown = [(chunk.role, window_of(chunk.area, call.size)) for chunk in chunks if chunk]
+        objects = kept.objects(groups_of([role for role, _ in shown], weights, [window for _, window in shown]))
         layers = {
             key: GatedLayer(fuser, mine) for key, fuser, mine in zip(self.keys, module.fusers, objects, strict=True)
         }
         others = [call.around, *patches_of(options, "attn1_patch", "attn1_output_patch", "middle_patch")]
         patches: dict[str, GatedPatch | MaskPatch] = {
-            "middle_patch": GatedPatch(call.run, chunks, layers, self._scale(call, device), others)
+            "middle_patch": GatedPatch(call.run, chunks, layers, kept.scale(call.now), others)
         }
         if module.mask_conv is not None:
             patches["input_block_patch"] = MaskPatch(
-                chunks, [self._mask(module, call, chunk, x.device, dtype) for chunk in chunks]
+                chunks,
+                [
+                    kept.mask(weights, call.size, chunk.area) if chunk and chunk.role == COND else None
+                    for chunk in chunks
+                ],
             )
         if with_subjects(chunks) and call.run.begins():
             self._report(call.run, objects)
@@ -118,39 +118,6 @@ class GatedAdapter(Hook):
             **options,
             "patches": {**lists, **{name: [*lists.get(name, ()), patch] for name, patch in patches.items()}},
         }
-
-    def _scale(self, call: Call, device: torch.device) -> float | torch.Tensor:
-        """Of this call; a tensor where it changes from step to step, see `gated_residual`."""
-        if self.settings.end_percent >= 1.0 or self.settings.decay_percent <= 0.0:
-            return call.now.scale
-        return call.run.once(
-            ("scale", call.now.scale, device), lambda: torch.tensor(call.now.scale, device=device), KEPT_OBJECTS
-        )
-
-    def _groups(self, call: Call, chunks: Sequence[ConditioningChunk | None]) -> tuple[Group, ...]:
-        """What each chunk that takes part shows of the subjects."""
-        windows = [(chunk.role, window_of(chunk.area, call.size)) for chunk in chunks if chunk]
-        return tuple(
-            Group(role, call.now.weights, window) if role == COND else Group(role, ()) for role, window in windows
-        )
-
-    def _mask(
-        self, module: Any, call: Call, chunk: ConditioningChunk | None, device: torch.device, dtype: torch.dtype
-    ) -> torch.Tensor | None:
-        """What the mask channel adds after the first convolution, [1, C, h, w]; None for rows without subjects, whose
-        mask is zeros.
-        """
-        if chunk is None or chunk.role != COND:
-            return None
-
-        def make() -> torch.Tensor:
-            mask = mask_channel(self.references, call.now.weights, call.size)
-            if chunk.area is not None:
-                h, w, y, x = chunk.area
-                mask = mask[:, y : y + h, x : x + w]
-            return module.mask_conv(mask.unsqueeze(0).to(device, dtype))
-
-        return call.run.once(("mask", call.now.weights, chunk.area, call.size, device, dtype), make, KEPT_OBJECTS)
 
     def _report(self, run: Run, objects: Sequence[ObjectTokens]) -> None:
         subjects, spec = self.references.subjects, self.references.adapter.spec
