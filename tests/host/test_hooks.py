@@ -636,10 +636,12 @@ def test_a_run_keeps_the_newest_of_a_kind_and_all_of_the_others():
 def test_what_a_run_keeps_is_bounded():
     """A hundred areas, and weights that change from call to call."""
     from support.host.small_casts import settings, stage
+    from troupe.model_patches.binding.limits import Pictured
     from troupe.model_patches.binding.plan import ImageStrengths
+    from troupe.model_patches.binding.run_limits import LIMITS
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks, grids_of
-    from troupe.model_patches.hosts.comfyui.sampling.calls import Call
-    from troupe.model_patches.hosts.comfyui.sampling.image_attention import KEPT_WEIGHTS, LIMITS, ImageAttention
+    from troupe.model_patches.hosts.comfyui.sampling.calls import Call, window_of
+    from troupe.model_patches.hosts.comfyui.sampling.image_attention import KEPT_WEIGHTS, ImageAttention
 
     region = torch.zeros(32, 32)
     region[:, :16] = 1
@@ -651,11 +653,14 @@ def test_what_a_run_keeps_is_bounded():
         True,
         True,
     )
-    run = a_run()
+    run, device, pictured = a_run(), torch.device("cpu"), Pictured(hook.references.subjects)
     for i in range(100):
-        call = Call(run, {}, ImageStrengths((1.0, i / 100), True), 1, (32, 128))
+        call, window = (
+            Call(run, {}, ImageStrengths((1.0, i / 100), True), 1, (32, 128)),
+            window_of((32, 32, 0, i), (32, 128)),
+        )
         for grid in grids_of(hook.blocks, (32, 32)):
-            assert hook.limits(call, ((32, 32, 0, i),), grid, torch.device("cpu")) is not None
+            assert hook.limits(call, (window,), grid, device, pictured) is not None
         run.once(("strengths", call.now.weights), lambda call=call: call.now.weights, KEPT_WEIGHTS)
     kinds = [key[0] for key in run._cache]
     assert kinds.count("limits") == LIMITS and kinds.count("strengths") == KEPT_WEIGHTS
@@ -666,9 +671,10 @@ def test_limits_of_several_areas_are_each_areas_own():
     from dataclasses import replace
 
     from support.host.small_casts import settings, stage
+    from troupe.model_patches.binding.limits import Pictured
     from troupe.model_patches.binding.plan import ImageStrengths
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks
-    from troupe.model_patches.hosts.comfyui.sampling.calls import Call
+    from troupe.model_patches.hosts.comfyui.sampling.calls import Call, window_of
     from troupe.model_patches.hosts.comfyui.sampling.image_attention import ImageAttention
     from troupe.model_patches.subjects import Box
 
@@ -686,7 +692,9 @@ def test_limits_of_several_areas_are_each_areas_own():
     )
 
     def limits(areas, with_boxes):
-        return hook.limits(Call(run, {}, ImageStrengths((1.0, 1.0), with_boxes), 1, (16, 16)), areas, (16, 8), device)
+        call = Call(run, {}, ImageStrengths((1.0, 1.0), with_boxes), 1, (16, 16))
+        windows = [window_of(area, call.size) for area in areas]
+        return hook.limits(call, windows, (16, 8), device, Pictured(boxed.subjects))
 
     left, right = (16, 8, 0, 0), (16, 8, 0, 8)
     for _ in range(2):  # the second time from what the run keeps

@@ -18,9 +18,9 @@ from ...adapter import Adapter, ImageAttentionSpec
 from ...attention.decoupled import LayerTokens
 from ...binding.checks import check_kind, check_names, check_widths
 from ...binding.layer_tokens import COND, UNCOND, layer_delta
-from ...binding.limits import group_limits, limited, pictured
 from ...binding.plan import ImageStrengths, Inside, ends_of, image_strengths, is_idle, needs_names, takes_part
 from ...binding.run_cache import RunCache
+from ...binding.run_limits import RunLimits
 from ...binding.run_tokens import RunTokens, TextLayers, through_base
 from ...binding.settings import ImageAttentionSettings
 from ...binding.stack import DeltaStack, at_first_call
@@ -142,18 +142,11 @@ class ImageAttention:
         """Return the m of every subject, [1, 1 or B, M, N], or None if nothing limits or the layer's positions are
         not its transformer's grid.
         """
-        grid, boxed = self._grids.get(transformer), self._now is not None and self._now.boxed
-        if grid is None or grid[0] * grid[1] != positions or not limited(self.references.subjects, boxed):
+        grid, now = self._grids.get(transformer), self._now
+        if now is None or grid is None or grid[0] * grid[1] != positions:
             return None
-        found = self._run.once(
-            ("pictures", pictures), lambda: pictured(self.references.subjects, range(pictures), True)
-        )
-        return self._run.once(
-            ("limits", grid, boxed, found.pictures),
-            lambda: group_limits(
-                found.subjects, self.settings, grid, boxed, self._tokens.device, pictures=found.pictures
-            ),
-        )
+        kept = RunLimits(self._run, self.references.subjects, self.settings, self._tokens.device)
+        return kept.on_grid(kept.pictured(range(pictures), True), grid, now.boxed)
 
     def observer(
         self, transformer: Transformer2DModel, roles: Sequence[str]

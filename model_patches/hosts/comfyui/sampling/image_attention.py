@@ -10,14 +10,16 @@ from typing import Any
 import torch
 
 from ....attention.decoupled import LayerTokens
+from ....attention.limits import Window
 from ....binding.layer_tokens import layer_delta
-from ....binding.limits import Pictured, group_limits, has_several_masks, limited, pictured
+from ....binding.limits import Pictured, limited
 from ....binding.plan import ImageStrengths, image_strengths, needs_names, takes_part
+from ....binding.run_limits import RunLimits
 from ....binding.run_tokens import KEPT_WEIGHTS, RunTokens, TextLayers, through_base
 from ....binding.settings import ImageAttentionSettings
 from ....encoding.summary import counted, who
 from ....relevance.place_check import PlaceCheck
-from ....subjects import References, ReferenceSubject, called
+from ....subjects import References, called
 from .attention_patch import AddedRows, Options, install
 from .blocks import Block, Grid, grids_of, own_attentions, text_keys, text_values
 from .calls import Call, placed, window_of, with_subjects
@@ -29,8 +31,6 @@ from .record import RECORDINGS, Observe, Recording, Tally, observer
 from .rows import rows_from_options
 from .run import Run
 from .weights import weights_of
-
-LIMITS = 192  # limits that areas, tiles and windows over the batch make: a UNet has up to seven grids
 
 
 class ImageAttention(Hook):
@@ -108,15 +108,16 @@ class ImageAttention(Hook):
         if not shown and limited(self.references.subjects, call.now.boxed):
             sentence = f"{named([call.around])} samples the picture in tiles"
             run.explain(f"{sentence}: regions and boxes of {self.node} cannot be mapped to tiles and are ignored.")
-        subjects, pictures = self._pictured(call, options)
+        windows = tuple(window_of(chunk.area, call.size) for chunk in chunks if chunk)
+        pictured = self._pictured(call, options, device)
         # before the layers ask: in them, making it would break a compiled graph
         for grid in grids_of(self.blocks, (x.shape[-2], x.shape[-1])) if shown else ():
-            self.limits(call, tuple(chunk.area for chunk in chunks if chunk), grid, device, subjects, pictures)
+            self.limits(call, windows, grid, device, pictured)
             for tally in tallies:
                 tally.prepare(chunks, grid, call.size, device)
         others = [call.around, *patches_of(options, "attn2_patch")]
         check = check_of_call(call, self.references, self.settings, chunks, x) if shown else None
-        shared = SharedDelta(self, call, chunks, strengths, shown, tallies, acting, others, subjects, pictures, check)
+        shared = SharedDelta(self, call, chunks, strengths, shown, tallies, acting, others, windows, pictured, check)
         if with_subjects(chunks) and run.begins():
             self._report(run, kept.images(), kept.names() if with_names else None)
         layers = zip(self.blocks, tokens, gains, strict=True)
@@ -136,17 +137,11 @@ class ImageAttention(Hook):
         )
         return RunTokens(run, self.references, self.settings, module, text, device, model_dtype(model))
 
-    def _pictured(self, call: Call, options: Options) -> tuple[Sequence[ReferenceSubject], tuple[int, ...]]:
-        """The subjects as a call needs their regions, and the number of each of its pictures, () where no region
-        differs between them.
-        """
+    def _pictured(self, call: Call, options: Options, device: torch.device) -> Pictured:
+        """The subjects as a call needs their regions."""
         subjects, window = self.references.subjects, pictures_of_window(options)
-        if not any(has_several_masks(s) for s in subjects):
-            return subjects, ()
-        pictures = tuple(range(call.pictures)) if window is None or len(window) != call.pictures else window
-        found: Pictured = call.run.once(
-            ("pictures", pictures), lambda: pictured(subjects, pictures, window is None), LIMITS
-        )
+        pictures = range(call.pictures) if window is None or len(window) != call.pictures else window
+        found = self._limits(call.run, device).pictured(pictures, window is None)
         for i in found.wrong:
             region = subjects[i].region
             masks = 0 if region is None else len(region)
@@ -158,37 +153,23 @@ class ImageAttention(Hook):
                 f"connect one mask for all pictures, or one for each: {sentence}, so every picture gets their union.",
                 logging.WARNING,
             )
-        return found.subjects, found.pictures
+        return found
 
     def limits(
         self,
         call: Call,
-        areas: tuple[tuple[int, ...] | None, ...],
+        windows: Sequence[Window],
         grid: Grid,
         device: torch.device,
-        subjects: Sequence[ReferenceSubject] | None = None,
-        pictures: tuple[int, ...] = (),
+        pictured: Pictured,
+        apart: bool = True,
     ) -> torch.Tensor | None:
-        """Return the m of every subject for the chunks, [1 or G, 1 or B, M, N], or None if no region or box limits
-        anybody. subjects, pictures: see `_pictured`.
-        """
-        subjects = self.references.subjects if subjects is None else subjects
-        if not limited(subjects, call.now.boxed):
-            return None
-        areas = areas[:1] if len(set(areas)) == 1 else areas
+        """Return the m of every subject in a call's layers of a grid, see `RunLimits.on_grid`."""
+        return self._limits(call.run, device).on_grid(pictured, grid, call.now.boxed, windows, apart)
 
-        def maps() -> torch.Tensor:
-            return group_limits(
-                subjects,
-                self.settings,
-                grid,
-                call.now.boxed,
-                device,
-                [window_of(area, call.size) for area in areas],
-                pictures,
-            )
-
-        return call.run.once(("limits", areas, call.size, grid, call.now.boxed, device, pictures), maps, LIMITS)
+    def _limits(self, run: Run, device: torch.device) -> RunLimits:
+        # kept, since making it in a layer would break a compiled graph
+        return run.once(("run limits", device), lambda: RunLimits(run, self.references.subjects, self.settings, device))
 
     def _report(self, run: Run, images: Sequence[Any], names: Sequence[torch.Tensor] | None) -> None:
         adapter, merge = self.references.adapter, self.settings.mixing.merge
@@ -206,8 +187,9 @@ class ImageAttention(Hook):
 class SharedDelta:
     """The state that the deltas of one model call share. placed: its rows show what the host says, not tiles of it;
     tallies: of those who record; acting: [M], 1 for subjects that act now, or None if nobody records; others: patches
-    and wrappers of other packs that can change rows and positions; subjects, pictures: see `ImageAttention.limits`;
-    check: where this call's relevance is added up, or None.
+    and wrappers of other packs that can change rows and positions; windows: the part of the picture that each chunk
+    which takes part shows; pictured: the subjects with regions that fit the call's pictures; check: where this call's
+    relevance is added up, or None.
     """
 
     owner: ImageAttention
@@ -218,8 +200,8 @@ class SharedDelta:
     tallies: tuple[Tally, ...]
     acting: torch.Tensor | None
     others: Sequence[Any]
-    subjects: Sequence[ReferenceSubject]
-    pictures: tuple[int, ...]
+    windows: tuple[Window, ...]
+    pictured: Pictured
     check: PlaceCheck | None
 
 
@@ -245,14 +227,16 @@ class LayerDelta:
         active = [(place, chunk) for place, chunk in zip(rows, shared.chunks, strict=True) if chunk is not None]
         grid = tuple(options["activations_shape"][-2:])
         whole = shared.placed and grid[0] * grid[1] == q.shape[1]
-        pictures = shared.pictures if all(length == len(shared.pictures) for (_, length), _ in active) else ()
-        if shared.pictures and not pictures:
+        pictures = shared.pictured.pictures
+        apart = all(length == len(pictures) for (_, length), _ in active)
+        if pictures and not apart:
             sentence = f"{named(shared.others)} repeated the pictures of the batch"
             shared.call.run.explain(
                 f"{sentence}: in those layers of {shared.owner.node} every picture gets the union of a region's masks."
             )
-        areas = tuple(chunk.area for _, chunk in active)
-        limits = shared.owner.limits(shared.call, areas, grid, q.device, shared.subjects, pictures) if whole else None
+        limits = (
+            shared.owner.limits(shared.call, shared.windows, grid, q.device, shared.pictured, apart) if whole else None
+        )
         if shared.placed and not whole and limited(shared.owner.references.subjects, shared.call.now.boxed):
             sentence = f"{named(shared.others)} rearranged the positions of the picture"
             shared.call.run.explain(
