@@ -106,8 +106,8 @@ class Painter:
 
         class Watched(ImageAttention):
             def places_seen(self) -> list[str]:
-                if self._check is not None:
-                    overlaps = self._check.overlaps()[0]
+                if self._look is not None:
+                    overlaps = self._look.check.overlaps()[0]
                     seen.append(float((overlaps - overlaps.diag().diag()).max()))
                     raise LookedEnoughError
                 return []

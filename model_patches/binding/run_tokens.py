@@ -95,6 +95,11 @@ class RunTokens:
         made = ("strengths", weights, self.device)
         return self.run.once(made, lambda: torch.tensor(weights, device=self.device), KEPT_WEIGHTS)
 
+    def acting(self, weights: tuple[float, ...]) -> torch.Tensor:
+        """Return 1 for each subject that acts in a call with these weights, else 0, [M] float32."""
+        made = ("acting", weights, self.device)
+        return self.run.once(made, lambda: (self.strengths(weights) != 0).float(), KEPT_WEIGHTS)
+
 
 def through_base(layers: DecoupledLayers | LoraLayers) -> bool:
     """Return whether an adapter's layers read image tokens through the UNet's own projections."""

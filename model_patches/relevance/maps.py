@@ -51,28 +51,6 @@ class MapPart:
     window: Window = WHOLE
 
 
-# of one grid: total [M, h*w] of the maps, count [M] of the calls in which each subject acted
-Sums = tuple[torch.Tensor, torch.Tensor]
-
-
-def empty_sums(subjects: int, grid: tuple[int, int], device: torch.device) -> Sums:
-    """Return sums to which `add_owned` adds what layers of a grid (h, w) see."""
-    return torch.zeros(subjects, grid[0] * grid[1], device=device), torch.zeros(subjects, device=device)
-
-
-def add_owned(sums: Sums, owned: torch.Tensor, acting: torch.Tensor) -> None:
-    """Add what one layer saw, in place. owned: [B, M, h*w] in 0..1 of B pictures; acting: [M] float32, 1 for subjects
-    that act in this call, else 0.
-    """
-    sums[0].addcmul_(owned.mean(0), acting.unsqueeze(1))
-    sums[1].add_(acting)
-
-
-def part_of(sums: Sums, grid: tuple[int, int], window: Window = WHOLE) -> MapPart:
-    """Return the sums on the CPU, as the part of the picture that the rows showed."""
-    return MapPart(sums[0].cpu().unflatten(1, grid), sums[1].cpu(), window)
-
-
 @dataclass(frozen=True, eq=False)
 class SubjectMap:
     """One subject's map [h, w] float32 in 0..1, None if it never acted; box and region: where it was allowed."""

@@ -7,10 +7,12 @@ subject will be missing. Later looks show little more.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import torch
 
+from ..attention.merges import Mixing
 from ..subjects import ReferenceSubject, called
 
 SHARE_OF_STEPS = 3  # the look is taken when one step in three is done
@@ -53,6 +55,45 @@ class PlaceCheck:
         a = a / a.sum(-1, keepdim=True).clamp(min=1e-12)
         placed = (a.clamp(max=1 / a.shape[-1]).sum(-1) <= SPREAD).float()
         return torch.minimum(a.unsqueeze(2), a.unsqueeze(1)).sum(-1) * placed.unsqueeze(2) * placed.unsqueeze(1)
+
+
+@dataclass(frozen=True, eq=False)
+class PlaceLook:
+    """A look at the places of the subjects. check: where the relevance of its step is added up; step: the number of
+    steps finished before it; acting: which of the subjects act in it.
+    """
+
+    check: PlaceCheck
+    step: int
+    subjects: Sequence[ReferenceSubject]
+    acting: tuple[bool, ...]
+
+    def warnings(self) -> list[str]:
+        """Return a warning for each picture in which two subjects lie in one place, once the step is over."""
+        return place_warnings(self.check.overlaps(), self.subjects, self.acting)
+
+
+def look_in_step(
+    finished: int,
+    steps: int,
+    subjects: Sequence[ReferenceSubject],
+    weights: Sequence[float],
+    mixing: Mixing,
+    pictures: int,
+    latent: tuple[int, int],
+    device: torch.device,
+) -> PlaceLook | None:
+    """Return the look that is taken in a step, or None: only the step after a third of the run is looked at, of several
+    subjects whose relevance is computed anyway.
+
+    finished: number of finished steps, of so many; weights: of the subjects in this step, 0 for those that do not act;
+    pictures: of the batch; latent: its size (h, w).
+    """
+    count = len(subjects)
+    if finished != checked_step(steps) or count < 2 or not mixing.needs_relevance(count) or not any(weights):
+        return None
+    check = PlaceCheck(count, pictures, checked_grid(latent), device)
+    return PlaceLook(check, finished, subjects, tuple(weight != 0 for weight in weights))
 
 
 def place_warnings(overlaps: torch.Tensor, subjects: Sequence[ReferenceSubject], acting: Sequence[bool]) -> list[str]:

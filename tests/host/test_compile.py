@@ -168,6 +168,7 @@ def test_what_layers_share_is_made_before_the_first_of_them(topology, monkeypatc
     from support.host.small_casts import ksample, settings, stage
     from troupe.model_patches.binding import limits
     from troupe.model_patches.hosts.comfyui.sampling import record
+    from troupe.model_patches.relevance import sums
 
     state = {
         k.removeprefix("model.diffusion_model."): v
@@ -175,14 +176,14 @@ def test_what_layers_share_is_made_before_the_first_of_them(topology, monkeypatc
     }
     st = stage(patcher=comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32}))
     grids, rooms, inside = [], [], []
-    made, room = limits.limits_on_grid, record.Tally._room
+    made, room = limits.limits_on_grid, sums.OwnedSums.room
     monkeypatch.setattr(
         limits, "limits_on_grid", lambda *given: (grids.append((given[2], bool(inside))), made(*given))[1]
     )
     monkeypatch.setattr(
-        record.Tally,
-        "_room",
-        lambda self, key, count: (rooms.append((key[0], bool(inside), key in self._sums)), room(self, key, count))[1],
+        sums.OwnedSums,
+        "room",
+        lambda self, *key: (rooms.append((key[0], bool(inside), key in self._sums)), room(self, *key))[1],
     )
 
     def within(executor, *args, **kwargs):

@@ -639,9 +639,10 @@ def test_what_a_run_keeps_is_bounded():
     from troupe.model_patches.binding.limits import Pictured
     from troupe.model_patches.binding.plan import ImageStrengths
     from troupe.model_patches.binding.run_limits import LIMITS
+    from troupe.model_patches.binding.run_tokens import KEPT_WEIGHTS
     from troupe.model_patches.hosts.comfyui.sampling.blocks import attention_blocks, grids_of
     from troupe.model_patches.hosts.comfyui.sampling.calls import Call, window_of
-    from troupe.model_patches.hosts.comfyui.sampling.image_attention import KEPT_WEIGHTS, ImageAttention
+    from troupe.model_patches.hosts.comfyui.sampling.image_attention import ImageAttention
 
     region = torch.zeros(32, 32)
     region[:, :16] = 1

@@ -270,7 +270,7 @@ def test_what_is_kept_does_not_grow_with_the_steps(lab, sd15):
         lab.ksample(model, positive, negative, steps=steps)
         record.begin = begin
         (tally,) = held["recording"]._tallies.values()
-        sizes.append(sum(t.nbytes for pair in tally._sums.values() for t in pair))
+        sizes.append(sum(t.nbytes for pair in tally.sums._sums.values() for t in pair))
     assert sizes[0] == sizes[1] == sum(4 * 2 * (n + 1) for n in (256, 64))
 
 

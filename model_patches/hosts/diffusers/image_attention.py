@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ...adapter import Adapter, ImageAttentionSpec
 from ...attention.decoupled import LayerTokens
+from ...attention.limits import WHOLE
 from ...binding.checks import check_kind, check_names, check_widths
 from ...binding.layer_tokens import COND, UNCOND, layer_delta
 from ...binding.plan import ImageStrengths, Inside, ends_of, image_strengths, is_idle, needs_names, takes_part
@@ -27,8 +28,9 @@ from ...binding.stack import DeltaStack, at_first_call
 from ...encoders.decoupled import DecoupledLayers
 from ...encoders.mm_diff import LoraLayers
 from ...errors import MismatchError
-from ...relevance.maps import AppliedMaps, add_owned, applied_maps, empty_sums, part_of
-from ...relevance.place_check import PlaceCheck, checked_grid, place_warnings
+from ...relevance.maps import AppliedMaps
+from ...relevance.place_check import PlaceLook, look_in_step
+from ...relevance.sums import OwnedSums
 from ...subjects import References
 from .cross_layers import CrossLayer, TextAttention, cross_layers
 
@@ -62,8 +64,8 @@ class ImageAttention:
         recording: bool = False,
     ):
         self.references, self.settings, self.roles, self.merged = references, settings, tuple(roles), merged
-        self.recording, self._seen = recording, {}
-        self._check: PlaceCheck | None = None
+        self.recording, self._seen = recording, OwnedSums(references, settings.mixing)
+        self._look: PlaceLook | None = None
         self._unet, self._layers = unet, cross_layers(unet)
         self._run = RunCache()
         self._grids: dict[Transformer2DModel, tuple[int, int]] = {}
@@ -155,43 +157,37 @@ class ImageAttention:
         groups of these roles; None unless somebody listens.
         """
         grid = self._grids.get(transformer)
-        check = self._check if self._check is not None and grid == self._check.grid else None
+        check = self._look.check if self._look is not None and grid == self._look.check.grid else None
         if grid is None or COND not in roles or not (self.recording or check is not None):
             return None
+
+        weights = () if self._now is None else self._now.weights
+        shown = [WHOLE if role == COND else None for role in roles]
 
         def observe(owned: torch.Tensor, relevance: torch.Tensor) -> None:
             if check is not None:
                 check.add(relevance[roles.index(COND)])
-            if not self.recording:
-                return
-            acting = (self.strengths != 0).float()
-            sums = self._seen.setdefault(grid, empty_sums(len(acting), grid, owned.device))
-            for group, role in enumerate(roles):
-                if role == COND:
-                    add_owned(sums, owned[group], acting)
+            if self.recording:
+                self._seen.add(owned, self._tokens.acting(weights), grid, shown)
 
         return observe
 
-    def look(self, pictures: int, latent: tuple[int, int]) -> None:
-        """Add up the relevance of the next model call, if several subjects act and the merge computes it. latent: (h,
-        w).
-        """
-        count = len(self.references.subjects)
-        if not self._idle and self.active and count > 1 and self.settings.mixing.needs_relevance(count):
-            self._check = PlaceCheck(count, pictures, checked_grid(latent), self._unet.device)
+    def look(self, step: int, steps: int, pictures: int, latent: tuple[int, int]) -> None:
+        """Add up the relevance of the next model call, if it is the one that is looked at, see `look_in_step`."""
+        weights = () if self._now is None or not self.active else self._now.weights
+        subjects, mixing, device = self.references.subjects, self.settings.mixing, self._unet.device
+        self._look = look_in_step(step, steps, subjects, weights, mixing, pictures, latent, device)
 
     def places_seen(self) -> list[str]:
         """Return a warning for each picture in which `look` found two subjects in one place."""
-        check, self._check = self._check, None
-        acting = () if self._now is None else tuple(weight != 0 for weight in self._now.weights)
-        return [] if check is None else place_warnings(check.overlaps(), self.references.subjects, acting)
+        look, self._look = self._look, None
+        return [] if look is None else look.warnings()
 
     def maps(self) -> AppliedMaps | None:
         """Return each subject's share of the positions, averaged over the run; None if nobody acted or nothing was
         recorded.
         """
-        mixing, parts = self.settings.mixing, [part_of(sums, grid) for grid, sums in self._seen.items()]
-        return applied_maps(self.references, mixing.merge, mixing.sharpness, parts)
+        return self._seen.maps()
 
     @property
     def _tokens(self) -> RunTokens:

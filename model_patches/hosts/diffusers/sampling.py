@@ -20,7 +20,6 @@ from ...binding.settings import GatedSettings, ImageAttentionSettings
 from ...binding.two_strengths import ROLES
 from ...errors import MismatchError
 from ...relevance.maps import AppliedMaps
-from ...relevance.place_check import checked_step
 from ...subjects import References
 from .encoders import Prompt
 from .gated import GatedAdapter, apply_gated
@@ -111,9 +110,8 @@ def sample(
                     None if waits and wait else ROLES[name] for name, wait in zip(shares, waiting, strict=True)
                 )
                 apply.at(percent)
-            if step == checked_step(settings.steps):
-                for apply in looking:
-                    apply.look(settings.batch, (latent.shape[-2], latent.shape[-1]))
+            for apply in looking:
+                apply.look(step, settings.steps, settings.batch, (latent.shape[-2], latent.shape[-1]))
             rows = scheduler.scale_model_input(latent, t).to(dtype).repeat(len(now), 1, 1, 1)
             predictions = (
                 unet(rows, t, encoder_hidden_states=context, added_cond_kwargs=extra).sample.float().chunk(len(now))

@@ -159,7 +159,7 @@ class Hook(ABC):
         own = dict(options.get(KEY, {}))
         state = own.pop(self.id, None)
         run = state.run if isinstance(state, Call) else state or self._new_run(Lists(), None, None)
-        tell_places(run, self.references.subjects)
+        tell_places(run)
         now = self.strengths(run, model.model_sampling, timestep)
         waiting = self._waiting(conds)
         if now is not None:

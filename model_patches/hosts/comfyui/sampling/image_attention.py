@@ -15,7 +15,7 @@ from ....binding.layer_tokens import layer_delta
 from ....binding.limits import Pictured, limited
 from ....binding.plan import ImageStrengths, image_strengths, needs_names, takes_part
 from ....binding.run_limits import RunLimits
-from ....binding.run_tokens import KEPT_WEIGHTS, RunTokens, TextLayers, through_base
+from ....binding.run_tokens import RunTokens, TextLayers, through_base
 from ....binding.settings import ImageAttentionSettings
 from ....encoding.summary import counted, who
 from ....relevance.place_check import PlaceCheck
@@ -99,11 +99,7 @@ class ImageAttention(Hook):
         with_names = needs_names(self.references, self.settings, bool(tallies))
         tokens = kept.groups(tuple(chunk.role for chunk in chunks if chunk), with_names)
         strengths, gains = kept.strengths(call.now.weights), kept.gains()
-        acting = (
-            run.once(("acting", call.now.weights, device), lambda: (strengths != 0).float(), KEPT_WEIGHTS)
-            if tallies
-            else None
-        )
+        acting = kept.acting(call.now.weights) if tallies else None
         shown = placed(chunks, call.size, x)
         if not shown and limited(self.references.subjects, call.now.boxed):
             sentence = f"{named([call.around])} samples the picture in tiles"
@@ -245,7 +241,7 @@ class LayerDelta:
         length = active[0][0][1]
         if all(place[1] == length for place, _ in active) and len(active) * length == q.shape[0]:
             plain = None if self.gain_weights is None else text().unflatten(0, (-1, length))
-            observe = self._observer([chunk for _, chunk in active], grid, whole)
+            observe = self._observer([chunk for _, chunk in active], shared.windows, grid, whole)
             return [
                 (
                     0,
@@ -259,14 +255,16 @@ class LayerDelta:
         for g, ((start, length), chunk) in enumerate(active):
             plain = None if self.gain_weights is None else text()[None, start : start + length]
             limit = limits if limits is None or len(limits) == 1 else limits[g : g + 1]
-            observe = self._observer([chunk], grid, whole)
+            observe = self._observer([chunk], shared.windows[g : g + 1], grid, whole)
             delta = self._delta(q[None, start : start + length], self.tokens.group(g), limit, plain, options, observe)
             parts.append((start, length, delta[0]))
         return parts
 
-    def _observer(self, chunks: Sequence[ConditioningChunk], grid: Grid, whole: bool) -> Observe | None:
+    def _observer(
+        self, chunks: Sequence[ConditioningChunk], windows: Sequence[Window], grid: Grid, whole: bool
+    ) -> Observe | None:
         shared = self.shared
-        recorder = observer(shared.tallies, chunks, shared.acting, grid, shared.call.size, whole)
+        recorder = observer(shared.tallies, chunks, windows, shared.acting, grid, shared.call.size, whole)
         if not whole or torch.compiler.is_compiling():  # another graph for the one step that is looked at is too dear
             return recorder
         return with_check(recorder, shared.check, chunks, grid)

@@ -9,13 +9,13 @@ import torch
 
 from ....binding.layer_tokens import COND
 from ....binding.settings import ImageAttentionSettings
-from ....relevance.place_check import PlaceCheck, checked_grid, checked_step, place_warnings
-from ....subjects import References, ReferenceSubject
+from ....relevance.place_check import PlaceCheck, look_in_step
+from ....subjects import References
 from .blocks import Grid
 from .calls import Call
 from .conditioning import ConditioningChunk
 from .record import Observe
-from .run import PendingCheck, Run
+from .run import Run
 
 
 def check_of_call(
@@ -25,19 +25,25 @@ def check_of_call(
     chunks: Sequence[ConditioningChunk | None],
     x: torch.Tensor,
 ) -> PlaceCheck | None:
-    """Return where the relevance of this call is added up, or None if it is not looked at: only the step after a third
-    of a run from noise is, of several subjects whose relevance is computed anyway.
+    """Return where the relevance of this call is added up, or None if it is not looked at: only runs from noise are, in
+    one step, see `look_in_step`.
     """
-    run, subjects = call.run, references.subjects
-    if not run.from_noise or len(subjects) < 2 or not settings.mixing.needs_relevance(len(subjects)):
+    run = call.run
+    if not run.from_noise or _first(chunks) is None:
         return None
-    if run.clock.finished != checked_step(run.clock.steps) or _first(chunks) is None:
-        return None
-    if run.place_check is None:
-        grid, acting = checked_grid((x.shape[-2], x.shape[-1])), tuple(weight != 0 for weight in call.now.weights)
-        check = PlaceCheck(len(subjects), call.pictures, grid, x.device)
-        run.place_check = PendingCheck(check, run.clock.finished, acting)
-    return run.place_check.check
+    if run.look is None:
+        latent, clock = (x.shape[-2], x.shape[-1]), run.clock
+        run.look = look_in_step(
+            clock.finished,
+            clock.steps,
+            references.subjects,
+            call.now.weights,
+            settings.mixing,
+            call.pictures,
+            latent,
+            x.device,
+        )
+    return None if run.look is None else run.look.check
 
 
 def with_check(
@@ -56,12 +62,12 @@ def with_check(
     return observe
 
 
-def tell_places(run: Run, subjects: Sequence[ReferenceSubject]) -> None:
+def tell_places(run: Run) -> None:
     """Warn of subjects in the same place, once, when the step that was looked at is over."""
-    pending = run.place_check
-    if pending is not None and run.clock.finished > pending.step:
-        run.place_check = None
-        for sentence in place_warnings(pending.check.overlaps(), subjects, pending.acting):
+    look = run.look
+    if look is not None and run.clock.finished > look.step:
+        run.look = None
+        for sentence in look.warnings():
             run.say(sentence, logging.WARNING)
 
 

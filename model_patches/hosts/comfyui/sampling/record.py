@@ -13,18 +13,10 @@ from uuid import uuid4
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from ....attention.limits import Window
 from ....binding.layer_tokens import COND
-from ....relevance.maps import (
-    AppliedMaps,
-    RecordedRun,
-    Sums,
-    add_owned,
-    applied_maps,
-    empty_sums,
-    mark_of,
-    part_of,
-    wanted,
-)
+from ....relevance.maps import RecordedRun, mark_of, wanted
+from ....relevance.sums import OwnedSums
 from .blocks import Grid
 from .calls import shown_size, window_of
 from .conditioning import KEY, ConditioningChunk
@@ -133,7 +125,7 @@ class Recording:
 
     def result(self, latent: torch.Tensor) -> RecordedRun:
         """Return the recorded maps on the CPU."""
-        applied = [tally.maps() for tally in self._tallies.values()]
+        applied = [tally.sums.maps() for tally in self._tallies.values()]
         if any(tally.skipped for tally in self._tallies.values()) and not any(
             tally.seen for tally in self._tallies.values()
         ):
@@ -144,61 +136,42 @@ class Recording:
 
 
 class Tally:
-    """Sums of one Apply node's maps: on each device, for each grid and area."""
+    """The sums of one Apply node in one recording."""
 
     def __init__(self, recording: Recording, hook: Any):
-        self.recording, self.references, self.settings = recording, hook.references, hook.settings
+        self.recording = recording
+        self.sums = OwnedSums(hook.references, hook.settings.mixing, MOST_PARTS)
         self.skipped = self.seen = False  # whether any layer was left out, and whether any has added something
-        self._sums: dict[tuple, Sums] = {}
-        self._lock = threading.Lock()
 
     def prepare(self, chunks: Sequence[ConditioningChunk | None], grid: Grid, size: Grid, device: torch.device) -> None:
         """Make room for what layers of a grid may add, before a model call."""
         for chunk in chunks:
-            if chunk and chunk.role == COND and wanted(self.recording.blocks, grid, shown_size(chunk.area, size)):
-                self._room((grid, chunk.area, size, device), len(self.references.subjects))
+            if (
+                chunk
+                and chunk.role == COND
+                and wanted(self.recording.blocks, grid, shown_size(chunk.area, size))
+                and self.sums.room(grid, window_of(chunk.area, size), device) is None
+            ):
+                self.recording.note(TOO_MANY)
 
-    def add(
-        self, owned: torch.Tensor, chunks: Sequence[ConditioningChunk], acting: torch.Tensor, grid: Grid, size: Grid
-    ) -> None:
-        """Add what one layer observes. owned [G, B, M, N] of the chunks; acting [M], 1 for subjects that act in this
-        step, else 0; size: of the latent.
-        """
+    def add(self, owned: torch.Tensor, acting: torch.Tensor, grid: Grid, windows: Sequence[Window | None]) -> None:
+        """Add what one layer observes, see `OwnedSums.add`."""
         self.seen = True
-        for g, chunk in enumerate(chunks):
-            if chunk.role == COND:
-                sums = self._room((grid, chunk.area, size, owned.device), len(acting))
-                if sums is not None:
-                    add_owned(sums, owned[g], acting)
-
-    def _room(self, key: tuple, subjects: int) -> Sums | None:
-        found = self._sums.get(key)
-        if found is not None:
-            return found
-        if len(self._sums) >= MOST_PARTS:
+        if not self.sums.add(owned, acting, grid, windows):
             self.recording.note(TOO_MANY)
-            return None
-        grid, _, _, device = key
-        with self._lock, torch.inference_mode(False):  # may be added to in any mode
-            return self._sums.setdefault(key, empty_sums(subjects, grid, device))
-
-    def maps(self) -> AppliedMaps | None:
-        """Return the mean maps on the CPU, or None if nobody acted."""
-        parts = [part_of(sums, grid, window_of(area, size)) for (grid, area, size, _), sums in self._sums.items()]
-        mixing = self.settings.mixing
-        return applied_maps(self.references, mixing.merge, mixing.sharpness, parts)
 
 
 def observer(
     tallies: Sequence[Tally],
     chunks: Sequence[ConditioningChunk],
+    windows: Sequence[Window],
     acting: torch.Tensor | None,
     grid: Grid,
     size: Grid,
     whole: bool,
 ) -> Observe | None:
-    """Return what a layer is to tell about rows of these chunks, or None if nobody records them. whole: whether its
-    positions are the picture's.
+    """Return what a layer is to tell about rows of these chunks, or None if nobody records them. windows: the part of
+    the picture that each shows; whole: whether the layer's positions are the picture's.
     """
     if not tallies or acting is None or all(chunk.role != COND for chunk in chunks):
         return None
@@ -213,9 +186,11 @@ def observer(
         else:
             tally.skipped = True
 
+    shown = [window if chunk.role == COND else None for chunk, window in zip(chunks, windows, strict=True)]
+
     def observe(owned: torch.Tensor, relevance: torch.Tensor) -> None:
         for tally in asked:
-            tally.add(owned, chunks, acting, grid, size)
+            tally.add(owned, acting, grid, shown)
 
     return observe if asked else None
 
