@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+PIXELS_PER_CELL = 8  # along a side of a latent cell, in every base
+
 
 @dataclass(frozen=True)
 class BaseModel:

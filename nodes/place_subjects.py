@@ -5,6 +5,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..model_patches.bases import PIXELS_PER_CELL
 from ..model_patches.hosts.comfyui.messages import Messages
 from ..model_patches.placement.boxes import fault_in
 from ..model_patches.placement.layouts import LAYOUTS
@@ -38,7 +39,7 @@ class PlaceSubjects(io.ComfyNode):
                     default=1024,
                     min=64,
                     max=8192,
-                    step=8,
+                    step=PIXELS_PER_CELL,
                     tooltip="Width of the generated picture in pixels. Boxes in pixels refer to it.",
                 ),
                 io.Int.Input(
@@ -46,7 +47,7 @@ class PlaceSubjects(io.ComfyNode):
                     default=1024,
                     min=64,
                     max=8192,
-                    step=8,
+                    step=PIXELS_PER_CELL,
                     tooltip="Height of the generated picture in pixels.",
                 ),
                 io.String.Input(

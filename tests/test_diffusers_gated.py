@@ -24,6 +24,7 @@ from support.tiny_gated_unets import (
 from torch import nn
 from troupe.model_patches.adapter import GatedSpec, Weights
 from troupe.model_patches.attention.box_mask import box_mask
+from troupe.model_patches.bases import PIXELS_PER_CELL
 from troupe.model_patches.binding.layer_tokens import COND, UNCOND
 from troupe.model_patches.binding.object_tokens import Group, corners_of, object_tokens
 from troupe.model_patches.binding.settings import GatedSettings, ImageAttentionSettings
@@ -232,7 +233,7 @@ def test_subject_diffusion_with_its_mask_channel(count, use_bbox):
         patches[None], present, corners, {"auto": count > 1, "on": True, "off": False}[use_bbox]
     )
     given = inputs(64)
-    mask = torch.stack((torch.zeros(SIZE), box_mask(corners[0], SIZE)))[:, None]
+    mask = torch.stack((torch.zeros(SIZE), box_mask(corners[0], SIZE, PIXELS_PER_CELL)))[:, None]
     assert objects.shape == (1, PATCH_SLOTS * PATCHES, 64) and 0 < mask[1].mean() < 1
     expected = official(plain, references.adapter)(
         torch.cat((given["sample"], mask), 1),

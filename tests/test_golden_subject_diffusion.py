@@ -11,6 +11,7 @@ from troupe.model_patches.attention.box_mask import box_mask
 from troupe.model_patches.attention.fourier import box_fourier, box_frequencies
 from troupe.model_patches.attention.gated import ObjectTokens, gated_residual, scale_at, weighted
 from troupe.model_patches.attention.guidance import subject_guidance
+from troupe.model_patches.bases import PIXELS_PER_CELL
 from troupe.model_patches.encoders.fuser import FuserFeedForward, GatedFuser, published_heads
 from troupe.model_patches.encoders.grounding import (
     GroundingNet,
@@ -66,7 +67,7 @@ def test_mask_channel_is_the_official_one(tag):
         boxes = (
             torch.tensor([[8 * columns[0] - 7, 8 * rows[0], 8 * columns[-1] + 1, 8 * rows[-1] + 8], [0, 0, 0, 0]]) / 512
         )
-    found = box_mask(boxes, (64, 64))
+    found = box_mask(boxes, (64, 64), PIXELS_PER_CELL)
     assert torch.equal(found, stored[0, 0].float()) and torch.equal(found, stored[1, 0].float())
     assert not stored[2].any()
 
@@ -75,14 +76,16 @@ def test_inpainting_mask_is_the_official_one():
     """GLIGEN's differs from Subject-Diffusion's only in its edges, which are whole latent cells, cut off."""
     g = golden("gligen")
     boxes = (g["inpaint_mask.boxes"] * 64).trunc() / 64
-    assert torch.equal(box_mask(boxes, (64, 64)).unsqueeze(1), g["inpaint_mask.out"].float())
+    assert torch.equal(box_mask(boxes, (64, 64), PIXELS_PER_CELL).unsqueeze(1), g["inpaint_mask.out"].float())
 
 
 @pytest.mark.parametrize("grid", [(8, 8), (6, 10), (13, 21)])
 def test_a_cell_is_inside_where_its_first_pixel_is(grid):
     h, w = grid
     box = (16, 8, 8 * w - 15, 41)  # pixels
-    mask = box_mask(torch.tensor([[box[0] / (8 * w), box[1] / (8 * h), box[2] / (8 * w), box[3] / (8 * h)]]), grid)
+    mask = box_mask(
+        torch.tensor([[box[0] / (8 * w), box[1] / (8 * h), box[2] / (8 * w), box[3] / (8 * h)]]), grid, PIXELS_PER_CELL
+    )
     expected = [
         [0.0 if box[0] <= 8 * x < box[2] and box[1] <= 8 * y < box[3] else 1.0 for x in range(w)] for y in range(h)
     ]
@@ -95,12 +98,12 @@ def test_edges_are_whole_pixels_whatever_the_picture_size():
         edges = torch.arange(cells) * 8
         boxes = torch.zeros(cells, 1, 4)
         boxes[:, 0, 0], boxes[:, 0, 2], boxes[:, 0, 3] = edges / (8 * cells), 1.0, 1.0
-        assert torch.equal(box_mask(boxes, (1, cells)).sum(-1).flatten(), torch.arange(cells).float())
+        assert torch.equal(box_mask(boxes, (1, cells), PIXELS_PER_CELL).sum(-1).flatten(), torch.arange(cells).float())
 
 
 def test_no_box_is_everywhere_outside_and_the_whole_picture_everywhere_inside():
-    assert box_mask(torch.zeros(2, 3, 4), (6, 10)).eq(1).all()
-    assert box_mask(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), (6, 10)).eq(0).all()
+    assert box_mask(torch.zeros(2, 3, 4), (6, 10), PIXELS_PER_CELL).eq(1).all()
+    assert box_mask(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), (6, 10), PIXELS_PER_CELL).eq(0).all()
 
 
 # ---- object tokens ---------------------------------------------------------------------------------------------------

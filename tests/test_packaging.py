@@ -70,7 +70,7 @@ ROOMS = {
     "model_patches/base_mismatch": {
         *("model_patches/errors", "model_patches/bases", "model_patches/adapter", "model_patches/checkpoints"),
     },
-    "model_patches/placement": {"model_patches/errors", "model_patches/subjects"},
+    "model_patches/placement": {"model_patches/errors", "model_patches/bases", "model_patches/subjects"},
     "model_patches/relevance": {"model_patches/subjects", "model_patches/attention", "model_patches/placement"},
     "model_patches/prompt": VALUES,
     "model_patches/encoding": {*VALUES, "model_patches/encoders", "model_patches/checkpoints", "model_patches/prompt"},

@@ -14,11 +14,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-CELL = 8  # pixels a latent cell is wide and high
-
 
 def box_mask(
-    boxes: Float[Tensor, "*any M 4"], grid: tuple[int, int], cell: int = CELL
+    boxes: Float[Tensor, "*any M 4"], grid: tuple[int, int], cell: int
 ) -> Float[Tensor, "*any {grid[0]} {grid[1]}"]:
     """Return Subject-Diffusion's mask channel, drawn at pixel size, then resized with `nearest`, which samples pixel
     `cell * i` for cell i.

@@ -17,6 +17,7 @@ from ..adapter import GatedSpec
 from ..attention.box_mask import box_mask
 from ..attention.gated import ObjectTokens, weighted
 from ..attention.limits import WHOLE, Window
+from ..bases import PIXELS_PER_CELL
 from ..encoders.fuser import GatedFuser
 from ..encoders.gated import GatedLayers
 from ..encoders.grounding import ObjectNet, Objects
@@ -101,9 +102,8 @@ def mask_channel(references: References, strengths: Sequence[float], size: tuple
     A subject without a box has the whole picture: then the mask is 0 everywhere.
     """
     acting = [s for s, strength in zip(references.subjects, strengths, strict=True) if strength]
-    return box_mask(
-        torch.tensor([corners_of(s.box) if s.box else EVERYWHERE for s in acting] or [NOWHERE]), size
-    ).unsqueeze(0)
+    corners = torch.tensor([corners_of(s.box) if s.box else EVERYWHERE for s in acting] or [NOWHERE])
+    return box_mask(corners, size, PIXELS_PER_CELL).unsqueeze(0)
 
 
 def corners_of(box: Box) -> Corners:

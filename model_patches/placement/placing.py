@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
+from ..bases import PIXELS_PER_CELL
 from ..errors import MismatchError, SubjectError
 from ..subjects import Box, Cast, Image, called
 from .boxes import FoundBox, Warn, checked, read_text, read_wired
 from .layouts import fill
 from .preview import draw_cast
-
-PIXELS_PER_CELL = 8
 
 
 def place_subjects(

@@ -16,7 +16,7 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-from ...model_patches.bases import SD2_BASE
+from ...model_patches.bases import PIXELS_PER_CELL, SD2_BASE
 from ...model_patches.errors import CheckpointError
 from ...model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts
 from ...rehearsal import codec
@@ -41,7 +41,7 @@ class Base:
     encode: Pixels
     decode: Pixels
     modules: tuple[torch.nn.Module, ...]
-    cell: int = 8
+    cell: int = PIXELS_PER_CELL
 
     @property
     def context(self) -> int:

@@ -15,6 +15,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler, EulerDiscreteSchedulerOutput
 
 from ...adapter import Adapter
+from ...bases import PIXELS_PER_CELL
 from ...binding.plan import waits_for_prompt
 from ...binding.settings import GatedSettings, ImageAttentionSettings
 from ...binding.two_strengths import ROLES
@@ -27,7 +28,6 @@ from .guidance import Guidance, branches, factors, of_step
 from .image_attention import ImageAttention
 from .weights import base_weights
 
-PIXELS = 8  # of a latent cell's side
 Progress = Callable[[int, int, torch.Tensor], None]
 Settings = ImageAttentionSettings | GatedSettings
 
@@ -155,7 +155,12 @@ def _condition(
 
 def noise(unet: UNet2DConditionModel, settings: SamplingSettings) -> torch.Tensor:
     """Return standard normal noise [batch, 4, h, w] on the CPU, the same numbers as ComfyUI's for a seed."""
-    shape = (settings.batch, unet.config["in_channels"], settings.height // PIXELS, settings.width // PIXELS)
+    shape = (
+        settings.batch,
+        unet.config["in_channels"],
+        settings.height // PIXELS_PER_CELL,
+        settings.width // PIXELS_PER_CELL,
+    )
     return torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed))
 
 

@@ -24,6 +24,7 @@ from .result import Progress, Result, Say
 hide_broken_torchaudio()
 load_pack()
 
+from troupe.model_patches.bases import PIXELS_PER_CELL  # noqa: E402
 from troupe.model_patches.binding.settings import GatedSettings, ImageAttentionSettings, mixing_for  # noqa: E402
 from troupe.model_patches.encoding.faces import Faces, prepare_faces  # noqa: E402
 from troupe.model_patches.errors import TroupeError  # noqa: E402
@@ -39,7 +40,6 @@ from troupe.model_patches.subjects import Cast, References, make_subject  # noqa
 SAMPLERS = {"euler": "EulerDiscreteScheduler", "euler_ancestral": "EulerAncestralDiscreteScheduler"}
 SCHEDULES: dict[str, dict[str, Any]] = {"normal": {}, "sgm_uniform": {"timestep_spacing": "trailing"}}
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}  # of SD1.5, SD2 and SDXL
-SIDE = 8  # pixels a latent cell; sizes are multiples of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +142,9 @@ def _guidance(job: Job, text_only: Prompt) -> dict[str, Any]:
 
 def check_size(job: Job) -> None:
     """Raise RunError unless width and height are multiples of a latent cell's side."""
-    if job.width % SIDE or job.height % SIDE or min(job.width, job.height) < 64:
+    if job.width % PIXELS_PER_CELL or job.height % PIXELS_PER_CELL or min(job.width, job.height) < 64:
         raise RunError(
-            f"Expected a size in multiples of {SIDE} pixels, at least 64, found {job.width}x{job.height}. "
+            f"Expected a size in multiples of {PIXELS_PER_CELL} pixels, at least 64, found {job.width}x{job.height}. "
             "Give another --size."
         )
 

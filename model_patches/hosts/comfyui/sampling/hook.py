@@ -15,7 +15,7 @@ from uuid import uuid4
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ....bases import BASES
+from ....bases import BASES, PIXELS_PER_CELL
 from ....binding.plan import Inside, Span, waits_for_prompt
 from ....prompt.graph_crops import samples_a_part
 from ....subjects import References
@@ -281,7 +281,7 @@ class Hook(ABC):
 
     def _warn_about_size(self, run: Run, noise: torch.Tensor) -> None:
         spec = self.references.adapter.spec
-        base, h, w = BASES.get(spec.context_dim), noise.shape[-2] * 8, noise.shape[-1] * 8
+        base, (h, w) = BASES.get(spec.context_dim), (PIXELS_PER_CELL * side for side in noise.shape[-2:])
         if base and not 0.5 <= (w * h) / base.side**2 <= 3.0:
             sentence = f"Generate near {base.side}x{base.side}, which {spec.base} was made for, and upscale afterwards"
             run.say(f"{sentence}: at {w}x{h} subjects are often missing or doubled.", logging.WARNING)
