@@ -4,7 +4,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..model_patches.hosts.comfyui.prompting.guider import METHODS, GuidanceSettings, subject_guider
+from ..model_patches.binding.two_strengths import Guidance
+from ..model_patches.hosts.comfyui.prompting.guider import METHODS, subject_guider
 from .types import CATEGORY, found_by, percent
 
 
@@ -117,5 +118,5 @@ class SubjectGuider(io.ComfyNode):
         end_percent: float,
         middle: Any = None,
     ) -> io.NodeOutput:
-        settings = GuidanceSettings(cfg, second, second_end, start_percent, end_percent)
-        return io.NodeOutput(subject_guider(model, positive, negative, middle, method, settings))
+        guidance = Guidance(method, second, second_end, start_percent, end_percent)
+        return io.NodeOutput(subject_guider(model, positive, negative, middle, guidance, cfg))

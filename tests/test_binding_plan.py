@@ -27,7 +27,7 @@ from troupe.model_patches.binding.plan import (
 from troupe.model_patches.binding.run_cache import RunCache
 from troupe.model_patches.binding.settings import GatedSettings, ImageAttentionSettings, mixing_for
 from troupe.model_patches.binding.stack import DeltaStack, at_first_call
-from troupe.model_patches.binding.two_strengths import SecondStrength, branch_factors
+from troupe.model_patches.binding.two_strengths import Guidance, branch_factors
 from troupe.model_patches.errors import MismatchError
 from troupe.model_patches.prompt.tokens import name_too_long, word_embeddings
 from troupe.model_patches.subjects import Box
@@ -211,18 +211,8 @@ def test_a_run_keeps_the_newest_of_a_kind():
 # ---- second strength, weights, words ---------------------------------------------------------------------------------
 
 
-class Settings(SecondStrength):
-    def __init__(self, second, second_end, start_percent=0.2, end_percent=0.6):
-        self.second, self.second_end, self.start_percent, self.end_percent = (
-            second,
-            second_end,
-            start_percent,
-            end_percent,
-        )
-
-
 def test_a_second_strength_is_interpolated_for_numbers_and_tensors():
-    settings, percents = Settings(1.0, 3.0), [0.0, 0.2, 0.4, 0.6, 0.9]
+    settings, percents = Guidance("umm", 1.0, 3.0, 0.2, 0.6), [0.0, 0.2, 0.4, 0.6, 0.9]
     assert [settings.second_inside(p) for p in percents] == pytest.approx([1.0, 1.0, 2.0, 3.0, 3.0])
     assert settings.second_inside(torch.tensor(percents)).tolist() == pytest.approx([1.0, 1.0, 2.0, 3.0, 3.0])
 
@@ -232,10 +222,10 @@ def test_a_second_strength_is_interpolated_for_numbers_and_tensors():
 )
 def test_shares_are_between_0_and_1(ends, fine):
     if fine:
-        Settings(*ends).umm_middle("prompt")
+        Guidance("umm", *ends).umm_middle("prompt")
     else:
         with pytest.raises(MismatchError, match="from 0 to 1 for method umm"):
-            Settings(*ends).umm_middle("prompt")
+            Guidance("umm", *ends).umm_middle("prompt")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 random models.
 """
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,9 +12,10 @@ from support.prompt_fusions import FUSIONS
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from troupe.model_patches.adapter import Adapter, AdapterSpec, LoraPair, PromptSpec, Weights
 from troupe.model_patches.attention.guidance import subject_guidance, umm_guidance
+from troupe.model_patches.binding.two_strengths import Guidance
 from troupe.model_patches.errors import MismatchError
 from troupe.model_patches.hosts.diffusers.encoders import EOS, ClipTexts, Prompt, embeddings_replaced
-from troupe.model_patches.hosts.diffusers.guidance import Guidance, branches, factors, of_step
+from troupe.model_patches.hosts.diffusers.guidance import branches, factors, of_step, second_at
 from troupe.model_patches.hosts.diffusers.prompt import TextsPromptEncoder, encode_prompt
 from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample
 from troupe.model_patches.hosts.diffusers.weights import base_weights, text_encoder_weights
@@ -230,7 +232,7 @@ def test_factors_are_umms_formula_with_no_branch_too_many(cfg, alpha, count):
 
 def test_the_second_strength_moves_evenly_and_outside_its_range_guidance_is_ordinary():
     guidance = Guidance("subject_diffusion", 1.0, 3.0, 0.2, 0.6)
-    assert [guidance.second_at(p) for p in (0.1, 0.2, 0.4, 0.6, 0.7)] == [
+    assert [second_at(guidance, p) for p in (0.1, 0.2, 0.4, 0.6, 0.7)] == [
         None,
         1.0,
         pytest.approx(2.0),
@@ -247,6 +249,21 @@ def test_umm_asks_for_its_middle_and_for_a_share():
         branches(Guidance("umm", 0.5, 0.5), prompt, prompt, None)
     with pytest.raises(MismatchError, match="from 0 to 1"):
         branches(Guidance("umm", 0.5, 1.5), prompt, prompt, prompt)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "second", "message"),
+    [
+        (math.nan, 1.5, "a finite number as 'cfg' of Two-Strength Guider, found nan"),
+        (7.5, math.inf, "a finite number as 'second' of Two-Strength Guider, found inf"),
+        (7.5, -1.0, "0 or more as 'second' of Two-Strength Guider, found -1"),
+    ],
+)
+def test_guidance_refuses_the_numbers_that_the_node_refuses(cfg, second, message):
+    plain, prompt = tiny.unet(), Prompt(drawn(1, 77, tiny.CONTEXT))
+    guidance = Guidance("subject_diffusion", second)
+    with pytest.raises(MismatchError, match=message):
+        sample(plain, tiny.scheduler(), prompt, prompt, SamplingSettings(64, 64, 1, cfg), guidance=guidance)
 
 
 @pytest.mark.parametrize(

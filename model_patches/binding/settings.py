@@ -64,9 +64,12 @@ def check_finite(settings: Any, node: str) -> None:
         value = getattr(settings, field.name)
         if isinstance(value, Mixing):
             check_finite(value, node)
-        elif isinstance(value, (int, float)) and not math.isfinite(value):
-            raise MismatchError(
-                f"a finite number as '{field.name}' of {node}",
-                f"{value}",
-                "Look at the node that makes this number, or type one in.",
-            )
+        elif isinstance(value, (int, float)):
+            check_number(field.name, value, node)
+
+
+def check_number(name: str, value: float, node: str) -> None:
+    """Raise MismatchError if a number is NaN or infinite. name: of the widget; `node` names the node."""
+    if not math.isfinite(value):
+        remedy = "Look at the node that makes this number, or type one in."
+        raise MismatchError(f"a finite number as '{name}' of {node}", f"{value}", remedy)

@@ -4,6 +4,7 @@ the same in every host.
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import TypeVar, overload
 
 import torch
@@ -11,11 +12,13 @@ import torch
 from ..attention.guidance import subject_coefficients, umm_coefficients
 from ..errors import MismatchError
 from .layer_tokens import COND, UNCOND
+from .settings import check_number
 
 T = TypeVar("T")
 NEGATIVE, MIDDLE, POSITIVE = "negative", "middle", "positive"
 ROLES = {NEGATIVE: UNCOND, MIDDLE: COND, POSITIVE: COND}  # what the references give each branch
 SUBJECT_DIFFUSION, UMM = "subject_diffusion", "umm"
+NODE = "Two-Strength Guider"
 NO_FACTOR = 1e-9  # a smaller factor counts as 0: it is rounding error
 
 
@@ -38,16 +41,19 @@ def branch_factors(method: str | None, cfg: float, second: float | None) -> dict
     return {branch: factor for branch, factor in each if abs(factor) > NO_FACTOR}
 
 
-class SecondStrength:
-    """Mixin for settings with a second strength: `second` at `start_percent`, `second_end` at `end_percent`.
+@dataclass(frozen=True)
+class Guidance:
+    """Widgets of Two-Strength Guider beside cfg. method: SUBJECT_DIFFUSION or UMM; `second` at `start_percent`,
+    `second_end` at `end_percent`, interpolated linearly between them.
 
     Strengths are 0..100, percents ComfyUI's, 0..1.
     """
 
-    second: float
-    second_end: float
-    start_percent: float
-    end_percent: float
+    method: str
+    second: float = 1.5
+    second_end: float = 1.5
+    start_percent: float = 0.0
+    end_percent: float = 1.0
 
     @overload
     def second_inside(self, percent: float) -> float: ...
@@ -80,3 +86,14 @@ class SecondStrength:
             found = f"{ends[0]:g} and {ends[1]:g}"
             raise MismatchError("'second' and 'second_end' from 0 to 1 for method umm", found, remedy)
         return middle
+
+
+def check_guidance(cfg: float, guidance: Guidance) -> None:
+    """Raise MismatchError for a number that is not finite, or a strength below 0, as only a wire can bring them."""
+    numbers = {"cfg": cfg, **{name: value for name, value in asdict(guidance).items() if name != "method"}}
+    for name, value in numbers.items():
+        check_number(name, value, NODE)
+    for name in ("cfg", "second", "second_end"):
+        if numbers[name] < 0:
+            remedy = "Look at the node that makes this number, or type one in."
+            raise MismatchError(f"0 or more as '{name}' of {NODE}", f"{numbers[name]:g}", remedy)

@@ -73,10 +73,11 @@ def percent_of(patcher, sigma):
     return low
 
 
-def make(model, positive, negative, middle=None, **settings):
-    from troupe.model_patches.hosts.comfyui.prompting.guider import GuidanceSettings, subject_guider
+def make(model, positive, negative, middle=None, cfg=7.5, **settings):
+    from troupe.model_patches.binding.two_strengths import Guidance
+    from troupe.model_patches.hosts.comfyui.prompting.guider import subject_guider
 
-    return subject_guider(model, positive, negative, middle, "subject_diffusion", GuidanceSettings(**settings))
+    return subject_guider(model, positive, negative, middle, Guidance("subject_diffusion", **settings), cfg)
 
 
 def sample(guider, noise, steps=2, sampler="euler"):
@@ -458,12 +459,13 @@ def test_a_ramp_reads_nothing_from_the_device(plain, monkeypatch):
     """The value is a tensor beside the sigma; only the end of a range may ask for the sigma itself, and not where the
     steps are counted.
     """
-    from troupe.model_patches.hosts.comfyui.prompting.guider import GuidanceSchedule, GuidanceSettings
+    from troupe.model_patches.binding.two_strengths import Guidance
+    from troupe.model_patches.hosts.comfyui.prompting.guider import GuidanceSchedule
     from troupe.model_patches.hosts.comfyui.sampling.clock import Clock
 
     st, *_ = plain
     course = GuidanceSchedule(
-        GuidanceSettings(second=3.0, second_end=1.0), st.patcher.model.model_sampling, Clock(schedule(st.patcher, 4))
+        Guidance("subject_diffusion", 3.0, 1.0), st.patcher.model.model_sampling, Clock(schedule(st.patcher, 4))
     )
     sigmas = schedule(st.patcher, 4)[:3]
     course.second(sigmas)  # makes the table, on the CPU
@@ -563,7 +565,8 @@ def test_a_cfg_function_of_another_node(plain):
 )
 def test_pre_cfg_functions_are_called_in_every_step(plain, method, second, span):
     """They get what ordinary guidance is made of, and what they return is guided with."""
-    from troupe.model_patches.hosts.comfyui.prompting.guider import GuidanceSettings, subject_guider
+    from troupe.model_patches.binding.two_strengths import Guidance
+    from troupe.model_patches.hosts.comfyui.prompting.guider import subject_guider
 
     st, middle, noise = plain
     model, seen = st.patcher.clone(), []
@@ -575,15 +578,15 @@ def test_pre_cfg_functions_are_called_in_every_step(plain, method, second, span)
     def nothing(args):
         return [torch.zeros_like(out) for out in args["conds_out"]]
 
-    settings = GuidanceSettings(7.5, second, second, *span)
+    guidance = Guidance(method, second, second, *span)
     model.set_model_sampler_pre_cfg_function(before)
-    found = sample(subject_guider(model, st.positive, st.negative, middle, method, settings), noise, 4)
+    found = sample(subject_guider(model, st.positive, st.negative, middle, guidance), noise, 4)
     assert len(seen) == 4 and all(
         len(args["conds_out"]) == 2 and args["cond_scale"] == 7.5 and args["model_options"] for args in seen
     )
-    close(found, sample(subject_guider(st.patcher, st.positive, st.negative, middle, method, settings), noise, 4))
+    close(found, sample(subject_guider(st.patcher, st.positive, st.negative, middle, guidance), noise, 4))
     model.set_model_sampler_pre_cfg_function(nothing)
-    emptied = sample(subject_guider(model, st.positive, st.negative, middle, method, settings), noise, 4)
+    emptied = sample(subject_guider(model, st.positive, st.negative, middle, guidance), noise, 4)
     assert emptied.abs().max() < 1e-4 < found.abs().max(), "a denoised picture of zeros in every step"
 
 

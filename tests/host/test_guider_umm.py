@@ -15,16 +15,17 @@ def prompts(dim=64):
     }
 
 
-def guider(model, texts, middle=True, **settings):
-    from troupe.model_patches.hosts.comfyui.prompting.guider import GuidanceSettings, subject_guider
+def guider(model, texts, middle=True, cfg=7.5, **settings):
+    from troupe.model_patches.binding.two_strengths import Guidance
+    from troupe.model_patches.hosts.comfyui.prompting.guider import subject_guider
 
     return subject_guider(
         model,
         texts["positive"],
         texts["negative"],
         texts["middle"] if middle else None,
-        "umm",
-        GuidanceSettings(**settings),
+        Guidance("umm", **settings),
+        cfg,
     )
 
 

@@ -145,13 +145,14 @@ def settings(**rest):
     return SamplingSettings(**PIXELS, steps=STEPS, cfg=rest.pop("cfg", CFG), seed=SEED, batch=2)
 
 
-def guided(model, positive, negative, middle, method, **widgets):
+def guided(model, positive, negative, middle, method, cfg, **widgets):
     """SamplerCustomAdvanced with Two-Strength Guider, on the host's normal schedule."""
     import comfy.samplers
     from support.host.small_casts import noise_of
-    from troupe.model_patches.hosts.comfyui.prompting.guider import GuidanceSettings, subject_guider
+    from troupe.model_patches.binding.two_strengths import Guidance
+    from troupe.model_patches.hosts.comfyui.prompting.guider import subject_guider
 
-    guider = subject_guider(model, positive, negative, middle, method, GuidanceSettings(**widgets))
+    guider = subject_guider(model, positive, negative, middle, Guidance(method, **widgets), cfg)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", STEPS)
     noise = noise_of(SIZE, 2, SEED)
     return guider.sample(
@@ -170,8 +171,8 @@ def alike(patcher, expected, found, without):
 @pytest.mark.parametrize("count, delay", [(1, {}), (2, {"start_step": 1}), (2, {"start_percent": 0.3})])
 @pytest.mark.parametrize("second, second_end", [(0.5, 0.5), (0.2, 1.0)])
 def test_umms_job(count, delay, second, second_end):
+    from troupe.model_patches.binding.two_strengths import Guidance
     from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt as host_prompt
-    from troupe.model_patches.hosts.diffusers.guidance import Guidance
     from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
     from troupe.model_patches.hosts.diffusers.sampling import sample
 
@@ -233,10 +234,10 @@ def subject_diffusion(patcher, base, count):
 def test_subject_diffusions_job(base, count, delay):
     """Retrained UNet and text encoder, prompt, fusers, mask channel, and image guidance that ends early."""
     from troupe.model_patches.binding.settings import GatedSettings
+    from troupe.model_patches.binding.two_strengths import Guidance
     from troupe.model_patches.hosts.comfyui.apply import apply_gated
     from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt as host_prompt
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
-    from troupe.model_patches.hosts.diffusers.guidance import Guidance
     from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
     from troupe.model_patches.hosts.diffusers.sampling import sample
     from troupe.model_patches.hosts.diffusers.weights import text_encoder_weights

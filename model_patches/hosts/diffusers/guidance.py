@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from ...binding.two_strengths import MIDDLE, NEGATIVE, POSITIVE, UMM, SecondStrength, branch_factors
+from ...binding.two_strengths import MIDDLE, NEGATIVE, POSITIVE, UMM, Guidance, branch_factors
 from .encoders import Prompt
 from .image_attention import inside
 
 
-@dataclass(frozen=True)
-class Guidance(SecondStrength):
-    """Widgets of Two-Strength Guider beside cfg. method: SUBJECT_DIFFUSION or UMM of `two_strengths`; second is
-    interpolated linearly to second_end between the percents, which are ComfyUI's.
-    """
-
-    method: str
-    second: float = 1.5
-    second_end: float = 1.5
-    start_percent: float = 0.0
-    end_percent: float = 1.0
-
-    def second_at(self, percent: float) -> float | None:
-        """Return the second strength in a model call, or None outside the range."""
-        if not inside(percent, self.start_percent, self.end_percent):
-            return None
-        return self.second_inside(percent)
+def second_at(guidance: Guidance, percent: float) -> float | None:
+    """Return the second strength in a model call, or None outside the range."""
+    if not inside(percent, guidance.start_percent, guidance.end_percent):
+        return None
+    return guidance.second_inside(percent)
 
 
 def factors(guidance: Guidance | None, cfg: float, percent: float) -> dict[str, float]:
@@ -35,7 +22,7 @@ def factors(guidance: Guidance | None, cfg: float, percent: float) -> dict[str, 
     """
     if guidance is None:
         return branch_factors(None, cfg, None)
-    return branch_factors(guidance.method, cfg, guidance.second_at(percent))
+    return branch_factors(guidance.method, cfg, second_at(guidance, percent))
 
 
 def branches(

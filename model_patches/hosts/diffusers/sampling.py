@@ -18,13 +18,13 @@ from ...adapter import Adapter
 from ...bases import PIXELS_PER_CELL
 from ...binding.plan import waits_for_prompt
 from ...binding.settings import GatedSettings, ImageAttentionSettings
-from ...binding.two_strengths import ROLES
+from ...binding.two_strengths import ROLES, Guidance, check_guidance
 from ...errors import MismatchError
 from ...relevance.maps import AppliedMaps
 from ...subjects import References
 from .encoders import Prompt
 from .gated import GatedAdapter, apply_gated
-from .guidance import Guidance, branches, factors, of_step
+from .guidance import branches, factors, of_step
 from .image_attention import ImageAttention
 from .weights import base_weights
 
@@ -77,9 +77,11 @@ def sample(
     Returns:
         [batch, 4, height / 8, width / 8] float32, before the VAE's scaling factor is divided out.
     Raises:
-        MismatchError: an adapter for another base model, missing names, or prompts without the pooled output that the
-            UNet reads.
+        MismatchError: an adapter for another base model, missing names, a number that is not finite, or prompts without
+            the pooled output that the UNet reads.
     """
+    if guidance is not None:
+        check_guidance(settings.cfg, guidance)
     device, dtype, prompts = unet.device, unet.dtype, branches(guidance, positive, negative, middle)
     scheduler.set_timesteps(settings.steps, device=device)
     # ComfyUI's scale; diffusers' own depends on the spacing

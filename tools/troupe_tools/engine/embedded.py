@@ -26,10 +26,10 @@ load_pack()
 
 from troupe.model_patches.bases import PIXELS_PER_CELL  # noqa: E402
 from troupe.model_patches.binding.settings import GatedSettings, ImageAttentionSettings, mixing_for  # noqa: E402
+from troupe.model_patches.binding.two_strengths import Guidance  # noqa: E402
 from troupe.model_patches.encoding.faces import Faces, prepare_faces  # noqa: E402
 from troupe.model_patches.errors import TroupeError  # noqa: E402
 from troupe.model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts, Prompt, encode_references  # noqa: E402
-from troupe.model_patches.hosts.diffusers.guidance import Guidance  # noqa: E402
 from troupe.model_patches.hosts.diffusers.prompt import encode_prompt  # noqa: E402
 from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample  # noqa: E402
 from troupe.model_patches.hosts.diffusers.weights import text_encoder_weights  # noqa: E402

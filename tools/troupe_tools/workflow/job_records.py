@@ -105,7 +105,8 @@ class WeightsJob:
 
 @dataclass(frozen=True)
 class GuidanceJob:
-    """Two-Strength Guider beside cfg; text_only: the middle is the prompt without its subjects, else the negative."""
+    """Two-Strength Guider beside cfg, read without torch, which `two_strengths.Guidance` needs; text_only: the middle
+    is the prompt without its subjects, else the negative."""
 
     method: str
     second: float

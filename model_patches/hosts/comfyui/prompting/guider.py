@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from typing import Any
 
 import comfy.samplers
@@ -17,17 +17,16 @@ from comfy.patcher_extension import WrappersMP
 
 from ....attention.guidance import equivalent_uncond, subject_guidance, umm_guidance
 from ....binding.layer_tokens import COND
-from ....binding.settings import check_finite
 from ....binding.two_strengths import (
     MIDDLE,
     NEGATIVE,
     POSITIVE,
     SUBJECT_DIFFUSION,
     UMM,
-    SecondStrength,
+    Guidance,
     branch_factors,
+    check_guidance,
 )
-from ....errors import MismatchError
 from ..sampling.clock import Clock, percent_table, sigma_range
 from ..sampling.conditioning import KEY, Conditioning, ConditioningRecord, attach, text_source
 from ..sampling.hook import Hook
@@ -40,38 +39,19 @@ NEAR_ONE = 1e-4
 ANY = 0.5  # a second strength that leaves no branch out, for one that only the device knows
 
 
-@dataclass(frozen=True)
-class GuidanceSettings(SecondStrength):
-    """Widgets of Two-Strength Guider. cfg, second, second_end: 0..100; second is interpolated linearly to second_end
-    between the percents, which are ComfyUI's.
-    """
-
-    cfg: float = 7.5
-    second: float = 1.5
-    second_end: float = 1.5
-    start_percent: float = 0.0
-    end_percent: float = 1.0
-
-    @property
-    def described(self) -> str:
-        """What second does, in words."""
-        second = f"{self.second:g}" if self.second == self.second_end else f"{self.second:g} to {self.second_end:g}"
-        return f"{second} from {self.start_percent:g} to {self.end_percent:g} of the run"
-
-
 class GuidanceSchedule:
     """The second strength in each call of one run."""
 
-    def __init__(self, settings: GuidanceSettings, model_sampling: Any, clock: Clock):
-        self.settings, self.clock, self._sampling = settings, clock, model_sampling
-        self._range = sigma_range(model_sampling, settings.start_percent, settings.end_percent)
+    def __init__(self, guidance: Guidance, model_sampling: Any, clock: Clock):
+        self.guidance, self.clock, self._sampling = guidance, clock, model_sampling
+        self._range = sigma_range(model_sampling, guidance.start_percent, guidance.end_percent)
         self._table: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def second(self, sigma: torch.Tensor) -> float | torch.Tensor | None:
         """Return the second strength at the call's sigma [rows]: a float where it is constant, else a tensor [rows]
         that stays on the device; None outside the range.
         """
-        s = self.settings
+        s = self.guidance
         if not self.clock.inside([self._range], sigma)[0]:
             return None
         if s.second == s.second_end:
@@ -94,11 +74,18 @@ class GuidanceSchedule:
 class TwoScaleGuider(comfy.samplers.CFGGuider, ABC):
     """A guider with a second scale. Subclasses say which branches there are and how they become one."""
 
-    def __init__(self, model: Any, settings: GuidanceSettings):
+    def __init__(self, model: Any, guidance: Guidance, cfg: float):
         super().__init__(model)
-        self.settings = settings
+        self.guidance = guidance
         self.schedule: GuidanceSchedule | None = None  # of the run that is on
-        self.set_cfg(settings.cfg)
+        self.set_cfg(cfg)
+
+    @property
+    def described(self) -> str:
+        """What the second strength does, in words."""
+        g = self.guidance
+        second = f"{g.second:g}" if g.second == g.second_end else f"{g.second:g} to {g.second_end:g}"
+        return f"{second} from {g.start_percent:g} to {g.end_percent:g} of the run"
 
     @abstractmethod
     def set_branches(self, positive: Conditioning, negative: Conditioning, middle: Conditioning | None) -> None:
@@ -178,7 +165,7 @@ class TwoScaleGuider(comfy.samplers.CFGGuider, ABC):
     ) -> Any:
         """Run the sampler as the host does, and count its steps."""
         self.schedule = GuidanceSchedule(
-            self.settings, self.model_patcher.get_model_object("model_sampling"), Clock(sigmas, sampler)
+            self.guidance, self.model_patcher.get_model_object("model_sampling"), Clock(sigmas, sampler)
         )
         try:
             return super().outer_sample(
@@ -204,7 +191,7 @@ class SubjectDiffusionGuider(TwoScaleGuider):
 
     def outer_sample(self, *args: Any, **kwargs: Any) -> Any:
         """Log what the run does, then run it."""
-        log.info("Troupe: text guidance %g, image guidance %s.", self.cfg, self.settings.described)
+        log.info("Troupe: text guidance %g, image guidance %s.", self.cfg, self.described)
         return super().outer_sample(*args, **kwargs)
 
     def predict_noise(
@@ -237,7 +224,7 @@ class UMMGuider(TwoScaleGuider):
 
     def set_branches(self, positive: Conditioning, negative: Conditioning, middle: Conditioning | None) -> None:
         """Raise MismatchError if middle is None, or second is no alpha."""
-        middle = self.settings.umm_middle(middle)
+        middle = self.guidance.umm_middle(middle)
         for apply_id in drop_in_ids(self.model_patcher):
             middle = attach(middle, ConditioningRecord(apply_id, COND, None))
         negative = node_helpers.conditioning_set_values(negative, {"prompt_type": "negative"})
@@ -245,7 +232,7 @@ class UMMGuider(TwoScaleGuider):
 
     def outer_sample(self, *args: Any, **kwargs: Any) -> Any:
         """Log what the run does, then run it."""
-        log.info("Troupe: guidance %g, the subjects' share %s.", self.cfg, self.settings.described)
+        log.info("Troupe: guidance %g, the subjects' share %s.", self.cfg, self.described)
         return super().outer_sample(*args, **kwargs)
 
     def predict_noise(
@@ -278,27 +265,20 @@ def subject_guider(
     positive: Conditioning,
     negative: Conditioning,
     middle: Conditioning | None,
-    method: str,
-    settings: GuidanceSettings,
+    guidance: Guidance,
+    cfg: float = 7.5,
 ) -> TwoScaleGuider:
-    """Return the GUIDER of a method (a key of METHODS) for a MODEL and its conditionings; middle as the method's
-    `set_branches` says.
+    """Return the GUIDER of the guidance's method (a key of METHODS) for a MODEL and its conditionings; middle as the
+    method's `set_branches` says.
 
-    Raises MismatchError: a number that is not finite or below 0, as only a wire can bring it, or what `set_branches`
-    refuses.
+    Raises MismatchError: see `check_guidance`, or what `set_branches` refuses.
     """
-    settings = GuidanceSettings(*map(float, astuple(settings)))  # a wire may bring whole numbers
-    check_finite(settings, "Two-Strength Guider")
-    for name in ("cfg", "second", "second_end"):
-        if getattr(settings, name) < 0:
-            raise MismatchError(
-                f"0 or more as '{name}' of Two-Strength Guider",
-                f"{getattr(settings, name):g}",
-                "Look at the node that makes this number, or type one in.",
-            )
+    method, *numbers = astuple(guidance)
+    guidance, cfg = Guidance(method, *map(float, numbers)), float(cfg)  # a wire may bring whole numbers
+    check_guidance(cfg, guidance)
     model = model.clone()
     PromptSwitch().attach(model)
-    guider = METHODS[method](model, settings)
+    guider = METHODS[method](model, guidance, cfg)
     guider.set_branches(positive, negative, middle)
     return guider
 
