@@ -17,6 +17,7 @@ from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from ...adapter import Adapter
+from ...bases import SD2_BASE, SD15_BASE, SDXL_BASE, BaseModel
 from ...encoding.interfaces import BATCH, ImageEncoder, NameEncoder, check_vision_weights
 from ...families.encode import encode_subjects
 from ...families.registry import read_adapter
@@ -29,6 +30,7 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures, RGB
 STD = (0.26862954, 0.26130258, 0.27577711)
 BOS = 49406
 SPLIT_FROM = 8  # a part of at least so many tokens is cut where a chunk is full; a shorter one moves to the next chunk
+PADDINGS = {"l": EOS, "g": PADDING, "h": PADDING}  # the token after EOS, of each text encoder by ComfyUI's name
 SD2_LAYERS = 23  # of the published diffusers folders: the last layer, which SD2 does not read, is left out there
 
 # tokens and their weights, BOS first, LENGTH of them with EOS; padding is not in it
@@ -232,22 +234,27 @@ class ClipTexts:
 
     @classmethod
     def sd15(cls, model: CLIPTextModel) -> ClipTexts:
-        """Return the text encoder of SD1.5, CLIP-L: last layer with its norm."""
-        return cls(TextTower("l", model, -1, True, EOS))
+        """Return the text encoder of SD1.5, CLIP-L."""
+        return cls.of(SD15_BASE, model)
 
     @classmethod
     def sd2(cls, model: CLIPTextModel) -> ClipTexts:
-        """Return the text encoder of SD2, OpenCLIP-H: penultimate layer with the final norm; published folders hold the
-        model without its last layer.
-        """
-        return cls(TextTower("h", model, -1 if model.config.num_hidden_layers == SD2_LAYERS else -2, True, PADDING))
+        """Return the text encoder of SD2, OpenCLIP-H; published folders hold the model without its last layer."""
+        return cls.of(SD2_BASE, model, left_out=int(model.config.num_hidden_layers == SD2_LAYERS))
 
     @classmethod
     def sdxl(cls, clip_l: CLIPTextModel, clip_g: CLIPTextModelWithProjection) -> ClipTexts:
-        """Return the text encoders of SDXL, CLIP-L and OpenCLIP-bigG: penultimate layers without a norm; pooled from
-        bigG.
+        """Return the text encoders of SDXL, CLIP-L and OpenCLIP-bigG; pooled from bigG."""
+        return cls.of(SDXL_BASE, clip_l, clip_g)
+
+    @classmethod
+    def of(cls, base: BaseModel, *models: CLIPTextModel | CLIPTextModelWithProjection, left_out: int = 0) -> ClipTexts:
+        """Return the text encoders of a base model, in the order of its streams. left_out: how many of their last
+        layers the models lack.
         """
-        return cls(TextTower("l", clip_l, -2, False, EOS), TextTower("g", clip_g, -2, False, PADDING))
+        layer = base.clip_layer + left_out
+        each = zip(base.streams, models, strict=True)
+        return cls(*(TextTower(name, model, layer, base.final_norm, PADDINGS[name]) for name, model in each))
 
     @torch.no_grad()
     def encode(self, names: Sequence[str]) -> list[torch.Tensor]:
