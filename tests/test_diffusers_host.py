@@ -351,6 +351,8 @@ def test_refusals_name_what_is_wrong():
     with pytest.raises(MismatchError, match="for merge 'relevance', found references that were encoded without 'clip'"):
         ImageAttention(unet, nameless, PLAIN)
     ImageAttention(unet, nameless, ImageAttentionSettings(mixing=Mixing("uniform")))
+    with pytest.raises(MismatchError, match="a finite number as 'sharpness' of Apply Image Attention, found nan"):
+        ImageAttention(unet, nameless, ImageAttentionSettings(0.0, Mixing("uniform", float("nan"))))
 
 
 # ---- whole runs ------------------------------------------------------------------------------------------------------

@@ -197,12 +197,26 @@ def test_whole_text_weights_and_what_does_not_fit():
     assert torch.equal(texts.encode_prompt("a cat").embeds, plain)
     torch.testing.assert_close(changed - plain, drawn(32).expand_as(changed), rtol=0, atol=1e-5)
     for weights, strength, message in (
-        (Weights(text={name: drawn(31)}), 1.0, r"\[31\].*found \[32\]"),
+        (Weights(text={name: drawn(31)}), 1.0, r"has the shape \[32\] instead of \[31\]"),
         (Weights(text={name: drawn(32)}), 0.5, "strength 1.*found 0.5"),
-        (Weights(text_lora={"g": {}}), 1.0, "text encoders 'g'.*found l"),
+        (Weights(text_lora={"g": {}}), 1.0, "a CLIP with OpenCLIP bigG for the LoRAs.*found one with CLIP-L"),
     ):
         with pytest.raises(MismatchError, match=message), text_encoder_weights(texts, weights, strength):
             pass
+    two = ClipTexts.sdxl(text_model(), text_model(48, True, seed=2))
+    alone = Weights(text={name: drawn(32)})
+    with pytest.raises(MismatchError, match="with one text encoder.*found 2"), text_encoder_weights(two, alone):
+        pass
+
+
+def test_weights_at_strength_0_need_not_fit():
+    """As Apply Adapter Weights has it."""
+    texts, plain = ClipTexts.sd15(text_model()), tiny.unet()
+    wrong = {"nobody's": drawn(3)}
+    with text_encoder_weights(texts, Weights(text=wrong, text_lora={"g": {}}), 0.0):
+        pass
+    with base_weights(plain, Weights(unet=wrong), 0.0):
+        pass
 
 
 # ---- guidance and delays ---------------------------------------------------------------------------------------------

@@ -10,14 +10,30 @@ from ..base_mismatch import base_mismatch
 from ..bases import base_name
 from ..errors import MismatchError
 from ..subjects import References
-from .plan import needs_names
-from .settings import ImageAttentionSettings
+from .plan import is_idle, needs_names
+from .settings import GatedSettings, ImageAttentionSettings, check_finite
 
 
 def check_kind(spec: AdapterSpec, kind: type[PartSpec], remedy: str) -> None:
     """Raise MismatchError if the adapter has no part of that type. remedy: what to do with its references."""
     if not spec.has(kind):
         raise MismatchError(f"references of {kind.EXPECTED}", f"{spec.file}, {spec.describe()}", remedy)
+
+
+def may_act(references: References, settings: ImageAttentionSettings | GatedSettings, remedy: str) -> bool:
+    """Return whether an Apply node has an effect in any step; if not, no model is looked at. remedy: what to do with
+    references that are for another node.
+
+    Raises:
+        MismatchError: the references are for another node, or a number is not finite.
+    """
+    if isinstance(settings, GatedSettings):
+        kind, node, strength = GatedSpec, "Apply Gated Adapter", settings.strength
+    else:
+        kind, node, strength = ImageAttentionSpec, "Apply Image Attention", settings.weight
+    check_kind(references.adapter.spec, kind, remedy)
+    check_finite(settings, node)
+    return not is_idle(strength, references.subjects)
 
 
 def check_widths(spec: AdapterSpec, widths: Sequence[int], context_dim: int) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...adapter import GatedSpec, ImageAttentionSpec, PhotoSpec
+from ...adapter import GatedSpec, PhotoSpec
 from ...base_mismatch import base_mismatch
-from ...binding.checks import check_kind, check_names, check_places, check_widths
-from ...binding.plan import is_idle
-from ...binding.settings import GatedSettings, ImageAttentionSettings, check_finite
+from ...binding.checks import check_names, check_places, check_widths, may_act
+from ...binding.settings import GatedSettings, ImageAttentionSettings
 from ...binding.two_strengths import MIDDLE, NEGATIVE, POSITIVE, ROLES
 from ...families.encode import encode_subjects
 from ...subjects import Cast, References
@@ -68,9 +67,7 @@ def apply_image_attention(
         MismatchError: the adapter is for another base model, or relevance is asked for and the references carry no
             names, or a number is not finite.
     """
-    check_kind(references.adapter.spec, ImageAttentionSpec, _use_instead(references, "Apply Image Attention"))
-    check_finite(settings, "Apply Image Attention")
-    if is_idle(settings.weight, references.subjects):
+    if not may_act(references, settings, _use_instead(references, "Apply Image Attention")):
         return model, positive, negative, middle
     blocks = attention_blocks(model.get_model_object("diffusion_model"))
     check_widths(references.adapter.spec, [block.width for block in blocks], blocks[0].context_dim)
@@ -99,9 +96,7 @@ def apply_gated(
         MismatchError: the adapter has no gated layers, or is for another base model, or a number is not finite.
     """
     adapter = references.adapter
-    check_kind(adapter.spec, GatedSpec, _use_instead(references, "Apply Gated Adapter"))
-    check_finite(settings, "Apply Gated Adapter")
-    if is_idle(settings.strength, references.subjects):
+    if not may_act(references, settings, _use_instead(references, "Apply Gated Adapter")):
         return model, positive, negative, middle
     check_input_channels(model)
     blocks = {

@@ -14,9 +14,9 @@ from torch import nn
 
 from ...adapter import Adapter, GatedSpec
 from ...attention.gated import ObjectTokens
-from ...binding.checks import check_kind, check_places
+from ...binding.checks import check_places, may_act
 from ...binding.layer_tokens import COND, UNCOND
-from ...binding.plan import GatedStrengths, gated_strengths, is_idle
+from ...binding.plan import GatedStrengths, gated_strengths
 from ...binding.run_cache import RunCache
 from ...binding.run_objects import RunObjects, groups_of
 from ...binding.settings import GatedSettings
@@ -51,7 +51,7 @@ class GatedAdapter:
         self._hooks: list[Any] = []
         self._now: GatedStrengths | None = None
         spec = references.adapter.spec
-        check_kind(spec, GatedSpec, "Bind these references with ImageAttention.")
+        self._idle = not may_act(references, settings, "Bind these references with ImageAttention.")
         self._gated = cast(GatedLayers, cast(Adapter, references.adapter).gated)
         self._places = spec.part(GatedSpec).places
         if self._idle:
@@ -123,10 +123,6 @@ class GatedAdapter:
 
         return self._run.once(("run objects",), make)
 
-    @property
-    def _idle(self) -> bool:
-        return is_idle(self.settings.strength, self.references.subjects)
-
     def _announce(
         self, block: BasicTransformerBlock, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
@@ -159,7 +155,7 @@ def apply_gated(
     weight 0, leaves it unchanged.
 
     Raises:
-        MismatchError: the adapter has no gated layers, or is for another base model.
+        MismatchError: the adapter has no gated layers, or is for another base model, or a number is not finite.
     """
     return GatedAdapter(unet, references, settings, roles)
 

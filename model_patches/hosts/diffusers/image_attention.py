@@ -14,12 +14,12 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch.nn.functional import scaled_dot_product_attention
 
-from ...adapter import Adapter, ImageAttentionSpec
+from ...adapter import Adapter
 from ...attention.decoupled import LayerTokens
 from ...attention.limits import WHOLE
-from ...binding.checks import check_kind, check_names, check_widths
+from ...binding.checks import check_names, check_widths, may_act
 from ...binding.layer_tokens import COND, UNCOND, layer_delta
-from ...binding.plan import ImageStrengths, Inside, ends_of, image_strengths, is_idle, needs_names, takes_part
+from ...binding.plan import ImageStrengths, Inside, ends_of, image_strengths, needs_names, takes_part
 from ...binding.run_cache import RunCache
 from ...binding.run_limits import RunLimits
 from ...binding.run_tokens import RunTokens, TextLayers, through_base
@@ -51,7 +51,8 @@ class ImageAttention:
     positions each subject affected.
 
     Raises:
-        MismatchError: the adapter is for another base model, or the merge needs names and the references carry none.
+        MismatchError: the adapter is for another base model, or the merge needs names and the references carry none,
+            or a number is not finite.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class ImageAttention:
         self._now: ImageStrengths | None = None
         # whose file has them, as check_widths finds
         self._image_layers = cast("DecoupledLayers | LoraLayers", cast(Adapter, references.adapter).layers)
-        check_kind(references.adapter.spec, ImageAttentionSpec, "Bind these references with GatedAdapter.")
+        self._idle = not may_act(references, settings, "Bind these references with GatedAdapter.")
         if self._idle:
             return
         check_widths(
@@ -204,10 +205,6 @@ class ImageAttention:
             return RunTokens(self._run, self.references, self.settings, self._image_layers, text, *there)
 
         return self._run.once(("run tokens",), make)
-
-    @property
-    def _idle(self) -> bool:
-        return is_idle(self.settings.weight, self.references.subjects)
 
     def _see_grid(self, transformer: Transformer2DModel, args: tuple, kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]  # B, C, h, w

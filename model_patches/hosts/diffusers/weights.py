@@ -12,11 +12,12 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
 from ...adapter import LoraPair, Weights
-from ...binding.checks import check_whole_weights
+from ...binding.weights_fit import check_text_encoders, misfit, weights_act
 from ...checkpoints.unet_layout import ldm_names
 from ...errors import MismatchError
 from .encoders import ClipTexts
 
+WHOSE = "the adapter"
 TRAINED_ON = "Use the base model that the adapter was trained on."
 # which some versions of transformers' text models have before their tensors' names, and some not
 TEXT_MODEL = "text_model."
@@ -49,15 +50,11 @@ def text_encoder_weights(
         MismatchError: see `base_weights`; also text encoders of another base model.
     """
     known = {tower.stream: tower.model for tower in texts.towers}
-    strangers = sorted(weights.text_lora.keys() - known) or (
-        ["the only one"] if weights.text and len(known) > 1 else []
-    )
-    if strangers:
-        raise MismatchError(
-            f"text encoders '{', '.join(strangers)}', for which the adapter has weights",
-            f"{', '.join(known)}",
-            TRAINED_ON,
-        )
+    if strength:
+        check_text_encoders(weights.text_lora, known, WHOSE, TRAINED_ON)
+        if weights.text and len(known) > 1:
+            found = f"{len(known)} of them"
+            raise MismatchError(f"a base model with one text encoder for the weights of {WHOSE}", found, TRAINED_ON)
     with ExitStack() as stack:
         for stream, model in known.items():
             places = {
@@ -80,16 +77,14 @@ def exchanged(
     """Replace parameters by whole tensors, or add low-rank changes to them, while the context is open. what: whose
     parameters they are, for messages. Raises MismatchError: a tensor has no place, or another shape.
     """
-    if tensors:
-        check_whole_weights(strength)
-    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()} | {
-        name: [len(pair.up), pair.down.shape[1]] for name, pair in pairs.items()
-    }
-    for name, shape in shapes.items():
-        here = list(places[name].shape) if name in places else "no such tensor"
-        if here != shape:
-            raise MismatchError(f"{what} with '{name}' {shape}, which the adapter has", f"{here}", TRAINED_ON)
-    before = {name: places[name].data for name in shapes} if strength else {}
+    if not weights_act(strength, tensors):
+        yield
+        return
+    shapes = {name: parameter.shape for name, parameter in places.items()}
+    for part in (tensors, pairs):
+        if differs := misfit(part, shapes):
+            raise MismatchError(f"{what} for the weights of {WHOSE}", f"one {differs}", TRAINED_ON)
+    before = {name: places[name].data for name in (*tensors, *pairs)}
     try:
         for name in before:
             if name in tensors:

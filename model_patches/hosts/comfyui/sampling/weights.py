@@ -12,7 +12,7 @@ import comfy.lora
 import torch
 
 from ....adapter import LoraPair, PromptSpec
-from ....binding.checks import check_whole_weights
+from ....binding.weights_fit import STREAM_LABELS, check_text_encoders, misfit, weights_act
 from ....errors import MismatchError
 from ..loading.adapters import HostAdapter
 from ..messages import info
@@ -21,7 +21,6 @@ from .prompt_switch import PromptSwitch
 Weight = TypeVar("Weight", torch.Tensor, LoraPair)
 MARK = "troupe_weights"
 MASKED_CHANNELS = 5  # a UNet whose extra input is the box mask of Subject-Diffusion
-STREAM_LABELS = {"l": "CLIP-L", "g": "OpenCLIP bigG", "h": "OpenCLIP H"}  # the host's names of text encoders
 INPUT = "input_blocks.0.0.weight"
 
 
@@ -63,11 +62,11 @@ def apply_weights(
             "Connect the checkpoint's CLIP to 'clip', and encode the prompts with this node's 'clip' "
             f"output: {file} also has {what}."
         )
-    if (own.unet or own.unet_lora) and _on(strength_model, "strength_model", own.unet):
+    if (own.unet or own.unet_lora) and weights_act(strength_model, own.unet, "strength_model"):
         whole, pairs = in_unet(model, own.unet, adapter), in_unet(model, own.unet_lora, adapter)
         model = model.clone()
         put += _put(model, whole, pairs, strength_model, adapter.id, "UNet")
-    if (own.text or own.text_lora) and clip is not None and _on(strength_clip, "strength_clip", own.text):
+    if (own.text or own.text_lora) and clip is not None and weights_act(strength_clip, own.text, "strength_clip"):
         whole, pairs = (
             in_text_encoder(clip.patcher, own.text, adapter),
             in_streams(clip.patcher, own.text_lora, adapter),
@@ -152,17 +151,11 @@ def in_streams(patcher: Any, loras: Mapping[str, Mapping[str, LoraPair]], adapte
     state = patcher.model_state_dict()
     placed: dict[str, LoraPair] = {}
     there = [stream for stream in STREAM_LABELS if any(key.startswith(f"clip_{stream}.") for key in state)]
-    if not set(loras) <= set(there):
-        wanted, have = (
-            " and ".join(STREAM_LABELS[stream] for stream in STREAM_LABELS if stream in streams)
-            or "another text encoder"
-            for streams in (loras, there)
-        )
-        remedy = (
-            f"Wire the CLIP of the {adapter.spec.base} checkpoint that {adapter.spec.file} was trained on, as "
-            "Load Checkpoint gives it."
-        )
-        raise MismatchError(f"a CLIP with {wanted} for the LoRAs of {adapter.spec.file}", f"one with {have}", remedy)
+    remedy = (
+        f"Wire the CLIP of the {adapter.spec.base} checkpoint that {adapter.spec.file} was trained on, as "
+        "Load Checkpoint gives it."
+    )
+    check_text_encoders(loras, there, adapter.spec.file, remedy)
     for stream, pairs in loras.items():
         choice = {name: f"clip_{stream}.transformer.{name}" for name in pairs}
         placed |= _placed_patches(
@@ -185,42 +178,18 @@ def _placed_patches(
     found: str,
 ) -> dict[str, Weight]:
     """The weights at the choice of keys where all of them fit. Raises MismatchError if there is none."""
-    shapes = {name: _shape(weight) for name, weight in weights.items()}
-    if not shapes:
+    if not weights:
         return {}
-    misfit = f"without a weight named '{next(iter(shapes))}'"
+    differs = f"without a weight named '{next(iter(weights))}'"
     for keys in choices:
-        misfits = [name for name, key in keys.items() if key not in state or tuple(state[key].shape) != shapes[name]]
-        if not misfits:
+        differs = misfit(weights, {name: state[key].shape for name, key in keys.items() if key in state})
+        if not differs:
             return {key: weights[name] for name, key in keys.items()}
-        name = misfits[0]
-        have = state.get(keys[name])
-        other = (
-            f"there is no weight named '{name}'"
-            if have is None
-            else f"'{name}' has the shape {list(have.shape)} instead of {list(shapes[name])}"
-        )
-        misfit = f"where {len(misfits)} of {len(shapes)} tensors do not fit: {other}"
     remedy = (
         f"Wire the checkpoint that {adapter.spec.file} was trained on ({adapter.spec.base}), as Load Checkpoint "
         "gives it."
     )
-    raise MismatchError(f"{wanted} for the weights of {adapter.spec.file}", f"{found} {misfit}", remedy)
-
-
-def _shape(weight: torch.Tensor | LoraPair) -> tuple[int, ...]:
-    """Of the weight in the model."""
-    return (weight.up.shape[0], weight.down.shape[1]) if isinstance(weight, LoraPair) else tuple(weight.shape)
-
-
-def _on(strength: float, widget: str, whole: Mapping[str, torch.Tensor]) -> bool:
-    """Whether anything is put there: whole tensors at strength 1, LoRAs at any but 0.
-
-    Raises MismatchError for whole tensors at another one.
-    """
-    if whole:
-        check_whole_weights(strength, widget)
-    return bool(strength)
+    raise MismatchError(f"{wanted} for the weights of {adapter.spec.file}", f"{found} {differs}", remedy)
 
 
 def _put(
