@@ -493,6 +493,10 @@ def test_refusals():
     other.adapter.spec.part(GatedSpec).places["output_blocks.7.1.transformer_blocks.0"] = 64
     with pytest.raises(MismatchError, match="with a matching block for 7 of the 8 layers"):
         apply_gated(other.patcher, other.references(1), GatedSettings(), other.positive)
+    with pytest.raises(MismatchError, match="a finite number as 'decay_percent' of Apply Gated Adapter, found inf"):
+        apply_gated(st.patcher, st.references(1), GatedSettings(0.0, 0.5, float("inf")), st.positive)
+    with pytest.raises(MismatchError, match="a finite number as 'weight' of Apply Image Attention, found nan"):
+        apply_image_attention(plain.patcher, plain.references(1), settings(weight=float("nan")), plain.positive)
 
 
 def test_what_it_says(caplog):
