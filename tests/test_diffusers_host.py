@@ -327,6 +327,24 @@ def test_boxes_limit_until_their_end():
     torch.testing.assert_close(over, free)
 
 
+def test_a_region_goes_on_limiting_when_the_boxes_of_a_run_end():
+    unet = tiny.unet()
+    left = torch.zeros(72, 48)
+    left[:, :24] = 1
+    settings = ImageAttentionSettings(weight=1.0, box_end_percent=0.5)
+    in_region, in_both = (
+        tiny.references(unet, 1, region=[left], **box) for box in ({}, {"box": [Box(0.0, 0.0, 1.0, 1 / 3)]})
+    )
+    given = inputs()
+    with ImageAttention(unet, in_both, settings) as attention:
+        early = unet(**given).sample
+        attention.at(0.9)
+        late = unet(**given).sample
+    with ImageAttention(unet, in_region, settings):
+        expected = unet(**given).sample
+    assert torch.equal(late, expected) and not torch.allclose(early, late)
+
+
 def test_two_apply_nodes_add_up_in_either_order():
     """Each sees the layer's own queries and plain text attention: what one adds is the same on top of the other."""
     unet = tiny.unet()
