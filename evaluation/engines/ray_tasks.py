@@ -43,11 +43,12 @@ def ray_engines(
     """
     try:
         import ray
+        from ray import cloudpickle
     except ImportError:
         raise RayMissingError("the package ray", "none", "Run: pip install ray. Or use another engine.") from None
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)
-    made = ray.cloudpickle.dumps(factory)
+    made = cloudpickle.dumps(factory)
     actor = ray.remote(**{"num_cpus": 1, **(options or {})})(_painter())
     return [_RayEngine(f"ray {n}", lambda: actor.remote(str(pack), made), timeout) for n in range(1, count + 1)]
 
