@@ -17,29 +17,27 @@ if TYPE_CHECKING:
 CELL = 8  # pixels a latent cell is wide and high
 
 
-def box_mask(
-    boxes: Float[Tensor, "*any M 4"], grid: tuple[int, int], cell: int = CELL
-) -> Float[Tensor, "*any {grid[0]} {grid[1]}"]:
+def box_mask(boxes: Float[Tensor, "*any M 4"], grid: tuple[int, int]) -> Float[Tensor, "*any {grid[0]} {grid[1]}"]:
     """Return Subject-Diffusion's mask channel, drawn at pixel size, then resized with `nearest`, which samples pixel
-    `cell * i` for cell i.
+    `CELL * i` for cell i.
 
-    A box's edges are whole pixels; cell i is inside iff `left <= cell * i < right`. The channel is not scaled by sigma;
+    A box's edges are whole pixels; cell i is inside iff `left <= CELL * i < right`. The channel is not scaled by sigma;
     several subjects are the product of their masks.
 
     Arguments:
-        boxes: [..., M, 4]; grid: (h, w) of the latent; the picture has `cell` times as many pixels a side.
+        boxes: [..., M, 4]; grid: (h, w) of the latent; the picture has CELL times as many pixels a side.
     Returns:
         [..., h, w] float32, 0 or 1.
     """
     (h, w), (left, top, right, bottom) = grid, boxes.float().unbind(-1)
-    columns = _between((left * (w * cell)).round(), (right * (w * cell)).round(), w, cell)
-    rows = _between((top * (h * cell)).round(), (bottom * (h * cell)).round(), h, cell)
+    columns = _between((left * (w * CELL)).round(), (right * (w * CELL)).round(), w)
+    rows = _between((top * (h * CELL)).round(), (bottom * (h * CELL)).round(), h)
     return _outside(rows, columns)
 
 
-def _between(low: torch.Tensor, high: torch.Tensor, cells: int, cell: int) -> torch.Tensor:
+def _between(low: torch.Tensor, high: torch.Tensor, cells: int) -> torch.Tensor:
     """[..., M] edges -> [..., M, cells] bool."""
-    at = torch.arange(cells, device=low.device) * cell
+    at = torch.arange(cells, device=low.device) * CELL
     return (low.unsqueeze(-1) <= at) & (at < high.unsqueeze(-1))
 
 

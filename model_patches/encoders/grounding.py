@@ -24,13 +24,13 @@ TEXT_SPACE_NORM = 28.7  # length of CLIP ViT-L/14's pooled text vectors before t
 COORDINATES = 8  # sine and cosine of four
 
 
-def to_text_space(embeds: torch.Tensor, matrix: torch.Tensor, norm: float = TEXT_SPACE_NORM) -> torch.Tensor:
+def to_text_space(embeds: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """Return GLIGEN's image features: `v = e P`, then `28.7 v / |v|` (CLIP's text projection, inverted).
 
     Arguments: embeds: [..., E] projected CLIP image embeddings (several photos of one subject: their mean); matrix: P
     [E, E], the published `projection_matrix`. Returns [..., E] in the embeddings' dtype, zeros for zeros.
     """
-    return nn.functional.normalize(embeds @ matrix.to(embeds), dim=-1) * norm
+    return nn.functional.normalize(embeds @ matrix.to(embeds), dim=-1) * TEXT_SPACE_NORM
 
 
 class TextSpace(nn.Module):

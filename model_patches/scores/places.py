@@ -35,14 +35,14 @@ class SubjectPlace:
     oval: bool = False
 
 
-def place_of_map(values: torch.Tensor, source: str = "relevance map", cut: float = MAP_CUT) -> SubjectPlace | None:
-    """Return the rectangle around a relevance map [h, w]: of the cells over `min + cut * (max - min)` the connected
+def place_of_map(values: torch.Tensor) -> SubjectPlace | None:
+    """Return the rectangle around a relevance map [h, w]: of the cells over `min + MAP_CUT * (max - min)` the connected
     part (by sides) with the largest sum. None for a map that is flat.
     """
     low, high = values.amin(), values.amax()
     if not bool(high - low > FLAT * high):
         return None
-    place = place_of_mask(largest_part(values, values > low + cut * (high - low)), source)
+    place = place_of_mask(largest_part(values, values > low + MAP_CUT * (high - low)), "relevance map")
     return place and replace(place, oval=True)
 
 

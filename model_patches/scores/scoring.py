@@ -15,7 +15,7 @@ from ..errors import SubjectError
 from ..subjects import Cast, Image, References
 from .likeness import clip_i, clip_t, cosines, likeness_matrix, reference_likeness
 from .places import SubjectPlace, crop, filled, same_places
-from .verdicts import LEAD_MARGIN, MISSING, RIGHT, Verdict, verdicts, with_further
+from .verdicts import MISSING, RIGHT, Verdict, verdicts, with_further
 
 CAST_TOO = "Connect 'cast' from Add Subject too: these references do not hold a photo for each subject."
 
@@ -160,7 +160,6 @@ def score_pictures(
     encoder: PictureEncoder,
     threshold: float,
     text: torch.Tensor | None = None,
-    margin: float = LEAD_MARGIN,
 ) -> Scores:
     """Score a batch of pictures [n, H, W, C].
 
@@ -192,8 +191,8 @@ def score_pictures(
     for own, crops, found, mean, cosine in zip(places, cut, vectors[3].split(counts), means, texts, strict=True):
         m, there = len(looks), [place is not None for place in own]
         likeness, beside = _spread(likeness_matrix(found, photos), there), _beside(found, there, m)
-        judged = verdicts(likeness[:m], references, there[:m], threshold, margin, same_places(list(own[:m])))
-        judged, more = with_further(judged, likeness, beside, references, threshold, margin)
+        judged = verdicts(likeness[:m], references, there[:m], threshold, same_places(list(own[:m])))
+        judged, more = with_further(judged, likeness, beside, references, threshold)
         further = [
             FurtherPlace(verdict, place, tuple(row), seen)
             for verdict, place, row, seen in zip(more, own[m:], likeness[m:].tolist(), crops[m:], strict=True)
