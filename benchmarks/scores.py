@@ -152,7 +152,7 @@ def wired_places(masks: Any, by: str, labels: Sequence[str] = ()) -> dict[str, A
 
 def drawn(encoder: str, cast: str, by: str, seeds: Sequence[int], cases: Sequence[str] = ()) -> Counts:
     """Return how many verdicts on drawings are true, and of how many, by kind."""
-    from troupe.rehearsal.engine.drawn import CASES, MORE_CASES, drawn_case
+    from drawn_cases import CASES, MORE_CASES, drawn_case
 
     counts: Counts = {}
     for case in cases or (*CASES, *MORE_CASES):

@@ -49,7 +49,7 @@ def scored(encoder, cases, by):
 
 def agreement(encoder, case, one_class, by):
     """The part of subjects whose verdict is the truth."""
-    from troupe.rehearsal.engine.drawn import drawn_case
+    from drawn_cases import drawn_case
 
     cases = [drawn_case(case, one_class, seed) for seed in range(CASES)]
     pairs = [
@@ -90,7 +90,7 @@ def test_with_boxes_the_background_costs_some(encoder, counted, one_class):
 
 @pytest.mark.parametrize("one_class", [True, False], ids=["one class", "two classes"])
 def test_the_drawings_have_what_they_say(one_class):
-    from troupe.rehearsal.engine.drawn import drawn_case
+    from drawn_cases import drawn_case
 
     for seed in range(20):
         twice, background = (drawn_case(case, one_class, seed) for case in ("twice", "background"))
@@ -110,7 +110,7 @@ def test_the_page_has_the_stored_figures():
 
 
 def test_a_right_picture_is_the_best_of_a_batch(encoder):
-    from troupe.rehearsal.engine.drawn import CASES, drawn_case
+    from drawn_cases import CASES, drawn_case
 
     for seed in range(5):
         one = drawn_case("right", True, seed)
@@ -120,7 +120,7 @@ def test_a_right_picture_is_the_best_of_a_batch(encoder):
 
 
 def test_the_report_names_the_subject_and_says_what_to_do(encoder):
-    from troupe.rehearsal.engine.drawn import drawn_case
+    from drawn_cases import drawn_case
 
     case = drawn_case("swapped", True, 0)
     (scores,) = scored(encoder, [case], "masks")
@@ -143,7 +143,7 @@ def test_the_report_names_the_subject_and_says_what_to_do(encoder):
 
 
 def test_a_batch_has_a_line_for_each_picture_and_says_what_to_do_once(encoder):
-    from troupe.rehearsal.engine.drawn import drawn_case
+    from drawn_cases import drawn_case
 
     cases = [drawn_case(case, False, 1) for case in ("right", "swapped", "swapped", "missing")]
     found = [one.pictures[0] for one in scored(encoder, cases, "boxes")]
@@ -163,7 +163,7 @@ def test_a_batch_has_a_line_for_each_picture_and_says_what_to_do_once(encoder):
 
 
 def test_who_has_a_box_is_not_told_to_get_one(encoder):
-    from troupe.rehearsal.engine.drawn import drawn_case
+    from drawn_cases import drawn_case
 
     (found,) = scored(encoder, [drawn_case("swapped", True, 0)], "boxes")
     for source, advised in (("bounding box", True), ("box", False), ("region", False)):
@@ -173,7 +173,7 @@ def test_who_has_a_box_is_not_told_to_get_one(encoder):
 
 
 def test_a_batch_is_scored_as_its_pictures_are_alone(encoder):
-    from troupe.rehearsal.engine.drawn import drawn_case
+    from drawn_cases import drawn_case
     from troupe.rehearsal.engine.trials import cast_of
 
     cases = [drawn_case(case, False, 1) for case in ("right", "swapped")]

@@ -165,9 +165,8 @@ OUTSIDE = {  # room -> packages it may import beside the standard library; the o
     RAY: {"numpy", "ray", "troupe_tools", "troupe"},  # the last two in the actor, which begins with no package
     **{room: COMES_WITH_COMFYUI | HOST_MODULES for room in ROOMS if room.startswith(COMFYUI)},
     "model_patches/hosts/diffusers": COMES_WITH_COMFYUI | {"diffusers", "open_clip", "accelerate"},
-    "rehearsal": COMES_WITH_COMFYUI | {"open_clip"},  # for the tokenizer, and only inside the function that trains
     "rehearsal/engine": COMES_WITH_COMFYUI | {"diffusers", "skimage"},
-    "rehearsal/training": COMES_WITH_COMFYUI | {"diffusers", "skimage"},
+    "rehearsal/training": COMES_WITH_COMFYUI | {"diffusers", "skimage", "open_clip"},  # the last for its tokenizer
     "nodes": COMES_WITH_COMFYUI | HOST_MODULES,
 }
 TOOLS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tools").rglob("*.py"))

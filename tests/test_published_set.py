@@ -76,6 +76,27 @@ def test_no_shipped_module_imports_one_that_is_not(published):
         assert missing == set(), name
 
 
+def modules_of(name: str) -> set[str]:
+    """Modules that a file imports as paths without suffix: by relative imports, or from `troupe` and `troupe_tools`."""
+    from test_packaging import imports
+
+    source = (ROOT / name).read_text(encoding="utf-8")
+    return imports(ROOT / name)[1] | {
+        f"{folder}{module.replace('.', '/')}{end}"
+        for package, folder in (("troupe", ""), ("troupe_tools", "tools/troupe_tools/"))
+        for module, names in re.findall(rf"\bfrom {package}\.([\w.]+) import ([\w ,]+)", source)
+        for end in ("", *(f"/{inner.strip()}" for inner in names.split(",")))
+    }
+
+
+def test_every_shipped_module_is_used_by_a_shipped_one(published):
+    """What only tests, benchmarks or the training of the rehearsal models import lies with them."""
+    modules = {name for name in published if name.endswith(".py") and not name.endswith("__init__.py")}
+    used = {module for name in published if name.endswith(".py") for module in modules_of(name)}
+    commands = {name for name in modules if Path(name).parent == Path("tools")}  # called by users
+    assert {name for name in modules - commands if name.removesuffix(".py") not in used} == set()
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_and_pictures_of_shipped_pages_are_shipped(page, published):
     path = ROOT / page

@@ -22,9 +22,9 @@ from ...model_patches.hosts.diffusers.cross_layers import cross_layers
 from ...training.losses import localization_loss
 from .. import files
 from ..engine import nets
-from ..vocabulary import EOS, LONGEST, known_ids, rows, tokens
 from ..world import ALL_LOOKS, CELLS, MOST, Scene, masks
 from .loop import Diffusion, PlainAttention, Trainer, attention_shares, latents_of, random_scenes, weighted_loss
+from .vocabulary import EOS, LONGEST, known_ids, rows, tokens
 
 ALONE = 0.5  # pictures with one subject: they teach what a word looks like
 DROPPED = 0.1  # captions that are left empty, for classifier-free guidance

@@ -1,5 +1,5 @@
 """Drawn pictures of two subjects in which it is known who is there with whose looks, and how often: the truth for
-verdicts.
+verdicts. Import it after the pack.
 """
 
 from __future__ import annotations
@@ -9,8 +9,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-
-from ..world import CELLS, PIXELS, TEST_LOOKS, Figure, Look, draw, enlarge, masks, place_figures, random_figures
+from troupe.rehearsal.world import (
+    CELLS,
+    PIXELS,
+    TEST_LOOKS,
+    Figure,
+    Look,
+    draw,
+    enlarge,
+    masks,
+    place_figures,
+    random_figures,
+)
 
 RIGHT, SWAPPED, CLONED, MISSING, MIXED = CASES = ("right", "swapped", "cloned", "missing", "mixed")
 # with places beside those of the subjects: a second figure with the first one's looks, or background
