@@ -328,6 +328,22 @@ def test_themes_of_the_tools_go_one_way(module):
     )
 
 
+def test_modules_of_the_pack_do_not_import_each_other_in_a_circle():
+    """Functions included, and names for type checkers too: an import that is put off is no way out."""
+    graph = {module.removesuffix(".py").removesuffix("/__init__"): imports(MODULES[module])[1] for module in MODULES}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_a_family_imports_no_other_family():
+    """What two of them need is in `checkpoints`, `encoders` or `encoding`; only the registry knows all."""
+    folder = "model_patches/families/"
+    shared = {"registry", "family", "encode"}
+    for module in (name for name in MODULES if name.startswith(folder)):
+        own = module.removeprefix(folder).removesuffix(".py").split("/")[0]
+        inner = {path.removeprefix(folder).split("/")[0] for path in imports(MODULES[module])[1] if folder in path}
+        assert own in shared or inner <= {own, "family"}, module
+
+
 def test_modules_of_the_tools_do_not_import_each_other_in_a_circle():
     """Functions included: an import inside one is no way out."""
     inner = [module for module in TOOLS if module.startswith(f"{PACKAGE}/")]

@@ -5,6 +5,7 @@ under other names.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from ..errors import CheckpointError
 from .tensors import State
@@ -16,6 +17,11 @@ NAMED = re.compile(  # diffusers' name of a cross-attention layer of the UNet
     r"\.attn2\.processor\.((?:to_[kv]_ip|text_to_weight)\.weight)"
 )
 UNET_PARTS = ("down_blocks", "up_blocks", "mid_block")  # the order of diffusers' attention processors
+
+
+def is_training(names: Iterable[str]) -> bool:
+    """Return whether tensors of these names are half or whole an adapter under a training's names."""
+    return any(pattern.fullmatch(name) for name in names for pattern in (PROJECTION, NUMBERED, NAMED))
 
 
 def published_layout(state: State, file: str) -> State:

@@ -17,6 +17,7 @@ from torch import nn
 
 from ...model_patches.adapter import Adapter, AdapterSpec, PhotoSpec, PromptSpec
 from ...model_patches.checkpoints.clip_text import ROOT, text_weights
+from ...model_patches.checkpoints.gated_tensors import gated_names
 from ...model_patches.checkpoints.tensors import part
 from ...model_patches.checkpoints.unet_names import block_paths
 from ...model_patches.encoders.gated import GatedLayers
@@ -24,7 +25,6 @@ from ...model_patches.encoders.grounding import GroundingNet
 from ...model_patches.encoders.mlp import MLP
 from ...model_patches.encoding.framing import bounding_box
 from ...model_patches.errors import MismatchError
-from ...model_patches.families.gligen.layout import gated_names
 from ...model_patches.families.subject_diffusion import layout
 from ...model_patches.families.subject_diffusion.encode import INSIDE
 from ...model_patches.hosts.diffusers.encoders import TextTower

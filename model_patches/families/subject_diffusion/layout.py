@@ -24,13 +24,13 @@ from ...adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, PhotoSpec, 
 from ...bases import BASES, SD2_BASE
 from ...checkpoints.clip_text import text_weights
 from ...checkpoints.clip_vision import overlay
+from ...checkpoints.gated_tensors import FUSER, fuser_widths, gated_names
 from ...checkpoints.tensors import AGAIN, SMALL_NUMBER, State, assign, check, check_format, part, reading
 from ...checkpoints.unet_names import CONV_IN, block_paths, ldm_name, resblocks
 from ...encoders.gated import GatedLayers
 from ...encoders.grounding import GroundingNet
 from ...encoders.mlp import MLP
 from ...errors import CheckpointError
-from ..gligen.layout import FUSER, fuser_widths, gated_names
 from .members import MEMBERS, OPTIONAL
 
 FORMAT, VERSION, SLOTS = "subject_diffusion", 1, 2
