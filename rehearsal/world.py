@@ -1,8 +1,8 @@
 """The rehearsal world: pictures drawn by rule, in which it is known exactly who is where and who looks like what.
 
-A picture has 32 x 32 cells of 4 pixels. One to three subjects stand side by side in front of a background. A subject's
+A picture has 32 x 32 cells of 4 pixels. One to three subjects are side by side in front of a background. A subject's
 class, size and hat are in the caption. Its look (two colours, pattern, accessory) is not: it is what a reference
-picture must bring along.
+picture must show.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def localization_loss(
 
     Arguments:
         probabilities: text attention after its softmax, [B * H, P, L], batch-major, positions of a square picture.
-        masks: [B, M, h, w] in 0..1, where each subject stands; tokens: [B, M] its row of the text; present: [B, M]
+        masks: [B, M, h, w] in 0..1, where each subject is; tokens: [B, M] its row of the text; present: [B, M]
             bool.
         form: one of LOCALIZATIONS.
     Returns:

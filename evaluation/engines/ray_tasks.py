@@ -82,8 +82,8 @@ class _RayEngine:
 
 
 def _painter() -> type:
-    """The actor's class. Ray sends a class that is made in a function as it is, so that a worker needs no module of
-    ours before it has loaded the pack.
+    """The actor's class. Ray sends a class that is made in a function as it is, so that a worker needs no module of the
+    pack before it has loaded the pack.
     """
 
     class Painter:

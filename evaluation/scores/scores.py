@@ -114,8 +114,8 @@ class PlacedSubjects:
     """Scorer of the subjects that a detector finds.
 
     ip_sim: XVerseBench's, for each subject the largest cosine of its references with up to three found instances, cut
-    out and padded to a square (with a white border as wide as its references'), 0 where none is found; the mean over
-    the subjects. subjects_right: the share of subjects
+    out and padded to a square (with a white border of the same share as its references'), 0 where none is found; the
+    mean over the subjects. subjects_right: the share of subjects
     with the verdict right, as Score Subjects gives it; verdicts: a letter for each (LETTERS). suffix: of the columns.
     """
 

@@ -1,10 +1,10 @@
 """Pickles of tensors: torch reads them, and runs no code; before that a look at what they ask for.
 
 torch's reader makes what a pickle names, however large: a bytearray or a tensor of any size, a member that unpacks to
-any size, a key nested deeper than the stack. The look goes through the same opcodes with stand-ins that hold nothing,
-and refuses a file that asks for something other than tensors, or for more than it holds. Torch before 2.6 could be made
-to run code by an archive of its oldest kind (tar) and by a TorchScript program, which are refused too. So is an archive
-whose directory torch might find elsewhere than the look did.
+any size, a key nested deeper than the stack. The look goes through the same opcodes with placeholders that hold
+nothing, and refuses a file that asks for something other than tensors, or for more than it holds. Torch before 2.6
+could be made to run code by an archive of its oldest kind (tar) and by a TorchScript program, which are refused too. So
+is an archive whose directory torch might find elsewhere than the look did.
 """
 
 from __future__ import annotations
@@ -343,7 +343,7 @@ class _PickleScanner(pickle._Unpickler):
 
 
 class _Inert:
-    """Stands for an object of training settings: made of anything, keeps nothing, does nothing."""
+    """A placeholder for an object of training settings: made of anything, keeps nothing, does nothing."""
 
     def __new__(cls, *args: Any) -> Any:
         return object.__new__(cls)

@@ -1,4 +1,4 @@
-"""What stands where, as object tokens for the gated layers: Subject-Diffusion's MLP and GroundingNet (arXiv
+"""What is where, as object tokens for the gated layers: Subject-Diffusion's MLP and GroundingNet (arXiv
 2307.11410), GLIGEN's PositionNets (arXiv 2301.07093). Published tensor names (see leaf_parameter.py), `operations` as
 in projections.py.
 

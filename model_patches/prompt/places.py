@@ -125,7 +125,7 @@ def _owners(markers: Sequence[Marker], names: Sequence[str]) -> list[int]:
 def _locate(
     text: str, markers: Sequence[tuple[Marker, str]], tokenize: Tokenize, warn: Callable[[str], None]
 ) -> tuple[str, Tokens, list[tuple[Sequence[int], str]]]:
-    """The prompt, cut where a marker stands inside a word; its tokens; and for each marker the tokens (indices) and
+    """The prompt, cut where a marker is inside a word; its tokens; and for each marker the tokens (indices) and
     words that it marks.
     """
     before = [_word(text[: marker.end], title) for marker, title in markers]
@@ -225,7 +225,7 @@ def _groups(numbers: Sequence[int], names: Sequence[str], tokenize: Tokenize) ->
 
 
 def _missing(group: Sequence[int], names: Sequence[str], there: int, text: str, taken: bool) -> SubjectError:
-    """What to say where a name stands in the prompt `there` times, which is not often enough; taken: and within or as
+    """What to say where a name is in the prompt `there` times, which is not often enough; taken: and within or as
     the words of other subjects.
     """
     title = _titled(group[there], names)

@@ -39,7 +39,7 @@ def template_places(prompt: ParsedPrompt, names: Sequence[str], tokenize: Tokeni
 
     The published text encoder read 77 tokens and no more, BOS and EOS among them. The host goes on in a next chunk,
     where the encoder has learned nothing about subjects: a placeholder that would have been cut off is an error here
-    too, so that all of them stand in the first chunk.
+    too, so that all of them are in the first chunk.
 
     Arguments:
         prompt, names: see `subject_template`; tokenize: the host's own, see `tokens.Tokenize`.

@@ -1,5 +1,5 @@
-"""Who owned which part of a picture: maps that were recorded while it was sampled, put together, measured and told in
-words.
+"""Which part of a picture each subject affected: maps that were recorded while it was sampled, put together, measured
+and described in words.
 """
 
 from __future__ import annotations
@@ -56,15 +56,17 @@ Sums = tuple[torch.Tensor, torch.Tensor]
 
 
 def empty_sums(subjects: int, grid: tuple[int, int], device: torch.device) -> Sums:
-    """Return sums to which `add_owned` adds what layers of a grid (h, w) see."""
+    """Return sums to which `add_limited_shares` adds what layers of a grid (h, w) see."""
     return torch.zeros(subjects, grid[0] * grid[1], device=device), torch.zeros(subjects, device=device)
 
 
-def add_owned(sums: Sums, owned: torch.Tensor, acting: torch.Tensor) -> None:
-    """Add what one layer saw, in place. owned: [B, M, h*w] in 0..1 of B pictures; acting: [M] float32, 1 for subjects
+def add_limited_shares(sums: Sums, limited_shares: torch.Tensor, acting: torch.Tensor) -> None:
+    """Add what one layer saw, in place.
+
+    limited_shares: [B, M, h*w] in 0..1 of B pictures; acting: [M] float32, 1 for subjects
     that act in this call, else 0.
     """
-    sums[0].addcmul_(owned.mean(0), acting.unsqueeze(1))
+    sums[0].addcmul_(limited_shares.mean(0), acting.unsqueeze(1))
     sums[1].add_(acting)
 
 

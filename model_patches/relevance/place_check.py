@@ -24,7 +24,7 @@ def checked_step(steps: int) -> int | None:
 
 
 def checked_grid(latent: tuple[int, int]) -> tuple[int, int]:
-    """Return the grid (h, w) of the layers that are looked at: half the latent's sides, rounded up."""
+    """Return the grid (h, w) of the layers that are recorded: half the latent's sides, rounded up."""
     return -(-latent[0] // 2), -(-latent[1] // 2)
 
 

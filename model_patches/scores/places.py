@@ -1,4 +1,4 @@
-"""Where each subject stands in a picture: from its relevance map, its box, its region, or what another node found."""
+"""Where each subject is in a picture: from its relevance map, its box, its region, or what another node found."""
 
 from __future__ import annotations
 

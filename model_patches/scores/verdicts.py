@@ -10,14 +10,14 @@ crop is the reference with the largest L[i, j]; every reference over which it le
 too. References that the encoder cannot tell apart (R >= ALIKE) count as one.
 
 missing: the subject has no place in the picture, or its largest L is below the threshold, or its place is that of
-another subject, whose looks are there. right: it owns its crop alone. mixed: its crop has several owners. swapped: its
-only owner is another subject, whose own crop is not its own. cloned: its only owner is another subject, which owns its
-own crop too or is missing; or it owns its crop alone and a further place has its looks too. swapped and the first
-meaning of cloned are those of `rehearsal/engine/verdict.py`.
+another subject, whose looks are there. right: it is the only owner of its crop. mixed: its crop has several owners.
+swapped: its only owner is another subject, whose own crop is not its own. cloned: its only owner is another subject,
+which is an owner of its own crop too or is missing; or it is the only owner of its crop and a further place has its
+looks too. swapped and the first meaning of cloned are those of `rehearsal/engine/verdict.py`.
 
 A further place is one that is left over when the subjects have theirs. A detector also gives background, which may be
-like a reference by chance. So a further crop has the looks of j only if j owns it alone and also owns a subject's crop
-i, and if its likeness both with the references of j and with crop i itself is at least NEAR * L[i, j].
+like a reference by chance. So a further crop has the looks of j only if j is its only owner and also the owner of a
+subject's crop i, and if its likeness both with the references of j and with crop i itself is at least NEAR * L[i, j].
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def alike(references: Sequence[Sequence[float]], j: int, k: int) -> bool:
 
 
 def _owned(i: int, row: Sequence[float], references: Sequence[Sequence[float]]) -> Verdict:
-    """Who owns a crop, the verdict still open."""
+    """The owners of a crop, the verdict still open."""
     top = max(range(len(row)), key=row.__getitem__)
     top = i if alike(references, i, top) else top
     leads = {k: lead(row, references, top, k) for k in range(len(row)) if k != top and not alike(references, top, k)}

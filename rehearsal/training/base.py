@@ -1,7 +1,7 @@
 """Train the rehearsal world's text-to-image model (UNet and text encoder) from scratch on its drawings and captions.
 
 Its pictures show every pair of colours, as a base model has seen much of the world; it is given no references, and no
-caption tells it a look. Text attention learns where a subject stands from the known masks as well (FastComposer's
+caption tells it a look. Text attention learns where a subject is from the known masks as well (FastComposer's
 localization loss, arXiv 2305.10431): what large models learn from billions of pictures, a small one does not learn in
 hours.
 """

@@ -1,6 +1,6 @@
 """Gated layers of a training batch, in which every picture has objects of its own.
 
-The layers stand where the embedded engine puts them, in its places and with its objects and masks; only keys and values
+The layers are where the embedded engine puts them, in its places and with its objects and masks; only keys and values
 of a batch are not kept, since the weights change with every step.
 """
 
@@ -27,7 +27,7 @@ BLOCK_KEY = "cross_attention_kwargs"  # of a transformer block
 
 
 class BatchGated:
-    """The objects of the present batch on a UNet; in the places of the layers it stands for a `GatedAdapter`.
+    """The objects of the present batch on a UNet; in the places of the layers it replaces a `GatedAdapter`.
 
     roles, scale: as a `GatedAdapter` has them in a call in which every row has the subjects.
     """

@@ -56,7 +56,7 @@ class BatchAttention:
 
 @dataclass(frozen=True, eq=False)
 class BatchDelta:
-    """Contribution of a batch's references to one layer; stands in for `image_attention.LayerDelta`."""
+    """Contribution of a batch's references to one layer; replaces `image_attention.LayerDelta`."""
 
     owner: BatchAttention
     layer: ImageLayer

@@ -50,7 +50,7 @@ class PromptTrainee(Trainee):
 
     @abstractmethod
     def vectors(self, photos: torch.Tensor) -> torch.Tensor:
-        """Return what stands for subjects in the prompt, [n, K, D], from the image encoder's output [n, E]."""
+        """Return what represents subjects in the prompt, [n, K, D], from the image encoder's output [n, E]."""
 
     def fusion(self) -> nn.ModuleDict | None:
         """Return the modules that fuse photos with words, by text encoder, or None."""

@@ -5,7 +5,7 @@ bundle.
 `mlp`: photos into the prompt; `proj`: photos into the gated layers; optional `clip_visual`: the last blocks of the
 image encoder, where they were trained too.
 
-A bundle is a safetensors file of our own: the members' tensors below `unet.`, `clip_text.`, `mlp.`, `proj.` and
+A bundle is a safetensors file in Troupe's format: the members' tensors below `unet.`, `clip_text.`, `mlp.`, `proj.` and
 `clip_visual.`, of the UNet only what is read here, with the metadata `format` subject_diffusion, `version` 1,
 `slots`, the number of subjects trained with (2 where it is not said: no tensor tells), and `box_embedding` false where
 the training had none. tools/convert_subject_diffusion.py makes one; tools/train.py too, also for SD1.5 and the

@@ -115,7 +115,7 @@ def prompt_vector(clip: Any, prompt: str, encoder: PictureEncoder) -> tuple[torc
     """Return the prompt [E] by the text encoder that was trained with the image encoder, and what to say about it: why
     there is none, or that the prompt was cut.
 
-    An encoder is matched by its sizes only; a projection that is the identity stands for one that the file left out.
+    An encoder is matched by its sizes only; a projection that is the identity replaces one that the file left out.
     """
     if not isinstance(encoder, ClipPictures):
         return None, ONLY_CLIP if clip is not None else ""

@@ -27,7 +27,7 @@ from ...binding.stack import DeltaStack, at_first_call
 from ...encoders.decoupled import DecoupledLayers
 from ...encoders.mm_diff import LoraLayers
 from ...errors import MismatchError
-from ...relevance.maps import AppliedMaps, add_owned, applied_maps, empty_sums, part_of
+from ...relevance.maps import AppliedMaps, add_limited_shares, applied_maps, empty_sums, part_of
 from ...relevance.place_check import PlaceCheck, checked_grid, place_warnings
 from ...subjects import References
 from .cross_layers import CrossLayer, TextAttention, cross_layers
@@ -158,7 +158,7 @@ class ImageAttention:
     def observer(
         self, transformer: Transformer2DModel, roles: Sequence[str]
     ) -> Callable[[torch.Tensor, torch.Tensor], None] | None:
-        """Return what a layer of this transformer is to tell who owns its positions and the relevance, [G, B, M, N] for
+        """Return the callback that takes the shares and the relevance of a layer of this transformer, [G, B, M, N] for
         groups of these roles; None unless somebody listens.
         """
         grid = self._grids.get(transformer)
@@ -166,16 +166,16 @@ class ImageAttention:
         if grid is None or COND not in roles or not (self.recording or check is not None):
             return None
 
-        def observe(owned: torch.Tensor, relevance: torch.Tensor) -> None:
+        def observe(limited_shares: torch.Tensor, relevance: torch.Tensor) -> None:
             if check is not None:
                 check.add(relevance[roles.index(COND)])
             if not self.recording:
                 return
             acting = (self.strengths != 0).float()
-            sums = self._seen.setdefault(grid, empty_sums(len(acting), grid, owned.device))
+            sums = self._seen.setdefault(grid, empty_sums(len(acting), grid, limited_shares.device))
             for group, role in enumerate(roles):
                 if role == COND:
-                    add_owned(sums, owned[group], acting)
+                    add_limited_shares(sums, limited_shares[group], acting)
 
         return observe
 

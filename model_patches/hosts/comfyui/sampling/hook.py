@@ -242,8 +242,8 @@ class Hook(ABC):
         )
 
     def _warn_without_weights(self, run: Run, model: Any) -> None:
-        """Say so where the adapter was trained with weights in the UNet that are not on the MODEL, wherever on its wire
-        they were to be put.
+        """Say so where the adapter was trained with weights in the UNet that are not on the MODEL, at any point of its
+        wire where they were to be put.
         """
         adapter = self.references.adapter
         if (adapter.weights.unet or adapter.weights.unet_lora) and adapter.id not in weights_of(model):

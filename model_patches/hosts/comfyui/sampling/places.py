@@ -25,7 +25,7 @@ def check_of_call(
     chunks: Sequence[ConditioningChunk | None],
     x: torch.Tensor,
 ) -> PlaceCheck | None:
-    """Return where the relevance of this call is added up, or None if it is not looked at: only the step after a third
+    """Return where the relevance of this call is added up, or None if it is not recorded: only the step after a third
     of a run from noise is, of several subjects whose relevance is computed anyway.
     """
     run, subjects = call.run, references.subjects
@@ -48,10 +48,10 @@ def with_check(
     if check is None or grid != check.grid or group is None:
         return recorder
 
-    def observe(owned: torch.Tensor, relevance: torch.Tensor) -> None:
+    def observe(limited_shares: torch.Tensor, relevance: torch.Tensor) -> None:
         check.add(relevance[group])
         if recorder is not None:
-            recorder(owned, relevance)
+            recorder(limited_shares, relevance)
 
     return observe
 

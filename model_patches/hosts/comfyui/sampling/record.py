@@ -1,4 +1,4 @@
-"""Recording who owns which part of the picture while a MODEL samples.
+"""Recording which part of the picture each subject affects while a MODEL samples.
 
 The blocks only add to sums on their own device; what they add up to is read once, when the run is over.
 """
@@ -18,7 +18,7 @@ from ....relevance.maps import (
     AppliedMaps,
     RecordedRun,
     Sums,
-    add_owned,
+    add_limited_shares,
     applied_maps,
     empty_sums,
     mark_of,
@@ -29,7 +29,7 @@ from .blocks import Grid
 from .calls import shown_size, window_of
 from .conditioning import KEY, ConditioningChunk
 
-Observe = Callable[[torch.Tensor, torch.Tensor], None]  # `owned` and relevance, see `image_delta`
+Observe = Callable[[torch.Tensor, torch.Tensor], None]  # `limited_shares` and relevance, see `image_delta`
 RECORDINGS = "troupe_recordings"  # key in the transformer options of a run
 MOST_PARTS = 64  # grids and areas of one Apply node that are kept apart
 UNNAMED = (
@@ -159,17 +159,24 @@ class Tally:
                 self._room((grid, chunk.area, size, device), len(self.references.subjects))
 
     def add(
-        self, owned: torch.Tensor, chunks: Sequence[ConditioningChunk], acting: torch.Tensor, grid: Grid, size: Grid
+        self,
+        limited_shares: torch.Tensor,
+        chunks: Sequence[ConditioningChunk],
+        acting: torch.Tensor,
+        grid: Grid,
+        size: Grid,
     ) -> None:
-        """Add what one layer observes. owned [G, B, M, N] of the chunks; acting [M], 1 for subjects that act in this
+        """Add what one layer observes.
+
+        limited_shares: [G, B, M, N] of the chunks; acting: [M], 1 for subjects that act in this
         step, else 0; size: of the latent.
         """
         self.seen = True
         for g, chunk in enumerate(chunks):
             if chunk.role == COND:
-                sums = self._room((grid, chunk.area, size, owned.device), len(acting))
+                sums = self._room((grid, chunk.area, size, limited_shares.device), len(acting))
                 if sums is not None:
-                    add_owned(sums, owned[g], acting)
+                    add_limited_shares(sums, limited_shares[g], acting)
 
     def _room(self, key: tuple, subjects: int) -> Sums | None:
         found = self._sums.get(key)
@@ -213,9 +220,9 @@ def observer(
         else:
             tally.skipped = True
 
-    def observe(owned: torch.Tensor, relevance: torch.Tensor) -> None:
+    def observe(limited_shares: torch.Tensor, relevance: torch.Tensor) -> None:
         for tally in asked:
-            tally.add(owned, chunks, acting, grid, size)
+            tally.add(limited_shares, chunks, acting, grid, size)
 
     return observe if asked else None
 
