@@ -29,7 +29,10 @@ class Detector(Protocol):
 
 
 class GroundingDetector:
-    """Grounding DINO's boxes."""
+    """Grounding DINO's boxes.
+
+    model: the detector; name: for the report.
+    """
 
     def __init__(self, model: GroundingDino, name: str = "Grounding DINO"):
         self.model, self.name = model, name

@@ -66,9 +66,9 @@ class Scorer(Protocol):
 class WholePicture:
     """Cosines of the whole picture with the references: the mean over each subject's photos, then over the subjects.
 
-    column: clip_i, dino, dinov2 or colours. With `texts`, CLIP-T as the raw cosine and as MIP-Adapter counts it, 2.5
-    times that. With `collapse`, the subject collapse rate at each of COLLAPSE: the share of subjects whose cosine is
-    below it. upright: of the photos, see `Photos`.
+    column: clip_i, dino, dinov2 or colours; features: the encoder; folder: of the references. With `texts`, CLIP-T as
+    the raw cosine and as MIP-Adapter counts it, 2.5 times that. With `collapse`, the subject collapse rate at each of
+    COLLAPSE: the share of subjects whose cosine is below it. upright: of the photos, see `Photos`.
     """
 
     def __init__(
@@ -116,7 +116,8 @@ class PlacedSubjects:
     ip_sim: XVerseBench's, for each subject the largest cosine of its references with up to three found instances, cut
     out and padded to a square (with a white border of the same share as its references'), 0 where none is found; the
     mean over the subjects. subjects_right: the share of subjects
-    with the verdict right, as Score Subjects gives it; verdicts: a letter for each (LETTERS). suffix: of the columns.
+    with the verdict right, as Score Subjects gives it; verdicts: a letter for each (LETTERS). features: the encoder;
+    folder: of the references; suffix: of the columns.
     """
 
     def __init__(self, detector: Detector, features: PictureFeatures, folder: Path, suffix: str = ""):
@@ -168,6 +169,8 @@ class PlacedSubjects:
 class FoundQuality:
     """MIP-Adapter's object quality score S of a painted picture, over the crops that a detector finds for the names;
     none where a subject is not found.
+
+    detector: finds the crops; clip: scores them.
     """
 
     columns = ("object_quality",)

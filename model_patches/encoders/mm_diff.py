@@ -64,9 +64,15 @@ class LoraLayer(ImagePairs):
 
 
 class LoraLayers(nn.Module):
-    """All layers in the order down, up, then mid. context_dim, widths and text_gain as in DecoupledLayers; ranks: of
-    each layer's image pairs;
-    text_ranks: of its text pairs."""
+    """All layers in the order down, up, then mid.
+
+    Arguments:
+        context_dim: D, size of the text and image tokens.
+        widths: C of each layer, in checkpoint order.
+        ranks: of each layer's pairs for image tokens.
+        text_ranks: of each layer's pairs for text.
+        operations: `torch.nn`, or a host's module with the same classes.
+    """
 
     text_gain = False
 

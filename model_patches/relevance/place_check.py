@@ -31,7 +31,7 @@ def checked_grid(latent: tuple[int, int]) -> tuple[int, int]:
 class PlaceCheck:
     """The relevance of a model call, added up over its layers.
 
-    subjects: M; pictures: B; grid: (h, w), see `checked_grid`.
+    subjects: M; pictures: B; grid: (h, w), see `checked_grid`; device: of the sums.
     """
 
     def __init__(self, subjects: int, pictures: int, grid: tuple[int, int], device: torch.device):

@@ -36,7 +36,10 @@ class PictureEncoder(Protocol):
 
 
 class ClipPictures:
-    """A CLIP vision encoder as a PictureEncoder: its projected vectors; whole pictures are centre crops."""
+    """A CLIP vision encoder as a PictureEncoder: its projected vectors; whole pictures are centre crops.
+
+    images: the encoder; name: for the report.
+    """
 
     def __init__(self, images: ImageEncoder, name: str = "CLIP vision"):
         self.images, self.size, self.name = images, images.size, name

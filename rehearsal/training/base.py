@@ -54,6 +54,8 @@ class RecordingAttention:
 class LocalizedUNet(nn.Module):
     """The UNet, called so that it returns its prediction and the localization loss, mean over its layers of 8 x 8
     positions and more.
+
+    unet: the model, whose attention processors are replaced.
     """
 
     def __init__(self, unet: UNet2DConditionModel):

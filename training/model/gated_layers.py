@@ -30,6 +30,8 @@ class BatchGated:
     """The objects of the present batch on a UNet; in the places of the layers it replaces a `GatedAdapter`.
 
     roles, scale: as a `GatedAdapter` has them in a call in which every row has the subjects.
+
+    gated: the layers in training, with their net.
     """
 
     roles = (COND,)

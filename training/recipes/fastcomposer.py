@@ -60,7 +60,10 @@ class Where:
 
 
 class FastComposerTrainee(PromptTrainee):
-    """A FastComposer model in training: what fuses photos, and the base's UNet."""
+    """A FastComposer model in training: what fuses photos, and the base's UNet.
+
+    options: of the recipe; the other arguments as in `Trainee`.
+    """
 
     def __init__(self, base: Base, features: Features, settings: PassSettings, options: Options):
         dim, photo = base.context, features.images.pooled

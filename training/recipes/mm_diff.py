@@ -102,7 +102,10 @@ class Sights:
 
 
 class MMDiffTrainee(Trainee):
-    """An MM-Diff in training: heads, word fusion, image attention, and LoRAs of the UNet and of CLIP-L."""
+    """An MM-Diff in training: heads, word fusion, image attention, and LoRAs of the UNet and of CLIP-L.
+
+    options: of the recipe; the other arguments as in `Trainee`.
+    """
 
     in_prompt = True
 

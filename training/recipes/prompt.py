@@ -40,7 +40,10 @@ class Words:
 
 
 class PromptTrainee(Trainee):
-    """An adapter in training that acts in the prompt of SD1.5. spec: as the loader makes it; options: has drop_text."""
+    """An adapter in training that acts in the prompt of SD1.5. spec: as the loader makes it; options: has drop_text.
+
+    The other arguments as in `Trainee`.
+    """
 
     in_prompt = True
 

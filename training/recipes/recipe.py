@@ -65,6 +65,9 @@ class Trainee(nn.Module, ABC):
     weights: factor of each loss; in_prompt: whether every subject must be found among its caption's tokens, see
     `places`; needs_subjects: whether pictures without subjects are left out; needs_boxes: whether every subject needs a
     mask or a box.
+
+    Arguments:
+        base: the frozen base model; features: of the frozen encoders; settings: of a training pass.
     """
 
     weights: Mapping[str, float] = {"diffusion": 1.0}

@@ -89,7 +89,10 @@ class Shown:
 
 
 class SubjectDiffusionTrainee(Trainee):
-    """A Subject-Diffusion model in training."""
+    """A Subject-Diffusion model in training.
+
+    options: of the recipe; the other arguments as in `Trainee`.
+    """
 
     in_prompt = True
     needs_boxes = True

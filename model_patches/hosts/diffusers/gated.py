@@ -34,7 +34,7 @@ class GatedAdapter:
 
     Entering puts the fusers in place, leaving takes away what was added; several may be nested, also with image
     attention. Those entered first act first. Before each model call say where the run is with `at`, and with `roles`
-    what the parts of the batch are, where that changes.
+    what the parts of the batch are, where that changes. unet: the model; settings: the widgets.
     """
 
     def __init__(
@@ -166,7 +166,9 @@ def apply_gated(
 
 class FuserPlace(nn.Module):
     """The module that a block calls between its self- and its cross-attention: the fuser that was there before, then
-    ours.
+    Troupe's.
+
+    previous: that fuser, or None; owner: the adapter of the run; index: of the layer; fuser: its own.
     """
 
     def __init__(self, previous: nn.Module | None, owner: GatedAdapter, index: int, fuser: GatedFuser):

@@ -44,7 +44,9 @@ class ImageAttention:
     Entering sets processors on the attn2 layers, leaving restores what was there; several may be nested, their deltas
     never feed each other. Weight 0, or a cast that is empty or all at weight 0,
     leaves the UNet unchanged. Before each model call say where the run
-    is with `at`, and with `roles` what the parts of the batch are, where that changes. merged: strength at which
+    is with `at`, and with `roles` what the parts of the batch are, where that changes.
+
+    unet: the model; settings: the widgets; merged: strength at which
     `base_weights` has the adapter's own weights on the UNet; recording: whether `maps` can say afterwards which
     positions each subject affected.
 

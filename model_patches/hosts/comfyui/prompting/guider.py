@@ -60,7 +60,10 @@ class GuidanceSettings(SecondStrength):
 
 
 class GuidanceSchedule:
-    """The second strength in each call of one run."""
+    """The second strength in each call of one run.
+
+    settings: the widgets; model_sampling: the host's, which maps percents to sigmas; clock: of the run.
+    """
 
     def __init__(self, settings: GuidanceSettings, model_sampling: Any, clock: Clock):
         self.settings, self.clock, self._sampling = settings, clock, model_sampling
@@ -92,7 +95,10 @@ class GuidanceSchedule:
 
 
 class TwoScaleGuider(comfy.samplers.CFGGuider, ABC):
-    """A guider with a second scale. Subclasses say which branches there are and how they become one."""
+    """A guider with a second scale. Subclasses say which branches there are and how they become one.
+
+    model: a MODEL, on which `PromptSwitch` is attached; settings: the widgets.
+    """
 
     def __init__(self, model: Any, settings: GuidanceSettings):
         super().__init__(model)

@@ -37,7 +37,11 @@ REFINING = 0.3  # a run that begins after this percent keeps the layout of its l
 
 
 class Hook(ABC):
-    """One Apply node's wrappers on a MODEL. Immutable; what changes lives in the Run."""
+    """One Apply node's wrappers on a MODEL. Immutable; what changes lives in the Run.
+
+    references: of the node; positive_wired, negative_wired: whether these inputs are connected; node_id: the node that
+        shows messages, or None.
+    """
 
     node = ""  # display name
 

@@ -34,7 +34,10 @@ LIMITS = 192  # limits that areas, tiles and windows over the batch make: a UNet
 
 
 class ImageAttention(Hook):
-    """Apply Image Attention's wrappers on a MODEL."""
+    """Apply Image Attention's wrappers on a MODEL.
+
+    settings: its widgets; blocks: the UNet's cross-attention layers, in the adapter's order; the others as in `Hook`.
+    """
 
     node = "Apply Image Attention"
 

@@ -81,8 +81,10 @@ class RelevanceRecord:
 
 
 class Recorder:
-    """Record Relevance's wrapper on a MODEL. finished: called with the record and the latent after every run
-    that ends.
+    """Record Relevance's wrapper on a MODEL.
+
+    record: takes the maps; blocks: which layers, a choice of the widget; finished: called with the record and the
+    latent after every run that ends.
     """
 
     def __init__(self, record: RelevanceRecord, blocks: str, finished: Finished | None = None):
@@ -108,7 +110,10 @@ class Recorder:
 
 
 class Recording:
-    """One run as it is recorded."""
+    """One run as it is recorded.
+
+    blocks: which layers, a choice of the widget.
+    """
 
     def __init__(self, blocks: str):
         self.blocks = blocks
@@ -144,7 +149,10 @@ class Recording:
 
 
 class Tally:
-    """Sums of one Apply node's maps: on each device, for each grid and area."""
+    """Sums of one Apply node's maps: on each device, for each grid and area.
+
+    recording: of the run; hook: of the Apply node.
+    """
 
     def __init__(self, recording: Recording, hook: Any):
         self.recording, self.references, self.settings = recording, hook.references, hook.settings

@@ -22,7 +22,9 @@ class PendingCheck:
 
 
 class Run(RunCache):
-    """The state of one sampling run, from its start to its end; caches are dropped with it. node_id: of the Apply node
+    """The state of one sampling run, from its start to its end; caches are dropped with it.
+
+    clock: its progress; roles: of its conditioning entries; node_id: of the Apply node
     that shows its messages.
     """
 
