@@ -1,7 +1,6 @@
 """Adapter files, good and bad: what is recognised, what is refused, and in which words."""
 
 import json
-import os
 import pickle
 import struct
 import zipfile
@@ -24,6 +23,7 @@ from support.published_layouts import (
     nested,
     resampler,
 )
+from support.refused_files import Bomb, checked
 from troupe.model_patches.adapter import GatedSpec, ImageAttentionSpec, PhotoSpec, PromptSpec
 from troupe.model_patches.checkpoints.adapter_file import AdapterFile
 from troupe.model_patches.checkpoints.catalogue import ADAPTERS, ENCODERS, encoder_of_width, published_file
@@ -67,17 +67,6 @@ def refusal(state, file="my_adapter.safetensors"):
     with pytest.raises(CheckpointError) as caught:
         adapter_in(AdapterFile(Path(file), file, state))
     return checked(caught.value, file)
-
-
-def checked(error, file):
-    """The error's text, which must have its three parts and name the file."""
-    assert error.expected and error.found and error.remedy
-    text = str(error)
-    assert (
-        file in text and text.startswith("Expected ") and ", found " in text and text.rstrip().endswith((".", "name"))
-    )
-    assert "\n" not in text and "Traceback" not in text
-    return text
 
 
 # ---- what is recognised ----------------------------------------------------------------------------------------------
@@ -313,16 +302,6 @@ def test_image_tokens_and_layers_for_two_base_models_are_refused():
 
 
 # ---- files that cannot be read ---------------------------------------------------------------------------------------
-
-
-class Bomb:
-    """A pickle of it runs a command where pickles are allowed to."""
-
-    def __init__(self, flag):
-        self.flag = flag
-
-    def __reduce__(self):
-        return os.system, (f"touch '{self.flag}'",)
 
 
 @pytest.mark.parametrize(

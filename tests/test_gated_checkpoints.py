@@ -36,7 +36,8 @@ from support.published_layouts import (
     sdxl_path,
     subject_diffusion_members,
 )
-from test_checkpoints import Bomb, checked
+from support.refused_files import Bomb, checked
+from support.small_checkpoints import FEW
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from troupe.model_patches.adapter import AdapterSpec, EncoderNeed, GatedSpec, PhotoSpec, PromptSpec
 from troupe.model_patches.checkpoints.adapter_file import adapter_label
@@ -56,15 +57,6 @@ from troupe.model_patches.families.subject_diffusion.members import members
 from troupe.model_patches.hosts.diffusers.encoders import load_adapter as load_embedded
 
 LAYOUTS = ("ldm", "wrapped", "checkpoint", "diffusers")
-FEW = {
-    f"{path}.transformer_blocks.0": width
-    for path, width in (
-        ("input_blocks.1.1", 64),
-        ("output_blocks.3.1", 128),
-        ("output_blocks.11.1", 64),
-        ("middle_block.1", 128),
-    )
-}
 MATRIX = torch.randn(SD15, SD15, generator=torch.Generator().manual_seed(3)) * SD15**-0.5
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import troupe
-from troupe_tools.dev.structure import imported
+from support.module_imports import imports
 from troupe_tools.pack import ROOT
 
 try:
@@ -197,24 +197,6 @@ def room_of(module: str, rooms: Mapping[str, set[str]] = ROOMS) -> str:
     return max((room for room in rooms if module == room or module.startswith(f"{room}/")), key=len)
 
 
-def imports(path: Path) -> tuple[set[str], set[str]]:
-    """(top-level packages that a file imports from outside, modules of the pack that it imports as paths without
-    suffix).
-    """
-    outside, source = set(), path.read_text()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            outside |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            outside.add((node.module or "").split(".")[0])
-    return outside, imported(path.relative_to(ROOT).as_posix(), source, _is_module)
-
-
-def _is_module(path: str) -> bool:
-    place = ROOT / path
-    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
-
-
 # ---- metadata --------------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +346,16 @@ def test_no_tool_is_imported_under_a_bare_name():
     bare = {Path(module).stem for module in TOOLS} - {"__init__"}
     paths = [path for folder in ("tools", "tests", "benchmarks", "rehearsal") for path in (ROOT / folder).rglob("*.py")]
     assert {str(path): found for path in paths if (found := imports(path)[0] & bare)} == {}
+
+
+def test_only_few_tests_import_another_test():
+    """What several use is in `support`, under a name that says what it is."""
+    importing = {
+        path.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if any(name.startswith("test_") for name in imports(path)[0])
+    }
+    assert importing == {"test_entrance.py", "test_replaced_files.py"}  # the table of rooms, and fixtures
 
 
 def test_what_tests_share_imports_no_test():

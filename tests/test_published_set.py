@@ -63,7 +63,7 @@ def test_what_only_developers_use_is_not_shipped(tracked, published):
 
 def test_no_shipped_module_imports_one_that_is_not(published):
     """Relative imports, and those of the packages `troupe` and `troupe_tools`."""
-    from test_packaging import imports
+    from support.module_imports import imports
 
     for name in sorted(name for name in published if name.endswith(".py")):
         source = (ROOT / name).read_text(encoding="utf-8")
@@ -78,7 +78,7 @@ def test_no_shipped_module_imports_one_that_is_not(published):
 
 def modules_of(name: str) -> set[str]:
     """Modules that a file imports as paths without suffix: by relative imports, or from `troupe` and `troupe_tools`."""
-    from test_packaging import imports
+    from support.module_imports import imports
 
     source = (ROOT / name).read_text(encoding="utf-8")
     return imports(ROOT / name)[1] | {

@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from support import tiny_training as small
 from support.paper_mm_diff import tokenizer
-from test_training_prompt_gradients import WithMaps, noisy_and_noise, through
+from support.prompt_training import WithMaps, noisy_and_noise, through
 from torch import nn
 from torch.nn.functional import gelu, interpolate, layer_norm
 from troupe.model_patches.adapter import GatedSpec, PromptSpec

@@ -60,7 +60,7 @@ def applied(kind, patcher):
     """(model, positive, negative) with references on a patcher."""
     from support.host.small_casts import settings, stage
     from support.host.small_gated_casts import GatedStage, gated_adapter
-    from test_partial_loading import mm_diff_scene
+    from support.host.small_mm_diff import mm_diff_scene
     from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.sampling.record import record_relevance
 
