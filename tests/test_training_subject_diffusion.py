@@ -84,7 +84,7 @@ def gated_unet(trainee):
     state["conv_in.weight"] = torch.cat((state["conv_in.weight"], trainee.gated.mask_conv.weight), 1)
     names = {}
     for place, path in trainee.paths.items():
-        number = list(trainee.spec.part(GatedSpec).places).index(place)
+        number = list(trainee.spec.part(GatedSpec).block_widths).index(place)
         for name, value in trainee.gated.fusers[number].state_dict().items():
             theirs = name.removesuffix(".weight") if name.startswith("alpha_") else name
             state[f"{path}.fuser.{theirs}"] = value

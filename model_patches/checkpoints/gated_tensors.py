@@ -14,13 +14,13 @@ FUSER = ".fuser."  # between the name of a transformer block and that of a tenso
 
 
 def fuser_widths(unet: State, paths: Mapping[str, str], object_dim: int, file: str, prefix: str = "") -> dict[str, int]:
-    """Return the channels of every place, read off its fuser.
+    """Return the channels of every block, read off its fuser.
 
     paths: from `unet_names.block_paths`; object_dim: D that they all must take.
     Raises CheckpointError where one takes another size.
     """
     channels = {}
-    for place, path in paths.items():
+    for block, path in paths.items():
         with reading(file, f"{prefix}{path}{FUSER}"):
             widths = GatedFuser.widths(
                 {"linear.weight": unet[f"{path}{FUSER}linear.weight"]} if f"{path}{FUSER}linear.weight" in unet else {}
@@ -28,7 +28,7 @@ def fuser_widths(unet: State, paths: Mapping[str, str], object_dim: int, file: s
         if widths["context_dim"] != object_dim:
             found = f"size {widths['context_dim']} at '{prefix}{path}'"
             raise CheckpointError(f"gated layers for object tokens of size {object_dim} in '{file}'", found, AGAIN)
-        channels[place] = widths["width"]
+        channels[block] = widths["width"]
     return channels
 
 

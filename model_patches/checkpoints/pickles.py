@@ -131,9 +131,9 @@ def _check_end(data: mmap.mmap) -> None:
     tail = len(data) - END.size
     mark, *_, length, start, comment = END.unpack(data[tail:])
     if data[tail - LOCATOR.size : tail][:4] == b"PK\x06\x07":
-        place, tail = LOCATOR.unpack(data[tail - LOCATOR.size : tail])[2], tail - LOCATOR.size - END64.size
+        at, tail = LOCATOR.unpack(data[tail - LOCATOR.size : tail])[2], tail - LOCATOR.size - END64.size
         mark64, *_, length, start = END64.unpack(data[tail : tail + END64.size])
-        if (mark64, place) != (b"PK\x06\x06", tail):
+        if (mark64, at) != (b"PK\x06\x06", tail):
             raise zipfile.BadZipFile("its directory's place")
     if (mark, comment, start + length) != (b"PK\x05\x06", 0, tail):
         raise zipfile.BadZipFile("its directory's end")

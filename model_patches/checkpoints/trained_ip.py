@@ -66,12 +66,10 @@ def _in_order(state: State) -> State:
         if numbered:
             return numbered
     named = {name: found for name in state if (found := NAMED.fullmatch(name))}
-    places = sorted({_place(found) for found in named.values()})
-    return {
-        f"ip_adapter.{2 * places.index(_place(found)) + 1}.{found[5]}": state[name] for name, found in named.items()
-    }
+    order = sorted({_order(found) for found in named.values()})
+    return {f"ip_adapter.{2 * order.index(_order(found)) + 1}.{found[5]}": state[name] for name, found in named.items()}
 
 
-def _place(found: re.Match[str]) -> tuple[int, ...]:
+def _order(found: re.Match[str]) -> tuple[int, ...]:
     """The position of a layer in the order of the UNet's attention processors."""
     return UNET_PARTS.index(found[1]), int(found[2] or 0), int(found[3]), int(found[4])

@@ -200,7 +200,7 @@ def subject_diffusion(patcher, base, count):
     ((stream, width),) = STREAMS[base].items()
     made = gated_adapter(patcher, "patches")
     state = patcher.model.diffusion_model.state_dict()
-    names = [f"{place}.attn2.to_{kv}.weight" for place in made.spec.part(GatedSpec).places for kv in "kv"] + [
+    names = [f"{place}.attn2.to_{kv}.weight" for place in made.spec.part(GatedSpec).block_widths for kv in "kv"] + [
         "input_blocks.0.0.weight",
         "input_blocks.0.0.bias",
     ]

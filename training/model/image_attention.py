@@ -48,8 +48,8 @@ class BatchAttention:
 
     def install(self, unet: UNet2DConditionModel, layers: list[ImageLayer]) -> None:
         """Put a delta on every text cross-attention layer, for good; without references it is inactive."""
-        for place, layer in zip(cross_layers(unet), layers, strict=True):
-            attention = place.attention
+        for cross, layer in zip(cross_layers(unet), layers, strict=True):
+            attention = cross.attention
             delta = BatchDelta(self, layer, attention)
             attention.set_processor(CrossAttentionProcessor.on(attention.processor, delta))
 

@@ -30,7 +30,7 @@ from ...model_patches.families.mm_diff.unet import BLOCKS_OF, LORA_TARGETS
 from ...model_patches.hosts.diffusers.encoders import Prompt
 from ...model_patches.hosts.diffusers.prompt import TextsPromptEncoder
 from ...model_patches.hosts.diffusers.sampling import join_prompts
-from ...model_patches.hosts.diffusers.unet_places import transformer_blocks
+from ...model_patches.hosts.diffusers.unet_blocks import transformer_blocks
 from ...model_patches.prompt.fusion import fuse_prompts
 from ...model_patches.subjects import References, ReferenceSubject
 from ..config.setting import chance, setting
@@ -117,10 +117,10 @@ class MMDiffTrainee(Trainee):
         self.text_pairs = _text_pairs(base, options.text_rank)
         self.spec = layout.describe(self.heads, self.fusion, self.layers, "the adapter in training")
         self.attention, self.in_unet, self.in_text = BatchAttention(Mixing("joint"), 1.0), PairSwitch(), PairSwitch()
-        for place, pair in _unet_places(base, self.layers, self.unet_pairs):
-            self.in_unet.put(place, pair)
-        for place, pair in _text_places(base, self.text_pairs):
-            self.in_text.put(place, pair)
+        for layer, pair in _unet_layers(base, self.layers, self.unet_pairs):
+            self.in_unet.put(layer, pair)
+        for layer, pair in _text_layers(base, self.text_pairs):
+            self.in_text.put(layer, pair)
         self.attention.install(base.unet, list(layers_of(self.layers)))
         self.maps = TextMaps()
         self.maps.install(base.unet)
@@ -333,7 +333,7 @@ def _unet_pairs(base: Base, rank: int, image_rank: int) -> tuple[LoraLayers, nn.
     return layers, nn.ModuleList(pairs)
 
 
-def _unet_places(base: Base, layers: LoraLayers, pairs: nn.ModuleList) -> Iterable[tuple[nn.Module, LowRank]]:
+def _unet_layers(base: Base, layers: LoraLayers, pairs: nn.ModuleList) -> Iterable[tuple[nn.Module, LowRank]]:
     """Every linear layer of the UNet's attention with its pair; those for image tokens are no layer's."""
     blocks = transformer_blocks(base.unet)
     for j, path in enumerate(_blocks(base) or []):
@@ -356,7 +356,7 @@ def _text_pairs(base: Base, rank: int) -> nn.ModuleList:
     )
 
 
-def _text_places(base: Base, pairs: nn.ModuleList) -> Iterable[tuple[nn.Module, LowRank]]:
+def _text_layers(base: Base, pairs: nn.ModuleList) -> Iterable[tuple[nn.Module, LowRank]]:
     for layer, own in zip(_text_layers(base), pairs, strict=True):
         for name in TEXT_TARGETS:
             yield layer.get_submodule(name), cast(LowRank, cast(nn.ModuleDict, own)[name])

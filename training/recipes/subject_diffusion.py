@@ -30,7 +30,7 @@ from ...model_patches.families.subject_diffusion.encode import INSIDE
 from ...model_patches.hosts.diffusers.encoders import TextTower
 from ...model_patches.hosts.diffusers.prompt import TextsPromptEncoder
 from ...model_patches.hosts.diffusers.sampling import join_prompts
-from ...model_patches.hosts.diffusers.unet_places import transformer_blocks
+from ...model_patches.hosts.diffusers.unet_blocks import transformer_blocks
 from ...model_patches.prompt.fusion import fuse_prompts
 from ...model_patches.prompt.places import Place
 from ...model_patches.prompt.template import PLACEHOLDER_ID
@@ -101,7 +101,7 @@ class SubjectDiffusionTrainee(Trainee):
         super().__init__(base, features, settings)
         self.options, dim, images = options, base.context, features.images
         self.paths, blocks = block_paths(base.unet.state_dict(), "attn2"), transformer_blocks(base.unet)
-        channels = {place: blocks[place].dim for place in self.paths}
+        channels = {block: blocks[block].dim for block in self.paths}
         self.mlp = MLP(images.pooled, dim, dim)
         if not options.photo_in_prompt:
             _make_constant(self.mlp, base.texts.towers[0].embed([PLACEHOLDER_ID])[0])

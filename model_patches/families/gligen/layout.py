@@ -120,7 +120,7 @@ def _net_kind(net: State, file: str) -> str:
 
 
 def _checked_paths(unet: State, prefix: str, file: str) -> dict[str, str]:
-    """Every place of a fuser; in a whole UNet every transformer block has one."""
+    """Every block with a fuser; in a whole UNet every transformer block has one."""
     paths = block_paths(unet, "fuser")
     if paths and not any(f"{path}{FUSER}linear.weight" in unet for path in paths.values()):
         raise CheckpointError(
@@ -128,7 +128,7 @@ def _checked_paths(unet: State, prefix: str, file: str) -> dict[str, str]:
             "gated cross-attention, which GLIGEN uses for other inputs than boxes",
             CHOOSE,
         )
-    absent = [path for place, path in block_paths(unet, "attn2").items() if place not in paths]
+    absent = [path for block, path in block_paths(unet, "attn2").items() if block not in paths]
     if absent or not paths:
         raise missing(f"{prefix}{[*absent, FIRST_BLOCK][0]}{FUSER}linear.weight", file)
     return paths

@@ -141,7 +141,7 @@ def stream_of(dim: int) -> str:
 
 
 def spec_of(file: str, channels: Mapping[str, int], net: GroundingNet, dim: int, slots: int) -> AdapterSpec:
-    """Return the description of an adapter. channels: of each place's fuser; dim: size of the text embeddings."""
+    """Return the description of an adapter. channels: of each block's fuser; dim: size of the text embeddings."""
     return AdapterSpec(
         "subject_diffusion",
         file,
@@ -196,9 +196,9 @@ def _input_width(unet: State, file: str) -> int:
 def _paths(unet: State, file: str) -> dict[str, str]:
     """Every transformer block of the UNet; each must have its fuser."""
     fusers, attentions = block_paths(unet, "fuser"), block_paths(unet, "attn2")
-    for place, path in {**attentions, **fusers}.items():
+    for block, path in {**attentions, **fusers}.items():
         for found, name in ((fusers, f"{path}{FUSER}linear.weight"), (attentions, f"{path}.{TRAINED_KEYS[0]}")):
-            if place not in found:
+            if block not in found:
                 raise CheckpointError(f"the tensor '{name}' in '{file}'", "no such tensor", AGAIN)
     return fusers
 
@@ -219,7 +219,7 @@ def _unet_weights(unet: State, paths: Mapping[str, str], channels: Mapping[str, 
     """What replaces the base model's: keys and values of the text, and the first convolution without its mask channel,
     by LDM names.
     """
-    shapes = {f"{path}.{key}": (channels[place], dim) for place, path in paths.items() for key in TRAINED_KEYS}
+    shapes = {f"{path}.{key}": (channels[block], dim) for block, path in paths.items() for key in TRAINED_KEYS}
     shapes |= {
         "conv_in.weight": tuple(unet["conv_in.weight"].shape),
         "conv_in.bias": tuple(unet["conv_in.weight"].shape[:1]),

@@ -150,7 +150,7 @@ def embedded_gated(references):
     mask_width = None if module.mask_conv is None else module.mask_conv.out_channels
     layers = GatedLayers(
         net(**net.widths(published(module.net.state_dict()))),
-        list(described.places.values()),
+        list(described.block_widths.values()),
         described.object_dim,
         mask_width,
     )
