@@ -118,9 +118,8 @@ def test_it_is_diffusers_own_gligen(kind, base, count):
     """
     native = native_unet(kind, base)
     plain, references = plain_unet(native), gated_references(gligen_adapter(native), BOXES[:count])
-    assert native_fusers(native) == len(references.adapter.spec.part(GatedSpec).block_widths) == 7 and not native_fusers(
-        plain
-    )
+    assert native_fusers(native) == len(references.adapter.spec.part(GatedSpec).block_widths) == 7
+    assert not native_fusers(plain)
     found, expected, without = predict(plain, references), natively(native, kind, references), predict(plain)
     for row in (0, 1):
         assert_same(found[row], expected[row], without[row])

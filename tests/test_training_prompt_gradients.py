@@ -13,7 +13,7 @@ from support.paper_mm_diff import tokenizer
 from support.prompt_training import WithMaps, assert_equal_gradients, noisy_and_noise, through
 from torch.nn.functional import gelu, interpolate, layer_norm
 from troupe.training.config.schema import DataConfig
-from troupe.training.model.captions import places
+from troupe.training.model.captions import token_positions
 from troupe.training.run import example_set
 from troupe.training.stop import TrainingError
 
@@ -178,7 +178,7 @@ def test_brackets_in_a_caption_are_text(pictures):
     """They are emphasis and markers in ComfyUI's notation, which captions of a training set are not in."""
     texts = small.base_for("umm_diffusion").texts
     caption = "a (red:1.5) cat {on} grass"
-    (place,) = places(texts, caption, ["cat"])
+    (place,) = token_positions(texts, caption, ["cat"])
     ids = ids_of(caption)
     assert place.position == ids.index(tokenizer().encode("cat")[0])
 

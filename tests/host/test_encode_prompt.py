@@ -88,7 +88,7 @@ def test_mm_diffs_prompts_through_the_hosts_own_clip_classes(mode, monkeypatch):
     from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
     from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt
     from troupe.model_patches.prompt import fusion
-    from troupe.model_patches.prompt.places import Place
+    from troupe.model_patches.prompt.token_positions import TokenPosition
     from troupe.model_patches.subjects import References, ReferenceSubject
 
     g, modules = golden("text"), {}
@@ -111,7 +111,7 @@ def test_mm_diffs_prompts_through_the_hosts_own_clip_classes(mode, monkeypatch):
     monkeypatch.setattr(
         fusion,
         "_places",
-        lambda spec, references, prompt, *a: (prompt.text, [Place(0, p, (p,), "") for p in positions]),
+        lambda spec, references, prompt, *a: (prompt.text, [TokenPosition(0, p, (p,), "") for p in positions]),
     )
     clip = TinyClip(mode, {"": g["text.ids"][0], "yes": g["text.ids"][0], "no": g["text.neg_ids"][0]})
     (fused,), (plain,) = encode_prompt(clip, References(adapter, subjects, None), "yes")
@@ -191,7 +191,7 @@ def test_subject_diffusions_prompts_through_the_hosts_own_clip_classes(row, mode
     from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
     from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt
     from troupe.model_patches.prompt import fusion
-    from troupe.model_patches.prompt.places import Place
+    from troupe.model_patches.prompt.token_positions import TokenPosition
     from troupe.model_patches.subjects import References, ReferenceSubject
 
     g = golden_subject_diffusion.golden("text")
@@ -210,7 +210,7 @@ def test_subject_diffusions_prompts_through_the_hosts_own_clip_classes(row, mode
     monkeypatch.setattr(
         fusion,
         "_places",
-        lambda spec, references, prompt, *a: (prompt.text, [Place(0, p, (p,), "") for p in spots[row]]),
+        lambda spec, references, prompt, *a: (prompt.text, [TokenPosition(0, p, (p,), "") for p in spots[row]]),
     )
     (fused,), (plain,) = encode_prompt(TinySD2(mode, g["ids"][row]), References(adapter, subjects, None), "")
     for found, name in ((plain, "out_unreplaced"), (fused, "out_replaced")):

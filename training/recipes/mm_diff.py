@@ -38,7 +38,7 @@ from ..examples.draws import Draw
 from ..examples.example import ExampleSubject
 from ..losses import image_constraint, localization_losses
 from ..model.base import Base
-from ..model.captions import places, unmarked
+from ..model.captions import token_positions, unmarked
 from ..model.features import Features
 from ..model.image_attention import BatchAttention, BatchReferences
 from ..model.low_rank import PairSwitch, begin, new_pair
@@ -151,13 +151,13 @@ class MMDiffTrainee(Trainee):
         masks, rows = torch.zeros(len(draws), m, side, side), torch.zeros(len(draws), m, dtype=torch.long)
         valid, in_text, in_picture = (torch.zeros(len(draws), m, dtype=torch.bool) for _ in range(3))
         for b, (caption, row) in enumerate(zip(captions, subjects, strict=True)):
-            found = places(self.base.texts, caption, [s.name for s in row]) if caption and row else ()
+            found = token_positions(self.base.texts, caption, [s.name for s in row]) if caption and row else ()
             for i, subject in enumerate(row):
                 valid[b, i] = True
                 if subject.mask is not None:
                     masks[b, i], in_picture[b, i], in_text[b, i] = subject.mask, True, bool(found)
-            for i, place in enumerate(found):
-                rows[b, i] = place.row
+            for i, at in enumerate(found):
+                rows[b, i] = at.row
         device = self.base.unet.device
         tensors = (words, identity, dense, valid, masks, rows, in_text, in_picture)
         on_device = (tensor.to(device) for tensor in tensors)

@@ -32,8 +32,8 @@ from ...model_patches.hosts.diffusers.prompt import TextsPromptEncoder
 from ...model_patches.hosts.diffusers.sampling import join_prompts
 from ...model_patches.hosts.diffusers.unet_blocks import transformer_blocks
 from ...model_patches.prompt.fusion import fuse_prompts
-from ...model_patches.prompt.places import Place
 from ...model_patches.prompt.template import PLACEHOLDER_ID
+from ...model_patches.prompt.token_positions import TokenPosition
 from ...model_patches.subjects import Box, ObjectFeatures, References, ReferenceSubject
 from ..config.setting import chance, setting
 from ..examples.draws import Draw
@@ -126,8 +126,8 @@ class SubjectDiffusionTrainee(Trainee):
         """Return no caption: the text encoder is trained."""
         return []
 
-    def places(self, caption: str, names: Sequence[str]) -> Sequence[Place]:
-        """Return the placeholders' places; of more names than slots, those of the longest ones.
+    def token_positions(self, caption: str, names: Sequence[str]) -> Sequence[TokenPosition]:
+        """Return the placeholders' positions; of more names than slots, those of the longest ones.
 
         Raises SubjectError for a caption that has a placeholder itself, or leaves no room.
         """
@@ -148,9 +148,9 @@ class SubjectDiffusionTrainee(Trainee):
         masks, rows = torch.zeros(len(draws), 2 * k, side, side), torch.zeros(len(draws), 2 * k, dtype=torch.long)
         present = torch.zeros(len(draws), 2 * k, dtype=torch.bool)
         for b, (caption, row) in enumerate(zip(captions, words, strict=True)):
-            found = self.places(caption, [subject.name for subject, _ in row])
-            for i, ((subject, _), place) in enumerate(zip(row, found, strict=True)):
-                for j, at in ((i, place.row), (k + i, place.row - TO_NAME)):
+            found = self.token_positions(caption, [subject.name for subject, _ in row])
+            for i, ((subject, _), position) in enumerate(zip(row, found, strict=True)):
+                for j, at in ((i, position.row), (k + i, position.row - TO_NAME)):
                     masks[b, j], rows[b, j], present[b, j] = _mask(subject), at, True
         device = self.base.unet.device
         where = (tensor.to(device) for tensor in (masks, rows, present))

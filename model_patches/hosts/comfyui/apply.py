@@ -7,7 +7,7 @@ from typing import Any
 
 from ...adapter import GatedSpec, ImageAttentionSpec, PhotoSpec
 from ...base_mismatch import base_mismatch
-from ...binding.checks import check_kind, check_names, check_blocks, check_widths
+from ...binding.checks import check_blocks, check_kind, check_names, check_widths
 from ...binding.plan import is_idle
 from ...binding.settings import GatedSettings, ImageAttentionSettings, check_finite
 from ...binding.two_strengths import MIDDLE, NEGATIVE, POSITIVE, ROLES

@@ -14,7 +14,7 @@ from torch import nn
 
 from ...adapter import Adapter, GatedSpec
 from ...attention.gated import ObjectTokens
-from ...binding.checks import check_kind, check_blocks
+from ...binding.checks import check_blocks, check_kind
 from ...binding.layer_tokens import COND, UNCOND
 from ...binding.object_tokens import Group, layer_objects, mask_channel
 from ...binding.plan import GatedStrengths, gated_strengths, is_idle
