@@ -117,9 +117,9 @@ class MMDiffTrainee(Trainee):
         self.text_pairs = _text_pairs(base, options.text_rank)
         self.spec = layout.describe(self.heads, self.fusion, self.layers, "the adapter in training")
         self.attention, self.in_unet, self.in_text = BatchAttention(Mixing("joint"), 1.0), PairSwitch(), PairSwitch()
-        for layer, pair in _unet_layers(base, self.layers, self.unet_pairs):
+        for layer, pair in _paired_unet_layers(base, self.layers, self.unet_pairs):
             self.in_unet.put(layer, pair)
-        for layer, pair in _text_layers(base, self.text_pairs):
+        for layer, pair in _paired_text_layers(base, self.text_pairs):
             self.in_text.put(layer, pair)
         self.attention.install(base.unet, list(layers_of(self.layers)))
         self.maps = TextMaps()
@@ -333,7 +333,7 @@ def _unet_pairs(base: Base, rank: int, image_rank: int) -> tuple[LoraLayers, nn.
     return layers, nn.ModuleList(pairs)
 
 
-def _unet_layers(base: Base, layers: LoraLayers, pairs: nn.ModuleList) -> Iterable[tuple[nn.Module, LowRank]]:
+def _paired_unet_layers(base: Base, layers: LoraLayers, pairs: nn.ModuleList) -> Iterable[tuple[nn.Module, LowRank]]:
     """Every linear layer of the UNet's attention with its pair; those for image tokens are no layer's."""
     blocks = transformer_blocks(base.unet)
     for j, path in enumerate(_blocks(base) or []):
@@ -356,7 +356,7 @@ def _text_pairs(base: Base, rank: int) -> nn.ModuleList:
     )
 
 
-def _text_layers(base: Base, pairs: nn.ModuleList) -> Iterable[tuple[nn.Module, LowRank]]:
+def _paired_text_layers(base: Base, pairs: nn.ModuleList) -> Iterable[tuple[nn.Module, LowRank]]:
     for layer, own in zip(_text_layers(base), pairs, strict=True):
         for name in TEXT_TARGETS:
             yield layer.get_submodule(name), cast(LowRank, cast(nn.ModuleDict, own)[name])
