@@ -28,7 +28,7 @@ from ...encoders.decoupled import DecoupledLayers
 from ...encoders.mm_diff import LoraLayers
 from ...errors import MismatchError
 from ...relevance.maps import AppliedMaps, add_limited_shares, applied_maps, empty_sums, part_of
-from ...relevance.place_check import PlaceCheck, checked_grid, place_warnings
+from ...relevance.overlap_check import OverlapCheck, checked_grid, overlap_warnings
 from ...subjects import References
 from .cross_layers import CrossLayer, TextAttention, cross_layers
 
@@ -65,7 +65,7 @@ class ImageAttention:
     ):
         self.references, self.settings, self.roles, self.merged = references, settings, tuple(roles), merged
         self.recording, self._seen = recording, {}
-        self._check: PlaceCheck | None = None
+        self._check: OverlapCheck | None = None
         self._unet, self._layers = unet, cross_layers(unet)
         self._run = RunCache()
         self._grids: dict[Transformer2DModel, tuple[int, int]] = {}
@@ -187,13 +187,13 @@ class ImageAttention:
         """
         count = len(self.references.subjects)
         if not self._idle and self.active and count > 1 and self.settings.mixing.needs_relevance(count):
-            self._check = PlaceCheck(count, pictures, checked_grid(latent), self._unet.device)
+            self._check = OverlapCheck(count, pictures, checked_grid(latent), self._unet.device)
 
-    def places_seen(self) -> list[str]:
+    def overlaps_seen(self) -> list[str]:
         """Return a warning for each picture in which `look` found two subjects in one place."""
         check, self._check = self._check, None
         acting = () if self._now is None else tuple(weight != 0 for weight in self._now.weights)
-        return [] if check is None else place_warnings(check.overlaps(), self.references.subjects, acting)
+        return [] if check is None else overlap_warnings(check.overlaps(), self.references.subjects, acting)
 
     def maps(self) -> AppliedMaps | None:
         """Return each subject's share of the positions, averaged over the run; None if nobody acted or nothing was

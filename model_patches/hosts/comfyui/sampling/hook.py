@@ -26,7 +26,7 @@ from .clock import Clock, sigma_range
 from .conditioning import KEY, ConditioningChunk, Lists, Roles, foreign_ids
 from .execution import executing, first_time
 from .other_packs import named
-from .places import tell_places
+from .overlaps import tell_overlaps
 from .prompt_switch import AFTER, BEFORE, PHASE, PromptSwitch
 from .rows import tiles_in
 from .run import Run
@@ -163,7 +163,7 @@ class Hook(ABC):
         own = dict(options.get(KEY, {}))
         state = own.pop(self.id, None)
         run = state.run if isinstance(state, Call) else state or self._new_run(Lists(), None, None)
-        tell_places(run, self.references.subjects)
+        tell_overlaps(run, self.references.subjects)
         now = self.strengths(run, model.model_sampling, timestep)
         waiting = self._waiting(conds)
         if now is not None:

@@ -16,7 +16,7 @@ from ....binding.plan import ImageStrengths, image_strengths, needs_names, takes
 from ....binding.run_tokens import KEPT_WEIGHTS, RunTokens, TextLayers, through_base
 from ....binding.settings import ImageAttentionSettings
 from ....encoding.summary import counted, who
-from ....relevance.place_check import PlaceCheck
+from ....relevance.overlap_check import OverlapCheck
 from ....subjects import References, ReferenceSubject, called
 from .attention_patch import AddedRows, Options, install
 from .blocks import Block, Grid, grids_of, own_attentions, text_keys, text_values
@@ -24,7 +24,7 @@ from .calls import Call, placed, window_of, with_subjects
 from .conditioning import ConditioningChunk
 from .hook import Hook, model_dtype, spans_of_run
 from .other_packs import named, patches_of
-from .places import check_of_call, with_check
+from .overlaps import check_of_call, with_check
 from .record import RECORDINGS, Observe, Recording, Tally, observer
 from .rows import rows_from_options
 from .run import Run
@@ -223,7 +223,7 @@ class SharedDelta:
     others: Sequence[Any]
     subjects: Sequence[ReferenceSubject]
     pictures: tuple[int, ...]
-    check: PlaceCheck | None
+    check: OverlapCheck | None
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from ....binding.run_cache import RunCache
-from ....relevance.place_check import PlaceCheck
+from ....relevance.overlap_check import OverlapCheck
 from ..messages import log, tell
 from .clock import Clock
 from .conditioning import Roles
@@ -14,9 +14,9 @@ from .conditioning import Roles
 
 @dataclass(frozen=True, eq=False)
 class PendingCheck:
-    """A look at the places of the subjects in this step. acting: which subjects act in it."""
+    """A look at where the subjects are relevant in this step. acting: which subjects act in it."""
 
-    check: PlaceCheck
+    check: OverlapCheck
     step: int
     acting: tuple[bool, ...]
 
@@ -34,7 +34,7 @@ class Run(RunCache):
         self.due = False  # whether a call came in which something should act
         self.acted = False
         self.from_noise = False  # whether the run makes the layout of the picture
-        self.place_check: PendingCheck | None = None
+        self.overlap_check: PendingCheck | None = None
         self.part = ""  # why nothing can be placed in what this run samples
         self.explained = False  # whether the message was given why nothing, or not everything, acts
         self._said: set[str] = set()

@@ -1,4 +1,4 @@
-"""The look at the subjects' places after a third of the steps, in a run of the host."""
+"""The look at where the subjects are relevant after a third of the steps, in a run of the host."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from ....binding.layer_tokens import COND
 from ....binding.settings import ImageAttentionSettings
-from ....relevance.place_check import PlaceCheck, checked_grid, checked_step, place_warnings
+from ....relevance.overlap_check import OverlapCheck, checked_grid, checked_step, overlap_warnings
 from ....subjects import References, ReferenceSubject
 from .blocks import Grid
 from .calls import Call
@@ -24,7 +24,7 @@ def check_of_call(
     settings: ImageAttentionSettings,
     chunks: Sequence[ConditioningChunk | None],
     x: torch.Tensor,
-) -> PlaceCheck | None:
+) -> OverlapCheck | None:
     """Return where the relevance of this call is added up, or None if it is not recorded: only the step after a third
     of a run from noise is, of several subjects whose relevance is computed anyway.
     """
@@ -33,15 +33,15 @@ def check_of_call(
         return None
     if run.clock.finished != checked_step(run.clock.steps) or _first(chunks) is None:
         return None
-    if run.place_check is None:
+    if run.overlap_check is None:
         grid, acting = checked_grid((x.shape[-2], x.shape[-1])), tuple(weight != 0 for weight in call.now.weights)
-        check = PlaceCheck(len(subjects), call.pictures, grid, x.device)
-        run.place_check = PendingCheck(check, run.clock.finished, acting)
-    return run.place_check.check
+        check = OverlapCheck(len(subjects), call.pictures, grid, x.device)
+        run.overlap_check = PendingCheck(check, run.clock.finished, acting)
+    return run.overlap_check.check
 
 
 def with_check(
-    recorder: Observe | None, check: PlaceCheck | None, chunks: Sequence[ConditioningChunk], grid: Grid
+    recorder: Observe | None, check: OverlapCheck | None, chunks: Sequence[ConditioningChunk], grid: Grid
 ) -> Observe | None:
     """Return what observes a layer: the recorder, and the check if the layer has its grid and rows of the prompt."""
     group = _first(chunks)
@@ -56,12 +56,14 @@ def with_check(
     return observe
 
 
-def tell_places(run: Run, subjects: Sequence[ReferenceSubject]) -> None:
-    """Warn of subjects in the same place, once, when the step that was looked at is over."""
-    pending = run.place_check
+def tell_overlaps(run: Run, subjects: Sequence[ReferenceSubject]) -> None:
+    """Warn of subjects that are relevant in the same part of the picture, once, when the step that was looked at is
+    over.
+    """
+    pending = run.overlap_check
     if pending is not None and run.clock.finished > pending.step:
-        run.place_check = None
-        for sentence in place_warnings(pending.check.overlaps(), subjects, pending.acting):
+        run.overlap_check = None
+        for sentence in overlap_warnings(pending.check.overlaps(), subjects, pending.acting):
             run.say(sentence, logging.WARNING)
 
 

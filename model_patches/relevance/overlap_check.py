@@ -1,6 +1,7 @@
-"""A look at the relevance after a third of the steps: two subjects whose names are relevant in one and the same place.
+"""A look at the relevance after a third of the steps: two subjects whose names are relevant in one and the same part of
+the picture.
 
-Measured in the rehearsal world (benchmarks/place_check.py): the layers with half the latent's sides show best which
+Measured in the rehearsal world (benchmarks/overlap_check.py): the layers with half the latent's sides show best which
 subject will be missing. Later looks show little more.
 """
 
@@ -14,8 +15,8 @@ import torch
 from ..subjects import ReferenceSubject, called
 
 SHARE_OF_STEPS = 3  # the look is taken when one step in three is done
-SAME_PLACE_FROM = 0.75  # overlap of two subjects' relevance
-SPREAD = 0.5  # overlap with an even map, above which a map shows no place; all that were measured lie below 0.4
+OVERLAP_FROM = 0.75  # overlap of two subjects' relevance
+SPREAD = 0.5  # overlap with an even map, above which a map shows no part; all that were measured lie below 0.4
 
 
 def checked_step(steps: int) -> int | None:
@@ -28,7 +29,7 @@ def checked_grid(latent: tuple[int, int]) -> tuple[int, int]:
     return -(-latent[0] // 2), -(-latent[1] // 2)
 
 
-class PlaceCheck:
+class OverlapCheck:
     """The relevance of a model call, added up over its layers.
 
     subjects: M; pictures: B; grid: (h, w), see `checked_grid`; device: of the sums.
@@ -51,19 +52,19 @@ class PlaceCheck:
         """
         a = self.total.cpu()
         a = a / a.sum(-1, keepdim=True).clamp(min=1e-12)
-        placed = (a.clamp(max=1 / a.shape[-1]).sum(-1) <= SPREAD).float()
-        return torch.minimum(a.unsqueeze(2), a.unsqueeze(1)).sum(-1) * placed.unsqueeze(2) * placed.unsqueeze(1)
+        located = (a.clamp(max=1 / a.shape[-1]).sum(-1) <= SPREAD).float()
+        return torch.minimum(a.unsqueeze(2), a.unsqueeze(1)).sum(-1) * located.unsqueeze(2) * located.unsqueeze(1)
 
 
-def place_warnings(overlaps: torch.Tensor, subjects: Sequence[ReferenceSubject], acting: Sequence[bool]) -> list[str]:
-    """Return a sentence for each picture in which two subjects lie in the same place.
+def overlap_warnings(overlaps: torch.Tensor, subjects: Sequence[ReferenceSubject], acting: Sequence[bool]) -> list[str]:
+    """Return a sentence for each picture in which two subjects are relevant in the same part.
 
-    overlaps: see `PlaceCheck.overlaps`; acting: which subjects act now. Pairs of which both have a box or a region
+    overlaps: see `OverlapCheck.overlaps`; acting: which subjects act now. Pairs of which both have a box or a region
     are left out: these keep them apart.
     """
     found = []
     for number, overlap in enumerate(overlaps, 1):
-        pairs = [pair for pair in _pairs(subjects, acting) if float(overlap[pair]) >= SAME_PLACE_FROM]
+        pairs = [pair for pair in _pairs(subjects, acting) if float(overlap[pair]) >= OVERLAP_FROM]
         if pairs:
             names = "; ".join(" and ".join(called(i + 1, subjects[i].name) for i in pair) for pair in pairs)
             where = "" if len(overlaps) == 1 else f" in picture {number} of the batch"
@@ -75,7 +76,7 @@ def place_warnings(overlaps: torch.Tensor, subjects: Sequence[ReferenceSubject],
 
 
 def _pairs(subjects: Sequence[ReferenceSubject], acting: Sequence[bool]) -> Iterator[tuple[int, int]]:
-    placed = [subject.box is not None or subject.region is not None for subject in subjects]
+    located = [subject.box is not None or subject.region is not None for subject in subjects]
     for i, j in combinations(range(len(subjects)), 2):
-        if acting[i] and acting[j] and not (placed[i] and placed[j]):
+        if acting[i] and acting[j] and not (located[i] and located[j]):
             yield i, j
