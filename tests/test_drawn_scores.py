@@ -10,7 +10,7 @@ import pytest
 import torch
 from troupe.model_patches.scores.choice import best, numbers_of
 from troupe.model_patches.scores.colours import ColourPictures
-from troupe.model_patches.scores.finding import Found, Wanted, places_in
+from troupe.model_patches.scores.finding import Found, Wanted, regions_in
 from troupe.model_patches.scores.report import score_report, to_json
 from troupe.model_patches.scores.scoring import ClipPictures, looks_of_cast, score_pictures
 from troupe_tools.pack import ROOT
@@ -41,9 +41,9 @@ def scored(encoder, cases, by):
     for case in cases:
         names = [figure.kind if i == 0 else f"other {figure.kind}" for i, figure in enumerate(case.figures)]
         where = Found(**scores_script.wired_places(case.masks, "bounding_boxes" if by == "boxes" else by))
-        places = places_in([Wanted(name) for name in names], where, 1, (PIXELS, PIXELS))
+        regions = regions_in([Wanted(name) for name in names], where, 1, (PIXELS, PIXELS))
         looks = looks_of_cast(cast_of(case.figures), encoder)
-        found.append(score_pictures(case.picture[None], looks, places, encoder, THRESHOLD))
+        found.append(score_pictures(case.picture[None], looks, regions, encoder, THRESHOLD))
     return found
 
 
@@ -167,8 +167,8 @@ def test_who_has_a_box_is_not_told_to_get_one(encoder):
 
     (found,) = scored(encoder, [drawn_case("swapped", True, 0)], "boxes")
     for source, advised in (("bounding box", True), ("box", False), ("region", False)):
-        places = tuple(replace(place, source=source) for place in found.pictures[0].places)
-        lines = score_report(replace(found, pictures=(replace(found.pictures[0], places=places),)))[1:3]
+        regions = tuple(replace(region, source=source) for region in found.pictures[0].regions)
+        lines = score_report(replace(found, pictures=(replace(found.pictures[0], regions=regions),)))[1:3]
         assert all("swapped" in line.text and ("a box" in line.text) is advised for line in lines)
 
 
@@ -180,10 +180,10 @@ def test_a_batch_is_scored_as_its_pictures_are_alone(encoder):
     looks = looks_of_cast(cast_of(cases[0].figures), encoder)
     wanted = [Wanted(figure.kind) for figure in cases[0].figures]
     masks, pictures = torch.cat([case.masks for case in cases]), torch.stack([case.picture for case in cases])
-    places = places_in(wanted, Found(masks=masks), 2, (128, 128))
-    both = score_pictures(pictures, looks, places, encoder, THRESHOLD)
+    regions = regions_in(wanted, Found(masks=masks), 2, (128, 128))
+    both = score_pictures(pictures, looks, regions, encoder, THRESHOLD)
     for i, one in enumerate(both.pictures):
-        alone = score_pictures(pictures[i : i + 1], looks, places[i : i + 1], encoder, THRESHOLD).pictures[0]
+        alone = score_pictures(pictures[i : i + 1], looks, regions[i : i + 1], encoder, THRESHOLD).pictures[0]
         assert (
             torch.allclose(one.likeness, alone.likeness, atol=1e-5) and one.verdicts[0].word == alone.verdicts[0].word
         )
