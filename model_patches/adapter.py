@@ -13,9 +13,8 @@ from torch import nn
 
 from .bases import base_name
 from .checkpoints.catalogue import encoder_of_width
-from .encoders.decoupled import DecoupledLayers
+from .encoders.decoupled import ImageLayers
 from .encoders.gated import GatedLayers
-from .encoders.mm_diff import LoraLayers
 
 
 @dataclass(frozen=True)
@@ -245,7 +244,7 @@ class Adapter:
 
     spec: AdapterSpec
     projection: nn.Module | None
-    layers: DecoupledLayers | LoraLayers | None
+    layers: ImageLayers | None
     gated: GatedLayers | None = None
     weights: Weights = Weights()
     fusion: nn.ModuleDict | None = None

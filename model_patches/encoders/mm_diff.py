@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..attention.lora import Projection, image_projection
+from .decoupled import ImageLayers
 from .lora import ImagePairs
 from .refiner import SubjectHead
 from .words import PhotoToWords
@@ -63,7 +64,7 @@ class LoraLayer(ImagePairs):
         """Return None: MM-Diff has no text gain, so text attention is unchanged (f = 1)."""
 
 
-class LoraLayers(nn.Module):
+class LoraLayers(ImageLayers):
     """All layers in the order down, up, then mid.
 
     Arguments:
@@ -74,8 +75,6 @@ class LoraLayers(nn.Module):
         operations: `torch.nn`, or a host's module with the same classes.
     """
 
-    text_gain = False
-
     def __init__(
         self,
         context_dim: int,
@@ -84,9 +83,8 @@ class LoraLayers(nn.Module):
         text_ranks: Sequence[int],
         operations: Any = nn,
     ):
-        super().__init__()
-        self.context_dim, self.widths = context_dim, tuple(widths)
         sizes = zip(widths, ranks, text_ranks, strict=True)
-        self.layers = nn.ModuleList(
+        layers = (
             LoraLayer(context_dim, width, rank, text_rank, operations=operations) for width, rank, text_rank in sizes
         )
+        super().__init__(context_dim, widths, False, layers)

@@ -24,8 +24,7 @@ from ...binding.run_cache import RunCache
 from ...binding.run_tokens import RunTokens, TextLayers, through_base
 from ...binding.settings import ImageAttentionSettings
 from ...binding.stack import DeltaStack, at_first_call
-from ...encoders.decoupled import DecoupledLayers
-from ...encoders.mm_diff import LoraLayers
+from ...encoders.decoupled import ImageLayers
 from ...errors import MismatchError
 from ...relevance.maps import AppliedMaps, add_limited_shares, applied_maps, empty_sums, part_of
 from ...relevance.overlap_check import OverlapCheck, checked_grid, overlap_warnings
@@ -73,7 +72,7 @@ class ImageAttention:
         self._hooks: list[Any] = []
         self._now: ImageStrengths | None = None
         # whose file has them, as check_widths finds
-        self._image_layers = cast("DecoupledLayers | LoraLayers", cast(Adapter, references.adapter).layers)
+        self._image_layers = cast(ImageLayers, cast(Adapter, references.adapter).layers)
         check_kind(references.adapter.spec, ImageAttentionSpec, "Bind these references with GatedAdapter.")
         if self._idle:
             return
