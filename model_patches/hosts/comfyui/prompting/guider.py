@@ -15,7 +15,7 @@ import node_helpers
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ....attention.guidance import equivalent_uncond, subject_guidance, umm_guidance
+from ....attention.guidance import equivalent_uncond, subject_guidance, umm_condition
 from ....binding.layer_tokens import COND
 from ....binding.settings import check_finite
 from ....binding.two_strengths import (
@@ -267,11 +267,7 @@ class UMMGuider(TwoScaleGuider):
         fused, text, null = self.branches(lists, x, timestep, options)
         if isinstance(alpha, torch.Tensor):
             alpha = alpha.view(-1, *[1] * (x.ndim - 1))
-        cond = (
-            umm_guidance(None, text, [fused], 1.0, [alpha])
-            if isinstance(alpha, float)
-            else text + alpha * (fused - text)
-        )
+        cond = umm_condition(text, fused, alpha) if isinstance(alpha, float) else text + alpha * (fused - text)
         return self.guided([cond, null], [lists[0] or lists[1], lists[2]], x, timestep, options)
 
 
