@@ -421,6 +421,22 @@ def test_a_name_means_one_thing():
     assert sorted(INTERFACES - double.keys()) == [], "no longer defined twice: take them out of INTERFACES"
 
 
+RECIPES = {"Options", "build"}  # of every module in training/recipes
+
+
+@pytest.mark.parametrize("room", ["training", "evaluation"])
+def test_a_function_or_class_of_a_room_means_one_thing(room):
+    """Constants may differ: most are a module's own."""
+    defined: dict[str, list[str]] = {}
+    for module in (name for name in MODULES if name.startswith(f"{room}/")):
+        for node in ast.parse(MODULES[module].read_text()).body:
+            aliased = isinstance(node, ast.Assign) and isinstance(node.value, (ast.Subscript, ast.BinOp))
+            names = [ast.unparse(one) for one in node.targets] if aliased else [getattr(node, "name", "_")]
+            for name in (name for name in names if not name.startswith("_") and not name.isupper()):
+                defined.setdefault(name, []).append(module)
+    assert {name: found for name, found in defined.items() if len(found) > 1 and name not in RECIPES} == {}
+
+
 @pytest.mark.parametrize("module", [*MODULES, *TOOLS])
 def test_a_module_has_one_idea(module):
     assert len((ROOT / module).read_text().splitlines()) <= 400
