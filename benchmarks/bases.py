@@ -1,5 +1,5 @@
-"""Base models with random weights: full size as they are published, and thin ones of the same blocks, all 320 wide,
-that a CPU samples in a second.
+"""Base models with random weights: full size as they are published, and thin ones of the same blocks, all with 320
+channels, that a CPU samples in a second.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ def wired_places(masks: Any, by: str, labels: Sequence[str] = ()) -> dict[str, A
 
 def drawn(encoder: str, cast: str, by: str, seeds: Sequence[int], cases: Sequence[str] = ()) -> Counts:
     """Return how many verdicts on drawings are true, and of how many, by kind."""
-    from troupe.rehearsal.engine.drawn import CASES, MORE_CASES, drawn_case
+    from drawn_cases import CASES, MORE_CASES, drawn_case
 
     counts: Counts = {}
     for case in cases or (*CASES, *MORE_CASES):
@@ -216,8 +216,8 @@ def painted_pictures(count: int) -> Iterator[tuple[Any, Any, list[str | None], l
 
 
 def further_sightings(figures: Any, sightings: Any, seen: Any) -> list[tuple[int, Any]]:
-    """Return the sightings of the figures that stand for none of them, with the number of the figure that each is of by
-    class, and where two are of one class, by variant. seen: those that stand for them, or None.
+    """Return the sightings of the figures that are taken for none of them, with the number of the figure that each is
+    of by class, and where two are of one class, by variant. seen: those that are taken for them, or None.
     """
     alike = len({figure.kind for figure in figures}) < len(figures)
     left = [one for one in sightings if not any(one is own for own in seen)]

@@ -10,7 +10,7 @@ PAGE = Path(__file__).resolve().parent.parent / "web" / "docs" / "TroupeScoreSub
 HEAD = "The first number is for the rehearsal image encoder, the second for `colours`.\n\n"
 WORDS = {"masks": "masks", "segs": "segments", "bounding_boxes": "boxes", "record": "rectangles of `record`"}
 CLEAR = ("right", "swapped", "cloned", "missing")
-DRAWN = {  # words of the page: kinds of `rehearsal/engine/drawn.py`
+DRAWN = {  # words of the page: kinds of `drawn_cases.py`
     "Drawn, each subject right, swapped, cloned or missing": CLEAR,
     "Drawn, one subject is there twice": ("twice",),
     "Drawn, all right, and two places of background": ("background",),

@@ -22,7 +22,7 @@ PART = ".part"  # ending of a file that is being written
 
 
 class ResultsError(TroupeError):
-    """An error about the folder of results: in use, or not writable."""
+    """An error about the folder of results: in use, not writable, or of other photos or models."""
 
 
 @dataclass(frozen=True)

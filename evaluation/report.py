@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .origin import fingerprint, versions
-from .results import TABLE, Row, write_table, write_text
+from .results import TABLE, TableRow, write_table, write_text
 from .scores.scores import Scorer, columns_of
 from .settings import EvaluationSettings, as_plain
 from .sheet import contact_sheet
@@ -30,7 +30,7 @@ class Outcome:
     settings: EvaluationSettings
     suite: Suite
     tasks: Sequence[Task]
-    rows: Sequence[Row]
+    rows: Sequence[TableRow]
     scorers: Sequence[Scorer]
     faults: Mapping[str, str]
 
@@ -64,7 +64,7 @@ def report_text(outcome: Outcome) -> str:
     return "\n".join(parts)
 
 
-def tables_text(rows: Sequence[Row], suite: str, heading: str = "##") -> str:
+def tables_text(rows: Sequence[TableRow], suite: str, heading: str = "##") -> str:
     """Return the tables as Markdown: scores by method, for the rehearsal suite by kind of cast, and agreement with the
     truth where that is known. heading: of the parts.
     """

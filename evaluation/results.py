@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..model_patches.errors import TroupeError
+from .journal import ResultsError
 from .scores.scores import Values
 from .suites.suite import Case
 from .tasks import Task
@@ -20,11 +20,7 @@ from .tasks import Task
 LINES, TABLE, ORIGIN = "scores.jsonl", "scores.csv", "origin.json"
 CHANGES = 3  # differences that an error names
 HEAD = ("key", "suite", "group", "case", "method", "seed", "prompt", "subjects", "file")  # columns before the scores
-Row = dict[str, str]
-
-
-class ResultsError(TroupeError):
-    """The folder of results cannot be used."""
+TableRow = dict[str, str]
 
 
 def check_origin(folder: Path, origin: Mapping[str, str]) -> None:
@@ -82,7 +78,7 @@ def append_scores(folder: Path, key: str, scores: Values) -> None:
 
 def rows_of(
     tasks: Sequence[Task], cases: Mapping[str, Case], scores: Mapping[str, Values], columns: Sequence[str]
-) -> list[Row]:
+) -> list[TableRow]:
     """Return a row for each task that is scored, in the order of the tasks; numbers with six digits."""
     return [
         {
@@ -106,7 +102,7 @@ def _text(value: float | str | None) -> str:
     return "" if value is None else value if isinstance(value, str) else f"{value:.6g}"
 
 
-def write_table(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
+def write_table(path: Path, rows: Sequence[TableRow], columns: Sequence[str]) -> None:
     """Write rows as CSV."""
     out = io.StringIO()
     writer = csv.DictWriter(out, [*HEAD, *columns], lineterminator="\n")
@@ -115,7 +111,7 @@ def write_table(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None
     write_text(path, out.getvalue())
 
 
-def read_table(path: Path) -> list[Row]:
+def read_table(path: Path) -> list[TableRow]:
     """Read rows of a CSV. Raises ResultsError where there is none."""
     try:
         return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from ..training.data.pictures import PictureFault, open_picture, write_whole
-from .results import Row
+from .results import TableRow
 from .suites.suite import Suite
 
 SIDE, LINE, MARGIN = 128, 14, 4  # pixels: of a shown picture, of a text line, between pictures
@@ -16,7 +16,7 @@ PAPER, INK, FAULT = (255, 255, 255), (30, 30, 34), (200, 200, 205)
 NOTE = ("subjects_right", "clip_i", "dino", "ip_sim")  # the first of these that there is is written below a picture
 
 
-def contact_sheet(suite: Suite, rows: Sequence[Row], methods: Sequence[str], folder: Path, path: Path) -> None:
+def contact_sheet(suite: Suite, rows: Sequence[TableRow], methods: Sequence[str], folder: Path, path: Path) -> None:
     """Draw the pictures in `rows` into a PNG file: a line for each case and seed.
 
     folder: of the results. A picture that is missing or does not open is grey.
@@ -44,7 +44,7 @@ def contact_sheet(suite: Suite, rows: Sequence[Row], methods: Sequence[str], fol
     write_whole(sheet, path)
 
 
-def _note(row: Row) -> str:
+def _note(row: TableRow) -> str:
     letters = row.get("truth_verdicts") or row.get("verdicts") or ""
     column = next((column for column in NOTE if row.get(column)), None)
     number = "" if column is None else f"{column} {float(row[column]):.2f}"

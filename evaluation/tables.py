@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
-from .results import HEAD, Row
+from .results import HEAD, TableRow
 from .statistics import Estimate, auc, mean_of_groups, preference, rank_correlation
 
 TRUTH = "truth_right"
@@ -36,18 +36,18 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)) + "\n"
 
 
-def numeric_columns(rows: Sequence[Row]) -> list[str]:
+def numeric_columns(rows: Sequence[TableRow]) -> list[str]:
     """Return the columns with a meaning in which there is a number."""
     columns = [column for column in rows[0] if column not in HEAD] if rows else []
     return [column for column in columns if column in MEANING and any(row[column] for row in rows)]
 
 
-def methods_of(rows: Sequence[Row]) -> list[str]:
+def methods_of(rows: Sequence[TableRow]) -> list[str]:
     """Return the methods in the order of the rows."""
     return list(dict.fromkeys(row["method"] for row in rows))
 
 
-def by_method(rows: Sequence[Row], column: str) -> dict[str, Estimate]:
+def by_method(rows: Sequence[TableRow], column: str) -> dict[str, Estimate]:
     """Return the mean of a column for each method, with its interval over groups."""
     found: dict[str, dict[str, list[float]]] = {method: defaultdict(list) for method in methods_of(rows)}
     for row in rows:
@@ -56,7 +56,7 @@ def by_method(rows: Sequence[Row], column: str) -> dict[str, Estimate]:
     return {method: mean_of_groups(groups) for method, groups in found.items()}
 
 
-def score_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
+def score_table(rows: Sequence[TableRow], columns: Sequence[str] | None = None) -> str:
     """Return a table with a row for each method and a column for each score: mean, 95 % interval, and the count of
     pictures where it is not that of the first score.
     """
@@ -73,7 +73,7 @@ def score_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> st
     return markdown(("method", "pictures", *columns), lines)
 
 
-def agreement_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
+def agreement_table(rows: Sequence[TableRow], columns: Sequence[str] | None = None) -> str:
     """Return a table of how far each score agrees with the known truth; "" where that is not known."""
     if not rows or TRUTH not in rows[0]:
         return ""
@@ -87,7 +87,7 @@ def agreement_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -
     return markdown(head, lines) if lines else ""
 
 
-def agreement(rows: Sequence[Row], column: str) -> tuple[Estimate, Estimate, Estimate, int]:
+def agreement(rows: Sequence[TableRow], column: str) -> tuple[Estimate, Estimate, Estimate, int]:
     """Return AUC, rank correlation and preference of a score against the truth, and the number of pairs."""
     sign = -1.0 if column in LOWER else 1.0
     groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -103,9 +103,9 @@ def meanings(columns: Sequence[str]) -> str:
     return "".join(f"- `{column}`: {MEANING[column]}\n" for column in columns)
 
 
-def by_kind(rows: Sequence[Row], kind: Callable[[Row], str]) -> dict[str, list[Row]]:
+def by_kind(rows: Sequence[TableRow], kind: Callable[[TableRow], str]) -> dict[str, list[TableRow]]:
     """Return the rows by kind, in their order."""
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[TableRow]] = {}
     for row in rows:
         found.setdefault(kind(row), []).append(row)
     return found

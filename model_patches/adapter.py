@@ -13,9 +13,8 @@ from torch import nn
 
 from .bases import base_name
 from .checkpoints.catalogue import encoder_of_width
-from .encoders.decoupled import DecoupledLayers
+from .encoders.decoupled import ImageLayers
 from .encoders.gated import GatedLayers
-from .encoders.mm_diff import LoraLayers
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class GatedSpec:
     """The description of a file's gated layers.
 
     kind: name of the net that makes their object tokens, for messages and tests; nothing is decided by it.
-    places: path of each layer's transformer block in an LDM UNet -> its width C, as
+    block_widths: path of each layer's transformer block in an LDM UNet -> its width C, as
         'input_blocks.1.1.transformer_blocks.0', in the order of the layers; object_dim: D of an object token;
         feature_dim: E of a feature; slots: objects that the layers were trained with, absent ones are null tokens;
         tokens: object tokens a slot.
@@ -89,7 +88,7 @@ class GatedSpec:
 
     EXPECTED: ClassVar[str] = "a file with gated layers"
     kind: str
-    places: Mapping[str, int]
+    block_widths: Mapping[str, int]
     object_dim: int
     feature_dim: int
     slots: int
@@ -187,7 +186,7 @@ class AdapterSpec:
     def acts_in(self) -> tuple[int, str]:
         """Number and name of the layers, or text encoders, that it acts in: (16, 'gated layers')."""
         if self.has(GatedSpec):
-            return len(self.part(GatedSpec).places), "gated layers"
+            return len(self.part(GatedSpec).block_widths), "gated layers"
         if self.has(ImageAttentionSpec):
             return len(self.part(ImageAttentionSpec).widths), "cross-attention layers"
         streams = len(self.part(PromptSpec).streams)
@@ -196,7 +195,7 @@ class AdapterSpec:
     def describe(self) -> str:
         """Return one line for logs and errors."""
         if self.has(GatedSpec):
-            what = f"({len(self.part(GatedSpec).places)} gated layers)"
+            what = f"({len(self.part(GatedSpec).block_widths)} gated layers)"
         elif self.has(ImageAttentionSpec):
             attention = self.part(ImageAttentionSpec)
             what = f"({attention.projection}, {len(attention.widths)} layers)"
@@ -245,7 +244,7 @@ class Adapter:
 
     spec: AdapterSpec
     projection: nn.Module | None
-    layers: DecoupledLayers | LoraLayers | None
+    layers: ImageLayers | None
     gated: GatedLayers | None = None
     weights: Weights = Weights()
     fusion: nn.ModuleDict | None = None

@@ -11,7 +11,12 @@ MOST_LINKS = 2
 
 
 class BaseMismatchError(MismatchError):
-    """An adapter for one base model beside a checkpoint of another."""
+    """An adapter for one base model beside a checkpoint of another.
+
+    Arguments:
+        file: label of the adapter's file; adapter_base, model_base: names of the base models.
+        remedy: what to do; clip: whether the connected CLIP shows the other base model, and not the MODEL.
+    """
 
     def __init__(self, file: str, adapter_base: str, model_base: str, remedy: str, clip: bool):
         super().__init__(f"a checkpoint for {adapter_base}", f"one for {model_base}", remedy)

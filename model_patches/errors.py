@@ -16,6 +16,8 @@ class TroupeError(Exception):
 
     The classes claim to be built in: hosts show an exception's type with its module's path, which means nothing to an
     artist.
+
+    Arguments: expected and found end in no full stop; remedy: what to do, whole sentences.
     """
 
     __module__ = "builtins"

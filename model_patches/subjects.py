@@ -77,9 +77,9 @@ class Photo:
 class Subject:
     """One subject as the artist gave it.
 
-    name: the noun as it stands in the prompt; weight: 0..3, multiplies the Apply node's; start_percent, end_percent:
+    name: the noun as in the prompt; weight: 0..3, multiplies the Apply node's; start_percent, end_percent:
     ComfyUI's (0 = first step); region: mask of where it may appear in the picture, [h, w], or [n, h, w]: one for each
-    picture of a batch, or None; box: where it stands, or None; faces: prepared faces.
+    picture of a batch, or None; box: where it is to be, or None; faces: prepared faces.
     """
 
     name: str
@@ -124,8 +124,9 @@ class ObjectFeatures:
 @dataclass(frozen=True, eq=False)
 class ReferenceSubject:
     """One subject as an adapter sees it: `tokens` [T, D] float32 for image attention, `name_tokens` [L, D] float32
-    (None if no CLIP was given), `features` for gated layers (None for adapters without any), `words`: what stands
-    for it in the prompt, by text encoder ('l', 'g', 'h'), [K, D] float32 each."""
+    (None if no CLIP was given), `features` for gated layers (None for adapters without any), `words`: what represents
+    it in the prompt, by text encoder ('l', 'g', 'h'), [K, D] float32 each.
+    """
 
     name: str
     tokens: torch.Tensor | None
@@ -180,7 +181,7 @@ def make_subject(
     Arguments:
         name: may be empty here; Encode asks for it where a name is needed.
         images: the `image` input (a batch is several photos) and further ones of other sizes; None entries are skipped.
-        mask: cut-outs, one for each photo, or one for all photos of `image`; an empty mask (the host's stand-in for
+        mask: cut-outs, one for each photo, or one for all photos of `image`; an empty mask (the host's placeholder for
             "none") is ignored.
         region: [n, h, w]; where the subject may appear, one mask for all pictures of a batch or one for each.
         number: position in the cast, for messages.

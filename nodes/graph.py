@@ -57,7 +57,7 @@ def blocked_unless_wired(node: str, model: Any, positive: Any, negative: Any, mi
 
 def needed(value: T | None, node: str, name: str, source: str) -> T:
     """Return a required input, or raise MismatchError if it is missing. It is optional in the schema, so that the
-    prompts stand before it: a bypassed node then hands on each by its own slot.
+    prompts come before it: a bypassed node then hands on each by its own slot.
 
     source: where its wire usually comes from. Raises MismatchError if nothing is wired in.
     """

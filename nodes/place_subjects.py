@@ -153,6 +153,9 @@ class PlaceSubjects(io.ComfyNode):
 class EditorPreview(ui.PreviewImage):
     """The preview, and what only a run can tell the box editor: names, boxes, size, and the background without
     boxes.
+
+    cast: with its boxes; preview: IMAGE with the boxes, background: IMAGE without, or None; width, height: in pixels;
+        node: the class that shows it.
     """
 
     def __init__(self, cast: Cast, preview: Any, width: int, height: int, background: Any, node: type[io.ComfyNode]):

@@ -1,4 +1,4 @@
-"""Sizes of the rehearsal models: SD1.5 in small. Plain numbers, for whoever builds them."""
+"""Sizes of the rehearsal models: SD1.5 in small. Plain numbers, for the code that builds them."""
 
 from __future__ import annotations
 

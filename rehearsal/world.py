@@ -1,8 +1,8 @@
 """The rehearsal world: pictures drawn by rule, in which it is known exactly who is where and who looks like what.
 
-A picture has 32 x 32 cells of 4 pixels. One to three subjects stand side by side in front of a background. A subject's
+A picture has 32 x 32 cells of 4 pixels. One to three subjects are side by side in front of a background. A subject's
 class, size and hat are in the caption. Its look (two colours, pattern, accessory) is not: it is what a reference
-picture must bring along.
+picture must show.
 """
 
 from __future__ import annotations
@@ -299,7 +299,7 @@ def random_figures(
     return tuple(Figure(*parts) for parts in zip(kinds, looks, variants, strict=True))
 
 
-def place_figures(chance: random.Random, figures: Sequence[Figure], place: str | None = None) -> Scene:
+def place_figures(chance: random.Random, figures: Sequence[Figure]) -> Scene:
     """Make a scene with the figures in an order and at places of chance, on even cells."""
     order = list(range(len(figures)))
     chance.shuffle(order)
@@ -314,9 +314,7 @@ def place_figures(chance: random.Random, figures: Sequence[Figure], place: str |
         subjects.append(Placed(figures[i], left, 2 * chance.randint(12, 15) - height))
         column = left + width + gap
     mentioned = tuple(order.index(i) for i in range(len(figures)))
-    return Scene(
-        place or chance.choice(PLACES), tuple(subjects), mentioned, chance.randrange(1 << 30), chance.random() < 0.5
-    )
+    return Scene(chance.choice(PLACES), tuple(subjects), mentioned, chance.randrange(1 << 30), chance.random() < 0.5)
 
 
 def random_scene(chance: random.Random, choice: Sequence[Look] = TRAINING_LOOKS, alone: float = ALONE) -> Scene:

@@ -9,11 +9,9 @@ import safetensors.torch
 import torch
 from support.file_mutations import Bag
 from support.published_layouts import clip_text, flat, gligen_state, layers, mm_diff_members, umm_state
+from support.refused_files import STATE, checked, refused
 from support.side_effects import outcome, watched
-from support.small_checkpoints import FORMATS, PLUS
-from test_bad_pickles import STATE, refused
-from test_checkpoints import checked
-from test_gated_checkpoints import FEW
+from support.small_checkpoints import FEW, FORMATS, PLUS
 from troupe.model_patches.adapter import GatedSpec
 from troupe.model_patches.checkpoints import clip_vision
 from troupe.model_patches.checkpoints.clip_text import text_weights

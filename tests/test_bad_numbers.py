@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import safetensors.torch
 import torch
+from support.refused_files import STATE, refused
 from support.small_checkpoints import FORMATS
-from test_bad_pickles import STATE, refused
 from troupe.model_patches.attention.decoupled import LayerTokens, image_delta
 from troupe.model_patches.attention.merges import Mixing
 from troupe.model_patches.errors import CheckpointError

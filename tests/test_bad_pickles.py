@@ -15,17 +15,14 @@ import zipfile
 import pytest
 import torch
 from support.file_mutations import Bag, archive, bomb, call, evil, packed, value, with_code
-from support.published_layouts import flat, layers
-from support.side_effects import SLACK, Hang, outcome, starved, watched
-from support.small_checkpoints import PLAIN
-from test_checkpoints import checked
+from support.refused_files import STATE, refused
+from support.side_effects import Hang, watched
 from troupe.model_patches.checkpoints import files, pickles
 from troupe.model_patches.checkpoints.files import read_metadata, read_shapes, read_state
 from troupe.model_patches.checkpoints.pickles import unpickled
-from troupe.model_patches.errors import CheckpointError, quoted
+from troupe.model_patches.errors import quoted
 from troupe.model_patches.families.registry import read_adapter
 
-STATE = flat(PLAIN, layers(16, (2, 4)))
 HARMLESS = {  # pushed by opcodes that reserve nothing and run nothing
     "omegaconf",
     "a class",
@@ -46,14 +43,6 @@ HARMLESS = {  # pushed by opcodes that reserve nothing and run nothing
 def no_torch(monkeypatch):
     """Torch must not be asked: older ones would do what the file says."""
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch was asked"))
-
-
-def refused(path, read=read_adapter):
-    """The text of the refusal of a file, within the watch's seconds and bytes; nothing ran."""
-    with watched(reserve=SLACK + 4 * path.stat().st_size) as seen:
-        _, error = outcome(lambda: read(path))
-    assert type(error) is CheckpointError and not seen and not starved(error), (error, error and error.__cause__, seen)
-    return checked(error, path.name)
 
 
 @pytest.mark.slow

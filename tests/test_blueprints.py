@@ -8,7 +8,7 @@ import json
 import subprocess
 
 import pytest
-from test_workflows import CHECKPOINTS, OUTPUTS, SOCKETS, WIDGETS
+from support.shipped_templates import CHECKPOINTS, OUTPUTS, SOCKETS, WIDGETS
 from troupe.model_patches.checkpoints.catalogue import published_file
 from troupe_tools.pack import ROOT
 from troupe_tools.workflow.any_workflow import flatten

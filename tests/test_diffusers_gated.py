@@ -34,7 +34,7 @@ from troupe.model_patches.hosts.diffusers.encoders import Prompt
 from troupe.model_patches.hosts.diffusers.gated import apply_gated
 from troupe.model_patches.hosts.diffusers.image_attention import ImageAttention
 from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample
-from troupe.model_patches.hosts.diffusers.unet_places import transformer_blocks
+from troupe.model_patches.hosts.diffusers.unet_blocks import transformer_blocks
 from troupe.model_patches.hosts.diffusers.weights import base_weights
 from troupe.model_patches.subjects import Box
 
@@ -119,9 +119,8 @@ def test_it_is_diffusers_own_gligen(kind, base, count):
     """
     native = native_unet(kind, base)
     plain, references = plain_unet(native), gated_references(gligen_adapter(native), BOXES[:count])
-    assert native_fusers(native) == len(references.adapter.spec.part(GatedSpec).places) == 7 and not native_fusers(
-        plain
-    )
+    assert native_fusers(native) == len(references.adapter.spec.part(GatedSpec).block_widths) == 7
+    assert not native_fusers(plain)
     found, expected, without = predict(plain, references), natively(native, kind, references), predict(plain)
     for row in (0, 1):
         assert_same(found[row], expected[row], without[row])

@@ -11,7 +11,7 @@ from support import tiny_diffusers as tiny
 from support.prompt_fusions import FUSIONS
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from troupe.model_patches.adapter import Adapter, AdapterSpec, LoraPair, PromptSpec, Weights
-from troupe.model_patches.attention.guidance import subject_guidance, umm_guidance
+from troupe.model_patches.attention.guidance import subject_guidance, umm_condition
 from troupe.model_patches.binding.two_strengths import Guidance
 from troupe.model_patches.errors import MismatchError
 from troupe.model_patches.hosts.diffusers.encoders import EOS, ClipTexts, Prompt, embeddings_replaced
@@ -239,7 +239,7 @@ def test_factors_are_umms_formula_with_no_branch_too_many(cfg, alpha, count):
     found = factors(Guidance("umm", alpha, alpha), cfg, 0.3)
     torch.testing.assert_close(
         sum(share * e[name] for name, share in found.items()),
-        umm_guidance(e["negative"], e["middle"], [e["positive"]], cfg, [alpha]),
+        e["negative"] + cfg * (umm_condition(e["middle"], e["positive"], alpha) - e["negative"]),
     )
     assert len(found) == count
 

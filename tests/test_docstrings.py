@@ -67,6 +67,54 @@ def test_docstrings_say_what_it_does_or_is(module):
     assert {name: wrong for name, wrong in found.items() if wrong} == {}
 
 
+ROOMS = ("nodes", "model_patches", "training", "evaluation", "rehearsal")
+SAME_AS = re.compile(r"as\s+in\s+`(\w+)`")
+
+
+def classes_of(module: str) -> dict[str, ast.ClassDef]:
+    tree = ast.parse((ROOT / module).read_text(encoding="utf-8"))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def explained(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> set[str]:
+    """The words in the docstrings of a class and of its constructor, and of the classes that they refer to."""
+    texts = [ast.get_docstring(one) or "" for one in (node, constructor(node)) if one is not None]
+    words = {word for text in texts for word in re.findall(r"\w+", text)}
+    others = {name for text in texts for name in SAME_AS.findall(text)} & classes.keys() - {node.name}
+    return words.union(*(explained(classes[name], classes) for name in others))
+
+
+def constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
+    return next((one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
+
+
+def unexplained(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> set[str]:
+    """Parameters of a class's own constructor that no docstring names."""
+    made = constructor(node)
+    if made is None or node.name.startswith("_"):
+        return set()
+    every = (*made.args.posonlyargs, *made.args.args, *made.args.kwonlyargs)
+    return {one.arg for one in every[1:]} - explained(node, classes)
+
+
+def test_constructors_explain_their_parameters():
+    """Nets above all: which size is which, and what `operations` is."""
+    found = {module: classes_of(module) for module in MODULES if module.startswith(ROOMS)}
+    every = {name: node for inner in found.values() for name, node in inner.items()}
+    wrong = {f"{m}: {name}": unexplained(node, every) for m, inner in found.items() for name, node in inner.items()}
+    assert len(wrong) > 200 and {name: missing for name, missing in wrong.items() if missing} == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [("a: one; b: two.", set()), ("a: one.", {"b"}), ("Arguments as in `Other`.", {"b"}), ("ab.", {"a", "b"})],
+)
+def test_parameters_that_are_not_explained_are_found(text, missing):
+    source = f"class C:\n  '''{text}'''\n  def __init__(self, a, *, b=1): pass\nclass Other:\n  'a: one.'"
+    classes = {node.name: node for node in ast.parse(source).body}
+    assert unexplained(classes["C"], classes) == missing
+
+
 def raised(node: ast.AST) -> Iterator[str]:
     """Names of the classes that a function's own statements raise and do not handle."""
     for inner in ast.iter_child_nodes(node):

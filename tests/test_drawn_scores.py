@@ -10,7 +10,7 @@ import pytest
 import torch
 from troupe.model_patches.scores.choice import best, numbers_of
 from troupe.model_patches.scores.colours import ColourPictures
-from troupe.model_patches.scores.finding import Found, Wanted, places_in
+from troupe.model_patches.scores.finding import Found, Wanted, regions_in
 from troupe.model_patches.scores.report import score_report, to_json
 from troupe.model_patches.scores.scoring import ClipPictures, looks_of_cast, score_pictures
 from troupe_tools.pack import ROOT
@@ -41,15 +41,15 @@ def scored(encoder, cases, by):
     for case in cases:
         names = [figure.kind if i == 0 else f"other {figure.kind}" for i, figure in enumerate(case.figures)]
         where = Found(**scores_script.wired_places(case.masks, "bounding_boxes" if by == "boxes" else by))
-        places = places_in([Wanted(name) for name in names], where, 1, (PIXELS, PIXELS))
+        regions = regions_in([Wanted(name) for name in names], where, 1, (PIXELS, PIXELS))
         looks = looks_of_cast(cast_of(case.figures), encoder)
-        found.append(score_pictures(case.picture[None], looks, places, encoder, THRESHOLD))
+        found.append(score_pictures(case.picture[None], looks, regions, encoder, THRESHOLD))
     return found
 
 
 def agreement(encoder, case, one_class, by):
     """The part of subjects whose verdict is the truth."""
-    from troupe.rehearsal.engine.drawn import drawn_case
+    from drawn_cases import drawn_case
 
     cases = [drawn_case(case, one_class, seed) for seed in range(CASES)]
     pairs = [
@@ -90,7 +90,7 @@ def test_with_boxes_the_background_costs_some(encoder, counted, one_class):
 
 @pytest.mark.parametrize("one_class", [True, False], ids=["one class", "two classes"])
 def test_the_drawings_have_what_they_say(one_class):
-    from troupe.rehearsal.engine.drawn import drawn_case
+    from drawn_cases import drawn_case
 
     for seed in range(20):
         twice, background = (drawn_case(case, one_class, seed) for case in ("twice", "background"))
@@ -110,7 +110,7 @@ def test_the_page_has_the_stored_figures():
 
 
 def test_a_right_picture_is_the_best_of_a_batch(encoder):
-    from troupe.rehearsal.engine.drawn import CASES, drawn_case
+    from drawn_cases import CASES, drawn_case
 
     for seed in range(5):
         one = drawn_case("right", True, seed)
@@ -120,7 +120,7 @@ def test_a_right_picture_is_the_best_of_a_batch(encoder):
 
 
 def test_the_report_names_the_subject_and_says_what_to_do(encoder):
-    from troupe.rehearsal.engine.drawn import drawn_case
+    from drawn_cases import drawn_case
 
     case = drawn_case("swapped", True, 0)
     (scores,) = scored(encoder, [case], "masks")
@@ -143,7 +143,7 @@ def test_the_report_names_the_subject_and_says_what_to_do(encoder):
 
 
 def test_a_batch_has_a_line_for_each_picture_and_says_what_to_do_once(encoder):
-    from troupe.rehearsal.engine.drawn import drawn_case
+    from drawn_cases import drawn_case
 
     cases = [drawn_case(case, False, 1) for case in ("right", "swapped", "swapped", "missing")]
     found = [one.pictures[0] for one in scored(encoder, cases, "boxes")]
@@ -163,27 +163,27 @@ def test_a_batch_has_a_line_for_each_picture_and_says_what_to_do_once(encoder):
 
 
 def test_who_has_a_box_is_not_told_to_get_one(encoder):
-    from troupe.rehearsal.engine.drawn import drawn_case
+    from drawn_cases import drawn_case
 
     (found,) = scored(encoder, [drawn_case("swapped", True, 0)], "boxes")
     for source, advised in (("bounding box", True), ("box", False), ("region", False)):
-        places = tuple(replace(place, source=source) for place in found.pictures[0].places)
-        lines = score_report(replace(found, pictures=(replace(found.pictures[0], places=places),)))[1:3]
+        regions = tuple(replace(region, source=source) for region in found.pictures[0].regions)
+        lines = score_report(replace(found, pictures=(replace(found.pictures[0], regions=regions),)))[1:3]
         assert all("swapped" in line.text and ("a box" in line.text) is advised for line in lines)
 
 
 def test_a_batch_is_scored_as_its_pictures_are_alone(encoder):
-    from troupe.rehearsal.engine.drawn import drawn_case
+    from drawn_cases import drawn_case
     from troupe.rehearsal.engine.trials import cast_of
 
     cases = [drawn_case(case, False, 1) for case in ("right", "swapped")]
     looks = looks_of_cast(cast_of(cases[0].figures), encoder)
     wanted = [Wanted(figure.kind) for figure in cases[0].figures]
     masks, pictures = torch.cat([case.masks for case in cases]), torch.stack([case.picture for case in cases])
-    places = places_in(wanted, Found(masks=masks), 2, (128, 128))
-    both = score_pictures(pictures, looks, places, encoder, THRESHOLD)
+    regions = regions_in(wanted, Found(masks=masks), 2, (128, 128))
+    both = score_pictures(pictures, looks, regions, encoder, THRESHOLD)
     for i, one in enumerate(both.pictures):
-        alone = score_pictures(pictures[i : i + 1], looks, places[i : i + 1], encoder, THRESHOLD).pictures[0]
+        alone = score_pictures(pictures[i : i + 1], looks, regions[i : i + 1], encoder, THRESHOLD).pictures[0]
         assert (
             torch.allclose(one.likeness, alone.likeness, atol=1e-5) and one.verdicts[0].word == alone.verdicts[0].word
         )

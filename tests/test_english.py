@@ -1,7 +1,7 @@
 """What a user reads is plain technical English: words and phrases that give away another style stay out.
 
 Read are the nodes' texts, the help pages, README, docs, SECURITY, CHANGELOG, the pages beside the models and
-measurements, the notes of templates, and the strings of the code.
+measurements, the notes of templates, and the strings and docstrings of the code.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ PAGES = [
 ]
 CODE = [
     path
-    for folder in ("nodes", "model_patches", "training", "evaluation", "rehearsal", "tools")
+    for folder in ("nodes", "model_patches", "training", "evaluation", "rehearsal", "tools", "benchmarks")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 SCRIPTS = sorted((ROOT / "web").rglob("*.js"))
@@ -109,6 +109,14 @@ def strings(path: Path) -> list[str]:
     return [text for text in found if text.strip().count(" ") >= 1]
 
 
+def docstrings(path: Path) -> list[str]:
+    """The docstrings of a module, in one line each."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    texts = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds)]
+    return [" ".join(text.split()) for text in texts]
+
+
 def without_code(page: str) -> str:
     """A page without code blocks, code in a line, and the targets of links."""
     return re.sub(r"\]\([^)]*\)", "]", re.sub(r"`[^`\n]*`", "…", re.sub(r"^```.*?^```", "", page, flags=re.S | re.M)))
@@ -128,6 +136,11 @@ def test_a_page(page):
 @pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_strings_of_a_module(path):
     assert {text: found for text in strings(path) if (found := faults(text))} == {}
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_docstrings_of_a_module(path):
+    assert {text: found for text in docstrings(path) if (found := faults(without_code(text)))} == {}
 
 
 def notes(graph: Any) -> Iterator[str]:
@@ -210,3 +223,4 @@ def test_strings_are_found(tmp_path):
         encoding="utf-8",
     )
     assert strings(module) == ["the … stands here", "it is told"]
+    assert docstrings(module) == ["It rests.", "It owns."]

@@ -194,10 +194,10 @@ def test_noise_by_relevance_acts_where_the_subject_is(suite, models):
             torch.from_numpy(engine.paint(task)).float() / 255
             for task in tasks_of(dataclasses.replace(suite, cases=(case,)), methods, [])
         )
-        places = detector.places(as_picture(plain), [subject.name for subject in case.subjects])[0]
+        regions = detector.regions(as_picture(plain), [subject.name for subject in case.subjects])[0]
         for method, picture in zip(found, noised, strict=True):
-            if places:
-                found[method].append(object_relevance(plain, picture, places[0].box))
+            if regions:
+                found[method].append(object_relevance(plain, picture, regions[0].box))
     assert len(found["evenly"]) >= 3
     assert sum(found["relevance"]) > 1.2 * sum(found["evenly"]), found
 

@@ -32,7 +32,7 @@ from troupe.evaluation.suites.suite import Case, SuiteError
 from troupe.evaluation.tasks import Method, Subject, Task
 from troupe.model_patches.errors import TroupeError
 from troupe.model_patches.scores.colours import ColourPictures
-from troupe.model_patches.scores.places import SubjectPlace
+from troupe.model_patches.scores.regions import SubjectRegion
 from troupe.model_patches.subjects import Box
 from troupe.training.data.models import ClipFeatures
 from troupe.training.data.pictures import PictureFault
@@ -54,17 +54,17 @@ def save_coarse(path, seed, size):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("photos")
+    region = tmp_path_factory.mktemp("photos")
     for i, photo in enumerate(photo for photos in PHOTOS for photo in photos):
-        save_coarse(place / photo, i, (ODD[0] + 20 * i, ODD[1]))
-    return place
+        save_coarse(region / photo, i, (ODD[0] + 20 * i, ODD[1]))
+    return region
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    place = tmp_path_factory.mktemp("models")
+    region = tmp_path_factory.mktemp("models")
     makers = {"clip": tiny.save_clip, "dino": tiny.save_dino, "dinov2": tiny.save_dinov2}
-    return {name: str(make(place / name)) for name, make in makers.items()}
+    return {name: str(make(region / name)) for name, make in makers.items()}
 
 
 @pytest.fixture
@@ -321,8 +321,8 @@ class Found:
     def __init__(self, *boxes):
         self.boxes = boxes
 
-    def places(self, picture, names):
-        return [[SubjectPlace(box, "detector") for box in own] for own in self.boxes]
+    def regions(self, picture, names):
+        return [[SubjectRegion(box, "detector") for box in own] for own in self.boxes]
 
 
 LEFT, RIGHT, SMALL = Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.0, 0.5, 1.0), Box(0.1, 0.1, 0.3, 0.3)
@@ -435,11 +435,11 @@ def test_grounding_dino_finds_subjects(tmp_path, painted, folder):
     from troupe.training.data.models import GroundingDino
 
     model = GroundingDino.load(str(tiny.save_grounding_dino(tmp_path / "detector")), "cpu", 0.0)
-    places = GroundingDetector(model).places(painted.picture, ["cat", "dog", "cat"])
+    regions = GroundingDetector(model).regions(painted.picture, ["cat", "dog", "cat"])
     asked = model([painted.picture], [["cat", "dog"]])[0]
-    for name, own in zip(("cat", "dog", "cat"), places, strict=True):
-        assert [place.box for place in own] == [one.box for one in asked if one.word == name][:3]
-    assert any(places)
+    for name, own in zip(("cat", "dog", "cat"), regions, strict=True):
+        assert [region.box for region in own] == [one.box for one in asked if one.word == name][:3]
+    assert any(regions)
 
 
 def test_bad_input(models, folder, painted, tmp_path):

@@ -74,7 +74,7 @@ def prints(tensor: torch.Tensor) -> tuple:
 
 def held(adapter: Adapter) -> State:
     """Every tensor of a loaded adapter."""
-    places = list(adapter.spec.part(GatedSpec).places) if adapter.spec.has(GatedSpec) else []
+    places = list(adapter.spec.part(GatedSpec).block_widths) if adapter.spec.has(GatedSpec) else []
     rooms = {
         "projection": adapter.projection,
         "layers": adapter.layers,

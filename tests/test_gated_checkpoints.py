@@ -36,7 +36,8 @@ from support.published_layouts import (
     sdxl_path,
     subject_diffusion_members,
 )
-from test_checkpoints import Bomb, checked
+from support.refused_files import Bomb, checked
+from support.small_checkpoints import FEW
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from troupe.model_patches.adapter import AdapterSpec, EncoderNeed, GatedSpec, PhotoSpec, PromptSpec
 from troupe.model_patches.checkpoints.adapter_file import adapter_label
@@ -56,15 +57,6 @@ from troupe.model_patches.families.subject_diffusion.members import members
 from troupe.model_patches.hosts.diffusers.encoders import load_adapter as load_embedded
 
 LAYOUTS = ("ldm", "wrapped", "checkpoint", "diffusers")
-FEW = {
-    f"{path}.transformer_blocks.0": width
-    for path, width in (
-        ("input_blocks.1.1", 64),
-        ("output_blocks.3.1", 128),
-        ("output_blocks.11.1", 64),
-        ("middle_block.1", 128),
-    )
-}
 MATRIX = torch.randn(SD15, SD15, generator=torch.Generator().manual_seed(3)) * SD15**-0.5
 
 
@@ -207,7 +199,7 @@ def test_every_layout_is_the_same_adapter(layout, kind, whole):
     gated = GatedSpec(kind, SD_WIDTHS, SD15, SD15, 30, 1 if kind == "text" else 2)
     label = "GLIGEN text boxes" if kind == "text" else "GLIGEN text-image boxes"
     assert spec == AdapterSpec("gligen", "any.bin", SD15, (gated, *photos), label)
-    assert list(spec.part(GatedSpec).places) == list(SD_WIDTHS)
+    assert list(spec.part(GatedSpec).block_widths) == list(SD_WIDTHS)
     assert (adapter.projection is None) == (kind == "text") and adapter.layers is None and not adapter.weights.unet
     assert "GLIGEN" in spec.describe() and "16" in spec.describe() and "SD1.5" in spec.describe()
     for number, place in enumerate(SD_WIDTHS):
@@ -225,13 +217,13 @@ def test_an_sdxl_file_has_seventy_layers(layout):
     state = gligen_state(sdxl=True, layout=layout, context=SDXL, feature=SDXL)
     adapter = gligen.build(state, "x")
     spec = adapter.spec.part(GatedSpec)
-    assert list(spec.places) == list(SDXL_WIDTHS) and (spec.object_dim, spec.feature_dim, adapter.spec.base) == (
+    assert list(spec.block_widths) == list(SDXL_WIDTHS) and (spec.object_dim, spec.feature_dim, adapter.spec.base) == (
         SDXL,
         SDXL,
         "SDXL",
     )
     where = sdxl_path if layout == "diffusers" else str
-    for number, place in enumerate(spec.places):
+    for number, place in enumerate(spec.block_widths):
         assert torch.equal(adapter.gated.fusers[number].linear.weight, state[f"{where(place)}.fuser.linear.weight"])
         assert adapter.gated.fusers[number].heads == 1
 
@@ -247,7 +239,7 @@ def test_the_layers_of_the_real_models_are_all_there(context, millions):
     }
     net = {f"position_net.{name}": tensor.to("meta") for name, tensor in position_net("text", SD15, context).items()}
     adapter = gligen.build(fusers | net, "x")
-    assert adapter.spec.part(GatedSpec).places == widths
+    assert adapter.spec.part(GatedSpec).block_widths == widths
     assert round(sum(p.numel() for p in adapter.gated.fusers.parameters()) / 1e6, 1) == millions
     assert [f.heads for f in adapter.gated.fusers] == [
         8 if context == SD15 else width // 64 for width in widths.values()
@@ -324,7 +316,7 @@ def test_a_file_cut_into_parts_is_one(tmp_path):
         safetensors.torch.save_file(tensors, path)
     for path in paths:
         assert (
-            read_adapter(path).spec.part(GatedSpec).places == FEW
+            read_adapter(path).spec.part(GatedSpec).block_widths == FEW
             and set(belonging(path)) == set(paths)
             and belonging(path)[0] == path
         )
@@ -641,7 +633,7 @@ def test_the_four_modules_become_one_adapter():
     assert isinstance(adapter.projection, MLP)
     photos, layers = spec.part(PhotoSpec), spec.part(GatedSpec)
     assert photos == PhotoSpec(EncoderNeed("last", 1280), framing="pad") and "ViT-H" in photos.encoder.describe()
-    assert layers == GatedSpec("patches", SD_WIDTHS, SD2, 1280, 2, 256) and list(layers.places) == list(SD_WIDTHS)
+    assert layers == GatedSpec("patches", SD_WIDTHS, SD2, 1280, 2, 256) and list(layers.block_widths) == list(SD_WIDTHS)
     assert spec.part(PromptSpec) == PromptSpec(FUSIONS["placeholder"], {"h": SD2}) and len(spec.parts) == 3
     for number, width in enumerate(SD_WIDTHS.values()):
         ours = adapter.gated.fusers[number].state_dict()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.golden_mm_diff import FOLDER, golden, loaded, normal
 from support.golden_prompts import StoredEncoder, fused
-from troupe.model_patches.attention.guidance import subject_guidance, umm_coefficients, umm_guidance
+from troupe.model_patches.attention.guidance import subject_guidance, umm_coefficients, umm_condition
 from troupe.model_patches.encoders.projections import MisshapenTensor
 from troupe.model_patches.encoders.pseudo_words import ACTIVATIONS, PseudoWords
 from troupe.model_patches.prompt.tokens import LENGTH
@@ -126,6 +126,11 @@ def branches(dtype, *names):
     return [golden("umm")[f"eps.{name}"].to(dtype) for name in names]
 
 
+def guided(null, cond, cfg):
+    """Classifier-free guidance, as both hosts have it."""
+    return null + cfg * (cond - null)
+
+
 def numbers(name):
     """cfg and alpha of a stored case, `umm.fused.s7.5.a0.5`."""
     cfg, alpha = name.removeprefix("umm.fused.s").split(".a")
@@ -135,7 +140,7 @@ def numbers(name):
 @pytest.mark.parametrize("name", FUSED)
 def test_coefficients_are_the_stored_ones(name):
     cfg, alpha = numbers(name)
-    assert umm_coefficients(cfg, [alpha]) == pytest.approx(
+    assert umm_coefficients(cfg, alpha) == pytest.approx(
         tuple(INDEX[name]["coefficients"][branch] for branch in ("null", "y", "u")), abs=1e-12
     )
 
@@ -145,49 +150,34 @@ def test_coefficients_are_the_stored_ones(name):
 def test_fused_sampling_is_the_formula(name, dtype):
     cfg, alpha = numbers(name)
     null, text, subject = branches(dtype, "null", "y", "u")
-    agree(umm_guidance(null, text, [subject], cfg, [alpha]), golden("umm")[name])
-
-
-def test_two_subjects_with_weights_are_the_formula():
-    null, text, one, two = branches(torch.float64, "null", "y", "u", "img2")
-    agree(
-        umm_guidance(null, text, [one, two], 6.0, INDEX["umm.fused_two.s6.0"]["weights"]),
-        golden("umm")["umm.fused_two.s6.0"],
-    )
+    agree(guided(null, umm_condition(text, subject, alpha), cfg), golden("umm")[name])
 
 
 def test_it_is_the_same_formula_on_denoised_pictures():
     g = golden("umm")
     null, text, subject = (g["latent"] - 3.25 * eps for eps in branches(torch.float64, "null", "y", "u"))
-    agree(umm_guidance(null, text, [subject], 7.5, [0.8]), g["umm.fused_denoised.s7.5.a0.8.sigma3.25"])
+    agree(guided(null, umm_condition(text, subject, 0.8), 7.5), g["umm.fused_denoised.s7.5.a0.8.sigma3.25"])
 
 
 @pytest.mark.parametrize(
-    "cfg, alphas, needed",
+    "cfg, alpha, needed",
     [
-        (7.5, [0.5], (True, True, True)),
-        (7.5, [1.0], (True, False, True)),
-        (7.5, [0.0], (True, True, False)),
-        (1.0, [0.3], (False, True, True)),
-        (5.0, [0.3 * 3, 0.1], (True, False, True, True)),
-        (5.0, [0.6, 0.0], (True, True, True, False)),
-        (0.0, [0.5], (True, False, False)),
+        (7.5, 0.5, (True, True, True)),
+        (7.5, 1.0, (True, False, True)),
+        (7.5, 0.0, (True, True, False)),
+        (1.0, 0.3, (False, True, True)),
+        (5.0, 0.1 * 3 + 0.7, (True, False, True)),
+        (0.0, 0.5, (True, False, False)),
     ],
 )
-def test_branches_of_coefficient_0_are_known_and_not_read(cfg, alphas, needed):
-    coefficients = umm_coefficients(cfg, alphas)
+def test_branches_of_coefficient_0_are_known_and_not_read(cfg, alpha, needed):
+    coefficients = umm_coefficients(cfg, alpha)
     assert tuple(bool(c) for c in coefficients) == needed and sum(coefficients) == pytest.approx(1)
-    every = list(normal("branches", 2 + len(alphas), 1, 4, 5, 5))
-    null, text, *subjects = (branch if need else None for branch, need in zip(every, needed, strict=True))
-    rest = 1 - sum(alphas)
-    mixed = sum(a * e for a, e in zip(alphas, every[2:], strict=True)) + rest * every[1]
-    torch.testing.assert_close(umm_guidance(null, text, subjects, cfg, alphas), every[0] + cfg * (mixed - every[0]))
-
-
-def test_weights_and_subjects_must_be_as_many():
-    null, text, one, two = branches(torch.float64, "null", "y", "u", "img2")
-    with pytest.raises(ValueError):
-        umm_guidance(null, text, [one, two], 7.5, [0.5])
+    text, subjects = normal("branches", 2, 1, 4, 5, 5)
+    read = (
+        one if factor else None for one, factor in zip((text, subjects), umm_coefficients(1.0, alpha)[1:], strict=True)
+    )
+    torch.testing.assert_close(umm_condition(*read, alpha), alpha * subjects + (1 - alpha) * text)
 
 
 @pytest.mark.parametrize("name", sorted(name for name in INDEX if name.startswith("three.")))
@@ -212,7 +202,8 @@ def test_guidance_text_first_is_the_same_formula_in_another_order(name):
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7])
 def test_rescaled_guidance_is_the_formula(share):
     g = golden("umm")
-    guided, text = umm_guidance(g["eps.null"], g["eps.text"], [], 7.5, []), g["eps.text"]
-    axes = tuple(range(1, guided.ndim))
-    rescaled = share * guided * (text.std(axes, keepdim=True) / guided.std(axes, keepdim=True)) + (1 - share) * guided
+    text = g["eps.text"]
+    found = guided(g["eps.null"], text, 7.5)
+    axes = tuple(range(1, found.ndim))
+    rescaled = share * found * (text.std(axes, keepdim=True) / found.std(axes, keepdim=True)) + (1 - share) * found
     torch.testing.assert_close(rescaled, g[f"rescale.{share}"], rtol=1e-12, atol=1e-12)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import troupe
-from troupe_tools.dev.structure import imported
+from support.module_imports import imports
 from troupe_tools.pack import ROOT
 
 try:
@@ -165,9 +165,8 @@ OUTSIDE = {  # room -> packages it may import beside the standard library; the o
     RAY: {"numpy", "ray", "troupe_tools", "troupe"},  # the last two in the actor, which begins with no package
     **{room: COMES_WITH_COMFYUI | HOST_MODULES for room in ROOMS if room.startswith(COMFYUI)},
     "model_patches/hosts/diffusers": COMES_WITH_COMFYUI | {"diffusers", "open_clip", "accelerate"},
-    "rehearsal": COMES_WITH_COMFYUI | {"open_clip"},  # for the tokenizer, and only inside the function that trains
     "rehearsal/engine": COMES_WITH_COMFYUI | {"diffusers", "skimage"},
-    "rehearsal/training": COMES_WITH_COMFYUI | {"diffusers", "skimage"},
+    "rehearsal/training": COMES_WITH_COMFYUI | {"diffusers", "skimage", "open_clip"},  # the last for its tokenizer
     "nodes": COMES_WITH_COMFYUI | HOST_MODULES,
 }
 TOOLS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tools").rglob("*.py"))
@@ -196,24 +195,6 @@ TEXT_NAME = re.compile(r"`([a-z_]+)\.([A-Z]\w*[a-z]\w*)`")
 def room_of(module: str, rooms: Mapping[str, set[str]] = ROOMS) -> str:
     """The room of a module path without suffix, such as 'model_patches/attention/relevance'."""
     return max((room for room in rooms if module == room or module.startswith(f"{room}/")), key=len)
-
-
-def imports(path: Path) -> tuple[set[str], set[str]]:
-    """(top-level packages that a file imports from outside, modules of the pack that it imports as paths without
-    suffix).
-    """
-    outside, source = set(), path.read_text()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            outside |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            outside.add((node.module or "").split(".")[0])
-    return outside, imported(path.relative_to(ROOT).as_posix(), source, _is_module)
-
-
-def _is_module(path: str) -> bool:
-    place = ROOT / path
-    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
 
 
 # ---- metadata --------------------------------------------------------------------------------------------------------
@@ -329,6 +310,22 @@ def test_themes_of_the_tools_go_one_way(module):
     )
 
 
+def test_modules_of_the_pack_do_not_import_each_other_in_a_circle():
+    """Functions included, and names for type checkers too: an import that is put off is no way out."""
+    graph = {module.removesuffix(".py").removesuffix("/__init__"): imports(MODULES[module])[1] for module in MODULES}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_a_family_imports_no_other_family():
+    """What two of them need is in `checkpoints`, `encoders` or `encoding`; only the registry knows all."""
+    folder = "model_patches/families/"
+    shared = {"registry", "family", "encode"}
+    for module in (name for name in MODULES if name.startswith(folder)):
+        own = module.removeprefix(folder).removesuffix(".py").split("/")[0]
+        inner = {path.removeprefix(folder).split("/")[0] for path in imports(MODULES[module])[1] if folder in path}
+        assert own in shared or inner <= {own, "family"}, module
+
+
 def test_modules_of_the_tools_do_not_import_each_other_in_a_circle():
     """Functions included: an import inside one is no way out."""
     inner = [module for module in TOOLS if module.startswith(f"{PACKAGE}/")]
@@ -349,6 +346,16 @@ def test_no_tool_is_imported_under_a_bare_name():
     bare = {Path(module).stem for module in TOOLS} - {"__init__"}
     paths = [path for folder in ("tools", "tests", "benchmarks", "rehearsal") for path in (ROOT / folder).rglob("*.py")]
     assert {str(path): found for path in paths if (found := imports(path)[0] & bare)} == {}
+
+
+def test_only_few_tests_import_another_test():
+    """What several use is in `support`, under a name that says what it is."""
+    importing = {
+        path.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if any(name.startswith("test_") for name in imports(path)[0])
+    }
+    assert importing == {"test_entrance.py", "test_replaced_files.py"}  # the table of rooms, and fixtures
 
 
 def test_what_tests_share_imports_no_test():
@@ -412,6 +419,22 @@ def test_a_name_means_one_thing():
     double = {name: modules for name, found in meanings.items() if len(modules := [*found.values()]) > 1}
     assert {name: modules for name, modules in double.items() if name not in INTERFACES} == {}
     assert sorted(INTERFACES - double.keys()) == [], "no longer defined twice: take them out of INTERFACES"
+
+
+RECIPES = {"Options", "build"}  # of every module in training/recipes
+
+
+@pytest.mark.parametrize("room", ["training", "evaluation"])
+def test_a_function_or_class_of_a_room_means_one_thing(room):
+    """Constants may differ: most are a module's own."""
+    defined: dict[str, list[str]] = {}
+    for module in (name for name in MODULES if name.startswith(f"{room}/")):
+        for node in ast.parse(MODULES[module].read_text()).body:
+            aliased = isinstance(node, ast.Assign) and isinstance(node.value, (ast.Subscript, ast.BinOp))
+            names = [ast.unparse(one) for one in node.targets] if aliased else [getattr(node, "name", "_")]
+            for name in (name for name in names if not name.startswith("_") and not name.isupper()):
+                defined.setdefault(name, []).append(module)
+    assert {name: found for name, found in defined.items() if len(found) > 1 and name not in RECIPES} == {}
 
 
 @pytest.mark.parametrize("module", [*MODULES, *TOOLS])

@@ -27,7 +27,7 @@ from support.published_layouts import (
     subject_head,
     umm_state,
 )
-from test_checkpoints import checked
+from support.refused_files import checked
 from troupe.model_patches.adapter import AdapterSpec, EncoderNeed, ImageAttentionSpec, PhotoSpec, PromptSpec
 from troupe.model_patches.checkpoints.catalogue import ENCODERS, PROMPT, published_file, where_to_get
 from troupe.model_patches.checkpoints.files import read_metadata, read_state

@@ -63,7 +63,7 @@ def test_what_only_developers_use_is_not_shipped(tracked, published):
 
 def test_no_shipped_module_imports_one_that_is_not(published):
     """Relative imports, and those of the packages `troupe` and `troupe_tools`."""
-    from test_packaging import imports
+    from support.module_imports import imports
 
     for name in sorted(name for name in published if name.endswith(".py")):
         source = (ROOT / name).read_text(encoding="utf-8")
@@ -74,6 +74,27 @@ def test_no_shipped_module_imports_one_that_is_not(published):
         files = {path: {f"{path}.py", f"{path}/__init__.py"} for path in inside}
         missing = {path for path, either in files.items() if not either & published and not under(published, path)}
         assert missing == set(), name
+
+
+def modules_of(name: str) -> set[str]:
+    """Modules that a file imports as paths without suffix: by relative imports, or from `troupe` and `troupe_tools`."""
+    from support.module_imports import imports
+
+    source = (ROOT / name).read_text(encoding="utf-8")
+    return imports(ROOT / name)[1] | {
+        f"{folder}{module.replace('.', '/')}{end}"
+        for package, folder in (("troupe", ""), ("troupe_tools", "tools/troupe_tools/"))
+        for module, names in re.findall(rf"\bfrom {package}\.([\w.]+) import ([\w ,]+)", source)
+        for end in ("", *(f"/{inner.strip()}" for inner in names.split(",")))
+    }
+
+
+def test_every_shipped_module_is_used_by_a_shipped_one(published):
+    """What only tests, benchmarks or the training of the rehearsal models import lies with them."""
+    modules = {name for name in published if name.endswith(".py") and not name.endswith("__init__.py")}
+    used = {module for name in published if name.endswith(".py") for module in modules_of(name)}
+    commands = {name for name in modules if Path(name).parent == Path("tools")}  # called by users
+    assert {name for name in modules - commands if name.removesuffix(".py") not in used} == set()
 
 
 @pytest.mark.parametrize("page", PAGES)

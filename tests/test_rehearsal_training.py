@@ -16,7 +16,7 @@ from troupe.rehearsal.training.base import LocalizedUNet, places_of_words, train
 from troupe.rehearsal.training.encoder import colours_of, nearest, painted, train_encoder
 from troupe.rehearsal.training.loop import Average, Diffusion, PlainAttention, Trainer, plain_attention, weighted_loss
 from troupe.rehearsal.training.recogniser import labels_of, train_recogniser
-from troupe.rehearsal.vocabulary import known_ids, tokens
+from troupe.rehearsal.training.vocabulary import known_ids, tokens
 from troupe.rehearsal.world import COLOURS, TRAINING_LOOKS, Figure, Look, masks, random_scene
 
 SHORT = 0.01  # minutes
@@ -257,7 +257,7 @@ def test_a_word_that_the_world_does_not_know_stays_zero_in_training(trained):
 
 @pytest.mark.slow
 def test_a_whole_picture_is_painted_from_the_exported_files(trained):
-    from troupe.rehearsal.engine.sheet import sheet
+    from troupe.rehearsal.training.sheet import sheet
 
     path = sheet(trained / "files", trained / "sheet.png", steps=1)
     from PIL import Image

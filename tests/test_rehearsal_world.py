@@ -16,7 +16,7 @@ from troupe.rehearsal.engine.recogniser import Sighting, load_recogniser
 from troupe.rehearsal.engine.trials import CASTS, judge, trial
 from troupe.rehearsal.engine.verdict import exact, of_owners, verdicts, verdicts_by_colour
 from troupe.rehearsal.sprites import SIDE, SPRITES
-from troupe.rehearsal.vocabulary import BOS, EOS, LENGTH, known_ids, rows, tokens
+from troupe.rehearsal.training.vocabulary import BOS, EOS, LENGTH, known_ids, rows, tokens
 from troupe.rehearsal.world import (
     ACCESSORIES,
     CELLS,

@@ -10,7 +10,7 @@ import torch
 from support.whole_heads import relevance
 from troupe.model_patches.attention.decoupled import LayerTokens, image_delta
 from troupe.model_patches.attention.merges import MERGES, Mixing
-from troupe.model_patches.attention.relevance import owned, relevance_of_heads, shares
+from troupe.model_patches.attention.relevance import limited_shares, relevance_of_heads, shares
 from troupe.model_patches.errors import MismatchError
 from troupe.model_patches.placement.palette import colour_of
 from troupe.model_patches.relevance.maps import (
@@ -47,7 +47,7 @@ def uniform(*shape, seed=0):
 @pytest.mark.parametrize("limited", [False, True])
 def test_owned_is_share_times_limit(limited):
     a, limits = uniform(2, 3, 4, 20), (uniform(1, 1, 4, 20, seed=1) - 0.3).clamp(min=0) if limited else None
-    found = owned(a, limits, 2.0)
+    found = limited_shares(a, limits, 2.0)
     m = torch.ones(1, 1, 4, 20) if limits is None else limits
     claims = m * a**2
     total = claims.sum(2, keepdim=True)
@@ -57,10 +57,12 @@ def test_owned_is_share_times_limit(limited):
 
 def test_a_lone_subject_is_where_its_name_is_looked_at_most():
     a = torch.tensor([[[0.1, 0.4, 0.2, 0.3]]])
-    torch.testing.assert_close(owned(a), torch.tensor([[[0.25, 1.0, 0.5, 0.75]]]))
-    torch.testing.assert_close(owned(a, sharpness=2.0), torch.tensor([[[0.0625, 1.0, 0.25, 0.5625]]]))
-    torch.testing.assert_close(owned(a, torch.tensor([1.0, 0.0, 1.0, 0.5])), torch.tensor([[[0.5, 0.0, 1.0, 0.75]]]))
-    assert not owned(a, torch.zeros(4)).any()
+    torch.testing.assert_close(limited_shares(a), torch.tensor([[[0.25, 1.0, 0.5, 0.75]]]))
+    torch.testing.assert_close(limited_shares(a, sharpness=2.0), torch.tensor([[[0.0625, 1.0, 0.25, 0.5625]]]))
+    torch.testing.assert_close(
+        limited_shares(a, torch.tensor([1.0, 0.0, 1.0, 0.5])), torch.tensor([[[0.5, 0.0, 1.0, 0.75]]])
+    )
+    assert not limited_shares(a, torch.zeros(4)).any()
 
 
 @pytest.mark.parametrize("merge", MERGES)
@@ -84,7 +86,7 @@ def test_telling_changes_nothing_and_tells_the_names_attention(merge, count):
     [(shares_seen, relevance_seen)] = told
     expected = relevance(query, tokens.name_keys, segments, heads)
     torch.testing.assert_close(relevance_seen, expected)
-    torch.testing.assert_close(shares_seen, owned(expected, limits, 1.5))
+    torch.testing.assert_close(shares_seen, limited_shares(expected, limits, 1.5))
     assert shares_seen.shape == (g, b, count, n)
 
 
@@ -98,7 +100,7 @@ def test_the_published_merge_computes_nothing_twice(monkeypatch):
 
     monkeypatch.setattr(decoupled, "relevance_of_heads", counted(relevance_of_heads))
     monkeypatch.setitem(MERGES, "relevance", replace(MERGES["relevance"], weights=counted(shares)))
-    monkeypatch.setattr(decoupled, "owned", lambda *args: pytest.fail("shares computed a second time"))
+    monkeypatch.setattr(decoupled, "limited_shares", lambda *args: pytest.fail("shares computed a second time"))
     tokens = LayerTokens(noise(1, 4, 8), noise(1, 4, 8), noise(1, 2, 8), torch.eye(2)[None])
     image_delta(noise(1, 1, 6, 8), tokens, torch.ones(2), 2, Mixing(), observe=lambda *told: None)
     assert calls == ["relevance_of_heads", "shares"]

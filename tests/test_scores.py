@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 from troupe.model_patches.errors import SubjectError
 from troupe.model_patches.relevance.maps import AppliedMaps, RecordedRun, SubjectMap
 from troupe.model_patches.scores.dino import centre_crop, dino_pixels
-from troupe.model_patches.scores.finding import Found, Wanted, places_in
+from troupe.model_patches.scores.finding import Found, Wanted, regions_in
 from troupe.model_patches.scores.likeness import (
     clip_i,
     clip_t,
@@ -19,7 +19,7 @@ from troupe.model_patches.scores.likeness import (
     likeness_matrix,
     reference_likeness,
 )
-from troupe.model_patches.scores.places import SubjectPlace, crop, filled, place_of_map, place_of_mask, same_places
+from troupe.model_patches.scores.regions import SubjectRegion, crop, filled, region_of_map, region_of_mask, same_regions
 from troupe.model_patches.scores.verdicts import verdicts, with_further
 from troupe.model_patches.subjects import Box
 
@@ -158,8 +158,8 @@ def test_colours_are_shares_wherever_they_are():
 # ---- verdicts --------------------------------------------------------------------------------------------------------
 
 
-def words(rows, references=PAIR, found=(True, True), threshold=0.2, same_place=()):
-    return [v.word for v in verdicts(torch.tensor(rows), references, found, threshold, same_place=same_place)]
+def words(rows, references=PAIR, found=(True, True), threshold=0.2, same_region=()):
+    return [v.word for v in verdicts(torch.tensor(rows), references, found, threshold, same_region=same_region)]
 
 
 @pytest.mark.parametrize(
@@ -197,8 +197,8 @@ def test_nobody_is_where_nothing_was_found():
 
 def test_one_place_is_not_two_subjects():
     rows = [[0.5, 0.8], [0.4, 0.7]]
-    assert words(rows, same_place=[(0, 1)]) == ["missing", "right"]
-    assert words([[0.5, 0.8], [0.7, 0.4]], same_place=[(0, 1)]) == ["swapped", "swapped"]
+    assert words(rows, same_region=[(0, 1)]) == ["missing", "right"]
+    assert words([[0.5, 0.8], [0.7, 0.4]], same_region=[(0, 1)]) == ["swapped", "swapped"]
 
 
 def test_references_that_are_one_to_the_encoder_count_as_one():
@@ -253,41 +253,41 @@ def test_a_map_gives_the_rectangle_around_its_largest_bright_part():
     values[1:4, 2:6] = 0.8
     values[1, 2] = 0.45  # below half-way
     values[6:8, 14:16] = 0.9  # a smaller part
-    place = place_of_map(values)
-    assert (place.box, place.source, place.mask) == (Box(2 / 16, 1 / 8, 4 / 16, 3 / 8), "relevance map", None)
-    assert place_of_map(torch.full((8, 8), 0.4)) is None and place_of_map(torch.zeros(8, 8)) is None
+    region = region_of_map(values)
+    assert (region.box, region.source, region.mask) == (Box(2 / 16, 1 / 8, 4 / 16, 3 / 8), "relevance map", None)
+    assert region_of_map(torch.full((8, 8), 0.4)) is None and region_of_map(torch.zeros(8, 8)) is None
     diagonal = torch.eye(6) + 0.1
-    assert place_of_map(diagonal).box.w == pytest.approx(1 / 6), "corners do not touch"
+    assert region_of_map(diagonal).box.w == pytest.approx(1 / 6), "corners do not touch"
 
 
 def test_a_long_part_is_followed_to_its_end():
     snake = torch.zeros(9, 9)
     snake[0, :], snake[:, 8], snake[8, :] = 1, 1, 1
-    assert place_of_map(snake).box == Box(0, 0, 1, 1)
+    assert region_of_map(snake).box == Box(0, 0, 1, 1)
 
 
 def test_a_crop_is_what_a_reference_is():
     picture = torch.zeros(40, 80, 3)
     picture[10:30, 20:40] = torch.tensor([1.0, 0.0, 0.0])
-    place = SubjectPlace(Box(0.25, 0.25, 0.25, 0.5), "box")
-    assert torch.allclose(crop(picture, place, 16), torch.tensor([1.0, 0.0, 0.0]).expand(16, 16, 3), atol=1e-5)
-    half = crop(picture, place, 32, share=0.5)
+    region = SubjectRegion(Box(0.25, 0.25, 0.25, 0.5), "box")
+    assert torch.allclose(crop(picture, region, 16), torch.tensor([1.0, 0.0, 0.0]).expand(16, 16, 3), atol=1e-5)
+    half = crop(picture, region, 32, share=0.5)
     assert filled(half) == pytest.approx(0.5, abs=0.1) and half[0].min() > 0.99 and half[16, 16, 1] < 0.01
     mask = torch.zeros(40, 80)
     mask[10:20, 20:40] = 1
-    cut = crop(picture, replace(place, mask=mask), 16)
+    cut = crop(picture, replace(region, mask=mask), 16)
     assert cut[2, 8, 1] < 0.05 and cut[14, 8].min() > 0.95
-    assert place_of_mask(mask, "mask", cut_out=True).box == Box(0.25, 0.25, 0.25, 0.25)
-    assert place_of_mask(mask * 0.4, "mask") is None
-    assert crop(picture, SubjectPlace(Box(0.9999, 0.9999, 1e-4, 1e-4), "box"), 8).shape == (8, 8, 3)
+    assert region_of_mask(mask, "mask", cut_out=True).box == Box(0.25, 0.25, 0.25, 0.25)
+    assert region_of_mask(mask * 0.4, "mask") is None
+    assert crop(picture, SubjectRegion(Box(0.9999, 0.9999, 1e-4, 1e-4), "box"), 8).shape == (8, 8, 3)
 
 
 def test_the_corners_of_a_box_are_left_out():
     """They are mostly background; a mask or a user's region says itself what is the subject."""
     picture = torch.zeros(40, 80, 3)
     picture[10:30, 20:40] = torch.tensor([1.0, 0.0, 0.0])
-    place = SubjectPlace(Box(0.25, 0.25, 0.25, 0.5), "box", oval=True)
-    cut = crop(picture, place, 20)
+    region = SubjectRegion(Box(0.25, 0.25, 0.25, 0.5), "box", oval=True)
+    cut = crop(picture, region, 20)
     green = cut[..., 1]
     assert green[[0, 0, 19, 19], [0, 19, 0, 19]].min() > 0.99
     assert green[[10, 10, 0, 19], [0, 19, 10, 10]].max() < 0.01, "the middles of the sides stay"
@@ -296,10 +296,10 @@ def test_the_corners_of_a_box_are_left_out():
     values = torch.zeros(4, 4)
     values[:2, :2] = 1
     found = [
-        *places_in(NAMES, Found(bounding_boxes=[[0, 0, 20, 20]] * 2), 1, (80, 40))[0],
-        *places_in(NAMES, Found(segs=segment), 1, (80, 40))[0],
-        *places_in(NAMES, Found(), 1, (80, 40))[0],
-        place_of_map(values),
+        *regions_in(NAMES, Found(bounding_boxes=[[0, 0, 20, 20]] * 2), 1, (80, 40))[0],
+        *regions_in(NAMES, Found(segs=segment), 1, (80, 40))[0],
+        *regions_in(NAMES, Found(), 1, (80, 40))[0],
+        region_of_map(values),
     ]
     assert [(one.source, one.oval) for one in found] == [
         *(("bounding box", True), ("bounding box", True), ("segment", True), ("segment", False)),
@@ -308,30 +308,30 @@ def test_the_corners_of_a_box_are_left_out():
 
 
 def test_two_rectangles_are_one_place_where_they_share_half():
-    first, apart = SubjectPlace(Box(0, 0, 0.5, 1), ""), SubjectPlace(Box(0.3, 0, 0.5, 1), "")
-    assert same_places([first, SubjectPlace(Box(0.1, 0, 0.5, 1), ""), apart, None]) == [(0, 1)]
+    first, apart = SubjectRegion(Box(0, 0, 0.5, 1), ""), SubjectRegion(Box(0.3, 0, 0.5, 1), "")
+    assert same_regions([first, SubjectRegion(Box(0.1, 0, 0.5, 1), ""), apart, None]) == [(0, 1)]
 
 
 SEG = namedtuple("SEG", "cropped_mask bbox label crop_region", defaults=(None,))
 NAMES = [Wanted("cat", Box(0.0, 0.0, 0.5, 1.0)), Wanted("robot", region=torch.eye(4))]
 
 
-def boxes_of(places):
-    return [None if p is None else tuple(round(v, 3) for v in (p.box.x, p.box.y, p.box.w, p.box.h)) for p in places]
+def boxes_of(regions):
+    return [None if p is None else tuple(round(v, 3) for v in (p.box.x, p.box.y, p.box.w, p.box.h)) for p in regions]
 
 
 def test_boxes_go_by_label_then_in_order():
     cat, other = {"x": 10, "y": 0, "width": 20, "height": 50, "label": "Cat"}, [50, 0, 50, 100]
-    found = places_in(NAMES, Found(bounding_boxes=[other, cat]), 1, (100, 100))[0]
+    found = regions_in(NAMES, Found(bounding_boxes=[other, cat]), 1, (100, 100))[0]
     assert boxes_of(found) == [(0.1, 0.0, 0.2, 0.5), (0.5, 0.0, 0.5, 1.0)]
-    assert boxes_of(places_in(NAMES, Found(bounding_boxes=[cat]), 1, (100, 100))[0]) == [(0.1, 0.0, 0.2, 0.5), None]
-    assert boxes_of(places_in(NAMES, Found(bounding_boxes=[]), 1, (100, 100))[0]) == [None, None]
-    each = places_in(NAMES, Found(bounding_boxes=[[cat], [other, other]]), 2, (100, 100))
+    assert boxes_of(regions_in(NAMES, Found(bounding_boxes=[cat]), 1, (100, 100))[0]) == [(0.1, 0.0, 0.2, 0.5), None]
+    assert boxes_of(regions_in(NAMES, Found(bounding_boxes=[]), 1, (100, 100))[0]) == [None, None]
+    each = regions_in(NAMES, Found(bounding_boxes=[[cat], [other, other]]), 2, (100, 100))
     assert [boxes_of(p) for p in each] == [[(0.1, 0.0, 0.2, 0.5), None], [(0.5, 0.0, 0.5, 1.0)] * 2]
-    one = places_in(NAMES[:1], Found(bounding_boxes=(10, 0, 20, 50)), 2, (100, 100))
+    one = regions_in(NAMES[:1], Found(bounding_boxes=(10, 0, 20, 50)), 2, (100, 100))
     assert [boxes_of(p) for p in one] == [[(0.1, 0.0, 0.2, 0.5)]] * 2
     large = {**cat, "width": 40}
-    assert boxes_of(places_in(NAMES, Found(bounding_boxes=[cat, large]), 1, (100, 100))[0])[0] == (0.1, 0.0, 0.4, 0.5)
+    assert boxes_of(regions_in(NAMES, Found(bounding_boxes=[cat, large]), 1, (100, 100))[0])[0] == (0.1, 0.0, 0.4, 0.5)
 
 
 def test_what_is_left_over_comes_after_the_subjects():
@@ -339,23 +339,23 @@ def test_what_is_left_over_comes_after_the_subjects():
     second, robot = {**cat, "x": 60, "height": 40}, {**cat, "x": 35, "label": "robot"}
     tree = [0, 60, 30, 30]
     said = []
-    found = places_in(NAMES, Found(bounding_boxes=[second, cat, tree, robot]), 1, (100, 100), said.append)[0]
+    found = regions_in(NAMES, Found(bounding_boxes=[second, cat, tree, robot]), 1, (100, 100), said.append)[0]
     assert boxes_of(found) == [
         *((0.1, 0.0, 0.2, 0.5), (0.35, 0.0, 0.2, 0.5)),
         *((0.0, 0.6, 0.3, 0.3), (0.6, 0.0, 0.2, 0.4)),
     ]
-    assert [place.source for place in found] == ["bounding box"] * 4 and not said
+    assert [region.source for region in found] == ["bounding box"] * 4 and not said
     face = {**cat, "width": 10, "height": 10}
     room = [0, 0, 100, 100]
     again = {**second, "x": 62}
-    found = places_in(NAMES, Found(bounding_boxes=[cat, robot, face, room, second, again]), 1, (100, 100))[0]
+    found = regions_in(NAMES, Found(bounding_boxes=[cat, robot, face, room, second, again]), 1, (100, 100))[0]
     assert boxes_of(found)[2:] == [(0.6, 0.0, 0.2, 0.4)], "parts of a figure, and what is around one, are no figures"
 
 
 def test_few_further_places_are_compared_and_none_stops_the_run():
     said = []
     small = [[x, 90, 4, 5] for x in range(0, 100, 5)]
-    found = places_in(NAMES, Found(bounding_boxes=[*small, [10, 0, 20, -3]]), 1, (100, 100), said.append)[0]
+    found = regions_in(NAMES, Found(bounding_boxes=[*small, [10, 0, 20, -3]]), 1, (100, 100), said.append)[0]
     assert len(found) == 2 + 8 and said[0].startswith("A box is left out: Expected")
     assert said[1].startswith("18 places more than subjects were found in a picture: the 8 largest are compared.")
 
@@ -364,19 +364,19 @@ def test_further_masks_and_segments():
     masks = torch.zeros(3, 8, 8)
     masks[0, :2, :2], masks[1, 4:, :2], masks[2, 4:, 5:] = 1, 1, 1
     for given, count in ((masks, 1), (torch.cat([masks, masks]), 2)):
-        for places in places_in(NAMES, Found(masks=given), count, (8, 8)):
-            assert boxes_of(places) == [(0, 0, 0.25, 0.25), (0, 0.5, 0.25, 0.5), (0.625, 0.5, 0.375, 0.5)]
-            assert places[2].mask is not None
+        for regions in regions_in(NAMES, Found(masks=given), count, (8, 8)):
+            assert boxes_of(regions) == [(0, 0, 0.25, 0.25), (0, 0.5, 0.25, 0.5), (0.625, 0.5, 0.375, 0.5)]
+            assert regions[2].mask is not None
     parts = [SEG(torch.ones(10, 10).numpy(), (x, 0, x + 10, 10), "cat", None) for x in (0, 20)]
-    found = places_in(NAMES, Found(segs=((50, 100), parts)), 1, (100, 50))[0]
-    assert found[1] is None and [place.source for place in found if place] == ["segment"] * 2
+    found = regions_in(NAMES, Found(segs=((50, 100), parts)), 1, (100, 50))[0]
+    assert found[1] is None and [region.source for region in found if region] == ["segment"] * 2
     assert found[2].mask[:10, 20:30].all() and found[2].mask.sum() == 100
 
 
 def test_a_strangers_label_is_said():
     said = []
     person = {"x": 10, "y": 0, "width": 20, "height": 50, "label": "person"}
-    places_in(NAMES, Found(bounding_boxes=[person]), 1, (100, 100), said.append)
+    regions_in(NAMES, Found(bounding_boxes=[person]), 1, (100, 100), said.append)
     assert said == ["No box is labelled 'cat': the one labelled 'person' is used for it."]
 
 
@@ -386,23 +386,23 @@ def test_segments_bring_their_masks(region):
     part[10:30, 5:15] = 1
     mask = part if region else torch.ones(20, 10)
     segs = ((50, 100), [SEG(mask.numpy(), (5, 10, 15, 30), "cat", region)])
-    cat, robot = places_in(NAMES, Found(segs=segs), 1, (200, 100))[0]
+    cat, robot = regions_in(NAMES, Found(segs=segs), 1, (200, 100))[0]
     whole = torch.zeros(50, 100)
     whole[10:30, 5:15] = 1
     assert robot is None and boxes_of([cat]) == [(0.05, 0.2, 0.1, 0.4)] and torch.equal(cat.mask, whole)
-    assert len(places_in(NAMES, Found(segs=segs), 2, (200, 100))) == 2
+    assert len(regions_in(NAMES, Found(segs=segs), 2, (200, 100))) == 2
     other = SEG(torch.ones(3, 3), (5, 10, 15, 30), "cat", None)
-    assert places_in(NAMES, Found(segs=((50, 100), [other])), 1, (200, 100))[0][0].mask is None
+    assert regions_in(NAMES, Found(segs=((50, 100), [other])), 1, (200, 100))[0][0].mask is None
 
 
 def test_masks_are_counted():
     masks = torch.zeros(4, 8, 8)
     masks[0, :4], masks[3, 4:] = 1, 1
-    first, second = places_in(NAMES, Found(masks=masks), 2, (8, 8))
+    first, second = regions_in(NAMES, Found(masks=masks), 2, (8, 8))
     assert boxes_of(first) == [(0, 0, 1, 0.5), None] and boxes_of(second) == [None, (0, 0.5, 1, 0.5)]
-    assert places_in(NAMES, Found(masks=masks[:2]), 2, (8, 8))[1][0].mask is not None
+    assert regions_in(NAMES, Found(masks=masks[:2]), 2, (8, 8))[1][0].mask is not None
     with pytest.raises(SubjectError, match="a mask in 'masks' for each of the 2 subjects"):
-        places_in(NAMES, Found(masks=masks[:3]), 2, (8, 8))
+        regions_in(NAMES, Found(masks=masks[:3]), 2, (8, 8))
 
 
 def run_of(*maps):
@@ -414,22 +414,22 @@ def test_a_record_is_for_subjects_without_a_box_and_has_one_map_for_a_batch():
     values = torch.zeros(4, 4)
     values[:2, :2] = 1
     said = []
-    found = places_in(NAMES[:1] + [Wanted("robot")], Found(run_of(("robot", values)), True), 2, (8, 8), said.append)
+    found = regions_in(NAMES[:1] + [Wanted("robot")], Found(run_of(("robot", values)), True), 2, (8, 8), said.append)
     assert [boxes_of(p) for p in found] == [[(0, 0, 0.5, 1), (0, 0, 0.5, 0.5)]] * 2 and len(said) == 1
     assert "mean of its pictures" in said[0]
     twins = [Wanted("cat"), Wanted("cat")]
-    apart = places_in(twins, Found(run_of(("cat", values), ("cat", values.flip(0))), True), 1, (8, 8))[0]
+    apart = regions_in(twins, Found(run_of(("cat", values), ("cat", values.flip(0))), True), 1, (8, 8))[0]
     assert boxes_of(apart) == [(0, 0, 0.5, 0.5), (0, 0.5, 0.5, 0.5)]
-    inactive = places_in([Wanted("cat")], Found(run_of(("cat", None)), True), 1, (8, 8))[0]
+    inactive = regions_in([Wanted("cat")], Found(run_of(("cat", None)), True), 1, (8, 8))[0]
     assert inactive == [None]
 
 
 def test_without_anything_the_subjects_own_boxes_and_regions_are_used():
     said = []
-    assert [p.source for p in places_in(NAMES, Found(), 1, (8, 8), said.append)[0]] == ["box", "region"] and not said
-    places = places_in([*NAMES, Wanted("dog")], Found(None, True), 1, (8, 8), said.append)[0]
-    assert places[2].source == "whole picture" and "Nothing was recorded" in said[0] and "subject 3 ('dog')" in said[1]
+    assert [p.source for p in regions_in(NAMES, Found(), 1, (8, 8), said.append)[0]] == ["box", "region"] and not said
+    regions = regions_in([*NAMES, Wanted("dog")], Found(None, True), 1, (8, 8), said.append)[0]
+    assert regions[2].source == "whole picture" and "Nothing was recorded" in said[0] and "subject 3 ('dog')" in said[1]
     regions = torch.zeros(2, 4, 4)
     regions[0, :2], regions[1, 2:] = 1, 1
-    both = places_in([Wanted("cat", region=regions)], Found(), 3, (8, 8))
+    both = regions_in([Wanted("cat", region=regions)], Found(), 3, (8, 8))
     assert [boxes_of(p)[0][1] for p in both] == [0.0, 0.5, 0.5]

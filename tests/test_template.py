@@ -7,7 +7,7 @@ from safetensors import safe_open
 from troupe.model_patches.errors import SubjectError
 from troupe.model_patches.hosts.diffusers.encoders import prompt_chunks
 from troupe.model_patches.prompt.markers import parse_prompt
-from troupe.model_patches.prompt.template import PLACEHOLDER_ID, subject_template, template_places
+from troupe.model_patches.prompt.template import PLACEHOLDER_ID, subject_template, template_positions
 
 GOLDEN = Path(__file__).parent / "golden" / "subject_diffusion"
 TEMPLATES = {"one": ["duck toy"], "two": ["dog", "cat"], "three": ["dog", "cat", "bird"]}
@@ -23,7 +23,7 @@ def test_the_official_template(case):
     with safe_open(GOLDEN / "text.safetensors", "pt") as file:
         text, wanted, slots = (file.get_tensor(f"template.{case}.{part}") for part in ("text", "ids", "idx"))
     official = bytes(text.tolist()).decode()
-    prompt, places = template_places(
+    prompt, places = template_positions(
         parse_prompt(f" {official.split(', the ' + TEMPLATES[case][0] + ' is sks')[0]}\n"), TEMPLATES[case], tokenize
     )
     assert prompt == official
@@ -45,7 +45,7 @@ def test_the_official_template(case):
 )
 def test_templates(text, names, expected):
     assert subject_template(parse_prompt(text), names) == expected
-    prompt, places = template_places(parse_prompt(text), names, tokenize)
+    prompt, places = template_positions(parse_prompt(text), names, tokenize)
     assert [tokenize(prompt)[place.chunk][place.position] for place in places] == [PLACEHOLDER_ID] * len(names)
 
 
@@ -60,17 +60,17 @@ def test_templates(text, names, expected):
 )
 def test_template_errors(text, names, told):
     with pytest.raises(SubjectError) as caught:
-        template_places(parse_prompt(text), names, tokenize)
+        template_positions(parse_prompt(text), names, tokenize)
     assert told in str(caught.value)
 
 
 def test_a_placeholder_that_the_published_encoder_would_lose_is_an_error():
     """70 words and ', the dog is sks' fill the 75 places; sks as the last token is kept."""
-    prompt, (place,) = template_places(parse_prompt("x " * 70), ["dog"], tokenize)
+    prompt, (place,) = template_positions(parse_prompt("x " * 70), ["dog"], tokenize)
     assert place.row == 75 and tokenize(prompt)[0][75] == PLACEHOLDER_ID
     with pytest.raises(
         SubjectError, match=r"found the placeholder of subject 1 'dog' at token 76. Shorten the prompt."
     ):
-        template_places(parse_prompt("x " * 71), ["dog"], tokenize)
+        template_positions(parse_prompt("x " * 71), ["dog"], tokenize)
     with pytest.raises(SubjectError, match="found the placeholder of subject 2 'cat' at token 76"):
-        template_places(parse_prompt("x " * 66), ["dog", "cat"], tokenize)
+        template_positions(parse_prompt("x " * 66), ["dog", "cat"], tokenize)

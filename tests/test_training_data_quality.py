@@ -190,7 +190,7 @@ def test_the_report_counts_every_picture(folder, clip):
         "2 subjects: 3 pictures, ",
         "3 subjects: 3 pictures, ",
     ]
-    contact_sheet(quality_rows(done, columns=3), folder / "report" / "q.png")
+    contact_sheet(quality_rows(done), folder / "report" / "q.png")
     with Image.open(folder / "report" / "q.png") as sheet:
         assert sheet.width > 3 * 176 and sheet.height > 4 * 176
         assert len(sheet.getcolors(1 << 20)) > 1000  # the pictures are on it

@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from support import tiny_diffusers as tiny
 from support import tiny_training as small
-from test_training_gradients import interpolated, two_heads
+from support.two_head_layers import interpolated, two_heads
 from troupe.model_patches.adapter import ImageAttentionSpec, PromptSpec
 from troupe.model_patches.attention.decoupled import Mixing
 from troupe.model_patches.binding.layer_tokens import COND

@@ -8,10 +8,9 @@ import copy
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
-from support import tiny_diffusers as tiny
 from support import tiny_training as small
 from support.paper_mm_diff import tokenizer
+from support.two_head_layers import interpolated, two_heads
 from torch.nn.functional import gelu, layer_norm
 from troupe.model_patches.attention.decoupled import Mixing
 from troupe.model_patches.hosts.diffusers.cross_layers import cross_layers
@@ -153,17 +152,6 @@ def expected_gradients(trainee, draws, batch, dropped_text, dropped_images):
     }
 
 
-def interpolated(image, side):
-    """A reference [40, 40, 3] as the image encoder reads it, [1, 3, side, side] float64."""
-    picture = torch.nn.functional.interpolate(
-        image.permute(2, 0, 1)[None], size=(side, side), mode="bicubic", antialias=True, align_corners=False
-    )
-    picture = (picture.clamp(0, 1) * 255).round() / 255
-    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
-    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
-    return ((picture - mean) / std).double()
-
-
 def assert_equal_gradients(trainee, expected):
     found = {name: p.grad for name, p in trainee.named_parameters() if p.requires_grad}
     assert found.keys() <= expected.keys() and len(found) > 2
@@ -173,13 +161,6 @@ def assert_equal_gradients(trainee, expected):
         assert largest > 0, name
         error = (gradient.double() - expected[name]).abs().max()
         assert error <= TOLERANCE * largest + 1e-6 * whole, f"{name}: {error / largest:.1e} of the largest"
-
-
-def two_heads():
-    """Text embeddings of size 128, with which the "plus" projection has two heads."""
-    torch.manual_seed(5)
-    unet = UNet2DConditionModel.from_config(tiny.unet().config, cross_attention_dim=128)
-    return small.base(unet.eval().requires_grad_(False), texts=small.texts(128))
 
 
 PLUS = {"projection": "Resampler"}

@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from support import paper_mm_diff as paper
 from support import tiny_training as small
-from test_training_prompt_gradients import assert_equal_gradients, noisy_and_noise
+from support.prompt_training import assert_equal_gradients, noisy_and_noise
 from torch.nn.functional import gelu, interpolate
 from troupe.model_patches.adapter import ImageAttentionSpec, PromptSpec, Weights
 from troupe.model_patches.attention.decoupled import Mixing

@@ -10,13 +10,12 @@ import pytest
 import torch
 from support import tiny_training as small
 from support.paper_mm_diff import tokenizer
+from support.prompt_training import WithMaps, assert_equal_gradients, noisy_and_noise, through
 from torch.nn.functional import gelu, interpolate, layer_norm
 from troupe.training.config.schema import DataConfig
-from troupe.training.model.captions import places
+from troupe.training.model.captions import token_positions
 from troupe.training.run import example_set
 from troupe.training.stop import TrainingError
-
-TOLERANCE = 2e-4  # of the largest gradient of a tensor: float32 against float64
 
 
 @pytest.fixture(scope="module")
@@ -44,47 +43,6 @@ def photo(models, image, mode):
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
     with torch.no_grad():
         return models.images._model((picture - mean) / std).image_embeds[0].double()
-
-
-def through(model, embeddings):
-    """CLIP's text transformer written out: pre-norm blocks with a causal mask, quick GELU, final norm."""
-    text = getattr(model, "text_model", model)
-    config, x = model.config, embeddings + text.embeddings.position_embedding.weight
-    mask = torch.full((77, 77), -torch.inf, dtype=torch.float64).triu(1)
-    for block in text.encoder.layers:
-        y = block.layer_norm1(x)
-        attention = block.self_attn
-        heads = []
-        for q, k, v in zip(
-            *(
-                p(y).chunk(config.num_attention_heads, -1)
-                for p in (attention.q_proj, attention.k_proj, attention.v_proj)
-            ),
-            strict=True,
-        ):
-            heads.append((q @ k.T / q.shape[-1] ** 0.5 + mask).softmax(-1) @ v)
-        x = x + attention.out_proj(torch.cat(heads, -1))
-        y = block.mlp.fc1(block.layer_norm2(x))
-        x = x + block.mlp.fc2(y * torch.sigmoid(1.702 * y))
-    return text.final_layer_norm(x)
-
-
-def noisy_and_noise(batch, draws):
-    clean = torch.stack([small._encode(draw.example.pixels[None])[0] for draw in draws]).double()
-    noise = torch.stack([draw.noise(tuple(clean.shape[1:])) for draw in draws]).double()
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    signal = (1 - betas).cumprod(0)[batch.noised.timesteps].view(-1, 1, 1, 1)
-    return signal.sqrt() * clean + (1 - signal).sqrt() * noise, noise
-
-
-def assert_equal_gradients(trainee, expected):
-    found = {name: p.grad for name, p in trainee.named_parameters() if p.requires_grad}
-    assert found.keys() == expected.keys() and len(found) > 2
-    whole = max(gradient.abs().max() for gradient in expected.values())
-    for name, gradient in found.items():
-        error = (gradient.double() - expected[name]).abs().max()
-        assert error <= TOLERANCE * expected[name].abs().max() + 1e-6 * whole, f"{name}: {error:.1e}"
-    return whole
 
 
 @pytest.mark.parametrize("options", [{}, {"activation": "leaky_relu", "normalize": True, "depth": 3, "hidden": 16}])
@@ -120,30 +78,6 @@ def test_umm_diffusion(options, pictures):
     (prediction - noise).square().mean().backward()
     expected = {f"mapping.{name}": p.grad for name, p in mapping.items()}
     assert assert_equal_gradients(trainee, expected) > 0
-
-
-class WithMaps:
-    """Plain attention head by head in float64; keeps its probabilities, [B, H, N, L]."""
-
-    def __init__(self, maps):
-        self.maps = maps
-
-    def __call__(self, attention, hidden, encoder_hidden_states=None, attention_mask=None):
-        rows, maps = [], []
-        for b in range(len(hidden)):
-            parts = [
-                p(x[b]).chunk(attention.heads, -1)
-                for p, x in (
-                    (attention.to_q, hidden),
-                    (attention.to_k, encoder_hidden_states),
-                    (attention.to_v, encoder_hidden_states),
-                )
-            ]
-            shares = [(q @ k.T / q.shape[-1] ** 0.5).softmax(-1) for q, k, _ in zip(*parts, strict=True)]
-            rows.append(torch.cat([share @ v for share, v in zip(shares, parts[2], strict=True)], -1))
-            maps.append(torch.stack(shares))
-        self.maps.append(torch.stack(maps))
-        return attention.to_out[0](torch.stack(rows))
 
 
 def test_fastcomposer(pictures):
@@ -244,7 +178,7 @@ def test_brackets_in_a_caption_are_text(pictures):
     """They are emphasis and markers in ComfyUI's notation, which captions of a training set are not in."""
     texts = small.base_for("umm_diffusion").texts
     caption = "a (red:1.5) cat {on} grass"
-    (place,) = places(texts, caption, ["cat"])
+    (place,) = token_positions(texts, caption, ["cat"])
     ids = ids_of(caption)
     assert place.position == ids.index(tokenizer().encode("cat")[0])
 

@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from support import tiny_training as small
 from support.paper_mm_diff import tokenizer
-from test_training_prompt_gradients import WithMaps, noisy_and_noise, through
+from support.prompt_training import WithMaps, noisy_and_noise, through
 from torch import nn
 from torch.nn.functional import gelu, interpolate, layer_norm
 from troupe.model_patches.adapter import GatedSpec, PromptSpec
@@ -84,7 +84,7 @@ def gated_unet(trainee):
     state["conv_in.weight"] = torch.cat((state["conv_in.weight"], trainee.gated.mask_conv.weight), 1)
     names = {}
     for place, path in trainee.paths.items():
-        number = list(trainee.spec.part(GatedSpec).places).index(place)
+        number = list(trainee.spec.part(GatedSpec).block_widths).index(place)
         for name, value in trainee.gated.fusers[number].state_dict().items():
             theirs = name.removesuffix(".weight") if name.startswith("alpha_") else name
             state[f"{path}.fuser.{theirs}"] = value

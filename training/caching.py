@@ -58,7 +58,7 @@ def unneeded_encoders(trainee: Trainee, sheets: bool) -> list[nn.Module]:
 
 
 def keep_features(trainee: Trainee, examples: FolderSet, shown: bool = False) -> None:
-    """Encode everything that any step may ask for: each picture, caption and name, each reference, and what stands for
+    """Encode everything that any step may ask for: each picture, caption and name, each reference, and what replaces
     those that are dropped. shown: with a bar. Raises DatasetError for a file that is no picture.
     """
     fullest = max(range(len(examples)), key=lambda i: len(examples.records[i].subjects[: examples.most]))

@@ -42,7 +42,8 @@ class Loop:
     """A training of one adapter.
 
     Arguments:
-        trainee: on the CPU; draws: its pictures; settings: of the whole training, as plain values, for checkpoints.
+        config: the sections of the configuration file; trainee: on the CPU; draws: its pictures; settings: of the whole
+            training, as plain values, for checkpoints.
         accelerator: made by `make_accelerator`; output: folder.
         paint: paints a validation sheet of the trainee at a step; say: takes sentences.
     """

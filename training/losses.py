@@ -18,7 +18,6 @@ def localization_loss(
     masks: torch.Tensor,
     tokens: torch.Tensor,
     present: torch.Tensor,
-    normalize: bool = False,
     form: str = LOCALIZATIONS[0],
 ) -> torch.Tensor:
     """Return one layer's loss.
@@ -28,9 +27,9 @@ def localization_loss(
 
     Arguments:
         probabilities: text attention after its softmax, [B * H, P, L], batch-major, positions of a square picture.
-        masks: [B, M, h, w] in 0..1, where each subject stands; tokens: [B, M] its row of the text; present: [B, M]
+        masks: [B, M, h, w] in 0..1, where each subject is; tokens: [B, M] its row of the text; present: [B, M]
             bool.
-        normalize: divide each map by its largest value first; form: one of LOCALIZATIONS.
+        form: one of LOCALIZATIONS.
     Returns:
         [], the mean over pictures and heads of the mean over their subjects.
     """
@@ -39,8 +38,6 @@ def localization_loss(
     inside = interpolate(masks, size=(side, side), mode="bilinear", antialias=True).flatten(2).unsqueeze(1)
     maps = probabilities.unflatten(0, (b, -1)).transpose(2, 3)  # B, H, L, P
     maps = maps.gather(2, tokens[:, None, :, None].expand(b, maps.shape[1], m, maps.shape[3]))  # B, H, M, P
-    if normalize:
-        maps = maps / (maps.amax(-1, keepdim=True) + EPSILON)
     if form == "absolute":
         each = (maps - inside).abs().mean(-1)  # B, H, M
     else:

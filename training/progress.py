@@ -15,7 +15,8 @@ SMOOTH = 0.98  # of the shown loss
 class Progress:
     """A bar with loss, pictures a second, time left and memory, in one process.
 
-    pictures: of a step; weights: factor of each loss in the shown one; shown: whether it is this process.
+    steps: of the whole training; done: of them, before this run; pictures: of a step; weights: factor of each loss in
+        the shown one; shown: whether it is this process.
     """
 
     def __init__(self, steps: int, done: int, pictures: int, weights: Mapping[str, float], shown: bool):

@@ -173,7 +173,7 @@ def example_set(config: DataConfig, base: Base, trainee: Trainee, say: Say = lam
     if trainee.needs_boxes:
         check_boxes(found)
     if trainee.in_prompt:
-        check_places(found, trainee)
+        check_token_positions(found, trainee)
     return found
 
 
@@ -187,11 +187,11 @@ def check_boxes(examples: FolderSet) -> None:
                 raise TrainingError("a mask or a box for every subject, which this recipe needs", found, do)
 
 
-def check_places(examples: FolderSet, trainee: Trainee) -> None:
-    """Raise TrainingError for a picture with a subject that has no place in its caption."""
+def check_token_positions(examples: FolderSet, trainee: Trainee) -> None:
+    """Raise TrainingError for a picture with a subject that has no position in its caption."""
     for record in examples.records:
         try:
-            trainee.places(record.caption, [subject.name for subject in record.subjects[: examples.most]])
+            trainee.token_positions(record.caption, [subject.name for subject in record.subjects[: examples.most]])
         except TroupeError as error:
             found = f"another caption for {record.picture} ({error})"
             raise TrainingError(

@@ -54,7 +54,7 @@ class ComfyUIEngine:
         API format with placeholders, in place of the pack's graph, with the number of subjects for "{subjects}" in its
         name. timeout: seconds that the server may work at one prompt;
         waiting behind others' prompts does not count. slots: how many tasks it gets at once; the second waits in its
-        queue, which hides the transfer of pictures.
+        queue, which hides the transfer of pictures. transport: of the HTTP client, None for the network.
         Raises:
             HostError: the url is no address of a server.
         """

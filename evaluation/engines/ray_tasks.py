@@ -43,7 +43,7 @@ def ray_engines(
     """
     try:
         import ray
-        from ray import cloudpickle
+        from ray.cloudpickle import cloudpickle
     except ImportError:
         raise RayMissingError("the package ray", "none", "Run: pip install ray. Or use another engine.") from None
     if not ray.is_initialized():
@@ -83,8 +83,8 @@ class _RayEngine:
 
 
 def _painter() -> type:
-    """The actor's class. Ray sends a class that is made in a function as it is, so that a worker needs no module of
-    ours before it has loaded the pack.
+    """The actor's class. Ray sends a class that is made in a function as it is, so that a worker needs no module of the
+    pack before it has loaded the pack.
     """
 
     class Painter:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from PIL import Image
 
-from ...model_patches.scores.places import SubjectPlace, place_of_mask
+from ...model_patches.scores.regions import SubjectRegion, region_of_mask
 from ...rehearsal.cast import called_for
 from ...rehearsal.engine.recogniser import Recogniser, Sighting, recognise
 from ...training.data.models import GroundingDino
@@ -23,21 +23,24 @@ class Detector(Protocol):
 
     name: str
 
-    def places(self, picture: Image.Image, names: Sequence[str]) -> list[list[SubjectPlace]]:
+    def regions(self, picture: Image.Image, names: Sequence[str]) -> list[list[SubjectRegion]]:
         """Return for each name up to INSTANCES places, the surest first; [] where it is not in the picture."""
         ...
 
 
 class GroundingDetector:
-    """Grounding DINO's boxes."""
+    """Grounding DINO's boxes.
+
+    model: the detector; name: for the report.
+    """
 
     def __init__(self, model: GroundingDino, name: str = "Grounding DINO"):
         self.model, self.name = model, name
 
-    def places(self, picture: Image.Image, names: Sequence[str]) -> list[list[SubjectPlace]]:
+    def regions(self, picture: Image.Image, names: Sequence[str]) -> list[list[SubjectRegion]]:
         """See Detector."""
         [found] = self.model([picture], [list(dict.fromkeys(names))])
-        return [[SubjectPlace(one.box, FOUND) for one in found if one.word == name][:INSTANCES] for name in names]
+        return [[SubjectRegion(one.box, FOUND) for one in found if one.word == name][:INSTANCES] for name in names]
 
 
 class RehearsalDetector:
@@ -50,7 +53,7 @@ class RehearsalDetector:
     def __init__(self, recogniser: Recogniser):
         self.recogniser = recogniser
 
-    def places(self, picture: Image.Image, names: Sequence[str]) -> list[list[SubjectPlace]]:
+    def regions(self, picture: Image.Image, names: Sequence[str]) -> list[list[SubjectRegion]]:
         """See Detector."""
         sightings = recognise(self.recogniser, as_tensor(picture).movedim(-1, 0)[None])[0]
         wanted = [next(iter(called_for(name)), None) for name in names]
@@ -64,6 +67,6 @@ class RehearsalDetector:
                     one for one in sightings if one.kind == figure.kind and (not twins or one.variant == figure.variant)
                 ]
             fitting.sort(key=lambda one: -int(one.mask.sum()))
-            places = [place_of_mask(torch.from_numpy(one.mask).float(), FOUND, cut_out=True) for one in fitting]
-            found.append([place for place in places if place is not None][:INSTANCES])
+            regions = [region_of_mask(torch.from_numpy(one.mask).float(), FOUND, cut_out=True) for one in fitting]
+            found.append([region for region in regions if region is not None][:INSTANCES])
         return found

@@ -31,7 +31,9 @@ class PictureFeatures(Protocol):
 
 
 class PilClip(ClipFeatures):
-    """CLIP on pictures that PIL resizes, as published figures were counted. cut_down: see `pixels.Reading`."""
+    """CLIP on pictures that PIL resizes, as published figures were counted.
+
+    cut_down: see `pixels.Reading`; the other arguments as in `ClipFeatures`."""
 
     def __init__(self, model: Any, processor: Any, name: str = "CLIP", cut_down: bool = False):
         super().__init__(model, processor, name)
@@ -57,6 +59,8 @@ class DinoFeatures:
 
     DINO reads pictures as DreamBooth's and MIP-Adapter's evaluations give them: shorter side to 256 (bicubic), the
     middle 224, ImageNet's mean and deviation. DINOv2 reads them as the processor in its own folder says.
+
+    model: from transformers or `dino.build`; processor: of its folder, None for DINO's own; name: for the report.
     """
 
     def __init__(self, model: Any, processor: Any, name: str = "DINO"):
@@ -94,7 +98,10 @@ class DinoFeatures:
 
 
 class EncoderFeatures:
-    """A `scoring.PictureEncoder` that reads whole pictures."""
+    """A `scoring.PictureEncoder` that reads whole pictures.
+
+    encoder: with crops as pictures.
+    """
 
     def __init__(self, encoder: PictureEncoder):
         self.encoder, self.name = encoder, encoder.name
@@ -106,7 +113,10 @@ class EncoderFeatures:
 
 
 class FeaturesEncoder:
-    """A PictureFeatures as a `scoring.PictureEncoder`, for crops, which are squares already."""
+    """A PictureFeatures as a `scoring.PictureEncoder`, for crops, which are squares already.
+
+    features: of whole pictures.
+    """
 
     size = SIZE
 
@@ -130,8 +140,8 @@ def encoder_of(features: PictureFeatures) -> PictureEncoder:
 
 
 class Photos:
-    """Vectors of a suite's reference photos, each made once. folder: the photos' paths are relative to it; upright:
-    turn them as their EXIF data say.
+    """Vectors of a suite's reference photos, each made once. features: the encoder; folder: the photos' paths are
+    relative to it; upright: turn them as their EXIF data say.
     """
 
     def __init__(self, features: PictureFeatures, folder: Path, upright: bool = True):

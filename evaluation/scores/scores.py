@@ -12,7 +12,7 @@ from PIL import Image
 
 from ...model_patches.encoding.framing import frame
 from ...model_patches.scores.likeness import clip_i, clip_t, clip_t_times_2_5, likeness_matrix
-from ...model_patches.scores.places import SubjectPlace, crop, filled
+from ...model_patches.scores.regions import SubjectRegion, crop, filled
 from ...model_patches.scores.scoring import Looks, score_pictures
 from ...model_patches.subjects import Box
 from ...rehearsal.engine.recogniser import Recogniser
@@ -66,9 +66,9 @@ class Scorer(Protocol):
 class WholePicture:
     """Cosines of the whole picture with the references: the mean over each subject's photos, then over the subjects.
 
-    column: clip_i, dino, dinov2 or colours. With `texts`, CLIP-T as the raw cosine and as MIP-Adapter counts it, 2.5
-    times that. With `collapse`, the subject collapse rate at each of COLLAPSE: the share of subjects whose cosine is
-    below it. upright: of the photos, see `Photos`.
+    column: clip_i, dino, dinov2 or colours; features: the encoder; folder: of the references. With `texts`, CLIP-T as
+    the raw cosine and as MIP-Adapter counts it, 2.5 times that. With `collapse`, the subject collapse rate at each of
+    COLLAPSE: the share of subjects whose cosine is below it. upright: of the photos, see `Photos`.
     """
 
     def __init__(
@@ -114,9 +114,10 @@ class PlacedSubjects:
     """Scorer of the subjects that a detector finds.
 
     ip_sim: XVerseBench's, for each subject the largest cosine of its references with up to three found instances, cut
-    out and padded to a square (with a white border as wide as its references'), 0 where none is found; the mean over
-    the subjects. subjects_right: the share of subjects
-    with the verdict right, as Score Subjects gives it; verdicts: a letter for each (LETTERS). suffix: of the columns.
+    out and padded to a square (with a white border of the same share as its references'), 0 where none is found; the
+    mean over the subjects. subjects_right: the share of subjects
+    with the verdict right, as Score Subjects gives it; verdicts: a letter for each (LETTERS). features: the encoder;
+    folder: of the references; suffix: of the columns.
     """
 
     def __init__(self, detector: Detector, features: PictureFeatures, folder: Path, suffix: str = ""):
@@ -128,17 +129,17 @@ class PlacedSubjects:
     def __call__(self, painted: Painted) -> Values:
         """See Scorer."""
         names = [subject.name for subject in painted.task.subjects]
-        found = self.detector.places(painted.picture, names)
+        found = self.detector.regions(painted.picture, names)
         pixels = as_tensor(painted.picture)
         looks = [
             Looks(name, self._framed(photos), self._framed(photos))
             for name, photos in zip(names, painted.case.references, strict=True)
         ]
         likeness = [
-            self._largest(pixels, places, one, photos)
-            for places, one, photos in zip(found, looks, painted.case.references, strict=True)
+            self._largest(pixels, regions, one, photos)
+            for regions, one, photos in zip(found, looks, painted.case.references, strict=True)
         ]
-        first = [places[0] if places else None for places in found]
+        first = [regions[0] if regions else None for regions in found]
         with torch.no_grad():
             score = score_pictures(pixels[None], looks, [first], self.encoder, NOT_LIKE_ANY).pictures[0]
         words = "".join(LETTERS[verdict.word] for verdict in score.verdicts)
@@ -146,13 +147,13 @@ class PlacedSubjects:
         return dict(zip(self.columns, values, strict=True))
 
     def _largest(
-        self, pixels: torch.Tensor, places: Sequence[SubjectPlace], looks: Looks, photos: tuple[str, ...]
+        self, pixels: torch.Tensor, regions: Sequence[SubjectRegion], looks: Looks, photos: tuple[str, ...]
     ) -> float:
         """The largest cosine of a place with a subject's references; 0 without a place."""
-        if not places:
+        if not regions:
             return 0.0
         share = sum(map(filled, looks.photos)) / len(looks.photos)
-        crops = torch.stack([crop(pixels, place, self.encoder.size, share) for place in places])
+        crops = torch.stack([crop(pixels, region, self.encoder.size, share) for region in regions])
         with torch.no_grad():
             vectors = self.encoder.vectors(crops).cpu()
         return likeness_matrix(vectors, [self.photos.vectors(photos)]).max().item()
@@ -168,6 +169,8 @@ class PlacedSubjects:
 class FoundQuality:
     """MIP-Adapter's object quality score S of a painted picture, over the crops that a detector finds for the names;
     none where a subject is not found.
+
+    detector: finds the crops; clip: scores them.
     """
 
     columns = ("object_quality",)
@@ -178,10 +181,10 @@ class FoundQuality:
     def __call__(self, painted: Painted) -> Values:
         """See Scorer."""
         names = [subject.name for subject in painted.task.subjects]
-        found = self.detector.places(painted.picture, names)
+        found = self.detector.regions(painted.picture, names)
         if not all(found):
             return {"object_quality": None}
-        crops = [crop_of(painted.picture, places[0].box) for places in found]
+        crops = [crop_of(painted.picture, regions[0].box) for regions in found]
         return {"object_quality": object_quality(self.clip.texts(names), self.clip.pictures(crops)).mean().item()}
 
 
@@ -205,10 +208,10 @@ class ObjectRelevance:
         if name not in painted.others:
             raise PictureFault("not painted yet", f"the picture by '{name}'")
         plain = open_picture(painted.others[name])
-        places = self.detector.places(plain, [subject.name for subject in painted.task.subjects])[0]
-        if not places:
+        regions = self.detector.regions(plain, [subject.name for subject in painted.task.subjects])[0]
+        if not regions:
             return {"object_relevance": None}
-        return {"object_relevance": object_relevance(as_tensor(plain), as_tensor(painted.picture), places[0].box)}
+        return {"object_relevance": object_relevance(as_tensor(plain), as_tensor(painted.picture), regions[0].box)}
 
 
 def object_relevance(plain: torch.Tensor, noised: torch.Tensor, box: Box) -> float | None:

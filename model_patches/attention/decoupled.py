@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from .heads import split_heads
 from .merges import Mixing
-from .relevance import background_gain, owned, relevance_of_heads, text_gain
+from .relevance import background_gain, limited_shares, relevance_of_heads, text_gain
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -194,8 +194,8 @@ def image_delta(
         limits: m, float32 in 0..1, or None.
         text: Z_text, plain text attention (read only by a merge with `gain_on_text`, with text_logits).
         text_logits: `text_to_weight(Z_text)` of files that have it, else None (f = 1); give text with them.
-        observe: receives `owned` and the names' relevance, [G, B, M, N] float32 each, whatever the merge; the tokens
-            must have names then. Changes nothing.
+        observe: receives `limited_shares` and the names' relevance, [G, B, M, N] float32 each, whatever the merge; the
+            tokens must have names then. Changes nothing.
     Returns:
         In the query's dtype, heads apart: the caller joins them in the pass that adds the result.
     """
@@ -213,7 +213,7 @@ def image_delta(
     if limits is not None:
         weights = weights * limits
     if a is not None and observe is not None:
-        observe(weights if rule.records_weights and m > 1 else owned(a, limits, mixing.sharpness), a)
+        observe(weights if rule.records_weights and m > 1 else limited_shares(a, limits, mixing.sharpness), a)
     weights = weights * strengths.view(1, 1, m, 1)
     if a is not None and needed and mixing.background < 1.0:
         weights = weights * background_gain(a, mixing.background, mixing.sharpness).unsqueeze(2)

@@ -3,8 +3,6 @@ pictures (the same formula, since the denoised picture is affine in the predicti
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -39,32 +37,27 @@ def equivalent_uncond(
     return image + (1.0 - image_cfg) / (1.0 - cfg) * (uncond - image)
 
 
-def umm_coefficients(cfg: float, alphas: Sequence[float]) -> tuple[float, ...]:
-    """Return the factors of (null, text, subject 1, subject 2, ...) in `umm_guidance`, summing to 1.
+def umm_coefficients(cfg: float, alpha: float) -> tuple[float, float, float]:
+    """Return the factors of (null, text, subjects) in UMM-Diffusion's fused sampling, summing to 1:
+    `e_0 + cfg (alpha e_u + (1 - alpha) e_y - e_0)` (arXiv 2303.09319, with classifier-free guidance).
 
     A branch with factor 0 need not be evaluated.
-    """
-    text = 1.0 - math.fsum(alphas)
-    return 1.0 - cfg, 0.0 if abs(text) < WEIGHT_ROUNDING else cfg * text, *(cfg * alpha for alpha in alphas)
-
-
-def umm_guidance(
-    null: torch.Tensor | None,
-    text: torch.Tensor | None,
-    subjects: Sequence[torch.Tensor | None],
-    cfg: float,
-    alphas: Sequence[float],
-) -> torch.Tensor:
-    """Return `e_0 + cfg (sum_j alpha_j e_j + (1 - sum_j alpha_j) e_y - e_0)` (UMM-Diffusion, arXiv 2303.09319, with
-    classifier-free guidance).
 
     Arguments:
-        null: e_0, negative prompt; text: e_y, plain prompt; subjects: e_j, prompt with the pseudo words of subject j
-            (or of all in one). A branch whose coefficient is 0 is not read and may be None.
-        cfg: guidance, 7.5 in Stable Diffusion; alphas: in 0..1, one for each of the subjects; the published value is
-            unknown.
+        cfg: guidance, 7.5 in Stable Diffusion.
+        alpha: in 0..1, the subjects' share; the published value is unknown.
     """
-    read = cast("tuple[torch.Tensor, ...]", (null, text, *subjects))  # a None has the coefficient 0
-    branches = zip(umm_coefficients(cfg, alphas), read, strict=True)
-    # at least one coefficient is not 0, since they sum to 1
+    return 1.0 - cfg, 0.0 if abs(1.0 - alpha) < WEIGHT_ROUNDING else cfg * (1.0 - alpha), cfg * alpha
+
+
+def umm_condition(text: torch.Tensor | None, subjects: torch.Tensor | None, alpha: float) -> torch.Tensor:
+    """Return `alpha e_u + (1 - alpha) e_y`, which classifier-free guidance then takes for the prompt's prediction.
+
+    Arguments:
+        text: e_y, plain prompt; subjects: e_u, prompt with the pseudo words. A branch whose coefficient is 0 is not
+            read and may be None; at least one is not.
+        alpha: in 0..1, the subjects' share.
+    """
+    read = cast("tuple[torch.Tensor, torch.Tensor]", (text, subjects))  # a None has the coefficient 0
+    branches = zip(umm_coefficients(1.0, alpha)[1:], read, strict=True)
     return cast(torch.Tensor, sum(coefficient * branch for coefficient, branch in branches if coefficient))

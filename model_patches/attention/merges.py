@@ -25,7 +25,7 @@ class MergeRule:
     Attributes:
         weights: (relevance [G, B, M, N], limits or None, sharpness) -> weights [G, B, M, N]; None if the weights do not
             depend on the relevance, so that no names are needed.
-        records_weights: the weights of several subjects, times the limits, are what `owned` returns, so that a
+        records_weights: the weights of several subjects, times the limits, are what `limited_shares` returns, so that a
             recording needs no second computation.
         lone_needs_names: `weights` also applies to a single subject, which otherwise weighs 1.
         share_one: without relevance, each subject weighs 1 instead of an equal share.

@@ -59,12 +59,12 @@ def shares(
     return a / a.sum(-2, keepdim=True).clamp(min=torch.finfo(a.dtype).tiny)
 
 
-def owned(
+def limited_shares(
     relevance: Float[Tensor, "*any M N"], limits: Float[Tensor, "..."] | None = None, sharpness: float = 1.0
 ) -> Float[Tensor, "*any M N"]:
-    """Return `share_i * m_i`: how much of each position belongs to a subject. A lone subject's share would be 1
-    wherever its limit is, so its own relevance is returned instead, `m A^s / max_p(m A^s)`: 1 at its most relevant
-    position.
+    """Return `share_i * m_i`: how much of each position belongs to a subject. A lone subject's share would be 1 at
+    every position where its limit is, so its own relevance is returned instead, `m A^s / max_p(m A^s)`: 1 at its most
+    relevant position.
 
     Arguments: as `shares`. Returns float32 in 0..1.
     """

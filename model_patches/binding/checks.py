@@ -51,20 +51,20 @@ def check_widths(spec: AdapterSpec, widths: Sequence[int], context_dim: int) -> 
         )
 
 
-def check_places(spec: AdapterSpec, widths: Mapping[str, int], context_dim: int) -> None:
+def check_blocks(spec: AdapterSpec, widths: Mapping[str, int], context_dim: int) -> None:
     """Raise MismatchError unless the model has a transformer block of the right width for every gated layer, and the
     text width of the file's base.
 
-    widths: LDM path of each transformer block of the model, as in `GatedSpec.places`, -> its width.
+    widths: LDM path of each transformer block of the model, as in `GatedSpec.block_widths`, -> its width.
     """
     gated = spec.part(GatedSpec)
-    places = gated.places
-    fitting = sum(widths.get(path) == width for path, width in places.items())
-    if fitting == len(places) and context_dim == gated.object_dim:
+    expected = gated.block_widths
+    fitting = sum(widths.get(path) == width for path, width in expected.items())
+    if fitting == len(expected) and context_dim == gated.object_dim:
         return
     if (error := base_mismatch(spec, context_dim)) is not None:
         raise error
-    found = f"a MODEL for {base_name(context_dim)}, with a matching block for {fitting} of the {len(places)} layers"
+    found = f"a MODEL for {base_name(context_dim)}, with a matching block for {fitting} of the {len(expected)} layers"
     remedy = f"Sample with a checkpoint of the {spec.base} family, or load a file made for this model."
     raise MismatchError(
         f"a MODEL for {spec.file}: {spec.describe()}, text embeddings of size {gated.object_dim}", found, remedy

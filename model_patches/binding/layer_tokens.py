@@ -13,8 +13,7 @@ from torch.nn.functional import pad
 from ..adapter import ImageAttentionSpec
 from ..attention.decoupled import LayerTokens, image_delta
 from ..attention.merges import Mixing
-from ..encoders.decoupled import DecoupledLayers, layers_of
-from ..encoders.mm_diff import LoraLayers
+from ..encoders.decoupled import ImageLayers, layers_of
 from ..subjects import References
 from .settings import ImageAttentionSettings
 
@@ -32,7 +31,7 @@ class Projected:
 
 
 def project_images(
-    layers: DecoupledLayers | LoraLayers,
+    layers: ImageLayers,
     references: References,
     device: torch.device,
     dtype: torch.dtype,
@@ -149,9 +148,7 @@ def call_tokens(
     return [layer_tokens(image, name, segments, roles, valid_tokens).prepared(count) for image, name, count in each]
 
 
-def gain_weights(
-    layers: DecoupledLayers | LoraLayers, device: torch.device, dtype: torch.dtype
-) -> list[torch.Tensor | None]:
+def gain_weights(layers: ImageLayers, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor | None]:
     """Return what the text gain of each layer is made with, [C], None for layers without one."""
     return [layer.gain_weights(device, dtype) for layer in layers_of(layers)]
 

@@ -1,5 +1,5 @@
-"""Object tokens for gated layers: who stands where, as the adapter's net sees it, and their keys and values in every
-layer. Host-free.
+"""Object tokens for gated layers: where each subject is, as the adapter's net sees it, and their keys and values in
+every layer. Host-free.
 
 Letters: N slots, E channels of a feature, T patch tokens a slot, M object tokens of all slots, D of an object token, G
 groups of rows.

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from ..attention.decoupled import LayerTokens
-from ..encoders.decoupled import DecoupledLayers, layers_of
-from ..encoders.mm_diff import LoraLayers
+from ..encoders.decoupled import ImageLayers, layers_of
 from ..subjects import References
 from .layer_tokens import Base, Projected, call_tokens, gain_weights, project_images, project_names
 from .run_cache import RunCache
@@ -46,7 +45,7 @@ class RunTokens:
     run: RunCache
     references: References
     settings: ImageAttentionSettings
-    layers: DecoupledLayers | LoraLayers
+    layers: ImageLayers
     text: TextLayers
     device: torch.device
     dtype: torch.dtype
@@ -101,6 +100,6 @@ class RunTokens:
         return self.run.once(made, lambda: (self.strengths(weights) != 0).float(), KEPT_WEIGHTS)
 
 
-def through_base(layers: DecoupledLayers | LoraLayers) -> bool:
+def through_base(layers: ImageLayers) -> bool:
     """Return whether an adapter's layers read image tokens through the UNet's own projections."""
     return layers_of(layers)[0].needs_base

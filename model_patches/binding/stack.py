@@ -13,6 +13,8 @@ S = TypeVar("S", bound="DeltaStack")
 class DeltaStack(Generic[D]):
     """The function that was in the layer's place before, and the deltas on top of it, in the order of the Apply
     nodes.
+
+    previous: that function, or None; deltas: in the order in which they are added.
     """
 
     def __init__(self, previous: Any, deltas: tuple[D, ...]):

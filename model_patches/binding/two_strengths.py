@@ -30,7 +30,7 @@ def branch_factors(method: str | None, cfg: float, second: float | None) -> dict
     Raises ValueError: another method.
     """
     if method == UMM:
-        found = umm_coefficients(cfg, [second or 0.0])
+        found = umm_coefficients(cfg, second or 0.0)
     elif method == SUBJECT_DIFFUSION and second is not None:
         found = subject_coefficients(cfg, second)
     elif method in (SUBJECT_DIFFUSION, None):

@@ -139,9 +139,9 @@ def overlay(state: Mapping[str, torch.Tensor], file: str) -> State:
         )
     origins: dict[str, str] = {}  # the file's own names are the ones to tell
     for name, tensor in state.items():
-        for place in found.keys() & with_transformers_names({name: tensor}, prefix).keys():
-            if origins.setdefault(place, name) != name:
-                raise CheckpointError(f"one layout in '{file}'", f"both '{origins[place]}' and '{name}'", AGAIN)
+        for target in found.keys() & with_transformers_names({name: tensor}, prefix).keys():
+            if origins.setdefault(target, name) != name:
+                raise CheckpointError(f"one layout in '{file}'", f"both '{origins[target]}' and '{name}'", AGAIN)
             check_numbers(tensor, name, file)
     return found
 

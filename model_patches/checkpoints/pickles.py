@@ -1,10 +1,10 @@
 """Pickles of tensors: torch reads them, and runs no code; before that a look at what they ask for.
 
 torch's reader makes what a pickle names, however large: a bytearray or a tensor of any size, a member that unpacks to
-any size, a key nested deeper than the stack. The look goes through the same opcodes with stand-ins that hold nothing,
-and refuses a file that asks for something other than tensors, or for more than it holds. Torch before 2.6 could be made
-to run code by an archive of its oldest kind (tar) and by a TorchScript program, which are refused too. So is an archive
-whose directory torch might find elsewhere than the look did.
+any size, a key nested deeper than the stack. The look goes through the same opcodes with placeholders that hold
+nothing, and refuses a file that asks for something other than tensors, or for more than it holds. Torch before 2.6
+could be made to run code by an archive of its oldest kind (tar) and by a TorchScript program, which are refused too. So
+is an archive whose directory torch might find elsewhere than the look did.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ def _check_end(data: mmap.mmap) -> None:
     tail = len(data) - END.size
     mark, *_, length, start, comment = END.unpack(data[tail:])
     if data[tail - LOCATOR.size : tail][:4] == b"PK\x06\x07":
-        place, tail = LOCATOR.unpack(data[tail - LOCATOR.size : tail])[2], tail - LOCATOR.size - END64.size
+        at, tail = LOCATOR.unpack(data[tail - LOCATOR.size : tail])[2], tail - LOCATOR.size - END64.size
         mark64, *_, length, start = END64.unpack(data[tail : tail + END64.size])
-        if (mark64, place) != (b"PK\x06\x06", tail):
+        if (mark64, at) != (b"PK\x06\x06", tail):
             raise zipfile.BadZipFile("its directory's place")
     if (mark, comment, start + length) != (b"PK\x05\x06", 0, tail):
         raise zipfile.BadZipFile("its directory's end")
@@ -343,7 +343,7 @@ class _PickleScanner(pickle._Unpickler):
 
 
 class _Inert:
-    """Stands for an object of training settings: made of anything, keeps nothing, does nothing."""
+    """A placeholder for an object of training settings: made of anything, keeps nothing, does nothing."""
 
     def __new__(cls, *args: Any) -> Any:
         return object.__new__(cls)

@@ -14,14 +14,10 @@ USE_INSTEAD = (
 )
 
 
-def refuse_known(state: dict[str, torch.Tensor], file: str, families: Sequence[str]) -> None:
-    """Raise CheckpointError if the tensors are those of a known kind that is not for this loader.
-
-    families: labels of those that it takes.
-    """
+def other_kind(state: dict[str, torch.Tensor]) -> tuple[str, str] | None:
+    """Return what a file of a known kind that is not for this loader is, and what to use instead; None for others."""
     kind = _known(state)
-    if kind:
-        raise no_adapter(file, kind, USE_INSTEAD, families)
+    return None if kind is None else (kind, USE_INSTEAD)
 
 
 def no_adapter(file: str, found: str, remedy: str, families: Sequence[str]) -> CheckpointError:

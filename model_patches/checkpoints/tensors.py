@@ -40,7 +40,7 @@ def missing(name: str, file: str) -> CheckpointError:
 
 def check_matrix(state: Mapping[str, torch.Tensor], name: str, file: str, prefix: str = "") -> None:
     """Raise CheckpointError unless there is a tensor of that name with two axes, neither of them empty; `prefix`: what
-    stands before its name in the file.
+    precedes its name in the file.
     """
     if name not in state:
         raise missing(f"{prefix}{name}", file)

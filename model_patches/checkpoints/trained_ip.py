@@ -5,6 +5,7 @@ under other names.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from ..errors import CheckpointError
 from .tensors import State
@@ -16,6 +17,11 @@ NAMED = re.compile(  # diffusers' name of a cross-attention layer of the UNet
     r"\.attn2\.processor\.((?:to_[kv]_ip|text_to_weight)\.weight)"
 )
 UNET_PARTS = ("down_blocks", "up_blocks", "mid_block")  # the order of diffusers' attention processors
+
+
+def is_training(names: Iterable[str]) -> bool:
+    """Return whether tensors of these names are half or whole an adapter under a training's names."""
+    return any(pattern.fullmatch(name) for name in names for pattern in (PROJECTION, NUMBERED, NAMED))
 
 
 def published_layout(state: State, file: str) -> State:
@@ -60,12 +66,10 @@ def _in_order(state: State) -> State:
         if numbered:
             return numbered
     named = {name: found for name in state if (found := NAMED.fullmatch(name))}
-    places = sorted({_place(found) for found in named.values()})
-    return {
-        f"ip_adapter.{2 * places.index(_place(found)) + 1}.{found[5]}": state[name] for name, found in named.items()
-    }
+    order = sorted({_order(found) for found in named.values()})
+    return {f"ip_adapter.{2 * order.index(_order(found)) + 1}.{found[5]}": state[name] for name, found in named.items()}
 
 
-def _place(found: re.Match[str]) -> tuple[int, ...]:
+def _order(found: re.Match[str]) -> tuple[int, ...]:
     """The position of a layer in the order of the UNet's attention processors."""
     return UNET_PARTS.index(found[1]), int(found[2] or 0), int(found[3]), int(found[4])

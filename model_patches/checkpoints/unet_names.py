@@ -31,13 +31,13 @@ def ldm_name(name: str, resblocks: int) -> str:
     name unchanged.
     """
 
-    def place(match: re.Match) -> str:
+    def renamed(match: re.Match) -> str:
         if not match[1]:
             return "middle_block.1."
         start = (resblocks + 1) * int(match[2]) + int(match[3])
         return f"input_blocks.{start + 1}.1." if match[1] == "down" else f"output_blocks.{start}.1."
 
-    return CONV_IN.get(name) or DIFFUSERS.sub(place, name, count=1)
+    return CONV_IN.get(name) or DIFFUSERS.sub(renamed, name, count=1)
 
 
 def order(path: str) -> tuple[int, int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -73,8 +73,24 @@ class DecoupledLayer(nn.Module):
         return self.text_to_weight(torch.eye(self.text_to_weight.in_features, device=device, dtype=dtype)).squeeze(-1)
 
 
-class DecoupledLayers(nn.Module):
-    """All layers in checkpoint order (down, up, then mid); layer j has the published index 2j + 1.
+class ImageLayers(nn.Module):
+    """The image attention layers of an adapter, in checkpoint order: down, up, then mid.
+
+    Arguments:
+        context_dim: D, size of the image tokens.
+        widths: C of each layer.
+        text_gain: whether the layers have a text gain.
+        layers: an `ImageLayer` each.
+    """
+
+    def __init__(self, context_dim: int, widths: Sequence[int], text_gain: bool, layers: Iterable[nn.Module]):
+        super().__init__()
+        self.context_dim, self.widths, self.text_gain = context_dim, tuple(widths), text_gain
+        self.layers = nn.ModuleList(layers)
+
+
+class DecoupledLayers(ImageLayers):
+    """All layers of an IP-Adapter or MIP-Adapter; layer j has the published index 2j + 1.
 
     Arguments:
         context_dim: D, size of the image tokens.
@@ -84,11 +100,10 @@ class DecoupledLayers(nn.Module):
     """
 
     def __init__(self, context_dim: int, widths: Sequence[int], text_gain: bool, operations: Any = nn):
-        super().__init__()
-        self.context_dim, self.widths, self.text_gain = context_dim, tuple(widths), text_gain
-        self.layers = nn.ModuleList(DecoupledLayer(context_dim, width, text_gain, operations) for width in widths)
+        layers = (DecoupledLayer(context_dim, width, text_gain, operations) for width in widths)
+        super().__init__(context_dim, widths, text_gain, layers)
 
 
-def layers_of(layers: nn.Module) -> Sequence[ImageLayer]:
-    """Return the layers of an image attention's module (`DecoupledLayers`, `LoraLayers`)."""
+def layers_of(layers: ImageLayers) -> Sequence[ImageLayer]:
+    """Return the layers, typed as what they are."""
     return cast("Sequence[ImageLayer]", layers.layers)  # torch types what a ModuleList holds as Module

@@ -13,7 +13,7 @@ from .fuser import GatedFuser, published_heads
 
 
 class GatedLayers(nn.Module):
-    """`net` (a position net or GroundingNet), `fusers` in the order of the spec's places, and `mask_conv`, the part of
+    """`net` (a position net or GroundingNet), `fusers` in the order of the spec's blocks, and `mask_conv`, the part of
     the UNet's first convolution that reads Subject-Diffusion's mask channel (1 -> C, 3x3, no bias), or None.
 
     Arguments:

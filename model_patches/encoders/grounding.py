@@ -1,4 +1,4 @@
-"""What stands where, as object tokens for the gated layers: Subject-Diffusion's MLP and GroundingNet (arXiv
+"""What is where, as object tokens for the gated layers: Subject-Diffusion's MLP and GroundingNet (arXiv
 2307.11410), GLIGEN's PositionNets (arXiv 2301.07093). Published tensor names (see leaf_parameter.py), `operations` as
 in projections.py.
 
@@ -24,13 +24,13 @@ TEXT_SPACE_NORM = 28.7  # length of CLIP ViT-L/14's pooled text vectors before t
 COORDINATES = 8  # sine and cosine of four
 
 
-def to_text_space(embeds: torch.Tensor, matrix: torch.Tensor, norm: float = TEXT_SPACE_NORM) -> torch.Tensor:
+def to_text_space(embeds: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """Return GLIGEN's image features: `v = e P`, then `28.7 v / |v|` (CLIP's text projection, inverted).
 
     Arguments: embeds: [..., E] projected CLIP image embeddings (several photos of one subject: their mean); matrix: P
     [E, E], the published `projection_matrix`. Returns [..., E] in the embeddings' dtype, zeros for zeros.
     """
-    return nn.functional.normalize(embeds @ matrix.to(embeds), dim=-1) * norm
+    return nn.functional.normalize(embeds @ matrix.to(embeds), dim=-1) * TEXT_SPACE_NORM
 
 
 class TextSpace(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..attention.lora import Projection, image_projection
+from .decoupled import ImageLayers
 from .lora import ImagePairs
 from .refiner import SubjectHead
 from .words import PhotoToWords
@@ -63,12 +64,16 @@ class LoraLayer(ImagePairs):
         """Return None: MM-Diff has no text gain, so text attention is unchanged (f = 1)."""
 
 
-class LoraLayers(nn.Module):
-    """All layers in the order down, up, then mid. context_dim, widths and text_gain as in DecoupledLayers; ranks: of
-    each layer's image pairs;
-    text_ranks: of its text pairs."""
+class LoraLayers(ImageLayers):
+    """All layers in the order down, up, then mid.
 
-    text_gain = False
+    Arguments:
+        context_dim: D, size of the text and image tokens.
+        widths: C of each layer, in checkpoint order.
+        ranks: of each layer's pairs for image tokens.
+        text_ranks: of each layer's pairs for text.
+        operations: `torch.nn`, or a host's module with the same classes.
+    """
 
     def __init__(
         self,
@@ -78,9 +83,8 @@ class LoraLayers(nn.Module):
         text_ranks: Sequence[int],
         operations: Any = nn,
     ):
-        super().__init__()
-        self.context_dim, self.widths = context_dim, tuple(widths)
         sizes = zip(widths, ranks, text_ranks, strict=True)
-        self.layers = nn.ModuleList(
+        layers = (
             LoraLayer(context_dim, width, rank, text_rank, operations=operations) for width, rank, text_rank in sizes
         )
+        super().__init__(context_dim, widths, False, layers)

@@ -17,7 +17,9 @@ RESAMPLER_HEAD_WIDTH = 64  # of the Resampler's attention in every published fil
 
 
 class MisshapenTensor(ValueError):
-    """A tensor from which no width can be read: its name, what its shape should be in words, and its shape."""
+    """A tensor from which no width can be read. name: the tensor's; expected: what its shape should be, in words;
+    shape: what it is.
+    """
 
     def __init__(self, name: str, expected: str, shape: tuple[int, ...]):
         self.name, self.expected, self.shape = name, expected, shape

@@ -28,10 +28,16 @@ ACTIVATIONS = {
 class PseudoWords(nn.Module):
     """A CLIP image embedding -> k word embeddings: Linears with an activation between them, not after the last.
 
-    layer_widths: of the input, of each hidden layer, and k * d of the output; tokens: k; activation: one of
-    ACTIVATIONS; normalize: bring the embedding to length 1 first; input_norm: LayerNorm of the embedding; output_norm:
-    width of a LayerNorm of the result, over each word (d) or over all of them (k * d), 0 for none. Raises ValueError
-    for other activations, and where k does not divide the output.
+    Arguments:
+        layer_widths: of the input, of each hidden layer, and k * d of the output.
+        tokens: k, words of a subject.
+        activation: one of ACTIVATIONS.
+        normalize: bring the embedding to length 1 first.
+        input_norm: LayerNorm of the embedding.
+        output_norm: width of a LayerNorm of the result, over each word (d) or over all of them (k * d), 0 for none.
+        operations: `torch.nn`, or a host's module with the same classes.
+    Raises:
+        ValueError: another activation, or k does not divide the output.
     """
 
     def __init__(

@@ -94,7 +94,7 @@ class SubjectHead(nn.Module):
     """One vector for who it is and the patches for how it looks -> T context tokens: `x + refiner(x, patches)`, x an
     MLP of the vector.
 
-    With ArcFace vectors (512 wide) and the penultimate tokens of the untouched CLIP ViT-L/14, 257 with CLS, this is the
+    With ArcFace vectors (size 512) and the penultimate tokens of the untouched CLIP ViT-L/14, 257 with CLS, this is the
     published `face_embeds_proj` (T = 4). The paper's head for any object was not published. The same layers reading a
     CLS embedding instead, with the patches of the subject cut out on white, are our reconstruction of it from the
     paper's figure: no file or code confirms it.

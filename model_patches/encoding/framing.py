@@ -36,11 +36,12 @@ def on_white(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return image * alpha + WHITE * (1 - alpha)
 
 
-def bounding_box(mask: torch.Tensor, threshold: float = 0.5) -> tuple[int, int, int, int] | None:
-    """Return (top, left, bottom, right), ends exclusive, of the mask's pixels over the threshold; None if there is
-    none. mask [h, w].
+def bounding_box(mask: torch.Tensor) -> tuple[int, int, int, int] | None:
+    """Return (top, left, bottom, right), ends exclusive, of the mask's pixels over 0.5; None if there is none.
+
+    mask: [h, w].
     """
-    rows, columns = (mask > threshold).any(1).nonzero(), (mask > threshold).any(0).nonzero()
+    rows, columns = (mask > 0.5).any(1).nonzero(), (mask > 0.5).any(0).nonzero()
     if not len(rows):
         return None
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1

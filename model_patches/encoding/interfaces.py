@@ -117,7 +117,7 @@ def check_image_encoder(spec: AdapterSpec, images: Any) -> None:
 
 
 def check_clip_width(spec: AdapterSpec, width: int, needed: int) -> None:
-    """Raise MismatchError unless what the text encoder gives is as wide as the adapter needs."""
+    """Raise MismatchError unless what the text encoder gives is of the size that the adapter needs."""
     if width != needed:
         if (error := base_mismatch(spec, width, clip=True)) is not None:
             raise error

@@ -1,4 +1,4 @@
-"""Subjects for adapters that act in the prompt: what stands for a subject's word there. Host-free."""
+"""Subjects for adapters that act in the prompt: what replaces or changes a subject's word there. Host-free."""
 
 from __future__ import annotations
 

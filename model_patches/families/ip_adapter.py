@@ -12,9 +12,9 @@ from torch import nn
 
 from ..adapter import Adapter, AdapterSpec, EncoderNeed, ImageAttentionSpec, PhotoSpec
 from ..checkpoints.adapter_file import AdapterFile
-from ..checkpoints.refused import no_adapter, refuse_known
+from ..checkpoints.refused import no_adapter, other_kind
 from ..checkpoints.tensors import AGAIN, State, assign, check_matrix, part, reading
-from ..checkpoints.trained_ip import published_layout
+from ..checkpoints.trained_ip import is_training, published_layout
 from ..encoders.decoupled import DecoupledLayers
 from ..encoders.projections import FaceMLP, ImageProj, Resampler, resampler_module_name
 from ..encoding.image_tokens import image_tokens
@@ -23,6 +23,7 @@ from ..encoding.warnings import name_warnings, region_warnings
 from ..errors import CheckpointError
 from ..subjects import References
 
+PHOTOS = "image_proj."
 # before the names of the layers, in files of the publishers and of some trainers
 LAYERS = ("ip_adapter.", "adapter_modules.")
 LABELS = {"ip_adapter": "IP-Adapter", "mip_adapter": "MIP-Adapter"}
@@ -30,8 +31,11 @@ NUMBER = re.compile(r"[0-9]{1,4}")
 
 
 def matches(file: AdapterFile) -> bool:
-    """Return True: this family is asked last, and its `load` says what a file is that nobody takes."""
-    return True
+    """Return whether the file has one of the two halves of an adapter, as published or as a training saves it, and is
+    of no other known kind, such as FaceID, whose names are the same.
+    """
+    published = any(name.startswith((PHOTOS, *LAYERS)) for name in file.state)
+    return (published or is_training(file.state)) and other_kind(file.state) is None
 
 
 def load(file: AdapterFile, operations: Any = nn) -> Adapter:
@@ -62,16 +66,13 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
     Raises:
         CheckpointError: another kind of file, or a tensor that is missing, misshapen or unknown.
     """
-    from .registry import labels  # of all families, this one among them
-
-    refuse_known(state, file, labels())
     state = published_layout(state, file)
     prefix = next((prefix for prefix in LAYERS if part(state, prefix)), LAYERS[0])
-    projection_state, layer_state = part(state, "image_proj."), part(state, prefix)
+    projection_state, layer_state = part(state, PHOTOS), part(state, prefix)
     if not projection_state or not layer_state:
-        found = f"{len(state)} tensors such as '{next(iter(state))}'"
-        folders = "'models/ipadapter', 'models/gligen' or 'models/subject_adapters'"
-        raise no_adapter(file, found, f"Choose an adapter file from {folders}.", labels())
+        half = PHOTOS if layer_state else LAYERS[0]
+        found = f"{len(state)} tensors, none of them '{half}...'"
+        raise no_adapter(file, found, AGAIN, list(LABELS.values()))
     with torch.device("meta"):
         projection, tokens, need = _projection(projection_state, file, operations)
         layers = _decoupled_layers(layer_state, prefix, file, operations)
@@ -82,7 +83,7 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
             f"image tokens of size {context_dim} and layers for size {layers.context_dim}",
             AGAIN,
         )
-    _load(projection, {f"image_proj.{k}": v for k, v in projection_state.items()}, "image_proj.", file)
+    _load(projection, {f"{PHOTOS}{k}": v for k, v in projection_state.items()}, PHOTOS, file)
     _load(layers, {f"{prefix}{k}": v for k, v in layer_state.items()}, prefix, file)
     family = "mip_adapter" if layers.text_gain else "ip_adapter"
     spec = AdapterSpec(
@@ -100,7 +101,7 @@ def build(state: State, file: str, operations: Any = nn) -> Adapter:
 
 def _projection(state: State, file: str, operations: Any) -> tuple[nn.Module, int, EncoderNeed]:
     """The projection module on the meta device, its tokens a subject, and the encoder output it reads."""
-    with reading(file, "image_proj."):
+    with reading(file, PHOTOS):
         if "latents" in state or any(k.startswith("layers.") for k in state):
             widths = Resampler.widths(state)
             return (
@@ -146,7 +147,7 @@ def _load(module: nn.Module, published: State, prefix: str, file: str) -> None:
 
 def _our_names(published: State, prefix: str) -> dict[str, str]:
     """Published name -> name in our module. Layers are numbered by order: the j-th odd index is layer j."""
-    if prefix == "image_proj.":
+    if prefix == PHOTOS:
         return {name: resampler_module_name(name[len(prefix) :]) for name in published}
     order = {str(index): j for j, index in enumerate(_indices(name[len(prefix) :] for name in published))}
     names = {}
@@ -158,7 +159,7 @@ def _our_names(published: State, prefix: str) -> dict[str, str]:
 
 def _published_name(ours_name: str, prefix: str, ours: dict[str, str]) -> str:
     """The name the publisher gives a tensor that is missing."""
-    if prefix == "image_proj.":
+    if prefix == PHOTOS:
         return prefix + ours_name.replace("latents.weight", "latents")
     _, j, rest = ours_name.split(".", 2)
     return f"{prefix}{_indices(name[len(prefix) :] for name in ours)[int(j)]}.{rest}"

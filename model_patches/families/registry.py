@@ -9,14 +9,17 @@ from torch import nn
 
 from ..adapter import Adapter, AdapterSpec
 from ..checkpoints.adapter_file import AdapterFile, parts
+from ..checkpoints.refused import no_adapter, other_kind
+from ..errors import CheckpointError
 from . import fastcomposer, gligen, ip_adapter, mm_diff, subject_diffusion, umm
 from .family import Family
 
-# the last refuses what none of them takes
+# the first that recognises a file loads it
 FAMILIES = cast(
     "list[Family]",  # pyright takes a package's function `encode` for the module of that name
     [subject_diffusion, gligen, mm_diff, fastcomposer, umm, ip_adapter],
 )
+SUPPORTED_FOLDERS = "Choose an adapter file from 'models/ipadapter', 'models/gligen' or 'models/subject_adapters'."
 
 
 def read_adapter(path: str | Path, label: str | None = None, operations: Any = nn) -> Adapter:
@@ -29,9 +32,24 @@ def read_adapter(path: str | Path, label: str | None = None, operations: Any = n
     Raises:
         CheckpointError: the file is unreadable, of another kind, incomplete, or what belongs to it is not beside it.
     """
-    file = AdapterFile.read(path, label)
-    family = next(family for family in FAMILIES if family.matches(file))
+    return adapter_in(AdapterFile.read(path, label), operations)
+
+
+def adapter_in(file: AdapterFile, operations: Any = nn) -> Adapter:
+    """Load the adapter in a file that is read: see `read_adapter`."""
+    family = next((family for family in FAMILIES if family.matches(file)), None)
+    if family is None:
+        raise _no_family(file)
     return family.load(file, operations)
+
+
+def _no_family(file: AdapterFile) -> CheckpointError:
+    """The error about a file that none of the families recognises."""
+    known = other_kind(file.state)
+    if known is not None:
+        return no_adapter(file.label, *known, labels())
+    found = f"{len(file.state)} tensors such as '{next(iter(file.state))}'"
+    return no_adapter(file.label, found, SUPPORTED_FOLDERS, labels())
 
 
 def labels() -> list[str]:

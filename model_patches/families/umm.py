@@ -1,4 +1,4 @@
-"""UMM-Diffusion (arXiv 2303.09319), of which nothing was published, in a safetensors format of our own, for SD1.5 and
+"""UMM-Diffusion (arXiv 2303.09319), of which nothing was published, in a safetensors format of Troupe, for SD1.5 and
 the rehearsal world.
 
 Tensors `mapping.layers.{i}.weight` [out, in] and `.bias` [out], i from 0 without a gap, and optional LayerNorms

@@ -29,9 +29,9 @@ Warn = Callable[[str], None]
 class FoundBox:
     """One box as it was found, unchecked.
 
-    value: what stood there, for messages; sides: (x, y, w, h) or with `corners` (x1, y1, x2, y2), each a number or not,
-    or None if value is no box at all; picture: the (width, height) that the sides are measured in, (1, 1) for parts
-    of the picture; label: the word that came with it.
+    value: the text that was there, for messages; sides: (x, y, w, h) or with `corners` (x1, y1, x2, y2), each a number
+    or not, or None if value is no box at all; picture: the (width, height) that the sides are measured in, (1, 1) for
+    parts of the picture; label: the word that came with it.
     """
 
     value: Any

@@ -40,7 +40,7 @@ def places(layout: str, count: int, aspect: float = 1.0) -> list[Box]:
 
     row: side by side, all of the height. column: below each other, all of the width.
     grid: rows and columns whose cells come nearest to squares; a last row that is not full is centred.
-    thirds: three columns, a third of the width each, filled left, right, middle; up to three subjects stand in the
+    thirds: three columns, a third of the width each, filled left, right, middle; up to three subjects are in the
     lower two thirds, so that the upper line of thirds passes their heads, more in as many rows as are needed over the
     whole height.
     """

@@ -1,4 +1,4 @@
-"""Which subject stands where: drawn boxes first, then wired ones, then a layout."""
+"""Where each subject is: drawn boxes first, then wired ones, then a layout."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ def bind_drawn(
     only subject of its label, if that has no box.
 
     Where subjects were taken out of the cast, as by bypassing them, the list is longer than the cast: then each subject
-    gets the box with its label if there is one for each. A box whose label is nobody's name waits for its subject.
+    gets the box with its label if there is one for each. A box whose label is no subject's name is kept for a later
+    subject.
     Raises:
         SubjectError: a box for no subject that has no label, or the name of a subject with a box.
     """

@@ -1,4 +1,4 @@
-"""A picture of where the subjects stand: coloured boxes with number and name."""
+"""A picture of where the subjects are: coloured boxes with number and name."""
 
 from __future__ import annotations
 

@@ -12,15 +12,15 @@ BRACKETS = 1.1
 ESCAPED = {"\\(": "\1", "\\)": "\2"}
 
 
-def weighted_parts(prompt: str, weight: float = PLAIN) -> list[tuple[str, float]]:
+def weighted_parts(prompt: str) -> list[tuple[str, float]]:
     """Return the prompt as texts with their weights, in order, notation removed; no part is empty.
 
-    Nested brackets multiply (1.1 * 1.1) unless the inner ones name a number, which then stands alone. Brackets that do
-    not close are text.
+    Nested brackets multiply (1.1 * 1.1) unless the inner ones name a number, which then replaces the product. Brackets
+    that do not close are text.
     """
     for written, kept in ESCAPED.items():
         prompt = prompt.replace(written, kept)
-    return [(text.replace("\1", "(").replace("\2", ")"), w) for text, w in _weigh(prompt, weight)]
+    return [(text.replace("\1", "(").replace("\2", ")"), w) for text, w in _weigh(prompt, PLAIN)]
 
 
 def _weigh(prompt: str, weight: float) -> list[tuple[str, float]]:

@@ -18,8 +18,8 @@ from ..errors import MismatchError, SubjectError
 from ..subjects import References, ReferenceSubject, called
 from .markers import ParsedPrompt, parse_prompt
 from .names import stands_in
-from .places import Place, find_places
-from .template import template_places
+from .template import template_positions
+from .token_positions import TokenPosition, find_token_positions
 from .tokens import EOS, LENGTH
 
 # of one text encoder: tokens (ids or vectors) and their weights, BOS first, LENGTH of them each
@@ -78,15 +78,15 @@ def fuse_prompt(
     """Encode a prompt with the subjects in it.
 
     Arguments:
-        text: in the host's notation, with or without markers (`prompt.places`).
-        places_of: another prompt, whose places of the subjects are taken in this text too: the published MM-Diff
+        text: in the host's notation, with or without markers (`prompt.token_positions`).
+        places_of: another prompt, whose positions of the subjects are taken in this text too: the published MM-Diff
             pipeline does so to the negative prompt. "" for the text's own.
         warn: receives one sentence for each thing that is allowed but probably not meant.
     Returns:
         One FusedText for each encoding of the host, and a line that says which tokens each subject took ("" if
         nobody is in it).
     Raises:
-        SubjectError: a subject whose place is not found, a placeholder lost beyond the encoder's reach, no room for
+        SubjectError: a subject whose position is not found, a placeholder lost beyond the encoder's reach, no room for
             further vectors.
         MismatchError: text encoders of another base model.
     """
@@ -107,7 +107,7 @@ def fuse_prompts(
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """A prompt whose subjects have their places. encoded: what the text encoders are to read; finish: makes of their
+    """A prompt whose subjects have their positions. encoded: what the text encoders are to read; finish: makes of their
     answers, in this order, what fuse_prompt returns; said: which tokens each subject took.
     """
 
@@ -122,48 +122,47 @@ def _planned(
     spec = references.adapter.spec.part(PromptSpec)
     check_streams(references, encoder.tokenize(""))
     prompt = parse_prompt(text)
-    places_in = parse_prompt(places_of) if places_of and not spec.fusion.in_suffix else prompt
+    located = parse_prompt(places_of) if places_of and not spec.fusion.in_suffix else prompt
     acting = [(s, min(s.weight, 1.0)) for s in references.subjects if s.weight > 0]
     if not acting:
         return _Plan((encoder.tokenize(prompt.text),), lambda plain: [FusedText(p, p) for p in plain])
     first, *others = spec.streams
-    clean, places = _places(spec, references, places_in, encoder, first, warn)
+    clean, positions = _positions(spec, references, located, encoder, first, warn)
     by_stream = {
-        first: places,
+        first: positions,
         **{
-            stream: _places(spec, references, places_in, encoder, stream, lambda sentence: None)[1] for stream in others
+            stream: _positions(spec, references, located, encoder, stream, lambda sentence: None)[1]
+            for stream in others
         },
     }
-    streams = encoder.tokenize(clean if places_in is prompt else text)
+    streams = encoder.tokenize(clean if located is prompt else text)
     placed = {
-        stream: [
-            (s, place, w) for (s, w), place in zip(acting, places, strict=True) if place.chunk < len(streams[stream])
-        ]
-        for stream, places in by_stream.items()
+        stream: [(s, at, w) for (s, w), at in zip(acting, positions, strict=True) if at.chunk < len(streams[stream])]
+        for stream, positions in by_stream.items()
     }
     if spec.tokens > 1:
         streams, placed[first] = _widened(streams, placed[first], spec.tokens)
     said = ", ".join(
-        f"'{s.name}' at token {place.position}{f' of chunk {place.chunk + 1}' if place.chunk else ''} ('{place.words}')"
-        for s, place, _ in placed[first]
+        f"'{s.name}' at token {at.position}{f' of chunk {at.chunk + 1}' if at.chunk else ''} ('{at.words}')"
+        for s, at, _ in placed[first]
     )
     if spec.fusion.after_encoder:
         return _fused_after(streams, placed[first], encoder, said)
     return _fused_before(spec, streams, placed, encoder, said)
 
 
-def _places(
+def _positions(
     spec: PromptSpec,
     references: References,
     prompt: ParsedPrompt,
     encoder: PromptEncoder,
     stream: str,
     warn: Callable[[str], None],
-) -> tuple[str, list[Place]]:
-    """The text to encode and the place of each subject whose weight is not 0, in one text encoder: an embedding may be
-    longer in another.
+) -> tuple[str, list[TokenPosition]]:
+    """The text to encode and the position of each subject whose weight is not 0, in one text encoder: an embedding may
+    be longer in another.
 
-    prompt: whose places count.
+    prompt: whose positions count.
     """
 
     def tokenize(text: str) -> list[list[Any]]:
@@ -172,10 +171,10 @@ def _places(
     # who is not in the picture need not be in the prompt
     subjects = [s for s in references.subjects if s.weight > 0 or prompt.markers or stands_in(s.name, prompt.text)]
     if spec.fusion.in_suffix:
-        clean, places = template_places(prompt, [s.name for s in subjects if s.weight > 0], tokenize)
-        return clean, list(places)
-    found = find_places(prompt, [s.name for s in subjects], tokenize, warn)
-    return found.text, [place for place, s in zip(found.places, subjects, strict=True) if s.weight > 0]
+        clean, positions = template_positions(prompt, [s.name for s in subjects if s.weight > 0], tokenize)
+        return clean, list(positions)
+    found = find_token_positions(prompt, [s.name for s in subjects], tokenize, warn)
+    return found.text, [at for at, s in zip(found.positions, subjects, strict=True) if s.weight > 0]
 
 
 def check_streams(references: References, streams: Mapping[str, Any]) -> None:
@@ -191,7 +190,7 @@ def check_streams(references: References, streams: Mapping[str, Any]) -> None:
 def _fused_before(
     spec: PromptSpec,
     streams: Streams,
-    placed: Mapping[str, Sequence[tuple[ReferenceSubject, Place, float]]],
+    placed: Mapping[str, Sequence[tuple[ReferenceSubject, TokenPosition, float]]],
     encoder: PromptEncoder,
     said: str,
 ) -> _Plan:
@@ -199,9 +198,9 @@ def _fused_before(
     exchanged = {}
     for stream, chunks in streams.items():
         chunks = [list(chunk) for chunk in chunks]
-        for subject, place, weight in placed[stream]:
-            spots = range(place.position, place.position + spec.tokens)
-            tokens = [chunks[place.chunk][p][0] for p in spots]
+        for subject, at, weight in placed[stream]:
+            spots = range(at.position, at.position + spec.tokens)
+            tokens = [chunks[at.chunk][p][0] for p in spots]
             words, vectors = encoder.embed(stream, tokens), subject.words[stream].float()
             if weight == 1 and not spec.fusion.learned:
                 words = words.detach()  # nothing of them is left: no gradient for the whole table
@@ -209,9 +208,9 @@ def _fused_before(
                 raise _other_width(subject, stream, vectors, words)
             wanted = encoder.fuse(stream, words, vectors.to(words)) if spec.fusion.learned else vectors.to(words)
             for p, vector in zip(spots, torch.lerp(words, wanted, weight), strict=True):
-                chunks[place.chunk][p] = (vector, *chunks[place.chunk][p][1:])
+                chunks[at.chunk][p] = (vector, *chunks[at.chunk][p][1:])
         exchanged[stream] = chunks
-    rows = [place.row + k for _, place, _ in next(iter(placed.values())) for k in range(spec.tokens)]
+    rows = [at.row + k for _, at, _ in next(iter(placed.values())) for k in range(spec.tokens)]
 
     def finish(plain: list[Encoded], fused: list[Encoded]) -> list[FusedText]:
         if not spec.fusion.keeps_other_rows:
@@ -222,15 +221,15 @@ def _fused_before(
 
 
 def _fused_after(
-    streams: Streams, placed: Sequence[tuple[ReferenceSubject, Place, float]], encoder: PromptEncoder, said: str
+    streams: Streams, placed: Sequence[tuple[ReferenceSubject, TokenPosition, float]], encoder: PromptEncoder, said: str
 ) -> _Plan:
     """Fused after the text encoder.
 
     Emphasis is set aside before and applied after: it moves a row away from the empty prompt's.
     """
     ((stream, chunks),) = streams.items()
-    rows = [place.row for _, place, _ in placed]
-    emphasis = [chunks[place.chunk][place.position][1] for _, place, _ in placed]
+    rows = [at.row for _, at, _ in placed]
+    emphasis = [chunks[at.chunk][at.position][1] for _, at, _ in placed]
     bare_and_empty: tuple[Streams, ...] = ()
     if any(weight != 1.0 for chunk in chunks for _, weight, *_ in chunk):
         bare: Streams = {stream: [[(token, 1.0) for token, *_ in chunk] for chunk in chunks]}
@@ -261,17 +260,17 @@ def _with_rows(encoded: Encoded, rows: Sequence[int], new: torch.Tensor) -> Enco
 
 
 def _widened(
-    streams: Streams, placed: Sequence[tuple[ReferenceSubject, Place, float]], tokens: int
-) -> tuple[Streams, list[tuple[ReferenceSubject, Place, float]]]:
+    streams: Streams, placed: Sequence[tuple[ReferenceSubject, TokenPosition, float]], tokens: int
+) -> tuple[Streams, list[tuple[ReferenceSubject, TokenPosition, float]]]:
     """Each subject's last token as often as it has vectors, in place of padding, so that both passes have the same
     length.
     """
     wider = {stream: [list(chunk) for chunk in chunks] for stream, chunks in streams.items()}
     moved = list(placed)
     for i in sorted(range(len(moved)), key=lambda i: -moved[i][1].row):  # from the back, so that earlier places stay
-        subject, place, weight = moved[i]
+        subject, at, weight = moved[i]
         for chunks in wider.values():
-            chunk = chunks[place.chunk]
+            chunk = chunks[at.chunk]
             # of the words
             end = (
                 max(p for p, (token, *_) in enumerate(chunk) if not isinstance(token, int) or token not in (0, EOS)) + 1
@@ -280,17 +279,17 @@ def _widened(
                 found = f"a prompt with room for {LENGTH - 1 - end} at '{subject.name}'"
                 remedy = (
                     "Shorten the prompt by a few words."
-                    if place.chunk == len(chunks) - 1
+                    if at.chunk == len(chunks) - 1
                     else f"Shorten it to {LENGTH - 2} tokens, or name the subject near its end."
                 )
                 raise SubjectError(
                     f"room for {tokens - 1} more tokens for {called(i + 1, subject.name)}", found, remedy
                 )
-            chunk[place.position + 1 : place.position + 1] = [chunk[place.position]] * (tokens - 1)
+            chunk[at.position + 1 : at.position + 1] = [chunk[at.position]] * (tokens - 1)
             del chunk[LENGTH:]
-    for i, (subject, place, weight) in enumerate(moved):
-        before = sum(p.chunk == place.chunk and p.position < place.position for _, p, _ in placed) * (tokens - 1)
-        moved[i] = (subject, Place(place.chunk, place.position + before, place.rows, place.words), weight)
+    for i, (subject, at, weight) in enumerate(moved):
+        before = sum(p.chunk == at.chunk and p.position < at.position for _, p, _ in placed) * (tokens - 1)
+        moved[i] = (subject, TokenPosition(at.chunk, at.position + before, at.rows, at.words), weight)
     return wider, moved
 
 

@@ -8,20 +8,21 @@ from typing import Any
 from .graph_text import is_link
 
 Graph = Mapping[str, Any]
+MODEL_OUTPUT = 0  # of the nodes that ask: the socket contract puts MODEL first
 MODEL = "model"  # name of the input in the host's samplers and guiders, and in most packs'
 
 
-def samplers_past(graph: Graph | None, node_id: str | None, model: int = 0) -> list[tuple[str, str]]:
+def samplers_past(graph: Graph | None, node_id: str | None) -> list[tuple[str, str]]:
     """Return (id, class) of nodes that sample with one of this node's other outputs, and with a MODEL that has not
     passed it.
 
-    graph: {node id: {"class_type", "inputs": {name: literal or [node id, output]}}}, or None; model: number of the
-    node's own MODEL output. Conditionings are followed through nodes without a MODEL input, MODELs through all nodes.
+    graph: {node id: {"class_type", "inputs": {name: literal or [node id, output]}}}, or None. Conditionings are
+    followed through nodes without a MODEL input, MODELs through all nodes.
     """
     own = str(node_id)
     if not graph or own not in graph:
         return []
-    found, waiting, seen = [], [taker for taker, output in takers(graph, own) if output != model], set()
+    found, waiting, seen = [], [taker for taker, output in takers(graph, own) if output != MODEL_OUTPUT], set()
     while waiting:
         taker = waiting.pop(0)
         if taker in seen:

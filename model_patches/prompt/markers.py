@@ -1,4 +1,4 @@
-r"""Marks that say where a subject stands in a prompt: `man<|subj|>` after its word, `{man}` around its words; `\{` and
+r"""Marks that say where a subject is in a prompt: `man<|subj|>` after its word, `{man}` around its words; `\{` and
 `\}` are braces to be read.
 """
 
@@ -20,7 +20,7 @@ EMBEDDING = re.compile(r"embedding:\S+$")
 
 @dataclass(frozen=True)
 class Marker:
-    """A marker in a prompt. end: where in the prompt without markers the marked word ends; words: what stood in the
+    """A marker in a prompt. end: where in the prompt without markers the marked word ends; words: the text in the
     braces, None for a trigger.
     """
 

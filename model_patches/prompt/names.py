@@ -37,7 +37,7 @@ def stands_in(name: str, prompt: str) -> bool:
 
 
 def _letter_class(letter: str) -> str:
-    """What may not stand beside this letter at the edge of a word: digits beside a digit, letters beside a letter."""
+    """What may not be beside this letter at the edge of a word: digits beside a digit, letters beside a letter."""
     return r"\d" if letter.isdigit() else r"[^\W\d_]"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ..errors import SubjectError
 from .markers import ParsedPrompt, escaped, without_emphasis
-from .places import Place, place_of
+from .token_positions import TokenPosition, token_position
 from .tokens import LENGTH, Tokenize, read_tokens
 
 PLACEHOLDER = "sks"
@@ -34,12 +34,14 @@ def subject_template(prompt: ParsedPrompt, names: Sequence[str]) -> str:
     return clean
 
 
-def template_places(prompt: ParsedPrompt, names: Sequence[str], tokenize: Tokenize) -> tuple[str, tuple[Place, ...]]:
-    """Return `subject_template` and the place of each subject's placeholder in it.
+def template_positions(
+    prompt: ParsedPrompt, names: Sequence[str], tokenize: Tokenize
+) -> tuple[str, tuple[TokenPosition, ...]]:
+    """Return `subject_template` and the position of each subject's placeholder in it.
 
     The published text encoder read 77 tokens and no more, BOS and EOS among them. The host goes on in a next chunk,
     where the encoder has learned nothing about subjects: a placeholder that would have been cut off is an error here
-    too, so that all of them stand in the first chunk.
+    too, so that all of them are in the first chunk.
 
     Arguments:
         prompt, names: see `subject_template`; tokenize: the host's own, see `tokens.Tokenize`.
@@ -68,4 +70,4 @@ def template_places(prompt: ParsedPrompt, names: Sequence[str], tokenize: Tokeni
                 told,
                 "Shorten the prompt.",
             )
-    return full, tuple(place_of(tokens, [i], PLACEHOLDER) for i in found)
+    return full, tuple(token_position(tokens, [i], PLACEHOLDER) for i in found)

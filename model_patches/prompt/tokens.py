@@ -64,19 +64,19 @@ def find_name(name: str, text: str, tokens: Tokens, tokenize: Tokenize, taken: C
     plain = without_emphasis(text)
     for ending in ("", "s", "es"):
         found = {
-            place for spelling in spellings for place in _whole_words(spelling + ending, plain, tokens.ids, tokenize)
+            span for spelling in spellings for span in _whole_words(spelling + ending, plain, tokens.ids, tokenize)
         }
         if found:
-            return _apart(sorted(found, key=lambda place: place.start), set(taken))
+            return _apart(sorted(found, key=lambda span: span.start), set(taken))
     return []
 
 
-def _apart(places: list[range], taken: set[int]) -> list[range]:
+def _apart(kept_spans: list[range], taken: set[int]) -> list[range]:
     kept = []
-    for place in places:
-        if taken.isdisjoint(place):
-            kept.append(place)
-            taken.update(place)
+    for span in kept_spans:
+        if taken.isdisjoint(span):
+            kept.append(span)
+            taken.update(span)
     return kept
 
 
@@ -89,18 +89,18 @@ def _whole_words(words: str, plain: str, ids: Sequence[int | None], tokenize: To
         wanted = read_tokens(escaped(text), tokenize).ids
         return [range(i, i + len(wanted)) for i in find_all(ids, wanted)]
 
-    places = spans(words)
-    for kind in (LETTERS, DIGITS) if places else ():
+    kept_spans = spans(words)
+    for kind in (LETTERS, DIGITS) if kept_spans else ():
         runs = {run.lower() for run in kind.findall(plain)}
         first, last = kind.match(words.lower()), re.search(DIGITS.pattern + "$", words)
         for run in sorted(runs):
             if first and run != first[0] and run.endswith(first[0]):
                 ends = {span.stop for span in spans(run.removesuffix(first[0]) + words)}
-                places = [place for place in places if place.stop not in ends]
+                kept_spans = [span for span in kept_spans if span.stop not in ends]
             if last and run != last[0] and run.startswith(last[0]):
                 starts = {span.start for span in spans(words + run.removeprefix(last[0]))}
-                places = [place for place in places if place.start not in starts]
-    return places
+                kept_spans = [span for span in kept_spans if span.start not in starts]
+    return kept_spans
 
 
 def word_embeddings(tokens: Sequence[Any], lookup: Lookup) -> torch.Tensor:

@@ -1,5 +1,5 @@
-"""Who owned which part of a picture: maps that were recorded while it was sampled, put together, measured and told in
-words.
+"""Which part of a picture each subject affected: maps that were recorded while it was sampled, put together, measured
+and described in words.
 """
 
 from __future__ import annotations

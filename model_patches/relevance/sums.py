@@ -16,7 +16,7 @@ from .maps import AppliedMaps, MapPart, applied_maps
 Sums = tuple[torch.Tensor, torch.Tensor]
 
 
-class OwnedSums:
+class LimitedSums:
     """Sums of one Apply node's maps, for each grid and part of the picture, on each device; safe for use from several
     threads. most: so many sums are kept apart, None: any number.
     """
@@ -40,22 +40,26 @@ class OwnedSums:
             return self._sums.setdefault(key, made)
 
     def add(
-        self, owned: torch.Tensor, acting: torch.Tensor, grid: tuple[int, int], windows: Sequence[Window | None]
+        self,
+        limited_shares: torch.Tensor,
+        acting: torch.Tensor,
+        grid: tuple[int, int],
+        windows: Sequence[Window | None],
     ) -> bool:
         """Add what one layer saw, and return whether there was room for all of it.
 
-        owned: [G, B, M, h*w] in 0..1 of B pictures; acting: [M] float32, 1 for subjects that act in this call, else 0;
-        windows: what each of G groups of rows shows, None for those without the subjects.
+        limited_shares: [G, B, M, h*w] in 0..1 of B pictures; acting: [M] float32, 1 for subjects that act in this call,
+        else 0; windows: what each of G groups of rows shows, None for those without the subjects.
         """
         complete = True
         for group, window in enumerate(windows):
             if window is None:
                 continue
-            sums = self.room(grid, window, owned.device)
+            sums = self.room(grid, window, limited_shares.device)
             if sums is None:
                 complete = False
                 continue
-            sums[0].addcmul_(owned[group].mean(0), acting.unsqueeze(1))
+            sums[0].addcmul_(limited_shares[group].mean(0), acting.unsqueeze(1))
             sums[1].add_(acting)
         return complete
 

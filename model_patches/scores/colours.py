@@ -1,4 +1,4 @@
-"""Pictures by their colours alone: which there are and how much of each, wherever they are. Needs no model."""
+"""Pictures by their colours alone: which there are and how much of each, at any position. Needs no model."""
 
 from __future__ import annotations
 

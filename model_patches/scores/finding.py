@@ -1,5 +1,5 @@
-"""Which place each subject has in each picture: what other nodes found first, then its own box, its region, the record,
-and the whole picture where nothing is known.
+"""Which region each subject has in each picture: what other nodes found first, then its own box, its region, the
+record, and the whole picture where nothing is known.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from ..placement.boxes import FoundBox, checked, is_segs, read_wired
 from ..placement.placing import same_word
 from ..relevance.maps import NOBODY, NOT_SAMPLED, RecordedRun, SubjectMap
 from ..subjects import Box, called
-from .places import MOST_FURTHER, SubjectPlace, apart, place_of_map, place_of_mask
+from .regions import MOST_FURTHER, SubjectRegion, apart, region_of_map, region_of_mask
 
 Warn = Callable[[str], None]
-Places = list[SubjectPlace | None]  # of every subject of one picture, then what else was found in it
+Regions = list[SubjectRegion | None]  # of every subject of one picture, then what else was found in it
 FULL_BOX = Box(0.0, 0.0, 1.0, 1.0)
 ONE_MAP = (
     "The record has one map for the whole batch, the mean of its pictures: its places fit each picture only roughly. "
     "Sample one picture at a time, or connect 'bounding_boxes', 'segs' or 'masks'."
 )
-NO_PLACE = (
+NO_REGION = (
     "No place is known for {}, so the whole picture is compared, in which the subjects cannot be told apart. Connect "
     "'record', 'bounding_boxes', 'segs' or 'masks', or give each subject a box with Place Subjects."
 )
 
 
-MANY_PLACES = (
+MANY_REGIONS = (
     f"{{}} places more than subjects were found in a picture: the {MOST_FURTHER} largest are compared. Set the "
     "detector to the subjects' words, or raise its threshold."
 )
@@ -56,14 +56,14 @@ class Found:
     masks: torch.Tensor | None = None
 
 
-def places_in(
+def regions_in(
     wanted: Sequence[Wanted], found: Found, count: int, size: tuple[int, int], warn: Warn = lambda sentence: None
-) -> list[Places]:
-    """Return the place of every subject in each of `count` pictures of `size` (width, height); None: not in it. After
-    them come up to MOST_FURTHER places that are left over, see `places.apart`.
+) -> list[Regions]:
+    """Return the region of every subject in each of `count` pictures of `size` (width, height); None: not in it. After
+    them come up to MOST_FURTHER regions that are left over, see `regions.apart`.
 
     The first of these that is connected decides for all subjects: masks, segs, bounding_boxes. A subject that it does
-    not have is not in the picture. Without them each subject has its box, else its region, else the place of its
+    not have is not in the picture. Without them each subject has its box, else its region, else the region of its
     recorded map (a rectangle that is much less exact than a box), else the whole picture.
     Raises:
         SubjectError: masks, segments or boxes that cannot be read or counted.
@@ -79,7 +79,7 @@ def places_in(
     if count > 1 and any(i in recorded for i in placeless):
         warn(ONE_MAP)
     if len(wanted) > 1 and (nowhere := [i for i in placeless if i not in recorded]):
-        warn(NO_PLACE.format(", ".join(called(i + 1, wanted[i].name) for i in nowhere)))
+        warn(NO_REGION.format(", ".join(called(i + 1, wanted[i].name) for i in nowhere)))
     return [
         [
             recorded[i] if i in recorded and i in placeless else _own(subject, picture)
@@ -89,27 +89,27 @@ def places_in(
     ]
 
 
-def _own(subject: Wanted, picture: int) -> SubjectPlace | None:
+def _own(subject: Wanted, picture: int) -> SubjectRegion | None:
     if subject.box is not None:
-        return SubjectPlace(subject.box, "box", oval=True)
+        return SubjectRegion(subject.box, "box", oval=True)
     if subject.region is not None:
         region = subject.region if subject.region.ndim == 2 else subject.region[min(picture, len(subject.region) - 1)]
-        return place_of_mask(region, "region")
-    return SubjectPlace(FULL_BOX, "whole picture")
+        return region_of_mask(region, "region")
+    return SubjectRegion(FULL_BOX, "whole picture")
 
 
-def _of_record(wanted: Sequence[Wanted], run: RecordedRun | None, warn: Warn) -> dict[int, SubjectPlace | None]:
-    """{subject: its place, None where it was not active or its map is flat}, of the subjects that were recorded."""
+def _of_record(wanted: Sequence[Wanted], run: RecordedRun | None, warn: Warn) -> dict[int, SubjectRegion | None]:
+    """{subject: its region, None where it was not active or its map is flat}, of the subjects that were recorded."""
     maps = [] if run is None else [subject for applied in run.applied for subject in applied.subjects]
     if not maps:
         warn(NOT_SAMPLED if run is None else NOBODY)
     by_order = [same_word(m.name) for m in maps] == [same_word(w.name) for w in wanted]
     named: Mapping[str, SubjectMap] = {same_word(m.name): m for m in maps}
     found = {i: (maps[i] if by_order else named.get(same_word(w.name))) for i, w in enumerate(wanted)}
-    return {i: None if one.values is None else place_of_map(one.values) for i, one in found.items() if one is not None}
+    return {i: None if one.values is None else region_of_map(one.values) for i, one in found.items() if one is not None}
 
 
-def _of_masks(wanted: Sequence[Wanted], masks: torch.Tensor, count: int, warn: Warn) -> list[Places]:
+def _of_masks(wanted: Sequence[Wanted], masks: torch.Tensor, count: int, warn: Warn) -> list[Regions]:
     layers = masks.reshape(-1, *masks.shape[-2:]).float().cpu()
     each = len(layers) // count
     if len(layers) != len(wanted) and (len(layers) != each * count or each < len(wanted)):
@@ -120,58 +120,58 @@ def _of_masks(wanted: Sequence[Wanted], masks: torch.Tensor, count: int, warn: W
             "Connect one mask for each subject, empty where it is not in the picture.",
         )
     groups = [layers] * count if len(layers) == len(wanted) else layers.split(each)
-    found = [[place_of_mask(mask, "mask", cut_out=True) for mask in group] for group in groups]
-    return [_with_further(places[: len(wanted)], places[len(wanted) :], warn) for places in found]
+    found = [[region_of_mask(mask, "mask", cut_out=True) for mask in group] for group in groups]
+    return [_with_further(regions[: len(wanted)], regions[len(wanted) :], warn) for regions in found]
 
 
-def _of_boxes(wanted: Sequence[Wanted], value: Any, size: tuple[int, int], warn: Warn) -> Places:
+def _of_boxes(wanted: Sequence[Wanted], value: Any, size: tuple[int, int], warn: Warn) -> Regions:
     return _bound(
-        wanted, read_wired(value, size), lambda found, box: SubjectPlace(box, "bounding box", oval=True), warn
+        wanted, read_wired(value, size), lambda found, box: SubjectRegion(box, "bounding box", oval=True), warn
     )
 
 
-def _of_segs(wanted: Sequence[Wanted], segs: Any, size: tuple[int, int], warn: Warn) -> Places:
+def _of_segs(wanted: Sequence[Wanted], segs: Any, size: tuple[int, int], warn: Warn) -> Regions:
     (h, w), segments = segs[0][:2], list(segs[1])
     boxes = read_wired(segs, size)
     by_box = {id(box): segment for box, segment in zip(boxes, segments, strict=True)}
 
-    def place(found: FoundBox, box: Box) -> SubjectPlace:
+    def region(found: FoundBox, box: Box) -> SubjectRegion:
         mask = whole_mask(by_box[id(found)], int(h), int(w))
         mask = mask if mask is not None and bool(mask.any()) else None
-        return SubjectPlace(box, "segment", mask, oval=mask is None)
+        return SubjectRegion(box, "segment", mask, oval=mask is None)
 
-    return _bound(wanted, boxes, place, warn)
+    return _bound(wanted, boxes, region, warn)
 
 
 def _bound(
     wanted: Sequence[Wanted],
     found: Sequence[FoundBox | None],
-    place: Callable[[FoundBox, Box], SubjectPlace],
+    region: Callable[[FoundBox, Box], SubjectRegion],
     warn: Warn,
-) -> Places:
-    """The subjects' places, then the others. place: makes a place of a box as it was found and as it was checked."""
+) -> Regions:
+    """The subjects' regions, then the others. region: makes a region of a box as it was found and as it was checked."""
     bound, left = bind(found, [w.name for w in wanted], warn)
-    places: Places = [None] * len(wanted)
+    regions: Regions = [None] * len(wanted)
     for i, box in bound.items():
-        places[i] = place(box, checked(box, called(i + 1, wanted[i].name), warn))
-    further: Places = []
+        regions[i] = region(box, checked(box, called(i + 1, wanted[i].name), warn))
+    further: Regions = []
     for box in left:
         try:
-            further.append(place(box, checked(box, "a further place")))
+            further.append(region(box, checked(box, "a further place")))
         except SubjectError as error:
             warn(f"A box is left out: {error}")
-    return _with_further(places, further, warn)
+    return _with_further(regions, further, warn)
 
 
-def _with_further(places: Places, further: Places, warn: Warn) -> Places:
-    left = apart(places, [place for place in further if place is not None])
+def _with_further(regions: Regions, further: Regions, warn: Warn) -> Regions:
+    left = apart(regions, [region for region in further if region is not None])
     if len(left) > MOST_FURTHER:
-        warn(MANY_PLACES.format(len(left)))
-    return [*places, *left[:MOST_FURTHER]]
+        warn(MANY_REGIONS.format(len(left)))
+    return [*regions, *left[:MOST_FURTHER]]
 
 
 def whole_mask(segment: Any, h: int, w: int) -> torch.Tensor | None:
-    """Return a segment's `cropped_mask` in its place in a picture [h, w], float 0..1: at `crop_region` (x1, y1, x2,
+    """Return a segment's `cropped_mask` in its region in a picture [h, w], float 0..1: at `crop_region` (x1, y1, x2,
     y2), or at `bbox` where it has none. None where it has no mask, or one of another size.
     """
     mask = getattr(segment, "cropped_mask", None)
@@ -192,7 +192,7 @@ def bind(
     found: Sequence[FoundBox | None], names: Sequence[str], warn: Warn = lambda sentence: None
 ) -> tuple[dict[int, FoundBox], list[FoundBox]]:
     """Return {subject: box}, and the boxes that are left over. A box labelled with a subject's name is that subject's,
-    of several the largest. A list with an element for each subject and no such label goes by place; else boxes with
+    of several the largest. A list with an element for each subject and no such label goes by order; else boxes with
     other labels, or none, go in order to the subjects that have none.
     """
     bound: dict[int, FoundBox] = {}

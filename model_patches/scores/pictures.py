@@ -1,4 +1,4 @@
-"""The matrix of likeness as a picture: a row for each subject's crop and each further place, a column for each
+"""The matrix of likeness as a picture: a row for each subject's crop and each further region, a column for each
 subject's reference, in the subjects' colours.
 """
 
@@ -15,14 +15,14 @@ from .scoring import PictureScore, Scores
 from .verdicts import MISSING
 
 SMALLEST, LARGEST, SIDE = 64, 160, 1024  # pixels: of a cell, and about of the picture
-NO_SUBJECT = "nobody"  # verdict on a further place that shows none of the subjects
+NO_SUBJECT = "nobody"  # verdict on a further region that shows none of the subjects
 DARK, CELL_GAP = 24, 2  # where nothing is alike; pixels between cells
 
 
 def draw_matrices(scores: Scores) -> torch.Tensor:
     """Return the matrix of each picture, [n, h, w, 3] float 0..1.
 
-    The first row has the references, the first column the crops with their verdicts; further places come after the
+    The first row has the references, the first column the crops with their verdicts; further regions come after the
     subjects, and pictures with fewer of them have empty rows. The other cells have the likeness, the more alike the
     brighter, in the colour of the reference.
     """
@@ -44,24 +44,24 @@ def _matrix(scores: Scores, picture: PictureScore, rows: int) -> torch.Tensor:
     room(0, 0)[:] = DARK
     whole = (0, 0, cell, cell)
     for i, (name, photo) in enumerate(zip(scores.names, scores.photos, strict=True)):
-        place = room(0, i + 1)
-        place[:] = _scaled(photo, cell)
-        label_on(place, whole, i, name, [])
+        region = room(0, i + 1)
+        region[:] = _scaled(photo, cell)
+        label_on(region, whole, i, name, [])
     subjects = zip(picture.verdicts, picture.crops, picture.likeness.tolist(), strict=True)
     further = ((one.verdict, one.crop, one.likeness) for one in picture.further)
     for i, (verdict, crop, likeness) in enumerate((*subjects, *further)):
-        place = room(i + 1, 0)
-        place[:] = DARK if crop is None else _scaled(crop, cell)
-        label_on(place, whole, i, NO_SUBJECT if i >= count and verdict.word == MISSING else verdict.word, [])
+        region = room(i + 1, 0)
+        region[:] = DARK if crop is None else _scaled(crop, cell)
+        label_on(region, whole, i, NO_SUBJECT if i >= count and verdict.word == MISSING else verdict.word, [])
         for j, value in enumerate(likeness):
-            place = room(i + 1, j + 1)
+            region = room(i + 1, j + 1)
             shown = 0.0 if math.isnan(value) or verdict.word == MISSING else min(max(value, 0.0), 1.0)
             colour = torch.tensor(list(bytes.fromhex(colour_of(j)[1:]))).float()
-            place[:] = torch.lerp(torch.full((3,), float(DARK)), colour, shown).round().to(torch.uint8)[:, None, None]
+            region[:] = torch.lerp(torch.full((3,), float(DARK)), colour, shown).round().to(torch.uint8)[:, None, None]
             if not math.isnan(value):
                 owner = j in verdict.owners
                 text, font = fitting(f"{value:.2f}", "", cell)
-                write(place, whole, text, font, colour_of(j) if owner else f"#{DARK:02x}{DARK:02x}{DARK:02x}", [])
+                write(region, whole, text, font, colour_of(j) if owner else f"#{DARK:02x}{DARK:02x}{DARK:02x}", [])
     return sheet
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ..relevance.maps import Line
 from .likeness import CLIP_T_FACTOR
-from .places import SubjectPlace
+from .regions import SubjectRegion
 from .scoring import PictureScore, Scores
 from .verdicts import CLONED, MISSING, MIXED, RIGHT, SWAPPED, Verdict, alike
 
@@ -24,7 +24,7 @@ DO_WITH_PLACES = {  # where the subject has a box or a region of its own
     CLONED: "Say in the prompt that there are two, or try another seed.",
     MISSING: "Move its name to the front of the prompt, raise its weight, or try another seed.",
 }
-TWICE = "Give each subject a box, or try another seed."  # where a subject's looks are in another place too
+TWICE = "Give each subject a box, or try another seed."  # where a subject's looks are in another region too
 CHECK_PLACE = "Look at its crop in 'matrix' first: if it does not show the subject, connect a detector's boxes."
 TWINS = "The encoder cannot tell the references of {} and {} apart ({:.2f}): a mix-up of the two would not be noticed."
 
@@ -46,7 +46,7 @@ def to_json(scores: Scores) -> str:
 
 
 def score_report(scores: Scores, without_clip_t: str = "") -> list[Line]:
-    """Return the lines of the report: of one picture a line for it, one for each subject, one for each further place
+    """Return the lines of the report: of one picture a line for it, one for each subject, one for each further region
     that shows a subject, one for the others, then CLIP-I and CLIP-T; of a batch a line for each picture, then what to
     do, once each.
 
@@ -99,29 +99,29 @@ def _in_short(name: str, verdict: str, looks_of: list[str]) -> str:
 
 
 def _is_twice(picture: PictureScore, i: int) -> bool:
-    """Whether a subject is cloned because a further place has its looks too."""
+    """Whether a subject is cloned because a further region has its looks too."""
     return picture.verdicts[i].word == CLONED and picture.verdicts[i].owners == (i,)
 
 
 def _what_to_do(picture: PictureScore, i: int) -> str:
     if _is_twice(picture, i):
         return TWICE
-    place = picture.places[i]
-    own = place is not None and place.source in ("box", "region")
+    region = picture.regions[i]
+    own = region is not None and region.source in ("box", "region")
     return (DO_WITH_PLACES if own else DO).get(picture.verdicts[i].word, "")
 
 
 def _subject_line(scores: Scores, picture: PictureScore, i: int) -> Line:
-    verdict, row, place = picture.verdicts[i], picture.likeness[i].tolist(), picture.places[i]
+    verdict, row, region = picture.verdicts[i], picture.likeness[i].tolist(), picture.regions[i]
     name, do = _name_of(scores, i), _what_to_do(picture, i)
     if verdict.word == MISSING:
         why = (
             "nothing found in the picture"
-            if place is None
-            else f"its {place.source} shows none of the subjects (likeness {max(row):.2f}, threshold "
+            if region is None
+            else f"its {region.source} shows none of the subjects (likeness {max(row):.2f}, threshold "
             f"{scores.threshold:.2f})"
             if max(row) < scores.threshold
-            else f"its {place.source} is the place of another subject"
+            else f"its {region.source} is the place of another subject"
         )
         return Line(f"{name}: {MISSING}, {why}. {do}", warning=True)
     nearest = max((j for j in range(len(row)) if j != i), key=row.__getitem__, default=None)
@@ -131,7 +131,7 @@ def _subject_line(scores: Scores, picture: PictureScore, i: int) -> Line:
         return Line(f"{name}: {RIGHT}, {likeness}.")
     if _is_twice(picture, i):
         return Line(f"{name}: {CLONED}, it is in the picture twice ({likeness}). {do}", True)
-    where = CHECK_PLACE if place is not None and place.source == "relevance map" else ""
+    where = CHECK_PLACE if region is not None and region.source == "relevance map" else ""
     return Line(f"{name}: {_what(scores, verdict)} ({likeness}). {f'{where} ' if where else ''}{do}", True)
 
 
@@ -143,12 +143,11 @@ def _further_lines(scores: Scores, picture: PictureScore) -> list[Line]:
             continue
         [owner] = further.verdict.owners
         likeness = f"likeness {further.likeness[owner]:.2f}"
-        text = (
-            f"Another {further.place.source}: {CLONED}, it has the looks of {_name_of(scores, owner)} too ({likeness})."
-        )
+        whose = _name_of(scores, owner)
+        text = f"Another {further.region.source}: {CLONED}, it has the looks of {whose} too ({likeness})."
         lines.append(Line(text, warning=True))
     if others:
-        source = picture.further[0].place.source
+        source = picture.further[0].region.source
         which = f"Another {source} shows" if others == 1 else f"{others} other {_plural(source)} show"
         lines.append(Line(f"{which} none of the subjects clearly."))
     return lines
@@ -171,15 +170,17 @@ def _name_of(scores: Scores, index: int) -> str:
 
 
 def _as_plain(scores: Scores, picture: PictureScore) -> dict[str, object]:
-    subjects = zip(scores.names, picture.verdicts, picture.likeness.tolist(), picture.places, strict=True)
+    subjects = zip(scores.names, picture.verdicts, picture.likeness.tolist(), picture.regions, strict=True)
     return {
         "score": round(picture.score, 4),
         "all_right": picture.all_right,
         "clip_i": round(picture.clip_i, 4),
         "clip_t": None if picture.clip_t is None else round(picture.clip_t, 4),
-        "subjects": [{"name": name, **_as_row(scores, verdict, row, place)} for name, verdict, row, place in subjects],
+        "subjects": [
+            {"name": name, **_as_row(scores, verdict, row, region)} for name, verdict, row, region in subjects
+        ],
         "further": [
-            _as_row(scores, further.verdict, further.likeness, further.place)
+            _as_row(scores, further.verdict, further.likeness, further.region)
             | ({"verdict": None} if further.verdict.word == MISSING else {})
             for further in picture.further
         ],
@@ -187,18 +188,18 @@ def _as_plain(scores: Scores, picture: PictureScore) -> dict[str, object]:
 
 
 def _as_row(
-    scores: Scores, verdict: Verdict, likeness: Sequence[float], place: SubjectPlace | None
+    scores: Scores, verdict: Verdict, likeness: Sequence[float], region: SubjectRegion | None
 ) -> dict[str, object]:
-    box = None if place is None else place.box
+    box = None if region is None else region.box
     return {
         "verdict": verdict.word,
         "looks_of": [scores.names[owner] for owner in verdict.owners],
         "lead": None if verdict.lead is None else round(verdict.lead, 4),
         "likeness": [None if math.isnan(value) else round(value, 4) for value in likeness],
         "place": None
-        if place is None or box is None
+        if region is None or box is None
         else {
-            "from": place.source,
+            "from": region.source,
             "x": round(box.x, 4),
             "y": round(box.y, 4),
             "w": round(box.w, 4),

@@ -14,8 +14,8 @@ from ..encoding.photos import prepare_photo
 from ..errors import SubjectError
 from ..subjects import Cast, Image, References
 from .likeness import clip_i, clip_t, cosines, likeness_matrix, reference_likeness
-from .places import SubjectPlace, crop, filled, same_places
-from .verdicts import LEAD_MARGIN, MISSING, RIGHT, Verdict, verdicts, with_further
+from .regions import SubjectRegion, crop, filled, same_regions
+from .verdicts import MISSING, RIGHT, Verdict, verdicts, with_further
 
 CAST_TOO = "Connect 'cast' from Add Subject too: these references do not hold a photo for each subject."
 
@@ -36,7 +36,10 @@ class PictureEncoder(Protocol):
 
 
 class ClipPictures:
-    """A CLIP vision encoder as a PictureEncoder: its projected vectors; whole pictures are centre crops."""
+    """A CLIP vision encoder as a PictureEncoder: its projected vectors; whole pictures are centre crops.
+
+    images: the encoder; name: for the report.
+    """
 
     def __init__(self, images: ImageEncoder, name: str = "CLIP vision"):
         self.images, self.size, self.name = images, images.size, name
@@ -88,13 +91,13 @@ def looks_of_references(references: References, encoder: PictureEncoder) -> list
 
 
 @dataclass(frozen=True, eq=False)
-class FurtherPlace:
-    """A place that no subject has: the verdict on it (cloned or missing, see `verdicts.with_further`), its likeness
+class FurtherRegion:
+    """A region that no subject has: the verdict on it (cloned or missing, see `verdicts.with_further`), its likeness
     with the m references, its crop [S, S, 3].
     """
 
     verdict: Verdict
-    place: SubjectPlace
+    region: SubjectRegion
     likeness: tuple[float, ...]
     crop: torch.Tensor
 
@@ -103,18 +106,18 @@ class FurtherPlace:
 class PictureScore:
     """One picture's scores.
 
-    verdicts, places: of each of m subjects; likeness: [m, m] of crops with references, NaN in the rows of subjects
-    without a place; crops: [S, S, 3] each, None without a place; clip_i: mean over the subjects; clip_t: raw cosine of
-    picture and prompt, or None; further: what else was found in the picture.
+    verdicts, regions: of each of m subjects; likeness: [m, m] of crops with references, NaN in the rows of subjects
+    without a region; crops: [S, S, 3] each, None without a region; clip_i: mean over the subjects; clip_t: raw cosine
+    of picture and prompt, or None; further: what else was found in the picture.
     """
 
     verdicts: tuple[Verdict, ...]
-    places: tuple[SubjectPlace | None, ...]
+    regions: tuple[SubjectRegion | None, ...]
     likeness: torch.Tensor
     crops: tuple[torch.Tensor | None, ...]
     clip_i: float
     clip_t: float | None = None
-    further: tuple[FurtherPlace, ...] = ()
+    further: tuple[FurtherRegion, ...] = ()
 
     @property
     def right(self) -> int:
@@ -156,24 +159,23 @@ class Scores:
 def score_pictures(
     pictures: Image,
     looks: Sequence[Looks],
-    places: Sequence[Sequence[SubjectPlace | None]],
+    regions: Sequence[Sequence[SubjectRegion | None]],
     encoder: PictureEncoder,
     threshold: float,
     text: torch.Tensor | None = None,
-    margin: float = LEAD_MARGIN,
 ) -> Scores:
     """Score a batch of pictures [n, H, W, C].
 
     Arguments:
         looks: of each of m subjects, m >= 1.
-        places: of every subject in each picture, then further ones, which are not None.
+        regions: of every subject in each picture, then further ones, which are not None.
         threshold: likeness below which a crop shows none of the subjects.
         text: [E] the prompt by the encoder's own text tower, for CLIP-T, or None.
     """
     share = sum(filled(photo) for one in looks for photo in one.photos) / sum(len(one.photos) for one in looks)
     cut = [
-        [None if place is None else crop(picture, place, encoder.size, share) for place in own]
-        for picture, own in zip(pictures, places, strict=True)
+        [None if region is None else crop(picture, region, encoder.size, share) for region in own]
+        for picture, own in zip(pictures, regions, strict=True)
     ]
     whole = [encoder.whole(picture) for picture in flatten_alpha(pictures.float())]
     parts = [
@@ -189,15 +191,15 @@ def score_pictures(
     texts = [None] * len(whole) if text is None else clip_t(vectors[2], text.to(vectors[2])).tolist()
     counts = [sum(one is not None for one in own) for own in cut]
     scored = []
-    for own, crops, found, mean, cosine in zip(places, cut, vectors[3].split(counts), means, texts, strict=True):
-        m, there = len(looks), [place is not None for place in own]
+    for own, crops, found, mean, cosine in zip(regions, cut, vectors[3].split(counts), means, texts, strict=True):
+        m, there = len(looks), [region is not None for region in own]
         likeness, beside = _spread(likeness_matrix(found, photos), there), _beside(found, there, m)
-        judged = verdicts(likeness[:m], references, there[:m], threshold, margin, same_places(list(own[:m])))
-        judged, more = with_further(judged, likeness, beside, references, threshold, margin)
+        judged = verdicts(likeness[:m], references, there[:m], threshold, same_regions(list(own[:m])))
+        judged, more = with_further(judged, likeness, beside, references, threshold)
         further = [
-            FurtherPlace(verdict, place, tuple(row), seen)
-            for verdict, place, row, seen in zip(more, own[m:], likeness[m:].tolist(), crops[m:], strict=True)
-            if place is not None and seen is not None
+            FurtherRegion(verdict, region, tuple(row), seen)
+            for verdict, region, row, seen in zip(more, own[m:], likeness[m:].tolist(), crops[m:], strict=True)
+            if region is not None and seen is not None
         ]
         subjects = tuple(judged), tuple(own[:m]), likeness[:m], tuple(crops[:m])
         scored.append(PictureScore(*subjects, mean, cosine, tuple(further)))
@@ -206,13 +208,13 @@ def score_pictures(
 
 
 def _spread(rows: torch.Tensor, there: Sequence[bool]) -> torch.Tensor:
-    """Rows of the places that are there in a table of all, NaN for the others."""
+    """Rows of the regions that are there in a table of all, NaN for the others."""
     table = torch.full((len(there), rows.shape[1]), torch.nan)
     table[torch.tensor(there)] = rows.cpu()
     return table
 
 
 def _beside(vectors: torch.Tensor, there: Sequence[bool], m: int) -> torch.Tensor:
-    """[e, m]: cosine of the further crops with the subjects', of `vectors` of the places that are there."""
+    """[e, m]: cosine of the further crops with the subjects', of `vectors` of the regions that are there."""
     subjects = sum(there[:m])
     return _spread(cosines(vectors[:subjects], vectors[subjects:]), there[:m]).T

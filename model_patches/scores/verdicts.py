@@ -6,18 +6,18 @@ of j over k in crop i is
     lead_i(j, k) = (L[i, j] - L[i, k]) / ((R[j, j] + R[k, k]) / 2 - R[j, k])
 
 which is 1 where the crop is a photo of j, -1 where it is one of k, and 0 half-way, whatever the encoder. The owner of a
-crop is the reference with the largest L[i, j]; every reference over which it leads by less than the margin is an owner
+crop is the reference with the largest L[i, j]; every reference over which it leads by less than LEAD_MARGIN is an owner
 too. References that the encoder cannot tell apart (R >= ALIKE) count as one.
 
-missing: the subject has no place in the picture, or its largest L is below the threshold, or its place is that of
-another subject, whose looks are there. right: it owns its crop alone. mixed: its crop has several owners. swapped: its
-only owner is another subject, whose own crop is not its own. cloned: its only owner is another subject, which owns its
-own crop too or is missing; or it owns its crop alone and a further place has its looks too. swapped and the first
-meaning of cloned are those of `rehearsal/engine/verdict.py`.
+missing: the subject has no region in the picture, or its largest L is below the threshold, or its region is that of
+another subject, whose looks are there. right: it is the only owner of its crop. mixed: its crop has several owners.
+swapped: its only owner is another subject, whose own crop is not its own. cloned: its only owner is another subject,
+which is an owner of its own crop too or is missing; or it is the only owner of its crop and a further region has its
+looks too. swapped and the first meaning of cloned are those of `rehearsal/engine/verdict.py`.
 
-A further place is one that is left over when the subjects have theirs. A detector also gives background, which may be
-like a reference by chance. So a further crop has the looks of j only if j owns it alone and also owns a subject's crop
-i, and if its likeness both with the references of j and with crop i itself is at least NEAR * L[i, j].
+A further region is one that is left over when the subjects have theirs. A detector also gives background, which may be
+like a reference by chance. So a further crop has the looks of j only if j is its only owner and also the owner of a
+subject's crop i, and if its likeness both with the references of j and with crop i itself is at least NEAR * L[i, j].
 """
 
 from __future__ import annotations
@@ -49,25 +49,23 @@ def verdicts(
     references: torch.Tensor,
     found: Sequence[bool],
     threshold: float,
-    margin: float = LEAD_MARGIN,
-    same_place: Sequence[tuple[int, int]] = (),
+    same_region: Sequence[tuple[int, int]] = (),
 ) -> list[Verdict]:
     """Return the verdict on each of m subjects.
 
     Arguments:
         likeness: [m, m], see the module; rows of subjects that are not found are ignored.
         references: [m, m], see `likeness.reference_likeness`.
-        found: whether each subject has a place in the picture.
+        found: whether each subject has a region in the picture.
         threshold: likeness below which a crop shows none of the subjects.
-        margin: of the lead, 0..1.
-        same_place: pairs of subjects whose places are one.
+        same_place: pairs of subjects whose regions are one.
     """
     rows, alike = likeness.tolist(), references.tolist()
     own = [
-        _owned(i, row, alike, margin) if there and max(row) >= threshold else Verdict(MISSING)
+        _owned(i, row, alike) if there and max(row) >= threshold else Verdict(MISSING)
         for i, (row, there) in enumerate(zip(rows, found, strict=True))
     ]
-    for i, j in (*same_place, *((j, i) for i, j in same_place)):
+    for i, j in (*same_region, *((j, i) for i, j in same_region)):
         if own[i].owners == (j,) == own[j].owners:
             own[i] = Verdict(MISSING)
     return [_judged(i, verdict, own) for i, verdict in enumerate(own)]
@@ -79,22 +77,21 @@ def with_further(
     beside: torch.Tensor,
     references: torch.Tensor,
     threshold: float,
-    margin: float = LEAD_MARGIN,
 ) -> tuple[list[Verdict], list[Verdict]]:
-    """Return the subjects' verdicts, cloned for right where a further place has the same looks, and the verdict on each
-    of e further places: cloned where it has the looks of a subject's crop, missing where it shows none clearly.
+    """Return the subjects' verdicts, cloned for right where a further region has the same looks, and the verdict on
+    each of e further regions: cloned where it has the looks of a subject's crop, missing where it shows none clearly.
 
     Arguments:
         own: of each of m subjects, from `verdicts`.
         likeness: [m + e, m], of the subjects' and the further crops with the references.
         beside: [e, m], cosine of the further crops with the subjects' crops, NaN where a subject has none.
-        references, threshold, margin: see `verdicts`.
+        references, threshold: see `verdicts`.
     """
     rows, alike = likeness.tolist(), references.tolist()
     further = []
     for row, near in zip(rows[len(own) :], beside.tolist(), strict=True):
         top = max(range(len(row)), key=row.__getitem__)
-        found = _owned(top, row, alike, margin)
+        found = _owned(top, row, alike)
         same = [i for i, verdict in enumerate(own) if verdict.owners == found.owners == (top,)]
         second = row[top] >= threshold and any(min(row[top], near[i]) >= NEAR * rows[i][top] for i in same)
         further.append(replace(found, word=CLONED) if second else Verdict(MISSING))
@@ -113,12 +110,12 @@ def alike(references: Sequence[Sequence[float]], j: int, k: int) -> bool:
     return j != k and references[j][k] >= ALIKE
 
 
-def _owned(i: int, row: Sequence[float], references: Sequence[Sequence[float]], margin: float) -> Verdict:
-    """Who owns a crop, the verdict still open."""
+def _owned(i: int, row: Sequence[float], references: Sequence[Sequence[float]]) -> Verdict:
+    """The owners of a crop, the verdict still open."""
     top = max(range(len(row)), key=row.__getitem__)
     top = i if alike(references, i, top) else top
     leads = {k: lead(row, references, top, k) for k in range(len(row)) if k != top and not alike(references, top, k)}
-    rivals = sorted((k for k in leads if leads[k] < margin), key=leads.__getitem__)
+    rivals = sorted((k for k in leads if leads[k] < LEAD_MARGIN), key=leads.__getitem__)
     return Verdict("", (top, *rivals), min(leads.values(), default=None))
 
 

@@ -44,7 +44,9 @@ class Sighting:
 
 
 class Block(nn.Module):
-    """Residual block: x + convolution(silu(norm(convolution(silu(norm(x)))))) at one dilation."""
+    """Residual block: x + convolution(silu(norm(convolution(silu(norm(x)))))) at one dilation.
+
+    width: channels, a multiple of 8; dilation: of the first convolution."""
 
     def __init__(self, width: int, dilation: int):
         super().__init__()
@@ -59,7 +61,9 @@ class Block(nn.Module):
 
 
 class Recogniser(nn.Module):
-    """Cells [b, 3, 32, 32] in -1..1 -> logits [b, answers, 16, 16] of each question."""
+    """Cells [b, 3, 32, 32] in -1..1 -> logits [b, answers, 16, 16] of each question.
+
+    width: channels, a multiple of 16."""
 
     def __init__(self, width: int = 64):
         super().__init__()

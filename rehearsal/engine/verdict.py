@@ -24,7 +24,7 @@ Owners = Sequence[frozenset[int] | None]  # of each expected figure: whose colou
 
 
 def sighting_of(expected: Sequence[Figure], found: Sequence[Sighting]) -> list[Sighting | None]:
-    """Return the sighting that stands for each expected figure: of its class, and where several figures are of one
+    """Return the sighting that is taken for each expected figure: of its class, and where several figures are of one
     class, of its variant. The largest where there are several.
     """
     taken: list[Sighting | None] = []
@@ -51,7 +51,7 @@ def verdicts(expected: Sequence[Figure], found: Sequence[Sighting]) -> list[str]
 
 def verdicts_by_colour(expected: Sequence[Figure], found: Sequence[Sighting], picture: torch.Tensor) -> list[str]:
     """Return the verdicts by colours alone: of all drawings of the figure, the one that is nearest to the cells where
-    it stands.
+    it is.
 
     picture: [3, 128, 128] in 0..1. The sightings say where to look and nothing else.
     """
@@ -96,7 +96,7 @@ def _verdict(i: int, found: frozenset[int], owners: Owners) -> str:
 
 
 def _owners(expected: Sequence[Figure], body: Mapping[str, float], accent: Mapping[str, float]) -> frozenset[int]:
-    """Whose reference has one of the two likeliest colours; where nobody's has, the one whose pair is the likeliest.
+    """Whose reference has one of the two likeliest colours; where no figure's has, the one whose pair is the likeliest.
     body, accent: the higher the likelier.
     """
     seen = {max(body, key=body.__getitem__), max(accent, key=accent.__getitem__)}

@@ -1,7 +1,7 @@
 """Train the rehearsal world's text-to-image model (UNet and text encoder) from scratch on its drawings and captions.
 
 Its pictures show every pair of colours, as a base model has seen much of the world; it is given no references, and no
-caption tells it a look. Text attention learns where a subject stands from the known masks as well (FastComposer's
+caption tells it a look. Text attention learns where a subject is from the known masks as well (FastComposer's
 localization loss, arXiv 2305.10431): what large models learn from billions of pictures, a small one does not learn in
 hours.
 """
@@ -22,9 +22,9 @@ from ...model_patches.hosts.diffusers.cross_layers import cross_layers
 from ...training.losses import localization_loss
 from .. import files
 from ..engine import nets
-from ..vocabulary import EOS, LONGEST, known_ids, rows, tokens
 from ..world import ALL_LOOKS, CELLS, MOST, Scene, masks
 from .loop import Diffusion, PlainAttention, Trainer, attention_shares, latents_of, random_scenes, weighted_loss
+from .vocabulary import EOS, LONGEST, known_ids, rows, tokens
 
 ALONE = 0.5  # pictures with one subject: they teach what a word looks like
 DROPPED = 0.1  # captions that are left empty, for classifier-free guidance
@@ -54,6 +54,8 @@ class RecordingAttention:
 class LocalizedUNet(nn.Module):
     """The UNet, called so that it returns its prediction and the localization loss, mean over its layers of 8 x 8
     positions and more.
+
+    unet: the model, whose attention processors are replaced.
     """
 
     def __init__(self, unet: UNet2DConditionModel):

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from .. import files
 from ..engine.recogniser import FILE as RECOGNISER
-from ..vocabulary import known_ids
+from .vocabulary import known_ids
 
 
 def averaged(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:

@@ -41,7 +41,10 @@ def random_scenes(
 
 
 class Diffusion:
-    """V-prediction on SD's schedule, weighted by min-SNR (arXiv 2303.09556, gamma 5)."""
+    """V-prediction on SD's schedule, weighted by min-SNR (arXiv 2303.09556, gamma 5).
+
+    device: of the schedule.
+    """
 
     def __init__(self, device: torch.device):
         betas = (
@@ -145,7 +148,8 @@ class Trainer:
     a later run goes on from.
 
     modules: what is trained, by name; folder: of checkpoints and log; minutes: of this run; cooldown: its last part,
-    0..1; say: gets a line of progress now and then.
+    0..1; rate: largest learning rate; seed: of batches and noise; save_every: minutes between checkpoints; say: gets a
+    line of progress now and then.
     """
 
     def __init__(

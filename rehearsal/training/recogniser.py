@@ -42,8 +42,8 @@ def labels_of(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
 
 
 def disturbed(cells: torch.Tensor) -> torch.Tensor:
-    """Return [b, 3, 32, 32] with noise, blur, faded contrast and wrong colours of chance: errors of a latent are as
-    wide as its cells and wider.
+    """Return [b, 3, 32, 32] with noise, blur, faded contrast and wrong colours of chance: errors of a latent have the
+    size of its cells or more.
     """
 
     def strength(most: float) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
 import json
 
-from test_layout import overlaps
-from test_messages import CLOSE, HEIGHT, lines, put, texts
+from support.browser.message_boxes import CLOSE, HEIGHT, lines, put, texts
+from support.browser.overlaps import overlaps
 from troupe_tools.dev.lay_out import RECTANGLES
 
 LIST = """(id) => {

@@ -1,7 +1,7 @@
 """What a beginner meets first: lists without a file of their own, and nodes with more settings than they need."""
 
 import pytest
-from test_messages import links, texts
+from support.browser.message_boxes import links, texts
 
 VALUE = "([id, name]) => window.graphNode(id).widgets.find((widget) => widget.name === name).value"
 FOLDED = """(id) => {

@@ -3,10 +3,10 @@ the messages after it.
 """
 
 import json
-from itertools import combinations
 
 import pytest
-from test_templates import OTHER_PACKS, REGISTRY
+from support.browser.overlaps import overlaps
+from support.browser.served_templates import OTHER_PACKS, REGISTRY
 from troupe_tools.dev.lay_out import MESSAGE, OPEN, RECTANGLES, SETTLE, SPEAK, TALKING
 from troupe_tools.pack import ROOT
 
@@ -44,18 +44,6 @@ def links(page):
         for model in json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))["models"]
     }
     page.outside[:] = [url for url in page.outside if url.split("?")[0] not in known and not url.startswith(REGISTRY)]
-
-
-def overlaps(found):
-    """(title, title, width, height) of each part that two nodes share."""
-    shared = []
-    for a, b in combinations(found, 2):
-        width, height = (
-            min(a[at] + a[size], b[at] + b[size]) - max(a[at], b[at]) for at, size in (("x", "w"), ("y", "h"))
-        )
-        if min(width, height) > 1:  # a pixel for the front end's rounding
-            shared.append((a["title"], b["title"], round(width), round(height)))
-    return shared
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,7 +5,7 @@ its link.
 import json
 
 import pytest
-from test_templates import NAMES, REGISTRY, REHEARSALS, get, pack_folder
+from support.browser.served_templates import NAMES, REGISTRY, REHEARSALS, get, pack_folder
 
 TEXTS = "(selector) => [...document.querySelectorAll(selector)].map((found) => found.innerText).join('\\n')"
 # older front ends list missing models in a dialog, newer ones in a panel behind a button

@@ -5,32 +5,12 @@ only complaint.
 import json
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
+from support.browser.served_templates import NAMES, OTHER_PACKS, REGISTRY, REHEARSALS, WORKFLOWS, get, pack_folder
 
-WORKFLOWS = Path(__file__).parent.parent.parent / "workflows"
-NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
-# they need no file, so the host would run them: see test_rehearsal.py
-REHEARSALS = [name for name in NAMES if "rehearsal" in name]
-# the analyser of faces comes from another pack, as the template's note says
-OTHER_PACKS = {"8_portrait_mm_diff": "IPAdapterInsightFaceLoader"}
-# the front end itself asks it about every node of a graph that lacks one, and the links how large missing files are
-REGISTRY = "https://api.comfy.org/"
 # widgets that name files to be downloaded
 FILES = {"ckpt_name", "adapter_name", "clip_vision_name", "clip_name", "vae_name", "unet_name"}
-
-
-def get(server, path):
-    with urllib.request.urlopen(server.url + path, timeout=30) as answer:
-        return answer.read()
-
-
-def pack_folder(server):
-    """The name under which the host lists our templates."""
-    listed = json.loads(get(server, "/api/workflow_templates"))
-    (folder,) = [folder for folder, names in listed.items() if set(NAMES) <= set(names)]
-    return folder
 
 
 def complaints(server, prompt):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
+from support.browser.message_boxes import CLOSE, SEEN, links, texts
 from support.published_layouts import SDXL, flat, image_proj, layers
-from test_messages import CLOSE, SEEN, links, texts
 from troupe_tools.engine.comfyui import find_comfyui
 
 ADAPTER, CHECKPOINT = "my_sdxl_adapter.safetensors", "my_sd15.safetensors"

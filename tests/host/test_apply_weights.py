@@ -482,8 +482,8 @@ def test_a_delayed_prompt_changes_on_its_model(weights, strength, clips):
     from dataclasses import replace
 
     from support.host.small_casts import ksample, stage
+    from support.host.small_prompt_casts import prompt
     from support.prompt_fusions import FUSIONS
-    from test_prompt_switch import prompt
     from troupe.model_patches.adapter import PromptSpec
     from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT_KEY
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights

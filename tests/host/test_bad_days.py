@@ -39,42 +39,12 @@ import pytest
 import torch
 from support import published_layouts as published
 from support.host import tiny_models
+from support.host.errors_of_nodes import sentence
 from support.host.host_executor import ADAPTER, Server, Studio
+from support.host.small_encoders import Pixels, TinyVision
 
 HIDDEN, POOLED = 32, 16  # of the tiny encoder that the graph uses
 VISION = "encoder.safetensors"
-
-
-class TinyVision:
-    """Test node: a CLIP_VISION of the given widths."""
-
-    RETURN_TYPES, FUNCTION, CATEGORY = ("CLIP_VISION",), "make", "test"
-    folder = ""
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"hidden": ("INT", {}), "pooled": ("INT", {})}}
-
-    def make(self, hidden, pooled):
-        return (tiny_models.tiny_clip_vision(hidden=hidden, projection=pooled, tmp=f"{self.folder}/vision.json"),)
-
-
-class Pixels:
-    """Test node: a photo of one colour; 'nan', 'tiny' and 'alpha' are special."""
-
-    RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "make", "test"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"kind": ("STRING", {})}}
-
-    def make(self, kind):
-        return (
-            torch.full(
-                (1, 1, 1, 3) if kind == "tiny" else (1, 24, 16, 4 if kind == "alpha" else 3),
-                float("nan") if kind == "nan" else 0.5,
-            ),
-        )
 
 
 class TinyClip:
@@ -206,16 +176,6 @@ def graph(*subjects, adapter=f"ipadapter/{ADAPTER}", vision_name="none", vision=
         made["clip"] = {"class_type": "TinyClip", "inputs": {}}
         made["encode"]["inputs"]["clip"] = ["clip", 0]
     return made
-
-
-def sentence(text, *words):
-    """Our three-part sentence with these words in it, and no traceback."""
-    assert text is not None, "nothing went wrong"
-    assert (
-        text.removeprefix("validation: ").startswith("Expected ") and ", found " in text and "Traceback" not in text
-    ), text
-    for word in words:
-        assert word in text, text
 
 
 def test_every_test_of_the_list_is_there():

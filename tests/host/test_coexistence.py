@@ -6,12 +6,10 @@ from functools import cache, partial
 
 import pytest
 import torch
+from support.host.both_packs import SAME, VISIBLE, both_act
 
 pytestmark = pytest.mark.usefixtures("host")
 KINDS = ["attention", "gated", "prompt"]
-BOTH_ACT = 0.3  # of the change that either makes alone
-VISIBLE = 0.003  # of the picture: what either must change alone
-SAME = 1e-4  # of the smaller change
 LORA = "company.safetensors"
 
 
@@ -210,13 +208,6 @@ CONDITIONING_NODES = {
     "a LoRA's schedule on both": hooked,
     "a LoRA's schedule on the positive": hooked_positive,
 }
-
-
-def both_act(found, *, visible=VISIBLE):
-    __tracebackhide__ = True
-    assert torch.isfinite(found.before).all() and torch.isfinite(found.after).all()
-    assert min(found.effects) > visible
-    assert found.partner_acts > BOTH_ACT and found.we_act > BOTH_ACT
 
 
 @pytest.mark.parametrize("kind", KINDS)

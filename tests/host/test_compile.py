@@ -60,7 +60,7 @@ def applied(kind, patcher):
     """(model, positive, negative) with references on a patcher."""
     from support.host.small_casts import settings, stage
     from support.host.small_gated_casts import GatedStage, gated_adapter
-    from test_partial_loading import mm_diff_scene
+    from support.host.small_mm_diff import mm_diff_scene
     from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.sampling.record import record_relevance
 
@@ -176,12 +176,12 @@ def test_what_layers_share_is_made_before_the_first_of_them(topology, monkeypatc
     }
     st = stage(patcher=comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32}))
     grids, rooms, inside = [], [], []
-    made, room = limits.limits_on_grid, sums.OwnedSums.room
+    made, room = limits.limits_on_grid, sums.LimitedSums.room
     monkeypatch.setattr(
         limits, "limits_on_grid", lambda *given: (grids.append((given[2], bool(inside))), made(*given))[1]
     )
     monkeypatch.setattr(
-        sums.OwnedSums,
+        sums.LimitedSums,
         "room",
         lambda self, *key: (rooms.append((key[0], bool(inside), key in self._sums)), room(self, *key))[1],
     )

@@ -103,7 +103,7 @@ def test_exchanged_texts_of_a_delayed_prompt():
     from comfy.patcher_extension import WrappersMP
     from support.host import tiny_models
     from support.host.small_casts import ksample
-    from test_prompt_switch import prompt
+    from support.host.small_prompt_casts import prompt
     from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PromptSwitch
 
     def texts(model, positive, negative):

@@ -2,22 +2,9 @@
 
 import pytest
 import torch
+from support.host.independent_gated_runs import check
 
 pytestmark = pytest.mark.usefixtures("host")
-
-
-def check(st, references, settings, size=(16, 16), batch=1, cfg=5.0, steps=2, negative=True, **rest):
-    """Sampling through the hook equals the plain evaluation to 1e-3 of the adapter's effect."""
-    from support.host import independent_gated_evaluation as independent_gated
-    from support.host.small_casts import error, ksample, noise_of
-
-    found = ksample(*st.apply(references, settings, negative), size=size, batch=batch, cfg=cfg, steps=steps)
-    noise = noise_of(size, batch)
-    expected = independent_gated.sample(
-        st.patcher, [st.truth(references, settings)], st.positive, st.negative, noise, steps, cfg, **rest
-    )
-    without = independent_gated.sample(st.patcher, [], st.positive, st.negative, noise, steps, cfg, **rest)
-    assert error(found, expected, without) < 1e-3
 
 
 @pytest.mark.parametrize("kind", ["text", "text_image", "patches"])
@@ -143,9 +130,9 @@ def test_a_subject_of_weight_0_does_not_count_for_auto():
 def test_decay_with_samplers_that_call_twice_a_step(sampler, monkeypatch):
     """The first call of a step has the step's own percent, further calls that of the next step."""
     import comfy.samplers
+    from support.host.guider_schedules import percent_of
     from support.host.small_casts import ksample
     from support.host.small_gated_casts import gated_stage
-    from test_guider import percent_of
     from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.hosts.comfyui.sampling.gated import GatedAdapter
 

@@ -377,7 +377,7 @@ def test_beside_the_hosts_own_text_boxes():
         {},
         gated_stage("text", context=768, seed=900, hidden=512, features=768).adapter.gated_patcher.model,
     )
-    places = list(st.adapter.spec.part(GatedSpec).places)
+    places = list(st.adapter.spec.part(GatedSpec).block_widths)
     for i, path in enumerate(places):
         core_state |= {
             f"{path}.fuser.{k.split('.', 1)[1]}": v
@@ -490,7 +490,7 @@ def test_refusals():
     with pytest.raises(MismatchError, match=words):
         apply_gated(st.patcher, wide.references(1), GatedSettings(), st.positive)
     other = gated_stage(base="SDXL")
-    other.adapter.spec.part(GatedSpec).places["output_blocks.7.1.transformer_blocks.0"] = 64
+    other.adapter.spec.part(GatedSpec).block_widths["output_blocks.7.1.transformer_blocks.0"] = 64
     with pytest.raises(MismatchError, match="with a matching block for 7 of the 8 layers"):
         apply_gated(other.patcher, other.references(1), GatedSettings(), other.positive)
     with pytest.raises(MismatchError, match="a finite number as 'decay_percent' of Apply Gated Adapter, found inf"):

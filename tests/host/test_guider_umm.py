@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_guider import percent_of, prediction, schedule
+from support.host.guider_schedules import percent_of, prediction, schedule
 
 pytestmark = pytest.mark.usefixtures("host")
 

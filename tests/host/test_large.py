@@ -9,8 +9,8 @@ LONG = [(4, 96), (96, 4), (5, 77)]
 
 @pytest.mark.parametrize("text_gain", [False, True], ids=["free", "trained"])
 def test_eight_pictures_with_image_attention(text_gain):
+    from support.host.independent_runs import check
     from support.host.small_casts import settings, stage
-    from test_sampling import check
 
     st = stage("SDXL", text_gain)
     check(st, st.references(3, weights=[1.0, 0.5, 1.2]), settings(), (8, 8), batch=8)
@@ -18,8 +18,8 @@ def test_eight_pictures_with_image_attention(text_gain):
 
 @pytest.mark.parametrize("kind", ["text", "text_image", "patches"])
 def test_eight_pictures_with_a_gated_adapter(kind):
+    from support.host.independent_gated_runs import check
     from support.host.small_gated_casts import gated_stage
-    from test_gated import check
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(kind)
@@ -29,7 +29,7 @@ def test_eight_pictures_with_a_gated_adapter(kind):
 @pytest.mark.parametrize("delayed", [False, True])
 def test_eight_pictures_with_mm_diff_are_eight_single_ones(delayed):
     import comfy.samplers
-    from test_partial_loading import mm_diff_scene
+    from support.host.small_mm_diff import mm_diff_scene
 
     def sample(noise):
         guider = comfy.samplers.CFGGuider(model)
@@ -52,8 +52,8 @@ def test_eight_pictures_with_mm_diff_are_eight_single_ones(delayed):
 @pytest.mark.parametrize("size", LONG)
 @pytest.mark.parametrize("merge", ["relevance", "paper", "joint"])
 def test_very_long_pictures_with_image_attention(merge, size):
+    from support.host.independent_runs import check
     from support.host.small_casts import settings, stage
-    from test_sampling import check
 
     st = stage(text_gain=True)
     check(st, st.references(2), settings(merge), size)
@@ -62,8 +62,8 @@ def test_very_long_pictures_with_image_attention(merge, size):
 @pytest.mark.parametrize("size", LONG)
 @pytest.mark.parametrize("kind", ["text_image", "patches"])
 def test_very_long_pictures_with_a_gated_adapter(kind, size):
+    from support.host.independent_gated_runs import check
     from support.host.small_gated_casts import gated_stage
-    from test_gated import check
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(kind)
@@ -76,8 +76,8 @@ def test_2048_pixels_a_side_with_image_attention(monkeypatch):
     Self-attention, which is the host's, rests: it is most of the time there.
     """
     from support.host import tiny_models
+    from support.host.independent_runs import check
     from support.host.small_casts import settings, stage
-    from test_sampling import check
 
     patcher, seen = tiny_models.micro_model("SD15", levels=1), []
     for module in patcher.model.diffusion_model.modules():
@@ -99,8 +99,8 @@ def test_2048_pixels_a_side_with_a_gated_adapter(kind):
     whole maps.
     """
     from support.host import tiny_models
+    from support.host.independent_gated_runs import check
     from support.host.small_gated_casts import gated_stage
-    from test_gated import check
     from troupe.model_patches.binding.settings import GatedSettings
 
     st = gated_stage(kind, patcher=tiny_models.micro_model("SD15", model_channels=64, levels=3, depths=[0, 0, 1]))

@@ -24,7 +24,7 @@ def two_devices(host, monkeypatch):
 
 def made(kind):
     """A MODEL that can be made again, as the host's loaders note it."""
-    from test_precision import micro
+    from support.host.applied_kinds import micro
 
     model = micro(kind)
     model.cached_patcher_init = (micro, (kind,))
@@ -56,9 +56,9 @@ def used(monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("order", ["split before the Apply node", "split after it"])
 def test_a_prediction_over_two_devices_is_that_of_one(kind, order, used):
+    from support.host.applied_kinds import applied
     from support.host.small_casts import error
-    from test_precision import applied
-    from test_threads import sample
+    from support.host.threaded_predictions import sample
 
     whole = sample(*applied(kind, made(kind))[:3])
     plain = sample(made(kind), *applied(kind, made(kind))[1:3])
@@ -82,8 +82,8 @@ def test_what_a_run_keeps_is_kept_for_each_device(kind, monkeypatch):
     """Both of these devices lie on the CPU, so the values cannot tell; but a key without a device or a UNet would hand
     one GPU's tensors to the other.
     """
-    from test_precision import applied
-    from test_threads import sample
+    from support.host.applied_kinds import applied
+    from support.host.threaded_predictions import sample
     from troupe.model_patches.hosts.comfyui.sampling.run import Run
 
     kept, original = {}, Run.once

@@ -64,8 +64,8 @@ def test_it_runs_through_the_nodes(path):
 def test_both_engines_predict_the_same(path):
     from dataclasses import replace
 
+    from support.host.both_engines import both, host_calls, same_predictions
     from support.host.small_casts import settings
-    from test_two_hosts import both, host_calls, same_predictions
     from troupe.model_patches.hosts.diffusers.encoders import load_adapter
     from troupe.model_patches.hosts.diffusers.image_attention import ImageAttention
 

@@ -100,8 +100,8 @@ def their_truth(place, state, embeds):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ip_adapter_plus(kind, ip_adapter):
+    from support.host.both_packs import SAME, both_act
     from support.host.partner_nodes import four
-    from test_coexistence import SAME, both_act
 
     found = four(ip_adapter[0], kind, ip_adapter[1])
     both_act(found)
@@ -130,7 +130,7 @@ def test_ip_adapter_plus_and_image_attention_add_up(ip_adapter):
 def twins(host):
     """`twins("SD15")`: a model with the published blocks, and a UNet of diffusers with its weights."""
     from support.host import tiny_models
-    from test_two_hosts import twin_unet
+    from support.host.both_engines import twin_unet
 
     @cache
     def made(base):
@@ -158,8 +158,8 @@ def test_ip_adapter_plus_predicts_with_a_trained_file_what_the_training_did(
     """
     from support import tiny_training as small
     from support.host import tiny_models
+    from support.host.both_engines import PIXELS, TOLERANCE, host_calls
     from support.host.node_chains import HIDDEN, POOLED, photo
-    from test_two_hosts import PIXELS, TOLERANCE, host_calls
     from troupe.model_patches.hosts.diffusers.encoders import Prompt
     from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, size_condition
     from troupe.training.export import write_export
@@ -213,8 +213,8 @@ OTHER_WAYS = {
 
 @pytest.mark.parametrize("way", OTHER_WAYS)
 def test_ip_adapter_plus_in_its_other_ways(way, ip_adapter):
+    from support.host.both_packs import SAME, both_act
     from support.host.partner_nodes import four
-    from test_coexistence import SAME, both_act
 
     found = four(ip_adapter[0], "attention", partial(ip_adapter[1], **OTHER_WAYS[way]))
     both_act(found)
@@ -279,8 +279,8 @@ COUPLES = {"attention-couple": couple, "cgem156": cgem156}
 @pytest.mark.parametrize("kind", ["attention", "gated"])
 @pytest.mark.parametrize("name", COUPLES)
 def test_attention_couples(name, kind, couples_model):
+    from support.host.both_packs import SAME, both_act
     from support.host.partner_nodes import four
-    from test_coexistence import SAME, both_act
 
     found = four(couples_model, kind, COUPLES[name], larger, larger)
     both_act(found)
@@ -299,8 +299,8 @@ def test_subjects_in_a_coupled_prompt(name, couples_model):
     """The fused prompt acts in its mask; cgem156 keeps the delay, attention-couple holds the fused text from the first
     step on.
     """
+    from support.host.both_packs import VISIBLE
     from support.host.partner_nodes import change, fused
-    from test_coexistence import VISIBLE
 
     place, partner = couples_model, COUPLES[name]
     delayed, text = partner(*fused(*place.plain)), partner(*place.plain)
@@ -349,8 +349,8 @@ def test_prompt_control_s_masks(kind, prompt_control):
     """Its COUPLE hangs on the conditioning as a hook, so Troupe's nodes stand before or after it as its
     encoding does.
     """
+    from support.host.both_packs import VISIBLE
     from support.host.partner_nodes import change, sampled
-    from test_coexistence import VISIBLE
 
     place, encode = prompt_control
     coupled = encode("a red fox COUPLE(0 0.5) a blue owl:3 in deep snow")

@@ -4,6 +4,7 @@ used. The picture is the same.
 
 import pytest
 import torch
+from support.host.small_mm_diff import mm_diff_scene
 from torch.utils._python_dispatch import TorchDispatchMode
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -25,30 +26,6 @@ def scene(kind):
         return mm_diff_scene(kind.endswith("delayed"))
     st = stage(text_gain=kind == "text_to_weight")
     return *st.apply(st.references(2), settings()), st.adapter.key
-
-
-def mm_diff_scene(delayed, patcher=None):
-    """With its LoRA in the UNet (of a given model, else one of its own), and, where delayed, its subjects in the prompt
-    from the second step on.
-    """
-    import comfy.ops
-    from support.host import tiny_models
-    from support.host.small_casts import settings
-    from test_mm_diff import CONTEXT, make, references_of
-    from troupe.model_patches.hosts.comfyui.apply import apply_image_attention
-    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT_KEY, FusedPrompt
-    from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights
-
-    own, adapter = make(operations=comfy.ops.manual_cast)
-    patcher = patcher or own
-    ((fused, options),), ((text, _),), negative = (tiny_models.random_cond(77, CONTEXT, seed=i) for i in (1, 3, 2))
-    if delayed:
-        options = {**options, PROMPT_KEY: FusedPrompt(fused, text, None, start_step=1)}
-    model, _ = apply_weights(patcher, adapter)
-    model, positive, negative, _ = apply_image_attention(
-        model, references_of(adapter, [2, 1]), settings("joint"), [[fused, options]], negative
-    )
-    return model, positive, negative, adapter.key
 
 
 def limit(patcher, budget):

@@ -4,9 +4,9 @@ evaluation of every stage.
 
 import pytest
 import torch
+from support.host.fused_by_hand import by_hand, position_of
 from support.host.node_chains import photo, run
-from test_encode_prompt import by_hand, position_of
-from test_gated_files import full_topology, sharp
+from support.host.whole_unets import full_topology, sharp
 
 pytestmark = pytest.mark.usefixtures("host")
 HIDDEN, POOLED = 32, 768  # of a tiny CLIP vision encoder with the pooled width of ViT-L

@@ -178,7 +178,7 @@ def test_fastcomposers_unet_is_the_same_on_both_hosts():
 
 def test_fastcomposers_unet_is_set_on_the_model_as_a_whole():
     """Nothing of the checkpoint's UNet is left."""
-    from test_gated_files import full_topology
+    from support.host.whole_unets import full_topology
     from troupe.model_patches.families import fastcomposer
     from troupe.model_patches.hosts.comfyui.loading.adapters import host_adapter
     from troupe.model_patches.hosts.comfyui.sampling.weights import apply_weights, weights_of

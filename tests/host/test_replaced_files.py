@@ -26,7 +26,7 @@ UMM = {"format": "umm_diffusion", "activation": "silu", "normalize": "true"}
 @pytest.fixture(scope="module", autouse=True)
 def more_nodes(lab, tmp_path_factory):  # noqa: F811
     """The test nodes of test_bad_days too."""
-    from test_bad_days import Pixels, TinyVision
+    from support.host.small_encoders import Pixels, TinyVision
 
     import nodes
 
@@ -111,7 +111,7 @@ def test_an_adapter_file_comes_and_goes_between_runs(kind, lab, sets, studio_of,
 
     Deleted, or another thing: a sentence. Put back: the first latent again.
     """
-    from test_bad_days import sentence
+    from support.host.errors_of_nodes import sentence
     from troupe.model_patches.hosts.comfyui.loading import adapters
 
     made, original = [], adapters.host_adapter

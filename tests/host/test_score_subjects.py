@@ -22,7 +22,7 @@ PICTURES = ("right", "swapped", "cloned", "missing")
 @pytest.fixture(scope="module")
 def cases(host):
     """Drawn pictures of one cast each, whose verdicts are known."""
-    from troupe.rehearsal.engine.drawn import drawn_case
+    from drawn_cases import drawn_case
 
     return {case: drawn_case(case, True, 0) for case in PICTURES}
 
@@ -202,7 +202,7 @@ def test_a_clip_beside_another_encoder_is_of_no_use(models, cases):
 
 
 def test_a_second_figure_is_said_and_shown(host):
-    from troupe.rehearsal.engine.drawn import drawn_case
+    from drawn_cases import drawn_case
 
     twice, background = (drawn_case(case, False, 0) for case in ("twice", "background"))
     assert twice.figures != background.figures
@@ -230,8 +230,8 @@ def test_a_second_figure_is_said_and_shown(host):
 
 def test_the_best_picture_has_each_subject_once(host):
     """In a batch the boxes of each picture; the matrices have as many rows as the largest."""
+    from drawn_cases import drawn_case
     from troupe.model_patches.scores.choice import best
-    from troupe.rehearsal.engine.drawn import drawn_case
 
     one = drawn_case("twice", True, 1)
     boxes = scores_script.wired_places(one.masks, "bounding_boxes")["bounding_boxes"]

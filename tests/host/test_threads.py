@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from support.host.threaded_predictions import sample
 
 pytestmark = pytest.mark.usefixtures("host")
 KINDS = ["relevance", "text_to_weight", "mm_diff", "text_image", "patches"]
@@ -24,25 +25,11 @@ def newer(host, monkeypatch):
 
 def scene(kind):
     """(model, positive, negative, a twin of the model)."""
+    from support.host.applied_kinds import applied, micro
     from support.host.threaded_predictions import twin_of
-    from test_precision import applied, micro
 
     model, positive, negative, *_ = applied(kind, micro(kind))
     return model, positive, negative, twin_of(model, lambda: micro(kind))
-
-
-def sample(model, positive, negative, seed=1, steps=2, size=(16, 16)):
-    """As KSampler, without the random numbers that all threads share."""
-    import comfy.samplers
-
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(5.0)
-    noise = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(seed))
-    sigmas = comfy.samplers.calculate_sigmas(model.model.model_sampling, "normal", steps)
-    return guider.sample(
-        noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True
-    )
 
 
 @pytest.mark.parametrize("what", ["layers", "gated"])
@@ -179,9 +166,9 @@ def test_a_run_in_threads_is_recorded(monkeypatch):
 
 
 def test_delayed_prompts_change_in_threads_too():
+    from support.host.applied_kinds import micro
+    from support.host.small_mm_diff import mm_diff_scene
     from support.host.threaded_predictions import Meeting, loaded, split, twin_of
-    from test_partial_loading import mm_diff_scene
-    from test_precision import micro
 
     model, positive, negative, _ = mm_diff_scene(delayed=True)
     twin = twin_of(model, lambda: micro("mm_diff"))

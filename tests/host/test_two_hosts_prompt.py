@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_two_hosts import PIXELS, SIZE, TOLERANCE, close, schedule, texts, twin_unet
+from support.host.both_engines import PIXELS, SIZE, TOLERANCE, close, schedule, texts, twin_unet
 from troupe.model_patches.adapter import PromptSpec
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -193,15 +193,15 @@ def subject_diffusion(patcher, base, count):
     """(the host's references, the same for the embedded engine): fusers, mask channel, prompt, UNet and text encoder
     weights.
     """
+    from support.host.both_engines import embedded_gated
     from support.host.small_gated_casts import GatedStage, gated_adapter
     from support.prompt_fusions import FUSIONS
-    from test_two_hosts import embedded_gated
     from troupe.model_patches.adapter import GatedSpec, PromptSpec, Weights
 
     ((stream, width),) = STREAMS[base].items()
     made = gated_adapter(patcher, "patches")
     state = patcher.model.diffusion_model.state_dict()
-    names = [f"{place}.attn2.to_{kv}.weight" for place in made.spec.part(GatedSpec).places for kv in "kv"] + [
+    names = [f"{place}.attn2.to_{kv}.weight" for place in made.spec.part(GatedSpec).block_widths for kv in "kv"] + [
         "input_blocks.0.0.weight",
         "input_blocks.0.0.bias",
     ]

@@ -129,8 +129,8 @@ def test_ranges_follow_the_models_own_sigmas(order, zsnr, monkeypatch):
     after Apply.
     """
     from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+    from support.host.ranges import in_range
     from support.host.small_casts import ksample, settings, stage
-    from test_company import in_range
     from troupe.model_patches.hosts.comfyui.sampling import image_attention
 
     def v_prediction(model):

@@ -8,8 +8,8 @@ pytestmark = pytest.mark.usefixtures("host")
 
 @pytest.mark.parametrize("kind", ["text_to_weight", "mm_diff", "text_image", "patches"])
 def test_sampling_starts_no_cuda(kind, monkeypatch):
+    from support.host.applied_kinds import applied, micro
     from support.host.small_casts import ksample
-    from test_precision import applied, micro
     from troupe.model_patches.hosts.comfyui.sampling.record import record_relevance
 
     asked = []

@@ -209,3 +209,14 @@ FORMATS = {  # every layout that the loader takes
     "UMM-Diffusion": _umm,
     "FastComposer": fast_composer,
 }
+
+
+FEW = {  # names of transformer blocks: channels
+    f"{path}.transformer_blocks.0": width
+    for path, width in (
+        ("input_blocks.1.1", 64),
+        ("output_blocks.3.1", 128),
+        ("output_blocks.11.1", 64),
+        ("middle_block.1", 128),
+    )
+}

@@ -10,7 +10,7 @@ from troupe.model_patches.adapter import Adapter, AdapterSpec, EncoderNeed, Gate
 from troupe.model_patches.encoders.gated import GatedLayers
 from troupe.model_patches.encoders.grounding import GroundingNet
 from troupe.model_patches.families.gligen.layout import build
-from troupe.model_patches.hosts.diffusers.unet_places import transformer_blocks
+from troupe.model_patches.hosts.diffusers.unet_blocks import transformer_blocks
 from troupe.model_patches.subjects import Box, ObjectFeatures, References, ReferenceSubject
 
 SLOTS = 30  # of published files

@@ -9,7 +9,7 @@ VOCABULARY = SimpleTokenizer()
 BYTES = {letter: byte for byte, letter in VOCABULARY.byte_encoder.items()}
 
 
-def rendered(chunks, places) -> str:
+def rendered(chunks, positions) -> str:
     """The prompt as its tokens say it: each subject's tokens in brackets with its number, `|` between chunks, `*` for a
     vector.
 
@@ -27,10 +27,9 @@ def rendered(chunks, places) -> str:
             written = VOCABULARY.decoder[token] if isinstance(token, int) else None
             said = b"*" if written is None else bytes(BYTES[letter] for letter in written.removesuffix("</w>"))
             row = number * 77 + position
-            opening = "".join(f"[{n}:" for n, place in enumerate(places, 1) if row == place.rows[0]).encode()
+            opening = "".join(f"[{n}:" for n, at in enumerate(positions, 1) if row == at.rows[0]).encode()
             closing = b"]" * sum(
-                row == place.rows[-1] == place.row and (place.chunk, place.position) == (number, position)
-                for place in places
+                row == at.rows[-1] == at.row and (at.chunk, at.position) == (number, position) for at in positions
             )
             text += opening + said + closing + b" " * (written is None or written.endswith("</w>"))
         told.append(text.decode().strip())

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class RunError(Exception):
-    """Something the user can mend; `str(error)` is the sentence to show."""
+    """Something the user can fix; `str(error)` is the sentence to show."""

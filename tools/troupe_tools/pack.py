@@ -35,7 +35,7 @@ def hide_broken_torchaudio() -> None:
     """Put an empty module in place of a torchaudio that is installed but cannot be imported, for this process.
 
     pip readily pairs torch with a torchaudio built for another CUDA (ComfyUI's requirements name it); transformers
-    imports it wherever it lies and would fail with it, though nothing here needs sound.
+    imports it if it is installed and would fail with it, though nothing here needs sound.
     """
     if "torchaudio" in sys.modules or importlib.util.find_spec("torchaudio") is None:
         return

@@ -65,7 +65,10 @@ def check_settings(folder: Path, settings: Mapping[str, Any], journal: str = FOL
 
 
 class Journal:
-    """One process's file of a set's journal, open for appending."""
+    """One process's file of a set's journal, open for appending.
+
+    folder: of the set; name: of the process; journal: name of the folder in it.
+    """
 
     def __init__(self, folder: Path, name: str, journal: str = FOLDER):
         self.folder, self.path = folder, folder / journal / f"{name}.jsonl"

@@ -18,8 +18,10 @@ AT_ONCE = 32  # words in one question; more would not fit into Grounding DINO's 
 
 
 class GroundingDino:
-    """Open-vocabulary detection. threshold: smallest score of a box; overlap: intersection over union from which the
-    weaker of two boxes of one word is dropped. Subject-Diffusion's values: 0.25 and 0.5.
+    """Open-vocabulary detection.
+
+    model, processor: from transformers; threshold: smallest score of a box; overlap: intersection over union from which
+    the weaker of two boxes of one word is dropped. Subject-Diffusion's values: 0.25 and 0.5.
     """
 
     def __init__(self, model: Any, processor: Any, threshold: float = 0.25, overlap: float = 0.5):
@@ -105,7 +107,10 @@ def word_spans(tokenizer: Any, words: Sequence[str], ids: Sequence[int]) -> list
 
 
 class Sam:
-    """Masks for boxes, by SAM 2 or SAM."""
+    """Masks for boxes, by SAM 2 or SAM.
+
+    model, processor: from transformers.
+    """
 
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor = model.eval(), processor
@@ -150,7 +155,9 @@ class Sam:
 
 
 class ClipFeatures:
-    """CLIP's projected embeddings of pictures and texts. name: where the model was loaded from."""
+    """CLIP's projected embeddings of pictures and texts.
+
+    model, processor: from transformers; name: where the model was loaded from."""
 
     def __init__(self, model: Any, processor: Any, name: str = "CLIP"):
         self.model, self.processor, self.name = model.eval(), processor, name
@@ -189,7 +196,10 @@ def _embedding(output: Any) -> torch.Tensor:
 
 
 class Blip:
-    """Captions."""
+    """Captions.
+
+    model, processor: from transformers; tokens: longest caption.
+    """
 
     def __init__(self, model: Any, processor: Any, tokens: int = 40):
         self.model, self.processor, self.tokens = model.eval(), processor, tokens

@@ -44,7 +44,10 @@ def object_quality(texts: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 
 
 class ClipScorer:
-    """CLIP model that scores many pictures at once."""
+    """CLIP model that scores many pictures at once.
+
+    clip: the model.
+    """
 
     def __init__(self, clip: ClipFeatures):
         self.clip = clip

@@ -19,7 +19,7 @@ from .journal import read_journal
 from .pictures import PictureFault, cut_out, open_picture, read_mask, same_picture, write_whole
 from .records import DatasetError, PictureRecord, SubjectRecord
 
-Place = tuple[int, int]  # index of a record, index of a subject in it
+SubjectIndex = tuple[int, int]  # index of a record, index of a subject in it
 THUMB = 16  # pixels of a side, for comparing cut-outs
 
 
@@ -47,7 +47,7 @@ def keys_of(folder: Path, records: Sequence[PictureRecord]) -> dict[int, str]:
     return {i: sources.get(file, file) for i, file in files.items()}
 
 
-def from_folders(records: Sequence[PictureRecord], keys: Mapping[int, str]) -> dict[Place, str]:
+def from_folders(records: Sequence[PictureRecord], keys: Mapping[int, str]) -> dict[SubjectIndex, str]:
     """Return the individuals of a set made from a folder of folders: all pictures of one folder show one individual.
 
     In a picture with several subjects it is the one whose name the folder's name contains ('dog6'), else the largest.
@@ -77,7 +77,7 @@ def _area(subject: SubjectRecord) -> float:
     return 1.0 if subject.box is None else subject.box.w * subject.box.h
 
 
-def from_table(records: Sequence[PictureRecord], keys: Mapping[int, str], path: Path) -> dict[Place, str]:
+def from_table(records: Sequence[PictureRecord], keys: Mapping[int, str], path: Path) -> dict[SubjectIndex, str]:
     """Return the individuals of a table, such as track ids in frames of a film or pairs of pictures.
 
     path: CSV with the columns picture (path in the source folder), individual, and subject (a name; may be empty if the
@@ -87,7 +87,7 @@ def from_table(records: Sequence[PictureRecord], keys: Mapping[int, str], path: 
         DatasetError: there is no file, a column is missing, or a line names a subject that its picture does not have.
     """
     pictures = {key: i for i, key in keys.items()}
-    found: dict[Place, str] = {}
+    found: dict[SubjectIndex, str] = {}
     for line, row in _rows(path):
         i = pictures.get(row["picture"])
         individual, name = row["individual"].strip(), (row.get("subject") or "").strip()
@@ -128,7 +128,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 def add_references(
     folder: Path,
     records: Sequence[PictureRecord],
-    individuals: Mapping[Place, str],
+    individuals: Mapping[SubjectIndex, str],
     each: int = 4,
     least_difference: float = 0.02,
     own: bool = False,
@@ -140,30 +140,30 @@ def add_references(
     of the training picture itself for subjects that have no other.
     """
     report = ReferencesReport(individuals=len(set(individuals.values())))
-    groups: dict[str, list[Place]] = {}
-    for place, individual in sorted(individuals.items()):
-        groups.setdefault(individual, []).append(place)
+    groups: dict[str, list[SubjectIndex]] = {}
+    for at, individual in sorted(individuals.items()):
+        groups.setdefault(individual, []).append(at)
     pixels = same_picture({records[i].picture for i, _ in individuals})
     cutter = _Cutter(folder, records, report)
-    changed: dict[Place, tuple[Path, ...]] = {}
+    changed: dict[SubjectIndex, tuple[Path, ...]] = {}
     for i, record in enumerate(records):
         for n, subject in enumerate(record.subjects):
-            place = (i, n)
-            individual = individuals.get(place)
+            at = (i, n)
+            individual = individuals.get(at)
             report.unknown += individual is None
-            others = [] if individual is None else _others(place, groups[individual], records, pixels, report)
-            chosen = _choose(place, others, cutter, each, least_difference, report)
+            others = [] if individual is None else _others(at, groups[individual], records, pixels, report)
+            chosen = _choose(at, others, cutter, each, least_difference, report)
             if chosen:
                 report.distinct += 1
-                changed[place] = tuple(chosen)
+                changed[at] = tuple(chosen)
             elif individual is None and subject.references:
-                changed[place] = subject.references  # from an earlier run with another table
-            elif own and (path := cutter.file(place)) is not None:
+                changed[at] = subject.references  # from an earlier run with another table
+            elif own and (path := cutter.file(at)) is not None:
                 report.own += 1
-                changed[place] = (path,)
+                changed[at] = (path,)
             else:
                 report.none += 1
-                changed[place] = ()
+                changed[at] = ()
     return [
         replace(record, subjects=tuple(replace(one, references=changed[i, n]) for n, one in enumerate(record.subjects)))
         for i, record in enumerate(records)
@@ -171,18 +171,18 @@ def add_references(
 
 
 def _others(
-    place: Place,
-    group: Sequence[Place],
+    at: SubjectIndex,
+    group: Sequence[SubjectIndex],
     records: Sequence[PictureRecord],
     pixels: Mapping[Path, str],
     report: ReferencesReport,
-) -> list[Place]:
+) -> list[SubjectIndex]:
     """The individual's places in other pictures; the same picture under another name is none."""
-    mine = records[place[0]].picture
+    mine = records[at[0]].picture
     found = []
     for other in group:
         theirs = records[other[0]].picture
-        if other[0] == place[0] or mine == theirs:
+        if other[0] == at[0] or mine == theirs:
             continue
         if mine not in pixels or theirs not in pixels or pixels[mine] == pixels[theirs]:
             report.skipped["same picture under another name" if theirs in pixels else "picture does not open"] += 1
@@ -192,15 +192,15 @@ def _others(
 
 
 def _choose(
-    place: Place,
-    others: Sequence[Place],
+    at: SubjectIndex,
+    others: Sequence[SubjectIndex],
     cutter: _Cutter,
     each: int,
     least_difference: float,
     report: ReferencesReport,
 ) -> list[Path]:
     usable = []
-    mine = cutter.thumb(place) if others else None
+    mine = cutter.thumb(at) if others else None
     for other in others:
         theirs = cutter.thumb(other)
         if mine is None or theirs is None:
@@ -220,32 +220,32 @@ class _Cutter:
 
     def __init__(self, folder: Path, records: Sequence[PictureRecord], report: ReferencesReport):
         self.folder, self.records, self.report = folder, records, report
-        self.thumbs: dict[Place, np.ndarray | None] = {}
-        self.files: dict[Place, Path] = {}
+        self.thumbs: dict[SubjectIndex, np.ndarray | None] = {}
+        self.files: dict[SubjectIndex, Path] = {}
 
-    def thumb(self, place: Place) -> np.ndarray | None:
+    def thumb(self, at: SubjectIndex) -> np.ndarray | None:
         """[THUMB, THUMB] in 0..1, or None if the picture does not open."""
-        if place not in self.thumbs:
-            picture = self._picture(place)
+        if at not in self.thumbs:
+            picture = self._picture(at)
             small = None if picture is None else picture.convert("L").resize((THUMB, THUMB), Image.Resampling.BOX)
-            self.thumbs[place] = None if small is None else np.asarray(small, np.float32) / 255
-        return self.thumbs[place]
+            self.thumbs[at] = None if small is None else np.asarray(small, np.float32) / 255
+        return self.thumbs[at]
 
-    def file(self, place: Place) -> Path | None:
+    def file(self, at: SubjectIndex) -> Path | None:
         """Write the cut-out if that has not been done."""
-        if place not in self.files:
-            picture = self._picture(place)
+        if at not in self.files:
+            picture = self._picture(at)
             if picture is None:
                 return None
-            stem = self.records[place[0]].picture.stem
-            path = self.folder / "references" / f"{stem}_{place[1]}.png"
+            stem = self.records[at[0]].picture.stem
+            path = self.folder / "references" / f"{stem}_{at[1]}.png"
             write_whole(picture, path)
-            self.files[place] = path
-        return self.files[place]
+            self.files[at] = path
+        return self.files[at]
 
-    def _picture(self, place: Place) -> Image.Image | None:
-        record = self.records[place[0]]
-        subject = record.subjects[place[1]]
+    def _picture(self, at: SubjectIndex) -> Image.Image | None:
+        record = self.records[at[0]]
+        subject = record.subjects[at[1]]
         try:
             picture = open_picture(record.picture)
             mask = None if subject.mask is None else read_mask(subject.mask, picture.size)

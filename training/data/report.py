@@ -19,6 +19,7 @@ THUMB = 176  # pixels of a side on a contact sheet
 TEXT = 52  # pixels of height for the text below
 EXAMPLES = 5  # details that are named for each reason
 BARS = 12
+COLUMNS = 6  # pictures of a row of the sheet that shows a filter
 
 
 def made_lines(entries: Iterable[Entry]) -> list[str]:
@@ -94,11 +95,11 @@ def quality_lines(done: Filtered) -> list[str]:
     return lines
 
 
-def quality_rows(done: Filtered, columns: int = 6) -> dict[str, list[PictureRecord]]:
+def quality_rows(done: Filtered) -> dict[str, list[PictureRecord]]:
     """Return the rows of a contact sheet: the best, the last ones kept, the first ones dropped, the worst."""
-    rows = {"best": done.kept[:columns], "last kept": done.kept[-columns:]}
+    rows = {"best": done.kept[:COLUMNS], "last kept": done.kept[-COLUMNS:]}
     if done.dropped:
-        rows |= {"first dropped": done.dropped[:columns], "worst": done.dropped[-columns:]}
+        rows |= {"first dropped": done.dropped[:COLUMNS], "worst": done.dropped[-COLUMNS:]}
     return rows
 
 

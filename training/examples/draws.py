@@ -37,7 +37,10 @@ class Draw:
 
 
 class Draws(Dataset):
-    """Every drawn picture of a training by its number, from 0. Each pass over a finite set has an order of its own."""
+    """Every drawn picture of a training by its number, from 0. Each pass over a finite set has an order of its own.
+
+    examples: the training set; seed: of everything random.
+    """
 
     def __init__(self, examples: ExampleSet, seed: int):
         self.examples, self.seed = examples, seed
@@ -53,6 +56,8 @@ class Draws(Dataset):
 class DrawsOrFaults(Dataset):
     """Every drawn picture by its number; for one that cannot be read, the DatasetError. torch's worker processes can
     return it, but when one is raised in them the training waits for ever.
+
+    draws: the pictures.
     """
 
     def __init__(self, draws: Draws):

@@ -114,10 +114,10 @@ def diffusers_base(folder: Path, image_encoder: Path | None = None) -> Base:
         modules.append(vision)
     cell = 2 ** (len(vae.config["block_out_channels"]) - 1)
     noise = _part(folder, "scheduler", DDPMScheduler, ("scheduler_config.json",))
-    return Base(unet, texts, images, noise, *pixels_of(vae), tuple(modules), cell)
+    return Base(unet, texts, images, noise, *pixel_functions(vae), tuple(modules), cell)
 
 
-def pixels_of(vae: Any) -> tuple[Pixels, Pixels]:
+def pixel_functions(vae: Any) -> tuple[Pixels, Pixels]:
     """Return `encode` and `decode`, see `Base`, of a VAE as diffusers has it."""
     factor, shift = vae.config["scaling_factor"], vae.config.get("shift_factor") or 0.0
 

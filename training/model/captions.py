@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from ...model_patches.hosts.diffusers.encoders import ClipTexts
 from ...model_patches.prompt.markers import TRIGGER, escaped, parse_prompt
-from ...model_patches.prompt.places import Place, find_places
-from ...model_patches.prompt.template import template_places
+from ...model_patches.prompt.template import template_positions
+from ...model_patches.prompt.token_positions import TokenPosition, find_token_positions
 from ...model_patches.prompt.tokens import Tokenize
 
 
@@ -21,20 +21,20 @@ def unmarked(caption: str) -> str:
     return escaped(caption).replace("{", "\\{").replace("}", "\\}").replace(TRIGGER, " ")
 
 
-def places(texts: ClipTexts, caption: str, names: Sequence[str]) -> tuple[Place, ...]:
-    """Return each subject's place among the tokens of the first text encoder.
+def token_positions(texts: ClipTexts, caption: str, names: Sequence[str]) -> tuple[TokenPosition, ...]:
+    """Return each subject's position among the tokens of the first text encoder.
 
     Raises SubjectError for a name that is not a word of the caption.
     """
-    return find_places(parse_prompt(unmarked(caption)), names, _tokenizer_of(texts)).places
+    return find_token_positions(parse_prompt(unmarked(caption)), names, _tokenizer_of(texts)).positions
 
 
-def placeholders(texts: ClipTexts, caption: str, names: Sequence[str]) -> tuple[Place, ...]:
-    """Return the place of each subject's placeholder behind the caption, see `prompt.template`.
+def placeholders(texts: ClipTexts, caption: str, names: Sequence[str]) -> tuple[TokenPosition, ...]:
+    """Return the position of each subject's placeholder behind the caption, see `prompt.template`.
 
     Raises SubjectError for a caption that has the placeholder's word itself, or is too long.
     """
-    return template_places(parse_prompt(unmarked(caption)), names, _tokenizer_of(texts))[1]
+    return template_positions(parse_prompt(unmarked(caption)), names, _tokenizer_of(texts))[1]
 
 
 def _tokenizer_of(texts: ClipTexts) -> Tokenize:

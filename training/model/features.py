@@ -84,7 +84,7 @@ class Features:
         return self._every(subjects, keys, encode)
 
     def no_photo(self, kind: str) -> torch.Tensor:
-        """Return what stands for a reference that is left out: zeros, or the encoding of zero pixel values for kinds
+        """Return what replaces a reference that is left out: zeros, or the encoding of zero pixel values for kinds
         with patch tokens.
         """
         if kind == "pooled":

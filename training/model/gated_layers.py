@@ -1,6 +1,6 @@
 """Gated layers of a training batch, in which every picture has objects of its own.
 
-The layers stand where the embedded engine puts them, in its places and with its objects and masks; only keys and values
+The layers are where the embedded engine puts them, in its places and with its objects and masks; only keys and values
 of a batch are not kept, since the weights change with every step.
 """
 
@@ -19,17 +19,19 @@ from ...model_patches.binding.layer_tokens import COND
 from ...model_patches.binding.object_tokens import Group, mask_channel, object_tokens
 from ...model_patches.encoders.fuser import GatedFuser
 from ...model_patches.encoders.gated import GatedLayers
-from ...model_patches.hosts.diffusers.gated import GLIGEN_KEY, FuserPlace, GatedAdapter
-from ...model_patches.hosts.diffusers.unet_places import transformer_blocks
+from ...model_patches.hosts.diffusers.gated import GLIGEN_KEY, FuserOfBlock, GatedAdapter
+from ...model_patches.hosts.diffusers.unet_blocks import transformer_blocks
 from ...model_patches.subjects import References
 
 BLOCK_KEY = "cross_attention_kwargs"  # of a transformer block
 
 
 class BatchGated:
-    """The objects of the present batch on a UNet; in the places of the layers it stands for a `GatedAdapter`.
+    """The objects of the present batch on a UNet; in the places of the layers it replaces a `GatedAdapter`.
 
     roles, scale: as a `GatedAdapter` has them in a call in which every row has the subjects.
+
+    gated: the layers in training, with their net.
     """
 
     roles = (COND,)
@@ -40,14 +42,14 @@ class BatchGated:
         self._tokens: torch.Tensor | None = None  # B, M, D
         self._masks: torch.Tensor | None = None  # B, 1, h, w
 
-    def install(self, unet: UNet2DConditionModel, places: Sequence[str]) -> None:
+    def install(self, unet: UNet2DConditionModel, paths: Sequence[str]) -> None:
         """Put a fuser into every transformer block, for good, and the mask on the first convolution; without a batch
         they are inactive.
         """
         blocks = transformer_blocks(unet)
-        for index, (path, fuser) in enumerate(zip(places, self.gated.fusers, strict=True)):
-            place = FuserPlace(None, cast(GatedAdapter, self), index, cast(GatedFuser, fuser))
-            blocks[path].add_module("fuser", place)
+        for index, (path, fuser) in enumerate(zip(paths, self.gated.fusers, strict=True)):
+            fuser_of_block = FuserOfBlock(None, cast(GatedAdapter, self), index, cast(GatedFuser, fuser))
+            blocks[path].add_module("fuser", fuser_of_block)
             blocks[path].register_forward_pre_hook(self._announce, with_kwargs=True)
         unet.conv_in.register_forward_hook(self._add_mask)
 

@@ -48,15 +48,15 @@ class BatchAttention:
 
     def install(self, unet: UNet2DConditionModel, layers: list[ImageLayer]) -> None:
         """Put a delta on every text cross-attention layer, for good; without references it is inactive."""
-        for place, layer in zip(cross_layers(unet), layers, strict=True):
-            attention = place.attention
+        for cross, layer in zip(cross_layers(unet), layers, strict=True):
+            attention = cross.attention
             delta = BatchDelta(self, layer, attention)
             attention.set_processor(CrossAttentionProcessor.on(attention.processor, delta))
 
 
 @dataclass(frozen=True, eq=False)
 class BatchDelta:
-    """Contribution of a batch's references to one layer; stands in for `image_attention.LayerDelta`."""
+    """Contribution of a batch's references to one layer; replaces `image_attention.LayerDelta`."""
 
     owner: BatchAttention
     layer: ImageLayer

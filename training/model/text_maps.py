@@ -37,7 +37,10 @@ class TextMaps:
 
 
 class MapProcessor:
-    """One layer's text attention with its probabilities."""
+    """One layer's text attention with its probabilities.
+
+    owner: takes the maps; index: of the layer; previous: the processor that was there.
+    """
 
     def __init__(self, owner: TextMaps, index: int, previous: Any):
         self.owner, self.index, self.previous = owner, index, previous

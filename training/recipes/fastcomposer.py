@@ -27,7 +27,7 @@ from ..examples.draws import Draw
 from ..examples.example import ExampleSubject
 from ..losses import localization_losses
 from ..model.base import Base
-from ..model.captions import places
+from ..model.captions import token_positions
 from ..model.features import Features
 from ..model.text_maps import TextMaps
 from .prompt import PromptTrainee, check_small_base
@@ -60,7 +60,10 @@ class Where:
 
 
 class FastComposerTrainee(PromptTrainee):
-    """A FastComposer model in training: what fuses photos, and the base's UNet."""
+    """A FastComposer model in training: what fuses photos, and the base's UNet.
+
+    options: of the recipe; the other arguments as in `Trainee`.
+    """
 
     def __init__(self, base: Base, features: Features, settings: PassSettings, options: Options):
         dim, photo = base.context, features.images.pooled
@@ -101,10 +104,10 @@ class FastComposerTrainee(PromptTrainee):
         masks, rows = torch.zeros(len(draws), m, side, side), torch.zeros(len(draws), m, dtype=torch.long)
         present, cells = torch.zeros(len(draws), m, dtype=torch.bool), torch.ones(len(draws), 1, side, side)
         for b, (draw, row) in enumerate(zip(draws, subjects, strict=True)):
-            found = places(self.base.texts, draw.example.caption, [s.name for s in row]) if row else ()
-            for i, (subject, place) in enumerate(zip(row, found, strict=True)):
+            found = token_positions(self.base.texts, draw.example.caption, [s.name for s in row]) if row else ()
+            for i, (subject, at) in enumerate(zip(row, found, strict=True)):
                 if subject.mask is not None:
-                    masks[b, i], rows[b, i], present[b, i] = subject.mask, place.row, True
+                    masks[b, i], rows[b, i], present[b, i] = subject.mask, at.row, True
             if present[b].any() and draw.chance("masked").random() < self.options.masked:
                 cells[b, 0] = masks[b].amax(0)
         device = self.base.unet.device

@@ -67,7 +67,10 @@ class Photos:
 
 
 class ImageAttentionTrainee(Trainee):
-    """An IP-Adapter in training."""
+    """An IP-Adapter in training.
+
+    options: of the recipe; text_gain: whether the layers have MIP-Adapter's text gain; the others as in `Trainee`.
+    """
 
     needs_subjects = False
 

@@ -41,7 +41,10 @@ class Options:
 
 
 class MipTrainee(ImageAttentionTrainee):
-    """A MIP-Adapter in training."""
+    """A MIP-Adapter in training.
+
+    options: of the recipe; the other arguments as in `Trainee`.
+    """
 
     needs_subjects = True
 

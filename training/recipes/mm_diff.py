@@ -30,7 +30,7 @@ from ...model_patches.families.mm_diff.unet import BLOCKS_OF, LORA_TARGETS
 from ...model_patches.hosts.diffusers.encoders import Prompt
 from ...model_patches.hosts.diffusers.prompt import TextsPromptEncoder
 from ...model_patches.hosts.diffusers.sampling import join_prompts
-from ...model_patches.hosts.diffusers.unet_places import transformer_blocks
+from ...model_patches.hosts.diffusers.unet_blocks import transformer_blocks
 from ...model_patches.prompt.fusion import fuse_prompts
 from ...model_patches.subjects import References, ReferenceSubject
 from ..config.setting import chance, setting
@@ -38,7 +38,7 @@ from ..examples.draws import Draw
 from ..examples.example import ExampleSubject
 from ..losses import image_constraint, localization_losses
 from ..model.base import Base
-from ..model.captions import places, unmarked
+from ..model.captions import token_positions, unmarked
 from ..model.features import Features
 from ..model.image_attention import BatchAttention, BatchReferences
 from ..model.low_rank import PairSwitch, begin, new_pair
@@ -102,7 +102,10 @@ class Sights:
 
 
 class MMDiffTrainee(Trainee):
-    """An MM-Diff in training: heads, word fusion, image attention, and LoRAs of the UNet and of CLIP-L."""
+    """An MM-Diff in training: heads, word fusion, image attention, and LoRAs of the UNet and of CLIP-L.
+
+    options: of the recipe; the other arguments as in `Trainee`.
+    """
 
     in_prompt = True
 
@@ -114,10 +117,10 @@ class MMDiffTrainee(Trainee):
         self.text_pairs = _text_pairs(base, options.text_rank)
         self.spec = layout.describe(self.heads, self.fusion, self.layers, "the adapter in training")
         self.attention, self.in_unet, self.in_text = BatchAttention(Mixing("joint"), 1.0), PairSwitch(), PairSwitch()
-        for place, pair in _unet_places(base, self.layers, self.unet_pairs):
-            self.in_unet.put(place, pair)
-        for place, pair in _text_places(base, self.text_pairs):
-            self.in_text.put(place, pair)
+        for layer, pair in _paired_unet_layers(base, self.layers, self.unet_pairs):
+            self.in_unet.put(layer, pair)
+        for layer, pair in _paired_text_layers(base, self.text_pairs):
+            self.in_text.put(layer, pair)
         self.attention.install(base.unet, list(layers_of(self.layers)))
         self.maps = TextMaps()
         self.maps.install(base.unet)
@@ -148,13 +151,13 @@ class MMDiffTrainee(Trainee):
         masks, rows = torch.zeros(len(draws), m, side, side), torch.zeros(len(draws), m, dtype=torch.long)
         valid, in_text, in_picture = (torch.zeros(len(draws), m, dtype=torch.bool) for _ in range(3))
         for b, (caption, row) in enumerate(zip(captions, subjects, strict=True)):
-            found = places(self.base.texts, caption, [s.name for s in row]) if caption and row else ()
+            found = token_positions(self.base.texts, caption, [s.name for s in row]) if caption and row else ()
             for i, subject in enumerate(row):
                 valid[b, i] = True
                 if subject.mask is not None:
                     masks[b, i], in_picture[b, i], in_text[b, i] = subject.mask, True, bool(found)
-            for i, place in enumerate(found):
-                rows[b, i] = place.row
+            for i, at in enumerate(found):
+                rows[b, i] = at.row
         device = self.base.unet.device
         tensors = (words, identity, dense, valid, masks, rows, in_text, in_picture)
         on_device = (tensor.to(device) for tensor in tensors)
@@ -330,7 +333,7 @@ def _unet_pairs(base: Base, rank: int, image_rank: int) -> tuple[LoraLayers, nn.
     return layers, nn.ModuleList(pairs)
 
 
-def _unet_places(base: Base, layers: LoraLayers, pairs: nn.ModuleList) -> Iterable[tuple[nn.Module, LowRank]]:
+def _paired_unet_layers(base: Base, layers: LoraLayers, pairs: nn.ModuleList) -> Iterable[tuple[nn.Module, LowRank]]:
     """Every linear layer of the UNet's attention with its pair; those for image tokens are no layer's."""
     blocks = transformer_blocks(base.unet)
     for j, path in enumerate(_blocks(base) or []):
@@ -353,7 +356,7 @@ def _text_pairs(base: Base, rank: int) -> nn.ModuleList:
     )
 
 
-def _text_places(base: Base, pairs: nn.ModuleList) -> Iterable[tuple[nn.Module, LowRank]]:
+def _paired_text_layers(base: Base, pairs: nn.ModuleList) -> Iterable[tuple[nn.Module, LowRank]]:
     for layer, own in zip(_text_layers(base), pairs, strict=True):
         for name in TEXT_TARGETS:
             yield layer.get_submodule(name), cast(LowRank, cast(nn.ModuleDict, own)[name])

@@ -40,7 +40,10 @@ class Words:
 
 
 class PromptTrainee(Trainee):
-    """An adapter in training that acts in the prompt of SD1.5. spec: as the loader makes it; options: has drop_text."""
+    """An adapter in training that acts in the prompt of SD1.5. spec: as the loader makes it; options: has drop_text.
+
+    The other arguments as in `Trainee`.
+    """
 
     in_prompt = True
 
@@ -50,7 +53,7 @@ class PromptTrainee(Trainee):
 
     @abstractmethod
     def vectors(self, photos: torch.Tensor) -> torch.Tensor:
-        """Return what stands for subjects in the prompt, [n, K, D], from the image encoder's output [n, E]."""
+        """Return what represents subjects in the prompt, [n, K, D], from the image encoder's output [n, E]."""
 
     def fusion(self) -> nn.ModuleDict | None:
         """Return the modules that fuse photos with words, by text encoder, or None."""

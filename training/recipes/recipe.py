@@ -16,11 +16,11 @@ from torch import nn
 from ...model_patches.adapter import Adapter
 from ...model_patches.hosts.diffusers.encoders import Prompt
 from ...model_patches.hosts.diffusers.sampling import join_prompts
-from ...model_patches.prompt.places import Place
+from ...model_patches.prompt.token_positions import TokenPosition
 from ..examples.draws import Draw
 from ..examples.example import Example
 from ..model.base import Base
-from ..model.captions import places
+from ..model.captions import token_positions
 from ..model.features import Features
 from ..model.noise import Noised, noised
 
@@ -63,8 +63,11 @@ class Trainee(nn.Module, ABC):
     """An adapter in training. Its registered modules are the adapter; parameters that need gradients are trained.
 
     weights: factor of each loss; in_prompt: whether every subject must be found among its caption's tokens, see
-    `places`; needs_subjects: whether pictures without subjects are left out; needs_boxes: whether every subject needs a
-    mask or a box.
+        `token_positions`; needs_subjects: whether pictures without subjects are left out; needs_boxes: whether every
+        subject needs a mask or a box.
+
+    Arguments:
+        base: the frozen base model; features: of the frozen encoders; settings: of a training pass.
     """
 
     weights: Mapping[str, float] = {"diffusion": 1.0}
@@ -116,9 +119,9 @@ class Trainee(nn.Module, ABC):
         """Return SDXL's pooled texts, [B, E], after `context`."""
         return torch.cat([prompt.pooled for prompt in batch.prompts if prompt.pooled is not None])
 
-    def places(self, caption: str, names: Sequence[str]) -> Sequence[Place]:
-        """Return each subject's place among the tokens of the first text encoder. Raises SubjectError."""
-        return places(self.base.texts, caption, names)
+    def token_positions(self, caption: str, names: Sequence[str]) -> Sequence[TokenPosition]:
+        """Return each subject's position among the tokens of the first text encoder. Raises SubjectError."""
+        return token_positions(self.base.texts, caption, names)
 
     def modules_of_base(self) -> tuple[nn.Module, ...]:
         """Return the base's models of which any weight is trained."""

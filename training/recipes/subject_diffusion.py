@@ -17,6 +17,7 @@ from torch import nn
 
 from ...model_patches.adapter import Adapter, AdapterSpec, PhotoSpec, PromptSpec
 from ...model_patches.checkpoints.clip_text import ROOT, text_weights
+from ...model_patches.checkpoints.gated_tensors import gated_names
 from ...model_patches.checkpoints.tensors import part
 from ...model_patches.checkpoints.unet_names import block_paths
 from ...model_patches.encoders.gated import GatedLayers
@@ -24,16 +25,15 @@ from ...model_patches.encoders.grounding import GroundingNet
 from ...model_patches.encoders.mlp import MLP
 from ...model_patches.encoding.framing import bounding_box
 from ...model_patches.errors import MismatchError
-from ...model_patches.families.gligen.layout import gated_names
 from ...model_patches.families.subject_diffusion import layout
 from ...model_patches.families.subject_diffusion.encode import INSIDE
 from ...model_patches.hosts.diffusers.encoders import TextTower
 from ...model_patches.hosts.diffusers.prompt import TextsPromptEncoder
 from ...model_patches.hosts.diffusers.sampling import join_prompts
-from ...model_patches.hosts.diffusers.unet_places import transformer_blocks
+from ...model_patches.hosts.diffusers.unet_blocks import transformer_blocks
 from ...model_patches.prompt.fusion import fuse_prompts
-from ...model_patches.prompt.places import Place
 from ...model_patches.prompt.template import PLACEHOLDER_ID
+from ...model_patches.prompt.token_positions import TokenPosition
 from ...model_patches.subjects import Box, ObjectFeatures, References, ReferenceSubject
 from ..config.setting import chance, setting
 from ..examples.draws import Draw
@@ -89,7 +89,10 @@ class Shown:
 
 
 class SubjectDiffusionTrainee(Trainee):
-    """A Subject-Diffusion model in training."""
+    """A Subject-Diffusion model in training.
+
+    options: of the recipe; the other arguments as in `Trainee`.
+    """
 
     in_prompt = True
     needs_boxes = True
@@ -98,7 +101,7 @@ class SubjectDiffusionTrainee(Trainee):
         super().__init__(base, features, settings)
         self.options, dim, images = options, base.context, features.images
         self.paths, blocks = block_paths(base.unet.state_dict(), "attn2"), transformer_blocks(base.unet)
-        channels = {place: blocks[place].dim for place in self.paths}
+        channels = {block: blocks[block].dim for block in self.paths}
         self.mlp = MLP(images.pooled, dim, dim)
         if not options.photo_in_prompt:
             _make_constant(self.mlp, base.texts.towers[0].embed([PLACEHOLDER_ID])[0])
@@ -123,8 +126,8 @@ class SubjectDiffusionTrainee(Trainee):
         """Return no caption: the text encoder is trained."""
         return []
 
-    def places(self, caption: str, names: Sequence[str]) -> Sequence[Place]:
-        """Return the placeholders' places; of more names than slots, those of the longest ones.
+    def token_positions(self, caption: str, names: Sequence[str]) -> Sequence[TokenPosition]:
+        """Return the placeholders' positions; of more names than slots, those of the longest ones.
 
         Raises SubjectError for a caption that has a placeholder itself, or leaves no room.
         """
@@ -145,9 +148,9 @@ class SubjectDiffusionTrainee(Trainee):
         masks, rows = torch.zeros(len(draws), 2 * k, side, side), torch.zeros(len(draws), 2 * k, dtype=torch.long)
         present = torch.zeros(len(draws), 2 * k, dtype=torch.bool)
         for b, (caption, row) in enumerate(zip(captions, words, strict=True)):
-            found = self.places(caption, [subject.name for subject, _ in row])
-            for i, ((subject, _), place) in enumerate(zip(row, found, strict=True)):
-                for j, at in ((i, place.row), (k + i, place.row - TO_NAME)):
+            found = self.token_positions(caption, [subject.name for subject, _ in row])
+            for i, ((subject, _), position) in enumerate(zip(row, found, strict=True)):
+                for j, at in ((i, position.row), (k + i, position.row - TO_NAME)):
                     masks[b, j], rows[b, j], present[b, j] = _mask(subject), at, True
         device = self.base.unet.device
         where = (tensor.to(device) for tensor in (masks, rows, present))

@@ -45,7 +45,10 @@ class Options:
 
 
 class UmmTrainee(PromptTrainee):
-    """A mapping in training."""
+    """A mapping in training.
+
+    options: of the recipe; mapping: the module; the other arguments as in `Trainee`.
+    """
 
     def __init__(self, base: Base, features: Features, settings: PassSettings, options: Options, mapping: PseudoWords):
         target = base_of_mappings(base)

@@ -49,7 +49,7 @@ def _warnings(given: EncodeInputs, reads_photos: bool, texts: Sequence[torch.Ten
 
 
 def _phrases(spec: AdapterSpec, cast: Cast, names: NameEncoder | None, needed: bool) -> list[torch.Tensor | None]:
-    """[E] of each subject's name; None if it has none and its photo can stand alone, or no text encoder was given
+    """[E] of each subject's name; None if it has none and its photo can be used alone, or no text encoder was given
     and photos can.
     """
     if names is None:

@@ -9,7 +9,7 @@ then taken for the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,16 +17,15 @@ from torch import nn
 
 from ...adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, PhotoSpec
 from ...checkpoints.catalogue import PROJECTION_MATRIX
-from ...checkpoints.tensors import AGAIN, State, assign, missing, part, reading
+from ...checkpoints.gated_tensors import FUSER, fuser_widths, gated_names
+from ...checkpoints.tensors import State, assign, missing, part, reading
 from ...checkpoints.unet_names import CONV_IN, block_paths
-from ...encoders.fuser import GatedFuser
 from ...encoders.gated import GatedLayers
 from ...encoders.grounding import TextImagePositionNet, TextPositionNet, TextSpace
-from ...encoders.leaf_parameter import published_name
 from ...errors import CheckpointError
 
 UNET_PREFIXES = ("", "model.", "model.diffusion_model.", "diffusion_model.", "unet.")  # of a UNet within a file
-NET, FUSER = "position_net.", ".fuser."
+NET = "position_net."
 FIRST_BLOCK = "input_blocks.1.1.transformer_blocks.0"
 TRAINED_OBJECTS = 30  # objects in training
 KINDS = {"null_positive_feature": "text", "null_text_feature": "text_image"}
@@ -103,40 +102,6 @@ def build(state: State, file: str, operations: Any = nn, image_project: torch.Te
     return Adapter(spec, projection, None, gated)
 
 
-def fuser_widths(unet: State, paths: Mapping[str, str], object_dim: int, file: str, prefix: str = "") -> dict[str, int]:
-    """Return the channels of every place, read off its fuser.
-
-    paths: from `unet_names.block_paths`; object_dim: D that they all must take.
-    Raises CheckpointError where one takes another size.
-    """
-    channels = {}
-    for place, path in paths.items():
-        with reading(file, f"{prefix}{path}{FUSER}"):
-            widths = GatedFuser.widths(
-                {"linear.weight": unet[f"{path}{FUSER}linear.weight"]} if f"{path}{FUSER}linear.weight" in unet else {}
-            )
-        if widths["context_dim"] != object_dim:
-            found = f"size {widths['context_dim']} at '{prefix}{path}'"
-            raise CheckpointError(f"gated layers for object tokens of size {object_dim} in '{file}'", found, AGAIN)
-        channels[place] = widths["width"]
-    return channels
-
-
-def gated_names(gated: GatedLayers, paths: list[str], prefix: str, net_prefix: str) -> dict[str, str]:
-    """Return the published name of every tensor of the layers and their net; paths: of the transformer blocks in the
-    file, in order.
-    """
-    names = {}
-    for ours in gated.state_dict():
-        room, _, rest = ours.partition(".")
-        if room == "fusers":
-            number, _, leaf = rest.partition(".")
-            names[ours] = f"{prefix}{paths[int(number)]}{FUSER}{published_name(leaf)}"
-        else:
-            names[ours] = f"{net_prefix}{published_name(rest)}" if room == "net" else ours
-    return names
-
-
 def _prefix(names: Iterable[str]) -> str | None:
     """The prefix of the UNet's names, found by the position net."""
     names = list(names)
@@ -155,7 +120,7 @@ def _net_kind(net: State, file: str) -> str:
 
 
 def _checked_paths(unet: State, prefix: str, file: str) -> dict[str, str]:
-    """Every place of a fuser; in a whole UNet every transformer block has one."""
+    """Every block with a fuser; in a whole UNet every transformer block has one."""
     paths = block_paths(unet, "fuser")
     if paths and not any(f"{path}{FUSER}linear.weight" in unet for path in paths.values()):
         raise CheckpointError(
@@ -163,7 +128,7 @@ def _checked_paths(unet: State, prefix: str, file: str) -> dict[str, str]:
             "gated cross-attention, which GLIGEN uses for other inputs than boxes",
             CHOOSE,
         )
-    absent = [path for place, path in block_paths(unet, "attn2").items() if place not in paths]
+    absent = [path for block, path in block_paths(unet, "attn2").items() if block not in paths]
     if absent or not paths:
         raise missing(f"{prefix}{[*absent, FIRST_BLOCK][0]}{FUSER}linear.weight", file)
     return paths

@@ -3,10 +3,11 @@
 `unet_adapter_weights`: see unet.py; `text_encoder_adapter_weights`: LoRAs of the text encoders; `custom_weights`: the
 heads, what fuses photos with words, and the retrained part of the image encoder.
 
-A bundle is a safetensors file of our own: the first file's tensors below `unet.`, the others' as they are, which begin
-with `text_encoder.`, `text_encoder_2.`, `image_encoder.`, `obj_embeds_proj.`, `face_embeds_proj.`, `mm_fuse_one.` and
-`mm_fuse_two.`; metadata `format` mm_diff, `version` 1. tools/convert_mm_diff.py makes one; tools/train.py too, also for
-SD1.5 and the rehearsal world, which have one text encoder and for which none was published.
+A bundle is a safetensors file in Troupe's format: the first file's tensors below `unet.`, the others' as they are,
+which begin with `text_encoder.`, `text_encoder_2.`, `image_encoder.`, `obj_embeds_proj.`, `face_embeds_proj.`,
+`mm_fuse_one.` and `mm_fuse_two.`; metadata `format` mm_diff, `version` 1. tools/convert_mm_diff.py makes one;
+tools/train.py too, also for SD1.5 and the rehearsal world, which have one text encoder and for which none was
+published.
 """
 
 from __future__ import annotations

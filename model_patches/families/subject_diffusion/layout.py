@@ -5,7 +5,7 @@ bundle.
 `mlp`: photos into the prompt; `proj`: photos into the gated layers; optional `clip_visual`: the last blocks of the
 image encoder, where they were trained too.
 
-A bundle is a safetensors file of our own: the members' tensors below `unet.`, `clip_text.`, `mlp.`, `proj.` and
+A bundle is a safetensors file in Troupe's format: the members' tensors below `unet.`, `clip_text.`, `mlp.`, `proj.` and
 `clip_visual.`, of the UNet only what is read here, with the metadata `format` subject_diffusion, `version` 1,
 `slots`, the number of subjects trained with (2 where it is not said: no tensor tells), and `box_embedding` false where
 the training had none. tools/convert_subject_diffusion.py makes one; tools/train.py too, also for SD1.5 and the
@@ -24,13 +24,13 @@ from ...adapter import Adapter, AdapterSpec, EncoderNeed, GatedSpec, PhotoSpec, 
 from ...bases import BASES, SD2_BASE
 from ...checkpoints.clip_text import text_weights
 from ...checkpoints.clip_vision import overlay
+from ...checkpoints.gated_tensors import FUSER, fuser_widths, gated_names
 from ...checkpoints.tensors import AGAIN, SMALL_NUMBER, State, assign, check, check_format, part, reading
 from ...checkpoints.unet_names import CONV_IN, block_paths, ldm_name, resblocks
 from ...encoders.gated import GatedLayers
 from ...encoders.grounding import GroundingNet
 from ...encoders.mlp import MLP
 from ...errors import CheckpointError
-from ..gligen.layout import FUSER, fuser_widths, gated_names
 from .members import MEMBERS, OPTIONAL
 
 FORMAT, VERSION, SLOTS = "subject_diffusion", 1, 2
@@ -141,7 +141,7 @@ def stream_of(dim: int) -> str:
 
 
 def spec_of(file: str, channels: Mapping[str, int], net: GroundingNet, dim: int, slots: int) -> AdapterSpec:
-    """Return the description of an adapter. channels: of each place's fuser; dim: size of the text embeddings."""
+    """Return the description of an adapter. channels: of each block's fuser; dim: size of the text embeddings."""
     return AdapterSpec(
         "subject_diffusion",
         file,
@@ -196,9 +196,9 @@ def _input_width(unet: State, file: str) -> int:
 def _paths(unet: State, file: str) -> dict[str, str]:
     """Every transformer block of the UNet; each must have its fuser."""
     fusers, attentions = block_paths(unet, "fuser"), block_paths(unet, "attn2")
-    for place, path in {**attentions, **fusers}.items():
+    for block, path in {**attentions, **fusers}.items():
         for found, name in ((fusers, f"{path}{FUSER}linear.weight"), (attentions, f"{path}.{TRAINED_KEYS[0]}")):
-            if place not in found:
+            if block not in found:
                 raise CheckpointError(f"the tensor '{name}' in '{file}'", "no such tensor", AGAIN)
     return fusers
 
@@ -219,7 +219,7 @@ def _unet_weights(unet: State, paths: Mapping[str, str], channels: Mapping[str, 
     """What replaces the base model's: keys and values of the text, and the first convolution without its mask channel,
     by LDM names.
     """
-    shapes = {f"{path}.{key}": (channels[place], dim) for place, path in paths.items() for key in TRAINED_KEYS}
+    shapes = {f"{path}.{key}": (channels[block], dim) for block, path in paths.items() for key in TRAINED_KEYS}
     shapes |= {
         "conv_in.weight": tuple(unet["conv_in.weight"].shape),
         "conv_in.bias": tuple(unet["conv_in.weight"].shape[:1]),

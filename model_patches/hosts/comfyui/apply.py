@@ -7,7 +7,7 @@ from typing import Any
 
 from ...adapter import GatedSpec, PhotoSpec
 from ...base_mismatch import base_mismatch
-from ...binding.checks import check_names, check_places, check_widths, may_act
+from ...binding.checks import check_blocks, check_names, check_widths, may_act
 from ...binding.settings import GatedSettings, ImageAttentionSettings
 from ...binding.two_strengths import MIDDLE, NEGATIVE, POSITIVE, ROLES
 from ...families.encode import encode_subjects
@@ -103,10 +103,10 @@ def apply_gated(
         block.path.removesuffix(".attn2"): block
         for block in attention_blocks(model.get_model_object("diffusion_model"))
     }
-    check_places(
+    check_blocks(
         adapter.spec, {path: block.width for path, block in blocks.items()}, next(iter(blocks.values())).context_dim
     )
-    keys = [blocks[path].key for path in adapter.spec.part(GatedSpec).places]
+    keys = [blocks[path].key for path in adapter.spec.part(GatedSpec).block_widths]
     return _attached(
         model, GatedAdapter(references, settings, keys, negative is not None, node_id), positive, negative, middle
     )

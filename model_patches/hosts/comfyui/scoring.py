@@ -10,7 +10,7 @@ import torch
 
 from ...errors import MismatchError, SubjectError
 from ...scores import colours
-from ...scores.finding import Found, Wanted, places_in
+from ...scores.finding import Found, Wanted, regions_in
 from ...scores.scoring import (
     ClipPictures,
     PictureEncoder,
@@ -82,11 +82,11 @@ def score(
     run = None if given.record is None else given.record.run
     found = Found(run, given.record is not None, given.bounding_boxes, given.segs, given.masks)
     wanted = [Wanted(s.name, s.box, s.region) for s in subjects]
-    places = places_in(wanted, found, len(pictures), (pictures.shape[2], pictures.shape[1]), warn)
+    regions = regions_in(wanted, found, len(pictures), (pictures.shape[2], pictures.shape[1]), warn)
     text, why = prompt_vector(given.clip, given.prompt, looking)
     if text is not None and why:
         warn(why)
-    scores = score_pictures(pictures, looks, places, looking, threshold, text)
+    scores = score_pictures(pictures, looks, regions, looking, threshold, text)
     return scores, why if text is None else ""
 
 
@@ -115,7 +115,7 @@ def prompt_vector(clip: Any, prompt: str, encoder: PictureEncoder) -> tuple[torc
     """Return the prompt [E] by the text encoder that was trained with the image encoder, and what to say about it: why
     there is none, or that the prompt was cut.
 
-    An encoder is matched by its sizes only; a projection that is the identity stands for one that the file left out.
+    An encoder is matched by its sizes only; a projection that is the identity replaces one that the file left out.
     """
     if not isinstance(encoder, ClipPictures):
         return None, ONLY_CLIP if clip is not None else ""

@@ -72,7 +72,7 @@ def encode_references(
 
 
 class ClipImages:
-    """A `interfaces.ImageEncoder` on CLIP ViT-H, ViT-bigG or ViT-L. weights: tensors that stand in for the model's own,
+    """A `interfaces.ImageEncoder` on CLIP ViT-H, ViT-bigG or ViT-L. weights: tensors that replace the model's own,
     which stays as it is.
     """
 

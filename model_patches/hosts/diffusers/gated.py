@@ -14,7 +14,7 @@ from torch import nn
 
 from ...adapter import Adapter, GatedSpec
 from ...attention.gated import ObjectTokens
-from ...binding.checks import check_places, may_act
+from ...binding.checks import check_blocks, may_act
 from ...binding.layer_tokens import COND, UNCOND
 from ...binding.plan import GatedStrengths, gated_strengths
 from ...binding.run_cache import RunCache
@@ -24,7 +24,7 @@ from ...encoders.fuser import GatedFuser
 from ...encoders.gated import GatedLayers
 from ...subjects import References
 from .image_attention import check_parts, spans_at
-from .unet_places import transformer_blocks
+from .unet_blocks import transformer_blocks
 
 GLIGEN_KEY = "gligen"  # diffusers' key in cross_attention_kwargs; without it a block does not call its fuser
 
@@ -34,7 +34,7 @@ class GatedAdapter:
 
     Entering puts the fusers in place, leaving takes away what was added; several may be nested, also with image
     attention. Those entered first act first. Before each model call say where the run is with `at`, and with `roles`
-    what the parts of the batch are, where that changes.
+    what the parts of the batch are, where that changes. unet: the model; settings: the widgets.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class GatedAdapter:
         spec = references.adapter.spec
         self._idle = not may_act(references, settings, "Bind these references with ImageAttention.")
         self._gated = cast(GatedLayers, cast(Adapter, references.adapter).gated)
-        self._places = spec.part(GatedSpec).places
+        self._paths = tuple(spec.part(GatedSpec).block_widths)
         if self._idle:
             return
-        check_places(
+        check_blocks(
             spec, {path: block.dim for path, block in self._blocks.items()}, unet.config["cross_attention_dim"]
         )
         self.at(0.0)
@@ -68,11 +68,11 @@ class GatedAdapter:
         # it runs once, and in half precision the boxes would lose two digits
         gated.net.to(self._unet.device, torch.float32)
         gated.fusers.to(self._unet.device, self._unet.dtype)
-        for index, (path, fuser) in enumerate(zip(self._places, gated.fusers, strict=True)):
+        for index, (path, fuser) in enumerate(zip(self._paths, gated.fusers, strict=True)):
             block = self._blocks[path]
             previous = getattr(block, "fuser", None)
             self._before.append((block, previous))
-            block.add_module("fuser", FuserPlace(previous, self, index, cast(GatedFuser, fuser)))
+            block.add_module("fuser", FuserOfBlock(previous, self, index, cast(GatedFuser, fuser)))
             self._hooks.append(block.register_forward_pre_hook(self._announce, with_kwargs=True))
         if gated.mask_conv is not None:
             gated.mask_conv.to(self._unet.device, self._unet.dtype)
@@ -160,9 +160,11 @@ def apply_gated(
     return GatedAdapter(unet, references, settings, roles)
 
 
-class FuserPlace(nn.Module):
+class FuserOfBlock(nn.Module):
     """The module that a block calls between its self- and its cross-attention: the fuser that was there before, then
-    ours.
+    Troupe's.
+
+    previous: that fuser, or None; owner: the adapter of the run; index: of the layer; fuser: its own.
     """
 
     def __init__(self, previous: nn.Module | None, owner: GatedAdapter, index: int, fuser: GatedFuser):
@@ -174,7 +176,7 @@ class FuserPlace(nn.Module):
         gave none.
         """
         previous, owner, index, fuser = self._parts
-        if isinstance(previous, FuserPlace) or (previous is not None and objects is not None):
+        if isinstance(previous, FuserOfBlock) or (previous is not None and objects is not None):
             x = previous(x, objects)
         if not owner.active:
             return x

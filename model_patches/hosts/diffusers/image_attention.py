@@ -25,12 +25,11 @@ from ...binding.run_limits import RunLimits
 from ...binding.run_tokens import RunTokens, TextLayers, through_base
 from ...binding.settings import ImageAttentionSettings
 from ...binding.stack import DeltaStack, at_first_call
-from ...encoders.decoupled import DecoupledLayers
-from ...encoders.mm_diff import LoraLayers
+from ...encoders.decoupled import ImageLayers
 from ...errors import MismatchError
 from ...relevance.maps import AppliedMaps
-from ...relevance.place_check import PlaceLook, look_in_step
-from ...relevance.sums import OwnedSums
+from ...relevance.overlap_check import OverlapLook, look_in_step
+from ...relevance.sums import LimitedSums
 from ...subjects import References
 from .cross_layers import CrossLayer, TextAttention, cross_layers
 
@@ -46,7 +45,9 @@ class ImageAttention:
     Entering sets processors on the attn2 layers, leaving restores what was there; several may be nested, their deltas
     never feed each other. Weight 0, or a cast that is empty or all at weight 0,
     leaves the UNet unchanged. Before each model call say where the run
-    is with `at`, and with `roles` what the parts of the batch are, where that changes. merged: strength at which
+    is with `at`, and with `roles` what the parts of the batch are, where that changes.
+
+    unet: the model; settings: the widgets; merged: strength at which
     `base_weights` has the adapter's own weights on the UNet; recording: whether `maps` can say afterwards which
     positions each subject affected.
 
@@ -65,8 +66,8 @@ class ImageAttention:
         recording: bool = False,
     ):
         self.references, self.settings, self.roles, self.merged = references, settings, tuple(roles), merged
-        self.recording, self._seen = recording, OwnedSums(references, settings.mixing)
-        self._look: PlaceLook | None = None
+        self.recording, self._seen = recording, LimitedSums(references, settings.mixing)
+        self._look: OverlapLook | None = None
         self._unet, self._layers = unet, cross_layers(unet)
         self._run = RunCache()
         self._grids: dict[Transformer2DModel, tuple[int, int]] = {}
@@ -74,7 +75,7 @@ class ImageAttention:
         self._hooks: list[Any] = []
         self._now: ImageStrengths | None = None
         # whose file has them, as check_widths finds
-        self._image_layers = cast("DecoupledLayers | LoraLayers", cast(Adapter, references.adapter).layers)
+        self._image_layers = cast("ImageLayers", cast(Adapter, references.adapter).layers)
         self._idle = not may_act(references, settings, "Bind these references with GatedAdapter.")
         if self._idle:
             return
@@ -154,7 +155,7 @@ class ImageAttention:
     def observer(
         self, transformer: Transformer2DModel, roles: Sequence[str]
     ) -> Callable[[torch.Tensor, torch.Tensor], None] | None:
-        """Return what a layer of this transformer is to tell who owns its positions and the relevance, [G, B, M, N] for
+        """Return the callback that takes the shares and the relevance of a layer of this transformer, [G, B, M, N] for
         groups of these roles; None unless somebody listens.
         """
         grid = self._grids.get(transformer)
@@ -165,11 +166,11 @@ class ImageAttention:
         weights = () if self._now is None else self._now.weights
         shown = [WHOLE if role == COND else None for role in roles]
 
-        def observe(owned: torch.Tensor, relevance: torch.Tensor) -> None:
+        def observe(limited_shares: torch.Tensor, relevance: torch.Tensor) -> None:
             if check is not None:
                 check.add(relevance[roles.index(COND)])
             if self.recording:
-                self._seen.add(owned, self._tokens.acting(weights), grid, shown)
+                self._seen.add(limited_shares, self._tokens.acting(weights), grid, shown)
 
         return observe
 
@@ -179,7 +180,7 @@ class ImageAttention:
         subjects, mixing, device = self.references.subjects, self.settings.mixing, self._unet.device
         self._look = look_in_step(step, steps, subjects, weights, mixing, pictures, latent, device)
 
-    def places_seen(self) -> list[str]:
+    def overlaps_seen(self) -> list[str]:
         """Return a warning for each picture in which `look` found two subjects in one place."""
         look, self._look = self._look, None
         return [] if look is None else look.warnings()

@@ -17,7 +17,10 @@ from .encoders import ClipTexts, Prompt
 
 
 class TextsPromptEncoder:
-    """A `fusion.PromptEncoder` on the text encoders of a base model, with an adapter's fusion modules beside them."""
+    """A `fusion.PromptEncoder` on the text encoders of a base model, with an adapter's fusion modules beside them.
+
+    texts: the encoders; fusion: the modules by encoder, or None.
+    """
 
     def __init__(self, texts: ClipTexts, fusion: nn.ModuleDict | None):
         self._towers, self._texts, self._fusion = {tower.stream: tower for tower in texts.towers}, texts, fusion

@@ -119,7 +119,7 @@ def sample(
                 unet(rows, t, encoder_hidden_states=context, added_cond_kwargs=extra).sample.float().chunk(len(now))
             )
             if warn is not None:
-                for sentence in (sentence for apply in looking for sentence in apply.places_seen()):
+                for sentence in (sentence for apply in looking for sentence in apply.overlaps_seen()):
                     warn(sentence)
             each = zip(shares.values(), predictions, strict=True)
             guided = cast(torch.Tensor, sum(share * prediction for share, prediction in each))  # of one at least

@@ -161,7 +161,7 @@ def text_boxes(patcher):
     layers, state = adapter.gated_patcher.model, {}
     for name, tensor in published(layers.fusers.state_dict()).items():
         i, rest = name.split(".", 1)
-        state[f"{list(adapter.spec.part(GatedSpec).places)[int(i)]}.fuser.{rest}"] = tensor
+        state[f"{list(adapter.spec.part(GatedSpec).block_widths)[int(i)]}.fuser.{rest}"] = tensor
     state |= {f"position_net.{name}": tensor for name, tensor in published(layers.net.state_dict()).items()}
 
     class Clip:

@@ -16,7 +16,7 @@ SEEDS = {files.UNET: 1, files.TEXTS: 2, files.IMAGES: 3, files.ADAPTERS["ip"]: 4
 def write_base(folder: Path) -> None:
     """UNet, text encoder and image encoder, float16."""
     from troupe.rehearsal.engine import nets
-    from troupe.rehearsal.vocabulary import known_ids
+    from troupe.rehearsal.training.vocabulary import known_ids
 
     modules = {
         files.UNET: nets.unet(),

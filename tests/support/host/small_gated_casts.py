@@ -69,7 +69,7 @@ class GatedStage:
         net, fusers = (published(m.state_dict()) for m in (module.net, module.fusers))
         per_layer = [
             {k.split(".", 1)[1]: v for k, v in fusers.items() if k.split(".", 1)[0] == str(i)}
-            for i in range(len(spec.places))
+            for i in range(len(spec.block_widths))
         ]
         s = references.subjects
         boxes = [None if x.box is None else (x.box.x, x.box.y, x.box.x + x.box.w, x.box.y + x.box.h) for x in s]

@@ -49,3 +49,23 @@ def references_of(kind, names=("cat", "red fox"), weights=(1.0, 1.0)):
         }
         made.append(ReferenceSubject(name, None, None, weight, words=words))
     return References(adapter_of(kind.split()[0], streams, tokens), tuple(made), None)
+
+
+TEXT, FUSED, NEGATIVE = 1.0, 2.0, 5.0  # told apart by their first value
+
+
+def prompt(base="SD15", start_percent=0.0, start_step=-1, dim=64):
+    """A fused conditioning whose plain version is all TEXT, and a negative; for SDXL with pooled outputs to match."""
+    from troupe.model_patches.hosts.comfyui.sampling.prompt_switch import PROMPT_KEY, FusedPrompt
+
+    def filled(value, *shape):
+        return torch.full(shape, value)
+
+    pooled = {v: filled(v, 1, 1280) for v in (TEXT, FUSED, NEGATIVE)}
+    texts = (pooled[TEXT], pooled[FUSED]) if base == "SDXL" else (None, None)
+    record = FusedPrompt(
+        filled(FUSED, 1, 77, dim), filled(TEXT, 1, 77, dim), texts[0], start_percent, start_step, texts[1]
+    )
+    return [[filled(FUSED, 1, 77, dim), {"pooled_output": pooled[FUSED], PROMPT_KEY: record}]], [
+        [filled(NEGATIVE, 1, 77, dim), {"pooled_output": pooled[NEGATIVE]}]
+    ]

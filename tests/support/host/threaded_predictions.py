@@ -129,3 +129,17 @@ def split(models, at_once=True):
         yield
     finally:
         comfy.samplers._calc_cond_batch = original
+
+
+def sample(model, positive, negative, seed=1, steps=2, size=(16, 16)):
+    """As KSampler, without the random numbers that all threads share."""
+    import comfy.samplers
+
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(5.0)
+    noise = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(seed))
+    sigmas = comfy.samplers.calculate_sigmas(model.model.model_sampling, "normal", steps)
+    return guider.sample(
+        noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True
+    )

@@ -37,7 +37,7 @@ def paint_scored(workflow: dict[str, Any]) -> Scored:
     load_pack()
     from troupe.model_patches.scores.choice import best
     from troupe.model_patches.scores.colours import NAME, ColourPictures
-    from troupe.model_patches.scores.finding import Found, Wanted, places_in
+    from troupe.model_patches.scores.finding import Found, Wanted, regions_in
     from troupe.model_patches.scores.scoring import looks_of_cast, score_pictures
     from troupe.rehearsal.engine.paint import load_rehearsal, paint
     from troupe.rehearsal.files import OFFERED
@@ -60,10 +60,10 @@ def paint_scored(workflow: dict[str, Any]) -> Scored:
     if graph.value(node, "encoder") != NAME:
         raise ValueError(f"the thumbnail scores by {NAME} only")
     encoder = ColourPictures()
-    places = places_in(
+    regions = regions_in(
         [Wanted(s.name, s.box, s.region) for s in cast.subjects], Found(), len(pictures), tuple(pictures.shape[2:0:-1])
     )
-    scores = score_pictures(pictures, looks_of_cast(cast, encoder), places, encoder, graph.value(node, "threshold"))
+    scores = score_pictures(pictures, looks_of_cast(cast, encoder), regions, encoder, graph.value(node, "threshold"))
     return Scored(pictures, scores, best([one.score for one in scores.pictures], 1)[0])
 
 

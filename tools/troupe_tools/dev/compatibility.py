@@ -104,7 +104,7 @@ def read(path: Path) -> Record:
 
 def merged(records: Sequence[Record], found: Iterable[Record]) -> list[Record]:
     """Return the records with new ones: of the same host, the same commit is filled up and another one replaced, as is
-    one with changes, of which nobody knows whether they are the same. Newest ComfyUI first.
+    one with changes, which may or may not be the same. Newest ComfyUI first.
     """
     kept = {tuple(record[name] for name in HOST): record for record in records}
     for record in found:

@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
 
         print("\n".join(f"wrote {path}" for path in adopt(options.folder, options.minutes)))
     elif options.what == "sheet":
-        from troupe.rehearsal.engine.sheet import sheet
+        from troupe.rehearsal.training.sheet import sheet
 
         export.export_all(checkpoints, exported)
         print(f"wrote {sheet(exported, checkpoints / 'sheet.png')}")

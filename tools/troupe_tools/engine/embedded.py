@@ -245,7 +245,7 @@ def _faces(subject: SubjectJob, pictures: list[torch.Tensor], number: int, model
 
 
 def _placed(cast: Cast, apply: ApplyJob, warn: Say) -> Cast:
-    """The cast with the boxes of the Place Subjects nodes that stand behind its last subject."""
+    """The cast with the boxes of the Place Subjects nodes that follow its last subject."""
     for place in apply.places:
         if place.subjects == len(cast.subjects):
             cast = place_subjects(cast, place.width, place.height, place.boxes, place.layout, warn=warn)[0]

@@ -35,7 +35,7 @@ from troupe.model_patches.adapter import AdapterSpec, PhotoSpec  # noqa: E402
 from troupe.model_patches.checkpoints.clip_vision import encoder_widths  # noqa: E402
 from troupe.model_patches.hosts.diffusers.cross_layers import cross_layers  # noqa: E402
 from troupe.model_patches.hosts.diffusers.encoders import ClipImages, ClipTexts, load_adapter  # noqa: E402
-from troupe.model_patches.hosts.diffusers.unet_places import transformer_blocks  # noqa: E402
+from troupe.model_patches.hosts.diffusers.unet_blocks import transformer_blocks  # noqa: E402
 
 TEXT_WIDTHS = (64, 128)  # of the two small text encoders
 CLIP_L = 768  # width of the real first one

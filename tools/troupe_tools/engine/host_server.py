@@ -1,4 +1,4 @@
-"""A ComfyUI server of our own for one run: on the loopback, with a base folder of its own and the pack linked
+"""A ComfyUI server that is started for one run: on the loopback, with a base folder of its own and the pack linked
 into it.
 """
 

@@ -124,7 +124,7 @@ def with_reports(prompt: dict[str, Any]) -> tuple[dict[str, Any], int]:
 def run_on_comfyui(
     host: Host, edited: Edited, folders: ModelFolders, random: bool, say: Say, progress: Progress
 ) -> Result:
-    """Run an edited workflow on a server of our own. Raises RunError."""
+    """Run an edited workflow on a server that is started for it. Raises RunError."""
     said: list[str] = []
     with tempfile.TemporaryDirectory(prefix="troupe_run_") as temporary:
         base = Path(temporary)

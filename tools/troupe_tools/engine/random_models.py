@@ -204,9 +204,9 @@ def write_gligen(path: Path, places: Mapping[str, int], object_dim: int, feature
     places: as in `GatedSpec`; feature_dim: of the text encoder's pooled vectors and of the image encoder's.
     """
     load_pack()
+    from troupe.model_patches.checkpoints.gated_tensors import gated_names
     from troupe.model_patches.encoders.gated import GatedLayers
     from troupe.model_patches.encoders.grounding import TextImagePositionNet, TextPositionNet
-    from troupe.model_patches.families.gligen.layout import gated_names
 
     photos = "image" in path.name.lower()
     layers = randomise(

@@ -15,13 +15,13 @@ from .random_models import VISION, randomise, save
 
 load_pack()
 
+from troupe.model_patches.checkpoints.gated_tensors import gated_names  # noqa: E402
 from troupe.model_patches.encoders.gated import GatedLayers  # noqa: E402
 from troupe.model_patches.encoders.grounding import GroundingNet  # noqa: E402
 from troupe.model_patches.encoders.mlp import MLP  # noqa: E402
 from troupe.model_patches.encoders.mm_diff import MMDiffHeads  # noqa: E402
 from troupe.model_patches.encoders.pseudo_words import PseudoWords  # noqa: E402
 from troupe.model_patches.encoders.words import WordFusion  # noqa: E402
-from troupe.model_patches.families.gligen.layout import gated_names  # noqa: E402
 from troupe.model_patches.families.mm_diff.layout import MEMBERS as MM_DIFF  # noqa: E402
 
 State = dict[str, torch.Tensor]

@@ -134,7 +134,7 @@ def _maps(run: Any, picture: Image.Image) -> list[Image.Image]:
 def _sheet(
     references: list[tuple[str, Image.Image]], made: dict[str, Image.Image], maps: list[Image.Image]
 ) -> Image.Image:
-    """References, the same seed with every merge, and who owned which part: three labelled rows."""
+    """References, the same seed with every merge, and which part each subject affected: three labelled rows."""
     side = 256
     rows = [
         [

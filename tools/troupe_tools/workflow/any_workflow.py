@@ -106,7 +106,7 @@ def _from_prompt(prompt: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(eq=False)
 class Level:
-    """The nodes and links of one graph, and the subgraphs in it by the id of the node that stands for each."""
+    """The nodes and links of one graph, and the subgraphs in it by the id of the node that represents each."""
 
     nodes: list[dict[str, Any]]
     links: list[Link]
@@ -141,7 +141,7 @@ class Level:
 
 @dataclass(eq=False, kw_only=True)
 class SubgraphLevel(Level):
-    """A subgraph's level for one node that stands for it on level `parent`; inputs: names of the subgraph's."""
+    """A subgraph's level for one node that represents it on level `parent`; inputs: names of the subgraph's."""
 
     parent: Level
     stands_for: Node
@@ -155,7 +155,7 @@ class SubgraphLevel(Level):
     def wired(self, slot: int) -> Any:
         """Return the outer link at one of the subgraph's inputs, or None.
 
-        The node that stands for it lists only some of them, so they go by name.
+        The node that represents it lists only some of them, so they go by name.
         """
         name = self.inputs[slot] if slot < len(self.inputs) else None
         outer = self.stands_for.inputs
@@ -167,7 +167,7 @@ class SubgraphLevel(Level):
 
     def origin(self, source: Any, slot: int, kind: Any) -> Origin | None:
         """Return the same as a level does, and through the subgraph's own inputs to what is wired into the node that
-        stands for it.
+        represents it.
         """
         if source == INSIDE:
             return self.parent.outer(self.wired(slot), kind)
@@ -205,7 +205,7 @@ def _laid_open(workflow: dict[str, Any]) -> dict[str, Any]:
 
 
 def _below(level: Level, node: Node, graph: dict[str, Any]) -> SubgraphLevel:
-    """A subgraph's level; its nodes are muted or bypassed where the node that stands for it is, and have the values of
+    """A subgraph's level; its nodes are muted or bypassed where the node that represents it is, and have the values of
     its widgets.
     """
     graph = with_broadcasts(graph)
@@ -246,10 +246,10 @@ def _below(level: Level, node: Node, graph: dict[str, Any]) -> SubgraphLevel:
 
 
 def _shown_values(node: Node, inputs: Sequence[Any], shown: Sequence[int]) -> Iterator[tuple[int, Any]]:
-    """(slot of the subgraph, value) of the widgets on the node that stands for it.
+    """(slot of the subgraph, value) of the widgets on the node that represents it.
 
     Files that say which widget is whose (`proxyWidgets`: node id and name, "-1" for an input of the subgraph) are taken
-    at their word; in others the values stand in the order of the slots.
+    at their word; in others the values are in the order of the slots.
     """
     values, proxies = node.raw.get("widgets_values") or [], (node.raw.get("properties") or {}).get("proxyWidgets") or []
     proxies = json.loads(proxies) if isinstance(proxies, str) else proxies

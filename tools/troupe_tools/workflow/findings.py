@@ -1,4 +1,4 @@
-"""What stands between a workflow and a run: nodes that are not there, wires that do not fit, values that are not
+"""What keeps a workflow from running: nodes that are not there, wires that do not fit, values that are not
 allowed. One sentence each.
 """
 
@@ -277,7 +277,7 @@ def _misfit(node: Node, name: Any, wanted: Any, source: Node, given: Any) -> Fin
 def wrong_values(graph: Graph, info: Info, files: list[Needed]) -> Iterator[Finding]:
     """Yield the widget values outside their options or range.
 
-    Model files that are missing anyway (`files`) are not told twice.
+    Model files that are missing anyway (`files`) are not reported twice.
     """
     gone = {file.name for file in files}
     for node in _reached(graph, info):

@@ -12,7 +12,7 @@ PREFIXES = ("workflow/", "workflow>")  # how the class of a group node begins, i
 
 def group_nodes(workflow: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return every group of the workflow (`extra.groupNodes`) as the definition of a subgraph, by the class of the
-    nodes that stand for it.
+    nodes that represent it.
     """
     groups = (workflow.get("extra") or {}).get("groupNodes") or {}
     found = {
@@ -53,7 +53,7 @@ def _as_subgraph(name: str, group: dict[str, Any]) -> dict[str, Any]:
 
 
 def give_values(nodes: list[dict[str, Any]], values: Any) -> None:
-    """Give the nodes of a group the values that the node that stands for it has saved, one node's after another's; left
+    """Give the nodes of a group the values that the node that represents it has saved, one node's after another's; left
     alone where their number differs.
     """
     own = [raw.get("widgets_values") or [] for raw in nodes]
@@ -81,7 +81,7 @@ def _shown(group: dict[str, Any], place: int, side: str, key: Any, usual: bool) 
 
 
 def _name(group: dict[str, Any], raw: dict[str, Any], slot: dict[str, Any], before: list[dict[str, Any]]) -> str:
-    """An input's name on the node that stands for the group: its own, its label or the author's, with the inner node's
+    """An input's name on the node that represents the group: its own, its label or the author's, with the inner node's
     title where another has it already.
     """
     own = str(slot.get("name"))

@@ -1,4 +1,4 @@
-"""What the nodes of the pack IPAdapter_plus say: which of them Troupe's can stand for, with their settings, and why not
+"""What the nodes of the pack IPAdapter_plus say: which of them Troupe's can replace, with their settings, and why not
 for the others.
 """
 
@@ -102,7 +102,7 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Stacked:
-    """One photo that Troupe's nodes can stand for. framing: center, or pad for a photo with borders; spent: nodes that
+    """One photo whose nodes Troupe's can replace. framing: center, or pad for a photo with borders; spent: nodes that
     it alone may have needed.
 
     node: the one on the MODEL wire; photo_node: the one that has the photo, with its mask in the input `mask`; the same
@@ -302,7 +302,7 @@ def _origin(graph: Graph, node: Node, name: str) -> tuple[Any, int] | None:
 
 
 def _preset(graph: Graph, loader: Node) -> tuple[str, str]:
-    """The file that a preset stands for, and a remark where the base model had to be guessed."""
+    """The file that a preset means, and a remark where the base model had to be guessed."""
     preset = str(settings_of(graph, loader).get("preset", ""))
     files = next((files for start, files in PRESETS.items() if preset.lower().startswith(start)), None)
     if files is None:

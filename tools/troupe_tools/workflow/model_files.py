@@ -138,8 +138,8 @@ def file_values(node: Node, entry: dict[str, Any] | None = None) -> Iterator[str
     """Yield the values of a node that name model files, with forward slashes. Our adapters, which have several folders,
     are not among them.
 
-    entry: the host's description of the class, by which texts are told from choices; without one a text is known by its
-    socket or by what no file name has.
+    entry: the host's description of the class, by which texts are distinguished from choices; without one a text is
+    known by its socket or by what no file name has.
     """
     named = named_values(node, entry) if entry else _saved_values(node)
     texts = (

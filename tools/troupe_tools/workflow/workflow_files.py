@@ -65,9 +65,7 @@ def _in_picture(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def _png_texts(content: bytes) -> Iterator[tuple[str, str]]:
-    """(key, text) of a PNG's text chunks, and of those that ComfyUI puts into animated ones; pixels are not
-    looked at.
-    """
+    """(key, text) of a PNG's text chunks, and of those that ComfyUI puts into animated ones; pixels are not read."""
     at = len(PNG)
     while at + 8 <= len(content):
         length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]

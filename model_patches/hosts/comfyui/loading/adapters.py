@@ -258,7 +258,7 @@ def fingerprint(name: str | None) -> str:
 
 
 def find_clip_vision(need: EncoderNeed) -> str | None:
-    """Return the file of models/clip_vision whose headers show an encoder of the needed widths, whatever it is called,
+    """Return the file of models/clip_vision whose headers show an encoder of the needed widths under any name,
     a published name before others; see `best_encoder`.
     """
     names = sorted(folder_paths.get_filename_list("clip_vision"), key=lambda name: published_file(name) is None)
@@ -294,7 +294,7 @@ def _load_clip_vision(path: str, name: str, need: EncoderNeed) -> Any:
 
 
 def _patcher(module: torch.nn.Module, disable_dynamic: bool = False) -> Any:
-    """The host's memory management around a module of ours (its dynamic kind where the host has one, unless
+    """The host's memory management around a module of Troupe (its dynamic kind where the host has one, unless
     disabled).
     """
     plain = comfy.model_patcher.ModelPatcher

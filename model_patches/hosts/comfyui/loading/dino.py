@@ -43,7 +43,10 @@ class Network(torch.nn.Module):
 
 
 class DinoPictures:
-    """A DINO as a `scoring.PictureEncoder`: the CLS token after the last norm."""
+    """A DINO as a `scoring.PictureEncoder`: the CLS token after the last norm.
+
+    model: from `dino.build`; name: for the report.
+    """
 
     size = dino.SIZE
 

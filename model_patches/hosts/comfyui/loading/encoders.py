@@ -22,6 +22,8 @@ class HostImageEncoder:
     """A CLIP_VISION of the host.
 
     Pixels go through the host's own preprocessing; zero pixel values need the model itself.
+
+    clip_vision: the CLIP_VISION. Raises MismatchError if it is an encoder of another kind.
     """
 
     def __init__(self, clip_vision: Any):

@@ -24,7 +24,10 @@ OFFICIAL_QUIRKS = "official"
 
 
 class HostPromptEncoder:
-    """A CLIP of the host with an adapter's fusion modules beside it."""
+    """A CLIP of the host with an adapter's fusion modules beside it.
+
+    clip: the CLIP; adapter: has the modules.
+    """
 
     def __init__(self, clip: Any, adapter: HostAdapter):
         self._clip, self._adapter = clip, adapter

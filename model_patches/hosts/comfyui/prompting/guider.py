@@ -15,7 +15,7 @@ import node_helpers
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ....attention.guidance import equivalent_uncond, subject_guidance, umm_guidance
+from ....attention.guidance import equivalent_uncond, subject_guidance, umm_condition
 from ....binding.layer_tokens import COND
 from ....binding.two_strengths import (
     MIDDLE,
@@ -40,7 +40,10 @@ ANY = 0.5  # a second strength that leaves no branch out, for one that only the 
 
 
 class GuidanceSchedule:
-    """The second strength in each call of one run."""
+    """The second strength in each call of one run.
+
+    settings: the widgets; model_sampling: the host's, which maps percents to sigmas; clock: of the run.
+    """
 
     def __init__(self, guidance: Guidance, model_sampling: Any, clock: Clock):
         self.guidance, self.clock, self._sampling = guidance, clock, model_sampling
@@ -72,7 +75,10 @@ class GuidanceSchedule:
 
 
 class TwoScaleGuider(comfy.samplers.CFGGuider, ABC):
-    """A guider with a second scale. Subclasses say which branches there are and how they become one."""
+    """A guider with a second scale. Subclasses say which branches there are and how they become one.
+
+    model: a MODEL, on which `PromptSwitch` is attached; settings: the widgets.
+    """
 
     def __init__(self, model: Any, guidance: Guidance, cfg: float):
         super().__init__(model)
@@ -248,11 +254,7 @@ class UMMGuider(TwoScaleGuider):
         fused, text, null = self.branches(lists, x, timestep, options)
         if isinstance(alpha, torch.Tensor):
             alpha = alpha.view(-1, *[1] * (x.ndim - 1))
-        cond = (
-            umm_guidance(None, text, [fused], 1.0, [alpha])
-            if isinstance(alpha, float)
-            else text + alpha * (fused - text)
-        )
+        cond = umm_condition(text, fused, alpha) if isinstance(alpha, float) else text + alpha * (fused - text)
         return self.guided([cond, null], [lists[0] or lists[1], lists[2]], x, timestep, options)
 
 

@@ -56,6 +56,8 @@ class Clock:
 
     The sampler's callback counts finished steps; with the schedule that bounds the sigma of the next call. Only where a
     range begins or ends between the bounds (or where nothing counts) the sigma itself is read, which makes a GPU wait.
+
+    sigmas: the schedule of the run, or None if it is unknown; sampler: the host's.
     """
 
     def __init__(self, sigmas: torch.Tensor | None, sampler: Any = None):

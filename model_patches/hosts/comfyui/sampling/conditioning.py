@@ -134,8 +134,9 @@ def text_source(area: Any, areas: Sequence[Any]) -> int:
 
 
 class Roles:
-    """The roles of a run's conditioning entries for one Apply node. positive_wired, negative_wired: whether that node's
-    inputs were.
+    """The roles of a run's conditioning entries for one Apply node.
+
+    apply_id: of that node's hook; positive_wired, negative_wired: whether its inputs were; lists: of the run.
     """
 
     def __init__(self, apply_id: str, positive_wired: bool, negative_wired: bool, lists: Lists):

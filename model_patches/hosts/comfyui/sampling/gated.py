@@ -32,8 +32,10 @@ FIRST_CONVOLUTION = ("input", 0)  # the UNet's first convolution, as the host na
 
 
 class GatedAdapter(Hook):
-    """Apply Gated Adapter's wrappers on a MODEL. keys: the host's key of each layer's transformer block, in the
-    adapter's order.
+    """Apply Gated Adapter's wrappers on a MODEL.
+
+    settings: its widgets; keys: the host's key of each layer's transformer block, in the adapter's order; the others as
+    in `Hook`, with positive always wired.
     """
 
     node = "Apply Gated Adapter"

@@ -26,7 +26,7 @@ from .clock import Clock, sigma_range
 from .conditioning import KEY, ConditioningChunk, Lists, Roles, foreign_ids
 from .execution import executing, first_time
 from .other_packs import named
-from .places import tell_places
+from .overlaps import tell_overlaps
 from .prompt_switch import AFTER, BEFORE, PHASE, PromptSwitch
 from .rows import tiles_in
 from .run import Run
@@ -37,7 +37,11 @@ REFINING = 0.3  # a run that begins after this percent keeps the layout of its l
 
 
 class Hook(ABC):
-    """One Apply node's wrappers on a MODEL. Immutable; what changes lives in the Run."""
+    """One Apply node's wrappers on a MODEL. Immutable; what changes lives in the Run.
+
+    references: of the node; positive_wired, negative_wired: whether these inputs are connected; node_id: the node that
+        shows messages, or None.
+    """
 
     node = ""  # display name
 
@@ -159,7 +163,7 @@ class Hook(ABC):
         own = dict(options.get(KEY, {}))
         state = own.pop(self.id, None)
         run = state.run if isinstance(state, Call) else state or self._new_run(Lists(), None, None)
-        tell_places(run)
+        tell_overlaps(run)
         now = self.strengths(run, model.model_sampling, timestep)
         waiting = self._waiting(conds)
         if now is not None:
@@ -242,8 +246,8 @@ class Hook(ABC):
         )
 
     def _warn_without_weights(self, run: Run, model: Any) -> None:
-        """Say so where the adapter was trained with weights in the UNet that are not on the MODEL, wherever on its wire
-        they were to be put.
+        """Say so where the adapter was trained with weights in the UNet that are not on the MODEL, at any point of its
+        wire where they were to be put.
         """
         adapter = self.references.adapter
         if (adapter.weights.unet or adapter.weights.unet_lora) and adapter.id not in weights_of(model):

@@ -18,7 +18,7 @@ from ....binding.run_limits import RunLimits
 from ....binding.run_tokens import RunTokens, TextLayers, through_base
 from ....binding.settings import ImageAttentionSettings
 from ....encoding.summary import counted, who
-from ....relevance.place_check import PlaceCheck
+from ....relevance.overlap_check import OverlapCheck
 from ....subjects import References, called
 from .attention_patch import AddedRows, Options, install
 from .blocks import Block, Grid, grids_of, own_attentions, text_keys, text_values
@@ -26,7 +26,7 @@ from .calls import Call, placed, window_of, with_subjects
 from .conditioning import ConditioningChunk
 from .hook import Hook, model_dtype, spans_of_run
 from .other_packs import named, patches_of
-from .places import check_of_call, with_check
+from .overlaps import check_of_call, with_check
 from .record import RECORDINGS, Observe, Recording, Tally, observer
 from .rows import rows_from_options
 from .run import Run
@@ -34,7 +34,10 @@ from .weights import weights_of
 
 
 class ImageAttention(Hook):
-    """Apply Image Attention's wrappers on a MODEL."""
+    """Apply Image Attention's wrappers on a MODEL.
+
+    settings: its widgets; blocks: the UNet's cross-attention layers, in the adapter's order; the others as in `Hook`.
+    """
 
     node = "Apply Image Attention"
 
@@ -198,7 +201,7 @@ class SharedDelta:
     others: Sequence[Any]
     windows: tuple[Window, ...]
     pictured: Pictured
-    check: PlaceCheck | None
+    check: OverlapCheck | None
 
 
 @dataclass(frozen=True, eq=False)

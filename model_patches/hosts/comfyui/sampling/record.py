@@ -1,4 +1,4 @@
-"""Recording who owns which part of the picture while a MODEL samples.
+"""Recording which part of the picture each subject affects while a MODEL samples.
 
 The blocks only add to sums on their own device; what they add up to is read once, when the run is over.
 """
@@ -16,12 +16,12 @@ from comfy.patcher_extension import WrappersMP
 from ....attention.limits import Window
 from ....binding.layer_tokens import COND
 from ....relevance.maps import RecordedRun, mark_of, wanted
-from ....relevance.sums import OwnedSums
+from ....relevance.sums import LimitedSums
 from .blocks import Grid
 from .calls import shown_size, window_of
 from .conditioning import KEY, ConditioningChunk
 
-Observe = Callable[[torch.Tensor, torch.Tensor], None]  # `owned` and relevance, see `image_delta`
+Observe = Callable[[torch.Tensor, torch.Tensor], None]  # `limited_shares` and relevance, see `image_delta`
 RECORDINGS = "troupe_recordings"  # key in the transformer options of a run
 MOST_PARTS = 64  # grids and areas of one Apply node that are kept apart
 UNNAMED = (
@@ -73,8 +73,10 @@ class RelevanceRecord:
 
 
 class Recorder:
-    """Record Relevance's wrapper on a MODEL. finished: called with the record and the latent after every run
-    that ends.
+    """Record Relevance's wrapper on a MODEL.
+
+    record: takes the maps; blocks: which layers, a choice of the widget; finished: called with the record and the
+    latent after every run that ends.
     """
 
     def __init__(self, record: RelevanceRecord, blocks: str, finished: Finished | None = None):
@@ -100,7 +102,10 @@ class Recorder:
 
 
 class Recording:
-    """One run as it is recorded."""
+    """One run as it is recorded.
+
+    blocks: which layers, a choice of the widget.
+    """
 
     def __init__(self, blocks: str):
         self.blocks = blocks
@@ -140,7 +145,7 @@ class Tally:
 
     def __init__(self, recording: Recording, hook: Any):
         self.recording = recording
-        self.sums = OwnedSums(hook.references, hook.settings.mixing, MOST_PARTS)
+        self.sums = LimitedSums(hook.references, hook.settings.mixing, MOST_PARTS)
         self.skipped = self.seen = False  # whether any layer was left out, and whether any has added something
 
     def prepare(self, chunks: Sequence[ConditioningChunk | None], grid: Grid, size: Grid, device: torch.device) -> None:
@@ -154,10 +159,12 @@ class Tally:
             ):
                 self.recording.note(TOO_MANY)
 
-    def add(self, owned: torch.Tensor, acting: torch.Tensor, grid: Grid, windows: Sequence[Window | None]) -> None:
-        """Add what one layer observes, see `OwnedSums.add`."""
+    def add(
+        self, limited_shares: torch.Tensor, acting: torch.Tensor, grid: Grid, windows: Sequence[Window | None]
+    ) -> None:
+        """Add what one layer observes, see `LimitedSums.add`."""
         self.seen = True
-        if not self.sums.add(owned, acting, grid, windows):
+        if not self.sums.add(limited_shares, acting, grid, windows):
             self.recording.note(TOO_MANY)
 
 
@@ -188,9 +195,9 @@ def observer(
 
     shown = [window if chunk.role == COND else None for chunk, window in zip(chunks, windows, strict=True)]
 
-    def observe(owned: torch.Tensor, relevance: torch.Tensor) -> None:
+    def observe(limited_shares: torch.Tensor, relevance: torch.Tensor) -> None:
         for tally in asked:
-            tally.add(owned, acting, grid, shown)
+            tally.add(limited_shares, acting, grid, shown)
 
     return observe if asked else None
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 
 from ....binding.run_cache import RunCache
-from ....relevance.place_check import PlaceLook
+from ....relevance.overlap_check import OverlapLook
 from ..messages import log, tell
 from .clock import Clock
 from .conditioning import Roles
 
 
 class Run(RunCache):
-    """The state of one sampling run, from its start to its end; caches are dropped with it. node_id: of the Apply node
+    """The state of one sampling run, from its start to its end; caches are dropped with it.
+
+    clock: its progress; roles: of its conditioning entries; node_id: of the Apply node
     that shows its messages.
     """
 
@@ -22,7 +24,7 @@ class Run(RunCache):
         self.due = False  # whether a call came in which something should act
         self.acted = False
         self.from_noise = False  # whether the run makes the layout of the picture
-        self.look: PlaceLook | None = None  # at the places of the subjects in the present step
+        self.look: OverlapLook | None = None  # at the places of the subjects in the present step
         self.part = ""  # why nothing can be placed in what this run samples
         self.explained = False  # whether the message was given why nothing, or not everything, acts
         self._said: set[str] = set()

@@ -38,7 +38,7 @@ def apply_weights(
 
     Whole tensors replace the base's own, below everything that other nodes patch there before or after. LoRAs are
     added, at any strength. For an adapter that acts in the prompt the MODEL also learns to change delayed prompts; it
-    is often the only node of ours on that wire. Raises:
+    is often the only Troupe node on that wire. Raises:
         MismatchError: the weights are not of this base, the strength of whole tensors is neither 0 nor 1, or the UNet
             has the five input channels of a subject UNet.
     """

@@ -1,5 +1,5 @@
 """Nodes that tools/run.py links into its own server for a run, beside the pack: a report of the references, and
-stand-ins for encoders whose files cannot be small.
+placeholders for encoders whose files cannot be small.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What stands for a subject in the prompt: which photos and faces the adapter's modules read, with encoders small
+"""What represents a subject in the prompt: which photos and faces the adapter's modules read, with encoders small
 enough to compute by hand, and with tiny real ones.
 """
 

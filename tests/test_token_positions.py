@@ -1,5 +1,5 @@
-"""Subjects' places in prompts, on the embedded engine's tokenizer; tests/host/test_places_host.py has the same prompts
-on the host's own.
+"""Subjects' positions in prompts, on the embedded engine's tokenizer; tests/host/test_token_positions_host.py has the
+same prompts on the host's own.
 """
 
 import json
@@ -12,7 +12,7 @@ from support.token_position_cases import BOS, CASES, EOS, GLUED, rendered
 from troupe.model_patches.errors import SubjectError
 from troupe.model_patches.hosts.diffusers.encoders import prompt_chunks
 from troupe.model_patches.prompt.markers import parse_prompt
-from troupe.model_patches.prompt.places import find_places
+from troupe.model_patches.prompt.token_positions import find_token_positions
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -34,7 +34,7 @@ def ids(text):
 
 def error(text, *names):
     with pytest.raises(SubjectError) as caught:
-        find_places(parse_prompt(text), names, tokenize)
+        find_token_positions(parse_prompt(text), names, tokenize)
     return str(caught.value)
 
 
@@ -44,16 +44,16 @@ def error(text, *names):
 @pytest.mark.parametrize("text, names, expected", CASES)
 def test_the_rows_hold_the_subjects_words(text, names, expected):
     warnings = []
-    found = find_places(parse_prompt(text), names, tokenize, warnings.append)
-    assert rendered(tokenize(found.text), found.places) == expected
+    found = find_token_positions(parse_prompt(text), names, tokenize, warnings.append)
+    assert rendered(tokenize(found.text), found.positions) == expected
     assert warnings == []
 
 
 @pytest.mark.parametrize("text, names, expected", GLUED)
 def test_a_marker_inside_a_word_is_told_and_the_word_is_cut(text, names, expected):
     warnings = []
-    found = find_places(parse_prompt(text), names, tokenize, warnings.append)
-    assert rendered(tokenize(found.text), found.places) == expected
+    found = find_token_positions(parse_prompt(text), names, tokenize, warnings.append)
+    assert rendered(tokenize(found.text), found.positions) == expected
     assert len(warnings) == 1
 
 
@@ -73,14 +73,14 @@ def test_the_official_positions(case):
     if 0 in case["token_index"]:
         assert "at the very start of the prompt" in error(case["prompt"], *names)
         return
-    found = find_places(parse_prompt(case["prompt"]), names, tokenize)
-    assert [place.row for place in found.places] == case["token_index"]
-    assert [place.chunk for place in found.places] == [0] * len(names)
+    found = find_token_positions(parse_prompt(case["prompt"]), names, tokenize)
+    assert [at.row for at in found.positions] == case["token_index"]
+    assert [at.chunk for at in found.positions] == [0] * len(names)
     assert tokenize(found.text) == [case["clean_ids"]]
 
 
 def test_the_markers_do_not_reach_the_text_encoder():
-    found = find_places(
+    found = find_token_positions(
         parse_prompt("a man<|subj|>, an {old dog} and \\{more\\} cats <|subj|> (here:1.2)"),
         ["", "old dog", ""],
         tokenize,
@@ -95,27 +95,27 @@ def test_the_markers_do_not_reach_the_text_encoder():
 @pytest.mark.parametrize("written", ["red fox", "{red fox}", "red fox<|subj|>"])
 def test_long_prompts(before, written):
     """75 words fill a chunk; a name that begins at its end goes on in the next one."""
-    (place,) = find_places(
+    (at,) = find_token_positions(
         parse_prompt("tall " * before + written + " tall" * (200 - before)), ["red fox"], tokenize
-    ).places
-    assert (place.chunk, place.position) == ((before + 1) // 75, (before + 1) % 75 + 1)
+    ).positions
+    assert (at.chunk, at.position) == ((before + 1) // 75, (before + 1) % 75 + 1)
     red = before // 75 * 77 + before % 75 + 1
-    assert place.rows == ((place.row,) if written.endswith("|>") else (red, place.row))
+    assert at.rows == ((at.row,) if written.endswith("|>") else (red, at.row))
 
 
 def test_a_name_over_the_border_of_two_chunks():
-    found = find_places(parse_prompt("x " * 74 + "red fox"), ["red fox"], tokenize)
-    assert found.places[0].rows == (75, 78) and found.places[0].words == "red fox"
-    assert rendered(tokenize(found.text), found.places) == "x " * 74 + "[1:red | fox]"
+    found = find_token_positions(parse_prompt("x " * 74 + "red fox"), ["red fox"], tokenize)
+    assert found.positions[0].rows == (75, 78) and found.positions[0].words == "red fox"
+    assert rendered(tokenize(found.text), found.positions) == "x " * 74 + "[1:red | fox]"
 
 
 @pytest.mark.parametrize("written", ["(a red fox:1.2)", "(a {red fox}:1.2)", "(a red fox<|subj|>:1.2)"])
 def test_a_short_emphasis_moves_to_the_next_chunk_as_a_whole(written):
     """A marker is longer than the room it leaves: the host's own chunks of the prompt without it count."""
-    found = find_places(parse_prompt("x " * 73 + written), ["red fox"], tokenize)
-    assert [(place.chunk, place.position) for place in found.places] == [(1, 3)]
-    found = find_places(parse_prompt("x " * 72 + written), ["red fox"], tokenize)
-    assert [(place.chunk, place.position) for place in found.places] == [(0, 75)]
+    found = find_token_positions(parse_prompt("x " * 73 + written), ["red fox"], tokenize)
+    assert [(at.chunk, at.position) for at in found.positions] == [(1, 3)]
+    found = find_token_positions(parse_prompt("x " * 72 + written), ["red fox"], tokenize)
+    assert [(at.chunk, at.position) for at in found.positions] == [(0, 75)]
 
 
 def test_exclamation_marks_are_no_padding():
@@ -125,11 +125,13 @@ def test_exclamation_marks_are_no_padding():
         return [[*chunk, *[0] * (77 - len(chunk))] for chunk in tokenize(text)]
 
     assert (
-        rendered(padded("! a man ! a !"), find_places(parse_prompt("! a man<|subj|>! a !"), [""], padded).places)
+        rendered(
+            padded("! a man ! a !"), find_token_positions(parse_prompt("! a man<|subj|>! a !"), [""], padded).positions
+        )
         == "! a [1:man] ! a !"
     )
-    found = find_places(parse_prompt("x " * 73 + "! (a red fox:1.2)"), ["red fox"], padded)
-    assert [(place.chunk, place.position) for place in found.places] == [(1, 3)]
+    found = find_token_positions(parse_prompt("x " * 73 + "! (a red fox:1.2)"), ["red fox"], padded)
+    assert [(at.chunk, at.position) for at in found.positions] == [(1, 3)]
 
 
 # ---- whatever stands around ------------------------------------------------------------------------------------------
@@ -165,27 +167,27 @@ def side(parts):
 def test_the_right_row_whatever_stands_around(before, after, opening, closing, written, marked):
     (text_before, plain_before), (text_after, _) = side(before), side(after)
     text = f"{text_before} {opening}{written.replace('{}', marked)}{closing} {text_after}"
-    found = find_places(parse_prompt(text), [NAME], tokenize)
+    found = find_token_positions(parse_prompt(text), [NAME], tokenize)
     # up to the name, without emphasis
     read = f"{plain_before} {opening}{'b ' if 'b ' in written else ''}{NAME}".replace("(", "\\(").replace(")", "\\)")
-    (place,) = found.places
-    assert place.row == rows(found.text)[len(ids(read)) - 1]
-    assert place.row == place.chunk * 77 + place.position == place.rows[-1]
-    assert [tokenize(found.text)[row // 77][row % 77] for row in place.rows] == ids(NAME)[-len(place.rows) :]
+    (at,) = found.positions
+    assert at.row == rows(found.text)[len(ids(read)) - 1]
+    assert at.row == at.chunk * 77 + at.position == at.rows[-1]
+    assert [tokenize(found.text)[row // 77][row % 77] for row in at.rows] == ids(NAME)[-len(at.rows) :]
 
 
 @settings(max_examples=60, deadline=None)
 @given(gaps=st.lists(words.map(" ".join), min_size=1, max_size=5), marked=st.booleans())
 def test_the_nth_subject_of_a_name_has_its_nth_occurrence(gaps, marked):
     text = " ".join(f"{gap} girl{'<|subj|>' if marked else ''}," for gap in gaps)
-    found = find_places(parse_prompt(text), ["girl"] * len(gaps), tokenize)
+    found = find_token_positions(parse_prompt(text), ["girl"] * len(gaps), tokenize)
     every = [
         c * 77 + i
         for c, chunk in enumerate(tokenize(found.text))
         for i, token in enumerate(chunk)
         if [token] == ids("girl")
     ]
-    assert [place.row for place in found.places] == every
+    assert [at.row for at in found.positions] == every
 
 
 pieces = st.sampled_from(
@@ -198,14 +200,14 @@ pieces = st.sampled_from(
 def test_any_text_with_markers_is_read_or_refused_in_a_sentence(text):
     try:
         parsed = parse_prompt(text)
-        found = find_places(parsed, [""] * len(parsed.markers), tokenize)
+        found = find_token_positions(parsed, [""] * len(parsed.markers), tokenize)
     except SubjectError as refused:
         assert str(refused).startswith("Expected ")
         return
     taken = rows(found.text)
-    assert "<|subj|>" not in parsed.text and len(found.places) == len(parsed.markers)
-    assert all(place.row in taken for place in found.places)
-    assert len({place.row for place in found.places}) == len(parsed.markers)
+    assert "<|subj|>" not in parsed.text and len(found.positions) == len(parsed.markers)
+    assert all(at.row in taken for at in found.positions)
+    assert len({at.row for at in found.positions}) == len(parsed.markers)
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

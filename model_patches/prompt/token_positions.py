@@ -1,4 +1,4 @@
-"""The place of each subject in a prompt: the row of the last token of its word in the host's encoding."""
+"""The position of each subject in a prompt: the row of the last token of its word in the host's encoding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN = 120  # letters of a prompt in a sentence
 
 
 @dataclass(frozen=True)
-class Place:
+class TokenPosition:
     """A subject's word in an encoded prompt.
 
     chunk, position: of the word's last token, position 0 being the chunk's BOS; rows: all its tokens as rows of the
@@ -34,20 +34,22 @@ class Place:
 
 
 @dataclass(frozen=True)
-class FoundPlaces:
-    """The places of the subjects in a prompt. text: the prompt to encode, without markers; places: one per subject."""
+class FoundPositions:
+    """The positions of the subjects in a prompt. text: the prompt to encode, without markers; positions: one per
+    subject.
+    """
 
     text: str
-    places: tuple[Place, ...]
+    positions: tuple[TokenPosition, ...]
 
 
-def find_places(
+def find_token_positions(
     prompt: ParsedPrompt,
     names: Sequence[str],
     tokenize: Tokenize,
     warn: Callable[[str], None] = lambda sentence: None,
-) -> FoundPlaces:
-    """Return the prompt without markers, and each subject's place in it.
+) -> FoundPositions:
+    """Return the prompt without markers, and each subject's position in it.
 
     `{words}` that are a subject's name belong to that subject, other markers to the remaining subjects in order.
     Without such other markers the remaining subjects are found by name: the nth of a name takes its nth occurrence, and
@@ -66,20 +68,20 @@ def find_places(
     found = dict(zip(owners, lasts, strict=True))
     taken = {row for rows, _ in found.values() for row in rows}
     for group in _groups([i for i in range(len(names)) if i not in found], names, tokenize):
-        places = find_name(names[group[0]], clean, tokens, tokenize, taken)
-        if len(places) < len(group):
-            within = len(find_name(names[group[0]], clean, tokens, tokenize, ())) > len(places)
-            raise _missing(group, names, len(places), clean, within)
-        for i, place in zip(group, places, strict=False):
-            found[i] = (place, bare(names[i]))
-            taken.update(place)
-    return FoundPlaces(clean, tuple(place_of(tokens, *found[i]) for i in range(len(names))))
+        positions = find_name(names[group[0]], clean, tokens, tokenize, taken)
+        if len(positions) < len(group):
+            within = len(find_name(names[group[0]], clean, tokens, tokenize, ())) > len(positions)
+            raise _missing(group, names, len(positions), clean, within)
+        for i, at in zip(group, positions, strict=False):
+            found[i] = (at, bare(names[i]))
+            taken.update(at)
+    return FoundPositions(clean, tuple(token_position(tokens, *found[i]) for i in range(len(names))))
 
 
-def place_of(tokens: Tokens, indices: Sequence[int], words: str) -> Place:
-    """Return the place of the tokens at these indices, in order."""
+def token_position(tokens: Tokens, indices: Sequence[int], words: str) -> TokenPosition:
+    """Return the position of the tokens at these indices, in order."""
     where = [tokens.where[i] for i in indices]
-    return Place(*where[-1], tuple(chunk * LENGTH + position for chunk, position in where), words)
+    return TokenPosition(*where[-1], tuple(chunk * LENGTH + position for chunk, position in where), words)
 
 
 def _titled(i: int, names: Sequence[str]) -> str:
@@ -125,7 +127,7 @@ def _owners(markers: Sequence[Marker], names: Sequence[str]) -> list[int]:
 def _locate(
     text: str, markers: Sequence[tuple[Marker, str]], tokenize: Tokenize, warn: Callable[[str], None]
 ) -> tuple[str, Tokens, list[tuple[Sequence[int], str]]]:
-    """The prompt, cut where a marker stands inside a word; its tokens; and for each marker the tokens (indices) and
+    """The prompt, cut where a marker is inside a word; its tokens; and for each marker the tokens (indices) and
     words that it marks.
     """
     before = [_word(text[: marker.end], title) for marker, title in markers]
@@ -225,7 +227,7 @@ def _groups(numbers: Sequence[int], names: Sequence[str], tokenize: Tokenize) ->
 
 
 def _missing(group: Sequence[int], names: Sequence[str], there: int, text: str, taken: bool) -> SubjectError:
-    """What to say where a name stands in the prompt `there` times, which is not often enough; taken: and within or as
+    """What to say where a name is in the prompt `there` times, which is not often enough; taken: and within or as
     the words of other subjects.
     """
     title = _titled(group[there], names)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.host.ranges import in_range
 
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -29,13 +30,6 @@ def in_area(conditioning, width, height, x, y):
     import nodes
 
     return nodes.ConditioningSetArea().append(conditioning, width, height, x, y, 1.0)[0]
-
-
-def in_range(conditioning, start, end):
-    import nodes
-
-    node = nodes.ConditioningSetTimestepRange()
-    return getattr(node, node.FUNCTION)(conditioning, start, end)[0]
 
 
 def guided(guider, size=(16, 16), steps=1):

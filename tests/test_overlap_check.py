@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.place_runs import CALM, ON_BOTH, run
-from troupe.model_patches.relevance.place_check import PlaceCheck, checked_grid, checked_step, place_warnings
+from support.overlap_runs import CALM, ON_BOTH, run
+from troupe.model_patches.relevance.overlap_check import OverlapCheck, checked_grid, checked_step, overlap_warnings
 from troupe.model_patches.subjects import Box, ReferenceSubject
 
 GRID = (8, 8)
@@ -26,11 +26,11 @@ def subject(name: str, **place) -> ReferenceSubject:
 def warnings(*pictures: list[torch.Tensor], subjects=None, acting=None) -> list[str]:
     """The sentences for pictures of relevance maps, each seen by two layers."""
     count = len(pictures[0])
-    check = PlaceCheck(count, len(pictures), GRID, torch.device("cpu"))
+    check = OverlapCheck(count, len(pictures), GRID, torch.device("cpu"))
     for _ in range(2):
         check.add(torch.stack([torch.stack(maps) for maps in pictures]))
     subjects = subjects or [subject(name) for name in ("cat", "robot", "fish")[:count]]
-    return place_warnings(check.overlaps(), subjects, acting or [True] * count)
+    return overlap_warnings(check.overlaps(), subjects, acting or [True] * count)
 
 
 LEFT, RIGHT = peak((3, 1), (3, 2), (4, 1)), peak((3, 5), (3, 6), (4, 5))
@@ -75,7 +75,7 @@ def test_two_with_places_of_their_own_are_kept_apart_by_them():
 
 
 def test_layers_of_other_sizes_are_passed_over():
-    check = PlaceCheck(2, 1, GRID, torch.device("cpu"))
+    check = OverlapCheck(2, 1, GRID, torch.device("cpu"))
     check.add(torch.rand(2, 2, 64))
     check.add(torch.rand(1, 2, 16))
     assert not check.total.any()

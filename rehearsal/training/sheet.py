@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..engine.paint import STEPS, Rehearsal, encode, load_rehearsal, paint
 from ..world import TEST_LOOKS, Figure, caption, enlarge, random_figures, reference
-from .paint import STEPS, Rehearsal, encode, load_rehearsal, paint
 
 CAPTIONS = (
     "a robot on grass",

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from .world import CLASSES, PLACES, VARIANTS
+from ..world import CLASSES, PLACES, VARIANTS
 
 BOS, EOS, LENGTH = 49406, 49407, 77
 LONGEST = 6  # tokens of a name: 'robot with a hat' has four

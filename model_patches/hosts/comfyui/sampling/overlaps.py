@@ -1,4 +1,4 @@
-"""The look at the subjects' places after a third of the steps, in a run of the host."""
+"""The look at where the subjects are relevant after a third of the steps, in a run of the host."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from ....binding.layer_tokens import COND
 from ....binding.settings import ImageAttentionSettings
-from ....relevance.place_check import PlaceCheck, look_in_step
+from ....relevance.overlap_check import OverlapCheck, look_in_step
 from ....subjects import References
 from .blocks import Grid
 from .calls import Call
@@ -24,7 +24,7 @@ def check_of_call(
     settings: ImageAttentionSettings,
     chunks: Sequence[ConditioningChunk | None],
     x: torch.Tensor,
-) -> PlaceCheck | None:
+) -> OverlapCheck | None:
     """Return where the relevance of this call is added up, or None if it is not looked at: only runs from noise are, in
     one step, see `look_in_step`.
     """
@@ -47,22 +47,22 @@ def check_of_call(
 
 
 def with_check(
-    recorder: Observe | None, check: PlaceCheck | None, chunks: Sequence[ConditioningChunk], grid: Grid
+    recorder: Observe | None, check: OverlapCheck | None, chunks: Sequence[ConditioningChunk], grid: Grid
 ) -> Observe | None:
     """Return what observes a layer: the recorder, and the check if the layer has its grid and rows of the prompt."""
     group = _first(chunks)
     if check is None or grid != check.grid or group is None:
         return recorder
 
-    def observe(owned: torch.Tensor, relevance: torch.Tensor) -> None:
+    def observe(limited_shares: torch.Tensor, relevance: torch.Tensor) -> None:
         check.add(relevance[group])
         if recorder is not None:
-            recorder(owned, relevance)
+            recorder(limited_shares, relevance)
 
     return observe
 
 
-def tell_places(run: Run) -> None:
+def tell_overlaps(run: Run) -> None:
     """Warn of subjects in the same place, once, when the step that was looked at is over."""
     look = run.look
     if look is not None and run.clock.finished > look.step:

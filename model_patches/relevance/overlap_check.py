@@ -1,6 +1,7 @@
-"""A look at the relevance after a third of the steps: two subjects whose names are relevant in one and the same place.
+"""A look at the relevance after a third of the steps: two subjects whose names are relevant in one and the same part of
+the picture.
 
-Measured in the rehearsal world (benchmarks/place_check.py): the layers with half the latent's sides show best which
+Measured in the rehearsal world (benchmarks/overlap_check.py): the layers with half the latent's sides show best which
 subject will be missing. Later looks show little more.
 """
 
@@ -16,8 +17,8 @@ from ..attention.merges import Mixing
 from ..subjects import ReferenceSubject, called
 
 SHARE_OF_STEPS = 3  # the look is taken when one step in three is done
-SAME_PLACE_FROM = 0.75  # overlap of two subjects' relevance
-SPREAD = 0.5  # overlap with an even map, above which a map shows no place; all that were measured lie below 0.4
+OVERLAP_FROM = 0.75  # overlap of two subjects' relevance
+SPREAD = 0.5  # overlap with an even map, above which a map shows no part; all that were measured lie below 0.4
 
 
 def checked_step(steps: int) -> int | None:
@@ -26,14 +27,14 @@ def checked_step(steps: int) -> int | None:
 
 
 def checked_grid(latent: tuple[int, int]) -> tuple[int, int]:
-    """Return the grid (h, w) of the layers that are looked at: half the latent's sides, rounded up."""
+    """Return the grid (h, w) of the layers that are recorded: half the latent's sides, rounded up."""
     return -(-latent[0] // 2), -(-latent[1] // 2)
 
 
-class PlaceCheck:
+class OverlapCheck:
     """The relevance of a model call, added up over its layers.
 
-    subjects: M; pictures: B; grid: (h, w), see `checked_grid`.
+    subjects: M; pictures: B; grid: (h, w), see `checked_grid`; device: of the sums.
     """
 
     def __init__(self, subjects: int, pictures: int, grid: tuple[int, int], device: torch.device):
@@ -53,24 +54,24 @@ class PlaceCheck:
         """
         a = self.total.cpu()
         a = a / a.sum(-1, keepdim=True).clamp(min=1e-12)
-        placed = (a.clamp(max=1 / a.shape[-1]).sum(-1) <= SPREAD).float()
-        return torch.minimum(a.unsqueeze(2), a.unsqueeze(1)).sum(-1) * placed.unsqueeze(2) * placed.unsqueeze(1)
+        located = (a.clamp(max=1 / a.shape[-1]).sum(-1) <= SPREAD).float()
+        return torch.minimum(a.unsqueeze(2), a.unsqueeze(1)).sum(-1) * located.unsqueeze(2) * located.unsqueeze(1)
 
 
 @dataclass(frozen=True, eq=False)
-class PlaceLook:
+class OverlapLook:
     """A look at the places of the subjects. check: where the relevance of its step is added up; step: the number of
     steps finished before it; acting: which of the subjects act in it.
     """
 
-    check: PlaceCheck
+    check: OverlapCheck
     step: int
     subjects: Sequence[ReferenceSubject]
     acting: tuple[bool, ...]
 
     def warnings(self) -> list[str]:
         """Return a warning for each picture in which two subjects lie in one place, once the step is over."""
-        return place_warnings(self.check.overlaps(), self.subjects, self.acting)
+        return overlap_warnings(self.check.overlaps(), self.subjects, self.acting)
 
 
 def look_in_step(
@@ -82,7 +83,7 @@ def look_in_step(
     pictures: int,
     latent: tuple[int, int],
     device: torch.device,
-) -> PlaceLook | None:
+) -> OverlapLook | None:
     """Return the look that is taken in a step, or None: only the step after a third of the run is looked at, of several
     subjects whose relevance is computed anyway.
 
@@ -92,19 +93,19 @@ def look_in_step(
     count = len(subjects)
     if finished != checked_step(steps) or count < 2 or not mixing.needs_relevance(count) or not any(weights):
         return None
-    check = PlaceCheck(count, pictures, checked_grid(latent), device)
-    return PlaceLook(check, finished, subjects, tuple(weight != 0 for weight in weights))
+    check = OverlapCheck(count, pictures, checked_grid(latent), device)
+    return OverlapLook(check, finished, subjects, tuple(weight != 0 for weight in weights))
 
 
-def place_warnings(overlaps: torch.Tensor, subjects: Sequence[ReferenceSubject], acting: Sequence[bool]) -> list[str]:
+def overlap_warnings(overlaps: torch.Tensor, subjects: Sequence[ReferenceSubject], acting: Sequence[bool]) -> list[str]:
     """Return a sentence for each picture in which two subjects lie in the same place.
 
-    overlaps: see `PlaceCheck.overlaps`; acting: which subjects act now. Pairs of which both have a box or a region
+    overlaps: see `OverlapCheck.overlaps`; acting: which subjects act now. Pairs of which both have a box or a region
     are left out: these keep them apart.
     """
     found = []
     for number, overlap in enumerate(overlaps, 1):
-        pairs = [pair for pair in _pairs(subjects, acting) if float(overlap[pair]) >= SAME_PLACE_FROM]
+        pairs = [pair for pair in _pairs(subjects, acting) if float(overlap[pair]) >= OVERLAP_FROM]
         if pairs:
             names = "; ".join(" and ".join(called(i + 1, subjects[i].name) for i in pair) for pair in pairs)
             where = "" if len(overlaps) == 1 else f" in picture {number} of the batch"
@@ -116,7 +117,7 @@ def place_warnings(overlaps: torch.Tensor, subjects: Sequence[ReferenceSubject],
 
 
 def _pairs(subjects: Sequence[ReferenceSubject], acting: Sequence[bool]) -> Iterator[tuple[int, int]]:
-    placed = [subject.box is not None or subject.region is not None for subject in subjects]
+    located = [subject.box is not None or subject.region is not None for subject in subjects]
     for i, j in combinations(range(len(subjects)), 2):
-        if acting[i] and acting[j] and not (placed[i] and placed[j]):
+        if acting[i] and acting[j] and not (located[i] and located[j]):
             yield i, j

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from support.place_runs import CALM, ON_BOTH, run
+from support.overlap_runs import CALM, ON_BOTH, run
 from troupe_tools.pack import ROOT
 
 WARNING = "in the same place"
@@ -96,16 +96,16 @@ def test_the_warning_comes_as_soon_as_the_next_step_begins(sampler, models, said
 
 
 def test_both_engines_see_the_same_overlap(models, monkeypatch):
-    from troupe.model_patches.relevance.place_check import PlaceCheck
+    from troupe.model_patches.relevance.overlap_check import OverlapCheck
     from troupe.rehearsal.engine.paint import load_rehearsal
 
-    seen, original = [], PlaceCheck.overlaps
+    seen, original = [], OverlapCheck.overlaps
 
     def overlaps(self):
         seen.append(original(self))
         return seen[-1]
 
-    monkeypatch.setattr(PlaceCheck, "overlaps", overlaps)
+    monkeypatch.setattr(OverlapCheck, "overlaps", overlaps)
     sampled(models, ON_BOTH)
     run(load_rehearsal(ROOT / "rehearsal" / "files"), ON_BOTH, lambda *told: None)
     ours, embedded = seen

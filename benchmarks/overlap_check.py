@@ -1,7 +1,7 @@
 """Measure what the look at the subjects' places after a third of the steps is worth, and print the figures of
 docs/settings.md.
 
-usage: python benchmarks/place_check.py [--seeds N] [--calm N] [--casts NAME ...]
+usage: python benchmarks/overlap_check.py [--seeds N] [--calm N] [--casts NAME ...]
 
 Trials of the rehearsal world with the merge `relevance`. Of those whose subjects lie apart only the first ones are
 painted to the end. A picture lacks a subject if the recogniser finds none of its class and size.
@@ -105,7 +105,7 @@ class Painter:
         seen: list[float] = []
 
         class Watched(ImageAttention):
-            def places_seen(self) -> list[str]:
+            def overlaps_seen(self) -> list[str]:
                 if self._look is not None:
                     overlaps = self._look.check.overlaps()[0]
                     seen.append(float((overlaps - overlaps.diag().diag()).max()))

@@ -6,8 +6,8 @@ from support.host import tiny_models
 from support.token_position_cases import CASES, GLUED, rendered
 from troupe.model_patches.errors import SubjectError
 from troupe.model_patches.prompt.markers import parse_prompt
-from troupe.model_patches.prompt.places import find_places
-from troupe.model_patches.prompt.template import PLACEHOLDER_ID, template_places
+from troupe.model_patches.prompt.template import PLACEHOLDER_ID, template_positions
+from troupe.model_patches.prompt.token_positions import find_token_positions
 
 pytestmark = pytest.mark.usefixtures("host")
 WIDTHS = {"sd15": {"l": 768}, "sd2": {"h": 1024}, "sdxl": {"l": 768, "g": 1280}}
@@ -49,15 +49,15 @@ def tokenize(tokenizers, request):
 def test_the_rows_hold_the_subjects_words(tokenize):
     for text, names, expected in CASES:
         warnings = []
-        found = find_places(parse_prompt(text), names, tokenize, warnings.append)
-        assert (rendered(tokenize(found.text), found.places), warnings) == (expected, []), text
+        found = find_token_positions(parse_prompt(text), names, tokenize, warnings.append)
+        assert (rendered(tokenize(found.text), found.positions), warnings) == (expected, []), text
 
 
 def test_a_marker_inside_a_word_is_told_and_the_word_is_cut(tokenize):
     for text, names, expected in GLUED:
         warnings = []
-        found = find_places(parse_prompt(text), names, tokenize, warnings.append)
-        assert (rendered(tokenize(found.text), found.places), len(warnings)) == (expected, 1), text
+        found = find_token_positions(parse_prompt(text), names, tokenize, warnings.append)
+        assert (rendered(tokenize(found.text), found.positions), len(warnings)) == (expected, 1), text
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_a_marker_inside_a_word_is_told_and_the_word_is_cut(tokenize):
     ],
 )
 def test_embeddings_in_the_prompt(tokenize, text, names, expected):
-    found = find_places(parse_prompt(text), names, tokenize)
-    assert rendered(tokenize(found.text), found.places) == expected
+    found = find_token_positions(parse_prompt(text), names, tokenize)
+    assert rendered(tokenize(found.text), found.positions) == expected
 
 
 @pytest.mark.parametrize(
@@ -95,18 +95,18 @@ def test_embeddings_in_the_prompt(tokenize, text, names, expected):
 def test_embeddings_that_are_no_subjects(tokenize, text, told):
     names = ["here", "embedding:face"] if "face" in text else ["man"]
     with pytest.raises(SubjectError) as caught:
-        find_places(parse_prompt(text), names, tokenize)
+        find_token_positions(parse_prompt(text), names, tokenize)
     assert told in str(caught.value)
 
 
 @pytest.mark.parametrize("before", [0, 70, 71, 72, 73, 74, 75, 150, 199])
 def test_long_prompts_with_an_embedding(tokenize, before):
-    found = find_places(
+    found = find_token_positions(
         parse_prompt("x " * before + "embedding:style (old red fox<|subj|>:1.1) " + "x " * (200 - before)),
         ["red fox"],
         tokenize,
     )
-    told = rendered(tokenize(found.text), found.places)
+    told = rendered(tokenize(found.text), found.positions)
     assert told.replace(" |", "").split() == [
         *"x" * before,
         "*",
@@ -126,17 +126,17 @@ def test_both_encoders_of_sdxl_agree(tokenizers):
         ]
 
     for text, names, _ in CASES + GLUED + [("x " * 73 + "embedding:style (a man<|subj|>:1.2)", ["x"], "")]:
-        assert find_places(parse_prompt(text), names, stream("l")) == find_places(
+        assert find_token_positions(parse_prompt(text), names, stream("l")) == find_token_positions(
             parse_prompt(text), names, stream("g")
         )
 
 
 def test_placeholders(tokenize):
-    prompt, places = template_places(parse_prompt("a (dog:1.2) and a cat"), ["(dog:1.2)", "cat"], tokenize)
+    prompt, positions = template_positions(parse_prompt("a (dog:1.2) and a cat"), ["(dog:1.2)", "cat"], tokenize)
     assert prompt == "a (dog:1.2) and a cat, the dog is sks, the cat is sks"
-    assert [tokenize(prompt)[0][place.row] for place in places] == [PLACEHOLDER_ID] * 2
+    assert [tokenize(prompt)[0][at.row] for at in positions] == [PLACEHOLDER_ID] * 2
     with pytest.raises(SubjectError, match="found the placeholder of subject 1 'dog' at token 77"):
-        template_places(parse_prompt("x " * 69 + "embedding:style"), ["dog"], tokenize)
+        template_positions(parse_prompt("x " * 69 + "embedding:style"), ["dog"], tokenize)
 
 
 @pytest.mark.parametrize("text", ["a red fox<|subj|> in the snow", "x " * 90 + "(a fox<|subj|>:1.3), night"])
@@ -147,12 +147,12 @@ def test_a_vector_at_the_place_changes_the_encoding_from_its_row_on(text):
     def tokens(prompt):
         return clip.tokenize(prompt)["l"]
 
-    found = find_places(
+    found = find_token_positions(
         parse_prompt(text), ["fox"], lambda prompt: [[token for token, _ in chunk] for chunk in tokens(prompt)]
     )
-    (place,) = found.places
+    (at,) = found.positions
     plain = clip.encode_from_tokens({"l": tokens(found.text)})
     edited = [list(chunk) for chunk in tokens(found.text)]
-    edited[place.chunk][place.position] = (torch.ones(768), edited[place.chunk][place.position][1])
+    edited[at.chunk][at.position] = (torch.ones(768), edited[at.chunk][at.position][1])
     changed = (clip.encode_from_tokens({"l": edited}) - plain).abs().amax(-1)[0] > 1e-6
-    assert changed.nonzero().flatten().tolist() == list(range(place.row, (place.chunk + 1) * 77))
+    assert changed.nonzero().flatten().tolist() == list(range(at.row, (at.chunk + 1) * 77))

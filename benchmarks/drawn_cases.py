@@ -1,5 +1,5 @@
 """Drawn pictures of two subjects in which it is known who is there with whose looks, and how often: the truth for
-verdicts.
+verdicts. Import it after the pack.
 """
 
 from __future__ import annotations
@@ -9,8 +9,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-
-from ..world import CELLS, PIXELS, TEST_LOOKS, Figure, Look, draw, enlarge, masks, place_figures, random_figures
+from troupe.rehearsal.world import (
+    CELLS,
+    PIXELS,
+    TEST_LOOKS,
+    Figure,
+    Look,
+    draw,
+    enlarge,
+    masks,
+    place_figures,
+    random_figures,
+)
 
 RIGHT, SWAPPED, CLONED, MISSING, MIXED = CASES = ("right", "swapped", "cloned", "missing", "mixed")
 # with places beside those of the subjects: a second figure with the first one's looks, or background
@@ -22,7 +32,7 @@ BACKGROUND_PLACES = 2
 class DrawnCase:
     """A picture [128, 128, 3] in 0..1 and what is expected in it.
 
-    figures: the references; verdicts: the truth on each; masks: where each stands, then further places of the picture,
+    figures: the references; verdicts: the truth on each; masks: where each is, then further places of the picture,
     [2 + n, 128, 128] float 0 or 1, empty for a missing one.
     """
 
@@ -36,9 +46,9 @@ def drawn_case(case: str, one_class: bool, seed: int) -> DrawnCase:
     """Return the drawing of a number. case: of CASES or MORE_CASES; one_class: whether both subjects are of one class.
 
     Subjects are as large as their references show them, and have looks that nothing was trained on. Of one class they
-    exchange looks, of two classes each stands in the other's place. mixed: body of the own reference, accent of the
-    other one. twice: the first one stands there again. background: both are right, and a detector has found
-    BACKGROUND_PLACES rectangles in which no figure stands.
+    exchange looks, of two classes each is in the other's place. mixed: body of the own reference, accent of the
+    other one. twice: the first one is there again. background: both are right, and a detector has found
+    BACKGROUND_PLACES rectangles in which no figure is.
     """
     chance = random.Random(f"{case} {one_class} {seed}")
     while True:
@@ -70,7 +80,7 @@ def drawn_case(case: str, one_class: bool, seed: int) -> DrawnCase:
 
 
 def _empty_places(chance: random.Random, taken: np.ndarray) -> np.ndarray:
-    """Rectangles as large as figures, [n, 32, 32] bool, in which nobody of taken [m, 32, 32] stands."""
+    """Rectangles as large as figures, [n, 32, 32] bool, that meet no figure of taken [m, 32, 32]."""
     found: list[np.ndarray] = []
     free = ~taken.any(0)
     while len(found) < BACKGROUND_PLACES:

@@ -1,4 +1,4 @@
-"""Where each subject stands in a picture: from its relevance map, its box, its region, or what another node found."""
+"""Where each subject is in a picture: from its relevance map, its box, its region, or what another node found."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..subjects import Box, Image
 
 MAP_CUT = 0.5  # between a map's smallest and largest value: cells above it are the subject's
 FLAT = 0.02  # of a map's largest value: a map that varies less shows nothing
-SAME_PLACE = 0.5  # intersection over union from which on two places are one
-MOST_SHARED = 0.5  # of the smaller place: two that share more are one figure, or a part of it
-MOST_FURTHER = 8  # further places that are compared in a picture
+SAME_REGION = 0.5  # intersection over union from which on two regions are one
+MOST_SHARED = 0.5  # of the smaller region: two that share more are one figure, or a part of it
+MOST_FURTHER = 8  # further regions that are compared in a picture
 NEAR_WHITE = 0.05  # how far from white a pixel of a reference's empty border may be
 
 
@@ -24,7 +24,7 @@ OVAL = 1.1  # square of the ellipse's size, 1 being the one that touches the rec
 
 
 @dataclass(frozen=True, eq=False)
-class SubjectPlace:
+class SubjectRegion:
     """A rectangle of the picture, and what in it is the subject, [h, w] in 0..1 over the whole picture, or None: all of
     it. source: where it comes from, for the report; oval: leave out the corners, which are mostly background.
     """
@@ -35,18 +35,18 @@ class SubjectPlace:
     oval: bool = False
 
 
-def place_of_map(values: torch.Tensor, source: str = "relevance map", cut: float = MAP_CUT) -> SubjectPlace | None:
-    """Return the rectangle around a relevance map [h, w]: of the cells over `min + cut * (max - min)` the connected
+def region_of_map(values: torch.Tensor) -> SubjectRegion | None:
+    """Return the rectangle around a relevance map [h, w]: of the cells over `min + MAP_CUT * (max - min)` the connected
     part (by sides) with the largest sum. None for a map that is flat.
     """
     low, high = values.amin(), values.amax()
     if not bool(high - low > FLAT * high):
         return None
-    place = place_of_mask(largest_part(values, values > low + cut * (high - low)), source)
-    return place and replace(place, oval=True)
+    region = region_of_mask(largest_part(values, values > low + MAP_CUT * (high - low)), "relevance map")
+    return region and replace(region, oval=True)
 
 
-def place_of_mask(mask: torch.Tensor, source: str, cut_out: bool = False) -> SubjectPlace | None:
+def region_of_mask(mask: torch.Tensor, source: str, cut_out: bool = False) -> SubjectRegion | None:
     """Return the rectangle around a mask's pixels over 0.5, [h, w] in 0..1; None where there is none. cut_out: what is
     outside of the mask is not the subject.
     """
@@ -54,7 +54,7 @@ def place_of_mask(mask: torch.Tensor, source: str, cut_out: bool = False) -> Sub
     if found is None:
         return None
     (top, left, bottom, right), (h, w) = found, mask.shape
-    return SubjectPlace(
+    return SubjectRegion(
         Box(left / w, top / h, (right - left) / w, (bottom - top) / h), source, mask if cut_out else None
     )
 
@@ -87,21 +87,21 @@ def filled(reference: torch.Tensor) -> float:
     return max(bottom - top, right - left) / len(reference)
 
 
-def crop(picture: Image, place: SubjectPlace, size: int, share: float = 1.0) -> torch.Tensor:
-    """Return a subject as the encoder sees it, [size, size, 3]: the place's rectangle, what the mask and the oval leave
-    out on white, on a white square of which it takes `share` of a side, as the subject does in its references.
+def crop(picture: Image, region: SubjectRegion, size: int, share: float = 1.0) -> torch.Tensor:
+    """Return a subject as the encoder sees it, [size, size, 3]: the region's rectangle, what the mask and the oval
+    leave out on white, on a white square of which it takes `share` of a side, as the subject does in its references.
 
     picture: [H, W, C].
     """
     image = flatten_alpha(picture.unsqueeze(0).float())
-    if place.mask is not None:
-        image = on_white(image, place.mask.unsqueeze(0).to(image))
+    if region.mask is not None:
+        image = on_white(image, region.mask.unsqueeze(0).to(image))
     h, w = image.shape[1:3]
-    left, top = min(floor(place.box.x * w), w - 1), min(floor(place.box.y * h), h - 1)
-    right, bottom = ceil(min(place.box.x + place.box.w, 1.0) * w), ceil(min(place.box.y + place.box.h, 1.0) * h)
+    left, top = min(floor(region.box.x * w), w - 1), min(floor(region.box.y * h), h - 1)
+    right, bottom = ceil(min(region.box.x + region.box.w, 1.0) * w), ceil(min(region.box.y + region.box.h, 1.0) * h)
     cut = image[0, top : max(bottom, top + 1), left : max(right, left + 1)]
     h, w = cut.shape[:2]
-    if place.oval:
+    if region.oval:
         cut = on_white(cut[None], _ellipse(h, w)[None].to(cut))[0]
     side = max(round(max(h, w) / min(max(share, size**-1), 1.0)), h, w)
     y, x = (side - h) // 2, (side - w) // 2
@@ -114,25 +114,25 @@ def _ellipse(h: int, w: int) -> torch.Tensor:
     return (y[:, None].square() + x.square() <= OVAL).float()
 
 
-def same_places(places: list[SubjectPlace | None]) -> list[tuple[int, int]]:
+def same_regions(regions: list[SubjectRegion | None]) -> list[tuple[int, int]]:
     """Return the pairs of subjects whose rectangles are one, by their intersection over union."""
     return [
         (i, j)
-        for j, second in enumerate(places)
-        for i, first in enumerate(places[:j])
-        if first is not None and second is not None and _meeting(first.box, second.box) >= SAME_PLACE
+        for j, second in enumerate(regions)
+        for i, first in enumerate(regions[:j])
+        if first is not None and second is not None and _meeting(first.box, second.box) >= SAME_REGION
     ]
 
 
-def apart(places: Sequence[SubjectPlace | None], further: Iterable[SubjectPlace]) -> list[SubjectPlace]:
-    """Return the places of `further` that are no part of a subject's place, of each other, or round one; the largest
+def apart(regions: Sequence[SubjectRegion | None], further: Iterable[SubjectRegion]) -> list[SubjectRegion]:
+    """Return the regions of `further` that are no part of a subject's region, of each other, or round one; the largest
     first.
     """
-    taken = [place for place in places if place is not None]
-    found: list[SubjectPlace] = []
-    for place in sorted(further, key=lambda one: -one.box.w * one.box.h):
-        if all(_shared(place.box, other.box) <= MOST_SHARED for other in (*taken, *found)):
-            found.append(place)
+    taken = [region for region in regions if region is not None]
+    found: list[SubjectRegion] = []
+    for region in sorted(further, key=lambda one: -one.box.w * one.box.h):
+        if all(_shared(region.box, other.box) <= MOST_SHARED for other in (*taken, *found)):
+            found.append(region)
     return found
 
 
