@@ -110,8 +110,8 @@ def overlap_warnings(overlaps: torch.Tensor, subjects: Sequence[ReferenceSubject
             names = "; ".join(" and ".join(called(i + 1, subjects[i].name) for i in pair) for pair in pairs)
             where = "" if len(overlaps) == 1 else f" in picture {number} of the batch"
             found.append(
-                f"stop and try another seed, or give each subject a box: after a third of the steps{where} the "
-                f"model sees {names} in the same place. Most such pictures lack one of them or mix their looks."
+                f"stop and give each subject a box: after a third of the steps{where} the model sees {names} in the "
+                f"same place. Most such pictures mix their looks or lack one of them."
             )
     return found
 
