@@ -3,9 +3,9 @@ write benchmarks/OVERLAP_CHECK.md and the figures of docs/settings.md.
 
 usage: python benchmarks/overlap_check.py [--casts NAME ...] [--trials N] [--minutes M]
 
-Trials with the merge `relevance`. Every trial is looked at after a third of its steps. Those that a rule names, and one
-in `SAMPLE` of all, are painted to the end; the named ones with the remedies too. Thresholds of rules that are no
-warning come from the trials in `CHOOSING` alone, which are not counted. Results are kept trial by trial in
+Trials with the merge `relevance`. The overlap of every trial is measured after a third of its steps. Those that a rule
+names, and one in `SAMPLE` of all, are painted to the end; the named ones with the remedies too. Thresholds of rules
+that are no warning come from the trials in `CHOOSING` alone, which are not counted. Results are kept trial by trial in
 benchmarks/overlap_check.json, so a run that was stopped goes on where it ended.
 """
 

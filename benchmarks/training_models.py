@@ -25,7 +25,7 @@ from troupe.model_patches.subjects import Photo
 from troupe.training.config.schema import Config
 from troupe.training.examples.draws import Draw
 from troupe.training.examples.example import Example, ExampleSubject
-from troupe.training.model.base import Base, pixels_of
+from troupe.training.model.base import Base, pixel_functions
 from troupe.training.model.features import Features, Patches
 from troupe.training.recipes.recipe import Batch, PassSettings, Trainee
 from troupe.training.recipes.registry import RECIPES
@@ -209,7 +209,7 @@ def models(base: str, encoder: str) -> Base:
     for module in frozen:
         module.eval().requires_grad_(False).to(torch.bfloat16)
     vae.eval().requires_grad_(False)  # stays float32
-    return Base(unet, texts, ClipImages(vision), DDPMScheduler(), *pixels_of(vae), (*frozen, vae))
+    return Base(unet, texts, ClipImages(vision), DDPMScheduler(), *pixel_functions(vae), (*frozen, vae))
 
 
 def make_fake(modules: Iterable[torch.nn.Module], mode: FakeTensorMode) -> None:

@@ -17,7 +17,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import overlap_check
 import overlap_check_counts as counts
 import overlap_check_page as page
-from troupe.model_patches.relevance.overlap_check import SAME_PLACE_FROM
+from troupe.model_patches.relevance.overlap_check import OVERLAP_FROM
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_results_of_other_models_are_measured_again(results):
 
 
 def test_the_counted_rule_is_that_of_the_pack():
-    assert counts.RULES[counts.ONE_PLACE].limit == SAME_PLACE_FROM
+    assert counts.RULES[counts.ONE_PLACE].limit == OVERLAP_FROM
 
 
 def test_page_and_settings_are_made_of_the_results(results):

@@ -21,7 +21,7 @@ def check_kind(spec: AdapterSpec, kind: type[PartSpec], remedy: str) -> None:
 
 
 def may_act(references: References, settings: ImageAttentionSettings | GatedSettings, remedy: str) -> bool:
-    """Return whether an Apply node has an effect in any step; if not, no model is looked at. remedy: what to do with
+    """Return whether an Apply node has an effect in any step; if not, it needs no model. remedy: what to do with
     references that are for another node.
 
     Raises:

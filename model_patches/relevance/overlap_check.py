@@ -84,7 +84,7 @@ def look_in_step(
     latent: tuple[int, int],
     device: torch.device,
 ) -> OverlapLook | None:
-    """Return the look that is taken in a step, or None: only the step after a third of the run is looked at, of several
+    """Return the look that is taken in a step, or None: only the step after a third of the run is checked, of several
     subjects whose relevance is computed anyway.
 
     finished: number of finished steps, of so many; weights: of the subjects in this step, 0 for those that do not act;

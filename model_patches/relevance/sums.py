@@ -18,7 +18,9 @@ Sums = tuple[torch.Tensor, torch.Tensor]
 
 class LimitedSums:
     """Sums of one Apply node's maps, for each grid and part of the picture, on each device; safe for use from several
-    threads. most: so many sums are kept apart, None: any number.
+    threads.
+
+    references, mixing: of the Apply node; most: so many sums are kept apart, None: any number.
     """
 
     def __init__(self, references: References, mixing: Mixing, most: int | None = None):

@@ -175,7 +175,7 @@ class ImageAttention:
         return observe
 
     def look(self, step: int, steps: int, pictures: int, latent: tuple[int, int]) -> None:
-        """Add up the relevance of the next model call, if it is the one that is looked at, see `look_in_step`."""
+        """Add up the relevance of the next model call, if it belongs to the checked step, see `look_in_step`."""
         weights = () if self._now is None or not self.active else self._now.weights
         subjects, mixing, device = self.references.subjects, self.settings.mixing, self._unet.device
         self._look = look_in_step(step, steps, subjects, weights, mixing, pictures, latent, device)

@@ -42,7 +42,7 @@ ANY = 0.5  # a second strength that leaves no branch out, for one that only the 
 class GuidanceSchedule:
     """The second strength in each call of one run.
 
-    settings: the widgets; model_sampling: the host's, which maps percents to sigmas; clock: of the run.
+    guidance: the widgets; model_sampling: the host's, which maps percents to sigmas; clock: of the run.
     """
 
     def __init__(self, guidance: Guidance, model_sampling: Any, clock: Clock):
@@ -77,7 +77,7 @@ class GuidanceSchedule:
 class TwoScaleGuider(comfy.samplers.CFGGuider, ABC):
     """A guider with a second scale. Subclasses say which branches there are and how they become one.
 
-    model: a MODEL, on which `PromptSwitch` is attached; settings: the widgets.
+    model: a MODEL, on which `PromptSwitch` is attached; guidance: the widgets; cfg: the first strength.
     """
 
     def __init__(self, model: Any, guidance: Guidance, cfg: float):

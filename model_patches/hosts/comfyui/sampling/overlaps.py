@@ -25,7 +25,7 @@ def check_of_call(
     chunks: Sequence[ConditioningChunk | None],
     x: torch.Tensor,
 ) -> OverlapCheck | None:
-    """Return where the relevance of this call is added up, or None if it is not looked at: only runs from noise are, in
+    """Return where the relevance of this call is added up, or None if it is not checked: only runs from noise are, in
     one step, see `look_in_step`.
     """
     run = call.run
@@ -63,7 +63,7 @@ def with_check(
 
 
 def tell_overlaps(run: Run) -> None:
-    """Warn of subjects in the same place, once, when the step that was looked at is over."""
+    """Warn of subjects in the same place, once, when the checked step is over."""
     look = run.look
     if look is not None and run.clock.finished > look.step:
         run.look = None

@@ -141,7 +141,10 @@ class Recording:
 
 
 class Tally:
-    """The sums of one Apply node in one recording."""
+    """The sums of one Apply node in one recording.
+
+    recording: of the run; hook: of the Apply node.
+    """
 
     def __init__(self, recording: Recording, hook: Any):
         self.recording = recording
