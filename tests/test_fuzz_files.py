@@ -200,6 +200,8 @@ class Stage:
         names one.
         """
         claim = CLAIM.match(text)
+        if kind not in ("poisoned", "cast") and (not claim or "…" in claim["tensor"]):
+            return
         state = plainly_read(path, Bag({}))
         if claim and (member := claim["member"]):  # of a bundle
             state = {

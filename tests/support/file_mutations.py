@@ -13,9 +13,10 @@ import pickle
 import random
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 
@@ -55,7 +56,18 @@ class Bag:
 
     def bytes(self, state: State | None = None) -> bytes:
         """The file, with other tensors where some are given."""
-        state = self.state if state is None else state
+        return self._whole if state is None else self._made(state)
+
+    @cached_property
+    def _whole(self) -> bytes:
+        return self._made(self.state)
+
+    @cached_property
+    def members(self) -> dict[str, bytes]:
+        """The members of its archive."""
+        return archive(self._whole)
+
+    def _made(self, state: State) -> bytes:
         if self.container == "safetensors":
             return safetensors_file(*laid_out({str(name): tensor for name, tensor in state.items()}), self.metadata)
         buffer = io.BytesIO()
@@ -499,19 +511,27 @@ def packed(
 
 
 @cache
-def zeros(megabytes: int) -> bytes:
-    return bytes(megabytes << 20)
+def zeros(megabytes: int) -> tuple[bytes, int]:
+    """That many zeros, deflated, and their checksum."""
+    deflate, found, check = zlib.compressobj(wbits=-15), [], 0
+    for _ in range(megabytes):
+        found.append(deflate.compress(bytes(1 << 20)))
+        check = zlib.crc32(bytes(1 << 20), check)
+    return b"".join(found) + deflate.flush(), check
 
 
-@cache
 def bomb(name: str, megabytes: int = 300) -> bytes:
     """A whole archive in which one member of zeros is a thousandth of its size."""
-    return packed({name: zeros(megabytes)}, zipfile.ZIP_DEFLATED)
+    data, check = zeros(megabytes)
+    about = struct.pack("<5H3L2H", 20, 0, zipfile.ZIP_DEFLATED, 0, 33, check, len(data), megabytes << 20, len(name), 0)
+    local = b"PK\x03\x04" + about + name.encode() + data
+    central = b"PK\x01\x02" + struct.pack("<H", 20) + about + bytes(14) + name.encode()
+    return local + central + b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, 1, 1, len(central), len(local), 0)
 
 
 def _zip(change: Callable[[random.Random, dict[str, bytes]], bytes | None]) -> Callable[[random.Random, Bag], bytes]:
     def write(rng: random.Random, bag: Bag) -> bytes:
-        members = archive(bag.bytes())
+        members = dict(bag.members)
         found = change(rng, members)
         return packed(members) if found is None else found
 
@@ -805,7 +825,7 @@ def in_place(bag: Bag, text: Callable[[bytes], bytes]) -> bytes:
     """The file with its main pickle changed."""
     data = bag.bytes()
     if bag.container == "zip":
-        members = archive(data)
+        members = bag.members
         name = next(name for name in members if name.endswith("/data.pkl"))
         return packed(members | {name: text(members[name])})
     stream, starts = io.BytesIO(data), []
