@@ -3,10 +3,12 @@ whole jobs.
 """
 
 from dataclasses import replace
+from functools import lru_cache
 
 import pytest
 import torch
-from support.host.both_engines import PIXELS, SIZE, TOLERANCE, close, schedule, texts, twin_unet
+from support.host import both_engines
+from support.host.both_engines import PIXELS, SIZE, TOLERANCE, close, schedule, twin_unet
 from troupe.model_patches.adapter import PromptSpec
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -20,6 +22,28 @@ STEPS, SEED, CFG = 4, 6, 5.0
 def no_gradients():
     with torch.no_grad():
         yield
+
+
+@pytest.fixture(scope="module")
+def texts(host):
+    """`texts("sd15")`: the host's CLIP and our ClipTexts. The last ones are kept, so cases are ordered by base."""
+    return lru_cache(maxsize=1)(both_engines.texts)
+
+
+@pytest.fixture(scope="module")
+def models(host):
+    """`models("sd15")`: the host's model and CLIP and their twins here, without a patch of the test before; as `texts`,
+    but in float32.
+    """
+    return lru_cache(maxsize=1)(make_models)
+
+
+@pytest.fixture
+def jobs(models):
+    import comfy.model_management
+
+    yield models
+    comfy.model_management.unload_all_models()
 
 
 def draw(*shape, seed, gain=1.0):
@@ -72,14 +96,14 @@ def on_host(references):
     "kind, base, tokens",
     [
         ("word", "sdxl", 1),
+        ("placeholder", "sd20", 1),
         ("pseudo", "sd15", 1),
         ("pseudo", "sd15", 3),
-        ("placeholder", "sd20", 1),
         ("placeholder", "sd15", 1),
         ("postfuse", "sd15", 1),
     ],
 )
-def test_prompts(kind, base, tokens):
+def test_prompts(kind, base, tokens, texts):
     """Emphasis on a subject and elsewhere, weights between 0 and 1, one subject and two, both in the second chunk."""
     from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt as host_prompt
     from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
@@ -100,7 +124,7 @@ def test_prompts(kind, base, tokens):
         ).abs().max() > 100 * TOLERANCE * found.embeds.abs().max() and found.before is None
 
 
-def test_a_prompt_with_a_delay_carries_the_plain_one():
+def test_a_prompt_with_a_delay_carries_the_plain_one(texts):
     from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
 
     _, ours = texts("sd15")
@@ -113,14 +137,14 @@ def test_a_prompt_with_a_delay_carries_the_plain_one():
 # ---- whole jobs ------------------------------------------------------------------------------------------------------
 
 
-def jobs(base):
+def make_models(base):
     """The host's model and CLIP and their twins here, of one size of text.
 
     The UNet attends sharply, so that a word that changes shows.
     """
     from support.host.tiny_models import micro_model
 
-    clip, ours = texts(base)
+    clip, ours = both_engines.texts(base)
     clip.cond_stage_model.float()  # what is added to half precision would be rounded again
     patcher = micro_model(BASES[base], model_channels=64, context_dim=sum(STREAMS[base].values()))
     for name, weight in patcher.model.diffusion_model.named_parameters():
@@ -170,7 +194,7 @@ def alike(patcher, expected, found, without):
 
 @pytest.mark.parametrize("count, delay", [(1, {}), (2, {"start_step": 1}), (2, {"start_percent": 0.3})])
 @pytest.mark.parametrize("second, second_end", [(0.5, 0.5), (0.2, 1.0)])
-def test_umms_job(count, delay, second, second_end):
+def test_umms_job(count, delay, second, second_end, jobs):
     from troupe.model_patches.binding.two_strengths import Guidance
     from troupe.model_patches.hosts.comfyui.prompting.encode_prompt import encode_prompt as host_prompt
     from troupe.model_patches.hosts.diffusers.prompt import encode_prompt
@@ -230,8 +254,8 @@ def subject_diffusion(patcher, base, count):
     return host, replace(ours, adapter=replace(ours.adapter, weights=weights))
 
 
-@pytest.mark.parametrize("base, count, delay", [("sd20", 1, {}), ("sd20", 2, {"start_step": 1}), ("sd15", 2, {})])
-def test_subject_diffusions_job(base, count, delay):
+@pytest.mark.parametrize("base, count, delay", [("sd15", 2, {}), ("sd20", 1, {}), ("sd20", 2, {"start_step": 1})])
+def test_subject_diffusions_job(base, count, delay, jobs):
     """Retrained UNet and text encoder, prompt, fusers, mask channel, and image guidance that ends early."""
     from troupe.model_patches.binding.settings import GatedSettings
     from troupe.model_patches.binding.two_strengths import Guidance
@@ -338,7 +362,7 @@ def mm_diff(patcher, merge="joint"):
         ((3, 1), {}, 0.0, {"weight": (1.0, 0.0)}),
     ],
 )
-def test_mm_diffs_job(photos, delay, strength, each):
+def test_mm_diffs_job(photos, delay, strength, each, jobs):
     """LoRAs of UNet and text encoders, words, image tokens of several photos, a delay of the words and of the tokens;
     one subject and two.
     """
