@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from support.dataset_scenes import Perfect, write_scenes
+from support.dataset_scenes import Perfect, needs_inflect, write_scenes
 from support.start_methods import needs_fork
 from troupe.training.data import journal
 from troupe.training.data.engine import Plan, parse_shard, work
@@ -16,7 +16,7 @@ from troupe.training.data.selection import Rules
 from troupe.training.data.sources import folder_sources, read_captions
 from troupe.training.data.words import FUNCTION_WORDS
 
-pytest.importorskip("inflect")
+pytestmark = needs_inflect
 ALL = Rules(area=(0, 1), aspect=(0, 10), fill=0.1)
 COUNT = 7
 

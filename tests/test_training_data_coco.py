@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from support.dataset_scenes import needs_inflect
 from troupe.model_patches.subjects import Box
 from troupe.training.data.coco import coco_sources, decode
 from troupe.training.data.engine import Plan, work
@@ -16,7 +17,7 @@ from troupe.training.data.records import DatasetError, read_records
 from troupe.training.data.selection import Rules
 
 masks = pytest.importorskip("pycocotools.mask")
-pytest.importorskip("inflect")
+pytestmark = needs_inflect
 W, H = 100, 80
 ALL = Rules(area=(0.01, 1), fill=0.1)
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import tiny_annotators
-from support.dataset_scenes import write_scenes
+from support.dataset_scenes import needs_inflect, write_scenes
 from support.start_methods import needs_fork
 from troupe.training.data.records import read_records
 from troupe_tools.commands.make_dataset import COMMANDS, main
 from troupe_tools.pack import ROOT
 
-pytest.importorskip("inflect")
+pytestmark = needs_inflect
 LOOSE = ["--min-area", "0", "--max-area", "1", "--min-aspect", "0", "--max-aspect", "99", "--min-fill", "0"]
 
 

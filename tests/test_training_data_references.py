@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from support.dataset_scenes import needs_inflect
 from troupe.model_patches.subjects import Box
 from troupe.training.data import journal
 from troupe.training.data.engine import Plan, work
@@ -12,7 +13,7 @@ from troupe.training.data.references import add_references, from_folders, from_t
 from troupe.training.data.selection import Thing
 from troupe.training.data.sources import Source
 
-pytest.importorskip("inflect")
+pytestmark = needs_inflect
 LEFT, RIGHT = Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.0, 0.5, 0.8)
 
 

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from support.dataset_scenes import needs_inflect
 from troupe.model_patches.subjects import Box
 from troupe.training.data.selection import Rules, Thing, best_caption, choose, clipped, share_inside
 from troupe.training.data.synonyms import SYNONYMS, words_for
 from troupe.training.data.words import candidate_words, find_name, place_of, template_caption
 
-pytest.importorskip("inflect")
+pytestmark = needs_inflect
 LEFT, RIGHT = Box(0.0, 0.2, 0.4, 0.5), Box(0.5, 0.2, 0.4, 0.5)
 SIZE = (100, 100)
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from troupe.model_patches.subjects import Box
 from troupe.rehearsal import world
 from troupe.training.data.making import Detection
+
+# not imported here, since that takes seconds
+needs_inflect = pytest.mark.skipif(find_spec("inflect") is None, reason="inflect is not installed")
 
 
 @dataclass(frozen=True)
