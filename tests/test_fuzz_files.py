@@ -1,8 +1,9 @@
 """Every loader on damaged, renamed, misshapen and hostile files: a right load or a sentence that names the file;
 nothing is run, nothing hangs, nothing is reserved beyond what a file holds.
 
-A format's layouts share its mutations. TROUPE_FUZZ=2000 makes 2000 of each format instead of 200; TROUPE_FUZZ_FROM=2000
-starts behind the first 2000; TROUPE_FUZZ_REPORT=file appends counts by outcome.
+A format's layouts share its mutations. TROUPE_FUZZ=2000 makes 2000 of each format instead of 200 (100 of FastComposer,
+whose file of 700 tensors takes ten times as long: two of each kind); TROUPE_FUZZ_FROM=2000 starts behind the first
+2000; TROUPE_FUZZ_REPORT=file appends counts by outcome.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from troupe.model_patches.checkpoints.files import read_metadata, read_shapes
 from troupe.model_patches.errors import CheckpointError
 from troupe.model_patches.families.registry import read_adapter
 
-MUTATIONS = int(os.environ.get("TROUPE_FUZZ", "200"))
+MUTATIONS = int(os.environ.get("TROUPE_FUZZ", "0"))
 FROM = int(os.environ.get("TROUPE_FUZZ_FROM", "0"))
 REPORT = os.environ.get("TROUPE_FUZZ_REPORT")
 KINDS = (
@@ -287,7 +288,8 @@ def test_a_damaged_file_loads_rightly_or_is_refused_in_a_sentence(tmp_path, name
         [],
         Counter(),
     )
-    first, count = share(name, FROM), share(name, MUTATIONS)
+    first, count = share(name, FROM), share(name, MUTATIONS or (100 if name == "FastComposer" else 200))
+    assert count >= 2 * len(kinds) or name != "FastComposer"
     for i in range(first, first + count):
         kind = kinds[i % len(kinds)]
         try:
