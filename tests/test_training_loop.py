@@ -39,14 +39,20 @@ LEARNED = {  # learning rate, and what part of the loss is left at most
     "subject_diffusion": (3e-3, 0.02),
 }
 
+
+def quick(*recipes):
+    """All recipes as cases; those that are not named take seconds."""
+    return [pytest.param(recipe, marks=[] if recipe in recipes else pytest.mark.slow) for recipe in RECIPES]
+
+
 # ---- learning --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", quick("ip_adapter"))
 def test_one_batch_is_learned_by_heart(recipe, pictures):
     """The same two pictures with the same noise: the part of the loss that an adapter can change falls to a fraction.
 
-    It cannot reach 0, since the random UNet around it is frozen; steps of Adam go on until they find no more.
+    It cannot reach 0, since the random UNet around it is frozen; steps of Adam go on until that part is left.
     """
     trainee = small.trainee(recipe, **small.no_drops(recipe))
     batch = trainee.prepare(small.draws(pictures, 2))
@@ -70,10 +76,12 @@ def test_one_batch_is_learned_by_heart(recipe, pictures):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+        if losses[-1] < part * losses[0]:
+            break
     assert losses[-1] < part * losses[0], losses[::10]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", quick("ip_adapter", "mip_adapter"))
 def test_half_precision_gives_about_the_same_gradients(recipe, pictures, tmp_path):
     """Frozen models in bfloat16, passes under autocast, trained weights and gradients in float32."""
     found, options = {}, small.no_drops(recipe)
@@ -112,41 +120,41 @@ def test_accumulated_passes_are_one_large_one(pictures, tmp_path):
 
 # ---- going on --------------------------------------------------------------------------------------------------------
 
-WHOLE = {"steps": 6, "schedule": "cosine", "ema": True, "accumulation": 2, "max_grad_norm": 1.0}
+WHOLE = {"steps": 4, "schedule": "cosine", "ema": True, "accumulation": 2, "max_grad_norm": 1.0}
 
 
 @pytest.mark.parametrize(
     "recipe, options, more",
     [
         ("ip_adapter", {}, {}),
-        ("mip_adapter", {}, {}),
-        ("mip_adapter", {}, {"cache": True}),
-        ("umm_diffusion", {"hidden": 8}, {"batch": 1}),
-        ("fastcomposer", {}, {"batch": 1}),
-        ("mm_diff", small.MM_DIFF, {}),
-        ("subject_diffusion", {}, {}),
-        ("subject_diffusion", {}, {"cache": True}),
+        pytest.param("mip_adapter", {}, {}, marks=pytest.mark.slow),
+        pytest.param("mip_adapter", {}, {"cache": True}, marks=pytest.mark.slow),
+        pytest.param("umm_diffusion", {"hidden": 8}, {"batch": 1}, marks=pytest.mark.slow),
+        pytest.param("fastcomposer", {}, {"batch": 1}, marks=pytest.mark.slow),
+        pytest.param("mm_diff", small.MM_DIFF, {}, marks=pytest.mark.slow),
+        pytest.param("subject_diffusion", {}, {}, marks=pytest.mark.slow),
+        pytest.param("subject_diffusion", {}, {"cache": True}, marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(recipe, options, more, pictures, tmp_path):
     given = {"recipe": recipe, "options": options, **WHOLE, **more}
     whole = loop_for(pictures, tmp_path / "whole", **given)
     whole.run()
-    first = loop_for(pictures, tmp_path / "parts", save_every=3, **given)
+    first = loop_for(pictures, tmp_path / "parts", save_every=2, **given)
     calls = iter(range(100))
     update = first._update
 
     def stopped(batches, number):
-        return update(batches, signal.SIGTERM if next(calls) == 2 else number)
+        return update(batches, signal.SIGTERM if next(calls) == 1 else number)
 
     first._update = stopped
     ended = first.run()
-    assert (ended.step, ended.signal) == (3, signal.SIGTERM)
+    assert (ended.step, ended.signal) == (2, signal.SIGTERM)
     assert not same(weights(first), weights(whole))
     torch.manual_seed(99)  # what an interruption leaves behind
     second = loop_for(pictures, tmp_path / "parts", **given)
     torch.nn.init.normal_(second.parameters[0])
-    assert second.run().step == 6
+    assert second.run().step == 4
     assert same(weights(second), weights(whole))
     assert all(
         torch.equal(a, b) for a, b in zip(second.average.shadow_params, whole.average.shadow_params, strict=True)
