@@ -285,6 +285,7 @@ class Chain(nn.Module):
         return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["ga2", "a2g", "2ga"])
 def test_two_adapters_act_one_after_the_other_beside_image_attention(order):
     """In every block the one entered first acts first; image attention has a place of its own, so that it may come
@@ -485,6 +486,7 @@ def run(model, applied=(), steps=4, cfg=3.0, seen=None):
     )
 
 
+@pytest.mark.slow
 def test_whole_runs_take_gated_and_image_attention_applies():
     plain = unet("sd2")
     gated, attention = (

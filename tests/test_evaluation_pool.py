@@ -367,6 +367,7 @@ def wait_for(process: subprocess.Popen, word: str) -> None:
         assert line, process.stderr.read()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
 def test_a_process_that_is_stopped_is_gone_on_with(tmp_path, name):
@@ -400,6 +401,7 @@ def test_ctrl_c_waits_for_the_pictures_in_hand_and_twice_does_not(tmp_path, time
     assert len(read_journal(tmp_path)) == len(list((tmp_path / "pictures").glob("*.png"))) == kept
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_waits_for_the_slowest_engine(tmp_path):
     process = start(tmp_path, count=300, seconds=(3, 0.03, 0.03))
@@ -411,6 +413,7 @@ def test_ctrl_c_waits_for_the_slowest_engine(tmp_path):
     assert len(rows) == len(list((tmp_path / "pictures").glob("*.png"))) < 300
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_folder_is_refused(tmp_path):
     """In this process and in another."""
     other = start(tmp_path)

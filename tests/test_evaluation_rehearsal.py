@@ -165,6 +165,7 @@ def test_bad_input(suite, models, tmp_path):
         engine.paint(task)
 
 
+@pytest.mark.slow
 def test_a_stopped_search_for_boxes_keeps_what_it_found(tmp_path, models):
     asked = []
 
@@ -178,6 +179,7 @@ def test_a_stopped_search_for_boxes_keeps_what_it_found(tmp_path, models):
     assert list(json.loads((tmp_path / "boxes.json").read_text())) == ["two classes 0000"] and asked == [1]
 
 
+@pytest.mark.slow
 def test_noise_by_relevance_acts_where_the_subject_is(suite, models):
     """Three pictures of a case: without noise, with noise where the first name is relevant, and with as much of it
     everywhere.

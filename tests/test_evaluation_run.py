@@ -136,6 +136,7 @@ def stopping(monkeypatch, place, name, after):
     monkeypatch.setattr(place, name, stopped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "name", "after"), [(EmbeddedEngine, "paint", 4), (run, "append_scores", 3), (Journal, "write_picture", 2)]
 )
@@ -163,6 +164,7 @@ def test_lines_of_a_killed_process(tmp_path):
     assert stored_scores(tmp_path) == {"a": {"clip_i": 0.5, "dino": 1.0}, "b": {"clip_i": 0.25}}
 
 
+@pytest.mark.slow
 def test_more_seeds_and_methods_are_added(settings):
     run.evaluate(settings("suite.seeds=1"))
     folder = Path(settings().output.folder)
@@ -172,6 +174,7 @@ def test_more_seeds_and_methods_are_added(settings):
     assert len(rows) == 9 and [row for row in rows if row["seed"] == "0" and row["method"] != "add"] == first
 
 
+@pytest.mark.slow
 def test_other_models_are_not_mixed(settings):
     run.evaluate(settings("suite.seeds=1"), paint=False)
     folder = Path(settings().output.folder)
@@ -196,6 +199,7 @@ def test_other_models_are_not_mixed(settings):
         )
 
 
+@pytest.mark.slow
 def test_another_workflow_is_not_mixed(settings, tmp_path, monkeypatch):
     """Its pictures would differ, under the same names."""
     monkeypatch.setattr(run, "run_tasks", lambda *args, **options: {})
@@ -209,6 +213,7 @@ def test_another_workflow_is_not_mixed(settings, tmp_path, monkeypatch):
         run.evaluate(chosen)
 
 
+@pytest.mark.slow
 def test_a_damaged_picture_is_named_in_a_report_and_painted_again_by_a_run(settings):
     chosen = settings("suite.seeds=2")
     folder = Path(chosen.output.folder)
@@ -225,6 +230,7 @@ def test_a_damaged_picture_is_named_in_a_report_and_painted_again_by_a_run(setti
     assert len(table(folder)) == 4 and damaged.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_a_task_that_cannot_be_painted_is_in_the_report(settings, monkeypatch):
     inner = EmbeddedEngine.paint
 
@@ -241,6 +247,7 @@ def test_a_task_that_cannot_be_painted_is_in_the_report(settings, monkeypatch):
     assert "Expected a photo, found none. Take one." in (folder / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_report_of_what_is_there(settings):
     chosen = settings()
     run.evaluate(settings("suite.seeds=1"))
@@ -249,6 +256,7 @@ def test_a_report_of_what_is_there(settings):
     assert "2 of 6 pictures are painted" in text and "4 are not painted yet: run the same command again." in text
 
 
+@pytest.mark.slow
 def test_every_picture_has_one_line_in_the_journal(settings):
     chosen = settings()
     run.evaluate(chosen)
@@ -317,6 +325,7 @@ SCORED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_folder_of_photos_end_to_end(layout, settings, tmp_path, scoring, monkeypatch):
     """A benchmark's folder through painting, all scores and report; the rehearsal models know no backpacks."""

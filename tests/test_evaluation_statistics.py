@@ -28,6 +28,7 @@ def test_groups_count_alike():
     assert str(mean_of_groups({})) == "none"
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_mean_19_times_in_20():
     chance, held = np.random.default_rng(1), 0
     for _ in range(200):

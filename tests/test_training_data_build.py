@@ -153,6 +153,7 @@ def test_shards_on_disks_of_their_own_are_merged(tmp_path, scenes):
         journal.merge(tmp_path / "all", parts[:1])
 
 
+@pytest.mark.slow
 @needs_fork
 def test_processes(tmp_path, scenes):
     pytest.importorskip("datasets")

@@ -109,7 +109,7 @@ def counted_checkpoints():
 
 
 @pytest.mark.parametrize(
-    "recipe", [pytest.param(name, marks=pytest.mark.slow if name == "mm_diff" else ()) for name in RECIPES]
+    "recipe", [pytest.param(name, marks=() if name == "ip_adapter" else pytest.mark.slow) for name in RECIPES]
 )
 def test_counted_memory_is_what_pytorch_allocates(recipe, tmp_path):
     """On tensors without numbers, against allocations of a real pass, with and without gradient checkpointing."""

@@ -131,6 +131,7 @@ def expected(trainee, weights, draws, batch, drops):
 DROPS = {"drop_text": 0.3, "drop_images": 0.3, "drop_both": 0.1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, base",
     [
@@ -182,6 +183,7 @@ def by_own_names(trainee, published):
 # ---- the file --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "base, identity, kind, streams, pairs",
     [
@@ -230,6 +232,7 @@ def test_it_predicts_in_the_sampler_what_it_did_in_training(base, identity, kind
             assert (found - other).abs().max() > 1e-3 * largest
 
 
+@pytest.mark.slow
 def test_a_sheet_is_painted_with_the_text_encoders_weights(pictures):
     """As by hand with everything that the file brings; without them it is another picture."""
     trainee, example = small.changed(small_one()), small.draws(pictures, 1)[0].example
@@ -274,6 +277,7 @@ def test_a_training_begins_with_the_base_itself(pictures):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_training_begins_with_a_file(tmp_path):
     made = small.changed(small_one())
     path = write_export(made.export(), tmp_path / "start.safetensors", half=False)
@@ -281,6 +285,7 @@ def test_a_training_begins_with_a_file(tmp_path):
     assert begun.keys() == expected.keys() and all(torch.equal(begun[name], expected[name]) for name in begun)
 
 
+@pytest.mark.slow
 def test_a_start_of_another_kind_or_size_is_a_sentence(tmp_path):
     path = write_export(small_one().export(), tmp_path / "start.safetensors")
     with pytest.raises(MismatchError, match="CLSHead, 70 layers.* to start from, found .*ObjectHead, 70 layers"):
@@ -324,6 +329,7 @@ def test_image_attention_begins_as_that_of_an_ip_adapter(tmp_path):
             torch.testing.assert_close(left, torch.linalg.svdvals(change)[2], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_start_of_images_that_does_not_fit_is_a_sentence(tmp_path):
     path = str(ip_file(tmp_path))
     with pytest.raises(MismatchError, match="a 'hidden' of at least .* to start from an IP-Adapter, found 8"):
@@ -341,6 +347,7 @@ def test_a_start_of_images_that_does_not_fit_is_a_sentence(tmp_path):
         small_one(start=str(own), start_images=path)
 
 
+@pytest.mark.slow
 def test_from_settings_to_a_file(tmp_path):
     """A folder in diffusers' layout, with a sheet in the middle of the training."""
     models, folder = small.sdxl_base(), tmp_path / "base"
@@ -404,6 +411,7 @@ def test_a_place_without_a_subject_takes_no_share(pictures):
             torch.testing.assert_close(losses[name][alone], loss[0], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_pictures_without_masks_have_no_constraints(tmp_path):
     lines = small.write_set(tmp_path, masks=False) / "metadata.jsonl"
     lines.write_text("".join(re.sub(r', "box": \[[^]]*\]', "", line) for line in lines.open()))
@@ -424,6 +432,7 @@ def test_a_batch_without_subjects_has_gradients_of_0_for_what_makes_them(picture
         assert gradients and all(g is not None and g.any() == moved for g in gradients), part
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_gradient(pictures):
     draws, found = small.draws(pictures, 2), []
     for on in (False, True):

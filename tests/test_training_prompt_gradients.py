@@ -80,6 +80,7 @@ def test_umm_diffusion(options, pictures):
     assert assert_equal_gradients(trainee, expected) > 0
 
 
+@pytest.mark.slow
 def test_fastcomposer(pictures):
     """Postfuse and the whole UNet, of both losses; in one picture only the subjects' places count."""
     options = {**small.no_drops("fastcomposer"), "localization": 0.5, "masked": 0.6}
