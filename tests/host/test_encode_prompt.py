@@ -110,7 +110,7 @@ def test_mm_diffs_prompts_through_the_hosts_own_clip_classes(mode, monkeypatch):
     positions = g["text.mask"][0].nonzero().flatten().tolist()
     monkeypatch.setattr(
         fusion,
-        "_places",
+        "_positions",
         lambda spec, references, prompt, *a: (prompt.text, [TokenPosition(0, p, (p,), "") for p in positions]),
     )
     clip = TinyClip(mode, {"": g["text.ids"][0], "yes": g["text.ids"][0], "no": g["text.neg_ids"][0]})
@@ -209,7 +209,7 @@ def test_subject_diffusions_prompts_through_the_hosts_own_clip_classes(row, mode
     )
     monkeypatch.setattr(
         fusion,
-        "_places",
+        "_positions",
         lambda spec, references, prompt, *a: (prompt.text, [TokenPosition(0, p, (p,), "") for p in spots[row]]),
     )
     (fused,), (plain,) = encode_prompt(TinySD2(mode, g["ids"][row]), References(adapter, subjects, None), "")
