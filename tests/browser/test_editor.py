@@ -5,6 +5,7 @@ import json
 import pytest
 from pytest import approx
 from support.browser.graph_page import GraphPage
+from support.browser.message_boxes import put
 
 FOX, CAT = (0.1, 0.2, 0.3, 0.5), (0.55, 0.1, 0.35, 0.8)
 
@@ -23,13 +24,7 @@ def names(page, id_):
 
 
 def set_widget(page, id_, name, value):
-    page.evaluate(
-        "([id, name, value]) => { const w = window.graphNode(id).widgets.find((w) => w.name === name); "
-        "w.value = value; w.callback?.(value); }",
-        id_,
-        name,
-        value,
-    )
+    put(page, id_, name, value)
     page.settle()
 
 

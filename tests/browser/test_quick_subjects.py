@@ -1,9 +1,9 @@
 """Quick Subjects grows as photos are connected, in a real browser."""
 
 import pytest
+from support.browser.message_boxes import HEIGHT, put
 
 NODE, PHOTO, VISION = 2, 1, 3
-HEIGHT = """(id) => document.querySelector(`[data-node-id="${id}"]`)?.getBoundingClientRect().height ?? window.graphNode(id).size[1]"""
 SOCKETS = "(id) => window.graphNode(id).inputs.filter((input) => !input.widget).map((input) => input.name)"
 NAMES = "(id) => window.graphNode(id).widgets.filter((w) => w.name.startsWith('name_') && !w.hidden).map((w) => w.name)"
 WIRES = """(id) => window.graphNode(id).inputs.flatMap((input, index) => {
@@ -105,13 +105,7 @@ def test_what_was_typed_is_not_hidden(quick):
     connect(page, "image_2")
     connect(page, "image_3")
     page.settle(700)
-    page.evaluate(
-        "([id, name, value]) => { const w = window.graphNode(id).widgets.find((w) => w.name === name); "
-        "w.value = value; w.callback?.(value); }",
-        NODE,
-        "name_3",
-        "cat",
-    )
+    put(page, NODE, "name_3", "cat")
     disconnect(page, "image_3")
     disconnect(page, "image_2")
     page.settle(700)

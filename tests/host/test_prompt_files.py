@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.host.fused_by_hand import by_hand, position_of
 from support.host.node_chains import photo, run
-from support.host.whole_unets import full_topology, sharp
+from support.host.whole_unets import full_topology, micro_patcher, sharp
 
 pytestmark = pytest.mark.usefixtures("host")
 HIDDEN, POOLED = 32, 768  # of a tiny CLIP vision encoder with the pooled width of ViT-L
@@ -24,10 +24,7 @@ def eyes(host, tmp_path_factory):
 
 def thin_sdxl():
     """A micro model with SDXL's seventy transformer blocks, all 64 wide."""
-    import comfy.model_management as mm
-    import comfy.model_patcher
     import comfy.supported_models as sm
-    from support.host import tiny_models
 
     config = dict(
         model_channels=64,
@@ -48,16 +45,7 @@ def thin_sdxl():
         dtype=torch.float32,
     )
 
-    class Micro(sm.SDXL):
-        unet_extra_config = dict(num_heads=4, num_head_channels=-1)
-
-    chosen = Micro(config)
-    chosen.set_inference_dtype(torch.float32, None)
-    model = chosen.get_model({}, "", device="cpu")
-    tiny_models._init(model.diffusion_model)
-    return comfy.model_patcher.ModelPatcher(
-        model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
-    )
+    return micro_patcher(sm.SDXL, config)
 
 
 def faces(n, seed):

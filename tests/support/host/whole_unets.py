@@ -7,11 +7,7 @@ import torch
 
 def full_topology(base, context):
     """A micro model with the sixteen transformer blocks of SD1.5 and SD2, all 64 wide."""
-    import comfy.model_management as mm
-    import comfy.model_patcher
     import comfy.supported_models as sm
-
-    from support.host import tiny_models
 
     config = dict(
         model_channels=64,
@@ -31,7 +27,17 @@ def full_topology(base, context):
         dtype=torch.float32,
     )
 
-    class Micro(getattr(sm, base)):
+    return micro_patcher(getattr(sm, base), config)
+
+
+def micro_patcher(kind, config):
+    """A MODEL of one of the host's model classes with a UNet of this config and random weights."""
+    import comfy.model_management as mm
+    import comfy.model_patcher
+
+    from support.host import tiny_models
+
+    class Micro(kind):
         unet_extra_config = dict(num_heads=4, num_head_channels=-1)
 
     chosen = Micro(config)
