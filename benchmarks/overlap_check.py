@@ -23,6 +23,7 @@ FOLDER = Path(__file__).resolve().parent
 sys.path.append(str(FOLDER.parent / "tools"))
 
 import contextlib  # noqa: E402
+from unittest import mock  # noqa: E402
 
 from confusion import fingerprint  # noqa: E402
 from overlap_check_counts import (  # noqa: E402
@@ -45,6 +46,7 @@ RESULTS = FOLDER / "overlap_check.json"
 USED = ("unet", "text_encoder", "image_encoder", "rehearsal_mip_adapter", "recogniser")  # model files
 OTHER_SEED = 100_000  # added to a trial's seed for another one
 EVERY = 60  # seconds between two writes
+CONTACT = "contact"  # a merge for this measurement only
 
 
 def main() -> None:
@@ -117,7 +119,7 @@ def measured(painter: Painter, cast: str, seed: int, limits: dict[str, float]) -
         return found
     ways: dict[str, dict[str, Any]] = {"a box for each": {"places": places_drawn(one)}}
     if named(found, ONE_PLACE, limits[ONE_PLACE]):
-        ways |= {"sharpness 3": {"sharpness": 3.0}, "sharpness 3 only where the two meet": {"merge": "contact"}}
+        ways |= {"sharpness 3": {"sharpness": 3.0}, "sharpness 3 only where the two meet": {"merge": CONTACT}}
     pictures |= {way: painter.read(one, painter.sampled(one, **how)) for way, how in ways.items()}
     pictures["another seed"], found["begun"] = another_seed(painter, one, limits[ONE_PLACE])
     return found
@@ -148,11 +150,9 @@ class Painter:
     """The rehearsal models, and the ways to paint a trial with them."""
 
     def __init__(self) -> None:
-        from troupe.model_patches.attention import merges
         from troupe.rehearsal.engine.paint import load_rehearsal
         from troupe.rehearsal.engine.recogniser import load_recogniser
 
-        merges.MERGES["contact"] = merges.MergeRule(_contact, records_weights=True)  # for this measurement only
         self.models, self.recogniser = load_rehearsal(), load_recogniser()
 
     def watched(self, one: Any, finished: Callable[[dict[str, Any]], bool], **how: Any) -> Any:
@@ -198,7 +198,7 @@ class Painter:
         **more: Any,
     ) -> Any:
         """Return the latent of a trial. places: boxes; more: of `sample`."""
-        from troupe.model_patches.attention.merges import Mixing
+        from troupe.model_patches.attention.merges import MERGES, MergeRule, Mixing
         from troupe.model_patches.binding.settings import ImageAttentionSettings
         from troupe.model_patches.hosts.diffusers.encoders import encode_references
         from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, sample
@@ -211,8 +211,9 @@ class Painter:
         references = encode_references(models.adapters["mip"], cast, models.images, models.texts)
         prompts = [models.texts.encode_prompt(text) for text in (one.scene.caption, "")]
         settings = SamplingSettings(PIXELS, PIXELS, STEPS, CFG, one.seed if seed is None else seed)
-        applied = [(references, ImageAttentionSettings(1.0, Mixing(merge, sharpness)))]
-        return sample(models.unet, scheduler(), *prompts, settings, applied, **more)
+        with mock.patch.dict(MERGES, {CONTACT: MergeRule(_contact, records_weights=True)}):
+            applied = [(references, ImageAttentionSettings(1.0, Mixing(merge, sharpness)))]
+            return sample(models.unet, scheduler(), *prompts, settings, applied, **more)
 
 
 def seen_in(check: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Each case was found by test_fuzz_files.py or in reading for it.
 
 from __future__ import annotations
 
+import gc
 import pickle
 import signal
 import struct
@@ -319,3 +320,25 @@ def test_a_call_that_does_not_end_is_stopped(is_busy):
         while time.monotonic() < until:
             if not is_busy:
                 time.sleep(20)
+
+
+class Remains:
+    """In a cycle with itself; compiles an expression when it ends, as a traceback does that is printed."""
+
+    def __init__(self, ended):
+        self.itself, self.ended = self, ended
+
+    def __del__(self):
+        compile("1", "<unknown>", "eval")
+        self.ended.append(True)
+
+
+def test_what_ends_while_a_call_is_watched_is_not_the_calls():
+    """A check of the tests' own watch: what earlier tests left is collected at any time."""
+    ended = []
+    Remains(ended)
+    with watched() as seen:
+        gc.collect()
+    assert not seen and not ended
+    gc.collect()
+    assert ended

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.windows_imports import absent_on_windows
 from troupe_tools.pack import ROOT
 
 try:
@@ -21,6 +22,7 @@ except ModuleNotFoundError:  # Python 3.10; pytest brings tomli there
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 GITHUB = ROOT / ".github"
+PYTHON_ROOMS = ("nodes", "model_patches", "training", "rehearsal", "evaluation", "tools", "tests")
 WORKFLOWS = ["tests", "tests_with_comfyui", "publish"]
 FORMS = ["bug", "evaluation", "feature", "model_file"]
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -98,15 +100,38 @@ def test_the_tests_run_beside_the_oldest_supported_and_the_newest_comfyui():
     assert browser["env"]["TROUPE_REQUIRE_BROWSER"] == "1" and "TROUPE_FRONTEND_ROOT" in browser["run"]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="there they are imported as they are")
-def test_windows_can_import_the_tests():
-    """One that cannot be imported there stops the whole run of its job, before any mark is read."""
-    script = ROOT / "tests" / "support" / "imports_on_windows.py"
-    done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", str(script)], cwd=ROOT / "tests", capture_output=True, text=True
-    )
-    assert (done.stdout, done.returncode) == ("", 0), done.stderr
+PYTHON = sorted(
+    path.relative_to(ROOT).as_posix()
+    for room in PYTHON_ROOMS
+    for path in (ROOT / room).rglob("*.py")
+    if "host" not in path.parts[len(ROOT.parts) :] and "browser" not in path.parts
+)
+
+
+def test_windows_can_import_everything():
+    """A test that cannot be imported there stops the whole run of its job, before any mark is read."""
+    found = {name: absent_on_windows((ROOT / name).read_text(encoding="utf-8")) for name in PYTHON}
+    assert len(found) > 300 and {name: lines for name, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        ("import fcntl", "fcntl"),
+        ("from os import fork, path", "os.fork"),
+        ("import signal\nSIGNALS = [signal.SIGKILL]", "signal.SIGKILL"),
+        ("@mark(signal.SIGALRM)\ndef test(): ...", "signal.SIGALRM"),
+        ("def ask(how=os.getuid): ...", "os.getuid"),
+        ("class Pool:\n    how = os.uname()", "os.uname"),
+        ("try:\n    import resource\nexcept ValueError:\n    pass", "resource"),
+        ("def ask():\n    import resource", ""),
+        ("try:\n    import resource\nexcept ImportError:\n    resource = None", ""),
+        ("if sys.platform != 'win32':\n    how = signal.SIGKILL", ""),
+        ("how = lambda: os.fork()", ""),
+    ],
+)
+def test_what_windows_lacks_is_found_where_it_is_asked_for_at_import(source, asked):
+    assert [line.partition(": ")[2] for line in absent_on_windows(source)] == [asked] * bool(asked)
 
 
 @pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="no git checkout")

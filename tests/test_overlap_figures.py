@@ -17,6 +17,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import overlap_check
 import overlap_check_counts as counts
 import overlap_check_page as page
+from troupe.model_patches.attention.merges import MERGES
 from troupe.model_patches.relevance.overlap_check import OVERLAP_FROM
 
 
@@ -281,7 +282,7 @@ def test_trials_are_still_measured_as_they_were(results):
     """The first trial that is warned of and the first calm one of the sample, of each cast: what is seen after a third
     of the steps, and how many parts of each class the finished picture has.
     """
-    painter, limits = overlap_check.Painter(), counts.thresholds(results["trials"])
+    painter, limits, merges = overlap_check.Painter(), counts.thresholds(results["trials"]), dict(MERGES)
     for cast in counts.CASTS:
         found = counts.counted(results["trials"], cast)
         told = {seed: counts.named(seen, counts.ONE_PLACE, 0.8) for seed, seen in found.items()}
@@ -294,3 +295,4 @@ def test_trials_are_still_measured_as_they_were(results):
             read, before = (one["pictures"][counts.AS_IT_IS]["cells"] for one in (now, found[seed]))
             differing = sum(abs(sum(a) - sum(b)) for a, b in zip(read, before, strict=True))
             assert differing <= 4, (cast, seed, read, before)
+    assert merges == MERGES

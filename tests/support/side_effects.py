@@ -5,6 +5,7 @@ written.
 from __future__ import annotations
 
 import codecs
+import gc
 import signal
 import sys
 import threading
@@ -94,12 +95,14 @@ def watched(seconds: float = SECONDS, reserve: int | None = SLACK) -> Iterator[l
     if not _installed:
         sys.addaudithook(_hook)
         _installed = True
-    with _limited(reserve), _timed(seconds):
-        _watching = seen = []
-        try:
+    gc.freeze()  # the end of what other tests left would be taken for the call's
+    try:
+        with _limited(reserve), _timed(seconds):
+            _watching = seen = []
             yield seen
-        finally:
-            _watching = None
+    finally:
+        _watching = None
+        gc.unfreeze()
 
 
 @contextmanager

@@ -39,6 +39,8 @@ def hide_broken_torchaudio() -> None:
     """
     if "torchaudio" in sys.modules or importlib.util.find_spec("torchaudio") is None:
         return
+    import torch  # noqa: F401 outside the try: a torch whose first import failed ends the process at the second
+
     try:
         import torchaudio  # noqa: F401
     except Exception:  # RuntimeError at the first attempt, ImportError at later ones
