@@ -31,7 +31,7 @@ IN_README = {
 ALIKE = (("mip", "ip"), ("fastcomposer", "umm"), ("subject",), ("mm",))  # adapters with the same methods
 OWN_BASE = ("fastcomposer", "subject", "mm")  # whose pictures without references are others than the base model's
 RIVALS = ("add", "uniform", "joint", "add with boxes")
-CHECKED = range(24)  # seeds of two classes that every test run paints anew
+CHECKED = range(12)  # seeds of two classes that every test run paints anew
 MARKS = (
     "<!-- confusion: from benchmarks/confusion.json, made by benchmarks/confusion.py -->",
     "<!-- end of confusion -->",

@@ -33,9 +33,9 @@ KINDS = ("cat", "robot")
 
 def tasks(seeds: Any, amount: int) -> list[Any]:
     """Return tasks with two subjects each, at new seeds."""
-    from troupe.evaluation.tasks import Method, Subject, Task
+    from troupe.evaluation.tasks import Method, Task, TaskSubject
 
-    subjects = tuple(Subject(kind, (f"{kind}.png",)) for kind in KINDS)
+    subjects = tuple(TaskSubject(kind, (f"{kind}.png",)) for kind in KINDS)
     method = Method("relevance", {"merge": "relevance", "steps": STEPS})
     return [Task("hosts", "pair", method, "a cat and a robot on grass", subjects, next(seeds)) for _ in range(amount)]
 

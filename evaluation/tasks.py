@@ -12,7 +12,7 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Subject:
+class TaskSubject:
     """A subject of a task.
 
     name: as in the prompt; photos: reference pictures, paths relative to the suite's folder; box: x, y, width, height
@@ -40,7 +40,7 @@ class Task:
     case: str
     method: Method
     prompt: str
-    subjects: tuple[Subject, ...]
+    subjects: tuple[TaskSubject, ...]
     seed: int
 
     @property

@@ -96,5 +96,5 @@ class LoadRehearsalModels(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter: str, **subjects: str) -> io.NodeOutput:
-        models: Any = rehearsal.load_rehearsal(OFFERED[adapter])
+        models: Any = rehearsal.load_host_models(OFFERED[adapter])
         return io.NodeOutput(*models, *rehearsal.reference_pictures(list(subjects.values())))

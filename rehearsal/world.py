@@ -80,7 +80,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedFigure:
     """A figure in a picture: column and row of its top left cell."""
 
     figure: Figure
@@ -95,7 +95,7 @@ class Scene:
     """
 
     place: str
-    subjects: tuple[Placed, ...]
+    subjects: tuple[PlacedFigure, ...]
     mentioned: tuple[int, ...]
     decoration: int = 0
     plain: bool = True
@@ -311,7 +311,7 @@ def place_figures(chance: random.Random, figures: Sequence[Figure]) -> Scene:
     for nth, (i, width) in enumerate(zip(order, widths, strict=True)):
         height = figure_cells(figures[i])[1].shape[0]
         left = column + 2 * (cuts[nth] - (cuts[nth - 1] if nth else 0))
-        subjects.append(Placed(figures[i], left, 2 * chance.randint(12, 15) - height))
+        subjects.append(PlacedFigure(figures[i], left, 2 * chance.randint(12, 15) - height))
         column = left + width + gap
     mentioned = tuple(order.index(i) for i in range(len(figures)))
     return Scene(chance.choice(PLACES), tuple(subjects), mentioned, chance.randrange(1 << 30), chance.random() < 0.5)

@@ -266,7 +266,9 @@ def test_the_page_explains_every_merge_and_the_tooltip_names_it():
     assert re.findall(r"^- `(\w+)`: ", explained, re.M) == ["auto", *MERGES]
     tooltips = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     tooltip = tooltips["TroupeApplyImageAttention"]["inputs"]["merge"]["tooltip"]
-    assert [name for name in ("auto", *MERGES) if f"{name}: " not in tooltip] == []
+    missing = [name for name in ("auto", *MERGES) if f"{name}: " not in tooltip]
+    update = "TROUPE_UPDATE_LOCALES=1 python -m pytest tests/host/test_contract.py"
+    assert not missing, f"write it in the tooltip in nodes/apply_image_attention.py, then: {update}"
 
 
 @pytest.mark.parametrize(

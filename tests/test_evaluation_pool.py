@@ -19,7 +19,7 @@ from troupe.evaluation import journal as journal_module
 from troupe.evaluation.engines.engine import EngineLostError
 from troupe.evaluation.journal import ResultsError, Row, read_journal
 from troupe.evaluation.pool import EnginesError, run_tasks
-from troupe.evaluation.tasks import Method, Subject, Task
+from troupe.evaluation.tasks import Method, Task, TaskSubject
 from troupe.model_patches.errors import TroupeError
 from troupe_tools.pack import ROOT
 
@@ -28,7 +28,7 @@ QUICK = (0.01, 0.02, 0.04)
 
 
 def make_tasks(count: int) -> list[Task]:
-    cat = Subject("cat", ("cat.png",))
+    cat = TaskSubject("cat", ("cat.png",))
     return [Task("suite", f"case {i}", Method("plain"), "a cat", (cat,), i) for i in range(count)]
 
 

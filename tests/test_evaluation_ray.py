@@ -17,13 +17,13 @@ from troupe.evaluation.journal import read_journal
 from troupe.evaluation.pool import run_tasks
 from troupe.evaluation.run import evaluate
 from troupe.evaluation.settings import read_settings
-from troupe.evaluation.tasks import Method, Subject, Task
+from troupe.evaluation.tasks import Method, Task, TaskSubject
 from troupe.rehearsal.cast import CAST
 from troupe.rehearsal.world import reference
 
 NO_RAY = "NO RAY (pip install ray): nothing about engines in a Ray cluster was tested"
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason=NO_RAY)
-TASKS = [Task("suite", f"case {i}", Method("plain"), "a cat", (Subject("cat", ("cat.png",)),), i) for i in range(8)]
+TASKS = [Task("suite", f"case {i}", Method("plain"), "a cat", (TaskSubject("cat", ("cat.png",)),), i) for i in range(8)]
 
 
 def factory(end_at: int = -1, hang_at: int = -1):

@@ -29,7 +29,7 @@ from troupe.evaluation.scores.scores import (
     object_relevance,
 )
 from troupe.evaluation.suites.suite import Case, SuiteError
-from troupe.evaluation.tasks import Method, Subject, Task
+from troupe.evaluation.tasks import Method, Task, TaskSubject
 from troupe.model_patches.errors import TroupeError
 from troupe.model_patches.scores.colours import ColourPictures
 from troupe.model_patches.scores.regions import SubjectRegion
@@ -69,7 +69,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def painted(tmp_path):
-    subjects = tuple(Subject(name, photos[:1]) for name, photos in zip(("cat", "dog"), PHOTOS, strict=True))
+    subjects = tuple(TaskSubject(name, photos[:1]) for name, photos in zip(("cat", "dog"), PHOTOS, strict=True))
     picture = Image.open(save_coarse(tmp_path / "picture.png", 99, (320, 290))).convert("RGB")
     task = Task("suite", "case", Method("m"), PROMPT, subjects, 0)
     return Painted(task, Case("case", PROMPT, subjects, "case", PHOTOS), picture)
@@ -178,7 +178,7 @@ def test_photos_as_they_are_stored(models, folder, painted, tmp_path):
     Image.open(folder / PHOTOS[0][0]).save(tmp_path / "plain.png")
     found = {}
     for name in ("turned", "plain"):
-        subjects = (Subject("cat", (f"{name}.png",)),)
+        subjects = (TaskSubject("cat", (f"{name}.png",)),)
         one = dataclasses.replace(painted, case=Case("case", PROMPT, subjects, "case"))
         for upright in (True, False):
             settings = ScoreSettings("none", clip=models["clip"])

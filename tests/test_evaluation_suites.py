@@ -19,7 +19,7 @@ from troupe.evaluation.suites.dreambench_plus import dreambench_plus
 from troupe.evaluation.suites.registry import SUITES, SuiteSettings, read_suite
 from troupe.evaluation.suites.suite import SuiteError, tasks_of
 from troupe.evaluation.suites.xverse import MULTI, SINGLE, xverse
-from troupe.evaluation.tasks import Method, Subject
+from troupe.evaluation.tasks import Method, TaskSubject
 
 
 def test_dreambench(tmp_path):
@@ -37,7 +37,7 @@ def test_dreambench(tmp_path):
         ("red_cartoon 01", "a cube shaped cartoon", "red_cartoon"),
     ]
     cat = suite.cases[2]
-    assert cat.subjects == (Subject("cat", ("cat/00.jpg",)),), "painted from one photo"
+    assert cat.subjects == (TaskSubject("cat", ("cat/00.jpg",)),), "painted from one photo"
     assert cat.references == (("cat/00.jpg", "cat/02.jpg"),), "compared with all"
 
 
@@ -81,7 +81,7 @@ def test_concept101(tmp_path):
         ("002 chair + sofa", "sofa near chair."),
     ]
     photos = tuple(f"benchmark_dataset/furniture_chair3/{i}.jpeg" for i in range(2))
-    assert suite.cases[3].subjects[1] == Subject("sofa", photos) and suite.cases[3].references[1] == photos
+    assert suite.cases[3].subjects[1] == TaskSubject("sofa", photos) and suite.cases[3].references[1] == photos
     assert any("furniture_chair3 a sofa is kept" in note and "002 chair + sofa" in note for note in suite.notes)
 
 
@@ -182,7 +182,7 @@ def test_xverse_names_are_what_the_prompt_says(tmp_path):
     [case] = xverse(fake.xverse(tmp_path), MULTI).cases
     assert (case.name, case.prompt) == ("4", "A woman with red hair holds a teapot beside a dog.")
     assert case.subjects == tuple(
-        Subject(name, (f"data/{photo}.png",)) for name, photo in (("woman", "a"), ("teapot", "b"), ("dog", "c"))
+        TaskSubject(name, (f"data/{photo}.png",)) for name, photo in (("woman", "a"), ("teapot", "b"), ("dog", "c"))
     )
 
 

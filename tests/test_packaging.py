@@ -437,6 +437,17 @@ def test_a_function_or_class_of_a_room_means_one_thing(room):
     assert {name: found for name, found in defined.items() if len(found) > 1 and name not in RECIPES} == {}
 
 
+def test_a_class_means_one_thing():
+    """Over all rooms, except the interfaces of both hosts and every recipe's `Options`."""
+    defined: dict[str, list[str]] = {}
+    for module in (*MODULES, *TOOLS):
+        for node in ast.parse((ROOT / module).read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                defined.setdefault(node.name, []).append(module)
+    allowed = INTERFACES | RECIPES
+    assert {name: found for name, found in defined.items() if len(found) > 1 and name not in allowed} == {}
+
+
 @pytest.mark.parametrize("module", [*MODULES, *TOOLS])
 def test_a_module_has_one_idea(module):
     assert len((ROOT / module).read_text().splitlines()) <= 400

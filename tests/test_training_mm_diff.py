@@ -136,12 +136,11 @@ DROPS = {"drop_text": 0.3, "drop_images": 0.3, "drop_both": 0.1}
     "options, base",
     [
         ({}, small.sdxl_base),
-        ({"identity": "unprojected"}, small.sdxl_base),
-        (DROPS, small.sdxl_base),
+        ({"identity": "unprojected", **DROPS}, small.sdxl_base),
         ({}, small.narrow_sd15_base),
         (DROPS, small.narrow_sd15_base),
     ],
-    ids=["projected", "unprojected", "drops", "SD1.5", "SD1.5, drops"],
+    ids=["projected", "unprojected, drops", "SD1.5", "SD1.5, drops"],
 )
 def test_the_gradients_are_the_papers(options, base, pictures):
     """Four pictures with one, two and three subjects in one batch; every part is trained."""
@@ -149,7 +148,7 @@ def test_the_gradients_are_the_papers(options, base, pictures):
     draws = small.draws(pictures, 4, seed=10)
     assert {len(draw.example.subjects) for draw in draws} == {1, 2, 3}
     drops = [dropped(draw, trainee.options) for draw in draws]
-    assert len({(d.text, d.images) for d in drops}) == (4 if options == DROPS else 1)
+    assert len({(d.text, d.images) for d in drops}) == (4 if "drop_text" in options else 1)
     batch = trainee.prepare(draws)
     losses = trainee(batch)
     sum(trainee.weights[name] * loss.mean() for name, loss in losses.items()).backward()
@@ -188,8 +187,7 @@ def by_own_names(trainee, published):
     "base, identity, kind, streams, pairs",
     [
         (small.sdxl_base, "pooled", "ObjectHead", ["l", "g"], 560),
-        (small.sdxl_base, "unprojected", "CLSHead", ["l", "g"], 560),
-        (small.narrow_sd15_base, "pooled", "ObjectHead", ["l"], 128),
+        (small.narrow_sd15_base, "unprojected", "CLSHead", ["l"], 128),
     ],
 )
 def test_it_predicts_in_the_sampler_what_it_did_in_training(base, identity, kind, streams, pairs, pictures, tmp_path):

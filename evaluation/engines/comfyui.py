@@ -16,7 +16,7 @@ from PIL import Image
 
 from ...model_patches.errors import TroupeError
 from ...training.data.pictures import PictureFault
-from ..tasks import Subject, Task
+from ..tasks import Task, TaskSubject
 from .comfyui_graph import Graph, Value, batched, build_graph, fill_template, photo_side, read_template, workflow_of
 from .engine import EngineLostError
 from .photos import framed_png, one_size
@@ -103,7 +103,7 @@ class ComfyUIEngine:
             self._templates[path] = read_template(path)
         return self._templates[path]
 
-    def _names(self, task: Task, settings: Mapping[str, Value], joined: Sequence[Subject]) -> dict[str, str]:
+    def _names(self, task: Task, settings: Mapping[str, Value], joined: Sequence[TaskSubject]) -> dict[str, str]:
         """The names of a task's photos for Load Image. joined: the subjects whose photos go through a batch."""
         names = {}
         square = photo_side(settings), str(settings.get("framing", "auto"))
@@ -112,7 +112,7 @@ class ComfyUIEngine:
             names |= {photo: self._upload(self._photos / photo, how) for photo in one.photos}
         return names
 
-    def _differ(self, subject: Subject) -> bool:
+    def _differ(self, subject: TaskSubject) -> bool:
         """Whether a subject's photos have different sizes."""
         photos = tuple(self._photos / photo for photo in subject.photos)
         if photos not in self._squares:

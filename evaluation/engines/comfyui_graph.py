@@ -10,7 +10,7 @@ from typing import Any
 
 from ...model_patches.errors import TroupeError
 from ...rehearsal.sizes import VISION
-from ..tasks import Subject, Task
+from ..tasks import Task, TaskSubject
 
 Value = str | int | float | bool
 Graph = dict[str, dict[str, Any]]  # node id -> class_type and inputs
@@ -169,7 +169,7 @@ def placeholders(part: Any) -> set[str]:
     return set(PLACEHOLDER.findall(part)) if isinstance(part, str) else set()
 
 
-def batched(task: Task, template: Graph | None) -> list[Subject]:
+def batched(task: Task, template: Graph | None) -> list[TaskSubject]:
     """Return the subjects of a task whose photos go through one batch, and so have to be of one size."""
     if template is None:
         return [subject for subject in task.subjects if len(subject.photos) > len(PHOTO_INPUTS)]

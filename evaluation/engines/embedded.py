@@ -24,7 +24,7 @@ from ...rehearsal.world import PIXELS
 from ...training.config.setting import setting
 from ...training.config.tables import ConfigError, checked, meant
 from ...training.data.pictures import PictureFault, open_picture
-from ..tasks import Method, Subject, Task
+from ..tasks import Method, Task, TaskSubject
 
 NO_REFERENCES = "none"
 EVERY, ONE = "every layer", "one layer"
@@ -157,7 +157,7 @@ class EmbeddedEngine:
         entries = json.dumps([box and dict(zip("xywh", box, strict=True)) for box in boxes])
         return place_subjects(cast, PIXELS, PIXELS, entries, settings.layout)[0]
 
-    def _photos(self, suite: str, subject: Subject) -> list[torch.Tensor]:
+    def _photos(self, suite: str, subject: TaskSubject) -> list[torch.Tensor]:
         found = []
         for photo in subject.photos:
             try:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..tasks import Subject
+from ..tasks import TaskSubject
 from .suite import Case, Suite, SuiteError, existing_folder, photos_in, read_json, read_lines
 
 NAME, WHAT, FILE = "concept101", "CustomConcept101", "dataset_multiconcept.json"
@@ -57,7 +57,7 @@ def concept101(folder: Path, keep_wrong: bool = True) -> Suite:
     return Suite(NAME, folder, tuple(cases), tuple(notes), upright=False)
 
 
-def _entry(folder: Path, entry: Any, number: int) -> tuple[tuple[Subject, Subject], list[str], bool]:
+def _entry(folder: Path, entry: Any, number: int) -> tuple[tuple[TaskSubject, TaskSubject], list[str], bool]:
     """The subjects and prompts of a pair, and whether it is the wrong one."""
     try:
         concepts, compose = entry[:2], entry[2]["prompt_filename_compose"]
@@ -70,7 +70,7 @@ def _entry(folder: Path, entry: Any, number: int) -> tuple[tuple[Subject, Subjec
             "Download it again.",
         ) from error
     subjects = [
-        Subject(name, photos_in(folder, folder / place, f"the concept {name}")) for name, place in (first, second)
+        TaskSubject(name, photos_in(folder, folder / place, f"the concept {name}")) for name, place in (first, second)
     ]
     prompts = [line for line in read_lines(folder / compose, WHAT) if line]
     if not prompts:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..tasks import Subject
+from ..tasks import TaskSubject
 from .suite import Case, Suite, SuiteError, existing_folder, photos_in, read_lines
 
 SINGLE, PAIRS = "dreambench", "dreambench_pairs"
@@ -55,7 +55,7 @@ def dreambench(folder: Path) -> Suite:
         photos = photos_in(folder, folder / name, f"the subject {name}")
         for number, template in enumerate(found.templates([name])):
             prompt = template.replace("{0} {1}", kind)
-            cases.append(Case(f"{name} {number:02}", prompt, (Subject(kind, photos[:1]),), name, (photos,)))
+            cases.append(Case(f"{name} {number:02}", prompt, (TaskSubject(kind, photos[:1]),), name, (photos,)))
     return Suite(SINGLE, folder, tuple(cases), (FIRST_PHOTO,))
 
 
@@ -71,7 +71,7 @@ def dreambench_pairs(folder: Path, pairs: Path | None = None) -> Suite:
     for pair in chosen:
         photos = tuple(photos_in(folder, folder / name, f"the subject {name}") for name in pair)
         first, second = kinds = [found.classes[name] for name in pair]
-        subjects = tuple(Subject(kind, own[:1]) for kind, own in zip(kinds, photos, strict=True))
+        subjects = tuple(TaskSubject(kind, own[:1]) for kind, own in zip(kinds, photos, strict=True))
         for number, template in enumerate(found.templates(pair)):
             prompt = template.replace("{0} {1}", f"{first} and a {second}")
             cases.append(Case(f"{'+'.join(pair)} {number:02}", prompt, subjects, "+".join(pair), photos))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...training.data.pictures import pictures_below
-from ..tasks import Subject
+from ..tasks import TaskSubject
 from .suite import Case, Suite, SuiteError, existing_folder, read_lines
 
 NAME, WHAT = "dreambench_plus", "DreamBench++"
@@ -30,6 +30,6 @@ def dreambench_plus(folder: Path) -> Suite:
         lines = [line for line in read_lines(path, WHAT) if line]
         if len(lines) < 2:
             raise SuiteError(f"a subject and prompts in '{path}'", f"{len(lines)} lines", "Download it again.")
-        subject = Subject(lines[0].lower(), (photo.relative_to(folder).as_posix(),))
+        subject = TaskSubject(lines[0].lower(), (photo.relative_to(folder).as_posix(),))
         cases += [Case(f"{name} {i}", prompt, (subject,), name) for i, prompt in enumerate(lines[1:])]
     return Suite(NAME, folder, tuple(cases), (NO_GPT,))

@@ -14,7 +14,7 @@ from ...rehearsal.engine.trials import CASTS, Trial, places_painted, trial
 from ...rehearsal.world import reference
 from ...training.config.tables import meant
 from ...training.data.pictures import write_whole
-from ..tasks import Box, Subject
+from ..tasks import Box, TaskSubject
 from .suite import Case, Suite, SuiteError
 
 NAME = "rehearsal"
@@ -69,7 +69,7 @@ def rehearsal_suite(
             path = folder / "references" / name.replace(" ", "_") / f"{i}.png"
             if not path.is_file():
                 write_whole(Image.fromarray(reference(figure)), path)
-            subjects.append(Subject(figure.words, (path.relative_to(folder).as_posix(),), box))
+            subjects.append(TaskSubject(figure.words, (path.relative_to(folder).as_posix(),), box))
         cases.append(Case(name, one.scene.caption, tuple(subjects), name, seeds=(one.seed,)))
     return Suite(NAME, folder, tuple(cases), (NOTE,))
 

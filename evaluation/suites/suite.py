@@ -10,7 +10,7 @@ from typing import Any
 
 from ...model_patches.errors import TroupeError
 from ...training.data.pictures import pictures_below
-from ..tasks import Method, Subject, Task
+from ..tasks import Method, Task, TaskSubject
 
 BOXES = "boxes"  # setting of a method that works with the subjects' boxes
 
@@ -29,7 +29,7 @@ class Case:
 
     name: str
     prompt: str
-    subjects: tuple[Subject, ...]
+    subjects: tuple[TaskSubject, ...]
     group: str
     compared: tuple[tuple[str, ...], ...] = ()
     seeds: tuple[int, ...] | None = None
@@ -72,7 +72,7 @@ def tasks_of(suite: Suite, methods: Sequence[Method], seeds: Sequence[int]) -> l
     ]
 
 
-def _subjects(case: Case, method: Method) -> tuple[Subject, ...]:
+def _subjects(case: Case, method: Method) -> tuple[TaskSubject, ...]:
     if method.settings.get(BOXES):
         return case.subjects
     return tuple(replace(subject, box=None) for subject in case.subjects)

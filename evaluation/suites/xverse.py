@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..tasks import Subject
+from ..tasks import TaskSubject
 from .suite import Case, Suite, SuiteError, existing_folder, read_json
 
 SINGLE, MULTI = "xverse_single", "xverse_multi"
@@ -40,7 +40,7 @@ def _case(folder: Path, path: Path, entry: Any, number: int) -> Case:
         labels = [words[1] for words in modulation.get("use_words", [])]
         inputs = [(one["image_path"], one.get("caption", "")) for one in modulation["src_inputs"]]
         subjects = tuple(
-            Subject(_name(prompt, labels[i : i + 1], caption), (PurePosixPath(photo).as_posix(),))
+            TaskSubject(_name(prompt, labels[i : i + 1], caption), (PurePosixPath(photo).as_posix(),))
             for i, (photo, caption) in enumerate(inputs)
         )
         if not prompt or not subjects or not all(subject.name for subject in subjects):

@@ -23,8 +23,11 @@ class MergeRule:
     """The properties of a merge.
 
     Attributes:
-        weights: (relevance [G, B, M, N], limits or None, sharpness) -> weights [G, B, M, N]; None if the weights do not
-            depend on the relevance, so that no names are needed.
+        weights: (relevance [G, B, M, N], limits or None, sharpness) -> weights [G, B, M, N], in float32; None if the
+            weights do not depend on the relevance, so that no names are needed. Without `above_one` they sum to 1 over
+            M, or are 0 where all limits are 0. The caller multiplies by the limits and strengths afterwards; a subject
+            of strength 0 keeps its share. In unconditional rows all names of the same length are equally relevant, so
+            that a merge that chooses subjects must break ties by their order.
         records_weights: the weights of several subjects, times the limits, are what `limited_shares` returns, so that a
             recording needs no second computation.
         lone_needs_names: `weights` also applies to a single subject, which otherwise weighs 1.

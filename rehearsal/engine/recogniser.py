@@ -43,7 +43,7 @@ class Sighting:
     colours: Mapping[str, Mapping[str, float]]
 
 
-class Block(nn.Module):
+class DilatedBlock(nn.Module):
     """Residual block: x + convolution(silu(norm(convolution(silu(norm(x)))))) at one dilation.
 
     width: channels, a multiple of 8; dilation: of the first convolution."""
@@ -70,7 +70,7 @@ class Recogniser(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(3, width // 2, 3, padding=1), nn.SiLU(), nn.Conv2d(width // 2, width, 2, stride=2)
         )
-        self.blocks = nn.Sequential(*(Block(width, dilation) for dilation in (1, 2, 4, 1, 2, 1)))
+        self.blocks = nn.Sequential(*(DilatedBlock(width, dilation) for dilation in (1, 2, 4, 1, 2, 1)))
         self.heads = nn.ModuleDict({name: nn.Conv2d(width, len(answers), 1) for name, answers in ANSWERS.items()})
 
     def forward(self, cells: torch.Tensor) -> dict[str, torch.Tensor]:

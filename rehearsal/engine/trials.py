@@ -29,7 +29,7 @@ Box = tuple[float, float, float, float]  # x, y, w, h in 0..1
 
 
 @dataclass(frozen=True)
-class Method:
+class TrialMethod:
     """Way of using references. merge: in image attention, None for none; one_map: positions of every layer come from
     one layer's map (Conceptrol, arXiv 2503.06568); in_prompt: they are put into the prompt; gated: into gated
     layers;
@@ -45,32 +45,32 @@ class Method:
     drawn: bool = False
 
 
-METHODS: Mapping[str, Method] = {
-    WITHOUT: Method(None),
-    "uniform": Method("uniform"),
-    "joint": Method("joint"),
-    "add": Method("add"),
-    "paper": Method("paper"),
-    "relevance": Method("relevance"),
-    "relevance, sharpness 3": Method("relevance", 3.0),
-    "relevance with boxes": Method("relevance", boxes=True),
-    "add with boxes": Method("add", boxes=True),
-    "one layer's map": Method("add", one_map=True),
+METHODS: Mapping[str, TrialMethod] = {
+    WITHOUT: TrialMethod(None),
+    "uniform": TrialMethod("uniform"),
+    "joint": TrialMethod("joint"),
+    "add": TrialMethod("add"),
+    "paper": TrialMethod("paper"),
+    "relevance": TrialMethod("relevance"),
+    "relevance, sharpness 3": TrialMethod("relevance", 3.0),
+    "relevance with boxes": TrialMethod("relevance", boxes=True),
+    "add with boxes": TrialMethod("add", boxes=True),
+    "one layer's map": TrialMethod("add", one_map=True),
 }
 IN_PROMPT = "in the prompt"
-PROMPT_METHODS: Mapping[str, Method] = {WITHOUT: METHODS[WITHOUT], IN_PROMPT: Method(None, in_prompt=True)}
+PROMPT_METHODS: Mapping[str, TrialMethod] = {WITHOUT: METHODS[WITHOUT], IN_PROMPT: TrialMethod(None, in_prompt=True)}
 GATED = "in the prompt and gated layers, with boxes"
-GATED_METHODS: Mapping[str, Method] = {
+GATED_METHODS: Mapping[str, TrialMethod] = {
     WITHOUT: METHODS[WITHOUT],
-    GATED: Method(None, boxes=True, in_prompt=True, gated=True, drawn=True),
+    GATED: TrialMethod(None, boxes=True, in_prompt=True, gated=True, drawn=True),
 }
 JOINT, RELEVANCE = "joint, and in the prompt", "relevance, and in the prompt"
-BOTH_METHODS: Mapping[str, Method] = {
+BOTH_METHODS: Mapping[str, TrialMethod] = {
     WITHOUT: METHODS[WITHOUT],
-    JOINT: Method("joint", in_prompt=True),
-    RELEVANCE: Method("relevance", in_prompt=True),
+    JOINT: TrialMethod("joint", in_prompt=True),
+    RELEVANCE: TrialMethod("relevance", in_prompt=True),
 }
-METHODS_OF: Mapping[str, Mapping[str, Method]] = {
+METHODS_OF: Mapping[str, Mapping[str, TrialMethod]] = {
     "mip": METHODS,
     "ip": METHODS,
     "umm": PROMPT_METHODS,
@@ -151,7 +151,7 @@ def _around(mask: np.ndarray) -> Box:
 def paint_trial(
     models: Rehearsal,
     adapter: str,
-    method: Method,
+    method: TrialMethod,
     one: Trial,
     weight: float = 1.0,
     steps: int = STEPS,

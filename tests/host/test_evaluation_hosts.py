@@ -22,7 +22,7 @@ from troupe.evaluation.journal import read_journal
 from troupe.evaluation.pool import run_tasks
 from troupe.evaluation.run import evaluate
 from troupe.evaluation.settings import read_settings
-from troupe.evaluation.tasks import Method, Subject, Task
+from troupe.evaluation.tasks import Method, Task, TaskSubject
 from troupe.rehearsal.cast import CAST
 from troupe.rehearsal.world import reference
 from troupe_tools.engine.host_server import HostServer
@@ -53,7 +53,7 @@ def tasks() -> list[Task]:
             f"{a} and {b} {seed}",
             method,
             f"a {a} and a {b} on grass",
-            (Subject(a, (f"{a}.png",), boxes[seed % 2]), Subject(b, (f"{b}.png",))),
+            (TaskSubject(a, (f"{a}.png",), boxes[seed % 2]), TaskSubject(b, (f"{b}.png",))),
             seed,
         )
         for a, b in zip(KINDS, (*KINDS[1:], KINDS[0]), strict=True)
@@ -112,7 +112,7 @@ def test_errors_of_a_real_host_are_its_own_sentences(servers, suite, tasks):
     task = tasks[0]
     with pytest.raises(HostError, match="CheckpointLoaderSimple .*not in"):
         engine_of(servers[0], suite, checkpoint="none.safetensors", adapter="none").paint(task)
-    nameless = Task("rehearsal", "x", METHODS[0], task.prompt, (Subject("", ("cat.png",)),) * 2, 0)
+    nameless = Task("rehearsal", "x", METHODS[0], task.prompt, (TaskSubject("", ("cat.png",)),) * 2, 0)
     with pytest.raises(HostError, match=r"TroupeAddSubject|TroupeEncodeSubjects|TroupeApplyImageAttention") as caught:
         engine_of(servers[0], suite, merge="relevance").paint(nameless)
     assert "Expected" in str(caught.value).removeprefix("Expected")
@@ -278,7 +278,7 @@ def test_the_kits_workflows_for_other_numbers_of_subjects(servers, suite, tmp_pa
     own |= {"workflow": f"{tmp_path.as_posix()}/{name}_{{subjects}}.json", "steps": 4, "cfg": 5.0, "negative": ""}
     embedded = {"steps": 4, **EMBEDDED["subject" if gated else "umm"]}
     prompt = f"{' and '.join(f'a {kind}' for kind in KINDS[:count])} on grass"
-    subjects = tuple(Subject(kind, (f"{kind}.png",)) for kind in KINDS[:count])
+    subjects = tuple(TaskSubject(kind, (f"{kind}.png",)) for kind in KINDS[:count])
     found, truth = (
         engine.paint(Task("s", "c", Method("m", settings), prompt, subjects, 5)).astype(float)
         for engine, settings in (
@@ -349,8 +349,8 @@ def test_a_subject_with_thirteen_photos_is_painted_as_the_embedded_engine_paints
         whole.paste(photo.resize((48, 48)), (3, 5))
         whole.save(tmp_path / f"{i}.png")
     Image.fromarray(reference(CAST["robot"])).save(tmp_path / "robot.png")
-    cat = Subject("cat", tuple(f"{i}.png" for i in range(13)))
-    few, robot = Subject("cat", cat.photos[:1]), Subject("robot", ("robot.png",))
+    cat = TaskSubject("cat", tuple(f"{i}.png" for i in range(13)))
+    few, robot = TaskSubject("cat", cat.photos[:1]), TaskSubject("robot", ("robot.png",))
     method = Method("relevance", {"merge": "relevance", "weight": 1.0, "steps": 5})
     tasks = [
         Task("s", f"{len(one.photos)}", method, "a cat and a robot on grass", (one, robot), 1) for one in (cat, few)

@@ -60,7 +60,16 @@ def test_sharpness_and_background(merge):
     from support.host.small_casts import settings, stage
 
     st = stage("SD15")
-    check(st, st.references(2), settings(merge, sharpness=2.5, background=0.3), (12, 17))
+    check(st, st.references(3), settings(merge, sharpness=2.5, background=0.3), (12, 17))
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_subjects_that_are_equally_relevant(merge):
+    """Names of one length are, in unconditional rows."""
+    from support.host.small_casts import settings, stage
+
+    st = stage("SD15")
+    check(st, st.references(4, weights=[1.0, 0.3, 0.8, 0.5], lengths=[2, 2, 2, 2]), settings(merge), (12, 17))
 
 
 def test_background_holds_a_lone_subject_back():

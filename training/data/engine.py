@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from .journal import FOLDER, Journal, Outcome, read_journal
+from .journal import FOLDER, DataJournal, RecordOutcome, read_journal
 from .records import DatasetError
 
 
@@ -52,7 +52,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 def work(
     folder: Path,
     items: Sequence[Item],
-    make: Callable[[Sequence[Item]], list[Outcome]],
+    make: Callable[[Sequence[Item]], list[RecordOutcome]],
     plan: Plan,
     journal: str = FOLDER,
     report: Callable[[int, int], None] | None = None,
@@ -77,13 +77,13 @@ def work(
 def _one_process(
     folder: Path,
     items: Sequence[Any],
-    make: Callable[[Sequence[Any]], list[Outcome]],
+    make: Callable[[Sequence[Any]], list[RecordOutcome]],
     name: str,
     batch: int,
     journal: str,
     report: Callable[[int, int], None] | None,
 ) -> None:
-    lines = Journal(folder, name, journal)
+    lines = DataJournal(folder, name, journal)
     try:
         for first in range(0, len(items), batch):
             chunk = items[first : first + batch]
@@ -97,7 +97,7 @@ def _one_process(
 def _processes(
     folder: Path,
     items: Sequence[Any],
-    make: Callable[[Sequence[Any]], list[Outcome]],
+    make: Callable[[Sequence[Any]], list[RecordOutcome]],
     name: str,
     plan: Plan,
     journal: str,
@@ -119,7 +119,7 @@ def _processes(
         )
 
     def some(numbers: list[int], rank: int) -> dict[str, list[int]]:
-        lines = Journal(folder, f"{name}-{rank:03}", journal)
+        lines = DataJournal(folder, f"{name}-{rank:03}", journal)
         try:
             lines.append(make([items[number] for number in numbers]))
         except DatasetError:

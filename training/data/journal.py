@@ -22,7 +22,7 @@ UNFILTERED = "unfiltered.jsonl"  # what the quality filter was given; see qualit
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RecordOutcome:
     """Result of one picture: its key, its record if it was kept, and notes on what was dropped."""
 
     key: str
@@ -64,7 +64,7 @@ def check_settings(folder: Path, settings: Mapping[str, Any], journal: str = FOL
     temporary.replace(path)
 
 
-class Journal:
+class DataJournal:
     """One process's file of a set's journal, open for appending.
 
     folder: of the set; name: of the process; journal: name of the folder in it.
@@ -76,7 +76,7 @@ class Journal:
         _drop_cut_line(self.path)
         self.file = self.path.open("a", encoding="utf-8")
 
-    def append(self, outcomes: Iterable[Outcome]) -> None:
+    def append(self, outcomes: Iterable[RecordOutcome]) -> None:
         """Add a line for each outcome and pass them to the system, so that a killed process loses none."""
         for outcome in outcomes:
             record = None if outcome.record is None else as_json(self.folder, outcome.record)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ...model_patches.subjects import Box
-from .journal import Outcome
+from .journal import RecordOutcome
 from .pictures import PictureFault, file_stem, open_picture, place_picture, write_mask
 from .records import PictureRecord, SubjectRecord
 from .selection import Note, Rules, Thing, best_caption, choose
@@ -34,7 +34,7 @@ class Captioner(Protocol):
     def __call__(self, pictures: Sequence[Image.Image]) -> list[str]: ...
 
 
-class Detector(Protocol):
+class SubjectDetector(Protocol):
     """Source of the things that words name, for each picture those of its own words."""
 
     def __call__(self, pictures: Sequence[Image.Image], words: Sequence[Sequence[str]]) -> list[list[Detection]]: ...
@@ -58,7 +58,7 @@ class Maker:
     folder: Path
     rules: Rules = field(default_factory=Rules)
     captioner: Callable[[], Captioner] | None = None
-    detector: Callable[[], Detector] | None = None
+    detector: Callable[[], SubjectDetector] | None = None
     segmenter: Callable[[], Segmenter] | None = None
     vocabulary: tuple[str, ...] | None = None
 
@@ -66,15 +66,15 @@ class Maker:
         english()
         self._made: dict[str, object] = {}
 
-    def __call__(self, sources: Sequence[Source]) -> list[Outcome]:
+    def __call__(self, sources: Sequence[Source]) -> list[RecordOutcome]:
         """Return what became of each picture; one that is broken stops no other."""
-        outcomes: dict[str, Outcome] = {}
+        outcomes: dict[str, RecordOutcome] = {}
         opened: list[tuple[Source, Image.Image]] = []
         for source in sources:
             try:
                 opened.append((source, _open(source)))
             except PictureFault as fault:
-                outcomes[source.key] = Outcome(source.key, None, (*source.notes, (fault.reason, fault.detail)))
+                outcomes[source.key] = RecordOutcome(source.key, None, (*source.notes, (fault.reason, fault.detail)))
         for source, picture in self._detected(self._captioned(opened)):
             outcomes[source.key] = self._outcome(source, picture)
         return [outcomes[source.key] for source in sources]
@@ -115,7 +115,7 @@ class Maker:
             for i, (source, picture) in enumerate(opened)
         ]
 
-    def _outcome(self, source: Source, picture: Image.Image) -> Outcome:
+    def _outcome(self, source: Source, picture: Image.Image) -> RecordOutcome:
         things, notes = source.things or (), list(source.notes)
         if source.things is None:
             notes.append(("no caption", source.key) if not source.captions else ("no word to look for", source.key))
@@ -127,7 +127,7 @@ class Maker:
         chosen, dropped = choose(things, caption, picture.size, self.rules)
         notes += dropped
         if len(chosen) < self.rules.least or not caption:
-            return Outcome(source.key, None, (*notes, ("picture with too few subjects", source.key)))
+            return RecordOutcome(source.key, None, (*notes, ("picture with too few subjects", source.key)))
         if not source.captions:
             caption = template_caption([subject.name for subject in chosen])
         stem = file_stem(source.key)
@@ -139,7 +139,7 @@ class Maker:
                 write_mask(subject.mask, mask)
             subjects.append(SubjectRecord(subject.name, subject.box, mask))
         path = place_picture(source.picture, picture, self.folder / "pictures" / stem)
-        return Outcome(source.key, PictureRecord(path, caption, tuple(subjects)), tuple(notes))
+        return RecordOutcome(source.key, PictureRecord(path, caption, tuple(subjects)), tuple(notes))
 
     def _segmented(
         self, picture: Image.Image, things: Sequence[Thing], caption: str

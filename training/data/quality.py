@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .journal import UNFILTERED, Outcome, read_journal
+from .journal import UNFILTERED, RecordOutcome, read_journal
 from .models import ClipFeatures
 from .pictures import PictureFault, crop, cut_out, open_picture, read_mask
 from .records import METADATA, DatasetError, PictureRecord, read_records, write_records
@@ -97,15 +97,15 @@ class Scoring:
     def __post_init__(self) -> None:
         self._scorer: Scorer | None = None
 
-    def __call__(self, items: Sequence[ScoredItem]) -> list[Outcome]:
+    def __call__(self, items: Sequence[ScoredItem]) -> list[RecordOutcome]:
         """Return an outcome for each record, with its subjects' scores as a note."""
-        outcomes: dict[str, Outcome] = {}
+        outcomes: dict[str, RecordOutcome] = {}
         ready: list[tuple[ScoredItem, list[Image.Image]]] = []
         for item in items:
             try:
                 crops = self._crops(item.record)
             except PictureFault as fault:
-                outcomes[item.key] = Outcome(item.key, None, ((fault.reason, fault.detail),))
+                outcomes[item.key] = RecordOutcome(item.key, None, ((fault.reason, fault.detail),))
             else:
                 ready.append((item, crops))
         if ready:
@@ -113,7 +113,7 @@ class Scoring:
             names = [[subject.name for subject in item.record.subjects] for item, _ in ready]
             scores = self._scorer([crops for _, crops in ready], names)
             for (item, _), found in zip(ready, scores, strict=True):
-                outcomes[item.key] = Outcome(item.key, None, (("quality", json.dumps(found)),))
+                outcomes[item.key] = RecordOutcome(item.key, None, (("quality", json.dumps(found)),))
         return [outcomes[item.key] for item in items]
 
     def _crops(self, record: PictureRecord) -> list[Image.Image]:

@@ -52,7 +52,7 @@ class Options:
 
 
 @dataclass(frozen=True, eq=False)
-class Photos:
+class BatchPhotos:
     """References of a batch on the UNet's device.
 
     features: [B * M, ...] of the image encoder, no photo for places without a subject; valid: [B, M] bool, whole if all
@@ -91,7 +91,7 @@ class ImageAttentionTrainee(Trainee):
         subjects = draw.example.subjects
         return [draw.chance("subject").choice(subjects)] if subjects else [_itself(draw.example)]
 
-    def add(self, draws: Sequence[Draw]) -> Photos:
+    def add(self, draws: Sequence[Draw]) -> BatchPhotos:
         """Return the image encoder's view of every reference, and the names where the recipe uses them."""
         chosen = [list(self.chosen(draw)) for draw in draws]
         m, nothing = max(map(len, chosen)), self.features.no_photo(self.need.kind)
@@ -105,7 +105,7 @@ class ImageAttentionTrainee(Trainee):
         valid = torch.tensor([[i < len(row) for i in range(m)] for row in chosen])
         names, segments = self.names(draws, chosen, m)
         device = self.base.unet.device
-        return Photos(
+        return BatchPhotos(
             features.to(device),
             valid.to(device),
             bool(valid.all()),
@@ -119,7 +119,7 @@ class ImageAttentionTrainee(Trainee):
         """Return name states and segments; a lone reference needs none."""
         return None, None
 
-    def references(self, photos: Photos) -> BatchReferences:
+    def references(self, photos: BatchPhotos) -> BatchReferences:
         """Return what the layers read: image tokens through the projection."""
         b, m = photos.valid.shape
         tokens = self.projection(photos.features).unflatten(0, (b, m))  # B, M, T, D

@@ -28,7 +28,7 @@ from .guidance import branches, factors, of_step
 from .image_attention import ImageAttention
 from .weights import base_weights
 
-Progress = Callable[[int, int, torch.Tensor], None]
+StepCallback = Callable[[int, int, torch.Tensor], None]
 Settings = ImageAttentionSettings | GatedSettings
 
 
@@ -53,7 +53,7 @@ def sample(
     negative: Prompt,
     settings: SamplingSettings,
     applied: Sequence[tuple[References, Settings]] = (),
-    callback: Progress | None = None,
+    callback: StepCallback | None = None,
     *,
     middle: Prompt | None = None,
     guidance: Guidance | None = None,

@@ -13,5 +13,9 @@ def check(st, references, chosen, size=(16, 16), batch=1, cfg=5.0, steps=2, wire
     )
     without = independent.sample(st.patcher, None, st.positive, st.negative, noise, steps, cfg)
     found = ksample(*st.apply(references, chosen, wired), size, batch, steps, cfg)
-    assert error(found, expected, without) < TOLERANCE
+    off = error(found, expected, without)
+    assert off < TOLERANCE, (
+        f"off by {off:.2g} of the references' effect, {TOLERANCE} is allowed: the pack and "
+        f"tests/support/host/independent_evaluation.py disagree (merge {chosen.mixing.merge})"
+    )
     return found

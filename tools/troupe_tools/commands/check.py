@@ -56,7 +56,7 @@ class Here:
 
 
 @dataclass(frozen=True)
-class Report:
+class CheckReport:
     """The result of a check. findings: what is in the way; notes: what could not be checked; counts: what was."""
 
     findings: tuple[Finding, ...]
@@ -168,7 +168,7 @@ def rewrite(options: argparse.Namespace) -> int:
     return 0
 
 
-def check(workflow: dict[str, Any], here: Here) -> Report:
+def check(workflow: dict[str, Any], here: Here) -> CheckReport:
     """Return all findings about a workflow at a place. Raises RunError if it is none."""
     graph = Graph(flatten(workflow))
     findings, notes = broken_links(workflow), []
@@ -208,7 +208,7 @@ def check(workflow: dict[str, Any], here: Here) -> Report:
         f"{len(active)} node{'s' if len(active) != 1 else ''}, {len(graph.links)} links, {len(files)} model "
         f"file{'s' if len(files) != 1 else ''}"
     )
-    return Report(tuple(findings), tuple(notes), counts)
+    return CheckReport(tuple(findings), tuple(notes), counts)
 
 
 def _missing_file(file: Needed) -> str:

@@ -243,7 +243,7 @@ def rehearsal(options: argparse.Namespace) -> None:
     from ..engine.rehearsing import rehearse
 
     with room_for_temporary_files():
-        made = rehearse(options.prompt, options.seed, options.steps, Progress())
+        made = rehearse(options.prompt, options.seed, options.steps, StepDisplay())
     text = "\n".join(made.lines) + "\n"
     files = {
         "picture.png": made.picture.save,
@@ -293,7 +293,7 @@ def changes_of(options: argparse.Namespace, random: bool) -> Changes:
 
 def execute(host: Host | None, edited: Edited, folders: ModelFolders, files: list[Needed], random: bool) -> Result:
     """Run on the chosen engine."""
-    progress = Progress()
+    progress = StepDisplay()
     if host is not None:
         from ..engine.on_comfyui import run_on_comfyui
 
@@ -333,7 +333,7 @@ def save(result: Result, folder: Path, random: bool) -> list[Path]:
 
 
 @dataclass
-class Progress:
+class StepDisplay:
     """A display of steps: on one line of a terminal, else a line now and then."""
 
     last: int = -1

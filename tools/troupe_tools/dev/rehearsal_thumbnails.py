@@ -18,7 +18,7 @@ GAP = 12
 
 
 @dataclass(frozen=True, eq=False)
-class Painted:
+class PaintedMerge:
     """One sampler's picture and relevance maps. name: of its merge, with boxes where the cast has some."""
 
     name: str
@@ -26,7 +26,7 @@ class Painted:
     maps: Image.Image
 
 
-def paint_rehearsal(workflow: dict[str, Any]) -> tuple[list[tuple[str, Image.Image]], list[Painted]]:
+def paint_rehearsal(workflow: dict[str, Any]) -> tuple[list[tuple[str, Image.Image]], list[PaintedMerge]]:
     """Paint on the embedded engine with the shipped files: (name and reference picture of each subject, what each
     sampler paints).
     """
@@ -40,7 +40,7 @@ def paint_rehearsal(workflow: dict[str, Any]) -> tuple[list[tuple[str, Image.Ima
     graph = Graph(workflow)
     [load] = graph.of_type("TroupeRehearsal")
     models, key = load_rehearsal(), OFFERED[graph.value(load, "adapter")]
-    painted: list[Painted] = []
+    painted: list[PaintedMerge] = []
     subjects: Sequence[Any] = ()
     for preview in graph.of_type("TroupePreviewRelevance"):
         record, sampler = (_source(graph, preview, name) for name in ("record", "latent"))
@@ -61,7 +61,7 @@ def paint_rehearsal(workflow: dict[str, Any]) -> tuple[list[tuple[str, Image.Ima
         )
         drawn = draw_maps(RecordedRun("all", tuple(maps)), made.shape[-2:], made.movedim(1, -1))
         painted.append(
-            Painted(
+            PaintedMerge(
                 settings["merge"] + (" with boxes" if boxed else ""), image_of(made.movedim(1, -1)), image_of(drawn)
             )
         )

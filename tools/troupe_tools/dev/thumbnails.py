@@ -42,7 +42,7 @@ TITLES = {  # part of a file's name -> what a title says instead
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedBoxes:
     """Width by height of the picture, and each placed subject's name with its x, y, w, h in 0..1."""
 
     shape: float
@@ -82,7 +82,7 @@ def reads_photos(workflow: dict[str, Any]) -> bool:
     return known not in GATED or bool(known.encoder)
 
 
-def placed(workflow: dict[str, Any]) -> Placed | None:
+def placed(workflow: dict[str, Any]) -> PlacedBoxes | None:
     """Return where the workflow's Place Subjects puts the subjects; None if it has no such node."""
     load_pack()
     from troupe.model_patches.placement.placing import place_subjects
@@ -94,7 +94,7 @@ def placed(workflow: dict[str, Any]) -> Placed | None:
     cast = Cast(tuple(Subject(subject.name, ()) for subject in apply.subjects))
     place = apply.places[-1]
     subjects = place_subjects(cast, place.width, place.height, place.boxes, place.layout)[0].subjects
-    return Placed(
+    return PlacedBoxes(
         place.width / place.height, tuple((s.name, (s.box.x, s.box.y, s.box.w, s.box.h)) for s in subjects if s.box)
     )
 
@@ -143,7 +143,10 @@ def _arrow(draw: ImageDraw.ImageDraw, at: tuple[float, float]) -> None:
 
 
 def _promise(
-    draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], workflow: dict[str, Any], boxes: Placed | None
+    draw: ImageDraw.ImageDraw,
+    box: tuple[float, float, float, float],
+    workflow: dict[str, Any],
+    boxes: PlacedBoxes | None,
 ) -> None:
     """An empty picture frame with what will be in it, or with the boxes."""
     _box(draw, box, (30, 31, 36), 14, OURS, 3)
@@ -163,7 +166,9 @@ def _promise(
         draw.text((middle, (box[1] + 20 + step * (i + 0.5)) * SCALE), line, colour, font(size), anchor="mm")
 
 
-def _boxes(draw: ImageDraw.ImageDraw, placed: Placed, box: tuple[float, float, float, float], size: int = 0) -> None:
+def _boxes(
+    draw: ImageDraw.ImageDraw, placed: PlacedBoxes, box: tuple[float, float, float, float], size: int = 0
+) -> None:
     """The picture with its boxes, in their colours of the editor, as large as it can be in the middle of `box`; names
     where `size` is not 0.
     """
@@ -205,7 +210,7 @@ def _graph(
     draw: ImageDraw.ImageDraw,
     workflow: dict[str, Any],
     photos: list[Image.Image],
-    boxes: Placed | None,
+    boxes: PlacedBoxes | None,
     box: tuple[float, float, float, float],
 ) -> None:
     """The nodes and links, scaled into the box; notes are left out, and the tall preview of the result is cut short."""

@@ -105,7 +105,7 @@ FAMILIES = {"SDXL": SDXL, "SD1.5": SD15}
 
 
 @dataclass(frozen=True, eq=False)
-class BaseModel:
+class PaintingModel:
     """A loaded checkpoint; prediction: 'epsilon' or 'v_prediction'."""
 
     unet: UNet2DConditionModel
@@ -114,7 +114,7 @@ class BaseModel:
     prediction: str
 
 
-def load_base(path: Path, family: BaseFamily, device: str, dtype: torch.dtype) -> BaseModel:
+def load_base(path: Path, family: BaseFamily, device: str, dtype: torch.dtype) -> PaintingModel:
     """Load a checkpoint file in the original (single file) layout. Raises RunError if it is not of this family."""
     try:
         state = read_state(path)
@@ -134,7 +134,7 @@ def load_base(path: Path, family: BaseFamily, device: str, dtype: torch.dtype) -
                 f"diffusers cannot read {path.name} as the base model that the adapter is for: {reason}. "
                 "Choose a checkpoint of that family."
             ) from error
-    return BaseModel(
+    return PaintingModel(
         unet.to(device).eval(),  # pyright: ignore[reportArgumentType] - diffusers' wrapper of `to` loses self
         vae.to(device).eval(),  # pyright: ignore[reportArgumentType] - the same
         ClipTexts.sdxl(*texts) if len(texts) == 2 else ClipTexts.sd15(*texts),

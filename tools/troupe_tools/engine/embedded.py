@@ -19,7 +19,7 @@ from ..workflow.job_records import AppliedJob, ApplyJob, GatedJob, Job, SubjectJ
 from .drawn_references import drawn_reference
 from .random_faces import RANDOM_FACES, random_vectors, square
 from .report import facts_of, to_image
-from .result import Progress, Result, Say
+from .result import Result, Say, StepsDone
 
 hide_broken_torchaudio()
 load_pack()
@@ -58,7 +58,7 @@ class Models:
     scheduler: Callable[[Job, str], Any] = lambda job, prediction: scheduler_for(job, prediction)
 
 
-def run_embedded(job: Job, photos: Mapping[str, Path], models: Models, say: Say, progress: Progress) -> Result:
+def run_embedded(job: Job, photos: Mapping[str, Path], models: Models, say: Say, progress: StepsDone) -> Result:
     """Run a job. photos: file name in the job -> picture file. Raises RunError."""
     check_size(job)
     lines: list[str] = []

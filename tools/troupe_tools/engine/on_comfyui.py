@@ -27,7 +27,7 @@ from .comfyui import Host
 from .host_server import OURS, HostServer
 from .random_faces import RANDOM_FACES
 from .random_models import BASES, base_of, vision_of, write_adapter, write_gligen
-from .result import Progress, Result, Say
+from .result import Result, Say, StepsDone
 
 REFERENCES = {ENCODE: 0, QUICK: 3}  # class -> the output slot with the references
 FAR_FROM_NATIVE = "Generate near "  # how the pack's warning about the size begins; random models are small on purpose
@@ -122,7 +122,7 @@ def with_reports(prompt: dict[str, Any]) -> tuple[dict[str, Any], int]:
 
 
 def run_on_comfyui(
-    host: Host, edited: Edited, folders: ModelFolders, random: bool, say: Say, progress: Progress
+    host: Host, edited: Edited, folders: ModelFolders, random: bool, say: Say, progress: StepsDone
 ) -> Result:
     """Run an edited workflow on a server that is started for it. Raises RunError."""
     said: list[str] = []

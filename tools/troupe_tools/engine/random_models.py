@@ -30,7 +30,7 @@ VISION = {
 
 
 @dataclass(frozen=True)
-class Base:
+class RandomBase:
     """A base model family.
 
     context_dim: width of its text; host_unet: the smallest UNet that the host still recognises as this family (it looks
@@ -70,7 +70,7 @@ class Base:
 
 WHOLE = "SDXL, every block"  # for files that count SDXL's blocks, as MM-Diff's
 BASES = {
-    "SDXL": Base(
+    "SDXL": RandomBase(
         2048,
         {
             "model_channels": 320,
@@ -87,7 +87,7 @@ BASES = {
             "transformer_depth_middle": 1,
         },
     ),
-    "SD1.5": Base(
+    "SD1.5": RandomBase(
         768,
         {
             "model_channels": 320,
@@ -103,7 +103,7 @@ BASES = {
             "transformer_depth_middle": 1,
         },
     ),
-    "SD2.x": Base(
+    "SD2.x": RandomBase(
         1024,
         {
             "model_channels": 320,
@@ -135,8 +135,8 @@ SD15_BLOCKS = {
     "transformer_depth_output": [1] * 9 + [0] * 3,
     "transformer_depth_middle": 1,
 }
-BASES[WHOLE] = Base(2048, {**BASES["SDXL"].host_unet, **SDXL_BLOCKS})
-BASES["SD1.5, every block"] = Base(768, {**BASES["SD1.5"].host_unet, **SD15_BLOCKS})
+BASES[WHOLE] = RandomBase(2048, {**BASES["SDXL"].host_unet, **SDXL_BLOCKS})
+BASES["SD1.5, every block"] = RandomBase(768, {**BASES["SD1.5"].host_unet, **SD15_BLOCKS})
 
 
 def base_of(adapter: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 Say = Callable[[str], None]
-Progress = Callable[[int, int], None]
+StepsDone = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)

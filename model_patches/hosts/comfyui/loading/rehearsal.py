@@ -19,7 +19,7 @@ from . import adapters, rehearsal_models
 from .adapters import HostAdapter
 
 
-class Rehearsal(NamedTuple):
+class HostModels(NamedTuple):
     """The models as the host's own objects, and the adapter that was trained for them."""
 
     model: Any
@@ -29,13 +29,13 @@ class Rehearsal(NamedTuple):
     adapter: HostAdapter
 
 
-def load_rehearsal(kind: str) -> Rehearsal:
+def load_host_models(kind: str) -> HostModels:
     """Return the rehearsal models with one adapter, a key of `files.EVERY_ADAPTER`.
 
     Several calls share one copy. Raises CheckpointError if a file is missing or damaged.
     """
     models = rehearsal_models
-    return Rehearsal(
+    return HostModels(
         models.model(),
         models.clip(),
         models.vae(),

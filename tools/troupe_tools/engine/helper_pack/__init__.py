@@ -27,7 +27,7 @@ if CHECKPOINT:
     random_models.write_host_checkpoint(Path(CHECKPOINT), os.environ["TROUPE_RANDOM_BASE"])
 
 
-class Report(io.ComfyNode):
+class ReportRun(io.ComfyNode):
     """A node that writes the references as the encoder saw them, and facts about them, into the output folder."""
 
     @classmethod
@@ -132,7 +132,7 @@ class HelperPack(ComfyExtension):
     """The helper, as the host sees it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [Report, RandomClip, RandomClipVision, RandomFaces]
+        return [ReportRun, RandomClip, RandomClipVision, RandomFaces]
 
 
 async def comfy_entrypoint() -> HelperPack:
