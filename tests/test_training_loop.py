@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -246,8 +247,23 @@ def command(tmp_path, *more, steps=100_000):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to a process")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_a_checkpoint_and_an_adapter(tmp_path, number):
+def test_ctrl_c_leaves_a_checkpoint_and_an_adapter(tmp_path, capsys):
+    def interrupt():
+        while not checkpoints(tmp_path / "out") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    deadline = time.monotonic() + 120
+    waiting = threading.Thread(target=interrupt, daemon=True)
+    waiting.start()
+    status = main([*command(tmp_path, "--set", "save_every=2")[2:]])
+    waiting.join()
+    assert_stopped(tmp_path / "out", signal.SIGINT, status, capsys.readouterr().err)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to a process")
+def test_a_terminated_process_leaves_a_checkpoint_and_an_adapter(tmp_path):
     process = subprocess.Popen(
         command(tmp_path, "--set", "save_every=2"), stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -255,14 +271,18 @@ def test_a_signal_leaves_a_checkpoint_and_an_adapter(tmp_path, number):
         deadline = time.monotonic() + 120
         while not checkpoints(tmp_path / "out") and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.1)
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=60)[1].decode()
     finally:
         process.kill()
-    assert process.returncode == 128 + number, said
-    step = checkpoints(tmp_path / "out")[-1][0]
+    assert_stopped(tmp_path / "out", signal.SIGTERM, process.returncode, said)
+
+
+def assert_stopped(output, number, status, said):
+    assert status == 128 + number, said
+    step = checkpoints(output)[-1][0]
     assert step >= 2 and f"stopped at step {step}; the same command goes on from there" in said
-    assert (tmp_path / "out" / "ip_adapter.safetensors").is_file()
+    assert (output / "ip_adapter.safetensors").is_file()
 
 
 @pytest.mark.slow
