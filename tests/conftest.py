@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 from pathlib import Path
@@ -33,6 +34,14 @@ def pytest_xdist_make_scheduler(config, log):
 
     config.option.loadscopereorder = False
     return LoadFileScheduling(config, log)
+
+
+def pytest_collection_finish(session):
+    """Let the garbage collector pass over what is there for good: millions of objects in a whole run, and ComfyUI asks
+    for a full collection before each sampling.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -95,14 +95,14 @@ def watched(seconds: float = SECONDS, reserve: int | None = SLACK) -> Iterator[l
     if not _installed:
         sys.addaudithook(_hook)
         _installed = True
-    gc.freeze()  # the end of what other tests left would be taken for the call's
+    gc.disable()  # the end of what other tests left would be taken for the call's
     try:
         with _limited(reserve), _timed(seconds):
             _watching = seen = []
             yield seen
     finally:
         _watching = None
-        gc.unfreeze()
+        gc.enable()
 
 
 @contextmanager
