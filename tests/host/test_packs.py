@@ -163,7 +163,7 @@ def test_ip_adapter_plus_predicts_with_a_trained_file_what_the_training_did(
     from troupe.model_patches.hosts.diffusers.encoders import Prompt
     from troupe.model_patches.hosts.diffusers.sampling import SamplingSettings, size_condition
     from troupe.training.export import write_export
-    from troupe.training.recipes.ip_adapter import Photos
+    from troupe.training.recipes.ip_adapter import BatchPhotos
 
     nodes, (patcher, unet) = pack(*IPADAPTER).NODE_CLASS_MAPPINGS, twins(base)
     models = small.base(unet, images=small.images(POOLED, HIDDEN))
@@ -188,7 +188,7 @@ def test_ip_adapter_plus_predicts_with_a_trained_file_what_the_training_did(
     rows = [seen["image_embeds"][0], torch.zeros(POOLED)]
     if options:  # "plus": what stands for no reference is a black picture in the pack
         rows = [each["penultimate_hidden_states"][0] for each in (seen, black)]
-    references = trainee.references(Photos(torch.stack(rows), torch.ones(2, 1).bool(), True))
+    references = trainee.references(BatchPhotos(torch.stack(rows), torch.ones(2, 1).bool(), True))
     for (x, t, *_), kwargs, expected in calls:
         order = kwargs["transformer_options"]["cond_or_uncond"]
         sizes = size_condition(unet, [prompts[i] for i in order], SamplingSettings(**PIXELS))
