@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from graphlib import TopologicalSorter
 from itertools import takewhile
 from pathlib import Path
@@ -393,6 +394,39 @@ def test_classes_that_texts_name_are_where_they_say():
     named = [(path, *found) for path in MODULES.values() for found in TEXT_NAME.findall(path.read_text())]
     assert len(named) > 10
     assert [f"{path.name}: {module}.{name}" for path, module, name in named if name not in own.get(module, ())] == []
+
+
+HOMES = {"troupe": ROOT, "troupe_tools": ROOT / "tools" / "troupe_tools", "support": ROOT / "tests" / "support"}
+
+
+@cache
+def given_by(path: Path) -> set[str]:
+    """The names that an import may ask a module or package for."""
+    module = path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
+    inner = {one.stem for one in path.iterdir()} if path.is_dir() else set()
+    if not module.is_file():
+        return inner
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            inner.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            inner.add(node.id)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            inner |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    return inner
+
+
+def test_what_tests_import_is_there():
+    """Inside of functions too, which run with a host or a browser alone."""
+    absent, found = [], 0
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            home, *rest = (getattr(node, "module", None) or "").split(".")
+            if isinstance(node, ast.ImportFrom) and not node.level and home in HOMES:
+                names = given_by(HOMES[home].joinpath(*rest))
+                absent += [f"{path.name}:{node.lineno} {one.name}" for one in node.names if one.name not in names]
+                found += len(node.names)
+    assert found > 1000 and absent == []
 
 
 def names_of(module: str) -> Iterator[tuple[str, str]]:
