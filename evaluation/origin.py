@@ -15,7 +15,7 @@ from .settings import EngineSettings, EvaluationSettings
 from .suites.suite import Suite
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "numpy", "scipy", "pillow")
+PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "numpy", "pillow")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 DIGITS = 16  # of a sha256
 

@@ -8,7 +8,6 @@ from itertools import combinations
 from math import isfinite, nan
 
 import numpy as np
-from scipy.stats import rankdata
 
 CONFIDENCE, RESAMPLES, SEED = 0.95, 1000, 20240917
 LEAST = 5  # groups: with fewer there is no interval
@@ -49,8 +48,8 @@ def auc(groups: Groups) -> Estimate:
         good, bad = pairs[pairs[:, 1] >= 1, 0], pairs[pairs[:, 1] < 1, 0]
         if not len(good) or not len(bad):
             return nan
-        ranks = rankdata(np.concatenate([good, bad]))[: len(good)]
-        return float(ranks.sum() - len(good) * (len(good) + 1) / 2) / (len(good) * len(bad))
+        better = ranks(np.concatenate([good, bad]))[: len(good)]
+        return float(better.sum() - len(good) * (len(good) + 1) / 2) / (len(good) * len(bad))
 
     return _of_pictures(groups, statistic)
 
@@ -61,7 +60,7 @@ def rank_correlation(groups: Groups) -> Estimate:
     def statistic(pairs: np.ndarray) -> float:
         if np.ptp(pairs[:, 0]) == 0 or np.ptp(pairs[:, 1]) == 0:
             return nan
-        return float(np.corrcoef(rankdata(pairs[:, 0]), rankdata(pairs[:, 1]))[0, 1])
+        return float(np.corrcoef(ranks(pairs[:, 0]), ranks(pairs[:, 1]))[0, 1])
 
     return _of_pictures(groups, statistic)
 
@@ -84,6 +83,14 @@ def preference(groups: Groups) -> Estimate:
     return _estimate(
         len(pairs), lambda chosen: float(total[chosen].sum() / pairs[chosen].sum()) if len(pairs) else nan, sum(counts)
     )
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Return the rank of each value, from 1; equal values get the mean of their ranks. scipy's rankdata does the same,
+    but its checks take longer than the ranks of a few hundred pictures.
+    """
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[places]
 
 
 def _of_pictures(groups: Groups, statistic: Callable[[np.ndarray], float]) -> Estimate:

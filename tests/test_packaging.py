@@ -161,7 +161,7 @@ OUTSIDE = {  # room -> packages it may import beside the standard library; the o
     "training/data": COMES_WITH_COMFYUI | {"inflect", "pycocotools", "datasets"},  # only where they are used
     "training": {"torch", "PIL", "numpy", "safetensors", "diffusers", "accelerate", "tqdm"},
     "evaluation/tasks": set(),
-    "evaluation": COMES_WITH_COMFYUI | {"scipy", "filelock"},
+    "evaluation": COMES_WITH_COMFYUI | {"filelock"},
     "evaluation/engines": COMES_WITH_COMFYUI | {"httpx"},
     RAY: {"numpy", "ray", "troupe_tools", "troupe"},  # the last two in the actor, which begins with no package
     **{room: COMES_WITH_COMFYUI | HOST_MODULES for room in ROOMS if room.startswith(COMFYUI)},
