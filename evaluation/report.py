@@ -16,7 +16,7 @@ from .settings import EvaluationSettings, as_plain
 from .sheet import contact_sheet
 from .suites.rehearsal import NAME as REHEARSAL
 from .suites.suite import Suite
-from .tables import agreement_table, by_kind, markdown, meanings, methods_of, numeric_columns, score_table
+from .tables import PROMPT, agreement_table, by_kind, markdown, meanings, methods_of, numeric_columns, score_table
 from .tasks import Task
 
 REPORT, SHEET, SETTINGS, ARCHIVE = "report.md", "sheet.png", "settings.json", "results.zip"
@@ -88,6 +88,15 @@ def tables_text(rows: Sequence[TableRow], suite: str, heading: str = "##") -> st
             "(0.5 is chance), its rank correlation with the share of right subjects (0 is chance), and how often it "
             "prefers the better of two pictures of one case (0.5 is chance).\n",
             agreement,
+        ]
+    followed = agreement_table(rows, columns, PROMPT)
+    if followed:
+        parts += [
+            "The same against `truth_prompt`: a subject is right if the picture has one of its class and variant, with "
+            "anyone's looks. CLIP-T compares picture and prompt and knows no reference. `object_quality` is in both "
+            "tables: it compares the found subjects with their names, and with each other, so that mixed ones are "
+            "worse. Pictures in which a subject is not found have no `object_quality`.\n",
+            followed,
         ]
     return "\n".join(parts)
 

@@ -8,7 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from .results import HEAD, TableRow
 from .statistics import Estimate, auc, mean_of_groups, preference, rank_correlation
 
-TRUTH = "truth_right"
+LOOKS, PROMPT = "truth_right", "truth_prompt"
+AGAINST = {  # scores -> the truths they are compared with; the others: LOOKS
+    "clip_t": (PROMPT,),
+    "clip_t_times_2_5": (),  # in the order of clip_t
+    "object_quality": (LOOKS, PROMPT),
+}
 MEANING = {  # of each column, for the report
     "clip_i": "CLIP-I: cosine of picture and references",
     "clip_t": "CLIP-T: cosine of picture and prompt",
@@ -27,6 +32,7 @@ MEANING = {  # of each column, for the report
     "object_relevance": "object relevance score of MIP-Adapter (noise inside over outside a subject's box)",
     "truth_right": "truth: share of subjects with the looks of their own reference",
     "truth_exact": "truth: share of subjects with exactly the colours of their reference",
+    "truth_prompt": "truth: share of the prompt's subjects that are there, by class and variant, with anyone's looks",
 }
 LOWER = ("scr_0.4", "scr_0.5", "scr_0.6")  # the better, the lower
 
@@ -73,27 +79,29 @@ def score_table(rows: Sequence[TableRow], columns: Sequence[str] | None = None) 
     return markdown(("method", "pictures", *columns), lines)
 
 
-def agreement_table(rows: Sequence[TableRow], columns: Sequence[str] | None = None) -> str:
-    """Return a table of how far each score agrees with the known truth; "" where that is not known."""
-    if not rows or TRUTH not in rows[0]:
+def agreement_table(rows: Sequence[TableRow], columns: Sequence[str] | None = None, truth: str = LOOKS) -> str:
+    """Return a table of how far each score that is compared with a truth agrees with it; "" where it is not known or
+    there is no such score.
+    """
+    if not rows or truth not in rows[0]:
         return ""
     every = numeric_columns(rows) if columns is None else columns
     lines = []
     for column in every:
-        if column.startswith("truth"):
+        if column.startswith("truth") or truth not in AGAINST.get(column, (LOOKS,)):
             continue
-        lines.append((column, *(str(one) for one in agreement(rows, column))))
+        lines.append((column, *(str(one) for one in agreement(rows, column, truth))))
     head = ("score", "all right or not (AUC)", "rank correlation", "prefers the better of two", "pairs")
     return markdown(head, lines) if lines else ""
 
 
-def agreement(rows: Sequence[TableRow], column: str) -> tuple[Estimate, Estimate, Estimate, int]:
-    """Return AUC, rank correlation and preference of a score against the truth, and the number of pairs."""
+def agreement(rows: Sequence[TableRow], column: str, truth: str = LOOKS) -> tuple[Estimate, Estimate, Estimate, int]:
+    """Return AUC, rank correlation and preference of a score against a truth, and the number of pairs."""
     sign = -1.0 if column in LOWER else 1.0
     groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
-        if row[column] and row[TRUTH]:
-            groups[row["case"]].append((sign * float(row[column]), float(row[TRUTH])))
+        if row[column] and row[truth]:
+            groups[row["case"]].append((sign * float(row[column]), float(row[truth])))
     better = preference(groups)
     return auc(groups), rank_correlation(groups), better, better.pictures
 

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from troupe.evaluation.engines import embedded
 from troupe.evaluation.engines.embedded import EmbeddedEngine
+from troupe.evaluation.scores import scores
 from troupe.evaluation.scores.detectors import RehearsalDetector
 from troupe.evaluation.scores.features import as_picture
-from troupe.evaluation.scores.scores import object_relevance
+from troupe.evaluation.scores.scores import KnownTruth, Painted, object_relevance
 from troupe.evaluation.suites.rehearsal import rehearsal_suite, trial_of
 from troupe.evaluation.suites.suite import SuiteError, tasks_of
 from troupe.evaluation.tasks import Method
@@ -22,7 +23,16 @@ from troupe.model_patches.placement.layouts import places
 from troupe.model_patches.subjects import Box
 from troupe.rehearsal.engine.paint import load_rehearsal
 from troupe.rehearsal.engine.recogniser import load_recogniser
-from troupe.rehearsal.engine.trials import GATED, IN_PROMPT, METHODS, METHODS_OF, RELEVANCE, paint_trial, places_painted
+from troupe.rehearsal.engine.trials import (
+    GATED,
+    IN_PROMPT,
+    METHODS,
+    METHODS_OF,
+    RELEVANCE,
+    Judgement,
+    paint_trial,
+    places_painted,
+)
 from troupe.rehearsal.world import reference
 
 CASTS, STEPS = ["two classes", "one class"], 2
@@ -87,6 +97,16 @@ def test_the_engine_paints_the_trial(name, suite, models):
     found = engine.paint(task)
     assert found.shape == (128, 128, 3) and found.dtype == np.uint8
     assert np.array_equal(found, (expected.permute(1, 2, 0) * 255).round().byte().numpy())
+
+
+@pytest.mark.parametrize(("followed", "share"), [([True, False], 0.5), ([True, True], 1.0), ([False, False], 0.0)])
+def test_the_truth_about_a_prompt_is_the_share_of_subjects_that_are_there(followed, share, suite, monkeypatch):
+    judgement = Judgement(["right", "missing"], ["right", "mixed"], [True, False], followed)
+    monkeypatch.setattr(scores, "judge", lambda *_: judgement)
+    [task] = tasks_of(dataclasses.replace(suite, cases=suite.cases[:1]), [Method("m")], [])
+    found = KnownTruth(load_recogniser())(Painted(task, suite.cases[0], Image.new("RGB", (128, 128))))
+    assert found["truth_prompt"] == share and (found["truth_right"], found["truth_exact"]) == (0.5, 0.5)
+    assert tuple(found) == KnownTruth.columns
 
 
 OTHERS = {"umm": IN_PROMPT, "fastcomposer": IN_PROMPT, "subject": GATED, "mm": RELEVANCE}

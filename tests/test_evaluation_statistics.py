@@ -10,8 +10,10 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from torchmetrics.functional.classification import binary_auroc
+from troupe.evaluation import statistics
+from troupe.evaluation.report import tables_text
 from troupe.evaluation.statistics import auc, mean_of_groups, preference, rank_correlation
-from troupe.evaluation.tables import agreement_table, score_table
+from troupe.evaluation.tables import LOOKS, PROMPT, agreement_table, score_table
 
 CHANCE = np.random.default_rng(5)
 GROUPS = {
@@ -101,3 +103,25 @@ def test_tables():
     assert len(agreement) == 4 and agreement[2].endswith("| 1.000 [1.000, 1.000] | 6 |")
     assert agreement[3].endswith("| 0.000 [0.000, 0.000] | 6 |"), "of a rate, the lower is the better"
     assert agreement_table([{key: value for key, value in one.items() if key != "truth_right"} for one in rows]) == ""
+
+
+def test_each_score_is_compared_with_the_truth_that_it_is_about(monkeypatch):
+    """Those of the prompt with the prompt's subjects, whoever's looks they have."""
+    rows = [
+        {**row(f"c{i}", method, f"{bonus}", str(bonus)), "truth_prompt": str(1 - bonus)}
+        for i in range(6)
+        for method, bonus in (("a", 0), ("b", 1))
+    ]
+    rows = [{**one, "scr_0.4": "", "clip_t": one["clip_i"], "object_quality": one["clip_i"]} for one in rows]
+    monkeypatch.setattr(statistics, "RESAMPLES", 20)
+    tables = [agreement_table(rows, ["clip_i", "clip_t", "object_quality"], truth) for truth in (LOOKS, PROMPT)]
+    right, wrong = ("1.000 [1.000, 1.000] | 6 |", "0.000 [0.000, 0.000] | 6 |")
+    for table, names, end in zip(
+        tables, (["clip_i", "object_quality"], ["clip_t", "object_quality"]), (right, wrong), strict=True
+    ):
+        lines = table.splitlines()[2:]
+        assert [line.split(" | ")[0] for line in lines] == [f"| {name}" for name in names]
+        assert all(line.endswith(end) for line in lines)
+    text = tables_text(rows, "rehearsal")
+    assert all(table in text for table in tables)
+    assert agreement_table(rows, ["clip_i"], PROMPT) == ""

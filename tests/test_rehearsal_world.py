@@ -14,7 +14,7 @@ from troupe.rehearsal import codec
 from troupe.rehearsal.cast import CAST, SECOND, called_for
 from troupe.rehearsal.engine.recogniser import Sighting, load_recogniser
 from troupe.rehearsal.engine.trials import CASTS, judge, trial
-from troupe.rehearsal.engine.verdict import exact, of_owners, verdicts, verdicts_by_colour
+from troupe.rehearsal.engine.verdict import exact, followed, of_owners, verdicts, verdicts_by_colour
 from troupe.rehearsal.sprites import SIDE, SPRITES
 from troupe.rehearsal.training.vocabulary import BOS, EOS, LENGTH, known_ids, rows, tokens
 from troupe.rehearsal.world import (
@@ -248,6 +248,22 @@ def test_two_of_a_class_are_told_by_their_variant():
         "swapped",
     ]
     assert verdicts((small, tall), sightings((small, small))) == ["right", "missing"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown", "expected"),
+    [
+        ((CAT, ROBOT), (ROBOT, CAT), [True, True]),
+        ((CAT, ROBOT), (replace(CAT, look=ROBOT.look), replace(ROBOT, look=CAT.look)), [True, True]),
+        ((CAT, ROBOT), (CAT, replace(ROBOT, variant="small")), [True, False]),
+        ((CAT, ROBOT), (CAT, CAT, CAT), [True, False]),
+        ((CAT, replace(CAT, look=ROBOT.look)), (CAT,), [True, False]),
+        ((CAT, replace(CAT, variant="tall")), (CAT, CAT), [True, False]),
+        ((CAT, ROBOT), (), [False, False]),
+    ],
+)
+def test_a_prompt_is_followed_by_class_and_variant_and_nobody_counts_twice(asked, shown, expected):
+    assert followed(asked, sightings(shown)) == expected
 
 
 @pytest.mark.parametrize("cast", CASTS)

@@ -231,10 +231,12 @@ class KnownTruth:
     """The truth about a picture of the rehearsal suite, as `rehearsal/engine/verdict.py` reads it.
 
     truth_right: share of subjects with the looks of their own reference; truth_exact: with exactly its two colours;
-    truth_verdicts, truth_by_colours: a letter for each subject, by the recogniser and by colours alone.
+    truth_prompt: share of the prompt's subjects that are there, of their class and variant and with any looks (the
+    background is not read); truth_verdicts, truth_by_colours: a letter for each subject, by the recogniser and by
+    colours alone.
     """
 
-    columns = ("truth_right", "truth_exact", "truth_verdicts", "truth_by_colours")
+    columns = ("truth_right", "truth_exact", "truth_prompt", "truth_verdicts", "truth_by_colours")
     model = "rehearsal recogniser"
 
     def __init__(self, recogniser: Recogniser):
@@ -248,6 +250,7 @@ class KnownTruth:
         return {
             "truth_right": first.count("r") / len(first),
             "truth_exact": sum(read.exact) / len(read.exact),
+            "truth_prompt": sum(read.followed) / len(read.followed),
             "truth_verdicts": first,
             "truth_by_colours": second,
         }

@@ -19,7 +19,7 @@ from ..world import PIXELS, TEST_LOOKS, Figure, Scene, boxes, place_figures, ran
 from .one_map import OneMap
 from .paint import STEPS, Acting, Rehearsal, paint_cast
 from .recogniser import Recogniser, recognise
-from .verdict import exact, sighting_of, verdicts, verdicts_by_colour
+from .verdict import exact, followed, sighting_of, verdicts, verdicts_by_colour
 
 # subjects, and whether they are of one class
 CASTS = {"two classes": (2, False), "one class": (2, True), "three subjects": (3, False)}
@@ -176,18 +176,22 @@ def paint_trial(
 
 @dataclass(frozen=True)
 class Judgement:
-    """Of every subject of a trial: the verdict by the recogniser and by colours, and whether both its colours are
-    exactly its reference's.
+    """Of every subject of a trial: the verdict by the recogniser and by colours, whether both its colours are exactly
+    its reference's, and whether the picture has one of its class and variant, as the prompt asks.
     """
 
     by_recogniser: list[str]
     by_colours: list[str]
     exact: list[bool]
+    followed: list[bool]
 
 
 def judge(recogniser: Recogniser, one: Trial, picture: torch.Tensor) -> Judgement:
     """Read a picture [3, 128, 128] in 0..1 of a trial."""
     found = recognise(recogniser, picture[None])[0]
     return Judgement(
-        verdicts(one.figures, found), verdicts_by_colour(one.figures, found, picture), exact(one.figures, found)
+        verdicts(one.figures, found),
+        verdicts_by_colour(one.figures, found, picture),
+        exact(one.figures, found),
+        followed(one.figures, found),
     )

@@ -6,6 +6,7 @@ one of them are the look's owners.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
@@ -73,6 +74,19 @@ def exact(expected: Sequence[Figure], found: Sequence[Sighting]) -> list[bool]:
         s is not None and (s.look.body, s.look.accent) == (figure.look.body, figure.look.accent)
         for figure, s in zip(expected, sighting_of(expected, found), strict=True)
     ]
+
+
+def followed(expected: Sequence[Figure], found: Sequence[Sighting]) -> list[bool]:
+    """Return whether each figure that the prompt asks for is there, of its class and variant and whatever its look; no
+    sighting counts for two figures.
+    """
+    there = Counter((s.kind, s.variant) for s in found)
+    asked: Counter[tuple[str, str]] = Counter()
+    answers = []
+    for figure in expected:
+        asked[figure.kind, figure.variant] += 1
+        answers.append(asked[figure.kind, figure.variant] <= there[figure.kind, figure.variant])
+    return answers
 
 
 def of_owners(owners: Owners) -> list[str]:
