@@ -28,6 +28,8 @@ OFFERED = {  # values of the combo of Load Rehearsal Models -> keys of EVERY_ADA
     "subject_diffusion": "subject",
     "mm_diff": "mm",
 }
+CLIP = "clip"  # a folder in transformers' layout: counts CLIP-T of the world's pictures
+CLIP_WEIGHTS = f"{CLIP}/model.safetensors"
 VOCABULARY = 49408
 # in the text encoder's file: rows of the words that the world knows, and their ids
 TABLE, IDS = "embeddings.token_embedding.weight", "token_ids"

@@ -13,6 +13,8 @@ from troupe.rehearsal.engine.load import load_image_encoder, load_texts, load_un
 from troupe.rehearsal.engine.recogniser import ANSWERS
 from troupe.rehearsal.training import export
 from troupe.rehearsal.training.base import LocalizedUNet, places_of_words, train_base
+from troupe.rehearsal.training.card import CARD, WHAT, write_card
+from troupe.rehearsal.training.clip import train_clip
 from troupe.rehearsal.training.encoder import colours_of, nearest, painted, train_encoder
 from troupe.rehearsal.training.loop import Average, Diffusion, PlainAttention, Trainer, plain_attention, weighted_loss
 from troupe.rehearsal.training.recogniser import labels_of, train_recogniser
@@ -30,6 +32,7 @@ def trained(tmp_path_factory):
     train_base(folder / "base", SHORT, batch=4, compiled=False)
     export.export_all(folder, folder / "files")
     train_recogniser(folder / "recogniser", SHORT, batch=4)
+    train_clip(folder / "clip", SHORT, batch=4)
     export.export_all(folder, folder / "files")
     return folder
 
@@ -272,10 +275,12 @@ def test_a_training_begins_with_exported_weights(trained, tmp_path):
     train_base(tmp_path / "base", compiled=False, **begin)
     train_encoder(tmp_path / "encoder", **begin)
     train_recogniser(tmp_path / "recogniser", **begin)
+    train_clip(tmp_path / "clip", **begin)
     for path in export.export_all(tmp_path, tmp_path / "files"):
-        ours, theirs = files.read(path.name, tmp_path / "files"), files.read(path.name, trained / "files")
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], value) for name, value in theirs.items()), (
-            path.name
+        name = path.relative_to(tmp_path / "files").as_posix()
+        ours, theirs = files.read(name, tmp_path / "files"), files.read(name, trained / "files")
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], value) for key, value in theirs.items()), (
+            name
         )
 
 
@@ -283,13 +288,23 @@ def test_a_training_begins_with_exported_weights(trained, tmp_path):
 def test_the_card_tells_every_file_and_its_hash(trained):
     import hashlib
 
-    from troupe.rehearsal.training.card import WHAT, write_card
-
     text = write_card(trained, trained / "files", count=8).read_text(encoding="utf-8")
-    for path in (trained / "files").glob("*.safetensors"):
-        assert f"| {path.name} | " in text and f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" in text
+    for path in (trained / "files").rglob("*.safetensors"):
+        name = path.relative_to(trained / "files").as_posix()
+        assert f"| {name} | " in text and f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n" in text
     assert (
         all(file in text for found, _, _ in WHAT.values() for file in found)
         and "CC0-1.0" in text
         and "held-out looks: kind " in text
+        and "highest cosine: caption " in text
     )
+
+
+def test_a_card_keeps_what_other_checkpoints_say(tmp_path):
+    """An export of one training leaves the rows of the others as they are, and what only their checkpoints can say."""
+    card = tmp_path / CARD
+    card.write_text((files.FOLDER / CARD).read_text(encoding="utf-8"), encoding="utf-8")
+    before = card.read_text(encoding="utf-8").split("\n")
+    after = write_card(tmp_path / "no checkpoints", tmp_path).read_text(encoding="utf-8").split("\n")
+    kept = [line for line in before if line.startswith(("| ", "The image encoder, read out linearly"))]
+    assert len(kept) == 13 and sorted(line for line in after if line in kept) == sorted(kept)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from .. import files
 from ..engine.recogniser import FILE as RECOGNISER
+from . import clip
 from .vocabulary import known_ids
 
 
@@ -24,15 +25,15 @@ def averaged(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
-def write(tensors: Mapping[str, torch.Tensor], path: Path, about: str) -> None:
-    """Write a safetensors file, numbers as float16."""
+def write(tensors: Mapping[str, torch.Tensor], path: Path, about: str, **more: str) -> None:
+    """Write a safetensors file, numbers as float16. more: of its metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
     halves = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
         for name, value in tensors.items()
         if not name.endswith("position_ids")
     }
-    save_file(halves, path, {"about": about, "licence": "CC0-1.0"})
+    save_file(halves, path, {"about": about, "licence": "CC0-1.0", **more})
     path.chmod(0o644)
 
 
@@ -63,14 +64,26 @@ def export_recogniser(checkpoint: Path, folder: Path = files.FOLDER) -> None:
     write(averaged(checkpoint)["recogniser"], folder / RECOGNISER, "Troupe's rehearsal world: recogniser")
 
 
+def export_clip(checkpoint: Path, folder: Path = files.FOLDER) -> None:
+    """Write the CLIP as a folder in transformers' layout, whose weights become float32 when it is loaded."""
+    words, target = clip.tokenizer(), folder / files.CLIP
+    config = clip.build(words).config
+    config.architectures, config.dtype = ["CLIPModel"], "float32"
+    weights = averaged(checkpoint)["clip"]
+    write(weights, folder / files.CLIP_WEIGHTS, "Troupe's rehearsal world: CLIP, transformers' names", format="pt")
+    for part in (config, clip.processor(), words):
+        part.save_pretrained(target)
+
+
 def export_all(checkpoints: Path, folder: Path) -> list[Path]:
     """Write every model that has a checkpoint in `checkpoints`. Returns the files in `folder`."""
     ways = {
         "encoder": export_encoder,
         "base": export_base,
         "recogniser": export_recogniser,
+        "clip": export_clip,
     }
     for name, way in ways.items():
         if (checkpoints / name / "checkpoint.pt").exists():
             way(checkpoints / name / "checkpoint.pt", folder=folder)
-    return sorted(folder.glob("*.safetensors"))
+    return sorted(folder.rglob("*.safetensors"))

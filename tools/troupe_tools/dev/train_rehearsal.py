@@ -14,7 +14,7 @@ import torch
 
 from ..pack import ROOT, hide_broken_torchaudio, load_pack
 
-MODELS = ("encoder", "base", "recogniser")
+MODELS = ("encoder", "base", "recogniser", "clip")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,6 +102,10 @@ def run(options: argparse.Namespace) -> None:
         from troupe.rehearsal.training.recogniser import train_recogniser
 
         print(json.dumps({"accuracy": train_recogniser(checkpoints / "recogniser", **common)}))
+    elif options.what == "clip":
+        from troupe.rehearsal.training.clip import train_clip
+
+        print(json.dumps({"accuracy": train_clip(checkpoints / "clip", **common)}))
     else:
         from troupe.rehearsal.training.base import train_base
 
