@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ..rehearsal.files import CLIP_WEIGHTS
 from ..rehearsal.files import FOLDER as REHEARSAL_FILES
+from .scores.making import REHEARSAL_CLIP
 from .scores.scores import Scorer
 from .settings import EngineSettings, EvaluationSettings
 from .suites.suite import Suite
@@ -54,7 +56,9 @@ def fingerprint(model: str) -> str:
     names = []
     for name in model.split(", "):
         folder = Path(name)
-        if name.startswith("rehearsal"):
+        if name == REHEARSAL_CLIP:
+            name += f" {_sha256(REHEARSAL_FILES / CLIP_WEIGHTS)}"
+        elif name.startswith("rehearsal"):
             name += f" {rehearsal_models()}"
         elif folder.is_dir():
             weights = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS)
@@ -64,7 +68,7 @@ def fingerprint(model: str) -> str:
 
 
 def rehearsal_models() -> str:
-    """Return a hash of all rehearsal models."""
+    """Return a hash of all rehearsal models but the CLIP, which neither paints nor finds subjects."""
     found = hashlib.sha256()
     for path in sorted(REHEARSAL_FILES.glob("*.safetensors")):
         found.update(_sha256(path).encode())

@@ -11,14 +11,16 @@ from ...model_patches.scores.colours import ColourPictures
 from ...model_patches.scores.scoring import ClipPictures
 from ...rehearsal.engine.load import load_image_encoder
 from ...rehearsal.engine.recogniser import load_recogniser
+from ...rehearsal.files import CLIP, FOLDER
 from ...training.config.setting import setting
 from ...training.data.models import ClipFeatures, GroundingDino
 from ..suites.rehearsal import NAME as REHEARSAL
 from ..suites.suite import SuiteError
 from .detectors import Detector, GroundingDetector, RehearsalDetector
 from .features import DinoFeatures, EncoderFeatures, PictureFeatures, PilClip
-from .scores import FoundQuality, KnownTruth, ObjectRelevance, PlacedSubjects, Scorer, WholePicture
+from .scores import FoundQuality, KnownTruth, ObjectRelevance, PlacedSubjects, PromptLikeness, Scorer, WholePicture
 
+REHEARSAL_CLIP = "rehearsal CLIP"  # for the report
 CLIP_B32 = "openai/clip-vit-base-patch32"
 PRESETS: Mapping[str, Mapping[str, str]] = {  # models by the names of those who published figures with them
     "none": {},
@@ -44,7 +46,8 @@ class ScoreSettings:
     """
 
     preset: str = setting("rehearsal", choices=tuple(PRESETS))
-    clip: str = ""  # CLIP-I and CLIP-T; rehearsal: CLIP-I only, for that encoder has no text side
+    # CLIP-I, CLIP-T and object quality; rehearsal: CLIP-I by its image encoder, the others by its CLIP
+    clip: str = ""
     dino: str = ""  # DINO; ViT-S/16 in most papers
     dinov2: str = ""  # DINOv2, with the subject collapse rate
     colours: str = setting("", choices=("", "yes", "off"))  # likeness of colours, without a model
@@ -76,10 +79,13 @@ def make_scorers(
     names = model_names(settings)
     down, device = settings.preset in CUT_DOWN, settings.device
     features = {part: _features(part, name, device, down) for part, name in names.items() if part != "detector"}
+    clip = _clip_with_texts(features.get("clip"), device)
     scorers: list[Scorer] = []
     for part, one in features.items():
         column = "clip_i" if part == "clip" else part
         scorers.append(WholePicture(column, one, folder, part == "clip", part == "dinov2", upright))
+        if part == "clip" and clip is not None and clip is not one:
+            scorers.append(PromptLikeness(clip))
     if "detector" in names:
         detector = _detector(names["detector"], settings.device)
         compared = settings.compare or next((part for part in ("dinov2", "dino", "clip") if part in features), "")
@@ -90,8 +96,7 @@ def make_scorers(
         scorers.append(PlacedSubjects(detector, features[compared], folder))
         if "colours" in features:
             scorers.append(PlacedSubjects(detector, features["colours"], folder, "_colours"))
-        clip = features.get("clip")
-        if isinstance(clip, ClipFeatures):
+        if clip is not None:
             scorers.append(FoundQuality(detector, clip))
         if noised:
             scorers.append(ObjectRelevance(detector))
@@ -110,6 +115,17 @@ def _features(part: str, name: str, device: str, cut_down: bool) -> PictureFeatu
     if name == REHEARSAL:
         return EncoderFeatures(ClipPictures(ClipImages(load_image_encoder()), "rehearsal image encoder"))
     return PilClip.load(name, device, cut_down)
+
+
+def _clip_with_texts(features: PictureFeatures | None, device: str) -> ClipFeatures | None:
+    """The CLIP that counts CLIP-T and object quality: the same as for CLIP-I, but the rehearsal world's image encoder
+    has no text side.
+    """
+    if features is None or isinstance(features, ClipFeatures):
+        return features
+    found = PilClip.load(str(FOLDER / CLIP), device)
+    found.name = REHEARSAL_CLIP
+    return found
 
 
 def _detector(name: str, device: str) -> Detector:

@@ -30,6 +30,7 @@ from .features import Photos, PictureFeatures, as_tensor, encoder_of
 
 COLLAPSE = (0.4, 0.5, 0.6)  # thresholds of the subject collapse rate, arXiv 2603.26078
 NOT_LIKE_ANY = 0.2  # likeness below which a crop shows none of the subjects: Score Subjects' default
+PROMPT_COLUMNS = ("clip_t", "clip_t_times_2_5")
 Values = Mapping[str, float | str | None]  # of each column; None where it cannot be counted
 
 
@@ -83,7 +84,7 @@ class WholePicture:
         self.column, self.features, self.photos = column, features, Photos(features, folder, upright)
         self.texts = features if texts and isinstance(features, ClipFeatures) else None
         self.thresholds, self.model = COLLAPSE if collapse else (), features.name
-        more = ("clip_t", "clip_t_times_2_5") if self.texts else ()
+        more = PROMPT_COLUMNS if self.texts else ()
         self.columns = (column, *more, *(collapse_column(one) for one in self.thresholds))
 
     def __call__(self, painted: Painted) -> Values:
@@ -92,10 +93,28 @@ class WholePicture:
         references = [self.photos.vectors(photos) for photos in painted.case.references]
         values: dict[str, float | str | None] = {self.column: clip_i(vector, references).item()}
         if self.texts is not None:
-            cosine = clip_t(vector, self.texts.texts([painted.task.prompt]))
-            values |= {"clip_t": cosine.item(), "clip_t_times_2_5": clip_t_times_2_5(cosine).item()}
+            values |= prompt_likeness(vector, self.texts, painted.task.prompt)
         each = likeness_matrix(vector, references)[0]
         return values | {collapse_column(one): collapse_rate(each, one) for one in self.thresholds}
+
+
+class PromptLikeness:
+    """CLIP-T alone, for a CLIP that does not count CLIP-I. clip: the model."""
+
+    columns = PROMPT_COLUMNS
+
+    def __init__(self, clip: ClipFeatures):
+        self.clip, self.model = clip, clip.name
+
+    def __call__(self, painted: Painted) -> Values:
+        """See Scorer."""
+        return prompt_likeness(self.clip.pictures([painted.picture]), self.clip, painted.task.prompt)
+
+
+def prompt_likeness(vector: torch.Tensor, clip: ClipFeatures, prompt: str) -> dict[str, float | str | None]:
+    """Return CLIP-T of a picture's vector [1, E] and a prompt, as the raw cosine and as MIP-Adapter counts it."""
+    cosine = clip_t(vector, clip.texts([prompt]))
+    return dict(zip(PROMPT_COLUMNS, (cosine.item(), clip_t_times_2_5(cosine).item()), strict=True))
 
 
 def collapse_column(threshold: float) -> str:
