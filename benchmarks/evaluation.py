@@ -62,13 +62,20 @@ def with_tables(page: str) -> str:
     before, _, rest = page.partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
     seeds = sorted({int(row["seed"]) for row in rows})
+    followed = sum(float(row["truth_prompt"]) == 1 for row in rows)
     said = (
         f"{len(rows)} pictures: casts {seeds[0]} to {seeds[-1]} of each kind, five methods, MIP-Adapter's rehearsal "
         "file, weight 1, 20 steps of euler, cfg 5. The truth is read by the recogniser, which also finds the subjects "
-        "for `ip_sim` and `subjects_right`; it does not judge their looks there. The rehearsal image encoder has no "
-        "text side, so there is no CLIP-T, and DINO was not available. That encoder was trained on references on white "
-        "paper and not on whole pictures, so these figures say little about CLIP-I with the published CLIP. What they "
-        "show: a score of found subjects agrees with the truth better than one of the whole picture."
+        "for `ip_sim`, `subjects_right` and `object_quality`; it does not judge their looks there. CLIP-I is counted "
+        "by the rehearsal image encoder, CLIP-T and object quality by the rehearsal CLIP; DINO was not available. That "
+        "encoder was trained on references on white paper and not on whole pictures, so these figures say little about "
+        "CLIP-I with the published CLIP. What they show: a score of found subjects agrees with the truth better than "
+        "one of the whole picture.\n\n"
+        "CLIP-T and object quality agree with `truth_prompt` better than chance, but only a little. "
+        f"{followed} of {len(rows)} pictures have every subject of their prompt, so there are few others, and the "
+        "intervals are wide. And the CLIP is a small one: even of undisturbed drawings, one in five is nearer to a "
+        "caption with another class than to its own ([accuracy](../rehearsal/files/MODEL_CARD.md#accuracy)). It says "
+        "little about CLIP-T with the published CLIP."
     )
     noised = [row for row in read_table(NOISE_RESULTS) if row["object_relevance"]]
     relevance = (

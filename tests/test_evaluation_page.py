@@ -15,7 +15,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import evaluation
 
-NUMBERS = ("clip_i", "colours", "ip_sim", "subjects_right_colours")
+NUMBERS = ("clip_i", "clip_t", "colours", "ip_sim", "subjects_right_colours")
 
 
 @pytest.fixture(scope="module")
