@@ -81,6 +81,7 @@ def test_a_variant_is_trained_and_measured(tmp_path, monkeypatch):
     assert all(cell["pictures"] == 8 and len(cell["verdicts"]["0"]) == 2 for cell in found.values())
 
 
+@pytest.mark.slow
 def test_a_wrong_reference_is_of_somebody_else_and_the_only_one_in_its_picture():
     right, found = DrawnSet(), wrong_references.WrongReferences(DrawnSet())
     changed = 0
@@ -94,6 +95,7 @@ def test_a_wrong_reference_is_of_somebody_else_and_the_only_one_in_its_picture()
     assert 70 < changed < 130
 
 
+@pytest.mark.slow
 def test_the_object_quality_filter_leaves_fewer_wrong_references(monkeypatch):
     monkeypatch.setattr(wrong_references, "FITTED", 400)
     monkeypatch.setattr(wrong_references, "COMPARED", 400)

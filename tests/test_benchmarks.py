@@ -184,6 +184,7 @@ def test_the_least_traffic_is_that_of_its_tensors():
     assert layer(100, 8, 4, 3, False, 2).bytes == 2 * (3 * 100 * 8 + 2 * 4 * 8 + 3 * 8)
 
 
+@pytest.mark.slow
 def test_the_least_arithmetic_of_a_gated_layer_is_what_torch_counts():
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

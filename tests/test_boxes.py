@@ -261,6 +261,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(value=json_values)
 @settings(deadline=None)
 def test_any_json_gives_boxes_or_a_sentence(value):
@@ -272,6 +273,7 @@ def test_any_json_gives_boxes_or_a_sentence(value):
     assert len(found) == 3 and fault_in(text) is None
 
 
+@pytest.mark.slow
 @given(value=json_values)
 @settings(deadline=None)
 def test_anything_wired_gives_boxes_or_a_sentence(value):

@@ -185,6 +185,7 @@ def test_other_files_are_refused_by_what_they_are(name):
     assert word in refusal(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["faceid_sd15", "faceid-plusv2", "faceid-portrait", "Kolors plus", "FLUX by InstantX"])
 def test_other_files_are_refused_from_bin_too(tmp_path, name):
     state, word = REFUSED[name]

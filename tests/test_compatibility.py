@@ -69,6 +69,7 @@ def test_records_tell_everything():
         )
 
 
+@pytest.mark.slow
 def test_what_pytest_writes_is_read(tmp_path):
     (tmp_path / "test_some.py").write_text(TESTS.format(facts=HOST))
     (tmp_path / "test_other.py").write_text("def test_one(): pass")

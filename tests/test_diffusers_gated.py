@@ -110,6 +110,7 @@ def natively(native, kind, references, present=(True,) * 3):
     return native(**inputs(native.config.cross_attention_dim), cross_attention_kwargs={"gligen": arguments}).sample
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("base", ["sd15", "sd2"])
 @pytest.mark.parametrize("kind", ["text", "text_image"])
@@ -126,6 +127,7 @@ def test_it_is_diffusers_own_gligen(kind, base, count):
         assert_same(found[row], expected[row], without[row])
 
 
+@pytest.mark.slow
 def test_subjects_that_do_not_act_are_null_slots():
     """At weight 0, and outside their ranges: as if diffusers' masks were 0 there."""
     native = native_unet("text_image")
@@ -139,6 +141,7 @@ def test_subjects_that_do_not_act_are_null_slots():
     )
 
 
+@pytest.mark.slow
 def test_subjects_come_and_go_within_a_run():
     """Objects and mask follow the steps: each call is what a run of its own would give."""
     plain = unet("sd2")
@@ -164,6 +167,7 @@ def test_the_end_of_tau_is_a_percent_whatever_float32_made_of_it():
     assert scales == [1.0, 0.0, 0.0, 0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_strength_and_schedule_scale_the_gates():
     """Half strength, or the middle of the decay, is diffusers' own layer with half of both gates."""
     native = native_unet("text")
@@ -214,6 +218,7 @@ def official(model: UNet2DConditionModel, adapter) -> UNet2DConditionModel:
     return five
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("use_bbox", ["auto", "on", "off"])
 def test_subject_diffusion_with_its_mask_channel(count, use_bbox):
@@ -248,6 +253,7 @@ def test_subject_diffusion_with_its_mask_channel(count, use_bbox):
 # ---- rows, nesting, rest ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rows_follow_their_roles():
     """Any order of cond and uncond, each several rows, and rows without references."""
     plain = unet("sd2")
@@ -329,6 +335,7 @@ def test_two_adapters_act_one_after_the_other_beside_image_attention(order):
     assert_same(found, expected, plain(**doubled(inputs(64))).sample)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quiet_first", [True, False])
 def test_an_adapter_at_rest_leaves_the_other_alone(quiet_first):
     plain = unet("sd2")
@@ -354,6 +361,7 @@ def test_the_next_run_sees_new_weights():
     assert torch.equal(found, predict(plain, references, percent=0.0)) and not torch.equal(found, before)
 
 
+@pytest.mark.slow
 def test_an_adapter_on_diffusers_own_gligen_acts_after_it():
     native = native_unet("text", "sd2")
     own, references = (
@@ -394,6 +402,7 @@ def test_at_rest_it_is_bit_identical_and_nothing_is_called(settings, each):
     assert calls
 
 
+@pytest.mark.slow
 def test_an_empty_cast_and_the_end_of_a_run_are_bit_identical():
     plain = unet("sd2")
     references, names, before = (
@@ -439,6 +448,7 @@ def test_refusals_name_what_is_wrong():
 # ---- weights that an adapter brings ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["sd15", "sd2"])
 def test_weights_of_the_base_are_in_place_until_the_end(base):
     """By LDM names, in every part of the UNet; afterwards the UNet is what it was."""
@@ -508,6 +518,7 @@ def test_whole_runs_take_gated_and_image_attention_applies():
     )
 
 
+@pytest.mark.slow
 def test_tau_ends_in_its_step():
     """Of four steps at 0, 1/3, 2/3 and 1, a tau of 0.5 leaves the first two; until there both runs are one."""
     plain, latents = unet("sd2"), {}
@@ -524,6 +535,7 @@ def test_tau_ends_in_its_step():
     assert same == [[True, True, False, False], [True, False, False, False]]
 
 
+@pytest.mark.slow
 def test_a_unet_in_half_precision():
     """The adapter follows the UNet; what its net makes is made in float32."""
     plain = unet("sd2")
@@ -535,6 +547,7 @@ def test_a_unet_in_half_precision():
     assert references.adapter.gated.net.linears_image.fc1.weight.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_objects_and_mask_are_made_once_a_run():
     plain = unet("sd2")
     references = gated_references(patches_adapter(plain), BOXES[:2])

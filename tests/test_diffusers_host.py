@@ -121,6 +121,7 @@ def test_layer_output_is_the_official_one(name, trained, monkeypatch):
 # ---- diffusers' own IP-Adapter ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_one_subject_is_diffusers_own_ip_adapter(kind):
     """The same file through diffusers' own loader: index order, mid block included, and every layer's mathematics."""
@@ -169,6 +170,7 @@ def test_references_on_top_of_diffusers_own_ip_adapter():
 # ---- which layers, when, and when not --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_every_cross_attention_layer_acts_in_checkpoint_order(kind):
     unet = tiny.unet(kind)
@@ -225,6 +227,7 @@ def test_ranges_are_the_hosts():
     assert inside(percent_of(schedule.timesteps.tolist()[1], schedule), 0.1, 0.2)  # 899.1 in float32
 
 
+@pytest.mark.slow
 def test_rows_follow_their_roles():
     """Any order of cond and uncond, each several rows, and rows without references."""
     unet = tiny.unet()
@@ -386,6 +389,7 @@ def prompts(seed=11, pooled=True):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, subjects, batch, size",
     [("sd15", 1, 1, (88, 136)), ("sd15", 2, 2, (104, 72)), ("sd2", 3, 1, (128, 128)), ("sdxl", 3, 2, (136, 104))],
@@ -412,6 +416,7 @@ def test_whole_runs(kind, subjects, batch, size):
     )
 
 
+@pytest.mark.slow
 def test_a_run_is_guidance_of_two_predictions():
     """One step by hand: cfg over the model's two predictions, an Euler step to sigma 0; cfg 1 runs the positive rows
     alone.
@@ -546,6 +551,7 @@ def sampled(references, settings, record=None):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", MERGES)
 def test_recording_changes_no_latent_and_shares_add_up(merge):
     """Each subject's map is its mean share: they sum to 1 at every position, whatever the merge; who has weight 0 has

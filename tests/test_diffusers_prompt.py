@@ -297,6 +297,7 @@ def test_a_delay_in_steps_or_percent(delay, fused):
     assert [of_step(prompt, step, step / 3) is prompt for step in range(4)] == [False] * (4 - fused) + [True] * fused
 
 
+@pytest.mark.slow
 def test_a_run_changes_its_prompt_and_its_pooled_text_in_the_middle():
     """As far as the delay it is the run of the plain prompt, then no more; the pooled text changes too."""
     unet, kept = tiny.unet("sdxl"), {}

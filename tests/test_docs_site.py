@@ -61,6 +61,7 @@ def built(site: Path, page: str) -> Path:
     return site / (f"{page.removesuffix('.md')}.html" if page != "README.md" else "index.html")
 
 
+@pytest.mark.slow
 def test_every_page_is_in_the_site_and_in_its_navigation(site):
     start = Links(built(site, "README.md").read_text(encoding="utf-8"))
     for page in PAGES:

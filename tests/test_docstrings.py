@@ -97,6 +97,7 @@ def unexplained(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> set[str
     return {one.arg for one in every[1:]} - explained(node, classes)
 
 
+@pytest.mark.slow
 def test_constructors_explain_their_parameters():
     """Nets above all: which size is which, and what `operations` is."""
     found = {module: classes_of(module) for module in MODULES if module.startswith(ROOMS)}

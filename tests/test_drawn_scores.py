@@ -69,6 +69,7 @@ def counted():
     return json.loads(scores_script.RESULTS.read_text(encoding="utf-8"))["drawn"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one_class", [True, False], ids=["one class", "two classes"])
 @pytest.mark.parametrize("case", CLEAR)
 @pytest.mark.parametrize("by", ["encoder", "colours"])
@@ -80,6 +81,7 @@ def test_clear_cases_get_the_true_verdict(encoder, counted, by, case, one_class)
     assert found >= 0.95 and asked == 2 * CASES and abs(found * asked - true) < 1.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one_class", [True, False], ids=["one class", "two classes"])
 def test_with_boxes_the_background_costs_some(encoder, counted, one_class):
     stored = counted["clip_vision"]["bounding_boxes"]["one class" if one_class else "two classes"]
@@ -109,6 +111,7 @@ def test_the_page_has_the_stored_figures():
     assert scores_page.with_figures(page, found) == page and page.count(scores_page.figures(found)) == 1
 
 
+@pytest.mark.slow
 def test_a_right_picture_is_the_best_of_a_batch(encoder):
     from drawn_cases import CASES, drawn_case
 

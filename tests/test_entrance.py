@@ -108,6 +108,7 @@ PYTHON = sorted(
 )
 
 
+@pytest.mark.slow
 def test_windows_can_import_everything():
     """A test that cannot be imported there stops the whole run of its job, before any mark is read."""
     found = {name: absent_on_windows((ROOT / name).read_text(encoding="utf-8")) for name in PYTHON}
@@ -134,6 +135,7 @@ def test_what_windows_lacks_is_found_where_it_is_asked_for_at_import(source, ask
     assert [line.partition(": ")[2] for line in absent_on_windows(source)] == [asked] * bool(asked)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="no git checkout")
 def test_a_checkout_has_the_same_bytes_on_every_system():
     """Git for Windows writes carriage returns otherwise, and hashes of files would differ."""

@@ -43,6 +43,7 @@ def painted(tmp_path_factory):
     return suite.folder, Painted(task, suite.cases[0], Image.fromarray(draw(trial("two classes", 0).scene)))
 
 
+@pytest.mark.slow
 def test_the_evaluation_loads_it_as_any_folder(offline, painted):
     """`scores.clip = FOLDER` counts CLIP-I and CLIP-T; the preset counts the same CLIP-T, and object quality."""
     folder, one = painted

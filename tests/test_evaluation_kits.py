@@ -75,6 +75,7 @@ def values_of(graph: dict) -> tuple:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kit", KITS)
 def test_a_kit_runs_on_a_folder(kit, tmp_path, scoring, monkeypatch):
     make, preset, seeds, values = KITS[kit]

@@ -57,6 +57,7 @@ def suite(tmp_path_factory, models):
     return rehearsal_suite(folder, CASTS, range(2), True, lambda: (models, load_recogniser()))
 
 
+@pytest.mark.slow
 def test_the_suite_has_the_trials(suite):
     assert [case.name for case in suite.cases] == [
         *("two classes 0000", "one class 0000", "two classes 0001", "one class 0001")
@@ -69,6 +70,7 @@ def test_the_suite_has_the_trials(suite):
             assert np.array_equal(np.array(Image.open(suite.folder / subject.photos[0])), reference(figure))
 
 
+@pytest.mark.slow
 def test_boxes_are_found_once(suite, models):
     def never():
         raise AssertionError("the boxes are stored")
@@ -79,6 +81,7 @@ def test_boxes_are_found_once(suite, models):
     assert [subject.box for subject in suite.cases[3].subjects] == [tuple(map(float, box)) for box in expected]
 
 
+@pytest.mark.slow
 def test_only_methods_with_boxes_get_them(suite):
     methods = [Method("plain"), Method("boxed", {"boxes": True}), Method("unboxed", {"boxes": False})]
     tasks = tasks_of(suite, methods, [7])
@@ -87,6 +90,7 @@ def test_only_methods_with_boxes_get_them(suite):
     assert {task.method.name for task in tasks if task.subjects[0].box is not None} == {"boxed"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAME)
 def test_the_engine_paints_the_trial(name, suite, models):
     case = suite.cases[0]
@@ -99,6 +103,7 @@ def test_the_engine_paints_the_trial(name, suite, models):
     assert np.array_equal(found, (expected.permute(1, 2, 0) * 255).round().byte().numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("followed", "share"), [([True, False], 0.5), ([True, True], 1.0), ([False, False], 0.0)])
 def test_the_truth_about_a_prompt_is_the_share_of_subjects_that_are_there(followed, share, suite, monkeypatch):
     judgement = Judgement(["right", "missing"], ["right", "mixed"], [True, False], followed)
@@ -112,6 +117,7 @@ def test_the_truth_about_a_prompt_is_the_share_of_subjects_that_are_there(follow
 OTHERS = {"umm": IN_PROMPT, "fastcomposer": IN_PROMPT, "subject": GATED, "mm": RELEVANCE}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", OTHERS)
 def test_the_engine_paints_with_the_other_adapters(adapter, suite, models):
     """In the prompt, and in gated layers or image attention; without references, their own weights act."""
@@ -129,6 +135,7 @@ def test_the_engine_paints_with_the_other_adapters(adapter, suite, models):
     assert np.abs(found[0].astype(float) - found[1]).max() > 10
 
 
+@pytest.mark.slow
 def test_a_layout_gives_boxes_to_subjects_without_one(suite, models, monkeypatch):
     engine = EmbeddedEngine({"rehearsal": suite.folder}, models)
     casts = []
@@ -163,6 +170,7 @@ def test_an_unknown_setting_is_one_sentence(settings, sentence):
         EmbeddedEngine({}).check([Method("good", {"merge": "add"}), Method("m", settings)])
 
 
+@pytest.mark.slow
 def test_bad_input(suite, models, tmp_path):
     with pytest.raises(SuiteError, match="found 'two clases'. Did you mean 'two classes'"):
         rehearsal_suite(tmp_path, ["two clases"], range(1))

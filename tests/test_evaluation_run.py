@@ -79,6 +79,7 @@ def finished(tmp_path_factory):
     return folder / "results", settings
 
 
+@pytest.mark.slow
 def test_every_picture_has_one_row(finished):
     folder, _ = finished
     rows = table(folder)
@@ -91,6 +92,7 @@ def test_every_picture_has_one_row(finished):
         assert -1 <= float(row["clip_i"]) <= 1 and 0 <= float(row["colours"]) <= 1
 
 
+@pytest.mark.slow
 def test_the_report(finished):
     folder, _ = finished
     text = (folder / "report.md").read_text(encoding="utf-8")
@@ -110,6 +112,7 @@ def test_the_report(finished):
         assert archive.read("scores.csv") == (folder / "scores.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_second_run_paints_nothing_and_changes_nothing(finished, monkeypatch):
     folder, settings = finished
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -373,6 +376,7 @@ def assert_group_means(text: str, rows: list[dict[str, str]]) -> None:
             assert float(cell) == pytest.approx(np.mean([np.mean(own) for own in groups.values()]), abs=6e-4), column
 
 
+@pytest.mark.slow
 def test_other_photos_are_refused(settings, tmp_path):
     name = fake.dreambench(tmp_path / "dreambench").as_posix()
     options = ["suite.name=dreambench", f"suite.folder={name}", "suite.cases=3", "suite.seeds=1"]
@@ -411,6 +415,7 @@ def test_an_unknown_setting_of_a_method_stops_before_anything_is_painted(setting
     assert not (Path(chosen.output.folder) / "pictures").exists()
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     path = tmp_path / "evaluation.toml"
     path.write_text(TEXT.format(folder=(tmp_path / "results").as_posix()))

@@ -113,6 +113,7 @@ def clip_in_double(model, processor, pixels=None, text=None):
         return model.visual_projection(model.vision_model(pixel_values=pixels[None].double()).pooler_output)[0].numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "cut_down"), [("mip_adapter", False), ("dreambench++", True)])
 def test_clip(models, folder, painted, preset, cut_down):
     """On pictures as that benchmark's own evaluation reads them."""
@@ -170,6 +171,7 @@ def test_a_processor_that_asks_for_something_else_reads_by_itself(models):
     torch.testing.assert_close(strange.pictures([Image.new("RGB", (40, 40), (9, 80, 200))]), expected)
 
 
+@pytest.mark.slow
 def test_photos_as_they_are_stored(models, folder, painted, tmp_path):
     """MIP-Adapter's evaluation does not turn them as their EXIF data ask for."""
     exif = Image.Exif()
@@ -188,6 +190,7 @@ def test_photos_as_they_are_stored(models, folder, painted, tmp_path):
     assert abs(found["turned", True] - found["plain", True]) > 1e-4
 
 
+@pytest.mark.slow
 def test_clip_is_that_of_torchmetrics(models, folder, painted):
     from torchmetrics.functional.multimodal import clip_score
     from transformers import CLIPModel, CLIPProcessor
@@ -415,6 +418,7 @@ def test_object_relevance_of_a_pair_of_pictures(painted, tmp_path):
         scorer(dataclasses.replace(painted, task=noised))
 
 
+@pytest.mark.slow
 def test_settings_choose_the_models(models, folder):
     assert model_names(ScoreSettings("mip_adapter")) == dict(PRESETS["mip_adapter"])
     assert model_names(ScoreSettings("dreambench++", dino="off", clip="mine")) == {
@@ -431,6 +435,7 @@ def test_settings_choose_the_models(models, folder):
     assert len(set(rehearsal)) == len(rehearsal)
 
 
+@pytest.mark.slow
 def test_grounding_dino_finds_subjects(tmp_path, painted, folder):
     from troupe.evaluation.scores.detectors import GroundingDetector
     from troupe.training.data.models import GroundingDino

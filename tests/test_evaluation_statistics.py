@@ -53,6 +53,7 @@ def test_auc():
     assert math.isnan(auc({"a": [(0.1, 1.0)], "b": [(0.2, 1.0)]}).value)
 
 
+@pytest.mark.slow
 def test_rank_correlation():
     found = rank_correlation(GROUPS)
     assert found.value == pytest.approx(spearmanr(*zip(*PAIRS, strict=True)).statistic)
@@ -86,6 +87,7 @@ def row(case, method, score, truth):
     }
 
 
+@pytest.mark.slow
 def test_tables():
     rows = [
         *(

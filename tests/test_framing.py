@@ -77,6 +77,7 @@ def test_padding_at_known_sizes(size, expected):
     )
 
 
+@pytest.mark.slow
 def test_padding_a_long_strip_makes_no_huge_square():
     """A 20,000-pixel web comic: padded to a square as it is it would be 4.8 GB."""
     asked = []

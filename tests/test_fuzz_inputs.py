@@ -163,6 +163,7 @@ def cast_of(names, **each):
 GREY, REST = torch.full((1, 8, 8, 3), 0.5), ("fox", FRAMINGS[0], 1.0, 0.0, 1.0)
 
 
+@pytest.mark.slow
 @both_ways(0.3, 0.05)
 @PROFILE
 @example(GREY, torch.zeros(1, 0, 8), None, *REST)
@@ -250,6 +251,7 @@ latents = st.one_of(
 )
 
 
+@pytest.mark.slow
 @both_ways(0.05, 0.05)
 @PROFILE
 @example(["fox"], [], torch.zeros(1, 0, 8, 3), None)

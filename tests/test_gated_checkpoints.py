@@ -212,6 +212,7 @@ def test_every_layout_is_the_same_adapter(layout, kind, whole):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["ldm", "diffusers"])
 def test_an_sdxl_file_has_seventy_layers(layout):
     state = gligen_state(sdxl=True, layout=layout, context=SDXL, feature=SDXL)
@@ -663,6 +664,7 @@ def test_the_first_convolution_is_split_without_loss():
     torch.testing.assert_close(base + adapter.gated.mask_conv(x[:, 4:]), whole)
 
 
+@pytest.mark.slow
 def test_the_base_models_weights_have_the_hosts_names():
     parts = subject_diffusion_members(text_layers=2)
     weights = subject_diffusion.build(parts, "x").weights

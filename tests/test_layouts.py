@@ -63,6 +63,7 @@ def test_without_given_boxes_everybody_gets_his_own_place(layout, count, aspect)
     assert fill([None] * count, layout, aspect) == places(layout, count, aspect)
 
 
+@pytest.mark.slow
 @given(given=casts.filter(len), layout=presets)
 @settings(deadline=None)
 def test_a_free_place_is_taken_before_a_covered_one(given, layout):

@@ -53,6 +53,7 @@ def test_without_its_line_in_the_list_the_file_is_refused(path):
         load_adapter(path)
 
 
+@pytest.mark.slow
 def test_with_its_line_it_runs_from_file_to_latent(path, registered):
     adapter = load_adapter(path)
     assert adapter.spec.describe().startswith("Mean Colour for ") and registry.belonging(path) == (path,)

@@ -311,6 +311,7 @@ def test_themes_of_the_tools_go_one_way(module):
     )
 
 
+@pytest.mark.slow
 def test_modules_of_the_pack_do_not_import_each_other_in_a_circle():
     """Functions included, and names for type checkers too: an import that is put off is no way out."""
     graph = {module.removesuffix(".py").removesuffix("/__init__"): imports(MODULES[module])[1] for module in MODULES}
@@ -327,6 +328,7 @@ def test_a_family_imports_no_other_family():
         assert own in shared or inner <= {own, "family"}, module
 
 
+@pytest.mark.slow
 def test_modules_of_the_tools_do_not_import_each_other_in_a_circle():
     """Functions included: an import inside one is no way out."""
     inner = [module for module in TOOLS if module.startswith(f"{PACKAGE}/")]
@@ -342,6 +344,7 @@ def test_a_command_only_calls_the_package(module):
     assert imports(ROOT / module)[0] <= {"sys", "troupe_tools"}
 
 
+@pytest.mark.slow
 def test_no_tool_is_imported_under_a_bare_name():
     """One package is all that tools/ adds to what can be imported: `graph`, `report` or `job` may be anybody's."""
     bare = {Path(module).stem for module in TOOLS} - {"__init__"}
@@ -349,6 +352,7 @@ def test_no_tool_is_imported_under_a_bare_name():
     assert {str(path): found for path in paths if (found := imports(path)[0] & bare)} == {}
 
 
+@pytest.mark.slow
 def test_only_few_tests_import_another_test():
     """What several use is in `support`, under a name that says what it is."""
     importing = {
@@ -359,11 +363,13 @@ def test_only_few_tests_import_another_test():
     assert importing == {"test_entrance.py", "test_replaced_files.py"}  # the table of rooms, and fixtures
 
 
+@pytest.mark.slow
 def test_what_tests_share_imports_no_test():
     for path in (ROOT / "tests" / "support").rglob("*.py"):
         assert not [name for name in imports(path)[0] if name.startswith("test_")], path
 
 
+@pytest.mark.slow
 def test_commands_leave_no_bare_name_of_the_tools_behind():
     script = f"""
 import sys
@@ -377,6 +383,7 @@ assert len(ours) > 20 and all(name.split(".")[0] == "troupe_tools" for name in o
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT / "tests")
 
 
+@pytest.mark.slow
 def test_classes_that_texts_name_are_where_they_say():
     """`module.Class` in a docstring or comment, for modules of the pack."""
     own = {}
@@ -416,6 +423,7 @@ def given_by(path: Path) -> set[str]:
     return inner
 
 
+@pytest.mark.slow
 def test_what_tests_import_is_there():
     """Inside of functions too, which run with a host or a browser alone."""
     absent, found = [], 0
@@ -444,6 +452,7 @@ def names_of(module: str) -> Iterator[tuple[str, str]]:
                 yield from ((ast.unparse(element), ast.dump(value)) for element, value in pairs)
 
 
+@pytest.mark.slow
 def test_a_name_means_one_thing():
     """No two modules of model_patches give a name at their top to different things, except the interfaces."""
     meanings: dict[str, dict[str, list[str]]] = {}
@@ -471,6 +480,7 @@ def test_a_function_or_class_of_a_room_means_one_thing(room):
     assert {name: found for name, found in defined.items() if len(found) > 1 and name not in RECIPES} == {}
 
 
+@pytest.mark.slow
 def test_a_class_means_one_thing():
     """Over all rooms, except the interfaces of both hosts and every recipe's `Options`."""
     defined: dict[str, list[str]] = {}
@@ -540,6 +550,7 @@ def test_the_entry_point_is_what_the_host_calls():
     assert (ROOT / troupe.WEB_DIRECTORY / "docs").is_dir()
 
 
+@pytest.mark.slow
 def test_the_linter_finds_nothing():
     found = subprocess.run(
         [sys.executable, "-m", "ruff", "check", "--no-cache", "."], cwd=ROOT, capture_output=True, text=True
@@ -554,6 +565,7 @@ def test_the_type_checker_finds_nothing():
     assert found.returncode == 0, found.stdout
 
 
+@pytest.mark.slow
 def test_everything_is_formatted():
     found = subprocess.run(
         [sys.executable, "-m", "ruff", "format", "--no-cache", "--check", "."], cwd=ROOT, capture_output=True, text=True

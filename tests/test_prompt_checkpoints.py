@@ -199,6 +199,7 @@ def test_the_three_files_become_one_adapter():
     )
 
 
+@pytest.mark.slow
 def test_the_real_ones_widths_are_read_as_published():
     """At the published widths, but for the heads' hidden ones; 121.9 M numbers in the UNet at rank 64."""
     with torch.device("meta"):
@@ -439,6 +440,7 @@ def test_entries_in_another_order_are_refused():
     )
 
 
+@pytest.mark.slow
 def test_files_of_two_trainings_are_refused():
     members = thin()
     assert "tokens of size 64 for the UNet" in refusal(
@@ -484,6 +486,7 @@ def test_the_set_is_chosen_by_any_of_its_files(tmp_path, chosen):
     assert belonging(paths[chosen])[0] == paths[chosen] and set(belonging(paths[chosen])) == set(paths.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", MM_DIFF)
 def test_a_chosen_file_may_have_another_name(tmp_path, chosen):
     """It is known by its tensors; the others are found by their names."""
@@ -495,6 +498,7 @@ def test_a_chosen_file_may_have_another_name(tmp_path, chosen):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extension", [".safetensors", ".pt"])
 def test_files_of_other_extensions_are_found(tmp_path, extension):
     members = thin()
@@ -597,6 +601,7 @@ def test_the_tool_says_what_is_missing(tmp_path):
     assert ran.returncode == 1 and "one of MM-Diff's three files" in ran.stderr and "Traceback" not in ran.stderr
 
 
+@pytest.mark.slow
 def test_a_bundle_of_a_later_version_and_one_without_a_part_are_refused(tmp_path):
     bundle, path = mm_diff.bundled(thin()), tmp_path / "b.safetensors"
     safetensors.torch.save_file(bundle, path, {"format": "mm_diff", "version": "2"})
@@ -723,6 +728,7 @@ def whole():
     return fastcomposer_state()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zip", "safetensors"])
 def test_the_whole_model_is_an_adapter(tmp_path, whole, kind):
     path = tmp_path / "pytorch_model.bin"

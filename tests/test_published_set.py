@@ -61,6 +61,7 @@ def test_what_only_developers_use_is_not_shipped(tracked, published):
     assert len(under(tracked, "tests")) > 100  # that is, they are known to git
 
 
+@pytest.mark.slow
 def test_no_shipped_module_imports_one_that_is_not(published):
     """Relative imports, and those of the packages `troupe` and `troupe_tools`."""
     from support.module_imports import imports
@@ -89,6 +90,7 @@ def modules_of(name: str) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_every_shipped_module_is_used_by_a_shipped_one(published):
     """What only tests, benchmarks or the training of the rehearsal models import lies with them."""
     modules = {name for name in published if name.endswith(".py") and not name.endswith("__init__.py")}

@@ -99,6 +99,7 @@ def test_the_loss_is_clips_own_and_equal_texts_are_right_alike(words):
     assert torch.isclose(found, -sum(parts) / 6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_is_trained_on_training_looks_and_measured_on_held_out_ones(words, few_steps, tmp_path, monkeypatch):
     seen = []
     loss = clip.batch_loss
@@ -114,6 +115,7 @@ def test_it_is_trained_on_training_looks_and_measured_on_held_out_ones(words, fe
     assert all(0 <= share <= 1 for share in found.values())
 
 
+@pytest.mark.slow
 def test_a_few_steps_are_the_same_again(few_steps, tmp_path):
     states = []
     for name in ("one", "two"):
@@ -164,6 +166,7 @@ def test_the_shipped_folder(words):
     assert config["architectures"] == ["CLIPModel"] and config["dtype"] == "float32"
 
 
+@pytest.mark.slow
 def test_it_reads_held_out_drawings(words):
     found = clip.accuracy(clip.load(files.FOLDER).eval(), words, count=64)
     assert found["name"] > 0.9 and found["other place"] > 0.9, found

@@ -55,6 +55,7 @@ def run(folder, minutes: float, say=lambda text: None) -> tuple[Trainer, nn.Modu
 # ---- the loop --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_training_learns_and_goes_on_where_it_ended(tmp_path):
     first, model, loss = run(tmp_path, 0.01)
     again = Trainer({"line": line()[0]}, tmp_path, 0.01, rate=0.05, cooldown=0.5, seed=0)

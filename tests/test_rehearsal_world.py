@@ -149,6 +149,7 @@ def test_two_of_one_class_can_be_told_apart():
 # ---- codec and words -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_codec_is_exact_on_drawings_and_has_unit_variance():
     pixels = torch.from_numpy(np.stack([draw(scene) for scene in scenes(300)])).permute(0, 3, 1, 2).float() / 127.5 - 1
     latent = codec.encode(pixels)
@@ -266,6 +267,7 @@ def test_a_prompt_is_followed_by_class_and_variant_and_nobody_counts_twice(asked
     assert followed(asked, sightings(shown)) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cast", CASTS)
 def test_trials_are_held_out_and_reads_of_perfect_pictures_agree(cast):
     """A drawing of the trial itself is right by both reads; with looks exchanged it is swapped by both."""
@@ -293,6 +295,7 @@ def test_trials_are_held_out_and_reads_of_perfect_pictures_agree(cast):
             assert exact(one.figures, found) == [expected == "right"] * count
 
 
+@pytest.mark.slow
 def test_both_reads_know_whose_colours_are_drawn():
     """Noisy drawings in which each body and each accent is any reference's: each read finds both owners nearly
     always.

@@ -87,6 +87,7 @@ def saved_as(path: Path, workflow: dict) -> str:
 # ---- whole runs ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*TEMPLATES, READS_PHOTOS])
 def test_a_template_runs_where_there_is_nothing(name, tmp_path, capsys):
     """No ComfyUI, no model files: the picture is called noise in its name, on its face, in the report and on the
@@ -124,6 +125,7 @@ def test_a_template_runs_where_there_is_nothing(name, tmp_path, capsys):
         assert picture.size == (1024, 512), "enlarged, so that its face can be read"
 
 
+@pytest.mark.slow
 def test_the_references_are_the_photos(tmp_path):
     """As the encoder saw them: the astronaut fills her square, the wide cat stands between white borders."""
     assert run_tool.main([RANDOM, "--output", str(tmp_path), "--size", "64x64", "--steps", "1"]) == 0
@@ -182,6 +184,7 @@ def set_widget(kind: str, widget: str, value):
     return lambda graph: graph.write(graph.of_type(kind)[0], widget, value)
 
 
+@pytest.mark.slow
 def test_a_run_can_be_repeated_and_everything_it_reads_counts(small):
     """The same job gives the same picture; another photo, name, prompt, weight, seed, step range or merge gives
     another.
@@ -204,6 +207,7 @@ def test_a_run_can_be_repeated_and_everything_it_reads_counts(small):
     assert not same
 
 
+@pytest.mark.slow
 def test_boxes_and_their_widgets_count(small_of):
     """Another box, none, a layout instead, and each of the boxes' widgets of Apply Image Attention."""
     small, apply = small_of("6_boxes_and_relevance"), "TroupeApplyImageAttention"
@@ -226,6 +230,7 @@ def test_boxes_and_their_widgets_count(small_of):
         small(set_widget("TroupePlaceSubjects", "boxes", '[null, null, {"x": 0, "y": 0, "w": 0.5, "h": 0.5}]'))
 
 
+@pytest.mark.slow
 def test_a_gated_run_counts_what_it_reads(small_of):
     """GLIGEN: photo, phrase, box, strength and schedule each make another picture; at strength 0 nothing acts."""
     small, apply = small_of(READS_PHOTOS), "TroupeApplyGated"
@@ -250,6 +255,7 @@ def test_a_gated_run_counts_what_it_reads(small_of):
     assert different["strength"].reached == (4,) and different["nothing"].reached == (0,)
 
 
+@pytest.mark.slow
 def test_text_boxes_count_names_and_boxes_and_no_photos(small_of):
     """As the template is shipped."""
     small = small_of("7_place_subjects")
@@ -309,6 +315,7 @@ def test_a_run_with_subjects_in_the_prompt_counts_what_it_reads(name, small_of):
     assert not [what for what, result in different.items() if np.array_equal(first, pixels(result))]
 
 
+@pytest.mark.slow
 def test_what_only_comfyui_does_with_prompts_is_named(small_of):
     with pytest.raises(RunError, match="'quirks'.*official.*run this workflow in ComfyUI"):
         small_of("8_portrait_mm_diff")(set_widget(WORDS, "quirks", "official"))
@@ -361,6 +368,7 @@ def test_wires_that_only_comfyui_follows_are_named(wire, said):
     assert re.search(said, str(refused.value))
 
 
+@pytest.mark.slow
 def test_real_models_have_no_faces_here(tmp_path):
     """The embedded engine has no analyser: with real models it says so instead of drawing lots."""
     from dataclasses import replace
@@ -374,17 +382,20 @@ def test_real_models_have_no_faces_here(tmp_path):
         embedded.run_embedded(job, edited.photos, models, lambda line: None, lambda done, of: None)
 
 
+@pytest.mark.slow
 def test_an_ancestral_sampler_can_be_repeated_too(small):
     ancestral = set_widget("KSampler", "sampler_name", "euler_ancestral")
     assert np.array_equal(pixels(small(ancestral)), pixels(small(ancestral)))
 
 
+@pytest.mark.slow
 def test_layers_are_counted_where_they_acted(small):
     """Weight 0 does nothing and the report says so."""
     assert small().reached == (4,)
     assert small(set_widget("TroupeApplyImageAttention", "weight", 0.0)).reached == (0,)
 
 
+@pytest.mark.slow
 def test_the_pack_s_warnings_are_heard(small):
     assert any("'dragon' is not in your prompt" in line for line in small(names=("astronaut", "dragon")).lines)
     assert any("both called 'cat'" in line for line in small(names=("cat", "cat")).lines)
@@ -732,6 +743,7 @@ def full(capsys, place: Path) -> None:
     ), error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taken", [0, 40_000], ids=["in the picture", "in its first bytes"])
 def test_a_full_disk_leaves_nothing(taken, tiny_disk, capsys):
     """Not under a final name and not beside it; what was there stays."""
@@ -743,6 +755,7 @@ def test_a_full_disk_leaves_nothing(taken, tiny_disk, capsys):
     ).stat().st_size == taken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["4_two_subjects", "8_portrait_mm_diff", "7_place_subjects"])
 def test_a_full_disk_for_temporary_files_is_a_sentence(name, tiny_disk, tmp_path, capsys, monkeypatch):
     """Of each writer of random models: safetensors, torch, transformers."""
@@ -953,6 +966,7 @@ def shipped(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_the_first_command_paints_a_picture(tmp_path, capsys):
     """Without arguments and model files: picture, comparison and a report that says what it is; nothing is called
     noise.
@@ -1010,6 +1024,7 @@ RESEARCH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "acted"), RESEARCH.items())
 def test_a_research_template_on_the_rehearsal_models_runs_without_a_host(name, acted, tmp_path):
     """tests/host/test_run_tool.py compares its picture with ComfyUI's."""
@@ -1030,6 +1045,7 @@ def test_a_research_template_on_the_rehearsal_models_takes_no_photo_and_no_size(
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_rehearsal_models_are_sampled_as_the_templates_do(tmp_path, capsys):
     workflow = json.loads((WORKFLOWS / "research_umm_rehearsal.json").read_text(encoding="utf-8"))
     for node in workflow["nodes"]:
@@ -1041,6 +1057,7 @@ def test_the_rehearsal_models_are_sampled_as_the_templates_do(tmp_path, capsys):
     assert "with euler on simple, the workflow asks for euler on karras" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["1_start_here_rehearsal", "2_rehearsal_compare"])
 def test_the_rehearsal_templates_run_without_a_host(name, tmp_path, capsys):
     """Their prompt and seed, with every merge."""

@@ -130,6 +130,7 @@ def test_pickle_is_there_for_an_error_and_a_look_that_makes_nothing(file):
     ]
 
 
+@pytest.mark.slow
 def test_the_tools_load_tensors_only():
     calls = [
         node

@@ -51,6 +51,7 @@ def run(*command: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *command], cwd=TESTS, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_wrong_shapes_are_found():
     made = run("-c", WRONG)
     assert made.returncode == 0, made.stderr

@@ -153,6 +153,7 @@ def side(parts):
     return " ".join(notation.format(text) for text, notation in told), " ".join(plain)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     before=sides,
@@ -195,6 +196,7 @@ pieces = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(pieces, max_size=14).map("".join))
 def test_any_text_with_markers_is_read_or_refused_in_a_sentence(text):

@@ -53,6 +53,7 @@ def check(out, scenes):
             assert ((np.asarray(Image.open(one.mask)) > 127) == mask).all()
 
 
+@pytest.mark.slow
 def test_perfect_annotators_give_the_truth(tmp_path, scenes):
     out, perfect = build(tmp_path, scenes)
     journal.finish(out)
@@ -164,6 +165,7 @@ def test_processes(tmp_path, scenes):
     check(out, scenes)
 
 
+@pytest.mark.slow
 def test_processes_without_fork_are_a_sentence(tmp_path, monkeypatch):
     """macOS can fork, but starts processes anew by default."""
     pytest.importorskip("datasets")
@@ -178,6 +180,7 @@ class Unpicklable(Exception):
         super().__init__(one)
 
 
+@pytest.mark.slow
 @needs_fork
 def test_an_error_of_a_process_arrives(tmp_path):
     """An exception that cannot be unpickled would let the pool wait for ever. DatasetError: see the command's tests."""

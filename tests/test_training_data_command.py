@@ -31,6 +31,7 @@ def build(folder, models, *more):
     return main(["build", f"{folder}/in", "--out", f"{folder}/set", *given, *LOOSE, *more])
 
 
+@pytest.mark.slow
 def test_from_pictures_to_a_filtered_set(tmp_path, models, capsys):
     for individual in ("rex", "tom"):
         write_scenes(tmp_path / "in" / individual, 3)
@@ -78,6 +79,7 @@ def test_from_pictures_to_a_filtered_set(tmp_path, models, capsys):
     }
 
 
+@pytest.mark.slow
 def test_shards_and_their_merge(tmp_path, models, capsys):
     write_scenes(tmp_path / "in", 4)
     for path in (tmp_path / "in").glob("*.txt"):
@@ -136,6 +138,7 @@ def test_a_set_of_nothing(tmp_path, capsys):
     assert "a picture with a usable subject" in error and "1 x caption without the name: dog in a.jpg" in error
 
 
+@pytest.mark.slow
 @needs_fork
 def test_processes_without_models(tmp_path, capsys):
     pytest.importorskip("pycocotools")
@@ -157,6 +160,7 @@ def test_processes_do_not_share_a_gpu(tmp_path, models, capsys):
     assert "one command per GPU" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @needs_fork
 def test_errors_of_processes(tmp_path, models, capsys):
     pytest.importorskip("datasets")

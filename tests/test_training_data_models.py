@@ -24,6 +24,7 @@ def dino(models):
     return str(tiny_annotators.save_grounding_dino(models / "dino"))
 
 
+@pytest.mark.slow
 def test_each_word_has_its_tokens(dino):
     tokenizer = GroundingDino.load(dino, "cpu").processor.tokenizer
     words = ["cat", "mushroom", "t-shirt", "χ"]
@@ -70,6 +71,7 @@ def test_of_boxes_at_one_place_the_best_stays(dino):
     ]
 
 
+@pytest.mark.slow
 def test_more_words_than_fit_into_one_question(dino, monkeypatch):
     monkeypatch.setattr("troupe.training.data.models.AT_ONCE", 2)
     detector = GroundingDino.load(dino, "cpu", threshold=0.0)
@@ -97,6 +99,7 @@ def test_a_mask_for_each_box(models, save, size):
     assert (alone != masks[1]).mean() < 0.01
 
 
+@pytest.mark.slow
 def test_captions(models):
     blip = Blip.load(str(tiny_annotators.save_blip(models / "blip")), "cpu")
     captions = blip([picture(0), picture(1), picture(2)])

@@ -82,6 +82,7 @@ def independent(record, clip):
     return single - pairs / (n * (n - 1))
 
 
+@pytest.mark.slow
 def test_the_score_is_the_papers(folder, clip):
     scored, faulty, missing = score(folder, clip)
     assert (len(scored), faulty, missing) == (10, [], 0)
@@ -146,6 +147,7 @@ def test_pictures_without_a_score_are_dropped_and_named(folder, clip):
     assert "2 without a score, dropped: 0.png, 3.png" in "\n".join(quality_lines(done))
 
 
+@pytest.mark.slow
 def test_shards_score_a_part_and_changed_boxes_are_scored_again(folder, clip):
     assert score(folder, clip, Plan(0, 2))[2] == 5
     scored, _, missing = score(folder, clip, Plan(1, 2))

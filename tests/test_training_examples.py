@@ -185,6 +185,7 @@ def test_drawn_pictures():
     assert counts == {1, 2} and not any(look.held_out for look in TRAINING_LOOKS)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_started_anew_can_draw(folder):
     """On Windows and macOS each of data.workers is a new Python that imports tools/train.py, not as the main module,
     and then receives the pictures.

@@ -47,6 +47,7 @@ def sizes_of(batch, texts):
     return {"text_embeds": torch.cat(pooled), "time_ids": batch.sizes[: len(texts)].float()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe, options, base",
     [
@@ -86,6 +87,7 @@ def test_an_image_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe
         assert (sampled - plain).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "projection, base",
     [("ImageProj", small.base), ("Resampler", two_heads), ("Resampler", small.sdxl_base)],
@@ -122,6 +124,7 @@ def test_a_pipeline_of_diffusers_predicts_with_the_file_what_the_training_did(pr
     assert (sampled - plain).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["sd15", "rehearsal"])
 @pytest.mark.parametrize("recipe", ["umm_diffusion", "fastcomposer"])
 def test_a_prompt_adapter_predicts_in_the_sampler_what_it_did_in_training(recipe, base, pictures, tmp_path):
@@ -162,6 +165,7 @@ def test_the_copy_for_sheets_is_the_file(pictures, tmp_path):
         assert own.keys() == theirs.keys() and all(torch.equal(own[name], theirs[name]) for name in own)
 
 
+@pytest.mark.slow
 def test_a_training_begins_with_a_file(tmp_path):
     """An IP-Adapter's weights, and a gain of 1 that the file does not have; a MIP-Adapter's own gain is kept."""
     ip = write_export(small.changed(small.trainee("ip_adapter")).export(), tmp_path / "ip.safetensors")

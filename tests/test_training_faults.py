@@ -79,6 +79,7 @@ def no_space(*given, **named):
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("deadline")
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=needs_fork)])
 def test_a_mask_that_is_black_ends_the_training_with_a_checkpoint(workers, undisturbed, tmp_path):
@@ -111,6 +112,7 @@ def test_a_fault_before_the_first_step_leaves_no_checkpoint(tmp_path):
     assert checkpoints(output) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [torch.cuda.OutOfMemoryError("no memory"), RuntimeError("a worker is killed")])
 def test_an_unexpected_error_leaves_a_checkpoint_too(fault, undisturbed, pictures, tmp_path, said):
     loop = loop_for(pictures, tmp_path, steps=STEPS, batch=1, resume=False)
@@ -132,6 +134,7 @@ def test_an_unexpected_error_leaves_a_checkpoint_too(fault, undisturbed, picture
     assert again.run().step == STEPS and same(weights(again), undisturbed)
 
 
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.usefixtures("deadline")
 def test_an_interrupt_leaves_the_workers_to_the_step_that_is_finished(pictures, tmp_path):
@@ -151,6 +154,7 @@ def test_an_interrupt_leaves_the_workers_to_the_step_that_is_finished(pictures, 
 # ---- losses and weights ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save_every", [1, 1000])
 def test_a_loss_that_is_no_number_names_the_pictures_and_leaves_a_checkpoint(
     save_every, undisturbed, pictures, tmp_path
@@ -176,6 +180,7 @@ def test_a_loss_that_is_no_number_names_the_pictures_and_leaves_a_checkpoint(
     assert again.run().step == STEPS and same(weights(again), undisturbed)
 
 
+@pytest.mark.slow
 def test_a_fault_in_the_second_pass_of_a_step_changes_nothing(pictures, tmp_path):
     """Passes are counted from the step's first, also after a checkpoint that was written in the middle of a step."""
     whole = loop_for(pictures, tmp_path / "whole", steps=STEPS, batch=1, accumulation=2)
@@ -196,6 +201,7 @@ def test_a_fault_in_the_second_pass_of_a_step_changes_nothing(pictures, tmp_path
     assert again.run().step == STEPS and same(weights(again), weights(whole))
 
 
+@pytest.mark.slow
 def test_a_fault_that_breaks_the_saving_too_is_the_one_that_is_raised(pictures, tmp_path, said, monkeypatch):
     """As where a GPU no longer answers."""
     loop = loop_for(pictures, tmp_path, steps=STEPS, save_every=1)
@@ -217,6 +223,7 @@ def test_a_fault_that_breaks_the_saving_too_is_the_one_that_is_raised(pictures, 
     assert said[-1] == "The checkpoint of step 2 is unchanged."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoiled", ["weights", "average"])
 def test_weights_that_are_no_numbers_replace_no_checkpoint(spoiled, pictures, tmp_path, said):
     loop = loop_for(pictures, tmp_path, steps=STEPS, save_every=1, keep=1, ema=True)
@@ -243,6 +250,7 @@ def test_weights_that_are_no_numbers_replace_no_checkpoint(spoiled, pictures, tm
 # ---- disks -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_sentence_and_keeps_the_checkpoint_before(pictures, tmp_path, said):
     """Files may not grow beyond 20 kB from the second checkpoint on; the training goes on and fails only at its end."""
     resource = pytest.importorskip("resource")
@@ -275,6 +283,7 @@ def refused(*given, **named):
     raise SubjectError("a photo", "none", "Add one.")
 
 
+@pytest.mark.slow
 def test_a_sheet_that_is_not_written_is_a_sentence(undisturbed, pictures, tmp_path, said, monkeypatch):
     """It is painted with averaged weights, and cannot be saved; the training is the one without sheets. At later steps
     it cannot be painted.
@@ -299,6 +308,7 @@ def test_a_sheet_that_is_not_written_is_a_sentence(undisturbed, pictures, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_curves_that_cannot_be_written_are_one_sentence(undisturbed, pictures, tmp_path, said, monkeypatch):
     loop = loop_for(pictures, tmp_path, steps=STEPS, batch=1)
     monkeypatch.setattr(loop.accelerator, "trackers", [tracker := FullDisk()])
@@ -339,6 +349,7 @@ class FullDisk:
     finish = no_space
 
 
+@pytest.mark.slow
 def test_an_earlier_trainings_checkpoints_are_set_aside(pictures, tmp_path, said):
     """They would be taken for newer than those of the first steps, which would then be deleted."""
     loop_for(pictures, tmp_path, steps=3).run()
@@ -354,6 +365,7 @@ def test_an_earlier_trainings_checkpoints_are_set_aside(pictures, tmp_path, said
     assert loop_for(pictures, tmp_path, steps=2).run().step == 2
 
 
+@pytest.mark.slow
 def test_an_adapter_is_left_where_a_checkpoint_is_too_large(pictures, tmp_path):
     loop = loop_for(pictures, tmp_path, steps=2)
     loop.accelerator.save_state = no_space

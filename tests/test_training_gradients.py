@@ -167,6 +167,7 @@ PLUS = {"projection": "Resampler"}
 DROPS = {"drop_text": 0.4, "drop_images": 0.4, "drop_both": 0.1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe, options, base",
     [
@@ -207,6 +208,7 @@ def test_a_frozen_projection_gets_no_gradient(pictures):
     assert all(p.grad.abs().max() > 0 for p in trainee.layers.parameters())
 
 
+@pytest.mark.slow
 def test_names_that_are_dropped_are_the_empty_prompts(pictures):
     """Subjects with as many tokens then get equal shares, as in rows of the negative prompt."""
     draws = small.draws(pictures, 4)
@@ -236,6 +238,7 @@ def test_a_place_without_a_subject_takes_no_share(merge, pictures):
     torch.testing.assert_close(together, by_itself, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["ip_adapter", "mip_adapter", "umm_diffusion", "fastcomposer"])
 def test_gradient_checkpointing_changes_no_gradient(recipe, pictures):
     """The UNet in evaluation mode, as in a training; its blocks are computed twice."""

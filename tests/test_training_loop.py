@@ -49,6 +49,7 @@ def quick(*recipes):
 # ---- learning --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", quick("ip_adapter"))
 def test_one_batch_is_learned_by_heart(recipe, pictures):
     """The same two pictures with the same noise: the part of the loss that an adapter can change falls to a fraction.
@@ -82,6 +83,7 @@ def test_one_batch_is_learned_by_heart(recipe, pictures):
     assert losses[-1] < part * losses[0], losses[::10]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", quick("ip_adapter", "mip_adapter"))
 def test_half_precision_gives_about_the_same_gradients(recipe, pictures, tmp_path):
     """Frozen models in bfloat16, passes under autocast, trained weights and gradients in float32."""
@@ -103,6 +105,7 @@ def test_half_precision_gives_about_the_same_gradients(recipe, pictures, tmp_pat
     assert torch.nn.functional.cosine_similarity(*found.values(), dim=0) > 0.999
 
 
+@pytest.mark.slow
 def test_accumulated_passes_are_one_large_one(pictures, tmp_path):
     """One step of four pictures, in one pass and in four: plain gradients are compared, before Adam's normalisation."""
     found = {}
@@ -124,6 +127,7 @@ def test_accumulated_passes_are_one_large_one(pictures, tmp_path):
 WHOLE = {"steps": 4, "schedule": "cosine", "ema": True, "accumulation": 2, "max_grad_norm": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe, options, more",
     [
@@ -165,6 +169,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(recipe, options
     assert second.scheduler.get_last_lr() == whole.scheduler.get_last_lr() == [0.0]
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_not_trained_again(pictures, tmp_path):
     loop = loop_for(pictures, tmp_path, steps=2)
     loop.run()
@@ -175,12 +180,14 @@ def test_a_finished_training_is_not_trained_again(pictures, tmp_path):
     assert fresh.run().step == 1
 
 
+@pytest.mark.slow
 def test_only_the_newest_checkpoints_are_kept(pictures, tmp_path):
     loop_for(pictures, tmp_path, steps=5, save_every=1, keep=2).run()
     assert [step for step, _ in checkpoints(tmp_path)] == [4, 5]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_recipe_is_a_sentence(pictures, tmp_path):
     loop_for(pictures, tmp_path, steps=1).run()
     with pytest.raises(TrainingError, match="recipe.name = 'mip_adapter' .* found 'ip_adapter'"):
@@ -197,6 +204,7 @@ def test_a_damaged_checkpoint_is_a_sentence(pictures, tmp_path):
 # ---- the average -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sheets_and_exports_use_the_average(pictures, tmp_path):
     loop = loop_for(pictures, tmp_path, steps=3, ema=True)
     loop.run()

@@ -35,6 +35,7 @@ def size(tensors):
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_it_is_what_a_step_leaves_in_memory(recipe, tmp_path):
     trainee = small.trainee(recipe)
@@ -108,6 +109,7 @@ def counted_checkpoints():
         yield found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe", [pytest.param(name, marks=() if name == "ip_adapter" else pytest.mark.slow) for name in RECIPES]
 )
@@ -228,6 +230,7 @@ def test_every_file_is_counted():
 # ---- the page --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_page_is_written_from_the_numbers():
     text = tables.PAGE.read_text(encoding="utf-8")
     assert tables.filled(text, NUMBERS) == text, "run python benchmarks/training_memory.py --page"

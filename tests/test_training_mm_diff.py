@@ -256,6 +256,7 @@ def test_a_sheet_is_painted_with_the_text_encoders_weights(pictures):
     assert torch.equal(painted, again)
 
 
+@pytest.mark.slow
 def test_a_training_begins_with_the_base_itself(pictures):
     """Pairs change nothing yet; what is left out of every picture leaves SDXL."""
     trainee = small_one(drop_images=1.0)
@@ -303,6 +304,7 @@ def ip_file(folder, **options):
     return write_export(made.export(), folder / "ip.safetensors", half=False)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_image_attention_begins_as_that_of_an_ip_adapter(tmp_path):
     """Its tokens, keys and values, whatever the patches are; with too small a rank, the nearest of this rank."""
@@ -394,6 +396,7 @@ def test_from_settings_to_a_file(tmp_path):
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_place_without_a_subject_takes_no_share(pictures):
     """A picture of one subject in a batch with pictures of three has the prediction and losses that it has alone."""
     trainee = small.changed(small_one(**CONSTRAINTS))
@@ -421,6 +424,7 @@ def test_pictures_without_masks_have_no_constraints(tmp_path):
     assert not off(off.prepare(small.draws(tmp_path, 2)))["image_constraint"].any() and not off.maps.maps
 
 
+@pytest.mark.slow
 def test_a_batch_without_subjects_has_gradients_of_0_for_what_makes_them(pictures):
     trainee = small.changed(small_one(drop_images=1.0, **CONSTRAINTS))
     losses = trainee(trainee.prepare(small.draws(pictures, 2)))
@@ -447,6 +451,7 @@ def test_gradient_checkpointing_changes_no_gradient(pictures):
 # ---- mistakes --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_another_base_is_a_sentence():
     towers, models = small.base().texts.towers, small.sdxl_base()
     with pytest.raises(MismatchError, match="SDXL, SD1.5 or .* MM-Diff, found 16 transformer blocks and .* l, g"):
@@ -465,6 +470,7 @@ def test_another_base_is_a_sentence():
         small_one(small.base(models.unet, texts=ClipTexts(*towers)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "images, options, kind",
     [({"projection": 512}, {}, "FaceHead"), ({"projection": 32}, {"identity": "unprojected"}, "ObjectHead")],

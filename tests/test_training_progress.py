@@ -63,6 +63,7 @@ def test_the_shown_loss_is_the_one_that_is_trained():
     assert (shown["loss/diffusion"], shown["loss/localization"]) == (0.2, -0.5)
 
 
+@pytest.mark.slow
 def test_the_curves_are_those_of_the_training(tmp_path, monkeypatch):
     """Written by tensorboard and read back: each step's losses, learning rate, speed and memory."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

@@ -45,6 +45,7 @@ def photo(models, image, mode):
         return models.images._model((picture - mean) / std).image_embeds[0].double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"activation": "leaky_relu", "normalize": True, "depth": 3, "hidden": 16}])
 def test_umm_diffusion(options, pictures):
     """Only the rows of the subjects' words change, and only they have gradients."""
@@ -149,6 +150,7 @@ def test_fastcomposer(pictures):
     assert all(value.abs().max() > 0 for value in (g for n, g in expected.items() if n.startswith("postfuse.")))
 
 
+@pytest.mark.slow
 def test_subjects_that_are_left_out_are_in_neither_prompt_nor_loss(pictures):
     draws = small.draws(pictures, 4)
     everyone = small.trainee("fastcomposer", **small.no_drops("fastcomposer"))

@@ -73,6 +73,7 @@ def settings(models, tmp_path):
     return read
 
 
+@pytest.mark.slow
 def test_from_settings_to_a_file(settings, tmp_path):
     said: list[str] = []
     ended = train(settings(), said.append, cpu=True)
@@ -100,12 +101,14 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in pairs)
 
 
+@pytest.mark.slow
 @needs_fork
 def test_workers_change_nothing(settings, tmp_path):
     plain = exported(settings, tmp_path, "training.steps=5")
     assert same(plain, exported(settings, tmp_path, "training.steps=5", "workers=1"))
 
 
+@pytest.mark.slow
 def test_a_cache_changes_only_the_rounding(settings, tmp_path):
     plain = exported(settings, tmp_path, "training.steps=5")
     cached = exported(settings, tmp_path, "training.steps=5", "cache=true")  # made one by one: other rounding
@@ -114,6 +117,7 @@ def test_a_cache_changes_only_the_rounding(settings, tmp_path):
     assert not same(plain, exported(settings, tmp_path, "training.steps=5", "training.seed=1"))
 
 
+@pytest.mark.slow
 def test_cached_features_are_made_once(models, tmp_path):
     base = diffusers_base(models / "base", models / "vision")
     draws = small.draws(small.write_set(tmp_path), 8)
@@ -129,6 +133,7 @@ def test_cached_features_are_made_once(models, tmp_path):
         torch.testing.assert_close(first[labels], again, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe", sorted(RECIPES.keys() - {"umm_diffusion"})
 )  # which asks for what fastcomposer asks for
@@ -164,6 +169,7 @@ def test_kept_features_are_all_that_steps_need(recipe, tmp_path):
         assert all(map(torch.equal, found, wanted))
 
 
+@pytest.mark.slow
 def test_encoders_leave_the_device_when_everything_is_kept(settings, monkeypatch):
     moved: list[tuple[str, torch.dtype]] = []
     config = settings("cache=true", "precision=bf16")
@@ -254,6 +260,7 @@ def test_no_image_encoder_is_a_sentence(settings):
         train(settings("image_encoder="), cpu=True)
 
 
+@pytest.mark.slow
 def test_a_set_of_one_picture_is_a_sentence(settings, tmp_path):
     config = settings()
     small.write_set(tmp_path / "pictures", [("cat",)])
@@ -261,6 +268,7 @@ def test_a_set_of_one_picture_is_a_sentence(settings, tmp_path):
         train(config, cpu=True)
 
 
+@pytest.mark.slow
 def test_one_picture_can_be_trained_on_with_a_sheet(settings, tmp_path):
     config = settings("batch=1", "rows=4")
     small.write_set(tmp_path / "pictures", [("cat",)])
@@ -281,6 +289,7 @@ def test_a_black_mask_is_a_sentence_before_the_first_step(settings, tmp_path, ch
     assert isinstance(error.value, TrainingError if loaded else DatasetError)
 
 
+@pytest.mark.slow
 def test_export_alone_leaves_the_checkpoints(settings, tmp_path):
     """Also where the settings say that a training begins anew."""
     train(settings("every=0", "training.steps=1"), cpu=True)

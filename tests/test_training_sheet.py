@@ -31,6 +31,7 @@ def trained():
     return small.trainee("mip_adapter", rehearsal_base(), start=str(files.FOLDER / files.ADAPTERS["mip"]))
 
 
+@pytest.mark.slow
 def test_a_sheets_picture_is_what_the_engine_paints(trained):
     """The shipped adapter, through the trainee's export, against the rehearsal's own painting."""
     example, models = DrawnSet(3).get(0, random.Random(2)), load_rehearsal()
@@ -74,6 +75,7 @@ def cells_of(path, rows=1):
     ]
 
 
+@pytest.mark.slow
 def test_the_sheet_shows_every_column_and_changes_nothing(pictures, tmp_path):
     trainee = small.trainee("mip_adapter")
     draws = small.draws(pictures, 2)
@@ -92,6 +94,7 @@ def test_the_sheet_shows_every_column_and_changes_nothing(pictures, tmp_path):
         assert torch.equal(trainee.predict(batch), before)
 
 
+@pytest.mark.slow
 def test_a_set_of_one_subject_has_nothing_to_exchange(tmp_path):
     """The last column would be the one before; the sheet says that there is no other reference instead."""
     trainee, path = small.trainee("mip_adapter"), tmp_path / "sheet.png"
@@ -110,6 +113,7 @@ def test_a_set_of_one_subject_has_nothing_to_exchange(tmp_path):
     assert (last != PAPER).any((1, 2)).all(), "a picture, not a line of text"
 
 
+@pytest.mark.slow
 def test_subjects_in_the_prompt_wait_as_the_settings_say(pictures):
     """FastComposer's sheet: from the first step on, from the half on, or not before the end."""
     trainee = small.changed(small.trainee("fastcomposer"))

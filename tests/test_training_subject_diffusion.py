@@ -224,6 +224,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 def test_the_gradients_are_the_papers(options, pictures):
     """Of everything that is trained, and of nothing else; one, two and three subjects in a batch of four pictures."""
@@ -251,6 +252,7 @@ def test_the_gradients_are_the_papers(options, pictures):
         assert unread or gradients[name].abs().max() > 1e-6 * whole, f"nothing of {name} is tested"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drop, text, mask", [("drop_text", 0, 1), ("drop_mask", 1, 0), ("drop_both", 0, 0)])
 def test_what_is_dropped_is_the_text_or_the_mask_and_never_an_object(drop, text, mask, pictures):
     draws = small.draws(pictures, 4)
@@ -278,6 +280,7 @@ def test_drops_exclude_each_other_and_come_as_often_as_told(pictures):
         assert abs(drops.count(which) / 1000 - part) < 0.05
 
 
+@pytest.mark.slow
 def test_a_training_begins_with_the_base(pictures):
     """Gates are closed and the mask has no weight, so that only the prompt differs; the gates learn all the same."""
     trainee = small.trainee(RECIPE, **NO_DROPS, localization=0.0)
@@ -293,6 +296,7 @@ def test_a_training_begins_with_the_base(pictures):
     assert torch.equal(found, plain)
 
 
+@pytest.mark.slow
 def test_a_picture_predicts_alone_what_it_does_in_a_batch(pictures):
     """Also one of which no subject is in the picture as it was cut."""
     trainee = changed(small.trainee(RECIPE, **NO_DROPS))
@@ -312,6 +316,7 @@ def test_a_picture_predicts_alone_what_it_does_in_a_batch(pictures):
     torch.testing.assert_close(together, alone, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_gradient(pictures):
     draws, found = small.draws(pictures, 2), []
     for on in (False, True):
@@ -366,6 +371,7 @@ def as_trained(example):
     return Cast(tuple(replace(subject, box=box) for subject, box in zip(cast.subjects, boxes, strict=True)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, boxed", [("sd2", True), ("sd2", False), ("sd15", True), ("rehearsal", True)])
 def test_it_predicts_in_the_sampler_what_it_did_in_training(kind, boxed, pictures, tmp_path):
     """The file on a base that was not trained: every weight must come from the file."""
@@ -397,6 +403,7 @@ def test_it_predicts_in_the_sampler_what_it_did_in_training(kind, boxed, picture
         assert (sampled - plain).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_file_without_boxes_takes_none(pictures, tmp_path):
     """Whatever the node says; the mask channel still shows where the subjects are."""
     found = {}
@@ -417,6 +424,7 @@ def test_a_file_without_boxes_takes_none(pictures, tmp_path):
         assert torch.equal(*tokens) != boxed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_prompt", [True, False])
 def test_a_photo_that_is_not_in_the_prompt_changes_no_text(in_prompt, pictures, tmp_path):
     """The text is that of the caption with its placeholders as words; photos still change the prediction."""
@@ -457,6 +465,7 @@ def test_layers_that_the_base_does_not_read_are_neither_trained_nor_exported(pic
 # ---- the sheet -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_sheets_picture_has_the_gated_layers_of_the_sampler(count, pictures):
     """A lone subject has its box too, as in training."""
@@ -481,6 +490,7 @@ def test_a_sheets_picture_has_the_gated_layers_of_the_sampler(count, pictures):
     assert (painted - paint(models, adapter, example.caption, elsewhere, settings, small.SIDE)).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_sheet_changes_nothing(pictures, tmp_path):
     trainee = changed(small.trainee(RECIPE, **NO_DROPS))
     draws = small.draws(pictures, 2)
@@ -552,6 +562,7 @@ def test_what_does_not_fit_is_a_sentence_before_the_training(own_set):
     assert len(examples(f"a cat{' and grass' * 30}")) == 2
 
 
+@pytest.mark.slow
 def test_any_two_of_many_subjects_must_fit_behind_the_caption(tmp_path):
     """Which of them are in the picture is known only when it is cut."""
     long = "very small and very round red robot with a big hat"

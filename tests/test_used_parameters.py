@@ -72,6 +72,7 @@ def trees() -> dict[str, ast.Module]:
     return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in paths}
 
 
+@pytest.mark.slow
 def test_every_optional_parameter_is_given_somewhere_in_the_pack(trees):
     calls = collected(list(trees.values()))
     found = {name: never_given(tree, calls) for name, tree in trees.items() if name.startswith(HELD)}
