@@ -124,7 +124,7 @@ def main() -> None:
 def in_a_process(group: str, variant: Variant, folder: Path) -> dict[str, Any]:
     """Return `measured` of a process of its own: a process can train in one precision only."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(measured, group, variant, folder).result()
+        return pool.submit(train_and_measure, group, variant, folder).result()
 
 
 def every() -> Iterator[tuple[str, str, Variant]]:
@@ -161,7 +161,7 @@ def settings_of(group: str, variant: Variant) -> dict[str, Any]:
     return settings | ({"references": REFERENCES[variant.references]} if variant.references else {})
 
 
-def measured(group: str, variant: Variant, folder: Path) -> dict[str, Any]:
+def train_and_measure(group: str, variant: Variant, folder: Path) -> dict[str, Any]:
     """Train a variant in a folder of its own, and measure it."""
     import torch
     from troupe.model_patches.families.registry import read_adapter

@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from confusion_page import Z, lines, wilson
+from confusion_page import Z, wilson
+from troupe_tools.dev.markdown_pages import markdown_table
 
 HEAD = """# Ablations in the rehearsal world
 
@@ -66,7 +67,7 @@ def render(results: Mapping[str, Mapping[str, Any]]) -> str:
             f"{len(first['verdicts'])} painted pictures"
         )
         rows = [row(name, cell, first) for name, cell in found.items()]
-        table = lines(("variant", "loss", "against the first", "exchange", "right", "against the first"), rows)
+        table = markdown_table(("variant", "loss", "against the first", "exchange", "right", "against the first"), rows)
         mistakes = [f"- {name}: {100 * cell['wrong']:.0f} %" for name, cell in found.items() if "wrong" in cell]
         wrong = "\n".join(["Training pictures with a wrong reference:\n", *mistakes, ""]) if mistakes else None
         parts += [f"## {group}\n\n{told}.\n\n{table}", *filter(None, [wrong, NOTES.get(group)])]
@@ -79,11 +80,11 @@ def row(name: str, cell: Mapping[str, Any], first: Mapping[str, Any]) -> tuple[s
     letters = "".join(cell["verdicts"].values())
     against = "" if cell is first else difference(own, [losses[0] for losses in first["losses"]])
     right = str(wilson(letters.count("r"), len(letters)))
-    points = "" if cell is first else difference(shares(cell), shares(first), "{:+.0f}")
+    points = "" if cell is first else difference(percent_right(cell), percent_right(first), "{:+.0f}")
     return name, f"{fmean(own):.4f}", against, difference(exchanged, own), right, points
 
 
-def shares(cell: Mapping[str, Any]) -> list[float]:
+def percent_right(cell: Mapping[str, Any]) -> list[float]:
     """Return the share of subjects that are right in each painted picture, in percent, in the order of the seeds."""
     letters = (cell["verdicts"][seed] for seed in sorted(cell["verdicts"], key=int))
     return [100 * found.count("r") / len(found) for found in letters]

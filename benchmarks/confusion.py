@@ -21,7 +21,8 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 sys.path.append(str(FOLDER.parent / "tools"))
 
-from confusion_page import in_readme, write_page  # noqa: E402
+from confusion_page import readme_passage, write_page  # noqa: E402
+from troupe_tools.dev.markdown_pages import write_passage  # noqa: E402
 from troupe_tools.pack import hide_broken_torchaudio, load_pack  # noqa: E402
 
 RESULTS, PAGE, README = FOLDER / "confusion.json", FOLDER / "CONFUSION.md", FOLDER.parent / "README.md"
@@ -61,7 +62,7 @@ def main() -> None:
                 break
     save(results)
     write_page(RESULTS, PAGE)
-    README.write_text(in_readme(README.read_text(encoding="utf-8"), results["verdicts"]), encoding="utf-8")
+    write_passage(README, "confusion", readme_passage(results["verdicts"]))
 
 
 def tasks(seeds: int, curve_seeds: int) -> Iterator[Task]:
@@ -157,7 +158,7 @@ def work(task: Task) -> tuple[Task, dict[str, list[str]]]:
     for seed in range(first, first + PER_TASK):
         one = trial(cast, seed)
         way = METHODS_OF[adapter][method]
-        places = None if not way.boxes else places_drawn(one) if way.drawn else places_of(cast, seed)
+        places = None if not way.boxes else places_drawn(one) if way.drawn else trial_boxes(cast, seed)
         judgement = judge(RECOGNISER, one, paint_trial(MODELS, adapter, way, one, weight, places=places))
         reads = (
             "".join(LETTERS[verdict] for verdict in read) for read in (judgement.by_recogniser, judgement.by_colours)
@@ -167,7 +168,7 @@ def work(task: Task) -> tuple[Task, dict[str, list[str]]]:
 
 
 @lru_cache(maxsize=64)
-def places_of(cast: str, seed: int) -> list[tuple[float, float, float, float]]:
+def trial_boxes(cast: str, seed: int) -> list[tuple[float, float, float, float]]:
     """Return the boxes of a trial, cached so that a worker's next methods with boxes can reuse them."""
     from troupe.rehearsal.engine.trials import places_painted, trial
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
+
+from troupe_tools.dev.markdown_pages import markdown_table
 
 Z = 1.959964  # of the normal distribution, for 95 %
 ADAPTERS = {
@@ -32,10 +34,6 @@ ALIKE = (("mip", "ip"), ("fastcomposer", "umm"), ("subject",), ("mm",))  # adapt
 OWN_BASE = ("fastcomposer", "subject", "mm")  # whose pictures without references are others than the base model's
 RIVALS = ("add", "uniform", "joint", "add with boxes")
 CHECKED = range(12)  # seeds of two classes that every test run paints anew
-MARKS = (
-    "<!-- confusion: from benchmarks/confusion.json, made by benchmarks/confusion.py -->",
-    "<!-- end of confusion -->",
-)
 LEAST = 300  # pictures of every cell of the table
 AGREE = 5.0  # points by which the two reads may differ
 # seed -> letters by the recogniser, letters by colours, x for every exact subject
@@ -116,7 +114,7 @@ def right(verdicts: Verdicts, read: int = 0) -> Share:
     return wilson(letters.count("r"), len(letters))
 
 
-def exact(verdicts: Verdicts) -> Share:
+def exact_share(verdicts: Verdicts) -> Share:
     """Return the share of subjects that have exactly the colours of their reference."""
     letters = "".join(reads[2] for reads in verdicts.values())
     return wilson(letters.count("x"), len(letters))
@@ -127,7 +125,7 @@ def write_page(results: Path, page: Path) -> None:
     page.write_text(render(json.loads(results.read_text(encoding="utf-8"))["verdicts"]), encoding="utf-8")
 
 
-def sentence(cells: Mapping[str, Verdicts]) -> str:
+def readme_passage(cells: Mapping[str, Verdicts]) -> str:
     """Return the README's passage: two subjects of two classes and of one, by relevance, its rivals and chance."""
     rows = []
     for method, label in IN_README.items():
@@ -138,7 +136,7 @@ def sentence(cells: Mapping[str, Verdicts]) -> str:
     return (
         "How often a subject keeps its own look next to another one, counted in the rehearsal world with "
         "its MIP-Adapter:\n\n"
-        f"{lines(('merge', 'two classes, as a cat and a robot', 'one class, as two cats'), rows)}\n"
+        f"{markdown_table(('merge', 'two classes, as a cat and a robot', 'one class, as two cats'), rows)}\n"
         "A subject counts if it has one of its reference's two colours and none of the other reference's; "
         "in parentheses: both of its own. "
         f"At least {count} pictures in each cell, 95 % intervals; [all figures](benchmarks/CONFUSION.md)."
@@ -149,16 +147,7 @@ def _in_readme(verdicts: Verdicts | None, ours: bool) -> str:
     """'75 % [69, 80] (38 %)': right and exact, in bold if ours."""
     if not verdicts:
         return "not measured"
-    return f"{f'**{right(verdicts)}**' if ours else right(verdicts)} ({exact(verdicts).part * 100:.0f} %)"
-
-
-def in_readme(readme: str, cells: Mapping[str, Verdicts]) -> str:
-    """Return the README with the current passage between its marks, or unchanged if it has no marks."""
-    if MARKS[0] not in readme:
-        return readme
-    before, _, rest = readme.partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    return f"{before}{MARKS[0]}\n{sentence(cells)}\n{MARKS[1]}{after}"
+    return f"{f'**{right(verdicts)}**' if ours else right(verdicts)} ({exact_share(verdicts).part * 100:.0f} %)"
 
 
 def render(cells: Mapping[str, Verdicts]) -> str:
@@ -166,12 +155,12 @@ def render(cells: Mapping[str, Verdicts]) -> str:
     parts = [HEAD]
     for adapter, title in ADAPTERS.items():
         parts.append(f"## {title}\n")
-        for what, share in (("Right", right), ("Exact", exact)):
+        for what, share in (("Right", right), ("Exact", exact_share)):
             rows = [
                 (method, *(_cell(cells, share, adapter, method, cast) for cast in CASTS))
                 for method in _methods(cells, adapter)
             ]
-            parts += [f"{what}:\n", lines(("merge", *CASTS), rows)]
+            parts += [f"{what}:\n", markdown_table(("merge", *CASTS), rows)]
     parts += [
         "## What happens to the others (MIP-Adapter)\n",
         *_kinds(cells, _methods(cells, "mip")),
@@ -187,11 +176,6 @@ def render(cells: Mapping[str, Verdicts]) -> str:
             f"relevance, MIP-Adapter: {share} of {share.count} subjects.\n"
         )
     return "\n".join(parts)
-
-
-def lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)) + "\n"
 
 
 def _cell(
@@ -227,7 +211,7 @@ def _kinds(cells: Mapping[str, Verdicts], methods: Sequence[str]) -> list[str]:
             if found:
                 counts = Counter("".join(reads[0] for reads in found.values()))
                 rows.append((method, *(f"{counts[letter] / sum(counts.values()) * 100:.0f} %" for letter in NAMES)))
-        parts += [f"{cast}:\n", lines(("merge", *NAMES.values()), rows)]
+        parts += [f"{cast}:\n", markdown_table(("merge", *NAMES.values()), rows)]
     return parts
 
 
@@ -242,7 +226,7 @@ def _curve(cells: Mapping[str, Verdicts]) -> str:
     if not methods:
         return "not measured\n"
     weights = sorted({weight for _, weight in curve})
-    return lines(
+    return markdown_table(
         ("weight", *methods),
         [
             (f"{weight:g}", *(_cell(cells, right, "mip", method, "two classes", weight) for method in methods))
@@ -295,4 +279,4 @@ def _reads(cells: Mapping[str, Verdicts]) -> str:
     )
     told += "both use the recogniser to decide which subjects are missing. "
     told += f"At weight 1, the largest difference in a cell is {worst:.1f} points."
-    return told + "\n" + ("\n" + lines(("cell", "recogniser", "colours", "points"), rows) if rows else "")
+    return told + "\n" + ("\n" + markdown_table(("cell", "recogniser", "colours", "points"), rows) if rows else "")

@@ -16,7 +16,9 @@ ENCODER = "CLIP ViT-H of full size, a plain adapter of 4 tokens; the names are n
 REPEATS = 3
 
 
-def seconds(photos: Sequence[int], dtype: torch.dtype, folder: Path, rival: Path | None) -> dict[str, dict[str, float]]:
+def encoding_seconds(
+    photos: Sequence[int], dtype: torch.dtype, folder: Path, rival: Path | None
+) -> dict[str, dict[str, float]]:
     """Return the median encoding time in seconds, by pack and number of photos.
 
     The thin SD1.5 serves as the model, which is only patched here and never sampled.

@@ -15,16 +15,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))
 
+from troupe_tools.dev.markdown_pages import replace_passage  # noqa: E402
 from troupe_tools.pack import hide_broken_torchaudio, load_pack  # noqa: E402
 
 EXAMPLE, PAGE = ROOT / "evaluation" / "rehearsal.toml", ROOT / "docs" / "evaluation.md"
 RESULTS = ROOT / "benchmarks" / "evaluation.csv"
 NOISE_EXAMPLE, NOISE_RESULTS = EXAMPLE.with_name("object_relevance.toml"), RESULTS.with_name("object_relevance.csv")
 SEEDS = 30  # casts of each kind
-MARKS = (
-    "<!-- evaluation: from benchmarks/evaluation.csv, made by benchmarks/evaluation.py -->",
-    "<!-- end of evaluation -->",
-)
 
 
 def main() -> None:
@@ -59,8 +56,6 @@ def with_tables(page: str) -> str:
     from troupe.evaluation.tables import score_table
 
     rows = read_table(RESULTS)
-    before, _, rest = page.partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
     seeds = sorted({int(row["seed"]) for row in rows})
     followed = sum(float(row["truth_prompt"]) == 1 for row in rows)
     said = (
@@ -85,7 +80,7 @@ def with_tables(page: str) -> str:
         "so compare the rows. Pictures in which the subject is not found without noise are left out.\n\n"
         f"{score_table(noised, ['object_relevance'])}"
     )
-    return f"{before}{MARKS[0]}\n{said}\n\n{tables_text(rows, 'rehearsal', '###')}\n{relevance}\n{MARKS[1]}{after}"
+    return replace_passage(page, "evaluation", f"{said}\n\n{tables_text(rows, 'rehearsal', '###')}\n{relevance}")
 
 
 if __name__ == "__main__":

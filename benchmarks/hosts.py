@@ -10,7 +10,6 @@ other work on the machine slows each arrangement alike; every round has seeds of
 from __future__ import annotations
 
 import os
-import re
 import statistics
 import sys
 import tempfile
@@ -25,8 +24,10 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
+from troupe_tools.dev.markdown_pages import markdown_table, write_passage  # noqa: E402
+
 PAGE = ROOT / "docs" / "evaluation_hosts.md"
-MARKS = ("<!-- hosts: measured by benchmarks/hosts.py -->\n", "<!-- end of hosts -->\n")
+COLUMNS = ("arrangement", "pictures a minute", "against one server", "cores used", "CPU seconds for a picture")
 PICTURES, STEPS = 8, 20
 KINDS = ("cat", "robot")
 
@@ -100,10 +101,7 @@ def measure(rounds: int) -> tuple[dict[str, list[tuple[float, float]]], float]:
 def table(found: dict[str, list[tuple[float, float]]], load: float) -> str:
     """Return the rows in Markdown: medians with ranges, and the conditions."""
     alone = found["one server"]
-    lines = [
-        "| arrangement | pictures a minute | against one server | cores used | CPU seconds for a picture |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for name, measured in found.items():
         ratios = [one / seconds for (seconds, _), (one, _) in zip(measured, alone, strict=True)]
         columns = (
@@ -112,15 +110,14 @@ def table(found: dict[str, list[tuple[float, float]]], load: float) -> str:
             spread([cpu / seconds for seconds, cpu in measured], 2),
             spread([cpu / PICTURES for _, cpu in measured], 2),
         )
-        lines.append(f"| {name} | {' | '.join(columns)} |")
-    lines += [
-        "",
+        rows.append((name, *columns))
+    conditions = (
         f"Median of {len(alone)} rounds of {PICTURES} pictures, with the range in brackets: rehearsal models, 128x128, "
         f"{STEPS} steps, two subjects; {os.cpu_count()} CPU cores, no GPU, one torch thread for each server, servers "
         f"and evaluation on one machine with a load average of {load:.1f}. Cores used: CPU time of the servers divided "
-        "by the time of the round. If the load average is above the number of cores, other programs took the rest.",
-    ]
-    return "\n".join(lines) + "\n"
+        "by the time of the round. If the load average is above the number of cores, other programs took the rest."
+    )
+    return f"{markdown_table(COLUMNS, rows)}\n{conditions}\n"
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -135,9 +132,7 @@ def main() -> None:
 
     load_pack()
     rows = table(*measure(int(sys.argv[1]) if len(sys.argv) > 1 else 5))
-    begin, end = MARKS
-    text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(re.sub(f"{begin}.*?{end}", lambda _: begin + rows + end, text, flags=re.S), encoding="utf-8")
+    write_passage(PAGE, "hosts", rows)
 
 
 if __name__ == "__main__":

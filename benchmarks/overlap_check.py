@@ -36,7 +36,7 @@ from overlap_check_counts import (  # noqa: E402
     ONE_PLACE,
     SAMPLE,
     chosen,
-    named,
+    named_by_rule,
     thresholds,
 )
 from overlap_check_page import write_pages  # noqa: E402
@@ -118,7 +118,7 @@ def measured(painter: Painter, cast: str, seed: int, limits: dict[str, float]) -
     if not is_named(found, limits):
         return found
     ways: dict[str, dict[str, Any]] = {"a box for each": {"places": places_drawn(one)}}
-    if named(found, ONE_PLACE, limits[ONE_PLACE]):
+    if named_by_rule(found, ONE_PLACE, limits[ONE_PLACE]):
         ways |= {"sharpness 3": {"sharpness": 3.0}, "sharpness 3 only where the two meet": {"merge": CONTACT}}
     pictures |= {way: painter.read(one, painter.sampled(one, **how)) for way, how in ways.items()}
     pictures["another seed"], found["begun"] = another_seed(painter, one, limits[ONE_PLACE])
@@ -127,7 +127,7 @@ def measured(painter: Painter, cast: str, seed: int, limits: dict[str, float]) -
 
 def is_named(seen: dict[str, Any], limits: dict[str, float]) -> bool:
     """Return whether a rule names any subject."""
-    return any(named(seen, rule, limits[rule]) for rule in limits)
+    return any(named_by_rule(seen, rule, limits[rule]) for rule in limits)
 
 
 def another_seed(painter: Painter, one: Any, limit: float) -> tuple[dict[str, Any], int]:
@@ -136,7 +136,7 @@ def another_seed(painter: Painter, one: Any, limit: float) -> tuple[dict[str, An
     """
     for begun in range(1, MOST_SEEDS):
         seed = one.seed + begun * OTHER_SEED
-        latent = painter.watched(one, lambda seen: not named(seen, ONE_PLACE, limit), seed=seed)
+        latent = painter.watched(one, lambda seen: not named_by_rule(seen, ONE_PLACE, limit), seed=seed)
         if latent is not None:
             return painter.read(one, latent), begun
     return painter.read(one, painter.sampled(one, seed=one.seed + MOST_SEEDS * OTHER_SEED)), MOST_SEEDS

@@ -57,7 +57,7 @@ RULES = {
 }
 
 
-def named(seen: Seen, rule: str, limit: float) -> set[int]:
+def named_by_rule(seen: Seen, rule: str, limit: float) -> set[int]:
     """Return the numbers of the subjects that a rule names."""
     return {i for i, score in enumerate(RULES[rule].scores(seen)) if score >= limit}
 
@@ -82,7 +82,7 @@ def thresholds(trials: Trials) -> dict[str, float]:
 # ---- what is true ----------------------------------------------------------------------------------------------------
 
 
-def missing(picture: Picture, i: int) -> bool | None:
+def class_absent(picture: Picture, i: int) -> bool | None:
     """Return whether no part of a subject's class is in the picture; None where only parts smaller than the smallest
     figure are.
     """
@@ -100,14 +100,18 @@ def twice(picture: Picture, i: int) -> bool | None:
 
 def unlike(picture: Picture, i: int) -> bool | None:
     """Return whether a subject is missing or does not look like its reference; None where the two reads differ."""
-    if (gone := missing(picture, i)) is not False:
+    if (gone := class_absent(picture, i)) is not False:
         return gone
     first, second = (letters[i] == RIGHT for letters in picture["looks"])
     return None if first != second else not first
 
 
 Truth = Callable[[Picture, int], bool | None]
-TRUTHS: dict[str, Truth] = {"is missing": missing, "is there twice": twice, "is missing or has another's looks": unlike}
+TRUTHS: dict[str, Truth] = {
+    "is missing": class_absent,
+    "is there twice": twice,
+    "is missing or has another's looks": unlike,
+}
 CLAIMS = (
     (ONE_PLACE, "is missing"),
     (ONE_PLACE, "is there twice"),
@@ -154,7 +158,7 @@ class Worth:
     found: Share | None
 
 
-def counted(trials: Trials, cast: str) -> dict[int, Seen]:
+def held_out_trials(trials: Trials, cast: str) -> dict[int, Seen]:
     """Return the trials of a cast that no threshold was chosen on."""
     return {int(seed): seen for seed, seen in trials.get(cast, {}).items() if int(seed) >= FIRST}
 
@@ -162,10 +166,14 @@ def counted(trials: Trials, cast: str) -> dict[int, Seen]:
 def worth(trials: Trials, cast: str, rule: str, truth: Truth) -> Worth:
     """Count a warning for one truth."""
     limit = thresholds(trials)[rule]
-    each = {seed: (seen, named(seen, rule, limit)) for seed, seen in counted(trials, cast).items()}
+    each = {seed: (seen, named_by_rule(seen, rule, limit)) for seed, seen in held_out_trials(trials, cast).items()}
     warned = [(seen["pictures"][AS_IT_IS], told) for seen, told in each.values() if told]
     sample = [(seen["pictures"][AS_IT_IS], told, seen) for seed, (seen, told) in each.items() if seed % SAMPLE == 0]
-    calm = [(picture, named(seen, rule, max(RULES[rule].scores(seen)))) for picture, told, seen in sample if not told]
+    calm = [
+        (picture, named_by_rule(seen, rule, max(RULES[rule].scores(seen))))
+        for picture, told, seen in sample
+        if not told
+    ]
     hit = [any_of(truth, picture, told) for picture, told, _ in sample if of_any(truth, picture)]
     return Worth(
         wilson(len(warned), len(each)) if each else None,
@@ -180,7 +188,7 @@ def worth(trials: Trials, cast: str, rule: str, truth: Truth) -> Worth:
 def warned_again(trials: Trials, cast: str) -> Share | None:
     """Return the share of the trials that are warned of whose next seeds are all warned of too, None without any."""
     limit = thresholds(trials)[ONE_PLACE]
-    warned = [seen for seen in counted(trials, cast).values() if named(seen, ONE_PLACE, limit)]
+    warned = [seen for seen in held_out_trials(trials, cast).values() if named_by_rule(seen, ONE_PLACE, limit)]
     return known([seen["begun"] == MOST_SEEDS for seen in warned])
 
 
@@ -202,7 +210,7 @@ class Change:
         return f"{self.before} to {self.after} of {self.count}: {points}"
 
 
-def change(pairs: Sequence[tuple[bool, bool]]) -> Change:
+def share_difference(pairs: Sequence[tuple[bool, bool]]) -> Change:
     """Return the difference of two shares of the same pictures, (without, with) each, with the interval of Newcombe
     1998 (Statistics in Medicine 17, 2635-2650), method 10. Raises ValueError without pairs.
     """
@@ -249,7 +257,7 @@ def gain(pairs: Sequence[tuple[float, float]]) -> str:
 def remedies(trials: Trials, cast: str, rule: str) -> dict[str, list[tuple[Picture, Picture]]]:
     """Return each remedy that all pictures of a warning were painted with: each picture without and with it."""
     limit = thresholds(trials)[rule]
-    warned = [seen["pictures"] for seen in counted(trials, cast).values() if named(seen, rule, limit)]
+    warned = [seen["pictures"] for seen in held_out_trials(trials, cast).values() if named_by_rule(seen, rule, limit)]
     names = [name for name in (warned or [{}])[0] if all(name in pictures for pictures in warned)]
     return {name: [(one[AS_IT_IS], one[name]) for one in warned] for name in names if name != AS_IT_IS}
 
@@ -260,4 +268,4 @@ def changed(pairs: Sequence[tuple[Picture, Picture]], truth: Truth) -> str:
     """
     found = [(of_any(truth, before), of_any(truth, after)) for before, after in pairs]
     sure = [(one, other) for one, other in found if one is not None and other is not None]
-    return str(change(sure)) if sure else "none"
+    return str(share_difference(sure)) if sure else "none"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from page_text import (
     amounts,
     encode_seconds,
     least,
-    lines,
     machine_line,
     seconds_added,
     share,
@@ -24,6 +22,7 @@ from page_text import (
     width_of,
 )
 from rerun_page import Records, section
+from troupe_tools.dev.markdown_pages import markdown_table
 
 PICTURES = (4, 8, 28)  # steps
 ASKED = (
@@ -71,7 +70,9 @@ def render(tables: Sequence[Table], records: Records | None = None) -> str:
     parts = [
         HEAD,
         "## Targets\n",
-        lines(("promised", "measured", "kept"), [(t.promise, t.figure, verdict(t.kept)) for t in targets(tables)]),
+        markdown_table(
+            ("promised", "measured", "kept"), [(t.promise, t.figure, verdict(t.kept)) for t in targets(tables)]
+        ),
     ]
     parts += size_section(tables)
     for table in tables:
@@ -82,7 +83,7 @@ def render(tables: Sequence[Table], records: Records | None = None) -> str:
     return "\n".join([*parts, *asked_section(tables), *([section(records)] if records else [])])
 
 
-def in_readme(tables: Sequence[Table]) -> str:
+def readme_sentence(tables: Sequence[Table]) -> str:
     """Return a sentence for the README with the two most important figures, '' if they were not measured together on a
     CPU in float32.
     """
@@ -109,16 +110,6 @@ def in_readme(tables: Sequence[Table]) -> str:
         "SD1.5 with 320 channels in every block, 256 px; "
         "[all figures, and what was not measured](benchmarks/RESULTS.md)."
     )
-
-
-def written_into(readme: str, sentence: str) -> str:
-    """Return the README with the sentence between its two marks. Raises ValueError unless there is one pair of them."""
-    found, count = re.subn(
-        r"(<!-- speed: .*?-->\n).*?(<!-- end of speed -->)", lambda m: f"{m[1]}{sentence}\n{m[2]}", readme, flags=re.S
-    )
-    if count != 1:
-        raise ValueError(f"README.md: expected one pair of marks 'speed', found {count}")
-    return found
 
 
 def heading(table: Table) -> str:
@@ -189,11 +180,14 @@ def step_section(table: Table, tables: Sequence[Table]) -> list[str]:
     )
     growing = [(few, many, share(found)) for many, row in rows.items() for few, found in row.get("growth", {}).items()]
     grown = (
-        ["Each further subject adds, of a step of text alone:\n", lines(("from", "to", "a subject more"), growing)]
+        [
+            "Each further subject adds, of a step of text alone:\n",
+            markdown_table(("from", "to", "a subject more"), growing),
+        ]
         if growing
         else []
     )
-    return [about, lines(columns, body), gpu, *grown]
+    return [about, markdown_table(columns, body), gpu, *grown]
 
 
 def encode_section(table: Table, tables: Sequence[Table]) -> list[str]:
@@ -205,7 +199,7 @@ def encode_section(table: Table, tables: Sequence[Table]) -> list[str]:
     return [
         machine_line(table),
         f"{table['encoder']}, seconds for as many photos, one a subject:\n",
-        lines(("", *map(str, table["photos"])), body),
+        markdown_table(("", *map(str, table["photos"])), body),
     ]
 
 
@@ -223,7 +217,7 @@ def fuser_section(table: Table, tables: Sequence[Table]) -> list[str]:
     return [
         machine_line(table),
         "All 16 layers, two rows, seconds:\n",
-        lines(("", "published code", "Troupe", "faster"), body),
+        markdown_table(("", "published code", "Troupe", "faster"), body),
     ]
 
 
@@ -247,7 +241,10 @@ def size_section(tables: Sequence[Table]) -> list[str]:
         for pixels, row in sizes
     ]
     return (
-        ["## How cost grows with the picture\n", lines(("base", "run", "size", "a step costs more", "that is"), body)]
+        [
+            "## How cost grows with the picture\n",
+            markdown_table(("base", "run", "size", "a step costs more", "that is"), body),
+        ]
         if body
         else []
     )
@@ -265,4 +262,7 @@ def asked_section(tables: Sequence[Table]) -> list[str]:
         for base, pixels, dtype, place in ASKED
     ]
     body += [(f"partial loading on {GPU}, {flag}", "", "", GPU, NOT_MEASURED) for flag in ("--lowvram", "--novram")]
-    return ["## What was measured, and what was not\n", lines(("base", "size", "numbers", "on", "measured"), body)]
+    return [
+        "## What was measured, and what was not\n",
+        markdown_table(("base", "size", "numbers", "on", "measured"), body),
+    ]

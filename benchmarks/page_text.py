@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 NOT_MEASURED = "not measured"
@@ -85,9 +85,3 @@ def machine_line(table: Table) -> str:
         f"{m['cpu']}; {m['device']}; ComfyUI {m['comfyui']}, torch {m['torch']}, Python {m['python']}; "
         f"{m['date']}{pairs}{orders}.\n"
     )
-
-
-def lines(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    rows = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"

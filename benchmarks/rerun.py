@@ -77,7 +77,7 @@ def ours() -> Prompt:
     return nodes
 
 
-def theirs() -> Prompt:
+def rival_prompt() -> Prompt:
     """Return a prompt with two of IPAdapter_plus's Advanced nodes on one MODEL, as its users stack them for two
     subjects.
     """
@@ -100,7 +100,7 @@ def theirs() -> Prompt:
     return nodes
 
 
-KINDS = {OURS: ours, THEIRS: theirs}
+KINDS = {OURS: ours, THEIRS: rival_prompt}
 
 
 def _common() -> Prompt:
@@ -290,14 +290,14 @@ def _version(path: Path) -> str:
 def _record(version: str, kind: str, found: Sequence[Rerun]) -> None:
     records = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     from page import write_page
-    from rerun_page import sentence, written_into
+    from rerun_page import readme_sentence
+    from troupe_tools.dev.markdown_pages import write_passage
 
     told = {f"{n}. {one.edit}": {"difference": one.difference, "effect": one.effect} for n, one in enumerate(found, 1)}
     records.setdefault(version, {})[kind] = told
     RESULTS.write_text(json.dumps(dict(sorted(records.items())), indent=1) + "\n", encoding="utf-8")
     write_page(HERE / "results.json", HERE / "RESULTS.md")
-    readme = HERE.parent / "README.md"
-    readme.write_text(written_into(readme.read_text(encoding="utf-8"), sentence(records)), encoding="utf-8")
+    write_passage(HERE.parent / "README.md", "rerun", readme_sentence(records))
 
 
 if __name__ == "__main__":

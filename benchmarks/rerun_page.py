@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from troupe_tools.dev.markdown_pages import markdown_table
+
 OURS, THEIRS = "two Apply Image Attention", "two IPAdapter Advanced"
-MARKS = ("<!-- rerun: from benchmarks/rerun.json, made by benchmarks/rerun.py -->", "<!-- end of rerun -->")
+EDITS = ("edit", "differs from a fresh start by up to", "the edit itself changes up to")
 Records = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]  # version -> kind -> edit -> difference, effect
 
 HEAD = """## Edit, run again
@@ -29,7 +31,7 @@ def section(records: Records) -> str:
         ("nodes", *(f"ComfyUI {version}" for version in versions)),
         *((kind, *(_count(records[v].get(kind)) for v in versions)) for kind in (OURS, THEIRS)),
     ]
-    parts = [HEAD, _table(rows)]
+    parts = [HEAD, markdown_table(rows[0], rows[1:])]
     for version in versions:
         for kind, edits in records[version].items():
             wrong = [
@@ -38,14 +40,11 @@ def section(records: Records) -> str:
                 if one["difference"]
             ]
             if wrong:
-                parts.append(
-                    f"{kind}, ComfyUI "
-                    f"{version}:\n\n{_table([('edit', 'differs from a fresh start by up to', 'the edit itself changes up to'), *wrong])}"
-                )
+                parts.append(f"{kind}, ComfyUI {version}:\n\n{markdown_table(EDITS, wrong)}")
     return "\n".join(parts)
 
 
-def sentence(records: Records) -> str:
+def readme_sentence(records: Records) -> str:
     """Return the figure for the README's first screen, '' unless both packs were measured on the newest ComfyUI."""
     newest = max(records, key=_number, default="")
     both = records.get(newest, {})
@@ -66,16 +65,6 @@ def sentence(records: Records) -> str:
     )
 
 
-def written_into(readme: str, said: str) -> str:
-    """Return the README with the sentence between its two marks. Raises ValueError unless there is one pair of them."""
-    found, count = re.subn(
-        rf"({re.escape(MARKS[0])}\n).*?({re.escape(MARKS[1])})", lambda m: f"{m[1]}{said}\n{m[2]}", readme, flags=re.S
-    )
-    if count != 1:
-        raise ValueError(f"README.md: expected one pair of marks 'rerun', found {count}")
-    return found
-
-
 def _count(edits: Mapping[str, Any] | None) -> str:
     if edits is None:
         return "not measured"
@@ -84,8 +73,3 @@ def _count(edits: Mapping[str, Any] | None) -> str:
 
 def _number(version: str) -> list[int]:
     return [int(part) for part in re.findall(r"\d+", version)]
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)) + "\n"

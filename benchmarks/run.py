@@ -25,7 +25,18 @@ sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != HERE.parent]
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 sys.path.append(str(HERE.parent / "tools"))
 
-from runs import DECIDING, GATED, OURS, SUBJECTS, THEIRS, beside, couples, pairs_of_growth, rival_of, subjects_of  # noqa: E402
+from runs import (  # noqa: E402
+    DECIDING,
+    GATED,
+    OURS,
+    SUBJECTS,
+    THEIRS,
+    couples,
+    paired_with_rival,
+    pairs_of_growth,
+    rival_of,
+    subjects_of,
+)
 from troupe_tools.engine.comfyui import find_comfyui  # noqa: E402
 from troupe_tools.errors import RunError  # noqa: E402
 from troupe_tools.pack import hide_broken_torchaudio, load_pack  # noqa: E402
@@ -58,27 +69,22 @@ def main() -> int:
     except RunError as error:
         print(error, file=sys.stderr)
         return 2
-    from page import in_readme, write_page, written_into
+    from page import readme_sentence, write_page
+    from troupe_tools.dev.markdown_pages import write_passage
 
     if given.fusers:
         table = measure_fusers(given.pixels, given.dtype, given.pairs)
     elif given.encode:
         table = measure_encode(given.dtype, given.ipadapter_plus)
     else:
-        runs = given.runs or (beside(OURS, THEIRS) if given.ipadapter_plus else OURS) + GATED
+        runs = given.runs or (paired_with_rival(OURS, THEIRS) if given.ipadapter_plus else OURS) + GATED
         table = measure_base(given.base, given.pixels, given.dtype, runs, given.pairs, given.ipadapter_plus)
     given.out.mkdir(parents=True, exist_ok=True)
     keep(table, given.out / "results.json")
     write_page(given.out / "results.json", given.out / "RESULTS.md")
     if given.out.resolve() == HERE:
-        readme = HERE.parent / "README.md"
-        readme.write_text(
-            written_into(
-                readme.read_text(encoding="utf-8"),
-                in_readme(json.loads((HERE / "results.json").read_text(encoding="utf-8"))),
-            ),
-            encoding="utf-8",
-        )
+        results = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
+        write_passage(HERE.parent / "README.md", "speed", readme_sentence(results))
     return 0
 
 
@@ -126,7 +132,9 @@ def measure_base(name: str, pixels: int, dtype: str, runs: list[str], pairs: int
             for run in runs:
                 rows[run] = {
                     "ratio": interval(ratios(found, run)).as_dict(),
-                    "seconds": interval([seconds[run][1] for seconds in found if run in seconds]).as_dict(),
+                    "seconds": interval(
+                        [encoding_seconds[run][1] for encoding_seconds in found if run in encoding_seconds]
+                    ).as_dict(),
                 }
             for run in runs:
                 if (theirs := rival_of(run)) in runs and theirs != run:
@@ -172,10 +180,10 @@ def measure_encode(dtype: str, rival: Path | None) -> dict[str, Any]:
     and by the other pack's Apply nodes.
     """
     import torch
-    from encode import ENCODER, seconds
+    from encode import ENCODER, encoding_seconds
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        found = seconds(SUBJECTS, getattr(torch, dtype), Path(folder), rival)
+        found = encoding_seconds(SUBJECTS, getattr(torch, dtype), Path(folder), rival)
     return {
         "kind": "encode",
         "dtype": dtype,

@@ -15,7 +15,7 @@ DECIDING = ("relevance 2x4", "relevance 8x16")
 THEIRS = [f"ipadapter-plus {n}x{t}" for t in (4, 16) for n in SUBJECTS] + ["ipadapter-plus 2x4+masks"]
 
 
-def beside(ours: list[str], theirs: list[str]) -> list[str]:
+def paired_with_rival(ours: list[str], theirs: list[str]) -> list[str]:
     """Return our runs, each followed by the other pack's run with the same subjects and tokens, then the rest of
     theirs.
     """

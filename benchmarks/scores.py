@@ -25,7 +25,7 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent
 sys.path.append(str(FOLDER.parent / "tools"))
 
-from scores_page import PAGE, with_figures  # noqa: E402
+from scores_page import PAGE, with_verdicts  # noqa: E402
 from troupe_tools.pack import hide_broken_torchaudio, load_pack  # noqa: E402
 
 RESULTS = FOLDER / "scores.json"
@@ -56,10 +56,10 @@ def main() -> None:
             found.setdefault("drawn", {}).setdefault(encoder, {})[by] = counts
             print(encoder, by, counts, flush=True)
         if arguments.painted:
-            found["painted"] = painted(arguments.painted)
+            found["painted"] = true_verdicts(arguments.painted)
             print(found["painted"], flush=True)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(with_figures(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
+    PAGE.write_text(with_verdicts(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
 
 
 def begin_host(base: str) -> None:
@@ -92,7 +92,7 @@ def host_version() -> str:
 
 
 @cache
-def image_encoder() -> Any:
+def rehearsal_clip_vision() -> Any:
     """Return the rehearsal image encoder as the host's CLIP_VISION."""
     from troupe.model_patches.hosts.comfyui.loading.rehearsal_models import clip_vision
 
@@ -107,7 +107,7 @@ def verdicts_of(encoder: str, figures: Any, picture: Any, wired: dict[str, Any])
     from troupe.nodes.score_subjects import ScoreSubjects
     from troupe.rehearsal.engine.trials import cast_of
 
-    vision = image_encoder() if encoder == "clip_vision" else None
+    vision = rehearsal_clip_vision() if encoder == "clip_vision" else None
     with torch.inference_mode():
         out = ScoreSubjects.PREPARE_CLASS_CLONE(None).execute(
             image=picture[None],
@@ -168,7 +168,7 @@ def drawn(encoder: str, cast: str, by: str, seeds: Sequence[int], cases: Sequenc
 # ---- painted ---------------------------------------------------------------------------------------------------------
 
 
-def painted(count: int) -> dict[str, dict[str, dict[str, list[int]]]]:
+def true_verdicts(count: int) -> dict[str, dict[str, dict[str, list[int]]]]:
     """Return how many verdicts on pictures that `relevance` and `add` painted are the truth's, and of how many, by
     encoder and what the places come from: of all where the two reads agree, of the clear ones, and of the clear ones
     that are in the picture.

@@ -24,13 +24,13 @@ PAINTED = {
 Found = Mapping[str, Any]  # scores.json
 
 
-def with_figures(page: str, found: Found) -> str:
+def with_verdicts(page: str, found: Found) -> str:
     """Return the help page with the list of these results in place of its own."""
     before, _, rest = page.partition(HEAD)
-    return f"{before}{figures(found)}\n{rest.partition(chr(10) * 2)[2]}"
+    return f"{before}{verdict_list(found)}\n{rest.partition(chr(10) * 2)[2]}"
 
 
-def figures(found: Found) -> str:
+def verdict_list(found: Found) -> str:
     """Return the list: how many verdicts are true, of how many. Places of the same figures share a part."""
     drawn, painted = found["drawn"], found["painted"]
     lines: dict[str, dict[str, list[str]]] = {}

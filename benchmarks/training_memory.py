@@ -78,7 +78,7 @@ def a_pass(made: Any, resolution: int, batch: int, checkpointing: bool) -> tuple
     return loss_of(trainee, given), list(parameters.values())
 
 
-def memory(made: Any, resolution: int, batch: int, checkpointing: bool) -> dict[str, int]:
+def pass_memory(made: Any, resolution: int, batch: int, checkpointing: bool) -> dict[str, int]:
     """Return the bytes of one pass in bfloat16, see `training_passes.Memory`."""
     import torch
     from training_passes import count_memory
@@ -88,7 +88,7 @@ def memory(made: Any, resolution: int, batch: int, checkpointing: bool) -> dict[
         return vars(count_memory(forward, parameters, torch.bfloat16))
 
 
-def operations(made: Any, resolution: int, checkpointing: bool) -> dict[str, int]:
+def pass_operations(made: Any, resolution: int, checkpointing: bool) -> dict[str, int]:
     """Return the floating point operations of one picture's pass."""
     import torch
     from training_passes import count_operations
@@ -99,7 +99,7 @@ def operations(made: Any, resolution: int, checkpointing: bool) -> dict[str, int
     return {"forward": forward, "backward": backward}
 
 
-def count(name: str, numbers: Numbers) -> None:
+def count_recipe(name: str, numbers: Numbers) -> None:
     """Count everything about one file in training/recipes that is not in `numbers` yet, and save it."""
     from training_models import training
 
@@ -114,20 +114,20 @@ def count(name: str, numbers: Numbers) -> None:
         for checkpointing in (False, True):
             kind = entry.setdefault("checkpointing" if checkpointing else "plain", {})
             if "operations" not in kind:
-                kind["operations"] = operations(made, resolution, checkpointing)
+                kind["operations"] = pass_operations(made, resolution, checkpointing)
             for batch in map(str, BATCHES):
                 if batch not in kind:
-                    kind[batch] = memory(made, resolution, int(batch), checkpointing)
-                    save(numbers)
+                    kind[batch] = pass_memory(made, resolution, int(batch), checkpointing)
+                    save_counts(numbers)
             print(name, resolution, kind, flush=True)
 
 
-def read() -> Numbers:
+def read_counts() -> Numbers:
     """Return the numbers that are counted already."""
     return json.loads(NUMBERS.read_text(encoding="utf-8")) if NUMBERS.exists() else {}
 
 
-def save(numbers: Numbers) -> None:
+def save_counts(numbers: Numbers) -> None:
     """Write the numbers."""
     ordered = {name: numbers[name] for name in sorted(numbers)}
     NUMBERS.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
@@ -145,11 +145,11 @@ def main(arguments: list[str] | None = None) -> None:
     from training_models import recipe_files
     from training_tables import write_page
 
-    numbers = read()
+    numbers = read_counts()
     for name in options.names:
         numbers.pop(name, None)
     for name in () if options.page else options.names or recipe_files():
-        count(name, numbers)
+        count_recipe(name, numbers)
     write_page(numbers)
 
 

@@ -4,8 +4,7 @@ files in training/recipes.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from typing import Any
 from troupe.training.config.schema import Config
 from troupe.training.memory import FLOAT32, STATES
 from troupe.training.run import settings_of
+from troupe_tools.dev.markdown_pages import markdown_table, replace_passage
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "training_hardware.md"
-MARK = "<!-- {}: computed by benchmarks/training_memory.py -->\n"
-END = "<!-- end of {} -->\n"
 GIGA, TERA, MILLION = 1e9, 1e12, 1e6
 PICTURES = 10_000  # of which the cache is given
 WORKSPACE = 1_000_000_000  # bytes: our allowance for the CUDA context, libraries' workspaces and fragmentation
@@ -87,10 +85,10 @@ PUBLISHED = (
 
 def write_page(numbers: Numbers) -> None:
     """Write the tables into the page."""
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), numbers), encoding="utf-8")
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), numbers), encoding="utf-8")
 
 
-def filled(text: str, numbers: Numbers) -> str:
+def with_tables(text: str, numbers: Numbers) -> str:
     """Return the page's text with the tables of these numbers."""
     tables = {
         "memory": memory_table(numbers),
@@ -100,8 +98,7 @@ def filled(text: str, numbers: Numbers) -> str:
         **{f"{size} GB": card_table(numbers, size) for size in SIZES},
     }
     for name, table in tables.items():
-        begin, end = MARK.format(name), END.format(name)
-        text = re.sub(f"{begin}.*?{end}", lambda _, given=f"{begin}{table}{end}": given, text, flags=re.S)
+        text = replace_passage(text, name, table)
     return text
 
 
@@ -124,7 +121,7 @@ def memory_table(numbers: Numbers) -> str:
             )
         )
     titles = ("file", "trained, million weights", "AdamW, GB", "8-bit AdamW, GB", "frozen, GB", "frozen with cache, GB")
-    return table((*titles, f"cache, GB of main memory for {PICTURES:,} pictures"), rows)
+    return markdown_table((*titles, f"cache, GB of main memory for {PICTURES:,} pictures"), rows)
 
 
 def activation_table(numbers: Numbers) -> str:
@@ -135,7 +132,7 @@ def activation_table(numbers: Numbers) -> str:
         peaks = (giga(entry[kind][batch]["peak"]) for kind in ("plain", "checkpointing") for batch in ("1", "4"))
         rows.append((f"`{name}`", resolution, *kept, *peaks))
     titles = ("kept, 1 picture", "kept, 1, checkpointing", "peak, 1", "peak, 4", "peak, 1, checkpointing")
-    return table(("file", "pixels", *titles, "peak, 4, checkpointing"), rows)
+    return markdown_table(("file", "pixels", *titles, "peak, 4, checkpointing"), rows)
 
 
 def speed_table(numbers: Numbers) -> str:
@@ -144,8 +141,8 @@ def speed_table(numbers: Numbers) -> str:
     for name, resolution, entry in entries(numbers):
         config, features = settings(name), entry["features"]
         step = per_step(config) * weighed(entry, config.training.gradient_checkpointing, True)
-        every = [operations(entry, kind) / TERA for kind in ("plain", "checkpointing")]
-        times = [seconds(step, card) for card in SPEEDS]
+        every = [picture_operations(entry, kind) / TERA for kind in ("plain", "checkpointing")]
+        times = [computed_seconds(step, card) for card in SPEEDS]
         days = config.training.steps * times[0] / DAY
         rows.append(
             (
@@ -159,7 +156,9 @@ def speed_table(numbers: Numbers) -> str:
         )
     counted = ("TFLOP a picture", "with checkpointing", "VAE", "other encoders", "pictures a step")
     times = tuple(f"s a step, {card}" for card in SPEEDS)
-    return table(("file", "pixels", *counted, *times, f"days for the file's steps, {next(iter(SPEEDS))}"), rows)
+    return markdown_table(
+        ("file", "pixels", *counted, *times, f"days for the file's steps, {next(iter(SPEEDS))}"), rows
+    )
 
 
 def published_table(numbers: Numbers) -> str:
@@ -167,27 +166,27 @@ def published_table(numbers: Numbers) -> str:
     rows = []
     for each in PUBLISHED:
         step = each.pictures * weighed(numbers[each.file][str(each.resolution)], False, False)
-        hours = each.steps * seconds(step, each.card) / HOUR
+        hours = each.steps * computed_seconds(step, each.card) / HOUR
         part = UTILISATION * hours / each.hours
         computed, published = f"{hours:.1f} h on {each.card}", f"{each.hours:g} h on {each.note}"
         rows.append((each.name, published, computed, f"{each.hours / hours:.1f}", f"{part:.0%}"))
     titles = ("training", "published", "computed", "published / computed", "utilisation at which both are equal")
-    return table(titles, rows)
+    return markdown_table(titles, rows)
 
 
 def card_table(numbers: Numbers, size: int) -> str:
     """Return the settings with which each file fits a card of `size` GB."""
     rows = []
     for name, resolution, _ in entries(numbers):
-        cell, config = fitting(numbers, name, int(resolution), size), settings(name)
+        cell, config = first_that_fits(numbers, name, int(resolution), size), settings(name)
         other = "" if config.data.resolution == int(resolution) else f" --set resolution={resolution}"
         given = f"`{cell.settings()}{other}`" if cell else "does not fit"
         least = smallest(numbers, name, int(resolution))
         rows.append((f"`{name}`", resolution, given, giga(cell.total) if cell else f"{giga(least.total)} at least"))
-    return table(("file", "pixels", "settings", "GB"), rows)
+    return markdown_table(("file", "pixels", "settings", "GB"), rows)
 
 
-def fitting(numbers: Numbers, name: str, resolution: int, size: int) -> Cell | None:
+def first_that_fits(numbers: Numbers, name: str, resolution: int, size: int) -> Cell | None:
     """Return the first settings that fit a card of `size` GB, None if none do.
 
     AdamW without gradient checkpointing, then with it, then 8-bit AdamW, then small sheets too; with `ENOUGH` pictures
@@ -241,15 +240,15 @@ def weighed(entry: Mapping[str, Any], checkpointing: bool, cached: bool) -> floa
     """Return the operations of a picture in bfloat16, those of the VAE as the bfloat16 ones that take as long."""
     features = entry["features"]
     encoders = 0 if cached else features["encoders"] + features["vae"] / TF32
-    return operations(entry, "checkpointing" if checkpointing else "plain") + encoders
+    return picture_operations(entry, "checkpointing" if checkpointing else "plain") + encoders
 
 
-def operations(entry: Mapping[str, Any], kind: str) -> int:
+def picture_operations(entry: Mapping[str, Any], kind: str) -> int:
     """Return the operations of a picture, forward and backward."""
     return sum(entry[kind]["operations"].values())
 
 
-def seconds(count: float, card: str) -> float:
+def computed_seconds(count: float, card: str) -> float:
     """Return the computed time of operations on a card."""
     return count / (SPEEDS[card] * TERA * UTILISATION)
 
@@ -275,9 +274,3 @@ def per_step(config: Config) -> int:
 def giga(count: int) -> str:
     """Return bytes in GB."""
     return f"{count / GIGA:.1f}"
-
-
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = (titles, ["---"] * len(titles), *rows)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -76,7 +76,7 @@ def append_scores(folder: Path, key: str, scores: Values) -> None:
         file.write(("\n" if cut else "") + json.dumps({"key": key, "scores": scores}) + "\n")
 
 
-def rows_of(
+def result_rows(
     tasks: Sequence[Task], cases: Mapping[str, Case], scores: Mapping[str, Values], columns: Sequence[str]
 ) -> list[TableRow]:
     """Return a row for each task that is scored, in the order of the tasks; numbers with six digits."""

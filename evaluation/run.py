@@ -12,7 +12,7 @@ from .making import make_engines, workflows
 from .origin import origin_of
 from .pool import run_tasks
 from .report import Outcome, write_report
-from .results import append_scores, check_origin, rows_of, stored_scores
+from .results import append_scores, check_origin, result_rows, stored_scores
 from .scores.making import make_scorers
 from .scores.scores import Painted, Scorer, columns_of
 from .settings import EvaluationSettings
@@ -52,7 +52,7 @@ def evaluate(settings: EvaluationSettings, say: Say = lambda sentence: None, pai
     scores = stored_scores(folder)
     columns = columns_of(scorers)
     whole = {key: found for key, found in scores.items() if key not in faults and found.keys() >= set(columns)}
-    rows = rows_of(tasks, cases, whole, columns)
+    rows = result_rows(tasks, cases, whole, columns)
     return write_report(Outcome(settings, suite, tasks, rows, scorers, faults), folder)
 
 

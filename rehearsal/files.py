@@ -70,7 +70,7 @@ def full_table(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return state
 
 
-def fill(module: torch.nn.Module, state: dict[str, torch.Tensor], name: str) -> torch.nn.Module:
+def load_into(module: torch.nn.Module, state: dict[str, torch.Tensor], name: str) -> torch.nn.Module:
     """Fill a module with a file's tensors, ready to run. Raises CheckpointError where names or shapes differ."""
     own = module.state_dict()
     odd = [key for key, value in state.items() if key in own and own[key].shape != value.shape]

@@ -73,7 +73,7 @@ def test_a_variant_is_trained_and_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, "PICTURES", 32)
     monkeypatch.setattr(ablations, "TRIALS", 1)
     found = {
-        name: ablations.measured("MIP-Adapter", variants[name], tmp_path)
+        name: ablations.train_and_measure("MIP-Adapter", variants[name], tmp_path)
         for name in ("as in the recipe", "trained and painted with merge uniform")
     }
     rises = [sum(exchanged - own for own, exchanged in cell["losses"]) / len(cell["losses"]) for cell in found.values()]

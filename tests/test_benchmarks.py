@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
+from troupe_tools.dev.markdown_pages import replace_passage
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 sys.path.append(str(FOLDER))
@@ -26,7 +27,7 @@ import page  # noqa: E402
 import rerun_page  # noqa: E402
 from intervals import coverage_rank, interval  # noqa: E402
 from measure import growth, peak_of, ratios, rounds, text_seconds  # noqa: E402
-from runs import GATED, OURS, THEIRS, beside, couples, pairs_of_growth, rival_of  # noqa: E402
+from runs import GATED, OURS, THEIRS, couples, paired_with_rival, pairs_of_growth, rival_of  # noqa: E402
 from theory import gated_layer, gated_weights, layer  # noqa: E402
 
 # ---- intervals -------------------------------------------------------------------------------------------------------
@@ -121,7 +122,7 @@ def test_growth_is_of_every_step_and_of_the_whole():
 
 
 def test_ours_and_theirs_of_the_same_size_are_neighbours_in_whatever_order_they_are_given():
-    order = beside(OURS, THEIRS) + GATED
+    order = paired_with_rival(OURS, THEIRS) + GATED
     assert sorted(order) == sorted(OURS + THEIRS + GATED)
     for runs in (order, sorted(order), order[::-1]):
         found = couples(runs)
@@ -224,9 +225,8 @@ def test_the_page_is_what_the_results_say():
 
 def test_the_readme_has_the_two_figures_of_the_results():
     readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
-    sentence = page.in_readme(results())
-    assert sentence and page.written_into(readme, sentence) == readme
-    assert page.written_into(readme, "another") != readme
+    sentence = page.readme_sentence(results())
+    assert sentence and replace_passage(readme, "speed", sentence) == readme
 
 
 def measured(low: float, high: float) -> dict[str, float]:
@@ -304,10 +304,10 @@ def test_the_narrowest_interval_is_the_judge_and_a_gpu_has_none():
 def test_the_sentence_is_of_one_machine():
     names = ("relevance_2x4", "relevance_8x16", "ipadapter-plus_2x4", "ipadapter-plus_8x16")
     whole = table(**dict.fromkeys(names, (1.0, 1.1)))
-    assert "ComfyUI 1 on a CPU" in page.in_readme([whole])
-    assert page.in_readme([table(**dict.fromkeys(some, (1.0, 1.1))) for some in (names[:2], names[2:])]) == ""
+    assert "ComfyUI 1 on a CPU" in page.readme_sentence([whole])
+    assert page.readme_sentence([table(**dict.fromkeys(some, (1.0, 1.1))) for some in (names[:2], names[2:])]) == ""
     whole["machine"]["device"] = "NVIDIA X"
-    assert page.in_readme([whole]) == ""
+    assert page.readme_sentence([whole]) == ""
 
 
 def test_launches_and_waits_of_a_gpu_are_shown_and_judged():
@@ -318,7 +318,9 @@ def test_launches_and_waits_of_a_gpu_are_shown_and_judged():
     for waits, verdict in ((3, True), (4, False)):
         mine["rows"]["relevance 2x4"]["counts"] = {**mine["rows"]["text"]["counts"], "launches": 118, "waits": waits}
         assert kept([mine], words) is verdict
-        assert f"| 118 | {waits} |" in page.render([mine]) and "kernel launches | waits |" in page.render([mine])
+        assert f"| 118 | {waits} |" in page.render([mine]) and "kernel launches | waits |" in page.render(
+            [mine]
+        )
 
 
 def test_a_table_takes_the_place_of_an_older_one_alone(tmp_path):
@@ -403,12 +405,8 @@ def reruns() -> dict:
 
 def test_the_readme_has_the_sentence_of_the_reruns():
     readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
-    said = rerun_page.sentence(reruns())
-    assert (
-        said
-        and rerun_page.written_into(readme, said) == readme
-        and rerun_page.written_into(readme, "another") != readme
-    )
+    said = rerun_page.readme_sentence(reruns())
+    assert said and replace_passage(readme, "rerun", said) == readme
 
 
 def ten(wrong: int) -> dict[str, dict[str, float]]:
@@ -420,7 +418,7 @@ def test_the_reruns_count_what_differs_on_the_newest_host():
         "0.9.0": {rerun_page.OURS: ten(0), rerun_page.THEIRS: ten(0)},
         "0.33.0": {rerun_page.OURS: ten(1), rerun_page.THEIRS: ten(4)},
     }
-    said = rerun_page.sentence(records)
+    said = rerun_page.readme_sentence(records)
     assert "ComfyUI 0.33.0, **9 of 10** pictures" in said and "6 of 10 are" in said and "older" not in said, (
         "ours differ too"
     )
@@ -430,7 +428,7 @@ def test_the_reruns_count_what_differs_on_the_newest_host():
         and "| two Apply Image Attention | 10 of 10 as after a fresh start | 9 of 10" in text
     )
     assert text.count("| 1. edit | 1 | 2 |") == 2 and "| 4. edit | 1 | 2 |" in text and "5. edit" not in text
-    assert "as on 1 older version;" in rerun_page.sentence(
+    assert "as on 1 older version;" in rerun_page.readme_sentence(
         {**records, "0.33.0": {rerun_page.OURS: ten(0), rerun_page.THEIRS: ten(4)}}
     )
-    assert rerun_page.sentence({"0.9.0": {rerun_page.OURS: ten(0)}}) == rerun_page.section({}) == ""
+    assert rerun_page.readme_sentence({"0.9.0": {rerun_page.OURS: ten(0)}}) == rerun_page.section({}) == ""

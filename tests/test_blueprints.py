@@ -11,7 +11,7 @@ import pytest
 from support.shipped_templates import CHECKPOINTS, OUTPUTS, SOCKETS, WIDGETS
 from troupe.model_patches.checkpoints.catalogue import published_file
 from troupe_tools.pack import ROOT
-from troupe_tools.workflow.any_workflow import flatten
+from troupe_tools.workflow.any_workflow import flatten_workflow
 from troupe_tools.workflow.graph import Graph
 
 FILES = sorted((ROOT / "subgraphs").iterdir())
@@ -95,7 +95,7 @@ def test_the_widgets_outside_have_names_that_say_whose_they_are(blueprint):
 
 
 def test_the_tools_lay_it_open(blueprint):
-    graph = Graph(flatten(blueprint))
+    graph = Graph(flatten_workflow(blueprint))
     [apply] = graph.of_type("TroupeApplyImageAttention")
     encode = graph.source(apply, "references")[0]
     assert graph.source(encode, "adapter")[0].type == "TroupeLoadAdapter"

@@ -8,7 +8,7 @@ from PIL import Image, PngImagePlugin
 from support.ipadapter_workflows import SOCKETS, OldWorkflow, stacked_by_preset, with_subgraph
 from troupe_tools.errors import RunError
 from troupe_tools.pack import ROOT
-from troupe_tools.workflow.any_workflow import as_prompt, flatten, for_the_host
+from troupe_tools.workflow.any_workflow import as_prompt, flatten_workflow, for_the_host
 from troupe_tools.workflow.findings import broken_links, browser_packs
 from troupe_tools.workflow.from_ipadapter import from_ipadapter
 from troupe_tools.workflow.graph import Graph, Node
@@ -53,7 +53,7 @@ def plain() -> OldWorkflow:
 
 def fed(workflow: dict, target: object, name: str) -> tuple | None:
     """(node id, slot) behind an input of the flat graph."""
-    graph = Graph(flatten(workflow))
+    graph = Graph(flatten_workflow(workflow))
     found = graph.source(graph.nodes[target], name)
     return (found[0].id, found[1]) if found else None
 
@@ -247,7 +247,7 @@ def test_a_group_node_is_laid_open(prefix):
         (1, 2),
         ("5:1", 0),
     )
-    assert flatten(workflow)["nodes"][-2]["widgets_values"] == [7, "fixed", 4, 5.0, "euler", "normal", 1.0], (
+    assert flatten_workflow(workflow)["nodes"][-2]["widgets_values"] == [7, "fixed", 4, 5.0, "euler", "normal", 1.0], (
         "the values that the group node shows"
     )
 
@@ -283,7 +283,7 @@ def test_a_subgraph_that_feeds_itself_ends_in_a_sentence():
     }
     taker = {"id": 2, "type": "Odd", "inputs": [{"name": "x", "type": "LATENT", "link": 6}], "outputs": []}
     with pytest.raises(RunError, match="form a loop through its subgraphs"):
-        flatten(
+        flatten_workflow(
             {
                 "nodes": [outer, taker],
                 "links": [[5, 1, 0, 1, 0, "LATENT"], [6, 1, 0, 2, 0, "LATENT"]],
@@ -307,7 +307,7 @@ def test_a_bypassed_subgraph_passes_its_own_inputs_on():
 
 def test_records_nulls_and_dead_links_read_like_lists_without_them(plain):
     plain.wire((1, 0), 5, "model")
-    clean = Graph(flatten(plain.saved))
+    clean = Graph(flatten_workflow(plain.saved))
     wires = [(node.id, name, fed(plain.saved, node.id, name)) for node in clean.nodes.values() for name in node.inputs]
     records = json.loads(json.dumps(plain.saved))
     records["links"] = [
@@ -352,7 +352,7 @@ def test_templates_read_alike_without_their_list_of_widgets(name):
     saved = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
     assert read_job(compressed(saved)) == read_job(saved)
     places = Places(())
-    whole, short = (wanted_files(Graph(flatten(workflow)), places) for workflow in (saved, compressed(saved)))
+    whole, short = (wanted_files(Graph(flatten_workflow(workflow)), places) for workflow in (saved, compressed(saved)))
     assert short == whole and len(whole) >= 2
 
 
@@ -370,7 +370,7 @@ def test_values_of_an_unknown_class_are_not_guessed(plain):
 
 
 def test_a_subgraph_shows_its_values_also_where_inner_widgets_are_not_listed():
-    graph = Graph(flatten(compressed(with_subgraph())))
+    graph = Graph(flatten_workflow(compressed(with_subgraph())))
     assert (
         graph.value(graph.nodes["3:2"], "steps"),
         graph.value(graph.nodes["3:2"], "seed"),
@@ -387,7 +387,7 @@ def test_a_subgraph_that_says_which_widget_is_whose_is_taken_at_its_word():
     )
     for proxies in (outer["properties"]["proxyWidgets"], json.dumps(outer["properties"]["proxyWidgets"])):
         outer["properties"]["proxyWidgets"] = proxies
-        graph = Graph(flatten(workflow))
+        graph = Graph(flatten_workflow(workflow))
         assert (
             graph.value(graph.nodes["3:2"], "steps"),
             graph.value(graph.nodes["3:1"], "text"),
@@ -419,7 +419,7 @@ def test_a_value_goes_through_two_subgraphs():
         "widgets_values": ["outer.safetensors"],
     }
     workflow = {"nodes": [outer], "links": [], "definitions": {"subgraphs": [holder("A", loader), holder("B", middle)]}}
-    graph = Graph(flatten(workflow))
+    graph = Graph(flatten_workflow(workflow))
     assert graph.value(graph.nodes["3:2:1"], "ckpt_name") == "outer.safetensors"
 
 
@@ -434,7 +434,7 @@ def test_the_host_gets_no_virtual_node_and_every_wire(plain):
     plain.node("Label (rgthree)")
     plain.node("Anything Everywhere")
     plain.wire((1, 2), 11, "anything")
-    graph = Graph(for_the_host(flatten(plain.saved)))
+    graph = Graph(for_the_host(flatten_workflow(plain.saved)))
     assert sorted(graph.nodes) == [1, 2, 3, 4, 5, 6, 7]
     ends = {(link[3], link[4]): (link[1], link[2]) for link in graph.links.values()}
     assert (ends[5, 0], ends[6, 1]) == ((1, 0), (1, 2))
@@ -443,7 +443,7 @@ def test_the_host_gets_no_virtual_node_and_every_wire(plain):
 
 
 def test_an_api_prompt_whose_wire_ends_in_nothing_has_no_value_there():
-    graph = Graph(flatten({"1": {"class_type": "Two", "inputs": {"model": ["9", 0], "steps": 3}}}))
+    graph = Graph(flatten_workflow({"1": {"class_type": "Two", "inputs": {"model": ["9", 0], "steps": 3}}}))
     assert (
         graph.nodes["1"].inputs["model"] == {"name": "model", "type": "*", "link": None}
         and graph.value(graph.nodes["1"], "steps") == 3
@@ -456,7 +456,7 @@ def test_an_api_prompt_comes_back_as_it_was():
         "1": {"class_type": "Odd", "inputs": {"seed": 5, "mode": "fixed", "text": ["2", 1]}},
         "2": {"class_type": "Two", "inputs": {}},
     }
-    assert as_prompt(flatten(prompt)) == prompt
+    assert as_prompt(flatten_workflow(prompt)) == prompt
 
 
 @pytest.mark.parametrize("lost", [{}, {"class_type": None}])
@@ -468,13 +468,13 @@ def test_a_node_that_was_lost_in_an_export_is_named(lost):
     with pytest.raises(
         RunError, match=r"'Apply IPAdapter' \(node 5\): its pack was missing when the file was exported. Install"
     ):
-        flatten(prompt)
+        flatten_workflow(prompt)
 
 
 def test_packs_of_the_browser_alone_are_a_note_where_the_host_has_none_of_their_nodes(plain):
     plain.node("GetNode", "m")
     plain.node("Label (rgthree)")
-    graph = Graph(flatten(plain.saved))
+    graph = Graph(flatten_workflow(plain.saved))
     bare = {"KSampler": {"python_module": "nodes"}}
     assert browser_packs(graph, bare) == ["comfyui-kjnodes", "rgthree-comfy"]
     assert (
@@ -495,7 +495,7 @@ def test_packs_of_the_browser_alone_are_a_note_where_the_host_has_none_of_their_
 
 def behind(workflow: dict, kind: str, name: str) -> tuple | None:
     """(class, slot) behind an input of the only node of a class."""
-    graph = Graph(flatten(workflow))
+    graph = Graph(flatten_workflow(workflow))
     [node] = graph.of_type(kind)
     found = graph.source(node, name)
     return (found[0].type, found[1]) if found else None

@@ -9,7 +9,7 @@ import json
 
 import pytest
 from troupe_tools.pack import ROOT
-from troupe_tools.workflow.graph import BYPASSED, Graph, fits, passed_on
+from troupe_tools.workflow.graph import BYPASSED, Graph, can_be_wired, passed_on
 from troupe_tools.workflow.job import read_job
 
 CONTRACT = json.loads((ROOT / "tests" / "golden" / "node_contract.json").read_text())["nodes"]
@@ -92,7 +92,12 @@ def test_the_front_ends_rule(slot, kind, expected):
 
 
 def test_types_fit_as_in_the_front_end():
-    assert fits("*", "MODEL") and fits("MODEL", "") and fits("IMAGE,MASK", "mask") and not fits("IMAGE,MASK", "LATENT")
+    assert (
+        can_be_wired("*", "MODEL")
+        and can_be_wired("MODEL", "")
+        and can_be_wired("IMAGE,MASK", "mask")
+        and not can_be_wired("IMAGE,MASK", "LATENT")
+    )
 
 
 def with_bypassed(workflow: dict, type: str, outputs: tuple[str, ...], inputs: tuple[str, ...]) -> dict:

@@ -20,7 +20,7 @@ from troupe_tools.commands import check as check_tool
 from troupe_tools.commands.check import Here, check
 from troupe_tools.errors import RunError
 from troupe_tools.pack import ROOT, WORKFLOWS
-from troupe_tools.workflow.any_workflow import flatten
+from troupe_tools.workflow.any_workflow import flatten_workflow
 from troupe_tools.workflow.graph import Graph
 from troupe_tools.workflow.model_files import Places, places_of
 from troupe_tools.workflow.needed import needed_models
@@ -538,7 +538,7 @@ def test_broken_links_are_told_without_a_host(link, sentence):
 
 
 def test_a_subgraph_is_laid_open():
-    graph = Graph(flatten(with_subgraph()))
+    graph = Graph(flatten_workflow(with_subgraph()))
     assert {id_: node.type for id_, node in graph.nodes.items()} == {
         1: "CheckpointLoaderSimple",
         2: "EmptyLatentImage",
@@ -580,13 +580,13 @@ def test_a_subgraph_that_holds_itself_is_refused():
     workflow = with_subgraph()
     workflow["definitions"]["subgraphs"][0]["nodes"].append({"id": 9, "type": "abc", "inputs": [], "outputs": []})
     with pytest.raises(RunError, match="'Sampling' contains itself"):
-        flatten(workflow)
+        flatten_workflow(workflow)
 
 
 @pytest.mark.parametrize("content", [[], {}, {"a": 1}, {"nodes": []}, "text"])
 def test_what_is_no_workflow_is_refused(content):
     with pytest.raises(RunError, match="Expected a ComfyUI workflow"):
-        flatten(content)
+        flatten_workflow(content)
 
 
 def test_a_posted_prompt_is_read_too(stocked):

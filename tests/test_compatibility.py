@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from troupe_tools.dev import compatibility
+from troupe_tools.dev.markdown_pages import replace_passage
 
 PAGE = compatibility.README.read_text(encoding="utf-8")
 KEPT = json.loads(compatibility.RECORDS.read_text(encoding="utf-8"))
@@ -53,7 +54,8 @@ def record(files=None, **facts):
 
 
 def test_the_table_is_made_of_the_records():
-    assert compatibility.written(PAGE, compatibility.table(KEPT)) == PAGE, "run: python tools/compatibility.py"
+    made = replace_passage(PAGE, "compatibility", compatibility.table(KEPT))
+    assert made == PAGE, "run: python tools/compatibility.py"
 
 
 def test_the_oldest_version_is_one_of_the_records():
@@ -152,6 +154,11 @@ def test_failures_are_named_in_the_table():
     assert "1 test file," in compatibility.table([record()])
 
 
-def test_a_page_without_marks_is_refused():
-    with pytest.raises(compatibility.ResultError, match="expected one pair of marks 'compatibility', found 0"):
-        compatibility.written("no marks", "table")
+def test_a_page_without_marks_is_refused(monkeypatch, tmp_path):
+    page, records = tmp_path / "README.md", tmp_path / "records.json"
+    page.write_text("no marks", encoding="utf-8")
+    monkeypatch.setattr(compatibility, "README", page)
+    monkeypatch.setattr(compatibility, "RECORDS", records)
+    with pytest.raises(compatibility.ResultError, match="README.md: expected one pair of marks 'comp"):
+        compatibility.main([])
+    assert page.read_text(encoding="utf-8") == "no marks"

@@ -7,6 +7,7 @@ import re
 import sys
 
 import pytest
+from troupe_tools.dev.markdown_pages import replace_passage
 from troupe_tools.pack import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
@@ -125,15 +126,12 @@ def test_who_puts_subjects_into_the_prompt_has_rows_of_its_own():
 
 
 def test_the_readme_gets_its_sentence():
-    readme = f"before\n{confusion_page.MARKS[0]}\nold\n{confusion_page.MARKS[1]}\nafter\n"
-    found = confusion_page.in_readme(readme, cells(uniform=60, add=140, relevance=150))
-    assert found.startswith("before\n") and found.endswith("\nafter\n") and "old" not in found
+    found = confusion_page.readme_passage(cells(uniform=60, add=140, relevance=150))
     assert (
         "| **relevance** | **75 % [69, 80]** (38 %) | not measured |\n| add (stacked IP-Adapters) | 70 % "
         "[63, 76] (35 %) | not measured |\n| uniform | 30 %" in found
     )
     assert "At least 100" in found
-    assert confusion_page.in_readme("no marks", {}) == "no marks"
 
 
 # ---- the shipped results ---------------------------------------------------------------------------------------------
@@ -151,7 +149,7 @@ def test_results_are_of_the_shipped_models(results):
 def test_the_page_and_the_readme_are_made_of_the_results(results):
     assert confusion.PAGE.read_text(encoding="utf-8") == confusion_page.render(results["verdicts"])
     readme = confusion.README.read_text(encoding="utf-8")
-    assert confusion_page.MARKS[0] in readme and confusion_page.in_readme(readme, results["verdicts"]) == readme
+    assert replace_passage(readme, "confusion", confusion_page.readme_passage(results["verdicts"])) == readme
 
 
 def test_every_cell_is_counted(results):

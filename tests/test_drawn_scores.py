@@ -108,7 +108,7 @@ def test_the_drawings_have_what_they_say(one_class):
 def test_the_page_has_the_stored_figures():
     page = scores_page.PAGE.read_text(encoding="utf-8")
     found = json.loads(scores_script.RESULTS.read_text(encoding="utf-8"))
-    assert scores_page.with_figures(page, found) == page and page.count(scores_page.figures(found)) == 1
+    assert scores_page.with_verdicts(page, found) == page and page.count(scores_page.verdict_list(found)) == 1
 
 
 @pytest.mark.slow

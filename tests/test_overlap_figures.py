@@ -10,6 +10,7 @@ import re
 import sys
 
 import pytest
+from troupe_tools.dev.markdown_pages import replace_passage
 from troupe_tools.pack import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
@@ -45,36 +46,36 @@ def test_the_counted_rule_is_that_of_the_pack():
 def test_page_and_settings_are_made_of_the_results(results):
     assert page.PAGE.read_text(encoding="utf-8") == page.render(results["trials"])
     settings = page.SETTINGS.read_text(encoding="utf-8")
-    assert page.with_figures(settings, results["trials"]) == settings
+    assert replace_passage(settings, "places", page.warning_tables(results["trials"])) == settings
 
 
 def test_pages_are_written_of_the_results_alone(tmp_path, monkeypatch):
     """Both files, as they are in the repository."""
     monkeypatch.setattr(page, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(page, "SETTINGS", tmp_path / "settings.md")
-    page.SETTINGS.write_text(f"before\n{page.MARKS[0]}\nold\n{page.MARKS[1]}\nafter", encoding="utf-8")
+    page.SETTINGS.write_text("before\n<!-- places: old -->\nold\n<!-- end of places -->\nafter", encoding="utf-8")
     page.write_pages(overlap_check.RESULTS)
     assert page.PAGE.read_text(encoding="utf-8") == (ROOT / "benchmarks/OVERLAP_CHECK.md").read_text(encoding="utf-8")
     settings = page.SETTINGS.read_text(encoding="utf-8")
-    assert "old" not in settings and settings.startswith("before\n") and settings.endswith("\nafter")
-    with pytest.raises(ValueError, match="one pair of the marks"):
-        page.with_figures("no marks", {})
+    assert "\nold" not in settings and settings.startswith("before\n") and settings.endswith("\nafter")
 
 
 def test_nobody_is_counted_whom_a_threshold_was_chosen_on(results):
     for cast in counts.CASTS:
         seeds = set(map(int, results["trials"][cast]))
-        assert set(counts.CHOOSING) < seeds and set(counts.counted(results["trials"], cast)).isdisjoint(counts.CHOOSING)
+        assert set(counts.CHOOSING) < seeds and set(counts.held_out_trials(results["trials"], cast)).isdisjoint(
+            counts.CHOOSING
+        )
 
 
 def test_every_named_picture_and_the_whole_sample_are_painted(results):
     """Each trial from the first counted seed on, without a gap: none was left out for what it shows."""
     limits = counts.thresholds(results["trials"])
     for cast in counts.CASTS:
-        found = counts.counted(results["trials"], cast)
+        found = counts.held_out_trials(results["trials"], cast)
         assert sorted(found) == list(range(counts.FIRST, counts.FIRST + len(found))) and len(found) >= 200
         for seed, seen in found.items():
-            by_warning = bool(counts.named(seen, counts.ONE_PLACE, limits[counts.ONE_PLACE]))
+            by_warning = bool(counts.named_by_rule(seen, counts.ONE_PLACE, limits[counts.ONE_PLACE]))
             by_any = overlap_check.is_named(seen, limits)
             assert ("pictures" in seen) is (by_any or seed % counts.SAMPLE == 0), (cast, seed)
             assert len(seen.get("pictures", ())) == (5 if by_warning else 3 if by_any else int("pictures" in seen))
@@ -109,7 +110,7 @@ def test_the_settings_page_claims_what_the_figures_show(results):
     for rule, truth in counts.CLAIMS[-2:]:
         others = [counts.worth(trials, cast, rule, counts.TRUTHS[truth]).right for cast in counts.CASTS]
         assert all(share.part < 0.5 for share in others)
-    rows = [row.strip("| ").split(" | ") for row in page.figures(trials).splitlines() if " to " in row]
+    rows = [row.strip("| ").split(" | ") for row in page.warning_tables(trials).splitlines() if " to " in row]
     helped = {
         (cast, remedy, number)
         for cast, remedy, *cells in rows
@@ -130,11 +131,14 @@ def picture(*cells: list[int], looks: tuple[str, str] = ("rr", "rr")) -> dict:
 
 def test_only_clear_cases_are_known():
     one = picture([24], [], [9], [24, 9], [24, 10], [24, 12, 4], looks=("rrrrmr", "rrrsmr"))
-    assert [counts.missing(one, i) for i in range(6)] == [False, True, None, False, False, False]
+    assert [counts.class_absent(one, i) for i in range(6)] == [False, True, None, False, False, False]
     assert [counts.twice(one, i) for i in range(6)] == [False, False, False, None, True, True]
     assert [counts.unlike(one, i) for i in range(6)] == [False, True, None, None, True, False]
-    assert counts.any_of(counts.missing, one, {0, 2}) is None and counts.any_of(counts.missing, one, {1, 2}) is True
-    assert counts.any_of(counts.missing, one, {0, 3}) is False
+    assert (
+        counts.any_of(counts.class_absent, one, {0, 2}) is None
+        and counts.any_of(counts.class_absent, one, {1, 2}) is True
+    )
+    assert counts.any_of(counts.class_absent, one, {0, 3}) is False
 
 
 def trials(counted: dict[int, dict]) -> dict:
@@ -167,7 +171,7 @@ TRIALS_SEEN = {
 
 
 def test_a_warning_is_counted_for_what_is_known():
-    found = counts.worth(trials(TRIALS_SEEN), "two classes", counts.ONE_PLACE, counts.missing)
+    found = counts.worth(trials(TRIALS_SEEN), "two classes", counts.ONE_PLACE, counts.class_absent)
     shares = [found.given, found.right, found.unsaid, found.warned, found.calm, found.found]
     assert [(round(share.part * share.count), share.count) for share in shares if share] == [
         (4, 9),  # warned of
@@ -177,7 +181,7 @@ def test_a_warning_is_counted_for_what_is_known():
         (1, 2),
         (1, 2),  # 20000 and 20004 of the sample lack a subject
     ]
-    none = counts.worth(trials({}), "two classes", counts.ONE_PLACE, counts.missing)
+    none = counts.worth(trials({}), "two classes", counts.ONE_PLACE, counts.class_absent)
     assert (none.given, none.right, none.calm) == (None, None, None)
 
 
@@ -187,7 +191,7 @@ def test_who_is_not_named_does_not_make_a_warning_right():
     seen = {"overlaps": [0.8, 0.1, 0.1], "own": [0.9] * 3, "apart": [0.1] * 3, "pictures": {"as it is": gone}}
     both = trials({})
     both["three subjects"]["20000"] = seen
-    found = counts.worth(both, "three subjects", counts.ONE_PLACE, counts.missing)
+    found = counts.worth(both, "three subjects", counts.ONE_PLACE, counts.class_absent)
     assert (found.right.part, found.warned.part, found.found.part) == (0, 1, 0)
 
 
@@ -197,17 +201,17 @@ def test_without_a_warning_the_nearest_to_one_is_looked_at():
     seen = {"overlaps": [0.5, 0.1, 0.1], "own": [0.9] * 3, "apart": [0.1] * 3, "pictures": {"as it is": gone}}
     both = trials({})
     both["three subjects"]["20000"] = seen
-    found = counts.worth(both, "three subjects", counts.ONE_PLACE, counts.missing)
+    found = counts.worth(both, "three subjects", counts.ONE_PLACE, counts.class_absent)
     assert (found.unsaid.part, found.calm.part, found.right) == (0, 1, None)
 
 
 def test_a_remedy_is_compared_with_the_same_pictures():
     [(remedy, pictures)] = counts.remedies(trials(TRIALS_SEEN), "two classes", counts.ONE_PLACE).items()
     assert (remedy, len(pictures)) == ("a box for each", 4)
-    assert counts.changed(pictures, counts.missing).startswith("2 to 1 of 3: -33 [")  # 20013 is not known
+    assert counts.changed(pictures, counts.class_absent).startswith("2 to 1 of 3: -33 [")  # 20013 is not known
     assert counts.changed(pictures, counts.twice).startswith("0 to 1 of 4: +25 [")
     assert counts.changed([], counts.twice) == "none"
-    assert "| a box for each | 2 to 1 of 3: -33 [" in page.figures(trials(TRIALS_SEEN))
+    assert "| a box for each | 2 to 1 of 3: -33 [" in page.warning_tables(trials(TRIALS_SEEN))
 
 
 def test_how_often_the_next_seeds_are_warned_of_too():
@@ -244,7 +248,7 @@ def test_a_threshold_names_the_given_share_of_the_subjects():
         some["two classes"][str(seed)] = one
     limits = counts.thresholds(some)
     for rule in (counts.NO_PLACE, counts.FAR_APART):
-        told = [counts.named(seen, rule, limits[rule]) for found in some.values() for seen in found.values()]
+        told = [counts.named_by_rule(seen, rule, limits[rule]) for found in some.values() for seen in found.values()]
         assert sum(map(len, told)) == counts.NAMED * 500 and {i for each in told for i in each} == {1}
 
 
@@ -258,7 +262,7 @@ def pairs(both: int, before: int, after: int, neither: int) -> list[tuple[bool, 
 )
 def test_the_interval_of_a_difference(table, low, high):
     """Values of method 10 in Newcombe (1998), table II, whose difference has the other sign."""
-    found = counts.change(pairs(*table))
+    found = counts.share_difference(pairs(*table))
     assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
 
@@ -269,7 +273,7 @@ def test_the_interval_holds_the_true_difference_as_often_as_promised():
             (before, chance.random() < (0.7 if before else 0.2))
             for before in (chance.random() < 0.4 for _ in range(40))
         ]
-        found = counts.change(drawn)
+        found = counts.share_difference(drawn)
         hits += found.low <= 0.4 * 0.7 + 0.6 * 0.2 - 0.4 <= found.high
     assert hits >= 940
 
@@ -284,8 +288,8 @@ def test_trials_are_still_measured_as_they_were(results):
     """
     painter, limits, merges = overlap_check.Painter(), counts.thresholds(results["trials"]), dict(MERGES)
     for cast in counts.CASTS:
-        found = counts.counted(results["trials"], cast)
-        told = {seed: counts.named(seen, counts.ONE_PLACE, 0.8) for seed, seen in found.items()}
+        found = counts.held_out_trials(results["trials"], cast)
+        told = {seed: counts.named_by_rule(seen, counts.ONE_PLACE, 0.8) for seed, seen in found.items()}
         calm = next(seed for seed in found if len(found[seed].get("pictures", ())) == 1)
         for seed in (next(seed for seed in told if told[seed]), calm):
             now = overlap_check.measured(painter, cast, seed, limits)

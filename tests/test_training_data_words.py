@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support.dataset_scenes import needs_inflect
 from troupe.model_patches.subjects import Box
-from troupe.training.data.selection import Rules, Thing, best_caption, choose, clipped, share_inside
+from troupe.training.data.selection import Rules, Thing, best_caption, choose, clipped, overlap_share
 from troupe.training.data.synonyms import SYNONYMS, words_for
 from troupe.training.data.words import candidate_words, find_name, place_of, template_caption
 
@@ -114,8 +114,8 @@ def test_a_mask_gives_the_box_and_ends_there():
 def test_boxes_that_reach_out_a_little_are_clipped():
     found = clipped(Box(-0.01, 0.5, 0.5, 0.51))
     assert found is not None and (found.x, found.y, found.w) == (0.0, 0.5, 0.49) and found.y + found.h == 1.0
-    assert share_inside(LEFT, Box(0.2, 0.2, 0.2, 0.5)) == pytest.approx(1)
-    assert share_inside(LEFT, RIGHT) == 0
+    assert overlap_share(LEFT, Box(0.2, 0.2, 0.2, 0.5)) == pytest.approx(1)
+    assert overlap_share(LEFT, RIGHT) == 0
 
 
 def test_the_caption_that_names_most():

@@ -26,7 +26,7 @@ import training_models as published
 import training_passes as passes
 import training_tables as tables
 
-NUMBERS = script.read()
+NUMBERS = script.read_counts()
 BACKWARD = "the backward begins"
 LARGE = ("sdxl_mm_diff", "sdxl_ip_plus", "sdxl_mip", "sdxl_mip_plus")
 
@@ -208,7 +208,7 @@ def test_every_file_for_published_models_builds_its_adapter():
 def test_counting_again_gives_the_stored_numbers():
     made, entry = published.training("sd15_umm"), NUMBERS["sd15_umm"]["512"]
     assert script.features(made, 512) == entry["features"]
-    assert script.memory(made, 512, 1, True) == entry["checkpointing"]["1"]
+    assert script.pass_memory(made, 512, 1, True) == entry["checkpointing"]["1"]
 
 
 def test_every_file_is_counted():
@@ -233,7 +233,7 @@ def test_every_file_is_counted():
 @pytest.mark.slow
 def test_the_page_is_written_from_the_numbers():
     text = tables.PAGE.read_text(encoding="utf-8")
-    assert tables.filled(text, NUMBERS) == text, "run python benchmarks/training_memory.py --page"
+    assert tables.with_tables(text, NUMBERS) == text, "run python benchmarks/training_memory.py --page"
     assert text.count("computed by benchmarks/training_memory.py") == 4 + len(tables.SIZES)
 
 
@@ -265,6 +265,6 @@ def test_the_settings_for_a_card_are_settings_and_fit_it(gigabytes):
 
 def test_a_larger_card_never_needs_more_thrift():
     for name, resolution, _ in tables.entries(NUMBERS):
-        small_card, large_card = (tables.fitting(NUMBERS, name, int(resolution), gb) for gb in (12, 24))
+        small_card, large_card = (tables.first_that_fits(NUMBERS, name, int(resolution), gb) for gb in (12, 24))
         if small_card is not None:
             assert large_card is not None and large_card.checkpointing <= small_card.checkpointing

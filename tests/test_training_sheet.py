@@ -17,7 +17,18 @@ from troupe.training.config.schema import SheetConfig
 from troupe.training.examples.drawn import DrawnSet
 from troupe.training.examples.example import Example, ExampleSubject
 from troupe.training.model.base import rehearsal_base
-from troupe.training.sheet import COLUMNS, INK, LEAST, LINE, MARGIN, PAPER, cast_of, exchanged, paint, paint_sheet
+from troupe.training.sheet import (
+    COLUMNS,
+    INK,
+    LEAST,
+    LINE,
+    MARGIN,
+    PAPER,
+    cast_of,
+    paint,
+    paint_sheet,
+    swapped_references,
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +70,8 @@ def test_references_are_exchanged():
     def looks(cast):
         return [(s.name, round(s.photos[0].image.mean().item(), 2)) for s in cast.subjects]
 
-    assert looks(exchanged(two, one)) == [("cat", 0.2), ("dog", 0.1)]
-    assert looks(exchanged(one, two)) == [("cat", 0.1)]
+    assert looks(swapped_references(two, one)) == [("cat", 0.2), ("dog", 0.1)]
+    assert looks(swapped_references(one, two)) == [("cat", 0.1)]
     assert looks(cast_of(Example("c", picture, "nothing"))) == [("picture", 0.5)]
 
 
@@ -99,7 +110,7 @@ def test_a_set_of_one_subject_has_nothing_to_exchange(tmp_path):
     """The last column would be the one before; the sheet says that there is no other reference instead."""
     trainee, path = small.trainee("mip_adapter"), tmp_path / "sheet.png"
     [alone] = [draw.example for draw in small.draws(small.write_set(tmp_path / "one", [("cat",)]), 1)]
-    assert exchanged(alone, alone).subjects[0].photos == cast_of(alone).subjects[0].photos
+    assert swapped_references(alone, alone).subjects[0].photos == cast_of(alone).subjects[0].photos
     paint_sheet(trainee, [alone], SheetConfig(steps=1), small.SIDE, path)
     *pictures, last = cells_of(path)[0]
     assert all(cell.std() > 1 for cell in pictures)

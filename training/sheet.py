@@ -47,7 +47,7 @@ def paint_sheet(trainee: Trainee, examples: Sequence[Example], settings: SheetCo
         cast = cast_of(example)
         given = [None, cast]
         if len(examples) > 1 or len(cast.subjects) > 1:
-            given.append(exchanged(example, examples[(i + 1) % len(examples)]))
+            given.append(swapped_references(example, examples[(i + 1) % len(examples)]))
         if adapter.spec.has(GatedSpec):
             given = [each if each is None else boxed_as(example, each) for each in given]
         painted = [paint(trainee.base, adapter, example.caption, each, settings, size) for each in given]
@@ -92,7 +92,7 @@ def cast_of(example: Example) -> Cast:
     return Cast(tuple(Subject(subject.name, (subject.photo,)) for subject in example.subjects))
 
 
-def exchanged(example: Example, other: Example) -> Cast:
+def swapped_references(example: Example, other: Example) -> Cast:
     """Return the cast with each subject's photo from the next one; a lone subject's from the other picture."""
     cast = cast_of(example)
     donors = cast.subjects if len(cast.subjects) > 1 else (*cast.subjects, *cast_of(other).subjects[:1])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from .tensors import State, check, check_matrix
+from .tensors import State, check_matrix, check_shapes
 
 ROOT = "text_model."  # transformers 5 leaves it away
 LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
@@ -29,7 +29,7 @@ def text_weights(state: Mapping[str, torch.Tensor], width: int, file: str, kind:
     }
     for name in (TOKENS, POSITIONS, f"{ROOT}encoder.layers.0.mlp.fc1.weight"):
         check_matrix(found, name, file)
-    check(found, _layer_shapes(found, width), file, kind)
+    check_shapes(found, _layer_shapes(found, width), file, kind)
     return found
 
 

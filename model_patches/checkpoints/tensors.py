@@ -78,7 +78,9 @@ def check_format(metadata: Mapping[str, str], name: str, version: int, file: str
         )
 
 
-def check(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], file: str, kind: str) -> None:
+def check_shapes(
+    state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], file: str, kind: str
+) -> None:
     """Raise CheckpointError unless the tensors are exactly those of `shapes`, all of finite floating-point numbers;
     kind: 'a GLIGEN file'.
     """
@@ -121,6 +123,6 @@ def assign(
     -> as published.
     """
     wanted = module.state_dict()
-    check(state, {names[ours]: tuple(tensor.shape) for ours, tensor in wanted.items()}, file, kind)
+    check_shapes(state, {names[ours]: tuple(tensor.shape) for ours, tensor in wanted.items()}, file, kind)
     module.load_state_dict({ours: state[names[ours]] for ours in wanted}, assign=True)
     module.eval().requires_grad_(False)

@@ -18,7 +18,7 @@ from ..adapter import Adapter, AdapterSpec, EncoderNeed, PhotoSpec, PromptFusion
 from ..bases import REHEARSAL_BASE
 from ..checkpoints.adapter_file import AdapterFile
 from ..checkpoints.clip_vision import overlay
-from ..checkpoints.tensors import AGAIN, State, assign, check, part, reading
+from ..checkpoints.tensors import AGAIN, State, assign, check_shapes, part, reading
 from ..checkpoints.unet_layout import REHEARSAL_UNET, RESBLOCKS, SD, ldm_names, sd_shapes
 from ..encoders.projections import shape_of
 from ..encoders.words import Postfuse
@@ -97,7 +97,7 @@ def _unet(unet: State, context_dim: int, file: str) -> State:
     with reading(file, UNET_PREFIX):
         channels = [shape_of(unet, f"down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in range(len(depths))]
     shapes = sd_shapes(channels, context_dim, depths, inputs, blocks)
-    check(
+    check_shapes(
         {f"{UNET_PREFIX}{name}": tensor for name, tensor in unet.items()},
         {f"{UNET_PREFIX}{name}": shape for name, shape in shapes.items()},
         file,

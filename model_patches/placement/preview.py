@@ -63,10 +63,10 @@ def label_on(picture: torch.Tensor, place: Rectangle, index: int, name: str, tak
     text, font = fitting(
         f"{index + 1}", name.replace("\\", ""), min(max(place[2] - place[0], w // 6), w) - 2 * LABEL_MARGIN
     )
-    write(picture, place, text, font, colour_of(index), taken)
+    write_label(picture, place, text, font, colour_of(index), taken)
 
 
-def write(
+def write_label(
     picture: torch.Tensor,
     place: Rectangle,
     text: str,

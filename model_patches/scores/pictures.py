@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from ..placement.palette import colour_of
-from ..placement.preview import fitting, label_on, write
+from ..placement.preview import fitting, label_on, write_label
 from .scoring import PictureScore, Scores
 from .verdicts import MISSING
 
@@ -61,7 +61,9 @@ def _matrix(scores: Scores, picture: PictureScore, rows: int) -> torch.Tensor:
             if not math.isnan(value):
                 owner = j in verdict.owners
                 text, font = fitting(f"{value:.2f}", "", cell)
-                write(region, whole, text, font, colour_of(j) if owner else f"#{DARK:02x}{DARK:02x}{DARK:02x}", [])
+                write_label(
+                    region, whole, text, font, colour_of(j) if owner else f"#{DARK:02x}{DARK:02x}{DARK:02x}", []
+                )
     return sheet
 
 

@@ -81,7 +81,7 @@ class Recogniser(nn.Module):
 
 def load_recogniser(folder: Path = files.FOLDER) -> Recogniser:
     """Load the shipped recogniser. Raises CheckpointError where its file is missing or damaged."""
-    return files.fill(Recogniser(), files.read(FILE, folder), FILE)
+    return files.load_into(Recogniser(), files.read(FILE, folder), FILE)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from ..engine.recogniser import FILE as RECOGNISER
 from ..engine.recogniser import load_recogniser
 from ..world import CLASSES, COLOURS, PLACES, VARIANTS
 from . import clip, encoder, recogniser
-from .export import averaged
+from .export import averaged_states
 
 CARD = "MODEL_CARD.md"
 WHAT = {  # training -> its files, what they are, what they were trained on
@@ -131,7 +131,7 @@ def _accuracies(checkpoints: Path, folder: Path, count: int) -> list[str]:
     parts = []
     if (checkpoints / "encoder" / "checkpoint.pt").exists():
         questions = encoder.Questions()
-        questions.load_state_dict(averaged(checkpoints / "encoder" / "checkpoint.pt")["questions"])
+        questions.load_state_dict(averaged_states(checkpoints / "encoder" / "checkpoint.pt")["questions"])
         read = _listed(encoder.accuracy(load_image_encoder(folder), questions, count=count))
         parts.append(f"{ENCODER_READS}: {read}.\n")
     else:  # its linear read-out is in the checkpoint only

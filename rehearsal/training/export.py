@@ -15,7 +15,7 @@ from . import clip
 from .vocabulary import known_ids
 
 
-def averaged(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:
+def averaged_states(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:
     """Return the state dicts of a checkpoint's modules, with the averaged in place of the last parameters."""
     state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
     values = iter(state["average"])
@@ -39,7 +39,7 @@ def write(tensors: Mapping[str, torch.Tensor], path: Path, about: str, **more: s
 
 def export_base(checkpoint: Path, folder: Path = files.FOLDER) -> None:
     """Write the UNet, and the text encoder with the rows of the words that the world knows."""
-    modules = averaged(checkpoint)
+    modules = averaged_states(checkpoint)
     write(modules["unet"], folder / files.UNET, "Troupe's rehearsal world: UNet, v-prediction, diffusers' names")
     texts = dict(modules["texts"])
     texts[files.TABLE] = texts[files.TABLE][: len(known_ids())]
@@ -53,7 +53,7 @@ def export_base(checkpoint: Path, folder: Path = files.FOLDER) -> None:
 def export_encoder(checkpoint: Path, folder: Path = files.FOLDER) -> None:
     """Write the image encoder."""
     write(
-        averaged(checkpoint)["encoder"],
+        averaged_states(checkpoint)["encoder"],
         folder / files.IMAGES,
         "Troupe's rehearsal world: CLIP vision encoder, transformers' names",
     )
@@ -61,7 +61,7 @@ def export_encoder(checkpoint: Path, folder: Path = files.FOLDER) -> None:
 
 def export_recogniser(checkpoint: Path, folder: Path = files.FOLDER) -> None:
     """Write the network that counts who is in a picture."""
-    write(averaged(checkpoint)["recogniser"], folder / RECOGNISER, "Troupe's rehearsal world: recogniser")
+    write(averaged_states(checkpoint)["recogniser"], folder / RECOGNISER, "Troupe's rehearsal world: recogniser")
 
 
 def export_clip(checkpoint: Path, folder: Path = files.FOLDER) -> None:
@@ -69,7 +69,7 @@ def export_clip(checkpoint: Path, folder: Path = files.FOLDER) -> None:
     words, target = clip.tokenizer(), folder / files.CLIP
     config = clip.build(words).config
     config.architectures, config.dtype = ["CLIPModel"], "float32"
-    weights = averaged(checkpoint)["clip"]
+    weights = averaged_states(checkpoint)["clip"]
     write(weights, folder / files.CLIP_WEIGHTS, "Troupe's rehearsal world: CLIP, transformers' names", format="pt")
     for part in (config, clip.processor(), words):
         part.save_pretrained(target)

@@ -13,7 +13,7 @@ from troupe_tools.engine.host_server import HostServer
 from troupe_tools.engine.on_comfyui import convert
 from troupe_tools.errors import RunError
 from troupe_tools.pack import ROOT
-from troupe_tools.workflow.any_workflow import flatten
+from troupe_tools.workflow.any_workflow import flatten_workflow
 
 FILES = sorted((ROOT / "subgraphs").glob("*.json"))
 SIZE, PHOTOS = 64, ("troupe_astronaut.jpg", "troupe_cat.jpg")
@@ -141,7 +141,7 @@ def in_use(blueprint):
 def test_the_graph_inside_fits_the_host_s_nodes(path, server):
     """The host's validation of all of it: two files to download are the only complaint."""
     blueprint = json.loads(path.read_text(encoding="utf-8"))
-    prompt = convert(flatten(in_use(blueprint)), server.object_info())
+    prompt = convert(flatten_workflow(in_use(blueprint)), server.object_info())
     [inside] = blueprint["definitions"]["subgraphs"]
     assert sorted(
         entry["class_type"] for entry in prompt.values() if entry["class_type"].startswith("Troupe")

@@ -10,7 +10,7 @@ import pytest
 from support.host.host_executor import studio_with_our_nodes
 from troupe_tools.dev.best_thumbnail import paint_scored
 from troupe_tools.pack import ROOT
-from troupe_tools.workflow.any_workflow import as_prompt, flatten, for_the_host
+from troupe_tools.workflow.any_workflow import as_prompt, flatten_workflow, for_the_host
 
 PROMPT = "a cat and a robot on grass"
 
@@ -99,7 +99,7 @@ def test_the_template_keeps_the_picture_that_its_thumbnail_frames(studio, monkey
     monkeypatch.setattr(files, "FOLDER", ROOT / "rehearsal" / "files")
     workflow = json.loads((ROOT / "workflows" / "9_rehearsal_keep_best.json").read_text(encoding="utf-8"))
     ids = {node["type"]: str(node["id"]) for node in workflow["nodes"]}
-    assert studio.run(as_prompt(for_the_host(flatten(copy.deepcopy(workflow))))) is None
+    assert studio.run(as_prompt(for_the_host(flatten_workflow(copy.deepcopy(workflow))))) is None
     expected = paint_scored(workflow)
     [done] = studio.messages(ids["TroupeKeepBest"])["done"]
     best = expected.scores.pictures[expected.best]

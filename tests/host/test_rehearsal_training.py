@@ -117,13 +117,13 @@ def test_the_shipped_template_paints_in_the_host_what_the_embedded_engine_paints
     from support.host.host_executor import studio_with_our_nodes
     from troupe.rehearsal import files
     from troupe_tools.dev.prompt_thumbnail import paint_with_and_without
-    from troupe_tools.workflow.any_workflow import as_prompt, flatten, for_the_host
+    from troupe_tools.workflow.any_workflow import as_prompt, flatten_workflow, for_the_host
 
     monkeypatch.setattr(files, "FOLDER", ROOT / "rehearsal" / "files")
     workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     _, expected = paint_with_and_without(copy.deepcopy(workflow))
     studio = studio_with_our_nodes(base_folder, monkeypatch)
-    assert studio.run(as_prompt(for_the_host(flatten(copy.deepcopy(workflow))))) is None
+    assert studio.run(as_prompt(for_the_host(flatten_workflow(copy.deepcopy(workflow))))) is None
     found = {}
     for with_them, title in ((True, "With references"), (False, "Without references")):
         [id_] = [str(node["id"]) for node in workflow["nodes"] if node.get("title") == title]

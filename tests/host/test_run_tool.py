@@ -29,7 +29,7 @@ from troupe_tools.engine.rehearsal_models import enlarged, rehearsal_models
 from troupe_tools.engine.report import NOT_A_PICTURE
 from troupe_tools.errors import RunError
 from troupe_tools.pack import WORKFLOWS
-from troupe_tools.workflow.any_workflow import flatten
+from troupe_tools.workflow.any_workflow import flatten_workflow
 from troupe_tools.workflow.edit import Changes, edit
 from troupe_tools.workflow.graph import Graph
 from troupe_tools.workflow.job import read_job
@@ -536,6 +536,6 @@ def test_a_workflow_with_nodes_of_the_browser_runs_like_the_one_without(server, 
 
 def test_an_api_prompt_is_run_as_it_is(info):
     prompt = convert(shipped("4_two_subjects"), info)
-    assert convert(flatten(prompt), info) == {
+    assert convert(flatten_workflow(prompt), info) == {
         id_: {key: node[key] for key in ("class_type", "inputs")} for id_, node in prompt.items()
     }

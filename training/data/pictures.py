@@ -151,10 +151,10 @@ def cut_out(picture: Image.Image, box: Box | None, mask: np.ndarray | None) -> I
     if mask is not None and mask.any():
         pixels = np.where(mask[..., None], np.asarray(picture), np.uint8(255))
         picture, box = Image.fromarray(pixels), box or box_of(mask)
-    return square(crop(picture, box))
+    return on_white_square(crop(picture, box))
 
 
-def square(picture: Image.Image) -> Image.Image:
+def on_white_square(picture: Image.Image) -> Image.Image:
     """Return a picture in the middle of a white square."""
     side = max(picture.size)
     padded = Image.new("RGB", (side, side), WHITE)

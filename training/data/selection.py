@@ -116,7 +116,7 @@ def _chosen(thing: Thing, caption: str, size: tuple[int, int], rules: Rules, kep
         raise PictureFault("too long or too tall", name)
     if any(name.casefold() == other.name.casefold() for other in kept):
         raise PictureFault("second one of the same name", name)
-    if any(share_inside(box, other.box) > rules.contained for other in kept):
+    if any(overlap_share(box, other.box) > rules.contained for other in kept):
         raise PictureFault("inside another subject", name)
     if len(kept) == rules.most:
         raise PictureFault("more subjects than asked for", name)
@@ -139,7 +139,7 @@ def _check_mask(mask: np.ndarray, box: Box, name: str, size: tuple[int, int], ru
         raise PictureFault("mask fills too little of its box", f"{name} {inside.mean():.2f}")
 
 
-def share_inside(one: Box, other: Box) -> float:
+def overlap_share(one: Box, other: Box) -> float:
     """Return the common area of two boxes, as a part of the smaller one."""
     width = min(one.x + one.w, other.x + other.w) - max(one.x, other.x)
     height = min(one.y + one.h, other.y + other.h) - max(one.y, other.y)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from ...adapter import LoraPair
-from ...checkpoints.tensors import AGAIN, State, check, missing, reading
+from ...checkpoints.tensors import AGAIN, State, check_shapes, missing, reading
 from ...encoders.projections import shape_of
 from ...errors import CheckpointError
 
@@ -53,7 +53,7 @@ def text_lora(state: State, widths: Mapping[str, int], file: str) -> dict[str, d
     shapes: dict[str, tuple[int, ...]] = {}
     for (stream, weight), parts in pairs.items():
         shapes |= _pair_shapes(state, parts, weight, widths[stream], file)
-    check(state, shapes, file, KIND)
+    check_shapes(state, shapes, file, KIND)
     found: dict[str, dict[str, LoraPair]] = {}
     for (stream, weight), parts in pairs.items():
         alpha = state[parts["alpha"]].item() if "alpha" in parts else None

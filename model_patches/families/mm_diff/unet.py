@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ...adapter import LoraPair
-from ...checkpoints.tensors import AGAIN, State, assign, check, reading
+from ...checkpoints.tensors import AGAIN, State, assign, check_shapes, reading
 from ...checkpoints.unet_layout import REHEARSAL_UNET, RESBLOCKS, SD, SDXL, transformer_paths
 from ...encoders.lora import ImagePairs
 from ...encoders.mm_diff import LoraLayers
@@ -129,5 +129,5 @@ def _check_all(state: State, blocks: Sequence[str], layers: LoraLayers, file: st
                 }
                 if pair in LORA_TARGETS:
                     pairs[f"{path}.{attention}.{LORA_TARGETS[pair]}.weight"] = name
-    check(state, shapes, file, KIND)
+    check_shapes(state, shapes, file, KIND)
     return pairs

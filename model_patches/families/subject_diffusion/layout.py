@@ -25,7 +25,7 @@ from ...bases import BASES, SD2_BASE
 from ...checkpoints.clip_text import text_weights
 from ...checkpoints.clip_vision import overlay
 from ...checkpoints.gated_tensors import FUSER, fuser_widths, gated_names
-from ...checkpoints.tensors import AGAIN, SMALL_NUMBER, State, assign, check, check_format, part, reading
+from ...checkpoints.tensors import AGAIN, SMALL_NUMBER, State, assign, check_format, check_shapes, part, reading
 from ...checkpoints.unet_names import CONV_IN, block_paths, ldm_name, resblocks
 from ...encoders.gated import GatedLayers
 from ...encoders.grounding import GroundingNet
@@ -225,7 +225,7 @@ def _unet_weights(unet: State, paths: Mapping[str, str], channels: Mapping[str, 
         "conv_in.bias": tuple(unet["conv_in.weight"].shape[:1]),
     }
     found = {name: tensor for name, tensor in unet.items() if name in shapes}
-    check(found, shapes, file, KIND)
+    check_shapes(found, shapes, file, KIND)
     found["conv_in.weight"] = found["conv_in.weight"][:, :-1].contiguous()
     depth = resblocks(found)
     return {ldm_name(name, depth): found[name] for name in shapes}

@@ -21,7 +21,7 @@ from ..engine.comfyui import LOOKED, find_comfyui, usable_host
 from ..engine.host_server import HostServer, link
 from ..errors import RunError
 from ..pack import ROOT
-from ..workflow.any_workflow import flatten
+from ..workflow.any_workflow import flatten_workflow
 from ..workflow.findings import (
     Finding,
     broken_links,
@@ -34,7 +34,7 @@ from ..workflow.findings import (
 )
 from ..workflow.from_ipadapter import from_ipadapter
 from ..workflow.graph import ACTIVE, Graph
-from ..workflow.model_files import Listed, Places, missing, places_of, wanted_files
+from ..workflow.model_files import Listed, Places, is_missing, places_of, wanted_files
 from ..workflow.needed import EXTENSIONS, Needed
 from ..workflow.virtual import is_virtual
 from ..workflow.workflow_files import find_workflow, read_workflow
@@ -130,7 +130,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def run_check(options: argparse.Namespace) -> int:
     """Check one workflow and print what was found."""
     workflow = read_workflow(find_workflow(options.workflow))
-    flatten(workflow)  # a file that is no workflow is reported before a host starts
+    flatten_workflow(workflow)  # a file that is no workflow is reported before a host starts
     with place(options) as here:
         report = check(workflow, here)
     print(
@@ -170,7 +170,7 @@ def rewrite(options: argparse.Namespace) -> int:
 
 def check(workflow: dict[str, Any], here: Here) -> CheckReport:
     """Return all findings about a workflow at a place. Raises RunError if it is none."""
-    graph = Graph(flatten(workflow))
+    graph = Graph(flatten_workflow(workflow))
     findings, notes = broken_links(workflow), []
     try:
         files = wanted_files(graph, here.places, here.info)
@@ -180,7 +180,7 @@ def check(workflow: dict[str, Any], here: Here) -> CheckReport:
             f"not checked: model files, since {error.name or 'torch'} is not installed here, which is "
             "needed to read them; run this with ComfyUI's Python."
         )
-    gone = [file for file in files if missing(file, here.listed)]
+    gone = [file for file in files if is_missing(file, here.listed)]
     findings += [Finding("file", _missing_file(file)) for file in gone]
     active = [node for node in graph.nodes.values() if node.mode == ACTIVE and not is_virtual(node.type)]
     if here.info is None:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..engine.comfyui import LOOKED, Host, find_comfyui, install, usable_host
+from ..engine.comfyui import LOOKED, Host, find_comfyui, install_comfyui, usable_host
 from ..engine.report import NOISE, NOT_A_PICTURE, marked, report_text
 from ..engine.result import Result
-from ..engine.saving import check_folder, room_for_temporary_files, save_all
+from ..engine.saving import check_output_folder, room_for_temporary_files, save_all
 from ..errors import RunError
 from ..pack import ROOT
-from ..workflow.any_workflow import flatten
+from ..workflow.any_workflow import flatten_workflow
 from ..workflow.edit import Changes, Edited, edit
 from ..workflow.graph import Graph
 from ..workflow.job import GATED, WORDS
@@ -119,7 +119,7 @@ def list_missing(options: argparse.Namespace) -> int:
 def run(options: argparse.Namespace) -> None:
     """Run the command and print what happens."""
     began = time.monotonic()
-    comfyui = install(print) if options.install_comfyui else find_comfyui()
+    comfyui = install_comfyui(print) if options.install_comfyui else find_comfyui()
     folders, files = _needed(options, comfyui)
     random = report_models(files, options)
     if random and options.rehearsal and options.engine == "comfyui":
@@ -151,7 +151,7 @@ def run(options: argparse.Namespace) -> None:
     check_photos(options.photo)
     ask_names(options)
     edited = edit(_read(options), changes_of(options, random), _photo_folders(options, comfyui))
-    check_folder(options.output)
+    check_output_folder(options.output)
     with room_for_temporary_files():
         result = execute(host, edited, folders, files, random)
     saved = save(result, options.output, random)
@@ -239,7 +239,7 @@ def rehearsal_of(workflow: dict[str, Any]) -> tuple[str, int, int] | None:
 def rehearsal(options: argparse.Namespace) -> None:
     """Paint with the rehearsal models, on the embedded engine, and save picture, comparison and report."""
     _check_extra()
-    check_folder(options.output)
+    check_output_folder(options.output)
     from ..engine.rehearsing import rehearse
 
     with room_for_temporary_files():
@@ -356,7 +356,7 @@ def _needed(options: argparse.Namespace, comfyui: Path | None) -> tuple[ModelFol
 
 
 def _read(options: argparse.Namespace) -> dict[str, Any]:
-    return flatten(read_workflow(find_workflow(options.workflow)))
+    return flatten_workflow(read_workflow(find_workflow(options.workflow)))
 
 
 def _photo_folders(options: argparse.Namespace, comfyui: Path | None) -> list[Path]:

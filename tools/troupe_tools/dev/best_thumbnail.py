@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from ..pack import hide_broken_torchaudio, load_pack
 from ..workflow.graph import Graph
 from ..workflow.sampling_nodes import source
-from .rehearsal_thumbnails import cast_of, encoded, image_of, show
+from .rehearsal_thumbnails import cast_of, draw_labelled, encoded, image_of
 from .thumbnail_style import DIM, INK, MARGIN, OURS, PAPER, SCALE, SIZE, font
 
 COLUMNS, SIDE, SPACE = 3, 150, 14  # pictures in a row, and pixels of one and between two
@@ -78,10 +78,10 @@ def best_thumbnail(workflow: dict[str, Any], title: str) -> Image.Image:
     for i, (picture, one) in enumerate(zip(found.pictures, found.scores.pictures, strict=True)):
         x, y = MARGIN + i % COLUMNS * (SIDE + SPACE), 90 + i // COLUMNS * (SIDE + 50)
         text = f"{one.right} of {len(one.verdicts)} right, {one.score:.2f}"
-        show(canvas, draw, image_of(picture[None]), (x, y, SIDE), text, OURS if i == found.best else None)
+        draw_labelled(canvas, draw, image_of(picture[None]), (x, y, SIDE), text, OURS if i == found.best else None)
     x = MARGIN + COLUMNS * (SIDE + SPACE) + 14
     matrix = image_of(draw_matrices(found.scores)[found.best][None])
-    show(canvas, draw, matrix, (x, 90, SIZE[0] - MARGIN - x), "Score Subjects of the best")
+    draw_labelled(canvas, draw, matrix, (x, 90, SIZE[0] - MARGIN - x), "Score Subjects of the best")
     foot = "six pictures of one run; the one in the frame is kept"
     draw.text((MARGIN * SCALE, (SIZE[1] - 34) * SCALE), foot, DIM, font(16))
     return canvas.resize(SIZE, Image.Resampling.LANCZOS)

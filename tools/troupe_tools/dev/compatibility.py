@@ -13,6 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ..pack import ROOT
+from .markdown_pages import markdown_table, write_passage
 
 RECORDS, README = ROOT / "benchmarks" / "compatibility.json", ROOT / "README.md"
 FACTS = ("comfyui", "frontend", "python", "torch", "system", "device", "commit")  # in this order in a record
@@ -128,7 +129,7 @@ def total(record: Record, outcome: str) -> int:
 
 def table(records: Sequence[Record]) -> str:
     """Return the table in Markdown, a row a record."""
-    rows = [HEAD, ("---",) * len(HEAD)]
+    rows = []
     for r in records:
         where = [name for name, counts in r["files"].items() if counts["failed"]]
         failed = str(total(r, "failed")) + (f" ({', '.join(where)})" if where else "")
@@ -146,28 +147,16 @@ def table(records: Sequence[Record]) -> str:
                 run,
             )
         )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def written(page: str, made: str) -> str:
-    """Return the page with the table between its two marks. Raises ResultError where they are missing or repeated."""
-    found, count = re.subn(
-        r"(<!-- compatibility:.*?-->\n).*?(<!-- end of compatibility -->)",
-        lambda m: f"{m[1]}{made}\n{m[2]}",
-        page,
-        flags=re.S,
-    )
-    if count != 1:
-        raise ResultError(
-            f"README.md: expected one pair of marks 'compatibility', found {count}. Put them where the table belongs."
-        )
-    return found
+    return markdown_table(HEAD, rows)
 
 
 def main(paths: Sequence[str]) -> None:
-    """Add the results files to the records, and write the table into the page."""
+    """Add the results files to the records, and write the table into the page. Raises ResultError."""
     records = json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.exists() else []
     records = merged(records, [read(Path(path)) for path in paths])
     RECORDS.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    README.write_text(written(README.read_text(encoding="utf-8"), table(records)), encoding="utf-8")
+    try:
+        write_passage(README, "compatibility", table(records))
+    except ValueError as error:
+        raise ResultError(str(error)) from error
     print(table(records))

@@ -143,7 +143,7 @@ def opened(host: Path, front_end: Path | None, nodes2: bool) -> Iterator[Any]:
         browser.close()
 
 
-def measure(page: Any, workflow: dict[str, Any]) -> dict[str, float]:
+def measure_heights(page: Any, workflow: dict[str, Any]) -> dict[str, float]:
     """Return each node's outer height on the page, where nothing below limits its messages."""
     spread = [{**node, "pos": [node["pos"][0], SPREAD * node["pos"][1]]} for node in workflow["nodes"]]
     page.evaluate(OPEN, {**workflow, "nodes": spread})
@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
         ]:
             with opened(Path(host), front_end, nodes2) as page:
                 for path, workflow in workflows.items():
-                    for id_, height in measure(page, workflow).items():
+                    for id_, height in measure_heights(page, workflow).items():
                         heights[path][id_] = max(heights[path][id_], height)
         for path, workflow in workflows.items():
             restack(workflow, heights[path])

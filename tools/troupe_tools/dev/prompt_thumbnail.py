@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from ..pack import hide_broken_torchaudio, load_pack
 from ..workflow.graph import Graph, Node
 from ..workflow.sampling_nodes import source
-from .rehearsal_thumbnails import cast_behind, encoded, image_of, show
+from .rehearsal_thumbnails import cast_behind, draw_labelled, encoded, image_of
 from .thumbnail_style import DIM, INK, MARGIN, OURS, PAPER, SCALE, SIZE, font
 
 LAYERED = ("TroupeApplyGated", "TroupeApplyImageAttention")
@@ -86,9 +86,9 @@ def prompt_thumbnail(workflow: dict[str, Any], title: str) -> Image.Image:
     draw.text((MARGIN * SCALE, 20 * SCALE), title, INK, font(34))
     for i, subject in enumerate(cast.subjects):
         picture = image_of(subject.photos[0].image[None])
-        show(canvas, draw, picture, (MARGIN, 86 + 190 * i, 146), f"reference: {subject.name}")
-    show(canvas, draw, image_of(painted[True]), (MARGIN + 162, 86, 280), "with the references", OURS)
-    show(canvas, draw, image_of(painted[False]), (MARGIN + 460, 86, 280), "without, same seed")
+        draw_labelled(canvas, draw, picture, (MARGIN, 86 + 190 * i, 146), f"reference: {subject.name}")
+    draw_labelled(canvas, draw, image_of(painted[True]), (MARGIN + 162, 86, 280), "with the references", OURS)
+    draw_labelled(canvas, draw, image_of(painted[False]), (MARGIN + 460, 86, 280), "without, same seed")
     boxed = any(subject.box for subject in cast.subjects)
     foot = f"photos as words of the prompt{' and in boxes' if boxed else ''}; nothing to download, seconds on a CPU"
     draw.text((MARGIN * SCALE, (SIZE[1] - 34) * SCALE), foot, DIM, font(16))

@@ -78,10 +78,10 @@ def rehearsal_thumbnail(workflow: dict[str, Any], title: str) -> Image.Image:
     draw.text((MARGIN * SCALE, 20 * SCALE), title, INK, font(34))
     if len(painted) == 1:
         for i, (name, picture) in enumerate(references):
-            show(canvas, draw, picture, (MARGIN, 86 + 190 * i, 146), f"reference: {name}")
-        show(canvas, draw, painted[0].picture, (MARGIN + 162, 86, 426), "the picture", OURS)
+            draw_labelled(canvas, draw, picture, (MARGIN, 86 + 190 * i, 146), f"reference: {name}")
+        draw_labelled(canvas, draw, painted[0].picture, (MARGIN + 162, 86, 426), "the picture", OURS)
         maps = painted[0].maps
-        show(
+        draw_labelled(
             canvas,
             draw,
             maps.crop((maps.width // 2, 0, maps.width, maps.height)),
@@ -91,25 +91,25 @@ def rehearsal_thumbnail(workflow: dict[str, Any], title: str) -> Image.Image:
         foot = "nothing to download, seconds on a CPU"
     elif len(painted) == 2:
         for i, (name, picture) in enumerate(references):
-            show(canvas, draw, picture, (MARGIN, 86 + 190 * i, 146), f"reference: {name}")
+            draw_labelled(canvas, draw, picture, (MARGIN, 86 + 190 * i, 146), f"reference: {name}")
         for i, lane in enumerate(painted):
             left = MARGIN + 172 + 300 * i
-            show(canvas, draw, lane.picture, (left, 86, 288), lane.name, OURS)
-            show(canvas, draw, lane.maps, (left, 412, 144), "")
+            draw_labelled(canvas, draw, lane.picture, (left, 86, 288), lane.name, OURS)
+            draw_labelled(canvas, draw, lane.maps, (left, 412, 144), "")
         foot = "one adapter, one seed, two ways to share the picture; below: where each name is relevant"
     else:
         side = (SIZE[0] - 2 * MARGIN - GAP * (len(painted) - 1)) // len(painted)
         for i, (name, picture) in enumerate(references):
-            show(canvas, draw, picture, (MARGIN + (side + GAP) * i, 82, 120), f"reference: {name}")
+            draw_labelled(canvas, draw, picture, (MARGIN + (side + GAP) * i, 82, 120), f"reference: {name}")
         for i, lane in enumerate(painted):
-            show(canvas, draw, lane.picture, (MARGIN + (side + GAP) * i, 240, side), lane.name, OURS)
-            show(canvas, draw, lane.maps, (MARGIN + (side + GAP) * i, 408, side), "")
+            draw_labelled(canvas, draw, lane.picture, (MARGIN + (side + GAP) * i, 240, side), lane.name, OURS)
+            draw_labelled(canvas, draw, lane.maps, (MARGIN + (side + GAP) * i, 408, side), "")
         foot = "one seed, five ways to share the picture; below: where each name is relevant"
     draw.text((MARGIN * SCALE, (SIZE[1] - 34) * SCALE), foot, DIM, font(16))
     return canvas.resize(SIZE, Image.Resampling.LANCZOS)
 
 
-def show(
+def draw_labelled(
     canvas: Image.Image,
     draw: ImageDraw.ImageDraw,
     picture: Image.Image,

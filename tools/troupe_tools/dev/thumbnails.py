@@ -56,7 +56,7 @@ def thumbnail(workflow: dict[str, Any], photos: list[Image.Image], title: str) -
     draw.text((MARGIN * SCALE, 20 * SCALE), title, INK, font(34))
     names = subject_names(workflow)
     side = 236
-    boxes, left = placed(workflow), MARGIN
+    boxes, left = placed_boxes(workflow), MARGIN
     if reads_photos(workflow):
         spread = [MARGIN + i * (side + 20) for i in range(len(names))]
         for x, photo, name in zip(spread, photos, names, strict=False):
@@ -82,7 +82,7 @@ def reads_photos(workflow: dict[str, Any]) -> bool:
     return known not in GATED or bool(known.encoder)
 
 
-def placed(workflow: dict[str, Any]) -> PlacedBoxes | None:
+def placed_boxes(workflow: dict[str, Any]) -> PlacedBoxes | None:
     """Return where the workflow's Place Subjects puts the subjects; None if it has no such node."""
     load_pack()
     from troupe.model_patches.placement.placing import place_subjects
@@ -167,18 +167,18 @@ def _promise(
 
 
 def _boxes(
-    draw: ImageDraw.ImageDraw, placed: PlacedBoxes, box: tuple[float, float, float, float], size: int = 0
+    draw: ImageDraw.ImageDraw, placed_boxes: PlacedBoxes, box: tuple[float, float, float, float], size: int = 0
 ) -> None:
     """The picture with its boxes, in their colours of the editor, as large as it can be in the middle of `box`; names
     where `size` is not 0.
     """
     from troupe.model_patches.placement.palette import colour_of, ink_on
 
-    wide = min(box[2] - box[0], (box[3] - box[1]) * placed.shape)
-    high = wide / placed.shape
+    wide = min(box[2] - box[0], (box[3] - box[1]) * placed_boxes.shape)
+    high = wide / placed_boxes.shape
     left, top = (box[0] + box[2] - wide) / 2, (box[1] + box[3] - high) / 2
     _box(draw, (left, top, left + wide, top + high), CARD, 4)
-    for i, (name, (x, y, w, h)) in enumerate(placed.boxes):
+    for i, (name, (x, y, w, h)) in enumerate(placed_boxes.boxes):
         corner = (left + x * wide, top + y * high)
         _box(draw, (*corner, corner[0] + w * wide, corner[1] + h * high), colour_of(i), 3)
         fits = next((s for s in range(size, 8, -1) if draw.textlength(name, font(s)) < (w * wide - 4) * SCALE), 0)

@@ -75,7 +75,7 @@ def install_command(gpu: str) -> list[str]:
     return [sys.executable, "-m", "comfy_cli", "--skip-prompt", "install", "--version", "latest", f"--{gpu}"]
 
 
-def install(say: Callable[[str], None]) -> Path:
+def install_comfyui(say: Callable[[str], None]) -> Path:
     """Show and run comfy-cli's command. Raises RunError if comfy-cli is missing or fails."""
     try:
         import comfy_cli  # noqa: F401

@@ -17,7 +17,7 @@ from ..errors import RunError
 from ..pack import hide_broken_torchaudio, load_pack
 from ..workflow.job_records import AppliedJob, ApplyJob, GatedJob, Job, SubjectJob
 from .drawn_references import drawn_reference
-from .random_faces import RANDOM_FACES, random_vectors, square
+from .random_faces import RANDOM_FACES, face_square, random_vectors
 from .report import facts_of, to_image
 from .result import Result, Say, StepsDone
 
@@ -240,7 +240,7 @@ def _faces(subject: SubjectJob, pictures: list[torch.Tensor], number: int, model
     return prepare_faces(
         list(pictures),
         embeds=random_vectors(len(pictures), number),
-        crops=torch.stack([square(picture[0]) for picture in pictures]),
+        crops=torch.stack([face_square(picture[0]) for picture in pictures]),
     )
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..errors import RunError
 from ..workflow.adapter_kinds import GLIGEN, MM_DIFF, SUBJECT_DIFFUSION, UMM, kind_of
-from ..workflow.any_workflow import as_prompt, flatten, for_the_host
+from ..workflow.any_workflow import as_prompt, flatten_workflow, for_the_host
 from ..workflow.edit import Edited
 from ..workflow.graph import MUTED, Graph
 from ..workflow.job import ENCODE, FACES, LOAD, QUICK
@@ -40,7 +40,7 @@ def convert(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, 
 
     Raises RunError if comfy-cli is missing, a node is unknown, or the workflow cannot be converted.
     """
-    workflow = for_the_host(flatten(workflow))
+    workflow = for_the_host(flatten_workflow(workflow))
     unknown = sorted(
         {node.type for node in Graph(workflow).nodes.values() if node.mode == 0 and not is_virtual(node.type)}
         - object_info.keys()

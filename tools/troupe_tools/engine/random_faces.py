@@ -17,7 +17,7 @@ def random_vectors(count: int, seed: int) -> torch.Tensor:
     return vectors / vectors.norm(dim=-1, keepdim=True)
 
 
-def square(photo: torch.Tensor) -> torch.Tensor:
+def face_square(photo: torch.Tensor) -> torch.Tensor:
     """Cut the middle square out of [H, W, 3] and resize it to [224, 224, 3]."""
     h, w = photo.shape[:2]
     side = min(h, w)

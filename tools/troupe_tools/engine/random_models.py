@@ -194,7 +194,7 @@ def write_adapter(
     }
     for j, layer in enumerate(randomise(layers, seed + 1).layers):
         state |= {f"ip_adapter.{2 * j + 1}.{name}": value for name, value in layer.state_dict().items()}
-    return save({name: value.detach().contiguous() for name, value in state.items()}, path)
+    return save_tensors({name: value.detach().contiguous() for name, value in state.items()}, path)
 
 
 def write_gligen(path: Path, places: Mapping[str, int], object_dim: int, feature_dim: int, seed: int = 7) -> Path:
@@ -225,10 +225,10 @@ def write_gligen(path: Path, places: Mapping[str, int], object_dim: int, feature
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(matrix, path.parent / "projection_matrix")
     tensors = {names[name]: value.detach().contiguous() for name, value in layers.state_dict().items()}
-    return save(tensors, path)
+    return save_tensors(tensors, path)
 
 
-def save(tensors: dict[str, torch.Tensor], path: Path) -> Path:
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> Path:
     """Save a safetensors file, or a pickle if its name says so."""
     import safetensors.torch
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..pack import load_pack
-from .random_models import VISION, randomise, save
+from .random_models import VISION, randomise, save_tensors
 
 load_pack()
 
@@ -87,7 +87,9 @@ def write_mm_diff(path: Path, widths: Sequence[int], text: Mapping[str, int], se
 def write_umm(path: Path, pooled: int, text: int, seed: int = 9) -> Path:
     """Write a mapping of two layers from the image encoder's pooled vector to one word."""
     mapping = randomise(PseudoWords((pooled, 32, text)), seed)
-    return save({f"mapping.{name}": value.detach().contiguous() for name, value in mapping.state_dict().items()}, path)
+    return save_tensors(
+        {f"mapping.{name}": value.detach().contiguous() for name, value in mapping.state_dict().items()}, path
+    )
 
 
 def write_subject_diffusion(
@@ -117,7 +119,7 @@ def write_subject_diffusion(
         f"clip_text.{name}": draw(*value.shape) if ".self_attn.v_proj.weight" in name else value
         for name, value in text.items()
     }
-    return save({name: value.detach().half().contiguous() for name, value in state.items()}, path)
+    return save_tensors({name: value.detach().half().contiguous() for name, value in state.items()}, path)
 
 
 def clip_text(width: int, inner: int, vocabulary: int = 49408) -> State:

@@ -53,7 +53,7 @@ def room_for_temporary_files() -> Iterator[None]:
         ) from error
 
 
-def check_folder(folder: Path) -> None:
+def check_output_folder(folder: Path) -> None:
     """Raise RunError if a folder is not there and cannot be made, before the time of a run is spent."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):

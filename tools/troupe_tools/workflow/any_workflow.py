@@ -22,7 +22,7 @@ from .wires import ANY, INSIDE, OUTSIDE, Link, with_broadcasts
 Origin = tuple[Any, int]  # node id, output slot
 
 
-def flatten(content: Any) -> dict[str, Any]:
+def flatten_workflow(content: Any) -> dict[str, Any]:
     """Return the workflow in the save format (version 0.4) with every node on its own level, for graph.Graph.
 
     A node inside a subgraph or group node gets the id 'outer:inner'. Raises RunError if the file is no workflow, or

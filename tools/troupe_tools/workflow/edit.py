@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
-from .graph import Graph, Node, upstream
+from .graph import Graph, Node, active_upstream
 from .job import ADD, PHOTO_INPUTS, PLACE, QUICK, photo_nodes, quick_numbers, size_widget, text_node
 from .photos import PLACEHOLDER, SAMPLES, real_photos
 from .sampling_nodes import find_sampling
@@ -72,7 +72,9 @@ def edit(workflow: dict[str, Any], changes: Changes, folders: Sequence[Path] = (
 
 def subject_places(graph: Graph) -> list[SubjectPlace]:
     """Return all subjects: the chain of Add Subject nodes first to last, and the used places of Quick Subjects."""
-    adds = sorted(graph.of_type(ADD), key=lambda node: sum(before.type == ADD for before in upstream(graph, node)))
+    adds = sorted(
+        graph.of_type(ADD), key=lambda node: sum(before.type == ADD for before in active_upstream(graph, node))
+    )
     places = [SubjectPlace(node, "name", tuple(photo_nodes(graph, node, PHOTO_INPUTS))) for node in adds]
     for node in graph.of_type(QUICK):
         places += [

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..pack import load_pack
-from .graph import ACTIVE, SEEDS, Graph, Node, fits, upstream
+from .graph import ACTIVE, SEEDS, Graph, Node, active_upstream, can_be_wired
 from .needed import ADAPTER_FOLDERS, EXTENSIONS, VISION, Needed
 from .virtual import PACKS, is_virtual
 from .wires import INSIDE, as_list
@@ -218,7 +218,7 @@ def broken_links(workflow: dict[str, Any]) -> list[Finding]:
                         "workflow, wire it again and save.",
                     )
                 )
-            elif not fits(outputs[out].get("type"), slot.get("type")):
+            elif not can_be_wired(outputs[out].get("type"), slot.get("type")):
                 found.append(_misfit(node, slot.get("name"), slot.get("type"), source, outputs[out].get("type")))
     return found
 
@@ -252,7 +252,7 @@ def wrong_wires(graph: Graph, info: Info) -> Iterator[Finding]:
                     f"{node.label}: expected output {source[1]} of {source[0].label} in '{one.name}', found "
                     "fewer; the node has changed, wire it again.",
                 )
-            elif not fits(given, one.type):
+            elif not can_be_wired(given, one.type):
                 yield _misfit(node, one.name, one.type, source[0], given)
 
 
@@ -370,7 +370,7 @@ def _reached(graph: Graph, info: Info) -> list[Node]:
     """The known nodes that an output needs: the host looks at no others. What is unknown may be an output."""
     acting = [node for node in graph.nodes.values() if node.mode == ACTIVE and not is_virtual(node.type)]
     outputs = [node for node in acting if node.type not in info or info[node.type].get("output_node")]
-    ids = {node.id for node in outputs} | {node.id for output in outputs for node in upstream(graph, output)}
+    ids = {node.id for node in outputs} | {node.id for output in outputs for node in active_upstream(graph, output)}
     return [node for node in acting if node.id in ids and node.type in info]
 
 

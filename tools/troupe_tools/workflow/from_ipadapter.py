@@ -22,9 +22,9 @@ from .ipadapter_nodes import (
     UNIFIED,
     NotCarried,
     Stacked,
+    is_theirs,
     read,
     reason,
-    theirs,
 )
 from .ipadapter_regions import keep_prompts, origin_of
 from .node_layout import GAP, HEAD, lowest, show_group
@@ -70,7 +70,7 @@ def from_ipadapter(workflow: dict[str, Any]) -> Rewritten:
     left = [
         Node(raw)
         for raw in wiring.workflow["nodes"]
-        if theirs(Node(raw)) and raw["type"] not in APPLIES and raw["id"] not in told
+        if is_theirs(Node(raw)) and raw["type"] not in APPLIES and raw["id"] not in told
     ]
     remarks += [f"{node.label} stays: {_why_left(wiring, node)}." for node in left]
     return Rewritten(wiring.saved(), len(photos), tuple(dict.fromkeys(remarks)))

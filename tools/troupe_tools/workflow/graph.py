@@ -203,14 +203,14 @@ def passed_on(raw: dict[str, Any], slot: int, kind: Any) -> dict[str, Any] | Non
     out = outputs[slot].get("type") if slot < len(outputs) else kind
     if kind in ANY_TYPE:
         return inputs[slot] if slot < len(inputs) else next(iter(inputs), None)
-    fitting = [fits(one.get("type"), out) and fits(one.get("type"), kind) for one in inputs]
+    fitting = [can_be_wired(one.get("type"), out) and can_be_wired(one.get("type"), kind) for one in inputs]
     if slot < len(inputs) and fitting[slot]:
         return inputs[slot]
     exact = (one for one in inputs if one.get("type") == kind)
     return next(exact, next((one for one, fit in zip(inputs, fitting, strict=True) if fit), None))
 
 
-def fits(one: Any, other: Any) -> bool:
+def can_be_wired(one: Any, other: Any) -> bool:
     """Return whether sockets of these types can be wired: '*' takes all, and 'A,B' each that has one of them.
 
     A list of choices and a type that is not saved fit too.
@@ -257,7 +257,7 @@ def values_of(raw: dict[str, Any]) -> list[Any]:
     return list(values.values()) if isinstance(values, dict) else values
 
 
-def upstream(graph: Graph, node: Node) -> Iterator[Node]:
+def active_upstream(graph: Graph, node: Node) -> Iterator[Node]:
     """Yield every active node that feeds this one, nearest first."""
     waiting, seen = [node], {node.id}
     while waiting:

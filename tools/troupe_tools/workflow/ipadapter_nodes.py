@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RunError
-from .graph import ACTIVE, Graph, Node, upstream, values_of
+from .graph import ACTIVE, Graph, Node, active_upstream, values_of
 from .virtual import is_virtual
 
 SIMPLE, ADVANCED, PREPARE = "IPAdapter", "IPAdapterAdvanced", "PrepImageForClipVision"
@@ -123,7 +123,7 @@ class Stacked:
     remark: str = ""
 
 
-def theirs(node: Node) -> bool:
+def is_theirs(node: Node) -> bool:
     """Return whether a node is of that pack."""
     return node.type.startswith(("IPAdapter", "IPAAdapter")) or node.type == PREPARE
 
@@ -139,7 +139,7 @@ def read(graph: Graph, node: Node) -> list[Stacked]:
     """Read the photos of one of APPLIES, with their settings. Raises NotCarried."""
     if node.mode != ACTIVE:
         raise NotCarried("it is muted or bypassed", f"Activate it {AGAIN}, or delete it")
-    said = settings_of(graph, node)
+    said = widget_values(graph, node)
     if said["embeds_scaling"] != "V only":
         raise NotCarried(
             f"its embeds_scaling is '{said['embeds_scaling']}'; Troupe scales V only", f"Set it to 'V only' {AGAIN}"
@@ -154,7 +154,7 @@ def read(graph: Graph, node: Node) -> list[Stacked]:
     found = []
     for region in regions:
         try:
-            settings = settings_of(graph, region)
+            settings = widget_values(graph, region)
             given = {**settings, "weight": settings["image_weight"], "combine_embeds": said["combine_embeds"]}
             found.append(_read_photo(graph, node, region, "mask", given, (*joints, region.id)))
         except NotCarried as why:
@@ -216,7 +216,7 @@ def _read_photo(graph: Graph, node: Node, at: Node, mask: str, said: dict[str, A
     framing = "center"
     if prepared is not None:
         photo = (_source(graph, prepared, "image"))[0]
-        how = settings_of(graph, prepared)
+        how = widget_values(graph, prepared)
         framing = how["crop_position"] if how["crop_position"] in ("center", "pad") and not how["sharpening"] else ""
     remark = "" if photo is None or photo.type == "LoadImage" else _of_a_batch(graph, photo, said["combine_embeds"])
     choice, spent = _choice(graph, node)
@@ -224,7 +224,7 @@ def _read_photo(graph: Graph, node: Node, at: Node, mask: str, said: dict[str, A
     return Stacked(node, at, mask, choice, weight, start, end, framing, prepared, spent, remark)
 
 
-def settings_of(graph: Graph, node: Node) -> dict[str, Any]:
+def widget_values(graph: Graph, node: Node) -> dict[str, Any]:
     """Return the widget values by name, with the pack's defaults where an older file has none.
 
     Raises NotCarried where one comes over a wire that is not a literal's.
@@ -251,7 +251,7 @@ def _of_a_batch(graph: Graph, photo: Node, combined: str) -> str:
     """
     if combined == "average":
         return ""
-    batch = combined != "concat" or any(BATCHES.search(node.type) for node in (photo, *upstream(graph, photo)))
+    batch = combined != "concat" or any(BATCHES.search(node.type) for node in (photo, *active_upstream(graph, photo)))
     if batch:
         raise NotCarried(
             f"its combine_embeds is '{combined}' and its image may be a batch; Troupe averages several "
@@ -283,12 +283,12 @@ def _choice(graph: Graph, node: Node) -> tuple[Choice, list[Any]]:
         raise NotCarried(f"its adapter comes from {loader.label if loader else 'nowhere'}")
     spent = [loader.id, *passed]
     file, remark = (
-        _preset(graph, loader) if loader.type == UNIFIED else (str(settings_of(graph, loader)["ipadapter_file"]), "")
+        _preset(graph, loader) if loader.type == UNIFIED else (str(widget_values(graph, loader)["ipadapter_file"]), "")
     )
     if re.search("faceid|portrait|kolors", file, re.IGNORECASE):
         raise NotCarried(f"its adapter {file} reads faces with InsightFace, or is for Kolors")
     if vision is not None and vision.type == VISION_LOADER:
-        return Choice(file, str(settings_of(graph, vision)["clip_name"]), remark=remark), [*spent, vision.id, *more]
+        return Choice(file, str(widget_values(graph, vision)["clip_name"]), remark=remark), [*spent, vision.id, *more]
     if vision is not None:
         return Choice(file, "none", _origin(graph, node, "clip_vision"), remark), spent
     if loader.type == MODEL_LOADER:
@@ -303,7 +303,7 @@ def _origin(graph: Graph, node: Node, name: str) -> tuple[Any, int] | None:
 
 def _preset(graph: Graph, loader: Node) -> tuple[str, str]:
     """The file that a preset means, and a remark where the base model had to be guessed."""
-    preset = str(settings_of(graph, loader).get("preset", ""))
+    preset = str(widget_values(graph, loader).get("preset", ""))
     files = next((files for start, files in PRESETS.items() if preset.lower().startswith(start)), None)
     if files is None:
         raise NotCarried(f"its preset '{preset}' is not one that Troupe knows")
@@ -320,7 +320,7 @@ def _preset(graph: Graph, loader: Node) -> tuple[str, str]:
 
 def _base(graph: Graph, loader: Node) -> tuple[bool, str]:
     """Whether the model is SDXL, and why that is thought: by the checkpoint's name, else by the picture's size."""
-    for node in upstream(graph, loader):
+    for node in active_upstream(graph, loader):
         name = str(next(iter(values_of(node.raw)), "")) if node.type in CHECKPOINTS else ""
         if XL.search(name) or SD15.search(name):
             return bool(XL.search(name)), f"the checkpoint is called {name}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import RunError
 from .graph import ACTIVE, Graph, Node
-from .ipadapter_nodes import Stacked, settings_of
+from .ipadapter_nodes import Stacked, widget_values
 from .node_layout import GAP, pair
 from .rewire import SET_MASK, Origin, Wiring
 
@@ -102,7 +102,7 @@ def keep_prompts(wiring: Wiring, graph: Graph, region: Node, number: int) -> Non
             limited = wiring.add(
                 SET_MASK,
                 f"{called}: {name}",
-                {"strength": settings_of(graph, region)["prompt_weight"]},
+                {"strength": widget_values(graph, region)["prompt_weight"]},
                 (x, y + height),
             )
             height += limited["size"][1] + GAP + 10

@@ -177,7 +177,7 @@ def _is_text(value: str) -> bool:
     )
 
 
-def missing(file: Needed, listed: Listed | None) -> bool:
+def is_missing(file: Needed, listed: Listed | None) -> bool:
     """Return whether neither this machine's folders nor the running ComfyUI have the file."""
     names = [name.replace("\\", "/") for name in (listed(file.folder) or [])] if listed and file.folder else []
     return file.path is None and not any(name == file.name or name.endswith(f"/{file.name}") for name in names)

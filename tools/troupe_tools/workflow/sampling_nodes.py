@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import RunError
-from .graph import Graph, Node, upstream
+from .graph import Graph, Node, active_upstream
 
 SIMPLE, CUSTOM, GUIDER = "KSampler", "SamplerCustomAdvanced", "TroupeSubjectGuider"
 SAVE = "SaveImage"
@@ -34,7 +34,7 @@ def find_sampling(graph: Graph) -> Sampling:
     """
     found = graph.of_type(SIMPLE, CUSTOM)
     if len(found) > 1:
-        saved = {one.id for save in graph.of_type(SAVE) for one in upstream(graph, save)}
+        saved = {one.id for save in graph.of_type(SAVE) for one in active_upstream(graph, save)}
         found = [node for node in found if node.id in saved] or found
     if len(found) != 1:
         raise RunError(

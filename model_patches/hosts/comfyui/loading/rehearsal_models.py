@@ -182,7 +182,7 @@ def _model(folder: Path, disable_dynamic: bool = False) -> Any:
     config = RehearsalConfig(UNET_CONFIG)
     config.set_inference_dtype(torch.float32, None)
     inner = config.get_model({}, "")
-    files.fill(inner.diffusion_model, {names.get(name, name): value for name, value in state.items()}, files.UNET)
+    files.load_into(inner.diffusion_model, {names.get(name, name): value for name, value in state.items()}, files.UNET)
     plain = comfy.model_patcher.ModelPatcher
     make = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
     patcher = make(
@@ -206,7 +206,7 @@ def _clip(folder: Path) -> Any:
         model_options=options,
     )
     transformer = built.cond_stage_model.clip_l.transformer
-    files.fill(transformer.text_model, state, files.TEXTS)
+    files.load_into(transformer.text_model, state, files.TEXTS)
     transformer.text_projection.load_state_dict({"weight": torch.eye(CONTEXT)})
     return built
 
@@ -226,5 +226,5 @@ def _vae(folder: Path) -> Any:
 def _clip_vision(folder: Path) -> Any:
     state = files.read(files.IMAGES, folder)
     built = comfy.clip_vision.ClipVisionModel(str(VISION_FILE))
-    files.fill(built.model, state, files.IMAGES)
+    files.load_into(built.model, state, files.IMAGES)
     return built

@@ -124,7 +124,7 @@ class RandomFaces(io.ComfyNode):
         image_4: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         photos = [photo for batch in (image, image_2, image_3, image_4) if batch is not None for photo in batch]
-        crops = torch.stack([random_faces.square(photo[..., :3]) for photo in photos])
+        crops = torch.stack([random_faces.face_square(photo[..., :3]) for photo in photos])
         return io.NodeOutput(SimpleNamespace(vectors=random_faces.random_vectors(len(photos), 1), crops=crops))
 
 

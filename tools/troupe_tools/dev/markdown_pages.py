@@ -1,0 +1,36 @@
+"""What generated pages are made of: Markdown tables, and passages between two marks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table, with a line break at its end."""
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
+
+
+def write_passage(page: Path, name: str, passage: str) -> None:
+    """Write the passage into a file, see `replace_passage`. Raises ValueError."""
+    text = page.read_text(encoding="utf-8")
+    try:
+        page.write_text(replace_passage(text, name, passage), encoding="utf-8")
+    except ValueError as error:
+        raise ValueError(f"{page.name}: {error}") from error
+
+
+def replace_passage(page: str, name: str, passage: str) -> str:
+    """Return the page with the passage between its marks `<!-- name: where it comes from -->` and
+    `<!-- end of name -->`. Raises ValueError unless there is one pair of them.
+    """
+    found, count = re.subn(
+        rf"(<!-- {re.escape(name)}: [^\n]*-->\n).*?(<!-- end of {re.escape(name)} -->)",
+        lambda marks: f"{marks[1]}{passage.rstrip()}\n{marks[2]}",
+        page,
+        flags=re.S,
+    )
+    if count != 1:
+        raise ValueError(f"expected one pair of marks '{name}', found {count}. Put them where the passage belongs.")
+    return found
