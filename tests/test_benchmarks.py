@@ -318,9 +318,7 @@ def test_launches_and_waits_of_a_gpu_are_shown_and_judged():
     for waits, verdict in ((3, True), (4, False)):
         mine["rows"]["relevance 2x4"]["counts"] = {**mine["rows"]["text"]["counts"], "launches": 118, "waits": waits}
         assert kept([mine], words) is verdict
-        assert f"| 118 | {waits} |" in page.render([mine]) and "kernel launches | waits |" in page.render(
-            [mine]
-        )
+        assert f"| 118 | {waits} |" in page.render([mine]) and "kernel launches | waits |" in page.render([mine])
 
 
 def test_a_table_takes_the_place_of_an_older_one_alone(tmp_path):

@@ -53,20 +53,19 @@ def encode_prompt(
     text: str,
     start_percent: float = 0.0,
     start_step: int = -1,
-    places_of: str = "",
     warn: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[Prompt, Prompt]:
     """Return the prompt with the subjects in it, which carries the plain one where it begins later, and the plain one.
 
     Arguments:
-        start_percent, start_step: see `Prompt`; places_of: see `fusion.fuse_prompt`.
+        start_percent, start_step: see `Prompt`.
     Raises:
         MismatchError: the adapter puts nothing into prompts, or the text encoders are of another base model.
         SubjectError: see `fusion.fuse_prompt`.
     """
     adapter = cast(Adapter, references.adapter)
     check_kind(adapter.spec, PromptSpec, "Encode the prompt with ClipTexts.encode_prompt.")
-    (found,), _ = fuse_prompt(references, text, TextsPromptEncoder(texts, adapter.fusion), places_of, warn)
+    (found,), _ = fuse_prompt(references, text, TextsPromptEncoder(texts, adapter.fusion), warn=warn)
     plain = Prompt(found.plain.states, found.plain.pooled)
     if found.fused is found.plain or not is_delayed(start_percent, start_step):
         return Prompt(found.fused.states, found.fused.pooled), plain

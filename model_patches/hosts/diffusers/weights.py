@@ -4,7 +4,7 @@ transformers' text encoders.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -40,13 +40,10 @@ def base_weights(unet: UNet2DConditionModel, weights: Weights, strength: float =
 
 
 @contextmanager
-def text_encoder_weights(
-    texts: ClipTexts, weights: Weights, strength: float = 1.0, without: Collection[str] = ()
-) -> Iterator[None]:
+def text_encoder_weights(texts: ClipTexts, weights: Weights, strength: float = 1.0) -> Iterator[None]:
     """Apply the adapter's weights to the text encoders while the context is open; strength as in `base_weights`.
 
-    without: text encoders that go without their low-rank changes, as MM-Diff's second one does in the published
-    pipeline. Raises:
+    Raises:
         MismatchError: see `base_weights`; also text encoders of another base model.
     """
     known = {tower.stream: tower.model for tower in texts.towers}
@@ -61,7 +58,7 @@ def text_encoder_weights(
                 name if name.startswith(TEXT_MODEL) else f"{TEXT_MODEL}{name}": parameter
                 for name, parameter in model.named_parameters()
             }
-            pairs = {} if stream in without else weights.text_lora.get(stream, {})
+            pairs = weights.text_lora.get(stream, {})
             stack.enter_context(exchanged(places, weights.text, pairs, strength, f"a text encoder '{stream}'"))
         yield
 
