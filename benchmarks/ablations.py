@@ -62,10 +62,25 @@ class Group:
     variants: dict[str, Variant]
 
 
-MIP, SUBJECT = "rehearsal_mip.toml", "rehearsal_subject_diffusion.toml"
+IP, MIP, SUBJECT = "rehearsal_ip.toml", "rehearsal_mip.toml", "rehearsal_subject_diffusion.toml"
 GATED = "in the prompt and gated layers, with boxes"
 MIP_START = (f"recipe.start={START}", "training.steps=400", "training.warmup=40", "training.lr=5e-4")
 GROUPS = {
+    "IP-Adapter": Group(
+        (
+            "training.steps=2000",
+            "training.warmup=100",
+            "training.ema_decay=0.998",
+            "output.save_every=100",
+            "sheet.every=0",
+        ),
+        {
+            "as in the recipe, a tenth of its steps": Variant(IP, "ip", "relevance"),
+            "not trained: the file that comes with the pack": Variant(
+                IP, "ip", "relevance", (f"recipe.start={START}",), trained=False
+            ),
+        },
+    ),
     "MIP-Adapter": Group(
         (*MIP_START, "training.ema_decay=0.98", "output.save_every=100", "sheet.every=0"),
         {
