@@ -376,6 +376,37 @@ def test_subjects_right_sees_exchanged_subjects(folder, painted):
     assert missing(Painted(painted.task, case, sheet))["verdicts"] == "r-"
 
 
+def test_subjects_right_leaves_out_the_corners_of_boxes(folder, painted):
+    """As Score Subjects does with a detector's boxes; a mask says itself what is the subject."""
+    size, whole = 100, torch.ones(100, 200)
+    y, x = (np.mgrid[:size, :size] + 0.5) / size * 2 - 1
+    disc = np.where((x**2 + y**2 < 1)[..., None], (200, 20, 20), (20, 20, 200)).astype(np.uint8)
+    sheet = Image.fromarray(np.concatenate((disc, disc[..., ::-1]), 1))
+    for name, colour in (("red.png", (200, 20, 20)), ("blue.png", (20, 20, 200))):
+        Image.new("RGB", (100, 100), colour).save(folder / name)
+    case = Case("case", PROMPT, painted.case.subjects, "case", (("red.png",), ("blue.png",)))
+    seen = []
+
+    class Watched(ColourPictures):
+        def vectors(self, crops):
+            seen.append(crops)
+            return super().vectors(crops)
+
+    class Masked(Found):
+        def regions(self, picture, names):
+            return [[dataclasses.replace(one, mask=whole) for one in each] for each in super().regions(picture, names)]
+
+    shares = {}
+    for kind in (Found, Masked):
+        seen.clear()
+        PlacedSubjects(kind([LEFT], [RIGHT]), EncoderFeatures(Watched()), folder)(Painted(painted.task, case, sheet))
+        left = seen[-1][-2]  # of photos, the picture and two crops
+        shares[kind] = (left[..., 2] - left[..., 0] > 0.3).float().mean().item()
+    assert shares[Found] < 0.06 and 0.18 < shares[Masked] < 0.22, (
+        "an ellipse leaves out 21.5 %, the blurred edge is left"
+    )
+
+
 def test_object_quality_of_found_subjects(models, folder, painted):
     from transformers import CLIPModel, CLIPProcessor
 

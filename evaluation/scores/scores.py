@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -158,7 +158,7 @@ class PlacedSubjects:
             self._largest(pixels, regions, one, photos)
             for regions, one, photos in zip(found, looks, painted.case.references, strict=True)
         ]
-        first = [regions[0] if regions else None for regions in found]
+        first = [_without_corners(regions[0]) if regions else None for regions in found]
         with torch.no_grad():
             score = score_pictures(pixels[None], looks, [first], self.encoder, NOT_LIKE_ANY).pictures[0]
         words = "".join(LETTERS[verdict.word] for verdict in score.verdicts)
@@ -183,6 +183,11 @@ class PlacedSubjects:
             pictures = [as_tensor(open_picture(self.folder / photo)) for photo in photos]
             self._looks[photos] = tuple(frame(picture, self.encoder.size, "pad") for picture in pictures)
         return self._looks[photos]
+
+
+def _without_corners(region: SubjectRegion) -> SubjectRegion:
+    """Return a region as Score Subjects takes it from another pack's detector."""
+    return replace(region, oval=region.mask is None)
 
 
 class FoundQuality:
