@@ -95,3 +95,47 @@ def test_the_curves_are_those_of_the_training(tmp_path, monkeypatch):
     assert values["loss"] == pytest.approx(smooth)
     assert values["lr"] == pytest.approx([0.0075, 0.005, 0.0025, 0.0])
     assert values["memory_gb"] == [1.5] * 4 and all(speed > 0 for speed in values["pictures_per_second"])
+
+
+@pytest.mark.slow
+def test_wandb_gets_the_same_curves(tmp_path, monkeypatch):
+    """In its offline mode, whose files lie in the output folder."""
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed: pip install wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    small.forget_accelerate()
+    options = dict(steps=4, schedule="linear", log="wandb")
+    loop = loop_for(small.write_set(tmp_path / "pictures"), tmp_path / "out", **options)
+    rows, runs, begin = [], [], wandb.init
+
+    def begun(*given, **more):
+        runs.append(begin(*given, **more))
+        log = runs[0].log
+        monkeypatch.setattr(runs[0], "log", lambda values, step: (rows.append((step, dict(values))), log(values, step)))
+        return runs[0]
+
+    monkeypatch.setattr(wandb, "init", begun)
+    run._run(loop)
+    small.forget_accelerate()
+    assert [step for step, _ in rows] == [1, 2, 3, 4] and runs[0].project == "troupe"
+    assert set(rows[0][1]) == {"loss", "loss/diffusion", "lr", "pictures_per_second", "memory_gb"}
+    assert [values["lr"] for _, values in rows] == pytest.approx([0.0075, 0.005, 0.0025, 0.0])
+    assert list((tmp_path / "out").glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.slow
+def test_a_training_without_a_wandb_account_goes_on_without_curves(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed: pip install wandb")
+
+    def refused(*_, **__):
+        raise wandb.errors.UsageError("api_key not configured (no-tty)")
+
+    monkeypatch.setattr(wandb, "init", refused)
+    small.forget_accelerate()
+    loop = loop_for(small.write_set(tmp_path / "pictures"), tmp_path / "out", steps=2, log="wandb")
+    said: list[str] = []
+    loop.say = said.append
+    run._run(loop)
+    small.forget_accelerate()
+    told = "The curves cannot be written any more (api_key not configured (no-tty)). The training goes on without them."
+    assert loop.step == 2 and said.count(told) == 1

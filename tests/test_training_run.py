@@ -242,10 +242,11 @@ def test_a_resolution_that_the_unet_cannot_halve_is_a_sentence(settings):
         train(settings("resolution=72"), cpu=True)
 
 
-def test_a_logger_that_is_not_installed_is_a_sentence(settings, monkeypatch):
+@pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
+def test_a_logger_that_is_not_installed_is_a_sentence(settings, monkeypatch, logger):
     monkeypatch.setattr(run, "find_spec", lambda name: None)
-    with pytest.raises(TrainingError, match="pip install tensorboard"):
-        train(settings('log="tensorboard"'), cpu=True)
+    with pytest.raises(TrainingError, match=f"pip install {logger}"):
+        train(settings(f'log="{logger}"'), cpu=True)
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder", "vae", "scheduler"])

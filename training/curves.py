@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from accelerate import Accelerator
 
 from .stop import first_line
 
-PROJECT = "troupe"  # folder of the curves in the output folder
+PROJECT = "troupe"  # folder of the curves in the output folder, and wandb's project
 
 
 class Curves:
@@ -22,7 +24,8 @@ class Curves:
 
     def start(self) -> None:
         """Open the files."""
-        self._try(lambda: self._accelerator.init_trackers(PROJECT))
+        options: dict[str, Any] = {"wandb": {"dir": self._accelerator.project_dir}}
+        self._try(lambda: self._accelerator.init_trackers(PROJECT, init_kwargs=options))
 
     def add(self, values: Mapping[str, float], step: int) -> None:
         """Write the values of a step, by name."""
@@ -36,10 +39,16 @@ class Curves:
     def _try(self, do: Callable[[], None]) -> bool:
         try:
             do()
-        except OSError as error:
+        except (OSError, *_wandb_errors()) as error:
             self._accelerator.trackers = []
             self._say(
                 f"The curves cannot be written any more ({first_line(error)}). The training goes on without them."
             )
             return False
         return True
+
+
+def _wandb_errors() -> tuple[type[Exception], ...]:
+    """What wandb raises where there is no account or no connection, if it is used."""
+    wandb = sys.modules.get("wandb")
+    return () if wandb is None else (wandb.Error,)

@@ -31,7 +31,10 @@ from .sheet import paint_sheet
 from .stop import TrainingError
 from .together import said_once, together
 
-LOGGERS = {"tensorboard": ("tensorboard", "tensorboardX")}  # tracker -> packages of which one is needed
+LOGGERS = {  # tracker -> packages of which one is needed
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "wandb": ("wandb",),
+}
 Say = Callable[[str], None]
 
 

@@ -76,7 +76,7 @@ class OutputConfig:
     resume: bool = (
         True  # go on from the newest checkpoint in the folder; false: begin anew, and rename the old ones' folder
     )
-    log: str = setting("none", choices=("none", "tensorboard"))
+    log: str = setting("none", choices=("none", "tensorboard", "wandb"))  # curves
     log_every: int = setting(10, least=1)  # steps
 
 
