@@ -74,7 +74,7 @@ def check_values(workflow: dict[str, Any], info: Info, random: bool) -> None:
     instead, without a word. random: model files need not be there.
     """
     graph = Graph(for_the_host(flatten_workflow(workflow)))
-    files = wanted_files(graph, Places([], {}), info) if random else []
+    files = wanted_files(graph, Places((), {}), info) if random else []
     for finding in wrong_values(graph, info, files):
         raise RunError(finding.text)
 
