@@ -1066,33 +1066,3 @@ def test_the_rehearsal_templates_run_without_a_host(name, tmp_path, capsys):
         "prompt: a cat and a robot on grass, seed: " in capsys.readouterr().out
         and (tmp_path / "out" / "comparison.png").is_file()
     )
-
-
-def test_a_value_that_comfyui_does_not_offer_is_named_before_anything_runs(tmp_path, monkeypatch):
-    """In the place of a running server: its list of nodes, with one sampler."""
-    from troupe_tools.engine import on_comfyui
-
-    class Server:
-        def __init__(self, *_):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def object_info(self):
-            sampler = {"input": {"required": {"sampler_name": [["dpmpp_2m"], {}]}}}
-            known = {node["type"]: {"output_node": True} for node in template()["nodes"]}
-            return {**known, "KSampler": sampler}
-
-        def run(self, prompt):
-            raise AssertionError("the workflow was run")
-
-    monkeypatch.setattr(on_comfyui, "HostServer", Server)
-    monkeypatch.setattr(on_comfyui.shutil, "copy", lambda *_: None)
-    edited = editing.edit(template(), editing.Changes())
-    host, folders = comfyui.Host(tmp_path, "python", gpu=False), model_roots(None, tmp_path)
-    with pytest.raises(RunError, match="expected one of dpmpp_2m in 'sampler_name', found 'euler'"):
-        on_comfyui.run_on_comfyui(host, edited, folders, False, lambda _: None, lambda *_: None)

@@ -19,10 +19,8 @@ from ..errors import RunError
 from ..workflow.adapter_kinds import GLIGEN, MM_DIFF, SUBJECT_DIFFUSION, UMM, kind_of
 from ..workflow.any_workflow import as_prompt, flatten_workflow, for_the_host
 from ..workflow.edit import Edited
-from ..workflow.findings import Info, wrong_values
 from ..workflow.graph import MUTED, Graph
 from ..workflow.job import ENCODE, FACES, LOAD, QUICK
-from ..workflow.model_files import Places, wanted_files
 from ..workflow.needed import ModelFolders, adapter_file
 from ..workflow.virtual import is_virtual
 from .comfyui import Host
@@ -67,16 +65,6 @@ def convert(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, 
         raise RunError(
             f"comfy-cli could not convert the workflow: {error}. Open it in ComfyUI and save it again."
         ) from error
-
-
-def check_values(workflow: dict[str, Any], info: Info, random: bool) -> None:
-    """Raise RunError for a widget value that the host does not offer: comfy-cli would take the host's first choice
-    instead, without a word. random: model files need not be there.
-    """
-    graph = Graph(for_the_host(flatten_workflow(workflow)))
-    files = wanted_files(graph, Places((), {}), info) if random else []
-    for finding in wrong_values(graph, info, files):
-        raise RunError(finding.text)
 
 
 def with_random_encoders(prompt: dict[str, Any], base: str) -> dict[str, Any]:
@@ -151,9 +139,7 @@ def run_on_comfyui(
         with HostServer(host, base, {} if random else folders.as_extra_paths(), heard, progress, environment) as server:
             for name, path in edited.photos.items():
                 shutil.copy(path, base / "input" / name)
-            workflow, info = without_analysers(edited.workflow) if random else edited.workflow, server.object_info()
-            check_values(workflow, info, random)
-            prompt = convert(workflow, info)
+            prompt = convert(without_analysers(edited.workflow) if random else edited.workflow, server.object_info())
             if random:
                 if any(node["class_type"] == FACES for node in prompt.values()):
                     heard(RANDOM_FACES)
