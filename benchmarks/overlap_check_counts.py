@@ -263,8 +263,8 @@ def remedies(trials: Trials, cast: str, rule: str) -> dict[str, list[tuple[Pictu
 
 
 def changed(pairs: Sequence[tuple[Picture, Picture]], truth: Truth) -> str:
-    """Return `change` of whether it is true of any subject, of the pictures in which that is known without and with the
-    remedy, or 'none' without such pictures.
+    """Return `share_difference` of whether it is true of any subject, of the pictures in which that is known without
+    and with the remedy, or 'none' without such pictures.
     """
     found = [(of_any(truth, before), of_any(truth, after)) for before, after in pairs]
     sure = [(one, other) for one, other in found if one is not None and other is not None]

@@ -132,9 +132,7 @@ def measure_base(name: str, pixels: int, dtype: str, runs: list[str], pairs: int
             for run in runs:
                 rows[run] = {
                     "ratio": interval(ratios(found, run)).as_dict(),
-                    "seconds": interval(
-                        [encoding_seconds[run][1] for encoding_seconds in found if run in encoding_seconds]
-                    ).as_dict(),
+                    "seconds": interval([times[run][1] for times in found if run in times]).as_dict(),
                 }
             for run in runs:
                 if (theirs := rival_of(run)) in runs and theirs != run:

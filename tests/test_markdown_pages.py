@@ -17,11 +17,24 @@ def test_only_what_is_between_the_marks_changes():
     assert made == PAGE.replace("old\n\n", "new\\1\n") and replace_passage(made, "speed", "new\\1") == made
 
 
-@pytest.mark.parametrize("page", ["no marks", PAGE * 2, PAGE.replace("end of speed", "end of spend")])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "no marks",
+        PAGE * 2,
+        PAGE.replace("end of speed", "end of spend"),
+        f"<!-- speed: another -->\n# Section\n{PAGE}",
+        f"{PAGE}<!-- end of speed -->\n",
+        "<!-- end of speed -->\n<!-- speed: from a file -->\n",
+    ],
+)
 def test_other_than_one_pair_is_refused_and_nothing_is_written(tmp_path, page):
     path = tmp_path / "page.md"
     path.write_text(page, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"^page\.md: expected one pair of marks 'speed', found [02]\. Put them"):
+    with pytest.raises(
+        ValueError,
+        match=r"^page\.md: expected one pair of marks 'speed', found \d that begin and \d that end it\. Put them",
+    ):
         write_passage(path, "speed", "new")
     assert path.read_text(encoding="utf-8") == page
 

@@ -328,9 +328,7 @@ def test_curves_that_cannot_be_opened_or_closed_are_a_sentence(method, pictures,
     assert said == [CURVES] and loop.accelerator.trackers == []
 
 
-CURVES = (
-    "The curves cannot be written any more ([Errno 28] No space left on device). The training goes on without them."
-)
+CURVES = "The curves cannot be written ([Errno 28] No space left on device). The training goes on without them."
 
 
 class FullDisk:

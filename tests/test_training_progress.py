@@ -137,5 +137,5 @@ def test_a_training_without_a_wandb_account_goes_on_without_curves(tmp_path, mon
     loop.say = said.append
     run._run(loop)
     small.forget_accelerate()
-    told = "The curves cannot be written any more (api_key not configured (no-tty)). The training goes on without them."
+    told = "The curves cannot be written (api_key not configured (no-tty)). The training goes on without them."
     assert loop.step == 2 and said.count(told) == 1

@@ -41,9 +41,7 @@ class Curves:
             do()
         except (OSError, *_wandb_errors()) as error:
             self._accelerator.trackers = []
-            self._say(
-                f"The curves cannot be written any more ({first_line(error)}). The training goes on without them."
-            )
+            self._say(f"The curves cannot be written ({first_line(error)}). The training goes on without them.")
             return False
         return True
 

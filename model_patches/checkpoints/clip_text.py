@@ -35,7 +35,7 @@ def text_weights(state: Mapping[str, torch.Tensor], width: int, file: str, kind:
 
 def _layer_shapes(found: Mapping[str, torch.Tensor], width: int) -> dict[str, tuple[int, ...]]:
     """The tensors that an encoder with these layers, this vocabulary and this inner width has."""
-    # `check` reports a gap
+    # `check_shapes` reports a gap
     layers = len(
         {
             number

@@ -119,8 +119,8 @@ def check_numbers(tensor: torch.Tensor, name: str, file: str) -> None:
 def assign(
     module: nn.Module, state: Mapping[str, torch.Tensor], names: Mapping[str, str], file: str, kind: str
 ) -> None:
-    """Make the published tensors the module's own, in their dtypes, after `check`. names: of every tensor of the module
-    -> as published.
+    """Make the published tensors the module's own, in their dtypes, after `check_shapes`. names: of every tensor of the
+    module -> as published.
     """
     wanted = module.state_dict()
     check_shapes(state, {names[ours]: tuple(tensor.shape) for ours, tensor in wanted.items()}, file, kind)

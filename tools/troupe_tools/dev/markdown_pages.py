@@ -25,12 +25,9 @@ def replace_passage(page: str, name: str, passage: str) -> str:
     """Return the page with the passage between its marks `<!-- name: where it comes from -->` and
     `<!-- end of name -->`. Raises ValueError unless there is one pair of them.
     """
-    found, count = re.subn(
-        rf"(<!-- {re.escape(name)}: [^\n]*-->\n).*?(<!-- end of {re.escape(name)} -->)",
-        lambda marks: f"{marks[1]}{passage.rstrip()}\n{marks[2]}",
-        page,
-        flags=re.S,
-    )
-    if count != 1:
-        raise ValueError(f"expected one pair of marks '{name}', found {count}. Put them where the passage belongs.")
-    return found
+    begin, end = re.compile(rf"<!-- {re.escape(name)}: .*-->\n"), re.compile(rf"<!-- end of {re.escape(name)} -->")
+    begins, ends = list(begin.finditer(page)), list(end.finditer(page))
+    if not (len(begins) == len(ends) == 1 and begins[0].end() <= ends[0].start()):
+        found = f"found {len(begins)} that begin and {len(ends)} that end it"
+        raise ValueError(f"expected one pair of marks '{name}', {found}. Put them where the passage belongs.")
+    return f"{page[: begins[0].end()]}{passage.rstrip()}\n{page[ends[0].start() :]}"

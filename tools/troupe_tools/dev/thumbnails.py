@@ -167,18 +167,18 @@ def _promise(
 
 
 def _boxes(
-    draw: ImageDraw.ImageDraw, placed_boxes: PlacedBoxes, box: tuple[float, float, float, float], size: int = 0
+    draw: ImageDraw.ImageDraw, places: PlacedBoxes, box: tuple[float, float, float, float], size: int = 0
 ) -> None:
     """The picture with its boxes, in their colours of the editor, as large as it can be in the middle of `box`; names
     where `size` is not 0.
     """
     from troupe.model_patches.placement.palette import colour_of, ink_on
 
-    wide = min(box[2] - box[0], (box[3] - box[1]) * placed_boxes.shape)
-    high = wide / placed_boxes.shape
+    wide = min(box[2] - box[0], (box[3] - box[1]) * places.shape)
+    high = wide / places.shape
     left, top = (box[0] + box[2] - wide) / 2, (box[1] + box[3] - high) / 2
     _box(draw, (left, top, left + wide, top + high), CARD, 4)
-    for i, (name, (x, y, w, h)) in enumerate(placed_boxes.boxes):
+    for i, (name, (x, y, w, h)) in enumerate(places.boxes):
         corner = (left + x * wide, top + y * high)
         _box(draw, (*corner, corner[0] + w * wide, corner[1] + h * high), colour_of(i), 3)
         fits = next((s for s in range(size, 8, -1) if draw.textlength(name, font(s)) < (w * wide - 4) * SCALE), 0)

@@ -317,7 +317,7 @@ def for_the_host(workflow: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_prompt(workflow: dict[str, Any]) -> dict[str, Any]:
-    """Return the API prompt that `flatten` was given, with the values that the graph has now."""
+    """Return the API prompt that `flatten_workflow` was given, with the values that the graph has now."""
     graph, prompt = Graph(workflow), {}
     for node in (node for node in graph.nodes.values() if not node.mode):
         wired = {name: graph.source(node, name) for name, slot in node.inputs.items() if slot.get("link") is not None}
