@@ -326,10 +326,10 @@ def test_a_table_takes_the_place_of_an_older_one_alone(tmp_path):
     other["pixels"] = 512
     script = (
         f"import sys, json; sys.path[:0] = [{str(FOLDER)!r}]; import run; from pathlib import Path; "
-        "run.keep(json.load(sys.stdin), Path('r.json'))"
+        "[run.keep(made, Path('r.json')) for made in json.load(sys.stdin)]"
     )
-    for made in (first, other, second):
-        subprocess.run([sys.executable, "-c", script], input=json.dumps(made), text=True, check=True, cwd=tmp_path)
+    tables = json.dumps([first, other, second])
+    subprocess.run([sys.executable, "-c", script], input=tables, text=True, check=True, cwd=tmp_path)
     assert json.loads((tmp_path / "r.json").read_text()) == [other, second]
 
 
