@@ -135,8 +135,8 @@ class PlacedSubjects:
     ip_sim: XVerseBench's, for each subject the largest cosine of its references with up to three found instances, cut
     out and padded to a square (with a white border of the same share as its references'), 0 where none is found; the
     mean over the subjects. subjects_right: the share of subjects with the verdict right, as Score Subjects gives it of
-    the surest place, a box without its corners; verdicts: a letter for each (LETTERS). features: the encoder; folder: of
-    the references; suffix: of the columns.
+    the surest place, a box without its corners; verdicts: a letter for each (LETTERS). features: the encoder;
+    folder: of the references; suffix: of the columns.
     """
 
     def __init__(self, detector: Detector, features: PictureFeatures, folder: Path, suffix: str = ""):
