@@ -4,6 +4,7 @@ No host: these tests skip, or fail where TROUPE_REQUIRE_HOST=1.
 """
 
 import functools
+import gc
 import importlib
 import logging
 import os
@@ -51,6 +52,12 @@ def start_host(base: Path) -> None:
     logging.getLogger("troupe").setLevel(logging.INFO)
 
 
+def freeze_what_is_there() -> None:
+    """Let the garbage collector pass over the host's modules too."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items):
     if COMFYUI is None:
         for item in items:
@@ -90,6 +97,7 @@ def host(base_folder, record_testsuite_property):
 
     for name, value in facts_of_host().items():
         record_testsuite_property(name, value)
+    freeze_what_is_there()
     return COMFYUI
 
 
@@ -110,6 +118,17 @@ def vision(host, tmp_path_factory):
     return tiny_models.tiny_clip_vision(
         hidden=HIDDEN, projection=POOLED, tmp=str(tmp_path_factory.mktemp("clip_vision") / "tiny.json")
     )
+
+
+@pytest.fixture(autouse=True)
+def no_dead_models():
+    """A MODEL that went in a garbage collection together with the one it was made from stays in the host's list for
+    good: as long as it is there, the host collects garbage before each sampling, of later tests too.
+    """
+    yield
+    if management := sys.modules.get("comfy.model_management"):
+        loaded = management.current_loaded_models
+        loaded[:] = [one for one in loaded if not one.is_dead()]
 
 
 @pytest.fixture(autouse=True)
