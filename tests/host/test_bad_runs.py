@@ -33,6 +33,12 @@ def sets(lab, clips):
     return functools.cache(lambda kind: lab.Set(kind, clips))
 
 
+@pytest.fixture(scope="module")
+def undisturbed(lab, sets, base_folder):
+    """`undisturbed(kind)`: the latent of the kind's graph, by a new executor; made once."""
+    return functools.cache(lambda kind: lab.SamplingStudio(base_folder, sets(kind)).latent(lab.graph(kind)))
+
+
 @pytest.fixture
 def studio_of(lab, sets, base_folder):
     """`studio_of(kind)`: a new executor with empty caches; kind may be a Set too."""
@@ -70,17 +76,17 @@ def alive(references) -> list:
 
 @pytest.mark.parametrize("call", [1, 3])
 @MECHANISMS
-def test_a_run_that_is_cancelled_and_the_next(kind, call, lab, studio_of, kept):
+def test_a_run_that_is_cancelled_and_the_next(kind, call, lab, studio_of, kept, undisturbed):
     """By the host's own flag, while the UNet works."""
     import comfy.model_management as mm
 
-    undisturbed = studio_of(kind).latent(lab.graph(kind))
+    expected = undisturbed(kind)
     studio = studio_of(kind)
     with lab.at_call(studio.set.patcher, call, mm.interrupt_current_processing) as calls:
         assert studio.run(lab.graph(kind)) == "interrupted"
     assert len(calls) == call, "no further model call"
     assert (kept or kind == "prompt") and not alive(kept)
-    assert torch.equal(studio.latent(lab.graph(kind)), undisturbed)
+    assert torch.equal(studio.latent(lab.graph(kind)), expected)
 
 
 @pytest.mark.parametrize("call", [1, 3])
@@ -110,15 +116,15 @@ def test_a_recorded_run_that_is_cancelled_and_the_next(call, lab, studio_of, kep
 
 @pytest.mark.parametrize("call", [1, 3])
 @MECHANISMS
-def test_out_of_memory_in_a_step(kind, call, lab, studio_of, sets, kept):
+def test_out_of_memory_in_a_step(kind, call, lab, studio_of, sets, kept, undisturbed):
     """The host says so and unloads everything; the same graph, run again, gives the latent of a run that went well."""
-    undisturbed = studio_of(kind).latent(lab.graph(kind))
+    expected = undisturbed(kind)
     studio = studio_of(kind)
     with lab.at_call(studio.set.patcher, call, lab.out_of_memory):
         assert "out of memory" in studio.run(lab.graph(kind))
     assert not lab.loaded(sets(kind).module) and not lab.loaded(sets(kind).patcher.model)
     assert (kept or kind == "prompt") and not alive(kept)
-    assert torch.equal(studio.latent(lab.graph(kind)), undisturbed)
+    assert torch.equal(studio.latent(lab.graph(kind)), expected)
     assert lab.loaded(sets(kind).module) == (kind != "prompt")  # whose modules work before sampling
 
 
@@ -137,11 +143,11 @@ OURS = [  # kind, module, function of ours that takes memory, calls of it that g
 
 
 @pytest.mark.parametrize(("kind", "module", "name", "well"), OURS)
-def test_out_of_memory_in_a_function_of_ours(kind, module, name, well, lab, studio_of, kept, monkeypatch):
+def test_out_of_memory_in_a_function_of_ours(kind, module, name, well, lab, studio_of, kept, monkeypatch, undisturbed):
     """Where our own tensors are made, once a run or in a layer, in the first step or a later one."""
     import importlib
 
-    undisturbed = studio_of(kind).latent(lab.graph(kind))
+    expected = undisturbed(kind)
     studio, calls = studio_of(kind), []
     within = importlib.import_module(f"troupe.model_patches.{module}")
     original = getattr(within, name)
@@ -154,7 +160,7 @@ def test_out_of_memory_in_a_function_of_ours(kind, module, name, well, lab, stud
         patch.setattr(within, name, short)
         said = studio.run(lab.graph(kind))
     assert len(calls) == well + 1 and "out of memory" in said and not alive(kept)
-    assert torch.equal(studio.latent(lab.graph(kind)), undisturbed)
+    assert torch.equal(studio.latent(lab.graph(kind)), expected)
 
 
 @MECHANISMS
@@ -184,7 +190,7 @@ def test_attention_that_runs_out_of_memory_and_is_tried_again_by_the_host(kind, 
             tries.append("elsewhere")  # attention in text encoders is not tried again
 
     monkeypatch.setattr(attention, "optimized_attention", fresh)
-    undisturbed = studio_of(kind).latent(lab.graph(kind))
+    expected = studio_of(kind).latent(lab.graph(kind))
     acted, short = len(counted), []
 
     def einsum(equation, *tensors):
@@ -197,7 +203,7 @@ def test_attention_that_runs_out_of_memory_and_is_tried_again_by_the_host(kind, 
 
     monkeypatch.setattr(attention, "einsum", einsum)
     counted.clear()
-    assert torch.equal(studio_of(kind).latent(lab.graph(kind)), undisturbed)
+    assert torch.equal(studio_of(kind).latent(lab.graph(kind)), expected)
     assert len(short) >= 6 * lab.STEPS and len(counted) == acted and bool(acted) == (kind != "prompt")
 
 
@@ -224,16 +230,16 @@ def tried_again(lab, inner, level):
 
 
 @MECHANISMS
-def test_a_model_call_that_is_tried_again(kind, lab, studio_of):
+def test_a_model_call_that_is_tried_again(kind, lab, studio_of, undisturbed):
     """A pack that catches the lack of memory around the model and calls it once more: the same latent."""
     from comfy.patcher_extension import WrappersMP
 
-    undisturbed = studio_of(kind).latent(lab.graph(kind))
+    expected = undisturbed(kind)
     studio = studio_of(kind)
     for level in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL, WrappersMP.CALC_COND_BATCH):
         outside, caught = tried_again(lab, studio.set, level)
         with lab.at_call(studio.set.patcher, 2, lab.out_of_memory) as calls:
-            assert torch.equal(studio_of(outside).latent(lab.graph(kind)), undisturbed)
+            assert torch.equal(studio_of(outside).latent(lab.graph(kind)), expected)
         assert caught.pop() and len(calls) == lab.STEPS + 1
 
 
@@ -242,13 +248,13 @@ def test_a_model_call_that_is_tried_again(kind, lab, studio_of):
     [case[:3] for case in OURS if case[2] in ("project_images", "project_names", "layer_objects")],
 )
 def test_what_is_made_once_a_run_and_failed_is_made_when_the_call_is_tried_again(
-    kind, module, name, lab, studio_of, monkeypatch
+    kind, module, name, lab, studio_of, monkeypatch, undisturbed
 ):
     import importlib
 
     from comfy.patcher_extension import WrappersMP
 
-    undisturbed = studio_of(kind).latent(lab.graph(kind))
+    expected = undisturbed(kind)
     within = importlib.import_module(f"troupe.model_patches.{module}")
     original, calls = getattr(within, name), []
     monkeypatch.setattr(
@@ -260,7 +266,7 @@ def test_what_is_made_once_a_run_and_failed_is_made_when_the_call_is_tried_again
         )[1],
     )
     outside, caught = tried_again(lab, studio_of(kind).set, WrappersMP.APPLY_MODEL)
-    assert torch.equal(studio_of(outside).latent(lab.graph(kind)), undisturbed)
+    assert torch.equal(studio_of(outside).latent(lab.graph(kind)), expected)
     assert len(caught) == 1 and len(calls) > 1
 
 
