@@ -61,7 +61,8 @@ class Troupe:
         self.stage = stage(patcher=self.patcher)
         self.gated = GatedStage(self.patcher, gated_adapter(self.patcher), self.stage.positive, self.stage.negative)
         self.plain = self.patcher, self.stage.positive, self.stage.negative
-        self.kinds, self._alone = {"attention": self._attention, "gated": self._gated, "prompt": fused}, {}
+        self.kinds = {"attention": self._attention, "gated": self._gated, "prompt": fused}
+        self._alone, self._theirs = {}, {}
 
     def _attention(self, model, positive, negative):
         return apply_image_attention(model, self.stage.references(2), settings(weight=0.2), positive, negative)[:3]
@@ -74,6 +75,12 @@ class Troupe:
         if kind not in self._alone:
             self._alone[kind] = sampled(*self.plain), sampled(*self.kinds[kind](*self.plain))
         return self._alone[kind]
+
+    def theirs(self, partner):
+        """The picture with a partner and none of these nodes; sampled once."""
+        if partner not in self._theirs:
+            self._theirs[partner] = sampled(*partner(*self.plain))
+        return self._theirs[partner]
 
 
 @cache
@@ -137,9 +144,8 @@ def four(place: Troupe, kind: str, partner, sample=sampled, without=sampled) -> 
     three; sample and without: how to sample with the partner and without it."""
     plain, ours = place.plain, place.kinds[kind]
     alone = place.alone(kind) if without is sampled else (without(*plain), without(*ours(*plain)))
-    return Four(
-        alone[0], sample(*partner(*plain)), alone[1], sample(*ours(*partner(*plain))), sample(*partner(*ours(*plain)))
-    )
+    theirs = place.theirs(partner) if sample is sampled else sample(*partner(*plain))
+    return Four(alone[0], theirs, alone[1], sample(*ours(*partner(*plain))), sample(*partner(*ours(*plain))))
 
 
 def guided(guider) -> torch.Tensor:
