@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.fake_comfyui import PICTURE, Host, png
+from support.fake_comfyui import PICTURE, Host, engine_on, png
 from troupe.evaluation.engines import comfyui
 from troupe.evaluation.engines.comfyui import ComfyUIEngine, HostError
 from troupe.evaluation.engines.comfyui_graph import GraphError, build_graph, fill_template, read_template
@@ -41,7 +41,7 @@ def photos(tmp_path) -> Path:
 
 def engine_of(host, photos: Path, **options) -> ComfyUIEngine:
     options = {"settings": SETTINGS, **options}
-    return ComfyUIEngine("http://host:8188/", photos, transport=httpx.MockTransport(host), **options)
+    return engine_on(host, "http://host:8188/", photos, **options)
 
 
 def raising(error: Exception):
@@ -106,9 +106,7 @@ def test_equal_photos_have_one_name_and_others_have_others(photos):
 def test_a_password_is_no_part_of_the_name(photos):
     seen = []
     host = Host(answers={"/prompt": lambda request: seen.append(request.headers["authorization"])})
-    engine = ComfyUIEngine(
-        "http://ann:secret@host:8188", photos, settings=SETTINGS, transport=httpx.MockTransport(host)
-    )
+    engine = engine_on(host, "http://ann:secret@host:8188", photos, settings=SETTINGS)
     engine.paint(TASK)
     assert engine.name == "http://host:8188" and seen[0].startswith("Basic ")
 

@@ -9,11 +9,10 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
-import httpx
 import pytest
 from support import fake_benchmarks as fake
 from support import tiny_annotators as tiny
-from support.fake_comfyui import Host
+from support.fake_comfyui import Host, engine_on
 from troupe.evaluation import making, run
 from troupe.evaluation.engines import comfyui
 from troupe.evaluation.scores.making import PRESETS
@@ -82,8 +81,7 @@ def test_a_kit_runs_on_a_folder(kit, tmp_path, scoring, monkeypatch):
     monkeypatch.chdir(ROOT)  # where the command is started
     monkeypatch.setattr(comfyui, "POLL", (0.001, 0.002))
     host, benchmark = Host(), make(tmp_path / "benchmark")
-    engine = partial(making.ComfyUIEngine, transport=httpx.MockTransport(host))
-    monkeypatch.setattr(making, "ComfyUIEngine", engine)
+    monkeypatch.setattr(making, "ComfyUIEngine", partial(engine_on, host))
     file, folder = ROOT / "evaluation" / f"{kit}.toml", tmp_path / "results"
     asked = read_settings(file)
     assert (asked.scores.preset, asked.suite.first_seed, asked.suite.seeds) == (preset, *seeds)

@@ -45,16 +45,14 @@ class ComfyUIEngine:
         settings: Mapping[str, Value] | None = None,
         timeout: float = 600.0,
         slots: int = 1,
-        transport: httpx.BaseTransport | None = None,
     ):
         """Remember where the server is; nothing is asked yet.
 
         url: e.g. "http://10.0.0.2:8188", with user:password@ if a proxy asks for them. photos: the folder to which the
         photos of tasks are relative. settings: for every method; a method's own count more; `workflow`: a workflow in
         API format with placeholders, in place of the pack's graph, with the number of subjects for "{subjects}" in its
-        name. timeout: seconds that the server may work at one prompt;
-        waiting behind others' prompts does not count. slots: how many tasks it gets at once; the second waits in its
-        queue, which hides the transfer of pictures. transport: of the HTTP client, None for the network.
+        name. timeout: seconds that the server may work at one prompt; waiting behind others' prompts does not count.
+        slots: how many tasks it gets at once; the second waits in its queue, which hides the transfer of pictures.
         Raises:
             HostError: the url is no address of a server.
         """
@@ -63,7 +61,7 @@ class ComfyUIEngine:
         self.slots = slots
         self._photos, self._settings, self._timeout = photos, dict(settings or {}), timeout
         self._templates: dict[Path, Graph] = {}
-        self._client = httpx.Client(base_url=address, timeout=REQUEST_SECONDS, transport=transport)
+        self._client = httpx.Client(base_url=address, timeout=REQUEST_SECONDS)
         self._uploaded: dict[tuple[Path, Square], str] = {}
         self._squares: dict[tuple[Path, ...], bool] = {}  # whether photos of one batch have different sizes
         self._uploading = threading.Lock()

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest import mock
 
 import httpx
 import numpy as np
 from PIL import Image
+from troupe.evaluation.engines.comfyui import ComfyUIEngine
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
 
@@ -16,6 +21,12 @@ def png(picture: np.ndarray = PICTURE) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def engine_on(host: Callable[[httpx.Request], httpx.Response], *where: Any, **options: Any) -> ComfyUIEngine:
+    """An engine whose HTTP client asks `host` in place of the network."""
+    with mock.patch.object(httpx, "Client", partial(httpx.Client, transport=httpx.MockTransport(host))):
+        return ComfyUIEngine(*where, **options)
 
 
 class Host:
