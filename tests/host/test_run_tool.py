@@ -13,6 +13,7 @@ from PIL import Image, ImageChops
 from support.shipped_templates import READS_PHOTOS, template
 from troupe.model_patches.checkpoints.catalogue import published_file, where_to_get
 from troupe_tools.commands import run as run_tool
+from troupe_tools.dev.prompt_thumbnail import paint_with_and_without
 from troupe_tools.engine.comfyui import Host
 from troupe_tools.engine.embedded import run_embedded
 from troupe_tools.engine.host_server import HostServer
@@ -158,12 +159,15 @@ def test_a_fresh_host_complains_of_missing_models_only(name, server, info):
 
 @pytest.mark.parametrize("name", REHEARSALS)
 def test_a_rehearsal_runs_on_a_fresh_host(name, server, info, spoken):
-    """As saved, without a file or an upload."""
+    """As saved, without a file or an upload; the picture without references, which is shown only, is saved too."""
     spoken.clear()
-    saved = server.run(convert(shipped(name), info))
-    graph = Graph(shipped(name))
+    graph, prompt = Graph(shipped(name)), convert(shipped(name), info)
+    without = [str(node["id"]) for node in shipped(name)["nodes"] if node.get("title") == "Without references"]
+    for id_ in without:
+        prompt[id_]["class_type"], prompt[id_]["inputs"]["filename_prefix"] = "SaveImage", "without"
+    saved = sorted(server.run(prompt), key=lambda path: path.name.startswith("without"))
     with_layers = len(graph.of_type("TroupeApplyImageAttention"))  # each has a sampler
-    assert [Image.open(path).size for path in saved] == [(512, 512)] * len(graph.of_type("SaveImage"))
+    assert [Image.open(path).size for path in saved] == [(512, 512)] * len(graph.of_type("SaveImage") + without)
     assert (
         sum(
             "2 subjects: 'cat' (4 image tokens, 1 name token), 'robot' (4 image tokens, 1 name token)" in line
@@ -176,11 +180,20 @@ def test_a_rehearsal_runs_on_a_fresh_host(name, server, info, spoken):
     if name.startswith("research_"):
         job = read_job(shipped(name))
         models, quiet = rehearsal_models(job), {"say": lambda line: None, "progress": lambda done, of: None}
-        [painted] = run_embedded(job, {}, models, **quiet).pictures
-        with Image.open(saved[0]) as picture:
-            difference = ImageChops.difference(picture.convert("RGB"), enlarged(painted))
+        expected = list(run_embedded(job, {}, models, **quiet).pictures)
+        if "TroupeEncodePrompt" in {node["class_type"] for node in prompt.values()}:
+            both = paint_with_and_without(shipped(name))[1]
+            expected.append(Image.fromarray((both[False][0] * 255).byte().numpy()))
+            assert largest(*expected) > 75, "the references have no effect, so nothing is tested"
+        found = [Image.open(path).convert("RGB") for path in saved[: len(expected)]]
         # one engine cuts off where the other rounds
-        assert max(high for _, high in difference.getextrema()) <= 1, "the embedded engine paints another picture"
+        for one, other in zip(found, expected, strict=True):
+            assert largest(one, enlarged(other)) <= 1, "the embedded engine paints another picture"
+
+
+def largest(one: Image.Image, other: Image.Image) -> int:
+    """The largest difference of a channel."""
+    return max(high for _, high in ImageChops.difference(one, other).getextrema())
 
 
 @pytest.mark.parametrize("name", [*TEMPLATES, READS_PHOTOS])
