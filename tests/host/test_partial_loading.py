@@ -2,6 +2,8 @@
 used. The picture is the same.
 """
 
+import functools
+
 import pytest
 import torch
 from support.host.small_mm_diff import mm_diff_scene
@@ -28,13 +30,15 @@ def scene(kind):
     return *st.apply(st.references(2), settings()), st.adapter.key
 
 
-def limit(patcher, budget):
+def limit(patcher, budget, monkeypatch):
     """The host gives this model no more than the budget when it loads it."""
     size, original = patcher.model_size(), patcher.load
     room = size * budget if budget < 1 else budget
-    patcher.load = lambda device_to=None, **kwargs: original(
-        device_to, **{**kwargs, "lowvram_model_memory": room, "full_load": False}
-    )
+
+    def load(device_to=None, **kwargs):
+        return original(device_to, **{**kwargs, "lowvram_model_memory": room, "full_load": False})
+
+    monkeypatch.setattr(patcher, "load", load)
 
 
 class Devices(TorchDispatchMode):
@@ -61,22 +65,38 @@ def set_aside(patcher):
     return {name for name, module in patcher.model.named_modules() if hasattr(module, "prev_comfy_cast_weights")}
 
 
+@pytest.fixture(scope="module")
+def of_whole_models(host):
+    """`of_whole_models(kind)`: (model, positive, negative, adapter) and their latent with nothing set aside, made
+    once.
+    """
+
+    def make(kind):
+        import comfy.model_management as mm
+        from support.host.small_casts import ksample
+
+        model, positive, negative, key = scene(kind)
+        (adapter,) = model.get_additional_models_with_key(key)
+        mm.unload_all_models()
+        latent = ksample(model, positive, negative, **RUN)
+        assert not set_aside(model) and not set_aside(adapter)
+        return (model, positive, negative, adapter), latent
+
+    return functools.cache(make)
+
+
+@pytest.mark.parametrize("kind", ATTENTION + GATED)
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("who", ["unet", "adapter", "both"])
-@pytest.mark.parametrize("kind", ATTENTION + GATED)
-def test_the_picture_is_that_of_whole_models(kind, who, budget):
+def test_the_picture_is_that_of_whole_models(who, budget, kind, of_whole_models, monkeypatch):
     import comfy.model_management as mm
     from support.host.small_casts import ksample
 
-    model, positive, negative, key = scene(kind)
-    (adapter,) = model.get_additional_models_with_key(key)
-    mm.unload_all_models()
-    whole = ksample(model, positive, negative, **RUN)
-    assert not set_aside(model) and not set_aside(adapter)
+    (model, positive, negative, adapter), whole = of_whole_models(kind)
     mm.unload_all_models()
     limited = {"unet": [model], "adapter": [adapter], "both": [model, adapter]}[who]
     for patcher in limited:
-        limit(patcher, budget)
+        limit(patcher, budget, monkeypatch)
     torch.testing.assert_close(ksample(model, positive, negative, **RUN), whole)
     for patcher in (model, adapter):
         assert bool(set_aside(patcher)) == (patcher in limited)
@@ -115,8 +135,8 @@ def test_weights_that_wait_on_another_device_come_to_the_picture(kind, monkeypat
     )
     (adapter,) = model.get_additional_models_with_key(key)
     mm.unload_all_models()
-    limit(model, 1)
-    limit(adapter, 1)
+    limit(model, 1, monkeypatch)
+    limit(adapter, 1, monkeypatch)
     worked = []
     hooks = [
         module.register_forward_hook(lambda *_: worked.append(1))
@@ -139,7 +159,7 @@ def test_weights_that_wait_on_another_device_come_to_the_picture(kind, monkeypat
         "MIP model_sdxl_plus",
     ],
 )
-def test_photos_are_read_by_projections_that_did_not_fit(name):
+def test_photos_are_read_by_projections_that_did_not_fit(name, monkeypatch):
     """Learned queries too come to where the photos are."""
     import comfy.model_management as mm
     import comfy.ops
@@ -152,7 +172,7 @@ def test_photos_are_read_by_projections_that_did_not_fit(name):
     mm.unload_all_models()
     whole = adapter.project(family.features)
     mm.unload_all_models()
-    limit(adapter.projection_patcher, 1)
+    limit(adapter.projection_patcher, 1, monkeypatch)
     torch.testing.assert_close(adapter.project(family.features), whole)
     assert set_aside(adapter.projection_patcher)
     with devices:
