@@ -76,11 +76,11 @@ def alive(references) -> list:
 
 @pytest.mark.parametrize("call", [1, 3])
 @MECHANISMS
-def test_a_run_that_is_cancelled_and_the_next(kind, call, lab, studio_of, kept, undisturbed):
+def test_a_run_that_is_cancelled_and_the_next(kind, call, lab, studio_of, kept):
     """By the host's own flag, while the UNet works."""
     import comfy.model_management as mm
 
-    expected = undisturbed(kind)
+    expected = studio_of(kind).latent(lab.graph(kind))  # its models are loaded now
     studio = studio_of(kind)
     with lab.at_call(studio.set.patcher, call, mm.interrupt_current_processing) as calls:
         assert studio.run(lab.graph(kind)) == "interrupted"
@@ -116,9 +116,9 @@ def test_a_recorded_run_that_is_cancelled_and_the_next(call, lab, studio_of, kep
 
 @pytest.mark.parametrize("call", [1, 3])
 @MECHANISMS
-def test_out_of_memory_in_a_step(kind, call, lab, studio_of, sets, kept, undisturbed):
+def test_out_of_memory_in_a_step(kind, call, lab, studio_of, sets, kept):
     """The host says so and unloads everything; the same graph, run again, gives the latent of a run that went well."""
-    expected = undisturbed(kind)
+    expected = studio_of(kind).latent(lab.graph(kind))  # its models are loaded now
     studio = studio_of(kind)
     with lab.at_call(studio.set.patcher, call, lab.out_of_memory):
         assert "out of memory" in studio.run(lab.graph(kind))

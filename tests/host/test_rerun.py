@@ -20,7 +20,7 @@ def at_once(*numbers: int):
 
 def test_edits_and_re_runs_are_bit_for_bit_those_of_a_fresh_start(host, tmp_path):
     """Through the host's own server, two Apply nodes on one MODEL; newer hosts no longer copy what hangs on a MODEL
-    when it is cloned. All ten edits, in two groups: numbers, then wires and text, each changed and set back.
+    when it is cloned. All ten edits: the second node's weight and the seed alone, the others at once, each set back.
     """
     import rerun
     from troupe_tools.engine.comfyui import usable_host
@@ -30,7 +30,7 @@ def test_edits_and_re_runs_are_bit_for_bit_those_of_a_fresh_start(host, tmp_path
         usable = usable_host(host)
     except RunError as error:
         pytest.skip(str(error))
-    edits = [at_once(0, 2, 4), at_once(1, 3, 5), at_once(6, 8), at_once(7, 9)]
+    edits = [*rerun.EDITS[:4], at_once(4, 6, 8), at_once(5, 7, 9)]
     base = tmp_path / "base"
     found = rerun.rerun(rerun.Stage(usable, base), rerun.ours(), edits)
     shutil.rmtree(base)
