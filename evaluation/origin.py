@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..rehearsal.files import CLIP_WEIGHTS
+from ..rehearsal.files import CLIP_WEIGHTS, DINO_WEIGHTS
 from ..rehearsal.files import FOLDER as REHEARSAL_FILES
-from .scores.making import REHEARSAL_CLIP
+from .scores.making import REHEARSAL_CLIP, REHEARSAL_DINO
 from .scores.scores import Scorer
 from .settings import EngineSettings, EvaluationSettings
 from .suites.suite import Suite
@@ -20,6 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "numpy", "pillow")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 DIGITS = 16  # of a sha256
+OWN_FILES = {
+    REHEARSAL_CLIP: CLIP_WEIGHTS,
+    REHEARSAL_DINO: DINO_WEIGHTS,
+}  # only scores that name the model depend on them
 
 
 def origin_of(
@@ -56,8 +60,8 @@ def fingerprint(model: str) -> str:
     names = []
     for name in model.split(", "):
         folder = Path(name)
-        if name == REHEARSAL_CLIP:
-            name += f" {_sha256(REHEARSAL_FILES / CLIP_WEIGHTS)}"
+        if name in OWN_FILES:
+            name += f" {_sha256(REHEARSAL_FILES / OWN_FILES[name])}"
         elif name.startswith("rehearsal"):
             name += f" {rehearsal_models()}"
         elif folder.is_dir():
@@ -68,7 +72,7 @@ def fingerprint(model: str) -> str:
 
 
 def rehearsal_models() -> str:
-    """Return a hash of all rehearsal models but the CLIP, which neither paints nor finds subjects."""
+    """Return a hash of all rehearsal models but those of OWN_FILES, which neither paint nor find subjects."""
     found = hashlib.sha256()
     for path in sorted(REHEARSAL_FILES.glob("*.safetensors")):
         found.update(_sha256(path).encode())

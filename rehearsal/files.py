@@ -30,6 +30,8 @@ OFFERED = {  # values of the combo of Load Rehearsal Models -> keys of EVERY_ADA
 }
 CLIP = "clip"  # a folder in transformers' layout: counts CLIP-T of the world's pictures
 CLIP_WEIGHTS = f"{CLIP}/model.safetensors"
+DINO = "dino"  # a folder in transformers' layout: counts DINOv2 likeness of the world's pictures
+DINO_WEIGHTS = f"{DINO}/model.safetensors"
 VOCABULARY = 49408
 # in the text encoder's file: rows of the words that the world knows, and their ids
 TABLE, IDS = "embeddings.token_embedding.weight", "token_ids"

@@ -324,6 +324,7 @@ LAYOUTS = {  # name -> maker, cases, groups, subjects of a picture, what the rep
 SCORED = (
     *("clip_i", "clip_t", "clip_t_times_2_5", "dino", "dinov2", "scr_0.4", "scr_0.5", "scr_0.6"),
     *("colours", "ip_sim", "subjects_right", "verdicts"),
+    *("ip_sim_clip", "subjects_right_clip", "verdicts_clip", "ip_sim_dino", "subjects_right_dino", "verdicts_dino"),
     *("ip_sim_colours", "subjects_right_colours", "verdicts_colours", "object_quality"),
 )
 

@@ -14,6 +14,7 @@ from PIL import Image
 from support import fake_benchmarks as fake
 from support import tiny_annotators as tiny
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+from troupe.evaluation.scores.detectors import GroundingDetector, OncePerPicture
 from troupe.evaluation.scores.features import DinoFeatures, EncoderFeatures, PilClip
 from troupe.evaluation.scores.making import PRESETS, ScoreSettings, make_scorers, model_names
 from troupe.evaluation.scores.pixels import DINO_READING, Reading, read_picture, reading_of
@@ -328,6 +329,28 @@ class Found:
         return [[SubjectRegion(box, "detector") for box in own] for own in self.boxes]
 
 
+def test_several_scorers_of_one_picture_look_once():
+    asked = []
+
+    class Asked(Found):
+        def regions(self, picture, names):
+            asked.append((picture, tuple(names)))
+            return super().regions(picture, names)
+
+    one, other = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8))
+    detector = OncePerPicture(Asked([LEFT], [RIGHT]))
+    places = [[region.box for region in own] for own in detector.regions(one, ["cat", "dog"])]
+    assert places == [[LEFT], [RIGHT]] and detector.name == "given"
+    assert detector.regions(one, ["cat", "dog"]) is detector.regions(one, ("cat", "dog"))
+    detector.regions(one, ["dog", "cat"])
+    detector.regions(other, ["dog", "cat"])
+    detector.regions(one, ["dog", "cat"])
+    assert [(id(picture), names[0]) for picture, names in asked] == [
+        *((id(one), "cat"), (id(one), "dog")),
+        *((id(other), "dog"), (id(one), "dog")),
+    ]
+
+
 LEFT, RIGHT, SMALL = Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.0, 0.5, 1.0), Box(0.1, 0.1, 0.3, 0.3)
 
 
@@ -461,14 +484,17 @@ def test_settings_choose_the_models(models, folder):
         *("clip_i", "clip_t", "clip_t_times_2_5", "dino", "dinov2", "scr_0.4", "scr_0.5", "scr_0.6")
     ]
     rehearsal = columns_of(make_scorers(ScoreSettings(), "rehearsal", folder))
-    assert rehearsal[:4] == ["clip_i", "clip_t", "clip_t_times_2_5", "colours"]
-    assert {"object_quality", "truth_right", "truth_prompt"} <= set(rehearsal)
+    assert rehearsal[:8] == [
+        *("clip_i", "clip_t", "clip_t_times_2_5", "dinov2", "scr_0.4", "scr_0.5", "scr_0.6", "colours")
+    ]
+    assert {"ip_sim", "ip_sim_clip", "ip_sim_colours", "object_quality", "truth_prompt"} <= set(rehearsal)
+    compared = columns_of(make_scorers(ScoreSettings(compare="clip"), "rehearsal", folder))
+    assert [name for name in compared if name.startswith("ip_sim")] == ["ip_sim", "ip_sim_dinov2", "ip_sim_colours"]
     assert len(set(rehearsal)) == len(rehearsal)
 
 
 @pytest.mark.slow
 def test_grounding_dino_finds_subjects(tmp_path, painted, folder):
-    from troupe.evaluation.scores.detectors import GroundingDetector
     from troupe.training.data.models import GroundingDino
 
     model = GroundingDino.load(str(tiny.save_grounding_dino(tmp_path / "detector")), "cpu", 0.0)

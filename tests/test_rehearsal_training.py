@@ -15,6 +15,7 @@ from troupe.rehearsal.training import export
 from troupe.rehearsal.training.base import LocalizedUNet, places_of_words, train_base
 from troupe.rehearsal.training.card import CARD, WHAT, write_card
 from troupe.rehearsal.training.clip import train_clip
+from troupe.rehearsal.training.dino import train_dino
 from troupe.rehearsal.training.encoder import colours_of, nearest, painted, train_encoder
 from troupe.rehearsal.training.loop import Average, Diffusion, PlainAttention, Trainer, plain_attention, weighted_loss
 from troupe.rehearsal.training.recogniser import labels_of, train_recogniser
@@ -33,6 +34,7 @@ def trained(tmp_path_factory):
     export.export_all(folder, folder / "files")
     train_recogniser(folder / "recogniser", SHORT, batch=4)
     train_clip(folder / "clip", SHORT, batch=4)
+    train_dino(folder / "dino", SHORT, batch=4)
     export.export_all(folder, folder / "files")
     return folder
 
@@ -277,6 +279,7 @@ def test_a_training_begins_with_exported_weights(trained, tmp_path):
     train_encoder(tmp_path / "encoder", **begin)
     train_recogniser(tmp_path / "recogniser", **begin)
     train_clip(tmp_path / "clip", **begin)
+    train_dino(tmp_path / "dino", **begin)
     for path in export.export_all(tmp_path, tmp_path / "files"):
         name = path.relative_to(tmp_path / "files").as_posix()
         ours, theirs = files.read(name, tmp_path / "files"), files.read(name, trained / "files")
@@ -298,6 +301,7 @@ def test_the_card_tells_every_file_and_its_hash(trained):
         and "CC0-1.0" in text
         and "held-out looks: kind " in text
         and "highest cosine: caption " in text
+        and "than to another one: other class " in text
     )
 
 
@@ -308,4 +312,4 @@ def test_a_card_keeps_what_other_checkpoints_say(tmp_path):
     before = card.read_text(encoding="utf-8").split("\n")
     after = write_card(tmp_path / "no checkpoints", tmp_path).read_text(encoding="utf-8").split("\n")
     kept = [line for line in before if line.startswith(("| ", "The image encoder, read out linearly"))]
-    assert len(kept) == 13 and sorted(line for line in after if line in kept) == sorted(kept)
+    assert len(kept) == 14 and sorted(line for line in after if line in kept) == sorted(kept)

@@ -3,7 +3,7 @@
 usage: python tools/train_rehearsal.py WHAT --minutes M [--folder DIR] [--cooldown PART] [--device cpu|cuda] [--threads
 N]
 
-WHAT: encoder, base, recogniser or clip; a later run of the same goes on where the last one ended.
+WHAT: encoder, base, recogniser, clip or dino; a later run of the same goes on where the last one ended.
 `sheet` paints a sample sheet of what there is, `export` writes rehearsal/files.
 """
 

@@ -43,6 +43,21 @@ class GroundingDetector:
         return [[SubjectRegion(one.box, FOUND) for one in found if one.word == name][:INSTANCES] for name in names]
 
 
+class OncePerPicture:
+    """A detector that several scorers ask for the same subjects of one picture: it looks once."""
+
+    def __init__(self, detector: Detector):
+        self.detector, self.name = detector, detector.name
+        self._last: tuple[Image.Image, list[str], list[list[SubjectRegion]]] | None = None
+
+    def regions(self, picture: Image.Image, names: Sequence[str]) -> list[list[SubjectRegion]]:
+        """See Detector."""
+        last = self._last
+        if last is None or last[0] is not picture or last[1] != list(names):
+            self._last = last = (picture, list(names), self.detector.regions(picture, names))
+        return last[2]
+
+
 class RehearsalDetector:
     """The recogniser's figures of a name's class, the largest first; of its variant too, where several names are of
     one class.

@@ -68,8 +68,8 @@ class DinoFeatures:
         self.reading = DINO_READING if processor is None else reading_of(processor, cut_down=True)
 
     @classmethod
-    def load(cls, name: str, device: str) -> DinoFeatures:
-        """Load a model by its folder or its name on the Hugging Face hub.
+    def load(cls, name: str, device: str, called: str = "") -> DinoFeatures:
+        """Load a model by its folder or its name on the Hugging Face hub; called: in the report, "" for that name.
 
         Raises:
             DatasetError: there is no such model.
@@ -83,8 +83,8 @@ class DinoFeatures:
                 f"DINO or DINOv2 in {name}", f"a model of type '{kind}'", "Name facebook/dino-vits16, for example."
             )
         if kind == DINO_V2:
-            return cls(loaded(AutoModel, name).to(device), loaded(AutoImageProcessor, name), name)
-        return cls(loaded(ViTModel, name, add_pooling_layer=False).to(device), None, name)
+            return cls(loaded(AutoModel, name).to(device), loaded(AutoImageProcessor, name), called or name)
+        return cls(loaded(ViTModel, name, add_pooling_layer=False).to(device), None, called or name)
 
     @torch.inference_mode()
     def pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:

@@ -11,20 +11,20 @@ from ...model_patches.scores.colours import ColourPictures
 from ...model_patches.scores.scoring import ClipPictures
 from ...rehearsal.engine.load import load_image_encoder
 from ...rehearsal.engine.recogniser import load_recogniser
-from ...rehearsal.files import CLIP, FOLDER
+from ...rehearsal.files import CLIP, DINO, FOLDER
 from ...training.config.setting import setting
 from ...training.data.models import ClipFeatures, GroundingDino
 from ..suites.rehearsal import NAME as REHEARSAL
 from ..suites.suite import SuiteError
-from .detectors import Detector, GroundingDetector, RehearsalDetector
+from .detectors import Detector, GroundingDetector, OncePerPicture, RehearsalDetector
 from .features import DinoFeatures, EncoderFeatures, PictureFeatures, PilClip
 from .scores import FoundQuality, KnownTruth, ObjectRelevance, PlacedSubjects, PromptLikeness, Scorer, WholePicture
 
-REHEARSAL_CLIP = "rehearsal CLIP"  # for the report
+REHEARSAL_CLIP, REHEARSAL_DINO = "rehearsal CLIP", "rehearsal DINOv2"  # for the report
 CLIP_B32 = "openai/clip-vit-base-patch32"
 PRESETS: Mapping[str, Mapping[str, str]] = {  # models by the names of those who published figures with them
     "none": {},
-    "rehearsal": {"clip": REHEARSAL, "colours": "yes", "detector": REHEARSAL},
+    "rehearsal": {"clip": REHEARSAL, "dinov2": REHEARSAL, "colours": "yes", "detector": REHEARSAL},
     "dreambooth": {"clip": CLIP_B32, "dino": "facebook/dino-vits16"},
     "mip_adapter": {"clip": CLIP_B32, "dino": "facebook/dino-vits16"},  # its CLIP-T is clip_t_times_2_5
     "dreambench++": {"clip": CLIP_B32, "dino": "facebook/dino-vits8", "dinov2": "facebook/dinov2-small"},
@@ -42,7 +42,8 @@ CUT_DOWN = {"dreambench++"}  # presets whose CLIP reads pictures as transformers
 @dataclass(frozen=True)
 class ScoreSettings:
     """Models that count: `[scores]`. Each is a folder in transformers' layout, a name on the Hugging Face hub,
-    "rehearsal" for the small ones that come with the pack, or "" for what the preset says. "off" turns one off.
+    "rehearsal" for the small ones that come with the pack (clip, dinov2, detector), or "" for what the preset says.
+    "off" turns one off.
     """
 
     preset: str = setting("rehearsal", choices=tuple(PRESETS))
@@ -52,7 +53,8 @@ class ScoreSettings:
     dinov2: str = ""  # DINOv2, with the subject collapse rate
     colours: str = setting("", choices=("", "yes", "off"))  # likeness of colours, without a model
     detector: str = ""  # finds the subjects by name: Grounding DINO
-    compare: str = setting("", choices=("", "clip", "dino", "dinov2"))  # model for found subjects; "": the last of them
+    # model of ip_sim and subjects_right, "": the last one; the others have columns of their own, such as ip_sim_clip
+    compare: str = setting("", choices=("", "clip", "dino", "dinov2"))
     device: str = "cpu"
 
 
@@ -87,15 +89,15 @@ def make_scorers(
         if part == "clip" and clip is not None and clip is not one:
             scorers.append(PromptLikeness(clip))
     if "detector" in names:
-        detector = _detector(names["detector"], settings.device)
+        detector = OncePerPicture(_detector(names["detector"], settings.device))
         compared = settings.compare or next((part for part in ("dinov2", "dino", "clip") if part in features), "")
         if compared not in features:
             raise SuiteError(
                 "a model that compares what the detector finds", "none", "Name a clip, dino or dinov2 in [scores]."
             )
         scorers.append(PlacedSubjects(detector, features[compared], folder))
-        if "colours" in features:
-            scorers.append(PlacedSubjects(detector, features["colours"], folder, "_colours"))
+        others = [part for part in features if part != compared]
+        scorers += [PlacedSubjects(detector, features[part], folder, f"_{part}") for part in others]
         if clip is not None:
             scorers.append(FoundQuality(detector, clip))
         if noised:
@@ -111,6 +113,8 @@ def _features(part: str, name: str, device: str, cut_down: bool) -> PictureFeatu
     if part == "colours":
         return EncoderFeatures(ColourPictures())
     if part != "clip":
+        if (part, name) == ("dinov2", REHEARSAL):
+            return DinoFeatures.load(str(FOLDER / DINO), device, REHEARSAL_DINO)
         return DinoFeatures.load(name, device)
     if name == REHEARSAL:
         return EncoderFeatures(ClipPictures(ClipImages(load_image_encoder()), "rehearsal image encoder"))

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from .. import files
 from ..engine.recogniser import FILE as RECOGNISER
-from . import clip
+from . import clip, dino
 from .vocabulary import known_ids
 
 
@@ -75,6 +75,17 @@ def export_clip(checkpoint: Path, folder: Path = files.FOLDER) -> None:
         part.save_pretrained(target)
 
 
+def export_dino(checkpoint: Path, folder: Path = files.FOLDER) -> None:
+    """Write the DINOv2 as a folder in transformers' layout, whose weights become float32 when it is loaded."""
+    model, weights = dino.build(), averaged_states(checkpoint)["dino"]
+    model.load_state_dict(weights)  # or transformers would leave out layers that the configuration does not name
+    config = model.config
+    config.architectures, config.dtype = ["Dinov2Model"], "float32"
+    write(weights, folder / files.DINO_WEIGHTS, "Troupe's rehearsal world: DINOv2, transformers' names", format="pt")
+    for part in (config, dino.processor()):
+        part.save_pretrained(folder / files.DINO)
+
+
 def export_all(checkpoints: Path, folder: Path) -> list[Path]:
     """Write every model that has a checkpoint in `checkpoints`. Returns the files in `folder`."""
     ways = {
@@ -82,6 +93,7 @@ def export_all(checkpoints: Path, folder: Path) -> list[Path]:
         "base": export_base,
         "recogniser": export_recogniser,
         "clip": export_clip,
+        "dino": export_dino,
     }
     for name, way in ways.items():
         if (checkpoints / name / "checkpoint.pt").exists():

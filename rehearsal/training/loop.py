@@ -8,7 +8,8 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,15 @@ class Average:
                 kept = parameter.detach().clone()
                 parameter.copy_(value)
                 value.copy_(kept)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Have the averages in place of the parameters while the context is open, whatever ends it."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
 
 
 class Trainer:

@@ -14,7 +14,7 @@ import torch
 
 from ..pack import ROOT, hide_broken_torchaudio, load_pack
 
-MODELS = ("encoder", "base", "recogniser", "clip")
+MODELS = ("encoder", "base", "recogniser", "clip", "dino")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -106,6 +106,10 @@ def run(options: argparse.Namespace) -> None:
         from troupe.rehearsal.training.clip import train_clip
 
         print(json.dumps({"accuracy": train_clip(checkpoints / "clip", **common)}))
+    elif options.what == "dino":
+        from troupe.rehearsal.training.dino import train_dino
+
+        print(json.dumps({"accuracy": train_dino(checkpoints / "dino", **common)}))
     else:
         from troupe.rehearsal.training.base import train_base
 
