@@ -145,7 +145,7 @@ class Average:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Have the averages in place of the parameters while the context is open, whatever ends it."""
+        """Put the averages in the place of the parameters while the context is open, whatever ends it."""
         self.swap()
         try:
             yield
