@@ -20,10 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "numpy", "pillow")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 DIGITS = 16  # of a sha256
-OWN_FILES = {
-    REHEARSAL_CLIP: CLIP_WEIGHTS,
-    REHEARSAL_DINO: DINO_WEIGHTS,
-}  # only scores that name the model depend on them
+# of rehearsal models that only count: no picture depends on them
+OWN_FILES = {REHEARSAL_CLIP: CLIP_WEIGHTS, REHEARSAL_DINO: DINO_WEIGHTS}
 
 
 def origin_of(

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn.functional import linear, log_softmax, normalize
-from transformers import CLIPImageProcessor, Dinov2Config, Dinov2Model
+from transformers import Dinov2Config, Dinov2Model
 
 from .. import files
 from ..world import CELLS, CLASSES, TEST_LOOKS, VARIANTS, Figure, draw_cells, place_figures, reference_cells
@@ -57,11 +57,6 @@ class Head(nn.Module):
 def build() -> Dinov2Model:
     """Build the model: pictures of 32 x 32 pixels, patches of 4."""
     return Dinov2Model(Dinov2Config(**SHAPE, image_size=clip.SIDE))
-
-
-def processor() -> CLIPImageProcessor:
-    """Return the image processor, the same as the CLIP's."""
-    return clip.processor()
 
 
 def view(chance: random.Random, figure: Figure) -> torch.Tensor:
@@ -125,7 +120,7 @@ def crowding(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def batch_loss(trainer: Trainer, model: Dinov2Model, head: Head, batch: int) -> torch.Tensor:
-    """Return the loss of new individuals."""
+    """Return the loss of new individuals, as many as `batch`, with two views each."""
     figures = [random_figure(trainer.chance) for _ in range(batch)]
     pixels = torch.cat([view(trainer.chance, figure) for _ in range(2) for figure in figures]).to(model.device)
     kind = model.device.type
@@ -185,8 +180,8 @@ def accuracy(model: Dinov2Model, count: int = 512) -> dict[str, float]:
     cells = pixels_of([draw_cells(scene) for scene in scenes])
     subjects = [(i, subject) for i, scene in enumerate(scenes) for subject in scene.subjects]
     pixels = clip.pixels_from(cells)[[i for i, _ in subjects]]
-    found = _unit(cls_tokens(model, clip.crops_of(pixels, [clip.crop_around(one) for _, one in subjects])))
-    figures = [one.figure for _, one in subjects]
+    tokens = cls_tokens(model, clip.crops_of(pixels, [clip.crop_around(one) for _, one in subjects]))
+    found, figures = normalize(tokens, dim=-1), [one.figure for _, one in subjects]
     others: Mapping[str, list[Figure]] = {
         "class": [replace(f, kind=chance.choice([kind for kind in CLASSES if kind != f.kind])) for f in figures],
         "looks": [replace(f, look=chance.choice([look for look in TEST_LOOKS if look != f.look])) for f in figures],
@@ -199,9 +194,6 @@ def accuracy(model: Dinov2Model, count: int = 512) -> dict[str, float]:
 
 
 def _references(model: Dinov2Model, figures: Sequence[Figure]) -> torch.Tensor:
+    """The CLS tokens of the figures' references, [n, 96] of length 1."""
     cells = [reference_cells(replace(figure, variant="")) for figure in figures]
-    return _unit(cls_tokens(model, clip.seen(clip.pixels_from(pixels_of(cells)))))
-
-
-def _unit(vectors: torch.Tensor) -> torch.Tensor:
-    return normalize(vectors, dim=-1)
+    return normalize(cls_tokens(model, clip.seen(clip.pixels_from(pixels_of(cells)))), dim=-1)

@@ -82,7 +82,7 @@ def export_dino(checkpoint: Path, folder: Path = files.FOLDER) -> None:
     config = model.config
     config.architectures, config.dtype = ["Dinov2Model"], "float32"
     write(weights, folder / files.DINO_WEIGHTS, "Troupe's rehearsal world: DINOv2, transformers' names", format="pt")
-    for part in (config, dino.processor()):
+    for part in (config, clip.processor()):  # which reads pictures as the CLIP does
         part.save_pretrained(folder / files.DINO)
 
 
