@@ -9,7 +9,6 @@ benchmarks/confusion.json, so a run that was stopped goes on where it ended; --m
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -85,11 +84,10 @@ def tasks(seeds: int, curve_seeds: int) -> Iterator[Task]:
 
 def fingerprint() -> dict[str, str]:
     """Return the sha256 of every shipped model file by name. Results of other models are discarded."""
+    from troupe.model_patches.checkpoints.hashes import sha256_of
     from troupe.rehearsal.files import FOLDER as MODEL_FILES
 
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(MODEL_FILES.glob("*.safetensors"))
-    }
+    return {path.name: sha256_of(path) for path in sorted(MODEL_FILES.glob("*.safetensors"))}
 
 
 def of_models(results: dict, models: dict[str, str]) -> dict:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ..model_patches.checkpoints.hashes import sha256_of
 from ..rehearsal.files import CLIP_WEIGHTS, DINO_WEIGHTS
 from ..rehearsal.files import FOLDER as REHEARSAL_FILES
 from .scores.making import REHEARSAL_CLIP, REHEARSAL_DINO
@@ -96,8 +97,4 @@ def _version(package: str) -> str:
 
 
 def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            found.update(part)
-    return found.hexdigest()[:DIGITS]
+    return sha256_of(path)[:DIGITS]

@@ -1,8 +1,9 @@
 """Same shape is not same file: what the loader says about a file's origin."""
 
 import hashlib
+import os
 
-from troupe.model_patches.checkpoints import catalogue
+from troupe.model_patches.checkpoints import catalogue, hashes
 
 
 def test_a_file_is_the_published_one_by_its_sha256_only(tmp_path, monkeypatch):
@@ -25,7 +26,26 @@ def test_a_file_is_the_published_one_by_its_sha256_only(tmp_path, monkeypatch):
 
 
 def test_families_without_a_published_sha256_are_not_hashed(tmp_path, monkeypatch):
-    monkeypatch.setattr(catalogue, "_sha256", lambda *a: 1 / 0)
+    monkeypatch.setattr(catalogue, "sha256_of", lambda *a: 1 / 0)
     file = tmp_path / "a.safetensors"
     file.touch()
     assert catalogue.identity(file, "ip_adapter") == "known by its shapes only"
+
+
+def test_a_file_is_hashed_once_for_each_state(tmp_path, monkeypatch):
+    file, opened = tmp_path / "a.safetensors", []
+
+    def noted(*given):
+        opened.append(given)
+        return open(*given)
+
+    monkeypatch.setattr(hashes, "open", noted, raising=False)
+    file.write_bytes(b"weights")
+    assert {hashes.sha256_of(file), hashes.sha256_of(str(file))} == {hashlib.sha256(b"weights").hexdigest()}
+    assert len(opened) == 1
+    file.write_bytes(b"changed")
+    os.utime(file, ns=(1, 1))
+    assert hashes.sha256_of(file) == hashlib.sha256(b"changed").hexdigest()
+    file.write_bytes(b"longer than before")
+    os.utime(file, ns=(1, 1))
+    assert hashes.sha256_of(file) == hashlib.sha256(b"longer than before").hexdigest()

@@ -5,10 +5,10 @@ Recognition never uses it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
-from functools import lru_cache
+
+from .hashes import sha256_of
 
 HUB = "https://huggingface.co"
 
@@ -223,15 +223,6 @@ def identity(path: str | os.PathLike, family: str) -> str:
     Only files of a family with a published sha256 are hashed, once for each state of the file.
     """
     hashed = [file for file in ADAPTERS if file.sha256 and file.family == family]
-    digest = _sha256(str(path), os.stat(path).st_mtime_ns) if hashed else ""
+    digest = sha256_of(path) if hashed else ""
     match = next((f for f in hashed if f.sha256 == digest), None)
     return f"the published {match.name}" if match else "known by its shapes only"
-
-
-@lru_cache(maxsize=64)
-def _sha256(path: str, modified: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 22):
-            digest.update(part)
-    return digest.hexdigest()
