@@ -32,9 +32,13 @@ NO_HOST = "NO COMFYUI FOUND (COMFYUI_PATH, or ~/comfy/ComfyUI): nothing that con
 
 
 def start_host(base: Path) -> None:
-    """Import the host once, with `base` as its models, input and output folder."""
+    """Import the host once, with `base` as its models, input and output folder.
+
+    It takes PyTorch's attention, as on most GPUs; a host that a test starts takes its own default on a CPU.
+    """
     sys.path.insert(0, str(COMFYUI))
-    arguments, sys.argv = sys.argv, ["comfyui", "--cpu", "--base-directory", str(base), "--disable-api-nodes"]
+    options = ["--cpu", "--use-pytorch-cross-attention", "--base-directory", str(base), "--disable-api-nodes"]
+    arguments, sys.argv = sys.argv, ["comfyui", *options]
     try:
         import comfy.options
 
