@@ -33,8 +33,10 @@ def keep_freed_memory() -> None:
 
 
 keep_freed_memory()
-# small models: a second thread mostly waits, badly so on a busy machine
-torch.set_num_threads(int(os.environ.get("TROUPE_TEST_THREADS", "1")))
+# small models: a second thread mostly waits, badly so on a busy machine; so it does in processes that tests start
+THREADS = os.environ.get("TROUPE_TEST_THREADS", "1")
+torch.set_num_threads(int(THREADS))
+os.environ.setdefault("OMP_NUM_THREADS", THREADS)
 # how long an example takes is the machine's affair
 settings.register_profile("troupe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("troupe")

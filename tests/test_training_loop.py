@@ -272,9 +272,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_an_adapter(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to a process")
 def test_a_terminated_process_leaves_a_checkpoint_and_an_adapter(tmp_path):
-    process = subprocess.Popen(
-        command(tmp_path, "--set", "save_every=2"), stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    process = subprocess.Popen(command(tmp_path, "--set", "save_every=2"), stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 120
         while not checkpoints(tmp_path / "out") and time.monotonic() < deadline and process.poll() is None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import tiny_training as small
+from support.step_gradients import write_gradients
 from support.stopped_training import STEPS, STOPPED
 from troupe.training.checkpoints import checkpoints
 from troupe.training.examples.draws import Draws
@@ -44,19 +45,16 @@ save_every = 1000
 """
 
 
-def gradients(pictures, output, processes, batch, accumulation, faulty=None):
-    """{recipe: its gradients}; every process computes those of one recipe after the other. faulty: settings and folder
-    of trainings after them. And what each process wrote to stderr.
+def in_processes(pictures, output, processes, batch, accumulation, faulty):
+    """What each of several processes wrote to stderr that compute the gradients of one recipe after the other. faulty:
+    settings and folder of trainings after them.
     """
-    output.mkdir()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if processes > 1:
-        environment |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    more = json.dumps(faulty and [*map(str, faulty), [free_port(), free_port()]])
+    meeting = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    more = json.dumps([*map(str, faulty), [free_port(), free_port()]])
     command = [sys.executable, str(SCRIPT), *map(str, (pictures, output, batch, accumulation, more)), *RECIPES]
     running = [
         subprocess.Popen(
-            command, env=environment | ({"RANK": str(r), "LOCAL_RANK": str(r)} if processes > 1 else {}), stderr=-1
+            command, env={**os.environ, **meeting, "RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE
         )
         for r in range(processes)
     ]
@@ -67,7 +65,12 @@ def gradients(pictures, output, processes, batch, accumulation, faulty=None):
             process.kill()
     for process, text in zip(running, said, strict=True):
         assert process.returncode == 0, text[-3000:]
-    return {recipe: torch.load(output / f"{recipe}.pt") for recipe in RECIPES}, said
+    return said
+
+
+def saved(output):
+    """{recipe: its gradients}."""
+    return {recipe: torch.load(output / f"{recipe}.pt") for recipe in RECIPES}
 
 
 @pytest.mark.parametrize("rank, status, sentences", [(None, 1, 1), ("0", 1, 1), ("1", 0, 0)])
@@ -98,15 +101,19 @@ def assert_resumed(output, processes):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_go_on_where_they_stopped_and_end_together(tmp_path):
+def test_two_processes_train_as_one_go_on_where_they_stopped_and_end_together(tmp_path, own_accelerator):
     """Two gloo processes with two passes of one picture each, and one process with one pass of four; a training that
     is stopped and goes on; then trainings in two processes of which one has a fault.
 
     One test for everything: most of its time goes to starting processes.
     """
     pictures, faulty = small.write_set(tmp_path / "pictures"), faulty_set(tmp_path / "faulty")
-    two, said = gradients(pictures, tmp_path / "two", 2, 1, 2, (faulty / "settings.toml", faulty))
-    one, _ = gradients(pictures, tmp_path / "one", 1, 4, 1)
+    outputs = [tmp_path / "two", tmp_path / "one"]
+    for output in outputs:
+        output.mkdir()
+    said = in_processes(pictures, outputs[0], 2, 1, 2, (faulty / "settings.toml", faulty))
+    write_gradients(pictures, outputs[1], 4, 1, RECIPES)
+    two, one = map(saved, outputs)
     assert_resumed(tmp_path / "two", 2)
     for recipe in RECIPES:
         assert (two[recipe]["processes"], one[recipe]["processes"]) == (2, 1)

@@ -90,7 +90,6 @@ def server(front_end, browser, tmp_path_factory):
         {},
         lambda sentence: None,
         arguments=arguments,
-        environment={"OMP_NUM_THREADS": "1"},
     ) as running:
         yield running
 

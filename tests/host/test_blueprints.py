@@ -27,7 +27,6 @@ def server(host, tmp_path_factory):
         tmp_path_factory.mktemp("blueprints"),
         {},
         lambda line: None,
-        environment={"OMP_NUM_THREADS": "1"},
     ) as running:
         yield running
 

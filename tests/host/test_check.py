@@ -70,9 +70,7 @@ def server(host, tmp_path_factory):
     shutil.copy(Path(host) / "input" / "example.png", base / "input" / "example.png")
     for name in ("woman", "dog", "mask", "photo_0", "photo_1", "photo_2"):
         Image.linear_gradient("L").convert("RGBA").save(base / "input" / f"{name}.png")
-    with HostServer(
-        Host(host, sys.executable, gpu=False), base, {}, lambda line: None, environment={"OMP_NUM_THREADS": "1"}
-    ) as running:
+    with HostServer(Host(host, sys.executable, gpu=False), base, {}, lambda line: None) as running:
         yield running
 
 

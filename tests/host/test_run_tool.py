@@ -73,9 +73,7 @@ def spoken() -> list[str]:
 def server(host, tmp_path_factory, spoken):
     """A server of our own, with no models at first."""
     base = tmp_path_factory.mktemp("run_tool_base")
-    with HostServer(
-        Host(host, sys.executable, gpu=False), base, {}, spoken.append, environment={"OMP_NUM_THREADS": "1"}
-    ) as running:
+    with HostServer(Host(host, sys.executable, gpu=False), base, {}, spoken.append) as running:
         yield running
 
 
@@ -225,7 +223,6 @@ def test_a_template_runs_once_the_files_are_there(name, stocked, info, spoken):
 def test_the_whole_command(host, tmp_path, monkeypatch, capsys):
     """`python tools/run.py` finds the host, starts its server, and leaves picture, references and report."""
     monkeypatch.setenv("COMFYUI_PATH", str(host))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert (
         run_tool.main(
             [
@@ -258,7 +255,6 @@ def test_the_whole_command(host, tmp_path, monkeypatch, capsys):
 def test_the_first_command_in_comfyui(host, tmp_path, monkeypatch, capsys):
     """Asked to run there and without model files, it paints the rehearsal template, and nothing is random."""
     monkeypatch.setenv("COMFYUI_PATH", str(host))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert run_tool.main(["--engine", "comfyui", "--output", str(tmp_path), "--steps", "2"]) == 0
     said = capsys.readouterr().out
     assert "engine: ComfyUI" in said and "RANDOM" not in said and "NOISE" not in said

@@ -1,25 +1,22 @@
 """The gradients of the first step of each recipe's training, in this process or in one of several.
 
-usage: python step_gradients.py PICTURES OUTPUT BATCH ACCUMULATION FAULTY RECIPE ...; OUTPUT gets `RECIPE.pt`. Several
-processes then stop a training and go on with it, see `stopped_training.py`: most of the time goes to starting them.
-FAULTY: then there are trainings with faults, see `faulty_training`, whose arguments these are in JSON; "null": none.
+usage: python step_gradients.py PICTURES OUTPUT BATCH ACCUMULATION FAULTY RECIPE ... as one of several processes. They
+then stop a training and go on with it, see `stopped_training.py`, and there are trainings with faults, see
+`faulty_training`, whose arguments FAULTY is in JSON: most of the time goes to starting processes.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def main(pictures: str, output: str, batch: str, accumulation: str, faulty: str, *recipes: str) -> None:
-    """Train one step of each recipe without an update, and let the main process write what it would be made with."""
-    root = Path(__file__).resolve().parents[2]
-    sys.path[:0] = [str(root / "tools"), str(root / "tests")]
-    from troupe_tools.pack import hide_broken_torchaudio, load_pack
-
-    hide_broken_torchaudio()
-    load_pack()
+def write_gradients(pictures: Path, output: Path, batch: int, accumulation: int, recipes: Sequence[str]) -> None:
+    """Train one step of each recipe without an update, and let the main process write what it would be made with into
+    OUTPUT/RECIPE.pt.
+    """
     import torch
     from troupe.training.config.reading import as_tables
     from troupe.training.config.schema import Config, OutputConfig, TrainingConfig
@@ -29,18 +26,16 @@ def main(pictures: str, output: str, batch: str, accumulation: str, faulty: str,
     from troupe.training.recipes.registry import RECIPES
     from troupe.training.run import make_accelerator
 
-    from support import tiny_training as small
-    from support.stopped_training import stop_and_resume
+    from . import tiny_training as small
 
-    torch.set_num_threads(1)
-    training = TrainingConfig(steps=1, batch=int(batch), accumulation=int(accumulation), lr=1e-3)
+    training = TrainingConfig(steps=1, batch=batch, accumulation=accumulation, lr=1e-3)
     for recipe in recipes:
-        folder = Path(output) / recipe
+        folder = output / recipe
         config = Config(recipe, RECIPES[recipe].Options(), training=training, output=OutputConfig(folder=str(folder)))
         accelerator = make_accelerator(config, cpu=True)
         total = training.batch * training.accumulation * accelerator.num_processes
         trainee = small.trainee(recipe, small.base_for(recipe), total=total)
-        loop = Loop(config, trainee, Draws(FolderSet(Path(pictures), small.SIDE, 4), 0), as_tables(config), accelerator)
+        loop = Loop(config, trainee, Draws(FolderSet(pictures, small.SIDE, 4), 0), as_tables(config), accelerator)
         state = {}
 
         def keep(state: dict = state, trainee: torch.nn.Module = trainee) -> None:
@@ -50,14 +45,29 @@ def main(pictures: str, output: str, batch: str, accumulation: str, faulty: str,
         loop.run()
         if accelerator.is_main_process:
             found = {"gradients": state, "processes": accelerator.num_processes}
-            torch.save(found, Path(output) / f"{recipe}.pt")
-    if accelerator.num_processes > 1:
-        stop_and_resume(Path(pictures), Path(output))
-    accelerator.end_training()
-    if json.loads(faulty) is not None:
-        from support.faulty_training import train_twice
+            torch.save(found, output / f"{recipe}.pt")
 
-        train_twice(*json.loads(faulty))
+
+def main(pictures: str, output: str, batch: str, accumulation: str, faulty: str, *recipes: str) -> None:
+    """Do everything that is done in several processes."""
+    root = Path(__file__).resolve().parents[2]
+    sys.path[:0] = [str(root / "tools"), str(root / "tests")]
+    from troupe_tools.pack import hide_broken_torchaudio, load_pack
+
+    hide_broken_torchaudio()
+    load_pack()
+    import torch
+    from accelerate import PartialState
+
+    from support.faulty_training import train_twice
+    from support.step_gradients import write_gradients
+    from support.stopped_training import stop_and_resume
+
+    torch.set_num_threads(1)
+    write_gradients(Path(pictures), Path(output), int(batch), int(accumulation), recipes)
+    stop_and_resume(Path(pictures), Path(output))
+    PartialState().destroy_process_group()
+    train_twice(*json.loads(faulty))
 
 
 if __name__ == "__main__":

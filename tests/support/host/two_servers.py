@@ -14,8 +14,7 @@ from troupe_tools.engine.host_server import HostServer
 
 def server_in(host: Path, base: Path) -> HostServer:
     """A server that is not started yet, with its folders in `base`."""
-    environment = {"OMP_NUM_THREADS": "1"}
-    return HostServer(Host(host, sys.executable, gpu=False), base, {}, lambda text: None, environment=environment)
+    return HostServer(Host(host, sys.executable, gpu=False), base, {}, lambda text: None)
 
 
 @contextmanager
