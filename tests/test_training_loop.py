@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import subprocess
@@ -91,6 +92,7 @@ def test_half_precision_gives_about_the_same_gradients(recipe, pictures, tmp_pat
     for precision in ("no", "bf16"):
         loop = loop_for(pictures, tmp_path / precision, recipe, options, steps=1, precision=precision)
         base, keep = loop.trainee.base, {}
+        whole_weights = [copy.deepcopy(module.state_dict()) for module in base.modules]
         move(base, loop.trainee, loop.accelerator)
         loop.optimizer.step = lambda keep=keep, loop=loop: keep.update(
             {n: p.grad.flatten() for n, p in loop.trainee.named_parameters() if p.grad is not None}
@@ -98,8 +100,8 @@ def test_half_precision_gives_about_the_same_gradients(recipe, pictures, tmp_pat
         loop.run()
         whole = "no" in precision or base.unet in loop.trainee.modules_of_base()
         assert base.unet.dtype == (torch.float32 if whole else torch.bfloat16)
-        for module in base.modules:  # shared by tests
-            module.float()
+        for module, state in zip(base.modules, whole_weights, strict=True):  # shared by tests
+            module.float().load_state_dict(state)
         found[precision] = torch.cat(list(keep.values()))
     assert found["bf16"].dtype == torch.float32 and not torch.equal(*found.values())
     assert torch.nn.functional.cosine_similarity(*found.values(), dim=0) > 0.999
