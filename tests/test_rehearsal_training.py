@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from troupe.rehearsal import files
 from troupe.rehearsal.engine import nets
 from troupe.rehearsal.engine.load import load_image_encoder, load_texts, load_unet
 from troupe.rehearsal.engine.recogniser import ANSWERS
-from troupe.rehearsal.training import export
+from troupe.rehearsal.training import clip, dino, encoder, export, recogniser
 from troupe.rehearsal.training.base import LocalizedUNet, places_of_words, train_base
 from troupe.rehearsal.training.card import CARD, WHAT, write_card
 from troupe.rehearsal.training.clip import train_clip
@@ -26,7 +27,16 @@ SHORT = 0.01  # minutes
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def few_drawings():
+    """Trainings end with an examination; here it is of few drawings, for it would take longer than they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (encoder, recogniser, clip, dino):
+            patch.setattr(module, "accuracy", partial(module.accuracy, count=16))
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, few_drawings):
     """Every model after a moment of training, exported."""
     folder = tmp_path_factory.mktemp("training")
     train_encoder(folder / "encoder", SHORT, batch=4)
@@ -272,7 +282,7 @@ def test_a_whole_picture_is_painted_from_the_exported_files(trained):
 
 
 @pytest.mark.slow
-def test_a_training_begins_with_exported_weights(trained, tmp_path):
+def test_a_training_begins_with_exported_weights(trained, few_drawings, tmp_path):
     """Without a checkpoint, and with almost no step taken, the weights are the files'."""
     begin = {"minutes": 1e-9, "batch": 1, "start": trained / "files"}
     train_base(tmp_path / "base", compiled=False, **begin)

@@ -143,13 +143,13 @@ def _accuracies(checkpoints: Path, folder: Path, count: int) -> list[str]:
     else:  # its linear read-out is in the checkpoint only
         parts += [f"{line}\n" for line in _lines(folder / CARD) if line.startswith(ENCODER_READS)]
     if (folder / RECOGNISER).exists():
-        read = _listed(recogniser.accuracy(load_recogniser(folder), count))
+        read = _listed(recogniser.accuracy(load_recogniser(folder), count=count))
         parts.append(
             f"The recogniser on new drawings of held-out looks: {read} (`pictures`: every subject found and "
             "no other).\n"
         )
     if (folder / files.CLIP_WEIGHTS).exists():
-        read = _listed(clip.accuracy(clip.load(folder).eval(), clip.tokenizer(), count))
+        read = _listed(clip.accuracy(clip.load(folder).eval(), clip.tokenizer(), count=count))
         parts.append(
             f"The CLIP on new drawings of held-out looks, the right text with the highest cosine: {read} (`caption`: "
             f"a picture's among those of {clip.GROUP}; `picture`: a caption's among as many; `name`: a crop's among "
@@ -157,7 +157,7 @@ def _accuracies(checkpoints: Path, folder: Path, count: int) -> list[str]:
             "this is another one).\n"
         )
     if (folder / files.DINO_WEIGHTS).exists():
-        read = _listed(dino.accuracy(dino.load(folder).eval(), count))
+        read = _listed(dino.accuracy(dino.load(folder).eval(), count=count))
         parts.append(
             f"The DINOv2 on new drawings of held-out looks, a subject's crop nearer to its own reference than to another "
             f"one: {read} (`other class`: with the same looks; `other looks`: of the same class).\n"
