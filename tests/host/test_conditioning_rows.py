@@ -146,7 +146,7 @@ def test_area_conditioning_and_the_entries_that_the_host_borrows(calls):
     st = stage()
     model, positive, negative = st.apply(st.references(2), settings())
     area = in_area(positive, 64, 128, 64, 0)
-    ksample(model, st.positive + area, negative, steps=1)
+    ksample(model, st.positive + area, negative, steps=1, size=(16, 16))
     flat = sorted({chunk for call in calls for chunk in call}, key=str)
     assert flat == sorted(
         [(0, None, None), (0, "cond", (16, 8, 0, 8)), (1, "uncond", None), (1, "uncond", (16, 8, 0, 8))], key=str
@@ -169,7 +169,7 @@ def test_a_region_is_cut_to_the_area_it_is_seen_in(monkeypatch):
     for x, value in ((64, 1.0), (0, 0.0)):
         limits.clear()
         area = in_area(positive, 64, 128, x, 0)
-        ksample(model, area, st.negative, steps=1)
+        ksample(model, area, st.negative, steps=1, size=(16, 16))
         assert limits and all((m == value).all() for m in limits)
 
 

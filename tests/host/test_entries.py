@@ -74,7 +74,7 @@ def test_one_text_encode_wired_to_both(wired, seen):
         model, positive, given, _ = apply_image_attention(
             st.patcher, st.references(2), settings(weight=1.0), in_area(text), negative if wired else None
         )
-        found.append(ksample(model, positive, given or negative, steps=1))
+        found.append(ksample(model, positive, given or negative, steps=1, size=(16, 16)))
         area = (8, 8, 0, 4)
         assert sorted(seen, key=str) == [(0, "cond", area), (1, "uncond", area), (1, "uncond", None)]
     assert torch.equal(*found)
@@ -89,12 +89,12 @@ def test_texts_that_another_pack_exchanges(first, wired):
     st = stage()
     st.positive = in_area(st.positive, 0) + in_area([[st.positive[0][0] * 0.5, {}]], 64)
     references, chosen = st.references(2), settings(weight=1.0)
-    expected = ksample(*st.apply(references, chosen, wired), steps=1)
-    plain = ksample(st.patcher, st.positive, st.negative, steps=1)
+    expected = ksample(*st.apply(references, chosen, wired), steps=1, size=(16, 16))
+    plain = ksample(st.patcher, st.positive, st.negative, steps=1, size=(16, 16))
     if first:
         st.patcher = rewrites(st.patcher)
     model, positive, negative = st.apply(references, chosen, wired)
-    found = ksample(model if first else rewrites(model), positive, negative, steps=1)
+    found = ksample(model if first else rewrites(model), positive, negative, steps=1, size=(16, 16))
     assert torch.equal(found, expected) and (expected - plain).abs().max() > 1e-2
 
 
@@ -144,7 +144,7 @@ def test_perp_negs_empty_prompt_shows_no_subject(wired, seen):
         guider = PerpNegGuider.execute(model, positive, negative, empty, 5.0, 1.0).result[0]
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 1)
         expected = guider.sample(
-            noise_of(), torch.zeros(1, 4, 16, 16), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True
+            noise_of(), torch.zeros(1, 4, 8, 8), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True
         )
         assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 

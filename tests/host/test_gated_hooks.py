@@ -134,7 +134,7 @@ def test_areas_have_their_objects_once_a_run(monkeypatch):
         for i in range(4)
         for text, options in positive
     ]
-    ksample(model, prompts, negative, steps=3)
+    ksample(model, prompts, negative, steps=3, size=(16, 16))
     assert len(seen) == len(set(seen)) == 5
 
 

@@ -198,12 +198,12 @@ def test_where_the_positive_has_no_subjects_the_middle_has_none(second):
 
     found = sample(
         make(model, area(with_subjects, 0) + area(st.positive, 64), negative, second=second, second_end=second),
-        noise_of(),
+        noise_of((16, 16)),
         1,
     )
     plain = sample(
         make(st.patcher, area(st.positive, 0) + area(st.positive, 64), st.negative, second=second, second_end=second),
-        noise_of(),
+        noise_of((16, 16)),
         1,
     )
     effect = (found - plain).abs()
@@ -229,13 +229,13 @@ def test_before_a_delay_or_a_range_begins_the_middle_has_no_subjects():
     st.positive = [
         [fused, {**st.positive[0][1], PROMPT_KEY: FusedPrompt(fused, random(1, 77, 64, seed=77), None, 0.0, 2)}]
     ]
-    waiting = sample(make(*st.apply(references, settings(weight=1.0))), noise_of(), 4)
+    waiting = sample(make(*st.apply(references, settings(weight=1.0))), noise_of((16, 16)), 4)
     late = dataclasses.replace(
         references, subjects=tuple(dataclasses.replace(s, start_percent=0.5) for s in references.subjects)
     )
-    expected = sample(make(*st.apply(late, settings(weight=1.0))), noise_of(), 4)
+    expected = sample(make(*st.apply(late, settings(weight=1.0))), noise_of((16, 16)), 4)
     assert torch.equal(waiting, expected) and not torch.equal(
-        waiting, sample(make(st.patcher, st.positive, st.negative), noise_of(), 4)
+        waiting, sample(make(st.patcher, st.positive, st.negative), noise_of((16, 16)), 4)
     )
 
     st = stage()

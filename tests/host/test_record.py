@@ -113,7 +113,7 @@ def test_a_prompt_for_a_part_of_the_picture(lab, sd15):
     model, positive, negative = sd15.apply(references, lab.settings())
     model, record = lab.record_relevance(model, "all")
     area = [[text, {**rest, "area": (16, 8, 0, 8), "strength": 1.0}] for text, rest in positive]
-    lab.ksample(model, area, negative, steps=1)
+    lab.ksample(model, area, negative, steps=1, size=(16, 16))
     left, right = lab.maps_of(record).split(8, 2)
     assert not left.any() and abs(float(right.sum(0).mean()) - 1) < 1e-5
 
@@ -150,7 +150,7 @@ def test_two_positive_prompts_are_both_recorded(lab, sd15):
     second = [[torch.flip(positive[0][0], (1,)), positive[0][1]]]
     guider.set_conds(positive + second, negative)
     sigmas = comfy.samplers.calculate_sigmas(model.model.model_sampling, "normal", 1)
-    guider.sample(lab.noise_of(), torch.zeros(1, 4, 16, 16), comfy.samplers.sampler_object("euler"), sigmas)
+    guider.sample(lab.noise_of((16, 16)), torch.zeros(1, 4, 16, 16), comfy.samplers.sampler_object("euler"), sigmas)
     assert len(seen.looks[0][1]) == 2
     lab.close(lab.maps_of(record), seen.maps(sd15.references(2)))
 
@@ -273,7 +273,7 @@ def test_what_is_kept_does_not_grow_with_the_steps(lab, sd15):
         record.begin = begin
         (tally,) = held["recording"]._tallies.values()
         sizes.append(sum(t.nbytes for pair in tally.sums._sums.values() for t in pair))
-    assert sizes[0] == sizes[1] == sum(4 * 2 * (n + 1) for n in (256, 64))
+    assert sizes[0] == sizes[1] == sum(4 * 2 * (n + 1) for n in (64, 16))
 
 
 # ---- when there is nothing to record ---------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ def test_the_last_run_wins(lab, sd15):
     lab.ksample(model, positive, negative, steps=1, seed=1)
     first = lab.maps_of(record)
     lab.ksample(model, positive, negative, steps=1, seed=2, size=(20, 12))
-    assert first.shape[1:] == (16, 16) and lab.maps_of(record).shape[1:] == (20, 12)
+    assert first.shape[1:] == (8, 8) and lab.maps_of(record).shape[1:] == (20, 12)
     inner, outer = record.begin("all"), record.run
     later = record.begin("all")
     record.finish(inner, torch.zeros(1, 4, 8, 8))

@@ -1,7 +1,7 @@
 """Runs of Apply Gated Adapter compared with the independent evaluation."""
 
 
-def check(st, references, settings, size=(16, 16), batch=1, cfg=5.0, steps=2, negative=True, **rest):
+def check(st, references, settings, size=(8, 8), batch=1, cfg=5.0, steps=2, negative=True, **rest):
     """Sampling through the hook equals the plain evaluation to 1e-3 of the adapter's effect."""
     from support.host import independent_gated_evaluation as independent_gated
     from support.host.small_casts import error, ksample, noise_of

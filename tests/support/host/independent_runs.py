@@ -3,7 +3,7 @@
 TOLERANCE = 1e-3  # of the references' effect
 
 
-def check(st, references, chosen, size=(16, 16), batch=1, cfg=5.0, steps=2, wired=True, **truth):
+def check(st, references, chosen, size=(8, 8), batch=1, cfg=5.0, steps=2, wired=True, **truth):
     from support.host import independent_evaluation as independent
     from support.host.small_casts import error, ksample, noise_of
 

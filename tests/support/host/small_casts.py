@@ -137,14 +137,14 @@ def stage(base: str = "SD15", text_gain: bool = False, tokens: int = 77, patcher
 
 
 def ksample(
-    model, positive, negative, size=(16, 16), batch=1, steps=2, cfg=5.0, seed=1, sampler="euler", scheduler="normal"
+    model, positive, negative, size=(8, 8), batch=1, steps=2, cfg=5.0, seed=1, sampler="euler", scheduler="normal"
 ):
     """KSampler on an empty latent of `size` (h, w) cells."""
     latent = {"samples": torch.zeros(batch, 4, *size)}
     return nodes.common_ksampler(model, seed, steps, cfg, sampler, scheduler, positive, negative, latent)[0]["samples"]
 
 
-def noise_of(size=(16, 16), batch=1, seed=1):
+def noise_of(size=(8, 8), batch=1, seed=1):
     """The noise that KSampler starts from."""
     import comfy.sample
 

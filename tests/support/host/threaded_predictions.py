@@ -131,7 +131,7 @@ def split(models, at_once=True):
         comfy.samplers._calc_cond_batch = original
 
 
-def sample(model, positive, negative, seed=1, steps=2, size=(16, 16)):
+def sample(model, positive, negative, seed=1, steps=2, size=(8, 8)):
     """As KSampler, without the random numbers that all threads share."""
     import comfy.samplers
 
