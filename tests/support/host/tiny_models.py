@@ -13,15 +13,14 @@ Two families:
 import math
 
 
-def _init(module, seed=0, std_out=1.0):
+def _init(module, seed=0):
     import torch
 
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in module.named_parameters():
             if p.ndim >= 2:
-                fan_in = p[0].numel()
-                p.copy_(torch.randn(p.shape, generator=g) * (0.7 / math.sqrt(fan_in)))
+                p.copy_(torch.empty(p.shape).normal_(std=0.7 / math.sqrt(p[0].numel()), generator=g))
             elif name.endswith("weight"):
                 p.fill_(1.0)
             else:

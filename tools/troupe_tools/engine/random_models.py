@@ -166,7 +166,8 @@ def randomise(module: ModuleT, seed: int) -> ModuleT:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if parameter.ndim >= 2:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.7 / parameter[0].numel() ** 0.5)
+                noise = torch.empty(parameter.shape).normal_(std=0.7 / parameter[0].numel() ** 0.5, generator=generator)
+                parameter.copy_(noise)
             else:
                 parameter.fill_(1.0 if name.endswith(("weight", "scale")) else 0.0)
     return module
