@@ -1,4 +1,4 @@
-"""The company that comes with the pack: one individual of each class, with looks that nothing was trained on, and how a
+"""The cast that comes with the pack: one individual of each class, with looks that nothing was trained on, and how a
 prompt calls for them.
 """
 

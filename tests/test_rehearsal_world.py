@@ -169,17 +169,17 @@ def test_the_vocabulary_holds_every_caption():
     assert max(rows(["a cat at night"])[0]) < len(known) and len(known) in rows(["a unicorn at night"])[0]
 
 
-# ---- the company -----------------------------------------------------------------------------------------------------
+# ---- the cast --------------------------------------------------------------------------------------------------------
 
 
-def test_the_company_was_never_trained_on():
+def test_the_cast_was_never_trained_on():
     assert list(CAST) and set(CAST) == set(CLASSES) == set(SECOND)
     assert all(
         figure.look.held_out and SECOND[kind].held_out and figure.look != SECOND[kind] for kind, figure in CAST.items()
     )
 
 
-def test_a_prompt_calls_for_its_company():
+def test_a_prompt_calls_for_its_cast():
     words = [
         figure.words for figure in called_for("A picture of a small Cat, a robot with a hat and a caravan on grass")
     ]

@@ -10,7 +10,7 @@ from support.host.both_packs import SAME, VISIBLE, both_act
 
 pytestmark = pytest.mark.usefixtures("host")
 KINDS = ["attention", "gated", "prompt"]
-LORA = "company.safetensors"
+LORA = "another_lora.safetensors"
 
 
 @pytest.fixture(scope="module", autouse=True)

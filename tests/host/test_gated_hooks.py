@@ -1,5 +1,5 @@
-"""How a gated adapter hangs on a MODEL: nothing where nothing is asked for, once a run what is constant, in company, in
-areas.
+"""How a gated adapter hangs on a MODEL: nothing where nothing is asked for, once a run what is constant, in areas,
+beside other packs.
 """
 
 import logging

@@ -1,5 +1,5 @@
-"""How the references hang on a MODEL: nothing where nothing is asked for, once a run what is constant, all blocks, in
-company.
+"""How the references hang on a MODEL: nothing where nothing is asked for, once a run what is constant, all blocks,
+beside other packs.
 """
 
 import gc
