@@ -159,6 +159,21 @@ def test_prompts_with_weights():
     assert ClipTexts.sd15(models[0]).encode_prompt("cat").pooled is None
 
 
+def test_several_prompts_take_one_pass_and_get_what_each_gets_alone():
+    models = KINDS["sdxl"][0]()
+    texts, passes = ClipTexts.sdxl(*models), []
+    prompts = ["red (fox:1.5)", "cat " * 80, ""]
+    alone = [texts.encode_prompt(prompt) for prompt in prompts]
+    for model in models:
+        model.register_forward_hook(lambda *_: passes.append(1))
+    together = texts.encode_prompts(prompts)
+    assert len(passes) == 2, "one of each text encoder"
+    for found, expected in zip(together, alone, strict=True):
+        assert found.embeds.shape == expected.embeds.shape
+        torch.testing.assert_close(found.embeds, expected.embeds, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.pooled, expected.pooled, rtol=1e-4, atol=1e-5)
+
+
 def test_a_name_has_one_chunk():
     with pytest.raises(SubjectError, match="at most 75 tokens"):
         ClipTexts.sd15(text_model()).encode(["cat " * 76])

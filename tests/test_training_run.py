@@ -124,8 +124,14 @@ def test_cached_features_are_made_once(models, tmp_path):
     calls: list[int] = []
     encode = base.encode
     object.__setattr__(base, "encode", lambda pixels: calls.append(len(pixels)) or encode(pixels))
+    prompts: list[int] = []
+    encode_prompts = base.texts.encode_prompts
+    base.texts.encode_prompts = lambda texts: prompts.append(len(texts)) or encode_prompts(texts)
     for cache, expected in ((True, [1] * 4), (False, [4, 4])):
-        features, calls[:] = Features(base, cache), []
+        features, calls[:], prompts[:] = Features(base, cache), [], []
+        for _ in range(2):
+            features.prompts(["a red cat", "a fox", "a dog"])
+        assert prompts == ([1] * 3 if cache else [3, 3])
         first = features.latents([draw.example for draw in draws[:4]])
         again = features.latents([draw.example for draw in sorted(draws[4:], key=lambda d: d.example.label)])
         assert calls == expected

@@ -48,7 +48,7 @@ class Features:
         return self._every(
             captions,
             [("prompt", caption) for caption in captions],
-            lambda missing: [self.base.texts.encode_prompt(plain(caption)) for caption in missing],
+            lambda missing: self.base.texts.encode_prompts([plain(caption) for caption in missing]),
         )
 
     def names(self, names: Sequence[str]) -> list[torch.Tensor]:

@@ -302,10 +302,14 @@ class ClipTexts:
         each = torch.cat(states, -1).split(lengths)
         return [Prompt(rows.flatten(0, 1).unsqueeze(0), first) for rows, first in zip(each, firsts, strict=True)]
 
-    @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Prompt:
         """Return the prompt for the UNet."""
-        return self.encode_tokens(self.tokenize(prompt))
+        return self.encode_prompts([prompt])[0]
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> list[Prompt]:
+        """Return each of several prompts for the UNet, all of them from one pass of each text encoder."""
+        return self.encode_each([self.tokenize(prompt) for prompt in prompts])
 
 
 def _name_chunks(names: Sequence[str]) -> list[list[int]]:
