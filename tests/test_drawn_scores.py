@@ -83,6 +83,14 @@ def test_clear_cases_get_the_true_verdict(encoder, counted, by, case, one_class)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("one_class", [True, False], ids=["one class", "two classes"])
+def test_colours_know_most_mixed_looks(counted, one_class):
+    found = agreement(ColourPictures(), "mixed", one_class, "masks")
+    true, asked = counted["colours"]["masks"]["one class" if one_class else "two classes"]["mixed"]
+    assert found >= 0.65 and asked == 2 * CASES and abs(found * asked - true) < 1.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("one_class", [True, False], ids=["one class", "two classes"])
 def test_with_boxes_the_background_costs_some(encoder, counted, one_class):
     stored = counted["clip_vision"]["bounding_boxes"]["one class" if one_class else "two classes"]
     found = [agreement(encoder, case, one_class, "boxes") for case in CLEAR]

@@ -158,8 +158,8 @@ def test_colours_are_shares_wherever_they_are():
 # ---- verdicts --------------------------------------------------------------------------------------------------------
 
 
-def words(rows, references=PAIR, found=(True, True), threshold=0.2, same_region=()):
-    return [v.word for v in verdicts(torch.tensor(rows), references, found, threshold, same_region=same_region)]
+def words(rows, references=PAIR, found=(True, True), threshold=0.2, same_region=(), shares=False):
+    return [v.word for v in verdicts(torch.tensor(rows), references, found, threshold, same_region, shares)]
 
 
 @pytest.mark.parametrize(
@@ -189,6 +189,23 @@ def test_the_margin_is_a_part_of_the_way_between_two_references():
     ].lead == pytest.approx(0.15)
 
 
+def test_shares_of_two_looks_are_mixed_without_a_tie():
+    """Most of a crop is the first one's; what the second has in common with it decides."""
+    rows, unlike = [[0.7, 0.3], [0.1, 0.9]], torch.eye(2)
+    assert words(rows, unlike, shares=True) == ["mixed", "right"]
+    assert words(rows, unlike) == ["right", "right"], "likeness by a network does not add up"
+    assert words([[0.7, 0.2], [0.1, 0.9]], unlike, shares=True) == ["right", "right"]
+    mixed = verdicts(torch.tensor([[0.3, 0.7], [0.1, 0.9]]), unlike, [True] * 2, 0.2, shares=True)[0]
+    assert (mixed.word, mixed.owners) == ("mixed", (1, 0)) and mixed.lead == pytest.approx(0.4)
+
+
+def test_what_looks_have_in_common_is_nobody_elses():
+    """0.5 of the likeness with the second is that of the first's own looks: 0.35 of 0.40."""
+    common = torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+    assert words([[0.7, 0.40], [0.1, 0.9]], common, shares=True) == ["right", "right"]
+    assert words([[0.7, 0.47], [0.1, 0.9]], common, shares=True) == ["mixed", "right"]
+
+
 def test_nobody_is_where_nothing_was_found():
     nothing = [[float("nan")] * 2, [0.4, 0.7]]
     assert words(nothing, found=(False, True)) == ["missing", "right"]
@@ -210,19 +227,22 @@ def test_a_single_subject_is_right_or_missing():
     assert words([[0.1]], torch.ones(1, 1), [True]) == ["missing"]
 
 
-def counted(rows, further, beside, references=PAIR):
+def counted(rows, further, beside, references=PAIR, shares=False):
     """The words of the subjects and of further places."""
     likeness = torch.tensor(rows)
     found = [not row[0].isnan() for row in likeness]
-    own = verdicts(likeness, references, found, 0.2)
+    own = verdicts(likeness, references, found, 0.2, shares=shares)
     table = torch.cat([likeness, torch.tensor(further).view(-1, len(references))])
-    subjects, more = with_further(own, table, torch.tensor(beside).view(-1, len(references)), references, 0.2)
+    subjects, more = with_further(own, table, torch.tensor(beside).view(-1, len(references)), references, 0.2, shares)
     return [v.word for v in subjects], [(v.word, v.owners) for v in more]
 
 
 def test_a_second_figure_with_the_same_looks_is_a_clone():
     both = [[0.8, 0.5], [0.4, 0.7]]
     assert counted(both, [[0.7, 0.3]], [[0.9, 0.3]]) == (["cloned", "right"], [("cloned", (0,))])
+    apart = [[0.9, 0.1], [0.1, 0.9]], [[0.75, 0.25]], [[0.9, 0.2]], torch.eye(2)
+    assert counted(*apart)[0] == ["cloned", "right"]
+    assert counted(*apart, shares=True)[0] == ["right", "right"], "the second figure has the looks of both"
     assert counted(both, [[0.3, 0.7]], [[0.3, 0.6]]) == (["right", "cloned"], [("cloned", (1,))])
     assert counted(both, [[0.7, 0.3]] * 2, [[0.9, 0.3]] * 2)[1] == [("cloned", (0,))] * 2
     assert counted(both, [], []) == (["right", "right"], [])

@@ -118,7 +118,7 @@ class FeaturesEncoder:
     features: of whole pictures.
     """
 
-    size = SIZE
+    size, shares = SIZE, False
 
     def __init__(self, features: PictureFeatures):
         self.features, self.name = features, features.name

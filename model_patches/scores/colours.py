@@ -16,7 +16,7 @@ class ColourPictures:
     histograms, 1 for equal shares of all colours, 0 for no colour in common.
     """
 
-    size, name = 64, NAME
+    size, name, shares = 64, NAME, True
 
     def vectors(self, pictures: torch.Tensor) -> torch.Tensor:
         """See `scoring.PictureEncoder`: roots of the shares of BINS ** 3 colours, white paper left out."""

@@ -21,10 +21,11 @@ CAST_TOO = "Connect 'cast' from Add Subject too: these references do not hold a 
 
 
 class PictureEncoder(Protocol):
-    """Maker of a vector of a picture: `size` of its square input, `name` for the report."""
+    """Maker of a vector of a picture: `size` of its square input, `name` for the report, `shares`: see `verdicts`."""
 
     size: int
     name: str
+    shares: bool
 
     def vectors(self, pictures: torch.Tensor) -> torch.Tensor:
         """Encode pictures: [n, size, size, 3] in 0..1 -> [n, E] float32, n >= 1."""
@@ -40,6 +41,8 @@ class ClipPictures:
 
     images: the encoder; name: for the report.
     """
+
+    shares = False
 
     def __init__(self, images: ImageEncoder, name: str = "CLIP vision"):
         self.images, self.size, self.name = images, images.size, name
@@ -194,8 +197,9 @@ def score_pictures(
     for own, crops, found, mean, cosine in zip(regions, cut, vectors[3].split(counts), means, texts, strict=True):
         m, there = len(looks), [region is not None for region in own]
         likeness, beside = _spread(likeness_matrix(found, photos), there), _beside(found, there, m)
-        judged = verdicts(likeness[:m], references, there[:m], threshold, same_regions(list(own[:m])))
-        judged, more = with_further(judged, likeness, beside, references, threshold)
+        same = same_regions(list(own[:m]))
+        judged = verdicts(likeness[:m], references, there[:m], threshold, same, encoder.shares)
+        judged, more = with_further(judged, likeness, beside, references, threshold, encoder.shares)
         further = [
             FurtherRegion(verdict, region, tuple(row), seen)
             for verdict, region, row, seen in zip(more, own[m:], likeness[m:].tolist(), crops[m:], strict=True)

@@ -9,6 +9,11 @@ which is 1 where the crop is a photo of j, -1 where it is one of k, and 0 half-w
 crop is the reference with the largest L[i, j]; every reference over which it leads by less than LEAD_MARGIN is an owner
 too. References that the encoder cannot tell apart (R >= ALIKE) count as one.
 
+Where vectors are shares that add up, such as those of colours, a crop with one part of each of two looks is known
+without a tie: it is more like the second than the looks of its owner j explain. k is an owner too where
+
+    (L[i, k] - R[j, k] * L[i, j]) / ((R[j, j] + R[k, k]) / 2 - R[j, k]) > FOREIGN
+
 missing: the subject has no region in the picture, or its largest L is below the threshold, or its region is that of
 another subject, whose looks are there. right: it is the only owner of its crop. mixed: its crop has several owners.
 swapped: its only owner is another subject, whose own crop is not its own. cloned: its only owner is another subject,
@@ -29,6 +34,7 @@ import torch
 
 RIGHT, SWAPPED, MIXED, CLONED, MISSING = ("right", "swapped", "mixed", "cloned", "missing")
 LEAD_MARGIN = 0.1  # of the way from one reference to another
+FOREIGN = 0.22  # of the same way; a lower one finds more mixed looks, but fewer than 95 % of clear verdicts are true
 ALIKE = 0.97  # cosine of two references from which on they count as one
 NEAR = 0.8  # of the likeness of a subject's crop: what a second figure with the same looks must reach
 
@@ -50,6 +56,7 @@ def verdicts(
     found: Sequence[bool],
     threshold: float,
     same_region: Sequence[tuple[int, int]] = (),
+    shares: bool = False,
 ) -> list[Verdict]:
     """Return the verdict on each of m subjects.
 
@@ -58,11 +65,12 @@ def verdicts(
         references: [m, m], see `likeness.reference_likeness`.
         found: whether each subject has a region in the picture.
         threshold: likeness below which a crop shows none of the subjects.
-        same_place: pairs of subjects whose regions are one.
+        same_region: pairs of subjects whose regions are one.
+        shares: whether the vectors are shares that add up, see the module.
     """
     rows, alike = likeness.tolist(), references.tolist()
     own = [
-        _owned(i, row, alike) if there and max(row) >= threshold else Verdict(MISSING)
+        _owned(i, row, alike, shares) if there and max(row) >= threshold else Verdict(MISSING)
         for i, (row, there) in enumerate(zip(rows, found, strict=True))
     ]
     for i, j in (*same_region, *((j, i) for i, j in same_region)):
@@ -77,6 +85,7 @@ def with_further(
     beside: torch.Tensor,
     references: torch.Tensor,
     threshold: float,
+    shares: bool = False,
 ) -> tuple[list[Verdict], list[Verdict]]:
     """Return the subjects' verdicts, cloned for right where a further region has the same looks, and the verdict on
     each of e further regions: cloned where it has the looks of a subject's crop, missing where it shows none clearly.
@@ -85,13 +94,13 @@ def with_further(
         own: of each of m subjects, from `verdicts`.
         likeness: [m + e, m], of the subjects' and the further crops with the references.
         beside: [e, m], cosine of the further crops with the subjects' crops, NaN where a subject has none.
-        references, threshold: see `verdicts`.
+        references, threshold, shares: see `verdicts`.
     """
     rows, alike = likeness.tolist(), references.tolist()
     further = []
     for row, near in zip(rows[len(own) :], beside.tolist(), strict=True):
         top = max(range(len(row)), key=row.__getitem__)
-        found = _owned(top, row, alike)
+        found = _owned(top, row, alike, shares)
         same = [i for i, verdict in enumerate(own) if verdict.owners == found.owners == (top,)]
         second = row[top] >= threshold and any(min(row[top], near[i]) >= NEAR * rows[i][top] for i in same)
         further.append(replace(found, word=CLONED) if second else Verdict(MISSING))
@@ -101,8 +110,7 @@ def with_further(
 
 def lead(row: Sequence[float], references: Sequence[Sequence[float]], j: int, k: int) -> float:
     """Return the lead of reference j over k in a crop, see the module."""
-    way = (references[j][j] + references[k][k]) / 2 - references[j][k]
-    return (row[j] - row[k]) / max(way, 1 - ALIKE)
+    return (row[j] - row[k]) / _way(references, j, k)
 
 
 def alike(references: Sequence[Sequence[float]], j: int, k: int) -> bool:
@@ -110,12 +118,18 @@ def alike(references: Sequence[Sequence[float]], j: int, k: int) -> bool:
     return j != k and references[j][k] >= ALIKE
 
 
-def _owned(i: int, row: Sequence[float], references: Sequence[Sequence[float]]) -> Verdict:
+def _way(references: Sequence[Sequence[float]], j: int, k: int) -> float:
+    return max((references[j][j] + references[k][k]) / 2 - references[j][k], 1 - ALIKE)
+
+
+def _owned(i: int, row: Sequence[float], references: Sequence[Sequence[float]], shares: bool) -> Verdict:
     """The owners of a crop, the verdict still open."""
     top = max(range(len(row)), key=row.__getitem__)
     top = i if alike(references, i, top) else top
     leads = {k: lead(row, references, top, k) for k in range(len(row)) if k != top and not alike(references, top, k)}
-    rivals = sorted((k for k in leads if leads[k] < LEAD_MARGIN), key=leads.__getitem__)
+    foreign = {k: (row[k] - references[top][k] * row[top]) / _way(references, top, k) for k in leads}
+    rivals = [k for k in leads if leads[k] < LEAD_MARGIN or (shares and foreign[k] > FOREIGN)]
+    rivals.sort(key=leads.__getitem__)
     return Verdict("", (top, *rivals), min(leads.values(), default=None))
 
 

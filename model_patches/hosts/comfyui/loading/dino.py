@@ -48,7 +48,7 @@ class DinoPictures:
     model: from `dino.build`; name: for the report.
     """
 
-    size = dino.SIZE
+    size, shares = dino.SIZE, False
 
     def __init__(self, model: torch.nn.Module, name: str):
         self.name = name
