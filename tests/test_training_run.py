@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from support.start_methods import needs_fork
 from troupe.model_patches.errors import CheckpointError, MismatchError, TroupeError
 from troupe.model_patches.families.registry import read_adapter
 from troupe.training import run
+from troupe.training.attention import two_products, two_products_are_faster
 from troupe.training.caching import keep_features, unneeded_encoders
 from troupe.training.checkpoints import checkpoints
 from troupe.training.data.records import DatasetError
@@ -310,3 +312,50 @@ def test_export_alone_leaves_the_checkpoints(settings, tmp_path):
     )
     assert exported.read_bytes() == first and said[-1].endswith("the weights of step 1")
     assert [step for step, _ in checkpoints(tmp_path / "out")] == [1]
+
+
+# ---- attention -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "precision", "expected"),
+    [
+        ("cpu", "rehearsal", "bf16", True),
+        ("cuda", "rehearsal", "bf16", False),
+        ("cpu", "diffusers", "bf16", False),
+        ("cpu", "rehearsal", "no", False),
+    ],
+)
+def test_attention_is_two_products_where_that_is_faster(device, kind, precision, expected):
+    config = SimpleNamespace(base=SimpleNamespace(kind=kind), training=SimpleNamespace(precision=precision))
+    assert two_products_are_faster(config, torch.device(device)) == expected
+
+
+def test_attention_is_two_products_in_the_context_only():
+    q, k, v = (torch.randn(2, 4, 16, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+
+    def kernels():
+        with torch.profiler.profile() as watched:
+            found = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return found, {event.key for event in watched.key_averages()}
+
+    fused, names = kernels()
+    assert any("flash" in name for name in names)
+    with pytest.raises(KeyError), two_products():
+        found, names = kernels()
+        assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed(), "in bf16 throughout"
+        raise KeyError
+    assert not any("flash" in name for name in names)
+    torch.testing.assert_close(found, fused, rtol=0, atol=0.02)
+    with two_products(False):
+        assert any("flash" in name for name in kernels()[1])
+    assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+
+
+@pytest.mark.slow
+def test_a_training_is_given_it(settings, tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(run, "two_products_are_faster", lambda config, device: (config.name, device.type))
+    monkeypatch.setattr(run, "two_products", lambda use: used.append(use) or two_products(False))
+    exported(settings, tmp_path, "training.steps=1")
+    assert len(used) == 1 and used[0][1] == "cpu"

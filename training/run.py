@@ -13,6 +13,7 @@ from accelerate.utils import DistributedDataParallelKwargs, release_memory, set_
 from torch.nn import Module
 
 from ..model_patches.errors import TroupeError
+from .attention import two_products, two_products_are_faster
 from .caching import keep_features, unneeded_encoders
 from .config.reading import as_tables, read_config
 from .config.schema import Config, DataConfig
@@ -69,7 +70,8 @@ def train(config: Config, say: Say = lambda sentence: None, cpu: bool = False, e
 def _run(loop: Loop) -> Ended:
     loop.curves.start()
     try:
-        ended = loop.run()
+        with two_products(two_products_are_faster(loop.config, loop.accelerator.device)):
+            ended = loop.run()
     except TroupeError as error:  # in all processes
         loop.curves.close()
         raise _with_adapter(loop, error) from error
