@@ -31,11 +31,11 @@ def output(tmp_path):
     return tmp_path
 
 
-def ended(folder, step, of=500):
+def ended(folder, step, of=500, processes=1):
     about = folder / "checkpoints" / f"step-{step:08}" / "training.json"
     about.parent.mkdir(parents=True)
-    settings = {"recipe": {"name": "umm_diffusion"}, "training": {"steps": of, "batch": 4}}
-    about.write_text(json.dumps({"step": step, "settings": settings}))
+    settings = {"recipe": {"name": "umm_diffusion"}, "training": {"steps": of, "batch": 2, "accumulation": 2}}
+    about.write_text(json.dumps({"step": step, "processes": processes, "settings": settings}))
 
 
 @pytest.fixture
@@ -85,6 +85,12 @@ def test_the_card_lists_it_once_and_has_todays_hashes(output, folder):
     assert f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" in hashes
     before = (SHIPPED / CARD).read_text(encoding="utf-8")
     assert text.split("## Accuracy")[1].split("## sha256")[0] == before.split("## Accuracy")[1].split("## sha256")[0]
+
+
+def test_the_pictures_of_all_processes_count(output, folder):
+    ended(output, 501, of=501, processes=2)
+    (output / "umm_diffusion.safetensors").touch()
+    assert "| 4,008 | 12 |" in adopt(output, 12.0, folder)[1].read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("case", ["no checkpoint", "not ended", "no file", "older file", "another recipe"])

@@ -96,6 +96,8 @@ def assert_resumed(output, processes):
     for state in (found[part] for found in each for part in ("whole", "parts")):
         assert state.keys() == expected.keys()
         assert all(torch.equal(state[name], value) for name, value in expected.items())
+    last = checkpoints(output / "parts")[-1][1] / "training.json"
+    assert json.loads(last.read_text())["processes"] == processes
     sheets = [{path.name: path.read_bytes() for path in (output / p / "sheets").iterdir()} for p in ("whole", "parts")]
     assert sheets[0] == sheets[1] and sorted(sheets[0]) == [f"step-{n:08}.png" for n in (STEPS - 1, STEPS)]
 

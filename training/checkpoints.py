@@ -1,8 +1,9 @@
 """Checkpoints: everything that a training needs to go on as if it had not been interrupted.
 
 A folder `checkpoints/step-00000500` holds what `Accelerator.save_state` writes (trained weights, optimiser, learning
-rate, average, random states) and `training.json` with the step and the settings. The step says which pictures come next
-(`examples.draws`). It is written under another name and renamed, so a folder with that name is always whole.
+rate, average, random states) and `training.json` with the step, the number of processes and the settings. The step says
+which pictures come next (`examples.draws`). The folder is written under another name and renamed, so a folder with that
+name is always whole.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, settings:
         if not accelerator.is_main_process:
             return
         with faults():
-            (writing / ABOUT).write_text(json.dumps({"step": step, "settings": settings}, indent=1), encoding="utf-8")
+            about = {"step": step, "processes": accelerator.num_processes, "settings": settings}
+            (writing / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
             shutil.rmtree(path, ignore_errors=True)
             writing.rename(path)
             for _, old in checkpoints(output)[:-keep]:

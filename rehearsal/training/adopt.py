@@ -80,7 +80,8 @@ def adopt(output: Path, minutes: float, folder: Path = files.FOLDER) -> list[Pat
     )
     save_file(small, path, {**_metadata(source), "about": f"Troupe's rehearsal world: {what}", "licence": "CC0-1.0"})
     path.chmod(0o644)
-    pictures = about["step"] * settings["training"]["batch"]
+    training = settings["training"]
+    pictures = about["step"] * training["batch"] * training["accumulation"] * about["processes"]
     row = f"| {path.name} | {path.stat().st_size / 1e6:.1f} MB | {what} | {data} | {pictures:,} | {minutes:.0f} |"
     card = folder / CARD
     card.write_text(with_row(card.read_text(encoding="utf-8"), row, folder), encoding="utf-8")
