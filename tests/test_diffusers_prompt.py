@@ -76,9 +76,8 @@ def test_a_words_own_embedding_in_its_place_changes_nothing():
             for chunk in streams["l"]
         ]
     }
-    torch.testing.assert_close(
-        texts.encode_tokens(again).embeds, texts.encode_tokens(streams).embeds, rtol=0, atol=1e-6
-    )
+    [found], [expected] = texts.encode_each([again]), texts.encode_each([streams])
+    torch.testing.assert_close(found.embeds, expected.embeds, rtol=0, atol=1e-6)
 
 
 def test_a_vector_stands_where_it_is_put_and_later_tokens_see_it():
@@ -88,7 +87,7 @@ def test_a_vector_stands_where_it_is_put_and_later_tokens_see_it():
     changed = {
         name: [[*chunk[:2], (vectors[name], 1.0), *chunk[3:]] for chunk in chunks] for name, chunks in streams.items()
     }
-    before, after = texts.encode_tokens(streams), texts.encode_tokens(changed)
+    [before], [after] = texts.encode_each([streams]), texts.encode_each([changed])
     assert (
         torch.equal(before.embeds[:, :2], after.embeds[:, :2])
         and (before.embeds[:, 2:6] - after.embeds[:, 2:6]).abs().amax(-1).min() > 1e-3
@@ -118,7 +117,8 @@ def test_prompts_together_are_the_prompts_one_by_one_from_one_pass():
     captions = ["a (cat:1.3) in the snow", "a cat, " + "very " * 90 + "far away", "", "a (red:0.7) barn"]
     for texts in (single, two):
         streams = [texts.tokenize(caption) for caption in captions]
-        for one, each in zip(map(texts.encode_tokens, streams), texts.encode_each(streams), strict=True):
+        for alone, each in zip(streams, texts.encode_each(streams), strict=True):
+            [one] = texts.encode_each([alone])
             torch.testing.assert_close(each.embeds, one.embeds, rtol=0, atol=1e-5)
             assert texts is single or torch.allclose(each.pooled, one.pooled, rtol=0, atol=1e-5)
     passes = []

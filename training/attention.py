@@ -1,4 +1,7 @@
-"""Attention that trains faster in the rehearsal world on a CPU."""
+"""Attention that trains faster in the rehearsal world on a CPU.
+
+`rehearsal.training.loop.PlainAttention` does the same for the base model; recipes put their own processors there.
+"""
 
 from __future__ import annotations
 

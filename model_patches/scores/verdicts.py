@@ -122,13 +122,19 @@ def _way(references: Sequence[Sequence[float]], j: int, k: int) -> float:
     return max((references[j][j] + references[k][k]) / 2 - references[j][k], 1 - ALIKE)
 
 
+def _unexplained(row: Sequence[float], references: Sequence[Sequence[float]], j: int, k: int) -> float:
+    """How much more a crop is like k than the looks of j explain, see the module."""
+    return (row[k] - references[j][k] * row[j]) / _way(references, j, k)
+
+
 def _owned(i: int, row: Sequence[float], references: Sequence[Sequence[float]], shares: bool) -> Verdict:
     """The owners of a crop, the verdict still open."""
     top = max(range(len(row)), key=row.__getitem__)
     top = i if alike(references, i, top) else top
     leads = {k: lead(row, references, top, k) for k in range(len(row)) if k != top and not alike(references, top, k)}
-    foreign = {k: (row[k] - references[top][k] * row[top]) / _way(references, top, k) for k in leads}
-    rivals = [k for k in leads if leads[k] < LEAD_MARGIN or (shares and foreign[k] > FOREIGN)]
+    rivals = [
+        k for k in leads if leads[k] < LEAD_MARGIN or (shares and _unexplained(row, references, top, k) > FOREIGN)
+    ]
     rivals.sort(key=leads.__getitem__)
     return Verdict("", (top, *rivals), min(leads.values(), default=None))
 

@@ -281,10 +281,6 @@ class ClipTexts:
             for tower in self.towers
         }
 
-    def encode_tokens(self, streams: Streams) -> Prompt:
-        """Return tokens for the UNet, see `encode_each`."""
-        return self.encode_each([streams])[0]
-
     def encode_each(self, prompts: Sequence[Streams]) -> list[Prompt]:
         """Return each prompt's tokens for the UNet, all of them from one pass of each text encoder.
 
