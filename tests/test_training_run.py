@@ -331,7 +331,16 @@ def test_attention_is_two_products_where_that_is_faster(device, kind, precision,
     assert two_products_are_faster(config, torch.device(device)) == expected
 
 
-def test_attention_is_two_products_in_the_context_only():
+@pytest.fixture(params=[False, True], ids=["float32 as torch has it", "bf16 as ComfyUI sets it"])
+def sums_in_bf16(request):
+    """The process's own setting: a host in the same process has changed torch's."""
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(request.param)
+    yield request.param
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+
+
+def test_attention_is_two_products_in_the_context_only(sums_in_bf16):
     q, k, v = (torch.randn(2, 4, 16, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
 
     def kernels():
@@ -349,7 +358,7 @@ def test_attention_is_two_products_in_the_context_only():
     torch.testing.assert_close(found, fused, rtol=0, atol=0.02)
     with two_products(False):
         assert any("flash" in name for name in kernels()[1])
-    assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == sums_in_bf16
 
 
 @pytest.mark.slow
